@@ -1,0 +1,120 @@
+"""The four records that carry everything between the rooms of the house.
+
+    Example   one question about a video, with all that is known about the right answer
+    Prompt    what the model reads before its reply, padded and stacked: [prompts, prefix]
+    Rollout   what it replied: [prompts, group, time]
+    Scores    what the replies earned: [prompts, group, segments], by name
+
+Axes: prompts (questions of a batch), prefix (tokens of the longest prompt), group (replies to one prompt), time (tokens
+of the longest reply), frames (temporal patches of the vision tower: one image or two video frames), patches (of one
+frame, padded), media (merged vision tokens of one prompt: frames x patches / merge^2).
+"""
+
+import dataclasses
+import enum
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+
+PROBLEM_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Span:
+  """A stretch of a video in seconds, from `start` up to `end`."""
+
+  start: float
+  end: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+  """One sentence of the reference reasoning, with the time it speaks of (seconds)."""
+
+  text: str
+  start: float
+  end: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class State:
+  """What is true of one object at a time (seconds): `attribute` (colour, place, size, …) has `value`."""
+
+  object: str
+  time: float
+  attribute: str
+  value: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+  """One question. `shown` is what the model may see of the video, `masked` what the answer is about."""
+
+  id: str
+  video: str
+  question: str
+  answer: str
+  problem_type: str
+  shown: Span
+  options: tuple[str, ...] = ()
+  masked: Span | None = None
+  relevant: tuple[Span, ...] = ()
+  steps: tuple[Step, ...] = ()
+  states: tuple[State, ...] = ()
+  source: str = ""
+
+
+class Kind(enum.IntEnum):
+  """What a position of a prompt or a rollout holds."""
+
+  PAD = 0
+  TEXT = 1
+  IMAGE = 2
+  VIDEO = 3
+  MODEL = 4
+  ENVIRONMENT = 5
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Vision:
+  """Media of the prompts as the vision tower takes them; a position that holds nothing has segment -1."""
+
+  patches: Float[Array | np.ndarray, "prompts frames patches patch_dim"]
+  rows: Int[Array | np.ndarray, "prompts frames patches 2"]  # row and column of the patch in its frame
+  window: Int[Array | np.ndarray, "prompts frames patches"]  # patches of one window attend to each other
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+  """Prompts of one batch, padded on the right to one bucket."""
+
+  tokens: Int[Array | np.ndarray, "prompts prefix"]
+  kind: Int[Array | np.ndarray, "prompts prefix"]
+  positions: Int[Array | np.ndarray, "3 prompts prefix"]  # multimodal rotary: time, height, width
+  next_position: Int[Array | np.ndarray, "prompts"]  # position of the first reply token, on all three axes
+  media_index: Int[Array | np.ndarray, "prompts prefix"]  # which media token of the prompt stands here; -1 for text
+  vision: Vision
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rollout:
+  """Replies of one batch, padded on the right. Only positions of kind MODEL were sampled and carry loss."""
+
+  tokens: Int[Array | np.ndarray, "prompts group time"]
+  log_probs: Float[Array | np.ndarray, "prompts group time"]  # of the sampler, at its temperature; 0 where not MODEL
+  kind: Int[Array | np.ndarray, "prompts group time"]
+  turn: Int[Array | np.ndarray, "prompts group time"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scores:
+  """Rewards by name. The report shows these, never a re-computation."""
+
+  rewards: dict[str, Float[Array | np.ndarray, "prompts group segments"]]
+  valid: Bool[Array | np.ndarray, "prompts group segments"]
+  total: Float[Array | np.ndarray, "prompts group segments"]  # the weighted sum that credit takes
