@@ -1,0 +1,48 @@
+# Two commands matter: `make demo` (see it work) and `make test` (prove that it does). Both make .venv themselves.
+
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+.PHONY: demo test lint format parity clean
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python -m vr_jax.main --config=configs/moss_chatv.py:tiny --workdir=runs/demo --mode=all
+
+test: lint
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+format: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+# The reference implementations, for the parity tests to compare with live. PyTorch first: pinned, so that golden
+# files and live runs speak of the same numerics.
+parity: $(VENV)/.installed-parity
+
+# A stamp is newer than setup.py exactly when its install is up to date.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "no virtual environment could be made; on Debian: apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/.installed: setup.py vr_jax/__init__.py | $(VENV)/bin/python
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.installed-test: setup.py vr_jax/__init__.py | $(VENV)/bin/python
+	$(PIP) -e '.[test]'
+	touch $(VENV)/.installed $@
+
+$(VENV)/.installed-parity: setup.py vr_jax/__init__.py | $(VENV)/bin/python
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[parity]'
+	touch $(VENV)/.installed $@
+
+clean:
+	rm -rf $(VENV) .jax_cache .hypothesis .pytest_cache .ruff_cache build *.egg-info

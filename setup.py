@@ -1,0 +1,83 @@
+"""Package vr_jax: what it needs, its extras and its command."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+
+TORCH = "torch>=2.10,<3"
+
+REQUIRES = [
+  "absl-py>=2.3",
+  "array_record>=0.8.1",
+  "av>=15",
+  "flax>=0.12.8",
+  "grain>=0.2.15",
+  "jax>=0.10,<0.12",
+  "jaxtyping>=0.3.6",
+  "ml-collections>=1.1",
+  "numpy>=2.1",
+  "optax>=0.2.7",
+  "orbax-checkpoint>=0.12",
+  "pillow>=11",
+  "rich>=14",
+  "safetensors>=0.6",
+  "tensorboardX>=2.6.4",
+  "tensorflow-datasets>=4.9.9",
+  "tokenizers>=0.22",
+]
+
+NOTEBOOK = ["ipykernel>=7", "matplotlib>=3.10"]
+
+EXTRAS = {
+  "tpu": ["jax[tpu]>=0.10,<0.12"],
+  "cuda": ["jax[cuda12]>=0.10,<0.12"],
+  "notebook": [*NOTEBOOK, "jupyterlab>=4.4"],
+  "test": [
+    *NOTEBOOK,
+    "beartype>=0.22",
+    "hypothesis>=6.140",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+    "pytest>=9",
+    "pytest-xdist>=3.8",
+    "ruff>=0.17,<0.18",  # a formatter's next version may format differently
+  ],
+  # The reference implementations that parity tests compare with; golden files stand in where they are absent.
+  "parity": [
+    TORCH,
+    "dtaidistance>=2.4",
+    "rouge-score>=0.1.2",
+    "transformers>=5.20,<6",
+    "trl>=1.10,<2",
+  ],
+  "judge": ["anthropic>=0.70", "openai>=2"],
+}
+
+
+def version() -> str:
+  """The version as `vr_jax/__init__.py` states it, read without importing the package."""
+  text = (ROOT / "vr_jax" / "__init__.py").read_text(encoding="utf-8")
+  match = re.search(r'^__version__ = "([^"]+)"$', text, flags=re.MULTILINE)
+  if match is None:
+    raise ValueError('vr_jax/__init__.py: no line __version__ = "…"')
+  return match.group(1)
+
+
+setuptools.setup(
+  name="vr_jax",
+  version=version(),
+  description="Reinforcement learning of video language models that reason, in JAX",
+  long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  license_files=["LICENSE"],
+  packages=setuptools.find_packages(include=["vr_jax", "vr_jax.*"]),
+  package_data={"vr_jax.eval": ["report_assets/*"]},
+  python_requires=">=3.11",
+  install_requires=REQUIRES,
+  extras_require=EXTRAS,
+  entry_points={"console_scripts": ["vr-jax = vr_jax.main:cli"]},
+)

@@ -1,0 +1,36 @@
+"""What every test runs under: eight CPU devices, shapes checked at run time, compilations kept between runs.
+
+The environment is set before anything imports jax, and reaches the processes that tests start.
+"""
+
+import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOMS = (
+  "worlds",
+  "data",
+  "models",
+  "rollout",
+  "envs",
+  "rewards",
+  "rl",
+  "train",
+  "eval",
+  "parallel",
+)
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import hypothesis  # noqa: E402
+import jaxtyping  # noqa: E402
+
+# Not vr_jax.records: pytrees are rebuilt around objects that are no arrays while jax traces them.
+jaxtyping.install_import_hook([f"vr_jax.{room}" for room in ROOMS], "beartype.beartype")
+
+# The first example of a property compiles; a deadline would measure that.
+hypothesis.settings.register_profile("vr_jax", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("vr_jax")
