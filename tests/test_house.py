@@ -1,0 +1,168 @@
+"""The rules of the house: which room may use which, and what no file holds. Read from the sources, not imported."""
+
+import ast
+import pathlib
+import re
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "vr_jax"
+
+GROUND = frozenset({"records", "errors"})  # anyone may stand on it
+ALL_ROOMS = frozenset(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+MAY_USE = {
+  "records": frozenset(),
+  "errors": frozenset(),
+  "worlds": frozenset(),
+  "models": frozenset(),
+  "rewards": frozenset(),
+  "parallel": frozenset(),
+  "rl": frozenset(),
+  "data": frozenset({"worlds"}),
+  "envs": frozenset({"rewards"}),
+  "rollout": frozenset({"models", "envs", "parallel"}),
+  "train": ALL_ROOMS - {"eval"},
+  "eval": ALL_ROOMS - {"train"},
+  "main": ALL_ROOMS,
+  "__init__": frozenset(),
+}
+
+# Where a distribution's name on the package index is not that of the module it brings.
+DISTRIBUTIONS = {
+  "PIL": "pillow",
+  "absl": "absl-py",
+  "grain": "grain",
+  "ml_collections": "ml-collections",
+  "orbax": "orbax-checkpoint",
+  "tensorflow_datasets": "tensorflow-datasets",
+}
+
+
+def sources(*folders: str) -> list[pathlib.Path]:
+  return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def name(path: pathlib.Path) -> str:
+  return path.relative_to(ROOT).as_posix()
+
+
+def room_of(path: pathlib.Path) -> str:
+  return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_modules(tree: ast.AST) -> set[str]:
+  """Dotted names of every module a file may import, also inside functions; `from a import b` gives a.b."""
+  names = set()
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"line {node.lineno}: a relative import"
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return names
+
+
+def parsed(path: pathlib.Path) -> ast.Module:
+  return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def project_imports(tree: ast.AST) -> set[str]:
+  """The rooms (or ground-floor modules) of vr_jax that a file imports."""
+  return {module.split(".")[1] for module in imported_modules(tree) if module.startswith("vr_jax.")}
+
+
+@pytest.mark.parametrize("path", sources("vr_jax"), ids=name)
+def test_a_room_imports_only_the_rooms_that_the_design_allows(path):
+  room = room_of(path)
+  allowed = MAY_USE[room] | GROUND | {room}
+  if room in GROUND:
+    allowed = GROUND
+  assert project_imports(parsed(path)) <= allowed
+
+
+def test_every_room_has_its_rule():
+  assert {room_of(path) for path in sources("vr_jax")} <= set(MAY_USE)
+
+
+def test_a_forbidden_import_is_seen_wherever_it_stands():
+  tree = ast.parse("def late():\n  from vr_jax import train\n  import vr_jax.eval.report as r\n")
+  assert project_imports(tree) == {"train", "eval"}
+
+
+@pytest.mark.parametrize("path", sources("configs"), ids=name)
+def test_a_config_imports_nothing_but_ml_collections(path):
+  assert {module.split(".")[0] for module in imported_modules(parsed(path))} <= {"ml_collections"}
+
+
+@pytest.mark.parametrize("path", sources("vr_jax"), ids=name)
+def test_what_the_package_imports_is_what_setup_installs(path):
+  declared = {
+    re.split(r"[\[><=!~]", value)[0].lower().replace("_", "-") for value in setup_requirements()
+  }
+  foreign = {module.split(".")[0] for module in imported_modules(parsed(path))}
+  foreign -= sys.stdlib_module_names | {"vr_jax"}
+  missing = {module for module in foreign if distribution(module) not in declared}
+  assert not missing, f"add to setup.py what brings {sorted(missing)}"
+
+
+def distribution(module: str) -> str:
+  return DISTRIBUTIONS.get(module, module).lower().replace("_", "-")
+
+
+def setup_requirements() -> list[str]:
+  """The list REQUIRES of setup.py."""
+  for node in parsed(ROOT / "setup.py").body:
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "REQUIRES":
+      return ast.literal_eval(node.value)
+  raise AssertionError("setup.py has no list REQUIRES")
+
+
+CODE = sources("vr_jax", "configs", "launch", "benchmarks", "tests")
+
+
+@pytest.mark.parametrize("path", CODE, ids=name)
+def test_nothing_runs_code_that_came_as_data(path):
+  tree = parsed(path)
+  assert not {"pickle", "dill", "cloudpickle", "shelve", "marshal"} & {
+    module.split(".")[0] for module in imported_modules(tree)
+  }
+  calls = {
+    ast.unparse(node.func): node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call)
+  }
+  assert not {"eval", "exec", "compile", "__import__", "os.system"} & set(calls), calls
+  unsafe_keywords = [
+    node.lineno
+    for node in ast.walk(tree)
+    if isinstance(node, ast.keyword)
+    and node.arg in ("allow_pickle", "shell")
+    and not (isinstance(node.value, ast.Constant) and node.value.value is False)
+  ]
+  assert not unsafe_keywords, f"lines {unsafe_keywords}"
+
+
+@pytest.mark.parametrize("path", CODE, ids=name)
+def test_a_file_stays_short_enough_to_hold_one_subject(path):
+  assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
+
+
+@pytest.mark.parametrize("path", CODE, ids=name)
+def test_a_file_is_named_for_its_subject(path):
+  assert path.stem not in {"utils", "util", "helpers", "misc", "common"}
+
+
+TEXTS = [
+  path
+  for pattern in ("*.py", "*.md", "*.toml", "*.ipynb", "*.css", "*.js", "*.sh", "Makefile", "run")
+  for folder in ("vr_jax", "configs", "launch", "benchmarks", "tests", "docs", "notebooks", ".ci")
+  for path in sorted((ROOT / folder).rglob(pattern))
+] + [path for path in sorted(ROOT.iterdir()) if path.suffix in (".md", ".py", ".toml")]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name)
+def test_no_file_names_a_place_on_one_machine(path):
+  homes = re.compile(r"(?<![\w.~$}])/(?:work|home|root|Users)/")
+  lines = path.read_text(encoding="utf-8").splitlines()
+  found = [number for number, line in enumerate(lines, start=1) if homes.search(line)]
+  assert not found, f"lines {found}"
