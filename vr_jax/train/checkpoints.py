@@ -1,0 +1,112 @@
+"""Checkpoints of a stage: everything that a run needs to go on as if it had never stopped.
+
+A step's checkpoint holds the train state (flat: name -> array, written asynchronously by Orbax, each process its own
+shards) and a JSON part: the data iterator, the reward state, and the architecture that the parameters belong to.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+import orbax.checkpoint as ocp
+
+from vr_jax import errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Restored:
+  """A checkpoint that was read: `loop` is the JSON part as it was saved."""
+
+  step: int
+  tree: PyTree
+  loop: dict[str, Any]
+
+
+class Checkpoints:
+  """The checkpoints under one directory. `architecture` is compared on restore: a checkpoint of another is an error."""
+
+  def __init__(self, directory: Path, *, architecture: Mapping[str, Any], keep: int = 2) -> None:
+    self._directory = directory.absolute()
+    self._architecture = json.loads(json.dumps(dict(architecture)))
+    self._manager = ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=True, enable_async_checkpointing=True
+      ),
+    )
+
+  def latest(self) -> int | None:
+    """The last complete step, or None."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, tree: PyTree, loop: Mapping[str, Any]) -> None:
+    """Starts writing a checkpoint; the arrays are copied first, so the caller may donate them."""
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(_flat(tree)),
+        loop=ocp.args.JsonSave({**loop, "architecture": self._architecture}),
+      ),
+    )
+
+  def wait(self) -> None:
+    """Returns when all that was saved is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, then frees the writer's threads."""
+    self._manager.close()
+
+  def restore(self, like: PyTree, *, step: int | None = None) -> Restored:
+    """Reads a step (default: the last) into the structure, dtypes and shardings of `like`.
+
+    `like` may hold a part of what was saved (the parameters of a whole state, say), under the same names.
+    Raises InputError naming the checkpoint where it is of another architecture, damaged, or there is none.
+    """
+    step = self.latest() if step is None else step
+    where = f"{self._directory}/{step}"
+    if step is None:
+      raise errors.InputError(f"{self._directory}: holds no complete checkpoint")
+    loop = self._read(where, step, loop=ocp.args.JsonRestore()).loop
+    if loop.get("architecture") != self._architecture:
+      names = _differences(loop.get("architecture") or {}, self._architecture)
+      raise errors.InputError(f"{where}: a checkpoint of another architecture: {names}")
+    wanted = {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
+      for name, x in _flat(like).items()
+    }
+    flat = self._read(
+      where, step, state=ocp.args.PyTreeRestore(
+        wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,
+      )
+    ).state
+    tree = jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in wanted])
+    return Restored(step=step, tree=tree, loop=loop)
+
+  def _read(self, where: str, step: int, **items: Any) -> Any:
+    try:
+      return self._manager.restore(step, args=ocp.args.Composite(**items))
+    except (ValueError, KeyError, OSError, TypeError) as error:
+      reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error)
+      raise errors.InputError(
+        f"{where}: can't be read: {reason}; delete it to go back to the one before"
+      ) from error
+
+
+def _flat(tree: PyTree) -> dict[str, Any]:
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="."): leaf
+    for path, leaf in jax.tree.leaves_with_path(tree)
+  }
+
+
+def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+  names = sorted({*saved, *wanted})
+  differ = [n for n in names if saved.get(n) != wanted.get(n)]
+  return ", ".join(f"{n}={saved.get(n)!r} there, {wanted.get(n)!r} here" for n in differ[:3])

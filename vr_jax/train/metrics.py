@@ -1,0 +1,76 @@
+"""Metrics of a run: one JSON object a line, and TensorBoard."""
+
+from collections.abc import Mapping
+import json
+import math
+import os
+from pathlib import Path
+import resource
+
+import tensorboardX
+
+from vr_jax import errors
+
+
+class MetricsLog:
+  """Appends to `metrics.jsonl` and `tensorboard/` of a workdir, for one stage.
+
+  A line is {"stage", "step", "values"}. Names under `time/` (seconds, tokens per second) and `memory/` differ from run
+  to run; all others are reproduced bit for bit by a run that was killed and started again.
+  """
+
+  def __init__(self, workdir: Path, stage: str, *, first_step: int) -> None:
+    """Drops the lines of `stage` from `first_step` on: they were written after the checkpoint that is resumed."""
+    path = workdir / "metrics.jsonl"
+    self._stage = stage
+    keep = [
+      line
+      for line in read(path, complete=False)
+      if line["stage"] != stage or line["step"] < first_step
+    ]
+    aside = path.with_suffix(".partial")
+    aside.write_text("".join(json.dumps(line) + "\n" for line in keep))
+    os.replace(aside, path)
+    self._file = path.open("a")
+    self._board = tensorboardX.SummaryWriter(
+      str(workdir / "tensorboard" / stage), purge_step=first_step or None
+    )
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """One step's values; those that are not finite are written as null (JSON knows no nan)."""
+    clean = {name: float(value) for name, value in values.items()}
+    finite = {name: value if math.isfinite(value) else None for name, value in clean.items()}
+    self._file.write(json.dumps({"stage": self._stage, "step": step, "values": finite}) + "\n")
+    self._file.flush()
+    for name, value in clean.items():
+      self._board.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    """Flushes both."""
+    self._file.close()
+    self._board.close()
+
+
+def read(path: Path, *, complete: bool = True) -> list[dict]:
+  """The lines of a metrics file; [] where there is none.
+
+  With `complete=False` a last line cut short by a kill is left out. Any other line that does not parse raises
+  InputError.
+  """
+  if not path.exists():
+    return []
+  lines = path.read_text().splitlines()
+  parsed = []
+  for number, line in enumerate(lines, 1):
+    try:
+      parsed.append(json.loads(line))
+    except json.JSONDecodeError as error:
+      if not complete and number == len(lines):
+        break
+      raise errors.InputError(f"{path}:{number}: not a JSON object: {error}") from error
+  return parsed
+
+
+def peak_memory() -> float:
+  """The largest resident memory of this process so far, in MiB."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

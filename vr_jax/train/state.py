@@ -1,0 +1,115 @@
+"""Everything that training changes, in one pytree."""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+import ml_collections
+import optax
+
+from vr_jax.parallel import mesh as mesh_lib
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+  """Parameters, optimizer, and the counters that decide whether a run goes on.
+
+  step: updates tried, int32. skipped, skipped_in_a_row: of these, how many a non-finite loss or gradient made void.
+  """
+
+  step: jax.Array
+  params: PyTree
+  optimizer_state: PyTree
+  skipped: jax.Array
+  skipped_in_a_row: jax.Array
+
+
+def make_optimizer(
+  config: ml_collections.ConfigDict, params: PyTree, frozen: tuple[str, ...]
+) -> optax.GradientTransformation:
+  """AdamW with warm-up, a schedule and clipping by global norm; parameters under a `frozen` name get none of it.
+
+  `config` is the stage's section (learning_rate, schedule, warmup_steps, steps, weight_decay, gradient_norm, b1, b2).
+  Weight decay spares vectors (norm scales, biases), whose logical axes without `layers` are fewer than two.
+  """
+  decay = {"constant": 1.0, "cosine": 0.0}[config.schedule]
+  schedule = optax.warmup_cosine_decay_schedule(
+    init_value=0.0 if config.warmup_steps else config.learning_rate,
+    peak_value=config.learning_rate,
+    warmup_steps=config.warmup_steps,
+    decay_steps=max(config.steps, config.warmup_steps + 1),
+    end_value=decay * config.learning_rate,
+  )
+  matrices = jax.tree.map(_is_matrix, params, is_leaf=_is_variable)
+  trained = optax.chain(
+    optax.clip_by_global_norm(config.gradient_norm),
+    optax.adamw(
+      schedule,
+      b1=config.b1,
+      b2=config.b2,
+      weight_decay=config.weight_decay,
+      mask=matrices,
+    ),
+  )
+  if not frozen:
+    return trained
+  labels = jax.tree.map_with_path(
+    lambda path, _: "frozen" if _root(path) in frozen else "trained", params
+  )
+  return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+
+
+def create(
+  params: PyTree, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> TrainState:
+  """A fresh state around `params`; the optimizer's moments are sharded as the parameters that they belong to."""
+  state = _fresh(params, optimizer)
+  return jax.device_put(state, shardings(state, optimizer, mesh))
+
+
+def shardings(
+  state: TrainState, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> TrainState:
+  """The sharding of each leaf of a state (of arrays or shapes)."""
+  whole = mesh_lib.replicated(mesh)
+  of_params = mesh_lib.param_shardings(state.params, mesh)
+  of_optimizer = optax.tree_utils.tree_map_params(
+    optimizer,
+    lambda _, sharding: sharding,
+    state.optimizer_state,
+    of_params,
+    transform_non_params=lambda _: whole,
+  )
+  return TrainState(
+    step=whole,
+    params=of_params,
+    optimizer_state=of_optimizer,
+    skipped=whole,
+    skipped_in_a_row=whole,
+  )
+
+
+def _fresh(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+  return TrainState(
+    step=jnp.int32(0),
+    params=params,
+    optimizer_state=optimizer.init(params),
+    skipped=jnp.int32(0),
+    skipped_in_a_row=jnp.int32(0),
+  )
+
+
+def _is_variable(x: object) -> bool:
+  return isinstance(x, nnx.Variable)
+
+
+def _is_matrix(variable: nnx.Variable) -> nnx.Variable:
+  axes = variable.get_metadata().get("axes") or ()
+  return variable.replace(len([axis for axis in axes if axis != "layers"]) >= 2)
+
+
+def _root(path: tuple) -> str:
+  return jax.tree_util.keystr(path[:1], simple=True)

@@ -1,0 +1,188 @@
+"""The jitted steps: one for supervised replies, one for every reinforcement recipe."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PyTree
+import ml_collections
+import optax
+
+from vr_jax import records
+from vr_jax.rl import loss as loss_lib
+from vr_jax.rl import update
+from vr_jax.rollout import forward
+from vr_jax.train import state as state_lib
+
+Metrics = dict[str, Array]
+
+
+def make_sft_step(
+  graph: nnx.GraphDef,
+  optimizer: optax.GradientTransformation,
+  allowed: Bool[Array, "vocab"],
+  *,
+  microbatches: int,
+) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
+  """A jitted `step(state, prompt, tokens, valid) -> (state, metrics)`: cross-entropy of reference replies.
+
+  tokens, valid: [prompts, 1, time]. The loss is the mean over the tokens of all replies (nats). The state is donated.
+  """
+
+  def loss(params: PyTree, part: PyTree) -> tuple[Array, PyTree]:
+    model = nnx.merge(graph, params)
+    log_probs, entropy = forward.reply_log_probs(
+      model, part["prompt"], part["tokens"], part["valid"], allowed
+    )
+    return -(part["weights"] * log_probs).sum(), {"entropy": (part["weights"] * entropy).sum()}
+
+  def step(
+    state: state_lib.TrainState, prompt: records.Prompt, tokens: Array, valid: Array
+  ) -> tuple[state_lib.TrainState, Metrics]:
+    weights = loss_lib.token_weights(valid, "token_mean")
+    batch = {"prompt": prompt, "tokens": tokens, "valid": valid, "weights": weights}
+    parts = split_microbatches(batch, microbatches)
+    value, sums, gradients = update.accumulated_gradients(loss, state.params, parts)
+    state, metrics = _apply(optimizer, state, value, gradients)
+    return state, {**metrics, "loss": value, **sums, "reply_tokens": valid.sum(-1).mean()}
+
+  return jax.jit(step, donate_argnums=0)
+
+
+def make_scorer(
+  graph: nnx.GraphDef, allowed: Bool[Array, "vocab"], *, temperature: float
+) -> Callable[[PyTree, records.Prompt, records.Rollout], Array]:
+  """A jitted `score(params, prompt, rollout) -> log_probs` [prompts, group, time] without gradient."""
+
+  def score(params: PyTree, prompt: records.Prompt, rollout: records.Rollout) -> Array:
+    model = nnx.merge(graph, params)
+    return forward.reply_log_probs(
+      model, prompt, rollout.tokens, sampled(rollout), allowed, temperature
+    )[0]
+
+  return jax.jit(score)
+
+
+def make_rl_step(
+  graph: nnx.GraphDef,
+  optimizer: optax.GradientTransformation,
+  allowed: Bool[Array, "vocab"],
+  config: ml_collections.ConfigDict,
+) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
+  """A jitted `step(state, prompt, rollout, advantages, signal, old, reference) -> (state, metrics)`.
+
+  advantages [prompts, group, time]; signal [prompts]: groups without it take no part in the loss, neither in its mean
+  nor in its KL. old: log-probs at the start of the update, or None where this is its first step (they are then those
+  of this very forward). reference: log-probs of the frozen reference, or None where kl_weight is 0. The state is
+  donated. `config` is the section `rl`.
+  """
+
+  def loss(params: PyTree, part: PyTree) -> tuple[Array, PyTree]:
+    model = nnx.merge(graph, params)
+    rollout = part["rollout"]
+    log_probs, entropy = forward.reply_log_probs(
+      model, part["prompt"], rollout.tokens, sampled(rollout), allowed, config.temperature
+    )
+    old = jax.lax.stop_gradient(log_probs) if part["old"] is None else part["old"]
+    value, sums = loss_lib.policy_loss(
+      log_probs,
+      old,
+      part["advantages"],
+      part["weights"],
+      clip_low=config.clip_low,
+      clip_high=config.clip_high,
+      sampler_log_probs=rollout.log_probs,
+      truncation=config.truncation,
+      reference_log_probs=part["reference"],
+      kl_weight=config.kl_weight,
+      kl_estimator=config.kl_estimator,
+    )
+    gap = jnp.where(sampled(rollout), jnp.exp(old - rollout.log_probs), 0)
+    sums |= {"entropy": entropy.sum(), "trainer_sampler_ratio": gap.sum()}
+    return value, sums
+
+  def step(
+    state: state_lib.TrainState,
+    prompt: records.Prompt,
+    rollout: records.Rollout,
+    advantages: Array,
+    signal: Array,
+    old: Array | None,
+    reference: Array | None,
+  ) -> tuple[state_lib.TrainState, Metrics]:
+    mask = sampled(rollout)
+    weights = loss_lib.token_weights(
+      mask & signal[:, None, None],
+      config.aggregation,
+      constant_length=config.max_new_tokens,
+    )
+    batch = {
+      "prompt": prompt,
+      "rollout": rollout,
+      "advantages": advantages,
+      "weights": weights,
+      "old": old,
+      "reference": reference,
+    }
+    parts = split_microbatches(batch, config.microbatches)
+    value, sums, gradients = update.accumulated_gradients(loss, state.params, parts)
+    state, metrics = _apply(optimizer, state, value, gradients)
+    return state, {**metrics, "loss": value, **_per_token(sums, mask.sum())}
+
+  return jax.jit(step, donate_argnums=0)
+
+
+def sampled(rollout: records.Rollout) -> Bool[Array, "prompts group time"]:
+  """The positions that the model chose: those that carry loss."""
+  return rollout.kind == int(records.Kind.MODEL)
+
+
+def split_microbatches(batch: PyTree, parts: int) -> PyTree:
+  """Every leaf [prompts, …] -> [parts, prompts / parts, …] (positions: [parts, 3, prompts / parts, …]).
+
+  Row i goes to part i mod parts, so that each device keeps a share of its own rows in every part.
+  """
+
+  def split(x: Array, axis: int = 0) -> Array:
+    shape = (*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x.reshape(shape), axis + 1, 0)
+
+  prompt = batch["prompt"]
+  pieces = {name: jax.tree.map(split, value) for name, value in vars(prompt).items()}
+  pieces["positions"] = split(prompt.positions, 1)
+  rest = {name: value for name, value in batch.items() if name != "prompt"}
+  return {**jax.tree.map(split, rest), "prompt": records.Prompt(**pieces)}
+
+
+def _apply(
+  optimizer: optax.GradientTransformation, state: state_lib.TrainState, value: Array, gradients: Any
+) -> tuple[state_lib.TrainState, Metrics]:
+  params, optimizer_state, applied, norm = update.guarded_update(
+    optimizer, gradients, state.optimizer_state, state.params, value
+  )
+  state = state_lib.TrainState(
+    step=state.step + 1,
+    params=params,
+    optimizer_state=optimizer_state,
+    skipped=state.skipped + ~applied,
+    skipped_in_a_row=jnp.where(applied, 0, state.skipped_in_a_row + 1),
+  )
+  return state, {
+    "gradient_norm": norm,
+    "skipped": state.skipped,
+    "skipped_in_a_row": state.skipped_in_a_row,
+  }
+
+
+def _per_token(sums: Metrics, tokens: Array) -> Metrics:
+  """Sums over tokens -> means: those of the loss over the tokens it took, those of all replies over all tokens."""
+  in_loss = jnp.maximum(sums["mask"], 1)
+  everywhere = ("entropy", "trainer_sampler_ratio")
+  means = {
+    name: value / (jnp.maximum(tokens, 1) if name in everywhere else in_loss)
+    for name, value in sums.items()
+    if name != "mask"
+  }
+  return {**means, "loss_tokens": sums["mask"]}
