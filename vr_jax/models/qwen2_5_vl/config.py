@@ -1,0 +1,225 @@
+"""Sizes and constants of a Qwen2.5-VL model, named as in Hugging Face's config.json."""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from vr_jax import errors
+
+MODEL_TYPE = "qwen2_5_vl"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+  """The vision tower: patches of pixels in, features of `out_hidden_size` out."""
+
+  depth: int
+  hidden_size: int
+  intermediate_size: int
+  num_heads: int
+  out_hidden_size: int
+  in_channels: int = 3
+  patch_size: int = 14
+  temporal_patch_size: int = 2
+  spatial_merge_size: int = 2
+  window_size: int = 112  # pixels; side of the square in which window layers attend
+  fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
+  tokens_per_second: int = 4  # steps of the temporal rotary position that make one second
+  rope_theta: float = 10000.0
+
+  @property
+  def head_dim(self) -> int:
+    """Features of one attention head."""
+    return self.hidden_size // self.num_heads
+
+  @property
+  def patch_dim(self) -> int:
+    """Numbers in one patch: channels x frames x height x width."""
+    return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+  @property
+  def merge_unit(self) -> int:
+    """Patches that become one media token."""
+    return self.spatial_merge_size**2
+
+  @property
+  def pixel_factor(self) -> int:
+    """Height and width of a resized frame are multiples of this many pixels."""
+    return self.patch_size * self.spatial_merge_size
+
+  @property
+  def window_tokens(self) -> int:
+    """Side of an attention window in media tokens."""
+    return self.window_size // self.spatial_merge_size // self.patch_size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig:
+  """The language model."""
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_hidden_layers: int
+  num_attention_heads: int
+  num_key_value_heads: int
+  rms_norm_eps: float = 1e-6
+  rope_theta: float = 1000000.0
+  mrope_section: tuple[int, ...] = (16, 24, 24)  # rotary frequencies of time, height, width
+
+  @property
+  def head_dim(self) -> int:
+    """Features of one attention head."""
+    return self.hidden_size // self.num_attention_heads
+
+  @property
+  def queries_per_key(self) -> int:
+    """Query heads that share a key and value head."""
+    return self.num_attention_heads // self.num_key_value_heads
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """A whole model. `dtype` is what it computes in; `remat` recomputes layers in the backward pass."""
+
+  text: TextConfig
+  vision: VisionConfig
+  image_token_id: int
+  video_token_id: int
+  vision_start_token_id: int
+  vision_end_token_id: int
+  tie_word_embeddings: bool = False
+  initializer_range: float = 0.02
+  dtype: str = "float32"
+  remat: bool = False
+
+  @classmethod
+  def from_json(cls, path: str | pathlib.Path) -> "Config":
+    """Reads a config.json. Raises InputError (naming the file) when it is none of a Qwen2.5-VL model."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+      raise errors.InputError(f"{path}: no such file; a model directory holds a config.json")
+    try:
+      fields = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+      raise errors.InputError(f"{path}: not valid JSON ({error}); download it again") from error
+    if not isinstance(fields, dict):
+      raise errors.InputError(f"{path}: holds no JSON object; download it again")
+    try:
+      return cls.from_dict(fields)
+    except errors.InputError as error:
+      raise errors.InputError(f"{path}: {error}") from error
+
+  @classmethod
+  def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
+    """Builds a config from Hugging Face's fields, flat (releases) or nested (transformers 5).
+
+    Fields of no consequence for the arithmetic (token ids of a generation, versions) are passed over.
+
+    Raises:
+      InputError: another `model_type`, a field missing, or sizes that do not fit together.
+    """
+    model_type = fields.get("model_type", MODEL_TYPE)
+    if model_type != MODEL_TYPE:
+      raise errors.InputError(f"model_type: is {model_type!r}, but only {MODEL_TYPE!r} can be read")
+    nested_text = fields.get("text_config")
+    text_fields = fields if nested_text is None else nested_text
+    vision_fields = dict(_get(fields, "vision_config"))
+    vision_fields.setdefault("out_hidden_size", _get(text_fields, "hidden_size"))
+    if "in_chans" in vision_fields:
+      vision_fields.setdefault("in_channels", vision_fields["in_chans"])
+    vision_fields.update(_rotary(vision_fields, kinds=("axial", "default")))
+    _check_activation(text_fields, "text")
+    _check_activation(vision_fields, "vision")
+    if text_fields.get("use_sliding_window"):
+      raise errors.InputError("use_sliding_window: is true, but only full attention is supported")
+    text = _build(TextConfig, {**text_fields, **_rotary(text_fields, kinds=("mrope", "default"))})
+    tied = fields.get("tie_word_embeddings", text_fields.get("tie_word_embeddings", False))
+    dtype = fields.get("dtype") or fields.get("torch_dtype") or text_fields.get("dtype")
+    config = _build(
+      cls,
+      {
+        **fields,
+        "text": text,
+        "vision": _build(VisionConfig, vision_fields),
+        "tie_word_embeddings": bool(tied),
+        "initializer_range": text_fields.get("initializer_range", 0.02),
+        "dtype": dtype or "float32",
+      },
+    )
+    _check(config)
+    return config
+
+
+def _get(fields: Mapping[str, Any], name: str) -> Any:
+  if fields.get(name) is None:
+    raise errors.InputError(f"{name}: the field is missing")
+  return fields[name]
+
+
+def _build(kind: type, fields: Mapping[str, Any]) -> Any:
+  """Takes the fields that a dataclass has, lists made tuples; those without default must be there."""
+  values = {}
+  for field in dataclasses.fields(kind):
+    if field.default is dataclasses.MISSING:
+      value = _get(fields, field.name)
+    else:
+      value = fields.get(field.name, field.default)
+    values[field.name] = tuple(value) if isinstance(field.default, tuple) else value
+  return kind(**values)
+
+
+def _rotary(fields: Mapping[str, Any], *, kinds: tuple[str, ...]) -> dict[str, Any]:
+  """The rotary constants of one half, which old files keep flat and new ones in `rope_parameters`."""
+  rotary = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
+  kind = rotary.get("rope_type", rotary.get("type", "default"))
+  if kind not in kinds:
+    raise errors.InputError(f"rope_type: is {kind!r}, but only {', '.join(kinds)} are supported")
+  theta = rotary.get("rope_theta", fields.get("rope_theta"))
+  section = rotary.get("mrope_section", fields.get("mrope_section"))
+  found = {"rope_theta": theta, "mrope_section": section}
+  return {name: value for name, value in found.items() if value is not None}
+
+
+def _check_activation(fields: Mapping[str, Any], half: str) -> None:
+  activation = fields.get("hidden_act", "silu")
+  if activation != "silu":
+    raise errors.InputError(f"hidden_act: {half} model has {activation!r}, but it must be 'silu'")
+
+
+def _check(config: Config) -> None:
+  """Raises InputError where sizes contradict each other, before they fail deep inside a matrix product."""
+  text, vision = config.text, config.vision
+  rules = (
+    (config.dtype in DTYPES, f"dtype: is {config.dtype!r}, not one of {', '.join(DTYPES)}"),
+    (
+      text.hidden_size % text.num_attention_heads == 0,
+      f"hidden_size: {text.hidden_size} is no multiple of {text.num_attention_heads} heads",
+    ),
+    (
+      text.num_attention_heads % text.num_key_value_heads == 0,
+      f"num_key_value_heads: {text.num_key_value_heads} does not divide the attention heads",
+    ),
+    (
+      2 * sum(text.mrope_section) == text.head_dim,
+      f"mrope_section: {text.mrope_section} must add up to half the head, {text.head_dim // 2}",
+    ),
+    (
+      vision.hidden_size % (4 * vision.num_heads) == 0,
+      f"vision hidden_size: {vision.hidden_size} is no multiple of 4 x {vision.num_heads} heads",
+    ),
+    (
+      vision.out_hidden_size == text.hidden_size,
+      f"out_hidden_size: {vision.out_hidden_size} is not the text hidden_size {text.hidden_size}",
+    ),
+    (
+      vision.window_tokens > 0,
+      f"window_size: {vision.window_size} pixels are less than one media token",
+    ),
+  )
+  for holds, message in rules:
+    if not holds:
+      raise errors.InputError(message)

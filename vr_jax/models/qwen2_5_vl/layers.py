@@ -1,0 +1,83 @@
+"""Arithmetic that the vision tower and the language model share."""
+
+import math
+
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# Large enough that exp(x - max) is 0, small enough that a row without any key stays finite.
+MASKED = -1e30
+
+
+def parameter(
+  rngs: nnx.Rngs, axes: tuple[str | None, ...], shape: tuple[int, ...], *, scale: float
+) -> nnx.Param:
+  """A float32 weight drawn from a normal of standard deviation `scale`; `axes` are logical names."""
+  return nnx.Param(scale * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+def constant(axes: tuple[str | None, ...], shape: tuple[int, ...], *, value: float) -> nnx.Param:
+  """A float32 weight that starts at one value: biases at 0, scales of norms at 1."""
+  return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)
+
+
+def stack(module: nnx.Module, dtype: jnp.dtype) -> dict[str, Array]:
+  """Arrays of a module of stacked layers by name, in the dtype to compute in: what a scan runs over."""
+  return {
+    name: value[...].astype(dtype)
+    for name, value in vars(module).items()
+    if isinstance(value, nnx.Param)
+  }
+
+
+def precision(dtype: jnp.dtype) -> lax.Precision:
+  """Float32 products stay float32 on accelerators too: no TF32 passes on GPU, no bfloat16 ones on TPU."""
+  return lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
+
+
+def project(
+  x: Float[Array, "..."], weight: Float[Array, "..."], *, contract: int = 1
+) -> Float[Array, "..."]:
+  """Contracts the last `contract` axes of `x` with the first of `weight`, as one plain matrix product.
+
+  On CPU a dot with several free axes on both sides is lowered to a slow loop; flattened it is one GEMM.
+  """
+  inner = math.prod(weight.shape[:contract])
+  leading = x.shape[: x.ndim - contract]
+  product = jnp.dot(
+    x.reshape(-1, inner), weight.reshape(inner, -1), precision=precision(weight.dtype)
+  )
+  return product.reshape(*leading, *weight.shape[contract:])
+
+
+def rms_norm(
+  x: Float[Array, "... embed"], scale: Float[Array, "embed"], *, epsilon: float
+) -> Float[Array, "... embed"]:
+  """Divides by the root mean square, with float32 statistics."""
+  wide = x.astype(jnp.float32)
+  normed = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+  return scale.astype(x.dtype) * normed.astype(x.dtype)
+
+
+def rotate(
+  x: Float[Array, "... heads head_dim"],
+  cos: Float[Array, "... half"],
+  sin: Float[Array, "... half"],
+) -> Float[Array, "... heads head_dim"]:
+  """Rotary embedding: turns feature i together with feature i + half, in float32."""
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  cos, sin = cos[..., None, :], sin[..., None, :]
+  rotated = (first * cos - second * sin, second * cos + first * sin)
+  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+def swiglu(x: Float[Array, "... embed"], weights: dict[str, Array]) -> Float[Array, "... embed"]:
+  """The gated feed-forward block; biases are added where the weights have them."""
+  gate, up = project(x, weights["gate"]), project(x, weights["up"])
+  if "gate_bias" in weights:
+    gate, up = gate + weights["gate_bias"], up + weights["up_bias"]
+  out = project(jax.nn.silu(gate) * up, weights["down"])
+  return out + weights["down_bias"] if "down_bias" in weights else out

@@ -1,0 +1,133 @@
+"""Qwen2.5-VL as one module: prompts in, hidden states of replies out, in the group layout.
+
+    prefix = model.prefill(prompt)                      each prompt once, its vision too
+    hidden = model.extend(prefix, tokens, valid)        all replies of all groups at once: what the update runs
+    cache  = model.start_cache(prefix, group, length)
+    hidden, cache = model.decode(prefix, cache, tokens, index)      one token a reply: what the sampler runs
+    model.logits(hidden)
+
+The first reply token's distribution comes from `prefix.hidden`, that of token t + 1 from the hidden state of token t.
+"""
+
+import dataclasses
+import typing
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vr_jax import records
+from vr_jax.models.qwen2_5_vl import attention, text, vision
+from vr_jax.models.qwen2_5_vl import config as config_lib
+
+
+# Tree transformations rebuild these two with leaves that are no arrays, so their fields are not checked at run time.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+@typing.no_type_check
+class Prefix:
+  """What prompts leave behind for their replies."""
+
+  keys: Float[Array, "layers prompts prefix kv_heads head_dim"]
+  values: Float[Array, "layers prompts prefix kv_heads head_dim"]
+  valid: Bool[Array, "prompts prefix"]
+  hidden: Float[Array, "prompts embed"]  # final-normed, at the last token of each prompt
+  next_position: Int[Array, "prompts"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+@typing.no_type_check
+class Cache:
+  """Keys and values of replies being sampled; positions not yet written are 0."""
+
+  keys: Float[Array, "layers prompts group length kv_heads head_dim"]
+  values: Float[Array, "layers prompts group length kv_heads head_dim"]
+
+
+class Qwen2_5_VL(nnx.Module):  # noqa: N801
+  """The whole model. Parameters are float32; activations are of `config.dtype`."""
+
+  def __init__(self, config: config_lib.Config, *, rngs: nnx.Rngs):
+    self.config = config
+    self.vision = vision.VisionTower(config, rngs=rngs)
+    self.text = text.TextModel(config, rngs=rngs)
+
+  def encode_vision(self, vision: records.Vision) -> Float[Array, "prompts media embed"]:
+    """Features of the media tokens of each prompt, padding included."""
+    return self.vision(vision)
+
+  def embed(
+    self, prompt: records.Prompt, media: Float[Array, "prompts media embed"]
+  ) -> Float[Array, "prompts prefix embed"]:
+    """Token embeddings, with the media features where `media_index` points to one."""
+    tokens = self.text.embed(jnp.asarray(prompt.tokens))
+    if media.shape[1] == 0:
+      return tokens
+    index = jnp.asarray(prompt.media_index)[..., None]
+    features = jnp.take_along_axis(media, jnp.maximum(index, 0), axis=1)
+    return jnp.where(index >= 0, features.astype(tokens.dtype), tokens)
+
+  def prefill(self, prompt: records.Prompt) -> Prefix:
+    """Runs the vision tower and the prompts, once each."""
+    valid = jnp.asarray(prompt.kind) != records.Kind.PAD
+    x = self.embed(prompt, self.encode_vision(prompt.vision))
+    hidden, keys, values = self.text.prefill(x, jnp.asarray(prompt.positions), valid)
+    last = jnp.maximum(valid.sum(axis=1) - 1, 0)
+    return Prefix(
+      keys=keys,
+      values=values,
+      valid=valid,
+      hidden=jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0],
+      next_position=jnp.asarray(prompt.next_position),
+    )
+
+  def extend(
+    self,
+    prefix: Prefix,
+    tokens: Int[Array, "prompts group time"],
+    valid: Bool[Array, "prompts group time"],
+  ) -> Float[Array, "prompts group time embed"]:
+    """Final-normed hidden states of replies.
+
+    Token t sees its prompt and the valid tokens up to t of its own reply. Gradients flow into the prefix.
+    """
+    positions = prefix.next_position[:, None, None] + jnp.arange(tokens.shape[2])
+    positions = jnp.broadcast_to(positions, tokens.shape)
+    return self.text.extend(self.text.embed(tokens), positions, valid, _block(prefix))
+
+  def start_cache(self, prefix: Prefix, group: int, length: int) -> Cache:
+    """An empty cache for replies of up to `length` tokens."""
+    depth, prompts, _, kv_heads, head_dim = prefix.keys.shape
+    empty = jnp.zeros((depth, prompts, group, length, kv_heads, head_dim), prefix.keys.dtype)
+    return Cache(keys=empty, values=empty)
+
+  def decode(
+    self,
+    prefix: Prefix,
+    cache: Cache,
+    tokens: Int[Array, "prompts group"],
+    index: Int[Array, ""],
+  ) -> tuple[Float[Array, "prompts group embed"], Cache]:
+    """Feeds token number `index` of every reply; gives its final-normed hidden state and the cache with it.
+
+    Positions before `index` must have been written by the calls before.
+    """
+    positions = jnp.broadcast_to(prefix.next_position[:, None] + index, tokens.shape)
+    written = jnp.arange(cache.keys.shape[3]) < index
+    past = attention.Block(cache.keys, cache.values, written)
+    x = self.text.embed(tokens)
+    hidden, keys, values = self.text.decode(x, positions, _block(prefix), past)
+    return hidden, Cache(
+      keys=jax.lax.dynamic_update_index_in_dim(cache.keys, keys, index, axis=3),
+      values=jax.lax.dynamic_update_index_in_dim(cache.values, values, index, axis=3),
+    )
+
+  def logits(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
+    """Scores of the next token, float32."""
+    return self.text.logits(hidden)
+
+
+def _block(prefix: Prefix) -> attention.Block:
+  return attention.Block(prefix.keys, prefix.values, prefix.valid)

@@ -1,0 +1,201 @@
+"""The language model of Qwen2.5-VL, in the group layout.
+
+A prompt is run once and leaves its keys and values; the replies of its group attend to them and to themselves, with one
+softmax over both. So a group of G replies of R tokens to a prompt of P tokens costs P + G R tokens, and the gradient of
+the replies flows into the prompt.
+
+Source: Qwen2.5-VL, arXiv 2502.13923; Hugging Face transformers for what the paper leaves open.
+"""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vr_jax.models.qwen2_5_vl import attention, layers
+from vr_jax.models.qwen2_5_vl import config as config_lib
+
+
+class Layers(nnx.Module):
+  """Weights of all decoder layers, stacked along a leading layers axis."""
+
+  def __init__(self, config: config_lib.TextConfig, *, scale: float, rngs: nnx.Rngs):
+    depth, embed, mlp = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim = config.head_dim
+
+    def weight(axes, *shape):
+      return layers.parameter(rngs, ("layers", *axes), (depth, *shape), scale=scale)
+
+    def constant(axes, *shape, value=0.0):
+      return layers.constant(("layers", *axes), (depth, *shape), value=value)
+
+    self.norm1 = constant(("embed",), embed, value=1.0)
+    self.query = weight(("embed", "heads", None), embed, heads, head_dim)
+    self.query_bias = constant(("heads", None), heads, head_dim)
+    self.key = weight(("embed", "kv_heads", None), embed, kv_heads, head_dim)
+    self.key_bias = constant(("kv_heads", None), kv_heads, head_dim)
+    self.value = weight(("embed", "kv_heads", None), embed, kv_heads, head_dim)
+    self.value_bias = constant(("kv_heads", None), kv_heads, head_dim)
+    self.out = weight(("heads", None, "embed"), heads, head_dim, embed)
+    self.norm2 = constant(("embed",), embed, value=1.0)
+    self.gate = weight(("embed", "mlp"), embed, mlp)
+    self.up = weight(("embed", "mlp"), embed, mlp)
+    self.down = weight(("mlp", "embed"), mlp, embed)
+
+
+class TextModel(nnx.Module):
+  """Token embedding, decoder layers, final norm and, where it is not the embedding, the output matrix."""
+
+  def __init__(self, config: config_lib.Config, *, rngs: nnx.Rngs):
+    self.config = config
+    text, scale = config.text, config.initializer_range
+    shape = (text.vocab_size, text.hidden_size)
+    self.embedding = layers.parameter(rngs, ("vocab", "embed"), shape, scale=scale)
+    self.layers = Layers(text, scale=scale, rngs=rngs)
+    self.norm = layers.constant(("embed",), (text.hidden_size,), value=1.0)
+    if not config.tie_word_embeddings:
+      self.head = layers.parameter(rngs, ("vocab", "embed"), shape, scale=scale)
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    """What activations are computed in."""
+    return jnp.dtype(self.config.dtype)
+
+  def embed(self, tokens: Int[Array, "..."]) -> Float[Array, "... embed"]:
+    """Embeddings of tokens."""
+    return self.embedding[...].astype(self.dtype)[tokens]
+
+  def logits(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
+    """Scores of the next token, float32."""
+    matrix = self.embedding if self.config.tie_word_embeddings else self.head
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    scores = jnp.einsum(
+      "ne,ve->nv",
+      flat,
+      matrix[...].astype(self.dtype),
+      precision=layers.precision(self.dtype),
+      preferred_element_type=jnp.float32,
+    )
+    return scores.reshape(*hidden.shape[:-1], -1)
+
+  def prefill(
+    self,
+    x: Float[Array, "prompts prefix embed"],
+    positions: Int[Array, "3 prompts prefix"],
+    valid: Bool[Array, "prompts prefix"],
+  ) -> tuple[
+    Float[Array, "prompts prefix embed"],
+    Float[Array, "layers prompts prefix kv_heads head_dim"],
+    Float[Array, "layers prompts prefix kv_heads head_dim"],
+  ]:
+    """Final-normed hidden states of whole prompts, and every layer's keys and values."""
+    cos, sin = rotary_angles(positions, self.config.text)
+    length = x.shape[1]
+    mask = jnp.tril(jnp.ones((length, length), bool)) & valid[:, None, :]
+
+    def layer(x, weights):
+      query, key, value = self._qkv(x, weights, cos, sin)
+      mixed = attention.whole(query, key, value, mask)
+      return self._finish(x, mixed, weights), (key, value)
+
+    x, (keys, values) = self._scan(layer, x, layers.stack(self.layers, self.dtype))
+    return self._final_norm(x), keys, values
+
+  def extend(
+    self,
+    x: Float[Array, "prompts group time embed"],
+    positions: Int[Array, "prompts group time"],
+    valid: Bool[Array, "prompts group time"],
+    prefix: attention.Block,
+  ) -> Float[Array, "prompts group time embed"]:
+    """Final-normed hidden states of replies that continue their prompt's prefix."""
+    cos, sin = text_angles(positions, self.config.text)
+    length = x.shape[2]
+    mask = jnp.tril(jnp.ones((length, length), bool)) & valid[:, :, None, :]
+
+    def layer(x, inputs):
+      weights, prefix_key, prefix_value = inputs
+      query, key, value = self._qkv(x, weights, cos, sin)
+      shared = attention.Block(prefix_key, prefix_value, prefix.valid)
+      mixed = attention.continued(query, shared, attention.Block(key, value, mask))
+      return self._finish(x, mixed, weights), None
+
+    inputs = (layers.stack(self.layers, self.dtype), prefix.key, prefix.value)
+    x, _ = self._scan(layer, x, inputs)
+    return self._final_norm(x)
+
+  def decode(
+    self,
+    x: Float[Array, "prompts group embed"],
+    positions: Int[Array, "prompts group"],
+    prefix: attention.Block,
+    own: attention.Block,
+  ) -> tuple[
+    Float[Array, "prompts group embed"],
+    Float[Array, "layers prompts group kv_heads head_dim"],
+    Float[Array, "layers prompts group kv_heads head_dim"],
+  ]:
+    """One step: final-normed hidden states, and the keys and values to be kept for the next step.
+
+    `own` holds what the replies left in the steps before. It is only read here, so that a step writes
+    one position of it instead of copying it.
+    """
+    cos, sin = text_angles(positions, self.config.text)
+
+    def layer(x, inputs):
+      weights, prefix_key, prefix_value, own_key, own_value = inputs
+      query, key, value = self._qkv(x, weights, cos, sin)
+      shared = attention.Block(prefix_key, prefix_value, prefix.valid)
+      past = attention.Block(own_key, own_value, own.valid)
+      mixed = attention.step(query, key, value, shared, past)
+      return self._finish(x, mixed, weights), (key, value)
+
+    weights = layers.stack(self.layers, self.dtype)
+    inputs = (weights, prefix.key, prefix.value, own.key, own.value)
+    x, (keys, values) = jax.lax.scan(layer, x, inputs)
+    return self._final_norm(x), keys, values
+
+  def _qkv(self, x, weights, cos, sin):
+    normed = layers.rms_norm(x, weights["norm1"], epsilon=self.config.text.rms_norm_eps)
+    query = layers.project(normed, weights["query"]) + weights["query_bias"]
+    key = layers.project(normed, weights["key"]) + weights["key_bias"]
+    value = layers.project(normed, weights["value"]) + weights["value_bias"]
+    return layers.rotate(query, cos, sin), layers.rotate(key, cos, sin), value
+
+  def _finish(self, x, mixed, weights):
+    x = x + layers.project(mixed, weights["out"], contract=2)
+    normed = layers.rms_norm(x, weights["norm2"], epsilon=self.config.text.rms_norm_eps)
+    return x + layers.swiglu(normed, weights)
+
+  def _final_norm(self, x):
+    return layers.rms_norm(x, self.norm[...], epsilon=self.config.text.rms_norm_eps)
+
+  def _scan(self, layer, x, inputs):
+    return jax.lax.scan(jax.checkpoint(layer) if self.config.remat else layer, x, inputs)
+
+
+def rotary_angles(
+  positions: Int[Array, "3 *batch"], config: config_lib.TextConfig
+) -> tuple[Float[Array, "*batch half"], Float[Array, "*batch half"]]:
+  """Cosines and sines of multimodal rotary: each frequency turns with time, height or width.
+
+  `mrope_section` deals the frequencies out to the three axes in turn.
+  """
+  axis = [i % 3 for i, count in enumerate(config.mrope_section) for _ in range(count)]
+  angles = positions[..., None].astype(jnp.float32) * _frequencies(config)
+  angles = jnp.stack([angles[a, ..., i] for i, a in enumerate(axis)], axis=-1)
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def text_angles(
+  positions: Int[Array, "*batch"], config: config_lib.TextConfig
+) -> tuple[Float[Array, "*batch half"], Float[Array, "*batch half"]]:
+  """As `rotary_angles` for text, whose three positions are one."""
+  angles = positions[..., None].astype(jnp.float32) * _frequencies(config)
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def _frequencies(config: config_lib.TextConfig) -> Float[Array, "half"]:
+  half = config.head_dim // 2
+  return 1.0 / config.rope_theta ** (jnp.arange(half, dtype=jnp.float32) / half)
