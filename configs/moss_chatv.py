@@ -1,0 +1,220 @@
+"""MOSS-ChatV: GRPO with accuracy, format and a process reward (subsequence DTW of reasoning steps).
+
+    tiny   simulated videos, a random network of 1 M parameters, from nothing; a laptop CPU, about 10 minutes.
+           Result: docs/claims.md.
+    3b     Qwen2.5-VL-3B-Instruct on MOSS-Video; not yet measured.
+    7b     Qwen2.5-VL-7B-Instruct on MOSS-Video (the paper's headline); not yet measured.
+
+Source: arXiv 2509.21113. The paper gives neither reward weights nor training details: those marked `Reconstruction` are
+defaults of ours or of the Video-R1 family that it compares with.
+"""
+
+import ml_collections
+
+placeholder = ml_collections.config_dict.placeholder
+
+
+def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
+  """The recipe at a size: tiny, 3b or 7b."""
+  sizes = {"tiny": _tiny, "3b": _3b, "7b": _7b}
+  if size not in sizes:
+    raise ValueError(f"configs/moss_chatv.py:{size}: no such size; one of {', '.join(sizes)}")
+  config = _paper()
+  sizes[size](config)
+  return config.lock()
+
+
+def _paper() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  config.recipe = "moss_chatv"
+  config.seed = 0  # of initial weights, order of data and sampling
+  config.mesh = (-1, 1, 1)  # devices on the axes data, fsdp, tensor; -1: what is left
+
+  data = config.data = ml_collections.ConfigDict()
+  data.directory = ""  # where the frame store and the examples live; empty: <workdir>/data
+  data.videos = ""  # directory of videos; empty where they are simulated
+  data.annotations = ""  # JSONL of annotations (docs/data.md)
+  data.on_bad = "stop"  # stop | skip (counted, and listed in bad_records.jsonl)
+  data.fps = 2.0  # frames stored a second
+  data.quality = 90  # of the stored JPEGs
+  data.max_side = 0  # longer side of stored frames in pixels; 0: as the video has it
+  data.fractions = (0.8, 0.0, 0.2)  # of videos in train, validation, test
+  data.sampling = "uniform"  # uniform | fps
+  data.frames = 16  # uniform: frames of a clip
+  data.sample_fps = 2.0  # fps: rate, within
+  data.min_frames = 4
+  data.max_frames = 64
+  data.threads = 4  # that read and cut frames ahead of the step
+  data.prefetch = 8  # elements read ahead
+
+  simulate = data.simulate = ml_collections.ConfigDict()
+  simulate.videos = 0  # how many to simulate; 0: data.videos and data.annotations are used
+  simulate.questions_per_video = 1
+  simulate.seed = 0
+  simulate.world = ml_collections.ConfigDict()  # fields of worlds.scene.WorldConfig
+
+  model = config.model = ml_collections.ConfigDict()
+  model.pretrained = ""  # Hugging Face directory; empty: random weights of model.architecture
+  model.architecture = ml_collections.ConfigDict()  # as in a config.json of Qwen2.5-VL
+  model.tokenizer = ""  # tokenizer.json; empty: the pretrained directory's
+  model.min_pixels = 4 * 28 * 28  # of a frame
+  model.max_pixels = 128 * 28 * 28  # of a frame [Video-R1]
+  model.system = "You are a helpful assistant."  # system turn; empty: none
+  model.dtype = "bfloat16"  # of activations; parameters stay float32
+  model.remat = True  # recompute layers in the backward pass
+  model.freeze_vision = True  # Reconstruction: optional in the family
+  model.prefix_buckets = (1024, 2048, 4096)  # prompt lengths that programs are compiled for
+  model.frame_buckets = (8, 32)  # temporal patches a prompt
+  model.patch_buckets = (256, 512)  # patches a frame
+
+  env = config.env = ml_collections.ConfigDict()
+  env.instruction = (
+    "First reason about the video inside <think> and </think>, as short steps in the order of time. "
+    "Then give only the final answer inside <answer> and </answer>."
+  )
+  env.weights = ml_collections.ConfigDict()  # of the reward parts; Reconstruction: 1 each
+  env.weights.accuracy = 1.0
+  env.weights.format = 1.0
+  env.weights.process = 1.0
+  env.alpha = 1.0  # process reward = exp(-alpha d); Reconstruction
+  env.moves = "jump"  # strict | jump | classic
+  env.alignment = "subsequence"  # subsequence | naive (whole sequence: the paper's ablation)
+  env.gate = "none"  # process reward counts always | where the `format` | the `accuracy` is right
+
+  sft = config.sft = ml_collections.ConfigDict()
+  sft.steps = 0  # 0: no supervised warm start
+  sft.examples = 0  # of the training set that are used; 0: all
+  sft.batch = 16  # prompts an update
+  sft.microbatches = 1
+  sft.learning_rate = 1e-6
+  sft.schedule = "cosine"  # cosine | constant
+  sft.warmup_steps = 0
+  sft.b1, sft.b2 = 0.9, 0.999
+  sft.weight_decay = 0.01
+  sft.gradient_norm = 5.0
+  sft.max_reply_tokens = 768  # longer reference replies are an error
+  sft.checkpoint_every = 50
+  sft.max_skipped = 5  # non-finite updates in a row that end the run
+
+  rl = config.rl = ml_collections.ConfigDict()
+  rl.initial = ""  # directory of checkpoints to start from; empty: this workdir's checkpoints/sft
+  rl.steps = 1000
+  rl.prompts = 8  # an update
+  rl.group = 8  # replies to each prompt
+  rl.epochs = 1  # updates on one batch of replies
+  rl.microbatches = 8
+  rl.temperature = 1.0
+  rl.top_p = 0.95
+  rl.max_new_tokens = 768
+  rl.learning_rate = 1e-6
+  rl.schedule = "cosine"
+  rl.warmup_steps = 0
+  rl.b1, rl.b2 = 0.9, 0.999
+  rl.weight_decay = 0.01
+  rl.gradient_norm = 5.0
+  rl.normalise = True  # advantages by the group's std
+  rl.aggregation = "sequence_mean"  # sequence_mean | token_mean | constant_length
+  rl.clip_low, rl.clip_high = 0.2, 0.2
+  rl.kl_weight = 0.04
+  rl.kl_estimator = "k3"  # k1 | k2 | k3
+  rl.truncation = 2.0  # cap of the trainer/sampler importance weight
+  rl.checkpoint_every = 50
+  rl.max_skipped = 5
+
+  evaluation = config.eval = ml_collections.ConfigDict()
+  evaluation.examples = 0  # of the test set; 0: all
+  evaluation.batch = 16
+  evaluation.temperature = 0.0
+  evaluation.rollouts = 24  # shown in the report
+  evaluation.blind = True  # also without frames
+  evaluation.shuffled = True  # also with frames in random order
+  return config
+
+
+def _tiny(config: ml_collections.ConfigDict) -> None:
+  data = config.data
+  data.simulate.videos = 600
+  data.simulate.questions_per_video = 6
+  data.simulate.world.height = data.simulate.world.width = 112
+  data.fps = 1.0
+  data.frames = 8
+  data.threads = 1
+
+  model = config.model
+  model.tokenizer = "builtin"
+  model.min_pixels = model.max_pixels = 56 * 56
+  model.system = ""
+  model.dtype = "float32"
+  model.remat = False
+  model.freeze_vision = False
+  model.prefix_buckets = (64, 96)
+  model.frame_buckets = (4,)
+  model.patch_buckets = (16,)
+  model.architecture = ml_collections.ConfigDict(
+    {
+      "text_config": {
+        "vocab_size": 640,
+        "hidden_size": 128,
+        "intermediate_size": 352,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"mrope_section": [4, 6, 6], "type": "mrope"},
+        "tie_word_embeddings": True,
+      },
+      "vision_config": {
+        "depth": 3,
+        "hidden_size": 64,
+        "intermediate_size": 176,
+        "num_heads": 4,
+        "out_hidden_size": 128,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "tokens_per_second": 2,
+        "window_size": 56,
+        "fullatt_block_indexes": [2],
+      },
+    }
+  )
+  config.env.instruction = ""
+
+  sft = config.sft
+  sft.steps = 300
+  sft.batch = 32
+  sft.learning_rate = 2e-3
+  sft.warmup_steps = 20
+  sft.gradient_norm = 1.0
+  sft.max_reply_tokens = 96
+
+  rl = config.rl
+  rl.steps = 150
+  rl.prompts = 8
+  rl.microbatches = 1
+  rl.top_p = 1.0
+  rl.max_new_tokens = 96
+  rl.learning_rate = 3e-4
+  rl.warmup_steps = 5
+  rl.gradient_norm = 1.0
+  rl.kl_weight = 0.01
+
+  config.eval.examples = 256
+  config.eval.batch = 64
+
+
+def _pretrained(config: ml_collections.ConfigDict, name: str) -> None:
+  config.model.pretrained = name
+  config.data.videos = "MOSS-Video/videos"
+  config.data.annotations = "MOSS-Video/annotations.jsonl"
+
+
+def _3b(config: ml_collections.ConfigDict) -> None:
+  _pretrained(config, "Qwen2.5-VL-3B-Instruct")
+
+
+def _7b(config: ml_collections.ConfigDict) -> None:
+  _pretrained(config, "Qwen2.5-VL-7B-Instruct")
+  config.mesh = (1, -1, 1)

@@ -1,0 +1,114 @@
+"""The entry point: one command, one workdir, the stages of a recipe.
+
+    python -m vr_jax.main --config=configs/moss_chatv.py:tiny --workdir=runs/demo --mode=all
+
+`--mode` is data (videos -> frame store and examples), sft (supervised warm start), rl, eval (and the report) or all.
+A stage resumes where it stopped and is skipped where it is complete. Any field of the config is overridden as
+`--config.rl.learning_rate=2e-6`. Exit codes: 0 done; 2 bad input (one line on stderr says which); 3 training diverged;
+130 interrupted (the same command goes on from the last checkpoint).
+"""
+
+from collections.abc import Sequence
+import difflib
+from pathlib import Path
+import sys
+
+from absl import flags
+import ml_collections
+from ml_collections import config_flags
+
+from vr_jax import errors
+
+MODES = ("data", "sft", "rl", "eval", "all")
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line (default: this process's) and returns its exit code."""
+  try:
+    config, workdir, mode = parse_flags(list(sys.argv if argv is None else argv))
+    run(config, workdir, mode)
+  except errors.InputError as error:
+    print(f"vr-jax: {error}", file=sys.stderr)
+    return 2
+  except errors.Diverged as error:
+    print(f"vr-jax: {error}", file=sys.stderr)
+    return 3
+  except KeyboardInterrupt:
+    print("vr-jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+    return 130
+  return 0
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
+  """Does the stages of `mode` in a workdir. What a notebook calls instead of the command line."""
+  # JAX and everything above it start slowly: a mistyped flag should not wait for them.
+  from vr_jax.eval import stage as eval_stage
+  from vr_jax.train import data_stage, rl_loop, sft_loop, workdir as workdir_lib
+
+  workdir_lib.claim(workdir, config)
+  if mode in ("data", "all"):
+    data_stage.prepare(config, workdir)
+  if mode in ("sft", "all"):
+    sft_loop.train(config, workdir)
+  if mode in ("rl", "all"):
+    rl_loop.train(config, workdir)
+  if mode in ("eval", "all"):
+    eval_stage.evaluate(config, workdir)
+
+
+def parse_flags(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, Path, str]:
+  """(config, workdir, mode) of a command line; raises InputError naming the flag at fault."""
+  if any(word in ("-h", "--help", "-help") for word in argv[1:]):
+    print(__doc__, _define().main_module_help(), sep="\n")
+    raise SystemExit(0)
+  recipe = [word for word in argv if word.startswith("--config=")]
+  if not recipe or not any(word.startswith("--workdir=") for word in argv):
+    raise errors.InputError("needs --config=configs/<recipe>.py:<size> and --workdir=<directory>")
+  path = recipe[-1].removeprefix("--config=").partition(":")[0]
+  if not Path(path).is_file():
+    raise errors.InputError(f"--config={path}: no such file")
+  _check_fields(argv, _parse([argv[0], recipe[-1]])["config"].value)
+  values = _parse(argv)
+  return values["config"].value, Path(values["workdir"].value), values["mode"].value
+
+
+def _define(argv: Sequence[str] = ()) -> flags.FlagValues:
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The recipe and its size: configs/moss_chatv.py:tiny",
+    flag_values=values,
+    sys_argv=list(argv),
+  )
+  flags.DEFINE_string("workdir", None, "Directory of this run.", flag_values=values)
+  flags.DEFINE_enum("mode", "all", MODES, "Which stages.", flag_values=values)
+  return values
+
+
+def _parse(argv: Sequence[str]) -> flags.FlagValues:
+  values = _define(argv)
+  try:
+    rest = values(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    raise errors.InputError(str(error).strip().splitlines()[-1]) from error
+  if rest[1:]:
+    raise errors.InputError(f"{rest[1]}: not a flag; fields are overridden as --config.field=value")
+  return values
+
+
+def _check_fields(argv: Sequence[str], config: ml_collections.ConfigDict) -> None:
+  for word in argv:
+    if not word.startswith("--config."):
+      continue
+    section, so_far = config, "config"
+    for name in word.removeprefix("--config.").partition("=")[0].split("."):
+      names = list(section) if isinstance(section, ml_collections.ConfigDict) else []
+      if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0) or ["no field"]
+        raise errors.InputError(f"--{so_far}.{name}: no such field; the nearest is {so_far}.{near[0]}")
+      section, so_far = section[name], f"{so_far}.{name}"
+
+
+if __name__ == "__main__":
+  sys.exit(cli())
