@@ -1,0 +1,197 @@
+"""What a report shows, read from a workdir and checked: a run's config, metrics and evaluations.
+
+A file that is not there is a part that is not there yet. A file that is there but wrong is an InputError naming it.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+
+from vr_jax import errors
+from vr_jax.eval import report_json
+
+STAGES = ("sft", "rl")  # in the order in which a run goes through them
+
+Curves = dict[str, dict[str, tuple[list[int], list[float]]]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReferenceStep:
+  """One step of the right reasoning; start and end in seconds."""
+
+  text: str
+  start: float
+  end: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alignment:
+  """Generated steps aligned with reference steps.
+
+  cost [ref][gen] in [0, 1]; path as (ref, gen) pairs in order; distance None where no alignment exists.
+  """
+
+  cost: tuple[tuple[float, ...], ...]
+  path: tuple[tuple[int, int], ...]
+  distance: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+  """One reply to one question, with all that a reader needs to judge it.
+
+  frames are base64 JPEG, times their seconds; steps are the reply's own reasoning steps.
+  """
+
+  id: str
+  video: str
+  question: str
+  options: tuple[str, ...]
+  answer: str
+  problem_type: str
+  frames: tuple[str, ...]
+  times: tuple[float, ...]
+  reply: str
+  reference: tuple[ReferenceStep, ...]
+  steps: tuple[str, ...]
+  alignment: Alignment | None
+  rewards: dict[str, float]
+  trace_consistency: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+  """One evaluation: its metrics over `examples` held-out questions, and samples to look at."""
+
+  name: str
+  title: str
+  stage: str
+  step: int
+  examples: int
+  metrics: dict[str, float]
+  samples: tuple[Sample, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """A workdir as the report sees it.
+
+  curves: stage -> metric -> (steps, values), steps ascending; a step written twice counts as written last, as a
+  resumed run writes it.
+  """
+
+  workdir: Path
+  config: dict | None
+  curves: Curves
+  evaluations: tuple[Evaluation, ...]
+
+
+def read_run(workdir: Path) -> Run:
+  """Reads config.json, metrics.jsonl and eval/*.json of a workdir; any of them may be missing.
+
+  Evaluations come in the order of training: by stage, step and name.
+
+  Raises:
+    InputError: there is no such directory, or a file in it is not what a run writes.
+  """
+  if not workdir.is_dir():
+    raise errors.InputError(f"{workdir}: no such directory; give the workdir of a run")
+  config, metrics = workdir / "config.json", workdir / "metrics.jsonl"
+  evaluations = [read_evaluation(path) for path in sorted((workdir / "eval").glob("*.json"))]
+  evaluations.sort(key=lambda each: (_order(each.stage), each.step, each.name))
+  return Run(
+    workdir=workdir,
+    config=report_json.read_record(config).values if config.exists() else None,
+    curves=read_curves(metrics) if metrics.exists() else {},
+    evaluations=tuple(evaluations),
+  )
+
+
+def read_curves(path: Path) -> Curves:
+  """The curves of a metrics.jsonl.
+
+  Raises:
+    InputError: a line is no JSON object with stage, step and values; names file and line.
+  """
+  points: dict[str, dict[str, dict[int, float]]] = {}
+  for number, line in enumerate(report_json.read_text(path).split("\n"), start=1):
+    if not line.strip():
+      continue
+    record = report_json.parse_record(line, f"{path}:{number}")
+    stage, step = points.setdefault(record.text("stage"), {}), record.integer("step")
+    for name, value in record.named_numbers("values").items():
+      stage.setdefault(name, {})[step] = value
+  return {
+    stage: {
+      name: (sorted(curve), [curve[step] for step in sorted(curve)])
+      for name, curve in points[stage].items()
+    }
+    for stage in sorted(points, key=_order)
+  }
+
+
+def read_evaluation(path: Path) -> Evaluation:
+  """One eval/<name>.json.
+
+  Raises:
+    InputError: not JSON, a field missing or of the wrong kind, or an alignment that does not fit its steps.
+  """
+  record = report_json.read_record(path)
+  return Evaluation(
+    name=record.text("name"),
+    title=record.text("title"),
+    stage=record.text("stage"),
+    step=record.integer("step"),
+    examples=record.integer("examples"),
+    metrics=record.named_numbers("metrics"),
+    samples=tuple(_sample(each) for each in record.records("rollouts")),
+  )
+
+
+def _sample(record: report_json.Record) -> Sample:
+  frames, times = record.texts("frames"), record.numbers("times")
+  if len(frames) != len(times):
+    raise errors.InputError(f"{record.where}: {len(frames)} frames but {len(times)} times")
+  reference = tuple(
+    ReferenceStep(text=step.text("text"), start=step.number("start"), end=step.number("end"))
+    for step in record.records("reference")
+  )
+  steps = record.texts("steps")
+  aligned, judged = record.has("alignment"), record.has("trace_consistency")
+  return Sample(
+    id=record.text("id"),
+    video=record.text("video"),
+    question=record.text("question"),
+    options=record.texts("options"),
+    answer=record.text("answer"),
+    problem_type=record.text("problem_type"),
+    frames=frames,
+    times=times,
+    reply=record.text("reply"),
+    reference=reference,
+    steps=steps,
+    alignment=_alignment(record.record("alignment"), len(reference), len(steps))
+    if aligned
+    else None,
+    rewards=record.named_numbers("rewards"),
+    trace_consistency=record.number("trace_consistency") if judged else None,
+  )
+
+
+def _alignment(record: report_json.Record, ref: int, gen: int) -> Alignment:
+  cost, path = record.rows("cost"), record.rows("path")
+  if len(cost) != ref or any(len(row) != gen for row in cost):
+    raise errors.InputError(f"{record.where}: cost should be {ref} reference x {gen} reply steps")
+  inside = all(len(pair) == 2 and pair[0] in range(ref) and pair[1] in range(gen) for pair in path)
+  if not inside:
+    raise errors.InputError(f"{record.where}: path leaves the {ref} x {gen} matrix of costs")
+  distance = record.number("distance") if record.has("distance") else math.inf
+  return Alignment(
+    cost=cost,
+    path=tuple((int(row), int(column)) for row, column in path),
+    distance=distance if math.isfinite(distance) else None,
+  )
+
+
+def _order(stage: str) -> tuple[int, str]:
+  return (STAGES.index(stage) if stage in STAGES else len(STAGES), stage)

@@ -1,0 +1,220 @@
+"""The report's rollouts: a question with its frames, and what the model replied at each evaluation."""
+
+from collections.abc import Sequence
+import re
+
+from vr_jax.eval import report_data, report_markup
+from vr_jax.eval.report_markup import Html, element
+
+OPEN = 3  # the first ones are unfolded
+CELL = 34  # of the alignment matrix, in pixels
+GAP = 2
+ROW_LABEL, COLUMN_LABEL = 250, 150  # pixels beside and above the matrix
+ROW_LETTERS, COLUMN_LETTERS = 34, 24  # of a step, before it is cut
+
+TAG = re.compile(r"(</?(?:think|answer)>)")
+
+
+def rollouts(evaluations: Sequence[report_data.Evaluation]) -> Html:
+  """One card a question; the same question's replies stand next to each other, in the evaluations' order."""
+  questions: dict[str, list[tuple[report_data.Evaluation, report_data.Sample]]] = {}
+  for evaluation in evaluations:
+    for sample in evaluation.samples:
+      questions.setdefault(sample.id, []).append((evaluation, sample))
+  if not questions:
+    return element("p", "No rollouts yet: an evaluation writes them.", class_="missing")
+  cards = [_card(replies, index < OPEN) for index, replies in enumerate(questions.values())]
+  return report_markup.joined(*cards)
+
+
+def _card(replies: list[tuple[report_data.Evaluation, report_data.Sample]], unfolded: bool) -> Html:
+  _, sample = replies[0]
+  marks = [_mark(evaluation, reply) for evaluation, reply in replies]
+  summary = element(
+    "summary", element("span", sample.question, class_="question"), element("span", *marks)
+  )
+  columns = [_reply(evaluation, reply) for evaluation, reply in replies]
+  return element(
+    "details",
+    summary,
+    element("p", f"{sample.problem_type} · {sample.video} · {sample.id}", class_="source"),
+    _strip(sample),
+    _answers(sample),
+    _reference(sample.reference),
+    element("div", *columns, class_="replies"),
+    open=unfolded,
+    class_="rollout",
+    data_id=sample.id,
+  )
+
+
+def _mark(evaluation: report_data.Evaluation, sample: report_data.Sample) -> Html | None:
+  accuracy = sample.rewards.get("accuracy")
+  if accuracy is None:
+    return None
+  tone = "good" if accuracy >= 0.5 else "bad"
+  return element("span", f"{evaluation.title} {accuracy:.2g}", class_=f"mark {tone}")
+
+
+def _strip(sample: report_data.Sample) -> Html:
+  """The frames that the model saw, in order, each with its time."""
+  frames = [
+    element(
+      "figure",
+      element("img", src=f"data:image/jpeg;base64,{frame}", alt=f"frame at {time:g} s"),
+      element("figcaption", f"{time:g} s"),
+    )
+    for frame, time in zip(sample.frames, sample.times, strict=True)
+  ]
+  if not frames:
+    return element("p", "No frames were shown.", class_="missing")
+  return element("div", *frames, class_="strip")
+
+
+def _answers(sample: report_data.Sample) -> Html:
+  """Options with the right one marked, or the right answer in words."""
+  if not sample.options:
+    return element("p", "Answer: ", element("strong", sample.answer), class_="options")
+  right = [
+    option.strip() == sample.answer.strip()
+    or re.match(rf"{re.escape(sample.answer.strip())}\b", option) is not None
+    for option in sample.options
+  ]
+  items = [
+    element("li", option, class_="right" if mark else None)
+    for option, mark in zip(sample.options, right, strict=True)
+  ]
+  return element("ul", *items, class_="options")
+
+
+def _reference(steps: Sequence[report_data.ReferenceStep]) -> Html:
+  if not steps:
+    return element("p", "No reference steps.", class_="missing")
+  items = [
+    element("li", step.text, " ", element("span", f"{step.start:g}–{step.end:g} s", class_="span"))
+    for step in steps
+  ]
+  return element("div", element("h4", "Reference steps"), element("ol", *items), class_="steps")
+
+
+def _reply(evaluation: report_data.Evaluation, sample: report_data.Sample) -> Html:
+  return element(
+    "section",
+    element(
+      "h4", evaluation.title, element("small", f" {evaluation.stage} step {evaluation.step:,}")
+    ),
+    _rewards(sample),
+    element("div", *_highlighted(sample.reply), class_="reply", dir="auto"),
+    _alignment(sample),
+    data_evaluation=evaluation.name,
+  )
+
+
+def _rewards(sample: report_data.Sample) -> Html:
+  scores = dict(sample.rewards)
+  if sample.trace_consistency is not None:
+    scores["trace consistency"] = sample.trace_consistency
+  chips = [
+    element("span", name.replace("_", " "), " ", element("b", f"{value:.2f}"), class_="chip")
+    for name, value in scores.items()
+  ]
+  return element("div", *chips, class_="chips")
+
+
+def _highlighted(reply: str) -> list[Html]:
+  """The reply with its tags set apart and what stands inside them coloured; any text is cut without loss."""
+  parts, inside = [], "outside"
+  for piece in TAG.split(reply):
+    if TAG.fullmatch(piece):
+      parts.append(element("span", piece, class_="tag"))
+      inside = "outside" if piece.startswith("</") else piece.strip("<>")
+    elif piece:
+      parts.append(element("span", piece, class_=inside))
+  return parts or [element("span", "(an empty reply)", class_="missing")]
+
+
+def _alignment(sample: report_data.Sample) -> Html:
+  """The matrix of step costs with the path of the alignment, or why there is none."""
+  alignment = sample.alignment
+  if alignment is None or not sample.reference or not sample.steps:
+    return element("p", "No alignment: a trace or a reference without steps.", class_="missing")
+  if alignment.distance is None:
+    outcome = f"none exists with {len(sample.steps)} steps for {len(sample.reference)}; reward 0"
+  else:
+    outcome = f"mean cost {alignment.distance:.3f}"
+  return element(
+    "figure",
+    element("figcaption", element("b", "Alignment"), f" · {outcome}"),
+    element("div", _matrix(alignment, sample), class_="scroll"),
+    element(
+      "p", "Darker: closer in wording. Rows: reference steps; columns: the reply's.", class_="note"
+    ),
+    class_="alignment",
+  )
+
+
+def _matrix(alignment: report_data.Alignment, sample: report_data.Sample) -> Html:
+  rows, columns = len(sample.reference), len(sample.steps)
+  width, height = ROW_LABEL + columns * CELL + 90, COLUMN_LABEL + rows * CELL + GAP
+  cells = [
+    element(
+      "rect",
+      x=ROW_LABEL + column * CELL,
+      y=COLUMN_LABEL + row * CELL,
+      width=CELL - GAP,
+      height=CELL - GAP,
+      rx=3,
+      fill_opacity=f"{0.06 + 0.94 * (1 - min(max(cost, 0.0), 1.0)):.3f}",
+      class_="cell",
+      data_tip=f"cost {cost:.2f}\n{sample.reference[row].text}\n{sample.steps[column]}",
+    )
+    for row, costs in enumerate(alignment.cost)
+    for column, cost in enumerate(costs)
+  ]
+  centre = (CELL - GAP) / 2
+  points = [
+    (ROW_LABEL + column * CELL + centre, COLUMN_LABEL + row * CELL + centre)
+    for row, column in alignment.path
+  ]
+  line = " ".join(f"{x:g},{y:g}" for x, y in points)
+  return element(
+    "svg",
+    *_row_labels(sample),
+    *_column_labels(sample),
+    *cells,
+    element("polyline", points=line, class_="path") if points else None,
+    *[element("circle", cx=f"{x:g}", cy=f"{y:g}", r=5, class_="node") for x, y in points],
+    viewBox=f"0 0 {width} {height}",
+    width=width,
+    height=height,
+    role="img",
+    aria_label=f"alignment of {rows} reference steps with {columns} generated steps",
+    class_="matrix",
+  )
+
+
+def _row_labels(sample: report_data.Sample) -> list[Html]:
+  return [
+    element(
+      "text",
+      f"{row + 1}  {_cut(step.text, ROW_LETTERS)}",
+      x=ROW_LABEL - 8,
+      y=COLUMN_LABEL + row * CELL + (CELL - GAP) / 2,
+      dy="0.34em",
+      class_="row",
+    )
+    for row, step in enumerate(sample.reference)
+  ]
+
+
+def _column_labels(sample: report_data.Sample) -> list[Html]:
+  labels = []
+  for column, step in enumerate(sample.steps):
+    x, y = ROW_LABEL + column * CELL + CELL / 2, COLUMN_LABEL - 8
+    text = f"{column + 1}  {_cut(step, COLUMN_LETTERS)}"
+    labels.append(element("text", text, x=x, y=y, transform=f"rotate(-52 {x:g} {y:g})"))
+  return labels
+
+
+def _cut(text: str, letters: int) -> str:
+  return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"

@@ -1,0 +1,170 @@
+"""The report's results: a few large numbers, then every metric of every evaluation side by side."""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+
+from vr_jax.eval import report_data, report_markup
+from vr_jax.eval.report_markup import Html, element
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Metric:
+  """How a metric is shown. better: +1 higher is better, -1 lower is, 0 neither."""
+
+  title: str
+  note: str = ""
+  percent: bool = True
+  digits: int = 1
+  better: int = 1
+
+
+METRICS = {
+  "accuracy": Metric(title="Accuracy"),
+  "process_reward": Metric(
+    title="Process reward",
+    note="PRR: reasoning steps aligned with the reference, 0 to 1",
+    percent=False,
+    digits=3,
+  ),
+  "trace_consistency": Metric(
+    title="Trace consistency", note="claims of the trace that the true states confirm"
+  ),
+  "think_answer_mismatch": Metric(
+    title="Think-answer mismatch", note="answers that their own trace contradicts", better=-1
+  ),
+  "format": Metric(title="Right format"),
+  "blind_accuracy": Metric(title="Blind accuracy", note="no frames shown", better=0),
+  "shuffled_accuracy": Metric(
+    title="Shuffled-frame accuracy", note="frames out of order", better=0
+  ),
+  "reply_tokens": Metric(title="Reply tokens", percent=False, better=0),
+}
+HEADLINES = ("accuracy", "process_reward", "trace_consistency")
+ABSENT = "–"
+
+
+def results(evaluations: Sequence[report_data.Evaluation]) -> Html:
+  """Large numbers and the table; a line that says so where nothing is evaluated yet."""
+  if not evaluations:
+    return element("p", "No evaluation yet: run with --mode=eval.", class_="missing")
+  return report_markup.joined(_headlines(evaluations), _table(evaluations))
+
+
+def _headlines(evaluations: Sequence[report_data.Evaluation]) -> Html:
+  first, last = evaluations[0], evaluations[-1]
+  cards = []
+  for name in HEADLINES:
+    if not _known(last, name):
+      continue
+    metric = METRICS[name]
+    before = None
+    if first is not last and _known(first, name):
+      before = element("span", _format(metric, first.metrics[name]), " → ", class_="from")
+    cards.append(
+      element(
+        "div",
+        element("div", metric.title, class_="label"),
+        element("div", before, _format(metric, last.metrics[name]), class_="number"),
+        class_="card",
+      )
+    )
+  return element("div", *cards, class_="cards")
+
+
+def _table(evaluations: Sequence[report_data.Evaluation]) -> Html:
+  compared = len(evaluations) > 1
+  heads = [
+    element(
+      "th",
+      each.title,
+      element("small", f"{each.stage} step {each.step:,} · {each.examples:,} questions"),
+      scope="col",
+    )
+    for each in evaluations
+  ]
+  change = element("th", "Change", element("small", "first to last"), scope="col")
+  rows = [_row(name, evaluations) for name in _row_names(evaluations)]
+  return element(
+    "div",
+    element(
+      "table",
+      element("thead", element("tr", element("td"), *heads, change if compared else None)),
+      element("tbody", *rows),
+      class_="results",
+    ),
+    element(
+      "p",
+      "± is the half width of the 95 % confidence interval. A change is coloured only where it is larger than the"
+      " intervals of both sides together.",
+      class_="note",
+    ),
+    class_="scroll",
+  )
+
+
+def _row_names(evaluations: Sequence[report_data.Evaluation]) -> list[str]:
+  """Known metrics in the order of METRICS, each followed by its parts (`accuracy/numerical`); then the others."""
+  present = {name for each in evaluations for name in each.metrics if not _is_interval(name)}
+  ranks = {name: rank for rank, name in enumerate(METRICS)}
+  return sorted(present, key=lambda name: (ranks.get(name.split("/")[0], len(ranks)), name))
+
+
+def _row(name: str, evaluations: Sequence[report_data.Evaluation]) -> Html:
+  head, _, part = name.partition("/")
+  metric = METRICS.get(head, _unknown(head, part))
+  title = element("span", part or metric.title, class_="part" if part else None)
+  note = element("small", metric.note) if metric.note and not part else None
+  cells = [
+    element("td", _format(metric, each.metrics.get(name, math.nan)), _spread(metric, each, name))
+    for each in evaluations
+  ]
+  change = _change(metric, name, evaluations) if len(evaluations) > 1 else None
+  header = element("th", title, note, scope="row")
+  return element("tr", header, *cells, change, data_metric=name, class_="sub" if part else None)
+
+
+def _unknown(head: str, part: str) -> Metric:
+  title = " · ".join(filter(None, (head, part))).replace("_", " ")
+  return Metric(title=title.capitalize(), percent=False, digits=3, better=0)
+
+
+def _change(metric: Metric, name: str, evaluations: Sequence[report_data.Evaluation]) -> Html:
+  first, last = evaluations[0], evaluations[-1]
+  if not (_known(first, name) and _known(last, name)):
+    return element("td", ABSENT)
+  difference = last.metrics[name] - first.metrics[name]
+  spread = math.hypot(_interval(first, name), _interval(last, name))  # nan where a side has none
+  tone = None
+  if metric.better and abs(difference) > spread:
+    tone = "good" if difference * metric.better > 0 else "bad"
+  sign = "+" if difference > 0 else "−" if difference < 0 else "±"
+  text = sign + _format(metric, abs(difference)).replace("%", "points")
+  return element("td", text, class_=tone)
+
+
+def _spread(metric: Metric, evaluation: report_data.Evaluation, name: str) -> Html | None:
+  interval = _interval(evaluation, name)
+  if math.isnan(interval) or not _known(evaluation, name):
+    return None
+  return element("span", "± " + _format(metric, interval).removesuffix(" %"), class_="interval")
+
+
+def _interval(evaluation: report_data.Evaluation, name: str) -> float:
+  """The interval of `accuracy` is `accuracy_interval`, that of `accuracy/OCR` is `accuracy_interval/OCR`."""
+  head, slash, part = name.partition("/")
+  return evaluation.metrics.get(f"{head}_interval{slash}{part}", math.nan)
+
+
+def _is_interval(name: str) -> bool:
+  return name.split("/")[0].endswith("_interval")
+
+
+def _known(evaluation: report_data.Evaluation, name: str) -> bool:
+  return math.isfinite(evaluation.metrics.get(name, math.nan))
+
+
+def _format(metric: Metric, value: float) -> str:
+  if not math.isfinite(value):
+    return ABSENT
+  return f"{100 * value:.{metric.digits}f} %" if metric.percent else f"{value:.{metric.digits}f}"
