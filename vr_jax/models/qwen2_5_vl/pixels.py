@@ -1,0 +1,89 @@
+"""From pictures to patches: Qwen2.5-VL's size rule, resampling, normalisation and order, on the host."""
+
+import math
+
+from jaxtyping import Float, UInt8
+import numpy as np
+from PIL import Image
+
+from vr_jax import errors
+from vr_jax.models.qwen2_5_vl import config as config_lib
+
+# Mean and standard deviation of CLIP's training images, in units of full intensity.
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+LONGEST_SHAPE = 200
+
+
+def smart_resize(
+  height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+  """The size (pixels) at which a frame is shown: multiples of `factor`, aspect ratio nearly kept.
+
+  Sides are rounded to the nearest multiple; where the area then leaves the budget, both are scaled to it, rounding
+  inwards. A side is never less than `factor`.
+
+  Raises:
+    InputError: a frame more than 200 times as long as it is wide.
+
+  Source: Hugging Face transformers, `smart_resize` of Qwen2-VL.
+  """
+  if max(height, width) > LONGEST_SHAPE * min(height, width):
+    raise errors.InputError(
+      f"frame of {height}x{width} pixels: one side is over {LONGEST_SHAPE} times the other; crop it"
+    )
+  new_height = round(height / factor) * factor
+  new_width = round(width / factor) * factor
+  if new_height * new_width > max_pixels:
+    shrink = math.sqrt(height * width / max_pixels)
+    new_height = max(factor, math.floor(height / shrink / factor) * factor)
+    new_width = max(factor, math.floor(width / shrink / factor) * factor)
+  elif new_height * new_width < min_pixels:
+    stretch = math.sqrt(min_pixels / (height * width))
+    new_height = math.ceil(height * stretch / factor) * factor
+    new_width = math.ceil(width * stretch / factor) * factor
+  return new_height, new_width
+
+
+def resample(
+  frames: UInt8[np.ndarray, "frames height width 3"], height: int, width: int
+) -> UInt8[np.ndarray, "frames new_height new_width 3"]:
+  """Bicubic with antialiasing, each frame alone, rounded to 8 bits."""
+  if frames.shape[1:3] == (height, width):
+    return frames
+  resized = [
+    np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+    for frame in frames
+  ]
+  return np.stack(resized)
+
+
+def patchify(
+  frames: UInt8[np.ndarray, "frames height width 3"], config: config_lib.VisionConfig
+) -> Float[np.ndarray, "steps patches patch_dim"]:
+  """Normalised patches of each temporal patch, in merge order; a last odd frame is repeated.
+
+  Height and width are multiples of `config.pixel_factor`. Numbers of a patch are ordered channel, frame, row, column.
+  """
+  span, merge, size = config.temporal_patch_size, config.spatial_merge_size, config.patch_size
+  missing = -len(frames) % span
+  if missing:
+    frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
+  count, height, width, _ = frames.shape
+  blocks = frames.reshape(
+    count // span,
+    span,
+    height // size // merge,
+    merge,
+    size,
+    width // size // merge,
+    merge,
+    size,
+    3,
+  )
+  # steps, block row, block column, row in block, column in block, channel, frame, pixel row, pixel column
+  blocks = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+  per_channel = (3, 1, 1, 1)
+  scaled = blocks.astype(np.float32) - (255 * MEAN).reshape(per_channel)
+  scaled /= (255 * STD).reshape(per_channel)
+  return scaled.reshape(count // span, -1, config.patch_dim)

@@ -1,0 +1,85 @@
+"""Where tokens stand: multimodal rotary positions of a prompt, and rows, columns and windows of patches.
+
+Source: Qwen2.5-VL, arXiv 2502.13923, section 2.1 (absolute time, window attention); rounding and order as in Hugging
+Face transformers (`get_rope_index`, `get_vision_window_index`).
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+from jaxtyping import Int
+import numpy as np
+
+from vr_jax import records
+from vr_jax.models.qwen2_5_vl import config as config_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+  """The patches of one image or video: temporal patches, rows and columns of patches of `patch_size`."""
+
+  kind: records.Kind  # IMAGE or VIDEO
+  frames: int
+  height: int
+  width: int
+  seconds: float = 1.0  # between two temporal patches; of a video only
+
+  def tokens(self, config: config_lib.VisionConfig) -> int:
+    """Media tokens of the whole grid."""
+    return self.frames * self.height * self.width // config.merge_unit
+
+
+def rope_index(
+  kind: Int[np.ndarray, "prefix"], grids: Sequence[Grid], config: config_lib.VisionConfig
+) -> tuple[Int[np.ndarray, "3 prefix"], int]:
+  """Positions (time, height, width) of every token of a prompt, and that of the first token after it.
+
+  Text counts up on all three axes. A medium starts where text left off; its time counts `tokens_per_second` a
+  second, its height and width count media tokens. The text after it goes on behind its longer side, even where the
+  last times of a long video lie further on; the reply starts behind the largest position of all.
+
+  `grids` are the media in order of appearance; each stands in one unbroken run of its kind.
+  """
+  positions = np.zeros((3, kind.size), np.int32)
+  is_media = np.isin(kind, (records.Kind.IMAGE, records.Kind.VIDEO))
+  start, here = 0, 0
+  for grid in grids:
+    run = here + int(np.argmax(is_media[here:]))
+    positions[:, here:run] = start + np.arange(run - here)
+    start += run - here
+    here = run + grid.tokens(config)
+    positions[:, run:here] = start + _grid_positions(grid, config)
+    start += max(grid.height, grid.width) // config.spatial_merge_size
+  positions[:, here:] = start + np.arange(kind.size - here)
+  return positions, int(positions.max(initial=-1)) + 1
+
+
+def _grid_positions(grid: Grid, config: config_lib.VisionConfig) -> Int[np.ndarray, "3 tokens"]:
+  """Positions of a medium's tokens from its start. Time is cut to whole steps in float32, as the reference does."""
+  merge = config.spatial_merge_size
+  still = grid.kind == records.Kind.IMAGE
+  step = 1.0 if still else config.tokens_per_second * np.float32(grid.seconds)
+  time = (np.arange(grid.frames, dtype=np.float32) * np.float32(step)).astype(np.int32)
+  rows, columns = np.arange(grid.height // merge), np.arange(grid.width // merge)
+  axes = np.meshgrid(time, rows, columns, indexing="ij")
+  return np.stack([axis.reshape(-1) for axis in axes]).astype(np.int32)
+
+
+def patch_rows(
+  height: int, width: int, config: config_lib.VisionConfig
+) -> Int[np.ndarray, "patches 2"]:
+  """Row and column of each patch of a frame, in merge order: the patches of one media token stand together."""
+  merge = config.spatial_merge_size
+  rows, columns = np.divmod(np.arange(height * width, dtype=np.int32), width)
+  order = np.arange(height * width).reshape(height // merge, merge, width // merge, merge)
+  order = order.transpose(0, 2, 1, 3).reshape(-1)
+  return np.stack([rows, columns], axis=-1)[order]
+
+
+def patch_windows(
+  rows: Int[np.ndarray, "patches 2"], config: config_lib.VisionConfig
+) -> Int[np.ndarray, "patches"]:
+  """Which attention window of its frame each patch lies in: squares of `window_size` pixels, cut off at the border."""
+  window = rows // (config.spatial_merge_size * config.window_tokens)
+  across = window[:, 1].max(initial=0) + 1
+  return (window[:, 0] * across + window[:, 1]).astype(np.int32)
