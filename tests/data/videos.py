@@ -1,0 +1,71 @@
+"""Small video files of every kind, good and bad, drawn for the tests of the data room."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from jaxtyping import UInt8
+import numpy as np
+
+
+def picture(index: int, *, size: int = 64) -> UInt8[np.ndarray, "size size 3"]:
+  """Frame `index` of every test video: a grey that says the index, with a red mark in the upper left."""
+  image = np.full((size, size, 3), 10 + 3 * (index % 80), np.uint8)
+  image[: size // 4, : size // 4] = (220, 20, 20)
+  return image
+
+
+def write(
+  path: Path,
+  *,
+  frames: int = 80,
+  fps: int = 8,
+  size: int = 64,
+  start: float = 0.0,
+  times: list[float] | None = None,
+  container_options: dict[str, str] | None = None,
+) -> Path:
+  """An H.264 file; `times` (seconds) replaces the even frame times."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with av.open(str(path), "w", options=container_options or {}) as container:
+    stream = container.add_stream("libx264", rate=fps, options={"crf": "10"})
+    stream.width = stream.height = size
+    stream.pix_fmt = "yuv420p"
+    stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+    for index in range(frames):
+      time = times[index] if times else start + index / fps
+      frame = av.VideoFrame.from_ndarray(picture(index, size=size), format="rgb24")
+      frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+  return path
+
+
+def write_audio(path: Path) -> Path:
+  """An .mp4 of a second of silence."""
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream("aac", rate=16000, layout="mono")
+    for _ in range(16):
+      silence = np.zeros((1, 1024), np.float32)
+      frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+      frame.sample_rate = 16000
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+  return path
+
+
+def damage(path: Path, *, start: float, length: int) -> Path:
+  """Flips `length` bytes of a file from the fraction `start` of it on."""
+  data = bytearray(path.read_bytes())
+  begin = int(len(data) * start)
+  for index in range(begin, begin + length):
+    data[index] ^= 0x5A
+  path.write_bytes(data)
+  return path
+
+
+def truncate(path: Path, fraction: float) -> Path:
+  """Cuts a file off."""
+  data = path.read_bytes()
+  path.write_bytes(data[: int(len(data) * fraction)])
+  return path

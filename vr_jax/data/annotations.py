@@ -1,0 +1,276 @@
+"""Annotation files: what they may say, checked where it enters, as records.Example.
+
+Two families of records are read, told apart by their fields: ours (docs/data.md) and that of Video-R1. A file holds one
+JSON object a line, or one JSON list of objects.
+"""
+
+from collections.abc import Callable, Iterator, Set
+import dataclasses
+import difflib
+import json
+import math
+from pathlib import Path, PurePosixPath
+import re
+from typing import Any
+
+from vr_jax import records
+from vr_jax.data import video_r1
+from vr_jax.errors import InputError
+
+# Times are kept to the microsecond, on disk as integers.
+MICROSECONDS = 1_000_000
+
+_REQUIRED = ("id", "video", "question", "answer", "problem_type")
+_OPTIONAL = ("options", "shown", "masked", "relevant", "states", "steps", "source")
+_OPTION = re.compile(r"\s*([A-Z])[.):]\s*\S")
+
+BadRecord = Callable[[str, InputError], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Annotation:
+  """A record that is right in itself; `placed` checks it against its video.
+
+  `where` is its file and line. Where the file does not say what is shown, or of what time a step speaks, the span ends
+  at infinity.
+  """
+
+  where: str
+  example: records.Example
+
+
+def read(path: Path, videos: Set[str], *, on_bad: BadRecord) -> list[Annotation]:
+  """All good records of an annotation file.
+
+  Args:
+    path: JSON lines, or one JSON list.
+    videos: names of the video files that a record may point to.
+    on_bad: called with file:line and the error of each bad record; may raise it.
+
+  Raises:
+    InputError: the file cannot be read or holds no record; whatever `on_bad` raises.
+  """
+  annotations, seen = [], {}
+  for where, parse in _entries(path):
+    try:
+      example = _example(parse(), where)
+      if example.video not in videos:
+        raise InputError(
+          f"{where}: field 'video': there is no file {example.video!r} among the videos"
+        )
+      if example.id in seen:
+        raise InputError(f"{where}: field 'id': {example.id!r} is taken by {seen[example.id]}")
+    except InputError as error:
+      on_bad(where, error)
+      continue
+    seen[example.id] = where
+    annotations.append(Annotation(where=where, example=example))
+  return annotations
+
+
+def placed(annotation: Annotation, duration: float, *, tolerance: float) -> records.Example:
+  """The example, once all its times lie within a video of `duration` seconds (plus `tolerance`).
+
+  What is shown defaults to the whole video, and a step without times spans what is shown.
+
+  Raises:
+    InputError: a span ends, or a state is, after the end of the video; what is shown overlaps what is masked.
+  """
+  example, where = annotation.example, annotation.where
+  if math.isinf(example.shown.end):
+    whole = records.Span(start=0.0, end=_microsecond(duration))
+    example = dataclasses.replace(example, shown=whole)
+  shown = dataclasses.asdict(example.shown)
+  steps = tuple(
+    dataclasses.replace(step, **shown) if math.isinf(step.end) else step for step in example.steps
+  )
+  example = dataclasses.replace(example, steps=steps)
+  ends = [("shown", example.shown.end), *(("relevant", span.end) for span in example.relevant)]
+  ends += [("masked", example.masked.end)] if example.masked else []
+  ends += [("steps", step.end) for step in example.steps]
+  ends += [("states", state.time) for state in example.states]
+  for field, end in ends:
+    if end > duration + tolerance:
+      raise InputError(
+        f"{where}: field {field!r}: {end:g} s is outside the video {example.video!r} of {duration:g} s"
+      )
+  masked = example.masked
+  if masked and masked.start < example.shown.end and example.shown.start < masked.end:
+    raise InputError(f"{where}: field 'masked': overlaps what is shown; say what is 'shown'")
+  return example
+
+
+def _entries(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+  """The place of each record, and what parses it (or raises InputError)."""
+  try:
+    text = path.read_text(encoding="utf-8-sig")
+  except FileNotFoundError as error:
+    raise InputError(f"{path}: there is no such annotation file") from error
+  except UnicodeDecodeError as error:
+    raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+  except OSError as error:
+    raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+  if not text.strip():
+    raise InputError(f"{path}: holds no annotations")
+  if text.lstrip().startswith("["):
+    values = _json(text, str(path))
+    for index, value in enumerate(values):
+      yield f"{path}: record {index}", lambda value=value: value
+    return
+  # Not splitlines: JSON strings may hold U+2028 and its like.
+  for number, line in enumerate(text.split("\n"), start=1):
+    if line.strip():
+      where = f"{path}:{number}"
+      yield where, lambda line=line, where=where: _json(line, where)
+
+
+def _json(text: str, where: str) -> Any:
+  try:
+    return json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise InputError(f"{where}: is not JSON: {error}") from error
+
+
+def _example(value: Any, where: str) -> records.Example:
+  if not isinstance(value, dict):
+    raise InputError(f"{where}: is {_kind(value)}, not a JSON object")
+  if video_r1.is_record(value):
+    value = video_r1.to_record(value, where)
+  for field in _REQUIRED:
+    if field not in value:
+      raise InputError(f"{where}: field {field!r} is missing")
+  for field in value:
+    _check_spelling(field, where)
+  problem_type = _text(value["problem_type"], "problem_type", where)
+  if problem_type not in records.PROBLEM_TYPES:
+    known = ", ".join(records.PROBLEM_TYPES)
+    raise InputError(f"{where}: field 'problem_type': {problem_type!r} is none of {known}")
+  options = tuple(_text(option, "options", where) for option in _list(value, "options", where))
+  answer = _text(value["answer"], "answer", where)
+  _check_answer(answer, options, problem_type, where)
+  whole = records.Span(start=0.0, end=math.inf)
+  return records.Example(
+    id=_text(value["id"], "id", where),
+    video=_video_name(_text(value["video"], "video", where), where),
+    question=_text(value["question"], "question", where),
+    options=options,
+    answer=answer,
+    problem_type=problem_type,
+    shown=whole if value.get("shown") is None else _span(value["shown"], "shown", where),
+    masked=None if value.get("masked") is None else _span(value["masked"], "masked", where),
+    relevant=tuple(_span(span, "relevant", where) for span in _list(value, "relevant", where)),
+    steps=tuple(_step(step, where) for step in _list(value, "steps", where)),
+    states=tuple(_state(state, where) for state in _list(value, "states", where)),
+    source=_text(value["source"], "source", where) if value.get("source") else "",
+  )
+
+
+def _check_spelling(field: str, where: str) -> None:
+  """Own fields of the user are left alone, but one that looks like ours is a slip of the pen."""
+  known = (*_REQUIRED, *_OPTIONAL)
+  if field not in known and (near := difflib.get_close_matches(field, known, n=1, cutoff=0.8)):
+    raise InputError(f"{where}: field {field!r} is unknown; is {near[0]!r} meant?")
+
+
+def _check_answer(answer: str, options: tuple[str, ...], problem_type: str, where: str) -> None:
+  if problem_type != "multiple choice":
+    if options:
+      raise InputError(f"{where}: field 'options': a {problem_type} question has none")
+    return
+  letters = []
+  for option in options:
+    match = _OPTION.match(option)
+    if not match:
+      raise InputError(
+        f"{where}: field 'options': {option!r} does not begin with a letter as 'A. '"
+      )
+    letters.append(match.group(1))
+  if len(letters) < 2 or len(set(letters)) < len(letters):
+    raise InputError(f"{where}: field 'options': two or more with letters of their own are needed")
+  if answer not in letters:
+    raise InputError(
+      f"{where}: field 'answer': {answer!r} is none of the options {', '.join(letters)}"
+    )
+
+
+def _video_name(name: str, where: str) -> str:
+  path = PurePosixPath(name)
+  if path.is_absolute() or ".." in path.parts:
+    raise InputError(f"{where}: field 'video': {name!r} is not a path below the video directory")
+  return path.as_posix()
+
+
+def _step(value: Any, where: str) -> records.Step:
+  if isinstance(value, dict) and "start" not in value and "end" not in value:
+    value = _object(value, "steps", ("text",), where)
+    return records.Step(text=_text(value["text"], "steps", where), start=0.0, end=math.inf)
+  value = _object(value, "steps", ("text", "start", "end"), where)
+  # A step may speak of an instant, where a span of frames may not be empty.
+  span = _span([value["start"], value["end"]], "steps", where, empty=True)
+  return records.Step(text=_text(value["text"], "steps", where), start=span.start, end=span.end)
+
+
+def _state(value: Any, where: str) -> records.State:
+  value = _object(value, "states", ("object", "time", "attribute", "value"), where)
+  return records.State(
+    object=_text(value["object"], "states", where),
+    time=_seconds(value["time"], "states", where),
+    attribute=_text(value["attribute"], "states", where),
+    value=_text(value["value"], "states", where),
+  )
+
+
+def _object(value: Any, field: str, keys: tuple[str, ...], where: str) -> dict[str, Any]:
+  if not isinstance(value, dict) or any(key not in value for key in keys):
+    raise InputError(f"{where}: field {field!r}: needs objects with {', '.join(keys)}")
+  return value
+
+
+def _list(value: dict[str, Any], field: str, where: str) -> list:
+  entry = value.get(field)
+  if entry is None:
+    return []
+  if not isinstance(entry, list):
+    raise InputError(f"{where}: field {field!r}: is {_kind(entry)}, not a list")
+  return entry
+
+
+def _span(value: Any, field: str, where: str, *, empty: bool = False) -> records.Span:
+  if not isinstance(value, list) or len(value) != 2:
+    raise InputError(f"{where}: field {field!r}: needs [start, end] in seconds")
+  start, end = (_seconds(time, field, where) for time in value)
+  if end < start or (end == start and not empty):
+    raise InputError(f"{where}: field {field!r}: [{start:g}, {end:g}] does not end after it starts")
+  return records.Span(start=start, end=end)
+
+
+def _seconds(value: Any, field: str, where: str) -> float:
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    raise InputError(f"{where}: field {field!r}: a time is {_kind(value)}, not a number of seconds")
+  if not 0 <= value < 1e9:
+    raise InputError(f"{where}: field {field!r}: {value} is not a time within a video")
+  return _microsecond(float(value))
+
+
+def _microsecond(seconds: float) -> float:
+  return round(seconds * MICROSECONDS) / MICROSECONDS
+
+
+def _text(value: Any, field: str, where: str) -> str:
+  # Numbers stand where texts are meant in many a file: ids and numerical answers.
+  if isinstance(value, int | float) and not isinstance(value, bool):
+    value = str(value)
+  if not isinstance(value, str):
+    raise InputError(f"{where}: field {field!r}: is {_kind(value)}, not a text")
+  if not value.strip():
+    raise InputError(f"{where}: field {field!r} is empty")
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:
+    raise InputError(f"{where}: field {field!r}: holds half a surrogate pair") from error
+  return value
+
+
+def _kind(value: Any) -> str:
+  names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+  return names.get(type(value), "null" if value is None else "a number")

@@ -1,0 +1,106 @@
+"""Batches: examples and their frames, shuffled, sharded by process and read ahead, by Grain."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import grain
+from jaxtyping import Float, Int, UInt8
+import numpy as np
+
+from vr_jax import records
+from vr_jax.data import examples, frame_store, sampling
+from vr_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip:
+  """One example with the frames that the model sees of it: RGB, their times in seconds, their indices in the store."""
+
+  example: records.Example
+  frames: UInt8[np.ndarray, "frames height width 3"]
+  timestamps: Float[np.ndarray, "frames"]
+  frame_indices: Int[np.ndarray, "frames"]
+
+
+def batches(
+  source: examples.ExampleSource,
+  store: frame_store.FrameStore,
+  *,
+  seed: int,
+  batch_size: int,
+  sampling: sampling.Rule,
+  transform: Callable[[Clip], Any],
+  process_index: int = 0,
+  process_count: int = 1,
+  shuffle: bool = True,
+  repeat: bool = True,
+  threads: int = 2,
+) -> grain.DatasetIterator:
+  """An iterator over lists of `batch_size` transformed clips.
+
+  `get_state()` gives a small JSON-able dict that says how many examples were handed out; after `set_state(state)`, on an
+  iterator made with the same arguments, exactly the batches follow that would have followed. Threads and what they
+  have read ahead leave no trace in it.
+
+  Processes take every `process_count`-th example of one common order, so within an epoch they share no example and
+  leave none out. Their shares may differ by one example: with `repeat=False` count the batches before a collective.
+
+  Args:
+    source: of one split.
+    store: that holds the videos of the split.
+    seed: of the shuffling, 0 to 2^32 - 1; every epoch has an order of its own.
+    batch_size: of this process.
+    sampling: which frames of what is shown.
+    transform: from a clip to whatever the batch holds; runs in the prefetching threads and must not return None.
+    process_index: of this process.
+    process_count: how many share the examples.
+    shuffle: False keeps the order of the source.
+    repeat: epoch after epoch without end; an epoch's last examples and the next one's first share a batch. False ends
+      after one epoch, and the last batch may be smaller.
+    threads: that read ahead; 0 reads when asked.
+
+  Raises:
+    InputError: at once, when a process would have no example, or the rule samples faster than the store holds; from
+      the iterator, when a clip is too short for the rule or a stored record is damaged.
+  """
+  _check(source, store, sampling, process_count)
+  dataset = grain.MapDataset.source(source)
+  if shuffle:
+    dataset = dataset.shuffle(seed=seed)
+  dataset = dataset[process_index::process_count]
+  if repeat:
+    dataset = dataset.repeat()
+  dataset = dataset.map(lambda example: transform(load_clip(example, store, sampling)))
+  ahead = grain.ReadOptions(
+    num_threads=threads, prefetch_buffer_size=2 * max(batch_size, threads) if threads else 0
+  )
+  return iter(dataset.to_iter_dataset(ahead).batch(batch_size, batch_fn=list))
+
+
+def load_clip(example: records.Example, store: frame_store.FrameStore, rule: sampling.Rule) -> Clip:
+  """Reads the frames that `rule` takes of what is shown; raises InputError as `batches` says."""
+  where = f"example {example.id!r} of video {example.video!r}"
+  timestamps = store.timestamps(example.video)
+  indices = sampling.choose(timestamps, example.shown, rule, where=where)
+  return Clip(
+    example=example,
+    frames=store.read(example.video, indices),
+    timestamps=timestamps[indices],
+    frame_indices=indices,
+  )
+
+
+def _check(
+  source: examples.ExampleSource,
+  store: frame_store.FrameStore,
+  rule: sampling.Rule,
+  process_count: int,
+) -> None:
+  if len(source) < process_count:
+    raise InputError(f"{source}: {len(source)} examples are too few for {process_count} processes")
+  if isinstance(rule, sampling.Rate) and rule.fps > store.fps:
+    raise InputError(
+      f"frame sampling: {rule.fps:g} frames a second are more than the {store.fps:g} stored; "
+      "sample slower, or ingest at a higher fps"
+    )

@@ -1,0 +1,198 @@
+"""Examples on disk: the TFDS dataset `moss_video`, in ArrayRecord files, written and read without TensorFlow.
+
+TFDS' own builders prepare a dataset with TensorFlow; its sequential writer, given ArrayRecord as the format, does not,
+and what it writes is what `tfds.builder_from_directory(...).as_data_source(split)` reads.
+
+A tf.Example holds float32 only, which is too coarse for times within a long video: times are int64 microseconds.
+"""
+
+from collections.abc import Mapping, Sequence
+import hashlib
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from vr_jax import records
+from vr_jax.data import annotations
+from vr_jax.errors import InputError
+
+NAME = "moss_video"
+VERSION = "1.0.0"
+SPLITS = ("train", "validation", "test")
+_EXAMPLES_PER_SHARD = 100_000
+
+
+def split_videos(
+  videos: Sequence[str], fractions: Mapping[str, float], *, seed: int
+) -> dict[str, tuple[str, ...]]:
+  """Videos of each split: no video in two, and shares as exact as whole videos allow.
+
+  Videos are ordered by a hash of seed and name, and cut at the rounded cumulative fractions: the result depends on
+  the set of names, not on their order, and on no library's random numbers.
+
+  Args:
+    videos: names, each once.
+    fractions: of each split, in the order to be cut; they sum to 1.
+    seed: another one gives another split.
+
+  Raises:
+    InputError: fractions that are negative or do not sum to 1.
+  """
+  if any(share < 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-9:
+    raise InputError(f"split fractions {dict(fractions)}: must be 0 or more and sum to 1")
+  ordered = sorted(videos, key=lambda video: hashlib.sha256(f"{seed}/{video}".encode()).digest())
+  bounds = np.round(np.cumsum([0.0, *fractions.values()]) * len(ordered)).astype(int)
+  return {
+    split: tuple(ordered[start:stop])
+    for split, start, stop in zip(fractions, bounds[:-1], bounds[1:], strict=True)
+  }
+
+
+def write(root: Path, splits: Mapping[str, Sequence[records.Example]]) -> None:
+  """Writes `moss_video` below `root`.
+
+  Raises:
+    InputError: the disk does not take the bytes.
+  """
+  directory = _directory(root)
+  try:
+    directory.mkdir(parents=True)
+    writer = tfds.core.SequentialWriter(
+      _dataset_info(directory),
+      max_examples_per_shard=_EXAMPLES_PER_SHARD,
+      file_format="array_record",
+    )
+    writer.initialize_splits(list(splits))
+    writer.add_examples(
+      {split: [_to_features(example) for example in part] for split, part in splits.items()}
+    )
+    writer.close_all()
+  except OSError as error:
+    raise InputError(f"{directory}: cannot write examples: {error.strerror or error}") from error
+  except RuntimeError as error:  # All that ArrayRecord raises.
+    raise InputError(f"{directory}: cannot write examples: {error}") from error
+
+
+class ExampleSource:
+  """Random access to the examples of one split, as Grain reads data sources."""
+
+  def __init__(self, root: Path, split: str):
+    """Opens a split of the dataset that `write` put below `root`; raises InputError where it is not there."""
+    self._where = f"{_directory(root)} ({split})"
+    try:
+      builder = tfds.builder_from_directory(str(_directory(root)))
+      if split not in builder.info.splits:
+        raise InputError(
+          f"{self._where}: there is no such split, but {', '.join(builder.info.splits)}"
+        )
+      # TFDS opens no split without files.
+      empty = builder.info.splits[split].num_examples == 0
+      self._source = () if empty else builder.as_data_source(split)
+    except (OSError, ValueError, RuntimeError) as error:
+      raise InputError(f"{self._where}: cannot be read: {error}; ingest again") from error
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: SupportsIndex) -> records.Example:
+    try:
+      return _from_features(self._source[index])
+    except (RuntimeError, KeyError) as error:
+      raise InputError(
+        f"{self._where}: record {index.__index__()} is damaged: {error}; ingest again"
+      ) from error
+
+  def __repr__(self) -> str:
+    return f"ExampleSource({self._where})"
+
+
+def _directory(root: Path) -> Path:
+  return root / NAME / VERSION
+
+
+def _dataset_info(directory: Path) -> tfds.core.DatasetInfo:
+  text, span = tfds.features.Text(), tfds.features.Tensor(shape=(2,), dtype=np.int64)
+  identity = tfds.core.DatasetIdentity(
+    name=NAME, version=tfds.core.Version(VERSION), data_dir=str(directory), module_name=__name__
+  )
+  return tfds.core.DatasetInfo(
+    builder=identity,
+    description="Questions about videos, with references. Times are microseconds.",
+    features=tfds.features.FeaturesDict(
+      {
+        **{field: text for field in _TEXTS},
+        "options": tfds.features.Sequence(text),
+        "shown": span,
+        "masked": tfds.features.Sequence(span),  # None or one.
+        "relevant": tfds.features.Sequence(span),
+        "steps": tfds.features.Sequence({"text": text, "span": span}),
+        "states": tfds.features.Sequence(
+          {"object": text, "time": np.int64, "attribute": text, "value": text}
+        ),
+      }
+    ),
+  )
+
+
+_TEXTS = ("id", "video", "question", "answer", "problem_type", "source")
+
+
+def _to_features(example: records.Example) -> dict[str, Any]:
+  return {
+    **{field: getattr(example, field) for field in _TEXTS},
+    "options": list(example.options),
+    "shown": _span_to_features(example.shown),
+    "masked": [_span_to_features(example.masked)] if example.masked else [],
+    "relevant": [_span_to_features(span) for span in example.relevant],
+    "steps": [{"text": step.text, "span": _span_to_features(step)} for step in example.steps],
+    "states": [
+      {
+        "object": state.object,
+        "time": round(state.time * annotations.MICROSECONDS),
+        "attribute": state.attribute,
+        "value": state.value,
+      }
+      for state in example.states
+    ],
+  }
+
+
+def _from_features(features: Mapping[str, Any]) -> records.Example:
+  steps, states = features["steps"], features["states"]
+  masked = [_span_from_features(span) for span in features["masked"]]
+  return records.Example(
+    **{field: features[field].decode() for field in _TEXTS},
+    options=tuple(option.decode() for option in features["options"]),
+    shown=_span_from_features(features["shown"]),
+    masked=masked[0] if masked else None,
+    relevant=tuple(_span_from_features(span) for span in features["relevant"]),
+    steps=tuple(
+      records.Step(text=text.decode(), start=_seconds(span[0]), end=_seconds(span[1]))
+      for text, span in zip(steps["text"], steps["span"], strict=True)
+    ),
+    states=tuple(
+      records.State(
+        object=name.decode(),
+        time=_seconds(time),
+        attribute=attribute.decode(),
+        value=value.decode(),
+      )
+      for name, time, attribute, value in zip(
+        states["object"], states["time"], states["attribute"], states["value"], strict=True
+      )
+    ),
+  )
+
+
+def _span_to_features(span: records.Span | records.Step) -> list[int]:
+  return [round(time * annotations.MICROSECONDS) for time in (span.start, span.end)]
+
+
+def _span_from_features(span: np.ndarray) -> records.Span:
+  return records.Span(start=_seconds(span[0]), end=_seconds(span[1]))
+
+
+def _seconds(microseconds: np.integer) -> float:
+  return int(microseconds) / annotations.MICROSECONDS

@@ -1,0 +1,244 @@
+"""The frame store: videos cut to JPEG frames once, then read by (video, index) in any order.
+
+On disk, in one directory:
+
+    frames-00000.array_record   JPEG frames, a record each; a video never straddles two shards
+    times.npz                   timestamp (seconds) and CRC-32 of every record, in the order written
+    index.json                  where each video lies, its size and duration; written last
+"""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+import io
+import json
+from pathlib import Path
+import threading
+import zipfile
+import zlib
+
+from array_record.python import array_record_module
+from jaxtyping import Float, Int, UInt8
+import numpy as np
+from PIL import Image
+
+from vr_jax.data import video_file
+from vr_jax.errors import InputError
+
+_FORMAT = 1
+# JPEG does not compress further, and a group of one record is what makes random access cheap.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+_READER_OPTIONS = "readahead_buffer_size:0"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+  """Where the frames of one video lie: `count` records from `record` on in `shard`; `first` counts over all shards."""
+
+  shard: str
+  record: int
+  first: int
+  count: int
+  height: int
+  width: int
+  duration: float
+
+
+class Writer:
+  """Writes a frame store into an existing, empty directory. Nothing can read it before `close`.
+
+  Every method raises InputError where the disk does not take the bytes.
+  """
+
+  def __init__(self, directory: Path, *, fps: float, shard_megabytes: int):
+    """`fps` is the rate that the videos were cut at; a shard is closed by the video that fills it."""
+    self._directory = directory
+    self._fps = fps
+    self._shard_bytes = shard_megabytes * 2**20
+    self._shard: Path | None = None
+    self._shards = 0
+    self._shard_records = self._written = 0
+    self._records = None
+    self._entries: dict[str, Entry] = {}
+    self._times: list[Float[np.ndarray, "frames"]] = []
+    self._checksums: list[int] = []
+
+  def add(self, video: str, cut: video_file.CutVideo) -> None:
+    """Writes the frames of one video under the name `video`."""
+    if self._shard is None:
+      self._open_shard()
+    self._entries[video] = Entry(
+      shard=self._shard.name,
+      record=self._shard_records,
+      first=len(self._checksums),
+      count=len(cut.jpegs),
+      height=cut.height,
+      width=cut.width,
+      duration=cut.duration,
+    )
+    try:
+      for jpeg in cut.jpegs:
+        self._records.write(jpeg)
+    except RuntimeError as error:  # All that ArrayRecord raises.
+      raise self._disk_error(error) from error
+    self._times.append(cut.timestamps)
+    self._checksums.extend(zlib.crc32(jpeg) for jpeg in cut.jpegs)
+    self._shard_records += len(cut.jpegs)
+    self._written += sum(len(jpeg) for jpeg in cut.jpegs)
+    if self._written >= self._shard_bytes:
+      self._close_shard()
+
+  def close(self) -> None:
+    """Closes the last shard and writes the index."""
+    if self._shard is not None:
+      self._close_shard()
+    try:
+      np.savez(
+        self._directory / "times.npz",
+        timestamps=np.concatenate([*self._times, np.zeros(0)]),
+        checksums=np.array(self._checksums, np.uint32),
+      )
+      videos = {video: dataclasses.asdict(entry) for video, entry in self._entries.items()}
+      index = {"format": _FORMAT, "fps": self._fps, "videos": videos}
+      (self._directory / "index.json").write_text(json.dumps(index, indent=1) + "\n")
+    except OSError as error:
+      raise InputError(f"{self._directory}: cannot write the index: {error.strerror}") from error
+
+  def _open_shard(self) -> None:
+    self._shard = self._directory / f"frames-{self._shards:05d}.array_record"
+    self._shards += 1
+    self._shard_records = self._written = 0
+    self._records = array_record_module.ArrayRecordWriter(str(self._shard), _WRITER_OPTIONS)
+
+  def _close_shard(self) -> None:
+    try:
+      self._records.close()
+    except RuntimeError as error:
+      raise self._disk_error(error) from error
+    self._shard = self._records = None
+
+  def _disk_error(self, error: RuntimeError) -> InputError:
+    return InputError(f"{self._shard}: cannot write frames: {_one_line(error)}")
+
+
+class FrameStore:
+  """Random access to the frames of a store; safe to use from several threads."""
+
+  def __init__(self, directory: Path):
+    """Opens the store in `directory`; raises InputError where there is none or its index is damaged."""
+    self._directory = directory
+    index_path, times_path = directory / "index.json", directory / "times.npz"
+    try:
+      index = json.loads(index_path.read_text())
+      if index["format"] != _FORMAT:
+        raise InputError(f"{index_path}: has format {index['format']}, not {_FORMAT}; ingest again")
+      self.fps = float(index["fps"])
+      self._entries = {video: Entry(**entry) for video, entry in index["videos"].items()}
+    except FileNotFoundError as error:
+      raise InputError(f"{directory}: holds no frame store (no index.json)") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+      raise InputError(f"{index_path}: is damaged: {_one_line(error)}; ingest again") from error
+    try:
+      with np.load(times_path) as arrays:
+        self._timestamps, self._checksums = arrays["timestamps"], arrays["checksums"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+      raise InputError(f"{times_path}: is damaged: {_one_line(error)}; ingest again") from error
+    self._readers: dict[str, array_record_module.ArrayRecordReader] = {}
+    self._lock = threading.Lock()
+
+  @property
+  def videos(self) -> tuple[str, ...]:
+    """Names of the videos, in the order written."""
+    return tuple(self._entries)
+
+  def duration(self, video: str) -> float:
+    """Seconds from the first frame of the video file to the end of its last."""
+    return self._entry(video).duration
+
+  def timestamps(self, video: str) -> Float[np.ndarray, "frames"]:
+    """When each stored frame of `video` is shown: float64 seconds since the first frame, increasing."""
+    entry = self._entry(video)
+    return self._timestamps[entry.first : entry.first + entry.count]
+
+  def read(
+    self, video: str, indices: Sequence[int] | Int[np.ndarray, "frames"]
+  ) -> UInt8[np.ndarray, "frames height width 3"]:
+    """Frames of `video` as RGB, in the order of `indices` (0 is its first stored frame).
+
+    Raises:
+      InputError: the store has no such video, or a record or shard is damaged (both are named).
+      IndexError: an index outside the stored frames of the video.
+    """
+    entry = self._entry(video)
+    frames = np.empty((len(indices), entry.height, entry.width, 3), np.uint8)
+    outside = [int(index) for index in indices if not 0 <= index < entry.count]
+    if outside:
+      raise IndexError(f"{video}: no frame {outside[0]} among {entry.count}")
+    if not len(indices):
+      return frames
+    records = [entry.record + int(index) for index in indices]
+    for position, (record, jpeg) in enumerate(
+      zip(records, self._jpegs(entry, records), strict=True)
+    ):
+      frames[position] = self._decode(entry, record, jpeg)
+    return frames
+
+  def _entry(self, video: str) -> Entry:
+    if video not in self._entries:
+      raise InputError(f"{self._directory}: the frame store has no video {video!r}")
+    return self._entries[video]
+
+  def _jpegs(self, entry: Entry, records: Sequence[int]) -> Sequence[bytes]:
+    path = self._directory / entry.shard
+    try:
+      return self._reader(path).read(records)
+    except (RuntimeError, IndexError) as error:
+      # Which record is at fault shows only when they are asked one by one.
+      for record in records:
+        self._read_one(path, record)
+      raise InputError(f"{path}: cannot be read: {_one_line(error)}") from error
+
+  def _read_one(self, path: Path, record: int) -> None:
+    try:
+      self._reader(path).read([record])
+    except (RuntimeError, IndexError) as error:
+      raise InputError(
+        f"{path}: record {record} is damaged: {_one_line(error)}; ingest again"
+      ) from error
+
+  def _decode(self, entry: Entry, record: int, jpeg: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    where = f"{self._directory / entry.shard}: record {record}"
+    if zlib.crc32(jpeg) != self._checksums[entry.first + record - entry.record]:
+      raise InputError(f"{where} is damaged: its checksum differs; ingest again")
+    frame = np.asarray(Image.open(io.BytesIO(jpeg)))
+    if frame.shape != (entry.height, entry.width, 3):
+      raise InputError(f"{where} has shape {frame.shape}, unlike the index; ingest again")
+    return frame
+
+  def _reader(self, path: Path) -> array_record_module.ArrayRecordReader:
+    with self._lock:
+      if path.name not in self._readers:
+        self._readers[path.name] = array_record_module.ArrayRecordReader(
+          str(path), options=_READER_OPTIONS, file_reader_buffer_size=32768
+        )
+      return self._readers[path.name]
+
+
+def write(
+  directory: Path,
+  videos: Iterable[tuple[str, Path]],
+  *,
+  fps: float,
+  quality: int,
+  max_side: int,
+  shard_megabytes: int,
+) -> FrameStore:
+  """Cuts (name, file) pairs into a new store in `directory`, which exists and is empty; the first bad one stops it."""
+  writer = Writer(directory, fps=fps, shard_megabytes=shard_megabytes)
+  for video, path in videos:
+    writer.add(video, video_file.cut(path, fps=fps, quality=quality, max_side=max_side))
+  writer.close()
+  return FrameStore(directory)
+
+
+def _one_line(error: Exception) -> str:
+  return " ".join(str(error).split())

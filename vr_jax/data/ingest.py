@@ -1,0 +1,246 @@
+"""From a directory of videos and an annotation file to frames and examples, in one call.
+
+On disk, in the output directory:
+
+    frames/              the frame store
+    moss_video/1.0.0/    the examples, a TFDS dataset with splits train, validation and test
+    bad_records.jsonl    with on_bad "skip": what was left out, and why
+    ingest.json          fingerprint of inputs and config, and the report
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from vr_jax import records
+from vr_jax.data import annotations, aside, examples, frame_store, sampling, video_file
+from vr_jax.errors import InputError
+
+_FORMAT = 1
+_REPORT_FILE = "ingest.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+  """What to keep of the videos, and how to split them."""
+
+  fps: float = 2.0  # frames kept a second of video
+  quality: int = 90  # of JPEG, 1 to 95
+  max_side: int = 448  # pixels; larger frames are scaled down
+  shard_megabytes: int = 256
+  validation_fraction: float = 0.1  # of the videos
+  test_fraction: float = 0.1  # of the videos; the rest is for training
+  split_seed: int = 0
+  min_frames: int = (
+    sampling.TEMPORAL_PATCH
+  )  # a question that is shown fewer stored frames is a bad record
+  span_tolerance: float = 0.05  # seconds that an annotated time may lie after the end of its video
+  on_bad: str = "stop"  # or "skip": leave bad videos and records out, count and list them
+
+  def __post_init__(self):
+    if self.on_bad not in ("stop", "skip"):
+      raise InputError(f"data.on_bad: {self.on_bad!r} is neither 'stop' nor 'skip'")
+    if not 1 <= self.quality <= 95:
+      raise InputError(f"data.quality: {self.quality} is not between 1 and 95")
+    for field in ("fps", "max_side", "shard_megabytes", "min_frames"):
+      if not getattr(self, field) > 0:
+        raise InputError(f"data.{field}: {getattr(self, field)} is not above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+  """What an ingestion kept (videos, their frames, examples by split), and what it skipped."""
+
+  videos: int
+  frames: int
+  examples: dict[str, int]
+  skipped_videos: int
+  skipped_records: int
+
+
+class _Bad:
+  """Stops at the first bad video or record, or collects them."""
+
+  def __init__(self, on_bad: str):
+    self._stop = on_bad == "stop"
+    self.found: list[dict[str, str]] = []
+
+  def __call__(self, where: str, error: InputError) -> None:
+    if self._stop:
+      raise error
+    self.found.append({"where": where, "problem": str(error).removeprefix(f"{where}: ")})
+
+
+def ingest(
+  videos: Path,
+  annotations: Path,
+  output: Path,
+  config: IngestConfig,
+  *,
+  progress: Callable[[int, int], None] | None = None,
+) -> Report:
+  """Cuts every video that a question points to, once, and writes frames and examples to `output`.
+
+  The directory appears whole or not at all. Where it is there already, from the same inputs and config, nothing is
+  done: the report of that time is returned. (A video counts as the same by its name and size.)
+
+  Args:
+    videos: directory of video files; sub-directories are fine.
+    annotations: JSON lines or a JSON list, see docs/data.md.
+    output: directory to be made.
+    config: what to keep.
+    progress: called after each video with the number done and the number of all.
+
+  Raises:
+    InputError: a bad input (the first one, unless they are skipped), no good record at all, a full disk, or an
+      `output` that was made of other inputs, with another config, or by something else.
+  """
+  files = video_file.find(videos)
+  fingerprint = _fingerprint(videos, files, annotations, config)
+  if output.is_dir() and any(output.iterdir()):
+    return _report_of(output, fingerprint)
+  with aside.directory(output) as partial:
+    report = _fill(partial, videos, files, annotations, config, progress)
+    outcome = {"fingerprint": fingerprint, "report": dataclasses.asdict(report)}
+    (partial / _REPORT_FILE).write_text(json.dumps(outcome, indent=2) + "\n")
+  return report
+
+
+def open_split(output: Path, split: str) -> tuple[examples.ExampleSource, frame_store.FrameStore]:
+  """The examples of a split (train, validation or test) of an ingested directory, and the frames of all its videos."""
+  return examples.ExampleSource(output, split), frame_store.FrameStore(output / "frames")
+
+
+def _fingerprint(
+  videos: Path, files: Sequence[str], annotation_file: Path, config: IngestConfig
+) -> str:
+  digest = hashlib.sha256()
+  digest.update(json.dumps([_FORMAT, dataclasses.asdict(config)]).encode())
+  try:
+    digest.update(hashlib.sha256(annotation_file.read_bytes()).digest())
+  except OSError as error:
+    raise InputError(f"{annotation_file}: cannot be read: {error.strerror}") from error
+  digest.update(json.dumps([[file, (videos / file).stat().st_size] for file in files]).encode())
+  return digest.hexdigest()
+
+
+def _report_of(output: Path, fingerprint: str) -> Report:
+  path = output / _REPORT_FILE
+  try:
+    outcome: dict[str, Any] = json.loads(path.read_text())
+    if outcome["fingerprint"] == fingerprint:
+      return Report(**outcome["report"])
+  except FileNotFoundError as error:
+    raise InputError(
+      f"{output}: is not empty and holds no ingested data; give another directory"
+    ) from error
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise InputError(f"{path}: is damaged; remove {output} and ingest again") from error
+  raise InputError(
+    f"{output}: was ingested from other inputs or with another config; give another directory"
+  )
+
+
+def _fill(
+  directory: Path,
+  videos: Path,
+  files: Sequence[str],
+  annotation_file: Path,
+  config: IngestConfig,
+  progress: Callable[[int, int], None] | None,
+) -> Report:
+  """Everything of the output but `ingest.json`."""
+  bad = _Bad(config.on_bad)
+  questions = annotations.read(annotation_file, frozenset(files), on_bad=bad)
+  unreadable = len(bad.found)
+  bad_videos = _cut_videos(videos, questions, directory / "frames", config, bad, progress)
+  store = frame_store.FrameStore(directory / "frames")
+  kept = _place(questions, store, bad_videos, config, bad)
+  if not kept:
+    first = bad.found[0]
+    raise InputError(
+      f"{annotation_file}: not one good record is left; first, {first['where']}: {first['problem']}"
+    )
+  splits = _split(kept, config)
+  examples.write(directory, splits)
+  if config.on_bad == "skip":
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad.found)
+    (directory / "bad_records.jsonl").write_text(lines, encoding="utf-8")
+  return Report(
+    videos=len(store.videos),
+    frames=sum(len(store.timestamps(video)) for video in store.videos),
+    examples={split: len(part) for split, part in splits.items()},
+    skipped_videos=len(bad_videos),
+    skipped_records=unreadable + len(questions) - len(kept),
+  )
+
+
+def _cut_videos(
+  videos: Path,
+  questions: Sequence[annotations.Annotation],
+  directory: Path,
+  config: IngestConfig,
+  bad: _Bad,
+  progress: Callable[[int, int], None] | None,
+) -> dict[str, InputError]:
+  """Fills the frame store; returns the bad videos."""
+  names = sorted({question.example.video for question in questions})
+  directory.mkdir()
+  writer = frame_store.Writer(directory, fps=config.fps, shard_megabytes=config.shard_megabytes)
+  bad_videos = {}
+  for done, name in enumerate(names, start=1):
+    path = videos / name
+    try:
+      cut = video_file.cut(path, fps=config.fps, quality=config.quality, max_side=config.max_side)
+    except InputError as error:
+      bad(str(path), error)
+      bad_videos[name] = error
+    else:
+      writer.add(name, cut)
+    if progress:
+      progress(done, len(names))
+  writer.close()
+  return bad_videos
+
+
+def _place(
+  questions: Sequence[annotations.Annotation],
+  store: frame_store.FrameStore,
+  bad_videos: dict[str, InputError],
+  config: IngestConfig,
+  bad: _Bad,
+) -> list[records.Example]:
+  """The examples that fit their videos."""
+  kept = []
+  rule = sampling.Uniform(frames=config.min_frames)
+  for question in questions:
+    where, video = question.where, question.example.video
+    try:
+      if video in bad_videos:
+        raise InputError(f"{where}: its video is bad: {bad_videos[video]}")
+      example = annotations.placed(question, store.duration(video), tolerance=config.span_tolerance)
+      sampling.choose(store.timestamps(video), example.shown, rule, where=where)
+    except InputError as error:
+      bad(where, error)
+    else:
+      kept.append(example)
+  return kept
+
+
+def _split(
+  kept: Sequence[records.Example], config: IngestConfig
+) -> dict[str, list[records.Example]]:
+  train = 1 - config.validation_fraction - config.test_fraction
+  fractions = dict(
+    zip(examples.SPLITS, (train, config.validation_fraction, config.test_fraction), strict=True)
+  )
+  names = sorted({example.video for example in kept})
+  parts = examples.split_videos(names, fractions, seed=config.split_seed)
+  split_of = {video: split for split, part in parts.items() for video in part}
+  splits = {split: [] for split in examples.SPLITS}
+  for example in kept:
+    splits[split_of[example.video]].append(example)
+  return splits
