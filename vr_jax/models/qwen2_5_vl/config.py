@@ -29,6 +29,8 @@ class VisionConfig:
   fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
   tokens_per_second: int = 4  # steps of the temporal rotary position that make one second
   rope_theta: float = 10000.0
+  # Where text goes on behind a medium: "sides" as transformers from 5.3 on, "largest" as before (see positions.py).
+  text_follows: str = "sides"
 
   @property
   def head_dim(self) -> int:
@@ -214,6 +216,10 @@ def _check(config: Config) -> None:
     (
       vision.out_hidden_size == text.hidden_size,
       f"out_hidden_size: {vision.out_hidden_size} is not the text hidden_size {text.hidden_size}",
+    ),
+    (
+      vision.text_follows in ("sides", "largest"),
+      f"text_follows: is {vision.text_follows!r}, neither 'sides' nor 'largest'",
     ),
     (
       vision.window_tokens > 0,

@@ -35,8 +35,9 @@ def rope_index(
   """Positions (time, height, width) of every token of a prompt, and that of the first token after it.
 
   Text counts up on all three axes. A medium starts where text left off; its time counts `tokens_per_second` a
-  second, its height and width count media tokens. The text after it goes on behind its longer side, even where the
-  last times of a long video lie further on; the reply starts behind the largest position of all.
+  second, its height and width count media tokens. Where the text after it goes on is `config.text_follows`:
+  "sides", behind its longer side, even where the last times of a long video lie further on; or "largest", behind
+  the largest of all its positions. The reply starts behind the largest position of the prompt.
 
   `grids` are the media in order of appearance; each stands in one unbroken run of its kind.
   """
@@ -49,7 +50,10 @@ def rope_index(
     start += run - here
     here = run + grid.tokens(config)
     positions[:, run:here] = start + _grid_positions(grid, config)
-    start += max(grid.height, grid.width) // config.spatial_merge_size
+    if config.text_follows == "largest":
+      start = int(positions[:, run:here].max()) + 1
+    else:
+      start += max(grid.height, grid.width) // config.spatial_merge_size
   positions[:, here:] = start + np.arange(kind.size - here)
   return positions, int(positions.max(initial=-1)) + 1
 
