@@ -1,0 +1,213 @@
+"""Free text to claims: which object has (or has not) which value, and when.
+
+A reader for the simulator's vocabulary, tolerant of word order and of paraphrase. It is a total function: text that it
+does not understand is no claim.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import re
+
+from vr_jax.worlds import config as config_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claim:
+  """That `attribute` of `object` is `value` (denied: is not) from `start` to `end` seconds; equal for an instant."""
+
+  object: str
+  attribute: str
+  value: str
+  start: float
+  end: float
+  denied: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Token:
+  """A word or phrase that matters. `kind` is "time", "object", "not", or an attribute; `value` what it says."""
+
+  kind: str
+  value: object
+  begin: int
+  end: int
+
+
+_OBJECTS = {
+  "circle": "circle|disc|disk|ball",
+  "square": "square|block",
+  "triangle": "triangle",
+  "star": "star",
+  "cross": "cross|plus sign",
+  "diamond": "diamond|rhombus",
+}
+
+_VALUES = {
+  "colour": {name: name for name in config_lib.COLOURS} | {"purple": "purple|violet"},
+  "size": {
+    "small": "small|little|tiny",
+    "medium": "medium[- ]sized|medium|mid-?sized",
+    "large": "large|big|huge",
+  },
+  # Longer phrases first: "not visible" is a value of its own, and "out of the box" holds "the box".
+  "visibility": {
+    "hidden": "hidden|hides|covered|invisible|vanishes|vanished|disappears|out of (?:sight|view)|not visible"
+    "|(?:cannot|can't|can not) be seen",
+    "visible": "visible|uncovered|reappears|appears|in (?:plain )?(?:sight|view)|comes? back|can be seen",
+  },
+  "box": {
+    "outside": "outside|out of the box|leaves(?: the box)?|left the box|exits",
+    "inside": "inside|(?:in|into|within) the box|enters(?: the box)?|entered the box",
+  },
+}
+
+_NUMBER = r"[0-9]{1,6}(?:\.[0-9]{1,3})?"
+_UNIT = r"\s?(?:seconds?|secs?|s)\b"
+_ROW = "top|upper|middle|bottom|lower"
+_COLUMN = "left|centre|center|middle|right"
+_CANONICAL = {"upper": "top", "lower": "bottom", "center": "centre"}
+_PLACES = frozenset(config_lib.place_names(3, 3)) | frozenset(config_lib.place_names(2, 2))
+
+_BOUNDARY = re.compile(r"[;!?\n]|\.(?![0-9])")
+_GROUP_GAP = re.compile(r"[\s,]*(?:and|both)?[\s,]*(?:the|a)?[\s,]*")
+_ADJECTIVE_GAP = re.compile(r"[\s,]+(?:and\s)?|")
+
+
+def _token_pattern() -> re.Pattern:
+  """One alternation of all that matters; the first alternative that fits at a position wins."""
+  parts = [
+    rf"(?:\bbetween\s)?\b(?P<from>{_NUMBER})(?:{_UNIT})?\s?(?:to|until|and|-|–)\s?(?P<to>{_NUMBER}){_UNIT}",
+    rf"\b(?P<at>{_NUMBER}){_UNIT}",
+    rf"\b(?:at|by|t\s?=)\s?(?P<bare>{_NUMBER})\b",
+    rf"\b(?P<row>{_ROW})[\s-]?(?P<column>{_COLUMN})\b",
+    rf"\b(?P<column2>left|right)[\s-](?P<row2>{_ROW})\b",
+    r"\b(?P<centre>(?:in|at|to) the (?:centre|center|middle)|centre|center)\b",
+  ]
+  for attribute, values in _VALUES.items():
+    parts += [rf"\b(?P<{attribute}_{value}>{phrases})\b" for value, phrases in values.items()]
+  parts += [rf"\b(?P<object_{name}>{phrases})s?\b" for name, phrases in _OBJECTS.items()]
+  parts.append(r"\b(?P<not>not|never|no longer)\b|(?P<nt>n't\b)")
+  return re.compile("|".join(parts))
+
+
+_TOKEN = _token_pattern()
+
+
+def read_claims(steps: Sequence[str]) -> tuple[Claim, ...]:
+  """Every claim that the steps of a trace make, in the order of the text.
+
+  A claim needs a time in its own sentence. A value goes with the object that it stands before ("a red circle"), else
+  with the object last named, also in an earlier sentence ("Then it is green at 4s"), else with the one named next.
+  "The circle and the star are inside" claims it of both. Where a sentence has several times, each value takes the
+  last time before it if the sentence starts with a time, else the next one after it.
+  """
+  claims, subject = [], ()
+  for step in steps:
+    for sentence in _BOUNDARY.split(step.lower()):
+      tokens = list(_tokens(sentence))
+      found, subject = _sentence_claims(sentence, tokens, subject)
+      claims += found
+  return tuple(claims)
+
+
+def _tokens(sentence: str) -> Iterator[_Token]:
+  for match in _TOKEN.finditer(sentence):
+    groups = {name: text for name, text in match.groupdict().items() if text is not None}
+    kind, value = _meaning(groups)
+    if kind:
+      yield _Token(kind=kind, value=value, begin=match.start(), end=match.end())
+
+
+def _meaning(groups: dict[str, str]) -> tuple[str, object]:
+  """Kind and value of a token, from the named groups that matched; kind "" for what only looks like one."""
+  if "from" in groups:
+    return "time", (float(groups["from"]), float(groups["to"]))
+  if "at" in groups or "bare" in groups:
+    time = float(groups.get("at") or groups["bare"])
+    return "time", (time, time)
+  if "centre" in groups:
+    return "place", "centre"
+  if "row" in groups or "row2" in groups:
+    row = groups.get("row") or groups["row2"]
+    column = groups.get("column") or groups["column2"]
+    column = "centre" if column == "middle" else _CANONICAL.get(column, column)
+    name = f"{_CANONICAL.get(row, row)} {column}"
+    name = "centre" if name == "middle centre" else name
+    return ("place", name) if name in _PLACES else ("", None)
+  kind, _, value = next(iter(groups)).partition("_")
+  return ("not", None) if kind in ("not", "nt") else (kind, value)
+
+
+def _sentence_claims(
+  sentence: str, tokens: list[_Token], subject: tuple[str, ...]
+) -> tuple[list[Claim], tuple[str, ...]]:
+  """The claims of one sentence, and the objects that a pronoun after it would stand for."""
+  times = [token for token in tokens if token.kind == "time"]
+  groups = _object_groups(sentence, tokens)
+  claims, denied, end = [], False, -1
+  for index, token in enumerate(tokens):
+    if token.kind == "object":
+      subject = groups[index]
+      denied = False
+    elif token.kind == "not":
+      denied, end = True, token.end
+    elif token.kind != "time":
+      holders = _holders(sentence, tokens, groups, index) or subject or _next_objects(groups, index)
+      span = _time_of(tokens, times, token)
+      near = denied and token.begin - end <= 24
+      if span is not None:
+        claims += [_claim(name, token, span, denied=near) for name in holders]
+  return claims, subject
+
+
+def _claim(name: str, token: _Token, span: tuple[float, float], *, denied: bool) -> Claim:
+  """A claim; denying one of two values claims the other."""
+  pair = {"box": config_lib.BOX, "visibility": config_lib.VISIBILITY}.get(token.kind)
+  value = token.value
+  if denied and pair is not None:
+    value, denied = pair[1 - pair.index(value)], False
+  return Claim(
+    object=name, attribute=token.kind, value=value, start=span[0], end=max(span), denied=denied
+  )
+
+
+def _object_groups(sentence: str, tokens: list[_Token]) -> dict[int, tuple[str, ...]]:
+  """For each object token, the objects that what follows speaks of: itself and those joined to it by "and"."""
+  groups = {}
+  for index, token in enumerate(tokens):
+    if token.kind != "object":
+      continue
+    before = groups.get(index - 1, ())
+    joined = before and _GROUP_GAP.fullmatch(sentence[tokens[index - 1].end : token.begin])
+    groups[index] = (*before, token.value)[-8:] if joined else (token.value,)
+  return groups
+
+
+def _holders(
+  sentence: str, tokens: list[_Token], groups: dict[int, tuple[str, ...]], index: int
+) -> tuple[str, ...]:
+  """The object that a value is an adjective of: "red circle", "large red circle"."""
+  for ahead in range(index + 1, min(index + 4, len(tokens))):
+    gap = sentence[tokens[ahead - 1].end : tokens[ahead].begin]
+    if ahead in groups:
+      return (tokens[ahead].value,) if gap and not gap.strip() else ()
+    if tokens[ahead].kind in ("time", "not") or not _ADJECTIVE_GAP.fullmatch(gap):
+      return ()
+  return ()
+
+
+def _next_objects(groups: dict[int, tuple[str, ...]], index: int) -> tuple[str, ...]:
+  return next((names for at, names in groups.items() if at > index), ())
+
+
+def _time_of(
+  tokens: list[_Token], times: list[_Token], token: _Token
+) -> tuple[float, float] | None:
+  """When a value is said to hold; see read_claims."""
+  if not times:
+    return None
+  before = [time for time in times if time.begin < token.begin]
+  after = [time for time in times if time.begin > token.begin]
+  first = next(other for other in tokens if other.kind not in ("object", "not"))
+  ordered = before[-1:] or after[:1] if first.kind == "time" else after[:1] or before[-1:]
+  return ordered[0].value

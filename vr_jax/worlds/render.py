@@ -1,0 +1,185 @@
+"""Scenes to pixels: frames, masks and boxes of what is visible, and H.264 files."""
+
+from collections.abc import Iterable, Iterator
+import dataclasses
+import functools
+import pathlib
+
+import av
+from jaxtyping import Bool, Float, UInt8
+import numpy as np
+
+from vr_jax import errors
+from vr_jax.worlds import scene as scene_lib
+from vr_jax.worlds import sprites
+
+_BACKGROUND = (244, 242, 236)
+_GRID = (228, 225, 216)
+_TRAY = (222, 205, 178)
+_TRAY_RIM = (139, 108, 72)
+_COVER = (128, 136, 148)
+_COVER_STRIPE = (108, 116, 129)
+_COVER_SIDE = 0.9  # of a zone's side
+_BOX_SIDE = 0.94
+
+RGB = {
+  "red": (222, 45, 38),
+  "green": (40, 160, 70),
+  "blue": (40, 95, 210),
+  "yellow": (245, 205, 40),
+  "purple": (130, 55, 165),
+  "orange": (245, 130, 25),
+  "pink": (245, 140, 185),
+  "cyan": (50, 195, 205),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frame:
+  """One instant: the picture, and which pixels of each object can be seen in it."""
+
+  image: UInt8[np.ndarray, "height width 3"]
+  masks: Bool[np.ndarray, "objects height width"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rendering:
+  """A whole video. A box is (left, top, right, bottom) in pixels, right and bottom exclusive; zeros where unseen."""
+
+  frames: UInt8[np.ndarray, "frames height width 3"]
+  masks: Bool[np.ndarray, "objects frames height width"]
+  boxes: Float[np.ndarray, "objects frames 4"]
+
+
+def render(scene: scene_lib.Scene) -> Rendering:
+  """Every frame of a scene with the objects' visible pixels; occlusion and covers are respected."""
+  frames = list(iterate_frames(scene))
+  masks = np.stack([frame.masks for frame in frames], axis=1)
+  return Rendering(
+    frames=np.stack([frame.image for frame in frames]), masks=masks, boxes=boxes_of(masks)
+  )
+
+
+def iterate_frames(scene: scene_lib.Scene) -> Iterator[Frame]:
+  """Frames in order, frame k at k / fps seconds, without holding the whole video.
+
+  Frames that look the same are drawn once and shared: don't write into them.
+  """
+  draw = functools.lru_cache(maxsize=32)(functools.partial(_draw, scene))
+  for index in range(scene.frames):
+    yield draw(tuple(scene_lib.pose(scene, thing, index / scene.fps) for thing in scene.objects))
+
+
+def boxes_of(
+  masks: Bool[np.ndarray, "objects frames height width"],
+) -> Float[np.ndarray, "objects frames 4"]:
+  """The smallest box around the set pixels of each mask: (left, top, right, bottom), zeros for an empty mask."""
+  height, width = masks.shape[2:]
+  rows, columns = masks.any(axis=3), masks.any(axis=2)
+  boxes = np.stack(
+    [
+      columns.argmax(axis=2),
+      rows.argmax(axis=2),
+      width - columns[:, :, ::-1].argmax(axis=2),
+      height - rows[:, :, ::-1].argmax(axis=2),
+    ],
+    axis=2,
+  )
+  return np.where(rows.any(axis=2)[:, :, None], boxes, 0).astype(np.float32)
+
+
+def write_video(
+  path: pathlib.Path | str,
+  frames: Iterable[UInt8[np.ndarray, "height width 3"]],
+  fps: int,
+  *,
+  crf: int = 18,
+) -> None:
+  """Writes an H.264 mp4 (yuv420p). One thread, so that the same frames give the same bytes.
+
+  Raises errors.InputError for no frames or an odd height or width. A failed write leaves a partial file to the caller.
+  """
+  frames = iter(frames)
+  first = next(frames, None)
+  if first is None or first.shape[0] % 2 or first.shape[1] % 2:
+    raise errors.InputError(f"{path}: a video needs frames of even height and width")
+  with av.open(str(path), "w", format="mp4") as container:
+    stream = container.add_stream("libx264", rate=fps)
+    stream.height, stream.width = first.shape[:2]
+    stream.pix_fmt = "yuv420p"
+    stream.thread_count = 1
+    stream.options = {"crf": str(crf), "preset": "veryfast"}
+    for image in _chain(first, frames):
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+    container.mux(stream.encode())
+
+
+def _chain(first, rest):
+  yield first
+  yield from rest
+
+
+def _draw(scene: scene_lib.Scene, poses: tuple[scene_lib.Pose, ...]) -> Frame:
+  """Paints from back to front, and keeps for each pixel which object owns it."""
+  image = _backdrop(scene).copy()
+  owner = np.full(image.shape[:2], -1, np.int8)
+  for index, (thing, pose) in enumerate(zip(scene.objects, poses, strict=True)):
+    sprite = sprites.shape_sprite(thing.shape, _quarter(pose.diameter), pose.x % 1, pose.y % 1)
+    _paste(image, owner, index, sprite, RGB[pose.colour], (int(pose.x), int(pose.y)))
+  for pose in poses:
+    if pose.covered > 0:
+      _cover(image, owner, pose, _COVER_SIDE * scene_lib.zone_side(scene))
+  masks = owner[None] == np.arange(len(poses), dtype=np.int8)[:, None, None]
+  return Frame(image=np.clip(image + 0.5, 0, 255).astype(np.uint8), masks=masks)
+
+
+def _quarter(length: float) -> float:
+  return round(4 * length) / 4
+
+
+@functools.lru_cache(maxsize=16)
+def _backdrop(scene: scene_lib.Scene) -> Float[np.ndarray, "height width 3"]:
+  """The empty canvas: faint lines between the zones, and the box as a tray seen from above."""
+  image = np.empty((scene.height, scene.width, 3), np.float32)
+  image[:] = _BACKGROUND
+  for row in range(1, scene.rows):
+    image[round(row * scene.height / scene.rows)] = _GRID
+  for column in range(1, scene.columns):
+    image[:, round(column * scene.width / scene.columns)] = _GRID
+  if scene.box is not None:
+    x, y = scene_lib.zone_centre(scene, scene.box)
+    side = _BOX_SIDE * scene_lib.zone_side(scene)
+    rim = max(2, round(0.05 * side))
+    left, top = round(x - side / 2), round(y - side / 2)
+    right, bottom = round(x + side / 2), round(y + side / 2)
+    image[top:bottom, left:right] = _TRAY_RIM
+    image[top + rim : bottom - rim, left + rim : right - rim] = _TRAY
+  return image
+
+
+def _paste(image, owner, index, sprite, colour, corner):
+  """Blends a sprite into the image, its shadow first, and takes the pixels that it covers by half or more."""
+  reach = sprite.alpha.shape[0] // 2
+  x, y = corner[0] - reach, corner[1] - reach
+  rows = slice(max(y, 0), min(y + 2 * reach, image.shape[0]))
+  columns = slice(max(x, 0), min(x + 2 * reach, image.shape[1]))
+  part = (slice(rows.start - y, rows.stop - y), slice(columns.start - x, columns.stop - x))
+  area = image[rows, columns]
+  area *= 1 - sprite.shadow[part][..., None]
+  paint = sprite.light[part][..., None] * np.array(colour, np.float32)
+  area += sprite.alpha[part][..., None] * (paint - area)
+  owner[rows, columns][sprite.alpha[part] >= 0.5] = index
+
+
+def _cover(image, owner, pose, side):
+  """Draws the screen that hides an object, risen from the bottom by `covered`."""
+  left, right = round(pose.x - side / 2), round(pose.x + side / 2)
+  bottom = round(pose.y + side / 2)
+  top = bottom - round(pose.covered * side)
+  rows, columns = slice(max(top, 0), bottom), slice(max(left, 0), right)
+  owner[rows, columns] = -1
+  area = image[rows, columns]
+  height, width = area.shape[:2]
+  diagonal = np.arange(height)[:, None] + np.arange(width)[None, :]
+  stripe = diagonal % max(4, round(side / 4)) < max(2, round(side / 8))
+  area[:] = np.where(stripe[..., None], np.float32(_COVER_STRIPE), np.float32(_COVER))

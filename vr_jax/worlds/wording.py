@@ -1,0 +1,162 @@
+"""The sentences of the simulator: what is true at a time, in several wordings; and the questions' texts."""
+
+from collections.abc import Sequence
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fact:
+  """One value of one object's attribute; `before` is what held a cell earlier, None at the start."""
+
+  object: str
+  attribute: str
+  value: str
+  before: str | None = None
+
+
+_PHRASES = {
+  "place": {"centre": "in the centre", "": "at the {value}"},
+  "box": {"": "{value} the box"},
+}
+
+_CHANGES = {
+  "colour": {"": "turns {value}"},
+  "place": {"centre": "moves to the centre", "": "moves to the {value}"},
+  "size": {"": "becomes {value}"},
+  "visibility": {"visible": "becomes visible", "hidden": "gets hidden"},
+  "box": {"inside": "goes into the box", "outside": "leaves the box"},
+}
+
+# Of each wording: a step about what is seen, one about what is to come, whether changes are told as changes.
+_STEPS = (
+  ("At {time}, {facts}.", "So at {time}, {facts}.", False),
+  ("{Facts} at {time}.", "{Facts} at {time}.", False),
+  ("At {time}, {facts}.", "Then at {time}, {facts}.", True),
+  ("At {time} I see that {facts}.", "At {time} I expect that {facts}.", False),
+)
+
+_ASK = {
+  "colour": (
+    "What colour will the {object} be at {time}?",
+    "At {time}, which colour will the {object} have?",
+    "Which colour do you expect of the {object} at {time}?",
+    "The video goes on. What is the colour of the {object} at {time}?",
+  ),
+  "place": (
+    "Where will the {object} be at {time}?",
+    "At {time}, where is the {object} going to be?",
+    "Which place do you expect the {object} in at {time}?",
+    "The video goes on. Where is the {object} at {time}?",
+  ),
+  "size": (
+    "What size will the {object} be at {time}?",
+    "At {time}, how large will the {object} be?",
+    "Which size do you expect of the {object} at {time}?",
+    "The video goes on. What is the size of the {object} at {time}?",
+  ),
+  "visibility": (
+    "Will the {object} be visible or hidden at {time}?",
+    "At {time}, will the {object} be hidden or visible?",
+    "Do you expect the {object} to be visible or hidden at {time}?",
+    "The video goes on. Is the {object} hidden or visible at {time}?",
+  ),
+  "box": (
+    "Will the {object} be inside or outside the box at {time}?",
+    "At {time}, will the {object} be outside or inside the box?",
+    "Do you expect the {object} inside or outside the box at {time}?",
+    "The video goes on. Is the {object} outside or inside the box at {time}?",
+  ),
+}
+
+_QUESTIONS = {
+  "look": {
+    "": (
+      "What colour and size will the {object} have at {time}?",
+      "At {time}, what will the {object} look like, in colour and size?",
+      "Which colour and size do you expect of the {object} at {time}?",
+      "The video goes on. What colour and size is the {object} at {time}?",
+    )
+  },
+  "visits": {
+    "colour": (
+      "How many times will the {object} have been {value} by {time}?",
+      "By {time}, how often will the {object} have been {value}?",
+      "Up to {time}, how many times is the {object} {value}?",
+      "The video lasts {time}. How many times is the {object} {value} in it?",
+    ),
+    "place": (
+      "How many times will the {object} have been {phrase} by {time}?",
+      "By {time}, how often will the {object} have been {phrase}?",
+      "Up to {time}, how many times is the {object} {phrase}?",
+      "The video lasts {time}. How many times is the {object} {phrase} in it?",
+    ),
+  },
+  "changes": {
+    "visibility": (
+      "How many times will the {object} have been covered or uncovered by {time}?",
+      "By {time}, how often will the {object} have vanished or come back?",
+      "Up to {time}, how many times does the {object} vanish or come back?",
+      "The video lasts {time}. How often is the {object} covered or uncovered in it?",
+    ),
+    "box": (
+      "How many times will the {object} have entered or left the box by {time}?",
+      "By {time}, how often will the {object} have gone in or out of the box?",
+      "Up to {time}, how many times does the {object} enter or leave the box?",
+      "The video lasts {time}. How often does the {object} enter or leave the box in it?",
+    ),
+  },
+  "occupancy": {
+    "box": (
+      "How many objects will be in the box at {time}?",
+      "At {time}, how many objects will the box hold?",
+      "How many objects do you expect in the box at {time}?",
+      "The video goes on. How many objects are in the box at {time}?",
+    )
+  },
+}
+
+
+def seconds(time: float) -> str:
+  """A time as the sentences write it: 4s, 2.5s."""
+  return f"{time:g}s"
+
+
+def step(wording: int, time: float, facts: Sequence[Fact], *, future: bool) -> str:
+  """One sentence of reasoning: what is true (or, for the future, will be) at a time in seconds."""
+  seen, expected, as_change = _STEPS[wording]
+  clauses = []
+  for shape in dict.fromkeys(fact.object for fact in facts):
+    told = [fact for fact in facts if fact.object == shape]
+    clauses.append(f"the {shape} {_predicate(told, as_change=as_change, future=future)}")
+  text = " and ".join(clauses)
+  capital = text[0].upper() + text[1:]
+  template = expected if future else seen
+  return template.format(time=seconds(time), facts=text, Facts=capital)
+
+
+def question(family: str, attribute: str, wording: int, time: float, shape: str, value: str) -> str:
+  """A question's text. `shape` and `value` are empty for families that name none."""
+  templates = _ASK[attribute] if family in ("choice", "name") else _QUESTIONS[family][attribute]
+  phrase = _phrase(attribute, value) if value else ""
+  return templates[wording].format(object=shape, time=seconds(time), value=value, phrase=phrase)
+
+
+def _predicate(facts: Sequence[Fact], *, as_change: bool, future: bool) -> str:
+  """Facts of one object as a predicate: "is green and large", "turns green and is large", "will be green"."""
+  verb = "will be" if future else "is"
+  parts = []
+  for fact in facts:
+    if not as_change or future or fact.before is None or fact.before == fact.value:
+      phrase = _phrase(fact.attribute, fact.value)
+      parts.append(phrase if parts and parts[-1].startswith(verb) else f"{verb} {phrase}")
+    else:
+      parts.append(_fill(_CHANGES[fact.attribute], fact.value))
+  return " and ".join(parts)
+
+
+def _phrase(attribute: str, value: str) -> str:
+  return _fill(_PHRASES.get(attribute, {"": "{value}"}), value)
+
+
+def _fill(table: dict[str, str], value: str) -> str:
+  return table.get(value, table.get("", "")).format(value=value)

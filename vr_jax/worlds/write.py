@@ -1,0 +1,109 @@
+"""Data sets on disk: videos/*.mp4 and annotations.jsonl, complete or not there at all."""
+
+from collections.abc import Callable
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import numpy as np
+
+from vr_jax import errors, records
+from vr_jax.worlds import config as config_lib
+from vr_jax.worlds import questions as questions_lib
+from vr_jax.worlds import render
+from vr_jax.worlds import scene as scene_lib
+
+
+def write_dataset(
+  directory: pathlib.Path | str,
+  config: config_lib.WorldConfig,
+  *,
+  videos: int,
+  seed: int,
+  questions_per_video: int,
+  progress: Callable[[int, int], None] | None = None,
+) -> int:
+  """Simulates `videos` videos with their questions; returns the number of examples.
+
+  Writes <directory>.partial and renames it, so that <directory>, with `videos/*.mp4` and `annotations.jsonl` (one JSON
+  object a line, see to_json), appears last and whole. Video k depends on (seed, k) alone: the same seed gives the same
+  bytes, and a larger data set starts with a smaller one. `progress(done, videos)` is called after each video.
+
+  Raises errors.InputError where the directory holds something already, or the disk is full or read-only.
+  """
+  directory = pathlib.Path(directory)
+  if videos < 1 or questions_per_video < 1:
+    raise errors.InputError("worlds: videos and questions_per_video must be 1 or more")
+  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    raise errors.InputError(f"{directory}: is not an empty directory; remove it or choose another")
+  partial = directory.with_name(directory.name + ".partial")
+  try:
+    shutil.rmtree(partial, ignore_errors=True)
+    count = _write(partial, config, videos, seed, questions_per_video, progress)
+    partial.replace(directory)
+  except OSError as error:
+    shutil.rmtree(partial, ignore_errors=True)
+    reason = error.strerror or str(error)
+    raise errors.InputError(f"{directory}: can't write the data set: {reason}") from error
+  return count
+
+
+def sample_video(
+  config: config_lib.WorldConfig, *, seed: int, index: int, questions: int
+) -> tuple[scene_lib.Scene, tuple[records.Example, ...]]:
+  """The scene and the examples of video `index` of a data set, without rendering."""
+  rng = np.random.default_rng([seed, index])
+  scene, asked = questions_lib.sample(rng, config, questions)
+  name = f"{index:06d}"
+  return scene, tuple(
+    questions_lib.example(
+      scene,
+      question,
+      name=f"{name}-{number}",
+      video=f"{name}.mp4",
+      shown=config.shown,
+      wordings=config.wordings,
+      rng=rng,
+    )
+    for number, question in enumerate(asked)
+  )
+
+
+def to_json(example: records.Example) -> dict:
+  """An example in the JSON form of annotations.jsonl; spans are [start, end] in seconds."""
+  masked = {} if example.masked is None else {"masked": _pair(example.masked)}
+  return {
+    "id": example.id,
+    "video": example.video,
+    "question": example.question,
+    "options": list(example.options),
+    "answer": example.answer,
+    "problem_type": example.problem_type,
+    "shown": _pair(example.shown),
+    **masked,
+    "relevant": [_pair(span) for span in example.relevant],
+    "states": [dataclasses.asdict(state) for state in example.states],
+    "steps": [dataclasses.asdict(step) for step in example.steps],
+    "source": example.source,
+  }
+
+
+def _pair(span: records.Span) -> list[float]:
+  return [span.start, span.end]
+
+
+def _write(partial, config, videos, seed, questions_per_video, progress) -> int:
+  (partial / "videos").mkdir(parents=True)
+  count = 0
+  with (partial / "annotations.jsonl").open("w", encoding="utf-8") as annotations:
+    for index in range(videos):
+      scene, examples = sample_video(config, seed=seed, index=index, questions=questions_per_video)
+      frames = (frame.image for frame in render.iterate_frames(scene))
+      render.write_video(partial / "videos" / examples[0].video, frames, scene.fps)
+      for example in examples:
+        annotations.write(json.dumps(to_json(example), separators=(",", ":")) + "\n")
+      count += len(examples)
+      if progress is not None:
+        progress(index + 1, videos)
+  return count
