@@ -29,7 +29,7 @@ import hypothesis  # noqa: E402
 import jaxtyping  # noqa: E402
 
 # Not vr_jax.records: pytrees are rebuilt around objects that are no arrays while jax traces them.
-jaxtyping.install_import_hook([f"vr_jax.{room}" for room in ROOMS], "beartype.beartype")
+jaxtyping.install_import_hook([f"vr_jax.{room}" for room in ROOMS], "shape_checks.check")
 
 # The first example of a property compiles; a deadline would measure that.
 hypothesis.settings.register_profile("vr_jax", deadline=None, print_blob=True)

@@ -24,7 +24,7 @@ MAY_USE = {
   "envs": frozenset({"rewards"}),
   "rollout": frozenset({"models", "envs", "parallel"}),
   "train": ALL_ROOMS - {"eval"},
-  "eval": ALL_ROOMS - {"train"},
+  "eval": ALL_ROOMS,
   "main": ALL_ROOMS,
   "__init__": frozenset(),
 }

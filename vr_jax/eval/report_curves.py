@@ -83,7 +83,9 @@ def _stage(stage: str, metrics: dict[str, tuple[list[int], list[float]]]) -> Htm
       summary = element("summary", subject, element("small", f" {len(charts)}"))
       groups.append(element("details", summary, grid, open=subject not in FOLDED))
   last_step = max(steps[-1] for steps, _ in metrics.values())
-  heading = element("h3", STAGE_TITLES.get(stage, stage), element("small", f" {last_step:,} steps"))
+  heading = element(
+    "h3", STAGE_TITLES.get(stage, stage), element("small", f" to step {last_step:,}")
+  )
   return element("div", heading, *groups, class_="stage", data_stage=stage)
 
 
@@ -124,10 +126,13 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-  """Smallest and largest value, apart by enough to draw: a constant stands in the middle of its chart."""
+  """Smallest and largest value; a constant gets room on both sides and stands in the middle of its chart."""
   low, high = min(values), max(values)
-  pad = max(abs(low), abs(high), 1e-12) * 1e-6
-  return (low, high) if high - low > pad else (low - max(abs(low), 0.5), high + max(abs(high), 0.5))
+  size = max(abs(low), abs(high))
+  if high - low > 1e-6 * size:
+    return low, high
+  room = size / 2 or 1.0
+  return low - room, high + room
 
 
 def _scale(low: float, high: float, start: float, end: float):
@@ -164,16 +169,14 @@ def _thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], 
 
 
 def _moving_average(values: Sequence[float], finite: Sequence[bool]) -> list[float]:
-  """Mean of the finite values in a window of a tenth of the curve, centred; narrower at both ends."""
+  """Mean of the finite values in a window of a tenth of the curve, centred; cut off at both ends."""
   half = max(len(values) // 20, 1)
   sums, counts = [0.0], [0]
   for value, good in zip(values, finite, strict=True):
     sums.append(sums[-1] + (value if good else 0.0))
     counts.append(counts[-1] + good)
   spans = [
-    (index - reach, index + reach + 1)
-    for index in range(len(values))
-    for reach in [min(half, index, len(values) - 1 - index)]
+    (max(index - half, 0), min(index + half + 1, len(values))) for index in range(len(values))
   ]
   return [(sums[end] - sums[start]) / max(counts[end] - counts[start], 1) for start, end in spans]
 

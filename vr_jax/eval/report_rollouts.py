@@ -1,6 +1,7 @@
 """The report's rollouts: a question with its frames, and what the model replied at each evaluation."""
 
 from collections.abc import Sequence
+import math
 import re
 
 from vr_jax.eval import report_data, report_markup
@@ -9,8 +10,10 @@ from vr_jax.eval.report_markup import Html, element
 OPEN = 3  # the first ones are unfolded
 CELL = 34  # of the alignment matrix, in pixels
 GAP = 2
-ROW_LABEL, COLUMN_LABEL = 250, 150  # pixels beside and above the matrix
-ROW_LETTERS, COLUMN_LETTERS = 34, 24  # of a step, before it is cut
+LETTER = 6.6  # pixels that a letter takes, on average, in a wide font
+LETTERS = 32  # of a step's label, before it is cut
+SMALLEST = 0.8  # a narrow screen shrinks the matrix so far, then scrolls
+SLANT = 52  # degrees by which column labels lean
 
 TAG = re.compile(r"(</?(?:think|answer)>)")
 
@@ -31,7 +34,9 @@ def _card(replies: list[tuple[report_data.Evaluation, report_data.Sample]], unfo
   _, sample = replies[0]
   marks = [_mark(evaluation, reply) for evaluation, reply in replies]
   summary = element(
-    "summary", element("span", sample.question, class_="question"), element("span", *marks)
+    "summary",
+    element("span", sample.question, class_="question"),
+    element("span", *marks, class_="marks"),
   )
   columns = [_reply(evaluation, reply) for evaluation, reply in replies]
   return element(
@@ -147,74 +152,73 @@ def _alignment(sample: report_data.Sample) -> Html:
     element("figcaption", element("b", "Alignment"), f" · {outcome}"),
     element("div", _matrix(alignment, sample), class_="scroll"),
     element(
-      "p", "Darker: closer in wording. Rows: reference steps; columns: the reply's.", class_="note"
+      "p", "Full colour: same wording. Rows: reference steps; columns: the reply's.", class_="note"
     ),
     class_="alignment",
   )
 
 
 def _matrix(alignment: report_data.Alignment, sample: report_data.Sample) -> Html:
-  rows, columns = len(sample.reference), len(sample.steps)
-  width, height = ROW_LABEL + columns * CELL + 90, COLUMN_LABEL + rows * CELL + GAP
-  cells = [
-    element(
-      "rect",
-      x=ROW_LABEL + column * CELL,
-      y=COLUMN_LABEL + row * CELL,
-      width=CELL - GAP,
-      height=CELL - GAP,
-      rx=3,
-      fill_opacity=f"{0.06 + 0.94 * (1 - min(max(cost, 0.0), 1.0)):.3f}",
-      class_="cell",
-      data_tip=f"cost {cost:.2f}\n{sample.reference[row].text}\n{sample.steps[column]}",
-    )
-    for row, costs in enumerate(alignment.cost)
-    for column, cost in enumerate(costs)
-  ]
-  centre = (CELL - GAP) / 2
+  row_labels = [f"{row + 1}  {_cut(step.text)}" for row, step in enumerate(sample.reference)]
+  column_labels = [f"{column + 1}  {_cut(step)}" for column, step in enumerate(sample.steps)]
+  slant = math.radians(SLANT)
+  reach = LETTER * max(map(len, column_labels))  # of the longest column label, along its slant
+  left, top = 12 + round(LETTER * max(map(len, row_labels))), 16 + round(reach * math.sin(slant))
+  rows, columns = len(row_labels), len(column_labels)
+  width = left + columns * CELL + round(reach * math.cos(slant))
+  height = top + rows * CELL
+  middle = (CELL - GAP) / 2
   points = [
-    (ROW_LABEL + column * CELL + centre, COLUMN_LABEL + row * CELL + centre)
-    for row, column in alignment.path
+    (left + column * CELL + middle, top + row * CELL + middle) for row, column in alignment.path
   ]
   line = " ".join(f"{x:g},{y:g}" for x, y in points)
   return element(
     "svg",
-    *_row_labels(sample),
-    *_column_labels(sample),
-    *cells,
+    *[
+      element("text", label, x=left - 8, y=top + row * CELL + middle, dy="0.34em", class_="row")
+      for row, label in enumerate(row_labels)
+    ],
+    *[
+      element(
+        "text",
+        label,
+        transform=f"translate({left + (column + 0.5) * CELL:g} {top - 8}) rotate(-{SLANT})",
+      )
+      for column, label in enumerate(column_labels)
+    ],
+    *_cells(alignment, sample, left, top),
     element("polyline", points=line, class_="path") if points else None,
     *[element("circle", cx=f"{x:g}", cy=f"{y:g}", r=5, class_="node") for x, y in points],
     viewBox=f"0 0 {width} {height}",
     width=width,
     height=height,
     role="img",
-    aria_label=f"alignment of {rows} reference steps with {columns} generated steps",
+    aria_label=f"alignment of {rows} reference steps with {columns} steps of the reply",
+    style=f"min-width: {SMALLEST * width:.0f}px",
     class_="matrix",
   )
 
 
-def _row_labels(sample: report_data.Sample) -> list[Html]:
+def _cells(
+  alignment: report_data.Alignment, sample: report_data.Sample, left: int, top: int
+) -> list[Html]:
+  """A square a pair of steps, the more opaque the cheaper."""
   return [
     element(
-      "text",
-      f"{row + 1}  {_cut(step.text, ROW_LETTERS)}",
-      x=ROW_LABEL - 8,
-      y=COLUMN_LABEL + row * CELL + (CELL - GAP) / 2,
-      dy="0.34em",
-      class_="row",
+      "rect",
+      x=left + column * CELL,
+      y=top + row * CELL,
+      width=CELL - GAP,
+      height=CELL - GAP,
+      rx=3,
+      fill_opacity=f"{1 - 0.94 * min(max(cost, 0.0), 1.0):.3f}",
+      class_="cell",
+      data_tip=f"cost {cost:.2f}\n{sample.reference[row].text}\n{_cut(sample.steps[column], 200)}",
     )
-    for row, step in enumerate(sample.reference)
+    for row, costs in enumerate(alignment.cost)
+    for column, cost in enumerate(costs)
   ]
 
 
-def _column_labels(sample: report_data.Sample) -> list[Html]:
-  labels = []
-  for column, step in enumerate(sample.steps):
-    x, y = ROW_LABEL + column * CELL + CELL / 2, COLUMN_LABEL - 8
-    text = f"{column + 1}  {_cut(step, COLUMN_LETTERS)}"
-    labels.append(element("text", text, x=x, y=y, transform=f"rotate(-52 {x:g} {y:g})"))
-  return labels
-
-
-def _cut(text: str, letters: int) -> str:
+def _cut(text: str, letters: int = LETTERS) -> str:
   return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"

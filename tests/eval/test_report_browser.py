@@ -1,0 +1,146 @@
+"""The report in a real browser: what its reader's machine runs, computes and draws."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from vr_jax.eval import report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+pytestmark = pytest.mark.skipif(
+  CHROMIUM is None and os.environ.get("CI") != "true",
+  reason="needs a browser: apt-get install chromium (CI has one, and fails without)",
+)
+
+# Points at the middle of the first curve and of the first cell, and leaves what the tip said in the page.
+POINTER = """
+const said = [];
+for (const mark of [document.querySelector("svg.curve"), document.querySelector("rect.cell")]) {
+  mark.scrollIntoView();
+  const box = mark.getBoundingClientRect();
+  const at = {clientX: box.x + box.width / 2, clientY: box.y + box.height / 2, bubbles: true};
+  mark.dispatchEvent(new PointerEvent("pointermove", at));
+  said.push(document.getElementById("tip").textContent);
+}
+document.body.dataset.said = JSON.stringify(said);
+"""
+
+
+@pytest.fixture
+def dump(tmp_path):
+  """dump(path) -> the page's DOM as the browser has it once scripts have run."""
+  assert CHROMIUM, "no chromium: CI has to install it"
+
+  def run(path):
+    command = [
+      CHROMIUM,
+      "--headless",
+      "--no-sandbox",
+      "--disable-gpu",
+      "--no-first-run",
+      "--disable-background-networking",
+      "--disable-component-update",
+      "--disable-sync",
+      f"--user-data-dir={tmp_path / 'browser'}",
+      "--dump-dom",
+      path.as_uri(),
+    ]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=True)
+    return done.stdout.decode("utf-8")
+
+  return run
+
+
+@pytest.fixture
+def dom(workdir, dump):
+  return dump(report.write_report(workdir))
+
+
+def unguarded(path, script: str = ""):
+  """A copy of the page without its policy, which lets any script run, and with one more script."""
+  text = path.read_text(encoding="utf-8")
+  text, removed = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+  assert removed == 1
+  copy = path.with_name("unguarded.html")
+  copy.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+  return copy
+
+
+def test_no_text_of_the_model_became_markup(dom):
+  assert "<title>moss_chatv:tiny · vr_jax</title>" in dom
+  assert dom.count("<script>") == 1
+  assert dom.count("<style>") == 1
+  assert not re.search(r"<[^>]+ on(error|load)=", dom)
+  assert dom.count("<img ") == 3 * 8
+  assert "&lt;script&gt;document.title='owned'&lt;/script&gt;" in dom
+
+
+def test_escaping_holds_without_the_policy_that_backs_it(workdir, dump):
+  dom = dump(unguarded(report.write_report(workdir)))
+  assert "<title>moss_chatv:tiny · vr_jax</title>" in dom
+
+
+def test_the_policy_stops_a_script_that_escaping_would_have_missed(workdir, dump):
+  path = report.write_report(workdir)
+  text = path.read_text(encoding="utf-8")
+  path.write_text(text.replace("</body>", "<script>document.title = 'owned'</script></body>"))
+  assert "<title>moss_chatv:tiny · vr_jax</title>" in dump(path)
+
+
+def test_the_numbers_of_every_evaluation_are_in_the_table(dom):
+  [accuracy] = re.findall('<tr data-metric="accuracy".*?</tr>', dom)
+  cells = re.sub("<[^>]*>", "|", accuracy)
+  for text in ("41.2 %", "± 6.0", "72.2 %", "+31.0 points"):
+    assert text in cells
+  assert dom.count("<tr data-metric=") == 12
+  assert "0.827" in dom
+
+
+def test_a_curve_has_a_point_for_every_value_logged(workdir, dom):
+  logged: dict[tuple[str, str], int] = {}
+  for line in (workdir / "metrics.jsonl").read_text().splitlines():
+    record = json.loads(line)
+    for name, value in record["values"].items():
+      key = record["stage"], name
+      logged[key] = logged.get(key, 0) + (value == value)
+  drawn = {}
+  for stage, charts in re.findall(r'data-stage="(\w+)">(.*?)(?=data-stage=|<h2)', dom, re.DOTALL):
+    for name, chart in re.findall(r'data-metric="([^"]+)">(.*?)</figure>', charts, re.DOTALL):
+      path = re.search(r' d="([^"]*)" class="raw"', chart)[1]
+      drawn[stage, name] = len(re.findall("[ML]", path))
+      assert len(re.search('data-steps="([^"]*)"', chart)[1].split()) == drawn[stage, name]
+  assert drawn == logged
+
+
+def test_every_alignment_is_drawn_with_its_path(workdir, dom):
+  matrices = re.findall(r'<svg [^>]*class="matrix">.*?</svg>', dom, re.DOTALL)
+  samples = [
+    sample
+    for pair in zip(
+      *(
+        json.loads((workdir / "eval" / name).read_text())["rollouts"]
+        for name in ("before_rl.json", "after_rl.json")
+      ),
+      strict=True,
+    )
+    for sample in pair
+  ]
+  assert len(matrices) == len(samples)
+  for matrix, sample in zip(matrices, samples, strict=True):
+    path = sample["alignment"]["path"]
+    assert matrix.count('class="cell"') == len(sample["reference"]) * len(sample["steps"])
+    assert matrix.count('class="node"') == len(path)
+    assert matrix.count("<polyline") == bool(path)
+
+
+def test_pointing_at_a_curve_or_a_cell_shows_what_stands_there(workdir, dump):
+  dom = dump(unguarded(report.write_report(workdir), POINTER))
+  said = re.search(r'data-said="([^"]*)"', dom)[1].replace("&quot;", '"')
+  curve, cell = json.loads(said)
+  assert re.fullmatch(r"reward · total\nstep 5[12]: 2\.\d+", curve)
+  assert cell.startswith("cost 0.02\nAt 0s, the circle is red.")
