@@ -4,6 +4,7 @@ A reader for the simulator's vocabulary, tolerant of word order and of paraphras
 does not understand is no claim.
 """
 
+import bisect
 from collections.abc import Iterator, Sequence
 import dataclasses
 import re
@@ -81,7 +82,7 @@ def _token_pattern() -> re.Pattern:
     rf"\b(?:at|by|t\s?=)\s?(?P<bare>{_NUMBER})\b",
     rf"\b(?P<row>{_ROW})[\s-]?(?P<column>{_COLUMN})\b",
     rf"\b(?P<column2>left|right)[\s-](?P<row2>{_ROW})\b",
-    r"\b(?P<centre>(?:in|at|to) the (?:centre|center|middle)|centre|center)\b",
+    rf"\b(?P<centre>(?:in|at|to) the (?:centre|center|middle)|centre|center)\b(?![\s-]?(?:{_COLUMN})\b)",
   ]
   for attribute, values in _VALUES.items():
     parts += [rf"\b(?P<{attribute}_{value}>{phrases})\b" for value, phrases in values.items()]
@@ -112,29 +113,29 @@ def read_claims(steps: Sequence[str]) -> tuple[Claim, ...]:
 
 def _tokens(sentence: str) -> Iterator[_Token]:
   for match in _TOKEN.finditer(sentence):
-    groups = {name: text for name, text in match.groupdict().items() if text is not None}
-    kind, value = _meaning(groups)
+    kind, value = _meaning(match)
     if kind:
       yield _Token(kind=kind, value=value, begin=match.start(), end=match.end())
 
 
-def _meaning(groups: dict[str, str]) -> tuple[str, object]:
-  """Kind and value of a token, from the named groups that matched; kind "" for what only looks like one."""
-  if "from" in groups:
-    return "time", (float(groups["from"]), float(groups["to"]))
-  if "at" in groups or "bare" in groups:
-    time = float(groups.get("at") or groups["bare"])
-    return "time", (time, time)
-  if "centre" in groups:
+def _meaning(match: re.Match) -> tuple[str, object]:
+  """Kind and value of a token, from the last named group that matched; kind "" for what only looks like one."""
+  group = match.lastgroup
+  if group == "to":
+    return "time", (float(match["from"]), float(match["to"]))
+  if group in ("at", "bare"):
+    return "time", (float(match[group]), float(match[group]))
+  if group == "centre":
     return "place", "centre"
-  if "row" in groups or "row2" in groups:
-    row = groups.get("row") or groups["row2"]
-    column = groups.get("column") or groups["column2"]
+  if group in ("column", "row2"):
+    row, column = (
+      (match["row"], match["column"]) if group == "column" else (match["row2"], match["column2"])
+    )
     column = "centre" if column == "middle" else _CANONICAL.get(column, column)
     name = f"{_CANONICAL.get(row, row)} {column}"
     name = "centre" if name == "middle centre" else name
     return ("place", name) if name in _PLACES else ("", None)
-  kind, _, value = next(iter(groups)).partition("_")
+  kind, _, value = group.partition("_")
   return ("not", None) if kind in ("not", "nt") else (kind, value)
 
 
@@ -142,8 +143,12 @@ def _sentence_claims(
   sentence: str, tokens: list[_Token], subject: tuple[str, ...]
 ) -> tuple[list[Claim], tuple[str, ...]]:
   """The claims of one sentence, and the objects that a pronoun after it would stand for."""
-  times = [token for token in tokens if token.kind == "time"]
+  times = [index for index, token in enumerate(tokens) if token.kind == "time"]
   groups = _object_groups(sentence, tokens)
+  if not times:
+    return [], list(groups.values())[-1] if groups else subject
+  first = next(iter(groups.values()), ())
+  time_first = next(token for token in tokens if token.kind not in ("object", "not")).kind == "time"
   claims, denied, end = [], False, -1
   for index, token in enumerate(tokens):
     if token.kind == "object":
@@ -152,11 +157,12 @@ def _sentence_claims(
     elif token.kind == "not":
       denied, end = True, token.end
     elif token.kind != "time":
-      holders = _holders(sentence, tokens, groups, index) or subject or _next_objects(groups, index)
-      span = _time_of(tokens, times, token)
+      holders = _holders(sentence, tokens, groups, index) or subject or first
+      before = bisect.bisect(times, index)
+      position = max(before - 1, 0) if time_first else min(before, len(times) - 1)
+      span = tokens[times[position]].value
       near = denied and token.begin - end <= 24
-      if span is not None:
-        claims += [_claim(name, token, span, denied=near) for name in holders]
+      claims += [_claim(name, token, span, denied=near) for name in holders]
   return claims, subject
 
 
@@ -194,20 +200,3 @@ def _holders(
     if tokens[ahead].kind in ("time", "not") or not _ADJECTIVE_GAP.fullmatch(gap):
       return ()
   return ()
-
-
-def _next_objects(groups: dict[int, tuple[str, ...]], index: int) -> tuple[str, ...]:
-  return next((names for at, names in groups.items() if at > index), ())
-
-
-def _time_of(
-  tokens: list[_Token], times: list[_Token], token: _Token
-) -> tuple[float, float] | None:
-  """When a value is said to hold; see read_claims."""
-  if not times:
-    return None
-  before = [time for time in times if time.begin < token.begin]
-  after = [time for time in times if time.begin > token.begin]
-  first = next(other for other in tokens if other.kind not in ("object", "not"))
-  ordered = before[-1:] or after[:1] if first.kind == "time" else after[:1] or before[-1:]
-  return ordered[0].value
