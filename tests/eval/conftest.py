@@ -144,10 +144,13 @@ def workdir(tmp_path):
     rollout("q-003", chatter, replied(chatter, "B"), correct=True),
   ]
   config = {
-    "name": "moss_chatv:tiny",
     "versions": {"vr_jax": "0.1.0", "jax": "0.10.2", "flax": "0.12.8"},
-    "git_revision": "3d844ac",
-    "config": {"rl": {"learning_rate": 2e-6, "group": 8}, "note": "</pre><script>1</script>"},
+    "git_revision": "3d844ac0f1e2d3c4b5a697887766554433221100-dirty",
+    "config": {
+      "recipe": "moss_chatv",
+      "rl": {"learning_rate": 2e-6, "group": 8},
+      "note": "</pre><script>1</script>",
+    },
   }
   (tmp_path / "config.json").write_text(json.dumps(config))
   lines = [json.dumps(line) for line in metric_lines()]

@@ -56,6 +56,20 @@ def test_the_report_stands_alone(workdir):
   assert policy.startswith("default-src 'none'; img-src data:;")
 
 
+def test_the_header_says_what_ran(workdir):
+  header = report.write_report(workdir).read_text().split("<header>")[1].split("</header>")[0]
+  for fact in ("<h1>moss_chatv</h1>", "3d844ac0f1e2-dirty", "0.10.2", "flax"):
+    assert fact in header
+
+
+@pytest.mark.parametrize("config", [{}, {"config": 3, "versions": [], "git_revision": None}])
+def test_a_config_that_records_little_is_shown_all_the_same(tmp_path, config):
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  text = report.write_report(tmp_path).read_text()
+  assert f"<h1>{tmp_path.name}</h1>" in text
+  assert "not recorded" in text
+
+
 def test_nothing_is_left_beside_the_report(workdir):
   before = set(workdir.iterdir())
   assert set(workdir.iterdir()) | {report.write_report(workdir)} == before | {

@@ -72,7 +72,7 @@ def unguarded(path, script: str = ""):
 
 
 def test_no_text_of_the_model_became_markup(dom):
-  assert "<title>moss_chatv:tiny · vr_jax</title>" in dom
+  assert "<title>moss_chatv · vr_jax</title>" in dom
   assert dom.count("<script>") == 1
   assert dom.count("<style>") == 1
   assert not re.search(r"<[^>]+ on(error|load)=", dom)
@@ -82,14 +82,14 @@ def test_no_text_of_the_model_became_markup(dom):
 
 def test_escaping_holds_without_the_policy_that_backs_it(workdir, dump):
   dom = dump(unguarded(report.write_report(workdir)))
-  assert "<title>moss_chatv:tiny · vr_jax</title>" in dom
+  assert "<title>moss_chatv · vr_jax</title>" in dom
 
 
 def test_the_policy_stops_a_script_that_escaping_would_have_missed(workdir, dump):
   path = report.write_report(workdir)
   text = path.read_text(encoding="utf-8")
   path.write_text(text.replace("</body>", "<script>document.title = 'owned'</script></body>"))
-  assert "<title>moss_chatv:tiny · vr_jax</title>" in dump(path)
+  assert "<title>moss_chatv · vr_jax</title>" in dump(path)
 
 
 def test_the_numbers_of_every_evaluation_are_in_the_table(dom):

@@ -1,6 +1,6 @@
 """A run's report: one HTML file that holds everything it shows and asks the network for nothing.
 
-    workdir/config.json      {"name", "config": {…}, "versions": {package: version}, "git_revision"}
+    workdir/config.json      {"config": {"recipe", …}, "versions": {package: version}, "git_revision"}
     workdir/metrics.jsonl    {"stage": "sft", "step": 10, "values": {"loss": 1.9}}, one a line
     workdir/eval/*.json      report_data.Evaluation, its samples under "rollouts"
 
@@ -14,6 +14,7 @@ import importlib.resources
 import json
 import os
 from pathlib import Path
+import re
 
 from vr_jax.eval import report_curves, report_data, report_rollouts, report_table
 from vr_jax.eval.report_markup import Html, element, joined
@@ -71,8 +72,10 @@ def render(run: report_data.Run) -> str:
 
 def _header(name: str, run: report_data.Run) -> Html:
   config = run.config or {}
-  versions = config.get("versions") or {}
-  facts = {"revision": config.get("git_revision") or "not recorded", **versions}
+  versions = config.get("versions")
+  versions = versions if isinstance(versions, dict) else {}
+  revision = str(config.get("git_revision") or "not recorded")
+  facts = {"revision": re.sub(r"^([0-9a-f]{12})[0-9a-f]+", r"\1", revision), **versions}
   items = [
     element("span", element("span", key, class_="key"), " ", element("code", str(value)))
     for key, value in facts.items()
@@ -80,7 +83,7 @@ def _header(name: str, run: report_data.Run) -> Html:
   links = [element("a", title, href=f"#{title.lower()}") for title in SECTIONS]
   return element(
     "header",
-    element("p", "vr_jax · run report", class_="kicker"),
+    element("p", f"vr_jax · {run.workdir.resolve().name}", class_="kicker"),
     element("h1", name),
     element("div", *items, class_="facts"),
     element("nav", *links),
@@ -97,7 +100,10 @@ def _configuration(config: dict | None) -> Html:
 
 
 def _name(run: report_data.Run) -> str:
-  return str((run.config or {}).get("name") or run.workdir.resolve().name)
+  """The recipe, or the workdir's name where no config says it."""
+  config = (run.config or {}).get("config")
+  recipe = config.get("recipe") if isinstance(config, dict) else None
+  return str(recipe or run.workdir.resolve().name)
 
 
 def _asset(name: str) -> Html:
