@@ -1,0 +1,79 @@
+"""Models and prompts for the tests of Qwen2.5-VL, made from the cases of the golden file."""
+
+import json
+import pathlib
+import tempfile
+
+from flax import nnx
+from golden import qwen2_5_vl as golden
+import numpy as np
+from safetensors import numpy as safetensors
+
+from vr_jax import records
+from vr_jax.models.qwen2_5_vl import checkpoint, model, positions, processor, tokenizer
+from vr_jax.models.qwen2_5_vl import config as config_lib
+
+BYTES = tokenizer.train_tokenizer([], 256 + len(tokenizer.SPECIAL_TOKENS))
+
+
+def save(case: golden.Case, directory: pathlib.Path, tensors: dict | None = None) -> None:
+  """Writes the case as a release does: one file, the flat names."""
+  (directory / "config.json").write_text(json.dumps(case.config()))
+  tensors = case.tensors() if tensors is None else tensors
+  named = {released_name(name): value for name, value in tensors.items()}
+  safetensors.save_file(named, directory / "model.safetensors")
+
+
+def released_name(name: str) -> str:
+  return name if name.startswith(("visual.", "lm_head.")) else f"model.{name}"
+
+
+def load(case: golden.Case) -> model.Qwen2_5_VL:
+  with tempfile.TemporaryDirectory() as directory:
+    save(case, pathlib.Path(directory))
+    config, state = checkpoint.load_pretrained(directory)
+  return nnx.merge(nnx.graphdef(model.Qwen2_5_VL(config, rngs=nnx.Rngs(0))), state)
+
+
+def make_processor(config: config_lib.Config, **options) -> processor.Processor:
+  return processor.Processor(config, BYTES, 56 * 56, 28 * 28 * 16, **options)
+
+
+def encode(case: golden.Case, config: config_lib.Config, index: int) -> processor.Encoded:
+  """A prompt of the case through our positions, rows and windows."""
+  tokens, media = case.prompt(index)
+  grids, frames = [], []
+  for (kind, count, height, width, seconds), patches in media:
+    kind = records.Kind.IMAGE if kind == "image" else records.Kind.VIDEO
+    grids.append(
+      positions.Grid(kind=kind, frames=count, height=height, width=width, seconds=seconds)
+    )
+    rows = positions.patch_rows(height, width, config.vision)
+    window = positions.patch_windows(rows, config.vision)
+    frames += [processor.Frame(patches=step, rows=rows, window=window) for step in patches]
+  kind = np.full(tokens.shape, records.Kind.TEXT, np.int32)
+  kind[tokens == config.image_token_id] = records.Kind.IMAGE
+  kind[tokens == config.video_token_id] = records.Kind.VIDEO
+  places, next_position = positions.rope_index(kind, grids, config.vision)
+  return processor.Encoded(
+    name=f"{case.name}.{index}",
+    tokens=tokens,
+    kind=kind,
+    positions=places,
+    next_position=next_position,
+    frames=tuple(frames),
+  )
+
+
+def prompt(
+  case: golden.Case, config: config_lib.Config, *, spare: tuple[int, int, int] = (0, 0, 0)
+) -> records.Prompt:
+  """All prompts of a case in one batch, with `spare` tokens, frames and media tokens of padding."""
+  encoded = [encode(case, config, index) for index in range(len(case.prompts))]
+  patches = max((len(frame.window) for one in encoded for frame in one.frames), default=0)
+  return make_processor(config).collate(
+    encoded,
+    prefix_buckets=(max(len(one.tokens) for one in encoded) + spare[0],),
+    frame_buckets=(max(len(one.frames) for one in encoded) + spare[1],),
+    patch_buckets=(patches + spare[2] * config.vision.merge_unit,),
+  )
