@@ -23,9 +23,10 @@ def write(
   size: int = 64,
   start: float = 0.0,
   times: list[float] | None = None,
+  pictures: list[UInt8[np.ndarray, "size size 3"]] | None = None,
   container_options: dict[str, str] | None = None,
 ) -> Path:
-  """An H.264 file; `times` (seconds) replaces the even frame times."""
+  """An H.264 file; `times` (seconds) replaces the even frame times, `pictures` what is drawn."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with av.open(str(path), "w", options=container_options or {}) as container:
     stream = container.add_stream("libx264", rate=fps, options={"crf": "10"})
@@ -34,7 +35,8 @@ def write(
     stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
     for index in range(frames):
       time = times[index] if times else start + index / fps
-      frame = av.VideoFrame.from_ndarray(picture(index, size=size), format="rgb24")
+      image = pictures[index] if pictures else picture(index, size=size)
+      frame = av.VideoFrame.from_ndarray(image, format="rgb24")
       frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
       container.mux(stream.encode(frame))
     container.mux(stream.encode())

@@ -110,7 +110,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from error
   except OSError as error:
     raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-  if not text.strip():
+  if text.strip() in ("", "[]"):
     raise InputError(f"{path}: holds no annotations")
   if text.lstrip().startswith("["):
     values = _json(text, str(path))

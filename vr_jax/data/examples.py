@@ -97,11 +97,14 @@ class ExampleSource:
     return len(self._source)
 
   def __getitem__(self, index: SupportsIndex) -> records.Example:
+    position = index.__index__()
+    if not 0 <= position < len(self):
+      raise IndexError(f"{self._where}: no record {position} among {len(self)}")
     try:
-      return _from_features(self._source[index])
+      return _from_features(self._source[position])
     except (RuntimeError, KeyError) as error:
       raise InputError(
-        f"{self._where}: record {index.__index__()} is damaged: {error}; ingest again"
+        f"{self._where}: record {position} is damaged: {error}; ingest again"
       ) from error
 
   def __repr__(self) -> str:

@@ -49,7 +49,7 @@ class Writer:
   Every method raises InputError where the disk does not take the bytes.
   """
 
-  def __init__(self, directory: Path, *, fps: float, shard_megabytes: int):
+  def __init__(self, directory: Path, *, fps: float, shard_megabytes: float):
     """`fps` is the rate that the videos were cut at; a shard is closed by the video that fills it."""
     self._directory = directory
     self._fps = fps
@@ -230,7 +230,7 @@ def write(
   fps: float,
   quality: int,
   max_side: int,
-  shard_megabytes: int,
+  shard_megabytes: float,
 ) -> FrameStore:
   """Cuts (name, file) pairs into a new store in `directory`, which exists and is empty; the first bad one stops it."""
   writer = Writer(directory, fps=fps, shard_megabytes=shard_megabytes)

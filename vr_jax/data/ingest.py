@@ -30,7 +30,7 @@ class IngestConfig:
   fps: float = 2.0  # frames kept a second of video
   quality: int = 90  # of JPEG, 1 to 95
   max_side: int = 448  # pixels; larger frames are scaled down
-  shard_megabytes: int = 256
+  shard_megabytes: float = 256.0
   validation_fraction: float = 0.1  # of the videos
   test_fraction: float = 0.1  # of the videos; the rest is for training
   split_seed: int = 0

@@ -1,0 +1,232 @@
+import json
+import math
+
+import pytest
+
+from tests.data import annotation_files
+from vr_jax import records
+from vr_jax.data import annotations
+from vr_jax.errors import InputError
+
+record = annotation_files.record
+video_r1_record = annotation_files.video_r1_record
+VIDEOS = frozenset({"a.mp4", "deep/b.mp4"})
+
+
+def fail(where, error):
+  raise error
+
+
+def read(tmp_path, *values):
+  path = annotation_files.write(tmp_path / "notes.jsonl", *values)
+  return annotations.read(path, VIDEOS, on_bad=fail)
+
+
+def placed(tmp_path, value, duration=10.0):
+  (annotation,) = read(tmp_path, value)
+  return annotations.placed(annotation, duration, tolerance=0.05)
+
+
+def test_a_record_becomes_an_example(tmp_path):
+  assert placed(tmp_path, record()) == records.Example(
+    id="one",
+    video="a.mp4",
+    question="What colour will the circle be?",
+    options=("A. red", "B. green"),
+    answer="B",
+    problem_type="multiple choice",
+    shown=records.Span(start=0.0, end=8.0),
+    masked=records.Span(start=8.0, end=10.0),
+    relevant=(records.Span(start=2.0, end=4.0), records.Span(start=6.0, end=7.5)),
+    states=(records.State(object="circle", time=2.0, attribute="colour", value="red"),),
+    steps=(records.Step(text="At 2s, the circle is red.", start=2.0, end=4.0),),
+    source="test",
+  )
+
+
+def test_only_five_fields_are_needed_and_all_is_shown_unless_said_otherwise(tmp_path):
+  value = {
+    "id": 3,
+    "video": "deep/b.mp4",
+    "question": "How many?",
+    "answer": 2,
+    "problem_type": "numerical",
+    "taken_by": "a field of the user's own",
+  }
+  assert placed(tmp_path, value, duration=4.25) == records.Example(
+    id="3",
+    video="deep/b.mp4",
+    question="How many?",
+    answer="2",
+    problem_type="numerical",
+    shown=records.Span(start=0.0, end=4.25),
+  )
+
+
+def test_a_step_without_times_spans_what_is_shown(tmp_path):
+  (step,) = placed(tmp_path, record(steps=[{"text": "It turns."}])).steps
+  assert step == records.Step(text="It turns.", start=0.0, end=8.0)
+
+
+def test_a_video_r1_record_becomes_the_same_kind_of_example(tmp_path):
+  value = video_r1_record(
+    observation="A cup stands\non a table.",
+    process="<think>It tips. Then it falls!</think>",
+    other="ignored",
+  )
+  example = placed(tmp_path, value)
+  whole = {"start": 0.0, "end": 10.0}
+  assert example == records.Example(
+    id="7",
+    video="a.mp4",
+    question="What happens next?",
+    options=("A. it falls", "B. it flies"),
+    answer="A",
+    problem_type="multiple choice",
+    shown=records.Span(**whole),
+    steps=tuple(
+      records.Step(text=text, **whole)
+      for text in ("A cup stands", "on a table.", "It tips.", "Then it falls!")
+    ),
+    source="NeXT-QA",
+  )
+
+
+def test_a_file_may_be_one_json_list_and_may_mix_families(tmp_path):
+  path = tmp_path / "notes.json"
+  path.write_text("\ufeff" + json.dumps([record(), video_r1_record()], indent=1), encoding="utf-8")
+  found = annotations.read(path, VIDEOS, on_bad=fail)
+  assert [annotation.example.id for annotation in found] == ["one", "7"]
+  assert found[1].where == f"{path}: record 1"
+
+
+def test_blank_lines_are_nothing_and_line_separators_within_texts_are_text(tmp_path):
+  line = json.dumps(record(question="one\u2028two"), ensure_ascii=False)
+  (annotation,) = read(tmp_path, "", line, "  ")
+  assert annotation.example.question == "one\u2028two"
+  assert annotation.where.endswith("notes.jsonl:2")
+
+
+BAD_RECORDS = {
+  "not JSON": ('{"id": 1,', "is not JSON"),
+  "too many digits": ("9" * 5000, "is not JSON"),
+  "nested without end": ("[" * 100_000, "is not JSON"),
+  "no object": ("[1]", "is a list, not a JSON object"),
+  "unknown video": (record(video="c.mp4"), "field 'video': there is no file 'c.mp4'"),
+  "video outside": (record(video="../a.mp4"), "field 'video'.*below the video directory"),
+  "absolute video": (record(video="/a.mp4"), "field 'video'.*below the video directory"),
+  "answer no option": (record(answer="C"), "field 'answer': 'C' is none of the options A, B"),
+  "answer as text": (record(answer="green"), "field 'answer': 'green' is none of the options"),
+  "no options": (record(options=[]), "field 'options': two or more"),
+  "unlettered options": (record(options=["red", "green"]), "field 'options': 'red' does not begin"),
+  "twice a letter": (record(options=["A. x", "A. y"]), "field 'options': two or more"),
+  "options of a number": (
+    record(problem_type="numerical", answer="2"),
+    "field 'options': a numerical question has none",
+  ),
+  "options no list": (record(options="A. red"), "field 'options': is a text, not a list"),
+  "unknown type": (record(problem_type="riddle"), "field 'problem_type': 'riddle' is none of mult"),
+  "empty question": (record(question=" "), "field 'question' is empty"),
+  "null question": (
+    '{"id":1,"video":"a.mp4","question":null,"answer":"x","problem_type":"OCR"}',
+    "field 'question': is null, not a text",
+  ),
+  "half a surrogate": (record(question="\ud800"), "field 'question': holds half a surrogate"),
+  "question no text": (record(question=["q"]), "field 'question': is a list, not a text"),
+  "reversed span": (record(shown=[8, 0]), "field 'shown': .8, 0. does not end after it starts"),
+  "empty span": (record(shown=[2, 2]), "field 'shown': .2, 2. does not end after"),
+  "reversed masked": (record(masked=[10, 8]), "field 'masked'.*does not end after"),
+  "reversed relevant": (record(relevant=[[0, 1], [4, 2]]), "field 'relevant'.*does not end after"),
+  "reversed step": (record(steps=[{"text": "x", "start": 3, "end": 2}]), "field 'steps'.*does not"),
+  "negative time": (record(shown=[-1, 4]), "field 'shown': -1 is not a time"),
+  "not a number": (record(shown=[0, math.nan]), "field 'shown': nan is not a time"),
+  "infinite": (record(shown=[0, math.inf]), "field 'shown': inf is not a time"),
+  "time as text": (record(shown=["0", "8"]), "field 'shown': a time is a text"),
+  "time as truth": (record(shown=[False, True]), "field 'shown': a time is true or false"),
+  "span of three": (record(shown=[0, 1, 2]), "field 'shown': needs .start, end. in seconds"),
+  "state without time": (
+    record(states=[{"object": "x"}]),
+    "field 'states': needs objects with obj",
+  ),
+  "step with half a span": (record(steps=[{"text": "x", "start": 1}]), "field 'steps': needs obj"),
+  "step no object": (record(steps=["x"]), "field 'steps': needs objects"),
+  "misspelt field": (
+    record(mask=None, maskd=[8, 10]),
+    "field 'maskd' is unknown; is 'masked' meant",
+  ),
+  "image": (video_r1_record(data_type="image"), "field 'data_type': 'image' is not 'video'"),
+  "no answer tags": (video_r1_record(solution="A"), "field 'solution': is not of the form"),
+  "wrong solution": (video_r1_record(solution="<answer>C</answer>"), "field 'answer': 'C' is none"),
+}
+BAD_RECORDS |= {
+  f"no {field}": (record(**{field: None}), f"field '{field}' is missing")
+  for field in ("id", "video", "question", "answer", "problem_type")
+}
+BAD_RECORDS |= {
+  f"Video-R1, no {field}": (video_r1_record(**{field: None}), f"field '{field}' is missing")
+  for field in ("problem_id", "data_type", "solution", "problem_type", "path")
+}
+
+
+@pytest.mark.parametrize("name", BAD_RECORDS)
+def test_a_bad_record_is_an_error_of_one_line_with_file_line_and_field(tmp_path, name):
+  value, problem = BAD_RECORDS[name]
+  with pytest.raises(InputError, match=problem) as error:
+    read(tmp_path, record(id="good"), value)
+  assert str(error.value).startswith(f"{tmp_path / 'notes.jsonl'}:2: ")
+  assert "\n" not in str(error.value)
+
+
+def test_bad_records_can_be_passed_over(tmp_path):
+  values = [value for value, _ in BAD_RECORDS.values()]
+  path = annotation_files.write(tmp_path / "notes.jsonl", *values, record(id="good"))
+  found = []
+  (good,) = annotations.read(path, VIDEOS, on_bad=lambda where, error: found.append(where))
+  assert good.example.id == "good"
+  assert found == [f"{path}:{line + 1}" for line in range(len(values))]
+
+
+def test_an_id_is_used_once_and_the_error_says_where_it_was_used_before(tmp_path):
+  with pytest.raises(InputError, match=r"notes\.jsonl:3: field 'id': 'one' is taken by .*jsonl:1"):
+    read(tmp_path, record(), record(id="two"), record())
+
+
+OUTSIDE = {
+  "shown": {"shown": [0, 10.5], "masked": None},
+  "masked": {"masked": [8, 10.5]},
+  "relevant": {"relevant": [[1, 2], [9, 10.5]]},
+  "steps": {"steps": [{"text": "x", "start": 9, "end": 10.5}]},
+  "states": {"states": [{"object": "x", "time": 10.5, "attribute": "colour", "value": "red"}]},
+}
+
+
+@pytest.mark.parametrize("field", OUTSIDE)
+def test_a_time_after_the_end_of_the_video_is_an_error(tmp_path, field):
+  with pytest.raises(InputError, match=rf":1: field '{field}': 10.5 s is outside .* of 10 s"):
+    placed(tmp_path, record(**OUTSIDE[field]))
+  placed(tmp_path, record(**OUTSIDE[field]), duration=10.46)
+
+
+@pytest.mark.parametrize("fields", [{"shown": [0, 8.5]}, {"shown": [9, 10]}, {"shown": None}])
+def test_what_is_masked_is_not_shown(tmp_path, fields):
+  with pytest.raises(InputError, match="field 'masked': overlaps what is shown"):
+    placed(tmp_path, record(**fields))
+
+
+@pytest.mark.parametrize(
+  ("content", "problem"),
+  [
+    (None, "there is no such annotation file"),
+    (b"", "holds no annotations"),
+    (b"\n \n", "holds no annotations"),
+    (b"\xff\xfe\x00", "is not UTF-8 text"),
+    (b"[{]", "is not JSON"),
+    (b"[]", "holds no annotations"),
+  ],
+)
+def test_a_file_that_is_no_annotation_file_is_named(tmp_path, content, problem):
+  path = tmp_path / "notes.json"
+  if content is not None:
+    path.write_bytes(content)
+  with pytest.raises(InputError, match=rf"notes\.json: {problem}"):
+    annotations.read(path, VIDEOS, on_bad=fail)

@@ -1,0 +1,141 @@
+import json
+
+import numpy as np
+import pytest
+
+from vr_jax import records
+from vr_jax.data import batches, examples, frame_store, ingest, sampling
+from vr_jax.errors import InputError
+
+EIGHT = sampling.Uniform(frames=8)
+
+
+@pytest.fixture
+def train(ingested):
+  return ingest.open_split(ingested.output, "train")
+
+
+def identity(clip):
+  return clip.example.id
+
+
+def iterate(split, **arguments):
+  source, store = split
+  defaults = {"seed": 0, "batch_size": 5, "sampling": EIGHT, "transform": identity}
+  return batches.batches(source, store, **defaults | arguments)
+
+
+def take(iterator, count):
+  return [next(iterator) for _ in range(count)]
+
+
+def test_a_batch_is_a_list_of_transformed_clips_with_frames_and_their_times(train):
+  source, store = train
+  iterator = iterate(train, transform=lambda clip: clip, shuffle=False)
+  (batch,) = take(iterator, 1)
+  assert [clip.example for clip in batch] == [source[index] for index in range(5)]
+  for clip in batch:
+    assert clip.frames.shape == (8, 64, 64, 3)
+    np.testing.assert_array_equal(clip.frames, store.read(clip.example.video, range(8)))
+    np.testing.assert_array_equal(clip.timestamps, np.arange(8.0))
+    np.testing.assert_array_equal(clip.frame_indices, np.arange(8))
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+@pytest.mark.parametrize("done", [0, 1, 4, 5, 11])
+def test_an_iterator_given_the_state_of_another_goes_on_exactly_there(train, done, threads):
+  first = iterate(train, threads=threads)
+  take(first, done)
+  state = json.loads(json.dumps(first.get_state()))
+  expected = take(first, 12)
+  second = iterate(train, threads=2)
+  take(second, 3)  # A state must not depend on what the iterator did before.
+  second.set_state(state)
+  assert take(second, 12) == expected
+
+
+def test_an_evaluation_goes_on_exactly_where_it_stopped_too(train):
+  first = iterate(train, repeat=False)
+  take(first, 3)
+  second = iterate(train, repeat=False)
+  second.set_state(first.get_state())
+  assert list(second) == list(first)
+
+
+def test_the_number_of_threads_changes_nothing(train):
+  expected = take(iterate(train, threads=0), 9)
+  assert take(iterate(train, threads=4), 9) == expected
+
+
+def test_every_epoch_holds_each_example_once_in_an_order_of_its_own(train):
+  source, _ = train
+  everything = sorted(example.id for example in source)
+  epochs = take(iterate(train, batch_size=len(source)), 3)
+  assert all(sorted(epoch) == everything for epoch in epochs)
+  assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+  assert take(iterate(train, batch_size=len(source)), 3) == epochs
+  assert take(iterate(train, batch_size=len(source), seed=1), 3) != epochs
+
+
+@pytest.mark.parametrize("process_count", [2, 3, 5, 24])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_processes_share_each_epoch_without_overlap_or_gap(train, process_count, shuffle):
+  source, _ = train
+  shares = [
+    [
+      name
+      for batch in iterate(
+        train, process_index=index, process_count=process_count, repeat=False, shuffle=shuffle
+      )
+      for name in batch
+    ]
+    for index in range(process_count)
+  ]
+  together = [name for share in shares for name in share]
+  assert sorted(together) == sorted(example.id for example in source)
+  assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_an_evaluation_ends_with_a_smaller_batch(train):
+  sizes = [len(batch) for batch in iterate(train, repeat=False, shuffle=False)]
+  assert sizes == [5, 5, 5, 5, 4]
+
+
+def test_a_clip_too_short_for_the_rule_is_an_error_that_names_the_example(train):
+  with pytest.raises(InputError, match=r"example '.*' of video '.*': 0 to 8 s .* holds 8 stored"):
+    next(iterate(train, sampling=sampling.Uniform(frames=10)))
+
+
+def test_a_rate_above_the_stored_one_is_an_error_at_once(train):
+  with pytest.raises(InputError, match="2 frames a second are more than the 1 stored"):
+    iterate(train, sampling=sampling.Rate(fps=2.0))
+
+
+def test_more_processes_than_examples_are_an_error_at_once(train):
+  with pytest.raises(InputError, match="24 examples are too few for 25 processes"):
+    iterate(train, process_count=25)
+
+
+def test_an_empty_split_is_an_error_at_once(train, tmp_path):
+  examples.write(tmp_path, {"train": []})
+  with pytest.raises(InputError, match=r"\(train\).*: 0 examples are too few"):
+    iterate((examples.ExampleSource(tmp_path, "train"), train[1]))
+
+
+def test_an_example_whose_video_is_not_stored_is_an_error(train, tmp_path):
+  shown = records.Span(start=0.0, end=8.0)
+  stray = records.Example(
+    id="x", video="x.mp4", question="?", answer="1", problem_type="numerical", shown=shown
+  )
+  examples.write(tmp_path, {"train": [stray]})
+  with pytest.raises(InputError, match=r"no video 'x\.mp4'"):
+    next(iterate((examples.ExampleSource(tmp_path, "train"), train[1])))
+
+
+def test_a_damaged_shard_stops_the_batches(ingested, tmp_path):
+  for path in (ingested.output / "frames").iterdir():
+    content = b"" if path.suffix == ".array_record" else path.read_bytes()
+    (tmp_path / path.name).write_bytes(content)
+  source = examples.ExampleSource(ingested.output, "train")
+  with pytest.raises(InputError, match=r"frames-.*\.array_record: record .* is damaged"):
+    next(iterate((source, frame_store.FrameStore(tmp_path))))

@@ -1,0 +1,153 @@
+import subprocess
+import sys
+
+from hypothesis import given, strategies
+import pytest
+
+from vr_jax import records
+from vr_jax.data import examples
+from vr_jax.errors import InputError
+
+FRACTIONS = {"train": 0.8, "validation": 0.1, "test": 0.1}
+
+
+def example(**fields):
+  values = {
+    "id": "one",
+    "video": "a.mp4",
+    "question": "What?",
+    "answer": "x",
+    "problem_type": "free-form",
+    "shown": records.Span(start=0.0, end=8.1),
+  }
+  return records.Example(**values | fields)
+
+
+@given(
+  videos=strategies.sets(strategies.text(max_size=8), max_size=60),
+  seed=strategies.integers(0, 9),
+  test=strategies.sampled_from([0.0, 0.1, 0.25, 0.5]),
+)
+def test_every_video_is_in_one_split_and_shares_are_exact_to_a_video(videos, seed, test):
+  fractions = {"train": 0.9 - test, "validation": 0.1, "test": test}
+  splits = examples.split_videos(sorted(videos), fractions, seed=seed)
+  assert sorted(video for part in splits.values() for video in part) == sorted(videos)
+  for split, part in splits.items():
+    assert abs(len(part) - fractions[split] * len(videos)) <= 1
+
+
+def test_a_split_depends_on_names_and_seed_alone():
+  names = [f"{index}.mp4" for index in range(50)]
+  splits = examples.split_videos(names, FRACTIONS, seed=3)
+  assert examples.split_videos(names[::-1], FRACTIONS, seed=3) == splits
+  assert examples.split_videos(names, FRACTIONS, seed=4) != splits
+  # Written down: another machine or a later version must draw the same split.
+  assert splits["test"] == ("35.mp4", "31.mp4", "24.mp4", "32.mp4", "4.mp4")
+
+
+@pytest.mark.parametrize("fractions", [{"train": 0.8, "test": 0.1}, {"train": 1.1, "test": -0.1}])
+def test_fractions_that_are_no_partition_are_an_error(fractions):
+  with pytest.raises(InputError, match="split fractions"):
+    examples.split_videos(["a.mp4"], fractions, seed=0)
+
+
+# Microseconds, for times are kept to one.
+times = strategies.integers(0, 10**11).map(lambda microseconds: microseconds / 1e6)
+texts = strategies.text(max_size=12)
+spans = strategies.tuples(times, times).map(
+  lambda pair: records.Span(start=min(pair), end=max(pair))
+)
+steps = strategies.builds(records.Step, text=texts, start=times, end=times)
+states = strategies.builds(records.State, object=texts, time=times, attribute=texts, value=texts)
+any_example = strategies.builds(
+  records.Example,
+  id=texts,
+  video=texts,
+  question=texts,
+  answer=texts,
+  problem_type=texts,
+  shown=spans,
+  options=strategies.lists(texts, max_size=3).map(tuple),
+  masked=strategies.none() | spans,
+  relevant=strategies.lists(spans, max_size=3).map(tuple),
+  steps=strategies.lists(steps, max_size=3).map(tuple),
+  states=strategies.lists(states, max_size=3).map(tuple),
+  source=texts,
+)
+
+
+@given(any_example)
+def test_an_example_survives_its_features(value):
+  serialised = FEATURES.serialize_example(examples._to_features(value))
+  assert examples._from_features(FEATURES.deserialize_example_np(serialised)) == value
+
+
+FEATURES = examples._dataset_info(examples.Path("unused")).features
+
+
+def test_examples_are_read_back_in_any_order(tmp_path):
+  written = {
+    "train": [example(id=str(index)) for index in range(7)],
+    "validation": [],
+    "test": [example(id="t", answer="é", masked=records.Span(start=8.1, end=9.0))],
+  }
+  examples.write(tmp_path, written)
+  train = examples.ExampleSource(tmp_path, "train")
+  assert len(train) == 7
+  assert [train[index].id for index in (6, 0, 3)] == ["6", "0", "3"]
+  assert examples.ExampleSource(tmp_path, "test")[0] == written["test"][0]
+  assert len(examples.ExampleSource(tmp_path, "validation")) == 0
+
+
+def test_tensorflow_is_not_needed_and_plain_tfds_reads_what_is_written(tmp_path):
+  script = '''
+from importlib import machinery
+import pathlib
+import sys
+
+class WithoutTensorFlow:
+  """Finds what is installed but for TensorFlow, as if it were not."""
+
+  @staticmethod
+  def find_spec(name, path=None, target=None):
+    if name.split(".")[0] != "tensorflow":
+      return machinery.PathFinder.find_spec(name, path, target)
+
+sys.meta_path = [
+  WithoutTensorFlow if finder is machinery.PathFinder else finder for finder in sys.meta_path
+]
+
+from vr_jax import records
+from vr_jax.data import examples
+import tensorflow_datasets as tfds
+
+root = pathlib.Path(sys.argv[1])
+shown = records.Span(start=0.0, end=8.1)
+example = records.Example(
+  id="one", video="a.mp4", question="What?", answer="x", problem_type="OCR", shown=shown
+)
+examples.write(root, {"train": [example], "test": []})
+assert examples.ExampleSource(root, "train")[0] == example
+builder = tfds.builder_from_directory(str(root / "moss_video" / "1.0.0"))
+assert builder.info.splits["train"].num_examples == 1
+features = builder.as_data_source("train")[0]
+assert features["video"] == b"a.mp4" and features["shown"].tolist() == [0, 8_100_000]
+assert "tensorflow" not in sys.modules
+print("done")
+'''
+  command = [sys.executable, "-c", script, str(tmp_path)]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.stdout.strip() == "done", done.stderr
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+  with pytest.raises(InputError, match=r"moss_video.*\(train\): cannot be read"):
+    examples.ExampleSource(tmp_path, "train")
+  examples.write(tmp_path, {"train": [example()]})
+  with pytest.raises(InputError, match=r"\(valid\): there is no such split, but train"):
+    examples.ExampleSource(tmp_path, "valid")
+  (shard,) = tmp_path.rglob("*array_record*")
+  shard.write_bytes(shard.read_bytes()[:1000])
+  with pytest.raises(InputError, match=r"\(train\): record 0 is damaged") as error:
+    examples.ExampleSource(tmp_path, "train")[0]
+  assert "\n" not in str(error.value)

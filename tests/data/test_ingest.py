@@ -1,0 +1,265 @@
+import json
+import resource
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from tests.data import annotation_files, videos
+from vr_jax.data import examples, ingest, video_file
+from vr_jax.errors import InputError
+
+record = annotation_files.record
+CONFIG = ingest.IngestConfig(fps=1.0)
+SKIP = ingest.IngestConfig(fps=1.0, on_bad="skip")
+
+
+@pytest.fixture
+def inputs(tmp_path):
+  """Two videos with a question each."""
+  for name in ("a.mp4", "b.mp4"):
+    videos.write(tmp_path / "videos" / name)
+  values = [record(id=name, video=name) for name in ("a.mp4", "b.mp4")]
+  annotation_files.write(tmp_path / "notes.jsonl", *values)
+  return tmp_path
+
+
+def run(root, config=CONFIG, **arguments):
+  return ingest.ingest(root / "videos", root / "notes.jsonl", root / "output", config, **arguments)
+
+
+def left_in(root):
+  return {path.name for path in root.iterdir()} - {"videos", "notes.jsonl"}
+
+
+def test_everything_is_written_and_can_be_opened(ingested):
+  assert ingested.report == ingest.Report(
+    videos=10,
+    frames=100,
+    examples={"train": 24, "validation": 3, "test": 3},
+    skipped_videos=0,
+    skipped_records=0,
+  )
+  seen = {}
+  for split, count in ingested.report.examples.items():
+    source, store = ingest.open_split(ingested.output, split)
+    assert len(source) == count
+    for example in source:
+      assert store.read(example.video, [0, 9]).shape == (2, 64, 64, 3)
+      seen.setdefault(example.video, set()).add(split)
+  assert len(seen) == 10
+  assert all(len(splits) == 1 for splits in seen.values())
+  assert not (ingested.output / "bad_records.jsonl").exists()
+
+
+def test_each_video_is_decoded_once_and_only_if_asked_about(inputs, monkeypatch):
+  values = [record(id=str(index), video="a.mp4") for index in range(9)]
+  annotation_files.write(inputs / "notes.jsonl", *values)
+  opened = []
+  decode = video_file.decode
+  monkeypatch.setattr(video_file, "decode", lambda path: opened.append(path.name) or decode(path))
+  run(inputs)
+  assert opened == ["a.mp4"]
+
+
+def test_progress_is_told_after_each_video(inputs):
+  told = []
+  run(inputs, progress=lambda done, total: told.append((done, total)))
+  assert told == [(1, 2), (2, 2)]
+
+
+def test_a_complete_output_is_left_as_it_is(inputs, monkeypatch):
+  report = run(inputs)
+  monkeypatch.setattr(video_file, "cut", None)
+  assert run(inputs) == report
+
+
+@pytest.mark.parametrize("change", ["config", "annotations", "another video", "a video"])
+def test_an_output_of_other_inputs_or_another_config_is_named(inputs, change):
+  run(inputs)
+  config = CONFIG
+  if change == "config":
+    config = ingest.IngestConfig(fps=2.0)
+  elif change == "annotations":
+    annotation_files.write(inputs / "notes.jsonl", record(video="b.mp4"))
+  elif change == "another video":
+    videos.write(inputs / "videos" / "c.mp4")
+  else:
+    videos.write(inputs / "videos" / "a.mp4", size=96)
+  with pytest.raises(
+    InputError, match="output: was ingested from other inputs or with another con"
+  ):
+    run(inputs, config)
+
+
+def test_a_directory_with_something_else_in_it_is_left_alone(inputs):
+  (inputs / "output").mkdir()
+  (inputs / "output" / "thesis.tex").touch()
+  with pytest.raises(InputError, match="output: is not empty and holds no ingested data"):
+    run(inputs)
+  assert (inputs / "output" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"fingerprint": 1}'])
+def test_a_damaged_report_is_named(inputs, content):
+  run(inputs)
+  (inputs / "output" / "ingest.json").write_text(content)
+  with pytest.raises(InputError, match=r"output"):
+    run(inputs)
+
+
+def test_what_a_killed_run_left_behind_is_cleared(inputs):
+  (inputs / "output.partial" / "frames").mkdir(parents=True)
+  (inputs / "output.partial" / "frames" / "half").touch()
+  (inputs / "output").mkdir()
+  run(inputs)
+  assert left_in(inputs) == {"output"}
+  assert not (inputs / "output" / "frames" / "half").exists()
+
+
+BAD_INPUTS = {
+  "missing directory": (lambda root: shutil.rmtree(root / "videos"), r"videos: there is no such"),
+  "empty directory": (
+    lambda root: [path.unlink() for path in (root / "videos").iterdir()],
+    r"videos: the directory holds no videos",
+  ),
+  "truncated": (lambda root: videos.truncate(root / "videos" / "b.mp4", 0.5), r"b\.mp4: cannot be"),
+  "zero bytes": (lambda root: (root / "videos" / "b.mp4").write_bytes(b""), r"b\.mp4: cannot be"),
+  "audio only": (
+    lambda root: videos.write_audio(root / "videos" / "b.mp4"),
+    r"b\.mp4: has no video",
+  ),
+  "text": (
+    lambda root: (root / "videos" / "b.mp4").write_text("text"),
+    r"b\.mp4: cannot be decoded",
+  ),
+  "too short": (
+    lambda root: videos.write(root / "videos" / "b.mp4", frames=24),
+    r"notes\.jsonl:2: field 'shown': 8 s is outside",
+  ),
+  "bad record": (
+    lambda root: annotation_files.write(root / "notes.jsonl", record(answer="Z")),
+    r"notes\.jsonl:1: field 'answer'",
+  ),
+  "no annotations": (lambda root: (root / "notes.jsonl").unlink(), r"notes\.jsonl: cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUTS)
+def test_bad_input_stops_the_run_and_leaves_nothing(inputs, name):
+  spoil, problem = BAD_INPUTS[name]
+  spoil(inputs)
+  with pytest.raises(InputError, match=problem) as error:
+    run(inputs)
+  assert "\n" not in str(error.value)
+  assert not left_in(inputs)
+
+
+def test_a_question_that_is_shown_fewer_frames_than_needed_is_bad(inputs):
+  config = ingest.IngestConfig(fps=1.0, min_frames=10)
+  with pytest.raises(InputError, match=r"notes\.jsonl:1: 0 to 8 s .* holds 8 stored frames, .* 10"):
+    run(inputs, config)
+
+
+def test_skipping_leaves_out_counts_and_lists_what_is_bad(inputs):
+  (inputs / "videos" / "bad.mp4").write_bytes(b"")
+  good = [record(id=str(index), video=name) for index, name in enumerate(["a.mp4", "b.mp4"] * 2)]
+  bad = [
+    "{",
+    record(id="0"),
+    record(id="5", video="bad.mp4"),
+    record(id="6", video="bad.mp4"),
+    record(id="7", shown=[0, 20], masked=None),
+    record(id="8", shown=[0, 1], masked=None),
+  ]
+  annotation_files.write(inputs / "notes.jsonl", *good, *bad)
+  report = run(inputs, SKIP)
+  assert (report.videos, report.skipped_videos, report.skipped_records) == (2, 1, 6)
+  assert sum(report.examples.values()) == 4
+  lines = (inputs / "output" / "bad_records.jsonl").read_text().splitlines()
+  listed = {entry["where"]: entry["problem"] for entry in map(json.loads, lines)}
+  notes = inputs / "notes.jsonl"
+  assert list(listed) == [
+    *(f"{notes}:{line}" for line in (5, 6)),
+    str(inputs / "videos" / "bad.mp4"),
+    *(f"{notes}:{line}" for line in (7, 8, 9, 10)),
+  ]
+  assert listed[f"{notes}:6"] == f"field 'id': '0' is taken by {notes}:1"
+  assert listed[f"{notes}:7"].startswith("its video is bad")
+  assert "fewer than the 2 asked for" in listed[f"{notes}:10"]
+  assert run(inputs, SKIP) == report
+
+
+def test_skipping_everything_is_an_error(inputs):
+  annotation_files.write(inputs / "notes.jsonl", record(answer="Z"))
+  with pytest.raises(InputError, match=r"not one good record is left; first, .*:1: field 'answer'"):
+    run(inputs, SKIP)
+  assert not left_in(inputs)
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [{"on_bad": "ignore"}, {"quality": 0}, {"fps": 0.0}, {"max_side": 0}, {"min_frames": 0}],
+)
+def test_a_config_that_makes_no_sense_is_an_error_that_names_the_field(fields):
+  with pytest.raises(InputError, match=f"data.{next(iter(fields))}"):
+    ingest.IngestConfig(**fields)
+
+
+def test_split_fractions_over_one_are_an_error(inputs):
+  with pytest.raises(InputError, match="split fractions"):
+    run(inputs, ingest.IngestConfig(fps=1.0, test_fraction=0.8, validation_fraction=0.3))
+
+
+def make_noise_videos(root):
+  """Enough bytes for a disk to fill up in the middle of every file of the output."""
+  rng = np.random.default_rng(0)
+  noise = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(80)]
+  for name in ("a.mp4", "b.mp4"):
+    videos.write(root / "videos" / name, pictures=noise)
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(inputs):
+  disk = inputs / "disk"
+  disk.mkdir()
+  mounted = subprocess.run(
+    ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(disk)], capture_output=True, check=False
+  )
+  if mounted.returncode:
+    pytest.skip("mounting a small disk needs root; the test with a file size limit covers it")
+  make_noise_videos(inputs)
+  failures = 0
+  try:
+    for size in [*range(8, 600, 24), 2000]:
+      subprocess.run(["mount", "-o", f"remount,size={size}k", str(disk)], check=True)
+      try:
+        ingest.ingest(inputs / "videos", inputs / "notes.jsonl", disk / "output", CONFIG)
+        break
+      except InputError as error:
+        failures += 1
+        assert "No space left on device" in str(error)
+        assert "\n" not in str(error)
+        assert not list(disk.iterdir())
+    assert failures > 5
+    assert examples.ExampleSource(disk / "output", "train")[0].video
+  finally:
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_refuses_bytes_is_an_error_and_leaves_nothing(inputs):
+  make_noise_videos(inputs)
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  failures = 0
+  try:
+    for size in (0, 100, 1000, 40_000, 100_000, 10_000_000):
+      resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+      try:
+        run(inputs)
+      except InputError as error:
+        failures += 1
+        assert "File too large" in str(error)
+        assert not left_in(inputs)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert failures == 5
