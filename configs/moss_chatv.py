@@ -37,15 +37,16 @@ def _paper() -> ml_collections.ConfigDict:
   data.on_bad = "stop"  # stop | skip (counted, and listed in bad_records.jsonl)
   data.fps = 2.0  # frames stored a second
   data.quality = 90  # of the stored JPEGs
-  data.max_side = 0  # longer side of stored frames in pixels; 0: as the video has it
-  data.fractions = (0.8, 0.0, 0.2)  # of videos in train, validation, test
+  data.max_side = 448  # longer side of stored frames in pixels; larger ones are scaled down
+  data.validation_fraction = 0.0  # of the videos
+  data.test_fraction = 0.2  # of the videos; the rest is for training
+  data.split_seed = 0
   data.sampling = "uniform"  # uniform | fps
   data.frames = 16  # uniform: frames of a clip
   data.sample_fps = 2.0  # fps: rate, within
   data.min_frames = 4
   data.max_frames = 64
   data.threads = 4  # that read and cut frames ahead of the step
-  data.prefetch = 8  # elements read ahead
 
   simulate = data.simulate = ml_collections.ConfigDict()
   simulate.videos = 0  # how many to simulate; 0: data.videos and data.annotations are used
@@ -56,7 +57,9 @@ def _paper() -> ml_collections.ConfigDict:
   model = config.model = ml_collections.ConfigDict()
   model.pretrained = ""  # Hugging Face directory; empty: random weights of model.architecture
   model.architecture = ml_collections.ConfigDict()  # as in a config.json of Qwen2.5-VL
-  model.tokenizer = ""  # tokenizer.json; empty: the pretrained directory's
+  model.tokenizer = (
+    ""  # tokenizer.json; "trained": learnt from the training split; empty: the pretrained one
+  )
   model.min_pixels = 4 * 28 * 28  # of a frame
   model.max_pixels = 128 * 28 * 28  # of a frame [Video-R1]
   model.system = "You are a helpful assistant."  # system turn; empty: none
@@ -133,15 +136,35 @@ def _paper() -> ml_collections.ConfigDict:
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
   data = config.data
-  data.simulate.videos = 600
-  data.simulate.questions_per_video = 6
-  data.simulate.world.height = data.simulate.world.width = 112
+  data.simulate.videos = 1000
+  data.simulate.questions_per_video = 3
+  data.simulate.world = ml_collections.ConfigDict(
+    {
+      "height": 112,  # pixels
+      "width": 112,
+      "rows": 2,  # places of the canvas: rows x columns
+      "columns": 2,
+      "seconds": 10.0,
+      "fps": 8,
+      "dwell": 2.0,  # seconds between two changes
+      "shown": 8.0,  # seconds from the start that the model may see
+      "objects_min": 1,
+      "objects_max": 1,
+      "lives": ("cycle", "move"),
+      "lives_per_object": 1,
+      "periods": (2, 3),  # changes after which a life repeats
+      "shapes": ("circle", "square", "triangle"),
+      "colours": ("red", "green", "blue", "yellow"),
+      "families": ("choice", "name", "visits"),
+      "wordings": 4,  # of questions and steps
+    }
+  )
   data.fps = 1.0
   data.frames = 8
   data.threads = 1
 
   model = config.model
-  model.tokenizer = "builtin"
+  model.tokenizer = "trained"
   model.min_pixels = model.max_pixels = 56 * 56
   model.system = ""
   model.dtype = "float32"

@@ -43,7 +43,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   """Does the stages of `mode` in a workdir. What a notebook calls instead of the command line."""
   # JAX and everything above it start slowly: a mistyped flag should not wait for them.
   from vr_jax.eval import stage as eval_stage
-  from vr_jax.train import data_stage, rl_loop, sft_loop, workdir as workdir_lib
+  from vr_jax.train import data_stage, rl_loop, sft_loop
+  from vr_jax.train import workdir as workdir_lib
 
   workdir_lib.claim(workdir, config)
   if mode in ("data", "all"):
@@ -106,7 +107,9 @@ def _check_fields(argv: Sequence[str], config: ml_collections.ConfigDict) -> Non
       names = list(section) if isinstance(section, ml_collections.ConfigDict) else []
       if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0) or ["no field"]
-        raise errors.InputError(f"--{so_far}.{name}: no such field; the nearest is {so_far}.{near[0]}")
+        raise errors.InputError(
+          f"--{so_far}.{name}: no such field; the nearest is {so_far}.{near[0]}"
+        )
       section, so_far = section[name], f"{so_far}.{name}"
 
 

@@ -68,9 +68,7 @@ def param_shardings(params: PyTree, mesh: Mesh, rules: Mapping[str, str] = RULES
         )
     return variable.replace(NamedSharding(mesh, PartitionSpec(*spec)))
 
-  return jax.tree.map_with_path(
-    of_variable, params, is_leaf=lambda x: isinstance(x, nnx.Variable)
-  )
+  return jax.tree.map_with_path(of_variable, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -101,3 +99,11 @@ def check_batch(prompts: int, mesh: Mesh, flag: str) -> None:
     raise errors.InputError(
       f"{flag}={prompts}: not a multiple of data x fsdp = {ways} of config.mesh"
     )
+
+
+def local_rows(x: jax.Array) -> np.ndarray:
+  """The rows (axis 0) of a batch array that this process holds, in order, on the host."""
+  if x.is_fully_addressable:
+    return np.asarray(x)
+  shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+  return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

@@ -80,9 +80,7 @@ def sample(
   *_, tokens, log_probs, _, lengths = jax.lax.while_loop(unfinished, step, start)
   sampled = jnp.arange(time) < lengths[..., None]
   kind = jnp.where(sampled, int(records.Kind.MODEL), int(records.Kind.PAD))
-  return records.Rollout(
-    tokens=tokens, log_probs=log_probs, kind=kind, turn=jnp.zeros_like(tokens)
-  )
+  return records.Rollout(tokens=tokens, log_probs=log_probs, kind=kind, turn=jnp.zeros_like(tokens))
 
 
 def _row_keys(key: Key[Array, ""], prompts: int, group: int) -> Key[Array, "prompts group"]:

@@ -80,11 +80,13 @@ class Checkpoints:
       for name, x in _flat(like).items()
     }
     flat = self._read(
-      where, step, state=ocp.args.PyTreeRestore(
+      where,
+      step,
+      state=ocp.args.PyTreeRestore(
         wanted,
         restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
         partial_restore=True,
-      )
+      ),
     ).state
     tree = jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in wanted])
     return Restored(step=step, tree=tree, loop=loop)

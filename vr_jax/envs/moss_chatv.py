@@ -1,0 +1,83 @@
+"""MOSS-ChatV: one turn of reasoning and answer, scored by accuracy, format and the process reward.
+
+Source: arXiv 2509.21113. Total reward = sum of weight * part; the weights are a reconstruction.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+
+from vr_jax import records
+from vr_jax.rewards import accuracy, process, steps
+from vr_jax.rewards import format as format_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MossChatV:
+  """The task. See configs/moss_chatv.py for what each field means; `weights` has accuracy, format and process."""
+
+  instruction: str
+  weights: Mapping[str, float]
+  alpha: float
+  moves: Literal["strict", "jump", "classic"]
+  alignment: Literal["subsequence", "naive"]
+  gate: Literal["none", "format", "accuracy"]
+
+  def question(self, example: records.Example) -> str:
+    """Question, options one a line, instruction."""
+    return "\n".join(
+      part for part in (example.question, *example.options, self.instruction) if part
+    )
+
+  def reference_reply(self, example: records.Example) -> str | None:
+    """The reference steps, one a line, and the answer; None without steps."""
+    if not example.steps:
+      return None
+    trace = "\n".join(step.text for step in example.steps)
+    return f"<think>{trace}</think>\n<answer>{example.answer}</answer>"
+
+  def score(
+    self, examples: Sequence[records.Example], replies: Sequence[Sequence[str]]
+  ) -> records.Scores:
+    """Rewards `accuracy`, `format` and `process` (before the gate), each in [0, 1], and their gated, weighted sum."""
+    shape = (len(examples), len(replies[0]), 1)
+    flat = [reply for group in replies for reply in group]
+    owners = [example for example, group in zip(examples, replies, strict=True) for _ in group]
+    parts = {
+      "accuracy": [
+        accuracy.accuracy(reply, example.answer, example.problem_type, example.options)
+        for reply, example in zip(flat, owners, strict=True)
+      ],
+      "format": [format_lib.format_reward(reply) for reply in flat],
+      "process": self._process(flat, owners).reward,
+    }
+    rewards = {name: np.asarray(v, np.float32).reshape(shape) for name, v in parts.items()}
+    passed = (rewards[self.gate] == 1) if self.gate != "none" else np.ones(shape, bool)
+    gated = {**rewards, "process": rewards["process"] * passed}
+    total = sum(np.float32(self.weights[name]) * value for name, value in gated.items())
+    return records.Scores(rewards=rewards, valid=np.ones(shape, bool), total=total)
+
+  def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
+    """{"steps", "alignment": {"cost", "path", "distance"}, "answer"} of one reply."""
+    return {
+      "answer": accuracy.answer_text(reply),
+      "steps": steps.split_steps(steps.think_text(reply)),
+      "alignment": self._process([reply], [example]).alignment(0),
+    }
+
+  def state(self) -> Mapping[str, Any]:
+    """Nothing is remembered."""
+    return {}
+
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    """Nothing to go back to."""
+
+  def _process(
+    self, replies: Sequence[str], examples: Sequence[records.Example]
+  ) -> process.ProcessReward:
+    references = [[step.text for step in example.steps] for example in examples]
+    return process.process_reward(
+      replies, references, alpha=self.alpha, moves=self.moves, alignment=self.alignment
+    )

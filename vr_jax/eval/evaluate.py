@@ -1,0 +1,170 @@
+"""One policy on held-out videos: what it gets right, whether its traces are true, and whether it looks at all."""
+
+import base64
+from collections.abc import Sequence
+import dataclasses
+import io
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+import numpy as np
+from PIL import Image
+
+from vr_jax import records
+from vr_jax.rewards import accuracy as accuracy_lib
+from vr_jax.rewards import steps as steps_lib
+from vr_jax.rollout import sampler
+from vr_jax.train import console
+from vr_jax.train import parts as parts_lib
+from vr_jax.worlds import consistency
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answered:
+  """One held-out example with its reply and scores."""
+
+  item: parts_lib.Item
+  reply: str
+  tokens: int
+  rewards: dict[str, float]
+
+
+def evaluate(parts: parts_lib.Parts, params: PyTree, *, name: str) -> dict[str, Any]:
+  """{"examples", "metrics", "rollouts"} of a policy on the test split, as eval/<name>.json holds them.
+
+  Metrics: `accuracy` (and by problem type), each with the half-width of its 95 % interval (normal approximation) under
+  `accuracy_interval`; `process_reward`; `format`; `reply_tokens`; `trace_consistency` (the trace against the true
+  states, where an example has them); `think_answer_mismatch` (share of replies whose trace concludes another value than
+  they answer, of those that conclude one); `blind_accuracy` (no frames) and `shuffled_accuracy` (frames out of order).
+  """
+  config = parts.config.eval
+  whole = _answer(parts, params, "whole", name)
+  scores = [a.rewards["accuracy"] for a in whole]
+  metrics = {
+    "accuracy": float(np.mean(scores)),
+    "accuracy_interval": _interval(scores),
+    "process_reward": float(np.mean([a.rewards["process"] for a in whole])),
+    "format": float(np.mean([a.rewards["format"] for a in whole])),
+    "reply_tokens": float(np.mean([a.tokens for a in whole])),
+    **_by_type(whole),
+    **_trace_metrics(whole),
+  }
+  for view in ("blind", "shuffled"):
+    if config[view]:
+      seen = _answer(parts, params, view, f"{name}, {view}")
+      metrics[f"{view}_accuracy"] = float(np.mean([a.rewards["accuracy"] for a in seen]))
+  shown = whole[: config.rollouts]
+  return {
+    "examples": len(whole),
+    "metrics": metrics,
+    "rollouts": [_shown(parts, answered) for answered in shown],
+  }
+
+
+def _answer(parts: parts_lib.Parts, params: PyTree, view: str, name: str) -> list[Answered]:
+  config = parts.config.eval
+  decoding = parts.decoding(group=1, temperature=config.temperature)
+  answered: list[Answered] = []
+  with console.progress(name) as tick:
+    for items in parts.read("test", config.batch, view=view, limit=config.examples, repeat=False):
+      # The last batch is filled up by repeating its first item, so that one program serves all.
+      full = [*items, *[items[0]] * (config.batch - len(items))]
+      rollout = sampler.sample(
+        parts.graph,
+        params,
+        parts.prompt(full),
+        parts.allowed,
+        jax.random.key(parts.config.seed),
+        decoding=decoding,
+      )
+      replies = parts.texts(rollout)[: len(items)]
+      lengths = (np.asarray(rollout.kind) == records.Kind.MODEL).sum(axis=(1, 2))
+      scores = parts.environment.score([item.example for item in items], replies)
+      for row, (item, (reply,)) in enumerate(zip(items, replies, strict=True)):
+        rewards = {key: float(value[row, 0, 0]) for key, value in scores.rewards.items()}
+        rewards["total"] = float(scores.total[row, 0, 0])
+        answered.append(Answered(item=item, reply=reply, tokens=int(lengths[row]), rewards=rewards))
+      tick(len(answered))
+  return answered
+
+
+def _interval(values: Sequence[float]) -> float:
+  """Half-width of the 95 % interval of a mean."""
+  return float(1.96 * np.std(values) / np.sqrt(len(values)))
+
+
+def _by_type(answered: Sequence[Answered]) -> dict[str, float]:
+  values: dict[str, list[float]] = {}
+  for a in answered:
+    values.setdefault(a.item.example.problem_type, []).append(a.rewards["accuracy"])
+  means = {f"accuracy/{kind}": float(np.mean(v)) for kind, v in values.items()}
+  return means | {f"accuracy_interval/{kind}": _interval(v) for kind, v in values.items()}
+
+
+def _trace_metrics(answered: Sequence[Answered]) -> dict[str, float]:
+  known = [a for a in answered if a.item.example.states]
+  if not known:
+    return {}
+  consistent = [_consistency(a).score for a in known]
+  concluded = [
+    (a, value)
+    for a in known
+    if (value := consistency.concluded_value(_steps(a), a.item.example.states)) is not None
+  ]
+  values = {"trace_consistency": float(np.mean(consistent))}
+  if concluded:
+    mismatches = [not _agrees(a, value) for a, value in concluded]
+    values["think_answer_mismatch"] = float(np.mean(mismatches))
+  return values
+
+
+def _agrees(answered: Answered, concluded: str) -> bool:
+  """Whether the answer says what the trace concludes; of a multiple choice, by the text of its option."""
+  example = answered.item.example
+  answer = accuracy_lib.answer_text(answered.reply)
+  if answer is None:
+    return False
+  if example.problem_type == "multiple choice":
+    letter = accuracy_lib.option_letter(answer, example.options)
+    texts = [option for option in example.options if letter and option.startswith(letter)]
+    return bool(texts) and concluded.lower() in texts[0].lower()
+  return concluded.lower() in answer.lower()
+
+
+def _steps(answered: Answered) -> list[str]:
+  return steps_lib.split_steps(steps_lib.think_text(answered.reply))
+
+
+def _consistency(answered: Answered) -> consistency.Consistency:
+  return consistency.trace_consistency(_steps(answered), answered.item.example.states)
+
+
+def _shown(parts: parts_lib.Parts, answered: Answered) -> dict[str, Any]:
+  """One rollout as the report shows it."""
+  example, clip = answered.item.example, answered.item.clip
+  explained = parts.environment.explain(example, answered.reply)
+  shown = {
+    "id": example.id,
+    "video": example.video,
+    "question": example.question,
+    "options": list(example.options),
+    "answer": example.answer,
+    "problem_type": example.problem_type,
+    "frames": [_jpeg(frame) for frame in clip.frames],
+    "times": [float(time) for time in clip.timestamps],
+    "reply": answered.reply,
+    "reference": [dataclasses.asdict(step) for step in example.steps],
+    "steps": explained["steps"],
+    "alignment": explained["alignment"],
+    "rewards": answered.rewards,
+  }
+  if example.states:
+    shown["trace_consistency"] = _consistency(answered).score
+  return shown
+
+
+def _jpeg(frame: np.ndarray) -> str:
+  stream = io.BytesIO()
+  Image.fromarray(frame).save(stream, "JPEG", quality=85)
+  return base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,48 @@
+"""What a run says on the terminal: progress bars on stderr, a line where nobody watches."""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import sys
+
+import jax
+from rich import console as rich_console
+from rich import progress as rich_progress
+
+Tick = Callable[..., None]
+
+
+@contextlib.contextmanager
+def progress(name: str, total: int | None = None, *, done: int = 0) -> Iterator[Tick]:
+  """Yields `tick(done, total=None, values={})`; values are shown beside the bar. Only process 0 shows anything."""
+  bar = rich_progress.Progress(
+    rich_progress.TextColumn("{task.description:>9}"),
+    rich_progress.BarColumn(bar_width=30),
+    rich_progress.MofNCompleteColumn(),
+    rich_progress.TimeElapsedColumn(),
+    rich_progress.TimeRemainingColumn(),
+    rich_progress.TextColumn("{task.fields[values]}", table_column=None),
+    console=rich_console.Console(file=sys.stderr),
+    disable=jax.process_index() != 0 or not sys.stderr.isatty(),
+  )
+  with bar:
+    task = bar.add_task(name, total=total, completed=done, values="")
+
+    def tick(
+      done: int, total: int | None = None, values: Mapping[str, float] | None = None
+    ) -> None:
+      shown = "  ".join(f"{key} {value:.3g}" for key, value in (values or {}).items())
+      bar.update(task, completed=done, values=shown, **({} if total is None else {"total": total}))
+      if bar.disable and jax.process_index() == 0 and values and _milestone(done, total):
+        print(f"{name} {done}/{total}  {shown}", file=sys.stderr, flush=True)
+
+    yield tick
+
+
+def say(text: str) -> None:
+  """A line on stdout, once per run."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+def _milestone(done: int, total: int | None) -> bool:
+  return bool(total) and (done == total or done % max(1, total // 10) == 0)

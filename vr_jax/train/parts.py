@@ -1,0 +1,241 @@
+"""From a config to the parts that every stage works with: model, processor, environment, data, mesh."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, SupportsIndex
+import zlib
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, PyTree
+import ml_collections
+import numpy as np
+
+from vr_jax import errors, records
+from vr_jax.data import batches, examples, frame_store, sampling
+from vr_jax.envs import environment, moss_chatv
+from vr_jax.models.qwen2_5_vl import checkpoint as pretrained
+from vr_jax.models.qwen2_5_vl import config as model_config
+from vr_jax.models.qwen2_5_vl import model as model_lib
+from vr_jax.models.qwen2_5_vl import processor as processor_lib
+from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import sampler
+from vr_jax.train import data_stage
+
+ENVIRONMENTS: dict[str, Callable[..., environment.Environment]] = {
+  "moss_chatv": moss_chatv.MossChatV
+}
+VIEWS = ("whole", "blind", "shuffled")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Item:
+  """One element of a batch: an example, its prompt, the tokens of its reference reply, and what it shows."""
+
+  example: records.Example
+  encoded: processor_lib.Encoded
+  reply: tuple[int, ...]
+  clip: batches.Clip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+  """What `build` makes. `allowed` [vocab]: tokens that a reply may hold."""
+
+  config: ml_collections.ConfigDict
+  data: Path
+  mesh: jax.sharding.Mesh
+  model: model_config.Config
+  processor: processor_lib.Processor
+  environment: environment.Environment
+  allowed: Bool[Array, "vocab"]
+
+  @property
+  def architecture(self) -> dict[str, Any]:
+    """What a checkpoint's parameters fit: sizes, by name."""
+    sizes = {"text": self.model.text, "vision": self.model.vision}
+    flat = {f"{part}.{k}": v for part, s in sizes.items() for k, v in vars(s).items()}
+    return {**flat, "tie_word_embeddings": self.model.tie_word_embeddings}
+
+  @functools.cached_property
+  def graph(self) -> nnx.GraphDef:
+    """The static half of the model."""
+    return nnx.split(nnx.eval_shape(self._random_model))[0]
+
+  @functools.cached_property
+  def abstract_params(self) -> PyTree:
+    """Shapes, dtypes and shardings of the parameters, without the parameters."""
+    params = nnx.split(nnx.eval_shape(self._random_model))[1]
+    shardings = mesh_lib.param_shardings(params, self.mesh)
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings
+    )
+
+  def fresh_params(self) -> PyTree:
+    """Parameters to start from: those of config.model.pretrained, or random ones of config.seed."""
+    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_params)
+    if self.config.model.pretrained:
+      return jax.device_put(pretrained.load_pretrained(self.config.model.pretrained)[1], shardings)
+    return jax.jit(lambda: nnx.split(self._random_model())[1], out_shardings=shardings)()
+
+  def decoding(self, **changes: Any) -> sampler.Decoding:
+    """How the recipe samples; `changes` replace fields of it."""
+    rl = self.config.rl
+    fields = {
+      "group": rl.group,
+      "max_new_tokens": rl.max_new_tokens,
+      "temperature": rl.temperature,
+      "top_p": rl.top_p,
+      "stop_tokens": self.processor.stop_tokens,
+    }
+    return sampler.Decoding(**{**fields, **changes})
+
+  def read(
+    self, split: str, batch_size: int, *, view: str = "whole", limit: int = 0, repeat: bool = True
+  ) -> Any:
+    """An iterator over lists of `Item` (of this process: its share of `batch_size`), as `data.batches` makes it.
+
+    view: `whole`; `blind` leaves the frames out of the prompt; `shuffled` puts them in random order (their times stay).
+    limit: the first examples only; 0: all. repeat=False: one epoch, in order.
+    """
+    store = frame_store.FrameStore(self.data / "frames")
+    source = examples.ExampleSource(self.data, split)
+    if not len(source):
+      raise errors.InputError(f"{source}: holds no example; see config.data.test_fraction")
+    return batches.batches(
+      _First(source, limit) if limit else source,
+      store,
+      seed=self.config.seed,
+      batch_size=batch_size // jax.process_count(),
+      sampling=_sampling_rule(self.config.data),
+      transform=functools.partial(self.item, view=view),
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      shuffle=repeat,
+      repeat=repeat,
+      threads=self.config.data.threads,
+    )
+
+  def item(self, clip: batches.Clip, *, view: str = "whole") -> Item:
+    """The prompt (and reference reply, where there is one) of a clip."""
+    frames, timestamps = clip.frames, clip.timestamps
+    if view == "shuffled":
+      seed = zlib.crc32(clip.example.id.encode())
+      frames = frames[np.random.default_rng(seed).permutation(len(frames))]
+    if view == "blind":
+      frames, timestamps = None, None
+    reply = self.environment.reference_reply(clip.example)
+    return Item(
+      example=clip.example,
+      encoded=self.processor.encode(
+        self.environment.question(clip.example), frames, timestamps, name=clip.example.id
+      ),
+      reply=() if reply is None else tuple(self.processor.encode_reply(reply)),
+      clip=clip,
+    )
+
+  def prompt(self, items: list[Item]) -> records.Prompt:
+    """The prompts of a batch on the mesh, padded to the recipe's buckets."""
+    model = self.config.model
+    host = self.processor.collate(
+      [item.encoded for item in items],
+      prefix_buckets=model.prefix_buckets,
+      frame_buckets=model.frame_buckets,
+      patch_buckets=model.patch_buckets,
+    )
+    return mesh_lib.put_batch(host, self.mesh)
+
+  def texts(self, rollout: records.Rollout) -> list[list[str]]:
+    """Replies [prompts][group] of this process, as text."""
+    tokens = mesh_lib.local_rows(rollout.tokens)
+    sampled = mesh_lib.local_rows(rollout.kind) == records.Kind.MODEL
+    return [
+      [self.processor.decode(row[mask]) for row, mask in zip(group, masks, strict=True)]
+      for group, masks in zip(tokens, sampled, strict=True)
+    ]
+
+  def _random_model(self) -> model_lib.Qwen2_5_VL:
+    return model_lib.Qwen2_5_VL(self.model, rngs=nnx.Rngs(self.config.seed))
+
+
+def build(config: ml_collections.ConfigDict, workdir: Path) -> Parts:
+  """All parts of a run whose data stage is complete; parameters are not made yet."""
+  data = data_stage.directory(config, workdir) / "shards"
+  if not data.is_dir():
+    raise errors.InputError(f"{data}: no such data; run --mode=data first")
+  mesh = mesh_lib.make_mesh(config.mesh)
+  tokenizer = tokenizer_lib.load_tokenizer(data_stage.tokenizer_path(config, workdir))
+  model = _model_config(config.model, tokenizer)
+  processor = processor_lib.Processor(
+    model, tokenizer, config.model.min_pixels, config.model.max_pixels, system=config.model.system
+  )
+  if config.recipe not in ENVIRONMENTS:
+    raise errors.InputError(f"config.recipe={config.recipe}: one of {', '.join(ENVIRONMENTS)}")
+  allowed = np.arange(model.text.vocab_size) < tokenizer.get_vocab_size()
+  allowed[list(processor.media_tokens)] = False
+  return Parts(
+    config=config,
+    data=data,
+    mesh=mesh,
+    model=model,
+    processor=processor,
+    environment=ENVIRONMENTS[config.recipe](**config.env.to_dict()),
+    allowed=jnp.asarray(allowed),
+  )
+
+
+def reply_arrays(
+  items: list[Item], length: int
+) -> tuple[Int[np.ndarray, "prompts 1 time"], Bool[np.ndarray, "prompts 1 time"]]:
+  """Reference replies padded to `length`: (tokens, valid). Raises InputError where one is missing or longer."""
+  tokens = np.zeros((len(items), 1, length), np.int32)
+  valid = np.zeros((len(items), 1, length), bool)
+  for row, item in enumerate(items):
+    if not 0 < len(item.reply) <= length:
+      problem = (
+        f"its reference reply has {len(item.reply)} tokens" if item.reply else "it has no steps"
+      )
+      raise errors.InputError(
+        f"example {item.example.id}: {problem}; needs 1 to {length} (config.sft.max_reply_tokens)"
+      )
+    tokens[row, 0, : len(item.reply)] = item.reply
+    valid[row, 0, : len(item.reply)] = True
+  return tokens, valid
+
+
+def _model_config(config: ml_collections.ConfigDict, tokenizer: Any) -> model_config.Config:
+  if config.pretrained:
+    read = model_config.Config.from_json(Path(config.pretrained) / "config.json")
+  else:
+    media = tokenizer_lib.config_fields(tokenizer)
+    del media["vocab_size"]  # rows of the embedding may be more than the tokenizer has
+    read = model_config.Config.from_dict({**config.architecture.to_dict(), **media})
+  return dataclasses.replace(read, dtype=config.dtype, remat=config.remat)
+
+
+def _sampling_rule(data: ml_collections.ConfigDict) -> sampling.Rule:
+  if data.sampling == "uniform":
+    return sampling.Uniform(frames=data.frames)
+  if data.sampling == "fps":
+    return sampling.Rate(
+      fps=data.sample_fps, min_frames=data.min_frames, max_frames=data.max_frames
+    )
+  raise errors.InputError(f"config.data.sampling={data.sampling}: uniform or fps")
+
+
+@dataclasses.dataclass(frozen=True)
+class _First:
+  """The first examples of a source."""
+
+  source: examples.ExampleSource
+  count: int
+
+  def __len__(self) -> int:
+    return min(self.count, len(self.source))
+
+  def __getitem__(self, index: SupportsIndex) -> records.Example:
+    return self.source[index.__index__() % len(self)]

@@ -1,0 +1,173 @@
+"""Stage `rl`: the loop of every reinforcement recipe, in the order in which things happen.
+
+batch -> replies (sampler) -> texts -> rewards (environment) -> advantages (credit) -> update
+"""
+
+import functools
+from pathlib import Path
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+import ml_collections
+
+from vr_jax import errors, records
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rl import credit
+from vr_jax.rollout import sampler
+from vr_jax.train import checkpoints as checkpoints_lib
+from vr_jax.train import console, metrics, sft_loop, steps
+from vr_jax.train import parts as parts_lib
+from vr_jax.train import state as state_lib
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
+  """Trains config.rl.steps batches from the warm start, or goes on from the last checkpoint."""
+  rl = config.rl
+  if not rl.steps:
+    return
+  parts = parts_lib.build(config, workdir)
+  mesh_lib.check_batch(rl.prompts // max(rl.microbatches, 1), parts.mesh, "config.rl.prompts")
+  store = checkpoints_lib.Checkpoints(
+    workdir / "checkpoints" / "rl", architecture=parts.architecture
+  )
+  if store.latest() == rl.steps:
+    console.say(f"rl: complete at step {rl.steps}")
+    store.close()
+    return
+  optimizer = state_lib.make_optimizer(
+    rl, parts.abstract_params, ("vision",) if config.model.freeze_vision else ()
+  )
+  iterator = parts.read("train", rl.prompts)
+  reference = initial_params(parts, workdir)
+  state = state_lib.create(jax.tree.map(jnp.copy, reference), optimizer, parts.mesh)
+  first = 0
+  if store.latest() is not None:
+    restored = store.restore(state)
+    state, first = restored.tree, restored.step
+    iterator.set_state(restored.loop["iterator"])
+    parts.environment.set_state(restored.loop["reward"])
+  step_fn = steps.make_rl_step(parts.graph, optimizer, parts.allowed, rl)
+  score_fn = steps.make_scorer(parts.graph, parts.allowed, temperature=rl.temperature)
+  log = metrics.MetricsLog(workdir, "rl", first_step=first + 1)
+  key = jax.random.key(config.seed)
+  with console.progress("rl", rl.steps, done=first) as tick:
+    for step in range(first + 1, rl.steps + 1):
+      clock = _Clock()
+      items = next(iterator)
+      prompt = parts.prompt(items)
+      clock.lap("data")
+      rollout = sampler.sample(
+        parts.graph,
+        state.params,
+        prompt,
+        parts.allowed,
+        jax.random.fold_in(key, step),
+        decoding=parts.decoding(),
+      )
+      replies = parts.texts(rollout)
+      clock.lap("rollout")
+      scores = parts.environment.score([item.example for item in items], replies)
+      clock.lap("reward")
+      advantages, signal, values = _credit(
+        mesh_lib.put_batch(scores, parts.mesh), rollout, normalise=rl.normalise
+      )
+      reference_log_probs = score_fn(reference, prompt, rollout) if rl.kl_weight else None
+      old = score_fn(state.params, prompt, rollout) if rl.epochs > 1 else None
+      for _ in range(rl.epochs):
+        state, updated = step_fn(
+          state, prompt, rollout, advantages, signal, old, reference_log_probs
+        )
+      values = {name: float(v) for name, v in jax.device_get({**values, **updated}).items()}
+      clock.lap("update")
+      tokens = rl.prompts * rl.group * values["reply_tokens"]
+      values |= clock.values(tokens)
+      log.write(step, values)
+      shown = ("total", "accuracy", "process", "reply_tokens")
+      tick(
+        step,
+        rl.steps,
+        {
+          name: values[f"reward/{name}"] if f"reward/{name}" in values else values[name]
+          for name in shown
+        },
+      )
+      sft_loop.check_finite(values, rl.max_skipped, "rl", step)
+      if step % rl.checkpoint_every == 0 or step == rl.steps:
+        loop = {"iterator": iterator.get_state(), "reward": parts.environment.state()}
+        store.save(step, state, loop)
+  store.close()
+  log.close()
+
+
+def initial_params(parts: parts_lib.Parts, workdir: Path) -> PyTree:
+  """What RL starts from and stays close to: a checkpoint, or fresh parameters where there was no warm start."""
+  config = parts.config
+  if not config.rl.initial and not config.sft.steps:
+    return parts.fresh_params()
+  where = Path(config.rl.initial) if config.rl.initial else workdir / "checkpoints" / "sft"
+  if not where.is_dir():
+    raise errors.InputError(f"{where}: no such checkpoints; run --mode=sft first")
+  return load_params(parts, where)
+
+
+def load_params(parts: parts_lib.Parts, where: Path) -> PyTree:
+  """The parameters of the last checkpoint of a stage."""
+  store = checkpoints_lib.Checkpoints(where, architecture=parts.architecture)
+  params = store.restore({"params": parts.abstract_params}).tree["params"]
+  store.close()
+  return params
+
+
+def last_step(parts: parts_lib.Parts, where: Path) -> int | None:
+  """The step of the last complete checkpoint of a stage."""
+  store = checkpoints_lib.Checkpoints(where, architecture=parts.architecture)
+  step = store.latest()
+  store.close()
+  return step
+
+
+@functools.partial(jax.jit, static_argnames="normalise")
+def _credit(
+  scores: records.Scores, rollout: records.Rollout, *, normalise: bool
+) -> tuple[Array, Array, dict[str, Array]]:
+  """(advantages [prompts, group, time], signal [prompts], metrics of the rewards)."""
+  advantages = credit.group_advantages(scores.total, scores.valid, normalise=normalise)
+  signal = credit.has_signal(scores.total, scores.valid)
+  sampled = steps.sampled(rollout)
+  segment = jnp.where(sampled, 0, -1)
+  length = sampled.sum(axis=-1)
+  values = {
+    "no_signal_share": 1 - signal.mean(),
+    "reply_tokens": length.mean(),
+    "cut_off_share": (length == rollout.tokens.shape[-1]).mean(),
+  }
+  for name, reward in {**scores.rewards, "total": scores.total}.items():
+    values[f"reward/{name}"] = reward.mean()
+    values[f"reward_std/{name}"] = reward.std()
+    values[f"reward_zero/{name}"] = (reward == 0).mean()
+  return credit.token_advantages(advantages, segment), signal.any(axis=-1), values
+
+
+class _Clock:
+  """Seconds of each part of a step."""
+
+  def __init__(self) -> None:
+    self._begun = self._last = time.perf_counter()
+    self._laps: dict[str, float] = {}
+
+  def lap(self, name: str) -> None:
+    now = time.perf_counter()
+    self._laps[name], self._last = now - self._last, now
+
+  def values(self, tokens: float) -> dict[str, Any]:
+    whole = self._last - self._begun
+    laps = {f"time/{name}": seconds for name, seconds in self._laps.items()}
+    return {
+      **laps,
+      "time/step": whole,
+      "time/tokens_per_second": tokens / whole,
+      "memory/peak_mib": metrics.peak_memory(),
+    }

@@ -1,0 +1,103 @@
+"""The directory of a run: whose it is, and what made it.
+
+config.json      the resolved config, with versions and git revision
+data/            frame store and examples (unless config.data.directory says where)
+checkpoints/     one directory a stage
+metrics.jsonl    one object a line: stage, step, values
+tensorboard/     the same for TensorBoard
+eval/            one JSON file an evaluation
+report.html      all of it to look at
+"""
+
+from importlib import metadata
+import json
+import os
+from pathlib import Path
+import platform
+import subprocess
+from typing import Any
+
+import ml_collections
+
+import vr_jax
+from vr_jax import errors
+
+PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "grain",
+  "tensorflow-datasets",
+  "numpy",
+)
+MAY_CHANGE = ("eval.",)  # fields that no stage before the evaluation reads
+
+
+def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
+  """Makes the workdir this config's, or raises InputError where another config wrote it."""
+  path = workdir / "config.json"
+  resolved = json.loads(json.dumps(config.to_dict()))
+  if path.exists():
+    try:
+      written = json.loads(path.read_text())["config"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+      raise errors.InputError(f"{path}: damaged; delete it or choose another --workdir") from error
+    _compare(path, written, resolved)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"config": resolved, **provenance()}, indent=2)
+    aside = path.with_suffix(".partial")
+    aside.write_text(text + "\n")
+    os.replace(aside, path)
+  except OSError as error:
+    raise errors.InputError(f"--workdir={workdir}: can't be written: {error.strerror}") from error
+
+
+def provenance() -> dict[str, Any]:
+  """What ran: versions of the packages, Python and this project, and the git revision of the sources."""
+  packages = {name: metadata.version(name) for name in PACKAGES}
+  versions = {"python": platform.python_version(), "vr_jax": vr_jax.__version__, **packages}
+  return {"versions": versions, "git_revision": _git_revision()}
+
+
+def _git_revision() -> str | None:
+  source = Path(vr_jax.__file__).parent
+  try:
+    described = subprocess.run(
+      ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=40"],
+      capture_output=True,
+      text=True,
+      timeout=10,
+      check=False,
+    )
+  except (OSError, subprocess.TimeoutExpired):
+    return None
+  return described.stdout.strip() or None
+
+
+def _compare(path: Path, written: dict[str, Any], wanted: dict[str, Any]) -> None:
+  there, here = _flat(written), _flat(wanted)
+  differ = [
+    name
+    for name in sorted({*there, *here})
+    if there.get(name) != here.get(name) and not name.startswith(MAY_CHANGE)
+  ]
+  if differ:
+    name = differ[0]
+    more = f" (and {len(differ) - 1} more fields)" if len(differ) > 1 else ""
+    raise errors.InputError(
+      f"{path}: written with config.{name}={there.get(name)!r}, now {here.get(name)!r}{more}; "
+      "choose another --workdir"
+    )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat |= _flat(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
