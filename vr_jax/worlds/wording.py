@@ -50,7 +50,7 @@ _ASK = {
   ),
   "size": (
     "What size will the {object} be at {time}?",
-    "At {time}, how large will the {object} be?",
+    "At {time}, which size will the {object} have?",
     "Which size do you expect of the {object} at {time}?",
     "The video goes on. What is the size of the {object} at {time}?",
   ),
