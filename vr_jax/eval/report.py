@@ -17,7 +17,7 @@ from pathlib import Path
 import re
 
 from vr_jax.eval import report_curves, report_data, report_rollouts, report_table
-from vr_jax.eval.report_markup import Html, element, joined
+from vr_jax.eval.report_markup import Html, element
 
 SECTIONS = ("Results", "Curves", "Rollouts")
 
@@ -109,4 +109,4 @@ def _name(run: report_data.Run) -> str:
 def _asset(name: str) -> Html:
   """A file of ours, put into the page as it is."""
   asset = importlib.resources.files("vr_jax.eval") / "report_assets" / name
-  return joined(Html(asset.read_text(encoding="utf-8")))
+  return Html(asset.read_text(encoding="utf-8"))

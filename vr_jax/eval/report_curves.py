@@ -1,11 +1,13 @@
 """The report's curves: one small chart a metric, as SVG, grouped by stage and subject."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 import re
 
 from vr_jax.eval import report_data
 from vr_jax.eval.report_markup import Html, element
+
+Scale = Callable[[float], float]  # from a step or a value to a place on the chart
 
 WIDTH, HEIGHT = 320, 170  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 22  # margins
@@ -104,7 +106,7 @@ def _title(name: str) -> str:
   return name.replace("_", " ").replace("/", " · ")
 
 
-def _axes(low: float, high: float, first: int, last: int, upward) -> list[Html]:
+def _axes(low: float, high: float, first: int, last: int, upward: Scale) -> list[Html]:
   parts = []
   for tick in _ticks(low, high):
     y = f"{upward(tick):.1f}"
@@ -135,14 +137,20 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
   return low - room, high + room
 
 
-def _scale(low: float, high: float, start: float, end: float):
+def _scale(low: float, high: float, start: float, end: float) -> Scale:
   """The linear map from [low, high] to [start, end]; a single value goes to the middle."""
   if high == low:
     return lambda value: (start + end) / 2
   return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
-def _path(steps, values, finite, across, upward) -> str:
+def _path(
+  steps: Sequence[int],
+  values: Sequence[float],
+  finite: Sequence[bool],
+  across: Scale,
+  upward: Scale,
+) -> str:
   """Every finite point, joined to the point before it where that one is finite too."""
   parts = []
   for index, good in enumerate(finite):

@@ -1,5 +1,6 @@
 """JSON that someone else wrote, read field by field: what is missing or of another kind is named with its place."""
 
+from collections.abc import Callable
 import json
 import math
 from pathlib import Path
@@ -64,14 +65,14 @@ class Record:
     values = self._all(name, "objects", lambda value: isinstance(value, dict))
     return [Record(value, f"{self.where}: {name}[{index}]") for index, value in enumerate(values)]
 
-  def _all(self, name: str, what: str, valid) -> list:
+  def _all(self, name: str, what: str, valid: Callable[[Any], bool]) -> list:
     return self._checked(
       name,
       f"a list of {what}",
       lambda value: isinstance(value, list) and all(valid(item) for item in value),
     )
 
-  def _checked(self, name: str, what: str, valid) -> Any:
+  def _checked(self, name: str, what: str, valid: Callable[[Any], bool]) -> Any:
     if name not in self.values:
       raise errors.InputError(f"{self.where}: field {name!r} is missing")
     value = self.values[name]
