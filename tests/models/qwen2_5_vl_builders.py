@@ -32,7 +32,8 @@ def load(case: golden.Case) -> model.Qwen2_5_VL:
   with tempfile.TemporaryDirectory() as directory:
     save(case, pathlib.Path(directory))
     config, state = checkpoint.load_pretrained(directory)
-  return nnx.merge(nnx.graphdef(model.Qwen2_5_VL(config, rngs=nnx.Rngs(0))), state)
+  abstract = nnx.eval_shape(lambda: model.Qwen2_5_VL(config, rngs=nnx.Rngs(0)))
+  return nnx.merge(nnx.graphdef(abstract), state)
 
 
 def make_processor(config: config_lib.Config, **options) -> processor.Processor:

@@ -1,0 +1,241 @@
+"""The group layout of Qwen2.5-VL: prefix, extend and decode against one plain forward over prompt and reply."""
+
+import dataclasses
+import functools
+
+from flax import nnx
+from golden import qwen2_5_vl as golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import qwen2_5_vl_builders as builders
+
+from vr_jax import records
+from vr_jax.models.qwen2_5_vl import model
+
+CASE = golden.CASES[0]  # two prompts of different length, images and videos of several frames
+GROUP, TIME = 3, 6
+LENGTHS = np.array([[6, 1, 4], [0, 5, 6]])  # of the replies; one is empty
+TOLERANCE = 1e-5
+
+
+@functools.cache
+def network() -> model.Qwen2_5_VL:
+  return builders.load(CASE)
+
+
+@functools.cache
+def inputs() -> tuple[records.Prompt, jax.Array, jax.Array]:
+  """Prompts with padding on every axis, reply tokens and which of them count."""
+  prompt = builders.prompt(CASE, network().config, spare=(4, 1, 1))
+  tokens = np.random.default_rng(7).integers(0, golden.BYTES, (2, GROUP, TIME))
+  return prompt, jnp.asarray(tokens), jnp.asarray(np.arange(TIME) < LENGTHS[..., None])
+
+
+@nnx.jit
+def extended(network, prompt, tokens, valid):
+  prefix = network.prefill(prompt)
+  return prefix.hidden, network.extend(prefix, tokens, valid)
+
+
+@nnx.jit
+def decoded(network, prompt, tokens):
+  prefix = network.prefill(prompt)
+  cache = network.start_cache(prefix, GROUP, TIME)
+  hidden = []
+  for index in range(TIME):
+    step, cache = network.decode(prefix, cache, tokens[..., index], jnp.array(index))
+    hidden.append(step)
+  return jnp.stack(hidden, axis=2)
+
+
+@nnx.jit
+def plain(network, prompt):
+  x = network.embed(prompt, network.encode_vision(prompt.vision))
+  return network.text.prefill(x, prompt.positions, prompt.kind != records.Kind.PAD)[0]
+
+
+def replicated(prompt: records.Prompt, tokens, valid) -> records.Prompt:
+  """Prompt and reply as one sequence, the prompt copied for each reply: what the group layout saves."""
+  rows = len(prompt.tokens) * GROUP
+  copied = jax.tree.map(lambda x: np.repeat(x, GROUP, axis=0), prompt)
+  width = prompt.tokens.shape[1] + TIME
+  tokens, valid = tokens.reshape(rows, TIME), valid.reshape(rows, TIME)
+  fields = {"tokens": 0, "kind": int(records.Kind.PAD), "media_index": -1}
+  grown = {}
+  for name, fill in fields.items():
+    grown[name] = np.full((rows, width), fill, np.int32)
+    grown[name][:, :-TIME] = getattr(copied, name)
+  places = np.zeros((3, rows, width), np.int32)
+  places[..., :-TIME] = np.repeat(prompt.positions, GROUP, axis=1)
+  lengths = (copied.kind != records.Kind.PAD).sum(axis=1)
+  for row, start in enumerate(lengths):
+    here = slice(start, start + TIME)
+    grown["tokens"][row, here] = tokens[row]
+    grown["kind"][row, here] = np.where(valid[row], records.Kind.MODEL, records.Kind.PAD)
+    places[:, row, here] = copied.next_position[row] + np.arange(TIME)
+  return dataclasses.replace(copied, positions=places, **grown)
+
+
+def plain_replies(network, prompt, tokens, valid):
+  """Hidden states of the replies from the plain forward, in the group layout."""
+  whole = plain(network, replicated(prompt, np.asarray(tokens), np.asarray(valid)))
+  starts = np.repeat((prompt.kind != records.Kind.PAD).sum(axis=1), GROUP)
+  return replies_of(whole, starts)
+
+
+def replies_of(whole, starts):
+  """Cuts the replies out of sequences in which each follows its prompt."""
+  rows = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, TIME))(whole, starts)
+  return rows.reshape(-1, GROUP, TIME, whole.shape[-1])
+
+
+def assert_same_where(valid, left, right, tolerance=TOLERANCE):
+  left, right = (np.where(np.asarray(valid)[..., None], x, 0) for x in (left, right))
+  np.testing.assert_allclose(left, right, rtol=0, atol=tolerance)
+
+
+def test_replies_on_a_shared_prompt_equal_a_plain_forward_of_each():
+  prompt, tokens, valid = inputs()
+  _, hidden = extended(network(), prompt, tokens, valid)
+  assert_same_where(valid, hidden, plain_replies(network(), prompt, tokens, valid))
+
+
+def test_decoding_token_by_token_gives_the_hidden_states_of_the_update():
+  prompt, tokens, valid = inputs()
+  _, hidden = extended(network(), prompt, tokens, valid)
+  assert_same_where(valid, decoded(network(), prompt, tokens), hidden)
+
+
+def test_the_prefix_keeps_the_hidden_state_of_each_prompts_last_token():
+  prompt, tokens, valid = inputs()
+  last, _ = extended(network(), prompt, tokens, valid)
+  whole = plain(network(), prompt)
+  for row, length in enumerate((prompt.kind != records.Kind.PAD).sum(axis=1)):
+    np.testing.assert_allclose(last[row], whole[row, length - 1], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("spare", [(0, 0, 0), (9, 0, 0), (0, 2, 0), (0, 0, 5), (1, 1, 1)])
+def test_padding_of_tokens_frames_or_patches_changes_no_result(spare):
+  prompt, tokens, valid = inputs()
+  last, hidden = extended(network(), prompt, tokens, valid)
+  other = builders.prompt(CASE, network().config, spare=spare)
+  other_last, other_hidden = extended(network(), other, tokens, valid)
+  np.testing.assert_allclose(other_last, last, rtol=0, atol=TOLERANCE)
+  assert_same_where(valid, other_hidden, hidden)
+
+
+def test_what_stands_in_padding_reaches_no_result():
+  prompt, tokens, valid = inputs()
+  rng = np.random.default_rng(3)
+  empty = prompt.vision.window < 0
+  noise = 50 * rng.standard_normal(prompt.vision.patches.shape, np.float32)
+  vision = dataclasses.replace(
+    prompt.vision, patches=np.where(empty[..., None], noise, prompt.vision.patches)
+  )
+  pad = prompt.kind == records.Kind.PAD
+  dirty = dataclasses.replace(
+    prompt, tokens=np.where(pad, 77, prompt.tokens).astype(np.int32), vision=vision
+  )
+  dirty_tokens = jnp.where(valid, tokens, 99)
+  last, hidden = extended(network(), prompt, tokens, valid)
+  dirty_last, dirty_hidden = extended(network(), dirty, dirty_tokens, valid)
+  np.testing.assert_array_equal(dirty_last, last)
+  assert_same_where(valid, dirty_hidden, hidden, tolerance=0)
+
+
+def test_a_reply_sees_neither_the_others_of_its_group_nor_its_own_future():
+  prompt, tokens, valid = inputs()
+  _, hidden = extended(network(), prompt, tokens, valid)
+  changed = tokens.at[0, 0, 3].set((tokens[0, 0, 3] + 1) % golden.BYTES)
+  _, other = extended(network(), prompt, changed, valid)
+  moved = np.abs(np.asarray(other - hidden)).max(axis=-1) > 1e-6
+  expected = np.zeros_like(moved)
+  expected[0, 0, 3:] = True
+  np.testing.assert_array_equal(moved, expected)
+
+
+def test_gradients_through_the_shared_prompt_equal_those_of_replicated_prompts():
+  prompt, tokens, valid = inputs()
+  graph, params = nnx.split(network())
+  weight = jnp.asarray(np.random.default_rng(5).standard_normal((2, GROUP, TIME, 32)))
+
+  def score(hidden):
+    return jnp.where(valid[..., None], hidden * weight, 0).sum()
+
+  def shared(params):
+    whole = nnx.merge(graph, params)
+    return score(whole.extend(whole.prefill(prompt), tokens, valid))
+
+  copies = replicated(prompt, np.asarray(tokens), np.asarray(valid))
+  starts = np.repeat((prompt.kind != records.Kind.PAD).sum(axis=1), GROUP)
+
+  def copied(params):
+    whole = nnx.merge(graph, params)
+    return score(replies_of(plain(whole, copies), starts))
+
+  left, right = jax.jit(jax.grad(shared))(params), jax.jit(jax.grad(copied))(params)
+  for (path, a), (_, b) in zip(nnx.to_flat_state(left), nnx.to_flat_state(right), strict=True):
+    name = ".".join(map(str, path))
+    scale = np.abs(b[...]).max()
+    assert (scale > 0) == (name != "text.head"), name
+    np.testing.assert_allclose(a[...], b[...], rtol=0, atol=2e-5 * max(scale, 1), err_msg=name)
+
+
+def test_recomputing_layers_changes_no_gradient():
+  prompt, tokens, valid = inputs()
+  config = network().config
+  graph, params = nnx.split(network())
+  again = nnx.graphdef(
+    nnx.eval_shape(
+      lambda: model.Qwen2_5_VL(dataclasses.replace(config, remat=True), rngs=nnx.Rngs(0))
+    )
+  )
+
+  def loss(params, graph):
+    whole = nnx.merge(graph, params)
+    return (whole.extend(whole.prefill(prompt), tokens, valid) ** 2).mean()
+
+  grad = jax.jit(jax.grad(loss), static_argnums=1)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6),
+    grad(params, graph),
+    grad(params, again),
+  )
+
+
+def test_a_batch_without_media_needs_no_frames():
+  case = dataclasses.replace(CASE, prompts=((("text", 9),),))
+  bare = builders.prompt(case, network().config)
+  padded = builders.prompt(case, network().config, spare=(0, 2, 3))
+  assert bare.vision.patches.shape[1] == 0
+  np.testing.assert_allclose(
+    plain(network(), bare), plain(network(), padded), rtol=0, atol=TOLERANCE
+  )
+
+
+def test_parameters_start_random_in_float32_and_name_every_axis():
+  config = network().config
+  fresh = model.Qwen2_5_VL(config, rngs=nnx.Rngs(0))
+  known = {"layers", "embed", "heads", "kv_heads", "mlp", "vocab", "patch", None}
+  known |= {"vision_embed", "vision_heads", "vision_mlp"}
+  for path, leaf in nnx.to_flat_state(nnx.state(fresh)):
+    assert isinstance(leaf, nnx.Param), path
+    assert leaf[...].dtype == jnp.float32, path
+    assert len(leaf.axes) == leaf[...].ndim, path
+    assert set(leaf.axes) <= known, path
+  assert abs(float(fresh.text.embedding[...].std()) - config.initializer_range) < 1e-3
+
+
+def test_bfloat16_activations_stay_close_to_float32_and_logits_are_float32():
+  prompt, tokens, valid = inputs()
+  config = dataclasses.replace(network().config, dtype="bfloat16")
+  graph = nnx.graphdef(nnx.eval_shape(lambda: model.Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
+  half = nnx.merge(graph, nnx.state(network()))
+  _, rough = extended(half, prompt, tokens, valid)
+  _, exact = extended(network(), prompt, tokens, valid)
+  assert rough.dtype == jnp.bfloat16
+  assert half.logits(rough).dtype == jnp.float32
+  error = np.abs(np.asarray(rough, np.float32) - np.asarray(exact))[np.asarray(valid)]
+  assert error.mean() < 0.05
