@@ -6,7 +6,8 @@ import pytest
 
 from tests.worlds import blind
 from vr_jax import errors
-from vr_jax.worlds import config as config_lib, questions as questions_lib
+from vr_jax.worlds import config as config_lib
+from vr_jax.worlds import questions as questions_lib
 
 FULL = config_lib.WorldConfig(lives_per_object=2)
 TINY = config_lib.WorldConfig(

@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 
 from vr_jax import errors
-from vr_jax.worlds import config as config_lib, render as render_lib, scene as scene_lib
+from vr_jax.worlds import config as config_lib
+from vr_jax.worlds import render as render_lib
+from vr_jax.worlds import scene as scene_lib
 
 SMALL = {"height": 112, "width": 112, "rows": 2, "columns": 2, "objects_max": 2}
 WORLD = config_lib.WorldConfig(**SMALL)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from vr_jax import errors
-from vr_jax.worlds import config as config_lib, scene as scene_lib
+from vr_jax.worlds import config as config_lib
+from vr_jax.worlds import scene as scene_lib
 
 WORLD = config_lib.WorldConfig(objects_max=4, lives_per_object=2)
 

@@ -79,7 +79,7 @@ def _token_pattern() -> re.Pattern:
   parts = [
     rf"(?:\bbetween\s)?\b(?P<from>{_NUMBER})(?:{_UNIT})?\s?(?:to|until|and|-|–)\s?(?P<to>{_NUMBER}){_UNIT}",
     rf"\b(?P<at>{_NUMBER}){_UNIT}",
-    rf"\b(?:at|by|t\s?=)\s?(?P<bare>{_NUMBER})\b",
+    rf"\b(?:at|by|t\s?=)\s?(?P<bare>{_NUMBER})(?!\.?\w)",
     rf"\b(?P<row>{_ROW})[\s-]?(?P<column>{_COLUMN})\b",
     rf"\b(?P<column2>left|right)[\s-](?P<row2>{_ROW})\b",
     rf"\b(?P<centre>(?:in|at|to) the (?:centre|center|middle)|centre|center)\b(?![\s-]?(?:{_COLUMN})\b)",
@@ -106,8 +106,9 @@ def read_claims(steps: Sequence[str]) -> tuple[Claim, ...]:
   for step in steps:
     for sentence in _BOUNDARY.split(step.lower()):
       tokens = list(_tokens(sentence))
-      found, subject = _sentence_claims(sentence, tokens, subject)
-      claims += found
+      if tokens:
+        found, subject = _sentence_claims(sentence, tokens, subject)
+        claims += found
   return tuple(claims)
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator
 import dataclasses
 import functools
+import itertools
 import pathlib
 
 import av
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int8, UInt8
 import numpy as np
 
 from vr_jax import errors
@@ -109,14 +110,9 @@ def write_video(
     stream.pix_fmt = "yuv420p"
     stream.thread_count = 1
     stream.options = {"crf": str(crf), "preset": "veryfast"}
-    for image in _chain(first, frames):
+    for image in itertools.chain([first], frames):
       container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
     container.mux(stream.encode())
-
-
-def _chain(first, rest):
-  yield first
-  yield from rest
 
 
 def _draw(scene: scene_lib.Scene, poses: tuple[scene_lib.Pose, ...]) -> Frame:
@@ -157,10 +153,17 @@ def _backdrop(scene: scene_lib.Scene) -> Float[np.ndarray, "height width 3"]:
   return image
 
 
-def _paste(image, owner, index, sprite, colour, corner):
+def _paste(
+  image: Float[np.ndarray, "height width 3"],
+  owner: Int8[np.ndarray, "height width"],
+  index: int,
+  sprite: sprites.Sprite,
+  colour: tuple[int, int, int],
+  centre: tuple[int, int],
+) -> None:
   """Blends a sprite into the image, its shadow first, and takes the pixels that it covers by half or more."""
   reach = sprite.alpha.shape[0] // 2
-  x, y = corner[0] - reach, corner[1] - reach
+  x, y = centre[0] - reach, centre[1] - reach
   rows = slice(max(y, 0), min(y + 2 * reach, image.shape[0]))
   columns = slice(max(x, 0), min(x + 2 * reach, image.shape[1]))
   part = (slice(rows.start - y, rows.stop - y), slice(columns.start - x, columns.stop - x))
@@ -171,7 +174,12 @@ def _paste(image, owner, index, sprite, colour, corner):
   owner[rows, columns][sprite.alpha[part] >= 0.5] = index
 
 
-def _cover(image, owner, pose, side):
+def _cover(
+  image: Float[np.ndarray, "height width 3"],
+  owner: Int8[np.ndarray, "height width"],
+  pose: scene_lib.Pose,
+  side: float,
+) -> None:
   """Draws the screen that hides an object, risen from the bottom by `covered`."""
   left, right = round(pose.x - side / 2), round(pose.x + side / 2)
   bottom = round(pose.y + side / 2)

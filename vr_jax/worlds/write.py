@@ -32,7 +32,7 @@ def write_dataset(
 
   Raises errors.InputError where the directory holds something already, or the disk is full or read-only.
   """
-  directory = pathlib.Path(directory)
+  directory = pathlib.Path(directory).absolute()
   if videos < 1 or questions_per_video < 1:
     raise errors.InputError("worlds: videos and questions_per_video must be 1 or more")
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -43,9 +43,10 @@ def write_dataset(
     count = _write(partial, config, videos, seed, questions_per_video, progress)
     partial.replace(directory)
   except OSError as error:
-    shutil.rmtree(partial, ignore_errors=True)
     reason = error.strerror or str(error)
     raise errors.InputError(f"{directory}: can't write the data set: {reason}") from error
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
   return count
 
 
@@ -93,7 +94,14 @@ def _pair(span: records.Span) -> list[float]:
   return [span.start, span.end]
 
 
-def _write(partial, config, videos, seed, questions_per_video, progress) -> int:
+def _write(
+  partial: pathlib.Path,
+  config: config_lib.WorldConfig,
+  videos: int,
+  seed: int,
+  questions_per_video: int,
+  progress: Callable[[int, int], None] | None,
+) -> int:
   (partial / "videos").mkdir(parents=True)
   count = 0
   with (partial / "annotations.jsonl").open("w", encoding="utf-8") as annotations:
