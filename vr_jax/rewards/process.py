@@ -1,0 +1,159 @@
+"""The process reasoning reward (PRR): do a reply's steps follow the reference steps, in their order?
+
+    texts --steps--> sentences --words--> ids --ROUGE--> costs [ref, gen] --DTW--> distance d --> exp(-alpha d)
+
+Source: MOSS-ChatV, arXiv 2509.21113. Reconstruction: the split into steps, cost = 1 - mean F1 of ROUGE-1/2/L, the
+moves, the normalisation by the reference's length, alpha = 1.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any, Literal
+
+from jaxtyping import Float, Int
+import numpy as np
+
+from vr_jax import errors
+from vr_jax.rewards import alignment as alignment_lib
+from vr_jax.rewards import dtw, rouge, words
+from vr_jax.rewards import steps as steps_lib
+
+_PAIR_RUNGS = (32, 256, 1024)
+_NARROW = 16  # steps: the lowest rung of rows and of columns
+
+Alignments = Literal["subsequence", "naive"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessReward:
+  """What the replies' traces are worth, and why."""
+
+  reward: Float[np.ndarray, "replies"]  # in [0, 1], float32
+  distance: Float[
+    np.ndarray, "replies"
+  ]  # mean cost of a step, float32; +inf where no alignment exists
+  steps: tuple[tuple[str, ...], ...]  # of each reply
+  costs: tuple[Float[np.ndarray, "_ _"], ...]  # of each reply, [ref, gen] in [0, 1], float32
+  moves: dtw.Moves
+  kind: Alignments
+
+  def alignment(self, reply: int) -> dict[str, Any]:
+    """One reply's {"cost", "path", "distance"} as JSON; an empty path and None where no alignment exists."""
+    cost = self.costs[reply]
+    if self.kind == "naive":
+      found = alignment_lib.path(cost)
+    else:
+      found = alignment_lib.subsequence_path(cost, self.moves)
+    distance = float(self.distance[reply])
+    return {
+      "cost": cost.tolist(),
+      "path": [list(cell) for cell in found.path],
+      "distance": distance if np.isfinite(distance) else None,
+    }
+
+
+def process_reward(
+  replies: Sequence[str],
+  references: Sequence[Sequence[str]],
+  *,
+  alpha: float = 1.0,
+  moves: dtw.Moves = "jump",
+  alignment: Alignments = "subsequence",
+) -> ProcessReward:
+  """Scores the <think> trace of each reply against the reference steps of the same index.
+
+  Args:
+    replies: whole replies, any text.
+    references: the steps of each reply's reference, in order.
+    alpha: how fast the reward falls with the distance, above 0.
+    moves: of the subsequence alignment; see dtw.subsequence_dtw.
+    alignment: "subsequence", or "naive" for the ablation: classic DTW of the whole trace, its total cost divided by
+      the longer of the two lengths. Reconstruction: the divisor. A path has at least that many cells, and exactly as many
+      where one sequence is a copy of the other.
+
+  Returns:
+    Rewards exp(-alpha distance); 0 where the trace or the reference is empty, and where no alignment exists.
+
+  Raises:
+    InputError: replies and references differ in number, or alpha is not above 0.
+  """
+  if len(replies) != len(references):
+    raise errors.InputError(
+      f"process reward: {len(replies)} replies for {len(references)} references; give one reference a reply"
+    )
+  if not alpha > 0:
+    raise errors.InputError(f"process reward: alpha is {alpha}; it must be above 0")
+  steps = tuple(tuple(steps_lib.split_steps(steps_lib.think_text(reply))) for reply in replies)
+  costs = _costs(references, steps)
+  distance = _distances(costs, moves, alignment)
+  reward = np.exp(-np.float32(alpha) * distance)
+  return ProcessReward(
+    reward=reward, distance=distance, steps=steps, costs=costs, moves=moves, kind=alignment
+  )
+
+
+def _costs(
+  references: Sequence[Sequence[str]], generated: Sequence[Sequence[str]]
+) -> tuple[Float[np.ndarray, "_ _"], ...]:
+  """1 - mean F1 of every reference step against every generated step, for each reply.
+
+  A pair of texts is scored once, however many replies share it: those of a group share the reference, and many a step.
+  """
+  numbers: dict[str, int] = {}
+
+  def numbered(texts: Sequence[str]) -> Int[np.ndarray, "texts"]:
+    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64)
+
+  cells = [
+    (numbered(reference)[:, None] << 32 | numbered(steps)[None])
+    for reference, steps in zip(references, generated, strict=True)
+  ]
+  vocabulary = words.Vocabulary()
+  ids = [vocabulary.ids(text) for text in numbers]
+  keys, place = np.unique(
+    np.concatenate([c.ravel() for c in cells] or [[]]).astype(np.int64), return_inverse=True
+  )
+  cost = np.clip(1 - rouge.mean_f1(ids, keys >> 32, keys & 0xFFFFFFFF), 0, 1)[place]
+  ends = np.cumsum([c.size for c in cells])
+  return tuple(
+    cost[end - c.size : end].reshape(c.shape) for c, end in zip(cells, ends, strict=True)
+  )
+
+
+def _distances(
+  costs: Sequence[Float[np.ndarray, "_ _"]], moves: dtw.Moves, kind: Alignments
+) -> Float[np.ndarray, "replies"]:
+  """The distance of each matrix of costs, matrices of similar shapes together, padded to one of a few shapes."""
+  shapes = np.array([cost.shape for cost in costs], np.int64).reshape(-1, 2)
+  rungs = _rung(shapes)
+  result = np.full(len(costs), np.inf, np.float32)
+  for ref, gen in np.unique(rungs, axis=0):
+    members = np.flatnonzero((rungs == (ref, gen)).all(axis=1))
+    for start in range(0, len(members), _PAIR_RUNGS[-1]):
+      chosen = members[start : start + _PAIR_RUNGS[-1]]
+      pairs = next(rung for rung in _PAIR_RUNGS if rung >= len(chosen))
+      batch = np.zeros((pairs, ref, gen), np.float32)
+      for row, index in enumerate(chosen):
+        batch[row, : shapes[index, 0], : shapes[index, 1]] = costs[index]
+      lengths = np.zeros((pairs, 2), np.int32)
+      lengths[: len(chosen)] = shapes[chosen]
+      result[chosen] = _distance(batch, lengths, moves, kind)[: len(chosen)]
+  return result
+
+
+def _distance(
+  cost: Float[np.ndarray, "pairs ref gen"],
+  lengths: Int[np.ndarray, "pairs 2"],
+  moves: dtw.Moves,
+  kind: Alignments,
+) -> Float[np.ndarray, "pairs"]:
+  if kind == "naive":
+    total = np.asarray(dtw.dtw(cost, lengths[:, 0], lengths[:, 1]))
+    return total / np.maximum(lengths.max(axis=1), 1).astype(np.float32)
+  return np.asarray(dtw.subsequence_dtw(cost, lengths[:, 0], lengths[:, 1], moves))
+
+
+def _rung(lengths: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
+  """16, 64, 256, …"""
+  exponent = np.ceil(np.log2(np.maximum(lengths, _NARROW) / _NARROW) / 2)
+  return (_NARROW * 4**exponent).astype(np.int64)

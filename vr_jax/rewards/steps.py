@@ -1,0 +1,62 @@
+"""A reply's reasoning as a list of steps. Total functions, linear in the length of the reply."""
+
+import re
+
+_THINK, _THINK_END = "<think>", "</think>"
+
+# A sentence ends at white space behind its full stop (also behind a closing quote or bracket); where words are not
+# spaced, behind the ideographic full stop itself. One character decides, so that no input makes it backtrack.
+_SENTENCE_END = re.compile(r"""(?:(?<=[.!?…])|(?<=[.!?…]["'”’)\]]))\s+|(?<=[。！？])\s*""")
+
+# "3." "3)" "(3)" "3:" "Step 3:" "-" "*" "•": says that a step begins and is no part of it.
+_NUMBER = re.compile(
+  r"(?:[-*•]|(?:step\s{0,3})?[(\[]?\d{1,4}[.):\]]{1,2}|step\s{0,3}\d{1,4})\s+", re.I
+)
+
+# "At 2s," "[0:02]" "2.5 s:" "From 2 to 4 seconds": says that a step begins and is part of it.
+_TIME = re.compile(
+  r"(?:(?:then|so|and)\s{1,3})?(?:(?:at|from|between|by|after|until)\s{1,3})?[(\[]?t?\s?=?\s?"
+  r"(?:\d{1,6}:\d\d|\d{1,6}(?:\.\d{1,6})?\s?(?:s|sec|secs|seconds?)?\s?(?:-|–|to|and)\s?\d{1,6}(?:\.\d{1,6})?\s?"
+  r"(?:s|sec|secs|seconds?)|\d{1,6}(?:\.\d{1,6})?\s?(?:s|sec|secs|seconds?))\b",
+  re.I,
+)
+
+
+def think_text(reply: str) -> str:
+  """What stands between the first <think> and the </think> after it; "" without <think>.
+
+  Reconstruction: a trace that was never closed (the reply ran out of tokens) ends at the answer or with the reply.
+  """
+  _, opened, rest = reply.partition(_THINK)
+  if not opened:
+    return ""
+  text, closed, _ = rest.partition(_THINK_END)
+  return text if closed else rest.partition("<answer>")[0]
+
+
+def split_steps(think: str) -> list[str]:
+  """The steps of a trace in order, without their list numbers and without outer white space; none is empty.
+
+  A line that starts with a number or a time is one step, except that a later sentence of it which starts with a time
+  begins the next one. Other lines are cut into sentences. What holds no letter and no digit is dropped.
+
+  Reconstruction: the paper splits the trace into sub-steps and does not say how.
+  """
+  steps = []
+  for line in think.splitlines():
+    steps += _split_line(line.strip())
+  return [step for step in steps if any(map(str.isalnum, step))]
+
+
+def _split_line(line: str) -> list[str]:
+  number = _NUMBER.match(line)
+  text = line[number.end() :].strip() if number else line
+  sentences = [sentence.strip() for sentence in _SENTENCE_END.split(text)]
+  if not number and not _TIME.match(text):
+    return sentences
+  steps = [[sentences[0]]]
+  for sentence in sentences[1:]:
+    if _TIME.match(sentence):
+      steps.append([])
+    steps[-1].append(sentence)
+  return [" ".join(parts) for parts in steps]
