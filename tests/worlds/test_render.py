@@ -1,5 +1,6 @@
 import av
 import numpy as np
+import PIL.Image
 import pytest
 
 from vr_jax import errors
@@ -149,6 +150,37 @@ def test_the_mp4_is_h264_and_decodes_to_the_drawn_colours(tmp_path):
         if video.masks[index, frame].any():
           pixels = frames[frame][video.masks[index, frame]]
           assert nearest_colour(pixels) == scene.value(thing, "colour", cell)
+
+
+def test_at_56_pixels_colour_place_and_size_can_still_be_read_from_the_file(tmp_path):
+  config = config_lib.WorldConfig(**SMALL, lives=("cycle", "grow", "move"), families=("choice",))
+  for seed in range(12):
+    scene, video = rendered(config, seed)
+    render_lib.write_video(tmp_path / "a.mp4", video.frames, scene.fps)
+    frames = decoded(tmp_path / "a.mp4")
+    for cell in range(scene.cells):
+      image = PIL.Image.fromarray(frames[round(cell * scene.dwell * scene.fps)])
+      read = read_zones(np.asarray(image.resize((56, 56), PIL.Image.Resampling.BICUBIC)))
+      told = [
+        tuple(scene.value(thing, name, cell) for name in ("place", "colour", "size"))
+        for thing in scene.objects
+      ]
+      assert sorted(read) == sorted(told)
+
+
+def read_zones(image):
+  """(place, colour, size) of what stands out in each quarter of a 56 x 56 picture."""
+  found = []
+  for index, place in enumerate(config_lib.place_names(2, 2)):
+    row, column = divmod(index, 2)
+    zone = image[28 * row : 28 * row + 28, 28 * column : 28 * column + 28].astype(int)
+    bright = np.ptp(zone, axis=2) > 50
+    if not bright.any():
+      continue
+    height = np.ptp(np.nonzero(bright)[0]) + 1
+    size = config_lib.SIZES[int(height > 12.5) + int(height > 18.5)]
+    found.append((place, nearest_colour(zone[bright]), size))
+  return found
 
 
 def test_the_same_frames_give_the_same_file(tmp_path):
