@@ -1,3 +1,4 @@
+import pathlib
 import subprocess
 import sys
 
@@ -82,7 +83,7 @@ def test_an_example_survives_its_features(value):
   assert examples._from_features(FEATURES.deserialize_example_np(serialised)) == value
 
 
-FEATURES = examples._dataset_info(examples.Path("unused")).features
+FEATURES = examples._dataset_info(pathlib.Path("unused")).features
 
 
 def test_examples_are_read_back_in_any_order(tmp_path):
@@ -105,13 +106,12 @@ from importlib import machinery
 import pathlib
 import sys
 
-class WithoutTensorFlow:
+class WithoutTensorFlow(machinery.PathFinder):
   """Finds what is installed but for TensorFlow, as if it were not."""
 
-  @staticmethod
-  def find_spec(name, path=None, target=None):
-    if name.split(".")[0] != "tensorflow":
-      return machinery.PathFinder.find_spec(name, path, target)
+  @classmethod
+  def find_spec(cls, name, path=None, target=None):
+    return None if name.split(".")[0] == "tensorflow" else super().find_spec(name, path, target)
 
 sys.meta_path = [
   WithoutTensorFlow if finder is machinery.PathFinder else finder for finder in sys.meta_path

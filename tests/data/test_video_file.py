@@ -68,14 +68,18 @@ def test_large_frames_are_scaled_down_and_small_ones_left(tmp_path):
 
 
 def test_frames_stand_upright_where_the_file_says_that_it_was_filmed_on_its_side(tmp_path):
-  path = videos.write(tmp_path / "a.mp4", frames=8)
+  wide = [videos.picture(index)[:32] for index in range(24)]
+  path = videos.write(tmp_path / "a.mp4", frames=24, pictures=wide)
   upright = struct.pack(">9i", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
   quarter_turn_clockwise = struct.pack(">9i", 0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000)
   data = path.read_bytes()
   track = data.index(b"tkhd")
   assert data.count(upright, track, track + 100) == 1
   path.write_bytes(data[:track] + data[track:].replace(upright, quarter_turn_clockwise, 1))
-  image = pixels(cut(path).jpegs[0]).astype(int)
+  result = cut(path)
+  assert (result.height, result.width) == (64, 32)
+  assert [pixels(jpeg).shape for jpeg in result.jpegs] == [(64, 32, 3)] * 3
+  image = pixels(result.jpegs[2]).astype(int)
   reddest = {
     corner: image[rows, columns, 0].mean() - image[rows, columns, 2].mean()
     for corner, (rows, columns) in {

@@ -23,14 +23,14 @@ def write(
   size: int = 64,
   start: float = 0.0,
   times: list[float] | None = None,
-  pictures: list[UInt8[np.ndarray, "size size 3"]] | None = None,
+  pictures: list[UInt8[np.ndarray, "height width 3"]] | None = None,
   container_options: dict[str, str] | None = None,
 ) -> Path:
   """An H.264 file; `times` (seconds) replaces the even frame times, `pictures` what is drawn."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with av.open(str(path), "w", options=container_options or {}) as container:
     stream = container.add_stream("libx264", rate=fps, options={"crf": "10"})
-    stream.width = stream.height = size
+    stream.height, stream.width = pictures[0].shape[:2] if pictures else (size, size)
     stream.pix_fmt = "yuv420p"
     stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
     for index in range(frames):

@@ -49,7 +49,7 @@ def batches(
   Args:
     source: of one split.
     store: that holds the videos of the split.
-    seed: of the shuffling, 0 to 2^32 - 1; every epoch has an order of its own.
+    seed: of the shuffling, 0 or more; every epoch has an order of its own.
     batch_size: of this process.
     sampling: which frames of what is shown.
     transform: from a clip to whatever the batch holds; runs in the prefetching threads and must not return None.
@@ -67,7 +67,9 @@ def batches(
   _check(source, store, sampling, process_count)
   dataset = grain.MapDataset.source(source)
   if shuffle:
-    dataset = dataset.shuffle(seed=seed)
+    # Grain adds the epoch to the seed: without mixing, seed 1 would begin with the second epoch of seed 0.
+    mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    dataset = dataset.shuffle(seed=mixed)
   dataset = dataset[process_index::process_count]
   if repeat:
     dataset = dataset.repeat()

@@ -70,6 +70,8 @@ def cut(path: Path, *, fps: float, quality: int, max_side: int) -> CutVideo:
       the time that its header declares.
   """
   jpegs, timestamps = [], []
+  # One for the video: setting up a conversion costs more than converting a small frame.
+  reformatter = av.video.reformatter.VideoReformatter()
   height = width = tick = 0
   end = 0.0
   for timed in decode(path):
@@ -77,7 +79,7 @@ def cut(path: Path, *, fps: float, quality: int, max_side: int) -> CutVideo:
     if timed.start + TIME_TOLERANCE < tick / fps:
       continue
     tick = math.floor((timed.start + TIME_TOLERANCE) * fps) + 1
-    image = _upright_image(timed.frame, max_side, size=(width, height))
+    image = _upright_image(timed.frame, reformatter, max_side, size=(width, height))
     height, width = image.shape[:2]
     jpegs.append(_encode(image, quality))
     timestamps.append(timed.start)
@@ -157,7 +159,11 @@ def _declared_seconds(
 
 
 def _upright_image(
-  frame: av.VideoFrame, max_side: int, *, size: tuple[int, int]
+  frame: av.VideoFrame,
+  reformatter: av.video.reformatter.VideoReformatter,
+  max_side: int,
+  *,
+  size: tuple[int, int],
 ) -> UInt8[np.ndarray, "height width 3"]:
   """The frame as RGB, upright; of `size` (width, height) if that is not 0, else within `max_side`."""
   quarter_turns = round(frame.rotation / 90) % 4
@@ -167,8 +173,8 @@ def _upright_image(
     width, height = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
   elif quarter_turns % 2:
     width, height = height, width
-  image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
-  return np.ascontiguousarray(np.rot90(image, quarter_turns))
+  rgb = reformatter.reformat(frame, width, height, format="rgb24", interpolation="AREA")
+  return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), quarter_turns))
 
 
 def _encode(image: UInt8[np.ndarray, "height width 3"], quality: int) -> bytes:
