@@ -127,7 +127,7 @@ class Processor:
     self,
     text: str,
     frames: UInt8[np.ndarray, "frames height width 3"] | None,
-    timestamps: Float[np.ndarray, "frames"] | None = None,
+    timestamps: Float[np.ndarray, "times"] | None = None,
     *,
     name: str = "prompt",
   ) -> Encoded:
@@ -278,7 +278,7 @@ class Processor:
     return grid, [Frame(patches=step, rows=rows, window=window) for step in patches]
 
 
-def _rate(timestamps: Float[np.ndarray, "frames"] | None, count: int, name: str) -> float:
+def _rate(timestamps: Float[np.ndarray, "times"] | None, count: int, name: str) -> float:
   """Seconds between frames, on average; of one frame it does not matter."""
   if timestamps is None or len(timestamps) != count:
     raise errors.InputError(f"{name}: {count} frames need {count} timestamps")

@@ -1,0 +1,252 @@
+"""The processor: sizes, patches, positions, template and padding.
+
+References: Hugging Face's Qwen2-VL image processor (PIL variant) where transformers is installed; its video processor needs
+torchvision, so a video is held against the image processor frame by frame; `smart_resize` also by its rule.
+"""
+
+import dataclasses
+import importlib.util
+
+from golden import qwen2_5_vl as golden
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import qwen2_5_vl_builders as builders
+
+from vr_jax import errors, records
+from vr_jax.models.qwen2_5_vl import config as config_lib
+from vr_jax.models.qwen2_5_vl import pixels, positions, processor
+
+CONFIG = config_lib.Config.from_dict(golden.CASES[0].config())
+HAS_REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers")))
+needs_reference = pytest.mark.skipif(
+  not HAS_REFERENCE,
+  reason="torch and transformers not installed: patch order and sizes are also tested by rule below",
+)
+
+
+def picture(height: int, width: int, *, frames: int = 1, seed: int = 0) -> np.ndarray:
+  return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), np.uint8)
+
+
+def collate(encoded, *, prefix=(256,), frames=(0, 1, 2, 4), patches=(4, 16, 64)):
+  return builders.make_processor(CONFIG).collate(
+    encoded, prefix_buckets=prefix, frame_buckets=frames, patch_buckets=patches
+  )
+
+
+@needs_reference
+@pytest.mark.parametrize("size", [(56, 84), (70, 90), (400, 30), (31, 29), (10, 10), (333, 517)])
+def test_patches_of_an_image_are_those_of_the_reference(size):
+  from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as reference
+
+  image = picture(*size)[0]
+  theirs = reference.Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=28 * 28 * 16)(image)
+  one = processor.Image(pixels=image)
+  encoded = builders.make_processor(CONFIG).encode_conversation(
+    [processor.Turn(role="user", parts=(one,))]
+  )
+  (frame,) = encoded.frames
+  np.testing.assert_allclose(frame.patches, theirs["pixel_values"], rtol=0, atol=1e-5)
+  _, height, width = np.asarray(theirs["image_grid_thw"])[0]
+  np.testing.assert_array_equal(frame.rows.max(axis=0) + 1, [height, width])
+
+
+@needs_reference
+def test_each_frame_of_a_video_is_patched_like_an_image_and_an_odd_last_one_is_repeated():
+  from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as reference
+
+  video = picture(60, 100, frames=5)
+  theirs = reference.Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=28 * 28 * 16)
+  encoded = builders.make_processor(CONFIG).encode("what?", video, np.arange(5.0))
+  assert len(encoded.frames) == 3
+  for step, frame in enumerate(encoded.frames):
+    parts = frame.patches.reshape(len(frame.patches), 3, 2, -1)
+    for half in range(2):
+      expected = np.asarray(theirs(video[min(2 * step + half, 4)])["pixel_values"])
+      expected = expected.reshape(len(expected), 3, 2, -1)[:, :, 0]
+      np.testing.assert_allclose(parts[:, :, half], expected, rtol=0, atol=1e-5)
+
+
+def test_a_patch_holds_its_own_pixels_channel_first_then_frames():
+  video = picture(56, 84, frames=2)
+  (patches,) = pixels.patchify(video, CONFIG.vision)
+  rows = positions.patch_rows(4, 6, CONFIG.vision)
+  assert rows[:6].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3]]
+  for (row, column), patch in zip(rows, patches, strict=True):
+    square = video[:, 14 * row : 14 * row + 14, 14 * column : 14 * column + 14]
+    expected = (square / 255 - pixels.MEAN) / pixels.STD
+    np.testing.assert_allclose(patch, expected.transpose(3, 0, 1, 2).reshape(-1), atol=1e-5)
+
+
+@given(
+  height=st.integers(1, 2000),
+  width=st.integers(1, 2000),
+  budget=st.integers(4, 400),
+  factor=st.sampled_from([28, 14, 32]),
+)
+def test_resized_frames_are_of_whole_tokens_within_the_budget(height, width, budget, factor):
+  limits = {"min_pixels": 4 * factor**2, "max_pixels": budget * factor**2}
+  if max(height, width) > 200 * min(height, width):
+    with pytest.raises(errors.InputError, match="over 200 times"):
+      pixels.smart_resize(height, width, factor=factor, **limits)
+    return
+  tall, wide = pixels.smart_resize(height, width, factor=factor, **limits)
+  assert tall % factor == 0 and wide % factor == 0
+  assert tall >= factor and wide >= factor
+  longest = (
+    200 * factor**2
+  )  # a side is at least one token, so a very long frame may exceed the budget
+  assert tall * wide <= max(limits["max_pixels"], longest)
+
+
+@pytest.mark.parametrize(
+  ("size", "tokens", "expected"),
+  [
+    ((112, 112), 4, (56, 56)),
+    ((70, 98), 64, (56, 112)),  # 2.5 and 3.5 tokens: halves go to the even number
+    ((480, 600), 12, (84, 84)),  # shrunk to 3.1 x 3.9 tokens, then cut
+    ((20, 30), 64, (56, 84)),  # stretched to 1.6 x 2.4 tokens, then filled up
+  ],
+)
+def test_smart_resize_of_known_sizes(size, tokens, expected):
+  limits = {"min_pixels": 4 * 28**2, "max_pixels": tokens * 28**2}
+  assert pixels.smart_resize(*size, factor=28, **limits) == expected
+
+
+def test_windows_are_squares_of_the_frame_cut_off_at_its_border():
+  rows = positions.patch_rows(6, 10, CONFIG.vision)  # 3 x 5 tokens in windows of 2 x 2 tokens
+  window = positions.patch_windows(rows, CONFIG.vision)
+  expected = rows[:, 0] // 4 * 3 + rows[:, 1] // 4
+  np.testing.assert_array_equal(window, expected)
+  assert sorted(np.bincount(window).tolist()) == [4, 8, 8, 8, 16, 16]
+
+
+def test_time_counts_seconds_and_text_goes_on_where_the_config_says():
+  video = positions.Grid(kind=records.Kind.VIDEO, frames=4, height=4, width=4, seconds=1.5)
+  kind = np.array([1] * 3 + [3] * 16 + [1] * 2, np.int32)
+  places, after = positions.rope_index(kind, [video], CONFIG.vision)  # two steps a second
+  assert places[0, 3:19:4].tolist() == [3, 6, 9, 12]
+  assert places[1, 3:7].tolist() == [3, 3, 4, 4]
+  assert places[2, 3:7].tolist() == [3, 4, 3, 4]
+  assert places[:, 19:].tolist() == [[5, 6]] * 3
+  assert after == 13
+  old = dataclasses.replace(CONFIG.vision, text_follows="largest")
+  places, after = positions.rope_index(kind, [video], old)
+  assert places[:, 19:].tolist() == [[13, 14]] * 3
+  assert after == 15
+
+
+def test_the_template_is_qwens_and_the_assistants_turn_is_open():
+  encoded = builders.make_processor(CONFIG).encode(
+    "Which?", picture(56, 56, frames=2), np.arange(2.0)
+  )
+  text = builders.BYTES.decode(encoded.tokens.tolist(), skip_special_tokens=False)
+  assert text == (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n<|vision_start|>" + "<|video_pad|>" * 4 + "<|vision_end|>Which?<|im_end|>\n"
+    "<|im_start|>assistant\n"
+  )
+
+
+def test_without_frames_the_prompt_is_text_alone():
+  encoded = builders.make_processor(CONFIG, system="").encode("Which?", None)
+  text = builders.BYTES.decode(encoded.tokens.tolist(), skip_special_tokens=False)
+  assert text == "<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant\n"
+  assert encoded.frames == ()
+  assert set(encoded.kind) == {records.Kind.TEXT}
+  assert encoded.next_position == len(encoded.tokens)
+
+
+def test_a_conversation_may_hold_images_and_videos_and_earlier_replies():
+  image = processor.Image(pixels=picture(56, 84)[0])
+  video = processor.Video(frames=picture(56, 56, frames=4), seconds_per_frame=0.5)
+  turns = [
+    processor.Turn(role="system", parts=("Be brief.",)),
+    processor.Turn(role="user", parts=(image, "or", video, "?")),
+    processor.Turn(role="assistant", parts=("Both.",)),
+    processor.Turn(role="user", parts=("Sure?",)),
+  ]
+  encoded = builders.make_processor(CONFIG).encode_conversation(turns, open_reply=False)
+  text = builders.BYTES.decode(encoded.tokens.tolist(), skip_special_tokens=False)
+  assert text.startswith(
+    "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
+  )
+  assert text.endswith(
+    "<|im_start|>assistant\nBoth.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n"
+  )
+  assert (encoded.kind == records.Kind.IMAGE).sum() == 6
+  assert (encoded.kind == records.Kind.VIDEO).sum() == 8
+  assert [len(frame.window) for frame in encoded.frames] == [24, 16, 16]
+
+
+def test_padding_goes_to_the_smallest_buckets_and_media_tokens_find_their_features():
+  one = builders.make_processor(CONFIG)
+  short = one.encode("a", None)
+  wide = one.encode("b", picture(56, 84, frames=3), np.arange(3.0), name="wide")
+  batch = collate([short, wide], prefix=(64, 90, 256), patches=(4, 32, 64))
+  assert batch.tokens.shape == (2, 90)
+  assert batch.vision.patches.shape == (2, 2, 32, 1176)
+  assert (batch.vision.window[0] == -1).all()
+  assert (batch.vision.window[1, :, 24:] == -1).all()
+  index = batch.media_index[1][batch.media_index[1] >= 0]
+  assert index.tolist() == [0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13]
+  np.testing.assert_array_equal(batch.media_index >= 0, batch.kind == records.Kind.VIDEO)
+  assert (batch.kind[0, len(short.tokens) :] == records.Kind.PAD).all()
+
+
+@pytest.mark.parametrize(
+  ("buckets", "message"),
+  [
+    ({"prefix": (64,)}, "clip 7: .* tokens, but the largest bucket has 64"),
+    ({"frames": (1,)}, "clip 7: 4 temporal patches, but the largest bucket has 1"),
+    ({"patches": (8,)}, "clip 7: 16 patches a frame, but the largest bucket has 8"),
+    ({"patches": (18,)}, "patch_buckets: 18 is no multiple of 4"),
+  ],
+)
+def test_a_prompt_that_fits_no_bucket_is_named(buckets, message):
+  clip = builders.make_processor(CONFIG).encode(
+    "Which?", picture(56, 56, frames=8), np.arange(8.0), name="clip 7"
+  )
+  with pytest.raises(errors.InputError, match=message):
+    collate([clip], **buckets)
+
+
+@pytest.mark.parametrize(
+  ("text", "frames", "timestamps", "message"),
+  [
+    ("<|video_pad|>", None, None, "clip: 1 media tokens for 0 media features"),
+    ("see <|image_pad|>", 2, [0, 1], "clip: 5 media tokens for 4 media features"),
+    ("a", 2, [0, 1, 2], "clip: 2 frames need 2 timestamps"),
+    ("a", 2, None, "clip: 2 frames need 2 timestamps"),
+    ("a", 3, [0, 2, 1], "clip: timestamps of its frames do not rise"),
+    ("a", 2, [0, np.nan], "clip: timestamps of its frames do not rise"),
+    ("a", 0, [], "clip: a video without pixels"),
+  ],
+)
+def test_what_cannot_be_a_prompt_is_refused_by_name(text, frames, timestamps, message):
+  frames = None if frames is None else picture(56, 56, frames=frames)
+  timestamps = None if timestamps is None else np.array(timestamps, np.float64)
+  with pytest.raises(errors.InputError, match=message):
+    builders.make_processor(CONFIG).encode(text, frames, timestamps, name="clip")
+
+
+def test_replies_end_the_turn_and_decode_to_their_text():
+  one = builders.make_processor(CONFIG)
+  reply = "<think>At 0s, the circle is red.\nÄ½🙂</think>\n<answer>B</answer>"
+  ids = one.encode_reply(reply)
+  assert ids[-1] in one.stop_tokens
+  assert one.decode(ids) == reply
+  assert not set(ids) & set(one.media_tokens)
+  with pytest.raises(errors.InputError, match="holds media tokens"):
+    one.encode_reply("look: <|video_pad|>")
+
+
+def test_a_tokenizer_of_another_model_is_refused():
+  other = dataclasses.replace(CONFIG, video_token_id=5)
+  with pytest.raises(errors.InputError, match=r"video_pad.* is token 269, but .* says 5"):
+    builders.make_processor(other)
+  small = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, vocab_size=260))
+  with pytest.raises(errors.InputError, match="has 270 tokens, but the model only 260"):
+    builders.make_processor(small)
