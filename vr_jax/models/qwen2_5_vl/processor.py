@@ -129,16 +129,19 @@ class Processor:
     frames: UInt8[np.ndarray, "frames height width 3"] | None,
     timestamps: Float[np.ndarray, "times"] | None = None,
     *,
+    question_first: bool = False,
     name: str = "prompt",
   ) -> Encoded:
     """One question about one video, the assistant's turn opened; without frames the question alone (blind).
 
+    question_first: the text stands before the video, not after it.
     timestamps: seconds of each frame, rising. Their mean distance is the video's rate.
     name: what an error calls this prompt.
     """
     parts: tuple[str | Video, ...] = (text,)
     if frames is not None:
-      parts = (Video(frames=frames, seconds_per_frame=_rate(timestamps, len(frames), name)), text)
+      video = Video(frames=frames, seconds_per_frame=_rate(timestamps, len(frames), name))
+      parts = (text, video) if question_first else (video, text)
     return self.encode_conversation([Turn(role="user", parts=parts)], name=name)
 
   def encode_conversation(

@@ -7,6 +7,9 @@ the replies flows into the prompt.
 Source: Qwen2.5-VL, arXiv 2502.13923; Hugging Face transformers for what the paper leaves open.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -156,22 +159,41 @@ class TextModel(nnx.Module):
     x, (keys, values) = jax.lax.scan(layer, x, inputs)
     return self._final_norm(x), keys, values
 
-  def _qkv(self, x, weights, cos, sin):
+  def _qkv(
+    self,
+    x: Float[Array, "*batch embed"],
+    weights: dict[str, Array],
+    cos: Float[Array, "*batch half"],
+    sin: Float[Array, "*batch half"],
+  ) -> tuple[
+    Float[Array, "*batch heads head_dim"],
+    Float[Array, "*batch kv_heads head_dim"],
+    Float[Array, "*batch kv_heads head_dim"],
+  ]:
+    """Rotated queries and keys, and values, of one layer."""
     normed = layers.rms_norm(x, weights["norm1"], epsilon=self.config.text.rms_norm_eps)
     query = layers.project(normed, weights["query"]) + weights["query_bias"]
     key = layers.project(normed, weights["key"]) + weights["key_bias"]
     value = layers.project(normed, weights["value"]) + weights["value_bias"]
     return layers.rotate(query, cos, sin), layers.rotate(key, cos, sin), value
 
-  def _finish(self, x, mixed, weights):
+  def _finish(
+    self,
+    x: Float[Array, "*batch embed"],
+    mixed: Float[Array, "*batch heads head_dim"],
+    weights: dict[str, Array],
+  ) -> Float[Array, "*batch embed"]:
+    """What is left of a layer once its values are mixed."""
     x = x + layers.project(mixed, weights["out"], contract=2)
     normed = layers.rms_norm(x, weights["norm2"], epsilon=self.config.text.rms_norm_eps)
     return x + layers.swiglu(normed, weights)
 
-  def _final_norm(self, x):
+  def _final_norm(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
     return layers.rms_norm(x, self.norm[...], epsilon=self.config.text.rms_norm_eps)
 
-  def _scan(self, layer, x, inputs):
+  def _scan(
+    self, layer: Callable[[Array, Any], tuple[Array, Any]], x: Float[Array, "..."], inputs: Any
+  ) -> tuple[Float[Array, "..."], Any]:
     return jax.lax.scan(jax.checkpoint(layer) if self.config.remat else layer, x, inputs)
 
 
