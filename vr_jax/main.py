@@ -42,11 +42,15 @@ def cli(argv: Sequence[str] | None = None) -> int:
 def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   """Does the stages of `mode` in a workdir. What a notebook calls instead of the command line."""
   # JAX and everything above it start slowly: a mistyped flag should not wait for them.
+  import jax
+
   from vr_jax.eval import stage as eval_stage
   from vr_jax.train import data_stage, rl_loop, sft_loop
   from vr_jax.train import workdir as workdir_lib
 
   workdir_lib.claim(workdir, config)
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilations"))
   if mode in ("data", "all"):
     data_stage.prepare(config, workdir)
   if mode in ("sft", "all"):

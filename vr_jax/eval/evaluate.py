@@ -106,30 +106,22 @@ def _trace_metrics(answered: Sequence[Answered]) -> dict[str, float]:
   known = [a for a in answered if a.item.example.states]
   if not known:
     return {}
-  consistent = [_consistency(a).score for a in known]
-  concluded = [
+  values = {"trace_consistency": float(np.mean([_consistency(a).score for a in known]))}
+  implied = [
     (a, value)
     for a in known
-    if (value := consistency.concluded_value(_steps(a), a.item.example.states)) is not None
+    if (value := consistency.implied_answer(_steps(a), a.item.example)) is not None
   ]
-  values = {"trace_consistency": float(np.mean(consistent))}
-  if concluded:
-    mismatches = [not _agrees(a, value) for a, value in concluded]
-    values["think_answer_mismatch"] = float(np.mean(mismatches))
+  if implied:
+    values["think_answer_mismatch"] = float(np.mean([not _says(a, value) for a, value in implied]))
   return values
 
 
-def _agrees(answered: Answered, concluded: str) -> bool:
-  """Whether the answer says what the trace concludes; of a multiple choice, by the text of its option."""
+def _says(answered: Answered, value: str) -> bool:
+  """Whether a reply answers `value` (a letter of a multiple choice, or a phrase)."""
   example = answered.item.example
-  answer = accuracy_lib.answer_text(answered.reply)
-  if answer is None:
-    return False
-  if example.problem_type == "multiple choice":
-    letter = accuracy_lib.option_letter(answer, example.options)
-    texts = [option for option in example.options if letter and option.startswith(letter)]
-    return bool(texts) and concluded.lower() in texts[0].lower()
-  return concluded.lower() in answer.lower()
+  kind, options = example.problem_type, example.options
+  return accuracy_lib.accuracy(answered.reply, value, kind, options) == 1
 
 
 def _steps(answered: Answered) -> list[str]:
@@ -137,7 +129,9 @@ def _steps(answered: Answered) -> list[str]:
 
 
 def _consistency(answered: Answered) -> consistency.Consistency:
-  return consistency.trace_consistency(_steps(answered), answered.item.example.states)
+  example = answered.item.example
+  reference = [step.text for step in example.steps]
+  return consistency.trace_consistency(_steps(answered), example.states, reference=reference)
 
 
 def _shown(parts: parts_lib.Parts, answered: Answered) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def guarded_update(
   Returns:
     (params, optimizer_state, applied, gradient_norm): the norm is that before clipping.
   """
-  norm = optax.global_norm(gradients)
+  norm = optax.tree.norm(gradients)
   applied = jnp.isfinite(loss) & jnp.isfinite(norm)
   updates, stepped = optimizer.update(gradients, optimizer_state, params)
   moved = optax.apply_updates(params, updates)

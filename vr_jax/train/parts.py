@@ -132,7 +132,11 @@ class Parts:
     return Item(
       example=clip.example,
       encoded=self.processor.encode(
-        self.environment.question(clip.example), frames, timestamps, name=clip.example.id
+        self.environment.question(clip.example),
+        frames,
+        timestamps,
+        question_first=self.config.model.question_first,
+        name=clip.example.id,
       ),
       reply=() if reply is None else tuple(self.processor.encode_reply(reply)),
       clip=clip,

@@ -14,9 +14,9 @@ from vr_jax import errors
 from vr_jax.worlds import scene as scene_lib
 from vr_jax.worlds import sprites
 
-_BACKGROUND = (244, 242, 236)
-_GRID = (228, 225, 216)
-_TRAY = (222, 205, 178)
+_BACKGROUND = (120, 116, 105)  # about the mean of natural images, where normalised pixels are 0
+_GRID = (130, 126, 115)
+_TRAY = (146, 130, 104)
 _TRAY_RIM = (139, 108, 72)
 _COVER = (128, 136, 148)
 _COVER_STRIPE = (108, 116, 129)
