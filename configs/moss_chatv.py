@@ -187,7 +187,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
-        "rope_scaling": {"mrope_section": [4, 6, 6], "type": "mrope"},
+        "rope_scaling": {"mrope_section": (4, 6, 6), "type": "mrope"},
         "tie_word_embeddings": True,
         "initializer_range": 0.08,  # about 1 / sqrt(width): a network this narrow learns faster
       },
@@ -202,7 +202,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
         "temporal_patch_size": 2,
         "tokens_per_second": 2,
         "window_size": 56,
-        "fullatt_block_indexes": [2],
+        "fullatt_block_indexes": (2,),
       },
     }
   )
