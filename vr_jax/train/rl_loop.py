@@ -71,7 +71,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       clock.lap("rollout")
       scores = parts.environment.score([item.example for item in items], replies)
       clock.lap("reward")
-      advantages, signal, values = _credit(
+      advantages, signal, values = assign_credit(
         mesh_lib.put_batch(scores, parts.mesh), rollout, normalise=rl.normalise
       )
       reference_log_probs = score_fn(reference, prompt, rollout) if rl.kl_weight else None
@@ -130,10 +130,15 @@ def last_step(parts: parts_lib.Parts, where: Path) -> int | None:
 
 
 @functools.partial(jax.jit, static_argnames="normalise")
-def _credit(
+def assign_credit(
   scores: records.Scores, rollout: records.Rollout, *, normalise: bool
 ) -> tuple[Array, Array, dict[str, Array]]:
-  """(advantages [prompts, group, time], signal [prompts], metrics of the rewards)."""
+  """What scores mean for each sampled token, on the mesh.
+
+  Returns:
+    (advantages [prompts, group, time], signal [prompts]: whether the replies of a prompt differ in reward, metrics of
+    the rewards by name).
+  """
   advantages = credit.group_advantages(scores.total, scores.valid, normalise=normalise)
   signal = credit.has_signal(scores.total, scores.valid)
   sampled = steps.sampled(rollout)
