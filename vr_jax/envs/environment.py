@@ -1,11 +1,12 @@
 """What a recipe asks of a model: the question it shows, and what a reply is worth."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vr_jax import records
 
 
+@runtime_checkable
 class Environment(Protocol):
   """One recipe's task. It knows texts and examples, and no model."""
 

@@ -5,7 +5,7 @@ may not hold (media placeholders, rows of the embedding that no token uses). The
 trainer scores with it, so at equal parameters their ratio is 1.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,14 @@ from vr_jax import records
 IMPOSSIBLE = -1e9  # finite, so that p log p of a forbidden token is 0 and not nan
 
 
+@runtime_checkable
 class Prefix(Protocol):
   """A prompt that has been read: what replies attend to."""
 
   hidden: Array  # [prompts, embed], at the last token of each prompt
 
 
+@runtime_checkable
 class Model(Protocol):
   """What rollout asks of a network; see models/qwen2_5_vl for the shapes."""
 
