@@ -5,10 +5,16 @@
 `dtw` warps all of one sequence onto all of the other. `subsequence_dtw` consumes the reference (rows) whole and leaves
 start and end on the generated sequence (columns) free.
 
-The classic moves run over anti-diagonals, whose cells don't depend on each other; strict and jump have no move within a
-row and run over rows. The batch is cut into chunks whose tables stay in a core's cache.
+Tables are filled backwards, from the last valid cell of each pair to the first cell of the matrix: a cell beyond the
+lengths is never on a path, so that it stays at +inf without a mask, and all results stand in the first row.
+
+Both scans were shaped by measurement on a CPU with AVX-512. The batch is cut into chunks whose costs and tables stay in
+a core's cache. The moves strict and jump have no step within a row: a row depends on shifts of the next, so whole rows of
+the chunk are single operations in the layout that the costs come in. The classic moves run over anti-diagonals with the
+pairs on the minor axis. On accelerators a chunk is large, since there a loop over chunks only costs parallelism.
 """
 
+from collections.abc import Callable
 import functools
 import math
 from typing import Literal
@@ -22,7 +28,17 @@ import numpy as np
 Moves = Literal["strict", "jump", "classic"]
 
 _SHIFTS = {"strict": (1,), "jump": (1, 2)}
-_CHUNK = 64  # pairs of one chunk: measured
+
+# Of a chunk, on a CPU. Larger ones leave the cache, and XLA would share each small step between threads.
+_ROW = 2048  # cells of a row, pairs x gen
+_PAIRS = 32  # pairs on the minor axis of an anti-diagonal
+_TRANSPOSED = 16  # pairs transposed at once: as many as there are floats in a cache line
+_UNROLLED_ROWS = 32
+_UNROLLED_DIAGONALS = (
+  3  # as many as there are live diagonals: none is copied from one step to the next
+)
+
+_ACCELERATOR_PAIRS = 4096
 
 Lengths = Int[Array | np.ndarray, "*batch"]
 Cost = Float[Array | np.ndarray, "*batch ref gen"]
@@ -33,14 +49,14 @@ def dtw(cost: Cost, len_a: Lengths, len_b: Lengths) -> Float[Array, "*batch"]:
   """Total cost of the cheapest classic warping path from the first cell to the last.
 
   Args:
-    cost: costs, not negative; rows from len_a and columns from len_b on are padding and are not read.
+    cost: costs, not negative; what lies beyond the lengths is padding: any finite numbers.
     len_a: number of valid rows.
     len_b: number of valid columns.
 
   Returns:
     float32; +inf where either sequence is empty.
   """
-  return _in_chunks(functools.partial(_classic, free=False), cost, len_a, len_b)
+  return _total(functools.partial(_diagonals, free=False), _PAIRS, cost, len_a, len_b)
 
 
 @functools.partial(jax.jit, static_argnames="moves")
@@ -51,7 +67,7 @@ def subsequence_dtw(
 
   Args:
     cost: costs c(i, j) of reference step i against generated step j, not negative; what lies beyond the lengths is
-      padding and is not read.
+      padding: any finite numbers.
     ref_len: number of valid rows M.
     gen_len: number of valid columns.
     moves: strict {(1,1)}, jump {(1,1), (1,2)} or classic {(1,1), (1,0), (0,1)}.
@@ -64,92 +80,193 @@ def subsequence_dtw(
   normalisation by M and the default.
   """
   if moves == "classic":
-    total = _in_chunks(functools.partial(_classic, free=True), cost, ref_len, gen_len)
+    total = _total(functools.partial(_diagonals, free=True), _PAIRS, cost, ref_len, gen_len)
   else:
-    total = _in_chunks(functools.partial(_rows, shifts=_SHIFTS[moves]), cost, ref_len, gen_len)
+    scan = functools.partial(_rows, shifts=_SHIFTS[moves])
+    total = _total(scan, max(1, _ROW // max(1, cost.shape[-1])), cost, ref_len, gen_len)
   return total / jnp.maximum(ref_len, 1)
 
 
-def _in_chunks(scan, cost: Cost, ref_len: Lengths, gen_len: Lengths) -> Float[Array, "*batch"]:
-  """Applies a scan over [pairs, ref, gen] to cache-sized chunks of the flattened batch; +inf where a length is 0."""
+def _total(
+  scan: Callable, cpu_chunk: int, cost: Cost, ref_len: Lengths, gen_len: Lengths
+) -> Float[Array, "*batch"]:
+  """Applies a scan over pairs to the flattened batch, padded to whole chunks; +inf where a length is 0."""
   *batch, ref, gen = cost.shape
   if 0 in cost.shape:
     return jnp.full(batch, jnp.inf)
   pairs = math.prod(batch)
-  chunk = min(pairs, _CHUNK)
   arrays = (
-    jnp.asarray(cost, jnp.float32).reshape(pairs, ref, gen),
-    jnp.broadcast_to(ref_len, batch).reshape(pairs),
-    jnp.broadcast_to(gen_len, batch).reshape(pairs),
+    jnp.asarray(cost, jnp.float32).reshape(-1, ref, gen),
+    jnp.asarray(ref_len, jnp.int32).reshape(-1),
+    jnp.asarray(gen_len, jnp.int32).reshape(-1),
   )
-  fill = -pairs % chunk
-  chunks = (jnp.pad(x, ((0, fill),) + ((0, 0),) * (x.ndim - 1)) for x in arrays)
-  chunks = tuple(x.reshape(-1, chunk, *x.shape[1:]) for x in chunks)
-  total = lax.map(lambda args: scan(*args), chunks).reshape(-1)[:pairs].reshape(batch)
-  return jnp.where((jnp.minimum(ref_len, gen_len) > 0), total, jnp.inf)
+
+  def in_chunks(chunk, *arrays):
+    fill = -pairs % chunk
+    whole = (jnp.pad(x, ((0, fill),) + ((0, 0),) * (x.ndim - 1)) for x in arrays)
+    return scan(chunk, *whole)[:pairs]
+
+  total = lax.platform_dependent(
+    *arrays,
+    cpu=functools.partial(in_chunks, cpu_chunk),
+    default=functools.partial(in_chunks, min(pairs, _ACCELERATOR_PAIRS)),
+  ).reshape(batch)
+  return jnp.where(jnp.minimum(ref_len, gen_len) > 0, total, jnp.inf)
 
 
-def _classic(
-  cost: Float[Array, "pairs ref gen"],
-  ref_len: Int[Array, "pairs"],
-  gen_len: Int[Array, "pairs"],
-  *,
-  free: bool,
-) -> Float[Array, "pairs"]:
-  """Cheapest path of moves (1,1), (1,0), (0,1) from the last valid cell to the first, anti-diagonal by anti-diagonal.
-
-  Backwards, so that every pair ends in the same cell, whatever its lengths. Pairs lie on the minor axis.
-  """
-  pairs, ref, gen = cost.shape
-  gen = max(gen, 2)
-  cost = jnp.pad(cost, ((0, 0), (0, 0), (0, gen - cost.shape[2])))
-
-  def outside(row, column):
-    """Cells beyond the lengths: paths begin at 0 behind the last valid cell (if free, below the last row)."""
-    return jnp.where((ref_len <= row) & (free | (gen_len <= column)), 0.0, jnp.inf)
-
-  row, column = jnp.arange(ref)[:, None, None], jnp.arange(gen)[None, :, None]
-  valid = (row < ref_len) & (column < gen_len)
-  cells = jnp.where(valid, cost.transpose(1, 2, 0), outside(row, column))
-  cells = jnp.pad(cells.reshape(ref * gen, pairs), ((0, gen - 1), (0, 0)))
-  row = jnp.arange(ref)[:, None]
-
-  def diagonal(carry, k):
-    following, corner, best = carry
-    # Cell (i, k - i) stands at i gen + k - i: a stride of gen - 1 from k.
-    cell = lax.dynamic_slice(cells, (k, 0), (ref * (gen - 1), pairs))
-    cell = cell.reshape(ref, gen - 1, pairs)[:, 0]
-    cell += jnp.minimum(jnp.minimum(following[:-1], following[1:]), corner[1:])
-    cell = jnp.where(row + gen > k, cell, outside(row, gen))
-    best = jnp.where(k < gen, jnp.minimum(best, cell[0]), best)
-    return (jnp.concatenate([cell, outside(ref, k - ref)[None]]), following, best), None
-
-  every = jnp.arange(ref + 1)[:, None]
-  last = ref + gen - 1
-  start = outside(every, last - every), outside(every, last + 1 - every), jnp.full(pairs, jnp.inf)
-  (first, _, best), _ = lax.scan(diagonal, start, jnp.arange(last), reverse=True)
-  return best if free else first[0]
+def _smaller(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+  """One instruction; jnp.minimum takes four, to carry nan through."""
+  return jnp.where(a < b, a, b)
 
 
 def _rows(
+  chunk: int,
   cost: Float[Array, "pairs ref gen"],
   ref_len: Int[Array, "pairs"],
   gen_len: Int[Array, "pairs"],
   *,
   shifts: tuple[int, ...],
 ) -> Float[Array, "pairs"]:
-  """Cheapest path that goes down one row and right by one of `shifts` a move, from any column to any column."""
-  gen = cost.shape[2]
-  room = max(shifts)
+  """The cheapest path that goes down one row and right by one of `shifts` a move, from any column to any column."""
+  chunks = (x.reshape(-1, chunk, *x.shape[1:]) for x in (cost, ref_len, gen_len))
+  return lax.map(lambda args: _rows_of(*args, shifts=shifts), tuple(chunks)).reshape(-1)
 
-  def row(below, x):
-    index, cells = x
-    cells += functools.reduce(jnp.minimum, (below[:, s : s + gen] for s in shifts))
-    cells = jnp.where(jnp.arange(gen) < gen_len[:, None], cells, jnp.inf)
-    cells = jnp.pad(cells, ((0, 0), (0, room)), constant_values=jnp.inf)
-    return jnp.where(index < ref_len[:, None], cells, 0.0), None
 
-  start = jnp.zeros((cost.shape[0], gen + room))
-  rows = (jnp.arange(cost.shape[1]), cost.swapaxes(0, 1))
-  first, _ = lax.scan(row, start, rows, reverse=True)
-  return first.min(axis=1)
+def _rows_of(
+  cost: Float[Array, "chunk ref gen"],
+  ref_len: Int[Array, "chunk"],
+  gen_len: Int[Array, "chunk"],
+  *,
+  shifts: tuple[int, ...],
+) -> Float[Array, "chunk"]:
+  chunk, ref, gen = cost.shape
+  column = jnp.arange(gen)
+  start = jnp.where(column < gen_len[:, None], 0.0, jnp.inf)
+  # Also a copy, which reads the memory in order: one row of every pair at a time would wait for each cache line.
+  rows = jnp.concatenate([cost.swapaxes(0, 1), jnp.zeros((1, chunk, gen))])
+
+  def row(t, below):
+    index = ref - 1 - t
+    cells = below.reshape(-1)
+    # A shift runs over into the row of the next pair; those cells are masked.
+    moved = [
+      jnp.where(
+        column < gen - shift, cells[shift : shift + chunk * gen].reshape(chunk, gen), jnp.inf
+      )
+      for shift in shifts
+      if shift < gen
+    ]
+    best = functools.reduce(_smaller, moved) if moved else jnp.inf
+    best = jnp.where(ref_len[:, None] == index + 1, start, best)
+    x = lax.dynamic_index_in_dim(rows, index, keepdims=False)
+    return jnp.concatenate([x + best, below[-1:]])  # as in `_diagonals_of`
+
+  nowhere = jnp.full((chunk + 1, gen), jnp.inf)
+  # Rows that are read once only, those of strict, would be merged into one operation that no vector unit could run.
+  unroll = min(ref, _UNROLLED_ROWS) if len(shifts) > 1 else 1
+  first = lax.fori_loop(0, ref, row, nowhere, unroll=unroll)
+  return first[:chunk].min(axis=1)
+
+
+def _diagonals(
+  chunk: int,
+  cost: Float[Array, "pairs ref gen"],
+  ref_len: Int[Array, "pairs"],
+  gen_len: Int[Array, "pairs"],
+  *,
+  free: bool,
+) -> Float[Array, "pairs"]:
+  """The cheapest path of classic moves from the first cell to the last, or if free, from any column to any column."""
+  _, ref, gen = cost.shape
+  if gen == 1:  # a diagonal is read with a stride of gen - 1
+    cost = jnp.pad(cost, ((0, 0), (0, 0), (0, 1)))
+    gen = 2
+  # A first row that costs nothing lets a path enter at any column; zeros, and never written.
+  rows = ref + free
+
+  def part(cells, start):
+    cells = _transposed(cells, cost, start, row=rows - ref)
+    lengths = (lax.dynamic_slice_in_dim(x, start, chunk) for x in (ref_len + (rows - ref), gen_len))
+    return cells, _diagonals_of(cells, *lengths, rows=rows, gen=gen, free=free)
+
+  # Carried, not made anew for each chunk, so that it stays in the cache.
+  cells = jnp.zeros((rows * gen + _UNROLLED_DIAGONALS, chunk))
+  _, total = lax.scan(part, cells, jnp.arange(0, len(cost), chunk))
+  return total.reshape(-1)
+
+
+def _transposed(
+  cells: Float[Array, "cells chunk"],
+  cost: Float[Array, "pairs ref gen"],
+  start: Int[Array, ""],
+  *,
+  row: int,
+) -> Float[Array, "cells chunk"]:
+  """Writes the costs of the pairs from `start` on with the pairs on the minor axis, from a row of the table on.
+
+  A few pairs at a time: a plain transpose of the chunk would load each cache line once for each of its floats.
+  """
+  _, ref, gen = cost.shape
+  group = math.gcd(cells.shape[1], _TRANSPOSED)
+
+  def write(g, cells):
+    block = lax.dynamic_slice(cost, (start + g * group, 0, 0), (group, ref, gen))
+    return lax.dynamic_update_slice(cells, block.reshape(group, -1).T, (row * gen, g * group))
+
+  return lax.fori_loop(0, cells.shape[1] // group, write, cells)
+
+
+def _diagonals_of(
+  cells: Float[Array, "cells chunk"],
+  ref_len: Int[Array, "chunk"],
+  gen_len: Int[Array, "chunk"],
+  *,
+  rows: int,
+  gen: int,
+  free: bool,
+) -> Float[Array, "chunk"]:
+  """Cost of the cheapest path to the last valid row and column (if free, to any column) of tables [rows, gen]."""
+  chunk = cells.shape[1]
+  row = jnp.arange(rows)[:, None]
+  # The last diagonal on which a path may end, in the last valid row: if not free, the only one.
+  last = jnp.where(row == ref_len - 1, ref_len + gen_len - 2, -1)
+
+  def diagonal(k, right, corner, top, bottom):
+    # Cell (i, k - i) stands at i gen + k - i. Where k - i is no column, this is another cell's cost; from such cells
+    # no path comes back to the matrix, and beyond column gen everything is +inf.
+    begin, size = k + top * (gen - 1), (bottom - top - 1) * (gen - 1) + 1
+    x = lax.dynamic_slice(cells, (begin, 0), (size, chunk))[:: gen - 1]
+    best = _smaller(_smaller(right[:-1], right[1:]), corner[1:])
+    ends = k <= last[top:bottom] if free else k == last[top:bottom]
+    # The row below the last stays +inf. Taken from the state: XLA would merge diagonals around a constant, and then
+    # compute cells several times over.
+    return jnp.concatenate([x + jnp.where(ends, 0.0, best), right[-1:]])
+
+  def sweep(state, begin, end, top, bottom):
+    """Diagonals begin - 1 down to end, of which only the rows from top to bottom meet the matrix."""
+    if begin == end:
+      return state
+
+    def step(t, state):
+      right, corner = state
+      for u in range(1, _UNROLLED_DIAGONALS + 1):
+        k = begin - t * _UNROLLED_DIAGONALS - u
+        right, corner = diagonal(k, right, corner, top, bottom), right
+      return right, corner
+
+    return lax.fori_loop(0, (begin - end) // _UNROLLED_DIAGONALS, step, state)
+
+  # Half of the rows at both ends of the sweep, where diagonals are short.
+  half = rows // 2
+  whole = _UNROLLED_DIAGONALS
+  begin = -(-(rows + gen - 1) // whole) * whole
+  upper = begin - (begin - (gen + half - 1)) // whole * whole
+  lower = half // whole * whole
+  nowhere = jnp.full((rows - half + 1, chunk), jnp.inf)
+  state = sweep((nowhere, nowhere), begin, upper, half, rows)
+  above = jnp.full((half, chunk), jnp.inf)
+  state = tuple(jnp.concatenate([above, x]) for x in state)
+  state = sweep(state, upper, lower, 0, rows)
+  state = tuple(x[: half + 1] for x in state)
+  first, _ = sweep(state, lower, 0, 0, half)
+  return first[0]
