@@ -1,0 +1,53 @@
+"""The quickstart notebook, executed from top to bottom in a kernel of its own."""
+
+import os
+import pathlib
+import re
+
+import nbclient
+import nbformat
+import pytest
+
+NOTEBOOK = pathlib.Path(__file__).resolve().parent.parent / "notebooks" / "quickstart.ipynb"
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+  """What the notebook prints, after a shorter warm start than a reader's; its files go to the test's directory."""
+  notebook = nbformat.read(NOTEBOOK, as_version=4)
+  (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+  workdir = tmp_path_factory.mktemp("notebook") / "run"
+  parameters.source += f"\nworkdir, sft_steps = {str(workdir)!r}, 40"
+  client = nbclient.NotebookClient(
+    notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": NOTEBOOK.parent}}
+  )
+  # One device, as on a reader's machine; the tests' eight would share one core.
+  client.execute(env={**os.environ, "XLA_FLAGS": ""})
+  outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+  pictures = sum("image/png" in out.get("data", {}) for out in outputs)
+  text = "".join(out.text for out in outputs if out.output_type == "stream")
+  return text, pictures
+
+
+def test_the_notebook_runs_and_draws_frames_rewards_path_and_change(printed):
+  assert printed[1] == 4
+
+
+def test_replies_after_the_warm_start_have_steps_and_an_answer(printed):
+  assert "8 prompts x 8 replies" in printed[0]
+  assert "<think>At 0s" in printed[0] or "<think>The " in printed[0]
+
+
+def test_the_trainer_scores_replies_as_the_sampler_did(printed):
+  assert "'trainer_sampler_ratio': 1.0," in printed[0]
+
+
+def test_the_update_raises_better_replies_above_worse_ones(printed):
+  found = re.search(r"better than their group: (\S+) nats; worse: (\S+) nats", printed[0])
+  better, worse = map(float, found.groups())
+  assert better > worse + 0.5
+
+
+def test_the_notebook_is_committed_without_outputs():
+  cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+  assert all(not cell.outputs and cell.execution_count is None for cell in cells)
