@@ -1,6 +1,7 @@
 """Everything that training changes, in one pytree."""
 
 import dataclasses
+import typing
 
 from flax import nnx
 import jax
@@ -12,8 +13,10 @@ import optax
 from vr_jax.parallel import mesh as mesh_lib
 
 
+# A state also holds the shapes or shardings of one, so its fields are not checked at run time.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
+@typing.no_type_check
 class TrainState:
   """Parameters, optimizer, and the counters that decide whether a run goes on.
 

@@ -1,0 +1,10 @@
+"""The data that the tests of this room share; nobody writes to it."""
+
+import pytest
+
+from tests.train import nano
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+  return nano.make_data(tmp_path_factory.mktemp("nano"))

@@ -1,0 +1,71 @@
+"""A model whose next token depends on the last one alone: what the sampler does with it can be worked out by hand."""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vr_jax import records
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+  hidden: jax.Array
+
+
+class Bigram(nnx.Module):
+  """`table` [vocab, vocab]: logits of the next token, a row for each last token."""
+
+  def __init__(self, table):
+    self.table = nnx.Param(jnp.asarray(table, jnp.float32))
+
+  def _hidden(self, tokens):
+    return jax.nn.one_hot(tokens, self.table[...].shape[0])
+
+  def prefill(self, prompt):
+    last = (jnp.asarray(prompt.kind) != records.Kind.PAD).sum(axis=1) - 1
+    tokens = jnp.take_along_axis(jnp.asarray(prompt.tokens), last[:, None], axis=1)[:, 0]
+    return Prefix(self._hidden(tokens))
+
+  def extend(self, prefix, tokens, valid):
+    return self._hidden(tokens)
+
+  def start_cache(self, prefix, group, length):
+    return jnp.zeros(())
+
+  def decode(self, prefix, cache, tokens, index):
+    return self._hidden(tokens), cache
+
+  def logits(self, hidden):
+    return jnp.dot(hidden, self.table[...], precision="highest")
+
+
+def split(table):
+  """(graph, params) of a bigram model."""
+  return nnx.split(Bigram(table))
+
+
+def prompts(*tokens):
+  """Prompts of these tokens each, padded on the right."""
+  length = max(len(row) for row in tokens)
+  rows = np.array([[*row, *[0] * (length - len(row))] for row in tokens], np.int32)
+  kind = np.array(
+    [[records.Kind.TEXT] * len(r) + [records.Kind.PAD] * (length - len(r)) for r in tokens],
+    np.int32,
+  )
+  vision = records.Vision(
+    patches=np.zeros((len(rows), 0, 4, 12), np.float32),
+    rows=np.zeros((len(rows), 0, 4, 2), np.int32),
+    window=np.zeros((len(rows), 0, 4), np.int32),
+  )
+  return records.Prompt(
+    tokens=rows,
+    kind=kind,
+    positions=np.zeros((3, *rows.shape), np.int32),
+    next_position=np.array([len(r) for r in tokens], np.int32),
+    media_index=np.full(rows.shape, -1, np.int32),
+    vision=vision,
+  )

@@ -1,0 +1,146 @@
+"""Sampler and trainer are one forward: of the same tokens they say the same, whatever stands beside them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.train import nano
+from vr_jax import records
+from vr_jax.rollout import forward, sampler
+from vr_jax.train import state as state_lib
+from vr_jax.train import steps
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def parts(data):
+  return nano.build(data, rl__learning_rate=0.0, rl__temperature=0.8, rl__top_p=0.9)
+
+
+@pytest.fixture(scope="module")
+def params(parts):
+  return nano.sharpened(parts.fresh_params())
+
+
+@pytest.fixture(scope="module")
+def items(parts):
+  return nano.ragged_items(parts, 4)
+
+
+def _sample(parts, params, items, **changes):
+  prompt = parts.prompt(items)
+  rollout = sampler.sample(
+    parts.graph,
+    params,
+    prompt,
+    parts.allowed,
+    jax.random.key(5),
+    decoding=parts.decoding(**changes),
+  )
+  return prompt, rollout
+
+
+@pytest.fixture(scope="module")
+def sampled(parts, params, items):
+  # A stop token that a network without training finds likely, so that replies are ragged.
+  stops = (*parts.processor.stop_tokens, *range(60, 120))
+  prompt, rollout = _sample(parts, params, items, stop_tokens=stops)
+  lengths = np.asarray(steps.sampled(rollout)).sum(-1)
+  assert len(np.unique(lengths)) > 3
+  return prompt, rollout
+
+
+def test_prompts_of_the_batch_are_ragged_in_text_and_frames(parts, items):
+  assert {len(item.encoded.frames) for item in items} == {4, 2, 1, 0}
+  assert len({len(item.encoded.tokens) for item in items}) > 2
+
+
+def test_the_scorer_repeats_the_samplers_log_probs(parts, params, sampled):
+  prompt, rollout = sampled
+  score = steps.make_scorer(parts.graph, parts.allowed, temperature=parts.config.rl.temperature)
+  log_probs = score(params, prompt, rollout)
+  np.testing.assert_allclose(log_probs, rollout.log_probs, atol=TOLERANCE)
+  assert np.asarray(rollout.log_probs).min() < -1  # it said something
+
+
+def test_at_learning_rate_zero_every_ratio_is_one_and_kl_is_zero(parts, params, sampled):
+  prompt, rollout = sampled
+  rl = parts.config.rl
+  optimizer = state_lib.make_optimizer(rl, parts.abstract_params, ())
+  state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, parts.mesh)
+  score = steps.make_scorer(parts.graph, parts.allowed, temperature=rl.temperature)
+  reference = score(params, prompt, rollout)
+  step = steps.make_rl_step(parts.graph, optimizer, parts.allowed, rl)
+  advantages = jnp.where(steps.sampled(rollout), 1.0, 0.0)
+  signal = jnp.ones(4, bool)
+  for old in (None, reference, reference):  # None: the first update on a batch
+    state, metrics = step(state, prompt, rollout, advantages, signal, old, reference)
+    assert abs(metrics["ratio"] - 1) < TOLERANCE
+    assert abs(metrics["trainer_sampler_ratio"] - 1) < TOLERANCE
+    assert metrics["kl"] < TOLERANCE
+    assert metrics["clipped_low"] == metrics["clipped_high"] == 0
+    assert metrics["loss_tokens"] == np.asarray(steps.sampled(rollout)).sum()
+    assert metrics["gradient_norm"] > 0
+  for moved, kept in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
+    np.testing.assert_array_equal(moved, kept)
+
+
+def test_greedy_replies_are_the_argmax_of_the_plain_forward(parts, params, items):
+  prompt, rollout = _sample(parts, params, items, temperature=0.0, group=1)
+
+  @jax.jit
+  def likeliest(params, tokens, valid):
+    model = nano.merge(parts, params)
+    prefix = model.prefill(prompt)
+    hidden = model.extend(prefix, tokens, valid)
+    before = jnp.concatenate([prefix.hidden[:, None, None], hidden[:, :, :-1]], axis=2)
+    return forward.token_logits(model, before, parts.allowed, 1.0).argmax(-1)
+
+  valid = steps.sampled(rollout)
+  expected = np.asarray(likeliest(params, rollout.tokens, valid))
+  np.testing.assert_array_equal(np.asarray(rollout.tokens)[valid], expected[valid])
+
+
+def test_padding_of_prompts_and_of_frames_changes_no_reply(parts, params, items):
+  _, rollout = _sample(parts, params, items)
+  wider = dataclasses.replace(
+    parts,
+    config=nano.config(model__prefix_buckets=(160,), model__frame_buckets=(7,)),
+  )
+  wide = wider.prompt(items)
+  again = sampler.sample(
+    parts.graph, params, wide, parts.allowed, jax.random.key(5), decoding=parts.decoding()
+  )
+  np.testing.assert_array_equal(rollout.tokens, again.tokens)
+  np.testing.assert_allclose(rollout.log_probs, again.log_probs, atol=TOLERANCE)
+
+
+def test_a_reply_does_not_depend_on_the_prompts_beside_it(parts, params, items):
+  _, rollout = _sample(parts, params, items)
+  _, otherwise = _sample(parts, params, [items[0], *items[1:][::-1]])
+  np.testing.assert_array_equal(rollout.tokens[0], otherwise.tokens[0])
+
+
+def test_media_tokens_and_ids_beyond_the_tokenizer_are_not_allowed(parts):
+  tokenizer = parts.processor.tokenizer
+  known = tokenizer.get_vocab_size()
+  assert known < parts.model.text.vocab_size or not parts.allowed[known:].size
+  assert not parts.allowed[known:].any()
+  for token in ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"):
+    assert not parts.allowed[tokenizer.token_to_id(token)]
+  assert all(parts.allowed[token] for token in parts.processor.stop_tokens)
+
+
+def test_media_tokens_are_not_sampled_by_a_network_that_wants_nothing_else(parts, params, items):
+  forbidden = np.flatnonzero(~np.asarray(parts.allowed))
+  embedding = params["text"]["embedding"]
+  rigged = jax.tree.map(lambda x: x, params)
+  rows = embedding[...].at[forbidden].set(100 * embedding[...][100])
+  rigged["text"]["embedding"] = embedding.replace(rows)
+  _, rollout = _sample(parts, rigged, items, top_p=1.0)
+  tokens = np.asarray(rollout.tokens)[np.asarray(rollout.kind) == records.Kind.MODEL]
+  assert not np.isin(tokens, forbidden).any()

@@ -1,0 +1,185 @@
+"""Sampling by hand: a model whose next token depends on the last one alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.rollout import bigram
+from vr_jax import records
+from vr_jax.rollout import forward, sampler
+
+VOCAB = 12
+STOP = 9
+EVERYTHING = jnp.ones(VOCAB, bool)
+PROMPT = bigram.prompts((1, 2, 3), (4,))
+
+
+def _table(seed=0, scale=2.0):
+  return np.random.default_rng(seed).normal(0, scale, (VOCAB, VOCAB)).astype(np.float32)
+
+
+def _sample(table, prompt=PROMPT, *, allowed=EVERYTHING, seed=0, **changes):
+  fields = {
+    "group": 64,
+    "max_new_tokens": 8,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "stop_tokens": (STOP,),
+  }
+  graph, params = bigram.split(table)
+  decoding = sampler.Decoding(**{**fields, **changes})
+  return sampler.sample(graph, params, prompt, allowed, jax.random.key(seed), decoding=decoding)
+
+
+def _last_tokens(rollout, first):
+  """The token before each reply token: [prompts, group, time]."""
+  tokens = np.asarray(rollout.tokens)
+  start = np.broadcast_to(np.reshape(first, (-1, 1, 1)), (*tokens.shape[:2], 1))
+  return np.concatenate([start, tokens[..., :-1]], axis=-1)
+
+
+def _log_softmax(logits):
+  shifted = np.asarray(logits, np.float64) - logits.max(-1, keepdims=True)
+  return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _model(rollout):
+  return np.asarray(rollout.kind) == records.Kind.MODEL
+
+
+def test_a_stop_token_ends_its_reply_and_belongs_to_it():
+  rollout = _sample(_table())
+  tokens, model = np.asarray(rollout.tokens), _model(rollout)
+  lengths = model.sum(-1)
+  assert len(np.unique(lengths)) > 1
+  for place in np.ndindex(lengths.shape):
+    reply = tokens[place][: lengths[place]]
+    assert STOP not in reply[:-1]
+    assert reply[-1] == STOP or lengths[place] == 8
+    assert model[place][: lengths[place]].all()
+
+
+def test_behind_the_end_of_a_reply_there_is_nothing():
+  rollout = _sample(_table())
+  after = ~_model(rollout)
+  assert after.any()
+  assert (np.asarray(rollout.kind)[after] == records.Kind.PAD).all()
+  assert (np.asarray(rollout.tokens)[after] == 0).all()
+  assert (np.asarray(rollout.log_probs)[after] == 0).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("top_p", [0.5, 1.0])
+def test_log_probs_are_those_of_the_tempered_distribution_before_top_p(temperature, top_p):
+  table = _table()
+  rollout = _sample(table, temperature=temperature, top_p=top_p)
+  every = _log_softmax(table / (temperature or 1.0))
+  expected = every[_last_tokens(rollout, [3, 4]), np.asarray(rollout.tokens)]
+  model = _model(rollout)
+  np.testing.assert_allclose(np.asarray(rollout.log_probs)[model], expected[model], atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.05, 1.0, 5.0])
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_a_token_that_is_not_allowed_is_never_drawn_however_likely(temperature, top_p):
+  table = _table()
+  table[:, [5, 7]] += 1e4
+  allowed = EVERYTHING.at[jnp.array([5, 7])].set(False)
+  rollout = _sample(table, allowed=allowed, temperature=temperature, top_p=top_p)
+  assert not np.isin(np.asarray(rollout.tokens)[_model(rollout)], [5, 7]).any()
+  assert np.isfinite(rollout.log_probs).all()
+  assert (np.asarray(rollout.log_probs) <= 0).all()
+
+
+def test_greedy_takes_the_likeliest_token_each_time():
+  table = _table()
+  rollout = _sample(table, temperature=0.0, group=1)
+  model = _model(rollout)
+  expected = table[_last_tokens(rollout, [3, 4])].argmax(-1)
+  np.testing.assert_array_equal(np.asarray(rollout.tokens)[model], expected[model])
+
+
+def test_what_top_p_leaves_out_is_never_drawn():
+  table = _table()
+  rollout = _sample(table, top_p=0.6)
+  kept = np.isfinite(_nucleus(_log_softmax(table), 0.6))
+  model = _model(rollout)
+  assert kept[_last_tokens(rollout, [3, 4]), np.asarray(rollout.tokens)][model].all()
+
+
+def test_tokens_are_drawn_as_often_as_their_probability_says():
+  table = _table(scale=1.0)
+  rollout = _sample(table, group=4096, max_new_tokens=1)
+  for row, last in enumerate((3, 4)):
+    frequency = np.bincount(np.asarray(rollout.tokens)[row, :, 0], minlength=VOCAB) / 4096
+    expected = np.exp(_log_softmax(table)[last])
+    deviation = np.sqrt(expected * (1 - expected) / 4096)
+    assert (np.abs(frequency - expected) < 5 * deviation).all()
+
+
+def test_what_is_drawn_for_a_row_does_not_depend_on_the_rows_beside_it():
+  table = _table()
+  together = _sample(table, bigram.prompts((1, 2, 3), (4, 5)))
+  otherwise = _sample(table, bigram.prompts((1, 2, 3), (6, 7, 8, 1, 2, 4, 11)))
+  np.testing.assert_array_equal(together.tokens[0], otherwise.tokens[0])
+  assert (np.asarray(together.tokens[1]) != np.asarray(otherwise.tokens[1])).any()
+
+
+def test_what_is_drawn_for_a_row_does_not_depend_on_how_long_the_others_run():
+  table = _table()
+  endless = table.copy()
+  rollout = _sample(table, bigram.prompts((3,), (4,)))
+  endless[4, :] = endless[10, :] = -1e3
+  endless[4, 10] = endless[10, 10] = 1e3  # the second prompt says 10 for ever
+  long = _sample(endless, bigram.prompts((3,), (4,)))
+  rows = ~np.isin(np.asarray(long.tokens[0]), [4, 10]).any(-1)
+  assert rows.sum() > 5
+  np.testing.assert_array_equal(np.asarray(rollout.tokens)[0][rows], long.tokens[0][rows])
+  assert _model(long)[1].all()
+
+
+def test_replies_of_a_group_and_of_equal_prompts_differ():
+  rollout = _sample(_table(scale=0.1), bigram.prompts((3,), (3,)), group=4)
+  replies = {tuple(row) for row in np.asarray(rollout.tokens).reshape(8, -1)}
+  assert len(replies) == 8
+
+
+def test_the_same_key_gives_the_same_replies_and_another_key_others():
+  first, again, other = (_sample(_table(), seed=seed) for seed in (1, 1, 2))
+  np.testing.assert_array_equal(first.tokens, again.tokens)
+  assert (np.asarray(first.tokens) != np.asarray(other.tokens)).any()
+
+
+def _nucleus(log_probs, top_p):
+  """NumPy: tokens by falling probability until their mass reaches top_p; equals of the last one stay too."""
+  kept = np.full(log_probs.shape, -np.inf)
+  for place in np.ndindex(log_probs.shape[:-1]):
+    row = log_probs[place]
+    mass, edge = 0.0, np.inf
+    for value in sorted(row, reverse=True):
+      edge = value
+      mass += np.exp(value)
+      if mass >= top_p:
+        break
+    kept[place] = np.where(row >= edge, row, -np.inf)
+  return kept
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_the_nucleus_is_that_of_a_plain_loop(top_p, scale):
+  logits = np.random.default_rng(3).normal(0, scale, (2, 5, 50)).astype(np.float32)
+  log_probs = _log_softmax(logits).astype(np.float32)
+  actual = np.asarray(sampler.nucleus(jnp.asarray(log_probs), top_p))
+  expected = _nucleus(log_probs, top_p)
+  kept = np.isfinite(expected)
+  np.testing.assert_array_equal(actual > forward.IMPOSSIBLE, kept)
+  np.testing.assert_array_equal(actual[kept], log_probs[kept])
+  assert kept.any(axis=-1).all()
+
+
+def test_equals_at_the_edge_of_the_nucleus_stay_together():
+  log_probs = jnp.log(jnp.array([[[0.4, 0.2, 0.2, 0.2]]]))
+  kept = np.asarray(sampler.nucleus(log_probs, 0.5)) > forward.IMPOSSIBLE
+  np.testing.assert_array_equal(kept[0, 0], [True, True, True, True])

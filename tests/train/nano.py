@@ -1,0 +1,155 @@
+"""The smallest run that has every part: the tiny recipe of MOSS-ChatV with two layers, twelve videos, four steps a stage."""
+
+from collections.abc import Mapping
+import dataclasses
+import importlib.util
+import math
+import os
+from pathlib import Path
+import subprocess
+import sys
+from typing import Any
+
+from flax import nnx
+import jax
+import ml_collections
+import numpy as np
+
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.train import data_stage
+from vr_jax.train import parts as parts_lib
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = "configs/moss_chatv.py"
+
+OVERRIDES: Mapping[str, Any] = {
+  "data.simulate.videos": 12,
+  "data.simulate.questions_per_video": 2,
+  "data.simulate.world.height": 64,
+  "data.simulate.world.width": 64,
+  "data.simulate.world.fps": 4,
+  "data.test_fraction": 0.25,
+  "model.architecture.text_config.hidden_size": 32,
+  "model.architecture.text_config.intermediate_size": 48,
+  "model.architecture.text_config.num_hidden_layers": 2,
+  "model.architecture.text_config.num_attention_heads": 4,
+  "model.architecture.text_config.num_key_value_heads": 2,
+  "model.architecture.text_config.rope_scaling.mrope_section": (2, 1, 1),
+  "model.architecture.vision_config.depth": 2,
+  "model.architecture.vision_config.hidden_size": 32,
+  "model.architecture.vision_config.intermediate_size": 48,
+  "model.architecture.vision_config.num_heads": 2,
+  "model.architecture.vision_config.out_hidden_size": 32,
+  "model.architecture.vision_config.fullatt_block_indexes": (1,),
+  "sft.steps": 4,
+  "sft.batch": 4,
+  "sft.warmup_steps": 1,
+  "sft.checkpoint_every": 2,
+  "rl.steps": 4,
+  "rl.prompts": 4,
+  "rl.group": 4,
+  "rl.max_new_tokens": 16,
+  "rl.warmup_steps": 0,
+  "rl.checkpoint_every": 2,
+  "eval.examples": 5,
+  "eval.batch": 4,
+  "eval.rollouts": 2,
+}
+
+
+def config(**overrides: Any) -> ml_collections.ConfigDict:
+  """The nano config; an override's dots are written as two underscores: rl__steps=2."""
+  spec = importlib.util.spec_from_file_location("moss_chatv_recipe", ROOT / RECIPE)
+  recipe = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(recipe)
+  made = recipe.get_config("tiny")
+  dotted = {name.replace("__", "."): value for name, value in overrides.items()}
+  for name, value in {**OVERRIDES, **dotted}.items():
+    *sections, field = name.split(".")
+    section = made
+    for each in sections:
+      section = section[each]
+    section[field] = value
+  return made
+
+
+def arguments(workdir: Path, *more: str, mode: str = "all") -> list[str]:
+  """The same as a command line; `more` are further flags."""
+  fields = [f"--config.{name}={value}" for name, value in OVERRIDES.items()]
+  return [f"--config={RECIPE}:tiny", f"--workdir={workdir}", f"--mode={mode}", *fields, *more]
+
+
+def start(arguments: list[str], *, devices: int = 1) -> subprocess.Popen:
+  """Starts `python -m vr_jax.main`, its own process group, on so many CPU devices."""
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  return subprocess.Popen(
+    [sys.executable, "-m", "vr_jax.main", *arguments],
+    cwd=ROOT,
+    env={**os.environ, "XLA_FLAGS": flags},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def make_data(directory: Path) -> Path:
+  """Simulates and ingests; gives the directory for `data.directory`."""
+  data_stage.prepare(config(data__directory=str(directory)), directory)
+  return directory
+
+
+def build(
+  data: Path, *, mesh: tuple[int, int, int] = (1, 1, 1), **overrides: Any
+) -> parts_lib.Parts:
+  """The parts of a run over data that `make_data` made, on as many devices as the mesh asks for."""
+  parts = parts_lib.build(config(data__directory=str(data), **overrides), data)
+  devices = jax.devices()[: math.prod(mesh)]
+  return dataclasses.replace(parts, mesh=mesh_lib.make_mesh(mesh, devices))
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """The largest difference of two pytrees of arrays, relative to the largest entry of each array."""
+
+  name: str
+  value: float
+
+
+def largest_difference(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> Difference:
+  """Over arrays by name; a zero array is held absolutely."""
+  assert actual.keys() == expected.keys()
+  found = [
+    Difference(
+      name,
+      float(np.abs(np.asarray(actual[name]) - np.asarray(expected[name])).max())
+      / (float(np.abs(np.asarray(expected[name])).max()) or 1.0),
+    )
+    for name in expected
+  ]
+  return max(found, key=lambda difference: difference.value)
+
+
+def merge(parts: parts_lib.Parts, params: Any) -> Any:
+  """The module of these parameters."""
+  return nnx.merge(parts.graph, params)
+
+
+def ragged_items(parts: parts_lib.Parts, count: int) -> list[parts_lib.Item]:
+  """Items of different lengths in text and frames: of eight frames, of four, of two and of none, in turn."""
+  clips = [item.clip for item in next(parts.read("train", count))]
+  items = []
+  for index, clip in enumerate(clips):
+    frames = (8, 4, 2, 0)[index % 4]
+    shown = dataclasses.replace(
+      clip,
+      frames=clip.frames[:frames],
+      timestamps=clip.timestamps[:frames],
+      frame_indices=clip.frame_indices[:frames],
+    )
+    items.append(parts.item(shown, view="whole" if frames else "blind"))
+  return items
+
+
+def sharpened(params: Any, factor: float = 3.0) -> Any:
+  """Parameters whose network has strong opinions: fresh ones give every token about the same probability."""
+  return jax.tree.map(lambda x: x * factor if x.ndim > 1 else x, params)
