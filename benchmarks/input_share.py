@@ -1,0 +1,75 @@
+"""The input pipeline's share of a training step, in the tiny recipe.
+
+    python -m benchmarks.input_share
+
+Runs the stages themselves (data, then supervised steps, then RL steps) and reads the times that they log: for each step,
+`time/data` is the wait for the next batch of the iterator plus padding it and putting it on the devices; the rest of the
+step is sampling, scoring and the update. The first steps of each stage compile and are left out. Prints one JSON line:
+for both stages the share (sum over sum), and the median milliseconds of data and of the whole step. The goal is a share
+below 0.02.
+"""
+
+import json
+from pathlib import Path
+import statistics
+import tempfile
+
+import ml_collections
+
+from vr_jax import main as vr_jax
+from vr_jax.train import metrics
+
+VIDEOS = 200
+WARM_UP = 10  # steps left out
+STEPS = 40
+GOAL = 0.02
+
+
+def tiny_config(workdir: Path) -> ml_collections.ConfigDict:
+  """The tiny recipe with few videos and steps, and a checkpoint at the end only."""
+  fields = {
+    "data.simulate.videos": VIDEOS,
+    "sft.steps": STEPS,
+    "sft.checkpoint_every": STEPS,
+    "rl.steps": STEPS,
+    "rl.checkpoint_every": STEPS,
+  }
+  overrides = [f"--config.{name}={value}" for name, value in fields.items()]
+  recipe = ["--config=configs/moss_chatv.py:tiny", f"--workdir={workdir}"]
+  return vr_jax.parse_flags(["input_share", *recipe, *overrides])[0]
+
+
+def shares(workdir: Path) -> dict[str, dict[str, float]]:
+  """Of each stage in a workdir's metrics."""
+  found = {}
+  for stage in ("sft", "rl"):
+    values = [
+      line["values"]
+      for line in metrics.read(workdir / "metrics.jsonl")
+      if line["stage"] == stage and line["step"] > WARM_UP
+    ]
+    data = [value["time/data"] for value in values]
+    step = [
+      sum(value.get(f"time/{part}", 0.0) for part in ("data", "rollout", "reward", "update"))
+      for value in values
+    ]
+    found[stage] = {
+      "share": round(sum(data) / sum(step), 4),
+      "data_ms": round(1e3 * statistics.median(data), 2),
+      "step_ms": round(1e3 * statistics.median(step), 1),
+    }
+  return found
+
+
+def main() -> None:
+  """Runs the stages and prints the line."""
+  with tempfile.TemporaryDirectory() as directory:
+    workdir = Path(directory) / "run"
+    config = tiny_config(workdir)
+    for stage in ("data", "sft", "rl"):
+      vr_jax.run(config, workdir, stage)
+    print(json.dumps({"benchmark": "input_share", **shares(workdir), "goal": GOAL}))
+
+
+if __name__ == "__main__":
+  main()
