@@ -22,7 +22,7 @@ class Alignment:
   path: tuple[tuple[int, int], ...]
 
 
-def path(cost: Float[np.ndarray, "len_a len_b"]) -> Alignment:
+def whole_path(cost: Float[np.ndarray, "len_a len_b"]) -> Alignment:
   """The classic path that `dtw.dtw` gives the total cost of; ties go to the diagonal."""
   total = _table(cost, "classic", free_start=False)
   if not total.size:

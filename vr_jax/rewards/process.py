@@ -3,7 +3,8 @@
     texts --steps--> sentences --words--> ids --ROUGE--> costs [ref, gen] --DTW--> distance d --> exp(-alpha d)
 
 Source: MOSS-ChatV, arXiv 2509.21113. Reconstruction: the split into steps, cost = 1 - mean F1 of ROUGE-1/2/L, the
-moves, the normalisation by the reference's length, alpha = 1.
+moves, the normalisation by the reference's length, alpha = 1. A step of one word has no two words for ROUGE-2, so that
+even its exact copy costs 1/3.
 """
 
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ class ProcessReward:
     """One reply's {"cost", "path", "distance"} as JSON; an empty path and None where no alignment exists."""
     cost = self.costs[reply]
     if self.kind == "naive":
-      found = alignment_lib.path(cost)
+      found = alignment_lib.whole_path(cost)
     else:
       found = alignment_lib.subsequence_path(cost, self.moves)
     distance = float(self.distance[reply])

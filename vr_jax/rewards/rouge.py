@@ -27,7 +27,7 @@ _CACHED = (
   1 << 17
 )  # mask words (4 bytes) of one chunk of pairs: they are read once a word and should not leave the cache
 
-_PAIR_RUNGS = (64, 1024, 8192)
+_PAIR_RUNGS = (1, 64, 1024, 8192)
 
 Masks = UInt32[Array, "limbs pairs"]
 

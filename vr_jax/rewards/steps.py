@@ -1,12 +1,13 @@
 """A reply's reasoning as a list of steps. Total functions, linear in the length of the reply."""
 
+import itertools
 import re
 
 _THINK, _THINK_END = "<think>", "</think>"
 
-# A sentence ends at white space behind its full stop (also behind a closing quote or bracket); where words are not
-# spaced, behind the ideographic full stop itself. One character decides, so that no input makes it backtrack.
-_SENTENCE_END = re.compile(r"""(?:(?<=[.!?…])|(?<=[.!?…]["'”’)\]]))\s+|(?<=[。！？])\s*""")
+# A sentence ends with its full stop, a closing quote or bracket behind that, and white space; where words are not spaced,
+# with the ideographic full stop. Starting on one of a few characters keeps the search fast and linear.
+_SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]?\s+|[。！？]\s*""")
 
 # "3." "3)" "(3)" "3:" "Step 3:" "-" "*" "•": says that a step begins and is no part of it.
 _NUMBER = re.compile(
@@ -43,15 +44,16 @@ def split_steps(think: str) -> list[str]:
   Reconstruction: the paper splits the trace into sub-steps and does not say how.
   """
   steps = []
-  for line in think.splitlines():
-    steps += _split_line(line.strip())
+  for line in filter(None, map(str.strip, think.splitlines())):
+    steps += _split_line(line)
   return [step for step in steps if any(map(str.isalnum, step))]
 
 
 def _split_line(line: str) -> list[str]:
   number = _NUMBER.match(line)
   text = line[number.end() :].strip() if number else line
-  sentences = [sentence.strip() for sentence in _SENTENCE_END.split(text)]
+  ends = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
+  sentences = [text[begin:end].strip() for begin, end in itertools.pairwise(ends)]
   if not number and not _TIME.match(text):
     return sentences
   steps = [[sentences[0]]]

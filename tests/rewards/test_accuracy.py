@@ -1,0 +1,171 @@
+import random
+
+import numpy as np
+import pytest
+
+from vr_jax import errors
+from vr_jax.rewards import accuracy
+
+OPTIONS = ("A. blue", "B. Dark red", "C. green")
+
+
+def score(given, answer, problem_type, options=()):
+  return accuracy.accuracy(
+    f"<think>…</think>\n<answer>{given}</answer>", answer, problem_type, options
+  )
+
+
+@pytest.mark.parametrize(
+  ("reply", "answer"),
+  [
+    ("<think>x</think><answer> B\n</answer>", "B"),
+    ("<answer>A</answer> no, <answer>B</answer>", "B"),
+    ("<answer>A<answer>B</answer>", "B"),
+    ("<answer>A</answer><answer>B", "A"),
+    ("<answer></answer>", ""),
+    ("</answer>B<answer>", None),
+    ("B", None),
+    ("", None),
+  ],
+)
+def test_the_answer_is_what_the_last_complete_block_holds(reply, answer):
+  assert accuracy.answer_text(reply) == answer
+
+
+@pytest.mark.parametrize(
+  "given",
+  [
+    "B",
+    "b",
+    "B.",
+    "(B)",
+    "(b).",
+    "B)",
+    "B:",
+    "B. Dark red",
+    "(B) anything",
+    "dark  RED",
+    "Dark red.",
+  ],
+)
+def test_a_choice_is_named_by_its_letter_or_its_text(given):
+  assert score(given, "B", "multiple choice", OPTIONS) == 1
+  assert score(given, "B. Dark red", "multiple choice", OPTIONS) == 1
+
+
+@pytest.mark.parametrize(
+  "given", ["A", "D", "AB", "B or C", "A dark red", "the dark red one", "red", "", "B red"]
+)
+def test_a_choice_that_is_not_named_so_earns_nothing(given):
+  assert score(given, "B", "multiple choice", OPTIONS) == 0
+
+
+def test_options_without_letters_are_lettered_in_order():
+  assert accuracy.option_letter("green", ("red", "green")) == "B"
+  assert accuracy.option_letter("b.", ("red", "green")) == "B"
+  assert accuracy.option_letter("C", ("red", "green")) is None
+
+
+def test_options_keep_their_own_letters():
+  assert accuracy.option_letter("green", ("F) red", "G) green")) == "G"
+  assert accuracy.option_letter("A", ("F) red", "G) green")) is None
+
+
+def test_a_text_that_two_options_share_names_neither():
+  assert accuracy.option_letter("red", ("A. red", "B. red")) is None
+
+
+def test_without_options_any_letter_is_a_letter():
+  assert accuracy.option_letter("(d)") == "D"
+  assert accuracy.option_letter("red") is None
+
+
+@pytest.mark.parametrize(
+  ("given", "answer", "expected"),
+  [
+    ("3", "3", 1),
+    ("3.", "3", 1),
+    ("+3", "3", 1),
+    ("1,234", "1234", 1),
+    ("1,234.50", "1234.5", 1),
+    ("0.333", "0.33", 1),
+    (".5", "0.50", 1),
+    ("1e2", "100", 1),
+    ("0.34", "0.33", 0),
+    ("3.0", "3", 0),
+    ("3", "3.0", 0),
+    ("12,34", "1234", 0),
+    ("three", "3", 0),
+    ("3 balls", "3", 0),
+    ("٣", "3", 0),
+    ("nan", "nan", 0),
+    ("1e9999", "1e9999", 0),
+    ("e5", "1", 0),
+    ("3", "three", 0),
+  ],
+)
+def test_numbers_are_equal_at_two_decimals(given, answer, expected):
+  assert score(given, answer, "numerical") == expected
+
+
+@pytest.mark.parametrize(
+  ("given", "answer", "expected"),
+  [
+    ("10", "10", 1),
+    ("9", "10", 0.9),
+    ("-10", "10", 0),
+    ("12.5", "-10", 0),
+    ("0", "0", 1),
+    ("1", "0", 0),
+    ("x", "1", 0),
+  ],
+)
+def test_regression_pays_by_relative_error(given, answer, expected):
+  assert score(given, answer, "regression") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+  ("given", "answer", "expected"),
+  [
+    ("exit to  the left", "exit to the left", 1),
+    ("exit the left", "exit to the left", 0.75),
+    ("exit to the right now", "exit to the left", 0.5),
+    ("Exit", "exit", 0),
+    ("a b c d e f", "exit now", 0),
+    ("x", "", 0),
+  ],
+)
+def test_ocr_pays_by_word_error_rate(given, answer, expected):
+  assert score(given, answer, "OCR") == pytest.approx(expected)
+
+
+def test_word_edits_equal_the_textbook_table():
+  rng = random.Random(0)
+  for _ in range(200):
+    a, b = ([rng.choice("xyz") for _ in range(rng.randint(1, 9))] for _ in range(2))
+    table = np.zeros((len(a) + 1, len(b) + 1), int)
+    table[:, 0], table[0] = range(len(a) + 1), range(len(b) + 1)
+    for i, j in np.ndindex(len(a), len(b)):
+      table[i + 1, j + 1] = min(
+        table[i, j] + (a[i] != b[j]), table[i, j + 1] + 1, table[i + 1, j] + 1
+      )
+    expected = max(0, 1 - table[-1, -1] / len(a))
+    assert score(" ".join(b), " ".join(a), "OCR") == pytest.approx(expected), (a, b)
+
+
+def test_free_form_pays_the_mean_of_three_rouge_scores():
+  one, two, in_order = 2 * 2 / 5, 2 * 1 / 3, 2 * 2 / 5
+  expected = (one + two + in_order) / 3
+  assert score("Red circle", "red circles moving", "free-form") == pytest.approx(expected)
+  assert score("red circle", "red circle", "free-form") == 1
+
+
+def test_without_an_answer_block_nothing_is_earned():
+  assert accuracy.accuracy("B", "B", "multiple choice", OPTIONS) == 0
+
+
+def test_an_unknown_problem_type_is_named():
+  with pytest.raises(
+    errors.InputError, match="problem type 'essay': unknown; use one of multiple choice"
+  ):
+    score("B", "B", "essay")

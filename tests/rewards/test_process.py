@@ -1,0 +1,137 @@
+import json
+
+import numpy as np
+import pytest
+
+from vr_jax import errors
+from vr_jax.rewards import dtw, process, rouge, steps
+
+REFERENCE = ["The circle is red.", "A square moves left.", "That box opens wide."]
+CHATTER = "Hmm, let me look again."
+TRACES = {
+  "exact copy": REFERENCE,
+  "chatter around": [CHATTER, *REFERENCE, CHATTER],
+  "chatter between": [REFERENCE[0], CHATTER, REFERENCE[1], CHATTER, REFERENCE[2]],
+  "one sentence": ["The circle is red and a square moves left and that box opens wide."],
+  "reversed": REFERENCE[::-1],
+}
+
+
+def reply(trace, answer="B"):
+  return f"<think>{chr(10).join(trace)}</think>\n<answer>{answer}</answer>"
+
+
+def score(traces, **options):
+  return process.process_reward([reply(t) for t in traces], [REFERENCE] * len(traces), **options)
+
+
+ZERO, ABOVE, NONE = "0", "> 0", "infeasible"
+
+
+@pytest.mark.parametrize(
+  ("options", "expected"),
+  [
+    ({"alignment": "naive"}, [ZERO, ABOVE, ABOVE, ABOVE, ABOVE]),
+    ({"moves": "classic"}, [ZERO, ZERO, ABOVE, ABOVE, ABOVE]),
+    ({"moves": "strict"}, [ZERO, ZERO, ABOVE, NONE, ABOVE]),
+    ({"moves": "jump"}, [ZERO, ZERO, ZERO, NONE, ABOVE]),
+  ],
+  ids=["naive", "classic", "strict", "jump"],
+)
+def test_distances_of_the_five_toy_traces_are_those_of_the_paper(options, expected):
+  scored = score(TRACES.values(), **options)
+  kinds = [ZERO if d == 0 else NONE if np.isinf(d) else ABOVE for d in scored.distance]
+  assert dict(zip(TRACES, kinds, strict=True)) == dict(zip(TRACES, expected, strict=True))
+  expected_reward = np.where(np.isinf(scored.distance), 0, np.exp(-scored.distance))
+  np.testing.assert_allclose(scored.reward, expected_reward, rtol=1e-6)
+
+
+def test_naive_warping_makes_chatter_around_the_steps_expensive():
+  assert score([TRACES["chatter around"]], alignment="naive").distance[0] > 0.3
+
+
+def test_alpha_sets_how_fast_the_reward_falls():
+  mild, steep = (score([TRACES["reversed"]], alpha=alpha).reward[0] for alpha in (0.5, 2.0))
+  assert steep == pytest.approx(mild**4, rel=1e-5) and 0 < steep < mild < 1
+
+
+@pytest.mark.parametrize("alignment", ["subsequence", "naive"])
+def test_an_empty_trace_or_reference_earns_nothing(alignment):
+  replies = [reply([]), "no tags at all", "", reply(REFERENCE)]
+  scored = process.process_reward(replies, [REFERENCE, REFERENCE, [], []], alignment=alignment)
+  np.testing.assert_array_equal(scored.reward, 0)
+  assert [scored.alignment(n) for n in (0, 3)] == [
+    {"cost": [[], [], []], "path": [], "distance": None},
+    {"cost": [], "path": [], "distance": None},
+  ]
+
+
+def test_no_replies_earn_an_empty_array():
+  assert process.process_reward([], []).reward.shape == (0,)
+
+
+def test_costs_are_one_minus_the_mean_rouge_of_every_pair_of_steps():
+  scored = score([["The red circle moved.", "It opened."]])
+  ids = rouge.words.Vocabulary()
+  rows = [
+    [rouge.words.padded([ids.ids(text)]) for text in texts]
+    for texts in (REFERENCE, scored.steps[0])
+  ]
+  expected = [[1 - np.mean(rouge.rouge(a, b)) for b in rows[1]] for a in rows[0]]
+  assert scored.costs[0].shape == (3, 2)
+  np.testing.assert_allclose(scored.costs[0], expected, atol=1e-6)
+
+
+def test_a_reply_scores_the_same_alone_as_in_a_ragged_batch():
+  traces = [*TRACES.values(), [CHATTER] * 40 + REFERENCE, [" ".join(REFERENCE * 20)], []]
+  together = score(traces)
+  for index, trace in enumerate(traces):
+    alone = score([trace])
+    assert together.distance[index] == alone.distance[0]
+    np.testing.assert_array_equal(together.costs[index], alone.costs[0])
+
+
+def test_the_alignment_is_json_and_its_path_explains_the_distance():
+  scored = score([TRACES["chatter between"], TRACES["reversed"]])
+  drawn = json.loads(json.dumps(scored.alignment(0)))
+  assert drawn["path"] == [[0, 0], [1, 2], [2, 4]] and drawn["distance"] == 0
+  drawn = scored.alignment(1)
+  mean = np.mean([drawn["cost"][i][j] for i, j in drawn["path"]])
+  assert mean == pytest.approx(drawn["distance"], rel=1e-6)
+
+
+def test_the_naive_alignment_joins_both_ends():
+  drawn = score([TRACES["chatter around"]], alignment="naive").alignment(0)
+  assert drawn["path"][0] == [0, 0] and drawn["path"][-1] == [2, 4]
+  total = sum(drawn["cost"][i][j] for i, j in drawn["path"])
+  assert total / 5 == pytest.approx(drawn["distance"], rel=1e-6)
+
+
+def test_after_warm_up_batches_of_other_sizes_compile_nothing():
+  def counts():
+    return rouge.rouge._cache_size(), dtw.subsequence_dtw._cache_size()
+
+  for copies in (1, 8, 60):
+    score(list(TRACES.values()) * copies)
+    score([[f"{word} {n}" for word in "abcde"] for n in range(20 * copies)])
+  warm = counts()
+  for copies in (3, 7, 30):
+    score([[f"{word} {n}" for word in "fgh"] for n in range(copies)])
+  assert counts() == warm
+
+
+def test_unequal_numbers_of_replies_and_references_are_refused():
+  with pytest.raises(errors.InputError, match="2 replies for 1 references"):
+    process.process_reward(["a", "b"], [["c"]])
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan")])
+def test_an_alpha_that_is_not_above_zero_is_refused(alpha):
+  with pytest.raises(errors.InputError, match="alpha"):
+    process.process_reward([], [], alpha=alpha)
+
+
+def test_steps_that_the_report_shows_are_those_that_were_scored():
+  text = reply(["1. The circle is red.", "2. It moves."])
+  scored = process.process_reward([text], [REFERENCE])
+  assert list(scored.steps[0]) == steps.split_steps(steps.think_text(text))

@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from vr_jax.rewards import words
+
+TEXTS = [
+  "The Circle's moving!",
+  "naïve Straße ＡＢ İK",
+  "",
+  "a_b-c\x00d 2.5s",
+  "\ud800x",
+  "ﬁ ﬂag ſky",
+]
+
+
+def test_words_are_lower_case_letters_and_digits():
+  assert words.split_words("At 2.5s, the Circle's RED") == [
+    b"at",
+    b"2",
+    b"5s",
+    b"the",
+    b"circle",
+    b"s",
+    b"red",
+  ]
+
+
+def test_words_with_one_stem_share_an_id_and_others_do_not():
+  ids = words.Vocabulary().ids("moving moves moved mover")
+  assert ids[0] == ids[1] == ids[2] != ids[3]
+
+
+def test_a_word_of_three_letters_is_not_stemmed():
+  assert len(set(words.Vocabulary().ids("his hi"))) == 2
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_words_of_odd_texts_equal_rouge_score(text):
+  tokenize = pytest.importorskip("rouge_score.tokenize", reason="the reference is not installed")
+  assert [word.decode() for word in words.split_words(text)] == tokenize.tokenize(text, None)
+
+
+def test_padding_fills_up_to_the_longest_or_to_the_length_asked_for():
+  rows = [np.array([3, 1], np.int32), np.array([], np.int32)]
+  np.testing.assert_array_equal(words.padded(rows), [[3, 1], [-1, -1]])
+  np.testing.assert_array_equal(words.padded(rows, 3), [[3, 1, -1], [-1, -1, -1]])
+  assert words.padded([]).shape == (0, 0)
