@@ -3,6 +3,7 @@
 batch -> replies (sampler) -> texts -> rewards (environment) -> advantages (credit) -> update
 """
 
+import contextlib
 import functools
 from pathlib import Path
 import time
@@ -53,7 +54,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   score_fn = steps.make_scorer(parts.graph, parts.allowed, temperature=rl.temperature)
   log = metrics.MetricsLog(workdir, "rl", first_step=first + 1)
   key = jax.random.key(config.seed)
-  with console.progress("rl", rl.steps, done=first) as tick:
+  with (
+    contextlib.closing(store),
+    contextlib.closing(log),
+    console.progress("rl", rl.steps, done=first) as tick,
+  ):
     for step in range(first + 1, rl.steps + 1):
       clock = _Clock()
       items = next(iterator)
@@ -98,8 +103,6 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       if step % rl.checkpoint_every == 0 or step == rl.steps:
         loop = {"iterator": iterator.get_state(), "reward": parts.environment.state()}
         store.save(step, state, loop)
-  store.close()
-  log.close()
 
 
 def initial_params(parts: parts_lib.Parts, workdir: Path) -> PyTree:

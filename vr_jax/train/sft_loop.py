@@ -1,5 +1,6 @@
 """Stage `sft`: supervised warm start on the reference traces."""
 
+import contextlib
 from pathlib import Path
 import time
 
@@ -42,7 +43,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     parts.graph, optimizer, parts.allowed, microbatches=sft.microbatches
   )
   log = metrics.MetricsLog(workdir, "sft", first_step=first + 1)
-  with console.progress("sft", sft.steps, done=first) as tick:
+  with (
+    contextlib.closing(store),
+    contextlib.closing(log),
+    console.progress("sft", sft.steps, done=first) as tick,
+  ):
     for step in range(first + 1, sft.steps + 1):
       begun = time.perf_counter()
       items = next(iterator)
@@ -65,8 +70,6 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       check_finite(values, sft.max_skipped, "sft", step)
       if step % sft.checkpoint_every == 0 or step == sft.steps:
         store.save(step, state, {"iterator": iterator.get_state()})
-  store.close()
-  log.close()
 
 
 def check_finite(values: dict[str, float], most: int, stage: str, step: int) -> None:
