@@ -12,6 +12,7 @@ from rich import table as rich_table
 
 from vr_jax.eval import evaluate as evaluate_lib
 from vr_jax.eval import report
+from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import console, rl_loop
 from vr_jax.train import parts as parts_lib
 
@@ -30,6 +31,7 @@ ROWS = (
 def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """Evaluates what each stage left, writes eval/<name>.json and report.html, and prints the table."""
   parts = parts_lib.build(config, workdir)
+  mesh_lib.check_batch(config.eval.batch, parts.mesh, "config.eval.batch")
   stages = [
     ("before_rl", "Before RL", "sft", Path(config.rl.initial or workdir / "checkpoints" / "sft")),
     ("after_rl", "After RL", "rl", workdir / "checkpoints" / "rl"),

@@ -93,12 +93,16 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
   return jax.make_array_from_process_local_data(shardings, batch)
 
 
-def check_batch(prompts: int, mesh: Mesh, flag: str) -> None:
-  """Raises InputError where the batch can't be split evenly over the mesh; `flag` names the field at fault."""
+def check_batch(prompts: int, mesh: Mesh, flag: str, *, parts: int = 1) -> None:
+  """Raises InputError where a batch can't be split evenly into micro-batches, and these over the mesh.
+
+  `flag` names the field at fault.
+  """
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  if prompts % ways:
+  if prompts < 1 or parts < 1 or prompts % (ways * parts):
     raise errors.InputError(
-      f"{flag}={prompts}: not a multiple of data x fsdp = {ways} of config.mesh"
+      f"{flag}={prompts}: not a multiple of {ways * parts} = data x fsdp of config.mesh ({ways}) x "
+      f"microbatches ({parts})"
     )
 
 

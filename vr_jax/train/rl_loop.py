@@ -30,7 +30,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   if not rl.steps:
     return
   parts = parts_lib.build(config, workdir)
-  mesh_lib.check_batch(rl.prompts // max(rl.microbatches, 1), parts.mesh, "config.rl.prompts")
+  mesh_lib.check_batch(rl.prompts, parts.mesh, "config.rl.prompts", parts=rl.microbatches)
   store = checkpoints_lib.Checkpoints(
     workdir / "checkpoints" / "rl", architecture=parts.architecture
   )

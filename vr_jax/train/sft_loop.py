@@ -21,7 +21,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   if not sft.steps:
     return
   parts = parts_lib.build(config, workdir)
-  mesh_lib.check_batch(sft.batch // max(sft.microbatches, 1), parts.mesh, "config.sft.batch")
+  mesh_lib.check_batch(sft.batch, parts.mesh, "config.sft.batch", parts=sft.microbatches)
   store = checkpoints_lib.Checkpoints(
     workdir / "checkpoints" / "sft", architecture=parts.architecture
   )
@@ -73,8 +73,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def check_finite(values: dict[str, float], most: int, stage: str, step: int) -> None:
-  """Raises Diverged after more than `most` void updates in a row."""
-  if values["skipped_in_a_row"] > most:
+  """Raises Diverged at the `most`-th void update in a row (0 is as 1: at the first)."""
+  if 0 < values["skipped_in_a_row"] >= most:
     raise errors.Diverged(
       f"{stage} step {step}: {int(values['skipped_in_a_row'])} updates in a row had a loss or gradient that "
       f"is not finite (config.{stage}.max_skipped={most}); lower config.{stage}.learning_rate"
