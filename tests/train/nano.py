@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import importlib.util
 import math
 import os
@@ -14,6 +15,7 @@ from flax import nnx
 import jax
 import ml_collections
 import numpy as np
+import pytest
 
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import data_stage
@@ -28,6 +30,10 @@ OVERRIDES: Mapping[str, Any] = {
   "data.simulate.world.height": 64,
   "data.simulate.world.width": 64,
   "data.simulate.world.fps": 4,
+  "data.simulate.world.wordings": 3,
+  "data.simulate.world.lives": ("cycle", "grow"),
+  "data.simulate.world.families": ("choice", "name", "visits"),
+  "data.simulate.world.shapes": ("circle", "square", "triangle"),
   "data.test_fraction": 0.25,
   "model.architecture.text_config.hidden_size": 32,
   "model.architecture.text_config.intermediate_size": 48,
@@ -44,12 +50,16 @@ OVERRIDES: Mapping[str, Any] = {
   "sft.steps": 4,
   "sft.batch": 4,
   "sft.warmup_steps": 1,
+  "sft.learning_rate": 2e-3,
+  "sft.max_reply_tokens": 80,
   "sft.checkpoint_every": 2,
   "rl.steps": 4,
   "rl.prompts": 4,
   "rl.group": 4,
   "rl.max_new_tokens": 16,
   "rl.warmup_steps": 0,
+  "rl.learning_rate": 3e-4,
+  "rl.top_p": 1.0,
   "rl.checkpoint_every": 2,
   "eval.examples": 5,
   "eval.batch": 4,
@@ -79,11 +89,13 @@ def arguments(workdir: Path, *more: str, mode: str = "all") -> list[str]:
   return [f"--config={RECIPE}:tiny", f"--workdir={workdir}", f"--mode={mode}", *fields, *more]
 
 
-def start(arguments: list[str], *, devices: int = 1) -> subprocess.Popen:
-  """Starts `python -m vr_jax.main`, its own process group, on so many CPU devices."""
+def start(
+  arguments: list[str], *, module: str = "vr_jax.main", devices: int = 1
+) -> subprocess.Popen:
+  """Starts `python -m vr_jax.main` (or another module) on so many CPU devices."""
   flags = f"--xla_force_host_platform_device_count={devices}"
   return subprocess.Popen(
-    [sys.executable, "-m", "vr_jax.main", *arguments],
+    [sys.executable, "-m", module, *arguments],
     cwd=ROOT,
     env={**os.environ, "XLA_FLAGS": flags},
     stdout=subprocess.PIPE,
@@ -127,6 +139,12 @@ def largest_difference(actual: Mapping[str, Any], expected: Mapping[str, Any]) -
     for name in expected
   ]
   return max(found, key=lambda difference: difference.value)
+
+
+def use_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+  """Lets the loops see the first `count` devices only."""
+  make = functools.partial(mesh_lib.make_mesh, devices=jax.devices()[:count])
+  monkeypatch.setattr(parts_lib.mesh_lib, "make_mesh", make)
 
 
 def merge(parts: parts_lib.Parts, params: Any) -> Any:

@@ -1,0 +1,54 @@
+"""`python -m tests.train.counting …`: vr_jax.main with an environment that remembers, and whose rewards always differ.
+
+A network without training earns nothing from the real rewards, so nothing would move; and MOSS-ChatV remembers nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+import sys
+from typing import Any
+import zlib
+
+import numpy as np
+
+from vr_jax import main, records
+from vr_jax.envs import moss_chatv
+from vr_jax.train import parts as parts_lib
+
+
+class Counting:
+  """Questions of MOSS-ChatV; the reward of a reply depends on its text and on all that was scored before."""
+
+  def __init__(self, **fields: Any):
+    self._task = moss_chatv.MossChatV(**fields)
+    self._seen = 0
+
+  def question(self, example: records.Example) -> str:
+    return self._task.question(example)
+
+  def reference_reply(self, example: records.Example) -> str | None:
+    return self._task.reference_reply(example)
+
+  def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
+    return self._task.explain(example, reply)
+
+  def score(
+    self, examples: Sequence[records.Example], replies: Sequence[Sequence[str]]
+  ) -> records.Scores:
+    scores = self._task.score(examples, replies)
+    flat = [reply for group in replies for reply in group]
+    hashes = [zlib.crc32(f"{self._seen + i} {text}".encode()) for i, text in enumerate(flat)]
+    self._seen += len(flat)
+    luck = (np.array(hashes) % 1000 / 1000).astype(np.float32).reshape(scores.total.shape)
+    rewards = {**scores.rewards, "luck": luck}
+    return records.Scores(rewards=rewards, valid=scores.valid, total=scores.total + luck)
+
+  def state(self) -> Mapping[str, Any]:
+    return {"seen": self._seen}
+
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    self._seen = state["seen"]
+
+
+if __name__ == "__main__":
+  parts_lib.ENVIRONMENTS["moss_chatv"] = Counting
+  sys.exit(main.cli())

@@ -1,0 +1,153 @@
+"""A run that is killed again and again ends as the run that nobody touched: the same metrics, bit for bit."""
+
+from collections.abc import Callable
+import json
+from pathlib import Path
+import signal
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from tests.train import nano
+from vr_jax.train import metrics
+
+DIFFERS = ("time/", "memory/")  # names of values that no two runs share
+SECONDS = 240  # after which a run counts as stuck
+
+
+def _lines(workdir: Path, stage: str) -> int:
+  path = workdir / "metrics.jsonl"
+  return path.read_text().count(f'"stage": "{stage}"') if path.exists() else 0
+
+
+def _wrote(stage: str, lines: int) -> Callable[[Path], bool]:
+  return lambda workdir: _lines(workdir, stage) >= lines
+
+
+def _checkpoint_half_written(stage: str) -> Callable[[Path], bool]:
+  return lambda workdir: any((workdir / "checkpoints" / stage).glob("*.orbax-checkpoint-tmp*"))
+
+
+# In the order in which a run comes by. Checkpoints are written at steps 2 and 4 of each stage.
+MOMENTS = (
+  ("simulating", lambda workdir: any((workdir / "data").glob("*.partial")), signal.SIGKILL),
+  ("before the first checkpoint", _wrote("sft", 1), signal.SIGKILL),
+  ("while a checkpoint is written", _checkpoint_half_written("sft"), signal.SIGKILL),
+  ("at the end of a stage", _wrote("sft", 4), signal.SIGTERM),
+  ("before RL's first checkpoint", _wrote("rl", 1), signal.SIGKILL),
+  ("while RL's checkpoint is written", _checkpoint_half_written("rl"), signal.SIGKILL),
+  ("between two checkpoints", _wrote("rl", 3), signal.SIGINT),
+)
+
+
+def _arguments(workdir: Path) -> list[str]:
+  return nano.arguments(workdir, "--config.eval.blind=False", "--config.eval.shuffled=False")
+
+
+def _start(workdir: Path):
+  return nano.start(_arguments(workdir), module="tests.train.counting")
+
+
+def _finish(workdir: Path) -> None:
+  process = _start(workdir)
+  _, errors = process.communicate(timeout=SECONDS)
+  assert process.returncode == 0, errors
+
+
+def _interrupt(workdir: Path, moment: Callable[[Path], bool], number: signal.Signals):
+  """(exit code, stderr) of a run that got the signal at the moment."""
+  process = _start(workdir)
+  deadline = time.monotonic() + SECONDS
+  while not moment(workdir) and process.poll() is None and time.monotonic() < deadline:
+    time.sleep(0.001)
+  process.send_signal(number)
+  _, errors = process.communicate(timeout=SECONDS)
+  return process.returncode, errors
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory) -> Path:
+  workdir = tmp_path_factory.mktemp("untouched")
+  _finish(workdir)
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory) -> tuple[Path, dict[str, tuple[int, str]]]:
+  """The workdir of a run that was killed at every moment, and how each of its lives ended."""
+  workdir = tmp_path_factory.mktemp("interrupted")
+  ends = {name: _interrupt(workdir, moment, number) for name, moment, number in MOMENTS}
+  _finish(workdir)
+  return workdir, ends
+
+
+def _reproducible(workdir: Path) -> list[dict]:
+  lines = metrics.read(workdir / "metrics.jsonl")
+  for line in lines:
+    line["values"] = {k: v for k, v in line["values"].items() if not k.startswith(DIFFERS)}
+  return lines
+
+
+def _saved(workdir: Path, stage: str) -> dict:
+  path = workdir / "checkpoints" / stage / "4"
+  with ocp.PyTreeCheckpointer() as reader:
+    return reader.restore(path / "state")
+
+
+def test_every_signal_came_while_the_run_was_under_way(interrupted):
+  _, ends = interrupted
+  codes = {name: code for name, (code, _) in ends.items()}
+  expected = {name: -number for name, _, number in MOMENTS}
+  assert codes == {**expected, "between two checkpoints": 130}
+
+
+def test_metrics_are_those_of_the_run_that_was_not_killed(interrupted, untouched):
+  expected = _reproducible(untouched)
+  assert [(line["stage"], line["step"]) for line in expected] == [
+    (stage, step) for stage in ("sft", "rl") for step in (1, 2, 3, 4)
+  ]
+  assert json.dumps(_reproducible(interrupted[0])) == json.dumps(expected)
+
+
+def test_training_moved_the_parameters(untouched):
+  lines = _reproducible(untouched)
+  assert all(line["values"]["gradient_norm"] > 0 for line in lines)
+  assert {line["values"].get("no_signal_share", 0.0) for line in lines} == {0.0}
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_parameters_and_optimizer_are_bit_for_bit_the_same(interrupted, untouched, stage):
+  expected, actual = _saved(untouched, stage), _saved(interrupted[0], stage)
+  assert expected.keys() == actual.keys()
+  assert any(name.startswith("optimizer_state") for name in expected)
+  for name, value in expected.items():
+    np.testing.assert_array_equal(actual[name], value, err_msg=name)
+
+
+def test_the_evaluations_are_the_same(interrupted, untouched):
+  for name in ("before_rl", "after_rl"):
+    actual, expected = (
+      json.loads((workdir / "eval" / f"{name}.json").read_text())
+      for workdir in (interrupted[0], untouched)
+    )
+    assert actual["metrics"] == expected["metrics"]
+    assert [r["reply"] for r in actual["rollouts"]] == [r["reply"] for r in expected["rollouts"]]
+
+
+def test_an_interrupt_is_one_line(interrupted):
+  _, ends = interrupted
+  _, stderr = ends["between two checkpoints"]
+  assert "Traceback" not in stderr
+  assert stderr.strip().splitlines()[-1].startswith("vr-jax: interrupted")
+
+
+def test_a_complete_run_is_not_trained_again(untouched):
+  before = (untouched / "metrics.jsonl").read_bytes()
+  process = _start(untouched)
+  output, errors = process.communicate(timeout=SECONDS)
+  assert process.returncode == 0, errors
+  assert "sft: complete at step 4" in output
+  assert "rl: complete at step 4" in output
+  assert (untouched / "metrics.jsonl").read_bytes() == before
