@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -95,6 +96,19 @@ def test_processes_share_each_epoch_without_overlap_or_gap(train, process_count,
   together = [name for share in shares for name in share]
   assert sorted(together) == sorted(example.id for example in source)
   assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("process_count", [2, 3])
+def test_processes_read_together_what_one_would_read_alone(train, process_count):
+  together = zip(
+    *(
+      take(iterate(train, batch_size=4, process_index=index, process_count=process_count), 11)
+      for index in range(process_count)
+    ),
+    strict=True,
+  )
+  alone = take(iterate(train, batch_size=4 * process_count), 11)
+  assert [list(itertools.chain(*rows)) for rows in together] == alone
 
 
 def test_an_evaluation_ends_with_a_smaller_batch(train):

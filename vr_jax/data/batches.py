@@ -39,12 +39,14 @@ def batches(
 ) -> grain.DatasetIterator:
   """An iterator over lists of `batch_size` transformed clips.
 
-  `get_state()` gives a small JSON-able dict that says how many examples were handed out; after `set_state(state)`, on an
+  `get_state()` gives a small JSON-able dict that says how many batches were handed out; after `set_state(state)`, on an
   iterator made with the same arguments, exactly the batches follow that would have followed. Threads and what they
   have read ahead leave no trace in it.
 
-  Processes take every `process_count`-th example of one common order, so within an epoch they share no example and
-  leave none out. Their shares may differ by one example: with `repeat=False` count the batches before a collective.
+  Processes share one common order. With `repeat=True` they take its batches in turn: what they read together, one after
+  the other, is what one process would read as a batch of `process_count * batch_size`, and the state fits any number of
+  processes that read as much together. With `repeat=False` they take every `process_count`-th example: none is left out,
+  and shares differ by at most one example, so count the batches before a collective.
 
   Args:
     source: of one split.
@@ -58,7 +60,7 @@ def batches(
     shuffle: False keeps the order of the source.
     repeat: epoch after epoch without end; an epoch's last examples and the next one's first share a batch. False ends
       after one epoch, and the last batch may be smaller.
-    threads: that read ahead; 0 reads when asked.
+    threads: that read ahead, a batch each; 0 reads when asked.
 
   Raises:
     InputError: at once, when a process would have no example, or the rule samples faster than the store holds; from
@@ -70,14 +72,19 @@ def batches(
     # Grain adds the epoch to the seed: without mixing, seed 1 would begin with the second epoch of seed 0.
     mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     dataset = dataset.shuffle(seed=mixed)
-  dataset = dataset[process_index::process_count]
+
+  def load(example: records.Example) -> Any:
+    return transform(load_clip(example, store, sampling))
+
+  mine = slice(process_index, None, process_count)
   if repeat:
-    dataset = dataset.repeat()
-  dataset = dataset.map(lambda example: transform(load_clip(example, store, sampling)))
+    dataset = dataset.repeat().map(load).batch(batch_size, batch_fn=list)[mine]
+  else:
+    dataset = dataset[mine].map(load).batch(batch_size, batch_fn=list)
   ahead = grain.ReadOptions(
-    num_threads=threads, prefetch_buffer_size=2 * max(batch_size, threads) if threads else 0
+    num_threads=threads, prefetch_buffer_size=max(2, threads) if threads else 0
   )
-  return iter(dataset.to_iter_dataset(ahead).batch(batch_size, batch_fn=list))
+  return iter(dataset.to_iter_dataset(ahead))
 
 
 def load_clip(example: records.Example, store: frame_store.FrameStore, rule: sampling.Rule) -> Clip:
