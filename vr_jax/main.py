@@ -45,14 +45,19 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   import jax
 
   from vr_jax.eval import stage as eval_stage
+  from vr_jax.parallel import processes
   from vr_jax.train import data_stage, rl_loop, sft_loop
   from vr_jax.train import workdir as workdir_lib
 
-  workdir_lib.claim(workdir, config)
+  if mode in ("eval", "all") and jax.process_count() > 1:
+    raise errors.InputError(
+      f"--mode={mode}: several processes train, one evaluates; run data, sft and rl, then eval alone"
+    )
+  processes.first_alone("claim", lambda: workdir_lib.claim(workdir, config))
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilations"))
   if mode in ("data", "all"):
-    data_stage.prepare(config, workdir)
+    processes.first_alone("data", lambda: data_stage.prepare(config, workdir))
   if mode in ("sft", "all"):
     sft_loop.train(config, workdir)
   if mode in ("rl", "all"):

@@ -10,6 +10,7 @@ import resource
 import tensorboardX
 
 from vr_jax import errors
+from vr_jax.parallel import processes
 
 
 class MetricsLog:
@@ -20,7 +21,13 @@ class MetricsLog:
   """
 
   def __init__(self, workdir: Path, stage: str, *, first_step: int) -> None:
-    """Drops the lines of `stage` from `first_step` on: they were written after the checkpoint that is resumed."""
+    """Drops the lines of `stage` from `first_step` on: they were written after the checkpoint that is resumed.
+
+    Of several processes the first writes; in the others `write` does nothing.
+    """
+    self._writes = processes.is_first()
+    if not self._writes:
+      return
     path = workdir / "metrics.jsonl"
     self._stage = stage
     keep = [
@@ -38,6 +45,8 @@ class MetricsLog:
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """One step's values; those that are not finite are written as null (JSON knows no nan)."""
+    if not self._writes:
+      return
     clean = {name: float(value) for name, value in values.items()}
     finite = {name: value if math.isfinite(value) else None for name, value in clean.items()}
     self._file.write(json.dumps({"stage": self._stage, "step": step, "values": finite}) + "\n")
@@ -47,6 +56,8 @@ class MetricsLog:
 
   def close(self) -> None:
     """Flushes both."""
+    if not self._writes:
+      return
     self._file.close()
     self._board.close()
 

@@ -1,0 +1,67 @@
+"""A recipe in several processes on this host, on CPU: what a pod of several hosts does, at the size of a test.
+
+    python -m launch.local --processes=2 -- --config=configs/moss_chatv.py:tiny --workdir=runs/two --mode=rl
+
+What follows `--` are the flags of `vr_jax.main`. Each process has one CPU device (or as many as `--devices` says); they
+find each other over localhost. The first process that fails ends the others, and its exit code is that of the launch.
+"""
+
+import argparse
+from collections.abc import Sequence
+import os
+import socket
+import subprocess
+import sys
+import time
+
+POLL = 0.1  # seconds
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Starts the processes, waits, and returns the exit code."""
+  parser = argparse.ArgumentParser(prog="python -m launch.local")
+  parser.add_argument("--processes", type=int, default=2)
+  parser.add_argument("--devices", type=int, default=1, help="CPU devices of each process")
+  parser.add_argument("flags", nargs="+", help="-- and the flags of vr_jax.main")
+  arguments = parser.parse_args(argv)
+  address = f"localhost:{_free_port()}"
+  platform = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={arguments.devices}",
+  }
+  started = [
+    subprocess.Popen(
+      [
+        *(sys.executable, "-m", "launch.worker", address, str(arguments.processes), str(index)),
+        *arguments.flags,
+      ],
+      env={**os.environ, **platform},
+    )
+    for index in range(arguments.processes)
+  ]
+  try:
+    return _wait(started)
+  finally:
+    for process in started:
+      process.kill()
+      process.wait()
+
+
+def _wait(started: Sequence[subprocess.Popen]) -> int:
+  """0 when all are done, or the exit code of the first that failed."""
+  while True:
+    codes = [process.poll() for process in started]
+    failed = [code for code in codes if code]
+    if failed or None not in codes:
+      return failed[0] if failed else 0
+    time.sleep(POLL)
+
+
+def _free_port() -> int:
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    return probe.getsockname()[1]
+
+
+if __name__ == "__main__":
+  sys.exit(main())

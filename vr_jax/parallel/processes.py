@@ -1,0 +1,22 @@
+"""Several processes of one run: what one of them does alone, and where the others wait for it."""
+
+from collections.abc import Callable
+
+import jax
+from jax.experimental import multihost_utils
+
+
+def is_first() -> bool:
+  """Whether this process is the one that writes what a run has once: config, data, metrics, report."""
+  return jax.process_index() == 0
+
+
+def first_alone(name: str, work: Callable[[], None]) -> None:
+  """Process 0 does `work`; the others wait until it is done. `name` is the same in all, and that of this place only.
+
+  Where `work` fails the others wait in vain: whoever started the processes ends them (launch/local.py).
+  """
+  if is_first():
+    work()
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
