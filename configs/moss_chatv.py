@@ -157,7 +157,8 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
       "shapes": ("circle", "square", "triangle"),
       "colours": ("red", "green", "blue", "yellow"),
       "families": ("choice", "name", "visits"),
-      "wordings": 3,  # of questions and steps
+      "options_in_order": True,  # a letter then stands for one value, which is sooner learnt
+      "wordings": 1,  # of questions and steps
     }
   )
   data.fps = 1.0
@@ -208,26 +209,28 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   )
   config.env.instruction = ""
 
+  # The warm start ends where traces have their form and see most of what happens, but answers are still guesses.
   sft = config.sft
-  sft.steps = 150
+  sft.steps = 60
   sft.batch = 16
   sft.learning_rate = 2e-3
+  sft.schedule = "constant"
   sft.warmup_steps = 20
   sft.gradient_norm = 1.0
   sft.max_reply_tokens = 72
 
   rl = config.rl
   rl.steps = 150
-  rl.prompts = 8
+  rl.prompts = 16
   rl.microbatches = 1
   rl.top_p = 1.0
   rl.max_new_tokens = 72
-  rl.learning_rate = 3e-4
+  rl.learning_rate = 2e-4
+  rl.schedule = "constant"
   rl.warmup_steps = 5
   rl.gradient_norm = 1.0
-  rl.kl_weight = 0.01
+  rl.kl_weight = 0.001
 
-  config.eval.examples = 256
   config.eval.batch = 64
 
 

@@ -78,9 +78,10 @@ def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
     for example in (source[index] for index in range(len(source)))
     for text in (example.question, *example.options, *(step.text for step in example.steps))
   )
-  tags = ["<think>", "</think>\n<answer>", "</answer>"] * 1000
+  # What stands around every text: the template's words and the tags of a reply, each often enough to be merged.
+  frame = ["user\n", "assistant\n", "<think>", "</think>\n<answer>", "</answer>"] * 1000
   size = config.model.architecture.text_config.vocab_size
   path = tokenizer_path(config, workdir)
   aside = path.with_suffix(".partial")
-  tokenizer_lib.train_tokenizer([*texts, *tags], size).save(str(aside))
+  tokenizer_lib.train_tokenizer([*texts, *frame], size).save(str(aside))
   os.replace(aside, path)

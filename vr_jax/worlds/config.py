@@ -63,6 +63,7 @@ class WorldConfig:
   shapes: tuple[str, ...] = SHAPES
   colours: tuple[str, ...] = COLOURS[:6]
   families: tuple[str, ...] = FAMILIES
+  options_in_order: bool = False  # of a multiple choice, as the values are listed; else shuffled
   wordings: int = WORDINGS  # how many of the wordings of questions and steps are in use
 
   def __post_init__(self):

@@ -239,7 +239,7 @@ def _options(
   plan: Plan,
   right: str,
 ) -> tuple[tuple[str, ...], str]:
-  """Up to four options in random order, and the letter of the right one.
+  """Up to four options in random order (or that of the world's values, where it says so), and the letter of the right one.
 
   The others are first what the object was seen to be, so that seeing is not enough, then others of the same kind.
   """
@@ -248,6 +248,8 @@ def _options(
   pool = [str(v) for v in rng.permutation(config.values(attribute)) if v != right]
   wrong = sorted(pool, key=lambda v: v not in seen)[: len(_LETTERS) - 1]
   texts = [str(v) for v in rng.permutation([right, *wrong])]
+  if config.options_in_order:
+    texts.sort(key=config.values(attribute).index)
   options = tuple(f"{letter}. {text}" for letter, text in zip(_LETTERS, texts, strict=False))
   return options, _LETTERS[texts.index(right)]
 
