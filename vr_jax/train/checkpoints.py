@@ -48,7 +48,7 @@ class Checkpoints:
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_flat(tree)),
+        state=ocp.args.PyTreeSave(_flat(tree)),
         loop=ocp.args.JsonSave({**loop, "architecture": self._architecture}),
       ),
     )
