@@ -46,9 +46,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
 
   from vr_jax.eval import stage as eval_stage
   from vr_jax.parallel import processes
-  from vr_jax.train import data_stage, rl_loop, sft_loop
+  from vr_jax.train import choices, data_stage, rl_loop, sft_loop
   from vr_jax.train import workdir as workdir_lib
 
+  choices.check(config)
   if mode in ("eval", "all") and jax.process_count() > 1:
     raise errors.InputError(
       f"--mode={mode}: several processes train, one evaluates; run data, sft and rl, then eval alone"

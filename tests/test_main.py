@@ -1,0 +1,156 @@
+"""The command line: what it overrides, and what it says of a mistake: one line, and exit code 2."""
+
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+from vr_jax import main
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = str(ROOT / "configs" / "moss_chatv.py")
+CONFIG = f"--config={RECIPE}:tiny"
+
+
+def _parse(*words):
+  return main.parse_flags(["vr-jax", *words])
+
+
+def _fails(capsys, *words) -> str:
+  """The one line that a command ends with."""
+  assert main.cli(["vr-jax", *words]) == 2
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 1, lines
+  assert lines[0].startswith("vr-jax: ")
+  return lines[0]
+
+
+@pytest.mark.parametrize(
+  ("flag", "read", "value"),
+  [
+    ("--config.rl.learning_rate=2e-6", lambda c: c.rl.learning_rate, 2e-6),
+    ("--config.rl.learning_rate=1", lambda c: c.rl.learning_rate, 1.0),
+    ("--config.rl.steps=7", lambda c: c.rl.steps, 7),
+    ("--config.seed=3", lambda c: c.seed, 3),
+    ("--config.data.simulate.world.height=64", lambda c: c.data.simulate.world.height, 64),
+    ("--config.model.prefix_buckets=(32, 64)", lambda c: c.model.prefix_buckets, (32, 64)),
+    ("--config.mesh=(2,2,-1)", lambda c: c.mesh, (2, 2, -1)),
+    ("--config.env.gate=format", lambda c: c.env.gate, "format"),
+    ("--config.eval.blind=False", lambda c: c.eval.blind, False),
+    (
+      "--config.model.architecture.text_config.rope_scaling.mrope_section=(2, 1, 1)",
+      lambda c: c.model.architecture.text_config.rope_scaling.mrope_section,
+      (2, 1, 1),
+    ),
+  ],
+)
+def test_a_field_is_overridden_on_the_command_line(flag, read, value):
+  config, workdir, mode = _parse(CONFIG, "--workdir=runs/x", flag)
+  assert read(config) == value
+  assert (workdir, mode) == (Path("runs/x"), "all")
+
+
+def test_every_leaf_of_every_size_can_be_overridden():
+  for size in ("tiny", "3b", "7b"):
+    config = _parse(f"--config={RECIPE}:{size}", "--workdir=x")[0]
+    flags = [f"--config.{name}={value}" for name, value in _leaves(config)]
+    again = _parse(f"--config={RECIPE}:{size}", "--workdir=x", *flags)[0]
+    assert again.to_dict() == config.to_dict()
+
+
+def _leaves(config, prefix=""):
+  for name, value in config.items():
+    if hasattr(value, "items"):
+      yield from _leaves(value, f"{prefix}{name}.")
+    else:
+      yield prefix + name, value
+
+
+@pytest.mark.parametrize("mode", main.MODES)
+def test_the_mode_is_a_flag(mode):
+  assert _parse(CONFIG, "--workdir=x", f"--mode={mode}")[2] == mode
+
+
+@pytest.mark.parametrize(
+  ("flag", "says"),
+  [
+    ("--config.rl.learning_rat=1", "config.rl.learning_rate"),
+    ("--config.rll.steps=1", "config.rl"),
+    ("--config.sft.bach=1", "config.sft.batch"),
+    ("--config.rl.steps.more=1", "config.rl.steps.more"),
+    ("--config.rl.steps=many", "many"),
+    ("--config.rl.steps=1.5", "1.5"),
+    ("--config.rl.learning_rate=fast", "fast"),
+    ("--config.eval.blind=perhaps", "perhaps"),
+    ("--config.mesh=wide", "config.mesh"),
+    ("--config.mesh=(2, 2)", "config.mesh"),
+    ("--config.env.gate=closed", "config.env.gate"),
+    ("--config.rl.aggregation=mean", "config.rl.aggregation"),
+    ("--config.rl.kl_estimator=k4", "config.rl.kl_estimator"),
+    ("--config.sft.schedule=linear", "config.sft.schedule"),
+    ("--config.data.on_bad=ignore", "config.data.on_bad"),
+    ("--mode=train", "train"),
+    ("--wrkdir=x", "wrkdir"),
+    ("stray", "stray"),
+  ],
+)
+def test_a_mistake_is_one_line_that_names_it(capsys, tmp_path, flag, says):
+  line = _fails(capsys, CONFIG, f"--workdir={tmp_path / 'run'}", flag)
+  assert says in line
+  assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_size_is_named_with_those_that_exist(capsys):
+  line = _fails(capsys, f"--config={RECIPE}:huge", "--workdir=x")
+  assert "huge" in line
+  assert "tiny" in line
+
+
+def test_a_missing_recipe_is_named(capsys):
+  assert "configs/none.py" in _fails(capsys, "--config=configs/none.py:tiny", "--workdir=x")
+
+
+@pytest.mark.parametrize("words", [(), (CONFIG,), ("--workdir=x",)])
+def test_config_and_workdir_are_asked_for(capsys, words):
+  line = _fails(capsys, *words)
+  assert "--config" in line
+  assert "--workdir" in line
+
+
+def test_a_workdir_that_is_a_file_is_named(capsys, tmp_path):
+  path = tmp_path / "file"
+  path.write_text("")
+  assert str(path) in _fails(capsys, CONFIG, f"--workdir={path}", "--mode=eval")
+
+
+@pytest.mark.parametrize("mode", ["sft", "rl", "eval"])
+def test_a_stage_without_data_says_which_stage_comes_first(capsys, tmp_path, mode):
+  line = _fails(capsys, CONFIG, f"--workdir={tmp_path}", f"--mode={mode}")
+  assert "--mode=data" in line
+
+
+def test_help_speaks_of_the_flags(capsys):
+  with pytest.raises(SystemExit) as end:
+    main.cli(["vr-jax", "--help"])
+  assert end.value.code == 0
+  assert "--workdir" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("flag", "says"),
+  [("--config.rl.learning_rat=1", "config.rl.learning_rate"), ("--mode=train", "train")],
+)
+def test_the_process_ends_with_code_2_and_one_line(tmp_path, flag, says):
+  done = subprocess.run(
+    [sys.executable, "-m", "vr_jax.main", CONFIG, f"--workdir={tmp_path}", flag],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    timeout=60,
+    check=False,
+  )
+  assert done.returncode == 2
+  assert done.stdout == ""
+  assert len(done.stderr.splitlines()) == 1
+  assert says in done.stderr
