@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -143,6 +144,14 @@ def test_strict_and_jump_need_as_many_generated_steps_as_reference_steps():
   cost = np.zeros((1, 3, 3), np.float32)
   three, two = np.array([3], np.int32), np.array([2], np.int32)
   assert [float(d[0]) for d in all_distances(cost, three, two)] == [0, np.inf, np.inf, 0]
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_classic_totals_are_the_same_in_chunks_of_any_size(free):
+  cost, ref, gen = map(jnp.asarray, random_batch((5, 6), 48))
+  totals = [dtw._diagonals(chunk, cost, ref, gen, free=free) for chunk in (1, 8, 48)]
+  np.testing.assert_array_equal(totals[0], totals[1])
+  np.testing.assert_array_equal(totals[0], totals[2])
 
 
 @pytest.mark.parametrize("moves", ["jump", "classic"])

@@ -15,6 +15,7 @@ pairs on the minor axis. On accelerators a chunk is large, since there a loop ov
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 import math
 from typing import Literal
@@ -34,9 +35,6 @@ _ROW = 2048  # cells of a row, pairs x gen
 _PAIRS = 32  # pairs on the minor axis of an anti-diagonal
 _TRANSPOSED = 16  # pairs transposed at once: as many as there are floats in a cache line
 _UNROLLED_ROWS = 32
-_UNROLLED_DIAGONALS = (
-  3  # as many as there are live diagonals: none is copied from one step to the next
-)
 
 _ACCELERATOR_PAIRS = 4096
 
@@ -142,7 +140,8 @@ def _rows_of(
   chunk, ref, gen = cost.shape
   column = jnp.arange(gen)
   start = jnp.where(column < gen_len[:, None], 0.0, jnp.inf)
-  # Also a copy, which reads the memory in order: one row of every pair at a time would wait for each cache line.
+  # The row of zeros is not read: joining it makes XLA copy the chunk, and so read the memory in order. Without, one row
+  # of every pair at a time would wait for each cache line.
   rows = jnp.concatenate([cost.swapaxes(0, 1), jnp.zeros((1, chunk, gen))])
 
   def row(t, below):
@@ -159,7 +158,7 @@ def _rows_of(
     best = functools.reduce(_smaller, moved) if moved else jnp.inf
     best = jnp.where(ref_len[:, None] == index + 1, start, best)
     x = lax.dynamic_index_in_dim(rows, index, keepdims=False)
-    return jnp.concatenate([x + best, below[-1:]])  # as in `_diagonals_of`
+    return jnp.concatenate([x + best, below[-1:]])
 
   nowhere = jnp.full((chunk + 1, gen), jnp.inf)
   # Rows that are read once only, those of strict, would be merged into one operation that no vector unit could run.
@@ -181,18 +180,63 @@ def _diagonals(
   if gen == 1:  # a diagonal is read with a stride of gen - 1
     cost = jnp.pad(cost, ((0, 0), (0, 0), (0, 1)))
     gen = 2
-  # A first row that costs nothing lets a path enter at any column; zeros, and never written.
-  rows = ref + free
+  # If free, a first row that costs nothing lets a path enter at any column.
+  table = _Table(rows=ref + free, columns=gen)
 
   def part(cells, start):
-    cells = _transposed(cells, cost, start, row=rows - ref)
-    lengths = (lax.dynamic_slice_in_dim(x, start, chunk) for x in (ref_len + (rows - ref), gen_len))
-    return cells, _diagonals_of(cells, *lengths, rows=rows, gen=gen, free=free)
+    cells = _transposed(cells, cost, start, begin=table.cell(free, 0))
+    lengths = (lax.dynamic_slice_in_dim(x, start, chunk) for x in (ref_len + free, gen_len))
+    return cells, _sweep(cells, *lengths, table=table, free=free)
 
-  # Carried, not made anew for each chunk, so that it stays in the cache.
-  cells = jnp.zeros((rows * gen + _UNROLLED_DIAGONALS, chunk))
+  # Carried, not made anew for each chunk, so that it stays in the cache and its margins are filled once.
+  cells = jnp.full((table.size, chunk), jnp.inf)
+  cells = cells.at[table.cell(0, 0) : table.cell(free, 0)].set(0)
   _, total = lax.scan(part, cells, jnp.arange(0, len(cost), chunk))
   return total.reshape(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+  """Where the cells of a matrix and of its anti-diagonals stand in memory.
+
+  Diagonal k holds the cells (i, k - i). In its array, row i stands at place i - k // 2 + before: two diagonals further
+  down, a cell's diagonal neighbour has the same place, so that a diagonal overwrites the last but one; its other two
+  neighbours have the same place and the next one (k even) or the one before (k odd). Places that are no row of the
+  matrix read a margin of +inf; those that are no column read another cell, from which no path comes back to the matrix.
+  """
+
+  rows: int
+  columns: int
+
+  @property
+  def halves(self) -> int:
+    """Pairs of an even and an odd diagonal."""
+    return (self.rows + self.columns) // 2
+
+  @property
+  def before(self) -> int:
+    """Places, and rows of margin, before the first row."""
+    return (self.columns - 1) // 2
+
+  @property
+  def places(self) -> int:
+    """Of a diagonal."""
+    return self.before + self.rows // 2 + 1
+
+  @property
+  def span(self) -> int:
+    """Cells in memory from the first to the last place of a diagonal."""
+    return (self.places - 1) * (self.columns - 1) + 1
+
+  @property
+  def size(self) -> int:
+    """Cells in memory, margins included."""
+    last = 2 * self.halves - 1
+    return self.cell(last // 2 - self.before, 0) + last + self.span
+
+  def cell(self, row: int | Array, column: int | Array) -> int | Array:
+    """Where a cell stands."""
+    return (self.before + row) * self.columns + column
 
 
 def _transposed(
@@ -200,9 +244,9 @@ def _transposed(
   cost: Float[Array, "pairs ref gen"],
   start: Int[Array, ""],
   *,
-  row: int,
+  begin: int,
 ) -> Float[Array, "cells chunk"]:
-  """Writes the costs of the pairs from `start` on with the pairs on the minor axis, from a row of the table on.
+  """Writes the costs of the pairs from `start` on with the pairs on the minor axis, from cell `begin` on.
 
   A few pairs at a time: a plain transpose of the chunk would load each cache line once for each of its floats.
   """
@@ -211,62 +255,45 @@ def _transposed(
 
   def write(g, cells):
     block = lax.dynamic_slice(cost, (start + g * group, 0, 0), (group, ref, gen))
-    return lax.dynamic_update_slice(cells, block.reshape(group, -1).T, (row * gen, g * group))
+    return lax.dynamic_update_slice(cells, block.reshape(group, -1).T, (begin, g * group))
 
   return lax.fori_loop(0, cells.shape[1] // group, write, cells)
 
 
-def _diagonals_of(
+def _sweep(
   cells: Float[Array, "cells chunk"],
   ref_len: Int[Array, "chunk"],
   gen_len: Int[Array, "chunk"],
   *,
-  rows: int,
-  gen: int,
+  table: _Table,
   free: bool,
 ) -> Float[Array, "chunk"]:
-  """Cost of the cheapest path to the last valid row and column (if free, to any column) of tables [rows, gen]."""
+  """Cost of the cheapest path from the first cell to the last valid one, or if free, to any of the last valid row."""
   chunk = cells.shape[1]
-  row = jnp.arange(rows)[:, None]
-  # The last diagonal on which a path may end, in the last valid row: if not free, the only one.
-  last = jnp.where(row == ref_len - 1, ref_len + gen_len - 2, -1)
+  place = jnp.arange(table.places)[:, None]
+  final = ref_len + gen_len - 2  # the diagonal of the last valid cell
+  last_row = (
+    ref_len - 1 + table.before - place
+  )  # the k // 2 at which a place holds the last valid row
+  # The k at which it holds the last valid cell.
+  last_cell = jnp.where(last_row == final // 2, final, -1)
 
-  def diagonal(k, right, corner, top, bottom):
-    # Cell (i, k - i) stands at i gen + k - i. Where k - i is no column, this is another cell's cost; from such cells
-    # no path comes back to the matrix, and beyond column gen everything is +inf.
-    begin, size = k + top * (gen - 1), (bottom - top - 1) * (gen - 1) + 1
-    x = lax.dynamic_slice(cells, (begin, 0), (size, chunk))[:: gen - 1]
-    best = _smaller(_smaller(right[:-1], right[1:]), corner[1:])
-    ends = k <= last[top:bottom] if free else k == last[top:bottom]
-    # The row below the last stays +inf. Taken from the state: XLA would merge diagonals around a constant, and then
-    # compute cells several times over.
-    return jnp.concatenate([x + jnp.where(ends, 0.0, best), right[-1:]])
+  def diagonal(k, near, far, corner):
+    half = k // 2
+    begin = table.cell(half - table.before, k - (half - table.before))
+    cell = lax.dynamic_slice(cells, (begin, 0), (table.span, chunk))[:: table.columns - 1]
+    ends = (last_row == half) & (k <= final) if free else last_cell == k
+    return cell + jnp.where(ends, 0.0, _smaller(_smaller(near, far), corner))
 
-  def sweep(state, begin, end, top, bottom):
-    """Diagonals begin - 1 down to end, of which only the rows from top to bottom meet the matrix."""
-    if begin == end:
-      return state
+  def step(t, state):
+    even, odd = state
+    k = 2 * (table.halves - 1 - t)
+    odd = diagonal(k + 1, even, jnp.concatenate([edge, even])[:-1], odd)
+    # Cut after joining: the other way round XLA merges the two diagonals, and computes cells several times over.
+    even = diagonal(k, odd, jnp.concatenate([odd, edge])[1:], even)
+    return even, odd
 
-    def step(t, state):
-      right, corner = state
-      for u in range(1, _UNROLLED_DIAGONALS + 1):
-        k = begin - t * _UNROLLED_DIAGONALS - u
-        right, corner = diagonal(k, right, corner, top, bottom), right
-      return right, corner
-
-    return lax.fori_loop(0, (begin - end) // _UNROLLED_DIAGONALS, step, state)
-
-  # Half of the rows at both ends of the sweep, where diagonals are short.
-  half = rows // 2
-  whole = _UNROLLED_DIAGONALS
-  begin = -(-(rows + gen - 1) // whole) * whole
-  upper = begin - (begin - (gen + half - 1)) // whole * whole
-  lower = half // whole * whole
-  nowhere = jnp.full((rows - half + 1, chunk), jnp.inf)
-  state = sweep((nowhere, nowhere), begin, upper, half, rows)
-  above = jnp.full((half, chunk), jnp.inf)
-  state = tuple(jnp.concatenate([above, x]) for x in state)
-  state = sweep(state, upper, lower, 0, rows)
-  state = tuple(x[: half + 1] for x in state)
-  first, _ = sweep(state, lower, 0, 0, half)
-  return first[0]
+  edge = jnp.full((1, chunk), jnp.inf)
+  nowhere = jnp.full((table.places, chunk), jnp.inf)
+  even, _ = lax.fori_loop(0, table.halves, step, (nowhere, nowhere))
+  return even[table.before]
