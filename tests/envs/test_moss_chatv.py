@@ -1,0 +1,136 @@
+"""The task of MOSS-ChatV: what it asks, and what replies are worth under each gate and weight."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vr_jax import records
+from vr_jax.envs import environment, moss_chatv
+
+STEPS = ("At 0s, the circle is red.", "At 2s, the circle turns green.", "At 4s, it turns blue.")
+EXAMPLE = records.Example(
+  id="q1",
+  video="v.mp4",
+  question="Which colour will the circle have at 9s?",
+  options=("A. red", "B. green"),
+  answer="B",
+  problem_type="multiple choice",
+  shown=records.Span(start=0.0, end=8.0),
+  steps=tuple(records.Step(text=t, start=2.0 * i, end=2.0 * i + 2) for i, t in enumerate(STEPS)),
+)
+TRACE = "\n".join(STEPS)
+RIGHT = f"<think>{TRACE}</think>\n<answer>B</answer>"
+WRONG = f"<think>{TRACE}</think>\n<answer>A</answer>"
+UNFORMATTED = f"Well. <think>{TRACE}</think> <answer>B</answer>, I say."
+EMPTY = ""
+
+
+def _task(**changes):
+  fields = {
+    "instruction": "Think.",
+    "weights": {"accuracy": 1.0, "format": 1.0, "process": 1.0},
+    "alpha": 1.0,
+    "moves": "jump",
+    "alignment": "subsequence",
+    "gate": "none",
+  }
+  return moss_chatv.MossChatV(**{**fields, **changes})
+
+
+def _score(*replies, **changes):
+  return _task(**changes).score([EXAMPLE], [list(replies)])
+
+
+def test_it_is_an_environment():
+  assert isinstance(_task(), environment.Environment)
+
+
+def test_the_question_shows_options_and_instruction_one_a_line():
+  shown = "Which colour will the circle have at 9s?\nA. red\nB. green\nThink."
+  assert _task().question(EXAMPLE) == shown
+  assert _task(instruction="").question(EXAMPLE) == shown.removesuffix("\nThink.")
+
+
+@pytest.mark.parametrize("alignment", ["subsequence", "naive"])
+@pytest.mark.parametrize("moves", ["strict", "jump", "classic"])
+def test_the_reference_reply_earns_full_marks(alignment, moves):
+  task = _task(alignment=alignment, moves=moves)
+  scores = task.score([EXAMPLE], [[task.reference_reply(EXAMPLE)]])
+  for name in ("accuracy", "format", "process"):
+    np.testing.assert_allclose(scores.rewards[name], 1, atol=1e-6)
+  np.testing.assert_allclose(scores.total, 3, atol=1e-6)
+
+
+def test_an_example_without_steps_has_no_reference_reply():
+  bare = records.Example(
+    id="q2",
+    video="v.mp4",
+    question="?",
+    answer="3",
+    problem_type="numerical",
+    shown=records.Span(start=0.0, end=1.0),
+  )
+  assert _task().reference_reply(bare) is None
+  assert _task().score([bare], [["<think>x</think><answer>3</answer>"]]).rewards["process"] == 0
+
+
+@pytest.mark.parametrize(
+  ("gate", "totals"),
+  [("none", [3, 2, 2, 0]), ("format", [3, 2, 1, 0]), ("accuracy", [3, 1, 2, 0])],
+)
+def test_the_gate_takes_the_process_reward_and_nothing_else(gate, totals):
+  scores = _score(RIGHT, WRONG, UNFORMATTED, EMPTY, gate=gate)
+  np.testing.assert_allclose(scores.total[0, :, 0], totals, atol=1e-6)
+  np.testing.assert_allclose(scores.rewards["process"][0, :, 0], [1, 1, 1, 0], atol=1e-6)
+
+
+def test_accuracy_and_format_are_scored_apart():
+  scores = _score(RIGHT, WRONG, UNFORMATTED, EMPTY)
+  np.testing.assert_array_equal(scores.rewards["accuracy"][0, :, 0], [1, 0, 1, 0])
+  np.testing.assert_array_equal(scores.rewards["format"][0, :, 0], [1, 1, 0, 0])
+
+
+def test_the_total_is_the_weighted_sum():
+  weights = {"accuracy": 2.0, "format": 0.5, "process": 0.25}
+  scores = _score(RIGHT, WRONG, weights=weights)
+  np.testing.assert_allclose(scores.total[0, :, 0], [2.75, 0.75], atol=1e-6)
+
+
+def test_a_trace_out_of_order_earns_less_and_alpha_says_how_much():
+  backwards = "<think>" + "\n".join(STEPS[::-1]) + "</think>\n<answer>B</answer>"
+  mild, stern = (_score(backwards, alpha=a).rewards["process"].item() for a in (0.5, 1.0))
+  assert 0 < stern < mild < 1
+  np.testing.assert_allclose(mild**2, stern, rtol=1e-5)
+
+
+def test_scores_have_the_shape_of_prompts_and_group_and_their_order():
+  other = records.Example(**{**vars(EXAMPLE), "id": "q2", "answer": "A"})
+  scores = _task().score([EXAMPLE, other], [[RIGHT, WRONG, EMPTY], [RIGHT, WRONG, EMPTY]])
+  assert scores.total.shape == scores.valid.shape == (2, 3, 1)
+  assert scores.valid.all()
+  np.testing.assert_array_equal(scores.rewards["accuracy"][..., 0], [[1, 0, 0], [0, 1, 0]])
+
+
+@pytest.mark.parametrize("reply", [RIGHT, EMPTY, "<think></think>", "\x00 <think>é🎉"])
+def test_the_explanation_is_json_with_steps_alignment_and_answer(reply):
+  explained = json.loads(json.dumps(_task().explain(EXAMPLE, reply)))
+  assert explained.keys() == {"answer", "steps", "alignment"}
+  assert explained["alignment"].keys() == {"cost", "path", "distance"}
+  cost = explained["alignment"]["cost"]
+  assert len(cost) == len(STEPS)
+  assert all(len(row) == len(explained["steps"]) for row in cost)
+
+
+def test_the_explanation_of_the_reference_is_its_diagonal():
+  explained = _task().explain(EXAMPLE, RIGHT)
+  assert explained["answer"] == "B"
+  assert list(explained["steps"]) == list(STEPS)
+  assert explained["alignment"]["path"] == [[0, 0], [1, 1], [2, 2]]
+  assert explained["alignment"]["distance"] == pytest.approx(0, abs=1e-6)
+
+
+def test_nothing_is_remembered():
+  task = _task()
+  assert task.state() == {}
+  task.set_state({})
