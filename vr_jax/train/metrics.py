@@ -70,15 +70,18 @@ def read(path: Path, *, complete: bool = True) -> list[dict]:
   """
   if not path.exists():
     return []
-  lines = path.read_text().splitlines()
+  lines = path.read_bytes().splitlines()
   parsed = []
   for number, line in enumerate(lines, 1):
     try:
-      parsed.append(json.loads(line))
-    except json.JSONDecodeError as error:
+      value = json.loads(line)
+    except ValueError as error:
       if not complete and number == len(lines):
         break
       raise errors.InputError(f"{path}:{number}: not a JSON object: {error}") from error
+    if not isinstance(value, dict) or not {"stage", "step", "values"} <= value.keys():
+      raise errors.InputError(f"{path}:{number}: needs stage, step and values; delete the line")
+    parsed.append(value)
   return parsed
 
 

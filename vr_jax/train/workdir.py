@@ -40,10 +40,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
   path = workdir / "config.json"
   resolved = json.loads(json.dumps(config.to_dict()))
   if path.exists():
-    try:
-      written = json.loads(path.read_text())["config"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-      raise errors.InputError(f"{path}: damaged; delete it or choose another --workdir") from error
+    written = _written(path)
     _compare(path, written, resolved)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -53,6 +50,16 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     os.replace(aside, path)
   except OSError as error:
     raise errors.InputError(f"--workdir={workdir}: can't be written: {error.strerror}") from error
+
+
+def _written(path: Path) -> dict[str, Any]:
+  try:
+    config = json.loads(path.read_bytes())["config"]
+    if isinstance(config, dict):
+      return config
+  except (ValueError, KeyError, TypeError):
+    pass  # said below, as for a config that is no object
+  raise errors.InputError(f"{path}: damaged; delete it or choose another --workdir")
 
 
 def provenance() -> dict[str, Any]:

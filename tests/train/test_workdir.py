@@ -1,0 +1,92 @@
+"""A workdir belongs to the config that made it, and its metrics survive a kill in the middle of a line."""
+
+import json
+
+import pytest
+
+from tests.train import nano
+from vr_jax import errors
+from vr_jax.train import metrics, workdir
+
+
+def test_a_workdir_says_what_made_it(tmp_path):
+  workdir.claim(tmp_path / "run", nano.config())
+  written = json.loads((tmp_path / "run" / "config.json").read_text())
+  assert written["config"]["rl"]["steps"] == 4
+  assert written["versions"]["jax"]
+  assert "git_revision" in written
+  assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+def test_the_same_config_may_come_back(tmp_path):
+  workdir.claim(tmp_path, nano.config())
+  workdir.claim(tmp_path, nano.config())
+
+
+def test_another_config_is_refused_with_the_field_that_differs(tmp_path):
+  workdir.claim(tmp_path, nano.config())
+  before = (tmp_path / "config.json").read_text()
+  with pytest.raises(errors.InputError) as error:
+    workdir.claim(tmp_path, nano.config(rl__steps=9))
+  assert "config.rl.steps=4, now 9" in str(error.value)
+  assert str(tmp_path / "config.json") in str(error.value)
+  assert (tmp_path / "config.json").read_text() == before
+
+
+def test_how_it_is_evaluated_may_change(tmp_path):
+  workdir.claim(tmp_path, nano.config())
+  workdir.claim(tmp_path, nano.config(eval__examples=3))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"5", b'{"config": 5}', b"\xff\xfe"])
+def test_a_damaged_config_is_named(tmp_path, content):
+  (tmp_path / "config.json").write_bytes(content)
+  with pytest.raises(errors.InputError, match=r"config\.json: damaged"):
+    workdir.claim(tmp_path, nano.config())
+
+
+def _write(path, stage, steps, first_step=1):
+  log = metrics.MetricsLog(path, stage, first_step=first_step)
+  for step in steps:
+    log.write(step, {"loss": 1 / step})
+  log.close()
+
+
+def _steps(path):
+  return [(line["stage"], line["step"]) for line in metrics.read(path / "metrics.jsonl")]
+
+
+def test_lines_after_the_checkpoint_that_is_resumed_are_written_anew(tmp_path):
+  _write(tmp_path, "sft", [1, 2])
+  _write(tmp_path, "rl", [1, 2, 3])
+  _write(tmp_path, "rl", [3], first_step=3)
+  assert _steps(tmp_path) == [("sft", 1), ("sft", 2), ("rl", 1), ("rl", 2), ("rl", 3)]
+
+
+@pytest.mark.parametrize("cut", [1, 10, 30, 45])
+def test_a_last_line_that_a_kill_cut_short_is_dropped(tmp_path, cut):
+  _write(tmp_path, "rl", [1, 2, 3])
+  path = tmp_path / "metrics.jsonl"
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text("".join(lines[:2]) + lines[2][:cut])
+  _write(tmp_path, "rl", [3, 4], first_step=3)
+  assert path.read_text().splitlines(keepends=True)[:3] == lines
+  assert _steps(tmp_path) == [("rl", 1), ("rl", 2), ("rl", 3), ("rl", 4)]
+
+
+@pytest.mark.parametrize("bad", ["not json", "5", "[]", "{}"])
+def test_any_other_line_that_is_none_of_ours_is_named(tmp_path, bad):
+  _write(tmp_path, "rl", [1, 2])
+  path = tmp_path / "metrics.jsonl"
+  lines = path.read_text().splitlines()
+  path.write_text("\n".join([lines[0], bad, lines[1]]) + "\n")
+  with pytest.raises(errors.InputError, match=r"metrics\.jsonl:2: "):
+    metrics.MetricsLog(tmp_path, "rl", first_step=3)
+
+
+def test_values_that_are_not_finite_are_written_as_null(tmp_path):
+  log = metrics.MetricsLog(tmp_path, "rl", first_step=1)
+  log.write(1, {"loss": float("nan"), "norm": float("inf"), "kl": 0.5})
+  log.close()
+  (line,) = metrics.read(tmp_path / "metrics.jsonl")
+  assert line["values"] == {"loss": None, "norm": None, "kl": 0.5}
