@@ -1,0 +1,179 @@
+"""Meshes: which are possible, where things lie on them, and that a step on any of them is the step on one device."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+import numpy as np
+import pytest
+
+from tests.train import nano
+from vr_jax import errors, records
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import sampler
+from vr_jax.train import parts as parts_lib
+from vr_jax.train import state as state_lib
+from vr_jax.train import steps
+
+MESHES = ((8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 8, 1))
+TOLERANCE = 1e-4
+
+
+@pytest.mark.parametrize(
+  ("shape", "sizes"), [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 8, 1), (1, 8, 1))]
+)
+def test_a_mesh_uses_every_device_and_minus_one_is_what_is_left(shape, sizes):
+  mesh = mesh_lib.make_mesh(shape)
+  assert tuple(mesh.shape.values()) == sizes
+  assert tuple(mesh.shape) == ("data", "fsdp", "tensor")
+
+
+@pytest.mark.parametrize(
+  "shape",
+  [(3, 1, 1), (1, 1, 1), (-1, -1, 1), (8, 1), (0, 1, 1), (-2, 1, 1), (16, 1, 1), (-1, 3, 1)],
+)
+def test_an_impossible_mesh_is_named(shape):
+  with pytest.raises(errors.InputError, match=r"config\.mesh"):
+    mesh_lib.make_mesh(shape)
+
+
+@pytest.mark.parametrize(("prompts", "parts"), [(6, 1), (8, 4), (4, 2), (0, 1), (8, 3)])
+def test_a_batch_that_can_not_be_split_is_named_by_its_flag(prompts, parts):
+  mesh = mesh_lib.make_mesh((2, 2, 2))
+  with pytest.raises(errors.InputError, match=f"config.rl.prompts={prompts}: not a multiple"):
+    mesh_lib.check_batch(prompts, mesh, "config.rl.prompts", parts=parts)
+  mesh_lib.check_batch(8, mesh, "config.rl.prompts", parts=2)
+
+
+def test_a_mesh_that_does_not_divide_the_heads_is_named(data):
+  with pytest.raises(errors.InputError, match="tensor=4 does not divide kv_heads=2"):
+    _ = nano.build(data, mesh=(2, 1, 4)).abstract_params
+
+
+def _leaves(tree):
+  return {
+    jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)
+  }
+
+
+@pytest.fixture(scope="module")
+def updated(data):
+  """mesh -> what a supervised and a reinforcement step give on it."""
+  memory = {}
+
+  def of(shape):
+    if shape not in memory:
+      memory[shape] = _updates(data, shape)
+    return memory[shape]
+
+  return of
+
+
+def _updates(data, shape):
+  parts = nano.build(
+    data, mesh=shape, rl__prompts=8, rl__group=2, rl__kl_weight=0.1, sft__warmup_steps=0
+  )
+  items = nano.ragged_items(parts, 8)
+  prompt = parts.prompt(items)
+  rollout = _rollout(parts, items)
+  sft, rl = parts.config.sft, parts.config.rl
+
+  optimizer = state_lib.make_optimizer(sft, parts.abstract_params, ())
+  state = state_lib.create(parts.fresh_params(), optimizer, parts.mesh)
+  step = steps.make_sft_step(parts.graph, optimizer, parts.allowed, microbatches=1)
+  arrays = mesh_lib.put_batch(parts_lib.reply_arrays(items, 80), parts.mesh)
+  state, sft_metrics = step(state, prompt, *arrays)
+
+  optimizer = state_lib.make_optimizer(rl, parts.abstract_params, ())
+  rl_state = state_lib.create(parts.fresh_params(), optimizer, parts.mesh)
+  score = steps.make_scorer(parts.graph, parts.allowed, temperature=1.0)
+  reference = score(rl_state.params, prompt, rollout)
+  advantages = jnp.where(steps.sampled(rollout), jnp.array([1.0, -0.5])[None, :, None], 0)
+  signal = mesh_lib.put_batch(np.ones(8, bool), parts.mesh)
+  step = steps.make_rl_step(parts.graph, optimizer, parts.allowed, rl)
+  rl_state, rl_metrics = step(rl_state, prompt, rollout, advantages, signal, None, reference)
+  return {"parts": parts, "sft": (state, sft_metrics), "rl": (rl_state, rl_metrics)}
+
+
+def _rollout(parts, items):
+  """Replies of lengths 1 to 16, the same on every mesh."""
+  rng = np.random.default_rng(0)
+  length = rng.integers(1, 17, (len(items), 2, 1))
+  model = np.arange(16) < length
+  allowed = np.flatnonzero(np.asarray(parts.allowed))
+  tokens = np.where(model, rng.choice(allowed, model.shape), 0).astype(np.int32)
+  fields = {
+    "tokens": tokens,
+    "log_probs": np.where(model, -6.0, 0).astype(np.float32),
+    "kind": np.where(model, 4, 0).astype(np.int32),
+    "turn": np.zeros_like(tokens),
+  }
+  return mesh_lib.put_batch(records.Rollout(**fields), parts.mesh)
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+@pytest.mark.parametrize("shape", MESHES)
+def test_a_step_on_a_mesh_is_the_step_on_one_device(updated, shape, stage):
+  (expected, expected_metrics), (actual, metrics) = updated((1, 1, 1))[stage], updated(shape)[stage]
+  assert {k: float(v) for k, v in metrics.items()} == pytest.approx(
+    {k: float(v) for k, v in expected_metrics.items()}, rel=TOLERANCE, abs=1e-6
+  )
+  assert float(metrics["gradient_norm"]) > 0
+  # Adam's first moment after one step is the gradient, up to a factor; its update hides all but the sign.
+  moments = nano.largest_difference(
+    _leaves(actual.optimizer_state), _leaves(expected.optimizer_state)
+  )
+  assert moments.value < 10 * TOLERANCE, moments
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_parameters_and_moments_lie_on_the_mesh_as_the_rules_say_also_after_a_step(updated, shape):
+  result = updated(shape)
+  parts = result["parts"]
+  state, _ = result["sft"]
+  wanted = jax.tree.leaves(jax.tree.map(lambda x: x.sharding, parts.abstract_params))
+  moments = [leaf for leaf in jax.tree.leaves(state.optimizer_state) if leaf.ndim > 0]
+  assert len(moments) == 2 * len(wanted)
+  for leaves in (jax.tree.leaves(state.params), moments[: len(wanted)], moments[len(wanted) :]):
+    for leaf, sharding in zip(leaves, wanted, strict=True):
+      assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+  embedding = state.params["text"]["embedding"][...]
+  rows, columns = embedding.addressable_shards[0].data.shape
+  _, fsdp, tensor = shape
+  assert (rows * tensor, columns * fsdp) == embedding.shape
+
+
+def test_every_logical_axis_of_the_rules_belongs_to_a_parameter(data):
+  parts = nano.build(data)
+  axes = set()
+  params = parts.abstract_params
+  is_variable = lambda x: hasattr(x, "get_metadata")  # noqa: E731
+  for variable in jax.tree.leaves(params, is_leaf=is_variable):
+    axes |= set(variable.get_metadata()["axes"])
+  assert set(mesh_lib.RULES) <= axes
+
+
+def test_rows_of_a_split_batch_come_back_in_order():
+  mesh = mesh_lib.make_mesh((2, 2, 2))
+  values = np.arange(24).reshape(8, 3)
+  placed = mesh_lib.put_batch({"x": values}, mesh)["x"]
+  assert placed.sharding.spec == PartitionSpec(("data", "fsdp"))
+  assert placed.addressable_shards[0].data.shape == (2, 3)
+  np.testing.assert_array_equal(mesh_lib.local_rows(placed), values)
+
+
+def test_greedy_replies_are_the_same_on_a_mesh(data):
+  replies = []
+  for shape in ((1, 1, 1), (2, 2, 2)):
+    parts = nano.build(data, mesh=shape)
+    prompt = parts.prompt(nano.ragged_items(parts, 8))
+    decoding = parts.decoding(group=1, temperature=0.0)
+    rollout = sampler.sample(
+      parts.graph,
+      nano.sharpened(parts.fresh_params()),
+      prompt,
+      parts.allowed,
+      jax.random.key(0),
+      decoding=decoding,
+    )
+    replies.append(mesh_lib.local_rows(rollout.tokens))
+  np.testing.assert_array_equal(*replies)

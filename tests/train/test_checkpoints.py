@@ -1,0 +1,132 @@
+"""Checkpoints: what is saved is what is read, and what can't be read is named."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vr_jax import errors
+from vr_jax.train import checkpoints as checkpoints_lib
+
+ARCHITECTURE = {"text.hidden_size": 32, "text.mrope_section": (2, 1, 1)}
+
+
+def _tree(seed=0.0):
+  return {
+    "params": {"a": jnp.arange(6.0).reshape(2, 3) + seed, "b": jnp.full(5, float(seed))},
+    "step": jnp.int32(7),
+  }
+
+
+def _open(directory, **architecture):
+  return checkpoints_lib.Checkpoints(
+    directory,
+    architecture={**ARCHITECTURE, **{k.replace("__", "."): v for k, v in architecture.items()}},
+  )
+
+
+@pytest.fixture
+def saved(tmp_path):
+  store = _open(tmp_path / "sft")
+  for step in (2, 4):
+    store.save(step, _tree(step), {"iterator": {"next": step}})
+  store.close()
+  return tmp_path / "sft"
+
+
+def _assert_equal(actual, expected):
+  for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_array_equal(a, e)
+    assert a.dtype == e.dtype
+
+
+def test_the_last_checkpoint_is_read_as_it_was_saved(saved):
+  store = _open(saved)
+  restored = store.restore(_tree())
+  assert restored.step == store.latest() == 4
+  assert restored.loop["iterator"] == {"next": 4}
+  _assert_equal(restored.tree, _tree(4))
+
+
+def test_an_earlier_step_can_be_asked_for(saved):
+  _assert_equal(_open(saved).restore(_tree(), step=2).tree, _tree(2))
+
+
+def test_a_part_of_what_was_saved_can_be_read_alone(saved):
+  like = {"params": {"a": jax.ShapeDtypeStruct((2, 3), jnp.float32)}}
+  tree = _open(saved).restore(like).tree
+  np.testing.assert_array_equal(tree["params"]["a"], _tree(4)["params"]["a"])
+
+
+def test_a_store_that_was_read_can_be_written_again(saved):
+  store = _open(saved)
+  store.restore(_tree())
+  store.save(6, _tree(6), {})
+  store.close()
+  _assert_equal(_open(saved).restore(_tree()).tree, _tree(6))
+
+
+def test_what_is_donated_right_after_the_save_was_saved_as_it_was(tmp_path):
+  @jax.jit
+  def fresh():
+    return {"a": jnp.arange(2_000_000.0), "b": jnp.ones((1000, 1000))}
+
+  spoil = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
+  expected = jax.tree.map(lambda x: np.array(x, copy=True), fresh())
+  store = _open(tmp_path)
+  tree = fresh()
+  store.save(1, tree, {})
+  for _ in range(5):
+    tree = spoil(tree)
+  jax.block_until_ready(tree)
+  store.close()
+  _assert_equal(_open(tmp_path).restore(fresh()).tree, expected)
+
+
+def test_a_checkpoint_of_another_architecture_is_named_with_what_differs(saved):
+  with pytest.raises(errors.InputError) as error:
+    _open(saved, text__hidden_size=64).restore(_tree())
+  assert str(saved / "4") in str(error.value)
+  assert "text.hidden_size=32 there, 64 here" in str(error.value)
+
+
+def test_where_there_is_no_checkpoint_the_directory_is_named(tmp_path):
+  with pytest.raises(errors.InputError, match=f"{tmp_path}: holds no complete checkpoint"):
+    _open(tmp_path).restore(_tree())
+
+
+def _files(step: pathlib.Path) -> list[pathlib.Path]:
+  """What holds arrays or the JSON part, not the marks that Orbax leaves beside."""
+  return sorted(p for p in step.rglob("*") if p.is_file() and p.stat().st_size)
+
+
+def _truncate(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 0xFF
+  path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("damage", [_truncate, _flip, pathlib.Path.unlink])
+def test_damage_to_any_file_is_an_error_that_names_the_checkpoint_or_changes_nothing(
+  saved, tmp_path, damage
+):
+  contents = {path: path.read_bytes() for path in _files(saved / "4")}
+  refused = []
+  for path, content in contents.items():
+    damage(path)
+    try:
+      _assert_equal(_open(saved).restore(_tree(), step=4).tree, _tree(4))
+    except errors.InputError as error:
+      assert str(saved / "4") in str(error)
+      assert "\n" not in str(error)
+      refused.append(path.relative_to(saved).as_posix())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+  assert any("/loop/" in name for name in refused)
+  assert any("/state/" in name for name in refused)
