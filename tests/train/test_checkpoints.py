@@ -130,3 +130,17 @@ def test_damage_to_any_file_is_an_error_that_names_the_checkpoint_or_changes_not
     path.write_bytes(content)
   assert any("/loop/" in name for name in refused)
   assert any("/state/" in name for name in refused)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_one_flipped_bit_in_the_numbers_of_an_array_is_noticed(tmp_path, place):
+  tree = {"weights": jax.random.normal(jax.random.key(0), (200, 200)), "count": jnp.int32(1)}
+  store = _open(tmp_path)
+  store.save(1, tree, {})
+  store.close()
+  path = max(_files(tmp_path / "1"), key=lambda path: path.stat().st_size)
+  content = bytearray(path.read_bytes())
+  content[int(len(content) * place)] ^= 1
+  path.write_bytes(bytes(content))
+  with pytest.raises(errors.InputError, match=f"{tmp_path}/1: "):
+    _open(tmp_path).restore(tree)

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 import orbax.checkpoint as ocp
 
 from vr_jax import errors
+
+_GO_BACK = "delete it to go back to the one before"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,11 +48,12 @@ class Checkpoints:
 
   def save(self, step: int, tree: PyTree, loop: Mapping[str, Any]) -> None:
     """Starts writing a checkpoint; the arrays are copied first, so the caller may donate them."""
+    flat = _flat(tree)
+    about = {"architecture": self._architecture, "checksums": _checksums(flat)}
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(_flat(tree)),
-        loop=ocp.args.JsonSave({**loop, "architecture": self._architecture}),
+        state=ocp.args.PyTreeSave(flat), loop=ocp.args.JsonSave({**loop, **about})
       ),
     )
 
@@ -88,17 +92,19 @@ class Checkpoints:
         partial_restore=True,
       ),
     ).state
+    found = _checksums({name: flat[name] for name in wanted})
+    saved = loop.get("checksums", found)
+    if damaged := [name for name in wanted if saved.get(name) != found[name]]:
+      raise errors.InputError(f"{where}: {damaged[0]} is damaged; {_GO_BACK}")
     tree = jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in wanted])
     return Restored(step=step, tree=tree, loop=loop)
 
   def _read(self, where: str, step: int, **items: Any) -> Any:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**items))
-    except (ValueError, KeyError, OSError, TypeError) as error:
+    except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
       reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error)
-      raise errors.InputError(
-        f"{where}: can't be read: {reason}; delete it to go back to the one before"
-      ) from error
+      raise errors.InputError(f"{where}: can't be read: {reason}; {_GO_BACK}") from error
 
 
 def _flat(tree: PyTree) -> dict[str, Any]:
@@ -106,6 +112,21 @@ def _flat(tree: PyTree) -> dict[str, Any]:
     jax.tree_util.keystr(path, simple=True, separator="."): leaf
     for path, leaf in jax.tree.leaves_with_path(tree)
   }
+
+
+def _checksums(flat: Mapping[str, Any]) -> dict[str, int]:
+  """The sum of each array's bits as whole numbers: Orbax itself does not notice a flipped bit of an array."""
+  sums = jax.device_get(_bit_sums(dict(flat)))
+  return {name: int(value) for name, value in sums.items()}
+
+
+@jax.jit
+def _bit_sums(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  def bit_sum(x: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+    return bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+  return {name: bit_sum(x) for name, x in flat.items()}
 
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
