@@ -125,8 +125,8 @@ def test_unequal_numbers_of_replies_and_references_are_refused():
     process.process_reward(["a", "b"], [["c"]])
 
 
-@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan")])
-def test_an_alpha_that_is_not_above_zero_is_refused(alpha):
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_alpha_that_is_no_positive_number_is_refused(alpha):
   with pytest.raises(errors.InputError, match="alpha"):
     process.process_reward([], [], alpha=alpha)
 
@@ -135,3 +135,15 @@ def test_steps_that_the_report_shows_are_those_that_were_scored():
   text = reply(["1. The circle is red.", "2. It moves."])
   scored = process.process_reward([text], [REFERENCE])
   assert list(scored.steps[0]) == steps.split_steps(steps.think_text(text))
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"moves": "jmup"}, "moves 'jmup' is unknown; use one of strict, jump, classic"),
+    ({"alignment": "niave"}, "alignment 'niave' is unknown; use one of subsequence, naive"),
+  ],
+)
+def test_mistyped_options_are_named(options, message):
+  with pytest.raises(errors.InputError, match=message):
+    process.process_reward([], [], **options)

@@ -9,18 +9,20 @@ even its exact copy costs 1/3.
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any, Literal
+import math
+from typing import Any, Literal, get_args
 
 from jaxtyping import Float, Int
 import numpy as np
 
 from vr_jax import errors
 from vr_jax.rewards import alignment as alignment_lib
-from vr_jax.rewards import dtw, rouge, words
+from vr_jax.rewards import buckets, dtw, rouge, words
 from vr_jax.rewards import steps as steps_lib
 
-_PAIR_RUNGS = (32, 256, 1024)
-_NARROW = 16  # steps: the lowest rung of rows and of columns
+# Shapes that costs are padded to: numbers of replies, and the lowest number of steps on either side.
+_REPLIES = (32, 256, 1024)
+_STEPS = 16
 
 Alignments = Literal["subsequence", "naive"]
 
@@ -30,9 +32,7 @@ class ProcessReward:
   """What the replies' traces are worth, and why."""
 
   reward: Float[np.ndarray, "replies"]  # in [0, 1], float32
-  distance: Float[
-    np.ndarray, "replies"
-  ]  # mean cost of a step, float32; +inf where no alignment exists
+  distance: Float[np.ndarray, "replies"]  # mean cost of a step, float32; +inf without alignment
   steps: tuple[tuple[str, ...], ...]  # of each reply
   costs: tuple[Float[np.ndarray, "_ _"], ...]  # of each reply, [ref, gen] in [0, 1], float32
   moves: dtw.Moves
@@ -58,16 +58,16 @@ def process_reward(
   references: Sequence[Sequence[str]],
   *,
   alpha: float = 1.0,
-  moves: dtw.Moves = "jump",
-  alignment: Alignments = "subsequence",
+  moves: str = "jump",
+  alignment: str = "subsequence",
 ) -> ProcessReward:
   """Scores the <think> trace of each reply against the reference steps of the same index.
 
   Args:
     replies: whole replies, any text.
     references: the steps of each reply's reference, in order.
-    alpha: how fast the reward falls with the distance, above 0.
-    moves: of the subsequence alignment; see dtw.subsequence_dtw.
+    alpha: how fast the reward falls with the distance, above 0 and finite.
+    moves: "strict", "jump" or "classic", of the subsequence alignment; see dtw.subsequence_dtw.
     alignment: "subsequence", or "naive" for the ablation: classic DTW of the whole trace, its total cost divided by
       the longer of the two lengths. Reconstruction: the divisor. A path has at least that many cells, and exactly as many
       where one sequence is a copy of the other.
@@ -76,14 +76,18 @@ def process_reward(
     Rewards exp(-alpha distance); 0 where the trace or the reference is empty, and where no alignment exists.
 
   Raises:
-    InputError: replies and references differ in number, or alpha is not above 0.
+    InputError: replies and references differ in number, alpha is not above 0, or moves or alignment are unknown.
   """
   if len(replies) != len(references):
     raise errors.InputError(
       f"process reward: {len(replies)} replies for {len(references)} references; give one reference a reply"
     )
-  if not alpha > 0:
-    raise errors.InputError(f"process reward: alpha is {alpha}; it must be above 0")
+  if not 0 < alpha < math.inf:
+    raise errors.InputError(f"process reward: alpha is {alpha}; it must be above 0 and finite")
+  for name, value, known in (("moves", moves, dtw.Moves), ("alignment", alignment, Alignments)):
+    if value not in get_args(known):
+      names = ", ".join(get_args(known))
+      raise errors.InputError(f"process reward: {name} {value!r} is unknown; use one of {names}")
   steps = tuple(tuple(steps_lib.split_steps(steps_lib.think_text(reply))) for reply in replies)
   costs = _costs(references, steps)
   distance = _distances(costs, moves, alignment)
@@ -124,21 +128,16 @@ def _costs(
 def _distances(
   costs: Sequence[Float[np.ndarray, "_ _"]], moves: dtw.Moves, kind: Alignments
 ) -> Float[np.ndarray, "replies"]:
-  """The distance of each matrix of costs, matrices of similar shapes together, padded to one of a few shapes."""
+  """The distance of each matrix of costs; +inf where no alignment exists."""
   shapes = np.array([cost.shape for cost in costs], np.int64).reshape(-1, 2)
-  rungs = _rung(shapes)
   result = np.full(len(costs), np.inf, np.float32)
-  for ref, gen in np.unique(rungs, axis=0):
-    members = np.flatnonzero((rungs == (ref, gen)).all(axis=1))
-    for start in range(0, len(members), _PAIR_RUNGS[-1]):
-      chosen = members[start : start + _PAIR_RUNGS[-1]]
-      pairs = next(rung for rung in _PAIR_RUNGS if rung >= len(chosen))
-      batch = np.zeros((pairs, ref, gen), np.float32)
-      for row, index in enumerate(chosen):
-        batch[row, : shapes[index, 0], : shapes[index, 1]] = costs[index]
-      lengths = np.zeros((pairs, 2), np.int32)
-      lengths[: len(chosen)] = shapes[chosen]
-      result[chosen] = _distance(batch, lengths, moves, kind)[: len(chosen)]
+  for chosen, rows, shape in buckets.batches(buckets.rung(shapes, _STEPS), _REPLIES):
+    batch = np.zeros((rows, *shape), np.float32)
+    lengths = np.zeros((rows, 2), np.int32)
+    for row, index in enumerate(chosen):
+      ref, gen = lengths[row] = shapes[index]
+      batch[row, :ref, :gen] = costs[index]
+    result[chosen] = _distance(batch, lengths, moves, kind)[: len(chosen)]
   return result
 
 
@@ -152,9 +151,3 @@ def _distance(
     total = np.asarray(dtw.dtw(cost, lengths[:, 0], lengths[:, 1]))
     return total / np.maximum(lengths.max(axis=1), 1).astype(np.float32)
   return np.asarray(dtw.subsequence_dtw(cost, lengths[:, 0], lengths[:, 1], moves))
-
-
-def _rung(lengths: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
-  """16, 64, 256, …"""
-  exponent = np.ceil(np.log2(np.maximum(lengths, _NARROW) / _NARROW) / 2)
-  return (_NARROW * 4**exponent).astype(np.int64)

@@ -11,7 +11,7 @@ so that a pair costs |a| x |b| comparisons and |a| x |b| / 32 steps. Pairs lie o
 elementwise operation over thousands of pairs, which suits vector units of CPUs and TPUs alike.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,14 +20,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 import numpy as np
 
-from vr_jax.rewards import words
+from vr_jax.rewards import buckets, words
 
 _BITS = 32
-_CACHED = (
-  1 << 17
-)  # mask words (4 bytes) of one chunk of pairs: they are read once a word and should not leave the cache
+# Mask words of one chunk of pairs, 4 bytes each: read once a word of a, they should not leave the cache.
+_CACHED = 1 << 17
 
-_PAIR_RUNGS = (1, 64, 1024, 8192)
+# Shapes that `mean_f1` pads to: numbers of pairs, and the lowest number of words. Words beyond the longest text are not
+# looped over.
+_PAIRS = (1, 64, 1024, 8192)
+_WORDS = 32
 
 Masks = UInt32[Array, "limbs pairs"]
 
@@ -81,38 +83,19 @@ def mean_f1(
 ) -> Float[np.ndarray, "pairs"]:
   """Mean of the three F1 scores of texts[first] against texts[second], float32, for texts of any lengths (word ids).
 
-  Pairs of similar lengths are scored together, padded to one of a few shapes: a reply of 100 kB costs what it is long,
-  and not that much for every other reply of the batch, and after a few batches nothing is compiled any more.
+  Pairs of similar lengths are scored together, padded to one of a few shapes, so that after a few batches nothing is
+  compiled any more.
   """
   lengths = np.array([len(ids) for ids in texts], np.int64)
   swap = lengths[first] < lengths[second]
   first, second = np.where(swap, second, first), np.where(swap, first, second)
+  shapes = buckets.rung(np.stack([lengths[first], lengths[second]], axis=1), _WORDS)
   result = np.zeros(len(first), np.float32)
-  for chosen, rows, words_a, words_b in _batches(lengths[first], lengths[second]):
-    scores = rouge(
-      _stacked(texts, first[chosen], words_a, rows), _stacked(texts, second[chosen], words_b, rows)
-    )
-    result[chosen] = np.mean(jax.device_get(scores), axis=0)[: len(chosen)]
+  for chosen, rows, (words_a, words_b) in buckets.batches(shapes, _PAIRS):
+    a = _stacked(texts, first[chosen], words_a, rows)
+    b = _stacked(texts, second[chosen], words_b, rows)
+    result[chosen] = np.mean(jax.device_get(rouge(a, b)), axis=0)[: len(chosen)]
   return result
-
-
-def _batches(
-  lengths_a: Int[np.ndarray, "pairs"], lengths_b: Int[np.ndarray, "pairs"]
-) -> Iterator[tuple[Int[np.ndarray, "chosen"], int, int, int]]:
-  """Pairs to score together, and their padded shape: rows, words of a, words of b, each from a short ladder."""
-  widths = np.stack([_word_rung(lengths_a), _word_rung(lengths_b)], axis=1)
-  for words_a, words_b in np.unique(widths, axis=0):
-    members = np.flatnonzero((widths == (words_a, words_b)).all(axis=1))
-    for start in range(0, len(members), _PAIR_RUNGS[-1]):
-      chosen = members[start : start + _PAIR_RUNGS[-1]]
-      rows = next(rung for rung in _PAIR_RUNGS if rung >= len(chosen))
-      yield chosen, rows, int(words_a), int(words_b)
-
-
-def _word_rung(lengths: Int[np.ndarray, "pairs"]) -> Int[np.ndarray, "pairs"]:
-  """32, 128, 512, …: words beyond the longest text are not read, so coarse steps cost memory only."""
-  exponent = np.ceil(np.log2(np.maximum(lengths, 32) / 32) / 2)
-  return (32 * 4**exponent).astype(np.int64)
 
 
 def _stacked(
