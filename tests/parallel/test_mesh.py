@@ -85,12 +85,12 @@ def _updates(data, shape):
 
   optimizer = state_lib.make_optimizer(rl, parts.abstract_params, ())
   rl_state = state_lib.create(parts.fresh_params(), optimizer, parts.mesh)
-  score = steps.make_scorer(parts.graph, parts.allowed, temperature=1.0)
-  reference = score(rl_state.params, prompt, rollout)
   advantages = jnp.where(steps.sampled(rollout), jnp.array([1.0, -0.5])[None, :, None], 0)
   signal = mesh_lib.put_batch(np.ones(8, bool), parts.mesh)
   step = steps.make_rl_step(parts.graph, optimizer, parts.allowed, rl)
-  rl_state, rl_metrics = step(rl_state, prompt, rollout, advantages, signal, None, reference)
+  rl_state, rl_metrics = step(
+    rl_state, prompt, rollout, advantages, signal, None, rollout.log_probs
+  )
   return {"parts": parts, "sft": (state, sft_metrics), "rl": (rl_state, rl_metrics)}
 
 

@@ -104,9 +104,9 @@ def start(
   )
 
 
-def make_data(directory: Path) -> Path:
+def make_data(directory: Path, **overrides: Any) -> Path:
   """Simulates and ingests; gives the directory for `data.directory`."""
-  data_stage.prepare(config(data__directory=str(directory)), directory)
+  data_stage.prepare(config(data__directory=str(directory), **overrides), directory)
   return directory
 
 

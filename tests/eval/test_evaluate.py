@@ -1,0 +1,147 @@
+"""Evaluation of a rigged policy: each number is what can be counted by hand, each example counts once."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.train import nano
+from vr_jax import records
+from vr_jax.eval import evaluate, stage
+from vr_jax.rollout import sampler
+from vr_jax.train import parts as parts_lib
+
+BATCH = 4  # the test split has six examples: its second batch is half full
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  # Answers of one word are left out: ROUGE-2 of one word is 0, so free-form ones earn no full marks.
+  families = {"data__simulate__world__families": ("choice", "visits")}
+  return nano.make_data(tmp_path_factory.mktemp("nano"), **families)
+
+
+@pytest.fixture
+def parts(data):
+  return nano.build(data, eval__examples=0, eval__batch=BATCH, rl__max_new_tokens=90)
+
+
+def _items(parts):
+  return [item for items in parts.read("test", BATCH, repeat=False) for item in items]
+
+
+def _rig(monkeypatch, reply_to):
+  """Replies are `reply_to(example, number of the call)`, in the order in which examples are read."""
+  read, seen = parts_lib.Parts.prompt, []
+
+  def remember(parts, items):
+    seen.append(items)
+    return read(parts, items)
+
+  def sample(graph, params, prompt, allowed, key, *, decoding):
+    tokens = np.zeros((len(seen[-1]), 1, decoding.max_new_tokens), np.int32)
+    kind = np.zeros_like(tokens)
+    for row, item in enumerate(seen[-1]):
+      ids = reply_to(item, len(seen))
+      tokens[row, 0, : len(ids)] = ids
+      kind[row, 0, : len(ids)] = records.Kind.MODEL
+    return records.Rollout(
+      tokens=jnp.asarray(tokens),
+      log_probs=jnp.zeros(tokens.shape),
+      kind=jnp.asarray(kind),
+      turn=jnp.zeros_like(tokens),
+    )
+
+  monkeypatch.setattr(parts_lib.Parts, "prompt", remember)
+  monkeypatch.setattr(sampler, "sample", sample)
+  return seen
+
+
+def test_a_policy_that_gives_the_reference_scores_full_marks(parts, monkeypatch):
+  _rig(monkeypatch, lambda item, call: item.reply)
+  result = evaluate.evaluate(parts, {}, name="test")
+  metrics = result["metrics"]
+  assert result["examples"] == 6
+  for name in ("accuracy", "process_reward", "format", "trace_consistency", "blind_accuracy"):
+    assert metrics[name] == pytest.approx(1, abs=1e-6), name
+  assert metrics["think_answer_mismatch"] == 0
+  assert metrics["accuracy_interval"] == 0
+  assert metrics["reply_tokens"] == pytest.approx(np.mean([len(i.reply) for i in _items(parts)]))
+
+
+def test_a_policy_that_is_silent_scores_nothing(parts, monkeypatch):
+  stop = parts.processor.stop_tokens[0]
+  _rig(monkeypatch, lambda item, call: [stop])
+  metrics = evaluate.evaluate(parts, {}, name="test")["metrics"]
+  assert metrics["accuracy"] == metrics["process_reward"] == metrics["trace_consistency"] == 0
+  assert metrics["reply_tokens"] == 1
+  assert "think_answer_mismatch" not in metrics  # no trace concludes anything
+
+
+def test_the_examples_of_a_last_batch_count_once(parts, monkeypatch):
+  items = _items(parts)
+  right = {items[0].example.id, items[-1].example.id, items[-2].example.id}
+  stop = parts.processor.stop_tokens[0]
+  seen = _rig(monkeypatch, lambda item, _: item.reply if item.example.id in right else [stop])
+  metrics = evaluate.evaluate(parts, {}, name="test")["metrics"]
+  assert [len(batch) for batch in seen] == [BATCH] * 6  # three views of two batches
+  assert metrics["accuracy"] == pytest.approx(3 / 6)
+  assert metrics["accuracy_interval"] == pytest.approx(1.96 * 0.5 / np.sqrt(6))
+  kinds = [item.example.problem_type for item in items]
+  for kind in set(kinds):
+    scores = [i.example.id in right for i in items if i.example.problem_type == kind]
+    assert metrics[f"accuracy/{kind}"] == pytest.approx(np.mean(scores))
+
+
+def test_each_view_is_counted_under_its_own_name(parts, monkeypatch):
+  """Calls 1, 2 are whole, 3, 4 blind, 5, 6 shuffled; only the blind ones are answered."""
+  stop = parts.processor.stop_tokens[0]
+  seen = _rig(monkeypatch, lambda item, call: item.reply if call in (3, 4) else [stop])
+  metrics = evaluate.evaluate(parts, {}, name="test")["metrics"]
+  assert (metrics["accuracy"], metrics["blind_accuracy"], metrics["shuffled_accuracy"]) == (0, 1, 0)
+  frames = [{len(item.encoded.frames) for item in batch} for batch in seen]
+  assert frames == [{4}, {4}, {0}, {0}, {4}, {4}]
+  whole, shuffled = seen[0][0].encoded, seen[4][0].encoded
+  np.testing.assert_array_equal(whole.tokens, shuffled.tokens)
+  assert any(
+    not np.array_equal(a.patches, b.patches)
+    for a, b in zip(whole.frames, shuffled.frames, strict=True)
+  )
+
+
+def test_shown_rollouts_are_as_many_as_asked_and_json(parts, monkeypatch):
+  _rig(monkeypatch, lambda item, call: item.reply)
+  rollouts = evaluate.evaluate(parts, {}, name="test")["rollouts"]
+  assert len(json.loads(json.dumps(rollouts))) == 2
+  assert rollouts[0]["rewards"]["total"] == pytest.approx(3, abs=1e-5)
+  assert len(rollouts[0]["frames"]) == 8
+
+
+def test_a_complete_evaluation_is_not_made_again_and_the_report_is_written(
+  data, tmp_path, monkeypatch
+):
+  nano.use_devices(monkeypatch, 1)
+  config = nano.config(data__directory=str(data))
+  (tmp_path / "checkpoints" / "rl").mkdir(parents=True)
+  calls = []
+
+  def made(parts, params, *, name):
+    calls.append(name)
+    return {"examples": 1, "metrics": {"accuracy": 0.5}, "rollouts": []}
+
+  monkeypatch.setattr(stage.evaluate_lib, "evaluate", made)
+  monkeypatch.setattr(stage.rl_loop, "load_params", lambda parts, where: {})
+  monkeypatch.setattr(stage.rl_loop, "last_step", lambda parts, where: 4)
+  for _ in range(2):
+    stage.evaluate(config, tmp_path)
+    assert calls == ["after rl"]
+  assert (tmp_path / "report.html").is_file()
+  written = json.loads((tmp_path / "eval" / "after_rl.json").read_text())
+  assert written["metrics"]["accuracy"] == 0.5
+  (tmp_path / "eval" / "after_rl.json").write_text("{")
+  stage.evaluate(config, tmp_path)
+  assert len(calls) == 2
+  monkeypatch.setattr(stage.rl_loop, "last_step", lambda parts, where: 6)
+  stage.evaluate(config, tmp_path)
+  assert len(calls) == 3
