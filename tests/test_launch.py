@@ -1,0 +1,89 @@
+"""Several processes on this host, against one with as many devices."""
+
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+from tests.train import nano
+from vr_jax.train import metrics
+
+# Enough supervised steps at this size for replies that earn something, so that rewards cross the processes too.
+LONGER = {
+  "sft.steps": 150,
+  "sft.learning_rate": 1e-2,
+  "sft.warmup_steps": 10,
+  "sft.checkpoint_every": 150,
+  "rl.steps": 2,
+  "rl.max_new_tokens": 72,
+}
+
+
+def launch(workdir: Path, mode: str, *flags: str, processes: int, devices: int):
+  counts = [f"--processes={processes}", f"--devices={devices}"]
+  longer = [f"--config.{name}={value}" for name, value in LONGER.items()]
+  return subprocess.run(
+    [
+      *(sys.executable, "-m", "launch.local", *counts, "--"),
+      *nano.arguments(workdir, *longer, *flags, mode=mode),
+    ],
+    cwd=nano.ROOT,
+    env=os.environ,
+    capture_output=True,
+    text=True,
+    timeout=240,
+    check=False,
+  )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """Metrics of RL in one process with two devices, and in two processes with one, from one warm start."""
+  root = tmp_path_factory.mktemp("launch")
+  data = f"--config.data.directory={nano.make_data(root / 'data')}"
+  started = launch(root / "start", "sft", data, processes=1, devices=1)
+  assert started.returncode == 0, started.stderr
+  found = []
+  for processes in (1, 2):
+    workdir = root / f"processes-{processes}"
+    initial = f"--config.rl.initial={root / 'start' / 'checkpoints' / 'sft'}"
+    done = launch(workdir, "rl", data, initial, processes=processes, devices=2 // processes)
+    assert done.returncode == 0, done.stderr
+    found.append(metrics.read(workdir / "metrics.jsonl"))
+  return found
+
+
+def reproducible(line):
+  values = {k: v for k, v in line["values"].items() if not k.startswith(("time/", "memory/"))}
+  return {**line, "values": values}
+
+
+def test_two_processes_train_as_one_process_with_two_devices_does(runs):
+  one, two = ([reproducible(line) for line in lines] for lines in runs)
+  assert len(one) == len(two) == LONGER["rl.steps"]
+  for alone, together in zip(one, two, strict=True):
+    assert together["values"] == pytest.approx(alone["values"], rel=1e-5, abs=1e-7)
+
+
+def test_the_runs_compared_have_rewards_to_carry_between_processes(runs):
+  assert runs[0][-1]["values"]["reward_std/total"] > 0.1
+
+
+def test_bad_input_in_one_process_ends_all_with_its_exit_code(tmp_path):
+  flags = [
+    "--config.data.simulate.videos=0",
+    "--config.data.videos=none",
+    "--config.data.annotations=none",
+  ]
+  done = launch(tmp_path / "run", "data", *flags, processes=2, devices=1)
+  assert done.returncode == 2
+  assert done.stderr.count("vr-jax: ") == 1
+
+
+def test_an_evaluation_in_two_processes_is_refused(tmp_path):
+  done = launch(tmp_path / "run", "eval", processes=2, devices=1)
+  assert done.returncode == 2
+  assert "--mode=eval: several processes train, one evaluates" in done.stderr
+  assert not (tmp_path / "run").exists()
