@@ -211,7 +211,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 
   # The warm start ends where traces have their form and see most of what happens, but answers are still guesses.
   sft = config.sft
-  sft.steps = 60
+  sft.steps = 80
   sft.batch = 16
   sft.learning_rate = 2e-3
   sft.schedule = "constant"

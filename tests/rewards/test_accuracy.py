@@ -153,6 +153,12 @@ def test_word_edits_equal_the_textbook_table():
     assert score(" ".join(b), " ".join(a), "OCR") == pytest.approx(expected), (a, b)
 
 
+def test_a_free_form_answer_of_one_word_is_worth_all_or_its_share():
+  assert score("Red.", "red", "free-form") == 1
+  assert score("blue", "red", "free-form") == 0
+  assert score("red circle", "red", "free-form") == pytest.approx(2 / 3)
+
+
 def test_free_form_pays_the_mean_of_three_rouge_scores():
   one, two, in_order = 2 * 2 / 5, 2 * 1 / 3, 2 * 2 / 5
   expected = (one + two + in_order) / 3
