@@ -81,10 +81,11 @@ def shardings(
   of_params = mesh_lib.param_shardings(state.params, mesh)
   of_optimizer = optax.tree_utils.tree_map_params(
     optimizer,
-    lambda _, sharding: sharding,
+    lambda moment, sharding: moment if _is_masked(moment) else sharding,
     state.optimizer_state,
     of_params,
     transform_non_params=lambda _: whole,
+    is_leaf=_is_masked,
   )
   return TrainState(
     step=whole,
@@ -103,6 +104,11 @@ def _fresh(params: PyTree, optimizer: optax.GradientTransformation) -> TrainStat
     skipped=jnp.int32(0),
     skipped_in_a_row=jnp.int32(0),
   )
+
+
+def _is_masked(x: object) -> bool:
+  """What stands for the moments of a frozen parameter: it has none."""
+  return isinstance(x, optax.MaskedNode)
 
 
 def _is_variable(x: object) -> bool:

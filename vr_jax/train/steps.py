@@ -150,8 +150,8 @@ def split_microbatches(batch: PyTree, parts: int) -> PyTree:
     return jnp.moveaxis(x.reshape(shape), axis + 1, 0)
 
   prompt = batch["prompt"]
-  pieces = {name: jax.tree.map(split, value) for name, value in vars(prompt).items()}
-  pieces["positions"] = split(prompt.positions, 1)
+  fields = {name: value for name, value in vars(prompt).items() if name != "positions"}
+  pieces = {**jax.tree.map(split, fields), "positions": split(prompt.positions, 1)}
   rest = {name: value for name, value in batch.items() if name != "prompt"}
   return {**jax.tree.map(split, rest), "prompt": records.Prompt(**pieces)}
 
