@@ -75,7 +75,21 @@ def test_after_its_first_batch_of_a_length_the_loop_compiles_nothing(
 
 def test_the_process_reward_of_new_texts_compiles_nothing(compilations):
   rng = random.Random(0)
-  words = "at 0s the circle square turns is red green blue yellow grows stays".split()
+  words = [
+    "at",
+    "0s",
+    "the",
+    "circle",
+    "square",
+    "turns",
+    "is",
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "grows",
+    "stays",
+  ]
 
   def texts(count):
     return [" ".join(rng.choices(words, k=rng.randint(1, 12))) for _ in range(count)]
