@@ -82,8 +82,12 @@ class Vision:
   """Media of the prompts as the vision tower takes them; a position that holds nothing has segment -1."""
 
   patches: Float[Array | np.ndarray, "prompts frames patches patch_dim"]
-  rows: Int[Array | np.ndarray, "prompts frames patches 2"]  # row and column of the patch in its frame
-  window: Int[Array | np.ndarray, "prompts frames patches"]  # patches of one window attend to each other
+  rows: Int[
+    Array | np.ndarray, "prompts frames patches 2"
+  ]  # row and column of the patch in its frame
+  window: Int[
+    Array | np.ndarray, "prompts frames patches"
+  ]  # patches of one window attend to each other
 
 
 @jax.tree_util.register_dataclass
@@ -94,8 +98,12 @@ class Prompt:
   tokens: Int[Array | np.ndarray, "prompts prefix"]
   kind: Int[Array | np.ndarray, "prompts prefix"]
   positions: Int[Array | np.ndarray, "3 prompts prefix"]  # multimodal rotary: time, height, width
-  next_position: Int[Array | np.ndarray, "prompts"]  # position of the first reply token, on all three axes
-  media_index: Int[Array | np.ndarray, "prompts prefix"]  # which media token of the prompt stands here; -1 for text
+  next_position: Int[
+    Array | np.ndarray, "prompts"
+  ]  # position of the first reply token, on all three axes
+  media_index: Int[
+    Array | np.ndarray, "prompts prefix"
+  ]  # which media token of the prompt stands here; -1 for text
   vision: Vision
 
 
@@ -105,7 +113,9 @@ class Rollout:
   """Replies of one batch, padded on the right. Only positions of kind MODEL were sampled and carry loss."""
 
   tokens: Int[Array | np.ndarray, "prompts group time"]
-  log_probs: Float[Array | np.ndarray, "prompts group time"]  # of the sampler, at its temperature; 0 where not MODEL
+  log_probs: Float[
+    Array | np.ndarray, "prompts group time"
+  ]  # of the sampler, at its temperature; 0 where not MODEL
   kind: Int[Array | np.ndarray, "prompts group time"]
   turn: Int[Array | np.ndarray, "prompts group time"]
 

@@ -32,40 +32,41 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """Evaluates what each stage left, writes eval/<name>.json and report.html, and prints the table."""
   parts = parts_lib.build(config, workdir)
   mesh_lib.check_batch(config.eval.batch, parts.mesh, "config.eval.batch")
-  stages = [
-    ("before_rl", "Before RL", "sft", Path(config.rl.initial or workdir / "checkpoints" / "sft")),
-    ("after_rl", "After RL", "rl", workdir / "checkpoints" / "rl"),
-  ]
-  results = []
-  for name, title, stage, where in stages:
-    if not where.is_dir():
-      continue
-    step = rl_loop.last_step(parts, where)
-    path = workdir / "eval" / f"{name}.json"
-    made_of = _fingerprint(config, where, step)
-    if (found := _complete(path, made_of)) is None:
-      params = rl_loop.load_params(parts, where)
-      result = evaluate_lib.evaluate(parts, params, name=title.lower())
-      found = {"name": name, "title": title, "stage": stage, "step": step, **made_of, **result}
-      _write(path, found)
-    results.append(found)
+  trained = workdir / "checkpoints" / "rl"
+  results = [_evaluated(parts, workdir, "before_rl", "Before RL", rl_loop.start(parts, workdir))]
+  if trained.is_dir():
+    results.append(_evaluated(parts, workdir, "after_rl", "After RL", trained))
   path = report.write_report(workdir)
   _print_table(results)
   console.say(f"report: {path}")
 
 
-def _fingerprint(config: ml_collections.ConfigDict, where: Path, step: int) -> dict[str, Any]:
-  text = json.dumps([config.to_dict(), str(where), step], sort_keys=True)
-  return {"made_of": hashlib.sha256(text.encode()).hexdigest()}
+def _evaluated(
+  parts: parts_lib.Parts, workdir: Path, name: str, title: str, where: Path | None
+) -> dict[str, Any]:
+  """eval/<name>.json of the last checkpoint in `where` (None: of the fresh parameters), made unless it is there."""
+  step = 0 if where is None else rl_loop.last_step(parts, where)
+  path = workdir / "eval" / f"{name}.json"
+  made_of = hashlib.sha256(
+    json.dumps([parts.config.to_dict(), str(where), step], sort_keys=True).encode()
+  ).hexdigest()
+  if (found := _complete(path, made_of)) is None:
+    params = parts.fresh_params() if where is None else rl_loop.load_params(parts, where)
+    stage = "base" if where is None else where.name
+    result = evaluate_lib.evaluate(parts, params, name=title.lower())
+    about = {"name": name, "title": title, "stage": stage, "step": step, "made_of": made_of}
+    found = {**about, **result}
+    _write(path, found)
+  return found
 
 
-def _complete(path: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
+def _complete(path: Path, made_of: str) -> dict[str, Any] | None:
   """The evaluation that is there already, if it is of this config and checkpoint."""
   try:
     found = json.loads(path.read_text())
   except (OSError, json.JSONDecodeError):
     return None  # absent, or not whole: it is made again
-  return found if found.get("made_of") == made_of["made_of"] else None
+  return found if found.get("made_of") == made_of else None
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:

@@ -105,15 +105,21 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         store.save(step, state, loop)
 
 
-def initial_params(parts: parts_lib.Parts, workdir: Path) -> PyTree:
-  """What RL starts from and stays close to: a checkpoint, or fresh parameters where there was no warm start."""
+def start(parts: parts_lib.Parts, workdir: Path) -> Path | None:
+  """The checkpoints that RL starts from; None where there was no warm start, and it starts from fresh parameters."""
   config = parts.config
   if not config.rl.initial and not config.sft.steps:
-    return parts.fresh_params()
+    return None
   where = Path(config.rl.initial) if config.rl.initial else workdir / "checkpoints" / "sft"
   if not where.is_dir():
     raise errors.InputError(f"{where}: no such checkpoints; run --mode=sft first")
-  return load_params(parts, where)
+  return where
+
+
+def initial_params(parts: parts_lib.Parts, workdir: Path) -> PyTree:
+  """What RL starts from and stays close to."""
+  where = start(parts, workdir)
+  return parts.fresh_params() if where is None else load_params(parts, where)
 
 
 def load_params(parts: parts_lib.Parts, where: Path) -> PyTree:
