@@ -154,7 +154,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
       "lives": ("cycle", "grow"),
       "lives_per_object": 1,
       "periods": (2, 3),  # changes after which a life repeats
-      "shapes": ("circle", "square", "triangle"),
+      "shapes": ("circle", "square", "triangle", "star", "cross", "diamond"),
       "colours": ("red", "green", "blue", "yellow"),
       "families": ("choice", "name", "visits"),
       "options_in_order": True,  # a letter then stands for one value, which is sooner learnt
@@ -220,7 +220,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   sft.max_reply_tokens = 72
 
   rl = config.rl
-  rl.steps = 150
+  rl.steps = 100
   rl.prompts = 16
   rl.microbatches = 1
   rl.top_p = 1.0

@@ -1,5 +1,6 @@
 """Stage `data`: simulated or given videos -> frame store, examples and, where the recipe trains one, a tokenizer."""
 
+import json
 import os
 from pathlib import Path
 
@@ -24,16 +25,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
   videos, annotations = Path(data.videos), Path(data.annotations)
   if data.simulate.videos:
     raw = output / "simulated"
-    if not raw.exists():
-      with console.progress("simulate", data.simulate.videos) as tick:
-        write.write_dataset(
-          raw,
-          world_config.WorldConfig(**data.simulate.world),
-          videos=data.simulate.videos,
-          seed=data.simulate.seed,
-          questions_per_video=data.simulate.questions_per_video,
-          progress=tick,
-        )
+    _simulate(data.simulate, raw)
     videos, annotations = raw / "videos", raw / "annotations.jsonl"
   elif not (data.videos and data.annotations):
     raise errors.InputError(
@@ -59,10 +51,35 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
     _train_tokenizer(config, workdir)
 
 
+def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
+  """Writes the simulated videos, unless they are there; raises InputError where those are of another world."""
+  record = raw.with_suffix(".json")
+  made_of = json.loads(json.dumps(simulate.to_dict()))
+  if raw.exists():
+    if not record.is_file() or json.loads(record.read_text()) != made_of:
+      raise errors.InputError(
+        f"{raw}: simulated from other values of config.data.simulate; choose another directory"
+      )
+    return
+  world = world_config.WorldConfig(**simulate.world)
+  raw.parent.mkdir(parents=True, exist_ok=True)
+  record.write_text(json.dumps(made_of) + "\n")
+  with console.progress("simulate", simulate.videos) as tick:
+    write.write_dataset(
+      raw,
+      world,
+      videos=simulate.videos,
+      seed=simulate.seed,
+      questions_per_video=simulate.questions_per_video,
+      progress=tick,
+    )
+
+
 def tokenizer_path(config: ml_collections.ConfigDict, workdir: Path) -> Path:
   """The tokenizer.json of this run: the one that the data stage trained, the one named, or the pretrained model's."""
   if config.model.tokenizer == TRAINED:
-    return directory(config, workdir) / "tokenizer.json"
+    size = config.model.architecture.text_config.vocab_size
+    return directory(config, workdir) / f"tokenizer-{size}.json"
   return Path(config.model.tokenizer or config.model.pretrained)
 
 

@@ -1,6 +1,6 @@
 """Data sets on disk: videos/*.mp4 and annotations.jsonl, complete or not there at all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import dataclasses
 import json
 import pathlib
@@ -13,6 +13,8 @@ from vr_jax.worlds import config as config_lib
 from vr_jax.worlds import questions as questions_lib
 from vr_jax.worlds import render
 from vr_jax.worlds import scene as scene_lib
+
+_ATTEMPTS = 100  # to draw a scene that no earlier video shows
 
 
 def write_dataset(
@@ -27,8 +29,8 @@ def write_dataset(
   """Simulates `videos` videos with their questions; returns the number of examples.
 
   Writes <directory>.partial and renames it, so that <directory>, with `videos/*.mp4` and `annotations.jsonl` (one JSON
-  object a line, see to_json), appears last and whole. Video k depends on (seed, k) alone: the same seed gives the same
-  bytes, and a larger data set starts with a smaller one. `progress(done, videos)` is called after each video.
+  object a line, see to_json), appears last and whole. Video k depends on the seed and the videos before it: the same seed gives the same
+  bytes, and a larger data set starts with a smaller one. No two videos show the same scene. `progress(done, videos)` is called after each video.
 
   Raises errors.InputError where the directory holds something already, or the disk is full or read-only.
   """
@@ -51,10 +53,10 @@ def write_dataset(
 
 
 def sample_video(
-  config: config_lib.WorldConfig, *, seed: int, index: int, questions: int
+  config: config_lib.WorldConfig, *, seed: int, index: int, questions: int, attempt: int = 0
 ) -> tuple[scene_lib.Scene, tuple[records.Example, ...]]:
-  """The scene and the examples of video `index` of a data set, without rendering."""
-  rng = np.random.default_rng([seed, index])
+  """The scene and the examples of video `index` of a data set, without rendering; each attempt draws others."""
+  rng = np.random.default_rng([seed, index, attempt] if attempt else [seed, index])
   scene, asked = questions_lib.sample(rng, config, questions)
   name = f"{index:06d}"
   return scene, tuple(
@@ -69,6 +71,29 @@ def sample_video(
     )
     for number, question in enumerate(asked)
   )
+
+
+def distinct_videos(
+  config: config_lib.WorldConfig, *, videos: int, seed: int, questions: int
+) -> Iterator[tuple[scene_lib.Scene, tuple[records.Example, ...]]]:
+  """The videos of a data set, no two of the same scene: what is held out was then never trained on.
+
+  Raises errors.InputError where the world is too small for that many.
+  """
+  seen: set[scene_lib.Scene] = set()
+  for index in range(videos):
+    for attempt in range(_ATTEMPTS):
+      scene, examples = sample_video(
+        config, seed=seed, index=index, questions=questions, attempt=attempt
+      )
+      if scene not in seen:
+        break
+    else:
+      raise errors.InputError(
+        f"worlds: no new scene after {index} of {videos} videos; simulate fewer, or allow more shapes, colours or lives"
+      )
+    seen.add(scene)
+    yield scene, examples
 
 
 def to_json(example: records.Example) -> dict:
@@ -105,8 +130,9 @@ def _write(
   (partial / "videos").mkdir(parents=True)
   count = 0
   with (partial / "annotations.jsonl").open("w", encoding="utf-8") as annotations:
-    for index in range(videos):
-      scene, examples = sample_video(config, seed=seed, index=index, questions=questions_per_video)
+    for index, (scene, examples) in enumerate(
+      distinct_videos(config, videos=videos, seed=seed, questions=questions_per_video)
+    ):
       frames = (frame.image for frame in render.iterate_frames(scene))
       render.write_video(partial / "videos" / examples[0].video, frames, scene.fps)
       for example in examples:
