@@ -45,6 +45,19 @@ def test_a_damaged_config_is_named(tmp_path, content):
     workdir.claim(tmp_path, nano.config())
 
 
+class _Device:
+  def __init__(self, stats):
+    self.memory_stats = lambda: stats
+
+
+def test_peak_memory_of_the_device_is_told_where_it_is_counted(monkeypatch):
+  monkeypatch.setattr(metrics.jax, "local_devices", lambda: [_Device({"peak_bytes_in_use": 2**21})])
+  assert metrics.peak_memory()["memory/device_peak_mib"] == 2
+  for stats in (None, {"bytes_in_use": 5}):
+    monkeypatch.setattr(metrics.jax, "local_devices", lambda stats=stats: [_Device(stats)])
+    assert list(metrics.peak_memory()) == ["memory/peak_mib"]
+
+
 def _write(path, stage, steps, first_step=1):
   log = metrics.MetricsLog(path, stage, first_step=first_step)
   for step in steps:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 import resource
 
+import jax
 import tensorboardX
 
 from vr_jax import errors
@@ -85,6 +86,10 @@ def read(path: Path, *, complete: bool = True) -> list[dict]:
   return parsed
 
 
-def peak_memory() -> float:
-  """The largest resident memory of this process so far, in MiB."""
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_memory() -> dict[str, float]:
+  """The largest memory so far, in MiB: resident in this process, and on its first device where the backend counts it."""
+  peaks = {"memory/peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+  counted = jax.local_devices()[0].memory_stats() or {}
+  if "peak_bytes_in_use" in counted:
+    peaks["memory/device_peak_mib"] = counted["peak_bytes_in_use"] / 2**20
+  return peaks

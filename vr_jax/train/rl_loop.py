@@ -183,5 +183,5 @@ class _Clock:
       **laps,
       "time/step": whole,
       "time/tokens_per_second": tokens / whole,
-      "memory/peak_mib": metrics.peak_memory(),
+      **metrics.peak_memory(),
     }

@@ -63,7 +63,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         "time/data": read - begun,
         "time/update": done - read,
         "time/tokens_per_second": sft.batch * values["reply_tokens"] / (done - begun),
-        "memory/peak_mib": metrics.peak_memory(),
+        **metrics.peak_memory(),
       }
       log.write(step, values)
       tick(step, sft.steps, {"loss": values["loss"]})
