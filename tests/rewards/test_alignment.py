@@ -12,10 +12,10 @@ def lengths(cost):
 
 def assert_steps_are_moves(path, moves):
   for (i, j), (row, column) in itertools.pairwise(path):
-    assert (row - i, column - j) in alignment.MOVES[moves]
+    assert (row - i, column - j) in dtw.MOVES[moves]
 
 
-@pytest.mark.parametrize("moves", alignment.MOVES)
+@pytest.mark.parametrize("moves", dtw.MOVES)
 @pytest.mark.parametrize("seed", range(5))
 def test_a_subsequence_path_costs_its_distance(moves, seed):
   cost = np.random.default_rng(seed).random((4, 7)).astype(np.float32)

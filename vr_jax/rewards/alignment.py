@@ -7,12 +7,6 @@ import numpy as np
 
 from vr_jax.rewards import dtw
 
-MOVES: dict[dtw.Moves, tuple[tuple[int, int], ...]] = {
-  "strict": ((1, 1),),
-  "jump": ((1, 1), (1, 2)),
-  "classic": ((1, 1), (1, 0), (0, 1)),
-}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Alignment:
@@ -45,7 +39,7 @@ def _table(
   """D(i, j), in float64."""
   total = np.full(cost.shape, np.inf)
   for i, j in np.ndindex(cost.shape):
-    before = [total[i - a, j - b] for a, b in MOVES[moves] if i >= a and j >= b]
+    before = [total[i - a, j - b] for a, b in dtw.MOVES[moves] if i >= a and j >= b]
     if i == 0 and (free_start or j == 0):
       before = [0.0]
     total[i, j] = cost[i, j] + min(before, default=np.inf)
@@ -58,7 +52,7 @@ def _trace(
   i, j = len(total) - 1, column
   cells = [(i, j)]
   while i > 0 or (j > 0 and not free_start):
-    steps = [(i - a, j - b) for a, b in MOVES[moves] if i >= a and j >= b]
+    steps = [(i - a, j - b) for a, b in dtw.MOVES[moves] if i >= a and j >= b]
     i, j = min(steps, key=lambda cell: total[cell])
     cells.append((i, j))
   return Alignment(distance=float(total[-1, column]), path=tuple(reversed(cells)))

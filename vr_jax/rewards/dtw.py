@@ -3,7 +3,8 @@
     D(i, j) = cost(i, j) + min over (a, b) in moves of D(i - a, j - b)
 
 `dtw` warps all of one sequence onto all of the other. `subsequence_dtw` consumes the reference (rows) whole and leaves
-start and end on the generated sequence (columns) free.
+start and end on the generated sequence (columns) free. Both give distances only; the path behind one is traced back in
+`alignment.py`.
 
 Tables are filled backwards, from the last valid cell of each pair to the first cell of the matrix: a cell beyond the
 lengths is never on a path, so that it stays at +inf without a mask, and all results stand in the first row.
@@ -28,7 +29,12 @@ import numpy as np
 
 Moves = Literal["strict", "jump", "classic"]
 
-_SHIFTS = {"strict": (1,), "jump": (1, 2)}
+# Rows and columns that a path goes on by.
+MOVES: dict[Moves, tuple[tuple[int, int], ...]] = {
+  "strict": ((1, 1),),
+  "jump": ((1, 1), (1, 2)),
+  "classic": ((1, 1), (1, 0), (0, 1)),
+}
 
 # Of a chunk, on a CPU. Larger ones leave the cache, and XLA would share each small step between threads.
 _ROW = 2048  # cells of a row, pairs x gen
@@ -80,7 +86,7 @@ def subsequence_dtw(
   if moves == "classic":
     total = _total(functools.partial(_diagonals, free=True), _PAIRS, cost, ref_len, gen_len)
   else:
-    scan = functools.partial(_rows, shifts=_SHIFTS[moves])
+    scan = functools.partial(_rows, shifts=tuple(columns for _, columns in MOVES[moves]))
     total = _total(scan, max(1, _ROW // max(1, cost.shape[-1])), cost, ref_len, gen_len)
   return total / jnp.maximum(ref_len, 1)
 
