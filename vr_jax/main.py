@@ -54,7 +54,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
     raise errors.InputError(
       f"--mode={mode}: several processes train, one evaluates; run data, sft and rl, then eval alone"
     )
-  processes.first_alone("claim", lambda: workdir_lib.claim(workdir, config))
+  processes.first_alone("claim", lambda: workdir_lib.claim(workdir, config, mode))
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilations"))
   if mode in ("data", "all"):

@@ -1,5 +1,6 @@
 """A workdir belongs to the config that made it, and its metrics survive a kill in the middle of a line."""
 
+import datetime
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from vr_jax.train import metrics, workdir
 
 
 def test_a_workdir_says_what_made_it(tmp_path):
-  workdir.claim(tmp_path / "run", nano.config())
+  workdir.claim(tmp_path / "run", nano.config(), "all")
   written = json.loads((tmp_path / "run" / "config.json").read_text())
   assert written["config"]["rl"]["steps"] == 4
   assert written["versions"]["jax"]
@@ -19,30 +20,46 @@ def test_a_workdir_says_what_made_it(tmp_path):
 
 
 def test_the_same_config_may_come_back(tmp_path):
-  workdir.claim(tmp_path, nano.config())
-  workdir.claim(tmp_path, nano.config())
+  workdir.claim(tmp_path, nano.config(), "all")
+  workdir.claim(tmp_path, nano.config(), "all")
+
+
+def test_every_start_is_kept_and_the_last_one_stands_on_top(tmp_path, monkeypatch):
+  for revision, mode in (("one", "data"), ("two", "rl")):
+    monkeypatch.setattr(workdir, "_git_revision", lambda revision=revision: revision)
+    workdir.claim(tmp_path, nano.config(), mode)
+  written = json.loads((tmp_path / "config.json").read_text())
+  assert written["git_revision"] == "two"
+  starts = [(start["git_revision"], start["mode"]) for start in written["history"]]
+  assert starts == [("one", "data"), ("two", "rl")]
+  for start in written["history"]:
+    assert start["versions"] == written["versions"]
+    assert datetime.datetime.fromisoformat(start["time"]).tzinfo
 
 
 def test_another_config_is_refused_with_the_field_that_differs(tmp_path):
-  workdir.claim(tmp_path, nano.config())
+  workdir.claim(tmp_path, nano.config(), "all")
   before = (tmp_path / "config.json").read_text()
   with pytest.raises(errors.InputError) as error:
-    workdir.claim(tmp_path, nano.config(rl__steps=9))
+    workdir.claim(tmp_path, nano.config(rl__steps=9), "all")
   assert "config.rl.steps=4, now 9" in str(error.value)
   assert str(tmp_path / "config.json") in str(error.value)
   assert (tmp_path / "config.json").read_text() == before
 
 
 def test_how_it_is_evaluated_may_change(tmp_path):
-  workdir.claim(tmp_path, nano.config())
-  workdir.claim(tmp_path, nano.config(eval__examples=3))
+  workdir.claim(tmp_path, nano.config(), "all")
+  workdir.claim(tmp_path, nano.config(eval__examples=3), "all")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"5", b'{"config": 5}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+  "content",
+  [b"", b"{", b"[]", b"5", b'{"config": 5}', b'{"config": {}, "history": 5}', b"\xff\xfe"],
+)
 def test_a_damaged_config_is_named(tmp_path, content):
   (tmp_path / "config.json").write_bytes(content)
   with pytest.raises(errors.InputError, match=r"config\.json: damaged"):
-    workdir.claim(tmp_path, nano.config())
+    workdir.claim(tmp_path, nano.config(), "all")
 
 
 class _Device:

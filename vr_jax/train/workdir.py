@@ -1,6 +1,6 @@
 """The directory of a run: whose it is, and what made it.
 
-config.json      the resolved config, with versions and git revision
+config.json      the resolved config; versions and git revision of the last start; of every start in `history`
 data/            frame store and examples (unless config.data.directory says where)
 checkpoints/     one directory a stage
 metrics.jsonl    one object a line: stage, step, values
@@ -9,6 +9,7 @@ eval/            one JSON file an evaluation
 report.html      all of it to look at
 """
 
+import datetime
 from importlib import metadata
 import json
 import os
@@ -35,16 +36,23 @@ PACKAGES = (
 MAY_CHANGE = ("eval.",)  # fields that no stage before the evaluation reads
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
-  """Makes the workdir this config's, or raises InputError where another config wrote it."""
+def claim(workdir: Path, config: ml_collections.ConfigDict, mode: str) -> None:
+  """Makes the workdir this config's and notes the start, or raises InputError where another config wrote it.
+
+  `mode` is what the start runs; it stands in `history` with its time (UTC), versions and git revision.
+  """
   path = workdir / "config.json"
   resolved = json.loads(json.dumps(config.to_dict()))
+  history = []
   if path.exists():
-    written = _written(path)
+    written, history = _written(path)
     _compare(path, written, resolved)
+  made_by = provenance()
+  now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+  history.append({"time": now, "mode": mode, **made_by})
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"config": resolved, **provenance()}, indent=2)
+    text = json.dumps({"config": resolved, **made_by, "history": history}, indent=2)
     aside = path.with_suffix(".partial")
     aside.write_text(text + "\n")
     os.replace(aside, path)
@@ -52,11 +60,13 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     raise errors.InputError(f"--workdir={workdir}: can't be written: {error.strerror}") from error
 
 
-def _written(path: Path) -> dict[str, Any]:
+def _written(path: Path) -> tuple[dict[str, Any], list[Any]]:
+  """The config and the history of a workdir; one that never noted a start has none."""
   try:
-    config = json.loads(path.read_bytes())["config"]
-    if isinstance(config, dict):
-      return config
+    content = json.loads(path.read_bytes())
+    config, history = content["config"], content.get("history", [])
+    if isinstance(config, dict) and isinstance(history, list):
+      return config, history
   except (ValueError, KeyError, TypeError):
     pass  # said below, as for a config that is no object
   raise errors.InputError(f"{path}: damaged; delete it or choose another --workdir")
