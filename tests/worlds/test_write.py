@@ -17,6 +17,19 @@ TINY = config_lib.WorldConfig(
   lives=("cycle", "grow", "move"),
   families=("choice", "name", "visits"),
 )
+# One shape, one life: few enough scenes that two videos soon draw the same.
+SMALL = config_lib.WorldConfig(
+  height=32,
+  width=32,
+  rows=2,
+  columns=2,
+  fps=1,
+  objects_max=1,
+  shapes=("circle",),
+  colours=("red", "green", "blue", "yellow"),
+  lives=("grow",),
+  families=("name",),
+)
 
 
 def lines(directory):
@@ -37,6 +50,23 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
   ]  # fmt: skip
   for file in files:
     assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def looks(examples):
+  """What a video shows: every state of every object, in the order of time."""
+  return examples[0].states
+
+
+def test_no_two_videos_of_a_data_set_look_the_same(tmp_path):
+  drawn = [write.sample_video(SMALL, seed=0, index=k, questions=1)[1] for k in range(30)]
+  assert len(set(map(looks, drawn))) < 30, "the world is too large for this test"
+  write.write_dataset(tmp_path / "data", SMALL, videos=30, seed=0, questions_per_video=1)
+  assert len({json.dumps(line["states"]) for line in lines(tmp_path / "data")}) == 30
+
+
+def test_a_world_with_fewer_scenes_than_videos_is_an_error_that_says_how_many_there_were():
+  with pytest.raises(errors.InputError, match=r"no new scene after \d+ of 2000 videos"):
+    list(write.distinct_videos(SMALL, videos=2000, seed=0, questions=1))
 
 
 def test_a_larger_data_set_starts_with_the_smaller_one(tmp_path):
