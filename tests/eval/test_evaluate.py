@@ -123,7 +123,8 @@ def test_a_complete_evaluation_is_not_made_again_and_the_report_is_written(
 ):
   nano.use_devices(monkeypatch, 1)
   config = nano.config(data__directory=str(data))
-  (tmp_path / "checkpoints" / "rl").mkdir(parents=True)
+  for name in ("sft", "rl"):
+    (tmp_path / "checkpoints" / name).mkdir(parents=True)
   calls = []
 
   def made(parts, params, *, name):
@@ -135,13 +136,13 @@ def test_a_complete_evaluation_is_not_made_again_and_the_report_is_written(
   monkeypatch.setattr(stage.rl_loop, "last_step", lambda parts, where: 4)
   for _ in range(2):
     stage.evaluate(config, tmp_path)
-    assert calls == ["after rl"]
+    assert calls == ["before rl", "after rl"]
   assert (tmp_path / "report.html").is_file()
   written = json.loads((tmp_path / "eval" / "after_rl.json").read_text())
   assert written["metrics"]["accuracy"] == 0.5
   (tmp_path / "eval" / "after_rl.json").write_text("{")
   stage.evaluate(config, tmp_path)
-  assert len(calls) == 2
+  assert calls == ["before rl", "after rl", "after rl"]
   monkeypatch.setattr(stage.rl_loop, "last_step", lambda parts, where: 6)
   stage.evaluate(config, tmp_path)
-  assert len(calls) == 3
+  assert len(calls) == 5

@@ -91,10 +91,10 @@ def test_every_trace_earns_a_process_reward_between_zero_and_one(replies, refere
 @pytest.mark.parametrize("name", LONG)
 def test_a_reply_of_a_hundred_thousand_letters_is_read_in_under_a_second(name):
   reply = LONG[name]
-  begun = time.perf_counter()
+  begun = time.process_time()
   steps.split_steps(steps.think_text(reply))
   assert all(0 <= value <= 1 for value in all_rewards(reply, "short"))
-  assert time.perf_counter() - begun < 1
+  assert time.process_time() - begun < 1
 
 
 def test_long_replies_earn_a_process_reward():
@@ -105,6 +105,6 @@ def test_long_replies_earn_a_process_reward():
 
 def test_two_long_texts_are_compared_in_a_moment():
   long = "a b c d " * 12_500
-  begun = time.perf_counter()
+  begun = time.process_time()
   assert accuracy.accuracy(f"<answer>{long} e</answer>", long, "OCR") > 0.99
-  assert time.perf_counter() - begun < 5
+  assert time.process_time() - begun < 5

@@ -7,6 +7,7 @@ import importlib.util
 import math
 import os
 from pathlib import Path
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -101,6 +102,8 @@ def start(
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
+    # A test run in the background of a script ignores SIGINT, and its children would inherit that.
+    preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
   )
 
 

@@ -174,12 +174,14 @@ def read_zones(image):
   for index, place in enumerate(config_lib.place_names(2, 2)):
     row, column = divmod(index, 2)
     zone = image[28 * row : 28 * row + 28, 28 * column : 28 * column + 28].astype(int)
-    bright = np.ptp(zone, axis=2) > 50
+    saturation = np.ptp(zone, axis=2)
+    bright = saturation > 50
     if not bright.any():
       continue
+    core = saturation > 0.75 * saturation.max()  # the rim is mixed with the ground
     height = np.ptp(np.nonzero(bright)[0]) + 1
     size = config_lib.SIZES[int(height > 12.5) + int(height > 18.5)]
-    found.append((place, nearest_colour(zone[bright]), size))
+    found.append((place, nearest_colour(zone[core]), size))
   return found
 
 
