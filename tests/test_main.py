@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from vr_jax import main
+from vr_jax.train import choices
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = str(ROOT / "configs" / "moss_chatv.py")
@@ -90,6 +91,24 @@ def test_the_mode_is_a_flag(mode):
     ("--config.rl.kl_estimator=k4", "config.rl.kl_estimator"),
     ("--config.sft.schedule=linear", "config.sft.schedule"),
     ("--config.data.on_bad=ignore", "config.data.on_bad"),
+    ("--config.rl.top_p=0.0", "config.rl.top_p=0.0: not in (0, 1]"),
+    ("--config.rl.top_p=1.5", "config.rl.top_p"),
+    ("--config.rl.temperature=0.0", "config.rl.temperature"),
+    ("--config.eval.temperature=-1.0", "config.eval.temperature"),
+    ("--config.env.alpha=0.0", "config.env.alpha"),
+    ("--config.sft.checkpoint_every=0", "config.sft.checkpoint_every"),
+    ("--config.rl.checkpoint_every=0", "config.rl.checkpoint_every"),
+    ("--config.rl.steps=-1", "config.rl.steps"),
+    ("--config.sft.batch=0", "config.sft.batch"),
+    ("--config.rl.prompts=0", "config.rl.prompts"),
+    ("--config.rl.group=0", "config.rl.group"),
+    ("--config.rl.epochs=0", "config.rl.epochs"),
+    ("--config.rl.microbatches=0", "config.rl.microbatches"),
+    ("--config.eval.batch=0", "config.eval.batch"),
+    ("--config.rl.learning_rate=-1e-6", "config.rl.learning_rate"),
+    ("--config.rl.learning_rate=nan", "config.rl.learning_rate"),
+    ("--config.data.test_fraction=1.0", "config.data.test_fraction"),
+    ("--config.data.validation_fraction=-0.1", "config.data.validation_fraction"),
     ("--mode=train", "train"),
     ("--wrkdir=x", "wrkdir"),
     ("stray", "stray"),
@@ -99,6 +118,14 @@ def test_a_mistake_is_one_line_that_names_it(capsys, tmp_path, flag, says):
   line = _fails(capsys, CONFIG, f"--workdir={tmp_path / 'run'}", flag)
   assert says in line
   assert not (tmp_path / "run").exists()
+
+
+def test_every_range_is_that_of_a_field():
+  config = _parse(CONFIG, "--workdir=x")[0]
+  for name in choices.RANGES:
+    section, field = name.split(".")
+    assert field in config[section], name
+  choices.check(config)
 
 
 def test_an_unknown_size_is_named_with_those_that_exist(capsys):

@@ -81,7 +81,7 @@ def test_log_probs_are_those_of_the_tempered_distribution_before_top_p(temperatu
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.05, 1.0, 5.0])
-@pytest.mark.parametrize("top_p", [0.9, 1.0])
+@pytest.mark.parametrize("top_p", [0.0, 0.9, 1.0])
 def test_a_token_that_is_not_allowed_is_never_drawn_however_likely(temperature, top_p):
   table = _table()
   table[:, [5, 7]] += 1e4
@@ -166,7 +166,7 @@ def _nucleus(log_probs, top_p):
   return kept
 
 
-@pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("top_p", [0.0, 1e-6, 0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
 def test_the_nucleus_is_that_of_a_plain_loop(top_p, scale):
   logits = np.random.default_rng(3).normal(0, scale, (2, 5, 50)).astype(np.float32)

@@ -121,5 +121,6 @@ def nucleus(
   """
   ordered = jnp.sort(log_probs, axis=-1, descending=True)
   mass_before = jnp.cumsum(jnp.exp(ordered), axis=-1) - jnp.exp(ordered)
-  edge = jnp.where(mass_before < top_p, ordered, jnp.inf).min(axis=-1, keepdims=True)
+  inside = (mass_before < top_p) | (mass_before <= 0)
+  edge = jnp.where(inside, ordered, jnp.inf).min(axis=-1, keepdims=True)
   return jnp.where(log_probs >= edge, log_probs, forward.IMPOSSIBLE)

@@ -1,4 +1,6 @@
-"""Fields of a config that have a few possible values, checked before anything runs."""
+"""Fields of a config that have a few possible values, or a range of them, checked before anything runs."""
+
+import operator
 
 import ml_collections
 
@@ -17,15 +19,57 @@ CHOICES = {
   "rl.kl_estimator": ("k1", "k2", "k3"),
 }
 
+# As in mathematics: [ and ] hold the end, ( and ) do not.
+RANGES = {
+  "data.validation_fraction": "[0, 1)",
+  "data.test_fraction": "[0, 1)",
+  "env.alpha": "(0, inf)",
+  "sft.steps": "[0, inf)",
+  "sft.batch": "[1, inf)",
+  "sft.microbatches": "[1, inf)",
+  "sft.learning_rate": "[0, inf)",
+  "sft.warmup_steps": "[0, inf)",
+  "sft.max_reply_tokens": "[1, inf)",
+  "sft.checkpoint_every": "[1, inf)",
+  "rl.steps": "[0, inf)",
+  "rl.prompts": "[1, inf)",
+  "rl.group": "[1, inf)",
+  "rl.epochs": "[1, inf)",
+  "rl.microbatches": "[1, inf)",
+  "rl.temperature": "(0, inf)",
+  "rl.top_p": "(0, 1]",
+  "rl.max_new_tokens": "[1, inf)",
+  "rl.learning_rate": "[0, inf)",
+  "rl.warmup_steps": "[0, inf)",
+  "rl.checkpoint_every": "[1, inf)",
+  "eval.batch": "[1, inf)",
+  "eval.temperature": "[0, inf)",
+}
+
 
 def check(config: ml_collections.ConfigDict) -> None:
-  """Raises InputError naming the first field whose value is none of its choices, or a mesh that is not three numbers."""
+  """Raises InputError naming the first field whose value is none of its choices or out of its range.
+
+  The same of a mesh that is not three numbers.
+  """
   for name, choices in CHOICES.items():
     section, field = name.split(".")
     value = config[section].get(field, choices[0])
     if value not in choices:
       raise errors.InputError(f"--config.{name}={value}: not one of {', '.join(choices)}")
+  for name, interval in RANGES.items():
+    section, field = name.split(".")
+    value = config[section].get(field)
+    if value is not None and not _inside(value, interval):
+      raise errors.InputError(f"--config.{name}={value}: not in {interval}")
   if len(config.mesh) != 3 or not all(isinstance(size, int) for size in config.mesh):
     raise errors.InputError(
       f"--config.mesh={config.mesh}: needs three numbers (data, fsdp, tensor), at most one -1"
     )
+
+
+def _inside(value: float, interval: str) -> bool:
+  low, high = map(float, interval[1:-1].split(", "))
+  above = operator.ge if interval[0] == "[" else operator.gt
+  below = operator.le if interval[-1] == "]" else operator.lt
+  return above(value, low) and below(value, high)
