@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.data import annotation_files, videos
-from vr_jax.data import examples, ingest, video_file
+from vr_jax.data import examples, ingest, sampling, video_file
 from vr_jax.errors import InputError
 
 record = annotation_files.record
@@ -156,8 +156,11 @@ def test_bad_input_stops_the_run_and_leaves_nothing(inputs, name):
   assert not left_in(inputs)
 
 
-def test_a_question_that_is_shown_fewer_frames_than_needed_is_bad(inputs):
-  config = ingest.IngestConfig(fps=1.0, min_frames=10)
+@pytest.mark.parametrize(
+  "rule", [sampling.Uniform(frames=10), sampling.Rate(fps=1.0, min_frames=10)], ids=str
+)
+def test_a_question_that_is_shown_fewer_frames_than_its_clip_needs_is_bad(inputs, rule):
+  config = ingest.IngestConfig(fps=1.0, rule=rule)
   with pytest.raises(InputError, match=r"notes\.jsonl:1: 0 to 8 s .* holds 8 stored frames, .* 10"):
     run(inputs, config)
 
@@ -200,11 +203,22 @@ def test_skipping_everything_is_an_error(inputs):
 
 @pytest.mark.parametrize(
   "fields",
-  [{"on_bad": "ignore"}, {"quality": 0}, {"fps": 0.0}, {"max_side": 0}, {"min_frames": 0}],
+  [{"on_bad": "ignore"}, {"quality": 0}, {"fps": 0.0}, {"max_side": 0}],
 )
 def test_a_config_that_makes_no_sense_is_an_error_that_names_the_field(fields):
   with pytest.raises(InputError, match=f"data.{next(iter(fields))}"):
     ingest.IngestConfig(**fields)
+
+
+def test_a_rule_that_samples_faster_than_frames_are_kept_is_an_error():
+  with pytest.raises(InputError, match="4 frames a second are more than the 2 stored"):
+    ingest.IngestConfig(fps=2.0, rule=sampling.Rate(fps=4.0))
+
+
+def test_an_output_for_another_rule_is_named(inputs):
+  run(inputs)
+  with pytest.raises(InputError, match=r"output: was ingested from .* with another config"):
+    run(inputs, ingest.IngestConfig(fps=1.0, rule=sampling.Uniform(frames=4)))
 
 
 def test_split_fractions_over_one_are_an_error(inputs):

@@ -29,3 +29,11 @@ def test_simulated_videos_of_another_world_are_refused(data, tmp_path):
   with pytest.raises(errors.InputError, match="simulated: simulated from other values") as error:
     data_stage.prepare(config, tmp_path)
   assert str(data) in str(error.value)
+
+
+def test_a_video_too_short_for_the_frames_of_a_clip_is_found_when_it_is_read_in(tmp_path):
+  with pytest.raises(
+    errors.InputError, match=r"annotations\.jsonl:1: .* holds 8 stored frames, .* 16"
+  ):
+    nano.make_data(tmp_path, data__frames=16)
+  assert not (tmp_path / "shards").exists()

@@ -108,8 +108,4 @@ def _check(
 ) -> None:
   if len(source) < process_count:
     raise InputError(f"{source}: {len(source)} examples are too few for {process_count} processes")
-  if isinstance(rule, sampling.Rate) and rule.fps > store.fps:
-    raise InputError(
-      f"frame sampling: {rule.fps:g} frames a second are more than the {store.fps:g} stored; "
-      "sample slower, or ingest at a higher fps"
-    )
+  sampling.check_rate(rule, store.fps)

@@ -34,9 +34,8 @@ class IngestConfig:
   validation_fraction: float = 0.1  # of the videos
   test_fraction: float = 0.1  # of the videos; the rest is for training
   split_seed: int = 0
-  min_frames: int = (
-    sampling.TEMPORAL_PATCH
-  )  # a question that is shown fewer stored frames is a bad record
+  # How batches will sample; a question whose span holds too few stored frames for it is a bad record.
+  rule: sampling.Rule = sampling.LEAST
   span_tolerance: float = 0.05  # seconds that an annotated time may lie after the end of its video
   on_bad: str = "stop"  # or "skip": leave bad videos and records out, count and list them
 
@@ -45,9 +44,10 @@ class IngestConfig:
       raise InputError(f"data.on_bad: {self.on_bad!r} is neither 'stop' nor 'skip'")
     if not 1 <= self.quality <= 95:
       raise InputError(f"data.quality: {self.quality} is not between 1 and 95")
-    for field in ("fps", "max_side", "shard_megabytes", "min_frames"):
+    for field in ("fps", "max_side", "shard_megabytes"):
       if not getattr(self, field) > 0:
         raise InputError(f"data.{field}: {getattr(self, field)} is not above 0")
+    sampling.check_rate(self.rule, self.fps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,14 +215,13 @@ def _place(
 ) -> list[records.Example]:
   """The examples that fit their videos."""
   kept = []
-  rule = sampling.Uniform(frames=config.min_frames)
   for question in questions:
     where, video = question.where, question.example.video
     try:
       if video in bad_videos:
         raise InputError(f"{where}: its video is bad: {bad_videos[video]}")
       example = annotations.placed(question, store.duration(video), tolerance=config.span_tolerance)
-      sampling.choose(store.timestamps(video), example.shown, rule, where=where)
+      sampling.choose(store.timestamps(video), example.shown, config.rule, where=where)
     except InputError as error:
       bad(where, error)
     else:

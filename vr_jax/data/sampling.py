@@ -51,6 +51,17 @@ class Rate:
 
 Rule = Uniform | Rate
 
+LEAST = Uniform(frames=TEMPORAL_PATCH)  # What every clip has, whatever the rule.
+
+
+def check_rate(rule: Rule, stored: float) -> None:
+  """Raises InputError where the rule wants more frames a second than the `stored` ones."""
+  if isinstance(rule, Rate) and rule.fps > stored:
+    raise InputError(
+      f"frame sampling: {rule.fps:g} frames a second are more than the {stored:g} stored; "
+      "sample slower, or ingest at a higher fps"
+    )
+
 
 def choose(
   timestamps: Float[np.ndarray, "stored"], span: records.Span, rule: Rule, *, where: str

@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_collections
 
 from vr_jax import errors
-from vr_jax.data import examples, ingest
+from vr_jax.data import examples, ingest, sampling
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 from vr_jax.train import console
 from vr_jax.worlds import config as world_config
@@ -38,6 +38,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
     validation_fraction=data.validation_fraction,
     test_fraction=data.test_fraction,
     split_seed=data.split_seed,
+    rule=sampling_rule(data),
     on_bad=data.on_bad,
   )
   with console.progress("ingest") as tick:
@@ -73,6 +74,17 @@ def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
       questions_per_video=simulate.questions_per_video,
       progress=tick,
     )
+
+
+def sampling_rule(data: ml_collections.ConfigDict) -> sampling.Rule:
+  """Which frames of what is shown the recipe takes; `data` is the section of that name."""
+  if data.sampling == "uniform":
+    return sampling.Uniform(frames=data.frames)
+  if data.sampling == "fps":
+    return sampling.Rate(
+      fps=data.sample_fps, min_frames=data.min_frames, max_frames=data.max_frames
+    )
+  raise errors.InputError(f"config.data.sampling={data.sampling}: uniform or fps")
 
 
 def tokenizer_path(config: ml_collections.ConfigDict, workdir: Path) -> Path:

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from vr_jax import errors, records
-from vr_jax.data import batches, examples, frame_store, sampling
+from vr_jax.data import batches, examples, frame_store
 from vr_jax.envs import environment, moss_chatv
 from vr_jax.models.qwen2_5_vl import checkpoint as pretrained
 from vr_jax.models.qwen2_5_vl import config as model_config
@@ -111,7 +111,7 @@ class Parts:
       store,
       seed=self.config.seed,
       batch_size=batch_size // jax.process_count(),
-      sampling=_sampling_rule(self.config.data),
+      sampling=data_stage.sampling_rule(self.config.data),
       transform=functools.partial(self.item, view=view),
       process_index=jax.process_index(),
       process_count=jax.process_count(),
@@ -219,16 +219,6 @@ def _model_config(config: ml_collections.ConfigDict, tokenizer: Any) -> model_co
     del media["vocab_size"]  # rows of the embedding may be more than the tokenizer has
     read = model_config.Config.from_dict({**config.architecture.to_dict(), **media})
   return dataclasses.replace(read, dtype=config.dtype, remat=config.remat)
-
-
-def _sampling_rule(data: ml_collections.ConfigDict) -> sampling.Rule:
-  if data.sampling == "uniform":
-    return sampling.Uniform(frames=data.frames)
-  if data.sampling == "fps":
-    return sampling.Rate(
-      fps=data.sample_fps, min_frames=data.min_frames, max_frames=data.max_frames
-    )
-  raise errors.InputError(f"config.data.sampling={data.sampling}: uniform or fps")
 
 
 @dataclasses.dataclass(frozen=True)
