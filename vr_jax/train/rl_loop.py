@@ -3,6 +3,7 @@
 batch -> replies (sampler) -> texts -> rewards (environment) -> advantages (credit) -> update
 """
 
+from collections.abc import Mapping, Sequence
 import contextlib
 import functools
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 import ml_collections
+import numpy as np
 
 from vr_jax import errors, records
 from vr_jax.parallel import mesh as mesh_lib
@@ -81,11 +83,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       )
       reference_log_probs = score_fn(reference, prompt, rollout) if rl.kl_weight else None
       old = score_fn(state.params, prompt, rollout) if rl.epochs > 1 else None
+      updates = []
       for _ in range(rl.epochs):
         state, updated = step_fn(
           state, prompt, rollout, advantages, signal, old, reference_log_probs
         )
-      values = {name: float(v) for name, v in jax.device_get({**values, **updated}).items()}
+        updates.append(updated)
+      values, updates = jax.device_get((values, updates))
+      values = {name: float(value) for name, value in {**values, **over_epochs(updates)}.items()}
       clock.lap("update")
       tokens = rl.prompts * rl.group * values["reply_tokens"]
       values |= clock.values(tokens)
@@ -163,6 +168,14 @@ def assign_credit(
     values[f"reward_std/{name}"] = reward.std()
     values[f"reward_zero/{name}"] = (reward == 0).mean()
   return credit.token_advantages(advantages, segment), signal.any(axis=-1), values
+
+
+def over_epochs(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """The metrics of a batch's updates as one: their means, but the largest of the counts of void updates."""
+  return {
+    name: float((np.max if name.startswith("skipped") else np.mean)([u[name] for u in updates]))
+    for name in updates[0]
+  }
 
 
 class _Clock:

@@ -35,15 +35,17 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """AdamW with warm-up, a schedule and clipping by global norm; parameters under a `frozen` name get none of it.
 
-  `config` is the stage's section (learning_rate, schedule, warmup_steps, steps, weight_decay, gradient_norm, b1, b2).
+  `config` is the stage's section (learning_rate, schedule, warmup_steps, steps, weight_decay, gradient_norm, b1, b2,
+  and epochs where a step makes several updates: the schedule counts updates, its fields count steps).
   Weight decay spares vectors (norm scales, biases), whose logical axes without `layers` are fewer than two.
   """
+  epochs = config.get("epochs", 1)
   decay = {"constant": 1.0, "cosine": 0.0}[config.schedule]
   schedule = optax.warmup_cosine_decay_schedule(
     init_value=0.0 if config.warmup_steps else config.learning_rate,
     peak_value=config.learning_rate,
-    warmup_steps=config.warmup_steps,
-    decay_steps=max(config.steps, config.warmup_steps + 1),
+    warmup_steps=config.warmup_steps * epochs,
+    decay_steps=max(config.steps, config.warmup_steps + 1) * epochs,
     end_value=decay * config.learning_rate,
   )
   matrices = jax.tree.map(_is_matrix, params, is_leaf=_is_variable)
