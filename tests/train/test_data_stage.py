@@ -1,11 +1,16 @@
 """The data stage: simulated worlds, and what it finds in examples before anything is trained."""
 
+import dataclasses
+import json
+import shutil
+
 import pytest
 
 from tests.train import nano
 from vr_jax import errors, main
 from vr_jax.data import examples
 from vr_jax.train import data_stage
+from vr_jax.train import parts as parts_lib
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import write
 
@@ -37,3 +42,77 @@ def test_a_video_too_short_for_the_frames_of_a_clip_is_found_when_it_is_read_in(
   ):
     nano.make_data(tmp_path, data__frames=16)
   assert not (tmp_path / "shards").exists()
+
+
+def _given(directory, **fields):
+  """Eight questions of the nano run's simulator as a user's own, the third of them with other fields."""
+  raw = directory / "raw"
+  world = world_config.WorldConfig(**nano.config().data.simulate.world)
+  write.write_dataset(raw, world, videos=8, seed=0, questions_per_video=1)
+  records = [json.loads(line) for line in (raw / "annotations.jsonl").read_text().splitlines()]
+  records[2] |= fields
+  (raw / "annotations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+  return {
+    "data__simulate__videos": 0,
+    "data__videos": str(raw / "videos"),
+    "data__annotations": str(raw / "annotations.jsonl"),
+    "data__directory": str(directory),
+    "data__test_fraction": 0.0,
+  }
+
+
+LONG_STEPS = [{"text": "At 0s, the circle is red. " * 40, "start": 0, "end": 2}]
+UNUSABLE = {
+  "a reply that is too long": ({"steps": LONG_STEPS}, r"its reference reply has \d+ tokens"),
+  "no steps": ({"steps": []}, "it has no steps; needs 1 to 80"),
+  "media tokens": ({"question": "What is <|video_pad|>?"}, "its text must not hold <|image_pad|>"),
+  "a prompt that is too long": (
+    {"question": "What? " * 100},
+    r"\d+ tokens, but the largest bucket",
+  ),
+  "media tokens in a step": (
+    {"steps": [{"text": "At 0s, <|image_pad|>.", "start": 0, "end": 2}]},
+    "holds media tokens",
+  ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_an_example_that_would_fail_in_training_stops_the_data_stage_or_is_left_out(tmp_path, name):
+  fields, problem = UNUSABLE[name]
+  given = _given(tmp_path, **fields)
+  with pytest.raises(errors.InputError, match=problem) as error:
+    data_stage.prepare(nano.config(**given), tmp_path)
+  assert str(error.value).startswith("example '000002-0' of video '000002.mp4': ")
+  shutil.rmtree(tmp_path / "shards")
+
+  config = nano.config(**given, data__on_bad="skip")
+  for _ in range(2):
+    data_stage.prepare(config, tmp_path)
+  (listed,) = (tmp_path / "shards" / "bad_records.jsonl").read_text().splitlines()
+  assert json.loads(listed)["where"] == "example '000002-0' of video '000002.mp4'"
+  batches = parts_lib.build(config, tmp_path).read("train", 7, repeat=False)
+  assert sorted(item.example.id[:6] for items in batches for item in items) == [
+    f"{index:06d}" for index in (0, 1, 3, 4, 5, 6, 7)
+  ]
+
+
+def test_a_reply_that_is_never_trained_on_may_be_too_long_or_missing(tmp_path):
+  config = nano.config(**_given(tmp_path, steps=[]), sft__steps=0)
+  data_stage.prepare(config, tmp_path)
+  (items,) = parts_lib.build(config, tmp_path).read("train", 8, repeat=False)
+  assert len(items) == 8
+
+
+def test_examples_are_checked_again_only_where_something_changed(data, monkeypatch):
+  parts = nano.build(data)
+  parts.checks.left_out()
+  checked = []
+  monkeypatch.setattr(
+    parts.processor, "check_prompt", lambda *args, name, **more: checked.append(name)
+  )
+  parts.checks.left_out()
+  assert not checked
+  longer = nano.config(data__directory=str(data), model__prefix_buckets=(64, 97))
+  dataclasses.replace(parts, config=longer).checks.left_out()
+  assert len(checked) == 24

@@ -24,7 +24,7 @@ class Clip:
 
 
 def batches(
-  source: examples.ExampleSource,
+  source: examples.ExampleSource | examples.Chosen,
   store: frame_store.FrameStore,
   *,
   seed: int,
@@ -49,7 +49,7 @@ def batches(
   and shares differ by at most one example, so count the batches before a collective.
 
   Args:
-    source: of one split.
+    source: of one split, or some examples of it.
     store: that holds the videos of the split.
     seed: of the shuffling, 0 or more; every epoch has an order of its own.
     batch_size: of this process.
@@ -87,11 +87,15 @@ def batches(
   return iter(dataset.to_iter_dataset(ahead))
 
 
+def name(example: records.Example) -> str:
+  """What errors call an example."""
+  return f"example {example.id!r} of video {example.video!r}"
+
+
 def load_clip(example: records.Example, store: frame_store.FrameStore, rule: sampling.Rule) -> Clip:
   """Reads the frames that `rule` takes of what is shown; raises InputError as `batches` says."""
-  where = f"example {example.id!r} of video {example.video!r}"
   timestamps = store.timestamps(example.video)
-  indices = sampling.choose(timestamps, example.shown, rule, where=where)
+  indices = sampling.choose(timestamps, example.shown, rule, where=name(example))
   return Clip(
     example=example,
     frames=store.read(example.video, indices),
@@ -101,7 +105,7 @@ def load_clip(example: records.Example, store: frame_store.FrameStore, rule: sam
 
 
 def _check(
-  source: examples.ExampleSource,
+  source: examples.ExampleSource | examples.Chosen,
   store: frame_store.FrameStore,
   rule: sampling.Rule,
   process_count: int,

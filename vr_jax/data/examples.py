@@ -7,6 +7,7 @@ A tf.Example holds float32 only, which is too coarse for times within a long vid
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -109,6 +110,23 @@ class ExampleSource:
 
   def __repr__(self) -> str:
     return f"ExampleSource({self._where})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+  """Some examples of a source, by their indices in it."""
+
+  source: ExampleSource
+  indices: Sequence[int]
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: SupportsIndex) -> records.Example:
+    return self.source[self.indices[index.__index__()]]
+
+  def __repr__(self) -> str:
+    return f"{self.source!r}, {len(self)} of them"
 
 
 def _directory(root: Path) -> Path:

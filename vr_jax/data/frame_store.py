@@ -154,6 +154,11 @@ class FrameStore:
     """Seconds from the first frame of the video file to the end of its last."""
     return self._entry(video).duration
 
+  def size(self, video: str) -> tuple[int, int]:
+    """Height and width of the stored frames of `video`, in pixels."""
+    entry = self._entry(video)
+    return entry.height, entry.width
+
   def timestamps(self, video: str) -> Float[np.ndarray, "frames"]:
     """When each stored frame of `video` is shown: float64 seconds since the first frame, increasing."""
     entry = self._entry(video)

@@ -7,21 +7,18 @@ from pathlib import Path
 import ml_collections
 
 from vr_jax import errors
-from vr_jax.data import examples, ingest, sampling
+from vr_jax.data import examples, ingest
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
-from vr_jax.train import console
+from vr_jax.train import console, inputs
+from vr_jax.train import parts as parts_lib
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import write
 
-TRAINED = (
-  "trained"  # value of config.model.tokenizer: learn one from the texts of the training split
-)
-
 
 def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  """Simulates where the config says so, then ingests. What is complete is left as it is."""
+  """Simulates where the config says so, ingests, and checks the examples. What is complete is left as it is."""
   data = config.data
-  output = directory(config, workdir)
+  output = inputs.directory(config, workdir)
   videos, annotations = Path(data.videos), Path(data.annotations)
   if data.simulate.videos:
     raw = output / "simulated"
@@ -38,18 +35,26 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
     validation_fraction=data.validation_fraction,
     test_fraction=data.test_fraction,
     split_seed=data.split_seed,
-    rule=sampling_rule(data),
+    rule=inputs.sampling_rule(data),
     on_bad=data.on_bad,
   )
+  shards = inputs.shards(config, workdir)
   with console.progress("ingest") as tick:
-    report = ingest.ingest(videos, annotations, output / "shards", options, progress=tick)
+    report = ingest.ingest(videos, annotations, shards, options, progress=tick)
   counts = ", ".join(f"{count} {split}" for split, count in report.examples.items())
   console.say(
     f"data: {report.videos} videos, {report.frames} frames; examples: {counts}; "
     f"skipped {report.skipped_videos} videos, {report.skipped_records} records"
   )
-  if config.model.tokenizer == TRAINED and not tokenizer_path(config, workdir).is_file():
+  if (
+    config.model.tokenizer == inputs.TRAINED
+    and not inputs.tokenizer_path(config, workdir).is_file()
+  ):
     _train_tokenizer(config, workdir)
+  left_out = parts_lib.example_checks(config, workdir).left_out()
+  if any(left_out.values()):
+    counts = ", ".join(f"{len(indices)} {split}" for split, indices in left_out.items())
+    console.say(f"data: left out, as no prompt or reply for them fits: {counts}")
 
 
 def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
@@ -76,32 +81,8 @@ def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
     )
 
 
-def sampling_rule(data: ml_collections.ConfigDict) -> sampling.Rule:
-  """Which frames of what is shown the recipe takes; `data` is the section of that name."""
-  if data.sampling == "uniform":
-    return sampling.Uniform(frames=data.frames)
-  if data.sampling == "fps":
-    return sampling.Rate(
-      fps=data.sample_fps, min_frames=data.min_frames, max_frames=data.max_frames
-    )
-  raise errors.InputError(f"config.data.sampling={data.sampling}: uniform or fps")
-
-
-def tokenizer_path(config: ml_collections.ConfigDict, workdir: Path) -> Path:
-  """The tokenizer.json of this run: the one that the data stage trained, the one named, or the pretrained model's."""
-  if config.model.tokenizer == TRAINED:
-    size = config.model.architecture.text_config.vocab_size
-    return directory(config, workdir) / f"tokenizer-{size}.json"
-  return Path(config.model.tokenizer or config.model.pretrained)
-
-
-def directory(config: ml_collections.ConfigDict, workdir: Path) -> Path:
-  """Where the data of this run lies."""
-  return Path(config.data.directory) if config.data.directory else workdir / "data"
-
-
 def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  source = examples.ExampleSource(directory(config, workdir) / "shards", "train")
+  source = examples.ExampleSource(inputs.shards(config, workdir), "train")
   texts = (
     text
     for example in (source[index] for index in range(len(source)))
@@ -110,7 +91,7 @@ def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
   # What stands around every text: the template's words and the tags of a reply, each often enough to be merged.
   frame = ["user\n", "assistant\n", "<think>", "</think>\n<answer>", "</answer>"] * 1000
   size = config.model.architecture.text_config.vocab_size
-  path = tokenizer_path(config, workdir)
+  path = inputs.tokenizer_path(config, workdir)
   aside = path.with_suffix(".partial")
   tokenizer_lib.train_tokenizer([*texts, *frame], size).save(str(aside))
   os.replace(aside, path)

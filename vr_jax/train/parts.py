@@ -4,7 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any
 import zlib
 
 from flax import nnx
@@ -24,7 +24,7 @@ from vr_jax.models.qwen2_5_vl import processor as processor_lib
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
-from vr_jax.train import data_stage
+from vr_jax.train import check_examples, inputs
 
 ENVIRONMENTS: dict[str, Callable[..., environment.Environment]] = {
   "moss_chatv": moss_chatv.MossChatV
@@ -60,6 +60,16 @@ class Parts:
     sizes = {"text": self.model.text, "vision": self.model.vision}
     flat = {f"{part}.{k}": v for part, s in sizes.items() for k, v in vars(s).items()}
     return {**flat, "tie_word_embeddings": self.model.tie_word_embeddings}
+
+  @property
+  def checks(self) -> check_examples.Checks:
+    """What examples are held against before they are read."""
+    return check_examples.Checks(
+      config=self.config,
+      shards=self.data,
+      processor=self.processor,
+      environment=self.environment,
+    )
 
   @functools.cached_property
   def graph(self) -> nnx.GraphDef:
@@ -106,12 +116,14 @@ class Parts:
     source = examples.ExampleSource(self.data, split)
     if not len(source):
       raise errors.InputError(f"{source}: holds no example; see config.data.test_fraction")
+    left_out = self.checks.left_out().get(split, ())
+    kept = [index for index in range(len(source)) if index not in left_out]
     return batches.batches(
-      _First(source, limit) if limit else source,
+      examples.Chosen(source, kept[: limit or None]),
       store,
       seed=self.config.seed,
       batch_size=batch_size // jax.process_count(),
-      sampling=data_stage.sampling_rule(self.config.data),
+      sampling=inputs.sampling_rule(self.config.data),
       transform=functools.partial(self.item, view=view),
       process_index=jax.process_index(),
       process_count=jax.process_count(),
@@ -168,28 +180,46 @@ class Parts:
 
 def build(config: ml_collections.ConfigDict, workdir: Path) -> Parts:
   """All parts of a run whose data stage is complete; parameters are not made yet."""
-  data = data_stage.directory(config, workdir) / "shards"
+  data = inputs.shards(config, workdir)
   if not data.is_dir():
     raise errors.InputError(f"{data}: no such data; run --mode=data first")
-  mesh = mesh_lib.make_mesh(config.mesh)
-  tokenizer = tokenizer_lib.load_tokenizer(data_stage.tokenizer_path(config, workdir))
-  model = _model_config(config.model, tokenizer)
-  processor = processor_lib.Processor(
-    model, tokenizer, config.model.min_pixels, config.model.max_pixels, system=config.model.system
-  )
-  if config.recipe not in ENVIRONMENTS:
-    raise errors.InputError(f"config.recipe={config.recipe}: one of {', '.join(ENVIRONMENTS)}")
+  processor = _make_processor(config, workdir)
+  model, tokenizer = processor.config, processor.tokenizer
   allowed = np.arange(model.text.vocab_size) < tokenizer.get_vocab_size()
   allowed[list(processor.media_tokens)] = False
   return Parts(
     config=config,
     data=data,
-    mesh=mesh,
+    mesh=mesh_lib.make_mesh(config.mesh),
     model=model,
     processor=processor,
-    environment=ENVIRONMENTS[config.recipe](**config.env.to_dict()),
+    environment=_make_environment(config),
     allowed=jnp.asarray(allowed),
   )
+
+
+def example_checks(config: ml_collections.ConfigDict, workdir: Path) -> check_examples.Checks:
+  """The checks of a run's examples, on a machine that may have no devices for its mesh."""
+  return check_examples.Checks(
+    config=config,
+    shards=inputs.shards(config, workdir),
+    processor=_make_processor(config, workdir),
+    environment=_make_environment(config),
+  )
+
+
+def _make_processor(config: ml_collections.ConfigDict, workdir: Path) -> processor_lib.Processor:
+  tokenizer = tokenizer_lib.load_tokenizer(inputs.tokenizer_path(config, workdir))
+  model, section = _model_config(config.model, tokenizer), config.model
+  return processor_lib.Processor(
+    model, tokenizer, section.min_pixels, section.max_pixels, system=section.system
+  )
+
+
+def _make_environment(config: ml_collections.ConfigDict) -> environment.Environment:
+  if config.recipe not in ENVIRONMENTS:
+    raise errors.InputError(f"config.recipe={config.recipe}: one of {', '.join(ENVIRONMENTS)}")
+  return ENVIRONMENTS[config.recipe](**config.env.to_dict())
 
 
 def reply_arrays(
@@ -199,13 +229,7 @@ def reply_arrays(
   tokens = np.zeros((len(items), 1, length), np.int32)
   valid = np.zeros((len(items), 1, length), bool)
   for row, item in enumerate(items):
-    if not 0 < len(item.reply) <= length:
-      problem = (
-        f"its reference reply has {len(item.reply)} tokens" if item.reply else "it has no steps"
-      )
-      raise errors.InputError(
-        f"example {item.example.id}: {problem}; needs 1 to {length} (config.sft.max_reply_tokens)"
-      )
+    check_examples.check_reply(len(item.reply), length, f"example {item.example.id}")
     tokens[row, 0, : len(item.reply)] = item.reply
     valid[row, 0, : len(item.reply)] = True
   return tokens, valid
@@ -219,17 +243,3 @@ def _model_config(config: ml_collections.ConfigDict, tokenizer: Any) -> model_co
     del media["vocab_size"]  # rows of the embedding may be more than the tokenizer has
     read = model_config.Config.from_dict({**config.architecture.to_dict(), **media})
   return dataclasses.replace(read, dtype=config.dtype, remat=config.remat)
-
-
-@dataclasses.dataclass(frozen=True)
-class _First:
-  """The first examples of a source."""
-
-  source: examples.ExampleSource
-  count: int
-
-  def __len__(self) -> int:
-    return min(self.count, len(self.source))
-
-  def __getitem__(self, index: SupportsIndex) -> records.Example:
-    return self.source[index.__index__() % len(self)]

@@ -138,11 +138,37 @@ class Processor:
     timestamps: seconds of each frame, rising. Their mean distance is the video's rate.
     name: what an error calls this prompt.
     """
-    parts: tuple[str | Video, ...] = (text,)
+    video = None
     if frames is not None:
       video = Video(frames=frames, seconds_per_frame=_rate(timestamps, len(frames), name))
-      parts = (text, video) if question_first else (video, text)
-    return self.encode_conversation([Turn(role="user", parts=parts)], name=name)
+    return self.encode_conversation([_question(text, video, question_first)], name=name)
+
+  def check_prompt(
+    self,
+    text: str,
+    shape: tuple[int, int, int],
+    *,
+    question_first: bool,
+    name: str,
+    prefix_buckets: Sequence[int],
+    frame_buckets: Sequence[int],
+    patch_buckets: Sequence[int],
+  ) -> None:
+    """Raises what `encode` and `collate` would raise of a question about a video, of which only the shape is known.
+
+    shape: frames, height and width (pixels).
+    """
+    blank = np.broadcast_to(np.uint8(0), (*shape, 3))
+    video = Video(frames=blank, seconds_per_frame=1.0)
+    grid = self._grid(video)
+    merge = self.config.vision.spatial_merge_size
+    one = positions.Grid(kind=grid.kind, frames=1, height=merge, width=merge)
+    tokens, kind = self._tokenize([_question(text, video, question_first)], [1])
+    _check_media(kind, [one], self.config.vision, name)
+    length = len(tokens) - 1 + grid.tokens(self.config.vision)
+    _bucket([(name, length)], prefix_buckets, "tokens")
+    _bucket([(name, grid.frames)], frame_buckets, "temporal patches")
+    _bucket([(name, grid.height * grid.width)], patch_buckets, "patches a frame")
 
   def encode_conversation(
     self, turns: Sequence[Turn], *, open_reply: bool = True, name: str = "prompt"
@@ -154,26 +180,11 @@ class Processor:
     Raises:
       InputError: media that are no pictures, or media tokens written in the text.
     """
-    if self.system and (not turns or turns[0].role != "system"):
-      turns = (Turn(role="system", parts=(self.system,)), *turns)
-    pieces, frames, grids = [], [], []
-    for turn in turns:
-      pieces.append(f"<|im_start|>{turn.role}\n")
-      for part in turn.parts:
-        if isinstance(part, str):
-          pieces.append(part)
-          continue
-        grid, steps = self._encode_media(part, name)
-        pad = "<|image_pad|>" if grid.kind == records.Kind.IMAGE else "<|video_pad|>"
-        count = grid.tokens(self.config.vision)
-        pieces.append(f"<|vision_start|>{pad * count}<|vision_end|>")
-        grids.append(grid)
-        frames.extend(steps)
-      pieces.append("<|im_end|>\n")
-    if open_reply:
-      pieces.append("<|im_start|>assistant\n")
-    tokens = np.array(self.tokenizer.encode("".join(pieces)).ids, np.int32)
-    kind = self._kinds(tokens)
+    media = [part for turn in turns for part in turn.parts if not isinstance(part, str)]
+    encoded = [self._encode_media(part, name) for part in media]
+    grids = [grid for grid, _ in encoded]
+    counts = [grid.tokens(self.config.vision) for grid in grids]
+    tokens, kind = self._tokenize(turns, counts, open_reply=open_reply)
     _check_media(kind, grids, self.config.vision, name)
     places, next_position = positions.rope_index(kind, grids, self.config.vision)
     return Encoded(
@@ -182,7 +193,7 @@ class Processor:
       kind=kind,
       positions=places,
       next_position=next_position,
-      frames=tuple(frames),
+      frames=tuple(frame for _, steps in encoded for frame in steps),
     )
 
   def encode_reply(self, text: str) -> list[int]:
@@ -240,6 +251,28 @@ class Processor:
       vision=_stack_frames(encoded, frames, patches, self.config.vision),
     )
 
+  def _tokenize(
+    self, turns: Sequence[Turn], media_tokens: Sequence[int], *, open_reply: bool = True
+  ) -> tuple[Int[np.ndarray, "prefix"], Int[np.ndarray, "prefix"]]:
+    """Tokens of a conversation and their kinds; `media_tokens` counts those of each medium, in order."""
+    if self.system and (not turns or turns[0].role != "system"):
+      turns = (Turn(role="system", parts=(self.system,)), *turns)
+    counts = iter(media_tokens)
+    pieces = []
+    for turn in turns:
+      pieces.append(f"<|im_start|>{turn.role}\n")
+      for part in turn.parts:
+        if isinstance(part, str):
+          pieces.append(part)
+          continue
+        pad = "<|image_pad|>" if isinstance(part, Image) else "<|video_pad|>"
+        pieces.append(f"<|vision_start|>{pad * next(counts)}<|vision_end|>")
+      pieces.append("<|im_end|>\n")
+    if open_reply:
+      pieces.append("<|im_start|>assistant\n")
+    tokens = np.array(self.tokenizer.encode("".join(pieces)).ids, np.int32)
+    return tokens, self._kinds(tokens)
+
   def _ids(self, tokens: Sequence[str]) -> tuple[int, ...]:
     found = (self.tokenizer.token_to_id(token) for token in tokens)
     return tuple(number for number in found if number is not None)
@@ -253,32 +286,46 @@ class Processor:
   def _encode_media(self, part: Image | Video, name: str) -> tuple[positions.Grid, list[Frame]]:
     """Patches of one image or video, a Frame for each temporal patch."""
     config = self.config.vision
-    if isinstance(part, Image):
-      kind, seconds = records.Kind.IMAGE, 1.0
-      frames = np.repeat(part.pixels[None], config.temporal_patch_size, axis=0)
-    else:
-      kind, seconds = records.Kind.VIDEO, part.seconds_per_frame * config.temporal_patch_size
-      frames = part.frames
+    still = isinstance(part, Image)
+    frames = np.repeat(part.pixels[None], config.temporal_patch_size, 0) if still else part.frames
     if not frames.size:
-      raise errors.InputError(f"{name}: a {kind.name.lower()} without pixels")
+      raise errors.InputError(f"{name}: {'an image' if still else 'a video'} without pixels")
+    grid = self._grid(part)
+    size = (grid.height * config.patch_size, grid.width * config.patch_size)
+    patches = pixels.patchify(pixels.resample(frames, *size), config)
+    rows = positions.patch_rows(grid.height, grid.width, config)
+    window = positions.patch_windows(rows, config)
+    return grid, [Frame(patches=step, rows=rows, window=window) for step in patches]
+
+  def _grid(self, part: Image | Video) -> positions.Grid:
+    """The patches of one image or video, by its size alone."""
+    config = self.config.vision
+    if isinstance(part, Image):
+      kind, count, seconds = records.Kind.IMAGE, 1, 1.0
+      height, width = part.pixels.shape[:2]
+    else:
+      kind, count = records.Kind.VIDEO, -(-len(part.frames) // config.temporal_patch_size)
+      seconds = part.seconds_per_frame * config.temporal_patch_size
+      height, width = part.frames.shape[1:3]
     height, width = pixels.smart_resize(
-      frames.shape[1],
-      frames.shape[2],
+      height,
+      width,
       factor=config.pixel_factor,
       min_pixels=self.min_pixels,
       max_pixels=self.max_pixels,
     )
-    patches = pixels.patchify(pixels.resample(frames, height, width), config)
-    rows = positions.patch_rows(height // config.patch_size, width // config.patch_size, config)
-    window = positions.patch_windows(rows, config)
-    grid = positions.Grid(
+    return positions.Grid(
       kind=kind,
-      frames=len(patches),
+      frames=count,
       height=height // config.patch_size,
       width=width // config.patch_size,
       seconds=seconds,
     )
-    return grid, [Frame(patches=step, rows=rows, window=window) for step in patches]
+
+
+def _question(text: str, video: Video | None, question_first: bool) -> Turn:
+  parts = (text,) if video is None else (text, video) if question_first else (video, text)
+  return Turn(role="user", parts=parts)
 
 
 def _rate(timestamps: Float[np.ndarray, "times"] | None, count: int, name: str) -> float:

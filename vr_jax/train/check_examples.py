@@ -1,0 +1,141 @@
+"""What would fail in mid-training, found before it: replies and prompts that don't fit, by their tokens, without frames.
+
+The outcome lies beside the shards, a file for each set of inputs (`left-out-<fingerprint>.json`); ready-made it is read.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import ml_collections
+
+from vr_jax import errors, records
+from vr_jax.data import batches, examples, frame_store, sampling
+from vr_jax.envs import environment as environment_lib
+from vr_jax.models.qwen2_5_vl import processor as processor_lib
+from vr_jax.train import inputs
+
+SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checks:
+  """What examples are held against. Made anew where an input of it changed."""
+
+  config: ml_collections.ConfigDict
+  shards: Path
+  processor: processor_lib.Processor
+  environment: environment_lib.Environment
+
+  def left_out(self) -> Mapping[str, frozenset[int]]:
+    """Indices of the examples of each split that can't be used; checks them all unless that was done already.
+
+    With on_bad "skip" each is listed in bad_records.jsonl, once.
+
+    Raises:
+      InputError: on_bad is "stop" and an example can't be used; or no example of a split can.
+    """
+    path = self.shards / f"left-out-{self._fingerprint()}.json"
+    if not path.is_file():
+      self._write(path)
+    try:
+      return {split: frozenset(indices) for split, indices in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+      raise errors.InputError(f"{path}: is damaged; remove it") from error
+
+  def _write(self, path: Path) -> None:
+    store = frame_store.FrameStore(self.shards / "frames")
+    found = {split: self._problems(split, store) for split in SPLITS}
+    bad = [entry for problems in found.values() for entry in problems.values()]
+    aside = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+      _list_bad(self.shards / "bad_records.jsonl", bad)
+      aside.write_text(json.dumps({split: list(problems) for split, problems in found.items()}))
+      os.replace(aside, path)
+    except OSError as error:
+      raise errors.InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+  def _problems(self, split: str, store: frame_store.FrameStore) -> dict[int, dict[str, str]]:
+    """Entries of bad_records.jsonl by index."""
+    source = examples.ExampleSource(self.shards, split)
+    sft, problems = self.config.sft, {}
+    for index in range(len(source)):
+      example, kept = source[index], index - len(problems)
+      supervised = split == "train" and sft.steps and (not sft.examples or kept < sft.examples)
+      where = batches.name(example)
+      try:
+        self._check(example, store, where, supervised=bool(supervised))
+      except errors.InputError as error:
+        problem = str(error).removeprefix(f"{where}: ")
+        if self.config.data.on_bad == "stop":
+          raise errors.InputError(f"{where}: {problem}") from error
+        problems[index] = {"where": where, "problem": problem}
+    if problems and len(problems) == len(source):
+      first = problems[0]
+      raise errors.InputError(
+        f"{source}: not one good example is left; first, {first['where']}: {first['problem']}"
+      )
+    return problems
+
+  def _check(
+    self,
+    example: records.Example,
+    store: frame_store.FrameStore,
+    where: str,
+    *,
+    supervised: bool,
+  ) -> None:
+    model, rule = self.config.model, inputs.sampling_rule(self.config.data)
+    chosen = sampling.choose(store.timestamps(example.video), example.shown, rule, where=where)
+    self.processor.check_prompt(
+      self.environment.question(example),
+      (len(chosen), *store.size(example.video)),
+      question_first=model.question_first,
+      name=where,
+      prefix_buckets=model.prefix_buckets,
+      frame_buckets=model.frame_buckets,
+      patch_buckets=model.patch_buckets,
+    )
+    reply = self.environment.reference_reply(example)
+    tokens = () if reply is None else self.processor.encode_reply(reply)
+    if supervised:
+      check_reply(len(tokens), self.config.sft.max_reply_tokens, where)
+
+  def _fingerprint(self) -> str:
+    """Of all that a check depends on."""
+    config, model = self.config, self.config.model
+    limits = ("min_pixels", "max_pixels", "system", "question_first")
+    buckets = ("prefix_buckets", "frame_buckets", "patch_buckets")
+    depends = {
+      "ingested": (self.shards / "ingest.json").read_text(),
+      "tokenizer": self.processor.tokenizer.to_str(),
+      "vision": dataclasses.asdict(self.processor.config.vision),
+      "model": {name: model[name] for name in limits + buckets},
+      "recipe": config.recipe,
+      "env": config.env.to_dict(),
+      "sft": [bool(config.sft.steps), config.sft.examples, config.sft.max_reply_tokens],
+      "rule": repr(inputs.sampling_rule(config.data)),
+      "on_bad": config.data.on_bad,
+    }
+    return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
+
+
+def check_reply(length: int, longest: int, where: str) -> None:
+  """Raises InputError where a reference reply has no tokens or too many to train on."""
+  if not 0 < length <= longest:
+    problem = f"its reference reply has {length} tokens" if length else "it has no steps"
+    raise errors.InputError(
+      f"{where}: {problem}; needs 1 to {longest} (config.sft.max_reply_tokens)"
+    )
+
+
+def _list_bad(path: Path, entries: list[dict[str, str]]) -> None:
+  """Appends what the list doesn't have yet."""
+  lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
+  there = set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
+  if new := [line for line in lines if line not in there]:
+    with path.open("a", encoding="utf-8") as file:
+      file.writelines(f"{line}\n" for line in new)
