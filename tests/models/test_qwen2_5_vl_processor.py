@@ -250,3 +250,25 @@ def test_a_tokenizer_of_another_model_is_refused():
   small = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, vocab_size=260))
   with pytest.raises(errors.InputError, match="has 270 tokens, but the model only 260"):
     builders.make_processor(small)
+
+
+@pytest.mark.parametrize("question_first", [False, True])
+@pytest.mark.parametrize("shape", [(2, 31, 57), (5, 60, 100), (4, 300, 30)])
+def test_a_prompt_is_checked_by_its_shape_as_encoding_and_padding_would(shape, question_first):
+  made = builders.make_processor(CONFIG)
+  frames = picture(*shape[1:], frames=shape[0])
+  order = {"question_first": question_first, "name": "clip"}
+  one = made.encode(" What moves?", frames, np.arange(shape[0], dtype=float), **order)
+  sizes = {
+    "prefix_buckets": len(one.tokens),
+    "frame_buckets": len(one.frames),
+    "patch_buckets": len(one.frames[0].window),
+  }
+  made.check_prompt(" What moves?", shape, **order, **{k: (v,) for k, v in sizes.items()})
+  for name in sizes:
+    buckets = {k: (v - (k == name),) for k, v in sizes.items()}
+    with pytest.raises(errors.InputError) as cheap:
+      made.check_prompt(" What moves?", shape, **order, **buckets)
+    with pytest.raises(errors.InputError) as real:
+      made.collate([one], **buckets)
+    assert str(cheap.value) == str(real.value)
