@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.train import nano
+from vr_jax.rl import update
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
 from vr_jax.train import steps
@@ -29,7 +31,7 @@ def _start(parts, *, frozen=(), **fields):
   optimizer = state_lib.make_optimizer(section, parts.abstract_params, frozen)
   state = state_lib.create(parts.fresh_params(), optimizer, parts.mesh)
   step = steps.make_sft_step(
-    parts.graph, optimizer, parts.allowed, microbatches=section.microbatches
+    parts.graph, optimizer, parts.allowed, microbatches=section.microbatches, frozen=frozen
   )
   return state, step
 
@@ -63,6 +65,46 @@ def test_frozen_vision_stays_bit_for_bit_and_the_rest_moves(parts, batch):
   assert vision
   for name in before:
     assert np.array_equal(before[name], after[name]) == (name in vision), name
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_frozen_vision_costs_no_backward_pass_and_has_no_share_in_the_norm(parts, batch, count):
+  fields = {"sft__warmup_steps": 0, "sft__gradient_norm": 1e9, "sft__microbatches": count}
+  flops, norms, moments = {}, {}, {}
+  for frozen in ((), ("vision",)):
+    state, step = _start(parts, frozen=frozen, **fields)
+    flops[frozen] = step.lower(state, *batch).cost_analysis()["flops"]
+    state, metrics = step(state, *batch)
+    norms[frozen] = float(metrics["gradient_norm"])
+    moments[frozen] = {k: v for k, v in _leaves(state.optimizer_state).items() if ".mu" in k}
+  text = [v for k, v in moments[()].items() if "vision" not in k]
+  assert len(text) == len(moments[("vision",)]) < len(moments[()])
+  assert norms[()] == pytest.approx(_norm(moments[()].values()), rel=1e-4)
+  assert norms[("vision",)] == pytest.approx(_norm(text), rel=1e-4)
+  assert norms[("vision",)] < 0.999 * norms[()]
+  assert flops[("vision",)] < 0.9 * flops[()]
+
+
+def _norm(moments):
+  """That of the gradients, from Adam's first moments after one step: 1 - b1 = 0.1 times the gradients."""
+  return 10 * np.sqrt(sum((moment.astype(np.float64) ** 2).sum() for moment in moments))
+
+
+def test_a_frozen_parameter_whose_gradient_is_not_finite_voids_nothing():
+  optimizer = optax.sgd(1.0)
+  params = {"vision": jnp.zeros(1), "text": jnp.ones(1)}
+
+  def loss(params, part):
+    params = state_lib.stop_frozen(params, ("vision",))
+    return (jnp.sqrt(params["vision"]) + part * params["text"]).sum(), {}
+
+  value, _, gradients = update.accumulated_gradients(loss, params, jnp.ones((2, 1)))
+  moved, _, applied, norm = update.guarded_update(
+    optimizer, gradients, optimizer.init(params), params, value
+  )
+  assert bool(applied)
+  assert float(norm) == pytest.approx(2)
+  assert (float(moved["vision"][0]), float(moved["text"][0])) == (0, -1)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

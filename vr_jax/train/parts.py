@@ -62,6 +62,11 @@ class Parts:
     return {**flat, "tie_word_embeddings": self.model.tie_word_embeddings}
 
   @property
+  def frozen(self) -> tuple[str, ...]:
+    """Top-level names of the parameters that are not trained."""
+    return ("vision",) if self.config.model.freeze_vision else ()
+
+  @property
   def checks(self) -> check_examples.Checks:
     """What examples are held against before they are read."""
     return check_examples.Checks(

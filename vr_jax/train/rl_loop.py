@@ -40,9 +40,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     console.say(f"rl: complete at step {rl.steps}")
     store.close()
     return
-  optimizer = state_lib.make_optimizer(
-    rl, parts.abstract_params, ("vision",) if config.model.freeze_vision else ()
-  )
+  optimizer = state_lib.make_optimizer(rl, parts.abstract_params, parts.frozen)
   iterator = parts.read("train", rl.prompts)
   reference = initial_params(parts, workdir)
   state = state_lib.create(jax.tree.map(jnp.copy, reference), optimizer, parts.mesh)
@@ -52,7 +50,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     state, first = restored.tree, restored.step
     iterator.set_state(restored.loop["iterator"])
     parts.environment.set_state(restored.loop["reward"])
-  step_fn = steps.make_rl_step(parts.graph, optimizer, parts.allowed, rl)
+  step_fn = steps.make_rl_step(parts.graph, optimizer, parts.allowed, rl, frozen=parts.frozen)
   score_fn = steps.make_scorer(parts.graph, parts.allowed, temperature=rl.temperature)
   log = metrics.MetricsLog(workdir, "rl", first_step=first + 1)
   key = jax.random.key(config.seed)

@@ -29,9 +29,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     console.say(f"sft: complete at step {sft.steps}")
     store.close()
     return
-  optimizer = state_lib.make_optimizer(
-    sft, parts.abstract_params, ("vision",) if config.model.freeze_vision else ()
-  )
+  optimizer = state_lib.make_optimizer(sft, parts.abstract_params, parts.frozen)
   iterator = parts.read("train", sft.batch, limit=sft.examples)
   state = state_lib.create(parts.fresh_params(), optimizer, parts.mesh)
   if store.latest() is not None:
@@ -40,7 +38,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     iterator.set_state(restored.loop["iterator"])
   first = int(state.step)
   step_fn = steps.make_sft_step(
-    parts.graph, optimizer, parts.allowed, microbatches=sft.microbatches
+    parts.graph, optimizer, parts.allowed, microbatches=sft.microbatches, frozen=parts.frozen
   )
   log = metrics.MetricsLog(workdir, "sft", first_step=first + 1)
   with (

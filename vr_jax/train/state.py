@@ -67,6 +67,15 @@ def make_optimizer(
   return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
 
 
+def stop_frozen(params: PyTree, frozen: tuple[str, ...]) -> PyTree:
+  """The same parameters; those under a `frozen` name get gradient 0, and no backward pass is run for them."""
+  if not frozen:
+    return params
+  return jax.tree.map_with_path(
+    lambda path, x: jax.lax.stop_gradient(x) if _root(path) in frozen else x, params
+  )
+
+
 def create(
   params: PyTree, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:

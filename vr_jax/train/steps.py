@@ -25,14 +25,16 @@ def make_sft_step(
   allowed: Bool[Array, "vocab"],
   *,
   microbatches: int,
+  frozen: tuple[str, ...] = (),
 ) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
   """A jitted `step(state, prompt, tokens, valid) -> (state, metrics)`: cross-entropy of reference replies.
 
   tokens, valid: [prompts, 1, time]. The loss is the mean over the tokens of all replies (nats). The state is donated.
+  frozen: top-level names of parameters that get no gradient.
   """
 
   def loss(params: PyTree, part: PyTree) -> tuple[Array, PyTree]:
-    model = nnx.merge(graph, params)
+    model = nnx.merge(graph, state_lib.stop_frozen(params, frozen))
     log_probs, entropy = forward.reply_log_probs(
       model, part["prompt"], part["tokens"], part["valid"], allowed
     )
@@ -70,17 +72,19 @@ def make_rl_step(
   optimizer: optax.GradientTransformation,
   allowed: Bool[Array, "vocab"],
   config: ml_collections.ConfigDict,
+  *,
+  frozen: tuple[str, ...] = (),
 ) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
   """A jitted `step(state, prompt, rollout, advantages, signal, old, reference) -> (state, metrics)`.
 
   advantages [prompts, group, time]; signal [prompts]: groups without it take no part in the loss, neither in its mean
   nor in its KL. old: log-probs at the start of the update, or None where this is its first step (they are then those
   of this very forward). reference: log-probs of the frozen reference, or None where kl_weight is 0. The state is
-  donated. `config` is the section `rl`.
+  donated. `config` is the section `rl`. frozen: top-level names of parameters that get no gradient.
   """
 
   def loss(params: PyTree, part: PyTree) -> tuple[Array, PyTree]:
-    model = nnx.merge(graph, params)
+    model = nnx.merge(graph, state_lib.stop_frozen(params, frozen))
     rollout = part["rollout"]
     log_probs, entropy = forward.reply_log_probs(
       model, part["prompt"], rollout.tokens, sampled(rollout), allowed, config.temperature
