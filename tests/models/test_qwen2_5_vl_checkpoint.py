@@ -49,6 +49,7 @@ def test_the_state_is_that_of_the_model_and_every_tensor_lands_in_its_place(dire
   config, state = checkpoint.load_pretrained(directory)
   fresh = nnx.eval_shape(lambda: nnx.state(model.Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
   assert jax.tree.structure(state) == jax.tree.structure(fresh)
+  assert {type(leaf) for leaf in jax.tree.leaves(state)} == {np.ndarray}  # on no device yet
   tensors = UNTIED.tensors()
   layers = state["text"]["layers"]
   query = tensors["layers.2.self_attn.q_proj.weight"].reshape(4, 8, 32)

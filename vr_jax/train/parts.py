@@ -94,7 +94,9 @@ class Parts:
     """Parameters to start from: those of config.model.pretrained, or random ones of config.seed."""
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_params)
     if self.config.model.pretrained:
-      return jax.device_put(pretrained.load_pretrained(self.config.model.pretrained)[1], shardings)
+      # From the host to each device its own part: whole on one device, a large model would not fit.
+      host = pretrained.load_pretrained(self.config.model.pretrained)[1]
+      return jax.tree.map(jax.device_put, host, shardings)
     return jax.jit(lambda: nnx.split(self._random_model())[1], out_shardings=shardings)()
 
   def decoding(self, **changes: Any) -> sampler.Decoding:

@@ -85,7 +85,8 @@ class Slot:
 def load_pretrained(
   directory: str | pathlib.Path, *, param_dtype: str = "float32"
 ) -> tuple[config_lib.Config, nnx.State]:
-  """Reads a model. The state is that of `nnx.split(Qwen2_5_VL(config, …))`, arrays in `param_dtype`.
+  """Reads a model. The state is that of `nnx.split(Qwen2_5_VL(config, …))`, NumPy arrays in `param_dtype`: the
+  caller decides on which devices each lies.
 
   Raises:
     InputError: no Qwen2.5-VL model, a file missing or damaged, a tensor missing, unknown, twice or of a wrong shape;
@@ -116,7 +117,7 @@ def load_pretrained(
     done.add((slot.parameter, slot.layer))
     target[...] = values
   filled = [
-    (path, leaf.replace(jnp.asarray(arrays.pop(".".join(map(str, path))))))
+    (path, leaf.replace(arrays.pop(".".join(map(str, path)))))
     for path, leaf in nnx.to_flat_state(state)
   ]
   return config, nnx.from_flat_state(filled)
