@@ -5,6 +5,9 @@
     3b     Qwen2.5-VL-3B-Instruct on MOSS-Video; not yet measured.
     7b     Qwen2.5-VL-7B-Instruct on MOSS-Video (the paper's headline); not yet measured.
 
+prompts, batch and evaluation batch divide over 1, 2, 4, 8 or 16 devices (data x fsdp). Where their memory is short, set
+--config.rl.microbatches (and sft.microbatches) to 16 / devices at most: the update is the same, in parts.
+
 Source: arXiv 2509.21113. The paper gives neither reward weights nor training details: those marked `Reconstruction` are
 defaults of ours or of the Video-R1 family that it compares with.
 """
@@ -103,10 +106,10 @@ def _paper() -> ml_collections.ConfigDict:
   rl = config.rl = ml_collections.ConfigDict()
   rl.initial = ""  # directory of checkpoints to start from; empty: this workdir's checkpoints/sft
   rl.steps = 1000
-  rl.prompts = 8  # an update
+  rl.prompts = 16  # an update
   rl.group = 8  # replies to each prompt
   rl.epochs = 1  # updates on one batch of replies
-  rl.microbatches = 8
+  rl.microbatches = 1  # parts of an update, one after the other: as many as memory asks for
   rl.temperature = 1.0
   rl.top_p = 0.95
   rl.max_new_tokens = 768

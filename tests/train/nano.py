@@ -68,12 +68,17 @@ OVERRIDES: Mapping[str, Any] = {
 }
 
 
+def recipe(size: str) -> ml_collections.ConfigDict:
+  """The recipe as it is, at a size."""
+  spec = importlib.util.spec_from_file_location("moss_chatv_recipe", ROOT / RECIPE)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(size)
+
+
 def config(**overrides: Any) -> ml_collections.ConfigDict:
   """The nano config; an override's dots are written as two underscores: rl__steps=2."""
-  spec = importlib.util.spec_from_file_location("moss_chatv_recipe", ROOT / RECIPE)
-  recipe = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(recipe)
-  made = recipe.get_config("tiny")
+  made = recipe("tiny")
   dotted = {name.replace("__", "."): value for name, value in overrides.items()}
   for name, value in {**OVERRIDES, **dotted}.items():
     *sections, field = name.split(".")

@@ -9,7 +9,7 @@ import dataclasses
 
 from flax import nnx
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 import numpy as np
 
@@ -93,7 +93,7 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
   return jax.make_array_from_process_local_data(shardings, batch)
 
 
-def check_batch(prompts: int, mesh: Mesh, flag: str, *, parts: int = 1) -> None:
+def check_batch(prompts: int, mesh: Mesh | AbstractMesh, flag: str, *, parts: int = 1) -> None:
   """Raises InputError where a batch can't be split evenly into micro-batches, and these over the mesh.
 
   `flag` names the field at fault.
