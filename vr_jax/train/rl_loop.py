@@ -42,11 +42,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     return
   optimizer = state_lib.make_optimizer(rl, parts.abstract_params, parts.frozen)
   iterator = parts.read("train", rl.prompts)
-  reference = initial_params(parts, workdir)
-  state = state_lib.create(jax.tree.map(jnp.copy, reference), optimizer, parts.mesh)
-  first = 0
+  begun = origin(parts, workdir)
+  initial = initial_params(parts, workdir)
+  reference = jax.tree.map(jnp.copy, initial) if rl.kl_weight else None
+  state, first = state_lib.create(initial, optimizer, parts.mesh), 0
+  del initial  # the state has them: what an update donates must not be held here
   if store.latest() is not None:
     restored = store.restore(state)
+    _check_origin(workdir / "checkpoints" / "rl", restored.loop.get("start"), begun)
     state, first = restored.tree, restored.step
     iterator.set_state(restored.loop["iterator"])
     parts.environment.set_state(restored.loop["reward"])
@@ -104,19 +107,48 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       )
       sft_loop.check_finite(values, rl.max_skipped, "rl", step)
       if step % rl.checkpoint_every == 0 or step == rl.steps:
-        loop = {"iterator": iterator.get_state(), "reward": parts.environment.state()}
+        loop = {
+          "iterator": iterator.get_state(),
+          "reward": parts.environment.state(),
+          "start": begun,
+        }
         store.save(step, state, loop)
 
 
 def start(parts: parts_lib.Parts, workdir: Path) -> Path | None:
-  """The checkpoints that RL starts from; None where there was no warm start, and it starts from fresh parameters."""
+  """The checkpoints that RL starts from; None where there was no warm start, and it starts from fresh parameters.
+
+  Raises InputError where there are none, or this workdir's own warm start is not complete.
+  """
   config = parts.config
   if not config.rl.initial and not config.sft.steps:
     return None
   where = Path(config.rl.initial) if config.rl.initial else workdir / "checkpoints" / "sft"
   if not where.is_dir():
     raise errors.InputError(f"{where}: no such checkpoints; run --mode=sft first")
+  if not config.rl.initial and (step := last_step(parts, where)) != config.sft.steps:
+    raise errors.InputError(
+      f"{where}: at step {step} of config.sft.steps={config.sft.steps}; finish --mode=sft first"
+    )
   return where
+
+
+def origin(parts: parts_lib.Parts, workdir: Path) -> dict[str, Any]:
+  """{"path", "step"} of what RL starts from, as its checkpoints remember it (fresh parameters: "", 0)."""
+  where = start(parts, workdir)
+  if where is None:
+    return {"path": "", "step": 0}
+  # That of the workdir itself by its place there: a workdir may be moved.
+  path = parts.config.rl.initial or where.relative_to(workdir).as_posix()
+  return {"path": path, "step": last_step(parts, where)}
+
+
+def _check_origin(directory: Path, there: dict[str, Any] | None, here: dict[str, Any]) -> None:
+  """Raises InputError where a run would go on with another reference than the one it began with."""
+  if there != here:
+    raise errors.InputError(
+      f"{directory}: trained from {there}, but the start is now {here}; restore it or choose another --workdir"
+    )
 
 
 def initial_params(parts: parts_lib.Parts, workdir: Path) -> PyTree:

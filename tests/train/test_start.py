@@ -1,0 +1,55 @@
+"""What RL starts from: a complete warm start, and the same one after a kill."""
+
+import dataclasses
+
+import pytest
+
+from tests.train import nano
+from vr_jax import errors
+from vr_jax.train import checkpoints as checkpoints_lib
+from vr_jax.train import parts as parts_lib
+from vr_jax.train import rl_loop
+from vr_jax.train import state as state_lib
+
+
+@pytest.fixture
+def parts(data, monkeypatch):
+  made = nano.build(data)
+  monkeypatch.setattr(parts_lib, "build", lambda config, workdir: made)
+  return made
+
+
+def _save(parts, directory, step, tree, loop):
+  store = checkpoints_lib.Checkpoints(directory, architecture=parts.architecture)
+  store.save(step, tree, loop)
+  store.close()
+
+
+def test_rl_does_not_start_from_half_a_warm_start(parts, tmp_path):
+  tree = {"params": parts.fresh_params()}
+  _save(parts, tmp_path / "checkpoints" / "sft", 2, tree, {})
+  with pytest.raises(errors.InputError, match=r"sft: at step 2 of config.sft.steps=4; finish"):
+    rl_loop.train(parts.config, tmp_path)
+  _save(parts, tmp_path / "checkpoints" / "sft", 4, tree, {})
+  assert rl_loop.origin(parts, tmp_path) == {"path": "checkpoints/sft", "step": 4}
+
+
+def test_a_warm_start_from_elsewhere_may_end_at_any_step(parts, tmp_path):
+  _save(parts, tmp_path / "sft", 2, {"params": parts.fresh_params()}, {})
+  config = parts.config.copy_and_resolve_references()
+  config.rl.initial = str(tmp_path / "sft")
+  made = dataclasses.replace(parts, config=config)
+  assert rl_loop.origin(made, tmp_path) == {"path": str(tmp_path / "sft"), "step": 2}
+
+
+def test_a_run_does_not_go_on_from_another_start_than_it_began_with(parts, tmp_path):
+  params = parts.fresh_params()
+  _save(parts, tmp_path / "checkpoints" / "sft", 4, {"params": params}, {})
+  optimizer = state_lib.make_optimizer(parts.config.rl, parts.abstract_params, ())
+  state = state_lib.create(params, optimizer, parts.mesh)
+  begun = {"path": "checkpoints/sft", "step": 3}
+  _save(parts, tmp_path / "checkpoints" / "rl", 2, state, {"start": begun})
+  with pytest.raises(errors.InputError) as error:
+    rl_loop.train(parts.config, tmp_path)
+  assert str(begun) in str(error.value)
+  assert str({**begun, "step": 4}) in str(error.value)
