@@ -180,18 +180,27 @@ def test_a_path_outside_its_matrix_is_refused(workdir):
 @pytest.mark.parametrize(
   ("line", "complaint"),
   [
-    ('{"stage": "rl", "step": 1, "val', "is not JSON"),
-    ('{"stage": "rl", "values": {}}', "field 'step' is missing"),
+    ('{"stage": "rl", "step": 1, "val', "not a JSON object"),
+    ('{"stage": "rl", "values": {}}', "needs stage, step and values"),
     ('{"stage": "rl", "step": 1.5, "values": {}}', "step should be a whole number, is 1.5"),
     ('{"stage": "rl", "step": 1, "values": {"loss": "low"}}', "values.loss should be a number"),
   ],
 )
 def test_a_malformed_metrics_line_is_named_with_its_number(tmp_path, line, complaint):
-  (tmp_path / "metrics.jsonl").write_text('{"stage": "rl", "step": 0, "values": {}}\n' + line)
+  good = '{"stage": "rl", "step": 0, "values": {}}'
+  (tmp_path / "metrics.jsonl").write_text(f"{good}\n{line}\n{good}\n")
   with pytest.raises(errors.InputError) as caught:
     report.write_report(tmp_path)
   assert "metrics.jsonl:2: " in str(caught.value)
   assert complaint in str(caught.value)
+
+
+def test_a_last_line_that_a_kill_cut_short_is_left_out(tmp_path):
+  whole = '{"stage": "rl", "step": 1, "values": {"loss": 2.0}}\n'
+  (tmp_path / "metrics.jsonl").write_text(whole + whole[:30])
+  report.write_report(tmp_path)
+  curves = report_data.read_curves(tmp_path / "metrics.jsonl")
+  assert curves == {"rl": {"loss": ([1], [2.0])}}
 
 
 def test_a_step_that_a_resumed_run_logs_again_counts_once(tmp_path):

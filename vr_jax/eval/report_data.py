@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vr_jax import errors
 from vr_jax.eval import report_json
+from vr_jax.train import metrics as metrics_lib
 
 STAGES = ("sft", "rl")  # in the order in which a run goes through them
 
@@ -108,16 +109,14 @@ def read_run(workdir: Path) -> Run:
 
 
 def read_curves(path: Path) -> Curves:
-  """The curves of a metrics.jsonl.
+  """The curves of a metrics.jsonl; a last line that a kill cut short is left out.
 
   Raises:
     InputError: a line is no JSON object with stage, step and values; names file and line.
   """
   points: dict[str, dict[str, dict[int, float]]] = {}
-  for number, line in enumerate(report_json.read_text(path).split("\n"), start=1):
-    if not line.strip():
-      continue
-    record = report_json.parse_record(line, f"{path}:{number}")
+  for number, line in enumerate(metrics_lib.read(path, complete=False), start=1):
+    record = report_json.Record(line, f"{path}:{number}")
     stage, step = points.setdefault(record.text("stage"), {}), record.integer("step")
     for name, value in record.named_numbers("values").items():
       stage.setdefault(name, {})[step] = value
