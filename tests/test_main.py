@@ -145,6 +145,26 @@ def test_config_and_workdir_are_asked_for(capsys, words):
   assert "--workdir" in line
 
 
+@pytest.mark.parametrize(
+  ("error", "says"),
+  [
+    (
+      OSError(28, "No space left on device", "runs/x/metrics.jsonl"),
+      "runs/x/metrics.jsonl: No spa",
+    ),
+    (PermissionError(13, "Permission denied", "runs/x/report.html"), "runs/x/report.html: Permis"),
+    (OSError(28, "No space left on device"), "vr-jax: No space left on device"),
+    (OSError("broken"), "vr-jax: broken"),
+  ],
+)
+def test_a_file_that_can_not_be_written_is_named(capsys, monkeypatch, error, says):
+  def run(config, workdir, mode):
+    raise error
+
+  monkeypatch.setattr(main, "run", run)
+  assert says in _fails(capsys, CONFIG, "--workdir=x")
+
+
 def test_a_workdir_that_is_a_file_is_named(capsys, tmp_path):
   path = tmp_path / "file"
   path.write_text("")

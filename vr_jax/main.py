@@ -33,6 +33,11 @@ def cli(argv: Sequence[str] | None = None) -> int:
   except errors.Diverged as error:
     print(f"vr-jax: {error}", file=sys.stderr)
     return 3
+  except OSError as error:
+    # A full disk, a missing permission: wherever it was met, the file and the reason are all that helps.
+    where = f"{error.filename}: " if error.filename else ""
+    print(f"vr-jax: {where}{error.strerror or error}", file=sys.stderr)
+    return 2
   except KeyboardInterrupt:
     print("vr-jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
     return 130
