@@ -1,7 +1,9 @@
 """Evaluation of a rigged policy: each number is what can be counted by hand, each example counts once."""
 
+import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -94,6 +96,38 @@ def test_the_examples_of_a_last_batch_count_once(parts, monkeypatch):
     assert metrics[f"accuracy/{kind}"] == pytest.approx(np.mean(scores))
 
 
+def test_traces_are_judged_where_the_examples_are_simulated_ones_only(parts, monkeypatch):
+  items = _items(parts)
+  assert {item.example.source for item in items} == {"simulator"}
+  make = parts_lib.Parts.item
+
+  def of_another_source(parts, clip, *, view="whole"):
+    item = make(parts, clip, view=view)
+    return dataclasses.replace(item, example=dataclasses.replace(item.example, source="elsewhere"))
+
+  monkeypatch.setattr(parts_lib.Parts, "item", of_another_source)
+  _rig(monkeypatch, lambda item, call: item.reply)
+  result = evaluate.evaluate(parts, {}, name="test")
+  assert result["metrics"]["accuracy"] == pytest.approx(1)
+  assert not {"trace_consistency", "think_answer_mismatch"} & result["metrics"].keys()
+  assert not any("trace_consistency" in rollout for rollout in result["rollouts"])
+
+
+def test_batches_are_sampled_with_different_keys(parts, monkeypatch):
+  stop, keys = parts.processor.stop_tokens[0], []
+  _rig(monkeypatch, lambda item, call: [stop])
+  rigged = sampler.sample
+
+  def sample(graph, params, prompt, allowed, key, *, decoding):
+    keys.append(jax.random.key_data(key).tolist())
+    return rigged(graph, params, prompt, allowed, key, decoding=decoding)
+
+  monkeypatch.setattr(sampler, "sample", sample)
+  evaluate.evaluate(parts, {}, name="test")
+  assert keys[0] != keys[1]
+  assert keys[:2] == keys[2:4] == keys[4:]  # each view draws with the same luck
+
+
 def test_each_view_is_counted_under_its_own_name(parts, monkeypatch):
   """Calls 1, 2 are whole, 3, 4 blind, 5, 6 shuffled; only the blind ones are answered."""
   stop = parts.processor.stop_tokens[0]
@@ -143,6 +177,8 @@ def test_a_complete_evaluation_is_not_made_again_and_the_report_is_written(
   (tmp_path / "eval" / "after_rl.json").write_text("{")
   stage.evaluate(config, tmp_path)
   assert calls == ["before rl", "after rl", "after rl"]
-  monkeypatch.setattr(stage.rl_loop, "last_step", lambda parts, where: 6)
+  monkeypatch.setattr(
+    stage.rl_loop, "last_step", lambda parts, where: 4 if where.name == "sft" else 6
+  )
   stage.evaluate(config, tmp_path)
-  assert len(calls) == 5
+  assert calls[3:] == ["after rl"]

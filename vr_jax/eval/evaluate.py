@@ -35,7 +35,7 @@ def evaluate(parts: parts_lib.Parts, params: PyTree, *, name: str) -> dict[str, 
 
   Metrics: `accuracy` (and by problem type), each with the half-width of its 95 % interval (normal approximation) under
   `accuracy_interval`; `process_reward`; `format`; `reply_tokens`; `trace_consistency` (the trace against the true
-  states, where an example has them); `think_answer_mismatch` (share of replies whose trace concludes another value than
+  states, of simulated examples); `think_answer_mismatch` (share of replies whose trace concludes another value than
   they answer, of those that conclude one); `blind_accuracy` (no frames) and `shuffled_accuracy` (frames out of order).
   """
   config = parts.config.eval
@@ -67,7 +67,8 @@ def _answer(parts: parts_lib.Parts, params: PyTree, view: str, name: str) -> lis
   decoding = parts.decoding(group=1, temperature=config.temperature)
   answered: list[Answered] = []
   with console.progress(name) as tick:
-    for items in parts.read("test", config.batch, view=view, limit=config.examples, repeat=False):
+    read = parts.read("test", config.batch, view=view, limit=config.examples, repeat=False)
+    for number, items in enumerate(read):
       # The last batch is filled up by repeating its first item, so that one program serves all.
       full = [*items, *[items[0]] * (config.batch - len(items))]
       rollout = sampler.sample(
@@ -75,7 +76,7 @@ def _answer(parts: parts_lib.Parts, params: PyTree, view: str, name: str) -> lis
         params,
         parts.prompt(full),
         parts.allowed,
-        jax.random.key(parts.config.seed),
+        jax.random.fold_in(jax.random.key(parts.config.seed), number),
         decoding=decoding,
       )
       replies = parts.texts(rollout)[: len(items)]
@@ -103,7 +104,7 @@ def _by_type(answered: Sequence[Answered]) -> dict[str, float]:
 
 
 def _trace_metrics(answered: Sequence[Answered]) -> dict[str, float]:
-  known = [a for a in answered if a.item.example.states]
+  known = [a for a in answered if _has_truth(a.item.example)]
   if not known:
     return {}
   values = {"trace_consistency": float(np.mean([_consistency(a).score for a in known]))}
@@ -115,6 +116,11 @@ def _trace_metrics(answered: Sequence[Answered]) -> dict[str, float]:
   if implied:
     values["think_answer_mismatch"] = float(np.mean([not _says(a, value) for a, value in implied]))
   return values
+
+
+def _has_truth(example: records.Example) -> bool:
+  """Whether the states are the simulator's: traces are read in its words, which other data does not use."""
+  return example.source == "simulator" and bool(example.states)
 
 
 def _says(answered: Answered, value: str) -> bool:
@@ -153,7 +159,7 @@ def _shown(parts: parts_lib.Parts, answered: Answered) -> dict[str, Any]:
     "alignment": explained["alignment"],
     "rewards": answered.rewards,
   }
-  if example.states:
+  if _has_truth(example):
     shown["trace_consistency"] = _consistency(answered).score
   return shown
 
