@@ -67,6 +67,7 @@ def _paper() -> ml_collections.ConfigDict:
   model.max_pixels = 128 * 28 * 28  # of a frame [Video-R1]
   model.system = "You are a helpful assistant."  # system turn; empty: none
   model.question_first = False  # the question stands before the video in the prompt, not after it
+  model.text_follows = ""  # sides | largest (docs/design.md); empty: as the model says
   model.dtype = "bfloat16"  # of activations; parameters stay float32
   model.remat = True  # recompute layers in the backward pass
   model.freeze_vision = True  # Reconstruction: optional in the family
@@ -239,6 +240,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 
 def _pretrained(config: ml_collections.ConfigDict, name: str) -> None:
   config.model.pretrained = name
+  config.model.text_follows = "largest"  # as the released weights were trained
   config.data.videos = "MOSS-Video/videos"
   config.data.annotations = "MOSS-Video/annotations.jsonl"
 

@@ -1,10 +1,16 @@
 """Every size of the recipe can start on the devices that people have."""
 
+import json
+
 import jax
+import numpy as np
 import pytest
 
 from tests.train import nano
+from vr_jax import records
+from vr_jax.models.qwen2_5_vl import positions
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.train import parts as parts_lib
 
 
 @pytest.mark.parametrize("size", ["tiny", "3b", "7b"])
@@ -17,3 +23,20 @@ def test_batches_of_every_size_divide_over_one_to_sixteen_devices(size, devices)
     part = config[section]
     parts = part.get("microbatches", 1)
     mesh_lib.check_batch(part[prompts], mesh, f"config.{section}.{prompts}", parts=parts)
+
+
+@pytest.mark.parametrize(("size", "text"), [("tiny", [5, 6]), ("3b", [13, 14]), ("7b", [13, 14])])
+def test_text_behind_a_video_goes_on_where_the_weights_were_trained_to(data, tmp_path, size, text):
+  """Four patches of 2 x 2 tokens, 1.5 s apart at two steps a second: times 3, 6, 9, 12, a frame's sides end at 5."""
+  parts = nano.build(data)
+  fields = {**parts.config.model.architecture.to_dict(), "image_token_id": 1, "video_token_id": 2}
+  fields |= {"vision_start_token_id": 3, "vision_end_token_id": 4}
+  (tmp_path / "config.json").write_text(json.dumps(fields))
+  config = nano.recipe(size).model
+  config.pretrained = str(tmp_path)
+  model = parts_lib._model_config(config, None)
+  video = positions.Grid(kind=records.Kind.VIDEO, frames=4, height=4, width=4, seconds=1.5)
+  kind = np.array([records.Kind.TEXT] * 3 + [records.Kind.VIDEO] * 16 + [records.Kind.TEXT] * 2)
+  places, _ = positions.rope_index(kind.astype(np.int32), [video], model.vision)
+  assert places[0, 3:19:4].tolist() == [3, 6, 9, 12]
+  assert places[:, 19:].tolist() == [text] * 3

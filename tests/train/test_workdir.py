@@ -47,6 +47,16 @@ def test_another_config_is_refused_with_the_field_that_differs(tmp_path):
   assert (tmp_path / "config.json").read_text() == before
 
 
+def test_a_field_that_a_newer_version_added_counts_as_empty(tmp_path):
+  older = nano.config()
+  with older.unlocked():
+    del older.model["text_follows"]
+  workdir.claim(tmp_path, older, "all")
+  workdir.claim(tmp_path, nano.config(), "all")
+  with pytest.raises(errors.InputError, match=r"config\.model\.text_follows='', now 'largest'"):
+    workdir.claim(tmp_path, nano.config(model__text_follows="largest"), "all")
+
+
 def test_how_it_is_evaluated_may_change(tmp_path):
   workdir.claim(tmp_path, nano.config(), "all")
   workdir.claim(tmp_path, nano.config(eval__examples=3), "all")

@@ -9,6 +9,7 @@ from vr_jax import errors
 CHOICES = {
   "data.on_bad": ("stop", "skip"),
   "data.sampling": ("uniform", "fps"),
+  "model.text_follows": ("", "sides", "largest"),
   "model.dtype": ("float32", "bfloat16", "float16"),
   "env.moves": ("strict", "jump", "classic"),
   "env.alignment": ("subsequence", "naive"),
@@ -56,7 +57,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     section, field = name.split(".")
     value = config[section].get(field, choices[0])
     if value not in choices:
-      raise errors.InputError(f"--config.{name}={value}: not one of {', '.join(choices)}")
+      raise errors.InputError(
+        f"--config.{name}={value}: not one of {', '.join(filter(None, choices))}"
+      )
   for name, interval in RANGES.items():
     section, field = name.split(".")
     value = config[section].get(field)

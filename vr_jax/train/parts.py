@@ -249,4 +249,6 @@ def _model_config(config: ml_collections.ConfigDict, tokenizer: Any) -> model_co
     media = tokenizer_lib.config_fields(tokenizer)
     del media["vocab_size"]  # rows of the embedding may be more than the tokenizer has
     read = model_config.Config.from_dict({**config.architecture.to_dict(), **media})
-  return dataclasses.replace(read, dtype=config.dtype, remat=config.remat)
+  follows = config.text_follows or read.vision.text_follows
+  vision = dataclasses.replace(read.vision, text_follows=follows)
+  return dataclasses.replace(read, vision=vision, dtype=config.dtype, remat=config.remat)

@@ -96,10 +96,11 @@ def _git_revision() -> str | None:
 
 def _compare(path: Path, written: dict[str, Any], wanted: dict[str, Any]) -> None:
   there, here = _flat(written), _flat(wanted)
+  # A field that came with a newer version is empty where nothing changed: the workdir is still this config's.
   differ = [
     name
     for name in sorted({*there, *here})
-    if there.get(name) != here.get(name) and not name.startswith(MAY_CHANGE)
+    if there.get(name, "") != here.get(name, "") and not name.startswith(MAY_CHANGE)
   ]
   if differ:
     name = differ[0]
