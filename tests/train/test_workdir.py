@@ -21,7 +21,9 @@ def test_a_workdir_says_what_made_it(tmp_path):
 
 def test_the_same_config_may_come_back(tmp_path):
   workdir.claim(tmp_path, nano.config(), "all")
+  before = json.loads((tmp_path / "config.json").read_text())["config"]
   workdir.claim(tmp_path, nano.config(), "all")
+  assert json.loads((tmp_path / "config.json").read_text())["config"] == before
 
 
 def test_every_start_is_kept_and_the_last_one_stands_on_top(tmp_path, monkeypatch):
@@ -60,6 +62,7 @@ def test_a_field_that_a_newer_version_added_counts_as_empty(tmp_path):
 def test_how_it_is_evaluated_may_change(tmp_path):
   workdir.claim(tmp_path, nano.config(), "all")
   workdir.claim(tmp_path, nano.config(eval__examples=3), "all")
+  assert json.loads((tmp_path / "config.json").read_text())["config"]["eval"]["examples"] == 3
 
 
 @pytest.mark.parametrize(
