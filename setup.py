@@ -49,6 +49,7 @@ EXTRAS = {
   "parity": [
     TORCH,
     "dtaidistance>=2.4",
+    "peft>=0.18",
     "rouge-score>=0.1.2",
     "transformers>=5.20,<6",
     "trl>=1.10,<2",
