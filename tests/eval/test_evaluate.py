@@ -30,16 +30,17 @@ def parts(data):
 
 
 def _items(parts):
-  return [item for items in parts.read("test", BATCH, repeat=False) for item in items]
+  return [item for batch in parts.read("test", BATCH, repeat=False) for item in batch.items]
 
 
 def _rig(monkeypatch, reply_to):
   """Replies are `reply_to(example, number of the call)`, in the order in which examples are read."""
   read, seen = parts_lib.Parts.prompt, []
 
-  def remember(parts, items):
-    seen.append(items)
-    return read(parts, items)
+  def remember(parts, batch):
+    rows = len(batch.prompt.tokens)
+    seen.append([*batch.items, *[batch.items[0]] * (rows - len(batch.items))])
+    return read(parts, batch)
 
   def sample(graph, params, prompt, allowed, key, *, decoding):
     tokens = np.zeros((len(seen[-1]), 1, decoding.max_new_tokens), np.int32)

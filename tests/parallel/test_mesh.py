@@ -73,7 +73,7 @@ def _updates(data, shape):
     data, mesh=shape, rl__prompts=8, rl__group=2, rl__kl_weight=0.1, sft__warmup_steps=0
   )
   items = nano.ragged_items(parts, 8)
-  prompt = parts.prompt(items)
+  prompt = parts.prompt(parts.batch(items))
   rollout = _rollout(parts, items)
   sft, rl = parts.config.sft, parts.config.rl
 
@@ -165,7 +165,7 @@ def test_greedy_replies_are_the_same_on_a_mesh(data):
   replies = []
   for shape in ((1, 1, 1), (2, 2, 2)):
     parts = nano.build(data, mesh=shape)
-    prompt = parts.prompt(nano.ragged_items(parts, 8))
+    prompt = parts.prompt(parts.batch(nano.ragged_items(parts, 8)))
     decoding = parts.decoding(group=1, temperature=0.0)
     rollout = sampler.sample(
       parts.graph,

@@ -32,7 +32,7 @@ def items(parts):
 
 
 def _sample(parts, params, items, **changes):
-  prompt = parts.prompt(items)
+  prompt = parts.prompt(parts.batch(items))
   rollout = sampler.sample(
     parts.graph,
     params,
@@ -111,7 +111,7 @@ def test_padding_of_prompts_and_of_frames_changes_no_reply(parts, params, items)
     parts,
     config=nano.config(model__prefix_buckets=(160,), model__frame_buckets=(7,)),
   )
-  wide = wider.prompt(items)
+  wide = wider.prompt(wider.batch(items))
   again = sampler.sample(
     parts.graph, params, wide, parts.allowed, jax.random.key(5), decoding=parts.decoding()
   )

@@ -162,7 +162,7 @@ def merge(parts: parts_lib.Parts, params: Any) -> Any:
 
 def ragged_items(parts: parts_lib.Parts, count: int) -> list[parts_lib.Item]:
   """Items of different lengths in text and frames: of eight frames, of four, of two and of none, in turn."""
-  clips = [item.clip for item in next(parts.read("train", count))]
+  clips = [item.clip for item in next(parts.read("train", count)).items]
   items = []
   for index, clip in enumerate(clips):
     frames = (8, 4, 2, 0)[index % 4]

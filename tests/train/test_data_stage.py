@@ -92,7 +92,7 @@ def test_an_example_that_would_fail_in_training_stops_the_data_stage_or_is_left_
   (listed,) = (tmp_path / "shards" / "bad_records.jsonl").read_text().splitlines()
   assert json.loads(listed)["where"] == "example '000002-0' of video '000002.mp4'"
   batches = parts_lib.build(config, tmp_path).read("train", 7, repeat=False)
-  assert sorted(item.example.id[:6] for items in batches for item in items) == [
+  assert sorted(item.example.id[:6] for batch in batches for item in batch.items) == [
     f"{index:06d}" for index in (0, 1, 3, 4, 5, 6, 7)
   ]
 
@@ -100,8 +100,8 @@ def test_an_example_that_would_fail_in_training_stops_the_data_stage_or_is_left_
 def test_a_reply_that_is_never_trained_on_may_be_too_long_or_missing(tmp_path):
   config = nano.config(**_given(tmp_path, steps=[]), sft__steps=0)
   data_stage.prepare(config, tmp_path)
-  (items,) = parts_lib.build(config, tmp_path).read("train", 8, repeat=False)
-  assert len(items) == 8
+  (batch,) = parts_lib.build(config, tmp_path).read("train", 8, repeat=False)
+  assert len(batch.items) == 8
 
 
 def test_examples_are_checked_again_only_where_something_changed(data, monkeypatch):

@@ -22,7 +22,7 @@ def parts(data):
 def batch(parts):
   items = nano.ragged_items(parts, 4)
   tokens, valid = parts_lib.reply_arrays(items, 80)
-  return parts.prompt(items), jnp.asarray(tokens), jnp.asarray(valid)
+  return parts.prompt(parts.batch(items)), jnp.asarray(tokens), jnp.asarray(valid)
 
 
 def _start(parts, *, frozen=(), **fields):

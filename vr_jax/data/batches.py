@@ -31,13 +31,14 @@ def batches(
   batch_size: int,
   sampling: sampling.Rule,
   transform: Callable[[Clip], Any],
+  collate: Callable[[list], Any] = list,
   process_index: int = 0,
   process_count: int = 1,
   shuffle: bool = True,
   repeat: bool = True,
   threads: int = 2,
 ) -> grain.DatasetIterator:
-  """An iterator over lists of `batch_size` transformed clips.
+  """An iterator over batches: `collate` of a list of `batch_size` transformed clips.
 
   `get_state()` gives a small JSON-able dict that says how many batches were handed out; after `set_state(state)`, on an
   iterator made with the same arguments, exactly the batches follow that would have followed. Threads and what they
@@ -55,6 +56,7 @@ def batches(
     batch_size: of this process.
     sampling: which frames of what is shown.
     transform: from a clip to whatever the batch holds; runs in the prefetching threads and must not return None.
+    collate: from a list of those to a batch; runs in the prefetching threads.
     process_index: of this process.
     process_count: how many share the examples.
     shuffle: False keeps the order of the source.
@@ -78,9 +80,9 @@ def batches(
 
   mine = slice(process_index, None, process_count)
   if repeat:
-    dataset = dataset.repeat().map(load).batch(batch_size, batch_fn=list)[mine]
+    dataset = dataset.repeat().map(load).batch(batch_size, batch_fn=collate)[mine]
   else:
-    dataset = dataset[mine].map(load).batch(batch_size, batch_fn=list)
+    dataset = dataset[mine].map(load).batch(batch_size, batch_fn=collate)
   ahead = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(2, threads) if threads else 0
   )

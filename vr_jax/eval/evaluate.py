@@ -68,13 +68,12 @@ def _answer(parts: parts_lib.Parts, params: PyTree, view: str, name: str) -> lis
   answered: list[Answered] = []
   with console.progress(name) as tick:
     read = parts.read("test", config.batch, view=view, limit=config.examples, repeat=False)
-    for number, items in enumerate(read):
-      # The last batch is filled up by repeating its first item, so that one program serves all.
-      full = [*items, *[items[0]] * (config.batch - len(items))]
+    for number, batch in enumerate(read):
+      items = batch.items
       rollout = sampler.sample(
         parts.graph,
         params,
-        parts.prompt(full),
+        parts.prompt(batch),
         parts.allowed,
         jax.random.fold_in(jax.random.key(parts.config.seed), number),
         decoding=decoding,

@@ -43,6 +43,17 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+  """Items, and their prompts as host arrays, padded to the recipe's buckets.
+
+  A batch that ended an epoch early is filled up: its prompts beyond the items repeat the first one.
+  """
+
+  items: list[Item]
+  prompt: records.Prompt
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
   """What `build` makes. `allowed` [vocab]: tokens that a reply may hold."""
 
@@ -114,7 +125,7 @@ class Parts:
   def read(
     self, split: str, batch_size: int, *, view: str = "whole", limit: int = 0, repeat: bool = True
   ) -> Any:
-    """An iterator over lists of `Item` (of this process: its share of `batch_size`), as `data.batches` makes it.
+    """An iterator over `Batch`es (of this process: its share of `batch_size`), as `data.batches` makes it.
 
     view: `whole`; `blind` leaves the frames out of the prompt; `shuffled` puts them in random order (their times stay).
     limit: the first examples only; 0: all. repeat=False: one epoch, in order.
@@ -125,13 +136,15 @@ class Parts:
       raise errors.InputError(f"{source}: holds no example; see config.data.test_fraction")
     left_out = self.checks.left_out().get(split, ())
     kept = [index for index in range(len(source)) if index not in left_out]
+    size = batch_size // jax.process_count()
     return batches.batches(
       examples.Chosen(source, kept[: limit or None]),
       store,
       seed=self.config.seed,
-      batch_size=batch_size // jax.process_count(),
+      batch_size=size,
       sampling=inputs.sampling_rule(self.config.data),
       transform=functools.partial(self.item, view=view),
+      collate=functools.partial(self.batch, size=size),
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       shuffle=repeat,
@@ -161,16 +174,21 @@ class Parts:
       clip=clip,
     )
 
-  def prompt(self, items: list[Item]) -> records.Prompt:
-    """The prompts of a batch on the mesh, padded to the recipe's buckets."""
+  def batch(self, items: list[Item], *, size: int | None = None) -> Batch:
+    """Items with their prompts side by side, `size` rows of them (as many as items, where it is not given)."""
     model = self.config.model
-    host = self.processor.collate(
-      [item.encoded for item in items],
+    filled = [*items, *[items[0]] * ((size or len(items)) - len(items))]
+    prompt = self.processor.collate(
+      [item.encoded for item in filled],
       prefix_buckets=model.prefix_buckets,
       frame_buckets=model.frame_buckets,
       patch_buckets=model.patch_buckets,
     )
-    return mesh_lib.put_batch(host, self.mesh)
+    return Batch(items=items, prompt=prompt)
+
+  def prompt(self, batch: Batch) -> records.Prompt:
+    """The prompts of a batch on the mesh."""
+    return mesh_lib.put_batch(batch.prompt, self.mesh)
 
   def texts(self, rollout: records.Rollout) -> list[list[str]]:
     """Replies [prompts][group] of this process, as text."""

@@ -64,8 +64,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   ):
     for step in range(first + 1, rl.steps + 1):
       clock = _Clock()
-      items = next(iterator)
-      prompt = parts.prompt(items)
+      batch = next(iterator)
+      items, prompt = batch.items, parts.prompt(batch)
       clock.lap("data")
       rollout = sampler.sample(
         parts.graph,

@@ -48,8 +48,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   ):
     for step in range(first + 1, sft.steps + 1):
       begun = time.perf_counter()
-      items = next(iterator)
-      prompt = parts.prompt(items)
+      batch = next(iterator)
+      items, prompt = batch.items, parts.prompt(batch)
       tokens, valid = mesh_lib.put_batch(
         parts_lib.reply_arrays(items, sft.max_reply_tokens), parts.mesh
       )
