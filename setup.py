@@ -24,6 +24,7 @@ REQUIRES = [
   "pillow>=11",
   "rich>=14",
   "safetensors>=0.6",
+  "simplejpeg>=1.9",
   "tensorboardX>=2.6.4",
   "tensorflow-datasets>=4.9.9",
   "tokenizers>=0.22",

@@ -92,6 +92,15 @@ def test_a_record_that_is_whole_but_not_the_one_written_is_an_error(store, tmp_p
     frame_store.FrameStore(tmp_path / "store").read("a.mp4", [1])
 
 
+def test_a_frame_of_another_size_than_the_index_says_is_an_error(store, tmp_path):
+  path = tmp_path / "store" / "index.json"
+  index = json.loads(path.read_text())
+  index["videos"]["a.mp4"]["width"] += 2
+  path.write_text(json.dumps(index))
+  with pytest.raises(InputError, match=r"record 2 has size \(64, 64\), unlike the index"):
+    frame_store.FrameStore(tmp_path / "store").read("a.mp4", [2])
+
+
 @pytest.mark.parametrize("content", [None, b"", b"no shard" * 20_000, "half"])
 def test_a_shard_that_is_missing_or_cut_off_is_named(store, tmp_path, content):
   shard = tmp_path / "store" / "frames-00000.array_record"

@@ -9,7 +9,6 @@ On disk, in one directory:
 
 from collections.abc import Iterable, Sequence
 import dataclasses
-import io
 import json
 from pathlib import Path
 import threading
@@ -19,7 +18,7 @@ import zlib
 from array_record.python import array_record_module
 from jaxtyping import Float, Int, UInt8
 import numpy as np
-from PIL import Image
+import simplejpeg
 
 from vr_jax.data import video_file
 from vr_jax.errors import InputError
@@ -184,7 +183,7 @@ class FrameStore:
     for position, (record, jpeg) in enumerate(
       zip(records, self._jpegs(entry, records), strict=True)
     ):
-      frames[position] = self._decode(entry, record, jpeg)
+      self._decode(entry, record, jpeg, frames[position])
     return frames
 
   def _entry(self, video: str) -> Entry:
@@ -210,14 +209,17 @@ class FrameStore:
         f"{path}: record {record} is damaged: {_one_line(error)}; ingest again"
       ) from error
 
-  def _decode(self, entry: Entry, record: int, jpeg: bytes) -> UInt8[np.ndarray, "height width 3"]:
+  def _decode(
+    self, entry: Entry, record: int, jpeg: bytes, frame: UInt8[np.ndarray, "height width 3"]
+  ) -> None:
+    """Writes the pixels of a record into `frame`."""
     where = f"{self._directory / entry.shard}: record {record}"
     if zlib.crc32(jpeg) != self._checksums[entry.first + record - entry.record]:
       raise InputError(f"{where} is damaged: its checksum differs; ingest again")
-    frame = np.asarray(Image.open(io.BytesIO(jpeg)))
-    if frame.shape != (entry.height, entry.width, 3):
-      raise InputError(f"{where} has shape {frame.shape}, unlike the index; ingest again")
-    return frame
+    size = simplejpeg.decode_jpeg_header(jpeg)[:2]
+    if size != (entry.height, entry.width):
+      raise InputError(f"{where} has size {size}, unlike the index; ingest again")
+    simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=frame)
 
   def _reader(self, path: Path) -> array_record_module.ArrayRecordReader:
     with self._lock:
