@@ -6,8 +6,6 @@ import tempfile
 
 from flax import nnx
 from golden import qwen2_5_vl as golden
-import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors
 
@@ -33,9 +31,9 @@ def released_name(name: str) -> str:
 def load(case: golden.Case) -> model.Qwen2_5_VL:
   with tempfile.TemporaryDirectory() as directory:
     save(case, pathlib.Path(directory))
-    config, state = checkpoint.load_pretrained(directory)
+    config, state = checkpoint.from_pretrained(directory)
   abstract = nnx.eval_shape(lambda: model.Qwen2_5_VL(config, rngs=nnx.Rngs(0)))
-  return nnx.merge(nnx.graphdef(abstract), jax.tree.map(jnp.asarray, state))
+  return nnx.merge(nnx.graphdef(abstract), state)
 
 
 def make_processor(config: config_lib.Config, **options) -> processor.Processor:

@@ -1,4 +1,4 @@
-"""Pretrained parameters go from the host to where the mesh wants each."""
+"""Pretrained parameters go from their files to where the mesh wants each."""
 
 import dataclasses
 
@@ -6,16 +6,15 @@ import jax
 import numpy as np
 
 from tests.train import nano
-from vr_jax.train import parts as parts_lib
+from vr_jax.models import qwen2_5_vl
 
 
-def test_each_device_gets_its_own_part_of_the_pretrained_parameters(data, monkeypatch):
+def test_each_device_gets_its_own_part_of_the_pretrained_parameters(data, tmp_path):
   parts = nano.build(data, mesh=(2, 2, 2))
   expected = parts.fresh_params()
+  qwen2_5_vl.save_pretrained(expected, tmp_path / "model", config=parts.model)
   config = parts.config.copy_and_resolve_references()
-  config.model.pretrained = "somewhere"
-  host = jax.tree.map(np.array, expected)
-  monkeypatch.setattr(parts_lib.pretrained, "load_pretrained", lambda directory: (None, host))
+  config.model.pretrained = str(tmp_path / "model")
   actual = dataclasses.replace(parts, config=config).fresh_params()
   assert jax.tree.structure(actual) == jax.tree.structure(expected)
   for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):

@@ -103,11 +103,10 @@ class Parts:
 
   def fresh_params(self) -> PyTree:
     """Parameters to start from: those of config.model.pretrained, or random ones of config.seed."""
-    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_params)
     if self.config.model.pretrained:
-      # From the host to each device its own part: whole on one device, a large model would not fit.
-      host = pretrained.load_pretrained(self.config.model.pretrained)[1]
-      return jax.tree.map(jax.device_put, host, shardings)
+      shardings = functools.partial(mesh_lib.param_shardings, mesh=self.mesh)
+      return pretrained.from_pretrained(self.config.model.pretrained, shardings=shardings)[1]
+    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_params)
     return jax.jit(lambda: nnx.split(self._random_model())[1], out_shardings=shardings)()
 
   def decoding(self, **changes: Any) -> sampler.Decoding:

@@ -1,215 +1,210 @@
-"""Qwen2.5-VL weights from a Hugging Face directory: config.json and safetensors, whole or in shards.
+"""Qwen2.5-VL weights from a Hugging Face directory straight to the devices that hold them.
 
-Tensors are read one by one into the stacked arrays of the model, so the peak is the model and one tensor. Names are
-those of the releases (`model.layers…`, `visual…`) or with the prefixes that newer versions of transformers write
-(`model.language_model.layers…`, `model.visual…`).
+A parameter is filled in place, layer by layer (tables: some rows at a time), and of each layer a process reads only what
+its own devices hold. So the host never has more than a few pieces beside what the devices have.
 """
 
-from collections.abc import Iterator, Mapping
-import dataclasses
+from collections.abc import Callable, Mapping
+import functools
 import json
 import math
 import pathlib
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, DTypeLike, PyTree
 import numpy as np
-import safetensors
 
 from vr_jax import errors
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import model as model_lib
+from vr_jax.models.qwen2_5_vl import names, tensor_file
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PARTIAL = ".partial"  # ends the name of an export that is being written
+PIECE_BYTES = 64 * 2**20  # of a parameter that are on the host at once, where one layer is not more
 
-# Our parameter -> the file's tensor, {} standing for the layer.
-NAMES = {
-  "text.embedding": "embed_tokens.weight",
-  "text.head": "lm_head.weight",
-  "text.norm": "norm.weight",
-  "text.layers.norm1": "layers.{}.input_layernorm.weight",
-  "text.layers.query": "layers.{}.self_attn.q_proj.weight",
-  "text.layers.query_bias": "layers.{}.self_attn.q_proj.bias",
-  "text.layers.key": "layers.{}.self_attn.k_proj.weight",
-  "text.layers.key_bias": "layers.{}.self_attn.k_proj.bias",
-  "text.layers.value": "layers.{}.self_attn.v_proj.weight",
-  "text.layers.value_bias": "layers.{}.self_attn.v_proj.bias",
-  "text.layers.out": "layers.{}.self_attn.o_proj.weight",
-  "text.layers.norm2": "layers.{}.post_attention_layernorm.weight",
-  "text.layers.gate": "layers.{}.mlp.gate_proj.weight",
-  "text.layers.up": "layers.{}.mlp.up_proj.weight",
-  "text.layers.down": "layers.{}.mlp.down_proj.weight",
-  "vision.patch": "visual.patch_embed.proj.weight",
-  "vision.blocks.norm1": "visual.blocks.{}.norm1.weight",
-  "vision.blocks.qkv": "visual.blocks.{}.attn.qkv.weight",
-  "vision.blocks.qkv_bias": "visual.blocks.{}.attn.qkv.bias",
-  "vision.blocks.out": "visual.blocks.{}.attn.proj.weight",
-  "vision.blocks.out_bias": "visual.blocks.{}.attn.proj.bias",
-  "vision.blocks.norm2": "visual.blocks.{}.norm2.weight",
-  "vision.blocks.gate": "visual.blocks.{}.mlp.gate_proj.weight",
-  "vision.blocks.gate_bias": "visual.blocks.{}.mlp.gate_proj.bias",
-  "vision.blocks.up": "visual.blocks.{}.mlp.up_proj.weight",
-  "vision.blocks.up_bias": "visual.blocks.{}.mlp.up_proj.bias",
-  "vision.blocks.down": "visual.blocks.{}.mlp.down_proj.weight",
-  "vision.blocks.down_bias": "visual.blocks.{}.mlp.down_proj.bias",
-  "vision.merger.norm": "visual.merger.ln_q.weight",
-  "vision.merger.hidden": "visual.merger.mlp.0.weight",
-  "vision.merger.hidden_bias": "visual.merger.mlp.0.bias",
-  "vision.merger.out": "visual.merger.mlp.2.weight",
-  "vision.merger.out_bias": "visual.merger.mlp.2.bias",
-}
-TABLES = ("text.embedding", "text.head")  # kept as they are: [vocab, embed]
-MERGED_INPUTS = (
-  "text.layers.out",
-  "vision.blocks.out",
-)  # [heads, head_dim] is one axis in the file
+Index = tuple[slice, ...]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Slot:
-  """Where one tensor of the file goes: a parameter, its layer, and the two shapes."""
+def from_pretrained(
+  path: str | pathlib.Path,
+  mesh: Mesh | None = None,
+  dtype: DTypeLike = "float32",
+  *,
+  shardings: Callable[[PyTree], PyTree] | None = None,
+  piece_bytes: int = PIECE_BYTES,
+) -> tuple[config_lib.Config, PyTree]:
+  """Reads a model: (its config, parameters in `dtype`), the state of `nnx.split(Qwen2_5_VL(config, …))`.
 
-  parameter: str
-  layer: int | None
-  file_shape: tuple[int, ...]
-  shape: tuple[int, ...]
+  mesh: each parameter is cut over all devices of it, along the longest axis that they divide; None: the first device.
+  shardings: instead of that, a function from the abstract parameters to the NamedSharding of each. Training passes
+    `functools.partial(parallel.mesh.param_shardings, mesh=mesh)`, its table of rules.
+  piece_bytes: of a parameter that are read at once; a layer of it at least.
 
-  def fit(self, tensor: np.ndarray) -> np.ndarray:
-    """The tensor in our shape: the file keeps matrices output first, we input first."""
-    if self.parameter in TABLES or len(self.file_shape) == 1:
-      return tensor.reshape(self.shape)
-    return tensor.reshape(self.file_shape[0], -1).T.reshape(self.shape)
-
-
-def load_pretrained(
-  directory: str | pathlib.Path, *, param_dtype: str = "float32"
-) -> tuple[config_lib.Config, nnx.State]:
-  """Reads a model. The state is that of `nnx.split(Qwen2_5_VL(config, …))`, NumPy arrays in `param_dtype`: the
-  caller decides on which devices each lies.
+  Where several processes share the mesh all call this, and each reads what its own devices hold.
 
   Raises:
-    InputError: no Qwen2.5-VL model, a file missing or damaged, a tensor missing, unknown, twice or of a wrong shape;
-      the message names the file and the tensor.
+    InputError: no Qwen2.5-VL model, an export that was not finished, a file missing or damaged, a tensor missing,
+      unknown, twice or of a wrong shape; the message names the file and the tensor.
   """
-  directory = pathlib.Path(directory)
+  directory = pathlib.Path(path)
+  _check_finished(directory)
   config = config_lib.Config.from_json(directory / "config.json")
-  state = nnx.eval_shape(lambda: nnx.state(model_lib.Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
-  leaves = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
-  slots = _slots(config, {name: leaf.shape for name, leaf in leaves.items()})
-  required = frozenset(slots)
-  if config.tie_word_embeddings:
-    # Some files hold the embedding a second time under this name; it is read and must be the same.
-    slots["lm_head.weight"] = slots["embed_tokens.weight"]
-  located = _locate(directory, frozenset(slots), required)
-  dtype = jnp.dtype(param_dtype)
-  arrays = {name: np.empty(leaf.shape, dtype) for name, leaf in leaves.items()}
-  done = set()
-  for path, name, tensor in _tensors(located, slots):
-    slot = slots[name]
-    target = arrays[slot.parameter]
-    target = target if slot.layer is None else target[slot.layer]
-    values = slot.fit(tensor).astype(dtype)
-    if (slot.parameter, slot.layer) in done and not np.array_equal(target, values):
-      raise errors.InputError(
-        f"{path}: lm_head.weight is not the embedding, though config.json says tie_word_embeddings"
-      )
-    done.add((slot.parameter, slot.layer))
-    target[...] = values
-  filled = [
-    (path, leaf.replace(arrays.pop(".".join(map(str, path)))))
-    for path, leaf in nnx.to_flat_state(state)
-  ]
+  params = names.abstract_params(config)
+  slots = names.slots(config, params)
+  stored = _locate(directory, slots, tied=config.tie_word_embeddings)
+  if shardings is None:
+    devices = np.array(jax.local_devices()[:1])
+    shardings = functools.partial(_spread, mesh=mesh or Mesh(devices, ("all",)))
+  placed = names.flat(shardings(params))
+  dtype, filled = jnp.dtype(dtype), []
+  for name, variable in names.flat(params).items():
+    read = functools.partial(_read, slots[name], stored, dtype)
+    value = _fill(variable.shape, dtype, placed[name].get_value(), read, piece_bytes)
+    filled.append((tuple(name.split(".")), variable.replace(value)))
   return config, nnx.from_flat_state(filled)
 
 
-def _slots(config: config_lib.Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
-  """Every tensor that the model needs, by its name in the file without prefixes."""
-  vision = config.vision
-  slots = {}
-  for parameter, shape in shapes.items():
-    stacked = "{}" in NAMES[parameter]
-    inner = shape[1:] if stacked else shape
-    inputs = 2 if parameter in MERGED_INPUTS else 1
-    if parameter in TABLES:
-      file_shape = inner
-    elif parameter.endswith("_bias") or len(inner) == 1:
-      file_shape = (math.prod(inner),)
-    elif parameter == "vision.patch":
-      size = (vision.patch_size, vision.patch_size)
-      file_shape = (inner[1], vision.in_channels, vision.temporal_patch_size, *size)
-    else:
-      file_shape = (math.prod(inner[inputs:]), math.prod(inner[:inputs]))
-    for layer in range(shape[0]) if stacked else (None,):
-      name = NAMES[parameter].format(layer)
-      slots[name] = Slot(parameter=parameter, layer=layer, file_shape=file_shape, shape=inner)
-  return slots
+def _spread(params: PyTree, mesh: Mesh) -> PyTree:
+  """Shardings that cut each parameter over all devices of a mesh, never between layers."""
+
+  def place(variable: nnx.Variable) -> nnx.Variable:
+    axes, shape = variable.get_metadata().get("axes"), variable.shape
+    fits = [d for d, n in enumerate(shape) if axes[d] != "layers" and n % mesh.size == 0]
+    spec = [None] * len(shape)
+    if fits:
+      spec[max(fits, key=lambda d: shape[d])] = mesh.axis_names
+    return variable.replace(NamedSharding(mesh, PartitionSpec(*spec)))
+
+  return jax.tree.map(place, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
-def _bare(name: str) -> str:
-  """A tensor's name without the prefixes that come and go between versions."""
-  return name.removeprefix("model.").removeprefix("language_model.").removeprefix("model.")
+def _read(
+  slot: names.Slot, stored: Mapping[str, tensor_file.Stored], dtype: np.dtype, index: Index
+) -> np.ndarray:
+  """The part `index` of a parameter, from the file. Each tensor is mapped, copied from, and let go."""
+  shape = (len(slot.names), *slot.shape) if slot.stacked else slot.shape
+  target = np.empty([len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)], dtype)
+  if not slot.stacked:
+    return slot.from_file(stored[slot.names[0]].view(), index, target)
+  for layer, name in enumerate(slot.names[index[0]]):
+    slot.from_file(stored[name].view(), index[1:], target[layer])
+  return target
 
 
-def _files(directory: pathlib.Path) -> list[pathlib.Path]:
-  """The safetensors files of a model, from its index where there is one."""
+def _fill(
+  shape: tuple[int, ...],
+  dtype: np.dtype,
+  sharding: NamedSharding,
+  read: Callable[[Index], np.ndarray],
+  piece_bytes: int,
+) -> Array:
+  """A global array of what `read` says, a few entries of every shard's first axis at a time."""
+  local = sharding.shard_shape(shape)
+  entry = math.prod(local[1:]) * dtype.itemsize * len(sharding.addressable_devices)
+  count = max(piece_bytes // entry, 1)
+  if count >= local[0]:
+    return jax.make_array_from_callback(shape, sharding, read)
+  piece_shape = (shape[0] // local[0] * count, *shape[1:])
+  array = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+  for start in range(0, local[0], count):
+    first = min(start, local[0] - count)  # the last piece may overlap the one before
+
+    def part(index: Index, first: int = first) -> np.ndarray:
+      shard = (index[0].start or 0) // count
+      begin = shard * local[0] + first
+      return read((slice(begin, begin + count), *index[1:]))
+
+    piece = jax.make_array_from_callback(piece_shape, sharding, part)
+    array = _write(array, piece, first, sharding)
+    array.block_until_ready()  # or pieces would be read faster than they are taken
+  return array
+
+
+@functools.partial(jax.jit, static_argnames="sharding", donate_argnums=0)
+def _write(array: Array, piece: Array, first: int, sharding: NamedSharding) -> Array:
+  """In place: `piece` holds entries `first`, `first` + 1, … of every shard."""
+
+  def write(array: Array, piece: Array, first: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(array, piece, first, axis=0)
+
+  spec = sharding.spec
+  specs = {"in_specs": (spec, spec, PartitionSpec()), "out_specs": spec}
+  return jax.shard_map(write, mesh=sharding.mesh, **specs)(array, piece, first)
+
+
+def _check_finished(directory: pathlib.Path) -> None:
+  """Raises InputError where an export was cut short."""
+  partial = directory.with_name(directory.name + PARTIAL)
+  if directory.suffix == PARTIAL or (partial.is_dir() and not directory.is_dir()):
+    unfinished = directory if directory.suffix == PARTIAL else partial
+    raise errors.InputError(f"{unfinished}: an export that was not finished; export again")
+
+
+def _files(directory: pathlib.Path) -> dict[pathlib.Path, frozenset[str]]:
+  """The safetensors files of a model, and what its index (where there is one) says they hold."""
   index, single = directory / INDEX, directory / SINGLE
   if not index.is_file():
     if not single.is_file():
       raise errors.InputError(f"{directory}: has neither {SINGLE} nor {INDEX}")
-    return [single]
+    return {single: frozenset()}
   try:
     weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    paths = [directory / name for name in sorted(set(weight_map.values()))]
+    held = {directory / file: set() for file in sorted(set(weight_map.values()))}
+    for name, file in weight_map.items():
+      held[directory / file].add(name)
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise errors.InputError(f"{index}: no valid index ({error!r}); download it again") from error
-  for path in paths:
+  for path in held:
     if not path.is_file():
       raise errors.InputError(f"{path}: no such file, but {index.name} names it; download it again")
-  return paths
+  return {path: frozenset(of_file) for path, of_file in held.items()}
 
 
 def _locate(
-  directory: pathlib.Path, known: frozenset[str], required: frozenset[str]
-) -> dict[pathlib.Path, dict[str, str]]:
-  """Bare and full names of the tensors in each file, once it is known that they are those of the model."""
-  located, seen = {}, {}
-  for path in _files(directory):
-    located[path] = {}
-    for full in _open(path).keys():  # noqa: SIM118
-      name = _bare(full)
-      if name in seen:
-        raise errors.InputError(f"{path}: tensor {full} is also in {seen[name]}")
+  directory: pathlib.Path, slots: Mapping[str, names.Slot], *, tied: bool
+) -> dict[str, tensor_file.Stored]:
+  """The tensors of a directory by bare name, once it is known that they are those of the model."""
+  by_tensor, found = names.by_tensor(slots), {}
+  # Files of tied models may hold the embedding a second time under this name; it must be the same.
+  known = by_tensor | ({names.HEAD: by_tensor[names.EMBEDDING]} if tied else {})
+  for path, expected in _files(directory).items():
+    held = tensor_file.tensors(path)
+    if absent := sorted(expected - held.keys()):
+      raise errors.InputError(f"{path}: no tensor {_some(absent)}, but {INDEX} says so")
+    for full, stored in held.items():
+      name = names.bare(full)
+      if name in found:
+        raise errors.InputError(f"{path}: tensor {full} is also in {found[name].path}")
       if name not in known:
         raise errors.InputError(
           f"{path}: tensor {full} is none of this model's; wrong config.json?"
         )
-      seen[name] = path
-      located[path][name] = full
-  missing = sorted(required - seen.keys())
-  if missing:
-    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-    raise errors.InputError(f"{directory}: no tensor {', '.join(missing[:3])}{more}")
-  return located
-
-
-def _tensors(
-  located: Mapping[pathlib.Path, Mapping[str, str]], slots: Mapping[str, Slot]
-) -> Iterator[tuple[pathlib.Path, str, np.ndarray]]:
-  """Tensors one by one, their shapes checked before they are read."""
-  for path, names in located.items():
-    handle = _open(path)
-    for name, full in names.items():
-      shape = tuple(handle.get_slice(full).get_shape())
-      if shape != slots[name].file_shape:
+      if stored.shape != known[name].file_shape:
         raise errors.InputError(
-          f"{path}: tensor {full} has shape {shape}, but config.json asks for {slots[name].file_shape}"
+          f"{path}: tensor {full} has shape {stored.shape}, but config.json asks for {known[name].file_shape}"
         )
-      yield path, name, handle.get_tensor(full)
+      found[name] = stored
+  if missing := sorted(by_tensor.keys() - found.keys()):
+    raise errors.InputError(f"{directory}: no tensor {_some(missing)}")
+  if tied and names.HEAD in found:
+    _check_tied(found[names.HEAD], found[names.EMBEDDING])
+  return found
 
 
-def _open(path: pathlib.Path) -> safetensors.safe_open:
-  try:
-    return safetensors.safe_open(path, framework="np")
-  except (safetensors.SafetensorError, OSError) as error:
-    raise errors.InputError(f"{path}: damaged safetensors ({error}); download it again") from error
+def _some(missing: list[str]) -> str:
+  more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+  return ", ".join(missing[:3]) + more
+
+
+def _check_tied(head: tensor_file.Stored, embedding: tensor_file.Stored) -> None:
+  rows = max(PIECE_BYTES // (embedding.shape[1] * embedding.dtype.itemsize), 1)
+  for start in range(0, embedding.shape[0], rows):
+    part = slice(start, start + rows)
+    if not np.array_equal(head.view()[part], embedding.view()[part]):
+      raise errors.InputError(
+        f"{head.path}: {head.name} is not the embedding, though config.json says tie_word_embeddings"
+      )

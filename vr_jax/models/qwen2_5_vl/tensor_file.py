@@ -1,0 +1,99 @@
+"""Safetensors files tensor by tensor: what lies where, seen without reading it, and written as it comes.
+
+The library `safetensors` checks that a file is whole. It maps files from end to end, though, and writes only what is
+complete in memory; here a tensor is mapped alone, and a file grows while its tensors are still being made.
+
+Format: eight bytes of header length (little endian), a JSON header of dtype, shape and offsets by name, the data.
+"""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+import json
+import math
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from vr_jax import errors
+
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+CODES = {name: code for code, name in DTYPES.items()}
+ALIGNMENT = 8  # bytes; the header is filled up with spaces
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stored:
+  """One tensor of a file. `name` is that in the file, `offset` in bytes from its start."""
+
+  path: pathlib.Path
+  name: str
+  code: str
+  shape: tuple[int, ...]
+  offset: int
+
+  @property
+  def dtype(self) -> np.dtype:
+    """Raises InputError where it is none that a model is kept in."""
+    if self.code not in DTYPES:
+      raise errors.InputError(
+        f"{self.path}: tensor {self.name} is {self.code}, but only {', '.join(DTYPES)} can be read"
+      )
+    return jnp.dtype(DTYPES[self.code])
+
+  def view(self) -> np.ndarray:
+    """The tensor, read-only, on disk until it is touched; the pages are given back with the array."""
+    return np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=self.shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+  """A tensor that is to be written."""
+
+  name: str
+  dtype: np.dtype
+  shape: tuple[int, ...]
+
+  @property
+  def bytes(self) -> int:
+    """Its size in a file."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
+
+def tensors(path: pathlib.Path) -> dict[str, Stored]:
+  """All tensors of a file by name. Raises InputError where the file is damaged or shorter than it says."""
+  try:
+    with safetensors.safe_open(path, framework="np"):
+      pass
+  except (safetensors.SafetensorError, OSError) as error:
+    raise errors.InputError(f"{path}: damaged safetensors ({error}); download it again") from error
+  with path.open("rb") as file:
+    length = int.from_bytes(file.read(8), "little")
+    fields = json.loads(file.read(length))
+  return {
+    name: Stored(
+      path=path,
+      name=name,
+      code=field["dtype"],
+      shape=tuple(field["shape"]),
+      offset=8 + length + field["data_offsets"][0],
+    )
+    for name, field in fields.items()
+    if name != "__metadata__"
+  }
+
+
+def header(entries: Iterable[Entry], metadata: Mapping[str, str]) -> bytes:
+  """The first bytes of a file that holds these tensors, in this order."""
+  fields, offset = {"__metadata__": dict(metadata)}, 0
+  for entry in entries:
+    fields[entry.name] = {
+      "dtype": CODES[entry.dtype.name],
+      "shape": list(entry.shape),
+      "data_offsets": [offset, offset + entry.bytes],
+    }
+    offset += entry.bytes
+  text = json.dumps(fields, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % ALIGNMENT)
+  return len(text).to_bytes(8, "little") + text
