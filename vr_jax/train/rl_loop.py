@@ -96,15 +96,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       tokens = rl.prompts * rl.group * values["reply_tokens"]
       values |= clock.values(tokens)
       log.write(step, values)
-      shown = ("total", "accuracy", "process", "reply_tokens")
-      tick(
-        step,
-        rl.steps,
-        {
-          name: values[f"reward/{name}"] if f"reward/{name}" in values else values[name]
-          for name in shown
-        },
-      )
+      tick(step, rl.steps, shown(values))
       sft_loop.check_finite(values, rl.max_skipped, "rl", step)
       if step % rl.checkpoint_every == 0 or step == rl.steps:
         loop = {
@@ -206,6 +198,13 @@ def over_epochs(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     name: float((np.max if name.startswith("skipped") else np.mean)([u[name] for u in updates]))
     for name in updates[0]
   }
+
+
+def shown(values: Mapping[str, float]) -> dict[str, float]:
+  """What stands beside the progress bar: the means of the rewards, and the length of replies."""
+  start = "reward/"
+  rewards = {name[len(start) :]: values[name] for name in values if name.startswith(start)}
+  return {**rewards, "reply_tokens": values["reply_tokens"]}
 
 
 class _Clock:
