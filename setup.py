@@ -32,8 +32,11 @@ REQUIRES = [
 
 NOTEBOOK = ["ipykernel>=7", "matplotlib>=3.10"]
 
+# libtpu is TPU's runtime and compiler; jax's own extra names the version that fits it, so that neither is pinned here.
+TPU = "jax[tpu]>=0.10,<0.12"
+
 EXTRAS = {
-  "tpu": ["jax[tpu]>=0.10,<0.12"],
+  "tpu": [TPU],
   "cuda": ["jax[cuda12]>=0.10,<0.12"],
   "notebook": [*NOTEBOOK, "jupyterlab>=4.4"],
   "test": [
@@ -45,6 +48,8 @@ EXTRAS = {
     "pytest>=9",
     "pytest-xdist>=3.8",
     "ruff>=0.17,<0.18",  # a formatter's next version may format differently
+    # Programs are compiled for chips that no test machine has; wheels exist for Linux on x86-64 only.
+    f"{TPU} ; sys_platform == 'linux' and platform_machine == 'x86_64'",
   ],
   # The reference implementations that parity tests compare with; golden files stand in where they are absent.
   "parity": [
