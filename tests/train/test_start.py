@@ -8,7 +8,7 @@ from tests.train import nano
 from vr_jax import errors
 from vr_jax.train import checkpoints as checkpoints_lib
 from vr_jax.train import parts as parts_lib
-from vr_jax.train import rl_loop
+from vr_jax.train import metrics, rl_loop, sft_loop
 from vr_jax.train import state as state_lib
 
 
@@ -27,11 +27,36 @@ def _save(parts, directory, step, tree, loop):
 
 def test_rl_does_not_start_from_half_a_warm_start(parts, tmp_path):
   tree = {"params": parts.fresh_params()}
-  _save(parts, tmp_path / "checkpoints" / "sft", 2, tree, {})
-  with pytest.raises(errors.InputError, match=r"sft: at step 2 of config.sft.steps=4; finish"):
+  _save(parts, tmp_path / "checkpoints" / "sft", 2, tree, {"complete": False})
+  with pytest.raises(
+    errors.InputError, match=r"sft: at step 2, before the warm start was done; finish"
+  ):
     rl_loop.train(parts.config, tmp_path)
-  _save(parts, tmp_path / "checkpoints" / "sft", 4, tree, {})
+  _save(parts, tmp_path / "checkpoints" / "sft", 4, tree, {"complete": True})
   assert rl_loop.origin(parts, tmp_path) == {"path": "checkpoints/sft", "step": 4}
+
+
+def test_a_warm_start_ends_where_its_loss_is_low_enough_also_when_it_was_interrupted(
+  data, tmp_path, monkeypatch
+):
+  fields = {"sft__steps": 14, "sft__checkpoint_every": 8, "sft__target_loss": 100.0}
+  parts = nano.build(data, **fields)
+  monkeypatch.setattr(parts_lib, "build", lambda config, workdir: parts)
+  write = metrics.MetricsLog.write
+
+  def interrupted(log, step, values):
+    if step == 9:
+      raise KeyboardInterrupt
+    write(log, step, values)
+
+  monkeypatch.setattr(metrics.MetricsLog, "write", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    sft_loop.train(parts.config, tmp_path)
+  monkeypatch.setattr(metrics.MetricsLog, "write", write)
+  assert rl_loop.last_step(parts, tmp_path / "checkpoints" / "sft") == 8
+  for _ in range(2):
+    sft_loop.train(parts.config, tmp_path)
+    assert rl_loop.origin(parts, tmp_path) == {"path": "checkpoints/sft", "step": 10}
 
 
 def test_a_warm_start_from_elsewhere_may_end_at_any_step(parts, tmp_path):
@@ -44,7 +69,7 @@ def test_a_warm_start_from_elsewhere_may_end_at_any_step(parts, tmp_path):
 
 def test_a_run_does_not_go_on_from_another_start_than_it_began_with(parts, tmp_path):
   params = parts.fresh_params()
-  _save(parts, tmp_path / "checkpoints" / "sft", 4, {"params": params}, {})
+  _save(parts, tmp_path / "checkpoints" / "sft", 4, {"params": params}, {"complete": True})
   optimizer = state_lib.make_optimizer(parts.config.rl, parts.abstract_params, ())
   state = state_lib.create(params, optimizer, parts.mesh)
   begun = {"path": "checkpoints/sft", "step": 3}

@@ -75,7 +75,7 @@ class Checkpoints:
     where = f"{self._directory}/{step}"
     if step is None:
       raise errors.InputError(f"{self._directory}: holds no complete checkpoint")
-    loop = self._read(where, step, loop=ocp.args.JsonRestore()).loop
+    loop = self.loop(step)
     if loop.get("architecture") != self._architecture:
       names = _differences(loop.get("architecture") or {}, self._architecture)
       raise errors.InputError(f"{where}: a checkpoint of another architecture: {names}")
@@ -98,6 +98,10 @@ class Checkpoints:
       raise errors.InputError(f"{where}: {damaged[0]} is damaged; {_GO_BACK}")
     tree = jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in wanted])
     return Restored(step=step, tree=tree, loop=loop)
+
+  def loop(self, step: int) -> dict[str, Any]:
+    """The JSON part of a step's checkpoint. Raises InputError where it is damaged."""
+    return self._read(f"{self._directory}/{step}", step, loop=ocp.args.JsonRestore()).loop
 
   def _read(self, where: str, step: int, **items: Any) -> Any:
     try:

@@ -118,11 +118,19 @@ def start(parts: parts_lib.Parts, workdir: Path) -> Path | None:
   where = Path(config.rl.initial) if config.rl.initial else workdir / "checkpoints" / "sft"
   if not where.is_dir():
     raise errors.InputError(f"{where}: no such checkpoints; run --mode=sft first")
-  if not config.rl.initial and (step := last_step(parts, where)) != config.sft.steps:
-    raise errors.InputError(
-      f"{where}: at step {step} of config.sft.steps={config.sft.steps}; finish --mode=sft first"
-    )
+  if not config.rl.initial:
+    _check_complete(parts, where)
   return where
+
+
+def _check_complete(parts: parts_lib.Parts, where: Path) -> None:
+  store = checkpoints_lib.Checkpoints(where, architecture=parts.architecture)
+  step, done = store.latest(), sft_loop.complete(store)
+  store.close()
+  if not done:
+    raise errors.InputError(
+      f"{where}: at step {step}, before the warm start was done; finish --mode=sft first"
+    )
 
 
 def origin(parts: parts_lib.Parts, workdir: Path) -> dict[str, Any]:

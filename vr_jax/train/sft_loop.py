@@ -1,5 +1,6 @@
 """Stage `sft`: supervised warm start on the reference traces."""
 
+import collections
 import contextlib
 from pathlib import Path
 import time
@@ -14,9 +15,14 @@ from vr_jax.train import console, metrics, steps
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
 
+_RECENT = 10  # updates whose mean loss is held against config.sft.target_loss
+
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  """Trains config.sft.steps updates from fresh parameters, or goes on from the last checkpoint."""
+  """Trains config.sft.steps updates from fresh parameters, or goes on from the last checkpoint.
+
+  It ends sooner where the mean loss of the last 10 updates reaches config.sft.target_loss.
+  """
   sft = config.sft
   if not sft.steps:
     return
@@ -25,17 +31,19 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   store = checkpoints_lib.Checkpoints(
     workdir / "checkpoints" / "sft", architecture=parts.architecture
   )
-  if store.latest() == sft.steps:
-    console.say(f"sft: complete at step {sft.steps}")
+  if complete(store):
+    console.say(f"sft: complete at step {store.latest()}")
     store.close()
     return
   optimizer = state_lib.make_optimizer(sft, parts.abstract_params, parts.frozen)
   iterator = parts.read("train", sft.batch, limit=sft.examples)
   state = state_lib.create(parts.fresh_params(), optimizer, parts.mesh)
+  recent = collections.deque(maxlen=_RECENT)
   if store.latest() is not None:
     restored = store.restore(state)
     state = restored.tree
     iterator.set_state(restored.loop["iterator"])
+    recent.extend(restored.loop["recent"])
   first = int(state.step)
   step_fn = steps.make_sft_step(
     parts.graph, optimizer, parts.allowed, microbatches=sft.microbatches, frozen=parts.frozen
@@ -56,18 +64,29 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       read = time.perf_counter()
       state, values = step_fn(state, prompt, tokens, valid)
       values = {name: float(value) for name, value in jax.device_get(values).items()}
-      done = time.perf_counter()
+      updated = time.perf_counter()
       values |= {
         "time/data": read - begun,
-        "time/update": done - read,
-        "time/tokens_per_second": sft.batch * values["reply_tokens"] / (done - begun),
+        "time/update": updated - read,
+        "time/tokens_per_second": sft.batch * values["reply_tokens"] / (updated - begun),
         **metrics.peak_memory(),
       }
       log.write(step, values)
       tick(step, sft.steps, {"loss": values["loss"]})
       check_finite(values, sft.max_skipped, "sft", step)
-      if step % sft.checkpoint_every == 0 or step == sft.steps:
-        store.save(step, state, {"iterator": iterator.get_state()})
+      recent.append(values["loss"])
+      reached = len(recent) == _RECENT and sum(recent) / _RECENT <= sft.target_loss
+      done = reached or step == sft.steps
+      if done or step % sft.checkpoint_every == 0:
+        loop = {"iterator": iterator.get_state(), "recent": list(recent), "complete": done}
+        store.save(step, state, loop)
+      if reached:
+        break
+
+
+def complete(store: checkpoints_lib.Checkpoints) -> bool:
+  """Whether the last checkpoint is that of a warm start that was done."""
+  return store.latest() is not None and store.loop(store.latest())["complete"]
 
 
 def check_finite(values: dict[str, float], most: int, stage: str, step: int) -> None:
