@@ -125,7 +125,7 @@ def _fill(
 
 
 @functools.partial(jax.jit, static_argnames="sharding", donate_argnums=0)
-def _write(array: Array, piece: Array, first: int, sharding: NamedSharding) -> Array:
+def _write(array: Array, piece: Array, first: int | Array, sharding: NamedSharding) -> Array:
   """In place: `piece` holds entries `first`, `first` + 1, … of every shard."""
 
   def write(array: Array, piece: Array, first: Array) -> Array:

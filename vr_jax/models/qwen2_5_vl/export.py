@@ -54,12 +54,14 @@ def save_pretrained(
   files: Mapping[str, str] | None = None,
   dtype: DTypeLike | None = None,
   file_bytes: int = FILE_BYTES,
+  piece_bytes: int = checkpoint.PIECE_BYTES,
 ) -> None:
   """Writes a directory that `from_pretrained` and transformers read. It appears whole: written aside, then renamed.
 
   config: the model's. source: a directory whose config.json, tokenizer and other small files are carried over.
   files: further text files by name; they take precedence. dtype: of the tensors; None: that of each parameter.
-  file_bytes: at which size the next file is begun.
+  file_bytes: at which size the next file is begun. piece_bytes: of a parameter that are on the host at once; one tensor
+    of a file at least.
 
   All processes that share `params` call this; the first writes, on a disk that all see.
 
@@ -72,13 +74,13 @@ def save_pretrained(
   _check_shapes(params, config)
   _wait("save_pretrained: begin")  # or the first might be done before another has looked
   parameters, slots = names.flat(params), names.slots(config, params)
-  stream = _stream(parameters, slots, dtype)
+  stream = _stream(parameters, slots, dtype, piece_bytes)
   if jax.process_index():
     for _ in stream:
       pass  # its own part of each piece is all that the first needs of it
   else:
     with _aside(directory) as partial:
-      _write_tensors(partial, _entries(parameters, slots, dtype), stream, file_bytes)
+      write_tensors(partial, _entries(parameters, slots, dtype), stream, file_bytes)
       _write_texts(partial, config, source, files or {}, dtype or _widest(parameters))
   _wait("save_pretrained: end")
 
@@ -138,7 +140,10 @@ def _entries(
 
 
 def _stream(
-  parameters: Mapping[str, Any], slots: Mapping[str, names.Slot], dtype: DTypeLike | None
+  parameters: Mapping[str, Any],
+  slots: Mapping[str, names.Slot],
+  dtype: DTypeLike | None,
+  piece_bytes: int,
 ) -> Iterator[np.ndarray]:
   """The tensors one after another in the layout of a file, a table's in several pieces of rows."""
   for name, slot in slots.items():
@@ -147,7 +152,7 @@ def _stream(
     entry = math.prod(array.shape[1:]) * array.dtype.itemsize
     # An array whose first axis is that of the file, or of layers, can be taken apart there.
     apart = slot.stacked or not slot.inputs
-    count = min(max(checkpoint.PIECE_BYTES // entry, 1), length) if apart else length
+    count = min(max(piece_bytes // entry, 1), length) if apart else length
     for start in range(0, length, count):
       piece = _on_host(_part(array, start, min(count, length - start)))
       piece = piece.astype(dtype or piece.dtype, copy=False)
@@ -160,7 +165,7 @@ def _part(array: Array, start: int, count: int) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="count")
-def _slice(array: Array, start: int, count: int) -> Array:
+def _slice(array: Array, start: int | Array, count: int) -> Array:
   return jax.lax.dynamic_slice_in_dim(array, start, count, axis=0)
 
 
@@ -197,7 +202,7 @@ def _aside(final: pathlib.Path) -> Iterator[pathlib.Path]:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_tensors(
+def write_tensors(
   directory: pathlib.Path,
   entries: Sequence[tensor_file.Entry],
   stream: Iterator[np.ndarray],

@@ -56,7 +56,7 @@ NAMES = {
 }
 TABLES = ("text.embedding", "text.head")  # [vocab, embed] on both sides
 MERGED_INPUTS = ("text.layers.out", "vision.blocks.out")  # [heads, head_dim] is one axis in a file
-ROWS = 512  # of a matrix that are turned at a time: a block and its transpose stay in the caches
+ROWS = 64  # of a matrix that are turned at a time: a block and its transpose stay in the caches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,8 @@ class Stored:
 
   def view(self) -> np.ndarray:
     """The tensor, read-only, on disk until it is touched; the pages are given back with the array."""
-    return np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=self.shape)
+    mapped = np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=self.shape)
+    return mapped.view(np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
