@@ -65,6 +65,7 @@ def _paper() -> ml_collections.ConfigDict:
   )
   model.min_pixels = 4 * 28 * 28  # of a frame
   model.max_pixels = 128 * 28 * 28  # of a frame [Video-R1]
+  model.resampling = "pillow"  # torchvision | pillow: whose bicubic resizes frames (docs/design.md)
   model.system = "You are a helpful assistant."  # system turn; empty: none
   model.question_first = False  # the question stands before the video in the prompt, not after it
   model.text_follows = ""  # sides | largest (docs/design.md); empty: as the model says
@@ -241,6 +242,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 def _pretrained(config: ml_collections.ConfigDict, name: str) -> None:
   config.model.pretrained = name
   config.model.text_follows = "largest"  # as the released weights were trained
+  config.model.resampling = "torchvision"  # as transformers resizes for them
   config.data.videos = "MOSS-Video/videos"
   config.data.annotations = "MOSS-Video/annotations.jsonl"
 

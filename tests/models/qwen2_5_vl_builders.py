@@ -6,11 +6,10 @@ import tempfile
 
 from flax import nnx
 from golden import qwen2_5_vl as golden
-import numpy as np
 from safetensors import numpy as safetensors
 
 from vr_jax import records
-from vr_jax.models.qwen2_5_vl import checkpoint, model, positions, processor, tokenizer
+from vr_jax.models.qwen2_5_vl import checkpoint, model, positions, processor, prompts, tokenizer
 from vr_jax.models.qwen2_5_vl import config as config_lib
 
 BYTES = tokenizer.train_tokenizer([], 256 + len(tokenizer.SPECIAL_TOKENS))
@@ -40,30 +39,17 @@ def make_processor(config: config_lib.Config, **options) -> processor.Processor:
   return processor.Processor(config, BYTES, 56 * 56, 28 * 28 * 16, **options)
 
 
-def encode(case: golden.Case, config: config_lib.Config, index: int) -> processor.Encoded:
+def encode(case: golden.Case, config: config_lib.Config, index: int) -> prompts.Encoded:
   """A prompt of the case through our positions, rows and windows."""
   tokens, media = case.prompt(index)
-  grids, frames = [], []
-  for (kind, count, height, width, seconds), patches in media:
+  grids = []
+  for kind, count, height, width, seconds in (part for part, _ in media):
     kind = records.Kind.IMAGE if kind == "image" else records.Kind.VIDEO
     grids.append(
       positions.Grid(kind=kind, frames=count, height=height, width=width, seconds=seconds)
     )
-    rows = positions.patch_rows(height, width, config.vision)
-    window = positions.patch_windows(rows, config.vision)
-    frames += [processor.Frame(patches=step, rows=rows, window=window) for step in patches]
-  kind = np.full(tokens.shape, records.Kind.TEXT, np.int32)
-  kind[tokens == config.image_token_id] = records.Kind.IMAGE
-  kind[tokens == config.video_token_id] = records.Kind.VIDEO
-  places, next_position = positions.rope_index(kind, grids, config.vision)
-  return processor.Encoded(
-    name=f"{case.name}.{index}",
-    tokens=tokens,
-    kind=kind,
-    positions=places,
-    next_position=next_position,
-    frames=tuple(frames),
-  )
+  patches = [patches for _, patches in media]
+  return make_processor(config).join(tokens, grids, patches, name=f"{case.name}.{index}")
 
 
 def prompt(

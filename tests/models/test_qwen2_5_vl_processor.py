@@ -1,7 +1,7 @@
 """The processor: sizes, patches, positions, template and padding.
 
-References: Hugging Face's Qwen2-VL image processor (PIL variant) where transformers is installed; its video processor needs
-torchvision, so a video is held against the image processor frame by frame; `smart_resize` also by its rule.
+Reference: Hugging Face's Qwen2-VL image processor in its variant with Pillow, where transformers is installed, for single
+frames too; `smart_resize` also by its rule. The whole against transformers: test_qwen2_5_vl_processor_parity.py.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import qwen2_5_vl_builders as builders
 
 from vr_jax import errors, records
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import pixels, positions, processor
+from vr_jax.models.qwen2_5_vl import conversation, pixels, positions
 
 CONFIG = config_lib.Config.from_dict(golden.CASES[0].config())
 HAS_REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers")))
@@ -43,9 +43,9 @@ def test_patches_of_an_image_are_those_of_the_reference(size):
 
   image = picture(*size)[0]
   theirs = reference.Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=28 * 28 * 16)(image)
-  one = processor.Image(pixels=image)
-  encoded = builders.make_processor(CONFIG).encode_conversation(
-    [processor.Turn(role="user", parts=(one,))]
+  one = conversation.Image(pixels=image)
+  encoded = builders.make_processor(CONFIG, library="pillow").encode_conversation(
+    [conversation.Turn(role="user", parts=(one,))]
   )
   (frame,) = encoded.frames
   np.testing.assert_allclose(frame.patches, theirs["pixel_values"], rtol=0, atol=1e-5)
@@ -59,7 +59,8 @@ def test_each_frame_of_a_video_is_patched_like_an_image_and_an_odd_last_one_is_r
 
   video = picture(60, 100, frames=5)
   theirs = reference.Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=28 * 28 * 16)
-  encoded = builders.make_processor(CONFIG).encode("what?", video, np.arange(5.0))
+  made = builders.make_processor(CONFIG, library="pillow")
+  encoded = made.encode("what?", video, np.arange(5.0))
   assert len(encoded.frames) == 3
   for step, frame in enumerate(encoded.frames):
     parts = frame.patches.reshape(len(frame.patches), 3, 2, -1)
@@ -160,13 +161,13 @@ def test_without_frames_the_prompt_is_text_alone():
 
 
 def test_a_conversation_may_hold_images_and_videos_and_earlier_replies():
-  image = processor.Image(pixels=picture(56, 84)[0])
-  video = processor.Video(frames=picture(56, 56, frames=4), seconds_per_frame=0.5)
+  image = conversation.Image(pixels=picture(56, 84)[0])
+  video = conversation.Video(frames=picture(56, 56, frames=4), seconds_per_frame=0.5)
   turns = [
-    processor.Turn(role="system", parts=("Be brief.",)),
-    processor.Turn(role="user", parts=(image, "or", video, "?")),
-    processor.Turn(role="assistant", parts=("Both.",)),
-    processor.Turn(role="user", parts=("Sure?",)),
+    conversation.Turn(role="system", parts=("Be brief.",)),
+    conversation.Turn(role="user", parts=(image, "or", video, "?")),
+    conversation.Turn(role="assistant", parts=("Both.",)),
+    conversation.Turn(role="user", parts=("Sure?",)),
   ]
   encoded = builders.make_processor(CONFIG).encode_conversation(turns, open_reply=False)
   text = builders.BYTES.decode(encoded.tokens.tolist(), skip_special_tokens=False)
@@ -216,8 +217,6 @@ def test_a_prompt_that_fits_no_bucket_is_named(buckets, message):
 @pytest.mark.parametrize(
   ("text", "frames", "timestamps", "message"),
   [
-    ("<|video_pad|>", None, None, "clip: 1 media tokens for 0 media features"),
-    ("see <|image_pad|>", 2, [0, 1], "clip: 5 media tokens for 4 media features"),
     ("a", 2, [0, 1, 2], "clip: 2 frames need 2 timestamps"),
     ("a", 2, None, "clip: 2 frames need 2 timestamps"),
     ("a", 3, [0, 2, 1], "clip: timestamps of its frames do not rise"),
@@ -239,8 +238,62 @@ def test_replies_end_the_turn_and_decode_to_their_text():
   assert ids[-1] in one.stop_tokens
   assert one.decode(ids) == reply
   assert not set(ids) & set(one.media_tokens)
-  with pytest.raises(errors.InputError, match="holds media tokens"):
-    one.encode_reply("look: <|video_pad|>")
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda tokens: tokens[tokens != 269], "clip: 0 media tokens for 4 media features"),
+    (lambda tokens: np.append(tokens, 269), "clip: 5 media tokens for 4 media features"),
+    (
+      lambda tokens: np.where(tokens == 269, 268, tokens),
+      "clip: medium 0 is a run of 4 VIDEO tokens",
+    ),
+  ],
+)
+def test_media_tokens_that_do_not_match_the_features_are_an_error(change, message):
+  made = builders.make_processor(CONFIG)
+  one = made.encode("Which?", picture(56, 56, frames=2), np.arange(2.0))
+  patches = [np.stack([frame.patches for frame in one.frames])]
+  tokens = change(one.tokens).astype(np.int32)
+  with pytest.raises(errors.InputError, match=message):
+    made.join(tokens, one.grids, patches, name="clip")
+
+
+def test_media_tokens_of_one_medium_stand_together():
+  made = builders.make_processor(CONFIG)
+  one = made.encode("Which?", picture(56, 56, frames=2), np.arange(2.0))
+  patches = [np.stack([frame.patches for frame in one.frames])]
+  split = np.insert(one.tokens, int(np.argmax(one.tokens == 269)) + 2, 65).astype(np.int32)
+  with pytest.raises(errors.InputError, match="clip: medium 0 is a run of 4 VIDEO tokens"):
+    made.join(split, one.grids, patches, name="clip")
+  with pytest.raises(errors.InputError, match=r"clip: patches of shape .*\(1, 12, 1176\)"):
+    made.join(one.tokens, one.grids, [patches[0][:, :12]], name="clip")
+
+
+@pytest.mark.parametrize(
+  ("turn", "message"),
+  [
+    (
+      conversation.Turn(role="judge", parts=("Guilty.",)),
+      "clip: a turn of 'judge'; roles are system",
+    ),
+    (
+      conversation.Turn(role="user", parts=(conversation.Image(pixels=picture(2, 401)[0]),)),
+      "clip: frame of 2x401 pixels: one side is over 200 times the other",
+    ),
+    (
+      conversation.Turn(
+        role="user",
+        parts=(conversation.Video(frames=picture(9, 9, frames=2), seconds_per_frame=0.0),),
+      ),
+      "clip: a video of 0.0 seconds a frame; it must be a number above 0",
+    ),
+  ],
+)
+def test_what_cannot_be_a_conversation_is_refused_by_name(turn, message):
+  with pytest.raises(errors.InputError, match=message):
+    builders.make_processor(CONFIG).encode_conversation([turn], name="clip")
 
 
 def test_a_tokenizer_of_another_model_is_refused():

@@ -10,6 +10,7 @@ CHOICES = {
   "data.on_bad": ("stop", "skip"),
   "data.sampling": ("uniform", "fps"),
   "model.text_follows": ("", "sides", "largest"),
+  "model.resampling": ("torchvision", "pillow"),
   "model.dtype": ("float32", "bfloat16", "float16"),
   "env.moves": ("strict", "jump", "classic"),
   "env.alignment": ("subsequence", "naive"),

@@ -21,6 +21,7 @@ from vr_jax.models.qwen2_5_vl import checkpoint as pretrained
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import model as model_lib
 from vr_jax.models.qwen2_5_vl import processor as processor_lib
+from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
@@ -37,7 +38,7 @@ class Item:
   """One element of a batch: an example, its prompt, the tokens of its reference reply, and what it shows."""
 
   example: records.Example
-  encoded: processor_lib.Encoded
+  encoded: prompts_lib.Encoded
   reply: tuple[int, ...]
   clip: batches.Clip
 
@@ -236,7 +237,12 @@ def _make_processor(config: ml_collections.ConfigDict, workdir: Path) -> process
   tokenizer = tokenizer_lib.load_tokenizer(inputs.tokenizer_path(config, workdir))
   model, section = _model_config(config.model, tokenizer), config.model
   return processor_lib.Processor(
-    model, tokenizer, section.min_pixels, section.max_pixels, system=section.system
+    model,
+    tokenizer,
+    section.min_pixels,
+    section.max_pixels,
+    system=section.system,
+    library=section.resampling,
   )
 
 

@@ -1,10 +1,9 @@
-"""From pictures to patches: Qwen2.5-VL's size rule, resampling, normalisation and order, on the host."""
+"""From pictures to patches: Qwen2.5-VL's size rule, normalisation and order, on the host."""
 
 import math
 
 from jaxtyping import Float, UInt8
 import numpy as np
-from PIL import Image
 
 from vr_jax import errors
 from vr_jax.models.qwen2_5_vl import config as config_lib
@@ -43,19 +42,6 @@ def smart_resize(
     new_height = math.ceil(height * stretch / factor) * factor
     new_width = math.ceil(width * stretch / factor) * factor
   return new_height, new_width
-
-
-def resample(
-  frames: UInt8[np.ndarray, "frames height width 3"], height: int, width: int
-) -> UInt8[np.ndarray, "frames new_height new_width 3"]:
-  """Bicubic with antialiasing, each frame alone, rounded to 8 bits."""
-  if frames.shape[1:3] == (height, width):
-    return frames
-  resized = [
-    np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
-    for frame in frames
-  ]
-  return np.stack(resized)
 
 
 def patchify(

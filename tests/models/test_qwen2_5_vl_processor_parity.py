@@ -1,0 +1,195 @@
+"""Prompts against Hugging Face transformers' Qwen2_5_VLProcessor: chat template, token ids, kinds, grids, pixels, positions.
+
+Reference: transformers 5.23 with torchvision 0.28, frozen in tests/golden/qwen2_5_vl_processor.npz and, where transformers
+is installed, live. Tolerance: 1e-3 on normalised pixels, of which every 8-bit level is the same; none on anything else.
+"""
+
+import importlib.util
+import secrets
+import zlib
+
+from golden import qwen2_5_vl as models
+from golden import qwen2_5_vl_processor as golden
+import numpy as np
+import pytest
+
+from vr_jax import errors, records
+from vr_jax.models.qwen2_5_vl import config as config_lib
+from vr_jax.models.qwen2_5_vl import conversation, processor, prompts, resampling
+from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
+
+TOLERANCE = 1e-3
+TOKENIZER = golden.make_tokenizer()
+HAS_REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers")))
+needs_reference = pytest.mark.skipif(
+  not HAS_REFERENCE, reason="torch and transformers not installed: golden cases cover it"
+)
+CASES = [pytest.param(case, id=case.name) for case in golden.CASES]
+
+
+def make_processor() -> processor.Processor:
+  fields = models.CASES[0].config()
+  fields["text_config"]["vocab_size"] = TOKENIZER.get_vocab_size()
+  fields["vision_config"]["tokens_per_second"] = golden.TOKENS_PER_SECOND
+  tokens = tokenizer_lib.config_fields(TOKENIZER)
+  config = config_lib.Config.from_dict({**fields, **tokens})
+  limits = golden.SIZE["shortest_edge"], golden.SIZE["longest_edge"]
+  return processor.Processor(config, TOKENIZER, *limits)
+
+
+def encode(case: golden.Case) -> prompts.Encoded:
+  media = iter(case.media())
+
+  def part(given):
+    if isinstance(given, str):
+      return given
+    frames = next(media)[1]
+    if given[0] == "image":
+      return conversation.Image(pixels=frames[0])
+    return conversation.Video(frames=frames, seconds_per_frame=1 / given[4])
+
+  turns = [
+    conversation.Turn(role=role, parts=tuple(map(part, parts))) for role, parts in case.turns
+  ]
+  return make_processor().encode_conversation(turns, open_reply=case.open_reply, name=case.name)
+
+
+def patches(encoded: prompts.Encoded, kind: records.Kind) -> np.ndarray:
+  kinds = [grid.kind for grid in encoded.grids for _ in range(grid.frames)]
+  mine = [frame.patches for frame, of in zip(encoded.frames, kinds, strict=True) if of == kind]
+  return np.concatenate([np.zeros((0, 1176), np.float32), *mine])
+
+
+def check_all_but_pixels(
+  encoded: prompts.Encoded, theirs: dict[str, np.ndarray], told: str
+) -> None:
+  np.testing.assert_array_equal(encoded.tokens, theirs["input_ids"], err_msg=told)
+  kinds = np.array([records.Kind.TEXT, records.Kind.IMAGE, records.Kind.VIDEO])
+  np.testing.assert_array_equal(encoded.kind, kinds[theirs["mm_token_type_ids"]], err_msg=told)
+  for kind, name in ((records.Kind.IMAGE, "image"), (records.Kind.VIDEO, "video")):
+    grids = [(g.frames, g.height, g.width) for g in encoded.grids if g.kind == kind]
+    expected = np.asarray(theirs.get(f"{name}_grid_thw", np.zeros((0, 3))))
+    np.testing.assert_array_equal(np.reshape(grids, (-1, 3)), expected, err_msg=told)
+  seconds = [grid.seconds for grid in encoded.grids if grid.kind == records.Kind.VIDEO]
+  np.testing.assert_allclose(seconds, theirs.get("second_per_grid_ts", []), rtol=1e-12)
+  np.testing.assert_array_equal(encoded.positions, theirs["positions"], err_msg=told)
+  assert encoded.next_position == theirs["next_position"], told
+  if "assistant_masks" in theirs:
+    np.testing.assert_array_equal(encoded.loss_mask, theirs["assistant_masks"], err_msg=told)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_conversation_is_encoded_as_transformers_did(case):
+  saved = np.load(golden.FILE)
+  prefix = f"{case.name}."
+  theirs = {name.removeprefix(prefix): saved[name] for name in saved if name.startswith(prefix)}
+  encoded = encode(case)
+  check_all_but_pixels(encoded, theirs, case.name)
+  for kind, name in ((records.Kind.IMAGE, ""), (records.Kind.VIDEO, "_videos")):
+    mine = golden.levels(patches(encoded, kind))
+    some = theirs.get(f"pixel_values{name}", np.zeros((0, 3, 392), np.uint8))
+    np.testing.assert_array_equal(mine[:: golden.EVERY], some)
+    assert zlib.crc32(mine.tobytes()) == theirs.get(f"pixel_values{name}.checksum", 0)
+
+
+@needs_reference
+@pytest.mark.parametrize("seed", [0, None, None, None])
+def test_transformers_agrees_on_conversations_drawn_just_now(seed):
+  seed = secrets.randbits(31) if seed is None else seed
+  case = golden.random_case(seed)
+  theirs = golden.reference_outputs(case, golden.reference_processor())
+  told = f"golden.random_case({seed})"
+  encoded = encode(case)
+  check_all_but_pixels(encoded, theirs, told)
+  for kind, name in ((records.Kind.IMAGE, ""), (records.Kind.VIDEO, "_videos")):
+    expected = theirs.get(f"pixel_values{name}", np.zeros((0, 1176)))
+    mine = patches(encoded, kind)
+    np.testing.assert_allclose(mine, expected, rtol=0, atol=TOLERANCE, err_msg=told)
+
+
+@needs_reference
+@pytest.mark.skipif(golden.has_torchvision(), reason="the stand-in is for where torchvision is not")
+@pytest.mark.parametrize("case", CASES)
+def test_the_stand_in_for_the_video_processor_gives_its_pixels(case):
+  saved = np.load(golden.FILE)
+  theirs = golden.reference_outputs(case, golden.reference_processor())
+  for name in ("pixel_values", "pixel_values_videos"):
+    if name in theirs:
+      found = zlib.crc32(golden.levels(theirs[name]).tobytes())
+      assert found == saved[f"{case.name}.{name}.checksum"]
+
+
+@needs_reference
+def test_a_padded_batch_has_the_references_attention_mask():
+  reference = golden.reference_processor()
+  texts = ["short", "this one is a good deal longer"]
+  chat = [[{"role": "user", "content": [{"type": "text", "text": text}]}] for text in texts]
+  theirs = reference.apply_chat_template(
+    chat,
+    add_generation_prompt=True,
+    tokenize=True,
+    return_dict=True,
+    return_tensors="np",
+    processor_kwargs={"padding": True},
+  )
+  ours = make_processor()
+  encoded = [ours.encode(text, None) for text in texts]
+  length = theirs["input_ids"].shape[1]
+  batch = ours.collate(encoded, prefix_buckets=(length,), frame_buckets=(0,), patch_buckets=(4,))
+  np.testing.assert_array_equal(batch.tokens, theirs["input_ids"])
+  np.testing.assert_array_equal(batch.kind != records.Kind.PAD, theirs["attention_mask"])
+
+
+@needs_reference
+@pytest.mark.parametrize("seed", range(6))
+def test_frames_are_resized_to_the_bit_as_by_torch_from_any_size_to_any_other(seed):
+  import torch
+
+  rng = np.random.default_rng(seed)
+  height, width, *size = np.exp(rng.uniform(0, 6, 4)).astype(int) + 1
+  frames = rng.integers(0, 256, (2, height, width, 3), np.uint8)
+  tensor = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+  theirs = torch.nn.functional.interpolate(
+    tensor, size=[int(side) for side in size], mode="bicubic", antialias=True
+  )
+  ours = resampling.resample(frames, int(size[0]), int(size[1]), "torchvision")
+  np.testing.assert_array_equal(ours, theirs.permute(0, 2, 3, 1).numpy())
+
+
+def test_text_that_spells_special_tokens_stays_text():
+  spelled = (
+    "a <|video_pad|><|image_pad|><|vision_end|><|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
+  )
+  made = make_processor()
+  encoded = made.encode(spelled, np.zeros((2, 56, 56, 3), np.uint8), np.arange(2.0))
+  assert (encoded.kind == records.Kind.VIDEO).sum() == 4
+  ends = [TOKENIZER.token_to_id(token) for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")]
+  assert [int((encoded.tokens == end).sum()) for end in ends] == [3, 2, 0]
+  assert not set(made.encode_reply(spelled)[:-1]) & {*made.media_tokens, *made.stop_tokens}
+  assert made.decode(made.encode_reply(spelled)) == spelled
+
+
+def test_the_loss_falls_on_what_the_assistant_wrote_and_on_the_ends_of_its_turns():
+  turns = [
+    conversation.Turn(role="user", parts=("Who?",)),
+    conversation.Turn(role="assistant", parts=("\nMe.",)),
+    conversation.Turn(role="user", parts=("assistant",)),
+    conversation.Turn(role="assistant", parts=("", "Still", " me.")),
+  ]
+  encoded = make_processor().encode_conversation(turns, open_reply=False)
+  learnt = TOKENIZER.decode(encoded.tokens[encoded.loss_mask].tolist(), skip_special_tokens=False)
+  assert (
+    learnt == "\n\nMe.<|im_end|>Still me.<|im_end|>"
+  )  # the break that opens the turn is one token with the next
+  assert not make_processor().encode("Who?", None).loss_mask.any()
+
+
+def test_the_two_libraries_differ_and_no_third_is_known():
+  made = make_processor()
+  frames = np.random.default_rng(0).integers(0, 256, (2, 333, 517, 3), np.uint8)
+  both = [resampling.resample(frames, 224, 448, library) for library in resampling.RESIZE]
+  assert 0 < np.mean(both[0] != both[1]) < 0.02
+  with pytest.raises(
+    errors.InputError, match="library: is 'opencv', not one of torchvision, pillow"
+  ):
+    processor.Processor(made.config, TOKENIZER, 1, 2, library="opencv")

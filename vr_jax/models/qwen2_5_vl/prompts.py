@@ -1,0 +1,107 @@
+"""Prompts as the model takes them: one encoded conversation, and a batch of them padded."""
+
+from collections.abc import Sequence
+import dataclasses
+
+from jaxtyping import Bool, Float, Int
+import numpy as np
+
+from vr_jax import errors, records
+from vr_jax.models.qwen2_5_vl import config as config_lib
+from vr_jax.models.qwen2_5_vl import positions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frame:
+  """One temporal patch: an image, or `temporal_patch_size` frames of a video."""
+
+  patches: Float[np.ndarray, "patches patch_dim"]
+  rows: Int[np.ndarray, "patches 2"]
+  window: Int[np.ndarray, "patches"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoded:
+  """One conversation as the model takes it, not yet padded. Its media tokens are those of `frames`, in order.
+
+  loss_mask: the tokens that the assistant wrote, ends of its turns included: those that supervised training learns.
+  """
+
+  name: str
+  tokens: Int[np.ndarray, "prefix"]
+  kind: Int[np.ndarray, "prefix"]
+  positions: Int[np.ndarray, "3 prefix"]
+  next_position: int
+  loss_mask: Bool[np.ndarray, "prefix"]
+  grids: tuple[positions.Grid, ...]
+  frames: tuple[Frame, ...]
+
+
+def bucket(sizes: Sequence[tuple[str, int]], buckets: Sequence[int], what: str) -> int:
+  """The smallest bucket that holds all `sizes` (name, size). Raises InputError naming the one that no bucket holds."""
+  name, size = max(sizes, key=lambda entry: entry[1])
+  fitting = [bucket for bucket in buckets if bucket >= size]
+  if not fitting:
+    raise errors.InputError(
+      f"{name}: {size} {what}, but the largest bucket has {max(buckets)}; shorten it or add a bucket"
+    )
+  return min(fitting)
+
+
+def pad(
+  encoded: Sequence[Encoded],
+  config: config_lib.VisionConfig,
+  *,
+  prefix: int,
+  frames: int,
+  patches: int,
+  pad_token: int,
+) -> records.Prompt:
+  """Prompts of at most `prefix` tokens and `frames` temporal patches of `patches` patches, stacked at that size."""
+  count = len(encoded)
+  tokens = np.full((count, prefix), pad_token, np.int32)
+  kind = np.full((count, prefix), records.Kind.PAD, np.int32)
+  places = np.zeros((3, count, prefix), np.int32)
+  media_index = np.full((count, prefix), -1, np.int32)
+  for i, one in enumerate(encoded):
+    length = len(one.tokens)
+    tokens[i, :length] = one.tokens
+    kind[i, :length] = one.kind
+    places[:, i, :length] = one.positions
+    media_index[i, :length] = _media_index(one, patches, config)
+  return records.Prompt(
+    tokens=tokens,
+    kind=kind,
+    positions=places,
+    next_position=np.array([one.next_position for one in encoded], np.int32),
+    media_index=media_index,
+    vision=_stack_frames(encoded, frames, patches, config),
+  )
+
+
+def _media_index(
+  one: Encoded, patches: int, config: config_lib.VisionConfig
+) -> Int[np.ndarray, "prefix"]:
+  """Where each media token's features lie once frames are padded to `patches`; -1 for text."""
+  index = np.full(one.tokens.shape, -1, np.int32)
+  counts = [len(frame.window) // config.merge_unit for frame in one.frames]
+  stride = patches // config.merge_unit
+  places = [i * stride + np.arange(count) for i, count in enumerate(counts)]
+  index[one.kind != records.Kind.TEXT] = np.concatenate([np.zeros(0, np.int64), *places])
+  return index
+
+
+def _stack_frames(
+  encoded: Sequence[Encoded], frames: int, patches: int, config: config_lib.VisionConfig
+) -> records.Vision:
+  shape = (len(encoded), frames, patches)
+  values = np.zeros((*shape, config.patch_dim), np.float32)
+  rows = np.zeros((*shape, 2), np.int32)
+  window = np.full(shape, -1, np.int32)
+  for i, one in enumerate(encoded):
+    for j, frame in enumerate(one.frames):
+      count = len(frame.window)
+      values[i, j, :count] = frame.patches
+      rows[i, j, :count] = frame.rows
+      window[i, j, :count] = frame.window
+  return records.Vision(patches=values, rows=rows, window=window)
