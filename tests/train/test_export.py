@@ -1,0 +1,129 @@
+"""`--mode=export`: the last checkpoint of a run, from any number of processes, as a directory that others read."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests.train import nano
+from vr_jax import errors, main
+from vr_jax.models import qwen2_5_vl
+from vr_jax.train import checkpoints, export_stage, rl_loop
+from vr_jax.train import parts as parts_lib
+from vr_jax.train import state as state_lib
+
+HAS_REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers")))
+MESH = (1, 4, 1, 2)
+
+
+def config(data, **more):
+  return nano.config(data__directory=str(data), sft__steps=2, mesh=MESH, **more)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):
+  """A workdir whose warm start wrote a checkpoint at step 2."""
+  workdir = tmp_path_factory.mktemp("trained") / "run"
+  parts = parts_lib.build(config(data), workdir)
+  optimizer = state_lib.make_optimizer(parts.config.sft, parts.abstract_params, parts.frozen)
+  state = state_lib.create(parts.fresh_params(), optimizer, parts.mesh)
+  store = checkpoints.Checkpoints(workdir / "checkpoints" / "sft", architecture=parts.architecture)
+  store.save(2, state, {})
+  store.close()
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def exported(trained, data):
+  main.run(config(data), trained, "export")
+  return trained / "export"
+
+
+def assert_same(left, right):
+  jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_what_was_trained_is_what_is_read(exported, trained, data):
+  parts = parts_lib.build(config(data), trained)
+  expected = rl_loop.load_params(parts, trained / "checkpoints" / "sft")
+  assert_same(qwen2_5_vl.from_pretrained(exported)[1], expected)
+
+
+def test_a_run_starts_from_an_export_as_from_any_pretrained_model(exported, trained, data):
+  again = config(data, model__pretrained=str(exported), model__tokenizer="")
+  parts = parts_lib.build(again, trained)
+  before = parts_lib.build(config(data), trained)
+  assert parts.architecture == before.architecture
+  assert parts.processor.stop_tokens == before.processor.stop_tokens
+  assert_same(parts.fresh_params(), rl_loop.load_params(before, trained / "checkpoints" / "sft"))
+
+
+@pytest.mark.skipif(not HAS_REFERENCE, reason="torch and transformers not installed")
+def test_transformers_reads_model_and_tokenizer(exported, trained, data):
+  import transformers
+
+  _, told = transformers.AutoModelForImageTextToText.from_pretrained(
+    exported, output_loading_info=True
+  )
+  assert not any(told.values()), told
+  tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+  ours = parts_lib.build(config(data), trained).processor
+  text = "<|im_start|>user\nAt 6s, the lamp turns <red>.<|im_end|>"
+  assert tokenizer(text).input_ids == ours.tokenizer.encode(text).ids
+  assert transformers.GenerationConfig.from_pretrained(exported).eos_token_id == list(
+    ours.stop_tokens
+  )
+
+
+def test_two_processes_write_the_same_bytes_as_one(exported, trained, data, tmp_path):
+  flags = nano.arguments(
+    trained,
+    f"--config.data.directory={data}",
+    "--config.sft.steps=2",
+    f"--config.mesh={MESH}",
+    f"--config.export.directory={tmp_path / 'together'}",
+    mode="export",
+  )
+  done = subprocess.run(
+    [sys.executable, "-m", "launch.local", "--processes=2", "--devices=4", "--", *flags],
+    cwd=nano.ROOT,
+    env=os.environ,
+    capture_output=True,
+    text=True,
+    timeout=240,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  files = sorted(path.name for path in exported.iterdir())
+  assert files == sorted(path.name for path in (tmp_path / "together").iterdir())
+  for name in files:
+    assert (tmp_path / "together" / name).read_bytes() == (exported / name).read_bytes(), name
+
+
+def test_an_export_that_is_there_is_kept_and_another_is_not_overwritten(
+  exported, trained, data, capsys
+):
+  before = {path.name: path.stat().st_mtime_ns for path in exported.iterdir()}
+  export_stage.export(config(data), trained)
+  assert "is that of sft step 2" in capsys.readouterr().out
+  with pytest.raises(errors.InputError, match="export: is there already"):
+    export_stage.export(config(data, export__dtype="bfloat16"), trained)
+  assert {path.name: path.stat().st_mtime_ns for path in exported.iterdir()} == before
+
+
+def test_rl_is_what_counts_where_there_was_rl(trained, data, tmp_path):
+  parts = parts_lib.build(config(data), trained)
+  assert export_stage.last_stage(parts, trained) == ("sft", 2)
+  rl = tmp_path / "checkpoints" / "rl"
+  rl.parent.mkdir()
+  rl.symlink_to(trained / "checkpoints" / "sft")
+  assert export_stage.last_stage(parts, tmp_path) == ("rl", 2)
+
+
+def test_a_run_without_checkpoints_has_nothing_to_export(data, tmp_path):
+  with pytest.raises(errors.InputError, match=r"checkpoints: holds no complete checkpoint; run"):
+    export_stage.export(config(data), tmp_path)

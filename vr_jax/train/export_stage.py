@@ -1,0 +1,80 @@
+"""Stage `export`: the last checkpoint of a run as a directory that transformers, and `config.model.pretrained`, read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from vr_jax import errors
+from vr_jax.models import qwen2_5_vl
+from vr_jax.train import console, inputs, rl_loop
+from vr_jax.train import parts as parts_lib
+
+RECORD = "vr_jax.json"  # in an export: which checkpoint it is
+STAGES = ("rl", "sft")  # the last comes first
+
+
+def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
+  """Writes config.export.directory (empty: <workdir>/export). One that is there of the same checkpoint is left as it is.
+
+  All processes of a run call this; process 0 writes.
+
+  Raises:
+    InputError: there is no checkpoint, or the directory is there and of something else.
+  """
+  parts = parts_lib.build(config, workdir)
+  target = Path(config.export.directory) if config.export.directory else workdir / "export"
+  stage, step = last_stage(parts, workdir)
+  where = workdir / "checkpoints" / stage
+  of = {"checkpoints": str(where.absolute()), "step": step, "dtype": config.export.dtype}
+  if _record(target) == of:
+    console.say(f"export: {target} is that of {stage} step {step}")
+    return
+  qwen2_5_vl.save_pretrained(
+    rl_loop.load_params(parts, where),
+    target,
+    config=parts.model,
+    source=config.model.pretrained or None,
+    files={**_tokenizer_files(parts, workdir), RECORD: json.dumps(of) + "\n"},
+    dtype=config.export.dtype,
+  )
+  console.say(f"export: {stage} step {step} -> {target}")
+
+
+def last_stage(parts: parts_lib.Parts, workdir: Path) -> tuple[str, int]:
+  """The stage that went furthest, and its last complete step. Raises InputError where there is none."""
+  for stage in STAGES:
+    where = workdir / "checkpoints" / stage
+    step = rl_loop.last_step(parts, where) if where.is_dir() else None
+    if step is not None:
+      return stage, step
+  raise errors.InputError(
+    f"{workdir / 'checkpoints'}: holds no complete checkpoint; run --mode=sft or --mode=rl first"
+  )
+
+
+def _record(target: Path) -> dict[str, Any] | None:
+  """What an export says it is of; None where it says nothing."""
+  try:
+    return json.loads((target / RECORD).read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return None
+
+
+def _tokenizer_files(parts: parts_lib.Parts, workdir: Path) -> dict[str, str]:
+  """The tokenizer of a run whose model comes from nowhere else, as transformers reads one."""
+  model = parts.config.model
+  if model.pretrained and not model.tokenizer:
+    return {}
+  path = inputs.tokenizer_path(parts.config, workdir)
+  path = path / "tokenizer.json" if path.is_dir() else path
+  files = {"tokenizer.json": path.read_text(encoding="utf-8")}
+  if model.pretrained:
+    return files
+  end, pad = "<|im_end|>", "<|endoftext|>"
+  stop = list(parts.processor.stop_tokens)
+  about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": pad}
+  sampling = {"eos_token_id": stop, "pad_token_id": parts.processor.tokenizer.token_to_id(pad)}
+  texts = {"tokenizer_config.json": about, "generation_config.json": sampling}
+  return files | {name: json.dumps(fields, indent=2) + "\n" for name, fields in texts.items()}
