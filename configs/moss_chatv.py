@@ -137,6 +137,10 @@ def _paper() -> ml_collections.ConfigDict:
   evaluation.rollouts = 24  # shown in the report
   evaluation.blind = True  # also without frames
   evaluation.shuffled = True  # also with frames in random order
+
+  export = config.export = ml_collections.ConfigDict()
+  export.directory = ""  # what --mode=export writes; empty: <workdir>/export
+  export.dtype = "float32"  # of its tensors
   return config
 
 
@@ -242,6 +246,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 def _pretrained(config: ml_collections.ConfigDict, name: str) -> None:
   config.model.pretrained = name
   config.model.text_follows = "largest"  # as the released weights were trained
+  config.export.dtype = "bfloat16"  # as the releases
   config.model.resampling = "torchvision"  # as transformers resizes for them
   config.data.videos = "MOSS-Video/videos"
   config.data.annotations = "MOSS-Video/annotations.jsonl"

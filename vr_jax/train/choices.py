@@ -12,6 +12,7 @@ CHOICES = {
   "model.text_follows": ("", "sides", "largest"),
   "model.resampling": ("torchvision", "pillow"),
   "model.dtype": ("float32", "bfloat16", "float16"),
+  "export.dtype": ("float32", "bfloat16", "float16"),
   "env.moves": ("strict", "jump", "classic"),
   "env.alignment": ("subsequence", "naive"),
   "env.gate": ("none", "format", "accuracy"),
