@@ -1,6 +1,7 @@
 """Checkpoints: what is saved is what is read, and what can't be read is named."""
 
 import pathlib
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -144,3 +145,26 @@ def test_one_flipped_bit_in_the_numbers_of_an_array_is_noticed(tmp_path, place):
   path.write_bytes(bytes(content))
   with pytest.raises(errors.InputError, match=f"{tmp_path}/1: "):
     _open(tmp_path).restore(tree)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line_and_the_one_before_stays(saved, caplog):
+  store = _open(saved)
+  big = {"params": {"a": jnp.arange(50_000.0)}}
+  store.save(6, big, {})
+  store.wait()
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  for step, size in ((7, 0), (8, 150), (9, 20_000)):
+    try:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+      with pytest.raises(errors.InputError, match=r"can't be written \(File too large") as error:
+        store.save(step, big, {"more": list(range(300))})
+        store.wait()
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(error.value).startswith(f"{saved}: ")
+    assert "the last complete one is 6" in str(error.value)
+    assert "\n" not in str(error.value)
+  store.save(10, big, {})
+  store.close()
+  assert _open(saved).latest() == 10
+  assert not [record for record in caplog.records if record.exc_info]

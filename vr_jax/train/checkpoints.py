@@ -4,10 +4,13 @@ A step's checkpoint holds the train state (flat: name -> array, written asynchro
 shards) and a JSON part: the data iterator, the reward state, and the architecture that the parameters belong to.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import json
+import logging
 from pathlib import Path
+import re
 from typing import Any
 
 import jax
@@ -30,9 +33,13 @@ class Restored:
 
 
 class Checkpoints:
-  """The checkpoints under one directory. `architecture` is compared on restore: a checkpoint of another is an error."""
+  """The checkpoints under one directory. `architecture` is compared on restore: a checkpoint of another is an error.
+
+  A checkpoint that can't be written (a full disk) raises InputError from `save`, `wait` or `close`, whichever comes next.
+  """
 
   def __init__(self, directory: Path, *, architecture: Mapping[str, Any], keep: int = 2) -> None:
+    logging.getLogger("absl").addFilter(_is_said_nowhere_else)
     self._directory = directory.absolute()
     self._architecture = json.loads(json.dumps(dict(architecture)))
     self._manager = ocp.CheckpointManager(
@@ -50,20 +57,23 @@ class Checkpoints:
     """Starts writing a checkpoint; the arrays are copied first, so the caller may donate them."""
     flat = _flat(tree)
     about = {"architecture": self._architecture, "checksums": _checksums(flat)}
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(flat), loop=ocp.args.JsonSave({**loop, **about})
-      ),
-    )
+    with self._writing():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeSave(flat), loop=ocp.args.JsonSave({**loop, **about})
+        ),
+      )
 
   def wait(self) -> None:
     """Returns when all that was saved is on disk."""
-    self._manager.wait_until_finished()
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits, then frees the writer's threads."""
-    self._manager.close()
+    with self._writing():
+      self._manager.close()
 
   def restore(self, like: PyTree, *, step: int | None = None) -> Restored:
     """Reads a step (default: the last) into the structure, dtypes and shardings of `like`.
@@ -103,12 +113,32 @@ class Checkpoints:
     """The JSON part of a step's checkpoint. Raises InputError where it is damaged."""
     return self._read(f"{self._directory}/{step}", step, loop=ocp.args.JsonRestore()).loop
 
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Turns what the system refuses into InputError. Arrays are written by TensorStore, which has no OSError."""
+    try:
+      yield
+    except (OSError, ValueError) as error:
+      told = re.search(r"([^:]+) \[os_error_code=", str(error))
+      if not (told or isinstance(error, OSError)):
+        raise
+      reason = told[1].strip() if told else getattr(error, "strerror", None) or str(error)
+      raise errors.InputError(
+        f"{self._directory}: a checkpoint can't be written ({reason}); the last complete one is "
+        f"{self.latest() or 'none'}, from which the same command goes on"
+      ) from error
+
   def _read(self, where: str, step: int, **items: Any) -> Any:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**items))
     except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
       reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error)
       raise errors.InputError(f"{where}: can't be read: {reason}; {_GO_BACK}") from error
+
+
+def _is_said_nowhere_else(record: logging.LogRecord) -> bool:
+  """Whether a message is to be logged: tracebacks of Orbax's threads are not, what they are about is raised as well."""
+  return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _flat(tree: PyTree) -> dict[str, Any]:
