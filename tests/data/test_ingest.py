@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -91,6 +92,21 @@ def test_an_output_of_other_inputs_or_another_config_is_named(inputs, change):
     InputError, match="output: was ingested from other inputs or with another con"
   ):
     run(inputs, config)
+
+
+@pytest.mark.parametrize("place", [100, 70_000, -1])
+def test_a_video_edited_at_its_size_is_another_and_one_copied_is_not(inputs, place):
+  path = inputs / "videos" / "a.mp4"
+  content = bytearray(path.read_bytes().ljust(140_000, b"\0"))
+  path.write_bytes(content)
+  report = run(inputs)
+  path.write_bytes(content)
+  os.utime(path, (1, 1))
+  assert run(inputs) == report
+  content[place] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(InputError, match="output: was ingested from other inputs"):
+    run(inputs)
 
 
 def test_a_directory_with_something_else_in_it_is_left_alone(inputs):

@@ -12,14 +12,19 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
+import zlib
 
 from vr_jax import records
 from vr_jax.data import annotations, aside, examples, frame_store, sampling, video_file
 from vr_jax.errors import InputError
 
 _FORMAT = 1
+_LOOKED_AT = (
+  16 * 1024
+)  # bytes of a video's start, middle and end that tell it from another of its name and size
 _REPORT_FILE = "ingest.json"
 
 
@@ -85,7 +90,8 @@ def ingest(
   """Cuts every video that a question points to, once, and writes frames and examples to `output`.
 
   The directory appears whole or not at all. Where it is there already, from the same inputs and config, nothing is
-  done: the report of that time is returned. (A video counts as the same by its name and size.)
+  done: the report of that time is returned. (A video counts as the same by its name, its size, and the bytes of its
+  start, middle and end; not by its time, which copying changes.)
 
   Args:
     videos: directory of video files; sub-directories are fine.
@@ -123,8 +129,22 @@ def _fingerprint(
     digest.update(hashlib.sha256(annotation_file.read_bytes()).digest())
   except OSError as error:
     raise InputError(f"{annotation_file}: cannot be read: {error.strerror}") from error
-  digest.update(json.dumps([[file, (videos / file).stat().st_size] for file in files]).encode())
+  digest.update(json.dumps([[file, *_look(videos / file)] for file in files]).encode())
   return digest.hexdigest()
+
+
+def _look(path: Path) -> tuple[int, int]:
+  """Size of a file (bytes) and CRC-32 of its start, middle and end."""
+  try:
+    with path.open("rb") as file:
+      size = file.seek(0, os.SEEK_END)
+      found = 0
+      for place in (0, (size - _LOOKED_AT) // 2, size - _LOOKED_AT):
+        file.seek(max(place, 0))
+        found = zlib.crc32(file.read(_LOOKED_AT), found)
+  except OSError as error:
+    raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+  return size, found
 
 
 def _report_of(output: Path, fingerprint: str) -> Report:
