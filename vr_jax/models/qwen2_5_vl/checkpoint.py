@@ -54,14 +54,15 @@ def from_pretrained(
   _check_finished(directory)
   config = config_lib.Config.from_json(directory / "config.json")
   params = names.abstract_params(config)
-  slots = names.slots(config, params)
+  flat = names.flat(params)
+  slots = names.slots(config, flat)
   stored = _locate(directory, slots, tied=config.tie_word_embeddings)
   if shardings is None:
     devices = np.array(jax.local_devices()[:1])
     shardings = functools.partial(_spread, mesh=mesh or Mesh(devices, ("all",)))
   placed = names.flat(shardings(params))
   dtype, filled = jnp.dtype(dtype), []
-  for name, variable in names.flat(params).items():
+  for name, variable in flat.items():
     read = functools.partial(_read, slots[name], stored, dtype)
     value = _fill(variable.shape, dtype, placed[name].get_value(), read, piece_bytes)
     filled.append((tuple(name.split(".")), variable.replace(value)))

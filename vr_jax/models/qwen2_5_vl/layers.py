@@ -11,6 +11,9 @@ from jaxtyping import Array, Float
 # Large enough that exp(x - max) is 0, small enough that a row without any key stays finite.
 MASKED = -1e30
 
+# Ends of the names of an adapter's two matrices (lora.py), which stand beside the weight that they adapt.
+LORA_A, LORA_B = "_lora_a", "_lora_b"
+
 
 def parameter(
   rngs: nnx.Rngs, axes: tuple[str | None, ...], shape: tuple[int, ...], *, scale: float

@@ -5,7 +5,7 @@ and [outputs, inputs] there. Names are those of the releases (`model.layers…`,
 put further prefixes before them, which `bare` takes off.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 
@@ -106,9 +106,31 @@ def flat(params: PyTree) -> dict[str, nnx.Variable]:
   return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(params)}
 
 
-def slots(config: config_lib.Config, params: PyTree) -> dict[str, Slot]:
+def slots(config: config_lib.Config, flat_params: Mapping[str, nnx.Variable]) -> dict[str, Slot]:
   """The tensors of every parameter of a model, by the parameter's dotted name."""
-  return {name: _slot(config, name, variable.shape) for name, variable in flat(params).items()}
+  return {name: _slot(config, name, variable.shape) for name, variable in flat_params.items()}
+
+
+def module(parameter: str) -> str:
+  """The module of transformers' model that holds a weight, {} standing for the layer."""
+  name = NAMES[parameter].removesuffix(".weight")
+  return f"model.{name}" if name.startswith("visual.") else f"model.language_model.{name}"
+
+
+def adapter_slots(parameter: str, shapes: Sequence[tuple[int, ...]]) -> tuple[Slot, Slot]:
+  """The tensors of a weight's adapter, A then B, in a file of PEFT's; `shapes` are those of ours, layers included."""
+  full = f"base_model.model.{module(parameter)}"
+
+  def slot(end: str, shape: tuple[int, ...], leading: int) -> Slot:
+    return Slot(
+      names=tuple(f"{full.format(layer)}.{end}.weight" for layer in range(shape[0])),
+      stacked=True,
+      shape=shape[1:],
+      file_shape=(math.prod(shape[1 + leading :]), math.prod(shape[1 : 1 + leading])),
+      inputs=leading,
+    )
+
+  return slot("lora_A", shapes[0], inputs(parameter)), slot("lora_B", shapes[1], 1)
 
 
 def by_tensor(slots_by_name: Mapping[str, Slot]) -> dict[str, Slot]:
@@ -126,14 +148,16 @@ def released(name: str) -> str:
   return name if name.startswith(("visual.", "lm_head.")) else f"model.{name}"
 
 
+def inputs(parameter: str) -> int:
+  """How many leading axes of a matrix (but that of layers) are its inputs."""
+  return 2 if parameter in MERGED_INPUTS else 1
+
+
 def _slot(config: config_lib.Config, parameter: str, shape: tuple[int, ...]) -> Slot:
   stacked = "{}" in NAMES[parameter]
   inner = shape[1:] if stacked else shape
   vector = parameter.endswith("_bias") or len(inner) == 1
-  if vector or parameter in TABLES:
-    inputs = 0
-  else:
-    inputs = 2 if parameter in MERGED_INPUTS else 1
+  leading = 0 if vector or parameter in TABLES else inputs(parameter)
   if parameter == "vision.patch":
     vision = config.vision
     size = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)
@@ -143,8 +167,8 @@ def _slot(config: config_lib.Config, parameter: str, shape: tuple[int, ...]) -> 
   elif parameter in TABLES:
     file_shape = inner
   else:
-    file_shape = (math.prod(inner[inputs:]), math.prod(inner[:inputs]))
+    file_shape = (math.prod(inner[leading:]), math.prod(inner[:leading]))
   names = [NAMES[parameter].format(layer) for layer in range(shape[0] if stacked else 1)]
   return Slot(
-    names=tuple(names), stacked=stacked, shape=inner, file_shape=file_shape, inputs=inputs
+    names=tuple(names), stacked=stacked, shape=inner, file_shape=file_shape, inputs=leading
   )
