@@ -36,7 +36,7 @@ def _fails(capsys, *words) -> str:
     ("--config.seed=3", lambda c: c.seed, 3),
     ("--config.data.simulate.world.height=64", lambda c: c.data.simulate.world.height, 64),
     ("--config.model.prefix_buckets=(32, 64)", lambda c: c.model.prefix_buckets, (32, 64)),
-    ("--config.mesh=(2,2,-1)", lambda c: c.mesh, (2, 2, -1)),
+    ("--config.mesh=(2,2,1,-1)", lambda c: c.mesh, (2, 2, 1, -1)),
     ("--config.env.gate=format", lambda c: c.env.gate, "format"),
     ("--config.eval.blind=False", lambda c: c.eval.blind, False),
     (
@@ -85,7 +85,7 @@ def test_the_mode_is_a_flag(mode):
     ("--config.rl.learning_rate=fast", "fast"),
     ("--config.eval.blind=perhaps", "perhaps"),
     ("--config.mesh=wide", "config.mesh"),
-    ("--config.mesh=(2, 2)", "config.mesh"),
+    ("--config.mesh=(2, 2, 1)", "config.mesh"),
     ("--config.env.gate=closed", "config.env.gate"),
     ("--config.rl.aggregation=mean", "config.rl.aggregation"),
     ("--config.rl.kl_estimator=k4", "config.rl.kl_estimator"),

@@ -1,5 +1,7 @@
 """Meshes: which are possible, where things lie on them, and that a step on any of them is the step on one device."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -14,22 +16,37 @@ from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
 from vr_jax.train import steps
 
-MESHES = ((8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 8, 1))
+MESHES = ((8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 1, 2), (1, 2, 4, 1), (1, 2, 2, 2), (1, 1, 8, 1))
 TOLERANCE = 1e-4
 
 
 @pytest.mark.parametrize(
-  ("shape", "sizes"), [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 8, 1), (1, 8, 1))]
+  ("shape", "sizes"),
+  [
+    ((-1, 1, 1, 1), (8, 1, 1, 1)),
+    ((2, -1, 1, 2), (2, 2, 1, 2)),
+    ((1, 2, -1, 1), (1, 2, 4, 1)),
+    ((1, 8, 1, 1), (1, 8, 1, 1)),
+  ],
 )
 def test_a_mesh_uses_every_device_and_minus_one_is_what_is_left(shape, sizes):
   mesh = mesh_lib.make_mesh(shape)
   assert tuple(mesh.shape.values()) == sizes
-  assert tuple(mesh.shape) == ("data", "fsdp", "tensor")
+  assert tuple(mesh.shape) == ("data", "fsdp", "sequence", "tensor")
 
 
 @pytest.mark.parametrize(
   "shape",
-  [(3, 1, 1), (1, 1, 1), (-1, -1, 1), (8, 1), (0, 1, 1), (-2, 1, 1), (16, 1, 1), (-1, 3, 1)],
+  [
+    (3, 1, 1, 1),
+    (1, 1, 1, 1),
+    (-1, -1, 1, 1),
+    (8, 1, 1),
+    (0, 1, 1, 1),
+    (-2, 1, 1, 1),
+    (16, 1, 1, 1),
+    (-1, 1, 3, 1),
+  ],
 )
 def test_an_impossible_mesh_is_named(shape):
   with pytest.raises(errors.InputError, match=r"config\.mesh"):
@@ -38,7 +55,7 @@ def test_an_impossible_mesh_is_named(shape):
 
 @pytest.mark.parametrize(("prompts", "parts"), [(6, 1), (8, 4), (4, 2), (0, 1), (8, 3)])
 def test_a_batch_that_can_not_be_split_is_named_by_its_flag(prompts, parts):
-  mesh = mesh_lib.make_mesh((2, 2, 2))
+  mesh = mesh_lib.make_mesh((2, 2, 1, 2))
   with pytest.raises(errors.InputError, match=f"config.rl.prompts={prompts}: not a multiple"):
     mesh_lib.check_batch(prompts, mesh, "config.rl.prompts", parts=parts)
   mesh_lib.check_batch(8, mesh, "config.rl.prompts", parts=2)
@@ -46,7 +63,7 @@ def test_a_batch_that_can_not_be_split_is_named_by_its_flag(prompts, parts):
 
 def test_a_mesh_that_does_not_divide_the_heads_is_named(data):
   with pytest.raises(errors.InputError, match="tensor=4 does not divide kv_heads=2"):
-    _ = nano.build(data, mesh=(2, 1, 4)).abstract_params
+    _ = nano.build(data, mesh=(2, 1, 1, 4)).abstract_params
 
 
 def _leaves(tree):
@@ -113,7 +130,10 @@ def _rollout(parts, items):
 @pytest.mark.parametrize("stage", ["sft", "rl"])
 @pytest.mark.parametrize("shape", MESHES)
 def test_a_step_on_a_mesh_is_the_step_on_one_device(updated, shape, stage):
-  (expected, expected_metrics), (actual, metrics) = updated((1, 1, 1))[stage], updated(shape)[stage]
+  (expected, expected_metrics), (actual, metrics) = (
+    updated((1, 1, 1, 1))[stage],
+    updated(shape)[stage],
+  )
   assert {k: float(v) for k, v in metrics.items()} == pytest.approx(
     {k: float(v) for k, v in expected_metrics.items()}, rel=TOLERANCE, abs=1e-6
   )
@@ -138,22 +158,74 @@ def test_parameters_and_moments_lie_on_the_mesh_as_the_rules_say_also_after_a_st
       assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
   embedding = state.params["text"]["embedding"][...]
   rows, columns = embedding.addressable_shards[0].data.shape
-  _, fsdp, tensor = shape
-  assert (rows * tensor, columns * fsdp) == embedding.shape
+  _, fsdp, sequence, tensor = shape
+  assert (rows * tensor, columns * fsdp * sequence) == embedding.shape
 
 
-def test_every_logical_axis_of_the_rules_belongs_to_a_parameter(data):
+def test_every_logical_axis_of_the_rules_belongs_to_a_parameter_or_an_activation(data):
   parts = nano.build(data)
-  axes = set()
-  params = parts.abstract_params
+  axes = {"prompts", "prefix", "frames", "group", "time"}
   is_variable = lambda x: hasattr(x, "get_metadata")  # noqa: E731
-  for variable in jax.tree.leaves(params, is_leaf=is_variable):
+  for variable in jax.tree.leaves(parts.abstract_params, is_leaf=is_variable):
     axes |= set(variable.get_metadata()["axes"])
   assert set(mesh_lib.RULES) <= axes
 
 
+def test_an_activation_uses_a_mesh_axis_once_and_leaves_whole_what_it_does_not_divide():
+  mesh = mesh_lib.make_mesh((1, 2, 2, 2))
+  replies = ("prompts", "group", "time", None)
+  assert mesh_lib.spec_of(replies, (4, 6, 8, 5), mesh) == PartitionSpec(
+    ("data", "fsdp"), "sequence", None, None
+  )
+  assert mesh_lib.spec_of(replies, (4, 1, 8, 5), mesh) == PartitionSpec(
+    ("data", "fsdp"), None, "sequence", None
+  )
+  assert mesh_lib.spec_of(replies, (3, 1, 7, 5), mesh) == PartitionSpec(None, None, None, None)
+
+
+def test_a_prompt_is_split_along_its_prefix_and_its_frames(updated):
+  parts = updated((1, 2, 2, 2))["parts"]
+  prompt = parts.prompt(parts.batch(nano.ragged_items(parts, 8)))
+  rows, length = prompt.tokens.shape
+  assert prompt.tokens.addressable_shards[0].data.shape == (rows / 2, length / 2)
+  assert prompt.positions.addressable_shards[0].data.shape == (3, rows / 2, length / 2)
+  assert prompt.next_position.addressable_shards[0].data.shape == (rows / 2,)
+  frames = prompt.vision.window.shape[1]
+  assert prompt.vision.window.addressable_shards[0].data.shape[:2] == (rows / 2, frames / 2)
+
+
+def test_a_prefix_that_can_not_be_split_is_named():
+  mesh = mesh_lib.make_mesh((1, 2, 4, 1))
+  with pytest.raises(errors.InputError, match="prefix_buckets: 66 is not a multiple of 4 = sequ"):
+    mesh_lib.check_prefix(66, mesh)
+  mesh_lib.check_prefix(68, mesh)
+
+
+def _processes(owners, shape, monkeypatch, mine=0):
+  """A mesh whose devices belong to these processes, as far as `row_share` looks at one."""
+  devices = np.array([types.SimpleNamespace(process_index=owner) for owner in owners])
+  monkeypatch.setattr(jax, "process_index", lambda: mine)
+  return types.SimpleNamespace(
+    shape=dict(zip(mesh_lib.AXES, shape, strict=True)), devices=devices.reshape(shape)
+  )
+
+
+def test_processes_that_split_rows_between_them_read_the_same_ones(monkeypatch):
+  owners = [0, 0, 1, 1, 2, 2, 3, 3]
+  share = lambda shape, mine: mesh_lib.row_share(_processes(owners, shape, monkeypatch, mine))  # noqa: E731
+  assert [share((2, 4, 1, 1), mine) for mine in range(4)] == [(0, 4), (1, 4), (2, 4), (3, 4)]
+  assert [share((2, 1, 4, 1), mine) for mine in range(4)] == [(0, 2), (0, 2), (1, 2), (1, 2)]
+  assert [share((1, 1, 4, 2), mine) for mine in range(4)] == [(0, 1)] * 4
+
+
+def test_a_process_with_parts_of_several_shares_of_the_rows_is_an_error(monkeypatch):
+  mesh = _processes([0, 0, 0, 0, 1, 1, 1, 1, 1], (3, 1, 3, 1), monkeypatch)
+  with pytest.raises(errors.InputError, match="sequence x tensor=3 does not fit the devices"):
+    mesh_lib.row_share(mesh)
+
+
 def test_rows_of_a_split_batch_come_back_in_order():
-  mesh = mesh_lib.make_mesh((2, 2, 2))
+  mesh = mesh_lib.make_mesh((2, 2, 1, 2))
   values = np.arange(24).reshape(8, 3)
   placed = mesh_lib.put_batch({"x": values}, mesh)["x"]
   assert placed.sharding.spec == PartitionSpec(("data", "fsdp"))
@@ -161,19 +233,19 @@ def test_rows_of_a_split_batch_come_back_in_order():
   np.testing.assert_array_equal(mesh_lib.local_rows(placed), values)
 
 
-def test_greedy_replies_are_the_same_on_a_mesh(data):
-  replies = []
-  for shape in ((1, 1, 1), (2, 2, 2)):
-    parts = nano.build(data, mesh=shape)
-    prompt = parts.prompt(parts.batch(nano.ragged_items(parts, 8)))
-    decoding = parts.decoding(group=1, temperature=0.0)
-    rollout = sampler.sample(
-      parts.graph,
-      nano.sharpened(parts.fresh_params()),
-      prompt,
-      parts.allowed,
-      jax.random.key(0),
-      decoding=decoding,
-    )
-    replies.append(mesh_lib.local_rows(rollout.tokens))
-  np.testing.assert_array_equal(*replies)
+def _replies(data, shape):
+  parts = nano.build(data, mesh=shape)
+  rollout = sampler.sample(
+    parts.graph,
+    nano.sharpened(parts.fresh_params()),
+    parts.prompt(parts.batch(nano.ragged_items(parts, 8))),
+    parts.allowed,
+    jax.random.key(3),
+    decoding=parts.decoding(group=2, max_new_tokens=8),
+  )
+  return mesh_lib.local_rows(rollout.tokens)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 1, 2), (1, 2, 2, 2)])
+def test_the_same_keys_draw_the_same_replies_on_a_mesh(data, shape):
+  np.testing.assert_array_equal(_replies(data, shape), _replies(data, (1, 1, 1, 1)))

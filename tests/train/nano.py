@@ -119,7 +119,7 @@ def make_data(directory: Path, **overrides: Any) -> Path:
 
 
 def build(
-  data: Path, *, mesh: tuple[int, int, int] = (1, 1, 1), **overrides: Any
+  data: Path, *, mesh: tuple[int, int, int, int] = (1, 1, 1, 1), **overrides: Any
 ) -> parts_lib.Parts:
   """The parts of a run over data that `make_data` made, on as many devices as the mesh asks for."""
   parts = parts_lib.build(config(data__directory=str(data), **overrides), data)

@@ -10,7 +10,7 @@ from vr_jax.models import qwen2_5_vl
 
 
 def test_each_device_gets_its_own_part_of_the_pretrained_parameters(data, tmp_path):
-  parts = nano.build(data, mesh=(2, 2, 2))
+  parts = nano.build(data, mesh=(2, 2, 1, 2))
   expected = parts.fresh_params()
   qwen2_5_vl.save_pretrained(expected, tmp_path / "model", config=parts.model)
   config = parts.config.copy_and_resolve_references()

@@ -1,38 +1,50 @@
 """The mesh of devices, and where each array lives on it.
 
-Parameters carry logical axis names; `RULES` is the one table that maps them to mesh axes. Model code never names a mesh
-axis. Batches are split on their prompts axis over `data` and `fsdp`.
+Parameters and activations carry logical axis names; `RULES` is the one table that maps them to mesh axes. Model code never
+names a mesh axis.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import math
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 import numpy as np
 
 from vr_jax import errors, records
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")
+AXES = ("data", "fsdp", "sequence", "tensor")
 
-# logical axis of a parameter -> mesh axis that it is split over (absent: replicated)
-RULES: Mapping[str, str] = {
-  "embed": "fsdp",
-  "vision_embed": "fsdp",
-  "heads": "tensor",
-  "kv_heads": "tensor",
-  "mlp": "tensor",
-  "vocab": "tensor",
-  "vision_heads": "tensor",
-  "vision_mlp": "tensor",
+# Logical axis -> mesh axes that it is split over, the first named outermost (absent: whole on every device). An array uses
+# each mesh axis once: what comes first in it takes it.
+RULES: Mapping[str, tuple[str, ...]] = {
+  # of parameters
+  "embed": ("fsdp", "sequence"),
+  "vision_embed": ("fsdp", "sequence"),
+  "heads": ("tensor",),
+  "kv_heads": ("tensor",),
+  "mlp": ("tensor",),
+  "vocab": ("tensor",),
+  "vision_heads": ("tensor",),
+  "vision_mlp": ("tensor",),
+  # of batches and activations, which also have heads, mlp and vocab
+  "prompts": ("data", "fsdp"),
+  "prefix": ("sequence",),
+  "frames": ("sequence",),
+  "group": ("sequence",),
+  "time": ("sequence",),
 }
+
+# Axes of the fields of a prompt that are not [prompts, prefix]; those of its vision start with prompts and frames.
+_PROMPT_AXES = {"positions": (None, "prompts", "prefix"), "next_position": ("prompts",)}
 
 
 def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh (data, fsdp, tensor) of all devices; -1 in one place of `shape` means: what is left.
+  """A mesh (data, fsdp, sequence, tensor) of all devices; -1 in one place of `shape` means: what is left.
 
   Raises InputError where the shape does not use each device exactly once.
   """
@@ -41,7 +53,7 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
   fixed = int(np.prod([size for size in shape if size != -1]))
   if len(shape) != len(AXES) or shape.count(-1) > 1 or any(s < 1 and s != -1 for s in shape):
     raise errors.InputError(
-      f"config.mesh={shape}: needs three sizes (data, fsdp, tensor), at most one -1"
+      f"config.mesh={shape}: needs four sizes (data, fsdp, sequence, tensor), at most one -1"
     )
   if len(devices) % fixed or (-1 not in shape and fixed != len(devices)):
     raise errors.InputError(
@@ -51,20 +63,118 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
   return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
-def param_shardings(params: PyTree, mesh: Mesh, rules: Mapping[str, str] = RULES) -> PyTree:
+def spec_of(
+  axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
+  """How an activation of these logical axes is split: by `RULES`, axes that the mesh does not divide left whole."""
+  taken: set[str] = set()
+  parts: list[tuple[str, ...] | None] = []
+  for name, size in zip(axes, shape, strict=True):
+    wanted = tuple(axis for axis in RULES.get(name, ()) if axis not in taken) if name else ()
+    ways = math.prod(mesh.shape[axis] for axis in wanted)
+    split = ways > 1 and size % ways == 0
+    parts.append(wanted if split else None)
+    taken.update(wanted if split else ())
+  return PartitionSpec(*parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshLayout:
+  """What `models.layout.Layout` asks for, on a mesh. Hashable."""
+
+  mesh: Mesh
+
+  @property
+  def platform(self) -> str:
+    """What the devices are: cpu, gpu or tpu."""
+    return self.mesh.devices.flat[0].platform
+
+  @property
+  def merges(self) -> bool:
+    """Whether only the first axis of activations is split."""
+    return self.mesh.shape["sequence"] == 1
+
+  def place(self, x: Array, axes: tuple[str | None, ...]) -> Array:
+    """Lays `x` out as the rules say of its axes."""
+    if self.mesh.size == 1:
+      return x
+    spec = spec_of(axes, x.shape, self.mesh)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+  def shards(self, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Into how many parts each axis is split."""
+    part = NamedSharding(self.mesh, spec_of(axes, shape, self.mesh)).shard_shape(shape)
+    return tuple(size // of_device for size, of_device in zip(shape, part, strict=True))
+
+  def per_shard(
+    self,
+    function: Callable[..., Array],
+    inputs: Sequence[tuple[Array, tuple[str | None, ...]]],
+  ) -> Array:
+    """Calls `function` with each device's parts of the inputs; its result is laid out as the first of these."""
+    arrays = [x for x, _ in inputs]
+    if self.mesh.size == 1:
+      return function(*arrays)
+    specs = tuple(spec_of(axes, x.shape, self.mesh) for x, axes in inputs)
+    # What is computed alike on several devices is not declared so: Pallas kernels could not say it.
+    mapped = jax.shard_map(
+      function, mesh=self.mesh, in_specs=specs, out_specs=specs[0], check_vma=False
+    )
+    return mapped(*arrays)
+
+  def look_up(
+    self, table: Array, tokens: Array, axes: tuple[str | None, ...], dtype: jnp.dtype
+  ) -> Array:
+    """Rows of a table [vocab, embed], without moving the table.
+
+    Each device looks up its own columns of its own rows, for the tokens of all devices that share the other columns; then
+    these exchange columns for tokens.
+    """
+    if self.mesh.size == 1:
+      return table[tokens].astype(dtype)
+    columns, rows = RULES["embed"], RULES["vocab"]
+    out = [part or () for part in spec_of(axes, tokens.shape, self.mesh)]
+    out = [(part,) if isinstance(part, str) else part for part in out]
+    gathered = [tuple(axis for axis in part if axis not in columns) for part in out]
+
+    def local(table: Array, tokens: Array) -> Array:
+      place = tokens - jax.lax.axis_index(rows) * table.shape[0]
+      mine = (place >= 0) & (place < table.shape[0])
+      x = table[jnp.where(mine, place, 0)].astype(dtype)
+      x = jax.lax.psum(jnp.where(mine[..., None], x, 0), rows)
+      for axis in reversed(columns):  # the innermost first, so that columns come back in order
+        dims = [dim for dim, part in enumerate(out) if axis in part]
+        if dims:
+          x = jax.lax.all_to_all(x, axis, dims[0], x.ndim - 1, tiled=True)
+        else:
+          x = jax.lax.all_gather(x, axis, axis=x.ndim - 1, tiled=True)
+      return x
+
+    mapped = jax.shard_map(
+      local,
+      mesh=self.mesh,
+      in_specs=(PartitionSpec(rows, columns), PartitionSpec(*gathered)),
+      out_specs=PartitionSpec(*out, None),
+      check_vma=False,
+    )
+    return mapped(table, tokens)
+
+
+def param_shardings(params: PyTree, mesh: Mesh) -> PyTree:
   """The sharding of each parameter, in the structure of `params` (an nnx.State of variables with `axes` metadata).
 
-  Raises InputError where a mesh axis does not divide the dimension that it splits.
+  Raises InputError where mesh axes do not divide the dimension that they split.
   """
 
   def of_variable(path: tuple, variable: nnx.Variable) -> nnx.Variable:
     axes = variable.get_metadata().get("axes") or (None,) * variable.get_value().ndim
     shape = variable.get_value().shape
-    spec = [rules.get(axis) if axis else None for axis in axes]
-    for size, axis, name in zip(shape, spec, axes, strict=True):
-      if axis and size % mesh.shape[axis]:
+    spec = [RULES.get(name) if name else None for name in axes]
+    for size, split, name in zip(shape, spec, axes, strict=True):
+      ways = math.prod(mesh.shape[axis] for axis in split or ())
+      if size % ways:
         raise errors.InputError(
-          f"config.mesh: {axis}={mesh.shape[axis]} does not divide {name}={size} of "
+          f"config.mesh: {' x '.join(split)}={ways} does not divide {name}={size} of "
           f"{jax.tree_util.keystr(path, simple=True, separator='.')}"
         )
     return variable.replace(NamedSharding(mesh, PartitionSpec(*spec)))
@@ -78,19 +188,76 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-  """Host arrays of this process -> global arrays, split on the prompts axis.
+  """Host arrays of this process (its `row_share` of the rows) -> global arrays, split along prompts.
 
-  That is axis 0 of every leaf but `Prompt.positions` ([3, prompts, prefix]), whose it is 1.
+  Those of a `Prompt` are split along prefix and frames too. Raises InputError where the mesh does not divide the prefix.
   """
-
-  def sharding(_: np.ndarray, axis: int = 0) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec(*([None] * axis), BATCH))
-
-  shardings = jax.tree.map(sharding, batch)
-  if isinstance(batch, records.Prompt):
-    shardings = dataclasses.replace(shardings, positions=sharding(batch.positions, 1))
+  _, readers = row_share(mesh)
+  target = jax.tree.leaves(abstract_batch(batch, mesh, readers=readers))
+  shardings, shapes = [x.sharding for x in target], [x.shape for x in target]
   # One call for all leaves: each of its own would give up the interpreter to the threads that read ahead.
-  return jax.make_array_from_process_local_data(shardings, batch)
+  arrays = jax.make_array_from_process_local_data(shardings, jax.tree.leaves(batch), shapes)
+  return jax.tree.unflatten(jax.tree.structure(batch), arrays)
+
+
+def abstract_batch(batch: PyTree, mesh: Mesh, *, readers: int = 1) -> PyTree:
+  """Shapes, dtypes and shardings of a batch of which `batch` (arrays or shapes) is one of `readers` equal shares.
+
+  Raises InputError where the mesh does not divide the prefix of a `Prompt`.
+  """
+  of_prompt = isinstance(batch, records.Prompt)
+  if of_prompt:
+    check_prefix(batch.tokens.shape[1], mesh)
+
+  def target(path: tuple, x: np.ndarray | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    axes = _batch_axes(path, x, of_prompt=of_prompt)
+    rows = axes.index("prompts")
+    shape = (*x.shape[:rows], x.shape[rows] * readers, *x.shape[rows + 1 :])
+    sharding = NamedSharding(mesh, spec_of(axes, shape, mesh))
+    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
+
+  return jax.tree.map_with_path(target, batch)
+
+
+def _batch_axes(
+  path: tuple, x: np.ndarray | jax.ShapeDtypeStruct, *, of_prompt: bool
+) -> tuple[str | None, ...]:
+  if not of_prompt:
+    return ("prompts", *[None] * (x.ndim - 1))
+  name = jax.tree_util.keystr(path[:1], simple=True)
+  if name == "vision":
+    return ("prompts", "frames", *[None] * (x.ndim - 2))
+  return _PROMPT_AXES.get(name, ("prompts", "prefix"))
+
+
+def row_share(mesh: Mesh) -> tuple[int, int]:
+  """Which share of a batch's rows this process reads, and how many shares there are: (index, count).
+
+  Processes whose devices split one row between them (along sequence or tensor) read the same rows.
+  Raises InputError where the devices of a process hold rows that are not one such share.
+  """
+  rows = mesh.shape["sequence"] * mesh.shape["tensor"]
+  owners = [
+    frozenset(device.process_index for device in devices)
+    for devices in mesh.devices.reshape(-1, rows)
+  ]
+  shares = list(dict.fromkeys(owners))
+  mine = [index for index, share in enumerate(shares) if jax.process_index() in share]
+  if len(mine) != 1:
+    raise errors.InputError(
+      f"config.mesh: sequence x tensor={rows} does not fit the devices of a process; "
+      "choose a divisor or a multiple of their number"
+    )
+  return mine[0], len(shares)
+
+
+def check_prefix(length: int, mesh: Mesh) -> None:
+  """Raises InputError where prompts of this length can't be split along the axis `sequence`."""
+  ways = mesh.shape["sequence"]
+  if length % ways:
+    raise errors.InputError(
+      f"config.model.prefix_buckets: {length} is not a multiple of {ways} = sequence of config.mesh"
+    )
 
 
 def check_batch(prompts: int, mesh: Mesh | AbstractMesh, flag: str, *, parts: int = 1) -> None:

@@ -28,6 +28,7 @@ RANGES = {
   "data.test_fraction": "[0, 1)",
   "env.alpha": "(0, inf)",
   "sft.steps": "[0, inf)",
+  "sft.target_loss": "[0, inf)",
   "sft.batch": "[1, inf)",
   "sft.microbatches": "[1, inf)",
   "sft.learning_rate": "[0, inf)",
@@ -53,7 +54,7 @@ RANGES = {
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises InputError naming the first field whose value is none of its choices or out of its range.
 
-  The same of a mesh that is not three numbers.
+  The same of a mesh that is not four numbers.
   """
   for name, choices in CHOICES.items():
     section, field = name.split(".")
@@ -67,9 +68,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     value = config[section].get(field)
     if value is not None and not _inside(value, interval):
       raise errors.InputError(f"--config.{name}={value}: not in {interval}")
-  if len(config.mesh) != 3 or not all(isinstance(size, int) for size in config.mesh):
+  if len(config.mesh) != 4 or not all(isinstance(size, int) for size in config.mesh):
     raise errors.InputError(
-      f"--config.mesh={config.mesh}: needs three numbers (data, fsdp, tensor), at most one -1"
+      f"--config.mesh={config.mesh}: needs four numbers (data, fsdp, sequence, tensor), at most one -1"
     )
 
 

@@ -1,13 +1,17 @@
-"""Attention of prompts and of replies that share a prompt: grouped heads, one exact softmax, float32 logits."""
+"""Attention of prompts, of frames, and of replies that share a prompt, on each device's part of the arrays.
 
-from collections.abc import Sequence
+Keys and values are whole on every device that has queries for them: they are few (grouped heads), so a long prompt is
+split by its queries.
+"""
+
+import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from vr_jax.models.qwen2_5_vl import layers
+from vr_jax.models import layout as layout_lib
+from vr_jax.models.qwen2_5_vl import attention_xla
 
 
 class Block(NamedTuple):
@@ -18,98 +22,120 @@ class Block(NamedTuple):
   valid: Array
 
 
-def whole(
-  query: Float[Array, "prompts prefix heads head_dim"],
-  key: Float[Array, "prompts prefix kv_heads head_dim"],
-  value: Float[Array, "prompts prefix kv_heads head_dim"],
-  mask: Bool[Array, "prompts prefix prefix"],
-) -> Float[Array, "prompts prefix heads head_dim"]:
-  """Every position of a prompt attends to those that its mask row allows."""
-  query = _grouped(query, key)
-  logits = _dot("pqkrd,pskd->pkrqs", query, key)
-  logits = jnp.where(mask[:, None, None], logits, layers.MASKED)
-  share = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-  mixed = _dot("pkrqs,pskd->pqkrd", share, value)
-  return _ungrouped(mixed, value)
+@dataclasses.dataclass(frozen=True)
+class Attention:
+  """How attention is computed, and where. Hashable: part of the static half of a model."""
 
+  layout: layout_lib.Layout
 
-def continued(
-  query: Float[Array, "prompts group time heads head_dim"], prefix: Block, own: Block
-) -> Float[Array, "prompts group time heads head_dim"]:
-  """Replies attend to their prompt and to themselves.
+  def prompts(
+    self,
+    query: Float[Array, "prompts prefix heads head_dim"],
+    key: Float[Array, "prompts prefix kv_heads head_dim"],
+    value: Float[Array, "prompts prefix kv_heads head_dim"],
+    valid: Bool[Array, "prompts prefix"],
+  ) -> Float[Array, "prompts prefix heads head_dim"]:
+    """Every token of a prompt attends to the valid tokens up to itself; what is not valid, to its like."""
 
-  prefix: key and value [prompts, prefix, kv_heads, head_dim], valid [prompts, prefix].
-  own:    key and value [prompts, group, time, kv_heads, head_dim], valid [prompts, group, time, time].
-  """
-  query = _grouped(query, own.key)
-  prefix_logits = _dot("pgtkrd,pskd->pkgtrs", query, prefix.key)
-  prefix_logits = jnp.where(prefix.valid[:, None, None, None, None], prefix_logits, layers.MASKED)
-  own_logits = _dot("pgtkrd,pgukd->pgktru", query, own.key)
-  own_logits = jnp.where(own.valid[:, :, None, :, None], own_logits, layers.MASKED)
-  own_logits = own_logits.transpose(0, 2, 1, 3, 4, 5)
-  (to_prefix, to_own), total = _shares((prefix_logits, own_logits))
-  mixed = _dot("pkgtrs,pskd->pkgtrd", to_prefix.astype(query.dtype), prefix.value)
-  mixed = mixed + _dot("pkgtru,pgukd->pkgtrd", to_own.astype(query.dtype), own.value)
-  return _ungrouped((mixed / total).transpose(0, 2, 3, 1, 4, 5), query)
+    def local(query, query_segment, index, key, value, key_segment):
+      return attention_xla.within(query, key, value, query_segment, key_segment, index, causal=True)
 
+    segment = valid.astype(jnp.int32)
+    return self.layout.per_shard(
+      local,
+      (
+        (query, ("prompts", "prefix", "heads", None)),
+        (segment, ("prompts", "prefix")),
+        (jnp.arange(query.shape[1]), ("prefix",)),
+        (key, ("prompts", None, "kv_heads", None)),
+        (value, ("prompts", None, "kv_heads", None)),
+        (segment, ("prompts", None)),
+      ),
+    )
 
-def step(
-  query: Float[Array, "prompts group heads head_dim"],
-  key: Float[Array, "prompts group kv_heads head_dim"],
-  value: Float[Array, "prompts group kv_heads head_dim"],
-  prefix: Block,
-  past: Block,
-) -> Float[Array, "prompts group heads head_dim"]:
-  """One new token a reply attends to its prompt, to the reply so far and to itself.
+  def frames(
+    self,
+    query: Float[Array, "prompts frames patches heads head_dim"],
+    key: Float[Array, "prompts frames patches heads head_dim"],
+    value: Float[Array, "prompts frames patches heads head_dim"],
+    segment: Int[Array, "prompts frames patches"],
+  ) -> Float[Array, "prompts frames patches heads head_dim"]:
+    """Every patch attends to the patches of its frame that have its segment."""
 
-  prefix: key and value [prompts, prefix, kv_heads, head_dim], valid [prompts, prefix].
-  past:   key and value [prompts, group, length, kv_heads, head_dim], valid [length].
-  """
-  query = _grouped(query, key)
-  prefix_logits = _dot("pgkrd,pskd->pkgrs", query, prefix.key)
-  prefix_logits = jnp.where(prefix.valid[:, None, None, None], prefix_logits, layers.MASKED)
-  past_logits = _dot("pgkrd,pglkd->pkgrl", query, past.key)
-  past_logits = jnp.where(past.valid, past_logits, layers.MASKED)
-  own_logits = _dot("pgkrd,pgkd->pkgr", query, key)[..., None]
-  shares, total = _shares((prefix_logits, past_logits, own_logits))
-  to_prefix, to_past, to_own = (share.astype(query.dtype) for share in shares)
-  mixed = _dot("pkgrs,pskd->pkgrd", to_prefix, prefix.value)
-  mixed = mixed + _dot("pkgrl,pglkd->pkgrd", to_past, past.value)
-  mixed = mixed + to_own * value.transpose(0, 2, 1, 3)[:, :, :, None]
-  return _ungrouped((mixed / total).transpose(0, 2, 1, 3, 4), query)
+    def local(query, key, value, segment):
+      index = jnp.arange(query.shape[2])
+      batch = [x.reshape(-1, *x.shape[2:]) for x in (query, key, value, segment, segment)]
+      return attention_xla.within(*batch, index, causal=False).reshape(query.shape)
 
+    axes = ("prompts", "frames", None, "vision_heads", None)
+    return self.layout.per_shard(
+      local, ((query, axes), (key, axes), (value, axes), (segment, ("prompts", "frames", None)))
+    )
 
-def _dot(equation: str, left: Array, right: Array) -> Float[Array, "..."]:
-  return jnp.einsum(
-    equation,
-    left,
-    right,
-    precision=layers.precision(left.dtype),
-    preferred_element_type=jnp.float32,
-  )
+  def replies(
+    self,
+    query: Float[Array, "prompts group time heads head_dim"],
+    prefix: Block,
+    own: Block,
+  ) -> Float[Array, "prompts group time heads head_dim"]:
+    """Replies attend to their prompt and to their own valid tokens so far.
 
+    prefix: key and value [prompts, prefix, kv_heads, head_dim], valid [prompts, prefix].
+    own:    key and value [prompts, group, time, kv_heads, head_dim], valid [prompts, group, time].
+    """
 
-def _grouped(query: Float[Array, "..."], key: Float[Array, "..."]) -> Float[Array, "..."]:
-  """[…, heads, head_dim] as […, kv_heads, queries, head_dim], scaled as the logits are to be."""
-  *leading, heads, head_dim = query.shape
-  kv_heads = key.shape[-2]
-  return (query * head_dim**-0.5).reshape(*leading, kv_heads, heads // kv_heads, head_dim)
+    def local(query, index, *blocks):
+      return attention_xla.continued(query, *blocks, index)
 
+    of_prefix, of_own = ("prompts", None, "kv_heads", None), ("prompts", "group", None)
+    return self.layout.per_shard(
+      local,
+      (
+        (query, ("prompts", "group", "time", "heads", None)),
+        (jnp.arange(query.shape[2]), self._time_axes(query)),
+        (prefix.key, of_prefix),
+        (prefix.value, of_prefix),
+        (prefix.valid, ("prompts", None)),
+        (own.key, (*of_own, "kv_heads", None)),
+        (own.value, (*of_own, "kv_heads", None)),
+        (own.valid, of_own),
+      ),
+    )
 
-def _ungrouped(mixed: Float[Array, "..."], like: Array) -> Float[Array, "..."]:
-  """[…, kv_heads, queries, head_dim] as […, heads, head_dim] in the dtype of activations."""
-  *leading, kv_heads, queries, head_dim = mixed.shape
-  return mixed.reshape(*leading, kv_heads * queries, head_dim).astype(like.dtype)
+  def step(
+    self,
+    query: Float[Array, "prompts group heads head_dim"],
+    key: Float[Array, "prompts group kv_heads head_dim"],
+    value: Float[Array, "prompts group kv_heads head_dim"],
+    prefix: Block,
+    past: Block,
+  ) -> Float[Array, "prompts group heads head_dim"]:
+    """One new token a reply attends to its prompt, to the reply so far and to itself.
 
+    prefix: key and value [prompts, prefix, kv_heads, head_dim], valid [prompts, prefix].
+    past:   key and value [prompts, group, length, kv_heads, head_dim], valid [length].
+    """
+    of_prefix = ("prompts", None, "kv_heads", None)
+    new, of_past = (
+      ("prompts", "group", "kv_heads", None),
+      ("prompts", "group", None, "kv_heads", None),
+    )
+    return self.layout.per_shard(
+      attention_xla.step,
+      (
+        (query, ("prompts", "group", "heads", None)),
+        (key, new),
+        (value, new),
+        (prefix.key, of_prefix),
+        (prefix.value, of_prefix),
+        (prefix.valid, ("prompts", None)),
+        (past.key, of_past),
+        (past.value, of_past),
+        (past.valid, (None,)),
+      ),
+    )
 
-def _shares(blocks: Sequence[Array]) -> tuple[list[Array], Array]:
-  """Numerators and the common denominator of one softmax over the last axes of several blocks.
-
-  The blocks are never put together, which would copy them. The maximum only guards the exponential: it cancels,
-  so it carries no gradient.
-  """
-  top = jnp.max(jnp.stack([jnp.max(block, axis=-1) for block in blocks]), axis=0)
-  top = jax.lax.stop_gradient(top)[..., None]
-  shares = [jnp.exp(block - top) for block in blocks]
-  total = sum(jnp.sum(share, axis=-1, keepdims=True) for share in shares)
-  return shares, total
+  def _time_axes(self, query: Float[Array, "prompts group time heads head_dim"]) -> layout_lib.Axes:
+    """That of the places in a reply: split only where the queries are, which may be split along group instead."""
+    parts = self.layout.shards(("prompts", "group", "time", "heads", None), query.shape)
+    return ("time",) if parts[2] > 1 else (None,)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax import records
+from vr_jax.models import layout as layout_lib
 from vr_jax.models.qwen2_5_vl import attention, text, vision
 from vr_jax.models.qwen2_5_vl import config as config_lib
 
@@ -47,12 +48,18 @@ class Cache:
 
 
 class Qwen2_5_VL(nnx.Module):  # noqa: N801
-  """The whole model. Parameters are float32; activations are of `config.dtype`."""
+  """The whole model. Parameters are float32; activations are of `config.dtype` and lie as `layout` says."""
 
-  def __init__(self, config: config_lib.Config, *, rngs: nnx.Rngs):
-    self.config = config
-    self.vision = vision.VisionTower(config, rngs=rngs)
-    self.text = text.TextModel(config, rngs=rngs)
+  def __init__(
+    self,
+    config: config_lib.Config,
+    *,
+    rngs: nnx.Rngs,
+    layout: layout_lib.Layout = layout_lib.OneDevice(),  # noqa: B008 it is frozen
+  ):
+    self.config, self.layout = config, layout
+    self.vision = vision.VisionTower(config, layout, rngs=rngs)
+    self.text = text.TextModel(config, layout, rngs=rngs)
 
   def encode_vision(self, vision: records.Vision) -> Float[Array, "prompts media embed"]:
     """Features of the media tokens of each prompt, padding included."""
@@ -62,9 +69,11 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
     self, prompt: records.Prompt, media: Float[Array, "prompts media embed"]
   ) -> Float[Array, "prompts prefix embed"]:
     """Token embeddings, with the media features where `media_index` points to one."""
-    tokens = self.text.embed(jnp.asarray(prompt.tokens))
+    tokens = self.text.embed(jnp.asarray(prompt.tokens), ("prompts", "prefix"))
     if media.shape[1] == 0:
       return tokens
+    # Media of one frame may stand anywhere in the prompt: each device takes its tokens from all of them.
+    media = self.layout.place(media, ("prompts", None, None))
     index = jnp.asarray(prompt.media_index)[..., None]
     features = jnp.take_along_axis(media, jnp.maximum(index, 0), axis=1)
     return jnp.where(index >= 0, features.astype(tokens.dtype), tokens)
@@ -95,12 +104,15 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
     """
     positions = prefix.next_position[:, None, None] + jnp.arange(tokens.shape[2])
     positions = jnp.broadcast_to(positions, tokens.shape)
-    return self.text.extend(self.text.embed(tokens), positions, valid, _block(prefix))
+    return self.text.extend(
+      self.text.embed(tokens, ("prompts", "group", "time")), positions, valid, _block(prefix)
+    )
 
   def start_cache(self, prefix: Prefix, group: int, length: int) -> Cache:
     """An empty cache for replies of up to `length` tokens."""
     depth, prompts, _, kv_heads, head_dim = prefix.keys.shape
     empty = jnp.zeros((depth, prompts, group, length, kv_heads, head_dim), prefix.keys.dtype)
+    empty = self.layout.place(empty, (None, "prompts", "group", None, "kv_heads", None))
     return Cache(keys=empty, values=empty)
 
   def decode(
@@ -117,7 +129,7 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
     positions = jnp.broadcast_to(prefix.next_position[:, None] + index, tokens.shape)
     written = jnp.arange(cache.keys.shape[3]) < index
     past = attention.Block(cache.keys, cache.values, written)
-    x = self.text.embed(tokens)
+    x = self.text.embed(tokens, ("prompts", "group"))
     hidden, keys, values = self.text.decode(x, positions, _block(prefix), past)
     return hidden, Cache(
       keys=jax.lax.dynamic_update_index_in_dim(cache.keys, keys, index, axis=3),

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vr_jax.models import layout as layout_lib
 from vr_jax.models.qwen2_5_vl import attention, layers
 from vr_jax.models.qwen2_5_vl import config as config_lib
 
@@ -50,8 +51,9 @@ class Layers(nnx.Module):
 class TextModel(nnx.Module):
   """Token embedding, decoder layers, final norm and, where it is not the embedding, the output matrix."""
 
-  def __init__(self, config: config_lib.Config, *, rngs: nnx.Rngs):
-    self.config = config
+  def __init__(self, config: config_lib.Config, layout: layout_lib.Layout, *, rngs: nnx.Rngs):
+    self.config, self.layout = config, layout
+    self.attention = attention.Attention(layout)
     text, scale = config.text, config.initializer_range
     shape = (text.vocab_size, text.hidden_size)
     self.embedding = layers.parameter(rngs, ("vocab", "embed"), shape, scale=scale)
@@ -65,9 +67,9 @@ class TextModel(nnx.Module):
     """What activations are computed in."""
     return jnp.dtype(self.config.dtype)
 
-  def embed(self, tokens: Int[Array, "..."]) -> Float[Array, "... embed"]:
-    """Embeddings of tokens."""
-    return self.embedding[...].astype(self.dtype)[tokens]
+  def embed(self, tokens: Int[Array, "..."], axes: layout_lib.Axes) -> Float[Array, "... embed"]:
+    """Embeddings of tokens, whose logical axes these are."""
+    return self.layout.look_up(self.embedding[...], tokens, axes, self.dtype)
 
   def logits(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
     """Scores of the next token, float32."""
@@ -94,14 +96,14 @@ class TextModel(nnx.Module):
   ]:
     """Final-normed hidden states of whole prompts, and every layer's keys and values."""
     cos, sin = rotary_angles(positions, self.config.text)
-    length = x.shape[1]
-    mask = jnp.tril(jnp.ones((length, length), bool)) & valid[:, None, :]
+    axes = ("prompts", "prefix", None)
 
     def layer(x, weights):
       query, key, value = self._qkv(x, weights, cos, sin)
-      mixed = attention.whole(query, key, value, mask)
-      return self._finish(x, mixed, weights), (key, value)
+      mixed = self.attention.prompts(query, key, value, valid)
+      return self.layout.place(self._finish(x, mixed, weights), axes), (key, value)
 
+    x = self.layout.place(x, axes)
     x, (keys, values) = self._scan(layer, x, layers.stack(self.layers, self.dtype))
     return self._final_norm(x), keys, values
 
@@ -114,16 +116,16 @@ class TextModel(nnx.Module):
   ) -> Float[Array, "prompts group time embed"]:
     """Final-normed hidden states of replies that continue their prompt's prefix."""
     cos, sin = text_angles(positions, self.config.text)
-    length = x.shape[2]
-    mask = jnp.tril(jnp.ones((length, length), bool)) & valid[:, :, None, :]
+    axes = ("prompts", "group", "time", None)
 
     def layer(x, inputs):
       weights, prefix_key, prefix_value = inputs
       query, key, value = self._qkv(x, weights, cos, sin)
       shared = attention.Block(prefix_key, prefix_value, prefix.valid)
-      mixed = attention.continued(query, shared, attention.Block(key, value, mask))
-      return self._finish(x, mixed, weights), None
+      mixed = self.attention.replies(query, shared, attention.Block(key, value, valid))
+      return self.layout.place(self._finish(x, mixed, weights), axes), None
 
+    x = self.layout.place(x, axes)
     inputs = (layers.stack(self.layers, self.dtype), prefix.key, prefix.value)
     x, _ = self._scan(layer, x, inputs)
     return self._final_norm(x)
@@ -145,15 +147,17 @@ class TextModel(nnx.Module):
     one position of it instead of copying it.
     """
     cos, sin = text_angles(positions, self.config.text)
+    axes = ("prompts", "group", None)
 
     def layer(x, inputs):
       weights, prefix_key, prefix_value, own_key, own_value = inputs
       query, key, value = self._qkv(x, weights, cos, sin)
       shared = attention.Block(prefix_key, prefix_value, prefix.valid)
       past = attention.Block(own_key, own_value, own.valid)
-      mixed = attention.step(query, key, value, shared, past)
-      return self._finish(x, mixed, weights), (key, value)
+      mixed = self.attention.step(query, key, value, shared, past)
+      return self.layout.place(self._finish(x, mixed, weights), axes), (key, value)
 
+    x = self.layout.place(x, axes)
     weights = layers.stack(self.layers, self.dtype)
     inputs = (weights, prefix.key, prefix.value, own.key, own.value)
     x, (keys, values) = jax.lax.scan(layer, x, inputs)
@@ -172,9 +176,9 @@ class TextModel(nnx.Module):
   ]:
     """Rotated queries and keys, and values, of one layer."""
     normed = layers.rms_norm(x, weights["norm1"], epsilon=self.config.text.rms_norm_eps)
-    query = layers.project(normed, weights["query"]) + weights["query_bias"]
-    key = layers.project(normed, weights["key"]) + weights["key_bias"]
-    value = layers.project(normed, weights["value"]) + weights["value_bias"]
+    query = self._project(normed, weights, "query") + weights["query_bias"]
+    key = self._project(normed, weights, "key") + weights["key_bias"]
+    value = self._project(normed, weights, "value") + weights["value_bias"]
     return layers.rotate(query, cos, sin), layers.rotate(key, cos, sin), value
 
   def _finish(
@@ -184,9 +188,14 @@ class TextModel(nnx.Module):
     weights: dict[str, Array],
   ) -> Float[Array, "*batch embed"]:
     """What is left of a layer once its values are mixed."""
-    x = x + layers.project(mixed, weights["out"], contract=2)
+    x = x + self._project(mixed, weights, "out", contract=2)
     normed = layers.rms_norm(x, weights["norm2"], epsilon=self.config.text.rms_norm_eps)
-    return x + layers.swiglu(normed, weights)
+    return x + layers.swiglu(normed, weights, merge=self.layout.merges)
+
+  def _project(
+    self, x: Float[Array, "..."], weights: dict[str, Array], name: str, *, contract: int = 1
+  ) -> Float[Array, "..."]:
+    return layers.adapted(x, weights, name, contract=contract, merge=self.layout.merges)
 
   def _final_norm(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
     return layers.rms_norm(x, self.norm[...], epsilon=self.config.text.rms_norm_eps)

@@ -1,8 +1,9 @@
 """The vision tower of Qwen2.5-VL: patches of pixels to media tokens.
 
 Media come padded, one frame (temporal patch) a row: [prompts, frames, patches, patch_dim]. No layer looks beyond its
-frame, so a frame is one batch entry, and which patches of a frame see each other is a mask. Attention does not care in
-which order patches stand, so the patches of a window need not be brought together as the reference does.
+frame, so a frame is one batch entry. Which patches of a frame see each other is said by segments, one number a patch: its
+window, or in the layers with full attention the frame. Attention does not care in which order patches stand, so the
+patches of a window need not be brought together as the reference does.
 
 Source: Qwen2.5-VL, arXiv 2502.13923, section 2.1.1; Hugging Face transformers for what the paper leaves open.
 """
@@ -10,14 +11,16 @@ Source: Qwen2.5-VL, arXiv 2502.13923, section 2.1.1; Hugging Face transformers f
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 import numpy as np
 
 from vr_jax import records
+from vr_jax.models import layout as layout_lib
+from vr_jax.models.qwen2_5_vl import attention, layers
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import layers
 
 EPSILON = 1e-6
+AXES = ("prompts", "frames", None, None)  # of activations
 
 
 class Blocks(nnx.Module):
@@ -60,24 +63,24 @@ class Merger(nnx.Module):
     self.out_bias = layers.constant(("embed",), (out,), value=0.0)
 
   def __call__(
-    self, x: Float[Array, "frames patches vision_embed"], *, unit: int
-  ) -> Float[Array, "frames tokens embed"]:
-    """Each `unit` consecutive patches make one token."""
-    frames, patches, _ = x.shape
+    self, x: Float[Array, "prompts frames patches vision_embed"], *, unit: int, merge: bool
+  ) -> Float[Array, "prompts frames tokens embed"]:
+    """Each `unit` consecutive patches make one token. merge: see `layers.project`."""
+    *leading, patches, _ = x.shape
     weights = layers.stack(self, x.dtype)
-    squares = layers.rms_norm(x, weights["norm"], epsilon=EPSILON).reshape(
-      frames, patches // unit, -1
-    )
-    hidden = layers.project(squares, weights["hidden"]) + weights["hidden_bias"]
+    normed = layers.rms_norm(x, weights["norm"], epsilon=EPSILON)
+    squares = normed.reshape(*leading, patches // unit, -1)
+    hidden = layers.project(squares, weights["hidden"], merge=merge) + weights["hidden_bias"]
     hidden = jax.nn.gelu(hidden, approximate=False)
-    return layers.project(hidden, weights["out"]) + weights["out_bias"]
+    return layers.project(hidden, weights["out"], merge=merge) + weights["out_bias"]
 
 
 class VisionTower(nnx.Module):
   """Patch embedding, transformer blocks, merger."""
 
-  def __init__(self, config: config_lib.Config, *, rngs: nnx.Rngs):
-    self.config = config
+  def __init__(self, config: config_lib.Config, layout: layout_lib.Layout, *, rngs: nnx.Rngs):
+    self.config, self.layout = config, layout
+    self.attention = attention.Attention(layout)
     vision, scale = config.vision, config.initializer_range
     self.patch = layers.parameter(
       rngs, ("patch", "vision_embed"), (vision.patch_dim, vision.hidden_size), scale=scale
@@ -95,66 +98,60 @@ class VisionTower(nnx.Module):
     tokens = patches // config.merge_unit
     if frames == 0:
       return jnp.zeros((prompts, 0, config.out_hidden_size), dtype)
-    pixels = jnp.asarray(vision.patches, dtype).reshape(prompts * frames, patches, -1)
-    window = jnp.asarray(vision.window).reshape(prompts * frames, patches)
-    rows = jnp.asarray(vision.rows).reshape(prompts * frames, patches, 2)
-    x = layers.project(pixels, self.patch[...].astype(dtype))
-    x = self._run_blocks(x, rows, window)
-    media = self.merger(x, unit=config.merge_unit)
+    pixels = self.layout.place(jnp.asarray(vision.patches, dtype), AXES)
+    x = layers.project(pixels, self.patch[...].astype(dtype), merge=self.layout.merges)
+    x = self._run_blocks(x, jnp.asarray(vision.rows), jnp.asarray(vision.window))
+    media = self.merger(x, unit=config.merge_unit, merge=self.layout.merges)
     return media.reshape(prompts, frames * tokens, -1)
 
   def _run_blocks(
     self,
-    x: Float[Array, "frames patches vision_embed"],
-    rows: Int[Array, "frames patches 2"],
-    window: Int[Array, "frames patches"],
-  ) -> Float[Array, "frames patches vision_embed"]:
+    x: Float[Array, "prompts frames patches vision_embed"],
+    rows: Int[Array, "prompts frames patches 2"],
+    window: Int[Array, "prompts frames patches"],
+  ) -> Float[Array, "prompts frames patches vision_embed"]:
     config = self.config.vision
     cos, sin = rotary_angles(rows, config)
-    same_frame = jnp.broadcast_to((window >= 0)[:, None, :], (*window.shape, window.shape[-1]))
-    same_window = same_frame & (window[:, :, None] == window[:, None, :])
+    frame = jnp.minimum(window, 0)  # 0 for what is there, -1 for padding
 
     def block(x, inputs):
       weights, full = inputs
-      mask = jnp.where(full, same_frame, same_window)
+      segment = jnp.where(full, frame, window)
       normed = layers.rms_norm(x, weights["norm1"], epsilon=EPSILON)
-      x = x + _attend(normed, weights, cos, sin, mask)
+      x = x + self._attend(normed, weights, cos, sin, segment)
       normed = layers.rms_norm(x, weights["norm2"], epsilon=EPSILON)
-      return x + layers.swiglu(normed, weights), None
+      return self.layout.place(
+        x + layers.swiglu(normed, weights, merge=self.layout.merges), AXES
+      ), None
 
     full = np.isin(np.arange(config.depth), config.fullatt_block_indexes)
     body = jax.checkpoint(block) if self.config.remat else block
     x, _ = jax.lax.scan(body, x, (layers.stack(self.blocks, x.dtype), jnp.asarray(full)))
     return x
 
+  def _attend(
+    self,
+    x: Float[Array, "prompts frames patches vision_embed"],
+    weights: dict[str, Array],
+    cos: Float[Array, "prompts frames patches half"],
+    sin: Float[Array, "prompts frames patches half"],
+    segment: Int[Array, "prompts frames patches"],
+  ) -> Float[Array, "prompts frames patches vision_embed"]:
+    """Attention of one block."""
+    merge = self.layout.merges
+    qkv = layers.adapted(x, weights, "qkv", merge=merge) + weights["qkv_bias"]
+    query, key, value = (qkv[..., i, :, :] for i in range(3))
+    query, key = layers.rotate(query, cos, sin), layers.rotate(key, cos, sin)
+    mixed = self.attention.frames(query, key, value, segment)
+    return layers.adapted(mixed, weights, "out", contract=2, merge=merge) + weights["out_bias"]
+
 
 def rotary_angles(
-  rows: Int[Array, "frames patches 2"], config: config_lib.VisionConfig
-) -> tuple[Float[Array, "frames patches half"], Float[Array, "frames patches half"]]:
+  rows: Int[Array, "*batch 2"], config: config_lib.VisionConfig
+) -> tuple[Float[Array, "*batch half"], Float[Array, "*batch half"]]:
   """Cosines and sines: a quarter of a head's features turns with the row, a quarter with the column."""
   quarter = config.head_dim // 4
   frequency = 1.0 / config.rope_theta ** (jnp.arange(quarter, dtype=jnp.float32) / quarter)
   angles = rows[..., None].astype(jnp.float32) * frequency
   angles = angles.reshape(*rows.shape[:-1], 2 * quarter)
   return jnp.cos(angles), jnp.sin(angles)
-
-
-def _attend(
-  x: Float[Array, "frames patches vision_embed"],
-  weights: dict[str, Array],
-  cos: Float[Array, "frames patches half"],
-  sin: Float[Array, "frames patches half"],
-  mask: Bool[Array, "frames patches keys"],
-) -> Float[Array, "frames patches vision_embed"]:
-  """Attention of one block; softmax in float32."""
-  precision = layers.precision(x.dtype)
-  qkv = layers.project(x, weights["qkv"]) + weights["qkv_bias"]
-  query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-  query, key = layers.rotate(query, cos, sin), layers.rotate(key, cos, sin)
-  logits = jnp.einsum(
-    "fqhd,fkhd->fhqk", query, key, precision=precision, preferred_element_type=jnp.float32
-  )
-  logits = jnp.where(mask[:, None], logits * query.shape[-1] ** -0.5, layers.MASKED)
-  share = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
-  mixed = jnp.einsum("fhqk,fkhd->fqhd", share, value, precision=precision)
-  return layers.project(mixed, weights["out"], contract=2) + weights["out_bias"]
