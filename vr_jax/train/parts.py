@@ -10,7 +10,7 @@ import zlib
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Bool, Int, PyTree
 import ml_collections
 import numpy as np
 
@@ -19,13 +19,11 @@ from vr_jax.data import batches, examples, frame_store
 from vr_jax.envs import environment, moss_chatv
 from vr_jax.models.qwen2_5_vl import checkpoint as pretrained
 from vr_jax.models.qwen2_5_vl import config as model_config
-from vr_jax.models.qwen2_5_vl import model as model_lib
 from vr_jax.models.qwen2_5_vl import processor as processor_lib
 from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import sampler
-from vr_jax.train import check_examples, inputs
+from vr_jax.train import check_examples, inputs, network
 
 ENVIRONMENTS: dict[str, Callable[..., environment.Environment]] = {
   "moss_chatv": moss_chatv.MossChatV
@@ -55,28 +53,12 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Parts:
-  """What `build` makes. `allowed` [vocab]: tokens that a reply may hold."""
+class Parts(network.Network):
+  """What `build` makes: the network, and what it reads and is judged by."""
 
-  config: ml_collections.ConfigDict
   data: Path
-  mesh: jax.sharding.Mesh
-  model: model_config.Config
   processor: processor_lib.Processor
   environment: environment.Environment
-  allowed: Bool[Array, "vocab"]
-
-  @property
-  def architecture(self) -> dict[str, Any]:
-    """What a checkpoint's parameters fit: sizes, by name."""
-    sizes = {"text": self.model.text, "vision": self.model.vision}
-    flat = {f"{part}.{k}": v for part, s in sizes.items() for k, v in vars(s).items()}
-    return {**flat, "tie_word_embeddings": self.model.tie_word_embeddings}
-
-  @property
-  def frozen(self) -> tuple[str, ...]:
-    """Top-level names of the parameters that are not trained."""
-    return ("vision",) if self.config.model.freeze_vision else ()
 
   @property
   def checks(self) -> check_examples.Checks:
@@ -88,39 +70,13 @@ class Parts:
       environment=self.environment,
     )
 
-  @functools.cached_property
-  def graph(self) -> nnx.GraphDef:
-    """The static half of the model."""
-    return nnx.split(nnx.eval_shape(self._random_model))[0]
-
-  @functools.cached_property
-  def abstract_params(self) -> PyTree:
-    """Shapes, dtypes and shardings of the parameters, without the parameters."""
-    params = nnx.split(nnx.eval_shape(self._random_model))[1]
-    shardings = mesh_lib.param_shardings(params, self.mesh)
-    return jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings
-    )
-
   def fresh_params(self) -> PyTree:
     """Parameters to start from: those of config.model.pretrained, or random ones of config.seed."""
     if self.config.model.pretrained:
       shardings = functools.partial(mesh_lib.param_shardings, mesh=self.mesh)
       return pretrained.from_pretrained(self.config.model.pretrained, shardings=shardings)[1]
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_params)
-    return jax.jit(lambda: nnx.split(self._random_model())[1], out_shardings=shardings)()
-
-  def decoding(self, **changes: Any) -> sampler.Decoding:
-    """How the recipe samples; `changes` replace fields of it."""
-    rl = self.config.rl
-    fields = {
-      "group": rl.group,
-      "max_new_tokens": rl.max_new_tokens,
-      "temperature": rl.temperature,
-      "top_p": rl.top_p,
-      "stop_tokens": self.processor.stop_tokens,
-    }
-    return sampler.Decoding(**{**fields, **changes})
+    return jax.jit(lambda: nnx.split(self.random_model())[1], out_shardings=shardings)()
 
   def read(
     self, split: str, batch_size: int, *, view: str = "whole", limit: int = 0, repeat: bool = True
@@ -136,7 +92,8 @@ class Parts:
       raise errors.InputError(f"{source}: holds no example; see config.data.test_fraction")
     left_out = self.checks.left_out().get(split, ())
     kept = [index for index in range(len(source)) if index not in left_out]
-    size = batch_size // jax.process_count()
+    share, shares = mesh_lib.row_share(self.mesh)
+    size = batch_size // shares
     return batches.batches(
       examples.Chosen(source, kept[: limit or None]),
       store,
@@ -145,8 +102,8 @@ class Parts:
       sampling=inputs.sampling_rule(self.config.data),
       transform=functools.partial(self.item, view=view),
       collate=functools.partial(self.batch, size=size),
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      process_index=share,
+      process_count=shares,
       shuffle=repeat,
       repeat=repeat,
       threads=self.config.data.threads,
@@ -199,9 +156,6 @@ class Parts:
       for group, masks in zip(tokens, sampled, strict=True)
     ]
 
-  def _random_model(self) -> model_lib.Qwen2_5_VL:
-    return model_lib.Qwen2_5_VL(self.model, rngs=nnx.Rngs(self.config.seed))
-
 
 def build(config: ml_collections.ConfigDict, workdir: Path) -> Parts:
   """All parts of a run whose data stage is complete; parameters are not made yet."""
@@ -220,6 +174,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> Parts:
     processor=processor,
     environment=_make_environment(config),
     allowed=jnp.asarray(allowed),
+    stop_tokens=processor.stop_tokens,
   )
 
 
@@ -272,6 +227,4 @@ def _model_config(config: ml_collections.ConfigDict, tokenizer: Any) -> model_co
     media = tokenizer_lib.config_fields(tokenizer)
     del media["vocab_size"]  # rows of the embedding may be more than the tokenizer has
     read = model_config.Config.from_dict({**config.architecture.to_dict(), **media})
-  follows = config.text_follows or read.vision.text_follows
-  vision = dataclasses.replace(read.vision, text_follows=follows)
-  return dataclasses.replace(read, vision=vision, dtype=config.dtype, remat=config.remat)
+  return network.with_section(read, config)

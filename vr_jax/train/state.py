@@ -84,6 +84,18 @@ def create(
   return jax.device_put(state, shardings(state, optimizer, mesh))
 
 
+def abstract(
+  params: PyTree, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> TrainState:
+  """Shapes, dtypes and shardings of what `create` makes; `params` may be shapes."""
+  state = jax.eval_shape(lambda given: _fresh(given, optimizer), params)
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    state,
+    shardings(state, optimizer, mesh),
+  )
+
+
 def shardings(
   state: TrainState, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:

@@ -1,0 +1,217 @@
+"""Compiles the programs of a config for a slice, and says what they need of it."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import re
+
+import jax
+import ml_collections
+
+from launch import costs, hlo, roofline, topology
+from vr_jax import errors
+from vr_jax.models.qwen2_5_vl import config as model_config
+from vr_jax.models.qwen2_5_vl import flops
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.train import programs
+
+LARGEST = 3  # temporaries that are named
+_DTYPES = {"i1": "pred", "i8": "s8", "i32": "s32", "ui32": "u32", "i64": "s64", "ui8": "u8"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+  """Bytes on one device. held: arrays of the run that are no arguments of the program, but lie there meanwhile.
+
+  peak: all of it together, what the program reuses counted once.
+  """
+
+  arguments: float
+  temporaries: float
+  output: float
+  held: float
+  peak: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+  """A stretch of a program: prefill or decode of the rollout; of the others, all of it. Costs are those of one run."""
+
+  name: str
+  costs: costs.Costs
+  roofline: roofline.Roofline
+  model_flops: float  # of all devices together
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Analysis:
+  """One program. Where it can't be compiled for lack of memory, `parts` is empty and `largest` of all devices together."""
+
+  name: str
+  runs: int
+  memory: Memory
+  fits: bool
+  parts: Sequence[Part]
+  largest: Sequence[costs.Temporary]
+
+  @property
+  def compiled(self) -> bool:
+    """Whether the compiler made it."""
+    return bool(self.parts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """A config on a slice."""
+
+  config: ml_collections.ConfigDict
+  slice: topology.Slice
+  mesh: dict[str, int]
+  load: programs.Load
+  analyses: Sequence[Analysis]
+
+  @property
+  def fits(self) -> bool:
+    """Whether every program has room."""
+    return all(analysis.fits for analysis in self.analyses)
+
+  @property
+  def seconds(self) -> float:
+    """Of one RL step by the roofline, host work not counted."""
+    return sum(a.runs * p.roofline.seconds for a in self.analyses for p in a.parts)
+
+  @property
+  def chip_hours(self) -> float:
+    """Of one RL step."""
+    return self.seconds * self.slice.chips / 3600
+
+
+def analyse(
+  config: ml_collections.ConfigDict,
+  where: topology.Slice,
+  *,
+  only: Callable[[programs.Program], bool] = lambda program: True,
+  progress: Callable[[str], None] = lambda line: None,
+) -> Plan:
+  """Compiles what `only` lets through and reads it. Raises InputError where config and slice don't go together."""
+  if config.model.dtype not in where.chip.dtypes:
+    raise errors.InputError(
+      f"config.model.dtype={config.model.dtype}: {where.chip.name} has no such matrix products; "
+      f"one of {', '.join(where.chip.dtypes)}"
+    )
+  mesh = mesh_lib.make_mesh(config.mesh, where.devices)
+  model = programs.model_of(config)
+  load = programs.load_of(config, model)
+  analyses = []
+  for program in programs.of_config(config, model, mesh, load):
+    if only(program):
+      progress(f"compiling {program.name} for {where.name}")
+      analyses.append(_analyse(program, where, mesh, _model_flops(program, config, model, load)))
+  return Plan(config=config, slice=where, mesh=dict(mesh.shape), load=load, analyses=analyses)
+
+
+def _model_flops(
+  program: programs.Program,
+  config: ml_collections.ConfigDict,
+  model: model_config.Config,
+  load: programs.Load,
+) -> dict[str, float]:
+  """FLOPs of the matrix products that a program is for, of all devices together, by part."""
+  work = flops.forward(
+    model,
+    frames=load.frames,
+    patches=load.patches,
+    prefix=load.prefix,
+    group=load.group,
+    time=load.time,
+  )
+  if program.name == "rollout":
+    decode = work.replies + work.head
+    parts = {"prefill": work.total - decode, "decode": decode}
+  elif program.name == "train step":
+    parts = {"train step": flops.training(work, vision_frozen=config.model.freeze_vision)}
+  else:
+    parts = {program.name: work.total}
+  return {name: load.prompts * value for name, value in parts.items()}
+
+
+def _analyse(
+  program: programs.Program,
+  where: topology.Slice,
+  mesh: jax.sharding.Mesh,
+  model_flops: dict[str, float],
+) -> Analysis:
+  held = programs.bytes_per_device(program.held)
+  lowered = program.function.lower(*program.arguments, **program.keywords)
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    return _too_large(program, lowered, held, error)
+  module = hlo.parse(compiled.as_text())
+  places = [tuple(device.coords) for device in mesh.devices.flat]
+  spent = costs.count(module, turns=program.turns)
+  parts = [
+    Part(
+      name=name,
+      costs=cost,
+      roofline=roofline.estimate(cost, where.chip, places, where.sides),
+      model_flops=wanted,
+    )
+    for (name, wanted), cost in zip(model_flops.items(), spent, strict=False)
+  ]
+  stats = compiled.memory_analysis()
+  memory = Memory(
+    arguments=stats.argument_size_in_bytes,
+    temporaries=stats.temp_size_in_bytes,
+    output=stats.output_size_in_bytes - stats.alias_size_in_bytes,
+    held=held,
+    peak=stats.peak_memory_in_bytes + held,
+  )
+  return Analysis(
+    name=program.name,
+    runs=program.runs,
+    memory=memory,
+    fits=memory.peak <= where.chip.memory,
+    parts=parts,
+    largest=costs.temporaries(module, count=LARGEST),
+  )
+
+
+def _too_large(
+  program: programs.Program, lowered: jax.stages.Lowered, held: float, error: Exception
+) -> Analysis:
+  """What is known of a program for which the compiler found no room; other errors are raised again."""
+  text = str(error)
+  wanted = re.search(r"([\d.]+)([KMGT])\b", text)
+  if "RESOURCE_EXHAUSTED" not in text or not wanted:
+    raise error
+  unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+  temporaries = float(wanted.group(1)) * unit[wanted.group(2)]
+  arguments = programs.bytes_per_device(program.arguments)
+  return Analysis(
+    name=program.name,
+    runs=program.runs,
+    memory=Memory(
+      arguments=arguments,
+      temporaries=temporaries,
+      output=0,
+      held=held,
+      peak=arguments + temporaries + held,
+    ),
+    fits=False,
+    parts=(),
+    largest=largest_traced(lowered.as_text(debug_info=True)),
+  )
+
+
+def largest_traced(text: str) -> list[costs.Temporary]:
+  """The largest results in a program as it was traced (StableHLO, sizes of all devices together), largest first."""
+  places = dict(re.findall(r'^(#loc\d+) = loc\("([^"]*)"', text, flags=re.MULTILINE))
+  found = {}
+  for line in text.splitlines():
+    result = re.search(r"(?:-> |: )tensor<([\dx]+)x(\w+)> loc\((#loc\d+)\)$", line)
+    if result and " = " in line:
+      sizes, dtype, place = result.groups()
+      shape = hlo.Shape(_DTYPES.get(dtype, dtype), tuple(map(int, sizes.split("x"))))
+      found.setdefault(shape, costs.Temporary(shape, places.get(place, "")))
+  ranked = sorted(found.values(), key=lambda temporary: -temporary.shape.bytes)
+  return ranked[:LARGEST]

@@ -1,0 +1,83 @@
+"""What a TPU chip can do, by the names that topologies start with.
+
+Sources: Google Cloud's pages "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x (Ironwood)" (docs.cloud.google.com/tpu/docs/v5e, v5p,
+v6e, tpu7x), read 2026-11. They state the bandwidth between chips for both directions of all links together. What a program
+may use of the memory is what the compiler of libtpu 0.0.42 names where one does not fit.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+
+TERA, GIGA, GIB = 1e12, 1e9, 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+  """One device as JAX sees it: a chip, or one of the two halves of a TPU7x.
+
+  peak: bfloat16 FLOP/s. memory: bytes of HBM that a program may use. bandwidth: of HBM, bytes/s. link: of one link in one
+  direction, bytes/s; there are two links for each of `dimensions`. ring: where a side of the slice is a multiple of it, its
+  ends are linked as well. dtypes: what its matrix units take.
+  """
+
+  name: str
+  peak: float
+  memory: float
+  bandwidth: float
+  link: float
+  dimensions: int
+  ring: int
+  shapes: tuple[str, ...]
+  devices_per_chip: int = 1
+  between_halves: float = 0.0  # bytes/s in one direction, where a chip has two devices
+  dtypes: tuple[str, ...] = ("bfloat16", "float32")
+
+
+_FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
+
+CHIPS: Mapping[str, Chip] = {
+  "v5e": Chip(
+    name="TPU v5e",
+    peak=197 * TERA,
+    memory=15.75 * GIB,
+    bandwidth=819 * GIGA,
+    link=400 * GIGA / 8,
+    dimensions=2,
+    ring=16,
+    shapes=_FLAT,
+  ),
+  "v5p": Chip(
+    name="TPU v5p",
+    peak=459 * TERA,
+    memory=95.74 * GIB,
+    bandwidth=2765 * GIGA,
+    link=1200 * GIGA / 12,
+    dimensions=3,
+    ring=4,
+    shapes=_CUBES,
+  ),
+  "v6e": Chip(
+    name="TPU v6e",
+    peak=918 * TERA,
+    memory=31.25 * GIB,
+    bandwidth=1638 * GIGA,
+    link=800 * GIGA / 8,
+    dimensions=2,
+    ring=16,
+    shapes=_FLAT,
+  ),
+  # The halves share the chip's links; the page says that the way between them is six times one of these.
+  "tpu7x": Chip(
+    name="TPU7x (Ironwood)",
+    peak=2307 * TERA / 2,
+    memory=94.75 * GIB,
+    bandwidth=7380 * GIGA / 2,
+    link=1200 * GIGA / 12 / 2,
+    dimensions=3,
+    ring=4,
+    shapes=_CUBES,
+    devices_per_chip=2,
+    between_halves=6 * 1200 * GIGA / 12,
+  ),
+}

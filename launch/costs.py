@@ -1,0 +1,310 @@
+"""What one device does in one run of a compiled program: matrix FLOPs, bytes of main memory, bytes between devices.
+
+XLA's own `cost_analysis` counts the body of a loop once; here it counts as often as it runs.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+from launch import hlo, loops
+
+COLLECTIVES = (
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+  "collective-broadcast",
+)
+# Passes over the matrix units that a product takes; bfloat16 takes one.
+_PASSES = {"highest": 6, "high": 3}
+_NO_TRAFFIC = frozenset(
+  (
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all"),
+    *("while", "call", "conditional", "optimization-barrier", "partition-id", "replica-id"),
+    *("add-dependency", "domain", "async-start", "async-update", "async-done"),
+  )
+)
+_SLICES = ("dynamic-slice", "slice", "gather")
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+  """A collective. bytes: of its result (all-gather) or of what goes in (all others), on one device, in one run of it.
+
+  devices: places in the mesh, in its order, of those that take part with the first device. times: how often it runs.
+  """
+
+  kind: str
+  bytes: float
+  devices: tuple[int, ...]
+  times: int
+  op_name: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Temporary:
+  """An array that the program makes and that is no part of its result."""
+
+  shape: hlo.Shape
+  op_name: str
+
+
+@dataclasses.dataclass
+class Costs:
+  """Of one device. flops: of matrix products, two for each multiply-add. passes: the same, as bfloat16 passes."""
+
+  flops: float = 0.0
+  passes: float = 0.0
+  bytes: float = 0.0
+  transfers: list[Transfer] = dataclasses.field(default_factory=list)
+
+  def collectives(self) -> dict[str, float]:
+    """Bytes by kind of collective."""
+    kinds = {transfer.kind for transfer in self.transfers}
+    return {
+      kind: sum(t.bytes * t.times for t in self.transfers if t.kind == kind)
+      for kind in COLLECTIVES
+      if kind in kinds
+    }
+
+
+def count(module: hlo.Module, *, turns: int) -> tuple[Costs, Costs]:
+  """Costs of a program, and apart from these the costs of what runs in its loops of unknown length.
+
+  turns: how often such a loop runs. Of a conditional all branches are counted. Raises ValueError where a loop's length
+  can't be read although only a counter decides it.
+  """
+  counter = _Counter(module, turns)
+  counter.visit(module.computations[module.entry], 1, counter.once)
+  return counter.once, counter.turned
+
+
+class _Counter:
+  """The walk over a module."""
+
+  def __init__(self, module: hlo.Module, turns: int):
+    self.module, self.turns = module, turns
+    self.once, self.turned = Costs(), Costs()
+
+  def visit(
+    self, computation: hlo.Computation, times: int, costs: Costs, *, fused: bool = False
+  ) -> None:
+    for instruction in computation.instructions:
+      flops, passes = matrix_flops(computation, instruction)
+      costs.flops += times * flops
+      costs.passes += times * passes
+      if not fused:
+        costs.bytes += times * traffic(self.module, computation, instruction)
+      moved = transfer(self.module, computation, instruction, times)
+      if moved is not None:
+        costs.transfers.append(moved)
+      elif instruction.operation == "while":
+        self._visit_loop(computation, instruction, times, costs)
+      elif instruction.operation in ("call", "conditional", "async-start", "fusion"):
+        within = fused or instruction.operation == "fusion"
+        for name in instruction.called:
+          self.visit(self.module.computations[name], times, costs, fused=within)
+
+  def _visit_loop(
+    self, computation: hlo.Computation, loop: hlo.Instruction, times: int, costs: Costs
+  ) -> None:
+    trips = loops.trip_count(self.module, computation, loop)
+    if trips is None:
+      trips, costs = self.turns, self.turned
+    for name in loop.called:
+      self.visit(self.module.computations[name], times * trips, costs)
+
+
+def matrix_flops(computation: hlo.Computation, instruction: hlo.Instruction) -> tuple[float, float]:
+  """FLOPs of a matrix product or convolution, and these times the passes of its precision."""
+  if instruction.operation == "dot":
+    left = computation.operand(instruction, 0).shapes[0]
+    contracted = _numbers(instruction.attribute("lhs_contracting_dims"))
+    inner = math.prod(left.sizes[axis] for axis in contracted)
+    flops = 2.0 * math.prod(instruction.shapes[0].sizes) * inner
+  elif instruction.operation == "convolution":
+    flops = _convolution_flops(computation, instruction)
+  else:
+    return 0.0, 0.0
+  precision = re.findall(r"\w+", instruction.attribute("operand_precision"))
+  return flops, flops * max((_PASSES.get(word, 1) for word in precision), default=1)
+
+
+def _convolution_flops(computation: hlo.Computation, instruction: hlo.Instruction) -> float:
+  """Multiply-adds that fall on an element, twice: the TPU compiler writes batched products as padded convolutions."""
+  left, right = (computation.operand(instruction, i).shapes[0].sizes for i in (0, 1))
+  of_left, of_right, of_out = re.match(
+    r"(\w+)_(\w+)->(\w+)", instruction.attribute("dim_labels")
+  ).groups()
+  window = dict(part.split("=") for part in instruction.attribute("window").strip("{}").split())
+  rank = len(of_left) - 2
+  given = {name: value.split("x") for name, value in window.items()}
+  flops = 2.0 * left[of_left.index("b")] * right[of_right.index("i")] * right[of_right.index("o")]
+  flops /= int(instruction.attribute("batch_group_count") or 1)
+  for axis in range(rank):
+    label = str(axis)
+    flops *= _positions(
+      size=left[of_left.index(label)],
+      taps=right[of_right.index(label)],
+      outputs=instruction.shapes[0].sizes[of_out.index(label)],
+      low=int(given["pad"][axis].split("_")[0]) if "pad" in given else 0,
+      stride=int(given["stride"][axis]) if "stride" in given else 1,
+      spread=int(given["lhs_dilate"][axis]) if "lhs_dilate" in given else 1,
+      reach=int(given["rhs_dilate"][axis]) if "rhs_dilate" in given else 1,
+    )
+  return flops
+
+
+def _positions(
+  *, size: int, taps: int, outputs: int, low: int, stride: int, spread: int, reach: int
+) -> int:
+  """Pairs of an output and a tap of the window that meet an element and neither padding nor a gap between elements."""
+  place = np.arange(outputs)[:, None] * stride + np.arange(taps) * reach - low
+  return int(((place >= 0) & (place % spread == 0) & (place // spread < size)).sum())
+
+
+def transfer(
+  module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction, times: int
+) -> Transfer | None:
+  """The collective that an instruction starts, if it does."""
+  kind = instruction.operation.removesuffix("-start")
+  if kind not in COLLECTIVES:
+    return None
+  if kind == "all-gather":
+    # The start of an asynchronous one gives its operands and its results.
+    results = instruction.shapes[len(instruction.operands) :] or instruction.shapes
+    size = sum(shape.bytes for shape in results)
+  else:
+    size = sum(computation.by_name[name].shapes[0].bytes for name in instruction.operands)
+  return Transfer(kind, size, first_group(instruction), times, instruction.op_name)
+
+
+def first_group(instruction: hlo.Instruction) -> tuple[int, ...]:
+  """The devices that take part with the first device of the program; of a permutation, sources and targets in turn.
+
+  Raises ValueError where the text has another form than those known.
+  """
+  pairs = instruction.attribute("source_target_pairs")
+  if pairs:
+    return tuple(_numbers(pairs))
+  text = instruction.attribute("replica_groups")
+  named = re.match(
+    r"mesh\[(.*?)\]\s*\{(.*?)\}", instruction.attributes.partition("replica_groups=")[2]
+  )
+  if named:
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named.group(1))}
+    axes = re.findall(r"'(\w+)'", named.group(2))
+    grid = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+    first = tuple(slice(None) if name in axes else 0 for name in sizes)
+    return tuple(grid[first].ravel().tolist())
+  listed = re.match(r"\{\{([\d,]*)\}", text)
+  if listed:
+    return tuple(_numbers(listed.group(1)))
+  tiled = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+  if tiled:
+    shape, grid, order = (_numbers(part or "") for part in tiled.groups())
+    devices = np.arange(math.prod(grid)).reshape(grid).transpose(order or None)
+    return tuple(devices.reshape(shape)[0].ravel().tolist())
+  raise ValueError(f"{instruction.name}: unknown form of replica_groups: {text[:80]}")
+
+
+def traffic(
+  module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction
+) -> float:
+  """Bytes of main memory that an instruction reads and writes; of slices, and of what is updated in place, the part."""
+  if instruction.operation in _NO_TRAFFIC or instruction.operation.endswith("-done"):
+    return 0.0
+  if instruction.operation in _SLICES:
+    return 2.0 * _main(instruction.shapes)
+  if instruction.operation == "dynamic-update-slice":
+    return 2.0 * _main(computation.operand(instruction, 1).shapes)
+  if instruction.operation == "copy-start":
+    return _main(instruction.shapes[:2])
+  if instruction.operation == "fusion":
+    inner = module.computations[instruction.called[0]]
+    operands = [computation.by_name[name].shapes for name in instruction.operands]
+    read = sum(
+      min(_main(shapes), _read(module, inner, inner.parameters[i]))
+      for i, shapes in enumerate(operands)
+    )
+    return read + _written(inner, instruction)
+  read = sum(_main(computation.by_name[name].shapes) for name in instruction.operands)
+  return read + _main(instruction.shapes)
+
+
+def _main(shapes: Sequence[hlo.Shape]) -> float:
+  """Bytes in main memory."""
+  return sum(shape.bytes for shape in shapes if shape.space == 0)
+
+
+def _read(module: hlo.Module, computation: hlo.Computation, value: hlo.Instruction) -> float:
+  """Bytes of `value` that a fusion reads, all of them where one user does."""
+  total = 0.0
+  for user in computation.users.get(value.name, ()):
+    if user.operation in _SLICES and user.operands[0] == value.name:
+      total += sum(shape.bytes for shape in user.shapes)
+    elif user.operation == "dynamic-update-slice" and user.operands[0] == value.name:
+      continue
+    elif user.operation == "bitcast":
+      total += _read(module, computation, user)
+    elif user.operation == "fusion":
+      inner = module.computations[user.called[0]]
+      places = [i for i, name in enumerate(user.operands) if name == value.name]
+      total += sum(_read(module, inner, inner.parameters[i]) for i in places)
+    else:
+      return math.inf
+  return total
+
+
+def _written(inner: hlo.Computation, fusion: hlo.Instruction) -> float:
+  """Bytes that a fusion writes: of an update in place, the update."""
+  root = inner.root
+  roots = [inner.by_name[name] for name in root.operands] if root.operation == "tuple" else [root]
+  total = 0.0
+  for shape, made in zip(fusion.shapes, roots, strict=False):
+    while made.operation == "bitcast":
+      made = inner.operand(made, 0)
+    updates = made.operation == "dynamic-update-slice"
+    size = sum(s.bytes for s in inner.operand(made, 1).shapes) if updates else shape.bytes
+    total += size if shape.space == 0 else 0.0
+  return total
+
+
+def temporaries(module: hlo.Module, *, count: int) -> list[Temporary]:
+  """The largest arrays in main memory that a program makes on its way, largest first, each shape and place once."""
+  entry = module.computations[module.entry]
+  results = set(entry.root.operands)
+  found: Mapping[tuple[str, str], Temporary] = {}
+  for computation in _scheduled(module):
+    for instruction in computation.instructions:
+      if instruction.operation in _NO_TRAFFIC or instruction.operation.endswith("-done"):
+        continue
+      if computation is entry and instruction.name in results:
+        continue
+      for shape in instruction.shapes:
+        if shape.space == 0:
+          found.setdefault((str(shape), instruction.op_name), Temporary(shape, instruction.op_name))
+  return sorted(found.values(), key=lambda temporary: -temporary.shape.bytes)[:count]
+
+
+def _scheduled(module: hlo.Module) -> list[hlo.Computation]:
+  """The computations whose instructions have memory of their own: all but the fused ones."""
+  names, seen = [module.entry], []
+  while names:
+    name = names.pop()
+    if name in seen:
+      continue
+    seen.append(name)
+    for instruction in module.computations[name].instructions:
+      if instruction.operation in ("while", "call", "conditional"):
+        names.extend(instruction.called)
+  return [module.computations[name] for name in seen]
+
+
+def _numbers(text: str) -> list[int]:
+  return [int(number) for number in re.findall(r"\d+", text)]

@@ -1,0 +1,123 @@
+"""How often the loops of a compiled program run, read from their counters.
+
+What JAX's scans become is a `while` whose state holds a counter: it starts at a constant, the body adds a constant to it, and
+the condition compares it with one. XLA may have wrapped any of these in fusions or copies.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+from launch import hlo
+
+_SAME = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done", "optimization-barrier")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Linear:
+  """A number: `offset`, plus the element `index` of the loop's state where it has one."""
+
+  offset: int
+  index: int | None = None
+
+
+class _State:
+  """The state of the loop as a whole."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scope:
+  """A computation, and what stands for its parameters: the loop's state, or instructions of an outer scope."""
+
+  computation: hlo.Computation
+  parameters: Sequence[tuple["_Scope", str]] | None = None
+
+
+def trip_count(
+  module: hlo.Module, computation: hlo.Computation, loop: hlo.Instruction
+) -> int | None:
+  """How often a `while` of `computation` runs its body; None where more than a counter decides it."""
+  condition = _Scope(module.computations[loop.attribute("condition").lstrip("%")])
+  body = _Scope(module.computations[loop.attribute("body").lstrip("%")])
+  scope, test = _resolve(module, condition, condition.computation.root.name)
+  if test.operation != "compare":
+    return None
+  left, right = (_value(module, scope, name) for name in test.operands)
+  if not isinstance(left, _Linear) or not isinstance(right, _Linear):
+    return None
+  if (left.index is None) == (right.index is None):
+    return None
+  counter, limit = (left, right) if right.index is None else (right, left)
+  start = _element(module, _Scope(computation), loop.operands[0], counter.index)
+  after = _element(module, body, body.computation.root.name, counter.index)
+  if not isinstance(start, _Linear) or start.index is not None:
+    return None
+  if not isinstance(after, _Linear) or after.index != counter.index or not after.offset:
+    return None
+  # As if the counter stood on the left and counted up.
+  direction = test.attribute("direction")
+  upwards = (direction in ("LT", "LE")) == (counter is left)
+  distance = limit.offset - counter.offset - start.offset
+  step = after.offset
+  if not upwards:
+    distance, step = -distance, -step
+  if step < 0 or direction not in ("LT", "LE", "GT", "GE"):
+    return None
+  return max(0, -(-(distance + (direction in ("LE", "GE"))) // step))
+
+
+def _resolve(module: hlo.Module, scope: _Scope, name: str) -> tuple[_Scope, hlo.Instruction]:
+  """The instruction that a name stands for, behind copies, fusions and their parameters, with its scope."""
+  instruction = scope.computation.by_name[name]
+  if instruction.operation in _SAME:
+    return _resolve(module, scope, instruction.operands[0])
+  if instruction.operation in ("fusion", "call"):
+    inner = module.computations[instruction.called[0]]
+    parameters = [(scope, operand) for operand in instruction.operands]
+    return _resolve(module, _Scope(inner, parameters), inner.root.name)
+  if instruction.operation == "parameter" and scope.parameters is not None:
+    return _resolve(module, *scope.parameters[int(instruction.argument)])
+  return scope, instruction
+
+
+def _value(module: hlo.Module, scope: _Scope, name: str) -> _Linear | _State | None:
+  """What an instruction computes, as far as counting needs it."""
+  scope, instruction = _resolve(module, scope, name)
+  if instruction.operation == "parameter":
+    return _State()
+  if instruction.operation == "constant":
+    text = instruction.argument
+    return _Linear(int(text)) if text.lstrip("-").isdigit() else None
+  if instruction.operation == "get-tuple-element":
+    index = int(instruction.attribute("index"))
+    return _element(module, scope, instruction.operands[0], index)
+  if instruction.operation in ("add", "subtract"):
+    left, right = (_value(module, scope, operand) for operand in instruction.operands)
+    return _sum(left, right, sign=1 if instruction.operation == "add" else -1)
+  return None
+
+
+def _element(module: hlo.Module, scope: _Scope, name: str, index: int) -> _Linear | _State | None:
+  """One element of a tuple."""
+  instruction = scope.computation.by_name[name]
+  if instruction.operation == "fusion":
+    inner = module.computations[instruction.called[0]]
+    if inner.root.operation == "tuple":
+      parameters = [(scope, operand) for operand in instruction.operands]
+      return _value(module, _Scope(inner, parameters), inner.root.operands[index])
+    return None
+  scope, instruction = _resolve(module, scope, name)
+  if instruction.operation == "tuple":
+    return _value(module, scope, instruction.operands[index])
+  if instruction.operation == "parameter":
+    return _Linear(0, index)
+  return None
+
+
+def _sum(left: object, right: object, *, sign: int) -> _Linear | None:
+  if not isinstance(left, _Linear) or not isinstance(right, _Linear):
+    return None
+  if right.index is None:
+    return _Linear(left.offset + sign * right.offset, left.index)
+  if left.index is None and sign > 0:
+    return _Linear(left.offset + right.offset, right.index)
+  return None

@@ -1,0 +1,76 @@
+"""What a recipe needs of a TPU slice, before one is rented: compiles its programs for it, without weights and without a TPU.
+
+    python launch/plan.py --config=configs/moss_chatv.py:7b --topology=v5p:4x4x4 [--json] [--sweep] [--config.x=y …]
+
+Prints the bytes of each program on a chip, its FLOPs, the bytes that it moves in memory and between chips, and how long
+it takes by the roofline. --sweep looks for the fastest mesh and the largest load that fit. The programs are those of an RL
+step (vr_jax/train/programs.py); the compiler is TPU's (libtpu). Exit codes: 0 fits; 1 does not; 2 bad input.
+"""
+
+import argparse
+from collections.abc import Sequence
+import json
+import pathlib
+import sys
+
+if __name__ == "__main__":  # as a script it stands in its own directory
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from launch import topology
+from vr_jax import errors
+from vr_jax import main as vr_jax
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line (default: this process's) and returns its exit code."""
+  try:
+    return _run(list(sys.argv[1:] if argv is None else argv))
+  except errors.InputError as error:
+    print(f"plan: {error}", file=sys.stderr)
+    return 2
+
+
+def _run(argv: list[str]) -> int:
+  parser = argparse.ArgumentParser(
+    prog="launch/plan.py",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+    exit_on_error=False,
+  )
+  parser.add_argument("--topology", help=topology.known())
+  parser.add_argument("--json", action="store_true", help="print one JSON object")
+  parser.add_argument(
+    "--sweep", action="store_true", help="find the fastest mesh and the largest load"
+  )
+  try:
+    options, rest = parser.parse_known_args(argv)
+  except argparse.ArgumentError as error:
+    raise errors.InputError(str(error)) from error
+  if not options.topology or not any(word.startswith("--config=") for word in rest):
+    raise errors.InputError(
+      "needs --config=configs/<recipe>.py:<size> and --topology=<generation>:<shape>"
+    )
+  # A plan has no workdir; the entry point's own parser reads the rest and checks each field.
+  config, _, _ = vr_jax.parse_flags(["launch/plan.py", "--workdir=.", *rest])
+  topology.prepare_environment()
+  from launch import analysis, report, sweep  # jax starts late
+  from vr_jax.train import choices
+
+  choices.check(config)
+  where = topology.find(options.topology)
+  if options.sweep:
+    found = sweep.search(config, where, progress=_say)
+    print(json.dumps(sweep.as_json(found)) if options.json else sweep.as_text(found))
+    return 0 if found.best is not None else 1
+  plan = analysis.analyse(config, where, progress=_say)
+  print(json.dumps(report.as_json(plan)) if options.json else report.as_text(plan))
+  return 0 if plan.fits else 1
+
+
+def _say(line: str) -> None:
+  print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

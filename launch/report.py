@@ -1,0 +1,162 @@
+"""A plan as text for people and as JSON for programs."""
+
+from typing import Any
+
+from launch import analysis, chips
+
+_LOAD = ("prompts", "group", "time", "prefix", "frames", "patches", "microbatches")
+
+
+def as_json(plan: analysis.Plan) -> dict[str, Any]:
+  """All numbers: bytes, FLOPs and seconds of one device, but model_flops of all of them."""
+  return {
+    "topology": plan.slice.name,
+    "chip": plan.slice.chip.name,
+    "chips": plan.slice.chips,
+    "devices": len(plan.slice.devices),
+    "memory": plan.slice.chip.memory,
+    "mesh": plan.mesh,
+    "load": {name: getattr(plan.load, name) for name in _LOAD},
+    "programs": [_program(plan, one) for one in plan.analyses],
+    "fits": plan.fits,
+    "step": {"seconds": plan.seconds, "chip_hours": plan.chip_hours} if plan.fits else None,
+  }
+
+
+def _program(plan: analysis.Plan, one: analysis.Analysis) -> dict[str, Any]:
+  return {
+    "name": one.name,
+    "runs": one.runs,
+    "fits": one.fits,
+    "compiled": one.compiled,
+    "memory": vars(one.memory),
+    "largest": [
+      {"shape": str(t.shape), "bytes": t.shape.bytes, "from": t.op_name} for t in one.largest
+    ],
+    "parts": [_part(plan, part) for part in one.parts],
+  }
+
+
+def _part(plan: analysis.Plan, part: analysis.Part) -> dict[str, Any]:
+  line = part.roofline
+  return {
+    "name": part.name,
+    "flops": part.costs.flops,
+    "model_flops": part.model_flops,
+    "bytes": part.costs.bytes,
+    "collectives": part.costs.collectives(),
+    "seconds": {name: getattr(line, name) for name in ("compute", "memory", "network")},
+    "bound": line.bound,
+    "utilisation": utilisation(plan, part),
+  }
+
+
+def utilisation(plan: analysis.Plan, part: analysis.Part) -> float:
+  """Model FLOPs over what the chips could do in the part's time."""
+  able = len(plan.slice.devices) * plan.slice.chip.peak * part.roofline.seconds
+  return part.model_flops / able if able else 0.0
+
+
+def as_text(plan: analysis.Plan) -> str:
+  """What the command line prints."""
+  mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
+  load = ", ".join(f"{name} {getattr(plan.load, name)}" for name in _LOAD)
+  chip = plan.slice.chip
+  lines = [
+    f"{plan.slice.name}: {plan.slice.chips} chips, {len(plan.slice.devices)} devices of {chip.name}; mesh {mesh}",
+    f"one RL step: {load}",
+    "",
+    f"GiB on each device, of {chip.memory / chips.GIB:.2f} that a program may use",
+    _row("program", "arguments", "temporaries", "output", "held", "peak", "fits", widths=_MEMORY),
+  ]
+  for one in plan.analyses:
+    memory = one.memory
+    sizes = (memory.arguments, memory.temporaries, memory.output, memory.held, memory.peak)
+    cells = [f"{size / chips.GIB:.2f}" for size in sizes]
+    lines.append(_row(one.name, *cells, "yes" if one.fits else "NO", widths=_MEMORY))
+  lines += ["", *_time_table(plan), ""]
+  lines += [_largest(one) for one in plan.analyses]
+  lines += ["", *_verdict(plan)]
+  return "\n".join(lines)
+
+
+_MEMORY = (22, 10, 12, 8, 8, 8, 5)
+_TIME = (22, 6, 9, 9, 10, 9, 9, 9, 8, 6)
+
+
+def _row(*cells: str, widths: tuple[int, ...]) -> str:
+  first, *rest = (
+    cell.ljust(width) if i == 0 else cell.rjust(width)
+    for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+  )
+  return "".join([first, *rest])
+
+
+def _time_table(plan: analysis.Plan) -> list[str]:
+  heads = (
+    "part",
+    "runs",
+    "TFLOP",
+    "GB",
+    "GB links",
+    "compute",
+    "memory",
+    "network",
+    "bound",
+    "MFU",
+  )
+  lines = ["one run on each device; seconds by the roofline", _row(*heads, widths=_TIME)]
+  for one in plan.analyses:
+    for part in one.parts:
+      line, moved = part.roofline, part.costs.collectives()
+      cells = [
+        part.name,
+        str(one.runs),
+        f"{part.costs.flops / chips.TERA:.2f}",
+        f"{part.costs.bytes / chips.GIGA:.1f}",
+        f"{sum(moved.values()) / chips.GIGA:.2f}",
+        *(f"{getattr(line, name):.3f}" for name in ("compute", "memory", "network")),
+        line.bound,
+        f"{utilisation(plan, part):.0%}",
+      ]
+      lines.append(_row(*cells, widths=_TIME))
+      lines += [f"    {kind}: {size / chips.GIGA:.3f} GB" for kind, size in moved.items()]
+  return lines
+
+
+def _largest(one: analysis.Analysis) -> str:
+  names = [f"{t.shape} ({t.shape.bytes / chips.GIB:.2f} GiB)" for t in one.largest]
+  which = "largest temporaries" if one.compiled else "largest arrays, of all devices together"
+  return f"{one.name}: {which}: {', '.join(names) or 'none'}"
+
+
+def _verdict(plan: analysis.Plan) -> list[str]:
+  if plan.fits:
+    return [f"fits; {plan.seconds:.2f} s and {plan.chip_hours:.3f} chip-hours an RL step at best"]
+  return [f"does not fit: {explain(plan, one)}" for one in plan.analyses if not one.fits]
+
+
+def explain(plan: analysis.Plan, one: analysis.Analysis) -> str:
+  """Why a program has no room: what takes most of it, and which fields change that."""
+  memory, room = one.memory, plan.slice.chip.memory
+  needs = (
+    f"{one.name} needs {memory.peak / chips.GIB:.1f} GiB a device, there are {room / chips.GIB:.2f}"
+  )
+  resident = memory.arguments + memory.held
+  if resident > 0.6 * room or not one.largest:
+    return (
+      f"{needs}; parameters, optimizer and reference take {resident / chips.GIB:.1f}: split them over more of "
+      "fsdp and tensor in config.mesh, freeze the vision tower, set rl.kl_weight=0, or take more chips"
+    )
+  largest = one.largest[0]
+  named = f"the largest array is {largest.shape}, {largest.shape.bytes / chips.GIB:.2f} GiB"
+  scope = "" if one.compiled else " of all devices together"
+  place = f", of {largest.op_name}" if largest.op_name else ""
+  return f"{needs}; {named}{scope}{place}: {_remedy(one)}"
+
+
+def _remedy(one: analysis.Analysis) -> str:
+  common = "raise sequence or tensor in config.mesh, or show fewer frames (data.frames)"
+  if one.name == "train step":
+    return f"raise rl.microbatches, lower rl.group, {common}"
+  return f"lower rl.prompts or rl.group, {common}"

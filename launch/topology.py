@@ -1,0 +1,75 @@
+"""Devices of a TPU slice that is not at hand: to compile for, not to run on."""
+
+from collections.abc import Sequence
+import dataclasses
+import importlib.util
+import os
+
+import jax
+
+from launch import chips
+from vr_jax import errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slice:
+  """The devices of a topology, and what each of them can do. sides: chips along each dimension."""
+
+  name: str
+  chip: chips.Chip
+  sides: tuple[int, ...]
+  devices: Sequence[jax.Device]
+
+  @property
+  def chips(self) -> int:
+    """How many chips there are."""
+    return len(self.devices) // self.chip.devices_per_chip
+
+
+def prepare_environment() -> None:
+  """Lets libtpu compile where there is no TPU. Call it before jax starts a backend."""
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # nobody is there to answer
+  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = (
+    "1"  # no device is held, so processes need not take turns
+  )
+
+
+def find(name: str) -> Slice:
+  """The slice of a topology: `v5p:4x4x4` and the like.
+
+  Raises InputError where there is no such topology, or no TPU compiler.
+  """
+  generation, _, shape = name.partition(":")
+  if generation not in chips.CHIPS:
+    raise errors.InputError(f"--topology={name}: unknown; {known()}")
+  chip = chips.CHIPS[generation]
+  sides = shape.split("x")
+  if len(sides) != chip.dimensions or not all(map(str.isdecimal, sides)):
+    raise errors.InputError(f"--topology={name}: no shape of a {generation} slice; {known()}")
+  if importlib.util.find_spec("libtpu") is None:
+    raise errors.InputError(
+      "libtpu: not installed, and programs of another compiler say nothing about a TPU; "
+      "pip install 'vr_jax[tpu]'"
+    )
+  from jax.experimental import topologies  # imports libtpu
+
+  try:
+    found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+  except jax.errors.JaxRuntimeError as error:
+    reason = str(error).splitlines()[0]
+    raise errors.InputError(f"--topology={name}: {reason}; {known()}") from error
+  if found.devices[0].platform != "tpu":
+    raise errors.InputError(f"--topology={name}: the compiler at hand is not TPU's")
+  return Slice(
+    name=name,
+    chip=chip,
+    sides=tuple(map(int, sides)),
+    devices=found.devices,
+  )
+
+
+def known() -> str:
+  """The topologies that exist, on one line."""
+  names = (f"{name}:{{{','.join(chip.shapes)}}}" for name, chip in chips.CHIPS.items())
+  return f"known are {', '.join(names)}"

@@ -1,0 +1,230 @@
+"""The programs of one RL step with abstract arguments: what a compiler needs to know of a config, and no weights.
+
+They are the functions that `rl_loop` calls: the sampler, the scorer and the step of `train/steps.py`.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+import ml_collections
+import numpy as np
+
+from vr_jax import errors, records
+from vr_jax.data import sampling
+from vr_jax.models.qwen2_5_vl import config as model_config
+from vr_jax.models.qwen2_5_vl import sizes
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import sampler
+from vr_jax.train import inputs, network, steps
+from vr_jax.train import state as state_lib
+
+TEXT_TOKENS = 256  # that a prompt holds beside its video, where the buckets leave the choice
+STOP_TOKENS = (0,)  # which ones they are changes no program
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Load:
+  """How much one step works on: the sizes of its arrays. frames: temporal patches; patches: of one of these."""
+
+  prompts: int
+  group: int
+  time: int
+  prefix: int
+  frames: int
+  patches: int
+  microbatches: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+  """A jitted function and what it is called with.
+
+  runs: calls in one RL step. turns: how often a loop runs whose length only the replies decide. held: arrays that lie
+  in memory meanwhile and are none of its arguments.
+  """
+
+  name: str
+  function: Callable[..., Any]
+  arguments: tuple[PyTree, ...]
+  keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
+  runs: int = 1
+  turns: int = 1
+  held: PyTree = None
+
+
+def model_of(config: ml_collections.ConfigDict) -> model_config.Config:
+  """The sizes of a config's model: of its config.json where it is there, of the release that it names, or its own.
+
+  Raises InputError where a pretrained model is neither.
+  """
+  section = config.model
+  if not section.pretrained:
+    # A trained tokenizer gives the media tokens other ids, which changes no program.
+    fields = {**sizes.MEDIA_TOKENS, **section.architecture.to_dict()}
+    return network.with_section(model_config.Config.from_dict(fields), section)
+  path = Path(section.pretrained)
+  if (path / "config.json").is_file():
+    read = model_config.Config.from_json(path / "config.json")
+  elif path.name in sizes.RELEASES:
+    read = model_config.Config.from_dict(sizes.RELEASES[path.name])
+  else:
+    raise errors.InputError(
+      f"config.model.pretrained={path}: holds no config.json, and is none of {', '.join(sizes.RELEASES)}"
+    )
+  return network.with_section(read, section)
+
+
+def load_of(config: ml_collections.ConfigDict, model: model_config.Config) -> Load:
+  """What a step of full clips works on: the buckets that hold their frames, at the largest size that a frame may have.
+
+  The prompt's bucket is the smallest with room for `TEXT_TOKENS` beside the video, or else the largest.
+  Raises InputError where a bucket is too small for a clip.
+  """
+  section, vision = config.model, model.vision
+  rule = inputs.sampling_rule(config.data)
+  images = rule.frames if isinstance(rule, sampling.Uniform) else rule.max_frames
+  frames = -(-images // vision.temporal_patch_size)
+  patches = section.max_pixels // vision.patch_size**2
+  media = frames * patches // vision.merge_unit
+  _check_bucket(frames, "temporal patches", section.frame_buckets, "frame_buckets")
+  _check_bucket(patches, "patches a frame", section.patch_buckets, "patch_buckets")
+  _check_bucket(media + 1, "tokens with its question", section.prefix_buckets, "prefix_buckets")
+  roomy = [size for size in section.prefix_buckets if size >= media + TEXT_TOKENS]
+  return Load(
+    prompts=config.rl.prompts,
+    group=config.rl.group,
+    time=config.rl.max_new_tokens,
+    prefix=min(roomy, default=max(section.prefix_buckets)),
+    frames=min(size for size in section.frame_buckets if size >= frames),
+    patches=min(size for size in section.patch_buckets if size >= patches),
+    microbatches=config.rl.microbatches,
+  )
+
+
+def of_config(
+  config: ml_collections.ConfigDict, model: model_config.Config, mesh: jax.sharding.Mesh, load: Load
+) -> list[Program]:
+  """The programs of a step in the order in which they run; the devices of `mesh` may be those of a topology.
+
+  Raises InputError where the mesh does not fit the model or the batch.
+  """
+  rl = config.rl
+  mesh_lib.check_batch(load.prompts, mesh, "config.rl.prompts", parts=load.microbatches)
+  allowed = jnp.ones(model.text.vocab_size, bool)
+  net = network.Network(
+    config=config, mesh=mesh, model=model, allowed=allowed, stop_tokens=STOP_TOKENS
+  )
+  params, whole = net.abstract_params, mesh_lib.replicated(mesh)
+  optimizer = state_lib.make_optimizer(rl, params, net.frozen)
+  state = state_lib.abstract(params, optimizer, mesh)
+  reference = params if rl.kl_weight else None
+  prompt, rollout = _prompt(load, model, mesh), _rollout(load, mesh)
+  score = steps.make_scorer(net.graph, allowed, temperature=rl.temperature)
+  scored = _on_mesh(_reply(load, jnp.float32), mesh)
+  signal = _on_mesh(_shape((load.prompts,), bool), mesh)
+  programs = [
+    Program(
+      name="rollout",
+      function=sampler.sample,
+      arguments=(
+        net.graph,
+        params,
+        prompt,
+        jax.ShapeDtypeStruct(allowed.shape, bool, sharding=whole),
+        jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole),
+      ),
+      keywords={"decoding": net.decoding(group=load.group, max_new_tokens=load.time)},
+      turns=load.time,
+      held=(state.optimizer_state, reference),
+    )
+  ]
+  if rl.kl_weight:
+    programs.append(
+      Program(
+        name="reference log-probs",
+        function=score,
+        arguments=(reference, prompt, rollout),
+        held=state,
+      )
+    )
+  if rl.epochs > 1:
+    programs.append(
+      Program(
+        name="policy log-probs",
+        function=score,
+        arguments=(params, prompt, rollout),
+        held=(state.optimizer_state, reference),
+      )
+    )
+  old = scored if rl.epochs > 1 else None
+  of_reference = scored if rl.kl_weight else None
+  step = steps.make_rl_step(net.graph, optimizer, allowed, rl, frozen=net.frozen)
+  programs.append(
+    Program(
+      name="train step",
+      function=step,
+      arguments=(state, prompt, rollout, scored, signal, old, of_reference),
+      runs=rl.epochs,
+      held=reference,
+    )
+  )
+  return programs
+
+
+def bytes_per_device(tree: PyTree) -> int:
+  """What the shards of abstract arrays take on one device."""
+  return sum(
+    int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+    if isinstance(x, jax.ShapeDtypeStruct)
+  )
+
+
+def _prompt(load: Load, model: model_config.Config, mesh: jax.sharding.Mesh) -> records.Prompt:
+  tokens = _shape((load.prompts, load.prefix), jnp.int32)
+  grid = (load.prompts, load.frames, load.patches)
+  prompt = records.Prompt(
+    tokens=tokens,
+    kind=tokens,
+    positions=_shape((3, *tokens.shape), jnp.int32),
+    next_position=_shape((load.prompts,), jnp.int32),
+    media_index=tokens,
+    vision=records.Vision(
+      patches=_shape((*grid, model.vision.patch_dim), jnp.float32),
+      rows=_shape((*grid, 2), jnp.int32),
+      window=_shape(grid, jnp.int32),
+    ),
+  )
+  return _on_mesh(prompt, mesh)
+
+
+def _rollout(load: Load, mesh: jax.sharding.Mesh) -> records.Rollout:
+  number = _reply(load, jnp.int32)
+  rollout = records.Rollout(
+    tokens=number, log_probs=_reply(load, jnp.float32), kind=number, turn=number
+  )
+  return _on_mesh(rollout, mesh)
+
+
+def _reply(load: Load, dtype: Any) -> jax.ShapeDtypeStruct:
+  return _shape((load.prompts, load.group, load.time), dtype)
+
+
+def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _on_mesh(batch: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+  return mesh_lib.abstract_batch(batch, mesh)
+
+
+def _check_bucket(size: int, what: str, buckets: Sequence[int], field: str) -> None:
+  if size > max(buckets):
+    raise errors.InputError(
+      f"config.model.{field}={tuple(buckets)}: a clip of this config has {size} {what}; add a bucket"
+    )
