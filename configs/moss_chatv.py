@@ -70,7 +70,11 @@ def _paper() -> ml_collections.ConfigDict:
   model.question_first = False  # the question stands before the video in the prompt, not after it
   model.text_follows = ""  # sides | largest (docs/design.md); empty: as the model says
   model.dtype = "bfloat16"  # of activations; parameters stay float32
-  model.remat = True  # recompute layers in the backward pass
+  model.remat = (
+    "full"  # none | full | attention | dots: what is computed again in the backward pass
+  )
+  model.attention = ""  # xla | splash (TPU) | cudnn (GPU); empty: that of the platform
+  model.logit_chunk = 8192  # rows of the vocabulary whose logits an update has in memory at once
   model.freeze_vision = True  # Reconstruction: optional in the family
   model.prefix_buckets = (1024, 2048, 4096)  # prompt lengths that programs are compiled for
   model.frame_buckets = (8, 32)  # temporal patches a prompt
@@ -100,6 +104,7 @@ def _paper() -> ml_collections.ConfigDict:
   sft.schedule = "cosine"  # cosine | constant
   sft.warmup_steps = 0
   sft.b1, sft.b2 = 0.9, 0.999
+  sft.moment_dtype = "float32"  # float32 | bfloat16: of Adam's first moment
   sft.weight_decay = 0.01
   sft.gradient_norm = 5.0
   sft.max_reply_tokens = 768  # longer reference replies are an error
@@ -120,6 +125,7 @@ def _paper() -> ml_collections.ConfigDict:
   rl.schedule = "cosine"
   rl.warmup_steps = 0
   rl.b1, rl.b2 = 0.9, 0.999
+  rl.moment_dtype = "float32"  # float32 | bfloat16: of Adam's first moment
   rl.weight_decay = 0.01
   rl.gradient_norm = 5.0
   rl.normalise = True  # advantages by the group's std
@@ -181,7 +187,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   model.system = ""
   model.question_first = True  # a fixed distance from frames to reply is learnt sooner
   model.dtype = "float32"
-  model.remat = False
+  model.remat = "none"
   model.freeze_vision = False
   model.prefix_buckets = (64, 96)
   model.frame_buckets = (4,)

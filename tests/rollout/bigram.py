@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vr_jax import records
+from vr_jax.models import layout
 
 
 @jax.tree_util.register_dataclass
@@ -21,6 +22,8 @@ class Bigram(nnx.Module):
 
   def __init__(self, table):
     self.table = nnx.Param(jnp.asarray(table, jnp.float32))
+    self.layout = layout.OneDevice()
+    self.logit_chunk = len(table)
 
   def _hidden(self, tokens):
     return jax.nn.one_hot(tokens, self.table[...].shape[0])
@@ -39,8 +42,8 @@ class Bigram(nnx.Module):
   def decode(self, prefix, cache, tokens, index):
     return self._hidden(tokens), cache
 
-  def logits(self, hidden):
-    return jnp.dot(hidden, self.table[...], precision="highest")
+  def output_rows(self):
+    return self.table[...].T
 
 
 def split(table):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.rollout import bigram
 from vr_jax import records
-from vr_jax.rollout import forward, sampler
+from vr_jax.rollout import sampler, vocabulary
 
 VOCAB = 12
 STOP = 9
@@ -174,12 +174,12 @@ def test_the_nucleus_is_that_of_a_plain_loop(top_p, scale):
   actual = np.asarray(sampler.nucleus(jnp.asarray(log_probs), top_p))
   expected = _nucleus(log_probs, top_p)
   kept = np.isfinite(expected)
-  np.testing.assert_array_equal(actual > forward.IMPOSSIBLE, kept)
+  np.testing.assert_array_equal(actual > vocabulary.IMPOSSIBLE, kept)
   np.testing.assert_array_equal(actual[kept], log_probs[kept])
   assert kept.any(axis=-1).all()
 
 
 def test_equals_at_the_edge_of_the_nucleus_stay_together():
   log_probs = jnp.log(jnp.array([[[0.4, 0.2, 0.2, 0.2]]]))
-  kept = np.asarray(sampler.nucleus(log_probs, 0.5)) > forward.IMPOSSIBLE
+  kept = np.asarray(sampler.nucleus(log_probs, 0.5)) > vocabulary.IMPOSSIBLE
   np.testing.assert_array_equal(kept[0, 0], [True, True, True, True])

@@ -7,13 +7,12 @@ trainer scores with it, so at equal parameters their ratio is 1.
 
 from typing import Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from vr_jax import records
-
-IMPOSSIBLE = -1e9  # finite, so that p log p of a forbidden token is 0 and not nan
+from vr_jax.models import layout as layout_lib
+from vr_jax.rollout import vocabulary
 
 
 @runtime_checkable
@@ -27,13 +26,16 @@ class Prefix(Protocol):
 class Model(Protocol):
   """What rollout asks of a network; see models/qwen2_5_vl for the shapes."""
 
+  layout: layout_lib.Layout  # where its arrays lie
+  logit_chunk: int  # rows of the vocabulary whose logits the update makes at once
+
   def prefill(self, prompt: records.Prompt) -> Prefix: ...  # noqa: D102
   def extend(self, prefix: Prefix, tokens: Array, valid: Array) -> Array: ...  # noqa: D102
   def start_cache(self, prefix: Prefix, group: int, length: int) -> PyTree: ...  # noqa: D102
   def decode(  # noqa: D102
     self, prefix: Prefix, cache: PyTree, tokens: Array, index: Array
   ) -> tuple[Array, PyTree]: ...
-  def logits(self, hidden: Array) -> Array: ...  # noqa: D102
+  def output_rows(self) -> Array: ...  # noqa: D102
 
 
 def token_logits(
@@ -42,8 +44,10 @@ def token_logits(
   allowed: Bool[Array, "vocab"],
   temperature: float,
 ) -> Float[Array, "*shape vocab"]:
-  """Logits of the next token, float32, at a temperature > 0; tokens that are not allowed get `IMPOSSIBLE`."""
-  return jnp.where(allowed, model.logits(hidden).astype(jnp.float32) / temperature, IMPOSSIBLE)
+  """Logits of the next token, float32, at a temperature > 0; tokens that are not allowed get `vocabulary.IMPOSSIBLE`."""
+  flat = hidden.reshape(-1, hidden.shape[-1]) if model.layout.merges else hidden
+  logits = vocabulary.token_logits(flat, model.output_rows(), allowed, temperature)
+  return logits.reshape(*hidden.shape[:-1], -1)
 
 
 def reply_log_probs(
@@ -62,7 +66,28 @@ def reply_log_probs(
   hidden = model.extend(prefix, tokens, valid)
   first = jnp.broadcast_to(prefix.hidden[:, None, None], hidden[:, :, :1].shape)
   before = jnp.concatenate([first.astype(hidden.dtype), hidden[:, :, :-1]], axis=2)
-  every = jax.nn.log_softmax(token_logits(model, before, allowed, temperature))
-  log_probs = jnp.take_along_axis(every, tokens[..., None], axis=-1)[..., 0]
-  entropy = -(jnp.exp(every) * every).sum(axis=-1)
+  log_probs, entropy = _scores(model, before, tokens, allowed, temperature)
   return jnp.where(valid, log_probs, 0), jnp.where(valid, entropy, 0)
+
+
+def _scores(
+  model: Model,
+  hidden: Float[Array, "prompts group time embed"],
+  tokens: Int[Array, "prompts group time"],
+  allowed: Bool[Array, "vocab"],
+  temperature: float,
+) -> tuple[Float[Array, "prompts group time"], Float[Array, "prompts group time"]]:
+  """Log-probs of tokens and entropies; the logits of a large vocabulary come in chunks."""
+  shape, matrix = tokens.shape, model.output_rows()
+  axes: layout_lib.Axes = ("prompts", "group", "time")
+  if model.layout.merges:
+    hidden, tokens, axes = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1), ("prompts",)
+  chunks = vocabulary.chunks_of(matrix.shape[0], model.logit_chunk)
+  if chunks == 1:
+    scores = vocabulary.at_once(hidden, matrix, allowed, tokens, temperature)
+  else:
+    scores = vocabulary.in_chunks(
+      hidden, matrix, allowed, tokens, temperature, chunks=chunks, layout=model.layout, axes=axes
+    )
+  log_probs, entropy = (x.reshape(shape) for x in scores)
+  return log_probs, entropy

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from vr_jax import records
-from vr_jax.rollout import forward
+from vr_jax.rollout import forward, vocabulary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,4 +123,4 @@ def nucleus(
   mass_before = jnp.cumsum(jnp.exp(ordered), axis=-1) - jnp.exp(ordered)
   inside = (mass_before < top_p) | (mass_before <= 0)
   edge = jnp.where(inside, ordered, jnp.inf).min(axis=-1, keepdims=True)
-  return jnp.where(log_probs >= edge, log_probs, forward.IMPOSSIBLE)
+  return jnp.where(log_probs >= edge, log_probs, vocabulary.IMPOSSIBLE)

@@ -36,8 +36,9 @@ def make_optimizer(
   """AdamW with warm-up, a schedule and clipping by global norm; parameters under a `frozen` name get none of it.
 
   `config` is the stage's section (learning_rate, schedule, warmup_steps, steps, weight_decay, gradient_norm, b1, b2,
-  and epochs where a step makes several updates: the schedule counts updates, its fields count steps).
-  Weight decay spares vectors (norm scales, biases), whose logical axes without `layers` are fewer than two.
+  moment_dtype, and epochs where a step makes several updates: the schedule counts updates, its fields count steps).
+  `moment_dtype` is that of the first moment. The second stays float32: at b2 = 0.999 one update changes it by less than
+  bfloat16 can tell apart. Weight decay spares vectors (norm scales, biases), whose logical axes without `layers` are fewer than two.
   """
   epochs = config.get("epochs", 1)
   decay = {"constant": 1.0, "cosine": 0.0}[config.schedule]
@@ -55,6 +56,7 @@ def make_optimizer(
       schedule,
       b1=config.b1,
       b2=config.b2,
+      mu_dtype=config.moment_dtype,
       weight_decay=config.weight_decay,
       mask=matrices,
     ),
@@ -62,18 +64,28 @@ def make_optimizer(
   if not frozen:
     return trained
   labels = jax.tree.map_with_path(
-    lambda path, _: "frozen" if _root(path) in frozen else "trained", params
+    lambda path, _: "frozen" if _is_frozen(path, frozen) else "trained", params
   )
   return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
 
 
-def stop_frozen(params: PyTree, frozen: tuple[str, ...]) -> PyTree:
-  """The same parameters; those under a `frozen` name get gradient 0, and no backward pass is run for them."""
-  if not frozen:
-    return params
-  return jax.tree.map_with_path(
-    lambda path, x: jax.lax.stop_gradient(x) if _root(path) in frozen else x, params
-  )
+def split(params: PyTree, frozen: tuple[str, ...]) -> tuple[PyTree, PyTree]:
+  """(trained, fixed): the same tree twice, with None for what the other one holds. See `join`.
+
+  A gradient by the first has no array, and no backward pass, for what is fixed.
+  """
+
+  def half(fixed: bool) -> PyTree:
+    return jax.tree.map_with_path(
+      lambda path, x: x if _is_frozen(path, frozen) == fixed else None, params
+    )
+
+  return half(False), half(True)
+
+
+def join(trained: PyTree, fixed: PyTree) -> PyTree:
+  """The parameters that were split."""
+  return jax.tree.map(lambda x, y: y if x is None else x, trained, fixed, is_leaf=_is_none)
 
 
 def create(
@@ -143,5 +155,11 @@ def _is_matrix(variable: nnx.Variable) -> nnx.Variable:
   return variable.replace(len([axis for axis in axes if axis != "layers"]) >= 2)
 
 
-def _root(path: tuple) -> str:
-  return jax.tree_util.keystr(path[:1], simple=True)
+def _is_none(x: object) -> bool:
+  return x is None
+
+
+def _is_frozen(path: tuple, frozen: tuple[str, ...]) -> bool:
+  """Whether a name, or that of something it is part of, is among the frozen ones."""
+  name = jax.tree_util.keystr(path, simple=True, separator=".")
+  return any(f"{name}.".startswith(f"{each}.") for each in frozen)

@@ -1,17 +1,56 @@
 """Attention of prompts, of frames, and of replies that share a prompt, on each device's part of the arrays.
 
 Keys and values are whole on every device that has queries for them: they are few (grouped heads), so a long prompt is
-split by its queries.
+split by its queries. Three backends compute the same:
+
+    xla     plain products, everywhere; chunk by chunk where logits would be many
+    splash  the Pallas kernel of TPUs (on CPU emulated, which is slow)
+    cudnn   the fused kernels of NVIDIA GPUs
 """
 
+from collections.abc import Callable
 import dataclasses
+import functools
+from types import ModuleType
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vr_jax import errors
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.qwen2_5_vl import attention_xla
+from vr_jax.models.qwen2_5_vl import attention_cudnn, attention_splash, attention_xla
+from vr_jax.models.qwen2_5_vl import config as config_lib
+
+# Platforms that a backend runs on; the first one's default, where activations have two bytes.
+PLATFORMS = {"splash": ("tpu", "cpu"), "cudnn": ("gpu",), "xla": ("cpu", "gpu", "tpu")}
+_MODULES: dict[str, ModuleType] = {
+  "splash": attention_splash,
+  "cudnn": attention_cudnn,
+  "xla": attention_xla,
+}
+
+
+def make(config: config_lib.Config, layout: layout_lib.Layout) -> "Attention":
+  """The attention that a config names, or that of the platform: `xla` where nothing faster takes the dtype.
+
+  Raises InputError where the named one does not run there.
+  """
+  name, platform = config.attention, layout.platform
+  halved = jnp.dtype(config.dtype).itemsize == 2
+  if not name:
+    own = [backend for backend, runs in PLATFORMS.items() if runs[0] == platform and halved]
+    return Attention(layout, own[0] if own else "xla")
+  if name not in PLATFORMS or platform not in PLATFORMS[name]:
+    fitting = [backend for backend, runs in PLATFORMS.items() if platform in runs]
+    raise errors.InputError(
+      f"config.model.attention={name}: does not run on {platform}; one of {', '.join(fitting)}"
+    )
+  if name == "cudnn" and not halved:
+    raise errors.InputError(
+      f"config.model.attention=cudnn: takes no {config.dtype}; set config.model.dtype=bfloat16"
+    )
+  return Attention(layout, name)
 
 
 class Block(NamedTuple):
@@ -27,6 +66,7 @@ class Attention:
   """How attention is computed, and where. Hashable: part of the static half of a model."""
 
   layout: layout_lib.Layout
+  backend: str = "xla"
 
   def prompts(
     self,
@@ -38,7 +78,8 @@ class Attention:
     """Every token of a prompt attends to the valid tokens up to itself; what is not valid, to its like."""
 
     def local(query, query_segment, index, key, value, key_segment):
-      return attention_xla.within(query, key, value, query_segment, key_segment, index, causal=True)
+      within = self._function("within")
+      return within(query, key, value, query_segment, key_segment, index, causal=True)
 
     segment = valid.astype(jnp.int32)
     return self.layout.per_shard(
@@ -65,7 +106,7 @@ class Attention:
     def local(query, key, value, segment):
       index = jnp.arange(query.shape[2])
       batch = [x.reshape(-1, *x.shape[2:]) for x in (query, key, value, segment, segment)]
-      return attention_xla.within(*batch, index, causal=False).reshape(query.shape)
+      return self._function("within")(*batch, index, causal=False).reshape(query.shape)
 
     axes = ("prompts", "frames", None, "vision_heads", None)
     return self.layout.per_shard(
@@ -85,7 +126,7 @@ class Attention:
     """
 
     def local(query, index, *blocks):
-      return attention_xla.continued(query, *blocks, index)
+      return self._function("continued")(query, *blocks, index)
 
     of_prefix, of_own = ("prompts", None, "kv_heads", None), ("prompts", "group", None)
     return self.layout.per_shard(
@@ -114,6 +155,7 @@ class Attention:
 
     prefix: key and value [prompts, prefix, kv_heads, head_dim], valid [prompts, prefix].
     past:   key and value [prompts, group, length, kv_heads, head_dim], valid [length].
+    One query a reply has few logits: plain products are what bandwidth allows, on every platform.
     """
     of_prefix = ("prompts", None, "kv_heads", None)
     new, of_past = (
@@ -134,6 +176,12 @@ class Attention:
         (past.valid, (None,)),
       ),
     )
+
+  def _function(self, name: str) -> Callable[..., Array]:
+    function = getattr(_MODULES[self.backend], name)
+    if self.backend == "splash" and self.layout.platform == "cpu":
+      return functools.partial(function, interpret=True)
+    return function
 
   def _time_axes(self, query: Float[Array, "prompts group time heads head_dim"]) -> layout_lib.Axes:
     """That of the places in a reply: split only where the queries are, which may be split along group instead."""

@@ -85,7 +85,12 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """A whole model. `dtype` is what it computes in; `remat` recomputes layers in the backward pass."""
+  """A whole model, and how it is computed.
+
+  dtype: of activations. remat: what of a layer is computed again in the backward pass (rematerialisation.py). attention:
+  its kernel (attention.py), "" for that of the platform. logit_chunk: rows of the vocabulary whose logits an update has
+  in memory at once.
+  """
 
   text: TextConfig
   vision: VisionConfig
@@ -96,7 +101,9 @@ class Config:
   tie_word_embeddings: bool = False
   initializer_range: float = 0.02
   dtype: str = "float32"
-  remat: bool = False
+  remat: str = "none"
+  attention: str = ""
+  logit_chunk: int = 8192
 
   @classmethod
   def from_json(cls, path: str | pathlib.Path) -> "Config":

@@ -136,6 +136,15 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
       values=jax.lax.dynamic_update_index_in_dim(cache.values, values, index, axis=3),
     )
 
+  @property
+  def logit_chunk(self) -> int:
+    """Rows of the vocabulary whose logits an update has in memory at once."""
+    return self.config.logit_chunk
+
+  def output_rows(self) -> Float[Array, "vocab embed"]:
+    """The matrix whose product with a hidden state scores the next token."""
+    return self.text.output_rows()
+
   def logits(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
     """Scores of the next token, float32."""
     return self.text.logits(hidden)

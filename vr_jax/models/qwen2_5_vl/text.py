@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.qwen2_5_vl import attention, layers
+from vr_jax.models.qwen2_5_vl import attention, layers, rematerialisation
 from vr_jax.models.qwen2_5_vl import config as config_lib
 
 
@@ -53,7 +53,7 @@ class TextModel(nnx.Module):
 
   def __init__(self, config: config_lib.Config, layout: layout_lib.Layout, *, rngs: nnx.Rngs):
     self.config, self.layout = config, layout
-    self.attention = attention.Attention(layout)
+    self.attention = attention.make(config, layout)
     text, scale = config.text, config.initializer_range
     shape = (text.vocab_size, text.hidden_size)
     self.embedding = layers.parameter(rngs, ("vocab", "embed"), shape, scale=scale)
@@ -71,14 +71,17 @@ class TextModel(nnx.Module):
     """Embeddings of tokens, whose logical axes these are."""
     return self.layout.look_up(self.embedding[...], tokens, axes, self.dtype)
 
+  def output_rows(self) -> Float[Array, "vocab embed"]:
+    """The matrix whose product with a hidden state scores the next token."""
+    return (self.embedding if self.config.tie_word_embeddings else self.head)[...]
+
   def logits(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
     """Scores of the next token, float32."""
-    matrix = self.embedding if self.config.tie_word_embeddings else self.head
     flat = hidden.reshape(-1, hidden.shape[-1])
     scores = jnp.einsum(
       "ne,ve->nv",
       flat,
-      matrix[...].astype(self.dtype),
+      self.output_rows().astype(self.dtype),
       precision=layers.precision(self.dtype),
       preferred_element_type=jnp.float32,
     )
@@ -203,7 +206,7 @@ class TextModel(nnx.Module):
   def _scan(
     self, layer: Callable[[Array, Any], tuple[Array, Any]], x: Float[Array, "..."], inputs: Any
   ) -> tuple[Float[Array, "..."], Any]:
-    return jax.lax.scan(jax.checkpoint(layer) if self.config.remat else layer, x, inputs)
+    return jax.lax.scan(rematerialisation.wrap(layer, self.config.remat), x, inputs)
 
 
 def rotary_angles(

@@ -16,7 +16,7 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.qwen2_5_vl import attention, layers
+from vr_jax.models.qwen2_5_vl import attention, layers, rematerialisation
 from vr_jax.models.qwen2_5_vl import config as config_lib
 
 EPSILON = 1e-6
@@ -80,7 +80,7 @@ class VisionTower(nnx.Module):
 
   def __init__(self, config: config_lib.Config, layout: layout_lib.Layout, *, rngs: nnx.Rngs):
     self.config, self.layout = config, layout
-    self.attention = attention.Attention(layout)
+    self.attention = attention.make(config, layout)
     vision, scale = config.vision, config.initializer_range
     self.patch = layers.parameter(
       rngs, ("patch", "vision_embed"), (vision.patch_dim, vision.hidden_size), scale=scale
@@ -125,7 +125,7 @@ class VisionTower(nnx.Module):
       ), None
 
     full = np.isin(np.arange(config.depth), config.fullatt_block_indexes)
-    body = jax.checkpoint(block) if self.config.remat else block
+    body = rematerialisation.wrap(block, self.config.remat)
     x, _ = jax.lax.scan(body, x, (layers.stack(self.blocks, x.dtype), jnp.asarray(full)))
     return x
 

@@ -1,0 +1,71 @@
+"""Attention by cuDNN's fused kernels on NVIDIA GPUs, in bfloat16 or float16.
+
+Causal prompts padded on the right need no mask there. Everything else gets one of booleans, which all heads share.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def within(
+  query: Float[Array, "batch queries heads head_dim"],
+  key: Float[Array, "batch keys kv_heads head_dim"],
+  value: Float[Array, "batch keys kv_heads head_dim"],
+  query_segment: Int[Array, "batch queries"],
+  key_segment: Int[Array, "batch keys"],
+  index: Int[Array, "queries"],
+  *,
+  causal: bool,
+) -> Float[Array, "batch queries heads head_dim"]:
+  """As `attention_xla.within`; if `causal`, the segments are 1 for what is valid and then 0."""
+  if causal and query.shape[1] == key.shape[1]:
+    valid = key_segment.sum(axis=1).astype(jnp.int32)
+    return jax.nn.dot_product_attention(
+      query, key, value, is_causal=True, key_value_seq_lengths=valid, implementation="cudnn"
+    )
+  mask = query_segment[:, :, None] == key_segment[:, None]
+  mask = mask & (jnp.arange(key.shape[1]) <= index[:, None]) if causal else mask
+  return _masked(query, key, value, mask)
+
+
+def continued(
+  query: Float[Array, "batch group time heads head_dim"],
+  prefix_key: Float[Array, "batch prefix kv_heads head_dim"],
+  prefix_value: Float[Array, "batch prefix kv_heads head_dim"],
+  prefix_valid: Bool[Array, "batch prefix"],
+  own_key: Float[Array, "batch group all_time kv_heads head_dim"],
+  own_value: Float[Array, "batch group all_time kv_heads head_dim"],
+  own_valid: Bool[Array, "batch group all_time"],
+  index: Int[Array, "time"],
+) -> Float[Array, "batch group time heads head_dim"]:
+  """As `attention_xla.continued`.
+
+  The kernel gives no gradient of the normaliser by which two blocks are merged, so each reply gets the keys and values of its
+  prompt put before its own: a copy of one layer's, few beside its activations.
+  """
+  batch, group, time = query.shape[:3]
+  seen = (jnp.arange(own_key.shape[2]) <= index[:, None]) & own_valid[:, :, None]
+
+  def with_prefix(prefix: Array, own: Array, axis: int) -> Array:
+    shape = (batch, group, *prefix.shape[1:])
+    joined = jnp.concatenate([jnp.broadcast_to(prefix[:, None], shape), own], axis=axis)
+    return joined.reshape(batch * group, *joined.shape[2:])
+
+  rows = jnp.broadcast_to(prefix_valid[:, None], (batch, time, prefix_valid.shape[1]))
+  mixed = _masked(
+    query.reshape(batch * group, *query.shape[2:]),
+    with_prefix(prefix_key, own_key, 2),
+    with_prefix(prefix_value, own_value, 2),
+    with_prefix(rows, seen, 3),
+  )
+  return mixed.reshape(query.shape)
+
+
+def _masked(
+  query: Float[Array, "batch queries heads head_dim"],
+  key: Float[Array, "batch keys kv_heads head_dim"],
+  value: Float[Array, "batch keys kv_heads head_dim"],
+  mask: Bool[Array, "batch queries keys"],
+) -> Float[Array, "batch queries heads head_dim"]:
+  return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], implementation="cudnn")

@@ -1,0 +1,172 @@
+"""Attention by the Pallas splash kernel of TPUs: no logits in memory, and blocks that no query may see are not computed.
+
+What only the arrays know (padding, windows of the vision tower) is said by segments; what the shapes know (causal order, which
+reply a token belongs to) by a static mask. The replies of a group are one row of queries: each sees the whole prefix and, of
+the replies, its own up to itself. So the prefix is neither copied for each reply nor merged with it afterwards.
+
+Source: jax.experimental.pallas.ops.tpu.splash_attention.
+"""
+
+import dataclasses
+import functools
+
+import jax
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel_lib
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask_lib
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+
+BLOCKS = (1024, 512, 256, 128)  # queries or keys at a time: the largest that divides them
+UNSEEN = -(2**30)  # segment of the keys that fill the last block up
+KEPT = "attention"  # name by which a rematerialisation policy keeps what the backward kernel needs
+
+
+@dataclasses.dataclass(frozen=True)
+class Replies(mask_lib.Mask):
+  """[group x time, prefix + group x keys]: each of `group` replies sees the prefix and its own keys up to itself.
+
+  The queries of a reply are `time` of its places, from `first` on. A causal prompt is one reply without prefix.
+  `fill` queries and keys are added at the end.
+  """
+
+  group: int
+  time: int
+  keys: int
+  prefix: int = 0
+  first: int = 0
+  fill: tuple[int, int] = (0, 0)
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    """Of the whole mask."""
+    rows, columns = self.group * self.time, self.prefix + self.group * self.keys
+    return rows + self.fill[0], columns + self.fill[1]
+
+  def __getitem__(self, where: tuple[slice, slice]) -> np.ndarray:
+    """The part of it that the kernel asks for."""
+    rows, columns = (
+      np.arange(*part.indices(size)) for part, size in zip(where, self.shape, strict=True)
+    )
+    reply, place = np.divmod(np.minimum(rows, self.group * self.time - 1)[:, None], self.time)
+    of_reply, key = np.divmod(columns - self.prefix, self.keys)
+    return (columns < self.prefix) | ((of_reply == reply) & (key <= self.first + place))
+
+
+def within(
+  query: Float[Array, "batch queries heads head_dim"],
+  key: Float[Array, "batch keys kv_heads head_dim"],
+  value: Float[Array, "batch keys kv_heads head_dim"],
+  query_segment: Int[Array, "batch queries"],
+  key_segment: Int[Array, "batch keys"],
+  index: Int[Array, "queries"],
+  *,
+  causal: bool,
+  interpret: bool = False,
+) -> Float[Array, "batch queries heads head_dim"]:
+  """As `attention_xla.within`; the queries are one of several equal parts of the keys, `index` their places.
+
+  interpret: emulates the kernel, on any platform.
+  """
+  queries, keys = query.shape[1], key.shape[1]
+  fill = (-queries % BLOCKS[-1], -keys % BLOCKS[-1])
+
+  def from_place(first: int) -> Array:
+    mask = mask_lib.FullMask((queries + fill[0], keys + fill[1]))
+    if causal:
+      mask = Replies(group=1, time=queries, keys=keys, first=first, fill=fill)
+    return _run(query, key, value, query_segment, key_segment, mask, interpret=interpret)
+
+  return _by_part(from_place, index, keys // queries if causal else 1)
+
+
+def continued(
+  query: Float[Array, "batch group time heads head_dim"],
+  prefix_key: Float[Array, "batch prefix kv_heads head_dim"],
+  prefix_value: Float[Array, "batch prefix kv_heads head_dim"],
+  prefix_valid: Bool[Array, "batch prefix"],
+  own_key: Float[Array, "batch group all_time kv_heads head_dim"],
+  own_value: Float[Array, "batch group all_time kv_heads head_dim"],
+  own_valid: Bool[Array, "batch group all_time"],
+  index: Int[Array, "time"],
+  *,
+  interpret: bool = False,
+) -> Float[Array, "batch group time heads head_dim"]:
+  """As `attention_xla.continued`; the queries are one of several equal parts of their replies, `index` their places."""
+  batch, group, time = query.shape[:3]
+  rows = query.reshape(batch, group * time, *query.shape[3:])
+  key, value, valid = (
+    jnp.concatenate([prefix, own.reshape(batch, -1, *own.shape[3:])], axis=1)
+    for prefix, own in (
+      (prefix_key, own_key),
+      (prefix_value, own_value),
+      (prefix_valid, own_valid),
+    )
+  )
+  keys = own_key.shape[2]
+  fill = (-rows.shape[1] % BLOCKS[-1], -key.shape[1] % BLOCKS[-1])
+
+  def from_place(first: int) -> Array:
+    prefix = prefix_key.shape[1]
+    mask = Replies(group=group, time=time, keys=keys, prefix=prefix, first=first, fill=fill)
+    seeing = jnp.ones(rows.shape[:2], jnp.int32)
+    return _run(rows, key, value, seeing, valid.astype(jnp.int32), mask, interpret=interpret)
+
+  return _by_part(from_place, index, keys // time).reshape(query.shape)
+
+
+def _by_part(from_place: functools.partial, index: Int[Array, "queries"], parts: int) -> Array:
+  """`from_place` of the first place of this part: known when compiling only where there is one."""
+  length = index.shape[0]
+  if parts == 1:
+    return from_place(0)
+  branches = [functools.partial(from_place, part * length) for part in range(parts)]
+  return jax.lax.switch(index[0] // length, branches)
+
+
+def _run(
+  query: Float[Array, "batch queries heads head_dim"],
+  key: Float[Array, "batch keys kv_heads head_dim"],
+  value: Float[Array, "batch keys kv_heads head_dim"],
+  query_segment: Int[Array, "batch queries"],
+  key_segment: Int[Array, "batch keys"],
+  mask: mask_lib.Mask,
+  *,
+  interpret: bool,
+) -> Float[Array, "batch queries heads head_dim"]:
+  """The kernel under a mask whose shape is that of queries and keys filled up to whole blocks."""
+  length = query.shape[1]
+  more, more_keys = mask.shape[0] - length, mask.shape[1] - key.shape[1]
+  # A query that sees no key would have no softmax: those added see what the last one sees.
+  segments = kernel_lib.SegmentIds(
+    q=jnp.pad(query_segment, ((0, 0), (0, more)), mode="edge"),
+    kv=jnp.pad(key_segment, ((0, 0), (0, more_keys)), constant_values=UNSEEN),
+  )
+  query = query * query.shape[-1] ** -0.5
+  wide = ((0, 0), (0, more), (0, 0), (0, 0)), ((0, 0), (0, more_keys), (0, 0), (0, 0))
+  arrays = (jnp.pad(query, wide[0]), jnp.pad(key, wide[1]), jnp.pad(value, wide[1]))
+  kernel = _kernel(mask, query.shape[2], interpret)
+  mixed = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in arrays), segments)
+  return mixed.swapaxes(1, 2)[:, :length].astype(value.dtype)
+
+
+def _kernel(mask: mask_lib.Mask, heads: int, interpret: bool) -> kernel_lib.SplashAttentionKernel:
+  rows, keys = (next(block for block in BLOCKS if length % block == 0) for length in mask.shape)
+  sizes = kernel_lib.BlockSizes(
+    block_q=rows,
+    block_kv=keys,
+    block_kv_compute=keys,
+    block_q_dkv=rows,
+    block_kv_dkv=keys,
+    block_kv_dkv_compute=keys,
+    block_q_dq=rows,
+    block_kv_dq=keys,
+  )
+  return kernel_lib.make_splash_mha(
+    mask_lib.MultiHeadMask([mask] * heads),
+    block_sizes=sizes,
+    head_shards=1,
+    q_seq_shards=1,
+    residual_checkpoint_name=KEPT,
+    interpret=interpret,
+  )

@@ -1,0 +1,170 @@
+"""Log-probs of tokens and entropies over a large vocabulary, without its logits in memory at once.
+
+`in_chunks` scans the vocabulary, some rows of the output matrix at a time, and carries the maximum and the sums of a softmax
+along; its backward pass makes each chunk's logits again from the normaliser that was kept. Neither holds
+[positions, vocab], and each row of the matrix gets its gradient at once, from all positions. With one chunk this is
+`at_once`, which keeps the logits instead of making them again.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vr_jax.models import layout as layout_lib
+
+IMPOSSIBLE = -1e9  # finite, so that p log p of a forbidden token is 0 and not nan
+
+
+def token_logits(
+  hidden: Float[Array, "*batch embed"],
+  rows: Float[Array, "rows embed"],
+  allowed: Bool[Array, "rows"],
+  temperature: float,
+) -> Float[Array, "*batch rows"]:
+  """Logits of these rows of the vocabulary, float32, at a temperature; what is not allowed gets `IMPOSSIBLE`."""
+  scores = _dot("...e,ve->...v", hidden, rows.astype(hidden.dtype))
+  return jnp.where(allowed, scores / temperature, IMPOSSIBLE)
+
+
+def at_once(
+  hidden: Float[Array, "*batch embed"],
+  matrix: Float[Array, "vocab embed"],
+  allowed: Bool[Array, "vocab"],
+  tokens: Int[Array, "*batch"],
+  temperature: float,
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+  """Log-prob of each token, and entropy of the distribution that it is from (nats)."""
+  every = jax.nn.log_softmax(token_logits(hidden, matrix, allowed, temperature))
+  log_probs = jnp.take_along_axis(every, tokens[..., None], axis=-1)[..., 0]
+  return log_probs, -(jnp.exp(every) * every).sum(axis=-1)
+
+
+def chunks_of(vocabulary: int, rows: int) -> int:
+  """Into how many equal chunks of at most `rows` rows, or if it has no such divisor the nearest, a vocabulary is cut."""
+  counts = [n for n in range(1, vocabulary + 1) if vocabulary % n == 0]
+  return next(count for count in counts if vocabulary // count <= rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Setting:
+  """What is static: chunks, temperature, where arrays lie and the logical axes of the positions."""
+
+  chunks: int
+  temperature: float
+  layout: layout_lib.Layout
+  axes: layout_lib.Axes
+
+
+def in_chunks(
+  hidden: Float[Array, "*batch embed"],
+  matrix: Float[Array, "vocab embed"],
+  allowed: Bool[Array, "vocab"],
+  tokens: Int[Array, "*batch"],
+  temperature: float,
+  *,
+  chunks: int,
+  layout: layout_lib.Layout,
+  axes: layout_lib.Axes,
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+  """As `at_once`, in a number of chunks that divides the vocabulary. axes: the logical ones of batch."""
+  return _scored(_Setting(chunks, temperature, layout, axes), hidden, matrix, allowed, tokens)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scored(
+  setting: _Setting, hidden: Array, matrix: Array, allowed: Array, tokens: Array
+) -> tuple[Array, Array]:
+  return _forward(setting, hidden, matrix, allowed, tokens)[0]
+
+
+def _forward(
+  setting: _Setting, hidden: Array, matrix: Array, allowed: Array, tokens: Array
+) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+  """Carried: maximum; sum of exp(logit - maximum); sum of that times (logit - maximum); logit of the token."""
+
+  def of_chunk(carry: tuple[Array, ...], chunk: tuple[Array, ...]) -> tuple[tuple, None]:
+    top, mass, spread, chosen = carry
+    logits, is_token = _chunk_logits(setting, hidden, tokens, chunk)
+    highest = jnp.maximum(top, logits.max(axis=-1))
+    old, below = jnp.exp(top - highest), logits - highest[..., None]
+    new = jnp.exp(below)
+    spread = old * (spread + (top - highest) * mass) + (new * below).sum(axis=-1)
+    mass = old * mass + new.sum(axis=-1)
+    chosen = chosen + jnp.where(is_token, logits, 0).sum(axis=-1)
+    return (highest, mass, spread, chosen), None
+
+  zero = jnp.zeros(tokens.shape, jnp.float32)
+  start = (zero + 10 * IMPOSSIBLE, zero, zero, zero)
+  (top, mass, spread, chosen), _ = jax.lax.scan(
+    of_chunk, start, _chunks(setting, matrix, allowed, hidden.dtype)
+  )
+  normaliser, entropy = top + jnp.log(mass), jnp.log(mass) - spread / mass
+  log_probs = chosen - normaliser
+  return (log_probs, entropy), (hidden, matrix, allowed, tokens, normaliser, entropy)
+
+
+def _backward(
+  setting: _Setting, saved: tuple[Array, ...], outer: tuple[Array, Array]
+) -> tuple[Array | None, ...]:
+  """d log_prob / d logit = [is token] - p; d entropy / d logit = -p (log p + entropy)."""
+  hidden, matrix, allowed, tokens, normaliser, entropy = saved
+  by_log_prob, by_entropy = (x[..., None] for x in outer)
+
+  def of_chunk(total: Array, chunk: tuple[Array, ...]) -> tuple[Array, Array]:
+    rows, allowed, _ = chunk
+    logits, is_token = _chunk_logits(setting, hidden, tokens, chunk)
+    log_p = logits - normaliser[..., None]
+    p = jnp.exp(log_p)
+    slope = by_log_prob * (is_token - p) - by_entropy * p * (log_p + entropy[..., None])
+    slope = (jnp.where(allowed, slope, 0) / setting.temperature).astype(hidden.dtype)
+    of_rows = _dot("...v,...e->ve", slope, hidden)
+    total = total + _dot("...v,ve->...e", slope, rows)
+    return total, setting.layout.place(of_rows, ("vocab", "embed"))
+
+  total, of_rows = jax.lax.scan(
+    of_chunk,
+    jnp.zeros(hidden.shape, jnp.float32),
+    _chunks(setting, matrix, allowed, hidden.dtype),
+  )
+  of_rows = jnp.moveaxis(of_rows, 0, 1).reshape(matrix.shape)
+  of_matrix = setting.layout.place(of_rows, ("vocab", "embed")).astype(matrix.dtype)
+  return total.astype(hidden.dtype), of_matrix, None, None
+
+
+_scored.defvjp(_forward, _backward)
+
+
+def _chunks(
+  setting: _Setting, matrix: Array, allowed: Array, dtype: jnp.dtype
+) -> tuple[Array, Array, Array]:
+  """Rows, which are allowed, and number of each chunk. Row v is in chunk v mod chunks: a split vocabulary stays split."""
+  count = setting.chunks
+  rows = matrix.astype(dtype).reshape(-1, count, matrix.shape[1])
+  rows = setting.layout.place(jnp.moveaxis(rows, 1, 0), (None, "vocab", "embed"))
+  return rows, allowed.reshape(-1, count).T, jnp.arange(count)
+
+
+def _chunk_logits(
+  setting: _Setting, hidden: Array, tokens: Array, chunk: tuple[Array, ...]
+) -> tuple[Array, Array]:
+  """Logits of a chunk, and which of them is that of the token."""
+  rows, allowed, number = chunk
+  rows = setting.layout.place(rows, ("vocab", None))
+  logits = token_logits(hidden, rows, allowed, setting.temperature)
+  logits = setting.layout.place(logits, (*setting.axes, "vocab"))
+  vocabulary = jnp.arange(rows.shape[0]) * setting.chunks + number
+  return logits, tokens[..., None] == vocabulary
+
+
+def _dot(equation: str, left: Array, right: Array) -> Float[Array, "..."]:
+  exact = left.dtype == jnp.float32  # stays float32 on accelerators too
+  return jnp.einsum(
+    equation,
+    left,
+    right,
+    precision=jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT,
+    preferred_element_type=jnp.float32,
+  )
