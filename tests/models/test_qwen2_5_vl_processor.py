@@ -8,7 +8,7 @@ import dataclasses
 import importlib.util
 
 from golden import qwen2_5_vl as golden
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
@@ -287,7 +287,7 @@ def test_media_tokens_of_one_medium_stand_together():
         role="user",
         parts=(conversation.Video(frames=picture(9, 9, frames=2), seconds_per_frame=0.0),),
       ),
-      "clip: a video of 0.0 seconds a frame; it must be a number above 0",
+      "clip: a video of 0.0 seconds a frame; it must be above 0",
     ),
   ],
 )
@@ -325,3 +325,14 @@ def test_a_prompt_is_checked_by_its_shape_as_encoding_and_padding_would(shape, q
     with pytest.raises(errors.InputError) as real:
       made.collate([one], **buckets)
     assert str(cheap.value) == str(real.value)
+
+
+@given(st.text(max_size=40))
+def test_what_is_known_of_a_text_without_encoding_it_is_never_too_little(text):
+  assume(not any("\ud800" <= sign <= "\udfff" for sign in text))
+  made = builders.make_processor(CONFIG)
+  length = len(made.encode_reply(text))
+  assert made.reply_length(text, length - 1) == length
+  assert length <= made.reply_length(text, 10_000) <= 10_000
+  exact = len(made.encode(text, picture(56, 56, frames=2), np.arange(2.0)).tokens)
+  assert exact <= made._around_question + conversation.most_tokens(text) + 4

@@ -99,10 +99,10 @@ class Checks:
       frame_buckets=model.frame_buckets,
       patch_buckets=model.patch_buckets,
     )
-    reply = self.environment.reference_reply(example)
-    tokens = () if reply is None else self.processor.encode_reply(reply)
     if supervised:
-      check_reply(len(tokens), self.config.sft.max_reply_tokens, where)
+      reply, longest = self.environment.reference_reply(example), self.config.sft.max_reply_tokens
+      length = 0 if reply is None else self.processor.reply_length(reply, longest)
+      check_reply(length, longest, where)
 
   def _fingerprint(self) -> str:
     """Of all that a check depends on."""

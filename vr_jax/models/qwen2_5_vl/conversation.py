@@ -35,6 +35,17 @@ class Turn:
   parts: tuple[str | Image | Video, ...]
 
 
+NO_VIDEO = Video(frames=np.zeros((0, 0, 0, 3), np.uint8), seconds_per_frame=1.0)
+
+
+def most_tokens(text: str) -> int:
+  """At least as many as the tokens of a text, without encoding it: each token is one byte of it or more.
+
+  Text that is not ASCII is composed first (NFC), by which its bytes may become three times as many.
+  """
+  return len(text) if text.isascii() else 3 * len(text.encode())
+
+
 class Template:
   """The chat template over one tokenizer.
 

@@ -4,6 +4,7 @@ All of it is Qwen2.5-VL's own: chat template, pixel budgets, media tokens, posit
 """
 
 from collections.abc import Sequence
+import functools
 import math
 
 from jaxtyping import Bool, Float, Int, UInt8
@@ -123,11 +124,12 @@ class Processor:
 
     shape: frames, height and width (pixels).
     """
-    blank = np.broadcast_to(np.uint8(0), (*shape, 3))
-    video = conversation.Video(frames=blank, seconds_per_frame=1.0)
-    grid = self._grid(video, name)
-    tokens, _ = self._tokenize([_question(text, video, question_first)], [0], open_reply=True)
-    length = len(tokens) + grid.tokens(self.config.vision)
+    grid = self._grid(shape, 1.0, name)
+    media = grid.tokens(self.config.vision)
+    length = self._around_question + conversation.most_tokens(text) + media
+    if length > max(prefix_buckets):
+      turn = _question(text, conversation.NO_VIDEO, question_first)
+      length = len(self._tokenize([turn], [media], open_reply=True)[0])
     prompts.bucket([(name, length)], prefix_buckets, "tokens")
     prompts.bucket([(name, grid.frames)], frame_buckets, "temporal patches")
     prompts.bucket([(name, grid.height * grid.width)], patch_buckets, "patches a frame")
@@ -192,6 +194,11 @@ class Processor:
     """Tokens of a whole reply, the end of the turn included: what the model is to write behind an opened turn."""
     return [*self._template.text(text), *self._ids(("<|im_end|>",))]
 
+  def reply_length(self, text: str, longest: int) -> int:
+    """Tokens of a reply where they are more than `longest`; else that number, or one between it and `longest`."""
+    most = conversation.most_tokens(text) + 1
+    return most if most <= longest else len(self.encode_reply(text))
+
   def decode(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> str:
     """Text of a reply; special tokens, the end of the turn among them, leave nothing."""
     return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
@@ -244,44 +251,45 @@ class Processor:
     kind[tokens == self.config.video_token_id] = records.Kind.VIDEO
     return kind
 
+  @functools.cached_property
+  def _around_question(self) -> int:
+    """At most how many tokens a prompt has beside those of its video and of its question's text."""
+    empty = _question("", conversation.NO_VIDEO, False)
+    return len(self._tokenize([empty], [0], open_reply=True)[0]) + len("user\n")
+
   def _encode_media(
     self, part: conversation.Image | conversation.Video, name: str
   ) -> tuple[positions.Grid, Float[np.ndarray, "frames patches patch_dim"]]:
     """Patches of one image or video."""
     config = self.config.vision
-    still = isinstance(part, conversation.Image)
-    frames = part.pixels[None] if still else part.frames
+    if isinstance(part, conversation.Image):
+      frames, seconds = part.pixels[None], None
+    else:
+      frames, seconds = part.frames, part.seconds_per_frame
     if not frames.size:
-      raise errors.InputError(f"{name}: {'an image' if still else 'a video'} without pixels")
-    grid = self._grid(part, name)
+      what = "an image" if seconds is None else "a video"
+      raise errors.InputError(f"{name}: {what} without pixels")
+    grid = self._grid(frames.shape[:3], seconds, name)
     size = (grid.height * config.patch_size, grid.width * config.patch_size)
     return grid, pixels.patchify(resampling.resample(frames, *size, self.library), config)
 
-  def _grid(self, part: conversation.Image | conversation.Video, name: str) -> positions.Grid:
-    """The patches of one image or video, by its size alone."""
+  def _grid(self, shape: tuple[int, int, int], seconds: float | None, name: str) -> positions.Grid:
+    """The patches of a video of frames, height and width, `seconds` between two frames; of an image where it is None."""
     config = self.config.vision
-    if isinstance(part, conversation.Image):
-      kind, count, seconds = records.Kind.IMAGE, 1, 1.0
-      height, width = part.pixels.shape[:2]
-    else:
-      kind, count = records.Kind.VIDEO, -(-len(part.frames) // config.temporal_patch_size)
-      seconds = part.seconds_per_frame * config.temporal_patch_size
-      height, width = part.frames.shape[1:3]
-    if not 0 < seconds < math.inf:
-      raise errors.InputError(
-        f"{name}: a video of {part.seconds_per_frame} seconds a frame; it must be a number above 0"
-      )
+    count, height, width = shape
+    if seconds is not None and not 0 < seconds < math.inf:
+      raise errors.InputError(f"{name}: a video of {seconds} seconds a frame; it must be above 0")
     limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
     try:
       height, width = pixels.smart_resize(height, width, factor=config.pixel_factor, **limits)
     except errors.InputError as error:
       raise errors.InputError(f"{name}: {error}") from error
     return positions.Grid(
-      kind=kind,
-      frames=count,
+      kind=records.Kind.IMAGE if seconds is None else records.Kind.VIDEO,
+      frames=-(-count // config.temporal_patch_size),
       height=height // config.patch_size,
       width=width // config.patch_size,
-      seconds=seconds,
+      seconds=1.0 if seconds is None else seconds * config.temporal_patch_size,
     )
 
 
