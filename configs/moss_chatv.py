@@ -2,8 +2,16 @@
 
     tiny   simulated videos, a random network of 1 M parameters, from nothing; a laptop CPU, about 10 minutes.
            Result: docs/claims.md.
-    3b     Qwen2.5-VL-3B-Instruct on MOSS-Video; not yet measured.
-    7b     Qwen2.5-VL-7B-Instruct on MOSS-Video (the paper's headline); not yet measured.
+    3b     Qwen2.5-VL-3B-Instruct on MOSS-Video; v5e-16 or v6e-8. By plan: not yet planned. Not yet measured.
+    7b     Qwen2.5-VL-7B-Instruct on MOSS-Video (the paper's headline); v5p-16 or v6e-32. By plan: not yet planned. Not
+           yet measured.
+    72b    Qwen2.5-VL-72B-Instruct on MOSS-Video; v5p-256. By plan: not yet planned. Not yet measured.
+
+Memory and step time by plan are launch/plan.py's, in docs/pods.md. The pretrained sizes show 16 frames of at most 128
+tokens, as the paper's family. 64 frames of 256 tokens (a temporal patch holds two frames) are
+
+    --config.data.frames=64 --config.data.max_side=896 --config.model.max_pixels=200704
+    --config.model.prefix_buckets="(4096, 9216)" --config.model.patch_buckets="(512, 1024)"
 
 prompts, batch and evaluation batch divide over 1, 2, 4, 8 or 16 devices (data x fsdp). Where their memory is short, set
 --config.rl.microbatches (and sft.microbatches) to 16 / devices at most: the update is the same, in parts.
@@ -18,8 +26,8 @@ placeholder = ml_collections.config_dict.placeholder
 
 
 def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
-  """The recipe at a size: tiny, 3b or 7b."""
-  sizes = {"tiny": _tiny, "3b": _3b, "7b": _7b}
+  """The recipe at a size: tiny, 3b, 7b or 72b."""
+  sizes = {"tiny": _tiny, "3b": _3b, "7b": _7b, "72b": _72b}
   if size not in sizes:
     raise ValueError(f"configs/moss_chatv.py:{size}: no such size; one of {', '.join(sizes)}")
   config = _paper()
@@ -229,7 +237,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   # there at different steps, after a long time of seeing nothing: hence a loss, and not a number of steps.
   sft = config.sft
   sft.steps = 250
-  sft.target_loss = 0.04
+  sft.target_loss = 0.03
   sft.batch = 16
   sft.learning_rate = 2e-3
   sft.schedule = "constant"
@@ -238,12 +246,12 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   sft.max_reply_tokens = 72
 
   rl = config.rl
-  rl.steps = 100
+  rl.steps = 200
   rl.prompts = 16
   rl.microbatches = 1
   rl.top_p = 1.0
   rl.max_new_tokens = 72
-  rl.learning_rate = 5e-4
+  rl.learning_rate = 3e-4
   rl.schedule = "constant"
   rl.warmup_steps = 5
   rl.gradient_norm = 1.0
@@ -268,3 +276,8 @@ def _3b(config: ml_collections.ConfigDict) -> None:
 def _7b(config: ml_collections.ConfigDict) -> None:
   _pretrained(config, "Qwen2.5-VL-7B-Instruct")
   config.mesh = (1, -1, 1, 1)
+
+
+def _72b(config: ml_collections.ConfigDict) -> None:
+  _pretrained(config, "Qwen2.5-VL-72B-Instruct")
+  config.mesh = (1, -1, 1, 8)  # its 8 key heads, one a device
