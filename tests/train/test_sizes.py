@@ -1,14 +1,16 @@
 """Every size of the recipe can start on the devices that people have."""
 
 import json
+import re
+import shlex
 
 import jax
 import numpy as np
 import pytest
 
 from tests.train import nano
-from vr_jax import records
-from vr_jax.models.qwen2_5_vl import positions
+from vr_jax import main, records
+from vr_jax.models.qwen2_5_vl import pixels, positions
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import parts as parts_lib
 
@@ -23,6 +25,32 @@ def test_batches_of_every_size_divide_over_one_to_sixteen_devices(size, devices)
     part = config[section]
     parts = part.get("microbatches", 1)
     mesh_lib.check_batch(part[prompts], mesh, f"config.{section}.{prompts}", parts=parts)
+
+
+@pytest.mark.parametrize("devices", [8, 64, 128])
+def test_the_largest_size_divides_over_slices_of_a_pod(devices):
+  config = nano.recipe("72b")
+  sizes = [devices // 8 if axis == -1 else axis for axis in config.mesh]
+  mesh = jax.sharding.AbstractMesh(tuple(sizes), mesh_lib.AXES)
+  for section, prompts in (("sft", "batch"), ("rl", "prompts"), ("eval", "batch")):
+    mesh_lib.check_batch(config[section][prompts], mesh, f"config.{section}.{prompts}")
+
+
+@pytest.mark.parametrize("size", ["3b", "7b", "72b"])
+def test_the_flags_for_64_frames_of_256_tokens_are_those_that_the_recipe_names(size):
+  text = (nano.ROOT / nano.RECIPE).read_text()
+  flags = shlex.split(" ".join(re.findall(r"^    (--config\..*)$", text, re.MULTILINE)))
+  recipe = f"--config={nano.ROOT / nano.RECIPE}:{size}"
+  config = main.parse_flags(["vr-jax", recipe, "--workdir=x", *flags])[0]
+  model = config.model
+  side, _ = pixels.smart_resize(
+    896, 896, factor=28, min_pixels=model.min_pixels, max_pixels=model.max_pixels
+  )
+  patches = (side // 14) ** 2
+  assert (config.data.frames, patches // 4) == (64, 256)
+  assert max(model.frame_buckets) == 64 // 2
+  assert max(model.patch_buckets) == patches
+  assert max(model.prefix_buckets) > 32 * 256
 
 
 @pytest.mark.parametrize(("size", "text"), [("tiny", [5, 6]), ("3b", [13, 14]), ("7b", [13, 14])])
