@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, PyTree
 import ml_collections
 
 from vr_jax.models.qwen2_5_vl import config as model_config
+from vr_jax.models.qwen2_5_vl import lora
 from vr_jax.models.qwen2_5_vl import model as model_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
@@ -36,11 +37,23 @@ class Network:
     """What a checkpoint's parameters fit: sizes, by name."""
     sizes = {"text": self.model.text, "vision": self.model.vision}
     flat = {f"{part}.{k}": v for part, s in sizes.items() for k, v in vars(s).items()}
-    return {**flat, "tie_word_embeddings": self.model.tie_word_embeddings}
+    adapters = {f"lora.{k}": v for k, v in vars(self.adapters).items()} if self.adapters else {}
+    return {**flat, "tie_word_embeddings": self.model.tie_word_embeddings, **adapters}
+
+  @functools.cached_property
+  def adapters(self) -> lora.Adapters | None:
+    """Those of config.model.lora; None where all weights are trained."""
+    section = self.config.model.lora
+    if not section.rank:
+      return None
+    chosen = {"text": tuple(section.text), "vision": tuple(section.vision)}
+    return lora.Adapters(rank=section.rank, alpha=section.alpha, **chosen)
 
   @property
   def frozen(self) -> tuple[str, ...]:
-    """Top-level names of the parameters that are not trained."""
+    """Names of the parameters, or of what holds them, that are not trained: with adapters all others."""
+    if self.adapters:
+      return tuple(name for name in names.flat(self.abstract_params) if not lora.is_adapter(name))
     return ("vision",) if self.config.model.freeze_vision else ()
 
   @functools.cached_property
@@ -51,7 +64,7 @@ class Network:
   @functools.cached_property
   def abstract_params(self) -> PyTree:
     """Shapes, dtypes and shardings of the parameters, without the parameters."""
-    params = nnx.split(nnx.eval_shape(self.random_model))[1]
+    params = nnx.eval_shape(self.random_params)
     shardings = mesh_lib.param_shardings(params, self.mesh)
     return jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings
@@ -60,7 +73,19 @@ class Network:
   def random_model(self) -> model_lib.Qwen2_5_VL:
     """The model with random weights of config.seed."""
     layout = mesh_lib.MeshLayout(self.mesh)
-    return model_lib.Qwen2_5_VL(self.model, rngs=nnx.Rngs(self.config.seed), layout=layout)
+    rngs = nnx.Rngs(self.config.seed)
+    model = model_lib.Qwen2_5_VL(self.model, rngs=rngs, layout=layout)
+    return lora.add(model, self.adapters, rngs=rngs) if self.adapters else model
+
+  def random_params(self) -> PyTree:
+    """Its parameters; beside adapters the others have config.model.lora.base_dtype."""
+    params = nnx.split(self.random_model())[1]
+    if not self.adapters:
+      return params
+    base = self.config.model.lora.base_dtype
+    return jax.tree.map_with_path(
+      lambda path, x: x if lora.is_adapter(state_lib.name_of(path)) else x.astype(base), params
+    )
 
   def decoding(self, **changes: Any) -> sampler.Decoding:
     """How the recipe samples; `changes` replace fields of it."""
@@ -81,4 +106,5 @@ def with_section(
   """A model's sizes with what a recipe's section `model` says of them."""
   follows = section.text_follows or read.vision.text_follows
   vision = dataclasses.replace(read.vision, text_follows=follows)
-  return dataclasses.replace(read, vision=vision, dtype=section.dtype, remat=section.remat)
+  fields = {name: section[name] for name in ("dtype", "remat", "attention", "logit_chunk")}
+  return dataclasses.replace(read, vision=vision, **fields)

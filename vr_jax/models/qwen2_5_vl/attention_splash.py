@@ -7,6 +7,7 @@ the replies, its own up to itself. So the prefix is neither copied for each repl
 Source: jax.experimental.pallas.ops.tpu.splash_attention.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 
@@ -115,7 +116,7 @@ def continued(
   return _by_part(from_place, index, keys // time).reshape(query.shape)
 
 
-def _by_part(from_place: functools.partial, index: Int[Array, "queries"], parts: int) -> Array:
+def _by_part(from_place: Callable[[int], Array], index: Int[Array, "queries"], parts: int) -> Array:
   """`from_place` of the first place of this part: known when compiling only where there is one."""
   length = index.shape[0]
   if parts == 1:

@@ -28,12 +28,13 @@ def constant(axes: tuple[str | None, ...], shape: tuple[int, ...], *, value: flo
 
 
 def stack(module: nnx.Module, dtype: jnp.dtype) -> dict[str, Array]:
-  """Arrays of a module of stacked layers by name, in the dtype to compute in: what a scan runs over."""
-  return {
-    name: value[...].astype(dtype)
-    for name, value in vars(module).items()
-    if isinstance(value, nnx.Param)
-  }
+  """Arrays of a module of stacked layers by name, in the dtype to compute in: what a scan runs over.
+
+  The second matrix of an adapter comes multiplied by the adapter's scale.
+  """
+  arrays = {n: value[...] for n, value in vars(module).items() if isinstance(value, nnx.Param)}
+  scaled = {n: x * module.lora_scale for n, x in arrays.items() if n.endswith(LORA_B)}
+  return {name: x.astype(dtype) for name, x in {**arrays, **scaled}.items()}
 
 
 def precision(dtype: jnp.dtype) -> lax.Precision:
@@ -42,18 +43,34 @@ def precision(dtype: jnp.dtype) -> lax.Precision:
 
 
 def project(
-  x: Float[Array, "..."], weight: Float[Array, "..."], *, contract: int = 1
+  x: Float[Array, "..."], weight: Float[Array, "..."], *, contract: int = 1, merge: bool = True
 ) -> Float[Array, "..."]:
   """Contracts the last `contract` axes of `x` with the first of `weight`, as one plain matrix product.
 
-  On CPU a dot with several free axes on both sides is lowered to a slow loop; flattened it is one GEMM.
+  merge: the leading axes of `x` are made one. On CPU a dot with several free axes is lowered to a slow loop; where these
+  axes are split over devices, merging them would move data.
   """
   inner = math.prod(weight.shape[:contract])
   leading = x.shape[: x.ndim - contract]
-  product = jnp.dot(
-    x.reshape(-1, inner), weight.reshape(inner, -1), precision=precision(weight.dtype)
-  )
+  rows = x.reshape(*((-1,) if merge else leading), inner)
+  product = jnp.dot(rows, weight.reshape(inner, -1), precision=precision(weight.dtype))
   return product.reshape(*leading, *weight.shape[contract:])
+
+
+def adapted(
+  x: Float[Array, "..."],
+  weights: dict[str, Array],
+  name: str,
+  *,
+  contract: int = 1,
+  merge: bool = True,
+) -> Float[Array, "..."]:
+  """`project` by the weight of that name, and by the low-rank path beside it where there is one."""
+  product = project(x, weights[name], contract=contract, merge=merge)
+  if name + LORA_A not in weights:
+    return product
+  low = project(x, weights[name + LORA_A], contract=contract, merge=merge)
+  return product + project(low, weights[name + LORA_B], merge=merge)
 
 
 def rms_norm(
@@ -77,10 +94,13 @@ def rotate(
   return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
-def swiglu(x: Float[Array, "... embed"], weights: dict[str, Array]) -> Float[Array, "... embed"]:
-  """The gated feed-forward block; biases are added where the weights have them."""
-  gate, up = project(x, weights["gate"]), project(x, weights["up"])
+def swiglu(
+  x: Float[Array, "... embed"], weights: dict[str, Array], *, merge: bool = True
+) -> Float[Array, "... embed"]:
+  """The gated feed-forward block; biases are added where the weights have them. merge: see `project`."""
+  gate = adapted(x, weights, "gate", merge=merge)
+  up = adapted(x, weights, "up", merge=merge)
   if "gate_bias" in weights:
     gate, up = gate + weights["gate_bias"], up + weights["up_bias"]
-  out = project(jax.nn.silu(gate) * up, weights["down"])
+  out = adapted(jax.nn.silu(gate) * up, weights, "down", merge=merge)
   return out + weights["down_bias"] if "down_bias" in weights else out

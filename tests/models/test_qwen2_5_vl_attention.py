@@ -1,0 +1,213 @@
+"""Attention backends against one plain softmax, on tiny shapes. The splash kernel is emulated on CPU."""
+
+import functools
+
+import jax
+from jax import extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vr_jax import errors
+from vr_jax.models import layout
+from vr_jax.models.qwen2_5_vl import attention, attention_splash, attention_xla
+from vr_jax.models.qwen2_5_vl import config as config_lib
+
+HEADS, KV_HEADS, DIM = 4, 2, 8
+EMULATED = functools.partial(attention_splash.within, interpret=True)
+EMULATED_REPLIES = functools.partial(attention_splash.continued, interpret=True)
+TOLERANCE = 1e-5
+
+
+def _draw(*shapes):
+  keys = jax.random.split(jax.random.key(1), len(shapes))
+  return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def _plain(query, key, value, mask):
+  """[batch, queries, heads, head_dim] under a mask [batch, queries, keys]: a softmax in so many words."""
+  key, value = (jnp.repeat(x, query.shape[2] // key.shape[2], axis=2) for x in (key, value))
+  logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
+  share = jax.nn.softmax(jnp.where(mask[:, None], logits, -jnp.inf))
+  return jnp.einsum("bhqk,bkhd->bqhd", share, value)
+
+
+def _assert_same(left, right, arguments, seen=True):
+  """The same values where `seen`, and the same gradients of a sum of them."""
+
+  def loss(function, *arguments):
+    out = jnp.where(seen, function(*arguments), 0)
+    return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum(), out
+
+  def both(function):
+    wanted = tuple(range(len(arguments)))
+    return jax.jit(jax.grad(functools.partial(loss, function), argnums=wanted, has_aux=True))
+
+  expected, actual = both(left)(*arguments), both(right)(*arguments)
+  for wanted, given in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
+    np.testing.assert_allclose(given, wanted, atol=TOLERANCE * float(jnp.abs(wanted).max()))
+
+
+# Chunks: 16 queries at a time (of one prompt of 40 keys, 4 heads), the last one filled up.
+WITHIN = {
+  "xla": attention_xla.within,
+  "xla_in_chunks": functools.partial(attention_xla.within, logits=2 * 16 * HEADS * 40),
+  "splash": EMULATED,
+}
+
+
+@pytest.mark.parametrize("backend", WITHIN)
+def test_a_prompt_padded_on_the_right_attends_causally(backend):
+  length = 40
+  query, key, value = _draw(
+    (2, length, HEADS, DIM), (2, length, KV_HEADS, DIM), (2, length, KV_HEADS, DIM)
+  )
+  valid = jnp.arange(length) < jnp.array([[40], [33]])
+  segment, index = valid.astype(jnp.int32), jnp.arange(length)
+  mask = (segment[:, :, None] == segment[:, None]) & (index <= index[:, None])
+  _assert_same(
+    lambda *qkv: _plain(*qkv, mask),
+    lambda *qkv: WITHIN[backend](*qkv, segment, segment, index, causal=True),
+    (query, key, value),
+    seen=valid[..., None, None],
+  )
+
+
+@pytest.mark.parametrize("backend", WITHIN)
+def test_patches_attend_within_their_window_whatever_their_order(backend):
+  query, key, value = _draw(*[(2, 40, HEADS, DIM)] * 3)
+  segment = jnp.stack([jnp.arange(40) % 3, jnp.where(jnp.arange(40) < 30, 0, -1)])
+  mask = segment[:, :, None] == segment[:, None]
+  _assert_same(
+    lambda *qkv: _plain(*qkv, mask),
+    lambda *qkv: WITHIN[backend](*qkv, segment, segment, jnp.arange(40), causal=False),
+    (query, key, value),
+  )
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_the_second_half_of_a_prompts_queries_knows_where_it_stands(part):
+  query, key, value = _draw((1, 20, HEADS, DIM), (1, 40, KV_HEADS, DIM), (1, 40, KV_HEADS, DIM))
+  segments = (jnp.ones((1, 20), jnp.int32), jnp.ones((1, 40), jnp.int32))
+  index = jnp.arange(20) + 20 * part
+  arguments = (query, key, value, *segments, index)
+  expected = _plain(query, key, value, (jnp.arange(40) <= index[:, None])[None])
+  for function in (attention_xla.within, EMULATED):
+    actual = jax.jit(functools.partial(function, causal=True))(*arguments)
+    np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
+
+
+REPLIES = {
+  "xla": attention_xla.continued,
+  "xla_in_chunks": functools.partial(attention_xla.continued, logits=2 * 3 * 4 * HEADS * 30),
+  "splash": EMULATED_REPLIES,
+}
+
+
+@pytest.mark.parametrize("part", [slice(0, 10), slice(5, 10)])
+@pytest.mark.parametrize("backend", REPLIES)
+def test_replies_attend_to_their_prompt_and_to_themselves(backend, part):
+  prefix, time = 20, 10
+  query, prefix_key, prefix_value, key, value = _draw(
+    (2, 3, time, HEADS, DIM),
+    *[(2, prefix, KV_HEADS, DIM)] * 2,
+    *[(2, 3, time, KV_HEADS, DIM)] * 2,
+  )
+  prefix_valid = jnp.arange(prefix) < jnp.array([[20], [13]])
+  own_valid = jnp.arange(time) < jnp.array([[[10], [4], [1]], [[10], [7], [10]]])
+  index = jnp.arange(time)[part]
+
+  def plain(query, prefix_key, prefix_value, key, value):
+    def rows(prefix, own):
+      prefix = jnp.broadcast_to(prefix[:, None], (2, 3, *prefix.shape[1:]))
+      return jnp.concatenate([prefix, own], axis=2).reshape(6, prefix.shape[2] + time, -1, DIM)
+
+    causal = (jnp.arange(time) <= index[:, None]) & own_valid[:, :, None]
+    before = jnp.broadcast_to(prefix_valid[:, None, None], (2, 3, len(index), prefix))
+    mask = jnp.concatenate([before, causal], axis=3).reshape(6, len(index), -1)
+    flat = query.reshape(6, len(index), HEADS, DIM)
+    return _plain(flat, rows(prefix_key, key), rows(prefix_value, value), mask).reshape(query.shape)
+
+  def backend_of(query, prefix_key, prefix_value, key, value):
+    blocks = (prefix_key, prefix_value, prefix_valid, key, value, own_valid)
+    return REPLIES[backend](query, *blocks, index)
+
+  arguments = (query[:, :, part], prefix_key, prefix_value, key, value)
+  seen = own_valid[:, :, part, None, None]
+  _assert_same(plain, backend_of, arguments, seen=seen)
+
+
+def test_plain_attention_of_a_long_prompt_never_has_all_its_logits():
+  length = 9216
+  shapes = [jax.ShapeDtypeStruct((1, length, heads, 128), jnp.bfloat16) for heads in (28, 4, 4)]
+  segment, index = jax.ShapeDtypeStruct((1, length), jnp.int32), jnp.arange(length)
+
+  def loss(query, key, value, segment):
+    out = attention_xla.within(query, key, value, segment, segment, index, causal=True)
+    return out.astype(jnp.float32).sum()
+
+  jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*shapes, segment)
+  largest = max(_sizes(jaxpr.jaxpr))
+  assert attention_xla.LOGITS / 4 < largest <= attention_xla.LOGITS
+
+
+def _sizes(jaxpr):
+  """Of all arrays, inner loops included."""
+  for equation in jaxpr.eqns:
+    yield from (variable.aval.size for variable in equation.outvars)
+    for inner in extend.core.jaxprs_in_params(equation.params):
+      yield from _sizes(inner)
+
+
+class _On(layout.OneDevice):
+  def __init__(self, platform):
+    object.__setattr__(self, "_platform", platform)
+
+  @property
+  def platform(self):
+    return self._platform
+
+
+def _config(**fields):
+  text = config_lib.TextConfig(
+    vocab_size=8,
+    hidden_size=8,
+    intermediate_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=1,
+    num_key_value_heads=1,
+  )
+  vision = config_lib.VisionConfig(
+    depth=1, hidden_size=8, intermediate_size=8, num_heads=1, out_hidden_size=8
+  )
+  ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+  return config_lib.Config(text=text, vision=vision, **dict.fromkeys(ids, 0), **fields)
+
+
+@pytest.mark.parametrize(
+  ("platform", "dtype", "backend"),
+  [
+    ("tpu", "bfloat16", "splash"),
+    ("gpu", "bfloat16", "cudnn"),
+    ("gpu", "float16", "cudnn"),
+    ("cpu", "bfloat16", "xla"),
+    ("tpu", "float32", "xla"),
+    ("gpu", "float32", "xla"),
+  ],
+)
+def test_each_platform_has_its_kernel_for_activations_of_two_bytes(platform, dtype, backend):
+  assert attention.make(_config(dtype=dtype), _On(platform)).backend == backend
+
+
+@pytest.mark.parametrize(
+  ("name", "platform", "message"),
+  [
+    ("splash", "gpu", "does not run on gpu; one of cudnn, xla"),
+    ("cudnn", "tpu", "does not run on tpu; one of splash, xla"),
+    ("flash", "cpu", "does not run on cpu; one of splash, xla"),
+    ("cudnn", "gpu", "takes no float32; set config.model.dtype=bfloat16"),
+  ],
+)
+def test_a_kernel_that_does_not_run_here_is_named(name, platform, message):
+  with pytest.raises(errors.InputError, match=f"config.model.attention={name}: {message}"):
+    attention.make(_config(dtype="float32", attention=name), _On(platform))
