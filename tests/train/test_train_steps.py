@@ -94,14 +94,17 @@ def test_a_frozen_parameter_whose_gradient_is_not_finite_voids_nothing():
   optimizer = optax.sgd(1.0)
   params = {"vision": jnp.zeros(1), "text": jnp.ones(1)}
 
-  def loss(params, part):
-    params = state_lib.stop_frozen(params, ("vision",))
+  trained, fixed = state_lib.split(params, ("vision",))
+
+  def loss(trained, part):
+    params = state_lib.join(trained, fixed)
     return (jnp.sqrt(params["vision"]) + part * params["text"]).sum(), {}
 
-  value, _, gradients = update.accumulated_gradients(loss, params, jnp.ones((2, 1)))
+  value, _, gradients = update.accumulated_gradients(loss, trained, jnp.ones((2, 1)))
   moved, _, applied, norm = update.guarded_update(
-    optimizer, gradients, optimizer.init(params), params, value
+    optimizer, gradients, optimizer.init(trained), trained, value
   )
+  moved = state_lib.join(moved, fixed)
   assert bool(applied)
   assert float(norm) == pytest.approx(2)
   assert (float(moved["vision"][0]), float(moved["text"][0])) == (0, -1)

@@ -1,7 +1,6 @@
 """The jitted steps: one for supervised replies, one for every reinforcement recipe."""
 
 from collections.abc import Callable
-from typing import Any
 
 from flax import nnx
 import jax
@@ -30,11 +29,11 @@ def make_sft_step(
   """A jitted `step(state, prompt, tokens, valid) -> (state, metrics)`: cross-entropy of reference replies.
 
   tokens, valid: [prompts, 1, time]. The loss is the mean over the tokens of all replies (nats). The state is donated.
-  frozen: top-level names of parameters that get no gradient.
+  frozen: names of parameters, or of what holds them, that get no gradient.
   """
 
   def loss(params: PyTree, part: PyTree) -> tuple[Array, PyTree]:
-    model = nnx.merge(graph, state_lib.stop_frozen(params, frozen))
+    model = nnx.merge(graph, params)
     log_probs, entropy = forward.reply_log_probs(
       model, part["prompt"], part["tokens"], part["valid"], allowed
     )
@@ -46,8 +45,7 @@ def make_sft_step(
     weights = loss_lib.token_weights(valid, "token_mean")
     batch = {"prompt": prompt, "tokens": tokens, "valid": valid, "weights": weights}
     parts = split_microbatches(batch, microbatches)
-    value, sums, gradients = update.accumulated_gradients(loss, state.params, parts)
-    state, metrics = _apply(optimizer, state, value, gradients)
+    state, metrics, value, sums = _update(loss, optimizer, state, parts, frozen)
     return state, {**metrics, "loss": value, **sums, "reply_tokens": valid.sum(-1).mean()}
 
   return jax.jit(step, donate_argnums=0)
@@ -80,11 +78,11 @@ def make_rl_step(
   advantages [prompts, group, time]; signal [prompts]: groups without it take no part in the loss, neither in its mean
   nor in its KL. old: log-probs at the start of the update, or None where this is its first step (they are then those
   of this very forward). reference: log-probs of the frozen reference, or None where kl_weight is 0. The state is
-  donated. `config` is the section `rl`. frozen: top-level names of parameters that get no gradient.
+  donated. `config` is the section `rl`. frozen: names of parameters, or of what holds them, that get no gradient.
   """
 
   def loss(params: PyTree, part: PyTree) -> tuple[Array, PyTree]:
-    model = nnx.merge(graph, state_lib.stop_frozen(params, frozen))
+    model = nnx.merge(graph, params)
     rollout = part["rollout"]
     log_probs, entropy = forward.reply_log_probs(
       model, part["prompt"], rollout.tokens, sampled(rollout), allowed, config.temperature
@@ -131,8 +129,7 @@ def make_rl_step(
       "reference": reference,
     }
     parts = split_microbatches(batch, config.microbatches)
-    value, sums, gradients = update.accumulated_gradients(loss, state.params, parts)
-    state, metrics = _apply(optimizer, state, value, gradients)
+    state, metrics, value, sums = _update(loss, optimizer, state, parts, frozen)
     return state, {**metrics, "loss": value, **_per_token(sums, mask.sum())}
 
   return jax.jit(step, donate_argnums=0)
@@ -160,24 +157,34 @@ def split_microbatches(batch: PyTree, parts: int) -> PyTree:
   return {**jax.tree.map(split, rest), "prompt": records.Prompt(**pieces)}
 
 
-def _apply(
-  optimizer: optax.GradientTransformation, state: state_lib.TrainState, value: Array, gradients: Any
-) -> tuple[state_lib.TrainState, Metrics]:
-  params, optimizer_state, applied, norm = update.guarded_update(
-    optimizer, gradients, state.optimizer_state, state.params, value
+def _update(
+  loss: Callable[[PyTree, PyTree], tuple[Array, PyTree]],
+  optimizer: optax.GradientTransformation,
+  state: state_lib.TrainState,
+  parts: PyTree,
+  frozen: tuple[str, ...],
+) -> tuple[state_lib.TrainState, Metrics, Array, PyTree]:
+  """One update by `loss(params, part)`: (state, metrics of the update, loss, auxiliary sums)."""
+  trained, fixed = state_lib.split(state.params, frozen)
+  value, sums, gradients = update.accumulated_gradients(
+    lambda trained, part: loss(state_lib.join(trained, fixed), part), trained, parts
+  )
+  trained, optimizer_state, applied, norm = update.guarded_update(
+    optimizer, gradients, state.optimizer_state, trained, value
   )
   state = state_lib.TrainState(
     step=state.step + 1,
-    params=params,
+    params=state_lib.join(trained, fixed),
     optimizer_state=optimizer_state,
     skipped=state.skipped + ~applied,
     skipped_in_a_row=jnp.where(applied, 0, state.skipped_in_a_row + 1),
   )
-  return state, {
+  metrics = {
     "gradient_norm": norm,
     "skipped": state.skipped,
     "skipped_in_a_row": state.skipped_in_a_row,
   }
+  return state, metrics, value, sums
 
 
 def _per_token(sums: Metrics, tokens: Array) -> Metrics:
