@@ -22,6 +22,7 @@ REQUIRES = [
   "optax>=0.2.7",
   "orbax-checkpoint>=0.12",
   "pillow>=11",
+  "protobuf>=5",
   "rich>=14",
   "safetensors>=0.6",
   "simplejpeg>=1.9",

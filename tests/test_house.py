@@ -31,6 +31,7 @@ MAY_USE = {
 
 # Where a distribution's name on the package index is not that of the module it brings.
 DISTRIBUTIONS = {
+  "google": "protobuf",
   "PIL": "pillow",
   "absl": "absl-py",
   "grain": "grain",
