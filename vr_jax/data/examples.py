@@ -187,7 +187,7 @@ def _to_features(example: records.Example) -> dict[str, Any]:
 
 
 def _from_record(record: bytes) -> records.Example:
-  """An example from its bytes, read by their schema: TFDS takes three times as long to make arrays of each field."""
+  """An example from its bytes, read by their schema: TFDS takes over twice as long to make arrays of each field."""
   fields = tf_example_pb2.Example.FromString(record).features.feature
   if missing := [name for name in _FIELDS if name not in fields]:
     raise KeyError(missing[0])
