@@ -84,6 +84,12 @@ def _paper() -> ml_collections.ConfigDict:
   model.attention = ""  # xla | splash (TPU) | cudnn (GPU); empty: that of the platform
   model.logit_chunk = 8192  # rows of the vocabulary whose logits an update has in memory at once
   model.freeze_vision = True  # Reconstruction: optional in the family
+  lora = model.lora = ml_collections.ConfigDict()  # docs/checkpoints.md
+  lora.rank = 0  # of the adapters, which alone are trained; 0: none, all weights are trained
+  lora.alpha = 32.0  # what adapters say is multiplied by alpha / rank
+  lora.text = ("query", "key", "value", "out", "gate", "up", "down")  # projections that get one
+  lora.vision = ()  # of qkv, out, gate, up, down
+  lora.base_dtype = "bfloat16"  # of all weights that are not trained
   model.prefix_buckets = (1024, 2048, 4096)  # prompt lengths that programs are compiled for
   model.frame_buckets = (8, 32)  # temporal patches a prompt
   model.patch_buckets = (256, 512)  # patches a frame

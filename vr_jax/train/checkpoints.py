@@ -4,7 +4,7 @@ A step's checkpoint holds the train state (flat: name -> array, written asynchro
 shards) and a JSON part: the data iterator, the reward state, and the architecture that the parameters belong to.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import json
@@ -35,13 +35,23 @@ class Restored:
 class Checkpoints:
   """The checkpoints under one directory. `architecture` is compared on restore: a checkpoint of another is an error.
 
-  A checkpoint that can't be written (a full disk) raises InputError from `save`, `wait` or `close`, whichever comes next.
+  left_out: names of arrays, or of what holds them, that are not written: whoever restores has them, and their
+  checksums must be those of the save. A checkpoint that can't be written (a full disk) raises InputError from `save`,
+  `wait` or `close`, whichever comes next.
   """
 
-  def __init__(self, directory: Path, *, architecture: Mapping[str, Any], keep: int = 2) -> None:
+  def __init__(
+    self,
+    directory: Path,
+    *,
+    architecture: Mapping[str, Any],
+    left_out: Sequence[str] = (),
+    keep: int = 2,
+  ) -> None:
     logging.getLogger("absl").addFilter(_is_said_nowhere_else)
     self._directory = directory.absolute()
     self._architecture = json.loads(json.dumps(dict(architecture)))
+    self._left_out = tuple(f"{name}." for name in left_out)
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
@@ -61,7 +71,7 @@ class Checkpoints:
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.PyTreeSave(flat), loop=ocp.args.JsonSave({**loop, **about})
+          state=ocp.args.PyTreeSave(self._written(flat)), loop=ocp.args.JsonSave({**loop, **about})
         ),
       )
 
@@ -78,8 +88,11 @@ class Checkpoints:
   def restore(self, like: PyTree, *, step: int | None = None) -> Restored:
     """Reads a step (default: the last) into the structure, dtypes and shardings of `like`.
 
-    `like` may hold a part of what was saved (the parameters of a whole state, say), under the same names.
-    Raises InputError naming the checkpoint where it is of another architecture, damaged, or there is none.
+    `like` may hold a part of what was saved (the parameters of a whole state, say), under the same names. It holds the
+    arrays that are left out, and they stay what they are.
+
+    Raises InputError naming the checkpoint where it is of another architecture, damaged, or there is none, or was made
+    beside other arrays than those left out.
     """
     step = self.latest() if step is None else step
     where = f"{self._directory}/{step}"
@@ -91,9 +104,9 @@ class Checkpoints:
       raise errors.InputError(f"{where}: a checkpoint of another architecture: {names}")
     wanted = {
       name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
-      for name, x in _flat(like).items()
+      for name, x in self._written(_flat(like)).items()
     }
-    flat = self._read(
+    read = self._read(
       where,
       step,
       state=ocp.args.PyTreeRestore(
@@ -102,12 +115,22 @@ class Checkpoints:
         partial_restore=True,
       ),
     ).state
-    found = _checksums({name: flat[name] for name in wanted})
+    flat = {name: read[name] if name in wanted else x for name, x in _flat(like).items()}
+    found = _checksums(flat)
     saved = loop.get("checksums", found)
-    if damaged := [name for name in wanted if saved.get(name) != found[name]]:
-      raise errors.InputError(f"{where}: {damaged[0]} is damaged; {_GO_BACK}")
-    tree = jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in wanted])
+    if differ := [name for name in flat if saved.get(name) != found[name]]:
+      what = (
+        f"{differ[0]} is damaged; {_GO_BACK}"
+        if differ[0] in wanted
+        else f"was trained beside another {differ[0].removesuffix('.value')}; restore config.model.pretrained"
+      )
+      raise errors.InputError(f"{where}: {what}")
+    tree = jax.tree.unflatten(jax.tree.structure(like), list(flat.values()))
     return Restored(step=step, tree=tree, loop=loop)
+
+  def _written(self, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a tree is in its checkpoint."""
+    return {n: x for n, x in flat.items() if not f"{n}.".startswith(self._left_out)}
 
   def loop(self, step: int) -> dict[str, Any]:
     """The JSON part of a step's checkpoint. Raises InputError where it is damaged."""

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, PyTree
 import ml_collections
 
 from vr_jax.models.qwen2_5_vl import config as model_config
-from vr_jax.models.qwen2_5_vl import lora
+from vr_jax.models.qwen2_5_vl import lora, names
 from vr_jax.models.qwen2_5_vl import model as model_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
@@ -82,10 +82,9 @@ class Network:
     params = nnx.split(self.random_model())[1]
     if not self.adapters:
       return params
-    base = self.config.model.lora.base_dtype
-    return jax.tree.map_with_path(
-      lambda path, x: x if lora.is_adapter(state_lib.name_of(path)) else x.astype(base), params
-    )
+    dtype, flat = self.config.model.lora.base_dtype, names.flat(params)
+    base = {n: v.replace(v.get_value().astype(dtype)) for n, v in flat.items()}
+    return names.unflat({n: flat[n] if lora.is_adapter(n) else base[n] for n in flat})
 
   def decoding(self, **changes: Any) -> sampler.Decoding:
     """How the recipe samples; `changes` replace fields of it."""

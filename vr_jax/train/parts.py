@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 import zlib
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Int, PyTree
@@ -19,11 +18,13 @@ from vr_jax.data import batches, examples, frame_store
 from vr_jax.envs import environment, moss_chatv
 from vr_jax.models.qwen2_5_vl import checkpoint as pretrained
 from vr_jax.models.qwen2_5_vl import config as model_config
+from vr_jax.models.qwen2_5_vl import lora, names
 from vr_jax.models.qwen2_5_vl import processor as processor_lib
 from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import check_examples, inputs, network
+from vr_jax.train import checkpoints as checkpoints_lib
 
 ENVIRONMENTS: dict[str, Callable[..., environment.Environment]] = {
   "moss_chatv": moss_chatv.MossChatV
@@ -71,12 +72,38 @@ class Parts(network.Network):
     )
 
   def fresh_params(self) -> PyTree:
-    """Parameters to start from: those of config.model.pretrained, or random ones of config.seed."""
-    if self.config.model.pretrained:
-      shardings = functools.partial(mesh_lib.param_shardings, mesh=self.mesh)
-      return pretrained.from_pretrained(self.config.model.pretrained, shardings=shardings)[1]
+    """Parameters to start from: those of config.model.pretrained, or random ones of config.seed.
+
+    With config.model.lora they are the base, and adapters that change nothing yet.
+    """
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_params)
-    return jax.jit(lambda: nnx.split(self.random_model())[1], out_shardings=shardings)()
+    if self.config.model.pretrained:
+      _, base = pretrained.from_pretrained(
+        self.config.model.pretrained,
+        dtype=self.config.model.lora.base_dtype if self.adapters else "float32",
+        shardings=functools.partial(mesh_lib.param_shardings, mesh=self.mesh),
+      )
+      return self._with_adapters(base, shardings) if self.adapters else base
+    return jax.jit(self.random_params, out_shardings=shardings)()
+
+  def _with_adapters(self, base: PyTree, shardings: PyTree) -> PyTree:
+    """The base and fresh adapters in one tree."""
+    placed = {n: v.get_value() for n, v in names.flat(shardings).items() if lora.is_adapter(n)}
+
+    def draw() -> dict[str, jax.Array]:
+      drawn = names.flat(self.random_params())
+      return {name: drawn[name].get_value() for name in placed}
+
+    values, of_base = jax.jit(draw, out_shardings=placed)(), names.flat(base)
+    abstract = names.flat(self.abstract_params)
+    return names.unflat(
+      {n: v.replace(values[n]) if n in values else of_base[n] for n, v in abstract.items()}
+    )
+
+  def checkpoints(self, where: Path) -> checkpoints_lib.Checkpoints:
+    """Those of a stage. With adapters they leave out the base, which `fresh_params` gives."""
+    left_out = tuple(f"params.{name}" for name in self.frozen) if self.adapters else ()
+    return checkpoints_lib.Checkpoints(where, architecture=self.architecture, left_out=left_out)
 
   def read(
     self, split: str, batch_size: int, *, view: str = "whole", limit: int = 0, repeat: bool = True

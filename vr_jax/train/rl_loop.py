@@ -20,7 +20,6 @@ from vr_jax import errors, records
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rl import credit
 from vr_jax.rollout import sampler
-from vr_jax.train import checkpoints as checkpoints_lib
 from vr_jax.train import console, metrics, sft_loop, steps
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
@@ -33,9 +32,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     return
   parts = parts_lib.build(config, workdir)
   mesh_lib.check_batch(rl.prompts, parts.mesh, "config.rl.prompts", parts=rl.microbatches)
-  store = checkpoints_lib.Checkpoints(
-    workdir / "checkpoints" / "rl", architecture=parts.architecture
-  )
+  store = parts.checkpoints(workdir / "checkpoints" / "rl")
   if store.latest() == rl.steps:
     console.say(f"rl: complete at step {rl.steps}")
     store.close()
@@ -44,7 +41,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   iterator = parts.read("train", rl.prompts)
   begun = origin(parts, workdir)
   initial = initial_params(parts, workdir)
-  reference = jax.tree.map(jnp.copy, initial) if rl.kl_weight else None
+  # Of the reference only what training changes is kept; the rest, with adapters the whole base, it shares.
+  anchor = state_lib.split(initial, parts.frozen)[0] if rl.kl_weight else None
+  anchor = jax.tree.map(jnp.copy, anchor)
   state, first = state_lib.create(initial, optimizer, parts.mesh), 0
   del initial  # the state has them: what an update donates must not be held here
   if store.latest() is not None:
@@ -82,7 +81,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       advantages, signal, values = assign_credit(
         mesh_lib.put_batch(scores, parts.mesh), rollout, normalise=rl.normalise
       )
-      reference_log_probs = score_fn(reference, prompt, rollout) if rl.kl_weight else None
+      reference_log_probs = None
+      if rl.kl_weight:
+        reference = state_lib.join(anchor, state_lib.split(state.params, parts.frozen)[1])
+        reference_log_probs = score_fn(reference, prompt, rollout)
+        del reference  # or its share of the state would outlive the update
       old = score_fn(state.params, prompt, rollout) if rl.epochs > 1 else None
       updates = []
       for _ in range(rl.epochs):
@@ -124,7 +127,7 @@ def start(parts: parts_lib.Parts, workdir: Path) -> Path | None:
 
 
 def _check_complete(parts: parts_lib.Parts, where: Path) -> None:
-  store = checkpoints_lib.Checkpoints(where, architecture=parts.architecture)
+  store = parts.checkpoints(where)
   step, done = store.latest(), sft_loop.complete(store)
   store.close()
   if not done:
@@ -159,15 +162,17 @@ def initial_params(parts: parts_lib.Parts, workdir: Path) -> PyTree:
 
 def load_params(parts: parts_lib.Parts, where: Path) -> PyTree:
   """The parameters of the last checkpoint of a stage."""
-  store = checkpoints_lib.Checkpoints(where, architecture=parts.architecture)
-  params = store.restore({"params": parts.abstract_params}).tree["params"]
+  store = parts.checkpoints(where)
+  # Adapters lie beside a base that the checkpoint leaves out.
+  like = parts.fresh_params() if parts.adapters else parts.abstract_params
+  params = store.restore({"params": like}).tree["params"]
   store.close()
   return params
 
 
 def last_step(parts: parts_lib.Parts, where: Path) -> int | None:
   """The step of the last complete checkpoint of a stage."""
-  store = checkpoints_lib.Checkpoints(where, architecture=parts.architecture)
+  store = parts.checkpoints(where)
   step = store.latest()
   store.close()
   return step

@@ -28,9 +28,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     return
   parts = parts_lib.build(config, workdir)
   mesh_lib.check_batch(sft.batch, parts.mesh, "config.sft.batch", parts=sft.microbatches)
-  store = checkpoints_lib.Checkpoints(
-    workdir / "checkpoints" / "sft", architecture=parts.architecture
-  )
+  store = parts.checkpoints(workdir / "checkpoints" / "sft")
   if complete(store):
     console.say(f"sft: complete at step {store.latest()}")
     store.close()

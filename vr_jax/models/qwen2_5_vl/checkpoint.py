@@ -61,12 +61,12 @@ def from_pretrained(
     devices = np.array(jax.local_devices()[:1])
     shardings = functools.partial(_spread, mesh=mesh or Mesh(devices, ("all",)))
   placed = names.flat(shardings(params))
-  dtype, filled = jnp.dtype(dtype), []
+  dtype, filled = jnp.dtype(dtype), {}
   for name, variable in flat.items():
     read = functools.partial(_read, slots[name], stored, dtype)
     value = _fill(variable.shape, dtype, placed[name].get_value(), read, piece_bytes)
-    filled.append((tuple(name.split(".")), variable.replace(value)))
-  return config, nnx.from_flat_state(filled)
+    filled[name] = variable.replace(value)
+  return config, names.unflat(filled)
 
 
 def _spread(params: PyTree, mesh: Mesh) -> PyTree:

@@ -82,7 +82,7 @@ def without(params: PyTree) -> PyTree:
   """The parameters of the model alone."""
   flat = names.flat(params)
   kept = {name: variable for name, variable in flat.items() if not is_adapter(name)}
-  return nnx.from_flat_state([(tuple(name.split(".")), value) for name, value in kept.items()])
+  return names.unflat(kept)
 
 
 def merged(params: PyTree, parameter: str, adapters: Adapters, dtype: DTypeLike) -> Array:

@@ -106,6 +106,11 @@ def flat(params: PyTree) -> dict[str, nnx.Variable]:
   return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(params)}
 
 
+def unflat(flat_params: Mapping[str, nnx.Variable]) -> PyTree:
+  """The tree of variables by dotted name."""
+  return nnx.from_flat_state([(tuple(n.split(".")), v) for n, v in flat_params.items()])
+
+
 def slots(config: config_lib.Config, flat_params: Mapping[str, nnx.Variable]) -> dict[str, Slot]:
   """The tensors of every parameter of a model, by the parameter's dotted name."""
   return {name: _slot(config, name, variable.shape) for name, variable in flat_params.items()}

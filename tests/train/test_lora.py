@@ -1,0 +1,159 @@
+"""A run with adapters: they alone are trained, kept and saved; the base stays what it was, and is the reference too."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.train import nano
+from vr_jax import errors
+from vr_jax.models import qwen2_5_vl
+from vr_jax.models.qwen2_5_vl import lora, names
+from vr_jax.train import export_stage, rl_loop, steps
+from vr_jax.train import parts as parts_lib
+from vr_jax.train import state as state_lib
+
+MESH = (1, 2, 1, 2)
+ON = {
+  "model__lora__rank": 2,
+  "model__lora__text": ("query", "down"),
+  "model__lora__vision": ("qkv",),
+}
+MATRICES = {"text.layers.query", "text.layers.down", "vision.blocks.qkv"}
+
+
+@pytest.fixture(scope="module")
+def parts(data):
+  return nano.build(data, mesh=MESH, **ON)
+
+
+@pytest.fixture(scope="module")
+def pretrained(data, tmp_path_factory):
+  """A directory with the base of the runs below."""
+  plain = nano.build(data, mesh=MESH)
+  path = tmp_path_factory.mktemp("pretrained") / "base"
+  tokenizer = (data / "tokenizer-448.json").read_text()
+  qwen2_5_vl.save_pretrained(
+    plain.fresh_params(), path, config=plain.model, files={"tokenizer.json": tokenizer}
+  )
+  return path
+
+
+def start(parts):
+  optimizer = state_lib.make_optimizer(parts.config.sft, parts.abstract_params, parts.frozen)
+  state = state_lib.create(parts.fresh_params(), optimizer, parts.mesh)
+  step = steps.make_sft_step(
+    parts.graph, optimizer, parts.allowed, microbatches=2, frozen=parts.frozen
+  )
+  return state, step
+
+
+def host(params):
+  return {name: np.asarray(v.get_value()) for name, v in names.flat(params).items()}
+
+
+def batch(parts):
+  found = next(parts.read("train", 4))
+  tokens, valid = parts_lib.reply_arrays(found.items, parts.config.sft.max_reply_tokens)
+  return parts.prompt(found), parts_lib.mesh_lib.put_batch((tokens, valid), parts.mesh)
+
+
+@pytest.fixture(scope="module")
+def trained(parts):
+  """(parameters before, state after two updates)."""
+  state, step = start(parts)
+  before, (prompt, (tokens, valid)) = host(state.params), batch(parts)
+  for _ in range(2):
+    state, _ = step(state, prompt, tokens, valid)
+  return before, state
+
+
+def test_adapters_move_and_the_base_does_not(parts, trained):
+  before, state = trained
+  after = host(state.params)
+  for name, value in before.items():
+    moved = not np.array_equal(after[name], value)
+    assert moved == lora.is_adapter(name), name
+    assert value.dtype == ("float32" if lora.is_adapter(name) else "bfloat16"), name
+
+
+def test_the_optimizer_holds_moments_of_adapters_only(parts, trained):
+  _, state = trained
+  adapters = [v for n, v in names.flat(state.params).items() if lora.is_adapter(n)]
+  size = sum(v.get_value().size for v in adapters)
+  held = sum(x.size for x in jax.tree.leaves(state.optimizer_state) if x.ndim)
+  assert len(adapters) == 2 * len(MATRICES)
+  assert held == 2 * size
+
+
+def test_no_gradient_of_a_base_weight_is_made(parts):
+  trained, fixed = state_lib.split(parts.fresh_params(), parts.frozen)
+  assert {n.rsplit("_lora", 1)[0] for n, x in _arrays(trained).items() if x is not None} == MATRICES
+  assert not set(_arrays(trained)) & set(_arrays(fixed))
+
+
+def _arrays(params):
+  leaves = jax.tree.leaves_with_path(params)
+  return {jax.tree_util.keystr(path[:-1], simple=True, separator="."): x for path, x in leaves}
+
+
+def test_a_checkpoint_holds_adapters_and_needs_the_same_base(parts, trained, tmp_path, data):
+  _, state = trained
+  store = parts.checkpoints(tmp_path / "sft")
+  store.save(2, state, {})
+  store.close()
+  size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+  assert size < sum(x.nbytes for x in jax.tree.leaves(state.params))
+  loaded = rl_loop.load_params(parts, tmp_path / "sft")
+  for name, value in host(loaded).items():
+    np.testing.assert_array_equal(value, host(state.params)[name], err_msg=name)
+  for changes, says in (
+    ({"seed": 1}, r"sft/2: was trained beside another params\.text"),
+    ({"model__lora__rank": 3}, r"another architecture: lora\.rank=2 there, 3 here"),
+  ):
+    other = nano.build(data, mesh=MESH, **{**ON, **changes})
+    with pytest.raises(errors.InputError, match=says):
+      rl_loop.load_params(other, tmp_path / "sft")
+
+
+def test_the_base_of_a_pretrained_model_is_read_in_its_dtype_and_adapters_change_nothing(
+  data, pretrained
+):
+  on = nano.build(data, mesh=MESH, model__pretrained=str(pretrained), model__tokenizer="", **ON)
+  params = on.fresh_params()
+  assert jax.tree.structure(params) == jax.tree.structure(on.abstract_params)
+  expected = qwen2_5_vl.from_pretrained(pretrained, dtype="bfloat16")[1]
+  for name, value in host(expected).items():
+    np.testing.assert_array_equal(host(params)[name], value, err_msg=name)
+  for name, variable in names.flat(params).items():
+    wanted = names.flat(on.abstract_params)[name].get_value().sharding
+    assert variable.get_value().sharding == wanted, name
+
+
+def test_rl_from_the_base_stays_close_to_the_base_without_a_copy_of_it(data, monkeypatch, tmp_path):
+  nano.use_devices(monkeypatch, 4)
+  config = nano.config(
+    data__directory=str(data), mesh=(1, 4, 1, 1), sft__steps=0, rl__steps=2, rl__kl_weight=0.1, **ON
+  )
+  copied = []
+  monkeypatch.setattr(
+    rl_loop.jnp, "copy", lambda x, copy=rl_loop.jnp.copy: copied.append(x.size) or copy(x)
+  )
+  rl_loop.train(config, tmp_path)
+  parts = parts_lib.build(config, tmp_path)
+  flat = names.flat(parts.abstract_params)
+  adapters = sum(v.get_value().size for n, v in flat.items() if lora.is_adapter(n))
+  assert sum(copied) == adapters
+
+
+def test_adapters_are_merged_on_export_and_also_written_alone(
+  parts, trained, tmp_path, monkeypatch
+):
+  before, state = trained
+  nano.use_devices(monkeypatch, 4)
+  store = parts.checkpoints(tmp_path / "checkpoints" / "sft")
+  store.save(2, state, {})
+  store.close()
+  export_stage.export(parts.config, tmp_path)
+  merged = host(qwen2_5_vl.from_pretrained(tmp_path / "export")[1])
+  assert {n for n in merged if (merged[n] != before[n].astype(np.float32)).any()} == MATRICES
+  assert (tmp_path / "export-adapter" / "adapter_config.json").is_file()
