@@ -105,7 +105,7 @@ def analyse(
   for program in programs.of_config(config, model, mesh, load):
     if only(program):
       progress(f"compiling {program.name} for {where.name}")
-      analyses.append(_analyse(program, where, mesh, _model_flops(program, config, model, load)))
+      analyses.append(examine(program, where, mesh, _model_flops(program, config, model, load)))
   return Plan(config=config, slice=where, mesh=dict(mesh.shape), load=load, analyses=analyses)
 
 
@@ -134,19 +134,20 @@ def _model_flops(
   return {name: load.prompts * value for name, value in parts.items()}
 
 
-def _analyse(
+def examine(
   program: programs.Program,
   where: topology.Slice,
   mesh: jax.sharding.Mesh,
   model_flops: dict[str, float],
 ) -> Analysis:
+  """Compiles one program and reads it. model_flops: by part, of all devices together."""
   held = programs.bytes_per_device(program.held)
   lowered = program.function.lower(*program.arguments, **program.keywords)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     return _too_large(program, lowered, held, error)
-  module = hlo.parse(compiled.as_text())
+  module = hlo.parse(hlo.text_of(compiled))
   places = [tuple(device.coords) for device in mesh.devices.flat]
   spent = costs.count(module, turns=program.turns)
   parts = [

@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from launch import hlo, loops
+from launch import hlo, kernels, loops
 
 COLLECTIVES = (
   "all-gather",
@@ -73,51 +73,79 @@ class Costs:
     }
 
 
-def count(module: hlo.Module, *, turns: int) -> tuple[Costs, Costs]:
+def count(module: hlo.Module, *, turns: int | None) -> tuple[Costs, Costs]:
   """Costs of a program, and apart from these the costs of what runs in its loops of unknown length.
 
-  turns: how often such a loop runs. Of a conditional all branches are counted. Raises ValueError where a loop's length
-  can't be read although only a counter decides it.
+  turns: how often such a loop runs; None where there should be none, and ValueError is raised if there is. Of a
+  conditional the costliest branch is counted.
   """
   counter = _Counter(module, turns)
-  counter.visit(module.computations[module.entry], 1, counter.once)
+  counter.visit(loops.Scope(module.computations[module.entry]), 1, counter.once)
   return counter.once, counter.turned
 
 
 class _Counter:
   """The walk over a module."""
 
-  def __init__(self, module: hlo.Module, turns: int):
+  def __init__(self, module: hlo.Module, turns: int | None):
     self.module, self.turns = module, turns
     self.once, self.turned = Costs(), Costs()
 
-  def visit(
-    self, computation: hlo.Computation, times: int, costs: Costs, *, fused: bool = False
-  ) -> None:
+  def visit(self, scope: loops.Scope, times: int, costs: Costs, *, fused: bool = False) -> None:
+    computation = scope.computation
     for instruction in computation.instructions:
-      flops, passes = matrix_flops(computation, instruction)
+      flops, passes = self._flops(scope, instruction)
       costs.flops += times * flops
       costs.passes += times * passes
       if not fused:
         costs.bytes += times * traffic(self.module, computation, instruction)
-      moved = transfer(self.module, computation, instruction, times)
+      moved = transfer(computation, instruction, times)
       if moved is not None:
         costs.transfers.append(moved)
       elif instruction.operation == "while":
-        self._visit_loop(computation, instruction, times, costs)
-      elif instruction.operation in ("call", "conditional", "async-start", "fusion"):
+        self._visit_loop(scope, instruction, times, costs)
+      elif instruction.operation == "conditional":
+        self._visit_costliest(scope, instruction, times, costs)
+      elif instruction.operation in ("call", "async-start", "fusion"):
         within = fused or instruction.operation == "fusion"
+        parameters = [(scope, operand) for operand in instruction.operands]
         for name in instruction.called:
-          self.visit(self.module.computations[name], times, costs, fused=within)
+          self.visit(self._scope(name, parameters), times, costs, fused=within)
+
+  def _scope(self, name: str, parameters: Sequence[tuple[loops.Scope, str]]) -> loops.Scope:
+    return loops.Scope(self.module.computations[name], parameters)
+
+  def _flops(self, scope: loops.Scope, instruction: hlo.Instruction) -> tuple[float, float]:
+    if kernels.is_kernel(instruction):
+      flops = kernels.flops(self.module, scope, instruction)
+      return flops, flops
+    return matrix_flops(scope.computation, instruction)
+
+  def _visit_costliest(
+    self, scope: loops.Scope, instruction: hlo.Instruction, times: int, costs: Costs
+  ) -> None:
+    """Devices may take different branches, and wait for the slowest."""
+    branches = []
+    for name, operand in zip(instruction.called, instruction.operands[1:], strict=True):
+      branches.append(Costs())
+      self.visit(self._scope(name, [(scope, operand)]), times, branches[-1])
+    most = max(branches, key=lambda branch: (branch.passes, branch.bytes))
+    costs.flops += most.flops
+    costs.passes += most.passes
+    costs.bytes += most.bytes
+    costs.transfers += most.transfers
 
   def _visit_loop(
-    self, computation: hlo.Computation, loop: hlo.Instruction, times: int, costs: Costs
+    self, scope: loops.Scope, loop: hlo.Instruction, times: int, costs: Costs
   ) -> None:
-    trips = loops.trip_count(self.module, computation, loop)
+    trips = loops.trip_count(self.module, scope, loop)
     if trips is None:
+      if self.turns is None:
+        raise ValueError(f"{loop.name}: how often the loop runs can't be read from its counter")
       trips, costs = self.turns, self.turned
     for name in loop.called:
-      self.visit(self.module.computations[name], times * trips, costs)
+      inner = loops.Scope(self.module.computations[name], loop=(scope, loop))
+      self.visit(inner, times * trips, costs)
 
 
 def matrix_flops(computation: hlo.Computation, instruction: hlo.Instruction) -> tuple[float, float]:
@@ -169,7 +197,7 @@ def _positions(
 
 
 def transfer(
-  module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction, times: int
+  computation: hlo.Computation, instruction: hlo.Instruction, times: int
 ) -> Transfer | None:
   """The collective that an instruction starts, if it does."""
   kind = instruction.operation.removesuffix("-start")
@@ -193,24 +221,33 @@ def first_group(instruction: hlo.Instruction) -> tuple[int, ...]:
   if pairs:
     return tuple(_numbers(pairs))
   text = instruction.attribute("replica_groups")
-  named = re.match(
-    r"mesh\[(.*?)\]\s*\{(.*?)\}", instruction.attributes.partition("replica_groups=")[2]
-  )
-  if named:
-    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named.group(1))}
-    axes = re.findall(r"'(\w+)'", named.group(2))
-    grid = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
-    first = tuple(slice(None) if name in axes else 0 for name in sizes)
-    return tuple(grid[first].ravel().tolist())
+  axes = re.search(r"replica_groups=mesh\[[^{]*\{(.*?)\}", instruction.attributes)
+  if axes:
+    return _first_along(text, instruction.attribute("device_ids").split(" ")[0], axes.group(1))
   listed = re.match(r"\{\{([\d,]*)\}", text)
   if listed:
     return tuple(_numbers(listed.group(1)))
-  tiled = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+  tiled = re.match(r"\[([\d,]+)\]<=(.*)", text)
   if tiled:
-    shape, grid, order = (_numbers(part or "") for part in tiled.groups())
-    devices = np.arange(math.prod(grid)).reshape(grid).transpose(order or None)
-    return tuple(devices.reshape(shape)[0].ravel().tolist())
+    devices = _device_grid(tiled.group(2)).reshape(_numbers(tiled.group(1)))
+    return tuple(devices[0].ravel().tolist())
   raise ValueError(f"{instruction.name}: unknown form of replica_groups: {text[:80]}")
+
+
+def _first_along(mesh: str, order: str, axes: str) -> tuple[int, ...]:
+  """The devices of a named mesh that share all its axes but `axes` with the first one."""
+  sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
+  shape = tuple(sizes.values())
+  devices = _device_grid(order or f"[{math.prod(shape)}]").reshape(shape)
+  along = re.findall(r"'(\w+)'", axes)
+  return tuple(devices[tuple(slice(None) if n in along else 0 for n in sizes)].ravel().tolist())
+
+
+def _device_grid(text: str) -> np.ndarray:
+  """Devices counted through a grid, its axes then reordered: `[2,4]T(1,0)`."""
+  sizes, _, order = text.strip("()").partition("T(")
+  grid = _numbers(sizes)
+  return np.arange(math.prod(grid)).reshape(grid).transpose(_numbers(order) or None)
 
 
 def traffic(

@@ -1,6 +1,6 @@
 """Reads the text of a compiled program: computations of instructions.
 
-Only what a count of costs needs is kept. The text is XLA's, as `jax.stages.Compiled.as_text` gives it.
+Only what a count of costs needs is kept.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +8,9 @@ import dataclasses
 import functools
 import math
 import re
+
+import jax
+from jaxlib import _hlo  # has no public name
 
 # Bytes of an element; those of token and opaque take no memory.
 ITEM_BYTES: Mapping[str, float] = {
@@ -23,7 +26,7 @@ ITEM_BYTES: Mapping[str, float] = {
 }
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^  (ROOT )?%?([\w.\-]+) = (.*)$")
+_INSTRUCTION = re.compile(r"^  (ROOT )?%?([\w.\-]+) = (.*)$", flags=re.DOTALL)
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _OPERATION = re.compile(r"\s*([a-z][\w\-]*)\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
@@ -127,6 +130,14 @@ class Module:
   computations: Mapping[str, Computation]
 
 
+def text_of(compiled: jax.stages.Compiled) -> str:
+  """The text of a program with all its constants, which `as_text` leaves out where they are large."""
+  module = compiled.runtime_executable().hlo_modules()[0]
+  options = _hlo.HloPrintOptions()
+  options.print_large_constants = True
+  return module.to_string(options)
+
+
 def parse(text: str) -> Module:
   """Reads a module's text. Raises ValueError where it holds no entry computation."""
   computations, entry, name, lines = {}, None, None, []
@@ -136,13 +147,14 @@ def parse(text: str) -> Module:
       if header:
         name, lines = header.group(2), []
         entry = name if header.group(1) else entry
-    elif line.startswith("}"):
-      computations[name] = Computation(name, tuple(lines))
+    elif line == "}":
+      found = (_INSTRUCTION.match(_COMMENT.sub("", whole)) for whole in lines)
+      computations[name] = Computation(name, tuple(_instruction(*f.groups()) for f in found if f))
       name = None
-    else:
-      found = _INSTRUCTION.match(_COMMENT.sub("", line))
-      if found:
-        lines.append(_instruction(*found.groups()))
+    elif _INSTRUCTION.match(line):
+      lines.append(line)
+    elif lines:  # attributes may hold line breaks
+      lines[-1] += line
   if entry is None:
     raise ValueError("the text holds no entry computation")
   return Module(entry, computations)

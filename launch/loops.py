@@ -25,30 +25,44 @@ class _State:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Scope:
-  """A computation, and what stands for its parameters: the loop's state, or instructions of an outer scope."""
+class Scope:
+  """A computation and what stands for its parameters.
+
+  parameters: instructions of the scope that calls it. loop: the `while` whose body it is, with the scope of that.
+  """
 
   computation: hlo.Computation
-  parameters: Sequence[tuple["_Scope", str]] | None = None
+  parameters: Sequence[tuple["Scope", str]] | None = None
+  loop: tuple["Scope", hlo.Instruction] | None = None
 
 
-def trip_count(
-  module: hlo.Module, computation: hlo.Computation, loop: hlo.Instruction
-) -> int | None:
-  """How often a `while` of `computation` runs its body; None where more than a counter decides it."""
-  condition = _Scope(module.computations[loop.attribute("condition").lstrip("%")])
-  body = _Scope(module.computations[loop.attribute("body").lstrip("%")])
+def trip_count(module: hlo.Module, before: Scope, loop: hlo.Instruction) -> int | None:
+  """How often a `while` of the scope `before` runs its body; None where more than a counter decides it."""
+  condition = Scope(module.computations[loop.attribute("condition").lstrip("%")])
+  body = Scope(module.computations[loop.attribute("body").lstrip("%")])
   scope, test = _resolve(module, condition, condition.computation.root.name)
   if test.operation != "compare":
     return None
-  left, right = (_value(module, scope, name) for name in test.operands)
+  inside = body.computation.root.name
+
+  def settled(side: object) -> object:
+    """What a side is in every turn, where the body hands it on as it came."""
+    if not isinstance(side, _Linear) or side.index is None:
+      return side
+    if _element(module, body, inside, side.index) != _Linear(0, side.index):
+      return side
+    return _sum(
+      _element(module, before, loop.operands[0], side.index), _Linear(side.offset), sign=1
+    )
+
+  left, right = (settled(_value(module, scope, name)) for name in test.operands)
   if not isinstance(left, _Linear) or not isinstance(right, _Linear):
     return None
   if (left.index is None) == (right.index is None):
     return None
   counter, limit = (left, right) if right.index is None else (right, left)
-  start = _element(module, _Scope(computation), loop.operands[0], counter.index)
-  after = _element(module, body, body.computation.root.name, counter.index)
+  start = _element(module, before, loop.operands[0], counter.index)
+  after = _element(module, body, inside, counter.index)
   if not isinstance(start, _Linear) or start.index is not None:
     return None
   if not isinstance(after, _Linear) or after.index != counter.index or not after.offset:
@@ -65,7 +79,25 @@ def trip_count(
   return max(0, -(-(distance + (direction in ("LE", "GE"))) // step))
 
 
-def _resolve(module: hlo.Module, scope: _Scope, name: str) -> tuple[_Scope, hlo.Instruction]:
+def origin(module: hlo.Module, scope: Scope, name: str) -> hlo.Instruction:
+  """The instruction that made a value, also where loops only hand it on."""
+  scope, instruction = _resolve(module, scope, name)
+  if instruction.operation != "get-tuple-element":
+    return instruction
+  index = int(instruction.attribute("index"))
+  inner, source = _resolve(module, scope, instruction.operands[0])
+  if source.operation == "tuple":
+    return origin(module, inner, source.operands[index])
+  if source.operation == "parameter" and inner.loop is not None:
+    outer, loop = inner.loop
+    handed_on = _element(module, inner, inner.computation.root.name, index) == _Linear(0, index)
+    outer, initial = _resolve(module, outer, loop.operands[0])
+    if handed_on and initial.operation == "tuple":
+      return origin(module, outer, initial.operands[index])
+  return instruction
+
+
+def _resolve(module: hlo.Module, scope: Scope, name: str) -> tuple[Scope, hlo.Instruction]:
   """The instruction that a name stands for, behind copies, fusions and their parameters, with its scope."""
   instruction = scope.computation.by_name[name]
   if instruction.operation in _SAME:
@@ -73,13 +105,13 @@ def _resolve(module: hlo.Module, scope: _Scope, name: str) -> tuple[_Scope, hlo.
   if instruction.operation in ("fusion", "call"):
     inner = module.computations[instruction.called[0]]
     parameters = [(scope, operand) for operand in instruction.operands]
-    return _resolve(module, _Scope(inner, parameters), inner.root.name)
+    return _resolve(module, Scope(inner, parameters), inner.root.name)
   if instruction.operation == "parameter" and scope.parameters is not None:
     return _resolve(module, *scope.parameters[int(instruction.argument)])
   return scope, instruction
 
 
-def _value(module: hlo.Module, scope: _Scope, name: str) -> _Linear | _State | None:
+def _value(module: hlo.Module, scope: Scope, name: str) -> _Linear | _State | None:
   """What an instruction computes, as far as counting needs it."""
   scope, instruction = _resolve(module, scope, name)
   if instruction.operation == "parameter":
@@ -96,14 +128,14 @@ def _value(module: hlo.Module, scope: _Scope, name: str) -> _Linear | _State | N
   return None
 
 
-def _element(module: hlo.Module, scope: _Scope, name: str, index: int) -> _Linear | _State | None:
+def _element(module: hlo.Module, scope: Scope, name: str, index: int) -> _Linear | _State | None:
   """One element of a tuple."""
   instruction = scope.computation.by_name[name]
   if instruction.operation == "fusion":
     inner = module.computations[instruction.called[0]]
     if inner.root.operation == "tuple":
       parameters = [(scope, operand) for operand in instruction.operands]
-      return _value(module, _Scope(inner, parameters), inner.root.operands[index])
+      return _value(module, Scope(inner, parameters), inner.root.operands[index])
     return None
   scope, instruction = _resolve(module, scope, name)
   if instruction.operation == "tuple":

@@ -53,7 +53,7 @@ def _run(argv: list[str]) -> int:
     )
   # A plan has no workdir; the entry point's own parser reads the rest and checks each field.
   config, _, _ = vr_jax.parse_flags(["launch/plan.py", "--workdir=.", *rest])
-  topology.prepare_environment()
+  topology.prepare()
   from launch import analysis, report, sweep  # jax starts late
   from vr_jax.train import choices
 

@@ -26,13 +26,19 @@ class Slice:
     return len(self.devices) // self.chip.devices_per_chip
 
 
-def prepare_environment() -> None:
+def prepare() -> None:
   """Lets libtpu compile where there is no TPU. Call it before jax starts a backend."""
-  os.environ["JAX_PLATFORMS"] = "cpu"
+  jax.config.update("jax_platforms", "cpu")
+  # What was compiled for a device that is not here can't be loaded again.
+  jax.config.update("jax_enable_compilation_cache", False)
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # nobody is there to answer
-  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = (
-    "1"  # no device is held, so processes need not take turns
-  )
+  # No device is held, so that processes need not take turns.
+  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+  # libtpu complains where it finds no type and no hosts of its own; any do.
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+  os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
 
 
 def find(name: str) -> Slice:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 import ml_collections
 import numpy as np
+import optax
 
 from vr_jax import errors, records
 from vr_jax.data import sampling
@@ -44,8 +45,8 @@ class Load:
 class Program:
   """A jitted function and what it is called with.
 
-  runs: calls in one RL step. turns: how often a loop runs whose length only the replies decide. held: arrays that lie
-  in memory meanwhile and are none of its arguments.
+  runs: calls in one RL step. turns: how often a loop runs whose length only the replies decide, None where there is
+  none. held: arrays that lie in memory meanwhile and are none of its arguments.
   """
 
   name: str
@@ -53,7 +54,7 @@ class Program:
   arguments: tuple[PyTree, ...]
   keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
   runs: int = 1
-  turns: int = 1
+  turns: int | None = None
   held: PyTree = None
 
 
@@ -113,67 +114,111 @@ def of_config(
 
   Raises InputError where the mesh does not fit the model or the batch.
   """
-  rl = config.rl
+  run = _run(config, model, mesh, load)
+  return [_rollout(run), *_scorers(run), _train_step(run)]
+
+
+def resident(
+  config: ml_collections.ConfigDict, model: model_config.Config, mesh: jax.sharding.Mesh, load: Load
+) -> int:
+  """Bytes on each device that a run holds between its programs: parameters, optimizer, reference.
+
+  Raises InputError as `of_config` does.
+  """
+  run = _run(config, model, mesh, load)
+  return bytes_per_device((run.state, run.reference))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+  """What `rl_loop` holds before its first step, in shapes."""
+
+  net: network.Network
+  load: Load
+  optimizer: optax.GradientTransformation
+  state: state_lib.TrainState
+  reference: PyTree
+  prompt: records.Prompt
+  replies: records.Rollout
+
+  @property
+  def scored(self) -> jax.ShapeDtypeStruct:
+    """A number for each token of the replies."""
+    return self.replies.log_probs
+
+
+def _run(
+  config: ml_collections.ConfigDict, model: model_config.Config, mesh: jax.sharding.Mesh, load: Load
+) -> _Run:
   mesh_lib.check_batch(load.prompts, mesh, "config.rl.prompts", parts=load.microbatches)
   allowed = jnp.ones(model.text.vocab_size, bool)
   net = network.Network(
     config=config, mesh=mesh, model=model, allowed=allowed, stop_tokens=STOP_TOKENS
   )
-  params, whole = net.abstract_params, mesh_lib.replicated(mesh)
-  optimizer = state_lib.make_optimizer(rl, params, net.frozen)
-  state = state_lib.abstract(params, optimizer, mesh)
-  reference = params if rl.kl_weight else None
-  prompt, rollout = _prompt(load, model, mesh), _rollout(load, mesh)
-  score = steps.make_scorer(net.graph, allowed, temperature=rl.temperature)
-  scored = _on_mesh(_reply(load, jnp.float32), mesh)
-  signal = _on_mesh(_shape((load.prompts,), bool), mesh)
-  programs = [
-    Program(
-      name="rollout",
-      function=sampler.sample,
-      arguments=(
-        net.graph,
-        params,
-        prompt,
-        jax.ShapeDtypeStruct(allowed.shape, bool, sharding=whole),
-        jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole),
-      ),
-      keywords={"decoding": net.decoding(group=load.group, max_new_tokens=load.time)},
-      turns=load.time,
-      held=(state.optimizer_state, reference),
-    )
-  ]
-  if rl.kl_weight:
-    programs.append(
-      Program(
-        name="reference log-probs",
-        function=score,
-        arguments=(reference, prompt, rollout),
-        held=state,
-      )
-    )
-  if rl.epochs > 1:
-    programs.append(
-      Program(
-        name="policy log-probs",
-        function=score,
-        arguments=(params, prompt, rollout),
-        held=(state.optimizer_state, reference),
-      )
-    )
-  old = scored if rl.epochs > 1 else None
-  of_reference = scored if rl.kl_weight else None
-  step = steps.make_rl_step(net.graph, optimizer, allowed, rl, frozen=net.frozen)
-  programs.append(
-    Program(
-      name="train step",
-      function=step,
-      arguments=(state, prompt, rollout, scored, signal, old, of_reference),
-      runs=rl.epochs,
-      held=reference,
-    )
+  optimizer = state_lib.make_optimizer(config.rl, net.abstract_params, net.frozen)
+  return _Run(
+    net=net,
+    load=load,
+    optimizer=optimizer,
+    state=state_lib.abstract(net.abstract_params, optimizer, mesh),
+    reference=net.abstract_params if config.rl.kl_weight else None,
+    prompt=mesh_lib.abstract_batch(_prompt(load, model), mesh),
+    replies=mesh_lib.abstract_batch(_replies(load), mesh),
   )
-  return programs
+
+
+def _rollout(run: _Run) -> Program:
+  whole = mesh_lib.replicated(run.net.mesh)
+  allowed = jax.ShapeDtypeStruct(run.net.allowed.shape, bool, sharding=whole)
+  key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole)
+  return Program(
+    name="rollout",
+    function=sampler.sample,
+    arguments=(run.net.graph, run.state.params, run.prompt, allowed, key),
+    keywords={"decoding": run.net.decoding(group=run.load.group, max_new_tokens=run.load.time)},
+    turns=run.load.time,
+    held=(run.state.optimizer_state, run.reference),
+  )
+
+
+def _scorers(run: _Run) -> list[Program]:
+  rl = run.net.config.rl
+  score = steps.make_scorer(run.net.graph, run.net.allowed, temperature=rl.temperature)
+  of_reference = Program(
+    name="reference log-probs",
+    function=score,
+    arguments=(run.reference, run.prompt, run.replies),
+    held=run.state,
+  )
+  of_policy = Program(
+    name="policy log-probs",
+    function=score,
+    arguments=(run.state.params, run.prompt, run.replies),
+    held=(run.state.optimizer_state, run.reference),
+  )
+  return [of_reference] * bool(rl.kl_weight) + [of_policy] * (rl.epochs > 1)
+
+
+def _train_step(run: _Run) -> Program:
+  net, rl = run.net, run.net.config.rl
+  signal = jax.ShapeDtypeStruct((run.load.prompts,), bool)
+  old = run.scored if rl.epochs > 1 else None
+  of_reference = run.scored if rl.kl_weight else None
+  return Program(
+    name="train step",
+    function=steps.make_rl_step(net.graph, run.optimizer, net.allowed, rl, frozen=net.frozen),
+    arguments=(
+      run.state,
+      run.prompt,
+      run.replies,
+      run.scored,
+      mesh_lib.abstract_batch(signal, net.mesh),
+      old,
+      of_reference,
+    ),
+    runs=rl.epochs,
+    held=run.reference,
+  )
 
 
 def bytes_per_device(tree: PyTree) -> int:
@@ -185,42 +230,28 @@ def bytes_per_device(tree: PyTree) -> int:
   )
 
 
-def _prompt(load: Load, model: model_config.Config, mesh: jax.sharding.Mesh) -> records.Prompt:
-  tokens = _shape((load.prompts, load.prefix), jnp.int32)
+def _prompt(load: Load, model: model_config.Config) -> records.Prompt:
+  tokens = jax.ShapeDtypeStruct((load.prompts, load.prefix), jnp.int32)
   grid = (load.prompts, load.frames, load.patches)
-  prompt = records.Prompt(
+  return records.Prompt(
     tokens=tokens,
     kind=tokens,
-    positions=_shape((3, *tokens.shape), jnp.int32),
-    next_position=_shape((load.prompts,), jnp.int32),
+    positions=jax.ShapeDtypeStruct((3, *tokens.shape), jnp.int32),
+    next_position=jax.ShapeDtypeStruct((load.prompts,), jnp.int32),
     media_index=tokens,
     vision=records.Vision(
-      patches=_shape((*grid, model.vision.patch_dim), jnp.float32),
-      rows=_shape((*grid, 2), jnp.int32),
-      window=_shape(grid, jnp.int32),
+      patches=jax.ShapeDtypeStruct((*grid, model.vision.patch_dim), jnp.float32),
+      rows=jax.ShapeDtypeStruct((*grid, 2), jnp.int32),
+      window=jax.ShapeDtypeStruct(grid, jnp.int32),
     ),
   )
-  return _on_mesh(prompt, mesh)
 
 
-def _rollout(load: Load, mesh: jax.sharding.Mesh) -> records.Rollout:
-  number = _reply(load, jnp.int32)
-  rollout = records.Rollout(
-    tokens=number, log_probs=_reply(load, jnp.float32), kind=number, turn=number
-  )
-  return _on_mesh(rollout, mesh)
-
-
-def _reply(load: Load, dtype: Any) -> jax.ShapeDtypeStruct:
-  return _shape((load.prompts, load.group, load.time), dtype)
-
-
-def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def _on_mesh(batch: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
-  return mesh_lib.abstract_batch(batch, mesh)
+def _replies(load: Load) -> records.Rollout:
+  shape = (load.prompts, load.group, load.time)
+  number = jax.ShapeDtypeStruct(shape, jnp.int32)
+  log_probs = jax.ShapeDtypeStruct(shape, jnp.float32)
+  return records.Rollout(tokens=number, log_probs=log_probs, kind=number, turn=number)
 
 
 def _check_bucket(size: int, what: str, buckets: Sequence[int], field: str) -> None:

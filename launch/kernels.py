@@ -1,0 +1,59 @@
+"""FLOPs of Pallas kernels, which a compiled program holds as calls whose inside is no text.
+
+Known is splash attention: it goes over blocks of queries and keys, and leaves out those of which the mask lets nothing
+through. Source: jax.experimental.pallas.ops.tpu.splash_attention, whose kernels make so many products of each block.
+"""
+
+import re
+
+from launch import hlo, loops
+
+_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+_BLOCKS = {"fwd": ("block_q", "block_kv"), "dq": ("block_q_dq", "block_kv_dq")} | {
+  "dkv": ("block_q_dkv", "block_kv_dkv")
+}
+
+
+def is_kernel(instruction: hlo.Instruction) -> bool:
+  """Whether an instruction calls a kernel."""
+  return 'custom_call_target="tpu_custom_call"' in instruction.attributes
+
+
+def flops(module: hlo.Module, scope: loops.Scope, instruction: hlo.Instruction) -> float:
+  """Of the matrix products of one call. Raises ValueError where the kernel is none of those known.
+
+  Where the text leaves out which blocks its mask lets through, all of them count.
+  """
+  kind = re.search(r"splash_mha_(fwd|dq|dkv)", instruction.name + instruction.op_name)
+  if not kind:
+    raise ValueError(
+      f"{instruction.name}: a kernel whose FLOPs are not known ({instruction.op_name})"
+    )
+  operands = [scope.computation.by_name[name].shapes[0] for name in instruction.operands]
+  arrays = [i for i, shape in enumerate(operands) if shape.dtype in ("bf16", "f32") and shape.sizes]
+  query, key = (operands[i].sizes for i in arrays[:2])
+  *heads, queries, head_dim = query
+  count = head_dim * _PRODUCTS[kind.group(1)] * 2.0
+  for size in heads:
+    count *= size
+  rows, columns = (_block(instruction, name) for name in _BLOCKS[kind.group(1)])
+  every = -(-queries // rows) * -(-key[-2] // columns)
+  # The first operand says which keys come next, the second which blocks the mask lets through.
+  mask = loops.origin(module, scope, instruction.operands[1])
+  return count * rows * columns * _let_through(mask, every)
+
+
+def _block(instruction: hlo.Instruction, name: str) -> int:
+  found = re.search(rf'{name}\\*": (\d+)', instruction.attributes)
+  if not found:
+    raise ValueError(f"{instruction.name}: the kernel does not state its {name}")
+  return int(found.group(1))
+
+
+def _let_through(mask: hlo.Instruction, every: int) -> float:
+  """Blocks that are computed: those whose number in the mask is not 0; a mask of one block stands for all."""
+  entries = re.findall(r"\d+", mask.argument) if mask.operation == "constant" else []
+  if len(entries) <= 1 or "..." in mask.argument:
+    return every
+  heads = mask.shapes[0].sizes[0]
+  return sum(entry != "0" for entry in entries) / heads

@@ -1,0 +1,78 @@
+"""Texts of small compiled programs, in the form in which the TPU compiler prints them."""
+
+# Seven turns of a counter from 0; an 8x16 by 16x16 product and an all-reduce in each, and one more product outside.
+LOOP = """\
+HloModule jit_f, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%product (p0: bf16[8,16], p1: bf16[16,16]) -> bf16[8,16] {
+  %p0 = bf16[8,16]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %p1 = bf16[16,16]{1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %convolution.1 = bf16[8,16]{1,0:T(8,128)(2,1)} convolution(%p0, %p1), dim_labels=bf_io->bf, metadata={op_name="jit(f)/while/body/dot_general"}
+}
+
+%body (state: (s32[], bf16[8,16], /*index=2*/bf16[16,16])) -> (s32[], bf16[8,16], bf16[16,16]) {
+  %state = (s32[]{:T(128)}, bf16[8,16]{1,0:T(8,128)(2,1)}, /*index=2*/bf16[16,16]{1,0}) parameter(0)
+  %counter = s32[]{:T(128)} get-tuple-element(%state), index=0
+  %one = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)} add(%counter, %one)
+  %x = bf16[8,16]{1,0:T(8,128)(2,1)} get-tuple-element(%state), index=1
+  %w = bf16[16,16]{1,0:T(8,128)(2,1)} get-tuple-element(%state), index=2
+  %fused = bf16[8,16]{1,0:T(8,128)(2,1)} fusion(%x, %w), kind=kOutput, calls=%product, metadata={op_name="jit(f)/while/body/dot_general"}
+  %reduced = bf16[8,16]{1,0:T(8,128)(2,1)} all-reduce(%fused), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %tuple = (s32[], bf16[8,16], /*index=2*/bf16[16,16]) tuple(%next, %reduced, /*index=2*/%w)
+}
+
+%condition (state.1: (s32[], bf16[8,16], bf16[16,16])) -> pred[] {
+  %state.1 = (s32[]{:T(128)}, bf16[8,16]{1,0:T(8,128)(2,1)}, bf16[16,16]{1,0}) parameter(0)
+  %counter.1 = s32[]{:T(128)} get-tuple-element(%state.1), index=0
+  %limit = s32[]{:T(128)} constant(7)
+  ROOT %less = pred[]{:T(512)} compare(%counter.1, %limit), direction=LT
+}
+
+ENTRY %main (arg0: bf16[8,16], arg1: bf16[16,16]) -> bf16[8,16] {
+  %arg0 = bf16[8,16]{1,0:T(8,128)(2,1)} parameter(0)
+  %arg1 = bf16[16,16]{1,0:T(8,128)(2,1)} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  %start = s32[]{:T(128)} copy(%zero)
+  %initial = (s32[], bf16[8,16], bf16[16,16]) tuple(%start, %arg0, %arg1)
+  %loop = (s32[], bf16[8,16], bf16[16,16]) while(%initial), condition=%condition, body=%body
+  %out = bf16[8,16]{1,0:T(8,128)(2,1)} get-tuple-element(%loop), index=1
+  ROOT %last = bf16[8,16]{1,0:T(8,128)(2,1)} fusion(%out, %arg1), kind=kOutput, calls=%product
+}
+"""
+
+# The body reads one layer of a stack, and writes one layer of another in place.
+SLICES = """\
+HloModule jit_g
+
+%one_layer (p: f32[28,128,128], i: s32[]) -> f32[128,128] {
+  %p = f32[28,128,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %nought = s32[] constant(0)
+  %cut = f32[1,128,128]{2,1,0} dynamic-slice(%p, %i, %nought, %nought), dynamic_slice_sizes={1,128,128}
+  ROOT %flat = f32[128,128]{1,0} bitcast(%cut)
+}
+
+%keep_layer (p.1: f32[28,128,128], u: f32[128,128], i.1: s32[]) -> f32[28,128,128] {
+  %p.1 = f32[28,128,128]{2,1,0} parameter(0)
+  %u = f32[128,128]{1,0} parameter(1)
+  %i.1 = s32[] parameter(2)
+  %nought.1 = s32[] constant(0)
+  %flat.1 = f32[1,128,128]{2,1,0} bitcast(%u)
+  ROOT %updated = f32[28,128,128]{2,1,0} dynamic-update-slice(%p.1, %flat.1, %i.1, %nought.1, %nought.1)
+}
+
+ENTRY %main (stack: f32[28,128,128], at: s32[], kept: f32[28,128,128]) -> f32[28,128,128] {
+  %stack = f32[28,128,128]{2,1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %kept = f32[28,128,128]{2,1,0} parameter(2)
+  %layer = f32[128,128]{1,0} fusion(%stack, %at), kind=kLoop, calls=%one_layer
+  ROOT %result = f32[28,128,128]{2,1,0} fusion(%kept, %layer, %at), kind=kLoop, calls=%keep_layer
+}
+"""

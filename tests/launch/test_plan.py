@@ -1,0 +1,164 @@
+"""The command line: what it refuses, in one line, and what a plan says of a config that has no room."""
+
+import importlib.util
+import json
+
+import pytest
+
+from launch import analysis, costs, hlo, plan, report, sweep, topology
+from tests.train import nano
+from vr_jax import errors
+from vr_jax.train import programs
+
+CONFIG = f"--config={nano.ROOT / nano.RECIPE}"
+
+
+def refused(capsys, *flags: str) -> str:
+  assert plan.main(flags) == 2
+  line = capsys.readouterr().err.strip()
+  assert "\n" not in line
+  return line
+
+
+def test_an_unknown_topology_is_answered_with_the_known_ones(capsys):
+  for name in ("v9:2x2", "v5p-16", "", "nonsense"):
+    line = refused(capsys, f"{CONFIG}:tiny", f"--topology={name}", "--config.rl.steps=1")
+    assert "topology" in line
+  line = refused(capsys, f"{CONFIG}:tiny", "--topology=v9:2x2")
+  for known in ("v5e:{2x2", "v5p:{2x2x1", "v6e:{2x2", "tpu7x:{2x2x1"):
+    assert known in line
+
+
+@pytest.mark.parametrize("name", ["v5e:4x4x4", "v5p:4x4", "v5p:3x3x3", "v6e:1x1", "v5p:axb"])
+def test_a_shape_that_no_slice_has_is_refused(capsys, name):
+  assert f"--topology={name}" in refused(capsys, f"{CONFIG}:tiny", f"--topology={name}")
+
+
+def test_without_the_tpu_compiler_nothing_else_is_taken_for_it(monkeypatch):
+  real = importlib.util.find_spec
+  monkeypatch.setattr(
+    importlib.util, "find_spec", lambda name, *rest: None if name == "libtpu" else real(name, *rest)
+  )
+  with pytest.raises(errors.InputError, match=r"libtpu: not installed.*pip install"):
+    topology.find("v5e:2x2")
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    (["--config.mesh=(1,3,1,1)"], ["config.mesh", "4 devices"]),
+    (["--config.mesh=(1,1,1,4)"], ["config.mesh", "does not divide"]),
+    (["--config.mesh=(1,1)"], ["config.mesh", "four"]),
+    (["--config.rl.prompts=6"], ["config.rl.prompts=6", "not a multiple"]),
+    (["--config.model.dtype=float16"], ["config.model.dtype=float16", "TPU v5e", "bfloat16"]),
+    (["--config.data.frames=640"], ["config.model.frame_buckets", "320 temporal patches"]),
+    (["--config.rl.promts=6"], ["config.rl.promts", "nearest"]),
+    (["--config.model.pretrained=/nowhere/else"], ["config.model.pretrained=/nowhere/else"]),
+    (["--sideways"], ["sideways"]),
+  ],
+)
+def test_what_does_not_go_together_is_named(capsys, flags, words):
+  line = refused(capsys, f"{CONFIG}:tiny", "--topology=v5e:2x2", *flags)
+  for word in words:
+    assert word in line
+
+
+def test_a_config_that_is_no_file_is_refused(capsys):
+  assert "no such file" in refused(capsys, "--config=nowhere.py:tiny", "--topology=v5e:2x2")
+  assert "--config=" in refused(capsys, "--topology=v5e:2x2")
+
+
+def planned(one: analysis.Analysis) -> analysis.Plan:
+  where = topology.find("v5e:2x2")
+  config = nano.recipe("tiny")
+  model = programs.model_of(config)
+  mesh = {"data": 4, "fsdp": 1, "sequence": 1, "tensor": 1}
+  load = programs.load_of(config, model)
+  return analysis.Plan(config=config, slice=where, mesh=mesh, load=load, analyses=[one])
+
+
+def too_large(*, arguments: float, temporaries: float, parts=()) -> analysis.Analysis:
+  memory = analysis.Memory(
+    arguments=arguments,
+    temporaries=temporaries,
+    output=0,
+    held=0,
+    peak=arguments + temporaries,
+  )
+  largest = [costs.Temporary(hlo.Shape("f32", (8, 1024, 152064)), "jit(step)/logits")]
+  return analysis.Analysis(
+    name="train step", runs=1, memory=memory, fits=False, parts=parts, largest=largest
+  )
+
+
+def test_of_a_program_without_room_the_largest_tensor_and_a_remedy_are_named():
+  found = planned(too_large(arguments=2e9, temporaries=30e9))
+  text = report.as_text(found)
+  verdict = text.splitlines()[-1]
+  for word in ("does not fit", "f32[8,1024,152064]", "4.64 GiB", "rl.microbatches", "15.75"):
+    assert word in verdict
+  assert not found.fits
+  assert report.as_json(found)["step"] is None
+
+
+def test_where_parameters_alone_take_the_room_the_mesh_is_to_change():
+  verdict = report.as_text(planned(too_large(arguments=14e9, temporaries=9e9))).splitlines()[-1]
+  for word in ("parameters, optimizer and reference take 13.0", "config.mesh", "freeze"):
+    assert word in verdict
+
+
+def test_a_plan_becomes_json():
+  found = report.as_json(planned(too_large(arguments=2e9, temporaries=30e9)))
+  assert json.loads(json.dumps(found))["programs"][0]["memory"]["temporaries"] == 30e9
+
+
+def test_arrays_of_a_traced_program_are_ranked_by_size():
+  text = """\
+    %1 = stablehlo.add %0, %0 : tensor<4x8xf32> loc(#loc3)
+    %2 = stablehlo.dot_general %1, %a, contracting_dims = [1] x [0] : (tensor<4x8xf32>, tensor<8x99xf32>) -> tensor<4x99xf32> loc(#loc4)
+#loc4 = loc("jit(f)/logits"(#loc2))
+"""
+  found = analysis.largest_traced(text)
+  assert [str(temporary.shape) for temporary in found] == ["f32[4,99]", "f32[4,8]"]
+  assert found[0].op_name == "jit(f)/logits"
+
+
+def test_meshes_of_a_sweep_use_every_device_and_divide_the_model():
+  config = nano.recipe("7b")
+  where = topology.find("v5p:2x2x2")
+  found = sweep.candidates(config, where)
+  assert found
+  for data, fsdp, sequence, tensor in found:
+    assert data * fsdp * sequence * tensor == 8
+    assert 4 % tensor == 0  # key and value heads
+    assert config.rl.prompts % (data * fsdp) == 0
+
+
+def test_a_sweep_takes_the_fastest_mesh_and_grows_the_load_on_it():
+  """Measured by a rule: fits below a product of frames, group and rows; a larger fsdp is faster."""
+  config = nano.recipe("3b")
+  with config.unlocked():
+    config.rl.microbatches = 4
+
+  def measure(changed):
+    rows = changed.rl.prompts // changed.rl.microbatches
+    fits = rows * changed.rl.group * changed.data.frames <= 16 * 8 * 32
+    memory = analysis.Memory(arguments=0, temporaries=0, output=0, held=0, peak=0)
+    line = analysis.roofline.Roofline(compute=8 / changed.mesh[1], memory=0, network=0)
+    part = analysis.Part(name="all", costs=costs.Costs(), roofline=line, model_flops=1)
+    one = analysis.Analysis(name="all", runs=1, memory=memory, fits=fits, parts=[part], largest=[])
+    sides = dict(zip(("data", "fsdp", "sequence", "tensor"), changed.mesh, strict=True))
+    model = programs.model_of(changed)
+    return analysis.Plan(
+      config=changed,
+      slice=topology.find("v5e:2x2"),
+      mesh=sides,
+      load=programs.load_of(changed, model),
+      analyses=[one],
+    )
+
+  found = sweep.walk(config, [(4, 1, 1, 1), (1, 4, 1, 1), (2, 2, 1, 1)], measure)
+  assert found.best.mesh == (1, 4, 1, 1)
+  assert (found.largest.rows, found.largest.frames, found.largest.group) == (16, 32, 8)
+  assert json.loads(json.dumps(sweep.as_json(found)))["largest"]["frames"] == 32
+  assert "fastest: mesh 1x4x1x1" in sweep.as_text(found)

@@ -1,0 +1,122 @@
+"""What programs a config has, and the sizes of its arrays, without weights."""
+
+import math
+
+import jax
+import pytest
+
+from launch import topology
+from tests.train import nano
+from vr_jax import errors
+from vr_jax.models.qwen2_5_vl import config as model_config
+from vr_jax.models.qwen2_5_vl import flops, sizes
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.train import programs
+
+
+def built(config, shape=(1, 2, 1, 1)):
+  mesh = mesh_lib.make_mesh(shape, jax.devices()[: math.prod(shape)])
+  model = programs.model_of(config)
+  return programs.of_config(config, model, mesh, programs.load_of(config, model)), model, mesh
+
+
+@pytest.mark.parametrize(
+  ("name", "billions"),
+  [
+    ("Qwen2.5-VL-3B-Instruct", 3.755),
+    ("Qwen2.5-VL-7B-Instruct", 8.292),
+    ("Qwen2.5-VL-72B-Instruct", 73.411),
+  ],
+)
+def test_released_models_have_the_parameters_that_their_cards_state(name, billions):
+  """Hugging Face's model pages, parameters in safetensors: 3.75, 8.29 and 73.4 billion."""
+  config = nano.recipe("7b")
+  with config.unlocked():
+    config.model.pretrained = f"/models/{name}"
+  mesh = mesh_lib.make_mesh((1, 1, 1, 1), jax.devices()[:1])
+  model = programs.model_of(config)
+  step = programs.of_config(config, model, mesh, programs.load_of(config, model))[-1]
+  count = sum(math.prod(x.shape) for x in jax.tree.leaves(step.arguments[0].params))
+  assert count / 1e9 == pytest.approx(billions, abs=2e-3)
+
+
+def test_a_config_json_on_disk_goes_before_the_table(tmp_path):
+  config = nano.recipe("7b")
+  directory = tmp_path / "Qwen2.5-VL-7B-Instruct"
+  directory.mkdir()
+  (directory / "config.json").write_text("{}")
+  with config.unlocked():
+    config.model.pretrained = str(directory)
+  with pytest.raises(errors.InputError, match=r"config\.json"):
+    programs.model_of(config)
+
+
+def test_a_step_has_the_programs_that_its_config_asks_for():
+  config = nano.config(rl__kl_weight=0.04)
+  names = [program.name for program in built(config)[0]]
+  assert names == ["rollout", "reference log-probs", "train step"]
+  both = nano.config(rl__kl_weight=0.04, rl__epochs=2)
+  found = built(both)[0]
+  assert [program.name for program in found][1:3] == ["reference log-probs", "policy log-probs"]
+  assert found[-1].runs == 2
+  without = nano.config(rl__kl_weight=0.0)
+  assert [program.name for program in built(without)[0]] == ["rollout", "train step"]
+
+
+def test_what_lies_in_memory_beside_a_program_is_the_rest_of_the_run():
+  config = nano.config(rl__kl_weight=0.04)
+  found, model, mesh = built(config)
+  load = programs.load_of(config, model)
+  everything = programs.resident(config, model, mesh, load)
+  params = programs.bytes_per_device(found[-1].arguments[0].params)
+  assert everything == pytest.approx(4 * params, rel=0.01)  # two moments, and the reference
+  rollout, reference, step = found
+  counters = 3 * 4
+  assert programs.bytes_per_device(rollout.held) == everything - params - counters
+  assert programs.bytes_per_device(reference.held) == everything - params
+  assert programs.bytes_per_device(step.held) == params
+
+
+def test_a_mesh_holds_its_share_of_each_array():
+  config = nano.config()
+  whole = built(config, (1, 1, 1, 1))[0][-1]
+  halved = built(config, (1, 2, 1, 1))[0][-1]
+  state = [programs.bytes_per_device(step.arguments[0]) for step in (whole, halved)]
+  assert state[1] < 0.6 * state[0]
+
+
+def test_the_buckets_of_a_full_clip_are_the_load():
+  config = nano.recipe("7b")
+  load = programs.load_of(config, programs.model_of(config))
+  assert (load.frames, load.patches, load.prefix) == (8, 512, 2048)
+  with config.unlocked():
+    config.model.prefix_buckets = (1024,)
+  with pytest.raises(errors.InputError, match=r"prefix_buckets.*1025 tokens"):
+    programs.load_of(config, programs.model_of(config))
+
+
+def test_programs_are_made_for_devices_that_are_not_here():
+  config = nano.config()
+  mesh = mesh_lib.make_mesh((1, 4, 1, 1), topology.find("v5e:2x2").devices)
+  model = programs.model_of(config)
+  for program in programs.of_config(config, model, mesh, programs.load_of(config, model)):
+    for x in jax.tree.leaves(program.arguments):
+      if isinstance(x, jax.ShapeDtypeStruct):
+        assert x.sharding.mesh.devices.flat[0].platform == "tpu"
+
+
+def test_flops_of_the_7b_model_are_two_for_each_parameter_and_token():
+  """At one token a prompt attention is nothing, and every text parameter but the embedding takes part once."""
+  model = model_config.Config.from_dict(sizes.RELEASES["Qwen2.5-VL-7B-Instruct"])
+  work = flops.forward(model, frames=0, patches=0, prefix=1, group=0, time=0)
+  matrices = 6_525_288_448  # query, key, value, out, gate, up and down of 28 layers
+  assert work.total == pytest.approx(2 * matrices, rel=1e-3)
+  assert work.vision == 0
+
+
+def test_flops_of_training_count_each_pass():
+  work = flops.Forward(vision=5.0, prefix=1.0, replies=2.0, head=4.0)
+  assert flops.training(work, vision_frozen=False) == 3 * 12
+  assert flops.training(work, vision_frozen=True) == 5 + 3 * 7
+  assert flops.training(work, vision_frozen=True, rematerialised=True) == 5 + 4 * 7
+  assert flops.training(work, vision_frozen=True, base_frozen=True) == 5 + 2 * 7

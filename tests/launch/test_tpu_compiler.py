@@ -1,0 +1,140 @@
+"""Programs that the TPU compiler makes here, read back: what it writes is what the readers know."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch import analysis, costs, hlo, report, topology
+from tests.train import nano
+from vr_jax.models.qwen2_5_vl import attention_splash
+from vr_jax.train import programs
+
+WIDTH = 512
+
+
+@pytest.fixture(scope="module")
+def where():
+  return topology.find("v5e:2x2")
+
+
+@pytest.fixture(scope="module")
+def mesh(where):
+  return jax.sharding.Mesh(np.asarray(where.devices).reshape(2, 2), ("rows", "columns"))
+
+
+def abstract(mesh, shape, *axes, dtype=jnp.bfloat16):
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def compiled(function, *arguments):
+  return jax.jit(function).lower(*arguments).compile()
+
+
+def counted(function, *arguments, turns=None):
+  return costs.count(hlo.parse(hlo.text_of(compiled(function, *arguments))), turns=turns)
+
+
+def layers(x, count=12):
+  return jax.lax.scan(lambda c, _: (jnp.tanh(c @ c), None), x, None, length=count)[0]
+
+
+def test_without_loops_flops_are_those_of_xla(mesh):
+  x = abstract(mesh, (WIDTH, WIDTH))
+  program = compiled(lambda a, b: a @ b, x, x)
+  once, _ = costs.count(hlo.parse(hlo.text_of(program)), turns=None)
+  assert once.flops == 2 * WIDTH**3
+  assert once.flops == pytest.approx(program.cost_analysis()["flops"], rel=0.02)
+
+
+def test_a_scan_counts_each_of_its_turns(mesh):
+  x = abstract(mesh, (WIDTH, WIDTH))
+  assert counted(layers, x)[0].flops == 12 * 2 * WIDTH**3
+
+
+def test_batched_products_count_their_batches(mesh):
+  x = abstract(mesh, (8, 4, 128, 64))
+  once, _ = counted(lambda a: jnp.einsum("bhqd,bhkd->bhqk", a, a), x)
+  assert once.flops == 2 * 8 * 4 * 128 * 128 * 64
+
+
+def test_gathers_of_split_weights_count_in_each_turn(mesh):
+  """Rows times a split weight: the compiler gathers the weight, or passes its parts around."""
+  x, w = abstract(mesh, (WIDTH, WIDTH), "rows"), abstract(mesh, (12, WIDTH, WIDTH), None, "rows")
+
+  def apply(x, w):
+    return jax.lax.scan(lambda c, one: (jnp.tanh(c @ one), None), x, w)[0]
+
+  once, _ = counted(apply, x, w)
+  weight = 2 * WIDTH * WIDTH
+  assert 12 * weight / 2 <= sum(once.collectives().values()) <= 12 * weight * 1.1
+  assert once.flops * 4 == 12 * 2 * WIDTH**3  # the compiler splits the product over all four
+
+
+def test_a_loop_whose_end_the_numbers_decide_is_counted_by_its_longest_run(mesh):
+  x = abstract(mesh, (WIDTH, WIDTH))
+
+  def until(x):
+    def unfinished(carry):
+      index, x = carry
+      return (index < 40) & (x.sum() > 0)
+
+    return jax.lax.while_loop(unfinished, lambda c: (c[0] + 1, jnp.tanh(c[1] @ c[1])), (0, x @ x))
+
+  once, turned = counted(until, x, turns=40)
+  assert (once.flops, turned.flops) == (2 * WIDTH**3, 40 * 2 * WIDTH**3)
+
+
+def test_a_program_without_room_is_reported_with_its_largest_array(where, mesh):
+  w = abstract(mesh, (4096, 160000), dtype=jnp.float32)
+  x = abstract(mesh, (262144, 4096), "rows", dtype=jnp.float32)
+
+  def loss(w, x):
+    return (jnp.tanh(jnp.tanh(x @ w) @ w.T) ** 2).sum()
+
+  program = programs.Program(name="train step", function=jax.jit(jax.grad(loss)), arguments=(w, x))
+  found = analysis.examine(program, where, mesh, {"train step": 1.0})
+  assert not found.fits
+  assert not found.compiled
+  assert found.memory.temporaries > 16e9
+  assert str(found.largest[0].shape) == "f32[262144,160000]"
+
+
+def test_an_attention_kernel_counts_the_blocks_that_its_mask_lets_through(where):
+  """Blocks on the diagonal and below it see something; two products forward, three and four more backward."""
+  alone = jax.sharding.Mesh(np.asarray(where.devices[:1]), ("all",))
+  query = abstract(alone, (1, 4096, 2, 128))
+  segment = abstract(alone, (1, 4096), dtype=jnp.int32)
+
+  def attend(x, segment):
+    places = jnp.arange(4096)
+    seen = attention_splash.within(x, x, x, segment, segment, places, causal=True)
+    return seen.astype(jnp.float32).sum()
+
+  def repeated(x, segment):
+    return jax.lax.scan(lambda c, _: (c + attend(x * c, segment), None), 1.0, None, length=3)[0]
+
+  side = 4096 // attention_splash.BLOCKS[0]
+  product = 2 * 2 * 4096 * 4096 * 128 * (side + 1) / (2 * side)
+  assert counted(repeated, query, segment)[0].flops == 3 * 2 * product
+  assert counted(jax.grad(attend), query, segment)[0].flops == 9 * product
+
+
+def test_a_plan_of_the_smallest_recipe():
+  """The reference's log-probs of two layers on four chips; of attention, blocks of 128 are computed for a few tokens."""
+  config = nano.config(
+    rl__kl_weight=0.04, model__dtype="bfloat16", mesh=(2, 2, 1, 1), model__attention="xla"
+  )
+  found = analysis.analyse(
+    config, topology.find("v5e:2x2"), only=lambda program: program.name == "reference log-probs"
+  )
+  (one,) = found.analyses
+  (part,) = one.parts
+  share = part.model_flops / len(found.slice.devices)
+  assert share <= part.costs.flops <= 1.25 * share
+  assert one.fits
+  assert one.memory.arguments + one.memory.held < one.memory.peak < 64 * 2**20
+  assert part.costs.bytes > 0
+  assert sum(part.costs.collectives().values()) > 0
+  assert 0 < report.utilisation(found, part) < 1
