@@ -128,7 +128,13 @@ def _model_flops(
     decode = work.replies + work.head
     parts = {"prefill": work.total - decode, "decode": decode}
   elif program.name == "train step":
-    parts = {"train step": flops.training(work, vision_frozen=config.model.freeze_vision)}
+    section, adapters = config.model, config.model.lora.rank > 0
+    done = flops.training(
+      work,
+      vision_frozen=not section.lora.vision if adapters else section.freeze_vision,
+      base_frozen=adapters,
+    )
+    parts = {"train step": done}
   else:
     parts = {program.name: work.total}
   return {name: load.prompts * value for name, value in parts.items()}

@@ -73,8 +73,17 @@ def test_what_lies_in_memory_beside_a_program_is_the_rest_of_the_run():
   rollout, reference, step = found
   counters = 3 * 4
   assert programs.bytes_per_device(rollout.held) == everything - params - counters
-  assert programs.bytes_per_device(reference.held) == everything - params
+  assert programs.bytes_per_device(reference.held) == everything - params - counters
   assert programs.bytes_per_device(step.held) == params
+
+
+def test_adapters_share_the_base_with_the_reference():
+  config = nano.config(rl__kl_weight=0.04, model__lora__rank=2)
+  found, model, mesh = built(config)
+  everything = programs.resident(config, model, mesh, programs.load_of(config, model))
+  params = programs.bytes_per_device(found[-1].arguments[0].params)
+  assert params < everything < 1.5 * params
+  assert programs.bytes_per_device(found[-1].held) < 0.2 * params
 
 
 def test_a_mesh_holds_its_share_of_each_array():

@@ -126,18 +126,18 @@ def resident(
   Raises InputError as `of_config` does.
   """
   run = _run(config, model, mesh, load)
-  return bytes_per_device((run.state, run.reference))
+  return bytes_per_device((run.state, run.anchor))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Run:
-  """What `rl_loop` holds before its first step, in shapes."""
+  """What `rl_loop` holds before its first step, in shapes. anchor: of the reference, what it does not share with the state."""
 
   net: network.Network
   load: Load
   optimizer: optax.GradientTransformation
   state: state_lib.TrainState
-  reference: PyTree
+  anchor: PyTree
   prompt: records.Prompt
   replies: records.Rollout
 
@@ -156,12 +156,13 @@ def _run(
     config=config, mesh=mesh, model=model, allowed=allowed, stop_tokens=STOP_TOKENS
   )
   optimizer = state_lib.make_optimizer(config.rl, net.abstract_params, net.frozen)
+  anchor = state_lib.split(net.abstract_params, net.frozen)[0] if config.rl.kl_weight else None
   return _Run(
     net=net,
     load=load,
     optimizer=optimizer,
     state=state_lib.abstract(net.abstract_params, optimizer, mesh),
-    reference=net.abstract_params if config.rl.kl_weight else None,
+    anchor=anchor,
     prompt=mesh_lib.abstract_batch(_prompt(load, model), mesh),
     replies=mesh_lib.abstract_batch(_replies(load), mesh),
   )
@@ -177,7 +178,7 @@ def _rollout(run: _Run) -> Program:
     arguments=(run.net.graph, run.state.params, run.prompt, allowed, key),
     keywords={"decoding": run.net.decoding(group=run.load.group, max_new_tokens=run.load.time)},
     turns=run.load.time,
-    held=(run.state.optimizer_state, run.reference),
+    held=(run.state.optimizer_state, run.anchor),
   )
 
 
@@ -187,14 +188,14 @@ def _scorers(run: _Run) -> list[Program]:
   of_reference = Program(
     name="reference log-probs",
     function=score,
-    arguments=(run.reference, run.prompt, run.replies),
-    held=run.state,
+    arguments=(run.state.params, run.prompt, run.replies),
+    held=(run.state.optimizer_state, state_lib.split(run.state.params, run.net.frozen)[0]),
   )
   of_policy = Program(
     name="policy log-probs",
     function=score,
     arguments=(run.state.params, run.prompt, run.replies),
-    held=(run.state.optimizer_state, run.reference),
+    held=(run.state.optimizer_state, run.anchor),
   )
   return [of_reference] * bool(rl.kl_weight) + [of_policy] * (rl.epochs > 1)
 
@@ -217,7 +218,7 @@ def _train_step(run: _Run) -> Program:
       of_reference,
     ),
     runs=rl.epochs,
-    held=run.reference,
+    held=run.anchor,
   )
 
 
