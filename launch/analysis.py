@@ -39,7 +39,18 @@ class Part:
   name: str
   costs: costs.Costs
   roofline: roofline.Roofline
-  model_flops: float  # of all devices together
+  work: "Work"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+  """FLOPs that a part is for, of all devices together, counted from the model's sizes.
+
+  executed: with the second forward that rematerialisation asks for.
+  """
+
+  model: float
+  executed: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,18 +116,18 @@ def analyse(
   for program in programs.of_config(config, model, mesh, load):
     if only(program):
       progress(f"compiling {program.name} for {where.name}")
-      analyses.append(examine(program, where, mesh, _model_flops(program, config, model, load)))
+      analyses.append(examine(program, where, mesh, _work(program, config, model, load)))
   return Plan(config=config, slice=where, mesh=dict(mesh.shape), load=load, analyses=analyses)
 
 
-def _model_flops(
+def _work(
   program: programs.Program,
   config: ml_collections.ConfigDict,
   model: model_config.Config,
   load: programs.Load,
-) -> dict[str, float]:
-  """FLOPs of the matrix products that a program is for, of all devices together, by part."""
-  work = flops.forward(
+) -> dict[str, Work]:
+  """What the parts of a program are for, by name."""
+  forward = flops.forward(
     model,
     frames=load.frames,
     patches=load.patches,
@@ -124,29 +135,40 @@ def _model_flops(
     group=load.group,
     time=load.time,
   )
+  decode = forward.replies + forward.head
   if program.name == "rollout":
-    decode = work.replies + work.head
-    parts = {"prefill": work.total - decode, "decode": decode}
+    parts = {"prefill": (forward.total - decode,) * 2, "decode": (decode,) * 2}
   elif program.name == "train step":
-    section, adapters = config.model, config.model.lora.rank > 0
-    done = flops.training(
-      work,
-      vision_frozen=not section.lora.vision if adapters else section.freeze_vision,
-      base_frozen=adapters,
-    )
-    parts = {"train step": done}
+    parts = {"train step": _training(forward, config)}
   else:
-    parts = {program.name: work.total}
-  return {name: load.prompts * value for name, value in parts.items()}
+    parts = {program.name: (forward.total,) * 2}
+  return {
+    name: Work(model=load.prompts * plain, executed=load.prompts * executed)
+    for name, (plain, executed) in parts.items()
+  }
+
+
+def _training(forward: flops.Forward, config: ml_collections.ConfigDict) -> tuple[float, float]:
+  """FLOPs of a train step on that work: without and with rematerialisation."""
+  section = config.model
+  adapters = section.lora.rank > 0
+  vision_frozen = not section.lora.vision if adapters else section.freeze_vision
+  plain, again = (
+    flops.training(
+      forward, vision_frozen=vision_frozen, base_frozen=adapters, rematerialised=repeated
+    )
+    for repeated in (False, section.remat != "none")
+  )
+  return plain, again
 
 
 def examine(
   program: programs.Program,
   where: topology.Slice,
   mesh: jax.sharding.Mesh,
-  model_flops: dict[str, float],
+  work: dict[str, Work],
 ) -> Analysis:
-  """Compiles one program and reads it. model_flops: by part, of all devices together."""
+  """Compiles one program and reads it. work: of its parts, by name."""
   held = programs.bytes_per_device(program.held)
   lowered = program.function.lower(*program.arguments, **program.keywords)
   try:
@@ -161,9 +183,9 @@ def examine(
       name=name,
       costs=cost,
       roofline=roofline.estimate(cost, where.chip, places, where.sides),
-      model_flops=wanted,
+      work=wanted,
     )
-    for (name, wanted), cost in zip(model_flops.items(), spent, strict=False)
+    for (name, wanted), cost in zip(work.items(), spent, strict=False)
   ]
   stats = compiled.memory_analysis()
   memory = Memory(

@@ -145,7 +145,8 @@ def test_a_sweep_takes_the_fastest_mesh_and_grows_the_load_on_it():
     fits = rows * changed.rl.group * changed.data.frames <= 16 * 8 * 32
     memory = analysis.Memory(arguments=0, temporaries=0, output=0, held=0, peak=0)
     line = analysis.roofline.Roofline(compute=8 / changed.mesh[1], memory=0, network=0)
-    part = analysis.Part(name="all", costs=costs.Costs(), roofline=line, model_flops=1)
+    work = analysis.Work(model=1.0, executed=1.0)
+    part = analysis.Part(name="all", costs=costs.Costs(), roofline=line, work=work)
     one = analysis.Analysis(name="all", runs=1, memory=memory, fits=fits, parts=[part], largest=[])
     sides = dict(zip(("data", "fsdp", "sequence", "tensor"), changed.mesh, strict=True))
     model = programs.model_of(changed)
