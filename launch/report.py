@@ -99,18 +99,8 @@ def _row(*cells: str, widths: tuple[int, ...]) -> str:
 
 
 def _time_table(plan: analysis.Plan) -> list[str]:
-  heads = (
-    "part",
-    "runs",
-    "TFLOP",
-    "GB",
-    "GB links",
-    "compute",
-    "memory",
-    "network",
-    "bound",
-    "MFU",
-  )
+  counts, times = ("TFLOP", "x count", "GB", "GB links"), ("compute", "memory", "network")
+  heads = ("part", "runs", *counts, *times, "bound", "MFU")
   lines = ["one run on each device; seconds by the roofline", _row(*heads, widths=_TIME)]
   for one in plan.analyses:
     for part in one.parts:
