@@ -208,11 +208,16 @@ def examine(
 def _too_large(
   program: programs.Program, lowered: jax.stages.Lowered, held: float, error: Exception
 ) -> Analysis:
-  """What is known of a program for which the compiler found no room; other errors are raised again."""
+  """What is known of a program for which the compiler found no room in HBM.
+
+  Raises InputError where that was not the reason.
+  """
   text = str(error)
   wanted = re.search(r"([\d.]+)([KMGT])\b", text)
-  if "RESOURCE_EXHAUSTED" not in text or not wanted:
-    raise error
+  if "RESOURCE_EXHAUSTED" not in text or "hbm" not in text.lower() or not wanted:
+    raise errors.InputError(
+      f"{program.name}: TPU's compiler refuses it: {text.splitlines()[0]}"
+    ) from error
   unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
   temporaries = float(wanted.group(1)) * unit[wanted.group(2)]
   arguments = programs.bytes_per_device(program.arguments)

@@ -7,6 +7,7 @@ import pytest
 
 from launch import analysis, costs, hlo, report, topology
 from tests.train import nano
+from vr_jax import errors
 from vr_jax.models.qwen2_5_vl import attention_splash
 from vr_jax.train import programs
 
@@ -101,6 +102,21 @@ def test_a_program_without_room_is_reported_with_its_largest_array(where, mesh):
   assert not found.compiled
   assert found.memory.temporaries > 16e9
   assert str(found.largest[0].shape) == "f32[262144,160000]"
+
+
+def test_a_program_that_the_compiler_refuses_for_another_reason_is_bad_input(where, mesh):
+  class Refused:
+    def lower(self, *_):
+      return self
+
+    def compile(self):
+      raise jax.errors.JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. 17.1M"
+      )
+
+  program = programs.Program(name="train step", function=Refused(), arguments=())
+  with pytest.raises(errors.InputError, match=r"train step: TPU's compiler refuses it: .*vmem"):
+    analysis.examine(program, where, mesh, {})
 
 
 def test_an_attention_kernel_counts_the_blocks_that_its_mask_lets_through(where):
