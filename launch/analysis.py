@@ -221,6 +221,8 @@ def _too_large(
   unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
   temporaries = float(wanted.group(1)) * unit[wanted.group(2)]
   arguments = programs.bytes_per_device(program.arguments)
+  if "HLO temporaries" not in text:  # then it is the sum of all
+    temporaries = max(0.0, temporaries - arguments)
   return Analysis(
     name=program.name,
     runs=program.runs,
