@@ -7,8 +7,8 @@ import pytest
 from tests.train import nano
 from vr_jax import errors
 from vr_jax.train import checkpoints as checkpoints_lib
-from vr_jax.train import parts as parts_lib
 from vr_jax.train import metrics, rl_loop, sft_loop
+from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
 
 
