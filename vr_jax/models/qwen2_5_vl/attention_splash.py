@@ -18,7 +18,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-BLOCKS = (512, 256, 128)  # queries or keys at a time, as vector memory allows: the largest that divides them
+BLOCKS = (
+  512,
+  256,
+  128,
+)  # queries or keys at a time, as vector memory allows: the largest that divides them
 UNSEEN = -(2**30)  # segment of the keys that fill the last block up
 KEPT = "attention"  # name by which a rematerialisation policy keeps what the backward kernel needs
 
