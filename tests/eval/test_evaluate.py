@@ -169,6 +169,7 @@ def test_a_complete_evaluation_is_not_made_again_and_the_report_is_written(
   monkeypatch.setattr(stage.evaluate_lib, "evaluate", made)
   monkeypatch.setattr(stage.rl_loop, "load_params", lambda parts, where: {})
   monkeypatch.setattr(stage.rl_loop, "last_step", lambda parts, where: 4)
+  monkeypatch.setattr(stage.rl_loop.sft_loop, "complete", lambda store: True)
   for _ in range(2):
     stage.evaluate(config, tmp_path)
     assert calls == ["before rl", "after rl"]
