@@ -176,7 +176,7 @@ def examine(
   except jax.errors.JaxRuntimeError as error:
     return _too_large(program, lowered, held, error)
   module = hlo.parse(hlo.text_of(compiled))
-  places = [tuple(device.coords) for device in mesh.devices.flat]
+  places = [where.place(device) for device in mesh.devices.flat]
   spent = costs.count(module, turns=program.turns)
   parts = [
     Part(

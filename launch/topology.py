@@ -25,6 +25,10 @@ class Slice:
     """How many chips there are."""
     return len(self.devices) // self.chip.devices_per_chip
 
+  def place(self, device: jax.Device) -> tuple[int, ...]:
+    """Where a device's chip stands along each side; flat slices state a third side, which is 0."""
+    return tuple(device.coords[: len(self.sides)])
+
 
 def prepare() -> None:
   """Lets libtpu compile where there is no TPU. Call it before jax starts a backend."""

@@ -34,6 +34,17 @@ def test_a_shape_that_no_slice_has_is_refused(capsys, name):
   assert f"--topology={name}" in refused(capsys, f"{CONFIG}:tiny", f"--topology={name}")
 
 
+@pytest.mark.parametrize(
+  ("name", "devices"), [("v5e:2x4", 8), ("v6e:2x4", 8), ("v5p:2x2x2", 8), ("tpu7x:2x2x1", 8)]
+)
+def test_every_chip_of_a_slice_has_its_place(name, devices):
+  where = topology.find(name)
+  places = [where.place(device) for device in where.devices]
+  assert len(places) == devices
+  assert len(set(places)) == where.chips
+  assert tuple(max(axis) + 1 for axis in zip(*places, strict=True)) == where.sides
+
+
 def test_without_the_tpu_compiler_nothing_else_is_taken_for_it(monkeypatch):
   real = importlib.util.find_spec
   monkeypatch.setattr(
