@@ -1,0 +1,218 @@
+"""One GRPO update of a group that shares its prompt: against the same code with the prompt replicated, and against PyTorch.
+
+    python -m benchmarks.group_update
+
+One prompt of 1,024 video tokens, 8 replies of 128 tokens, float32: log-probs, loss, gradients of all parameters, vision
+tower included, clipping and AdamW. Three sides, on the same weights, pixels and tokens:
+
+- ours: `train.steps.make_rl_step`, the step of every recipe, in the group layout
+- replicated: the same step, each reply a group of its own with a copy of the prompt
+- torch: transformers' Qwen2.5-VL (sdpa attention), each reply a row with a copy of the prompt, logits of the reply alone, as
+  TRL does it. It computes no entropy, which ours does.
+
+Before it times them it holds their losses and all gradients against each other. Peak memory is what XLA's compiler assigns
+to the step, arguments included; beside it stands how far a fresh process grows in which nothing but one side runs twice
+(`python -m benchmarks.group_update ours` alone does that). Prints one JSON line.
+"""
+
+from collections.abc import Sequence
+import functools
+import json
+from pathlib import Path
+import resource
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+import ml_collections
+import optax
+
+from benchmarks import measure, workload
+from vr_jax import main as vr_jax
+from vr_jax import records
+from vr_jax.models.qwen2_5_vl import flops
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.train import state as state_lib
+from vr_jax.train import steps
+
+REPEATS = 7
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
+GOALS = {"over_replicated": 3.5, "over_torch": 4.0, "memory_over_replicated": 0.4}
+SIDES = ("ours", "replicated", "torch")
+
+
+def settings() -> ml_collections.ConfigDict:
+  """The section `rl` of the tiny recipe: GRPO, one update a batch, no KL."""
+  argv = ["group_update", "--config=configs/moss_chatv.py:tiny", "--workdir=."]
+  return vr_jax.parse_flags(argv)[0].rl
+
+
+def advantages_of(sizes: workload.Sizes) -> Array:
+  """Replies are better and worse in turn, all tokens of one alike."""
+  value = jnp.where(jnp.arange(sizes.group) % 2 == 0, 1.0, -1.0) * (1 + jnp.arange(sizes.group))
+  return jnp.broadcast_to(value[:, None] / sizes.group, (sizes.prompts, sizes.group, sizes.time))
+
+
+class Update:
+  """One side of ours: the recipe's step on a batch, with its state."""
+
+  def __init__(self, work: workload.Work, rollout: records.Rollout, *, replicate: bool):
+    rl, advantages = settings(), advantages_of(work.sizes)
+    prompt = work.prompt
+    if replicate:
+      prompt = workload.replicated_prompt(prompt, work.sizes.group)
+      rollout, advantages = workload.replicated_rows((rollout, advantages))
+    signal = jnp.ones(prompt.tokens.shape[0], bool)
+    self._batch = (prompt, rollout, advantages, signal, None, None)
+    optimizer = optax.chain(_keep_gradients(), state_lib.make_optimizer(rl, work.params, ()))
+    params = jax.tree.map(jnp.copy, work.params)
+    self._state = state_lib.create(params, optimizer, mesh_lib.make_mesh((-1, 1, 1, 1)))
+    self._step = steps.make_rl_step(work.graph, optimizer, work.allowed, rl)
+
+  def __call__(self) -> Array:
+    """One update."""
+    self._state, metrics = self._step(self._state, *self._batch)
+    return metrics["loss"]
+
+  def loss_and_gradients(self) -> tuple[Array, PyTree]:
+    """Of one update."""
+    loss = self()
+    return loss, jax.tree.map(jnp.copy, self._state.optimizer_state[0])
+
+  def peak_megabytes(self) -> float:
+    """What the compiler assigns to the step: arguments, results and what it computes with."""
+    stats = self._step.lower(self._state, *self._batch).compile().memory_analysis()
+    kept = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return round((kept + stats.temp_size_in_bytes) / 1e6, 1)
+
+
+def _keep_gradients() -> optax.GradientTransformation:
+  """Changes nothing, and remembers the gradients as PyTorch does: what the sides are held against each other by."""
+  return optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params), lambda gradients, *_: (gradients,) * 2
+  )
+
+
+def scored_replies(work: workload.Work) -> records.Rollout:
+  """Replies with the log-probs that the model itself gives them, as its sampler would."""
+  rollout = workload.replies(work)
+  score = steps.make_scorer(work.graph, work.allowed, temperature=1.0)
+  log_probs = score(work.params, work.prompt, rollout)
+  return records.Rollout(**{**vars(rollout), "log_probs": log_probs})
+
+
+def torch_update(work: workload.Work, rollout: records.Rollout, directory: Path) -> Any:
+  """The side of PyTorch; it is only imported where it is measured."""
+  from benchmarks import torch_side
+
+  work.save(directory)
+  rl = settings()
+  return torch_side.Update(
+    torch_side.load(directory),
+    torch_side.inputs(work, rollout.tokens),
+    advantages_of(work.sizes),
+    optimizer={"lr": rl.learning_rate, "betas": (rl.b1, rl.b2), "weight_decay": rl.weight_decay},
+    gradient_norm=rl.gradient_norm,
+    clip=(rl.clip_low, rl.clip_high),
+    media_tokens=work.media_tokens,
+  )
+
+
+def check(sides: dict[str, Any], work: workload.Work) -> dict[str, float]:
+  """Losses and gradients of the first update, all sides against ours; raises ValueError where they differ."""
+  loss, gradients = sides["ours"].loss_and_gradients()
+  found = {}
+  for name in [name for name in sides if name != "ours"]:
+    their_loss, theirs = sides[name].loss_and_gradients()
+    mine = gradients
+    if name == "torch":
+      from benchmarks import torch_side
+
+      mine = torch_side.by_name(gradients, work.config)
+    found[f"loss_{name}"] = measure.check_same(f"loss, {name}", loss, their_loss, LOSS_TOLERANCE)
+    found[f"gradients_{name}"] = measure.check_same(
+      f"gradients, {name}", mine, theirs, GRADIENT_TOLERANCE
+    )
+  return found
+
+
+def compare(
+  sizes: workload.Sizes, *, names: Sequence[str] = SIDES, repeats: int = REPEATS
+) -> dict[str, Any]:
+  """All that is measured in one process."""
+  work = workload.make(sizes)
+  rollout = scored_replies(work)
+  with tempfile.TemporaryDirectory() as directory:
+    make = {
+      "ours": functools.partial(Update, work, rollout, replicate=False),
+      "replicated": functools.partial(Update, work, rollout, replicate=True),
+      "torch": functools.partial(torch_update, work, rollout, Path(directory) / "model"),
+    }
+    sides = {name: make[name]() for name in names}
+    differences = check(sides, work)
+    rounds = measure.in_turn(sides, repeats=repeats)
+  memory = {name: sides[name].peak_megabytes() for name in names if name != "torch"}
+  ratios = {f"over_{n}": measure.ratio(rounds, n, "ours") for n in names if n != "ours"}
+  if "replicated" in names:
+    ratios["memory_over_replicated"] = round(memory["ours"] / memory["replicated"], 3)
+  return {
+    "seconds": measure.medians(rounds),
+    "ratio": ratios,
+    "model_gigaflops": round(model_flops(sizes) / 1e9, 1),
+    "compiled_megabytes": memory,
+    "differences": differences,
+    "tolerance": {"loss": LOSS_TOLERANCE, "gradients": GRADIENT_TOLERANCE},
+  }
+
+
+def model_flops(sizes: workload.Sizes) -> float:
+  """Of one update in the group layout."""
+  one = flops.forward(
+    workload.model_config(sizes),
+    frames=sizes.frames,
+    patches=sizes.side**2,
+    prefix=sizes.prefix,
+    group=sizes.group,
+    time=sizes.time,
+  )
+  return sizes.prompts * flops.training(one, vision_frozen=False)
+
+
+def grown_megabytes(side: str) -> dict[str, float]:
+  """How much a process grows in which one side alone runs twice; to be called in a fresh one."""
+  work = workload.make(workload.ISSUE)
+  rollout = workload.replies(work)
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  with tempfile.TemporaryDirectory() as directory:
+    if side == "torch":
+      update = torch_update(work, rollout, Path(directory) / "model")
+    else:
+      update = Update(work, rollout, replicate=side == "replicated")
+    for _ in range(2):
+      jax.block_until_ready(update())
+  after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return {"before": round(before / 1024, 1), "peak": round(after / 1024, 1)}
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the comparison and prints its line."""
+  if argv:
+    print(json.dumps(grown_megabytes(argv[0])))
+    return
+  about = measure.About("torch", "transformers")
+  result = compare(workload.ISSUE)
+  command = [sys.executable, "-m", "benchmarks.group_update"]
+  processes = {
+    side: json.loads(subprocess.run([*command, side], check=True, capture_output=True).stdout)
+    for side in SIDES
+  }
+  found = {"benchmark": "group_update", **result, "process_megabytes": processes, "goal": GOALS}
+  print(json.dumps({**found, **about.fields()}))
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

@@ -1,0 +1,95 @@
+"""How sides are timed against each other, and what is said of the machine that did it."""
+
+from collections.abc import Callable, Mapping
+import importlib.metadata
+import os
+import platform
+import statistics
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+Side = Callable[[], object]
+
+
+def in_turn(sides: Mapping[str, Side], *, repeats: int) -> dict[str, list[float]]:
+  """Seconds of each side, one run of each a round, so that other work on the machine meets all; a first round is left out.
+
+  A side that is given an array of JAX back is waited for.
+  """
+  rounds: dict[str, list[float]] = {name: [] for name in sides}
+  for number in range(repeats + 1):
+    for name, side in sides.items():
+      begun = time.perf_counter()
+      jax.block_until_ready(side())
+      if number:
+        rounds[name].append(time.perf_counter() - begun)
+  return rounds
+
+
+def medians(rounds: Mapping[str, list[float]]) -> dict[str, float]:
+  """Seconds of each side, to four digits behind the point."""
+  return {name: round(statistics.median(seconds), 4) for name, seconds in rounds.items()}
+
+
+def ratio(rounds: Mapping[str, list[float]], over: str, under: str) -> float:
+  """How many times the time of `under` is that of `over`: taken within each round, and of these the median."""
+  pairs = zip(rounds[over], rounds[under], strict=True)
+  return round(statistics.median(slow / fast for slow, fast in pairs), 2)
+
+
+def largest_difference(expected: Any, actual: Any) -> float:
+  """Of two trees of arrays, as a share of the largest number of each expected array."""
+  differences = jax.tree.map(
+    lambda e, a: np.max(np.abs(np.asarray(e) - np.asarray(a))) / max(np.max(np.abs(e)), 1e-30),
+    expected,
+    actual,
+  )
+  return float(max(jax.tree.leaves(differences)))
+
+
+def check_same(what: str, expected: Any, actual: Any, tolerance: float) -> float:
+  """The largest difference. Raises ValueError where it is over the tolerance: then the sides did different work."""
+  found = largest_difference(expected, actual)
+  if not found <= tolerance:
+    raise ValueError(
+      f"{what}: the sides differ by {found:.1e} of the largest, over {tolerance:.0e}"
+    )
+  return float(f"{found:.1e}")
+
+
+class About:
+  """What stands beside numbers: versions, machine, threads, and how busy it was before and after."""
+
+  def __init__(self, *packages: str):
+    self._packages = ("jax", "jaxlib", *packages)
+    self._before = os.getloadavg()[0]
+
+  def fields(self) -> dict[str, Any]:
+    """The fields of the JSON line; to be called once everything is measured."""
+    return {
+      "machine": {
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "threads": len(os.sched_getaffinity(0)),
+        "load": [round(self._before, 2), round(os.getloadavg()[0], 2)],
+        "device": jax.devices()[0].device_kind,
+      },
+      "versions": {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        **{package: importlib.metadata.version(package) for package in self._packages},
+      },
+      "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _processor() -> str:
+  """The CPU's name, where the system tells it."""
+  if os.path.exists("/proc/cpuinfo"):
+    with open("/proc/cpuinfo", encoding="utf-8") as lines:
+      names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+  return platform.processor() or platform.machine()

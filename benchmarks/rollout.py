@@ -1,0 +1,150 @@
+"""Sampling groups of replies: against transformers' `generate` on prompts that are repeated for each reply.
+
+    python -m benchmarks.rollout
+
+4 prompts of 1,024 video tokens, 8 replies to each of 128 tokens, float32: vision, prefill and decoding, with no token that
+ends a reply, so that both sides compute all of them. Two sides, on the same weights and prompts:
+
+- ours: `rollout.sampler.sample`, each prompt read once
+- torch: `generate` (sdpa attention, its dynamic cache) on a batch in which each prompt stands 8 times, as TRL, Video-R1 and
+  EasyR1 hand it over
+
+Times are of sampling at temperature 1 from all tokens, as in training. Before it the sides are held against each other on
+greedy replies: they must be the same tokens, and where they part, ours must give both tokens the same log-prob (a tie).
+Prints one JSON line.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from benchmarks import measure, workload
+from vr_jax import records
+from vr_jax.rollout import sampler
+from vr_jax.train import steps
+
+REPEATS = 5
+TOLERANCE = 1e-4  # nats
+GOALS = {"over_torch": 4.0}
+SIZES = dataclasses.replace(workload.ISSUE, prompts=4)
+NO_STOP = (-1,)
+SIDES = ("ours", "torch")
+
+
+def decoding_of(sizes: workload.Sizes, temperature: float) -> sampler.Decoding:
+  """From all tokens, up to the last one."""
+  return sampler.Decoding(
+    group=sizes.group,
+    max_new_tokens=sizes.time,
+    temperature=temperature,
+    top_p=1.0,
+    stop_tokens=NO_STOP,
+  )
+
+
+def our_side(work: workload.Work) -> Callable[[float], records.Rollout]:
+  """Samples at a temperature, with another key at each call."""
+  numbers = itertools.count()
+
+  def run(temperature: float) -> records.Rollout:
+    key = jax.random.fold_in(jax.random.key(0), next(numbers))
+    decoding = decoding_of(work.sizes, temperature)
+    return sampler.sample(
+      work.graph, work.params, work.prompt, work.allowed, key, decoding=decoding
+    )
+
+  return run
+
+
+def torch_side(
+  work: workload.Work, directory: Path
+) -> Callable[[float], Int[np.ndarray, "prompts group time"]]:
+  """The same of PyTorch; it is only imported where it is measured."""
+  from benchmarks import torch_side
+
+  work.save(directory)
+  sizes, model = work.sizes, torch_side.load(directory)
+  batch = torch_side.inputs(work, None, sizes.group)
+
+  def run(temperature: float) -> np.ndarray:
+    tokens = torch_side.generate(
+      model, batch, sizes.time, temperature=temperature, suppressed=work.media_tokens
+    )
+    return tokens.reshape(sizes.prompts, sizes.group, sizes.time)
+
+  return run
+
+
+def check_greedy(
+  work: workload.Work,
+  ours: Int[Array | np.ndarray, "prompts group time"],
+  theirs: Int[np.ndarray, "prompts group time"],
+) -> dict[str, float]:
+  """Share of greedy tokens that are the same, and by how much ties differ. Raises ValueError where it is no tie.
+
+  Replies that part once go on with other prompts: of each only the tokens up to there are compared.
+  """
+  ours = np.asarray(ours)
+  mine, other = (greedy_log_probs(work, tokens) for tokens in (ours, theirs))
+  same = np.cumprod(ours == theirs, axis=-1).astype(bool)
+  first = ~same & np.concatenate([np.ones_like(same[..., :1]), same[..., :-1]], axis=-1)
+  gap = float(np.abs(np.where(first, mine - other, 0)).max())
+  if gap > TOLERANCE:
+    raise ValueError(f"greedy replies part where log-probs differ by {gap:.1e} nats")
+  return {"same_tokens": round(float(same.mean()), 4), "gap_where_they_part": gap}
+
+
+def greedy_log_probs(
+  work: workload.Work, tokens: Int[np.ndarray, "prompts group time"]
+) -> Float[np.ndarray, "prompts group time"]:
+  """What our forward says of tokens."""
+  rollout = dataclasses.replace(workload.replies(work), tokens=jnp.asarray(tokens, jnp.int32))
+  score = steps.make_scorer(work.graph, work.allowed, temperature=1.0)
+  return np.asarray(score(work.params, work.prompt, rollout))
+
+
+def compare(
+  sizes: workload.Sizes, *, names: Sequence[str] = SIDES, repeats: int = REPEATS
+) -> dict[str, Any]:
+  """All that is measured."""
+  work = workload.make(sizes)
+  with tempfile.TemporaryDirectory() as directory:
+    make = {
+      "ours": lambda: our_side(work),
+      "torch": lambda: torch_side(work, Path(directory) / "model"),
+    }
+    sides = {name: make[name]() for name in names}
+    greedy = {name: side(0.0) for name, side in sides.items()}
+    theirs = greedy["torch"] if "torch" in names else np.asarray(greedy["ours"].tokens)
+    agreement = check_greedy(work, greedy["ours"].tokens, theirs)
+    runs = {name: (lambda side=side: side(1.0)) for name, side in sides.items()}
+    rounds = measure.in_turn(runs, repeats=repeats)
+  tokens = sizes.prompts * sizes.group * sizes.time
+  seconds = measure.medians(rounds)
+  return {
+    "seconds": seconds,
+    "tokens_per_second": {name: round(tokens / taken, 1) for name, taken in seconds.items()},
+    "ratio": {f"over_{n}": measure.ratio(rounds, n, "ours") for n in names if n != "ours"},
+    "greedy": agreement,
+    "tolerance": {"gap_where_they_part": TOLERANCE},
+  }
+
+
+def main() -> None:
+  """Runs the comparison and prints its line."""
+  about = measure.About("torch", "transformers")
+  result = compare(SIZES)
+  print(json.dumps({"benchmark": "rollout", **result, "goal": GOALS, **about.fields()}))
+
+
+if __name__ == "__main__":
+  main()

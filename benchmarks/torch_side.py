@@ -1,0 +1,138 @@
+"""The side of PyTorch: transformers' Qwen2.5-VL on rows that each hold a copy of their prompt, as TRL, Video-R1 and EasyR1 do."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Array, Int, PyTree
+import numpy as np
+import torch
+import transformers
+
+from benchmarks import workload
+from vr_jax.models.qwen2_5_vl import config as config_lib
+from vr_jax.models.qwen2_5_vl import names
+
+Inputs = dict[str, torch.Tensor]
+
+
+def load(directory: Path) -> transformers.PreTrainedModel:
+  """A model that `Work.save` wrote, with the attention that transformers would choose."""
+  model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    directory, attn_implementation="sdpa"
+  )
+  return model.train()
+
+
+def inputs(
+  work: workload.Work, tokens: Int[Array, "prompts group time"] | None, group: int = 0
+) -> Inputs:
+  """What the model takes: each prompt as often as it has replies, and behind each copy a reply (None: prompts alone)."""
+  group = tokens.shape[1] if tokens is not None else group
+  words = np.repeat(np.asarray(work.prompt.tokens), group, axis=0)
+  if tokens is not None:
+    words = np.concatenate([words, np.asarray(tokens).reshape(-1, tokens.shape[2])], axis=1)
+  ids = torch.from_numpy(words).long()
+  pixels = [np.concatenate([frame.patches for frame in one.frames]) for one in work.encoded]
+  grids = [[one.grids[0].frames, one.grids[0].height, one.grids[0].width] for one in work.encoded]
+  return {
+    "input_ids": ids,
+    "attention_mask": torch.ones_like(ids),
+    "mm_token_type_ids": 2 * (ids == work.config.video_token_id).int(),
+    "pixel_values_videos": torch.from_numpy(np.concatenate(np.repeat(pixels, group, axis=0))),
+    "video_grid_thw": torch.tensor(np.repeat(grids, group, axis=0)),
+    "second_per_grid_ts": torch.full((len(words),), workload.SECONDS),
+  }
+
+
+class Update:
+  """One GRPO update: mean over the tokens of a reply, then over replies; ratio to the log-probs at its start, clipped."""
+
+  def __init__(
+    self,
+    model: transformers.PreTrainedModel,
+    batch: Inputs,
+    advantages: Array,
+    *,
+    optimizer: Mapping[str, Any],
+    gradient_norm: float,
+    clip: tuple[float, float],
+    media_tokens: Sequence[int],
+  ):
+    self._model, self._batch = model, batch
+    self._advantages = torch.tensor(np.asarray(advantages)).flatten(0, 1)
+    self._optimizer = torch.optim.AdamW(model.parameters(), **optimizer)
+    self._gradient_norm, self._clip = gradient_norm, clip
+    self._media_tokens = torch.tensor(media_tokens)
+
+  def __call__(self) -> float:
+    """One update."""
+    loss = self._backward()
+    self._apply()
+    return loss
+
+  def loss_and_gradients(self) -> tuple[float, dict[str, np.ndarray]]:
+    """Of one update, before clipping; gradients by the bare name of their tensor."""
+    loss = self._backward()
+    named = self._model.named_parameters()
+    gradients = {names.bare(name): parameter.grad.numpy().copy() for name, parameter in named}
+    self._apply()
+    return loss, gradients
+
+  def _apply(self) -> None:
+    torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._gradient_norm)
+    self._optimizer.step()
+
+  def _backward(self) -> float:
+    self._model.zero_grad(set_to_none=True)
+    log_probs = reply_log_probs(
+      self._model, self._batch, self._advantages.shape[1], self._media_tokens
+    )
+    ratio = torch.exp(log_probs - log_probs.detach())
+    clipped = torch.clamp(ratio, 1 - self._clip[0], 1 + self._clip[1])
+    tokens = -torch.minimum(ratio * self._advantages, clipped * self._advantages)
+    loss = tokens.mean(dim=1).mean()
+    loss.backward()
+    return loss.item()
+
+
+def reply_log_probs(
+  model: transformers.PreTrainedModel, batch: Inputs, time: int, media_tokens: torch.Tensor
+) -> torch.Tensor:
+  """[rows, time]: of the last `time` tokens of each row. Logits of prompts are not formed."""
+  logits = model(**batch, logits_to_keep=time + 1, use_cache=False).logits[:, :-1]
+  logits = logits.index_fill(2, media_tokens, -1e9)
+  chosen = batch["input_ids"][:, -time:, None]
+  return logits.gather(2, chosen)[..., 0] - logits.logsumexp(dim=-1)
+
+
+def by_name(tree: PyTree, config: config_lib.Config) -> dict[str, np.ndarray]:
+  """A tree of ours, shaped as the parameters, by the bare names and in the shapes of a file."""
+  flat, found = names.flat(tree), {}
+  for key, slot in names.slots(config, flat).items():
+    values = np.asarray(flat[key].get_value())
+    pieces = values if slot.stacked else (values,)
+    found |= {name: slot.to_file(piece) for name, piece in zip(slot.names, pieces, strict=True)}
+  return found
+
+
+@torch.no_grad()
+def generate(
+  model: transformers.PreTrainedModel,
+  batch: Inputs,
+  time: int,
+  *,
+  temperature: float,
+  suppressed: Sequence[int],
+) -> Int[np.ndarray, "rows time"]:
+  """Replies of `time` tokens, none of them suppressed; temperature 0 is greedy."""
+  drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+  model.eval()
+  tokens = model.generate(
+    **batch,
+    max_new_tokens=time,
+    min_new_tokens=time,
+    suppress_tokens=list(suppressed),
+    **(drawn if temperature else {"do_sample": False}),
+  )
+  return tokens[:, batch["input_ids"].shape[1] :].numpy()

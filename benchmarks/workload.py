@@ -1,0 +1,200 @@
+"""What the benchmarks of the group layout work on: a random Qwen2.5-VL, prompts of one video each, replies, and the same replicated.
+
+`ISSUE` is the size that goals are stated for; tests take smaller ones.
+"""
+
+import dataclasses
+import pathlib
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PyTree
+import numpy as np
+
+from vr_jax import records
+from vr_jax.models import qwen2_5_vl
+from vr_jax.models.qwen2_5_vl import config as config_lib
+from vr_jax.models.qwen2_5_vl import model as model_lib
+from vr_jax.models.qwen2_5_vl import positions, processor, prompts, tokenizer
+
+BYTES = tokenizer.train_tokenizer([], 256 + len(tokenizer.SPECIAL_TOKENS))
+SECONDS = 1.0  # between two temporal patches
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+  """How much is computed. frames: temporal patches; side: patches along each side of one; text: tokens around the video."""
+
+  layers: int
+  embed: int
+  heads: int
+  kv_heads: int
+  mlp: int
+  vocabulary: int
+  vision_layers: int
+  vision_embed: int
+  vision_heads: int
+  vision_mlp: int
+  frames: int
+  side: int
+  text: int
+  prompts: int
+  group: int
+  time: int
+
+  @property
+  def video_tokens(self) -> int:
+    """Of one prompt."""
+    return self.frames * self.side**2 // 4
+
+  @property
+  def prefix(self) -> int:
+    """Tokens of one prompt."""
+    return self.video_tokens + 2 + self.text
+
+
+ISSUE = Sizes(
+  layers=4,
+  embed=256,
+  heads=4,
+  kv_heads=2,
+  mlp=704,
+  vocabulary=2048,
+  vision_layers=4,
+  vision_embed=160,
+  vision_heads=4,
+  vision_mlp=432,
+  frames=16,
+  side=16,
+  text=30,
+  prompts=1,
+  group=8,
+  time=128,
+)
+
+
+def model_config(sizes: Sizes) -> config_lib.Config:
+  """The model of these sizes, float32; every fourth layer of the vision tower has full attention, as in the releases."""
+  eighth = sizes.embed // sizes.heads // 8
+  return config_lib.Config(
+    text=config_lib.TextConfig(
+      vocab_size=sizes.vocabulary,
+      hidden_size=sizes.embed,
+      intermediate_size=sizes.mlp,
+      num_hidden_layers=sizes.layers,
+      num_attention_heads=sizes.heads,
+      num_key_value_heads=sizes.kv_heads,
+      mrope_section=(4 * eighth - 2 * (3 * eighth // 2), 3 * eighth // 2, 3 * eighth // 2),
+    ),
+    vision=config_lib.VisionConfig(
+      depth=sizes.vision_layers,
+      hidden_size=sizes.vision_embed,
+      intermediate_size=sizes.vision_mlp,
+      num_heads=sizes.vision_heads,
+      out_hidden_size=sizes.embed,
+      fullatt_block_indexes=tuple(range(3, sizes.vision_layers, 4)),
+    ),
+    image_token_id=BYTES.token_to_id("<|image_pad|>"),
+    video_token_id=BYTES.token_to_id("<|video_pad|>"),
+    vision_start_token_id=BYTES.token_to_id("<|vision_start|>"),
+    vision_end_token_id=BYTES.token_to_id("<|vision_end|>"),
+    tie_word_embeddings=True,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+  """A random model and its prompts, each as one conversation and all as a batch."""
+
+  sizes: Sizes
+  config: config_lib.Config
+  graph: nnx.GraphDef
+  params: PyTree
+  encoded: tuple[prompts.Encoded, ...]
+  prompt: records.Prompt
+
+  @property
+  def media_tokens(self) -> tuple[int, ...]:
+    """Tokens that no reply may hold."""
+    return tuple(BYTES.token_to_id(token) for token in processor.MEDIA_TOKENS)
+
+  @property
+  def allowed(self) -> Bool[Array, "vocab"]:
+    """Tokens that a reply may hold: all others."""
+    return jnp.ones(self.config.text.vocab_size, bool).at[jnp.array(self.media_tokens)].set(False)
+
+  def save(self, directory: pathlib.Path) -> None:
+    """Writes the model for transformers: the same weights."""
+    qwen2_5_vl.save_pretrained(self.params, directory, config=self.config)
+
+
+def make(sizes: Sizes, *, remat: str = "none") -> Work:
+  """Weights, pixels and words at random, from one seed. remat: what is computed again (rematerialisation.py)."""
+  config = dataclasses.replace(model_config(sizes), remat=remat)
+  graph, params = nnx.split(model_lib.Qwen2_5_VL(config, rngs=nnx.Rngs(0)))
+  own = processor.Processor(config, BYTES, 4 * 28 * 28, 1024 * 28 * 28)
+  rng = np.random.default_rng(0)
+  encoded = tuple(_conversation(sizes, own, rng, f"prompt {i}") for i in range(sizes.prompts))
+  batch = own.collate(
+    encoded,
+    prefix_buckets=(sizes.prefix,),
+    frame_buckets=(sizes.frames,),
+    patch_buckets=(sizes.side**2,),
+  )
+  return Work(
+    sizes=sizes,
+    config=config,
+    graph=graph,
+    params=params,
+    encoded=encoded,
+    prompt=jax.tree.map(jnp.asarray, batch),
+  )
+
+
+def _conversation(
+  sizes: Sizes, own: processor.Processor, rng: np.random.Generator, name: str
+) -> prompts.Encoded:
+  """Words, a video, words."""
+  config, before = own.config, sizes.text // 2
+  words = rng.integers(0, 256, sizes.text)
+  video = [config.video_token_id] * sizes.video_tokens
+  middle = [config.vision_start_token_id, *video, config.vision_end_token_id]
+  tokens = np.array([*words[:before], *middle, *words[before:]], np.int32)
+  grid = positions.Grid(
+    kind=records.Kind.VIDEO,
+    frames=sizes.frames,
+    height=sizes.side,
+    width=sizes.side,
+    seconds=SECONDS,
+  )
+  shape = (sizes.frames, sizes.side**2, config.vision.patch_dim)
+  return own.join(tokens, [grid], [rng.standard_normal(shape, np.float32)], name=name)
+
+
+def replies(work: Work) -> records.Rollout:
+  """Words at random, all of them sampled and as long as they may be; the log-probs are of no model."""
+  sizes, rng = work.sizes, np.random.default_rng(1)
+  shape = (sizes.prompts, sizes.group, sizes.time)
+  tokens = jnp.asarray(rng.integers(0, 256, shape).astype(np.int32))
+  return records.Rollout(
+    tokens=tokens,
+    log_probs=jnp.zeros(shape),
+    kind=jnp.full(shape, int(records.Kind.MODEL), jnp.int32),
+    turn=jnp.zeros_like(tokens),
+  )
+
+
+def replicated_prompt(prompt: records.Prompt, group: int) -> records.Prompt:
+  """Each prompt `group` times, one after the other: what a computation without groups works on."""
+  fields = {
+    name: jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), value)
+    for name, value in vars(prompt).items()
+    if name != "positions"
+  }
+  return records.Prompt(**fields, positions=jnp.repeat(prompt.positions, group, axis=1))
+
+
+def replicated_rows(tree: PyTree) -> PyTree:
+  """[prompts, group, …] -> [prompts x group, 1, …]: every reply a group of its own."""
+  return jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), tree)
