@@ -129,15 +129,16 @@ def _work(
   """What the parts of a program are for, by name."""
   forward = flops.forward(
     model,
-    frames=load.frames,
+    frames=load.frames if program.tower else 0,
     patches=load.patches,
     prefix=load.prefix,
     group=load.group,
     time=load.time,
   )
-  decode = forward.replies + forward.head
-  if program.name == "rollout":
-    parts = {"prefill": (forward.total - decode,) * 2, "decode": (decode,) * 2}
+  if program.name == "encoder":
+    parts = {"encoder": (forward.vision,) * 2}
+  elif program.name == "rollout":
+    parts = {"prefill": (forward.prefix,) * 2, "decode": (forward.replies + forward.head,) * 2}
   elif program.name == "train step":
     parts = {"train step": _training(forward, config)}
   else:
@@ -149,15 +150,11 @@ def _work(
 
 
 def _training(forward: flops.Forward, config: ml_collections.ConfigDict) -> tuple[float, float]:
-  """FLOPs of a train step on that work: without and with rematerialisation."""
-  section = config.model
-  adapters = section.lora.rank > 0
-  vision_frozen = not section.lora.vision if adapters else section.freeze_vision
+  """FLOPs of a train step on that work, a tower that is part of it trained: without and with rematerialisation."""
+  adapters = config.model.lora.rank > 0
   plain, again = (
-    flops.training(
-      forward, vision_frozen=vision_frozen, base_frozen=adapters, rematerialised=repeated
-    )
-    for repeated in (False, section.remat != "none")
+    flops.training(forward, vision_frozen=False, base_frozen=adapters, rematerialised=repeated)
+    for repeated in (False, config.model.remat != "none")
   )
   return plain, again
 

@@ -93,7 +93,11 @@ class Vision:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-  """Prompts of one batch, padded on the right to one bucket."""
+  """Prompts of one batch, padded on the right to one bucket.
+
+  What they show is either `vision`, patches that the vision tower still has to read, or `media`, what it made of them: a
+  row of features for each media token, padding included, in the order of frames, then of patches.
+  """
 
   tokens: Int[Array | np.ndarray, "prompts prefix"]
   kind: Int[Array | np.ndarray, "prompts prefix"]
@@ -104,7 +108,8 @@ class Prompt:
   media_index: Int[
     Array | np.ndarray, "prompts prefix"
   ]  # which media token of the prompt stands here; -1 for text
-  vision: Vision
+  vision: Vision | None
+  media: Float[Array | np.ndarray, "prompts media embed"] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -7,7 +7,7 @@ import pytest
 
 from launch import topology
 from tests.train import nano
-from vr_jax import errors
+from vr_jax import errors, records
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import flops, sizes
 from vr_jax.parallel import mesh as mesh_lib
@@ -54,13 +54,30 @@ def test_a_config_json_on_disk_goes_before_the_table(tmp_path):
 def test_a_step_has_the_programs_that_its_config_asks_for():
   config = nano.config(rl__kl_weight=0.04)
   names = [program.name for program in built(config)[0]]
-  assert names == ["rollout", "reference log-probs", "train step"]
+  assert names == ["encoder", "rollout", "reference log-probs", "train step"]
   both = nano.config(rl__kl_weight=0.04, rl__epochs=2)
   found = built(both)[0]
-  assert [program.name for program in found][1:3] == ["reference log-probs", "policy log-probs"]
+  assert [program.name for program in found][2:4] == ["reference log-probs", "policy log-probs"]
   assert found[-1].runs == 2
   without = nano.config(rl__kl_weight=0.0)
-  assert [program.name for program in built(without)[0]] == ["rollout", "train step"]
+  assert [program.name for program in built(without)[0]] == ["encoder", "rollout", "train step"]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_runs_no_tower_is_given_features_and_not_patches(frozen):
+  config = nano.config(rl__kl_weight=0.04, rl__epochs=2, model__freeze_vision=frozen)
+  encoder, *others = built(config)[0]
+  assert encoder.tower
+  with_tower = [program.name for program in others if program.tower]
+  assert with_tower == ([] if frozen else ["reference log-probs", "train step"])
+  features = jax.eval_shape(
+    lambda *given: encoder.function(encoder.arguments[0], *given), *encoder.arguments[1:]
+  )
+  for program in others:
+    (prompt,) = (x for x in program.arguments if isinstance(x, records.Prompt))
+    assert (prompt.vision is None) == (prompt.media is not None) == (not program.tower)
+    if not program.tower:
+      assert (prompt.media.shape, prompt.media.dtype) == (features.shape, features.dtype)
 
 
 def test_what_lies_in_memory_beside_a_program_is_the_rest_of_the_run():
@@ -70,9 +87,11 @@ def test_what_lies_in_memory_beside_a_program_is_the_rest_of_the_run():
   everything = programs.resident(config, model, mesh, load)
   params = programs.bytes_per_device(found[-1].arguments[0].params)
   assert everything == pytest.approx(4 * params, rel=0.01)  # two moments, and the reference
-  rollout, reference, step = found
+  encoder, rollout, reference, step = found
   counters = 3 * 4
-  assert programs.bytes_per_device(rollout.held) == everything - params - counters
+  tower = programs.bytes_per_device(step.arguments[0].params["vision"])
+  assert programs.bytes_per_device(encoder.held) == everything - tower - counters
+  assert programs.bytes_per_device(rollout.held) == everything - (params - tower) - counters
   assert programs.bytes_per_device(reference.held) == everything - params - counters
   assert programs.bytes_per_device(step.held) == params
 

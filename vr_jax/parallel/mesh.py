@@ -40,7 +40,11 @@ RULES: Mapping[str, tuple[str, ...]] = {
 }
 
 # Axes of the fields of a prompt that are not [prompts, prefix]; those of its vision start with prompts and frames.
-_PROMPT_AXES = {"positions": (None, "prompts", "prefix"), "next_position": ("prompts",)}
+_PROMPT_AXES = {
+  "positions": (None, "prompts", "prefix"),
+  "next_position": ("prompts",),
+  "media": ("prompts", None, None),
+}
 
 
 def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -56,6 +56,11 @@ class Network:
       return tuple(name for name in names.flat(self.abstract_params) if not lora.is_adapter(name))
     return ("vision",) if self.config.model.freeze_vision else ()
 
+  @property
+  def tower_frozen(self) -> bool:
+    """Whether nothing of the vision tower is trained: what it makes of a prompt then stays the same for the whole run."""
+    return not self.adapters.vision if self.adapters else self.config.model.freeze_vision
+
   @functools.cached_property
   def graph(self) -> nnx.GraphDef:
     """The static half of the model."""

@@ -1,6 +1,6 @@
 """The programs of one RL step with abstract arguments: what a compiler needs to know of a config, and no weights.
 
-They are the functions that `rl_loop` calls: the sampler, the scorer and the step of `train/steps.py`.
+They are the functions that `rl_loop` calls: the encoder, the sampler, the scorer and the step of `train/steps.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from vr_jax.data import sampling
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import sizes
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import sampler
+from vr_jax.rollout import encoder, sampler
 from vr_jax.train import inputs, network, steps
 from vr_jax.train import state as state_lib
 
@@ -46,7 +46,7 @@ class Program:
   """A jitted function and what it is called with.
 
   runs: calls in one RL step. turns: how often a loop runs whose length only the replies decide, None where there is
-  none. held: arrays that lie in memory meanwhile and are none of its arguments.
+  none. tower: whether it runs the vision tower. held: arrays that lie in memory meanwhile, and that it does not read.
   """
 
   name: str
@@ -55,6 +55,7 @@ class Program:
   keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
   runs: int = 1
   turns: int | None = None
+  tower: bool = False
   held: PyTree = None
 
 
@@ -115,7 +116,7 @@ def of_config(
   Raises InputError where the mesh does not fit the model or the batch.
   """
   run = _run(config, model, mesh, load)
-  return [_rollout(run), *_scorers(run), _train_step(run)]
+  return [_encoder(run), _rollout(run), *_scorers(run), _train_step(run)]
 
 
 def resident(
@@ -131,7 +132,11 @@ def resident(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Run:
-  """What `rl_loop` holds before its first step, in shapes. anchor: of the reference, what it does not share with the state."""
+  """What `rl_loop` holds before its first step, in shapes.
+
+  anchor: of the reference, what it does not share with the state. prompt: as it is read; encoded: with features of the
+  policy's tower.
+  """
 
   net: network.Network
   load: Load
@@ -139,7 +144,18 @@ class _Run:
   state: state_lib.TrainState
   anchor: PyTree
   prompt: records.Prompt
+  encoded: records.Prompt
   replies: records.Rollout
+
+  @property
+  def shared(self) -> records.Prompt:
+    """What reference and update read: features, if theirs are those of the policy, or else patches."""
+    return self.encoded if self.net.tower_frozen else self.prompt
+
+  @property
+  def tower(self) -> PyTree:
+    """The tower's parameters, which no program reads that is given features."""
+    return state_lib.split(self.state.params, ("vision",))[1]
 
   @property
   def scored(self) -> jax.ShapeDtypeStruct:
@@ -157,14 +173,27 @@ def _run(
   )
   optimizer = state_lib.make_optimizer(config.rl, net.abstract_params, net.frozen)
   anchor = state_lib.split(net.abstract_params, net.frozen)[0] if config.rl.kl_weight else None
+  prompt = _prompt(load, model)
   return _Run(
     net=net,
     load=load,
     optimizer=optimizer,
     state=state_lib.abstract(net.abstract_params, optimizer, mesh),
     anchor=anchor,
-    prompt=mesh_lib.abstract_batch(_prompt(load, model), mesh),
+    prompt=mesh_lib.abstract_batch(prompt, mesh),
+    encoded=mesh_lib.abstract_batch(_encoded(prompt, model), mesh),
     replies=mesh_lib.abstract_batch(_replies(load), mesh),
+  )
+
+
+def _encoder(run: _Run) -> Program:
+  text, _ = state_lib.split(run.state.params, ("vision",))
+  return Program(
+    name="encoder",
+    function=encoder.features,
+    arguments=(run.net.graph, run.state.params, run.prompt.vision),
+    tower=True,
+    held=(text, run.state.optimizer_state, run.anchor),
   )
 
 
@@ -175,27 +204,30 @@ def _rollout(run: _Run) -> Program:
   return Program(
     name="rollout",
     function=sampler.sample,
-    arguments=(run.net.graph, run.state.params, run.prompt, allowed, key),
+    arguments=(run.net.graph, run.state.params, run.encoded, allowed, key),
     keywords={"decoding": run.net.decoding(group=run.load.group, max_new_tokens=run.load.time)},
     turns=run.load.time,
-    held=(run.state.optimizer_state, run.anchor),
+    held=(run.tower, run.state.optimizer_state, run.anchor),
   )
 
 
 def _scorers(run: _Run) -> list[Program]:
-  rl = run.net.config.rl
+  """Those of reference and policy, where the recipe wants them."""
+  rl, frozen = run.net.config.rl, run.net.tower_frozen
   score = steps.make_scorer(run.net.graph, run.net.allowed, temperature=rl.temperature)
+  trained = state_lib.split(run.state.params, run.net.frozen)[0]
   of_reference = Program(
     name="reference log-probs",
     function=score,
-    arguments=(run.state.params, run.prompt, run.replies),
-    held=(run.state.optimizer_state, state_lib.split(run.state.params, run.net.frozen)[0]),
+    arguments=(run.state.params, run.shared, run.replies),
+    tower=not frozen,
+    held=(run.state.optimizer_state, trained, run.tower if frozen else None),
   )
   of_policy = Program(
     name="policy log-probs",
     function=score,
-    arguments=(run.state.params, run.prompt, run.replies),
-    held=(run.state.optimizer_state, run.anchor),
+    arguments=(run.state.params, run.encoded, run.replies),
+    held=(run.tower, run.state.optimizer_state, run.anchor),
   )
   return [of_reference] * bool(rl.kl_weight) + [of_policy] * (rl.epochs > 1)
 
@@ -210,7 +242,7 @@ def _train_step(run: _Run) -> Program:
     function=steps.make_rl_step(net.graph, run.optimizer, net.allowed, rl, frozen=net.frozen),
     arguments=(
       run.state,
-      run.prompt,
+      run.shared,
       run.replies,
       run.scored,
       mesh_lib.abstract_batch(signal, net.mesh),
@@ -218,6 +250,7 @@ def _train_step(run: _Run) -> Program:
       of_reference,
     ),
     runs=rl.epochs,
+    tower=not net.tower_frozen,
     held=run.anchor,
   )
 
@@ -246,6 +279,14 @@ def _prompt(load: Load, model: model_config.Config) -> records.Prompt:
       window=jax.ShapeDtypeStruct(grid, jnp.int32),
     ),
   )
+
+
+def _encoded(prompt: records.Prompt, model: model_config.Config) -> records.Prompt:
+  """The same prompt with features."""
+  prompts, frames, patches = prompt.vision.window.shape
+  shape = (prompts, frames * patches // model.vision.merge_unit, model.vision.out_hidden_size)
+  media = jax.ShapeDtypeStruct(shape, model.dtype)
+  return dataclasses.replace(prompt, vision=None, media=media)
 
 
 def _replies(load: Load) -> records.Rollout:

@@ -1,6 +1,6 @@
 """Stage `rl`: the loop of every reinforcement recipe, in the order in which things happen.
 
-batch -> replies (sampler) -> texts -> rewards (environment) -> advantages (credit) -> update
+batch -> features (encoder) -> replies (sampler) -> texts -> rewards (environment) -> advantages (credit) -> update
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ import numpy as np
 from vr_jax import errors, records
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rl import credit
-from vr_jax.rollout import sampler
+from vr_jax.rollout import encoder, sampler
 from vr_jax.train import console, metrics, sft_loop, steps
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
@@ -66,10 +66,13 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       batch = next(iterator)
       items, prompt = batch.items, parts.prompt(batch)
       clock.lap("data")
+      encoded = encoder.encode(parts.graph, state.params, prompt)
+      # A trained tower is another one in the reference, and the update needs its gradient.
+      prompt = encoded if parts.tower_frozen else prompt
       rollout = sampler.sample(
         parts.graph,
         state.params,
-        prompt,
+        encoded,
         parts.allowed,
         jax.random.fold_in(key, step),
         decoding=parts.decoding(),
@@ -86,7 +89,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         reference = state_lib.join(anchor, state_lib.split(state.params, parts.frozen)[1])
         reference_log_probs = score_fn(reference, prompt, rollout)
         del reference  # or its share of the state would outlive the update
-      old = score_fn(state.params, prompt, rollout) if rl.epochs > 1 else None
+      old = score_fn(state.params, encoded, rollout) if rl.epochs > 1 else None
       updates = []
       for _ in range(rl.epochs):
         state, updated = step_fn(

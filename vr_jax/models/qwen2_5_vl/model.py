@@ -79,9 +79,11 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
     return jnp.where(index >= 0, features.astype(tokens.dtype), tokens)
 
   def prefill(self, prompt: records.Prompt) -> Prefix:
-    """Runs the vision tower and the prompts, once each."""
+    """Runs the prompts once, and before them the vision tower where they bring patches and not its features."""
     valid = jnp.asarray(prompt.kind) != records.Kind.PAD
-    x = self.embed(prompt, self.encode_vision(prompt.vision))
+    made = prompt.media is not None
+    media = jnp.asarray(prompt.media) if made else self.encode_vision(prompt.vision)
+    x = self.embed(prompt, media)
     hidden, keys, values = self.text.prefill(x, jnp.asarray(prompt.positions), valid)
     last = jnp.maximum(valid.sum(axis=1) - 1, 0)
     return Prefix(

@@ -1,0 +1,127 @@
+"""Vision once: how often a step runs the tower, and that nothing comes out differently for it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.train import nano
+from vr_jax.models.qwen2_5_vl import vision
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import encoder, sampler
+from vr_jax.train import rl_loop, steps
+from vr_jax.train import state as state_lib
+
+TOLERANCE = 1e-5
+
+
+@pytest.mark.parametrize(("frozen", "programs"), [(True, 1), (False, 3)])
+def test_a_frozen_tower_is_in_the_encoder_alone_and_a_trained_one_in_reference_and_update_too(
+  data, tmp_path, monkeypatch, frozen, programs
+):
+  """With two updates on a batch, so that the policy scores its replies. Programs are traced once for each kind of prompt."""
+  traced, run = [], vision.VisionTower.__call__
+
+  def noted(tower, patches):
+    traced.append(patches.window.shape)
+    return run(tower, patches)
+
+  monkeypatch.setattr(vision.VisionTower, "__call__", noted)
+  nano.use_devices(monkeypatch, 1)
+  config = nano.config(
+    data__directory=str(data),
+    model__freeze_vision=frozen,
+    model__logit_chunk=450 + frozen,  # a network that no other test has traced
+    sft__steps=0,
+    rl__steps=1,
+    rl__epochs=2,
+    rl__kl_weight=0.1,
+  )
+  rl_loop.train(config, tmp_path)
+  assert len(traced) == programs
+
+
+@pytest.fixture(scope="module")
+def parts(data):
+  return nano.build(data, mesh=(1, 2, 1, 1), model__freeze_vision=True)
+
+
+@pytest.fixture(scope="module")
+def both(parts):
+  """(parameters, prompts with patches, the same prompts with features)."""
+  params = nano.sharpened(parts.fresh_params())
+  prompt = parts.prompt(parts.batch(nano.ragged_items(parts, 4)))
+  return params, prompt, encoder.encode(parts.graph, params, prompt)
+
+
+def test_features_stand_in_for_patches_and_lie_with_their_prompts(parts, both):
+  _, prompt, encoded = both
+  _, frames, patches, _ = prompt.vision.patches.shape
+  assert encoded.vision is None
+  tokens = frames * patches // parts.model.vision.merge_unit
+  assert encoded.media.shape == (4, tokens, parts.model.text.hidden_size)
+  assert {shard.data.shape[:2] for shard in encoded.media.addressable_shards} == {(2, tokens)}
+  again = mesh_lib.put_batch(jax.device_get(encoded), parts.mesh)
+  assert again.media.sharding.is_equivalent_to(encoded.media.sharding, 3)
+  np.testing.assert_array_equal(again.media, encoded.media)
+
+
+def test_replies_and_their_log_probs_are_those_of_the_tower_inside_the_programs(parts, both):
+  params, *prompts = both
+  score = steps.make_scorer(parts.graph, parts.allowed, temperature=1.0)
+  sampled, scored = [], []
+  for prompt in prompts:
+    rollout = sampler.sample(
+      parts.graph, params, prompt, parts.allowed, jax.random.key(3), decoding=parts.decoding()
+    )
+    sampled.append(rollout)
+    scored.append(score(params, prompt, rollout))
+  np.testing.assert_array_equal(sampled[0].tokens, sampled[1].tokens)
+  np.testing.assert_allclose(sampled[0].log_probs, sampled[1].log_probs, atol=TOLERANCE)
+  np.testing.assert_allclose(*scored, atol=TOLERANCE)
+  assert np.asarray(scored[0]).min() < -1
+
+
+def test_loss_and_gradients_are_those_of_the_tower_inside_the_update(parts, both):
+  params, prompt = parts.fresh_params(), both[1]
+  prompts = [prompt, encoder.encode(parts.graph, params, prompt)]
+  rl = nano.config(rl__microbatches=2).rl
+  rollout = sampler.sample(
+    parts.graph, params, prompts[0], parts.allowed, jax.random.key(3), decoding=parts.decoding()
+  )
+  advantages = jnp.where(steps.sampled(rollout), jnp.array([1.0, -1.0, 0.5, 2.0])[:, None, None], 0)
+  losses, moments = [], []
+  for prompt in prompts:
+    optimizer = state_lib.make_optimizer(rl, parts.abstract_params, parts.frozen)
+    state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, parts.mesh)
+    step = steps.make_rl_step(parts.graph, optimizer, parts.allowed, rl, frozen=parts.frozen)
+    signal = jnp.ones(4, bool)
+    state, metrics = step(state, prompt, rollout, advantages, signal, None, None)
+    losses.append({name: float(value) for name, value in metrics.items()})
+    leaves = jax.tree.leaves_with_path(state.optimizer_state)
+    # The first moments after one step: the clipped gradients times 1 - b1.
+    named = {jax.tree_util.keystr(path): np.array(x) for path, x in leaves}
+    moments.append({name: x for name, x in named.items() if ".mu" in name})
+  assert losses[1] == pytest.approx(losses[0], rel=TOLERANCE, abs=TOLERANCE)
+  assert losses[0]["gradient_norm"] > 0
+  worst = nano.largest_difference(*moments)
+  assert worst.value < TOLERANCE, worst
+
+
+@pytest.mark.parametrize(
+  ("fields", "frozen"),
+  [
+    ({"model__freeze_vision": True}, True),
+    ({"model__freeze_vision": False}, False),
+    ({"model__freeze_vision": False, "model__lora__rank": 2}, True),
+    (
+      {"model__freeze_vision": True, "model__lora__rank": 2, "model__lora__vision": ("qkv",)},
+      False,
+    ),
+  ],
+)
+def test_a_tower_is_frozen_where_nothing_of_it_is_trained(data, fields, frozen):
+  parts = nano.build(data, **fields)
+  assert parts.tower_frozen == frozen
+  trained, _ = state_lib.split(parts.abstract_params, parts.frozen)
+  assert bool(jax.tree.leaves(trained["vision"])) != frozen

@@ -1,0 +1,32 @@
+"""Vision once: the tower runs alone, before all that reads the same prompts with the same tower.
+
+The sampler, and whatever scores with the weights that sampled, take its features. So does everything else where the tower is
+frozen; where it is trained, other weights run their own, and so does what is differentiated.
+"""
+
+import dataclasses
+import functools
+
+from flax import nnx
+import jax
+from jaxtyping import Array, Float, PyTree
+
+from vr_jax import records
+
+
+def encode(graph: nnx.GraphDef, params: PyTree, prompt: records.Prompt) -> records.Prompt:
+  """The prompts with the features of what they show in place of its patches, without gradient."""
+  media = features(graph, params, prompt.vision)
+  return dataclasses.replace(prompt, vision=None, media=media)
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def features(
+  graph: nnx.GraphDef, params: PyTree, vision: records.Vision
+) -> Float[Array, "prompts media embed"]:
+  """Those of the media tokens, in the model's dtype; of the parameters only the tower's are used.
+
+  Those of a prompt lie whole on the devices that hold it: its media tokens may stand anywhere in it.
+  """
+  model = nnx.merge(graph, params)
+  return model.layout.place(model.encode_vision(vision), ("prompts", None, None))
