@@ -12,10 +12,12 @@ import pytest
 import qwen2_5_vl_builders as builders
 
 from vr_jax import records
+from vr_jax.models import seats
 from vr_jax.models.qwen2_5_vl import model
 
 CASE = golden.CASES[0]  # two prompts of different length, images and videos of several frames
 GROUP, TIME = 3, 6
+SLOTS = (4, 0, 5, 2, 1, 3)  # in which the replies are decoded: any order will do
 LENGTHS = np.array([[6, 1, 4], [0, 5, 6]])  # of the replies; one is empty
 TOLERANCE = 1e-5
 
@@ -42,12 +44,15 @@ def extended(network, prompt, tokens, valid):
 @nnx.jit
 def decoded(network, prompt, tokens):
   prefix = network.prefill(prompt)
-  cache = network.start_cache(prefix, GROUP, TIME)
+  slots = jnp.array(SLOTS)
+  order = seats.Seats(prompt=slots // GROUP, member=slots % GROUP, group=GROUP)
+  cache = network.start_cache(prefix, len(slots), TIME)
   hidden = []
   for index in range(TIME):
-    step, cache = network.decode(prefix, cache, tokens[..., index], jnp.array(index))
+    token = tokens.reshape(-1, TIME)[slots, index]
+    step, cache = network.decode(prefix, cache, token, jnp.array(index), order)
     hidden.append(step)
-  return jnp.stack(hidden, axis=2)
+  return jnp.stack(hidden, axis=1)[jnp.argsort(slots)].reshape(2, GROUP, TIME, -1)
 
 
 @nnx.jit

@@ -239,19 +239,26 @@ def test_rows_of_a_split_batch_come_back_in_order():
   np.testing.assert_array_equal(mesh_lib.local_rows(placed), values)
 
 
-def _replies(data, shape):
+def _replies(data, shape, prompts):
   parts = nano.build(data, mesh=shape)
-  rollout = sampler.sample(
+  # Stop tokens that a network without training finds likely: replies end early, and move to fewer slots.
+  stops = (*parts.processor.stop_tokens, *range(60, 240))
+  rollout, computed = sampler.sample_counting(
     parts.graph,
     nano.sharpened(parts.fresh_params()),
-    parts.prompt(parts.batch(nano.ragged_items(parts, 8))),
+    parts.prompt(parts.batch(nano.ragged_items(parts, prompts))),
     parts.allowed,
     jax.random.key(3),
-    decoding=parts.decoding(group=2, max_new_tokens=8),
+    decoding=parts.decoding(group=3, max_new_tokens=8, stop_tokens=stops, rungs=(0.7, 0.4)),
   )
-  return mesh_lib.local_rows(rollout.tokens)
+  return mesh_lib.local_rows(rollout.tokens), computed
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 1, 2), (1, 2, 2, 2)])
-def test_the_same_keys_draw_the_same_replies_on_a_mesh(data, shape):
-  np.testing.assert_array_equal(_replies(data, shape), _replies(data, (1, 1, 1, 1)))
+# The last: a device has more slots than it has replies.
+@pytest.mark.parametrize(
+  ("shape", "prompts"), [((2, 2, 1, 2), 8), ((1, 2, 2, 2), 8), ((2, 1, 4, 1), 4)]
+)
+def test_the_same_keys_draw_the_same_replies_on_a_mesh(data, shape, prompts):
+  replies, computed = _replies(data, shape, prompts)
+  np.testing.assert_array_equal(replies, _replies(data, (1, 1, 1, 1), prompts)[0])
+  assert computed < 3 * prompts * 8

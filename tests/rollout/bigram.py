@@ -17,6 +17,15 @@ class Prefix:
   hidden: jax.Array
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+  """Nothing is to be kept."""
+
+  def kept(self, layout, slots):
+    return self
+
+
 class Bigram(nnx.Module):
   """`table` [vocab, vocab]: logits of the next token, a row for each last token."""
 
@@ -36,10 +45,13 @@ class Bigram(nnx.Module):
   def extend(self, prefix, tokens, valid):
     return self._hidden(tokens)
 
-  def start_cache(self, prefix, group, length):
-    return jnp.zeros(())
+  def of_slots(self, x, seats):
+    return jnp.take(x, seats.prompt, axis=0, mode="clip")
 
-  def decode(self, prefix, cache, tokens, index):
+  def start_cache(self, prefix, slots, length):
+    return Cache()
+
+  def decode(self, prefix, cache, tokens, index, seats):
     return self._hidden(tokens), cache
 
   def output_rows(self):

@@ -183,3 +183,51 @@ def test_equals_at_the_edge_of_the_nucleus_stay_together():
   log_probs = jnp.log(jnp.array([[[0.4, 0.2, 0.2, 0.2]]]))
   kept = np.asarray(sampler.nucleus(log_probs, 0.5)) > vocabulary.IMPOSSIBLE
   np.testing.assert_array_equal(kept[0, 0], [True, True, True, True])
+
+
+RUNGS = (0.75, 0.5, 0.3, 0.1, 0.01)
+
+
+def _arguments(prompt, rungs, **changes):
+  fields = {"group": 16, "max_new_tokens": 24, "temperature": 1.0, "top_p": 1.0}
+  decoding = sampler.Decoding(**{**fields, **changes}, stop_tokens=(STOP,), rungs=rungs)
+  graph, params = bigram.split(_table(5, 1.0))
+  return (graph, params, prompt, EVERYTHING, jax.random.key(3)), decoding
+
+
+@pytest.mark.parametrize("group", [1, 3, 16])
+def test_replies_are_the_same_whatever_slots_they_are_kept_in(group):
+  prompt = bigram.prompts((1, 2, 3), (4,), (7, 8), (2,))
+  arguments, decoding = _arguments(prompt, RUNGS, group=group)
+  compacted, computed = sampler.sample_counting(*arguments, decoding=decoding)
+  whole = sampler.sample_at_once(*arguments, decoding=decoding)
+  for left, right in zip(jax.tree.leaves(compacted), jax.tree.leaves(whole), strict=True):
+    np.testing.assert_array_equal(left, right)
+  assert _model(whole).sum() <= computed <= 4 * group * 24
+
+
+def test_ended_replies_stop_costing():
+  prompt = bigram.prompts((1, 2, 3), (4,), (7, 8), (2,))
+  costs = {}
+  for rungs in ((), RUNGS):
+    arguments, decoding = _arguments(prompt, rungs)
+    rollout, costs[rungs] = sampler.sample_counting(*arguments, decoding=decoding)
+  lengths = _model(rollout).sum(-1)
+  assert costs[()] == 64 * lengths.max()
+  # By hand: from each rung on, as many slots as the rung has, until no more replies go on than the next has.
+  expected, slots = 0, 64
+  sizes = [64, 48, 32, 20, 7, 1]
+  for step in range(lengths.max()):
+    left = (lengths > step).sum()
+    while slots != sizes[-1] and left <= sizes[sizes.index(slots) + 1]:
+      slots = sizes[sizes.index(slots) + 1]
+    expected += slots
+  assert costs[RUNGS] == expected
+  assert costs[RUNGS] < 0.7 * costs[()]
+
+
+def test_a_batch_that_ends_at_its_first_token_is_done():
+  table = np.zeros((VOCAB, VOCAB), np.float32)
+  table[:, STOP] = 1e3
+  rollout = _sample(table, group=4, rungs=RUNGS)
+  assert (_model(rollout).sum(-1) == 1).all()

@@ -33,6 +33,9 @@ class Layout(Protocol):
   def shards(self, axes: Axes, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Into how many parts each axis of such an array is split."""
 
+  def ways(self, axis: str) -> int:
+    """Into how many parts an axis is split where that divides it."""
+
   def per_shard(
     self, function: Callable[..., Array], inputs: Sequence[tuple[Array, Axes]]
   ) -> Array:
@@ -65,6 +68,11 @@ class OneDevice:
     """One each."""
     del axes
     return (1,) * len(shape)
+
+  def ways(self, axis: str) -> int:
+    """One."""
+    del axis
+    return 1
 
   def per_shard(
     self, function: Callable[..., Array], inputs: Sequence[tuple[Array, Axes]]

@@ -36,6 +36,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
   "prefix": ("sequence",),
   "frames": ("sequence",),
   "group": ("sequence",),
+  "slots": ("data", "fsdp", "sequence"),
   "time": ("sequence",),
 }
 
@@ -110,6 +111,10 @@ class MeshLayout:
     part = NamedSharding(self.mesh, spec_of(axes, shape, self.mesh)).shard_shape(shape)
     return tuple(size // of_device for size, of_device in zip(shape, part, strict=True))
 
+  def ways(self, axis: str) -> int:
+    """Into how many parts an axis is split where that divides it."""
+    return math.prod(self.mesh.shape[name] for name in RULES[axis])
+
   def per_shard(
     self,
     function: Callable[..., Array],
@@ -140,18 +145,22 @@ class MeshLayout:
     out = [part or () for part in spec_of(axes, tokens.shape, self.mesh)]
     out = [(part,) if isinstance(part, str) else part for part in out]
     gathered = [tuple(axis for axis in part if axis not in columns) for part in out]
+    dims = [next((d for d, part in enumerate(out) if axis in part), None) for axis in columns]
+    # The innermost first, so that columns come back in order; at once where they split one dimension, whose order counts too.
+    exchanged = list(zip(columns, dims, strict=True))[::-1]
+    if dims[0] is not None and len(set(dims)) == 1:
+      exchanged = [(columns, dims[0])]
 
     def local(table: Array, tokens: Array) -> Array:
       place = tokens - jax.lax.axis_index(rows) * table.shape[0]
       mine = (place >= 0) & (place < table.shape[0])
       x = table[jnp.where(mine, place, 0)].astype(dtype)
       x = jax.lax.psum(jnp.where(mine[..., None], x, 0), rows)
-      for axis in reversed(columns):  # the innermost first, so that columns come back in order
-        dims = [dim for dim, part in enumerate(out) if axis in part]
-        if dims:
-          x = jax.lax.all_to_all(x, axis, dims[0], x.ndim - 1, tiled=True)
+      for axes, dim in exchanged:
+        if dim is None:
+          x = jax.lax.all_gather(x, axes, axis=x.ndim - 1, tiled=True)
         else:
-          x = jax.lax.all_gather(x, axis, axis=x.ndim - 1, tiled=True)
+          x = jax.lax.all_to_all(x, axes, dim, x.ndim - 1, tiled=True)
       return x
 
     mapped = jax.shard_map(

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
+from vr_jax.models import seats as seats_lib
 from vr_jax.rollout import vocabulary
 
 
@@ -31,9 +32,10 @@ class Model(Protocol):
 
   def prefill(self, prompt: records.Prompt) -> Prefix: ...  # noqa: D102
   def extend(self, prefix: Prefix, tokens: Array, valid: Array) -> Array: ...  # noqa: D102
-  def start_cache(self, prefix: Prefix, group: int, length: int) -> PyTree: ...  # noqa: D102
+  def of_slots(self, x: Array, seats: seats_lib.Seats) -> Array: ...  # noqa: D102
+  def start_cache(self, prefix: Prefix, slots: int, length: int) -> PyTree: ...  # noqa: D102
   def decode(  # noqa: D102
-    self, prefix: Prefix, cache: PyTree, tokens: Array, index: Array
+    self, prefix: Prefix, cache: PyTree, tokens: Array, index: Array, seats: seats_lib.Seats
   ) -> tuple[Array, PyTree]: ...
   def output_rows(self) -> Array: ...  # noqa: D102
 

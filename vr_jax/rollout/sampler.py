@@ -1,23 +1,33 @@
-"""Sampling: prompts -> groups of replies, with a key/value cache and one prefill per prompt."""
+"""Sampling: prompts -> groups of replies, with a key/value cache, one prefill per prompt, and no step for ended replies.
+
+Replies start in a slot each. Every step of decoding computes all slots; when enough replies have ended, what is left moves to
+fewer slots, and the loop goes on compiled for these. Where a reply is kept changes nothing of what is drawn for it.
+"""
 
 import dataclasses
 import functools
+import math
+import typing
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+import numpy as np
 
 from vr_jax import records
+from vr_jax.models import layout as layout_lib
+from vr_jax.models import seats as seats_lib
 from vr_jax.rollout import forward, vocabulary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoding:
-  """How replies are drawn. Hashable: a static argument of the jitted sampler.
+  """How replies are drawn. Hashable: a static argument of the jitted functions.
 
   temperature 0 is greedy. `top_p` keeps the smallest set of tokens whose probability reaches it. A reply ends with one
-  of `stop_tokens`, which belongs to it, or after `max_new_tokens`.
+  of `stop_tokens`, which belongs to it, or after `max_new_tokens`. `rungs`: shares of the slots, falling, to which
+  decoding goes down as replies end; it is compiled once for each that is reached.
   """
 
   group: int
@@ -25,9 +35,64 @@ class Decoding:
   temperature: float
   top_p: float
   stop_tokens: tuple[int, ...]
+  rungs: tuple[float, ...] = ()
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "decoding"))
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+@typing.no_type_check  # tree transformations rebuild it with leaves that are no arrays
+class _State:
+  """Decoding between two steps. home: the place of a slot's reply among those that its device started with."""
+
+  index: Int[Array, ""]
+  hidden: Float[Array, "slots embed"]
+  cache: PyTree
+  tokens: Int[Array, "slots time"]
+  log_probs: Float[Array, "slots time"]
+  lengths: Int[Array, "slots"]
+  done: Bool[Array, "slots"]
+  keys: Key[Array, "slots"]
+  home: Int[Array, "slots"]
+  seats: seats_lib.Seats
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Places:
+  """Which reply a slot starts with: devices in turn take equal shares of the replies to the prompts that they hold."""
+
+  devices: int  # that slots are split over
+  blocks: int  # into which the prompts are split
+  replies: int  # of a block
+  slots: int  # of a device
+
+  @classmethod
+  def of(cls, layout: layout_lib.Layout, prompts: int, group: int) -> "_Places":
+    devices, blocks = layout.ways("slots"), layout.shards(("prompts",), (prompts,))[0]
+    replies = prompts // blocks * group
+    return cls(
+      devices=devices,
+      blocks=blocks,
+      replies=replies,
+      slots=-(-replies // (devices // blocks)),
+    )
+
+  def home(self) -> Int[np.ndarray, "slots"]:
+    return np.tile(np.arange(self.slots), self.devices)
+
+  def reply(self) -> Int[np.ndarray, "slots"]:
+    """Number of the reply within its block; `replies` where the slot is empty."""
+    number = np.arange(self.devices * self.slots) % (self.devices // self.blocks * self.slots)
+    return np.minimum(number, self.replies)
+
+  def block(self) -> Int[np.ndarray, "slots"]:
+    return np.arange(self.devices * self.slots) // (self.devices // self.blocks * self.slots)
+
+  def in_order(self, x: Array) -> Array:
+    """What the slots hold -> [replies of all blocks, …], without the empty slots."""
+    rest = x.shape[1:]
+    return x.reshape(self.blocks, -1, *rest)[:, : self.replies].reshape(-1, *rest)
+
+
 def sample(
   graph: nnx.GraphDef,
   params: PyTree,
@@ -39,65 +104,226 @@ def sample(
 ) -> records.Rollout:
   """Draws `decoding.group` replies to each prompt.
 
-  Each row has a key of its own, folded from `key`, its prompt's and its group's index: what is drawn for a row does not
-  depend on how long the others run. Decoding ends when every reply has. The log-probs are those of the distribution at
-  the temperature, before top-p (at temperature 0: at temperature 1), with media tokens taken out; this is what
-  `forward.reply_log_probs` computes for the same tokens.
+  Each reply has a key of its own, folded from `key`, its prompt's and its group's index: what is drawn for it does not
+  depend on how long the others run, or where they are kept. Decoding ends when every reply has. The log-probs are those of
+  the distribution at the temperature, before top-p (at temperature 0: at temperature 1), with media tokens taken out;
+  this is what `forward.reply_log_probs` computes for the same tokens.
   """
+  return sample_counting(graph, params, prompt, allowed, key, decoding=decoding)[0]
+
+
+def sample_counting(
+  graph: nnx.GraphDef,
+  params: PyTree,
+  prompt: records.Prompt,
+  allowed: Bool[Array, "vocab"],
+  key: Key[Array, ""],
+  *,
+  decoding: Decoding,
+) -> tuple[records.Rollout, int]:
+  """As `sample`; also the number of tokens that decoding computed, those in slots whose reply had ended with them."""
+  layout = nnx.merge(graph, params).layout
+  prefix, state = _start(graph, params, prompt, key, decoding=decoding)
+  slots = left = len(state.done) // layout.ways("slots")
+  sizes = _sizes(slots, decoding.rungs)
+  results, computed, reached = None, 0, 0
+  while left:
+    size = min(size for size in sizes if size >= left)
+    if size < slots:
+      state, slots = _compacted(layout, state, size), size
+    go_down = jnp.int32(max((fewer for fewer in sizes if fewer < size), default=0))
+    state = _decode(graph, params, prefix, state, allowed, go_down, decoding=decoding)
+    results = _collected(layout, state, results) if results is not None else _results(state)
+    index, left = (int(x) for x in jax.device_get(_progress(layout, state)))
+    computed += (index - reached) * len(state.done)
+    reached = index
+  shape = (prompt.tokens.shape[0], decoding.group)
+  return _in_order(layout, results, shape), computed
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "decoding"))
+def sample_at_once(
+  graph: nnx.GraphDef,
+  params: PyTree,
+  prompt: records.Prompt,
+  allowed: Bool[Array, "vocab"],
+  key: Key[Array, ""],
+  *,
+  decoding: Decoding,
+) -> records.Rollout:
+  """As `sample`, in one program: every reply keeps its slot to the end."""
+  prefix, state = _start(graph, params, prompt, key, decoding=decoding)
+  state = _decode(graph, params, prefix, state, allowed, jnp.int32(0), decoding=decoding)
+  shape = (prompt.tokens.shape[0], decoding.group)
+  layout = nnx.merge(graph, params).layout
+  return _in_order(layout, _results(state), shape)
+
+
+def _sizes(slots: int, rungs: tuple[float, ...]) -> set[int]:
+  """Numbers of slots of a device that decoding is compiled for."""
+  return {slots, *(max(1, math.ceil(slots * rung)) for rung in rungs)}
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "decoding"))
+def _start(
+  graph: nnx.GraphDef,
+  params: PyTree,
+  prompt: records.Prompt,
+  key: Key[Array, ""],
+  *,
+  decoding: Decoding,
+) -> tuple[forward.Prefix, _State]:
+  """Prompts that have been read, and their replies before the first token."""
   model = nnx.merge(graph, params)
-  prompts, group, time = prompt.tokens.shape[0], decoding.group, decoding.max_new_tokens
+  prompts, group = prompt.tokens.shape[0], decoding.group
   prefix = model.prefill(prompt)
-  row_keys = _row_keys(key, prompts, group)
-  stops = jnp.array(decoding.stop_tokens)
-  hidden = jnp.broadcast_to(prefix.hidden[:, None], (prompts, group, prefix.hidden.shape[-1]))
-  blank = jnp.zeros((prompts, group, time))
-  start = (
-    jnp.int32(0),
-    hidden,
-    model.start_cache(prefix, group, time),
-    blank.astype(jnp.int32),
-    blank,
-    jnp.zeros((prompts, group), bool),
-    jnp.zeros((prompts, group), jnp.int32),
+  places = _Places.of(model.layout, prompts, group)
+  reply, block = places.reply(), places.block()
+  of_slots = functools.partial(model.layout.place, axes=("slots",))
+  seats = seats_lib.Seats(
+    prompt=of_slots(jnp.asarray(reply // group)),
+    member=of_slots(jnp.asarray(reply % group)),
+    group=group,
+  )
+  first = block * (places.replies // group) + reply // group
+  slots = len(reply)
+  blank = model.layout.place(jnp.zeros((slots, decoding.max_new_tokens)), ("slots", None))
+  return prefix, _State(
+    index=jnp.int32(0),
+    hidden=model.of_slots(prefix.hidden, seats),
+    cache=model.start_cache(prefix, slots, decoding.max_new_tokens),
+    tokens=blank.astype(jnp.int32),
+    log_probs=blank,
+    lengths=of_slots(jnp.zeros(slots, jnp.int32)),
+    done=of_slots(jnp.asarray(reply == places.replies)),
+    keys=of_slots(_reply_keys(key, jnp.asarray(first), jnp.asarray(reply % group))),
+    home=of_slots(jnp.asarray(places.home())),
+    seats=seats,
   )
 
-  def unfinished(carry: PyTree) -> Array:
-    index, *_, done, _ = carry
-    return (index < time) & ~done.all()
 
-  def step(carry: PyTree) -> PyTree:
-    index, hidden, cache, tokens, log_probs, done, lengths = carry
-    logits = forward.token_logits(model, hidden, allowed, decoding.temperature or 1.0)
-    token, log_prob = _draw(logits, row_keys, index, decoding)
+@functools.partial(jax.jit, static_argnames=("graph", "decoding"), donate_argnames="state")
+def _decode(
+  graph: nnx.GraphDef,
+  params: PyTree,
+  prefix: forward.Prefix,
+  state: _State,
+  allowed: Bool[Array, "vocab"],
+  fewer: Int[Array, ""],
+  *,
+  decoding: Decoding,
+) -> _State:
+  """Steps until no device has more than `fewer` replies that go on, or replies are as long as they may be."""
+  model = nnx.merge(graph, params)
+  stops = jnp.array(decoding.stop_tokens)
+
+  def goes_on(state: _State) -> Array:
+    return (state.index < decoding.max_new_tokens) & (_unfinished(model.layout, state) > fewer)
+
+  def step(state: _State) -> _State:
+    index, done = state.index, state.done
+    logits = forward.token_logits(model, state.hidden, allowed, decoding.temperature or 1.0)
+    token, log_prob = _draw(logits, state.keys, index, decoding)
     token, log_prob = jnp.where(done, 0, token), jnp.where(done, 0, log_prob)
-    tokens = jax.lax.dynamic_update_index_in_dim(tokens, token, index, axis=2)
-    log_probs = jax.lax.dynamic_update_index_in_dim(log_probs, log_prob, index, axis=2)
-    lengths = lengths + ~done
-    done = done | (token[..., None] == stops).any(axis=-1)
-    hidden, cache = model.decode(prefix, cache, token, index)
-    return index + 1, hidden, cache, tokens, log_probs, done, lengths
+    hidden, cache = model.decode(prefix, state.cache, token, index, state.seats)
+    return dataclasses.replace(
+      state,
+      index=index + 1,
+      hidden=hidden,
+      cache=cache,
+      tokens=jax.lax.dynamic_update_index_in_dim(state.tokens, token, index, axis=1),
+      log_probs=jax.lax.dynamic_update_index_in_dim(state.log_probs, log_prob, index, axis=1),
+      lengths=state.lengths + ~done,
+      done=done | (token[:, None] == stops).any(axis=-1),
+    )
 
-  *_, tokens, log_probs, _, lengths = jax.lax.while_loop(unfinished, step, start)
-  sampled = jnp.arange(time) < lengths[..., None]
+  return jax.lax.while_loop(goes_on, step, state)
+
+
+def _unfinished(layout: layout_lib.Layout, state: _State) -> Int[Array, ""]:
+  """Replies that go on, on the device that has most of them."""
+  return (~state.done).reshape(layout.ways("slots"), -1).sum(axis=1).max()
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def _progress(layout: layout_lib.Layout, state: _State) -> tuple[Int[Array, ""], Int[Array, ""]]:
+  """(steps done, replies that go on, on the device that has most of them; 0 where they may be no longer)."""
+  full = state.index == state.tokens.shape[1]
+  return state.index, jnp.where(full, 0, _unfinished(layout, state))
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "slots"))
+def _compacted(layout: layout_lib.Layout, state: _State, slots: int) -> _State:
+  """The replies that go on, in `slots` slots of each device; those left over hold ended ones."""
+
+  def first(done: Array) -> Array:
+    return jnp.argsort(done, stable=True)[:slots]
+
+  kept = layout.per_shard(first, ((state.done, ("slots",)),))
+
+  def of_kept(x: Array) -> Array:
+    axes = ("slots", *[None] * (x.ndim - 1))
+    return layout.per_shard(lambda x, kept: x[kept], ((x, axes), (kept, ("slots",))))
+
+  index, cache = state.index, state.cache.kept(layout, kept)
+  rest = jax.tree.map(of_kept, dataclasses.replace(state, index=None, cache=None))
+  return dataclasses.replace(rest, index=index, cache=cache)
+
+
+Results = tuple[Int[Array, "slots time"], Float[Array, "slots time"], Int[Array, "slots"]]
+
+
+def _results(state: _State) -> Results:
+  """Tokens, log-probs and lengths of the replies."""
+  return state.tokens, state.log_probs, state.lengths
+
+
+@functools.partial(jax.jit, static_argnames="layout", donate_argnames="results")
+def _collected(layout: layout_lib.Layout, state: _State, results: Results) -> Results:
+  """The results of all replies, with what the slots hold now at home."""
+
+  def at_home(results: Array, home: Array, x: Array) -> Array:
+    return results.at[home].set(x)
+
+  def updated(result: Array, x: Array) -> Array:
+    axes = ("slots", *[None] * (x.ndim - 1))
+    return layout.per_shard(at_home, ((result, axes), (state.home, ("slots",)), (x, axes)))
+
+  return tuple(updated(*pair) for pair in zip(results, _results(state), strict=True))
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "shape"))
+def _in_order(
+  layout: layout_lib.Layout, results: Results, shape: tuple[int, int]
+) -> records.Rollout:
+  """The rollout of replies in the slots in which they started."""
+  places = _Places.of(layout, *shape)
+  tokens, log_probs, lengths = (
+    layout.place(places.in_order(x).reshape(*shape, *x.shape[1:]), ("prompts", *[None] * x.ndim))
+    for x in results
+  )
+  sampled = jnp.arange(tokens.shape[-1]) < lengths[..., None]
   kind = jnp.where(sampled, int(records.Kind.MODEL), int(records.Kind.PAD))
   return records.Rollout(tokens=tokens, log_probs=log_probs, kind=kind, turn=jnp.zeros_like(tokens))
 
 
-def _row_keys(key: Key[Array, ""], prompts: int, group: int) -> Key[Array, "prompts group"]:
-  def of_prompt(prompt: Array) -> Array:
-    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, prompt)))(
-      jnp.arange(group)
-    )
+def _reply_keys(
+  key: Key[Array, ""], prompt: Int[Array, "slots"], member: Int[Array, "slots"]
+) -> Key[Array, "slots"]:
+  """Folded from the number of the prompt, then of the reply in its group."""
 
-  return jax.vmap(of_prompt)(jnp.arange(prompts))
+  def of_reply(prompt: Array, member: Array) -> Array:
+    return jax.random.fold_in(jax.random.fold_in(key, prompt), member)
+
+  return jax.vmap(of_reply)(prompt, member)
 
 
 def _draw(
-  logits: Float[Array, "prompts group vocab"],
-  row_keys: Key[Array, "prompts group"],
+  logits: Float[Array, "slots vocab"],
+  keys: Key[Array, "slots"],
   index: Int[Array, ""],
   decoding: Decoding,
-) -> tuple[Int[Array, "prompts group"], Float[Array, "prompts group"]]:
+) -> tuple[Int[Array, "slots"], Float[Array, "slots"]]:
   log_probs = jax.nn.log_softmax(logits)
   if decoding.temperature == 0:
     token = jnp.argmax(logits, axis=-1)
@@ -107,14 +333,12 @@ def _draw(
     def draw_row(key: Array, row: Array) -> Array:
       return jax.random.categorical(jax.random.fold_in(key, index), row)
 
-    token = jax.vmap(jax.vmap(draw_row))(row_keys, kept)
+    token = jax.vmap(draw_row)(keys, kept)
   token = token.astype(jnp.int32)
-  return token, jnp.take_along_axis(log_probs, token[..., None], axis=-1)[..., 0]
+  return token, jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
 
 
-def nucleus(
-  log_probs: Float[Array, "prompts group vocab"], top_p: float
-) -> Float[Array, "prompts group vocab"]:
+def nucleus(log_probs: Float[Array, "*batch vocab"], top_p: float) -> Float[Array, "*batch vocab"]:
   """Log-probs with all but the most likely tokens, those whose mass first reaches `top_p`, made impossible.
 
   The most likely token always stays. Ties at the edge stay together. Source: Holtzman et al., arXiv 1904.09751.

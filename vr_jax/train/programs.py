@@ -203,7 +203,7 @@ def _rollout(run: _Run) -> Program:
   key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole)
   return Program(
     name="rollout",
-    function=sampler.sample,
+    function=sampler.sample_at_once,
     arguments=(run.net.graph, run.state.params, run.encoded, allowed, key),
     keywords={"decoding": run.net.decoding(group=run.load.group, max_new_tokens=run.load.time)},
     turns=run.load.time,

@@ -19,7 +19,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax import errors
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.qwen2_5_vl import attention_cudnn, attention_splash, attention_xla
+from vr_jax.models import seats as seats_lib
+from vr_jax.models.qwen2_5_vl import (
+  attention_cudnn,
+  attention_decode,
+  attention_splash,
+  attention_xla,
+)
 from vr_jax.models.qwen2_5_vl import config as config_lib
 
 # Platforms that a backend runs on; the first one's default, where activations have two bytes.
@@ -145,34 +151,36 @@ class Attention:
 
   def step(
     self,
-    query: Float[Array, "prompts group heads head_dim"],
-    key: Float[Array, "prompts group kv_heads head_dim"],
-    value: Float[Array, "prompts group kv_heads head_dim"],
+    query: Float[Array, "slots heads head_dim"],
+    key: Float[Array, "slots kv_heads head_dim"],
+    value: Float[Array, "slots kv_heads head_dim"],
+    seats: seats_lib.Seats,
     prefix: Block,
     past: Block,
-  ) -> Float[Array, "prompts group heads head_dim"]:
+  ) -> Float[Array, "slots heads head_dim"]:
     """One new token a reply attends to its prompt, to the reply so far and to itself.
 
     prefix: key and value [prompts, prefix, kv_heads, head_dim], valid [prompts, prefix].
-    past:   key and value [prompts, group, length, kv_heads, head_dim], valid [length].
-    One query a reply has few logits: plain products are what bandwidth allows, on every platform.
+    past:   key and value [slots, length, kv_heads, head_dim], valid [length].
     """
-    of_prefix = ("prompts", None, "kv_heads", None)
-    new, of_past = (
-      ("prompts", "group", "kv_heads", None),
-      ("prompts", "group", None, "kv_heads", None),
+    new, of_slots, of_prefix = (
+      ("slots", "kv_heads", None),
+      ("slots", None, "kv_heads", None),
+      ("prompts", None, "kv_heads", None),
     )
     return self.layout.per_shard(
-      attention_xla.step,
+      functools.partial(attention_decode.step, group=seats.group),
       (
-        (query, ("prompts", "group", "heads", None)),
+        (query, ("slots", "heads", None)),
         (key, new),
         (value, new),
+        (seats.prompt, ("slots",)),
+        (seats.member, ("slots",)),
         (prefix.key, of_prefix),
         (prefix.value, of_prefix),
         (prefix.valid, ("prompts", None)),
-        (past.key, of_past),
-        (past.value, of_past),
+        (past.key, of_slots),
+        (past.value, of_slots),
         (past.valid, (None,)),
       ),
     )

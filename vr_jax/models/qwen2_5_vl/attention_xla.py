@@ -66,32 +66,6 @@ def continued(
   return _in_chunks(of_chunk, (query, index), (2, 0), logits // one_time)
 
 
-def step(
-  query: Float[Array, "batch group heads head_dim"],
-  key: Float[Array, "batch group kv_heads head_dim"],
-  value: Float[Array, "batch group kv_heads head_dim"],
-  prefix_key: Float[Array, "batch prefix kv_heads head_dim"],
-  prefix_value: Float[Array, "batch prefix kv_heads head_dim"],
-  prefix_valid: Bool[Array, "batch prefix"],
-  past_key: Float[Array, "batch group length kv_heads head_dim"],
-  past_value: Float[Array, "batch group length kv_heads head_dim"],
-  past_valid: Bool[Array, "length"],
-) -> Float[Array, "batch group heads head_dim"]:
-  """One new token a reply attends to its prompt, to the reply so far and to itself."""
-  query = _grouped(query, key)
-  prefix_logits = _dot("pgkrd,pskd->pkgrs", query, prefix_key)
-  prefix_logits = jnp.where(prefix_valid[:, None, None, None], prefix_logits, layers.MASKED)
-  past_logits = _dot("pgkrd,pglkd->pkgrl", query, past_key)
-  past_logits = jnp.where(past_valid, past_logits, layers.MASKED)
-  own_logits = _dot("pgkrd,pgkd->pkgr", query, key)[..., None]
-  shares, total = _shares((prefix_logits, past_logits, own_logits))
-  to_prefix, to_past, to_own = (share.astype(query.dtype) for share in shares)
-  mixed = _dot("pkgrs,pskd->pkgrd", to_prefix, prefix_value)
-  mixed = mixed + _dot("pkgrl,pglkd->pkgrd", to_past, past_value)
-  mixed = mixed + to_own * value.transpose(0, 2, 1, 3)[:, :, :, None]
-  return _ungrouped((mixed / total).transpose(0, 2, 1, 3, 4), query)
-
-
 def _softmax(
   query: Float[Array, "batch queries heads head_dim"],
   key: Float[Array, "batch keys kv_heads head_dim"],

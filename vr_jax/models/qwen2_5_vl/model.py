@@ -2,8 +2,8 @@
 
     prefix = model.prefill(prompt)                      each prompt once, its vision too
     hidden = model.extend(prefix, tokens, valid)        all replies of all groups at once: what the update runs
-    cache  = model.start_cache(prefix, group, length)
-    hidden, cache = model.decode(prefix, cache, tokens, index)      one token a reply: what the sampler runs
+    cache  = model.start_cache(prefix, slots, length)
+    hidden, cache = model.decode(prefix, cache, tokens, index, seats)   one token a slot: what the sampler runs
     model.logits(hidden)
 
 The first reply token's distribution comes from `prefix.hidden`, that of token t + 1 from the hidden state of token t.
@@ -15,10 +15,11 @@ import typing
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
+from vr_jax.models import seats as seats_lib
 from vr_jax.models.qwen2_5_vl import attention, text, vision
 from vr_jax.models.qwen2_5_vl import config as config_lib
 
@@ -43,8 +44,22 @@ class Prefix:
 class Cache:
   """Keys and values of replies being sampled; positions not yet written are 0."""
 
-  keys: Float[Array, "layers prompts group length kv_heads head_dim"]
-  values: Float[Array, "layers prompts group length kv_heads head_dim"]
+  AXES: typing.ClassVar[layout_lib.Axes] = (None, "slots", None, "kv_heads", None)
+
+  keys: Float[Array, "layers slots length kv_heads head_dim"]
+  values: Float[Array, "layers slots length kv_heads head_dim"]
+
+  def kept(self, layout: layout_lib.Layout, slots: Int[Array, "kept"]) -> "Cache":
+    """That of some slots, named by their places on the device that holds them."""
+
+    def of_device(x: Array, slots: Array) -> Array:
+      return jnp.take(x, slots, axis=1)
+
+    inputs = (slots, ("slots",))
+    return Cache(
+      keys=layout.per_shard(of_device, ((self.keys, self.AXES), inputs)),
+      values=layout.per_shard(of_device, ((self.values, self.AXES), inputs)),
+    )
 
 
 class Qwen2_5_VL(nnx.Module):  # noqa: N801
@@ -110,32 +125,43 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
       self.text.embed(tokens, ("prompts", "group", "time")), positions, valid, _block(prefix)
     )
 
-  def start_cache(self, prefix: Prefix, group: int, length: int) -> Cache:
+  def start_cache(self, prefix: Prefix, slots: int, length: int) -> Cache:
     """An empty cache for replies of up to `length` tokens."""
-    depth, prompts, _, kv_heads, head_dim = prefix.keys.shape
-    empty = jnp.zeros((depth, prompts, group, length, kv_heads, head_dim), prefix.keys.dtype)
-    empty = self.layout.place(empty, (None, "prompts", "group", None, "kv_heads", None))
+    depth, _, _, kv_heads, head_dim = prefix.keys.shape
+    empty = jnp.zeros((depth, slots, length, kv_heads, head_dim), prefix.keys.dtype)
+    empty = self.layout.place(empty, Cache.AXES)
     return Cache(keys=empty, values=empty)
 
   def decode(
     self,
     prefix: Prefix,
     cache: Cache,
-    tokens: Int[Array, "prompts group"],
+    tokens: Int[Array, "slots"],
     index: Int[Array, ""],
-  ) -> tuple[Float[Array, "prompts group embed"], Cache]:
-    """Feeds token number `index` of every reply; gives its final-normed hidden state and the cache with it.
+    seats: seats_lib.Seats,
+  ) -> tuple[Float[Array, "slots embed"], Cache]:
+    """Feeds token number `index` of the reply in every slot; gives its final-normed hidden state and the cache with it.
 
     Positions before `index` must have been written by the calls before.
     """
-    positions = jnp.broadcast_to(prefix.next_position[:, None] + index, tokens.shape)
-    written = jnp.arange(cache.keys.shape[3]) < index
+    positions = self.of_slots(prefix.next_position, seats) + index
+    written = jnp.arange(cache.keys.shape[2]) < index
     past = attention.Block(cache.keys, cache.values, written)
-    x = self.text.embed(tokens, ("prompts", "group"))
-    hidden, keys, values = self.text.decode(x, positions, _block(prefix), past)
+    x = self.text.embed(tokens, ("slots",))
+    hidden, keys, values = self.text.decode(x, positions, seats, _block(prefix), past)
     return hidden, Cache(
-      keys=jax.lax.dynamic_update_index_in_dim(cache.keys, keys, index, axis=3),
-      values=jax.lax.dynamic_update_index_in_dim(cache.values, values, index, axis=3),
+      keys=jax.lax.dynamic_update_index_in_dim(cache.keys, keys, index, axis=2),
+      values=jax.lax.dynamic_update_index_in_dim(cache.values, values, index, axis=2),
+    )
+
+  def of_slots(
+    self, x: Shaped[Array, "prompts *rest"], seats: seats_lib.Seats
+  ) -> Shaped[Array, "slots *rest"]:
+    """Of each slot, what its prompt has."""
+    rest = (None,) * (x.ndim - 1)
+    return self.layout.per_shard(
+      lambda prompt, x: jnp.take(x, prompt, axis=0, mode="clip"),
+      ((seats.prompt, ("slots",)), (x, ("prompts", *rest))),
     )
 
   @property

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax.models import layout as layout_lib
+from vr_jax.models import seats as seats_lib
 from vr_jax.models.qwen2_5_vl import attention, layers, rematerialisation
 from vr_jax.models.qwen2_5_vl import config as config_lib
 
@@ -135,14 +136,15 @@ class TextModel(nnx.Module):
 
   def decode(
     self,
-    x: Float[Array, "prompts group embed"],
-    positions: Int[Array, "prompts group"],
+    x: Float[Array, "slots embed"],
+    positions: Int[Array, "slots"],
+    seats: seats_lib.Seats,
     prefix: attention.Block,
     own: attention.Block,
   ) -> tuple[
-    Float[Array, "prompts group embed"],
-    Float[Array, "layers prompts group kv_heads head_dim"],
-    Float[Array, "layers prompts group kv_heads head_dim"],
+    Float[Array, "slots embed"],
+    Float[Array, "layers slots kv_heads head_dim"],
+    Float[Array, "layers slots kv_heads head_dim"],
   ]:
     """One step: final-normed hidden states, and the keys and values to be kept for the next step.
 
@@ -150,14 +152,14 @@ class TextModel(nnx.Module):
     one position of it instead of copying it.
     """
     cos, sin = text_angles(positions, self.config.text)
-    axes = ("prompts", "group", None)
+    axes = ("slots", None)
 
     def layer(x, inputs):
       weights, prefix_key, prefix_value, own_key, own_value = inputs
       query, key, value = self._qkv(x, weights, cos, sin)
       shared = attention.Block(prefix_key, prefix_value, prefix.valid)
       past = attention.Block(own_key, own_value, own.valid)
-      mixed = self.attention.step(query, key, value, shared, past)
+      mixed = self.attention.step(query, key, value, seats, shared, past)
       return self.layout.place(self._finish(x, mixed, weights), axes), (key, value)
 
     x = self.layout.place(x, axes)

@@ -1,0 +1,49 @@
+"""Replies being sampled, wherever they are kept: each slot holds one, and knows its seat beside its prompt.
+
+Slots are what decoding computes. They start as many as replies and become fewer as replies end; prompts stay where they
+are. So the layers run on slots, and only attention to the prompts brings the slots of a prompt together at their seats.
+"""
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Shaped
+import numpy as np
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+@typing.no_type_check  # tree transformations rebuild it with leaves that are no arrays
+class Seats:
+  """Where each slot sits, counted on the device that holds it: its prompt, its place among the prompt's `group`.
+
+  An empty slot has a prompt that its device does not hold, one past the last.
+  """
+
+  prompt: Int[Array | np.ndarray, "slots"]
+  member: Int[Array | np.ndarray, "slots"]
+  group: int = dataclasses.field(metadata={"static": True})
+
+
+def to_seats(
+  x: Shaped[Array, "slots *rest"],
+  prompt: Int[Array, "slots"],
+  member: Int[Array, "slots"],
+  shape: tuple[int, int],
+) -> Shaped[Array, "prompts group *rest"]:
+  """What the slots hold, at their seats `shape` = (prompts, group); a seat that no slot has holds any slot's."""
+  prompts, group = shape
+  slots = jnp.arange(x.shape[0])
+  slot = jnp.zeros(prompts * group, slots.dtype)
+  slot = slot.at[prompt * group + member].set(slots, mode="drop")
+  return x[slot].reshape(*shape, *x.shape[1:])
+
+
+def to_slots(
+  x: Shaped[Array, "prompts group *rest"], prompt: Int[Array, "slots"], member: Int[Array, "slots"]
+) -> Shaped[Array, "slots *rest"]:
+  """What lies at the seats of the slots; an empty slot gets any."""
+  flat = x.reshape(-1, *x.shape[2:])
+  return jnp.take(flat, prompt * x.shape[1] + member, axis=0, mode="clip")
