@@ -58,6 +58,7 @@ OVERRIDES: Mapping[str, Any] = {
   "rl.prompts": 4,
   "rl.group": 4,
   "rl.max_new_tokens": 16,
+  "rl.rungs": (),
   "rl.warmup_steps": 0,
   "rl.learning_rate": 3e-4,
   "rl.top_p": 1.0,

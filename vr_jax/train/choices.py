@@ -56,6 +56,7 @@ RANGES = {
   "rl.temperature": "(0, inf)",
   "rl.top_p": "(0, 1]",
   "rl.max_new_tokens": "[1, inf)",
+  "rl.rungs": "(0, 1)",
   "rl.learning_rate": "[0, inf)",
   "rl.warmup_steps": "[0, inf)",
   "rl.b1": "[0, 1)",
@@ -90,7 +91,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   for name, interval in RANGES.items():
     section, field = name.split(".")
     value = config[section].get(field)
-    if value is not None and not _inside(value, interval):
+    values = () if value is None else value if isinstance(value, tuple) else (value,)
+    if not all(_inside(value, interval) for value in values):
       raise errors.InputError(f"--config.{name}={value}: not in {interval}")
   if len(config.mesh) != 4 or not all(isinstance(size, int) for size in config.mesh):
     raise errors.InputError(

@@ -100,6 +100,7 @@ class Network:
       "temperature": rl.temperature,
       "top_p": rl.top_p,
       "stop_tokens": self.stop_tokens,
+      "rungs": tuple(rl.rungs),
     }
     return sampler.Decoding(**{**fields, **changes})
 
