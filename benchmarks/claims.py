@@ -1,6 +1,6 @@
 """Does the method work? Trains a recipe's arms over seeds and reports what came out.
 
-    python -m benchmarks.claims moss_chatv [--seeds=21,22,23] [--workdir=runs/claims] [--config.field=value …]
+    python -m benchmarks.claims moss_chatv [--seeds=21,22,23,24,25] [--workdir=runs/claims] [--config.field=value …]
 
 Each (arm, seed) is a run of the recipe at its tiny size; its result is a small JSON file under docs/claims/, and one that
 is there is not run again: the command goes on where it stopped. At the end it writes docs/claims.md.
@@ -64,12 +64,12 @@ def main(argv: Sequence[str]) -> int:
   options = dict(word[2:].split("=", 1) for word in argv if word.startswith("--") and "=" in word)
   if len(recipes) != 1 or recipes[0] not in ARMS:
     print(
-      f"usage: python -m benchmarks.claims {'|'.join(ARMS)} [--seeds=21,22,23]",
+      f"usage: python -m benchmarks.claims {'|'.join(ARMS)} [--seeds=21,22,23,24,25]",
       file=sys.stderr,
     )
     return 2
   recipe = recipes[0]
-  seeds = [int(seed) for seed in options.pop("seeds", "21,22,23").split(",")]
+  seeds = [int(seed) for seed in options.pop("seeds", "21,22,23,24,25").split(",")]
   workdir = Path(options.pop("workdir", "runs/claims")) / recipe
   extra = [f"--{name}={value}" for name, value in options.items()]
   results = Path("docs/claims") / recipe

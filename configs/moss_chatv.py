@@ -1,6 +1,6 @@
 """MOSS-ChatV: GRPO with accuracy, format and a process reward (subsequence DTW of reasoning steps).
 
-    tiny   simulated videos, a random network of 1 M parameters, from nothing; a laptop CPU, about 10 minutes.
+    tiny   simulated videos, a random network of 1 M parameters, from nothing; two cores of a CPU, 7 minutes, 2.2 GB.
            Result: docs/claims.md.
     3b     Qwen2.5-VL-3B-Instruct on MOSS-Video; v5e-16 or v6e-8. By plan: not yet planned. Not yet measured.
     7b     Qwen2.5-VL-7B-Instruct on MOSS-Video (the paper's headline); v5p-16 or v6e-32. By plan: not yet planned. Not
