@@ -45,6 +45,9 @@ class Bigram(nnx.Module):
   def extend(self, prefix, tokens, valid):
     return self._hidden(tokens)
 
+  def extend_packed(self, prefix, tokens, valid, packing):
+    return self._hidden(packing.pack(tokens))
+
   def of_slots(self, x, seats):
     return jnp.take(x, seats.prompt, axis=0, mode="clip")
 

@@ -37,9 +37,15 @@ class Layout(Protocol):
     """Into how many parts an axis is split where that divides it."""
 
   def per_shard(
-    self, function: Callable[..., Array], inputs: Sequence[tuple[Array, Axes]]
+    self,
+    function: Callable[..., Array],
+    inputs: Sequence[tuple[Array, Axes]],
+    out: tuple[Axes, tuple[int, ...]] | None = None,
   ) -> Array:
-    """Calls `function` on the parts of its inputs that each device holds; its result lies as the first of them."""
+    """Calls `function` on the parts of its inputs that each device holds.
+
+    Its result lies as `out` (axes, shape) says, or as the first of the inputs.
+    """
 
   def look_up(self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype) -> Array:
     """Rows [*axes, embed] of a table [vocab, embed] in a dtype; the table gets its gradient in its own."""
@@ -75,9 +81,13 @@ class OneDevice:
     return 1
 
   def per_shard(
-    self, function: Callable[..., Array], inputs: Sequence[tuple[Array, Axes]]
+    self,
+    function: Callable[..., Array],
+    inputs: Sequence[tuple[Array, Axes]],
+    out: tuple[Axes, tuple[int, ...]] | None = None,
   ) -> Array:
     """On the whole arrays."""
+    del out
     return function(*(x for x, _ in inputs))
 
   def look_up(self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype) -> Array:

@@ -119,15 +119,20 @@ class MeshLayout:
     self,
     function: Callable[..., Array],
     inputs: Sequence[tuple[Array, tuple[str | None, ...]]],
+    out: tuple[tuple[str | None, ...], tuple[int, ...]] | None = None,
   ) -> Array:
-    """Calls `function` with each device's parts of the inputs; its result is laid out as the first of these."""
+    """Calls `function` with each device's parts of the inputs; its result is laid out as `out` says, or as the first."""
     arrays = [x for x, _ in inputs]
     if self.mesh.size == 1:
       return function(*arrays)
     specs = tuple(spec_of(axes, x.shape, self.mesh) for x, axes in inputs)
     # What is computed alike on several devices is not declared so: Pallas kernels could not say it.
     mapped = jax.shard_map(
-      function, mesh=self.mesh, in_specs=specs, out_specs=specs[0], check_vma=False
+      function,
+      mesh=self.mesh,
+      in_specs=specs,
+      out_specs=spec_of(*out, self.mesh) if out else specs[0],
+      check_vma=False,
     )
     return mapped(*arrays)
 
@@ -203,7 +208,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
   """Host arrays of this process (its `row_share` of the rows) -> global arrays, split along prompts.
 
-  Those of a `Prompt` are split along prefix and frames too. Raises InputError where the mesh does not divide the prefix.
+  Those of a `Prompt` are split along prefix and frames too, those of a `Vision` along frames. Raises InputError where the mesh does not divide the prefix.
   """
   _, readers = row_share(mesh)
   target = jax.tree.leaves(abstract_batch(batch, mesh, readers=readers))
@@ -218,12 +223,11 @@ def abstract_batch(batch: PyTree, mesh: Mesh, *, readers: int = 1) -> PyTree:
 
   Raises InputError where the mesh does not divide the prefix of a `Prompt`.
   """
-  of_prompt = isinstance(batch, records.Prompt)
-  if of_prompt:
+  if isinstance(batch, records.Prompt):
     check_prefix(batch.tokens.shape[1], mesh)
 
   def target(path: tuple, x: np.ndarray | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    axes = _batch_axes(path, x, of_prompt=of_prompt)
+    axes = _batch_axes(path, x, batch)
     rows = axes.index("prompts")
     shape = (*x.shape[:rows], x.shape[rows] * readers, *x.shape[rows + 1 :])
     sharding = NamedSharding(mesh, spec_of(axes, shape, mesh))
@@ -233,13 +237,14 @@ def abstract_batch(batch: PyTree, mesh: Mesh, *, readers: int = 1) -> PyTree:
 
 
 def _batch_axes(
-  path: tuple, x: np.ndarray | jax.ShapeDtypeStruct, *, of_prompt: bool
+  path: tuple, x: np.ndarray | jax.ShapeDtypeStruct, batch: PyTree
 ) -> tuple[str | None, ...]:
+  name = jax.tree_util.keystr(path[:1], simple=True)
+  of_prompt = isinstance(batch, records.Prompt)
+  if isinstance(batch, records.Vision) or (of_prompt and name == "vision"):
+    return ("prompts", "frames", *[None] * (x.ndim - 2))
   if not of_prompt:
     return ("prompts", *[None] * (x.ndim - 1))
-  name = jax.tree_util.keystr(path[:1], simple=True)
-  if name == "vision":
-    return ("prompts", "frames", *[None] * (x.ndim - 2))
   return _PROMPT_AXES.get(name, ("prompts", "prefix"))
 
 
@@ -262,6 +267,18 @@ def row_share(mesh: Mesh) -> tuple[int, int]:
       "choose a divisor or a multiple of their number"
     )
   return mine[0], len(shares)
+
+
+def rung(rows: int, most: int, mesh: Mesh) -> int:
+  """The number of rows, 0, a power of two for each device of this process or `most`, that holds `rows` of them.
+
+  `most`: rows of this process in a whole batch. Programs that run for some of its rows are compiled for these sizes only.
+  """
+  _, readers = row_share(mesh)
+  size = max(1, mesh.shape["data"] * mesh.shape["fsdp"] // readers)
+  while size < rows:
+    size *= 2
+  return min(size, most) if rows else 0
 
 
 def check_prefix(length: int, mesh: Mesh) -> None:

@@ -15,7 +15,9 @@ from vr_jax import records
 
 
 def encode(graph: nnx.GraphDef, params: PyTree, prompt: records.Prompt) -> records.Prompt:
-  """The prompts with the features of what they show in place of its patches, without gradient."""
+  """The prompts with the features of what they show in place of its patches; as they are where they have these already."""
+  if prompt.media is not None:
+    return prompt
   media = features(graph, params, prompt.vision)
   return dataclasses.replace(prompt, vision=None, media=media)
 

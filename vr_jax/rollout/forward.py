@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
+from vr_jax.models import packing as packing_lib
 from vr_jax.models import seats as seats_lib
 from vr_jax.rollout import vocabulary
 
@@ -32,6 +33,9 @@ class Model(Protocol):
 
   def prefill(self, prompt: records.Prompt) -> Prefix: ...  # noqa: D102
   def extend(self, prefix: Prefix, tokens: Array, valid: Array) -> Array: ...  # noqa: D102
+  def extend_packed(  # noqa: D102
+    self, prefix: Prefix, tokens: Array, valid: Array, packing: packing_lib.Packing
+  ) -> Array: ...
   def of_slots(self, x: Array, seats: seats_lib.Seats) -> Array: ...  # noqa: D102
   def start_cache(self, prefix: Prefix, slots: int, length: int) -> PyTree: ...  # noqa: D102
   def decode(  # noqa: D102
@@ -59,31 +63,66 @@ def reply_log_probs(
   valid: Bool[Array, "prompts group time"],
   allowed: Bool[Array, "vocab"],
   temperature: float = 1.0,
+  *,
+  packed: int | None = None,
 ) -> tuple[Float[Array, "prompts group time"], Float[Array, "prompts group time"]]:
   """Log-prob of each reply token given its prompt and the tokens before it, and the entropy of that choice (nats).
 
-  The prompt is computed once for its whole group. Where `valid` is false both are 0.
+  The prompt is computed once for its whole group. Where `valid` is false both are 0; the valid tokens of a reply are
+  its first ones. packed: places a device for the valid tokens of replies (`models.packing.size_of`); padding then costs
+  nothing beyond them. None: padding is computed like tokens.
   """
   prefix = model.prefill(prompt)
+  if packed is not None:
+    return _packed_log_probs(model, prefix, tokens, valid, allowed, temperature, packed)
   hidden = model.extend(prefix, tokens, valid)
   first = jnp.broadcast_to(prefix.hidden[:, None, None], hidden[:, :, :1].shape)
   before = jnp.concatenate([first.astype(hidden.dtype), hidden[:, :, :-1]], axis=2)
-  log_probs, entropy = _scores(model, before, tokens, allowed, temperature)
-  return jnp.where(valid, log_probs, 0), jnp.where(valid, entropy, 0)
+  scores = _scores(model, before, tokens, allowed, temperature, packing_lib.REPLIES)
+  log_probs, entropy = (jnp.where(valid, x, 0) for x in scores)
+  return log_probs, entropy
+
+
+def _packed_log_probs(
+  model: Model,
+  prefix: Prefix,
+  tokens: Int[Array, "prompts group time"],
+  valid: Bool[Array, "prompts group time"],
+  allowed: Bool[Array, "vocab"],
+  temperature: float,
+  packed: int,
+) -> tuple[Float[Array, "prompts group time"], Float[Array, "prompts group time"]]:
+  packing = packing_lib.make(model.layout, valid, packed)
+  hidden = model.extend_packed(prefix, tokens, valid, packing)
+  # The token before stands before, on the same device; only first tokens have it in their prompt.
+  before = model.layout.per_shard(lambda x: jnp.roll(x, 1, axis=0), ((hidden, ("slots", None)),))
+  scores = _scores(model, before, packing.pack(tokens), allowed, temperature, ("slots",))
+  at_start = jnp.broadcast_to(
+    prefix.hidden[:, None], (*tokens.shape[:2], prefix.hidden.shape[-1])
+  ).astype(hidden.dtype)
+  of_first = _scores(
+    model, at_start, tokens[:, :, 0], allowed, temperature, packing_lib.REPLIES[:2]
+  )
+  is_first = jnp.arange(tokens.shape[2]) == 0
+  log_probs, entropy = (
+    jnp.where(valid, jnp.where(is_first, start[..., None], packing.unpack(x)), 0)
+    for start, x in zip(of_first, scores, strict=True)
+  )
+  return log_probs, entropy
 
 
 def _scores(
   model: Model,
-  hidden: Float[Array, "prompts group time embed"],
-  tokens: Int[Array, "prompts group time"],
+  hidden: Float[Array, "*batch embed"],
+  tokens: Int[Array, "*batch"],
   allowed: Bool[Array, "vocab"],
   temperature: float,
-) -> tuple[Float[Array, "prompts group time"], Float[Array, "prompts group time"]]:
-  """Log-probs of tokens and entropies; the logits of a large vocabulary come in chunks."""
+  axes: layout_lib.Axes,
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+  """Log-probs of tokens and entropies; the logits of a large vocabulary come in chunks. axes: the logical ones of batch."""
   shape, matrix = tokens.shape, model.output_rows()
-  axes: layout_lib.Axes = ("prompts", "group", "time")
   if model.layout.merges:
-    hidden, tokens, axes = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1), ("prompts",)
+    hidden, tokens, axes = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1), axes[:1]
   chunks = vocabulary.chunks_of(matrix.shape[0], model.logit_chunk)
   if chunks == 1:
     scores = vocabulary.at_once(hidden, matrix, allowed, tokens, temperature)

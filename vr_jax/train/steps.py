@@ -1,6 +1,7 @@
 """The jitted steps: one for supervised replies, one for every reinforcement recipe."""
 
 from collections.abc import Callable
+import functools
 
 from flax import nnx
 import jax
@@ -53,16 +54,21 @@ def make_sft_step(
 
 def make_scorer(
   graph: nnx.GraphDef, allowed: Bool[Array, "vocab"], *, temperature: float
-) -> Callable[[PyTree, records.Prompt, records.Rollout], Array]:
-  """A jitted `score(params, prompt, rollout) -> log_probs` [prompts, group, time] without gradient."""
+) -> Callable[..., Array]:
+  """A jitted `score(params, prompt, rollout, packed=None) -> log_probs` [prompts, group, time] without gradient.
 
-  def score(params: PyTree, prompt: records.Prompt, rollout: records.Rollout) -> Array:
+  packed: see `forward.reply_log_probs`.
+  """
+
+  def score(
+    params: PyTree, prompt: records.Prompt, rollout: records.Rollout, packed: int | None = None
+  ) -> Array:
     model = nnx.merge(graph, params)
     return forward.reply_log_probs(
-      model, prompt, rollout.tokens, sampled(rollout), allowed, temperature
+      model, prompt, rollout.tokens, sampled(rollout), allowed, temperature, packed=packed
     )[0]
 
-  return jax.jit(score)
+  return jax.jit(score, static_argnames="packed")
 
 
 def make_rl_step(
@@ -73,19 +79,26 @@ def make_rl_step(
   *,
   frozen: tuple[str, ...] = (),
 ) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
-  """A jitted `step(state, prompt, rollout, advantages, signal, old, reference) -> (state, metrics)`.
+  """A jitted `step(state, prompt, rollout, advantages, signal, old, reference, packed=None) -> (state, metrics)`.
 
   advantages [prompts, group, time]; signal [prompts]: groups without it take no part in the loss, neither in its mean
   nor in its KL. old: log-probs at the start of the update, or None where this is its first step (they are then those
   of this very forward). reference: log-probs of the frozen reference, or None where kl_weight is 0. The state is
-  donated. `config` is the section `rl`. frozen: names of parameters, or of what holds them, that get no gradient.
+  donated. packed: of one micro-batch, see `forward.reply_log_probs`. `config` is the section `rl`. frozen: names of
+  parameters, or of what holds them, that get no gradient.
   """
 
-  def loss(params: PyTree, part: PyTree) -> tuple[Array, PyTree]:
+  def loss(params: PyTree, part: PyTree, packed: int | None) -> tuple[Array, PyTree]:
     model = nnx.merge(graph, params)
     rollout = part["rollout"]
     log_probs, entropy = forward.reply_log_probs(
-      model, part["prompt"], rollout.tokens, sampled(rollout), allowed, config.temperature
+      model,
+      part["prompt"],
+      rollout.tokens,
+      sampled(rollout),
+      allowed,
+      config.temperature,
+      packed=packed,
     )
     old = jax.lax.stop_gradient(log_probs) if part["old"] is None else part["old"]
     value, sums = loss_lib.policy_loss(
@@ -113,6 +126,7 @@ def make_rl_step(
     signal: Array,
     old: Array | None,
     reference: Array | None,
+    packed: int | None = None,
   ) -> tuple[state_lib.TrainState, Metrics]:
     mask = sampled(rollout)
     weights = loss_lib.token_weights(
@@ -129,10 +143,11 @@ def make_rl_step(
       "reference": reference,
     }
     parts = split_microbatches(batch, config.microbatches)
-    state, metrics, value, sums = _update(loss, optimizer, state, parts, frozen)
+    of_part = functools.partial(loss, packed=packed)
+    state, metrics, value, sums = _update(of_part, optimizer, state, parts, frozen)
     return state, {**metrics, "loss": value, **_per_token(sums, mask.sum())}
 
-  return jax.jit(step, donate_argnums=0)
+  return jax.jit(step, donate_argnums=0, static_argnames="packed")
 
 
 def sampled(rollout: records.Rollout) -> Bool[Array, "prompts group time"]:

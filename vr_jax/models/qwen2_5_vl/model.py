@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
+from vr_jax.models import packing as packing_lib
 from vr_jax.models import seats as seats_lib
 from vr_jax.models.qwen2_5_vl import attention, text, vision
 from vr_jax.models.qwen2_5_vl import config as config_lib
@@ -119,11 +120,21 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
 
     Token t sees its prompt and the valid tokens up to t of its own reply. Gradients flow into the prefix.
     """
-    positions = prefix.next_position[:, None, None] + jnp.arange(tokens.shape[2])
-    positions = jnp.broadcast_to(positions, tokens.shape)
-    return self.text.extend(
-      self.text.embed(tokens, ("prompts", "group", "time")), positions, valid, _block(prefix)
-    )
+    positions = _positions(prefix, tokens)
+    embedded = self.text.embed(tokens, packing_lib.REPLIES)
+    return self.text.extend(embedded, positions, valid, _block(prefix))
+
+  def extend_packed(
+    self,
+    prefix: Prefix,
+    tokens: Int[Array, "prompts group time"],
+    valid: Bool[Array, "prompts group time"],
+    packing: packing_lib.Packing,
+  ) -> Float[Array, "packed embed"]:
+    """As `extend`, of the valid tokens alone."""
+    positions = packing.pack(_positions(prefix, tokens))
+    embedded = self.text.embed(packing.pack(tokens), ("slots",))
+    return self.text.extend_packed(embedded, positions, valid, _block(prefix), packing)
 
   def start_cache(self, prefix: Prefix, slots: int, length: int) -> Cache:
     """An empty cache for replies of up to `length` tokens."""
@@ -176,6 +187,13 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
   def logits(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
     """Scores of the next token, float32."""
     return self.text.logits(hidden)
+
+
+def _positions(
+  prefix: Prefix, tokens: Int[Array, "prompts group time"]
+) -> Int[Array, "prompts group time"]:
+  positions = prefix.next_position[:, None, None] + jnp.arange(tokens.shape[2])
+  return jnp.broadcast_to(positions, tokens.shape)
 
 
 def _block(prefix: Prefix) -> attention.Block:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax.models import layout as layout_lib
+from vr_jax.models import packing as packing_lib
 from vr_jax.models import seats as seats_lib
 from vr_jax.models.qwen2_5_vl import attention, layers, rematerialisation
 from vr_jax.models.qwen2_5_vl import config as config_lib
@@ -129,7 +130,37 @@ class TextModel(nnx.Module):
       mixed = self.attention.replies(query, shared, attention.Block(key, value, valid))
       return self.layout.place(self._finish(x, mixed, weights), axes), None
 
-    x = self.layout.place(x, axes)
+    return self._continued(layer, self.layout.place(x, axes), prefix)
+
+  def extend_packed(
+    self,
+    x: Float[Array, "packed embed"],
+    positions: Int[Array, "packed"],
+    valid: Bool[Array, "prompts group time"],
+    prefix: attention.Block,
+    packing: packing_lib.Packing,
+  ) -> Float[Array, "packed embed"]:
+    """As `extend`, on the valid tokens alone; only attention sees them as replies."""
+    cos, sin = text_angles(positions, self.config.text)
+    axes, heads, kv_heads = ("slots", None), ("heads", None), ("kv_heads", None)
+
+    def layer(x, inputs):
+      weights, prefix_key, prefix_value = inputs
+      query, key, value = self._qkv(x, weights, cos, sin)
+      own = attention.Block(packing.unpack(key, kv_heads), packing.unpack(value, kv_heads), valid)
+      shared = attention.Block(prefix_key, prefix_value, prefix.valid)
+      mixed = self.attention.replies(packing.unpack(query, heads), shared, own)
+      mixed = packing.pack(mixed, heads)
+      return self.layout.place(self._finish(x, mixed, weights), axes), None
+
+    return self._continued(layer, self.layout.place(x, axes), prefix)
+
+  def _continued(
+    self,
+    layer: Callable[[Array, Any], tuple[Array, Any]],
+    x: Float[Array, "*batch embed"],
+    prefix: attention.Block,
+  ) -> Float[Array, "*batch embed"]:
     inputs = (layers.stack(self.layers, self.dtype), prefix.key, prefix.value)
     x, _ = self._scan(layer, x, inputs)
     return self._final_norm(x)
