@@ -3,7 +3,7 @@
 Keys and values are whole on every device that has queries for them: they are few (grouped heads), so a long prompt is
 split by its queries. Three backends compute the same:
 
-    xla     plain products, everywhere; chunk by chunk where logits would be many
+    xla     plain products, everywhere; chunk by chunk where logits would be many, on CPU where caches would not hold them
     splash  the Pallas kernel of TPUs (on CPU emulated, which is slow)
     cudnn   the fused kernels of NVIDIA GPUs
 """
@@ -189,6 +189,8 @@ class Attention:
     function = getattr(_MODULES[self.backend], name)
     if self.backend == "splash" and self.layout.platform == "cpu":
       return functools.partial(function, interpret=True)
+    if self.backend == "xla" and self.layout.platform == "cpu":
+      return functools.partial(function, logits=attention_xla.CACHED_LOGITS)
     return function
 
   def _time_axes(self, query: Float[Array, "prompts group time heads head_dim"]) -> layout_lib.Axes:

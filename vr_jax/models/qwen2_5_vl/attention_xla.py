@@ -1,11 +1,15 @@
 """Attention as plain products: runs on every platform, in any dtype, one exact softmax with float32 logits.
 
 Logits of many queries are made in turn, a chunk of queries after the other, and again in the backward pass: never
-[heads, queries, keys] of a long prompt at once.
+[heads, queries, keys] of a long prompt at once. Keys that no query of a stretch of a prompt may see are not multiplied.
+
+Every product is of stacks of two matrices, [batch, rows, columns], and the logits keep the order in which they come out: on
+CPU a product with several free axes is a slow loop, and to reorder logits costs more than to make them.
 """
 
 from collections.abc import Callable, Sequence
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +18,20 @@ from jaxtyping import Array, Bool, Float, Int
 from vr_jax.models.qwen2_5_vl import layers
 
 LOGITS = 2**27  # at once: half a gigabyte
+CACHED_LOGITS = 2**20  # of a CPU, whose caches then hold them
+STRETCHES = 8  # into which a long causal prompt is cut: 9/16 of its logits are then made
+ROWS = 8  # chunks are multiples of so many queries
+
+
+class Partial(NamedTuple):
+  """Softmax over some of the keys: values weighted by exp(logit - top), the sum of these weights, and top.
+
+  The top only guards the exponential: it cancels, so it carries no gradient.
+  """
+
+  mixed: Float[Array, "*rows head_dim"]
+  total: Float[Array, "*rows"]
+  top: Float[Array, "*rows"]
 
 
 def within(
@@ -29,17 +47,37 @@ def within(
 ) -> Float[Array, "batch queries heads head_dim"]:
   """Each query attends to the keys of its segment, if `causal` to those up to `index`, its own place among the keys.
 
-  logits: how many numbers may be made at once.
+  As many causal queries as keys are all of them, in order. logits: how many numbers may be made at once.
   """
-  places = jnp.arange(key.shape[1])
-  one_query = query.shape[0] * query.shape[2] * key.shape[1]
+  batch, queries, heads, _ = query.shape
+  keys = key.shape[1]
+  if not causal and heads * queries * keys <= logits:
 
-  def of_chunk(query: Array, segment: Array, index: Array) -> Array:
-    mask = segment[:, :, None] == key_segment[:, None]
-    mask = mask & (places <= index[:, None]) if causal else mask
-    return _softmax(query, key, value, mask)
+    def of_rows(query, key, value, query_segment, key_segment):
+      return _softmax(query, key, value, query_segment[:, :, None] == key_segment[:, None])
 
-  return _in_chunks(of_chunk, (query, query_segment, index), (1, 1, 0), logits // one_query)
+    inputs = (query, key, value, query_segment, key_segment)
+    return _in_chunks(of_rows, inputs, (0,) * 5, logits // (heads * queries * keys))
+
+  chunks = -(-batch * heads * queries * keys // logits)
+  parts = min(STRETCHES, chunks) if causal and queries == keys else 1
+  stretch = _rounded(-(-queries // parts))
+
+  def of_stretch(start: int) -> Array:
+    some = slice(start, start + stretch)
+    seen = slice(0, min(start + stretch, queries) if parts > 1 else keys)
+    places = jnp.arange(keys)[seen]
+
+    def of_chunk(query, segment, index):
+      mask = segment[:, :, None] == key_segment[:, None, seen]
+      mask = mask & (places <= index[:, None]) if causal else mask
+      return _softmax(query, key[:, seen], value[:, seen], mask)
+
+    size = logits // (batch * heads * len(places))
+    inputs = (query[:, some], query_segment[:, some], index[some])
+    return _in_chunks(of_chunk, inputs, (1, 1, 0), size, again=chunks > 1)
+
+  return jnp.concatenate([of_stretch(start) for start in range(0, queries, stretch)], axis=1)
 
 
 def continued(
@@ -60,8 +98,9 @@ def continued(
 
   def of_chunk(query: Array, index: Array) -> Array:
     seen = jnp.arange(own_key.shape[2]) <= index[:, None]
-    mask = seen & own_valid[:, :, None]
-    return _two_blocks(query, prefix_key, prefix_value, prefix_valid, own_key, own_value, mask)
+    to_own = _to_own(query, own_key, own_value, seen & own_valid[:, :, None])
+    to_prefix = _to_prefix(query, prefix_key, prefix_value, prefix_valid)
+    return _merged((to_prefix, to_own)).reshape(query.shape).astype(own_value.dtype)
 
   return _in_chunks(of_chunk, (query, index), (2, 0), logits // one_time)
 
@@ -72,46 +111,84 @@ def _softmax(
   value: Float[Array, "batch keys kv_heads head_dim"],
   mask: Bool[Array, "batch queries keys"],
 ) -> Float[Array, "batch queries heads head_dim"]:
-  query = _grouped(query, key)
-  logits = _dot("pqkrd,pskd->pkrqs", query, key)
-  logits = jnp.where(mask[:, None, None], logits, layers.MASKED)
-  share = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-  mixed = _dot("pkrqs,pskd->pqkrd", share, value)
-  return _ungrouped(mixed, value)
+  rows = _grouped(query, key).transpose(0, 2, 3, 1, 4)  # batch kv_heads per_key queries head_dim
+  to_all = _partial(rows, key.swapaxes(1, 2), value.swapaxes(1, 2), mask[:, None, None])
+  mixed = to_all.mixed / to_all.total[..., None]
+  return mixed.transpose(0, 3, 1, 2, 4).reshape(query.shape).astype(value.dtype)
 
 
-def _two_blocks(
+def _to_prefix(
   query: Float[Array, "batch group time heads head_dim"],
-  prefix_key: Float[Array, "batch prefix kv_heads head_dim"],
-  prefix_value: Float[Array, "batch prefix kv_heads head_dim"],
-  prefix_valid: Bool[Array, "batch prefix"],
-  own_key: Float[Array, "batch group all_time kv_heads head_dim"],
-  own_value: Float[Array, "batch group all_time kv_heads head_dim"],
-  own_mask: Bool[Array, "batch group time all_time"],
-) -> Float[Array, "batch group time heads head_dim"]:
-  query = _grouped(query, own_key)
-  prefix_logits = _dot("pgtkrd,pskd->pkgtrs", query, prefix_key)
-  prefix_logits = jnp.where(prefix_valid[:, None, None, None, None], prefix_logits, layers.MASKED)
-  own_logits = _dot("pgtkrd,pgukd->pgktru", query, own_key)
-  own_logits = jnp.where(own_mask[:, :, None, :, None], own_logits, layers.MASKED)
-  own_logits = own_logits.transpose(0, 2, 1, 3, 4, 5)
-  (to_prefix, to_own), total = _shares((prefix_logits, own_logits))
-  mixed = _dot("pkgtrs,pskd->pkgtrd", to_prefix.astype(query.dtype), prefix_value)
-  mixed = mixed + _dot("pkgtru,pgukd->pkgtrd", to_own.astype(query.dtype), own_value)
-  return _ungrouped((mixed / total).transpose(0, 2, 3, 1, 4, 5), query)
+  key: Float[Array, "batch prefix kv_heads head_dim"],
+  value: Float[Array, "batch prefix kv_heads head_dim"],
+  valid: Bool[Array, "batch prefix"],
+) -> Partial:
+  """[batch, group, time, kv_heads, per_key]: the queries of all replies to a prompt are rows of one matrix."""
+  rows = _grouped(query, key).transpose(0, 3, 4, 1, 2, 5)
+  mask = valid[:, None, None, None, None]
+  found = _partial(rows, key.swapaxes(1, 2), value.swapaxes(1, 2), mask)
+  return Partial(*(x.transpose(0, 3, 4, 1, 2, *range(5, x.ndim)) for x in found))
+
+
+def _to_own(
+  query: Float[Array, "batch group time heads head_dim"],
+  key: Float[Array, "batch group all_time kv_heads head_dim"],
+  value: Float[Array, "batch group all_time kv_heads head_dim"],
+  mask: Bool[Array, "batch group time all_time"],
+) -> Partial:
+  """As `_to_prefix`, with a matrix for each reply."""
+  rows = _grouped(query, key).transpose(0, 1, 3, 4, 2, 5)
+  mask = mask[:, :, None, None]
+  found = _partial(rows, key.swapaxes(2, 3), value.swapaxes(2, 3), mask)
+  return Partial(*(x.transpose(0, 1, 4, 2, 3, *range(5, x.ndim)) for x in found))
+
+
+def _partial(
+  rows: Float[Array, "*batch head_dim"],
+  key: Float[Array, "*stack keys head_dim"],
+  value: Float[Array, "*stack keys head_dim"],
+  mask: Bool[Array, "..."],
+) -> Partial:
+  """Of queries whose leading axes are the stack's, and then any; mask: as the logits [*batch, keys], or of size 1."""
+  leading = rows.shape[:-1]
+  key, value = (x.reshape(-1, *x.shape[-2:]) for x in (key, value))
+  flat = rows.reshape(key.shape[0], -1, rows.shape[-1])
+  logits = _dot("nqd,nsd->nqs", flat, key).reshape(*leading, -1)
+  logits = jnp.where(mask, logits, layers.MASKED)
+  top = jax.lax.stop_gradient(logits.max(axis=-1))
+  share = jnp.exp(logits - top[..., None])
+  total = share.sum(axis=-1)
+  share = share.astype(value.dtype).reshape(*flat.shape[:2], -1)
+  return Partial(_dot("nqs,nsd->nqd", share, value).reshape(rows.shape), total, top)
+
+
+def _merged(parts: Sequence[Partial]) -> Float[Array, "*rows head_dim"]:
+  """The softmax over the keys of all parts."""
+  top = jnp.max(jnp.stack([part.top for part in parts]), axis=0)
+  scales = [jnp.exp(part.top - top) for part in parts]
+  total = sum(scale * part.total for scale, part in zip(scales, parts, strict=True))
+  mixed = sum(scale[..., None] * part.mixed for scale, part in zip(scales, parts, strict=True))
+  return mixed / total[..., None]
 
 
 def _in_chunks(
-  function: Callable[..., Array], inputs: Sequence[Array], axes: Sequence[int], size: int
+  function: Callable[..., Array],
+  inputs: Sequence[Array],
+  axes: Sequence[int],
+  size: int,
+  *,
+  again: bool = False,
 ) -> Array:
   """`function` of `inputs`, at most about `size` positions at a time; `axes`: where each input has them.
 
-  The result has them where the first input has. A chunk is computed again in the backward pass.
+  The result has them where the first input has. A chunk is computed again in the backward pass; `again`: so is the only one.
   """
   length = inputs[0].shape[axes[0]]
+  compute = jax.checkpoint(function)
   if length <= max(size, 1):
-    return function(*inputs)
-  chunk = 2 ** int(math.log2(max(size, 1)))
+    return (compute if again else function)(*inputs)
+  count = -(-length // max(size, 1))
+  chunk = _rounded(-(-length // count))
   count = -(-length // chunk)
 
   def split(x: Array, axis: int) -> Array:
@@ -120,12 +197,16 @@ def _in_chunks(
     return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
 
   chunks = tuple(split(x, axis) for x, axis in zip(inputs, axes, strict=True))
-  compute = jax.checkpoint(function)
   _, parts = jax.lax.scan(lambda _, chunk: (None, compute(*chunk)), None, chunks)
   axis = axes[0]
   whole = jnp.moveaxis(parts, 0, axis)
   whole = whole.reshape(*whole.shape[:axis], count * chunk, *whole.shape[axis + 2 :])
   return jax.lax.slice_in_dim(whole, 0, length, axis=axis)
+
+
+def _rounded(positions: int) -> int:
+  """Up to a multiple of `ROWS`, where they are more."""
+  return -(-positions // ROWS) * ROWS if positions > ROWS else positions
 
 
 def _dot(equation: str, left: Array, right: Array) -> Float[Array, "..."]:
@@ -139,26 +220,7 @@ def _dot(equation: str, left: Array, right: Array) -> Float[Array, "..."]:
 
 
 def _grouped(query: Float[Array, "..."], key: Float[Array, "..."]) -> Float[Array, "..."]:
-  """[…, heads, head_dim] as […, kv_heads, queries, head_dim], scaled as the logits are to be."""
+  """[…, heads, head_dim] as […, kv_heads, per_key, head_dim], scaled as the logits are to be."""
   *leading, heads, head_dim = query.shape
   kv_heads = key.shape[-2]
   return (query * head_dim**-0.5).reshape(*leading, kv_heads, heads // kv_heads, head_dim)
-
-
-def _ungrouped(mixed: Float[Array, "..."], like: Array) -> Float[Array, "..."]:
-  """[…, kv_heads, queries, head_dim] as […, heads, head_dim] in the dtype of activations."""
-  *leading, kv_heads, queries, head_dim = mixed.shape
-  return mixed.reshape(*leading, kv_heads * queries, head_dim).astype(like.dtype)
-
-
-def _shares(blocks: Sequence[Array]) -> tuple[list[Array], Array]:
-  """Numerators and the common denominator of one softmax over the last axes of several blocks.
-
-  The blocks are never put together, which would copy them. The maximum only guards the exponential: it cancels,
-  so it carries no gradient.
-  """
-  top = jnp.max(jnp.stack([jnp.max(block, axis=-1) for block in blocks]), axis=0)
-  top = jax.lax.stop_gradient(top)[..., None]
-  shares = [jnp.exp(block - top) for block in blocks]
-  total = sum(jnp.sum(share, axis=-1, keepdims=True) for share in shares)
-  return shares, total
