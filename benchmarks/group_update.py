@@ -118,7 +118,7 @@ def torch_update(work: workload.Work, rollout: records.Rollout, directory: Path)
     optimizer={"lr": rl.learning_rate, "betas": (rl.b1, rl.b2), "weight_decay": rl.weight_decay},
     gradient_norm=rl.gradient_norm,
     clip=(rl.clip_low, rl.clip_high),
-    media_tokens=work.media_tokens,
+    forbidden=work.forbidden,
   )
 
 

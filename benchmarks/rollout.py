@@ -77,7 +77,7 @@ def torch_side(
 
   def run(temperature: float) -> np.ndarray:
     tokens = torch_side.generate(
-      model, batch, sizes.time, temperature=temperature, suppressed=work.media_tokens
+      model, batch, sizes.time, temperature=temperature, suppressed=work.forbidden
     )
     return tokens.reshape(sizes.prompts, sizes.group, sizes.time)
 

@@ -57,13 +57,13 @@ class Update:
     optimizer: Mapping[str, Any],
     gradient_norm: float,
     clip: tuple[float, float],
-    media_tokens: Sequence[int],
+    forbidden: Sequence[int],
   ):
     self._model, self._batch = model, batch
     self._advantages = torch.tensor(np.asarray(advantages)).flatten(0, 1)
     self._optimizer = torch.optim.AdamW(model.parameters(), **optimizer)
     self._gradient_norm, self._clip = gradient_norm, clip
-    self._media_tokens = torch.tensor(media_tokens)
+    self._forbidden = torch.tensor(forbidden)
 
   def __call__(self) -> float:
     """One update."""
@@ -86,7 +86,7 @@ class Update:
   def _backward(self) -> float:
     self._model.zero_grad(set_to_none=True)
     log_probs = reply_log_probs(
-      self._model, self._batch, self._advantages.shape[1], self._media_tokens
+      self._model, self._batch, self._advantages.shape[1], self._forbidden
     )
     ratio = torch.exp(log_probs - log_probs.detach())
     clipped = torch.clamp(ratio, 1 - self._clip[0], 1 + self._clip[1])
@@ -97,11 +97,11 @@ class Update:
 
 
 def reply_log_probs(
-  model: transformers.PreTrainedModel, batch: Inputs, time: int, media_tokens: torch.Tensor
+  model: transformers.PreTrainedModel, batch: Inputs, time: int, forbidden: torch.Tensor
 ) -> torch.Tensor:
   """[rows, time]: of the last `time` tokens of each row. Logits of prompts are not formed."""
   logits = model(**batch, logits_to_keep=time + 1, use_cache=False).logits[:, :-1]
-  logits = logits.index_fill(2, media_tokens, -1e9)
+  logits = logits.index_fill(2, forbidden, -1e9)
   chosen = batch["input_ids"][:, -time:, None]
   return logits.gather(2, chosen)[..., 0] - logits.logsumexp(dim=-1)
 

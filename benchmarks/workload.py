@@ -26,7 +26,7 @@ SECONDS = 0.25
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-  """How much is computed. frames: temporal patches; side: patches along each side of one; text: tokens around the video."""
+  """How much is computed. frames: temporal patches; side: patches along each side of one; text: words around the video."""
 
   layers: int
   embed: int
@@ -47,13 +47,13 @@ class Sizes:
 
   @property
   def video_tokens(self) -> int:
-    """Of one prompt."""
+    """Of one prompt, without the two around them."""
     return self.frames * self.side**2 // 4
 
   @property
   def prefix(self) -> int:
     """Tokens of one prompt."""
-    return self.video_tokens + 2 + self.text
+    return self.video_tokens + (2 if self.frames else 0) + self.text
 
 
 ISSUE = Sizes(
@@ -118,8 +118,13 @@ class Work:
 
   @property
   def media_tokens(self) -> tuple[int, ...]:
-    """Tokens that no reply may hold."""
+    """Tokens that stand for pixels."""
     return tuple(BYTES.token_to_id(token) for token in processor.MEDIA_TOKENS)
+
+  @property
+  def forbidden(self) -> tuple[int, ...]:
+    """Tokens that no reply may hold: those, and the last two of the vocabulary, with which a peer may pad and end."""
+    return (*self.media_tokens, self.sizes.vocabulary - 2, self.sizes.vocabulary - 1)
 
   @property
   def allowed(self) -> Bool[Array, "vocab"]:
@@ -157,9 +162,11 @@ def make(sizes: Sizes, *, remat: str = "none") -> Work:
 def _conversation(
   sizes: Sizes, own: processor.Processor, rng: np.random.Generator, name: str
 ) -> prompts.Encoded:
-  """Words, a video, words."""
+  """Words, a video, words; without frames the words alone."""
   config, before = own.config, sizes.text // 2
-  words = rng.integers(0, 256, sizes.text)
+  words = rng.integers(1, 256, sizes.text)
+  if not sizes.frames:
+    return own.join(words.astype(np.int32), [], [], name=name)
   video = [config.video_token_id] * sizes.video_tokens
   middle = [config.vision_start_token_id, *video, config.vision_end_token_id]
   tokens = np.array([*words[:before], *middle, *words[before:]], np.int32)
