@@ -152,5 +152,7 @@ def test_a_damaged_shard_stops_the_batches(ingested, tmp_path):
     content = b"" if path.suffix == ".array_record" else path.read_bytes()
     (tmp_path / path.name).write_bytes(content)
   source = examples.ExampleSource(ingested.output, "train")
+  split = (source, frame_store.FrameStore(tmp_path))
   with pytest.raises(InputError, match=r"frames-.*\.array_record: record .* is damaged"):
-    next(iterate((source, frame_store.FrameStore(tmp_path))))
+    next(iterate(split, transform=lambda clip: clip.frames))
+  assert next(iterate(split, transform=lambda clip: clip.shape)) == [(8, 64, 64)] * 5

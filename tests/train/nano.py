@@ -36,6 +36,7 @@ OVERRIDES: Mapping[str, Any] = {
   "data.simulate.world.families": ("choice", "name", "visits"),
   "data.simulate.world.shapes": ("circle", "square", "triangle"),
   "data.test_fraction": 0.25,
+  "model.feature_cache_gib": 0.0,
   "model.architecture.text_config.hidden_size": 32,
   "model.architecture.text_config.intermediate_size": 48,
   "model.architecture.text_config.num_hidden_layers": 2,
@@ -59,6 +60,7 @@ OVERRIDES: Mapping[str, Any] = {
   "rl.group": 4,
   "rl.max_new_tokens": 16,
   "rl.rungs": (),
+  "rl.packing": 0.0,  # one program for all lengths
   "rl.warmup_steps": 0,
   "rl.learning_rate": 3e-4,
   "rl.top_p": 1.0,
@@ -169,7 +171,6 @@ def ragged_items(parts: parts_lib.Parts, count: int) -> list[parts_lib.Item]:
     frames = (8, 4, 2, 0)[index % 4]
     shown = dataclasses.replace(
       clip,
-      frames=clip.frames[:frames],
       timestamps=clip.timestamps[:frames],
       frame_indices=clip.frame_indices[:frames],
     )

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import grain
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8, UInt32
 import numpy as np
 
 from vr_jax import records
@@ -15,12 +16,27 @@ from vr_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
-  """One example with the frames that the model sees of it: RGB, their times in seconds, their indices in the store."""
+  """One example with the frames that the model sees of it: their times in seconds, their indices in the store."""
 
   example: records.Example
-  frames: UInt8[np.ndarray, "frames height width 3"]
+  store: frame_store.FrameStore
   timestamps: Float[np.ndarray, "frames"]
   frame_indices: Int[np.ndarray, "frames"]
+
+  @functools.cached_property
+  def frames(self) -> UInt8[np.ndarray, "frames height width 3"]:
+    """The frames, RGB, read when they are first asked for; raises InputError where a stored record is damaged."""
+    return self.store.read(self.example.video, self.frame_indices)
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """Number, height and width of the frames, without reading them."""
+    return (len(self.frame_indices), *self.store.size(self.example.video))
+
+  @property
+  def checksums(self) -> UInt32[np.ndarray, "frames"]:
+    """Those of the stored frames, without reading them."""
+    return self.store.checksums(self.example.video)[self.frame_indices]
 
 
 def batches(
@@ -66,7 +82,7 @@ def batches(
 
   Raises:
     InputError: at once, when a process would have no example, or the rule samples faster than the store holds; from
-      the iterator, when a clip is too short for the rule or a stored record is damaged.
+      the iterator, when a clip is too short for the rule or a stored record that `transform` reads is damaged.
   """
   _check(source, store, sampling, process_count)
   dataset = grain.MapDataset.source(source)
@@ -95,12 +111,12 @@ def name(example: records.Example) -> str:
 
 
 def load_clip(example: records.Example, store: frame_store.FrameStore, rule: sampling.Rule) -> Clip:
-  """Reads the frames that `rule` takes of what is shown; raises InputError as `batches` says."""
+  """The frames that `rule` takes of what is shown, not read yet; raises InputError as `batches` says."""
   timestamps = store.timestamps(example.video)
   indices = sampling.choose(timestamps, example.shown, rule, where=name(example))
   return Clip(
     example=example,
-    frames=store.read(example.video, indices),
+    store=store,
     timestamps=timestamps[indices],
     frame_indices=indices,
   )

@@ -16,7 +16,7 @@ import zipfile
 import zlib
 
 from array_record.python import array_record_module
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8, UInt32
 import numpy as np
 import simplejpeg
 
@@ -162,6 +162,11 @@ class FrameStore:
     """When each stored frame of `video` is shown: float64 seconds since the first frame, increasing."""
     entry = self._entry(video)
     return self._timestamps[entry.first : entry.first + entry.count]
+
+  def checksums(self, video: str) -> UInt32[np.ndarray, "frames"]:
+    """CRC-32 of each stored frame of `video`: another picture has another one."""
+    entry = self._entry(video)
+    return self._checksums[entry.first : entry.first + entry.count]
 
   def read(
     self, video: str, indices: Sequence[int] | Int[np.ndarray, "frames"]

@@ -15,7 +15,7 @@ from vr_jax import records
 from vr_jax.rewards import accuracy as accuracy_lib
 from vr_jax.rewards import steps as steps_lib
 from vr_jax.rollout import sampler
-from vr_jax.train import console
+from vr_jax.train import console, features
 from vr_jax.train import parts as parts_lib
 from vr_jax.worlds import consistency
 
@@ -30,16 +30,19 @@ class Answered:
   rewards: dict[str, float]
 
 
-def evaluate(parts: parts_lib.Parts, params: PyTree, *, name: str) -> dict[str, Any]:
+def evaluate(
+  parts: parts_lib.Parts, params: PyTree, *, name: str, cache: features.Cache = None
+) -> dict[str, Any]:
   """{"examples", "metrics", "rollouts"} of a policy on the test split, as eval/<name>.json holds them.
 
   Metrics: `accuracy` (and by problem type), each with the half-width of its 95 % interval (normal approximation) under
   `accuracy_interval`; `process_reward`; `format`; `reply_tokens`; `trace_consistency` (the trace against the true
   states, of simulated examples); `think_answer_mismatch` (share of replies whose trace concludes another value than
   they answer, of those that conclude one); `blind_accuracy` (no frames) and `shuffled_accuracy` (frames out of order).
+  cache: of features, for what is seen whole and in order.
   """
   config = parts.config.eval
-  whole = _answer(parts, params, "whole", name)
+  whole = _answer(parts, params, "whole", name, cache)
   scores = [a.rewards["accuracy"] for a in whole]
   metrics = {
     "accuracy": float(np.mean(scores)),
@@ -62,18 +65,23 @@ def evaluate(parts: parts_lib.Parts, params: PyTree, *, name: str) -> dict[str, 
   }
 
 
-def _answer(parts: parts_lib.Parts, params: PyTree, view: str, name: str) -> list[Answered]:
+def _answer(
+  parts: parts_lib.Parts, params: PyTree, view: str, name: str, cache: features.Cache = None
+) -> list[Answered]:
   config = parts.config.eval
   decoding = parts.decoding(group=1, temperature=config.temperature)
   answered: list[Answered] = []
   with console.progress(name) as tick:
-    read = parts.read("test", config.batch, view=view, limit=config.examples, repeat=False)
+    read = parts.read(
+      "test", config.batch, view=view, limit=config.examples, repeat=False, cache=cache
+    )
     for number, batch in enumerate(read):
       items = batch.items
+      prompt, _ = features.prompt(parts, params, batch, cache)
       rollout = sampler.sample(
         parts.graph,
         params,
-        parts.prompt(batch),
+        prompt,
         parts.allowed,
         jax.random.fold_in(jax.random.key(parts.config.seed), number),
         decoding=decoding,

@@ -13,7 +13,7 @@ from rich import table as rich_table
 from vr_jax.eval import evaluate as evaluate_lib
 from vr_jax.eval import report
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import console, rl_loop
+from vr_jax.train import console, features, rl_loop
 from vr_jax.train import parts as parts_lib
 
 ROWS = (
@@ -53,7 +53,8 @@ def _evaluated(
   if (found := _complete(path, made_of)) is None:
     params = parts.fresh_params() if where is None else rl_loop.load_params(parts, where)
     stage = "base" if where is None else where.name
-    result = evaluate_lib.evaluate(parts, params, name=title.lower())
+    with features.cache(parts, params, workdir) as cache:
+      result = evaluate_lib.evaluate(parts, params, name=title.lower(), cache=cache)
     about = {"name": name, "title": title, "stage": stage, "step": step, "made_of": made_of}
     found = {**about, **result}
     _write(path, found)

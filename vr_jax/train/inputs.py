@@ -22,6 +22,11 @@ def shards(config: ml_collections.ConfigDict, workdir: Path) -> Path:
   return directory(config, workdir) / "shards"
 
 
+def features(config: ml_collections.ConfigDict, workdir: Path) -> Path:
+  """Where features of frozen towers are kept."""
+  return directory(config, workdir) / "features"
+
+
 def tokenizer_path(config: ml_collections.ConfigDict, workdir: Path) -> Path:
   """The tokenizer.json of this run: the one that the data stage trained, the one named, or the pretrained model's."""
   if config.model.tokenizer == TRAINED:

@@ -17,8 +17,8 @@ from vr_jax.parallel import processes
 class MetricsLog:
   """Appends to `metrics.jsonl` and `tensorboard/` of a workdir, for one stage.
 
-  A line is {"stage", "step", "values"}. Names under `time/` (seconds, tokens per second) and `memory/` differ from run
-  to run; all others are reproduced bit for bit by a run that was killed and started again.
+  A line is {"stage", "step", "values"}. Names under `time/` (seconds, tokens per second), `memory/` and `vision/` (what a
+  cache had) differ from run to run; all others are reproduced bit for bit by a run that was killed and started again.
   """
 
   def __init__(self, workdir: Path, stage: str, *, first_step: int) -> None:

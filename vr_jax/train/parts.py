@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from vr_jax import errors, records
-from vr_jax.data import batches, examples, frame_store
+from vr_jax.data import batches, examples, feature_cache, frame_store
 from vr_jax.envs import environment, moss_chatv
 from vr_jax.models.qwen2_5_vl import checkpoint as pretrained
 from vr_jax.models.qwen2_5_vl import config as model_config
@@ -34,23 +34,31 @@ VIEWS = ("whole", "blind", "shuffled")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Item:
-  """One element of a batch: an example, its prompt, the tokens of its reference reply, and what it shows."""
+  """One element of a batch: an example, its prompt, the tokens of its reference reply, and what it shows.
+
+  kept_as: what the features of the clip are called in the cache, where there is one; damaged: they were not whole there.
+  """
 
   example: records.Example
   encoded: prompts_lib.Encoded
   reply: tuple[int, ...]
   clip: batches.Clip
+  kept_as: str | None = None
+  damaged: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
   """Items, and their prompts as host arrays, padded to the recipe's buckets.
 
-  A batch that ended an epoch early is filled up: its prompts beyond the items repeat the first one.
+  A batch that ended an epoch early is filled up: its prompts beyond the items repeat the first one. missing: the rows whose
+  features are not known, without a cache all; patches: what these show, in the rows that `mesh.rung` asks for.
   """
 
   items: list[Item]
   prompt: records.Prompt
+  missing: tuple[int, ...]
+  patches: records.Vision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,12 +114,20 @@ class Parts(network.Network):
     return checkpoints_lib.Checkpoints(where, architecture=self.architecture, left_out=left_out)
 
   def read(
-    self, split: str, batch_size: int, *, view: str = "whole", limit: int = 0, repeat: bool = True
+    self,
+    split: str,
+    batch_size: int,
+    *,
+    view: str = "whole",
+    limit: int = 0,
+    repeat: bool = True,
+    cache: feature_cache.FeatureCache | None = None,
   ) -> Any:
     """An iterator over `Batch`es (of this process: its share of `batch_size`), as `data.batches` makes it.
 
     view: `whole`; `blind` leaves the frames out of the prompt; `shuffled` puts them in random order (their times stay).
-    limit: the first examples only; 0: all. repeat=False: one epoch, in order.
+    limit: the first examples only; 0: all. repeat=False: one epoch, in order. cache: features of clips seen whole; where it
+    has them, no frame is read.
     """
     store = frame_store.FrameStore(self.data / "frames")
     source = examples.ExampleSource(self.data, split)
@@ -127,7 +143,7 @@ class Parts(network.Network):
       seed=self.config.seed,
       batch_size=size,
       sampling=inputs.sampling_rule(self.config.data),
-      transform=functools.partial(self.item, view=view),
+      transform=functools.partial(self.item, view=view, cache=cache),
       collate=functools.partial(self.batch, size=size),
       process_index=share,
       process_count=shares,
@@ -136,39 +152,70 @@ class Parts(network.Network):
       threads=self.config.data.threads,
     )
 
-  def item(self, clip: batches.Clip, *, view: str = "whole") -> Item:
-    """The prompt (and reference reply, where there is one) of a clip."""
-    frames, timestamps = clip.frames, clip.timestamps
+  def item(
+    self,
+    clip: batches.Clip,
+    *,
+    view: str = "whole",
+    cache: feature_cache.FeatureCache | None = None,
+  ) -> Item:
+    """The prompt (and reference reply, where there is one) of a clip; `view` and `cache` are those of `read`."""
+    reply = self.environment.reference_reply(clip.example)
+    item = functools.partial(
+      Item,
+      example=clip.example,
+      reply=() if reply is None else tuple(self.processor.encode_reply(reply)),
+      clip=clip,
+    )
+    if cache is None or view != "whole":
+      return item(encoded=self._encoded(clip, view))
+    name = feature_cache.name_of(clip)
+    found = cache.get(name, self.processor.features_shape(clip.shape, clip.example.id))
+    if found.features is None:
+      return item(encoded=self._encoded(clip, view), kept_as=name, damaged=found.damaged)
+    encoded = self.processor.encode_seen(
+      self.environment.question(clip.example),
+      clip.shape,
+      clip.timestamps,
+      found.features,
+      question_first=self.config.model.question_first,
+      name=clip.example.id,
+    )
+    return item(encoded=encoded, kept_as=name)
+
+  def _encoded(self, clip: batches.Clip, view: str) -> prompts_lib.Encoded:
+    """A prompt of what its frames show."""
+    frames, timestamps = (None, None) if view == "blind" else (clip.frames, clip.timestamps)
     if view == "shuffled":
       seed = zlib.crc32(clip.example.id.encode())
       frames = frames[np.random.default_rng(seed).permutation(len(frames))]
-    if view == "blind":
-      frames, timestamps = None, None
-    reply = self.environment.reference_reply(clip.example)
-    return Item(
-      example=clip.example,
-      encoded=self.processor.encode(
-        self.environment.question(clip.example),
-        frames,
-        timestamps,
-        question_first=self.config.model.question_first,
-        name=clip.example.id,
-      ),
-      reply=() if reply is None else tuple(self.processor.encode_reply(reply)),
-      clip=clip,
+    return self.processor.encode(
+      self.environment.question(clip.example),
+      frames,
+      timestamps,
+      question_first=self.config.model.question_first,
+      name=clip.example.id,
     )
 
   def batch(self, items: list[Item], *, size: int | None = None) -> Batch:
     """Items with their prompts side by side, `size` rows of them (as many as items, where it is not given)."""
-    model = self.config.model
-    filled = [*items, *[items[0]] * ((size or len(items)) - len(items))]
-    prompt = self.processor.collate(
-      [item.encoded for item in filled],
+    model, processor = self.config.model, self.processor
+    encoded = [item.encoded for item in [*items, *[items[0]] * ((size or len(items)) - len(items))]]
+    sizes = processor.sizes(
+      encoded,
       prefix_buckets=model.prefix_buckets,
       frame_buckets=model.frame_buckets,
       patch_buckets=model.patch_buckets,
     )
-    return Batch(items=items, prompt=prompt)
+    vision = processor.config.vision
+    prompt = prompts_lib.pad(encoded, vision, sizes, pad_token=processor.pad_token)
+    missing = [row for row, one in enumerate(encoded) if one.features is None]
+    patches = prompt.vision
+    if patches is None:
+      rows = mesh_lib.rung(len(missing), len(encoded), self.mesh)
+      shown = [encoded[row] for row in [*missing, *missing[:1] * (rows - len(missing))]]
+      patches = prompts_lib.stack_frames(shown, vision, sizes)
+    return Batch(items=items, prompt=prompt, missing=tuple(missing), patches=patches)
 
   def prompt(self, batch: Batch) -> records.Prompt:
     """The prompts of a batch on the mesh."""

@@ -11,7 +11,7 @@ import ml_collections
 from vr_jax import errors
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import checkpoints as checkpoints_lib
-from vr_jax.train import console, metrics, steps
+from vr_jax.train import console, features, metrics, steps
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
 
@@ -34,13 +34,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     store.close()
     return
   optimizer = state_lib.make_optimizer(sft, parts.abstract_params, parts.frozen)
-  iterator = parts.read("train", sft.batch, limit=sft.examples)
-  state = state_lib.create(parts.fresh_params(), optimizer, parts.mesh)
+  state, read = state_lib.create(parts.fresh_params(), optimizer, parts.mesh), None
   recent = collections.deque(maxlen=_RECENT)
   if store.latest() is not None:
     restored = store.restore(state)
-    state = restored.tree
-    iterator.set_state(restored.loop["iterator"])
+    state, read = restored.tree, restored.loop["iterator"]
     recent.extend(restored.loop["recent"])
   first = int(state.step)
   step_fn = steps.make_sft_step(
@@ -50,22 +48,27 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   with (
     contextlib.closing(store),
     contextlib.closing(log),
+    features.cache(parts, state.params, workdir) as cache,
     console.progress("sft", sft.steps, done=first) as tick,
   ):
+    iterator = parts.read("train", sft.batch, limit=sft.examples, cache=cache)
+    if read is not None:
+      iterator.set_state(read)
     for step in range(first + 1, sft.steps + 1):
       begun = time.perf_counter()
       batch = next(iterator)
-      items, prompt = batch.items, parts.prompt(batch)
+      items = batch.items
+      prompt, seen = features.prompt(parts, state.params, batch, cache)
       tokens, valid = mesh_lib.put_batch(
         parts_lib.reply_arrays(items, sft.max_reply_tokens), parts.mesh
       )
-      read = time.perf_counter()
+      ready = time.perf_counter()
       state, values = step_fn(state, prompt, tokens, valid)
       values = {name: float(value) for name, value in jax.device_get(values).items()}
       updated = time.perf_counter()
-      values |= {
-        "time/data": read - begun,
-        "time/update": updated - read,
+      values |= seen | {
+        "time/data": ready - begun,
+        "time/update": updated - ready,
         "time/tokens_per_second": sft.batch * values["reply_tokens"] / (updated - begun),
         **metrics.peak_memory(),
       }

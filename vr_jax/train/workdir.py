@@ -33,7 +33,8 @@ PACKAGES = (
   "tensorflow-datasets",
   "numpy",
 )
-MAY_CHANGE = ("eval.", "export.")  # fields that no stage which trains reads
+# Fields that change nothing of what training does.
+MAY_CHANGE = ("eval.", "export.", "model.feature_cache_gib")
 
 
 def claim(workdir: Path, config: ml_collections.ConfigDict, mode: str) -> None:

@@ -109,6 +109,27 @@ class Processor:
       video = conversation.Video(frames=frames, seconds_per_frame=rate)
     return self.encode_conversation([_question(text, video, question_first)], name=name)
 
+  def encode_seen(
+    self,
+    text: str,
+    shape: tuple[int, int, int],
+    timestamps: Float[np.ndarray, "times"],
+    features: Float[np.ndarray, "media embed"],
+    *,
+    question_first: bool = False,
+    name: str = "prompt",
+  ) -> prompts.Encoded:
+    """As `encode`, of a video whose features are known: of its frames only number, height and width (pixels) count."""
+    grid = self._grid(shape, _rate(timestamps, shape[0], name), name)
+    turn = _question(text, conversation.NO_VIDEO, question_first)
+    tokens, loss_mask = self._tokenize([turn], [len(features)], open_reply=True)
+    return self.join(tokens, [grid], None, loss_mask, features=features, name=name)
+
+  def features_shape(self, shape: tuple[int, int, int], name: str) -> tuple[int, int]:
+    """That of a video's features, of whose frames number, height and width (pixels) are given."""
+    vision = self.config.vision
+    return self._grid(shape, 1.0, name).tokens(vision), vision.out_hidden_size
+
   def check_prompt(
     self,
     text: str,
@@ -159,20 +180,23 @@ class Processor:
     self,
     tokens: Int[np.ndarray, "prefix"],
     grids: Sequence[positions.Grid],
-    patches: Sequence[Float[np.ndarray, "_ _ patch_dim"]],
+    patches: Sequence[Float[np.ndarray, "_ _ patch_dim"]] | None,
     loss_mask: Bool[np.ndarray, "prefix"] | None = None,
     *,
+    features: Float[np.ndarray, "media embed"] | None = None,
     name: str = "prompt",
   ) -> prompts.Encoded:
-    """Token ids and the features that their media tokens stand for, in order of appearance: every prompt is made here.
+    """Token ids and the patches that their media tokens stand for, in order of appearance: every prompt is made here.
 
-    It is the one place where media tokens are counted against features.
+    It is the one place where media tokens are counted against what fills them. patches: None where the features that the
+    tower makes of them are given.
 
     Raises:
       InputError: the media tokens are not, one run for each, those of the grids; or patches are not those of their grid.
     """
     config, kind = self.config.vision, self._kinds(tokens)
     _check_media(kind, grids, patches, config, name)
+    patches = patches or [[None] * grid.frames for grid in grids]
     places, next_position = positions.rope_index(kind, grids, config)
     frames = []
     for grid, steps in zip(grids, patches, strict=True):
@@ -188,6 +212,7 @@ class Processor:
       loss_mask=np.zeros(tokens.shape, bool) if loss_mask is None else loss_mask,
       grids=tuple(grids),
       frames=tuple(frames),
+      features=features,
     )
 
   def encode_reply(self, text: str) -> list[int]:
@@ -211,7 +236,24 @@ class Processor:
     frame_buckets: Sequence[int],
     patch_buckets: Sequence[int],
   ) -> records.Prompt:
-    """Stacks prompts, padded on each axis to the smallest bucket that holds the longest of them.
+    """Stacks prompts, padded on each axis to the smallest bucket that holds the longest of them, as `prompts.pad` does."""
+    sizes = self.sizes(
+      encoded,
+      prefix_buckets=prefix_buckets,
+      frame_buckets=frame_buckets,
+      patch_buckets=patch_buckets,
+    )
+    return prompts.pad(encoded, self.config.vision, sizes, pad_token=self.pad_token)
+
+  def sizes(
+    self,
+    encoded: Sequence[prompts.Encoded],
+    *,
+    prefix_buckets: Sequence[int],
+    frame_buckets: Sequence[int],
+    patch_buckets: Sequence[int],
+  ) -> prompts.Sizes:
+    """The smallest buckets that hold all of these prompts.
 
     prefix_buckets: tokens of a prompt. frame_buckets: temporal patches of a prompt (0 for batches without media).
     patch_buckets: patches of one temporal patch, multiples of the patches of a media token.
@@ -229,9 +271,7 @@ class Processor:
       raise errors.InputError(
         f"patch_buckets: {patches} is no multiple of {vision.merge_unit}, the patches of a media token"
       )
-    return prompts.pad(
-      encoded, vision, prefix=prefix, frames=frames, patches=patches, pad_token=self.pad_token
-    )
+    return prompts.Sizes(prefix=prefix, frames=frames, patches=patches)
 
   def _tokenize(
     self, turns: Sequence[conversation.Turn], media_tokens: Sequence[int], *, open_reply: bool
@@ -315,13 +355,13 @@ def _rate(timestamps: Float[np.ndarray, "times"] | None, count: int, name: str) 
 def _check_media(
   kind: Int[np.ndarray, "prefix"],
   grids: Sequence[positions.Grid],
-  patches: Sequence[Float[np.ndarray, "_ _ patch_dim"]],
+  patches: Sequence[Float[np.ndarray, "_ _ patch_dim"]] | None,
   config: config_lib.VisionConfig,
   name: str,
 ) -> None:
   """Raises InputError where media tokens are not those of the features that will fill them."""
   shapes = [(grid.frames, grid.height * grid.width, config.patch_dim) for grid in grids]
-  found = [steps.shape for steps in patches]
+  found = shapes if patches is None else [steps.shape for steps in patches]
   if found != shapes:
     raise errors.InputError(f"{name}: patches of shape {found}, but its media need {shapes}")
   places = np.flatnonzero(kind != records.Kind.TEXT)

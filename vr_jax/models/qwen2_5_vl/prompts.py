@@ -13,9 +13,9 @@ from vr_jax.models.qwen2_5_vl import positions
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frame:
-  """One temporal patch: an image, or `temporal_patch_size` frames of a video."""
+  """One temporal patch: an image, or `temporal_patch_size` frames of a video. Without patches its features are known."""
 
-  patches: Float[np.ndarray, "patches patch_dim"]
+  patches: Float[np.ndarray, "patches patch_dim"] | None
   rows: Int[np.ndarray, "patches 2"]
   window: Int[np.ndarray, "patches"]
 
@@ -25,6 +25,7 @@ class Encoded:
   """One conversation as the model takes it, not yet padded. Its media tokens are those of `frames`, in order.
 
   loss_mask: the tokens that the assistant wrote, ends of its turns included: those that supervised training learns.
+  features: of all its media tokens, where the vision tower has read them before; its frames have no patches then.
   """
 
   name: str
@@ -35,6 +36,16 @@ class Encoded:
   loss_mask: Bool[np.ndarray, "prefix"]
   grids: tuple[positions.Grid, ...]
   frames: tuple[Frame, ...]
+  features: Float[np.ndarray, "media embed"] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+  """What prompts are padded to: tokens, temporal patches, patches of one of these."""
+
+  prefix: int
+  frames: int
+  patches: int
 
 
 def bucket(sizes: Sequence[tuple[str, int]], buckets: Sequence[int], what: str) -> int:
@@ -49,33 +60,32 @@ def bucket(sizes: Sequence[tuple[str, int]], buckets: Sequence[int], what: str) 
 
 
 def pad(
-  encoded: Sequence[Encoded],
-  config: config_lib.VisionConfig,
-  *,
-  prefix: int,
-  frames: int,
-  patches: int,
-  pad_token: int,
+  encoded: Sequence[Encoded], config: config_lib.VisionConfig, sizes: Sizes, *, pad_token: int
 ) -> records.Prompt:
-  """Prompts of at most `prefix` tokens and `frames` temporal patches of `patches` patches, stacked at that size."""
+  """Prompts of at most these sizes, stacked.
+
+  They hold patches, or, where the features of any of them are known, features; those that are not known are 0.
+  """
   count = len(encoded)
-  tokens = np.full((count, prefix), pad_token, np.int32)
-  kind = np.full((count, prefix), records.Kind.PAD, np.int32)
-  places = np.zeros((3, count, prefix), np.int32)
-  media_index = np.full((count, prefix), -1, np.int32)
+  tokens = np.full((count, sizes.prefix), pad_token, np.int32)
+  kind = np.full((count, sizes.prefix), records.Kind.PAD, np.int32)
+  places = np.zeros((3, count, sizes.prefix), np.int32)
+  media_index = np.full((count, sizes.prefix), -1, np.int32)
   for i, one in enumerate(encoded):
     length = len(one.tokens)
     tokens[i, :length] = one.tokens
     kind[i, :length] = one.kind
     places[:, i, :length] = one.positions
-    media_index[i, :length] = _media_index(one, patches, config)
+    media_index[i, :length] = _media_index(one, sizes.patches, config)
+  known = any(one.features is not None for one in encoded)
   return records.Prompt(
     tokens=tokens,
     kind=kind,
     positions=places,
     next_position=np.array([one.next_position for one in encoded], np.int32),
     media_index=media_index,
-    vision=_stack_frames(encoded, frames, patches, config),
+    vision=None if known else stack_frames(encoded, config, sizes),
+    media=_stack_features(encoded, media_index, config, sizes) if known else None,
   )
 
 
@@ -91,10 +101,26 @@ def _media_index(
   return index
 
 
-def _stack_frames(
-  encoded: Sequence[Encoded], frames: int, patches: int, config: config_lib.VisionConfig
+def _stack_features(
+  encoded: Sequence[Encoded],
+  media_index: Int[np.ndarray, "prompts prefix"],
+  config: config_lib.VisionConfig,
+  sizes: Sizes,
+) -> Float[np.ndarray, "prompts media embed"]:
+  known = {i: one.features for i, one in enumerate(encoded) if one.features is not None}
+  dtype = next(iter(known.values())).dtype
+  media = sizes.frames * sizes.patches // config.merge_unit
+  values = np.zeros((len(encoded), media, config.out_hidden_size), dtype)
+  for i, features in known.items():
+    values[i, media_index[i][media_index[i] >= 0]] = features
+  return values
+
+
+def stack_frames(
+  encoded: Sequence[Encoded], config: config_lib.VisionConfig, sizes: Sizes
 ) -> records.Vision:
-  shape = (len(encoded), frames, patches)
+  """The patches of prompts whose features are not known."""
+  shape = (len(encoded), sizes.frames, sizes.patches)
   values = np.zeros((*shape, config.patch_dim), np.float32)
   rows = np.zeros((*shape, 2), np.int32)
   window = np.full(shape, -1, np.int32)

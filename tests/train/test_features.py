@@ -1,0 +1,216 @@
+"""Features of a frozen tower: made once for a clip, whatever batch it stands in, and the same as without a cache."""
+
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.train import nano
+from vr_jax import errors
+from vr_jax.data import frame_store
+from vr_jax.models.qwen2_5_vl import names
+from vr_jax.rollout import encoder
+from vr_jax.train import features, metrics, rl_loop
+
+ON = {"model__freeze_vision": True, "model__feature_cache_gib": 1.0, "data__threads": 0}
+CLIPS = 9  # of the training split, each with two questions
+
+
+@pytest.fixture
+def own_data(data, tmp_path):
+  """The data of this room, copied: features are written beside it."""
+  return shutil.copytree(data, tmp_path / "data")
+
+
+@pytest.fixture
+def parts(own_data):
+  return nano.build(own_data, mesh=(1, 2, 1, 1), **ON)
+
+
+@pytest.fixture(scope="module")
+def params(data):
+  return nano.build(data, mesh=(1, 2, 1, 1), **ON).fresh_params()
+
+
+@pytest.fixture
+def encoded_rows(monkeypatch):
+  """Rows of each run of the tower."""
+  rows, run = [], encoder.features
+
+  def noted(graph, params, vision):
+    rows.append(len(vision.window))
+    return run(graph, params, vision)
+
+  monkeypatch.setattr(encoder, "features", noted)
+  return rows
+
+
+def epoch(parts, params, workdir):
+  """(prompts on the mesh, what is logged of them) of an epoch in order, what it made on disk when it is over."""
+  with features.cache(parts, params, workdir) as cache:
+    read = parts.read("train", 4, repeat=False, cache=cache)
+    return [features.prompt(parts, params, batch, cache) for batch in read]
+
+
+def plain(parts, params):
+  """The prompts of such an epoch without a cache."""
+  read = parts.read("train", 4, repeat=False)
+  return [encoder.encode(parts.graph, params, parts.prompt(batch)) for batch in read]
+
+
+def assert_same(found, expected):
+  """The same prompts; of features, those that stand somewhere."""
+  for (one, _), other in zip(found, expected, strict=True):
+    assert one.vision is None
+    for name in ("tokens", "kind", "positions", "next_position", "media_index"):
+      np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    assert one.media.shape == other.media.shape
+    assert one.media.sharding.is_equivalent_to(other.media.sharding, 3)
+    for row, index in enumerate(np.asarray(one.media_index)):
+      there = index[index >= 0]
+      assert len(there)
+      np.testing.assert_allclose(one.media[row][there], other.media[row][there], atol=1e-6)
+
+
+def entries(data):
+  return sorted((data / "features").glob("*/*.safetensors"))
+
+
+def test_the_second_epoch_runs_no_tower_and_reads_no_frame(
+  parts, params, own_data, encoded_rows, monkeypatch
+):
+  expected = plain(parts, params)
+  encoded_rows.clear()
+  first = epoch(parts, params, own_data)
+  assert_same(first, expected)
+  assert len(entries(own_data)) == CLIPS
+  assert encoded_rows[0] == 4
+  assert first[0][1] == {"vision/cache_hits": 0, "vision/cache_rebuilt": 0}
+  encoded_rows.clear()
+  monkeypatch.setattr(frame_store.FrameStore, "read", None)
+  second = epoch(parts, params, own_data)
+  assert_same(second, expected)
+  assert not encoded_rows
+  assert sum(values["vision/cache_hits"] for _, values in second) == 2 * CLIPS
+
+
+def test_the_tower_runs_for_what_is_missing_alone_and_a_damaged_entry_is_counted(
+  parts, params, own_data, encoded_rows
+):
+  expected = plain(parts, params)
+  epoch(parts, params, own_data)
+  read = list(parts.read("train", 4, repeat=False))
+  with features.cache(parts, params, own_data) as cache:
+    (row,) = [parts.item(item.clip, cache=cache) for item in read[1].items[1:2]]
+  (path,) = [path for path in entries(own_data) if path.stem == row.kept_as]
+  path.write_bytes(path.read_bytes()[:-100])
+  encoded_rows.clear()
+  found = epoch(parts, params, own_data)
+  assert_same(found, expected)
+  assert set(encoded_rows) == {2}  # one row, filled up to one on each of two devices
+  rebuilt = [values["vision/cache_rebuilt"] for _, values in found]
+  assert sum(rebuilt) == 1
+  assert_same(epoch(parts, params, own_data), expected)
+  assert len(entries(own_data)) == CLIPS
+
+
+def test_what_is_deleted_between_two_batches_is_made_again(parts, params, own_data):
+  expected, found = plain(parts, params), []
+  with features.cache(parts, params, own_data) as cache:
+    for batch in parts.read("train", 4, repeat=False, cache=cache):
+      found.append(features.prompt(parts, params, batch, cache))
+      shutil.rmtree(own_data / "features", ignore_errors=True)
+  assert_same(found, expected)
+
+
+def test_blind_and_shuffled_views_ask_for_no_features(parts, params, own_data):
+  epoch(parts, params, own_data)
+  with features.cache(parts, params, own_data) as cache:
+    item = next(parts.read("train", 4, repeat=False, cache=cache)).items[0]
+    assert item.encoded.features is not None
+    for view in ("blind", "shuffled"):
+      other = next(parts.read("train", 4, repeat=False, view=view, cache=cache)).items[0]
+      assert other.encoded.features is None
+      assert other.kept_as is None
+      assert len(other.encoded.frames) == (0 if view == "blind" else 4)
+  assert len(entries(own_data)) == CLIPS
+
+
+def test_a_run_from_the_cache_writes_the_metrics_of_one_that_fills_it(own_data, monkeypatch):
+  nano.use_devices(monkeypatch, 1)
+  lines = []
+  for name in ("first", "second"):
+    config = nano.config(
+      data__directory=str(own_data), sft__steps=0, rl__steps=2, rl__kl_weight=0.1, **ON
+    )
+    rl_loop.train(config, own_data / name)
+    lines.append([line["values"] for line in metrics.read(own_data / name / "metrics.jsonl")])
+  assert [line["vision/cache_hits"] for line in lines[1]] == [4, 4]
+  assert lines[0][0]["vision/cache_hits"] == 0
+  for first, second in zip(*lines, strict=True):
+    same = [n for n in first if not n.startswith(("time/", "memory/", "vision/"))]
+    assert {n: second[n] for n in same} == pytest.approx({n: first[n] for n in same}, abs=1e-5)
+
+
+def test_a_cache_is_kept_of_frozen_towers_only_and_where_it_has_room(data, params, tmp_path):
+  for fields in ({"model__freeze_vision": False}, {"model__feature_cache_gib": 0.0}):
+    parts = nano.build(data, mesh=(1, 2, 1, 1), **{**ON, **fields})
+    with features.cache(parts, params, tmp_path) as cache:
+      assert cache is None
+
+
+def test_the_cache_of_another_tower_under_this_ones_name_is_refused(parts, params, own_data):
+  epoch(parts, params, own_data)
+  (about,) = (own_data / "features").glob("*/about.json")
+  about.write_text(about.read_text().replace('"float32"', '"bfloat16"'))
+  with (
+    pytest.raises(errors.InputError, match=r"about\.json: is of another tower: dtype"),
+    features.cache(parts, params, own_data),
+  ):
+    pass
+
+
+def test_what_features_depend_on_names_another_cache(data, params, tmp_path):
+  found = []
+  for fields in (
+    {},
+    {"model__dtype": "bfloat16"},
+    {"model__max_pixels": 784},
+    {"model__resampling": "torchvision"},
+    {"model__architecture__vision_config__window_size": 28},
+  ):
+    changed = nano.build(data, mesh=(1, 2, 1, 1), **ON, **fields)
+    found.append(features.about(changed, params))
+  same = nano.build(data, mesh=(1, 2, 1, 1), **ON, rl__group=2, model__prefix_buckets=(128,))
+  assert features.about(same, params) == found[0]
+  assert all(about not in found[:number] for number, about in enumerate(found))
+
+
+def test_the_fingerprint_is_that_of_the_weights_and_not_of_the_devices_that_hold_them(data):
+  by_mesh = []
+  for mesh in ((1, 1, 1, 1), (1, 2, 1, 2), (2, 1, 2, 1)):
+    parts = nano.build(data, mesh=mesh)
+    by_mesh.append(features.fingerprint(parts.fresh_params()["vision"], parts.mesh))
+  assert len(set(by_mesh)) == 1
+  parts = nano.build(data)
+  tower = parts.fresh_params()["vision"]
+  for change in (_last_bit_of_one, _two_swapped):
+    assert features.fingerprint(_changed(tower, change), parts.mesh) != by_mesh[0]
+  assert features.fingerprint(_changed(tower, lambda x: x), parts.mesh) == by_mesh[0]
+
+
+def _changed(tower, change):
+  flat = dict(names.flat(tower))
+  patch = flat["patch"]
+  return names.unflat({**flat, "patch": patch.replace(jnp.asarray(change(np.array(patch[...]))))})
+
+
+def _last_bit_of_one(x):
+  x[5, 3] = np.nextafter(x[5, 3], np.inf)
+  return x
+
+
+def _two_swapped(x):
+  x[[2, 7]] = x[[7, 2]]
+  return x

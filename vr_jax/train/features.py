@@ -1,0 +1,190 @@
+"""Features of a frozen tower, once for the whole run: from the cache what it has, from the tower the rest, which is then kept.
+
+with features.cache(parts, params, workdir) as cache:
+  iterator = parts.read("train", 16, cache=cache)
+  prompt, values = features.prompt(parts, params, next(iterator), cache)
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree, UInt32
+import numpy as np
+
+from vr_jax import records
+from vr_jax.data import feature_cache
+from vr_jax.models.qwen2_5_vl import names
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import encoder
+from vr_jax.train import inputs
+from vr_jax.train import parts as parts_lib
+
+Cache = feature_cache.FeatureCache | None
+
+
+@contextlib.contextmanager
+def cache(parts: parts_lib.Parts, params: PyTree, workdir: Path) -> Iterator[Cache]:
+  """That of a run's tower; None where the tower is trained or config.model.feature_cache_gib is 0.
+
+  Raises InputError where it belongs to another tower or preprocessing, or can't be written, at the latest when it closes.
+  """
+  section = parts.config.model
+  if not parts.tower_frozen or not section.feature_cache_gib:
+    yield None
+    return
+  made = feature_cache.FeatureCache(
+    inputs.features(parts.config, workdir),
+    about(parts, params),
+    dtype=jnp.dtype(parts.model.dtype),
+    gibibytes=section.feature_cache_gib,
+  )
+  with contextlib.closing(made):
+    yield made
+
+
+def about(parts: parts_lib.Parts, params: PyTree) -> dict[str, Any]:
+  """All that the features of a clip depend on beside it: the tower's weights and sizes, and how frames become patches."""
+  processor, sizes = parts.processor, dict(vars(parts.model.vision))
+  del sizes["text_follows"]  # says where text stands
+  return {
+    "tower": {
+      "weights": fingerprint(params["vision"], parts.mesh),
+      "dtype": parts.model.dtype,
+      **sizes,
+    },
+    "preprocessing": {
+      "min_pixels": processor.min_pixels,
+      "max_pixels": processor.max_pixels,
+      "resampling": processor.library,
+    },
+  }
+
+
+def fingerprint(params: PyTree, mesh: jax.sharding.Mesh) -> str:
+  """A hash of parameters on a mesh and their names, however they are split; each device reads what it holds."""
+  flat = {name: variable.get_value() for name, variable in names.flat(params).items()}
+  sums = jax.device_get(jax.jit(_sums, out_shardings=mesh_lib.replicated(mesh))(flat))
+  said = [[n, str(x.dtype), list(x.shape), sums[n].tolist()] for n, x in sorted(flat.items())]
+  return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def _sums(arrays: dict[str, Array]) -> dict[str, UInt32[Array, "4"]]:
+  """Of each array four sums, modulo 2^32, of numbers that its entries and their places are scrambled to.
+
+  Integers may be summed in any order, so the result does not depend on how an array is split.
+  """
+
+  def of_array(x: Array) -> Array:
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+      place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    salts = (0x9E3779B9 * number % 2**32 for number in range(1, 5))
+    mixed = [_scrambled(bits ^ _scrambled(place ^ jnp.uint32(salt))) for salt in salts]
+    return jnp.stack([numbers.sum(dtype=jnp.uint32) for numbers in mixed])
+
+  return jax.tree.map(of_array, arrays)
+
+
+def _scrambled(x: Array) -> Array:
+  """Each number to another, so that a bit of it changes about half of those that come out. Source: MurmurHash3's fmix32."""
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
+
+
+def prompt(
+  parts: parts_lib.Parts, params: PyTree, batch: parts_lib.Batch, cache: Cache
+) -> tuple[records.Prompt, dict[str, float]]:
+  """The prompts of a batch on the mesh, and what the cache had of them, by name.
+
+  Without a cache they hold patches. With one they hold features: the tower runs for those prompts alone that it does not
+  have, filled up to a power of two of rows a device, and it keeps them later, beside the steps that follow. Of several
+  processes all run it for as many rows as the one that misses most, and must call this together.
+  """
+  if cache is None:
+    return parts.prompt(batch), {}
+  counts = _counts(batch)
+  values = {
+    "vision/cache_hits": float(counts[:, 0].sum()),
+    "vision/cache_rebuilt": float(counts[:, 1].sum()),
+  }
+  if not counts[:, 2].max():
+    return parts.prompt(batch), values
+  size = len(batch.prompt.tokens)
+  rows = mesh_lib.rung(int(counts[:, 2].max()), size, parts.mesh)
+  patches = mesh_lib.put_batch(_filled_up(batch.patches, rows), parts.mesh)
+  made = encoder.features(parts.graph, params, patches)
+  cache.put_later(_entries(batch, made))
+  bare = dataclasses.replace(batch.prompt, vision=None, media=None)
+  if not counts[:, 0].any():
+    return dataclasses.replace(mesh_lib.put_batch(bare, parts.mesh), media=made), values
+  media = batch.prompt.media
+  if media is None:  # other processes have some
+    media = np.zeros((size, *made.shape[1:]), made.dtype)
+  first = mesh_lib.row_share(parts.mesh)[0] * rows
+  source = np.full(size, -1, np.int32)
+  source[list(batch.missing)] = first + np.arange(len(batch.missing))
+  known = mesh_lib.put_batch(dataclasses.replace(bare, media=media), parts.mesh)
+  source = mesh_lib.put_batch(source, parts.mesh)
+  media = _joined(mesh_lib.MeshLayout(parts.mesh), known.media, made, source)
+  return dataclasses.replace(known, media=media), values
+
+
+def _counts(batch: parts_lib.Batch) -> Int[np.ndarray, "processes 3"]:
+  """Of each process: items that the cache has, items whose entries were damaged, rows that it does not have."""
+  known = sum(item.encoded.features is not None for item in batch.items)
+  damaged = sum(item.damaged for item in batch.items)
+  counts = np.array([known, damaged, len(batch.missing)])
+  if jax.process_count() > 1:
+    counts = multihost_utils.process_allgather(counts)
+  return counts.reshape(-1, 3)
+
+
+def _filled_up(patches: records.Vision, rows: int) -> records.Vision:
+  """With as many rows, the last of them empty."""
+
+  def fill(x: np.ndarray) -> np.ndarray:
+    more = rows - len(x)
+    return np.concatenate([x, np.zeros((more, *x.shape[1:]), x.dtype)]) if more else x
+
+  return jax.tree.map(fill, patches)
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def _joined(
+  layout: mesh_lib.MeshLayout,
+  known: Float[Array, "prompts media embed"],
+  made: Float[Array, "rows media embed"],
+  source: Int[Array, "prompts"],
+) -> Float[Array, "prompts media embed"]:
+  """Features of all prompts: the row of `made` that `source` names, or where that is -1 those known before."""
+  taken = made[jnp.maximum(source, 0)]
+  joined = jnp.where((source >= 0)[:, None, None], taken, known)
+  return layout.place(joined, ("prompts", None, None))
+
+
+def _entries(batch: parts_lib.Batch, made: Float[Array, "rows media embed"]) -> Callable[[], Any]:
+  """What makes entries of the cache of features on the mesh: those of this process's items that were missing."""
+  index = batch.prompt.media_index
+  kept = [
+    (place, batch.items[row].kept_as, index[row][index[row] >= 0])
+    for place, row in enumerate(batch.missing)
+    if row < len(batch.items) and batch.items[row].kept_as
+  ]
+
+  def make() -> feature_cache.Entries:
+    rows = mesh_lib.local_rows(made)
+    for place, name, media in kept:
+      yield name, rows[place][media]
+
+  return make
