@@ -140,6 +140,10 @@ def _paper() -> ml_collections.ConfigDict:
   rl.max_new_tokens = 768
   # Shares of the replies that decoding goes down to as others end; each is compiled once. (): it computes all to the last.
   rl.rungs = (0.75, 0.5, 0.375, 0.25, 0.125)
+  # Updates are compiled for numbers of reply tokens this far apart, so that padding costs no more; 0: all of it is computed.
+  rl.packing = 1.15
+  rl.resampling = 0  # more batches a step at most, whose groups replace those without signal (DAPO)
+  rl.one_step_off_policy = False  # replies of the next step are judged while this one updates
   rl.learning_rate = 1e-6
   rl.schedule = "cosine"
   rl.warmup_steps = 0

@@ -27,9 +27,10 @@ def run(data, tmp_path_factory):
   def watched_step(*arguments, **options):
     step = make_step(*arguments, **options)
 
-    def watched(state, prompt, rollout, advantages, signal, old, reference):
+    def watched(state, *batch, packed):
+      old = batch[-2]
       before = jax.tree.map(np.array, state.params)
-      state, values = step(state, prompt, rollout, advantages, signal, old, reference)
+      state, values = step(state, *batch, packed=packed)
       after = jax.tree.map(np.array, state.params)
       updates.append((before, after, np.array(old), jax.device_get(values)))
       return state, values
@@ -39,8 +40,9 @@ def run(data, tmp_path_factory):
   def watched_scorer(*arguments, **options):
     score = make_scorer(*arguments, **options)
 
-    def watched(params, prompt, rollout):
-      scored.append((jax.tree.map(np.array, params), np.array(score(params, prompt, rollout))))
+    def watched(params, prompt, rollout, packed):
+      log_probs = np.array(score(params, prompt, rollout, packed=packed))
+      scored.append((jax.tree.map(np.array, params), log_probs))
       return jnp.asarray(scored[-1][1])
 
     return watched

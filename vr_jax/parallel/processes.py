@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 from jax.experimental import multihost_utils
+import numpy as np
 
 
 def is_first() -> bool:
@@ -20,3 +21,10 @@ def first_alone(name: str, work: Callable[[], None]) -> None:
     work()
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def least(number: int) -> int:
+  """The smallest of the processes' numbers; all of them must ask."""
+  if jax.process_count() == 1:
+    return number
+  return int(multihost_utils.process_allgather(np.int32(number)).min())

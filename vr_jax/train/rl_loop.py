@@ -1,13 +1,15 @@
 """Stage `rl`: the loop of every reinforcement recipe, in the order in which things happen.
 
-batch -> features (encoder) -> replies (sampler) -> texts -> rewards (environment) -> advantages (credit) -> update
+experience (prompts, replies and what they earned) -> advantages (credit) -> update
+
+With rl.one_step_off_policy the replies of the next step are drawn before an update, by the policy that it then moves, and judged
+while it runs; truncated importance sampling (rl.truncation) corrects for the step between.
 """
 
 from collections.abc import Mapping, Sequence
 import contextlib
 import functools
 from pathlib import Path
-import time
 from typing import Any
 
 import jax
@@ -19,8 +21,8 @@ import numpy as np
 from vr_jax import errors, records
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rl import credit
-from vr_jax.rollout import encoder, sampler
-from vr_jax.train import console, metrics, sft_loop, steps
+from vr_jax.train import clock as clock_lib
+from vr_jax.train import console, experience, features, metrics, padding, sft_loop, steps
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
 
@@ -38,79 +40,89 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     store.close()
     return
   optimizer = state_lib.make_optimizer(rl, parts.abstract_params, parts.frozen)
-  iterator = parts.read("train", rl.prompts)
   begun = origin(parts, workdir)
   initial = initial_params(parts, workdir)
   # Of the reference only what training changes is kept; the rest, with adapters the whole base, it shares.
   anchor = state_lib.split(initial, parts.frozen)[0] if rl.kl_weight else None
   anchor = jax.tree.map(jnp.copy, anchor)
-  state, first = state_lib.create(initial, optimizer, parts.mesh), 0
+  state, first, read = state_lib.create(initial, optimizer, parts.mesh), 0, None
   del initial  # the state has them: what an update donates must not be held here
   if store.latest() is not None:
     restored = store.restore(state)
     _check_origin(workdir / "checkpoints" / "rl", restored.loop.get("start"), begun)
     state, first = restored.tree, restored.step
-    iterator.set_state(restored.loop["iterator"])
+    read = restored.loop["iterator"]
     parts.environment.set_state(restored.loop["reward"])
   step_fn = steps.make_rl_step(parts.graph, optimizer, parts.allowed, rl, frozen=parts.frozen)
   score_fn = steps.make_scorer(parts.graph, parts.allowed, temperature=rl.temperature)
   log = metrics.MetricsLog(workdir, "rl", first_step=first + 1)
-  key = jax.random.key(config.seed)
+  key, layout = jax.random.key(config.seed), mesh_lib.MeshLayout(parts.mesh)
   with (
     contextlib.closing(store),
     contextlib.closing(log),
+    features.cache(parts, state.params, workdir) as cache,
     console.progress("rl", rl.steps, done=first) as tick,
   ):
+    iterator = parts.read("train", rl.prompts, cache=cache)
+    if read is not None:
+      iterator.set_state(read)
+    source = experience.Source(parts=parts, batches=iterator, cache=cache, key=key)
+    ahead = None
     for step in range(first + 1, rl.steps + 1):
-      clock = _Clock()
-      batch = next(iterator)
-      items, prompt = batch.items, parts.prompt(batch)
-      clock.lap("data")
-      encoded = encoder.encode(parts.graph, state.params, prompt)
-      # A trained tower is another one in the reference, and the update needs its gradient.
-      prompt = encoded if parts.tower_frozen else prompt
-      rollout = sampler.sample(
-        parts.graph,
-        state.params,
-        encoded,
-        parts.allowed,
-        jax.random.fold_in(key, step),
-        decoding=parts.decoding(),
-      )
-      replies = parts.texts(rollout)
-      clock.lap("rollout")
-      scores = parts.environment.score([item.example for item in items], replies)
-      clock.lap("reward")
-      advantages, signal, values = assign_credit(
-        mesh_lib.put_batch(scores, parts.mesh), rollout, normalise=rl.normalise
-      )
-      reference_log_probs = None
+      clock = clock_lib.Clock()
+      made = ahead or source.draw(state.params, step, clock)
+      fit = padding.shapes(rl, layout, made.lengths)
+      rollout = padding.cut(made.rollout, fit.time)
+      reference_log_probs, old = None, None
       if rl.kl_weight:
         reference = state_lib.join(anchor, state_lib.split(state.params, parts.frozen)[1])
-        reference_log_probs = score_fn(reference, prompt, rollout)
+        reference_log_probs = score_fn(reference, made.prompt, rollout, packed=fit.packed_whole)
         del reference  # or its share of the state would outlive the update
-      old = score_fn(state.params, encoded, rollout) if rl.epochs > 1 else None
-      updates = []
+      if rl.epochs > 1:
+        old = score_fn(state.params, made.encoded, rollout, packed=fit.packed_whole)
+      if made.scores is None:
+        made = source.judged(made)
+        clock.lap("reward", exposed=_idle(reference_log_probs, old))
+      advantages, signal, values = assign_credit(
+        mesh_lib.put_batch(made.scores, parts.mesh),
+        rollout,
+        normalise=rl.normalise,
+        budget=rl.max_new_tokens,
+      )
+      goes_on = {"iterator": iterator.get_state(), "reward": parts.environment.state()}
+      ahead, updates = None, []
+      if rl.one_step_off_policy and step < rl.steps:
+        ahead = source.draw(state.params, step + 1, clock)
       for _ in range(rl.epochs):
         state, updated = step_fn(
-          state, prompt, rollout, advantages, signal, old, reference_log_probs
+          state,
+          made.prompt,
+          rollout,
+          advantages,
+          signal,
+          old,
+          reference_log_probs,
+          packed=fit.packed,
         )
         updates.append(updated)
+      if ahead is not None:
+        ahead = source.judged(ahead)
+        clock.lap("reward", exposed=_idle(updated["loss"]))
       values, updates = jax.device_get((values, updates))
       values = {name: float(value) for name, value in {**values, **over_epochs(updates)}.items()}
       clock.lap("update")
-      tokens = rl.prompts * rl.group * values["reply_tokens"]
-      values |= clock.values(tokens)
+      values["padding_share"] = padding.share(rl, layout, made, fit)
+      values |= made.values | clock.values(float(made.lengths.sum()))
       log.write(step, values)
       tick(step, rl.steps, shown(values))
       sft_loop.check_finite(values, rl.max_skipped, "rl", step)
       if step % rl.checkpoint_every == 0 or step == rl.steps:
-        loop = {
-          "iterator": iterator.get_state(),
-          "reward": parts.environment.state(),
-          "start": begun,
-        }
-        store.save(step, state, loop)
+        store.save(step, state, {**goes_on, "start": begun})
+
+
+def _idle(*running: Array | None) -> bool:
+  """Whether the devices have finished what was to run beside the host's work, or nothing was."""
+  return all(x is None or x.is_ready() for x in running)
 
 
 def start(parts: parts_lib.Parts, workdir: Path) -> Path | None:
@@ -181,11 +193,11 @@ def last_step(parts: parts_lib.Parts, where: Path) -> int | None:
   return step
 
 
-@functools.partial(jax.jit, static_argnames="normalise")
+@functools.partial(jax.jit, static_argnames=("normalise", "budget"))
 def assign_credit(
-  scores: records.Scores, rollout: records.Rollout, *, normalise: bool
+  scores: records.Scores, rollout: records.Rollout, *, normalise: bool, budget: int
 ) -> tuple[Array, Array, dict[str, Array]]:
-  """What scores mean for each sampled token, on the mesh.
+  """What scores mean for each sampled token, on the mesh. budget: tokens that a reply may have.
 
   Returns:
     (advantages [prompts, group, time], signal [prompts]: whether the replies of a prompt differ in reward, metrics of
@@ -199,7 +211,7 @@ def assign_credit(
   values = {
     "no_signal_share": 1 - signal.mean(),
     "reply_tokens": length.mean(),
-    "cut_off_share": (length == rollout.tokens.shape[-1]).mean(),
+    "cut_off_share": (length == budget).mean(),
   }
   for name, reward in {**scores.rewards, "total": scores.total}.items():
     values[f"reward/{name}"] = reward.mean()
@@ -221,25 +233,3 @@ def shown(values: Mapping[str, float]) -> dict[str, float]:
   start = "reward/"
   rewards = {name[len(start) :]: values[name] for name in values if name.startswith(start)}
   return {**rewards, "reply_tokens": values["reply_tokens"]}
-
-
-class _Clock:
-  """Seconds of each part of a step."""
-
-  def __init__(self) -> None:
-    self._begun = self._last = time.perf_counter()
-    self._laps: dict[str, float] = {}
-
-  def lap(self, name: str) -> None:
-    now = time.perf_counter()
-    self._laps[name], self._last = now - self._last, now
-
-  def values(self, tokens: float) -> dict[str, Any]:
-    whole = self._last - self._begun
-    laps = {f"time/{name}": seconds for name, seconds in self._laps.items()}
-    return {
-      **laps,
-      "time/step": whole,
-      "time/tokens_per_second": tokens / whole,
-      **metrics.peak_memory(),
-    }

@@ -6,11 +6,13 @@ import functools
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 import ml_collections
+import numpy as np
 import optax
 
 from vr_jax import records
+from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rl import loss as loss_lib
 from vr_jax.rl import update
 from vr_jax.rollout import forward
@@ -153,6 +155,19 @@ def make_rl_step(
 def sampled(rollout: records.Rollout) -> Bool[Array, "prompts group time"]:
   """The positions that the model chose: those that carry loss."""
   return rollout.kind == int(records.Kind.MODEL)
+
+
+def reply_lengths(
+  rollout: records.Rollout, mesh: jax.sharding.Mesh
+) -> Int[np.ndarray, "prompts group"]:
+  """Tokens of each reply of all processes, on the host."""
+  return jax.device_get(_lengths(rollout, mesh))
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _lengths(rollout: records.Rollout, mesh: jax.sharding.Mesh) -> Int[Array, "prompts group"]:
+  lengths = sampled(rollout).sum(axis=-1)
+  return jax.lax.with_sharding_constraint(lengths, mesh_lib.replicated(mesh))
 
 
 def split_microbatches(batch: PyTree, parts: int) -> PyTree:

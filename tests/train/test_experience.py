@@ -1,0 +1,151 @@
+"""What a step learns from: groups without signal replaced, replies drawn a step ahead, and the padding between."""
+
+import dataclasses
+import zlib
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from tests.train import counting, nano
+from vr_jax import records
+from vr_jax.models import layout as layout_lib
+from vr_jax.train import clock, experience, metrics, padding, rl_loop, steps
+from vr_jax.train import parts as parts_lib
+
+PROMPTS, GROUP = 4, 4
+
+
+class Choosy:
+  """Of an environment, the texts; replies to every `nth` question earn differently, all others nothing."""
+
+  def __init__(self, environment, nth):
+    self.environment, self.nth, self.seen = environment, nth, []
+
+  def __getattr__(self, name):
+    return getattr(self.environment, name)
+
+  def score(self, examples, replies):
+    total = np.zeros((len(examples), len(replies[0]), 1), np.float32)
+    for row, group in enumerate(replies):
+      if len(self.seen) % self.nth == 0:
+        total[row, :, 0] = [1 + zlib.crc32(reply.encode()) % 97 for reply in group]
+      self.seen.append((examples[row].id, float(total[row].sum()) > 0))
+    return records.Scores(rewards={"luck": total}, valid=np.ones_like(total, bool), total=total)
+
+
+def _source(data, nth, **overrides):
+  parts = nano.build(data, rl__group=GROUP, **overrides)
+  object.__setattr__(parts, "environment", Choosy(parts.environment, nth))
+  return experience.Source(
+    parts=parts,
+    batches=parts.read("train", PROMPTS),
+    cache=None,
+    key=jax.random.key(0),
+  )
+
+
+@pytest.fixture(scope="module")
+def params(data):
+  return nano.sharpened(nano.build(data).fresh_params())
+
+
+def test_groups_without_signal_are_replaced_until_the_batch_is_full(data, params):
+  source = _source(data, 3, rl__resampling=5)
+  made = source.draw(params, 1, clock.Clock())
+  seen = source.parts.environment.seen
+  lucky = [name for name, luck in seen if luck]
+  assert len(seen) == 3 * PROMPTS  # with 12 there are 4
+  assert [item.example.id for item in made.items] == lucky[:PROMPTS]
+  assert made.values["resampling/batches"] == 3
+  assert made.values["resampling/signal_share"] == pytest.approx(1 / 3)
+  assert (made.scores.total.std(axis=1) > 0).all()
+  assert made.sampled > made.lengths.sum()
+
+
+def test_replies_stay_with_their_prompts_when_groups_of_several_batches_come_together(data, params):
+  source = _source(data, 3, rl__resampling=5)
+  made = source.draw(params, 1, clock.Clock())
+  parts = source.parts
+  score = steps.make_scorer(parts.graph, parts.allowed, temperature=parts.config.rl.temperature)
+  log_probs = score(params, made.prompt, made.rollout)
+  np.testing.assert_allclose(log_probs, made.rollout.log_probs, rtol=1e-5, atol=1e-5)
+  for group, total in zip(parts.texts(made.rollout), made.scores.total[..., 0], strict=True):
+    np.testing.assert_array_equal(total, [1 + zlib.crc32(text.encode()) % 97 for text in group])
+
+
+def test_where_too_few_groups_carry_signal_the_cap_ends_the_search_and_others_fill_up(data, params):
+  source = _source(data, 100, rl__resampling=1)
+  made = source.draw(params, 1, clock.Clock())
+  seen = [name for name, _ in source.parts.environment.seen]
+  assert len(seen) == 2 * PROMPTS
+  assert [item.example.id for item in made.items] == seen[:PROMPTS]
+  assert (made.scores.total.std(axis=1) > 0).sum() == 1
+
+
+def test_without_resampling_nothing_is_judged_before_it_is_asked_for(data, params):
+  source = _source(data, 1)
+  made = source.draw(params, 1, clock.Clock())
+  assert made.scores is None
+  assert not source.parts.environment.seen
+  assert source.judged(made).scores.total.shape == (PROMPTS, GROUP, 1)
+
+
+def test_one_step_off_policy_updates_on_replies_of_the_policy_before(data, tmp_path, monkeypatch):
+  nano.use_devices(monkeypatch, 1)
+  monkeypatch.setitem(parts_lib.ENVIRONMENTS, "moss_chatv", counting.Counting)
+  ratios = {}
+  for off in (False, True):
+    config = nano.config(
+      data__directory=str(data),
+      sft__steps=0,
+      rl__steps=3,
+      rl__learning_rate=3e-3,
+      rl__one_step_off_policy=off,
+    )
+    rl_loop.train(config, tmp_path / str(off))
+    lines = metrics.read(tmp_path / str(off) / "metrics.jsonl")
+    ratios[off] = [line["values"]["trainer_sampler_ratio"] for line in lines]
+  np.testing.assert_allclose(ratios[False], 1, atol=1e-4)
+  assert abs(ratios[True][0] - 1) < 1e-4  # drawn before there was an update
+  assert all(abs(ratio - 1) > 1e-3 for ratio in ratios[True][1:])
+
+
+def _rl(**changes):
+  fields = {
+    "max_new_tokens": 64,
+    "packing": 1.25,
+    "microbatches": 2,
+    "group": GROUP,
+    "epochs": 2,
+    "kl_weight": 0.1,
+  }
+  return ml_collections.ConfigDict({**fields, **changes})
+
+
+LENGTHS = np.array([[20, 3, 3, 1], [2, 2, 2, 2], [9, 9, 9, 9], [1, 1, 1, 1]])
+
+
+def test_arrays_are_halved_while_they_hold_the_longest_reply_and_packed_to_the_fuller_part():
+  shapes = padding.shapes(_rl(), layout_lib.OneDevice(), LENGTHS)
+  assert shapes.time == 32
+  # Rows 0 and 2 are one part, with 63 tokens of 256; 256 / 1.25^6 = 67.1.
+  assert shapes.packed == 68
+  assert shapes.packed_whole == int(np.ceil(512 / 1.25**8))  # holds 75
+
+
+def test_without_packing_only_the_time_is_cut():
+  shapes = padding.shapes(_rl(packing=0), layout_lib.OneDevice(), LENGTHS)
+  assert shapes == padding.Shapes(time=32, packed=None, packed_whole=None)
+
+
+def test_the_share_of_padding_is_that_of_a_count_by_hand(data, params):
+  drawn = _source(data, 1).draw(params, 1, clock.Clock())
+  made = dataclasses.replace(drawn, lengths=LENGTHS, prompt_tokens=30.0, sampled=75, decoded=120)
+  layout, prefix = layout_lib.OneDevice(), drawn.encoded.tokens.shape[1]
+  shapes = padding.shapes(_rl(), layout, LENGTHS)
+  # One pass to sample, two updates, two scorers, each over 4 prompts.
+  computed = 120 + 2 * 2 * shapes.packed + 2 * shapes.packed_whole + 5 * 4 * prefix
+  wanted = 75 + 4 * 75 + 5 * 4 * 30
+  assert padding.share(_rl(), layout, made, shapes) == pytest.approx(1 - wanted / computed)

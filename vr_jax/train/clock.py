@@ -1,0 +1,32 @@
+"""Where the time of a step goes."""
+
+import time
+
+from vr_jax.train import metrics
+
+
+class Clock:
+  """Seconds of each part of a step, and of those in which the host worked and the devices waited."""
+
+  def __init__(self) -> None:
+    self._begun = self._last = time.perf_counter()
+    self._laps: dict[str, float] = {}
+    self._exposed = 0.0
+
+  def lap(self, name: str, *, exposed: bool = False) -> None:
+    """Adds the time since the last lap to a part; exposed: the devices had nothing to do in it."""
+    now = time.perf_counter()
+    spent, self._last = now - self._last, now
+    self._laps[name] = self._laps.get(name, 0.0) + spent
+    self._exposed += spent * exposed
+
+  def values(self, tokens: float) -> dict[str, float]:
+    """What to log of a step that sampled so many tokens."""
+    whole = self._last - self._begun
+    return {
+      **{f"time/{name}": seconds for name, seconds in self._laps.items()},
+      "time/step": whole,
+      "time/exposed_host_share": self._exposed / whole,
+      "time/tokens_per_second": tokens / whole,
+      **metrics.peak_memory(),
+    }

@@ -1,0 +1,73 @@
+"""Padding: the shapes that fit the replies of a batch, and what share of the tokens that a step computes are none."""
+
+import dataclasses
+
+from jaxtyping import Int
+import ml_collections
+import numpy as np
+
+from vr_jax import records
+from vr_jax.models import layout as layout_lib
+from vr_jax.models import packing
+from vr_jax.train import experience
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shapes:
+  """What the passes over the replies of a batch are compiled for.
+
+  time: length of its arrays. packed: places a device of each micro-batch (None: padding is computed). packed_whole: the
+  same of the whole batch, as scorers take it.
+  """
+
+  time: int
+  packed: int | None
+  packed_whole: int | None
+
+
+def shapes(
+  rl: ml_collections.ConfigDict,
+  layout: layout_lib.Layout,
+  lengths: Int[np.ndarray, "prompts group"],
+) -> Shapes:
+  """The smallest of a few that hold replies of these lengths: time the budget of a reply, halved while it holds the longest."""
+  time, longest = rl.max_new_tokens, max(int(lengths.max()), 1)
+  while time % 2 == 0 and time // 2 >= longest:
+    time //= 2
+  if rl.packing <= 1:
+    return Shapes(time=time, packed=None, packed_whole=None)
+  # Row i of a batch is in micro-batch i mod microbatches.
+  of_parts = lengths.reshape(-1, rl.microbatches, rl.group).swapaxes(0, 1)
+  packed, packed_whole = (
+    packing.size_of(layout, x, time, ratio=rl.packing) for x in (of_parts, lengths[None])
+  )
+  return Shapes(time=time, packed=packed, packed_whole=packed_whole)
+
+
+def cut(rollout: records.Rollout, time: int) -> records.Rollout:
+  """The first `time` tokens of all replies."""
+  if rollout.tokens.shape[-1] == time:
+    return rollout
+  fields = {name: value[:, :, :time] for name, value in vars(rollout).items()}
+  return records.Rollout(**fields)
+
+
+def share(
+  rl: ml_collections.ConfigDict,
+  layout: layout_lib.Layout,
+  made: experience.Experience,
+  chosen: Shapes,
+) -> float:
+  """The share of all tokens computed in a step that are padding, or came after the end of a reply.
+
+  A step reads its prompts to sample, to update and, where it does, to score with the reference and the old policy.
+  """
+  lengths, places = made.lengths, layout.ways("slots")
+  full, prefix = lengths.size * chosen.time, made.encoded.tokens.shape[1]
+  scorers = (rl.kl_weight > 0) + (rl.epochs > 1)
+  of_update = full if chosen.packed is None else chosen.packed * places * rl.microbatches
+  of_scorer = full if chosen.packed_whole is None else chosen.packed_whole * places
+  reads = len(lengths) * (1 + rl.epochs + scorers)
+  computed = made.decoded + rl.epochs * of_update + scorers * of_scorer + reads * prefix
+  wanted = made.sampled + lengths.sum() * (rl.epochs + scorers) + reads * made.prompt_tokens
+  return float(1 - wanted / computed)
