@@ -102,8 +102,8 @@ def test_traces_are_judged_where_the_examples_are_simulated_ones_only(parts, mon
   assert {item.example.source for item in items} == {"simulator"}
   make = parts_lib.Parts.item
 
-  def of_another_source(parts, clip, *, view="whole"):
-    item = make(parts, clip, view=view)
+  def of_another_source(parts, clip, **options):
+    item = make(parts, clip, **options)
     return dataclasses.replace(item, example=dataclasses.replace(item.example, source="elsewhere"))
 
   monkeypatch.setattr(parts_lib.Parts, "item", of_another_source)
@@ -162,7 +162,7 @@ def test_a_complete_evaluation_is_not_made_again_and_the_report_is_written(
     (tmp_path / "checkpoints" / name).mkdir(parents=True)
   calls = []
 
-  def made(parts, params, *, name):
+  def made(parts, params, *, name, cache):
     calls.append(name)
     return {"examples": 1, "metrics": {"accuracy": 0.5}, "rollouts": []}
 

@@ -1,5 +1,6 @@
 """Features of a frozen tower: made once for a clip, whatever batch it stands in, and the same as without a cache."""
 
+import functools
 import shutil
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from vr_jax.data import frame_store
 from vr_jax.models.qwen2_5_vl import names
 from vr_jax.rollout import encoder
 from vr_jax.train import features, metrics, rl_loop
+from vr_jax.train import parts as parts_lib
 
 ON = {"model__freeze_vision": True, "model__feature_cache_gib": 1.0, "data__threads": 0}
 CLIPS = 9  # of the training split, each with two questions
@@ -122,6 +124,33 @@ def test_what_is_deleted_between_two_batches_is_made_again(parts, params, own_da
       found.append(features.prompt(parts, params, batch, cache))
       shutil.rmtree(own_data / "features", ignore_errors=True)
   assert_same(found, expected)
+
+
+def test_what_another_process_with_the_same_rows_misses_is_made_here_too(
+  parts, params, own_data, encoded_rows, monkeypatch
+):
+  """The other one is played: it has lost the first two prompts of each batch."""
+  expected = plain(parts, params)
+  epoch(parts, params, own_data)
+  lost = np.array([0, 1, 4, True, True, False, False])
+  gathered = features.processes.gathered
+  monkeypatch.setattr(
+    features.processes, "gathered", lambda own: np.concatenate([gathered(own), lost[None]])
+  )
+  monkeypatch.setattr(parts_lib.Parts, "read", functools.partialmethod(_whole_batches, read=READ))
+  encoded_rows.clear()
+  found = epoch(parts, params, own_data)
+  assert_same(found, expected[:-1])
+  assert set(encoded_rows) == {2}
+  assert {values["vision/cache_hits"] for _, values in found} == {2}
+
+
+READ = parts_lib.Parts.read
+
+
+def _whole_batches(parts, *arguments, read, **options):
+  """An epoch without its last, smaller batch."""
+  return [batch for batch in read(parts, *arguments, **options) if len(batch.items) == 4]
 
 
 def test_blind_and_shuffled_views_ask_for_no_features(parts, params, own_data):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 from jax.experimental import multihost_utils
+from jaxtyping import Int
 import numpy as np
 
 
@@ -25,6 +26,11 @@ def first_alone(name: str, work: Callable[[], None]) -> None:
 
 def least(number: int) -> int:
   """The smallest of the processes' numbers; all of them must ask."""
+  return int(gathered(np.array([number])).min())
+
+
+def gathered(numbers: Int[np.ndarray, "numbers"]) -> Int[np.ndarray, "processes numbers"]:
+  """Those of all processes, in their order; all of them must ask."""
   if jax.process_count() == 1:
-    return number
-  return int(multihost_utils.process_allgather(np.int32(number)).min())
+    return numbers[None]
+  return np.asarray(multihost_utils.process_allgather(numbers))

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 import numpy as np
@@ -24,6 +23,7 @@ from vr_jax import records
 from vr_jax.data import feature_cache
 from vr_jax.models.qwen2_5_vl import names
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.parallel import processes
 from vr_jax.rollout import encoder
 from vr_jax.train import inputs
 from vr_jax.train import parts as parts_lib
@@ -113,26 +113,22 @@ def prompt(
   """
   if cache is None:
     return parts.prompt(batch), {}
-  counts = _counts(batch)
-  values = {
-    "vision/cache_hits": float(counts[:, 0].sum()),
-    "vision/cache_rebuilt": float(counts[:, 1].sum()),
-  }
-  if not counts[:, 2].max():
+  batch, most, values = _agreed(parts, batch)
+  if not most:
     return parts.prompt(batch), values
   size = len(batch.prompt.tokens)
-  rows = mesh_lib.rung(int(counts[:, 2].max()), size, parts.mesh)
+  rows = mesh_lib.rung(most, size, parts.mesh)
   patches = mesh_lib.put_batch(_filled_up(batch.patches, rows), parts.mesh)
   made = encoder.features(parts.graph, params, patches)
   cache.put_later(_entries(batch, made))
   bare = dataclasses.replace(batch.prompt, vision=None, media=None)
-  if not counts[:, 0].any():
+  if not values["vision/cache_hits"]:
     return dataclasses.replace(mesh_lib.put_batch(bare, parts.mesh), media=made), values
   media = batch.prompt.media
   if media is None:  # other processes have some
     media = np.zeros((size, *made.shape[1:]), made.dtype)
-  first = mesh_lib.row_share(parts.mesh)[0] * rows
   source = np.full(size, -1, np.int32)
+  first = mesh_lib.row_share(parts.mesh)[0] * rows
   source[list(batch.missing)] = first + np.arange(len(batch.missing))
   known = mesh_lib.put_batch(dataclasses.replace(bare, media=media), parts.mesh)
   source = mesh_lib.put_batch(source, parts.mesh)
@@ -140,14 +136,27 @@ def prompt(
   return dataclasses.replace(known, media=media), values
 
 
-def _counts(batch: parts_lib.Batch) -> Int[np.ndarray, "processes 3"]:
-  """Of each process: items that the cache has, items whose entries were damaged, rows that it does not have."""
-  known = sum(item.encoded.features is not None for item in batch.items)
+def _agreed(
+  parts: parts_lib.Parts, batch: parts_lib.Batch
+) -> tuple[parts_lib.Batch, int, dict[str, float]]:
+  """(the batch of this process, rows of the process that misses most, what the caches had) as all processes see it.
+
+  Processes that hold parts of the same rows have each looked into a cache: what one of them misses counts as missing.
+  """
+  missing = np.zeros(len(batch.prompt.tokens), bool)
+  missing[list(batch.missing)] = True
   damaged = sum(item.damaged for item in batch.items)
-  counts = np.array([known, damaged, len(batch.missing)])
-  if jax.process_count() > 1:
-    counts = multihost_utils.process_allgather(counts)
-  return counts.reshape(-1, 3)
+  share, count = mesh_lib.row_share(parts.mesh)
+  told = processes.gathered(np.array([share, damaged, len(batch.items), *missing]))
+  by_share = [told[told[:, 0] == number] for number in range(count)]
+  union = [one[:, 3:].any(axis=0) for one in by_share]
+  batch = parts.unread(batch, np.flatnonzero(union[share] & ~missing))
+  hits = sum((~rows[: one[0, 2]]).sum() for one, rows in zip(by_share, union, strict=True))
+  values = {
+    "vision/cache_hits": float(hits),
+    "vision/cache_rebuilt": float(sum(one[:, 1].max() for one in by_share)),
+  }
+  return batch, max(int(rows.sum()) for rows in union), values
 
 
 def _filled_up(patches: records.Vision, rows: int) -> records.Vision:

@@ -217,6 +217,16 @@ class Parts(network.Network):
       patches = prompts_lib.stack_frames(shown, vision, sizes)
     return Batch(items=items, prompt=prompt, missing=tuple(missing), patches=patches)
 
+  def unread(self, batch: Batch, rows: Int[np.ndarray, "rows"]) -> Batch:
+    """The batch as it is where the features of these rows are not known: their frames are read."""
+    if not len(rows):
+      return batch
+    items = list(batch.items)
+    for row in {row if row < len(items) else 0 for row in rows.tolist()}:
+      encoded = self._encoded(items[row].clip, "whole")
+      items[row] = dataclasses.replace(items[row], encoded=encoded)
+    return self.batch(items, size=len(batch.prompt.tokens))
+
   def prompt(self, batch: Batch) -> records.Prompt:
     """The prompts of a batch on the mesh."""
     return mesh_lib.put_batch(batch.prompt, self.mesh)
