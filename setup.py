@@ -61,6 +61,8 @@ EXTRAS = {
     "transformers>=5.20,<6",
     "trl>=1.10,<2",
   ],
+  # Whom `benchmarks/text_rollout.py` compares with; in an environment of its own, since it excludes what parity needs.
+  "peers": ["google-tunix>=0.1.7"],
   "judge": ["anthropic>=0.70", "openai>=2"],
 }
 
