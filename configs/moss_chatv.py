@@ -93,7 +93,8 @@ def _paper() -> ml_collections.ConfigDict:
   lora.text = ("query", "key", "value", "out", "gate", "up", "down")  # projections that get one
   lora.vision = ()  # of qkv, out, gate, up, down
   lora.base_dtype = "bfloat16"  # of all weights that are not trained
-  model.prefix_buckets = (1024, 2048, 4096)  # prompt lengths that programs are compiled for
+  # Prompt lengths that programs are compiled for, one after the other as they come: a batch takes that of its longest prompt.
+  model.prefix_buckets = (640, 768, 1024, 1152, 1280, 1408, 1536, 2048, 3072, 4096)
   model.frame_buckets = (8, 32)  # temporal patches a prompt
   model.patch_buckets = (256, 512)  # patches a frame
 
@@ -139,9 +140,12 @@ def _paper() -> ml_collections.ConfigDict:
   rl.top_p = 0.95
   rl.max_new_tokens = 768
   # Shares of the replies that decoding goes down to as others end; each is compiled once. (): it computes all to the last.
-  rl.rungs = (0.75, 0.5, 0.375, 0.25, 0.125)
+  rl.rungs = (
+    *(0.86, 0.74, 0.63, 0.54, 0.46, 0.38, 0.3, 0.24),
+    *(0.18, 0.13, 0.09, 0.06, 0.04, 0.03, 0.02, 0.01),
+  )
   # Updates are compiled for numbers of reply tokens this far apart, so that padding costs no more; 0: all of it is computed.
-  rl.packing = 1.15
+  rl.packing = 1.1
   rl.resampling = 0  # more batches a step at most, whose groups replace those without signal (DAPO)
   rl.one_step_off_policy = False  # replies of the next step are judged while this one updates
   rl.learning_rate = 1e-6

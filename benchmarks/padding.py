@@ -1,0 +1,165 @@
+"""Padding: the share of computed tokens that nobody asked for, over replies whose lengths have a long tail.
+
+    python -m benchmarks.padding
+
+The sampler runs on a network without layers, which ends each reply at a length that was drawn before, and the update's shapes are
+chosen as the RL loop chooses them; both count. A step has 16 prompts of 1,024 video tokens and some text, 8 replies each of a
+lognormal length (median 120, sigma 0.8, at most 1,024: half of all tokens are those of a quarter of the replies), with the
+rungs, the packing and the buckets of configs/moss_chatv.py:7b (which were chosen with other seeds). Prints one
+JSON object: the share over all batches, with and without what leaves padding out, and in how many shapes programs were needed.
+"""
+
+import dataclasses
+import json
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import moss_chatv
+from vr_jax import records
+from vr_jax.models import layout as layout_lib
+from vr_jax.rollout import sampler
+from vr_jax.train import experience, padding
+
+BATCHES, PROMPTS, GROUP, BUDGET = 20, 16, 8, 1024
+MEDIA, TEXT = 1024, 120  # tokens of a prompt; of its text the median
+GOAL = 0.10
+SEED = 3
+STOP = 1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+  """What the network without layers keeps of prompts: that their replies do not end at once."""
+
+  hidden: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+  """Nothing is to be kept."""
+
+  def kept(self, layout, slots):
+    """Nothing."""
+    del layout, slots
+    return self
+
+
+class Scheduled(nnx.Module):
+  """Its reply `member` to prompt `prompt` has lengths[prompt, member] tokens, two or more."""
+
+  def __init__(self, lengths):
+    self.lengths = nnx.Param(jnp.asarray(lengths))
+    self.layout, self.logit_chunk = layout_lib.OneDevice(), 2
+
+  def prefill(self, prompt):
+    """Prompts that have been read."""
+    return Prefix(jax.nn.one_hot(jnp.zeros(len(prompt.tokens), int), 2))
+
+  def of_slots(self, x, seats):
+    """Of each slot, what its prompt has."""
+    return jnp.take(x, seats.prompt, axis=0, mode="clip")
+
+  def start_cache(self, prefix, slots, length):
+    """An empty cache."""
+    del prefix, slots, length
+    return Cache()
+
+  def decode(self, prefix, cache, tokens, index, seats):
+    """The stop token is certain where the reply is to end with the next one, and impossible where it is not."""
+    del prefix, tokens
+    ends = self.lengths[...][seats.prompt, seats.member] <= index + 2
+    return jax.nn.one_hot(jnp.where(ends, STOP, 0), 2), cache
+
+  def output_rows(self):
+    """Logits that leave no doubt."""
+    return jnp.array([[1e3, -1e3], [-1e3, 1e3]])
+
+
+def drawn(rng, *, rungs):
+  """A batch: what it holds, counted by the sampler itself."""
+  lengths = np.exp(rng.normal(np.log(120), 0.8, (PROMPTS, GROUP)))
+  lengths = np.clip(np.ceil(lengths), 2, BUDGET).astype(np.int32)
+  text = np.clip(np.exp(rng.normal(np.log(TEXT), 0.4, PROMPTS)), 20, 500).astype(int)
+  graph, params = nnx.split(Scheduled(lengths))
+  prompt = records.Prompt(
+    tokens=np.zeros((PROMPTS, 1), np.int32),
+    kind=np.full((PROMPTS, 1), int(records.Kind.TEXT), np.int32),
+    positions=np.zeros((3, PROMPTS, 1), np.int32),
+    next_position=np.ones(PROMPTS, np.int32),
+    media_index=np.full((PROMPTS, 1), -1, np.int32),
+    vision=None,
+  )
+  decoding = sampler.Decoding(
+    group=GROUP,
+    max_new_tokens=BUDGET,
+    temperature=1.0,
+    top_p=1.0,
+    stop_tokens=(STOP,),
+    rungs=rungs,
+  )
+  rollout, decoded = sampler.sample_counting(
+    graph, params, prompt, jnp.ones(2, bool), jax.random.key(0), decoding=decoding
+  )
+  sampled = (np.asarray(rollout.kind) == records.Kind.MODEL).sum(axis=-1)
+  assert (sampled == lengths).all()
+  return rollout, lengths, decoded, MEDIA + text
+
+
+def shares(seed, *, rungs, rl, buckets):
+  """Of all batches: the share of padding in decoding, in updates and in all, and the shapes of the updates."""
+  rng, layout = np.random.default_rng(seed), layout_lib.OneDevice()
+  totals, shapes = np.zeros(3), set()
+  for _ in range(BATCHES):
+    rollout, lengths, decoded, prompts = drawn(rng, rungs=rungs)
+    fit = padding.shapes(rl, layout, lengths)
+    prefix = min(size for size in buckets if size >= prompts.max())
+    encoded = dataclasses.replace(_PROMPT, tokens=np.zeros((PROMPTS, prefix), np.int32))
+    made = experience.Experience(
+      items=[],
+      prompt=encoded,
+      encoded=encoded,
+      rollout=rollout,
+      lengths=lengths,
+      prompt_tokens=float(prompts.mean()),
+      sampled=int(lengths.sum()),
+      decoded=decoded,
+    )
+    updated = (fit.packed or lengths.size * fit.time // rl.microbatches) * rl.microbatches
+    totals += [
+      1 - lengths.sum() / decoded,
+      1 - lengths.sum() / updated,
+      padding.share(rl, layout, made, fit),
+    ]
+    shapes.add((prefix, fit))
+  decode, update, whole = (totals / BATCHES).round(3).tolist()
+  return {"decode": decode, "update": update, "whole_step": whole, "shapes": len(shapes)}
+
+
+_PROMPT = records.Prompt(
+  tokens=None,
+  kind=None,
+  positions=None,
+  next_position=None,
+  media_index=None,
+  vision=None,
+)
+
+
+def main() -> None:
+  """Prints the shares."""
+  config = moss_chatv.get_config("7b")
+  config.rl.max_new_tokens = BUDGET
+  ours = shares(SEED, rungs=config.rl.rungs, rl=config.rl, buckets=config.model.prefix_buckets)
+  config.rl.packing = 0.0
+  coarse = (1024, 2048, 4096)
+  without = shares(SEED, rungs=(), rl=config.rl, buckets=coarse)
+  print(json.dumps({"ours": ours, "padded": without, "goal_whole_step": GOAL}, indent=1))
+
+
+if __name__ == "__main__":
+  main()
