@@ -60,6 +60,10 @@ class Scheduled(nnx.Module):
     """Prompts that have been read."""
     return Prefix(jax.nn.one_hot(jnp.zeros(len(prompt.tokens), int), 2))
 
+  def decoding_params(self):
+    """As they are."""
+    return nnx.split(self)[1]
+
   def of_slots(self, x, seats):
     """Of each slot, what its prompt has."""
     return jnp.take(x, seats.prompt, axis=0, mode="clip")

@@ -144,6 +144,7 @@ def _paper() -> ml_collections.ConfigDict:
     *(0.86, 0.74, 0.63, 0.54, 0.46, 0.38, 0.3, 0.24),
     *(0.18, 0.13, 0.09, 0.06, 0.04, 0.03, 0.02, 0.01),
   )
+  rl.gather = True  # whole weights on each device while it decodes; False: less memory, and they are sent for every token
   # Updates are compiled for numbers of reply tokens this far apart, so that padding costs no more; 0: all of it is computed.
   rl.packing = 1.1
   rl.resampling = 0  # more batches a step at most, whose groups replace those without signal (DAPO)

@@ -48,6 +48,9 @@ class Bigram(nnx.Module):
   def extend_packed(self, prefix, tokens, valid, packing):
     return self._hidden(packing.pack(tokens))
 
+  def decoding_params(self):
+    return nnx.split(self)[1]
+
   def of_slots(self, x, seats):
     return jnp.take(x, seats.prompt, axis=0, mode="clip")
 

@@ -36,6 +36,7 @@ class Model(Protocol):
   def extend_packed(  # noqa: D102
     self, prefix: Prefix, tokens: Array, valid: Array, packing: packing_lib.Packing
   ) -> Array: ...
+  def decoding_params(self) -> PyTree: ...  # noqa: D102
   def of_slots(self, x: Array, seats: seats_lib.Seats) -> Array: ...  # noqa: D102
   def start_cache(self, prefix: Prefix, slots: int, length: int) -> PyTree: ...  # noqa: D102
   def decode(  # noqa: D102

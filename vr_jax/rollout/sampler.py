@@ -27,7 +27,8 @@ class Decoding:
 
   temperature 0 is greedy. `top_p` keeps the smallest set of tokens whose probability reaches it. A reply ends with one
   of `stop_tokens`, which belongs to it, or after `max_new_tokens`. `rungs`: shares of the slots, falling, to which
-  decoding goes down as replies end; it is compiled once for each that is reached.
+  decoding goes down as replies end; it is compiled once for each that is reached. gather: weights lie whole on each device
+  (but for the split of heads) while it decodes, instead of being sent to it for every token.
   """
 
   group: int
@@ -36,6 +37,7 @@ class Decoding:
   top_p: float
   stop_tokens: tuple[int, ...]
   rungs: tuple[float, ...] = ()
+  gather: bool = True
 
 
 @jax.tree_util.register_dataclass
@@ -124,6 +126,7 @@ def sample_counting(
   """As `sample`; also the number of tokens that decoding computed, those in slots whose reply had ended with them."""
   layout = nnx.merge(graph, params).layout
   prefix, state = _start(graph, params, prompt, key, decoding=decoding)
+  params = _decoding_params(graph, params) if decoding.gather else params
   slots = left = len(state.done) // layout.ways("slots")
   sizes = _sizes(slots, decoding.rungs)
   results, computed, reached = None, 0, 0
@@ -153,6 +156,7 @@ def sample_at_once(
 ) -> records.Rollout:
   """As `sample`, in one program: every reply keeps its slot to the end."""
   prefix, state = _start(graph, params, prompt, key, decoding=decoding)
+  params = _decoding_params(graph, params) if decoding.gather else params
   state = _decode(graph, params, prefix, state, allowed, jnp.int32(0), decoding=decoding)
   shape = (prompt.tokens.shape[0], decoding.group)
   layout = nnx.merge(graph, params).layout
@@ -200,6 +204,11 @@ def _start(
     home=of_slots(jnp.asarray(places.home())),
     seats=seats,
   )
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _decoding_params(graph: nnx.GraphDef, params: PyTree) -> PyTree:
+  return nnx.merge(graph, params).decoding_params()
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "decoding"), donate_argnames="state")

@@ -101,6 +101,7 @@ class Network:
       "top_p": rl.top_p,
       "stop_tokens": self.stop_tokens,
       "rungs": tuple(rl.rungs),
+      "gather": rl.gather,
     }
     return sampler.Decoding(**{**fields, **changes})
 

@@ -15,13 +15,13 @@ import typing
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
 from vr_jax.models import packing as packing_lib
 from vr_jax.models import seats as seats_lib
-from vr_jax.models.qwen2_5_vl import attention, text, vision
+from vr_jax.models.qwen2_5_vl import attention, layers, text, vision
 from vr_jax.models.qwen2_5_vl import config as config_lib
 
 
@@ -135,6 +135,25 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
     positions = packing.pack(_positions(prefix, tokens))
     embedded = self.text.embed(packing.pack(tokens), ("slots",))
     return self.text.extend_packed(embedded, positions, valid, _block(prefix), packing)
+
+  def decoding_params(self) -> PyTree:
+    """The parameters as decoding reads them, every step anew: of the language model whole rows, in the dtype it computes in.
+
+    Split rows would be sent to all devices for every token; here they are sent once. Adapters keep their dtype: they are
+    scaled before they are cast. The vision tower's stay as they are.
+    """
+
+    def whole(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+      name = jax.tree_util.keystr(path, simple=True, separator=".")
+      if not name.startswith("text."):
+        return variable
+      x = variable.get_value()
+      x = x if name.endswith((layers.LORA_A, layers.LORA_B)) else x.astype(self.text.dtype)
+      axes = tuple(axis if axis != "embed" else None for axis in variable.get_metadata()["axes"])
+      return variable.replace(self.layout.place(x, axes))
+
+    params = nnx.split(self)[1]
+    return jax.tree.map_with_path(whole, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
   def start_cache(self, prefix: Prefix, slots: int, length: int) -> Cache:
     """An empty cache for replies of up to `length` tokens."""
