@@ -12,7 +12,7 @@ from vr_jax import errors
 from vr_jax.data import frame_store
 from vr_jax.models.qwen2_5_vl import names
 from vr_jax.rollout import encoder
-from vr_jax.train import features, metrics, rl_loop
+from vr_jax.train import features, metrics, rl_loop, sft_loop
 from vr_jax.train import parts as parts_lib
 
 ON = {"model__freeze_vision": True, "model__feature_cache_gib": 1.0, "data__threads": 0}
@@ -171,12 +171,15 @@ def test_a_run_from_the_cache_writes_the_metrics_of_one_that_fills_it(own_data, 
   lines = []
   for name in ("first", "second"):
     config = nano.config(
-      data__directory=str(own_data), sft__steps=0, rl__steps=2, rl__kl_weight=0.1, **ON
+      data__directory=str(own_data), sft__steps=2, rl__steps=2, rl__kl_weight=0.0, **ON
     )
+    sft_loop.train(config, own_data / name)
     rl_loop.train(config, own_data / name)
     lines.append([line["values"] for line in metrics.read(own_data / name / "metrics.jsonl")])
-  assert [line["vision/cache_hits"] for line in lines[1]] == [4, 4]
-  assert lines[0][0]["vision/cache_hits"] == 0
+  hits = [[values["vision/cache_hits"] for values in run] for run in lines]
+  assert hits[0][0] == 0
+  assert hits[0][2:] == [4, 4]  # RL sees first what the warm start has seen
+  assert hits[1] == [4, 4, 4, 4]
   for first, second in zip(*lines, strict=True):
     same = [n for n in first if not n.startswith(("time/", "memory/", "vision/"))]
     assert {n: second[n] for n in same} == pytest.approx({n: first[n] for n in same}, abs=1e-5)
