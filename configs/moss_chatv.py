@@ -148,6 +148,9 @@ def _paper() -> ml_collections.ConfigDict:
   # Updates are compiled for numbers of reply tokens this far apart, so that padding costs no more; 0: all of it is computed.
   rl.packing = 1.1
   rl.resampling = 0  # more batches a step at most, whose groups replace those without signal (DAPO)
+  rl.curriculum = (
+    "none"  # none: in random order | length: every epoch from the shortest clips to the longest
+  )
   rl.one_step_off_policy = False  # replies of the next step are judged while this one updates
   rl.learning_rate = 1e-6
   rl.schedule = "cosine"

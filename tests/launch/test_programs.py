@@ -116,7 +116,7 @@ def test_a_mesh_holds_its_share_of_each_array():
 def test_the_buckets_of_a_full_clip_are_the_load():
   config = nano.recipe("7b")
   load = programs.load_of(config, programs.model_of(config))
-  assert (load.frames, load.patches, load.prefix) == (8, 512, 2048)
+  assert (load.frames, load.patches, load.prefix) == (8, 512, 1280)
   with config.unlocked():
     config.model.prefix_buckets = (1024,)
   with pytest.raises(errors.InputError, match=r"prefix_buckets.*1025 tokens"):

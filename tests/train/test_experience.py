@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.train import counting, nano
-from vr_jax import records
+from vr_jax import errors, records
 from vr_jax.models import layout as layout_lib
 from vr_jax.train import clock, experience, metrics, padding, rl_loop, steps
 from vr_jax.train import parts as parts_lib
@@ -149,3 +149,23 @@ def test_the_share_of_padding_is_that_of_a_count_by_hand(data, params):
   computed = 120 + 2 * 2 * shapes.packed + 2 * shapes.packed_whole + 5 * 4 * prefix
   wanted = 75 + 4 * 75 + 5 * 4 * 30
   assert padding.share(_rl(), layout, made, shapes) == pytest.approx(1 - wanted / computed)
+
+
+def test_a_curriculum_goes_from_the_shortest_clips_to_the_longest_epoch_after_epoch(
+  data, monkeypatch
+):
+  def seconds(example):
+    return zlib.crc32(example.id.encode())
+
+  monkeypatch.setattr(parts_lib, "_seconds", seconds)
+  batches = nano.build(data).read("train", 6, by_length=True)
+  read = [item.example for _ in range(6) for item in next(batches).items]
+  epochs = [[seconds(example) for example in epoch] for epoch in (read[:18], read[18:])]
+  assert epochs == [sorted(epochs[0])] * 2
+  assert len(set(epochs[0])) == 18
+
+
+@pytest.mark.parametrize("field", ["rl__max_new_tokens", "sft__max_reply_tokens"])
+def test_a_reply_that_could_pass_the_models_context_is_an_error_that_names_its_field(data, field):
+  with pytest.raises(errors.InputError, match=f"config.{field.replace('__', '.')}=2000: .* 2048"):
+    nano.build(data, **{field: 2000})

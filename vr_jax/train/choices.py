@@ -23,6 +23,7 @@ CHOICES = {
   "rl.schedule": ("cosine", "constant"),
   "rl.moment_dtype": ("float32", "bfloat16"),
   "rl.aggregation": ("sequence_mean", "token_mean", "constant_length"),
+  "rl.curriculum": ("none", "length"),
   "rl.kl_estimator": ("k1", "k2", "k3"),
 }
 

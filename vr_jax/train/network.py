@@ -12,6 +12,7 @@ import jax
 from jaxtyping import Array, Bool, PyTree
 import ml_collections
 
+from vr_jax import errors
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import lora, names
 from vr_jax.models.qwen2_5_vl import model as model_lib
@@ -114,3 +115,17 @@ def with_section(
   vision = dataclasses.replace(read.vision, text_follows=follows)
   fields = {name: section[name] for name in ("dtype", "remat", "attention", "logit_chunk")}
   return dataclasses.replace(read, vision=vision, **fields)
+
+
+def check_context(config: ml_collections.ConfigDict, model: model_config.Config) -> None:
+  """Raises InputError where a reply to the longest prompt could pass the model's context."""
+  prompt, context = max(config.model.prefix_buckets), model.text.max_position_embeddings
+  for field, reply in (
+    ("rl.max_new_tokens", config.rl.max_new_tokens),
+    ("sft.max_reply_tokens", config.sft.max_reply_tokens),
+  ):
+    if prompt + reply > context:
+      raise errors.InputError(
+        f"--config.{field}={reply}: with prompts of up to {prompt} tokens (config.model.prefix_buckets) this passes "
+        f"the model's context of {context}"
+      )

@@ -122,12 +122,13 @@ class Parts(network.Network):
     limit: int = 0,
     repeat: bool = True,
     cache: feature_cache.FeatureCache | None = None,
+    by_length: bool = False,
   ) -> Any:
     """An iterator over `Batch`es (of this process: its share of `batch_size`), as `data.batches` makes it.
 
     view: `whole`; `blind` leaves the frames out of the prompt; `shuffled` puts them in random order (their times stay).
     limit: the first examples only; 0: all. repeat=False: one epoch, in order. cache: features of clips seen whole; where it
-    has them, no frame is read.
+    has them, no frame is read. by_length: every epoch goes from the shortest clips to the longest.
     """
     store = frame_store.FrameStore(self.data / "frames")
     source = examples.ExampleSource(self.data, split)
@@ -135,6 +136,8 @@ class Parts(network.Network):
       raise errors.InputError(f"{source}: holds no example; see config.data.test_fraction")
     left_out = self.checks.left_out().get(split, ())
     kept = [index for index in range(len(source)) if index not in left_out]
+    if by_length:
+      kept.sort(key=lambda index: _seconds(source[index]))
     share, shares = mesh_lib.row_share(self.mesh)
     size = batch_size // shares
     return batches.batches(
@@ -147,7 +150,7 @@ class Parts(network.Network):
       collate=functools.partial(self.batch, size=size),
       process_index=share,
       process_count=shares,
-      shuffle=repeat,
+      shuffle=repeat and not by_length,
       repeat=repeat,
       threads=self.config.data.threads,
     )
@@ -248,6 +251,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> Parts:
     raise errors.InputError(f"{data}: no such data; run --mode=data first")
   processor = _make_processor(config, workdir)
   model, tokenizer = processor.config, processor.tokenizer
+  network.check_context(config, model)
   allowed = np.arange(model.text.vocab_size) < tokenizer.get_vocab_size()
   allowed[list(processor.media_tokens)] = False
   return Parts(
@@ -270,6 +274,11 @@ def example_checks(config: ml_collections.ConfigDict, workdir: Path) -> check_ex
     processor=_make_processor(config, workdir),
     environment=_make_environment(config),
   )
+
+
+def _seconds(example: records.Example) -> float:
+  """How long the model sees its video."""
+  return example.shown.end - example.shown.start
 
 
 def _make_processor(config: ml_collections.ConfigDict, workdir: Path) -> processor_lib.Processor:

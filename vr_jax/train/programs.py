@@ -166,6 +166,7 @@ class _Run:
 def _run(
   config: ml_collections.ConfigDict, model: model_config.Config, mesh: jax.sharding.Mesh, load: Load
 ) -> _Run:
+  network.check_context(config, model)
   mesh_lib.check_batch(load.prompts, mesh, "config.rl.prompts", parts=load.microbatches)
   allowed = jnp.ones(model.text.vocab_size, bool)
   net = network.Network(

@@ -63,7 +63,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     features.cache(parts, state.params, workdir) as cache,
     console.progress("rl", rl.steps, done=first) as tick,
   ):
-    iterator = parts.read("train", rl.prompts, cache=cache)
+    iterator = parts.read("train", rl.prompts, cache=cache, by_length=rl.curriculum == "length")
     if read is not None:
       iterator.set_state(read)
     source = experience.Source(parts=parts, batches=iterator, cache=cache, key=key)

@@ -71,6 +71,7 @@ class TextConfig:
   rms_norm_eps: float = 1e-6
   rope_theta: float = 1000000.0
   mrope_section: tuple[int, ...] = (16, 24, 24)  # rotary frequencies of time, height, width
+  max_position_embeddings: int = 128000  # tokens of a prompt and its reply
 
   @property
   def head_dim(self) -> int:
