@@ -129,7 +129,7 @@ class Work:
   @property
   def allowed(self) -> Bool[Array, "vocab"]:
     """Tokens that a reply may hold: all others."""
-    return jnp.ones(self.config.text.vocab_size, bool).at[jnp.array(self.media_tokens)].set(False)
+    return jnp.ones(self.config.text.vocab_size, bool).at[jnp.array(self.forbidden)].set(False)
 
   def save(self, directory: pathlib.Path) -> None:
     """Writes the model for transformers: the same weights."""

@@ -1,0 +1,173 @@
+"""A whole GRPO step of the tiny recipe: against TRL's trainer.
+
+    python -m benchmarks.grpo_step
+
+16 prompts, 8 replies to each of 72 tokens, float32, one update a batch, no KL, no token that ends a reply: reading, vision,
+sampling, rewards from texts, advantages, gradients of all parameters, clipping and AdamW. Two sides, on the same weights
+and the same clips:
+
+- ours: what the loop of `train.rl_loop` does in a step
+- trl: `GRPOTrainer.train` on transformers' Qwen2.5-VL (sdpa attention), with all replies in one batch. It takes no video: its
+  prompts are as many images as ours have temporal patches, of the same number of tokens, from memory. Around each stand two
+  tokens that a video has once (`prompt_tokens`: of the longest prompt as each side pads it).
+
+A step of TRL is the time from one end of a step to the next, ours runs between. The reward is the same cheap function on both
+sides. Before the times are used, all steps must have sampled the same number of tokens. Prints one JSON line.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+from pathlib import Path
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from benchmarks import measure
+from vr_jax import main as vr_jax
+from vr_jax import records
+from vr_jax.envs import moss_chatv
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.train import clock as clock_lib
+from vr_jax.train import experience, padding, rl_loop, steps
+from vr_jax.train import parts as parts_lib
+from vr_jax.train import state as state_lib
+
+REPEATS = 5
+VIDEOS = 40
+GOALS = {"over_trl": 4.0}
+SIDES = ("ours", "trl")
+NO_STOP = (-1,)
+
+
+def recipe(workdir: Path, **changes: Any) -> ml_collections.ConfigDict:
+  """The tiny recipe with few videos; `changes` are fields of it, with `__` for a point."""
+  fields = {"data__simulate__videos": VIDEOS, **changes}
+  overrides = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
+  argv = ["grpo_step", "--config=configs/moss_chatv.py:tiny", f"--workdir={workdir}", *overrides]
+  return vr_jax.parse_flags(argv)[0]
+
+
+def variety(reply: str) -> float:
+  """The reward: which share of a reply's signs are different ones."""
+  return len(set(reply)) / max(len(reply), 1)
+
+
+class Varied(moss_chatv.MossChatV):
+  """The recipe's questions, with that reward."""
+
+  def score(
+    self, examples: Sequence[records.Example], replies: Sequence[Sequence[str]]
+  ) -> records.Scores:
+    """`variety` of each reply."""
+    total = np.array([[[variety(reply)] for reply in group] for group in replies], np.float32)
+    return records.Scores(rewards={"variety": total}, valid=np.ones(total.shape, bool), total=total)
+
+
+def build(config: ml_collections.ConfigDict, workdir: Path) -> parts_lib.Parts:
+  """The recipe's parts on data made for it, with that reward, and no token that ends a reply."""
+  vr_jax.run(config, workdir, "data")
+  parts = parts_lib.build(config, workdir)
+  return dataclasses.replace(
+    parts,
+    environment=Varied(**config.env.to_dict()),
+    allowed=parts.allowed.at[jnp.array(parts.stop_tokens)].set(False),
+    stop_tokens=NO_STOP,
+  )
+
+
+class Step:
+  """One step of the loop a call."""
+
+  def __init__(self, parts: parts_lib.Parts):
+    rl, params = parts.config.rl, parts.fresh_params()
+    self._parts, self._number = parts, 0
+    self._layout = mesh_lib.MeshLayout(parts.mesh)
+    self._source = experience.Source(
+      parts=parts,
+      batches=parts.read("train", rl.prompts),
+      cache=None,
+      key=jax.random.key(parts.config.seed),
+    )
+    optimizer = state_lib.make_optimizer(rl, parts.abstract_params, parts.frozen)
+    self._state = state_lib.create(params, optimizer, parts.mesh)
+    self._update = steps.make_rl_step(
+      parts.graph, optimizer, parts.allowed, rl, frozen=parts.frozen
+    )
+    self.counts: list[int] = []  # tokens that each step sampled
+    self.prompt_tokens = 0
+
+  def __call__(self) -> dict[str, Any]:
+    """Metrics of the step."""
+    rl, self._number = self._parts.config.rl, self._number + 1
+    drawn = self._source.draw(self._state.params, self._number, clock_lib.Clock())
+    made = self._source.judged(drawn)
+    fit = padding.shapes(rl, self._layout, made.lengths)
+    rollout = padding.cut(made.rollout, fit.time)
+    advantages, signal, _ = rl_loop.assign_credit(
+      mesh_lib.put_batch(made.scores, self._parts.mesh),
+      rollout,
+      normalise=rl.normalise,
+      budget=rl.max_new_tokens,
+    )
+    self._state, metrics = self._update(
+      self._state, made.prompt, rollout, advantages, signal, None, None, packed=fit.packed
+    )
+    self.counts.append(int(made.lengths.sum()))
+    self.prompt_tokens = max(self.prompt_tokens, made.prompt.tokens.shape[1])
+    return jax.device_get(metrics)
+
+
+def check_counts(rl: ml_collections.ConfigDict, counts: dict[str, list[int]]) -> int:
+  """Tokens of a step. Raises ValueError where a side sampled another number in one."""
+  wanted = rl.prompts * rl.group * rl.max_new_tokens
+  for name, found in counts.items():
+    if set(found) != {wanted}:
+      raise ValueError(f"{name}: sampled {sorted(set(found))} tokens a step, not {wanted}")
+  return wanted
+
+
+def compare(
+  config: ml_collections.ConfigDict,
+  workdir: Path,
+  *,
+  names: Sequence[str] = SIDES,
+  repeats: int = REPEATS,
+) -> dict[str, Any]:
+  """All that is measured in one process."""
+  parts = build(config, workdir)
+  ours = Step(parts)
+  sides = {"ours": ours}
+  if "trl" in names:
+    from benchmarks import trl_side
+
+    sides["trl"] = trl_side.Trainer(parts, workdir / "trl", variety)
+    rounds = sides["trl"].in_turn(ours, repeats=repeats)
+  else:
+    rounds = measure.in_turn(sides, repeats=repeats)
+  tokens = check_counts(config.rl, {name: side.counts for name, side in sides.items()})
+  seconds = measure.medians(rounds)
+  return {
+    "seconds": seconds,
+    "tokens_per_second": {name: round(tokens / taken, 1) for name, taken in seconds.items()},
+    "ratio": {f"over_{n}": measure.ratio(rounds, n, "ours") for n in names if n != "ours"},
+    "sampled_tokens": tokens,
+    "prompt_tokens": {name: side.prompt_tokens for name, side in sides.items()},
+  }
+
+
+def main() -> None:
+  """Runs the comparison and prints its line."""
+  about = measure.About("torch", "transformers", "trl")
+  with tempfile.TemporaryDirectory() as directory:
+    workdir = Path(directory) / "run"
+    result = compare(recipe(workdir), workdir)
+  print(json.dumps({"benchmark": "grpo_step", **result, "goal": GOALS, **about.fields()}))
+
+
+if __name__ == "__main__":
+  main()

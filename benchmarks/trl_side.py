@@ -1,0 +1,185 @@
+"""The side of TRL: its GRPO trainer on the model, the clips and the settings of a recipe."""
+
+from collections.abc import Callable, Iterator
+import itertools
+from pathlib import Path
+import time
+from typing import Any
+
+import datasets
+import jax
+import numpy as np
+from PIL import Image
+import transformers
+import trl
+
+from benchmarks import torch_side
+from vr_jax.models import qwen2_5_vl
+from vr_jax.train import parts as parts_lib
+
+# The turns of Qwen2.5-VL without a system's, as the recipe has them.
+TEMPLATE = """\
+{%- for turn in messages -%}
+<|im_start|>{{ turn.role + '\n' }}
+{%- for part in turn.content -%}
+{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
+{%- else -%}{{ part.text }}
+{%- endif -%}
+{%- endfor -%}
+<|im_end|>{{ '\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>{{ 'assistant\n' }}{%- endif -%}
+"""
+
+
+class Trainer:
+  """Trains on the first clips of the recipe, over and over. Nothing is logged or saved; all replies are one batch."""
+
+  def __init__(self, parts: parts_lib.Parts, directory: Path, reward: Callable[[str], float]):
+    qwen2_5_vl.save_pretrained(parts.fresh_params(), directory / "model", config=parts.model)
+    self.counts: list[int] = []  # tokens that each step sampled
+    self.prompt_tokens = 0
+    self._reward, self._parts, self._directory = reward, parts, directory
+
+  def in_turn(self, other: Callable[[], object], *, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each side, as `measure.in_turn` takes them: `other` is "ours", and runs at the end of each step."""
+    turns, clips, processor = _Turns(other), _clips(self._parts), _processor(self._parts)
+    self.prompt_tokens = _longest(clips, processor, _media_tokens(self._parts))
+    trainer = trl.GRPOTrainer(
+      model=torch_side.load(self._directory / "model"),
+      reward_funcs=[self._rewards],
+      args=_arguments(self._parts, self._directory / "run", repeats + 1),
+      train_dataset=clips,
+      processing_class=processor,
+      callbacks=[turns],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    return {name: seconds[1:] for name, seconds in turns.rounds.items()}
+
+  def _rewards(
+    self,
+    completions: list[list[dict[str, str]]],
+    completion_ids: list[list[int]],
+    **_: Any,
+  ) -> list[float]:
+    self.counts.append(sum(map(len, completion_ids)))
+    return [self._reward(turns[0]["content"]) for turns in completions]
+
+
+class _Turns(transformers.TrainerCallback):
+  """Times each step of a trainer, from the end of the last one, and something else between steps."""
+
+  def __init__(self, other: Callable[[], object]):
+    self._other, self._begun = other, 0.0
+    self.rounds: dict[str, list[float]] = {"trl": [], "ours": []}
+
+  def on_train_begin(self, *_: Any, **__: Any) -> None:
+    """The first step begins."""
+    self._begun = time.perf_counter()
+
+  def on_step_end(self, *_: Any, **__: Any) -> None:
+    """A step has ended, and after the other's turn the next begins."""
+    ended = time.perf_counter()
+    jax.block_until_ready(self._other())
+    self.rounds["trl"].append(ended - self._begun)
+    self._begun = time.perf_counter()
+    self.rounds["ours"].append(self._begun - ended)
+
+
+def _arguments(parts: parts_lib.Parts, directory: Path, steps: int) -> trl.GRPOConfig:
+  """The recipe's settings; what is no setting of it, as fast as the trainer has it."""
+  rl = parts.config.rl
+  forbidden = np.flatnonzero(~np.asarray(parts.allowed)).tolist()
+  return trl.GRPOConfig(
+    output_dir=str(directory),
+    max_steps=steps,
+    per_device_train_batch_size=rl.prompts * rl.group,
+    num_generations=rl.group,
+    max_completion_length=rl.max_new_tokens,
+    generation_kwargs={"suppress_tokens": forbidden},
+    temperature=rl.temperature,
+    top_p=rl.top_p,
+    learning_rate=rl.learning_rate,
+    lr_scheduler_type="constant",
+    adam_beta1=rl.b1,
+    adam_beta2=rl.b2,
+    weight_decay=rl.weight_decay,
+    max_grad_norm=rl.gradient_norm,
+    loss_type="grpo",
+    epsilon=rl.clip_low,
+    epsilon_high=rl.clip_high,
+    beta=rl.kl_weight,
+    bf16=False,
+    gradient_checkpointing=False,
+    pad_to_multiple_of=None,
+    use_cpu=True,
+    save_strategy="no",
+    logging_strategy="no",
+    report_to="none",
+    disable_tqdm=True,
+  )
+
+
+def _clips(parts: parts_lib.Parts) -> datasets.Dataset:
+  """Questions with images, in memory and in their size: the first frame of each temporal patch of a clip."""
+  items = _first_items(parts, 2 * parts.config.rl.prompts)
+  images = [_images(item, parts) for item in items]
+  questions = [parts.environment.question(item.example) for item in items]
+
+  def rows(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+    chosen = batch["row"]
+    prompts = [[{"role": "user", "content": questions[row]}] for row in chosen]
+    return {"prompt": prompts, "images": [images[row] for row in chosen]}
+
+  return datasets.Dataset.from_dict({"row": range(len(items))}).with_transform(rows)
+
+
+def _images(item: parts_lib.Item, parts: parts_lib.Parts) -> list[Image.Image]:
+  vision, grid = parts.model.vision, item.encoded.grids[0]
+  size = (grid.width * vision.patch_size, grid.height * vision.patch_size)
+  frames = item.clip.frames[:: vision.temporal_patch_size]
+  return [Image.fromarray(np.asarray(frame)).resize(size) for frame in frames]
+
+
+def _media_tokens(parts: parts_lib.Parts) -> int:
+  """Of the recipe's first prompt; all clips are of one size."""
+  tokens = _first_items(parts, 1)[0].encoded.tokens
+  return int((tokens == parts.model.video_token_id).sum())
+
+
+def _longest(clips: datasets.Dataset, processor: transformers.ProcessorMixin, media: int) -> int:
+  """Tokens of the longest prompt. Raises ValueError where one has another number of media tokens."""
+  turns = [trl.prepare_multimodal_messages(clip["prompt"], images=clip["images"]) for clip in clips]
+  made = processor.apply_chat_template(
+    turns, add_generation_prompt=True, tokenize=True, return_dict=True
+  )
+  found = {ids.count(processor.image_token_id) for ids in made["input_ids"]}
+  if found != {media}:
+    raise ValueError(f"trl: prompts have {sorted(found)} media tokens, not {media}")
+  return max(map(len, made["input_ids"]))
+
+
+def _first_items(parts: parts_lib.Parts, count: int) -> list[parts_lib.Item]:
+  batches: Iterator[parts_lib.Batch] = parts.read("train", parts.config.rl.prompts)
+  items = itertools.chain.from_iterable(batch.items for batch in batches)
+  return list(itertools.islice(items, count))
+
+
+class _ImageProcessor(transformers.Qwen2_5_VLProcessor):
+  """That of the model without videos, which need torchvision."""
+
+  def __init__(self, image_processor: Any = None, tokenizer: Any = None, **named: Any):
+    super().__init__(image_processor, tokenizer, **named)
+
+
+def _processor(parts: parts_lib.Parts) -> transformers.ProcessorMixin:
+  """What makes inputs of prompts, with the recipe's tokenizer; images come in their size."""
+  tokenizer = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=parts.processor.tokenizer,
+    eos_token="<|im_end|>",
+    pad_token="<|endoftext|>",
+    padding_side="left",
+  )
+  images = transformers.Qwen2VLImageProcessorPil(do_resize=False)
+  return _ImageProcessor(images, tokenizer, chat_template=TEMPLATE)
