@@ -212,3 +212,8 @@ def test_each_platform_has_its_kernel_for_activations_of_two_bytes(platform, dty
 def test_a_kernel_that_does_not_run_here_is_named(name, platform, message):
   with pytest.raises(errors.InputError, match=f"config.model.attention={name}: {message}"):
     attention.make(_config(dtype="float32", attention=name), _On(platform))
+
+
+def test_a_dtype_that_the_chip_lacks_is_named():
+  with pytest.raises(errors.InputError, match="config.model.dtype=float16: TPUs have none"):
+    attention.make(_config(dtype="float16"), _On("tpu"))

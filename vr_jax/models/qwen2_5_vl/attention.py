@@ -40,9 +40,11 @@ _MODULES: dict[str, ModuleType] = {
 def make(config: config_lib.Config, layout: layout_lib.Layout) -> "Attention":
   """The attention that a config names, or that of the platform: `xla` where nothing faster takes the dtype.
 
-  Raises InputError where the named one does not run there.
+  Raises InputError where the named one does not run there, or the chip lacks the dtype.
   """
   name, platform = config.attention, layout.platform
+  if platform == "tpu" and config.dtype == "float16":
+    raise errors.InputError("config.model.dtype=float16: TPUs have none; set bfloat16")
   halved = jnp.dtype(config.dtype).itemsize == 2
   if not name:
     own = [backend for backend, runs in PLATFORMS.items() if runs[0] == platform and halved]
