@@ -47,8 +47,13 @@ class Layout(Protocol):
     Its result lies as `out` (axes, shape) says, or as the first of the inputs.
     """
 
-  def look_up(self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype) -> Array:
-    """Rows [*axes, embed] of a table [vocab, embed] in a dtype; the table gets its gradient in its own."""
+  def look_up(
+    self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype, *, whole: bool = False
+  ) -> Array:
+    """Rows [*axes, embed] of a table [vocab, embed] in a dtype; the table gets its gradient in its own.
+
+    whole: its rows are whole on every device, and not split as those of parameters.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +95,9 @@ class OneDevice:
     del out
     return function(*(x for x, _ in inputs))
 
-  def look_up(self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype) -> Array:
+  def look_up(
+    self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype, *, whole: bool = False
+  ) -> Array:
     """Rows of the table."""
-    del axes
+    del axes, whole
     return table[tokens].astype(dtype)

@@ -137,23 +137,29 @@ class MeshLayout:
     return mapped(*arrays)
 
   def look_up(
-    self, table: Array, tokens: Array, axes: tuple[str | None, ...], dtype: jnp.dtype
+    self,
+    table: Array,
+    tokens: Array,
+    axes: tuple[str | None, ...],
+    dtype: jnp.dtype,
+    *,
+    whole: bool = False,
   ) -> Array:
     """Rows of a table [vocab, embed], without moving the table.
 
     Each device looks up its own columns of its own rows, for the tokens of all devices that share the other columns; then
-    these exchange columns for tokens.
+    these exchange columns for tokens. whole: each has all columns.
     """
     if self.mesh.size == 1:
       return table[tokens].astype(dtype)
-    columns, rows = RULES["embed"], RULES["vocab"]
+    columns, rows = () if whole else RULES["embed"], RULES["vocab"]
     out = [part or () for part in spec_of(axes, tokens.shape, self.mesh)]
     out = [(part,) if isinstance(part, str) else part for part in out]
     gathered = [tuple(axis for axis in part if axis not in columns) for part in out]
     dims = [next((d for d, part in enumerate(out) if axis in part), None) for axis in columns]
     # The innermost first, so that columns come back in order; at once where they split one dimension, whose order counts too.
     exchanged = list(zip(columns, dims, strict=True))[::-1]
-    if dims[0] is not None and len(set(dims)) == 1:
+    if dims and dims[0] is not None and len(set(dims)) == 1:
       exchanged = [(columns, dims[0])]
 
     def local(table: Array, tokens: Array) -> Array:
@@ -171,7 +177,7 @@ class MeshLayout:
     mapped = jax.shard_map(
       local,
       mesh=self.mesh,
-      in_specs=(PartitionSpec(rows, columns), PartitionSpec(*gathered)),
+      in_specs=(PartitionSpec(rows, columns or None), PartitionSpec(*gathered)),
       out_specs=PartitionSpec(*out, None),
       check_vma=False,
     )

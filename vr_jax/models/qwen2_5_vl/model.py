@@ -177,7 +177,8 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
     positions = self.of_slots(prefix.next_position, seats) + index
     written = jnp.arange(cache.keys.shape[2]) < index
     past = attention.Block(cache.keys, cache.values, written)
-    x = self.text.embed(tokens, ("slots",))
+    # Split as a parameter is, the table would be sent for every token where it also makes the logits.
+    x = self.text.embed(tokens, ("slots",), whole=True)
     hidden, keys, values = self.text.decode(x, positions, seats, _block(prefix), past)
     return hidden, Cache(
       keys=jax.lax.dynamic_update_index_in_dim(cache.keys, keys, index, axis=2),

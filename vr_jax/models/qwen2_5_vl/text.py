@@ -69,9 +69,11 @@ class TextModel(nnx.Module):
     """What activations are computed in."""
     return jnp.dtype(self.config.dtype)
 
-  def embed(self, tokens: Int[Array, "..."], axes: layout_lib.Axes) -> Float[Array, "... embed"]:
-    """Embeddings of tokens, whose logical axes these are."""
-    return self.layout.look_up(self.embedding[...], tokens, axes, self.dtype)
+  def embed(
+    self, tokens: Int[Array, "..."], axes: layout_lib.Axes, *, whole: bool = False
+  ) -> Float[Array, "... embed"]:
+    """Embeddings of tokens, whose logical axes these are; whole: every device has all of a row."""
+    return self.layout.look_up(self.embedding[...], tokens, axes, self.dtype, whole=whole)
 
   def output_rows(self) -> Float[Array, "vocab embed"]:
     """The matrix whose product with a hidden state scores the next token."""
