@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -27,6 +28,14 @@ TOY = dataclasses.replace(
   group=3,
   time=5,
 )
+
+
+@pytest.fixture(autouse=True)
+def compiled_in_haste():
+  """Programs that run once take longer to be made than to run."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_an_update_of_groups_has_the_loss_and_the_gradients_of_the_replicated_one():
@@ -61,12 +70,30 @@ def test_text_prompts_are_sampled_alone_and_in_groups():
   json.dumps(found)
 
 
-def test_growth_is_that_of_time_over_flops_and_of_memory_over_tokens():
-  found = scaling.compare(TOY, (4, 8), repeats=1)
-  small, large = found["sizes"]
-  assert (small["tokens"], large["tokens"]) == (8 + 8 + 15, 16 + 8 + 15)
-  assert large["gigaflops"] > small["gigaflops"]
-  assert set(found["ratio"]) == {"time_over_flops", "memory_over_tokens"}
+def test_growth_is_that_of_time_over_flops_and_of_memory_over_tokens(monkeypatch):
+  monkeypatch.setattr(workload, "make", lambda sizes, *, remat: sizes)
+  monkeypatch.setattr(workload, "replies", lambda work: None)
+  monkeypatch.setattr(group_update, "Update", Doubled)
+  monkeypatch.setattr(measure, "in_turn", lambda sides, repeats: {n: [float(n)] for n in sides})
+  found = scaling.compare(TOY, (4, 8, 16), repeats=1)
+  rows = found["sizes"]
+  assert [row["tokens"] for row in rows] == [8 + 8 + 15, 16 + 8 + 15, 32 + 8 + 15]
+  assert rows[2]["gigaflops"] > rows[1]["gigaflops"] > rows[0]["gigaflops"]
+  # Memory four times as large for 55 / 31 of the tokens, and twice as large from one size to the next.
+  assert found["ratio"]["memory_over_tokens"] == pytest.approx(4 * 31 / 55, abs=1e-3)
+  assert found["largest_step"]["memory_over_tokens"] == pytest.approx(2 * 31 / 39, abs=1e-3)
+  flops = rows[2]["gigaflops"] / rows[0]["gigaflops"]
+  assert found["ratio"]["time_over_flops"] == pytest.approx(4 / flops, abs=1e-3)
+
+
+class Doubled:
+  """Stands in for an update whose memory grows as its frames do."""
+
+  def __init__(self, sizes, rollout, *, replicate):
+    self._sizes = sizes
+
+  def peak_megabytes(self):
+    return 10.0 * self._sizes.frames
 
 
 def test_a_difference_over_the_tolerance_stops_a_comparison():
