@@ -29,6 +29,9 @@ TOY = dataclasses.replace(
   time=5,
 )
 
+# One sampler for three tests: those of prompts in groups.
+TEXT = dataclasses.replace(TOY, frames=0)
+
 
 @pytest.fixture(autouse=True)
 def compiled_in_haste():
@@ -48,14 +51,14 @@ def test_an_update_of_groups_has_the_loss_and_the_gradients_of_the_replicated_on
 
 
 def test_replies_are_sampled_to_their_end_and_counted():
-  found = rollout.compare(TOY, names=("ours",), repeats=1)
+  found = rollout.compare(TEXT, names=("ours",), repeats=1)
   assert found["greedy"]["same_tokens"] == 1
   assert found["tokens_per_second"]["ours"] > 0
   json.dumps(found)
 
 
 def test_greedy_replies_of_another_model_are_told_apart():
-  work = workload.make(TOY)
+  work = workload.make(TEXT)
   tokens = np.asarray(rollout.our_side(work)(0.0).tokens)
   other = tokens.copy()
   other[1, 2, 3] = (tokens[1, 2, 3] + 7) % 256
@@ -64,8 +67,8 @@ def test_greedy_replies_of_another_model_are_told_apart():
 
 
 def test_text_prompts_are_sampled_alone_and_in_groups():
-  sizes = dataclasses.replace(TOY, frames=0, prompts=4, group=1)
-  found = text_rollout.compare(sizes, names=("ours",), group=2, repeats=1)
+  sizes = dataclasses.replace(TEXT, prompts=6, group=1)
+  found = text_rollout.compare(sizes, names=("ours",), group=3, repeats=1)
   assert set(found["seconds"]) == {"ours", "ours_shared"}
   json.dumps(found)
 
