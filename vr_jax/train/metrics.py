@@ -6,9 +6,12 @@ import math
 import os
 from pathlib import Path
 import resource
+import time
 
+from google.protobuf.message import Message
 import jax
-import tensorboardX
+from tensorboardX import event_file_writer
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from vr_jax import errors
 from vr_jax.parallel import processes
@@ -40,9 +43,12 @@ class MetricsLog:
     aside.write_text("".join(json.dumps(line) + "\n" for line in keep))
     os.replace(aside, path)
     self._file = path.open("a")
-    self._board = tensorboardX.SummaryWriter(
-      str(workdir / "tensorboard" / stage), purge_step=first_step or None
-    )
+    board = workdir / "tensorboard" / stage
+    board.mkdir(parents=True, exist_ok=True)
+    # Its SummaryWriter writes from a thread, for which a run that is interrupted may wait for ever.
+    self._board = event_file_writer.EventsWriter(str(board / "events"))
+    begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._add_event(first_step, session_log=begun)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """One step's values; those that are not finite are written as null (JSON knows no nan)."""
@@ -52,11 +58,17 @@ class MetricsLog:
     finite = {name: value if math.isfinite(value) else None for name, value in clean.items()}
     self._file.write(json.dumps({"stage": self._stage, "step": step, "values": finite}) + "\n")
     self._file.flush()
+    summary = summary_pb2.Summary()
     for name, value in clean.items():
-      self._board.add_scalar(name, value, step)
+      summary.value.add(tag=name, simple_value=value)
+    self._add_event(step, summary=summary)
+
+  def _add_event(self, step: int, **what: Message) -> None:
+    self._board.write_event(event_pb2.Event(wall_time=time.time(), step=step, **what))
+    self._board.flush()
 
   def close(self) -> None:
-    """Flushes both."""
+    """Closes both files."""
     if not self._writes:
       return
     self._file.close()
