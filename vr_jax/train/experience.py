@@ -158,7 +158,9 @@ class Source:
 
 
 def _prompt_tokens(batch: parts_lib.Batch) -> float:
-  return float((np.asarray(batch.prompt.kind) != records.Kind.PAD).sum(axis=1).mean())
+  """Tokens of a prompt, the mean over all processes."""
+  lengths = (np.asarray(batch.prompt.kind) != records.Kind.PAD).sum(axis=1)
+  return float(processes.gathered(lengths).mean())
 
 
 def _rows(trees: Sequence[Any], chosen: Sequence[tuple[int, int]]) -> Any:
