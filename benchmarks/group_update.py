@@ -171,14 +171,7 @@ def compare(
 
 def model_flops(sizes: workload.Sizes) -> float:
   """Of one update in the group layout."""
-  one = flops.forward(
-    workload.model_config(sizes),
-    frames=sizes.frames,
-    patches=sizes.side**2,
-    prefix=sizes.prefix,
-    group=sizes.group,
-    time=sizes.time,
-  )
+  one = workload.forward_flops(sizes)
   return sizes.prompts * flops.training(one, vision_frozen=False)
 
 

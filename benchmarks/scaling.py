@@ -31,14 +31,7 @@ def sizes_of(base: workload.Sizes, frames: int) -> workload.Sizes:
 
 def counted(sizes: workload.Sizes) -> dict[str, float]:
   """FLOPs of an update and tokens of its text layers."""
-  one = flops.forward(
-    workload.model_config(sizes),
-    frames=sizes.frames,
-    patches=sizes.side**2,
-    prefix=sizes.prefix,
-    group=sizes.group,
-    time=sizes.time,
-  )
+  one = workload.forward_flops(sizes)
   return {
     "gigaflops": flops.training(one, vision_frozen=False, rematerialised=True) / 1e9,
     "tokens": sizes.prefix + sizes.group * sizes.time,

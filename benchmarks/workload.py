@@ -15,8 +15,8 @@ import numpy as np
 from vr_jax import records
 from vr_jax.models import qwen2_5_vl
 from vr_jax.models.qwen2_5_vl import config as config_lib
+from vr_jax.models.qwen2_5_vl import flops, positions, processor, prompts, tokenizer
 from vr_jax.models.qwen2_5_vl import model as model_lib
-from vr_jax.models.qwen2_5_vl import positions, processor, prompts, tokenizer
 
 BYTES = tokenizer.train_tokenizer([], 256 + len(tokenizer.SPECIAL_TOKENS))
 # Between two temporal patches. Behind a video that lasts long, transformers places a reply elsewhere in `forward` than in
@@ -102,6 +102,18 @@ def model_config(sizes: Sizes) -> config_lib.Config:
     vision_start_token_id=BYTES.token_to_id("<|vision_start|>"),
     vision_end_token_id=BYTES.token_to_id("<|vision_end|>"),
     tie_word_embeddings=True,
+  )
+
+
+def forward_flops(sizes: Sizes) -> flops.Forward:
+  """Of one forward over one prompt and its group, in the group layout."""
+  return flops.forward(
+    model_config(sizes),
+    frames=sizes.frames,
+    patches=sizes.side**2,
+    prefix=sizes.prefix,
+    group=sizes.group,
+    time=sizes.time,
   )
 
 

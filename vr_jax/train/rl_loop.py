@@ -89,7 +89,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         normalise=rl.normalise,
         budget=rl.max_new_tokens,
       )
-      goes_on = {"iterator": iterator.get_state(), "reward": parts.environment.state()}
+      saves = step % rl.checkpoint_every == 0 or step == rl.steps
+      if saves:  # what is drawn ahead of the update does not count as read or judged
+        goes_on = {"iterator": iterator.get_state(), "reward": parts.environment.state()}
       ahead, updates = None, []
       if rl.one_step_off_policy and step < rl.steps:
         ahead = source.draw(state.params, step + 1, clock)
@@ -116,7 +118,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       log.write(step, values)
       tick(step, rl.steps, shown(values))
       sft_loop.check_finite(values, rl.max_skipped, "rl", step)
-      if step % rl.checkpoint_every == 0 or step == rl.steps:
+      if saves:
         store.save(step, state, {**goes_on, "start": begun})
 
 

@@ -4,21 +4,11 @@ One query a reply has few logits, so plain products do what bandwidth allows, on
 replies read its keys and values together, once; what each reply reads of its own is merged with that by log-sum-exp.
 """
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax.models import seats as seats_lib
-from vr_jax.models.qwen2_5_vl import layers
-
-
-class Partial(NamedTuple):
-  """Softmax over some of the keys: values weighted by exp(logit - top), the sum of these weights, and top."""
-
-  mixed: Float[Array, "*batch kv_heads queries head_dim"]
-  total: Float[Array, "*batch kv_heads queries"]
-  top: Float[Array, "*batch kv_heads queries"]
+from vr_jax.models.qwen2_5_vl import attention_xla, layers
 
 
 def step(
@@ -42,23 +32,20 @@ def step(
   query = (query * head_dim**-0.5).reshape(slots, kv_heads, heads // kv_heads, head_dim)
   seated = seats_lib.to_seats(query, prompt, member, (prefix_key.shape[0], group))
   to_prefix = _to_prefix(seated, prefix_key, prefix_value, prefix_valid)
-  to_prefix = Partial(*(seats_lib.to_slots(part, prompt, member) for part in to_prefix))
+  to_prefix = attention_xla.Partial(
+    *(seats_lib.to_slots(part, prompt, member) for part in to_prefix)
+  )
   to_past = _to_past(query, past_key, past_value, past_valid)
-  to_own = Partial(
+  to_own = attention_xla.Partial(
     mixed=jnp.broadcast_to(value[:, :, None].astype(jnp.float32), query.shape),
     total=jnp.ones(query.shape[:-1], jnp.float32),
     top=_dot("nkrd,nkd->nkr", query, key),
   )
-  return merged((to_prefix, to_past, to_own)).reshape(slots, heads, head_dim).astype(value.dtype)
-
-
-def merged(parts: tuple[Partial, ...]) -> Float[Array, "*batch kv_heads queries head_dim"]:
-  """The softmax over the keys of all parts."""
-  top = jnp.max(jnp.stack([part.top for part in parts]), axis=0)
-  scale = [jnp.exp(part.top - top) for part in parts]
-  total = sum(share * part.total for share, part in zip(scale, parts, strict=True))
-  mixed = sum(share[..., None] * part.mixed for share, part in zip(scale, parts, strict=True))
-  return mixed / total[..., None]
+  return (
+    attention_xla.merged((to_prefix, to_past, to_own))
+    .reshape(slots, heads, head_dim)
+    .astype(value.dtype)
+  )
 
 
 def _to_prefix(
@@ -66,12 +53,12 @@ def _to_prefix(
   key: Float[Array, "prompts prefix kv_heads head_dim"],
   value: Float[Array, "prompts prefix kv_heads head_dim"],
   valid: Bool[Array, "prompts prefix"],
-) -> Partial:
+) -> attention_xla.Partial:
   logits = _dot("pgkrd,pskd->pkgrs", query, key)
   logits = jnp.where(valid[:, None, None, None], logits, layers.MASKED)
   share, total, top = _shares(logits)
   mixed = _dot("pkgrs,pskd->pkgrd", share.astype(value.dtype), value)
-  return Partial(*(x.swapaxes(1, 2) for x in (mixed, total, top)))
+  return attention_xla.Partial(*(x.swapaxes(1, 2) for x in (mixed, total, top)))
 
 
 def _to_past(
@@ -79,10 +66,12 @@ def _to_past(
   key: Float[Array, "slots length kv_heads head_dim"],
   value: Float[Array, "slots length kv_heads head_dim"],
   valid: Bool[Array, "length"],
-) -> Partial:
+) -> attention_xla.Partial:
   logits = _dot("nkrd,nlkd->nkrl", query, key)
   share, total, top = _shares(jnp.where(valid, logits, layers.MASKED))
-  return Partial(_dot("nkrl,nlkd->nkrd", share.astype(value.dtype), value), total, top)
+  return attention_xla.Partial(
+    _dot("nkrl,nlkd->nkrd", share.astype(value.dtype), value), total, top
+  )
 
 
 def _shares(logits: Float[Array, "*batch keys"]) -> tuple[Array, Array, Array]:

@@ -98,9 +98,9 @@ def continued(
 
   def of_chunk(query: Array, index: Array) -> Array:
     seen = jnp.arange(own_key.shape[2]) <= index[:, None]
-    to_own = _to_own(query, own_key, own_value, seen & own_valid[:, :, None])
-    to_prefix = _to_prefix(query, prefix_key, prefix_value, prefix_valid)
-    return _merged((to_prefix, to_own)).reshape(query.shape).astype(own_value.dtype)
+    of_prefix = _to_prefix(query, prefix_key, prefix_value, prefix_valid)
+    of_own = _to_own(query, own_key, own_value, seen & own_valid[:, :, None])
+    return merged((of_prefix, of_own)).reshape(query.shape).astype(own_value.dtype)
 
   return _in_chunks(of_chunk, (query, index), (2, 0), logits // one_time)
 
@@ -162,7 +162,7 @@ def _partial(
   return Partial(_dot("nqs,nsd->nqd", share, value).reshape(rows.shape), total, top)
 
 
-def _merged(parts: Sequence[Partial]) -> Float[Array, "*rows head_dim"]:
+def merged(parts: Sequence[Partial]) -> Float[Array, "*rows head_dim"]:
   """The softmax over the keys of all parts."""
   top = jnp.max(jnp.stack([part.top for part in parts]), axis=0)
   scales = [jnp.exp(part.top - top) for part in parts]
