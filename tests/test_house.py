@@ -20,6 +20,7 @@ MAY_USE = {
   "rewards": frozenset(),
   "parallel": frozenset(),
   "rl": frozenset(),
+  "base_config": frozenset(),
   "data": frozenset({"worlds"}),
   "envs": frozenset({"rewards"}),
   "rollout": frozenset({"models", "envs", "parallel"}),
@@ -93,8 +94,8 @@ def test_a_forbidden_import_is_seen_wherever_it_stands():
 
 
 @pytest.mark.parametrize("path", sources("configs"), ids=name)
-def test_a_config_imports_nothing_but_ml_collections(path):
-  assert {module.split(".")[0] for module in imported_modules(parsed(path))} <= {"ml_collections"}
+def test_a_config_imports_nothing_but_ml_collections_and_the_fields_that_all_have(path):
+  assert imported_modules(parsed(path)) <= {"ml_collections", "vr_jax.base_config"}
 
 
 @pytest.mark.parametrize("path", sources("vr_jax"), ids=name)

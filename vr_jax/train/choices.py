@@ -87,14 +87,14 @@ def check(config: ml_collections.ConfigDict) -> None:
   """
   for name, choices in CHOICES.items():
     section, field = name.split(".")
-    value = config[section].get(field, choices[0])
+    value = config.get(section, {}).get(field, choices[0])
     if value not in choices:
       raise errors.InputError(
         f"--config.{name}={value}: not one of {', '.join(filter(None, choices))}"
       )
   for name, interval in RANGES.items():
     section, field = name.split(".")
-    value = config[section].get(field)
+    value = config.get(section, {}).get(field)
     values = () if value is None else value if isinstance(value, tuple) else (value,)
     if not all(_inside(value, interval) for value in values):
       raise errors.InputError(f"--config.{name}={value}: not in {interval}")
