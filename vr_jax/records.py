@@ -49,7 +49,10 @@ class State:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-  """One question. `shown` is what the model may see of the video, `masked` what the answer is about."""
+  """One question. `shown` is what the model may see of the video, `masked` what the answer is about.
+
+  `observation` and `reasoning` are the two texts of a supervised trace, without tags; "" where there is none.
+  """
 
   id: str
   video: str
@@ -63,6 +66,8 @@ class Example:
   steps: tuple[Step, ...] = ()
   states: tuple[State, ...] = ()
   source: str = ""
+  observation: str = ""
+  reasoning: str = ""
 
 
 class Kind(enum.IntEnum):

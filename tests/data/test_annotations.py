@@ -89,7 +89,16 @@ def test_a_video_r1_record_becomes_the_same_kind_of_example(tmp_path):
       for text in ("A cup stands", "on a table.", "It tips.", "Then it falls!")
     ),
     source="NeXT-QA",
+    observation="A cup stands\non a table.",
+    reasoning="It tips. Then it falls!",
   )
+
+
+def test_our_records_carry_the_two_texts_of_a_trace_too(tmp_path):
+  value = record(observation="<observation>A circle.</observation>", reasoning=" It turns. ")
+  example = placed(tmp_path, value)
+  assert (example.observation, example.reasoning) == ("A circle.", "It turns.")
+  assert len(example.steps) == 1
 
 
 def test_a_file_may_be_one_json_list_and_may_mix_families(tmp_path):

@@ -4,6 +4,7 @@ import sys
 
 from hypothesis import given, strategies
 import pytest
+from tensorflow_datasets.proto import tf_example_pb2
 
 from vr_jax import records
 from vr_jax.data import examples
@@ -74,6 +75,8 @@ any_example = strategies.builds(
   steps=strategies.lists(steps, max_size=3).map(tuple),
   states=strategies.lists(states, max_size=3).map(tuple),
   source=texts,
+  observation=texts,
+  reasoning=texts,
 )
 
 
@@ -84,6 +87,21 @@ def test_an_example_survives_its_features(value):
 
 
 FEATURES = examples._dataset_info(pathlib.Path("unused")).features
+
+
+def test_a_data_set_of_the_version_before_traces_is_read_without_them(tmp_path):
+  examples.write(tmp_path, {"train": [example(observation="seen", reasoning="thought")]})
+  versions = tmp_path / "moss_video"
+  (versions / "1.1.0").rename(versions / "1.0.0")
+  record = FEATURES.serialize_example(examples._to_features(example(observation="seen")))
+  old = tf_example_pb2.Example.FromString(record)
+  for field in ("observation", "reasoning"):
+    del old.features.feature[field]
+  assert examples._from_record(old.SerializeToString()) == example()
+  assert examples.ExampleSource(tmp_path, "train")[0].reasoning == "thought"
+  del old.features.feature["question"]
+  with pytest.raises(KeyError, match="question"):
+    examples._from_record(old.SerializeToString())
 
 
 def test_examples_are_read_back_in_any_order(tmp_path):
@@ -128,7 +146,7 @@ example = records.Example(
 )
 examples.write(root, {"train": [example], "test": []})
 assert examples.ExampleSource(root, "train")[0] == example
-builder = tfds.builder_from_directory(str(root / "moss_video" / "1.0.0"))
+builder = tfds.builder_from_directory(str(root / "moss_video" / "1.1.0"))
 assert builder.info.splits["train"].num_examples == 1
 features = builder.as_data_source("train")[0]
 assert features["video"] == b"a.mp4" and features["shown"].tolist() == [0, 8_100_000]

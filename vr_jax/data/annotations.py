@@ -21,7 +21,8 @@ from vr_jax.errors import InputError
 MICROSECONDS = 1_000_000
 
 _REQUIRED = ("id", "video", "question", "answer", "problem_type")
-_OPTIONAL = ("options", "shown", "masked", "relevant", "states", "steps", "source")
+_TRACE = ("observation", "reasoning")
+_OPTIONAL = ("options", "shown", "masked", "relevant", "states", "steps", "source", *_TRACE)
 _OPTION = re.compile(r"\s*([A-Z])[.):]\s*\S")
 
 BadRecord = Callable[[str, InputError], None]
@@ -162,6 +163,11 @@ def _example(value: Any, where: str) -> records.Example:
     steps=tuple(_step(step, where) for step in _list(value, "steps", where)),
     states=tuple(_state(state, where) for state in _list(value, "states", where)),
     source=_text(value["source"], "source", where) if value.get("source") else "",
+    **{
+      field: video_r1.without_tags(_text(value[field], field, where))
+      for field in _TRACE
+      if value.get(field)
+    },
   )
 
 

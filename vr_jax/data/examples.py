@@ -22,7 +22,8 @@ from vr_jax.data import annotations
 from vr_jax.errors import InputError
 
 NAME = "moss_video"
-VERSION = "1.0.0"
+VERSION = "1.1.0"
+_READABLE = (VERSION, "1.0.0")  # 1.0.0 has neither `observation` nor `reasoning`; read as "".
 SPLITS = ("train", "validation", "test")
 _EXAMPLES_PER_SHARD = 100_000
 
@@ -83,9 +84,10 @@ class ExampleSource:
 
   def __init__(self, root: Path, split: str):
     """Opens a split of the dataset that `write` put below `root`; raises InputError where it is not there."""
-    self._where = f"{_directory(root)} ({split})"
+    directory = _written(root)
+    self._where = f"{directory} ({split})"
     try:
-      builder = tfds.builder_from_directory(str(_directory(root)))
+      builder = tfds.builder_from_directory(str(directory))
       if split not in builder.info.splits:
         raise InputError(
           f"{self._where}: there is no such split, but {', '.join(builder.info.splits)}"
@@ -136,6 +138,12 @@ def _directory(root: Path) -> Path:
   return root / NAME / VERSION
 
 
+def _written(root: Path) -> Path:
+  """The data set below `root`, of whichever version it is; where there is none, that of today."""
+  found = (root / NAME / version for version in _READABLE)
+  return next((path for path in found if path.is_dir()), _directory(root))
+
+
 def _dataset_info(directory: Path) -> tfds.core.DatasetInfo:
   text, span = tfds.features.Text(), tfds.features.Tensor(shape=(2,), dtype=np.int64)
   identity = tfds.core.DatasetIdentity(
@@ -160,10 +168,11 @@ def _dataset_info(directory: Path) -> tfds.core.DatasetInfo:
   )
 
 
-_TEXTS = ("id", "video", "question", "answer", "problem_type", "source")
+_TRACE = ("observation", "reasoning")
+_TEXTS = ("id", "video", "question", "answer", "problem_type", "source", *_TRACE)
 _LISTS = ("options", "steps/text", "states/object", "states/attribute", "states/value")
 _TIMES = ("shown", "masked", "relevant", "steps/span", "states/time")
-_FIELDS = (*_TEXTS, *_LISTS, *_TIMES)
+_REQUIRED = {*_TEXTS, *_LISTS, *_TIMES} - {*_TRACE}
 
 
 def _to_features(example: records.Example) -> dict[str, Any]:
@@ -189,7 +198,7 @@ def _to_features(example: records.Example) -> dict[str, Any]:
 def _from_record(record: bytes) -> records.Example:
   """An example from its bytes, read by their schema: TFDS takes over twice as long to make arrays of each field."""
   fields = tf_example_pb2.Example.FromString(record).features.feature
-  if missing := [name for name in _FIELDS if name not in fields]:
+  if missing := sorted(_REQUIRED - fields.keys()):
     raise KeyError(missing[0])
   texts = {name: [text.decode() for text in fields[name].bytes_list.value] for name in _LISTS}
   times = {
@@ -198,7 +207,7 @@ def _from_record(record: bytes) -> records.Example:
   }
   masked = _spans(times["masked"])
   return records.Example(
-    **{name: _only(fields[name].bytes_list.value).decode() for name in _TEXTS},
+    **{name: _only(fields[name].bytes_list.value).decode() for name in _TEXTS if name in fields},
     options=tuple(texts["options"]),
     shown=_only(_spans(times["shown"])),
     masked=_only(masked) if masked else None,

@@ -22,7 +22,8 @@ def is_record(value: dict[str, Any]) -> bool:
 def to_record(value: dict[str, Any], where: str) -> dict[str, Any]:
   """The same question in the fields of our schema; their values are not checked yet.
 
-  `observation` and `process`, where given, become the reference steps, sentence by sentence.
+  `observation` and `process`, where given, become the reference steps, sentence by sentence, and stay as `observation`
+  and `reasoning`.
 
   Raises:
     InputError: a field is missing, the record is about an image, or its solution has no answer tags.
@@ -45,9 +46,16 @@ def to_record(value: dict[str, Any], where: str) -> dict[str, Any]:
     "problem_type": value["problem_type"],
     "steps": [{"text": step} for trace in traces for step in _sentences(str(trace))],
     "source": value.get("data_source"),
+    "observation": value.get("observation"),
+    "reasoning": value.get("process"),
   }
 
 
+def without_tags(trace: str) -> str:
+  """A trace without the tags of a reply, and without outer white space."""
+  return _TAG.sub(" ", trace).strip()
+
+
 def _sentences(trace: str) -> list[str]:
-  pieces = _SENTENCE_END.split(_TAG.sub(" ", trace))
+  pieces = _SENTENCE_END.split(without_tags(trace))
   return [piece.strip() for piece in pieces if piece.strip()]
