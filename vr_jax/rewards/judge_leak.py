@@ -1,0 +1,71 @@
+"""Observations that give the answer away: they say what to answer, and not what was seen."""
+
+import re
+import unicodedata
+
+from vr_jax import records
+from vr_jax.rewards import accuracy
+
+# What may stand between two words of one statement: anything but letters, digits and the end of a sentence.
+_GAP = r"[^\w.!?;]*"
+_FILL = (
+  r"(?:(?:is|was|be|will|would|should|must|can|only|the|to|this|that|question|my|our|final|correct|right|best|"
+  rf"option|choice|letter|number|value|therefore|clearly|equals|of|as|here)\b{_GAP})*"
+)
+_NAME = r"\b(?:answer|solution|(?:correct|right|best) (?:option|choice|one|letter|value))\b"
+_VERB = r"\b(?:is|was|will be|would be|should be|must be|as)\b"
+_CLAIM = r"(?:answer|solution|choice|option|correct)\b"
+_LABEL = re.compile(r"\s*\(?[A-Za-z][.):]+\s*")
+
+
+def states_answer(example: records.Example, observation: str) -> bool:
+  """Whether an observation states the answer as an answer.
+
+  The answer has these forms: the text of `example.answer`; of a multiple choice also the right letter, the text of its
+  option, and both. Compared are words, whatever their case, with any marks between them. It is stated where
+
+  - nothing but a form is said, or filling words (the, option, is, …) and a form: "B", "(B) red", "The option B.";
+  - a name of the answer (answer, solution, correct option, right choice, …) comes before a form in the same sentence,
+    with filling words at most in between: "The correct answer to this question is red", "<answer>B</answer>";
+  - a form is called the answer: "red is the right answer", "B is correct".
+
+  A letter counts where its sentence ends with it, or a mark, "because", "since" or its option's text follows ("the
+  answer is a matter of time" states no letter). What is merely seen is no statement: "the circle is red" passes whether
+  red is the answer or not, and so does "the answer depends on the red circle".
+
+  A total function, linear in the length of the observation for what people and models write.
+  """
+  text = _plain(observation)
+  form = rf"(?:{'|'.join(_forms(example))})"
+  stated = (
+    rf"^[\W_]*{_FILL}{form}[\W_]*$",
+    rf"{_NAME}{_GAP}{_FILL}{form}",
+    rf"{form}{_GAP}{_VERB}{_GAP}{_FILL}{_CLAIM}",
+  )
+  return any(re.search(pattern, text) for pattern in stated)
+
+
+def _forms(example: records.Example) -> list[str]:
+  """Patterns of the answer's forms; the longest first."""
+  texts, letters = {_plain(example.answer)}, []
+  if example.problem_type == "multiple choice":
+    letter = accuracy.option_letter(example.answer, example.options)
+    named = [o for o in example.options if accuracy.option_letter(o, example.options) == letter]
+    if letter is not None:
+      options = {_plain(_LABEL.sub("", option, count=1)) for option in named}
+      texts = {*texts, *options} - {letter.lower()}
+      ends = r"(?=[\W_]*$|\s*[^\w\s'’]|\s+(?:because|since)\b" + "".join(
+        rf"|{_GAP}{_words(option)}" for option in options if re.search(r"\w", option)
+      )
+      letters = [rf"(?<!\w){letter.lower()}{ends})"]
+  return [_words(text) for text in sorted(texts, key=len, reverse=True) if text] + letters
+
+
+def _words(text: str) -> str:
+  """The words of a text in order, with any marks between them, and no word before or behind."""
+  words = re.findall(r"\w+(?:[.,]\d+)*", text) or [text]
+  return rf"(?<!\w)(?<!\d[.,]){_GAP.join(map(re.escape, words))}(?!\w|[.,]\d)"
+
+
+def _plain(text: str) -> str:
+  return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
