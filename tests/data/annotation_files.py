@@ -41,6 +41,11 @@ def video_r1_record(**fields: Any) -> dict[str, Any]:
   return {field: entry for field, entry in value.items() if entry is not None}
 
 
+def all_texts(value: dict[str, Any]) -> dict[str, str]:
+  """A record as VideoP2R's RL part has it: every value is a text, that of a list as Python writes it."""
+  return {field: str(entry) for field, entry in value.items()}
+
+
 def write(path: Path, *values: Any) -> Path:
   """One value a line: texts as they are, anything else as JSON."""
   lines = [value if isinstance(value, str) else json.dumps(value) for value in values]

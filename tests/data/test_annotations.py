@@ -1,3 +1,4 @@
+import gzip
 import json
 import math
 
@@ -10,7 +11,7 @@ from vr_jax.errors import InputError
 
 record = annotation_files.record
 video_r1_record = annotation_files.video_r1_record
-VIDEOS = frozenset({"a.mp4", "deep/b.mp4"})
+VIDEOS = frozenset({"a.mp4", "deep/b.mp4", "chart.PNG"})
 
 
 def fail(where, error):
@@ -101,6 +102,48 @@ def test_our_records_carry_the_two_texts_of_a_trace_too(tmp_path):
   assert len(example.steps) == 1
 
 
+def test_a_record_all_of_texts_is_read_as_the_same_record(tmp_path):
+  value = video_r1_record(observation="A cup.", process="<think>It tips.</think>", select="True")
+  (as_it_is,) = read(tmp_path, value)
+  assert read(tmp_path, annotation_files.all_texts(value))[0].example == as_it_is.example
+  (as_json,) = read(tmp_path, value | {"options": json.dumps(value["options"])})
+  assert as_json.example == as_it_is.example
+
+
+@pytest.mark.parametrize("nothing", ["", "null", "None", " "])
+def test_texts_that_say_nothing_are_no_values(tmp_path, nothing):
+  fields = dict.fromkeys(("options", "observation", "process", "data_source"), nothing)
+  value = video_r1_record(problem_type="numerical", solution="<answer>3</answer>", **fields)
+  example = placed(tmp_path, value)
+  assert (example.options, example.steps, example.source) == ((), (), "")
+  assert (example.observation, example.reasoning) == ("", "")
+
+
+def test_an_answer_that_stands_beside_a_bare_solution_is_the_answer(tmp_path):
+  value = video_r1_record(solution="B", answer="B")
+  assert placed(tmp_path, value).answer == "B"
+
+
+def test_a_record_about_a_picture_is_one_about_a_moment(tmp_path):
+  value = video_r1_record(data_type="image", path="./chart.PNG", process="It says 3.")
+  example = placed(tmp_path, value, duration=0.0)
+  assert (example.video, example.shown) == ("chart.PNG", records.Span(start=0.0, end=0.0))
+  assert example.steps == (records.Step(text="It says 3.", start=0.0, end=0.0),)
+
+
+def test_gzipped_files_are_read_and_a_pattern_names_the_parts_of_one(tmp_path):
+  lines = gzip.compress(json.dumps(video_r1_record(problem_id=1)).encode() + b"\n")
+  (tmp_path / "rl.part1of2.jsonl.gz").write_bytes(lines)
+  one = gzip.compress(json.dumps([video_r1_record(problem_id=2)]).encode())
+  (tmp_path / "rl.part2of2.json.gz").write_bytes(one)
+  (tmp_path / "sft.json").write_text("not for us")
+  found = annotations.read(tmp_path / "rl.part*.gz", VIDEOS, on_bad=fail)
+  assert [annotation.example.id for annotation in found] == ["1", "2"]
+  assert found[1].where == f"{tmp_path / 'rl.part2of2.json.gz'}: record 0"
+  with pytest.raises(InputError, match=r"\*\.json: there is no annotation file of this pattern"):
+    annotations.read(tmp_path / "x*.json", VIDEOS, on_bad=fail)
+
+
 def test_a_file_may_be_one_json_list_and_may_mix_families(tmp_path):
   path = tmp_path / "notes.json"
   path.write_text("\ufeff" + json.dumps([record(), video_r1_record()], indent=1), encoding="utf-8")
@@ -163,7 +206,28 @@ BAD_RECORDS = {
     record(mask=None, maskd=[8, 10]),
     "field 'maskd' is unknown; is 'masked' meant",
   ),
-  "image": (video_r1_record(data_type="image"), "field 'data_type': 'image' is not 'video'"),
+  "image in a video": (
+    video_r1_record(data_type="image"),
+    "field 'data_type': 'image', but field 'path' is './a.mp4'; images end with .jpg",
+  ),
+  "video in an image": (
+    video_r1_record(path="./chart.PNG"),
+    "field 'data_type': 'video', but field 'path' is './chart.PNG'",
+  ),
+  "audio": (video_r1_record(data_type="audio"), "field 'data_type': 'audio' is neither"),
+  "options in words": (video_r1_record(options="A or B"), "field 'options': is a text that spells"),
+  "options of a call": (
+    video_r1_record(options="__import__('os').listdir()"),
+    "field 'options': is a text that spells no list",
+  ),
+  "deep options": (
+    video_r1_record(options="[" * 100_000),
+    "field 'options': is a text that spells",
+  ),
+  "options of another kind": (
+    video_r1_record(options="{'A': 'red'}"),
+    "field 'options': is a text that spells no list",
+  ),
   "no answer tags": (video_r1_record(solution="A"), "field 'solution': is not of the form"),
   "wrong solution": (video_r1_record(solution="<answer>C</answer>"), "field 'answer': 'C' is none"),
 }
@@ -231,6 +295,9 @@ def test_what_is_masked_is_not_shown(tmp_path, fields):
     (b"\xff\xfe\x00", "is not UTF-8 text"),
     (b"[{]", "is not JSON"),
     (b"[]", "holds no annotations"),
+    (gzip.compress(b"[]")[:-9], "is damaged gzip"),
+    (gzip.compress(b"[]" * 9)[:12] + b"x" * 20, "is damaged gzip"),
+    (gzip.compress(b"\xff"), "is not UTF-8 text"),
   ],
 )
 def test_a_file_that_is_no_annotation_file_is_named(tmp_path, content, problem):

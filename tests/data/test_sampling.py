@@ -103,3 +103,9 @@ def test_a_span_with_fewer_frames_than_asked_for_is_an_error_that_names_the_exam
 def test_a_rule_that_asks_for_no_frames_is_an_error(make):
   with pytest.raises(InputError, match="frame sampling"):
     make()
+
+
+@pytest.mark.parametrize("rule", [sampling.Uniform(frames=16), sampling.Rate(fps=2.0)], ids=str)
+def test_a_still_is_its_one_frame_whatever_the_rule(rule):
+  moment = records.Span(start=0.0, end=0.0)
+  assert sampling.choose(np.zeros(1), moment, rule, where="x").tolist() == [0]

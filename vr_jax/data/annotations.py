@@ -1,17 +1,20 @@
 """Annotation files: what they may say, checked where it enters, as records.Example.
 
 Two families of records are read, told apart by their fields: ours (docs/data.md) and that of Video-R1. A file holds one
-JSON object a line, or one JSON list of objects.
+JSON object a line, or one JSON list of objects, gzipped or not.
 """
 
 from collections.abc import Callable, Iterator, Set
 import dataclasses
 import difflib
+import gzip
+import itertools
 import json
 import math
 from pathlib import Path, PurePosixPath
 import re
 from typing import Any
+import zlib
 
 from vr_jax import records
 from vr_jax.data import video_r1
@@ -20,6 +23,7 @@ from vr_jax.errors import InputError
 # Times are kept to the microsecond, on disk as integers.
 MICROSECONDS = 1_000_000
 
+_GZIP = b"\x1f\x8b"
 _REQUIRED = ("id", "video", "question", "answer", "problem_type")
 _TRACE = ("observation", "reasoning")
 _OPTIONAL = ("options", "shown", "masked", "relevant", "states", "steps", "source", *_TRACE)
@@ -41,10 +45,10 @@ class Annotation:
 
 
 def read(path: Path, videos: Set[str], *, on_bad: BadRecord) -> list[Annotation]:
-  """All good records of an annotation file.
+  """All good records of an annotation file, or of all files that a pattern names.
 
   Args:
-    path: JSON lines, or one JSON list.
+    path: JSON lines, or one JSON list; may be gzipped. Its last part may be a pattern: data/rl.part*.json.gz
     videos: names of the video files that a record may point to.
     on_bad: called with file:line and the error of each bad record; may raise it.
 
@@ -52,7 +56,7 @@ def read(path: Path, videos: Set[str], *, on_bad: BadRecord) -> list[Annotation]
     InputError: the file cannot be read or holds no record; whatever `on_bad` raises.
   """
   annotations, seen = [], {}
-  for where, parse in _entries(path):
+  for where, parse in itertools.chain.from_iterable(map(_entries, files(path))):
     try:
       example = _example(parse(), where)
       if example.video not in videos:
@@ -67,6 +71,19 @@ def read(path: Path, videos: Set[str], *, on_bad: BadRecord) -> list[Annotation]
     seen[example.id] = where
     annotations.append(Annotation(where=where, example=example))
   return annotations
+
+
+def files(path: Path) -> list[Path]:
+  """The annotation files that a path or a pattern names, in the order of their names.
+
+  Raises:
+    InputError: there is none of that pattern.
+  """
+  if path.exists() or not any(sign in path.name for sign in "*?["):
+    return [path]
+  if not (found := sorted(path.parent.glob(path.name))):
+    raise InputError(f"{path}: there is no annotation file of this pattern")
+  return found
 
 
 def placed(annotation: Annotation, duration: float, *, tolerance: float) -> records.Example:
@@ -104,11 +121,15 @@ def placed(annotation: Annotation, duration: float, *, tolerance: float) -> reco
 def _entries(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
   """The place of each record, and what parses it (or raises InputError)."""
   try:
-    text = path.read_text(encoding="utf-8-sig")
+    content = path.read_bytes()
+    packed = content.startswith(_GZIP)
+    text = (gzip.decompress(content) if packed else content).decode("utf-8-sig")
   except FileNotFoundError as error:
     raise InputError(f"{path}: there is no such annotation file") from error
   except UnicodeDecodeError as error:
     raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    raise InputError(f"{path}: is damaged gzip ({error}); fetch it again") from error
   except OSError as error:
     raise InputError(f"{path}: cannot be read: {error.strerror}") from error
   if text.strip() in ("", "[]"):

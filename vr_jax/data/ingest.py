@@ -1,4 +1,4 @@
-"""From a directory of videos and an annotation file to frames and examples, in one call.
+"""From a directory of videos and pictures and an annotation file to frames and examples, in one call.
 
 On disk, in the output directory:
 
@@ -18,7 +18,15 @@ from typing import Any
 import zlib
 
 from vr_jax import records
-from vr_jax.data import annotations, aside, examples, frame_store, sampling, video_file
+from vr_jax.data import (
+  annotations,
+  aside,
+  examples,
+  frame_store,
+  picture_file,
+  sampling,
+  video_file,
+)
 from vr_jax.errors import InputError
 
 _FORMAT = 1
@@ -94,8 +102,8 @@ def ingest(
   start, middle and end; not by its time, which copying changes.)
 
   Args:
-    videos: directory of video files; sub-directories are fine.
-    annotations: JSON lines or a JSON list, see docs/data.md.
+    videos: directory of video and picture files; sub-directories are fine.
+    annotations: JSON lines or a JSON list, gzipped or not, or a pattern of such files, see docs/data.md.
     output: directory to be made.
     config: what to keep.
     progress: called after each video with the number done and the number of all.
@@ -125,10 +133,11 @@ def _fingerprint(
 ) -> str:
   digest = hashlib.sha256()
   digest.update(json.dumps([_FORMAT, dataclasses.asdict(config)]).encode())
-  try:
-    digest.update(hashlib.sha256(annotation_file.read_bytes()).digest())
-  except OSError as error:
-    raise InputError(f"{annotation_file}: cannot be read: {error.strerror}") from error
+  for path in annotations.files(annotation_file):
+    try:
+      digest.update(hashlib.sha256(path.read_bytes()).digest())
+    except OSError as error:
+      raise InputError(f"{path}: cannot be read: {error.strerror}") from error
   digest.update(json.dumps([[file, *_look(videos / file)] for file in files]).encode())
   return digest.hexdigest()
 
@@ -214,7 +223,7 @@ def _cut_videos(
   for done, name in enumerate(names, start=1):
     path = videos / name
     try:
-      cut = video_file.cut(path, fps=config.fps, quality=config.quality, max_side=config.max_side)
+      cut = _cut(path, config)
     except InputError as error:
       bad(str(path), error)
       bad_videos[name] = error
@@ -224,6 +233,13 @@ def _cut_videos(
       progress(done, len(names))
   writer.close()
   return bad_videos
+
+
+def _cut(path: Path, config: IngestConfig) -> video_file.CutVideo:
+  size = {"quality": config.quality, "max_side": config.max_side}
+  if picture_file.is_picture(path.name):
+    return picture_file.cut(path, **size)
+  return video_file.cut(path, fps=config.fps, **size)
 
 
 def _place(

@@ -66,17 +66,19 @@ def check_rate(rule: Rule, stored: float) -> None:
 def choose(
   timestamps: Float[np.ndarray, "stored"], span: records.Span, rule: Rule, *, where: str
 ) -> Int[np.ndarray, "frames"]:
-  """Indices into the stored frames of a video, increasing; an even number of them.
+  """Indices into the stored frames of a video, increasing; an even number of them, or the one of a still.
 
   Args:
     timestamps: of all stored frames of the video, seconds, increasing.
-    span: frames from its start up to, not at, its end may be chosen.
+    span: frames from its start up to, not at, its end may be chosen. That of a still starts and ends at once.
     rule: how many.
     where: names the example in errors.
 
   Raises:
     InputError: the span holds fewer frames than the rule asks for.
   """
+  if len(timestamps) == 1 and span.start == span.end:
+    return np.zeros(1, np.int64)
   first, stop = np.searchsorted(timestamps + video_file.TIME_TOLERANCE, [span.start, span.end])
   available = int(stop - first)
   wanted = _minimum(rule)

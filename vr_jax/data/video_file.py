@@ -24,8 +24,8 @@ _PICTURE_FORMATS = ("image2", "tty")
 class CutVideo:
   """The frames kept of one video, in the order of their times.
 
-  `timestamps` are seconds since the first frame of the video; `duration` is the end of its last frame, kept or not;
-  every frame has `height` x `width` pixels.
+  `timestamps` are seconds since the first frame of the video; `duration` is the end of its last frame, kept or not, and 0 of
+  a still; every frame has `height` x `width` pixels.
   """
 
   jpegs: tuple[bytes, ...]
@@ -81,7 +81,7 @@ def cut(path: Path, *, fps: float, quality: int, max_side: int) -> CutVideo:
     tick = math.floor((timed.start + TIME_TOLERANCE) * fps) + 1
     image = _upright_image(timed.frame, reformatter, max_side, size=(width, height))
     height, width = image.shape[:2]
-    jpegs.append(_encode(image, quality))
+    jpegs.append(encode(image, quality))
     timestamps.append(timed.start)
   if not jpegs:
     raise InputError(f"{path}: the video has no frames")
@@ -177,7 +177,8 @@ def _upright_image(
   return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), quarter_turns))
 
 
-def _encode(image: UInt8[np.ndarray, "height width 3"], quality: int) -> bytes:
+def encode(image: UInt8[np.ndarray, "height width 3"], quality: int) -> bytes:
+  """An RGB image as JPEG of a quality of 1 to 95."""
   buffer = io.BytesIO()
   Image.fromarray(image).save(buffer, "JPEG", quality=quality)
   return buffer.getvalue()

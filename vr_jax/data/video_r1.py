@@ -1,17 +1,24 @@
 """Records of the Video-R1 family (Video-R1, VideoP2R and kin), brought to our fields.
 
+In some of the released files (VideoP2R's for RL) every value is a text: a list of options is one that spells it, and nothing is
+"", "null" or "None".
+
 Reconstruction: their traces carry no times, so that each reference step made of one spans the whole of what is shown.
 """
 
+import ast
+import json
 import re
 from typing import Any
 
+from vr_jax.data import picture_file
 from vr_jax.errors import InputError
 
 _ANSWER = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)
 _TAG = re.compile(r"</?[a-z_]+>")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _REQUIRED = ("problem_id", "problem", "data_type", "solution", "problem_type", "path")
+_NOTHING = ("", "null", "None")
 
 
 def is_record(value: dict[str, Any]) -> bool:
@@ -26,34 +33,71 @@ def to_record(value: dict[str, Any], where: str) -> dict[str, Any]:
   and `reasoning`.
 
   Raises:
-    InputError: a field is missing, the record is about an image, or its solution has no answer tags.
+    InputError: a field is missing, `data_type` is not that of the file, `options` spells no list, or there is no answer in tags.
   """
   for field in _REQUIRED:
     if field not in value:
       raise InputError(f"{where}: field {field!r} is missing")
-  if value["data_type"] != "video":
-    raise InputError(f"{where}: field 'data_type': {value['data_type']!r} is not 'video'")
-  match = _ANSWER.fullmatch(str(value["solution"]))
-  if not match:
-    raise InputError(f"{where}: field 'solution': is not of the form <answer>...</answer>")
-  traces = [value.get(field) or "" for field in ("observation", "process")]
+  _check_data_type(value, where)
+  traces = [_given(value.get(field)) for field in ("observation", "process")]
   return {
     "id": value["problem_id"],
     "video": value["path"],
     "question": value["problem"],
-    "options": value.get("options"),
-    "answer": match.group(1).strip(),
+    "options": _options(value.get("options"), where),
+    "answer": _answer(value, where),
     "problem_type": value["problem_type"],
-    "steps": [{"text": step} for trace in traces for step in _sentences(str(trace))],
-    "source": value.get("data_source"),
-    "observation": value.get("observation"),
-    "reasoning": value.get("process"),
+    "steps": [{"text": step} for trace in traces for step in _sentences(str(trace or ""))],
+    "source": _given(value.get("data_source")),
+    "observation": traces[0],
+    "reasoning": traces[1],
   }
 
 
 def without_tags(trace: str) -> str:
   """A trace without the tags of a reply, and without outer white space."""
   return _TAG.sub(" ", trace).strip()
+
+
+def _given(value: Any) -> Any:
+  """A value, or None for what is no value."""
+  return None if isinstance(value, str) and value.strip() in _NOTHING else value
+
+
+def _check_data_type(value: dict[str, Any], where: str) -> None:
+  kind, path = value["data_type"], value["path"]
+  if kind not in ("video", "image"):
+    raise InputError(f"{where}: field 'data_type': {kind!r} is neither 'video' nor 'image'")
+  if (kind == "image") != picture_file.is_picture(str(path)):
+    pictures = ", ".join(picture_file.SUFFIXES)
+    raise InputError(
+      f"{where}: field 'data_type': {kind!r}, but field 'path' is {path!r}; images end with {pictures}"
+    )
+
+
+def _options(value: Any, where: str) -> Any:
+  """What a text spells: a list of texts, as JSON or as Python writes it. What is no text is left as it is."""
+  value = _given(value)
+  if not isinstance(value, str):
+    return value
+  for parse in (json.loads, ast.literal_eval):
+    try:
+      options = parse(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+      continue
+    if isinstance(options, list):
+      return options
+  raise InputError(f"{where}: field 'options': is a text that spells no list: {value[:80]!r}")
+
+
+def _answer(value: dict[str, Any], where: str) -> Any:
+  """What stands in the tags of the solution; where it has none, the field `answer`, which later files have."""
+  match = _ANSWER.fullmatch(str(value["solution"]))
+  if match:
+    return match.group(1).strip()
+  if (answer := _given(value.get("answer"))) is None:
+    raise InputError(f"{where}: field 'solution': is not of the form <answer>...</answer>")
+  return answer
 
 
 def _sentences(trace: str) -> list[str]:
