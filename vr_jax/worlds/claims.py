@@ -112,6 +112,11 @@ def read_claims(steps: Sequence[str]) -> tuple[Claim, ...]:
   return tuple(claims)
 
 
+def read_times(text: str) -> tuple[tuple[float, float], ...]:
+  """The times that a text names, as (start, end) in seconds, in its order; start = end for an instant."""
+  return tuple(token.value for token in _tokens(text.lower()) if token.kind == "time")
+
+
 def _tokens(sentence: str) -> Iterator[_Token]:
   for match in _TOKEN.finditer(sentence):
     kind, value = _meaning(match)

@@ -12,6 +12,7 @@ VISIBILITY = ("visible", "hidden")
 BOX = ("inside", "outside")
 FAMILIES = ("choice", "name", "look", "visits", "changes", "occupancy")
 WORDINGS = 4
+_LONGEST_PERIOD = 4
 
 # The attribute that each life changes; a still object changes none.
 ATTRIBUTE = {
@@ -129,8 +130,8 @@ class WorldConfig:
       raise _bad("lives_per_object", f"{self.lives_per_object} must be 1 or 2")
     if not 1 <= self.wordings <= WORDINGS:
       raise _bad("wordings", f"{self.wordings} must lie in 1..{WORDINGS}")
-    if not self.periods or min(self.periods) < 2 or max(self.periods) > 4:
-      raise _bad("periods", f"{self.periods} must lie in 2..4")
+    if not self.periods or min(self.periods) < 2 or max(self.periods) > _LONGEST_PERIOD:
+      raise _bad("periods", f"{self.periods} must lie in 2..{_LONGEST_PERIOD}")
 
   def _check_time(self):
     if self.dwell <= 0 or self.fps < 1 or (self.fps * self.dwell) % 1:
@@ -156,6 +157,11 @@ class WorldConfig:
       raise _bad("families", "'changes' has one answer only where every period is 2; add a period")
     if "occupancy" in self.families and self.objects_max < 2:
       raise _bad("families", "'occupancy' needs objects_max of 2 or more")
+
+
+def longest_period(shown_cells: int) -> int:
+  """The longest period, in cells, that a world with so many shown cells may have."""
+  return min(shown_cells // 2 + 1, _LONGEST_PERIOD)
 
 
 def place_names(rows: int, columns: int) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ import dataclasses
 from vr_jax import records
 from vr_jax.worlds import claims as claims_lib
 
-_Pair = tuple[str, str]  # object, attribute
+Pair = tuple[str, str]  # object, attribute
+History = dict[Pair, list[tuple[float, str]]]  # (time, value) of each, by time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,10 +41,10 @@ def trace_consistency(
 
   A total function: any strings give a number.
   """
-  history = _history(states)
+  history = history_of(states)
   made, false = set(), set()
   for claim in claims_lib.read_claims(steps):
-    for time, actual in _states_of(claim, history):
+    for time, actual in states_of(claim, history):
       key = (claim.object, claim.attribute, time, claim.value, claim.denied)
       true = actual is not None and (actual == claim.value) != claim.denied
       if claim.denied and true:
@@ -52,7 +53,7 @@ def trace_consistency(
       if not true:
         false.add(key)
   spoken = {(name, attribute, time) for name, attribute, time, _, denied in made if not denied}
-  horizon = _asked(reference, history) or {
+  horizon = asked_pairs(reference, history) or {
     (name, attribute): float("inf") for name, attribute, _ in spoken
   }
   uncovered = sum(
@@ -83,11 +84,11 @@ def concluded_value(
   size) are joined by " and ", in the order of the reference, and need a claim each.
   """
   made = [claim for claim in claims_lib.read_claims(steps) if not claim.denied]
-  asked = list(_asked(reference, _history(states)))
+  asked = list(asked_pairs(reference, history_of(states)))
   if not asked and made:
     last = max(made, key=lambda claim: claim.end)
     asked = [(last.object, last.attribute)]
-  latest: dict[_Pair, claims_lib.Claim] = {}
+  latest: dict[Pair, claims_lib.Claim] = {}
   for claim in made:
     pair = (claim.object, claim.attribute)
     if pair not in latest or claim.end >= latest[pair].end:
@@ -113,15 +114,15 @@ def implied_answer(steps: Sequence[str], example: records.Example) -> str | None
   return letters[0] if letters else None
 
 
-def _history(states: Sequence[records.State]) -> dict[_Pair, list[tuple[float, str]]]:
-  """(time, value) of each object's attribute, by time."""
-  history: dict[_Pair, list[tuple[float, str]]] = {}
+def history_of(states: Sequence[records.State]) -> History:
+  """The states of each object's attribute, by time in seconds."""
+  history: History = {}
   for state in sorted(states, key=lambda state: state.time):
     history.setdefault((state.object, state.attribute), []).append((state.time, state.value))
   return history
 
 
-def _states_of(claim: claims_lib.Claim, history) -> list[tuple[float, str | None]]:
+def states_of(claim: claims_lib.Claim, history: History) -> list[tuple[float, str | None]]:
   """The (time, value) of the states that a claim is about; the value is None where there is no such state."""
   line = history.get((claim.object, claim.attribute), [])
   before = [state for state in line if state[0] <= claim.start]
@@ -133,9 +134,9 @@ def _states_of(claim: claims_lib.Claim, history) -> list[tuple[float, str | None
   return [before[-1], *(state for state in line if claim.start < state[0] < claim.end)]
 
 
-def _asked(reference: Sequence[str], history) -> dict[_Pair, float]:
+def asked_pairs(reference: Sequence[str], history: History) -> dict[Pair, float]:
   """The pairs that a reference trace speaks of and the scene has, each with the last time it speaks of it."""
-  asked: dict[_Pair, float] = {}
+  asked: dict[Pair, float] = {}
   for claim in claims_lib.read_claims(reference):
     pair = (claim.object, claim.attribute)
     if pair in history:
