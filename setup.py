@@ -36,12 +36,16 @@ NOTEBOOK = ["ipykernel>=7", "matplotlib>=3.10"]
 # libtpu is TPU's runtime and compiler; jax's own extra names the version that fits it, so that neither is pinned here.
 TPU = "jax[tpu]>=0.10,<0.12"
 
+# The major versions whose requests vr_jax/rewards/judge_http.py speaks.
+JUDGE = ["anthropic>=2,<3", "openai>=3,<4"]
+
 EXTRAS = {
   "tpu": [TPU],
   "cuda": ["jax[cuda12]>=0.10,<0.12"],
   "notebook": [*NOTEBOOK, "jupyterlab>=4.4"],
   "test": [
     *NOTEBOOK,
+    *JUDGE,
     "beartype>=0.22",
     "hypothesis>=6.140",
     "nbclient>=0.10",
@@ -63,7 +67,7 @@ EXTRAS = {
   ],
   # Whom `benchmarks/text_rollout.py` compares with; in an environment of its own, since it excludes what parity needs.
   "peers": ["google-tunix>=0.1.7"],
-  "judge": ["anthropic>=0.70", "openai>=2"],
+  "judge": JUDGE,
 }
 
 

@@ -1,0 +1,85 @@
+"""From config.judge to a judge that is known to answer (docs/judges.md)."""
+
+from collections.abc import Callable
+import contextlib
+import os
+from pathlib import Path
+
+import ml_collections
+
+from vr_jax import errors
+from vr_jax.rewards import judge, judge_cache, judge_http, judge_text
+from vr_jax.train import local_judge
+from vr_jax.worlds import sufficiency
+
+
+def build(section: ml_collections.ConfigDict, cache: Path) -> judge.Judge:
+  """The judge of a run. Whoever builds it closes it.
+
+  section: config.judge. cache: the file of its verdicts; the rule needs none and makes none.
+
+  Raises:
+    InputError: an unknown kind, no model, a key or a package missing, an endpoint that is down or refuses, a model that can't be
+      read, a file that is no cache. All of it is found here, before anything runs.
+  """
+  if section.kind == "rule":
+    made = judge.Rule(sufficiency.sufficient)
+  elif section.kind in MODELS:
+    made = _text_judge(section, cache)
+  else:
+    kinds = ", ".join(("rule", *MODELS))
+    raise errors.InputError(f"config.judge.kind={section.kind}: not one of {kinds}")
+  return judge.LeakFilter(made) if section.leak_filter else made
+
+
+def _text_judge(section: ml_collections.ConfigDict, cache: Path) -> judge_text.TextJudge:
+  if not section.model:
+    raise errors.InputError(
+      f"config.judge.model: is empty; name the model that judges, as config.judge.kind={section.kind} knows it"
+    )
+  with contextlib.ExitStack() as on_failure:
+    kept = judge_cache.Cache(cache)
+    on_failure.callback(kept.close)
+    model = MODELS[section.kind](section)
+    on_failure.pop_all()
+  identity = (section.kind, section.model, section.base_url)
+  return judge_text.TextJudge(model, kept, identity=identity, blinded=section.blinded)
+
+
+def _local(section: ml_collections.ConfigDict) -> judge_text.Model:
+  return local_judge.LocalModel(Path(section.model), max_tokens=section.max_tokens)
+
+
+def _endpoint(section: ml_collections.ConfigDict) -> judge_text.Model:
+  key = os.environ.get(section.key_variable, "")
+  if not key:
+    raise errors.InputError(
+      f"config.judge.key_variable={section.key_variable}: the environment has no such variable; export the key in it "
+      "(any word where the endpoint asks for none)"
+    )
+  endpoint = judge_http.Endpoint(
+    section.kind,
+    model=section.model,
+    base_url=section.base_url,
+    key=key,
+    limits=judge_http.Limits(
+      in_flight=section.in_flight,
+      requests_per_minute=section.requests_per_minute,
+      timeout=section.timeout,
+      retries=section.retries,
+      budget=section.budget,
+      max_tokens=section.max_tokens,
+    ),
+  )
+  with contextlib.ExitStack() as on_failure:
+    on_failure.callback(endpoint.close)
+    endpoint.check()
+    on_failure.pop_all()
+  return endpoint
+
+
+MODELS: dict[str, Callable[[ml_collections.ConfigDict], judge_text.Model]] = {
+  "local": _local,
+  "openai": _endpoint,
+  "anthropic": _endpoint,
+}
