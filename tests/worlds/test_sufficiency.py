@@ -6,9 +6,8 @@ from hypothesis import strategies
 import pytest
 
 from vr_jax import records
-from vr_jax.worlds import claims
+from vr_jax.worlds import claims, sufficiency, write
 from vr_jax.worlds import config as config_lib
-from vr_jax.worlds import sufficiency, write
 
 FULL = config_lib.WorldConfig(lives_per_object=2, objects_max=4)
 LONG = config_lib.WorldConfig(seconds=18, shown=12, periods=(2, 3, 4), dwell=1.5)
