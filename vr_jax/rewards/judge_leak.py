@@ -29,8 +29,8 @@ def states_answer(example: records.Example, observation: str) -> bool:
     with filling words at most in between: "The correct answer to this question is red", "<answer>B</answer>";
   - a form is called the answer: "red is the right answer", "B is correct".
 
-  A letter counts where its sentence ends with it, or a mark, "because", "since" or its option's text follows ("the
-  answer is a matter of time" states no letter). What is merely seen is no statement: "the circle is red" passes whether
+  A letter counts where the text ends with it, or a mark, "is", "was", "as", "because", "since" or its option's text
+  follows ("the answer is a matter of time" states no letter). What is merely seen is no statement: "the circle is red" passes whether
   red is the answer or not, and so does "the answer depends on the red circle".
 
   A total function, linear in the length of the observation for what people and models write.
@@ -46,19 +46,19 @@ def states_answer(example: records.Example, observation: str) -> bool:
 
 
 def _forms(example: records.Example) -> list[str]:
-  """Patterns of the answer's forms; the longest first."""
+  """Patterns of the answer's forms."""
   texts, letters = {_plain(example.answer)}, []
+  letter = None
   if example.problem_type == "multiple choice":
     letter = accuracy.option_letter(example.answer, example.options)
+  if letter is not None:
     named = [o for o in example.options if accuracy.option_letter(o, example.options) == letter]
-    if letter is not None:
-      options = {_plain(_LABEL.sub("", option, count=1)) for option in named}
-      texts = {*texts, *options} - {letter.lower()}
-      ends = r"(?=[\W_]*$|\s*[^\w\s'’]|\s+(?:because|since)\b" + "".join(
-        rf"|{_GAP}{_words(option)}" for option in options if re.search(r"\w", option)
-      )
-      letters = [rf"(?<!\w){letter.lower()}{ends})"]
-  return [_words(text) for text in sorted(texts, key=len, reverse=True) if text] + letters
+    options = {_plain(_LABEL.sub("", option, count=1)) for option in named}
+    texts = (texts | options) - {letter.lower()}
+    alone = rf"(?<!\w){letter.lower()}"
+    letters = [rf"{alone}[\W_]+{_words(option)}" for option in options]
+    letters.append(rf"{alone}(?=[\W_]*$|\s*[^\w\s'’]|\s+(?:is|was|as|because|since)\b)")
+  return letters + [_words(text) for text in sorted(texts, key=len, reverse=True) if text]
 
 
 def _words(text: str) -> str:

@@ -1,0 +1,183 @@
+"""From config.judge to a judge: each kind works, and what is missing is said before a run starts."""
+
+import dataclasses
+import sqlite3
+import sys
+import threading
+
+import ml_collections
+import pytest
+
+from tests.rewards import judge_server
+from tests.train import nano
+from vr_jax import errors
+from vr_jax.models import qwen2_5_vl
+from vr_jax.models.qwen2_5_vl import config as model_config
+from vr_jax.rewards import judge, judge_prompt
+from vr_jax.train import judges, local_judge
+from vr_jax.worlds import config as world_config
+from vr_jax.worlds import sufficiency, write
+
+VARIABLE = "JUDGE_TEST_KEY"
+
+
+def section(**changes):
+  fields = {
+    "kind": "rule",
+    "model": "m",
+    "base_url": "",
+    "key_variable": VARIABLE,
+    "in_flight": 4,
+    "requests_per_minute": 0,
+    "timeout": 5.0,
+    "retries": 0,
+    "budget": 0,
+    "max_tokens": 8,
+    "blinded": False,
+    "leak_filter": False,
+  }
+  return ml_collections.ConfigDict({**fields, **changes})
+
+
+@pytest.fixture
+def cache(tmp_path):
+  return tmp_path / "verdicts.sqlite"
+
+
+@pytest.fixture
+def server(monkeypatch):
+  monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+  monkeypatch.setenv(VARIABLE, judge_server.KEY)
+  with judge_server.serve() as served:
+    yield served
+
+
+def threads():
+  return [thread for thread in threading.enumerate() if thread.name == "judge"]
+
+
+def test_the_rule_is_the_simulators_and_leaves_no_file(cache):
+  _, examples = write.sample_video(world_config.WorldConfig(), seed=0, index=0, questions=1)
+  seen = [step.text for step in examples[0].steps if step.start < examples[0].shown.end]
+  cases = [judge.Case(example=examples[0], observation=text) for text in (" ".join(seen), "")]
+  made = judges.build(section(model=""), cache)
+  assert made.verdicts(cases) == [
+    sufficiency.sufficient(examples[0], case.observation) for case in cases
+  ]
+  assert made.verdicts(cases)[1] is False
+  made.close()
+  assert not cache.exists()
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic"])
+def test_an_endpoint_judges_and_its_verdicts_are_kept(server, cache, kind):
+  chosen = section(kind=kind, base_url=server.url(kind))
+  server.answer = judge_server.honest
+  cases = [judge_server.case("The circle is red at 2s."), judge_server.case("The circle is red.")]
+  server.answer = lambda request: (
+    judge_server.honest(request) if "observation-" in request.text else judge_server.Reply()
+  )
+  for asked in (2, 0):
+    made = judges.build(chosen, cache)
+    assert made.verdicts(cases) == [True, False]
+    assert made.counts()["asked"] == asked
+    made.close()
+  assert judge_server.KEY.encode() not in cache.read_bytes()
+  assert not threads()
+
+
+def test_blinded_and_filtered_judges_are_made_as_asked_for(server, cache):
+  chosen = section(kind="openai", base_url=server.url("openai"), blinded=True, leak_filter=True)
+  server.answer = lambda request: judge_server.Reply(text="<answer>B</answer>")
+  made = judges.build(chosen, cache)
+  cases = [judge_server.case("The answer is B."), judge_server.case("red at 2s")]
+  assert made.verdicts(cases) == [False, True]
+  assert made.counts()["leaked"] == 1
+  assert "Correct answer" not in "".join(server.texts())
+  made.close()
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"kind": "oracle"}, r"config\.judge\.kind=oracle.*rule, local, openai, anthropic"),
+    ({"kind": "openai", "model": ""}, r"config\.judge\.model"),
+    ({"kind": "openai", "key_variable": "NO_SUCH_KEY"}, "NO_SUCH_KEY"),
+    ({"kind": "anthropic", "base_url": "http://127.0.0.1:9"}, "http://127.0.0.1:9: no answer"),
+    ({"kind": "local", "model": "nowhere"}, "nowhere: no such directory"),
+  ],
+)
+def test_what_a_judge_lacks_is_said_at_once(server, cache, changes, said):
+  with pytest.raises(errors.InputError, match=said) as refused:
+    judges.build(section(**changes), cache)
+  assert "\n" not in str(refused.value)
+  assert not threads()
+
+
+def test_a_missing_package_and_a_foreign_cache_are_said_at_once(server, cache, monkeypatch):
+  chosen = section(kind="openai", base_url=server.url("openai"))
+  with monkeypatch.context() as patched:
+    patched.setitem(sys.modules, "openai", None)
+    with pytest.raises(errors.InputError, match=r"vr_jax\[judge\]"):
+      judges.build(chosen, cache)
+  file = sqlite3.connect(cache)
+  file.execute("PRAGMA application_id = 7")
+  file.close()
+  with pytest.raises(errors.InputError, match=r"verdicts\.sqlite"):
+    judges.build(chosen, cache)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heard(judge_prompt.Question):
+  """Keeps the reply, and judges by its length."""
+
+  replies: list
+
+  def read(self, reply):
+    self.replies.append(reply)
+    return len(reply) % 2 == 0
+
+
+@pytest.fixture(scope="module")
+def directory(data, tmp_path_factory):
+  """A nano model as a Hugging Face directory, whose opinions are strong."""
+  parts = nano.build(data)
+  where = tmp_path_factory.mktemp("judge") / "model"
+  config = parts.model
+  params = nano.sharpened(parts.fresh_params())
+  qwen2_5_vl.save_pretrained(params, where, config=config)
+  parts.processor.tokenizer.save(str(where / "tokenizer.json"))
+  assert model_config.Config.from_json(where / "config.json").text == config.text
+  return where
+
+
+def heard(texts, system="Judge."):
+  return [Heard(system=system, text=text, replies=[]) for text in texts]
+
+
+def test_a_local_model_replies_to_each_question_as_if_it_were_alone(directory):
+  model = local_judge.LocalModel(directory, max_tokens=6, dtype="float32")
+  texts = ["red", "a much longer question " * 20, "green", "green", *map(str, range(20))]
+  together, alone = heard(texts), heard(texts[:3])
+  verdicts = model.ask(together)
+  assert verdicts == [len(question.replies[0]) % 2 == 0 for question in together]
+  assert [model.ask([question])[0] for question in alone] == verdicts[:3]
+  assert [question.replies for question in alone] == [q.replies for q in together[:3]]
+  assert together[2].replies == together[3].replies
+  assert len({question.replies[0] for question in together}) > 1
+
+
+def test_a_question_longer_than_the_model_takes_has_no_verdict(directory):
+  model = local_judge.LocalModel(directory, max_tokens=6, dtype="float32")
+  long, short = heard(["x1 " * 3000, "red"])
+  assert model.ask([long, short])[0] is None
+  assert (len(long.replies), len(short.replies)) == (0, 1)
+  assert model.counts() == {"too_long": 1}
+  assert model.counts() == {"too_long": 0}
+
+
+def test_a_local_judge_is_built_from_its_directory(directory, cache):
+  made = judges.build(section(kind="local", model=str(directory)), cache)
+  assert made.verdicts([judge_server.case("seen")] * 2) == [None, None]
+  assert made.counts() == {"asked": 1, "cached": 0, "failed": 2, "too_long": 0}
+  made.close()
