@@ -64,6 +64,11 @@ _VALUES = {
 
 _NUMBER = r"[0-9]{1,6}(?:\.[0-9]{1,3})?"
 _UNIT = r"\s?(?:seconds?|secs?|s)\b"
+_PERCENT = r"\s?(?:%|per\s?cent\b)"
+_LABELLED = (
+  r"(?:label(?:l?ed)?|number|shows?|showing|reads|displays)"
+  r"(?:\s(?:is|to|as|with|now|the|label|number)){0,3}\s"
+)
 _ROW = "top|upper|middle|bottom|lower"
 _COLUMN = "left|centre|center|middle|right"
 _CANONICAL = {"upper": "top", "lower": "bottom", "center": "centre"}
@@ -79,7 +84,9 @@ def _token_pattern() -> re.Pattern:
   parts = [
     rf"(?:\bbetween\s)?\b(?P<from>{_NUMBER})(?:{_UNIT})?\s?(?:to|until|and|-|–)\s?(?P<to>{_NUMBER}){_UNIT}",
     rf"\b(?P<at>{_NUMBER}){_UNIT}",
-    rf"\b(?:at|by|t\s?=)\s?(?P<bare>{_NUMBER})(?!\.?\w)",
+    rf"\b(?:at|by|t\s?=)\s?(?P<bare>{_NUMBER})(?!\.?\w|{_PERCENT})",
+    rf"\b{_LABELLED}(?P<label>[0-9]{{1,2}})(?!\.?\w|{_UNIT}|{_PERCENT})",
+    rf"\b(?P<charge>{_NUMBER}){_PERCENT}(?:\s(?:charged|full)\b)?",
     rf"\b(?P<row>{_ROW})[\s-]?(?P<column>{_COLUMN})\b",
     rf"\b(?P<column2>left|right)[\s-](?P<row2>{_ROW})\b",
     rf"\b(?P<centre>(?:in|at|to) the (?:centre|center|middle)|centre|center)\b(?![\s-]?(?:{_COLUMN})\b)",
@@ -131,6 +138,10 @@ def _meaning(match: re.Match) -> tuple[str, object]:
     return "time", (float(match["from"]), float(match["to"]))
   if group in ("at", "bare"):
     return "time", (float(match[group]), float(match[group]))
+  if group == "label":
+    return "label", str(int(match["label"]))
+  if group == "charge":
+    return "charge", f"{float(match['charge']):g}"
   if group == "centre":
     return "place", "centre"
   if group in ("column", "row2"):

@@ -101,10 +101,10 @@ def concluded_value(
 def implied_answer(steps: Sequence[str], example: records.Example) -> str | None:
   """The answer that a trace's own conclusion leads to, to compare with the answer given.
 
-  For multiple choice the letter of the option that is the concluded value, for free-form the value. None where the
-  trace concludes nothing, or no option, or the answer is a number (it counts what the trace lists one by one).
+  For multiple choice the letter of the option that is the concluded value, else the value. None where the trace
+  concludes nothing, or no option, or the answer is a count of what the trace lists one by one (numerical).
   """
-  if example.problem_type not in ("multiple choice", "free-form"):
+  if example.problem_type == "numerical":
     return None
   reference = [step.text for step in example.steps]
   value = concluded_value(steps, example.states, reference=reference)

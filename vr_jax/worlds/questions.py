@@ -10,6 +10,8 @@ other answers are uniform because the details are symmetric in the values that t
     visits     numerical: how often an object has had a colour or been in a place by the end
     changes    numerical: how often it has entered or left the box, or been covered or uncovered
     occupancy  numerical: how many objects are in the box at a masked time
+    read       OCR: the number on an object's display at a masked time
+    measure    regression: the charge in percent on an object's display at a masked time
 """
 
 from collections.abc import Sequence
@@ -31,7 +33,13 @@ PROBLEM_TYPE = {
   "visits": "numerical",
   "changes": "numerical",
   "occupancy": "numerical",
+  "read": "OCR",
+  "measure": "regression",
 }
+_OPEN = {
+  "label": "read",
+  "charge": "measure",
+}  # the family without options; of other attributes: name
 _LETTERS = "ABCD"
 _MOST_INSIDE = 2  # the answers of `occupancy` are 0.._MOST_INSIDE
 _CASTS = 5000
@@ -164,7 +172,8 @@ def _offers(cast: Sequence[scene_lib.Role], config: config_lib.WorldConfig) -> l
     changing = [config_lib.ATTRIBUTE[kind] for kind in role.kinds if kind != "still"]
     for attribute in changing:
       offers += [
-        Plan(family=family, asked=((role.shape, attribute),)) for family in ("choice", "name")
+        Plan(family=family, asked=((role.shape, attribute),))
+        for family in ("choice", _OPEN.get(attribute, "name"))
       ]
     if {"cycle", "grow"} & set(role.kinds) and "box" not in role.kinds:
       offers.append(Plan(family="look", asked=((role.shape, "colour"), (role.shape, "size"))))

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int8, UInt8
 import numpy as np
 
 from vr_jax import errors
+from vr_jax.worlds import displays, sprites
 from vr_jax.worlds import scene as scene_lib
-from vr_jax.worlds import sprites
 
 _BACKGROUND = (120, 116, 105)  # about the mean of natural images, where normalised pixels are 0
 _GRID = (130, 126, 115)
@@ -120,12 +120,17 @@ def _draw(scene: scene_lib.Scene, poses: tuple[scene_lib.Pose, ...]) -> Frame:
   """Paints from back to front, and keeps for each pixel which object owns it."""
   image = _backdrop(scene).copy()
   owner = np.full(image.shape[:2], -1, np.int8)
+  side = scene_lib.zone_side(scene)
+  for thing, pose in zip(scene.objects, poses, strict=True):
+    if thing.displayed:
+      centre = scene_lib.zone_centre(scene, thing.place)
+      displays.draw(image, centre, side, label=pose.label, charge=pose.charge)
   for index, (thing, pose) in enumerate(zip(scene.objects, poses, strict=True)):
     sprite = sprites.shape_sprite(thing.shape, _quarter(pose.diameter), pose.x % 1, pose.y % 1)
     _paste(image, owner, index, sprite, RGB[pose.colour], (int(pose.x), int(pose.y)))
   for pose in poses:
     if pose.covered > 0:
-      _cover(image, owner, pose, _COVER_SIDE * scene_lib.zone_side(scene))
+      _cover(image, owner, pose, _COVER_SIDE * side)
   masks = owner[None] == np.arange(len(poses), dtype=np.int8)[:, None, None]
   return Frame(image=np.clip(image + 0.5, 0, 255).astype(np.uint8), masks=masks)
 

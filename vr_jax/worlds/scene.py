@@ -19,6 +19,7 @@ _GLIDE = (
 )
 _DIAMETER = {"small": 0.36, "medium": 0.58, "large": 0.82}  # shares of a zone's side
 _SLOT = 0.21  # from the box's centre to that of a quarter, as a share of a zone's side
+_LIFT = 0.24  # of an object above its display, likewise
 _TRIES = 1000
 
 
@@ -64,6 +65,11 @@ class Object:
     """The life that changes an attribute, if any."""
     return next((life for life in self.lives if life.attribute == attribute), None)
 
+  @property
+  def displayed(self) -> tuple[str, ...]:
+    """The attributes that the object has on a display."""
+    return tuple(life.attribute for life in self.lives if life.kind in config_lib.DISPLAYS)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
@@ -89,10 +95,10 @@ class Scene:
     """Frames of the whole video."""
     return round(self.seconds * self.fps)
 
-  @property
-  def attributes(self) -> tuple[str, ...]:
-    """Attributes that have a value in this scene; nothing is inside or outside a box that isn't there."""
-    return ("colour", "place", "size", "visibility") + (("box",) if self.box else ())
+  def attributes(self, thing: Object) -> tuple[str, ...]:
+    """Attributes that have a value of an object; nothing is inside or outside a box that isn't there."""
+    boxed = ("box",) if self.box else ()
+    return ("colour", "place", "size", "visibility", *boxed, *thing.displayed)
 
   def object(self, shape: str) -> Object:
     """The object of a shape; shapes are distinct within a scene."""
@@ -121,6 +127,8 @@ class Pose:
   diameter: float
   colour: str
   covered: float  # share of it behind its cover, from the bottom up
+  label: str = ""  # on its display
+  charge: float | None = None  # of the bar on its display, in percent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,6 +164,10 @@ def pose(scene: Scene, thing: Object, time: float) -> Pose:
     diameter=float(diameter * zone_side(scene)),
     colour=scene.value(thing, "colour", cell),
     covered=float(covered),
+    label=scene.value(thing, "label", cell) if thing.life("label") else "",
+    charge=float(blended("charge", lambda at: float(scene.value(thing, "charge", at))))
+    if thing.life("charge")
+    else None,
   )
 
 
@@ -176,6 +188,8 @@ def zone_centre(scene: Scene, place: str) -> Float[np.ndarray, "2"]:
 def _spot(scene: Scene, thing: Object, cell: int) -> Float[np.ndarray, "2"]:
   """Where an object rests in a cell: the centre of its zone, or its quarter of the box."""
   centre = zone_centre(scene, scene.value(thing, "place", cell))
+  if thing.displayed:
+    return centre - np.array([0, _LIFT * zone_side(scene)])
   if thing.slot is None or scene.value(thing, "box", cell) == "outside":
     return centre
   row, column = divmod(thing.slot, 2)
@@ -272,7 +286,8 @@ def _sample_object(
   kinds = [kind for kind in role.kinds if kind != "still"]
   lives = tuple(_sample_life(rng, config, kind, free) for kind in kinds)
   script = {life.attribute: life.values[0] for life in lives}
-  size = "small" if "box" in script else str(rng.choice(config_lib.SIZES))
+  cramped = {"box", "label", "charge"} & set(script)
+  size = "small" if cramped else str(rng.choice(config_lib.SIZES))
   return Object(
     shape=role.shape,
     colour=script.get("colour") or str(rng.choice(config.colours)),
@@ -288,8 +303,9 @@ def _sample_life(
 ) -> Life:
   """A script of a kind, its period and phase drawn; a moving one takes its places from `free`."""
   period = int(rng.choice(config.periods))
-  if kind == "cycle":
-    values = tuple(str(colour) for colour in rng.choice(config.colours, period, replace=False))
+  if kind in ("cycle", *config_lib.DISPLAYS):
+    pool = config.values(config_lib.ATTRIBUTE[kind])
+    values = tuple(str(value) for value in rng.choice(pool, period, replace=False))
   elif kind in ("move", "bounce"):
     values = tuple(free.pop() for _ in range(2 if kind == "bounce" else period))
   elif kind == "grow":

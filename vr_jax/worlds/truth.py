@@ -24,7 +24,7 @@ def states(scene: scene_lib.Scene) -> tuple[records.State, ...]:
     )
     for thing in scene.objects
     for cell in range(scene.cells)
-    for attribute in scene.attributes
+    for attribute in scene.attributes(thing)
   )
 
 

@@ -17,6 +17,8 @@ class Fact:
 _PHRASES = {
   "place": {"centre": "in the centre", "": "at the {value}"},
   "box": {"": "{value} the box"},
+  "label": {"": "labelled {value}"},
+  "charge": {"": "{value}% charged"},
 }
 
 _CHANGES = {
@@ -25,6 +27,8 @@ _CHANGES = {
   "size": {"": "becomes {value}"},
   "visibility": {"visible": "becomes visible", "hidden": "gets hidden"},
   "box": {"inside": "goes into the box", "outside": "leaves the box"},
+  "label": {"": "gets the label {value}"},
+  "charge": {"": "becomes {value}% charged"},
 }
 
 # Of each wording: a step about what is seen, one about what is to come, whether changes are told as changes.
@@ -65,6 +69,18 @@ _ASK = {
     "At {time}, will the {object} be outside or inside the box?",
     "Do you expect the {object} inside or outside the box at {time}?",
     "The video goes on. Is the {object} outside or inside the box at {time}?",
+  ),
+  "label": (
+    "Which number will the {object} be labelled with at {time}?",
+    "At {time}, what number will stand below the {object}?",
+    "Which number do you expect below the {object} at {time}?",
+    "The video goes on. What is the label of the {object} at {time}?",
+  ),
+  "charge": (
+    "How many percent will the {object} be charged at {time}?",
+    "At {time}, what will the charge of the {object} be, in percent?",
+    "Which charge, in percent, do you expect of the {object} at {time}?",
+    "The video goes on. How many percent is the {object} charged at {time}?",
   ),
 }
 
@@ -136,7 +152,7 @@ def step(wording: int, time: float, facts: Sequence[Fact], *, future: bool) -> s
 
 def question(family: str, attribute: str, wording: int, time: float, shape: str, value: str) -> str:
   """A question's text. `shape` and `value` are empty for families that name none."""
-  templates = _ASK[attribute] if family in ("choice", "name") else _QUESTIONS[family][attribute]
+  templates = _QUESTIONS[family][attribute] if family in _QUESTIONS else _ASK[attribute]
   phrase = _phrase(attribute, value) if value else ""
   return templates[wording].format(object=shape, time=seconds(time), value=value, phrase=phrase)
 
