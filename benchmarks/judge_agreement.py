@@ -1,0 +1,188 @@
+"""How reliable a judge is: its verdicts against the simulator's truth, on observations whose truth is known.
+
+    python -m benchmarks.judge_agreement --config=configs/videop2r.py:tiny --config.judge.kind=openai --config.judge.model=…
+
+For each simulated question, from its reference steps within what is shown:
+
+    whole     all of them
+    mixed     the same in another order
+    changed   one value in them is another
+    dropped   sentences left out, one after the other, until the rest no longer suffices
+    stated    "The answer is …", and nothing seen
+
+Truth is worlds.sufficiency of each, whatever it was made as. The world is that of the config, with another seed. Prints one JSON
+line: cases, how many of them suffice, cases without a verdict, and of the others the share on which judge and truth agree,
+Cohen's kappa (agreement beyond chance: 1 all, 0 none), and the agreement on each kind. Verdicts are kept in --cache, and
+a second call with the same judge asks nothing.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+import random
+import re
+import sys
+from typing import Any
+
+from absl import flags
+import ml_collections
+from ml_collections import config_flags
+
+from vr_jax import errors, records
+from vr_jax.rewards import judge
+from vr_jax.train import judges
+from vr_jax.worlds import config as world_config
+from vr_jax.worlds import sufficiency, write
+
+SEED = 90_001  # no training set has it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Labelled:
+  """A case, how it was made, and whether it suffices."""
+
+  case: judge.Case
+  kind: str
+  truth: bool
+
+
+def labelled(world: world_config.WorldConfig, questions: int, seed: int = SEED) -> list[Labelled]:
+  """Cases on so many questions, one a video, of all kinds that can be made of them."""
+  videos = write.distinct_videos(world, videos=questions, seed=seed, questions=1)
+  examples = [example for _, (example,) in videos]
+  values = _values(examples)
+  return [
+    Labelled(
+      case=judge.Case(example=example, observation=observation),
+      kind=kind,
+      truth=sufficiency.sufficient(example, observation),
+    )
+    for number, example in enumerate(examples)
+    for kind, observation in _observations(example, values, random.Random(f"{seed}-{number}"))
+  ]
+
+
+def agreement(truth: Sequence[bool], verdicts: Sequence[bool]) -> dict[str, float | None]:
+  """{"accuracy", "kappa"}; None where they are not defined: of nothing, and kappa where both sides always say the same one thing.
+
+  kappa = (observed - expected) / (1 - expected), where expected is the agreement of two sides that say yes as often as these
+  and know nothing. Source: J. Cohen, "A coefficient of agreement for nominal scales", 1960.
+  """
+  count = len(truth)
+  if not count:
+    return {"accuracy": None, "kappa": None}
+  observed = sum(a == b for a, b in zip(truth, verdicts, strict=True)) / count
+  yes, said = sum(truth) / count, sum(verdicts) / count
+  expected = yes * said + (1 - yes) * (1 - said)
+  kappa = None if expected == 1 else round((observed - expected) / (1 - expected), 4)
+  return {"accuracy": round(observed, 4), "kappa": kappa}
+
+
+def measure(judged: judge.Judge, cases: Sequence[Labelled]) -> dict[str, Any]:
+  """All that is printed."""
+  verdicts = judged.verdicts([one.case for one in cases])
+  told = [(one, v) for one, v in zip(cases, verdicts, strict=True) if v is not None]
+
+  def of(pairs: Sequence[tuple[Labelled, bool]]) -> dict[str, float | None]:
+    return agreement([one.truth for one, _ in pairs], [verdict for _, verdict in pairs])
+
+  kinds = dict.fromkeys(one.kind for one in cases)
+  return {
+    "cases": len(cases),
+    "sufficient": sum(one.truth for one in cases),
+    "without_verdict": len(cases) - len(told),
+    **of(told),
+    "counts": dict(judged.counts()),
+    "accuracy_by_kind": {k: of([p for p in told if p[0].kind == k])["accuracy"] for k in kinds},
+  }
+
+
+def _values(examples: Sequence[records.Example]) -> dict[str, tuple[str, ...]]:
+  """The values of each attribute anywhere in the examples."""
+  found: dict[str, set[str]] = {}
+  for example in examples:
+    for state in example.states:
+      found.setdefault(state.attribute, set()).add(state.value)
+  return {attribute: tuple(sorted(values)) for attribute, values in found.items()}
+
+
+def _observations(
+  example: records.Example, values: dict[str, tuple[str, ...]], rng: random.Random
+) -> Iterator[tuple[str, str]]:
+  """(kind, observation) pairs of one example."""
+  seen = [step.text for step in example.steps if step.start < example.shown.end]
+
+  def suffices(sentences: Sequence[str]) -> bool:
+    return sufficiency.sufficient(example, " ".join(sentences))
+
+  yield "whole", " ".join(seen)
+  yield "mixed", " ".join(rng.sample(seen, len(seen)))
+  changed = _changed(seen, values, rng)
+  if changed is not None:
+    yield "changed", " ".join(changed)
+  yield "dropped", " ".join(_dropped(seen, suffices, rng))
+  yield "stated", f"The answer is {example.answer}."
+
+
+def _changed(
+  sentences: Sequence[str], values: dict[str, tuple[str, ...]], rng: random.Random
+) -> list[str] | None:
+  """The sentences with another value of the same attribute in one place; None where no value is written out."""
+  places = [
+    (number, match.span(), others)
+    for number, sentence in enumerate(sentences)
+    for known in values.values()
+    for value in known
+    for match in re.finditer(rf"\b{re.escape(value)}\b", sentence)
+    if (others := [other for other in known if other != value])
+  ]
+  if not places:
+    return None
+  number, (start, end), others = rng.choice(places)
+  text = sentences[number]
+  changed = text[:start] + rng.choice(others) + text[end:]
+  return [*sentences[:number], changed, *sentences[number + 1 :]]
+
+
+def _dropped(
+  sentences: Sequence[str], suffices: Callable[[Sequence[str]], bool], rng: random.Random
+) -> list[str]:
+  """What is left when enough sentences are gone."""
+  left = list(sentences)
+  while left and suffices(left):
+    left.pop(rng.randrange(len(left)))
+  return left
+
+
+def main(argv: Sequence[str]) -> int:
+  """Measures the judge of the config and prints it."""
+  given = flags.FlagValues()
+  config_flags.DEFINE_config_file(
+    "config",
+    "configs/videop2r.py:tiny",
+    "The recipe.",
+    flag_values=given,
+    sys_argv=list(argv),
+  )
+  flags.DEFINE_integer("questions", 200, "Simulated questions.", flag_values=given)
+  flags.DEFINE_string("cache", "runs/judge_agreement.sqlite", "Verdicts.", flag_values=given)
+  given(argv)
+  config: ml_collections.ConfigDict = given["config"].value
+  try:
+    cases = labelled(
+      world_config.WorldConfig(**config.data.simulate.world), given["questions"].value
+    )
+    with contextlib.closing(judges.build(config.judge, Path(given["cache"].value))) as judged:
+      found = measure(judged, cases)
+  except errors.InputError as error:
+    print(error, file=sys.stderr)
+    return 2
+  about = {name: config.judge[name] for name in ("kind", "model", "blinded", "leak_filter")}
+  print(json.dumps({"judge": about, **found}))
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv))
