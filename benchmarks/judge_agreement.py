@@ -10,7 +10,8 @@ For each simulated question, from its reference steps within what is shown:
     dropped   sentences left out, one after the other, until the rest no longer suffices
     stated    "The answer is …", and nothing seen
 
-Truth is worlds.sufficiency of each, whatever it was made as. The world is that of the config, with another seed. Prints one JSON
+Truth is worlds.sufficiency of each, whatever it was made as. Before the question stands the law of the simulator's worlds (`LAW`),
+which that truth takes as known and nobody could guess. The world is that of the config, with another seed. Prints one JSON
 line: cases, how many of them suffice, cases without a verdict, and of the others the share on which judge and truth agree,
 Cohen's kappa (agreement beyond chance: 1 all, 0 none), and the agreement on each kind. Verdicts are kept in --cache, and
 a second call with the same judge asks nothing.
@@ -37,6 +38,10 @@ from vr_jax.worlds import config as world_config
 from vr_jax.worlds import sufficiency, write
 
 SEED = 90_001  # no training set has it
+LAW = (
+  "In this video time passes in steps of equal length. What each attribute of each object does over the steps repeats, and "
+  "the part that is shown is long enough to tell after how many steps. "
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +56,9 @@ class Labelled:
 def labelled(world: world_config.WorldConfig, questions: int, seed: int = SEED) -> list[Labelled]:
   """Cases on so many questions, one a video, of all kinds that can be made of them."""
   videos = write.distinct_videos(world, videos=questions, seed=seed, questions=1)
-  examples = [example for _, (example,) in videos]
+  examples = [
+    dataclasses.replace(example, question=LAW + example.question) for _, (example,) in videos
+  ]
   values = _values(examples)
   return [
     Labelled(

@@ -4,6 +4,7 @@ from concurrent import futures
 import itertools
 import json
 import logging
+import signal
 import sys
 import threading
 import time
@@ -206,6 +207,19 @@ def test_closing_ends_what_is_under_way(server, connect):
   assert time.monotonic() - begun < 0.8
   endpoint.close()
   assert not [thread for thread in threading.enumerate() if thread.name == "judge"]
+
+
+def test_ctrl_c_is_not_kept_waiting_and_nothing_more_is_sent(server, connect):
+  server.answer = lambda request: Reply(delay=0.5)
+  endpoint = connect(in_flight=2)
+  me = threading.main_thread().ident
+  begun = time.monotonic()
+  threading.Timer(0.2, signal.pthread_kill, (me, signal.SIGINT)).start()
+  with pytest.raises(KeyboardInterrupt):
+    endpoint.ask(questions(*map(str, range(20))))
+  assert time.monotonic() - begun < 0.45
+  time.sleep(0.5)
+  assert len(server.requests) == 2
 
 
 HONEST = {
