@@ -7,7 +7,7 @@ import re
 import pytest
 
 from vr_jax import errors
-from vr_jax.eval import report, report_curves, report_data, report_markup, report_rollouts
+from vr_jax.eval import report, report_curves, report_data, report_markup, report_reply
 
 
 class Page(HTMLParser):
@@ -257,6 +257,6 @@ def test_markup_alone_stays_as_it_is():
   "reply", ["", "</think>", "<think><think>", "<answer>", "<answer></think>x</answer>y<answer>"]
 )
 def test_any_reply_is_shown_whole(reply):
-  shown = "".join(report_rollouts._highlighted(reply))
+  shown = "".join(report_reply._highlighted(reply))
   text = re.sub(r"<[^>]*>", "", shown).replace("&lt;", "<").replace("&gt;", ">")
   assert text == (reply or "(an empty reply)")

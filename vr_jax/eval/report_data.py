@@ -38,10 +38,20 @@ class Alignment:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Segment:
+  """A part of a reply that belongs to the segment `name`; a segment may have several."""
+
+  name: str
+  text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
   """One reply to one question, with all that a reader needs to judge it.
 
-  frames are base64 JPEG, times their seconds; steps are the reply's own reasoning steps.
+  frames are base64 JPEG, times their seconds; steps are the reply's own reasoning steps. segments: the reply in parts,
+  together all of it; none where it earns as a whole. segment_rewards: by segment, then by name, none for a segment
+  without a verdict; segment_advantages: by segment.
   """
 
   id: str
@@ -58,6 +68,9 @@ class Sample:
   alignment: Alignment | None
   rewards: dict[str, float]
   trace_consistency: float | None
+  segments: tuple[Segment, ...]
+  segment_rewards: dict[str, dict[str, float]]
+  segment_advantages: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,7 +187,30 @@ def _sample(record: report_json.Record) -> Sample:
     else None,
     rewards=record.named_numbers("rewards"),
     trace_consistency=record.number("trace_consistency") if judged else None,
+    segments=_segments(record),
+    segment_rewards=_segment_rewards(record),
+    segment_advantages=record.named_numbers("segment_advantages")
+    if record.has("segment_advantages")
+    else {},
   )
+
+
+def _segments(record: report_json.Record) -> tuple[Segment, ...]:
+  if not record.has("segments"):
+    return ()
+  segments = tuple(
+    Segment(name=each.text("name"), text=each.text("text")) for each in record.records("segments")
+  )
+  if "".join(segment.text for segment in segments) != record.text("reply"):
+    raise errors.InputError(f"{record.where}: segments are not the whole reply, part by part")
+  return segments
+
+
+def _segment_rewards(record: report_json.Record) -> dict[str, dict[str, float]]:
+  if not record.has("segment_rewards"):
+    return {}
+  by_segment = record.record("segment_rewards")
+  return {name: by_segment.named_numbers(name) for name in by_segment.values}
 
 
 def _alignment(record: report_json.Record, ref: int, gen: int) -> Alignment:

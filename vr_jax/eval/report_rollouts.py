@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import math
 import re
 
-from vr_jax.eval import report_data, report_markup
+from vr_jax.eval import report_data, report_markup, report_reply
 from vr_jax.eval.report_markup import Html, element
 
 OPEN = 3  # the first ones are unfolded
@@ -14,8 +14,6 @@ LETTER = 6.6  # pixels that a letter takes, on average, in a wide font
 LETTERS = 32  # of a step's label, before it is cut
 SMALLEST = 0.8  # a narrow screen shrinks the matrix so far, then scrolls
 SLANT = 52  # degrees by which column labels lean
-
-TAG = re.compile(r"(</?(?:think|answer)>)")
 
 
 def rollouts(evaluations: Sequence[report_data.Evaluation]) -> Html:
@@ -108,34 +106,10 @@ def _reply(evaluation: report_data.Evaluation, sample: report_data.Sample) -> Ht
     element(
       "h4", evaluation.title, element("small", f" {evaluation.stage} step {evaluation.step:,}")
     ),
-    _rewards(sample),
-    element("div", *_highlighted(sample.reply), class_="reply", dir="auto"),
-    _alignment(sample),
+    report_reply.reply(sample),
+    _alignment(sample) if sample.alignment or not sample.segments else None,
     data_evaluation=evaluation.name,
   )
-
-
-def _rewards(sample: report_data.Sample) -> Html:
-  scores = dict(sample.rewards)
-  if sample.trace_consistency is not None:
-    scores["trace consistency"] = sample.trace_consistency
-  chips = [
-    element("span", name.replace("_", " "), " ", element("b", f"{value:.2f}"), class_="chip")
-    for name, value in scores.items()
-  ]
-  return element("div", *chips, class_="chips")
-
-
-def _highlighted(reply: str) -> list[Html]:
-  """The reply with its tags set apart and what stands inside them coloured; any text is cut without loss."""
-  parts, inside = [], "outside"
-  for piece in TAG.split(reply):
-    if TAG.fullmatch(piece):
-      parts.append(element("span", piece, class_="tag"))
-      inside = "outside" if piece.startswith("</") else piece.strip("<>")
-    elif piece:
-      parts.append(element("span", piece, class_=inside))
-  return parts or [element("span", "(an empty reply)", class_="missing")]
 
 
 def _alignment(sample: report_data.Sample) -> Html:

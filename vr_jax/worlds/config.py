@@ -5,10 +5,8 @@ import dataclasses
 from vr_jax import errors
 
 LIVES = ("still", "move", "bounce", "cycle", "grow", "box", "hide")
-DISPLAYS = (
-  "count",
-  "charge",
-)  # lives of a display below the object; a world has them where it names them
+# Lives of a display below the object: a world has them only where it names them.
+DISPLAYS = ("count", "charge")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "pink", "cyan")
 SIZES = ("small", "medium", "large")
