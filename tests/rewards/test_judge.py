@@ -123,3 +123,7 @@ def test_what_was_seen_is_no_leak(kind, text):
 def test_any_answer_and_any_observation_give_a_verdict(answer):
   for text in ("", answer, "the answer is " * 2000, "(" * 5000, "\ud800 is the answer"):
     assert judge_leak.states_answer(example(answer, "free-form"), text) in (True, False)
+
+
+def test_an_example_without_an_answer_has_none_to_state():
+  assert not judge_leak.states_answer(example("", "free-form"), "the answer is")

@@ -30,19 +30,19 @@ def states_answer(example: records.Example, observation: str) -> bool:
   - a form is called the answer: "red is the right answer", "B is correct".
 
   A letter counts where the text ends with it, or a mark, "is", "was", "as", "because", "since" or its option's text
-  follows ("the answer is a matter of time" states no letter). What is merely seen is no statement: "the circle is red" passes whether
-  red is the answer or not, and so does "the answer depends on the red circle".
+  follows ("the answer is a matter of time" states no letter). What is merely seen is no statement: "the circle is red"
+  passes whether red is the answer or not, and so does "the answer depends on the red circle".
 
-  A total function, linear in the length of the observation for what people and models write.
+  A total function; False where the example has no answer.
   """
-  text = _plain(observation)
-  form = rf"(?:{'|'.join(_forms(example))})"
+  text, forms = _plain(observation), _forms(example)
+  form = rf"(?:{'|'.join(forms)})"
   stated = (
     rf"^[\W_]*{_FILL}{form}[\W_]*$",
     rf"{_NAME}{_GAP}{_FILL}{form}",
     rf"{form}{_GAP}{_VERB}{_GAP}{_FILL}{_CLAIM}",
   )
-  return any(re.search(pattern, text) for pattern in stated)
+  return bool(forms) and any(re.search(pattern, text) for pattern in stated)
 
 
 def _forms(example: records.Example) -> list[str]:

@@ -20,12 +20,8 @@ from vr_jax.rewards import judge_prompt
 from vr_jax.rollout import sampler
 
 _ROWS = 16  # questions answered at once
-_LENGTHS = (
-  512,
-  1024,
-  2048,
-  4096,
-)  # tokens of a question, padded; a program is compiled for each that occurs
+# Tokens of a question, padded; a program is compiled for each that occurs.
+_LENGTHS = (512, 1024, 2048, 4096)
 
 
 class LocalModel:
