@@ -3,7 +3,8 @@
     python -m vr_jax.main --config=configs/moss_chatv.py:tiny --workdir=runs/demo --mode=all
 
 `--mode` is data (videos -> frame store and examples), sft (supervised warm start), rl, eval (and the report) or all of
-these; or export: the last checkpoint as a directory that transformers reads.
+these; or traces: supervised traces that a writer proposes, to be trained on (docs/traces.md); or export: the last checkpoint as a
+directory that transformers reads.
 A stage resumes where it stopped and is skipped where it is complete. Any field of the config is overridden as
 `--config.rl.learning_rate=2e-6`. Exit codes: 0 done; 2 bad input (one line on stderr says which); 3 training diverged;
 130 interrupted (the same command goes on from the last checkpoint).
@@ -20,7 +21,7 @@ from ml_collections import config_flags
 
 from vr_jax import errors
 
-MODES = ("data", "sft", "rl", "eval", "all", "export")
+MODES = ("data", "sft", "rl", "eval", "all", "traces", "export")
 
 
 def cli(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +53,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
 
   from vr_jax.eval import stage as eval_stage
   from vr_jax.parallel import processes
-  from vr_jax.train import choices, data_stage, export_stage, rl_loop, sft_loop
+  from vr_jax.train import choices, data_stage, export_stage, rl_loop, sft_loop, traces_stage
   from vr_jax.train import workdir as workdir_lib
 
   choices.check(config)
@@ -71,6 +72,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
     rl_loop.train(config, workdir)
   if mode in ("eval", "all"):
     eval_stage.evaluate(config, workdir)
+  if mode == "traces":
+    traces_stage.write(config, workdir)
   if mode == "export":
     export_stage.export(config, workdir)
 

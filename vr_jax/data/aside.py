@@ -1,10 +1,12 @@
-"""Directories that appear whole or not at all: written aside, then renamed."""
+"""Directories and files that appear whole or not at all: written aside, then renamed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
+import json
 import os
 from pathlib import Path
 import shutil
+from typing import Any
 
 from vr_jax.errors import InputError
 
@@ -29,3 +31,16 @@ def directory(final: Path) -> Iterator[Path]:
     ) from error
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def lines(final: Path, values: Iterable[Any]) -> None:
+  """A file of one JSON value a line. An OSError (a full disk, say) becomes an InputError that names `final`."""
+  partial = final.with_name(f"{final.name}.{os.getpid()}.partial")
+  try:
+    with partial.open("w", encoding="utf-8") as file:
+      file.writelines(json.dumps(value) + "\n" for value in values)
+    os.replace(partial, final)
+  except OSError as error:
+    raise InputError(f"{final}: cannot be written ({error.strerror or error})") from error
+  finally:
+    partial.unlink(missing_ok=True)

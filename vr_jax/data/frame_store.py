@@ -179,17 +179,29 @@ class FrameStore:
     """
     entry = self._entry(video)
     frames = np.empty((len(indices), entry.height, entry.width, 3), np.uint8)
+    for position, jpeg in enumerate(self.jpegs(video, indices)):
+      size = simplejpeg.decode_jpeg_header(jpeg)[:2]
+      if size != (entry.height, entry.width):
+        where = f"{self._directory / entry.shard}: record {entry.record + int(indices[position])}"
+        raise InputError(f"{where} has size {size}, unlike the index; ingest again")
+      simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=frames[position])
+    return frames
+
+  def jpegs(self, video: str, indices: Sequence[int] | Int[np.ndarray, "frames"]) -> list[bytes]:
+    """The same frames as they are stored; raises what `read` raises."""
+    entry = self._entry(video)
     outside = [int(index) for index in indices if not 0 <= index < entry.count]
     if outside:
       raise IndexError(f"{video}: no frame {outside[0]} among {entry.count}")
     if not len(indices):
-      return frames
+      return []
     records = [entry.record + int(index) for index in indices]
-    for position, (record, jpeg) in enumerate(
-      zip(records, self._jpegs(entry, records), strict=True)
-    ):
-      self._decode(entry, record, jpeg, frames[position])
-    return frames
+    found = list(self._jpegs(entry, records))
+    for record, jpeg in zip(records, found, strict=True):
+      if zlib.crc32(jpeg) != self._checksums[entry.first + record - entry.record]:
+        where = f"{self._directory / entry.shard}: record {record}"
+        raise InputError(f"{where} is damaged: its checksum differs; ingest again")
+    return found
 
   def _entry(self, video: str) -> Entry:
     if video not in self._entries:
@@ -213,18 +225,6 @@ class FrameStore:
       raise InputError(
         f"{path}: record {record} is damaged: {_one_line(error)}; ingest again"
       ) from error
-
-  def _decode(
-    self, entry: Entry, record: int, jpeg: bytes, frame: UInt8[np.ndarray, "height width 3"]
-  ) -> None:
-    """Writes the pixels of a record into `frame`."""
-    where = f"{self._directory / entry.shard}: record {record}"
-    if zlib.crc32(jpeg) != self._checksums[entry.first + record - entry.record]:
-      raise InputError(f"{where} is damaged: its checksum differs; ingest again")
-    size = simplejpeg.decode_jpeg_header(jpeg)[:2]
-    if size != (entry.height, entry.width):
-      raise InputError(f"{where} has size {size}, unlike the index; ingest again")
-    simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=frame)
 
   def _reader(self, path: Path) -> array_record_module.ArrayRecordReader:
     with self._lock:

@@ -1,0 +1,90 @@
+"""The trace stage as a Beam pipeline: the same output as one process, whatever the number of workers."""
+
+import sys
+
+import pytest
+
+from tests.rewards import judge_server
+from tests.train import test_trace_endpoint, trace_runs
+from vr_jax import errors
+from vr_jax.train import traces_beam, traces_stage
+
+FILES = ("traces.jsonl", "rejected.jsonl", "summary.json")
+
+server = test_trace_endpoint.server
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  return trace_runs.make_data(tmp_path_factory.mktemp("beam"))
+
+
+def written(made, workdir):
+  traces_stage.write(made, workdir)
+  return [(workdir / "traces" / name).read_text() for name in FILES]
+
+
+def half_knowing(data):
+  """An endpoint that knows some answers, leaves tags out of some replies and is wrong elsewhere."""
+  right = test_trace_endpoint.knowing(data)
+
+  def answer(request):
+    text, kind = right(request).text, len(test_trace_endpoint.shown(request)[1]) % 3
+    return judge_server.Reply(text=text if kind else text.replace("<think>", ""))
+
+  return answer
+
+
+IN_THIS_PROCESS = ("--runner=DirectRunner", "--direct_running_mode=in_memory")
+
+
+def test_an_endpoints_traces_are_the_same_from_any_number_of_workers(data, tmp_path, server):
+  server.answer = half_knowing(data)
+  made = [
+    written(test_trace_endpoint.config(data, server, **how), tmp_path / str(number))
+    for number, how in enumerate(
+      (
+        {"traces__workers": 0},
+        {"traces__workers": 3},
+        {"traces__workers": 1, "traces__beam": IN_THIS_PROCESS},
+      )
+    )
+  ]
+  assert made[0] == made[1] == made[2]
+  assert made[0][0]
+  assert made[0][1]
+
+
+def test_the_samplers_traces_are_the_same_and_its_replies_are_asked_for_once(
+  data, tmp_path, monkeypatch
+):
+  single = written(trace_runs.config(data), tmp_path / "single")
+  made = trace_runs.config(data, traces__workers=1, traces__beam=IN_THIS_PROCESS)
+  with monkeypatch.context() as patch:
+    patch.setattr(traces_beam, "_run", _interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      written(made, tmp_path / "several")
+  monkeypatch.setattr(traces_beam.trace_writers.sampler, "sample", None)
+  assert written(made, tmp_path / "several") == single
+
+
+def _interrupted(*_):
+  raise KeyboardInterrupt
+
+
+def test_what_a_worker_meets_is_one_line(data, tmp_path, server):
+  server.answer = lambda request: (
+    judge_server.Reply()
+    if isinstance(request.text, str)
+    else judge_server.Reply(status=401, text=judge_server.KEY)
+  )
+  made = test_trace_endpoint.config(data, server, traces__workers=1, traces__beam=IN_THIS_PROCESS)
+  with pytest.raises(errors.InputError, match=r"refuses the key .*status 401") as error:
+    traces_stage.write(made, tmp_path)
+  assert "\n" not in str(error.value)
+
+
+def test_without_beam_it_is_said_which_extra_brings_it(data, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "apache_beam", None)
+  with pytest.raises(errors.InputError, match=r"pip install 'vr_jax\[beam\]', or set workers to 0"):
+    traces_stage.write(trace_runs.config(data, traces__workers=2), tmp_path)

@@ -1,0 +1,84 @@
+"""Which proposed traces are kept: those of the template, with a right answer, whose observation suffices.
+
+Source: VideoP2R, arXiv 2511.11113, steps 2 and 3 of its data pipeline.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+from pathlib import Path
+
+from vr_jax import errors, records
+from vr_jax.data import examples as examples_lib
+from vr_jax.data import traces
+from vr_jax.envs import videop2r
+from vr_jax.rewards import accuracy
+from vr_jax.rewards import judge as judge_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Filter:
+  """Decides chunks of the examples in `source`, and writes them to `output`; one thread at a time.
+
+  threshold: the score by the task metric that an answer needs.
+  """
+
+  source: Path
+  output: Path
+  judge: judge_lib.Judge
+  threshold: float
+
+  def decide(self, chunk: traces.Chunk, replies: Sequence[str | None]) -> None:
+    """Writes what becomes of a chunk.
+
+    Raises:
+      InputError: none of several questions has a reply: that is no property of theirs.
+    """
+    if len(replies) > 1 and all(reply is None for reply in replies):
+      raise errors.InputError(
+        f"{self.output}: the writer gave no reply to any of {len(replies)} questions; once it does, the same command goes on"
+      )
+    examples = [self._sources[chunk.split][index] for index in chunk.indices]
+    traces.write_chunk(self.output, chunk, self.outcomes(chunk.indices, examples, replies))
+
+  @functools.cached_property
+  def _sources(self) -> Mapping[str, examples_lib.ExampleSource]:
+    return {split: examples_lib.ExampleSource(self.source, split) for split in traces.SPLITS}
+
+  def outcomes(
+    self,
+    indices: Sequence[int],
+    examples: Sequence[records.Example],
+    replies: Sequence[str | None],
+  ) -> list[traces.Outcome]:
+    """What becomes of the replies to these examples; the judge is asked about those alone whose answer is right."""
+    found = [self._before_judging(*each) for each in zip(indices, examples, replies, strict=True)]
+    open_ones = [place for place, outcome in enumerate(found) if not outcome.reason]
+    cases = [
+      judge_lib.Case(example=examples[place], observation=found[place].observation)
+      for place in open_ones
+    ]
+    for place, verdict in zip(open_ones, self.judge.verdicts(cases), strict=True):
+      reason = {True: "", False: "insufficient", None: "no verdict"}[verdict]
+      found[place] = dataclasses.replace(found[place], reason=reason)
+    return found
+
+  def _before_judging(
+    self, index: int, example: records.Example, reply: str | None
+  ) -> traces.Outcome:
+    if reply is None:
+      return traces.Outcome(index=index, reply=None, reason="no reply")
+    read = videop2r.read(reply)
+    if not (read.well_formed and read.observation and read.think and read.answer):
+      return traces.Outcome(index=index, reply=reply, reason="template")
+    score = accuracy.accuracy(
+      f"<answer>{read.answer}</answer>", example.answer, example.problem_type, example.options
+    )
+    return traces.Outcome(
+      index=index,
+      reply=reply,
+      reason="" if score >= self.threshold else "answer",
+      score=score,
+      observation=read.observation,
+      reasoning=read.think,
+    )

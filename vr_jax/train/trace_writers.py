@@ -1,0 +1,221 @@
+"""Who proposes traces: this project's sampler, or a model behind an OpenAI-compatible endpoint that is shown the frames.
+
+A proposal is a chunk of questions and a function that waits for the replies, so that others decide while the next are written.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+import dataclasses
+import functools
+import os
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from jaxtyping import PyTree
+import ml_collections
+import numpy as np
+
+from vr_jax import errors, records
+from vr_jax.data import batches, examples, frame_store, traces
+from vr_jax.envs import videop2r
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import sampler
+from vr_jax.train import features, inputs, judges, rl_loop
+from vr_jax.train import parts as parts_lib
+from vr_jax.train.trace_endpoint import Endpoint
+
+Replies = Callable[[], Sequence[str | None]]
+
+
+@runtime_checkable
+class Writer(Protocol):
+  """Proposes one reply to each question of the environment, at temperature 0."""
+
+  @property
+  def environment(self) -> videop2r.VideoP2R:
+    """The recipe's, with its judge."""
+
+  def identity(self) -> Mapping[str, Any]:
+    """What the replies depend on, as JSON."""
+
+  def left_out(self) -> Mapping[str, frozenset[int]]:
+    """Indices of the examples of each split that can't be asked about."""
+
+  def proposals(self, chunks: Sequence[traces.Chunk]) -> Iterator[tuple[traces.Chunk, Replies]]:
+    """The chunks in their order, the next ones under way while the replies to one are waited for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampled:
+  """The weights that RL would start from: config.rl.initial, the workdir's warm start, or config.model.pretrained."""
+
+  parts: parts_lib.Parts
+  workdir: Path
+
+  @property
+  def environment(self) -> videop2r.VideoP2R:
+    """That of the parts."""
+    return self.parts.environment
+
+  def identity(self) -> Mapping[str, Any]:
+    """The model and its checkpoint."""
+    model = self.parts.config.model.to_dict()
+    del model["feature_cache_gib"]
+    return {"model": model, "start": rl_loop.origin(self.parts, self.workdir)}
+
+  def left_out(self) -> Mapping[str, frozenset[int]]:
+    """Those whose prompts do not fit; a trace is not asked for, since there is none yet."""
+    config = ml_collections.ConfigDict(self.parts.config)
+    config.sft.steps = 0
+    return dataclasses.replace(self.parts.checks, config=config).left_out()
+
+  def proposals(self, chunks: Sequence[traces.Chunk]) -> Iterator[tuple[traces.Chunk, Replies]]:
+    """A batch of the sampler is a chunk."""
+    parts = self.parts
+    params = rl_loop.initial_params(parts, self.workdir)
+    decoding = parts.decoding(
+      group=1, temperature=0.0, max_new_tokens=parts.config.traces.max_tokens
+    )
+    with features.cache(parts, params, self.workdir) as cache:
+      for split in traces.SPLITS:
+        mine = [chunk for chunk in chunks if chunk.split == split]
+        for chunk, batch in zip(mine, self._batches(split, mine, cache), strict=True):
+          rollout = self._sample(params, batch, decoding, cache)
+          yield chunk, functools.partial(_texts, parts, rollout, len(chunk.indices))
+
+  def _sample(
+    self,
+    params: PyTree,
+    batch: parts_lib.Batch,
+    decoding: sampler.Decoding,
+    cache: features.Cache,
+  ) -> records.Rollout:
+    parts = self.parts
+    prompt, _ = features.prompt(parts, params, batch, cache)
+    key = jax.random.key(0)  # nothing is drawn at temperature 0
+    return sampler.sample(parts.graph, params, prompt, parts.allowed, key, decoding=decoding)
+
+  def _batches(
+    self, split: str, chunks: Sequence[traces.Chunk], cache: features.Cache
+  ) -> Iterator[parts_lib.Batch]:
+    if not chunks:
+      return iter(())
+    config, size = self.parts.config, self.parts.config.traces.batch
+    indices = [index for chunk in chunks for index in chunk.indices]
+    return batches.batches(
+      examples.Chosen(examples.ExampleSource(self.parts.data, split), indices),
+      frame_store.FrameStore(self.parts.data / "frames"),
+      seed=config.seed,
+      batch_size=size,
+      sampling=inputs.sampling_rule(config.data),
+      transform=functools.partial(self.parts.item, cache=cache),
+      collate=functools.partial(self.parts.batch, size=size),
+      shuffle=False,
+      repeat=False,
+      threads=config.data.threads,
+    )
+
+
+def _texts(parts: parts_lib.Parts, rollout: records.Rollout, count: int) -> list[str]:
+  tokens, kind = (mesh_lib.local_rows(x)[:count, 0] for x in (rollout.tokens, rollout.kind))
+  sampled = np.asarray(kind) == records.Kind.MODEL
+  return [parts.processor.decode(row[mask]) for row, mask in zip(tokens, sampled, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+  """A model behind an endpoint, which reads the stored JPEGs of a clip and the recipe's question."""
+
+  config: ml_collections.ConfigDict
+  source: Path
+  environment: videop2r.VideoP2R
+  endpoint: Endpoint
+
+  def identity(self) -> Mapping[str, Any]:
+    """The model and where it answers."""
+    section = self.config.traces
+    return {
+      "model": section.model,
+      "base_url": section.base_url,
+      "system": self.config.model.system,
+    }
+
+  def left_out(self) -> Mapping[str, frozenset[int]]:
+    """What fits is the endpoint's affair."""
+    return {}
+
+  def proposals(self, chunks: Sequence[traces.Chunk]) -> Iterator[tuple[traces.Chunk, Replies]]:
+    """As many chunks ahead as keep all requests busy."""
+    section = self.config.traces
+    store = frame_store.FrameStore(self.source / "frames")
+    sources = {split: examples.ExampleSource(self.source, split) for split in traces.SPLITS}
+    ahead = 1 + -(-section.in_flight // section.batch)
+    with futures.ThreadPoolExecutor(section.in_flight, thread_name_prefix="traces") as pool:
+      waiting = deque()
+      try:
+        for chunk in chunks:
+          asked = [sources[chunk.split][index] for index in chunk.indices]
+          replies = [pool.submit(self._reply, example, store) for example in asked]
+          waiting.append((chunk, functools.partial(_waited, replies)))
+          if len(waiting) > ahead:
+            yield waiting.popleft()
+        yield from waiting
+      except GeneratorExit:  # nobody waits for them any more
+        pool.shutdown(cancel_futures=True)
+        raise
+
+  def _reply(self, example: records.Example, store: frame_store.FrameStore) -> str | None:
+    clip = batches.load_clip(example, store, inputs.sampling_rule(self.config.data))
+    images = store.jpegs(example.video, clip.frame_indices)
+    return self.endpoint.reply(self.environment.question(example), images)
+
+
+def _waited(replies: Sequence[futures.Future]) -> list[str | None]:
+  return [reply.result() for reply in replies]
+
+
+def make(config: ml_collections.ConfigDict, workdir: Path) -> Writer:
+  """The writer that config.traces names; raises InputError where it or the judge can't be had."""
+  if config.traces.writer == "sampler":
+    return Sampled(parts=parts_lib.build(config, workdir), workdir=workdir)
+  answers = _endpoint(config)
+  return Asked(
+    config=config,
+    source=inputs.shards(config, workdir),
+    environment=judged(config, workdir),
+    endpoint=answers,
+  )
+
+
+def judged(config: ml_collections.ConfigDict, workdir: Path) -> videop2r.VideoP2R:
+  """The environment with its judge, for which no model of this project is needed."""
+  judge = judges.build(config.judge, inputs.directory(config, workdir) / "judge.sqlite")
+  return parts_lib.make_environment(config, judge=judge)
+
+
+def _endpoint(config: ml_collections.ConfigDict) -> Endpoint:
+  """Known to answer; raises InputError where it does not, or for want of a model or key."""
+  section = config.traces
+  if not section.model:
+    raise errors.InputError(
+      "config.traces.model: is empty; name the model as the endpoint knows it"
+    )
+  key = os.environ.get(section.key_variable, "")
+  if not key:
+    raise errors.InputError(
+      f"config.traces.key_variable={section.key_variable}: the environment has no such variable; export the key in it "
+      "(any word where the endpoint asks for none)"
+    )
+  made = Endpoint(
+    section.model,
+    base_url=section.base_url,
+    key=key,
+    system=config.model.system,
+    timeout=section.timeout,
+    retries=section.retries,
+    max_tokens=section.max_tokens,
+  )
+  made.check()
+  return made

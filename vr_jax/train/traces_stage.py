@@ -1,0 +1,148 @@
+"""Stage `traces`: a writer proposes one trace a question, a filter keeps the good ones, and these become a data set to train on.
+
+writer (sampler or endpoint) -> replies -> template and answer -> judge -> chunk on disk -> data set
+
+What is decided is written chunk by chunk, so that the same command goes on after any interruption. See docs/traces.md.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from vr_jax import errors
+from vr_jax.data import examples, traces
+from vr_jax.envs import videop2r
+from vr_jax.train import console, inputs, trace_filter, trace_writers, traces_beam
+from vr_jax.train import parts as parts_lib
+
+TAGS = ("<observation>", "<think>", "<answer>")
+# Of config.judge: what says how it is asked, not what it answers.
+_OPERATION = ("key_variable", "in_flight", "requests_per_minute", "timeout", "retries", "budget")
+_AHEAD = 2  # chunks that wait to be decided, at most
+
+
+def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
+  """Writes config.traces.directory, or goes on where an earlier start stopped.
+
+  Raises:
+    InputError: a recipe without observations, an instruction that does not ask for the tags, no data, a writer or a judge that
+      can't be had, or a directory of other traces.
+  """
+  _check(config)
+  section, source = config.traces, inputs.shards(config, workdir)
+  if not source.is_dir():
+    raise errors.InputError(f"{source}: no such data; run --mode=data first")
+  output = Path(section.directory) if section.directory else workdir / "traces"
+  writer = trace_writers.make(config, workdir)
+  with contextlib.closing(writer.environment.judge) as judge:
+    traces.claim(output, _about(config, source, writer))
+    counts = traces.summary(output)
+    if counts is None:
+      chunks = _plan(config, source, writer)
+      if section.workers:
+        traces_beam.decide(config, workdir, output, chunks, writer)
+      else:
+        sieve = trace_filter.Filter(
+          source=source, output=output, judge=judge, threshold=section.threshold
+        )
+        decide(sieve, writer, chunks)
+      _keep_tokenizer(config, workdir, output)
+      counts = traces.assemble(output, source, chunks)
+  _say(counts, output)
+
+
+def decide(
+  sieve: trace_filter.Filter, writer: trace_writers.Writer, chunks: Sequence[traces.Chunk]
+) -> None:
+  """Decides the chunks that are open, on a thread of its own, while the writer goes on with the next ones."""
+  left = traces.open_chunks(sieve.output, chunks)
+  with (
+    console.progress("traces", len(chunks), done=len(chunks) - len(left)) as tick,
+    futures.ThreadPoolExecutor(1, thread_name_prefix="filter") as pool,
+    contextlib.closing(writer.proposals(left)) as proposals,
+  ):
+    waiting, done = deque(), len(chunks) - len(left)
+    for chunk, replies in proposals:
+      waiting.append(pool.submit(_decide_one, sieve, chunk, replies))
+      while len(waiting) > _AHEAD:
+        waiting.popleft().result()
+        done += 1
+        tick(done)
+    for future in waiting:
+      future.result()
+    tick(len(chunks))
+
+
+def _decide_one(
+  sieve: trace_filter.Filter, chunk: traces.Chunk, replies: trace_writers.Replies
+) -> None:
+  sieve.decide(chunk, replies())
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+  if jax.process_count() > 1:
+    raise errors.InputError(
+      "--mode=traces: one process writes traces; config.traces.workers adds more"
+    )
+  if not isinstance(parts_lib.make_environment(config), videop2r.VideoP2R):
+    raise errors.InputError(
+      f"config.recipe={config.recipe}: its replies hold no observation; traces are those of videop2r"
+    )
+  instruction = config.env.instruction
+  missing = [tag for tag in TAGS if tag not in instruction]
+  # A network that knows no words is told nothing; what it was trained on says which tags it writes.
+  if missing and (instruction or config.traces.writer != "sampler"):
+    raise errors.InputError(
+      f"config.env.instruction: does not ask for {' and '.join(missing)}, without which no trace is one"
+    )
+
+
+def _about(
+  config: ml_collections.ConfigDict, source: Path, writer: trace_writers.Writer
+) -> dict[str, Any]:
+  """What the traces depend on, and not how fast they come."""
+  section = config.traces
+  fields = ("writer", "threshold", "examples", "batch", "max_tokens")
+  judge = {name: value for name, value in config.judge.to_dict().items() if name not in _OPERATION}
+  return {
+    **{name: section[name] for name in fields},
+    **writer.identity(),
+    "judge": judge,
+    "instruction": config.env.instruction,
+    "sampling": repr(inputs.sampling_rule(config.data)),
+    "ingested": json.loads((source / "ingest.json").read_text())["fingerprint"],
+  }
+
+
+def _plan(
+  config: ml_collections.ConfigDict, source: Path, writer: trace_writers.Writer
+) -> list[traces.Chunk]:
+  left_out, kept = writer.left_out(), {}
+  for split in traces.SPLITS:
+    count = len(examples.ExampleSource(source, split))
+    here = [index for index in range(count) if index not in left_out.get(split, ())]
+    kept[split] = here[: config.traces.examples or None]
+  return traces.plan(kept, config.traces.batch)
+
+
+def _keep_tokenizer(config: ml_collections.ConfigDict, workdir: Path, output: Path) -> None:
+  """A tokenizer that was learnt from this data goes with the traces: weights that know it may be trained on them."""
+  if config.model.tokenizer == inputs.TRAINED:
+    path = inputs.tokenizer_path(config, workdir)
+    (output / path.name).write_bytes(path.read_bytes())
+
+
+def _say(counts: Mapping[str, Mapping[str, int]], output: Path) -> None:
+  for split, count in counts.items():
+    if count["questions"]:
+      reasons = [f"{count[reason]} {reason}" for reason in traces.REASONS if count[reason]]
+      rejected = f"; rejected: {', '.join(reasons)}" if reasons else ""
+      console.say(f"traces: {split}: {count['accepted']} of {count['questions']} kept{rejected}")
+  console.say(f"traces: train on them with --config.data.directory={output}")
