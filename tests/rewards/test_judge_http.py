@@ -1,7 +1,6 @@
 """Judges behind an endpoint: a real server on this machine, as good and as bad as servers are."""
 
 from concurrent import futures
-import itertools
 import json
 import logging
 import signal
@@ -75,7 +74,7 @@ FAILURES = {
   "overloaded": Reply(status=529),
   "broken": Reply(status=500, body="<html>"),
   "dropped": Reply(drop=True),
-  "slow": Reply(delay=0.3),
+  "slow": Reply(delay=0.8),
   "no JSON": Reply(body='{"choices": [{"mess'),
   "another protocol": Reply(body='{"choices": [], "content": 3}'),
   "a list": Reply(body="[1, 2]"),
@@ -90,7 +89,7 @@ FAILURES = {
 @pytest.mark.parametrize("failure", FAILURES)
 def test_what_fails_is_tried_again(server, connect, kind, failure):
   server.answer = in_turn(FAILURES[failure], Reply(text=NO))
-  endpoint = connect(kind, timeout=0.15)
+  endpoint = connect(kind, timeout=0.5 if failure == "slow" else 5.0)
   assert endpoint.ask(questions("seen")) == [False]
   assert endpoint.counts() == {"requests": 2, "retries": 1, "over_budget": 0}
   assert endpoint.counts() == {"requests": 0, "retries": 0, "over_budget": 0}
@@ -139,16 +138,21 @@ def test_a_retry_after_that_says_nothing_holds_nobody_up(server, connect, header
 
 @BOTH
 def test_as_many_requests_as_allowed_are_in_flight_and_no_more(server, connect, kind):
-  server.answer = lambda request: Reply(delay=0.05)
+  def hold(request):
+    end = time.monotonic() + 2
+    while server.most_in_flight < 6 and time.monotonic() < end:
+      time.sleep(0.005)
+    return Reply(delay=0.02)
+
+  server.answer = hold
   assert connect(kind, in_flight=6).ask(questions(*map(str, range(24)))) == [True] * 24
   assert server.most_in_flight == 6
 
 
 def test_requests_keep_their_distance(server, connect):
-  connect(requests_per_minute=1200.0).ask(questions(*map(str, range(5))))
-  times = [request.time for request in server.requests]
-  assert times[-1] - times[0] >= 0.19
-  assert min(b - a for a, b in itertools.pairwise(times)) > 0.02
+  begun = time.monotonic()
+  assert connect(requests_per_minute=1200.0).ask(questions(*map(str, range(5)))) == [True] * 5
+  assert time.monotonic() - begun >= 4 * 60 / 1200
 
 
 @BOTH
@@ -210,16 +214,17 @@ def test_closing_ends_what_is_under_way(server, connect):
 
 
 def test_ctrl_c_is_not_kept_waiting_and_nothing_more_is_sent(server, connect):
-  server.answer = lambda request: Reply(delay=0.5)
+  server.answer = in_turn(Reply(), Reply(delay=1.0))
   endpoint = connect(in_flight=2)
+  endpoint.check()
   me = threading.main_thread().ident
   begun = time.monotonic()
   threading.Timer(0.2, signal.pthread_kill, (me, signal.SIGINT)).start()
   with pytest.raises(KeyboardInterrupt):
     endpoint.ask(questions(*map(str, range(20))))
-  assert time.monotonic() - begun < 0.45
-  time.sleep(0.5)
-  assert len(server.requests) == 2
+  assert time.monotonic() - begun < 0.9
+  time.sleep(1.0)
+  assert len(server.requests) == 3
 
 
 HONEST = {
@@ -268,7 +273,7 @@ BAD_STARTS = {
   "no such model": (Reply(status=404, body='{"error": {"message": "no m here"}}'), "no m here"),
   "refused key": (Reply(status=401), "key_variable"),
   "broken": (Reply(status=500), "500"),
-  "slow": (Reply(delay=0.3), "no answer"),
+  "slow": (Reply(delay=0.8), "no answer"),
   "dropped": (Reply(drop=True), "no answer"),
   "a web page": (Reply(body="<html>welcome</html>"), "protocol"),
 }
@@ -280,7 +285,7 @@ def test_an_endpoint_that_will_not_do_is_told_of_in_one_line(server, connect, ki
   reply, said = BAD_STARTS[start]
   server.answer = in_turn(reply)
   with pytest.raises(errors.InputError, match=said) as refused:
-    connect(kind, timeout=0.15).check()
+    connect(kind, timeout=0.5 if start == "slow" else 5.0).check()
   assert "\n" not in str(refused.value)
   assert "127.0.0.1" in str(refused.value)
   assert len(server.requests) == 1
