@@ -16,6 +16,7 @@ sides. Before the times are used, all steps must have sampled the same number of
 """
 
 from collections.abc import Sequence
+from concurrent import futures
 import dataclasses
 import json
 from pathlib import Path
@@ -30,7 +31,7 @@ import numpy as np
 from benchmarks import measure
 from vr_jax import main as vr_jax
 from vr_jax import records
-from vr_jax.envs import moss_chatv
+from vr_jax.envs import environment, moss_chatv
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import clock as clock_lib
 from vr_jax.train import experience, padding, rl_loop, steps
@@ -61,10 +62,10 @@ class Varied(moss_chatv.MossChatV):
   """The recipe's questions, with that reward."""
 
   def score(
-    self, examples: Sequence[records.Example], replies: Sequence[Sequence[str]]
+    self, examples: Sequence[records.Example], replies: environment.Replies
   ) -> records.Scores:
     """`variety` of each reply."""
-    total = np.array([[[variety(reply)] for reply in group] for group in replies], np.float32)
+    total = np.array([[[variety(reply)] for reply in group] for group in replies.texts], np.float32)
     return records.Scores(rewards={"variety": total}, valid=np.ones(total.shape, bool), total=total)
 
 
@@ -92,6 +93,7 @@ class Step:
       batches=parts.read("train", rl.prompts),
       cache=None,
       key=jax.random.key(parts.config.seed),
+      thread=futures.ThreadPoolExecutor(max_workers=1),
     )
     optimizer = state_lib.make_optimizer(rl, parts.abstract_params, parts.frozen)
     self._state = state_lib.create(params, optimizer, parts.mesh)
@@ -104,13 +106,14 @@ class Step:
   def __call__(self) -> dict[str, Any]:
     """Metrics of the step."""
     rl, self._number = self._parts.config.rl, self._number + 1
-    drawn = self._source.draw(self._state.params, self._number, clock_lib.Clock())
-    made = self._source.judged(drawn)
-    fit = padding.shapes(rl, self._layout, made.lengths)
+    made = self._source.draw(self._state.params, self._number, clock_lib.Clock())
+    fit = padding.shapes(rl, self._layout, made.lengths, budget=rl.max_new_tokens)
     rollout = padding.cut(made.rollout, fit.time)
+    judged = made.judged()
     advantages, signal, _ = rl_loop.assign_credit(
-      mesh_lib.put_batch(made.scores, self._parts.mesh),
-      rollout,
+      mesh_lib.put_batch(judged.scores, self._parts.mesh),
+      mesh_lib.put_batch(judged.segment[:, :, : fit.time], self._parts.mesh),
+      segments=self._parts.environment.segments,
       normalise=rl.normalise,
       budget=rl.max_new_tokens,
     )

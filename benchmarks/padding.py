@@ -120,7 +120,7 @@ def shares(seed, *, rungs, rl, buckets):
   totals, shapes = np.zeros(3), set()
   for _ in range(BATCHES):
     rollout, lengths, decoded, prompts = drawn(rng, rungs=rungs)
-    fit = padding.shapes(rl, layout, lengths)
+    fit = padding.shapes(rl, layout, lengths, budget=rl.max_new_tokens)
     prefix = min(size for size in buckets if size >= prompts.max())
     encoded = dataclasses.replace(_PROMPT, tokens=np.zeros((PROMPTS, prefix), np.int32))
     made = experience.Experience(

@@ -88,6 +88,9 @@ def base(recipe: str) -> ml_collections.ConfigDict:
   sft.max_reply_tokens = 768  # longer reference replies are an error
   sft.checkpoint_every = 50
   sft.max_skipped = 5  # non-finite updates in a row that end the run
+  sft.packing = 1.1  # as rl.packing
+  sft.validate_every = 0  # updates between two looks at the validation split; 0: none
+  sft.patience = 0  # it ends after so many in a row that find no lower loss; 0: it goes on
 
   rl = config.rl = ml_collections.ConfigDict()
   rl.initial = ""  # directory of checkpoints to start from; empty: this workdir's checkpoints/sft
@@ -108,6 +111,7 @@ def base(recipe: str) -> ml_collections.ConfigDict:
   # Updates are compiled for numbers of reply tokens this far apart, so that padding costs no more; 0: all of it is computed.
   rl.packing = 1.1
   rl.resampling = 0  # more batches a step at most, whose groups replace those without signal (DAPO)
+  rl.shuffled = 0  # more replies to each prompt, to its frames in random order (T-GRPO compares)
   rl.curriculum = (
     "none"  # none: in random order | length: every epoch from the shortest clips to the longest
   )
@@ -140,6 +144,48 @@ def base(recipe: str) -> ml_collections.ConfigDict:
   export.directory = ""  # what --mode=export writes; empty: <workdir>/export
   export.dtype = "float32"  # of its tensors
   return config
+
+
+def judge(config: ml_collections.ConfigDict) -> None:
+  """Adds config.judge, of recipes whose replies one judges (docs/judges.md)."""
+  section = config.judge = ml_collections.ConfigDict()
+  section.kind = "rule"  # rule (the simulator's truth) | local | openai | anthropic
+  section.model = ""  # its name, or for local a Hugging Face directory
+  section.base_url = ""  # of the endpoint; empty: that of the provider
+  section.key_variable = "OPENAI_API_KEY"  # environment variable that holds the key
+  section.in_flight = 32  # questions at a time
+  section.requests_per_minute = 0  # at most; 0: no limit
+  section.timeout = 30.0  # seconds
+  section.retries = 4  # then there is no verdict
+  section.budget = 0  # calls of a run at most; 0: no limit
+  section.max_tokens = 256  # of an answer
+  section.blinded = (
+    False  # it answers from the observation alone, and that answer is held against the right one
+  )
+  section.leak_filter = False  # an observation that states the answer outright does not suffice
+
+
+def traces(config: ml_collections.ConfigDict) -> None:
+  """Adds config.traces, of recipes whose replies hold an observation (docs/traces.md)."""
+  section = config.traces = ml_collections.ConfigDict()
+  section.writer = (
+    "sampler"  # sampler (with the weights that RL would start from) | openai (an endpoint)
+  )
+  section.directory = ""  # what is written; empty: <workdir>/traces
+  section.examples = 0  # of each split that are asked about; 0: all
+  section.threshold = 0.6  # of the task metric: an answer that scores less is rejected [VideoP2R]
+  section.batch = 16  # questions that are asked, decided and written together
+  section.max_tokens = 1024  # of a reply
+  section.model = ""  # openai: the writer's name at its endpoint
+  section.base_url = ""  # openai: of the endpoint; empty: OpenAI's own
+  section.key_variable = "OPENAI_API_KEY"  # openai: environment variable that holds the key
+  section.in_flight = 16  # openai: requests at a time
+  section.retries = 4  # openai: of a request
+  section.timeout = 120.0  # openai: seconds that a request may take
+  section.workers = (
+    0  # processes of an Apache Beam pipeline (extra beam); 0: this process, without Beam
+  )
+  section.beam = ()  # Beam's own options, of another runner than that of this machine
 
 
 def tiny(config: ml_collections.ConfigDict) -> None:

@@ -39,7 +39,13 @@ def _task(**changes):
 
 
 def _score(*replies, **changes):
-  return _task(**changes).score([EXAMPLE], [list(replies)])
+  return _task(**changes).score([EXAMPLE], _said([list(replies)]))
+
+
+def _said(texts):
+  return environment.Replies(
+    texts=texts, segment=np.zeros((len(texts), len(texts[0]), 1), np.int32)
+  )
 
 
 def test_it_is_an_environment():
@@ -56,7 +62,7 @@ def test_the_question_shows_options_and_instruction_one_a_line():
 @pytest.mark.parametrize("moves", ["strict", "jump", "classic"])
 def test_the_reference_reply_earns_full_marks(alignment, moves):
   task = _task(alignment=alignment, moves=moves)
-  scores = task.score([EXAMPLE], [[task.reference_reply(EXAMPLE)]])
+  scores = task.score([EXAMPLE], _said([[task.reference_reply(EXAMPLE)]]))
   for name in ("accuracy", "format", "process"):
     np.testing.assert_allclose(scores.rewards[name], 1, atol=1e-6)
   np.testing.assert_allclose(scores.total, 3, atol=1e-6)
@@ -72,7 +78,8 @@ def test_an_example_without_steps_has_no_reference_reply():
     shown=records.Span(start=0.0, end=1.0),
   )
   assert _task().reference_reply(bare) is None
-  assert _task().score([bare], [["<think>x</think><answer>3</answer>"]]).rewards["process"] == 0
+  replies = _said([["<think>x</think><answer>3</answer>"]])
+  assert _task().score([bare], replies).rewards["process"] == 0
 
 
 @pytest.mark.parametrize(
@@ -106,16 +113,16 @@ def test_a_trace_out_of_order_earns_less_and_alpha_says_how_much():
 
 def test_scores_have_the_shape_of_prompts_and_group_and_their_order():
   other = records.Example(**{**vars(EXAMPLE), "id": "q2", "answer": "A"})
-  scores = _task().score([EXAMPLE, other], [[RIGHT, WRONG, EMPTY], [RIGHT, WRONG, EMPTY]])
+  scores = _task().score([EXAMPLE, other], _said([[RIGHT, WRONG, EMPTY]] * 2))
   assert scores.total.shape == scores.valid.shape == (2, 3, 1)
   assert scores.valid.all()
   np.testing.assert_array_equal(scores.rewards["accuracy"][..., 0], [[1, 0, 0], [0, 1, 0]])
 
 
 @pytest.mark.parametrize("reply", [RIGHT, EMPTY, "<think></think>", "\x00 <think>é🎉"])
-def test_the_explanation_is_json_with_steps_alignment_and_answer(reply):
+def test_the_explanation_is_json_with_steps_and_alignment(reply):
   explained = json.loads(json.dumps(_task().explain(EXAMPLE, reply)))
-  assert explained.keys() == {"answer", "steps", "alignment"}
+  assert explained.keys() == {"steps", "alignment"}
   assert explained["alignment"].keys() == {"cost", "path", "distance"}
   cost = explained["alignment"]["cost"]
   assert len(cost) == len(STEPS)
@@ -124,7 +131,6 @@ def test_the_explanation_is_json_with_steps_alignment_and_answer(reply):
 
 def test_the_explanation_of_the_reference_is_its_diagonal():
   explained = _task().explain(EXAMPLE, RIGHT)
-  assert explained["answer"] == "B"
   assert list(explained["steps"]) == list(STEPS)
   assert explained["alignment"]["path"] == [[0, 0], [1, 1], [2, 2]]
   assert explained["alignment"]["distance"] == pytest.approx(0, abs=1e-6)

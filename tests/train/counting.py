@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 
 from vr_jax import main, records
-from vr_jax.envs import moss_chatv
+from vr_jax.envs import environment, moss_chatv
 from vr_jax.train import parts as parts_lib
 
 
@@ -22,6 +22,8 @@ class Counting:
     self._task = moss_chatv.MossChatV(**fields)
     self._seen = 0
 
+  segments, tags = moss_chatv.MossChatV.segments, moss_chatv.MossChatV.tags
+
   def question(self, example: records.Example) -> str:
     return self._task.question(example)
 
@@ -31,11 +33,23 @@ class Counting:
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
     return self._task.explain(example, reply)
 
+  def pieces(self, reply: str) -> environment.Pieces:
+    return self._task.pieces(reply)
+
+  def trace(self, reply: str) -> str:
+    return self._task.trace(reply)
+
+  def counts(self) -> Mapping[str, float]:
+    return {}
+
+  def close(self) -> None:
+    pass
+
   def score(
-    self, examples: Sequence[records.Example], replies: Sequence[Sequence[str]]
+    self, examples: Sequence[records.Example], replies: environment.Replies
   ) -> records.Scores:
     scores = self._task.score(examples, replies)
-    flat = [reply for group in replies for reply in group]
+    flat = [reply for group in replies.texts for reply in group]
     hashes = [zlib.crc32(f"{self._seen + i} {text}".encode()) for i, text in enumerate(flat)]
     self._seen += len(flat)
     luck = (np.array(hashes) % 1000 / 1000).astype(np.float32).reshape(scores.total.shape)

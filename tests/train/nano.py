@@ -55,6 +55,7 @@ OVERRIDES: Mapping[str, Any] = {
   "sft.learning_rate": 2e-3,
   "sft.max_reply_tokens": 80,
   "sft.checkpoint_every": 2,
+  "sft.packing": 0.0,
   "rl.steps": 4,
   "rl.prompts": 4,
   "rl.group": 4,
@@ -71,9 +72,9 @@ OVERRIDES: Mapping[str, Any] = {
 }
 
 
-def recipe(size: str) -> ml_collections.ConfigDict:
-  """The recipe as it is, at a size."""
-  spec = importlib.util.spec_from_file_location("moss_chatv_recipe", ROOT / RECIPE)
+def recipe(size: str, path: str = RECIPE) -> ml_collections.ConfigDict:
+  """A recipe as it is, at a size."""
+  spec = importlib.util.spec_from_file_location("recipe", ROOT / path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(size)

@@ -1,6 +1,7 @@
 """What a step learns from: groups without signal replaced, replies drawn a step ahead, and the padding between."""
 
 import dataclasses
+import functools
 import zlib
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from tests.train import counting, nano
 from vr_jax import errors, records
 from vr_jax.models import layout as layout_lib
-from vr_jax.train import clock, experience, metrics, padding, rl_loop, steps
+from vr_jax.train import clock, experience, metrics, padding, reading, rl_loop, steps
 from vr_jax.train import parts as parts_lib
 
 PROMPTS, GROUP = 4, 4
@@ -27,15 +28,22 @@ class Choosy:
     return getattr(self.environment, name)
 
   def score(self, examples, replies):
-    total = np.zeros((len(examples), len(replies[0]), 1), np.float32)
-    for row, group in enumerate(replies):
+    total = np.zeros((len(examples), len(replies.texts[0]), 1), np.float32)
+    for row, group in enumerate(replies.texts):
       if len(self.seen) % self.nth == 0:
         total[row, :, 0] = [1 + zlib.crc32(reply.encode()) % 97 for reply in group]
       self.seen.append((examples[row].id, float(total[row].sum()) > 0))
     return records.Scores(rewards={"luck": total}, valid=np.ones_like(total, bool), total=total)
 
 
-def _source(data, nth, **overrides):
+@pytest.fixture
+def source(data):
+  """Makes a source of which every `nth` group carries signal."""
+  with experience.thread() as thread:
+    yield functools.partial(_source, data, thread)
+
+
+def _source(data, thread, nth, **overrides):
   parts = nano.build(data, rl__group=GROUP, **overrides)
   object.__setattr__(parts, "environment", Choosy(parts.environment, nth))
   return experience.Source(
@@ -43,6 +51,7 @@ def _source(data, nth, **overrides):
     batches=parts.read("train", PROMPTS),
     cache=None,
     key=jax.random.key(0),
+    thread=thread,
   )
 
 
@@ -51,8 +60,8 @@ def params(data):
   return nano.sharpened(nano.build(data).fresh_params())
 
 
-def test_groups_without_signal_are_replaced_until_the_batch_is_full(data, params):
-  source = _source(data, 3, rl__resampling=5)
+def test_groups_without_signal_are_replaced_until_the_batch_is_full(source, params):
+  source = source(3, rl__resampling=5)
   made = source.draw(params, 1, clock.Clock())
   seen = source.parts.environment.seen
   lucky = [name for name, luck in seen if luck]
@@ -60,36 +69,49 @@ def test_groups_without_signal_are_replaced_until_the_batch_is_full(data, params
   assert [item.example.id for item in made.items] == lucky[:PROMPTS]
   assert made.values["resampling/batches"] == 3
   assert made.values["resampling/signal_share"] == pytest.approx(1 / 3)
-  assert (made.scores.total.std(axis=1) > 0).all()
+  assert (made.judged().scores.total.std(axis=1) > 0).all()
   assert made.sampled > made.lengths.sum()
 
 
-def test_replies_stay_with_their_prompts_when_groups_of_several_batches_come_together(data, params):
-  source = _source(data, 3, rl__resampling=5)
+def test_replies_stay_with_their_prompts_when_groups_of_several_batches_come_together(
+  source, params
+):
+  source = source(3, rl__resampling=5)
   made = source.draw(params, 1, clock.Clock())
   parts = source.parts
   score = steps.make_scorer(parts.graph, parts.allowed, temperature=parts.config.rl.temperature)
   log_probs = score(params, made.prompt, made.rollout)
   np.testing.assert_allclose(log_probs, made.rollout.log_probs, rtol=1e-5, atol=1e-5)
-  for group, total in zip(parts.texts(made.rollout), made.scores.total[..., 0], strict=True):
+  for group, total in zip(
+    reading.replies(parts, made.rollout).texts, made.judged().scores.total[..., 0], strict=True
+  ):
     np.testing.assert_array_equal(total, [1 + zlib.crc32(text.encode()) % 97 for text in group])
 
 
-def test_where_too_few_groups_carry_signal_the_cap_ends_the_search_and_others_fill_up(data, params):
-  source = _source(data, 100, rl__resampling=1)
+def test_where_too_few_groups_carry_signal_the_cap_ends_the_search_and_others_fill_up(
+  source, params
+):
+  source = source(100, rl__resampling=1)
   made = source.draw(params, 1, clock.Clock())
   seen = [name for name, _ in source.parts.environment.seen]
   assert len(seen) == 2 * PROMPTS
   assert [item.example.id for item in made.items] == seen[:PROMPTS]
-  assert (made.scores.total.std(axis=1) > 0).sum() == 1
+  assert (made.judged().scores.total.std(axis=1) > 0).sum() == 1
 
 
-def test_without_resampling_nothing_is_judged_before_it_is_asked_for(data, params):
-  source = _source(data, 1)
-  made = source.draw(params, 1, clock.Clock())
-  assert made.scores is None
-  assert not source.parts.environment.seen
-  assert source.judged(made).scores.total.shape == (PROMPTS, GROUP, 1)
+def test_replies_are_judged_while_others_are_drawn_and_in_their_order(source, params):
+  source = source(1)
+  drawn = [source.draw(params, step, clock.Clock()) for step in (1, 2)]
+  assert [made.judged().scores.total.shape for made in drawn] == [(PROMPTS, GROUP, 1)] * 2
+  asked = [item.example.id for made in drawn for item in made.items]
+  assert [name for name, _ in source.parts.environment.seen] == asked
+
+
+def test_where_scoring_fails_the_step_does(source, params, monkeypatch):
+  source = source(1)
+  monkeypatch.setattr(source.parts.environment, "score", lambda *_: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    source.draw(params, 1, clock.Clock()).judged()
 
 
 def test_one_step_off_policy_updates_on_replies_of_the_policy_before(data, tmp_path, monkeypatch):
@@ -128,7 +150,7 @@ LENGTHS = np.array([[20, 3, 3, 1], [2, 2, 2, 2], [9, 9, 9, 9], [1, 1, 1, 1]])
 
 
 def test_arrays_are_halved_while_they_hold_the_longest_reply_and_packed_to_the_fuller_part():
-  shapes = padding.shapes(_rl(), layout_lib.OneDevice(), LENGTHS)
+  shapes = padding.shapes(_rl(), layout_lib.OneDevice(), LENGTHS, budget=64)
   assert shapes.time == 32
   # Rows 0 and 2 are one part, with 63 tokens of 256; 256 / 1.25^6 = 67.1.
   assert shapes.packed == 68
@@ -136,15 +158,15 @@ def test_arrays_are_halved_while_they_hold_the_longest_reply_and_packed_to_the_f
 
 
 def test_without_packing_only_the_time_is_cut():
-  shapes = padding.shapes(_rl(packing=0), layout_lib.OneDevice(), LENGTHS)
+  shapes = padding.shapes(_rl(packing=0), layout_lib.OneDevice(), LENGTHS, budget=64)
   assert shapes == padding.Shapes(time=32, packed=None, packed_whole=None)
 
 
-def test_the_share_of_padding_is_that_of_a_count_by_hand(data, params):
-  drawn = _source(data, 1).draw(params, 1, clock.Clock())
+def test_the_share_of_padding_is_that_of_a_count_by_hand(source, params):
+  drawn = source(1).draw(params, 1, clock.Clock())
   made = dataclasses.replace(drawn, lengths=LENGTHS, prompt_tokens=30.0, sampled=75, decoded=120)
   layout, prefix = layout_lib.OneDevice(), drawn.encoded.tokens.shape[1]
-  shapes = padding.shapes(_rl(), layout, LENGTHS)
+  shapes = padding.shapes(_rl(), layout, LENGTHS, budget=64)
   # One pass to sample, two updates, two scorers, each over 4 prompts.
   computed = 120 + 2 * 2 * shapes.packed + 2 * shapes.packed_whole + 5 * 4 * prefix
   wanted = 75 + 4 * 75 + 5 * 4 * 30

@@ -1,14 +1,43 @@
 """What a recipe asks of a model: the question it shows, and what a reply is worth."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
+from jaxtyping import Int
+import numpy as np
+
 from vr_jax import records
+
+Pieces = tuple[tuple[int, int], ...]  # (end, segment), the last end being that of the reply
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Replies:
+  """What a policy said to a batch of examples.
+
+  texts: [prompts][group]. segment: which one each token belongs to; -1 where there is none. shuffled: what it said to the same
+  frames in random order, [prompts][any number], where the loop asks for it.
+  """
+
+  texts: Sequence[Sequence[str]]
+  segment: Int[np.ndarray, "prompts group time"]
+  shuffled: Sequence[Sequence[str]] | None = None
+
+  def lengths(self, segments: int) -> Int[np.ndarray, "prompts group {segments}"]:
+    """Tokens of each segment."""
+    return np.stack([(self.segment == number).sum(-1) for number in range(segments)], axis=-1)
 
 
 @runtime_checkable
 class Environment(Protocol):
-  """One recipe's task. It knows texts and examples, and no model."""
+  """One recipe's task. It knows texts and examples, and no model.
+
+  segments: names of the parts of a reply that earn rewards of their own; tags: what a reply is marked up with.
+  """
+
+  segments: tuple[str, ...]
+  tags: tuple[str, ...]
 
   def question(self, example: records.Example) -> str:
     """The text that the user's turn shows beside the frames."""
@@ -16,16 +45,26 @@ class Environment(Protocol):
   def reference_reply(self, example: records.Example) -> str | None:
     """The whole reply that the reference gives, for supervised training; None where the example has no trace."""
 
-  def score(
-    self, examples: Sequence[records.Example], replies: Sequence[Sequence[str]]
-  ) -> records.Scores:
-    """The rewards of replies [prompts][group]."""
+  def pieces(self, reply: str) -> Pieces:
+    """Which segment each part of a reply belongs to: (end, segment) of the parts, one after the other, in characters."""
+
+  def score(self, examples: Sequence[records.Example], replies: Replies) -> records.Scores:
+    """The rewards of replies; may be called from another thread, a batch at a time."""
+
+  def trace(self, reply: str) -> str:
+    """The reasoning in a reply: what is read as its steps."""
 
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
-    """How a reply was read (steps, alignment, answer), as JSON, for the report."""
+    """How a reply was read (steps, alignment, segments), as JSON, for the report."""
 
   def state(self) -> Mapping[str, Any]:
     """What scoring remembers from step to step, as JSON; part of every checkpoint. {} where it remembers nothing."""
 
   def set_state(self, state: Mapping[str, Any]) -> None:
     """Goes back to a state that `state` gave."""
+
+  def counts(self) -> Mapping[str, float]:
+    """What scoring counted since it was last asked, by name, for the metrics."""
+
+  def close(self) -> None:
+    """Ends scoring that is under way, and lets go of what it holds."""

@@ -5,11 +5,12 @@ Source: arXiv 2509.21113. Total reward = sum of weight * part; the weights are a
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from vr_jax import records
+from vr_jax.envs import environment
 from vr_jax.rewards import accuracy, process, steps
 from vr_jax.rewards import format as format_lib
 
@@ -24,6 +25,8 @@ class MossChatV:
   moves: Literal["strict", "jump", "classic"]
   alignment: Literal["subsequence", "naive"]
   gate: Literal["none", "format", "accuracy"]
+  segments: ClassVar[tuple[str, ...]] = ("reply",)
+  tags: ClassVar[tuple[str, ...]] = ("<think>", "</think>\n<answer>", "</answer>")
 
   def question(self, example: records.Example) -> str:
     """Question, options one a line, instruction."""
@@ -38,13 +41,18 @@ class MossChatV:
     trace = "\n".join(step.text for step in example.steps)
     return f"<think>{trace}</think>\n<answer>{example.answer}</answer>"
 
+  def pieces(self, reply: str) -> environment.Pieces:
+    """The whole reply is one segment."""
+    return ((len(reply), 0),)
+
   def score(
-    self, examples: Sequence[records.Example], replies: Sequence[Sequence[str]]
+    self, examples: Sequence[records.Example], replies: environment.Replies
   ) -> records.Scores:
     """Rewards `accuracy`, `format` and `process` (before the gate), each in [0, 1], and their gated, weighted sum."""
-    shape = (len(examples), len(replies[0]), 1)
-    flat = [reply for group in replies for reply in group]
-    owners = [example for example, group in zip(examples, replies, strict=True) for _ in group]
+    texts = replies.texts
+    shape = (len(examples), len(texts[0]), 1)
+    flat = [reply for group in texts for reply in group]
+    owners = [example for example, group in zip(examples, texts, strict=True) for _ in group]
     parts = {
       "accuracy": [
         accuracy.accuracy(reply, example.answer, example.problem_type, example.options)
@@ -59,11 +67,14 @@ class MossChatV:
     total = sum(np.float32(self.weights[name]) * value for name, value in gated.items())
     return records.Scores(rewards=rewards, valid=np.ones(shape, bool), total=total)
 
+  def trace(self, reply: str) -> str:
+    """What stands between the think tags."""
+    return steps.think_text(reply)
+
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
-    """{"steps", "alignment": {"cost", "path", "distance"}, "answer"} of one reply."""
+    """{"steps", "alignment": {"cost", "path", "distance"}} of one reply."""
     return {
-      "answer": accuracy.answer_text(reply),
-      "steps": steps.split_steps(steps.think_text(reply)),
+      "steps": steps.split_steps(self.trace(reply)),
       "alignment": self._process([reply], [example]).alignment(0),
     }
 
@@ -73,6 +84,13 @@ class MossChatV:
 
   def set_state(self, state: Mapping[str, Any]) -> None:
     """Nothing to go back to."""
+
+  def counts(self) -> Mapping[str, float]:
+    """Nothing is counted."""
+    return {}
+
+  def close(self) -> None:
+    """Nothing is held."""
 
   def _process(
     self, replies: Sequence[str], examples: Sequence[records.Example]

@@ -15,19 +15,25 @@ from vr_jax import records
 from vr_jax.rewards import accuracy as accuracy_lib
 from vr_jax.rewards import steps as steps_lib
 from vr_jax.rollout import sampler
-from vr_jax.train import console, features
+from vr_jax.train import console, features, reading
 from vr_jax.train import parts as parts_lib
 from vr_jax.worlds import consistency
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answered:
-  """One held-out example with its reply and scores."""
+  """One held-out example with its reply and scores.
+
+  steps: of its trace. rewards: by name, of the segment that answers, the last; of_segments: of each segment by its name, where
+  there are several.
+  """
 
   item: parts_lib.Item
   reply: str
   tokens: int
+  steps: list[str]
   rewards: dict[str, float]
+  of_segments: dict[str, dict[str, float]]
 
 
 def evaluate(
@@ -47,9 +53,9 @@ def evaluate(
   metrics = {
     "accuracy": float(np.mean(scores)),
     "accuracy_interval": _interval(scores),
-    "process_reward": float(np.mean([a.rewards["process"] for a in whole])),
     "format": float(np.mean([a.rewards["format"] for a in whole])),
     "reply_tokens": float(np.mean([a.tokens for a in whole])),
+    **_of_recipe(whole),
     **_by_type(whole),
     **_trace_metrics(whole),
   }
@@ -86,20 +92,55 @@ def _answer(
         jax.random.fold_in(jax.random.key(parts.config.seed), number),
         decoding=decoding,
       )
-      replies = parts.texts(rollout)[: len(items)]
-      lengths = (np.asarray(rollout.kind) == records.Kind.MODEL).sum(axis=(1, 2))
+      replies = reading.replies(parts, rollout, rows=len(items))
       scores = parts.environment.score([item.example for item in items], replies)
-      for row, (item, (reply,)) in enumerate(zip(items, replies, strict=True)):
-        rewards = {key: float(value[row, 0, 0]) for key, value in scores.rewards.items()}
-        rewards["total"] = float(scores.total[row, 0, 0])
-        answered.append(Answered(item=item, reply=reply, tokens=int(lengths[row]), rewards=rewards))
+      tokens = (replies.segment >= 0).sum(axis=(1, 2))
+      for row, (item, (reply,)) in enumerate(zip(items, replies.texts, strict=True)):
+        of_segments = _of_segments(parts.environment.segments, scores, row)
+        answered.append(
+          Answered(
+            item=item,
+            reply=reply,
+            tokens=int(tokens[row]),
+            steps=steps_lib.split_steps(parts.environment.trace(reply)),
+            rewards=of_segments[parts.environment.segments[-1]],
+            of_segments=of_segments if len(of_segments) > 1 else {},
+          )
+        )
       tick(len(answered))
   return answered
+
+
+def _of_segments(
+  names: Sequence[str], scores: records.Scores, row: int
+) -> dict[str, dict[str, float]]:
+  """Rewards of the one reply in a row, by segment and name; those of a segment without a verdict are left out."""
+  of_all = {**scores.rewards, "total": scores.total}
+  return {
+    name: {
+      reward: float(value[row, 0, number])
+      for reward, value in of_all.items()
+      if scores.valid[row, 0, number]
+    }
+    for number, name in enumerate(names)
+  }
 
 
 def _interval(values: Sequence[float]) -> float:
   """Half-width of the 95 % interval of a mean."""
   return float(1.96 * np.std(values) / np.sqrt(len(values)))
+
+
+def _of_recipe(answered: Sequence[Answered]) -> dict[str, float]:
+  """What only some recipes reward: the process, or a segment before the answer."""
+  values: dict[str, list[float]] = {}
+  for a in answered:
+    if "process" in a.rewards:
+      values.setdefault("process_reward", []).append(a.rewards["process"])
+    for segment, rewards in list(a.of_segments.items())[:-1]:
+      for name, value in rewards.items():
+        values.setdefault(f"{segment}/{name}", []).append(value)
+  return {name: float(np.mean(of_name)) for name, of_name in values.items()}
 
 
 def _by_type(answered: Sequence[Answered]) -> dict[str, float]:
@@ -118,7 +159,7 @@ def _trace_metrics(answered: Sequence[Answered]) -> dict[str, float]:
   implied = [
     (a, value)
     for a in known
-    if (value := consistency.implied_answer(_steps(a), a.item.example)) is not None
+    if (value := consistency.implied_answer(a.steps, a.item.example)) is not None
   ]
   if implied:
     values["think_answer_mismatch"] = float(np.mean([not _says(a, value) for a, value in implied]))
@@ -137,20 +178,15 @@ def _says(answered: Answered, value: str) -> bool:
   return accuracy_lib.accuracy(answered.reply, value, kind, options) == 1
 
 
-def _steps(answered: Answered) -> list[str]:
-  return steps_lib.split_steps(steps_lib.think_text(answered.reply))
-
-
 def _consistency(answered: Answered) -> consistency.Consistency:
   example = answered.item.example
   reference = [step.text for step in example.steps]
-  return consistency.trace_consistency(_steps(answered), example.states, reference=reference)
+  return consistency.trace_consistency(answered.steps, example.states, reference=reference)
 
 
 def _shown(parts: parts_lib.Parts, answered: Answered) -> dict[str, Any]:
   """One rollout as the report shows it."""
   example, clip = answered.item.example, answered.item.clip
-  explained = parts.environment.explain(example, answered.reply)
   shown = {
     "id": example.id,
     "video": example.video,
@@ -162,10 +198,11 @@ def _shown(parts: parts_lib.Parts, answered: Answered) -> dict[str, Any]:
     "times": [float(time) for time in clip.timestamps],
     "reply": answered.reply,
     "reference": [dataclasses.asdict(step) for step in example.steps],
-    "steps": explained["steps"],
-    "alignment": explained["alignment"],
     "rewards": answered.rewards,
+    **parts.environment.explain(example, answered.reply),
   }
+  if answered.of_segments:
+    shown["segment_rewards"] = answered.of_segments
   if _has_truth(example):
     shown["trace_consistency"] = _consistency(answered).score
   return shown

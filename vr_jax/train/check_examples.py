@@ -18,7 +18,7 @@ from vr_jax.envs import environment as environment_lib
 from vr_jax.models.qwen2_5_vl import processor as processor_lib
 from vr_jax.train import inputs
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,8 @@ class Checks:
 
   def _write(self, path: Path) -> None:
     store = frame_store.FrameStore(self.shards / "frames")
-    found = {split: self._problems(split, store) for split in SPLITS}
+    splits = [name for name in SPLITS if name != "validation" or self.config.sft.validate_every]
+    found = {split: self._problems(split, store) for split in splits}
     bad = [entry for problems in found.values() for entry in problems.values()]
     aside = path.with_suffix(f".{os.getpid()}.partial")
     try:
@@ -64,7 +65,8 @@ class Checks:
     sft, problems = self.config.sft, {}
     for index in range(len(source)):
       example, kept = source[index], index - len(problems)
-      supervised = split == "train" and sft.steps and (not sft.examples or kept < sft.examples)
+      beyond = split == "train" and sft.examples and kept >= sft.examples
+      supervised = split != "test" and sft.steps and not beyond
       where = batches.name(example)
       try:
         self._check(example, store, where, supervised=bool(supervised))
@@ -116,7 +118,12 @@ class Checks:
       "model": {name: model[name] for name in limits + buckets},
       "recipe": config.recipe,
       "env": config.env.to_dict(),
-      "sft": [bool(config.sft.steps), config.sft.examples, config.sft.max_reply_tokens],
+      "sft": [
+        bool(config.sft.steps),
+        config.sft.examples,
+        config.sft.max_reply_tokens,
+        bool(config.sft.validate_every),
+      ],
       "rule": repr(inputs.sampling_rule(config.data)),
       "on_bad": config.data.on_bad,
     }

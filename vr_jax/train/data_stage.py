@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_collections
 
 from vr_jax import errors
-from vr_jax.data import examples, ingest
+from vr_jax.data import examples, ingest, traces
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 from vr_jax.train import console, inputs
 from vr_jax.train import parts as parts_lib
@@ -16,7 +16,24 @@ from vr_jax.worlds import write
 
 
 def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  """Simulates where the config says so, ingests, and checks the examples. What is complete is left as it is."""
+  """Simulates where the config says so, ingests, and checks the examples. What is complete is left as it is.
+
+  So is a directory of traces that --mode=traces wrote.
+  """
+  if traces.summary(inputs.directory(config, workdir)) is None:
+    _ingest(config, workdir)
+  if (
+    config.model.tokenizer == inputs.TRAINED
+    and not inputs.tokenizer_path(config, workdir).is_file()
+  ):
+    _train_tokenizer(config, workdir)
+  left_out = parts_lib.example_checks(config, workdir).left_out()
+  if any(left_out.values()):
+    counts = ", ".join(f"{len(indices)} {split}" for split, indices in left_out.items())
+    console.say(f"data: left out, as no prompt or reply for them fits: {counts}")
+
+
+def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
   data = config.data
   output = inputs.directory(config, workdir)
   videos, annotations = Path(data.videos), Path(data.annotations)
@@ -46,15 +63,6 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
     f"data: {report.videos} videos, {report.frames} frames; examples: {counts}; "
     f"skipped {report.skipped_videos} videos, {report.skipped_records} records"
   )
-  if (
-    config.model.tokenizer == inputs.TRAINED
-    and not inputs.tokenizer_path(config, workdir).is_file()
-  ):
-    _train_tokenizer(config, workdir)
-  left_out = parts_lib.example_checks(config, workdir).left_out()
-  if any(left_out.values()):
-    counts = ", ".join(f"{len(indices)} {split}" for split, indices in left_out.items())
-    console.say(f"data: left out, as no prompt or reply for them fits: {counts}")
 
 
 def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
@@ -86,10 +94,16 @@ def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
   texts = (
     text
     for example in (source[index] for index in range(len(source)))
-    for text in (example.question, *example.options, *(step.text for step in example.steps))
+    for text in (
+      example.question,
+      *example.options,
+      *(step.text for step in example.steps),
+      example.observation,
+      example.reasoning,
+    )
   )
   # What stands around every text: the template's words and the tags of a reply, each often enough to be merged.
-  frame = ["user\n", "assistant\n", "<think>", "</think>\n<answer>", "</answer>"] * 1000
+  frame = ["user\n", "assistant\n", *parts_lib.make_environment(config).tags] * 1000
   size = config.model.architecture.text_config.vocab_size
   path = inputs.tokenizer_path(config, workdir)
   aside = path.with_suffix(".partial")

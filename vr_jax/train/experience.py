@@ -1,9 +1,13 @@
 """Experience: what the update of a step learns from.
 
 batch -> features (encoder) -> replies (sampler) -> texts -> rewards (environment)
+
+Replies are judged on a thread of their own from the moment they are there, one batch after the other.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -19,8 +23,23 @@ from vr_jax.parallel import processes
 from vr_jax.rl import credit
 from vr_jax.rollout import encoder, sampler
 from vr_jax.train import clock as clock_lib
-from vr_jax.train import features, steps
+from vr_jax.train import features, reading, steps
 from vr_jax.train import parts as parts_lib
+
+_SHUFFLED = 2**20  # folded into a step's key: apart from what attempts at it fold in
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judged:
+  """What the replies of this process's rows earned, and the segment of each of their tokens.
+
+  remembered: what the environment then knew, as JSON; counts: what it counted.
+  """
+
+  scores: records.Scores
+  segment: Int[np.ndarray, "prompts group time"]
+  remembered: Mapping[str, Any]
+  counts: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +49,8 @@ class Experience:
   encoded: prompts with the features of the tower that sampled; prompt: as a pass that is to have a tower of its own takes them
   (with patches; where the tower is frozen, `encoded`). lengths: of the replies of all processes, in tokens. prompt_tokens:
   of a prompt, the mean. sampled: tokens of all replies that were drawn for it, those of groups that were then replaced too;
-  decoded: those that sampling them computed. scores: of this process's rows; None where they are not judged yet. values:
-  what is to be logged.
+  decoded: those that sampling them computed. read: where the iterator over batches stood behind it. values: what is to be
+  logged.
   """
 
   items: list[parts_lib.Item]
@@ -42,8 +61,13 @@ class Experience:
   prompt_tokens: float
   sampled: int
   decoded: int
-  scores: records.Scores | None = None
+  judging: futures.Future[Judged]
+  read: Mapping[str, Any]
   values: dict[str, float] = dataclasses.field(default_factory=dict)
+
+  def judged(self) -> Judged:
+    """Waits for it."""
+    return self.judging.result()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +78,7 @@ class Source:
   batches: Iterator[parts_lib.Batch]
   cache: feature_cache.FeatureCache | None
   key: Key[Array, ""]
+  thread: futures.ThreadPoolExecutor
 
   def draw(self, params: PyTree, step: int, clock: clock_lib.Clock) -> Experience:
     """That of a step; not yet judged, but where groups without signal are to be replaced."""
@@ -62,27 +87,13 @@ class Source:
       return self._draw(params, key, clock)
     return self._with_signal(params, key, clock)
 
-  def judged(self, drawn: Experience) -> Experience:
-    """With the scores of its replies."""
-    if drawn.scores is not None:
-      return drawn
-    replies = self.parts.texts(drawn.rollout)
-    examples = [item.example for item in drawn.items]
-    return dataclasses.replace(drawn, scores=self.parts.environment.score(examples, replies))
-
   def _draw(self, params: PyTree, key: Key[Array, ""], clock: clock_lib.Clock) -> Experience:
     batch = next(self.batches)
     prompt, encoded, values = self._prompts(params, batch)
     clock.lap("data", exposed=True)
-    rollout, decoded = sampler.sample_counting(
-      self.parts.graph,
-      params,
-      encoded,
-      self.parts.allowed,
-      key,
-      decoding=self.parts.decoding(),
-    )
-    lengths = steps.reply_lengths(rollout, self.parts.mesh)
+    rollout, decoded = self._sampled(params, encoded, key, self.parts.config.rl.group)
+    shuffled, more = self._shuffled(params, batch, encoded, key)
+    lengths = steps.reply_lengths(steps.sampled(rollout), self.parts.mesh)
     clock.lap("rollout")
     return Experience(
       items=batch.items,
@@ -92,8 +103,48 @@ class Source:
       lengths=lengths,
       prompt_tokens=_prompt_tokens(batch),
       sampled=int(lengths.sum()),
-      decoded=decoded,
+      decoded=decoded + more,
+      judging=self.thread.submit(self._judged, batch.items, rollout, shuffled),
+      read=self.batches.get_state(),
       values=values,
+    )
+
+  def _sampled(
+    self, params: PyTree, prompt: records.Prompt, key: Key[Array, ""], group: int
+  ) -> tuple[records.Rollout, int]:
+    return sampler.sample_counting(
+      self.parts.graph,
+      params,
+      prompt,
+      self.parts.allowed,
+      key,
+      decoding=self.parts.decoding(group=group),
+    )
+
+  def _shuffled(
+    self, params: PyTree, batch: parts_lib.Batch, encoded: records.Prompt, key: Key[Array, ""]
+  ) -> tuple[records.Rollout | None, int]:
+    """Replies to the same features, in random order of the frames, where config.rl.shuffled asks for them."""
+    if not self.parts.config.rl.shuffled:
+      return None, 0
+    key = jax.random.fold_in(key, _SHUFFLED)
+    index = mesh_lib.put_batch(self.parts.shuffled_index(batch, key), self.parts.mesh)
+    prompt = dataclasses.replace(encoded, media_index=index)
+    return self._sampled(params, prompt, key, self.parts.config.rl.shuffled)
+
+  def _judged(
+    self,
+    items: Sequence[parts_lib.Item],
+    rollout: records.Rollout,
+    shuffled: records.Rollout | None,
+  ) -> Judged:
+    environment = self.parts.environment
+    replies = reading.replies(self.parts, rollout, shuffled)
+    return Judged(
+      scores=environment.score([item.example for item in items], replies),
+      segment=replies.segment,
+      remembered=environment.state(),
+      counts=environment.counts(),
     )
 
   def _prompts(
@@ -114,9 +165,10 @@ class Source:
     drawn, chosen, spare = [], [], []
     for attempt in range(1 + self.parts.config.rl.resampling):
       of_attempt = jax.random.fold_in(key, attempt) if attempt else key
-      made = self.judged(self._draw(params, of_attempt, clock))
+      made = self._draw(params, of_attempt, clock)
+      scores = made.judged().scores
       clock.lap("reward", exposed=True)
-      earned = jnp.asarray(made.scores.total), jnp.asarray(made.scores.valid)
+      earned = jnp.asarray(scores.total), jnp.asarray(scores.valid)
       signal = np.asarray(credit.has_signal(*earned)).any(axis=-1)
       for row, carries in enumerate(signal):
         (chosen if carries else spare).append((len(drawn), row))
@@ -143,18 +195,43 @@ class Source:
     prompt, encoded, seen = self._prompts(params, batch)
     rollouts = [jax.tree.map(mesh_lib.local_rows, made.rollout) for made in drawn]
     rollout = mesh_lib.put_batch(_rows(rollouts, chosen), self.parts.mesh)
+    judged = [made.judged() for made in drawn]
+    judging: futures.Future[Judged] = futures.Future()
+    judging.set_result(
+      Judged(
+        scores=_rows([one.scores for one in judged], chosen),
+        segment=_rows([one.segment for one in judged], chosen),
+        remembered=judged[-1].remembered,
+        counts=_summed([one.counts for one in judged]),
+      )
+    )
     return Experience(
       items=batch.items,
       prompt=prompt,
       encoded=encoded,
       rollout=rollout,
-      lengths=steps.reply_lengths(rollout, self.parts.mesh),
+      lengths=steps.reply_lengths(steps.sampled(rollout), self.parts.mesh),
       prompt_tokens=_prompt_tokens(batch),
       sampled=sum(made.sampled for made in drawn),
       decoded=sum(made.decoded for made in drawn),
-      scores=_rows([made.scores for made in drawn], chosen),
+      judging=judging,
+      read=drawn[-1].read,
       values=seen | values,
     )
+
+
+@contextlib.contextmanager
+def thread() -> Iterator[futures.ThreadPoolExecutor]:
+  """What judges replies; where the loop ends early, what waits to be judged is dropped."""
+  made = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge")
+  try:
+    yield made
+  finally:
+    made.shutdown(wait=False, cancel_futures=True)
+
+
+def _summed(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+  return {name: sum(one[name] for one in counts) for name in counts[0]}
 
 
 def _prompt_tokens(batch: parts_lib.Batch) -> float:

@@ -26,20 +26,25 @@ class Shapes:
 
 
 def shapes(
-  rl: ml_collections.ConfigDict,
+  section: ml_collections.ConfigDict,
   layout: layout_lib.Layout,
   lengths: Int[np.ndarray, "prompts group"],
+  *,
+  budget: int,
 ) -> Shapes:
-  """The smallest of a few that hold replies of these lengths: time the budget of a reply, halved while it holds the longest."""
-  time, longest = rl.max_new_tokens, max(int(lengths.max()), 1)
+  """The smallest of a few that hold replies of these lengths: time the budget of a reply, halved while it holds the longest.
+
+  section: `rl` or `sft`, for its packing and microbatches.
+  """
+  time, longest = budget, max(int(lengths.max()), 1)
   while time % 2 == 0 and time // 2 >= longest:
     time //= 2
-  if rl.packing <= 1:
+  if section.packing <= 1:
     return Shapes(time=time, packed=None, packed_whole=None)
   # Row i of a batch is in micro-batch i mod microbatches.
-  of_parts = lengths.reshape(-1, rl.microbatches, rl.group).swapaxes(0, 1)
+  of_parts = lengths.reshape(-1, section.microbatches, lengths.shape[1]).swapaxes(0, 1)
   packed, packed_whole = (
-    packing.size_of(layout, x, time, ratio=rl.packing) for x in (of_parts, lengths[None])
+    packing.size_of(layout, x, time, ratio=section.packing) for x in (of_parts, lengths[None])
   )
   return Shapes(time=time, packed=packed, packed_whole=packed_whole)
 

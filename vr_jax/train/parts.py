@@ -9,13 +9,13 @@ import zlib
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Int, PyTree
+from jaxtyping import Array, Bool, Int, Key, PyTree
 import ml_collections
 import numpy as np
 
 from vr_jax import errors, records
 from vr_jax.data import batches, examples, feature_cache, frame_store
-from vr_jax.envs import environment, moss_chatv
+from vr_jax.envs import environment, moss_chatv, videop2r
 from vr_jax.models.qwen2_5_vl import checkpoint as pretrained
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import lora, names
@@ -23,11 +23,13 @@ from vr_jax.models.qwen2_5_vl import processor as processor_lib
 from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import check_examples, inputs, network
+from vr_jax.rewards import judge as judge_lib
+from vr_jax.train import check_examples, inputs, judges, network
 from vr_jax.train import checkpoints as checkpoints_lib
 
 ENVIRONMENTS: dict[str, Callable[..., environment.Environment]] = {
-  "moss_chatv": moss_chatv.MossChatV
+  "moss_chatv": moss_chatv.MossChatV,
+  "videop2r": videop2r.VideoP2R,
 }
 VIEWS = ("whole", "blind", "shuffled")
 
@@ -230,18 +232,17 @@ class Parts(network.Network):
       items[row] = dataclasses.replace(items[row], encoded=encoded)
     return self.batch(items, size=len(batch.prompt.tokens))
 
+  def shuffled_index(self, batch: Batch, key: Key[Array, ""]) -> Int[np.ndarray, "prompts prefix"]:
+    """The batch's `media_index` with the frames of each prompt in random order."""
+    rows = range(len(batch.prompt.tokens))
+    shown = [batch.items[row if row < len(batch.items) else 0].encoded for row in rows]
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    frames = [len(one.frames) for one in shown]
+    return prompts_lib.in_random_order(batch.prompt.media_index, frames, rng)
+
   def prompt(self, batch: Batch) -> records.Prompt:
     """The prompts of a batch on the mesh."""
     return mesh_lib.put_batch(batch.prompt, self.mesh)
-
-  def texts(self, rollout: records.Rollout) -> list[list[str]]:
-    """Replies [prompts][group] of this process, as text."""
-    tokens = mesh_lib.local_rows(rollout.tokens)
-    sampled = mesh_lib.local_rows(rollout.kind) == records.Kind.MODEL
-    return [
-      [self.processor.decode(row[mask]) for row, mask in zip(group, masks, strict=True)]
-      for group, masks in zip(tokens, sampled, strict=True)
-    ]
 
 
 def build(config: ml_collections.ConfigDict, workdir: Path) -> Parts:
@@ -260,7 +261,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> Parts:
     mesh=mesh_lib.make_mesh(config.mesh),
     model=model,
     processor=processor,
-    environment=_make_environment(config),
+    environment=make_environment(config, judge=_make_judge(config, workdir)),
     allowed=jnp.asarray(allowed),
     stop_tokens=processor.stop_tokens,
   )
@@ -272,7 +273,7 @@ def example_checks(config: ml_collections.ConfigDict, workdir: Path) -> check_ex
     config=config,
     shards=inputs.shards(config, workdir),
     processor=_make_processor(config, workdir),
-    environment=_make_environment(config),
+    environment=make_environment(config),
   )
 
 
@@ -294,18 +295,31 @@ def _make_processor(config: ml_collections.ConfigDict, workdir: Path) -> process
   )
 
 
-def _make_environment(config: ml_collections.ConfigDict) -> environment.Environment:
+def make_environment(
+  config: ml_collections.ConfigDict, *, judge: judge_lib.Judge | None = None
+) -> environment.Environment:
+  """The recipe's; judge: that of the recipes that have one, and None where nothing is scored."""
   if config.recipe not in ENVIRONMENTS:
     raise errors.InputError(f"config.recipe={config.recipe}: one of {', '.join(ENVIRONMENTS)}")
-  return ENVIRONMENTS[config.recipe](**config.env.to_dict())
+  judged = {"judge": judge} if "judge" in config else {}
+  return ENVIRONMENTS[config.recipe](**config.env.to_dict(), **judged)
+
+
+def _make_judge(config: ml_collections.ConfigDict, workdir: Path) -> judge_lib.Judge | None:
+  if "judge" not in config:
+    return None
+  return judges.build(config.judge, inputs.directory(config, workdir) / "judge.sqlite")
 
 
 def reply_arrays(
-  items: list[Item], length: int
+  items: list[Item], length: int, *, rows: int | None = None
 ) -> tuple[Int[np.ndarray, "prompts 1 time"], Bool[np.ndarray, "prompts 1 time"]]:
-  """Reference replies padded to `length`: (tokens, valid). Raises InputError where one is missing or longer."""
-  tokens = np.zeros((len(items), 1, length), np.int32)
-  valid = np.zeros((len(items), 1, length), bool)
+  """Reference replies padded to `length`: (tokens, valid), in as many rows (None: as items); those beyond hold nothing.
+
+  Raises InputError where one is missing or longer.
+  """
+  tokens = np.zeros((rows or len(items), 1, length), np.int32)
+  valid = np.zeros(tokens.shape, bool)
   for row, item in enumerate(items):
     check_examples.check_reply(len(item.reply), length, f"example {item.example.id}")
     tokens[row, 0, : len(item.reply)] = item.reply

@@ -2,8 +2,9 @@
 
 experience (prompts, replies and what they earned) -> advantages (credit) -> update
 
-With rl.one_step_off_policy the replies of the next step are drawn before an update, by the policy that it then moves, and judged
-while it runs; truncated importance sampling (rl.truncation) corrects for the step between.
+With rl.one_step_off_policy the replies of the next step are drawn before an update, by the policy that it then moves. They are
+judged while it runs, and while the replies after them are drawn; truncated importance sampling (rl.truncation) corrects for
+the step between.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 import ml_collections
 import numpy as np
 
@@ -61,17 +62,21 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     contextlib.closing(store),
     contextlib.closing(log),
     features.cache(parts, state.params, workdir) as cache,
+    experience.thread() as thread,
+    contextlib.closing(parts.environment),
     console.progress("rl", rl.steps, done=first) as tick,
   ):
     iterator = parts.read("train", rl.prompts, cache=cache, by_length=rl.curriculum == "length")
     if read is not None:
       iterator.set_state(read)
-    source = experience.Source(parts=parts, batches=iterator, cache=cache, key=key)
+    source = experience.Source(parts=parts, batches=iterator, cache=cache, key=key, thread=thread)
     ahead = None
     for step in range(first + 1, rl.steps + 1):
       clock = clock_lib.Clock()
-      made = ahead or source.draw(state.params, step, clock)
-      fit = padding.shapes(rl, layout, made.lengths)
+      made, ahead = ahead or source.draw(state.params, step, clock), None
+      if rl.one_step_off_policy and step < rl.steps:
+        ahead = source.draw(state.params, step + 1, clock)
+      fit = padding.shapes(rl, layout, made.lengths, budget=rl.max_new_tokens)
       rollout = padding.cut(made.rollout, fit.time)
       reference_log_probs, old = None, None
       if rl.kl_weight:
@@ -80,21 +85,16 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         del reference  # or its share of the state would outlive the update
       if rl.epochs > 1:
         old = score_fn(state.params, made.encoded, rollout, packed=fit.packed_whole)
-      if made.scores is None:
-        made = source.judged(made)
-        clock.lap("reward", exposed=_idle(reference_log_probs, old))
+      judged = made.judged()
+      clock.lap("reward", exposed=_idle(reference_log_probs, old))
       advantages, signal, values = assign_credit(
-        mesh_lib.put_batch(made.scores, parts.mesh),
-        rollout,
+        mesh_lib.put_batch(judged.scores, parts.mesh),
+        mesh_lib.put_batch(judged.segment[:, :, : fit.time], parts.mesh),
+        segments=parts.environment.segments,
         normalise=rl.normalise,
         budget=rl.max_new_tokens,
       )
-      saves = step % rl.checkpoint_every == 0 or step == rl.steps
-      if saves:  # what is drawn ahead of the update does not count as read or judged
-        goes_on = {"iterator": iterator.get_state(), "reward": parts.environment.state()}
-      ahead, updates = None, []
-      if rl.one_step_off_policy and step < rl.steps:
-        ahead = source.draw(state.params, step + 1, clock)
+      updates = []
       for _ in range(rl.epochs):
         state, updated = step_fn(
           state,
@@ -107,19 +107,18 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
           packed=fit.packed,
         )
         updates.append(updated)
-      if ahead is not None:
-        ahead = source.judged(ahead)
-        clock.lap("reward", exposed=_idle(updated["loss"]))
       values, updates = jax.device_get((values, updates))
       values = {name: float(value) for name, value in {**values, **over_epochs(updates)}.items()}
       clock.lap("update")
       values["padding_share"] = padding.share(rl, layout, made, fit)
-      values |= made.values | clock.values(float(made.lengths.sum()))
+      values |= made.values | judged.counts | clock.values(float(made.lengths.sum()))
       log.write(step, values)
       tick(step, rl.steps, shown(values))
       sft_loop.check_finite(values, rl.max_skipped, "rl", step)
-      if saves:
-        store.save(step, state, {**goes_on, "start": begun})
+      if step % rl.checkpoint_every == 0 or step == rl.steps:
+        # What is drawn ahead of the update does not count as read or judged.
+        goes_on = {"iterator": made.read, "reward": judged.remembered, "start": begun}
+        store.save(step, state, goes_on)
 
 
 def _idle(*running: Array | None) -> bool:
@@ -195,11 +194,18 @@ def last_step(parts: parts_lib.Parts, where: Path) -> int | None:
   return step
 
 
-@functools.partial(jax.jit, static_argnames=("normalise", "budget"))
+@functools.partial(jax.jit, static_argnames=("segments", "normalise", "budget"))
 def assign_credit(
-  scores: records.Scores, rollout: records.Rollout, *, normalise: bool, budget: int
+  scores: records.Scores,
+  segment: Int[Array, "prompts group time"],
+  *,
+  segments: tuple[str, ...],
+  normalise: bool,
+  budget: int,
 ) -> tuple[Array, Array, dict[str, Array]]:
-  """What scores mean for each sampled token, on the mesh. budget: tokens that a reply may have.
+  """What scores mean for each sampled token, on the mesh.
+
+  segment: which one each token belongs to, -1 where none; segments: their names; budget: tokens that a reply may have.
 
   Returns:
     (advantages [prompts, group, time], signal [prompts]: whether the replies of a prompt differ in reward, metrics of
@@ -207,19 +213,33 @@ def assign_credit(
   """
   advantages = credit.group_advantages(scores.total, scores.valid, normalise=normalise)
   signal = credit.has_signal(scores.total, scores.valid)
-  sampled = steps.sampled(rollout)
-  segment = jnp.where(sampled, 0, -1)
-  length = sampled.sum(axis=-1)
+  length = (segment >= 0).sum(axis=-1)
   values = {
     "no_signal_share": 1 - signal.mean(),
     "reply_tokens": length.mean(),
     "cut_off_share": (length == budget).mean(),
   }
-  for name, reward in {**scores.rewards, "total": scores.total}.items():
-    values[f"reward/{name}"] = reward.mean()
-    values[f"reward_std/{name}"] = reward.std()
-    values[f"reward_zero/{name}"] = (reward == 0).mean()
+  of_all = {**scores.rewards, "total": scores.total}
+  if len(segments) == 1:
+    values |= _reward_values(of_all, scores.valid)
+    return credit.token_advantages(advantages, segment), signal.any(axis=-1), values
+  for number, name in enumerate(segments):
+    of_segment = {f"{name}/{reward}": value[..., number] for reward, value in of_all.items()}
+    values |= _reward_values(of_segment, scores.valid[..., number])
+    values[f"no_signal_share/{name}"] = 1 - signal[:, number].mean()
+    values[f"tokens/{name}"] = (segment == number).sum(axis=-1).mean()
+    values[f"unjudged_share/{name}"] = 1 - scores.valid[..., number].mean()
   return credit.token_advantages(advantages, segment), signal.any(axis=-1), values
+
+
+def _reward_values(rewards: Mapping[str, Array], valid: Array) -> dict[str, Array]:
+  """Mean and standard deviation of rewards, and how many are 0, over those that are valid."""
+  values = {}
+  for name, reward in rewards.items():
+    values[f"reward/{name}"] = reward.mean(where=valid)
+    values[f"reward_std/{name}"] = reward.std(where=valid)
+    values[f"reward_zero/{name}"] = (reward == 0).mean(where=valid)
+  return values
 
 
 def over_epochs(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:

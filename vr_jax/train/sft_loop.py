@@ -1,17 +1,21 @@
 """Stage `sft`: supervised warm start on the reference traces."""
 
 import collections
+from collections.abc import Callable
 import contextlib
+import math
 from pathlib import Path
 import time
 
 import jax
+from jaxtyping import Array, PyTree
 import ml_collections
+import numpy as np
 
 from vr_jax import errors
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import checkpoints as checkpoints_lib
-from vr_jax.train import console, features, metrics, steps
+from vr_jax.train import console, features, metrics, padding, steps
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
 
@@ -21,7 +25,8 @@ _RECENT = 10  # updates whose mean loss is held against config.sft.target_loss
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """Trains config.sft.steps updates from fresh parameters, or goes on from the last checkpoint.
 
-  It ends sooner where the mean loss of the last 10 updates reaches config.sft.target_loss.
+  It ends sooner where the mean loss of the last 10 updates reaches config.sft.target_loss, or where config.sft.patience looks
+  at the validation split in a row find no lower loss.
   """
   sft = config.sft
   if not sft.steps:
@@ -35,16 +40,19 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     return
   optimizer = state_lib.make_optimizer(sft, parts.abstract_params, parts.frozen)
   state, read = state_lib.create(parts.fresh_params(), optimizer, parts.mesh), None
-  recent = collections.deque(maxlen=_RECENT)
+  recent, lowest, since = collections.deque(maxlen=_RECENT), math.inf, 0
   if store.latest() is not None:
     restored = store.restore(state)
     state, read = restored.tree, restored.loop["iterator"]
     recent.extend(restored.loop["recent"])
+    lowest, since = restored.loop["validation"]
   first = int(state.step)
   step_fn = steps.make_sft_step(
     parts.graph, optimizer, parts.allowed, microbatches=sft.microbatches, frozen=parts.frozen
   )
+  likelihood = steps.make_likelihood(parts.graph, parts.allowed)
   log = metrics.MetricsLog(workdir, "sft", first_step=first + 1)
+  layout = mesh_lib.MeshLayout(parts.mesh)
   with (
     contextlib.closing(store),
     contextlib.closing(log),
@@ -57,13 +65,15 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     for step in range(first + 1, sft.steps + 1):
       begun = time.perf_counter()
       batch = next(iterator)
-      items = batch.items
       prompt, seen = features.prompt(parts, state.params, batch, cache)
-      tokens, valid = mesh_lib.put_batch(
-        parts_lib.reply_arrays(items, sft.max_reply_tokens), parts.mesh
+      replies = mesh_lib.put_batch(
+        parts_lib.reply_arrays(batch.items, sft.max_reply_tokens), parts.mesh
       )
+      lengths = steps.reply_lengths(replies[1], parts.mesh)
+      fit = padding.shapes(sft, layout, lengths, budget=sft.max_reply_tokens)
+      replies = [x[:, :, : fit.time] for x in replies]
       ready = time.perf_counter()
-      state, values = step_fn(state, prompt, tokens, valid)
+      state, values = step_fn(state, prompt, *replies, packed=fit.packed)
       values = {name: float(value) for name, value in jax.device_get(values).items()}
       updated = time.perf_counter()
       values |= seen | {
@@ -72,17 +82,42 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         "time/tokens_per_second": sft.batch * values["reply_tokens"] / (updated - begun),
         **metrics.peak_memory(),
       }
+      if sft.validate_every and step % sft.validate_every == 0:
+        loss = values["validation_loss"] = validation_loss(parts, state.params, likelihood, cache)
+        lowest, since = (loss, 0) if loss < lowest else (lowest, since + 1)
       log.write(step, values)
       tick(step, sft.steps, {"loss": values["loss"]})
       check_finite(values, sft.max_skipped, "sft", step)
       recent.append(values["loss"])
       reached = len(recent) == _RECENT and sum(recent) / _RECENT <= sft.target_loss
-      done = reached or step == sft.steps
+      stopped = 0 < sft.patience <= since
+      done = reached or stopped or step == sft.steps
       if done or step % sft.checkpoint_every == 0:
-        loop = {"iterator": iterator.get_state(), "recent": list(recent), "complete": done}
+        loop = {
+          "iterator": iterator.get_state(),
+          "recent": list(recent),
+          "validation": [lowest, since],
+          "complete": done,
+        }
         store.save(step, state, loop)
-      if reached:
+      if done:
         break
+
+
+def validation_loss(
+  parts: parts_lib.Parts,
+  params: PyTree,
+  likelihood: Callable[..., Array],
+  cache: features.Cache,
+) -> float:
+  """Mean over the tokens of all reference replies of the validation split (nats)."""
+  sft, sums = parts.config.sft, np.zeros(2)
+  for batch in parts.read("validation", sft.batch, repeat=False, cache=cache):
+    prompt, _ = features.prompt(parts, params, batch, cache)
+    rows = len(batch.prompt.tokens)
+    replies = parts_lib.reply_arrays(batch.items, sft.max_reply_tokens, rows=rows)
+    sums += jax.device_get(likelihood(params, prompt, *mesh_lib.put_batch(replies, parts.mesh)))
+  return float(-sums[0] / sums[1])
 
 
 def complete(store: checkpoints_lib.Checkpoints) -> bool:

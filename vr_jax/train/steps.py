@@ -6,7 +6,7 @@ import functools
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 import ml_collections
 import numpy as np
 import optax
@@ -29,29 +29,48 @@ def make_sft_step(
   microbatches: int,
   frozen: tuple[str, ...] = (),
 ) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
-  """A jitted `step(state, prompt, tokens, valid) -> (state, metrics)`: cross-entropy of reference replies.
+  """A jitted `step(state, prompt, tokens, valid, packed=None) -> (state, metrics)`: cross-entropy of reference replies.
 
   tokens, valid: [prompts, 1, time]. The loss is the mean over the tokens of all replies (nats). The state is donated.
-  frozen: names of parameters, or of what holds them, that get no gradient.
+  packed: of one micro-batch, see `forward.reply_log_probs`. frozen: names of parameters, or of what holds them, that get
+  no gradient.
   """
 
-  def loss(params: PyTree, part: PyTree) -> tuple[Array, PyTree]:
+  def loss(params: PyTree, part: PyTree, packed: int | None) -> tuple[Array, PyTree]:
     model = nnx.merge(graph, params)
     log_probs, entropy = forward.reply_log_probs(
-      model, part["prompt"], part["tokens"], part["valid"], allowed
+      model, part["prompt"], part["tokens"], part["valid"], allowed, packed=packed
     )
     return -(part["weights"] * log_probs).sum(), {"entropy": (part["weights"] * entropy).sum()}
 
   def step(
-    state: state_lib.TrainState, prompt: records.Prompt, tokens: Array, valid: Array
+    state: state_lib.TrainState,
+    prompt: records.Prompt,
+    tokens: Array,
+    valid: Array,
+    packed: int | None = None,
   ) -> tuple[state_lib.TrainState, Metrics]:
     weights = loss_lib.token_weights(valid, "token_mean")
     batch = {"prompt": prompt, "tokens": tokens, "valid": valid, "weights": weights}
     parts = split_microbatches(batch, microbatches)
-    state, metrics, value, sums = _update(loss, optimizer, state, parts, frozen)
+    of_part = functools.partial(loss, packed=packed)
+    state, metrics, value, sums = _update(of_part, optimizer, state, parts, frozen)
     return state, {**metrics, "loss": value, **sums, "reply_tokens": valid.sum(-1).mean()}
 
-  return jax.jit(step, donate_argnums=0)
+  return jax.jit(step, donate_argnums=0, static_argnames="packed")
+
+
+def make_likelihood(graph: nnx.GraphDef, allowed: Bool[Array, "vocab"]) -> Callable[..., Array]:
+  """A jitted `likelihood(params, prompt, tokens, valid) -> [log-prob of all tokens of replies together, their number]`."""
+
+  def likelihood(
+    params: PyTree, prompt: records.Prompt, tokens: Array, valid: Array
+  ) -> Float[Array, "2"]:
+    model = nnx.merge(graph, params)
+    log_probs, _ = forward.reply_log_probs(model, prompt, tokens, valid, allowed)
+    return jnp.stack([log_probs.sum(), valid.sum().astype(jnp.float32)])
+
+  return jax.jit(likelihood)
 
 
 def make_scorer(
@@ -158,16 +177,17 @@ def sampled(rollout: records.Rollout) -> Bool[Array, "prompts group time"]:
 
 
 def reply_lengths(
-  rollout: records.Rollout, mesh: jax.sharding.Mesh
+  valid: Bool[Array, "prompts group time"], mesh: jax.sharding.Mesh
 ) -> Int[np.ndarray, "prompts group"]:
   """Tokens of each reply of all processes, on the host."""
-  return jax.device_get(_lengths(rollout, mesh))
+  return jax.device_get(_lengths(valid, mesh))
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _lengths(rollout: records.Rollout, mesh: jax.sharding.Mesh) -> Int[Array, "prompts group"]:
-  lengths = sampled(rollout).sum(axis=-1)
-  return jax.lax.with_sharding_constraint(lengths, mesh_lib.replicated(mesh))
+def _lengths(
+  valid: Bool[Array, "prompts group time"], mesh: jax.sharding.Mesh
+) -> Int[Array, "prompts group"]:
+  return jax.lax.with_sharding_constraint(valid.sum(axis=-1), mesh_lib.replicated(mesh))
 
 
 def split_microbatches(batch: PyTree, parts: int) -> PyTree:

@@ -34,7 +34,11 @@ PACKAGES = (
   "numpy",
 )
 # Fields that change nothing of what training does.
-MAY_CHANGE = ("eval.", "export.", "model.feature_cache_gib")
+MAY_CHANGE = (
+  *("eval.", "export.", "traces.", "model.feature_cache_gib"),
+  *("judge.key_variable", "judge.in_flight", "judge.requests_per_minute", "judge.timeout"),
+  *("judge.retries", "judge.budget"),
+)
 
 
 def claim(workdir: Path, config: ml_collections.ConfigDict, mode: str) -> None:

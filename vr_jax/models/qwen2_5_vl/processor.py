@@ -10,6 +10,7 @@ import math
 from jaxtyping import Bool, Float, Int, UInt8
 import numpy as np
 import tokenizers
+from tokenizers import decoders
 
 from vr_jax import errors, records
 from vr_jax.models.qwen2_5_vl import config as config_lib
@@ -227,6 +228,14 @@ class Processor:
   def decode(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> str:
     """Text of a reply; special tokens, the end of the turn among them, leave nothing."""
     return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+  def ends(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> list[int]:
+    """How many characters of `decode` each token and those before it make; half a character counts with what completes it."""
+    stream, ends, end = decoders.DecodeStream(skip_special_tokens=True), [], 0
+    for token in ids:
+      end += len(stream.step(self.tokenizer, int(token)) or "")
+      ends.append(end)
+    return ends
 
   def collate(
     self,

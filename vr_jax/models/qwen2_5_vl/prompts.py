@@ -101,6 +101,20 @@ def _media_index(
   return index
 
 
+def in_random_order(
+  media_index: Int[np.ndarray, "prompts prefix"], frames: Sequence[int], rng: np.random.Generator
+) -> Int[np.ndarray, "prompts prefix"]:
+  """The same prompts, but each with its temporal patches (as many as `frames` says, of one size) in an order of its own.
+
+  Their times stay where they are.
+  """
+  mixed = media_index.copy()
+  for row, count in zip(mixed, frames, strict=True):
+    seen = row >= 0
+    row[seen] = rng.permutation(row[seen].reshape(count, -1)).ravel()
+  return mixed
+
+
 def _stack_features(
   encoded: Sequence[Encoded],
   media_index: Int[np.ndarray, "prompts prefix"],

@@ -1,0 +1,80 @@
+"""VideoP2R: supervised traces, then PA-GRPO: perception and reasoning of a reply are rewarded apart.
+
+    tiny   simulated videos with questions of all five problem types, a random network of 1 M parameters, from nothing; two
+           cores of a CPU. Result: docs/claims.md.
+    3b     Qwen2.5-VL-3B-Instruct on the released VideoP2R data; v5e-16 or v6e-8. Not yet measured.
+    7b     Qwen2.5-VL-7B-Instruct on the same (the paper's headline); v5p-16 or v6e-32. Not yet measured.
+
+The paper updates on 7 prompts x 8 replies; 8 prompts divide over the devices of a slice. Supervised traces are made by
+--mode=traces (docs/traces.md), or are the released ones. The judge of perception is config.judge (docs/judges.md): `rule` knows
+simulated videos only, so that other sizes need an endpoint, whose key stands in the environment.
+
+Source: arXiv 2511.11113. Clip range, averaging and the std floor are not stated: those of GRPO.
+"""
+
+import ml_collections
+
+from vr_jax import base_config
+
+RELEASES = {size: f"Qwen2.5-VL-{size.upper()}-Instruct" for size in ("3b", "7b")}
+
+
+def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
+  """The recipe at a size: tiny, 3b or 7b."""
+  config = base_config.base("videop2r")
+  base_config.judge(config)
+  base_config.traces(config)
+  env = config.env
+  env.instruction = (
+    "First say inside <observation> and </observation> what the video shows that bears on the question. "
+    "Then reason from it inside <think> and </think>. Then give only the final answer inside <answer> and </answer>."
+  )
+  env.credit = "segments"  # segments | joint (both rewards on all tokens) | outcome (the answer's on all tokens)
+  env.weights = ml_collections.ConfigDict()
+  env.weights.perception = 1.0  # of the two segments
+  env.weights.reasoning = 1.0
+  env.weights.accuracy = 1.0  # of the parts
+  env.weights.format = 1.0
+  env.weights.length = 0.2
+  env.weights.temporal = 0.3  # counts where rl.shuffled > 0 (T-GRPO)
+  env.length = (
+    "segment"  # segment | video_r1 (reasoning only, where more than one of a group is right)
+  )
+  env.perception_tokens = (128, 320)  # that earn the length reward, tags included
+  env.reasoning_tokens = (320, 512)
+  env.length_accuracy = 0.1  # accuracy that it needs to exceed
+  env.temporal_ratio = 0.8  # of the accuracy on shuffled frames that the ordered ones must reach
+
+  rl = config.rl
+  rl.prompts = 8
+  rl.max_new_tokens = 1024
+  sft = config.sft
+  sft.max_reply_tokens = 1024
+
+  if size == "tiny":
+    base_config.tiny(config)
+    _tiny(config)
+  elif size in RELEASES:
+    base_config.released(config, RELEASES[size])
+    config.data.videos = "VideoP2R"
+    config.data.annotations = "VideoP2R/rl.json"
+    config.judge.kind = "openai"
+    sft.steps = 10_000  # one epoch of 162 K traces
+  else:
+    raise ValueError(
+      f"configs/videop2r.py:{size}: no such size; one of tiny, {', '.join(RELEASES)}"
+    )
+  return config.lock()
+
+
+def _tiny(config: ml_collections.ConfigDict) -> None:
+  config.data.simulate.questions_per_video = 1
+  world = config.data.simulate.world
+  world.lives = ("cycle", "count", "charge")
+  world.families = ("choice", "name", "visits", "read", "measure")  # one of each problem type
+  world.digits = 1
+  config.data.simulate.videos = 2000
+  config.env.instruction = ""  # a network that knows no words
+  config.env.perception_tokens = (40, 80)
+  config.env.reasoning_tokens = (16, 48)
+  config.rl.max_new_tokens = config.sft.max_reply_tokens = config.traces.max_tokens = 112

@@ -1,0 +1,231 @@
+"""VideoP2R: observation, reasoning and answer in one reply; perception and reasoning are rewarded apart.
+
+    <observation>what is seen</observation>
+    <think>what follows from it</think>
+    <answer>…</answer>
+
+Source: arXiv 2511.11113. Segment 0 (perception) is the observation with its tags, segment 1 (reasoning) all other tokens. With k
+a segment, and accuracy of perception what a judge says of the observation, of reasoning the task metric of the answer:
+
+    R_k = accuracy_k + format_k + length_k (+ temporal_k)
+
+`Reconstruction:` the paper does not say whose tokens the tags are, nor what a reply without them earns. Here a segment whose
+tags are not right earns 0 in all parts, and where the observation's are not, every token is reasoning.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import re
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from vr_jax import records
+from vr_jax.envs import environment
+from vr_jax.rewards import accuracy, steps
+from vr_jax.rewards import format as format_lib
+from vr_jax.rewards import judge as judge_lib
+
+PERCEPTION, REASONING = 0, 1
+_OPEN, _CLOSE = "<observation>", "</observation>"
+_ANY_TAG = re.compile(r"</?(?:observation|think|answer)>")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Read:
+  """A reply taken apart. What has no right tags is None; end: of the observation with its tags, 0 without."""
+
+  observation: str | None
+  think: str | None
+  answer: str | None
+  end: int
+
+  @property
+  def well_formed(self) -> bool:
+    """Whether it is one observation, one reasoning and one answer, and nothing else."""
+    return self.observation is not None and self.think is not None
+
+
+def read(reply: str) -> Read:
+  """Any text gives one outcome.
+
+  The observation is right where the reply begins with it, and no other tag stands in it. What follows it, or without one what
+  follows the first <think>, is right where it is one think block and one answer block, as in MOSS-ChatV.
+  """
+  first = next((m for m in _ANY_TAG.finditer(reply) if m.end() > len(_OPEN)), None)
+  seen = reply.startswith(_OPEN) and first is not None and first.group() == _CLOSE
+  end = first.end() if seen else 0
+  rest = reply[end:].lstrip() if seen else reply[max(reply.find("<think>"), 0) :]
+  reasoned = format_lib.format_reward(rest) == 1 and not (_OPEN in rest or _CLOSE in rest)
+  return Read(
+    observation=reply[len(_OPEN) : first.start()].strip() if seen else None,
+    think=steps.think_text(rest).strip() if reasoned else None,
+    answer=accuracy.answer_text(rest) if reasoned else None,
+    end=end,
+  )
+
+
+def written(observation: str, think: str, answer: str) -> str:
+  """The reply that `read` takes apart into these."""
+  return f"{_OPEN}{observation}{_CLOSE}\n<think>{think}</think>\n<answer>{answer}</answer>"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoP2R:
+  """The task. See configs/videop2r.py for what each field means. judge: None where nothing is scored."""
+
+  instruction: str
+  weights: Mapping[str, float]
+  length: Literal["segment", "video_r1"]
+  perception_tokens: tuple[int, int]
+  reasoning_tokens: tuple[int, int]
+  length_accuracy: float
+  temporal_ratio: float
+  credit: Literal["segments", "joint", "outcome"]
+  judge: judge_lib.Judge | None = None
+  segments: ClassVar[tuple[str, ...]] = ("perception", "reasoning")
+  tags: ClassVar[tuple[str, ...]] = (
+    _OPEN,
+    f"{_CLOSE}\n<think>",
+    "</think>\n<answer>",
+    "</answer>",
+  )
+
+  def question(self, example: records.Example) -> str:
+    """Question, options one a line, instruction."""
+    return "\n".join(
+      part for part in (example.question, *example.options, self.instruction) if part
+    )
+
+  def reference_reply(self, example: records.Example) -> str | None:
+    """The trace of the example, or else its steps: those of what is shown are observed, the others reasoned."""
+    observation, think = example.observation, example.reasoning
+    if not (observation and think):
+      shown = [step.text for step in example.steps if step.end <= example.shown.end]
+      later = [step.text for step in example.steps if step.end > example.shown.end]
+      observation, think = "\n".join(shown), "\n".join(later)
+    return written(observation, think, example.answer) if observation and think else None
+
+  def pieces(self, reply: str) -> environment.Pieces:
+    """The observation with its tags, then the rest; without a right one, all is reasoning."""
+    end = read(reply).end
+    return ((end, PERCEPTION), (len(reply), REASONING)) if end else ((len(reply), REASONING),)
+
+  def score(
+    self, examples: Sequence[records.Example], replies: environment.Replies
+  ) -> records.Scores:
+    """Rewards `accuracy`, `format`, `length` and `temporal` of both segments, and the total that `credit` asks for.
+
+    A perception that the judge gave no verdict on is not valid: it takes no part in its segment's statistics.
+    """
+    group = len(replies.texts[0])
+    owners = [example for example in examples for _ in range(group)]
+    read_all = [read(reply) for texts in replies.texts for reply in texts]
+    sufficient, judged = self._verdicts(owners, read_all)
+    right = [_worth(one, owner) for one, owner in zip(read_all, owners, strict=True)]
+    formed = [(one.observation is not None, one.think is not None) for one in read_all]
+    shape = (len(examples), group, 2)
+    rewards = {
+      "accuracy": np.stack([sufficient, right], -1).astype(np.float32).reshape(shape),
+      "format": np.array(formed, np.float32).reshape(shape),
+    }
+    rewards["length"] = self._length(rewards, replies.lengths(2))
+    if replies.shuffled is not None:
+      rewards["temporal"] = self._temporal(rewards["accuracy"], examples, replies.shuffled)
+    valid = np.stack([judged, np.ones_like(judged)], -1).reshape(shape)
+    total = sum(np.float32(self.weights[name]) * value for name, value in rewards.items())
+    total = total * np.float32([self.weights[name] for name in self.segments])
+    if self.credit == "joint":
+      total = np.broadcast_to(total.sum(-1, keepdims=True), shape)
+      valid = np.broadcast_to(valid.all(-1, keepdims=True), shape)
+    elif self.credit == "outcome":
+      total = np.broadcast_to(total[..., REASONING:], shape)
+      valid = np.ones(shape, bool)
+    return records.Scores(rewards=rewards, valid=valid, total=np.float32(total))
+
+  def trace(self, reply: str) -> str:
+    """Observation and reasoning."""
+    found = read(reply)
+    return "\n".join(filter(None, (found.observation, found.think or steps.think_text(reply))))
+
+  def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
+    """{"steps", "segments": [{"name", "text"}]} of one reply."""
+    start, segments = 0, []
+    for end, segment in self.pieces(reply):
+      segments.append({"name": self.segments[segment], "text": reply[start:end]})
+      start = end
+    return {
+      "steps": steps.split_steps(self.trace(reply)),
+      "segments": segments,
+    }
+
+  def state(self) -> Mapping[str, Any]:
+    """Nothing is remembered."""
+    return {}
+
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    """Nothing to go back to."""
+
+  def counts(self) -> Mapping[str, float]:
+    """What the judge counted."""
+    return {f"judge/{name}": float(value) for name, value in self.judge.counts().items()}
+
+  def close(self) -> None:
+    """Closes the judge."""
+    self.judge.close()
+
+  def _verdicts(
+    self, owners: Sequence[records.Example], replies: Sequence[Read]
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """(whether each observation suffices, whether that is known): the judge is asked about those that say something."""
+    said = [index for index, one in enumerate(replies) if one.observation]
+    cases = [
+      judge_lib.Case(example=owners[index], observation=replies[index].observation) for index in said
+    ]
+    sufficient, known = np.zeros(len(replies), bool), np.ones(len(replies), bool)
+    if self.credit == "outcome" or not cases:
+      return sufficient, known
+    for index, verdict in zip(said, self.judge.verdicts(cases), strict=True):
+      sufficient[index], known[index] = bool(verdict), verdict is not None
+    return sufficient, known
+
+  def _length(self, rewards: Mapping[str, np.ndarray], lengths: np.ndarray) -> np.ndarray:
+    """1 where a segment is right, and as long as is wanted; its weight is what it is worth (the papers: 0.2).
+
+    With `video_r1` only the reasoning segment earns it, and only where more than one reply of its group is right.
+    """
+    low, high = np.array([self.perception_tokens, self.reasoning_tokens]).T
+    right = rewards["accuracy"] > self.length_accuracy
+    earned = right & (rewards["format"] > 0) & (low <= lengths) & (lengths <= high)
+    if self.length == "video_r1":
+      earned &= right.sum(axis=1, keepdims=True) > 1
+      earned[..., PERCEPTION] = False
+    return earned.astype(np.float32)
+
+  def _temporal(
+    self,
+    right: np.ndarray,
+    examples: Sequence[records.Example],
+    shuffled: Sequence[Sequence[str]],
+  ) -> np.ndarray:
+    """1 where reasoning is right, if replies to frames in order are right at least about as often as to shuffled ones.
+
+    Source: T-GRPO, Video-R1, arXiv 2503.21776, eq. 1 and 2.
+    """
+    of_shuffled = [
+      np.mean([_worth(read(reply), example) for reply in texts])
+      for example, texts in zip(examples, shuffled, strict=True)
+    ]
+    ordered = right[..., REASONING].mean(axis=1)
+    helped = ordered >= self.temporal_ratio * np.array(of_shuffled)
+    earned = np.zeros_like(right)
+    earned[..., REASONING] = helped[:, None] & (right[..., REASONING] > self.length_accuracy)
+    return earned
+
+
+def _worth(reply: Read, example: records.Example) -> float:
+  """The task metric of a reply's answer; 0 where its reasoning and answer have no right tags."""
+  if reply.answer is None:
+    return 0.0
+  answer = f"<answer>{reply.answer}</answer>"
+  return accuracy.accuracy(answer, example.answer, example.problem_type, example.options)
