@@ -53,10 +53,20 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
 
   from vr_jax.eval import stage as eval_stage
   from vr_jax.parallel import processes
-  from vr_jax.train import choices, data_stage, export_stage, rl_loop, sft_loop, traces_stage
+  from vr_jax.train import (
+    choices,
+    data_stage,
+    export_stage,
+    judges,
+    rl_loop,
+    sft_loop,
+    traces_stage,
+  )
   from vr_jax.train import workdir as workdir_lib
 
   choices.check(config)
+  if mode == "all" and "judge" in config:
+    judges.check(config.judge)
   if mode in ("eval", "all") and jax.process_count() > 1:
     raise errors.InputError(
       f"--mode={mode}: several processes train, one evaluates; run data, sft and rl, then eval alone"

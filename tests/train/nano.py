@@ -103,7 +103,7 @@ def start(
   arguments: list[str], *, module: str = "vr_jax.main", devices: int = 1
 ) -> subprocess.Popen:
   """Starts `python -m vr_jax.main` (or another module) on so many CPU devices."""
-  flags = f"--xla_force_host_platform_device_count={devices}"
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
   return subprocess.Popen(
     [sys.executable, "-m", module, *arguments],
     cwd=ROOT,

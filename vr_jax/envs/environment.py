@@ -54,6 +54,9 @@ class Environment(Protocol):
   def trace(self, reply: str) -> str:
     """The reasoning in a reply: what is read as its steps."""
 
+  def observation(self, reply: str) -> str | None:
+    """What a reply says to have seen, "" where it says nothing; None where the recipe doesn't ask for it."""
+
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
     """How a reply was read (steps, alignment, segments), as JSON, for the report."""
 

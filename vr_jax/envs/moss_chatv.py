@@ -71,6 +71,10 @@ class MossChatV:
     """What stands between the think tags."""
     return steps.think_text(reply)
 
+  def observation(self, reply: str) -> str | None:
+    """Not asked for."""
+    del reply
+
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
     """{"steps", "alignment": {"cost", "path", "distance"}} of one reply."""
     return {

@@ -148,6 +148,10 @@ class VideoP2R:
     found = read(reply)
     return "\n".join(filter(None, (found.observation, found.think or steps.think_text(reply))))
 
+  def observation(self, reply: str) -> str | None:
+    """That inside its tags."""
+    return read(reply).observation or ""
+
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
     """{"steps", "segments": [{"name", "text"}]} of one reply."""
     start, segments = 0, []
@@ -180,7 +184,8 @@ class VideoP2R:
     """(whether each observation suffices, whether that is known): the judge is asked about those that say something."""
     said = [index for index, one in enumerate(replies) if one.observation]
     cases = [
-      judge_lib.Case(example=owners[index], observation=replies[index].observation) for index in said
+      judge_lib.Case(example=owners[index], observation=replies[index].observation)
+      for index in said
     ]
     sufficient, known = np.zeros(len(replies), bool), np.ones(len(replies), bool)
     if self.credit == "outcome" or not cases:

@@ -17,14 +17,14 @@ from vr_jax.rewards import steps as steps_lib
 from vr_jax.rollout import sampler
 from vr_jax.train import console, features, reading
 from vr_jax.train import parts as parts_lib
-from vr_jax.worlds import consistency
+from vr_jax.worlds import consistency, sufficiency
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answered:
   """One held-out example with its reply and scores.
 
-  steps: of its trace. rewards: by name, of the segment that answers, the last; of_segments: of each segment by its name, where
+  steps: of its trace. observation: what it says to have seen, None where the recipe doesn't ask for it. rewards: by name, of the segment that answers, the last; of_segments: of each segment by its name, where
   there are several.
   """
 
@@ -32,6 +32,7 @@ class Answered:
   reply: str
   tokens: int
   steps: list[str]
+  observation: str | None
   rewards: dict[str, float]
   of_segments: dict[str, dict[str, float]]
 
@@ -103,6 +104,7 @@ def _answer(
             reply=reply,
             tokens=int(tokens[row]),
             steps=steps_lib.split_steps(parts.environment.trace(reply)),
+            observation=parts.environment.observation(reply),
             rewards=of_segments[parts.environment.segments[-1]],
             of_segments=of_segments if len(of_segments) > 1 else {},
           )
@@ -156,6 +158,9 @@ def _trace_metrics(answered: Sequence[Answered]) -> dict[str, float]:
   if not known:
     return {}
   values = {"trace_consistency": float(np.mean([_consistency(a).score for a in known]))}
+  if known[0].observation is not None:
+    enough = [sufficiency.sufficient(a.item.example, a.observation) for a in known]
+    values["observation_sufficiency"] = float(np.mean(enough))
   implied = [
     (a, value)
     for a in known

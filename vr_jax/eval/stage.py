@@ -1,5 +1,6 @@
 """Stage `eval`: the policy before and after RL on held-out videos, a table, and the report."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from vr_jax.train import parts as parts_lib
 ROWS = (
   ("accuracy", "accuracy"),
   ("process reward", "process_reward"),
+  ("observation suffices", "observation_sufficiency"),
   ("trace consistency", "trace_consistency"),
   ("think-answer mismatch", "think_answer_mismatch"),
   ("format", "format"),
@@ -33,9 +35,10 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
   parts = parts_lib.build(config, workdir)
   mesh_lib.check_batch(config.eval.batch, parts.mesh, "config.eval.batch")
   trained = workdir / "checkpoints" / "rl"
-  results = [_evaluated(parts, workdir, "before_rl", "Before RL", rl_loop.start(parts, workdir))]
-  if trained.is_dir():
-    results.append(_evaluated(parts, workdir, "after_rl", "After RL", trained))
+  with contextlib.closing(parts.environment):
+    results = [_evaluated(parts, workdir, "before_rl", "Before RL", rl_loop.start(parts, workdir))]
+    if trained.is_dir():
+      results.append(_evaluated(parts, workdir, "after_rl", "After RL", trained))
   path = report.write_report(workdir)
   _print_table(results)
   console.say(f"report: {path}")

@@ -32,6 +32,12 @@ def build(section: ml_collections.ConfigDict, cache: Path) -> judge.Judge:
   return judge.LeakFilter(made) if section.leak_filter else made
 
 
+def check(section: ml_collections.ConfigDict) -> None:
+  """Raises InputError as `build` does, where an endpoint is to judge; a run asks before it does anything else."""
+  if MODELS.get(section.kind) is _endpoint:
+    _endpoint(section).close()
+
+
 def _text_judge(section: ml_collections.ConfigDict, cache: Path) -> judge_text.TextJudge:
   if not section.model:
     raise errors.InputError(

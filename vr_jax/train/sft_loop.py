@@ -54,6 +54,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   log = metrics.MetricsLog(workdir, "sft", first_step=first + 1)
   layout = mesh_lib.MeshLayout(parts.mesh)
   with (
+    contextlib.closing(parts.environment),
     contextlib.closing(store),
     contextlib.closing(log),
     features.cache(parts, state.params, workdir) as cache,

@@ -1,0 +1,161 @@
+"""What a slow judge costs a training step: an endpoint that answers in 300 ms, beside the judge that needs no time.
+
+    python -m benchmarks.judging
+
+Runs RL steps of the tiny recipe of VideoP2R from random weights, in turn with the `rule` judge and with `openai` at a local
+server that answers each question after 300 ms, 32 in flight. Every reply is judged, which so few steps would not bring about:
+the environment here asks about whatever a reply says. Once on policy, and once one step off policy
+(config.rl.one_step_off_policy), where replies are judged while others are drawn and learnt from. Prints one JSON line; the goal
+is a step at most 1.1 times as long, off policy: on policy the update waits for 128 verdicts, 1.2 s at the least.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+from http import server
+import json
+import multiprocessing
+import os
+from pathlib import Path
+import tempfile
+import time
+
+import ml_collections
+import numpy as np
+
+from benchmarks import measure
+from vr_jax import main as vr_jax
+from vr_jax import records
+from vr_jax.envs import environment, videop2r
+from vr_jax.rewards import judge
+from vr_jax.train import metrics, rl_loop
+from vr_jax.train import parts as parts_lib
+
+SECONDS = 0.3  # that an answer takes
+STEPS = 14
+WARM_UP = 4  # steps of each run that are left out
+ROUNDS = 2
+GOAL = 1.1
+KEY = "VR_JAX_BENCHMARK_KEY"
+ANSWER = {
+  "id": "1",
+  "object": "chat.completion",
+  "created": 0,
+  "model": "slow",
+  "choices": [
+    {
+      "index": 0,
+      "finish_reason": "stop",
+      "message": {"role": "assistant", "content": "<judgement>Yes</judgement>"},
+    }
+  ],
+}
+
+
+class Asking(videop2r.VideoP2R):
+  """The recipe, but every reply counts as an observation."""
+
+  def score(
+    self, examples: Sequence[records.Example], replies: environment.Replies
+  ) -> records.Scores:
+    """The verdict on each reply, for both segments."""
+    cases = [
+      judge.Case(example=example, observation=f"{place} {text}")
+      for example, texts in zip(examples, replies.texts, strict=True)
+      for place, text in enumerate(texts)
+    ]
+    verdicts = np.array([bool(verdict) for verdict in self.judge.verdicts(cases)], np.float32)
+    luck = np.random.default_rng(0).random(replies.segment.shape[:2], np.float32)
+    total = np.repeat((verdicts.reshape(luck.shape) + luck)[..., None], 2, axis=-1)
+    return records.Scores(rewards={"luck": total}, valid=np.ones(total.shape, bool), total=total)
+
+
+class Handler(server.BaseHTTPRequestHandler):
+  """Answers in the OpenAI protocol, slowly."""
+
+  protocol_version = "HTTP/1.1"
+
+  def do_POST(self) -> None:
+    """Whatever is asked."""
+    self.rfile.read(int(self.headers["Content-Length"]))
+    time.sleep(SECONDS)
+    body = json.dumps(ANSWER).encode()
+    self.send_response(200)
+    self.send_header("Content-Type", "application/json")
+    self.send_header("Content-Length", str(len(body)))
+    self.end_headers()
+    self.wfile.write(body)
+
+  def log_message(self, *_: object) -> None:
+    """Nothing."""
+
+
+def serve(port: "multiprocessing.connection.Connection") -> None:
+  """Serves until the process is ended; says its port first."""
+  made = server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+  port.send(made.server_port)
+  made.serve_forever()
+
+
+@contextlib.contextmanager
+def endpoint() -> Iterator[str]:
+  """Its base URL, while it runs."""
+  context = multiprocessing.get_context("spawn")
+  ours, theirs = context.Pipe()
+  process = context.Process(target=serve, args=(theirs,), daemon=True)
+  process.start()
+  try:
+    yield f"http://127.0.0.1:{ours.recv()}/v1"
+  finally:
+    process.kill()
+
+
+def config_of(workdir: Path, **fields: object) -> ml_collections.ConfigDict:
+  """The tiny recipe from random weights, over few videos."""
+  fixed = {
+    "data.simulate.videos": 200,
+    "data.directory": workdir.parent / "data",
+    "sft.steps": 0,
+    "rl.steps": STEPS,
+    "rl.checkpoint_every": STEPS,
+    "judge.key_variable": KEY,
+  }
+  overrides = [f"--config.{name}={value}" for name, value in {**fixed, **fields}.items()]
+  recipe = ["--config=configs/videop2r.py:tiny", f"--workdir={workdir}"]
+  return vr_jax.parse_flags(["judging", *recipe, *overrides])[0]
+
+
+def step_seconds(workdir: Path) -> list[float]:
+  """Of the steps that count, from the log."""
+  lines = metrics.read(workdir / "metrics.jsonl")
+  return [line["values"]["time/step"] for line in lines if line["step"] > WARM_UP]
+
+
+def main() -> None:
+  """Runs all and prints the line."""
+  about = measure.About("openai")
+  os.environ[KEY] = "none"
+  parts_lib.ENVIRONMENTS["videop2r"] = Asking
+  found: dict[str, list[float]] = {}
+  with tempfile.TemporaryDirectory() as directory, endpoint() as url:
+    slow = {"judge.kind": "openai", "judge.model": "slow", "judge.base_url": url}
+    first = Path(directory) / "first"
+    vr_jax.run(config_of(first), first, "data")
+    for number in range(ROUNDS):
+      for off in (False, True):
+        for name, judged in (("rule", {}), ("slow", slow)):
+          kind = f"{name}{'_off_policy' if off else ''}"
+          workdir = Path(directory) / f"{kind}{number}"
+          (Path(directory) / "data" / "judge.sqlite").unlink(missing_ok=True)
+          rl_loop.train(config_of(workdir, **judged, **{"rl.one_step_off_policy": off}), workdir)
+          found.setdefault(kind, []).extend(step_seconds(workdir))
+  seconds = {name: round(float(np.median(values)), 3) for name, values in found.items()}
+  ratios = {
+    "on_policy": round(seconds["slow"] / seconds["rule"], 3),
+    "off_policy": round(seconds["slow_off_policy"] / seconds["rule_off_policy"], 3),
+  }
+  result = {"seconds": seconds, "ratio": ratios, "goal": {"off_policy": GOAL}}
+  print(json.dumps({"benchmark": "judging", **result, **about.fields()}))
+
+
+if __name__ == "__main__":
+  main()
