@@ -31,6 +31,8 @@ REQUIRES = [
   "tokenizers>=0.22",
 ]
 
+BEAM = ["apache-beam>=2.77"]
+
 NOTEBOOK = ["ipykernel>=7", "matplotlib>=3.10"]
 
 # libtpu is TPU's runtime and compiler; jax's own extra names the version that fits it, so that neither is pinned here.
@@ -46,6 +48,7 @@ EXTRAS = {
   "test": [
     *NOTEBOOK,
     *JUDGE,
+    *BEAM,
     "beartype>=0.22",
     "hypothesis>=6.140",
     "nbclient>=0.10",
@@ -68,6 +71,7 @@ EXTRAS = {
   # Whom `benchmarks/text_rollout.py` compares with; in an environment of its own, since it excludes what parity needs.
   "peers": ["google-tunix>=0.1.7"],
   "judge": JUDGE,
+  "beam": BEAM,  # brings releases of Pillow below 13, of protobuf below 7 and of pyarrow below 26
 }
 
 

@@ -195,6 +195,19 @@ def test_the_sampler_writes_what_its_weights_say_at_temperature_0(data, tmp_path
   assert [entry["output"] for entry in train] == replies[: len(train)]
 
 
+def test_a_question_without_a_reference_is_asked_and_one_that_does_not_fit_is_not(data, tmp_path):
+  made = config(data, sft__steps=3, sft__max_reply_tokens=1)
+  parts = parts_lib.build(made, tmp_path)
+  with pytest.raises(errors.InputError, match=r"its reference reply has|it has no steps"):
+    parts.checks.left_out()
+  writer = trace_writers.Sampled(parts=parts, workdir=tmp_path)
+  assert not any(writer.left_out().values())
+  assert made.sft.steps == 3
+  narrow = parts_lib.build(config(data, model__prefix_buckets=(8,)), tmp_path)
+  with pytest.raises(errors.InputError, match="tokens, but the largest bucket has 8"):
+    trace_writers.Sampled(parts=narrow, workdir=tmp_path).left_out()
+
+
 @pytest.mark.parametrize("field", ["traces__threshold", "judge__leak_filter", "env__instruction"])
 def test_traces_that_depend_on_another_value_are_refused(data, tmp_path, monkeypatch, field):
   told(monkeypatch, config(data))

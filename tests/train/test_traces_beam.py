@@ -45,7 +45,7 @@ def test_an_endpoints_traces_are_the_same_from_any_number_of_workers(data, tmp_p
     for number, how in enumerate(
       (
         {"traces__workers": 0},
-        {"traces__workers": 3},
+        {"traces__workers": 2},
         {"traces__workers": 1, "traces__beam": IN_THIS_PROCESS},
       )
     )

@@ -36,27 +36,6 @@ def config(data: Path | None = None, **overrides: Any) -> ml_collections.ConfigD
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   made = module.get_config("tiny")
-  if "traces" not in made:  # TEMPORARY
-    made.unlock()
-    made.traces = ml_collections.ConfigDict(
-      dict(
-        writer="sampler",
-        directory="",
-        examples=0,
-        threshold=0.6,
-        batch=16,
-        max_tokens=96,
-        model="",
-        base_url="",
-        key_variable="OPENAI_API_KEY",
-        in_flight=16,
-        retries=4,
-        timeout=120.0,
-        workers=0,
-        beam=(),
-      )
-    )
-    made.lock()
   dotted = {name.replace("__", "."): value for name, value in overrides.items()}
   given = {"data.directory": str(data)} if data else {}
   made.update_from_flattened_dict({**nano.OVERRIDES, **OVERRIDES, **given, **dotted})

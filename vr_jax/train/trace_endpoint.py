@@ -80,10 +80,6 @@ class Endpoint:
         raise self._refusal(error) from None
       return None
 
-  def close(self) -> None:
-    """Lets the connections go."""
-    self._client.close()
-
   def _send(self, content: str | list[dict[str, Any]], max_tokens: int) -> str | None:
     """The text of an answer, None where the body is not one of the protocol."""
     system = [{"role": "system", "content": self._system}] if self._system else []

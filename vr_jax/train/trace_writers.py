@@ -67,39 +67,37 @@ class Sampled:
 
   def left_out(self) -> Mapping[str, frozenset[int]]:
     """Those whose prompts do not fit; a trace is not asked for, since there is none yet."""
-    config = ml_collections.ConfigDict(self.parts.config)
+    config = self.parts.config.copy_and_resolve_references()
     config.sft.steps = 0
     return dataclasses.replace(self.parts.checks, config=config).left_out()
 
   def proposals(self, chunks: Sequence[traces.Chunk]) -> Iterator[tuple[traces.Chunk, Replies]]:
     """A batch of the sampler is a chunk."""
-    parts = self.parts
-    params = rl_loop.initial_params(parts, self.workdir)
-    decoding = parts.decoding(
-      group=1, temperature=0.0, max_new_tokens=parts.config.traces.max_tokens
-    )
-    with features.cache(parts, params, self.workdir) as cache:
+    with features.cache(self.parts, self.params, self.workdir) as cache:
       for split in traces.SPLITS:
         mine = [chunk for chunk in chunks if chunk.split == split]
-        for chunk, batch in zip(mine, self._batches(split, mine, cache), strict=True):
-          rollout = self._sample(params, batch, decoding, cache)
-          yield chunk, functools.partial(_texts, parts, rollout, len(chunk.indices))
+        for chunk, batch in zip(mine, self.batches(split, mine, cache), strict=True):
+          prompt, _ = features.prompt(self.parts, self.params, batch, cache)
+          rollout = self.sample(prompt)
+          yield chunk, functools.partial(_texts, self.parts, rollout, len(chunk.indices))
 
-  def _sample(
-    self,
-    params: PyTree,
-    batch: parts_lib.Batch,
-    decoding: sampler.Decoding,
-    cache: features.Cache,
-  ) -> records.Rollout:
+  @functools.cached_property
+  def params(self) -> PyTree:
+    """The weights that write."""
+    return rl_loop.initial_params(self.parts, self.workdir)
+
+  def sample(self, prompt: records.Prompt) -> records.Rollout:
+    """One reply to each prompt."""
     parts = self.parts
-    prompt, _ = features.prompt(parts, params, batch, cache)
+    budget = parts.config.traces.max_tokens
+    decoding = parts.decoding(group=1, temperature=0.0, max_new_tokens=budget)
     key = jax.random.key(0)  # nothing is drawn at temperature 0
-    return sampler.sample(parts.graph, params, prompt, parts.allowed, key, decoding=decoding)
+    return sampler.sample(parts.graph, self.params, prompt, parts.allowed, key, decoding=decoding)
 
-  def _batches(
-    self, split: str, chunks: Sequence[traces.Chunk], cache: features.Cache
+  def batches(
+    self, split: str, chunks: Sequence[traces.Chunk], cache: features.Cache = None
   ) -> Iterator[parts_lib.Batch]:
+    """The questions of each chunk, all of one split, read ahead."""
     if not chunks:
       return iter(())
     config, size = self.parts.config, self.parts.config.traces.batch
