@@ -2,8 +2,8 @@
 
     python -m benchmarks.claims moss_chatv [--seeds=21,22,23,24,25] [--workdir=runs/claims] [--config.field=value …]
 
-Each (arm, seed) is a run of the recipe at its tiny size; its result is a small JSON file under docs/claims/, and one that
-is there is not run again: the command goes on where it stopped. At the end it writes docs/claims.md.
+Each (arm, seed) is a run of the recipe at its tiny size; its result is a small JSON file under docs/claims/<recipe>/, and one
+that is there is not run again: the command goes on where it stopped. At the end it writes docs/claims/<recipe>.md.
 
 Arms of one seed share the warm start and the data. Data and seeds are not those of the recipe's defaults, which the
 recipe was tuned on. Every arm is evaluated by the same rewards (the recipe's own), whatever it was trained with.
@@ -21,40 +21,108 @@ import time
 import numpy as np
 from scipy import stats
 
+from vr_jax.train import metrics
+
 DATA_SEED = 5  # of the simulated videos; the recipe's default is 0
-COLUMNS = (
-  ("accuracy", "accuracy"),
-  ("PRR", "process_reward"),
-  ("true trace consistency", "trace_consistency"),
-  ("think-answer mismatch", "think_answer_mismatch"),
-  ("reply tokens", "reply_tokens"),
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arm:
-  """One way to train: overrides of the recipe, or None for the warm start alone."""
+  """One way to train: overrides of the recipe, or None for the warm start alone. fresh: from random weights."""
 
   name: str
   title: str
   overrides: tuple[str, ...] | None
+  fresh: bool = False
 
 
-ARMS = {
-  "moss_chatv": (
-    Arm(name="sft", title="SFT only", overrides=None),
-    Arm(
-      name="grpo",
-      title="GRPO, accuracy + format",
-      overrides=("--config.env.weights.process=0.0",),
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claims:
+  """What a recipe is held to. seeds: of its runs; columns: (title, metric); pairs: arms whose differences are told."""
+
+  seeds: tuple[int, ...]
+  arms: tuple[Arm, ...]
+  columns: tuple[tuple[str, str], ...]
+  pairs: tuple[tuple[str, str], ...]
+
+
+CLAIMS = {
+  "moss_chatv": Claims(
+    seeds=(21, 22, 23, 24, 25),
+    arms=(
+      Arm(name="sft", title="SFT only", overrides=None),
+      Arm(
+        name="grpo",
+        title="GRPO, accuracy + format",
+        overrides=("--config.env.weights.process=0.0",),
+      ),
+      Arm(name="prr", title="the same + PRR (jump)", overrides=()),
+      Arm(
+        name="naive",
+        title="the same + PRR, naive whole-sequence DTW",
+        overrides=("--config.env.alignment=naive",),
+      ),
     ),
-    Arm(name="prr", title="the same + PRR (jump)", overrides=()),
-    Arm(
-      name="naive",
-      title="the same + PRR, naive whole-sequence DTW",
-      overrides=("--config.env.alignment=naive",),
+    columns=(
+      ("accuracy", "accuracy"),
+      ("PRR", "process_reward"),
+      ("true trace consistency", "trace_consistency"),
+      ("think-answer mismatch", "think_answer_mismatch"),
+      ("reply tokens", "reply_tokens"),
     ),
-  )
+    pairs=(("grpo", "sft"), ("prr", "sft"), ("prr", "grpo"), ("prr", "naive")),
+  ),
+  "videop2r": Claims(
+    seeds=(31, 32, 33),
+    arms=(
+      Arm(name="sft", title="SFT only", overrides=None),
+      Arm(name="rl", title="RL only, from random weights", overrides=(), fresh=True),
+      Arm(
+        name="grpo",
+        title="GRPO, one reward (answer and format)",
+        overrides=("--config.env.credit=outcome",),
+      ),
+      Arm(name="pa", title="PA-GRPO", overrides=()),
+      Arm(
+        name="no_perception",
+        title="PA-GRPO without the reward of perception",
+        overrides=("--config.env.weights.perception=0.0",),
+      ),
+      Arm(
+        name="no_reasoning",
+        title="PA-GRPO without the reward of reasoning",
+        overrides=("--config.env.weights.reasoning=0.0",),
+      ),
+      Arm(
+        name="joint",
+        title="both rewards on all tokens",
+        overrides=("--config.env.credit=joint",),
+      ),
+      Arm(
+        name="t_grpo",
+        title="T-GRPO (one reward, and that of temporal order)",
+        overrides=("--config.env.credit=outcome", "--config.rl.shuffled=4"),
+      ),
+    ),
+    columns=(
+      ("accuracy", "accuracy"),
+      ("observation suffices", "observation_sufficiency"),
+      ("think-answer mismatch", "think_answer_mismatch"),
+      ("true trace consistency", "trace_consistency"),
+      ("groups without signal", "training/no_signal_share"),
+      ("reply tokens", "reply_tokens"),
+    ),
+    pairs=(
+      ("pa", "sft"),
+      ("grpo", "sft"),
+      ("pa", "rl"),
+      ("pa", "grpo"),
+      ("pa", "no_perception"),
+      ("pa", "no_reasoning"),
+      ("pa", "joint"),
+      ("pa", "t_grpo"),
+    ),
+  ),
 }
 
 
@@ -62,20 +130,19 @@ def main(argv: Sequence[str]) -> int:
   """Runs what is missing, then writes the page."""
   recipes = [word for word in argv if not word.startswith("--")]
   options = dict(word[2:].split("=", 1) for word in argv if word.startswith("--") and "=" in word)
-  if len(recipes) != 1 or recipes[0] not in ARMS:
-    print(
-      f"usage: python -m benchmarks.claims {'|'.join(ARMS)} [--seeds=21,22,23,24,25]",
-      file=sys.stderr,
-    )
+  if len(recipes) != 1 or recipes[0] not in CLAIMS:
+    print(f"usage: python -m benchmarks.claims {'|'.join(CLAIMS)} [--seeds=21,22]", file=sys.stderr)
     return 2
   recipe = recipes[0]
-  seeds = [int(seed) for seed in options.pop("seeds", "21,22,23,24,25").split(",")]
+  claims = CLAIMS[recipe]
+  given = options.pop("seeds", "")
+  seeds = [int(seed) for seed in given.split(",")] if given else list(claims.seeds)
   workdir = Path(options.pop("workdir", "runs/claims")) / recipe
   extra = [f"--{name}={value}" for name, value in options.items()]
   results = Path("docs/claims") / recipe
   for seed in seeds:
     warm_start(recipe, seed, workdir, extra)
-    for arm in ARMS[recipe]:
+    for arm in claims.arms:
       path = results / f"{arm.name}-seed{seed}.json"
       flags = [*(arm.overrides or ()), *extra]
       if not path.exists():
@@ -84,7 +151,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"{path}: a result with flags {there}, not {flags}; move it away", file=sys.stderr)
         return 2
       print(path.read_text().strip())
-  write_page(recipe, seeds, results, Path("docs/claims.md"))
+  write_page(recipe, seeds, results, results.with_suffix(".md"))
   return 0
 
 
@@ -121,10 +188,12 @@ def run_arm(
   common = _common(recipe, seed, workdir, extra)
   begun = time.perf_counter()
   checkpoints = _warm(workdir, seed) / "checkpoints" / "sft"
+  training = {}
   if arm.overrides is not None:
-    start = f"--config.rl.initial={checkpoints}"
+    start = "--config.sft.steps=0" if arm.fresh else f"--config.rl.initial={checkpoints}"
     _launch(*common, *arm.overrides, start, f"--workdir={home / arm.name}", "--mode=rl")
     checkpoints = home / arm.name / "checkpoints" / "rl"
+    training = _over_training(home / arm.name)
   judged = home / f"{arm.name}-eval"
   _launch(*common, f"--config.rl.initial={checkpoints}", f"--workdir={judged}", "--mode=eval")
   evaluation = json.loads((judged / "eval" / "before_rl.json").read_text())
@@ -136,7 +205,7 @@ def run_arm(
     "data_seed": DATA_SEED,
     "flags": [*(arm.overrides or ()), *extra],
     "examples": evaluation["examples"],
-    "metrics": evaluation["metrics"],
+    "metrics": evaluation["metrics"] | training,
     "seconds": round(time.perf_counter() - begun),
     "versions": record["versions"],
     "git_revision": record["git_revision"],
@@ -147,35 +216,40 @@ def run_arm(
   os.replace(aside, path)
 
 
+def _over_training(workdir: Path) -> dict[str, float]:
+  """Means over the RL steps of a run of what tells whether there was something to learn from."""
+  steps = [line["values"] for line in metrics.read(workdir / "metrics.jsonl")]
+  names = [name for name in steps[0] if name.startswith(("no_signal_share", "reward/"))]
+  return {f"training/{name}": float(np.mean([step[name] for step in steps])) for name in names}
+
+
 def write_page(recipe: str, seeds: Sequence[int], results: Path, page: Path) -> None:
-  """docs/claims.md: mean over seeds and the 95 % interval of that mean (Student's t), and paired differences."""
-  arms = ARMS[recipe]
+  """docs/claims/<recipe>.md: mean over seeds and the 95 % interval of that mean (Student's t), and paired differences."""
+  arms, columns, pairs = (getattr(CLAIMS[recipe], name) for name in ("arms", "columns", "pairs"))
   table = {
     arm.name: [
       json.loads((results / f"{arm.name}-seed{seed}.json").read_text())["metrics"] for seed in seeds
     ]
     for arm in arms
   }
-  titles = [title for title, _ in COLUMNS]
+  titles = [title for title, _ in columns]
   lines = [
-    "# Claims: what came out",
+    f"# Claims of {recipe}: what came out",
     "",
     f"`python -m benchmarks.claims {recipe}`: the tiny recipe, seeds {', '.join(map(str, seeds))}, simulated videos of "
     f"data seed {DATA_SEED} (neither was used to tune the recipe), held-out videos, greedy decoding. Mean over seeds ± "
-    "half the 95 % interval of that mean (Student's t). One JSON file a run stands under docs/claims/.",
-    "",
-    f"## {recipe}",
+    "half the 95 % interval of that mean (Student's t). One JSON file a run stands beside this page.",
     "",
     "| arm | " + " | ".join(titles) + " |",
     "|---" * (len(titles) + 1) + "|",
   ]
   for arm in arms:
-    cells = [_cell([m[name] for m in table[arm.name]]) for _, name in COLUMNS]
+    cells = [_cell([m.get(name, np.nan) for m in table[arm.name]]) for _, name in columns]
     lines.append(f"| {arm.title} | " + " | ".join(cells) + " |")
   lines += ["", "Differences between arms of the same seed:", ""]
   lines += ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
-  for left, right in (("grpo", "sft"), ("prr", "sft"), ("prr", "grpo"), ("prr", "naive")):
-    cells = [_cell(_difference(table, left, right, name), "+.3f") for _, name in COLUMNS]
+  for left, right in pairs:
+    cells = [_cell(_difference(table, left, right, name), "+.3f") for _, name in columns]
     lines.append(f"| {left} - {right} | " + " | ".join(cells) + " |")
   lines += _by_seed(arms, seeds, table)
   kinds = sorted(n for n in table[arms[0].name][0] if n.startswith("accuracy/"))
@@ -207,11 +281,14 @@ def _by_seed(
 def _difference(
   table: Mapping[str, Sequence[Mapping[str, float]]], left: str, right: str, name: str
 ) -> list[float]:
-  return [a[name] - b[name] for a, b in zip(table[left], table[right], strict=True)]
+  pairs = zip(table[left], table[right], strict=True)
+  return [a.get(name, np.nan) - b.get(name, np.nan) for a, b in pairs]
 
 
 def _cell(values: Sequence[float], form: str = ".3f") -> str:
   mean = np.mean(values)
+  if np.isnan(mean):  # an arm of which this is not known
+    return "–"
   if len(values) < 2:
     return f"{mean:{form}}"
   half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
