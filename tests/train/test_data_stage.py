@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+from PIL import Image
 import pytest
 
 from tests.train import nano
@@ -90,6 +91,22 @@ def test_an_example_that_would_fail_in_training_stops_the_data_stage_or_is_left_
   assert sorted(item.example.id[:6] for batch in batches for item in batch.items) == [
     f"{index:06d}" for index in (0, 1, 3, 4, 5, 6, 7)
   ]
+
+
+def test_pictures_and_videos_share_batches(tmp_path):
+  given, raw = _given(tmp_path), tmp_path / "raw"
+  Image.new("RGB", (64, 64), "red").save(raw / "videos" / "still.png")
+  question = {"question": "What colour?", "answer": "red", "problem_type": "free-form"}
+  value = {"id": "still", "video": "still.png", "steps": [{"text": "It is red."}], **question}
+  with (raw / "annotations.jsonl").open("a") as file:
+    file.write(json.dumps(value) + "\n")
+  config = nano.config(**given)
+  data_stage.prepare(config, tmp_path)
+  (batch,) = parts_lib.build(config, tmp_path).read("train", 9, repeat=False)
+  frames = {item.example.id: len(item.encoded.frames) for item in batch.items}
+  assert frames.pop("still") == 1  # temporal patches: two equal frames
+  assert set(frames.values()) == {config.data.frames // 2}
+  assert len(batch.prompt.tokens) == 9
 
 
 def test_text_that_spells_media_tokens_is_trained_on_as_text(tmp_path):
