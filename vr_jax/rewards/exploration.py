@@ -1,0 +1,96 @@
+"""Exploration bootstrapping: a bonus on retrieving while a policy does it too seldom, until it does it by itself.
+
+    rate  = turns that retrieve / turns                     of one batch
+    bonus = 1.0 where rate < 0.1, 0.5 where rate < 0.5      on every retrieval, right or wrong
+
+It ends for good after `patience` batches in a row with a rate of the highest threshold or more.
+
+Source: Video-MTR, arXiv 2508.20478, appendix A.5. `Reconstruction:` the number of batches in a row (3) is not stated.
+
+Variant `code` is what its released code does: the rate is that of episodes with more than one turn of positive reward, among
+those with any; the bonus goes to each such turn but an episode's last; it never ends for good.
+"""
+
+import dataclasses
+from typing import Literal
+
+from jaxtyping import Bool, Float
+import numpy as np
+
+from vr_jax import errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+  """stages: (rate, bonus), the lowest rate first; () gives no bonus. patience: batches in a row that end it."""
+
+  variant: Literal["paper", "code"] = "paper"
+  stages: tuple[tuple[float, float], ...] = ((0.1, 1.0), (0.5, 0.5))
+  patience: int = 3
+
+  def __post_init__(self):
+    if self.patience < 1 or list(self.stages) != sorted(self.stages):
+      raise errors.InputError(
+        "config.env.exploration: needs a patience of 1 or more, and stages with the lowest rate first"
+      )
+
+  @property
+  def highest(self) -> float:
+    """The most that a turn gets."""
+    return max((bonus for _, bonus in self.stages), default=0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latch:
+  """above: batches in a row whose rate was high enough; closed: whether they ended the bonus."""
+
+  above: int = 0
+  closed: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+  """What one batch gets: the bonus of each turn (float32), the rate it was decided by, and the latch for the next batch."""
+
+  bonus: Float[np.ndarray, "prompts group turns"]
+  rate: float
+  latch: Latch
+
+
+def step(
+  rule: Rule,
+  latch: Latch,
+  *,
+  retrieved: Bool[np.ndarray, "prompts group turns"],
+  taken: Bool[np.ndarray, "prompts group turns"],
+  total: Float[np.ndarray, "prompts group turns"],
+) -> Step:
+  """The bonus of a batch.
+
+  Args:
+    rule: when and how much.
+    latch: of the batch before.
+    retrieved: whether a turn's reply retrieved frames.
+    taken: turns that there were.
+    total: what each turn earns without the bonus, after the gate.
+  """
+  if rule.variant == "code":
+    positive = total > 0
+    later = np.cumsum(positive[..., ::-1], axis=-1)[..., ::-1] - positive
+    chosen = positive & (later > 0)
+    rate = chosen.any(-1).sum() / max(positive.any(-1).sum(), 1)
+  else:
+    chosen = retrieved & taken
+    rate = chosen.sum() / max(taken.sum(), 1)
+  rate = float(rate)
+  amount = 0.0 if latch.closed else next((b for below, b in rule.stages if rate < below), 0.0)
+  return Step(
+    bonus=np.float32(amount) * chosen.astype(np.float32), rate=rate, latch=_next(rule, latch, rate)
+  )
+
+
+def _next(rule: Rule, latch: Latch, rate: float) -> Latch:
+  if rule.variant == "code" or latch.closed or not rule.stages:
+    return latch
+  above = latch.above + 1 if rate >= rule.stages[-1][0] else 0
+  return Latch(above=above, closed=above >= rule.patience)
