@@ -22,9 +22,8 @@ from vr_jax.data import batches, examples, frame_store, traces
 from vr_jax.envs import videop2r
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
-from vr_jax.train import features, inputs, judges, rl_loop
+from vr_jax.train import features, inputs, judges, rl_loop, trace_endpoint
 from vr_jax.train import parts as parts_lib
-from vr_jax.train.trace_endpoint import Endpoint
 
 Replies = Callable[[], Sequence[str | None]]
 
@@ -68,7 +67,7 @@ class Sampled:
   def left_out(self) -> Mapping[str, frozenset[int]]:
     """Those whose prompts do not fit; a trace is not asked for, since there is none yet."""
     config = self.parts.config.copy_and_resolve_references()
-    config.sft.steps = 0
+    config.sft.steps, config.sft.validate_every = 0, 1  # of all splits, their prompts alone
     return dataclasses.replace(self.parts.checks, config=config).left_out()
 
   def proposals(self, chunks: Sequence[traces.Chunk]) -> Iterator[tuple[traces.Chunk, Replies]]:
@@ -129,7 +128,7 @@ class Asked:
   config: ml_collections.ConfigDict
   source: Path
   environment: videop2r.VideoP2R
-  endpoint: Endpoint
+  endpoint: trace_endpoint.Endpoint
 
   def identity(self) -> Mapping[str, Any]:
     """The model and where it answers."""
@@ -193,7 +192,7 @@ def judged(config: ml_collections.ConfigDict, workdir: Path) -> videop2r.VideoP2
   return parts_lib.make_environment(config, judge=judge)
 
 
-def _endpoint(config: ml_collections.ConfigDict) -> Endpoint:
+def _endpoint(config: ml_collections.ConfigDict) -> trace_endpoint.Endpoint:
   """Known to answer; raises InputError where it does not, or for want of a model or key."""
   section = config.traces
   if not section.model:
@@ -206,7 +205,7 @@ def _endpoint(config: ml_collections.ConfigDict) -> Endpoint:
       f"config.traces.key_variable={section.key_variable}: the environment has no such variable; export the key in it "
       "(any word where the endpoint asks for none)"
     )
-  made = Endpoint(
+  made = trace_endpoint.Endpoint(
     section.model,
     base_url=section.base_url,
     key=key,
