@@ -115,6 +115,14 @@ def test_without_known_evidence_relevance_is_not_scored_but_counted():
   assert not _episodes(EXACT).unscored.any()
 
 
+def test_recall_is_of_all_that_was_shown_which_the_last_turns_frames_are_not():
+  one = _episodes(MISSED, first=(2, 7))
+  assert one.recall()[0, 0] == 0.5
+  assert _episodes((3,), first=(2, 7)).recall()[0, 0] == 1
+  assert _episodes((3,), first=(2, 7), right=None).recall()[0, 0] == 0.5
+  assert np.isnan(_episodes(EXACT, truth=NONE).recall()[0, 0])
+
+
 def test_a_reply_in_no_format_earns_nothing():
   episodes = _episodes(NONE, EXACT)
   episodes.valid[0, 0, 0] = False

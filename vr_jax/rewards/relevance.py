@@ -75,6 +75,21 @@ class Episodes:
     """Retrievals without relevance, since it is not known which frames are relevant."""
     return self.retrieved & ~self.truth.any(-1)[:, None, None]
 
+  @property
+  def last(self) -> Bool[np.ndarray, "prompts group turns"]:
+    """Whether it is its episode's last turn."""
+    later = np.zeros_like(self.taken)
+    later[..., :-1] = self.taken[..., 1:]
+    return self.taken & ~later
+
+  def recall(self) -> Float[np.ndarray, "prompts group"]:
+    """Share of the relevant frames that an episode was shown; nan where they are not known, or there was no turn."""
+    shown = (self.found & ~self.last[..., None]).any(2) | self.first[:, None]
+    truth = self.truth[:, None]
+    known = truth.any(-1) & self.taken.any(-1)
+    share = (shown & truth).sum(-1) / np.maximum(truth.sum(-1), 1)
+    return np.where(known, share, np.nan)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Earned:
@@ -104,8 +119,7 @@ def turn_rewards(episodes: Episodes, rule: Rule) -> Earned:
   iou = frame_iou(episodes.found, truth)
   first = frame_iou(episodes.first, episodes.truth)[:, None, None]
   scored = episodes.retrieved & ~episodes.unscored
-  taken = episodes.taken
-  last = taken & ~np.concatenate([taken[..., 1:], np.zeros_like(taken[..., :1])], axis=-1)
+  taken, last = episodes.taken, episodes.last
   right = (episodes.accuracy > 0).any(-1, keepdims=True) | (not rule.gate)
   accuracy, formed = rule.accuracy * episodes.accuracy, rule.format * episodes.valid
   if rule.variant == "paper":

@@ -1,0 +1,244 @@
+"""Video-MTR: what each turn shows, what episodes earn, and what is remembered between batches."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import fuzz_video_mtr
+from vr_jax import errors, records
+from vr_jax.envs import turns, video_mtr
+
+EXAMPLE = records.Example(
+  id="q1",
+  video="v.mp4",
+  question="Which colour?",
+  options=("A. red", "B. green"),
+  answer="B",
+  problem_type="multiple choice",
+  shown=records.Span(start=0.0, end=64.0),
+)
+RIGHT = "<think>so</think><answer>B</answer>"
+WRONG = "<think>so</think><answer>A</answer>"
+JUNK = "well"
+RETHINK = "Turn 2 of 3.\nInvalid action. Let me rethink."
+
+
+def look(start, end):
+  return f"<think>there</think><retrieve>{start},{end}</retrieve>"
+
+
+def _task(**changes):
+  fields = {
+    "instruction": "Look or answer.",
+    "last_instruction": "Answer now.",
+    "turns": 3,
+    "window": 2,
+    "budget": 16,
+    "invalid": "rethink",
+    "relevance": {},
+    "exploration": {"stages": ()},
+  }
+  return video_mtr.VideoMTR(**{**fields, **changes})
+
+
+def _texts(seen):
+  return "".join(part for part in seen.parts if isinstance(part, str))
+
+
+def test_the_first_turn_shows_half_of_the_budget_over_the_whole_pool():
+  seen = _task().observe(EXAMPLE, 64, ())
+  assert seen.frames == (0, 9, 18, 27, 36, 45, 54, 63)
+  assert seen.parts[:4] == (
+    "Turn 1 of 3. Frames out of 0 to 63:\nframe_idx:0, ",
+    0,
+    "\nframe_idx:9, ",
+    9,
+  )
+  assert seen.parts[-1] == "\nWhich colour?\nA. red\nB. green\nLook or answer."
+  assert seen.parts[-1].removeprefix("\n") == _task().question(EXAMPLE)
+
+
+def test_every_frame_comes_right_after_its_index():
+  parts = _task().observe(EXAMPLE, 64, [look(3, 40)]).parts
+  for before, part in itertools.pairwise(parts):
+    if isinstance(part, int):
+      assert before.endswith(f"frame_idx:{part}, ")
+
+
+def test_a_retrieval_shows_at_most_a_quarter_of_the_budget_from_its_interval():
+  task = _task()
+  assert task.observe(EXAMPLE, 64, [look(10, 40)]).frames == (10, 20, 30, 40)
+  assert task.observe(EXAMPLE, 64, [look(10, 11)]).frames == (10, 11)
+  assert task.observe(EXAMPLE, 64, [look(10, 40), look(63, 63)]).frames == (63,)
+
+
+def test_the_last_turn_asks_for_an_answer():
+  task = _task()
+  assert "Look or answer." in _texts(task.observe(EXAMPLE, 64, [look(0, 1)]))
+  last = _texts(task.observe(EXAMPLE, 64, [look(0, 1)] * 2))
+  assert "Answer now." in last and "Look" not in last
+
+
+def test_an_invalid_reply_costs_a_turn_and_shows_no_frames():
+  task = _task()
+  assert task.observe(EXAMPLE, 64, [JUNK]).parts == (RETHINK,)
+  assert task.observe(EXAMPLE, 64, [JUNK, JUNK]).frames == ()
+  assert task.observe(EXAMPLE, 64, [JUNK] * 3) is None
+  assert task.observe(EXAMPLE, 64, [JUNK, look(1, 2)]).frames == (1, 2)
+
+
+@pytest.mark.parametrize(
+  ("reply", "says"),
+  [
+    (JUNK, "<think>"),
+    (look("a", "b"), "whole numbers"),
+    (look(0, 64), "no such frames"),
+    ("<think></think><answer>Z</answer>", "kind that was asked for"),
+  ],
+)
+def test_as_an_option_it_is_told_what_was_wrong_and_asked_again(reply, says):
+  seen = _task(invalid="explain").observe(EXAMPLE, 64, [reply])
+  assert seen.frames == () and says in _texts(seen) and "Which colour?" in _texts(seen)
+
+
+def test_an_episode_ends_with_an_answer_and_with_the_last_turn():
+  task = _task()
+  assert task.observe(EXAMPLE, 64, [RIGHT]) is None
+  assert task.observe(EXAMPLE, 64, [look(0, 1), WRONG]) is None
+  assert task.observe(EXAMPLE, 64, [look(0, 1)] * 3) is None
+  assert task.observe(EXAMPLE, 64, [RIGHT, look(0, 1)]) is None
+
+
+def test_with_one_turn_the_whole_budget_is_shown_and_an_answer_asked_for():
+  task = _task(turns=1)
+  seen = task.observe(EXAMPLE, 64, ())
+  assert len(seen.frames) == 16 and "Answer now." in _texts(seen)
+  assert task.question(EXAMPLE).endswith("Answer now.")
+  assert task.observe(EXAMPLE, 64, [look(0, 1)]) is None
+
+
+@pytest.mark.parametrize("pool", [1, 2, 5])
+def test_a_pool_smaller_than_the_budget_is_shown_once_each(pool):
+  task = _task()
+  assert task.observe(EXAMPLE, pool, ()).frames == tuple(range(pool))
+  assert task.observe(EXAMPLE, pool, [look(0, pool - 1)]).frames == turns.spread(0, pool - 1, 4)
+  assert task.observe(EXAMPLE, pool, [look(0, pool)]).frames == ()
+
+
+def test_no_text_of_an_episode_is_left_out_where_there_is_no_instruction():
+  seen = _task(instruction="", last_instruction="").observe(EXAMPLE, 1, ())
+  assert seen.parts[-1] == "\nWhich colour?\nA. red\nB. green"
+
+
+@pytest.mark.parametrize(
+  "wrong", [{"turns": 0}, {"window": -1}, {"budget": 3}, {"budget": 0, "turns": 1}]
+)
+def test_a_task_that_could_show_nothing_is_refused(wrong):
+  (name, *_) = wrong
+  with pytest.raises(errors.InputError, match=f"config.env.{name}"):
+    _task(**wrong)
+
+
+def _scores(task, *episodes, relevant=(20, 21), pool=64):
+  played = [
+    [video_mtr.Episode(pool=pool, relevant=relevant, replies=tuple(said)) for said in episodes]
+  ]
+  return task.rewards([EXAMPLE], played)
+
+
+def test_turns_earn_by_what_they_look_at_and_by_the_answer():
+  scores = _scores(
+    _task(),
+    [look(20, 21), RIGHT],
+    [look(40, 41), RIGHT],
+    [look(20, 21), WRONG],
+    [JUNK, RIGHT],
+    [look(20, 21), look(20, 21), look(20, 21)],
+  )
+  expected = [[0.6, 1.1, 0], [0.1, 1.1, 0], [0, 0.1, 0], [0, 1.1, 0], [0, 0, 0.1]]
+  np.testing.assert_allclose(scores.total[0], expected, atol=1e-6)
+  np.testing.assert_array_equal(scores.valid[0].sum(-1), [2, 2, 2, 2, 3])
+  np.testing.assert_allclose(sum(scores.rewards.values()), scores.total)
+
+
+def test_a_look_that_is_worse_than_the_first_frames_costs_what_is_lost():
+  scores = _scores(_task(), [look(40, 41), RIGHT], relevant=(0, 1))
+  assert scores.rewards["relevance"][0, 0, 0] == pytest.approx(-1 / 9)
+
+
+def test_evidence_outside_the_pool_is_evidence_that_is_not_known():
+  task = _task()
+  scores = _scores(task, [look(20, 21), RIGHT], relevant=(64, 99, -1))
+  assert (scores.rewards["relevance"] == 0).all()
+  counts = task.counts()
+  assert counts["relevance/unscored"] == 1 and "frame_recall" not in counts
+
+
+def test_prompts_of_one_batch_may_have_pools_of_different_sizes():
+  alone = [_scores(_task(), [look(0, 1), RIGHT], relevant=(1,), pool=pool) for pool in (2, 64)]
+  played = [
+    [video_mtr.Episode(pool=pool, relevant=(1,), replies=(look(0, 1), RIGHT))] for pool in (2, 64)
+  ]
+  both = _task().rewards([EXAMPLE, EXAMPLE], played)
+  np.testing.assert_array_equal(both.total, np.concatenate([one.total for one in alone]))
+
+
+def test_the_codes_variant_scores_by_its_own_rules():
+  task = _task(relevance={"variant": "code"})
+  scores = _scores(task, [look(20, 21), RIGHT], [look(20, 21), WRONG])
+  np.testing.assert_allclose(scores.total[0], [[0.6, 1.0, 0], [0.1, 0.1, 0]], atol=1e-6)
+
+
+def test_retrieving_seldom_is_rewarded_until_it_is_done_often_enough_in_a_row():
+  task = _task(exploration={"patience": 2})
+  rare = [[RIGHT]] * 10 + [[look(0, 1), WRONG]]
+  scores = _scores(task, *rare)
+  assert scores.rewards["exploration"][0, -1].tolist() == [1, 0, 0]
+  assert scores.total[0, -1, 0] == 1
+  counts = task.counts()
+  assert counts["retrieval_rate"] == counts["exploration/share"] == pytest.approx(1 / 12)
+  often = [[look(0, 1), RIGHT]] * 2
+  _scores(task, *often)
+  kept = json.loads(json.dumps(task.state()))
+  assert kept == {"above": 1, "closed": False}
+  _scores(task, *often)
+  assert (_scores(task, *rare).rewards["exploration"] == 0).all()
+  again = _task(exploration={"patience": 2})
+  again.set_state(kept)
+  assert again.state() == kept
+  assert _scores(again, *rare).rewards["exploration"].max() == 1
+
+
+def test_counts_are_of_what_came_since_they_were_last_asked_for():
+  task = _task()
+  assert task.counts() == {}
+  _scores(task, [JUNK, RIGHT], [look(20, 21), RIGHT], [RIGHT], [RIGHT])
+  assert task.counts() == {
+    "turns": 1.5,
+    "retrieval_rate": pytest.approx(1 / 6),
+    "invalid": pytest.approx(1 / 6),
+    "exploration/share": 0,
+    "relevance/unscored": 0,
+    "frame_recall": 0.25,
+  }
+  assert task.counts() == {}
+
+
+def test_an_answer_is_worth_what_its_problem_type_says():
+  task, example = (
+    _task(),
+    dataclasses.replace(EXAMPLE, problem_type="regression", options=(), answer="4"),
+  )
+  said = ("<think></think><answer>3</answer>",)
+  scores = task.rewards([example], [[video_mtr.Episode(pool=4, relevant=(), replies=said)]])
+  assert scores.rewards["accuracy"][0, 0, 0] == 0.75
+
+
+def test_thousands_of_odd_replies_break_no_rule():
+  outcome = fuzz_video_mtr.run(3000, seed=1)
+  assert outcome["broken"] == {} and outcome["replies"] >= 3000
+  problems = {f"invalid {problem}" for problem in ("format", "interval", "range", "answer")}
+  assert set(outcome["read_as"]) == {"answer", "retrieve"} | problems

@@ -1,0 +1,260 @@
+"""Video-MTR: the model looks at a few frames of a long video, asks for others, and answers when it has seen enough.
+
+    turn 1    some frames of the whole pool, the question       <think>…</think><retrieve>40,55</retrieve>
+    turn 2    frames 40 to 55, the question                     <think>…</think><answer>B</answer>
+
+An episode ends with an answer, or with the last turn. It is a function of the example, the size of its pool and the replies, so
+that an engine may ask for any turn at any time, and reads the frames that it is told of and no others.
+
+Source: arXiv 2508.20478. `Reconstruction:` with one turn in all, its frames are the whole budget, not half of it.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from vr_jax import errors, records
+from vr_jax.envs import environment, turns
+from vr_jax.rewards import accuracy, exploration, relevance, steps
+
+_RETHINK = "Invalid action. Let me rethink."
+_PROBLEMS = {
+  "format": "It has to be <think>…</think>, then one <answer>…</answer> or one <retrieve>first,last</retrieve>.",
+  "interval": "Between the retrieve tags belong two whole numbers: the first frame, a comma, the last frame.",
+  "range": "There are no such frames.",
+  "answer": "Between the answer tags belongs an answer of the kind that was asked for, and nothing else.",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Observation:
+  """What a turn shows, in order: texts, and frames by their index in the pool."""
+
+  parts: tuple[str | int, ...]
+
+  @property
+  def frames(self) -> tuple[int, ...]:
+    """The frames alone."""
+    return tuple(part for part in self.parts if isinstance(part, int))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Episode:
+  """What a policy said about a pool of frames, turn by turn. relevant: frames with the evidence; () where that is not known."""
+
+  pool: int
+  relevant: tuple[int, ...]
+  replies: tuple[str, ...]
+
+
+@dataclasses.dataclass(kw_only=True)
+class VideoMTR:
+  """The task. See configs/video_mtr.py for what each field means; relevance and exploration: fields of their rules.
+
+  Raises:
+    InputError: fewer than one turn, a window below 0, or a budget too small to show a frame in each turn.
+  """
+
+  instruction: str
+  last_instruction: str
+  turns: int
+  window: int
+  budget: int
+  invalid: Literal["rethink", "explain"]
+  relevance: Mapping[str, Any]
+  exploration: Mapping[str, Any]
+  segments: ClassVar[tuple[str, ...]] = ("turns",)
+  tags: ClassVar[tuple[str, ...]] = (
+    "<think>",
+    "</think>\n<retrieve>",
+    "</retrieve>",
+    "</think>\n<answer>",
+    "</answer>",
+  )
+
+  def __post_init__(self):
+    for name, least in (("turns", 1), ("window", 0), ("budget", 1 if self.turns == 1 else 4)):
+      if getattr(self, name) < least:
+        raise errors.InputError(
+          f"config.env.{name}={getattr(self, name)}: must be {least} or more with {self.turns} turns"
+        )
+    self._rule = relevance.Rule(**self.relevance)
+    self._bonus = exploration.Rule(**self.exploration)
+    self._latch = exploration.Latch()
+    self._counted = Counter()
+
+  def observe(
+    self, example: records.Example, pool: int, replies: Sequence[str]
+  ) -> Observation | None:
+    """What comes after these replies; None where the episode has ended.
+
+    Args:
+      example: the question.
+      pool: frames that there are to choose from, 1 or more.
+      replies: of the turns so far; () for the first turn.
+    """
+    done = turns.actions(example, pool, replies)
+    if len(done) >= self.turns or (done and done[-1].kind == "answer"):
+      return None
+    turn = len(done)
+    head = f"Turn {turn + 1} of {self.turns}."
+    if done and done[-1].kind == "invalid":
+      if self.invalid == "rethink":
+        return Observation(parts=(f"{head}\n{_RETHINK}",))
+      why = f"The last reply can't be used. {_PROBLEMS[done[-1].problem]} Try again."
+      return Observation(parts=(f"{head}\n{why}\n{self._ask(example, turn)}",))
+    frames = self._found(done[-1]) if done else self.first_frames(pool)
+    parts: list[str | int] = []
+    for frame in frames:
+      before = "\n" if parts else f"{head} Frames out of 0 to {pool - 1}:\n"
+      parts += [f"{before}frame_idx:{frame}, ", frame]
+    return Observation(parts=(*parts, f"\n{self._ask(example, turn)}"))
+
+  def first_frames(self, pool: int) -> tuple[int, ...]:
+    """Those of the first turn: half of the budget, evenly over the pool."""
+    return turns.spread(0, pool - 1, self.budget if self.turns == 1 else self.budget // 2)
+
+  def visible(self, turn: int) -> range:
+    """The turns (from 0) that are seen while the reply of `turn` is written."""
+    return turns.visible(turn, self.window)
+
+  def question(self, example: records.Example) -> str:
+    """What the first turn says beside its frames: question, options one a line, instruction."""
+    return self._ask(example, 0)
+
+  def reference_reply(self, example: records.Example) -> str | None:
+    """None: there is no warm start."""
+
+  def pieces(self, reply: str) -> environment.Pieces:
+    """A reply is one piece."""
+    return ((len(reply), 0),)
+
+  def rewards(
+    self, examples: Sequence[records.Example], episodes: Sequence[Sequence[Episode]]
+  ) -> records.Scores:
+    """What every turn earns: arrays [prompts, group, turns], where turns are those of the task, taken or not.
+
+    `accuracy`, `format` and `relevance` are what they are after the gate, `exploration` is the bonus (relevance.Rule.ranges, and 0
+    to exploration.Rule.highest); the total is their sum. Turns that were not taken are not valid. A call is one batch to the
+    exploration bonus, and moves its state.
+    """
+    batch = self._arrays(examples, episodes)
+    earned = relevance.turn_rewards(batch, self._rule)
+    step = exploration.step(
+      self._bonus, self._latch, retrieved=batch.retrieved, taken=batch.taken, total=earned.total
+    )
+    self._latch = step.latch
+    self._count(batch, step)
+    return records.Scores(
+      rewards={
+        "accuracy": earned.accuracy,
+        "format": earned.format,
+        "relevance": earned.relevance,
+        "exploration": step.bonus,
+      },
+      valid=batch.taken,
+      total=earned.total + step.bonus,
+    )
+
+  def trace(self, reply: str) -> str:
+    """What stands between the think tags."""
+    return steps.think_text(reply)
+
+  def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
+    """{"steps"} of one turn's reply."""
+    return {"steps": steps.split_steps(self.trace(reply))}
+
+  def state(self) -> Mapping[str, Any]:
+    """Whether exploration goes on, and for how many batches it was enough."""
+    return dataclasses.asdict(self._latch)
+
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    """Goes back to a state that `state` gave."""
+    self._latch = exploration.Latch(**state)
+
+  def counts(self) -> Mapping[str, float]:
+    """Since it was last asked. Of an episode: turns, frame_recall (share of the relevant frames that were shown; where there are
+    any). Of the turns, shares: retrieval_rate, invalid, exploration/share (with a bonus). relevance/unscored: retrievals.
+    """
+    counted, self._counted = self._counted, Counter()
+    if not counted["turns"]:
+      return {}
+    shares = {
+      name: counted[name] / counted["turns"]
+      for name in ("retrieval_rate", "invalid", "exploration/share")
+    }
+    recall = {"frame_recall": counted["recall"] / counted["known"]} if counted["known"] else {}
+    return {
+      "turns": counted["turns"] / counted["episodes"],
+      "relevance/unscored": float(counted["unscored"]),
+      **shares,
+      **recall,
+    }
+
+  def close(self) -> None:
+    """Nothing is held."""
+
+  def _ask(self, example: records.Example, turn: int) -> str:
+    last = turn + 1 == self.turns
+    told = self.last_instruction if last else self.instruction
+    return "\n".join(part for part in (example.question, *example.options, told) if part)
+
+  def _found(self, action: turns.Action) -> tuple[int, ...]:
+    """The frames that an action retrieves."""
+    if action.kind != "retrieve":
+      return ()
+    return turns.spread(action.start, action.end, self.budget // 4)
+
+  def _arrays(
+    self, examples: Sequence[records.Example], episodes: Sequence[Sequence[Episode]]
+  ) -> relevance.Episodes:
+    shape = (len(examples), len(episodes[0]), self.turns)
+    pool = max(group[0].pool for group in episodes)
+    right, valid, taken = np.zeros(shape), np.zeros(shape, bool), np.zeros(shape, bool)
+    found = np.zeros((*shape, pool), bool)
+    for prompt, (example, group) in enumerate(zip(examples, episodes, strict=True)):
+      for member, episode in enumerate(group):
+        done = turns.actions(example, episode.pool, episode.replies[: self.turns])
+        for turn, action in enumerate(done):
+          place = prompt, member, turn
+          taken[place], valid[place] = True, action.kind != "invalid"
+          found[place][list(self._found(action))] = True
+          right[place] = _worth(action, example)
+    return relevance.Episodes(
+      first=_mask([self.first_frames(group[0].pool) for group in episodes], pool),
+      truth=_mask([group[0].relevant for group in episodes], pool),
+      found=found,
+      accuracy=right,
+      valid=valid,
+      taken=taken,
+    )
+
+  def _count(self, batch: relevance.Episodes, step: exploration.Step) -> None:
+    recall = batch.recall()
+    self._counted.update(
+      {
+        "episodes": batch.taken.any(-1).sum(),
+        "turns": batch.taken.sum(),
+        "retrieval_rate": batch.retrieved.sum(),
+        "invalid": (batch.taken & ~batch.valid).sum(),
+        "exploration/share": (step.bonus > 0).sum(),
+        "unscored": batch.unscored.sum(),
+        "recall": np.nansum(recall),
+        "known": np.isfinite(recall).sum(),
+      }
+    )
+
+
+def _worth(action: turns.Action, example: records.Example) -> float:
+  if action.kind != "answer":
+    return 0.0
+  answer = f"<answer>{action.answer}</answer>"
+  return accuracy.accuracy(answer, example.answer, example.problem_type, example.options)
+
+
+def _mask(rows: Sequence[Sequence[int]], pool: int) -> np.ndarray:
+  """Which frames of the pool each row has; others than those of the pool are in none."""
+  return np.stack([np.isin(np.arange(pool), row) for row in rows])
