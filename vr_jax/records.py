@@ -6,8 +6,8 @@
     Scores    what the replies earned: [prompts, group, segments], by name
 
 Axes: prompts (questions of a batch), prefix (tokens of the longest prompt), group (replies to one prompt), time (tokens
-of the longest reply), frames (temporal patches of the vision tower: one image or two video frames), patches (of one
-frame, padded), media (merged vision tokens of one prompt: frames x patches / merge^2).
+of the longest reply, or of the longest episode behind its prompt), frames (temporal patches of the vision tower: one image
+or two video frames), patches (of one frame, padded), media (merged vision tokens of one prompt: frames x patches / merge^2).
 """
 
 import dataclasses
@@ -119,8 +119,28 @@ class Prompt:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Suffix:
+  """What the replies of several turns need beside their tokens: where these stand, and what later turns showed.
+
+  What they showed is `vision` or `media`, as in a `Prompt`; frames and media are those of a prompt's whole group.
+  """
+
+  positions: Int[Array | np.ndarray, "prompts group time 3"]  # multimodal rotary
+  media_index: Int[
+    Array | np.ndarray, "prompts group time"
+  ]  # which media token of the group stands here; -1 for text
+  vision: Vision | None
+  media: Float[Array | np.ndarray, "prompts media embed"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Rollout:
-  """Replies of one batch, padded on the right. Only positions of kind MODEL were sampled and carry loss."""
+  """Replies of one batch, padded on the right. Only positions of kind MODEL were sampled and carry loss.
+
+  Those of several turns are whole episodes behind their prompt: replies, and between them what the environment showed
+  (kind ENVIRONMENT, its media tokens too). suffix: None where there is one turn, all text.
+  """
 
   tokens: Int[Array | np.ndarray, "prompts group time"]
   log_probs: Float[
@@ -128,6 +148,7 @@ class Rollout:
   ]  # of the sampler, at its temperature; 0 where not MODEL
   kind: Int[Array | np.ndarray, "prompts group time"]
   turn: Int[Array | np.ndarray, "prompts group time"]
+  suffix: Suffix | None = None
 
 
 @jax.tree_util.register_dataclass

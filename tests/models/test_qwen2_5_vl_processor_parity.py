@@ -107,6 +107,51 @@ def test_transformers_agrees_on_conversations_drawn_just_now(seed):
     np.testing.assert_allclose(mine, expected, rtol=0, atol=TOLERANCE, err_msg=told)
 
 
+def continued(case: golden.Case, *, cut_off: bool) -> prompts.Encoded:
+  """A conversation put together as an episode is: its opening, then replies, each followed by what is shown next."""
+  made, media = make_processor(), iter(case.media())
+  turns = [
+    conversation.Turn(
+      role=role,
+      parts=tuple(
+        part if isinstance(part, str) else conversation.Image(pixels=next(media)[1][0])
+        for part in parts
+      ),
+    )
+    for role, parts in case.turns
+  ]
+  parts = [made.encode_conversation(turns[:1])]
+  for reply, shown in zip(turns[1::2], turns[2::2], strict=True):
+    said = made.encode_reply("".join(reply.parts))
+    said = np.array(said[:-1] if cut_off else said, np.int32)
+    parts += [made.join(said, [], []), made.continue_conversation([shown], after=said)]
+  return prompts.joined(parts, name=case.name)
+
+
+@needs_reference
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_an_episode_of_several_turns_is_the_conversation_that_transformers_makes_of_them(cut_off):
+  case = golden.Case(
+    name="episode",
+    turns=(
+      ("user", ("frame 0", ("image", 60, 90), "\nWhere is the", ("image", 30, 60), "?")),
+      ("assistant", ("<think>not yet</think><retrieve>3,5</retrieve>",)),
+      ("user", (("image", 200, 40), "frame 3\n", ("image", 56, 56), ("image", 84, 56), "And?")),
+      ("assistant", ("the video",)),
+      ("user", ("Not in the right form. Again.",)),
+      ("assistant", ("?",)),
+      ("user", ("\n\nthen: ", ("image", 33, 71))),
+    ),
+    seed=3,
+  )
+  theirs = golden.reference_outputs(case, golden.reference_processor())
+  del theirs["assistant_masks"]
+  mine = continued(case, cut_off=cut_off)
+  check_all_but_pixels(mine, theirs, case.name)
+  pixels = patches(mine, records.Kind.IMAGE)
+  np.testing.assert_allclose(pixels, theirs["pixel_values"], rtol=0, atol=TOLERANCE)
+
+
 @needs_reference
 @pytest.mark.skipif(golden.has_torchvision(), reason="the stand-in is for where torchvision is not")
 @pytest.mark.parametrize("case", CASES)

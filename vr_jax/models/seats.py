@@ -27,6 +27,22 @@ class Seats:
   group: int = dataclasses.field(metadata={"static": True})
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+@typing.no_type_check
+class Rows:
+  """Some replies, each kept at a home: where that is and which its prompt is, counted on the device that holds them.
+
+  An empty row has a home that its device does not have, one past the last. written: tokens that the reply has so far.
+  position: that of its next token.
+  """
+
+  home: Int[Array | np.ndarray, "rows"]
+  prompt: Int[Array | np.ndarray, "rows"]
+  written: Int[Array | np.ndarray, "rows"]
+  position: Int[Array | np.ndarray, "rows"]
+
+
 def to_seats(
   x: Shaped[Array, "slots *rest"],
   prompt: Int[Array, "slots"],

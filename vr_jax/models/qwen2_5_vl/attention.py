@@ -158,17 +158,26 @@ class Attention:
     value: Float[Array, "slots kv_heads head_dim"],
     seats: seats_lib.Seats,
     prefix: Block,
-    past: Block,
+    *pasts: Block,
   ) -> Float[Array, "slots heads head_dim"]:
     """One new token a reply attends to its prompt, to the reply so far and to itself.
 
     prefix: key and value [prompts, prefix, kv_heads, head_dim], valid [prompts, prefix].
-    past:   key and value [slots, length, kv_heads, head_dim], valid [length].
+    pasts:  key and value [slots, length, kv_heads, head_dim], valid [length] or [slots, length]; one block or more.
     """
     new, of_slots, of_prefix = (
       ("slots", "kv_heads", None),
       ("slots", None, "kv_heads", None),
       ("prompts", None, "kv_heads", None),
+    )
+    of_pasts = (
+      pair
+      for past in pasts
+      for pair in (
+        (past.key, of_slots),
+        (past.value, of_slots),
+        (past.valid, ("slots", None)[2 - past.valid.ndim :]),
+      )
     )
     return self.layout.per_shard(
       functools.partial(attention_decode.step, group=seats.group),
@@ -181,9 +190,41 @@ class Attention:
         (prefix.key, of_prefix),
         (prefix.value, of_prefix),
         (prefix.valid, ("prompts", None)),
-        (past.key, of_slots),
-        (past.value, of_slots),
-        (past.valid, (None,)),
+        *of_pasts,
+      ),
+    )
+
+  def append(
+    self,
+    query: Float[Array, "rows time heads head_dim"],
+    own: Block,
+    rows: seats_lib.Rows,
+    prefix: Block,
+    past_key: Float[Array, "homes length kv_heads head_dim"],
+    past_value: Float[Array, "homes length kv_heads head_dim"],
+  ) -> Float[Array, "rows time heads head_dim"]:
+    """New tokens of some replies attend to their prompt, to what their reply has written and to themselves so far.
+
+    own:    key and value [rows, time, kv_heads, head_dim], valid [rows, time].
+    prefix: key and value [prompts, prefix, kv_heads, head_dim], valid [prompts, prefix].
+    """
+    cached = attention_xla.CACHED_LOGITS if self.layout.platform == "cpu" else attention_xla.LOGITS
+    of_rows, of_prefix = ("slots", None, "kv_heads", None), ("prompts", None, "kv_heads", None)
+    return self.layout.per_shard(
+      functools.partial(attention_decode.append, logits=cached),
+      (
+        (query, ("slots", None, "heads", None)),
+        (own.key, of_rows),
+        (own.value, of_rows),
+        (own.valid, ("slots", None)),
+        (rows.prompt, ("slots",)),
+        (rows.home, ("slots",)),
+        (rows.written, ("slots",)),
+        (prefix.key, of_prefix),
+        (prefix.value, of_prefix),
+        (prefix.valid, ("prompts", None)),
+        (past_key, of_rows),
+        (past_value, of_rows),
       ),
     )
 

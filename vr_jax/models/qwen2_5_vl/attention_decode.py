@@ -1,9 +1,10 @@
-"""Attention while sampling: one new token a reply, to its prompt, to the reply so far and to itself.
+"""Attention while sampling: a new token a reply, to its prompt, to the reply so far and to itself; or what it is shown next.
 
 One query a reply has few logits, so plain products do what bandwidth allows, on every platform. The queries of a prompt's
 replies read its keys and values together, once; what each reply reads of its own is merged with that by log-sum-exp.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -20,13 +21,13 @@ def step(
   prefix_key: Float[Array, "prompts prefix kv_heads head_dim"],
   prefix_value: Float[Array, "prompts prefix kv_heads head_dim"],
   prefix_valid: Bool[Array, "prompts prefix"],
-  past_key: Float[Array, "slots length kv_heads head_dim"],
-  past_value: Float[Array, "slots length kv_heads head_dim"],
-  past_valid: Bool[Array, "length"],
-  *,
+  *pasts: Array,
   group: int,
 ) -> Float[Array, "slots heads head_dim"]:
-  """What the new token of each slot gathers; `prompt` and `member` as in `seats.Seats`."""
+  """What the new token of each slot gathers; `prompt` and `member` as in `seats.Seats`.
+
+  pasts: key and value [slots, length, kv_heads, head_dim] and valid [length] or [slots, length], of one block or more.
+  """
   slots, heads, head_dim = query.shape
   kv_heads = key.shape[1]
   query = (query * head_dim**-0.5).reshape(slots, kv_heads, heads // kv_heads, head_dim)
@@ -35,17 +36,66 @@ def step(
   to_prefix = attention_xla.Partial(
     *(seats_lib.to_slots(part, prompt, member) for part in to_prefix)
   )
-  to_past = _to_past(query, past_key, past_value, past_valid)
+  to_pasts = [_to_past(query, *pasts[i : i + 3]) for i in range(0, len(pasts), 3)]
   to_own = attention_xla.Partial(
     mixed=jnp.broadcast_to(value[:, :, None].astype(jnp.float32), query.shape),
     total=jnp.ones(query.shape[:-1], jnp.float32),
     top=_dot("nkrd,nkd->nkr", query, key),
   )
   return (
-    attention_xla.merged((to_prefix, to_past, to_own))
+    attention_xla.merged((to_prefix, *to_pasts, to_own))
     .reshape(slots, heads, head_dim)
     .astype(value.dtype)
   )
+
+
+def append(
+  query: Float[Array, "rows time heads head_dim"],
+  key: Float[Array, "rows time kv_heads head_dim"],
+  value: Float[Array, "rows time kv_heads head_dim"],
+  valid: Bool[Array, "rows time"],
+  prompt: Int[Array, "rows"],
+  home: Int[Array, "rows"],
+  written: Int[Array, "rows"],
+  prefix_key: Float[Array, "prompts prefix kv_heads head_dim"],
+  prefix_value: Float[Array, "prompts prefix kv_heads head_dim"],
+  prefix_valid: Bool[Array, "prompts prefix"],
+  past_key: Float[Array, "homes length kv_heads head_dim"],
+  past_value: Float[Array, "homes length kv_heads head_dim"],
+  *,
+  logits: int,
+) -> Float[Array, "rows time heads head_dim"]:
+  """What new tokens of some replies gather, each from its prompt, from what its reply has written, and from those up to it.
+
+  One row after the other: so neither a prompt nor a past is copied for all that read it. logits: see `attention_xla`.
+  """
+  length = past_key.shape[1]
+  index = length + jnp.arange(query.shape[1])
+
+  def of_row(inputs: tuple[Array, ...]) -> Array:
+    query, key, value, valid, prompt, home, written = inputs
+    of_prompt = (
+      jnp.take(x, prompt, 0, mode="clip") for x in (prefix_key, prefix_value, prefix_valid)
+    )
+    seen = jnp.arange(length) < written
+    own = (
+      jnp.concatenate([past, new])
+      for past, new in (
+        (jnp.take(past_key, home, 0, mode="clip"), key),
+        (jnp.take(past_value, home, 0, mode="clip"), value),
+        (seen, valid),
+      )
+    )
+    found = attention_xla.continued(
+      query[None, None],
+      *(x[None] for x in of_prompt),
+      *(x[None, None] for x in own),
+      index,
+      logits=logits,
+    )
+    return found[0, 0]
+
+  return jax.lax.map(of_row, (query, key, value, valid, prompt, home, written))
 
 
 def _to_prefix(
@@ -65,10 +115,10 @@ def _to_past(
   query: Float[Array, "slots kv_heads queries head_dim"],
   key: Float[Array, "slots length kv_heads head_dim"],
   value: Float[Array, "slots length kv_heads head_dim"],
-  valid: Bool[Array, "length"],
+  valid: Bool[Array, "*slots length"],
 ) -> attention_xla.Partial:
   logits = _dot("nkrd,nlkd->nkrl", query, key)
-  share, total, top = _shares(jnp.where(valid, logits, layers.MASKED))
+  share, total, top = _shares(jnp.where(valid[..., None, None, :], logits, layers.MASKED))
   return attention_xla.Partial(
     _dot("nkrl,nlkd->nkrd", share.astype(value.dtype), value), total, top
   )

@@ -90,6 +90,18 @@ class Template:
     tokens = np.array([token for run, _ in runs for token in run], np.int32)
     return tokens, np.repeat([mine for _, mine in runs], [len(run) for run, _ in runs]).astype(bool)
 
+  def continuation(
+    self, turns: Sequence[Turn], media_tokens: Sequence[int], *, ended: bool
+  ) -> Int[np.ndarray, "suffix"]:
+    """What follows a reply: the end of its turn, these turns, and the head of the next reply.
+
+    ended: whether the reply wrote the end of its turn itself. media_tokens: as `apply`.
+    """
+    end = self._newline if ended else [*self._control("<|im_end|>"), *self._newline]
+    return np.concatenate(
+      [np.array(end, np.int32), self.apply(turns, media_tokens, open_reply=True)[0]]
+    )
+
   def text(self, text: str) -> list[int]:
     """Tokens of text alone; special tokens that it spells are not what they say."""
     pieces = self._special.split(text)

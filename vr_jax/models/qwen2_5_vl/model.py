@@ -4,6 +4,7 @@
     hidden = model.extend(prefix, tokens, valid)        all replies of all groups at once: what the update runs
     cache  = model.start_cache(prefix, slots, length)
     hidden, cache = model.decode(prefix, cache, tokens, index, seats)   one token a slot: what the sampler runs
+    hidden, new = model.append(prefix, cache, shown, media, rows)   what some replies are shown next: texts and frames
     model.logits(hidden)
 
 The first reply token's distribution comes from `prefix.hidden`, that of token t + 1 from the hidden state of token t.
@@ -62,6 +63,48 @@ class Cache:
       values=layout.per_shard(of_device, ((self.values, self.AXES), inputs)),
     )
 
+  def written(
+    self,
+    layout: layout_lib.Layout,
+    new: "Cache",
+    slots: Int[Array, "rows"],
+    starts: Int[Array, "rows"],
+    counts: Int[Array, "rows"],
+  ) -> "Cache":
+    """With the first `counts` positions of each row of `new` in a slot, from a place there on.
+
+    slots: as in `kept`; a row whose slot its device does not have is left out.
+    """
+
+    def of_device(x: Array, new: Array, slots: Array, starts: Array, counts: Array) -> Array:
+      steps = jnp.arange(new.shape[2])
+      places = jnp.where(steps < counts[:, None], starts[:, None] + steps, x.shape[2])
+      return x.at[:, slots[:, None], places].set(new, mode="drop")
+
+    rows = [(array, ("slots",)) for array in (slots, starts, counts)]
+    return Cache(
+      keys=layout.per_shard(of_device, ((self.keys, self.AXES), (new.keys, self.AXES), *rows)),
+      values=layout.per_shard(
+        of_device, ((self.values, self.AXES), (new.values, self.AXES), *rows)
+      ),
+    )
+
+  def grown(self, layout: layout_lib.Layout, length: int) -> "Cache":
+    """With room for so many positions."""
+    widths = [(0, 0), (0, 0), (0, length - self.keys.shape[2]), (0, 0), (0, 0)]
+    return jax.tree.map(lambda x: layout.place(jnp.pad(x, widths), self.AXES), self)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+@typing.no_type_check
+class Past:
+  """What replies have written before the tokens that are being decoded: how much of it, and where they go on."""
+
+  cache: Cache
+  length: Int[Array, "slots"]
+  next_position: Int[Array, "slots"]
+
 
 class Qwen2_5_VL(nnx.Module):  # noqa: N801
   """The whole model. Parameters are float32; activations are of `config.dtype` and lie as `layout` says."""
@@ -86,42 +129,62 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
   ) -> Float[Array, "prompts prefix embed"]:
     """Token embeddings, with the media features where `media_index` points to one."""
     tokens = self.text.embed(jnp.asarray(prompt.tokens), ("prompts", "prefix"))
+    return self._with_media(tokens, jnp.asarray(prompt.media_index), media)
+
+  def _with_media(
+    self,
+    x: Float[Array, "rows *time embed"],
+    index: Int[Array, "rows *time"],
+    media: Float[Array, "rows media embed"],
+    axis: str = "prompts",
+  ) -> Float[Array, "rows *time embed"]:
+    """Embeddings with features in place of those whose index points to one. axis: the logical one of rows."""
+    return jnp.where(index[..., None] >= 0, self._features(index, media, axis).astype(x.dtype), x)
+
+  def _features(
+    self, index: Int[Array, "rows *time"], media: Float[Array, "rows media embed"], axis: str
+  ) -> Float[Array, "rows *time embed"]:
+    """What stands at each index, any where it is below 0; zeros where there are no media."""
     if media.shape[1] == 0:
-      return tokens
+      return jnp.zeros((*index.shape, media.shape[2]), media.dtype)
     # Media of one frame may stand anywhere in the prompt: each device takes its tokens from all of them.
-    media = self.layout.place(media, ("prompts", None, None))
-    index = jnp.asarray(prompt.media_index)[..., None]
-    features = jnp.take_along_axis(media, jnp.maximum(index, 0), axis=1)
-    return jnp.where(index >= 0, features.astype(tokens.dtype), tokens)
+    media = self.layout.place(media, (axis, None, None))
+    return jax.vmap(lambda media, index: media[index])(media, jnp.maximum(index, 0))
 
   def prefill(self, prompt: records.Prompt) -> Prefix:
     """Runs the prompts once, and before them the vision tower where they bring patches and not its features."""
     valid = jnp.asarray(prompt.kind) != records.Kind.PAD
-    made = prompt.media is not None
-    media = jnp.asarray(prompt.media) if made else self.encode_vision(prompt.vision)
-    x = self.embed(prompt, media)
+    x = self.embed(prompt, self._media(prompt))
     hidden, keys, values = self.text.prefill(x, jnp.asarray(prompt.positions), valid)
-    last = jnp.maximum(valid.sum(axis=1) - 1, 0)
     return Prefix(
       keys=keys,
       values=values,
       valid=valid,
-      hidden=jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0],
+      hidden=_last(hidden, valid),
       next_position=jnp.asarray(prompt.next_position),
     )
+
+  def _media(self, shown: records.Prompt | records.Suffix) -> Float[Array, "prompts media embed"]:
+    """The features that it brings, or those of its patches."""
+    return self.encode_vision(shown.vision) if shown.media is None else jnp.asarray(shown.media)
 
   def extend(
     self,
     prefix: Prefix,
     tokens: Int[Array, "prompts group time"],
     valid: Bool[Array, "prompts group time"],
+    suffix: records.Suffix | None = None,
   ) -> Float[Array, "prompts group time embed"]:
-    """Final-normed hidden states of replies.
+    """Final-normed hidden states of replies; of several turns where there is a suffix.
 
-    Token t sees its prompt and the valid tokens up to t of its own reply. Gradients flow into the prefix.
+    Token t sees its prompt and the valid tokens up to t of its own reply. Gradients flow into the prefix, and into the tower
+    where a suffix brings patches and not its features.
     """
-    positions = _positions(prefix, tokens)
     embedded = self.text.embed(tokens, packing_lib.REPLIES)
+    if suffix is None:
+      return self.text.extend(embedded, _positions(prefix, tokens), valid, _block(prefix))
+    embedded = self._with_media(embedded, jnp.asarray(suffix.media_index), self._media(suffix))
+    positions = jnp.moveaxis(jnp.asarray(suffix.positions), -1, 0)
     return self.text.extend(embedded, positions, valid, _block(prefix))
 
   def extend_packed(
@@ -130,11 +193,46 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
     tokens: Int[Array, "prompts group time"],
     valid: Bool[Array, "prompts group time"],
     packing: packing_lib.Packing,
+    suffix: records.Suffix | None = None,
   ) -> Float[Array, "packed embed"]:
     """As `extend`, of the valid tokens alone."""
-    positions = packing.pack(_positions(prefix, tokens))
     embedded = self.text.embed(packing.pack(tokens), ("slots",))
+    if suffix is None:
+      positions = packing.pack(_positions(prefix, tokens))
+      return self.text.extend_packed(embedded, positions, valid, _block(prefix), packing)
+    index = jnp.asarray(suffix.media_index)
+    features = packing.pack(self._features(index, self._media(suffix), "prompts"), (None,))
+    is_media = packing.pack(index >= 0)[:, None]
+    embedded = jnp.where(is_media, features.astype(embedded.dtype), embedded)
+    positions = packing.pack(jnp.asarray(suffix.positions), (None,)).T
     return self.text.extend_packed(embedded, positions, valid, _block(prefix), packing)
+
+  def append(
+    self,
+    prefix: Prefix,
+    cache: Cache,
+    shown: records.Prompt,
+    media: Float[Array, "rows media embed"],
+    rows: seats_lib.Rows,
+  ) -> tuple[Float[Array, "rows embed"], Cache]:
+    """What some replies are shown next, each behind what it has written: the hidden state of its last token, and its keys and values.
+
+    shown: as prompts, whose positions count from 0; media: what the tower made of its frames. The cache is only read:
+    `Cache.written` puts the new keys and values into it.
+    """
+    valid = jnp.asarray(shown.kind) != records.Kind.PAD
+    x = self.text.embed(jnp.asarray(shown.tokens), ("slots", None), whole=True)
+    x = self._with_media(x, jnp.asarray(shown.media_index), media, "slots")
+    positions = jnp.asarray(shown.positions) + rows.position[:, None]
+    past = cache.keys, cache.values
+    hidden, keys, values = self.text.append(x, positions, valid, rows, _block(prefix), *past)
+    return _last(hidden, valid), Cache(keys=keys, values=values)
+
+  def start_media(self, slots: int, frames: int, patches: int) -> Float[Array, "slots media embed"]:
+    """Room for the features of so many frames of so many patches for each of some replies."""
+    tokens = patches // self.config.vision.merge_unit
+    empty = jnp.zeros((slots, frames * tokens, self.config.text.hidden_size), self.text.dtype)
+    return self.layout.place(empty, ("slots", None, None))
 
   def decoding_params(self) -> PyTree:
     """The parameters as decoding reads them, every step anew: of the language model whole rows, in the dtype it computes in.
@@ -169,17 +267,22 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
     tokens: Int[Array, "slots"],
     index: Int[Array, ""],
     seats: seats_lib.Seats,
+    past: Past | None = None,
   ) -> tuple[Float[Array, "slots embed"], Cache]:
     """Feeds token number `index` of the reply in every slot; gives its final-normed hidden state and the cache with it.
 
-    Positions before `index` must have been written by the calls before.
+    Positions before `index` must have been written by the calls before. past: of replies that go on, what they had before.
     """
-    positions = self.of_slots(prefix.next_position, seats) + index
+    start = self.of_slots(prefix.next_position, seats) if past is None else past.next_position
+    positions = start + index
     written = jnp.arange(cache.keys.shape[2]) < index
-    past = attention.Block(cache.keys, cache.values, written)
+    own = [attention.Block(cache.keys, cache.values, written)]
+    if past is not None:
+      seen = jnp.arange(past.cache.keys.shape[2]) < past.length[:, None]
+      own.append(attention.Block(past.cache.keys, past.cache.values, seen))
     # Split as a parameter is, the table would be sent for every token where it also makes the logits.
     x = self.text.embed(tokens, ("slots",), whole=True)
-    hidden, keys, values = self.text.decode(x, positions, seats, _block(prefix), past)
+    hidden, keys, values = self.text.decode(x, positions, seats, _block(prefix), *own)
     return hidden, Cache(
       keys=jax.lax.dynamic_update_index_in_dim(cache.keys, keys, index, axis=2),
       values=jax.lax.dynamic_update_index_in_dim(cache.values, values, index, axis=2),
@@ -214,6 +317,14 @@ def _positions(
 ) -> Int[Array, "prompts group time"]:
   positions = prefix.next_position[:, None, None] + jnp.arange(tokens.shape[2])
   return jnp.broadcast_to(positions, tokens.shape)
+
+
+def _last(
+  hidden: Float[Array, "rows time embed"], valid: Bool[Array, "rows time"]
+) -> Float[Array, "rows embed"]:
+  """At the last valid token of each row, whose first ones are valid."""
+  last = jnp.maximum(valid.sum(axis=1) - 1, 0)
+  return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
 def _block(prefix: Prefix) -> attention.Block:

@@ -166,16 +166,26 @@ class Processor:
     Raises:
       InputError: media without pixels or too long for their width, or a role that the model does not know.
     """
-    for turn in turns:
-      if turn.role not in conversation.ROLES:
-        known = ", ".join(conversation.ROLES)
-        raise errors.InputError(f"{name}: a turn of {turn.role!r}; roles are {known}")
-    media = [part for turn in turns for part in turn.parts if not isinstance(part, str)]
-    encoded = [self._encode_media(part, name) for part in media]
-    grids = tuple(grid for grid, _ in encoded)
-    counts = [grid.tokens(self.config.vision) for grid in grids]
+    grids, patches, counts = self._media(turns, name)
     tokens, loss_mask = self._tokenize(turns, counts, open_reply=open_reply)
-    return self.join(tokens, grids, [patches for _, patches in encoded], loss_mask, name=name)
+    return self.join(tokens, grids, patches, loss_mask, name=name)
+
+  def continue_conversation(
+    self,
+    turns: Sequence[conversation.Turn],
+    *,
+    after: Sequence[int] | Int[np.ndarray, "time"],
+    name: str = "observation",
+  ) -> prompts.Encoded:
+    """What a conversation goes on with behind the reply `after` (token ids): the end of its turn, turns, the next one opened.
+
+    The end of the turn is there only where the reply was cut off before it. Positions count from 0, wherever the reply
+    ended; none of it is the assistant's. Raises InputError as `encode_conversation` does.
+    """
+    grids, patches, counts = self._media(turns, name)
+    ended = len(after) > 0 and int(after[-1]) == self.tokenizer.token_to_id("<|im_end|>")
+    tokens = self._template.continuation(turns, counts, ended=ended)
+    return self.join(tokens, grids, patches, name=name)
 
   def join(
     self,
@@ -281,6 +291,19 @@ class Processor:
         f"patch_buckets: {patches} is no multiple of {vision.merge_unit}, the patches of a media token"
       )
     return prompts.Sizes(prefix=prefix, frames=frames, patches=patches)
+
+  def _media(
+    self, turns: Sequence[conversation.Turn], name: str
+  ) -> tuple[list[positions.Grid], list[Float[np.ndarray, "frames patches patch_dim"]], list[int]]:
+    """Grids of the media of a conversation, their patches, and how many tokens each has."""
+    for turn in turns:
+      if turn.role not in conversation.ROLES:
+        known = ", ".join(conversation.ROLES)
+        raise errors.InputError(f"{name}: a turn of {turn.role!r}; roles are {known}")
+    media = [part for turn in turns for part in turn.parts if not isinstance(part, str)]
+    encoded = [self._encode_media(part, name) for part in media]
+    counts = [grid.tokens(self.config.vision) for grid, _ in encoded]
+    return [grid for grid, _ in encoded], [patches for _, patches in encoded], counts
 
   def _tokenize(
     self, turns: Sequence[conversation.Turn], media_tokens: Sequence[int], *, open_reply: bool

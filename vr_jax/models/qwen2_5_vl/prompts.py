@@ -39,6 +39,22 @@ class Encoded:
   features: Float[np.ndarray, "media embed"] | None = None
 
 
+def joined(parts: Sequence[Encoded], *, name: str) -> Encoded:
+  """One conversation of parts without features, the positions of each going on where those before it ended."""
+  starts = np.cumsum([0, *(part.next_position for part in parts)])
+  places = [part.positions + start for part, start in zip(parts, starts, strict=False)]
+  return Encoded(
+    name=name,
+    tokens=np.concatenate([part.tokens for part in parts]),
+    kind=np.concatenate([part.kind for part in parts]),
+    positions=np.concatenate(places, axis=1).astype(np.int32),
+    next_position=int(starts[-1]),
+    loss_mask=np.concatenate([part.loss_mask for part in parts]),
+    grids=tuple(grid for part in parts for grid in part.grids),
+    frames=tuple(frame for part in parts for frame in part.frames),
+  )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
   """What prompts are padded to: tokens, temporal patches, patches of one of these."""

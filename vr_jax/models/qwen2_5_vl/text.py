@@ -117,12 +117,12 @@ class TextModel(nnx.Module):
   def extend(
     self,
     x: Float[Array, "prompts group time embed"],
-    positions: Int[Array, "prompts group time"],
+    positions: Int[Array, "*axes prompts group time"],
     valid: Bool[Array, "prompts group time"],
     prefix: attention.Block,
   ) -> Float[Array, "prompts group time embed"]:
-    """Final-normed hidden states of replies that continue their prompt's prefix."""
-    cos, sin = text_angles(positions, self.config.text)
+    """Final-normed hidden states of replies that continue their prompt's prefix. positions: of text alone, or on 3 axes."""
+    cos, sin = self._angles(positions, x)
     axes = ("prompts", "group", "time", None)
 
     def layer(x, inputs):
@@ -137,13 +137,13 @@ class TextModel(nnx.Module):
   def extend_packed(
     self,
     x: Float[Array, "packed embed"],
-    positions: Int[Array, "packed"],
+    positions: Int[Array, "*axes packed"],
     valid: Bool[Array, "prompts group time"],
     prefix: attention.Block,
     packing: packing_lib.Packing,
   ) -> Float[Array, "packed embed"]:
     """As `extend`, on the valid tokens alone; only attention sees them as replies."""
-    cos, sin = text_angles(positions, self.config.text)
+    cos, sin = self._angles(positions, x)
     axes, heads, kv_heads = ("slots", None), ("heads", None), ("kv_heads", None)
 
     def layer(x, inputs):
@@ -173,7 +173,7 @@ class TextModel(nnx.Module):
     positions: Int[Array, "slots"],
     seats: seats_lib.Seats,
     prefix: attention.Block,
-    own: attention.Block,
+    *own: attention.Block,
   ) -> tuple[
     Float[Array, "slots embed"],
     Float[Array, "layers slots kv_heads head_dim"],
@@ -181,25 +181,63 @@ class TextModel(nnx.Module):
   ]:
     """One step: final-normed hidden states, and the keys and values to be kept for the next step.
 
-    `own` holds what the replies left in the steps before. It is only read here, so that a step writes
-    one position of it instead of copying it.
+    `own` holds what the replies left in the steps before, in one block or more. It is only read here, so that a step
+    writes one position of it instead of copying it.
     """
     cos, sin = text_angles(positions, self.config.text)
     axes = ("slots", None)
 
     def layer(x, inputs):
-      weights, prefix_key, prefix_value, own_key, own_value = inputs
+      weights, prefix_key, prefix_value, pasts = inputs
       query, key, value = self._qkv(x, weights, cos, sin)
       shared = attention.Block(prefix_key, prefix_value, prefix.valid)
-      past = attention.Block(own_key, own_value, own.valid)
-      mixed = self.attention.step(query, key, value, seats, shared, past)
+      pasts = (attention.Block(*past, block.valid) for past, block in zip(pasts, own, strict=True))
+      mixed = self.attention.step(query, key, value, seats, shared, *pasts)
       return self.layout.place(self._finish(x, mixed, weights), axes), (key, value)
 
     x = self.layout.place(x, axes)
     weights = layers.stack(self.layers, self.dtype)
-    inputs = (weights, prefix.key, prefix.value, own.key, own.value)
+    inputs = (weights, prefix.key, prefix.value, [(block.key, block.value) for block in own])
     x, (keys, values) = jax.lax.scan(layer, x, inputs)
     return self._final_norm(x), keys, values
+
+  def append(
+    self,
+    x: Float[Array, "rows time embed"],
+    positions: Int[Array, "3 rows time"],
+    valid: Bool[Array, "rows time"],
+    rows: seats_lib.Rows,
+    prefix: attention.Block,
+    past_keys: Float[Array, "layers homes length kv_heads head_dim"],
+    past_values: Float[Array, "layers homes length kv_heads head_dim"],
+  ) -> tuple[
+    Float[Array, "rows time embed"],
+    Float[Array, "layers rows time kv_heads head_dim"],
+    Float[Array, "layers rows time kv_heads head_dim"],
+  ]:
+    """Final-normed hidden states of what some replies are shown next, and the keys and values to be written behind theirs."""
+    cos, sin = self._angles(positions, x)
+    axes = ("slots", None, None)
+
+    def layer(x, inputs):
+      weights, prefix_key, prefix_value, *past = inputs
+      query, key, value = self._qkv(x, weights, cos, sin)
+      shared = attention.Block(prefix_key, prefix_value, prefix.valid)
+      own = attention.Block(key, value, valid)
+      mixed = self.attention.append(query, own, rows, shared, *past)
+      return self.layout.place(self._finish(x, mixed, weights), axes), (key, value)
+
+    weights = layers.stack(self.layers, self.dtype)
+    inputs = (weights, prefix.key, prefix.value, past_keys, past_values)
+    x, (keys, values) = jax.lax.scan(layer, self.layout.place(x, axes), inputs)
+    return self._final_norm(x), keys, values
+
+  def _angles(
+    self, positions: Int[Array, "..."], x: Float[Array, "*batch embed"]
+  ) -> tuple[Float[Array, "*batch half"], Float[Array, "*batch half"]]:
+    """Of positions [*batch], those of text, or [3, *batch]."""
+    angles = rotary_angles if positions.ndim == x.ndim else text_angles
+    return angles(positions, self.config.text)
 
   def _qkv(
     self,

@@ -1,0 +1,247 @@
+"""Episodes of several turns: replies decoded and observations appended, against one plain forward over each conversation."""
+
+import dataclasses
+import functools
+
+from flax import nnx
+from golden import qwen2_5_vl as golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import qwen2_5_vl_builders as builders
+
+from vr_jax import records
+from vr_jax.models import packing, seats
+from vr_jax.models.qwen2_5_vl import model, positions, prompts
+
+CASE = golden.CASES[0]
+GROUP = 3
+REPLIES = np.array([[3, 5], [1, 2], [4, 0], [5, 1], [2, 4], [0, 3]])  # tokens of two replies each
+# Rows and columns of patches of the images that are shown in between; the third reply is shown text alone.
+SHOWN = (((4, 6), (2, 2)), ((6, 4),), (), ((2, 4), (2, 4), (4, 4)), ((2, 2),), ((4, 4), (6, 2)))
+SLOTS = (4, 0, 5, 2, 1, 3)  # where the replies are kept: any order will do
+TOLERANCE = 1e-5
+
+
+@functools.cache
+def network() -> model.Qwen2_5_VL:
+  return builders.load(CASE)
+
+
+@functools.cache
+def inputs() -> tuple[list, list, list]:
+  """Prompts; what replies are shown; tokens of their two replies."""
+  made, rng = builders.make_processor(network().config), np.random.default_rng(1)
+
+  def shown(sides):
+    tokens, grids, patches = [rng.integers(0, golden.BYTES, 2)], [], []
+    for height, width in sides:
+      grids.append(positions.Grid(kind=records.Kind.IMAGE, frames=1, height=height, width=width))
+      patches.append(rng.standard_normal((1, height * width, 1176), np.float32))
+      media = np.full(height * width // 4, made.config.image_token_id)
+      tokens += [media, rng.integers(0, golden.BYTES, rng.integers(1, 4))]
+    return made.join(np.concatenate(tokens).astype(np.int32), grids, patches)
+
+  first = [builders.encode(CASE, network().config, index) for index in range(2)]
+  texts = [[rng.integers(0, golden.BYTES, n).astype(np.int32) for n in two] for two in REPLIES]
+  return first, [shown(sides) for sides in SHOWN], texts
+
+
+def said(tokens) -> prompts.Encoded:
+  """A reply as a conversation of its own."""
+  return builders.make_processor(network().config).join(tokens, [], [])
+
+
+def joined(*parts: prompts.Encoded) -> prompts.Encoded:
+  return prompts.joined(parts, name="joined")
+
+
+def collated(encoded, *, spare=0) -> records.Prompt:
+  return builders.make_processor(network().config).collate(
+    encoded,
+    prefix_buckets=(max(len(one.tokens) for one in encoded) + spare,),
+    frame_buckets=(max(len(one.frames) for one in encoded) + spare,),
+    patch_buckets=(64,),
+  )
+
+
+@nnx.jit
+def plain(network, prompt):
+  x = network.embed(prompt, network.encode_vision(prompt.vision))
+  return network.text.prefill(x, prompt.positions, prompt.kind != records.Kind.PAD)[0]
+
+
+@functools.cache
+def expected() -> list[np.ndarray]:
+  """Hidden states of each reply's suffix, from one forward over its whole conversation."""
+  first, shown, texts = inputs()
+  parts = [(said(one), obs, said(two)) for (one, two), obs in zip(texts, shown, strict=True)]
+  whole = collated([joined(first[i // GROUP], *three) for i, three in enumerate(parts)])
+  hidden = np.asarray(plain(network(), whole))
+  cuts = [len(first[i // GROUP].tokens) for i in range(len(parts))]
+  lengths = [sum(len(part.tokens) for part in three) for three in parts]
+  return [h[a : a + n] for h, a, n in zip(hidden, cuts, lengths, strict=True)]
+
+
+@nnx.jit
+def feed(network, prefix, cache, tokens, counts, rows, order):
+  """Decodes given tokens behind what is written: (hidden states, cache)."""
+  recent = network.start_cache(prefix, *tokens.shape)
+  past = model.Past(cache=cache, length=rows.written, next_position=rows.position)
+
+  def step(recent, inputs):
+    hidden, recent = network.decode(prefix, recent, *inputs, order, past)
+    return recent, hidden
+
+  recent, hidden = jax.lax.scan(step, recent, (tokens.T, jnp.arange(tokens.shape[1])))
+  cache = cache.written(network.layout, recent, rows.home, rows.written, counts)
+  return hidden.swapaxes(0, 1), cache
+
+
+@nnx.jit
+def show(network, prefix, cache, shown, rows):
+  media = network.encode_vision(shown.vision)
+  hidden, new = network.append(prefix, cache, shown, media, rows)
+  counts = (shown.kind != records.Kind.PAD).sum(axis=1)
+  return hidden, cache.written(network.layout, new, rows.home, rows.written, counts)
+
+
+def played(batches, *, spare=0):
+  """Hidden states of replies whose observations are appended in batches; `None` stands for an empty row."""
+  first, shown, texts = inputs()
+  prefix = nnx.jit(type(network()).prefill)(network(), collated(first, spare=spare))
+  slots = np.array(SLOTS)
+  order = seats.Seats(prompt=slots // GROUP, member=slots % GROUP, group=GROUP)
+  cache = network().start_cache(prefix, len(SLOTS), 40)
+  written = np.zeros(len(SLOTS), np.int32)
+  place = np.asarray(prefix.next_position)[slots // GROUP]
+  found = {reply: [] for reply in SLOTS}
+
+  def rows(homes):
+    homes = np.asarray(homes)
+    kept = np.minimum(homes, len(SLOTS) - 1)
+    return seats.Rows(
+      home=homes,
+      prompt=np.where(homes < len(SLOTS), slots[kept] // GROUP, 2),
+      written=written[kept],
+      position=place[kept],
+    )
+
+  def say(turn):
+    nonlocal cache
+    tokens = np.zeros((len(SLOTS), 5), np.int32)
+    for slot, reply in enumerate(SLOTS):
+      tokens[slot, : REPLIES[reply, turn]] = texts[reply][turn]
+    counts = REPLIES[slots, turn].astype(np.int32)
+    everyone = rows(np.arange(len(SLOTS)))
+    hidden, cache = feed(network(), prefix, cache, tokens, counts, everyone, order)
+    for slot, reply in enumerate(SLOTS):
+      found[reply].append(hidden[slot, : counts[slot]])
+    written[:] += counts
+    place[:] += counts
+
+  say(0)
+  for batch in batches:
+    homes = [len(SLOTS) if reply is None else SLOTS.index(reply) for reply in batch]
+    seen = [shown[reply or 0] for reply in batch]
+    hidden, cache = show(network(), prefix, cache, collated(seen, spare=spare), rows(homes))
+    for row, reply in enumerate(batch):
+      if reply is not None:
+        found[reply].append((len(seen[row].tokens), hidden[row]))
+        written[homes[row]] += len(seen[row].tokens)
+        place[homes[row]] += seen[row].next_position
+  say(1)
+  return found
+
+
+@pytest.mark.parametrize(
+  ("batches", "spare"),
+  [
+    ([(0, 1, 2, 3, 4, 5)], 0),
+    ([(5, None), (2, 0), (1, 3), (None, 4)], 3),
+  ],
+)
+def test_what_is_shown_and_said_next_equals_a_plain_forward_over_the_conversation(batches, spare):
+  found = played(batches, spare=spare)
+  for reply, whole in enumerate(expected()):
+    one, (count, last), two = found[reply]
+    np.testing.assert_allclose(one, whole[: len(one)], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(last, whole[len(one) + count - 1], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(two, whole[len(one) + count :], rtol=0, atol=TOLERANCE)
+
+
+@functools.cache
+def suffix() -> tuple[np.ndarray, np.ndarray, records.Suffix]:
+  """Tokens of all suffixes, which are there, and what else they need."""
+  first, shown, texts = inputs()
+  starts = [first[i // GROUP].next_position for i in range(len(texts))]
+  parts = [(said(one), obs, said(two)) for (one, two), obs in zip(texts, shown, strict=True)]
+  rows = collated([joined(*three) for three in parts], spare=1)
+  shape = (2, GROUP, rows.tokens.shape[1])
+  media = rows.vision.patches.shape[1] * 16
+  index = rows.media_index + np.where(
+    rows.media_index >= 0, np.arange(6)[:, None] % GROUP * media, 0
+  )
+  places = np.moveaxis(rows.positions, 0, -1) + np.array(starts)[:, None, None]
+  vision = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[2:]), rows.vision)
+  return (
+    jnp.asarray(rows.tokens.reshape(shape)),
+    jnp.asarray((rows.kind != records.Kind.PAD).reshape(shape)),
+    records.Suffix(
+      positions=places.astype(np.int32).reshape(*shape, 3),
+      media_index=index.astype(np.int32).reshape(shape),
+      vision=vision,
+    ),
+  )
+
+
+@nnx.jit(static_argnames="packed")
+def extended(network, prompt, tokens, valid, suffix, packed):
+  prefix = network.prefill(prompt)
+  if not packed:
+    return network.extend(prefix, tokens, valid, suffix)
+  places = packing.make(network.layout, valid, packed)
+  return places.unpack(network.extend_packed(prefix, tokens, valid, places, suffix))
+
+
+@pytest.mark.parametrize("packed", [None, 130])
+@pytest.mark.parametrize("encoded", [False, True])
+def test_whole_suffixes_at_once_equal_a_plain_forward_over_each_conversation(packed, encoded):
+  tokens, valid, more = suffix()
+  if encoded:
+    media = network().encode_vision(more.vision)
+    more = dataclasses.replace(more, vision=None, media=media)
+  assert packed is None or valid.sum() <= packed < valid.size
+  hidden = extended(network(), collated(inputs()[0]), tokens, valid, more, packed)
+  for reply, whole in enumerate(expected()):
+    mine = np.asarray(hidden)[reply // GROUP, reply % GROUP, : len(whole)]
+    np.testing.assert_allclose(mine, whole, rtol=0, atol=TOLERANCE)
+
+
+def test_gradients_of_later_turns_reach_the_tower_as_in_a_plain_forward():
+  tokens, valid, more = suffix()
+  first, shown, texts = inputs()
+  graph, params = nnx.split(network())
+  weight = np.random.default_rng(5).standard_normal((*tokens.shape, 32), np.float32)
+  parts = [(said(one), obs, said(two)) for (one, two), obs in zip(texts, shown, strict=True)]
+  whole = collated([joined(first[i // GROUP], *three) for i, three in enumerate(parts)])
+  starts = [len(first[i // GROUP].tokens) for i in range(len(parts))]
+  places = np.minimum(
+    np.array(starts)[:, None] + np.arange(tokens.shape[2]), whole.tokens.shape[1] - 1
+  )
+
+  def shared(params):
+    made = nnx.merge(graph, params)
+    hidden = made.extend(made.prefill(collated(first)), tokens, valid, more)
+    return jnp.where(valid[..., None], hidden * weight, 0).sum()
+
+  def copied(params):
+    hidden = plain(nnx.merge(graph, params), whole)
+    hidden = jnp.take_along_axis(hidden, places[..., None], axis=1).reshape(weight.shape)
+    return jnp.where(valid[..., None], hidden * weight, 0).sum()
+
+  left, right = jax.jit(jax.grad(shared))(params), jax.jit(jax.grad(copied))(params)
+  for (path, a), (_, b) in zip(nnx.to_flat_state(left), nnx.to_flat_state(right), strict=True):
+    scale = max(float(np.abs(b[...]).max()), 1)
+    np.testing.assert_allclose(a[...], b[...], rtol=0, atol=2e-5 * scale, err_msg=str(path))
