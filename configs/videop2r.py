@@ -77,4 +77,5 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.env.instruction = ""  # a network that knows no words
   config.env.perception_tokens = (40, 80)
   config.env.reasoning_tokens = (16, 48)
+  config.rl.steps = 100
   config.rl.max_new_tokens = config.sft.max_reply_tokens = config.traces.max_tokens = 112

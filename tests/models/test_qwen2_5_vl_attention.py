@@ -10,7 +10,12 @@ import pytest
 
 from vr_jax import errors
 from vr_jax.models import layout
-from vr_jax.models.qwen2_5_vl import attention, attention_splash, attention_xla
+from vr_jax.models.qwen2_5_vl import (
+  attention,
+  attention_splash,
+  attention_tiles,
+  attention_xla,
+)
 from vr_jax.models.qwen2_5_vl import config as config_lib
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
@@ -52,9 +57,17 @@ def _assert_same(left, right, arguments, seen=True):
 WITHIN = {
   "xla": attention_xla.within,
   "xla_in_chunks": functools.partial(attention_xla.within, logits=2 * 16 * HEADS * 40),
+  "xla_in_tiles": functools.partial(attention_xla.within, logits=2 * HEADS * 16 * 16),
   "xla_row_by_row": functools.partial(attention_xla.within, logits=40 * HEADS * 40),
   "splash": EMULATED,
 }
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+  """So small that the sizes here need several, and some have to be filled up."""
+  monkeypatch.setattr(attention_tiles, "KEYS", 8)
+  monkeypatch.setattr(attention_tiles, "QUERIES", 8)
 
 
 @pytest.mark.parametrize("backend", WITHIN)
@@ -101,6 +114,7 @@ def test_the_second_half_of_a_prompts_queries_knows_where_it_stands(part):
 REPLIES = {
   "xla": attention_xla.continued,
   "xla_in_chunks": functools.partial(attention_xla.continued, logits=2 * 3 * 4 * HEADS * 30),
+  "xla_in_tiles": functools.partial(attention_xla.continued, logits=2 * HEADS * 8 * 8),
   "splash": EMULATED_REPLIES,
 }
 

@@ -1,7 +1,7 @@
 """Attention as plain products: runs on every platform, in any dtype, one exact softmax with float32 logits.
 
-Logits of many queries are made in turn, a chunk of queries after the other, and again in the backward pass: never
-[heads, queries, keys] of a long prompt at once. Keys that no query of a stretch of a prompt may see are not multiplied.
+Where logits would be many they are made tile by tile (attention_tiles), and again in the backward pass: never
+[heads, queries, keys] of a long prompt at once.
 
 Every product is of stacks of two matrices, [batch, rows, columns], and the logits keep the order in which they come out: on
 CPU a product with several free axes is a slow loop, and to reorder logits costs more than to make them.
@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vr_jax.models.qwen2_5_vl import layers
+from vr_jax.models.qwen2_5_vl import attention_tiles, layers
 
 LOGITS = 2**27  # at once: half a gigabyte
-CACHED_LOGITS = 2**20  # of a CPU, whose caches then hold them
-STRETCHES = 8  # into which a long causal prompt is cut: 9/16 of its logits are then made
+CACHED_LOGITS = 2**19  # of a CPU, whose caches then hold them
 ROWS = 8  # chunks are multiples of so many queries
 
 
@@ -58,26 +57,15 @@ def within(
 
     inputs = (query, key, value, query_segment, key_segment)
     return _in_chunks(of_rows, inputs, (0,) * 5, logits // (heads * queries * keys))
-
-  chunks = -(-batch * heads * queries * keys // logits)
-  parts = min(STRETCHES, chunks) if causal and queries == keys else 1
-  stretch = _rounded(-(-queries // parts))
-
-  def of_stretch(start: int) -> Array:
-    some = slice(start, start + stretch)
-    seen = slice(0, min(start + stretch, queries) if parts > 1 else keys)
-    places = jnp.arange(keys)[seen]
-
-    def of_chunk(query, segment, index):
-      mask = segment[:, :, None] == key_segment[:, None, seen]
-      mask = mask & (places <= index[:, None]) if causal else mask
-      return _softmax(query, key[:, seen], value[:, seen], mask)
-
-    size = logits // (batch * heads * len(places))
-    inputs = (query[:, some], query_segment[:, some], index[some])
-    return _in_chunks(of_chunk, inputs, (1, 1, 0), size, again=chunks > 1)
-
-  return jnp.concatenate([of_stretch(start) for start in range(0, queries, stretch)], axis=1)
+  if batch * heads * queries * keys <= logits:
+    mask = query_segment[:, :, None] == key_segment[:, None]
+    mask = mask & (jnp.arange(keys) <= index[:, None]) if causal else mask
+    return _softmax(query, key, value, mask)
+  rows = _grouped(query, key).transpose(0, 2, 3, 1, 4)  # batch kv_heads per_key queries head_dim
+  asked = attention_tiles.Queries(rows, query_segment, index if causal else None)
+  told = attention_tiles.Keys(key.swapaxes(1, 2), value.swapaxes(1, 2), key_segment)
+  mixed, _ = attention_tiles.attend(asked, told, logits=logits)
+  return mixed.transpose(0, 3, 1, 2, 4).reshape(query.shape).astype(value.dtype)
 
 
 def continued(
@@ -93,16 +81,17 @@ def continued(
   logits: int = LOGITS,
 ) -> Float[Array, "batch group time heads head_dim"]:
   """Replies attend to their prompt and to themselves up to `index`, the place of each query in its reply."""
-  keys = prefix_key.shape[1] + own_key.shape[2]
-  one_time = math.prod(query.shape[:2]) * query.shape[3] * keys
+  heads, length = query.shape[3], own_key.shape[2]
+  of_prefix = _to_prefix(query, prefix_key, prefix_value, prefix_valid, logits)
 
-  def of_chunk(query: Array, index: Array) -> Array:
-    seen = jnp.arange(own_key.shape[2]) <= index[:, None]
-    of_prefix = _to_prefix(query, prefix_key, prefix_value, prefix_valid)
+  def of_chunk(query: Array, index: Array, *of_prefix: Array) -> Array:
+    seen = jnp.arange(length) <= index[:, None]
     of_own = _to_own(query, own_key, own_value, seen & own_valid[:, :, None])
-    return merged((of_prefix, of_own)).reshape(query.shape).astype(own_value.dtype)
+    found = merged((Partial(*of_prefix), of_own))
+    return found.reshape(query.shape).astype(own_value.dtype)
 
-  return _in_chunks(of_chunk, (query, index), (2, 0), logits // one_time)
+  size = logits // (math.prod(query.shape[:2]) * heads * length)
+  return _in_chunks(of_chunk, (query, index, *of_prefix), (2, 0, 2, 2, 2), size)
 
 
 def _softmax(
@@ -122,11 +111,23 @@ def _to_prefix(
   key: Float[Array, "batch prefix kv_heads head_dim"],
   value: Float[Array, "batch prefix kv_heads head_dim"],
   valid: Bool[Array, "batch prefix"],
+  logits: int,
 ) -> Partial:
   """[batch, group, time, kv_heads, per_key]: the queries of all replies to a prompt are rows of one matrix."""
   rows = _grouped(query, key).transpose(0, 3, 4, 1, 2, 5)
-  mask = valid[:, None, None, None, None]
-  found = _partial(rows, key.swapaxes(1, 2), value.swapaxes(1, 2), mask)
+  key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+  if math.prod(query.shape[:4]) * key.shape[2] <= logits:
+    found = _partial(rows, key, value, valid[:, None, None, None, None])
+  else:
+    flat = rows.reshape(*rows.shape[:3], -1, rows.shape[-1])
+    asked = attention_tiles.Queries(flat, jnp.ones((len(flat), flat.shape[3]), jnp.int32), None)
+    told = attention_tiles.Keys(key, value, valid.astype(jnp.int32))
+    mixed, total = attention_tiles.attend(asked, told, logits=logits)
+    top = jax.lax.stop_gradient(total)
+    total = jnp.exp(total - top)  # 1, and what carries the gradient
+    found = Partial(
+      *(x.reshape(*rows.shape[: 5 + (x.ndim > 4)]) for x in (mixed * total[..., None], total, top))
+    )
   return Partial(*(x.transpose(0, 3, 4, 1, 2, *range(5, x.ndim)) for x in found))
 
 
@@ -176,17 +177,14 @@ def _in_chunks(
   inputs: Sequence[Array],
   axes: Sequence[int],
   size: int,
-  *,
-  again: bool = False,
 ) -> Array:
   """`function` of `inputs`, at most about `size` positions at a time; `axes`: where each input has them.
 
-  The result has them where the first input has. A chunk is computed again in the backward pass; `again`: so is the only one.
+  The result has them where the first input has. A chunk is computed again in the backward pass.
   """
   length = inputs[0].shape[axes[0]]
-  compute = jax.checkpoint(function)
   if length <= max(size, 1):
-    return (compute if again else function)(*inputs)
+    return function(*inputs)
   count = -(-length // max(size, 1))
   chunk = _rounded(-(-length // count))
   count = -(-length // chunk)
@@ -197,7 +195,7 @@ def _in_chunks(
     return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
 
   chunks = tuple(split(x, axis) for x, axis in zip(inputs, axes, strict=True))
-  _, parts = jax.lax.scan(lambda _, chunk: (None, compute(*chunk)), None, chunks)
+  _, parts = jax.lax.scan(lambda _, chunk: (None, jax.checkpoint(function)(*chunk)), None, chunks)
   axis = axes[0]
   whole = jnp.moveaxis(parts, 0, axis)
   whole = whole.reshape(*whole.shape[:axis], count * chunk, *whole.shape[axis + 2 :])
