@@ -101,7 +101,11 @@ def _task(rng: random.Random) -> video_mtr.VideoMTR:
       "gate": rng.random() < 0.7,
       "slope": rng.choice([0.0, 1.0, 9.0]),
     },
-    exploration={"variant": variant, "patience": rng.randint(1, 3)},
+    exploration={
+      "variant": variant,
+      "patience": rng.randint(1, 3),
+      "stages": rng.choice([(), exploration.Rule.stages]),
+    },
   )
 
 
