@@ -10,8 +10,9 @@ import torch
 import transformers
 
 from benchmarks import workload
+from vr_jax import records
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import names
+from vr_jax.models.qwen2_5_vl import names, prompts
 
 Inputs = dict[str, torch.Tensor]
 
@@ -42,6 +43,21 @@ def inputs(
     "pixel_values_videos": torch.from_numpy(np.concatenate(np.repeat(pixels, group, axis=0))),
     "video_grid_thw": torch.tensor(np.repeat(grids, group, axis=0)),
     "second_per_grid_ts": torch.full((len(words),), workload.SECONDS),
+  }
+
+
+def pictures(encoded: Sequence[prompts.Encoded]) -> Inputs:
+  """What the model takes of conversations of one length, whose media are images."""
+  ids = torch.from_numpy(np.stack([one.tokens for one in encoded])).long()
+  kinds = torch.from_numpy(np.stack([one.kind for one in encoded]))
+  frames = [frame.patches for one in encoded for frame in one.frames]
+  grids = [[grid.frames, grid.height, grid.width] for one in encoded for grid in one.grids]
+  return {
+    "input_ids": ids,
+    "attention_mask": torch.ones_like(ids),
+    "mm_token_type_ids": (kinds == int(records.Kind.IMAGE)).int(),
+    "pixel_values": torch.from_numpy(np.concatenate(frames)),
+    "image_grid_thw": torch.tensor(grids),
   }
 
 

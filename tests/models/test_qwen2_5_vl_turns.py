@@ -88,10 +88,9 @@ def expected() -> list[np.ndarray]:
 def feed(network, prefix, cache, tokens, counts, rows, order):
   """Decodes given tokens behind what is written: (hidden states, cache)."""
   recent = network.start_cache(prefix, *tokens.shape)
-  past = model.Past(cache=cache, length=rows.written, next_position=rows.position)
 
   def step(recent, inputs):
-    hidden, recent = network.decode(prefix, recent, *inputs, order, past)
+    hidden, recent = network.decode_on(prefix, cache, recent, *inputs, rows, order)
     return recent, hidden
 
   recent, hidden = jax.lax.scan(step, recent, (tokens.T, jnp.arange(tokens.shape[1])))

@@ -42,10 +42,10 @@ class Bigram(nnx.Module):
     tokens = jnp.take_along_axis(jnp.asarray(prompt.tokens), last[:, None], axis=1)[:, 0]
     return Prefix(self._hidden(tokens))
 
-  def extend(self, prefix, tokens, valid):
+  def extend(self, prefix, tokens, valid, suffix=None):
     return self._hidden(tokens)
 
-  def extend_packed(self, prefix, tokens, valid, packing):
+  def extend_packed(self, prefix, tokens, valid, packing, suffix=None):
     return self._hidden(packing.pack(tokens))
 
   def decoding_params(self):

@@ -32,9 +32,16 @@ class Model(Protocol):
   logit_chunk: int  # rows of the vocabulary whose logits the update makes at once
 
   def prefill(self, prompt: records.Prompt) -> Prefix: ...  # noqa: D102
-  def extend(self, prefix: Prefix, tokens: Array, valid: Array) -> Array: ...  # noqa: D102
+  def extend(  # noqa: D102
+    self, prefix: Prefix, tokens: Array, valid: Array, suffix: records.Suffix | None = None
+  ) -> Array: ...
   def extend_packed(  # noqa: D102
-    self, prefix: Prefix, tokens: Array, valid: Array, packing: packing_lib.Packing
+    self,
+    prefix: Prefix,
+    tokens: Array,
+    valid: Array,
+    packing: packing_lib.Packing,
+    suffix: records.Suffix | None = None,
   ) -> Array: ...
   def decoding_params(self) -> PyTree: ...  # noqa: D102
   def of_slots(self, x: Array, seats: seats_lib.Seats) -> Array: ...  # noqa: D102
@@ -43,6 +50,27 @@ class Model(Protocol):
     self, prefix: Prefix, cache: PyTree, tokens: Array, index: Array, seats: seats_lib.Seats
   ) -> tuple[Array, PyTree]: ...
   def output_rows(self) -> Array: ...  # noqa: D102
+
+
+@runtime_checkable
+class TurnsModel(Model, Protocol):
+  """What rollout of several turns asks of a network beside that; see models/qwen2_5_vl for the shapes."""
+
+  def encode_vision(self, vision: records.Vision) -> Array: ...  # noqa: D102
+  def start_media(self, slots: int, frames: int, patches: int) -> Array: ...  # noqa: D102
+  def append(  # noqa: D102
+    self, prefix: Prefix, cache: PyTree, shown: records.Prompt, media: Array, rows: seats_lib.Rows
+  ) -> tuple[Array, PyTree]: ...
+  def decode_on(  # noqa: D102
+    self,
+    prefix: Prefix,
+    past: PyTree,
+    recent: PyTree,
+    tokens: Array,
+    index: Array,
+    rows: seats_lib.Rows,
+    seats: seats_lib.Seats,
+  ) -> tuple[Array, PyTree]: ...
 
 
 def token_logits(
@@ -66,35 +94,43 @@ def reply_log_probs(
   temperature: float = 1.0,
   *,
   packed: int | None = None,
+  scored: Bool[Array, "prompts group time"] | None = None,
+  suffix: records.Suffix | None = None,
 ) -> tuple[Float[Array, "prompts group time"], Float[Array, "prompts group time"]]:
   """Log-prob of each reply token given its prompt and the tokens before it, and the entropy of that choice (nats).
 
   The prompt is computed once for its whole group. Where `valid` is false both are 0; the valid tokens of a reply are
   its first ones. packed: places a device for the valid tokens of replies (`models.packing.size_of`); padding then costs
   nothing beyond them. None: padding is computed like tokens.
+
+  Of several turns: `tokens` are whole episodes behind their prompt, with what `suffix` says of them; scored: the tokens that
+  the model wrote (None: all valid ones); of others log-prob and entropy are 0.
   """
   prefix = model.prefill(prompt)
+  scored = valid if scored is None else scored
   if packed is not None:
-    return _packed_log_probs(model, prefix, tokens, valid, allowed, temperature, packed)
-  hidden = model.extend(prefix, tokens, valid)
+    packing = packing_lib.make(model.layout, valid, packed)
+    hidden = model.extend_packed(prefix, tokens, valid, packing, suffix)
+    scores = _packed_scores(model, prefix, hidden, tokens, packing, allowed, temperature)
+    log_probs, entropy = (jnp.where(scored, x, 0) for x in scores)
+    return log_probs, entropy
+  hidden = model.extend(prefix, tokens, valid, suffix)
   first = jnp.broadcast_to(prefix.hidden[:, None, None], hidden[:, :, :1].shape)
   before = jnp.concatenate([first.astype(hidden.dtype), hidden[:, :, :-1]], axis=2)
   scores = _scores(model, before, tokens, allowed, temperature, packing_lib.REPLIES)
-  log_probs, entropy = (jnp.where(valid, x, 0) for x in scores)
+  log_probs, entropy = (jnp.where(scored, x, 0) for x in scores)
   return log_probs, entropy
 
 
-def _packed_log_probs(
+def _packed_scores(
   model: Model,
   prefix: Prefix,
+  hidden: Float[Array, "packed embed"],
   tokens: Int[Array, "prompts group time"],
-  valid: Bool[Array, "prompts group time"],
+  packing: packing_lib.Packing,
   allowed: Bool[Array, "vocab"],
   temperature: float,
-  packed: int,
 ) -> tuple[Float[Array, "prompts group time"], Float[Array, "prompts group time"]]:
-  packing = packing_lib.make(model.layout, valid, packed)
-  hidden = model.extend_packed(prefix, tokens, valid, packing)
   # The token before stands before, on the same device; only first tokens have it in their prompt.
   before = model.layout.per_shard(lambda x: jnp.roll(x, 1, axis=0), ((hidden, ("slots", None)),))
   scores = _scores(model, before, packing.pack(tokens), allowed, temperature, ("slots",))
@@ -106,7 +142,7 @@ def _packed_log_probs(
   )
   is_first = jnp.arange(tokens.shape[2]) == 0
   log_probs, entropy = (
-    jnp.where(valid, jnp.where(is_first, start[..., None], packing.unpack(x)), 0)
+    jnp.where(is_first, start[..., None], packing.unpack(x))
     for start, x in zip(of_first, scores, strict=True)
   )
   return log_probs, entropy

@@ -13,12 +13,14 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
-import numpy as np
 
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
 from vr_jax.models import seats as seats_lib
 from vr_jax.rollout import forward, vocabulary
+from vr_jax.rollout import places as places_lib
+
+_BLOCKS = 128  # of the vocabulary, in which a token is looked for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,43 +60,6 @@ class _State:
   seats: seats_lib.Seats
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Places:
-  """Which reply a slot starts with: devices in turn take equal shares of the replies to the prompts that they hold."""
-
-  devices: int  # that slots are split over
-  blocks: int  # into which the prompts are split
-  replies: int  # of a block
-  slots: int  # of a device
-
-  @classmethod
-  def of(cls, layout: layout_lib.Layout, prompts: int, group: int) -> "_Places":
-    devices, blocks = layout.ways("slots"), layout.shards(("prompts",), (prompts,))[0]
-    replies = prompts // blocks * group
-    return cls(
-      devices=devices,
-      blocks=blocks,
-      replies=replies,
-      slots=-(-replies // (devices // blocks)),
-    )
-
-  def home(self) -> Int[np.ndarray, "slots"]:
-    return np.tile(np.arange(self.slots), self.devices)
-
-  def reply(self) -> Int[np.ndarray, "slots"]:
-    """Number of the reply within its block; `replies` where the slot is empty."""
-    number = np.arange(self.devices * self.slots) % (self.devices // self.blocks * self.slots)
-    return np.minimum(number, self.replies)
-
-  def block(self) -> Int[np.ndarray, "slots"]:
-    return np.arange(self.devices * self.slots) // (self.devices // self.blocks * self.slots)
-
-  def in_order(self, x: Array) -> Array:
-    """What the slots hold -> [replies of all blocks, …], without the empty slots."""
-    rest = x.shape[1:]
-    return x.reshape(self.blocks, -1, *rest)[:, : self.replies].reshape(-1, *rest)
-
-
 def sample(
   graph: nnx.GraphDef,
   params: PyTree,
@@ -126,9 +91,9 @@ def sample_counting(
   """As `sample`; also the number of tokens that decoding computed, those in slots whose reply had ended with them."""
   layout = nnx.merge(graph, params).layout
   prefix, state = _start(graph, params, prompt, key, decoding=decoding)
-  params = _decoding_params(graph, params) if decoding.gather else params
+  params = decoding_params(graph, params) if decoding.gather else params
   slots = left = len(state.done) // layout.ways("slots")
-  sizes = _sizes(slots, decoding.rungs)
+  sizes = sizes_of(slots, decoding.rungs)
   results, computed, reached = None, 0, 0
   while left:
     size = min(size for size in sizes if size >= left)
@@ -156,14 +121,14 @@ def sample_at_once(
 ) -> records.Rollout:
   """As `sample`, in one program: every reply keeps its slot to the end."""
   prefix, state = _start(graph, params, prompt, key, decoding=decoding)
-  params = _decoding_params(graph, params) if decoding.gather else params
+  params = decoding_params(graph, params) if decoding.gather else params
   state = _decode(graph, params, prefix, state, allowed, jnp.int32(0), decoding=decoding)
   shape = (prompt.tokens.shape[0], decoding.group)
   layout = nnx.merge(graph, params).layout
   return _in_order(layout, _results(state), shape)
 
 
-def _sizes(slots: int, rungs: tuple[float, ...]) -> set[int]:
+def sizes_of(slots: int, rungs: tuple[float, ...]) -> set[int]:
   """Numbers of slots of a device that decoding is compiled for."""
   return {slots, *(max(1, math.ceil(slots * rung)) for rung in rungs)}
 
@@ -181,7 +146,7 @@ def _start(
   model = nnx.merge(graph, params)
   prompts, group = prompt.tokens.shape[0], decoding.group
   prefix = model.prefill(prompt)
-  places = _Places.of(model.layout, prompts, group)
+  places = places_lib.Places.of(model.layout, prompts, group)
   reply, block = places.reply(), places.block()
   of_slots = functools.partial(model.layout.place, axes=("slots",))
   seats = seats_lib.Seats(
@@ -200,14 +165,15 @@ def _start(
     log_probs=blank,
     lengths=of_slots(jnp.zeros(slots, jnp.int32)),
     done=of_slots(jnp.asarray(reply == places.replies)),
-    keys=of_slots(_reply_keys(key, jnp.asarray(first), jnp.asarray(reply % group))),
+    keys=of_slots(reply_keys(key, jnp.asarray(first), jnp.asarray(reply % group))),
     home=of_slots(jnp.asarray(places.home())),
     seats=seats,
   )
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def _decoding_params(graph: nnx.GraphDef, params: PyTree) -> PyTree:
+def decoding_params(graph: nnx.GraphDef, params: PyTree) -> PyTree:
+  """The parameters as decoding reads them: see the model's."""
   return nnx.merge(graph, params).decoding_params()
 
 
@@ -232,7 +198,7 @@ def _decode(
   def step(state: _State) -> _State:
     index, done = state.index, state.done
     logits = forward.token_logits(model, state.hidden, allowed, decoding.temperature or 1.0)
-    token, log_prob = _draw(logits, state.keys, index, decoding)
+    token, log_prob = draw(logits, state.keys, index, decoding)
     token, log_prob = jnp.where(done, 0, token), jnp.where(done, 0, log_prob)
     hidden, cache = model.decode(prefix, state.cache, token, index, state.seats)
     return dataclasses.replace(
@@ -306,7 +272,7 @@ def _in_order(
   layout: layout_lib.Layout, results: Results, shape: tuple[int, int]
 ) -> records.Rollout:
   """The rollout of replies in the slots in which they started."""
-  places = _Places.of(layout, *shape)
+  places = places_lib.Places.of(layout, *shape)
   tokens, log_probs, lengths = (
     layout.place(places.in_order(x).reshape(*shape, *x.shape[1:]), ("prompts", *[None] * x.ndim))
     for x in results
@@ -316,7 +282,7 @@ def _in_order(
   return records.Rollout(tokens=tokens, log_probs=log_probs, kind=kind, turn=jnp.zeros_like(tokens))
 
 
-def _reply_keys(
+def reply_keys(
   key: Key[Array, ""], prompt: Int[Array, "slots"], member: Int[Array, "slots"]
 ) -> Key[Array, "slots"]:
   """Folded from the number of the prompt, then of the reply in its group."""
@@ -327,24 +293,64 @@ def _reply_keys(
   return jax.vmap(of_reply)(prompt, member)
 
 
-def _draw(
+def draw(
   logits: Float[Array, "slots vocab"],
   keys: Key[Array, "slots"],
-  index: Int[Array, ""],
+  index: Int[Array, "*slots"],
   decoding: Decoding,
 ) -> tuple[Int[Array, "slots"], Float[Array, "slots"]]:
+  """A token for each slot, and its log-prob at the temperature; `index` is folded into the slots' keys."""
   log_probs = jax.nn.log_softmax(logits)
   if decoding.temperature == 0:
     token = jnp.argmax(logits, axis=-1)
   else:
     kept = nucleus(log_probs, decoding.top_p) if decoding.top_p < 1 else log_probs
-
-    def draw_row(key: Array, row: Array) -> Array:
-      return jax.random.categorical(jax.random.fold_in(key, index), row)
-
-    token = jax.vmap(draw_row)(keys, kept)
+    token = at_share(jnp.exp(kept), uniform(keys, index))
   token = token.astype(jnp.int32)
   return token, jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
+
+
+def uniform(keys: Key[Array, "slots"], index: Int[Array, "*slots"]) -> Float[Array, "slots"]:
+  """A number in [0, 1) for each slot; `index` is folded into its key."""
+
+  def of_slot(key: Array, index: Array) -> Array:
+    return jax.random.uniform(jax.random.fold_in(key, index))
+
+  return jax.vmap(of_slot)(keys, jnp.broadcast_to(index, keys.shape))
+
+
+def at_share(
+  weights: Float[Array, "slots vocab"], share: Float[Array, "slots"]
+) -> Int[Array, "slots"]:
+  """The token at which the running sum of the weights first exceeds that share of their sum: one of weight 0 never.
+
+  So one random number draws a token, where the Gumbel trick needs one for each token of the vocabulary. The sum runs over blocks
+  of the vocabulary, then within the chosen one, which keeps its rounding small; blocks are reduced, not gathered, so that a
+  vocabulary may lie on several devices.
+  """
+  size = -(-weights.shape[1] // _BLOCKS)
+  padded = jnp.pad(weights, ((0, 0), (0, _BLOCKS * size - weights.shape[1])))
+  blocks = padded.reshape(-1, _BLOCKS, size)
+  sums = blocks.sum(axis=-1)
+  wanted = share * sums.sum(axis=-1)
+  block, before = _first_above(sums, wanted)
+  chosen = jnp.where(jnp.arange(_BLOCKS)[:, None] == block[:, None, None], blocks, 0).sum(axis=1)
+  place, _ = _first_above(chosen, wanted - before)
+  return block * size + place
+
+
+def _first_above(
+  weights: Float[Array, "slots places"], wanted: Float[Array, "slots"]
+) -> tuple[Int[Array, "slots"], Float[Array, "slots"]]:
+  """(where the running sum of weights first exceeds what is wanted, the sum before it).
+
+  Where rounding leaves it below throughout: at the largest weight.
+  """
+  running = jnp.cumsum(weights, axis=-1)
+  above = (running > wanted[:, None]) & (weights > 0)
+  place = jnp.where(above.any(axis=-1), above.argmax(axis=-1), weights.argmax(axis=-1))
+  here = jnp.arange(weights.shape[-1]) == place[:, None]
+  return place, jnp.where(here, running - weights, 0).sum(axis=-1)
 
 
 def nucleus(log_probs: Float[Array, "*batch vocab"], top_p: float) -> Float[Array, "*batch vocab"]:

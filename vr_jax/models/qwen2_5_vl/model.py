@@ -55,7 +55,7 @@ class Cache:
     """That of some slots, named by their places on the device that holds them."""
 
     def of_device(x: Array, slots: Array) -> Array:
-      return jnp.take(x, slots, axis=1)
+      return jnp.take(x, slots, axis=1, mode="clip")
 
     inputs = (slots, ("slots",))
     return Cache(
@@ -93,17 +93,6 @@ class Cache:
     """With room for so many positions."""
     widths = [(0, 0), (0, 0), (0, length - self.keys.shape[2]), (0, 0), (0, 0)]
     return jax.tree.map(lambda x: layout.place(jnp.pad(x, widths), self.AXES), self)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-@typing.no_type_check
-class Past:
-  """What replies have written before the tokens that are being decoded: how much of it, and where they go on."""
-
-  cache: Cache
-  length: Int[Array, "slots"]
-  next_position: Int[Array, "slots"]
 
 
 class Qwen2_5_VL(nnx.Module):  # noqa: N801
@@ -267,22 +256,47 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
     tokens: Int[Array, "slots"],
     index: Int[Array, ""],
     seats: seats_lib.Seats,
-    past: Past | None = None,
   ) -> tuple[Float[Array, "slots embed"], Cache]:
     """Feeds token number `index` of the reply in every slot; gives its final-normed hidden state and the cache with it.
 
-    Positions before `index` must have been written by the calls before. past: of replies that go on, what they had before.
+    Positions before `index` must have been written by the calls before.
     """
-    start = self.of_slots(prefix.next_position, seats) if past is None else past.next_position
-    positions = start + index
+    start = self.of_slots(prefix.next_position, seats)
+    return self._step(prefix, cache, tokens, index, seats, start)
+
+  def decode_on(
+    self,
+    prefix: Prefix,
+    past: Cache,
+    recent: Cache,
+    tokens: Int[Array, "slots"],
+    index: Int[Array, ""],
+    rows: seats_lib.Rows,
+    seats: seats_lib.Seats,
+  ) -> tuple[Float[Array, "slots embed"], Cache]:
+    """As `decode`, of replies that go on: each behind what it has written, which is its slot of `past`.
+
+    recent: of the tokens fed since, as many for every slot; `Cache.written` puts them behind the past.
+    """
+    seen = jnp.arange(past.keys.shape[2]) < rows.written[:, None]
+    block = attention.Block(past.keys, past.values, seen)
+    return self._step(prefix, recent, tokens, index, seats, rows.position, block)
+
+  def _step(
+    self,
+    prefix: Prefix,
+    cache: Cache,
+    tokens: Int[Array, "slots"],
+    index: Int[Array, ""],
+    seats: seats_lib.Seats,
+    start: Int[Array, "slots"],
+    *past: attention.Block,
+  ) -> tuple[Float[Array, "slots embed"], Cache]:
     written = jnp.arange(cache.keys.shape[2]) < index
-    own = [attention.Block(cache.keys, cache.values, written)]
-    if past is not None:
-      seen = jnp.arange(past.cache.keys.shape[2]) < past.length[:, None]
-      own.append(attention.Block(past.cache.keys, past.cache.values, seen))
+    own = attention.Block(cache.keys, cache.values, written)
     # Split as a parameter is, the table would be sent for every token where it also makes the logits.
     x = self.text.embed(tokens, ("slots",), whole=True)
-    hidden, keys, values = self.text.decode(x, positions, seats, _block(prefix), *own)
+    hidden, keys, values = self.text.decode(x, start + index, seats, _block(prefix), own, *past)
     return hidden, Cache(
       keys=jax.lax.dynamic_update_index_in_dim(cache.keys, keys, index, axis=2),
       values=jax.lax.dynamic_update_index_in_dim(cache.values, values, index, axis=2),

@@ -1,0 +1,294 @@
+"""Episodes of three turns: against prefilling the whole conversation again each turn, and against transformers' `generate` so called.
+
+    python -m benchmarks.turns
+
+8 prompts x 4 episodes, float32: 16 frames of 64 tokens each, a reply of 128 tokens, 8 frames of a pool of 128, a reply, 8 more,
+the last reply; no token ends a reply, so that all sides compute all of them, and which frames are shown follows from the episode
+and its turn alone. Three sides, on the same weights and frames:
+
+- ours: `rollout.turns.play`, each prompt read once, each turn appended to its reply's cache
+- again: `rollout.sampler.sample`, turn by turn: in the first the group shares its prompt, in later ones each episode is a prompt
+- torch: `generate` (sdpa attention), turn by turn, every episode a row
+
+Frames come as pixels: all sides pay for patches, and the sides that start again for those of new frames only. Times are of
+sampling at temperature 1. Before it the sides are held against each other on greedy replies, as in `benchmarks.rollout`. Prints
+one JSON line.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent import futures
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+import tempfile
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from benchmarks import measure, rollout, workload
+from vr_jax import records
+from vr_jax.models.qwen2_5_vl import conversation, processor, prompts
+from vr_jax.models.qwen2_5_vl import model as model_lib
+from vr_jax.rollout import episodes, forward, sampler, turns
+
+REPEATS = 3
+GOALS = {"over_again": 3.0, "over_torch": 5.0}
+SIZES = dataclasses.replace(workload.ISSUE, prompts=8, group=4)
+POOL, SHOWN, TURNS = 128, 8, 3
+SIDES = ("ours", "again", "torch")
+Said = Int[np.ndarray, "prompts group turns time"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clips:
+  """A pool of frames for each prompt, and what turns show of it. sizes.frames: of the first turn; shown: of later ones."""
+
+  sizes: workload.Sizes
+  own: processor.Processor
+  pool: np.ndarray
+  shown: int
+
+  def opening(self, row: int) -> prompts.Encoded:
+    """The first turn."""
+    frames = np.linspace(0, len(self.pool[row]) - 1, self.sizes.frames).astype(int)
+    return self.own.encode_conversation([self._turn(row, frames)], name=f"prompt {row}")
+
+  def observe(self, row: int, member: int, replies: episodes.Replies) -> prompts.Encoded:
+    """The turn after these replies."""
+    rng = np.random.default_rng([row, member, len(replies)])
+    frames = np.sort(rng.choice(len(self.pool[row]), self.shown, replace=False))
+    return self.own.continue_conversation([self._turn(row, frames)], after=replies[-1])
+
+  def pad(self, encoded: Sequence[prompts.Encoded], sizes: prompts.Sizes) -> records.Prompt:
+    """As the model takes them."""
+    vision = self.own.config.vision
+    return prompts.pad(encoded, vision, sizes, pad_token=self.own.pad_token)
+
+  def whole(self, encoded: Sequence[prompts.Encoded]) -> records.Prompt:
+    """Prompts of one length without padding."""
+    frames = max(len(one.frames) for one in encoded)
+    sizes = prompts.Sizes(
+      prefix=max(len(one.tokens) for one in encoded), frames=frames, patches=self.sizes.side**2
+    )
+    return self.pad(encoded, sizes)
+
+  def _turn(self, row: int, frames: Int[np.ndarray, "frames"]) -> conversation.Turn:
+    images = tuple(conversation.Image(pixels=self.pool[row, frame]) for frame in frames)
+    return conversation.Turn(role="user", parts=(*images, "Which? Retrieve or answer."))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+  """A random model, clips, and the openings of all episodes."""
+
+  work: workload.Work
+  clips: Clips
+  turns: int
+
+  def decoding(self, temperature: float, group: int) -> sampler.Decoding:
+    """Replies of full length."""
+    sizes = dataclasses.replace(self.work.sizes, group=group)
+    return rollout.decoding_of(sizes, temperature)
+
+  def episodes(self) -> list[tuple[int, int]]:
+    """(prompt, member) of each."""
+    return list(np.ndindex(self.work.sizes.prompts, self.work.sizes.group))
+
+  def schedule(self) -> episodes.Schedule:
+    """Buckets that fit."""
+    sizes = self.work.sizes
+    shown = len(self.clips.observe(0, 0, ((0,),)).tokens)
+    frames = self.clips.shown * max(1, self.turns - 1)
+    return episodes.Schedule(
+      turns=self.turns,
+      time_buckets=tuple((n + 1) * sizes.time + n * shown for n in range(self.turns)),
+      shown_buckets=(shown,),
+      frame_buckets=tuple(sorted({self.clips.shown, frames})),
+      patches=sizes.side**2,
+    )
+
+
+def make(sizes: workload.Sizes, *, pool: int, shown: int, turns: int) -> Setting:
+  """Weights and pixels at random, from one seed."""
+  config = workload.model_config(sizes)
+  graph, params = nnx.split(model_lib.Qwen2_5_VL(config, rngs=nnx.Rngs(0)))
+  side = sizes.side * config.vision.patch_size
+  own = processor.Processor(config, workload.BYTES, side**2, side**2, system="")
+  shape = (sizes.prompts, pool, side, side, 3)
+  pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  clips = Clips(sizes=sizes, own=own, pool=pixels, shown=shown)
+  encoded = tuple(clips.opening(row) for row in range(sizes.prompts))
+  prompt = jax.tree.map(jnp.asarray, clips.whole(encoded))
+  work = workload.Work(
+    sizes=sizes, config=config, graph=graph, params=params, encoded=encoded, prompt=prompt
+  )
+  return Setting(work=work, clips=clips, turns=turns)
+
+
+def our_side(setting: Setting, threads: futures.Executor) -> Callable[[float], episodes.Played]:
+  """Plays at a temperature, with another key at each call."""
+  numbers, work, schedule = itertools.count(), setting.work, setting.schedule()
+
+  def run(temperature: float) -> episodes.Played:
+    return turns.play(
+      work.graph,
+      work.params,
+      work.prompt,
+      work.allowed,
+      jax.random.fold_in(jax.random.key(0), next(numbers)),
+      setting.clips,
+      decoding=setting.decoding(temperature, work.sizes.group),
+      schedule=schedule,
+      threads=threads,
+    )
+
+  return run
+
+
+def turn_by_turn(
+  setting: Setting,
+  first: Callable[[float], Int[np.ndarray, "rows time"]],
+  later: Callable[[float, list[prompts.Encoded]], Int[np.ndarray, "rows time"]],
+) -> Callable[[float], Said]:
+  """Plays by two functions that reply, to the prompts of the batch and to whole conversations, one for each episode."""
+  sizes, clips = setting.work.sizes, setting.clips
+
+  def run(temperature: float) -> Said:
+    whole = [setting.work.encoded[row] for row, _ in setting.episodes()]
+    said = [first(temperature)]
+    while len(said) < setting.turns:
+      for number, (row, member) in enumerate(setting.episodes()):
+        replies = tuple(tuple(tokens[number].tolist()) for tokens in said)
+        reply = clips.own.join(said[-1][number], [], [])
+        shown = clips.observe(row, member, replies)
+        whole[number] = prompts.joined([whole[number], reply, shown], name=f"{row}.{member}")
+      said.append(later(temperature, whole))
+    return np.stack(said, axis=1).reshape(sizes.prompts, sizes.group, setting.turns, sizes.time)
+
+  return run
+
+
+def again_side(setting: Setting) -> Callable[[float], Said]:
+  """This project's sampler on whole conversations."""
+  numbers, work = itertools.count(), setting.work
+
+  def reply(temperature: float, prompt: records.Prompt, group: int) -> np.ndarray:
+    key = jax.random.fold_in(jax.random.key(0), next(numbers))
+    decoding = setting.decoding(temperature, group)
+    made = sampler.sample(work.graph, work.params, prompt, work.allowed, key, decoding=decoding)
+    return np.asarray(made.tokens).reshape(-1, work.sizes.time)
+
+  return turn_by_turn(
+    setting,
+    lambda temperature: reply(temperature, work.prompt, work.sizes.group),
+    lambda temperature, whole: reply(temperature, setting.clips.whole(whole), 1),
+  )
+
+
+def torch_side(setting: Setting, directory: Path) -> Callable[[float], Said]:
+  """The same of PyTorch; it is only imported where it is measured."""
+  from benchmarks import torch_side
+
+  work = setting.work
+  work.save(directory)
+  model = torch_side.load(directory)
+
+  def reply(temperature: float, whole: Sequence[prompts.Encoded]) -> np.ndarray:
+    batch = torch_side.pictures(whole)
+    suppressed = work.forbidden
+    tokens = torch_side.generate(
+      model, batch, work.sizes.time, temperature=temperature, suppressed=suppressed
+    )
+    return tokens.astype(np.int32)
+
+  openings = [work.encoded[row] for row, _ in setting.episodes()]
+  return turn_by_turn(setting, lambda temperature: reply(temperature, openings), reply)
+
+
+def check_greedy(setting: Setting, ours: records.Rollout, theirs: Said) -> dict[str, float]:
+  """As `rollout.check_greedy`, of the replies of all turns."""
+  mine = np.asarray(ours.kind) == records.Kind.MODEL
+  other = np.array(ours.tokens)
+  other[mine] = theirs.ravel()
+  log_probs = [
+    _log_probs(setting, dataclasses.replace(ours, tokens=x)) for x in (ours.tokens, other)
+  ]
+  shape = (*theirs.shape[:2], -1)
+  same = np.asarray(ours.tokens)[mine].reshape(shape) == theirs.reshape(shape)
+  same = np.cumprod(same, axis=-1).astype(bool)
+  first = ~same & np.concatenate([np.ones_like(same[..., :1]), same[..., :-1]], axis=-1)
+  difference = (log_probs[0] - log_probs[1])[mine].reshape(shape)
+  gap = float(np.abs(np.where(first, difference, 0)).max())
+  if gap > rollout.TOLERANCE:
+    raise ValueError(f"greedy replies part where log-probs differ by {gap:.1e} nats")
+  return {"same_tokens": round(float(same.mean()), 4), "gap_where_they_part": gap}
+
+
+def _log_probs(setting: Setting, made: records.Rollout) -> Float[np.ndarray, "prompts group time"]:
+  work = setting.work
+
+  @jax.jit
+  def score(params: Any, prompt: records.Prompt, made: records.Rollout) -> Array:
+    return forward.reply_log_probs(
+      nnx.merge(work.graph, params),
+      prompt,
+      jnp.asarray(made.tokens),
+      jnp.asarray(made.kind) != int(records.Kind.PAD),
+      work.allowed,
+      scored=jnp.asarray(made.kind) == int(records.Kind.MODEL),
+      suffix=made.suffix,
+    )[0]
+
+  return np.asarray(score(work.params, work.prompt, made))
+
+
+def compare(
+  sizes: workload.Sizes,
+  *,
+  pool: int = POOL,
+  shown: int = SHOWN,
+  turns: int = TURNS,
+  names: Sequence[str] = SIDES,
+  repeats: int = REPEATS,
+) -> dict[str, Any]:
+  """All that is measured."""
+  setting = make(sizes, pool=pool, shown=shown, turns=turns)
+  with tempfile.TemporaryDirectory() as directory, futures.ThreadPoolExecutor(4) as threads:
+    builders = {
+      "ours": lambda: our_side(setting, threads),
+      "again": lambda: again_side(setting),
+      "torch": lambda: torch_side(setting, Path(directory) / "model"),
+    }
+    sides = {name: builders[name]() for name in names}
+    greedy = {name: side(0.0) for name, side in sides.items()}
+    agreement = {
+      name: check_greedy(setting, greedy["ours"].rollout, greedy[name])
+      for name in names
+      if name != "ours"
+    }
+    runs = {name: (lambda side=side: side(1.0)) for name, side in sides.items()}
+    rounds = measure.in_turn(runs, repeats=repeats)
+  seconds, count = measure.medians(rounds), len(setting.episodes())
+  return {
+    "seconds": seconds,
+    "episodes_per_second": {name: round(count / taken, 3) for name, taken in seconds.items()},
+    "ratio": {f"over_{n}": measure.ratio(rounds, n, "ours") for n in names if n != "ours"},
+    "greedy": agreement,
+    "tolerance": {"gap_where_they_part": rollout.TOLERANCE},
+  }
+
+
+def main() -> None:
+  """Runs the comparison and prints its line."""
+  about = measure.About("torch", "transformers")
+  result = compare(SIZES)
+  print(json.dumps({"benchmark": "turns", **result, "goal": GOALS, **about.fields()}))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,53 @@
+"""The benchmark of several turns at toy sizes: sides agree, and the line holds its fields. No time is held against anything."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from benchmarks import turns, workload
+
+TOY = dataclasses.replace(
+  workload.ISSUE,
+  layers=1,
+  embed=64,
+  mlp=64,
+  vocabulary=320,
+  vision_layers=1,
+  vision_embed=32,
+  vision_heads=2,
+  vision_mlp=32,
+  frames=2,
+  side=4,
+  prompts=2,
+  group=2,
+  time=5,
+)
+
+
+@pytest.fixture(autouse=True)
+def compiled_in_haste():
+  """Programs that run once take longer to be made than to run."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_episodes_are_those_of_a_loop_that_starts_again_each_turn():
+  found = turns.compare(TOY, pool=6, shown=2, names=("ours", "again"), repeats=1)
+  assert set(found["seconds"]) == {"ours", "again"}
+  assert set(found["ratio"]) == {"over_again"}
+  assert found["greedy"]["again"]["same_tokens"] > 0.5
+  json.dumps(found)
+
+
+def test_other_episodes_are_told_apart():
+  setting = turns.make(TOY, pool=6, shown=2, turns=3)
+  theirs = turns.again_side(setting)(0.0)
+  with turns.futures.ThreadPoolExecutor(1) as threads:
+    ours = turns.our_side(setting, threads)(0.0).rollout
+  turns.check_greedy(setting, ours, theirs)
+  theirs[1, 0, 1, 2] = (theirs[1, 0, 1, 2] + 7) % 256
+  with pytest.raises(ValueError, match="greedy replies part"):
+    turns.check_greedy(setting, ours, theirs)

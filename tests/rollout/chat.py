@@ -1,0 +1,110 @@
+"""A small network and an environment that answers whatever is said with words and pictures drawn from it."""
+
+import dataclasses
+import threading
+import time
+import zlib
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import workload
+from vr_jax import records
+from vr_jax.models import layout as layout_lib
+from vr_jax.models.qwen2_5_vl import conversation, model, processor, prompts
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import episodes, sampler
+
+SIZES = dataclasses.replace(
+  workload.ISSUE,
+  layers=2,
+  embed=64,
+  mlp=64,
+  vocabulary=320,
+  vision_layers=2,
+  vision_embed=32,
+  vision_heads=2,
+  vision_mlp=32,
+)
+CONFIG = workload.model_config(SIZES)
+PROCESSOR = processor.Processor(CONFIG, workload.BYTES, 28 * 28, 56 * 56, system="")
+END = workload.BYTES.token_to_id("<|im_end|>")
+STOPS = (END, *range(40, 80))  # many, so that replies are ragged
+ALLOWED = jnp.arange(SIZES.vocabulary) < 256
+ALLOWED = ALLOWED.at[END].set(True)
+SCHEDULE = episodes.Schedule(
+  turns=3,
+  time_buckets=(224,),
+  shown_buckets=(64,),
+  frame_buckets=(6,),
+  patches=16,
+  chunk=5,
+  rows=2,
+)
+
+
+def network(mesh=None):
+  """(graph, params) of a network with strong opinions."""
+  layout = layout_lib.OneDevice() if mesh is None else mesh_lib.MeshLayout(mesh)
+  graph, params = nnx.split(model.Qwen2_5_VL(CONFIG, rngs=nnx.Rngs(0), layout=layout))
+  params = jax.tree.map(lambda x: x * 3 if x.ndim > 1 else x, params)
+  return graph, params if mesh is None else jax.device_put(
+    params, mesh_lib.param_shardings(params, mesh)
+  )
+
+
+def opening(count: int) -> list[prompts.Encoded]:
+  """Prompts of different lengths, each with one picture more than the one before."""
+  rng = np.random.default_rng(0)
+  made = []
+  for number in range(count):
+    parts = [_words(rng), *(_picture(rng) for _ in range(number % 3)), "?"]
+    turn = conversation.Turn(role="user", parts=tuple(parts))
+    made.append(PROCESSOR.encode_conversation([turn], name=f"prompt {number}"))
+  return made
+
+
+def batch(encoded) -> records.Prompt:
+  sizes = prompts.Sizes(prefix=64, frames=2, patches=16)
+  return prompts.pad(encoded, CONFIG.vision, sizes, pad_token=PROCESSOR.pad_token)
+
+
+def decoding(**changes) -> sampler.Decoding:
+  fields = {"group": 3, "max_new_tokens": 12, "temperature": 0.9, "top_p": 1.0}
+  return sampler.Decoding(**{**fields, **changes}, stop_tokens=STOPS)
+
+
+class Chat:
+  """What it shows, and when an episode ends, follows from prompt, member and replies alone; how long it takes does not.
+
+  threads: names of those that it was asked on; slow: seconds that every third answer takes.
+  """
+
+  def __init__(self, *, slow: float = 0.0):
+    self.slow, self.threads = slow, set()
+
+  def observe(self, row, member, replies):
+    self.threads.add(threading.current_thread().name)
+    seed = zlib.crc32(repr((row, member, replies)).encode())
+    rng = np.random.default_rng(seed)
+    time.sleep(self.slow * (seed % 3 == 0))
+    if seed % 5 == 0:
+      return None
+    parts = (_words(rng), *(_picture(rng) for _ in range(rng.integers(0, 3))), _words(rng))
+    turn = conversation.Turn(role="user", parts=parts)
+    name = f"episode {row}.{member}"
+    return PROCESSOR.continue_conversation([turn], after=replies[-1], name=name)
+
+  def pad(self, encoded, sizes):
+    return prompts.pad(encoded, CONFIG.vision, sizes, pad_token=PROCESSOR.pad_token)
+
+
+def _words(rng) -> str:
+  return "".join(rng.choice(list("abc "), rng.integers(1, 8)))
+
+
+def _picture(rng) -> conversation.Image:
+  height, width = rng.choice([28, 56], 2)
+  return conversation.Image(pixels=rng.integers(0, 256, (height, width, 3), np.uint8))

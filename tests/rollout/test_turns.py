@@ -1,0 +1,203 @@
+"""Rollouts of several turns: the same episodes however they are played, and with the log-probs of one forward over each."""
+
+from concurrent import futures
+import dataclasses
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.rollout import chat
+from vr_jax import errors, records
+from vr_jax.models import packing
+from vr_jax.models.qwen2_5_vl import prompts
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import forward, sampler, turns
+
+PROMPTS = 2
+TOLERANCE = 1e-5
+
+
+def _play(
+  environment=None, *, count=PROMPTS, mesh=None, schedule=None, **changes
+) -> tuple[records.Prompt, turns.episodes_lib.Played]:
+  graph, params = chat.network(mesh)
+  prompt = chat.batch(chat.opening(count))
+  if mesh is not None:
+    prompt = mesh_lib.put_batch(prompt, mesh)
+  with futures.ThreadPoolExecutor(4) as threads:
+    return prompt, turns.play(
+      graph,
+      params,
+      prompt,
+      chat.ALLOWED,
+      jax.random.key(3),
+      environment or chat.Chat(),
+      decoding=chat.decoding(**changes),
+      schedule=dataclasses.replace(chat.SCHEDULE, **(schedule or {})),
+      threads=threads,
+    )
+
+
+@functools.cache
+def played(group: int, most: int, count: int):
+  return _play(group=group, count=count, schedule={"turns": most})
+
+
+def _host(rollout):
+  return jax.tree.map(np.asarray, rollout)
+
+
+def _same(one, other):
+  one, other = _host(one.rollout), _host(other.rollout)
+  for name in ("tokens", "kind", "turn"):
+    np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+  np.testing.assert_array_equal(one.suffix.positions, other.suffix.positions)
+  np.testing.assert_allclose(one.log_probs, other.log_probs, rtol=0, atol=TOLERANCE)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "packed"))
+def _scores(graph, params, prompt, rollout, packed):
+  valid = rollout.kind != records.Kind.PAD
+  return forward.reply_log_probs(
+    nnx.merge(graph, params),
+    prompt,
+    rollout.tokens,
+    valid,
+    chat.ALLOWED,
+    0.9,
+    packed=packed,
+    scored=rollout.kind == records.Kind.MODEL,
+    suffix=rollout.suffix,
+  )[0]
+
+
+@pytest.mark.parametrize(("group", "most", "count"), [(1, 4, 4), (3, 3, 2), (8, 2, 2)])
+def test_the_update_repeats_the_log_probs_of_the_rollout(group, most, count):
+  prompt, found = played(group, most, count)
+  valid = np.asarray(found.rollout.kind) != records.Kind.PAD
+  size = packing.size_of(
+    chat.layout_lib.OneDevice(), valid.sum(-1)[None], valid.shape[2], ratio=1.1
+  )
+  log_probs = np.asarray(found.rollout.log_probs)
+  for packed in (None, size)[: 2 if most == 3 else 1]:
+    scores = _scores(*chat.network(), prompt, found.rollout, packed)
+    np.testing.assert_allclose(scores, log_probs, rtol=0, atol=TOLERANCE)
+  assert log_probs.min() < -2
+  said = {len(replies) for row in found.replies for replies in row}
+  assert max(said) == most  # some go on to the last turn
+
+
+def test_a_tower_of_its_own_reads_the_frames_of_later_turns_from_their_patches():
+  prompt, found = played(3, 3, PROMPTS)
+  vision = found.vision(chat.Chat(), chat.SCHEDULE)
+  suffix = dataclasses.replace(found.rollout.suffix, vision=vision, media=None)
+  rollout = dataclasses.replace(found.rollout, suffix=suffix)
+  scores = _scores(*chat.network(), prompt, rollout, None)
+  np.testing.assert_allclose(scores, found.rollout.log_probs, rtol=0, atol=TOLERANCE)
+
+
+@jax.jit
+def _plain(params, prompt):
+  model = nnx.merge(chat.network()[0], params)
+  x = model.embed(prompt, model.encode_vision(prompt.vision))
+  hidden = model.text.prefill(x, prompt.positions, prompt.kind != records.Kind.PAD)[0]
+  logits = forward.token_logits(model, hidden, chat.ALLOWED, 0.9)
+  every = jax.nn.log_softmax(logits)[:, :-1]
+  return jnp.take_along_axis(every, jnp.asarray(prompt.tokens)[:, 1:, None], axis=-1)[..., 0]
+
+
+def test_log_probs_are_those_of_one_forward_over_each_whole_conversation():
+  _, found = played(3, 3, PROMPTS)
+  rollout, opening = _host(found.rollout), chat.opening(PROMPTS)
+  whole = []
+  for row, member in np.ndindex(PROMPTS, 3):
+    parts = [opening[row]]
+    for number, reply in enumerate(found.replies[row][member]):
+      parts.append(chat.PROCESSOR.join(np.array(reply, np.int32), [], []))
+      parts += found.shown[row][member][number : number + 1]
+    whole.append(prompts.joined(parts, name="whole"))
+  sizes = prompts.Sizes(prefix=200, frames=8, patches=16)
+  joined = prompts.pad(whole, chat.CONFIG.vision, sizes, pad_token=0)
+  scores = np.asarray(_plain(chat.network()[1], joined))
+  for number, (row, member) in enumerate(np.ndindex(PROMPTS, 3)):
+    start, length = len(opening[row].tokens), (rollout.kind[row, member] > 0).sum()
+    tokens = whole[number].tokens[start:]
+    np.testing.assert_array_equal(rollout.tokens[row, member, :length], tokens)
+    places = rollout.suffix.positions[row, member, :length].T
+    np.testing.assert_array_equal(places, whole[number].positions[:, start:])
+    mine = rollout.kind[row, member, :length] == records.Kind.MODEL
+    expected = scores[number, start - 1 :][:length][mine]
+    said = rollout.log_probs[row, member, :length][mine]
+    np.testing.assert_allclose(said, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_what_the_environment_shows_carries_no_loss_and_closes_a_reply_that_was_cut_off():
+  _, found = played(3, 3, PROMPTS)
+  rollout, cut = _host(found.rollout), 0
+  for row, member in np.ndindex(PROMPTS, 3):
+    kind, tokens = rollout.kind[row, member], rollout.tokens[row, member]
+    turn, replies = rollout.turn[row, member], found.replies[row][member]
+    assert not rollout.log_probs[row, member][kind != records.Kind.MODEL].any()
+    for number, reply in enumerate(replies):
+      mine = (turn == number) & (kind == records.Kind.MODEL)
+      np.testing.assert_array_equal(tokens[mine], reply)
+      assert not set(reply[:-1]) & set(chat.STOPS)
+      assert reply[-1] in chat.STOPS or len(reply) == 12
+      if number + 1 < len(replies):
+        after = tokens[np.flatnonzero(mine)[-1] + 1]
+        assert (after == chat.END) == (reply[-1] != chat.END)
+        cut += reply[-1] != chat.END
+    media = rollout.suffix.media_index[row, member] >= 0
+    assert (kind[media] == records.Kind.ENVIRONMENT).all()
+  assert cut
+
+
+def test_with_one_turn_replies_are_those_of_the_sampler():
+  prompt, found = _play(schedule={"turns": 1, "frame_buckets": (0,)})
+  graph, params = chat.network()
+  key = jax.random.key(3)
+  expected = sampler.sample(graph, params, prompt, chat.ALLOWED, key, decoding=chat.decoding())
+  length = expected.tokens.shape[2]
+  assert found.rollout.suffix.media.shape[1] == 0
+  np.testing.assert_array_equal(found.rollout.tokens[..., :length], expected.tokens)
+  np.testing.assert_array_equal(found.rollout.kind[..., :length], expected.kind)
+
+
+@pytest.mark.parametrize(
+  ("slow", "schedule", "rungs"),
+  [(0.2, {}, ()), (0.0, {"chunk": 12, "rows": 4, "time_buckets": (32, 224)}, (0.5,))],
+)
+def test_neither_the_hosts_pace_nor_chunks_slots_or_batches_change_an_episode(
+  slow, schedule, rungs
+):
+  environment = chat.Chat(slow=slow)
+  _, other = _play(environment, schedule=schedule, rungs=rungs)
+  _same(other, played(3, 3, PROMPTS)[1])
+  assert not any(name.startswith("Main") for name in environment.threads)
+
+
+def test_on_a_mesh_episodes_are_those_of_one_device_and_lie_split_by_prompts():
+  mesh = mesh_lib.make_mesh((2, 2, 1, 1), jax.devices()[:4])
+  _, split = _play(count=4, mesh=mesh, group=2)
+  _, whole = _play(count=4, group=2)
+  _same(split, whole)
+  for x in jax.tree.leaves(split.rollout):
+    assert x.sharding.shard_shape(x.shape)[0] == 1
+
+
+def test_an_episode_that_outgrows_the_largest_bucket_is_named():
+  with pytest.raises(errors.InputError, match=r"episode \d.\d, turn \d: \d+ tokens of all turns"):
+    _play(schedule={"time_buckets": (24,)}, group=1)
+
+
+def test_what_fails_on_a_thread_fails_here():
+  class Broken(chat.Chat):
+    def observe(self, row, member, replies):
+      raise errors.InputError("clip.mp4: cannot be read; ingest it again")
+
+  with pytest.raises(errors.InputError, match="ingest it again"):
+    _play(Broken())

@@ -1,0 +1,199 @@
+"""Episodes of several turns as the host knows them: what replies said, what they were shown, and both as one rollout."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from vr_jax import records
+from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
+
+Replies = tuple[tuple[int, ...], ...]
+Shown = prompts_lib.Encoded
+
+
+@runtime_checkable
+class Turns(Protocol):
+  """The host's side of a rollout. `observe` is called on threads, for several replies at once."""
+
+  def observe(self, row: int, member: int, replies: Replies) -> Shown | None:
+    """What a reply is shown next; None where its episode has ended.
+
+    It begins with the end of the reply's turn, where the reply has not written that, and ends with the next turn opened
+    (`Processor.continue_conversation`). row: of the batch; replies: token ids of all turns so far.
+    """
+
+  def pad(self, encoded: Sequence[Shown], sizes: prompts_lib.Sizes) -> records.Prompt:
+    """As `prompts.pad`, with the model's constants."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+  """How episodes are played. Each combination of sizes that comes up is compiled for once.
+
+  turns: replies of an episode, at most. chunk: steps of decoding between two looks at what is ready. rows: of a batch that
+  is appended, at most, on a device. time_buckets: lengths of whole episodes behind their prompt. shown_buckets: of what is
+  shown between two replies, in tokens. frame_buckets: temporal patches of that, and of a whole episode. patches: of each of
+  these.
+  """
+
+  turns: int
+  time_buckets: tuple[int, ...]
+  shown_buckets: tuple[int, ...]
+  frame_buckets: tuple[int, ...]
+  patches: int
+  chunk: int = 32
+  rows: int = 8
+
+
+class _Piece(NamedTuple):
+  """A stretch of an episode: what one reply said between two looks, or what it was shown."""
+
+  tokens: Int[np.ndarray, "time"]
+  log_probs: Float[np.ndarray, "time"]
+  kind: Int[np.ndarray, "time"]
+  turn: Int[np.ndarray, "time"]
+  positions: Int[np.ndarray, "time 3"]
+  media_index: Int[np.ndarray, "time"]
+
+
+_FILL = _Piece(0, 0.0, int(records.Kind.PAD), 0, 0, -1)
+_DTYPES = _Piece(np.int32, np.float32, np.int32, np.int32, np.int32, np.int32)
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Episode:
+  """One of a prompt's group, and where it is kept: its device, and there its home and the seat of its prompt.
+
+  position: of its next token. replies: token ids; the last is the one that is being written. written, frames: tokens and
+  frames that it holds behind its prompt.
+  """
+
+  row: int
+  member: int
+  device: int
+  home: int
+  seat: int
+  position: int
+  replies: list[list[int]] = dataclasses.field(default_factory=lambda: [[]])
+  shown: list[Shown] = dataclasses.field(default_factory=list)
+  pieces: list[_Piece] = dataclasses.field(default_factory=list)
+  written: int = 0
+  frames: int = 0
+
+  def say(self, tokens: Int[np.ndarray, "time"], log_probs: Float[np.ndarray, "time"]) -> None:
+    """Goes on with its reply."""
+    self.replies[-1] += tokens.tolist()
+    places = np.broadcast_to(np.arange(len(tokens))[:, None], (len(tokens), 3))
+    self._write(records.Kind.MODEL, tokens, log_probs, places, np.full(tokens.shape, -1))
+    self.position += len(tokens)
+
+  def see(self, shown: Shown, media_index: Int[np.ndarray, "time"], stride: int) -> None:
+    """Takes what it is shown, and opens a reply to it. media_index: of that alone; stride: media tokens of a frame."""
+    self.replies.append([])
+    self.shown.append(shown)
+    index = np.where(media_index >= 0, media_index + self.frames * stride, -1)
+    silent = np.zeros(shown.tokens.shape, np.float32)
+    self._write(records.Kind.ENVIRONMENT, shown.tokens, silent, shown.positions.T, index)
+    self.position += shown.next_position
+    self.frames += len(shown.frames)
+
+  def check_room(self, shown: Shown, reply: int, schedule: Schedule) -> None:
+    """Raises InputError where what it is to be shown, and a reply to that, would not fit the largest buckets."""
+    name = f"{shown.name}, turn {len(self.replies) + 1}"
+    length = self.written + len(shown.tokens) + reply
+    frames = self.frames + len(shown.frames)
+    patches = max((len(frame.window) for frame in shown.frames), default=0)
+    for size, buckets, what in (
+      (length, schedule.time_buckets, "tokens of all turns together"),
+      (frames, schedule.frame_buckets, "temporal patches of all turns together"),
+      (patches, (schedule.patches,), "patches a frame"),
+    ):
+      prompts_lib.bucket([(name, size)], buckets, what)
+
+  def _write(
+    self,
+    kind: records.Kind,
+    tokens: Int[np.ndarray, "time"],
+    log_probs: Float[np.ndarray, "time"],
+    places: Int[np.ndarray, "time 3"],
+    media_index: Int[np.ndarray, "time"],
+  ) -> None:
+    whose, turn = (np.full(tokens.shape, value) for value in (int(kind), len(self.replies) - 1))
+    piece = _Piece(tokens, log_probs, whose, turn, places + self.position, media_index)
+    self.pieces.append(piece)
+    self.written += len(tokens)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Played:
+  """Episodes of a batch.
+
+  rollout: its suffix has the features of the tower that played. replies: [prompts][group], token ids of each turn. shown:
+  [prompts][group], what came between them; frames: of one episode in the suffix, padding included. decoded: tokens that
+  decoding computed, those in slots without a reply with them.
+  """
+
+  rollout: records.Rollout
+  replies: list[list[Replies]]
+  shown: list[list[list[Shown]]]
+  frames: int
+  decoded: int
+
+  def vision(self, turns: Turns, schedule: Schedule) -> records.Vision:
+    """The patches of the suffix, for a pass with a tower of its own: there they take the place of its media."""
+    longest = max(schedule.time_buckets)
+    sizes = prompts_lib.Sizes(prefix=longest, frames=self.frames, patches=schedule.patches)
+    each = [prompts_lib.joined([NOTHING, *one], name="suffix") for row in self.shown for one in row]
+    vision, rows = turns.pad(each, sizes).vision, len(self.shown)
+    frames = len(each) // rows * self.frames
+    return jax.tree.map(lambda x: x.reshape(rows, frames, *x.shape[2:]), vision)
+
+
+NOTHING = Shown(
+  name="nothing",
+  tokens=np.zeros(0, np.int32),
+  kind=np.zeros(0, np.int32),
+  positions=np.zeros((3, 0), np.int32),
+  next_position=0,
+  loss_mask=np.zeros(0, bool),
+  grids=(),
+  frames=(),
+)
+
+
+def in_groups(episodes: Sequence[Episode], group: int) -> list[list[Episode]]:
+  """[prompts][group]."""
+  ordered = sorted(episodes, key=lambda one: (one.row, one.member))
+  return [ordered[start : start + group] for start in range(0, len(ordered), group)]
+
+
+def rollout(
+  groups: Sequence[Sequence[Episode]], media: Float[Array, "prompts media embed"], time: int
+) -> records.Rollout:
+  """All episodes, padded to `time`. media: of each group, as much for one episode as for another."""
+  shape, each = (len(groups), len(groups[0]), time), media.shape[1] // len(groups[0])
+  made = _Piece(
+    *(
+      np.full(shape if name != "positions" else (*shape, 3), fill, dtype)
+      for name, fill, dtype in zip(_Piece._fields, _FILL, _DTYPES, strict=True)
+    )
+  )
+  for row, episodes in enumerate(groups):
+    for member, one in enumerate(episodes):
+      for array, *parts in zip(made, *one.pieces, strict=True):
+        array[row, member, : one.written] = np.concatenate(parts)
+      index = made.media_index[row, member]
+      index[index >= 0] += member * each
+  return records.Rollout(
+    tokens=made.tokens,
+    log_probs=made.log_probs,
+    kind=made.kind,
+    turn=made.turn,
+    suffix=records.Suffix(
+      positions=made.positions, media_index=made.media_index, vision=None, media=media
+    ),
+  )

@@ -1,0 +1,237 @@
+"""What replies have written behind their prompts, on the devices: decoded a chunk at a time, and appended to when they are shown more.
+
+Each reply has a home, where its own keys and values stay from its first turn to its last; nothing there is computed again.
+Decoding works on slots: the homes of the replies that go on, each at a place of its own. A chunk of steps reads what was
+written before and keeps what is new beside it, at the same place for all slots; its end writes that home. So a step scatters
+nothing, and replies of different turns are one batch.
+"""
+
+import dataclasses
+import functools
+import typing
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+import numpy as np
+
+from vr_jax import records
+from vr_jax.models import layout as layout_lib
+from vr_jax.models import seats as seats_lib
+from vr_jax.rollout import forward, sampler
+from vr_jax.rollout import places as places_lib
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+@typing.no_type_check  # tree transformations rebuild it with leaves that are no arrays
+class State:
+  """All replies at home. hidden: at the last token of each that is to be decoded; media: features of what it was shown."""
+
+  hidden: Float[Array, "homes embed"]
+  cache: PyTree
+  media: Float[Array, "homes media embed"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+@typing.no_type_check
+class Slots:
+  """The replies of a chunk. prompt, member: their numbers in the batch; step: that of their next token, over all turns.
+
+  left: tokens that a reply may still have; 0 where the slot has nothing to decode.
+  """
+
+  rows: seats_lib.Rows
+  prompt: Int[Array | np.ndarray, "slots"]
+  member: Int[Array | np.ndarray, "slots"]
+  step: Int[Array | np.ndarray, "slots"]
+  left: Int[Array | np.ndarray, "slots"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+@typing.no_type_check
+class Chunk:
+  """What the slots said: as many tokens as `counts`, and whether the reply ended with them."""
+
+  tokens: Int[Array, "slots chunk"]
+  log_probs: Float[Array, "slots chunk"]
+  counts: Int[Array, "slots"]
+  ended: Bool[Array, "slots"]
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "group", "length", "frames", "patches"))
+def start(
+  graph: nnx.GraphDef,
+  params: PyTree,
+  prompt: records.Prompt,
+  *,
+  group: int,
+  length: int,
+  frames: int,
+  patches: int,
+) -> tuple[forward.Prefix, State]:
+  """Prompts that have been read, and replies that have written nothing.
+
+  They have room for `length` tokens and `frames` frames of so many patches.
+  """
+  model = nnx.merge(graph, params)
+  prefix = model.prefill(prompt)
+  reply = places_lib.Places.of(model.layout, prompt.tokens.shape[0], group).reply()
+  seats = seats_lib.Seats(
+    prompt=model.layout.place(jnp.asarray(reply // group), ("slots",)),
+    member=model.layout.place(jnp.asarray(reply % group), ("slots",)),
+    group=group,
+  )
+  return prefix, State(
+    hidden=model.of_slots(prefix.hidden, seats),
+    cache=model.start_cache(prefix, len(reply), length),
+    media=model.start_media(len(reply), frames, patches),
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "decoding", "chunk"), donate_argnames="state")
+def decode(
+  graph: nnx.GraphDef,
+  params: PyTree,
+  prefix: forward.Prefix,
+  state: State,
+  slots: Slots,
+  allowed: Bool[Array, "vocab"],
+  key: Key[Array, ""],
+  fewer: Int[Array, ""],
+  *,
+  decoding: sampler.Decoding,
+  chunk: int,
+) -> tuple[State, Chunk]:
+  """Up to `chunk` steps; fewer once no device has more than `fewer` replies that go on.
+
+  As many slots as homes are these, in their order. `key` is folded as `sampler.sample` does, by prompt, reply and step.
+  """
+  model = nnx.merge(graph, params)
+  slots = jax.tree.map(lambda x: model.layout.place(jnp.asarray(x), ("slots",)), slots)
+  rows, whole = slots.rows, len(slots.step) == len(state.hidden)
+  seats = seats_lib.Seats(prompt=rows.prompt, member=slots.member, group=decoding.group)
+  keys = sampler.reply_keys(key, slots.prompt, slots.member)
+  stops = jnp.array(decoding.stop_tokens)
+  past = state.cache if whole else state.cache.kept(model.layout, rows.home)
+  blank = model.layout.place(jnp.zeros((len(slots.step), chunk)), ("slots", None))
+
+  def goes_on(carry: tuple) -> Array:
+    index, said = carry[0], carry[-1]
+    going = (~said.ended).reshape(model.layout.ways("slots"), -1).sum(axis=1).max()
+    return (index < chunk) & (going > fewer)
+
+  def step(carry: tuple) -> tuple:
+    index, hidden, recent, said = carry
+    logits = forward.token_logits(model, hidden, allowed, decoding.temperature or 1.0)
+    token, log_prob = sampler.draw(logits, keys, slots.step + index, decoding)
+    token, log_prob = (jnp.where(said.ended, 0, x) for x in (token, log_prob))
+    hidden, recent = model.decode_on(prefix, past, recent, token, index, rows, seats)
+    last = (token[:, None] == stops).any(axis=-1) | (index + 1 >= slots.left)
+    put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=1)
+    said = Chunk(
+      tokens=put(said.tokens, token),
+      log_probs=put(said.log_probs, log_prob),
+      counts=said.counts + ~said.ended,
+      ended=said.ended | last,
+    )
+    return index + 1, hidden, recent, said
+
+  said = Chunk(
+    tokens=blank.astype(jnp.int32),
+    log_probs=blank,
+    counts=jnp.zeros_like(slots.left),
+    ended=slots.left == 0,
+  )
+  hidden = _kept(model.layout, state.hidden, rows.home)
+  recent = model.start_cache(prefix, len(slots.step), chunk)
+  _, hidden, recent, said = jax.lax.while_loop(goes_on, step, (jnp.int32(0), hidden, recent, said))
+  cache = state.cache.written(model.layout, recent, rows.home, rows.written, said.counts)
+  hidden = _at_home(model.layout, state.hidden, rows.home, hidden)
+  return dataclasses.replace(state, hidden=hidden, cache=cache), said
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "stride"), donate_argnames="state")
+def append(
+  graph: nnx.GraphDef,
+  params: PyTree,
+  prefix: forward.Prefix,
+  state: State,
+  shown: records.Prompt,
+  rows: seats_lib.Rows,
+  seen: Int[Array, "rows"],
+  *,
+  stride: int,
+) -> State:
+  """What some replies are shown next, behind what they have written.
+
+  shown: its positions count from 0. seen: frames that each reply was shown before; stride: media tokens of a frame.
+  """
+  model = nnx.merge(graph, params)
+  place = functools.partial(model.layout.place, axes=("slots",))
+  rows = jax.tree.map(lambda x: place(jnp.asarray(x)), rows)
+  media = model.encode_vision(shown.vision)
+  hidden, new = model.append(prefix, state.cache, shown, media, rows)
+  counts = place((jnp.asarray(shown.kind) != records.Kind.PAD).sum(axis=1))
+  cache = state.cache.written(model.layout, new, rows.home, rows.written, counts)
+  first = place(jnp.asarray(seen)) * stride
+
+  def of_device(x: Array, new: Array, home: Array, first: Array) -> Array:
+    return x.at[home[:, None], first[:, None] + jnp.arange(new.shape[1])].set(new, mode="drop")
+
+  wide = ("slots", None, None)
+  kept = model.layout.per_shard(
+    of_device,
+    ((state.media, wide), (media, wide), (rows.home, ("slots",)), (first, ("slots",))),
+  )
+  return State(
+    hidden=_at_home(model.layout, state.hidden, rows.home, hidden), cache=cache, media=kept
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "length"))
+def grow(layout: layout_lib.Layout, state: State, length: int) -> State:
+  """The same with room for `length` tokens."""
+  return dataclasses.replace(state, cache=state.cache.grown(layout, length))
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "shape", "media"))
+def media_of(
+  layout: layout_lib.Layout, state: State, shape: tuple[int, int], media: int
+) -> Float[Array, "prompts media embed"]:
+  """The first `media` features of each reply, those of a group one after the other. shape: prompts, group."""
+  places = places_lib.Places.of(layout, *shape)
+  found = places.in_order(state.media[:, :media])
+  return layout.place(found.reshape(shape[0], -1, found.shape[2]), ("prompts", None, None))
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def laid_out(layout: layout_lib.Layout, tree: PyTree) -> PyTree:
+  """Arrays [prompts, …] where the layout wants them."""
+  return jax.tree.map(lambda x: layout.place(x, ("prompts", *[None] * (x.ndim - 1))), tree)
+
+
+def _kept(
+  layout: layout_lib.Layout, x: Float[Array, "homes embed"], home: Int[Array, "slots"]
+) -> Float[Array, "slots embed"]:
+  def of_device(home: Array, x: Array) -> Array:
+    return jnp.take(x, home, axis=0, mode="clip")
+
+  out = ("slots", None), (len(home), x.shape[1])
+  return layout.per_shard(of_device, ((home, ("slots",)), (x, ("slots", None))), out=out)
+
+
+def _at_home(
+  layout: layout_lib.Layout,
+  x: Float[Array, "homes embed"],
+  home: Int[Array, "slots"],
+  new: Float[Array, "slots embed"],
+) -> Float[Array, "homes embed"]:
+  def of_device(x: Array, home: Array, new: Array) -> Array:
+    return x.at[home].set(new, mode="drop")
+
+  axes = ("slots", None)
+  return layout.per_shard(of_device, ((x, axes), (home, ("slots",)), (new, axes)))
