@@ -1,0 +1,118 @@
+"""QVHighlights: sentences that describe moments of videos, as it is released, and questions that were made of them.
+
+    highlight_train_release.jsonl    {"qid", "query", "vid", "duration": s, "relevant_windows": [[start, end], …], …}
+
+A sentence is no question. A rewriter turns it into one of four options, or says that it does not lend itself to that:
+
+    rewrites.jsonl    {"qid", "suitable": true, "question", "options": [four texts], "answer": "B"}
+                      {"qid", "suitable": false}
+
+Source: github.com/jayleicn/moment_detr (data/README.md), and Video-MTR, arXiv 2508.20478, appendix B, for the rewrites. The test
+split is released without windows.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+from pathlib import Path
+import re
+from typing import Any
+
+from vr_jax.data import grounding
+from vr_jax.errors import InputError
+
+_FIELDS = ("qid", "query", "vid", "duration", "relevant_windows")
+_LETTER = re.compile(r"\s*\(?([A-Z])[.):]\s*")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Moment:
+  """One sentence, and the seconds [start, end] of its video that it describes."""
+
+  qid: str
+  query: str
+  video: str
+  spans: grounding.Spans
+
+
+def moments(path: Path, *, limits: grounding.Filter | None = None) -> grounding.Converted:
+  """Those that are worth a question; dropped are the others: "no span", "short" and "wide".
+
+  What a rewriter is asked about. The paper rewrites all and leaves out afterwards, to the same end.
+
+  Raises:
+    InputError: the file is missing or of another layout; file, line and field are named.
+  """
+  return grounding.converted(_moments(path, limits or grounding.Filter()))
+
+
+def read(
+  path: Path, rewrites: Path, *, limits: grounding.Filter | None = None
+) -> grounding.Converted:
+  """The questions that were made of moments, in the fields of docs/data.md.
+
+  Left out and counted is what `moments` leaves out, and what is "not rewritten" or "unsuitable".
+
+  Raises:
+    InputError: a file that is missing or of another layout, or a rewrite that is no question; file, line and field are named.
+  """
+  asked = {str(value["qid"]): value for value in _rewrites(rewrites)}
+  return grounding.converted(
+    found if isinstance(found, str) else _record(found, asked)
+    for found in _moments(path, limits or grounding.Filter())
+  )
+
+
+def _moments(path: Path, limits: grounding.Filter) -> Iterator[Moment | str]:
+  for where, value in grounding.json_lines(path, _FIELDS):
+    duration = grounding.seconds(value["duration"], f"{where}: field 'duration'")
+    spans = grounding.merged(
+      value["relevant_windows"], duration, f"{where}: field 'relevant_windows'"
+    )
+    yield grounding.reason_against(spans, duration, limits) or Moment(
+      qid=str(value["qid"]),
+      query=str(value["query"]).strip(),
+      video=f"{value['vid']}.mp4",
+      spans=spans,
+    )
+
+
+def _rewrites(path: Path) -> Iterator[dict[str, Any]]:
+  for where, value in grounding.json_lines(path, ("qid", "suitable")):
+    if value["suitable"] is True:
+      options, letters = value.get("options"), "ABCDEFGHIJ"
+      if not (isinstance(options, list) and 1 < len(options) <= len(letters)) or not all(
+        isinstance(option, str) and option.strip() for option in options
+      ):
+        raise InputError(f"{where}: field 'options': two or more texts are needed")
+      if value.get("answer") not in list(letters[: len(options)]):
+        raise InputError(f"{where}: field 'answer': the letter of an option is needed")
+      if not isinstance(value.get("question"), str) or not value["question"].strip():
+        raise InputError(f"{where}: field 'question': a text is needed")
+    yield value
+
+
+def _record(moment: Moment, asked: dict[str, dict[str, Any]]) -> dict[str, Any] | str:
+  """A record, or why there is none."""
+  if moment.qid not in asked:
+    return "not rewritten"
+  rewrite = asked[moment.qid]
+  if rewrite["suitable"] is not True:
+    return "unsuitable"
+  return {
+    "id": f"qvhighlights_{moment.qid}",
+    "video": moment.video,
+    "question": rewrite["question"].strip(),
+    "options": grounding.lettered(_without_letters(rewrite["options"])),
+    "answer": rewrite["answer"],
+    "problem_type": "multiple choice",
+    "relevant": moment.spans,
+    "source": "QVHighlights",
+  }
+
+
+def _without_letters(options: list[str]) -> list[str]:
+  """Some rewriters write "A. red" and some "red"; letters are taken off where all have theirs, in order."""
+  matches = [_LETTER.match(option) for option in options]
+  if [match and match[1] for match in matches] != [chr(ord("A") + k) for k in range(len(options))]:
+    return options
+  return [option[match.end() :] for option, match in zip(options, matches, strict=True)]
