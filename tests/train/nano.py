@@ -80,9 +80,9 @@ def recipe(size: str, path: str = RECIPE) -> ml_collections.ConfigDict:
   return module.get_config(size)
 
 
-def config(**overrides: Any) -> ml_collections.ConfigDict:
-  """The nano config; an override's dots are written as two underscores: rl__steps=2."""
-  made = recipe("tiny")
+def config(path: str = RECIPE, **overrides: Any) -> ml_collections.ConfigDict:
+  """The nano config of a recipe; an override's dots are written as two underscores: rl__steps=2."""
+  made = recipe("tiny", path)
   dotted = {name.replace("__", "."): value for name, value in overrides.items()}
   for name, value in {**OVERRIDES, **dotted}.items():
     *sections, field = name.split(".")

@@ -1,0 +1,77 @@
+"""Segments from scores to tokens, and VideoP2R through the loop, replies to shuffled frames with it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.train import nano
+from vr_jax import records
+from vr_jax.models.qwen2_5_vl import prompts
+from vr_jax.train import data_stage, metrics, rl_loop
+from vr_jax.train import parts as parts_lib
+
+NAMES = ("perception", "reasoning")
+
+
+def test_every_token_gets_the_advantage_of_its_own_segment_over_its_own_group():
+  total = np.array([[[1, 5], [3, 5], [9, 2]]], np.float32)
+  valid = np.array([[[1, 1], [1, 1], [0, 1]]], bool)
+  segment = np.array([[[0, 1, -1], [0, 0, 1], [0, 1, 1]]], np.int32)
+  scores = records.Scores(rewards={"accuracy": total}, valid=valid, total=total)
+  advantages, signal, values = rl_loop.assign_credit(
+    jax.tree.map(jnp.asarray, scores),
+    jnp.asarray(segment),
+    segments=NAMES,
+    normalise=True,
+    budget=3,
+  )
+  low, high = -(2**0.5), 2**-0.5  # of 2, beside 5 and 5
+  expected = [[[-1, high, 0], [1, 1, high], [0, low, low]]]
+  np.testing.assert_allclose(advantages, expected, rtol=1e-5)
+  assert signal.all()
+  assert values["unjudged_share/perception"] == pytest.approx(1 / 3)
+  assert values["reward/perception/accuracy"] == pytest.approx(2)  # the third is not valid
+  assert values["tokens/reasoning"] == pytest.approx(4 / 3)
+
+
+def test_frames_in_random_order_keep_each_frame_whole_and_text_in_place():
+  index = np.array([[-1, 0, 1, 4, 5, 8, 9, -1], [-1, 0, 1, 4, 5, -1, -1, -1]], np.int32)
+  seen = set()
+  for seed in range(20):
+    mixed = prompts.in_random_order(index, [3, 2], np.random.default_rng(seed))
+    np.testing.assert_array_equal(mixed < 0, index < 0)
+    frames = mixed[0][mixed[0] >= 0].reshape(3, 2)
+    assert sorted(frames.tolist()) == [[0, 1], [4, 5], [8, 9]]
+    seen.add(tuple(frames[:, 0]))
+  assert len(seen) == 6
+  np.testing.assert_array_equal(index[0], [-1, 0, 1, 4, 5, 8, 9, -1])
+
+
+def test_videop2r_trains_and_asks_for_replies_to_shuffled_frames(tmp_path, monkeypatch):
+  nano.use_devices(monkeypatch, 1)
+  config = nano.config(
+    "configs/videop2r.py",
+    data__directory=str(tmp_path / "data"),
+    data__simulate__world__lives=("cycle", "count", "charge"),
+    data__simulate__world__families=("choice", "read", "measure"),
+    sft__steps=0,
+    rl__steps=2,
+    rl__shuffled=2,
+  )
+  data_stage.prepare(config, tmp_path)
+  asked = []
+  score = parts_lib.ENVIRONMENTS["videop2r"].score
+
+  def watched(task, examples, replies):
+    asked.append(replies)
+    return score(task, examples, replies)
+
+  monkeypatch.setattr(parts_lib.ENVIRONMENTS["videop2r"], "score", watched)
+  rl_loop.train(config, tmp_path)
+  assert [[len(texts) for texts in replies.shuffled] for replies in asked] == [[2] * 4] * 2
+  values = metrics.read(tmp_path / "metrics.jsonl")[-1]["values"]
+  for name in NAMES:
+    assert values[f"reward/{name}/temporal"] >= 0
+    assert values[f"unjudged_share/{name}"] == 0
+  assert np.isfinite(values["loss"])
