@@ -95,7 +95,7 @@ class Setting:
     sizes = dataclasses.replace(self.work.sizes, group=group)
     return rollout.decoding_of(sizes, temperature)
 
-  def episodes(self) -> list[tuple[int, int]]:
+  def each(self) -> list[tuple[int, int]]:
     """(prompt, member) of each."""
     return list(np.ndindex(self.work.sizes.prompts, self.work.sizes.group))
 
@@ -159,10 +159,10 @@ def turn_by_turn(
   sizes, clips = setting.work.sizes, setting.clips
 
   def run(temperature: float) -> Said:
-    whole = [setting.work.encoded[row] for row, _ in setting.episodes()]
+    whole = [setting.work.encoded[row] for row, _ in setting.each()]
     said = [first(temperature)]
     while len(said) < setting.turns:
-      for number, (row, member) in enumerate(setting.episodes()):
+      for number, (row, member) in enumerate(setting.each()):
         replies = tuple(tuple(tokens[number].tolist()) for tokens in said)
         reply = clips.own.join(said[-1][number], [], [])
         shown = clips.observe(row, member, replies)
@@ -206,7 +206,7 @@ def torch_side(setting: Setting, directory: Path) -> Callable[[float], Said]:
     )
     return tokens.astype(np.int32)
 
-  openings = [work.encoded[row] for row, _ in setting.episodes()]
+  openings = [work.encoded[row] for row, _ in setting.each()]
   return turn_by_turn(setting, lambda temperature: reply(temperature, openings), reply)
 
 
@@ -273,7 +273,7 @@ def compare(
     }
     runs = {name: (lambda side=side: side(1.0)) for name, side in sides.items()}
     rounds = measure.in_turn(runs, repeats=repeats)
-  seconds, count = measure.medians(rounds), len(setting.episodes())
+  seconds, count = measure.medians(rounds), len(setting.each())
   return {
     "seconds": seconds,
     "episodes_per_second": {name: round(count / taken, 3) for name, taken in seconds.items()},

@@ -45,4 +45,5 @@ class Places:
   def in_order(self, x: Array) -> Array:
     """What the slots hold -> [replies of all blocks, …], without the empty slots."""
     rest = x.shape[1:]
-    return x.reshape(self.blocks, -1, *rest)[:, : self.replies].reshape(-1, *rest)
+    held = x.reshape(self.blocks, len(x) // self.blocks, *rest)[:, : self.replies]
+    return held.reshape(self.blocks * self.replies, *rest)

@@ -205,7 +205,8 @@ def media_of(
   """The first `media` features of each reply, those of a group one after the other. shape: prompts, group."""
   places = places_lib.Places.of(layout, *shape)
   found = places.in_order(state.media[:, :media])
-  return layout.place(found.reshape(shape[0], -1, found.shape[2]), ("prompts", None, None))
+  joined = found.reshape(shape[0], shape[1] * media, found.shape[2])
+  return layout.place(joined, ("prompts", None, None))
 
 
 @functools.partial(jax.jit, static_argnames="layout")

@@ -35,7 +35,7 @@ def compiled_in_haste():
 
 
 def test_episodes_are_those_of_a_loop_that_starts_again_each_turn():
-  found = turns.compare(TOY, pool=6, shown=2, names=("ours", "again"), repeats=1)
+  found = turns.compare(TOY, pool=6, shown=2, turns=2, names=("ours", "again"), repeats=1)
   assert set(found["seconds"]) == {"ours", "again"}
   assert set(found["ratio"]) == {"over_again"}
   assert found["greedy"]["again"]["same_tokens"] > 0.5
@@ -43,7 +43,7 @@ def test_episodes_are_those_of_a_loop_that_starts_again_each_turn():
 
 
 def test_other_episodes_are_told_apart():
-  setting = turns.make(TOY, pool=6, shown=2, turns=3)
+  setting = turns.make(TOY, pool=6, shown=2, turns=2)
   theirs = turns.again_side(setting)(0.0)
   with turns.futures.ThreadPoolExecutor(1) as threads:
     ours = turns.our_side(setting, threads)(0.0).rollout
