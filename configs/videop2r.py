@@ -1,9 +1,15 @@
 """VideoP2R: supervised traces, then PA-GRPO: perception and reasoning of a reply are rewarded apart.
 
     tiny   simulated videos with questions of all five problem types, a random network of 1 M parameters, from nothing; two
-           cores of a CPU. Result: docs/claims.md.
+           cores of a CPU. Not yet measured over seeds.
     3b     Qwen2.5-VL-3B-Instruct on the released VideoP2R data; v5e-16 or v6e-8. Not yet measured.
     7b     Qwen2.5-VL-7B-Instruct on the same (the paper's headline); v5p-16 or v6e-32. Not yet measured.
+
+The released data is two files, traces for the warm start and questions for RL. The pretrained sizes start with the second; the first
+is a run of its own, whose checkpoints RL then starts from:
+
+    --mode=sft --config.data.annotations=VideoP2R/sft.json --config.sft.steps=10000 --workdir=runs/p2r-sft
+    --mode=rl --config.rl.initial=runs/p2r-sft/checkpoints/sft --workdir=runs/p2r
 
 The paper updates on 7 prompts x 8 replies; 8 prompts divide over the devices of a slice. Supervised traces are made by
 --mode=traces (docs/traces.md), or are the released ones. The judge of perception is config.judge (docs/judges.md): `rule` knows
@@ -59,7 +65,6 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
     config.data.videos = "VideoP2R"
     config.data.annotations = "VideoP2R/rl.json"
     config.judge.kind = "openai"
-    sft.steps = 10_000  # one epoch of 162 K traces
   else:
     raise ValueError(
       f"configs/videop2r.py:{size}: no such size; one of tiny, {', '.join(RELEASES)}"

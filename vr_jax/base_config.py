@@ -157,7 +157,7 @@ def judge(config: ml_collections.ConfigDict) -> None:
   section.requests_per_minute = 0  # at most; 0: no limit
   section.timeout = 30.0  # seconds
   section.retries = 4  # then there is no verdict
-  section.budget = 0  # calls of a run at most; 0: no limit
+  section.budget = 0  # calls of one start of the program, in each process; 0: no limit
   section.max_tokens = 256  # of an answer
   section.blinded = (
     False  # it answers from the observation alone, and that answer is held against the right one

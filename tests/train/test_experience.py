@@ -162,6 +162,24 @@ def test_without_packing_only_the_time_is_cut():
   assert shapes == padding.Shapes(time=32, packed=None, packed_whole=None)
 
 
+@pytest.mark.parametrize("turns", [False, True])
+def test_replies_are_cut_with_all_that_stands_beside_their_tokens(turns):
+  tokens = np.arange(24, dtype=np.int32).reshape(2, 3, 4)
+  fields = {"tokens": tokens, "log_probs": tokens.astype(np.float32), "kind": tokens}
+  suffix = records.Suffix(
+    positions=np.repeat(tokens[..., None], 3, axis=-1), media_index=tokens, vision=None
+  )
+  rollout = records.Rollout(**fields, turn=tokens, suffix=suffix if turns else None)
+  cut = padding.cut(rollout, 2)
+  for name in ("tokens", "log_probs", "kind", "turn"):
+    np.testing.assert_array_equal(getattr(cut, name), tokens[:, :, :2])
+  if turns:
+    np.testing.assert_array_equal(cut.suffix.media_index, tokens[:, :, :2])
+    np.testing.assert_array_equal(cut.suffix.positions[..., 1], tokens[:, :, :2])
+  else:
+    assert cut.suffix is None
+
+
 def test_the_share_of_padding_is_that_of_a_count_by_hand(source, params):
   drawn = source(1).draw(params, 1, clock.Clock())
   made = dataclasses.replace(drawn, lengths=LENGTHS, prompt_tokens=30.0, sampled=75, decoded=120)

@@ -134,15 +134,32 @@ def test_what_another_process_with_the_same_rows_misses_is_made_here_too(
   epoch(parts, params, own_data)
   lost = np.array([0, 1, 4, True, True, False, False])
   gathered = features.processes.gathered
-  monkeypatch.setattr(
-    features.processes, "gathered", lambda own: np.concatenate([gathered(own), lost[None]])
-  )
+
+  def with_other(own):
+    of_other = lost if len(own) == len(lost) else own  # sizes of batches are the same
+    return np.concatenate([gathered(own), of_other[None]])
+
+  monkeypatch.setattr(features.processes, "gathered", with_other)
   monkeypatch.setattr(parts_lib.Parts, "read", functools.partialmethod(_whole_batches, read=READ))
   encoded_rows.clear()
   found = epoch(parts, params, own_data)
   assert_same(found, expected[:-1])
   assert set(encoded_rows) == {2}
   assert {values["vision/cache_hits"] for _, values in found} == {2}
+
+
+def test_a_batch_takes_the_buckets_of_the_process_whose_prompts_are_longest(
+  parts, params, monkeypatch
+):
+  own = next(parts.read("train", 4, repeat=False))
+  expected, _ = features.prompt(parts, params, own, None)
+  larger = np.array([96, own.sizes.frames, own.sizes.patches])
+  monkeypatch.setattr(features.processes, "gathered", lambda own: np.stack([own, larger]))
+  found, _ = features.prompt(parts, params, own, None)
+  assert own.sizes.prefix == expected.tokens.shape[1] == 64
+  assert found.tokens.shape == (4, 96)
+  np.testing.assert_array_equal(found.tokens[:, :64], expected.tokens)
+  assert not np.asarray(found.kind)[:, 64:].any()
 
 
 READ = parts_lib.Parts.read

@@ -1,5 +1,7 @@
 """Segments from scores to tokens, and VideoP2R through the loop, replies to shuffled frames with it."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from tests.train import nano
 from vr_jax import records
+from vr_jax.eval import stage
 from vr_jax.models.qwen2_5_vl import prompts
 from vr_jax.train import data_stage, metrics, rl_loop
 from vr_jax.train import parts as parts_lib
@@ -75,3 +78,9 @@ def test_videop2r_trains_and_asks_for_replies_to_shuffled_frames(tmp_path, monke
     assert values[f"reward/{name}/temporal"] >= 0
     assert values[f"unjudged_share/{name}"] == 0
   assert np.isfinite(values["loss"])
+  stage.evaluate(config, tmp_path)
+  shown = json.loads((tmp_path / "eval" / "after_rl.json").read_text())["rollouts"]
+  assert len(shown) == 2
+  for rollout in shown:
+    assert "".join(segment["text"] for segment in rollout["segments"]) == rollout["reply"]
+    assert rollout["segment_rewards"].keys() == rollout["segment_advantages"].keys() == set(NAMES)

@@ -15,7 +15,7 @@ from vr_jax.train import state as state_lib
 @pytest.fixture
 def parts(data, monkeypatch):
   made = nano.build(data)
-  monkeypatch.setattr(parts_lib, "build", lambda config, workdir: made)
+  monkeypatch.setattr(parts_lib, "build", lambda config, workdir, **_: made)
   return made
 
 
@@ -41,7 +41,7 @@ def test_a_warm_start_ends_where_its_loss_is_low_enough_also_when_it_was_interru
 ):
   fields = {"sft__steps": 14, "sft__checkpoint_every": 8, "sft__target_loss": 100.0}
   parts = nano.build(data, **fields)
-  monkeypatch.setattr(parts_lib, "build", lambda config, workdir: parts)
+  monkeypatch.setattr(parts_lib, "build", lambda config, workdir, **_: parts)
   write = metrics.MetricsLog.write
 
   def interrupted(log, step, values):

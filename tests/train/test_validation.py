@@ -38,7 +38,7 @@ def test_the_warm_start_ends_where_the_validation_loss_falls_no_more(
   held_out, tmp_path, monkeypatch
 ):
   parts = nano.build(held_out, **FIELDS, sft__learning_rate=0.0, sft__patience=2)
-  monkeypatch.setattr(parts_lib, "build", lambda config, workdir: parts)
+  monkeypatch.setattr(parts_lib, "build", lambda config, workdir, **_: parts)
   sft_loop.train(parts.config, tmp_path)
   assert rl_loop.last_step(parts, tmp_path / "checkpoints" / "sft") == 3
   lines = metrics.read(tmp_path / "metrics.jsonl")
@@ -52,7 +52,7 @@ def test_packed_replies_have_the_losses_of_padded_ones(held_out, tmp_path, monke
   losses = []
   for packing in (0.0, 1.25):
     parts = nano.build(held_out, sft__packing=packing, sft__max_reply_tokens=160, rl__steps=0)
-    monkeypatch.setattr(parts_lib, "build", lambda config, workdir, parts=parts: parts)
+    monkeypatch.setattr(parts_lib, "build", lambda config, workdir, parts=parts, **_: parts)
     workdir = tmp_path / str(packing)
     sft_loop.train(parts.config, workdir)
     losses.append([line["values"]["loss"] for line in metrics.read(workdir / "metrics.jsonl")])

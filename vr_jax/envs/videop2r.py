@@ -188,7 +188,7 @@ class VideoP2R:
       for index in said
     ]
     sufficient, known = np.zeros(len(replies), bool), np.ones(len(replies), bool)
-    if self.credit == "outcome" or not cases:
+    if not cases:
       return sufficient, known
     for index, verdict in zip(said, self.judge.verdicts(cases), strict=True):
       sufficient[index], known[index] = bool(verdict), verdict is not None

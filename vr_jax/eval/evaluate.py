@@ -1,12 +1,13 @@
 """One policy on held-out videos: what it gets right, whether its traces are true, and whether it looks at all."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import io
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
 from PIL import Image
@@ -14,10 +15,13 @@ from PIL import Image
 from vr_jax import records
 from vr_jax.rewards import accuracy as accuracy_lib
 from vr_jax.rewards import steps as steps_lib
+from vr_jax.rl import credit
 from vr_jax.rollout import sampler
 from vr_jax.train import console, features, reading
 from vr_jax.train import parts as parts_lib
 from vr_jax.worlds import consistency, sufficiency
+
+_GROUPS = 2**20  # folded into the key of evaluation: apart from its batches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,8 @@ def evaluate(
   Metrics: `accuracy` (and by problem type), each with the half-width of its 95 % interval (normal approximation) under
   `accuracy_interval`; `process_reward`; `format`; `reply_tokens`; `trace_consistency` (the trace against the true
   states, of simulated examples); `think_answer_mismatch` (share of replies whose trace concludes another value than
-  they answer, of those that conclude one); `blind_accuracy` (no frames) and `shuffled_accuracy` (frames out of order).
+  they answer, of those that conclude one); `observation_sufficiency` (by the simulator's states), and rewards of segments
+  before the last (`perception/accuracy`, …); `blind_accuracy` (no frames) and `shuffled_accuracy` (frames out of order).
   cache: of features, for what is seen whole and in order.
   """
   config = parts.config.eval
@@ -64,12 +69,13 @@ def evaluate(
     if config[view]:
       seen = _answer(parts, params, view, f"{name}, {view}")
       metrics[f"{view}_accuracy"] = float(np.mean([a.rewards["accuracy"] for a in seen]))
-  shown = whole[: config.rollouts]
-  return {
-    "examples": len(whole),
-    "metrics": metrics,
-    "rollouts": [_shown(parts, answered) for answered in shown],
-  }
+  rollouts = [_shown(parts, answered) for answered in whole[: config.rollouts]]
+  if len(parts.environment.segments) > 1 and rollouts:
+    for rollout, advantages in zip(
+      rollouts, _advantages(parts, params, whole, cache), strict=False
+    ):
+      rollout["segment_advantages"] = advantages
+  return {"examples": len(whole), "metrics": metrics, "rollouts": rollouts}
 
 
 def _answer(
@@ -113,6 +119,34 @@ def _answer(
   return answered
 
 
+def _advantages(
+  parts: parts_lib.Parts, params: PyTree, answered: Sequence[Answered], cache: features.Cache
+) -> Iterator[dict[str, float | None]]:
+  """What an update would make of each reply, beside a group that is sampled as training does: its advantages by segment.
+
+  None where its segment has no verdict.
+  """
+  config, names = parts.config, parts.environment.segments
+  decoding = parts.decoding()
+  for first in range(0, len(answered), config.eval.batch):
+    some = answered[first : first + config.eval.batch]
+    batch = parts.batch([a.item for a in some], size=config.eval.batch)
+    prompt, _ = features.prompt(parts, params, batch, cache)
+    key = jax.random.fold_in(jax.random.key(config.seed), _GROUPS + first)
+    rollout = sampler.sample(parts.graph, params, prompt, parts.allowed, key, decoding=decoding)
+    replies = reading.replies(parts, rollout, rows=len(some))
+    scores = parts.environment.score([a.item.example for a in some], replies)
+    own = np.array([[a.of_segments[name].get("total", np.nan) for name in names] for a in some])
+    total = np.concatenate([own[:, None], scores.total], axis=1).astype(np.float32)
+    valid = np.concatenate([~np.isnan(own)[:, None], scores.valid], axis=1)
+    made = credit.group_advantages(jnp.asarray(np.nan_to_num(total)), jnp.asarray(valid))
+    for advantages, known in zip(np.asarray(made[:, 0]), valid[:, 0], strict=True):
+      yield {
+        name: float(advantage) if here else None
+        for name, advantage, here in zip(names, advantages, known, strict=True)
+      }
+
+
 def _of_segments(
   names: Sequence[str], scores: records.Scores, row: int
 ) -> dict[str, dict[str, float]]:
@@ -122,7 +156,7 @@ def _of_segments(
     name: {
       reward: float(value[row, 0, number])
       for reward, value in of_all.items()
-      if scores.valid[row, 0, number]
+      if scores.valid[row, 0, number] or number == len(names) - 1
     }
     for number, name in enumerate(names)
   }

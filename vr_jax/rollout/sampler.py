@@ -311,10 +311,11 @@ def draw(
 
 
 def uniform(keys: Key[Array, "slots"], index: Int[Array, "*slots"]) -> Float[Array, "slots"]:
-  """A number in [0, 1) for each slot; `index` is folded into its key."""
+  """A number in (0, 1) for each slot; `index` is folded into its key."""
 
   def of_slot(key: Array, index: Array) -> Array:
-    return jax.random.uniform(jax.random.fold_in(key, index))
+    # Of numbers 2^-23 apart from 0 on: moved to the middle, for 0 would be a token's whatever its probability.
+    return jax.random.uniform(jax.random.fold_in(key, index)) + 2.0**-24
 
   return jax.vmap(of_slot)(keys, jnp.broadcast_to(index, keys.shape))
 

@@ -120,10 +120,24 @@ def check(config: ml_collections.ConfigDict) -> None:
     values = () if value is None else value if isinstance(value, tuple) else (value,)
     if not all(_inside(value, interval) for value in values):
       raise errors.InputError(f"--config.{name}={value}: not in {interval}")
+  _check_together(config)
   if len(config.mesh) != 4 or not all(isinstance(size, int) for size in config.mesh):
     raise errors.InputError(
       f"--config.mesh={config.mesh}: needs four numbers (data, fsdp, sequence, tensor), at most one -1"
     )
+
+
+def _check_together(config: ml_collections.ConfigDict) -> None:
+  """Raises InputError for a field that does nothing beside the others."""
+  if config.sft.patience and not config.sft.validate_every:
+    raise errors.InputError("--config.sft.patience: needs --config.sft.validate_every > 0")
+  if config.rl.shuffled and "temporal" not in config.env.get("weights", {}):
+    raise errors.InputError(
+      f"--config.rl.shuffled={config.rl.shuffled}: {config.recipe} has no reward of temporal order"
+    )
+  judge = config.get("judge", {})
+  if judge.get("blinded") and judge.kind == "rule":
+    raise errors.InputError("--config.judge.blinded: the rule judges by the truth; choose a model")
 
 
 def _inside(value: float, interval: str) -> bool:

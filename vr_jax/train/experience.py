@@ -92,7 +92,7 @@ class Source:
     prompt, encoded, values = self._prompts(params, batch)
     clock.lap("data", exposed=True)
     rollout, decoded = self._sampled(params, encoded, key, self.parts.config.rl.group)
-    shuffled, more = self._shuffled(params, batch, encoded, key)
+    shuffled = self._shuffled(params, batch, encoded, key)
     lengths = steps.reply_lengths(steps.sampled(rollout), self.parts.mesh)
     clock.lap("rollout")
     return Experience(
@@ -103,7 +103,7 @@ class Source:
       lengths=lengths,
       prompt_tokens=_prompt_tokens(batch),
       sampled=int(lengths.sum()),
-      decoded=decoded + more,
+      decoded=decoded,
       judging=self.thread.submit(self._judged, batch.items, rollout, shuffled),
       read=self.batches.get_state(),
       values=values,
@@ -123,14 +123,14 @@ class Source:
 
   def _shuffled(
     self, params: PyTree, batch: parts_lib.Batch, encoded: records.Prompt, key: Key[Array, ""]
-  ) -> tuple[records.Rollout | None, int]:
+  ) -> records.Rollout | None:
     """Replies to the same features, in random order of the frames, where config.rl.shuffled asks for them."""
     if not self.parts.config.rl.shuffled:
-      return None, 0
+      return None
     key = jax.random.fold_in(key, _SHUFFLED)
     index = mesh_lib.put_batch(self.parts.shuffled_index(batch, key), self.parts.mesh)
     prompt = dataclasses.replace(encoded, media_index=index)
-    return self._sampled(params, prompt, key, self.parts.config.rl.shuffled)
+    return self._sampled(params, prompt, key, self.parts.config.rl.shuffled)[0]
 
   def _judged(
     self,

@@ -24,7 +24,7 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
   Raises:
     InputError: there is no checkpoint, or the directory is there and of something else.
   """
-  parts = parts_lib.build(config, workdir)
+  parts = parts_lib.build(config, workdir, judged=False)
   target = Path(config.export.directory) if config.export.directory else workdir / "export"
   stage, step = last_stage(parts, workdir)
   where = workdir / "checkpoints" / stage

@@ -111,6 +111,7 @@ def prompt(
   have, filled up to a power of two of rows a device, and it keeps them later, beside the steps that follow. Of several
   processes all run it for as many rows as the one that misses most, and must call this together.
   """
+  batch = parts.of_one_size(batch)
   if cache is None:
     return parts.prompt(batch), {}
   batch, most, values = _agreed(parts, batch)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ml_collections
 
-from vr_jax import errors
+from vr_jax import errors, records
 from vr_jax.rewards import judge, judge_cache, judge_http, judge_text
 from vr_jax.train import local_judge
 from vr_jax.worlds import sufficiency
@@ -23,7 +23,7 @@ def build(section: ml_collections.ConfigDict, cache: Path) -> judge.Judge:
       read, a file that is no cache. All of it is found here, before anything runs.
   """
   if section.kind == "rule":
-    made = judge.Rule(sufficiency.sufficient)
+    made = judge.Rule(_exact)
   elif section.kind in MODELS:
     made = _text_judge(section, cache)
   else:
@@ -33,16 +33,34 @@ def build(section: ml_collections.ConfigDict, cache: Path) -> judge.Judge:
 
 
 def check(section: ml_collections.ConfigDict) -> None:
-  """Raises InputError as `build` does, where an endpoint is to judge; a run asks before it does anything else."""
-  if MODELS.get(section.kind) is _endpoint:
+  """Raises InputError as `build` does, but for what a local model holds; a run asks before it does anything else."""
+  if section.kind == "rule":
+    return
+  _check_model(section)
+  if MODELS[section.kind] is _endpoint:
     _endpoint(section).close()
+  elif not Path(section.model).is_dir():
+    raise errors.InputError(f"config.judge.model={section.model}: there is no such directory")
 
 
-def _text_judge(section: ml_collections.ConfigDict, cache: Path) -> judge_text.TextJudge:
+def _exact(example: records.Example, observation: str) -> bool:
+  """What the rule knows. Raises InputError for an example of which nothing is known: it would never suffice."""
+  if not example.states:
+    raise errors.InputError(
+      f"example {example.id}: has no true states, by which config.judge.kind=rule judges; choose another judge"
+    )
+  return sufficiency.sufficient(example, observation)
+
+
+def _check_model(section: ml_collections.ConfigDict) -> None:
   if not section.model:
     raise errors.InputError(
       f"config.judge.model: is empty; name the model that judges, as config.judge.kind={section.kind} knows it"
     )
+
+
+def _text_judge(section: ml_collections.ConfigDict, cache: Path) -> judge_text.TextJudge:
+  _check_model(section)
   with contextlib.ExitStack() as on_failure:
     kept = judge_cache.Cache(cache)
     on_failure.callback(kept.close)

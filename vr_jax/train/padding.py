@@ -53,8 +53,16 @@ def cut(rollout: records.Rollout, time: int) -> records.Rollout:
   """The first `time` tokens of all replies."""
   if rollout.tokens.shape[-1] == time:
     return rollout
-  fields = {name: value[:, :, :time] for name, value in vars(rollout).items()}
-  return records.Rollout(**fields)
+  arrays = ("tokens", "log_probs", "kind", "turn")
+  fields = {name: getattr(rollout, name)[:, :, :time] for name in arrays}
+  return dataclasses.replace(rollout, **fields, suffix=_cut_suffix(rollout.suffix, time))
+
+
+def _cut_suffix(suffix: records.Suffix | None, time: int) -> records.Suffix | None:
+  if suffix is None:
+    return None
+  fields = {name: getattr(suffix, name)[:, :, :time] for name in ("positions", "media_index")}
+  return dataclasses.replace(suffix, **fields)
 
 
 def share(

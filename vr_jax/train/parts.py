@@ -23,6 +23,7 @@ from vr_jax.models.qwen2_5_vl import processor as processor_lib
 from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.parallel import processes
 from vr_jax.rewards import judge as judge_lib
 from vr_jax.train import check_examples, inputs, judges, network
 from vr_jax.train import checkpoints as checkpoints_lib
@@ -53,12 +54,13 @@ class Item:
 class Batch:
   """Items, and their prompts as host arrays, padded to the recipe's buckets.
 
-  A batch that ended an epoch early is filled up: its prompts beyond the items repeat the first one. missing: the rows whose
-  features are not known, without a cache all; patches: what these show, in the rows that `mesh.rung` asks for.
+  A batch that ended an epoch early is filled up: its prompts beyond the items repeat the first one. sizes: the buckets. missing:
+  the rows whose features are not known, without a cache all; patches: what these show, in the rows that `mesh.rung` asks for.
   """
 
   items: list[Item]
   prompt: records.Prompt
+  sizes: prompts_lib.Sizes
   missing: tuple[int, ...]
   patches: records.Vision
 
@@ -135,7 +137,8 @@ class Parts(network.Network):
     store = frame_store.FrameStore(self.data / "frames")
     source = examples.ExampleSource(self.data, split)
     if not len(source):
-      raise errors.InputError(f"{source}: holds no example; see config.data.test_fraction")
+      fraction = "" if split == "train" else f"; see config.data.{split}_fraction"
+      raise errors.InputError(f"{source}: holds no example{fraction}")
     left_out = self.checks.left_out().get(split, ())
     kept = [index for index in range(len(source)) if index not in left_out]
     if by_length:
@@ -202,11 +205,16 @@ class Parts(network.Network):
       name=clip.example.id,
     )
 
-  def batch(self, items: list[Item], *, size: int | None = None) -> Batch:
-    """Items with their prompts side by side, `size` rows of them (as many as items, where it is not given)."""
+  def batch(
+    self, items: list[Item], *, size: int | None = None, sizes: prompts_lib.Sizes | None = None
+  ) -> Batch:
+    """Items with their prompts side by side, `size` rows of them (as many as items, where it is not given).
+
+    sizes: what they are padded to; where it is not given, the smallest buckets that hold them.
+    """
     model, processor = self.config.model, self.processor
     encoded = [item.encoded for item in [*items, *[items[0]] * ((size or len(items)) - len(items))]]
-    sizes = processor.sizes(
+    sizes = sizes or processor.sizes(
       encoded,
       prefix_buckets=model.prefix_buckets,
       frame_buckets=model.frame_buckets,
@@ -220,7 +228,16 @@ class Parts(network.Network):
       rows = mesh_lib.rung(len(missing), len(encoded), self.mesh)
       shown = [encoded[row] for row in [*missing, *missing[:1] * (rows - len(missing))]]
       patches = prompts_lib.stack_frames(shown, vision, sizes)
-    return Batch(items=items, prompt=prompt, missing=tuple(missing), patches=patches)
+    return Batch(items=items, prompt=prompt, sizes=sizes, missing=tuple(missing), patches=patches)
+
+  def of_one_size(self, batch: Batch) -> Batch:
+    """The batch in the buckets that hold those of all processes; all must call this together."""
+    own = dataclasses.asdict(batch.sizes)
+    largest = processes.gathered(np.array([*own.values()])).max(axis=0).tolist()
+    sizes = prompts_lib.Sizes(**dict(zip(own, largest, strict=True)))
+    if sizes == batch.sizes:
+      return batch
+    return self.batch(batch.items, size=len(batch.prompt.tokens), sizes=sizes)
 
   def unread(self, batch: Batch, rows: Int[np.ndarray, "rows"]) -> Batch:
     """The batch as it is where the features of these rows are not known: their frames are read."""
@@ -230,7 +247,7 @@ class Parts(network.Network):
     for row in {row if row < len(items) else 0 for row in rows.tolist()}:
       encoded = self._encoded(items[row].clip, "whole")
       items[row] = dataclasses.replace(items[row], encoded=encoded)
-    return self.batch(items, size=len(batch.prompt.tokens))
+    return self.batch(items, size=len(batch.prompt.tokens), sizes=batch.sizes)
 
   def shuffled_index(self, batch: Batch, key: Key[Array, ""]) -> Int[np.ndarray, "prompts prefix"]:
     """The batch's `media_index` with the frames of each prompt in random order."""
@@ -245,8 +262,8 @@ class Parts(network.Network):
     return mesh_lib.put_batch(batch.prompt, self.mesh)
 
 
-def build(config: ml_collections.ConfigDict, workdir: Path) -> Parts:
-  """All parts of a run whose data stage is complete; parameters are not made yet."""
+def build(config: ml_collections.ConfigDict, workdir: Path, *, judged: bool = True) -> Parts:
+  """All parts of a run whose data stage is complete; parameters are not made yet. judged=False: replies are not scored."""
   data = inputs.shards(config, workdir)
   if not data.is_dir():
     raise errors.InputError(f"{data}: no such data; run --mode=data first")
@@ -261,7 +278,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> Parts:
     mesh=mesh_lib.make_mesh(config.mesh),
     model=model,
     processor=processor,
-    environment=make_environment(config, judge=_make_judge(config, workdir)),
+    environment=make_environment(config, judge=_make_judge(config, workdir) if judged else None),
     allowed=jnp.asarray(allowed),
     stop_tokens=processor.stop_tokens,
   )

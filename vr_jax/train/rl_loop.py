@@ -62,8 +62,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     contextlib.closing(store),
     contextlib.closing(log),
     features.cache(parts, state.params, workdir) as cache,
-    experience.thread() as thread,
     contextlib.closing(parts.environment),
+    experience.thread() as thread,
     console.progress("rl", rl.steps, done=first) as tick,
   ):
     iterator = parts.read("train", rl.prompts, cache=cache, by_length=rl.curriculum == "length")

@@ -14,6 +14,7 @@ import numpy as np
 
 from vr_jax import errors
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.parallel import processes
 from vr_jax.train import checkpoints as checkpoints_lib
 from vr_jax.train import console, features, metrics, padding, steps
 from vr_jax.train import parts as parts_lib
@@ -31,7 +32,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   sft = config.sft
   if not sft.steps:
     return
-  parts = parts_lib.build(config, workdir)
+  parts = parts_lib.build(config, workdir, judged=False)
   mesh_lib.check_batch(sft.batch, parts.mesh, "config.sft.batch", parts=sft.microbatches)
   store = parts.checkpoints(workdir / "checkpoints" / "sft")
   if complete(store):
@@ -54,7 +55,6 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   log = metrics.MetricsLog(workdir, "sft", first_step=first + 1)
   layout = mesh_lib.MeshLayout(parts.mesh)
   with (
-    contextlib.closing(parts.environment),
     contextlib.closing(store),
     contextlib.closing(log),
     features.cache(parts, state.params, workdir) as cache,
@@ -113,12 +113,22 @@ def validation_loss(
 ) -> float:
   """Mean over the tokens of all reference replies of the validation split (nats)."""
   sft, sums = parts.config.sft, np.zeros(2)
-  for batch in parts.read("validation", sft.batch, repeat=False, cache=cache):
+  batches, batch = parts.read("validation", sft.batch, repeat=False, cache=cache), None
+  while True:
+    more = next(batches, None)
+    if not processes.gathered(np.array([int(more is not None)])).any():
+      return float(-sums[0] / sums[1])
+    batch = more or batch
+    if batch is None:
+      raise errors.InputError(
+        "config.data.validation_fraction: leaves fewer examples than there are processes"
+      )
     prompt, _ = features.prompt(parts, params, batch, cache)
     rows = len(batch.prompt.tokens)
-    replies = parts_lib.reply_arrays(batch.items, sft.max_reply_tokens, rows=rows)
-    sums += jax.device_get(likelihood(params, prompt, *mesh_lib.put_batch(replies, parts.mesh)))
-  return float(-sums[0] / sums[1])
+    tokens, valid = parts_lib.reply_arrays(batch.items, sft.max_reply_tokens, rows=rows)
+    # A process whose share ended before that of another goes along, and adds nothing.
+    replies = mesh_lib.put_batch((tokens, valid & (more is not None)), parts.mesh)
+    sums += jax.device_get(likelihood(params, prompt, *replies))
 
 
 def complete(store: checkpoints_lib.Checkpoints) -> bool:

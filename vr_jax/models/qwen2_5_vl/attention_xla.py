@@ -192,7 +192,7 @@ def _in_chunks(
   def split(x: Array, axis: int) -> Array:
     widths = [(0, count * chunk - length if i == axis else 0) for i in range(x.ndim)]
     shape = (*x.shape[:axis], count, chunk, *x.shape[axis + 1 :])
-    return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
+    return jnp.moveaxis(jnp.pad(x, widths, mode="edge").reshape(shape), axis, 0)
 
   chunks = tuple(split(x, axis) for x, axis in zip(inputs, axes, strict=True))
   _, parts = jax.lax.scan(lambda _, chunk: (None, jax.checkpoint(function)(*chunk)), None, chunks)
