@@ -163,11 +163,11 @@ class Attention:
     """One new token a reply attends to its prompt, to the reply so far and to itself.
 
     prefix: key and value [prompts, prefix, kv_heads, head_dim], valid [prompts, prefix].
-    pasts:  key and value [slots, length, kv_heads, head_dim], valid [length] or [slots, length]; one block or more.
+    pasts:  key and value [slots, kv_heads, length, head_dim], valid [length] or [slots, length]; one block or more.
     """
     new, of_slots, of_prefix = (
       ("slots", "kv_heads", None),
-      ("slots", None, "kv_heads", None),
+      ("slots", "kv_heads", None, None),
       ("prompts", None, "kv_heads", None),
     )
     of_pasts = (
@@ -200,8 +200,8 @@ class Attention:
     own: Block,
     rows: seats_lib.Rows,
     prefix: Block,
-    past_key: Float[Array, "homes length kv_heads head_dim"],
-    past_value: Float[Array, "homes length kv_heads head_dim"],
+    past_key: Float[Array, "homes kv_heads length head_dim"],
+    past_value: Float[Array, "homes kv_heads length head_dim"],
   ) -> Float[Array, "rows time heads head_dim"]:
     """New tokens of some replies attend to their prompt, to what their reply has written and to themselves so far.
 
@@ -210,6 +210,7 @@ class Attention:
     """
     cached = attention_xla.CACHED_LOGITS if self.layout.platform == "cpu" else attention_xla.LOGITS
     of_rows, of_prefix = ("slots", None, "kv_heads", None), ("prompts", None, "kv_heads", None)
+    of_homes = ("slots", "kv_heads", None, None)
     return self.layout.per_shard(
       functools.partial(attention_decode.append, logits=cached),
       (
@@ -223,8 +224,8 @@ class Attention:
         (prefix.key, of_prefix),
         (prefix.value, of_prefix),
         (prefix.valid, ("prompts", None)),
-        (past_key, of_rows),
-        (past_value, of_rows),
+        (past_key, of_homes),
+        (past_value, of_homes),
       ),
     )
 

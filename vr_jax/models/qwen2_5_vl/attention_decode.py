@@ -26,7 +26,7 @@ def step(
 ) -> Float[Array, "slots heads head_dim"]:
   """What the new token of each slot gathers; `prompt` and `member` as in `seats.Seats`.
 
-  pasts: key and value [slots, length, kv_heads, head_dim] and valid [length] or [slots, length], of one block or more.
+  pasts: key and value [slots, kv_heads, length, head_dim] and valid [length] or [slots, length], of one block or more.
   """
   slots, heads, head_dim = query.shape
   kv_heads = key.shape[1]
@@ -60,8 +60,8 @@ def append(
   prefix_key: Float[Array, "prompts prefix kv_heads head_dim"],
   prefix_value: Float[Array, "prompts prefix kv_heads head_dim"],
   prefix_valid: Bool[Array, "prompts prefix"],
-  past_key: Float[Array, "homes length kv_heads head_dim"],
-  past_value: Float[Array, "homes length kv_heads head_dim"],
+  past_key: Float[Array, "homes kv_heads length head_dim"],
+  past_value: Float[Array, "homes kv_heads length head_dim"],
   *,
   logits: int,
 ) -> Float[Array, "rows time heads head_dim"]:
@@ -69,7 +69,7 @@ def append(
 
   One row after the other: so neither a prompt nor a past is copied for all that read it. logits: see `attention_xla`.
   """
-  length = past_key.shape[1]
+  length = past_key.shape[2]
   index = length + jnp.arange(query.shape[1])
 
   def of_row(inputs: tuple[Array, ...]) -> Array:
@@ -81,8 +81,8 @@ def append(
     own = (
       jnp.concatenate([past, new])
       for past, new in (
-        (jnp.take(past_key, home, 0, mode="clip"), key),
-        (jnp.take(past_value, home, 0, mode="clip"), value),
+        (jnp.take(past_key, home, 0, mode="clip").swapaxes(0, 1), key),
+        (jnp.take(past_value, home, 0, mode="clip").swapaxes(0, 1), value),
         (seen, valid),
       )
     )
@@ -113,14 +113,14 @@ def _to_prefix(
 
 def _to_past(
   query: Float[Array, "slots kv_heads queries head_dim"],
-  key: Float[Array, "slots length kv_heads head_dim"],
-  value: Float[Array, "slots length kv_heads head_dim"],
+  key: Float[Array, "slots kv_heads length head_dim"],
+  value: Float[Array, "slots kv_heads length head_dim"],
   valid: Bool[Array, "*slots length"],
 ) -> attention_xla.Partial:
-  logits = _dot("nkrd,nlkd->nkrl", query, key)
+  logits = _dot("nkrd,nkld->nkrl", query, key)
   share, total, top = _shares(jnp.where(valid[..., None, None, :], logits, layers.MASKED))
   return attention_xla.Partial(
-    _dot("nkrl,nlkd->nkrd", share.astype(value.dtype), value), total, top
+    _dot("nkrl,nkld->nkrd", share.astype(value.dtype), value), total, top
   )
 
 

@@ -44,12 +44,15 @@ class Prefix:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check
 class Cache:
-  """Keys and values of replies being sampled; positions not yet written are 0."""
+  """Keys and values of replies being sampled; positions not yet written are 0.
 
-  AXES: typing.ClassVar[layout_lib.Axes] = (None, "slots", None, "kv_heads", None)
+  Those of a head lie together, as the products of each step read them: otherwise a step would bring them in that order first.
+  """
 
-  keys: Float[Array, "layers slots length kv_heads head_dim"]
-  values: Float[Array, "layers slots length kv_heads head_dim"]
+  AXES: typing.ClassVar[layout_lib.Axes] = (None, "slots", "kv_heads", None, None)
+
+  keys: Float[Array, "layers slots kv_heads length head_dim"]
+  values: Float[Array, "layers slots kv_heads length head_dim"]
 
   def kept(self, layout: layout_lib.Layout, slots: Int[Array, "kept"]) -> "Cache":
     """That of some slots, named by their places on the device that holds them."""
@@ -77,9 +80,12 @@ class Cache:
     """
 
     def of_device(x: Array, new: Array, slots: Array, starts: Array, counts: Array) -> Array:
-      steps = jnp.arange(new.shape[2])
-      places = jnp.where(steps < counts[:, None], starts[:, None] + steps, x.shape[2])
-      return x.at[:, slots[:, None], places].set(new, mode="drop")
+      steps = jnp.arange(new.shape[3])
+      places = jnp.where(steps < counts[:, None], starts[:, None] + steps, x.shape[3])
+      rows = new.transpose(
+        1, 3, 0, 2, 4
+      )  # rows and places first, where two separate indices put them
+      return x.at[:, slots[:, None], :, places].set(rows, mode="drop")
 
     rows = [(array, ("slots",)) for array in (slots, starts, counts)]
     return Cache(
@@ -91,7 +97,7 @@ class Cache:
 
   def grown(self, layout: layout_lib.Layout, length: int) -> "Cache":
     """With room for so many positions."""
-    widths = [(0, 0), (0, 0), (0, length - self.keys.shape[2]), (0, 0), (0, 0)]
+    widths = [(0, 0), (0, 0), (0, 0), (0, length - self.keys.shape[3]), (0, 0)]
     return jax.tree.map(lambda x: layout.place(jnp.pad(x, widths), self.AXES), self)
 
 
@@ -245,7 +251,7 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
   def start_cache(self, prefix: Prefix, slots: int, length: int) -> Cache:
     """An empty cache for replies of up to `length` tokens."""
     depth, _, _, kv_heads, head_dim = prefix.keys.shape
-    empty = jnp.zeros((depth, slots, length, kv_heads, head_dim), prefix.keys.dtype)
+    empty = jnp.zeros((depth, slots, kv_heads, length, head_dim), prefix.keys.dtype)
     empty = self.layout.place(empty, Cache.AXES)
     return Cache(keys=empty, values=empty)
 
@@ -278,7 +284,7 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
 
     recent: of the tokens fed since, as many for every slot; `Cache.written` puts them behind the past.
     """
-    seen = jnp.arange(past.keys.shape[2]) < rows.written[:, None]
+    seen = jnp.arange(past.keys.shape[3]) < rows.written[:, None]
     block = attention.Block(past.keys, past.values, seen)
     return self._step(prefix, recent, tokens, index, seats, rows.position, block)
 
@@ -292,14 +298,14 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
     start: Int[Array, "slots"],
     *past: attention.Block,
   ) -> tuple[Float[Array, "slots embed"], Cache]:
-    written = jnp.arange(cache.keys.shape[2]) < index
+    written = jnp.arange(cache.keys.shape[3]) < index
     own = attention.Block(cache.keys, cache.values, written)
     # Split as a parameter is, the table would be sent for every token where it also makes the logits.
     x = self.text.embed(tokens, ("slots",), whole=True)
     hidden, keys, values = self.text.decode(x, start + index, seats, _block(prefix), own, *past)
     return hidden, Cache(
-      keys=jax.lax.dynamic_update_index_in_dim(cache.keys, keys, index, axis=2),
-      values=jax.lax.dynamic_update_index_in_dim(cache.values, values, index, axis=2),
+      keys=jax.lax.dynamic_update_index_in_dim(cache.keys, keys, index, axis=3),
+      values=jax.lax.dynamic_update_index_in_dim(cache.values, values, index, axis=3),
     )
 
   def of_slots(

@@ -208,12 +208,12 @@ class TextModel(nnx.Module):
     valid: Bool[Array, "rows time"],
     rows: seats_lib.Rows,
     prefix: attention.Block,
-    past_keys: Float[Array, "layers homes length kv_heads head_dim"],
-    past_values: Float[Array, "layers homes length kv_heads head_dim"],
+    past_keys: Float[Array, "layers homes kv_heads length head_dim"],
+    past_values: Float[Array, "layers homes kv_heads length head_dim"],
   ) -> tuple[
     Float[Array, "rows time embed"],
-    Float[Array, "layers rows time kv_heads head_dim"],
-    Float[Array, "layers rows time kv_heads head_dim"],
+    Float[Array, "layers rows kv_heads time head_dim"],
+    Float[Array, "layers rows kv_heads time head_dim"],
   ]:
     """Final-normed hidden states of what some replies are shown next, and the keys and values to be written behind theirs."""
     cos, sin = self._angles(positions, x)
@@ -225,7 +225,8 @@ class TextModel(nnx.Module):
       shared = attention.Block(prefix_key, prefix_value, prefix.valid)
       own = attention.Block(key, value, valid)
       mixed = self.attention.append(query, own, rows, shared, *past)
-      return self.layout.place(self._finish(x, mixed, weights), axes), (key, value)
+      kept = key.swapaxes(1, 2), value.swapaxes(1, 2)
+      return self.layout.place(self._finish(x, mixed, weights), axes), kept
 
     weights = layers.stack(self.layers, self.dtype)
     inputs = (weights, prefix.key, prefix.value, past_keys, past_values)
