@@ -128,6 +128,13 @@ def test_everybody_waits_as_long_as_the_endpoint_says(server, connect, kind):
   assert len(times) == 4
 
 
+def test_requests_that_wait_for_their_turn_wait_for_the_endpoint_too(server, connect):
+  server.answer = in_turn(Reply(status=429, headers={"Retry-After": "0.5"}), Reply())
+  assert connect(requests_per_minute=1200.0).ask(questions("one", "two", "three")) == [True] * 3
+  times = [request.time for request in server.requests]
+  assert times[1] - times[0] >= 0.49
+
+
 @pytest.mark.parametrize("header", ["", "soon", "nan", "-3", "Mon, 01 Jan 2001 00:00:00 GMT", "0"])
 def test_a_retry_after_that_says_nothing_holds_nobody_up(server, connect, header):
   server.answer = in_turn(Reply(status=503, headers={"Retry-After": header}), Reply())

@@ -8,7 +8,7 @@ from hypothesis import strategies
 import pytest
 
 from tests.rewards import judge_server
-from vr_jax.rewards import judge_prompt
+from vr_jax.rewards import judge_cache, judge_prompt
 
 BLOCK = re.compile(r"<(observation-[0-9a-f]{16})>\n(.*)\n</\1>", re.DOTALL)
 
@@ -116,6 +116,14 @@ def test_the_only_tags_of_a_question_are_the_two_around_the_observation(observat
 def test_the_name_of_the_block_changes_with_the_text_in_it_and_with_nothing_else():
   names = [BLOCK.search(ask(text).text)[1] for text in ("one", "two", "one")]
   assert names[0] == names[2] != names[1]
+
+
+@pytest.mark.parametrize("blinded", [False, True])
+def test_half_a_surrogate_pair_is_asked_about_and_has_a_key(blinded):
+  question = ask("red \ud83d", blinded=blinded, question="\ud83d?", answer="\ud83d")
+  assert "red ?" in question.text
+  assert judge_cache.key(question.content)
+  "".join(question.content).encode()
 
 
 def test_what_a_verdict_depends_on_is_told_apart():

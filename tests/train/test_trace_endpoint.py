@@ -9,7 +9,7 @@ from tests.rewards import judge_server
 from tests.train import trace_runs
 from vr_jax import errors
 from vr_jax.data import batches, frame_store, sampling, traces
-from vr_jax.train import traces_stage
+from vr_jax.train import trace_endpoint, traces_stage
 
 VARIABLE = "TRACES_TEST_KEY"
 
@@ -92,7 +92,9 @@ def test_the_frames_and_the_question_are_shown_and_the_replies_are_kept(data, tm
     assert judge_server.KEY not in path.read_text()
 
 
-def test_a_failure_is_asked_again_and_one_that_stays_is_a_reason(data, tmp_path, server):
+def test_a_failure_is_asked_again_and_a_refusal_is_said_and_is_a_reason(
+  data, tmp_path, server, capsys
+):
   right, first = knowing(data), asked(data)[0]
   refused = images_of(data, first), first.question
   failed = set()
@@ -112,6 +114,58 @@ def test_a_failure_is_asked_again_and_one_that_stays_is_a_reason(data, tmp_path,
   unanswered = [entry for entry in rejected if entry["reason"] == "no reply"]
   assert [entry["problem_id"] for entry in unanswered] == [first.id]
   assert failed
+  (said,) = [line for line in capsys.readouterr().out.splitlines() if "no reply; " in line]
+  assert "status 400" in said
+  assert "too long" in said
+
+
+PASSING = {
+  "busy": (judge_server.Reply(status=429, headers={"retry-after-ms": "1"}), "status 429"),
+  "failing": (judge_server.Reply(status=503, headers={"retry-after-ms": "1"}), "status 503"),
+  "slow": (judge_server.Reply(delay=0.4), "no answer"),
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_an_outage_stops_the_run_instead_of_leaving_a_question_out_for_good(
+  data, tmp_path, server, name
+):
+  fails, problem = PASSING[name]
+  server.answer = lambda request: fails if shown(request)[0] else judge_server.Reply()
+  made = config(data, server, traces__batch=1, traces__timeout=0.2)
+  with pytest.raises(errors.InputError, match=f"{problem}.*the same command goes on"):
+    traces_stage.write(made, tmp_path)
+  assert not list((tmp_path / "traces" / "chunks").iterdir())
+
+
+@pytest.fixture
+def endpoint(server):
+  return endpoint_at(server.url("openai"))
+
+
+def endpoint_at(url):
+  limits = {"timeout": 5.0, "retries": 0, "max_tokens": 8}
+  return trace_endpoint.Endpoint("m", base_url=url, key=judge_server.KEY, system="s", **limits)
+
+
+def test_a_model_that_spends_its_token_on_reasoning_passes_the_check(server, endpoint):
+  body = '{"choices": [{"message": {"role": "assistant", "content": null}}]}'
+  server.answer = lambda request: judge_server.Reply(body=body)
+  endpoint.check()
+  assert endpoint.reply("What?", []) is None
+
+
+def test_half_an_emoji_is_a_reply_that_can_be_written(server, endpoint):
+  server.answer = lambda request: judge_server.Reply(text="red \ud83d")
+  assert endpoint.reply("What?", []) == "red ?"
+
+
+def test_without_an_address_the_key_goes_to_the_vendor_alone(server, monkeypatch):
+  monkeypatch.setenv("OPENAI_BASE_URL", server.url("openai"))
+  monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # so that nothing leaves this machine
+  with pytest.raises(errors.InputError, match=r"base_url=https://api\.openai\.com/v1/: no answer"):
+    endpoint_at("").check()
+  assert not server.requests
 
 
 def test_an_endpoint_that_goes_down_stops_the_run_and_the_same_command_goes_on(
@@ -163,6 +217,10 @@ REFUSALS = {
     "refuses the key or the mo.*401",
   ),
   "the model": (judge_server.Reply(status=404), "refuses the key or the model 'a-writer'.*404"),
+  "the request": (
+    judge_server.Reply(status=400, text=f"no temperature, {judge_server.KEY}"),
+    "refuses what 'a-writer' is asked .status 400.*no temperature",
+  ),
   "another protocol": (judge_server.Reply(body="<html>"), "answers, but not as chat completions"),
 }
 

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 import shutil
+import threading
 from typing import Any
 
 from vr_jax.errors import InputError
@@ -34,11 +35,16 @@ def directory(final: Path) -> Iterator[Path]:
 
 
 def lines(final: Path, values: Iterable[Any]) -> None:
-  """A file of one JSON value a line. An OSError (a full disk, say) becomes an InputError that names `final`."""
-  partial = final.with_name(f"{final.name}.{os.getpid()}.partial")
+  """A file of one JSON value a line; raises as `content` does."""
+  content(final, (json.dumps(value).encode() + b"\n" for value in values))
+
+
+def content(final: Path, parts: Iterable[bytes]) -> None:
+  """A file of these bytes. An OSError (a full disk, say) becomes an InputError that names `final`."""
+  partial = final.with_name(f"{final.name}.{os.getpid()}.{threading.get_ident()}.partial")
   try:
-    with partial.open("w", encoding="utf-8") as file:
-      file.writelines(json.dumps(value) + "\n" for value in values)
+    with partial.open("wb") as file:
+      file.writelines(parts)
     os.replace(partial, final)
   except OSError as error:
     raise InputError(f"{final}: cannot be written ({error.strerror or error})") from error

@@ -71,11 +71,12 @@ def claim(output: Path, about: Mapping[str, Any]) -> None:
       raise InputError(
         f"{path}: its traces were written with another {', '.join(differ)}; choose another config.traces.directory"
       )
-  elif output.is_dir() and any(output.iterdir()):
+  elif output.is_dir() and any(path.suffix != ".partial" for path in output.iterdir()):
     raise InputError(f"{output}: is not empty and holds no traces; choose another directory")
   else:
-    (output / "chunks").mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     aside.lines(path, [wanted])
+  (output / "chunks").mkdir(exist_ok=True)
 
 
 def plan(kept: Mapping[str, Sequence[int]], size: int) -> list[Chunk]:

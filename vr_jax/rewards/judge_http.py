@@ -71,6 +71,7 @@ class Endpoint:
     self._spent = 0  # requests of this process
     self._next = 0.0  # time of the loop before which no request starts
     self._slots = asyncio.Semaphore(limits.in_flight)
+    self._gate = asyncio.Lock()
     self._loop = asyncio.new_event_loop()
     self._thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)
     self._thread.start()
@@ -171,11 +172,12 @@ class Endpoint:
     return None
 
   async def _turn(self) -> None:
-    """Waits until the next request may start."""
-    now, minute = self._loop.time(), self._limits.requests_per_minute
-    start = max(now, self._next)
-    self._next = start + (60 / minute if minute else 0)
-    await asyncio.sleep(start - now)
+    """Waits until the next request may start: one after the other, since a wait may grow while it lasts (`_pause`)."""
+    minute = self._limits.requests_per_minute
+    async with self._gate:
+      while (wait := self._next - self._loop.time()) > 0:
+        await asyncio.sleep(wait)
+      self._next = self._loop.time() + (60 / minute if minute else 0)
 
   def _pause(self, retry_after: str) -> None:
     """Lets no request start before an endpoint wants more: in so many seconds, or at a date."""

@@ -133,7 +133,8 @@ class Checks:
 def check_reply(length: int, longest: int, where: str) -> None:
   """Raises InputError where a reference reply has no tokens or too many to train on."""
   if not 0 < length <= longest:
-    problem = f"its reference reply has {length} tokens" if length else "it has no steps"
+    none = "it has no reference reply (steps, or observation and reasoning)"
+    problem = f"its reference reply has {length} tokens" if length else none
     raise errors.InputError(
       f"{where}: {problem}; needs 1 to {longest} (config.sft.max_reply_tokens)"
     )

@@ -10,6 +10,10 @@ import json
 from typing import Any
 
 from vr_jax import errors
+from vr_jax.train import console
+
+_VENDOR = "https://api.openai.com/v1"  # said to the SDK, which else asks the environment
+_PASSING = (408, 409, 429)  # statuses below 500 after which the same request may succeed
 
 
 class Endpoint:
@@ -43,80 +47,91 @@ class Endpoint:
       )
     self._model, self._system, self._max_tokens = model, system, max_tokens
     self._client = self._sdk.OpenAI(
-      api_key=key, base_url=base_url or None, timeout=timeout, max_retries=retries
+      api_key=key, base_url=base_url or _VENDOR, timeout=timeout, max_retries=retries
     )
 
   def check(self) -> None:
-    """Sends one tiny request; raises InputError where the endpoint is down, or refuses key or model."""
+    """Sends one tiny request; raises InputError where the endpoint is down, or refuses it.
+
+    A reply without text will do: models that reason spend their one token on it.
+    """
     try:
-      answered = self._send("Say yes.", 1)
+      body = self._send("Say yes.", 1)
+    except self._sdk.RateLimitError:  # busy, so it is up
+      return
     except self._sdk.APIStatusError as error:
-      if error.status_code == 429:  # busy, so it is up
+      raise errors.InputError(self._problem(error)) from None
+    match body:
+      case {"choices": [{"message": dict()}, *_]}:
         return
-      raise self._refusal(error) from None
-    except self._sdk.APITimeoutError:
-      raise self._silence() from None
-    if answered is None:
-      raise errors.InputError(
-        f"config.traces.base_url={self._client.base_url}: answers, but not as chat completions; correct the address"
-      )
+    raise errors.InputError(
+      f"config.traces.base_url={self._client.base_url}: answers, but not as chat completions; correct the address"
+    )
 
   def reply(self, question: str, images: Sequence[bytes]) -> str | None:
-    """The reply at temperature 0; None where the endpoint refuses the request or, after the retries, fails to answer it.
+    """The reply at temperature 0; None where the endpoint refuses this question, which is said, or answers without text.
 
     images: JPEGs, shown before the question, in their order.
 
     Raises:
-      InputError: nobody is there, or the key or the model is refused.
+      InputError: after the retries it is gone, busy or failing, or it refuses the key or the model.
     """
     shown = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images]
     content = [*shown, {"type": "text", "text": question}]
     try:
-      return self._send(content, self._max_tokens)
-    except self._sdk.APITimeoutError:
-      return None
+      return _text(self._send(content, self._max_tokens))
     except self._sdk.APIStatusError as error:
-      if error.status_code in (401, 403, 404):
-        raise self._refusal(error) from None
+      if _passes(error.status_code) or error.status_code in (401, 403, 404):
+        raise errors.InputError(self._problem(error)) from None
+      console.say(f"traces: no reply; {self._problem(error)}")
       return None
 
-  def _send(self, content: str | list[dict[str, Any]], max_tokens: int) -> str | None:
-    """The text of an answer, None where the body is not one of the protocol."""
+  def _send(self, content: str | list[dict[str, Any]], max_tokens: int) -> Any:
+    """The JSON of an answer, None where it is none. Raises InputError where nobody answers."""
     system = [{"role": "system", "content": self._system}] if self._system else []
     messages = [*system, {"role": "user", "content": content}]
     create = self._client.chat.completions.with_raw_response.create
     try:
       raw = create(model=self._model, messages=messages, temperature=0, max_tokens=max_tokens)
-    except self._sdk.APITimeoutError:
-      raise
-    except self._sdk.APIConnectionError:
-      raise self._silence() from None
-    return _text(raw.http_response.text)
+    except self._sdk.APIConnectionError:  # or a time-out, which is one of them
+      raise errors.InputError(
+        f"config.traces.base_url={self._client.base_url}: no answer; start the endpoint or correct the address, and the "
+        "same command goes on"
+      ) from None
+    try:
+      return json.loads(raw.http_response.text)
+    except (ValueError, RecursionError):
+      return None
 
-  def _silence(self) -> errors.InputError:
-    return errors.InputError(
-      f"config.traces.base_url={self._client.base_url}: no answer; start the endpoint or correct the address, and the "
-      "same command goes on"
-    )
+  def _problem(self, error: Any) -> str:
+    """One line on a status that is no success; of a refused key nothing that the endpoint says, which may repeat it."""
+    url, status = self._client.base_url, error.status_code
+    if _passes(status):
+      return (
+        f"config.traces.base_url={url}: fails (status {status}), retries included; once it answers, the same command "
+        "goes on"
+      )
+    if status in (401, 403, 404):
+      return (
+        f"config.traces: {url} refuses the key or the model {self._model!r} (status {status}); "
+        "correct key_variable, model or base_url"
+      )
+    said = repr(error.response.text.replace(self._client.api_key, "…"))[:300]
+    return f"config.traces: {url} refuses what {self._model!r} is asked (status {status}: {said}); change what it names"
 
-  def _refusal(self, error: Any) -> errors.InputError:
-    """Nothing of what the endpoint says about a key, which may repeat it."""
-    return errors.InputError(
-      f"config.traces: {self._client.base_url} refuses the key or the model {self._model!r} (status {error.status_code}); "
-      "correct key_variable, model or base_url"
-    )
+
+def _passes(status: int) -> bool:
+  """Whether the same request may succeed later."""
+  return status in _PASSING or status >= 500
 
 
 def _data_url(jpeg: bytes) -> str:
   return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
-def _text(body: str) -> str | None:
-  try:
-    reply = json.loads(body)
-  except (ValueError, RecursionError):
-    return None
-  match reply:
+def _text(body: Any) -> str | None:
+  """The text of a reply, without what UTF-8 cannot hold: an emoji that max_tokens cut is half a surrogate pair."""
+  match body:
     case {"choices": [{"message": {"content": str(text)}}, *_]}:
-      return text
+      return text.encode("utf-8", "replace").decode()
   return None

@@ -17,7 +17,7 @@ import jax
 import ml_collections
 
 from vr_jax import errors
-from vr_jax.data import examples, traces
+from vr_jax.data import aside, examples, traces
 from vr_jax.envs import videop2r
 from vr_jax.train import console, inputs, trace_filter, trace_writers, traces_beam
 from vr_jax.train import parts as parts_lib
@@ -45,6 +45,7 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
     traces.claim(output, _about(config, source, writer))
     counts = traces.summary(output)
     if counts is None:
+      _keep_tokenizer(config, workdir, output)
       chunks = _plan(config, source, writer)
       if section.workers:
         traces_beam.decide(config, workdir, output, chunks, writer)
@@ -53,7 +54,6 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
           source=source, output=output, judge=judge, threshold=section.threshold
         )
         decide(sieve, writer, chunks)
-      _keep_tokenizer(config, workdir, output)
       counts = traces.assemble(output, source, chunks)
   _say(counts, output)
 
@@ -136,7 +136,11 @@ def _keep_tokenizer(config: ml_collections.ConfigDict, workdir: Path, output: Pa
   """A tokenizer that was learnt from this data goes with the traces: weights that know it may be trained on them."""
   if config.model.tokenizer == inputs.TRAINED:
     path = inputs.tokenizer_path(config, workdir)
-    (output / path.name).write_bytes(path.read_bytes())
+    if not path.is_file():
+      raise errors.InputError(
+        f"{path}: no such tokenizer; run --mode=data with this config.model.architecture first"
+      )
+    aside.content(output / path.name, [path.read_bytes()])
 
 
 def _say(counts: Mapping[str, Mapping[str, int]], output: Path) -> None:
