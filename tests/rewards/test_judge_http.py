@@ -220,6 +220,15 @@ def test_closing_ends_what_is_under_way(server, connect):
   assert not [thread for thread in threading.enumerate() if thread.name == "judge"]
 
 
+@pytest.fixture
+def ctrl_c():
+  """Raises KeyboardInterrupt, also in a test run that was started in the background of a script, which ignores it."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_is_not_kept_waiting_and_nothing_more_is_sent(server, connect):
   server.answer = in_turn(Reply(), Reply(delay=1.0))
   endpoint = connect(in_flight=2)

@@ -13,7 +13,7 @@ from vr_jax.rollout import forward, sampler
 from vr_jax.train import state as state_lib
 from vr_jax.train import steps
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-5  # of ratios; of log-probs, some of which are below -4, relative and absolute
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_scorer_repeats_the_samplers_log_probs(parts, params, sampled):
   prompt, rollout = sampled
   score = steps.make_scorer(parts.graph, parts.allowed, temperature=parts.config.rl.temperature)
   log_probs = score(params, prompt, rollout)
-  np.testing.assert_allclose(log_probs, rollout.log_probs, atol=TOLERANCE)
+  np.testing.assert_allclose(log_probs, rollout.log_probs, rtol=TOLERANCE, atol=TOLERANCE)
   assert np.asarray(rollout.log_probs).min() < -1  # it said something
 
 
@@ -116,7 +116,7 @@ def test_padding_of_prompts_and_of_frames_changes_no_reply(parts, params, items)
     parts.graph, params, wide, parts.allowed, jax.random.key(5), decoding=parts.decoding()
   )
   np.testing.assert_array_equal(rollout.tokens, again.tokens)
-  np.testing.assert_allclose(rollout.log_probs, again.log_probs, atol=TOLERANCE)
+  np.testing.assert_allclose(rollout.log_probs, again.log_probs, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_a_reply_does_not_depend_on_the_prompts_beside_it(parts, params, items):

@@ -8,20 +8,39 @@ from tests.train import nano
 from vr_jax import errors
 from vr_jax.train import choices
 
+RECIPES = sorted(str(path.relative_to(nano.ROOT)) for path in nano.ROOT.glob("configs/*.py"))
 SECTIONS = {"evaluation": "eval"}  # where the config file names a section otherwise
 
 
 def set_field(name, value):
-  config = nano.recipe("tiny")
   section, field = name.split(".")
+  recipes = (nano.recipe("tiny", path) for path in RECIPES)
+  config = next(recipe for recipe in recipes if field in recipe.get(section, {}))
   with config.unlocked(), config.ignore_type():
     config[section][field] = value
   return config
 
 
-@pytest.mark.parametrize("size", ["tiny", "3b", "7b", "72b"])
-def test_every_size_is_within_its_own_choices(size):
-  choices.check(nano.recipe(size))
+@pytest.mark.parametrize("path", RECIPES)
+@pytest.mark.parametrize("size", ["tiny", "3b", "7b"])
+def test_every_size_is_within_its_own_choices(path, size):
+  choices.check(nano.recipe(size, path))
+
+
+@pytest.mark.parametrize(
+  ("path", "field", "value"),
+  [
+    (nano.RECIPE, "sft.patience", 2),
+    (nano.RECIPE, "rl.shuffled", 4),
+    ("configs/videop2r.py", "judge.blinded", True),
+  ],
+)
+def test_a_field_that_would_do_nothing_is_named(path, field, value):
+  config = nano.recipe("tiny", path)
+  section, name = field.split(".")
+  config[section][name] = value
+  with pytest.raises(errors.InputError, match=f"--config.{field}"):
+    choices.check(config)
 
 
 @pytest.mark.parametrize("name", choices.CHOICES)
@@ -43,7 +62,12 @@ def test_a_value_out_of_its_range_is_named_with_the_range(name):
 
 
 def test_every_field_whose_comment_lists_choices_has_them_checked():
-  text = (nano.ROOT / nano.RECIPE).read_text()
+  paths = ("vr_jax/base_config.py", *RECIPES)
+  text = "\n".join((nano.ROOT / path).read_text() for path in paths)
   listed = re.findall(r'^  (\w+)\.(\w+) = (?:\(\s+)?"\w*"  # (.* \| .*)$', text, re.MULTILINE)
-  names = {f"{SECTIONS.get(section, section)}.{field}" for section, field, _ in listed}
+  names = {
+    f"{SECTIONS.get(section, section)}.{field}"
+    for section, field, _ in listed
+    if section != "section"
+  }
   assert names and not names - set(choices.CHOICES)
