@@ -129,9 +129,9 @@ def test_pieces_cover_any_reply_in_order():
     json.dumps(_task().explain(EXAMPLE, text))
 
 
-def test_the_observation_with_its_tags_is_perception_and_all_else_reasoning():
+def test_the_observation_up_to_its_closing_sign_is_perception_and_all_else_reasoning():
   seen = f"<observation>{SEEN}</observation>"
-  assert _task().pieces(RIGHT) == ((len(seen), 0), (len(RIGHT), 1))
+  assert _task().pieces(RIGHT) == ((len(seen) - 1, 0), (len(RIGHT), 1))
   assert _task().pieces(UNCLOSED) == ((len(UNCLOSED), 1),)
   texts = [segment["text"] for segment in _task().explain(EXAMPLE, RIGHT)["segments"]]
   assert texts == [seen, RIGHT[len(seen) :]]

@@ -4,13 +4,17 @@
     <think>what follows from it</think>
     <answer>…</answer>
 
-Source: arXiv 2511.11113. Segment 0 (perception) is the observation with its tags, segment 1 (reasoning) all other tokens. With k
-a segment, and accuracy of perception what a judge says of the observation, of reasoning the task metric of the answer:
+Source: arXiv 2511.11113. Segment 0 (perception) is the observation with its tags but for the sign that closes them, segment 1
+(reasoning) all other tokens. With k a segment, accuracy of perception what a judge says of the observation, and accuracy of
+reasoning the task metric of the answer:
 
     R_k = accuracy_k + format_k + length_k (+ temporal_k)
 
 `Reconstruction:` the paper does not say whose tokens the tags are, nor what a reply without them earns. Here a segment whose
-tags are not right earns 0 in all parts, and where the observation's are not, every token is reasoning.
+tags are not right earns 0 in all parts, and where the observation's are not, every token is reasoning. The closing sign is
+reasoning's because its token often holds what follows too: whether it ends in a new line decides whether <think> comes next.
+Rewarded with perception, which is right either way, that choice drifted in a run of the tiny recipe until three replies in four
+had no <think>.
 """
 
 from collections.abc import Mapping, Sequence
@@ -107,9 +111,9 @@ class VideoP2R:
     return written(observation, think, example.answer) if observation and think else None
 
   def pieces(self, reply: str) -> environment.Pieces:
-    """The observation with its tags, then the rest; without a right one, all is reasoning."""
+    """The observation up to the sign that closes it, then the rest; without a right one, all is reasoning."""
     end = read(reply).end
-    return ((end, PERCEPTION), (len(reply), REASONING)) if end else ((len(reply), REASONING),)
+    return ((end - 1, PERCEPTION), (len(reply), REASONING)) if end else ((len(reply), REASONING),)
 
   def score(
     self, examples: Sequence[records.Example], replies: environment.Replies
@@ -154,13 +158,11 @@ class VideoP2R:
 
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
     """{"steps", "segments": [{"name", "text"}]} of one reply."""
-    start, segments = 0, []
-    for end, segment in self.pieces(reply):
-      segments.append({"name": self.segments[segment], "text": reply[start:end]})
-      start = end
+    end = read(reply).end
+    texts = zip(self.segments, (reply[:end], reply[end:]), strict=True)
     return {
       "steps": steps.split_steps(self.trace(reply)),
-      "segments": segments,
+      "segments": [{"name": name, "text": text} for name, text in texts if text],
     }
 
   def state(self) -> Mapping[str, Any]:
