@@ -29,6 +29,11 @@ class Replies:
     return np.stack([(self.segment == number).sum(-1) for number in range(segments)], axis=-1)
 
 
+def question_text(example: records.Example, instruction: str) -> str:
+  """Question, options one a line, instruction."""
+  return "\n".join(part for part in (example.question, *example.options, instruction) if part)
+
+
 @runtime_checkable
 class Environment(Protocol):
   """One recipe's task. It knows texts and examples, and no model.

@@ -30,9 +30,7 @@ class MossChatV:
 
   def question(self, example: records.Example) -> str:
     """Question, options one a line, instruction."""
-    return "\n".join(
-      part for part in (example.question, *example.options, self.instruction) if part
-    )
+    return environment.question_text(example, self.instruction)
 
   def reference_reply(self, example: records.Example) -> str | None:
     """The reference steps, one a line, and the answer; None without steps."""

@@ -200,7 +200,7 @@ class VideoMTR:
   def _ask(self, example: records.Example, turn: int) -> str:
     last = turn + 1 == self.turns
     told = self.last_instruction if last else self.instruction
-    return "\n".join(part for part in (example.question, *example.options, told) if part)
+    return environment.question_text(example, told)
 
   def _found(self, action: turns.Action) -> tuple[int, ...]:
     """The frames that an action retrieves."""

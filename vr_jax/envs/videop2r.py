@@ -97,9 +97,7 @@ class VideoP2R:
 
   def question(self, example: records.Example) -> str:
     """Question, options one a line, instruction."""
-    return "\n".join(
-      part for part in (example.question, *example.options, self.instruction) if part
-    )
+    return environment.question_text(example, self.instruction)
 
   def reference_reply(self, example: records.Example) -> str | None:
     """The trace of the example, or else its steps: those of what is shown are observed, the others reasoned."""
@@ -126,7 +124,7 @@ class VideoP2R:
     owners = [example for example in examples for _ in range(group)]
     read_all = [read(reply) for texts in replies.texts for reply in texts]
     sufficient, judged = self._verdicts(owners, read_all)
-    right = [_worth(one, owner) for one, owner in zip(read_all, owners, strict=True)]
+    right = [worth(one, owner) for one, owner in zip(read_all, owners, strict=True)]
     formed = [(one.observation is not None, one.think is not None) for one in read_all]
     shape = (len(examples), group, 2)
     rewards = {
@@ -220,7 +218,7 @@ class VideoP2R:
     Source: T-GRPO, Video-R1, arXiv 2503.21776, eq. 1 and 2.
     """
     of_shuffled = [
-      np.mean([_worth(read(reply), example) for reply in texts])
+      np.mean([worth(read(reply), example) for reply in texts])
       for example, texts in zip(examples, shuffled, strict=True)
     ]
     ordered = right[..., REASONING].mean(axis=1)
@@ -230,7 +228,7 @@ class VideoP2R:
     return earned
 
 
-def _worth(reply: Read, example: records.Example) -> float:
+def worth(reply: Read, example: records.Example) -> float:
   """The task metric of a reply's answer; 0 where its reasoning and answer have no right tags."""
   if reply.answer is None:
     return 0.0

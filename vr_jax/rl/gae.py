@@ -27,6 +27,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vr_jax.rl import loss
+
 Placement = Literal["every", "last"]
 
 
@@ -77,7 +79,7 @@ def kl_rewards(
   beta: float,
 ) -> Float[Array, "prompts group time"]:
   """-beta (log_probs - reference) on the tokens of the mask: the penalty as a reward, with k1 as the estimate."""
-  return jnp.where(mask, -beta * (log_probs - reference), 0)
+  return jnp.where(mask, -beta * loss.kl_divergence(log_probs, reference, "k1"), 0)
 
 
 def advantages(

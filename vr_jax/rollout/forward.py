@@ -52,27 +52,6 @@ class Model(Protocol):
   def output_rows(self) -> Array: ...  # noqa: D102
 
 
-@runtime_checkable
-class TurnsModel(Model, Protocol):
-  """What rollout of several turns asks of a network beside that; see models/qwen2_5_vl for the shapes."""
-
-  def encode_vision(self, vision: records.Vision) -> Array: ...  # noqa: D102
-  def start_media(self, slots: int, frames: int, patches: int) -> Array: ...  # noqa: D102
-  def append(  # noqa: D102
-    self, prefix: Prefix, cache: PyTree, shown: records.Prompt, media: Array, rows: seats_lib.Rows
-  ) -> tuple[Array, PyTree]: ...
-  def decode_on(  # noqa: D102
-    self,
-    prefix: Prefix,
-    past: PyTree,
-    recent: PyTree,
-    tokens: Array,
-    index: Array,
-    rows: seats_lib.Rows,
-    seats: seats_lib.Seats,
-  ) -> tuple[Array, PyTree]: ...
-
-
 def token_logits(
   model: Model,
   hidden: Float[Array, "*shape embed"],

@@ -12,7 +12,6 @@ from vr_jax import errors, records
 from vr_jax.data import examples as examples_lib
 from vr_jax.data import traces
 from vr_jax.envs import videop2r
-from vr_jax.rewards import accuracy
 from vr_jax.rewards import judge as judge_lib
 
 
@@ -71,9 +70,7 @@ class Filter:
     read = videop2r.read(reply)
     if not (read.well_formed and read.observation and read.think and read.answer):
       return traces.Outcome(index=index, reply=reply, reason="template")
-    score = accuracy.accuracy(
-      f"<answer>{read.answer}</answer>", example.answer, example.problem_type, example.options
-    )
+    score = videop2r.worth(read, example)
     return traces.Outcome(
       index=index,
       reply=reply,

@@ -21,10 +21,9 @@ from vr_jax.data import aside, examples, traces
 from vr_jax.envs import videop2r
 from vr_jax.train import console, inputs, trace_filter, trace_writers, traces_beam
 from vr_jax.train import parts as parts_lib
+from vr_jax.train import workdir as workdir_lib
 
 TAGS = ("<observation>", "<think>", "<answer>")
-# Of config.judge: what says how it is asked, not what it answers.
-_OPERATION = ("key_variable", "in_flight", "requests_per_minute", "timeout", "retries", "budget")
 _AHEAD = 2  # chunks that wait to be decided, at most
 
 
@@ -110,7 +109,11 @@ def _about(
   """What the traces depend on, and not how fast they come."""
   section = config.traces
   fields = ("writer", "threshold", "examples", "batch", "max_tokens")
-  judge = {name: value for name, value in config.judge.to_dict().items() if name not in _OPERATION}
+  judge = {
+    name: value
+    for name, value in config.judge.to_dict().items()
+    if name not in workdir_lib.JUDGE_OPERATION
+  }
   return {
     **{name: section[name] for name in fields},
     **writer.identity(),

@@ -33,11 +33,19 @@ PACKAGES = (
   "tensorflow-datasets",
   "numpy",
 )
+# Of config.judge: what says how it is asked, not what it answers.
+JUDGE_OPERATION = (
+  "key_variable",
+  "in_flight",
+  "requests_per_minute",
+  "timeout",
+  "retries",
+  "budget",
+)
 # Fields that change nothing of what training does.
 MAY_CHANGE = (
   *("eval.", "export.", "traces.", "model.feature_cache_gib"),
-  *("judge.key_variable", "judge.in_flight", "judge.requests_per_minute", "judge.timeout"),
-  *("judge.retries", "judge.budget"),
+  *(f"judge.{name}" for name in JUDGE_OPERATION),
 )
 
 
