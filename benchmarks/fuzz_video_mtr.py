@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 
 from vr_jax import records
-from vr_jax.envs import turns, video_mtr
+from vr_jax.envs import environment, turns, video_mtr
 from vr_jax.rewards import exploration, relevance
 
 _TAGS = [
@@ -139,7 +139,7 @@ def _played(
   relevant: tuple[int, ...],
   rng: random.Random,
   found: Found,
-) -> video_mtr.Episode:
+) -> environment.Episode:
   """One episode to its end."""
   replies: list[str] = []
   while (seen := task.observe(example, pool, replies)) is not None:
@@ -150,7 +150,7 @@ def _played(
     replies.append(drawn(rng, pool))
     action = turns.parse(replies[-1], pool, example.problem_type, example.options)
     found.outcomes[f"{action.kind} {action.problem}".strip()] += 1
-  return video_mtr.Episode(pool=pool, relevant=relevant, replies=tuple(replies))
+  return environment.Episode(pool=pool, relevant=relevant, replies=tuple(replies))
 
 
 def _check(task: video_mtr.VideoMTR, scores: records.Scores, found: Found) -> None:

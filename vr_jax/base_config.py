@@ -24,8 +24,8 @@ def base(recipe: str) -> ml_collections.ConfigDict:
   data.validation_fraction = 0.0  # of the videos
   data.test_fraction = 0.2  # of the videos; the rest is for training
   data.split_seed = 0
-  data.sampling = "uniform"  # uniform | fps
-  data.frames = 16  # uniform: frames of a clip
+  data.sampling = "uniform"  # uniform | fps | pool (what several turns choose from)
+  data.frames = 16  # uniform: frames of a clip; pool: at most
   data.sample_fps = 2.0  # fps: rate, within
   data.min_frames = 4
   data.max_frames = 64

@@ -109,3 +109,23 @@ def test_a_rule_that_asks_for_no_frames_is_an_error(make):
 def test_a_still_is_its_one_frame_whatever_the_rule(rule):
   moment = records.Span(start=0.0, end=0.0)
   assert sampling.choose(np.zeros(1), moment, rule, where="x").tolist() == [0]
+
+
+def _pool(timestamps, start, end, size):
+  span, rule = records.Span(start=start, end=end), sampling.Pool(frames=size)
+  return sampling.choose(timestamps, span, rule, where="q").tolist()
+
+
+def test_a_pool_is_spread_over_what_is_shown_and_holds_no_frame_twice():
+  seconds = np.arange(20) / 2
+  assert _pool(seconds, 2.0, 8.0, 4) == [4, 8, 11, 15]
+  assert _pool(seconds, 2.0, 8.0, 128) == list(range(4, 16))
+  assert _pool(seconds, 2.0, 8.0, 1) == [4]
+  for size in range(1, 30):
+    assert (np.diff(_pool(seconds, 2.0, 8.0, size)) > 0).all()
+  with pytest.raises(InputError, match="q: 20 to 30 s"):
+    _pool(seconds, 20.0, 30.0, 8)
+
+
+def test_a_tick_that_came_a_little_early_is_in_the_pool_of_its_second():
+  assert _pool(np.array([0.0, 0.99995, 1.99995]), 1.0, 2.0, 8) == [1]

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from vr_jax import errors, records
+from vr_jax import records
 from vr_jax.envs import turns
 
 OPTIONS = ("A. red", "B. green")
@@ -152,33 +152,9 @@ def test_the_window_shows_the_last_turns_before_and_the_turn_itself():
   assert list(turns.visible(3, 9)) == [0, 1, 2, 3]
 
 
-def test_a_pool_is_spread_over_what_is_shown_and_holds_no_frame_twice():
-  seconds = np.arange(20) / 2
-  example = _example(shown=records.Span(start=2.0, end=8.0))
-  np.testing.assert_array_equal(turns.pool_times(example, seconds, 4), [4, 8, 11, 15])
-  assert turns.pool_times(example, seconds, 128).tolist() == list(range(4, 16))
-  assert turns.pool_times(example, seconds, 1).tolist() == [4]
-  for size in range(1, 30):
-    assert (np.diff(turns.pool_times(example, seconds, size)) > 0).all()
-
-
 def test_a_tick_that_came_a_little_early_is_still_that_tick():
-  seconds = np.array([0.0, 0.99995, 1.99995])
-  example = _example(
-    shown=records.Span(start=1.0, end=2.0), relevant=(records.Span(start=1.0, end=2.0),)
-  )
-  assert turns.pool_times(example, seconds, 8).tolist() == [1]
-  assert turns.relevant_frames(example, seconds) == (1,)
-
-
-def test_a_still_is_a_pool_of_one_frame():
-  still = _example(shown=records.Span(start=0.0, end=0.0))
-  assert turns.pool_times(still, np.zeros(1), 64).tolist() == [0]
-
-
-def test_a_video_that_shows_nothing_is_named():
-  with pytest.raises(errors.InputError, match=r"q: 2 to 3 s of v\.mp4"):
-    turns.pool_times(_example(shown=records.Span(start=2.0, end=3.0)), np.zeros(1), 64)
+  early = _example(relevant=(records.Span(start=1.0, end=2.0),))
+  assert turns.relevant_frames(early, np.array([0.0, 0.99995, 1.99995])) == (1,)
 
 
 def test_relevant_frames_are_those_within_a_span():

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import fuzz_video_mtr
 from vr_jax import errors, records
-from vr_jax.envs import turns, video_mtr
+from vr_jax.envs import environment, turns, video_mtr
 
 EXAMPLE = records.Example(
   id="q1",
@@ -144,7 +144,7 @@ def test_a_task_that_could_show_nothing_is_refused(wrong):
 
 def _scores(task, *episodes, relevant=(20, 21), pool=64):
   played = [
-    [video_mtr.Episode(pool=pool, relevant=relevant, replies=tuple(said)) for said in episodes]
+    [environment.Episode(pool=pool, relevant=relevant, replies=tuple(said)) for said in episodes]
   ]
   return task.rewards([EXAMPLE], played)
 
@@ -180,7 +180,7 @@ def test_evidence_outside_the_pool_is_evidence_that_is_not_known():
 def test_prompts_of_one_batch_may_have_pools_of_different_sizes():
   alone = [_scores(_task(), [look(0, 1), RIGHT], relevant=(1,), pool=pool) for pool in (2, 64)]
   played = [
-    [video_mtr.Episode(pool=pool, relevant=(1,), replies=(look(0, 1), RIGHT))] for pool in (2, 64)
+    [environment.Episode(pool=pool, relevant=(1,), replies=(look(0, 1), RIGHT))] for pool in (2, 64)
   ]
   both = _task().rewards([EXAMPLE, EXAMPLE], played)
   np.testing.assert_array_equal(both.total, np.concatenate([one.total for one in alone]))
@@ -233,7 +233,7 @@ def test_an_answer_is_worth_what_its_problem_type_says():
     dataclasses.replace(EXAMPLE, problem_type="regression", options=(), answer="4"),
   )
   said = ("<think></think><answer>3</answer>",)
-  scores = task.rewards([example], [[video_mtr.Episode(pool=4, relevant=(), replies=said)]])
+  scores = task.rewards([example], [[environment.Episode(pool=4, relevant=(), replies=said)]])
   assert scores.rewards["accuracy"][0, 0, 0] == 0.75
 
 
@@ -242,3 +242,30 @@ def test_thousands_of_odd_replies_break_no_rule():
   assert outcome["broken"] == {} and outcome["replies"] >= 3000
   problems = {f"invalid {problem}" for problem in ("format", "interval", "range", "answer")}
   assert set(outcome["read_as"]) == {"answer", "retrieve"} | problems
+
+
+def test_a_share_of_the_examples_shows_a_look_before_the_answer():
+  times = np.arange(64.0)
+  span = (records.Span(start=40.0, end=44.0),)
+  step = records.Step(text="It is red.", start=40.0, end=44.0)
+  some = [dataclasses.replace(EXAMPLE, id=str(n), relevant=span, steps=(step,)) for n in range(200)]
+  shown = [_task(demonstrated=0.25).reference_replies(one, times) for one in some]
+  looks = [replies for replies in shown if len(replies) == 2]
+  assert 30 < len(looks) < 70
+  assert looks[0][0].endswith("<retrieve>40,43</retrieve>")
+  for replies in shown:
+    assert turns.parse(replies[-1], 64, some[0].problem_type, some[0].options).kind == "answer"
+    assert "It is red." in replies[-1]
+  assert _task().reference_replies(some[0], times) == ()
+
+
+def test_what_an_episode_came_to():
+  episode = environment.Episode(pool=64, relevant=(8, 9), replies=(look(8, 9), RIGHT))
+  found = _task().outcome(EXAMPLE, episode)
+  assert found == {
+    "accuracy": 1.0,
+    "format": 1.0,
+    "turns": 2.0,
+    "retrievals": 1.0,
+    "frame_recall": 1.0,
+  }

@@ -1,6 +1,6 @@
 """Batches: examples and their frames, shuffled, sharded by process and read ahead, by Grain."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -23,10 +23,18 @@ class Clip:
   timestamps: Float[np.ndarray, "frames"]
   frame_indices: Int[np.ndarray, "frames"]
 
+  def __len__(self) -> int:
+    """How many frames there are."""
+    return len(self.frame_indices)
+
   @functools.cached_property
   def frames(self) -> UInt8[np.ndarray, "frames height width 3"]:
-    """The frames, RGB, read when they are first asked for; raises InputError where a stored record is damaged."""
-    return self.store.read(self.example.video, self.frame_indices)
+    """All frames, RGB, read when they are first asked for."""
+    return self.read(range(len(self)))
+
+  def read(self, frames: Sequence[int]) -> UInt8[np.ndarray, "frames height width 3"]:
+    """Some of the frames, by their number here; raises InputError where a stored record is damaged."""
+    return self.store.read(self.example.video, self.frame_indices[list(frames)])
 
   @property
   def shape(self) -> tuple[int, int, int]:

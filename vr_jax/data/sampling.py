@@ -49,7 +49,18 @@ class Rate:
       )
 
 
-Rule = Uniform | Rate
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pool:
+  """All frames of the span, or `frames` of them, evenly: what turns choose from. A short span is a small pool."""
+
+  frames: int
+
+  def __post_init__(self):
+    if self.frames < 1:
+      raise InputError(f"frame sampling: a pool of {self.frames} frames; at least one is needed")
+
+
+Rule = Uniform | Rate | Pool
 
 LEAST = Uniform(frames=TEMPORAL_PATCH)  # What every clip has, whatever the rule.
 
@@ -66,7 +77,7 @@ def check_rate(rule: Rule, stored: float) -> None:
 def choose(
   timestamps: Float[np.ndarray, "stored"], span: records.Span, rule: Rule, *, where: str
 ) -> Int[np.ndarray, "frames"]:
-  """Indices into the stored frames of a video, increasing; an even number of them, or the one of a still.
+  """Indices into the stored frames of a video, increasing; an even number of them but of a pool, or the one of a still.
 
   Args:
     timestamps: of all stored frames of the video, seconds, increasing.
@@ -87,11 +98,15 @@ def choose(
       f"{where}: {span.start:g} to {span.end:g} s of the video holds {available} stored frames, "
       f"fewer than the {wanted} asked for; ask for fewer, ingest at a higher fps or drop it"
     )
+  if isinstance(rule, Pool):
+    return np.linspace(first, stop - 1, min(rule.frames, available)).round().astype(np.int64)
   count = wanted if isinstance(rule, Uniform) else _rate_count(timestamps[first:stop], rule)
   return _linspace_rounded(int(first), int(stop) - 1, count)
 
 
 def _minimum(rule: Rule) -> int:
+  if isinstance(rule, Pool):
+    return 1
   if isinstance(rule, Uniform):
     return round(rule.frames / TEMPORAL_PATCH) * TEMPORAL_PATCH
   return min(_multiple_up(rule.min_frames), _multiple_down(rule.max_frames))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 import numpy as np
 
 from vr_jax import records
@@ -34,33 +34,43 @@ def question_text(example: records.Example, instruction: str) -> str:
   return "\n".join(part for part in (example.question, *example.options, instruction) if part)
 
 
-@runtime_checkable
-class Environment(Protocol):
-  """One recipe's task. It knows texts and examples, and no model.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Observation:
+  """What a turn shows, in order: texts, and frames by their index in the pool."""
 
-  segments: names of the parts of a reply that earn rewards of their own; tags: what a reply is marked up with.
+  parts: tuple[str | int, ...]
+
+  @property
+  def frames(self) -> tuple[int, ...]:
+    """The frames alone."""
+    return tuple(part for part in self.parts if isinstance(part, int))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Episode:
+  """What a policy said about a pool of so many frames, turn by turn. relevant: frames with the evidence; () where that is not known."""
+
+  pool: int
+  relevant: tuple[int, ...]
+  replies: tuple[str, ...]
+
+
+@runtime_checkable
+class Task(Protocol):
+  """What one recipe asks and how it scores. It knows texts and examples, and no model.
+
+  segments: names of the parts of a reply, or the turns of an episode, that earn rewards of their own; tags: what a reply is
+  marked up with.
   """
 
   segments: tuple[str, ...]
   tags: tuple[str, ...]
 
   def question(self, example: records.Example) -> str:
-    """The text that the user's turn shows beside the frames."""
-
-  def reference_reply(self, example: records.Example) -> str | None:
-    """The whole reply that the reference gives, for supervised training; None where the example has no trace."""
-
-  def pieces(self, reply: str) -> Pieces:
-    """Which segment each part of a reply belongs to: (end, segment) of the parts, one after the other, in characters."""
-
-  def score(self, examples: Sequence[records.Example], replies: Replies) -> records.Scores:
-    """The rewards of replies; may be called from another thread, a batch at a time."""
+    """The text that the (first) user's turn shows beside the frames."""
 
   def trace(self, reply: str) -> str:
     """The reasoning in a reply: what is read as its steps."""
-
-  def observation(self, reply: str) -> str | None:
-    """What a reply says to have seen, "" where it says nothing; None where the recipe doesn't ask for it."""
 
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
     """How a reply was read (steps, alignment, segments), as JSON, for the report."""
@@ -76,3 +86,48 @@ class Environment(Protocol):
 
   def close(self) -> None:
     """Ends scoring that is under way, and lets go of what it holds."""
+
+
+@runtime_checkable
+class Environment(Task, Protocol):
+  """A task of one reply."""
+
+  def reference_reply(self, example: records.Example) -> str | None:
+    """The whole reply that the reference gives, for supervised training; None where the example has no trace."""
+
+  def pieces(self, reply: str) -> Pieces:
+    """Which segment each part of a reply belongs to: (end, segment) of the parts, one after the other, in characters."""
+
+  def score(self, examples: Sequence[records.Example], replies: Replies) -> records.Scores:
+    """The rewards of replies; may be called from another thread, a batch at a time."""
+
+  def observation(self, reply: str) -> str | None:
+    """What a reply says to have seen, "" where it says nothing; None where the recipe doesn't ask for it."""
+
+
+@runtime_checkable
+class TurnsEnvironment(Task, Protocol):
+  """A task of several turns about a pool of frames: replies ask for frames, or answer. turns: replies of an episode, at most."""
+
+  turns: int
+
+  def observe(
+    self, example: records.Example, pool: int, replies: Sequence[str]
+  ) -> Observation | None:
+    """What comes after these replies (() for the first turn) in a pool of so many frames; None where the episode has ended."""
+
+  def reference_replies(
+    self, example: records.Example, times: Float[np.ndarray, "pool"]
+  ) -> tuple[str, ...]:
+    """An episode that shows how it is done, for supervised training; () where there is none. times: of the pool, seconds."""
+
+  def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
+    """The frames of the pool with the evidence; () where that is not known."""
+
+  def rewards(
+    self, examples: Sequence[records.Example], episodes: Sequence[Sequence[Episode]]
+  ) -> records.Scores:
+    """What every turn earns, [prompts, group, turns]; those that were not taken are not valid. As `Environment.score`."""
+
+  def outcome(self, example: records.Example, episode: Episode) -> dict[str, float]:
+    """What an episode came to, by name: `accuracy`, `format` and what else the recipe is measured by."""

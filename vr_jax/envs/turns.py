@@ -11,10 +11,10 @@ import math
 import re
 from typing import Literal
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 import numpy as np
 
-from vr_jax import errors, records
+from vr_jax import records
 from vr_jax.rewards import accuracy
 
 _THINK = "<think>"
@@ -82,31 +82,6 @@ def spread(start: int, end: int, count: int) -> tuple[int, ...]:
 def visible(turn: int, window: int) -> range:
   """The turns (from 0) that are seen while the reply of `turn` is written: the last `window` ones before it, and it."""
   return range(max(0, turn - window), turn + 1)
-
-
-def pool_times(
-  example: records.Example, timestamps: Float[np.ndarray, "stored"], size: int
-) -> Int[np.ndarray, "pool"]:
-  """Which stored frames make the pool: all that are shown, or `size` of them, evenly.
-
-  Args:
-    example: its `shown` is half-open; that of a still starts and ends at once.
-    timestamps: of all stored frames of the video, seconds, increasing.
-    size: of the pool, at most.
-
-  Raises:
-    InputError: nothing is shown.
-  """
-  if len(timestamps) == 1 and example.shown.start == example.shown.end:
-    return np.zeros(1, int)
-  first, stop = np.searchsorted(timestamps + _TICK, [example.shown.start, example.shown.end])
-  if first >= stop:
-    raise errors.InputError(
-      f"{example.id}: {example.shown.start:g} to {example.shown.end:g} s of {example.video} holds no stored "
-      "frame; ingest at a higher fps or drop it"
-    )
-  count = min(size, int(stop - first))
-  return np.round(np.linspace(first, stop - 1, count)).astype(int)
 
 
 def relevant_frames(example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:

@@ -13,7 +13,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, ClassVar, Literal
+import zlib
 
+from jaxtyping import Float
 import numpy as np
 
 from vr_jax import errors, records
@@ -29,30 +31,11 @@ _PROBLEMS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Observation:
-  """What a turn shows, in order: texts, and frames by their index in the pool."""
-
-  parts: tuple[str | int, ...]
-
-  @property
-  def frames(self) -> tuple[int, ...]:
-    """The frames alone."""
-    return tuple(part for part in self.parts if isinstance(part, int))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Episode:
-  """What a policy said about a pool of frames, turn by turn. relevant: frames with the evidence; () where that is not known."""
-
-  pool: int
-  relevant: tuple[int, ...]
-  replies: tuple[str, ...]
-
-
 @dataclasses.dataclass(kw_only=True)
 class VideoMTR:
   """The task. See configs/video_mtr.py for what each field means; relevance and exploration: fields of their rules.
+
+  demonstrated: share of the examples whose supervised episode looks before it answers; 0: there are none.
 
   Raises:
     InputError: fewer than one turn, a window below 0, or a budget too small to show a frame in each turn.
@@ -66,7 +49,7 @@ class VideoMTR:
   invalid: Literal["rethink", "explain"]
   relevance: Mapping[str, Any]
   exploration: Mapping[str, Any]
-  segments: ClassVar[tuple[str, ...]] = ("turns",)
+  demonstrated: float = 0.0
   tags: ClassVar[tuple[str, ...]] = (
     "<think>",
     "</think>\n<retrieve>",
@@ -81,6 +64,7 @@ class VideoMTR:
         raise errors.InputError(
           f"config.env.{name}={getattr(self, name)}: must be {least} or more with {self.turns} turns"
         )
+    self.segments = tuple(f"turn {turn}" for turn in range(1, self.turns + 1))
     self._rule = relevance.Rule(**self.relevance)
     self._bonus = exploration.Rule(**self.exploration)
     self._latch = exploration.Latch()
@@ -88,7 +72,7 @@ class VideoMTR:
 
   def observe(
     self, example: records.Example, pool: int, replies: Sequence[str]
-  ) -> Observation | None:
+  ) -> environment.Observation | None:
     """What comes after these replies; None where the episode has ended.
 
     Args:
@@ -103,15 +87,15 @@ class VideoMTR:
     head = f"Turn {turn + 1} of {self.turns}."
     if done and done[-1].kind == "invalid":
       if self.invalid == "rethink":
-        return Observation(parts=(f"{head}\n{_RETHINK}",))
+        return environment.Observation(parts=(f"{head}\n{_RETHINK}",))
       why = f"The last reply can't be used. {_PROBLEMS[done[-1].problem]} Try again."
-      return Observation(parts=(f"{head}\n{why}\n{self._ask(example, turn)}",))
+      return environment.Observation(parts=(f"{head}\n{why}\n{self._ask(example, turn)}",))
     frames = self._found(done[-1]) if done else self.first_frames(pool)
     parts: list[str | int] = []
     for frame in frames:
       before = "\n" if parts else f"{head} Frames out of 0 to {pool - 1}:\n"
       parts += [f"{before}frame_idx:{frame}, ", frame]
-    return Observation(parts=(*parts, f"\n{self._ask(example, turn)}"))
+    return environment.Observation(parts=(*parts, f"\n{self._ask(example, turn)}"))
 
   def first_frames(self, pool: int) -> tuple[int, ...]:
     """Those of the first turn: half of the budget, evenly over the pool."""
@@ -125,15 +109,28 @@ class VideoMTR:
     """What the first turn says beside its frames: question, options one a line, instruction."""
     return self._ask(example, 0)
 
-  def reference_reply(self, example: records.Example) -> str | None:
-    """None: there is no warm start."""
+  def reference_replies(
+    self, example: records.Example, times: Float[np.ndarray, "pool"]
+  ) -> tuple[str, ...]:
+    """The right answer, and in a share `demonstrated` of the examples, of those whose evidence is known, a look at it before.
 
-  def pieces(self, reply: str) -> environment.Pieces:
-    """A reply is one piece."""
-    return ((len(reply), 0),)
+    () where nothing is demonstrated. Which examples look follows from their id.
+    """
+    if not self.demonstrated:
+      return ()
+    answer = f"<think>{' '.join(step.text for step in example.steps)}</think>\n<answer>{example.answer}</answer>"
+    where = self.relevant(example, times)
+    looks = zlib.crc32(example.id.encode()) / 2**32 < self.demonstrated
+    if self.turns == 1 or not where or not looks:
+      return (answer,)
+    return (f"<think></think>\n<retrieve>{where[0]},{where[-1]}</retrieve>", answer)
+
+  def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
+    """The frames of the pool within the relevant spans."""
+    return turns.relevant_frames(example, times)
 
   def rewards(
-    self, examples: Sequence[records.Example], episodes: Sequence[Sequence[Episode]]
+    self, examples: Sequence[records.Example], episodes: Sequence[Sequence[environment.Episode]]
   ) -> records.Scores:
     """What every turn earns: arrays [prompts, group, turns], where turns are those of the task, taken or not.
 
@@ -158,6 +155,19 @@ class VideoMTR:
       valid=batch.taken,
       total=earned.total + step.bonus,
     )
+
+  def outcome(self, example: records.Example, episode: environment.Episode) -> dict[str, float]:
+    """`accuracy` (the task metric), `format` (share of turns), `turns`, `retrievals`, and, where the evidence is known, `frame_recall`."""
+    batch = self._arrays([example], [[episode]])
+    taken = int(batch.taken.sum())
+    found = {
+      "accuracy": float(batch.accuracy.max()),
+      "format": float(batch.valid.sum()) / taken,
+      "turns": float(taken),
+      "retrievals": float(batch.retrieved.sum()),
+    }
+    recall = float(batch.recall()[0, 0])
+    return found if np.isnan(recall) else {**found, "frame_recall": recall}
 
   def trace(self, reply: str) -> str:
     """What stands between the think tags."""
@@ -209,7 +219,7 @@ class VideoMTR:
     return turns.spread(action.start, action.end, self.budget // 4)
 
   def _arrays(
-    self, examples: Sequence[records.Example], episodes: Sequence[Sequence[Episode]]
+    self, examples: Sequence[records.Example], episodes: Sequence[Sequence[environment.Episode]]
   ) -> relevance.Episodes:
     shape = (len(examples), len(episodes[0]), self.turns)
     pool = max(group[0].pool for group in episodes)

@@ -8,7 +8,7 @@ from vr_jax import errors
 
 CHOICES = {
   "data.on_bad": ("stop", "skip"),
-  "data.sampling": ("uniform", "fps"),
+  "data.sampling": ("uniform", "fps", "pool"),
   "model.text_follows": ("", "sides", "largest"),
   "model.resampling": ("torchvision", "pillow"),
   "model.dtype": ("float32", "bfloat16", "float16"),

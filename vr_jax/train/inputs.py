@@ -43,4 +43,6 @@ def sampling_rule(data: ml_collections.ConfigDict) -> sampling.Rule:
     return sampling.Rate(
       fps=data.sample_fps, min_frames=data.min_frames, max_frames=data.max_frames
     )
-  raise errors.InputError(f"config.data.sampling={data.sampling}: uniform or fps")
+  if data.sampling == "pool":
+    return sampling.Pool(frames=data.frames)
+  raise errors.InputError(f"config.data.sampling={data.sampling}: uniform, fps or pool")

@@ -1,0 +1,78 @@
+"""The host's side of episodes about pools of frames: what an environment shows, as tokens and patches.
+
+    environment.observe(example, pool, replies) -> texts, frames by number -> pixels, read now -> Encoded
+
+Of a video only the frames that a turn shows are ever read.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import UInt8
+import numpy as np
+
+from vr_jax import records
+from vr_jax.envs import environment
+from vr_jax.models.qwen2_5_vl import conversation, prompts
+from vr_jax.models.qwen2_5_vl import processor as processor_lib
+from vr_jax.rollout import episodes
+
+
+@runtime_checkable
+class Pool(Protocol):
+  """The frames of a video that turns choose from."""
+
+  def __len__(self) -> int:
+    """How many there are."""
+
+  def read(self, frames: Sequence[int]) -> UInt8[np.ndarray, "frames height width 3"]:
+    """Some of them, RGB, by their number in the pool; called on threads."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scene:
+  """What an episode is about."""
+
+  example: records.Example
+  pool: Pool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dialogue:
+  """Implements `episodes.Turns` for a batch of scenes, a row each."""
+
+  environment: environment.TurnsEnvironment
+  processor: processor_lib.Processor
+  scenes: Sequence[Scene]
+
+  def opening(self, row: int) -> prompts.Encoded:
+    """The prompt that an episode begins with."""
+    scene = self.scenes[row]
+    turn = self._turn(scene, ())
+    return self.processor.encode_conversation([turn], name=scene.example.id)
+
+  def observe(self, row: int, member: int, replies: episodes.Replies) -> prompts.Encoded | None:
+    """What comes after these replies (token ids); None where the episode has ended."""
+    scene = self.scenes[row]
+    turn = self._turn(scene, [self.processor.decode(reply) for reply in replies])
+    if turn is None:
+      return None
+    name = f"{scene.example.id}, turn {len(replies) + 1}"
+    return self.processor.continue_conversation([turn], after=replies[-1], name=name)
+
+  def pad(self, encoded: Sequence[prompts.Encoded], sizes: prompts.Sizes) -> records.Prompt:
+    """As the model takes them."""
+    vision = self.processor.config.vision
+    return prompts.pad(encoded, vision, sizes, pad_token=self.processor.pad_token)
+
+  def _turn(self, scene: Scene, replies: Sequence[str]) -> conversation.Turn | None:
+    shown = self.environment.observe(scene.example, len(scene.pool), replies)
+    if shown is None:
+      return None
+    pixels = iter(scene.pool.read(shown.frames) if shown.frames else ())
+    parts = (
+      part if isinstance(part, str) else conversation.Image(pixels=next(pixels))
+      for part in shown.parts
+    )
+    return conversation.Turn(role="user", parts=tuple(parts))
