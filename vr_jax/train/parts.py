@@ -262,10 +262,15 @@ class Parts(network.Network):
     return mesh_lib.put_batch(batch.prompt, self.mesh)
 
 
-def build(config: ml_collections.ConfigDict, workdir: Path, *, judged: bool = True) -> Parts:
-  """All parts of a run whose data stage is complete; parameters are not made yet. judged=False: replies are not scored."""
+def build(
+  config: ml_collections.ConfigDict, workdir: Path, *, judged: bool = True, read: bool = True
+) -> Parts:
+  """All parts of a run whose data stage is complete; parameters are not made yet.
+
+  judged=False: replies are not scored. read=False: nor are examples read, and the data need not be there.
+  """
   data = inputs.shards(config, workdir)
-  if not data.is_dir():
+  if read and not data.is_dir():
     raise errors.InputError(f"{data}: no such data; run --mode=data first")
   processor = _make_processor(config, workdir)
   model, tokenizer = processor.config, processor.tokenizer
