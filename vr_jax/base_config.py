@@ -128,6 +128,7 @@ def base(recipe: str) -> ml_collections.ConfigDict:
   rl.clip_low, rl.clip_high = 0.2, 0.2
   rl.kl_weight = 0.04
   rl.kl_estimator = "k3"  # k1 | k2 | k3
+  rl.entropy_weight = 0.0  # of the replies' entropy, which the loss rewards
   rl.truncation = 2.0  # cap of the trainer/sampler importance weight
   rl.checkpoint_every = 50
   rl.max_skipped = 5

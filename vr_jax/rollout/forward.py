@@ -1,12 +1,17 @@
-"""Log-probs of replies: the one forward that sampler and trainer share.
+"""Log-probs of replies: the one forward that sampler and trainer share; and with a head of another kind, values of a critic.
 
 What can be sampled is decided here, once: `token_logits` divides by the temperature and takes out tokens that a reply
 may not hold (media placeholders, rows of the embedding that no token uses). The sampler draws from its output, the
 trainer scores with it, so at equal parameters their ratio is 1.
 """
 
+from collections.abc import Callable
+import dataclasses
+import typing
 from typing import Protocol, runtime_checkable
 
+from flax import nnx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -52,6 +57,22 @@ class Model(Protocol):
   def output_rows(self) -> Array: ...  # noqa: D102
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+@typing.no_type_check  # tree transformations rebuild it with leaves that are no arrays
+class ValueHead:
+  """What makes a value of a hidden state: float32 parameters, weight [embed] and bias []."""
+
+  weight: nnx.Param
+  bias: nnx.Param
+
+  def __call__(self, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch"]:
+    """hidden @ weight + bias in float32, on accelerators too."""
+    exact = jax.lax.Precision.HIGHEST
+    hidden = hidden.astype(jnp.float32)
+    return jnp.matmul(hidden, self.weight[...], precision=exact) + self.bias[...]
+
+
 def token_logits(
   model: Model,
   hidden: Float[Array, "*shape embed"],
@@ -85,46 +106,74 @@ def reply_log_probs(
   Of several turns: `tokens` are whole episodes behind their prompt, with what `suffix` says of them; scored: the tokens that
   the model wrote (None: all valid ones); of others log-prob and entropy are 0.
   """
-  prefix = model.prefill(prompt)
   scored = valid if scored is None else scored
-  if packed is not None:
-    packing = packing_lib.make(model.layout, valid, packed)
-    hidden = model.extend_packed(prefix, tokens, valid, packing, suffix)
-    scores = _packed_scores(model, prefix, hidden, tokens, packing, allowed, temperature)
-    log_probs, entropy = (jnp.where(scored, x, 0) for x in scores)
-    return log_probs, entropy
-  hidden = model.extend(prefix, tokens, valid, suffix)
-  first = jnp.broadcast_to(prefix.hidden[:, None, None], hidden[:, :, :1].shape)
-  before = jnp.concatenate([first.astype(hidden.dtype), hidden[:, :, :-1]], axis=2)
-  scores = _scores(model, before, tokens, allowed, temperature, packing_lib.REPLIES)
+
+  def score(hidden: Array, tokens: Array, axes: layout_lib.Axes) -> tuple[Array, Array]:
+    return _scores(model, hidden, tokens, allowed, temperature, axes)
+
+  scores = _before_tokens(model, prompt, tokens, valid, score, packed=packed, suffix=suffix)
   log_probs, entropy = (jnp.where(scored, x, 0) for x in scores)
   return log_probs, entropy
 
 
-def _packed_scores(
+def reply_values(
   model: Model,
-  prefix: Prefix,
-  hidden: Float[Array, "packed embed"],
+  head: ValueHead,
+  prompt: records.Prompt,
   tokens: Int[Array, "prompts group time"],
-  packing: packing_lib.Packing,
-  allowed: Bool[Array, "vocab"],
-  temperature: float,
-) -> tuple[Float[Array, "prompts group time"], Float[Array, "prompts group time"]]:
+  valid: Bool[Array, "prompts group time"],
+  *,
+  packed: int | None = None,
+  suffix: records.Suffix | None = None,
+) -> Float[Array, "prompts group time"]:
+  """The value of the state before each reply token, which is the one that its log-prob is of; 0 where `valid` is false.
+
+  model: of a critic. valid, packed, suffix: as in `reply_log_probs`.
+  """
+
+  def value(hidden: Array, tokens: Array, axes: layout_lib.Axes) -> Array:
+    del tokens, axes
+    return head(hidden)
+
+  values = _before_tokens(model, prompt, tokens, valid, value, packed=packed, suffix=suffix)
+  return jnp.where(valid, values, 0)
+
+
+def _before_tokens(
+  model: Model,
+  prompt: records.Prompt,
+  tokens: Int[Array, "prompts group time"],
+  valid: Bool[Array, "prompts group time"],
+  function: Callable[[Array, Array, layout_lib.Axes], PyTree],
+  *,
+  packed: int | None,
+  suffix: records.Suffix | None,
+) -> PyTree:
+  """What `function(hidden, tokens, axes)` makes of the hidden state before each token, [prompts, group, time] of each of its results.
+
+  It is called with tokens of any shape, whose logical axes are `axes`, and gives arrays of that shape.
+  """
+  prefix = model.prefill(prompt)
+  if packed is None:
+    hidden = model.extend(prefix, tokens, valid, suffix)
+    first = jnp.broadcast_to(prefix.hidden[:, None, None], hidden[:, :, :1].shape)
+    before = jnp.concatenate([first.astype(hidden.dtype), hidden[:, :, :-1]], axis=2)
+    return function(before, tokens, packing_lib.REPLIES)
+  packing = packing_lib.make(model.layout, valid, packed)
+  hidden = model.extend_packed(prefix, tokens, valid, packing, suffix)
   # The token before stands before, on the same device; only first tokens have it in their prompt.
   before = model.layout.per_shard(lambda x: jnp.roll(x, 1, axis=0), ((hidden, ("slots", None)),))
-  scores = _scores(model, before, packing.pack(tokens), allowed, temperature, ("slots",))
+  of_others = function(before, packing.pack(tokens), ("slots",))
   at_start = jnp.broadcast_to(
     prefix.hidden[:, None], (*tokens.shape[:2], prefix.hidden.shape[-1])
   ).astype(hidden.dtype)
-  of_first = _scores(
-    model, at_start, tokens[:, :, 0], allowed, temperature, packing_lib.REPLIES[:2]
-  )
+  of_first = function(at_start, tokens[:, :, 0], packing_lib.REPLIES[:2])
   is_first = jnp.arange(tokens.shape[2]) == 0
-  log_probs, entropy = (
-    jnp.where(is_first, start[..., None], packing.unpack(x))
-    for start, x in zip(of_first, scores, strict=True)
-  )
-  return log_probs, entropy
+
+  def merged(first: Array, others: Array) -> Array:
+    return jnp.where(is_first, first[..., None], packing.unpack(others))
+
+  return jax.tree.map(merged, of_first, of_others)
 
 
 def _scores(

@@ -80,6 +80,7 @@ RANGES = {
   "rl.clip_low": "[0, inf)",
   "rl.clip_high": "[0, inf)",
   "rl.kl_weight": "[0, inf)",
+  "rl.entropy_weight": "[0, inf)",
   "rl.truncation": "(0, inf)",
   "judge.in_flight": "[1, inf)",
   "judge.requests_per_minute": "[0, inf)",

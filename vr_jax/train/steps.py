@@ -54,7 +54,7 @@ def make_sft_step(
     batch = {"prompt": prompt, "tokens": tokens, "valid": valid, "weights": weights}
     parts = split_microbatches(batch, microbatches)
     of_part = functools.partial(loss, packed=packed)
-    state, metrics, value, sums = _update(of_part, optimizer, state, parts, frozen)
+    state, metrics, value, sums = apply_update(of_part, optimizer, state, parts, frozen)
     return state, {**metrics, "loss": value, **sums, "reply_tokens": valid.sum(-1).mean()}
 
   return jax.jit(step, donate_argnums=0, static_argnames="packed")
@@ -85,9 +85,7 @@ def make_scorer(
     params: PyTree, prompt: records.Prompt, rollout: records.Rollout, packed: int | None = None
   ) -> Array:
     model = nnx.merge(graph, params)
-    return forward.reply_log_probs(
-      model, prompt, rollout.tokens, sampled(rollout), allowed, temperature, packed=packed
-    )[0]
+    return _log_probs(model, prompt, rollout, allowed, temperature, packed)[0]
 
   return jax.jit(score, static_argnames="packed")
 
@@ -112,14 +110,8 @@ def make_rl_step(
   def loss(params: PyTree, part: PyTree, packed: int | None) -> tuple[Array, PyTree]:
     model = nnx.merge(graph, params)
     rollout = part["rollout"]
-    log_probs, entropy = forward.reply_log_probs(
-      model,
-      part["prompt"],
-      rollout.tokens,
-      sampled(rollout),
-      allowed,
-      config.temperature,
-      packed=packed,
+    log_probs, entropy = _log_probs(
+      model, part["prompt"], rollout, allowed, config.temperature, packed
     )
     old = jax.lax.stop_gradient(log_probs) if part["old"] is None else part["old"]
     value, sums = loss_lib.policy_loss(
@@ -135,6 +127,8 @@ def make_rl_step(
       kl_weight=config.kl_weight,
       kl_estimator=config.kl_estimator,
     )
+    if config.entropy_weight:
+      value -= config.entropy_weight * (part["weights"] * entropy).sum()
     gap = jnp.where(sampled(rollout), jnp.exp(old - rollout.log_probs), 0)
     sums |= {"entropy": entropy.sum(), "trainer_sampler_ratio": gap.sum()}
     return value, sums
@@ -165,10 +159,37 @@ def make_rl_step(
     }
     parts = split_microbatches(batch, config.microbatches)
     of_part = functools.partial(loss, packed=packed)
-    state, metrics, value, sums = _update(of_part, optimizer, state, parts, frozen)
+    state, metrics, value, sums = apply_update(of_part, optimizer, state, parts, frozen)
     return state, {**metrics, "loss": value, **_per_token(sums, mask.sum())}
 
   return jax.jit(step, donate_argnums=0, static_argnames="packed")
+
+
+def _log_probs(
+  model: forward.Model,
+  prompt: records.Prompt,
+  rollout: records.Rollout,
+  allowed: Bool[Array, "vocab"],
+  temperature: float,
+  packed: int | None,
+) -> tuple[Array, Array]:
+  """Log-probs and entropies of what was sampled; of several turns what came between is read, not scored."""
+  return forward.reply_log_probs(
+    model,
+    prompt,
+    rollout.tokens,
+    held(rollout),
+    allowed,
+    temperature,
+    packed=packed,
+    scored=sampled(rollout),
+    suffix=rollout.suffix,
+  )
+
+
+def held(rollout: records.Rollout) -> Bool[Array, "prompts group time"]:
+  """The positions that hold anything: what was sampled, and what came between turns."""
+  return rollout.kind != int(records.Kind.PAD)
 
 
 def sampled(rollout: records.Rollout) -> Bool[Array, "prompts group time"]:
@@ -207,7 +228,7 @@ def split_microbatches(batch: PyTree, parts: int) -> PyTree:
   return {**jax.tree.map(split, rest), "prompt": records.Prompt(**pieces)}
 
 
-def _update(
+def apply_update(
   loss: Callable[[PyTree, PyTree], tuple[Array, PyTree]],
   optimizer: optax.GradientTransformation,
   state: state_lib.TrainState,

@@ -1,0 +1,181 @@
+"""The critic of PPO: a network of the policy's architecture, with a head that says what a state is worth, and its steps.
+
+    values              = value(critic.params, prompt, rollout)          before the update
+    advantages, returns = credit(scores, rollout, values, reference)     bi-level GAE: rl/gae.py
+    critic              = step(critic, prompt, rollout, values, returns)
+
+Its parameters are {"model": as the policy's, "head": forward.ValueHead}, in a `state.TrainState` of their own. It shares nothing
+with the policy; but of prompts and suffixes that bring features it runs no tower, so that those of a frozen tower serve both.
+
+Source: Video-MTR, arXiv 2508.20478, section 3.3, and its released code.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+import ml_collections
+import optax
+
+from vr_jax import records
+from vr_jax.rl import gae
+from vr_jax.rl import loss as loss_lib
+from vr_jax.rollout import forward
+from vr_jax.train import state as state_lib
+from vr_jax.train import steps
+
+
+def fresh_params(policy: PyTree, *, embed: int) -> dict[str, Any]:
+  """A critic that begins where a policy does, as a copy: what an update donates must not be held by another.
+
+  embed: width of the hidden states. The head's weight and bias are 0, and so is every value until the first update: advantages
+  are then the returns. Reconstruction: the released code draws the weight at random, which makes the first advantages noisy.
+  """
+  head = forward.ValueHead(
+    weight=nnx.Param(jnp.zeros(embed), axes=(None,)), bias=nnx.Param(jnp.zeros(()), axes=())
+  )
+  return {"model": jax.tree.map(jnp.copy, policy), "head": head}
+
+
+def frozen(names: tuple[str, ...]) -> tuple[str, ...]:
+  """What of a critic is not trained where these names of the policy are not."""
+  return tuple(f"model.{name}" for name in names)
+
+
+def make_optimizer(
+  config: ml_collections.ConfigDict, params: PyTree, frozen: tuple[str, ...]
+) -> optax.GradientTransformation:
+  """`state.make_optimizer` of the section `critic`, for as many updates as the section `rl` has."""
+  updates = {"steps": config.rl.steps, "epochs": config.rl.epochs}
+  section = ml_collections.ConfigDict({**config.critic.to_dict(), **updates})
+  return state_lib.make_optimizer(section, params, frozen)
+
+
+def make_valuer(graph: nnx.GraphDef) -> Callable[..., Array]:
+  """A jitted `value(params, prompt, rollout, packed=None) -> values` [prompts, group, time] without gradient.
+
+  graph: of the policy's model. packed: see `forward.reply_log_probs`.
+  """
+  return jax.jit(functools.partial(_values, graph), static_argnames="packed")
+
+
+def make_critic_step(
+  graph: nnx.GraphDef,
+  optimizer: optax.GradientTransformation,
+  *,
+  clip: float,
+  microbatches: int,
+  frozen: tuple[str, ...] = (),
+) -> Callable[..., tuple[state_lib.TrainState, steps.Metrics]]:
+  """A jitted `step(state, prompt, rollout, old, returns, packed=None) -> (state, metrics)`.
+
+  The loss is `gae.value_loss` with the mean over the tokens that the model wrote. old [prompts, group, time]: values at the
+  start of the update; returns: what they should have been. The state is donated. clip: config.critic.value_clip. packed: of one
+  micro-batch. frozen: of this module's `frozen`.
+
+  Metrics, all `critic/…`: loss, gradient_norm, value and return (means), value_clipped (share of tokens whose loss is the clipped
+  one), explained_variance = 1 - var(return - value) / var(return) before this update (nan where all returns are the same),
+  skipped and skipped_in_a_row.
+  """
+
+  def loss(params: PyTree, part: PyTree, packed: int | None) -> tuple[Array, PyTree]:
+    values = _values(graph, params, part["prompt"], part["rollout"], packed)
+    return gae.value_loss(values, part["old"], part["returns"], part["weights"], clip=clip)
+
+  def step(
+    state: state_lib.TrainState,
+    prompt: records.Prompt,
+    rollout: records.Rollout,
+    old: Array,
+    returns: Array,
+    packed: int | None = None,
+  ) -> tuple[state_lib.TrainState, steps.Metrics]:
+    mask = steps.sampled(rollout)
+    weights = loss_lib.token_weights(mask, "token_mean")
+    batch = {"prompt": prompt, "rollout": rollout, "old": old, "returns": returns}
+    parts = steps.split_microbatches({**batch, "weights": weights}, microbatches)
+    of_part = functools.partial(loss, packed=packed)
+    state, metrics, value, sums = steps.apply_update(of_part, optimizer, state, parts, frozen)
+    means = {name: x / jnp.maximum(sums["mask"], 1) for name, x in sums.items() if name != "mask"}
+    unexplained = means.pop("squared_error") - (means["return"] - means["value"]) ** 2
+    variance = returns.var(where=mask)
+    explained = jnp.where(variance > 0, 1 - unexplained / variance, jnp.nan)
+    metrics |= {"loss": value, **means, "explained_variance": explained}
+    return state, {f"critic/{name}": x for name, x in metrics.items()}
+
+  return jax.jit(step, donate_argnums=0, static_argnames="packed")
+
+
+def make_credit(config: ml_collections.ConfigDict) -> Callable[..., tuple[Array, Array, Any]]:
+  """A jitted `credit(scores, rollout, values, reference=None) -> (advantages, returns, metrics)`: bi-level GAE.
+
+  Of each turn's reward `accuracy` is the answer's, which `gae` places; the rest of `total` is the turn's own, an exploration bonus
+  with it. reference: log-probs of the frozen one, needed where config.kl_weight > 0: its KL is then a reward. Advantages are
+  whitened over the batch. Tokens of turns that are not valid get advantage 0 and for a return their value: nobody learns from them.
+  `config` is the section `critic`.
+
+  Metrics: critic/advantage and critic/advantage_std before whitening, and critic/kl (mean of k1 over tokens) where it is a reward.
+  """
+
+  def credit(
+    scores: records.Scores,
+    rollout: records.Rollout,
+    values: Float[Array, "prompts group time"],
+    reference: Float[Array, "prompts group time"] | None = None,
+  ) -> tuple[Array, Array, steps.Metrics]:
+    valid = jnp.take_along_axis(scores.valid, rollout.turn, axis=2)
+    mask = steps.sampled(rollout) & valid
+    ends = gae.turn_ends(rollout.turn, mask)
+    answers = jnp.where(scores.valid, scores.rewards["accuracy"], 0)
+    rewards = gae.token_rewards(
+      scores.total - answers,
+      answers.sum(axis=-1),
+      rollout.turn,
+      ends,
+      gamma_turn=config.gamma_turn,
+      placement=config.placement,
+    )
+    metrics = {}
+    if config.kl_weight:
+      rewards += gae.kl_rewards(rollout.log_probs, reference, mask, beta=config.kl_weight)
+      kl = loss_lib.kl_divergence(rollout.log_probs, reference, "k1")
+      metrics["critic/kl"] = kl.mean(where=mask)
+    advantages, returns = gae.advantages(
+      rewards,
+      values,
+      mask,
+      ends,
+      gamma_turn=config.gamma_turn,
+      gamma_token=config.gamma_token,
+      decay=config.decay,
+      placement=config.placement,
+    )
+    metrics |= {
+      "critic/advantage": advantages.mean(where=mask),
+      "critic/advantage_std": advantages.std(where=mask),
+    }
+    return gae.whiten(advantages, mask), jnp.where(mask, returns, values), metrics
+
+  return jax.jit(credit)
+
+
+def _values(
+  graph: nnx.GraphDef,
+  params: PyTree,
+  prompt: records.Prompt,
+  rollout: records.Rollout,
+  packed: int | None = None,
+) -> Float[Array, "prompts group time"]:
+  return forward.reply_values(
+    nnx.merge(graph, params["model"]),
+    params["head"],
+    prompt,
+    rollout.tokens,
+    steps.held(rollout),
+    packed=packed,
+    suffix=rollout.suffix,
+  )
