@@ -129,6 +129,9 @@ def base(recipe: str) -> ml_collections.ConfigDict:
   rl.kl_weight = 0.04
   rl.kl_estimator = "k3"  # k1 | k2 | k3
   rl.entropy_weight = 0.0  # of the replies' entropy, which the loss rewards
+  # segments: each segment or turn by what it earns beside those of its group | episode: all tokens by what all of them earn |
+  # gae: tokens of several turns by bi-level GAE, with a critic (config.critic)
+  rl.credit = "segments"
   rl.truncation = 2.0  # cap of the trainer/sampler importance weight
   rl.checkpoint_every = 50
   rl.max_skipped = 5
@@ -187,6 +190,33 @@ def traces(config: ml_collections.ConfigDict) -> None:
     0  # processes of an Apache Beam pipeline (extra beam); 0: this process, without Beam
   )
   section.beam = ()  # Beam's own options, of another runner than that of this machine
+
+
+def turns(config: ml_collections.ConfigDict) -> None:
+  """Adds config.turns and config.critic, of recipes whose replies ask for frames (docs/video_mtr.md)."""
+  section = config.turns = ml_collections.ConfigDict()
+  # Lengths that programs are compiled for: tokens of a whole episode behind its opening, tokens and temporal patches of
+  # what one turn shows; the largest of the latter hold those of all turns behind the first.
+  section.time_buckets = (2048, 3072, 4096)
+  section.shown_buckets = (512, 1024, 1536)
+  section.frame_buckets = (8, 16)
+  section.chunk = 32  # steps of decoding between two looks at which frames have come
+  section.rows = 8  # replies a device that are shown frames together, at most
+
+  critic = config.critic = ml_collections.ConfigDict()
+  critic.placement = "every"  # every | last (docs/video_mtr.md): the ends of turns that the answer's reward is placed at
+  critic.gamma_turn = 0.95  # discount between turns
+  critic.gamma_token = 1.0  # within a turn
+  critic.decay = 1.0  # lambda
+  critic.kl_weight = 0.0  # of the penalty that is a reward; that of the loss is rl.kl_weight
+  critic.value_clip = 0.5
+  critic.learning_rate = 1e-5
+  critic.schedule = "constant"
+  critic.warmup_steps = 0
+  critic.b1, critic.b2 = 0.9, 0.999
+  critic.moment_dtype = "float32"
+  critic.weight_decay = 0.01
+  critic.gradient_norm = 1.0
 
 
 def tiny(config: ml_collections.ConfigDict) -> None:

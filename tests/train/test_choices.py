@@ -12,12 +12,19 @@ RECIPES = sorted(str(path.relative_to(nano.ROOT)) for path in nano.ROOT.glob("co
 SECTIONS = {"evaluation": "eval"}  # where the config file names a section otherwise
 
 
+def section_of(config, name):
+  *sections, field = name.split(".")
+  for section in sections:
+    config = config.get(section, {})
+  return config, field
+
+
 def set_field(name, value):
-  section, field = name.split(".")
   recipes = (nano.recipe("tiny", path) for path in RECIPES)
-  config = next(recipe for recipe in recipes if field in recipe.get(section, {}))
-  with config.unlocked(), config.ignore_type():
-    config[section][field] = value
+  config = next(recipe for recipe in recipes if name.split(".")[-1] in section_of(recipe, name)[0])
+  section, field = section_of(config, name)
+  with section.unlocked(), section.ignore_type():
+    section[field] = value
   return config
 
 
@@ -33,13 +40,19 @@ def test_every_size_is_within_its_own_choices(path, size):
     (nano.RECIPE, "sft.patience", 2),
     (nano.RECIPE, "rl.shuffled", 4),
     ("configs/videop2r.py", "judge.blinded", True),
+    ("configs/moss_chatv.py", "rl.credit", "gae"),
+    ("configs/video_mtr.py", "env.turns", 5),
+    ("configs/video_mtr.py", "data.sampling", "uniform"),
+    ("configs/video_mtr.py", "eval.blind", True),
+    ("configs/video_mtr.py", "rl.resampling", 2),
   ],
 )
-def test_a_field_that_would_do_nothing_is_named(path, field, value):
+def test_a_field_that_does_not_go_with_the_others_is_named(path, field, value):
   config = nano.recipe("tiny", path)
   section, name = field.split(".")
   config[section][name] = value
-  with pytest.raises(errors.InputError, match=f"--config.{field}"):
+  named = "env.window" if field == "env.turns" else field
+  with pytest.raises(errors.InputError, match=f"--config.{named}"):
     choices.check(config)
 
 

@@ -8,16 +8,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, Key, PyTree
 import numpy as np
 from PIL import Image
 
 from vr_jax import records
+from vr_jax.envs import environment
+from vr_jax.envs import turns as turns_lib
 from vr_jax.rewards import accuracy as accuracy_lib
 from vr_jax.rewards import steps as steps_lib
 from vr_jax.rl import credit
-from vr_jax.rollout import sampler
-from vr_jax.train import console, features, reading
+from vr_jax.rollout import encoder, sampler
+from vr_jax.train import console, features, multi_turn, reading
 from vr_jax.train import parts as parts_lib
 from vr_jax.worlds import consistency, sufficiency
 
@@ -28,8 +30,10 @@ _GROUPS = 2**20  # folded into the key of evaluation: apart from its batches
 class Answered:
   """One held-out example with its reply and scores.
 
-  steps: of its trace. observation: what it says to have seen, None where the recipe doesn't ask for it. rewards: by name, of the segment that answers, the last; of_segments: of each segment by its name, where
-  there are several.
+  steps: of its trace. observation: what it says to have seen, None where the recipe doesn't ask for it. rewards: by name, of
+  the segment that answers, the last; of_segments: of each segment by its name, where there are several.
+
+  Of several turns `reply` is the last one, episode all of them, and of_segments has the turns; outcome: what else it came to.
   """
 
   item: parts_lib.Item
@@ -39,6 +43,8 @@ class Answered:
   observation: str | None
   rewards: dict[str, float]
   of_segments: dict[str, dict[str, float]]
+  episode: environment.Episode | None = None
+  outcome: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def evaluate(
@@ -50,7 +56,8 @@ def evaluate(
   `accuracy_interval`; `process_reward`; `format`; `reply_tokens`; `trace_consistency` (the trace against the true
   states, of simulated examples); `think_answer_mismatch` (share of replies whose trace concludes another value than
   they answer, of those that conclude one); `observation_sufficiency` (by the simulator's states), and rewards of segments
-  before the last (`perception/accuracy`, …); `blind_accuracy` (no frames) and `shuffled_accuracy` (frames out of order).
+  before the last (`perception/accuracy`, …); `blind_accuracy` (no frames) and `shuffled_accuracy` (frames out of order); of
+  several turns `turns` and `retrievals` of an episode, and `frame_recall`, where the evidence is known.
   cache: of features, for what is seen whole and in order.
   """
   config = parts.config.eval
@@ -70,7 +77,7 @@ def evaluate(
       seen = _answer(parts, params, view, f"{name}, {view}")
       metrics[f"{view}_accuracy"] = float(np.mean([a.rewards["accuracy"] for a in seen]))
   rollouts = [_shown(parts, answered) for answered in whole[: config.rollouts]]
-  if len(parts.environment.segments) > 1 and rollouts:
+  if len(parts.environment.segments) > 1 and not parts.multi_turn and rollouts:
     for rollout, advantages in zip(
       rollouts, _advantages(parts, params, whole, cache), strict=False
     ):
@@ -91,14 +98,12 @@ def _answer(
     for number, batch in enumerate(read):
       items = batch.items
       prompt, _ = features.prompt(parts, params, batch, cache)
-      rollout = sampler.sample(
-        parts.graph,
-        params,
-        prompt,
-        parts.allowed,
-        jax.random.fold_in(jax.random.key(parts.config.seed), number),
-        decoding=decoding,
-      )
+      key = jax.random.fold_in(jax.random.key(parts.config.seed), number)
+      if parts.multi_turn:
+        answered += _played(parts, params, batch, prompt, key)
+        tick(len(answered))
+        continue
+      rollout = sampler.sample(parts.graph, params, prompt, parts.allowed, key, decoding=decoding)
       replies = reading.replies(parts, rollout, rows=len(items))
       scores = parts.environment.score([item.example for item in items], replies)
       tokens = (replies.segment >= 0).sum(axis=(1, 2))
@@ -117,6 +122,34 @@ def _answer(
         )
       tick(len(answered))
   return answered
+
+
+def _played(
+  parts: parts_lib.Parts,
+  params: PyTree,
+  batch: parts_lib.Batch,
+  prompt: records.Prompt,
+  key: Key[Array, ""],
+) -> Iterator[Answered]:
+  """One episode about each item of a batch."""
+  task, temperature = parts.environment, parts.config.eval.temperature
+  prompt = encoder.encode(parts.graph, params, prompt)
+  talk = multi_turn.play(parts, params, batch, prompt, key, group=1, temperature=temperature)
+  scores = task.rewards([item.example for item in batch.items], talk.said)
+  for row, (item, (episode,)) in enumerate(zip(batch.items, talk.said, strict=True)):
+    outcome, reply = task.outcome(item.example, episode), episode.replies[-1]
+    of_turns = _of_segments(task.segments, scores, row)
+    yield Answered(
+      item=item,
+      reply=reply,
+      tokens=sum(map(len, talk.played.replies[row][0])),
+      steps=steps_lib.split_steps(task.trace(reply)),
+      observation=None,
+      rewards={name: outcome.pop(name) for name in ("accuracy", "format")},
+      of_segments={name: of_turns[name] for name in task.segments[: len(episode.replies)]},
+      episode=episode,
+      outcome=outcome,
+    )
 
 
 def _advantages(
@@ -173,7 +206,9 @@ def _of_recipe(answered: Sequence[Answered]) -> dict[str, float]:
   for a in answered:
     if "process" in a.rewards:
       values.setdefault("process_reward", []).append(a.rewards["process"])
-    for segment, rewards in list(a.of_segments.items())[:-1]:
+    for name, value in a.outcome.items():
+      values.setdefault(name, []).append(value)
+    for segment, rewards in [] if a.episode else list(a.of_segments.items())[:-1]:
       for name, value in rewards.items():
         values.setdefault(f"{segment}/{name}", []).append(value)
   return {name: float(np.mean(of_name)) for name, of_name in values.items()}
@@ -233,18 +268,50 @@ def _shown(parts: parts_lib.Parts, answered: Answered) -> dict[str, Any]:
     "options": list(example.options),
     "answer": example.answer,
     "problem_type": example.problem_type,
-    "frames": [_jpeg(frame) for frame in clip.frames],
-    "times": [float(time) for time in clip.timestamps],
     "reply": answered.reply,
     "reference": [dataclasses.asdict(step) for step in example.steps],
     "rewards": answered.rewards,
     **parts.environment.explain(example, answered.reply),
   }
-  if answered.of_segments:
+  if answered.episode:
+    shown |= _shown_turns(parts, answered)
+  else:
+    shown["frames"] = [_jpeg(frame) for frame in clip.frames]
+    shown["times"] = [float(time) for time in clip.timestamps]
+  if answered.of_segments and not answered.episode:
     shown["segment_rewards"] = answered.of_segments
   if _has_truth(example):
     shown["trace_consistency"] = _consistency(answered).score
   return shown
+
+
+def _shown_turns(parts: parts_lib.Parts, answered: Answered) -> dict[str, Any]:
+  """The turns of an episode, and the pool that they are about."""
+  example, pool, episode = answered.item.example, answered.item.clip, answered.episode
+  turns = []
+  for number, (reply, rewards) in enumerate(
+    zip(episode.replies, answered.of_segments.values(), strict=True)
+  ):
+    seen = parts.environment.observe(example, len(pool), episode.replies[:number]).frames
+    action = turns_lib.parse(reply, len(pool), example.problem_type, example.options)
+    look = action.kind == "retrieve"
+    turns.append(
+      {
+        "reply": reply,
+        "kind": action.kind,
+        "problem": action.problem,
+        "first": action.start if look else None,
+        "last": action.end if look else None,
+        "shown": list(seen),
+        "frames": [_jpeg(frame) for frame in (pool.read(seen) if seen else ())],
+        "rewards": rewards,
+      }
+    )
+  return {
+    "turns": turns,
+    "pool_times": [float(time) for time in pool.timestamps],
+    "relevant": [[span.start, span.end] for span in example.relevant],
+  }
 
 
 def _jpeg(frame: np.ndarray) -> str:

@@ -27,6 +27,9 @@ ROWS = (
   ("blind accuracy", "blind_accuracy"),
   ("shuffled accuracy", "shuffled_accuracy"),
   ("reply tokens", "reply_tokens"),
+  ("turns", "turns"),
+  ("retrievals", "retrievals"),
+  ("frame recall", "frame_recall"),
 )
 
 

@@ -46,11 +46,16 @@ class Dialogue:
   processor: processor_lib.Processor
   scenes: Sequence[Scene]
 
-  def opening(self, row: int) -> prompts.Encoded:
-    """The prompt that an episode begins with."""
+  def prompt(self, row: int, replies: Sequence[str] = ()) -> prompts.Encoded:
+    """The prompt that an episode begins with, or, behind replies that do not end it, that of its next turn."""
     scene = self.scenes[row]
     turn = self._turn(scene, ())
-    return self.processor.encode_conversation([turn], name=scene.example.id)
+    parts = [self.processor.encode_conversation([turn], name=scene.example.id)]
+    said = tuple(tuple(self.processor.encode_reply(reply)) for reply in replies)
+    for count, reply in enumerate(said, start=1):
+      parts.append(self.processor.join(np.array(reply, np.int32), [], []))
+      parts.append(self.observe(row, 0, said[:count]))
+    return prompts.joined(parts, name=scene.example.id) if said else parts[0]
 
   def observe(self, row: int, member: int, replies: episodes.Replies) -> prompts.Encoded | None:
     """What comes after these replies (token ids); None where the episode has ended."""

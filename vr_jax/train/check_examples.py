@@ -3,19 +3,22 @@
 The outcome lies beside the shards, a file for each set of inputs (`left-out-<fingerprint>.json`); ready-made it is read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json
 import os
 from pathlib import Path
 
+from jaxtyping import Float, UInt8
 import ml_collections
+import numpy as np
 
 from vr_jax import errors, records
 from vr_jax.data import batches, examples, frame_store, sampling
 from vr_jax.envs import environment as environment_lib
 from vr_jax.models.qwen2_5_vl import processor as processor_lib
+from vr_jax.rollout import dialogue
 from vr_jax.train import inputs
 
 SPLITS = ("train", "validation", "test")
@@ -28,7 +31,7 @@ class Checks:
   config: ml_collections.ConfigDict
   shards: Path
   processor: processor_lib.Processor
-  environment: environment_lib.Environment
+  environment: environment_lib.Environment | environment_lib.TurnsEnvironment
 
   def left_out(self) -> Mapping[str, frozenset[int]]:
     """Indices of the examples of each split that can't be used; checks them all unless that was done already.
@@ -71,7 +74,7 @@ class Checks:
       try:
         self._check(example, store, where, supervised=bool(supervised))
       except errors.InputError as error:
-        problem = str(error).removeprefix(f"{where}: ")
+        problem = str(error).removeprefix(f"{where}: ").removeprefix(f"{example.id}: ")
         if self.config.data.on_bad == "stop":
           raise errors.InputError(f"{where}: {problem}") from error
         problems[index] = {"where": where, "problem": problem}
@@ -91,10 +94,14 @@ class Checks:
     supervised: bool,
   ) -> None:
     model, rule = self.config.model, inputs.sampling_rule(self.config.data)
-    chosen = sampling.choose(store.timestamps(example.video), example.shown, rule, where=where)
+    times, size = store.timestamps(example.video), store.size(example.video)
+    chosen = sampling.choose(times, example.shown, rule, where=where)
+    if isinstance(self.environment, environment_lib.TurnsEnvironment):
+      self._check_turns(example, times[chosen], size, supervised=supervised)
+      return
     self.processor.check_prompt(
       self.environment.question(example),
-      (len(chosen), *store.size(example.video)),
+      (len(chosen), *size),
       question_first=model.question_first,
       name=where,
       prefix_buckets=model.prefix_buckets,
@@ -105,6 +112,31 @@ class Checks:
       reply, longest = self.environment.reference_reply(example), self.config.sft.max_reply_tokens
       length = 0 if reply is None else self.processor.reply_length(reply, longest)
       check_reply(length, longest, where)
+
+  def _check_turns(
+    self,
+    example: records.Example,
+    times: Float[np.ndarray, "pool"],
+    size: tuple[int, int],
+    *,
+    supervised: bool,
+  ) -> None:
+    """As `_check`, of an episode's opening, and of all that the reference says and is shown."""
+    replies = self.environment.reference_replies(example, times) if supervised else ()
+    host = dialogue.Dialogue(
+      environment=self.environment,
+      processor=self.processor,
+      scenes=(dialogue.Scene(example=example, pool=_Blank(len(times), self.processor, size)),),
+    )
+    model = self.config.model
+    buckets = ("prefix_buckets", "frame_buckets", "patch_buckets")
+    for said in {(), replies[:-1]}:
+      encoded = [host.prompt(0, said)]
+      self.processor.sizes(encoded, **{name: model[name] for name in buckets})
+    lengths = [len(self.processor.encode_reply(reply)) for reply in replies]
+    if supervised:
+      longest = self.config.sft.max_reply_tokens
+      check_reply(max(lengths, default=0), longest, batches.name(example))
 
   def _fingerprint(self) -> str:
     """Of all that a check depends on."""
@@ -128,6 +160,21 @@ class Checks:
       "on_bad": config.data.on_bad,
     }
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blank:
+  """A pool of black frames, as large as the processor makes those of `size` (height and width in pixels)."""
+
+  count: int
+  processor: processor_lib.Processor
+  size: tuple[int, int]
+
+  def __len__(self) -> int:
+    return self.count
+
+  def read(self, frames: Sequence[int]) -> UInt8[np.ndarray, "frames height width 3"]:
+    return np.zeros((len(frames), *self.processor.resized(self.size), 3), np.uint8)
 
 
 def check_reply(length: int, longest: int, where: str) -> None:

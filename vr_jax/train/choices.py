@@ -1,6 +1,7 @@
 """Fields of a config that have a few possible values, or a range of them, checked before anything runs."""
 
 import operator
+from typing import Any
 
 import ml_collections
 
@@ -29,6 +30,12 @@ CHOICES = {
   "rl.aggregation": ("sequence_mean", "token_mean", "constant_length"),
   "rl.curriculum": ("none", "length"),
   "rl.kl_estimator": ("k1", "k2", "k3"),
+  "rl.credit": ("segments", "episode", "gae"),
+  "env.invalid": ("rethink", "explain"),
+  "env.relevance.variant": ("paper", "code"),
+  "critic.placement": ("every", "last"),
+  "critic.schedule": ("cosine", "constant"),
+  "critic.moment_dtype": ("float32", "bfloat16"),
 }
 
 # As in mathematics: [ and ] hold the end, ( and ) do not.
@@ -96,6 +103,23 @@ RANGES = {
   "traces.retries": "[0, inf)",
   "traces.timeout": "(0, inf)",
   "traces.workers": "[0, inf)",
+  "env.demonstrated": "[0, 1]",
+  "turns.time_buckets": "[1, inf)",
+  "turns.shown_buckets": "[1, inf)",
+  "turns.frame_buckets": "[1, inf)",
+  "turns.chunk": "[1, inf)",
+  "turns.rows": "[1, inf)",
+  "critic.gamma_turn": "[0, 1]",
+  "critic.gamma_token": "[0, 1]",
+  "critic.decay": "[0, 1]",
+  "critic.kl_weight": "[0, inf)",
+  "critic.value_clip": "(0, inf)",
+  "critic.learning_rate": "[0, inf)",
+  "critic.warmup_steps": "[0, inf)",
+  "critic.b1": "[0, 1)",
+  "critic.b2": "[0, 1)",
+  "critic.weight_decay": "[0, inf)",
+  "critic.gradient_norm": "(0, inf)",
   "eval.examples": "[0, inf)",
   "eval.rollouts": "[0, inf)",
   "eval.batch": "[1, inf)",
@@ -109,15 +133,13 @@ def check(config: ml_collections.ConfigDict) -> None:
   The same of a mesh that is not four numbers.
   """
   for name, choices in CHOICES.items():
-    section, field = name.split(".")
-    value = config.get(section, {}).get(field, choices[0])
-    if value not in choices:
+    value = _value(config, name)
+    if value is not None and value not in choices:
       raise errors.InputError(
         f"--config.{name}={value}: not one of {', '.join(filter(None, choices))}"
       )
   for name, interval in RANGES.items():
-    section, field = name.split(".")
-    value = config.get(section, {}).get(field)
+    value = _value(config, name)
     values = () if value is None else value if isinstance(value, tuple) else (value,)
     if not all(_inside(value, interval) for value in values):
       raise errors.InputError(f"--config.{name}={value}: not in {interval}")
@@ -136,9 +158,34 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
     raise errors.InputError(
       f"--config.rl.shuffled={config.rl.shuffled}: {config.recipe} has no reward of temporal order"
     )
+  if "turns" in config:
+    _check_turns(config)
+  elif config.rl.credit == "gae":
+    raise errors.InputError(f"--config.rl.credit=gae: {config.recipe} has no critic")
   judge = config.get("judge", {})
   if judge.get("blinded") and judge.kind == "rule":
     raise errors.InputError("--config.judge.blinded: the rule judges by the truth; choose a model")
+
+
+def _check_turns(config: ml_collections.ConfigDict) -> None:
+  """Raises InputError for what recipes of several turns do without."""
+  if config.env.window < config.env.turns - 1:
+    raise errors.InputError(
+      f"--config.env.window={config.env.window}: replies are computed with all turns before them; with "
+      f"{config.env.turns} turns it must be {config.env.turns - 1} or more"
+    )
+  if config.data.sampling != "pool":
+    raise errors.InputError(f"--config.data.sampling={config.data.sampling}: turns need a pool")
+  for name in ("eval.blind", "eval.shuffled", "rl.resampling", "rl.shuffled"):
+    if _value(config, name):
+      raise errors.InputError(f"--config.{name}: not in recipes of several turns")
+
+
+def _value(config: ml_collections.ConfigDict, name: str) -> Any:
+  """A field's value, None where the recipe has none of that name."""
+  for part in name.split("."):
+    config = config.get(part) if isinstance(config, ml_collections.ConfigDict) else None
+  return config
 
 
 def _inside(value: float, interval: str) -> bool:

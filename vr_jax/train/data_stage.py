@@ -91,19 +91,19 @@ def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
 
 def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
   source = examples.ExampleSource(inputs.shards(config, workdir), "train")
+  environment = parts_lib.make_environment(config)
   texts = (
     text
     for example in (source[index] for index in range(len(source)))
     for text in (
-      example.question,
-      *example.options,
+      *parts_lib.opening_texts(environment, example, config.data.frames),
       *(step.text for step in example.steps),
       example.observation,
       example.reasoning,
     )
   )
   # What stands around every text: the template's words and the tags of a reply, each often enough to be merged.
-  frame = ["user\n", "assistant\n", *parts_lib.make_environment(config).tags] * 1000
+  frame = ["user\n", "assistant\n", *environment.tags] * 1000
   size = config.model.architecture.text_config.vocab_size
   path = inputs.tokenizer_path(config, workdir)
   aside = path.with_suffix(".partial")

@@ -5,10 +5,11 @@ batch -> features (encoder) -> replies (sampler) -> texts -> rewards (environmen
 Replies are judged on a thread of their own from the moment they are there, one batch after the other.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from vr_jax.parallel import processes
 from vr_jax.rl import credit
 from vr_jax.rollout import encoder, sampler
 from vr_jax.train import clock as clock_lib
-from vr_jax.train import features, reading, steps
+from vr_jax.train import features, multi_turn, reading, steps
 from vr_jax.train import parts as parts_lib
 
 _SHUFFLED = 2**20  # folded into a step's key: apart from what attempts at it fold in
@@ -47,7 +48,8 @@ class Experience:
   """Replies to a batch, and what they earned.
 
   encoded: prompts with the features of the tower that sampled; prompt: as a pass that is to have a tower of its own takes them
-  (with patches; where the tower is frozen, `encoded`). lengths: of the replies of all processes, in tokens. prompt_tokens:
+  (with patches; where the tower is frozen, `encoded`), and so `rollout`. lengths: of the replies of all processes, in tokens,
+  of several turns with what came between. prompt_tokens:
   of a prompt, the mean. sampled: tokens of all replies that were drawn for it, those of groups that were then replaced too;
   decoded: those that sampling them computed. read: where the iterator over batches stood behind it. values: what is to be
   logged.
@@ -91,9 +93,11 @@ class Source:
     batch = next(self.batches)
     prompt, encoded, values = self._prompts(params, batch)
     clock.lap("data", exposed=True)
-    rollout, decoded = self._sampled(params, encoded, key, self.parts.config.rl.group)
-    shuffled = self._shuffled(params, batch, encoded, key)
-    lengths = steps.reply_lengths(steps.sampled(rollout), self.parts.mesh)
+    reply = self._played if self.parts.multi_turn else self._replied
+    rollout, decoded, judge = reply(params, batch, encoded, key)
+    lengths, sampled = (
+      steps.reply_lengths(mask(rollout), self.parts.mesh) for mask in (steps.held, steps.sampled)
+    )
     clock.lap("rollout")
     return Experience(
       items=batch.items,
@@ -102,12 +106,29 @@ class Source:
       rollout=rollout,
       lengths=lengths,
       prompt_tokens=_prompt_tokens(batch),
-      sampled=int(lengths.sum()),
+      sampled=int(sampled.sum()),
       decoded=decoded,
-      judging=self.thread.submit(self._judged, batch.items, rollout, shuffled),
+      judging=self.thread.submit(judge),
       read=self.batches.get_state(),
       values=values,
     )
+
+  def _replied(
+    self, params: PyTree, batch: parts_lib.Batch, encoded: records.Prompt, key: Key[Array, ""]
+  ) -> tuple[records.Rollout, int, Callable[[], Judged]]:
+    """Replies, how many tokens decoding computed, and what judges them."""
+    rollout, decoded = self._sampled(params, encoded, key, self.parts.config.rl.group)
+    shuffled = self._shuffled(params, batch, encoded, key)
+    judge = functools.partial(self._judged, batch.items, rollout, shuffled)
+    return rollout, decoded, judge
+
+  def _played(
+    self, params: PyTree, batch: parts_lib.Batch, encoded: records.Prompt, key: Key[Array, ""]
+  ) -> tuple[records.Rollout, int, Callable[[], Judged]]:
+    """As `_replied`, of several turns."""
+    talk = multi_turn.play(self.parts, params, batch, encoded, key)
+    rollout = multi_turn.rollout(self.parts, talk)
+    return rollout, talk.played.decoded, lambda: self._judged_turns(batch.items, talk)
 
   def _sampled(
     self, params: PyTree, prompt: records.Prompt, key: Key[Array, ""], group: int
@@ -138,11 +159,21 @@ class Source:
     rollout: records.Rollout,
     shuffled: records.Rollout | None,
   ) -> Judged:
-    environment = self.parts.environment
     replies = reading.replies(self.parts, rollout, shuffled)
+    examples = [item.example for item in items]
+    return self._remembered(self.parts.environment.score(examples, replies), replies.segment)
+
+  def _judged_turns(self, items: Sequence[parts_lib.Item], talk: multi_turn.Talk) -> Judged:
+    scores = self.parts.environment.rewards([item.example for item in items], talk.said)
+    return self._remembered(scores, multi_turn.turn_of(talk.played.rollout))
+
+  def _remembered(
+    self, scores: records.Scores, segment: Int[np.ndarray, "prompts group time"]
+  ) -> Judged:
+    environment = self.parts.environment
     return Judged(
-      scores=environment.score([item.example for item in items], replies),
-      segment=replies.segment,
+      scores=scores,
+      segment=segment,
       remembered=environment.state(),
       counts=environment.counts(),
     )

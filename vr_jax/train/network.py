@@ -120,10 +120,13 @@ def with_section(
 def check_context(config: ml_collections.ConfigDict, model: model_config.Config) -> None:
   """Raises InputError where a reply to the longest prompt could pass the model's context."""
   prompt, context = max(config.model.prefix_buckets), model.text.max_position_embeddings
-  for field, reply in (
+  fields = [
     ("rl.max_new_tokens", config.rl.max_new_tokens),
     ("sft.max_reply_tokens", config.sft.max_reply_tokens),
-  ):
+  ]
+  if "turns" in config:
+    fields.append(("turns.time_buckets", max(config.turns.time_buckets)))
+  for field, reply in fields:
     if prompt + reply > context:
       raise errors.InputError(
         f"--config.{field}={reply}: with prompts of up to {prompt} tokens (config.model.prefix_buckets) this passes "

@@ -15,7 +15,8 @@ import numpy as np
 
 from vr_jax import errors, records
 from vr_jax.data import batches, examples, feature_cache, frame_store
-from vr_jax.envs import environment, moss_chatv, videop2r
+from vr_jax.envs import environment as environment_lib
+from vr_jax.envs import moss_chatv, video_mtr, videop2r
 from vr_jax.models.qwen2_5_vl import checkpoint as pretrained
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import lora, names
@@ -25,14 +26,17 @@ from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.rewards import judge as judge_lib
+from vr_jax.rollout import dialogue as dialogue_lib
 from vr_jax.train import check_examples, inputs, judges, network
 from vr_jax.train import checkpoints as checkpoints_lib
 
-ENVIRONMENTS: dict[str, Callable[..., environment.Environment]] = {
+AnyEnvironment = environment_lib.Environment | environment_lib.TurnsEnvironment
+ENVIRONMENTS: dict[str, Callable[..., AnyEnvironment]] = {
   "moss_chatv": moss_chatv.MossChatV,
   "videop2r": videop2r.VideoP2R,
+  "video_mtr": video_mtr.VideoMTR,
 }
-VIEWS = ("whole", "blind", "shuffled")
+VIEWS = ("whole", "blind", "shuffled", "supervised")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,12 @@ class Parts(network.Network):
 
   data: Path
   processor: processor_lib.Processor
-  environment: environment.Environment
+  environment: AnyEnvironment
+
+  @property
+  def multi_turn(self) -> bool:
+    """Whether replies ask for frames: clips are then pools that turns choose from."""
+    return isinstance(self.environment, environment_lib.TurnsEnvironment)
 
   @property
   def checks(self) -> check_examples.Checks:
@@ -130,7 +139,8 @@ class Parts(network.Network):
   ) -> Any:
     """An iterator over `Batch`es (of this process: its share of `batch_size`), as `data.batches` makes it.
 
-    view: `whole`; `blind` leaves the frames out of the prompt; `shuffled` puts them in random order (their times stay).
+    view: `whole`; `blind` leaves the frames out of the prompt; `shuffled` puts them in random order (their times stay);
+    `supervised` is whole, with several turns the conversation before the reply that is to be learnt.
     limit: the first examples only; 0: all. repeat=False: one epoch, in order. cache: features of clips seen whole; where it
     has them, no frame is read. by_length: every epoch goes from the shortest clips to the longest.
     """
@@ -168,6 +178,9 @@ class Parts(network.Network):
     cache: feature_cache.FeatureCache | None = None,
   ) -> Item:
     """The prompt (and reference reply, where there is one) of a clip; `view` and `cache` are those of `read`."""
+    if self.multi_turn:
+      return self._item_of_turns(clip, view)
+    view = "whole" if view == "supervised" else view
     reply = self.environment.reference_reply(clip.example)
     item = functools.partial(
       Item,
@@ -190,6 +203,33 @@ class Parts(network.Network):
       name=clip.example.id,
     )
     return item(encoded=encoded, kept_as=name)
+
+  def _item_of_turns(self, clip: batches.Clip, view: str) -> Item:
+    """Of a pool: what its episode opens with; to be supervised, one reply of the reference and the conversation before it."""
+    host = dialogue_lib.Dialogue(
+      environment=self.environment,
+      processor=self.processor,
+      scenes=(dialogue_lib.Scene(example=clip.example, pool=clip),),
+    )
+    if view == "whole":
+      return Item(example=clip.example, encoded=host.prompt(0), reply=(), clip=clip)
+    replies = self.environment.reference_replies(clip.example, clip.timestamps)
+    turn = zlib.crc32(f"turn of {clip.example.id}".encode()) % max(1, len(replies))
+    return Item(
+      example=clip.example,
+      encoded=host.prompt(0, replies[:turn]),
+      reply=tuple(self.processor.encode_reply(replies[turn])) if replies else (),
+      clip=clip,
+    )
+
+  def dialogue(self, batch: Batch) -> dialogue_lib.Dialogue:
+    """The host's side of episodes about the pools of a batch."""
+    items = [*batch.items, *batch.items[:1] * (len(batch.prompt.tokens) - len(batch.items))]
+    return dialogue_lib.Dialogue(
+      environment=self.environment,
+      processor=self.processor,
+      scenes=[dialogue_lib.Scene(example=item.example, pool=item.clip) for item in items],
+    )
 
   def _encoded(self, clip: batches.Clip, view: str) -> prompts_lib.Encoded:
     """A prompt of what its frames show."""
@@ -319,12 +359,22 @@ def _make_processor(config: ml_collections.ConfigDict, workdir: Path) -> process
 
 def make_environment(
   config: ml_collections.ConfigDict, *, judge: judge_lib.Judge | None = None
-) -> environment.Environment:
+) -> AnyEnvironment:
   """The recipe's; judge: that of the recipes that have one, and None where nothing is scored."""
   if config.recipe not in ENVIRONMENTS:
     raise errors.InputError(f"config.recipe={config.recipe}: one of {', '.join(ENVIRONMENTS)}")
   judged = {"judge": judge} if "judge" in config else {}
   return ENVIRONMENTS[config.recipe](**config.env.to_dict(), **judged)
+
+
+def opening_texts(
+  environment: AnyEnvironment, example: records.Example, frames: int
+) -> tuple[str, ...]:
+  """What the first user's turn says beside its frames; of several turns about a pool of so many."""
+  if isinstance(environment, environment_lib.TurnsEnvironment):
+    shown = environment.observe(example, frames, ()).parts
+    return tuple(part for part in shown if isinstance(part, str))
+  return (example.question, *example.options)
 
 
 def _make_judge(config: ml_collections.ConfigDict, workdir: Path) -> judge_lib.Judge | None:

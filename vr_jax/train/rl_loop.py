@@ -10,6 +10,7 @@ the step between.
 from collections.abc import Mapping, Sequence
 import contextlib
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       made, ahead = ahead or source.draw(state.params, step, clock), None
       if rl.one_step_off_policy and step < rl.steps:
         ahead = source.draw(state.params, step + 1, clock)
-      fit = padding.shapes(rl, layout, made.lengths, budget=rl.max_new_tokens)
+      fit = padding.shapes(rl, layout, made.lengths, budget=made.rollout.tokens.shape[2])
       rollout = padding.cut(made.rollout, fit.time)
       reference_log_probs, old = None, None
       if rl.kl_weight:
@@ -91,6 +92,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         mesh_lib.put_batch(judged.scores, parts.mesh),
         mesh_lib.put_batch(judged.segment[:, :, : fit.time], parts.mesh),
         segments=parts.environment.segments,
+        multi_turn=parts.multi_turn,
+        whole=rl.credit == "episode",
         normalise=rl.normalise,
         budget=rl.max_new_tokens,
       )
@@ -108,10 +111,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         )
         updates.append(updated)
       values, updates = jax.device_get((values, updates))
-      values = {name: float(value) for name, value in {**values, **over_epochs(updates)}.items()}
+      values = {n: float(v) for n, v in {**values, **over_epochs(updates)}.items()}
+      # Of a segment that no reply had, or none was judged of, there is no mean.
+      values = {n: v for n, v in values.items() if not (n.startswith("reward") and math.isnan(v))}
       clock.lap("update")
       values["padding_share"] = padding.share(rl, layout, made, fit)
-      values |= made.values | judged.counts | clock.values(float(made.lengths.sum()))
+      values |= (
+        made.values | judged.counts | clock.values(values["reply_tokens"] * made.lengths.size)
+      )
       log.write(step, values)
       tick(step, rl.steps, shown(values))
       sft_loop.check_finite(values, rl.max_skipped, "rl", step)
@@ -194,42 +201,63 @@ def last_step(parts: parts_lib.Parts, where: Path) -> int | None:
   return step
 
 
-@functools.partial(jax.jit, static_argnames=("segments", "normalise", "budget"))
+@functools.partial(
+  jax.jit, static_argnames=("segments", "multi_turn", "whole", "normalise", "budget")
+)
 def assign_credit(
   scores: records.Scores,
   segment: Int[Array, "prompts group time"],
   *,
   segments: tuple[str, ...],
+  multi_turn: bool = False,
+  whole: bool = False,
   normalise: bool,
   budget: int,
 ) -> tuple[Array, Array, dict[str, Array]]:
   """What scores mean for each sampled token, on the mesh.
 
-  segment: which one each token belongs to, -1 where none; segments: their names; budget: tokens that a reply may have.
+  segment: which one each token belongs to, -1 where none; segments: their names; multi_turn: each is a reply of its own;
+  whole: what all of them earn together is the advantage of every token; budget: tokens that a reply may have.
 
   Returns:
     (advantages [prompts, group, time], signal [prompts]: whether the replies of a prompt differ in reward, metrics of
     the rewards by name).
   """
-  advantages = credit.group_advantages(scores.total, scores.valid, normalise=normalise)
-  signal = credit.has_signal(scores.total, scores.valid)
-  length = (segment >= 0).sum(axis=-1)
-  values = {
-    "no_signal_share": 1 - signal.mean(),
-    "reply_tokens": length.mean(),
-    "cut_off_share": (length == budget).mean(),
-  }
+  total, valid, owner = scores.total, scores.valid, segment
+  if whole:
+    total = jnp.where(valid, total, 0).sum(axis=-1, keepdims=True)
+    valid, owner = valid.any(axis=-1, keepdims=True), jnp.minimum(segment, 0)
+  advantages = credit.group_advantages(total, valid, normalise=normalise)
+  signal = credit.has_signal(total, valid)
+  values = {"no_signal_share": 1 - signal.mean(), **_lengths(segment, segments, multi_turn, budget)}
   of_all = {**scores.rewards, "total": scores.total}
   if len(segments) == 1:
     values |= _reward_values(of_all, scores.valid)
-    return credit.token_advantages(advantages, segment), signal.any(axis=-1), values
+    return credit.token_advantages(advantages, owner), signal.any(axis=-1), values
   for number, name in enumerate(segments):
     of_segment = {f"{name}/{reward}": value[..., number] for reward, value in of_all.items()}
     values |= _reward_values(of_segment, scores.valid[..., number])
-    values[f"no_signal_share/{name}"] = 1 - signal[:, number].mean()
-    values[f"tokens/{name}"] = (segment == number).sum(axis=-1).mean()
     values[f"unjudged_share/{name}"] = 1 - scores.valid[..., number].mean()
-  return credit.token_advantages(advantages, segment), signal.any(axis=-1), values
+    if not whole:
+      values[f"no_signal_share/{name}"] = 1 - signal[:, number].mean()
+  return credit.token_advantages(advantages, owner), signal.any(axis=-1), values
+
+
+def _lengths(
+  segment: Int[Array, "prompts group time"],
+  segments: tuple[str, ...],
+  multi_turn: bool,
+  budget: int,
+) -> dict[str, Array]:
+  """Tokens of replies, and how many of them used up their budget."""
+  each = jnp.stack([(segment == number).sum(-1) for number in range(len(segments))], axis=-1)
+  reply = each if multi_turn else each.sum(-1)
+  values = {
+    "reply_tokens": each.sum(-1).mean(),
+    "cut_off_share": (reply == budget).sum() / jnp.maximum((reply > 0).sum(), 1),
+  }
+  named = {f"tokens/{name}": each[..., number].mean() for number, name in enumerate(segments)}
+  return {**values, **(named if len(segments) > 1 else {})}
 
 
 def _reward_values(rewards: Mapping[str, Array], valid: Array) -> dict[str, Array]:

@@ -60,7 +60,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     features.cache(parts, state.params, workdir) as cache,
     console.progress("sft", sft.steps, done=first) as tick,
   ):
-    iterator = parts.read("train", sft.batch, limit=sft.examples, cache=cache)
+    iterator = parts.read("train", sft.batch, view="supervised", limit=sft.examples, cache=cache)
     if read is not None:
       iterator.set_state(read)
     for step in range(first + 1, sft.steps + 1):
@@ -113,7 +113,8 @@ def validation_loss(
 ) -> float:
   """Mean over the tokens of all reference replies of the validation split (nats)."""
   sft, sums = parts.config.sft, np.zeros(2)
-  batches, batch = parts.read("validation", sft.batch, repeat=False, cache=cache), None
+  batches = parts.read("validation", sft.batch, view="supervised", repeat=False, cache=cache)
+  batch = None
   while True:
     more = next(batches, None)
     if not processes.gathered(np.array([int(more is not None)])).any():

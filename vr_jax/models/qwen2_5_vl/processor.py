@@ -131,6 +131,11 @@ class Processor:
     vision = self.config.vision
     return self._grid(shape, 1.0, name).tokens(vision), vision.out_hidden_size
 
+  def resized(self, size: tuple[int, int], name: str = "frame") -> tuple[int, int]:
+    """Height and width (pixels) that a frame of `size` is given to the tower with."""
+    grid, patch = self._grid((1, *size), 1.0, name), self.config.vision.patch_size
+    return grid.height * patch, grid.width * patch
+
   def check_prompt(
     self,
     text: str,

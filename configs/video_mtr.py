@@ -1,0 +1,115 @@
+"""Video-MTR: replies ask for frames of a long video, turn by turn, until they answer; PPO with a critic and bi-level GAE.
+
+    tiny   simulated videos of a minute whose answer shows for a few seconds, a random network of 1 M parameters, from nothing;
+           two cores of a CPU. Not yet measured over seeds.
+    3b     Qwen2.5-VL-3B-Instruct on NExT-GQA and QVHighlights (docs/video_mtr.md); v5e-16 or v6e-8. Not yet measured.
+    7b     Qwen2.5-VL-7B-Instruct on the same (the paper's headline); v5p-16 or v6e-32. Not yet measured.
+
+The paper's rule is the default, its released code's an option: env.relevance.variant and env.exploration.variant "code",
+env.invalid "explain", critic.placement "last" with critic.gamma_turn 1.0, data.frames 64. GRPO on the same episodes is rl.credit="episode".
+
+Source: arXiv 2508.20478, and the released code where it is silent (clip range, lambda, sampling, penalty).
+"""
+
+import ml_collections
+
+from vr_jax import base_config
+
+RELEASES = {size: f"Qwen2.5-VL-{size.upper()}-Instruct" for size in ("3b", "7b")}
+
+
+def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
+  """The recipe at a size: tiny, 3b or 7b."""
+  config = base_config.base("video_mtr")
+  base_config.turns(config)
+  env = config.env
+  ask = "Think inside <think> and </think>. Then "
+  answer = "give only the final answer inside <answer> and </answer>"
+  env.instruction = (
+    f"{ask}{answer}, or, to see more, the first and the last index of an interval of frames inside <retrieve> and "
+    "</retrieve>, as in <retrieve>10,20</retrieve>."
+  )
+  env.last_instruction = f"{ask}{answer}: this is the last turn."
+  env.turns = 3  # replies of an episode, at most
+  env.window = 2  # turns before a reply that it sees
+  env.budget = 32  # frames: half of them in the first turn, at most a quarter in each later one
+  env.invalid = "rethink"  # rethink | explain: what follows a reply that can't be used
+  env.demonstrated = (
+    0.0  # supervised episodes: share that looks before it answers; 0: there are none
+  )
+  env.relevance = ml_collections.ConfigDict()  # docs/video_mtr.md
+  env.relevance.variant = "paper"  # paper | code
+  env.relevance.slope = 1.0  # of the penalty for a look that is worse than the best so far
+  env.relevance.relevance = 0.5  # what a better look earns; 0: no rewards of turns but the format
+  env.relevance.gate = True  # wrong episodes earn nothing for their looks
+  env.exploration = ml_collections.ConfigDict()
+  env.exploration.variant = "paper"  # paper | code
+  env.exploration.stages = (
+    (0.1, 1.0),
+    (0.5, 0.5),
+  )  # (share of turns that retrieve, bonus below it); (): none
+  env.exploration.patience = 3  # batches in a row above the last share, which end it
+
+  config.data.sampling = "pool"
+  config.data.fps = config.data.sample_fps = 1.0
+  config.data.frames = 128  # of the pool, at most
+  config.model.feature_cache_gib = 0.0
+  config.model.freeze_vision = False  # the released code trains it
+  config.model.min_pixels = config.model.max_pixels = 128 * 14 * 14
+  config.model.prefix_buckets = (1024, 1536, 2048)
+  config.model.frame_buckets = (16,)
+  config.model.patch_buckets = (128, 144)
+  config.eval.blind = config.eval.shuffled = False
+
+  rl = config.rl
+  rl.credit = "gae"
+  rl.steps = 500
+  rl.prompts = 16
+  rl.group = 2
+  rl.max_new_tokens = 512  # of a turn
+  rl.temperature = 0.7
+  rl.schedule = "constant"
+  rl.gradient_norm = 1.0
+  rl.aggregation = "token_mean"
+  rl.entropy_weight = 0.001
+  rl.kl_weight = 0.0  # the penalty is a reward
+  config.critic.kl_weight = 0.001
+
+  if size == "tiny":
+    base_config.tiny(config)
+    _tiny(config)
+  elif size in RELEASES:
+    base_config.released(config, RELEASES[size])
+    config.data.videos = "videos"
+    config.data.annotations = "annotations.jsonl"
+  else:
+    raise ValueError(
+      f"configs/video_mtr.py:{size}: no such size; one of tiny, {', '.join(RELEASES)}"
+    )
+  return config.lock()
+
+
+def _tiny(config: ml_collections.ConfigDict) -> None:
+  env = config.env
+  env.instruction, env.last_instruction = "", "!"  # a network that knows no words
+  env.turns, env.window = 2, 1
+  env.budget = 16
+  env.demonstrated = 0.3
+  config.data.fps = 1.0
+  config.data.frames = 64
+  config.data.simulate.videos = 1500
+  config.model.prefix_buckets = (160, 224, 320)
+  config.model.frame_buckets = (8, 12)
+  config.turns.time_buckets = (96, 128, 160)
+  config.turns.shown_buckets = (32, 64, 96)
+  config.turns.frame_buckets = (4,)
+  config.turns.chunk = 12
+  config.turns.rows = 32
+  config.sft.max_reply_tokens = config.rl.max_new_tokens = 40
+  config.rl.steps = 100
+  config.rl.prompts, config.rl.group = 16, 8
+  config.rl.temperature = 1.0
+  config.rl.entropy_weight = 0.0
+  config.critic.kl_weight = 0.0  # nothing pretrained is to be kept
+  config.critic.learning_rate = 1e-3
+  config.critic.warmup_steps = 5
