@@ -1,0 +1,181 @@
+"""A session: the episode that the engine plays, told turn by turn while it is played."""
+
+from concurrent import futures
+import dataclasses
+import subprocess
+import sys
+import threading
+import zlib
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import workload
+from tests.rollout import chat
+from vr_jax import errors, records, rollout
+from vr_jax.envs import video_mtr
+from vr_jax.models.qwen2_5_vl import processor, prompts
+from vr_jax.rollout import dialogue, session, turns
+
+OPTIONS = ("A. red", "B. blue")
+LOOK, ODD, SAY = (
+  "<think>?</think><retrieve>2,5</retrieve>",
+  "<b>hm",
+  "<think>!</think><answer>B</answer>",
+)
+SCHEDULE = dataclasses.replace(
+  chat.SCHEDULE, time_buckets=(1024,), shown_buckets=(256,), frame_buckets=(2, 4)
+)
+
+
+class Speaker(processor.Processor):
+  """Reads what a network that knows no words says as one of a few replies, by its tokens."""
+
+  says = (LOOK, ODD, SAY)
+
+  def decode(self, ids):
+    return self.says[zlib.crc32(repr([int(i) for i in ids]).encode()) % len(self.says)]
+
+
+class Pool:
+  """Eight frames, each of one colour; asked: what was read."""
+
+  def __init__(self):
+    self.asked = []
+
+  def __len__(self):
+    return 8
+
+  def read(self, frames):
+    self.asked.append(tuple(frames))
+    return np.stack([np.full((28, 28, 3), 30 * frame, np.uint8) for frame in frames])
+
+
+def _session(pool=None, says=Speaker.says, **changes):
+  speaker = Speaker(chat.CONFIG, workload.BYTES, 28 * 28, 28 * 28, system="")
+  speaker.says = says
+  graph, params = chat.network()
+  fields = {
+    "graph": graph,
+    "params": params,
+    "allowed": chat.ALLOWED,
+    "processor": speaker,
+    "environment": video_mtr.VideoMTR(
+      instruction="Think.",
+      last_instruction="Answer.",
+      turns=3,
+      window=2,
+      budget=4,
+      invalid="explain",
+      relevance={},
+      exploration={},
+    ),
+    "decoding": chat.decoding(),
+    "schedule": SCHEDULE,
+    "prefix_buckets": (256, 512),
+    "pool": pool or Pool(),
+  }
+  return session.Session(**{**fields, **changes})
+
+
+def _played(one, seed):
+  """The same episode by the engine itself."""
+  example = records.Example(
+    id="question",
+    video="",
+    question="Which?",
+    options=OPTIONS,
+    answer="",
+    problem_type="multiple choice",
+    shown=records.Span(start=0.0, end=0.0),
+  )
+  scene = dialogue.Scene(example=example, pool=Pool())
+  host = dialogue.Dialogue(environment=one.environment, processor=one.processor, scenes=(scene,))
+  sizes = prompts.Sizes(prefix=512, frames=2, patches=16)
+  with futures.ThreadPoolExecutor(1) as threads:
+    made = turns.play(
+      one.graph,
+      one.params,
+      host.pad([host.prompt(0)], sizes),
+      one.allowed,
+      jax.random.key(seed),
+      host,
+      decoding=chat.decoding(group=1),
+      schedule=SCHEDULE,
+      threads=threads,
+    )
+  return [one.processor.decode(reply) for reply in made.replies[0][0]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_turns_are_those_that_the_engine_plays_with_what_each_was_shown(seed):
+  pool = Pool()
+  one = _session(pool)
+  *told, outcome = one.ask("Which?", OPTIONS, seed=seed)
+  said = [turn.reply for turn in told]
+  assert said == _played(one, seed)
+  assert [turn.number for turn in told] == list(range(1, len(told) + 1))
+  found = {LOOK: (2,), ODD: (), SAY: ()}
+  assert [turn.frames for turn in told] == [(0, 7), *(found[reply] for reply in said[:-1])]
+  for turn in told:
+    assert [int(pixels[0, 0, 0]) for pixels in turn.pixels] == [30 * n for n in turn.frames]
+  kinds = {LOOK: "retrieve", ODD: "invalid", SAY: "answer"}
+  assert [turn.action.kind for turn in told] == [kinds[reply] for reply in said]
+  ended = said[-1] == SAY
+  assert outcome == session.Outcome(answer="B" if ended else None, turns=len(told))
+  assert ended or len(told) == 3
+
+
+def test_a_turn_is_told_before_the_next_is_shown():
+  class Waiting(Pool):
+    def read(self, frames):
+      assert len(self.asked) == 0 or read_on.wait(20)
+      return super().read(frames)
+
+  read_on, pool = threading.Event(), Waiting()
+  asking = _session(pool, (LOOK,)).ask("Which?", OPTIONS)
+  first = next(asking)
+  assert (first.number, first.frames, pool.asked) == (1, (0, 7), [(0, 7)])
+  read_on.set()
+  *rest, outcome = asking
+  assert [turn.frames for turn in rest] == [(2,), (2,)]
+  assert outcome == session.Outcome(answer=None, turns=3)
+
+
+def test_who_stops_reading_ends_the_episode():
+  class Slow(Pool):
+    def read(self, frames):
+      assert len(self.asked) == 0 or read_on.wait(20)
+      return super().read(frames)
+
+  read_on, pool = threading.Event(), Slow()
+  asking = _session(pool, (LOOK,)).ask("Which?", OPTIONS)
+  next(asking)
+  threading.Timer(0.1, read_on.set).start()
+  asking.close()
+  assert len(pool.asked) == 2  # the second was under way
+
+
+def test_what_cant_be_read_is_raised_where_turns_are_read():
+  class Broken(Pool):
+    def read(self, frames):
+      if self.asked:
+        raise errors.InputError("clip.mp4: is damaged")
+      return super().read(frames)
+
+  asking = _session(Broken(), (LOOK,)).ask("Which?")
+  assert next(asking).action.kind == "retrieve"
+  with pytest.raises(errors.InputError, match="is damaged"):
+    next(asking)
+
+
+def test_a_question_too_long_for_its_buckets_is_an_error():
+  with pytest.raises(errors.InputError, match=r"question: \d+ tokens"):
+    list(_session(prefix_buckets=(32,)).ask("Which?" * 20))
+
+
+def test_the_room_has_the_session_by_name_and_imports_nothing_heavy_before():
+  assert rollout.Session is session.Session
+  code = "import sys, vr_jax.rollout; sys.exit('jax' in sys.modules)"
+  assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
