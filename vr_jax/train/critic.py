@@ -4,6 +4,8 @@
     advantages, returns = credit(scores, rollout, values, reference)     bi-level GAE: rl/gae.py
     critic              = step(critic, prompt, rollout, values, returns)
 
+`Critic` is these three around a state, as the loop of every recipe uses them.
+
 Its parameters are {"model": as the policy's, "head": forward.ValueHead}, in a `state.TrainState` of their own. It shares nothing
 with the policy; but of prompts and suffixes that bring features it runs no tower, so that those of a frozen tower serve both.
 
@@ -11,6 +13,7 @@ Source: Video-MTR, arXiv 2508.20478, section 3.3, and its released code.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
@@ -25,8 +28,65 @@ from vr_jax import records
 from vr_jax.rl import gae
 from vr_jax.rl import loss as loss_lib
 from vr_jax.rollout import forward
+from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
 from vr_jax.train import steps
+
+
+@dataclasses.dataclass(kw_only=True)
+class Critic:
+  """A critic in training. assessed: values and returns of the batch that `advantages` was last asked about."""
+
+  state: state_lib.TrainState
+  epochs: int
+  value: Callable[..., Array]
+  credit: Callable[..., tuple[Array, Array, steps.Metrics]]
+  step: Callable[..., tuple[state_lib.TrainState, steps.Metrics]]
+  assessed: tuple[Array, Array] | None = None
+
+  @classmethod
+  def begin(cls, parts: parts_lib.Parts, policy: PyTree) -> "Critic":
+    """One that begins where these parameters of a policy are."""
+    section, rl = parts.config.critic, parts.config.rl
+    params = fresh_params(policy, embed=parts.model.text.hidden_size)
+    fixed = frozen(parts.frozen)
+    optimizer = make_optimizer(parts.config, params, fixed)
+    return cls(
+      state=state_lib.create(params, optimizer, parts.mesh),
+      epochs=rl.epochs,
+      value=make_valuer(parts.graph),
+      credit=make_credit(section),
+      step=make_critic_step(
+        parts.graph,
+        optimizer,
+        clip=section.value_clip,
+        microbatches=rl.microbatches,
+        frozen=fixed,
+      ),
+    )
+
+  def advantages(
+    self,
+    prompt: records.Prompt,
+    rollout: records.Rollout,
+    scores: records.Scores,
+    reference: Array | None,
+    packed: int | None,
+  ) -> tuple[Array, steps.Metrics]:
+    """(advantages [prompts, group, time], metrics) of a batch. reference, packed: of `make_credit`, `make_valuer`."""
+    values = self.value(self.state.params, prompt, rollout, packed=packed)
+    advantages, returns, metrics = self.credit(scores, rollout, values, reference)
+    self.assessed = values, returns
+    return advantages, metrics
+
+  def learn(
+    self, prompt: records.Prompt, rollout: records.Rollout, packed: int | None
+  ) -> steps.Metrics:
+    """Updates on the batch that `advantages` was asked about; gives the metrics of the last update. packed: of a micro-batch."""
+    for _ in range(self.epochs):
+      self.state, metrics = self.step(self.state, prompt, rollout, *self.assessed, packed=packed)
+    self.assessed = None
+    return metrics
 
 
 def fresh_params(policy: PyTree, *, embed: int) -> dict[str, Any]:

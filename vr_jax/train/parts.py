@@ -123,7 +123,8 @@ class Parts(network.Network):
 
   def checkpoints(self, where: Path) -> checkpoints_lib.Checkpoints:
     """Those of a stage. With adapters they leave out the base, which `fresh_params` gives."""
-    left_out = tuple(f"params.{name}" for name in self.frozen) if self.adapters else ()
+    fixed = self.frozen if self.adapters else ()
+    left_out = tuple(f"{of}.{name}" for of in ("params", "critic.params.model") for name in fixed)
     return checkpoints_lib.Checkpoints(where, architecture=self.architecture, left_out=left_out)
 
   def read(

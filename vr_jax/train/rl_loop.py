@@ -1,6 +1,6 @@
 """Stage `rl`: the loop of every reinforcement recipe, in the order in which things happen.
 
-experience (prompts, replies and what they earned) -> advantages (credit) -> update
+experience (prompts, replies and what they earned) -> advantages (credit, or a critic) -> update
 
 With rl.one_step_off_policy the replies of the next step are drawn before an update, by the policy that it then moves. They are
 judged while it runs, and while the replies after them are drawn; truncated importance sampling (rl.truncation) corrects for
@@ -25,6 +25,7 @@ from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rl import credit
 from vr_jax.train import clock as clock_lib
 from vr_jax.train import console, experience, features, metrics, padding, sft_loop, steps
+from vr_jax.train import critic as critic_lib
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
 
@@ -44,15 +45,20 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   optimizer = state_lib.make_optimizer(rl, parts.abstract_params, parts.frozen)
   begun = origin(parts, workdir)
   initial = initial_params(parts, workdir)
+  critic = critic_lib.Critic.begin(parts, initial) if rl.credit == "gae" else None
   # Of the reference only what training changes is kept; the rest, with adapters the whole base, it shares.
-  anchor = state_lib.split(initial, parts.frozen)[0] if rl.kl_weight else None
+  anchored = rl.kl_weight or (critic and config.critic.kl_weight)
+  anchor = state_lib.split(initial, parts.frozen)[0] if anchored else None
   anchor = jax.tree.map(jnp.copy, anchor)
   state, first, read = state_lib.create(initial, optimizer, parts.mesh), 0, None
   del initial  # the state has them: what an update donates must not be held here
   if store.latest() is not None:
-    restored = store.restore(state)
+    restored = store.restore(_saved(state, critic))
     _check_origin(workdir / "checkpoints" / "rl", restored.loop.get("start"), begun)
-    state, first = restored.tree, restored.step
+    first = restored.step
+    if critic:
+      critic.state = restored.tree.pop("critic")
+    state = state_lib.TrainState(**restored.tree)
     read = restored.loop["iterator"]
     parts.environment.set_state(restored.loop["reward"])
   step_fn = steps.make_rl_step(parts.graph, optimizer, parts.allowed, rl, frozen=parts.frozen)
@@ -80,7 +86,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       fit = padding.shapes(rl, layout, made.lengths, budget=made.rollout.tokens.shape[2])
       rollout = padding.cut(made.rollout, fit.time)
       reference_log_probs, old = None, None
-      if rl.kl_weight:
+      if anchored:
         reference = state_lib.join(anchor, state_lib.split(state.params, parts.frozen)[1])
         reference_log_probs = score_fn(reference, made.prompt, rollout, packed=fit.packed_whole)
         del reference  # or its share of the state would outlive the update
@@ -93,10 +99,20 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         mesh_lib.put_batch(judged.segment[:, :, : fit.time], parts.mesh),
         segments=parts.environment.segments,
         multi_turn=parts.multi_turn,
-        whole=rl.credit == "episode",
+        whole=rl.credit != "segments",
         normalise=rl.normalise,
         budget=rl.max_new_tokens,
       )
+      if critic:
+        signal = jnp.ones_like(signal)
+        advantages, assessed = critic.advantages(
+          made.prompt,
+          rollout,
+          mesh_lib.put_batch(judged.scores, parts.mesh),
+          reference_log_probs,
+          fit.packed_whole,
+        )
+        values |= assessed
       updates = []
       for _ in range(rl.epochs):
         state, updated = step_fn(
@@ -110,10 +126,16 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
           packed=fit.packed,
         )
         updates.append(updated)
+      if critic:
+        values |= critic.learn(made.prompt, rollout, fit.packed)
       values, updates = jax.device_get((values, updates))
       values = {n: float(v) for n, v in {**values, **over_epochs(updates)}.items()}
       # Of a segment that no reply had, or none was judged of, there is no mean.
-      values = {n: v for n, v in values.items() if not (n.startswith("reward") and math.isnan(v))}
+      values = {
+        n: v
+        for n, v in values.items()
+        if not (n.startswith(("reward", "critic")) and math.isnan(v))
+      }
       clock.lap("update")
       values["padding_share"] = padding.share(rl, layout, made, fit)
       values |= (
@@ -125,7 +147,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       if step % rl.checkpoint_every == 0 or step == rl.steps:
         # What is drawn ahead of the update does not count as read or judged.
         goes_on = {"iterator": made.read, "reward": judged.remembered, "start": begun}
-        store.save(step, state, goes_on)
+        store.save(step, _saved(state, critic), goes_on)
+
+
+def _saved(state: state_lib.TrainState, critic: critic_lib.Critic | None) -> dict[str, Any]:
+  """What a checkpoint holds: the fields of the policy's state, and beside them the critic's."""
+  return {**vars(state), **({"critic": critic.state} if critic else {})}
 
 
 def _idle(*running: Array | None) -> bool:
