@@ -22,11 +22,11 @@ import ml_collections
 
 from vr_jax import base_config
 
-RELEASES = {size: f"Qwen2.5-VL-{size.upper()}-Instruct" for size in ("3b", "7b")}
+RELEASES = {size: f"Qwen2.5-VL-{size.upper()}-Instruct" for size in ("3b", "7b", "72b")}
 
 
 def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
-  """The recipe at a size: tiny, 3b or 7b."""
+  """The recipe at a size: tiny, 3b, 7b or 72b."""
   config = base_config.base("videop2r")
   base_config.judge(config)
   base_config.traces(config)

@@ -20,6 +20,18 @@ ROOMS = (
   "parallel",
 )
 
+# What takes longest goes first, so that both workers end together; of these the first ones.
+LONGEST = (
+  *("test_launch", "train/test_killed", "parallel/test_mesh", "train/test_train_steps"),
+  *("train/test_multi_turn", "train/test_lora", "test_notebook", "rollout/test_episodes"),
+  *("train/test_critic", "benchmarks/test_group_layout", "rollout/test_packing"),
+  *("train/test_features", "train/test_vision_once", "train/test_validation", "test_ask"),
+  *("train/test_segments", "models/test_qwen2_5_vl_model", "models/test_qwen2_5_vl_turns"),
+  *("train/test_start", "benchmarks/test_turn_by_turn", "train/test_export"),
+  *("train/test_traces_beam", "models/test_qwen2_5_vl_tpu", "rollout/test_compilations"),
+  *("rollout/test_one_forward", "models/test_qwen2_5_vl_attention", "train/test_experience"),
+)
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile far longer than they compute: programs are built without the compiler's slow passes.
 os.environ["XLA_FLAGS"] = (
@@ -37,3 +49,9 @@ jaxtyping.install_import_hook([f"vr_jax.{room}" for room in ROOMS], "shape_check
 # The first example of a property compiles; a deadline would measure that.
 hypothesis.settings.register_profile("vr_jax", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("vr_jax")
+
+
+def pytest_collection_modifyitems(items):
+  """Puts the files in LONGEST in front; those of a file stay together, and in order."""
+  places = {ROOT / "tests" / f"{name}.py": place for place, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: places.get(item.path, len(places)))

@@ -29,7 +29,7 @@ def set_field(name, value):
 
 
 @pytest.mark.parametrize("path", RECIPES)
-@pytest.mark.parametrize("size", ["tiny", "3b", "7b"])
+@pytest.mark.parametrize("size", ["tiny", "3b", "7b", "72b"])
 def test_every_size_is_within_its_own_choices(path, size):
   choices.check(nano.recipe(size, path))
 
