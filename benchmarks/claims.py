@@ -17,6 +17,7 @@ from pathlib import Path
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -24,16 +25,22 @@ from scipy import stats
 from vr_jax.train import metrics
 
 DATA_SEED = 5  # of the simulated videos; the recipe's default is 0
+_TRAINING = ("no_signal_share", "reward/", "retrieval_rate", "turns")
+_SEEN = ("--config.env.turns=", "--config.env.window=")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arm:
-  """One way to train: overrides of the recipe, or None for the warm start alone. fresh: from random weights."""
+  """One way to train: overrides of the recipe, or None for the warm start alone. fresh: from random weights.
+
+  views: further ways to evaluate what was trained: (name, overrides); their accuracy is told as accuracy@name.
+  """
 
   name: str
   title: str
   overrides: tuple[str, ...] | None
   fresh: bool = False
+  views: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +53,10 @@ class Claims:
   pairs: tuple[tuple[str, str], ...]
 
 
+TURNS = tuple(
+  (f"{turns} turns", (f"--config.env.turns={turns}", f"--config.env.window={turns - 1}"))
+  for turns in (1, 2, 5)
+)
 CLAIMS = {
   "moss_chatv": Claims(
     seeds=(21, 22, 23, 24, 25),
@@ -123,6 +134,52 @@ CLAIMS = {
       ("pa", "t_grpo"),
     ),
   ),
+  "video_mtr": Claims(
+    seeds=(41, 42, 43),
+    arms=(
+      Arm(name="sft", title="SFT only", overrides=None),
+      Arm(
+        name="single",
+        title="one turn that shows the whole budget",
+        overrides=("--config.env.turns=1", "--config.env.window=0"),
+      ),
+      Arm(
+        name="no_turn_rewards",
+        title="several turns, no reward of turns",
+        overrides=("--config.env.relevance.relevance=0.0",),
+      ),
+      Arm(
+        name="no_gate",
+        title="rewards of turns without the gate",
+        overrides=("--config.env.relevance.gate=False",),
+      ),
+      Arm(
+        name="no_bootstrapping",
+        title="without exploration bootstrapping",
+        overrides=("--config.env.exploration.stages=()",),
+      ),
+      Arm(name="full", title="full (PPO, bi-level GAE)", overrides=(), views=TURNS),
+      Arm(name="grpo", title="GRPO credit", overrides=("--config.rl.credit=episode",)),
+    ),
+    columns=(
+      ("accuracy", "accuracy"),
+      ("frame recall", "frame_recall"),
+      ("turns", "turns"),
+      ("retrieval rate at first", "first/retrieval_rate"),
+      ("and at last", "last/retrieval_rate"),
+      ("accuracy with 1 turn", "accuracy@1 turns"),
+      ("2", "accuracy@2 turns"),
+      ("5", "accuracy@5 turns"),
+    ),
+    pairs=(
+      ("full", "sft"),
+      ("full", "single"),
+      ("full", "no_turn_rewards"),
+      ("full", "no_gate"),
+      ("full", "no_bootstrapping"),
+      ("full", "grpo"),
+    ),
+  ),
 }
 
 
@@ -151,7 +208,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"{path}: a result with flags {there}, not {flags}; move it away", file=sys.stderr)
         return 2
       print(path.read_text().strip())
-  write_page(recipe, seeds, results, results.with_suffix(".md"))
+  write_page(recipe, seeds, results, results.with_suffix(".md"), extra)
   return 0
 
 
@@ -194,10 +251,13 @@ def run_arm(
     _launch(*common, *arm.overrides, start, f"--workdir={home / arm.name}", "--mode=rl")
     checkpoints = home / arm.name / "checkpoints" / "rl"
     training = _over_training(home / arm.name)
-  judged = home / f"{arm.name}-eval"
-  _launch(*common, f"--config.rl.initial={checkpoints}", f"--workdir={judged}", "--mode=eval")
-  evaluation = json.loads((judged / "eval" / "before_rl.json").read_text())
-  record = json.loads((judged / "config.json").read_text())
+  # Of what an arm changes, only how many turns there are counts when it is evaluated.
+  seen = tuple(flag for flag in arm.overrides or () if flag.startswith(_SEEN))
+  evaluation, record = _evaluated((*common, *seen), checkpoints, home / f"{arm.name}-eval")
+  for name, flags in arm.views:
+    where = home / f"{arm.name}-eval-{name.replace(' ', '-')}"
+    view, _ = _evaluated((*common, *flags), checkpoints, where)
+    training[f"accuracy@{name}"] = view["metrics"]["accuracy"]
   result = {
     "recipe": recipe,
     "arm": arm.name,
@@ -216,14 +276,30 @@ def run_arm(
   os.replace(aside, path)
 
 
+def _evaluated(
+  flags: Sequence[str], checkpoints: Path, workdir: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """(what an evaluation of checkpoints found, the config.json of its workdir)."""
+  _launch(*flags, f"--config.rl.initial={checkpoints}", f"--workdir={workdir}", "--mode=eval")
+  found = json.loads((workdir / "eval" / "before_rl.json").read_text())
+  return found, json.loads((workdir / "config.json").read_text())
+
+
 def _over_training(workdir: Path) -> dict[str, float]:
-  """Means over the RL steps of a run of what tells whether there was something to learn from."""
+  """Means over the RL steps of a run, and over its first and last tenth, of what tells how training went."""
   steps = [line["values"] for line in metrics.read(workdir / "metrics.jsonl")]
-  names = [name for name in steps[0] if name.startswith(("no_signal_share", "reward/"))]
-  return {f"training/{name}": float(np.mean([step[name] for step in steps])) for name in names}
+  tenth = -(-len(steps) // 10)
+  names = [name for name in steps[0] if name.startswith(_TRAINING)]
+  return {
+    f"{when}/{name}": float(np.mean([step[name] for step in some if name in step]))
+    for when, some in (("training", steps), ("first", steps[:tenth]), ("last", steps[-tenth:]))
+    for name in names
+  }
 
 
-def write_page(recipe: str, seeds: Sequence[int], results: Path, page: Path) -> None:
+def write_page(
+  recipe: str, seeds: Sequence[int], results: Path, page: Path, extra: Sequence[str] = ()
+) -> None:
   """docs/claims/<recipe>.md: mean over seeds and the 95 % interval of that mean (Student's t), and paired differences."""
   arms, columns, pairs = (getattr(CLAIMS[recipe], name) for name in ("arms", "columns", "pairs"))
   table = {
@@ -233,10 +309,11 @@ def write_page(recipe: str, seeds: Sequence[int], results: Path, page: Path) -> 
     for arm in arms
   }
   titles = [title for title, _ in columns]
+  command = " ".join([f"python -m benchmarks.claims {recipe}", *extra])
   lines = [
     f"# Claims of {recipe}: what came out",
     "",
-    f"`python -m benchmarks.claims {recipe}`: the tiny recipe, seeds {', '.join(map(str, seeds))}, simulated videos of "
+    f"`{command}`: the tiny recipe, seeds {', '.join(map(str, seeds))}, simulated videos of "
     f"data seed {DATA_SEED} (neither was used to tune the recipe), held-out videos, greedy decoding. Mean over seeds ± "
     "half the 95 % interval of that mean (Student's t). One JSON file a run stands beside this page.",
     "",
