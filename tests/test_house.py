@@ -26,7 +26,8 @@ MAY_USE = {
   "rollout": frozenset({"models", "envs", "parallel"}),
   "train": ALL_ROOMS - {"eval"},
   "eval": ALL_ROOMS,
-  "main": ALL_ROOMS,
+  "main": ALL_ROOMS | {"ask"},
+  "ask": ALL_ROOMS | {"main"},
   "__init__": frozenset(),
 }
 

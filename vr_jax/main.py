@@ -8,6 +8,8 @@ directory that transformers reads.
 A stage resumes where it stopped and is skipped where it is complete. Any field of the config is overridden as
 `--config.rl.learning_rate=2e-6`. Exit codes: 0 done; 2 bad input (one line on stderr says which); 3 training diverged;
 130 interrupted (the same command goes on from the last checkpoint).
+
+`vr-jax ask VIDEO "question" --checkpoint=runs/demo` asks what a run has trained (vr_jax/ask.py).
 """
 
 from collections.abc import Sequence
@@ -26,9 +28,14 @@ MODES = ("data", "sft", "rl", "eval", "all", "traces", "export")
 
 def cli(argv: Sequence[str] | None = None) -> int:
   """Runs the command line (default: this process's) and returns its exit code."""
+  words = list(sys.argv if argv is None else argv)
   try:
-    config, workdir, mode = parse_flags(list(sys.argv if argv is None else argv))
-    run(config, workdir, mode)
+    if words[1:2] == ["ask"]:
+      from vr_jax import ask  # which reads its flags with what stands below
+
+      ask.ask(words[1:])
+    else:
+      run(*parse_flags(words))
   except errors.InputError as error:
     print(f"vr-jax: {error}", file=sys.stderr)
     return 2
@@ -93,15 +100,20 @@ def parse_flags(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, Path, s
   if any(word in ("-h", "--help", "-help") for word in argv[1:]):
     print(__doc__, _define().main_module_help(), sep="\n")
     raise SystemExit(0)
-  recipe = [word for word in argv if word.startswith("--config=")]
-  if not recipe or not any(word.startswith("--workdir=") for word in argv):
+  if not all(any(word.startswith(flag) for word in argv) for flag in ("--config=", "--workdir=")):
     raise errors.InputError("needs --config=configs/<recipe>.py:<size> and --workdir=<directory>")
+  values = parse_recipe(argv)
+  return values["config"].value, Path(values["workdir"].value), values["mode"].value
+
+
+def parse_recipe(argv: Sequence[str]) -> flags.FlagValues:
+  """The flags of a command line with a --config=<file>; raises InputError naming the one at fault."""
+  recipe = [word for word in argv if word.startswith("--config=")]
   path = recipe[-1].removeprefix("--config=").partition(":")[0]
   if not Path(path).is_file():
     raise errors.InputError(f"--config={path}: no such file")
-  _check_fields(argv, _parse([argv[0], recipe[-1]])["config"].value)
-  values = _parse(argv)
-  return values["config"].value, Path(values["workdir"].value), values["mode"].value
+  check_fields(argv, _parse([argv[0], recipe[-1]])["config"].value)
+  return _parse(argv)
 
 
 def _define(argv: Sequence[str] = ()) -> flags.FlagValues:
@@ -120,16 +132,23 @@ def _define(argv: Sequence[str] = ()) -> flags.FlagValues:
 
 def _parse(argv: Sequence[str]) -> flags.FlagValues:
   values = _define(argv)
-  try:
-    rest = values(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    raise errors.InputError(str(error).strip().splitlines()[-1]) from error
-  if rest[1:]:
-    raise errors.InputError(f"{rest[1]}: not a flag; fields are overridden as --config.field=value")
+  if rest := read_flags(values, argv):
+    raise errors.InputError(f"{rest[0]}: not a flag; fields are overridden as --config.field=value")
   return values
 
 
-def _check_fields(argv: Sequence[str], config: ml_collections.ConfigDict) -> None:
+def read_flags(
+  values: flags.FlagValues, argv: Sequence[str], *, known_only: bool = False
+) -> list[str]:
+  """Sets flags, and gives the words that are none. known_only: flags that `values` does not have are such words."""
+  try:
+    return values(list(argv), known_only=known_only)[1:]
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    raise errors.InputError(str(error).strip().splitlines()[-1]) from error
+
+
+def check_fields(argv: Sequence[str], config: ml_collections.ConfigDict) -> None:
+  """Raises InputError for the first --config.field that the config does not have, naming the nearest that it has."""
   for word in argv:
     if not word.startswith("--config."):
       continue

@@ -73,6 +73,21 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, mode: str) -> None:
     raise errors.InputError(f"--workdir={workdir}: can't be written: {error.strerror}") from error
 
 
+def config_of(workdir: Path) -> ml_collections.ConfigDict:
+  """The config that a workdir was written with; raises InputError where there is none, or it is damaged."""
+  path = workdir / "config.json"
+  if not path.is_file():
+    raise errors.InputError(f"{path}: no such file; give the workdir of a run")
+  return ml_collections.ConfigDict(_with_tuples(_written(path)[0]))
+
+
+def _with_tuples(value: Any) -> Any:
+  """JSON has lists where a config has tuples."""
+  if isinstance(value, dict):
+    return {name: _with_tuples(each) for name, each in value.items()}
+  return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
 def _written(path: Path) -> tuple[dict[str, Any], list[Any]]:
   """The config and the history of a workdir; one that never noted a start has none."""
   try:

@@ -1,0 +1,127 @@
+"""`vr-jax ask`: a whole episode in a terminal, a recipe of one reply, and one line for each mistake."""
+
+import re
+
+import pytest
+
+from tests.data import videos
+from tests.train import nano
+from vr_jax import ask, main
+from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
+from vr_jax.train import inputs
+from vr_jax.train import parts as parts_lib
+from vr_jax.train import workdir as workdir_lib
+
+OPTIONS = "--options=red,blue"
+
+
+def _trained(workdir, path):
+  """A run that got as far as its third supervised step, with nothing learnt and no data left."""
+  config = nano.config(path)
+  workdir_lib.claim(workdir, config, "sft")
+  where = inputs.tokenizer_path(config, workdir)
+  where.parent.mkdir(parents=True)
+  size = config.model.architecture.text_config.vocab_size
+  tokenizer_lib.train_tokenizer([], size).save(str(where))
+  parts = parts_lib.build(config, workdir, judged=False, read=False)
+  store = parts.checkpoints(workdir / "checkpoints" / "sft")
+  store.save(3, {"params": parts.fresh_params()}, {"complete": True})
+  store.close()
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+  return videos.write(tmp_path_factory.mktemp("video") / "clip.mp4")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A run of several turns."""
+  return _trained(tmp_path_factory.mktemp("mtr") / "run", "configs/video_mtr.py")
+
+
+def test_turns_are_printed_with_their_frames_and_the_answer_or_none(run, video):
+  words = ["ask", str(video), "Which colour?", f"--checkpoint={run}", OPTIONS]
+  process = nano.start([*words, "--config.eval.temperature=1.0"])
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 0, err
+  head, *turns = re.split(r"\nTurn ", out)
+  assert head == f"{run}, sft step 3 · {video}: 10 s, 10 frames\n"
+  assert [turn[:6] for turn in turns] == ["1 of 2", "2 of 2"][: len(turns)]
+  shown = "0 (0 s), 1 (1 s), 2 (2 s), 3 (3 s), 5 (5 s), 6 (6 s), 7 (7 s), 9 (9 s)"
+  assert turns[0].splitlines()[1] == f"shown: frames {shown}"
+  assert out.splitlines()[-1].startswith(("Answer: ", "No answer."))
+
+
+def test_a_recipe_of_a_single_reply_answers_in_one_turn(tmp_path, video, capsys):
+  run = _trained(tmp_path / "run", nano.RECIPE)
+  words = ["ask", str(video), "Which colour?", "--checkpoint", str(run), OPTIONS]
+  assert main.cli(["vr-jax", *words]) == 0
+  out = capsys.readouterr().out
+  assert "\nOne turn\nshown: frames 0 (0 s), 1 (1 s), " in out
+  assert out.splitlines()[-1].startswith(("Answer: ", "No answer."))
+
+
+def _fails(capsys, *words) -> str:
+  """The one line that a command ends with."""
+  assert main.cli(["vr-jax", "ask", *map(str, words)]) == 2
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 1, lines
+  assert lines[0].startswith("vr-jax: ")
+  return lines[0]
+
+
+def test_a_mistake_is_named_in_one_line(run, video, tmp_path, capsys):
+  broken, here = tmp_path / "broken.mp4", f"--checkpoint={run}"
+  broken.write_bytes(video.read_bytes()[:2000])
+  recipe = "--config=configs/video_mtr.py"
+  for words, says in (
+    ((), "needs a video and a question"),
+    ((video, here), "needs a video and a question"),
+    ((video, "Who?", "Why?", here), "needs a video and a question"),
+    ((video, "Who?"), "needs --checkpoint"),
+    ((tmp_path / "no.mp4", "Who?", here), "no.mp4: no such file"),
+    ((broken, "Who?", here), "broken.mp4: cannot be decoded"),
+    ((video, "Who?", "--checkpoint=nowhere"), "--checkpoint=nowhere: no such directory"),
+    ((video, "Who?", f"--checkpoint={tmp_path}"), "config.json: no such file"),
+    ((video, "Who?", here, "--seed=many"), "seed"),
+    ((video, "Who?", here, "--sed=1"), "--sed=1: not a flag"),
+    ((video, "Who?", here, "--problem_type=essay"), "problem_type"),
+    ((video, "Who?", here, "--config.eval.temprature=1"), "nearest is config.eval.temperature"),
+    ((video, "Who?", here, "--config.eval.temperature=-1.0"), "config.eval.temperature"),
+    ((video, "Who?", "--config=configs/none.py"), "configs/none.py: no such file"),
+    ((video, "Who?", f"{recipe}:9b"), "9b: no such size"),
+    ((video, "Who?", f"{recipe}:tiny"), "without pretrained weights"),
+    ((video, "Who?", f"{recipe}:3b", f"--checkpoint={tmp_path}"), str(tmp_path)),
+  ):
+    assert says in _fails(capsys, *words), words
+
+
+def test_a_run_without_checkpoint_is_named(tmp_path, video, capsys):
+  run = tmp_path / "run"
+  workdir_lib.claim(run, nano.config(), "data")
+  where = inputs.tokenizer_path(nano.config(), run)
+  where.parent.mkdir(parents=True)
+  tokenizer_lib.train_tokenizer([], 448).save(str(where))
+  says = _fails(capsys, video, "Who?", f"--checkpoint={run}")
+  assert "checkpoints: holds no complete checkpoint" in says
+
+
+def test_options_get_letters_where_they_have_none(run, video):
+  for given, shown in (
+    ("red,blue", ("A. red", "B. blue")),
+    ("B. red,A. blue", ("B. red", "A. blue")),
+    ("A. red,blue", ("A. A. red", "B. blue")),
+  ):
+    asked = ask.parse(["ask", str(video), "Who?", f"--options={given}", f"--checkpoint={run}"])
+    assert (asked.options, asked.problem_type) == (shown, "multiple choice")
+
+
+def test_what_would_steer_a_terminal_is_printed_as_its_escape():
+  text = "a\x1b[31m\r\u202eb\ud800\tµ日本 [bold]x[/bold]\n"
+  assert ask.printable(text) == "a\\x1b[31m\\r\\u202eb\\ud800\tµ日本 [bold]x[/bold]\n"
+
+
+def test_a_config_that_was_written_is_read_as_it_was(run):
+  assert workdir_lib.config_of(run).to_dict() == nano.config("configs/video_mtr.py").to_dict()

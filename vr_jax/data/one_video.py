@@ -1,0 +1,55 @@
+"""One video file, or picture, as ingestion would cut it, in memory: what a single question is about."""
+
+from collections.abc import Sequence
+import dataclasses
+from pathlib import Path
+
+from jaxtyping import Float, UInt8
+import numpy as np
+import simplejpeg
+
+from vr_jax import records
+from vr_jax.data import picture_file, sampling, video_file
+from vr_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneVideo:
+  """The frames that a rule takes of a file, kept as JPEGs; timestamps and duration in seconds, as in a frame store."""
+
+  jpegs: tuple[bytes, ...]
+  timestamps: Float[np.ndarray, "frames"]
+  duration: float
+
+  def __len__(self) -> int:
+    """How many frames there are."""
+    return len(self.jpegs)
+
+  def read(self, frames: Sequence[int]) -> UInt8[np.ndarray, "frames height width 3"]:
+    """Some of them, RGB, by their number here."""
+    return np.stack(
+      [simplejpeg.decode_jpeg(self.jpegs[frame], colorspace="RGB") for frame in frames]
+    )
+
+
+def load(path: Path, *, fps: float, quality: int, max_side: int, rule: sampling.Rule) -> OneVideo:
+  """Decodes a file from start to end, as `ingest` with these fields, and keeps what the rule takes of all of it.
+
+  Raises:
+    InputError: there is no such file, it is bad (`video_file.cut`, `picture_file.cut`), or too short for the rule.
+  """
+  if not path.is_file():
+    raise InputError(f"{path}: no such file")
+  sampling.check_rate(rule, fps)
+  size = {"quality": quality, "max_side": max_side}
+  if picture_file.is_picture(path.name):
+    cut = picture_file.cut(path, **size)
+  else:
+    cut = video_file.cut(path, fps=fps, **size)
+  span = records.Span(start=0.0, end=cut.duration)
+  taken = sampling.choose(cut.timestamps, span, rule, where=str(path))
+  return OneVideo(
+    jpegs=tuple(cut.jpegs[index] for index in taken),
+    timestamps=cut.timestamps[taken],
+    duration=cut.duration,
+  )
