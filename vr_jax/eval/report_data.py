@@ -3,6 +3,7 @@
 A file that is not there is a part that is not there yet. A file that is there but wrong is an InputError naming it.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import math
 from pathlib import Path
@@ -46,12 +47,40 @@ class Segment:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Turn:
+  """What one turn showed, and what was replied to that.
+
+  kind: answer, retrieve or invalid, problem then says why. first, last: of the frames that are retrieved; shown: those before
+  the reply; all by their index in the pool. frames: those that were shown, as base64 JPEG. rewards: by name.
+  """
+
+  reply: str
+  kind: str
+  problem: str
+  first: int | None
+  last: int | None
+  shown: tuple[int, ...]
+  frames: tuple[str, ...]
+  rewards: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Episode:
+  """Turns about a pool of frames. times: of the pool's frames; relevant: (start, end) of the evidence; all in seconds."""
+
+  turns: tuple[Turn, ...]
+  times: tuple[float, ...]
+  relevant: tuple[tuple[float, float], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
   """One reply to one question, with all that a reader needs to judge it.
 
   frames are base64 JPEG, times their seconds; steps are the reply's own reasoning steps. segments: the reply in parts,
   together all of it; none where it earns as a whole. segment_rewards: by segment, then by name, none for a segment
-  without a verdict; segment_advantages: by segment.
+  without a verdict; segment_advantages: by segment. episode: where there are several turns; their frames are there, and reply
+  is that of the last.
   """
 
   id: str
@@ -71,6 +100,7 @@ class Sample:
   segments: tuple[Segment, ...]
   segment_rewards: dict[str, dict[str, float]]
   segment_advantages: dict[str, float]
+  episode: Episode | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,7 +191,8 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def _sample(record: report_json.Record) -> Sample:
-  frames, times = record.texts("frames"), record.numbers("times")
+  episode = _episode(record) if record.has("turns") else None
+  frames, times = ((), ()) if episode else (record.texts("frames"), record.numbers("times"))
   if len(frames) != len(times):
     raise errors.InputError(f"{record.where}: {len(frames)} frames but {len(times)} times")
   reference = tuple(
@@ -192,6 +223,39 @@ def _sample(record: report_json.Record) -> Sample:
     segment_advantages=record.named_numbers("segment_advantages")
     if record.has("segment_advantages")
     else {},
+    episode=episode,
+  )
+
+
+def _episode(record: report_json.Record) -> Episode:
+  times, relevant = record.numbers("pool_times"), record.rows("relevant")
+  turns = tuple(_turn(each, times) for each in record.records("turns"))
+  if not times or not turns:
+    raise errors.InputError(f"{record.where}: turns or pool_times are empty")
+  if list(times) != sorted(times) or not all(len(span) == 2 for span in relevant):
+    raise errors.InputError(f"{record.where}: pool_times should rise, relevant be [start, end]")
+  return Episode(turns=turns, times=times, relevant=tuple((a, b) for a, b in relevant))
+
+
+def _turn(record: report_json.Record, times: Sequence[float]) -> Turn:
+  first, last = (record.integer(n) if record.has(n) else None for n in ("first", "last"))
+  shown, frames = record.numbers("shown"), record.texts("frames")
+  if record.text("kind") == "retrieve" and None in (first, last):
+    raise errors.InputError(f"{record.where}: a retrieval without first and last")
+  if len(shown) != len(frames):
+    raise errors.InputError(f"{record.where}: {len(shown)} shown but {len(frames)} frames")
+  named = [*shown, *(index for index in (first, last) if index is not None)]
+  if odd := [index for index in named if index not in range(len(times))]:
+    raise errors.InputError(f"{record.where}: frame {odd[0]:g} is not in a pool of {len(times)}")
+  return Turn(
+    reply=record.text("reply"),
+    kind=record.text("kind"),
+    problem=record.text("problem"),
+    first=first,
+    last=last,
+    shown=tuple(map(int, shown)),
+    frames=frames,
+    rewards=record.named_numbers("rewards"),
   )
 
 

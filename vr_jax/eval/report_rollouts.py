@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import math
 import re
 
-from vr_jax.eval import report_data, report_markup, report_reply
+from vr_jax.eval import report_data, report_frames, report_markup, report_reply, report_turns
 from vr_jax.eval.report_markup import Html, element
 
 OPEN = 3  # the first ones are unfolded
@@ -41,7 +41,9 @@ def _card(replies: list[tuple[report_data.Evaluation, report_data.Sample]], unfo
     "details",
     summary,
     element("p", f"{sample.problem_type} · {sample.video} · {sample.id}", class_="source"),
-    _strip(sample),
+    None
+    if sample.episode
+    else report_frames.strip(sample.frames, [f"{time:g} s" for time in sample.times]),
     _answers(sample),
     _reference(sample.reference),
     element("div", *columns, class_="replies"),
@@ -57,21 +59,6 @@ def _mark(evaluation: report_data.Evaluation, sample: report_data.Sample) -> Htm
     return None
   tone = "good" if accuracy >= 0.5 else "bad"
   return element("span", f"{evaluation.title} {accuracy:.2g}", class_=f"mark {tone}")
-
-
-def _strip(sample: report_data.Sample) -> Html:
-  """The frames that the model saw, in order, each with its time."""
-  frames = [
-    element(
-      "figure",
-      element("img", src=f"data:image/jpeg;base64,{frame}", alt=f"frame at {time:g} s"),
-      element("figcaption", f"{time:g} s"),
-    )
-    for frame, time in zip(sample.frames, sample.times, strict=True)
-  ]
-  if not frames:
-    return element("p", "No frames were shown.", class_="missing")
-  return element("div", *frames, class_="strip")
 
 
 def _answers(sample: report_data.Sample) -> Html:
@@ -106,10 +93,17 @@ def _reply(evaluation: report_data.Evaluation, sample: report_data.Sample) -> Ht
     element(
       "h4", evaluation.title, element("small", f" {evaluation.stage} step {evaluation.step:,}")
     ),
-    report_reply.reply(sample),
-    _alignment(sample) if sample.alignment or not sample.segments else None,
+    *_said(sample),
     data_evaluation=evaluation.name,
   )
+
+
+def _said(sample: report_data.Sample) -> tuple[Html | None, ...]:
+  """The reply with what it was scored by, or an episode turn by turn."""
+  if sample.episode:
+    return (report_turns.episode(sample, sample.episode),)
+  aligned = _alignment(sample) if sample.alignment or not sample.segments else None
+  return report_reply.reply(sample), aligned
 
 
 def _alignment(sample: report_data.Sample) -> Html:

@@ -33,6 +33,11 @@ METRICS = {
   "think_answer_mismatch": Metric(
     title="Think-answer mismatch", note="answers that their own trace contradicts", better=-1
   ),
+  "frame_recall": Metric(
+    title="Frame recall", note="frames with the evidence that were shown, of all"
+  ),
+  "turns": Metric(title="Turns", note="of an episode", percent=False, digits=2, better=0),
+  "retrievals": Metric(title="Retrievals", note="of an episode", percent=False, digits=2, better=0),
   "format": Metric(title="Right format"),
   "blind_accuracy": Metric(title="Blind accuracy", note="no frames shown", better=0),
   "shuffled_accuracy": Metric(
@@ -40,7 +45,7 @@ METRICS = {
   ),
   "reply_tokens": Metric(title="Reply tokens", percent=False, better=0),
 }
-HEADLINES = ("accuracy", "process_reward", "trace_consistency")
+HEADLINES = ("accuracy", "process_reward", "frame_recall", "trace_consistency")
 ABSENT = "–"
 
 

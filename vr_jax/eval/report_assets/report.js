@@ -1,4 +1,4 @@
-// Hover and tap: the value of a curve at a step, and the steps behind a cell of an alignment matrix.
+// Hover and tap: the value of a curve at a step, the steps behind a cell of an alignment matrix, what a time line marks.
 "use strict";
 
 const tip = document.getElementById("tip");
@@ -49,7 +49,7 @@ function followCurve(svg) {
 
 document.querySelectorAll("svg.curve").forEach(followCurve);
 
-document.querySelectorAll("svg.matrix").forEach((svg) => {
+document.querySelectorAll("svg.matrix, svg.timeline").forEach((svg) => {
   svg.addEventListener("pointermove", (event) => {
     const text = event.target.dataset.tip;
     if (text) showTip(text, event);
