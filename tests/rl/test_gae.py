@@ -7,61 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.rl import plain_gae
 from vr_jax.rl import gae, loss
 
 ATOL = 1e-5
-
-
-def _episodes(rng, shape, turns):
-  """Rows of turns: observation tokens, then the model's, some turns without any; padded. (turn, mask)"""
-  turn, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
-  for row in np.ndindex(*shape[:2]):
-    place = 0
-    for number in range(rng.integers(0, turns + 1)):
-      shown, written = rng.integers(0, 3), rng.integers(0, 5)
-      turn[row][place:] = number
-      mask[row][place + shown : place + shown + written] = True
-      place += shown + written
-  return turn, mask
-
-
-def _ends(turn, mask):
-  """Positions of the last written token of each turn, in order."""
-  written = np.flatnonzero(mask)
-  return [written[turn[written] == number][-1] for number in sorted(set(turn[written]))]
-
-
-def _placed(process, answer, turn, mask, gamma_turn, placement):
-  rewards = np.zeros(len(turn))
-  ends = _ends(turn, mask)
-  for index, end in enumerate(ends):
-    rewards[end] = process[turn[end]]
-    if placement == "every":
-      rewards[end] += gamma_turn ** (len(ends) - 1 - index) * answer
-    elif index == len(ends) - 1:
-      rewards[end] += answer
-  return rewards
-
-
-def _reference(rewards, values, turn, mask, gamma_turn, gamma_token, decay):
-  """One row: the turn pass replaces the rewards at the ends of turns, then the token pass runs."""
-  ends, rewards = _ends(turn, mask), rewards.astype(np.float64).copy()
-  returns, advantage = {}, 0.0
-  for index in reversed(range(len(ends))):
-    after = values[ends[index + 1]] if index + 1 < len(ends) else 0.0
-    delta = rewards[ends[index]] + gamma_turn * after - values[ends[index]]
-    advantage = delta + gamma_turn * decay * advantage
-    returns[ends[index]] = advantage + values[ends[index]]
-  for end, value in returns.items():
-    rewards[end] = value
-  found, accumulated, after = np.zeros(len(turn)), 0.0, 0.0
-  for t in reversed(np.flatnonzero(mask)):
-    if t in returns:
-      accumulated, after = 0.0, 0.0
-    delta = rewards[t] + gamma_token * after - values[t]
-    accumulated = delta + gamma_token * decay * accumulated
-    found[t], after = accumulated, values[t]
-  return found
 
 
 @functools.partial(jax.jit, static_argnames=("gamma_turn", "gamma_token", "decay", "placement"))
@@ -84,7 +33,7 @@ SETTINGS = [
 
 def _batch(shape, turns, seed=0):
   rng = np.random.default_rng(seed)
-  turn, mask = _episodes(rng, shape, turns)
+  turn, mask = plain_gae.episodes(rng, shape, turns)
   return {
     "process": rng.normal(size=(*shape[:2], turns)).astype(np.float32),
     "answer": rng.random(shape[:2]).astype(np.float32),
@@ -104,10 +53,10 @@ def test_both_passes_equal_the_formulas(shape, turns, setting, placement):
   between = setting["gamma_turn"] if placement == "last" else 0.0
   for row in np.ndindex(*shape[:2]):
     at = {name: value[row] for name, value in batch.items()}
-    rewards = at["kl"] + _placed(
+    rewards = at["kl"] + plain_gae.placed(
       at["process"], at["answer"], at["turn"], at["mask"], setting["gamma_turn"], placement
     )
-    expected = _reference(
+    expected = plain_gae.reference(
       rewards, at["values"], at["turn"], at["mask"], **{**setting, "gamma_turn": between}
     )
     np.testing.assert_allclose(found[row], expected, atol=ATOL)
@@ -121,8 +70,10 @@ def test_with_no_decay_an_advantage_is_what_follows_less_the_value():
   checked = 0
   for row in np.ndindex(4, 3):
     at = {name: value[row] for name, value in batch.items()}
-    ends = _ends(at["turn"], at["mask"])
-    rewards = at["kl"] + _placed(at["process"], at["answer"], at["turn"], at["mask"], gamma, "last")
+    ends = plain_gae.ends_of(at["turn"], at["mask"])
+    rewards = at["kl"] + plain_gae.placed(
+      at["process"], at["answer"], at["turn"], at["mask"], gamma, "last"
+    )
     for t in np.flatnonzero(at["mask"]):
       here = next(index for index, end in enumerate(ends) if end >= t)
       later = sum(gamma**k * rewards[end] for k, end in enumerate(ends[here:]))

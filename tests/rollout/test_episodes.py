@@ -75,6 +75,15 @@ def _scores(graph, params, prompt, rollout, packed):
   )[0]
 
 
+@functools.partial(jax.jit, static_argnames=("graph", "packed"))
+def _values(graph, params, head, prompt, rollout, packed):
+  valid = rollout.kind != records.Kind.PAD
+  model, suffix = nnx.merge(graph, params), rollout.suffix
+  return forward.reply_values(
+    model, head, prompt, rollout.tokens, valid, packed=packed, suffix=suffix
+  )
+
+
 @pytest.mark.parametrize(("group", "most", "count"), [(1, 4, 4), (3, 3, 2), (8, 2, 2)])
 def test_the_update_repeats_the_log_probs_of_the_rollout(group, most, count):
   prompt, found = played(group, most, count)
@@ -107,13 +116,15 @@ def _plain(params, prompt):
   hidden = model.text.prefill(x, prompt.positions, prompt.kind != records.Kind.PAD)[0]
   logits = forward.token_logits(model, hidden, chat.ALLOWED, 0.9)
   every = jax.nn.log_softmax(logits)[:, :-1]
-  return jnp.take_along_axis(every, jnp.asarray(prompt.tokens)[:, 1:, None], axis=-1)[..., 0]
+  tokens = jnp.asarray(prompt.tokens)[:, 1:, None]
+  return jnp.take_along_axis(every, tokens, axis=-1)[..., 0], hidden
 
 
-def test_log_probs_are_those_of_one_forward_over_each_whole_conversation():
+@functools.cache
+def _conversations():
+  """(openings, whole conversations, and of each its log-probs and hidden states from one forward)"""
   _, found = played(3, 3, PROMPTS)
-  rollout, opening = _host(found.rollout), chat.opening(PROMPTS)
-  whole = []
+  opening, whole = chat.opening(PROMPTS), []
   for row, member in np.ndindex(PROMPTS, 3):
     parts = [opening[row]]
     for number, reply in enumerate(found.replies[row][member]):
@@ -122,7 +133,13 @@ def test_log_probs_are_those_of_one_forward_over_each_whole_conversation():
     whole.append(prompts.joined(parts, name="whole"))
   sizes = prompts.Sizes(prefix=200, frames=8, patches=16)
   joined = prompts.pad(whole, chat.CONFIG.vision, sizes, pad_token=0)
-  scores = np.asarray(_plain(chat.network()[1], joined))
+  scores, hidden = map(np.asarray, _plain(chat.network()[1], joined))
+  return opening, whole, scores, hidden
+
+
+def test_log_probs_are_those_of_one_forward_over_each_whole_conversation():
+  rollout = _host(played(3, 3, PROMPTS)[1].rollout)
+  opening, whole, scores, _ = _conversations()
   for number, (row, member) in enumerate(np.ndindex(PROMPTS, 3)):
     start, length = len(opening[row].tokens), (rollout.kind[row, member] > 0).sum()
     tokens = whole[number].tokens[start:]
@@ -133,6 +150,23 @@ def test_log_probs_are_those_of_one_forward_over_each_whole_conversation():
     expected = scores[number, start - 1 :][:length][mine]
     said = rollout.log_probs[row, member, :length][mine]
     np.testing.assert_allclose(said, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_values_are_those_of_one_forward_over_each_whole_conversation(packed):
+  prompt, found = played(3, 3, PROMPTS)
+  opening, _, _, hidden = _conversations()
+  weight = np.random.default_rng(0).normal(0, 0.1, hidden.shape[-1]).astype(np.float32)
+  head = forward.ValueHead(weight=nnx.Param(jnp.asarray(weight)), bias=nnx.Param(jnp.float32(0.5)))
+  kind = np.asarray(found.rollout.kind)
+  lengths = (kind != records.Kind.PAD).sum(-1)
+  size = packing.size_of(chat.layout_lib.OneDevice(), lengths[None], kind.shape[2], ratio=1.1)
+  values = _values(*chat.network(), head, prompt, found.rollout, size if packed else None)
+  for number, (row, member) in enumerate(np.ndindex(PROMPTS, 3)):
+    start, length = len(opening[row].tokens), lengths[row, member]
+    expected = hidden[number, start - 1 :][:length] @ weight + 0.5
+    np.testing.assert_allclose(values[row, member, :length], expected, rtol=1e-5, atol=1e-5)
+    assert not values[row, member, length:].any()
 
 
 def test_what_the_environment_shows_carries_no_loss_and_closes_a_reply_that_was_cut_off():

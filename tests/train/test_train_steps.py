@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from tests.train import nano
+from vr_jax import records
 from vr_jax.rl import update
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
@@ -129,3 +130,21 @@ def test_a_void_update_changes_nothing_and_is_counted_and_a_good_one_goes_on(par
 
 def _poison(vision, bad):
   return type(vision)(**{**vars(vision), "patches": vision.patches.at[0, 0, 0, 0].set(bad)})
+
+
+def test_the_bonus_on_entropy_is_taken_off_the_loss_weighted_as_it_and_raises_entropy(parts, batch):
+  prompt, tokens, valid = batch
+  kind = jnp.where(valid, int(records.Kind.MODEL), int(records.Kind.PAD))
+  nothing = jnp.zeros(valid.shape)
+  rollout = records.Rollout(tokens=tokens, log_probs=nothing, kind=kind, turn=kind * 0)
+  fields = {"rl__learning_rate": 1e-3, "rl__entropy_weight": 0.5, "rl__aggregation": "token_mean"}
+  rl = nano.config(**fields).rl
+  optimizer = state_lib.make_optimizer(rl, parts.abstract_params, ())
+  state = state_lib.create(nano.sharpened(parts.fresh_params()), optimizer, parts.mesh)
+  step = steps.make_rl_step(parts.graph, optimizer, parts.allowed, rl)
+  entropies = []
+  for _ in range(3):
+    state, metrics = step(state, prompt, rollout, nothing, jnp.ones(4, bool), None, None)
+    assert float(metrics["loss"]) == pytest.approx(-0.5 * float(metrics["entropy"]), rel=1e-5)
+    entropies.append(float(metrics["entropy"]))
+  assert entropies[0] < entropies[1] < entropies[2]
