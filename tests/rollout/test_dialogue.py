@@ -1,0 +1,92 @@
+"""An environment's texts and frames as what a model reads: opening, turn by turn, and a whole conversation at once."""
+
+import numpy as np
+
+from tests.rollout import chat
+from vr_jax import records
+from vr_jax.envs import video_mtr
+from vr_jax.models.qwen2_5_vl import prompts
+from vr_jax.rollout import dialogue
+
+LOOK = "<think></think>\n<retrieve>10,13</retrieve>"
+TASK = video_mtr.VideoMTR(
+  instruction="Look or answer.",
+  last_instruction="Answer.",
+  turns=3,
+  window=2,
+  budget=8,
+  invalid="rethink",
+  relevance={},
+  exploration={"stages": ()},
+)
+EXAMPLE = records.Example(
+  id="q1",
+  video="v.mp4",
+  question="Which?",
+  answer="A",
+  options=("A. red", "B. blue"),
+  problem_type="multiple choice",
+  shown=records.Span(start=0.0, end=16.0),
+)
+
+
+class Pool:
+  """Sixteen frames, each of one colour; remembers which were read."""
+
+  def __init__(self):
+    self.asked = []
+
+  def __len__(self):
+    return 16
+
+  def read(self, frames):
+    self.asked += frames
+    return np.stack([np.full((28, 28, 3), 16 * number, np.uint8) for number in frames])
+
+
+def _host(pool):
+  scene = dialogue.Scene(example=EXAMPLE, pool=pool)
+  return dialogue.Dialogue(environment=TASK, processor=chat.PROCESSOR, scenes=[scene])
+
+
+def _ids(text):
+  return tuple(chat.PROCESSOR.encode_reply(text))
+
+
+def test_only_the_frames_that_a_turn_shows_are_read():
+  pool = Pool()
+  host = _host(pool)
+  host.prompt(0)
+  assert pool.asked == [0, 5, 10, 15]
+  shown = host.observe(0, 0, (_ids(LOOK),))
+  assert pool.asked == [0, 5, 10, 15, 10, 13]
+  assert len(shown.frames) == 2
+  assert shown.name == "q1, turn 2"
+
+
+def test_pixels_stand_where_their_index_is_said():
+  shown = _host(Pool()).observe(0, 0, (_ids(LOOK),))
+  firsts = [float(frame.patches.mean()) for frame in shown.frames]
+  alone = _host(Pool()).prompt(0)
+  tenth = float(alone.frames[2].patches.mean())
+  assert firsts[0] == tenth and firsts[1] > tenth
+  text = chat.PROCESSOR.tokenizer.decode(shown.tokens.tolist(), skip_special_tokens=False)
+  assert text.index("frame_idx:10") < text.index("frame_idx:13")
+
+
+def test_an_answer_ends_an_episode_and_junk_does_not():
+  host = _host(Pool())
+  assert host.observe(0, 0, (_ids("<think></think><answer>A</answer>"),)) is None
+  again = host.observe(0, 0, (_ids("well"),))
+  assert not again.frames and again.next_position == len(again.tokens)
+
+
+def test_a_conversation_in_one_piece_is_that_of_its_turns():
+  host, said = _host(Pool()), (_ids(LOOK), _ids("well"))
+  whole = host.prompt(0, [LOOK, "well"])
+  reply = [chat.PROCESSOR.join(np.array(ids, np.int32), [], []) for ids in said]
+  parts = [host.prompt(0), reply[0], host.observe(0, 0, said[:1]), reply[1]]
+  expected = prompts.joined([*parts, host.observe(0, 0, said)], name="q1")
+  for field in ("tokens", "kind", "positions"):
+    np.testing.assert_array_equal(getattr(whole, field), getattr(expected, field))
+  assert len(whole.frames) == 6 and whole.next_position == expected.next_position
