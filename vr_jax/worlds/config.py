@@ -7,6 +7,12 @@ from vr_jax import errors
 LIVES = ("still", "move", "bounce", "cycle", "grow", "box", "hide")
 # Lives of a display below the object: a world has them only where it names them.
 DISPLAYS = ("count", "charge")
+# Lives of what is searched for: nothing repeats, so that only a look at the right time tells. A world of these shows all of
+# its video, and has none of the others but still objects.
+#   flicker  another colour in each cell, or the same again
+#   peek     covered but for one cell; a lamp is lit around the object in that cell and GLOW cells before and after
+SOUGHT = ("flicker", "peek")
+GLOW = 1
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "pink", "cyan")
 SIZES = ("small", "medium", "large")
@@ -17,6 +23,7 @@ BOX = ("inside", "outside")
 CHARGES = ("6.25", "12.5", "25", "50", "100")
 FAMILIES = ("choice", "name", "look", "visits", "changes", "occupancy")
 READINGS = ("read", "measure")  # families of displays
+SEARCHES = ("moment", "lamp")  # families of what is searched for
 WORDINGS = 4
 _LONGEST_PERIOD = 4
 
@@ -30,18 +37,22 @@ ATTRIBUTE = {
   "hide": "visibility",
   "count": "label",
   "charge": "charge",
+  "flicker": "colour",
+  "peek": "visibility",
 }
 
 # At least one of these lives must be allowed for a question family to be askable.
 FAMILY_LIVES = {
-  "choice": tuple(ATTRIBUTE),
-  "name": tuple(life for life in ATTRIBUTE if life not in DISPLAYS),
+  "choice": (*LIVES[1:], *DISPLAYS),
+  "name": LIVES[1:],
   "look": ("cycle", "grow"),
   "visits": ("cycle", "move"),
   "changes": ("box", "hide"),
   "occupancy": ("box",),
   "read": ("count",),
   "measure": ("charge",),
+  "moment": ("flicker",),
+  "lamp": ("peek",),
 }
 
 _ROWS = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
@@ -53,7 +64,7 @@ class WorldConfig:
   """The law that scenes and questions are drawn from.
 
   Time runs in cells of `dwell` seconds: what is discrete (colour, place, size, …) changes at the start of a cell. A
-  life repeats after one of `periods` cells, so a shown span longer than a period tells the future.
+  life repeats after one of `periods` cells, so a shown span longer than a period tells the future. (But those of SOUGHT.)
 
   Raises errors.InputError naming the field where a value is impossible or fields contradict each other.
   """
@@ -65,7 +76,9 @@ class WorldConfig:
   seconds: float = 10.0
   fps: int = 8
   dwell: float = 2.0  # seconds between two changes
-  shown: float = 8.0  # seconds from the start that the model may see; the rest is masked
+  shown: float = (
+    8.0  # seconds from the start that the model may see; the rest is masked. Of SOUGHT: all
+  )
   objects_min: int = 1
   objects_max: int = 3
   lives: tuple[str, ...] = LIVES
@@ -96,6 +109,11 @@ class WorldConfig:
     return round(self.shown / self.dwell)
 
   @property
+  def searched(self) -> bool:
+    """Whether questions are about what is shown for a while, and not about a masked future."""
+    return bool(set(self.lives) & set(SOUGHT))
+
+  @property
   def places(self) -> tuple[str, ...]:
     """Names of the zones, row by row."""
     return place_names(self.rows, self.columns)
@@ -115,10 +133,10 @@ class WorldConfig:
 
   def _check_names(self):
     known = {
-      "lives": LIVES + DISPLAYS,
+      "lives": LIVES + DISPLAYS + SOUGHT,
       "shapes": SHAPES,
       "colours": COLOURS,
-      "families": FAMILIES + READINGS,
+      "families": FAMILIES + READINGS + SEARCHES,
     }
     for field, names in known.items():
       given = getattr(self, field)
@@ -159,6 +177,9 @@ class WorldConfig:
     for field in ("seconds", "shown"):
       if getattr(self, field) / self.dwell % 1:
         raise _bad(field, f"{getattr(self, field)} s must be a multiple of dwell, {self.dwell} s")
+    if self.searched:
+      self._check_search()
+      return
     if not 0 < self.shown < self.seconds:
       raise _bad("shown", f"{self.shown} s must be positive and less than seconds, {self.seconds}")
     # A period is certain once it was seen to repeat. Two-valued lives need a little more: by Fine and Wilf, periods p
@@ -167,6 +188,14 @@ class WorldConfig:
     needed = max(longest + 1, 2 * max(self.periods) - 2)
     if self.shown_cells < needed:
       raise _bad("shown", f"{self.shown} s hides the future: these periods need {needed} cells")
+
+  def _check_search(self):
+    if not set(self.lives) <= {"still", *SOUGHT}:
+      raise _bad("lives", f"{' and '.join(SOUGHT)} go with no life that repeats")
+    if self.shown != self.seconds:
+      raise _bad("shown", f"{self.shown} s must be all of seconds where lives are searched for")
+    if self.cells < 2 * GLOW + 1:
+      raise _bad("seconds", f"{self.seconds} s are fewer than the {2 * GLOW + 1} cells of a search")
 
   def _check_families(self):
     for family in self.families:

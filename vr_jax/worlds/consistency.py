@@ -54,12 +54,12 @@ def trace_consistency(
         false.add(key)
   spoken = {(name, attribute, time) for name, attribute, time, _, denied in made if not denied}
   horizon = asked_pairs(reference, history) or {
-    (name, attribute): float("inf") for name, attribute, _ in spoken
+    (name, attribute): (0.0, float("inf")) for name, attribute, _ in spoken
   }
   uncovered = sum(
     not any((*pair, time) in spoken for time in times)
-    for pair, until in horizon.items()
-    for times in _stretches(history.get(pair, []), until)
+    for pair, (since, until) in horizon.items()
+    for times in _stretches(history.get(pair, []), since, until)
   )
   supported = len(made) - len(false)
   return Consistency(
@@ -79,20 +79,21 @@ def concluded_value(
 ) -> str | None:
   """What a trace itself concludes: the value that it claims for the latest time; None if it claims nothing.
 
-  Only claims about what is asked count, the pairs of the `reference`; without one, the object and attribute of the
-  claim for the latest time. The last word counts where the trace contradicts itself. Several pairs asked (colour and
+  Only claims about what is asked count, the pairs of the `reference` in the times that it speaks of; without one, the object
+  and attribute of the claim for the latest time. The last word counts where the trace contradicts itself. Several pairs asked (colour and
   size) are joined by " and ", in the order of the reference, and need a claim each.
   """
   made = [claim for claim in claims_lib.read_claims(steps) if not claim.denied]
-  asked = list(asked_pairs(reference, history_of(states)))
+  asked = asked_pairs(reference, history_of(states))
   if not asked and made:
     last = max(made, key=lambda claim: claim.end)
-    asked = [(last.object, last.attribute)]
+    asked = {(last.object, last.attribute): (0.0, last.end)}
   latest: dict[Pair, claims_lib.Claim] = {}
   for claim in made:
     pair = (claim.object, claim.attribute)
-    if pair not in latest or claim.end >= latest[pair].end:
-      latest[pair] = claim
+    since, until = asked.get(pair, (float("inf"), 0.0))
+    if claim.start <= until and since <= claim.end:
+      latest[pair] = max(claim, latest.get(pair, claim), key=lambda claim: claim.end)
   if not asked or any(pair not in latest for pair in asked):
     return None
   return " and ".join(latest[pair].value for pair in asked)
@@ -134,23 +135,24 @@ def states_of(claim: claims_lib.Claim, history: History) -> list[tuple[float, st
   return [before[-1], *(state for state in line if claim.start < state[0] < claim.end)]
 
 
-def asked_pairs(reference: Sequence[str], history: History) -> dict[Pair, float]:
-  """The pairs that a reference trace speaks of and the scene has, each with the last time it speaks of it."""
-  asked: dict[Pair, float] = {}
+def asked_pairs(reference: Sequence[str], history: History) -> dict[Pair, tuple[float, float]]:
+  """The pairs that a reference trace speaks of and the scene has, each with the first and last time it speaks of it."""
+  asked: dict[Pair, tuple[float, float]] = {}
   for claim in claims_lib.read_claims(reference):
     pair = (claim.object, claim.attribute)
     if pair in history:
-      asked[pair] = max(asked.get(pair, 0.0), claim.end)
+      first, last = asked.get(pair, (claim.start, claim.end))
+      asked[pair] = (min(first, claim.start), max(last, claim.end))
   return asked
 
 
-def _stretches(line: list[tuple[float, str]], until: float) -> list[list[float]]:
-  """The times of the grid up to `until`, cut where the value changes."""
+def _stretches(line: list[tuple[float, str]], since: float, until: float) -> list[list[float]]:
+  """The times of the grid from `since` up to `until`, cut where the value changes."""
   stretches: list[list[float]] = []
   value = None
   for time, state in line:
-    if time > until:
-      break
+    if not since <= time <= until:
+      continue
     if state == value:
       stretches[-1].append(time)
     else:

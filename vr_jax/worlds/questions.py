@@ -1,4 +1,4 @@
-"""Questions about the masked future of a scene, whose answers can't be guessed from their words.
+"""Questions about the masked future of a scene, or a short while of it, whose answers can't be guessed from their words.
 
 A question is planned on a cast (who is asked about, and for a number: which answer it shall have) before the details of the
 scene are drawn; details are then drawn until every plan holds. A numerical answer is thus uniform whatever the words are. The
@@ -12,6 +12,8 @@ other answers are uniform because the details are symmetric in the values that t
     occupancy  numerical: how many objects are in the box at a masked time
     read       OCR: the number on an object's display at a masked time
     measure    regression: the charge in percent on an object's display at a masked time
+    moment     multiple choice: the colour of an object at a time that is shown
+    lamp       multiple choice: the colour of an object that shows for a while only, when a lamp is lit around it
 """
 
 from collections.abc import Sequence
@@ -35,6 +37,8 @@ PROBLEM_TYPE = {
   "occupancy": "numerical",
   "read": "OCR",
   "measure": "regression",
+  "moment": "multiple choice",
+  "lamp": "multiple choice",
 }
 _OPEN = {
   "label": "read",
@@ -103,9 +107,14 @@ def example(
   wordings: int,
   rng: np.random.Generator,
 ) -> records.Example:
-  """The record of a question about a scene whose first `shown` seconds may be seen."""
+  """The record of a question about a scene whose first `shown` seconds may be seen.
+
+  Of what is searched for, nothing is masked, the cell asked about alone is relevant, and the steps speak of it alone.
+  """
   span = records.Span(start=0.0, end=shown)
   plan = question.plan
+  searched = plan.family in config_lib.SEARCHES
+  since = plan.cell * scene.dwell if searched else 0.0
   until = scene.seconds if plan.cell is None else (plan.cell + 1) * scene.dwell
   time = None if PROBLEM_TYPE[plan.family] == "numerical" else plan.cell * scene.dwell
   return records.Example(
@@ -116,10 +125,14 @@ def example(
     answer=question.answer,
     problem_type=question.problem_type,
     shown=span,
-    masked=records.Span(start=shown, end=scene.seconds),
-    relevant=truth.relevant_spans(scene, plan.asked, span, time),
+    masked=None if searched else records.Span(start=shown, end=scene.seconds),
+    relevant=(records.Span(start=since, end=until),)
+    if searched
+    else truth.relevant_spans(scene, plan.asked, span, time),
     states=truth.states(scene),
-    steps=truth.reference_steps(scene, plan.asked, span, rng, until=until, wordings=wordings),
+    steps=truth.reference_steps(
+      scene, plan.asked, span, rng, since=since, until=until, wordings=wordings
+    ),
     source="simulator",
   )
 
@@ -175,6 +188,11 @@ def _offers(cast: Sequence[scene_lib.Role], config: config_lib.WorldConfig) -> l
         Plan(family=family, asked=((role.shape, attribute),))
         for family in ("choice", _OPEN.get(attribute, "name"))
       ]
+    if "flicker" in role.kinds:
+      asked = ((role.shape, "colour"),)
+      offers += [Plan(family="moment", asked=asked, cell=cell) for cell in range(config.cells)]
+    if "peek" in role.kinds:
+      offers.append(Plan(family="lamp", asked=((role.shape, "colour"),)))
     if {"cycle", "grow"} & set(role.kinds) and "box" not in role.kinds:
       offers.append(Plan(family="look", asked=((role.shape, "colour"), (role.shape, "size"))))
     # What bounces has period 2 always, so its counts would tell it from what moves: not asked.
@@ -189,8 +207,8 @@ def _offers(cast: Sequence[scene_lib.Role], config: config_lib.WorldConfig) -> l
 
 def _with_target(rng: np.random.Generator, config: config_lib.WorldConfig, plan: Plan) -> Plan:
   """The plan with its masked cell drawn and, where the answer is a number, that number."""
-  cell = None
-  if plan.family not in ("visits", "changes"):
+  cell = plan.cell
+  if plan.family not in ("visits", "changes", *config_lib.SEARCHES):
     cell = int(rng.integers(config.shown_cells, config.cells))
   target = None
   if PROBLEM_TYPE[plan.family] == "numerical":
@@ -223,6 +241,9 @@ def _ask(
 ) -> Question:
   """Puts a plan that holds in a scene into words."""
   shape, attribute = plan.asked[0] if plan.family != "look" else (plan.asked[0][0], "")
+  if plan.family == "lamp":
+    shows = scene.object(shape).life("visibility").values.index("visible")
+    plan = dataclasses.replace(plan, cell=shows)
   time = scene.seconds if plan.cell is None else plan.cell * scene.dwell
   text = wording.question(
     plan.family, attribute, int(rng.integers(config.wordings)), time, shape, value
@@ -231,7 +252,7 @@ def _ask(
     choices = tuple(str(number) for number in numbers(plan.family, attribute, config))
     return Question(plan=plan, text=text, answer=str(plan.target), choices=choices, value=value)
   told = " and ".join(_values(scene, plan, plan.cell))
-  if plan.family == "choice":
+  if PROBLEM_TYPE[plan.family] == "multiple choice":
     options, answer = _options(rng, config, scene, plan, told)
     letters = tuple(_LETTERS[: len(options)])
     return Question(plan=plan, text=text, answer=answer, choices=letters, options=options)
@@ -250,10 +271,11 @@ def _options(
 ) -> tuple[tuple[str, ...], str]:
   """Up to four options in random order (or that of the world's values, where it says so), and the letter of the right one.
 
-  The others are first what the object was seen to be, so that seeing is not enough, then others of the same kind.
+  The others are first what the object was seen to be, so that seeing is not enough, then others of the same kind. What is
+  searched for has any others: that an option was never seen elsewhere would tell.
   """
   shape, attribute = plan.asked[0]
-  seen = set(scene.object(shape).life(attribute).values)
+  seen = set() if config.searched else set(scene.object(shape).life(attribute).values)
   pool = [str(v) for v in rng.permutation(config.values(attribute)) if v != right]
   wrong = sorted(pool, key=lambda v: v not in seen)[: len(_LETTERS) - 1]
   texts = [str(v) for v in rng.permutation([right, *wrong])]

@@ -22,6 +22,8 @@ _COVER = (128, 136, 148)
 _COVER_STRIPE = (108, 116, 129)
 _COVER_SIDE = 0.9  # of a zone's side
 _BOX_SIDE = 0.94
+_LAMP = (255, 250, 220)
+_GLARE = 0.7  # share of the lamp's colour on a cover
 
 RGB = {
   "red": (222, 45, 38),
@@ -125,6 +127,12 @@ def _draw(scene: scene_lib.Scene, poses: tuple[scene_lib.Pose, ...]) -> Frame:
     if thing.displayed:
       centre = scene_lib.zone_centre(scene, thing.place)
       displays.draw(image, centre, side, label=pose.label, charge=pose.charge)
+    if pose.lit:
+      half = _BOX_SIDE * side / 2
+      top, bottom, left, right = (
+        round(place + turn * half) for place in (pose.y, pose.x) for turn in (-1, 1)
+      )
+      image[top:bottom, left:right] = _LAMP
   for index, (thing, pose) in enumerate(zip(scene.objects, poses, strict=True)):
     sprite = sprites.shape_sprite(thing.shape, _quarter(pose.diameter), pose.x % 1, pose.y % 1)
     _paste(image, owner, index, sprite, RGB[pose.colour], (int(pose.x), int(pose.y)))
@@ -197,3 +205,5 @@ def _cover(
   diagonal = np.arange(height)[:, None] + np.arange(width)[None, :]
   stripe = diagonal % max(4, round(side / 4)) < max(2, round(side / 8))
   area[:] = np.where(stripe[..., None], np.float32(_COVER_STRIPE), np.float32(_COVER))
+  if pose.lit:
+    area += _GLARE * (np.float32(_LAMP) - area)

@@ -2,7 +2,8 @@
 
 Nothing here knows about questions. The draw is made in two parts: a cast (how many objects, which shapes, which lives) and
 the details (colours, places, periods, phases). Given the cast, the details are symmetric: permuting the colours, or the
-places, or shifting a phase, leaves their law as it is. That is what keeps answers from being guessable.
+places, or shifting a phase, leaves their law as it is. That is what keeps answers from being guessable. What flickers has a
+colour in each cell that no other cell tells of.
 """
 
 from collections.abc import Sequence
@@ -42,10 +43,12 @@ class Life:
   def blend(self, phase: float) -> float:
     """How far the object has gone over to the next cell's state, at `phase` in [0, 1) of this cell.
 
-    A bouncing object travels all the time, at constant speed; the others rest, then glide.
+    A bouncing object travels all the time, at constant speed; one that peeks is covered or not; the others rest, then glide.
     """
     if self.kind == "bounce":
       return phase
+    if self.kind == "peek":
+      return 0.0
     late = max(0.0, (phase - 1 + _GLIDE) / _GLIDE)
     return late * late * (3 - 2 * late)
 
@@ -129,6 +132,7 @@ class Pose:
   covered: float  # share of it behind its cover, from the bottom up
   label: str = ""  # on its display
   charge: float | None = None  # of the bar on its display, in percent
+  lit: bool = False  # whether a lamp is lit around it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,6 +172,7 @@ def pose(scene: Scene, thing: Object, time: float) -> Pose:
     charge=float(blended("charge", lambda at: float(scene.value(thing, "charge", at))))
     if thing.life("charge")
     else None,
+    lit=_lit(thing, cell),
   )
 
 
@@ -183,6 +188,14 @@ def zone_centre(scene: Scene, place: str) -> Float[np.ndarray, "2"]:
   return np.array(
     [(column + 0.5) * scene.width / scene.columns, (row + 0.5) * scene.height / scene.rows]
   )
+
+
+def _lit(thing: Object, cell: int) -> bool:
+  """Whether the lamp around an object is lit: one that peeks shows in this cell, or does soon, or did just now."""
+  life = thing.life("visibility")
+  if life is None or life.kind != "peek":
+    return False
+  return abs(life.values.index("visible") - cell) <= config_lib.GLOW
 
 
 def _spot(scene: Scene, thing: Object, cell: int) -> Float[np.ndarray, "2"]:
@@ -311,6 +324,11 @@ def _sample_life(
   elif kind == "grow":
     turn = int(rng.integers(len(config_lib.SIZES)))
     values = config_lib.SIZES[turn:] + config_lib.SIZES[:turn]
+  elif kind == "flicker":
+    values = tuple(str(value) for value in rng.choice(config.colours, config.cells))
+  elif kind == "peek":
+    shows = int(rng.integers(config_lib.GLOW, config.cells - config_lib.GLOW))
+    values = tuple("visible" if cell == shows else "hidden" for cell in range(config.cells))
   else:
     pool = config_lib.BOX if kind == "box" else config_lib.VISIBILITY
     patterns = two_valued_patterns(pool, period)

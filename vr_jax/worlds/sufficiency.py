@@ -22,7 +22,8 @@ def sufficient(example: records.Example, observation: str) -> bool:
     every cell where that is the end of the video or where it names none (what is counted over the whole video).
 
   A period that leaves such a cell open, where the text speaks of no cell a whole number of periods away, makes it
-  insufficient. Claims about later times are reasoning and don't count; neither do those about anything else, nor true
+  insufficient. Where nothing is masked nothing repeats: the text has to tell the true value in each cell of the relevant
+  spans. Claims about later times are reasoning and don't count; neither do those about anything else, nor true
   denials ("not red"), which fix no value. For an answer that is a number the values must follow and not just their
   number, so that an answer can't be right by chance.
 
@@ -31,13 +32,12 @@ def sufficient(example: records.Example, observation: str) -> bool:
   history = consistency.history_of(example.states)
   asked = consistency.asked_pairs([step.text for step in example.steps], history)
   claims = claims_lib.read_claims([observation])
-  times = claims_lib.read_times(example.question)
   return bool(asked) and all(
     _follows(
       seen=_seen(pair, claims, history, example.shown),
       line=[value for _, value in history[pair]],
-      cells=_asked_cells([time for time, _ in history[pair]], times),
-      shown=sum(_within(time, example.shown) for time, _ in history[pair]),
+      cells=_asked_cells(example, [time for time, _ in history[pair]]),
+      periods=_periods(example, [time for time, _ in history[pair]]),
     )
     for pair in asked
   )
@@ -65,8 +65,23 @@ def _seen(
   return seen
 
 
-def _asked_cells(grid: Sequence[float], times: Sequence[tuple[float, float]]) -> Iterable[int]:
-  """The cells that a question is about: that of the last time it names, or all of them."""
+def _periods(example: records.Example, grid: Sequence[float]) -> Iterable[int]:
+  """Numbers of cells after which things may repeat: what isn't foreseen does after all of them."""
+  if example.masked is None:
+    return (len(grid),)
+  shown = sum(_within(time, example.shown) for time in grid)
+  return range(2, config_lib.longest_period(shown) + 1)
+
+
+def _asked_cells(example: records.Example, grid: Sequence[float]) -> Iterable[int]:
+  """The cells that a question is about: the relevant ones, or of the future that of the last time it names, or all of them."""
+  if example.masked is None:
+    return [
+      cell
+      for cell, time in enumerate(grid)
+      if any(_within(time, span) for span in example.relevant)
+    ]
+  times = claims_lib.read_times(example.question)
   end = 2 * grid[-1] - grid[-2] if len(grid) > 1 else float("inf")
   if not times or not grid[0] <= times[-1][0] < end:
     return range(len(grid))
@@ -74,13 +89,17 @@ def _asked_cells(grid: Sequence[float], times: Sequence[tuple[float, float]]) ->
 
 
 def _follows(
-  *, seen: Mapping[int, str] | None, line: Sequence[str], cells: Iterable[int], shown: int
+  *,
+  seen: Mapping[int, str] | None,
+  line: Sequence[str],
+  cells: Iterable[int],
+  periods: Iterable[int],
 ) -> bool:
   """Whether every period that fits what was seen, of which there is one, gives the true values in the cells."""
   if seen is None:
     return False
   fitting = False
-  for period in range(2, config_lib.longest_period(shown) + 1):
+  for period in periods:
     script: dict[int, str] = {}
     if all(script.setdefault(cell % period, value) == value for cell, value in seen.items()):
       fitting = True

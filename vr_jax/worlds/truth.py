@@ -34,20 +34,21 @@ def reference_steps(
   shown: records.Span,
   rng: np.random.Generator,
   *,
+  since: float = 0.0,
   until: float,
   wordings: int = config_lib.WORDINGS,
 ) -> tuple[records.Step, ...]:
   """The reasoning that leads to an answer: one sentence for each cell, in the order of time.
 
-  First what is seen in `shown`, then what follows for the masked cells that start before `until` seconds. All
+  First what is seen in `shown` from `since` seconds on, then what follows for the masked cells that start before `until`. All
   sentences of one example share one of the first `wordings` wordings, drawn here.
   """
   chosen = int(rng.integers(wordings))
   steps = []
   for cell in range(scene.cells):
     start = cell * scene.dwell
-    if start >= until:
-      break
+    if not since <= start < until:
+      continue
     facts = [_fact(scene, shape, attribute, cell) for shape, attribute in asked]
     text = wording.step(chosen, start, facts, future=start >= shown.end)
     steps.append(records.Step(text=text, start=start, end=start + scene.dwell))

@@ -85,6 +85,22 @@ _ASK = {
 }
 
 _QUESTIONS = {
+  "moment": {
+    "colour": (
+      "What colour is the {object} at {time}?",
+      "At {time}, which colour does the {object} have?",
+      "Which colour do you see the {object} in at {time}?",
+      "Look at {time}. What is the colour of the {object}?",
+    )
+  },
+  "lamp": {
+    "colour": (
+      "What colour is the {object} while its lamp is lit?",
+      "While the lamp around it is lit, which colour does the {object} have?",
+      "Which colour do you see the {object} in while its lamp is lit?",
+      "A lamp is lit around the {object} for a while. What colour is the {object} then?",
+    )
+  },
   "look": {
     "": (
       "What colour and size will the {object} have at {time}?",
