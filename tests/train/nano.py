@@ -116,17 +116,21 @@ def start(
   )
 
 
-def make_data(directory: Path, **overrides: Any) -> Path:
+def make_data(directory: Path, recipe: str = RECIPE, **overrides: Any) -> Path:
   """Simulates and ingests; gives the directory for `data.directory`."""
-  data_stage.prepare(config(data__directory=str(directory), **overrides), directory)
+  data_stage.prepare(config(recipe, data__directory=str(directory), **overrides), directory)
   return directory
 
 
 def build(
-  data: Path, *, mesh: tuple[int, int, int, int] = (1, 1, 1, 1), **overrides: Any
+  data: Path,
+  *,
+  mesh: tuple[int, int, int, int] = (1, 1, 1, 1),
+  recipe: str = RECIPE,
+  **overrides: Any,
 ) -> parts_lib.Parts:
   """The parts of a run over data that `make_data` made, on as many devices as the mesh asks for."""
-  parts = parts_lib.build(config(data__directory=str(data), **overrides), data)
+  parts = parts_lib.build(config(recipe, data__directory=str(data), **overrides), data)
   devices = jax.devices()[: math.prod(mesh)]
   return dataclasses.replace(parts, mesh=mesh_lib.make_mesh(mesh, devices))
 

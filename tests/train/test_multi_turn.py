@@ -1,0 +1,111 @@
+"""Video-MTR through every stage: episodes are played, earned on turn by turn, learnt from by a policy and its critic, and resumed."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.train import nano
+from vr_jax import records
+from vr_jax.eval import stage
+from vr_jax.train import data_stage, metrics, rl_loop
+
+RECIPE = "configs/video_mtr.py"
+OVERRIDES = {
+  "data__simulate__world__families": ("choice", "name"),
+  "data__frames": 8,
+  "env__budget": 8,
+  "env__demonstrated": 0.5,
+  "model__prefix_buckets": (224,),
+  "model__frame_buckets": (8,),
+  "turns__time_buckets": (96,),
+  "turns__shown_buckets": (64,),
+  "turns__frame_buckets": (2,),
+  "turns__chunk": 16,
+  "turns__rows": 16,
+  "critic__kl_weight": 0.1,
+  "critic__warmup_steps": 0,
+  "sft__steps": 0,
+  "sft__max_reply_tokens": 96,
+  "rl__packing": 1.1,
+  "rl__temperature": 0.9,
+}
+
+
+def config(tmp_path, **changes):
+  overrides = {**OVERRIDES, **changes, "data__directory": str(tmp_path / "data")}
+  return nano.config(RECIPE, **overrides)
+
+
+def values_of(workdir, name):
+  lines = metrics.read(workdir / "metrics.jsonl")
+  return [line["values"][name] for line in lines if line["stage"] == "rl"]
+
+
+def test_with_credit_by_episode_every_token_gets_what_all_turns_earned_together():
+  total = np.array([[[1, 2], [3, 0], [0, 9]]], np.float32)
+  valid = np.array([[[1, 1], [1, 0], [1, 1]]], bool)
+  turn = np.array([[[0, -1, 1], [0, -1, -1], [0, -1, 1]]], np.int32)
+  scores = records.Scores(rewards={"accuracy": total}, valid=valid, total=total)
+  advantages, signal, values = rl_loop.assign_credit(
+    jax.tree.map(jnp.asarray, scores),
+    jnp.asarray(turn),
+    segments=("turn 1", "turn 2"),
+    multi_turn=True,
+    whole=True,
+    normalise=False,
+    budget=1,
+  )
+  np.testing.assert_allclose(advantages, [[[-2, 0, -2], [-2, 0, 0], [4, 0, 4]]], rtol=1e-6)
+  assert signal.all() and values["cut_off_share"] == 1
+  assert values["reward/turn 2/accuracy"] == pytest.approx(5.5)  # the second has none
+
+
+def test_a_run_goes_from_episodes_to_a_report_and_resumes_as_if_never_stopped(
+  tmp_path, monkeypatch
+):
+  nano.use_devices(monkeypatch, 1)
+  first, second = tmp_path / "first", tmp_path / "second"
+  run = config(tmp_path, rl__steps=3, rl__checkpoint_every=1)
+  data_stage.prepare(run, first)
+  rl_loop.train(run, first)
+  np.testing.assert_allclose(values_of(first, "trainer_sampler_ratio"), 1, atol=1e-4)
+  assert len(set(values_of(first, "critic/loss"))) == 3
+  assert all(np.isfinite(values_of(first, "critic/kl")))
+
+  class Stopped(Exception):
+    pass
+
+  def stop(self, step, values, write=metrics.MetricsLog.write):
+    write(self, step, values)
+    if step == 3:
+      raise Stopped
+
+  with monkeypatch.context() as patch, pytest.raises(Stopped):
+    patch.setattr(metrics.MetricsLog, "write", stop)
+    rl_loop.train(run, second)
+  rl_loop.train(run, second)
+  for name in ("loss", "critic/loss", "reward/turn 1/total", "retrieval_rate"):
+    assert values_of(first, name)[-1] == values_of(second, name)[-1], name
+  stage.evaluate(run, second)
+  found = json.loads((second / "eval" / "after_rl.json").read_text())
+  assert 1 <= found["metrics"]["turns"] <= 2
+  shown = found["rollouts"][0]
+  assert len(shown["turns"][0]["frames"]) == len(shown["turns"][0]["shown"]) == 4
+  assert len(shown["pool_times"]) == 8
+
+
+def test_of_a_demonstrated_episode_one_reply_is_learnt_behind_the_conversation_before_it(tmp_path):
+  data = nano.make_data(tmp_path, recipe=RECIPE, **OVERRIDES)
+  parts = nano.build(data, recipe=RECIPE, **OVERRIDES)
+  items = [*next(parts.read("train", 12, view="supervised")).items]
+  said = {parts.processor.decode(item.reply).split(">")[-2].rsplit("<")[-1] for item in items}
+  assert said == {"/answer", "/retrieve"}
+  for item in items:
+    task, times = parts.environment, item.clip.timestamps
+    replies = task.reference_replies(item.example, times)
+    turn = replies.index(parts.processor.decode(item.reply))
+    frames = [task.observe(item.example, 8, replies[:number]).frames for number in range(turn + 1)]
+    assert len(item.encoded.frames) == sum(map(len, frames))
