@@ -8,16 +8,28 @@ from tests.data import videos
 from tests.train import nano
 from vr_jax import ask, main
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
-from vr_jax.train import inputs
+from vr_jax.train import export_stage, inputs
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import workdir as workdir_lib
 
 OPTIONS = "--options=red,blue"
 
 
-def _trained(workdir, path):
+def _of_turns():
+  """A recipe of two turns, which shows eight frames of the tests' video first."""
+  return nano.config(
+    "configs/video_mtr.py",
+    env__turns=2,
+    env__budget=16,
+    data__fps=1.0,
+    data__frames=64,
+    model__prefix_buckets=(320,),
+    model__frame_buckets=(8,),
+  )
+
+
+def _trained(workdir, config):
   """A run that got as far as its third supervised step, with nothing learnt and no data left."""
-  config = nano.config(path)
   workdir_lib.claim(workdir, config, "sft")
   where = inputs.tokenizer_path(config, workdir)
   where.parent.mkdir(parents=True)
@@ -38,7 +50,7 @@ def video(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   """A run of several turns."""
-  return _trained(tmp_path_factory.mktemp("mtr") / "run", "configs/video_mtr.py")
+  return _trained(tmp_path_factory.mktemp("mtr") / "run", _of_turns())
 
 
 def test_turns_are_printed_with_their_frames_and_the_answer_or_none(run, video):
@@ -54,11 +66,18 @@ def test_turns_are_printed_with_their_frames_and_the_answer_or_none(run, video):
   assert out.splitlines()[-1].startswith(("Answer: ", "No answer."))
 
 
-def test_a_recipe_of_a_single_reply_answers_in_one_turn(tmp_path, video, capsys):
-  run = _trained(tmp_path / "run", nano.RECIPE)
-  words = ["ask", str(video), "Which colour?", "--checkpoint", str(run), OPTIONS]
-  assert main.cli(["vr-jax", *words]) == 0
+def test_a_recipe_of_a_single_reply_answers_in_one_turn_also_from_a_directory_as_hugging_face_has_it(
+  tmp_path, video, capsys
+):
+  config = nano.config()
+  run = _trained(tmp_path / "run", config)
+  inputs.shards(config, run).mkdir()
+  export_stage.export(config, run)
+  capsys.readouterr()
+  where = ["--checkpoint", str(run / "export"), f"--config={nano.ROOT / nano.RECIPE}:tiny"]
+  assert main.cli(["vr-jax", "ask", str(video), "Which colour?", OPTIONS, *where]) == 0
   out = capsys.readouterr().out
+  assert out.startswith(f"{run / 'export'} · {video}: 10 s, 8 frames\n")
   assert "\nOne turn\nshown: frames 0 (0 s), 1 (1 s), " in out
   assert out.splitlines()[-1].startswith(("Answer: ", "No answer."))
 
@@ -75,7 +94,7 @@ def _fails(capsys, *words) -> str:
 def test_a_mistake_is_named_in_one_line(run, video, tmp_path, capsys):
   broken, here = tmp_path / "broken.mp4", f"--checkpoint={run}"
   broken.write_bytes(video.read_bytes()[:2000])
-  recipe = "--config=configs/video_mtr.py"
+  recipe = f"--config={nano.ROOT}/configs/video_mtr.py"
   for words, says in (
     ((), "needs a video and a question"),
     ((video, here), "needs a video and a question"),
@@ -91,6 +110,7 @@ def test_a_mistake_is_named_in_one_line(run, video, tmp_path, capsys):
     ((video, "Who?", here, "--config.eval.temprature=1"), "nearest is config.eval.temperature"),
     ((video, "Who?", here, "--config.eval.temperature=-1.0"), "config.eval.temperature"),
     ((video, "Who?", "--config=configs/none.py"), "configs/none.py: no such file"),
+    ((video, "Who?", f"{recipe}:tiny", here), "a run has a config; leave out --config"),
     ((video, "Who?", f"{recipe}:9b"), "9b: no such size"),
     ((video, "Who?", f"{recipe}:tiny"), "without pretrained weights"),
     ((video, "Who?", f"{recipe}:3b", f"--checkpoint={tmp_path}"), str(tmp_path)),
@@ -124,4 +144,4 @@ def test_what_would_steer_a_terminal_is_printed_as_its_escape():
 
 
 def test_a_config_that_was_written_is_read_as_it_was(run):
-  assert workdir_lib.config_of(run).to_dict() == nano.config("configs/video_mtr.py").to_dict()
+  assert workdir_lib.config_of(run).to_dict() == _of_turns().to_dict()

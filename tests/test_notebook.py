@@ -1,4 +1,4 @@
-"""The quickstart notebook, executed from top to bottom in a kernel of its own."""
+"""The notebooks, executed from top to bottom in a kernel of their own."""
 
 import os
 import pathlib
@@ -8,18 +8,16 @@ import nbclient
 import nbformat
 import pytest
 
-NOTEBOOK = pathlib.Path(__file__).resolve().parent.parent / "notebooks" / "quickstart.ipynb"
+NOTEBOOKS = pathlib.Path(__file__).resolve().parent.parent / "notebooks"
 
 
-@pytest.fixture(scope="module")
-def printed(tmp_path_factory):
-  """What the notebook prints, after a shorter warm start than a reader's; its files go to the test's directory."""
-  notebook = nbformat.read(NOTEBOOK, as_version=4)
-  (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-  workdir = tmp_path_factory.mktemp("notebook") / "run"
-  parameters.source += f"\nworkdir, sft_steps = {str(workdir)!r}, 40"
+def _printed(name, parameters):
+  """What a notebook prints, and how many pictures it draws, with these lines behind its parameters."""
+  notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+  (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+  cell.source += parameters
   client = nbclient.NotebookClient(
-    notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": NOTEBOOK.parent}}
+    notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": NOTEBOOKS}}
   )
   # One device, as on a reader's machine; the tests' eight would share one core.
   client.execute(env={**os.environ, "XLA_FLAGS": ""})
@@ -27,6 +25,13 @@ def printed(tmp_path_factory):
   pictures = sum("image/png" in out.get("data", {}) for out in outputs)
   text = "".join(out.text for out in outputs if out.output_type == "stream")
   return text, pictures
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory):
+  """Of the quickstart, after a shorter warm start than a reader's; its files go to the test's directory."""
+  workdir = tmp_path_factory.mktemp("notebook") / "run"
+  return _printed("quickstart.ipynb", f"\nworkdir, sft_steps = {str(workdir)!r}, 40")
 
 
 def test_the_notebook_runs_and_draws_frames_rewards_path_and_change(printed):
@@ -49,6 +54,18 @@ def test_the_update_raises_better_replies_above_worse_ones(printed):
   assert better > worse + 0.5
 
 
-def test_the_notebook_is_committed_without_outputs():
-  cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+def test_a_question_is_asked_turn_by_turn_with_the_frames_of_each(tmp_path):
+  text, pictures = _printed("ask.ipynb", f"\nworkdir = {str(tmp_path / 'run')!r}")
+  assert re.search(r"the pool: \d+ frames, up to \d", text)
+  assert text.splitlines()[-1].startswith("answer: ")
+  said = len(
+    re.findall(r"^(?:answer|retrieve|invalid) (?:format|interval|range|answer)?$", text, re.M)
+  )
+  assert said >= 1
+  assert pictures >= 3  # two turns by hand, and the first of the policy
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)
+def test_a_notebook_is_committed_without_outputs(path):
+  cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
   assert all(not cell.outputs and cell.execution_count is None for cell in cells)

@@ -19,6 +19,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from vr_jax import errors, main, records
+from vr_jax.train import inputs
 from vr_jax.train import workdir as workdir_lib
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def ask(argv: Sequence[str]) -> None:
 
   from vr_jax.data import one_video
   from vr_jax.envs import environment
-  from vr_jax.train import choices, inputs
+  from vr_jax.train import choices
   from vr_jax.train import parts as parts_lib
 
   config, data = asked.config, asked.config.data
@@ -102,7 +103,7 @@ def parse(argv: Sequence[str]) -> Asked:
   flags.DEFINE_integer("seed", 0, "Of what is drawn.", flag_values=values)
   values.set_gnu_getopt()
   if any(word in ("-h", "--help", "-help") for word in argv):
-    print(__doc__, values.main_module_help(), sep="\n")
+    print(__doc__, values.get_help(), sep="\n")
     raise SystemExit(0)
   words = main.read_flags(values, argv, known_only=True)
   of_config = [word for word in words if word.startswith("--config")]
@@ -136,10 +137,13 @@ def _config(
   if checkpoint and not checkpoint.is_dir():
     raise errors.InputError(f"--checkpoint={checkpoint}: no such directory")
   if recipe:
+    if checkpoint and (checkpoint / "checkpoints").is_dir():
+      raise errors.InputError(f"--checkpoint={checkpoint}: a run has a config; leave out --config")
     config = main.parse_recipe(["ask", *words])["config"].value
-    with config.unlocked():
-      if checkpoint:
-        config.model.pretrained, config.model.tokenizer = str(checkpoint), ""
+    if checkpoint:
+      config.model.pretrained = str(checkpoint)
+    if config.model.tokenizer == inputs.TRAINED:
+      config.model.tokenizer = ""  # there is no run that trained one
     if not config.model.pretrained:
       raise errors.InputError("--config: a recipe without pretrained weights; give --checkpoint")
     return config, None
@@ -173,9 +177,8 @@ def _policy(parts: "parts_lib.Parts", workdir: Path | None) -> tuple["PyTree", s
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilations"))
   stage, step = export_stage.last_stage(parts, workdir)
-  return rl_loop.load_params(
-    parts, workdir / "checkpoints" / stage
-  ), f"{workdir}, {stage} step {step}"
+  params = rl_loop.load_params(parts, workdir / "checkpoints" / stage)
+  return params, f"{workdir}, {stage} step {step}"
 
 
 def _turns(
@@ -184,17 +187,15 @@ def _turns(
   """Plays an episode and prints it."""
   from vr_jax.rollout import session as session_lib
 
-  told = session(parts, params, video).ask(
+  most = parts.environment.turns
+  for told in session(parts, params, video).ask(
     asked.question, asked.options, problem_type=asked.problem_type, seed=asked.seed
-  )
-  for each in told:
-    if isinstance(each, session_lib.Outcome):
-      _print_answer(each.answer, asked, out)
+  ):
+    if isinstance(told, session_lib.Outcome):
+      _print_answer(told.answer, asked, out)
       return
-    _print_turn(
-      f"Turn {each.number} of {parts.environment.turns}", each.frames, each.reply, video, out
-    )
-    action = each.action
+    _print_turn(f"Turn {told.number} of {most}", told.frames, told.reply, video, out)
+    action = told.action
     if action.kind == "retrieve":
       start, end = video.timestamps[[action.start, action.end]]
       out.print(f"→ frames {action.start} to {action.end}, {start:g} to {end:g} s", style="cyan")
