@@ -1,0 +1,288 @@
+"""The critic: its values, its step against a plain computation, and the credit that it gives, against loops in NumPy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from tests.rl import plain_gae
+from tests.train import nano
+from vr_jax import records
+from vr_jax.models import layout as layout_lib
+from vr_jax.models import packing
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import encoder
+from vr_jax.train import checkpoints, critic
+from vr_jax.train import state as state_lib
+
+TOLERANCE = 1e-5
+LENGTHS = np.array([[16, 1, 3, 0], [2, 2, 5, 1], [0, 0, 0, 0], [7, 1, 1, 4]])
+TIME, CLIP = 16, 0.5
+MASK = np.arange(TIME) < LENGTHS[..., None]
+
+
+@pytest.fixture(scope="module")
+def parts(data):
+  return nano.build(data)
+
+
+@pytest.fixture(scope="module")
+def params(parts):
+  """Those of a critic whose head says something."""
+  made = critic.fresh_params(parts.fresh_params(), embed=parts.model.text.hidden_size)
+  weight = 0.1 * jax.random.normal(jax.random.key(1), made["head"].weight.shape)
+  head = dataclasses.replace(made["head"], weight=made["head"].weight.replace(weight))
+  return {**made, "head": head}
+
+
+@pytest.fixture(scope="module")
+def batch(parts):
+  """(prompts, their replies)"""
+  tokens = np.where(MASK, np.random.default_rng(1).integers(60, 300, MASK.shape), 0)
+  rollout = records.Rollout(
+    tokens=jnp.asarray(tokens, jnp.int32),
+    log_probs=jnp.zeros(MASK.shape),
+    kind=jnp.where(MASK, int(records.Kind.MODEL), int(records.Kind.PAD)),
+    turn=jnp.zeros(MASK.shape, jnp.int32),
+  )
+  return parts.prompt(parts.batch(nano.ragged_items(parts, 4))), rollout
+
+
+@pytest.fixture(scope="module")
+def targets():
+  """(values at the start of the update, returns): some of each on both sides of the clip."""
+  old, returns = np.random.default_rng(2).normal(size=(2, *MASK.shape)).astype(np.float32)
+  return jnp.asarray(old), jnp.asarray(returns)
+
+
+def _plain_values(parts, params, batch):
+  prompt, rollout = batch
+  model = nano.merge(parts, params["model"])
+  prefix = model.prefill(prompt)
+  hidden = model.extend(prefix, rollout.tokens, jnp.asarray(MASK))
+  first = jnp.broadcast_to(prefix.hidden[:, None, None], hidden[:, :, :1].shape)
+  before = jnp.concatenate([first, hidden[:, :, :-1]], axis=2)
+  return jnp.where(MASK, before @ params["head"].weight[...] + params["head"].bias[...], 0)
+
+
+@pytest.fixture(scope="module")
+def plain(parts, params, batch, targets):
+  """(loss, values, gradients), written out."""
+  old, returns = targets
+
+  @jax.jit
+  def loss(params):
+    values = _plain_values(parts, params, batch)
+    near = jnp.minimum(jnp.maximum(values, old - CLIP), old + CLIP)
+    worse = jnp.maximum((values - returns) ** 2, (near - returns) ** 2)
+    return 0.5 * (worse * MASK).sum() / MASK.sum(), values
+
+  (value, values), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+  return float(value), np.asarray(values), _leaves(gradients)
+
+
+def _leaves(tree):
+  return {
+    jax.tree_util.keystr(path): np.array(leaf) for path, leaf in jax.tree.leaves_with_path(tree)
+  }
+
+
+def _start(parts, params, *, frozen=(), microbatches=1):
+  """A state around a copy of the parameters, and a step."""
+  section = nano.config(sft__gradient_norm=1e9, sft__warmup_steps=0, sft__weight_decay=0.0).sft
+  section.learning_rate, section.steps = 2e-3, 100
+  frozen = critic.frozen(frozen)
+  optimizer = state_lib.make_optimizer(section, params, frozen)
+  state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, parts.mesh)
+  step = critic.make_critic_step(
+    parts.graph, optimizer, clip=CLIP, microbatches=microbatches, frozen=frozen
+  )
+  return state, step
+
+
+def _gradients(state):
+  """Adam's first moment after one step is 1 - b1 = 0.1 times the gradient."""
+  moments = optax.tree_utils.tree_get(state.optimizer_state, "mu")
+  return {name: 10 * moment for name, moment in _leaves(moments).items()}
+
+
+def test_values_begin_at_zero_and_share_no_buffer_with_the_policy(parts, batch):
+  policy = parts.fresh_params()
+  made = critic.fresh_params(policy, embed=parts.model.text.hidden_size)
+  values = critic.make_valuer(parts.graph)(made, *batch)
+  np.testing.assert_array_equal(values, np.zeros(MASK.shape))
+  copies = zip(jax.tree.leaves(policy), jax.tree.leaves(made["model"]), strict=True)
+  for held, copied in copies:
+    np.testing.assert_array_equal(held, copied)
+    assert held.unsafe_buffer_pointer() != copied.unsafe_buffer_pointer()
+
+
+def test_values_are_of_the_state_before_each_token_packed_or_not(parts, params, batch, plain):
+  size = packing.size_of(layout_lib.OneDevice(), LENGTHS[None], TIME, ratio=1.1)
+  assert size < 0.7 * MASK.size
+  value = critic.make_valuer(parts.graph)
+  for packed in (None, size):
+    values = value(params, *batch, packed=packed)
+    np.testing.assert_allclose(values, plain[1], rtol=0, atol=TOLERANCE)
+  assert np.abs(plain[1][MASK]).max() > 0.1
+
+
+def test_of_prompts_that_bring_features_no_tower_of_the_critic_runs(parts, params, batch, plain):
+  prompt, rollout = batch
+  encoded = encoder.encode(parts.graph, params["model"], prompt)
+  broken = jax.tree.map(lambda x: x, params)
+  broken["model"]["vision"] = jax.tree.map(lambda x: x * jnp.nan, broken["model"]["vision"])
+  value = critic.make_valuer(parts.graph)
+  np.testing.assert_allclose(value(broken, encoded, rollout), plain[1], rtol=0, atol=TOLERANCE)
+  assert np.isnan(value(broken, prompt, rollout)).any()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_loss_and_gradients_are_those_written_out_in_any_number_of_micro_batches(
+  parts, params, batch, targets, plain, count
+):
+  state, step = _start(parts, params, microbatches=count)
+  state, metrics = step(state, *batch, *targets)
+  loss, values, gradients = plain
+  assert float(metrics["critic/loss"]) == pytest.approx(loss, rel=TOLERANCE)
+  assert nano.largest_difference(_gradients(state), gradients).value < 1e-4
+  returns, rest = np.asarray(targets[1])[MASK], (np.asarray(targets[1]) - values)[MASK]
+  expected = {"value": values[MASK].mean(), "return": returns.mean()}
+  expected["explained_variance"] = 1 - rest.var() / returns.var()
+  found = {name: float(metrics[f"critic/{name}"]) for name in expected}
+  assert found == pytest.approx(expected, rel=1e-4, abs=TOLERANCE)
+  assert 0 < float(metrics["critic/value_clipped"]) < 1
+
+
+def test_steps_towards_fixed_returns_lower_the_loss_until_values_have_moved_by_the_clip(
+  parts, params, batch, plain
+):
+  old, step = jnp.asarray(plain[1]), _start(parts, params)[1]
+  for distance, clipped in ((0.2, False), (3.0, True)):
+    state, losses, share = _start(parts, params)[0], [], 0.0
+    for _ in range(24):
+      state, metrics = step(state, *batch, old, old + distance)
+      losses.append(float(metrics["critic/loss"]))
+      share = max(share, float(metrics["critic/value_clipped"]))
+    floor = 0.5 * max(distance - CLIP, 0) ** 2
+    assert losses[0] == pytest.approx(0.5 * distance**2, rel=1e-3)
+    assert floor - TOLERANCE < min(losses) < floor + 0.3 * (losses[0] - floor)
+    assert (share > 0.5) == clipped
+  _, metrics = step(state, *batch, old, jnp.full(MASK.shape, 0.5))
+  assert np.isnan(metrics["critic/explained_variance"])  # all returns are the same
+
+
+def test_a_frozen_tower_gets_no_gradient_and_stays(parts, params, batch, targets):
+  state, step = _start(parts, params, frozen=("vision",))
+  state, _ = step(state, *batch, *targets)
+  before, after = _leaves(params), _leaves(state.params)
+  assert not [name for name in _gradients(state) if "vision" in name]
+  for name in before:
+    assert np.array_equal(before[name], after[name]) == ("vision" in name), name
+
+
+def test_on_a_mesh_of_two_by_two_numbers_are_those_of_one_device(
+  data, parts, params, batch, targets, plain
+):
+  split = nano.build(data, mesh=(2, 2, 1, 1))
+  state, step = _start(split, params)
+  assert state.params["head"].weight[...].sharding.is_fully_replicated
+  prompt = split.prompt(split.batch(nano.ragged_items(parts, 4)))
+  rollout, old, returns = mesh_lib.put_batch(jax.device_get((batch[1], *targets)), split.mesh)
+  values = critic.make_valuer(split.graph)(state.params, prompt, rollout)
+  np.testing.assert_allclose(values, plain[1], rtol=0, atol=TOLERANCE)
+  state, metrics = step(state, prompt, rollout, old, returns)
+  assert float(metrics["critic/loss"]) == pytest.approx(plain[0], rel=TOLERANCE)
+  assert nano.largest_difference(_gradients(state), plain[2]).value < 1e-4
+
+
+def test_a_checkpoint_holds_policy_and_critic_and_parameters_can_be_read_alone(
+  parts, params, tmp_path
+):
+  rl = parts.config.rl
+  optimizer = state_lib.make_optimizer(rl, parts.abstract_params, ())
+  policy = state_lib.create(parts.fresh_params(), optimizer, parts.mesh)
+  fresh = {**vars(policy), "critic": _start(parts, params)[0]}
+  saved = {**vars(policy), "critic": jax.tree.map(lambda x: x + 1, fresh["critic"])}
+  store = checkpoints.Checkpoints(tmp_path, architecture=parts.architecture)
+  store.save(3, saved, {})
+  store.wait()
+  restored, alone = store.restore(fresh).tree, store.restore({"params": parts.abstract_params}).tree
+  store.close()
+  for tree, expected in ((restored, saved), (alone, {"params": policy.params})):
+    found, expected = _leaves(tree), _leaves(expected)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+      np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_the_optimizer_counts_the_updates_of_the_section_rl(parts, params):
+  critics = {**parts.config.sft.to_dict(), "schedule": "cosine", "learning_rate": 0.5}
+  config = ml_collections.ConfigDict({"rl": {"steps": 4, "epochs": 3}, "critic": critics})
+  config.critic.warmup_steps, config.critic.steps = 0, 1
+  optimizer = critic.make_optimizer(config, params["head"], ())
+  state, zero = optimizer.init(params["head"]), jax.tree.map(jnp.zeros_like, params["head"])
+  moved = []
+  for _ in range(13):
+    gradient = jax.tree.map(jnp.ones_like, zero)
+    update, state = optimizer.update(gradient, state, zero)
+    moved.append(-float(update.bias[...]))
+  assert moved[0] == pytest.approx(0.5, rel=1e-3)
+  assert moved[11] > 1e-3
+  assert moved[12] == pytest.approx(0, abs=1e-6)
+
+
+def _episodes(seed=0, turns=3):
+  """(scores, rollout, values, reference) of episodes; of some turns no score is valid."""
+  rng, shape = np.random.default_rng(seed), (3, 4, 29)
+  turn, mask = plain_gae.episodes(rng, shape, turns)
+  accuracy, total = rng.normal(size=(2, *shape[:2], turns)).astype(np.float32)
+  valid = rng.random(accuracy.shape) < 0.8
+  log_probs, reference, values = rng.normal(size=(3, *shape)).astype(np.float32)
+  rollout = records.Rollout(
+    tokens=np.zeros(shape, np.int32),
+    log_probs=log_probs,
+    kind=np.where(mask, int(records.Kind.MODEL), int(records.Kind.ENVIRONMENT)),
+    turn=turn,
+  )
+  scores = records.Scores(
+    rewards={"accuracy": np.where(valid, accuracy, np.nan)}, valid=valid, total=total
+  )
+  return scores, rollout, values, reference
+
+
+@pytest.mark.parametrize("placement", ["every", "last"])
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_credit_is_bi_level_gae_of_the_scores_and_the_penalty_and_skips_turns_without_a_score(
+  placement, beta
+):
+  scores, rollout, values, reference = _episodes()
+  discounts = {"gamma_turn": 0.9, "gamma_token": 0.97, "decay": 0.8}
+  section = ml_collections.ConfigDict({**discounts, "placement": placement, "kl_weight": beta})
+  found = critic.make_credit(section)(scores, rollout, values, reference if beta else None)
+  advantages, returns, metrics = jax.tree.map(np.asarray, found)
+  counted = np.take_along_axis(scores.valid, rollout.turn, axis=2)
+  mask = counted & (rollout.kind == records.Kind.MODEL)
+  expected = np.zeros(mask.shape)
+  answers = np.where(scores.valid, scores.rewards["accuracy"], 0)
+  between = 0.9 if placement == "last" else 0.0
+  for row in np.ndindex(*mask.shape[:2]):
+    process, answer = scores.total[row] - answers[row], answers[row].sum()
+    rewards = plain_gae.placed(process, answer, rollout.turn[row], mask[row], 0.9, placement)
+    rewards -= np.where(mask[row], beta * (rollout.log_probs[row] - reference[row]), 0)
+    expected[row] = plain_gae.reference(
+      rewards, values[row], rollout.turn[row], mask[row], **{**discounts, "gamma_turn": between}
+    )
+  np.testing.assert_allclose(returns, expected + values, atol=TOLERANCE)
+  raw = expected[mask]
+  white = (raw - raw.mean()) / np.sqrt(raw.var(ddof=1) + 1e-8)
+  np.testing.assert_allclose(advantages[mask], white, atol=TOLERANCE)
+  assert (advantages[~mask] == 0).all()
+  assert metrics["critic/advantage"] == pytest.approx(raw.mean(), abs=TOLERANCE)
+  assert metrics["critic/advantage_std"] == pytest.approx(raw.std(), abs=TOLERANCE)
+  assert ("critic/kl" in metrics) == bool(beta)
+  assert (counted < (rollout.kind == records.Kind.MODEL)).any()
