@@ -92,20 +92,24 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
 def _tiny(config: ml_collections.ConfigDict) -> None:
   env = config.env
   env.instruction, env.last_instruction = "", "!"  # a network that knows no words
-  env.turns, env.window = 2, 1
-  env.budget = 16
+  env.budget = 8
   env.demonstrated = 0.3
-  config.data.fps = 1.0
   config.data.frames = 64
-  config.data.simulate.videos = 1500
-  config.model.prefix_buckets = (160, 224, 320)
-  config.model.frame_buckets = (8, 12)
-  config.turns.time_buckets = (96, 128, 160)
-  config.turns.shown_buckets = (32, 64, 96)
+  config.data.simulate.videos = 1000
+  world = config.data.simulate.world
+  world.seconds = world.shown = 64.0
+  world.fps = 1
+  world.dwell = 4.0  # how long the answer shows; the first turn's frames meet it in one of four questions
+  world.lives = ("flicker",)
+  world.families = ("moment",)
+  config.model.prefix_buckets = (112, 208)
+  config.model.frame_buckets = (4, 8)
+  config.turns.time_buckets = (144, 256)
+  config.turns.shown_buckets = (96,)
   config.turns.frame_buckets = (4,)
   config.turns.chunk = 12
   config.turns.rows = 32
-  config.sft.max_reply_tokens = config.rl.max_new_tokens = 40
+  config.sft.max_reply_tokens = config.rl.max_new_tokens = 28
   config.rl.steps = 100
   config.rl.prompts, config.rl.group = 16, 8
   config.rl.temperature = 1.0

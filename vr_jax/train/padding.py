@@ -73,14 +73,16 @@ def share(
 ) -> float:
   """The share of all tokens computed in a step that are padding, or came after the end of a reply.
 
-  A step reads its prompts to sample, to update and, where it does, to score with the reference and the old policy.
+  A step reads its prompts to sample, to update and, where it does, to score with the reference and the old policy; a critic
+  scores and updates once more.
   """
   lengths, places = made.lengths, layout.ways("slots")
   full, prefix = lengths.size * chosen.time, made.encoded.tokens.shape[1]
-  scorers = (rl.kl_weight > 0) + (rl.epochs > 1)
+  critic = rl.credit == "gae"
+  scorers, updates = (rl.kl_weight > 0) + (rl.epochs > 1) + critic, rl.epochs * (1 + critic)
   of_update = full if chosen.packed is None else chosen.packed * places * rl.microbatches
   of_scorer = full if chosen.packed_whole is None else chosen.packed_whole * places
-  reads = len(lengths) * (1 + rl.epochs + scorers)
-  computed = made.decoded + rl.epochs * of_update + scorers * of_scorer + reads * prefix
-  wanted = made.sampled + lengths.sum() * (rl.epochs + scorers) + reads * made.prompt_tokens
+  reads = len(lengths) * (1 + updates + scorers)
+  computed = made.decoded + updates * of_update + scorers * of_scorer + reads * prefix
+  wanted = made.sampled + lengths.sum() * (updates + scorers) + reads * made.prompt_tokens
   return float(1 - wanted / computed)
