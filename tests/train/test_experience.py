@@ -136,6 +136,7 @@ def test_one_step_off_policy_updates_on_replies_of_the_policy_before(data, tmp_p
 
 def _rl(**changes):
   fields = {
+    "credit": "segments",
     "max_new_tokens": 64,
     "packing": 1.25,
     "microbatches": 2,
