@@ -24,7 +24,7 @@ MAY_USE = {
   "data": frozenset({"worlds"}),
   "envs": frozenset({"rewards"}),
   "rollout": frozenset({"models", "envs", "parallel"}),
-  "train": ALL_ROOMS - {"eval"},
+  "train": ALL_ROOMS - {"eval"} | {"base_config"},
   "eval": ALL_ROOMS,
   "main": ALL_ROOMS | {"ask"},
   "ask": ALL_ROOMS | {"main"},

@@ -2,11 +2,13 @@ import gzip
 import json
 import math
 
+import numpy as np
 import pytest
 
 from tests.data import annotation_files
 from vr_jax import records
-from vr_jax.data import annotations
+from vr_jax.data import annotations, sampling
+from vr_jax.envs import turns
 from vr_jax.errors import InputError
 
 record = annotation_files.record
@@ -25,7 +27,8 @@ def read(tmp_path, *values):
 
 def placed(tmp_path, value, duration=10.0):
   (annotation,) = read(tmp_path, value)
-  return annotations.placed(annotation, duration, tolerance=0.05)
+  times = np.arange(max(1, int(2 * duration))) / 2
+  return annotations.placed(annotation, duration, times, tolerance=0.05)
 
 
 def test_a_record_becomes_an_example(tmp_path):
@@ -306,3 +309,38 @@ def test_a_file_that_is_no_annotation_file_is_named(tmp_path, content, problem):
     path.write_bytes(content)
   with pytest.raises(InputError, match=rf"notes\.json: {problem}"):
     annotations.read(path, VIDEOS, on_bad=fail)
+
+
+@pytest.mark.parametrize("duration", [64.0, 100.0, 301.3, 20.0])
+@pytest.mark.parametrize("frames", [[0], [12, 13, 14], [3, 20, 4], list(range(30, 40))])
+def test_relevant_frames_of_a_pool_become_spans_that_hold_them(tmp_path, duration, frames):
+  value = video_r1_record(relevant_sample_frames=frames)
+  example = placed(tmp_path, value, duration=duration)
+  times = np.arange(int(2 * duration)) / 2
+  pool = times[sampling.choose(times, example.shown, sampling.Pool(frames=64), where="")]
+  assert turns.relevant_frames(example, pool) == tuple(sorted(frames))
+  assert len(example.relevant) == (2 if 20 in frames else 1)
+
+
+def test_the_last_frame_of_a_pool_lasts_to_the_end_and_seconds_come_before_frames(tmp_path):
+  value = video_r1_record(relevant_sample_frames=[63])
+  assert placed(tmp_path, value, duration=64.0).relevant == (records.Span(start=63.5, end=64.0),)
+  value = record(relevant_sample_frames=[0])
+  assert placed(tmp_path, value).relevant[0] == records.Span(start=2.0, end=4.0)
+  assert placed(tmp_path, record(relevant=None, relevant_sample_frames=[])).relevant == ()
+
+
+@pytest.mark.parametrize(
+  ("frames", "says"),
+  [
+    ([64], "64 is no frame of a pool of 64"),
+    ([-1], "needs whole numbers, 0 or more"),
+    ([1.5], "needs whole numbers"),
+    ([True], "needs whole numbers"),
+    ("[3]", "is a text, not a list"),
+  ],
+)
+def test_relevant_frames_that_are_none_of_the_pool_are_named(tmp_path, frames, says):
+  value = video_r1_record(relevant_sample_frames=frames)
+  with pytest.raises(InputError, match=f"field 'relevant_sample_frames': {says}"):
+    placed(tmp_path, value, duration=64.0)

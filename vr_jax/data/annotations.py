@@ -16,8 +16,11 @@ import re
 from typing import Any
 import zlib
 
+from jaxtyping import Float
+import numpy as np
+
 from vr_jax import records
-from vr_jax.data import video_r1
+from vr_jax.data import sampling, video_r1
 from vr_jax.errors import InputError
 
 # Times are kept to the microsecond, on disk as integers.
@@ -37,11 +40,12 @@ class Annotation:
   """A record that is right in itself; `placed` checks it against its video.
 
   `where` is its file and line. Where the file does not say what is shown, or of what time a step speaks, the span ends
-  at infinity.
+  at infinity. `pool_frames` are relevant frames of a pool of video_r1.POOL, increasing.
   """
 
   where: str
   example: records.Example
+  pool_frames: tuple[int, ...] = ()
 
 
 def read(path: Path, videos: Set[str], *, on_bad: BadRecord) -> list[Annotation]:
@@ -58,7 +62,8 @@ def read(path: Path, videos: Set[str], *, on_bad: BadRecord) -> list[Annotation]
   annotations, seen = [], {}
   for where, parse in itertools.chain.from_iterable(map(_entries, files(path))):
     try:
-      example = _example(parse(), where)
+      value = parse()
+      example, pool_frames = _example(value, where), _pool_frames(value, where)
       if example.video not in videos:
         raise InputError(
           f"{where}: field 'video': there is no file {example.video!r} among the videos"
@@ -69,7 +74,7 @@ def read(path: Path, videos: Set[str], *, on_bad: BadRecord) -> list[Annotation]
       on_bad(where, error)
       continue
     seen[example.id] = where
-    annotations.append(Annotation(where=where, example=example))
+    annotations.append(Annotation(where=where, example=example, pool_frames=pool_frames))
   return annotations
 
 
@@ -86,18 +91,29 @@ def files(path: Path) -> list[Path]:
   return found
 
 
-def placed(annotation: Annotation, duration: float, *, tolerance: float) -> records.Example:
+def placed(
+  annotation: Annotation,
+  duration: float,
+  times: Float[np.ndarray, "stored"],
+  *,
+  tolerance: float,
+) -> records.Example:
   """The example, once all its times lie within a video of `duration` seconds (plus `tolerance`).
 
-  What is shown defaults to the whole video, and a step without times spans what is shown.
+  What is shown defaults to the whole video, and a step without times spans what is shown. Relevant frames become spans, each
+  from its frame of the pool of what is shown up to the next one; `times` are those of the stored frames.
 
   Raises:
-    InputError: a span ends, or a state is, after the end of the video; what is shown overlaps what is masked.
+    InputError: a span ends, or a state is, after the end of the video; what is shown overlaps what is masked; a relevant frame is
+      none of the pool.
   """
   example, where = annotation.example, annotation.where
   if math.isinf(example.shown.end):
     whole = records.Span(start=0.0, end=_microsecond(duration))
     example = dataclasses.replace(example, shown=whole)
+  if annotation.pool_frames and not example.relevant:
+    spans = _spans(annotation.pool_frames, times, example.shown, where)
+    example = dataclasses.replace(example, relevant=spans)
   shown = dataclasses.asdict(example.shown)
   steps = tuple(
     dataclasses.replace(step, **shown) if math.isinf(step.end) else step for step in example.steps
@@ -116,6 +132,28 @@ def placed(annotation: Annotation, duration: float, *, tolerance: float) -> reco
   if masked and masked.start < example.shown.end and example.shown.start < masked.end:
     raise InputError(f"{where}: field 'masked': overlaps what is shown; say what is 'shown'")
   return example
+
+
+def _spans(
+  frames: tuple[int, ...],
+  times: Float[np.ndarray, "stored"],
+  shown: records.Span,
+  where: str,
+) -> tuple[records.Span, ...]:
+  """From frames of a pool to seconds; adjoining ones are one span."""
+  pool = sampling.choose(times, shown, sampling.Pool(frames=video_r1.POOL), where=where)
+  edges = [*map(_microsecond, times[pool].tolist()), shown.end]
+  if frames[-1] >= len(pool):
+    raise InputError(
+      f"{where}: field 'relevant_sample_frames': {frames[-1]} is no frame of a pool of {len(pool)}"
+    )
+  spans: list[records.Span] = []
+  for frame in frames:
+    start = edges[frame]
+    if spans and spans[-1].end == start:
+      start = spans.pop().start
+    spans.append(records.Span(start=start, end=edges[frame + 1]))
+  return tuple(spans)
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -190,6 +228,13 @@ def _example(value: Any, where: str) -> records.Example:
       if value.get(field)
     },
   )
+
+
+def _pool_frames(value: dict[str, Any], where: str) -> tuple[int, ...]:
+  frames = _list(value, "relevant_sample_frames", where)
+  if not all(type(frame) is int and frame >= 0 for frame in frames):
+    raise InputError(f"{where}: field 'relevant_sample_frames': needs whole numbers, 0 or more")
+  return tuple(sorted(set(frames)))
 
 
 def _check_spelling(field: str, where: str) -> None:

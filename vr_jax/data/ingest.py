@@ -256,8 +256,11 @@ def _place(
     try:
       if video in bad_videos:
         raise InputError(f"{where}: its video is bad: {bad_videos[video]}")
-      example = annotations.placed(question, store.duration(video), tolerance=config.span_tolerance)
-      sampling.choose(store.timestamps(video), example.shown, config.rule, where=where)
+      times = store.timestamps(video)
+      example = annotations.placed(
+        question, store.duration(video), times, tolerance=config.span_tolerance
+      )
+      sampling.choose(times, example.shown, config.rule, where=where)
     except InputError as error:
       bad(where, error)
     else:

@@ -55,7 +55,7 @@ def read(
   Raises:
     InputError: a file that is missing or of another layout, or a rewrite that is no question; file, line and field are named.
   """
-  asked = {str(value["qid"]): value for value in _rewrites(rewrites)}
+  asked = {str(value["qid"]): value for value in read_rewrites(rewrites)}
   return grounding.converted(
     found if isinstance(found, str) else _record(found, asked)
     for found in _moments(path, limits or grounding.Filter())
@@ -76,19 +76,28 @@ def _moments(path: Path, limits: grounding.Filter) -> Iterator[Moment | str]:
     )
 
 
-def _rewrites(path: Path) -> Iterator[dict[str, Any]]:
+def read_rewrites(path: Path) -> Iterator[dict[str, Any]]:
+  """The rewrites of a file; raises InputError where it has none or another layout: file, line and field are named."""
   for where, value in grounding.json_lines(path, ("qid", "suitable")):
-    if value["suitable"] is True:
-      options, letters = value.get("options"), "ABCDEFGHIJ"
-      if not (isinstance(options, list) and 1 < len(options) <= len(letters)) or not all(
-        isinstance(option, str) and option.strip() for option in options
-      ):
-        raise InputError(f"{where}: field 'options': two or more texts are needed")
-      if value.get("answer") not in list(letters[: len(options)]):
-        raise InputError(f"{where}: field 'answer': the letter of an option is needed")
-      if not isinstance(value.get("question"), str) or not value["question"].strip():
-        raise InputError(f"{where}: field 'question': a text is needed")
+    if problem := problem_of(value):
+      raise InputError(f"{where}: {problem}")
     yield value
+
+
+def problem_of(rewrite: dict[str, Any]) -> str:
+  """Why a rewrite is neither a question nor said to be unsuitable; "" where nothing is wrong."""
+  if rewrite.get("suitable") is not True:
+    return "" if rewrite.get("suitable") is False else "field 'suitable': true or false is needed"
+  options, letters = rewrite.get("options"), "ABCDEFGHIJ"
+  if not (isinstance(options, list) and 1 < len(options) <= len(letters)) or not all(
+    isinstance(option, str) and option.strip() for option in options
+  ):
+    return "field 'options': two or more texts are needed"
+  if rewrite.get("answer") not in list(letters[: len(options)]):
+    return "field 'answer': the letter of an option is needed"
+  if not isinstance(rewrite.get("question"), str) or not rewrite["question"].strip():
+    return "field 'question': a text is needed"
+  return ""
 
 
 def _record(moment: Moment, asked: dict[str, dict[str, Any]]) -> dict[str, Any] | str:

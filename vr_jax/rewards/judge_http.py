@@ -16,7 +16,7 @@ import random
 import threading
 import time
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 import urllib.parse
 
 from vr_jax import errors
@@ -45,6 +45,17 @@ class Limits:
   budget: int = 0
   max_tokens: int = 256
   backoff: float = 0.5
+
+
+@runtime_checkable
+class Asked(Protocol):
+  """What is put to a model: a judge's question, or another with a system turn and a user turn."""
+
+  system: str
+  text: str
+
+  def read(self, reply: str) -> Any:
+    """What a reply says; None where it can't be used, and the model is asked again."""
 
 
 class Endpoint:
@@ -80,8 +91,8 @@ class Endpoint:
     """Sends one tiny request. Raises InputError where the endpoint is down, or refuses key, model or request."""
     self._wait_for(self._check())
 
-  def ask(self, questions: Sequence[judge_prompt.Question]) -> list[bool | None]:
-    """The verdicts, after as many retries as allowed; None where it has given none, or the budget is spent.
+  def ask(self, questions: Sequence[Asked]) -> list[Any]:
+    """What is read in the replies, after as many retries as allowed; None where nothing was, or the budget is spent.
 
     Raises InputError where the endpoint refuses the key.
     """
@@ -135,7 +146,7 @@ class Endpoint:
           f"config.judge.base_url={self._url}: answers, but not in the protocol of {self._kind}; correct kind or address"
         )
 
-  async def _all(self, questions: Sequence[judge_prompt.Question]) -> list[bool | None]:
+  async def _all(self, questions: Sequence[Asked]) -> list[Any]:
     try:
       async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(self._verdict(question)) for question in questions]
@@ -143,7 +154,7 @@ class Endpoint:
       raise failed.exceptions[0] from None
     return [task.result() for task in tasks]
 
-  async def _verdict(self, question: judge_prompt.Question) -> bool | None:
+  async def _verdict(self, question: Asked) -> Any:
     for attempt in range(1 + self._limits.retries):
       if attempt:
         wait = min(self._limits.backoff * 2 ** (attempt - 1), _LONGEST_BACKOFF)
@@ -189,7 +200,7 @@ class Endpoint:
     if seconds > 0:  # not so of nan
       self._next = max(self._next, self._loop.time() + min(seconds, _LONGEST_PAUSE))
 
-  async def _send(self, question: judge_prompt.Question) -> str | None:
+  async def _send(self, question: Asked) -> str | None:
     """One request; the text of its reply, None where the body is not one of the protocol."""
     self._spent += 1
     self._counts["requests"] += 1

@@ -36,9 +36,9 @@ def check(section: ml_collections.ConfigDict) -> None:
   """Raises InputError as `build` does, but for what a local model holds; a run asks before it does anything else."""
   if section.kind == "rule":
     return
-  _check_model(section)
-  if MODELS[section.kind] is _endpoint:
-    _endpoint(section).close()
+  check_model(section)
+  if MODELS[section.kind] is endpoint:
+    endpoint(section).close()
   elif not Path(section.model).is_dir():
     raise errors.InputError(f"config.judge.model={section.model}: there is no such directory")
 
@@ -52,7 +52,8 @@ def _exact(example: records.Example, observation: str) -> bool:
   return sufficiency.sufficient(example, observation)
 
 
-def _check_model(section: ml_collections.ConfigDict) -> None:
+def check_model(section: ml_collections.ConfigDict) -> None:
+  """Raises InputError where no model is named."""
   if not section.model:
     raise errors.InputError(
       f"config.judge.model: is empty; name the model that judges, as config.judge.kind={section.kind} knows it"
@@ -60,7 +61,7 @@ def _check_model(section: ml_collections.ConfigDict) -> None:
 
 
 def _text_judge(section: ml_collections.ConfigDict, cache: Path) -> judge_text.TextJudge:
-  _check_model(section)
+  check_model(section)
   with contextlib.ExitStack() as on_failure:
     kept = judge_cache.Cache(cache)
     on_failure.callback(kept.close)
@@ -74,14 +75,15 @@ def _local(section: ml_collections.ConfigDict) -> judge_text.Model:
   return local_judge.LocalModel(Path(section.model), max_tokens=section.max_tokens)
 
 
-def _endpoint(section: ml_collections.ConfigDict) -> judge_text.Model:
+def endpoint(section: ml_collections.ConfigDict) -> judge_http.Endpoint:
+  """The model behind an endpoint, which has answered. Raises InputError as `build` does."""
   key = os.environ.get(section.key_variable, "")
   if not key:
     raise errors.InputError(
       f"config.judge.key_variable={section.key_variable}: the environment has no such variable; export the key in it "
       "(any word where the endpoint asks for none)"
     )
-  endpoint = judge_http.Endpoint(
+  made = judge_http.Endpoint(
     section.kind,
     model=section.model,
     base_url=section.base_url,
@@ -96,14 +98,14 @@ def _endpoint(section: ml_collections.ConfigDict) -> judge_text.Model:
     ),
   )
   with contextlib.ExitStack() as on_failure:
-    on_failure.callback(endpoint.close)
-    endpoint.check()
+    on_failure.callback(made.close)
+    made.check()
     on_failure.pop_all()
-  return endpoint
+  return made
 
 
 MODELS: dict[str, Callable[[ml_collections.ConfigDict], judge_text.Model]] = {
   "local": _local,
-  "openai": _endpoint,
-  "anthropic": _endpoint,
+  "openai": endpoint,
+  "anthropic": endpoint,
 }
