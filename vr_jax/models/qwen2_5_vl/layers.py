@@ -1,15 +1,19 @@
 """Arithmetic that the vision tower and the language model share."""
 
+from collections.abc import Callable
 import math
+from typing import Any
 
 from flax import nnx
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 # Large enough that exp(x - max) is 0, small enough that a row without any key stays finite.
 MASKED = -1e30
+
+UNROLLED = 8  # layers at most, of a network that has few
 
 # Ends of the names of an adapter's two matrices (lora.py), which stand beside the weight that they adapt.
 LORA_A, LORA_B = "_lora_a", "_lora_b"
@@ -35,6 +39,17 @@ def stack(module: nnx.Module, dtype: jnp.dtype) -> dict[str, Array]:
   arrays = {n: value[...] for n, value in vars(module).items() if isinstance(value, nnx.Param)}
   scaled = {n: x * module.lora_scale for n, x in arrays.items() if n.endswith(LORA_B)}
   return {name: x.astype(dtype) for name, x in {**arrays, **scaled}.items()}
+
+
+def scan(
+  layer: Callable[[Array, Any], tuple[Array, Any]], x: Float[Array, "..."], inputs: PyTree
+) -> tuple[Float[Array, "..."], Any]:
+  """`lax.scan` of `x` through stacked layers.
+
+  Few are unrolled: what the backward pass reads of each is then not copied to a stack and back.
+  """
+  depth = jax.tree.leaves(inputs)[0].shape[0]
+  return lax.scan(layer, x, inputs, unroll=depth <= UNROLLED)
 
 
 def precision(dtype: jnp.dtype) -> lax.Precision:

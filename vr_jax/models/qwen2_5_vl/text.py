@@ -280,7 +280,7 @@ class TextModel(nnx.Module):
   def _scan(
     self, layer: Callable[[Array, Any], tuple[Array, Any]], x: Float[Array, "..."], inputs: Any
   ) -> tuple[Float[Array, "..."], Any]:
-    return jax.lax.scan(rematerialisation.wrap(layer, self.config.remat), x, inputs)
+    return layers.scan(rematerialisation.wrap(layer, self.config.remat), x, inputs)
 
 
 def rotary_angles(

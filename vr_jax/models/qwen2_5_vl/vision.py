@@ -126,7 +126,7 @@ class VisionTower(nnx.Module):
 
     full = np.isin(np.arange(config.depth), config.fullatt_block_indexes)
     body = rematerialisation.wrap(block, self.config.remat)
-    x, _ = jax.lax.scan(body, x, (layers.stack(self.blocks, x.dtype), jnp.asarray(full)))
+    x, _ = layers.scan(body, x, (layers.stack(self.blocks, x.dtype), jnp.asarray(full)))
     return x
 
   def _attend(
