@@ -117,11 +117,14 @@ def run(argv: Sequence[str]) -> None:
   base_config.judge(config)
   config.judge.kind, config.judge.max_tokens = "openai", 512
   values = flags.FlagValues()
-  config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=list(argv))
   try:
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=list(argv))
     words = values(["rewriting", *argv])[1:]
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    raise errors.InputError(str(error).strip().splitlines()[-1]) from error
+    told = str(error).strip().splitlines()[-1]
+    raise errors.InputError(
+      f"rewriting: {told}: not a flag; fields are those of config.judge"
+    ) from error
   if len(words) != 2:
     raise errors.InputError(f"rewriting: needs {_USAGE}")
   moments = qvhighlights.moments(Path(words[0]))
