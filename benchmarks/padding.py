@@ -137,7 +137,7 @@ def shares(seed, *, rungs, rl, buckets):
     totals += [
       1 - lengths.sum() / decoded,
       1 - lengths.sum() / updated,
-      padding.share(rl, layout, made, fit),
+      padding.share(rl, layout, made, fit, scorers=(rl.kl_weight > 0) + (rl.epochs > 1)),
     ]
     shapes.add((prefix, fit))
   decode, update, whole = (totals / BATCHES).round(3).tolist()

@@ -34,9 +34,9 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   env.window = 2  # turns before a reply that it sees
   env.budget = 32  # frames: half of them in the first turn, at most a quarter in each later one
   env.invalid = "rethink"  # rethink | explain: what follows a reply that can't be used
-  env.demonstrated = (
-    0.0  # supervised episodes: share that looks before it answers; 0: there are none
-  )
+  # Supervised episodes: share that looks before it answers; 0: there are none. One reply of each is learnt, of half of
+  # those that look the look.
+  env.demonstrated = 0.0
   env.relevance = ml_collections.ConfigDict()  # docs/video_mtr.md
   env.relevance.variant = "paper"  # paper | code
   env.relevance.slope = 1.0  # of the penalty for a look that is worse than the best so far
@@ -51,7 +51,7 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   env.exploration.patience = 3  # batches in a row above the last share, which end it
 
   config.data.sampling = "pool"
-  config.data.fps = config.data.sample_fps = 1.0
+  config.data.fps = 1.0
   config.data.frames = 128  # of the pool, at most
   config.model.feature_cache_gib = 0.0
   config.model.freeze_vision = False  # the released code trains it
@@ -59,6 +59,8 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   config.model.prefix_buckets = (1024, 1536, 2048)
   config.model.frame_buckets = (16,)
   config.model.patch_buckets = (128, 144)
+  config.turns.time_buckets = (2048, 3072)
+  config.turns.shown_buckets = (512, 768)
   config.eval.blind = config.eval.shuffled = False
 
   rl = config.rl
@@ -99,14 +101,14 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   world = config.data.simulate.world
   world.seconds = world.shown = 64.0
   world.fps = 1
-  world.dwell = 4.0  # how long the answer shows; the first turn's frames meet it in one of four questions
+  world.dwell = 4.0  # how long the answer shows; the first frames meet it in one of four questions
   world.lives = ("flicker",)
   world.families = ("moment",)
   config.model.prefix_buckets = (112, 208)
   config.model.frame_buckets = (4, 8)
-  config.turns.time_buckets = (144, 256)
+  config.turns.time_buckets = (144, 288, 528)  # of two, three and five turns
   config.turns.shown_buckets = (96,)
-  config.turns.frame_buckets = (4,)
+  config.turns.frame_buckets = (4, 8)
   config.turns.chunk = 12
   config.turns.rows = 32
   config.sft.max_reply_tokens = config.rl.max_new_tokens = 28

@@ -160,6 +160,11 @@ def _lettered(options: Sequence[str]) -> tuple[str, ...]:
   """Options with the letters that they start with, where all do, or else A, B, C, …."""
   from vr_jax.rewards import accuracy
 
+  if not all(map(str.strip, options)) or len(options) > 26:
+    raise errors.InputError(
+      f"--options={','.join(options)}: needs at most 26 answers with commas between, none of them empty; one with a "
+      "comma in it stands in double quotes"
+    )
   letters = [accuracy.option_letter(option) for option in options]
   if None not in letters and len(set(letters)) == len(letters):
     return tuple(options)

@@ -195,8 +195,8 @@ def traces(config: ml_collections.ConfigDict) -> None:
 def turns(config: ml_collections.ConfigDict) -> None:
   """Adds config.turns and config.critic, of recipes whose replies ask for frames (docs/video_mtr.md)."""
   section = config.turns = ml_collections.ConfigDict()
-  # Lengths that programs are compiled for: tokens of a whole episode behind its opening, tokens and temporal patches of
-  # what one turn shows; the largest of the latter hold those of all turns behind the first.
+  # Lengths that programs are compiled for: tokens of a whole episode behind its opening, and of what one turn shows; temporal
+  # patches of one turn, and of all behind the first together.
   section.time_buckets = (2048, 3072, 4096)
   section.shown_buckets = (512, 1024, 1536)
   section.frame_buckets = (8, 16)

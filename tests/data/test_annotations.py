@@ -311,13 +311,15 @@ def test_a_file_that_is_no_annotation_file_is_named(tmp_path, content, problem):
     annotations.read(path, VIDEOS, on_bad=fail)
 
 
-@pytest.mark.parametrize("duration", [64.0, 100.0, 301.3, 20.0])
+@pytest.mark.parametrize(
+  ("duration", "count"), [(64.0, 64), (100.0, 64), (301.3, 64), (41.9, 40), (43.0, 42)]
+)
 @pytest.mark.parametrize("frames", [[0], [12, 13, 14], [3, 20, 4], list(range(30, 40))])
-def test_relevant_frames_of_a_pool_become_spans_that_hold_them(tmp_path, duration, frames):
+def test_relevant_frames_of_a_pool_become_spans_that_hold_them(tmp_path, duration, count, frames):
   value = video_r1_record(relevant_sample_frames=frames)
   example = placed(tmp_path, value, duration=duration)
   times = np.arange(int(2 * duration)) / 2
-  pool = times[sampling.choose(times, example.shown, sampling.Pool(frames=64), where="")]
+  pool = times[sampling.choose(times, example.shown, sampling.Pool(frames=count), where="")]
   assert turns.relevant_frames(example, pool) == tuple(sorted(frames))
   assert len(example.relevant) == (2 if 20 in frames else 1)
 

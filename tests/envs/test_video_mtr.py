@@ -218,6 +218,7 @@ def test_counts_are_of_what_came_since_they_were_last_asked_for():
   _scores(task, [JUNK, RIGHT], [look(20, 21), RIGHT], [RIGHT], [RIGHT])
   assert task.counts() == {
     "turns": 1.5,
+    "episode_accuracy": 1.0,
     "retrieval_rate": pytest.approx(1 / 6),
     "invalid": pytest.approx(1 / 6),
     "exploration/share": 0,
@@ -269,3 +270,13 @@ def test_what_an_episode_came_to():
     "retrievals": 1.0,
     "frame_recall": 1.0,
   }
+
+
+def test_what_is_only_evaluated_gets_no_bonus_and_leaves_no_trace():
+  task = _task(exploration={"stages": ((0.5, 1.0),)})
+  episode = environment.Episode(pool=64, relevant=(8, 9), replies=(look(8, 9), RIGHT))
+  scores = task.rewards([EXAMPLE], [[episode]], training=False)
+  assert "exploration" not in scores.rewards and not task.counts()
+  trained = task.rewards([EXAMPLE], [[episode]])
+  np.testing.assert_allclose(trained.total - scores.total, trained.rewards["exploration"])
+  assert task.counts()["episode_accuracy"] == 1

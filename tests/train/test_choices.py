@@ -45,13 +45,17 @@ def test_every_size_is_within_its_own_choices(path, size):
     ("configs/video_mtr.py", "data.sampling", "uniform"),
     ("configs/video_mtr.py", "eval.blind", True),
     ("configs/video_mtr.py", "rl.resampling", 2),
+    ("configs/video_mtr.py", "rl.credit", "segments"),
+    ("configs/video_mtr.py", "env.demonstrated", 0.0),
+    ("configs/video_mtr.py", "turns.frame_buckets", (2,)),
+    ("configs/video_mtr.py", "turns.time_buckets", (128,)),
   ],
 )
 def test_a_field_that_does_not_go_with_the_others_is_named(path, field, value):
   config = nano.recipe("tiny", path)
   section, name = field.split(".")
   config[section][name] = value
-  named = "env.window" if field == "env.turns" else field
+  named = {"env.turns": "env.window", "env.demonstrated": "sft.steps"}.get(field, field)
   with pytest.raises(errors.InputError, match=f"--config.{named}"):
     choices.check(config)
 

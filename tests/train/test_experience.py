@@ -189,7 +189,9 @@ def test_the_share_of_padding_is_that_of_a_count_by_hand(source, params):
   # One pass to sample, two updates, two scorers, each over 4 prompts.
   computed = 120 + 2 * 2 * shapes.packed + 2 * shapes.packed_whole + 5 * 4 * prefix
   wanted = 75 + 4 * 75 + 5 * 4 * 30
-  assert padding.share(_rl(), layout, made, shapes) == pytest.approx(1 - wanted / computed)
+  assert padding.share(_rl(), layout, made, shapes, scorers=2) == pytest.approx(
+    1 - wanted / computed
+  )
 
 
 def test_a_curriculum_goes_from_the_shortest_clips_to_the_longest_epoch_after_epoch(

@@ -40,7 +40,7 @@ class Annotation:
   """A record that is right in itself; `placed` checks it against its video.
 
   `where` is its file and line. Where the file does not say what is shown, or of what time a step speaks, the span ends
-  at infinity. `pool_frames` are relevant frames of a pool of video_r1.POOL, increasing.
+  at infinity. `pool_frames` are relevant frames of a pool as video_r1.POOL says, increasing.
   """
 
   where: str
@@ -141,11 +141,17 @@ def _spans(
   where: str,
 ) -> tuple[records.Span, ...]:
   """From frames of a pool to seconds; adjoining ones are one span."""
-  pool = sampling.choose(times, shown, sampling.Pool(frames=video_r1.POOL), where=where)
+  least, most = video_r1.POOL
+  count = max(least, min(most, int(shown.end - shown.start))) // 2 * 2
+  pool = sampling.choose(times, shown, sampling.Pool(frames=count), where=where)
   edges = [*map(_microsecond, times[pool].tolist()), shown.end]
-  if frames[-1] >= len(pool):
+  if len(pool) < count:
     raise InputError(
-      f"{where}: field 'relevant_sample_frames': {frames[-1]} is no frame of a pool of {len(pool)}"
+      f"{where}: field 'relevant_sample_frames': counts {count} frames, but {len(pool)} are stored; ingest at 1 fps or more"
+    )
+  if frames[-1] >= count:
+    raise InputError(
+      f"{where}: field 'relevant_sample_frames': {frames[-1]} is no frame of a pool of {count}"
     )
   spans: list[records.Span] = []
   for frame in frames:

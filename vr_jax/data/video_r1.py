@@ -14,7 +14,8 @@ from typing import Any
 from vr_jax.data import picture_file
 from vr_jax.errors import InputError
 
-POOL = 64  # frames that `relevant_sample_frames` counts, evenly over what is shown [Video-MTR's released code]
+# Frames that `relevant_sample_frames` counts, evenly over what is shown: one a second, but so many [Video-MTR's released code].
+POOL = (4, 64)
 
 _ANSWER = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)
 _TAG = re.compile(r"</?[a-z_]+>")

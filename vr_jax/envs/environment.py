@@ -125,9 +125,16 @@ class TurnsEnvironment(Task, Protocol):
     """The frames of the pool with the evidence; () where that is not known."""
 
   def rewards(
-    self, examples: Sequence[records.Example], episodes: Sequence[Sequence[Episode]]
+    self,
+    examples: Sequence[records.Example],
+    episodes: Sequence[Sequence[Episode]],
+    *,
+    training: bool = True,
   ) -> records.Scores:
-    """What every turn earns, [prompts, group, turns]; those that were not taken are not valid. As `Environment.score`."""
+    """What every turn earns, [prompts, group, turns]; those that were not taken are not valid. As `Environment.score`.
+
+    training: a bonus for exploring counts, and the environment remembers and counts the batch.
+    """
 
   def outcome(self, example: records.Example, episode: Episode) -> dict[str, float]:
     """What an episode came to, by name: `accuracy`, `format` and what else the recipe is measured by."""

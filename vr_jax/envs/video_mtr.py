@@ -130,28 +130,34 @@ class VideoMTR:
     return turns.relevant_frames(example, times)
 
   def rewards(
-    self, examples: Sequence[records.Example], episodes: Sequence[Sequence[environment.Episode]]
+    self,
+    examples: Sequence[records.Example],
+    episodes: Sequence[Sequence[environment.Episode]],
+    *,
+    training: bool = True,
   ) -> records.Scores:
     """What every turn earns: arrays [prompts, group, turns], where turns are those of the task, taken or not.
 
     `accuracy`, `format` and `relevance` are what they are after the gate, `exploration` is the bonus (relevance.Rule.ranges, and 0
     to exploration.Rule.highest); the total is their sum. Turns that were not taken are not valid. A call is one batch to the
-    exploration bonus, and moves its state.
+    exploration bonus, and moves its state; without training there is no bonus, and nothing moves or is counted.
     """
     batch = self._arrays(examples, episodes)
     earned = relevance.turn_rewards(batch, self._rule)
+    parts = {
+      "accuracy": earned.accuracy,
+      "format": earned.format,
+      "relevance": earned.relevance,
+    }
+    if not training:
+      return records.Scores(rewards=parts, valid=batch.taken, total=earned.total)
     step = exploration.step(
       self._bonus, self._latch, retrieved=batch.retrieved, taken=batch.taken, total=earned.total
     )
     self._latch = step.latch
     self._count(batch, step)
     return records.Scores(
-      rewards={
-        "accuracy": earned.accuracy,
-        "format": earned.format,
-        "relevance": earned.relevance,
-        "exploration": step.bonus,
-      },
+      rewards={**parts, "exploration": step.bonus},
       valid=batch.taken,
       total=earned.total + step.bonus,
     )
@@ -186,8 +192,8 @@ class VideoMTR:
     self._latch = exploration.Latch(**state)
 
   def counts(self) -> Mapping[str, float]:
-    """Since it was last asked. Of an episode: turns, frame_recall (share of the relevant frames that were shown; where there are
-    any). Of the turns, shares: retrieval_rate, invalid, exploration/share (with a bonus). relevance/unscored: retrievals.
+    """Since it was last asked. Of an episode: turns, episode_accuracy, frame_recall (share of the relevant frames that were shown;
+    where there are any). Of the turns, shares: retrieval_rate, invalid, exploration/share (with a bonus). relevance/unscored: retrievals.
     """
     counted, self._counted = self._counted, Counter()
     if not counted["turns"]:
@@ -199,6 +205,7 @@ class VideoMTR:
     recall = {"frame_recall": counted["recall"] / counted["known"]} if counted["known"] else {}
     return {
       "turns": counted["turns"] / counted["episodes"],
+      "episode_accuracy": counted["accuracy"] / counted["episodes"],
       "relevance/unscored": float(counted["unscored"]),
       **shares,
       **recall,
@@ -248,6 +255,7 @@ class VideoMTR:
       {
         "episodes": batch.taken.any(-1).sum(),
         "turns": batch.taken.sum(),
+        "accuracy": batch.accuracy.max(-1).sum(),
         "retrieval_rate": batch.retrieved.sum(),
         "invalid": (batch.taken & ~batch.valid).sum(),
         "exploration/share": (step.bonus > 0).sum(),

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vr_jax import records
+from vr_jax.data import batches
 from vr_jax.envs import environment
 from vr_jax.envs import turns as turns_lib
 from vr_jax.rewards import accuracy as accuracy_lib
@@ -36,7 +37,8 @@ class Answered:
   Of several turns `reply` is the last one, episode all of them, and of_segments has the turns; outcome: what else it came to.
   """
 
-  item: parts_lib.Item
+  example: records.Example
+  clip: batches.Clip
   reply: str
   tokens: int
   steps: list[str]
@@ -111,7 +113,8 @@ def _answer(
         of_segments = _of_segments(parts.environment.segments, scores, row)
         answered.append(
           Answered(
-            item=item,
+            example=item.example,
+            clip=item.clip,
             reply=reply,
             tokens=int(tokens[row]),
             steps=steps_lib.split_steps(parts.environment.trace(reply)),
@@ -135,12 +138,13 @@ def _played(
   task, temperature = parts.environment, parts.config.eval.temperature
   prompt = encoder.encode(parts.graph, params, prompt)
   talk = multi_turn.play(parts, params, batch, prompt, key, group=1, temperature=temperature)
-  scores = task.rewards([item.example for item in batch.items], talk.said)
+  scores = task.rewards([item.example for item in batch.items], talk.said, training=False)
   for row, (item, (episode,)) in enumerate(zip(batch.items, talk.said, strict=True)):
     outcome, reply = task.outcome(item.example, episode), episode.replies[-1]
     of_turns = _of_segments(task.segments, scores, row)
     yield Answered(
-      item=item,
+      example=item.example,
+      clip=item.clip,
       reply=reply,
       tokens=sum(map(len, talk.played.replies[row][0])),
       steps=steps_lib.split_steps(task.trace(reply)),
@@ -163,12 +167,12 @@ def _advantages(
   decoding = parts.decoding()
   for first in range(0, len(answered), config.eval.batch):
     some = answered[first : first + config.eval.batch]
-    batch = parts.batch([a.item for a in some], size=config.eval.batch)
+    batch = parts.batch([parts.item(a.clip, cache=cache) for a in some], size=config.eval.batch)
     prompt, _ = features.prompt(parts, params, batch, cache)
     key = jax.random.fold_in(jax.random.key(config.seed), _GROUPS + first)
     rollout = sampler.sample(parts.graph, params, prompt, parts.allowed, key, decoding=decoding)
     replies = reading.replies(parts, rollout, rows=len(some))
-    scores = parts.environment.score([a.item.example for a in some], replies)
+    scores = parts.environment.score([a.example for a in some], replies)
     own = np.array([[a.of_segments[name].get("total", np.nan) for name in names] for a in some])
     total = np.concatenate([own[:, None], scores.total], axis=1).astype(np.float32)
     valid = np.concatenate([~np.isnan(own)[:, None], scores.valid], axis=1)
@@ -217,23 +221,23 @@ def _of_recipe(answered: Sequence[Answered]) -> dict[str, float]:
 def _by_type(answered: Sequence[Answered]) -> dict[str, float]:
   values: dict[str, list[float]] = {}
   for a in answered:
-    values.setdefault(a.item.example.problem_type, []).append(a.rewards["accuracy"])
+    values.setdefault(a.example.problem_type, []).append(a.rewards["accuracy"])
   means = {f"accuracy/{kind}": float(np.mean(v)) for kind, v in values.items()}
   return means | {f"accuracy_interval/{kind}": _interval(v) for kind, v in values.items()}
 
 
 def _trace_metrics(answered: Sequence[Answered]) -> dict[str, float]:
-  known = [a for a in answered if _has_truth(a.item.example)]
+  known = [a for a in answered if _has_truth(a.example)]
   if not known:
     return {}
   values = {"trace_consistency": float(np.mean([_consistency(a).score for a in known]))}
   if known[0].observation is not None:
-    enough = [sufficiency.sufficient(a.item.example, a.observation) for a in known]
+    enough = [sufficiency.sufficient(a.example, a.observation) for a in known]
     values["observation_sufficiency"] = float(np.mean(enough))
   implied = [
     (a, value)
     for a in known
-    if (value := consistency.implied_answer(a.steps, a.item.example)) is not None
+    if (value := consistency.implied_answer(a.steps, a.example)) is not None
   ]
   if implied:
     values["think_answer_mismatch"] = float(np.mean([not _says(a, value) for a, value in implied]))
@@ -247,20 +251,20 @@ def _has_truth(example: records.Example) -> bool:
 
 def _says(answered: Answered, value: str) -> bool:
   """Whether a reply answers `value` (a letter of a multiple choice, or a phrase)."""
-  example = answered.item.example
+  example = answered.example
   kind, options = example.problem_type, example.options
   return accuracy_lib.accuracy(answered.reply, value, kind, options) == 1
 
 
 def _consistency(answered: Answered) -> consistency.Consistency:
-  example = answered.item.example
+  example = answered.example
   reference = [step.text for step in example.steps]
   return consistency.trace_consistency(answered.steps, example.states, reference=reference)
 
 
 def _shown(parts: parts_lib.Parts, answered: Answered) -> dict[str, Any]:
   """One rollout as the report shows it."""
-  example, clip = answered.item.example, answered.item.clip
+  example, clip = answered.example, answered.clip
   shown = {
     "id": example.id,
     "video": example.video,
@@ -287,7 +291,7 @@ def _shown(parts: parts_lib.Parts, answered: Answered) -> dict[str, Any]:
 
 def _shown_turns(parts: parts_lib.Parts, answered: Answered) -> dict[str, Any]:
   """The turns of an episode, and the pool that they are about."""
-  example, pool, episode = answered.item.example, answered.item.clip, answered.episode
+  example, pool, episode = answered.example, answered.clip, answered.episode
   turns = []
   for number, (reply, rewards) in enumerate(
     zip(episode.replies, answered.of_segments.values(), strict=True)

@@ -18,6 +18,7 @@ from vr_jax import errors, records
 from vr_jax.data import batches, examples, frame_store, sampling
 from vr_jax.envs import environment as environment_lib
 from vr_jax.models.qwen2_5_vl import processor as processor_lib
+from vr_jax.models.qwen2_5_vl import prompts
 from vr_jax.rollout import dialogue
 from vr_jax.train import inputs
 
@@ -130,6 +131,12 @@ class Checks:
     )
     model = self.config.model
     buckets = ("prefix_buckets", "frame_buckets", "patch_buckets")
+    last = len(times) - 1
+    look = f"<think></think><retrieve>{max(0, last - self.config.env.budget)},{last}</retrieve>"
+    shown = host.observe(0, 0, (tuple(self.processor.encode_reply(look)),))
+    if shown is not None:
+      longest = self.config.turns.shown_buckets
+      prompts.bucket([(shown.name, len(shown.tokens))], longest, "tokens shown in a turn")
     for said in {(), replies[:-1]}:
       encoded = [host.prompt(0, said)]
       self.processor.sizes(encoded, **{name: model[name] for name in buckets})
@@ -158,6 +165,7 @@ class Checks:
       ],
       "rule": repr(inputs.sampling_rule(config.data)),
       "on_bad": config.data.on_bad,
+      "turns": config.get("turns", ml_collections.ConfigDict()).to_dict(),
     }
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
 

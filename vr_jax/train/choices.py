@@ -33,6 +33,7 @@ CHOICES = {
   "rl.credit": ("segments", "episode", "gae"),
   "env.invalid": ("rethink", "explain"),
   "env.relevance.variant": ("paper", "code"),
+  "env.exploration.variant": ("paper", "code"),
   "critic.placement": ("every", "last"),
   "critic.schedule": ("cosine", "constant"),
   "critic.moment_dtype": ("float32", "bfloat16"),
@@ -40,6 +41,7 @@ CHOICES = {
 
 # As in mathematics: [ and ] hold the end, ( and ) do not.
 RANGES = {
+  "data.threads": "[0, inf)",
   "data.validation_fraction": "[0, 1)",
   "data.test_fraction": "[0, 1)",
   "model.min_pixels": "[1, inf)",
@@ -104,6 +106,9 @@ RANGES = {
   "traces.timeout": "(0, inf)",
   "traces.workers": "[0, inf)",
   "env.demonstrated": "[0, 1]",
+  "env.relevance.relevance": "[0, inf)",
+  "env.relevance.slope": "[0, inf)",
+  "env.exploration.patience": "[1, inf)",
   "turns.time_buckets": "[1, inf)",
   "turns.shown_buckets": "[1, inf)",
   "turns.frame_buckets": "[1, inf)",
@@ -138,16 +143,21 @@ def check(config: ml_collections.ConfigDict) -> None:
       raise errors.InputError(
         f"--config.{name}={value}: not one of {', '.join(filter(None, choices))}"
       )
-  for name, interval in RANGES.items():
-    value = _value(config, name)
-    values = () if value is None else value if isinstance(value, tuple) else (value,)
-    if not all(_inside(value, interval) for value in values):
-      raise errors.InputError(f"--config.{name}={value}: not in {interval}")
+  check_ranges(config)
   _check_together(config)
   if len(config.mesh) != 4 or not all(isinstance(size, int) for size in config.mesh):
     raise errors.InputError(
       f"--config.mesh={config.mesh}: needs four numbers (data, fsdp, sequence, tensor), at most one -1"
     )
+
+
+def check_ranges(config: ml_collections.ConfigDict) -> None:
+  """Raises InputError naming the first field out of its range; of sections that are not there nothing is said."""
+  for name, interval in RANGES.items():
+    value = _value(config, name)
+    values = () if value is None else value if isinstance(value, tuple) else (value,)
+    if not all(_inside(value, interval) for value in values):
+      raise errors.InputError(f"--config.{name}={value}: not in {interval}")
 
 
 def _check_together(config: ml_collections.ConfigDict) -> None:
@@ -176,9 +186,39 @@ def _check_turns(config: ml_collections.ConfigDict) -> None:
     )
   if config.data.sampling != "pool":
     raise errors.InputError(f"--config.data.sampling={config.data.sampling}: turns need a pool")
+  if config.rl.credit == "segments":
+    raise errors.InputError("--config.rl.credit=segments: turns are credited by episode or gae")
+  if config.rl.credit != "gae" and config.critic.kl_weight:
+    raise errors.InputError(
+      f"--config.critic.kl_weight={config.critic.kl_weight}: there is no critic with "
+      f"rl.credit={config.rl.credit}; set it to 0, and rl.kl_weight to what the loss is to have"
+    )
+  if config.rl.kl_weight and config.critic.kl_weight:
+    raise errors.InputError(
+      f"--config.rl.kl_weight={config.rl.kl_weight}: the penalty is a reward already (critic.kl_weight); set one to 0"
+    )
+  if config.sft.steps and not config.env.demonstrated:
+    raise errors.InputError(
+      "--config.sft.steps: needs episodes to learn from, env.demonstrated > 0"
+    )
+  _check_room(config)
   for name in ("eval.blind", "eval.shuffled", "rl.resampling", "rl.shuffled"):
     if _value(config, name):
       raise errors.InputError(f"--config.{name}: not in recipes of several turns")
+
+
+def _check_room(config: ml_collections.ConfigDict) -> None:
+  """Raises InputError where an episode could outgrow what is compiled for it."""
+  env, section = config.env, config.turns
+  between, reply = env.turns - 1, config.rl.max_new_tokens
+  for name, needed in (
+    ("frame_buckets", between * max(1, env.budget // 4)),
+    ("time_buckets", env.turns * reply + between * max(section.shown_buckets)),
+  ):
+    if max(section[name]) < needed:
+      raise errors.InputError(
+        f"--config.turns.{name}={section[name]}: {env.turns} turns need up to {needed}; add it"
+      )
 
 
 def _value(config: ml_collections.ConfigDict, name: str) -> Any:

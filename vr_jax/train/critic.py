@@ -32,17 +32,18 @@ from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
 from vr_jax.train import steps
 
+Targets = tuple[Array, Array]  # values before an update, and what they should have been
+
 
 @dataclasses.dataclass(kw_only=True)
 class Critic:
-  """A critic in training. assessed: values and returns of the batch that `advantages` was last asked about."""
+  """A critic in training."""
 
   state: state_lib.TrainState
   epochs: int
   value: Callable[..., Array]
   credit: Callable[..., tuple[Array, Array, steps.Metrics]]
   step: Callable[..., tuple[state_lib.TrainState, steps.Metrics]]
-  assessed: tuple[Array, Array] | None = None
 
   @classmethod
   def begin(cls, parts: parts_lib.Parts, policy: PyTree) -> "Critic":
@@ -70,22 +71,26 @@ class Critic:
     prompt: records.Prompt,
     rollout: records.Rollout,
     scores: records.Scores,
+    *,
     reference: Array | None,
     packed: int | None,
-  ) -> tuple[Array, steps.Metrics]:
-    """(advantages [prompts, group, time], metrics) of a batch. reference, packed: of `make_credit`, `make_valuer`."""
+  ) -> tuple[Array, Targets, steps.Metrics]:
+    """(advantages [prompts, group, time], what `learn` takes, metrics). reference, packed: of `make_credit`, `make_valuer`."""
     values = self.value(self.state.params, prompt, rollout, packed=packed)
     advantages, returns, metrics = self.credit(scores, rollout, values, reference)
-    self.assessed = values, returns
-    return advantages, metrics
+    return advantages, (values, returns), metrics
 
   def learn(
-    self, prompt: records.Prompt, rollout: records.Rollout, packed: int | None
+    self,
+    prompt: records.Prompt,
+    rollout: records.Rollout,
+    targets: Targets,
+    *,
+    packed: int | None,
   ) -> steps.Metrics:
-    """Updates on the batch that `advantages` was asked about; gives the metrics of the last update. packed: of a micro-batch."""
+    """Updates on a batch that `advantages` was asked about; gives the metrics of the last update. packed: of a micro-batch."""
     for _ in range(self.epochs):
-      self.state, metrics = self.step(self.state, prompt, rollout, *self.assessed, packed=packed)
-    self.assessed = None
+      self.state, metrics = self.step(self.state, prompt, rollout, *targets, packed=packed)
     return metrics
 
 

@@ -51,7 +51,7 @@ def play(
   Raises InputError where `turns.play` does.
   """
   dialogue = parts.dialogue(batch)
-  with futures.ThreadPoolExecutor(parts.config.data.threads) as threads:
+  with futures.ThreadPoolExecutor(max(1, parts.config.data.threads)) as threads:
     played = turns.play(
       parts.graph,
       params,

@@ -70,16 +70,16 @@ def share(
   layout: layout_lib.Layout,
   made: experience.Experience,
   chosen: Shapes,
+  *,
+  scorers: int,
 ) -> float:
   """The share of all tokens computed in a step that are padding, or came after the end of a reply.
 
-  A step reads its prompts to sample, to update and, where it does, to score with the reference and the old policy; a critic
-  scores and updates once more.
+  A step reads its prompts to sample, to update (a critic as well), and for each of the scorers: reference, old policy, critic.
   """
   lengths, places = made.lengths, layout.ways("slots")
   full, prefix = lengths.size * chosen.time, made.encoded.tokens.shape[1]
-  critic = rl.credit == "gae"
-  scorers, updates = (rl.kl_weight > 0) + (rl.epochs > 1) + critic, rl.epochs * (1 + critic)
+  updates = rl.epochs * (1 + (rl.credit == "gae"))
   of_update = full if chosen.packed is None else chosen.packed * places * rl.microbatches
   of_scorer = full if chosen.packed_whole is None else chosen.packed_whole * places
   reads = len(lengths) * (1 + updates + scorers)

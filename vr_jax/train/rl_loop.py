@@ -94,8 +94,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         old = score_fn(state.params, made.encoded, rollout, packed=fit.packed_whole)
       judged = made.judged()
       clock.lap("reward", exposed=_idle(reference_log_probs, old))
+      scores = mesh_lib.put_batch(judged.scores, parts.mesh)
       advantages, signal, values = assign_credit(
-        mesh_lib.put_batch(judged.scores, parts.mesh),
+        scores,
         mesh_lib.put_batch(judged.segment[:, :, : fit.time], parts.mesh),
         segments=parts.environment.segments,
         multi_turn=parts.multi_turn,
@@ -105,12 +106,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       )
       if critic:
         signal = jnp.ones_like(signal)
-        advantages, assessed = critic.advantages(
+        advantages, targets, assessed = critic.advantages(
           made.prompt,
           rollout,
-          mesh_lib.put_batch(judged.scores, parts.mesh),
-          reference_log_probs,
-          fit.packed_whole,
+          scores,
+          reference=reference_log_probs,
+          packed=fit.packed_whole,
         )
         values |= assessed
       updates = []
@@ -127,17 +128,19 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         )
         updates.append(updated)
       if critic:
-        values |= critic.learn(made.prompt, rollout, fit.packed)
+        values |= critic.learn(made.prompt, rollout, targets, packed=fit.packed)
       values, updates = jax.device_get((values, updates))
       values = {n: float(v) for n, v in {**values, **over_epochs(updates)}.items()}
       # Of a segment that no reply had, or none was judged of, there is no mean.
       values = {
         n: v
         for n, v in values.items()
-        if not (n.startswith(("reward", "critic")) and math.isnan(v))
+        if not (n.startswith(("reward", "critic/explained")) and math.isnan(v))
       }
       clock.lap("update")
-      values["padding_share"] = padding.share(rl, layout, made, fit)
+      values["padding_share"] = padding.share(
+        rl, layout, made, fit, scorers=bool(anchored) + (rl.epochs > 1) + bool(critic)
+      )
       values |= (
         made.values | judged.counts | clock.values(values["reply_tokens"] * made.lengths.size)
       )
@@ -264,7 +267,8 @@ def assign_credit(
   for number, name in enumerate(segments):
     of_segment = {f"{name}/{reward}": value[..., number] for reward, value in of_all.items()}
     values |= _reward_values(of_segment, scores.valid[..., number])
-    values[f"unjudged_share/{name}"] = 1 - scores.valid[..., number].mean()
+    if not multi_turn:
+      values[f"unjudged_share/{name}"] = 1 - scores.valid[..., number].mean()
     if not whole:
       values[f"no_signal_share/{name}"] = 1 - signal[:, number].mean()
   return credit.token_advantages(advantages, owner), signal.any(axis=-1), values
