@@ -33,7 +33,7 @@ from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import flops, positions
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder
-from vr_jax.train import network, programs
+from vr_jax.train import loads, network, outline, programs
 from vr_jax.train import state as state_lib
 
 REPEATS = 5
@@ -60,7 +60,7 @@ class Work:
   """What is measured: a model, the sizes of its arrays, the programs of a step and their real arguments."""
 
   model: model_config.Config
-  load: programs.Load
+  load: loads.Load
   rollout: programs.Program
   train: programs.Program
   state: state_lib.TrainState
@@ -77,7 +77,7 @@ def prepare(argv: Sequence[str]) -> Work:
   flags = [f"{name}={value}" for name, value in fields.items()]
   config, _, _ = vr_jax.parse_flags(["accelerator", "--workdir=.", *given, *flags])
   model = programs.model_of(config)
-  load = programs.load_of(config, model)
+  load = loads.load_of(config, model)
   mesh = mesh_lib.make_mesh(config.mesh)
   _, rollout, *_, train = programs.of_config(config, model, mesh, load)
   net = network.Network(
@@ -85,7 +85,7 @@ def prepare(argv: Sequence[str]) -> Work:
     mesh=mesh,
     model=model,
     allowed=jnp.ones(model.text.vocab_size, bool),
-    stop_tokens=programs.STOP_TOKENS,
+    stop_tokens=outline.STOP_TOKENS,
   )
   shardings = jax.tree.map(lambda x: x.sharding, net.abstract_params)
   params = jax.jit(net.random_params, out_shardings=shardings)()
@@ -101,7 +101,7 @@ def prepare(argv: Sequence[str]) -> Work:
   )
 
 
-def random_prompt(model: model_config.Config, load: programs.Load) -> records.Prompt:
+def random_prompt(model: model_config.Config, load: loads.Load) -> records.Prompt:
   """Prompts without padding: all media tokens first, then text; pixels and words at random."""
   rng = np.random.default_rng(0)
   vision, shape = model.vision, (load.prompts, load.prefix)
@@ -131,9 +131,7 @@ def measure(work: Work) -> dict[str, dict[str, float | None]]:
   """Both programs, after a first run that compiles."""
   graph, _, _, _, _ = work.rollout.arguments
   load, decoding = work.load, work.rollout.keywords["decoding"]
-  allowed = (
-    jnp.ones(work.model.text.vocab_size, bool).at[jnp.array(programs.STOP_TOKENS)].set(False)
-  )
+  allowed = jnp.ones(work.model.text.vocab_size, bool).at[jnp.array(outline.STOP_TOKENS)].set(False)
 
   def sample(length: int) -> records.Rollout:
     cut = dataclasses.replace(decoding, max_new_tokens=length)

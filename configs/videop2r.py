@@ -62,6 +62,8 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
     _tiny(config)
   elif size in RELEASES:
     base_config.released(config, RELEASES[size])
+    if size == "72b":
+      config.mesh = (1, 8, -1, 8)  # 8 prompts on 128 chips
     config.data.videos = "VideoP2R"
     config.data.annotations = "VideoP2R/rl.json"
     config.judge.kind = "openai"

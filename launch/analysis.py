@@ -8,11 +8,11 @@ import jax
 import ml_collections
 
 from launch import costs, hlo, roofline, topology
-from vr_jax import errors
+from vr_jax import errors, records
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import flops
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import programs
+from vr_jax.train import loads, programs
 
 LARGEST = 3  # temporaries that are named
 _DTYPES = {"i1": "pred", "i8": "s8", "i32": "s32", "ui32": "u32", "i64": "s64", "ui8": "u8"}
@@ -34,7 +34,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-  """A stretch of a program: prefill or decode of the rollout; of the others, all of it. Costs are those of one run."""
+  """A stretch of a program: prefill or decode of a rollout of one turn; of the others, all of it. Costs are of one run."""
 
   name: str
   costs: costs.Costs
@@ -77,7 +77,7 @@ class Plan:
   config: ml_collections.ConfigDict
   slice: topology.Slice
   mesh: dict[str, int]
-  load: programs.Load
+  load: loads.Load
   analyses: Sequence[Analysis]
 
   @property
@@ -111,7 +111,7 @@ def analyse(
     )
   mesh = mesh_lib.make_mesh(config.mesh, where.devices)
   model = programs.model_of(config)
-  load = programs.load_of(config, model)
+  load = loads.load_of(config, model)
   analyses = []
   for program in programs.of_config(config, model, mesh, load):
     if only(program):
@@ -124,12 +124,12 @@ def _work(
   program: programs.Program,
   config: ml_collections.ConfigDict,
   model: model_config.Config,
-  load: programs.Load,
+  load: loads.Load,
 ) -> dict[str, Work]:
   """What the parts of a program are for, by name."""
   forward = flops.forward(
     model,
-    frames=load.frames if program.tower else 0,
+    frames=program.frames,
     patches=load.patches,
     prefix=load.prefix,
     group=load.group,
@@ -139,14 +139,41 @@ def _work(
     parts = {"encoder": (forward.vision,) * 2}
   elif program.name == "rollout":
     parts = {"prefill": (forward.prefix,) * 2, "decode": (forward.replies + forward.head,) * 2}
+  elif program.name == "prefill":
+    parts = {"prefill": (forward.prefix,) * 2}
+  elif program.name in ("decode", "append"):
+    return {program.name: _continuing(program, model, load)}
   elif program.name == "train step":
     parts = {"train step": _training(forward, config)}
+  elif program.name == "critic step":
+    parts = {"critic step": _training(dataclasses.replace(forward, head=0.0), config)}
+  elif program.name == "values":
+    parts = {"values": (forward.total - forward.head,) * 2}
   else:
     parts = {program.name: (forward.total,) * 2}
   return {
     name: Work(model=load.prompts * plain, executed=load.prompts * executed)
     for name, (plain, executed) in parts.items()
   }
+
+
+def _continuing(program: programs.Program, model: model_config.Config, load: loads.Load) -> Work:
+  """A chunk of decoding, or what is shown to some replies: each behind its opening and half of its episode."""
+  rows, tokens = load.prompts * load.group, program.turns
+  if program.name == "append":
+    (shown,) = (x for x in program.arguments if isinstance(x, records.Prompt))
+    rows, tokens = shown.tokens.shape
+  forward = flops.forward(
+    model,
+    frames=program.frames,
+    patches=load.patches,
+    prefix=load.prefix + load.time // 2,
+    group=1,
+    time=tokens,
+  )
+  head = forward.head if program.name == "decode" else 0.0
+  total = rows * (forward.vision + forward.replies + head)
+  return Work(model=total, executed=total)
 
 
 def _training(forward: flops.Forward, config: ml_collections.ConfigDict) -> tuple[float, float]:
@@ -175,6 +202,8 @@ def examine(
   module = hlo.parse(hlo.text_of(compiled))
   places = [where.place(device) for device in mesh.devices.flat]
   spent = costs.count(module, turns=program.turns)
+  if len(work) == 1:
+    spent = (spent[0].with_turned(spent[1]),)
   parts = [
     Part(
       name=name,

@@ -72,6 +72,15 @@ class Costs:
       if kind in kinds
     }
 
+  def with_turned(self, turned: "Costs") -> "Costs":
+    """Together with those of its loops of unknown length."""
+    return Costs(
+      flops=self.flops + turned.flops,
+      passes=self.passes + turned.passes,
+      bytes=self.bytes + turned.bytes,
+      transfers=[*self.transfers, *turned.transfers],
+    )
+
 
 def count(module: hlo.Module, *, turns: int | None) -> tuple[Costs, Costs]:
   """Costs of a program, and apart from these the costs of what runs in its loops of unknown length.

@@ -16,11 +16,28 @@ def as_json(plan: analysis.Plan) -> dict[str, Any]:
     "devices": len(plan.slice.devices),
     "memory": plan.slice.chip.memory,
     "mesh": plan.mesh,
-    "load": {name: getattr(plan.load, name) for name in _LOAD},
+    "load": _load(plan),
     "programs": [_program(plan, one) for one in plan.analyses],
     "fits": plan.fits,
     "step": {"seconds": plan.seconds, "chip_hours": plan.chip_hours} if plan.fits else None,
+    "notes": notes(plan),
   }
+
+
+def _load(plan: analysis.Plan) -> dict[str, int]:
+  load = {name: getattr(plan.load, name) for name in _LOAD}
+  later = vars(plan.load.later) if plan.load.later else {}
+  return load | {f"later_{name}": size for name, size in later.items()}
+
+
+def notes(plan: analysis.Plan) -> list[str]:
+  """What is to be known of a plan beside its numbers."""
+  if plan.load.later is None or plan.slice.hosts == 1:
+    return []
+  return [
+    f"episodes of several turns are played by one process, and {plan.slice.name} has {plan.slice.hosts} hosts: only where "
+    "Cloud has these chips on one host (eight of v5e or v6e) does the run start"
+  ]
 
 
 def _program(plan: analysis.Plan, one: analysis.Analysis) -> dict[str, Any]:
@@ -66,7 +83,7 @@ def over_count(plan: analysis.Plan, part: analysis.Part) -> float:
 def as_text(plan: analysis.Plan) -> str:
   """What the command line prints."""
   mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
-  load = ", ".join(f"{name} {getattr(plan.load, name)}" for name in _LOAD)
+  load = ", ".join(f"{name} {size}" for name, size in _load(plan).items())
   chip = plan.slice.chip
   lines = [
     f"{plan.slice.name}: {plan.slice.chips} chips, {len(plan.slice.devices)} devices of {chip.name}; mesh {mesh}",
@@ -82,7 +99,7 @@ def as_text(plan: analysis.Plan) -> str:
     lines.append(_row(one.name, *cells, "yes" if one.fits else "NO", widths=_MEMORY))
   lines += ["", *_time_table(plan), ""]
   lines += [_largest(one) for one in plan.analyses]
-  lines += ["", *_verdict(plan)]
+  lines += ["", *_verdict(plan), *(f"note: {note}" for note in notes(plan))]
   return "\n".join(lines)
 
 
@@ -142,18 +159,25 @@ def explain(plan: analysis.Plan, one: analysis.Analysis) -> str:
   resident = memory.arguments + memory.held
   if resident > 0.6 * room or not one.largest:
     return (
-      f"{needs}; parameters, optimizer and reference take {resident / chips.GIB:.1f}: split them over more of "
+      f"{needs}; parameters, optimizer and {_more(plan)} take {resident / chips.GIB:.1f}: split them over more of "
       "fsdp and tensor in config.mesh, freeze the vision tower, set rl.kl_weight=0, or take more chips"
     )
   largest = one.largest[0]
   named = f"the largest array is {largest.shape}, {largest.shape.bytes / chips.GIB:.2f} GiB"
   scope = "" if one.compiled else " of all devices together"
   place = f", of {largest.op_name}" if largest.op_name else ""
-  return f"{needs}; {named}{scope}{place}: {_remedy(one)}"
+  return f"{needs}; {named}{scope}{place}: {_remedy(plan, one)}"
 
 
-def _remedy(one: analysis.Analysis) -> str:
-  common = "raise sequence or tensor in config.mesh, or show fewer frames (data.frames)"
-  if one.name == "train step":
+def _more(plan: analysis.Plan) -> str:
+  return "reference" if plan.config.rl.credit != "gae" else "reference, and those of the critic,"
+
+
+def _remedy(plan: analysis.Plan, one: analysis.Analysis) -> str:
+  fewer = "show fewer frames (data.frames)"
+  if plan.load.later:
+    fewer = "lower env.budget, and with it the largest of turns.time_buckets"
+  common = f"raise sequence or tensor in config.mesh, or {fewer}"
+  if one.name in ("train step", "critic step"):
     return f"raise rl.microbatches, lower rl.group, {common}"
   return f"lower rl.prompts or rl.group, {common}"

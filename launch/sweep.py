@@ -11,7 +11,7 @@ from launch import analysis, report, topology
 from vr_jax import errors
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import programs
+from vr_jax.train import loads, programs
 
 MESHES = 4  # that are compiled: those that move the fewest bytes by a rough count
 PREFIX_STEP = 512  # prompts of a sweep are padded to a multiple of it
@@ -102,7 +102,7 @@ def walk(
 def candidates(config: ml_collections.ConfigDict, where: topology.Slice) -> list[tuple[int, ...]]:
   """Meshes that divide model and batch and hold what stays in memory; those that move least first."""
   model = programs.model_of(config)
-  load = programs.load_of(config, model)
+  load = loads.load_of(config, model)
   ranked = []
   for shape in _shapes(len(where.devices)):
     mesh = mesh_lib.make_mesh(shape, where.devices)
@@ -115,7 +115,7 @@ def candidates(config: ml_collections.ConfigDict, where: topology.Slice) -> list
   return [shape for _, shape in sorted(ranked)]
 
 
-def moved(model: model_config.Config, load: programs.Load, shape: Sequence[int]) -> float:
+def moved(model: model_config.Config, load: loads.Load, shape: Sequence[int]) -> float:
   """Bytes between devices in a train step, roughly: weights gathered, activations reduced, keys and values exchanged."""
   text = model.text
   data, fsdp, sequence, tensor = shape
@@ -163,7 +163,7 @@ def _show(config: ml_collections.ConfigDict, frames: int) -> None:
   config.data.frames = config.data.max_frames = frames
   patches = config.model.max_pixels // vision.patch_size**2
   temporal = -(-frames // vision.temporal_patch_size)
-  tokens = temporal * patches // vision.merge_unit + programs.TEXT_TOKENS
+  tokens = temporal * patches // vision.merge_unit + loads.TEXT_TOKENS
   config.model.frame_buckets = (temporal,)
   config.model.prefix_buckets = (PREFIX_STEP * math.ceil(tokens / PREFIX_STEP),)
 
@@ -173,7 +173,9 @@ def _fewer_parts(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
   return _changed(config, microbatches=parts // 2) if parts % 2 == 0 else None
 
 
-def _more_frames(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def _more_frames(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
+  if "turns" in config:  # how many each turn shows is the environment's
+    return None
   return _changed(config, frames=2 * _frames(config))
 
 
@@ -182,7 +184,7 @@ def _more_replies(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
 
 
 def _frames(config: ml_collections.ConfigDict) -> int:
-  return config.data.frames if config.data.sampling == "uniform" else config.data.max_frames
+  return config.data.max_frames if config.data.sampling == "fps" else config.data.frames
 
 
 def _trial(config: ml_collections.ConfigDict, plan: analysis.Plan) -> Trial:

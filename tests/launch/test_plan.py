@@ -8,7 +8,7 @@ import pytest
 from launch import analysis, costs, hlo, plan, report, sweep, topology
 from tests.train import nano
 from vr_jax import errors
-from vr_jax.train import programs
+from vr_jax.train import loads, programs
 
 CONFIG = f"--config={nano.ROOT / nano.RECIPE}"
 
@@ -79,12 +79,12 @@ def test_a_config_that_is_no_file_is_refused(capsys):
   assert "--config=" in refused(capsys, "--topology=v5e:2x2")
 
 
-def planned(one: analysis.Analysis) -> analysis.Plan:
-  where = topology.find("v5e:2x2")
-  config = nano.recipe("tiny")
+def planned(one: analysis.Analysis, *, recipe=nano.RECIPE, shape="v5e:2x2") -> analysis.Plan:
+  where = topology.find(shape)
+  config = nano.recipe("tiny", recipe)
   model = programs.model_of(config)
   mesh = {"data": 4, "fsdp": 1, "sequence": 1, "tensor": 1}
-  load = programs.load_of(config, model)
+  load = loads.load_of(config, model)
   return analysis.Plan(config=config, slice=where, mesh=mesh, load=load, analyses=[one])
 
 
@@ -116,6 +116,21 @@ def test_where_parameters_alone_take_the_room_the_mesh_is_to_change():
   verdict = report.as_text(planned(too_large(arguments=14e9, temporaries=9e9))).splitlines()[-1]
   for word in ("parameters, optimizer and reference take 13.0", "config.mesh", "freeze"):
     assert word in verdict
+
+
+def test_of_episodes_the_plan_says_what_they_show_and_that_one_process_plays_them():
+  recipe = "configs/video_mtr.py"
+  one = too_large(arguments=2e9, temporaries=30e9)
+  found = planned(one, recipe=recipe, shape="v5p:2x2x2")
+  text = report.as_text(found)
+  for words in ("later_turns 2", "env.budget", "note: ", "2 hosts"):
+    assert words in text
+  shown = max(found.config.turns.shown_buckets)
+  assert report.as_json(found)["load"]["later_tokens"] == shown
+  of_one_host = planned(one, recipe=recipe, shape="v5p:2x2x1")
+  assert "note: " not in report.as_text(of_one_host)
+  parameters = planned(too_large(arguments=80e9, temporaries=9e9), recipe=recipe)
+  assert "those of the critic" in report.as_text(parameters)
 
 
 def test_a_plan_becomes_json():
@@ -165,7 +180,7 @@ def test_a_sweep_takes_the_fastest_mesh_and_grows_the_load_on_it():
       config=changed,
       slice=topology.find("v5e:2x2"),
       mesh=sides,
-      load=programs.load_of(changed, model),
+      load=loads.load_of(changed, model),
       analyses=[one],
     )
 

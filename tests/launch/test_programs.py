@@ -11,13 +11,14 @@ from vr_jax import errors, records
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import flops, sizes
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import programs
+from vr_jax.rollout import sampler
+from vr_jax.train import loads, programs
 
 
 def built(config, shape=(1, 2, 1, 1)):
   mesh = mesh_lib.make_mesh(shape, jax.devices()[: math.prod(shape)])
   model = programs.model_of(config)
-  return programs.of_config(config, model, mesh, programs.load_of(config, model)), model, mesh
+  return programs.of_config(config, model, mesh, loads.load_of(config, model)), model, mesh
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_released_models_have_the_parameters_that_their_cards_state(name, billio
     config.model.pretrained = f"/models/{name}"
   mesh = mesh_lib.make_mesh((1, 1, 1, 1), jax.devices()[:1])
   model = programs.model_of(config)
-  step = programs.of_config(config, model, mesh, programs.load_of(config, model))[-1]
+  step = programs.of_config(config, model, mesh, loads.load_of(config, model))[-1]
   count = sum(math.prod(x.shape) for x in jax.tree.leaves(step.arguments[0].params))
   assert count / 1e9 == pytest.approx(billions, abs=2e-3)
 
@@ -83,7 +84,7 @@ def test_what_runs_no_tower_is_given_features_and_not_patches(frozen):
 def test_what_lies_in_memory_beside_a_program_is_the_rest_of_the_run():
   config = nano.config(rl__kl_weight=0.04)
   found, model, mesh = built(config)
-  load = programs.load_of(config, model)
+  load = loads.load_of(config, model)
   everything = programs.resident(config, model, mesh, load)
   params = programs.bytes_per_device(found[-1].arguments[0].params)
   assert everything == pytest.approx(4 * params, rel=0.01)  # two moments, and the reference
@@ -99,7 +100,7 @@ def test_what_lies_in_memory_beside_a_program_is_the_rest_of_the_run():
 def test_adapters_share_the_base_with_the_reference():
   config = nano.config(rl__kl_weight=0.04, model__lora__rank=2)
   found, model, mesh = built(config)
-  everything = programs.resident(config, model, mesh, programs.load_of(config, model))
+  everything = programs.resident(config, model, mesh, loads.load_of(config, model))
   params = programs.bytes_per_device(found[-1].arguments[0].params)
   assert params < everything < 1.5 * params
   assert programs.bytes_per_device(found[-1].held) < 0.2 * params
@@ -115,19 +116,19 @@ def test_a_mesh_holds_its_share_of_each_array():
 
 def test_the_buckets_of_a_full_clip_are_the_load():
   config = nano.recipe("7b")
-  load = programs.load_of(config, programs.model_of(config))
+  load = loads.load_of(config, programs.model_of(config))
   assert (load.frames, load.patches, load.prefix) == (8, 512, 1280)
   with config.unlocked():
     config.model.prefix_buckets = (1024,)
   with pytest.raises(errors.InputError, match=r"prefix_buckets.*1025 tokens"):
-    programs.load_of(config, programs.model_of(config))
+    loads.load_of(config, programs.model_of(config))
 
 
 def test_programs_are_made_for_devices_that_are_not_here():
   config = nano.config()
   mesh = mesh_lib.make_mesh((1, 4, 1, 1), topology.find("v5e:2x2").devices)
   model = programs.model_of(config)
-  for program in programs.of_config(config, model, mesh, programs.load_of(config, model)):
+  for program in programs.of_config(config, model, mesh, loads.load_of(config, model)):
     for x in jax.tree.leaves(program.arguments):
       if isinstance(x, jax.ShapeDtypeStruct):
         assert x.sharding.mesh.devices.flat[0].platform == "tpu"
@@ -148,3 +149,81 @@ def test_flops_of_training_count_each_pass():
   assert flops.training(work, vision_frozen=True) == 5 + 3 * 7
   assert flops.training(work, vision_frozen=True, rematerialised=True) == 5 + 4 * 7
   assert flops.training(work, vision_frozen=True, base_frozen=True) == 5 + 2 * 7
+
+
+TURNS = {
+  "model__prefix_buckets": (224,),
+  "model__frame_buckets": (8,),
+  "turns__time_buckets": (96, 192),
+  "turns__shown_buckets": (64,),
+  "turns__frame_buckets": (2, 4),
+  "turns__chunk": 12,
+  "turns__rows": 3,
+  "critic__kl_weight": 0.1,
+}
+
+
+def of_turns(shape, **changes):
+  return built(nano.config("configs/video_mtr.py", **{**TURNS, **changes}), shape)
+
+
+def test_episodes_are_played_by_programs_of_their_own_and_a_critic_has_two():
+  found = of_turns((2, 1, 1, 1), rl__epochs=2)[0]
+  names = ["encoder", "prefill", "decode", "append", "reference log-probs", "policy log-probs"]
+  assert [program.name for program in found] == [*names, "values", "train step", "critic step"]
+  runs = {program.name: program.runs for program in found}
+  # Three replies of 16 tokens in chunks of 12; eight replies a device are shown more, three at a time, twice.
+  assert (runs["decode"], runs["append"]) == (3 * 2, 2 * 3)
+  assert runs["train step"] == runs["critic step"] == 2
+  without = of_turns((2, 1, 1, 1), critic__kl_weight=0.0, rl__credit="episode")[0]
+  assert [program.name for program in without] == [*names[:4], "train step"]
+
+
+def test_a_critic_lies_beside_its_policy():
+  found, model, mesh = of_turns((2, 1, 1, 1))
+  config = nano.config("configs/video_mtr.py", **TURNS)
+  everything = programs.resident(config, model, mesh, loads.load_of(config, model))
+  by_name = {program.name: program for program in found}
+  params = programs.bytes_per_device(by_name["train step"].arguments[0].params)
+  assert everything == pytest.approx(
+    7 * params, rel=0.01
+  )  # two with their moments, and the reference
+  for name in ("train step", "critic step"):
+    held = programs.bytes_per_device((by_name[name].arguments[0], by_name[name].held))
+    assert held == everything
+  beside = programs.bytes_per_device((by_name["values"].arguments[0], by_name["values"].held))
+  counters = 3 * 4
+  assert beside == everything - counters
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_patches_of_all_turns_go_to_the_programs_that_train_the_tower(frozen):
+  found = of_turns((2, 1, 1, 1), model__freeze_vision=frozen)[0]
+  frames = {program.name: program.frames for program in found}
+  trained = 0 if frozen else 8 + 4 * 4
+  assert frames == {
+    "encoder": 8,
+    "prefill": 0,
+    "decode": 0,
+    "append": 2,
+    "reference log-probs": trained,
+    "values": trained,
+    "train step": trained,
+    "critic step": trained,
+  }
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (1, 2, 2, 2)])
+def test_what_episodes_begin_with_is_said_to_lie_where_it_does(shape):
+  found = of_turns(shape)[0]
+  prefill, decode, append = found[1:4]
+  graph, params, prefix, state, *_ = decode.arguments
+  longest = {**prefill.keywords, "length": 192}
+  begun = prefill.function.lower(*prefill.arguments, **longest).compile()
+  gathered = sampler.decoding_params.lower(graph, prefill.arguments[1]).compile()
+  made = jax.tree.leaves((begun.output_shardings, gathered.output_shardings))
+  said = jax.tree.leaves(((prefix, state), params))
+  for sharding, x in zip(made, said, strict=True):
+    assert sharding.is_equivalent_to(x.sharding, x.ndim), (sharding, x)
+  for program in (decode, append):
+    program.function.lower(*program.arguments, **program.keywords)

@@ -1,44 +1,33 @@
 """The programs of one RL step with abstract arguments: what a compiler needs to know of a config, and no weights.
 
-They are the functions that `rl_loop` calls: the encoder, the sampler, the scorer and the step of `train/steps.py`.
+They are the functions that `rl_loop` calls: the encoder, the sampler (of several turns its pieces, which `rollout/turns.py`
+calls), the scorer and the step of `train/steps.py`, and those of a critic.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 import ml_collections
 import numpy as np
-import optax
 
 from vr_jax import errors, records
-from vr_jax.data import sampling
+from vr_jax.models import seats as seats_lib
 from vr_jax.models.qwen2_5_vl import config as model_config
+from vr_jax.models.qwen2_5_vl import model as model_lib
 from vr_jax.models.qwen2_5_vl import sizes
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import encoder, sampler
-from vr_jax.train import inputs, network, steps
+from vr_jax.rollout import encoder, sampler, suffixes
+from vr_jax.rollout import places as places_lib
+from vr_jax.train import critic as critic_lib
+from vr_jax.train import loads, network, outline, steps
 from vr_jax.train import state as state_lib
-
-TEXT_TOKENS = 256  # that a prompt holds beside its video, where the buckets leave the choice
-STOP_TOKENS = (0,)  # which ones they are changes no program
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Load:
-  """How much one step works on: the sizes of its arrays. frames: temporal patches; patches: of one of these."""
-
-  prompts: int
-  group: int
-  time: int
-  prefix: int
-  frames: int
-  patches: int
-  microbatches: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +35,7 @@ class Program:
   """A jitted function and what it is called with.
 
   runs: calls in one RL step. turns: how often a loop runs whose length only the replies decide, None where there is
-  none. tower: whether it runs the vision tower. held: arrays that lie in memory meanwhile, and that it does not read.
+  none. held: arrays that lie in memory meanwhile, and that it does not read.
   """
 
   name: str
@@ -55,8 +44,18 @@ class Program:
   keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
   runs: int = 1
   turns: int | None = None
-  tower: bool = False
   held: PyTree = None
+
+  @property
+  def frames(self) -> int:
+    """Temporal patches that it sends through the vision tower for each row of its batch."""
+    found = jax.tree.leaves(self.arguments, is_leaf=_is_vision)
+    return sum(x.window.shape[1] for x in found if _is_vision(x))
+
+  @property
+  def tower(self) -> bool:
+    """Whether it runs the vision tower."""
+    return self.frames > 0
 
 
 def model_of(config: ml_collections.ConfigDict) -> model_config.Config:
@@ -81,138 +80,147 @@ def model_of(config: ml_collections.ConfigDict) -> model_config.Config:
   return network.with_section(read, section)
 
 
-def load_of(config: ml_collections.ConfigDict, model: model_config.Config) -> Load:
-  """What a step of full clips works on: the buckets that hold their frames, at the largest size that a frame may have.
-
-  The prompt's bucket is the smallest with room for `TEXT_TOKENS` beside the video, or else the largest.
-  Raises InputError where a bucket is too small for a clip.
-  """
-  section, vision = config.model, model.vision
-  rule = inputs.sampling_rule(config.data)
-  images = rule.frames if isinstance(rule, sampling.Uniform) else rule.max_frames
-  frames = -(-images // vision.temporal_patch_size)
-  patches = section.max_pixels // vision.patch_size**2
-  media = frames * patches // vision.merge_unit
-  _check_bucket(frames, "temporal patches", section.frame_buckets, "frame_buckets")
-  _check_bucket(patches, "patches a frame", section.patch_buckets, "patch_buckets")
-  _check_bucket(media + 1, "tokens with its question", section.prefix_buckets, "prefix_buckets")
-  roomy = [size for size in section.prefix_buckets if size >= media + TEXT_TOKENS]
-  return Load(
-    prompts=config.rl.prompts,
-    group=config.rl.group,
-    time=config.rl.max_new_tokens,
-    prefix=min(roomy, default=max(section.prefix_buckets)),
-    frames=min(size for size in section.frame_buckets if size >= frames),
-    patches=min(size for size in section.patch_buckets if size >= patches),
-    microbatches=config.rl.microbatches,
-  )
-
-
 def of_config(
-  config: ml_collections.ConfigDict, model: model_config.Config, mesh: jax.sharding.Mesh, load: Load
+  config: ml_collections.ConfigDict,
+  model: model_config.Config,
+  mesh: jax.sharding.Mesh,
+  load: loads.Load,
 ) -> list[Program]:
   """The programs of a step in the order in which they run; the devices of `mesh` may be those of a topology.
 
   Raises InputError where the mesh does not fit the model or the batch.
   """
-  run = _run(config, model, mesh, load)
-  return [_encoder(run), _rollout(run), *_scorers(run), _train_step(run)]
+  run = outline.of_config(config, model, mesh, load)
+  sampling = _episodes(run) if load.later else [_rollout(run)]
+  learning = [*_scorers(run), *_valuer(run), _train_step(run), *_critic_step(run)]
+  return [_encoder(run), *sampling, *learning]
 
 
 def resident(
-  config: ml_collections.ConfigDict, model: model_config.Config, mesh: jax.sharding.Mesh, load: Load
+  config: ml_collections.ConfigDict,
+  model: model_config.Config,
+  mesh: jax.sharding.Mesh,
+  load: loads.Load,
 ) -> int:
-  """Bytes on each device that a run holds between its programs: parameters, optimizer, reference.
+  """Bytes on each device that a run holds between its programs: parameters, optimizer, reference, critic.
 
   Raises InputError as `of_config` does.
   """
-  run = _run(config, model, mesh, load)
-  return bytes_per_device((run.state, run.anchor))
+  run = outline.of_config(config, model, mesh, load)
+  return bytes_per_device((run.state, run.anchor, run.critic))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Run:
-  """What `rl_loop` holds before its first step, in shapes.
-
-  anchor: of the reference, what it does not share with the state. prompt: as it is read; encoded: with features of the
-  policy's tower.
-  """
-
-  net: network.Network
-  load: Load
-  optimizer: optax.GradientTransformation
-  state: state_lib.TrainState
-  anchor: PyTree
-  prompt: records.Prompt
-  encoded: records.Prompt
-  replies: records.Rollout
-
-  @property
-  def shared(self) -> records.Prompt:
-    """What reference and update read: features, if theirs are those of the policy, or else patches."""
-    return self.encoded if self.net.tower_frozen else self.prompt
-
-  @property
-  def tower(self) -> PyTree:
-    """The tower's parameters, which no program reads that is given features."""
-    return state_lib.split(self.state.params, ("vision",))[1]
-
-  @property
-  def scored(self) -> jax.ShapeDtypeStruct:
-    """A number for each token of the replies."""
-    return self.replies.log_probs
-
-
-def _run(
-  config: ml_collections.ConfigDict, model: model_config.Config, mesh: jax.sharding.Mesh, load: Load
-) -> _Run:
-  network.check_context(config, model)
-  mesh_lib.check_batch(load.prompts, mesh, "config.rl.prompts", parts=load.microbatches)
-  allowed = jnp.ones(model.text.vocab_size, bool)
-  net = network.Network(
-    config=config, mesh=mesh, model=model, allowed=allowed, stop_tokens=STOP_TOKENS
-  )
-  optimizer = state_lib.make_optimizer(config.rl, net.abstract_params, net.frozen)
-  anchor = state_lib.split(net.abstract_params, net.frozen)[0] if config.rl.kl_weight else None
-  prompt = _prompt(load, model)
-  return _Run(
-    net=net,
-    load=load,
-    optimizer=optimizer,
-    state=state_lib.abstract(net.abstract_params, optimizer, mesh),
-    anchor=anchor,
-    prompt=mesh_lib.abstract_batch(prompt, mesh),
-    encoded=mesh_lib.abstract_batch(_encoded(prompt, model), mesh),
-    replies=mesh_lib.abstract_batch(_replies(load), mesh),
-  )
-
-
-def _encoder(run: _Run) -> Program:
-  text, _ = state_lib.split(run.state.params, ("vision",))
+def _encoder(run: outline.Run) -> Program:
   return Program(
     name="encoder",
     function=encoder.features,
     arguments=(run.net.graph, run.state.params, run.prompt.vision),
-    tower=True,
-    held=(text, run.state.optimizer_state, run.anchor),
+    held=(run.text, run.others),
   )
 
 
-def _rollout(run: _Run) -> Program:
-  whole = mesh_lib.replicated(run.net.mesh)
-  allowed = jax.ShapeDtypeStruct(run.net.allowed.shape, bool, sharding=whole)
-  key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole)
+def _rollout(run: outline.Run) -> Program:
   return Program(
     name="rollout",
     function=sampler.sample_at_once,
-    arguments=(run.net.graph, run.state.params, run.encoded, allowed, key),
+    arguments=(run.net.graph, run.state.params, run.encoded, *run.drawing),
     keywords={"decoding": run.net.decoding(group=run.load.group, max_new_tokens=run.load.time)},
     turns=run.load.time,
-    held=(run.tower, run.state.optimizer_state, run.anchor),
+    held=(run.tower, run.others),
   )
 
 
-def _scorers(run: _Run) -> list[Program]:
+def _episodes(run: outline.Run) -> list[Program]:
+  """Those that play episodes, all of them at the same turn: prompts read, a chunk of steps, what replies are shown next."""
+  net, load, later, section = run.net, run.load, run.load.later, run.net.config.turns
+  places = places_lib.Places.of(mesh_lib.MeshLayout(net.mesh), load.prompts, load.group)
+  room = {"group": load.group, "frames": later.frames_in_all, "patches": load.patches}
+  start = Program(
+    name="prefill",
+    function=suffixes.start,
+    arguments=(net.graph, run.state.params, run.encoded),
+    keywords={**room, "length": min(section.time_buckets)},
+    held=(run.tower, run.others),
+  )
+  prefix, state = _begun(run, {**room, "length": load.time})
+  gather = net.config.rl.gather
+  params = _decoding_params(run) if gather else run.state.params
+  slots = places.devices * places.slots
+  decode = Program(
+    name="decode",
+    function=suffixes.decode,
+    arguments=(
+      *(net.graph, params, prefix, state, _slots(run, slots), *run.drawing),
+      jax.ShapeDtypeStruct((), jnp.int32, sharding=mesh_lib.replicated(net.mesh)),
+    ),
+    keywords={"decoding": net.decoding(group=load.group), "chunk": section.chunk},
+    runs=(later.turns + 1) * -(-net.config.rl.max_new_tokens // section.chunk),
+    turns=section.chunk,
+    held=(run.tower, run.text if gather else None, run.others),
+  )
+  size = 1
+  while size < min(places.slots, section.rows):
+    size *= 2
+  rows = _slots(run, places.devices * size).rows
+  shown = loads.prompt(len(rows.home), later.tokens, later.frames, load.patches, net.model)
+  append = Program(
+    name="append",
+    function=suffixes.append,
+    arguments=(
+      *(net.graph, params, prefix, state),
+      *(mesh_lib.abstract_batch(shown, net.mesh), rows, rows.home),
+    ),
+    keywords={"stride": load.patches // net.model.vision.merge_unit},
+    runs=later.turns * -(-places.slots // section.rows),
+    held=(
+      *(run.text if gather else None, run.others),
+      state_lib.split(params, ("text.head",))[1],  # is not read
+    ),
+  )
+  return [start, decode, *[append] * (later.turns > 0)]
+
+
+def _begun(run: outline.Run, room: dict[str, int]) -> tuple[model_lib.Prefix, suffixes.State]:
+  """What `suffixes.start` leaves behind, laid out as it does."""
+  begin = functools.partial(suffixes.start, run.net.graph, **room)
+  prefix, state = jax.eval_shape(begin, run.state.params, run.encoded)
+  block, cache = (None, "prompts", None, "kv_heads", None), model_lib.Cache.AXES
+  place = functools.partial(outline.laid_out, run.net.mesh)
+  return (
+    model_lib.Prefix(
+      keys=place(prefix.keys, block),
+      values=place(prefix.values, block),
+      valid=place(prefix.valid, ("prompts", "prefix")),
+      hidden=place(prefix.hidden, ("prompts", None)),
+      next_position=place(prefix.next_position, ("prompts",)),
+    ),
+    suffixes.State(
+      hidden=place(state.hidden, ("slots", None)),
+      cache=jax.tree.map(lambda x: place(x, cache), state.cache),
+      media=place(state.media, ("slots", None, None)),
+    ),
+  )
+
+
+def _decoding_params(run: outline.Run) -> PyTree:
+  """What `sampler.decoding_params` makes: of the language model whole rows, the tower as it is."""
+  made = jax.eval_shape(functools.partial(sampler.decoding_params, run.net.graph), run.state.params)
+
+  def of_variable(variable: nnx.Variable) -> nnx.Variable:
+    axes = [axis if axis != "embed" else None for axis in variable.get_metadata()["axes"]]
+    return variable.replace(outline.laid_out(run.net.mesh, variable.get_value(), axes))
+
+  whole = jax.tree.map(of_variable, made, is_leaf=lambda x: isinstance(x, nnx.Variable))
+  return state_lib.join(state_lib.split(whole, ("vision",))[0], run.tower)
+
+
+def _slots(run: outline.Run, count: int) -> suffixes.Slots:
+  number = outline.laid_out(run.net.mesh, jax.ShapeDtypeStruct((count,), jnp.int32), ("slots",))
+  rows = seats_lib.Rows(home=number, prompt=number, written=number, position=number)
+  return suffixes.Slots(rows=rows, prompt=number, member=number, step=number, left=number)
+
+
+def _scorers(run: outline.Run) -> list[Program]:
   """Those of reference and policy, where the recipe wants them."""
   rl, frozen = run.net.config.rl, run.net.tower_frozen
   score = steps.make_scorer(run.net.graph, run.net.allowed, temperature=rl.temperature)
@@ -221,23 +229,62 @@ def _scorers(run: _Run) -> list[Program]:
     name="reference log-probs",
     function=score,
     arguments=(run.state.params, run.shared, run.replies),
-    tower=not frozen,
-    held=(run.state.optimizer_state, trained, run.tower if frozen else None),
+    held=(run.state.optimizer_state, trained, run.critic, run.tower if frozen else None),
   )
   of_policy = Program(
     name="policy log-probs",
     function=score,
     arguments=(run.state.params, run.encoded, run.replies),
-    held=(run.tower, run.state.optimizer_state, run.anchor),
+    held=(run.tower if frozen or not run.load.later else None, run.others),
   )
-  return [of_reference] * bool(rl.kl_weight) + [of_policy] * (rl.epochs > 1)
+  return [of_reference] * (run.anchor is not None) + [of_policy] * (rl.epochs > 1)
 
 
-def _train_step(run: _Run) -> Program:
+def _valuer(run: outline.Run) -> list[Program]:
+  """That of a critic's values, where there is one."""
+  if run.critic is None:
+    return []
+  tower = state_lib.split(run.critic.params, ("model.vision",))[1]
+  values = Program(
+    name="values",
+    function=critic_lib.make_valuer(run.net.graph),
+    arguments=(run.critic.params, run.shared, run.replies),
+    held=(
+      *(run.state, run.anchor, run.critic.optimizer_state),
+      tower if run.net.tower_frozen else None,
+    ),
+  )
+  return [values]
+
+
+def _critic_step(run: outline.Run) -> list[Program]:
+  """A critic's update, where there is one."""
+  if run.critic is None:
+    return []
+  net, rl = run.net, run.net.config.rl
+  step = critic_lib.make_critic_step(
+    net.graph,
+    run.critic_optimizer,
+    clip=net.config.critic.value_clip,
+    microbatches=rl.microbatches,
+    frozen=critic_lib.frozen(net.frozen),
+  )
+  return [
+    Program(
+      name="critic step",
+      function=step,
+      arguments=(run.critic, run.shared, run.replies, run.scored, run.scored),
+      runs=rl.epochs,
+      held=(run.state, run.anchor),
+    )
+  ]
+
+
+def _train_step(run: outline.Run) -> Program:
   net, rl = run.net, run.net.config.rl
   signal = jax.ShapeDtypeStruct((run.load.prompts,), bool)
   old = run.scored if rl.epochs > 1 else None
-  of_reference = run.scored if rl.kl_weight else None
+  of_reference = run.scored if run.anchor is not None else None
   return Program(
     name="train step",
     function=steps.make_rl_step(net.graph, run.optimizer, net.allowed, rl, frozen=net.frozen),
@@ -251,8 +298,7 @@ def _train_step(run: _Run) -> Program:
       of_reference,
     ),
     runs=rl.epochs,
-    tower=not net.tower_frozen,
-    held=run.anchor,
+    held=(run.anchor, run.critic),
   )
 
 
@@ -265,40 +311,5 @@ def bytes_per_device(tree: PyTree) -> int:
   )
 
 
-def _prompt(load: Load, model: model_config.Config) -> records.Prompt:
-  tokens = jax.ShapeDtypeStruct((load.prompts, load.prefix), jnp.int32)
-  grid = (load.prompts, load.frames, load.patches)
-  return records.Prompt(
-    tokens=tokens,
-    kind=tokens,
-    positions=jax.ShapeDtypeStruct((3, *tokens.shape), jnp.int32),
-    next_position=jax.ShapeDtypeStruct((load.prompts,), jnp.int32),
-    media_index=tokens,
-    vision=records.Vision(
-      patches=jax.ShapeDtypeStruct((*grid, model.vision.patch_dim), jnp.float32),
-      rows=jax.ShapeDtypeStruct((*grid, 2), jnp.int32),
-      window=jax.ShapeDtypeStruct(grid, jnp.int32),
-    ),
-  )
-
-
-def _encoded(prompt: records.Prompt, model: model_config.Config) -> records.Prompt:
-  """The same prompt with features."""
-  prompts, frames, patches = prompt.vision.window.shape
-  shape = (prompts, frames * patches // model.vision.merge_unit, model.vision.out_hidden_size)
-  media = jax.ShapeDtypeStruct(shape, model.dtype)
-  return dataclasses.replace(prompt, vision=None, media=media)
-
-
-def _replies(load: Load) -> records.Rollout:
-  shape = (load.prompts, load.group, load.time)
-  number = jax.ShapeDtypeStruct(shape, jnp.int32)
-  log_probs = jax.ShapeDtypeStruct(shape, jnp.float32)
-  return records.Rollout(tokens=number, log_probs=log_probs, kind=number, turn=number)
-
-
-def _check_bucket(size: int, what: str, buckets: Sequence[int], field: str) -> None:
-  if size > max(buckets):
-    raise errors.InputError(
-      f"config.model.{field}={tuple(buckets)}: a clip of this config has {size} {what}; add a bucket"
-    )
+def _is_vision(x: object) -> bool:
+  return isinstance(x, records.Vision)

@@ -1,0 +1,139 @@
+"""What `rl_loop` holds and reads in a step, as shapes, dtypes and shardings: no weights, and devices that may be elsewhere."""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+import ml_collections
+import optax
+
+from vr_jax import records
+from vr_jax.models.qwen2_5_vl import config as model_config
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.train import critic as critic_lib
+from vr_jax.train import loads, network
+from vr_jax.train import state as state_lib
+
+STOP_TOKENS = (0,)  # which ones they are changes no program
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """What `rl_loop` holds before its first step, in shapes.
+
+  anchor: of the reference, what it does not share with the state. critic: None where there is none. prompt: as it is read;
+  encoded: with features of the policy's tower.
+  """
+
+  net: network.Network
+  load: loads.Load
+  optimizer: optax.GradientTransformation
+  state: state_lib.TrainState
+  anchor: PyTree
+  critic_optimizer: optax.GradientTransformation | None
+  critic: state_lib.TrainState | None
+  prompt: records.Prompt
+  encoded: records.Prompt
+  replies: records.Rollout
+
+  @property
+  def shared(self) -> records.Prompt:
+    """What reference and update read: features, if theirs are those of the policy, or else patches."""
+    return self.encoded if self.net.tower_frozen else self.prompt
+
+  @property
+  def tower(self) -> PyTree:
+    """The tower's parameters, which no program reads that is given features."""
+    return state_lib.split(self.state.params, ("vision",))[1]
+
+  @property
+  def text(self) -> PyTree:
+    """All other parameters."""
+    return state_lib.split(self.state.params, ("vision",))[0]
+
+  @property
+  def others(self) -> PyTree:
+    """What lies beside the policy's parameters: its optimizer, the reference, the critic."""
+    return self.state.optimizer_state, self.anchor, self.critic
+
+  @property
+  def drawing(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """What sampling is given beside parameters and prompts: the tokens that are allowed, and a key."""
+    whole = mesh_lib.replicated(self.net.mesh)
+    return (
+      jax.ShapeDtypeStruct(self.net.allowed.shape, bool, sharding=whole),
+      jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole),
+    )
+
+  @property
+  def scored(self) -> jax.ShapeDtypeStruct:
+    """A number for each token of the replies."""
+    return self.replies.log_probs
+
+
+def of_config(
+  config: ml_collections.ConfigDict,
+  model: model_config.Config,
+  mesh: jax.sharding.Mesh,
+  load: loads.Load,
+) -> Run:
+  """That of a config on a mesh. Raises InputError where the mesh does not fit the model or the batch."""
+  network.check_context(config, model)
+  mesh_lib.check_batch(load.prompts, mesh, "config.rl.prompts", parts=load.microbatches)
+  allowed = jnp.ones(model.text.vocab_size, bool)
+  net = network.Network(
+    config=config, mesh=mesh, model=model, allowed=allowed, stop_tokens=STOP_TOKENS
+  )
+  optimizer = state_lib.make_optimizer(config.rl, net.abstract_params, net.frozen)
+  critic_optimizer, critic = _critic(net) if config.rl.credit == "gae" else (None, None)
+  anchored = config.rl.kl_weight or (critic and config.critic.kl_weight)
+  clip = load.prompts, load.frames, load.patches
+  prompt = loads.prompt(load.prompts, load.prefix, load.frames, load.patches, model)
+  encoded = dataclasses.replace(prompt, vision=None, media=loads.features(*clip, model))
+  replies = mesh_lib.abstract_batch(loads.replies(load), mesh)
+  return Run(
+    net=net,
+    load=load,
+    optimizer=optimizer,
+    state=state_lib.abstract(net.abstract_params, optimizer, mesh),
+    anchor=state_lib.split(net.abstract_params, net.frozen)[0] if anchored else None,
+    critic_optimizer=critic_optimizer,
+    critic=critic,
+    prompt=mesh_lib.abstract_batch(prompt, mesh),
+    encoded=mesh_lib.abstract_batch(encoded, mesh),
+    replies=dataclasses.replace(replies, suffix=_suffix(net, load)) if load.later else replies,
+  )
+
+
+def _critic(
+  net: network.Network,
+) -> tuple[optax.GradientTransformation, state_lib.TrainState]:
+  begun = functools.partial(critic_lib.fresh_params, embed=net.model.text.hidden_size)
+  params = jax.eval_shape(begun, net.abstract_params)
+  optimizer = critic_lib.make_optimizer(net.config, params, critic_lib.frozen(net.frozen))
+  return optimizer, state_lib.abstract(params, optimizer, net.mesh)
+
+
+def _suffix(net: network.Network, load: loads.Load) -> records.Suffix:
+  """As an update takes it: with patches where it trains the tower, else with features."""
+  rows = load.prompts, load.group * load.later.frames_in_all, load.patches, net.model
+  places = jax.ShapeDtypeStruct((load.prompts, load.group, load.time), jnp.int32)
+  suffix = records.Suffix(
+    positions=jax.ShapeDtypeStruct((*places.shape, 3), jnp.int32),
+    media_index=places,
+    vision=None,
+    media=loads.features(*rows) if net.tower_frozen else None,
+  )
+  patches = None if net.tower_frozen else mesh_lib.abstract_batch(loads.vision(*rows), net.mesh)
+  return dataclasses.replace(mesh_lib.abstract_batch(suffix, net.mesh), vision=patches)
+
+
+def laid_out(
+  mesh: jax.sharding.Mesh, x: jax.ShapeDtypeStruct, axes: Sequence[str | None]
+) -> jax.ShapeDtypeStruct:
+  """The same where the rules of the mesh want these logical axes."""
+  sharding = jax.sharding.NamedSharding(mesh, mesh_lib.spec_of(axes, x.shape, mesh))
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
