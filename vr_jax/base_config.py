@@ -307,7 +307,7 @@ def tiny(config: ml_collections.ConfigDict) -> None:
   rl = config.rl
   rl.steps = 200
   rl.prompts = 16
-  rl.microbatches = 8  # small parts stay in the caches of a CPU: 1.4 times as fast as one
+  rl.microbatches = 1
   rl.top_p = 1.0
   rl.max_new_tokens = 72
   rl.rungs = (0.5,)  # its replies are all about as long

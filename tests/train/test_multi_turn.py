@@ -14,14 +14,20 @@ from vr_jax.train import data_stage, metrics, rl_loop
 
 RECIPE = "configs/video_mtr.py"
 OVERRIDES = {
-  "data__simulate__world__families": ("choice", "name"),
+  "data__simulate__world__lives": ("flicker",),
+  "data__simulate__world__families": ("moment",),
+  "data__simulate__world__fps": 1,
+  "data__simulate__world__seconds": 16.0,
+  "data__simulate__world__shown": 16.0,
+  "data__simulate__world__dwell": 2.0,
   "data__frames": 8,
   "env__budget": 8,
   "env__demonstrated": 0.5,
   "model__prefix_buckets": (224,),
   "model__frame_buckets": (8,),
-  "turns__time_buckets": (96,),
-  "turns__shown_buckets": (64,),
+  "env__turns": 2,
+  "turns__time_buckets": (128,),
+  "turns__shown_buckets": (96,),
   "turns__frame_buckets": (2,),
   "turns__chunk": 16,
   "turns__rows": 16,
