@@ -35,7 +35,8 @@ LONGEST = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile far longer than they compute: programs are built without the compiler's slow passes.
 os.environ["XLA_FLAGS"] = (
-  "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
+  "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+  "--xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
