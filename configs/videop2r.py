@@ -2,8 +2,9 @@
 
     tiny   simulated videos with questions of all five problem types, a random network of 1 M parameters, from nothing; two
            cores of a CPU. Not yet measured over seeds.
-    3b     Qwen2.5-VL-3B-Instruct on the released VideoP2R data; v5e-16 or v6e-8. Not yet measured.
-    7b     Qwen2.5-VL-7B-Instruct on the same (the paper's headline); v5p-16 or v6e-32. Not yet measured.
+    3b     Qwen2.5-VL-3B-Instruct on the released VideoP2R data; v6e-8, or v5e-16. Not yet planned or measured.
+    7b     Qwen2.5-VL-7B-Instruct on the same (the paper's headline); v5p-16, or v6e-32. Not yet planned or measured.
+    72b    Qwen2.5-VL-72B-Instruct on the same; v5p-256. Not yet planned or measured.
 
 The released data is two files, traces for the warm start and questions for RL. The pretrained sizes start with the second; the first
 is a run of its own, whose checkpoints RL then starts from:
@@ -11,7 +12,8 @@ is a run of its own, whose checkpoints RL then starts from:
     --mode=sft --config.data.annotations=VideoP2R/sft.json --config.sft.steps=10000 --workdir=runs/p2r-sft
     --mode=rl --config.rl.initial=runs/p2r-sft/checkpoints/sft --workdir=runs/p2r
 
-The paper updates on 7 prompts x 8 replies; 8 prompts divide over the devices of a slice. Supervised traces are made by
+The paper updates on 7 prompts x 8 replies; 8 prompts divide over up to 8 devices (data x fsdp). A slice of more splits each of
+them: --config.mesh="(1,8,-1,1)", which 72b has with 8 ways of tensor. Supervised traces are made by
 --mode=traces (docs/traces.md), or are the released ones. The judge of perception is config.judge (docs/judges.md): `rule` knows
 simulated videos only, so that other sizes need an endpoint, whose key stands in the environment.
 
