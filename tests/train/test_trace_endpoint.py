@@ -60,21 +60,21 @@ def shown(request):
   return tuple(base64.b64decode(url.removeprefix(head)) for url in urls), text["text"]
 
 
-def knowing(data):
-  """Knows what the simulator says of the frames and the question that it is shown."""
+def knowing(data, delay=0.0):
+  """Knows what the simulator says of the frames and the question that it is shown, and says it after `delay` seconds."""
   known = {}
   for example in asked(data):
     lines = (example.question, *example.options, trace_runs.INSTRUCTION)
     known[images_of(data, example), "\n".join(lines)] = trace_runs.reference(example)
 
   def answer(request):
-    return judge_server.Reply(text=known.get(shown(request), "Yes."))
+    return judge_server.Reply(text=known.get(shown(request), "Yes."), delay=delay)
 
   return answer
 
 
 def test_the_frames_and_the_question_are_shown_and_the_replies_are_kept(data, tmp_path, server):
-  server.answer = knowing(data)
+  server.answer = knowing(data, delay=0.1)  # or one may be done before the next is sent
   made = config(data, server, traces__in_flight=3)
   traces_stage.write(made, tmp_path)
   counts = traces.summary(tmp_path / "traces")
