@@ -79,6 +79,11 @@ def test_every_epoch_holds_each_example_once_in_an_order_of_its_own(train):
   assert not any(epoch in epochs for epoch in other_epochs)
 
 
+def test_batches_of_one_example_follow_each_other_as_in_larger_ones(train):
+  alone = [name for (name,) in take(iterate(train, batch_size=1), 10)]
+  assert alone == [name for batch in take(iterate(train, batch_size=5), 2) for name in batch]
+
+
 @pytest.mark.parametrize("process_count", [2, 3, 5, 24])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_processes_share_each_epoch_without_overlap_or_gap(train, process_count, shuffle):

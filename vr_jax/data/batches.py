@@ -13,6 +13,10 @@ from vr_jax import records
 from vr_jax.data import examples, frame_store, sampling
 from vr_jax.errors import InputError
 
+_EPOCHS = (
+  2**32
+)  # more than any run reads; without end Grain counts examples beyond what an int holds
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
@@ -104,7 +108,7 @@ def batches(
 
   mine = slice(process_index, None, process_count)
   if repeat:
-    dataset = dataset.repeat().map(load).batch(batch_size, batch_fn=collate)[mine]
+    dataset = dataset.repeat(_EPOCHS).map(load).batch(batch_size, batch_fn=collate)[mine]
   else:
     dataset = dataset[mine].map(load).batch(batch_size, batch_fn=collate)
   ahead = grain.ReadOptions(
