@@ -13,9 +13,8 @@ from vr_jax import records
 from vr_jax.data import examples, frame_store, sampling
 from vr_jax.errors import InputError
 
-_EPOCHS = (
-  2**32
-)  # more than any run reads; without end Grain counts examples beyond what an int holds
+# More than any run reads; without end Grain counts examples beyond what an int holds.
+_EPOCHS = 2**32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
