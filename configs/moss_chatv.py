@@ -25,8 +25,6 @@ import ml_collections
 
 from vr_jax import base_config
 
-RELEASES = {size: f"Qwen2.5-VL-{size.upper()}-Instruct" for size in ("3b", "7b", "72b")}
-
 
 def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   """The recipe at a size: tiny, 3b, 7b or 72b."""
@@ -45,15 +43,13 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   env.alignment = "subsequence"  # subsequence | naive (whole sequence: the paper's ablation)
   env.gate = "none"  # process reward counts always | where the `format` | the `accuracy` is right
 
-  if size == "tiny":
-    base_config.tiny(config)
-    config.env.instruction = ""  # a network that knows no words
-  elif size in RELEASES:
-    base_config.released(config, RELEASES[size])
-    config.data.videos = "MOSS-Video/videos"
-    config.data.annotations = "MOSS-Video/annotations.jsonl"
-  else:
-    raise ValueError(
-      f"configs/moss_chatv.py:{size}: no such size; one of tiny, {', '.join(RELEASES)}"
-    )
-  return config.lock()
+  return base_config.at_size(config, size, of_tiny=_tiny, of_released=_released)
+
+
+def _tiny(config: ml_collections.ConfigDict) -> None:
+  config.env.instruction = ""  # a network that knows no words
+
+
+def _released(config: ml_collections.ConfigDict, size: str) -> None:
+  config.data.videos = "MOSS-Video/videos"
+  config.data.annotations = "MOSS-Video/annotations.jsonl"

@@ -20,8 +20,6 @@ import ml_collections
 
 from vr_jax import base_config
 
-RELEASES = {size: f"Qwen2.5-VL-{size.upper()}-Instruct" for size in ("3b", "7b", "72b")}
-
 
 def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   """The recipe at a size: tiny, 3b, 7b or 72b."""
@@ -82,18 +80,7 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   rl.kl_weight = 0.0  # the penalty is a reward
   config.critic.kl_weight = 0.001
 
-  if size == "tiny":
-    base_config.tiny(config)
-    _tiny(config)
-  elif size in RELEASES:
-    base_config.released(config, RELEASES[size])
-    config.data.videos = "videos"
-    config.data.annotations = "annotations.jsonl"
-  else:
-    raise ValueError(
-      f"configs/video_mtr.py:{size}: no such size; one of tiny, {', '.join(RELEASES)}"
-    )
-  return config.lock()
+  return base_config.at_size(config, size, of_tiny=_tiny, of_released=_released)
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
@@ -124,3 +111,8 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.critic.kl_weight = 0.0  # nothing pretrained is to be kept
   config.critic.learning_rate = 1e-3
   config.critic.warmup_steps = 5
+
+
+def _released(config: ml_collections.ConfigDict, size: str) -> None:
+  config.data.videos = "videos"
+  config.data.annotations = "annotations.jsonl"

@@ -24,8 +24,6 @@ import ml_collections
 
 from vr_jax import base_config
 
-RELEASES = {size: f"Qwen2.5-VL-{size.upper()}-Instruct" for size in ("3b", "7b", "72b")}
-
 
 def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   """The recipe at a size: tiny, 3b, 7b or 72b."""
@@ -59,21 +57,7 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   sft = config.sft
   sft.max_reply_tokens = 1024
 
-  if size == "tiny":
-    base_config.tiny(config)
-    _tiny(config)
-  elif size in RELEASES:
-    base_config.released(config, RELEASES[size])
-    if size == "72b":
-      config.mesh = (1, 8, -1, 8)  # 8 prompts on 128 chips
-    config.data.videos = "VideoP2R"
-    config.data.annotations = "VideoP2R/rl.json"
-    config.judge.kind = "openai"
-  else:
-    raise ValueError(
-      f"configs/videop2r.py:{size}: no such size; one of tiny, {', '.join(RELEASES)}"
-    )
-  return config.lock()
+  return base_config.at_size(config, size, of_tiny=_tiny, of_released=_released)
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
@@ -88,3 +72,11 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.env.reasoning_tokens = (16, 48)
   config.rl.steps = 100
   config.rl.max_new_tokens = config.sft.max_reply_tokens = config.traces.max_tokens = 112
+
+
+def _released(config: ml_collections.ConfigDict, size: str) -> None:
+  if size == "72b":
+    config.mesh = (1, 8, -1, 8)  # 8 prompts on 128 chips
+  config.data.videos = "VideoP2R"
+  config.data.annotations = "VideoP2R/rl.json"
+  config.judge.kind = "openai"

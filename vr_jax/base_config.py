@@ -3,7 +3,12 @@
 A recipe (configs/<recipe>.py) starts from `base` and a size, adds config.env, and sets what its paper says.
 """
 
+from collections.abc import Callable
+
 import ml_collections
+
+# The pretrained sizes, by the names of Hugging Face's releases.
+RELEASES = {size: f"Qwen2.5-VL-{size.upper()}-Instruct" for size in ("3b", "7b", "72b")}
 
 
 def base(recipe: str) -> ml_collections.ConfigDict:
@@ -217,6 +222,29 @@ def turns(config: ml_collections.ConfigDict) -> None:
   critic.moment_dtype = "float32"
   critic.weight_decay = 0.01
   critic.gradient_norm = 1.0
+
+
+def at_size(
+  config: ml_collections.ConfigDict,
+  size: str,
+  *,
+  of_tiny: Callable[[ml_collections.ConfigDict], None],
+  of_released: Callable[[ml_collections.ConfigDict, str], None],
+) -> ml_collections.ConfigDict:
+  """The recipe at a size, locked: what that size is in all recipes, then what `of_tiny(config)` or `of_released(config, size)` add.
+
+  Raises ValueError for a size that there is none of.
+  """
+  if size == "tiny":
+    tiny(config)
+    of_tiny(config)
+  elif size in RELEASES:
+    released(config, RELEASES[size])
+    of_released(config, size)
+  else:
+    known = ", ".join(("tiny", *RELEASES))
+    raise ValueError(f"configs/{config.recipe}.py:{size}: no such size; one of {known}")
+  return config.lock()
 
 
 def tiny(config: ml_collections.ConfigDict) -> None:
