@@ -52,7 +52,6 @@ def ask(argv: Sequence[str]) -> None:
   from rich import console as rich_console
 
   from vr_jax.data import one_video
-  from vr_jax.envs import environment
   from vr_jax.train import choices
   from vr_jax.train import parts as parts_lib
 
@@ -69,7 +68,7 @@ def ask(argv: Sequence[str]) -> None:
   params, policy = _policy(parts, asked.workdir)
   out = rich_console.Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
   out.print(f"{policy} · {asked.video}: {video.duration:g} s, {len(video)} frames", style="dim")
-  if isinstance(parts.environment, environment.TurnsEnvironment):
+  if parts.multi_turn:
     _turns(parts, params, video, asked, out)
   else:
     _one_reply(parts, params, video, asked, out)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from vr_jax import records
+from vr_jax.rewards import accuracy
 
 Pieces = tuple[tuple[int, int], ...]  # (end, segment), the last end being that of the reply
 
@@ -32,6 +33,14 @@ class Replies:
 def question_text(example: records.Example, instruction: str) -> str:
   """Question, options one a line, instruction."""
   return "\n".join(part for part in (example.question, *example.options, instruction) if part)
+
+
+def worth(answer: str | None, example: records.Example) -> float:
+  """The task metric of an answer, without tags; 0 where there is none."""
+  if answer is None:
+    return 0.0
+  reply = f"<answer>{answer}</answer>"
+  return accuracy.accuracy(reply, example.answer, example.problem_type, example.options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

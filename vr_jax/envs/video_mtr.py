@@ -20,7 +20,7 @@ import numpy as np
 
 from vr_jax import errors, records
 from vr_jax.envs import environment, turns
-from vr_jax.rewards import accuracy, exploration, relevance, steps
+from vr_jax.rewards import exploration, relevance, steps
 
 _RETHINK = "Invalid action. Let me rethink."
 _PROBLEMS = {
@@ -239,7 +239,8 @@ class VideoMTR:
           place = prompt, member, turn
           taken[place], valid[place] = True, action.kind != "invalid"
           found[place][list(self._found(action))] = True
-          right[place] = _worth(action, example)
+          if action.kind == "answer":
+            right[place] = environment.worth(action.answer, example)
     return relevance.Episodes(
       first=_mask([self.first_frames(group[0].pool) for group in episodes], pool),
       truth=_mask([group[0].relevant for group in episodes], pool),
@@ -264,13 +265,6 @@ class VideoMTR:
         "known": np.isfinite(recall).sum(),
       }
     )
-
-
-def _worth(action: turns.Action, example: records.Example) -> float:
-  if action.kind != "answer":
-    return 0.0
-  answer = f"<answer>{action.answer}</answer>"
-  return accuracy.accuracy(answer, example.answer, example.problem_type, example.options)
 
 
 def _mask(rows: Sequence[Sequence[int]], pool: int) -> np.ndarray:

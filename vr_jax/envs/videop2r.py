@@ -124,7 +124,9 @@ class VideoP2R:
     owners = [example for example in examples for _ in range(group)]
     read_all = [read(reply) for texts in replies.texts for reply in texts]
     sufficient, judged = self._verdicts(owners, read_all)
-    right = [worth(one, owner) for one, owner in zip(read_all, owners, strict=True)]
+    right = [
+      environment.worth(one.answer, owner) for one, owner in zip(read_all, owners, strict=True)
+    ]
     formed = [(one.observation is not None, one.think is not None) for one in read_all]
     shape = (len(examples), group, 2)
     rewards = {
@@ -218,7 +220,7 @@ class VideoP2R:
     Source: T-GRPO, Video-R1, arXiv 2503.21776, eq. 1 and 2.
     """
     of_shuffled = [
-      np.mean([worth(read(reply), example) for reply in texts])
+      np.mean([environment.worth(read(reply).answer, example) for reply in texts])
       for example, texts in zip(examples, shuffled, strict=True)
     ]
     ordered = right[..., REASONING].mean(axis=1)
@@ -226,11 +228,3 @@ class VideoP2R:
     earned = np.zeros_like(right)
     earned[..., REASONING] = helped[:, None] & (right[..., REASONING] > self.length_accuracy)
     return earned
-
-
-def worth(reply: Read, example: records.Example) -> float:
-  """The task metric of a reply's answer; 0 where its reasoning and answer have no right tags."""
-  if reply.answer is None:
-    return 0.0
-  answer = f"<answer>{reply.answer}</answer>"
-  return accuracy.accuracy(answer, example.answer, example.problem_type, example.options)

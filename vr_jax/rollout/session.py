@@ -109,7 +109,7 @@ class Session:
     played = turns.play(
       self.graph,
       self.params,
-      self._prompt(host.opening()),
+      self._prompt(host),
       self.allowed,
       jax.random.key(seed),
       host,
@@ -119,7 +119,8 @@ class Session:
     )
     host.tell(played.replies[0][0])
 
-  def _prompt(self, encoded: prompts_lib.Encoded) -> records.Prompt:
+  def _prompt(self, host: "_Host") -> records.Prompt:
+    encoded = host.opening()
     name, patches = encoded.name, max((len(frame.window) for frame in encoded.frames), default=0)
     prompts_lib.bucket([(name, patches)], (self.schedule.patches,), "patches a frame")
     sizes = prompts_lib.Sizes(
@@ -127,8 +128,7 @@ class Session:
       frames=len(encoded.frames),
       patches=self.schedule.patches,
     )
-    vision = self.processor.config.vision
-    return prompts_lib.pad([encoded], vision, sizes, pad_token=self.processor.pad_token)
+    return host.pad([encoded], sizes)
 
 
 class _Host:

@@ -36,7 +36,6 @@ ENVIRONMENTS: dict[str, Callable[..., AnyEnvironment]] = {
   "videop2r": videop2r.VideoP2R,
   "video_mtr": video_mtr.VideoMTR,
 }
-VIEWS = ("whole", "blind", "shuffled", "supervised")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +66,11 @@ class Batch:
   sizes: prompts_lib.Sizes
   missing: tuple[int, ...]
   patches: records.Vision
+
+  @property
+  def rows(self) -> list[Item]:
+    """An item for each prompt."""
+    return [*self.items, *self.items[:1] * (len(self.prompt.tokens) - len(self.items))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,11 +229,10 @@ class Parts(network.Network):
 
   def dialogue(self, batch: Batch) -> dialogue_lib.Dialogue:
     """The host's side of episodes about the pools of a batch."""
-    items = [*batch.items, *batch.items[:1] * (len(batch.prompt.tokens) - len(batch.items))]
     return dialogue_lib.Dialogue(
       environment=self.environment,
       processor=self.processor,
-      scenes=[dialogue_lib.Scene(example=item.example, pool=item.clip) for item in items],
+      scenes=[dialogue_lib.Scene(example=item.example, pool=item.clip) for item in batch.rows],
     )
 
   def _encoded(self, clip: batches.Clip, view: str) -> prompts_lib.Encoded:
@@ -292,10 +295,8 @@ class Parts(network.Network):
 
   def shuffled_index(self, batch: Batch, key: Key[Array, ""]) -> Int[np.ndarray, "prompts prefix"]:
     """The batch's `media_index` with the frames of each prompt in random order."""
-    rows = range(len(batch.prompt.tokens))
-    shown = [batch.items[row if row < len(batch.items) else 0].encoded for row in rows]
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    frames = [len(one.frames) for one in shown]
+    frames = [len(item.encoded.frames) for item in batch.rows]
     return prompts_lib.in_random_order(batch.prompt.media_index, frames, rng)
 
   def prompt(self, batch: Batch) -> records.Prompt:

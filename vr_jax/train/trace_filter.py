@@ -11,7 +11,7 @@ from pathlib import Path
 from vr_jax import errors, records
 from vr_jax.data import examples as examples_lib
 from vr_jax.data import traces
-from vr_jax.envs import videop2r
+from vr_jax.envs import environment, videop2r
 from vr_jax.rewards import judge as judge_lib
 
 
@@ -70,7 +70,7 @@ class Filter:
     read = videop2r.read(reply)
     if not (read.well_formed and read.observation and read.think and read.answer):
       return traces.Outcome(index=index, reply=reply, reason="template")
-    score = videop2r.worth(read, example)
+    score = environment.worth(read.answer, example)
     return traces.Outcome(
       index=index,
       reply=reply,
