@@ -76,6 +76,20 @@ def decoding(**changes) -> sampler.Decoding:
   return sampler.Decoding(**{**fields, **changes}, stop_tokens=STOPS)
 
 
+class Pool:
+  """So many frames of one colour each, `step` brighter than the one before; asked: what was read, a tuple each time."""
+
+  def __init__(self, count: int, step: int):
+    self.count, self.step, self.asked = count, step, []
+
+  def __len__(self):
+    return self.count
+
+  def read(self, frames):
+    self.asked.append(tuple(frames))
+    return np.stack([np.full((28, 28, 3), self.step * frame, np.uint8) for frame in frames])
+
+
 class Chat:
   """What it shows, and when an episode ends, follows from prompt, member and replies alone; how long it takes does not.
 

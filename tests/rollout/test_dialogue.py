@@ -30,21 +30,8 @@ EXAMPLE = records.Example(
 )
 
 
-class Pool:
-  """Sixteen frames, each of one colour; remembers which were read."""
-
-  def __init__(self):
-    self.asked = []
-
-  def __len__(self):
-    return 16
-
-  def read(self, frames):
-    self.asked += frames
-    return np.stack([np.full((28, 28, 3), 16 * number, np.uint8) for number in frames])
-
-
-def _host(pool):
+def _host(pool=None):
+  pool = pool or chat.Pool(16, step=16)
   scene = dialogue.Scene(example=EXAMPLE, pool=pool)
   return dialogue.Dialogue(environment=TASK, processor=chat.PROCESSOR, scenes=[scene])
 
@@ -54,20 +41,20 @@ def _ids(text):
 
 
 def test_only_the_frames_that_a_turn_shows_are_read():
-  pool = Pool()
+  pool = chat.Pool(16, step=16)
   host = _host(pool)
   host.prompt(0)
-  assert pool.asked == [0, 5, 10, 15]
+  assert pool.asked == [(0, 5, 10, 15)]
   shown = host.observe(0, 0, (_ids(LOOK),))
-  assert pool.asked == [0, 5, 10, 15, 10, 13]
+  assert pool.asked == [(0, 5, 10, 15), (10, 13)]
   assert len(shown.frames) == 2
   assert shown.name == "q1, turn 2"
 
 
 def test_pixels_stand_where_their_index_is_said():
-  shown = _host(Pool()).observe(0, 0, (_ids(LOOK),))
+  shown = _host().observe(0, 0, (_ids(LOOK),))
   firsts = [float(frame.patches.mean()) for frame in shown.frames]
-  alone = _host(Pool()).prompt(0)
+  alone = _host().prompt(0)
   tenth = float(alone.frames[2].patches.mean())
   assert firsts[0] == tenth and firsts[1] > tenth
   text = chat.PROCESSOR.tokenizer.decode(shown.tokens.tolist(), skip_special_tokens=False)
@@ -75,14 +62,14 @@ def test_pixels_stand_where_their_index_is_said():
 
 
 def test_an_answer_ends_an_episode_and_junk_does_not():
-  host = _host(Pool())
+  host = _host()
   assert host.observe(0, 0, (_ids("<think></think><answer>A</answer>"),)) is None
   again = host.observe(0, 0, (_ids("well"),))
   assert not again.frames and again.next_position == len(again.tokens)
 
 
 def test_a_conversation_in_one_piece_is_that_of_its_turns():
-  host, said = _host(Pool()), (_ids(LOOK), _ids("well"))
+  host, said = _host(), (_ids(LOOK), _ids("well"))
   whole = host.prompt(0, [LOOK, "well"])
   reply = [chat.PROCESSOR.join(np.array(ids, np.int32), [], []) for ids in said]
   parts = [host.prompt(0), reply[0], host.observe(0, 0, said[:1]), reply[1]]

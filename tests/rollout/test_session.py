@@ -8,7 +8,6 @@ import threading
 import zlib
 
 import jax
-import numpy as np
 import pytest
 
 from benchmarks import workload
@@ -38,18 +37,23 @@ class Speaker(processor.Processor):
     return self.says[zlib.crc32(repr([int(i) for i in ids]).encode()) % len(self.says)]
 
 
-class Pool:
-  """Eight frames, each of one colour; asked: what was read."""
+class Pool(chat.Pool):
+  """Eight frames."""
 
   def __init__(self):
-    self.asked = []
+    super().__init__(8, step=30)
 
-  def __len__(self):
-    return 8
+
+class Held(Pool):
+  """Gives the frames of the first turn, and those of others when `read_on` is set."""
+
+  def __init__(self):
+    super().__init__()
+    self.read_on = threading.Event()
 
   def read(self, frames):
-    self.asked.append(tuple(frames))
-    return np.stack([np.full((28, 28, 3), 30 * frame, np.uint8) for frame in frames])
+    assert len(self.asked) == 0 or self.read_on.wait(20)
+    return super().read(frames)
 
 
 def _session(pool=None, says=Speaker.says, **changes):
@@ -128,31 +132,21 @@ def test_turns_are_those_that_the_engine_plays_with_what_each_was_shown(seed):
 
 
 def test_a_turn_is_told_before_the_next_is_shown():
-  class Waiting(Pool):
-    def read(self, frames):
-      assert len(self.asked) == 0 or read_on.wait(20)
-      return super().read(frames)
-
-  read_on, pool = threading.Event(), Waiting()
+  pool = Held()
   asking = _session(pool, (LOOK,)).ask("Which?", OPTIONS)
   first = next(asking)
   assert (first.number, first.frames, pool.asked) == (1, (0, 7), [(0, 7)])
-  read_on.set()
+  pool.read_on.set()
   *rest, outcome = asking
   assert [turn.frames for turn in rest] == [(2,), (2,)]
   assert outcome == session.Outcome(answer=None, turns=3)
 
 
 def test_who_stops_reading_ends_the_episode():
-  class Slow(Pool):
-    def read(self, frames):
-      assert len(self.asked) == 0 or read_on.wait(20)
-      return super().read(frames)
-
-  read_on, pool = threading.Event(), Slow()
+  pool = Held()
   asking = _session(pool, (LOOK,)).ask("Which?", OPTIONS)
   next(asking)
-  threading.Timer(0.1, read_on.set).start()
+  threading.Timer(0.1, pool.read_on.set).start()
   asking.close()
   assert len(pool.asked) == 2  # the second was under way
 
