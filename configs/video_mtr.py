@@ -96,15 +96,16 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   world.dwell = 4.0  # how long the answer shows; the first frames meet it in one of four questions
   world.lives = ("flicker",)
   world.families = ("moment",)
-  config.model.prefix_buckets = (112, 208)
+  config.model.prefix_buckets = (112, 256)
   config.model.frame_buckets = (4, 8)
-  config.turns.time_buckets = (144, 288, 528)  # of two, three and five turns
+  config.turns.time_buckets = (384, 768)  # of three and five turns
   config.turns.shown_buckets = (96,)
   config.turns.frame_buckets = (4, 8)
   config.turns.chunk = 12
   config.turns.rows = 32
-  config.sft.max_reply_tokens = config.rl.max_new_tokens = 28
+  config.sft.max_reply_tokens = config.rl.max_new_tokens = 64
   config.rl.steps = 100
+  config.rl.packing = 2.0  # lengths change much as looking is learnt, and each shape is compiled for
   config.rl.prompts, config.rl.group = 16, 8
   config.rl.temperature = 1.0
   config.rl.entropy_weight = 0.0

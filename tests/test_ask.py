@@ -145,3 +145,12 @@ def test_what_would_steer_a_terminal_is_printed_as_its_escape():
 
 def test_a_config_that_was_written_is_read_as_it_was(run):
   assert workdir_lib.config_of(run).to_dict() == _of_turns().to_dict()
+
+
+@pytest.mark.parametrize("block, field", [("data", "fps"), ("turns", "chunk")])
+def test_a_config_of_a_version_without_a_field_is_named(tmp_path, video, capsys, block, field):
+  config = _of_turns().copy_and_resolve_references().unlock()
+  del config[block][field]
+  workdir_lib.claim(tmp_path, config, "data")
+  says = _fails(capsys, video, "Who?", f"--checkpoint={tmp_path}")
+  assert f"another version's, without config.{block}.{field}" in says

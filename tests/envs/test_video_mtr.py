@@ -256,7 +256,7 @@ def test_a_share_of_the_examples_shows_a_look_before_the_answer():
   assert looks[0][0].endswith("<retrieve>40,43</retrieve>")
   for replies in shown:
     assert turns.parse(replies[-1], 64, some[0].problem_type, some[0].options).kind == "answer"
-    assert "It is red." in replies[-1]
+    assert ("It is red." in replies[-1]) == (len(replies) == 2)
   assert _task().reference_replies(some[0], times) == ()
 
 
@@ -280,3 +280,18 @@ def test_what_is_only_evaluated_gets_no_bonus_and_leaves_no_trace():
   trained = task.rewards([EXAMPLE], [[episode]])
   np.testing.assert_allclose(trained.total - scores.total, trained.rewards["exploration"])
   assert task.counts()["episode_accuracy"] == 1
+
+
+def test_thoughts_of_a_demonstration_tell_what_changes_in_the_frames_of_their_own_turn():
+  values = ("red", "blue", "red", "green", "red", "blue", "green", "red")
+  states = [
+    records.State(object="star", time=8.0 * cell, attribute=attribute, value=value)
+    for cell, colour in enumerate(values)
+    for attribute, value in (("colour", colour), ("size", "small"))
+  ]
+  span = (records.Span(start=40.0, end=48.0),)
+  example = dataclasses.replace(EXAMPLE, relevant=span, states=tuple(states))
+  first, second = _task(demonstrated=1.0, budget=8).reference_replies(example, np.arange(64.0))
+  told = ("At 0s, the star is red.", "At 16s, the star is red.", "At 40s, the star is blue.")
+  assert first == f"<think>{' '.join(told)} At 56s, the star is red.</think>\n<retrieve>40,47</retrieve>"
+  assert second == f"<think>{told[-1]}</think>\n<answer>{EXAMPLE.answer}</answer>"

@@ -114,16 +114,20 @@ class VideoMTR:
   ) -> tuple[str, ...]:
     """The right answer, and in a share `demonstrated` of the examples, of those whose evidence is known, a look at it before.
 
-    () where nothing is demonstrated. Which examples look follows from their id.
+    () where nothing is demonstrated. Which examples look follows from their id. Thoughts tell of the turn's own frames alone, so
+    that without a look the answer is often a guess.
     """
     if not self.demonstrated:
       return ()
-    answer = f"<think>{' '.join(step.text for step in example.steps)}</think>\n<answer>{example.answer}</answer>"
+    first = f"<think>{_told(example, times[[*self.first_frames(len(times))]])}</think>"
+    answer = f"<answer>{example.answer}</answer>"
     where = self.relevant(example, times)
     looks = zlib.crc32(example.id.encode()) / 2**32 < self.demonstrated
     if self.turns == 1 or not where or not looks:
-      return (answer,)
-    return (f"<think></think>\n<retrieve>{where[0]},{where[-1]}</retrieve>", answer)
+      return (f"{first}\n{answer}",)
+    look = turns.Action(kind="retrieve", start=where[0], end=where[-1])
+    found = f"<think>{_told(example, times[[*self._found(look)]])}</think>"
+    return (f"{first}\n<retrieve>{look.start},{look.end}</retrieve>", f"{found}\n{answer}")
 
   def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
     """The frames of the pool within the relevant spans."""
@@ -265,6 +269,19 @@ class VideoMTR:
         "known": np.isfinite(recall).sum(),
       }
     )
+
+
+def _told(example: records.Example, times: Float[np.ndarray, "frames"]) -> str:
+  """What frames of these times show: all that changes in a simulated video, of others the steps that speak of them."""
+  lives: dict[tuple[str, str], list[records.State]] = {}
+  for state in example.states:
+    lives.setdefault((state.object, state.attribute), []).append(state)
+  changing = [life for life in lives.values() if len({state.value for state in life}) > 1]
+  if not changing:
+    seen = [step for step in example.steps if np.any((step.start <= times) & (times < step.end))]
+    return " ".join(step.text for step in seen)
+  held = ([state for state in life if state.time <= time][-1] for time in times for life in changing)
+  return " ".join(f"At {s.time:g}s, the {s.object} is {s.value}." for s in dict.fromkeys(held))
 
 
 def _mask(rows: Sequence[Sequence[int]], pool: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from typing import Any
 import ml_collections
 
 import vr_jax
-from vr_jax import errors
+from vr_jax import base_config, errors
 
 PACKAGES = (
   "jax",
@@ -74,11 +74,28 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, mode: str) -> None:
 
 
 def config_of(workdir: Path) -> ml_collections.ConfigDict:
-  """The config that a workdir was written with; raises InputError where there is none, or it is damaged."""
+  """The config that a workdir was written with.
+
+  Raises InputError where there is none, it is damaged, or lacks a field that this version reads.
+  """
   path = workdir / "config.json"
   if not path.is_file():
     raise errors.InputError(f"{path}: no such file; give the workdir of a run")
-  return ml_collections.ConfigDict(_with_tuples(_written(path)[0]))
+  written = _written(path)[0]
+  if lacking := sorted(_expected(written) - {*_flat(written)}):
+    raise errors.InputError(
+      f"{path}: another version's, without config.{lacking[0]}; its git_revision says which"
+    )
+  return ml_collections.ConfigDict(_with_tuples(written))
+
+
+def _expected(written: dict[str, Any]) -> set[str]:
+  """Names of the fields of every recipe, and of the blocks of this one."""
+  config = base_config.base("")
+  for block in (base_config.judge, base_config.traces, base_config.turns):
+    if block.__name__ in written:
+      block(config)
+  return {*_flat(config.to_dict())}
 
 
 def _with_tuples(value: Any) -> Any:
