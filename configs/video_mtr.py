@@ -105,7 +105,8 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.turns.rows = 32
   config.sft.max_reply_tokens = config.rl.max_new_tokens = 64
   config.rl.steps = 100
-  config.rl.packing = 2.0  # lengths change much as looking is learnt, and each shape is compiled for
+  # Lengths change much as looking is learnt, and each shape is compiled for.
+  config.rl.packing = 2.0
   config.rl.prompts, config.rl.group = 16, 8
   config.rl.temperature = 1.0
   config.rl.entropy_weight = 0.0

@@ -292,6 +292,7 @@ def test_thoughts_of_a_demonstration_tell_what_changes_in_the_frames_of_their_ow
   span = (records.Span(start=40.0, end=48.0),)
   example = dataclasses.replace(EXAMPLE, relevant=span, states=tuple(states))
   first, second = _task(demonstrated=1.0, budget=8).reference_replies(example, np.arange(64.0))
-  told = ("At 0s, the star is red.", "At 16s, the star is red.", "At 40s, the star is blue.")
-  assert first == f"<think>{' '.join(told)} At 56s, the star is red.</think>\n<retrieve>40,47</retrieve>"
-  assert second == f"<think>{told[-1]}</think>\n<answer>{EXAMPLE.answer}</answer>"
+  before, asked = "At 0s, the star is red. At 16s, the star is red.", "At 40s, the star is blue."
+  told = f"{before} {asked} At 56s, the star is red."
+  assert first == f"<think>{told}</think>\n<retrieve>40,47</retrieve>"
+  assert second == f"<think>{asked}</think>\n<answer>{EXAMPLE.answer}</answer>"

@@ -280,7 +280,7 @@ def _told(example: records.Example, times: Float[np.ndarray, "frames"]) -> str:
   if not changing:
     seen = [step for step in example.steps if np.any((step.start <= times) & (times < step.end))]
     return " ".join(step.text for step in seen)
-  held = ([state for state in life if state.time <= time][-1] for time in times for life in changing)
+  held = ([s for s in life if s.time <= time][-1] for time in times for life in changing)
   return " ".join(f"At {s.time:g}s, the {s.object} is {s.value}." for s in dict.fromkeys(held))
 
 
