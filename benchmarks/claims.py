@@ -195,6 +195,8 @@ def main(argv: Sequence[str]) -> int:
   given = options.pop("seeds", "")
   seeds = [int(seed) for seed in given.split(",")] if given else list(claims.seeds)
   workdir = Path(options.pop("workdir", "runs/claims")) / recipe
+  # One for all runs: each arm would otherwise compile the same programs.
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((workdir / "compilations").absolute()))
   extra = [f"--{name}={value}" for name, value in options.items()]
   results = Path("docs/claims") / recipe
   for seed in seeds:

@@ -33,8 +33,9 @@ from vr_jax import main as vr_jax
 from vr_jax import records
 from vr_jax.envs import environment, moss_chatv
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.train import advantages as advantages_lib
 from vr_jax.train import clock as clock_lib
-from vr_jax.train import experience, padding, rl_loop, steps
+from vr_jax.train import experience, padding, steps
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
 
@@ -110,7 +111,7 @@ class Step:
     fit = padding.shapes(rl, self._layout, made.lengths, budget=rl.max_new_tokens)
     rollout = padding.cut(made.rollout, fit.time)
     judged = made.judged()
-    advantages, signal, _ = rl_loop.assign_credit(
+    advantages, signal, _ = advantages_lib.assign_credit(
       mesh_lib.put_batch(judged.scores, self._parts.mesh),
       mesh_lib.put_batch(judged.segment[:, :, : fit.time], self._parts.mesh),
       segments=self._parts.environment.segments,

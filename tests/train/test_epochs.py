@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.train import counting, nano
-from vr_jax.train import metrics, rl_loop, steps
+from vr_jax.train import learner, metrics, rl_loop, steps
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
 
@@ -86,7 +86,7 @@ def test_what_is_logged_of_a_batch_is_the_mean_over_its_updates(run):
 
 def test_a_void_update_shows_whichever_of_a_batchs_updates_it_was():
   updates = [{"skipped": 3, "skipped_in_a_row": 1}, {"skipped": 3, "skipped_in_a_row": 0}]
-  assert rl_loop.over_epochs(updates) == {"skipped": 3, "skipped_in_a_row": 1}
+  assert learner.over_epochs(updates) == {"skipped": 3, "skipped_in_a_row": 1}
 
 
 def _learning_rates(epochs, schedule):

@@ -8,7 +8,7 @@ from tests.train import nano
 from vr_jax import errors
 from vr_jax.models import qwen2_5_vl
 from vr_jax.models.qwen2_5_vl import lora, names
-from vr_jax.train import export_stage, rl_loop, steps
+from vr_jax.train import export_stage, learner, rl_loop, steps
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
 
@@ -136,7 +136,7 @@ def test_rl_from_the_base_stays_close_to_the_base_without_a_copy_of_it(data, mon
   )
   copied = []
   monkeypatch.setattr(
-    rl_loop.jnp, "copy", lambda x, copy=rl_loop.jnp.copy: copied.append(x.size) or copy(x)
+    learner.jnp, "copy", lambda x, copy=learner.jnp.copy: copied.append(x.size) or copy(x)
   )
   rl_loop.train(config, tmp_path)
   parts = parts_lib.build(config, tmp_path)

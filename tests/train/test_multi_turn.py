@@ -10,6 +10,7 @@ import pytest
 from tests.train import nano
 from vr_jax import records
 from vr_jax.eval import stage
+from vr_jax.train import advantages as advantages_lib
 from vr_jax.train import data_stage, metrics, rl_loop
 
 RECIPE = "configs/video_mtr.py"
@@ -23,7 +24,7 @@ OVERRIDES = {
   "data__frames": 8,
   "env__budget": 8,
   "env__demonstrated": 0.5,
-  "model__prefix_buckets": (224,),
+  "model__prefix_buckets": (256,),
   "model__frame_buckets": (8,),
   "env__turns": 2,
   "turns__time_buckets": (128,),
@@ -55,7 +56,7 @@ def test_with_credit_by_episode_every_token_gets_what_all_turns_earned_together(
   valid = np.array([[[1, 1], [1, 0], [1, 1]]], bool)
   turn = np.array([[[0, -1, 1], [0, -1, -1], [0, -1, 1]]], np.int32)
   scores = records.Scores(rewards={"accuracy": total}, valid=valid, total=total)
-  advantages, signal, values = rl_loop.assign_credit(
+  advantages, signal, values = advantages_lib.assign_credit(
     jax.tree.map(jnp.asarray, scores),
     jnp.asarray(turn),
     segments=("turn 1", "turn 2"),

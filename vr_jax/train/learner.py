@@ -1,0 +1,162 @@
+"""What learns from experience: a policy, with the reference that it stays close to and the critic of PPO where a recipe has them.
+
+rewards -> advantages (credit, or a critic) -> update
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+import numpy as np
+
+from vr_jax import records
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.train import advantages as advantages_lib
+from vr_jax.train import clock as clock_lib
+from vr_jax.train import critic as critic_lib
+from vr_jax.train import experience, padding, steps
+from vr_jax.train import parts as parts_lib
+from vr_jax.train import state as state_lib
+
+
+@dataclasses.dataclass(kw_only=True)
+class Learner:
+  """A policy in training. anchor: what the reference has for the parameters that training changes; None without one."""
+
+  parts: parts_lib.Parts
+  state: state_lib.TrainState
+  anchor: PyTree | None
+  critic: critic_lib.Critic | None
+  update: Callable[..., tuple[state_lib.TrainState, steps.Metrics]]
+  score: Callable[..., Array]
+
+  @classmethod
+  def begin(cls, parts: parts_lib.Parts, initial: PyTree) -> "Learner":
+    """One that begins with these parameters, which it takes over: updates donate them."""
+    config, rl = parts.config, parts.config.rl
+    optimizer = state_lib.make_optimizer(rl, parts.abstract_params, parts.frozen)
+    critic = critic_lib.Critic.begin(parts, initial) if rl.credit == "gae" else None
+    # Of the reference only what training changes is kept; the rest, with adapters the whole base, it shares.
+    anchored = rl.kl_weight or (critic and config.critic.kl_weight)
+    anchor = state_lib.split(initial, parts.frozen)[0] if anchored else None
+    return cls(
+      parts=parts,
+      state=state_lib.create(initial, optimizer, parts.mesh),
+      anchor=jax.tree.map(jnp.copy, anchor),
+      critic=critic,
+      update=steps.make_rl_step(parts.graph, optimizer, parts.allowed, rl, frozen=parts.frozen),
+      score=steps.make_scorer(parts.graph, parts.allowed, temperature=rl.temperature),
+    )
+
+  @property
+  def params(self) -> PyTree:
+    """The policy's, until the next update."""
+    return self.state.params
+
+  def saved(self) -> dict[str, Any]:
+    """What a checkpoint holds: the fields of the policy's state, and beside them the critic's."""
+    return {**vars(self.state), **({"critic": self.critic.state} if self.critic else {})}
+
+  def restore(self, tree: Mapping[str, Any]) -> None:
+    """Goes back to what `saved` gave."""
+    fields = dict(tree)
+    if self.critic:
+      self.critic.state = fields.pop("critic")
+    self.state = state_lib.TrainState(**fields)
+
+  def learn(self, made: experience.Experience, clock: clock_lib.Clock) -> dict[str, float]:
+    """Updates on experience, once it is judged; gives all that is to be logged of the step."""
+    rl, layout = self.parts.config.rl, mesh_lib.MeshLayout(self.parts.mesh)
+    fit = padding.shapes(rl, layout, made.lengths, budget=made.rollout.tokens.shape[2])
+    rollout = padding.cut(made.rollout, fit.time)
+    reference, old = self._scores(made, rollout, fit)
+    judged = made.judged()
+    clock.lap("reward", exposed=_idle(reference, old))
+    advantages, signal, targets, values = self._advantages(made, rollout, fit, reference)
+    updates = []
+    for _ in range(rl.epochs):
+      self.state, updated = self.update(
+        self.state,
+        made.prompt,
+        rollout,
+        advantages,
+        signal,
+        old,
+        reference,
+        packed=fit.packed,
+      )
+      updates.append(updated)
+    if self.critic:
+      values |= self.critic.learn(made.prompt, rollout, targets, packed=fit.packed)
+    values, updates = jax.device_get((values, updates))
+    values = {n: float(v) for n, v in {**values, **over_epochs(updates)}.items()}
+    clock.lap("update")
+    scorers = (self.anchor is not None) + (rl.epochs > 1) + (self.critic is not None)
+    values["padding_share"] = padding.share(rl, layout, made, fit, scorers=scorers)
+    values |= made.values | judged.counts | clock.values(values["reply_tokens"] * made.lengths.size)
+    return {n: v for n, v in values.items() if not _undefined(n, v)}
+
+  def _scores(
+    self, made: experience.Experience, rollout: records.Rollout, fit: padding.Shapes
+  ) -> tuple[Array | None, Array | None]:
+    """Log-probs of the reference, and of the policy before its update; None where they are not needed."""
+    reference, old = None, None
+    if self.anchor is not None:
+      shared = state_lib.split(self.params, self.parts.frozen)[1]
+      frozen = state_lib.join(self.anchor, shared)
+      reference = self.score(frozen, made.prompt, rollout, packed=fit.packed_whole)
+    if self.parts.config.rl.epochs > 1:
+      old = self.score(self.params, made.encoded, rollout, packed=fit.packed_whole)
+    return reference, old
+
+  def _advantages(
+    self,
+    made: experience.Experience,
+    rollout: records.Rollout,
+    fit: padding.Shapes,
+    reference: Array | None,
+  ) -> tuple[Array, Array, critic_lib.Targets | None, dict[str, Array]]:
+    """(advantages [prompts, group, time], signal [prompts], what a critic learns from, metrics)."""
+    parts, rl, judged = self.parts, self.parts.config.rl, made.judged()
+    scores = mesh_lib.put_batch(judged.scores, parts.mesh)
+    advantages, signal, values = advantages_lib.assign_credit(
+      scores,
+      mesh_lib.put_batch(judged.segment[:, :, : fit.time], parts.mesh),
+      segments=parts.environment.segments,
+      multi_turn=parts.multi_turn,
+      whole=rl.credit != "segments",
+      normalise=rl.normalise,
+      budget=rl.max_new_tokens,
+    )
+    if self.critic is None:
+      return advantages, signal, None, values
+    advantages, targets, assessed = self.critic.advantages(
+      made.prompt,
+      rollout,
+      scores,
+      reference=reference,
+      packed=fit.packed_whole,
+    )
+    return advantages, jnp.ones_like(signal), targets, values | assessed
+
+
+def _idle(*running: Array | None) -> bool:
+  """Whether the devices have finished what was to run beside the host's work, or nothing was."""
+  return all(x is None or x.is_ready() for x in running)
+
+
+def _undefined(name: str, value: float) -> bool:
+  """Whether there is no such mean: of a segment that no reply had, or none was judged of."""
+  return name.startswith(("reward", "critic/explained")) and math.isnan(value)
+
+
+def over_epochs(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """The metrics of a batch's updates as one: their means, but the largest of the counts of void updates."""
+  return {
+    name: float((np.max if name.startswith("skipped") else np.mean)([u[name] for u in updates]))
+    for name in updates[0]
+  }
