@@ -87,9 +87,10 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   env = config.env
   env.instruction, env.last_instruction = "", "!"  # a network that knows no words
   env.budget = 8
-  env.demonstrated = 0.3
+  env.demonstrated = 0.5
   config.data.frames = 64
   config.data.simulate.videos = 1000
+  config.data.simulate.questions_per_video = 4
   world = config.data.simulate.world
   world.seconds = world.shown = 64.0
   world.fps = 1
@@ -98,7 +99,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   world.families = ("moment",)
   config.model.prefix_buckets = (112, 256)
   config.model.frame_buckets = (4, 8)
-  config.turns.time_buckets = (384, 768)  # of three and five turns
+  config.turns.time_buckets = (192, 288, 384, 768)
   config.turns.shown_buckets = (96,)
   config.turns.frame_buckets = (4, 8)
   config.turns.chunk = 12
@@ -107,7 +108,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.rl.steps = 100
   # Lengths change much as looking is learnt, and each shape is compiled for.
   config.rl.packing = 2.0
-  config.rl.prompts, config.rl.group = 16, 8
+  config.rl.prompts, config.rl.group = 16, 4
   config.rl.temperature = 1.0
   config.rl.entropy_weight = 0.0
   config.critic.kl_weight = 0.0  # nothing pretrained is to be kept
