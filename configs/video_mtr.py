@@ -104,6 +104,9 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.turns.frame_buckets = (4, 8)
   config.turns.chunk = 12
   config.turns.rows = 32
+  config.sft.steps = 400
+  config.sft.target_loss = 0.0  # most of what is left is chance: whether to look, and answers without a look
+  config.sft.schedule = "cosine"  # that chance is else far from the one shown
   config.sft.max_reply_tokens = config.rl.max_new_tokens = 64
   config.rl.steps = 100
   # Lengths change much as looking is learnt, and each shape is compiled for.
