@@ -108,7 +108,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.sft.target_loss = 0.0  # most of what is left is chance: whether to look, and answers without a look
   config.sft.schedule = "cosine"  # that chance is else far from the one shown
   config.sft.max_reply_tokens = config.rl.max_new_tokens = 64
-  config.rl.steps = 100
+  config.rl.steps = 50
   # Lengths change much as looking is learnt, and each shape is compiled for.
   config.rl.packing = 2.0
   config.rl.prompts, config.rl.group = 16, 4
