@@ -1,6 +1,6 @@
 """MOSS-ChatV: GRPO with accuracy, format and a process reward (subsequence DTW of reasoning steps).
 
-    tiny   simulated videos, a random network of 1 M parameters, from nothing; two cores of a CPU, 7 minutes, 2.2 GB.
+    tiny   simulated videos, a random network of 1 M parameters, from nothing; two cores of a CPU, 10 minutes, 2.2 GB.
            Result: docs/claims.md.
     3b     Qwen2.5-VL-3B-Instruct on MOSS-Video; v5e-16 or v6e-8. By plan on v5e-16: 10 of 17 GB a chip, 9 s a step.
            Not yet measured.

@@ -105,8 +105,9 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.turns.chunk = 12
   config.turns.rows = 32
   config.sft.steps = 400
-  config.sft.target_loss = 0.0  # most of what is left is chance: whether to look, and answers without a look
-  config.sft.schedule = "cosine"  # that chance is else far from the one shown
+  # What is left of the loss is chance, whether to look and answers without a look: calm steps at the end learn it.
+  config.sft.target_loss = 0.0
+  config.sft.schedule = "cosine"
   config.sft.max_reply_tokens = config.rl.max_new_tokens = 64
   config.rl.steps = 50
   # Lengths change much as looking is learnt, and each shape is compiled for.

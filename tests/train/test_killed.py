@@ -111,6 +111,22 @@ def test_metrics_are_those_of_the_run_that_was_not_killed(interrupted, untouched
   assert json.dumps(_reproducible(interrupted[0])) == json.dumps(expected)
 
 
+def test_every_line_tells_how_training_goes_and_where_its_time_went(untouched):
+  always = {"entropy", "gradient_norm", "loss", "memory/peak_mib", "reply_tokens", "skipped"}
+  times = {f"time/{name}" for name in ("data", "update", "step", "tokens_per_second")}
+  rewards = {
+    f"{what}/{name}"
+    for what in ("reward", "reward_std", "reward_zero")
+    for name in ("accuracy", "format", "process", "total")
+  }
+  ratios = {"ratio", "trainer_sampler_ratio", "truncated", "clipped_low", "clipped_high"}
+  of_rl = {"time/rollout", "time/reward", "no_signal_share", *rewards, *ratios}
+  for line in metrics.read(untouched / "metrics.jsonl"):
+    assert line["values"].keys() >= always | times | (of_rl if line["stage"] == "rl" else set())
+    whole = sum(line["values"].get(f"time/{n}", 0) for n in ("data", "rollout", "reward", "update"))
+    assert whole == pytest.approx(line["values"]["time/step"])
+
+
 def test_training_moved_the_parameters(untouched):
   lines = _reproducible(untouched)
   assert all(line["values"]["gradient_norm"] > 0 for line in lines)

@@ -132,6 +132,25 @@ def _poison(vision, bad):
   return type(vision)(**{**vars(vision), "patches": vision.patches.at[0, 0, 0, 0].set(bad)})
 
 
+def test_nothing_is_learnt_from_a_group_without_signal(parts, batch):
+  prompt, tokens, valid = batch
+  kind = jnp.where(valid, int(records.Kind.MODEL), int(records.Kind.PAD))
+  rollout = records.Rollout(tokens=tokens, log_probs=valid * -1.0, kind=kind, turn=kind * 0)
+  optimizer = state_lib.make_optimizer(nano.config().rl, parts.abstract_params, ())
+  step = steps.make_rl_step(parts.graph, optimizer, parts.allowed, nano.config().rl)
+  signal = jnp.array([True, False, True, False])
+
+  def learnt(of_the_silent, signal):
+    advantages = jnp.where(signal[:, None, None], 1.0, of_the_silent) * jnp.ones(valid.shape)
+    state = state_lib.create(nano.sharpened(parts.fresh_params()), optimizer, parts.mesh)
+    _, metrics = step(state, prompt, rollout, advantages, signal, None, None)
+    return float(metrics["gradient_norm"]), int(metrics["loss_tokens"])
+
+  assert learnt(5.0, signal) == learnt(-3.0, signal)
+  assert learnt(5.0, signal)[1] == int(valid[::2].sum()) < int(valid.sum())
+  assert learnt(5.0, jnp.ones(4, bool))[0] != learnt(5.0, signal)[0]
+
+
 def test_the_bonus_on_entropy_is_taken_off_the_loss_weighted_as_it_and_raises_entropy(parts, batch):
   prompt, tokens, valid = batch
   kind = jnp.where(valid, int(records.Kind.MODEL), int(records.Kind.PAD))

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.train import nano
-from vr_jax import errors
+from vr_jax import errors, main
 from vr_jax.train import metrics, workdir
 
 
@@ -41,6 +41,7 @@ def test_every_start_is_kept_and_the_last_one_stands_on_top(tmp_path, monkeypatc
 
 def test_another_config_is_refused_with_the_field_that_differs(tmp_path):
   workdir.claim(tmp_path, nano.config(), "all")
+  (tmp_path / "data").mkdir()
   before = (tmp_path / "config.json").read_text()
   with pytest.raises(errors.InputError) as error:
     workdir.claim(tmp_path, nano.config(rl__steps=9), "all")
@@ -49,10 +50,22 @@ def test_another_config_is_refused_with_the_field_that_differs(tmp_path):
   assert (tmp_path / "config.json").read_text() == before
 
 
+def test_what_a_start_found_wrong_may_be_put_right(tmp_path):
+  command = ["x", "--config=configs/moss_chatv.py:tiny", f"--workdir={tmp_path}", "--mode=data"]
+  fields = {"simulate.videos": 0, "annotations": tmp_path / "no.jsonl"}
+  fields = [f"--config.data.{name}={value}" for name, value in fields.items()]
+  for videos in ("wrong", "mistyped"):
+    assert main.cli([*command, *fields, f"--config.data.videos={tmp_path / videos}"]) == 2
+  written = json.loads((tmp_path / "config.json").read_text())
+  assert written["config"]["data"]["videos"] == str(tmp_path / "mistyped")
+  assert len(written["history"]) == 2
+
+
 def test_a_field_that_a_newer_version_added_counts_as_empty(tmp_path):
   older = nano.config()
   with older.unlocked():
     del older.model["text_follows"]
+  (tmp_path / "data").mkdir()
   workdir.claim(tmp_path, older, "all")
   workdir.claim(tmp_path, nano.config(), "all")
   with pytest.raises(errors.InputError, match=r"config\.model\.text_follows='', now 'largest'"):

@@ -1,21 +1,26 @@
-"""Stage `sft`: supervised warm start on the reference traces."""
+"""Stage `sft`: supervised warm start on the reference traces.
+
+While the devices update, the host reads the next batch.
+"""
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import dataclasses
 import math
 from pathlib import Path
-import time
+from typing import Any
 
 import jax
 from jaxtyping import Array, PyTree
 import ml_collections
 import numpy as np
 
-from vr_jax import errors
+from vr_jax import errors, records
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.train import checkpoints as checkpoints_lib
+from vr_jax.train import clock as clock_lib
 from vr_jax.train import console, features, metrics, padding, steps
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
@@ -63,26 +68,23 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     iterator = parts.read("train", sft.batch, view="supervised", limit=sft.examples, cache=cache)
     if read is not None:
       iterator.set_state(read)
+    ahead = None
     for step in range(first + 1, sft.steps + 1):
-      begun = time.perf_counter()
-      batch = next(iterator)
-      prompt, seen = features.prompt(parts, state.params, batch, cache)
-      replies = mesh_lib.put_batch(
-        parts_lib.reply_arrays(batch.items, sft.max_reply_tokens), parts.mesh
-      )
-      lengths = steps.reply_lengths(replies[1], parts.mesh)
+      clock = clock_lib.Clock()
+      fed, ahead = ahead or _fed(parts, state.params, iterator, cache), None
+      clock.lap("data", exposed=True)
+      lengths = steps.reply_lengths(fed.replies[1], parts.mesh)
       fit = padding.shapes(sft, layout, lengths, budget=sft.max_reply_tokens)
-      replies = [x[:, :, : fit.time] for x in replies]
-      ready = time.perf_counter()
-      state, values = step_fn(state, prompt, *replies, packed=fit.packed)
+      replies = [x[:, :, : fit.time] for x in fed.replies]
+      state, values = step_fn(state, fed.prompt, *replies, packed=fit.packed)
+      clock.lap("update")
+      if step < sft.steps:
+        ahead = _fed(parts, state.params, iterator, cache)
+        late = values["loss"].is_ready()
+        clock.lap("data" if late else "update", exposed=late)
       values = {name: float(value) for name, value in jax.device_get(values).items()}
-      updated = time.perf_counter()
-      values |= seen | {
-        "time/data": ready - begun,
-        "time/update": updated - ready,
-        "time/tokens_per_second": sft.batch * values["reply_tokens"] / (updated - begun),
-        **metrics.peak_memory(),
-      }
+      clock.lap("update")
+      values |= fed.values | clock.values(sft.batch * values["reply_tokens"])
       if sft.validate_every and step % sft.validate_every == 0:
         loss = values["validation_loss"] = validation_loss(parts, state.params, likelihood, cache)
         lowest, since = (loss, 0) if loss < lowest else (lowest, since + 1)
@@ -95,7 +97,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       done = reached or stopped or step == sft.steps
       if done or step % sft.checkpoint_every == 0:
         loop = {
-          "iterator": iterator.get_state(),
+          "iterator": fed.read,
           "recent": list(recent),
           "validation": [lowest, since],
           "complete": done,
@@ -103,6 +105,29 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         store.save(step, state, loop)
       if done:
         break
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Fed:
+  """A batch on the devices. read: where the iterator stood behind it; values: what is to be logged."""
+
+  prompt: records.Prompt
+  replies: tuple[Array, Array]
+  read: Mapping[str, Any]
+  values: dict[str, float]
+
+
+def _fed(
+  parts: parts_lib.Parts,
+  params: PyTree,
+  batches: Iterator[parts_lib.Batch],
+  cache: features.Cache,
+) -> _Fed:
+  batch = next(batches)
+  prompt, values = features.prompt(parts, params, batch, cache)
+  replies = parts_lib.reply_arrays(batch.items, parts.config.sft.max_reply_tokens)
+  replies = mesh_lib.put_batch(replies, parts.mesh)
+  return _Fed(prompt=prompt, replies=replies, read=batches.get_state(), values=values)
 
 
 def validation_loss(

@@ -48,9 +48,12 @@ MAY_CHANGE = (
   *(f"judge.{name}" for name in JUDGE_OPERATION),
 )
 
+# What stands in a workdir where no stage has made anything yet: the first one found its input bad, and that may be put right.
+_MADE_OF_NOTHING = ("config.json", "compilations")
+
 
 def claim(workdir: Path, config: ml_collections.ConfigDict, mode: str) -> None:
-  """Makes the workdir this config's and notes the start, or raises InputError where another config wrote it.
+  """Makes the workdir this config's and notes the start, or raises InputError where another config made what is in it.
 
   `mode` is what the start runs; it stands in `history` with its time (UTC), versions and git revision.
   """
@@ -59,7 +62,8 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, mode: str) -> None:
   history = []
   if path.exists():
     written, history = _written(path)
-    _compare(path, written, resolved)
+    if any(found.name not in _MADE_OF_NOTHING for found in workdir.iterdir()):
+      _compare(path, written, resolved)
   made_by = provenance()
   now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
   history.append({"time": now, "mode": mode, **made_by})
