@@ -158,19 +158,18 @@ def explain(plan: analysis.Plan, one: analysis.Analysis) -> str:
   )
   resident = memory.arguments + memory.held
   if resident > 0.6 * room or not one.largest:
+    held, weight = "optimizer and reference", "rl"
+    if plan.config.rl.credit == "gae":
+      held, weight = "optimizer, reference and critic", "critic"
     return (
-      f"{needs}; parameters, optimizer and {_more(plan)} take {resident / chips.GIB:.1f}: split them over more of "
-      "fsdp and tensor in config.mesh, freeze the vision tower, set rl.kl_weight=0, or take more chips"
+      f"{needs}; parameters, {held} take {resident / chips.GIB:.1f}: split them over more of "
+      f"fsdp and tensor in config.mesh, freeze the vision tower, set {weight}.kl_weight=0, or take more chips"
     )
   largest = one.largest[0]
   named = f"the largest array is {largest.shape}, {largest.shape.bytes / chips.GIB:.2f} GiB"
   scope = "" if one.compiled else " of all devices together"
   place = f", of {largest.op_name}" if largest.op_name else ""
   return f"{needs}; {named}{scope}{place}: {_remedy(plan, one)}"
-
-
-def _more(plan: analysis.Plan) -> str:
-  return "reference" if plan.config.rl.credit != "gae" else "reference, and those of the critic,"
 
 
 def _remedy(plan: analysis.Plan, one: analysis.Analysis) -> str:
