@@ -129,12 +129,19 @@ def test_batches_are_sampled_with_different_keys(parts, monkeypatch):
   assert keys[:2] == keys[2:4] == keys[4:]  # each view draws with the same luck
 
 
-def test_each_view_is_counted_under_its_own_name(parts, monkeypatch):
+def test_each_view_is_counted_under_its_own_name_and_only_what_is_seen_whole_is_judged(
+  parts, monkeypatch
+):
   """Calls 1, 2 are whole, 3, 4 blind, 5, 6 shuffled; only the blind ones are answered."""
+  judged, score = [], parts.environment.score
+  monkeypatch.setattr(
+    parts.environment, "score", lambda *arguments: judged.append(1) or score(*arguments)
+  )
   stop = parts.processor.stop_tokens[0]
   seen = _rig(monkeypatch, lambda item, call: item.reply if call in (3, 4) else [stop])
   metrics = evaluate.evaluate(parts, {}, name="test")["metrics"]
   assert (metrics["accuracy"], metrics["blind_accuracy"], metrics["shuffled_accuracy"]) == (0, 1, 0)
+  assert len(judged) == 2
   frames = [{len(item.encoded.frames) for item in batch} for batch in seen]
   assert frames == [{4}, {4}, {0}, {0}, {4}, {4}]
   whole, shuffled = seen[0][0].encoded, seen[4][0].encoded

@@ -39,6 +39,9 @@ class Counting:
   def trace(self, reply: str) -> str:
     return self._task.trace(reply)
 
+  def accuracy(self, example: records.Example, reply: str) -> float:
+    return self._task.accuracy(example, reply)
+
   def observation(self, reply: str) -> str | None:
     return self._task.observation(reply)
 

@@ -110,6 +110,9 @@ class Environment(Task, Protocol):
   def score(self, examples: Sequence[records.Example], replies: Replies) -> records.Scores:
     """The rewards of replies; may be called from another thread, a batch at a time."""
 
+  def accuracy(self, example: records.Example, reply: str) -> float:
+    """The task metric of its answer, whatever else the reply is rewarded for; no judge is asked."""
+
   def observation(self, reply: str) -> str | None:
     """What a reply says to have seen, "" where it says nothing; None where the recipe doesn't ask for it."""
 

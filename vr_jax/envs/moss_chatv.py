@@ -53,8 +53,7 @@ class MossChatV:
     owners = [example for example, group in zip(examples, texts, strict=True) for _ in group]
     parts = {
       "accuracy": [
-        accuracy.accuracy(reply, example.answer, example.problem_type, example.options)
-        for reply, example in zip(flat, owners, strict=True)
+        self.accuracy(example, reply) for reply, example in zip(flat, owners, strict=True)
       ],
       "format": [format_lib.format_reward(reply) for reply in flat],
       "process": self._process(flat, owners).reward,
@@ -64,6 +63,10 @@ class MossChatV:
     gated = {**rewards, "process": rewards["process"] * passed}
     total = sum(np.float32(self.weights[name]) * value for name, value in gated.items())
     return records.Scores(rewards=rewards, valid=np.ones(shape, bool), total=total)
+
+  def accuracy(self, example: records.Example, reply: str) -> float:
+    """The task metric of what stands between the answer tags."""
+    return accuracy.accuracy(reply, example.answer, example.problem_type, example.options)
 
   def trace(self, reply: str) -> str:
     """What stands between the think tags."""

@@ -122,11 +122,10 @@ class VideoP2R:
     """
     group = len(replies.texts[0])
     owners = [example for example in examples for _ in range(group)]
-    read_all = [read(reply) for texts in replies.texts for reply in texts]
+    flat = [reply for texts in replies.texts for reply in texts]
+    read_all = [read(reply) for reply in flat]
     sufficient, judged = self._verdicts(owners, read_all)
-    right = [
-      environment.worth(one.answer, owner) for one, owner in zip(read_all, owners, strict=True)
-    ]
+    right = [self.accuracy(owner, reply) for owner, reply in zip(owners, flat, strict=True)]
     formed = [(one.observation is not None, one.think is not None) for one in read_all]
     shape = (len(examples), group, 2)
     rewards = {
@@ -146,6 +145,10 @@ class VideoP2R:
       total = np.broadcast_to(total[..., REASONING:], shape)
       valid = np.ones(shape, bool)
     return records.Scores(rewards=rewards, valid=valid, total=np.float32(total))
+
+  def accuracy(self, example: records.Example, reply: str) -> float:
+    """The task metric of the answer behind the reasoning; 0 where there is none."""
+    return environment.worth(read(reply).answer, example)
 
   def trace(self, reply: str) -> str:
     """Observation and reasoning."""
@@ -220,7 +223,7 @@ class VideoP2R:
     Source: T-GRPO, Video-R1, arXiv 2503.21776, eq. 1 and 2.
     """
     of_shuffled = [
-      np.mean([environment.worth(read(reply).answer, example) for reply in texts])
+      np.mean([self.accuracy(example, reply) for reply in texts])
       for example, texts in zip(examples, shuffled, strict=True)
     ]
     ordered = right[..., REASONING].mean(axis=1)

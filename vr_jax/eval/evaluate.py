@@ -63,7 +63,8 @@ def evaluate(
   cache: of features, for what is seen whole and in order.
   """
   config = parts.config.eval
-  whole = _answer(parts, params, "whole", name, cache)
+  answer = _played if parts.multi_turn else _replied
+  whole = list(answer(parts, params, name, cache))
   scores = [a.rewards["accuracy"] for a in whole]
   metrics = {
     "accuracy": float(np.mean(scores)),
@@ -76,8 +77,7 @@ def evaluate(
   }
   for view in ("blind", "shuffled"):
     if config[view]:
-      seen = _answer(parts, params, view, f"{name}, {view}")
-      metrics[f"{view}_accuracy"] = float(np.mean([a.rewards["accuracy"] for a in seen]))
+      metrics[f"{view}_accuracy"] = _accuracy(parts, params, view, f"{name}, {view}")
   rollouts = [_shown(parts, answered) for answered in whole[: config.rollouts]]
   if len(parts.environment.segments) > 1 and not parts.multi_turn and rollouts:
     for rollout, advantages in zip(
@@ -87,73 +87,91 @@ def evaluate(
   return {"examples": len(whole), "metrics": metrics, "rollouts": rollouts}
 
 
-def _answer(
-  parts: parts_lib.Parts, params: PyTree, view: str, name: str, cache: features.Cache = None
-) -> list[Answered]:
-  config = parts.config.eval
-  decoding = parts.decoding(group=1, temperature=config.temperature)
-  answered: list[Answered] = []
-  with console.progress(name) as tick:
-    read = parts.read(
-      "test", config.batch, view=view, limit=config.examples, repeat=False, cache=cache
+def _accuracy(parts: parts_lib.Parts, params: PyTree, view: str, name: str) -> float:
+  """The mean accuracy of replies to a view, which is all that is asked of them: no judge reads these."""
+  return float(
+    np.mean(
+      [
+        parts.environment.accuracy(item.example, reply)
+        for items, replies in _replies(parts, params, view, name)
+        for item, (reply,) in zip(items, replies.texts, strict=True)
+      ]
     )
+  )
+
+
+def _replies(
+  parts: parts_lib.Parts, params: PyTree, view: str, name: str, cache: features.Cache = None
+) -> Iterator[tuple[list[parts_lib.Item], environment.Replies]]:
+  """One reply to each example, a batch at a time."""
+  decoding = parts.decoding(group=1, temperature=parts.config.eval.temperature)
+  for batch, prompt, key in _batches(parts, params, view, name, cache):
+    rollout = sampler.sample(parts.graph, params, prompt, parts.allowed, key, decoding=decoding)
+    yield batch.items, reading.replies(parts, rollout, rows=len(batch.items))
+
+
+def _batches(
+  parts: parts_lib.Parts, params: PyTree, view: str, name: str, cache: features.Cache
+) -> Iterator[tuple[parts_lib.Batch, records.Prompt, Key[Array, ""]]]:
+  """All examples once, with the prompt of each batch on the devices, and a key."""
+  config, done = parts.config.eval, 0
+  read = parts.read(
+    "test", config.batch, view=view, limit=config.examples, repeat=False, cache=cache
+  )
+  with console.progress(name) as tick:
     for number, batch in enumerate(read):
-      items = batch.items
       prompt, _ = features.prompt(parts, params, batch, cache)
-      key = jax.random.fold_in(jax.random.key(parts.config.seed), number)
-      if parts.multi_turn:
-        answered += _played(parts, params, batch, prompt, key)
-        tick(len(answered))
-        continue
-      rollout = sampler.sample(parts.graph, params, prompt, parts.allowed, key, decoding=decoding)
-      replies = reading.replies(parts, rollout, rows=len(items))
-      scores = parts.environment.score([item.example for item in items], replies)
-      tokens = (replies.segment >= 0).sum(axis=(1, 2))
-      for row, (item, (reply,)) in enumerate(zip(items, replies.texts, strict=True)):
-        of_segments = _of_segments(parts.environment.segments, scores, row)
-        answered.append(
-          Answered(
-            example=item.example,
-            clip=item.clip,
-            reply=reply,
-            tokens=int(tokens[row]),
-            steps=steps_lib.split_steps(parts.environment.trace(reply)),
-            observation=parts.environment.observation(reply),
-            rewards=of_segments[parts.environment.segments[-1]],
-            of_segments=of_segments if len(of_segments) > 1 else {},
-          )
-        )
-      tick(len(answered))
-  return answered
+      yield batch, prompt, jax.random.fold_in(jax.random.key(parts.config.seed), number)
+      done += len(batch.items)
+      tick(done)
+
+
+def _replied(
+  parts: parts_lib.Parts, params: PyTree, name: str, cache: features.Cache
+) -> Iterator[Answered]:
+  """One reply to each example, judged."""
+  task = parts.environment
+  for items, replies in _replies(parts, params, "whole", name, cache):
+    scores = task.score([item.example for item in items], replies)
+    tokens = (replies.segment >= 0).sum(axis=(1, 2))
+    for row, (item, (reply,)) in enumerate(zip(items, replies.texts, strict=True)):
+      of_segments = _of_segments(task.segments, scores, row)
+      yield Answered(
+        example=item.example,
+        clip=item.clip,
+        reply=reply,
+        tokens=int(tokens[row]),
+        steps=steps_lib.split_steps(task.trace(reply)),
+        observation=task.observation(reply),
+        rewards=of_segments[task.segments[-1]],
+        of_segments=of_segments if len(of_segments) > 1 else {},
+      )
 
 
 def _played(
-  parts: parts_lib.Parts,
-  params: PyTree,
-  batch: parts_lib.Batch,
-  prompt: records.Prompt,
-  key: Key[Array, ""],
+  parts: parts_lib.Parts, params: PyTree, name: str, cache: features.Cache
 ) -> Iterator[Answered]:
-  """One episode about each item of a batch."""
+  """One episode about each example."""
   task, temperature = parts.environment, parts.config.eval.temperature
-  prompt = encoder.encode(parts.graph, params, prompt)
-  talk = multi_turn.play(parts, params, batch, prompt, key, group=1, temperature=temperature)
-  scores = task.rewards([item.example for item in batch.items], talk.said, training=False)
-  for row, (item, (episode,)) in enumerate(zip(batch.items, talk.said, strict=True)):
-    outcome, reply = task.outcome(item.example, episode), episode.replies[-1]
-    of_turns = _of_segments(task.segments, scores, row)
-    yield Answered(
-      example=item.example,
-      clip=item.clip,
-      reply=reply,
-      tokens=sum(map(len, talk.played.replies[row][0])),
-      steps=steps_lib.split_steps(task.trace(reply)),
-      observation=None,
-      rewards={name: outcome.pop(name) for name in ("accuracy", "format")},
-      of_segments={name: of_turns[name] for name in task.segments[: len(episode.replies)]},
-      episode=episode,
-      outcome=outcome,
-    )
+  for batch, prompt, key in _batches(parts, params, "whole", name, cache):
+    prompt = encoder.encode(parts.graph, params, prompt)
+    talk = multi_turn.play(parts, params, batch, prompt, key, group=1, temperature=temperature)
+    scores = task.rewards([item.example for item in batch.items], talk.said, training=False)
+    for row, (item, (episode,)) in enumerate(zip(batch.items, talk.said, strict=True)):
+      outcome, reply = task.outcome(item.example, episode), episode.replies[-1]
+      of_turns = _of_segments(task.segments, scores, row)
+      yield Answered(
+        example=item.example,
+        clip=item.clip,
+        reply=reply,
+        tokens=sum(map(len, talk.played.replies[row][0])),
+        steps=steps_lib.split_steps(task.trace(reply)),
+        observation=None,
+        rewards={name: outcome.pop(name) for name in ("accuracy", "format")},
+        of_segments={name: of_turns[name] for name in task.segments[: len(episode.replies)]},
+        episode=episode,
+        outcome=outcome,
+      )
 
 
 def _advantages(
