@@ -133,10 +133,9 @@ def test_each_view_is_counted_under_its_own_name_and_only_what_is_seen_whole_is_
   parts, monkeypatch
 ):
   """Calls 1, 2 are whole, 3, 4 blind, 5, 6 shuffled; only the blind ones are answered."""
-  judged, score = [], parts.environment.score
-  monkeypatch.setattr(
-    parts.environment, "score", lambda *arguments: judged.append(1) or score(*arguments)
-  )
+  judged, task = [], type(parts.environment)
+  score = task.score
+  monkeypatch.setattr(task, "score", lambda *arguments: judged.append(1) or score(*arguments))
   stop = parts.processor.stop_tokens[0]
   seen = _rig(monkeypatch, lambda item, call: item.reply if call in (3, 4) else [stop])
   metrics = evaluate.evaluate(parts, {}, name="test")["metrics"]
