@@ -296,3 +296,22 @@ def test_thoughts_of_a_demonstration_tell_what_changes_in_the_frames_of_their_ow
   told = f"{before} {asked} At 56s, the star is red."
   assert first == f"<think>{told}</think>\n<retrieve>40,47</retrieve>"
   assert second == f"<think>{asked}</think>\n<answer>{EXAMPLE.answer}</answer>"
+
+
+def test_thoughts_of_a_demonstration_tell_nothing_that_is_hidden_or_not_known_yet():
+  states = [
+    records.State(object="star", time=time, attribute=attribute, value=value)
+    for time, attribute, value in (
+      (24.0, "colour", "red"),
+      (8.0, "colour", "blue"),
+      (8.0, "place", "left"),
+      (24.0, "place", "right"),
+      (8.0, "visibility", "hidden"),
+      (24.0, "visibility", "visible"),
+    )
+  ]
+  step = records.Step(text="It comes out.", start=24.0, end=32.0)
+  example = dataclasses.replace(EXAMPLE, states=tuple(states), steps=(step,))
+  (reply,) = _task(demonstrated=0.5, budget=8, turns=1).reference_replies(example, np.arange(32.0))
+  told = "At 24s, the star is red. It comes out."
+  assert reply == f"<think>{told}</think>\n<answer>{EXAMPLE.answer}</answer>"

@@ -19,7 +19,14 @@ def test_a_workdir_says_what_made_it(tmp_path):
   assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
 
 
+def _made(directory):
+  """As a stage that has begun leaves it."""
+  (directory / "data").mkdir(parents=True)
+  (directory / "data" / "shard").touch()
+
+
 def test_the_same_config_may_come_back(tmp_path):
+  _made(tmp_path)
   workdir.claim(tmp_path, nano.config(), "all")
   before = json.loads((tmp_path / "config.json").read_text())["config"]
   workdir.claim(tmp_path, nano.config(), "all")
@@ -41,7 +48,7 @@ def test_every_start_is_kept_and_the_last_one_stands_on_top(tmp_path, monkeypatc
 
 def test_another_config_is_refused_with_the_field_that_differs(tmp_path):
   workdir.claim(tmp_path, nano.config(), "all")
-  (tmp_path / "data").mkdir()
+  _made(tmp_path)
   before = (tmp_path / "config.json").read_text()
   with pytest.raises(errors.InputError) as error:
     workdir.claim(tmp_path, nano.config(rl__steps=9), "all")
@@ -51,28 +58,43 @@ def test_another_config_is_refused_with_the_field_that_differs(tmp_path):
 
 
 def test_what_a_start_found_wrong_may_be_put_right(tmp_path):
-  command = ["x", "--config=configs/moss_chatv.py:tiny", f"--workdir={tmp_path}", "--mode=data"]
-  fields = {"simulate.videos": 0, "annotations": tmp_path / "no.jsonl"}
+  run, given = tmp_path / "run", tmp_path / "videos"
+  given.mkdir()
+  (given / "broken.mp4").write_bytes(b"no video")
+  record = {"id": "1", "video": "broken.mp4", "question": "Who?", "answer": "me"}
+  (tmp_path / "one.jsonl").write_text(json.dumps({**record, "problem_type": "free-form"}))
+  fields = {"simulate.videos": 0, "annotations": tmp_path / "one.jsonl"}
   fields = [f"--config.data.{name}={value}" for name, value in fields.items()]
-  for videos in ("wrong", "mistyped"):
-    assert main.cli([*command, *fields, f"--config.data.videos={tmp_path / videos}"]) == 2
-  written = json.loads((tmp_path / "config.json").read_text())
-  assert written["config"]["data"]["videos"] == str(tmp_path / "mistyped")
-  assert len(written["history"]) == 2
+  command = ["x", "--config=configs/moss_chatv.py:tiny", f"--workdir={run}", "--mode=data"]
+  for videos in (tmp_path / "mistyped", given, tmp_path):
+    assert main.cli([*command, *fields, f"--config.data.videos={videos}"]) == 2
+  written = json.loads((run / "config.json").read_text())
+  assert written["config"]["data"]["videos"] == str(tmp_path)
+  assert len(written["history"]) == 3
 
 
 def test_a_field_that_a_newer_version_added_counts_as_empty(tmp_path):
   older = nano.config()
   with older.unlocked():
     del older.model["text_follows"]
-  (tmp_path / "data").mkdir()
+  _made(tmp_path)
   workdir.claim(tmp_path, older, "all")
   workdir.claim(tmp_path, nano.config(), "all")
   with pytest.raises(errors.InputError, match=r"config\.model\.text_follows='', now 'largest'"):
     workdir.claim(tmp_path, nano.config(model__text_follows="largest"), "all")
 
 
+def test_what_was_made_in_another_directory_belongs_to_the_config_as_well(tmp_path):
+  run, fields = tmp_path / "run", {"data__directory": str(tmp_path / "data")}
+  for fps in (2.0, 4.0):
+    workdir.claim(run, nano.config(data__fps=fps, **fields), "data")
+  _made(tmp_path)
+  with pytest.raises(errors.InputError, match=r"config\.data\.fps=4\.0, now 2\.0"):
+    workdir.claim(run, nano.config(data__fps=2.0, **fields), "sft")
+
+
 def test_how_it_is_evaluated_may_change(tmp_path):
+  _made(tmp_path)
   workdir.claim(tmp_path, nano.config(), "all")
   workdir.claim(tmp_path, nano.config(eval__examples=3), "all")
   assert json.loads((tmp_path / "config.json").read_text())["config"]["eval"]["examples"] == 3

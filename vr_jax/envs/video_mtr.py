@@ -114,7 +114,7 @@ class VideoMTR:
   ) -> tuple[str, ...]:
     """The right answer, and in a share `demonstrated` of the examples, of those whose evidence is known, a look at it before.
 
-    () where nothing is demonstrated. Which examples look follows from their id. Thoughts tell of the turn's own frames alone, so
+    () where nothing is demonstrated. Which examples look follows from their id. Thoughts tell what the turn's own frames show, so
     that without a look the answer is often a guess.
     """
     if not self.demonstrated:
@@ -272,16 +272,25 @@ class VideoMTR:
 
 
 def _told(example: records.Example, times: Float[np.ndarray, "frames"]) -> str:
-  """What frames of these times show: all that changes in a simulated video, of others the steps that speak of them."""
+  """What frames of these times show: colours and sizes that change in a simulated video, and what the steps say of then.
+
+  Each with the time since when it has been so.
+  """
   lives: dict[tuple[str, str], list[records.State]] = {}
-  for state in example.states:
+  for state in sorted(example.states, key=lambda state: state.time):
     lives.setdefault((state.object, state.attribute), []).append(state)
-  changing = [life for life in lives.values() if len({state.value for state in life}) > 1]
-  if not changing:
-    seen = [step for step in example.steps if np.any((step.start <= times) & (times < step.end))]
-    return " ".join(step.text for step in seen)
-  held = ([s for s in life if s.time <= time][-1] for time in times for life in changing)
-  return " ".join(f"At {s.time:g}s, the {s.object} is {s.value}." for s in dict.fromkeys(held))
+  told = []
+  for time in times:
+    held = {pair: [s for s in life if s.time <= time][-1:] for pair, life in lives.items()}
+    values = {pair: state[0].value for pair, state in held.items() if state}
+    told += [
+      f"At {held[name, attribute][0].time:g}s, the {name} is {value}."
+      for (name, attribute), value in values.items()
+      if attribute in ("colour", "size") and values.get((name, "visibility")) != "hidden"
+      if len({state.value for state in lives[name, attribute]}) > 1
+    ]
+    told += [step.text for step in example.steps if step.start <= time < step.end]
+  return " ".join(dict.fromkeys(told))
 
 
 def _mask(rows: Sequence[Sequence[int]], pool: int) -> np.ndarray:

@@ -21,7 +21,7 @@ class Clock:
     self._exposed += spent * exposed
 
   def values(self, tokens: float) -> dict[str, float]:
-    """What to log of a step that sampled so many tokens."""
+    """What to log of a step whose replies have so many tokens."""
     whole = self._last - self._begun
     return {
       **{f"time/{name}": seconds for name, seconds in self._laps.items()},

@@ -94,11 +94,12 @@ class Learner:
       values |= self.critic.learn(made.prompt, rollout, targets, packed=fit.packed)
     values, updates = jax.device_get((values, updates))
     values = {n: float(v) for n, v in {**values, **over_epochs(updates)}.items()}
+    values = {n: v for n, v in values.items() if not _undefined(n, v)}
     clock.lap("update")
     scorers = (self.anchor is not None) + (rl.epochs > 1) + (self.critic is not None)
     values["padding_share"] = padding.share(rl, layout, made, fit, scorers=scorers)
-    values |= made.values | judged.counts | clock.values(values["reply_tokens"] * made.lengths.size)
-    return {n: v for n, v in values.items() if not _undefined(n, v)}
+    sampled = values["reply_tokens"] * made.lengths.size
+    return values | made.values | judged.counts | clock.values(sampled)
 
   def _scores(
     self, made: experience.Experience, rollout: records.Rollout, fit: padding.Shapes

@@ -22,7 +22,7 @@ STOP_TOKENS = (0,)  # which ones they are changes no program
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-  """What `rl_loop` holds before its first step, in shapes.
+  """What a `Learner` holds before its first step, in shapes.
 
   anchor: of the reference, what it does not share with the state. critic: None where there is none. prompt: as it is read;
   encoded: with features of the policy's tower.

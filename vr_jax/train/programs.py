@@ -1,6 +1,6 @@
 """The programs of one RL step with abstract arguments: what a compiler needs to know of a config, and no weights.
 
-They are the functions that `rl_loop` calls: the encoder, the sampler (of several turns its pieces, which `rollout/turns.py`
+They are the functions that a step of `rl_loop` calls: the encoder, the sampler (of several turns its pieces, which `rollout/turns.py`
 calls), the scorer and the step of `train/steps.py`, and those of a critic.
 """
 

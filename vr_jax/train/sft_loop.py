@@ -1,6 +1,6 @@
 """Stage `sft`: supervised warm start on the reference traces.
 
-While the devices update, the host reads the next batch.
+While the devices update, the host takes the next batch: `time/data` is the wait for it only where the update was done by then.
 """
 
 import collections
@@ -71,7 +71,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     ahead = None
     for step in range(first + 1, sft.steps + 1):
       clock = clock_lib.Clock()
-      fed, ahead = ahead or _fed(parts, state.params, iterator, cache), None
+      fed, ahead = ahead or _fed(parts, state.params, next(iterator), iterator, cache), None
       clock.lap("data", exposed=True)
       lengths = steps.reply_lengths(fed.replies[1], parts.mesh)
       fit = padding.shapes(sft, layout, lengths, budget=sft.max_reply_tokens)
@@ -79,9 +79,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       state, values = step_fn(state, fed.prompt, *replies, packed=fit.packed)
       clock.lap("update")
       if step < sft.steps:
-        ahead = _fed(parts, state.params, iterator, cache)
-        late = values["loss"].is_ready()
+        batch, late = next(iterator), values["loss"].is_ready()
         clock.lap("data" if late else "update", exposed=late)
+        ahead = _fed(parts, state.params, batch, iterator, cache)
       values = {name: float(value) for name, value in jax.device_get(values).items()}
       clock.lap("update")
       values |= fed.values | clock.values(sft.batch * values["reply_tokens"])
@@ -120,10 +120,11 @@ class _Fed:
 def _fed(
   parts: parts_lib.Parts,
   params: PyTree,
+  batch: parts_lib.Batch,
   batches: Iterator[parts_lib.Batch],
   cache: features.Cache,
 ) -> _Fed:
-  batch = next(batches)
+  """The batch that `batches` gave last."""
   prompt, values = features.prompt(parts, params, batch, cache)
   replies = parts_lib.reply_arrays(batch.items, parts.config.sft.max_reply_tokens)
   replies = mesh_lib.put_batch(replies, parts.mesh)

@@ -48,9 +48,6 @@ MAY_CHANGE = (
   *(f"judge.{name}" for name in JUDGE_OPERATION),
 )
 
-# What stands in a workdir where no stage has made anything yet: the first one found its input bad, and that may be put right.
-_MADE_OF_NOTHING = ("config.json", "compilations")
-
 
 def claim(workdir: Path, config: ml_collections.ConfigDict, mode: str) -> None:
   """Makes the workdir this config's and notes the start, or raises InputError where another config made what is in it.
@@ -62,7 +59,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, mode: str) -> None:
   history = []
   if path.exists():
     written, history = _written(path)
-    if any(found.name not in _MADE_OF_NOTHING for found in workdir.iterdir()):
+    if _made_anything(workdir, written):
       _compare(path, written, resolved)
   made_by = provenance()
   now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -75,6 +72,14 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, mode: str) -> None:
     os.replace(aside, path)
   except OSError as error:
     raise errors.InputError(f"--workdir={workdir}: can't be written: {error.strerror}") from error
+
+
+def _made_anything(workdir: Path, written: dict[str, Any]) -> bool:
+  """Whether a stage has left a file, here or in config.data.directory; else its input was bad, and may be put right."""
+  elsewhere = _flat(written).get("data.directory")
+  places = [path for path in workdir.iterdir() if path.name not in ("config.json", "compilations")]
+  places += [Path(elsewhere)] if elsewhere else []
+  return any(path.is_file() for place in places for path in (place, *place.rglob("*")))
 
 
 def config_of(workdir: Path) -> ml_collections.ConfigDict:
