@@ -26,7 +26,11 @@ from vr_jax.train import metrics
 
 DATA_SEED = 5  # of the simulated videos; the recipe's default is 0
 _TRAINING = ("no_signal_share", "reward/", "retrieval_rate", "turns")
-_SEEN = ("--config.env.turns=", "--config.env.window=")
+# Overrides of an arm that count when it is evaluated, too.
+_SEEN = tuple(
+  f"--config.{name}="
+  for name in ("env.turns", "env.window", "rl.max_new_tokens", "sft.max_reply_tokens")
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,9 +57,19 @@ class Claims:
   pairs: tuple[tuple[str, str], ...]
 
 
-TURNS = tuple(
-  (f"{turns} turns", (f"--config.env.turns={turns}", f"--config.env.window={turns - 1}"))
-  for turns in (1, 2, 5)
+# One turn shows the whole budget, and thoughts tell of each frame.
+SINGLE = (
+  "--config.env.turns=1",
+  "--config.env.window=0",
+  "--config.rl.max_new_tokens=112",
+  "--config.sft.max_reply_tokens=112",
+)
+TURNS = (
+  ("1 turns", SINGLE),
+  *(
+    (f"{turns} turns", (f"--config.env.turns={turns}", f"--config.env.window={turns - 1}"))
+    for turns in (2, 5)
+  ),
 )
 CLAIMS = {
   "moss_chatv": Claims(
@@ -141,7 +155,7 @@ CLAIMS = {
       Arm(
         name="single",
         title="one turn that shows the whole budget",
-        overrides=("--config.env.turns=1", "--config.env.window=0"),
+        overrides=SINGLE,
       ),
       Arm(
         name="no_turn_rewards",
@@ -253,7 +267,6 @@ def run_arm(
     _launch(*common, *arm.overrides, start, f"--workdir={home / arm.name}", "--mode=rl")
     checkpoints = home / arm.name / "checkpoints" / "rl"
     training = _over_training(home / arm.name)
-  # Of what an arm changes, only how many turns there are counts when it is evaluated.
   seen = tuple(flag for flag in arm.overrides or () if flag.startswith(_SEEN))
   evaluation, record = _evaluated((*common, *seen), checkpoints, home / f"{arm.name}-eval")
   for name, flags in arm.views:
