@@ -1,7 +1,7 @@
 """Video-MTR: replies ask for frames of a long video, turn by turn, until they answer; PPO with a critic and bi-level GAE.
 
     tiny   simulated videos of a minute whose answer shows for a few seconds, a random network of 1 M parameters, from nothing;
-           two cores of a CPU. Not yet measured over seeds.
+           two cores of a CPU, half an hour on one of them, 4.5 GB. Not yet measured over seeds.
     3b     Qwen2.5-VL-3B-Instruct on NExT-GQA and QVHighlights (docs/video_mtr.md); v6e-8 on one host. Not yet planned or measured.
     7b     Qwen2.5-VL-7B-Instruct on the same (the paper's headline); v5p-8. Not yet planned or measured.
     72b    Qwen2.5-VL-72B-Instruct on the same; what it holds fits no single host, and so it can't run yet.
