@@ -3,10 +3,10 @@
     python -m benchmarks.input_share
 
 Runs the stages themselves (data, then supervised steps, then RL steps) and reads the times that they log: for each step,
-`time/data` is the wait for the next batch, in RL with padding it and putting it on the devices, in SFT where the update that
-it stands beside was done by its end; the rest of the step is sampling, scoring and the update. The first steps of each stage compile and are left out. Prints one JSON line:
-for both stages the share (sum over sum), and the median milliseconds of data and of the whole step. The goal is a share
-below 0.02.
+`time/data` is the wait for the next batch, in RL with padding it and putting it on the devices, in SFT where the update
+that it stands beside was done by its end; the rest of the step is sampling, scoring and the update. The first steps of
+each stage compile and are left out. Prints one JSON line: for both stages the share (sum over sum), and the median
+milliseconds of data and of the whole step. The goal is a share below 0.02.
 """
 
 import json

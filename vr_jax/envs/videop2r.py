@@ -122,10 +122,11 @@ class VideoP2R:
     """
     group = len(replies.texts[0])
     owners = [example for example in examples for _ in range(group)]
-    flat = [reply for texts in replies.texts for reply in texts]
-    read_all = [read(reply) for reply in flat]
+    read_all = [read(reply) for texts in replies.texts for reply in texts]
     sufficient, judged = self._verdicts(owners, read_all)
-    right = [self.accuracy(owner, reply) for owner, reply in zip(owners, flat, strict=True)]
+    right = [
+      environment.worth(one.answer, owner) for one, owner in zip(read_all, owners, strict=True)
+    ]
     formed = [(one.observation is not None, one.think is not None) for one in read_all]
     shape = (len(examples), group, 2)
     rewards = {

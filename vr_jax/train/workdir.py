@@ -11,6 +11,7 @@ report.html      all of it to look at
 
 import datetime
 from importlib import metadata
+import itertools
 import json
 import os
 from pathlib import Path
@@ -79,7 +80,10 @@ def _made_anything(workdir: Path, written: dict[str, Any]) -> bool:
   elsewhere = _flat(written).get("data.directory")
   places = [path for path in workdir.iterdir() if path.name not in ("config.json", "compilations")]
   places += [Path(elsewhere)] if elsewhere else []
-  return any(path.is_file() for place in places for path in (place, *place.rglob("*")))
+  # The first file found ends the search: a store of frames is not listed at each start.
+  return any(
+    path.is_file() for place in places for path in itertools.chain([place], place.rglob("*"))
+  )
 
 
 def config_of(workdir: Path) -> ml_collections.ConfigDict:
