@@ -32,12 +32,10 @@ from benchmarks import measure
 from vr_jax import main as vr_jax
 from vr_jax import records
 from vr_jax.envs import environment, moss_chatv
-from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import advantages as advantages_lib
 from vr_jax.train import clock as clock_lib
-from vr_jax.train import experience, padding, steps
+from vr_jax.train import experience
+from vr_jax.train import learner as learner_lib
 from vr_jax.train import parts as parts_lib
-from vr_jax.train import state as state_lib
 
 REPEATS = 5
 VIDEOS = 40
@@ -86,44 +84,25 @@ class Step:
   """One step of the loop a call."""
 
   def __init__(self, parts: parts_lib.Parts):
-    rl, params = parts.config.rl, parts.fresh_params()
-    self._parts, self._number = parts, 0
-    self._layout = mesh_lib.MeshLayout(parts.mesh)
+    self._learner, self._number = learner_lib.Learner.begin(parts, parts.fresh_params()), 0
     self._source = experience.Source(
       parts=parts,
-      batches=parts.read("train", rl.prompts),
+      batches=parts.read("train", parts.config.rl.prompts),
       cache=None,
       key=jax.random.key(parts.config.seed),
       thread=futures.ThreadPoolExecutor(max_workers=1),
     )
-    optimizer = state_lib.make_optimizer(rl, parts.abstract_params, parts.frozen)
-    self._state = state_lib.create(params, optimizer, parts.mesh)
-    self._update = steps.make_rl_step(
-      parts.graph, optimizer, parts.allowed, rl, frozen=parts.frozen
-    )
     self.counts: list[int] = []  # tokens that each step sampled
     self.prompt_tokens = 0
 
-  def __call__(self) -> dict[str, Any]:
+  def __call__(self) -> dict[str, float]:
     """Metrics of the step."""
-    rl, self._number = self._parts.config.rl, self._number + 1
-    made = self._source.draw(self._state.params, self._number, clock_lib.Clock())
-    fit = padding.shapes(rl, self._layout, made.lengths, budget=rl.max_new_tokens)
-    rollout = padding.cut(made.rollout, fit.time)
-    judged = made.judged()
-    advantages, signal, _ = advantages_lib.assign_credit(
-      mesh_lib.put_batch(judged.scores, self._parts.mesh),
-      mesh_lib.put_batch(judged.segment[:, :, : fit.time], self._parts.mesh),
-      segments=self._parts.environment.segments,
-      normalise=rl.normalise,
-      budget=rl.max_new_tokens,
-    )
-    self._state, metrics = self._update(
-      self._state, made.prompt, rollout, advantages, signal, None, None, packed=fit.packed
-    )
+    clock, self._number = clock_lib.Clock(), self._number + 1
+    made = self._source.draw(self._learner.params, self._number, clock)
+    values = self._learner.learn(made, clock)
     self.counts.append(int(made.lengths.sum()))
     self.prompt_tokens = max(self.prompt_tokens, made.prompt.tokens.shape[1])
-    return jax.device_get(metrics)
+    return values
 
 
 def check_counts(rl: ml_collections.ConfigDict, counts: dict[str, list[int]]) -> int:
