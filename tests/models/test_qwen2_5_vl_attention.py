@@ -68,6 +68,7 @@ def small_tiles(monkeypatch):
   """So small that the sizes here need several, and some have to be filled up."""
   monkeypatch.setattr(attention_tiles, "KEYS", 8)
   monkeypatch.setattr(attention_tiles, "QUERIES", 8)
+  monkeypatch.setattr(attention_xla, "SIDE", 8)
 
 
 @pytest.mark.parametrize("backend", WITHIN)
@@ -150,6 +151,38 @@ def test_replies_attend_to_their_prompt_and_to_themselves(backend, part):
   arguments = (query[:, :, part], prefix_key, prefix_value, key, value)
   seen = own_valid[:, :, part, None, None]
   _assert_same(plain, backend_of, arguments, seen=seen)
+
+
+def test_tiles_of_nothing_but_padding_are_never_computed():
+  prefix, time = 16, 24  # tiles of 8: what is not a number outside of those with tokens would show
+  query, prefix_key, prefix_value, key, value = _draw(
+    (2, 3, time, HEADS, DIM),
+    *[(2, prefix, KV_HEADS, DIM)] * 2,
+    *[(2, 3, time, KV_HEADS, DIM)] * 2,
+  )
+  prefix_valid = jnp.arange(prefix) < jnp.array([[8], [16]])
+  own_valid = jnp.arange(time) < jnp.array([[[24], [8], [0]], [[16], [8], [8]]])
+  holes = [
+    jnp.where(valid[..., None, None], x, jnp.nan)
+    for x, valid in (
+      (query, own_valid),
+      (prefix_key, prefix_valid),
+      (prefix_value, prefix_valid),
+      (key, own_valid),
+      (value, own_valid),
+    )
+  ]
+
+  def found(query, prefix_key, prefix_value, key, value):
+    blocks = (prefix_key, prefix_value, prefix_valid, key, value, own_valid)
+    out = attention_xla.continued(query, *blocks, jnp.arange(time), logits=HEADS * 8 * 8)
+    return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum(), out
+
+  both = jax.jit(jax.grad(found, argnums=range(5), has_aux=True))
+  whole, cut = both(query, prefix_key, prefix_value, key, value), both(*holes)
+  for wanted, given in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
+    np.testing.assert_array_equal(given, wanted)
+  assert not cut[1][~own_valid].any()
 
 
 def test_plain_attention_of_a_long_prompt_never_has_all_its_logits():

@@ -2,7 +2,8 @@
 
 The forward pass goes over tiles of keys for each tile of queries, with running maximum and sum; of all that only the output and
 the logarithm of the sum is kept. The backward pass makes each tile's logits again, once, and goes over tiles of queries for each
-tile of keys. Tiles that causal order hides are skipped.
+tile of keys. Tiles that causal order hides are skipped, and those that hold nothing but `FILLING`: so replies of many lengths cost
+what their tokens cost, though their shapes are those of the longest.
 
 Source: FlashAttention, arXiv 2205.14135, and FlashAttention-2, arXiv 2307.08691.
 """
@@ -13,12 +14,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax.models.qwen2_5_vl import layers
 
 KEYS = 512  # of a tile, at least
-FILLING = -(2**31)  # the segment of what fills up the last tile
+FILLING = -(
+  2**31
+)  # the segment of what is none: padding of queries, whose result means nothing, and of keys
 QUERIES = 128  # of a tile, at least; for less, rows of the batch are computed one after the other
 
 
@@ -42,26 +45,28 @@ class Keys(NamedTuple):
 
 
 def attend(
-  queries: Queries, keys: Keys, *, logits: int
+  queries: Queries, keys: Keys, *, logits: int, sides: tuple[int, int] | None = None
 ) -> tuple[
   Float[Array, "batch kv_heads per_key queries head_dim"],
   Float[Array, "batch kv_heads per_key queries"],
 ]:
   """(softmax attention, logarithm of the sum of exponentials of its logits), float32; both carry gradients.
 
-  Each query needs a key that it sees. Its rows are scaled already. logits: how many numbers may be made at once.
+  Its rows are scaled already. A query that sees no key gets 0, and the logarithm `layers.MASKED`. logits: how many numbers may be
+  made at once. sides: queries and keys of a tile, at most; where much is filling, small tiles skip more of it.
   """
   batch, kv_heads, per_key, count, _ = queries.rows.shape
   length = keys.key.shape[2]
   heads = kv_heads * per_key
-  of_keys = _even(length, max(KEYS, math.isqrt(logits // (batch * heads))))
-  of_queries = logits // (batch * heads * of_keys)
+  most = sides or (count, length)
+  of_keys = _even(length, min(most[1], max(KEYS, math.isqrt(logits // (batch * heads)))))
+  of_queries = min(most[0], logits // (batch * heads * of_keys))
   if batch > 1 and of_queries < min(count, QUERIES):
     rows, segment, index = queries
 
     def of_row(row: tuple) -> tuple[Array, Array]:
       alone = [x[None] for x in row]
-      out, total = attend(Queries(*alone[:2], index), Keys(*alone[2:]), logits=logits)
+      out, total = attend(Queries(*alone[:2], index), Keys(*alone[2:]), logits=logits, sides=sides)
       return out[0], total[0]
 
     return jax.lax.map(of_row, (rows, segment, *keys))
@@ -107,11 +112,17 @@ def _attend(queries: Queries, keys: Keys, tile: tuple[int, int]) -> tuple[Array,
 
 
 def _forward(queries: Queries, keys: Keys, tile: tuple[int, int]) -> tuple[tuple, tuple]:
-  dtype, tiles = keys.value.dtype, keys.key.shape[2] // tile[1]
+  dtype, asked, told = (
+    keys.value.dtype,
+    _filled(queries.segment, tile[0]),
+    _filled(keys.segment, tile[1]),
+  )
+  last = jnp.max(jnp.where(told, jnp.arange(len(told)) + 1, 0))
 
   def of_queries(number: Array) -> tuple[Array, Array]:
     some = _queries(queries, number, tile)
-    seen = tiles if some.index is None else some.index.max() // tile[1] + 1
+    seen = last if some.index is None else jnp.minimum(last, some.index.max() // tile[1] + 1)
+    seen = jnp.where(asked[number], seen, 0)
 
     def add(place: Array, carried: tuple) -> tuple:
       mixed, total, top = carried
@@ -126,6 +137,7 @@ def _forward(queries: Queries, keys: Keys, tile: tuple[int, int]) -> tuple[tuple
     zero = jnp.zeros(some.rows.shape[:-1], jnp.float32)
     start = (jnp.zeros(some.rows.shape, jnp.float32), zero, zero + layers.MASKED)
     mixed, total, top = jax.lax.fori_loop(0, seen, add, start)
+    total = jnp.where(total > 0, total, 1)
     return mixed / total[..., None], top + jnp.log(total)
 
   out = jax.lax.map(of_queries, jnp.arange(queries.rows.shape[3] // tile[0]))
@@ -141,13 +153,15 @@ def _backward(tile: tuple[int, int], kept: tuple, given: tuple[Array, Array]) ->
   # What every logit's gradient has taken off: the mean over its query's shares.
   centre = (d_out * out).sum(axis=-1) - d_total
   dtype, tiles = keys.value.dtype, queries.rows.shape[3] // tile[0]
+  asked, told = _filled(queries.segment, tile[0]), _filled(keys.segment, tile[1])
+  (numbers,) = jnp.nonzero(asked, size=tiles, fill_value=0)
   last = None if queries.index is None else queries.index.reshape(tiles, tile[0]).max(axis=-1)
 
   def of_keys(d_rows: Array, place: Array) -> tuple[Array, tuple[Array, Array]]:
     some, first = _keys(keys, place, tile), place * tile[1]
 
-    def add(number: Array, carried: tuple) -> tuple:
-      d_rows, d_key, d_value = carried
+    def add(turn: Array, carried: tuple) -> tuple:
+      number, (d_rows, d_key, d_value) = numbers[turn], carried
       others = _queries(queries, number, tile)
       d_mixed, total_here, centre_here = (
         _cut(x, number, tile[0], 3) for x in (d_out, total, centre)
@@ -164,8 +178,9 @@ def _backward(tile: tuple[int, int], kept: tuple, given: tuple[Array, Array]) ->
       return d_rows, d_key, d_value
 
     zero = jnp.zeros(some.key.shape, jnp.float32)
-    begin = 0 if last is None else (last < first).sum()
-    d_rows, d_key, d_value = jax.lax.fori_loop(begin, tiles, add, (d_rows, zero, zero))
+    begin = 0 if last is None else (asked & (last < first)).sum()
+    end = jnp.where(told[place], asked.sum(), 0)
+    d_rows, d_key, d_value = jax.lax.fori_loop(begin, end, add, (d_rows, zero, zero))
     return d_rows, (d_key, d_value)
 
   zero = jnp.zeros(queries.rows.shape, jnp.float32)
@@ -186,6 +201,11 @@ def _logits(queries: Queries, keys: Keys, first: Array) -> Float[Array, "..."]:
     mask &= first + jnp.arange(keys.key.shape[2]) <= queries.index[:, None]
   logits = logits.reshape(*queries.rows.shape[:-1], -1)
   return jnp.where(mask[:, None, None], logits, layers.MASKED)
+
+
+def _filled(segment: Int[Array, "batch length"], size: int) -> Bool[Array, "tiles"]:
+  """Which tiles hold more than filling."""
+  return (segment != FILLING).reshape(len(segment), -1, size).any(axis=(0, 2))
 
 
 def _queries(queries: Queries, number: Array, tile: tuple[int, int]) -> Queries:

@@ -20,6 +20,7 @@ from vr_jax.models.qwen2_5_vl import attention_tiles, layers
 LOGITS = 2**27  # at once: half a gigabyte
 CACHED_LOGITS = 2**19  # of a CPU, whose caches then hold them
 ROWS = 8  # chunks are multiples of so many queries
+SIDE = 96  # of tiles of replies, of which much may be padding: at most so many queries and own keys
 
 
 class Partial(NamedTuple):
@@ -46,6 +47,8 @@ def within(
 ) -> Float[Array, "batch queries heads head_dim"]:
   """Each query attends to the keys of its segment, if `causal` to those up to `index`, its own place among the keys.
 
+  If `causal`, segments are 1 for what is valid and 0 for the rest, of which the result means nothing.
+
   As many causal queries as keys are all of them, in order. logits: how many numbers may be made at once.
   """
   batch, queries, heads, _ = query.shape
@@ -62,6 +65,8 @@ def within(
     mask = mask & (jnp.arange(keys) <= index[:, None]) if causal else mask
     return _softmax(query, key, value, mask)
   rows = _grouped(query, key).transpose(0, 2, 3, 1, 4)  # batch kv_heads per_key queries head_dim
+  if causal:  # of a prompt, whose padding nobody asks about
+    query_segment, key_segment = (_segments(x != 0) for x in (query_segment, key_segment))
   asked = attention_tiles.Queries(rows, query_segment, index if causal else None)
   told = attention_tiles.Keys(key.swapaxes(1, 2), value.swapaxes(1, 2), key_segment)
   mixed, _ = attention_tiles.attend(asked, told, logits=logits)
@@ -81,17 +86,12 @@ def continued(
   logits: int = LOGITS,
 ) -> Float[Array, "batch group time heads head_dim"]:
   """Replies attend to their prompt and to themselves up to `index`, the place of each query in its reply."""
-  heads, length = query.shape[3], own_key.shape[2]
-  of_prefix = _to_prefix(query, prefix_key, prefix_value, prefix_valid, logits)
-
-  def of_chunk(query: Array, index: Array, *of_prefix: Array) -> Array:
-    seen = jnp.arange(length) <= index[:, None]
-    of_own = _to_own(query, own_key, own_value, seen & own_valid[:, :, None])
-    found = merged((Partial(*of_prefix), of_own))
-    return found.reshape(query.shape).astype(own_value.dtype)
-
-  size = logits // (math.prod(query.shape[:2]) * heads * length)
-  return _in_chunks(of_chunk, (query, index, *of_prefix), (2, 0, 2, 2, 2), size)
+  asked = jnp.take(own_valid, index, axis=2)
+  parts = (
+    _to_prefix(query, asked, prefix_key, prefix_value, prefix_valid, logits),
+    _to_own(query, asked, own_key, own_value, own_valid, index, logits),
+  )
+  return merged(parts).reshape(query.shape).astype(own_value.dtype)
 
 
 def _softmax(
@@ -108,40 +108,72 @@ def _softmax(
 
 def _to_prefix(
   query: Float[Array, "batch group time heads head_dim"],
+  asked: Bool[Array, "batch group time"],
   key: Float[Array, "batch prefix kv_heads head_dim"],
   value: Float[Array, "batch prefix kv_heads head_dim"],
   valid: Bool[Array, "batch prefix"],
   logits: int,
 ) -> Partial:
-  """[batch, group, time, kv_heads, per_key]: the queries of all replies to a prompt are rows of one matrix."""
+  """[batch, group, time, kv_heads, per_key]: the queries of all replies to a prompt are rows of one matrix. asked: those of tokens."""
   rows = _grouped(query, key).transpose(0, 3, 4, 1, 2, 5)
   key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
   if math.prod(query.shape[:4]) * key.shape[2] <= logits:
     found = _partial(rows, key, value, valid[:, None, None, None, None])
   else:
     flat = rows.reshape(*rows.shape[:3], -1, rows.shape[-1])
-    asked = attention_tiles.Queries(flat, jnp.ones((len(flat), flat.shape[3]), jnp.int32), None)
-    told = attention_tiles.Keys(key, value, valid.astype(jnp.int32))
-    mixed, total = attention_tiles.attend(asked, told, logits=logits)
-    top = jax.lax.stop_gradient(total)
-    total = jnp.exp(total - top)  # 1, and what carries the gradient
-    found = Partial(
-      *(x.reshape(*rows.shape[: 5 + (x.ndim > 4)]) for x in (mixed * total[..., None], total, top))
-    )
+    queries = attention_tiles.Queries(flat, _segments(asked.reshape(len(asked), -1)), None)
+    keys = attention_tiles.Keys(key, value, _segments(valid))
+    sides = (_part_of(query.shape[2]), key.shape[2])
+    found = _tiled(queries, keys, logits, sides, rows.shape[:-1])
   return Partial(*(x.transpose(0, 3, 4, 1, 2, *range(5, x.ndim)) for x in found))
 
 
 def _to_own(
   query: Float[Array, "batch group time heads head_dim"],
+  asked: Bool[Array, "batch group time"],
   key: Float[Array, "batch group all_time kv_heads head_dim"],
   value: Float[Array, "batch group all_time kv_heads head_dim"],
-  mask: Bool[Array, "batch group time all_time"],
+  valid: Bool[Array, "batch group all_time"],
+  index: Int[Array, "time"],
+  logits: int,
 ) -> Partial:
   """As `_to_prefix`, with a matrix for each reply."""
   rows = _grouped(query, key).transpose(0, 1, 3, 4, 2, 5)
-  mask = mask[:, :, None, None]
-  found = _partial(rows, key.swapaxes(2, 3), value.swapaxes(2, 3), mask)
+  key, value = key.swapaxes(2, 3), value.swapaxes(2, 3)
+  if math.prod(query.shape[:4]) * key.shape[3] <= logits:
+    mask = (jnp.arange(key.shape[3]) <= index[:, None]) & valid[:, :, None]
+    found = _partial(rows, key, value, mask[:, :, None, None])
+  else:
+    flat = [x.reshape(-1, *x.shape[2:]) for x in (rows, asked, key, value, valid)]
+    queries = attention_tiles.Queries(flat[0], _segments(flat[1]), index)
+    keys = attention_tiles.Keys(flat[2], flat[3], _segments(flat[4]))
+    found = _tiled(queries, keys, logits, (SIDE, SIDE), rows.shape[:-1])
   return Partial(*(x.transpose(0, 1, 4, 2, 3, *range(5, x.ndim)) for x in found))
+
+
+def _tiled(
+  queries: attention_tiles.Queries,
+  keys: attention_tiles.Keys,
+  logits: int,
+  sides: tuple[int, int],
+  leading: tuple[int, ...],
+) -> Partial:
+  """What tiles find, in the shape of `leading`."""
+  mixed, total = attention_tiles.attend(queries, keys, logits=logits, sides=sides)
+  mixed, total = mixed.reshape(*leading, -1), total.reshape(leading)
+  top = jax.lax.stop_gradient(total)
+  total = jnp.exp(total - top)  # 1, and what carries the gradient
+  return Partial(mixed * total[..., None], total, top)
+
+
+def _segments(valid: Bool[Array, "*batch"]) -> Int[Array, "*batch"]:
+  return jnp.where(valid, 1, attention_tiles.FILLING).astype(jnp.int32)
+
+
+def _part_of(time: int) -> int:
+  """A side of tiles that cuts replies of this length evenly, where one near `SIDE` does: tiles then hold tokens of one reply."""
+  sides = range(min(SIDE, time), SIDE // 2, -1)
+  return next((side for side in sides if time % side == 0), min(SIDE, time))
 
 
 def _partial(
