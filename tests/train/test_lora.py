@@ -1,5 +1,7 @@
 """A run with adapters: they alone are trained, kept and saved; the base stays what it was, and is the reference too."""
 
+from unittest import mock
+
 import jax
 import numpy as np
 import pytest
@@ -145,15 +147,38 @@ def test_rl_from_the_base_stays_close_to_the_base_without_a_copy_of_it(data, mon
   assert sum(copied) == adapters
 
 
-def test_adapters_are_merged_on_export_and_also_written_alone(
-  parts, trained, tmp_path, monkeypatch
-):
-  before, state = trained
-  nano.use_devices(monkeypatch, 4)
-  store = parts.checkpoints(tmp_path / "checkpoints" / "sft")
-  store.save(2, state, {})
+@pytest.fixture(scope="module")
+def workdir(parts, trained, tmp_path_factory):
+  """With the checkpoint of a warm start."""
+  path = tmp_path_factory.mktemp("adapted")
+  store = parts.checkpoints(path / "checkpoints" / "sft")
+  store.save(2, trained[1], {})
   store.close()
-  export_stage.export(parts.config, tmp_path)
-  merged = host(qwen2_5_vl.from_pretrained(tmp_path / "export")[1])
+  return path
+
+
+def test_adapters_are_written_alone_and_an_export_that_ended_then_goes_on_to_the_merged_model(
+  parts, trained, workdir, monkeypatch
+):
+  nano.use_devices(monkeypatch, 4)
+  with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+    killed.setattr(qwen2_5_vl, "save_pretrained", mock.Mock(side_effect=KeyboardInterrupt))
+    export_stage.export(parts.config, workdir)
+  assert (workdir / "export-adapter" / "adapter_config.json").is_file()
+  assert not (workdir / "export").exists()
+  export_stage.export(parts.config, workdir)
+  before, merged = trained[0], host(qwen2_5_vl.from_pretrained(workdir / "export")[1])
   assert {n for n in merged if (merged[n] != before[n].astype(np.float32)).any()} == MATRICES
-  assert (tmp_path / "export-adapter" / "adapter_config.json").is_file()
+
+
+def test_an_adapter_of_another_checkpoint_is_not_taken_for_that_of_an_export(
+  parts, workdir, monkeypatch
+):
+  nano.use_devices(monkeypatch, 4)
+  config = parts.config.copy_and_resolve_references()
+  config.export.directory = str(workdir / "second")
+  (workdir / "second-adapter").mkdir()
+  (workdir / "second-adapter" / export_stage.RECORD).write_text('{"step": 1}')
+  with pytest.raises(errors.InputError, match="second-adapter: is there already; delete it"):
+    export_stage.export(config, workdir)
+  assert not (workdir / "second").exists()

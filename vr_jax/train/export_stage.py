@@ -18,8 +18,9 @@ STAGES = ("rl", "sft")  # the last comes first
 def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """Writes config.export.directory (empty: <workdir>/export). One that is there of the same checkpoint is left as it is.
 
-  Adapters are merged into the model, and also written alone, as PEFT's, into the same directory with `-adapter` behind.
-  All processes of a run call this; process 0 writes.
+  Adapters are merged into the model, and before that written alone, as PEFT's, into the same directory with `-adapter`
+  behind, which is kept likewise: an export that ended between the two goes on. All processes of a run call this;
+  process 0 writes.
 
   Raises:
     InputError: there is no checkpoint, or the directory is there and of something else.
@@ -32,18 +33,18 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
   if _record(target) == of:
     console.say(f"export: {target} is that of {stage} step {step}")
     return
-  params = rl_loop.load_params(parts, where)
-  if parts.adapters:
-    alone = target.with_name(f"{target.name}-adapter")
+  params, record = rl_loop.load_params(parts, where), {RECORD: json.dumps(of) + "\n"}
+  alone = target.with_name(f"{target.name}-adapter")
+  if parts.adapters and _record(alone) != of:
     base = config.model.pretrained
-    qwen2_5_vl.save_adapter(params, alone, adapters=parts.adapters, base=base)
+    qwen2_5_vl.save_adapter(params, alone, adapters=parts.adapters, base=base, files=record)
   qwen2_5_vl.save_pretrained(
     params,
     target,
     config=parts.model,
     adapters=parts.adapters,
     source=config.model.pretrained or None,
-    files={**_tokenizer_files(parts, workdir), RECORD: json.dumps(of) + "\n"},
+    files={**_tokenizer_files(parts, workdir), **record},
     dtype=config.export.dtype,
   )
   console.say(f"export: {stage} step {step} -> {target}")

@@ -84,11 +84,17 @@ def save_pretrained(
 
 
 def save_adapter(
-  params: PyTree, path: str | pathlib.Path, *, adapters: lora.Adapters, base: str
+  params: PyTree,
+  path: str | pathlib.Path,
+  *,
+  adapters: lora.Adapters,
+  base: str,
+  files: Mapping[str, str] | None = None,
 ) -> None:
   """Writes the adapters that `params` hold as a directory that PEFT loads onto transformers' model.
 
-  base: the name or directory of the model that they adapt, as PEFT is to remember it. All processes call this.
+  base: the name or directory of the model that they adapt, as PEFT is to remember it. files: further text files by
+    name. All processes call this.
 
   Raises InputError where `path` is there already or can't be written.
   """
@@ -104,6 +110,8 @@ def save_adapter(
     entries = streaming.entries(slots, dtypes)
     streaming.write_file(directory / "adapter_model.safetensors", entries, stream)
     _write_json(directory / "adapter_config.json", adapter_fields(adapters, base))
+    for name, text in (files or {}).items():
+      (directory / name).write_text(text, encoding="utf-8")
 
   streaming.write_directory(pathlib.Path(path), stream, write)
 
