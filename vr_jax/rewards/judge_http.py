@@ -24,6 +24,7 @@ from vr_jax.rewards import judge_prompt
 
 URLS = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
 
+_COUNTED = ("requests", "retries", "over_budget", "unanswered")
 _PASSING = (408, 409, 425, 429)  # statuses below 500 after which the same request may succeed
 _LONGEST_BACKOFF = 30.0  # seconds
 _LONGEST_PAUSE = 300.0  # seconds; an endpoint that asks for more is tried again after this
@@ -99,9 +100,11 @@ class Endpoint:
     return self._wait_for(self._all(questions))
 
   def counts(self) -> Mapping[str, float]:
-    """requests: sent. retries: those of them that were not the first. over_budget: questions that were not put for it."""
+    """requests: sent. retries: those of them that were not the first. over_budget: questions that were not put for it.
+    unanswered: questions whose last request failed too, or had no reply of the protocol.
+    """
     taken, self._counts = self._counts, collections.Counter()
-    return {name: float(taken[name]) for name in ("requests", "retries", "over_budget")}
+    return {name: float(taken[name]) for name in _COUNTED}
 
   def close(self) -> None:
     """Cancels what is under way and ends the thread."""
@@ -165,6 +168,7 @@ class Endpoint:
           self._counts["over_budget"] += 1
           return None
         self._counts["retries"] += attempt > 0
+        reply = None
         try:
           async with asyncio.timeout(self._limits.timeout):
             reply = await self._send(question)
@@ -180,6 +184,7 @@ class Endpoint:
       verdict = None if reply is None else question.read(reply)
       if verdict is not None:
         return verdict
+    self._counts["unanswered"] += reply is None
     return None
 
   async def _turn(self) -> None:
