@@ -161,7 +161,7 @@ def judge(config: ml_collections.ConfigDict) -> None:
   section.kind = "rule"  # rule (the simulator's truth) | local | openai | anthropic
   section.model = ""  # its name, or for local a Hugging Face directory
   section.base_url = ""  # of the endpoint; empty: that of the provider
-  section.key_variable = "OPENAI_API_KEY"  # environment variable that holds the key
+  section.key_variable = ""  # environment variable that holds the key; empty: the provider's own
   section.in_flight = 32  # questions at a time
   section.requests_per_minute = 0  # at most; 0: no limit
   section.timeout = 30.0  # seconds

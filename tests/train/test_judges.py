@@ -86,6 +86,26 @@ def test_an_endpoint_judges_and_its_verdicts_are_kept(server, cache, kind):
   assert not threads()
 
 
+@pytest.mark.parametrize(
+  ("kind", "own", "other"),
+  [
+    ("openai", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"),
+    ("anthropic", "ANTHROPIC_API_KEY", "OPENAI_API_KEY"),
+  ],
+)
+def test_a_key_goes_to_its_own_vendor_alone(server, monkeypatch, kind, own, other):
+  chosen = section(kind=kind, base_url=server.url(kind), key_variable="")
+  for variable in (own, other):
+    monkeypatch.setenv(variable, f"value-of-{variable}")
+  judges.endpoint(chosen).close()
+  sent = str(server.requests[0].headers)
+  assert f"value-of-{own}" in sent
+  assert f"value-of-{other}" not in sent
+  monkeypatch.delenv(own)
+  with pytest.raises(errors.InputError, match=own):
+    judges.endpoint(chosen)
+
+
 def test_blinded_and_filtered_judges_are_made_as_asked_for(server, cache):
   chosen = section(kind="openai", base_url=server.url("openai"), blinded=True, leak_filter=True)
   server.answer = lambda request: judge_server.Reply(text="<answer>B</answer>")

@@ -13,6 +13,10 @@ from vr_jax.train import local_judge
 from vr_jax.worlds import sufficiency
 
 
+# Each vendor's own, so that no key goes to the other one.
+KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
+
+
 def build(section: ml_collections.ConfigDict, cache: Path) -> judge.Judge:
   """The judge of a run. Whoever builds it closes it.
 
@@ -77,10 +81,11 @@ def _local(section: ml_collections.ConfigDict) -> judge_text.Model:
 
 def endpoint(section: ml_collections.ConfigDict) -> judge_http.Endpoint:
   """The model behind an endpoint, which has answered. Raises InputError as `build` does."""
-  key = os.environ.get(section.key_variable, "")
+  variable = section.key_variable or KEY_VARIABLES[section.kind]
+  key = os.environ.get(variable, "")
   if not key:
     raise errors.InputError(
-      f"config.judge.key_variable={section.key_variable}: the environment has no such variable; export the key in it "
+      f"config.judge.key_variable={variable}: the environment has no such variable; export the key in it "
       "(any word where the endpoint asks for none)"
     )
   made = judge_http.Endpoint(
