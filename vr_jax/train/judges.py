@@ -12,7 +12,6 @@ from vr_jax.rewards import judge, judge_cache, judge_http, judge_text
 from vr_jax.train import local_judge
 from vr_jax.worlds import sufficiency
 
-
 # Each vendor's own, so that no key goes to the other one.
 KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 
