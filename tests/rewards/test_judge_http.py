@@ -290,27 +290,53 @@ def test_an_endpoint_that_answers_passes_the_check(server, connect, kind):
 BAD_STARTS = {
   "no such model": (Reply(status=404, body='{"error": {"message": "no m here"}}'), "no m here"),
   "refused key": (Reply(status=401), "key_variable"),
-  "broken": (Reply(status=500), "500"),
-  "slow": (Reply(delay=0.8), "no answer"),
-  "dropped": (Reply(drop=True), "no answer"),
   "a web page": (Reply(body="<html>welcome</html>"), "protocol"),
+}
+FAILING_STARTS = {
+  "broken": (Reply(status=503), r"fails \(status 503\), .*once it answers"),
+  "slow": (Reply(delay=0.4), "no answer"),
+  "dropped": (Reply(drop=True), "no answer"),
 }
 
 
 @BOTH
-@pytest.mark.parametrize("start", BAD_STARTS)
-def test_an_endpoint_that_will_not_do_is_told_of_in_one_line(server, connect, kind, start):
-  reply, said = BAD_STARTS[start]
+@pytest.mark.parametrize(
+  ("reply", "said", "requests"),
+  [
+    *((*start, 1) for start in BAD_STARTS.values()),
+    *((*start, 3) for start in FAILING_STARTS.values()),
+  ],
+)
+def test_an_endpoint_that_will_not_do_is_told_of_in_one_line(
+  server, connect, kind, reply, said, requests
+):
   server.answer = in_turn(reply)
   with pytest.raises(errors.InputError, match=said) as refused:
-    connect(kind, timeout=0.5 if start == "slow" else 5.0).check()
+    connect(kind, timeout=0.2 if reply.delay else 5.0, retries=2).check()
   assert "\n" not in str(refused.value)
   assert "127.0.0.1" in str(refused.value)
-  assert len(server.requests) == 1
+  assert len(server.requests) == requests
+
+
+@BOTH
+@pytest.mark.parametrize("start", FAILING_STARTS)
+def test_an_endpoint_that_fails_for_a_moment_does_not_end_a_run(server, connect, kind, start):
+  reply, _ = FAILING_STARTS[start]
+  server.answer = in_turn(reply, Reply())
+  endpoint = connect(kind, timeout=0.2 if reply.delay else 5.0)
+  endpoint.check()
+  assert endpoint.counts()["retries"] == 1
+
+
+def test_the_check_keeps_to_the_budget(server, connect):
+  server.answer = in_turn(Reply(status=500))
+  with pytest.raises(errors.InputError, match="status 500"):
+    connect(budget=2).check()
+  assert len(server.requests) == 2
 
 
 def endpoint_at(url="http://127.0.0.1:9", *, kind="openai", key=KEY):
-  limits = judge_http.Limits(timeout=2.0)
+  limits = judge_http.Limits(timeout=2.0, backoff=0.001)
   return judge_http.Endpoint(kind, model="m", base_url=url, key=key, limits=limits)
 
 

@@ -13,6 +13,7 @@ import email.utils
 import importlib
 import json
 import random
+import sys
 import threading
 import time
 from types import ModuleType
@@ -89,7 +90,10 @@ class Endpoint:
     self._thread.start()
 
   def check(self) -> None:
-    """Sends one tiny request. Raises InputError where the endpoint is down, or refuses key, model or request."""
+    """Sends one tiny request, and again where it fails as one with a question is sent again.
+
+    Raises InputError where the endpoint is down or fails to the last, or refuses key, model or request.
+    """
     self._wait_for(self._check())
 
   def ask(self, questions: Sequence[Asked]) -> list[Any]:
@@ -132,22 +136,34 @@ class Endpoint:
 
   async def _check(self) -> None:
     greeting = judge_prompt.Question(system="This is a test.", text="Reply with the word Yes.")
-    try:
-      async with asyncio.timeout(self._limits.timeout):
-        reply = await self._send(greeting)
-    except self._sdk.APIStatusError as error:
-      if error.status_code != 429:  # busy, so it is up
-        raise errors.InputError(self._refusal(error)) from None
-    except (self._sdk.APIError, TimeoutError) as error:
-      raise errors.InputError(
-        f"config.judge.base_url={self._url}: no answer ({type(error).__name__} within {self._limits.timeout:g} s); "
-        "start the endpoint, or correct the address"
-      ) from None
-    else:
-      if reply is None:
-        raise errors.InputError(
-          f"config.judge.base_url={self._url}: answers, but not in the protocol of {self._kind}; correct kind or address"
+    address, problem = f"config.judge.base_url={self._url}", ""
+    for attempt in range(min(1 + self._limits.retries, self._limits.budget or sys.maxsize)):
+      await self._back_off(attempt)
+      await self._turn()
+      self._counts["retries"] += attempt > 0
+      try:
+        async with asyncio.timeout(self._limits.timeout):
+          reply = await self._send(greeting)
+      except self._sdk.RateLimitError:  # busy, so it is up
+        return
+      except self._sdk.APIStatusError as error:
+        problem = self._problem(error)
+        if not _passes(error.status_code):
+          break
+        self._pause(error.response.headers.get("retry-after", ""))
+      except (self._sdk.APIError, TimeoutError) as error:
+        problem = (
+          f"{address}: no answer ({type(error).__name__} within {self._limits.timeout:g} s), retries included; "
+          "start the endpoint, or correct the address"
         )
+      else:
+        if reply is not None:
+          return
+        problem = (
+          f"{address}: answers, but not in the protocol of {self._kind}; correct kind or address"
+        )
+        break
+    raise errors.InputError(problem)
 
   async def _all(self, questions: Sequence[Asked]) -> list[Any]:
     try:
@@ -159,9 +175,7 @@ class Endpoint:
 
   async def _verdict(self, question: Asked) -> Any:
     for attempt in range(1 + self._limits.retries):
-      if attempt:
-        wait = min(self._limits.backoff * 2 ** (attempt - 1), _LONGEST_BACKOFF)
-        await asyncio.sleep(wait * random.uniform(0.5, 1.5))
+      await self._back_off(attempt)
       async with self._slots:
         await self._turn()
         if self._limits.budget and self._spent >= self._limits.budget:
@@ -173,9 +187,9 @@ class Endpoint:
           async with asyncio.timeout(self._limits.timeout):
             reply = await self._send(question)
         except self._sdk.AuthenticationError as error:
-          raise errors.InputError(self._refusal(error)) from None
+          raise errors.InputError(self._problem(error)) from None
         except self._sdk.APIStatusError as error:
-          if error.status_code < 500 and error.status_code not in _PASSING:
+          if not _passes(error.status_code):
             return None
           self._pause(error.response.headers.get("retry-after", ""))
           continue
@@ -186,6 +200,12 @@ class Endpoint:
         return verdict
     self._counts["unanswered"] += reply is None
     return None
+
+  async def _back_off(self, attempt: int) -> None:
+    """Waits before a further attempt, the longer the more there were."""
+    if attempt:
+      wait = min(self._limits.backoff * 2 ** (attempt - 1), _LONGEST_BACKOFF)
+      await asyncio.sleep(wait * random.uniform(0.5, 1.5))
 
   async def _turn(self) -> None:
     """Waits until the next request may start: one after the other, since a wait may grow while it lasts (`_pause`)."""
@@ -220,9 +240,14 @@ class Endpoint:
       raw = await create(messages=[user], system=question.system, **fields)
     return _text(raw.http_response.text)
 
-  def _refusal(self, error: Exception) -> str:
+  def _problem(self, error: Any) -> str:
     """One line on a status that is no success; of a refused key nothing that the endpoint says, which may repeat it."""
     status = error.status_code
+    if _passes(status):
+      return (
+        f"config.judge.base_url={self._url}: fails (status {status}), retries included; once it answers, the same command "
+        "goes on"
+      )
     if status in (401, 403):
       return f"config.judge.key_variable: {self._url} refuses its key ({status}); export a valid one, or correct base_url"
     said = " ".join(str(error).split()).replace(self._client.api_key, "…")[:200]
@@ -237,6 +262,11 @@ def _sdk(kind: str) -> ModuleType:
     raise errors.InputError(
       f"config.judge.kind={kind}: the package {kind} is missing; pip install 'vr_jax[judge]'"
     ) from error
+
+
+def _passes(status: int) -> bool:
+  """Whether the same request may succeed later."""
+  return status in _PASSING or status >= 500
 
 
 def _checked_url(url: str) -> str:
