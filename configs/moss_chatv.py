@@ -9,10 +9,13 @@
     72b    Qwen2.5-VL-72B-Instruct on MOSS-Video; v5p-256. By plan: 28 of 103 GB a chip, 8 s a step. Not yet measured.
 
 Memory and step time by plan are launch/plan.py's, in docs/pods.md. The pretrained sizes show 16 frames of at most 128
-tokens, as the paper's family. 64 frames of 256 tokens (a temporal patch holds two frames) are
+tokens, as the paper's family. 64 frames of 256 tokens (a temporal patch holds two frames), as planned for 7b, are
 
-    --config.data.frames=64 --config.data.max_side=896 --config.model.max_pixels=200704
-    --config.model.prefix_buckets="(4096, 8448)" --config.model.patch_buckets="(512, 1024)"
+    --config.data.frames=64 --config.data.max_side=896 --config.model.max_pixels=200704 --config.rl.max_new_tokens=1024
+    --config.model.prefix_buckets="(8448,)" --config.model.patch_buckets="(1024,)"
+
+with --config.rl.microbatches=2 on v5p-16, and --config.mesh="(1,16,2,1)" on v6e-32. Smaller buckets beside these let
+shorter clips cost less.
 
 prompts, batch and evaluation batch divide over 1, 2, 4, 8 or 16 devices (data x fsdp). Where their memory is short, set
 --config.rl.microbatches (and sft.microbatches) to 16 / devices at most: the update is the same, in parts.
