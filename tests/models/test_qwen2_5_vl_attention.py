@@ -1,4 +1,4 @@
-"""Attention backends against one plain softmax, on tiny shapes. The splash kernel is emulated on CPU."""
+"""Attention backends against one plain softmax, on tiny shapes. Splash is emulated on CPU, cuDNN replaced by XLA."""
 
 import functools
 
@@ -12,6 +12,8 @@ from vr_jax import errors
 from vr_jax.models import layout
 from vr_jax.models.qwen2_5_vl import (
   attention,
+  attention_cudnn,
+  attention_decode,
   attention_splash,
   attention_tiles,
   attention_xla,
@@ -21,6 +23,7 @@ from vr_jax.models.qwen2_5_vl import config as config_lib
 HEADS, KV_HEADS, DIM = 4, 2, 8
 EMULATED = functools.partial(attention_splash.within, interpret=True)
 EMULATED_REPLIES = functools.partial(attention_splash.continued, interpret=True)
+REPLACED = functools.partial(attention_cudnn.within, implementation="xla")
 TOLERANCE = 1e-5
 
 
@@ -60,6 +63,7 @@ WITHIN = {
   "xla_in_tiles": functools.partial(attention_xla.within, logits=2 * HEADS * 16 * 16),
   "xla_row_by_row": functools.partial(attention_xla.within, logits=40 * HEADS * 40),
   "splash": EMULATED,
+  "cudnn": REPLACED,
 }
 
 
@@ -107,7 +111,7 @@ def test_the_second_half_of_a_prompts_queries_knows_where_it_stands(part):
   index = jnp.arange(20) + 20 * part
   arguments = (query, key, value, *segments, index)
   expected = _plain(query, key, value, (jnp.arange(40) <= index[:, None])[None])
-  for function in (attention_xla.within, EMULATED):
+  for function in (attention_xla.within, EMULATED, REPLACED):
     actual = jax.jit(functools.partial(function, causal=True))(*arguments)
     np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
 
@@ -117,6 +121,7 @@ REPLIES = {
   "xla_in_chunks": functools.partial(attention_xla.continued, logits=2 * 3 * 4 * HEADS * 30),
   "xla_in_tiles": functools.partial(attention_xla.continued, logits=2 * HEADS * 8 * 8),
   "splash": EMULATED_REPLIES,
+  "cudnn": functools.partial(attention_cudnn.continued, implementation="xla"),
 }
 
 
@@ -151,6 +156,28 @@ def test_replies_attend_to_their_prompt_and_to_themselves(backend, part):
   arguments = (query[:, :, part], prefix_key, prefix_value, key, value)
   seen = own_valid[:, :, part, None, None]
   _assert_same(plain, backend_of, arguments, seen=seen)
+
+
+def _decoded(query, key, value, *_, causal):
+  """The step that samples, over a prompt of these keys; it sees next to nothing of the token's own."""
+  slot, valid = jnp.zeros(1, jnp.int32), jnp.ones(key.shape[:2], bool)
+  own = (-key[0, :1], value[0, :1])
+  return attention_decode.step(query[0], *own, slot, slot, key, value, valid, group=1)[None]
+
+
+@pytest.mark.parametrize("backend", [*WITHIN, "step"])
+def test_softmax_over_many_keys_tells_apart_logits_that_are_one_in_bfloat16(backend):
+  # Logits of 20 and 20.0586 by turns: bfloat16 knows 20 and 20.125, and its sums of ones end at 256.
+  odd = (jnp.arange(600) % 2)[None, :, None, None]
+  key = jnp.where((odd == 1) & (jnp.arange(16) < 6), 4 + 1 / 32, 4).astype(jnp.bfloat16)
+  value = jnp.broadcast_to(odd, key.shape).astype(jnp.bfloat16)
+  query = jnp.full((1, 1, HEADS, 16), 1.25, jnp.bfloat16)
+  segments = (jnp.ones((1, 1), jnp.int32), jnp.ones((1, 600), jnp.int32))
+  function = {**WITHIN, "step": _decoded}[backend]
+  mixed = jax.jit(functools.partial(function, causal=False))(
+    query, key, value, *segments, jnp.arange(1)
+  )
+  np.testing.assert_allclose(mixed, 1 / (1 + np.exp(-15 / 256)), atol=4e-3)
 
 
 def test_tiles_of_nothing_but_padding_are_never_computed():
