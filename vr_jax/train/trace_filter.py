@@ -31,14 +31,16 @@ class Filter:
     """Writes what becomes of a chunk.
 
     Raises:
-      InputError: none of several questions has a reply: that is no property of theirs.
+      InputError: none of several questions has a reply, or the judge is not to be had: neither is a property of theirs.
     """
     if len(replies) > 1 and all(reply is None for reply in replies):
       raise errors.InputError(
         f"{self.output}: the writer gave no reply to any of {len(replies)} questions; once it does, the same command goes on"
       )
     examples = [self._sources[chunk.split][index] for index in chunk.indices]
-    traces.write_chunk(self.output, chunk, self.outcomes(chunk.indices, examples, replies))
+    outcomes = self.outcomes(chunk.indices, examples, replies)
+    self._check_judge()
+    traces.write_chunk(self.output, chunk, outcomes)
 
   @functools.cached_property
   def _sources(self) -> Mapping[str, examples_lib.ExampleSource]:
@@ -61,6 +63,23 @@ class Filter:
       reason = {True: "", False: "insufficient", None: "no verdict"}[verdict]
       found[place] = dataclasses.replace(found[place], reason=reason)
     return found
+
+  def _check_judge(self) -> None:
+    """Raises InputError where the judge had no budget left, or left several cases or all that were new to it unanswered.
+
+    One of several that fails to its last retry may do so by what it says, and is one without a verdict.
+    """
+    counts = self.judge.counts()
+    asked, spent, lost = (counts.get(name, 0) for name in ("asked", "over_budget", "unanswered"))
+    if spent:
+      raise errors.InputError(
+        f"config.judge.budget: is spent, {spent:g} cases of a chunk are left; the same command goes on, with as many again"
+      )
+    if lost > 1 or lost == asked > 0:
+      raise errors.InputError(
+        f"config.judge: left {lost:g} of {asked:g} cases of a chunk unanswered, retries included; once it answers, "
+        "the same command goes on"
+      )
 
   def _before_judging(
     self, index: int, example: records.Example, reply: str | None
