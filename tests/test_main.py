@@ -96,6 +96,7 @@ def test_the_mode_is_a_flag(mode):
     ("--config.rl.temperature=0.0", "config.rl.temperature"),
     ("--config.eval.temperature=-1.0", "config.eval.temperature"),
     ("--config.env.alpha=0.0", "config.env.alpha"),
+    ("--config.env.instruction=Answer.", "config.env.instruction: does not ask for <think>"),
     ("--config.sft.checkpoint_every=0", "config.sft.checkpoint_every"),
     ("--config.rl.checkpoint_every=0", "config.rl.checkpoint_every"),
     ("--config.rl.steps=-1", "config.rl.steps"),

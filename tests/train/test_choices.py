@@ -60,6 +60,29 @@ def test_a_field_that_does_not_go_with_the_others_is_named(path, field, value):
     choices.check(config)
 
 
+@pytest.mark.parametrize("path", RECIPES)
+@pytest.mark.parametrize("size", ["tiny", "7b"])
+def test_an_instruction_asks_for_every_tag_by_which_replies_are_read(path, size):
+  whole = nano.recipe("7b", path).env.instruction
+  for tag in ("<think>", "</think>", "<answer>", "</answer>"):
+    config = nano.recipe(size, path)
+    config.env.instruction = whole.replace(tag, "")
+    with pytest.raises(errors.InputError, match=f"config.env.instruction: .* ask for {tag}, by"):
+      choices.check(config)
+
+
+@pytest.mark.parametrize("path", RECIPES)
+def test_only_a_network_that_knows_no_words_is_told_nothing(path):
+  config = nano.recipe("7b", path)
+  config.env.instruction = ""
+  with pytest.raises(errors.InputError, match=r"config\.env\.instruction"):
+    choices.check(config)
+  config.model.pretrained = ""
+  choices.check(config)
+  with pytest.raises(errors.InputError, match=r"config\.env\.instruction"):
+    choices.check_template(config, told=True)
+
+
 @pytest.mark.parametrize("name", choices.CHOICES)
 def test_a_value_that_is_no_choice_is_named_with_the_choices(name):
   known = ", ".join(filter(None, choices.CHOICES[name]))

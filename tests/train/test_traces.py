@@ -215,7 +215,7 @@ def test_traces_that_depend_on_another_value_are_refused(data, tmp_path, monkeyp
   told(monkeypatch, config(data))
   traces_stage.write(config(data), tmp_path)
   value = {"traces__threshold": 0.7, "judge__leak_filter": True}.get(
-    field, "<observation><think><answer>"
+    field, f"{trace_runs.INSTRUCTION} Please."
   )
   name = {"judge__leak_filter": "judge"}.get(field, field.split("__")[1])
   with pytest.raises(errors.InputError, match=rf"about\.json: .* with another {name};"):
@@ -292,12 +292,12 @@ BAD = {
     "config.recipe=moss_chatv: its replies hold no observation",
   ),
   "an instruction without tags": (
-    lambda data: config(data, env__instruction="Use <think> and <answer>."),
-    "config.env.instruction: does not ask for <observation>, without which",
+    lambda data: config(data, env__instruction=trace_runs.INSTRUCTION.replace("</think>", "")),
+    "config.env.instruction: does not ask for </think>, by which videop2r reads replies",
   ),
   "no instruction for an endpoint": (
     lambda data: config(data, env__instruction="", traces__writer="openai"),
-    "does not ask for <observation> and <think> and <answer>",
+    "does not ask for <observation>, </observation>, <think>, </think>, <answer>, </answer>, by",
   ),
   "no data": (lambda data: config(data / "none"), "none/shards: no such data; run --mode=data"),
 }

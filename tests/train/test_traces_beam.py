@@ -7,7 +7,7 @@ import pytest
 from tests.rewards import judge_server
 from tests.train import test_trace_endpoint, trace_runs
 from vr_jax import errors
-from vr_jax.train import traces_beam, traces_stage
+from vr_jax.train import trace_writers, traces_beam, traces_stage
 
 FILES = ("traces.jsonl", "rejected.jsonl", "summary.json")
 
@@ -68,6 +68,30 @@ def test_the_samplers_traces_are_the_same_and_its_replies_are_asked_for_once(
   assert written(made, tmp_path / "several") == single
 
 
+def test_what_the_sampler_wrote_is_judged_and_kept_alike_whatever_the_number_of_workers(
+  data, tmp_path, monkeypatch
+):
+  def say(example):
+    reply, kind = trace_runs.reference(example), len(example.question) % 3
+    return reply if kind else reply.replace("<observation>", "<observation>At 0s, all is white. ")
+
+  def make(config, workdir):
+    writer = trace_runs.Told(config, say)
+    writer.environment = trace_writers.judged(config, workdir)  # as a worker does
+    return writer
+
+  monkeypatch.setattr(trace_writers, "make", make)
+  made = [
+    written(trace_runs.config(data, **how), tmp_path / str(number))
+    for number, how in enumerate(
+      ({}, {"traces__workers": 2}, {"traces__workers": 1, "traces__beam": IN_THIS_PROCESS})
+    )
+  ]
+  assert made[0] == made[1] == made[2]
+  assert made[0][0]
+  assert "insufficient" in made[0][1]
+
+
 def _interrupted(*_):
   raise KeyboardInterrupt
 
@@ -86,5 +110,7 @@ def test_what_a_worker_meets_is_one_line(data, tmp_path, server):
 
 def test_without_beam_it_is_said_which_extra_brings_it(data, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "apache_beam", None)
+  monkeypatch.setattr(traces_stage.trace_writers, "make", None)  # it is said before
   with pytest.raises(errors.InputError, match=r"pip install 'vr_jax\[beam\]', or set workers to 0"):
     traces_stage.write(trace_runs.config(data, traces__workers=2), tmp_path)
+  assert not list(tmp_path.iterdir())

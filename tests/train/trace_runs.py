@@ -16,7 +16,7 @@ from vr_jax.rewards import judge
 from vr_jax.train import data_stage
 from vr_jax.train import parts as parts_lib
 
-INSTRUCTION = "Write <observation>, <think> and <answer>."
+INSTRUCTION = "Write <observation></observation><think></think><answer></answer>."
 OVERRIDES = {
   "data.validation_fraction": 0.25,
   "sft.steps": 0,

@@ -1,13 +1,16 @@
 """Fields of a config that have a few possible values, or a range of them, checked before anything runs."""
 
 import operator
+import re
 from typing import Any
 
 import ml_collections
 
 from vr_jax import errors
+from vr_jax.train import parts
 
 CHOICES = {
+  "recipe": tuple(parts.ENVIRONMENTS),
   "data.on_bad": ("stop", "skip"),
   "data.sampling": ("uniform", "fps", "pool"),
   "model.text_follows": ("", "sides", "largest"),
@@ -95,8 +98,10 @@ RANGES = {
   "judge.requests_per_minute": "[0, inf)",
   "judge.timeout": "(0, inf)",
   "judge.retries": "[0, inf)",
+  "judge.backoff": "[0, inf)",
   "judge.budget": "[0, inf)",
   "judge.max_tokens": "[1, inf)",
+  "judge.threshold": "[0, 1]",
   "traces.examples": "[0, inf)",
   "traces.threshold": "[0, 1]",
   "traces.batch": "[1, inf)",
@@ -160,8 +165,24 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
       raise errors.InputError(f"--config.{name}={value}: not in {interval}")
 
 
+def check_template(config: ml_collections.ConfigDict, *, told: bool) -> None:
+  """Raises InputError where the instruction does not ask for all tags by which the recipe reads replies.
+
+  told: whether it has to, whatever the model. A network of this project's own may know no words and be told nothing: what it
+  was trained on says which tags it writes.
+  """
+  marked_up = "".join(parts.ENVIRONMENTS[config.recipe].tags)
+  tags = dict.fromkeys(re.findall(r"</?\w+>", marked_up))
+  missing = [tag for tag in tags if tag not in config.env.instruction]
+  if missing and (told or config.model.pretrained or config.env.instruction):
+    raise errors.InputError(
+      f"--config.env.instruction: does not ask for {', '.join(missing)}, by which {config.recipe} reads replies; add it"
+    )
+
+
 def _check_together(config: ml_collections.ConfigDict) -> None:
-  """Raises InputError for a field that does nothing beside the others."""
+  """Raises InputError for a field that does nothing beside the others, or not what is asked of it."""
+  check_template(config, told=False)
   if config.sft.patience and not config.sft.validate_every:
     raise errors.InputError("--config.sft.patience: needs --config.sft.validate_every > 0")
   if config.rl.shuffled and "temporal" not in config.env.get("weights", {}):

@@ -6,6 +6,7 @@ A proposal is a chunk of questions and a function that waits for the replies, so
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
+import contextlib
 import dataclasses
 import functools
 import os
@@ -26,6 +27,7 @@ from vr_jax.train import features, inputs, judges, rl_loop, trace_endpoint
 from vr_jax.train import parts as parts_lib
 
 Replies = Callable[[], Sequence[str | None]]
+_AHEAD = 2  # chunks that wait for what is done with them, at most
 
 
 @runtime_checkable
@@ -44,6 +46,34 @@ class Writer(Protocol):
 
   def proposals(self, chunks: Sequence[traces.Chunk]) -> Iterator[tuple[traces.Chunk, Replies]]:
     """The chunks in their order, the next ones under way while the replies to one are waited for."""
+
+
+def each(
+  writer: Writer,
+  chunks: Sequence[traces.Chunk],
+  work: Callable[[traces.Chunk, Sequence[str | None]], None],
+  tick: Callable[[int], None],
+) -> None:
+  """Does `work(chunk, replies)` for one chunk after the other, on a thread of its own: the writer goes on with the next ones.
+
+  tick: is told how many are done. Where it is interrupted, what was replied by then is done first.
+  """
+
+  def one(number: int, chunk: traces.Chunk, replies: Replies) -> None:
+    work(chunk, replies())
+    tick(number)
+
+  with (
+    futures.ThreadPoolExecutor(1, thread_name_prefix="filter") as pool,
+    contextlib.closing(writer.proposals(chunks)) as proposals,
+  ):
+    waiting = deque()
+    for number, (chunk, replies) in enumerate(proposals, start=1):
+      waiting.append(pool.submit(one, number, chunk, replies))
+      if len(waiting) > _AHEAD:
+        waiting.popleft().result()
+    for future in waiting:
+      future.result()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ def decide(
   Raises:
     InputError: Beam is not installed, or what a worker met, which the first of them noted.
   """
-  beam, options = _beam(config)
+  beam, options = load(config)
   left = traces.open_chunks(output, chunks)
   if config.traces.writer == "sampler":
     _sample(output, left, writer)
@@ -101,17 +101,23 @@ def _sample(output: Path, chunks: Sequence[traces.Chunk], writer: trace_writers.
   left = [chunk for chunk in chunks if not _replies(output, chunk).is_file()]
   (output / "replies").mkdir(exist_ok=True)
   with console.progress("sample", len(left)) as tick:
-    for number, (chunk, replies) in enumerate(writer.proposals(left), start=1):
-      aside.lines(_replies(output, chunk), [replies()])
-      tick(number)
+    trace_writers.each(
+      writer,
+      left,
+      lambda chunk, replies: aside.lines(_replies(output, chunk), [replies]),
+      tick,
+    )
 
 
 def _replies(output: Path, chunk: traces.Chunk) -> Path:
   return output / "replies" / chunk.name
 
 
-def _beam(config: ml_collections.ConfigDict) -> tuple[ModuleType, Any]:
-  """Beam, and its options: several processes of this machine, unless config.traces.beam says otherwise."""
+def load(config: ml_collections.ConfigDict) -> tuple[ModuleType, Any]:
+  """Beam, and its options: several processes of this machine, unless config.traces.beam says otherwise.
+
+  Raises InputError where it is not installed.
+  """
   try:
     beam = importlib.import_module("apache_beam")
     options = importlib.import_module("apache_beam.options.pipeline_options")

@@ -5,9 +5,7 @@ writer (sampler or endpoint) -> replies -> template and answer -> judge -> chunk
 What is decided is written chunk by chunk, so that the same command goes on after any interruption. See docs/traces.md.
 """
 
-from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent import futures
 import contextlib
 import json
 from pathlib import Path
@@ -19,26 +17,25 @@ import ml_collections
 from vr_jax import errors
 from vr_jax.data import aside, examples, traces
 from vr_jax.envs import videop2r
-from vr_jax.train import console, inputs, trace_filter, trace_writers, traces_beam
+from vr_jax.train import choices, console, inputs, trace_filter, trace_writers, traces_beam
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import workdir as workdir_lib
-
-TAGS = ("<observation>", "<think>", "<answer>")
-_AHEAD = 2  # chunks that wait to be decided, at most
 
 
 def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """Writes config.traces.directory, or goes on where an earlier start stopped.
 
   Raises:
-    InputError: a recipe without observations, an instruction that does not ask for the tags, no data, a writer or a judge that
-      can't be had, or a directory of other traces.
+    InputError: a recipe without observations, an instruction that does not ask for the tags, no data, a package, a writer or a
+      judge that can't be had, or a directory of other traces.
   """
   _check(config)
   section, source = config.traces, inputs.shards(config, workdir)
   if not source.is_dir():
     raise errors.InputError(f"{source}: no such data; run --mode=data first")
   output = Path(section.directory) if section.directory else workdir / "traces"
+  if section.workers and traces.summary(output) is None:
+    traces_beam.load(config)
   writer = trace_writers.make(config, workdir)
   with contextlib.closing(writer.environment.judge) as judge:
     traces.claim(output, _about(config, source, writer))
@@ -60,29 +57,11 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
 def decide(
   sieve: trace_filter.Filter, writer: trace_writers.Writer, chunks: Sequence[traces.Chunk]
 ) -> None:
-  """Decides the chunks that are open, on a thread of its own, while the writer goes on with the next ones."""
+  """Decides the chunks that are open, while the writer goes on with the next ones."""
   left = traces.open_chunks(sieve.output, chunks)
-  with (
-    console.progress("traces", len(chunks), done=len(chunks) - len(left)) as tick,
-    futures.ThreadPoolExecutor(1, thread_name_prefix="filter") as pool,
-    contextlib.closing(writer.proposals(left)) as proposals,
-  ):
-    waiting, done = deque(), len(chunks) - len(left)
-    for chunk, replies in proposals:
-      waiting.append(pool.submit(_decide_one, sieve, chunk, replies))
-      while len(waiting) > _AHEAD:
-        waiting.popleft().result()
-        done += 1
-        tick(done)
-    for future in waiting:
-      future.result()
-    tick(len(chunks))
-
-
-def _decide_one(
-  sieve: trace_filter.Filter, chunk: traces.Chunk, replies: trace_writers.Replies
-) -> None:
-  sieve.decide(chunk, replies())
+  before = len(chunks) - len(left)
+  with console.progress("traces", len(chunks), done=before) as tick:
+    trace_writers.each(writer, left, sieve.decide, lambda done: tick(before + done))
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
@@ -94,13 +73,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
     raise errors.InputError(
       f"config.recipe={config.recipe}: its replies hold no observation; traces are those of videop2r"
     )
-  instruction = config.env.instruction
-  missing = [tag for tag in TAGS if tag not in instruction]
-  # A network that knows no words is told nothing; what it was trained on says which tags it writes.
-  if missing and (instruction or config.traces.writer != "sampler"):
-    raise errors.InputError(
-      f"config.env.instruction: does not ask for {' and '.join(missing)}, without which no trace is one"
-    )
+  choices.check_template(config, told=config.traces.writer != "sampler")
 
 
 def _about(
