@@ -11,6 +11,7 @@ recipe was tuned on. Every arm is evaluated by the same rewards (the recipe's ow
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import itertools
 import json
 import os
 from pathlib import Path
@@ -104,7 +105,7 @@ CLAIMS = {
       Arm(name="rl", title="RL only, from random weights", overrides=(), fresh=True),
       Arm(
         name="grpo",
-        title="GRPO, one reward (answer and format)",
+        title="GRPO, one reward (reasoning's: answer, format, length)",
         overrides=("--config.env.credit=outcome",),
       ),
       Arm(name="pa", title="PA-GRPO", overrides=()),
@@ -125,7 +126,7 @@ CLAIMS = {
       ),
       Arm(
         name="t_grpo",
-        title="T-GRPO (one reward, and that of temporal order)",
+        title="T-GRPO (the same one reward, and that of temporal order)",
         overrides=("--config.env.credit=outcome", "--config.rl.shuffled=4"),
       ),
     ),
@@ -134,7 +135,8 @@ CLAIMS = {
       ("observation suffices", "observation_sufficiency"),
       ("think-answer mismatch", "think_answer_mismatch"),
       ("true trace consistency", "trace_consistency"),
-      ("groups without signal", "training/no_signal_share"),
+      ("perception without signal", "training/no_signal_share/perception"),
+      ("reasoning without signal", "training/no_signal_share/reasoning"),
       ("reply tokens", "reply_tokens"),
     ),
     pairs=(
@@ -213,16 +215,20 @@ def main(argv: Sequence[str]) -> int:
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((workdir / "compilations").absolute()))
   extra = [f"--{name}={value}" for name, value in options.items()]
   results = Path("docs/claims") / recipe
-  for seed in seeds:
-    warm_start(recipe, seed, workdir, extra)
-    for arm in claims.arms:
-      path = results / f"{arm.name}-seed{seed}.json"
-      flags = [*(arm.overrides or ()), *extra]
-      if not path.exists():
-        run_arm(recipe, arm, seed, workdir, extra, path)
-      elif (there := json.loads(path.read_text())["flags"]) != flags:
-        print(f"{path}: a result with flags {there}, not {flags}; move it away", file=sys.stderr)
-        return 2
+  runs = {
+    seed: [(arm, results / f"{arm.name}-seed{seed}.json") for arm in claims.arms] for seed in seeds
+  }
+  for arm, path in itertools.chain(*runs.values()):
+    flags = [*(arm.overrides or ()), *extra]
+    if path.exists() and (there := json.loads(path.read_text())["flags"]) != flags:
+      print(f"{path}: a result with flags {there}, not {flags}; move it away", file=sys.stderr)
+      return 2
+  for seed, of_seed in runs.items():
+    left = [(arm, path) for arm, path in of_seed if not path.exists()]
+    if left:
+      warm_start(recipe, seed, workdir, extra)
+    for arm, path in left:
+      run_arm(recipe, arm, seed, workdir, extra, path)
       print(path.read_text().strip())
   write_page(recipe, seeds, results, results.with_suffix(".md"), extra)
   return 0

@@ -26,18 +26,20 @@ def test_what_is_there_is_not_run_again_and_results_of_other_flags_are_refused(
     }
     path.write_text(json.dumps(result))
 
-  monkeypatch.setattr(claims, "warm_start", lambda *arguments: None)
+  warmed = []
+  monkeypatch.setattr(claims, "warm_start", lambda recipe, seed, *_: warmed.append(seed))
   monkeypatch.setattr(claims, "run_arm", run_arm)
   assert claims.main(["moss_chatv", "--seeds=1,2"]) == 0
   assert len(ran) == 8
   assert claims.main(["moss_chatv", "--seeds=1,2,3"]) == 0
   assert ran[8:] == [(name, 3) for name in ACCURACY]
+  assert warmed == [1, 2, 3]
   page = (tmp_path / "docs" / "claims" / "moss_chatv.md").read_text()
   told, *_ = [line for line in page.splitlines() if line.startswith("| SFT only")]
   assert "| 0.500 ± 0.025 |" in told
   paired, *_ = [line for line in page.splitlines() if line.startswith("| prr - sft")]
   assert "+0.200 ± 0.000" in paired
   capsys.readouterr()
-  assert claims.main(["moss_chatv", "--seeds=1", "--config.rl.steps=9"]) == 2
+  assert claims.main(["moss_chatv", "--seeds=4,3", "--config.rl.steps=9"]) == 2
   assert "a result with flags [], not ['--config.rl.steps=9']" in capsys.readouterr().err
-  assert len(ran) == 12
+  assert (len(ran), warmed) == (12, [1, 2, 3])  # nothing was trained before that was said
