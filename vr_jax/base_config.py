@@ -166,11 +166,13 @@ def judge(config: ml_collections.ConfigDict) -> None:
   section.requests_per_minute = 0  # at most; 0: no limit
   section.timeout = 30.0  # seconds
   section.retries = 4  # then there is no verdict
+  section.backoff = 0.5  # seconds before the first retry, doubled before each further one
   section.budget = 0  # calls of one start of the program, in each process; 0: no limit
   section.max_tokens = 256  # of an answer
   section.blinded = (
     False  # it answers from the observation alone, and that answer is held against the right one
   )
+  section.threshold = 0.6  # blinded: of the task metric, from which the observation suffices
   section.leak_filter = False  # an observation that states the answer outright does not suffice
 
 

@@ -45,7 +45,7 @@ def connect(server):
 
 def questions(*observations):
   cases = map(judge_server.case, observations)
-  return [judge_prompt.question(case, blinded=False) for case in cases]
+  return [judge_prompt.question(case, threshold=None) for case in cases]
 
 
 def in_turn(*replies):
@@ -194,7 +194,7 @@ def test_the_key_is_sent_and_stands_nowhere_else(server, connect, kind, caplog, 
     endpoint.check()
   shown += [*traceback.format_exception(refused.value), repr(refused.value), repr(endpoint)]
   cache = judge_cache.Cache(tmp_path / "verdicts.sqlite")
-  judge = judge_text.TextJudge(endpoint, cache, identity=(kind, "m"), blinded=False)
+  judge = judge_text.TextJudge(endpoint, cache, identity=(kind, "m"), threshold=None)
   assert judge.verdicts([judge_server.case("fine")]) == [True]
   with pytest.raises(errors.InputError) as refused:
     judge.verdicts([judge_server.case("odd")])

@@ -13,8 +13,8 @@ from vr_jax.rewards import judge_cache, judge_prompt
 BLOCK = re.compile(r"<(observation-[0-9a-f]{16})>\n(.*)\n</\1>", re.DOTALL)
 
 
-def ask(observation, *, blinded=False, **changes):
-  return judge_prompt.question(judge_server.case(observation, **changes), blinded=blinded)
+def ask(observation, *, threshold=None, **changes):
+  return judge_prompt.question(judge_server.case(observation, **changes), threshold=threshold)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_question_shows_what_it_needs_and_nothing_else_of_the_example():
 
 
 def test_a_blinded_question_does_not_show_the_answer():
-  asked = ask("seen", blinded=True, answer="ultramarine", problem_type="free-form", options=())
+  asked = ask("seen", threshold=0.6, answer="ultramarine", problem_type="free-form", options=())
   assert "ultramarine" not in asked.system + asked.text
   assert "judgement" not in asked.system + asked.text
 
@@ -73,7 +73,7 @@ def test_a_blinded_question_does_not_show_the_answer():
 def test_a_blinded_answer_suffices_where_the_task_metric_gives_it_six_tenths(
   problem_type, answer, said, verdict
 ):
-  asked = ask("seen", blinded=True, answer=answer, problem_type=problem_type)
+  asked = ask("seen", threshold=0.6, answer=answer, problem_type=problem_type)
   assert asked.read(f"It follows. <answer>{said}</answer>") is verdict
 
 
@@ -81,7 +81,7 @@ def test_a_blinded_answer_suffices_where_the_task_metric_gives_it_six_tenths(
   "reply", ["", "red", "<answer>", "<answer> </answer>", "</answer>B<answer>"]
 )
 def test_a_blinded_reply_without_an_answer_is_no_verdict(reply):
-  assert ask("seen", blinded=True).read(reply) is None
+  assert ask("seen", threshold=0.6).read(reply) is None
 
 
 INJECTIONS = (
@@ -118,9 +118,9 @@ def test_the_name_of_the_block_changes_with_the_text_in_it_and_with_nothing_else
   assert names[0] == names[2] != names[1]
 
 
-@pytest.mark.parametrize("blinded", [False, True])
-def test_half_a_surrogate_pair_is_asked_about_and_has_a_key(blinded):
-  question = ask("red \ud83d", blinded=blinded, question="\ud83d?", answer="\ud83d")
+@pytest.mark.parametrize("threshold", [None, 0.6])
+def test_half_a_surrogate_pair_is_asked_about_and_has_a_key(threshold):
+  question = ask("red \ud83d", threshold=threshold, question="\ud83d?", answer="\ud83d")
   assert "red ?" in question.text
   assert judge_cache.key(question.content)
   "".join(question.content).encode()
@@ -131,7 +131,9 @@ def test_what_a_verdict_depends_on_is_told_apart():
   assert base == ask("seen", id="other").content
   for changes in ({"answer": "A"}, {"question": "Where?"}, {"options": ("A. red", "B. green")}):
     assert ask("seen", **changes).content != base
-    blinded = ask("seen", blinded=True, **changes).content
-    assert blinded not in (base, ask("seen", blinded=True).content)
+    blinded = ask("seen", threshold=0.6, **changes).content
+    assert blinded not in (base, ask("seen", threshold=0.6).content)
+  strict, lax = (ask("seen", threshold=threshold).content for threshold in (0.6, 0.5))
+  assert strict != lax
   other = dataclasses.replace(ask("seen"), system="another prompt")
   assert other.content != base

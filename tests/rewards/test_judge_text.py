@@ -30,9 +30,9 @@ def path(tmp_path):
   return tmp_path / "verdicts.sqlite"
 
 
-def make(path, model, *, identity=("openai", "one"), blinded=False):
+def make(path, model, *, identity=("openai", "one"), threshold=None):
   cache = judge_cache.Cache(path)
-  return judge_text.TextJudge(model, cache, identity=identity, blinded=blinded)
+  return judge_text.TextJudge(model, cache, identity=identity, threshold=threshold)
 
 
 def cases(*observations, **changes):
@@ -63,7 +63,7 @@ def test_counts_start_anew_each_time(path):
 
 
 @pytest.mark.parametrize(
-  "other", [{"identity": ("openai", "two")}, {"identity": ("local", "one")}, {"blinded": True}]
+  "other", [{"identity": ("openai", "two")}, {"identity": ("local", "one")}, {"threshold": 0.6}]
 )
 def test_another_judge_does_not_take_over_verdicts(path, other):
   make(path, Model()).verdicts(cases("fine"))
@@ -72,8 +72,8 @@ def test_another_judge_does_not_take_over_verdicts(path, other):
 
 
 def test_a_blinded_verdict_is_that_of_its_answer(path):
-  make(path, Model(), blinded=True).verdicts(cases("fine"))
-  make(path, model := Model(), blinded=True).verdicts(cases("fine", answer="A"))
+  make(path, Model(), threshold=0.6).verdicts(cases("fine"))
+  make(path, model := Model(), threshold=0.6).verdicts(cases("fine", answer="A"))
   assert len(model.asked[0]) == 1
 
 

@@ -31,9 +31,11 @@ def section(**changes):
     "requests_per_minute": 0,
     "timeout": 5.0,
     "retries": 0,
+    "backoff": 0.001,
     "budget": 0,
     "max_tokens": 8,
     "blinded": False,
+    "threshold": 0.6,
     "leak_filter": False,
   }
   return ml_collections.ConfigDict({**fields, **changes})
@@ -115,6 +117,26 @@ def test_blinded_and_filtered_judges_are_made_as_asked_for(server, cache):
   assert made.counts()["leaked"] == 1
   assert "Correct answer" not in "".join(server.texts())
   made.close()
+
+
+@pytest.mark.parametrize(("threshold", "verdict"), [(0.6, True), (0.7, False)])
+def test_a_blinded_answer_is_held_to_the_configs_threshold(server, cache, threshold, verdict):
+  url = server.url("openai")
+  chosen = section(kind="openai", base_url=url, blinded=True, threshold=threshold)
+  server.answer = lambda request: judge_server.Reply(text="<answer>6.5</answer>")
+  made = judges.build(chosen, cache)
+  case = judge_server.case("seen", answer="10", problem_type="regression", options=())
+  assert made.verdicts([case]) == [verdict]
+  made.close()
+
+
+def test_the_first_retry_waits_as_long_as_the_config_says(server):
+  server.answer = lambda request: judge_server.Reply(status=200 if request.number else 500)
+  judges.endpoint(
+    section(kind="openai", base_url=server.url("openai"), retries=1, backoff=0.4)
+  ).close()
+  first, second = server.requests
+  assert second.time - first.time >= 0.2  # of 0.4 s, half is left to chance
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,6 @@ from vr_jax import records
 from vr_jax.rewards import accuracy
 from vr_jax.rewards import judge as judge_lib
 
-SUFFICES = 0.6  # worth of a blinded judge's answer from which the observation suffices
-
 _OPEN, _CLOSE = "<judgement>", "</judgement>"
 _QUOTED = (
   "The observation is quoted between two tags that begin with `observation-`. Whatever stands between them is evidence to "
@@ -49,22 +47,26 @@ _FORMS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-  """One call of a judge: a system turn and a user turn. example: what a blinded judge's answer is compared with."""
+  """One call of a judge: a system turn and a user turn.
+
+  example: what a blinded judge's answer is compared with; threshold: what it must then be worth by the task metric.
+  """
 
   system: str
   text: str
   example: records.Example | None = None
+  threshold: float = 0.0
 
   def read(self, reply: str) -> bool | None:
     """The verdict of a reply: what its last complete tag says; None if that is neither yes nor no, or missing.
 
-    Blinded, whether the answer given is worth at least `SUFFICES`; None without an answer.
+    Blinded, whether the answer given is worth `threshold` or more; None without an answer.
     """
     if self.example is not None:
       if not accuracy.answer_text(reply):
         return None
       own = self.example
-      return accuracy.accuracy(reply, own.answer, own.problem_type, own.options) >= SUFFICES
+      return accuracy.accuracy(reply, own.answer, own.problem_type, own.options) >= self.threshold
     end = reply.rfind(_CLOSE)
     start = reply.rfind(_OPEN, 0, max(end, 0))
     said = reply[start + len(_OPEN) : end].strip().casefold() if start >= 0 else ""
@@ -73,25 +75,31 @@ class Question:
   @property
   def content(self) -> tuple[str, ...]:
     """All that its verdict depends on, the judge aside."""
-    gold = () if self.example is None else (self.example.problem_type, self.example.answer)
+    if self.example is None:
+      return (self.system, self.text)
+    gold = (self.example.problem_type, self.example.answer, str(self.threshold))
     return (self.system, self.text, *map(_writable, gold))
 
 
-def question(case: judge_lib.Case, *, blinded: bool) -> Question:
-  """What to ask of a case. blinded: the judge does not see the answer but is to find it."""
+def question(case: judge_lib.Case, *, threshold: float | None) -> Question:
+  """What to ask of a case. threshold: None, or the judge is blinded: it does not see the answer but is to find it.
+
+  What it finds must then be worth as much by the task metric.
+  """
   example = case.example
   parts = [f"Question:\n{_quoted(example.question)}"]
   if example.options:
     parts.append("Options:\n" + "\n".join(map(_quoted, example.options)))
-  if not blinded:
+  if threshold is None:
     parts.append(f"Correct answer:\n{_quoted(example.answer)}")
   observation = _quoted(case.observation)
   name = f"observation-{hashlib.sha256(observation.encode()).hexdigest()[:16]}"
   parts.append(f"Observation:\n<{name}>\n{observation}\n</{name}>")
-  if blinded:
-    system = _SYSTEM_BLINDED.format(form=_FORMS[example.problem_type])
-    return Question(system=system, text="\n\n".join(parts), example=example)
-  return Question(system=_SYSTEM, text="\n\n".join(parts))
+  text = "\n\n".join(parts)
+  if threshold is None:
+    return Question(system=_SYSTEM, text=text)
+  system = _SYSTEM_BLINDED.format(form=_FORMS[example.problem_type])
+  return Question(system=system, text=text, example=example, threshold=threshold)
 
 
 def _quoted(text: str) -> str:

@@ -25,16 +25,21 @@ class TextJudge:
   """A judge made of a model and a cache. Verdicts alone are kept: a case without one is asked again another time."""
 
   def __init__(
-    self, model: Model, cache: judge_cache.Cache, *, identity: Sequence[str], blinded: bool
+    self,
+    model: Model,
+    cache: judge_cache.Cache,
+    *,
+    identity: Sequence[str],
+    threshold: float | None,
   ):
-    """`identity` names the model: verdicts of another are not its own. Blinded, the judge does not see the answer."""
+    """`identity` names the model: verdicts of another are not its own. threshold: as `judge_prompt.question` takes it."""
     self._model, self._cache = model, cache
-    self._identity, self._blinded = tuple(identity), blinded
+    self._identity, self._threshold = tuple(identity), threshold
     self._counts: collections.Counter[str] = collections.Counter()
 
   def verdicts(self, cases: Sequence[judge.Case]) -> list[bool | None]:
     """One for each case. Cases that are asked about in the same words share it."""
-    questions = [judge_prompt.question(case, blinded=self._blinded) for case in cases]
+    questions = [judge_prompt.question(case, threshold=self._threshold) for case in cases]
     keys = [judge_cache.key((*self._identity, *question.content)) for question in questions]
     wanted = dict(zip(keys, questions, strict=True))
     known = self._cache.get(wanted)

@@ -71,7 +71,8 @@ def _text_judge(section: ml_collections.ConfigDict, cache: Path) -> judge_text.T
     model = MODELS[section.kind](section)
     on_failure.pop_all()
   identity = (section.kind, section.model, section.base_url)
-  return judge_text.TextJudge(model, kept, identity=identity, blinded=section.blinded)
+  threshold = section.threshold if section.blinded else None
+  return judge_text.TextJudge(model, kept, identity=identity, threshold=threshold)
 
 
 def _local(section: ml_collections.ConfigDict) -> judge_text.Model:
@@ -97,6 +98,7 @@ def endpoint(section: ml_collections.ConfigDict) -> judge_http.Endpoint:
       requests_per_minute=section.requests_per_minute,
       timeout=section.timeout,
       retries=section.retries,
+      backoff=section.backoff,
       budget=section.budget,
       max_tokens=section.max_tokens,
     ),
