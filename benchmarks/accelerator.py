@@ -3,21 +3,25 @@
     python -m benchmarks.accelerator [--config=configs/moss_chatv.py:3b] [--config.field=value …]
 
 Random weights, no files: Qwen2.5-VL-3B, frozen vision tower, 4 prompts of 16 frames x 128 tokens, 8 replies of 512 tokens each,
-bfloat16 activations, on all devices of this machine. It runs the programs that `vr_jax.train.rl_loop` runs (train/programs.py).
-Every reply runs to its end, since the stop token can't be sampled. Prints one JSON line:
+bfloat16 activations, on all devices of this machine. It runs the programs that `vr_jax.train.rl_loop` runs (train/programs.py),
+of recipes with one turn. Every reply runs to its end, since the stop token can't be sampled. Prints one JSON line:
 
-- train: seconds of one update (median), tokens/s of replies, model FLOPs utilisation: analytic matrix FLOPs of forward and
-  backward, nothing counted twice (models/qwen2_5_vl/flops.py), over time and peak. Goal 0.5. The frozen tower has run before:
-  update and rollout take its features.
-- rollout: seconds, sampled tokens/s, and seconds of a decoded token (those of the prefill taken off) over the time that the
-  weights and the keys and values take to be read once. Goal: at most 1.5.
+- encoder: seconds (median) in which the vision tower reads all prompts.
+- train: seconds of one update, tokens/s of replies, model FLOPs utilisation: analytic matrix FLOPs of forward and backward,
+  vision included, nothing counted twice (models/qwen2_5_vl/flops.py), over time and peak. Goal 0.5. A trained tower runs in
+  the update; of a frozen one the update takes the features, so the encoder's seconds are added.
+- rollout: seconds with the encoder's, sampled tokens/s, and seconds of a decoded token (those of the prefill taken off) over
+  the time that the weights and the keys and values take to be read once. Goal: at most 1.5.
 
 Where peak or bandwidth of a device are not in the table below, its shares are null.
 """
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
+import importlib.metadata
 import json
+import re
 import statistics
 import sys
 import time
@@ -27,6 +31,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 import numpy as np
 
+from benchmarks import measure
 from vr_jax import errors, records
 from vr_jax import main as vr_jax
 from vr_jax.models.qwen2_5_vl import config as model_config
@@ -46,6 +51,7 @@ FIELDS = {
   "model.max_pixels": 128 * 28 * 28,
   "model.prefix_buckets": "(1152,)",
   "model.frame_buckets": "(8,)",
+  "model.patch_buckets": "(512,)",
 }
 # bfloat16 FLOP/s without sparsity and bytes/s of main memory, by what a device's kind holds. Source: NVIDIA's data sheets.
 DEVICES = {
@@ -53,16 +59,17 @@ DEVICES = {
   "H100": (989e12, 3.35e12),
   "A100": (312e12, 2.04e12),
 }
+# Beside jax itself, what numbers may depend on.
+PACKAGES = r"jax-(cuda\d+|rocm\d+)-plugin|nvidia-cu(dnn|blas)-cu\d+|libtpu"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-  """What is measured: a model, the sizes of its arrays, the programs of a step and their real arguments."""
+  """What is measured: a network, the sizes of its arrays, the programs of a step by name, and what they run on."""
 
-  model: model_config.Config
+  net: network.Network
   load: loads.Load
-  rollout: programs.Program
-  train: programs.Program
+  programs: dict[str, programs.Program]
   state: state_lib.TrainState
   prompt: records.Prompt
 
@@ -76,10 +83,11 @@ def prepare(argv: Sequence[str]) -> Work:
   fields |= dict(word.split("=", 1) for word in argv if word.startswith("--config."))
   flags = [f"{name}={value}" for name, value in fields.items()]
   config, _, _ = vr_jax.parse_flags(["accelerator", "--workdir=.", *given, *flags])
+  if "turns" in config:
+    raise errors.InputError(f"{given[-1]}: has several turns; choose a recipe with one")
   model = programs.model_of(config)
   load = loads.load_of(config, model)
   mesh = mesh_lib.make_mesh(config.mesh)
-  _, rollout, *_, train = programs.of_config(config, model, mesh, load)
   net = network.Network(
     config=config,
     mesh=mesh,
@@ -90,14 +98,12 @@ def prepare(argv: Sequence[str]) -> Work:
   shardings = jax.tree.map(lambda x: x.sharding, net.abstract_params)
   params = jax.jit(net.random_params, out_shardings=shardings)()
   optimizer = state_lib.make_optimizer(config.rl, net.abstract_params, net.frozen)
-  prompt = mesh_lib.put_batch(random_prompt(model, load), mesh)
   return Work(
-    model=model,
+    net=net,
     load=load,
-    rollout=rollout,
-    train=train,
+    programs={each.name: each for each in programs.of_config(config, model, mesh, load)},
     state=state_lib.create(params, optimizer, mesh),
-    prompt=encoder.encode(net.graph, params, prompt),
+    prompt=mesh_lib.put_batch(random_prompt(model, load), mesh),
   )
 
 
@@ -127,37 +133,55 @@ def random_prompt(model: model_config.Config, load: loads.Load) -> records.Promp
   )
 
 
-def measure(work: Work) -> dict[str, dict[str, float | None]]:
-  """Both programs, after a first run that compiles."""
-  graph, _, _, _, _ = work.rollout.arguments
-  load, decoding = work.load, work.rollout.keywords["decoding"]
-  allowed = jnp.ones(work.model.text.vocab_size, bool).at[jnp.array(outline.STOP_TOKENS)].set(False)
+def timings(work: Work) -> dict[str, float]:
+  """Seconds of encoder, prefill (with one token), rollout and update, each after a first run that compiles."""
+  net, load, state = work.net, work.load, work.state
+  rollout, train = work.programs["rollout"], work.programs["train step"]
+  stops = jnp.array(net.stop_tokens)
 
   def sample(length: int) -> records.Rollout:
-    cut = dataclasses.replace(decoding, max_new_tokens=length)
-    key = jax.random.key(0)
-    return work.rollout.function(graph, work.state.params, work.prompt, allowed, key, decoding=cut)
+    cut = dataclasses.replace(rollout.keywords["decoding"], max_new_tokens=length)
+    allowed, key = net.allowed.at[stops].set(False), jax.random.key(0)
+    return rollout.function(net.graph, state.params, encoded, allowed, key, decoding=cut)
 
-  replies = sample(load.time)
-  whole = seconds(lambda: sample(load.time))
-  prefill = seconds(lambda: sample(1))
+  encoding, encoded = timed(functools.partial(encoder.encode, net.graph, state.params, work.prompt))
+  prefill, _ = timed(lambda: sample(1))
+  whole, replies = timed(lambda: sample(load.time))
+  prompt = encoded if net.tower_frozen else work.prompt
   advantages = jax.random.normal(jax.random.key(1), replies.log_probs.shape)
   signal = jnp.ones(load.prompts, bool)
-  state = work.state
+  asked = train.arguments[-2:]  # log-probs of old policy and reference, where the recipe wants them
+  others = [None if x is None else replies.log_probs for x in asked]
 
   def update() -> PyTree:
     nonlocal state
-    state, metrics = work.train.function(
-      state, work.prompt, replies, advantages, signal, None, None
-    )
+    state, metrics = train.function(state, prompt, replies, advantages, signal, *others)
     return metrics
 
-  train = seconds(update)
+  return {"encoder": encoding, "prefill": prefill, "rollout": whole, "update": timed(update)[0]}
+
+
+def timed(run: Callable[[], PyTree]) -> tuple[float, PyTree]:
+  """Median seconds of a few runs, the first one left out, and what the last one gave."""
+  jax.block_until_ready(run())
+  taken = []
+  for _ in range(REPEATS):
+    begun = time.perf_counter()
+    found = jax.block_until_ready(run())
+    taken.append(time.perf_counter() - begun)
+  return statistics.median(taken), found
+
+
+def results(work: Work, seconds: dict[str, float]) -> dict[str, dict[str, float | None]]:
+  """What the line says of these timings."""
+  load, counted, (peak, bandwidth) = work.load, model_flops(work), limits()
   tokens = load.prompts * load.group * load.time
-  peak, bandwidth = limits()
-  counted = model_flops(work)
-  step = (whole - prefill) / (load.time - 1)
+  train = seconds["update"] + (seconds["encoder"] if work.net.tower_frozen else 0)
+  rollout = seconds["encoder"] + seconds["rollout"]
+  step = (seconds["rollout"] - seconds["prefill"]) / (load.time - 1)
+  bound = bandwidth and bytes_of_a_token(work) / bandwidth
   return {
+    "encoder": {"seconds": round(seconds["encoder"], 4)},
     "train": {
       "seconds": round(train, 4),
       "tokens_per_second": round(tokens / train, 1),
@@ -166,49 +190,39 @@ def measure(work: Work) -> dict[str, dict[str, float | None]]:
       "goal": 0.5,
     },
     "rollout": {
-      "seconds": round(whole, 4),
-      "tokens_per_second": round(tokens / whole, 1),
-      "step_over_bandwidth_bound": bandwidth
-      and round(step / (bytes_of_a_token(work) / bandwidth), 3),
+      "seconds": round(rollout, 4),
+      "tokens_per_second": round(tokens / rollout, 1),
+      "step_over_bandwidth_bound": bound and round(step / bound, 3),
       "goal": 1.5,
     },
   }
 
 
-def seconds(run: Callable[[], PyTree]) -> float:
-  """Median of a few runs, the first one left out."""
-  jax.block_until_ready(run())
-  taken = []
-  for _ in range(REPEATS):
-    begun = time.perf_counter()
-    jax.block_until_ready(run())
-    taken.append(time.perf_counter() - begun)
-  return statistics.median(taken)
-
-
 def model_flops(work: Work) -> float:
-  """Of one update, which runs no vision tower."""
-  load = work.load
+  """Of one update and the vision that it learns from."""
+  load, net = work.load, work.net
   one = flops.forward(
-    work.model,
-    frames=0,
-    patches=0,
+    net.model,
+    frames=load.frames,
+    patches=load.patches,
     prefix=load.prefix,
     group=load.group,
     time=load.time,
   )
-  return load.prompts * flops.training(one, vision_frozen=True)
+  return load.prompts * flops.training(
+    one, vision_frozen=net.tower_frozen, base_frozen=net.adapters is not None
+  )
 
 
 def bytes_of_a_token(work: Work) -> float:
   """What decoding must read for one token of every reply: text weights, keys and values, halfway through the replies."""
-  text, load = work.model.text, work.load
-  size = jnp.dtype(work.model.dtype).itemsize
-  layers = jax.tree.leaves(work.state.params["text"]["layers"])
+  model, load = work.net.model, work.load
+  text = model.text
+  layers = jax.tree.leaves(work.net.abstract_params["text"]["layers"])
   weights = sum(x.size for x in layers) + text.vocab_size * text.hidden_size
   kept = load.prompts * (load.prefix + load.group * load.time / 2)
   numbers = 2 * kept * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-  return size * (weights + numbers)
+  return jnp.dtype(model.dtype).itemsize * (weights + numbers)
 
 
 def limits() -> tuple[float | None, float | None]:
@@ -220,18 +234,15 @@ def limits() -> tuple[float | None, float | None]:
 
 def main(argv: Sequence[str]) -> int:
   """Runs the benchmark and prints its line."""
+  names = {found.name for found in importlib.metadata.distributions()}
+  about = measure.About(*sorted(name for name in names if re.fullmatch(PACKAGES, name)))
   try:
     work = prepare(argv)
   except errors.InputError as error:
     print(f"accelerator: {error}", file=sys.stderr)
     return 2
-  about = {
-    "benchmark": "accelerator",
-    "device": jax.devices()[0].device_kind,
-    "devices": len(jax.devices()),
-    "jax": jax.__version__,
-  }
-  print(json.dumps({**about, **measure(work)}))
+  found = {"benchmark": "accelerator", "devices": len(jax.devices())}
+  print(json.dumps({**found, **results(work, timings(work)), **about.fields()}))
   return 0
 
 

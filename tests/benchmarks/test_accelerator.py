@@ -1,0 +1,92 @@
+"""The benchmark of an accelerator on a CPU, at toy sizes: its line holds what it says. No time is held against anything."""
+
+import json
+
+import jax
+import pytest
+
+from benchmarks import accelerator
+from tests.train import nano
+from vr_jax.models.qwen2_5_vl import flops
+
+TOY = {
+  **{name: value for name, value in nano.OVERRIDES.items() if name.startswith("model.arch")},
+  "rl.prompts": 8,
+  "rl.group": 2,
+  "rl.max_new_tokens": 3,
+  "data.frames": 4,
+  "model.max_pixels": 56 * 56,
+  "model.prefix_buckets": (16,),
+  "model.frame_buckets": (2,),
+  "model.patch_buckets": (16,),
+}
+
+
+def arguments(**more):
+  """The command line of the tiny recipe."""
+  fields = TOY | {name.replace("__", "."): value for name, value in more.items()}
+  flags = [f"--config.{name}={value}" for name, value in fields.items()]
+  return [f"--config={nano.RECIPE}:tiny", *flags]
+
+
+@pytest.fixture(autouse=True)
+def compiled_in_haste(monkeypatch):
+  """Programs that run once take longer to be made than to run."""
+  monkeypatch.setattr(accelerator, "REPEATS", 1)
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"model__freeze_vision": True},
+    {"model__freeze_vision": False, "rl__epochs": 2, "rl__kl_weight": 0.1},
+  ],
+)
+def test_the_line_holds_times_and_what_they_depend_on(capsys, fields):
+  assert accelerator.main(arguments(**fields)) == 0
+  told = json.loads(capsys.readouterr().out)
+  assert told["encoder"]["seconds"] > 0
+  for part in ("train", "rollout"):
+    assert told[part]["tokens_per_second"] > 0
+  assert told["rollout"]["seconds"] > told["encoder"]["seconds"]
+  assert told["train"]["utilisation"] is None  # of a CPU no peak is known
+  assert {"jax", "jaxlib"} <= told["versions"].keys()
+  assert told["machine"]["device"] == "cpu"
+  assert told["date"]
+
+
+@pytest.mark.parametrize(("frozen", "seconds", "passes"), [(True, 6, 1), (False, 4, 3)])
+def test_vision_is_counted_and_where_it_is_frozen_its_time_is_added(
+  monkeypatch, frozen, seconds, passes
+):
+  monkeypatch.setattr(accelerator, "DEVICES", {"cpu": (1e6, 1e6)})
+  work = accelerator.prepare(arguments(model__freeze_vision=frozen))
+  taken = {"encoder": 2.0, "prefill": 1.0, "rollout": 3.0, "update": 4.0}
+  told = accelerator.results(work, taken)
+  sizes = {"frames": 2, "patches": 16, "prefix": 16, "group": 2, "time": 3}
+  one = flops.forward(work.net.model, **sizes)
+  count = 8 * (passes * one.vision + 3 * one.text)
+  assert told["train"]["seconds"] == seconds
+  assert told["train"]["tokens_per_second"] == 48 / seconds
+  assert told["train"]["utilisation"] == pytest.approx(count / seconds / 8e6, abs=1e-4)
+  bound = accelerator.bytes_of_a_token(work) / 8e6
+  assert told["rollout"]["step_over_bandwidth_bound"] == pytest.approx(1 / bound, abs=1e-3)
+  assert told["rollout"]["seconds"] == 5
+
+
+def test_the_load_that_goals_are_stated_for_fits_every_size():
+  load = accelerator.prepare([f"--config={nano.RECIPE}:tiny", "--config.rl.prompts=8"]).load
+  assert (load.frames, load.patches, load.prefix) == (8, 512, 1152)
+  assert (load.group, load.time) == (8, 512)
+
+
+def test_a_recipe_of_several_turns_is_refused_in_one_line(capsys):
+  assert accelerator.main(["--config=configs/video_mtr.py:tiny"]) == 2
+  told = capsys.readouterr().err
+  assert (
+    told
+    == "accelerator: --config=configs/video_mtr.py:tiny: has several turns; choose a recipe with one\n"
+  )
