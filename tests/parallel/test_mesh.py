@@ -1,6 +1,8 @@
 """Meshes: which are possible, where things lie on them, and that a step on any of them is the step on one device."""
 
 import dataclasses
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +13,18 @@ import pytest
 from tests.train import nano
 from vr_jax import errors, records
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import sampler
+from vr_jax.rollout import encoder, sampler
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
 from vr_jax.train import steps
 
-MESHES = ((8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 1, 2), (1, 2, 4, 1), (1, 2, 2, 2))
-TOLERANCE = 1e-4
+MESHES = ((8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (2, 2, 1, 2), (1, 2, 4, 1), (1, 2, 2, 2))
+TRAINED = {
+  "all": {},
+  "all but the tower": {"model__freeze_vision": True},
+  "adapters": {"model__lora__rank": 2, "model__lora__text": ("query", "down")},
+}
+TOLERANCE = 1e-4  # of losses, and of gradients beside the largest of a parameter
 
 
 @pytest.mark.parametrize(
@@ -74,41 +81,49 @@ def _leaves(tree):
 
 @pytest.fixture(scope="module")
 def updated(data):
-  """mesh -> what a supervised and a reinforcement step give on it."""
-  memory = {}
-
-  def of(shape):
-    if shape not in memory:
-      memory[shape] = _updates(data, shape)
-    return memory[shape]
-
-  return of
+  """(mesh, stage, what is trained) -> (parts, state, metrics) after a supervised or a reinforcement step on it."""
+  return functools.cache(functools.partial(_updated, data))
 
 
-def _updates(data, shape):
-  parts = nano.build(
-    data, mesh=shape, rl__prompts=8, rl__group=2, rl__kl_weight=0.1, sft__warmup_steps=0
-  )
+def _updated(data, shape, stage, trained="all"):
+  fields = {f"{stage}__gradient_norm": 1e9, f"{stage}__warmup_steps": 0, **TRAINED[trained]}
+  parts = nano.build(data, mesh=shape, rl__prompts=8, rl__group=2, rl__kl_weight=0.1, **fields)
+  section = parts.config[stage]
+  optimizer = state_lib.make_optimizer(section, parts.abstract_params, parts.frozen)
+  state = state_lib.create(_without_zeros(parts.fresh_params()), optimizer, parts.mesh)
   items = nano.ragged_items(parts, 8)
   prompt = parts.prompt(parts.batch(items))
+  if parts.tower_frozen:
+    prompt = encoder.encode(parts.graph, state.params, prompt)
+  take = {"sft": _supervised, "rl": _reinforced}[stage]
+  return parts, *take(parts, optimizer, state, prompt, items)
+
+
+@jax.jit
+def _without_zeros(params):
+  """Biases and adapters start at zero, and behind them gradients may be zero too."""
+
+  def moved(x):
+    return jnp.where(x.any(), x, 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape))
+
+  return jax.tree.map(moved, params)
+
+
+def _supervised(parts, optimizer, state, prompt, items):
+  step = steps.make_sft_step(
+    parts.graph, optimizer, parts.allowed, microbatches=1, frozen=parts.frozen
+  )
+  return step(state, prompt, *mesh_lib.put_batch(parts_lib.reply_arrays(items, 80), parts.mesh))
+
+
+def _reinforced(parts, optimizer, state, prompt, items):
   rollout = _rollout(parts, items)
-  sft, rl = parts.config.sft, parts.config.rl
-
-  optimizer = state_lib.make_optimizer(sft, parts.abstract_params, ())
-  state = state_lib.create(parts.fresh_params(), optimizer, parts.mesh)
-  step = steps.make_sft_step(parts.graph, optimizer, parts.allowed, microbatches=1)
-  arrays = mesh_lib.put_batch(parts_lib.reply_arrays(items, 80), parts.mesh)
-  state, sft_metrics = step(state, prompt, *arrays)
-
-  optimizer = state_lib.make_optimizer(rl, parts.abstract_params, ())
-  rl_state = state_lib.create(parts.fresh_params(), optimizer, parts.mesh)
   advantages = jnp.where(steps.sampled(rollout), jnp.array([1.0, -0.5])[None, :, None], 0)
   signal = mesh_lib.put_batch(np.ones(8, bool), parts.mesh)
-  step = steps.make_rl_step(parts.graph, optimizer, parts.allowed, rl)
-  rl_state, rl_metrics = step(
-    rl_state, prompt, rollout, advantages, signal, None, rollout.log_probs
+  step = steps.make_rl_step(
+    parts.graph, optimizer, parts.allowed, parts.config.rl, frozen=parts.frozen
   )
-  return {"parts": parts, "sft": (state, sft_metrics), "rl": (rl_state, rl_metrics)}
+  return step(state, prompt, rollout, advantages, signal, None, rollout.log_probs)
 
 
 def _rollout(parts, items):
@@ -127,29 +142,33 @@ def _rollout(parts, items):
   return mesh_lib.put_batch(records.Rollout(**fields), parts.mesh)
 
 
-@pytest.mark.parametrize("stage", ["sft", "rl"])
-@pytest.mark.parametrize("shape", MESHES)
-def test_a_step_on_a_mesh_is_the_step_on_one_device(updated, shape, stage):
-  (expected, expected_metrics), (actual, metrics) = (
-    updated((1, 1, 1, 1))[stage],
-    updated(shape)[stage],
-  )
+@pytest.mark.parametrize(
+  ("shape", "stage", "trained"),
+  [
+    *itertools.product(MESHES, ("sft", "rl"), ("all",)),
+    *itertools.product(((1, 2, 2, 2),), ("sft",), ("all but the tower", "adapters")),
+  ],
+)
+def test_a_step_on_a_mesh_is_the_step_on_one_device(updated, shape, stage, trained):
+  _, expected, expected_metrics = updated((1, 1, 1, 1), stage, trained)
+  _, actual, metrics = updated(shape, stage, trained)
   assert {k: float(v) for k, v in metrics.items()} == pytest.approx(
     {k: float(v) for k, v in expected_metrics.items()}, rel=TOLERANCE, abs=1e-6
   )
-  assert float(metrics["gradient_norm"]) > 0
-  # Adam's first moment after one step is the gradient, up to a factor; its update hides all but the sign.
-  moments = nano.largest_difference(
-    _leaves(actual.optimizer_state), _leaves(expected.optimizer_state)
-  )
-  assert moments.value < 10 * TOLERANCE, moments
+  gradients = nano.largest_difference(_gradients(actual), _gradients(expected))
+  assert gradients.value < TOLERANCE, gradients
+
+
+def _gradients(state):
+  """Up to a factor: Adam's first moments after one step without clipping. None is zero."""
+  found = {name: x for name, x in _leaves(state.optimizer_state).items() if ".mu" in name}
+  assert all(moment.any() for moment in found.values())
+  return found
 
 
 @pytest.mark.parametrize("shape", MESHES)
 def test_parameters_and_moments_lie_on_the_mesh_as_the_rules_say_also_after_a_step(updated, shape):
-  result = updated(shape)
-  parts = result["parts"]
-  state, _ = result["sft"]
+  parts, state, _ = updated(shape, "sft")
   wanted = jax.tree.leaves(jax.tree.map(lambda x: x.sharding, parts.abstract_params))
   moments = [leaf for leaf in jax.tree.leaves(state.optimizer_state) if leaf.ndim > 0]
   assert len(moments) == 2 * len(wanted)
@@ -184,7 +203,7 @@ def test_an_activation_uses_a_mesh_axis_once_and_leaves_whole_what_it_does_not_d
 
 
 def test_a_prompt_is_split_along_its_prefix_and_its_frames(updated):
-  parts = updated((1, 2, 2, 2))["parts"]
+  parts, _, _ = updated((1, 2, 2, 2), "sft")
   prompt = parts.prompt(parts.batch(nano.ragged_items(parts, 8)))
   rows, length = prompt.tokens.shape
   assert prompt.tokens.addressable_shards[0].data.shape == (rows / 2, length / 2)

@@ -56,6 +56,27 @@ def test_micro_batches_give_the_loss_and_the_gradients_of_the_whole_batch(parts,
     assert worst.value < 1e-4, worst
 
 
+def test_first_moments_of_bfloat16_move_parameters_as_others_do_and_are_kept_as_they_are(
+  parts, batch, tmp_path
+):
+  fields = {"sft__warmup_steps": 0, "sft__moment_dtype": "bfloat16"}
+  (exact, step), (rough, rough_step) = _start(parts, sft__warmup_steps=0), _start(parts, **fields)
+  for _ in range(2):
+    exact, _ = step(exact, *batch)
+    rough, _ = rough_step(rough, *batch)
+  worst = nano.largest_difference(_leaves(rough.params), _leaves(exact.params))
+  assert 0 < worst.value < 2.0**-8, worst
+  store = parts.checkpoints(tmp_path / "sft")
+  store.save(2, rough, {})
+  restored = store.restore(_start(parts, **fields)[0]).tree
+  store.close()
+  kept, given = _leaves(restored), _leaves(rough)
+  for name, value in given.items():
+    assert kept[name].dtype == value.dtype, name
+    assert (value.dtype == jnp.bfloat16) == (".mu" in name), name
+    np.testing.assert_array_equal(kept[name], value, err_msg=name)
+
+
 def test_frozen_vision_stays_bit_for_bit_and_the_rest_moves(parts, batch):
   state, step = _start(parts, frozen=("vision",), sft__warmup_steps=0)
   before = _leaves(state.params)
