@@ -36,9 +36,9 @@ def medians(rounds: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def ratio(rounds: Mapping[str, list[float]], over: str, under: str) -> float:
-  """How many times the time of `under` is that of `over`: taken within each round, and of these the median."""
+  """How many times the time of `under` is that of `over`, to three digits behind the point: the median over rounds."""
   pairs = zip(rounds[over], rounds[under], strict=True)
-  return round(statistics.median(slow / fast for slow, fast in pairs), 2)
+  return round(statistics.median(slow / fast for slow, fast in pairs), 3)
 
 
 def largest_difference(expected: Any, actual: Any) -> float:
