@@ -9,6 +9,7 @@ rungs, the packing and the buckets of configs/moss_chatv.py:7b (which were chose
 JSON object: the share over all batches, with and without what leaves padding out, and in how many shapes programs were needed.
 """
 
+from concurrent import futures
 import dataclasses
 import json
 
@@ -132,6 +133,8 @@ def shares(seed, *, rungs, rl, buckets):
       prompt_tokens=float(prompts.mean()),
       sampled=int(lengths.sum()),
       decoded=decoded,
+      judging=futures.Future(),
+      read={},
     )
     updated = (fit.packed or lengths.size * fit.time // rl.microbatches) * rl.microbatches
     totals += [

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--devices", type=int, default=1, help="CPU devices of each process")
   parser.add_argument("flags", nargs="+", help="-- and the flags of vr_jax.main")
   arguments = parser.parse_args(argv)
-  address = f"localhost:{_free_port()}"
+  address = f"localhost:{free_port()}"
   platform = {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={arguments.devices}",
@@ -57,7 +57,8 @@ def _wait(started: Sequence[subprocess.Popen]) -> int:
     time.sleep(POLL)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+  """A port of this host that nobody listens on."""
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     return probe.getsockname()[1]

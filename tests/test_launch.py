@@ -19,15 +19,33 @@ LONGER = {
   "rl.steps": 2,
   "rl.max_new_tokens": 72,
 }
+# Of several turns: what untrained replies get to is another turn.
+TURNS = {
+  "data.simulate.world.lives": ("flicker",),
+  "data.simulate.world.families": ("moment",),
+  "data.simulate.world.fps": 1,
+  "data.frames": 8,
+  "env.budget": 4,
+  "env.turns": 2,
+  "model.prefix_buckets": (256,),
+  "turns.time_buckets": (128,),
+  "turns.frame_buckets": (1,),
+  "sft.steps": 0,
+  "rl.steps": 1,
+  "rl.credit": "episode",
+}
+RECIPES = {nano.RECIPE: LONGER, "configs/video_mtr.py": TURNS}
 
 
-def launch(workdir: Path, mode: str, *flags: str, processes: int, devices: int):
+def launch(
+  workdir: Path, mode: str, *flags: str, processes: int, devices: int, recipe: str = nano.RECIPE
+):
   counts = [f"--processes={processes}", f"--devices={devices}"]
-  longer = [f"--config.{name}={value}" for name, value in LONGER.items()]
+  fields = [f"--config.{name}={value}" for name, value in RECIPES[recipe].items()]
   return subprocess.run(
     [
       *(sys.executable, "-m", "launch.local", *counts, "--"),
-      *nano.arguments(workdir, *longer, *flags, mode=mode),
+      *nano.arguments(workdir, *fields, *flags, mode=mode, recipe=recipe),
     ],
     cwd=nano.ROOT,
     env=os.environ,
@@ -69,6 +87,22 @@ def test_two_processes_train_as_one_process_with_two_devices_does(runs):
 
 def test_the_runs_compared_have_rewards_to_carry_between_processes(runs):
   assert runs[0][-1]["values"]["reward_std/total"] > 0.1
+
+
+def test_processes_play_learn_and_count_episodes_as_one_does(tmp_path):
+  recipe, found = "configs/video_mtr.py", []
+  fields = {name.replace(".", "__"): value for name, value in TURNS.items()}
+  data = f"--config.data.directory={nano.make_data(tmp_path / 'data', recipe, **fields)}"
+  for processes in (1, 2):
+    workdir, devices = tmp_path / f"processes-{processes}", 2 // processes
+    done = launch(workdir, "rl", data, processes=processes, devices=devices, recipe=recipe)
+    assert done.returncode == 0, done.stderr
+    found += [reproducible(line)["values"] for line in metrics.read(workdir / "metrics.jsonl")]
+  for values in found:
+    del values["padding_share"]  # who waits for whom is not the same twice
+  alone, together = found
+  assert together == pytest.approx(alone, rel=1e-5, abs=1e-7)
+  assert alone["turns"] > 1 and alone["invalid"] > 0
 
 
 def test_bad_input_in_one_process_ends_all_with_its_exit_code(tmp_path):

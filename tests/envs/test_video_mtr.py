@@ -223,9 +223,46 @@ def test_counts_are_of_what_came_since_they_were_last_asked_for():
     "invalid": pytest.approx(1 / 6),
     "exploration/share": 0,
     "relevance/unscored": 0,
+    "exploration/ended": 0,
     "frame_recall": 0.25,
   }
   assert task.counts() == {}
+
+
+def test_a_look_that_no_turn_can_show_gets_no_bonus_and_is_not_exploring():
+  late = [WRONG[:-1], JUNK, look(0, 1)]
+  scores = _scores(_task(exploration={"stages": ((0.5, 1.0),)}), late)
+  assert (scores.rewards["exploration"] == 0).all()
+  alone = _task(turns=1, exploration={"stages": ((0.5, 1.0),), "patience": 1})
+  assert (_scores(alone, [look(0, 1)]).rewards["exploration"] == 0).all()
+  assert not alone.state()["closed"]
+
+
+def test_processes_that_share_a_batch_decide_on_the_bonus_and_count_together():
+  mine, others = [[look(0, 1), RIGHT]] * 2, [[RIGHT]] * 16
+
+  def together(*groups):
+    """What the last of these processes finds."""
+    asked = [[] for _ in groups]
+    for number, episodes in enumerate(groups):
+      task = _task(exploration={"patience": 1})
+      others_said = iter(zip(*asked[:number], strict=True)) if number else iter(())
+
+      def summed(numbers, number=number, others_said=others_said):
+        asked[number].append(numbers)
+        return numbers + sum(next(others_said, ()))
+
+      played = [environment.Episode(pool=64, relevant=(20,), replies=tuple(e)) for e in episodes]
+      scores = task.rewards([EXAMPLE], [played], summed=summed)
+    return task, scores
+
+  whole = _task(exploration={"patience": 1})
+  expected = _scores(whole, *others, *mine, relevant=(20,))
+  task, scores = together(others, mine)
+  assert task.counts() == pytest.approx(whole.counts()) and task.state() == whole.state()
+  bonus = scores.rewards["exploration"][0]
+  np.testing.assert_array_equal(bonus, expected.rewards["exploration"][0, -2:])
+  assert bonus.max() == 0.5
 
 
 def test_an_answer_is_worth_what_its_problem_type_says():

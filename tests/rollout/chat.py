@@ -93,15 +93,15 @@ class Pool:
 class Chat:
   """What it shows, and when an episode ends, follows from prompt, member and replies alone; how long it takes does not.
 
-  threads: names of those that it was asked on; slow: seconds that every third answer takes.
+  threads: names of those that it was asked on; slow: seconds that every third answer takes; first: number of its first prompt.
   """
 
-  def __init__(self, *, slow: float = 0.0):
-    self.slow, self.threads = slow, set()
+  def __init__(self, *, slow: float = 0.0, first: int = 0):
+    self.slow, self.first, self.threads = slow, first, set()
 
   def observe(self, row, member, replies):
     self.threads.add(threading.current_thread().name)
-    seed = zlib.crc32(repr((row, member, replies)).encode())
+    seed = zlib.crc32(repr((self.first + row, member, replies)).encode())
     rng = np.random.default_rng(seed)
     time.sleep(self.slow * (seed % 3 == 0))
     if seed % 5 == 0:

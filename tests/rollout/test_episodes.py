@@ -3,6 +3,9 @@
 from concurrent import futures
 import dataclasses
 import functools
+import os
+import subprocess
+import sys
 
 from flax import nnx
 import jax
@@ -10,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch import local
 from tests.rollout import chat
 from vr_jax import errors, records
 from vr_jax.models import packing
@@ -235,3 +239,30 @@ def test_what_fails_on_a_thread_fails_here():
 
   with pytest.raises(errors.InputError, match="ingest it again"):
     _play(Broken())
+
+
+def test_processes_play_together_what_one_plays_alone(tmp_path):
+  """Each has a prompt; one of them takes longer to answer."""
+  address = f"localhost:{local.free_port()}"
+  files = [tmp_path / f"{index}.npz" for index in range(2)]
+  command = (sys.executable, "-m", "tests.rollout.chat_process", address, "2")
+  started = [
+    subprocess.Popen(
+      [*command, str(index), str(file)],
+      env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+    )
+    for index, file in enumerate(files)
+  ]
+  try:
+    assert [process.wait(timeout=240) for process in started] == [0, 0]
+  finally:
+    for process in started:
+      process.kill()
+  parts = [np.load(file) for file in files]
+  alone = _host(played(3, 3, 2)[1].rollout)
+  wanted = {"media": alone.suffix.media, "positions": alone.suffix.positions, **vars(alone)}
+  wanted["media_index"] = alone.suffix.media_index
+  assert (wanted["media_index"] >= 0).any()
+  for name in parts[0]:
+    found = np.concatenate([part[name] for part in parts])
+    np.testing.assert_allclose(found, wanted[name], rtol=0, atol=TOLERANCE, err_msg=name)

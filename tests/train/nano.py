@@ -93,10 +93,10 @@ def config(path: str = RECIPE, **overrides: Any) -> ml_collections.ConfigDict:
   return made
 
 
-def arguments(workdir: Path, *more: str, mode: str = "all") -> list[str]:
+def arguments(workdir: Path, *more: str, mode: str = "all", recipe: str = RECIPE) -> list[str]:
   """The same as a command line; `more` are further flags."""
   fields = [f"--config.{name}={value}" for name, value in OVERRIDES.items()]
-  return [f"--config={RECIPE}:tiny", f"--workdir={workdir}", f"--mode={mode}", *fields, *more]
+  return [f"--config={recipe}:tiny", f"--workdir={workdir}", f"--mode={mode}", *fields, *more]
 
 
 def start(

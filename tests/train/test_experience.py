@@ -12,7 +12,7 @@ import pytest
 from tests.train import counting, nano
 from vr_jax import errors, records
 from vr_jax.models import layout as layout_lib
-from vr_jax.train import clock, experience, metrics, padding, reading, rl_loop, steps
+from vr_jax.train import clock, experience, learner, metrics, padding, reading, rl_loop, steps
 from vr_jax.train import parts as parts_lib
 
 PROMPTS, GROUP = 4, 4
@@ -132,6 +132,31 @@ def test_one_step_off_policy_updates_on_replies_of_the_policy_before(data, tmp_p
   np.testing.assert_allclose(ratios[False], 1, atol=1e-4)
   assert abs(ratios[True][0] - 1) < 1e-4  # drawn before there was an update
   assert all(abs(ratio - 1) > 1e-3 for ratio in ratios[True][1:])
+
+
+def test_off_policy_the_first_of_several_updates_starts_at_ratio_1(data, tmp_path, monkeypatch):
+  nano.use_devices(monkeypatch, 1)
+  monkeypatch.setitem(parts_lib.ENVIRONMENTS, "moss_chatv", counting.Counting)
+  of_epochs = []
+
+  def over_epochs(updates):
+    of_epochs.append([update["ratio"] for update in updates])
+    return learner_over_epochs(updates)
+
+  learner_over_epochs = learner.over_epochs
+  monkeypatch.setattr(learner, "over_epochs", over_epochs)
+  config = nano.config(
+    data__directory=str(data),
+    sft__steps=0,
+    rl__steps=2,
+    rl__epochs=2,
+    rl__learning_rate=3e-3,
+    rl__one_step_off_policy=True,
+  )
+  rl_loop.train(config, tmp_path / "run")
+  first, second = np.array(of_epochs).T
+  np.testing.assert_allclose(first, 1, atol=1e-5)
+  assert (abs(second - 1) > 1e-5).any()
 
 
 def _rl(**changes):

@@ -1,6 +1,6 @@
 """What a recipe asks of a model: the question it shows, and what a reply is worth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,6 +9,9 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.rewards import accuracy
+
+# What adds numbers up over the processes of a run.
+Summed = Callable[[Float[np.ndarray, "numbers"]], Float[np.ndarray, "numbers"]]
 
 Pieces = tuple[tuple[int, int], ...]  # (end, segment), the last end being that of the reply
 
@@ -142,10 +145,12 @@ class TurnsEnvironment(Task, Protocol):
     episodes: Sequence[Sequence[Episode]],
     *,
     training: bool = True,
+    summed: Summed = np.asarray,
   ) -> records.Scores:
-    """What every turn earns, [prompts, group, turns]; those that were not taken are not valid. As `Environment.score`.
+    """What every turn earns, [prompts, group, turns]; those that were not taken are not valid.
 
-    training: a bonus for exploring counts, and the environment remembers and counts the batch.
+    training: a bonus for exploring counts, and the environment remembers and counts the batch. summed: adds up numbers of rows that
+    several processes have; all of them then call this, in the same order.
     """
 
   def outcome(self, example: records.Example, episode: Episode) -> dict[str, float]:

@@ -139,12 +139,14 @@ class VideoMTR:
     episodes: Sequence[Sequence[environment.Episode]],
     *,
     training: bool = True,
+    summed: environment.Summed = np.asarray,
   ) -> records.Scores:
     """What every turn earns: arrays [prompts, group, turns], where turns are those of the task, taken or not.
 
     `accuracy`, `format` and `relevance` are what they are after the gate, `exploration` is the bonus (relevance.Rule.ranges, and 0
     to exploration.Rule.highest); the total is their sum. Turns that were not taken are not valid. A call is one batch to the
-    exploration bonus, and moves its state; without training there is no bonus, and nothing moves or is counted.
+    exploration bonus, and moves its state; without training there is no bonus, and nothing moves or is counted. summed: adds up
+    over processes, of which each has some rows of the batch.
     """
     batch = self._arrays(examples, episodes)
     earned = relevance.turn_rewards(batch, self._rule)
@@ -155,11 +157,17 @@ class VideoMTR:
     }
     if not training:
       return records.Scores(rewards=parts, valid=batch.taken, total=earned.total)
+    looked = batch.retrieved & (np.arange(self.turns) < self.turns - 1)
     step = exploration.step(
-      self._bonus, self._latch, retrieved=batch.retrieved, taken=batch.taken, total=earned.total
+      self._bonus,
+      self._latch,
+      retrieved=looked,
+      taken=batch.taken,
+      total=earned.total,
+      summed=summed,
     )
     self._latch = step.latch
-    self._count(batch, step)
+    self._count(batch, step, summed)
     return records.Scores(
       rewards={**parts, "exploration": step.bonus},
       valid=batch.taken,
@@ -197,7 +205,8 @@ class VideoMTR:
 
   def counts(self) -> Mapping[str, float]:
     """Since it was last asked. Of an episode: turns, episode_accuracy, frame_recall (share of the relevant frames that were shown;
-    where there are any). Of the turns, shares: retrieval_rate, invalid, exploration/share (with a bonus). relevance/unscored: retrievals.
+    where there are any). Of the turns, shares: retrieval_rate, invalid, exploration/share (with a bonus). relevance/unscored:
+    retrievals. exploration/ended: 1 once the bonus is over for good.
     """
     counted, self._counted = self._counted, Counter()
     if not counted["turns"]:
@@ -211,6 +220,7 @@ class VideoMTR:
       "turns": counted["turns"] / counted["episodes"],
       "episode_accuracy": counted["accuracy"] / counted["episodes"],
       "relevance/unscored": float(counted["unscored"]),
+      "exploration/ended": float(self._latch.closed),
       **shares,
       **recall,
     }
@@ -254,21 +264,23 @@ class VideoMTR:
       taken=taken,
     )
 
-  def _count(self, batch: relevance.Episodes, step: exploration.Step) -> None:
+  def _count(
+    self, batch: relevance.Episodes, step: exploration.Step, summed: environment.Summed
+  ) -> None:
     recall = batch.recall()
-    self._counted.update(
-      {
-        "episodes": batch.taken.any(-1).sum(),
-        "turns": batch.taken.sum(),
-        "accuracy": batch.accuracy.max(-1).sum(),
-        "retrieval_rate": batch.retrieved.sum(),
-        "invalid": (batch.taken & ~batch.valid).sum(),
-        "exploration/share": (step.bonus > 0).sum(),
-        "unscored": batch.unscored.sum(),
-        "recall": np.nansum(recall),
-        "known": np.isfinite(recall).sum(),
-      }
-    )
+    counts = {
+      "episodes": batch.taken.any(-1).sum(),
+      "turns": batch.taken.sum(),
+      "accuracy": batch.accuracy.max(-1).sum(),
+      "retrieval_rate": batch.retrieved.sum(),
+      "invalid": (batch.taken & ~batch.valid).sum(),
+      "exploration/share": (step.bonus > 0).sum(),
+      "unscored": batch.unscored.sum(),
+      "recall": np.nansum(recall),
+      "known": np.isfinite(recall).sum(),
+    }
+    over_all = summed(np.array(list(counts.values()), np.float32))
+    self._counted.update(dict(zip(counts, over_all.tolist(), strict=True)))
 
 
 def _told(example: records.Example, times: Float[np.ndarray, "frames"]) -> str:

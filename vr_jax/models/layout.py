@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
+import numpy as np
 
 Axes = tuple[str | None, ...]
 
@@ -35,6 +36,12 @@ class Layout(Protocol):
 
   def ways(self, axis: str) -> int:
     """Into how many parts an axis is split where that divides it."""
+
+  def parts_here(self, axis: str) -> tuple[int, ...]:
+    """Which of these parts, in order, devices of this process hold."""
+
+  def from_host(self, x: np.ndarray, axes: Axes) -> Array:
+    """An array, split along the one axis that is named, of which each process gives its own parts, one after the other."""
 
   def per_shard(
     self,
@@ -84,6 +91,16 @@ class OneDevice:
     """One."""
     del axis
     return 1
+
+  def parts_here(self, axis: str) -> tuple[int, ...]:
+    """The one."""
+    del axis
+    return (0,)
+
+  def from_host(self, x: np.ndarray, axes: Axes) -> Array:
+    """On the device that computes."""
+    del axes
+    return jnp.asarray(x)
 
   def per_shard(
     self,

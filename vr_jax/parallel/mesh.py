@@ -115,6 +115,21 @@ class MeshLayout:
     """Into how many parts an axis is split where that divides it."""
     return math.prod(self.mesh.shape[name] for name in RULES[axis])
 
+  def parts_here(self, axis: str) -> tuple[int, ...]:
+    """Which of these parts, in order, devices of this process hold."""
+    ways = self.ways(axis)
+    sharding = NamedSharding(self.mesh, spec_of((axis,), (ways,), self.mesh))
+    found = sharding.addressable_devices_indices_map((ways,)).values()
+    return tuple(sorted({part.start or 0 for (part,) in found}))
+
+  def from_host(self, x: np.ndarray, axes: tuple[str | None, ...]) -> Array:
+    """An array, split along the one axis that is named, of which each process gives its own parts, one after the other."""
+    (axis,) = filter(None, axes)
+    at, parts = axes.index(axis), len(self.parts_here(axis))
+    shape = (*x.shape[:at], x.shape[at] * self.ways(axis) // parts, *x.shape[at + 1 :])
+    sharding = NamedSharding(self.mesh, spec_of(axes, shape, self.mesh))
+    return jax.make_array_from_process_local_data(sharding, x, shape)
+
   def per_shard(
     self,
     function: Callable[..., Array],

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 from jax.experimental import multihost_utils
-from jaxtyping import Int
+from jaxtyping import Float, Num
 import numpy as np
 
 
@@ -29,7 +29,14 @@ def least(number: int) -> int:
   return int(gathered(np.array([number])).min())
 
 
-def gathered(numbers: Int[np.ndarray, "numbers"]) -> Int[np.ndarray, "processes numbers"]:
+def summed(
+  numbers: Float[np.ndarray, "numbers"], *, copies: int = 1
+) -> Float[np.ndarray, "numbers"]:
+  """Over the processes, of which so many have the same ones; all of them must ask."""
+  return gathered(numbers).sum(axis=0) / copies
+
+
+def gathered(numbers: Num[np.ndarray, "numbers"]) -> Num[np.ndarray, "processes numbers"]:
   """Those of all processes, in their order; all of them must ask."""
   if jax.process_count() == 1:
     return numbers[None]

@@ -3,7 +3,8 @@
     rate  = turns that retrieve / turns                     of one batch
     bonus = 1.0 where rate < 0.1, 0.5 where rate < 0.5      on every retrieval, right or wrong
 
-It ends for good after `patience` batches in a row with a rate of the highest threshold or more.
+It ends for good after `patience` batches in a row with a rate of the highest threshold or more. What is retrieved in the last turn
+that an episode may have is shown to nobody: it gets no bonus and is not in the rate.
 
 Source: Video-MTR, arXiv 2508.20478, appendix A.5. `Reconstruction:` the number of batches in a row (3) is not stated.
 
@@ -11,6 +12,7 @@ Variant `code` is what its released code does: the rate is that of episodes with
 those with any; the bonus goes to each such turn but an episode's last; it never ends for good.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Literal
 
@@ -64,25 +66,28 @@ def step(
   retrieved: Bool[np.ndarray, "prompts group turns"],
   taken: Bool[np.ndarray, "prompts group turns"],
   total: Float[np.ndarray, "prompts group turns"],
+  summed: Callable[[Float[np.ndarray, "2"]], Float[np.ndarray, "2"]] = np.asarray,
 ) -> Step:
   """The bonus of a batch.
 
   Args:
     rule: when and how much.
     latch: of the batch before.
-    retrieved: whether a turn's reply retrieved frames.
+    retrieved: whether a turn's reply retrieved frames that the next turn could show.
     taken: turns that there were.
     total: what each turn earns without the bonus, after the gate.
+    summed: adds up what several processes have of the batch.
   """
   if rule.variant == "code":
     positive = total > 0
     later = np.cumsum(positive[..., ::-1], axis=-1)[..., ::-1] - positive
     chosen = positive & (later > 0)
-    rate = chosen.any(-1).sum() / max(positive.any(-1).sum(), 1)
+    counts = chosen.any(-1).sum(), positive.any(-1).sum()
   else:
     chosen = retrieved & taken
-    rate = chosen.sum() / max(taken.sum(), 1)
-  rate = float(rate)
+    counts = chosen.sum(), taken.sum()
+  some, of = summed(np.array(counts, np.float32))
+  rate = float(some / max(of, 1))
   amount = 0.0 if latch.closed else next((b for below, b in rule.stages if rate < below), 0.0)
   return Step(
     bonus=np.float32(amount) * chosen.astype(np.float32), rate=rate, latch=_next(rule, latch, rate)

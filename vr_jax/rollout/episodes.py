@@ -64,15 +64,30 @@ _FILL = _Piece(0, 0.0, int(records.Kind.PAD), 0, 0, -1)
 _DTYPES = _Piece(np.int32, np.float32, np.int32, np.int32, np.int32, np.int32)
 
 
+class Size(NamedTuple):
+  """How much an episode is shown: tokens, positions that they take, frames."""
+
+  tokens: int
+  positions: int
+  frames: int
+
+  @classmethod
+  def of(cls, shown: Shown) -> "Size":
+    """That of what is shown."""
+    return cls(len(shown.tokens), shown.next_position, len(shown.frames))
+
+
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Episode:
   """One of a prompt's group, and where it is kept: its device, and there its home and the seat of its prompt.
 
-  position: of its next token. replies: token ids; the last is the one that is being written. written, frames: tokens and
-  frames that it holds behind its prompt.
+  Every process knows how far each episode has come; what one was shown is known where its prompt is. row: of the whole batch;
+  own_row: of what this process has of it, None where others have it. position: of its next token. replies: token ids; the
+  last is the one that is being written. written, frames: tokens and frames that it holds behind its prompt.
   """
 
   row: int
+  own_row: int | None
   member: int
   device: int
   home: int
@@ -88,49 +103,57 @@ class Episode:
     """Goes on with its reply."""
     self.replies[-1] += tokens.tolist()
     places = np.broadcast_to(np.arange(len(tokens))[:, None], (len(tokens), 3))
-    self._write(records.Kind.MODEL, tokens, log_probs, places, np.full(tokens.shape, -1))
+    index, turn = np.full(tokens.shape, -1), len(self.replies) - 1
+    self._keep(records.Kind.MODEL, turn, tokens, log_probs, places, index)
+    self.written += len(tokens)
     self.position += len(tokens)
 
-  def see(self, shown: Shown, media_index: Int[np.ndarray, "time"], stride: int) -> None:
-    """Takes what it is shown, and opens a reply to it. media_index: of that alone; stride: media tokens of a frame."""
-    self.replies.append([])
+  def learn(self, shown: Shown, media_index: Int[np.ndarray, "time"], stride: int) -> None:
+    """What it is shown, where its prompt is. media_index: of that alone; stride: media tokens of a frame."""
     self.shown.append(shown)
     index = np.where(media_index >= 0, media_index + self.frames * stride, -1)
     silent = np.zeros(shown.tokens.shape, np.float32)
-    self._write(records.Kind.ENVIRONMENT, shown.tokens, silent, shown.positions.T, index)
-    self.position += shown.next_position
-    self.frames += len(shown.frames)
+    kind = records.Kind.ENVIRONMENT
+    self._keep(kind, len(self.replies), shown.tokens, silent, shown.positions.T, index)
+
+  def see(self, size: Size) -> None:
+    """Is shown so much, and opens a reply to it."""
+    self.replies.append([])
+    self.written += size.tokens
+    self.position += size.positions
+    self.frames += size.frames
 
   def check_room(self, shown: Shown, reply: int, schedule: Schedule) -> None:
-    """Raises InputError where what it is to be shown, and a reply to that, would not fit the largest buckets."""
+    """Raises InputError where what it is shown next, and a reply to that, would not fit the largest buckets."""
     name = f"{shown.name}, turn {len(self.replies) + 1}"
     length = self.written + len(shown.tokens) + reply
     frames = self.frames + len(shown.frames)
     patches = max((len(frame.window) for frame in shown.frames), default=0)
     for size, buckets, what in (
+      (len(shown.tokens), schedule.shown_buckets, "tokens"),
       (length, schedule.time_buckets, "tokens of all turns together"),
       (frames, schedule.frame_buckets, "temporal patches of all turns together"),
       (patches, (schedule.patches,), "patches a frame"),
     ):
       prompts_lib.bucket([(name, size)], buckets, what)
 
-  def _write(
+  def _keep(
     self,
     kind: records.Kind,
+    turn: int,
     tokens: Int[np.ndarray, "time"],
     log_probs: Float[np.ndarray, "time"],
     places: Int[np.ndarray, "time 3"],
     media_index: Int[np.ndarray, "time"],
   ) -> None:
-    whose, turn = (np.full(tokens.shape, value) for value in (int(kind), len(self.replies) - 1))
-    piece = _Piece(tokens, log_probs, whose, turn, places + self.position, media_index)
+    whose, turns = (np.full(tokens.shape, value) for value in (int(kind), turn))
+    piece = _Piece(tokens, log_probs, whose, turns, places + self.position, media_index)
     self.pieces.append(piece)
-    self.written += len(tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Played:
-  """Episodes of a batch.
+  """Episodes of a batch: the rollout of all, and of the rows of this process the rest.
 
   rollout: its suffix has the features of the tower that played. replies: [prompts][group], token ids of each turn. shown:
   [prompts][group], what came between them; frames: of one episode in the suffix, padding included. decoded: tokens that
@@ -174,7 +197,7 @@ def in_groups(episodes: Sequence[Episode], group: int) -> list[list[Episode]]:
 def rollout(
   groups: Sequence[Sequence[Episode]], media: Float[Array, "prompts media embed"], time: int
 ) -> records.Rollout:
-  """All episodes, padded to `time`. media: of each group, as much for one episode as for another."""
+  """Episodes on the host, padded to `time`. media: of all processes; of each group as much for one episode as for another."""
   shape, each = (len(groups), len(groups[0]), time), media.shape[1] // len(groups[0])
   made = _Piece(
     *(

@@ -106,7 +106,7 @@ def decode(
   decoding: sampler.Decoding,
   chunk: int,
 ) -> tuple[State, Chunk]:
-  """Up to `chunk` steps; fewer once no device has more than `fewer` replies that go on.
+  """Up to `chunk` steps; fewer once no device has more than `fewer` replies that go on. What is said is whole on every device.
 
   As many slots as homes are these, in their order. `key` is folded as `sampler.sample` does, by prompt, reply and step.
   """
@@ -151,7 +151,7 @@ def decode(
   _, hidden, recent, said = jax.lax.while_loop(goes_on, step, (jnp.int32(0), hidden, recent, said))
   cache = state.cache.written(model.layout, recent, rows.home, rows.written, said.counts)
   hidden = _at_home(model.layout, state.hidden, rows.home, hidden)
-  return dataclasses.replace(state, hidden=hidden, cache=cache), said
+  return dataclasses.replace(state, hidden=hidden, cache=cache), everywhere(model.layout, said)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "stride"), donate_argnames="state")
@@ -210,9 +210,9 @@ def media_of(
 
 
 @functools.partial(jax.jit, static_argnames="layout")
-def laid_out(layout: layout_lib.Layout, tree: PyTree) -> PyTree:
-  """Arrays [prompts, …] where the layout wants them."""
-  return jax.tree.map(lambda x: layout.place(x, ("prompts", *[None] * (x.ndim - 1))), tree)
+def everywhere(layout: layout_lib.Layout, tree: PyTree) -> PyTree:
+  """The arrays whole on every device, so that every process can read them."""
+  return jax.tree.map(lambda x: layout.place(x, (None,) * x.ndim), tree)
 
 
 def _kept(

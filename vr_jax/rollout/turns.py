@@ -5,6 +5,9 @@
 While some replies are decoded, others wait for what they are shown. Every chunk of steps takes those that are there; what has
 become ready meanwhile is appended in batches, padded to few lengths, and its replies rejoin. Neither when that is, nor what
 stands beside a reply, changes what is drawn for it: its key is folded by prompt, member, turn and step alone.
+
+Several processes go through the same programs in the same order: each knows how far every episode has come, and before what is
+ready is appended, they tell each other how much of it there is. Frames and texts stay with the process that has the prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,14 +20,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, PyTree
 import numpy as np
 
-from vr_jax import errors, records
+from vr_jax import records
+from vr_jax.models import layout as layout_lib
 from vr_jax.models import seats as seats_lib
 from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
+from vr_jax.parallel import processes
 from vr_jax.rollout import episodes as episodes_lib
 from vr_jax.rollout import places as places_lib
 from vr_jax.rollout import sampler, suffixes
 
-_Ready = tuple[episodes_lib.Episode, episodes_lib.Shown]
+# How much an episode is shown, and what, where its prompt is.
+_Ready = tuple[episodes_lib.Size, episodes_lib.Shown | None]
+
+# Of what an episode is shown next, in the order in which processes that have it count: the first that any says holds.
+_WAITING, _OVER, _READY, _ELSEWHERE = 0, 1, 2, 2**30
 
 
 def play(
@@ -44,25 +53,23 @@ def play(
   With one turn the replies are those of `sampler.sample`; log-probs as there.
 
   Raises:
-    InputError: an episode outgrows the largest bucket, or the run has several processes.
+    InputError: an episode outgrows the largest bucket.
   """
-  if jax.process_count() > 1:
-    raise errors.InputError("rollout of several turns: the run has several processes; use one")
   table = _Table(graph, params, prompt, allowed, key, turns, decoding, schedule)
   speaking = list(table.episodes)
-  watching: dict[futures.Future[episodes_lib.Shown | None], episodes_lib.Episode] = {}
+  watching: list[episodes_lib.Episode] = []
+  asked: dict[episodes_lib.Episode, futures.Future[episodes_lib.Shown | None]] = {}
   pace = 0.0
   try:
     while speaking or watching:
-      if not speaking:
-        futures.wait(watching, return_when=futures.FIRST_COMPLETED)
+      if asked and not speaking:
+        futures.wait(asked.values(), return_when=futures.FIRST_COMPLETED)
       if len(watching) > len(speaking):  # a step for these few takes about as long as one for all
-        futures.wait(watching, timeout=pace)
-      done = [future for future in watching if future.done()]
-      answered = [(watching.pop(future), future.result()) for future in done]
-      ready = [(episode, shown) for episode, shown in answered if shown is not None]
+        futures.wait(asked.values(), timeout=pace)
+      ready, over = table.told(watching, asked)
       table.append(ready)
-      speaking += [episode for episode, _ in ready]
+      watching = [episode for episode in watching if episode not in ready and episode not in over]
+      speaking += ready
       if not speaking:
         continue
       begun = time.perf_counter()
@@ -71,10 +78,13 @@ def play(
       speaking = [episode for episode in speaking if episode not in ended]
       for episode in ended:
         if len(episode.replies) < schedule.turns:
-          said = tuple(map(tuple, episode.replies))
-          watching[threads.submit(turns.observe, episode.row, episode.member, said)] = episode
+          watching.append(episode)
+          if episode.own_row is not None:
+            said = tuple(map(tuple, episode.replies))
+            arguments = turns.observe, episode.own_row, episode.member, said
+            asked[episode] = threads.submit(*arguments)
   finally:
-    for future in watching:
+    for future in asked.values():
       future.cancel()
   return table.played()
 
@@ -109,10 +119,15 @@ class _Table:
     )
     self._stride = self._state.media.shape[1] // max(*schedule.frame_buckets, 1)
     self._params = sampler.decoding_params(graph, params) if decoding.gather else params
-    self.episodes = self._seated(np.asarray(prompt.next_position))
+    starts = jax.device_get(suffixes.everywhere(self._layout, prompt.next_position))
+    self.episodes = self._seated(starts)
 
   def _seated(self, starts: Int[np.ndarray, "prompts"]) -> list[episodes_lib.Episode]:
     places, group, made = self._places, self._decoding.group, []
+    blocks = np.split(np.arange(len(starts)), places.blocks)
+    parts = self._layout.parts_here("prompts") if places.blocks > 1 else (0,)
+    here = np.concatenate([blocks[part] for part in parts])
+    own = {int(row): number for number, row in enumerate(here)}
     numbers = zip(places.reply().tolist(), places.block().tolist(), strict=True)
     for slot, (reply, block) in enumerate(numbers):
       if reply < places.replies:
@@ -121,6 +136,7 @@ class _Table:
         made.append(
           episodes_lib.Episode(
             row=row,
+            own_row=own.get(row),
             member=reply % group,
             device=device,
             home=home,
@@ -169,68 +185,98 @@ class _Table:
         one.say(said.tokens[slot, :count], said.log_probs[slot, :count])
     return [one for one, ended in zip(held, said.ended, strict=True) if one and ended]
 
-  def append(self, ready: Sequence[_Ready]) -> None:
+  def told(
+    self,
+    watching: Sequence[episodes_lib.Episode],
+    asked: dict[episodes_lib.Episode, futures.Future[episodes_lib.Shown | None]],
+  ) -> tuple[dict[episodes_lib.Episode, _Ready], list[episodes_lib.Episode]]:
+    """(what these are shown next, as far as it is there, those that are over); what was asked and is answered leaves `asked`.
+
+    Ready is what is there in all processes that have its prompt.
+    """
+    if not watching:
+      return {}, []
+    answers = {one: future.result() for one, future in asked.items() if future.done()}
+    for one, shown in answers.items():
+      if shown is not None:
+        one.check_room(shown, self._decoding.max_new_tokens, self._schedule)
+    table = np.full((len(self.episodes), 1 + len(episodes_lib.Size._fields)), _ELSEWHERE, np.int32)
+    for row, one in zip(table, self.episodes, strict=True):
+      if one.own_row is not None:
+        row[0] = _WAITING
+      if one in answers:
+        shown = answers[one]
+        row[0] = _OVER if shown is None else _READY
+        row[1:] = 0 if shown is None else episodes_lib.Size.of(shown)
+    found = processes.gathered(table.reshape(-1)).min(axis=0).reshape(table.shape).tolist()
+    states = {one: row for one, row in zip(self.episodes, found, strict=True) if one in watching}
+    over = [one for one, (state, *_) in states.items() if state == _OVER]
+    ready = {
+      one: (episodes_lib.Size(*size), answers.get(one))
+      for one, (state, *size) in states.items()
+      if state == _READY
+    }
+    for one in (*over, *ready):
+      asked.pop(one, None)
+    return ready, over
+
+  def append(self, ready: dict[episodes_lib.Episode, _Ready]) -> None:
     """Shows replies what their environment made for them, in batches of about the same length."""
-    for one, shown in ready:
-      one.check_room(shown, self._decoding.max_new_tokens, self._schedule)
-    shown = dict(ready)
-    waiting = sorted(shown, key=lambda one: len(shown[one].tokens))
+    waiting = sorted(ready, key=lambda one: ready[one][0].tokens)
     while waiting:
       taken = [
         one
         for device in range(self._places.devices)
         for one in [one for one in waiting if one.device == device][: self._schedule.rows]
       ]
-      self._append(taken, shown)
+      self._append(taken, ready)
       waiting = [one for one in waiting if one not in taken]
 
   def _append(
-    self,
-    taken: Sequence[episodes_lib.Episode],
-    shown: dict[episodes_lib.Episode, episodes_lib.Shown],
+    self, taken: Sequence[episodes_lib.Episode], ready: dict[episodes_lib.Episode, _Ready]
   ) -> None:
     schedule = self._schedule
-    self._grow(max(one.written + len(shown[one].tokens) for one in taken))
-    size = 1
-    while size < self._most(taken):
-      size *= 2
-    held = self._arranged(taken, size)
-    seen = [shown[one] if one else episodes_lib.NOTHING for one in held]
-    tokens = [(one.name, len(one.tokens)) for one in seen]
-    frames = [(one.name, len(one.frames)) for one in seen]
+    self._grow(max(one.written + ready[one][0].tokens for one in taken))
+    count = 1
+    while count < self._most(taken):
+      count *= 2
+    held = self._arranged(taken, count)
     sizes = prompts_lib.Sizes(
-      prefix=prompts_lib.bucket(tokens, schedule.shown_buckets, "tokens"),
-      frames=prompts_lib.bucket(frames, schedule.frame_buckets, "temporal patches"),
+      prefix=_fitting(schedule.shown_buckets, max(ready[one][0].tokens for one in taken)),
+      frames=_fitting(schedule.frame_buckets, max(ready[one][0].frames for one in taken)),
       patches=schedule.patches,
     )
-    batch = self._turns.pad(seen, sizes)
+    parts = self._layout.parts_here("slots")
+    here = [one for part in parts for one in held[part * count : (part + 1) * count]]
+    batch = self._turns.pad([ready[one][1] if one else episodes_lib.NOTHING for one in here], sizes)
     self._state = suffixes.append(
       self._graph,
       self._params,
       self._prefix,
       self._state,
-      batch,
+      _on_devices(self._layout, batch),
       self._rows(held),
       _of(held, lambda one: one.frames),
       stride=self._stride,
     )
-    for row, one in enumerate(held):
-      if one is not None:
-        one.see(seen[row], batch.media_index[row, : len(seen[row].tokens)], self._stride)
+    index = dict(zip(here, batch.media_index, strict=True))
+    for one in taken:
+      size, shown = ready[one]
+      if shown is not None:
+        one.learn(shown, index[one][: size.tokens], self._stride)
+      one.see(size)
 
   def played(self) -> episodes_lib.Played:
     """All that was said and shown."""
-    schedule, group = self._schedule, self._decoding.group
-    groups = episodes_lib.in_groups(self.episodes, group)
-    longest = max(one.written for one in self.episodes)
-    time = min(size for size in schedule.time_buckets if size >= longest)
-    most = max(one.frames for one in self.episodes)
-    frames = min(size for size in schedule.frame_buckets if size >= most)
-    shape = (len(groups), group)
+    group = self._decoding.group
+    time = _fitting(self._schedule.time_buckets, max(one.written for one in self.episodes))
+    frames = _fitting(self._schedule.frame_buckets, max(one.frames for one in self.episodes))
+    shape = (len(self.episodes) // group, group)
     media = suffixes.media_of(self._layout, self._state, shape, frames * self._stride)
-    rollout = episodes_lib.rollout(groups, media, time)
+    own = [one for one in self.episodes if one.own_row is not None]
+    groups = episodes_lib.in_groups(own, group)
     return episodes_lib.Played(
-      rollout=suffixes.laid_out(self._layout, rollout),
+      rollout=_on_devices(self._layout, episodes_lib.rollout(groups, media, time), "prompts"),
       replies=[[tuple(map(tuple, one.replies)) for one in row] for row in groups],
       shown=[[one.shown for one in row] for row in groups],
       frames=frames,
@@ -266,6 +312,24 @@ class _Table:
       written=_of(held, lambda one: one.written),
       position=_of(held, lambda one: one.position),
     )
+
+
+def _on_devices(layout: layout_lib.Layout, tree: PyTree, axis: str = "slots") -> PyTree:
+  """What this process has of host arrays, whose rows are split along that axis."""
+
+  def put(path: tuple, x: np.ndarray | Array) -> Array:
+    if isinstance(x, jax.Array):
+      return x
+    rows = (
+      1 if isinstance(tree, records.Prompt) and jax.tree_util.keystr(path) == ".positions" else 0
+    )
+    return layout.from_host(x, tuple(axis if i == rows else None for i in range(x.ndim)))
+
+  return jax.tree.map_with_path(put, tree)
+
+
+def _fitting(buckets: tuple[int, ...], most: int) -> int:
+  return min(size for size in buckets if size >= most)
 
 
 def _of(

@@ -125,10 +125,11 @@ class Source:
   def _played(
     self, params: PyTree, batch: parts_lib.Batch, encoded: records.Prompt, key: Key[Array, ""]
   ) -> tuple[records.Rollout, int, Callable[[], Judged]]:
-    """As `_replied`, of several turns."""
+    """As `_replied`, of several turns; judged at once, since processes count the batch together, in the order of their programs."""
     talk = multi_turn.play(self.parts, params, batch, encoded, key)
     rollout = multi_turn.rollout(self.parts, talk)
-    return rollout, talk.played.decoded, lambda: self._judged_turns(batch.items, talk)
+    judged = self._judged_turns(batch.items, talk)
+    return rollout, talk.played.decoded, lambda: judged
 
   def _sampled(
     self, params: PyTree, prompt: records.Prompt, key: Key[Array, ""], group: int
@@ -164,7 +165,10 @@ class Source:
     return self._remembered(self.parts.environment.score(examples, replies), replies.segment)
 
   def _judged_turns(self, items: Sequence[parts_lib.Item], talk: multi_turn.Talk) -> Judged:
-    scores = self.parts.environment.rewards([item.example for item in items], talk.said)
+    _, shares = mesh_lib.row_share(self.parts.mesh)
+    summed = functools.partial(processes.summed, copies=jax.process_count() // shares)
+    examples = [item.example for item in items]
+    scores = self.parts.environment.rewards(examples, talk.said, summed=summed)
     return self._remembered(scores, multi_turn.turn_of(talk.played.rollout))
 
   def _remembered(

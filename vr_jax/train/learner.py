@@ -110,8 +110,11 @@ class Learner:
       shared = state_lib.split(self.params, self.parts.frozen)[1]
       frozen = state_lib.join(self.anchor, shared)
       reference = self.score(frozen, made.prompt, rollout, packed=fit.packed_whole)
-    if self.parts.config.rl.epochs > 1:
-      old = self.score(self.params, made.encoded, rollout, packed=fit.packed_whole)
+    rl = self.parts.config.rl
+    if rl.epochs > 1:
+      # Off policy the tower has moved on since it made the features.
+      prompt = made.prompt if rl.one_step_off_policy else made.encoded
+      old = self.score(self.params, prompt, rollout, packed=fit.packed_whole)
     return reference, old
 
   def _advantages(

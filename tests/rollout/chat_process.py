@@ -1,0 +1,44 @@
+"""One of several processes that play episodes of `chat.Chat` together.
+
+python -m tests.rollout.chat_process <coordinator host:port> <processes> <index> <file>.npz
+"""
+
+from concurrent import futures
+import sys
+
+import jax
+import numpy as np
+
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import turns
+
+
+def main() -> None:
+  """Writes what the rows of this process are."""
+  coordinator, processes, index = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+  jax.distributed.initialize(coordinator, processes, index)
+  from tests.rollout import chat  # it computes
+
+  mesh = mesh_lib.make_mesh((processes, 1, 1, 1))
+  graph, params = chat.network(mesh)
+  prompt = mesh_lib.put_batch(chat.batch(chat.opening(processes)[index : index + 1]), mesh)
+  with futures.ThreadPoolExecutor(2) as threads:
+    played = turns.play(
+      graph,
+      params,
+      prompt,
+      chat.ALLOWED,
+      jax.random.key(3),
+      chat.Chat(first=index, slow=0.02 * index),
+      decoding=chat.decoding(),
+      schedule=chat.SCHEDULE,
+      threads=threads,
+    )
+  rollout = played.rollout
+  arrays = {name: getattr(rollout, name) for name in ("tokens", "kind", "turn", "log_probs")}
+  arrays |= {name: getattr(rollout.suffix, name) for name in ("positions", "media_index", "media")}
+  np.savez(sys.argv[4], **{name: mesh_lib.local_rows(x) for name, x in arrays.items()})
+
+
+if __name__ == "__main__":
+  main()
