@@ -2,7 +2,7 @@
 
 import json
 
-from benchmarks import claims
+from benchmarks import claims, claims_arms, claims_page
 
 ACCURACY = {"sft": 0.5, "grpo": 0.6, "prr": 0.7, "naive": 0.6}
 
@@ -43,3 +43,39 @@ def test_what_is_there_is_not_run_again_and_results_of_other_flags_are_refused(
   assert claims.main(["moss_chatv", "--seeds=4,3", "--config.rl.steps=9"]) == 2
   assert "a result with flags [], not ['--config.rl.steps=9']" in capsys.readouterr().err
   assert (len(ran), warmed) == (12, [1, 2, 3])  # nothing was trained before that was said
+
+
+def test_training_is_told_as_a_whole_at_its_ends_and_tenth_by_tenth(tmp_path):
+  lines = [
+    {"stage": stage, "step": step, "values": {"turns": float(step), "loss": 1.0}}
+    for stage, steps in (("sft", 3), ("rl", 20))
+    for step in range(1, steps + 1)
+  ]
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  means, tenths = claims._over_training(tmp_path)
+  assert means == {"training/turns": 10.5, "first/turns": 1.5, "last/turns": 19.5}
+  assert tenths == {"turns": [1.5 + 2 * tenth for tenth in range(10)]}
+  titled = claims_page._curves(
+    "Turns", "turns", claims_arms.CLAIMS["videop2r"].arms[1:2], {"rl": [{"tenths": tenths}]}
+  )
+  assert titled[-1].endswith(
+    "| 1.50 | 3.50 | 5.50 | 7.50 | 9.50 | 11.50 | 13.50 | 15.50 | 17.50 | 19.50 |"
+  )
+
+
+def test_an_arm_starts_from_the_shared_warm_start_its_own_or_none(tmp_path, monkeypatch):
+  launched = []
+  found = {"examples": 1, "metrics": {}}, {"versions": {}, "git_revision": ""}
+  monkeypatch.setattr(claims, "_launch", lambda *flags: launched.append(flags))
+  monkeypatch.setattr(claims, "_evaluated", lambda *_: found)
+  monkeypatch.setattr(claims, "_over_training", lambda _: ({}, {}))
+  for start in ("shared", "own", "none"):
+    arm = claims_arms.Arm(name=start, title="", overrides=("--config.rl.steps=9",), start=start)
+    claims.run_arm("video_mtr", arm, 7, tmp_path, [], tmp_path / f"{start}.json")
+  modes = [flags[-1] for flags in launched]
+  assert modes == ["--mode=rl", "--mode=sft", "--mode=rl", "--mode=rl"]
+  assert all("--config.rl.steps=9" in flags for flags in launched)
+  shared, *own, none = launched
+  assert any(flag.startswith("--config.rl.initial=") for flag in shared)
+  assert not any(flag.startswith("--config.rl.initial=") for flags in own for flag in flags)
+  assert "--config.sft.steps=0" in none

@@ -1,0 +1,181 @@
+"""What each recipe is held to: the arms that benchmarks.claims trains, and what is told of them."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+  """One way to train: overrides of the recipe, or None for the warm start alone.
+
+  start: the warm start that the arms of a seed share, one of its own, trained with the same overrides, or none: random weights.
+  views: further ways to evaluate what was trained: (name, overrides); their accuracy is told as accuracy@name.
+  """
+
+  name: str
+  title: str
+  overrides: tuple[str, ...] | None
+  start: Literal["shared", "own", "none"] = "shared"
+  views: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claims:
+  """What a recipe is held to. seeds: of its runs; columns: (title, metric); pairs: arms whose differences are told.
+
+  curves: (title, metric of training), told tenth by tenth.
+  """
+
+  seeds: tuple[int, ...]
+  arms: tuple[Arm, ...]
+  columns: tuple[tuple[str, str], ...]
+  pairs: tuple[tuple[str, str], ...]
+  curves: tuple[tuple[str, str], ...] = ()
+
+
+# One turn shows the whole budget, and thoughts tell of each frame.
+SINGLE = (
+  "--config.env.turns=1",
+  "--config.env.window=0",
+  "--config.rl.max_new_tokens=112",
+  "--config.sft.max_reply_tokens=112",
+)
+TURNS = (
+  ("1 turns", SINGLE),
+  *(
+    (f"{turns} turns", (f"--config.env.turns={turns}", f"--config.env.window={turns - 1}"))
+    for turns in (2, 5)
+  ),
+)
+CLAIMS = {
+  "moss_chatv": Claims(
+    seeds=(21, 22, 23, 24, 25),
+    arms=(
+      Arm(name="sft", title="SFT only", overrides=None),
+      Arm(
+        name="grpo",
+        title="GRPO, accuracy + format",
+        overrides=("--config.env.weights.process=0.0",),
+      ),
+      Arm(name="prr", title="the same + PRR (jump)", overrides=()),
+      Arm(
+        name="naive",
+        title="the same + PRR, naive whole-sequence DTW",
+        overrides=("--config.env.alignment=naive",),
+      ),
+    ),
+    columns=(
+      ("accuracy", "accuracy"),
+      ("PRR", "process_reward"),
+      ("true trace consistency", "trace_consistency"),
+      ("think-answer mismatch", "think_answer_mismatch"),
+      ("reply tokens", "reply_tokens"),
+    ),
+    pairs=(("grpo", "sft"), ("prr", "sft"), ("prr", "grpo"), ("prr", "naive")),
+  ),
+  "videop2r": Claims(
+    seeds=(31, 32, 33),
+    arms=(
+      Arm(name="sft", title="SFT only", overrides=None),
+      Arm(name="rl", title="RL only, from random weights", overrides=(), start="none"),
+      Arm(
+        name="grpo",
+        title="GRPO, one reward (reasoning's: answer, format, length)",
+        overrides=("--config.env.credit=outcome",),
+      ),
+      Arm(name="pa", title="PA-GRPO", overrides=()),
+      Arm(
+        name="no_perception",
+        title="PA-GRPO without the reward of perception",
+        overrides=("--config.env.weights.perception=0.0",),
+      ),
+      Arm(
+        name="no_reasoning",
+        title="PA-GRPO without the reward of reasoning",
+        overrides=("--config.env.weights.reasoning=0.0",),
+      ),
+      Arm(
+        name="joint",
+        title="both rewards on all tokens",
+        overrides=("--config.env.credit=joint",),
+      ),
+      Arm(
+        name="t_grpo",
+        title="T-GRPO (the same one reward, and that of temporal order)",
+        overrides=("--config.env.credit=outcome", "--config.rl.shuffled=4"),
+      ),
+    ),
+    columns=(
+      ("accuracy", "accuracy"),
+      ("observation suffices", "observation_sufficiency"),
+      ("think-answer mismatch", "think_answer_mismatch"),
+      ("true trace consistency", "trace_consistency"),
+      ("perception without signal", "training/no_signal_share/perception"),
+      ("reasoning without signal", "training/no_signal_share/reasoning"),
+      ("reply tokens", "reply_tokens"),
+    ),
+    pairs=(
+      ("pa", "sft"),
+      ("grpo", "sft"),
+      ("pa", "rl"),
+      ("pa", "grpo"),
+      ("pa", "no_perception"),
+      ("pa", "no_reasoning"),
+      ("pa", "joint"),
+      ("pa", "t_grpo"),
+    ),
+  ),
+  "video_mtr": Claims(
+    seeds=(41, 42, 43),
+    arms=(
+      Arm(name="sft", title="SFT only", overrides=None),
+      Arm(
+        name="single",
+        title="one turn that shows the whole budget",
+        overrides=SINGLE,
+        start="own",
+      ),
+      Arm(
+        name="no_turn_rewards",
+        title="several turns, rewarded for answer and format alone",
+        overrides=("--config.env.relevance.relevance=0.0", "--config.env.exploration.stages=()"),
+      ),
+      Arm(
+        name="no_gate",
+        title="rewards of turns without the gate",
+        overrides=("--config.env.relevance.gate=False",),
+      ),
+      Arm(
+        name="no_bootstrapping",
+        title="without exploration bootstrapping",
+        overrides=("--config.env.exploration.stages=()",),
+      ),
+      Arm(name="full", title="full (PPO)", overrides=(), views=TURNS),
+      Arm(name="grpo", title="GRPO credit", overrides=("--config.rl.credit=episode",)),
+    ),
+    columns=(
+      ("accuracy", "accuracy"),
+      ("frame recall", "frame_recall"),
+      ("turns", "turns"),
+      ("retrieval rate at first", "first/retrieval_rate"),
+      ("and at last", "last/retrieval_rate"),
+      ("accuracy with 1 turn", "accuracy@1 turns"),
+      ("2", "accuracy@2 turns"),
+      ("5", "accuracy@5 turns"),
+      ("bonus ended", "last/exploration/ended"),
+    ),
+    curves=(
+      ("Turns that retrieve", "retrieval_rate"),
+      ("Frame recall", "frame_recall"),
+      ("Episodes that are right", "episode_accuracy"),
+    ),
+    pairs=(
+      ("full", "sft"),
+      ("full", "single"),
+      ("full", "no_turn_rewards"),
+      ("full", "no_gate"),
+      ("full", "no_bootstrapping"),
+      ("full", "grpo"),
+    ),
+  ),
+}
