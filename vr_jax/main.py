@@ -72,15 +72,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   from vr_jax.train import workdir as workdir_lib
 
   choices.check(config)
-  if mode == "all" and "judge" in config:
-    judges.check(config.judge)
+  if mode in ("rl", "eval", "traces", "all") and "judge" in config:
+    judges.check(config, workdir)
   if mode in ("eval", "all") and jax.process_count() > 1:
     raise errors.InputError(
       f"--mode={mode}: several processes train, one evaluates; run data, sft and rl, then eval alone"
-    )
-  if mode in ("rl", "all") and "turns" in config and jax.process_count() > 1:
-    raise errors.InputError(
-      f"--mode={mode}: episodes of several turns are played by one process; take a slice with one host"
     )
   processes.first_alone("claim", lambda: workdir_lib.claim(workdir, config, mode))
   if not jax.config.jax_compilation_cache_dir:

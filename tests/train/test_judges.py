@@ -1,6 +1,8 @@
 """From config.judge to a judge: each kind works, and what is missing is said before a run starts."""
 
+import contextlib
 import dataclasses
+import shutil
 import sqlite3
 import sys
 import threading
@@ -8,13 +10,15 @@ import threading
 import ml_collections
 import pytest
 
+from tests.data import annotation_files
 from tests.rewards import judge_server
 from tests.train import nano
-from vr_jax import errors
+from vr_jax import errors, main
+from vr_jax.data import annotations, examples
 from vr_jax.models import qwen2_5_vl
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.rewards import judge, judge_prompt
-from vr_jax.train import judges, local_judge
+from vr_jax.train import inputs, judges, local_judge
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import sufficiency, write
 
@@ -169,6 +173,48 @@ def test_a_missing_package_and_a_foreign_cache_are_said_at_once(server, cache, m
     judges.build(chosen, cache)
 
 
+NO_STATES = annotation_files.record(states=None)
+
+
+@pytest.mark.parametrize(
+  ("flags", "says"),
+  [
+    ({"judge.kind": "openai", "judge.model": "m"}, "OPENAI_API_KEY"),
+    ({"judge.kind": "openai"}, "config.judge.model"),
+    ({"judge.kind": "local", "judge.model": "{here}"}, "{here}/config.json"),
+    ({"data.simulate.videos": 0, "data.annotations": "{here}/a.jsonl"}, "one: has no true states"),
+  ],
+)
+def test_a_run_without_a_judge_that_can_judge_ends_before_it_begins(
+  tmp_path, capsys, monkeypatch, flags, says
+):
+  monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+  here = annotation_files.write(tmp_path / "a.jsonl", NO_STATES).parent
+  small = {"data.simulate.videos": 4, "sft.steps": 0, "data.directory": "{here}/data"}
+  flags = {**small, **flags}
+  words = [f"--config.{name}={value}".format(here=here) for name, value in flags.items()]
+  recipe = f"--config={nano.ROOT}/configs/videop2r.py:tiny"
+  assert main.cli(["vr-jax", recipe, f"--workdir={here}/run", "--mode=all", *words]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert says.format(here=here) in line
+  assert [path.name for path in here.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("states", [annotation_files.record()["states"], None])
+@pytest.mark.parametrize("ingested", [False, True])
+def test_the_rule_is_refused_for_data_whose_states_are_not_known(tmp_path, states, ingested):
+  file = annotation_files.write(tmp_path / "a.jsonl", annotation_files.record(states=states))
+  made = nano.config("configs/videop2r.py", data__simulate__videos=0, data__annotations=str(file))
+  if ingested:
+    made.data.annotations = ""
+    splits = {"train": [annotations.first(file)], "validation": [], "test": []}
+    examples.write(inputs.shards(made, tmp_path), splits)
+  known = contextlib.nullcontext()
+  refused = pytest.raises(errors.InputError, match="one: has no true states")
+  with known if states else refused:
+    judges.check(made, tmp_path)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heard(judge_prompt.Question):
   """Keeps the reply, and judges by its length."""
@@ -216,6 +262,15 @@ def test_a_question_longer_than_the_model_takes_has_no_verdict(directory):
   assert (len(long.replies), len(short.replies)) == (0, 1)
   assert model.counts() == {"too_long": 1}
   assert model.counts() == {"too_long": 0}
+
+
+def test_a_local_judge_needs_a_config_and_a_tokenizer(directory, tmp_path):
+  local_judge.check(directory)
+  for name in ("config.json", "tokenizer.json"):
+    with pytest.raises(errors.InputError, match=name):
+      local_judge.check(tmp_path)
+    shutil.copy(directory / name, tmp_path)
+  local_judge.check(tmp_path)
 
 
 def test_a_local_judge_is_built_from_its_directory(directory, cache):

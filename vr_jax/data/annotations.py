@@ -78,6 +78,16 @@ def read(path: Path, videos: Set[str], *, on_bad: BadRecord) -> list[Annotation]
   return annotations
 
 
+def first(path: Path) -> records.Example:
+  """The first record of an annotation file, or of the first that a pattern names; its video is not looked for.
+
+  Raises:
+    InputError: the file cannot be read or holds no record, or this one is bad.
+  """
+  where, parse = next(_entries(files(path)[0]))
+  return _example(parse(), where)
+
+
 def files(path: Path) -> list[Path]:
   """The annotation files that a path or a pattern names, in the order of their names.
 

@@ -1,6 +1,6 @@
 """From config.judge to a judge that is known to answer (docs/judges.md)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import contextlib
 import os
 from pathlib import Path
@@ -8,8 +8,9 @@ from pathlib import Path
 import ml_collections
 
 from vr_jax import errors, records
+from vr_jax.data import annotations, examples
 from vr_jax.rewards import judge, judge_cache, judge_http, judge_text
-from vr_jax.train import local_judge
+from vr_jax.train import inputs, local_judge
 from vr_jax.worlds import sufficiency
 
 # Each vendor's own, so that no key goes to the other one.
@@ -35,24 +36,45 @@ def build(section: ml_collections.ConfigDict, cache: Path) -> judge.Judge:
   return judge.LeakFilter(made) if section.leak_filter else made
 
 
-def check(section: ml_collections.ConfigDict) -> None:
-  """Raises InputError as `build` does, but for what a local model holds; a run asks before it does anything else."""
+def check(config: ml_collections.ConfigDict, workdir: Path) -> None:
+  """Raises InputError as `build` does, but for a local model's weights, and where the rule knows nothing of the run's data.
+
+  A run asks before it does anything else.
+  """
+  section = config.judge
   if section.kind == "rule":
+    for example in _first_example(config, workdir):
+      _check_states(example)
     return
   check_model(section)
   if MODELS[section.kind] is endpoint:
     endpoint(section).close()
-  elif not Path(section.model).is_dir():
-    raise errors.InputError(f"config.judge.model={section.model}: there is no such directory")
+  else:
+    local_judge.check(Path(section.model))
+
+
+def _first_example(config: ml_collections.ConfigDict, workdir: Path) -> Sequence[records.Example]:
+  """The first of what a run trains on; none where that is still to be simulated, or named."""
+  shards = inputs.shards(config, workdir)
+  if shards.is_dir():
+    source = examples.ExampleSource(shards, "train")
+    return [source[0]] if len(source) else []
+  if config.data.simulate.videos or not config.data.annotations:
+    return []
+  return [annotations.first(Path(config.data.annotations))]
 
 
 def _exact(example: records.Example, observation: str) -> bool:
   """What the rule knows. Raises InputError for an example of which nothing is known: it would never suffice."""
+  _check_states(example)
+  return sufficiency.sufficient(example, observation)
+
+
+def _check_states(example: records.Example) -> None:
   if not example.states:
     raise errors.InputError(
       f"example {example.id}: has no true states, by which config.judge.kind=rule judges; choose another judge"
     )
-  return sufficiency.sufficient(example, observation)
 
 
 def check_model(section: ml_collections.ConfigDict) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from vr_jax import errors, records
 from vr_jax.models.qwen2_5_vl import checkpoint, conversation, processor, tokenizer
+from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import model as model_lib
 from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
 from vr_jax.rewards import judge_prompt
@@ -22,6 +23,16 @@ from vr_jax.rollout import sampler
 _ROWS = 16  # questions answered at once
 # Tokens of a question, padded; a program is compiled for each that occurs.
 _LENGTHS = (512, 1024, 2048, 4096)
+
+
+def check(directory: Path) -> None:
+  """Raises InputError where it is no directory, or its config or tokenizer can't be read; weights are not looked at."""
+  if not directory.is_dir():
+    raise errors.InputError(
+      f"config.judge.model={directory}: no such directory; a local judge is a Hugging Face directory of Qwen2.5-VL"
+    )
+  model_config.Config.from_json(directory / "config.json")
+  tokenizer.load_tokenizer(directory)
 
 
 class LocalModel:
@@ -33,10 +44,7 @@ class LocalModel:
     Raises:
       InputError: no such directory, or what the readers of checkpoint and tokenizer raise; the message names the file.
     """
-    if not directory.is_dir():
-      raise errors.InputError(
-        f"config.judge.model={directory}: no such directory; a local judge is a Hugging Face directory of Qwen2.5-VL"
-      )
+    check(directory)
     config, self._params = checkpoint.from_pretrained(directory, dtype=dtype)
     config = dataclasses.replace(config, dtype=dtype)
     words = tokenizer.load_tokenizer(directory)
