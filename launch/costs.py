@@ -29,7 +29,10 @@ _NO_TRAFFIC = frozenset(
     *("add-dependency", "domain", "async-start", "async-update", "async-done"),
   )
 )
-_SLICES = ("dynamic-slice", "slice", "gather")
+_SLICES = ("dynamic-slice", "slice", "gather", "slice-start")
+# A collective beside which others compute stands in several fusions; only in its first has it no flag to wait for.
+_CARRIED_ON = re.compile(r'"async_collective_fusion_config":\{"flag_start":"\d')
+_NOTHING_MOVES = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +213,7 @@ def transfer(
 ) -> Transfer | None:
   """The collective that an instruction starts, if it does."""
   kind = instruction.operation.removesuffix("-start")
-  if kind not in COLLECTIVES:
+  if kind not in COLLECTIVES or _carries_on(instruction):
     return None
   if kind == "all-gather":
     # The start of an asynchronous one gives its operands and its results.
@@ -219,6 +222,12 @@ def transfer(
   else:
     size = sum(computation.by_name[name].shapes[0].bytes for name in instruction.operands)
   return Transfer(kind, size, first_group(instruction), times, instruction.op_name)
+
+
+def _carries_on(instruction: hlo.Instruction) -> bool:
+  """Whether it is a collective that another fusion has begun, or the end of one."""
+  text = instruction.attributes
+  return 'custom_call_target="AsyncCollectiveDone"' in text or bool(_CARRIED_ON.search(text))
 
 
 def first_group(instruction: hlo.Instruction) -> tuple[int, ...]:
@@ -265,10 +274,15 @@ def traffic(
   """Bytes of main memory that an instruction reads and writes; of slices, and of what is updated in place, the part."""
   if instruction.operation in _NO_TRAFFIC or instruction.operation.endswith("-done"):
     return 0.0
+  if _NOTHING_MOVES.search(instruction.attributes):
+    return 0.0
   if instruction.operation in _SLICES:
-    return 2.0 * _main(instruction.shapes)
+    source = computation.operand(instruction, 0).shapes[0]
+    part = instruction.shapes[1 if instruction.operation == "slice-start" else 0]
+    return part.bytes * ((source.space == 0) + (part.space == 0))
   if instruction.operation == "dynamic-update-slice":
-    return 2.0 * _main(computation.operand(instruction, 1).shapes)
+    part = computation.operand(instruction, 1).shapes[0]
+    return part.bytes * ((part.space == 0) + (instruction.shapes[0].space == 0))
   if instruction.operation == "copy-start":
     return _main(instruction.shapes[:2])
   if instruction.operation == "fusion":
@@ -292,6 +306,8 @@ def _read(module: hlo.Module, computation: hlo.Computation, value: hlo.Instructi
   """Bytes of `value` that a fusion reads, all of them where one user does."""
   total = 0.0
   for user in computation.users.get(value.name, ()):
+    if user.operation == "tuple" or _carries_on(user):  # handed on as it is
+      continue
     if user.operation in _SLICES and user.operands[0] == value.name:
       total += sum(shape.bytes for shape in user.shapes)
     elif user.operation == "dynamic-update-slice" and user.operands[0] == value.name:
@@ -302,23 +318,39 @@ def _read(module: hlo.Module, computation: hlo.Computation, value: hlo.Instructi
       inner = module.computations[user.called[0]]
       places = [i for i, name in enumerate(user.operands) if name == value.name]
       total += sum(_read(module, inner, inner.parameters[i]) for i in places)
+      if any(inner.parameters[i] is _behind_bitcasts(inner, inner.root) for i in places):
+        total += _read(module, computation, user)
     else:
       return math.inf
   return total
 
 
 def _written(inner: hlo.Computation, fusion: hlo.Instruction) -> float:
-  """Bytes that a fusion writes: of an update in place, the update."""
+  """Bytes that a fusion writes: of an update in place, the update; nothing of operands that it hands on."""
   root = inner.root
-  roots = [inner.by_name[name] for name in root.operands] if root.operation == "tuple" else [root]
+  if root.operation == "tuple":
+    roots = [inner.by_name[name] for name in root.operands]
+  else:
+    roots = [root] * len(fusion.shapes)
+  handed_on = fusion.attribute("output_to_operand_aliasing")
   total = 0.0
-  for shape, made in zip(fusion.shapes, roots, strict=False):
-    while made.operation == "bitcast":
-      made = inner.operand(made, 0)
-    updates = made.operation == "dynamic-update-slice"
-    size = sum(s.bytes for s in inner.operand(made, 1).shapes) if updates else shape.bytes
+  for index, (shape, made) in enumerate(zip(fusion.shapes, roots, strict=False)):
+    made = _behind_bitcasts(inner, made)
+    if made.operation == "dynamic-update-slice":
+      size = sum(s.bytes for s in inner.operand(made, 1).shapes)
+    elif f"{{{index}}}: " in handed_on or "{}: " in handed_on:
+      size = 0.0
+    else:
+      size = shape.bytes
     total += size if shape.space == 0 else 0.0
   return total
+
+
+def _behind_bitcasts(computation: hlo.Computation, instruction: hlo.Instruction) -> hlo.Instruction:
+  """What an instruction is another view of; itself where it is none."""
+  while instruction.operation == "bitcast":
+    instruction = computation.operand(instruction, 0)
+  return instruction
 
 
 def temporaries(module: hlo.Module, *, count: int) -> list[Temporary]:

@@ -52,6 +52,47 @@ def test_what_lies_in_fast_memory_is_no_traffic():
   assert costs.traffic(module, main, root) == 16
 
 
+@pytest.mark.parametrize(
+  ("line", "operands", "size"),
+  [
+    ("f32[1,4]{1,0:S(1)} dynamic-slice(%p0, %p1, %p1)", ["f32[8,4]{1,0}", "s32[]"], 16),
+    ("f32[1,4]{1,0} dynamic-slice(%p0, %p1, %p1)", ["f32[8,4]{1,0}", "s32[]"], 32),
+    ("f32[1,4]{1,0:S(1)} slice(%p0), slice={[0:1], [0:4]}", ["f32[8,4]{1,0:S(1)}"], 0),
+    (
+      "((f32[8,4]{1,0}), f32[1,4]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%p0), slice={[0:1], [0:4]}",
+      ["f32[8,4]{1,0}"],
+      16,
+    ),
+    ("f32[1,4]{1,0:S(1)} slice-done(%p0)", ["f32[8,4]{1,0}"], 0),
+    (
+      "f32[8,4]{1,0} dynamic-update-slice(%p0, %p1, %p2, %p2)",
+      ["f32[8,4]{1,0}", "f32[1,4]{1,0:S(1)}", "s32[]"],
+      16,
+    ),
+    (
+      "f32[8,4]{1,0:S(1)} dynamic-update-slice(%p0, %p1, %p2, %p2)",
+      ["f32[8,4]{1,0:S(1)}", "f32[1,4]{1,0}", "s32[]"],
+      16,
+    ),
+    ("(f32[8,4]{1,0:S(1)}, f32[8,4]{1,0}, u32[]{:S(2)}) copy-start(%p0)", ["f32[8,4]{1,0}"], 128),
+    ("f32[8,4]{1,0:S(1)} copy-done(%p0)", ["f32[8,4]{1,0}"], 0),
+    ('f32[8,4]{1,0} custom-call(), custom_call_target="AllocateBuffer"', [], 0),
+  ],
+)
+def test_a_part_that_changes_memory_is_traffic_at_the_end_in_main_memory(line, operands, size):
+  main, root = instruction(f"%y = {line}", *operands)
+  assert costs.traffic(hlo.Module("main", {"main": main}), main, root) == size
+
+
+def test_a_collective_beside_which_others_compute_counts_once():
+  """And so does a weight that a fusion looks at through one within it."""
+  once, _ = count(programs_text.GATHER_BESIDE_PRODUCT)
+  assert once.collectives() == {"all-gather": 4 * 32 * 2}
+  assert once.flops == PRODUCT
+  gathered = 4 * 8 + 4 * 32
+  assert once.bytes == 2 * (gathered + 8 * 16 + 16 * 16 + 8 * 16)
+
+
 def test_a_dot_counts_its_contracted_axes():
   line = "%y = f32[4,8,32]{2,1,0} dot(%p0, %p1), lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}"
   assert flops(line, "f32[4,8,16]{2,1,0}", "f32[4,16,32]{2,1,0}") == 2 * 4 * 8 * 16 * 32

@@ -87,6 +87,33 @@ def test_a_loop_whose_end_the_numbers_decide_is_counted_by_its_longest_run(mesh)
   assert (once.flops, turned.flops) == (2 * WIDTH**3, 40 * 2 * WIDTH**3)
 
 
+def test_weights_that_fast_memory_does_not_hold_are_read_in_every_step(where):
+  """A loop as decoding is: layers of 256 MiB, a head of 128 MiB."""
+  alone = jax.sharding.Mesh(np.asarray(where.devices[:1]), ("all",))
+  stack, head = abstract(alone, (32, 2048, 2048)), abstract(alone, (32768, 2048))
+  steps = 5
+
+  def layer(x, one):
+    return jnp.tanh(x @ one), None
+
+  def decode(stack, head, x):
+    def step(carry):
+      index, x, token = carry
+      x = jax.lax.scan(layer, x, stack)[0]
+      logits = jnp.einsum("be,ve->bv", x, head, preferred_element_type=jnp.float32)
+      token = jax.nn.log_softmax(logits).argmax(axis=-1)
+      return index + 1, x + head[token], token
+
+    def unfinished(carry):
+      return (carry[0] < steps) & (carry[2] > 0).any()
+
+    return jax.lax.while_loop(unfinished, step, (0, x, jnp.ones(8, jnp.int32)))
+
+  _, turned = counted(decode, stack, head, abstract(alone, (8, 2048)), turns=steps)
+  weights = 2 * (32 * 2048 * 2048 + 32768 * 2048)
+  assert steps * weights <= turned.bytes <= 1.1 * steps * weights
+
+
 def test_a_program_without_room_is_reported_with_its_largest_array(where, mesh):
   w = abstract(mesh, (4096, 160000), dtype=jnp.float32)
   x = abstract(mesh, (262144, 4096), "rows", dtype=jnp.float32)
