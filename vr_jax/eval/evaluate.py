@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 import numpy as np
 from PIL import Image
 
@@ -16,10 +16,11 @@ from vr_jax import records
 from vr_jax.data import batches
 from vr_jax.envs import environment
 from vr_jax.envs import turns as turns_lib
+from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rewards import accuracy as accuracy_lib
 from vr_jax.rewards import steps as steps_lib
-from vr_jax.rl import credit
 from vr_jax.rollout import encoder, sampler
+from vr_jax.train import advantages as advantages_lib
 from vr_jax.train import console, features, multi_turn, reading
 from vr_jax.train import parts as parts_lib
 from vr_jax.worlds import consistency, sufficiency
@@ -32,7 +33,8 @@ class Answered:
   """One held-out example with its reply and scores.
 
   steps: of its trace. observation: what it says to have seen, None where the recipe doesn't ask for it. rewards: by name, of
-  the segment that answers, the last; of_segments: of each segment by its name, where there are several.
+  the segment that answers, the last; of_segments: of each segment by its name, where there are several. segment: that of each token, -1 where there is
+  none.
 
   Of several turns `reply` is the last one, episode all of them, and of_segments has the turns; outcome: what else it came to.
   """
@@ -47,6 +49,7 @@ class Answered:
   of_segments: dict[str, dict[str, float]]
   episode: environment.Episode | None = None
   outcome: dict[str, float] = dataclasses.field(default_factory=dict)
+  segment: Int[np.ndarray, "time"] | None = None
 
 
 def evaluate(
@@ -145,6 +148,7 @@ def _replied(
         observation=task.observation(reply),
         rewards=of_segments[task.segments[-1]],
         of_segments=of_segments if len(of_segments) > 1 else {},
+        segment=replies.segment[row, 0],
       )
 
 
@@ -179,27 +183,53 @@ def _advantages(
 ) -> Iterator[dict[str, float | None]]:
   """What an update would make of each reply, beside a group that is sampled as training does: its advantages by segment.
 
-  None where its segment has no verdict.
+  None where its segment has no verdict. Rewards that depend on the group (T-GRPO's) are those among it.
   """
   config, names = parts.config, parts.environment.segments
-  decoding = parts.decoding()
   for first in range(0, len(answered), config.eval.batch):
     some = answered[first : first + config.eval.batch]
     batch = parts.batch([parts.item(a.clip, cache=cache) for a in some], size=config.eval.batch)
     prompt, _ = features.prompt(parts, params, batch, cache)
     key = jax.random.fold_in(jax.random.key(config.seed), _GROUPS + first)
-    rollout = sampler.sample(parts.graph, params, prompt, parts.allowed, key, decoding=decoding)
-    replies = reading.replies(parts, rollout, rows=len(some))
-    scores = parts.environment.score([a.example for a in some], replies)
-    own = np.array([[a.of_segments[name].get("total", np.nan) for name in names] for a in some])
-    total = np.concatenate([own[:, None], scores.total], axis=1).astype(np.float32)
-    valid = np.concatenate([~np.isnan(own)[:, None], scores.valid], axis=1)
-    made = credit.group_advantages(jnp.asarray(np.nan_to_num(total)), jnp.asarray(valid))
-    for advantages, known in zip(np.asarray(made[:, 0]), valid[:, 0], strict=True):
+    replies = _group(parts, params, batch, encoder.encode(parts.graph, params, prompt), key)
+    both = environment.Replies(
+      texts=[[a.reply, *texts] for a, texts in zip(some, replies.texts, strict=True)],
+      segment=np.concatenate([np.stack([a.segment for a in some])[:, None], replies.segment], 1),
+      shuffled=replies.shuffled,
+    )
+    scores = parts.environment.score([a.example for a in some], both)
+    made, _ = advantages_lib.of_segments(
+      jax.tree.map(jnp.asarray, scores),
+      whole=config.rl.credit != "segments",
+      normalise=config.rl.normalise,
+    )
+    for advantages, known in zip(np.asarray(made[:, 0]), scores.valid[:, 0], strict=True):
       yield {
         name: float(advantage) if here else None
         for name, advantage, here in zip(names, advantages, known, strict=True)
       }
+
+
+def _group(
+  parts: parts_lib.Parts,
+  params: PyTree,
+  batch: parts_lib.Batch,
+  prompt: records.Prompt,
+  key: Key[Array, ""],
+) -> environment.Replies:
+  """Replies to each example as a step of RL draws them, with those to shuffled frames that config.rl.shuffled asks for."""
+
+  def sample(prompt: records.Prompt, key: Key[Array, ""], group: int) -> records.Rollout:
+    decoding = parts.decoding(group=group)
+    return sampler.sample(parts.graph, params, prompt, parts.allowed, key, decoding=decoding)
+
+  rl, shuffled = parts.config.rl, None
+  if rl.shuffled:
+    key, of_shuffled = jax.random.split(key)
+    index = mesh_lib.put_batch(parts.shuffled_index(batch, of_shuffled), parts.mesh)
+    mixed = dataclasses.replace(prompt, media_index=index)
+    shuffled = sample(mixed, of_shuffled, rl.shuffled)
+  return reading.replies(parts, sample(prompt, key, rl.group), shuffled, rows=len(batch.items))
 
 
 def _of_segments(

@@ -5,7 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax import records
 from vr_jax.rl import credit
@@ -33,17 +33,12 @@ def assign_credit(
     (advantages [prompts, group, time], signal [prompts]: whether the replies of a prompt differ in reward, metrics of
     the rewards by name).
   """
-  total, valid, owner = scores.total, scores.valid, segment
-  if whole:
-    total = jnp.where(valid, total, 0).sum(axis=-1, keepdims=True)
-    valid, owner = valid.any(axis=-1, keepdims=True), jnp.minimum(segment, 0)
-  advantages = credit.group_advantages(total, valid, normalise=normalise)
-  signal = credit.has_signal(total, valid)
+  advantages, signal = of_segments(scores, whole=whole, normalise=normalise)
   values = {"no_signal_share": 1 - signal.mean(), **_lengths(segment, segments, multi_turn, budget)}
   of_all = {**scores.rewards, "total": scores.total}
   if len(segments) == 1:
     values |= _reward_values(of_all, scores.valid)
-    return credit.token_advantages(advantages, owner), signal.any(axis=-1), values
+    return credit.token_advantages(advantages, segment), signal.any(axis=-1), values
   for number, name in enumerate(segments):
     of_segment = {f"{name}/{reward}": value[..., number] for reward, value in of_all.items()}
     values |= _reward_values(of_segment, scores.valid[..., number])
@@ -51,7 +46,19 @@ def assign_credit(
       values[f"unjudged_share/{name}"] = 1 - scores.valid[..., number].mean()
     if not whole:
       values[f"no_signal_share/{name}"] = 1 - signal[:, number].mean()
-  return credit.token_advantages(advantages, owner), signal.any(axis=-1), values
+  return credit.token_advantages(advantages, segment), signal.any(axis=-1), values
+
+
+def of_segments(
+  scores: records.Scores, *, whole: bool, normalise: bool
+) -> tuple[Float[Array, "prompts group segments"], Bool[Array, "prompts _"]]:
+  """(advantages, whether the replies of a group differ in reward); with `whole` all segments have that of their sum."""
+  total, valid = scores.total, scores.valid
+  if whole:
+    total = jnp.where(valid, total, 0).sum(axis=-1, keepdims=True)
+    valid = valid.any(axis=-1, keepdims=True)
+  advantages = credit.group_advantages(total, valid, normalise=normalise)
+  return jnp.broadcast_to(advantages, scores.total.shape), credit.has_signal(total, valid)
 
 
 def _lengths(

@@ -36,7 +36,7 @@ def replies(
   return environment.Replies(
     texts=texts,
     segment=segment,
-    shuffled=None if shuffled is None else _texts(parts, shuffled),
+    shuffled=None if shuffled is None else _texts(parts, shuffled)[:rows],
   )
 
 

@@ -1,0 +1,82 @@
+"""The advantages of an evaluated reply are those that an update would have: by the recipe's own credit, beside its own group."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.train import nano
+from vr_jax import records
+from vr_jax.envs import videop2r
+from vr_jax.eval import evaluate
+from vr_jax.rollout import sampler
+from vr_jax.train import parts as parts_lib
+
+ASKED = {"data__simulate__questions_per_video": 1, "data__simulate__world__families": ("choice",)}
+WRONG = videop2r.written("Nothing.", "Who knows.", "none")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  return nano.make_data(tmp_path_factory.mktemp("nano"), "configs/videop2r.py", **ASKED)
+
+
+def rig(monkeypatch, parts):
+  """Right where one reply is asked for, and in each group the first of them; wrong in other places, and to shuffled frames."""
+  read, batches, wrong = parts_lib.Parts.prompt, [], parts.processor.encode_reply(WRONG)
+
+  def remember(parts, batch):
+    batches.append(batch)
+    return read(parts, batch)
+
+  def sample(graph, params, prompt, allowed, key, *, decoding):
+    rows = batches[-1].rows
+    tokens = np.zeros((len(rows), decoding.group, decoding.max_new_tokens), np.int32)
+    kind = np.zeros_like(tokens)
+    for row, member in np.ndindex(tokens.shape[:2]):
+      right = member == 0 and decoding.group != parts.config.rl.shuffled
+      ids = rows[row].reply if right else wrong
+      tokens[row, member, : len(ids)], kind[row, member, : len(ids)] = ids, records.Kind.MODEL
+    return records.Rollout(
+      tokens=jnp.asarray(tokens),
+      log_probs=jnp.zeros(tokens.shape),
+      kind=jnp.asarray(kind),
+      turn=jnp.zeros_like(tokens),
+    )
+
+  monkeypatch.setattr(parts_lib.Parts, "prompt", remember)
+  monkeypatch.setattr(sampler, "sample", sample)
+  monkeypatch.setattr(evaluate.encoder, "encode", lambda graph, params, prompt: prompt)
+
+
+# Right replies earn 2 for each segment, wrong ones 1 (their format); the evaluated one stands beside one of the first kind and
+# two of the second. T-GRPO adds 0.3 to the reasoning of right ones.
+CASES = {
+  "by the std": ({}, 1.0, 1.0),
+  "not by the std": ({"rl__normalise": False}, 0.5, 0.5),
+  "T-GRPO": ({"rl__normalise": False, "rl__shuffled": 2}, 0.5, 0.65),
+  "all tokens alike": ({"rl__normalise": False, "rl__credit": "episode"}, 1.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_evaluated_reply_has_the_advantages_of_an_update(data, monkeypatch, name):
+  overrides, perception, reasoning = CASES[name]
+  parts = nano.build(
+    data,
+    recipe="configs/videop2r.py",
+    **{
+      **ASKED,
+      "env__weights__length": 0.0,
+      "rl__group": 3,
+      "rl__max_new_tokens": 200,
+      "eval__blind": False,
+      "eval__shuffled": False,
+      **overrides,
+    },
+  )
+  rig(monkeypatch, parts)
+  shown = evaluate.evaluate(parts, {}, name="test")["rollouts"]
+  assert len(shown) == 2
+  for rollout in shown:
+    made = rollout["segment_advantages"]
+    assert made == pytest.approx({"perception": perception, "reasoning": reasoning}, abs=1e-5)
