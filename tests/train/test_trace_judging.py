@@ -1,5 +1,7 @@
 """The trace stage and a judge behind an endpoint: one that is gone or has no budget left costs no trace."""
 
+import itertools
+
 import pytest
 
 from tests.rewards import judge_server
@@ -42,7 +44,8 @@ def run(data, server, monkeypatch):
       "judge__model": "m",
       "judge__base_url": server.url("openai"),
       "judge__key_variable": VARIABLE,
-      "judge__retries": 0,
+      "judge__retries": 1,
+      "judge__backoff": 0.01,
     }
     made = trace_runs.config(data, **{**fields, **overrides})
     monkeypatch.setattr(main, "parse_flags", lambda words: (made, workdir, "traces"))
@@ -71,9 +74,9 @@ def test_a_judge_that_dies_stops_the_run_and_the_same_command_goes_on(
   tmp_path, server, run, capsys, answered
 ):
   assert run(tmp_path / "whole") == 0
-  first = len(server.requests)
+  cases = itertools.count()  # not the greetings
   server.answer = lambda request: (
-    judge_server.Reply() if request.number <= first + answered else BROKEN
+    BROKEN if "<observation-" in request.text and next(cases) >= answered else judge_server.Reply()
   )
   assert run(tmp_path / "cut") == 2
   assert "config.judge: left" in problem(capsys)

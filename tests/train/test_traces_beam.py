@@ -7,6 +7,7 @@ import pytest
 from tests.rewards import judge_server
 from tests.train import test_trace_endpoint, trace_runs
 from vr_jax import errors
+from vr_jax.envs import videop2r
 from vr_jax.train import trace_writers, traces_beam, traces_stage
 
 FILES = ("traces.jsonl", "rejected.jsonl", "summary.json")
@@ -68,12 +69,12 @@ def test_the_samplers_traces_are_the_same_and_its_replies_are_asked_for_once(
   assert written(made, tmp_path / "several") == single
 
 
-def test_what_the_sampler_wrote_is_judged_and_kept_alike_whatever_the_number_of_workers(
+def test_what_a_sampler_wrote_is_judged_and_kept_alike_with_beam_and_without(
   data, tmp_path, monkeypatch
 ):
   def say(example):
-    reply, kind = trace_runs.reference(example), len(example.question) % 3
-    return reply if kind else reply.replace("<observation>", "<observation>At 0s, all is white. ")
+    blind = videop2r.written("Nothing to be seen.", "So be it.", example.answer)
+    return trace_runs.reference(example) if len(example.question) % 3 else blind
 
   def make(config, workdir):
     writer = trace_runs.Told(config, say)
@@ -81,15 +82,11 @@ def test_what_the_sampler_wrote_is_judged_and_kept_alike_whatever_the_number_of_
     return writer
 
   monkeypatch.setattr(trace_writers, "make", make)
-  made = [
-    written(trace_runs.config(data, **how), tmp_path / str(number))
-    for number, how in enumerate(
-      ({}, {"traces__workers": 2}, {"traces__workers": 1, "traces__beam": IN_THIS_PROCESS})
-    )
-  ]
-  assert made[0] == made[1] == made[2]
-  assert made[0][0]
-  assert "insufficient" in made[0][1]
+  alone = written(trace_runs.config(data), tmp_path / "alone")
+  made = trace_runs.config(data, traces__workers=1, traces__beam=IN_THIS_PROCESS)
+  assert written(made, tmp_path / "beam") == alone
+  assert alone[0]
+  assert "insufficient" in alone[1]
 
 
 def _interrupted(*_):
