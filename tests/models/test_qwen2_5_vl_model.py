@@ -6,6 +6,7 @@ import functools
 from flax import nnx
 from golden import qwen2_5_vl as golden
 import jax
+from jax import extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import qwen2_5_vl_builders as builders
 
 from vr_jax import records
 from vr_jax.models import seats
-from vr_jax.models.qwen2_5_vl import model
+from vr_jax.models.qwen2_5_vl import model, rematerialisation
 
 CASE = golden.CASES[0]  # two prompts of different length, images and videos of several frames
 GROUP, TIME = 3, 6
@@ -188,26 +189,46 @@ def test_gradients_through_the_shared_prompt_equal_those_of_replicated_prompts()
     np.testing.assert_allclose(a[...], b[...], rtol=0, atol=2e-5 * max(scale, 1), err_msg=name)
 
 
-def test_recomputing_layers_changes_no_gradient():
+@functools.cache
+def gradient(remat, attention=""):
+  """A function of parameters: the gradient of a loss on replies, under a rematerialisation policy."""
   prompt, tokens, valid = inputs()
-  config = network().config
-  graph, params = nnx.split(network())
-  again = nnx.graphdef(
-    nnx.eval_shape(
-      lambda: model.Qwen2_5_VL(dataclasses.replace(config, remat="full"), rngs=nnx.Rngs(0))
-    )
-  )
+  config = dataclasses.replace(network().config, remat=remat, attention=attention)
+  graph = nnx.graphdef(nnx.eval_shape(lambda: model.Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
 
-  def loss(params, graph):
+  def loss(params):
     whole = nnx.merge(graph, params)
     return (whole.extend(whole.prefill(prompt), tokens, valid) ** 2).mean()
 
-  grad = jax.jit(jax.grad(loss), static_argnums=1)
+  return jax.jit(jax.grad(loss))
+
+
+@pytest.mark.parametrize("policy", rematerialisation.POLICIES)
+def test_recomputing_layers_changes_no_gradient(policy):
+  params = nnx.state(network())
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6),
-    grad(params, graph),
-    grad(params, again),
+    gradient(policy)(params),
+    gradient("none")(params),
   )
+
+
+def test_policies_compute_again_what_they_say():
+  def counted(primitive, attention=""):
+    params, names = nnx.state(network()), ("none", *rematerialisation.POLICIES)
+    made = {name: jax.make_jaxpr(gradient(name, attention))(params) for name in names}
+    return {name: _count(jaxpr.jaxpr, primitive) for name, jaxpr in made.items()}
+
+  products, kernels = counted("dot_general"), counted("pallas_call", "splash")
+  assert products["none"] <= products["dots"] < products["attention"] == products["full"], products
+  assert 0 < kernels["none"] == kernels["dots"] == kernels["attention"] < kernels["full"], kernels
+
+
+def _count(jaxpr, primitive):
+  """Calls of it, also in inner functions, but for those that give nothing: compilers leave them out."""
+  inner = (j for e in jaxpr.eqns if e.outvars for j in extend.core.jaxprs_in_params(e.params))
+  own = sum(equation.primitive.name == primitive for equation in jaxpr.eqns)
+  return own + sum(_count(each, primitive) for each in inner)
 
 
 def test_a_batch_without_media_needs_no_frames():
