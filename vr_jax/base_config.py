@@ -163,7 +163,7 @@ def judge(config: ml_collections.ConfigDict) -> None:
   section.base_url = ""  # of the endpoint; empty: that of the provider
   section.key_variable = ""  # environment variable that holds the key; empty: the provider's own
   section.in_flight = 32  # questions at a time
-  section.requests_per_minute = 0  # at most; 0: no limit
+  section.requests_per_minute = 0.0  # at most; 0: no limit
   section.timeout = 30.0  # seconds
   section.retries = 4  # then there is no verdict
   section.backoff = 0.5  # seconds before the first retry, doubled before each further one

@@ -14,11 +14,11 @@ from tests.data import annotation_files
 from tests.rewards import judge_server
 from tests.train import nano
 from vr_jax import errors, main
-from vr_jax.data import annotations, examples
+from vr_jax.data import annotations, examples, traces
 from vr_jax.models import qwen2_5_vl
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.rewards import judge, judge_prompt
-from vr_jax.train import inputs, judges, local_judge
+from vr_jax.train import inputs, judges, local_judge, traces_beam
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import sufficiency, write
 
@@ -198,6 +198,43 @@ def test_a_run_without_a_judge_that_can_judge_ends_before_it_begins(
   (line,) = capsys.readouterr().err.splitlines()
   assert says.format(here=here) in line
   assert [path.name for path in here.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize(
+  ("changes", "workers", "said"),
+  [
+    ({"budget": 100}, 2, r"config\.judge\.budget=100.*traces\.workers=2"),
+    ({"kind": "local"}, 2, r"config\.judge\.kind=local.*traces\.workers=2"),
+    ({}, 33, r"config\.judge\.in_flight=32.*traces\.workers=33"),
+  ],
+)
+def test_what_several_workers_can_not_share_is_refused(changes, workers, said):
+  fields = {"kind": "openai", "model": "m", **changes}
+  fields = {f"judge__{name}": value for name, value in fields.items()}
+  made = nano.config("configs/videop2r.py", traces__workers=workers, **fields)
+  with pytest.raises(errors.InputError, match=said):
+    traces_beam.load(made)
+  made.judge.kind = "rule"
+  assert judges.share(made.judge, workers) == made.judge
+
+
+def test_workers_share_what_an_endpoint_is_asked_at_a_time_and_a_minute(tmp_path, monkeypatch):
+  def build(section, cache):
+    asked.append((section.in_flight, section.requests_per_minute))
+    raise errors.InputError("enough")
+
+  asked, chunk = [], traces.Chunk(split="train", number=0, indices=(0,))
+  monkeypatch.setattr(judges, "build", build)
+  made = nano.config(
+    "configs/videop2r.py",
+    traces__workers=5,
+    judge__kind="openai",
+    judge__requests_per_minute=60.0,
+  )
+  config = ml_collections.FrozenConfigDict(made)
+  with pytest.raises(errors.InputError, match="enough"):
+    traces_beam.decide_one(chunk, traces_beam.Job(config=config, workdir=tmp_path, output=tmp_path))
+  assert asked == [(6, 12.0)]
 
 
 @pytest.mark.parametrize("states", [annotation_files.record()["states"], None])

@@ -85,6 +85,33 @@ def check_model(section: ml_collections.ConfigDict) -> None:
     )
 
 
+def share(section: ml_collections.ConfigDict, workers: int) -> ml_collections.ConfigDict:
+  """What each of several workers that judge at the same time is given: its part of what may be asked at a time and a minute.
+
+  Raises:
+    InputError: of several, where a budget would make verdicts depend on their number, each would load a local model of its own,
+      or there are more of them than requests at the same time.
+  """
+  if section.kind == "rule":
+    return section
+  if workers > 1 and section.budget:
+    raise errors.InputError(
+      f"config.judge.budget={section.budget}: is that of one process; with config.traces.workers={workers} set it to 0"
+    )
+  if workers > 1 and section.kind == "local":
+    raise errors.InputError(
+      f"config.judge.kind=local: each of config.traces.workers={workers} would load the model; set them to 1 or 0"
+    )
+  if workers > section.in_flight:
+    raise errors.InputError(
+      f"config.judge.in_flight={section.in_flight}: is less than config.traces.workers={workers}; raise it, or take fewer"
+    )
+  part = ml_collections.ConfigDict(section.to_dict())
+  part.in_flight //= workers
+  part.requests_per_minute /= workers
+  return part
+
+
 def _text_judge(section: ml_collections.ConfigDict, cache: Path) -> judge_text.TextJudge:
   check_model(section)
   with contextlib.ExitStack() as on_failure:

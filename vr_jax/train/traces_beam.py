@@ -19,7 +19,7 @@ import ml_collections
 
 from vr_jax import errors
 from vr_jax.data import aside, traces
-from vr_jax.train import console, inputs, trace_filter, trace_writers
+from vr_jax.train import console, inputs, judges, trace_filter, trace_writers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,7 @@ def decide_one(chunk: traces.Chunk, job: Job) -> None:
 def _worker(job: Job) -> tuple[trace_filter.Filter, trace_writers.Writer | None]:
   """What a process keeps from chunk to chunk: the filter, and who writes, where it is an endpoint."""
   config = ml_collections.ConfigDict(job.config)
+  config.judge = judges.share(config.judge, config.traces.workers)
   if config.traces.writer == "sampler":
     writer, environment = None, trace_writers.judged(config, job.workdir)
   else:
@@ -116,8 +117,9 @@ def _replies(output: Path, chunk: traces.Chunk) -> Path:
 def load(config: ml_collections.ConfigDict) -> tuple[ModuleType, Any]:
   """Beam, and its options: several processes of this machine, unless config.traces.beam says otherwise.
 
-  Raises InputError where it is not installed.
+  Raises InputError where it is not installed, or the workers can't share the judge.
   """
+  judges.share(config.judge, config.traces.workers)
   try:
     beam = importlib.import_module("apache_beam")
     options = importlib.import_module("apache_beam.options.pipeline_options")
