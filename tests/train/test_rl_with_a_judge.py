@@ -1,0 +1,66 @@
+"""RL whose perception an endpoint judges, which now and then fails: what is left unjudged, what is logged, and where the key is."""
+
+import collections
+import dataclasses
+import itertools
+
+import pytest
+
+from tests.rewards import judge_server
+from tests.train import nano
+from vr_jax import main
+from vr_jax.envs import videop2r
+from vr_jax.train import metrics
+
+VARIABLE = "RL_JUDGE_KEY"
+
+
+def test_replies_that_an_endpoint_leaves_without_a_verdict_are_counted_and_the_key_is_nowhere(
+  tmp_path, monkeypatch
+):
+  nano.use_devices(monkeypatch, 1)
+  monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+  monkeypatch.setenv(VARIABLE, judge_server.KEY)
+  numbers, asked = itertools.count(), collections.Counter()
+  score = videop2r.VideoP2R.score
+
+  def told(task, examples, replies):
+    texts = [
+      [
+        videop2r.written(f"kind {(number := next(numbers)) % 4} seen {number}", "So.", "A")
+        for _ in group
+      ]
+      for group in replies.texts
+    ]
+    return score(task, examples, dataclasses.replace(replies, texts=texts))
+
+  def answer(request):
+    asked[request.text] += 1
+    fails = "kind 0" in request.text or ("kind 1" in request.text and asked[request.text] == 1)
+    return judge_server.Reply(status=500 if fails else 200)
+
+  monkeypatch.setattr(videop2r.VideoP2R, "score", told)
+  with judge_server.serve(answer) as server:
+    config = nano.config(
+      "configs/videop2r.py",
+      sft__steps=0,
+      rl__steps=2,
+      judge__kind="openai",
+      judge__model="m",
+      judge__base_url=server.url("openai"),
+      judge__key_variable=VARIABLE,
+      judge__retries=1,
+      judge__backoff=0.001,
+    )
+    for mode in ("data", "rl"):
+      main.run(config, tmp_path, mode)
+  values = metrics.read(tmp_path / "metrics.jsonl")[-1]["values"]
+  # Of 16 replies 4 fail twice, and 4 once.
+  expected = {"asked": 16, "cached": 0, "failed": 4, "requests": 24, "retries": 8}
+  assert {name: values[f"judge/{name}"] for name in expected} == expected
+  assert values["unjudged_share/perception"] == pytest.approx(0.25)
+  assert values["unjudged_share/reasoning"] == 0
+  assert values["reward/perception/accuracy"] == 1  # of those that have a verdict
+  files = [path for path in tmp_path.rglob("*") if path.is_file()]
+  assert {"config.json", "metrics.jsonl", "judge.sqlite"} <= {path.name for path in files}
+  assert not [path for path in files if judge_server.KEY.encode() in path.read_bytes()]
