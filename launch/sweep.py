@@ -1,4 +1,4 @@
-"""Looks for the fastest mesh that fits, and for the largest load that fits on it. Every answer is compiled."""
+"""Looks for the fastest mesh that fits, and for a load on it that can't be doubled. Every answer is compiled."""
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
@@ -7,15 +7,19 @@ from typing import Any
 
 import ml_collections
 
-from launch import analysis, report, topology
+from launch import analysis, chips, report, topology
 from vr_jax import errors
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import loads, programs
 
-MESHES = 4  # that are compiled: those that move the fewest bytes by a rough count
+MESHES = 4  # that are compiled, and more while none fits
 PREFIX_STEP = 512  # prompts of a sweep are padded to a multiple of it
-DOUBLINGS = 4  # of frames or group that are tried at most
+DOUBLINGS = 4  # or halvings of micro-batch, frames or group that are tried at most
+HOW = (
+  "a greedy search in powers of two: micro-batch, then frames, then group are doubled as long as it fits, each with the "
+  "others as they are; where no mesh holds the config's load, they are halved until it fits"
+)
 
 Measure = Callable[[ml_collections.ConfigDict], analysis.Plan]
 
@@ -32,14 +36,21 @@ class Trial:
   seconds: float
 
 
+Measured = tuple[Trial, analysis.Plan]
+Attempt = Callable[[ml_collections.ConfigDict], Measured | None]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
-  """What a sweep found: the fastest mesh at the config's load, and the largest load on it."""
+  """What a sweep found: the fastest mesh at the config's load, and the largest load on it.
+
+  best: None where no mesh holds that load; then `largest` is a smaller one, or None. plan: of best, or else of largest.
+  """
 
   trials: Sequence[Trial]
   best: Trial | None
   largest: Trial | None
-  plan: analysis.Plan | None  # of `best`
+  plan: analysis.Plan | None
 
 
 def search(
@@ -59,7 +70,7 @@ def search(
   def measure(changed: ml_collections.ConfigDict) -> analysis.Plan:
     return analysis.analyse(changed, where, progress=progress)
 
-  return walk(config, meshes[:MESHES], measure, progress=progress)
+  return walk(config, meshes, measure, progress=progress)
 
 
 def walk(
@@ -69,10 +80,10 @@ def walk(
   *,
   progress: Callable[[str], None] = lambda line: None,
 ) -> Found:
-  """Measures meshes at the config's load, then larger loads on the fastest: micro-batch, then frames, then group."""
+  """Measures meshes at the config's load, best guess first, then loads on one of them, as `HOW` says."""
   trials: list[Trial] = []
 
-  def attempt(changed: ml_collections.ConfigDict) -> tuple[Trial, analysis.Plan] | None:
+  def attempt(changed: ml_collections.ConfigDict) -> Measured | None:
     try:
       plan = measure(changed)
     except errors.InputError as error:
@@ -83,10 +94,16 @@ def walk(
     trials.append(trial)
     return trial, plan
 
-  measured = [attempt(_changed(config, mesh=mesh)) for mesh in meshes]
-  fitting = [pair for pair in measured if pair is not None and pair[0].fits]
+  measured: list[Measured] = []
+  for mesh in meshes:
+    if len(measured) >= MESHES and any(trial.fits for trial, _ in measured):
+      break
+    tried = attempt(_changed(config, mesh=mesh))
+    measured += [tried] if tried else []
+  fitting = [pair for pair in measured if pair[0].fits]
   if not fitting:
-    return Found(trials=trials, best=None, largest=None, plan=None)
+    found = _shrunk(config, measured, attempt)
+    return Found(trials=trials, best=None, largest=found and found[0], plan=found and found[1])
   best, plan = min(fitting, key=lambda pair: pair[0].seconds)
   here, largest = _changed(config, mesh=best.mesh), best
   for grown in (_fewer_parts, _more_frames, _more_replies):
@@ -99,20 +116,63 @@ def walk(
   return Found(trials=trials, best=best, largest=largest, plan=plan)
 
 
+def _shrunk(
+  config: ml_collections.ConfigDict, measured: Sequence[Measured], attempt: Attempt
+) -> Measured | None:
+  """The first load that fits, of ever smaller ones on the mesh that wants least memory; None where none does."""
+  if not measured:
+    return None
+  trial, _ = min(measured, key=lambda pair: max(one.memory.peak for one in pair[1].analyses))
+  here = _changed(config, mesh=trial.mesh)
+  for lessened in (_more_parts, _fewer_frames, _fewer_replies):
+    for _ in range(DOUBLINGS):
+      smaller = lessened(here)
+      tried = attempt(smaller) if smaller is not None else None
+      if tried is None:
+        break
+      if tried[0].fits:
+        return tried
+      here = smaller
+  return None
+
+
 def candidates(config: ml_collections.ConfigDict, where: topology.Slice) -> list[tuple[int, ...]]:
-  """Meshes that divide model and batch and hold what stays in memory; those that move least first."""
+  """Meshes that divide model and batch and hold what stays in memory: the config's own, then the others by `estimate`.
+
+  Of those that differ in data and fsdp alone, it is the one that holds least.
+  """
   model = programs.model_of(config)
   load = loads.load_of(config, model)
-  ranked = []
+  least: dict[tuple[int, ...], tuple[int, tuple[int, ...]]] = {}
+  own = []
   for shape in _shapes(len(where.devices)):
     mesh = mesh_lib.make_mesh(shape, where.devices)
     try:
       held = programs.resident(config, model, mesh, load)
     except errors.InputError:
       continue
+    if all(size in (-1, wanted) for size, wanted in zip(config.mesh, shape, strict=True)):
+      own.append(shape)
     if held < where.chip.memory:
-      ranked.append((moved(model, load, shape), shape))
-  return [shape for _, shape in sorted(ranked)]
+      best = held, shape
+      least[shape[2:]] = min(best, least.get(shape[2:], best))
+  ranked = sorted(least.values(), key=lambda pair: estimate(model, load, pair[1], where.chip))
+  return list(dict.fromkeys([*own, *(shape for _, shape in ranked)]))
+
+
+def estimate(
+  model: model_config.Config, load: loads.Load, shape: Sequence[int], chip: chips.Chip
+) -> float:
+  """Seconds of that in which meshes differ, roughly: weights read for every token, bytes moved between chips in training."""
+  text = model.text
+  weights = text.num_hidden_layers * _layer_weights(text) + text.hidden_size * text.vocab_size
+  read = load.time * 2 * weights / shape[3]
+  return read / chip.bandwidth + moved(model, load, shape) / (chip.dimensions * chip.link)
+
+
+def _layer_weights(text: model_config.TextConfig) -> int:
+  heads = 2 * text.num_attention_heads + 2 * text.num_key_value_heads
+  return text.hidden_size * (heads * text.head_dim + 3 * text.intermediate_size)
 
 
 def moved(model: model_config.Config, load: loads.Load, shape: Sequence[int]) -> float:
@@ -121,12 +181,10 @@ def moved(model: model_config.Config, load: loads.Load, shape: Sequence[int]) ->
   data, fsdp, sequence, tensor = shape
   tokens = load.prompts * (load.prefix + load.group * load.time) / (data * fsdp * sequence)
   kv = 2 * text.num_key_value_heads * text.head_dim
-  heads = 2 * text.num_attention_heads * text.head_dim + kv
-  weights = text.hidden_size * heads + 3 * text.hidden_size * text.intermediate_size
   passes = 3  # forward, once more for the backward pass, backward
   total = 0.0
   if data * fsdp * sequence > 1:
-    total += passes * load.microbatches * 2 * weights / tensor
+    total += passes * load.microbatches * 2 * _layer_weights(text) / tensor
   if tensor > 1:
     total += passes * 4 * 2 * tokens * text.hidden_size
   if sequence > 1:
@@ -173,14 +231,33 @@ def _fewer_parts(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
   return _changed(config, microbatches=parts // 2) if parts % 2 == 0 else None
 
 
+def _more_parts(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
+  parts = 2 * config.rl.microbatches
+  return _changed(config, microbatches=parts) if config.rl.prompts % parts == 0 else None
+
+
 def _more_frames(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
   if "turns" in config:  # how many each turn shows is the environment's
     return None
   return _changed(config, frames=2 * _frames(config))
 
 
+def _fewer_frames(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
+  frames = _frames(config)
+  if "turns" in config or frames % 4:  # a temporal patch holds two
+    return None
+  return _changed(config, frames=frames // 2)
+
+
 def _more_replies(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return _changed(config, group=2 * config.rl.group)
+
+
+def _fewer_replies(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
+  group = config.rl.group // 2
+  return (
+    _changed(config, group=group) if group > 1 else None
+  )  # one reply has nothing to differ from
 
 
 def _frames(config: ml_collections.ConfigDict) -> int:
@@ -208,17 +285,15 @@ def _line(trial: Trial) -> str:
 
 def as_text(found: Found) -> str:
   """What the command line prints."""
-  lines = [_line(trial) for trial in found.trials]
-  if found.best is None or found.plan is None or found.largest is None:
-    return "\n".join([*lines, "", "no mesh fits; try microbatches, fewer frames or more chips"])
+  nothing = "none fits"
   return "\n".join(
     [
-      *lines,
+      *map(_line, found.trials),
       "",
-      f"fastest: {_line(found.best)}",
-      f"largest: {_line(found.largest)}",
+      f"fastest at the config's load: {_line(found.best) if found.best else nothing}",
+      f"largest load: {_line(found.largest) if found.largest else nothing}; {HOW}",
       "",
-      report.as_text(found.plan),
+      report.as_text(found.plan) if found.plan else "try more chips, or a smaller model",
     ]
   )
 
@@ -230,5 +305,6 @@ def as_json(found: Found) -> dict[str, Any]:
     "trials": [as_dict(trial) for trial in found.trials],
     "fastest": as_dict(found.best) if found.best else None,
     "largest": as_dict(found.largest) if found.largest else None,
+    "search": HOW,
     "plan": report.as_json(found.plan) if found.plan else None,
   }

@@ -64,7 +64,13 @@ def test_without_the_tpu_compiler_nothing_else_is_taken_for_it(monkeypatch):
     (["--config.model.dtype=float16"], ["config.model.dtype=float16", "TPU v5e", "bfloat16"]),
     (["--config.data.frames=640"], ["config.model.frame_buckets", "320 temporal patches"]),
     (["--config.rl.promts=6"], ["config.rl.promts", "nearest"]),
-    (["--config.model.pretrained=/nowhere/else"], ["config.model.pretrained=/nowhere/else"]),
+    (
+      [
+        "--config.model.pretrained=/nowhere/else",
+        "--config.env.instruction=<think></think><answer></answer>",
+      ],
+      ["config.model.pretrained=/nowhere/else"],
+    ),
     (["--sideways"], ["sideways"]),
   ],
 )
@@ -155,39 +161,120 @@ def test_meshes_of_a_sweep_use_every_device_and_divide_the_model():
   config = nano.recipe("7b")
   where = topology.find("v5p:2x2x2")
   found = sweep.candidates(config, where)
-  assert found
+  assert found[0] == (1, 8, 1, 1)  # the config's own
+  assert len({shape[2:] for shape in found}) == len(found)
   for data, fsdp, sequence, tensor in found:
     assert data * fsdp * sequence * tensor == 8
     assert 4 % tensor == 0  # key and value heads
     assert config.rl.prompts % (data * fsdp) == 0
 
 
+def test_a_large_model_is_tried_with_its_heads_split():
+  """Decoding reads a share of the weights for every token: what this saves is more than what the train step then sends."""
+  config = nano.recipe("72b")
+  config.mesh = (2, 8, 1, 8)
+  found = sweep.candidates(config, topology.find("v5p:4x4x8"))
+  assert found[0] == (2, 8, 1, 8)
+  assert (1, 16, 1, 8) in found[1 : sweep.MESHES]
+
+
+def test_an_estimate_of_a_mesh_counts_what_is_read_and_what_is_sent():
+  config = nano.recipe("7b")
+  model = programs.model_of(config)
+  load = loads.load_of(config, model)
+  chip = topology.find("v5p:2x2x2").chip
+  layers, weights = 6_525_288_448, 6_525_288_448 + 3584 * 152064
+  read = load.time * 2 * weights / chip.bandwidth
+  assert sweep.moved(model, load, (1, 1, 1, 1)) == 0
+  assert sweep.estimate(model, load, (1, 1, 1, 1), chip) == pytest.approx(read, rel=1e-3)
+  sent = 3 * load.microbatches * 2 * layers
+  assert sweep.moved(model, load, (1, 8, 1, 1)) == pytest.approx(sent, rel=1e-3)
+  both = read + sent / (3 * chip.link)
+  assert sweep.estimate(model, load, (1, 8, 1, 1), chip) == pytest.approx(both, rel=1e-3)
+  assert sweep.moved(model, load, (1, 4, 2, 1)) > sent  # and keys and values
+  tokens = load.prompts * (load.prefix + load.group * load.time)
+  reduced = 28 * 3 * 4 * 2 * tokens * 3584
+  assert sweep.moved(model, load, (1, 1, 1, 4)) == reduced
+
+
+def measured(where: topology.Slice, fits, seconds):
+  """What stands for the compiler: rules that say of a config whether it fits and how long it takes."""
+
+  def measure(changed, *_, **__):
+    memory = analysis.Memory(arguments=0, temporaries=0, output=0, held=0, peak=changed.mesh[0])
+    line = analysis.roofline.Roofline(compute=seconds(changed), memory=0, network=0)
+    work = analysis.Work(model=1.0, executed=1.0)
+    part = analysis.Part(name="all", costs=costs.Costs(), roofline=line, work=work)
+    one = analysis.Analysis(
+      name="all", runs=1, memory=memory, fits=fits(changed), parts=[part], largest=[]
+    )
+    sides = dict(zip(("data", "fsdp", "sequence", "tensor"), changed.mesh, strict=True))
+    load = loads.load_of(changed, programs.model_of(changed))
+    return analysis.Plan(config=changed, slice=where, mesh=sides, load=load, analyses=[one])
+
+  return measure
+
+
+def work_of(config) -> int:
+  return config.rl.prompts // config.rl.microbatches * config.rl.group * config.data.frames
+
+
 def test_a_sweep_takes_the_fastest_mesh_and_grows_the_load_on_it():
-  """Measured by a rule: fits below a product of frames, group and rows; a larger fsdp is faster."""
   config = nano.recipe("3b")
   with config.unlocked():
     config.rl.microbatches = 4
-
-  def measure(changed):
-    rows = changed.rl.prompts // changed.rl.microbatches
-    fits = rows * changed.rl.group * changed.data.frames <= 16 * 8 * 32
-    memory = analysis.Memory(arguments=0, temporaries=0, output=0, held=0, peak=0)
-    line = analysis.roofline.Roofline(compute=8 / changed.mesh[1], memory=0, network=0)
-    work = analysis.Work(model=1.0, executed=1.0)
-    part = analysis.Part(name="all", costs=costs.Costs(), roofline=line, work=work)
-    one = analysis.Analysis(name="all", runs=1, memory=memory, fits=fits, parts=[part], largest=[])
-    sides = dict(zip(("data", "fsdp", "sequence", "tensor"), changed.mesh, strict=True))
-    model = programs.model_of(changed)
-    return analysis.Plan(
-      config=changed,
-      slice=topology.find("v5e:2x2"),
-      mesh=sides,
-      load=loads.load_of(changed, model),
-      analyses=[one],
-    )
-
+  measure = measured(
+    topology.find("v5e:2x2"),
+    fits=lambda changed: work_of(changed) <= 16 * 8 * 32,
+    seconds=lambda changed: 8 / changed.mesh[1],
+  )
   found = sweep.walk(config, [(4, 1, 1, 1), (1, 4, 1, 1), (2, 2, 1, 1)], measure)
   assert found.best.mesh == (1, 4, 1, 1)
   assert (found.largest.rows, found.largest.frames, found.largest.group) == (16, 32, 8)
   assert json.loads(json.dumps(sweep.as_json(found)))["largest"]["frames"] == 32
-  assert "fastest: mesh 1x4x1x1" in sweep.as_text(found)
+  text = sweep.as_text(found)
+  assert "fastest at the config's load: mesh 1x4x1x1" in text
+  assert "greedy search in powers of two" in text
+
+
+def test_a_load_that_no_mesh_holds_is_halved_until_one_does():
+  config = nano.recipe("3b")
+  limit = 4 * config.rl.group * config.data.frames
+  measure = measured(
+    topology.find("v5e:2x2"),
+    fits=lambda changed: work_of(changed) <= limit,
+    seconds=lambda changed: 1.0,
+  )
+  found = sweep.walk(config, [(4, 1, 1, 1), (1, 4, 1, 1), (2, 2, 1, 1)], measure)
+  assert found.best is None
+  assert (found.largest.mesh, found.largest.rows) == ((1, 4, 1, 1), 4)  # wants least memory
+  assert found.plan.config.rl.microbatches == config.rl.prompts // 4
+  assert "fastest at the config's load: none fits" in sweep.as_text(found)
+  nowhere = measured(topology.find("v5e:2x2"), fits=lambda changed: False, seconds=lambda _: 1.0)
+  found = sweep.walk(config, [(1, 4, 1, 1)], nowhere)
+  sizes = [(trial.rows, trial.frames, trial.group) for trial in found.trials]
+  assert (1, 16, 8) in sizes
+  assert (1, 2, 8) in sizes  # the frames of a temporal patch
+  assert sizes[-1] == (1, 2, 2)
+  assert found.largest is None
+  assert "try more chips" in sweep.as_text(found)
+
+
+def test_a_search_goes_down_its_list_until_something_fits(monkeypatch, capsys):
+  config = nano.recipe("7b")
+  where = topology.find("v5p:2x2x2")
+  meshes = sweep.candidates(config, where)
+  assert len(meshes) > sweep.MESHES
+  monkeypatch.setattr(sweep, "candidates", lambda *_: meshes)
+  last = measured(where, fits=lambda changed: changed.mesh == meshes[-1], seconds=lambda _: 1.0)
+  monkeypatch.setattr(analysis, "analyse", last)
+  found = sweep.search(config, where)
+  assert found.best.mesh == meshes[-1]
+  assert {trial.mesh for trial in found.trials} == set(meshes)
+  first = measured(where, fits=lambda changed: True, seconds=lambda _: 1.0)
+  monkeypatch.setattr(analysis, "analyse", first)
+  tried = {trial.mesh for trial in sweep.search(config, where).trials}
+  assert tried == set(meshes[: sweep.MESHES])
+  flags = [f"{CONFIG}:7b", "--topology=v5p:2x2x2", "--sweep", "--json"]
+  assert plan.main(flags) == 0
+  assert json.loads(capsys.readouterr().out)["fastest"]["mesh"] == [1, 8, 1, 1]
