@@ -20,7 +20,6 @@ def as_json(plan: analysis.Plan) -> dict[str, Any]:
     "programs": [_program(plan, one) for one in plan.analyses],
     "fits": plan.fits,
     "step": {"seconds": plan.seconds, "chip_hours": plan.chip_hours} if plan.fits else None,
-    "notes": notes(plan),
   }
 
 
@@ -28,16 +27,6 @@ def _load(plan: analysis.Plan) -> dict[str, int]:
   load = {name: getattr(plan.load, name) for name in _LOAD}
   later = vars(plan.load.later) if plan.load.later else {}
   return load | {f"later_{name}": size for name, size in later.items()}
-
-
-def notes(plan: analysis.Plan) -> list[str]:
-  """What is to be known of a plan beside its numbers."""
-  if plan.load.later is None or plan.slice.hosts == 1:
-    return []
-  return [
-    f"episodes of several turns are played by one process, and {plan.slice.name} has {plan.slice.hosts} hosts: only where "
-    "Cloud has these chips on one host (eight of v5e or v6e) does the run start"
-  ]
 
 
 def _program(plan: analysis.Plan, one: analysis.Analysis) -> dict[str, Any]:
@@ -99,7 +88,7 @@ def as_text(plan: analysis.Plan) -> str:
     lines.append(_row(one.name, *cells, "yes" if one.fits else "NO", widths=_MEMORY))
   lines += ["", *_time_table(plan), ""]
   lines += [_largest(one) for one in plan.analyses]
-  lines += ["", *_verdict(plan), *(f"note: {note}" for note in notes(plan))]
+  lines += ["", *_verdict(plan)]
   return "\n".join(lines)
 
 

@@ -25,11 +25,6 @@ class Slice:
     """How many chips there are."""
     return len(self.devices) // self.chip.devices_per_chip
 
-  @property
-  def hosts(self) -> int:
-    """How many hosts it is made of, as TPU's compiler sees it; Cloud also has eight v5e or v6e chips on one."""
-    return len({device.process_index for device in self.devices})
-
   def place(self, device: jax.Device) -> tuple[int, ...]:
     """Where a device's chip stands along each side; flat slices state a third side, which is 0."""
     return tuple(device.coords[: len(self.sides)])
