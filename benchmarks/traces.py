@@ -31,14 +31,16 @@ from vr_jax import records
 from vr_jax.data import examples, traces
 from vr_jax.train import trace_filter, trace_writers, traces_stage
 
-VIDEOS = 160
+VIDEOS = 640
 REPEATS = 5
 GOAL = 0.9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reference(trace_writers.Sampled):
-  """Samples and decodes like its base, and then says what the simulator says."""
+  """Samples and decodes like its base, and then says what the simulator says: said, of each example."""
+
+  said: Sequence[str | None] = ()
 
   def proposals(
     self, chunks: Sequence[traces.Chunk]
@@ -48,8 +50,7 @@ class Reference(trace_writers.Sampled):
       yield chunk, lambda chunk=chunk, replies=replies: self._replaced(chunk, replies())
 
   def _replaced(self, chunk: traces.Chunk, sampled: Sequence[str]) -> list[str]:
-    source = examples.ExampleSource(self.parts.data, chunk.split)
-    said = [self.environment.reference_reply(source[index]) for index in chunk.indices]
+    said = [self.said[index] for index in chunk.indices]
     return [mine or theirs for mine, theirs in zip(said, sampled, strict=True)]
 
 
@@ -66,11 +67,11 @@ def measured(workdir: Path) -> dict[str, object]:
   config = tiny_config(workdir)
   vr_jax.run(config, workdir, "data")
   made = trace_writers.make(config, workdir)
-  writer = Reference(parts=made.parts, workdir=workdir)
   source, rounds = made.parts.data, itertools.count()
-  chunks = traces.plan(
-    {"train": range(len(examples.ExampleSource(source, "train")))}, config.traces.batch
-  )
+  train = examples.ExampleSource(source, "train")
+  said = [made.environment.reference_reply(train[index]) for index in range(len(train))]
+  writer = Reference(parts=made.parts, workdir=workdir, said=said)
+  chunks = traces.plan({"train": range(len(train))}, config.traces.batch)
   read = writer.batches("train", chunks)
   prompts = jax.block_until_ready([made.parts.prompt(batch) for batch in read])
   sampled = [writer.sample(prompt).kind for prompt in prompts]
