@@ -40,6 +40,8 @@ RECIPES = {nano.RECIPE: LONGER, "configs/video_mtr.py": TURNS}
 def launch(
   workdir: Path, mode: str, *flags: str, processes: int, devices: int, recipe: str = nano.RECIPE
 ):
+  # Of one step most time goes into making its programs.
+  haste = {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(RECIPES[recipe]["rl.steps"] == 1))}
   counts = [f"--processes={processes}", f"--devices={devices}"]
   fields = [f"--config.{name}={value}" for name, value in RECIPES[recipe].items()]
   return subprocess.run(
@@ -48,7 +50,7 @@ def launch(
       *nano.arguments(workdir, *fields, *flags, mode=mode, recipe=recipe),
     ],
     cwd=nano.ROOT,
-    env=os.environ,
+    env={**os.environ, **haste},
     capture_output=True,
     text=True,
     timeout=240,
