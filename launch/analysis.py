@@ -15,7 +15,9 @@ from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import loads, programs
 
 LARGEST = 3  # temporaries that are named
-_DTYPES = {"i1": "pred", "i8": "s8", "i32": "s32", "ui32": "u32", "i64": "s64", "ui8": "u8"}
+# Lets the compiler go on where the sum of all temporaries tells it that there is no room, until one array has none.
+_ANYHOW = {"xla_tpu_no_crash_on_oom": True}
+_UNPLACED = re.compile(r"\[shape: (\w+)\[([\d,]*)\].* :: (\S+)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,14 +56,27 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Leaf:
+  """An array that is there before a program runs. name: its path. shape: of all devices together. bytes: on one of them."""
+
+  name: str
+  shape: str
+  bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Analysis:
-  """One program. Where it can't be compiled for lack of memory, `parts` is empty and `largest` of all devices together."""
+  """One program. Where it can't be compiled for lack of memory, `parts` is empty.
+
+  leaf: the largest array that is there before. largest: what it makes; without `parts` the array that was too large, if one was.
+  """
 
   name: str
   runs: int
   memory: Memory
   fits: bool
   parts: Sequence[Part]
+  leaf: Leaf
   largest: Sequence[costs.Temporary]
 
   @property
@@ -102,8 +117,12 @@ def analyse(
   *,
   only: Callable[[programs.Program], bool] = lambda program: True,
   progress: Callable[[str], None] = lambda line: None,
+  blame: bool = True,
 ) -> Plan:
-  """Compiles what `only` lets through and reads it. Raises InputError where config and slice don't go together."""
+  """Compiles what `only` lets through and reads it; `blame` as in `examine`.
+
+  Raises InputError where config and slice don't go together.
+  """
   if config.model.dtype not in where.chip.dtypes:
     raise errors.InputError(
       f"config.model.dtype={config.model.dtype}: {where.chip.name} has no such matrix products; "
@@ -116,7 +135,8 @@ def analyse(
   for program in programs.of_config(config, model, mesh, load):
     if only(program):
       progress(f"compiling {program.name} for {where.name}")
-      analyses.append(examine(program, where, mesh, _work(program, config, model, load)))
+      work = _work(program, config, model, load)
+      analyses.append(examine(program, where, mesh, work, blame=blame))
   return Plan(config=config, slice=where, mesh=dict(mesh.shape), load=load, analyses=analyses)
 
 
@@ -191,14 +211,22 @@ def examine(
   where: topology.Slice,
   mesh: jax.sharding.Mesh,
   work: dict[str, Work],
+  *,
+  blame: bool = True,
 ) -> Analysis:
-  """Compiles one program and reads it. work: of its parts, by name."""
+  """Compiles one program and reads it. work: of its parts, by name.
+
+  blame: where it has no room for what it makes, compile it once more to learn which array is too large.
+  """
   held = programs.bytes_per_device(program.held)
   lowered = program.function.lower(*program.arguments, **program.keywords)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    return _too_large(program, lowered, held, error)
+    found = _too_large(program, held, error)
+    if blame and found.memory.temporaries > found.memory.arguments + held:
+      return dataclasses.replace(found, largest=_unplaced(lowered))
+    return found
   module = hlo.parse(hlo.text_of(compiled))
   places = [where.place(device) for device in mesh.devices.flat]
   spent = costs.count(module, turns=program.turns)
@@ -227,13 +255,12 @@ def examine(
     memory=memory,
     fits=memory.peak <= where.chip.memory,
     parts=parts,
+    leaf=largest_leaf(program),
     largest=costs.temporaries(module, count=LARGEST),
   )
 
 
-def _too_large(
-  program: programs.Program, lowered: jax.stages.Lowered, held: float, error: Exception
-) -> Analysis:
+def _too_large(program: programs.Program, held: float, error: Exception) -> Analysis:
   """What is known of a program for which the compiler found no room in HBM.
 
   Raises InputError where that was not the reason.
@@ -261,19 +288,30 @@ def _too_large(
     ),
     fits=False,
     parts=(),
-    largest=largest_traced(lowered.as_text(debug_info=True)),
+    leaf=largest_leaf(program),
+    largest=(),
   )
 
 
-def largest_traced(text: str) -> list[costs.Temporary]:
-  """The largest results in a program as it was traced (StableHLO, sizes of all devices together), largest first."""
-  places = dict(re.findall(r'^(#loc\d+) = loc\("([^"]*)"', text, flags=re.MULTILINE))
-  found = {}
-  for line in text.splitlines():
-    result = re.search(r"(?:-> |: )tensor<([\dx]+)x(\w+)> loc\((#loc\d+)\)$", line)
-    if result and " = " in line:
-      sizes, dtype, place = result.groups()
-      shape = hlo.Shape(_DTYPES.get(dtype, dtype), tuple(map(int, sizes.split("x"))))
-      found.setdefault(shape, costs.Temporary(shape, places.get(place, "")))
-  ranked = sorted(found.values(), key=lambda temporary: -temporary.shape.bytes)
-  return ranked[:LARGEST]
+def _unplaced(lowered: jax.stages.Lowered) -> list[costs.Temporary]:
+  """The array for which alone a device has no room, if there is one: a part, as it would lie on one device."""
+  try:
+    lowered.compile(_ANYHOW)
+  except jax.errors.JaxRuntimeError as error:
+    found = _UNPLACED.search(str(error))
+    if found:
+      dtype, sizes, place = found.groups()
+      return [costs.Temporary(hlo.Shape(dtype, tuple(map(int, sizes.split(",")))), place)]
+  return []
+
+
+def largest_leaf(program: programs.Program) -> Leaf:
+  """Of a program's arguments and what is held meanwhile, the array of which a device has most."""
+  found = jax.tree_util.tree_leaves_with_path((program.arguments, program.held))
+  path, leaf = max(found, key=lambda one: programs.bytes_per_device(one[1]))
+  named = [key for key in path if not isinstance(key, jax.tree_util.SequenceKey)]
+  return Leaf(
+    name=jax.tree_util.keystr(tuple(named), simple=True, separator=".").removesuffix(".value"),
+    shape=f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]",
+    bytes=programs.bytes_per_device(leaf),
+  )

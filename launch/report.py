@@ -36,6 +36,7 @@ def _program(plan: analysis.Plan, one: analysis.Analysis) -> dict[str, Any]:
     "fits": one.fits,
     "compiled": one.compiled,
     "memory": vars(one.memory),
+    "leaf": vars(one.leaf),
     "largest": [
       {"shape": str(t.shape), "bytes": t.shape.bytes, "from": t.op_name} for t in one.largest
     ],
@@ -129,8 +130,8 @@ def _time_table(plan: analysis.Plan) -> list[str]:
 
 def _largest(one: analysis.Analysis) -> str:
   names = [f"{t.shape} ({t.shape.bytes / chips.GIB:.2f} GiB)" for t in one.largest]
-  which = "largest temporaries" if one.compiled else "largest arrays, of all devices together"
-  return f"{one.name}: {which}: {', '.join(names) or 'none'}"
+  which = "largest temporaries" if one.compiled else "has no room"
+  return f"{one.name}: {which}: {', '.join(names) or 'not known'}"
 
 
 def _verdict(plan: analysis.Plan) -> list[str]:
@@ -140,32 +141,60 @@ def _verdict(plan: analysis.Plan) -> list[str]:
 
 
 def explain(plan: analysis.Plan, one: analysis.Analysis) -> str:
-  """Why a program has no room: what takes most of it, and which fields change that."""
+  """Why a program has no room: what takes most of it, the largest array of that, and which fields change it."""
   memory, room = one.memory, plan.slice.chip.memory
-  needs = (
-    f"{one.name} needs {memory.peak / chips.GIB:.1f} GiB a device, there are {room / chips.GIB:.2f}"
+  held = memory.arguments + memory.held
+  made = memory.peak - held
+  leaf = (
+    f"{one.leaf.name}, {one.leaf.shape}, with {one.leaf.bytes / chips.GIB:.2f} GiB on each device"
   )
-  resident = memory.arguments + memory.held
-  if resident > 0.6 * room or not one.largest:
-    held, weight = "optimizer and reference", "rl"
-    if plan.config.rl.credit == "gae":
-      held, weight = "optimizer, reference and critic", "critic"
-    return (
-      f"{needs}; parameters, {held} take {resident / chips.GIB:.1f}: split them over more of "
-      f"fsdp and tensor in config.mesh, freeze the vision tower, set {weight}.kl_weight=0, or take more chips"
+  if held > made:
+    why, remedies = (
+      f"{held / chips.GIB:.1f} lie there before it runs, the largest array {leaf}",
+      _less_held,
     )
-  largest = one.largest[0]
-  named = f"the largest array is {largest.shape}, {largest.shape.bytes / chips.GIB:.2f} GiB"
-  scope = "" if one.compiled else " of all devices together"
-  place = f", of {largest.op_name}" if largest.op_name else ""
-  return f"{needs}; {named}{scope}{place}: {_remedy(plan, one)}"
+  else:
+    why, remedies = f"{made / chips.GIB:.1f} are made on its way", _less_made
+    if one.largest:
+      largest = one.largest[0]
+      why += f", the largest array {largest.shape}, {largest.shape.bytes / chips.GIB:.2f} GiB"
+      why += f", of {largest.op_name}" if largest.op_name else ""
+    else:
+      why += f", of which the compiler names none; of what lies there before, the largest is {leaf}"
+  return (
+    f"{one.name} needs {memory.peak / chips.GIB:.1f} GiB a device, there are {room / chips.GIB:.2f}; "
+    f"{why}: {', or '.join(remedies(plan, one))}"
+  )
 
 
-def _remedy(plan: analysis.Plan, one: analysis.Analysis) -> str:
+def _less_held(plan: analysis.Plan, one: analysis.Analysis) -> list[str]:
+  """What makes parameters and what lies beside them smaller, and has not been done."""
+  model, full = plan.config.model, plan.config.model.lora.rank == 0
+  remedies = {
+    "give the devices of data to fsdp or tensor in config.mesh": plan.mesh["data"] > 1,
+    "set rl.gather=False": one.name in ("decode", "append") and plan.config.rl.gather,
+    "freeze the vision tower (model.freeze_vision)": full and not model.freeze_vision,
+    "set rl.kl_weight=0": full and plan.config.rl.kl_weight > 0,
+    "set critic.kl_weight=0": plan.config.rl.credit == "gae" and plan.config.critic.kl_weight > 0,
+    "take more chips": True,
+  }
+  return [remedy for remedy, possible in remedies.items() if possible]
+
+
+def _less_made(plan: analysis.Plan, one: analysis.Analysis) -> list[str]:
+  """What makes activations smaller, and has not been done."""
+  load, training = plan.load, one.name in ("train step", "critic step")
+  rows = plan.mesh["data"] * plan.mesh["fsdp"] * load.microbatches
   fewer = "show fewer frames (data.frames)"
-  if plan.load.later:
+  if load.later:
     fewer = "lower env.budget, and with it the largest of turns.time_buckets"
-  common = f"raise sequence or tensor in config.mesh, or {fewer}"
-  if one.name in ("train step", "critic step"):
-    return f"raise rl.microbatches, lower rl.group, {common}"
-  return f"lower rl.prompts or rl.group, {common}"
+  remedies = {
+    "set model.remat=full": training and plan.config.model.remat != "full",
+    "raise rl.microbatches": training and rows < load.prompts,
+    "lower rl.prompts": not training,
+    "set rl.gather=False": one.name == "rollout" and plan.config.rl.gather,
+    "lower rl.group": one.name != "encoder" and load.group > 2,
+    "raise sequence or tensor in config.mesh": True,
+    fewer: True,
+  }
+  return [remedy for remedy, possible in remedies.items() if possible]

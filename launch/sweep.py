@@ -68,7 +68,7 @@ def search(
     )
 
   def measure(changed: ml_collections.ConfigDict) -> analysis.Plan:
-    return analysis.analyse(changed, where, progress=progress)
+    return analysis.analyse(changed, where, progress=progress, blame=False)
 
   return walk(config, meshes, measure, progress=progress)
 

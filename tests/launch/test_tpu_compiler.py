@@ -114,21 +114,27 @@ def test_weights_that_fast_memory_does_not_hold_are_read_in_every_step(where):
   assert steps * weights <= turned.bytes <= 1.1 * steps * weights
 
 
-def test_a_program_without_room_is_reported_with_its_largest_array(where, mesh):
-  w = abstract(mesh, (4096, 160000), dtype=jnp.float32)
-  x = abstract(mesh, (262144, 4096), "rows", dtype=jnp.float32)
+def test_of_a_program_without_room_the_array_that_has_none_is_named_as_it_lies_on_a_device(
+  where, mesh
+):
+  w = abstract(mesh, (128, 160000), dtype=jnp.float32)
+  x = abstract(mesh, (262144, 128), "rows", dtype=jnp.float32)
 
-  def loss(w, x):
+  def loss(params, x):
+    w = params["w"]
     return (jnp.tanh(jnp.tanh(x @ w) @ w.T) ** 2).sum()
 
-  program = programs.Program(name="train step", function=jax.jit(jax.grad(loss)), arguments=(w, x))
+  program = programs.Program(
+    name="train step", function=jax.jit(jax.grad(loss)), arguments=({"w": w}, x)
+  )
   found = analysis.examine(
     program, where, mesh, {"train step": analysis.Work(model=1.0, executed=1.0)}
   )
   assert not found.fits
   assert not found.compiled
   assert found.memory.temporaries > 16e9
-  assert str(found.largest[0].shape) == "f32[262144,160000]"
+  assert [str(one.shape) for one in found.largest] == ["f32[131072,160000]"]  # half of its rows
+  assert found.leaf == analysis.Leaf(name="w", shape="float32[128,160000]", bytes=4 * 128 * 160000)
 
 
 def test_a_program_that_the_compiler_refuses_for_another_reason_is_bad_input(where, mesh):
