@@ -6,7 +6,7 @@ import pytest
 from launch import topology
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def compiling_only():
   cached = jax.config.jax_enable_compilation_cache
   topology.prepare()
