@@ -246,10 +246,11 @@ def test_processes_play_together_what_one_plays_alone(tmp_path):
   address = f"localhost:{local.free_port()}"
   files = [tmp_path / f"{index}.npz" for index in range(2)]
   command = (sys.executable, "-m", "tests.rollout.chat_process", address, "2")
+  flags = os.environ["XLA_FLAGS"]
   started = [
     subprocess.Popen(
       [*command, str(index), str(file)],
-      env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+      env={**os.environ, "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=1"},
     )
     for index, file in enumerate(files)
   ]
