@@ -40,6 +40,7 @@ SINGLE = (
   "--config.rl.max_new_tokens=112",
   "--config.sft.max_reply_tokens=112",
 )
+# What three turns have trained, played with others: prompts then name numbers of turns that it has not seen, and five turns show more frames.
 TURNS = (
   ("1 turns", SINGLE),
   *(
