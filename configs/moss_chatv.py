@@ -2,10 +2,10 @@
 
     tiny   simulated videos, a random network of 1 M parameters, from nothing; two cores of a CPU, 10 minutes, 2.2 GB.
            Result: docs/claims.md.
-    3b     Qwen2.5-VL-3B-Instruct on MOSS-Video; v5e-16 or v6e-8. By plan on v5e-16: 10 of 17 GB a chip, 9 s a step.
+    3b     Qwen2.5-VL-3B-Instruct on MOSS-Video; v5e-16 or v6e-8. By plan on v5e-16: 10 of 17 GB a chip, 8 s a step.
            Not yet measured.
     7b     Qwen2.5-VL-7B-Instruct on MOSS-Video (the paper's headline); v5p-16 or v6e-32. By plan with 64 frames on
-           v5p-16: 33 of 103 GB a chip, 14 s a step; on v6e-32 21 of 34 GB, 11 s. Not yet measured.
+           v5p-16: 33 of 103 GB a chip, 14 s a step; on v6e-32 21 of 34 GB, 12 s. Not yet measured.
     72b    Qwen2.5-VL-72B-Instruct on MOSS-Video; v5p-256. By plan: 28 of 103 GB a chip, 8 s a step. Not yet measured.
 
 Memory and step time by plan are launch/plan.py's, in docs/pods.md. The pretrained sizes show 16 frames of at most 128

@@ -2,13 +2,12 @@
 
     tiny   simulated videos of a minute whose answer shows for a few seconds, a random network of 1 M parameters, from nothing;
            two cores of a CPU, half an hour on one of them, 4.5 GB. Not yet measured over seeds.
-    3b     Qwen2.5-VL-3B-Instruct on NExT-GQA and QVHighlights (docs/video_mtr.md); v6e-8 on one host. Not yet planned or measured.
+    3b     Qwen2.5-VL-3B-Instruct on NExT-GQA and QVHighlights (docs/video_mtr.md); v6e-8. Not yet planned or measured.
     7b     Qwen2.5-VL-7B-Instruct on the same (the paper's headline); v5p-8. Not yet planned or measured.
-    72b    Qwen2.5-VL-72B-Instruct on the same; what it holds fits no single host, and so it can't run yet.
+    72b    Qwen2.5-VL-72B-Instruct on the same; v5p-256. Not yet planned or measured.
 
 Policy, critic, their moments and the reference take 28 bytes a parameter over all chips: 13 of 34 GB a chip for 3b on v6e-8, 58 of
-103 for 7b on v5p-8, 2,055 GB in all for 72b. One process plays the episodes (docs/design.md), so that slices of several hosts, such
-as v5e-16, v5p-16 or v6e-32, are not for this recipe. Programs and activations come to that: launch/plan.py compiles them (docs/pods.md).
+103 for 7b on v5p-8, 2,055 GB in all for 72b. Programs and activations come to that: launch/plan.py compiles them (docs/pods.md).
 
 The paper's rule is the default, its released code's an option: env.relevance.variant and env.exploration.variant "code",
 env.invalid "explain", critic.placement "last" with critic.gamma_turn 1.0, data.frames 64. GRPO on the same episodes is rl.credit="episode".

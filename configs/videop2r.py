@@ -3,9 +3,11 @@
     tiny   simulated videos with questions of all five problem types, a random network of 1 M parameters, from nothing; two
            cores of a CPU. After 60 of its 100 updates 0.51 ± 0.35 right over three seeds, from 0.45 ± 0.30 of the warm start
            (docs/claims/videop2r.md).
-    3b     Qwen2.5-VL-3B-Instruct on the released VideoP2R data; v6e-8, or v5e-16. Not yet planned or measured.
-    7b     Qwen2.5-VL-7B-Instruct on the same (the paper's headline); v5p-16, or v6e-32. Not yet planned or measured.
-    72b    Qwen2.5-VL-72B-Instruct on the same; v5p-256. Not yet planned or measured.
+    3b     Qwen2.5-VL-3B-Instruct on the released VideoP2R data; v6e-8, or v5e-16. By plan on v6e-8: 13 of 34 GB a chip, 5 s a
+           step. Not yet measured.
+    7b     Qwen2.5-VL-7B-Instruct on the same (the paper's headline); v5p-16, or v6e-32. By plan on v5p-16: 32 of 103 GB a
+           chip, 8 s a step. Not yet measured.
+    72b    Qwen2.5-VL-72B-Instruct on the same; v5p-256. By plan: 28 of 103 GB a chip, 10 s a step. Not yet measured.
 
 The released data is two files, traces for the warm start and questions for RL. The pretrained sizes start with the second; the first
 is a run of its own, whose checkpoints RL then starts from:
