@@ -77,10 +77,13 @@ def test_only_a_network_that_knows_no_words_is_told_nothing(path):
   config.env.instruction = ""
   with pytest.raises(errors.InputError, match=r"config\.env\.instruction"):
     choices.check(config)
-  config.model.pretrained = ""
-  choices.check(config)
+  own = nano.recipe("tiny", path)
+  own.env.instruction = ""
+  choices.check(own)
+  own.model.pretrained = "export"  # as it was written by this project
+  choices.check(own)
   with pytest.raises(errors.InputError, match=r"config\.env\.instruction"):
-    choices.check_template(config, told=True)
+    choices.check_template(own, told=True)
 
 
 @pytest.mark.parametrize("name", choices.CHOICES)

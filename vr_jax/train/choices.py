@@ -174,7 +174,8 @@ def check_template(config: ml_collections.ConfigDict, *, told: bool) -> None:
   marked_up = "".join(parts.ENVIRONMENTS[config.recipe].tags)
   tags = dict.fromkeys(re.findall(r"</?\w+>", marked_up))
   missing = [tag for tag in tags if tag not in config.env.instruction]
-  if missing and (told or config.model.pretrained or config.env.instruction):
+  own = bool(config.model.architecture)
+  if missing and (told or config.env.instruction or not own):
     raise errors.InputError(
       f"--config.env.instruction: does not ask for {', '.join(missing)}, by which {config.recipe} reads replies; add it"
     )
