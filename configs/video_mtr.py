@@ -2,7 +2,8 @@
 
     tiny   simulated videos of a minute whose answer shows for a few seconds, a random network of 1 M parameters, from nothing;
            two cores of a CPU, half an hour on one of them, 4.5 GB. Not yet measured over seeds.
-    3b     Qwen2.5-VL-3B-Instruct on NExT-GQA and QVHighlights (docs/video_mtr.md); v6e-8. Not yet planned or measured.
+    3b     Qwen2.5-VL-3B-Instruct on NExT-GQA and QVHighlights (docs/video_mtr.md); v6e-8. By plan: 21 of 34 GB a chip, 10 s a
+           step. Not yet measured.
     7b     Qwen2.5-VL-7B-Instruct on the same (the paper's headline); v5p-8. By plan: 82 of 103 GB a chip, 22 s a step. Not yet
            measured.
     72b    Qwen2.5-VL-72B-Instruct on the same; v5p-256. By plan: 46 of 103 GB a chip, 17 s a step. Not yet measured.
