@@ -11,6 +11,8 @@ import threading
 import time
 from typing import Any
 
+import pytest
+
 from vr_jax import records
 from vr_jax.rewards import judge
 
@@ -106,6 +108,19 @@ def serve(answer: Callable[[Request], Reply] = lambda request: Reply()) -> Itera
     finally:
       listener.shutdown()
       thread.join()
+
+
+def fixture(variable: str, answer: Callable[[Request], Reply] = lambda request: Reply()) -> Any:
+  """What a test file calls `server`: it runs for one test, and that environment variable holds its key."""
+
+  @pytest.fixture
+  def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv(variable, KEY)
+    with serve(answer) as served:
+      yield served
+
+  return server
 
 
 def envelope(kind: str, text: str) -> str:

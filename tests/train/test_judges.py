@@ -24,6 +24,8 @@ from vr_jax.worlds import sufficiency, write
 
 VARIABLE = "JUDGE_TEST_KEY"
 
+server = judge_server.fixture(VARIABLE)
+
 
 def section(**changes):
   fields = {
@@ -48,14 +50,6 @@ def section(**changes):
 @pytest.fixture
 def cache(tmp_path):
   return tmp_path / "verdicts.sqlite"
-
-
-@pytest.fixture
-def server(monkeypatch):
-  monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-  monkeypatch.setenv(VARIABLE, judge_server.KEY)
-  with judge_server.serve() as served:
-    yield served
 
 
 def threads():

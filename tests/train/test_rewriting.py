@@ -17,12 +17,7 @@ GOOD = {
 }
 
 
-@pytest.fixture
-def server(monkeypatch):
-  monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-  monkeypatch.setenv("TEST_KEY", judge_server.KEY)
-  with judge_server.serve(lambda request: judge_server.Reply(text=json.dumps(GOOD))) as state:
-    yield state
+server = judge_server.fixture("TEST_KEY", lambda request: judge_server.Reply(text=json.dumps(GOOD)))
 
 
 @pytest.fixture

@@ -13,18 +13,8 @@ from vr_jax.train import trace_endpoint, traces_stage
 
 VARIABLE = "TRACES_TEST_KEY"
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  return trace_runs.make_data(tmp_path_factory.mktemp("endpoint"))
-
-
-@pytest.fixture
-def server(monkeypatch):
-  monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-  monkeypatch.setenv(VARIABLE, judge_server.KEY)
-  with judge_server.serve() as served:
-    yield served
+data = trace_runs.data
+server = judge_server.fixture(VARIABLE)
 
 
 def config(data, server, **overrides):

@@ -14,18 +14,8 @@ FILES = ("traces.jsonl", "rejected.jsonl", "summary.json")
 BROKEN = judge_server.Reply(status=500)
 VARIABLE = "TRACES_TEST_JUDGE_KEY"
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  return trace_runs.make_data(tmp_path_factory.mktemp("judging"))
-
-
-@pytest.fixture
-def server(monkeypatch):
-  monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-  monkeypatch.setenv(VARIABLE, judge_server.KEY)
-  with judge_server.serve() as served:
-    yield served
+data = trace_runs.data
+server = judge_server.fixture(VARIABLE)
 
 
 @pytest.fixture

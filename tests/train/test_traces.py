@@ -17,11 +17,7 @@ from vr_jax.train import data_stage, rl_loop, trace_writers, traces_stage
 from vr_jax.train import parts as parts_lib
 
 config = trace_runs.config
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  return trace_runs.make_data(tmp_path_factory.mktemp("traces"))
+data = trace_runs.data
 
 
 def told(monkeypatch, made, say=trace_runs.reference):

@@ -12,12 +12,8 @@ from vr_jax.train import trace_writers, traces_beam, traces_stage
 
 FILES = ("traces.jsonl", "rejected.jsonl", "summary.json")
 
+data = trace_runs.data
 server = test_trace_endpoint.server
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  return trace_runs.make_data(tmp_path_factory.mktemp("beam"))
 
 
 def written(made, workdir):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+import pytest
 
 from tests.train import nano
 from vr_jax import records
@@ -30,7 +31,7 @@ OVERRIDES = {
 
 
 def config(data: Path | None = None, **overrides: Any) -> ml_collections.ConfigDict:
-  """The nano run of VideoP2R over data that `make_data` made; an override's dots are two underscores."""
+  """The nano run of VideoP2R over such data; an override's dots are two underscores."""
   path = nano.ROOT / "configs" / "videop2r.py"
   spec = importlib.util.spec_from_file_location("videop2r_recipe", path)
   module = importlib.util.module_from_spec(spec)
@@ -42,7 +43,10 @@ def config(data: Path | None = None, **overrides: Any) -> ml_collections.ConfigD
   return made
 
 
-def make_data(directory: Path) -> Path:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+  """Of a test file that names it; nobody writes to it."""
+  directory = tmp_path_factory.mktemp("traces")
   data_stage.prepare(config(directory), directory)
   return directory
 
