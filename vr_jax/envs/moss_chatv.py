@@ -52,9 +52,7 @@ class MossChatV:
     flat = [reply for group in texts for reply in group]
     owners = [example for example, group in zip(examples, texts, strict=True) for _ in group]
     parts = {
-      "accuracy": [
-        self.accuracy(example, reply) for reply, example in zip(flat, owners, strict=True)
-      ],
+      "accuracy": accuracy.accuracies(flat, owners),
       "format": [format_lib.format_reward(reply) for reply in flat],
       "process": self._process(flat, owners).reward,
     }

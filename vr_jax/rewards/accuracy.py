@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import math
 import re
 
+from jaxtyping import Float
 import numpy as np
 
 from vr_jax import errors, records
@@ -48,13 +49,32 @@ def accuracy(reply: str, answer: str, problem_type: str, options: Sequence[str] 
     return 0.0
   if problem_type == "multiple choice":
     return _multiple_choice(given, answer, options)
-  rules = {
-    "numerical": _numerical,
-    "OCR": _ocr,
-    "free-form": _free_form,
-    "regression": _regression,
-  }
+  if problem_type == "free-form":
+    return float(_free_form([(given, answer)])[0])
+  rules = {"numerical": _numerical, "OCR": _ocr, "regression": _regression}
   return rules[problem_type](given, answer)
+
+
+def accuracies(
+  replies: Sequence[str], examples: Sequence[records.Example]
+) -> Float[np.ndarray, "replies"]:
+  """`accuracy` of each reply to the example of the same index, float64; free-form answers are compared all at once."""
+  given = map(answer_text, replies)
+  free = {
+    index: (text, example.answer)
+    for index, (text, example) in enumerate(zip(given, examples, strict=True))
+    if text and example.problem_type == "free-form"
+  }
+  compared = dict(zip(free, _free_form([*free.values()]), strict=True))
+  return np.array(
+    [
+      compared[index]
+      if index in compared
+      else accuracy(reply, example.answer, example.problem_type, example.options)
+      for index, (reply, example) in enumerate(zip(replies, examples, strict=True))
+    ],
+    np.float64,
+  )
 
 
 def option_letter(answer: str, options: Sequence[str] = ()) -> str | None:
@@ -157,13 +177,16 @@ def _edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
   return distance
 
 
-def _free_form(given: str, answer: str) -> float:
-  """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L.
+def _free_form(pairs: Sequence[tuple[str, str]]) -> Float[np.ndarray, "pairs"]:
+  """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L of (what is given, the right answer).
 
   Reconstruction: an answer of one word has no pair of words, so that ROUGE-2 is 0 whatever is said; it is left out of
   the mean there. The right word then scores 1 and not 2/3.
   """
   vocabulary = words.Vocabulary()
-  ids = [vocabulary.ids(given), vocabulary.ids(answer)]
-  mean = float(rouge.mean_f1(ids, np.array([0]), np.array([1]))[0])
-  return min(1.0, 1.5 * mean) if len(ids[1]) == 1 else mean
+  place = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
+  ids = [vocabulary.ids(text) for pair in place for text in pair]
+  mean = rouge.mean_f1(ids, *np.arange(len(ids)).reshape(-1, 2).T).astype(np.float64)
+  one_word = np.array([len(answer) == 1 for answer in ids[1::2]], bool)
+  worth = np.where(one_word, np.minimum(1, 1.5 * mean), mean)
+  return worth[[place[pair] for pair in pairs]]
