@@ -1,15 +1,11 @@
 """The advantages of an evaluated reply are those that an update would have: by the recipe's own credit, beside its own group."""
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
+from tests.eval import rigged
 from tests.train import nano
-from vr_jax import records
 from vr_jax.envs import videop2r
 from vr_jax.eval import evaluate
-from vr_jax.rollout import sampler
-from vr_jax.train import parts as parts_lib
 
 ASKED = {"data__simulate__questions_per_video": 1, "data__simulate__world__families": ("choice",)}
 WRONG = videop2r.written("Nothing.", "Who knows.", "none")
@@ -22,29 +18,12 @@ def data(tmp_path_factory):
 
 def rig(monkeypatch, parts):
   """Right where one reply is asked for, and in each group the first of them; wrong in other places, and to shuffled frames."""
-  read, batches, wrong = parts_lib.Parts.prompt, [], parts.processor.encode_reply(WRONG)
+  wrong, shuffled = parts.processor.encode_reply(WRONG), parts.config.rl.shuffled
 
-  def remember(parts, batch):
-    batches.append(batch)
-    return read(parts, batch)
+  def reply_to(item, member, group, **_):
+    return item.reply if member == 0 and group != shuffled else wrong
 
-  def sample(graph, params, prompt, allowed, key, *, decoding):
-    rows = batches[-1].rows
-    tokens = np.zeros((len(rows), decoding.group, decoding.max_new_tokens), np.int32)
-    kind = np.zeros_like(tokens)
-    for row, member in np.ndindex(tokens.shape[:2]):
-      right = member == 0 and decoding.group != parts.config.rl.shuffled
-      ids = rows[row].reply if right else wrong
-      tokens[row, member, : len(ids)], kind[row, member, : len(ids)] = ids, records.Kind.MODEL
-    return records.Rollout(
-      tokens=jnp.asarray(tokens),
-      log_probs=jnp.zeros(tokens.shape),
-      kind=jnp.asarray(kind),
-      turn=jnp.zeros_like(tokens),
-    )
-
-  monkeypatch.setattr(parts_lib.Parts, "prompt", remember)
-  monkeypatch.setattr(sampler, "sample", sample)
+  rigged.rig(monkeypatch, reply_to)
   monkeypatch.setattr(evaluate.encoder, "encode", lambda graph, params, prompt: prompt)
 
 

@@ -4,12 +4,11 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.eval import rigged
 from tests.train import nano
-from vr_jax import records
 from vr_jax.eval import evaluate, stage
 from vr_jax.rollout import sampler
 from vr_jax.train import parts as parts_lib
@@ -33,36 +32,8 @@ def _items(parts):
   return [item for batch in parts.read("test", BATCH, repeat=False) for item in batch.items]
 
 
-def _rig(monkeypatch, reply_to):
-  """Replies are `reply_to(example, number of the call)`, in the order in which examples are read."""
-  read, seen = parts_lib.Parts.prompt, []
-
-  def remember(parts, batch):
-    rows = len(batch.prompt.tokens)
-    seen.append([*batch.items, *[batch.items[0]] * (rows - len(batch.items))])
-    return read(parts, batch)
-
-  def sample(graph, params, prompt, allowed, key, *, decoding):
-    tokens = np.zeros((len(seen[-1]), 1, decoding.max_new_tokens), np.int32)
-    kind = np.zeros_like(tokens)
-    for row, item in enumerate(seen[-1]):
-      ids = reply_to(item, len(seen))
-      tokens[row, 0, : len(ids)] = ids
-      kind[row, 0, : len(ids)] = records.Kind.MODEL
-    return records.Rollout(
-      tokens=jnp.asarray(tokens),
-      log_probs=jnp.zeros(tokens.shape),
-      kind=jnp.asarray(kind),
-      turn=jnp.zeros_like(tokens),
-    )
-
-  monkeypatch.setattr(parts_lib.Parts, "prompt", remember)
-  monkeypatch.setattr(sampler, "sample", sample)
-  return seen
-
-
 def test_a_policy_that_gives_the_reference_scores_full_marks(parts, monkeypatch):
-  _rig(monkeypatch, lambda item, call: item.reply)
+  rigged.rig(monkeypatch, lambda item, **_: item.reply)
   result = evaluate.evaluate(parts, {}, name="test")
   metrics = result["metrics"]
   assert result["examples"] == 6
@@ -75,7 +46,7 @@ def test_a_policy_that_gives_the_reference_scores_full_marks(parts, monkeypatch)
 
 def test_a_policy_that_is_silent_scores_nothing(parts, monkeypatch):
   stop = parts.processor.stop_tokens[0]
-  _rig(monkeypatch, lambda item, call: [stop])
+  rigged.rig(monkeypatch, lambda item, **_: [stop])
   metrics = evaluate.evaluate(parts, {}, name="test")["metrics"]
   assert metrics["accuracy"] == metrics["process_reward"] == metrics["trace_consistency"] == 0
   assert metrics["reply_tokens"] == 1
@@ -86,7 +57,9 @@ def test_the_examples_of_a_last_batch_count_once(parts, monkeypatch):
   items = _items(parts)
   right = {items[0].example.id, items[-1].example.id, items[-2].example.id}
   stop = parts.processor.stop_tokens[0]
-  seen = _rig(monkeypatch, lambda item, _: item.reply if item.example.id in right else [stop])
+  seen = rigged.rig(
+    monkeypatch, lambda item, **_: item.reply if item.example.id in right else [stop]
+  )
   metrics = evaluate.evaluate(parts, {}, name="test")["metrics"]
   assert [len(batch) for batch in seen] == [BATCH] * 6  # three views of two batches
   assert metrics["accuracy"] == pytest.approx(3 / 6)
@@ -107,7 +80,7 @@ def test_traces_are_judged_where_the_examples_are_simulated_ones_only(parts, mon
     return dataclasses.replace(item, example=dataclasses.replace(item.example, source="elsewhere"))
 
   monkeypatch.setattr(parts_lib.Parts, "item", of_another_source)
-  _rig(monkeypatch, lambda item, call: item.reply)
+  rigged.rig(monkeypatch, lambda item, **_: item.reply)
   result = evaluate.evaluate(parts, {}, name="test")
   assert result["metrics"]["accuracy"] == pytest.approx(1)
   assert not {"trace_consistency", "think_answer_mismatch"} & result["metrics"].keys()
@@ -116,12 +89,12 @@ def test_traces_are_judged_where_the_examples_are_simulated_ones_only(parts, mon
 
 def test_batches_are_sampled_with_different_keys(parts, monkeypatch):
   stop, keys = parts.processor.stop_tokens[0], []
-  _rig(monkeypatch, lambda item, call: [stop])
-  rigged = sampler.sample
+  rigged.rig(monkeypatch, lambda item, **_: [stop])
+  sample_so = sampler.sample
 
   def sample(graph, params, prompt, allowed, key, *, decoding):
     keys.append(jax.random.key_data(key).tolist())
-    return rigged(graph, params, prompt, allowed, key, decoding=decoding)
+    return sample_so(graph, params, prompt, allowed, key, decoding=decoding)
 
   monkeypatch.setattr(sampler, "sample", sample)
   evaluate.evaluate(parts, {}, name="test")
@@ -137,7 +110,7 @@ def test_each_view_is_counted_under_its_own_name_and_only_what_is_seen_whole_is_
   score = task.score
   monkeypatch.setattr(task, "score", lambda *arguments: judged.append(1) or score(*arguments))
   stop = parts.processor.stop_tokens[0]
-  seen = _rig(monkeypatch, lambda item, call: item.reply if call in (3, 4) else [stop])
+  seen = rigged.rig(monkeypatch, lambda item, call, **_: item.reply if call in (3, 4) else [stop])
   metrics = evaluate.evaluate(parts, {}, name="test")["metrics"]
   assert (metrics["accuracy"], metrics["blind_accuracy"], metrics["shuffled_accuracy"]) == (0, 1, 0)
   assert len(judged) == 2
@@ -152,7 +125,7 @@ def test_each_view_is_counted_under_its_own_name_and_only_what_is_seen_whole_is_
 
 
 def test_shown_rollouts_are_as_many_as_asked_and_json(parts, monkeypatch):
-  _rig(monkeypatch, lambda item, call: item.reply)
+  rigged.rig(monkeypatch, lambda item, **_: item.reply)
   rollouts = evaluate.evaluate(parts, {}, name="test")["rollouts"]
   assert len(json.loads(json.dumps(rollouts))) == 2
   assert rollouts[0]["rewards"]["total"] == pytest.approx(3, abs=1e-5)

@@ -1,0 +1,42 @@
+"""A policy whose replies a test chooses."""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vr_jax import records
+from vr_jax.rollout import sampler
+from vr_jax.train import parts as parts_lib
+
+
+def rig(
+  monkeypatch: pytest.MonkeyPatch, reply_to: Callable[..., Sequence[int]]
+) -> list[list[parts_lib.Item]]:
+  """Lets sampling reply with the tokens `reply_to(item, call=, member=, group=)`; gives the rows of each batch so far.
+
+  call: number of the batch, from 1. member: of the `group` replies to one prompt.
+  """
+  read, seen = parts_lib.Parts.prompt, []
+
+  def remember(parts, batch):
+    seen.append(batch.rows)
+    return read(parts, batch)
+
+  def sample(graph, params, prompt, allowed, key, *, decoding):
+    tokens = np.zeros((len(seen[-1]), decoding.group, decoding.max_new_tokens), np.int32)
+    kind = np.zeros_like(tokens)
+    for row, member in np.ndindex(tokens.shape[:2]):
+      ids = reply_to(seen[-1][row], call=len(seen), member=member, group=decoding.group)
+      tokens[row, member, : len(ids)], kind[row, member, : len(ids)] = ids, records.Kind.MODEL
+    return records.Rollout(
+      tokens=jnp.asarray(tokens),
+      log_probs=jnp.zeros(tokens.shape),
+      kind=jnp.asarray(kind),
+      turn=jnp.zeros_like(tokens),
+    )
+
+  monkeypatch.setattr(parts_lib.Parts, "prompt", remember)
+  monkeypatch.setattr(sampler, "sample", sample)
+  return seen
