@@ -17,6 +17,7 @@ def base(recipe: str) -> ml_collections.ConfigDict:
   config.recipe = recipe
   config.seed = 0  # of initial weights, order of data and sampling
   config.mesh = (-1, 1, 1, 1)  # devices on the axes data, fsdp, sequence, tensor; -1: what is left
+  config.cpu_devices = 1  # of a host without accelerators, where XLA_FLAGS say no other number
 
   data = config.data = ml_collections.ConfigDict()
   data.directory = ""  # where the frame store and the examples live; empty: <workdir>/data
@@ -337,7 +338,7 @@ def tiny(config: ml_collections.ConfigDict) -> None:
   rl = config.rl
   rl.steps = 200
   rl.prompts = 16
-  rl.microbatches = 1
+  rl.microbatches = 4  # what these compute stays in the caches
   rl.top_p = 1.0
   rl.max_new_tokens = 72
   rl.rungs = (0.5,)  # its replies are all about as long
@@ -348,6 +349,7 @@ def tiny(config: ml_collections.ConfigDict) -> None:
   rl.kl_weight = 0.0  # nothing pretrained is to be kept
 
   config.eval.batch = 64
+  config.cpu_devices = 2  # one a core
 
 
 def released(config: ml_collections.ConfigDict, name: str) -> None:

@@ -59,7 +59,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   import jax
 
   from vr_jax.eval import stage as eval_stage
-  from vr_jax.parallel import processes
+  from vr_jax.parallel import mesh, processes
   from vr_jax.train import (
     choices,
     data_stage,
@@ -72,6 +72,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   from vr_jax.train import workdir as workdir_lib
 
   choices.check(config)
+  mesh.split_cpu(config.cpu_devices)
   if mode in ("rl", "eval", "traces", "all") and "judge" in config:
     judges.check(config, workdir)
   if mode in ("eval", "all") and jax.process_count() > 1:

@@ -161,8 +161,9 @@ def test_replies_attend_to_their_prompt_and_to_themselves(backend, part):
 def _decoded(query, key, value, *_, causal):
   """The step that samples, over a prompt of these keys; it sees next to nothing of the token's own."""
   slot, valid = jnp.zeros(1, jnp.int32), jnp.ones(key.shape[:2], bool)
-  own = (-key[0, :1], value[0, :1])
-  return attention_decode.step(query[0], *own, slot, slot, key, value, valid, group=1)[None]
+  own = (*attention.turned(-key[:, :1], value[:, :1]), jnp.ones(1, bool))
+  prefix = (*attention.turned(key, value), valid)
+  return attention_decode.step(query[0], slot, slot, *prefix, *own, group=1)[None]
 
 
 @pytest.mark.parametrize("backend", [*WITHIN, "step"])

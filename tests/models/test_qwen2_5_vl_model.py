@@ -51,7 +51,7 @@ def decoded(network, prompt, tokens):
   hidden = []
   for index in range(TIME):
     token = tokens.reshape(-1, TIME)[slots, index]
-    step, cache = network.decode(prefix, cache, token, jnp.array(index), order)
+    step, cache = network.decode(network.reading(prefix), cache, token, jnp.array(index), order)
     hidden.append(step)
   return jnp.stack(hidden, axis=1)[jnp.argsort(slots)].reshape(2, GROUP, TIME, -1)
 
@@ -108,6 +108,7 @@ def test_replies_on_a_shared_prompt_equal_a_plain_forward_of_each():
   assert_same_where(valid, hidden, plain_replies(network(), prompt, tokens, valid))
 
 
+@pytest.mark.usefixtures("decoding_layers")
 def test_decoding_token_by_token_gives_the_hidden_states_of_the_update():
   prompt, tokens, valid = inputs()
   _, hidden = extended(network(), prompt, tokens, valid)

@@ -90,7 +90,7 @@ def feed(network, prefix, cache, tokens, counts, rows, order):
   recent = network.start_cache(prefix, *tokens.shape)
 
   def step(recent, inputs):
-    hidden, recent = network.decode_on(prefix, cache, recent, *inputs, rows, order)
+    hidden, recent = network.decode_on(network.reading(prefix), cache, recent, *inputs, rows, order)
     return recent, hidden
 
   recent, hidden = jax.lax.scan(step, recent, (tokens.T, jnp.arange(tokens.shape[1])))
@@ -154,6 +154,7 @@ def played(batches, *, spare=0):
   return found
 
 
+@pytest.mark.usefixtures("decoding_layers")
 @pytest.mark.parametrize(
   ("batches", "spare"),
   [

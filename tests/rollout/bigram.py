@@ -57,7 +57,10 @@ class Bigram(nnx.Module):
   def start_cache(self, prefix, slots, length):
     return Cache()
 
-  def decode(self, prefix, cache, tokens, index, seats):
+  def reading(self, prefix):
+    return prefix
+
+  def decode(self, reading, cache, tokens, index, seats):
     return self._hidden(tokens), cache
 
   def output_rows(self):

@@ -5,8 +5,10 @@ names a mesh axis.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import math
+import os
 
 from flax import nnx
 import jax
@@ -46,6 +48,17 @@ _PROMPT_AXES = {
   "next_position": ("prompts",),
   "media": ("prompts", None, None),
 }
+
+
+def split_cpu(devices: int) -> None:
+  """Makes a host without accelerators count as so many devices, unless XLA_FLAGS say how many.
+
+  JAX that has started already keeps the devices that it has.
+  """
+  if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    return
+  with contextlib.suppress(RuntimeError):
+    jax.config.update("jax_num_cpu_devices", devices)
 
 
 def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -167,7 +180,10 @@ class MeshLayout:
     """
     if self.mesh.size == 1:
       return table[tokens].astype(dtype)
-    columns, rows = () if whole else RULES["embed"], RULES["vocab"]
+    columns, rows = (
+      tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
+      for axes in (() if whole else RULES["embed"], RULES["vocab"])
+    )
     out = [part or () for part in spec_of(axes, tokens.shape, self.mesh)]
     out = [(part,) if isinstance(part, str) else part for part in out]
     gathered = [tuple(axis for axis in part if axis not in columns) for part in out]
@@ -178,6 +194,8 @@ class MeshLayout:
       exchanged = [(columns, dims[0])]
 
     def local(table: Array, tokens: Array) -> Array:
+      if not rows and not exchanged:
+        return table[tokens].astype(dtype)
       place = tokens - jax.lax.axis_index(rows) * table.shape[0]
       mine = (place >= 0) & (place < table.shape[0])
       x = table[jnp.where(mine, place, 0)].astype(dtype)
@@ -192,7 +210,7 @@ class MeshLayout:
     mapped = jax.shard_map(
       local,
       mesh=self.mesh,
-      in_specs=(PartitionSpec(rows, columns or None), PartitionSpec(*gathered)),
+      in_specs=(PartitionSpec(rows or None, columns or None), PartitionSpec(*gathered)),
       out_specs=PartitionSpec(*out, None),
       check_vma=False,
     )

@@ -51,8 +51,9 @@ class Model(Protocol):
   def decoding_params(self) -> PyTree: ...  # noqa: D102
   def of_slots(self, x: Array, seats: seats_lib.Seats) -> Array: ...  # noqa: D102
   def start_cache(self, prefix: Prefix, slots: int, length: int) -> PyTree: ...  # noqa: D102
+  def reading(self, prefix: Prefix) -> PyTree: ...  # noqa: D102
   def decode(  # noqa: D102
-    self, prefix: Prefix, cache: PyTree, tokens: Array, index: Array, seats: seats_lib.Seats
+    self, reading: PyTree, cache: PyTree, tokens: Array, index: Array, seats: seats_lib.Seats
   ) -> tuple[Array, PyTree]: ...
   def output_rows(self) -> Array: ...  # noqa: D102
 

@@ -4,10 +4,12 @@ Replies start in a slot each. Every step of decoding computes all slots; when en
 fewer slots, and the loop goes on compiled for these. Where a reply is kept changes nothing of what is drawn for it.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import math
 import typing
+from typing import Any
 
 from flax import nnx
 import jax
@@ -20,6 +22,7 @@ from vr_jax.models import seats as seats_lib
 from vr_jax.rollout import forward, vocabulary
 from vr_jax.rollout import places as places_lib
 
+_UNASKED = 4  # steps of several devices from one look at how many replies go on to the next
 _BLOCKS = 128  # of the vocabulary, in which a token is looked for
 
 
@@ -190,7 +193,7 @@ def _decode(
 ) -> _State:
   """Steps until no device has more than `fewer` replies that go on, or replies are as long as they may be."""
   model = nnx.merge(graph, params)
-  stops = jnp.array(decoding.stop_tokens)
+  stops, reading = jnp.array(decoding.stop_tokens), model.reading(prefix)
 
   def goes_on(state: _State) -> Array:
     return (state.index < decoding.max_new_tokens) & (_unfinished(model.layout, state) > fewer)
@@ -200,7 +203,7 @@ def _decode(
     logits = forward.token_logits(model, state.hidden, allowed, decoding.temperature or 1.0)
     token, log_prob = draw(logits, state.keys, index, decoding)
     token, log_prob = jnp.where(done, 0, token), jnp.where(done, 0, log_prob)
-    hidden, cache = model.decode(prefix, state.cache, token, index, state.seats)
+    hidden, cache = model.decode(reading, state.cache, token, index, state.seats)
     return dataclasses.replace(
       state,
       index=index + 1,
@@ -212,7 +215,36 @@ def _decode(
       done=done | (token[:, None] == stops).any(axis=-1),
     )
 
-  return jax.lax.while_loop(goes_on, step, state)
+  most = decoding.max_new_tokens
+  return looped(model.layout, goes_on, step, state, index=lambda state: state.index, most=most)
+
+
+def looped(
+  layout: layout_lib.Layout,
+  goes_on: Callable[[Any], Array],
+  step: Callable[[Any], Any],
+  state: Any,
+  *,
+  index: Callable[[Any], Array],
+  most: int,
+) -> Any:
+  """Steps while `goes_on`, which several devices ask only every few steps: to know, they wait for each other.
+
+  index: number of the next step, which never reaches `most`.
+  """
+  if layout.ways("slots") == 1:
+    return jax.lax.while_loop(goes_on, step, state)
+
+  def stepped(carry: tuple[Any, Array]) -> tuple[Any, Array]:
+    state = step(carry[0])
+    asked = index(state) % _UNASKED == 0
+    return state, jax.lax.cond(asked, goes_on, lambda _: jnp.array(True), state)
+
+  def unsettled(carry: tuple[Any, Array]) -> Array:
+    state, going = carry
+    return going & (index(state) < most)
+
+  return jax.lax.while_loop(unsettled, stepped, (state, goes_on(state)))[0]
 
 
 def _unfinished(layout: layout_lib.Layout, state: _State) -> Int[Array, ""]:

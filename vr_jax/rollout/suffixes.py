@@ -115,7 +115,7 @@ def decode(
   rows, whole = slots.rows, len(slots.step) == len(state.hidden)
   seats = seats_lib.Seats(prompt=rows.prompt, member=slots.member, group=decoding.group)
   keys = sampler.reply_keys(key, slots.prompt, slots.member)
-  stops = jnp.array(decoding.stop_tokens)
+  stops, reading = jnp.array(decoding.stop_tokens), model.reading(prefix)
   past = state.cache if whole else state.cache.kept(model.layout, rows.home)
   blank = model.layout.place(jnp.zeros((len(slots.step), chunk)), ("slots", None))
 
@@ -129,7 +129,7 @@ def decode(
     logits = forward.token_logits(model, hidden, allowed, decoding.temperature or 1.0)
     token, log_prob = sampler.draw(logits, keys, slots.step + index, decoding)
     token, log_prob = (jnp.where(said.ended, 0, x) for x in (token, log_prob))
-    hidden, recent = model.decode_on(prefix, past, recent, token, index, rows, seats)
+    hidden, recent = model.decode_on(reading, past, recent, token, index, rows, seats)
     last = (token[:, None] == stops).any(axis=-1) | (index + 1 >= slots.left)
     put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=1)
     said = Chunk(
@@ -148,7 +148,10 @@ def decode(
   )
   hidden = _kept(model.layout, state.hidden, rows.home)
   recent = model.start_cache(prefix, len(slots.step), chunk)
-  _, hidden, recent, said = jax.lax.while_loop(goes_on, step, (jnp.int32(0), hidden, recent, said))
+  carry = (jnp.int32(0), hidden, recent, said)
+  _, hidden, recent, said = sampler.looped(
+    model.layout, goes_on, step, carry, index=lambda carry: carry[0], most=chunk
+  )
   cache = state.cache.written(model.layout, recent, rows.home, rows.written, said.counts)
   hidden = _at_home(model.layout, state.hidden, rows.home, hidden)
   return dataclasses.replace(state, hidden=hidden, cache=cache), everywhere(model.layout, said)

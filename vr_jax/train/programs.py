@@ -184,7 +184,7 @@ def _begun(run: outline.Run, room: dict[str, int]) -> tuple[model_lib.Prefix, su
   """What `suffixes.start` leaves behind, laid out as it does."""
   begin = functools.partial(suffixes.start, run.net.graph, **room)
   prefix, state = jax.eval_shape(begin, run.state.params, run.encoded)
-  block, cache = (None, "prompts", None, "kv_heads", None), model_lib.Cache.AXES
+  block = (None, "prompts", None, "kv_heads", None)
   place = functools.partial(outline.laid_out, run.net.mesh)
   return (
     model_lib.Prefix(
@@ -196,7 +196,7 @@ def _begun(run: outline.Run, room: dict[str, int]) -> tuple[model_lib.Prefix, su
     ),
     suffixes.State(
       hidden=place(state.hidden, ("slots", None)),
-      cache=jax.tree.map(lambda x: place(x, cache), state.cache),
+      cache=jax.tree.map(lambda x: place(x, model_lib.Cache.axes(x)), state.cache),
       media=place(state.media, ("slots", None, None)),
     ),
   )

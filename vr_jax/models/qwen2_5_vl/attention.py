@@ -69,6 +69,24 @@ class Block(NamedTuple):
   valid: Array
 
 
+class Recent(NamedTuple):
+  """What replies left in the steps before, `index` of them, as the model's cache has it: a stack of layers, or tuples of them."""
+
+  key: Array | tuple[Array, ...]
+  value: Array | tuple[Array, ...]
+  index: Array
+
+
+def turned(
+  key: Float[Array, "batch length kv_heads head_dim"],
+  value: Float[Array, "batch length kv_heads head_dim"],
+) -> tuple[
+  Float[Array, "batch kv_heads head_dim length"], Float[Array, "batch kv_heads length head_dim"]
+]:
+  """Keys and values as the products of a step read them."""
+  return jnp.moveaxis(key, 1, 3), value.swapaxes(1, 2)
+
+
 @dataclasses.dataclass(frozen=True)
 class Attention:
   """How attention is computed, and where. Hashable: part of the static half of a model."""
@@ -154,21 +172,19 @@ class Attention:
   def step(
     self,
     query: Float[Array, "slots heads head_dim"],
-    key: Float[Array, "slots kv_heads head_dim"],
-    value: Float[Array, "slots kv_heads head_dim"],
     seats: seats_lib.Seats,
     prefix: Block,
     *pasts: Block,
   ) -> Float[Array, "slots heads head_dim"]:
-    """One new token a reply attends to its prompt, to the reply so far and to itself.
+    """One new token a reply attends to its prompt, and to the reply up to itself.
 
-    prefix: key and value [prompts, prefix, kv_heads, head_dim], valid [prompts, prefix].
-    pasts:  key and value [slots, kv_heads, length, head_dim], valid [length] or [slots, length]; one block or more.
+    prefix: key [prompts, kv_heads, head_dim, prefix], value [prompts, kv_heads, prefix, head_dim], valid [prompts, prefix].
+    pasts:  key [slots, kv_heads, head_dim, length], value [slots, kv_heads, length, head_dim], valid [length] or
+            [slots, length]; one block or more.
     """
-    new, of_slots, of_prefix = (
-      ("slots", "kv_heads", None),
+    of_slots, of_prefix = (
       ("slots", "kv_heads", None, None),
-      ("prompts", None, "kv_heads", None),
+      ("prompts", "kv_heads", None, None),
     )
     of_pasts = (
       pair
@@ -183,8 +199,6 @@ class Attention:
       functools.partial(attention_decode.step, group=seats.group),
       (
         (query, ("slots", "heads", None)),
-        (key, new),
-        (value, new),
         (seats.prompt, ("slots",)),
         (seats.member, ("slots",)),
         (prefix.key, of_prefix),
@@ -200,7 +214,7 @@ class Attention:
     own: Block,
     rows: seats_lib.Rows,
     prefix: Block,
-    past_key: Float[Array, "homes kv_heads length head_dim"],
+    past_key: Float[Array, "homes kv_heads head_dim length"],
     past_value: Float[Array, "homes kv_heads length head_dim"],
   ) -> Float[Array, "rows time heads head_dim"]:
     """New tokens of some replies attend to their prompt, to what their reply has written and to themselves so far.

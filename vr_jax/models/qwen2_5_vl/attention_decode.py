@@ -14,22 +14,21 @@ from vr_jax.models.qwen2_5_vl import attention_xla, layers
 
 def step(
   query: Float[Array, "slots heads head_dim"],
-  key: Float[Array, "slots kv_heads head_dim"],
-  value: Float[Array, "slots kv_heads head_dim"],
   prompt: Int[Array, "slots"],
   member: Int[Array, "slots"],
-  prefix_key: Float[Array, "prompts prefix kv_heads head_dim"],
-  prefix_value: Float[Array, "prompts prefix kv_heads head_dim"],
+  prefix_key: Float[Array, "prompts kv_heads head_dim prefix"],
+  prefix_value: Float[Array, "prompts kv_heads prefix head_dim"],
   prefix_valid: Bool[Array, "prompts prefix"],
   *pasts: Array,
   group: int,
 ) -> Float[Array, "slots heads head_dim"]:
   """What the new token of each slot gathers; `prompt` and `member` as in `seats.Seats`.
 
-  pasts: key and value [slots, kv_heads, length, head_dim] and valid [length] or [slots, length], of one block or more.
+  pasts: key [slots, kv_heads, head_dim, length], value [slots, kv_heads, length, head_dim] and valid [length] or
+  [slots, length], of one block or more.
   """
   slots, heads, head_dim = query.shape
-  kv_heads = key.shape[1]
+  kv_heads = prefix_key.shape[1]
   query = (query * head_dim**-0.5).reshape(slots, kv_heads, heads // kv_heads, head_dim)
   seated = seats_lib.to_seats(query, prompt, member, (prefix_key.shape[0], group))
   to_prefix = _to_prefix(seated, prefix_key, prefix_value, prefix_valid)
@@ -37,16 +36,8 @@ def step(
     *(seats_lib.to_slots(part, prompt, member) for part in to_prefix)
   )
   to_pasts = [_to_past(query, *pasts[i : i + 3]) for i in range(0, len(pasts), 3)]
-  to_own = attention_xla.Partial(
-    mixed=jnp.broadcast_to(value[:, :, None].astype(jnp.float32), query.shape),
-    total=jnp.ones(query.shape[:-1], jnp.float32),
-    top=_dot("nkrd,nkd->nkr", query, key),
-  )
-  return (
-    attention_xla.merged((to_prefix, *to_pasts, to_own))
-    .reshape(slots, heads, head_dim)
-    .astype(value.dtype)
-  )
+  found = attention_xla.merged((to_prefix, *to_pasts))
+  return found.reshape(slots, heads, head_dim).astype(prefix_value.dtype)
 
 
 def append(
@@ -60,7 +51,7 @@ def append(
   prefix_key: Float[Array, "prompts prefix kv_heads head_dim"],
   prefix_value: Float[Array, "prompts prefix kv_heads head_dim"],
   prefix_valid: Bool[Array, "prompts prefix"],
-  past_key: Float[Array, "homes kv_heads length head_dim"],
+  past_key: Float[Array, "homes kv_heads head_dim length"],
   past_value: Float[Array, "homes kv_heads length head_dim"],
   *,
   logits: int,
@@ -69,7 +60,7 @@ def append(
 
   One row after the other: so neither a prompt nor a past is copied for all that read it. logits: see `attention_xla`.
   """
-  length = past_key.shape[2]
+  length = past_key.shape[3]
   index = length + jnp.arange(query.shape[1])
 
   def of_row(inputs: tuple[Array, ...]) -> Array:
@@ -81,7 +72,7 @@ def append(
     own = (
       jnp.concatenate([past, new])
       for past, new in (
-        (jnp.take(past_key, home, 0, mode="clip").swapaxes(0, 1), key),
+        (jnp.moveaxis(jnp.take(past_key, home, 0, mode="clip"), 2, 0), key),
         (jnp.take(past_value, home, 0, mode="clip").swapaxes(0, 1), value),
         (seen, valid),
       )
@@ -100,24 +91,24 @@ def append(
 
 def _to_prefix(
   query: Float[Array, "prompts group kv_heads queries head_dim"],
-  key: Float[Array, "prompts prefix kv_heads head_dim"],
-  value: Float[Array, "prompts prefix kv_heads head_dim"],
+  key: Float[Array, "prompts kv_heads head_dim prefix"],
+  value: Float[Array, "prompts kv_heads prefix head_dim"],
   valid: Bool[Array, "prompts prefix"],
 ) -> attention_xla.Partial:
-  logits = _dot("pgkrd,pskd->pkgrs", query, key)
+  logits = _dot("pgkrd,pkds->pkgrs", query, key)
   logits = jnp.where(valid[:, None, None, None], logits, layers.MASKED)
   share, total, top = _shares(logits)
-  mixed = _dot("pkgrs,pskd->pkgrd", share.astype(value.dtype), value)
+  mixed = _dot("pkgrs,pksd->pkgrd", share.astype(value.dtype), value)
   return attention_xla.Partial(*(x.swapaxes(1, 2) for x in (mixed, total, top)))
 
 
 def _to_past(
   query: Float[Array, "slots kv_heads queries head_dim"],
-  key: Float[Array, "slots kv_heads length head_dim"],
+  key: Float[Array, "slots kv_heads head_dim length"],
   value: Float[Array, "slots kv_heads length head_dim"],
   valid: Bool[Array, "*slots length"],
 ) -> attention_xla.Partial:
-  logits = _dot("nkrd,nkld->nkrl", query, key)
+  logits = _dot("nkrd,nkdl->nkrl", query, key)
   share, total, top = _shares(jnp.where(valid[..., None, None, :], logits, layers.MASKED))
   return attention_xla.Partial(
     _dot("nkrl,nkld->nkrd", share.astype(value.dtype), value), total, top

@@ -2,8 +2,8 @@
 
     prefix = model.prefill(prompt)                      each prompt once, its vision too
     hidden = model.extend(prefix, tokens, valid)        all replies of all groups at once: what the update runs
-    cache  = model.start_cache(prefix, slots, length)
-    hidden, cache = model.decode(prefix, cache, tokens, index, seats)   one token a slot: what the sampler runs
+    cache, read = model.start_cache(prefix, slots, length), model.reading(prefix)
+    hidden, cache = model.decode(read, cache, tokens, index, seats)     one token a slot: what the sampler runs
     hidden, new = model.append(prefix, cache, shown, media, rows)   what some replies are shown next: texts and frames
     model.logits(hidden)
 
@@ -11,6 +11,7 @@ The first reply token's distribution comes from `prefix.hidden`, that of token t
 """
 
 import dataclasses
+import functools
 import typing
 
 from flax import nnx
@@ -43,28 +44,53 @@ class Prefix:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check
+class Reading:
+  """What every step of decoding reads: weights of the layers by name, what prompts left, and where their replies start.
+
+  Of few layers there are tuples of theirs, made once, keys and values as `Cache` has them: each step would cut them out of
+  stacks, and turn them.
+  """
+
+  weights: dict[str, Array | tuple[Array, ...]]
+  prefix: attention.Block
+  next_position: Int[Array, "prompts"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+@typing.no_type_check
 class Cache:
   """Keys and values of replies being sampled; positions not yet written are 0.
 
-  Those of a head lie together, as the products of each step read them: otherwise a step would bring them in that order first.
+  They lie as the products of each step read them: otherwise a step would bring them in that order first. Of few layers there
+  are tuples of theirs, as `Reading` has them.
   """
 
-  AXES: typing.ClassVar[layout_lib.Axes] = (None, "slots", "kv_heads", None, None)
+  AXES: typing.ClassVar[layout_lib.Axes] = ("slots", "kv_heads", None, None)  # the last four
 
-  keys: Float[Array, "layers slots kv_heads length head_dim"]
-  values: Float[Array, "layers slots kv_heads length head_dim"]
+  keys: Float[Array, "layers slots kv_heads head_dim length"] | tuple[Array, ...]
+  values: Float[Array, "layers slots kv_heads length head_dim"] | tuple[Array, ...]
+
+  @classmethod
+  def axes(cls, x: Array) -> layout_lib.Axes:
+    """Those of its arrays."""
+    return (None,) * (x.ndim - len(cls.AXES)) + cls.AXES
+
+  @property
+  def length(self) -> int:
+    """Positions that there is room for."""
+    return self.keys[0].shape[-1]
 
   def kept(self, layout: layout_lib.Layout, slots: Int[Array, "kept"]) -> "Cache":
     """That of some slots, named by their places on the device that holds them."""
 
     def of_device(x: Array, slots: Array) -> Array:
-      return jnp.take(x, slots, axis=1, mode="clip")
+      return jnp.take(x, slots, axis=x.ndim - 4, mode="clip")
 
-    inputs = (slots, ("slots",))
-    return Cache(
-      keys=layout.per_shard(of_device, ((self.keys, self.AXES), inputs)),
-      values=layout.per_shard(of_device, ((self.values, self.AXES), inputs)),
-    )
+    def of_array(x: Array) -> Array:
+      return layout.per_shard(of_device, ((x, self.axes(x)), (slots, ("slots",))))
+
+    return jax.tree.map(of_array, self)
 
   def written(
     self,
@@ -79,26 +105,38 @@ class Cache:
     slots: as in `kept`; a row whose slot its device does not have is left out.
     """
 
-    def of_device(x: Array, new: Array, slots: Array, starts: Array, counts: Array) -> Array:
-      steps = jnp.arange(new.shape[3])
-      places = jnp.where(steps < counts[:, None], starts[:, None] + steps, x.shape[3])
-      rows = new.transpose(
-        1, 3, 0, 2, 4
-      )  # rows and places first, where two separate indices put them
-      return x.at[:, slots[:, None], :, places].set(rows, mode="drop")
+    def put(
+      x: Array, new: Array, slots: Array, starts: Array, counts: Array, *, back: int
+    ) -> Array:
+      first, axis = x.ndim - 4, x.ndim - back
+      steps = jnp.arange(new.shape[axis])
+      places = jnp.where(steps < counts[:, None], starts[:, None] + steps, x.shape[axis])
+      index = [slice(None)] * x.ndim
+      index[first], index[axis] = slots[:, None], places
+      # Rows and places come first, where two separate indices put them.
+      return x.at[tuple(index)].set(jnp.moveaxis(new, (first, axis), (0, 1)), mode="drop")
 
-    rows = [(array, ("slots",)) for array in (slots, starts, counts)]
+    def of_arrays(x: Array, new: Array, back: int) -> Array:
+      rows = [(array, ("slots",)) for array in (slots, starts, counts)]
+      both = ((x, self.axes(x)), (new, self.axes(new)))
+      return layout.per_shard(functools.partial(put, back=back), (*both, *rows))
+
     return Cache(
-      keys=layout.per_shard(of_device, ((self.keys, self.AXES), (new.keys, self.AXES), *rows)),
-      values=layout.per_shard(
-        of_device, ((self.values, self.AXES), (new.values, self.AXES), *rows)
-      ),
+      keys=jax.tree.map(functools.partial(of_arrays, back=1), self.keys, new.keys),
+      values=jax.tree.map(functools.partial(of_arrays, back=2), self.values, new.values),
     )
 
   def grown(self, layout: layout_lib.Layout, length: int) -> "Cache":
     """With room for so many positions."""
-    widths = [(0, 0), (0, 0), (0, 0), (0, length - self.keys.shape[3]), (0, 0)]
-    return jax.tree.map(lambda x: layout.place(jnp.pad(x, widths), self.AXES), self)
+
+    def padded(x: Array, back: int) -> Array:
+      widths = [(0, length - self.length if axis == x.ndim - back else 0) for axis in range(x.ndim)]
+      return layout.place(jnp.pad(x, widths), self.axes(x))
+
+    return Cache(
+      keys=jax.tree.map(functools.partial(padded, back=1), self.keys),
+      values=jax.tree.map(functools.partial(padded, back=2), self.values),
+    )
 
 
 class Qwen2_5_VL(nnx.Module):  # noqa: N801
@@ -251,13 +289,24 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
   def start_cache(self, prefix: Prefix, slots: int, length: int) -> Cache:
     """An empty cache for replies of up to `length` tokens."""
     depth, _, _, kv_heads, head_dim = prefix.keys.shape
-    empty = jnp.zeros((depth, slots, kv_heads, length, head_dim), prefix.keys.dtype)
-    empty = self.layout.place(empty, Cache.AXES)
-    return Cache(keys=empty, values=empty)
+    keys = jnp.zeros((depth, slots, kv_heads, head_dim, length), prefix.keys.dtype)
+    empty = Cache(keys=keys, values=keys.swapaxes(-1, -2))
+    if depth <= layers.UNROLLED:
+      empty = Cache(keys=tuple(empty.keys), values=tuple(empty.values))
+    return jax.tree.map(lambda x: self.layout.place(x, Cache.axes(x)), empty)
+
+  def reading(self, prefix: Prefix) -> Reading:
+    """Made once for a loop of steps."""
+    weights, block = layers.stack(self.text.layers, self.text.dtype), _block(prefix)
+    if len(prefix.keys) <= layers.UNROLLED:
+      weights = {name: tuple(stack) for name, stack in weights.items()}
+      turned = (attention.turned(*pair) for pair in zip(prefix.keys, prefix.values, strict=True))
+      block = attention.Block(*zip(*turned, strict=True), prefix.valid)
+    return Reading(weights=weights, prefix=block, next_position=prefix.next_position)
 
   def decode(
     self,
-    prefix: Prefix,
+    reading: Reading,
     cache: Cache,
     tokens: Int[Array, "slots"],
     index: Int[Array, ""],
@@ -267,12 +316,12 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
 
     Positions before `index` must have been written by the calls before.
     """
-    start = self.of_slots(prefix.next_position, seats)
-    return self._step(prefix, cache, tokens, index, seats, start)
+    start = self.of_slots(reading.next_position, seats)
+    return self._step(reading, cache, tokens, index, seats, start)
 
   def decode_on(
     self,
-    prefix: Prefix,
+    reading: Reading,
     past: Cache,
     recent: Cache,
     tokens: Int[Array, "slots"],
@@ -284,13 +333,13 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
 
     recent: of the tokens fed since, as many for every slot; `Cache.written` puts them behind the past.
     """
-    seen = jnp.arange(past.keys.shape[3]) < rows.written[:, None]
+    seen = jnp.arange(past.length) < rows.written[:, None]
     block = attention.Block(past.keys, past.values, seen)
-    return self._step(prefix, recent, tokens, index, seats, rows.position, block)
+    return self._step(reading, recent, tokens, index, seats, rows.position, block)
 
   def _step(
     self,
-    prefix: Prefix,
+    reading: Reading,
     cache: Cache,
     tokens: Int[Array, "slots"],
     index: Int[Array, ""],
@@ -298,15 +347,12 @@ class Qwen2_5_VL(nnx.Module):  # noqa: N801
     start: Int[Array, "slots"],
     *past: attention.Block,
   ) -> tuple[Float[Array, "slots embed"], Cache]:
-    written = jnp.arange(cache.keys.shape[3]) < index
-    own = attention.Block(cache.keys, cache.values, written)
     # Split as a parameter is, the table would be sent for every token where it also makes the logits.
     x = self.text.embed(tokens, ("slots",), whole=True)
-    hidden, keys, values = self.text.decode(x, start + index, seats, _block(prefix), own, *past)
-    return hidden, Cache(
-      keys=jax.lax.dynamic_update_index_in_dim(cache.keys, keys, index, axis=3),
-      values=jax.lax.dynamic_update_index_in_dim(cache.values, values, index, axis=3),
-    )
+    recent = attention.Recent(cache.keys, cache.values, index)
+    read = (reading.weights, reading.prefix, recent, *past)
+    hidden, keys, values = self.text.decode(x, start + index, seats, *read)
+    return hidden, Cache(keys=keys, values=values)
 
   def of_slots(
     self, x: Shaped[Array, "prompts *rest"], seats: seats_lib.Seats

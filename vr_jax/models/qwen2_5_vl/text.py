@@ -7,7 +7,7 @@ the replies flows into the prompt.
 Source: Qwen2.5-VL, arXiv 2502.13923; Hugging Face transformers for what the paper leaves open.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flax import nnx
@@ -172,33 +172,53 @@ class TextModel(nnx.Module):
     x: Float[Array, "slots embed"],
     positions: Int[Array, "slots"],
     seats: seats_lib.Seats,
+    weights: dict[str, Array | tuple[Array, ...]],
     prefix: attention.Block,
-    *own: attention.Block,
+    recent: attention.Recent,
+    *pasts: attention.Block,
   ) -> tuple[
     Float[Array, "slots embed"],
-    Float[Array, "layers slots kv_heads head_dim"],
-    Float[Array, "layers slots kv_heads head_dim"],
+    Float[Array, "layers slots kv_heads head_dim length"] | tuple[Array, ...],
+    Float[Array, "layers slots kv_heads length head_dim"] | tuple[Array, ...],
   ]:
-    """One step: final-normed hidden states, and the keys and values to be kept for the next step.
+    """One step: final-normed hidden states, and the keys and values of `recent` with this token's.
 
-    `own` holds what the replies left in the steps before, in one block or more. It is only read here, so that a step
-    writes one position of it instead of copying it.
+    weights: of the layers; pasts: what replies left before the recent. Where the recent are tuples of layers, all are. A stack of layers is only read in the loop over layers, so that a step writes one
+    position of it, behind the loop, instead of copying it.
     """
     cos, sin = text_angles(positions, self.config.text)
-    axes = ("slots", None)
+    by_layer = isinstance(recent.key, tuple)
+    places = jnp.arange(recent.key[0].shape[-1])
+
+    def put(past: Sequence[Array], new: Sequence[Array]) -> tuple[Array, Array]:
+      axes = past[0].ndim - 1, past[1].ndim - 2
+      update = jax.lax.dynamic_update_slice_in_dim
+      return tuple(
+        update(*pair, recent.index, axis) for *pair, axis in zip(past, new, axes, strict=True)
+      )
 
     def layer(x, inputs):
-      weights, prefix_key, prefix_value, pasts = inputs
+      weights, of_prefix, own, others = inputs
       query, key, value = self._qkv(x, weights, cos, sin)
-      shared = attention.Block(prefix_key, prefix_value, prefix.valid)
-      pasts = (attention.Block(*past, block.valid) for past, block in zip(pasts, own, strict=True))
-      mixed = self.attention.step(query, key, value, seats, shared, *pasts)
-      return self.layout.place(self._finish(x, mixed, weights), axes), (key, value)
+      new = key[..., None], value[:, :, None]
+      if by_layer:
+        new = put(own, new)
+        blocks = [attention.Block(*new, places <= recent.index)]
+      else:
+        of_prefix = attention.turned(*of_prefix)
+        alone = attention.Block(*new, jnp.ones(1, bool))
+        blocks = [attention.Block(*own, places < recent.index), alone]
+      blocks += [
+        attention.Block(*pair, past.valid) for pair, past in zip(others, pasts, strict=True)
+      ]
+      mixed = self.attention.step(query, seats, attention.Block(*of_prefix, prefix.valid), *blocks)
+      return self.layout.place(self._finish(x, mixed, weights), ("slots", None)), new
 
-    x = self.layout.place(x, axes)
-    weights = layers.stack(self.layers, self.dtype)
-    inputs = (weights, prefix.key, prefix.value, [(block.key, block.value) for block in own])
-    x, (keys, values) = jax.lax.scan(layer, x, inputs)
+    x = self.layout.place(x, ("slots", None))
+    own, *others = ([block.key, block.value] for block in (recent, *pasts))
+    inputs = [weights, [prefix.key, prefix.value], own, others]
+    x, new = (layers.chain if by_layer else jax.lax.scan)(layer, x, inputs)
+    keys, values = new if by_layer else put(own, new)
     return self._final_norm(x), keys, values
 
   def append(
@@ -208,12 +228,12 @@ class TextModel(nnx.Module):
     valid: Bool[Array, "rows time"],
     rows: seats_lib.Rows,
     prefix: attention.Block,
-    past_keys: Float[Array, "layers homes kv_heads length head_dim"],
-    past_values: Float[Array, "layers homes kv_heads length head_dim"],
+    past_keys: Float[Array, "layers homes kv_heads head_dim length"] | tuple[Array, ...],
+    past_values: Float[Array, "layers homes kv_heads length head_dim"] | tuple[Array, ...],
   ) -> tuple[
     Float[Array, "rows time embed"],
-    Float[Array, "layers rows kv_heads time head_dim"],
-    Float[Array, "layers rows kv_heads time head_dim"],
+    Float[Array, "layers rows kv_heads head_dim time"] | tuple[Array, ...],
+    Float[Array, "layers rows kv_heads time head_dim"] | tuple[Array, ...],
   ]:
     """Final-normed hidden states of what some replies are shown next, and the keys and values to be written behind theirs."""
     cos, sin = self._angles(positions, x)
@@ -225,12 +245,13 @@ class TextModel(nnx.Module):
       shared = attention.Block(prefix_key, prefix_value, prefix.valid)
       own = attention.Block(key, value, valid)
       mixed = self.attention.append(query, own, rows, shared, *past)
-      kept = key.swapaxes(1, 2), value.swapaxes(1, 2)
+      kept = attention.turned(key, value)
       return self.layout.place(self._finish(x, mixed, weights), axes), kept
 
     weights = layers.stack(self.layers, self.dtype)
-    inputs = (weights, prefix.key, prefix.value, past_keys, past_values)
-    x, (keys, values) = jax.lax.scan(layer, self.layout.place(x, axes), inputs)
+    inputs = [weights, prefix.key, prefix.value, past_keys, past_values]
+    run = layers.chain if isinstance(past_keys, tuple) else jax.lax.scan
+    x, (keys, values) = run(layer, self.layout.place(x, axes), inputs)
     return self._final_norm(x), keys, values
 
   def _angles(
@@ -256,7 +277,8 @@ class TextModel(nnx.Module):
     query = self._project(normed, weights, "query") + weights["query_bias"]
     key = self._project(normed, weights, "key") + weights["key_bias"]
     value = self._project(normed, weights, "value") + weights["value_bias"]
-    return layers.rotate(query, cos, sin), layers.rotate(key, cos, sin), value
+    query, key = (layers.rotate(x, cos, sin, platform=self.layout.platform) for x in (query, key))
+    return query, key, value
 
   def _finish(
     self,

@@ -1,0 +1,34 @@
+"""How many devices a CPU counts as."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SPLIT = "mesh.split_cpu(3)"
+COUNT = "print(len(jax.devices()))"
+FLAG = "--xla_force_host_platform_device_count=2"
+
+
+@pytest.mark.parametrize(
+  ("flags", "lines", "devices"),
+  [
+    ("", (SPLIT, COUNT), "3"),
+    (FLAG, (SPLIT, COUNT), "2"),
+    ("", ("jax.devices()", SPLIT, COUNT), "1"),
+  ],
+  ids=["it is split", "XLA_FLAGS say how many", "JAX has started"],
+)
+def test_a_cpu_counts_as_as_many_devices_as_a_config_says_unless_that_is_settled(
+  flags, lines, devices
+):
+  code = "\n".join(("import jax", "from vr_jax.parallel import mesh", *lines))
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    env={**os.environ, "XLA_FLAGS": flags},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout.split() == [devices]
