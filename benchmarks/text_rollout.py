@@ -32,7 +32,11 @@ GROUP = 8
 
 
 def shared(sizes: workload.Sizes, group: int) -> workload.Sizes:
-  """As many rows, `group` to a prompt."""
+  """As many rows, `group` to a prompt. Raises ValueError where that can't be."""
+  if sizes.prompts % group:
+    raise ValueError(
+      f"text_rollout: groups of {group} don't divide {sizes.prompts} rows; take a group that does"
+    )
   return dataclasses.replace(sizes, prompts=sizes.prompts // group, group=group)
 
 

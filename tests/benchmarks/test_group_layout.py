@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -31,14 +30,6 @@ TOY = dataclasses.replace(
 
 # One sampler for three tests: those of prompts in groups.
 TEXT = dataclasses.replace(TOY, frames=0)
-
-
-@pytest.fixture(autouse=True)
-def compiled_in_haste():
-  """Programs that run once take longer to be made than to run."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_an_update_of_groups_has_the_loss_and_the_gradients_of_the_replicated_one():
@@ -71,6 +62,11 @@ def test_text_prompts_are_sampled_alone_and_in_groups():
   found = text_rollout.compare(sizes, names=("ours",), group=3, repeats=1)
   assert set(found["seconds"]) == {"ours", "ours_shared"}
   json.dumps(found)
+
+
+def test_rows_that_no_groups_of_that_size_hold_are_refused():
+  with pytest.raises(ValueError, match="groups of 4 don't divide 6 rows"):
+    text_rollout.shared(dataclasses.replace(TEXT, prompts=6, group=1), 4)
 
 
 def test_growth_is_that_of_time_over_flops_and_of_memory_over_tokens(monkeypatch):

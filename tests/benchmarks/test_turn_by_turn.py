@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import jax
 import pytest
 
 from benchmarks import turns, workload
@@ -24,14 +23,6 @@ TOY = dataclasses.replace(
   group=2,
   time=5,
 )
-
-
-@pytest.fixture(autouse=True)
-def compiled_in_haste():
-  """Programs that run once take longer to be made than to run."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_episodes_are_those_of_a_loop_that_starts_again_each_turn():
