@@ -128,6 +128,7 @@ def shares(seed, *, rungs, rl, buckets):
       items=[],
       prompt=encoded,
       encoded=encoded,
+      media_index=np.zeros((PROMPTS, 0), np.int32),
       rollout=rollout,
       lengths=lengths,
       prompt_tokens=float(prompts.mean()),

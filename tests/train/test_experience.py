@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 import zlib
 
 import jax
@@ -12,7 +13,19 @@ import pytest
 from tests.train import counting, nano
 from vr_jax import errors, records
 from vr_jax.models import layout as layout_lib
-from vr_jax.train import clock, experience, learner, metrics, padding, reading, rl_loop, steps
+from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
+from vr_jax.rollout import encoder
+from vr_jax.train import (
+  clock,
+  experience,
+  features,
+  learner,
+  metrics,
+  padding,
+  reading,
+  rl_loop,
+  steps,
+)
 from vr_jax.train import parts as parts_lib
 
 PROMPTS, GROUP = 4, 4
@@ -86,6 +99,67 @@ def test_replies_stay_with_their_prompts_when_groups_of_several_batches_come_tog
     reading.replies(parts, made.rollout).texts, made.judged().scores.total[..., 0], strict=True
   ):
     np.testing.assert_array_equal(total, [1 + zlib.crc32(text.encode()) % 97 for text in group])
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_prompts_of_several_batches_keep_the_features_that_they_were_sampled_with(
+  source, params, monkeypatch, frozen
+):
+  source = source(2, rl__resampling=1, model__freeze_vision=frozen, model__frame_buckets=(2, 4))
+  parts, towers, run = source.parts, [], encoder.features
+  monkeypatch.setattr(encoder, "features", lambda *args: towers.append(1) or run(*args))
+  source = dataclasses.replace(source, batches=Ragged(parts))
+  made = source.draw(params, 1, clock.Clock())
+  assert len(towers) == made.values["resampling/batches"] == 2
+
+  patches = parts.prompt(parts.batch(made.items))
+  anew = encoder.encode(parts.graph, params, patches)
+  shown = np.asarray(anew.media_index)
+  assert (shown >= 0).any(axis=1).tolist() == [True, True, True, False]
+  assert made.encoded.media.shape == anew.media.shape
+  for row, index in enumerate(shown):
+    media, expected = (np.asarray(x.media)[row][index[index >= 0]] for x in (made.encoded, anew))
+    np.testing.assert_allclose(media, expected, atol=1e-6 * abs(expected).max(initial=0))
+  given = anew if frozen else patches
+  for prompt, expected in ((made.encoded, anew), (made.prompt, given)):
+    without, wanted = (dataclasses.replace(one, media=None) for one in (prompt, expected))
+    jax.tree.map(np.testing.assert_array_equal, without, wanted)
+  np.testing.assert_array_equal(made.media_index, shown)
+
+
+class Ragged:
+  """Two batches of clips of no, one and two temporal patches, the second in buckets larger than it needs."""
+
+  def __init__(self, parts):
+    items = nano.ragged_items(parts, 8)
+    sizes = prompts_lib.Sizes(prefix=128, frames=4, patches=32)
+    first = parts.batch([items[row] for row in (1, 3, 2, 3)])
+    self.left = iter([first, parts.batch([items[row] for row in (6, 7, 7, 5)], sizes=sizes)])
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    return next(self.left)
+
+  def get_state(self):
+    return {}
+
+
+def test_what_the_cache_had_of_each_batch_is_counted_once(data, params, tmp_path):
+  on = {"model__freeze_vision": True, "model__feature_cache_gib": 1.0, "rl__resampling": 1}
+  copied = shutil.copytree(data, tmp_path / "data")
+  with experience.thread() as thread:
+    source = _source(copied, thread, 2, **on)
+    parts = source.parts
+    for hits in (0.0, 2.0 * PROMPTS):
+      with features.cache(parts, params, copied) as cache:
+        batches = parts.read("train", PROMPTS, cache=cache)
+        made = dataclasses.replace(source, batches=batches, cache=cache).draw(
+          params, 1, clock.Clock()
+        )
+      assert made.values["resampling/batches"] == 2
+      assert (made.values["vision/cache_hits"], made.values["vision/cache_rebuilt"]) == (hits, 0)
 
 
 def test_where_too_few_groups_carry_signal_the_cap_ends_the_search_and_others_fill_up(

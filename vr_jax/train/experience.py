@@ -48,8 +48,8 @@ class Experience:
   """Replies to a batch, and what they earned.
 
   encoded: prompts with the features of the tower that sampled; prompt: as a pass that is to have a tower of its own takes them
-  (with patches; where the tower is frozen, `encoded`), and so `rollout`. lengths: of the replies of all processes, in tokens,
-  of several turns with what came between. prompt_tokens:
+  (with patches; where the tower is frozen, `encoded`), and so `rollout`. media_index: that of this process's prompts, on the
+  host. lengths: of the replies of all processes, in tokens, of several turns with what came between. prompt_tokens:
   of a prompt, the mean. sampled: tokens of all replies that were drawn for it, those of groups that were then replaced too;
   decoded: those that sampling them computed. read: where the iterator over batches stood behind it. values: what is to be
   logged.
@@ -58,6 +58,7 @@ class Experience:
   items: list[parts_lib.Item]
   prompt: records.Prompt
   encoded: records.Prompt
+  media_index: Int[np.ndarray, "prompts prefix"]
   rollout: records.Rollout
   lengths: Int[np.ndarray, "prompts group"]
   prompt_tokens: float
@@ -70,6 +71,16 @@ class Experience:
   def judged(self) -> Judged:
     """Waits for it."""
     return self.judging.result()
+
+  def seen(self) -> list[parts_lib.Item]:
+    """The items with the features that the tower made of what they show, in place of their patches."""
+    media = mesh_lib.local_rows(self.encoded.media)
+    return [
+      dataclasses.replace(
+        item, encoded=dataclasses.replace(item.encoded, features=rows[index[index >= 0]])
+      )
+      for item, rows, index in zip(self.items, media, self.media_index, strict=True)
+    ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +101,7 @@ class Source:
     return self._with_signal(params, key, clock)
 
   def _draw(self, params: PyTree, key: Key[Array, ""], clock: clock_lib.Clock) -> Experience:
-    batch = next(self.batches)
+    batch = self.parts.of_one_size(next(self.batches))
     prompt, encoded, values = self._prompts(params, batch)
     clock.lap("data", exposed=True)
     reply = self._played if self.parts.multi_turn else self._replied
@@ -103,6 +114,7 @@ class Source:
       items=batch.items,
       prompt=prompt,
       encoded=encoded,
+      media_index=batch.prompt.media_index,
       rollout=rollout,
       lengths=lengths,
       prompt_tokens=_prompt_tokens(batch),
@@ -216,18 +228,22 @@ class Source:
     }
     if len(drawn) == 1:
       return dataclasses.replace(drawn[0], values=drawn[0].values | values)
-    return self._together(params, drawn, (chosen + spare)[:wanted], values)
+    return self._together(drawn, (chosen + spare)[:wanted], values)
 
   def _together(
     self,
-    params: PyTree,
     drawn: Sequence[Experience],
     chosen: Sequence[tuple[int, int]],
     values: dict[str, float],
   ) -> Experience:
-    """One batch of rows (number of the experience, row in it) of several."""
-    batch = self.parts.batch([drawn[number].items[row] for number, row in chosen])
-    prompt, encoded, seen = self._prompts(params, batch)
+    """One batch of rows (number of the experience, row in it) of several, with the features that they were drawn with."""
+    of_drawn = [made.seen() for made in drawn]
+    batch = self.parts.batch([of_drawn[number][row] for number, row in chosen])
+    batch = self.parts.of_one_size(batch)
+    prompt = encoded = self.parts.prompt(batch)
+    items = [drawn[number].items[row] for number, row in chosen]
+    if not self.parts.tower_frozen:
+      prompt = self.parts.prompt(self.parts.batch(items, sizes=batch.sizes))
     rollouts = [jax.tree.map(mesh_lib.local_rows, made.rollout) for made in drawn]
     rollout = mesh_lib.put_batch(_rows(rollouts, chosen), self.parts.mesh)
     judged = [made.judged() for made in drawn]
@@ -241,9 +257,10 @@ class Source:
       )
     )
     return Experience(
-      items=batch.items,
+      items=items,
       prompt=prompt,
       encoded=encoded,
+      media_index=batch.prompt.media_index,
       rollout=rollout,
       lengths=steps.reply_lengths(steps.sampled(rollout), self.parts.mesh),
       prompt_tokens=_prompt_tokens(batch),
@@ -251,7 +268,7 @@ class Source:
       decoded=sum(made.decoded for made in drawn),
       judging=judging,
       read=drawn[-1].read,
-      values=seen | values,
+      values=_summed([made.values for made in drawn]) | values,
     )
 
 
