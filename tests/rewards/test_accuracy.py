@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from vr_jax import errors
+from vr_jax import errors, records
 from vr_jax.rewards import accuracy
 
 OPTIONS = ("A. blue", "B. Dark red", "C. green")
@@ -175,3 +175,32 @@ def test_an_unknown_problem_type_is_named():
     errors.InputError, match="problem type 'essay': unknown; use one of multiple choice"
   ):
     score("B", "B", "essay")
+
+
+def test_replies_earn_together_what_each_earns_alone_and_texts_are_compared_in_one_go(monkeypatch):
+  compared, rouge = [], accuracy.rouge.rouge
+  monkeypatch.setattr(accuracy.rouge, "rouge", lambda *texts: compared.append(1) or rouge(*texts))
+  answers = {"multiple choice": "B", "numerical": "12", "OCR": "exit 4", "free-form": "dark red"}
+  examples, replies = [], []
+  for kind, right in answers.items():
+    for given in (right, "a red door", "red", "", "12.0", None):
+      replies.append("none" if given is None else f"<think>…</think>\n<answer>{given}</answer>")
+      examples.append(_example(kind, right))
+  examples.append(_example("free-form", "red"))
+  replies.append("<answer>the red one</answer>")
+  together = accuracy.accuracies(replies, examples)
+  assert len(compared) == 1
+  alone = [
+    accuracy.accuracy(reply, example.answer, example.problem_type, example.options)
+    for reply, example in zip(replies, examples, strict=True)
+  ]
+  np.testing.assert_array_equal(together, alone)
+  assert 0 < together[-1] < 1 == together[0]
+  assert accuracy.accuracies([], []).shape == (0,)
+
+
+def _example(kind, answer):
+  shown = records.Span(start=0.0, end=1.0)
+  options = OPTIONS if kind == "multiple choice" else ()
+  fields = {"answer": answer, "problem_type": kind, "options": options}
+  return records.Example(id="e", video="v", question="q", shown=shown, **fields)

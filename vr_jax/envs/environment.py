@@ -40,10 +40,15 @@ def question_text(example: records.Example, instruction: str) -> str:
 
 def worth(answer: str | None, example: records.Example) -> float:
   """The task metric of an answer, without tags; 0 where there is none."""
-  if answer is None:
-    return 0.0
-  reply = f"<answer>{answer}</answer>"
-  return accuracy.accuracy(reply, example.answer, example.problem_type, example.options)
+  return float(worths([answer], [example])[0])
+
+
+def worths(
+  answers: Sequence[str | None], examples: Sequence[records.Example]
+) -> Float[np.ndarray, "answers"]:
+  """`worth` of each answer to the example of the same index, compared all at once."""
+  replies = ["" if answer is None else f"<answer>{answer}</answer>" for answer in answers]
+  return accuracy.accuracies(replies, examples)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -124,9 +124,7 @@ class VideoP2R:
     owners = [example for example in examples for _ in range(group)]
     read_all = [read(reply) for texts in replies.texts for reply in texts]
     sufficient, judged = self._verdicts(owners, read_all)
-    right = [
-      environment.worth(one.answer, owner) for one, owner in zip(read_all, owners, strict=True)
-    ]
+    right = environment.worths([one.answer for one in read_all], owners)
     formed = [(one.observation is not None, one.think is not None) for one in read_all]
     shape = (len(examples), group, 2)
     rewards = {
@@ -224,7 +222,7 @@ class VideoP2R:
     Source: T-GRPO, Video-R1, arXiv 2503.21776, eq. 1 and 2.
     """
     of_shuffled = [
-      np.mean([self.accuracy(example, reply) for reply in texts])
+      environment.worths([read(reply).answer for reply in texts], [example] * len(texts)).mean()
       for example, texts in zip(examples, shuffled, strict=True)
     ]
     ordered = right[..., REASONING].mean(axis=1)

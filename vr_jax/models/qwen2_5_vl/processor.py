@@ -242,7 +242,7 @@ class Processor:
 
   def decode(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> str:
     """Text of a reply; special tokens, the end of the turn among them, leave nothing."""
-    return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+    return self.tokenizer.decode(np.asarray(ids, int).tolist(), skip_special_tokens=True)
 
   def ends(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> list[int]:
     """How many characters of `decode` each token and those before it make; half a character counts with what completes it."""
