@@ -1,5 +1,8 @@
 """Video-MTR through every stage: episodes are played, earned on turn by turn, learnt from by a policy and its critic, and resumed."""
 
+import collections
+import functools
+import itertools
 import json
 
 import jax
@@ -9,7 +12,9 @@ import pytest
 
 from tests.train import nano
 from vr_jax import records
+from vr_jax.envs import video_mtr
 from vr_jax.eval import stage
+from vr_jax.models.qwen2_5_vl import processor
 from vr_jax.train import advantages as advantages_lib
 from vr_jax.train import data_stage, metrics, rl_loop
 
@@ -49,6 +54,69 @@ def config(tmp_path, **changes):
 def values_of(workdir, name):
   lines = metrics.read(workdir / "metrics.jsonl")
   return [line["values"][name] for line in lines if line["stage"] == "rl"]
+
+
+LOOK, BEYOND = (f"<think>a</think><retrieve>0,{end}</retrieve>" for end in (0, 1))
+ANSWER, JUNK = "<think>a</think><answer>A</answer>", "a"
+
+
+def one_step(tmp_path, monkeypatch, **changes):
+  """An RL step whose replies read as these, one after the other; gives what was shown after which replies, episodes, scores."""
+  nano.use_devices(monkeypatch, 1)
+  said = functools.partial(next, itertools.cycle((LOOK, BEYOND, ANSWER, JUNK)))
+  texts, shown, earned = collections.defaultdict(said), [], []
+  observe, rewards = video_mtr.VideoMTR.observe, video_mtr.VideoMTR.rewards
+
+  def observed(task, example, pool, replies):
+    shown.append((tuple(replies), observe(task, example, pool, replies)))
+    return shown[-1][1]
+
+  def rewarded(task, examples, episodes, **options):
+    flat = [*itertools.chain.from_iterable(episodes)]
+    earned.append((flat, rewards(task, examples, episodes, **options)))
+    return earned[-1][1]
+
+  monkeypatch.setattr(video_mtr.VideoMTR, "observe", observed)
+  monkeypatch.setattr(video_mtr.VideoMTR, "rewards", rewarded)
+  monkeypatch.setattr(processor.Processor, "decode", lambda _, ids: texts[tuple(map(int, ids))])
+  run = config(tmp_path, rl__steps=1, env__relevance__gate=False, **changes)
+  data_stage.prepare(run, tmp_path)
+  rl_loop.train(run, tmp_path)
+  assert np.isfinite(values_of(tmp_path, "loss")).all()
+  ((episodes, scores),) = earned
+  return shown, episodes, scores
+
+
+def test_with_one_turn_no_look_is_offered_shown_or_paid_for(tmp_path, monkeypatch):
+  told = {"env__instruction": "Look.", "env__last_instruction": "Answer."}
+  shown, episodes, scores = one_step(tmp_path, monkeypatch, env__turns=1, env__budget=4, **told)
+  for replies, seen in shown:
+    if replies:
+      assert seen is None
+    else:
+      assert len(seen.frames) == 4
+      assert seen.parts[-1].endswith("Answer.") and "Look." not in seen.parts[-1]
+  looked = [episode.replies in ((LOOK,), (BEYOND,)) for episode in episodes]
+  assert any(looked) and not all(looked)
+  np.testing.assert_allclose(scores.total.ravel()[looked], 0.1)  # the format alone
+  assert (scores.rewards["relevance"] == 0).all() and (scores.rewards["exploration"] == 0).all()
+  assert values_of(tmp_path, "turns") == [1]
+  assert np.isfinite(values_of(tmp_path, "critic/loss")).all()
+
+
+def test_of_a_pool_of_one_frame_every_look_shows_that_frame_and_earns_nothing_more(
+  tmp_path, monkeypatch
+):
+  changes = {"data__frames": 1, "rl__credit": "episode", "critic__kl_weight": 0.0}
+  shown, episodes, scores = one_step(tmp_path, monkeypatch, **changes)
+  seen = {replies: what for replies, what in shown if what}
+  assert seen.keys() == {(), (LOOK,), (BEYOND,), (JUNK,)}
+  assert seen[()].frames == seen[LOOK,].frames == (0,)
+  assert seen[BEYOND,].frames == seen[JUNK,].frames == ()
+  assert all(episode.pool == 1 for episode in episodes)
+  assert (scores.rewards["relevance"] == 0).all()
+  invalid = [reply in (BEYOND, JUNK) for episode in episodes for reply in episode.replies]
+  assert values_of(tmp_path, "invalid") == [pytest.approx(np.mean(invalid))]
 
 
 def test_with_credit_by_episode_every_token_gets_what_all_turns_earned_together():
