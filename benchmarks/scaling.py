@@ -55,6 +55,7 @@ def compare(
   each = [_growth(*pair) for pair in itertools.pairwise(table)]
   return {
     "sizes": table,
+    "dtype": workload.platform_dtype(),
     "ratio": ends,
     "largest_step": {name: max(step[name] for step in each) for name in ends},
   }

@@ -4,7 +4,8 @@
     .venv-peers/bin/python -m benchmarks.text_rollout
 
 Tunix's dependencies and those of TRL exclude each other, hence an environment of its own. A batch of 32 rows, prompts of 64
-tokens, 128 new ones, float32, temperature 1 from all tokens, no token that ends a reply. On the same weights:
+tokens, 128 new ones, float32 (bfloat16 on an accelerator), temperature 1 from all tokens, no token that ends a reply. On the
+same weights:
 
 - ours: 32 prompts with one reply each
 - ours_shared: 4 prompts with 8 replies each
@@ -83,7 +84,8 @@ def compare(
     "tokens_per_second": {name: round(tokens / taken, 1) for name, taken in seconds.items()},
     "ratio": ratios,
     **agreement,
-    "tolerance": {"gap_where_they_part": rollout.TOLERANCE},
+    "dtype": works[""].config.dtype,
+    "tolerance": {"gap_where_they_part": rollout.TOLERANCES[works[""].config.dtype]},
   }
 
 

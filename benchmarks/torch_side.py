@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from jaxtyping import Array, Int, PyTree
 import numpy as np
 import torch
@@ -17,12 +18,18 @@ from vr_jax.models.qwen2_5_vl import names, prompts
 Inputs = dict[str, torch.Tensor]
 
 
+def device() -> torch.device:
+  """The accelerator, where JAX has one too; else the CPU."""
+  accelerated = jax.default_backend() != "cpu" and torch.cuda.is_available()
+  return torch.device("cuda" if accelerated else "cpu")
+
+
 def load(directory: Path) -> transformers.PreTrainedModel:
-  """A model that `Work.save` wrote, with the attention that transformers would choose."""
+  """A model that `Work.save` wrote, in the dtype of its file, with the attention that transformers would choose."""
   model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
     directory, attn_implementation="sdpa"
   )
-  return model.train()
+  return model.to(device()).train()
 
 
 def inputs(
@@ -36,7 +43,7 @@ def inputs(
   ids = torch.from_numpy(words).long()
   pixels = [np.concatenate([frame.patches for frame in one.frames]) for one in work.encoded]
   grids = [[one.grids[0].frames, one.grids[0].height, one.grids[0].width] for one in work.encoded]
-  return {
+  fields = {
     "input_ids": ids,
     "attention_mask": torch.ones_like(ids),
     "mm_token_type_ids": 2 * (ids == work.config.video_token_id).int(),
@@ -44,6 +51,7 @@ def inputs(
     "video_grid_thw": torch.tensor(np.repeat(grids, group, axis=0)),
     "second_per_grid_ts": torch.full((len(words),), workload.SECONDS),
   }
+  return {name: values.to(device()) for name, values in fields.items()}
 
 
 def pictures(encoded: Sequence[prompts.Encoded]) -> Inputs:
@@ -52,13 +60,14 @@ def pictures(encoded: Sequence[prompts.Encoded]) -> Inputs:
   kinds = torch.from_numpy(np.stack([one.kind for one in encoded]))
   frames = [frame.patches for one in encoded for frame in one.frames]
   grids = [[grid.frames, grid.height, grid.width] for one in encoded for grid in one.grids]
-  return {
+  fields = {
     "input_ids": ids,
     "attention_mask": torch.ones_like(ids),
     "mm_token_type_ids": (kinds == int(records.Kind.IMAGE)).int(),
     "pixel_values": torch.from_numpy(np.concatenate(frames)),
     "image_grid_thw": torch.tensor(grids),
   }
+  return {name: values.to(device()) for name, values in fields.items()}
 
 
 class Update:
@@ -76,30 +85,32 @@ class Update:
     forbidden: Sequence[int],
   ):
     self._model, self._batch = model, batch
-    self._advantages = torch.tensor(np.asarray(advantages)).flatten(0, 1)
+    self._advantages = torch.tensor(np.asarray(advantages), device=model.device).flatten(0, 1)
     self._optimizer = torch.optim.AdamW(model.parameters(), **optimizer)
     self._gradient_norm, self._clip = gradient_norm, clip
-    self._forbidden = torch.tensor(forbidden)
+    self._forbidden = torch.tensor(forbidden, device=model.device)
 
   def __call__(self) -> float:
-    """One update."""
+    """One update, to its end."""
     loss = self._backward()
     self._apply()
-    return loss
+    return loss.item()
 
   def loss_and_gradients(self) -> tuple[float, dict[str, np.ndarray]]:
     """Of one update, before clipping; gradients by the bare name of their tensor."""
     loss = self._backward()
     named = self._model.named_parameters()
-    gradients = {names.bare(name): parameter.grad.numpy().copy() for name, parameter in named}
+    gradients = {
+      names.bare(name): parameter.grad.float().numpy(force=True).copy() for name, parameter in named
+    }
     self._apply()
-    return loss, gradients
+    return loss.item(), gradients
 
   def _apply(self) -> None:
     torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._gradient_norm)
     self._optimizer.step()
 
-  def _backward(self) -> float:
+  def _backward(self) -> torch.Tensor:
     self._model.zero_grad(set_to_none=True)
     log_probs = reply_log_probs(
       self._model, self._batch, self._advantages.shape[1], self._forbidden
@@ -109,14 +120,14 @@ class Update:
     tokens = -torch.minimum(ratio * self._advantages, clipped * self._advantages)
     loss = tokens.mean(dim=1).mean()
     loss.backward()
-    return loss.item()
+    return loss.detach()
 
 
 def reply_log_probs(
   model: transformers.PreTrainedModel, batch: Inputs, time: int, forbidden: torch.Tensor
 ) -> torch.Tensor:
-  """[rows, time]: of the last `time` tokens of each row. Logits of prompts are not formed."""
-  logits = model(**batch, logits_to_keep=time + 1, use_cache=False).logits[:, :-1]
+  """[rows, time]: of the last `time` tokens of each row, float32. Logits of prompts are not formed."""
+  logits = model(**batch, logits_to_keep=time + 1, use_cache=False).logits[:, :-1].float()
   logits = logits.index_fill(2, forbidden, -1e9)
   chosen = batch["input_ids"][:, -time:, None]
   return logits.gather(2, chosen)[..., 0] - logits.logsumexp(dim=-1)
@@ -151,4 +162,4 @@ def generate(
     suppress_tokens=list(suppressed),
     **(drawn if temperature else {"do_sample": False}),
   )
-  return tokens[:, batch["input_ids"].shape[1] :].numpy()
+  return tokens[:, batch["input_ids"].shape[1] :].numpy(force=True)

@@ -5,6 +5,7 @@ import itertools
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Int
 import numpy as np
 from tunix.generate import sampler as sampler_lib
@@ -86,7 +87,9 @@ def _model(work: workload.Work) -> model_lib.Qwen2:
 
   def give(parameter: nnx.Param, values: np.ndarray) -> None:
     parameter.set_value(
-      jax.device_put(values.reshape(parameter.shape), parameter.get_value().sharding)
+      jax.device_put(
+        values.reshape(parameter.shape).astype(config.dtype), parameter.get_value().sharding
+      )
     )
 
   give(network.embedder.input_embedding, weights["text.embedding"])
@@ -122,4 +125,6 @@ def _config(config: config_lib.Config) -> model_lib.ModelConfig:
     rope_theta=text.rope_theta,
     norm_eps=text.rms_norm_eps,
     use_tied_embedding=config.tie_word_embeddings,
+    dtype=jnp.dtype(config.dtype),
+    param_dtype=jnp.dtype(config.dtype),
   )

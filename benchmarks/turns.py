@@ -224,7 +224,7 @@ def check_greedy(setting: Setting, ours: records.Rollout, theirs: Said) -> dict[
   first = ~same & np.concatenate([np.ones_like(same[..., :1]), same[..., :-1]], axis=-1)
   difference = (log_probs[0] - log_probs[1])[mine].reshape(shape)
   gap = float(np.abs(np.where(first, difference, 0)).max())
-  if gap > rollout.TOLERANCE:
+  if gap > rollout.TOLERANCES[setting.work.config.dtype]:
     raise ValueError(f"greedy replies part where log-probs differ by {gap:.1e} nats")
   return {"same_tokens": round(float(same.mean()), 4), "gap_where_they_part": gap}
 
@@ -279,7 +279,7 @@ def compare(
     "episodes_per_second": {name: round(count / taken, 3) for name, taken in seconds.items()},
     "ratio": {f"over_{n}": measure.ratio(rounds, n, "ours") for n in names if n != "ours"},
     "greedy": agreement,
-    "tolerance": {"gap_where_they_part": rollout.TOLERANCE},
+    "tolerance": {"gap_where_they_part": rollout.TOLERANCES[setting.work.config.dtype]},
   }
 
 

@@ -144,13 +144,18 @@ class Work:
     return jnp.ones(self.config.text.vocab_size, bool).at[jnp.array(self.forbidden)].set(False)
 
   def save(self, directory: pathlib.Path) -> None:
-    """Writes the model for transformers: the same weights."""
-    qwen2_5_vl.save_pretrained(self.params, directory, config=self.config)
+    """Writes the model for transformers: the same weights, in the dtype that ours are cast to for each pass."""
+    qwen2_5_vl.save_pretrained(self.params, directory, config=self.config, dtype=self.config.dtype)
+
+
+def platform_dtype() -> str:
+  """What sides compute in: float32 on a CPU, bfloat16 on an accelerator."""
+  return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def make(sizes: Sizes, *, remat: str = "none") -> Work:
   """Weights, pixels and words at random, from one seed. remat: what is computed again (rematerialisation.py)."""
-  config = dataclasses.replace(model_config(sizes), remat=remat)
+  config = dataclasses.replace(model_config(sizes), remat=remat, dtype=platform_dtype())
   graph, params = nnx.split(model_lib.Qwen2_5_VL(config, rngs=nnx.Rngs(0)))
   own = processor.Processor(config, BYTES, 4 * 28 * 28, 1024 * 28 * 28)
   rng = np.random.default_rng(0)

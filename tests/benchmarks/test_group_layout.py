@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -32,13 +33,33 @@ TOY = dataclasses.replace(
 TEXT = dataclasses.replace(TOY, frames=0)
 
 
-def test_an_update_of_groups_has_the_loss_and_the_gradients_of_the_replicated_one():
+@pytest.mark.parametrize("dtype", group_update.TOLERANCES)
+def test_an_update_of_groups_has_the_loss_and_the_gradients_of_the_replicated_one(
+  monkeypatch, dtype
+):
+  monkeypatch.setattr(workload, "platform_dtype", lambda: dtype)
   found = group_update.compare(TOY, names=("ours", "replicated"), repeats=1)
-  assert found["differences"]["gradients_replicated"] <= group_update.GRADIENT_TOLERANCE
+  for what, largest in group_update.TOLERANCES[dtype].items():
+    assert found["differences"][f"{what}_replicated"] <= largest
+  assert found["dtype"] == dtype
   assert set(found["seconds"]) == {"ours", "replicated"}
   assert set(found["ratio"]) == {"over_replicated", "memory_over_replicated"}
   assert 0 < found["ratio"]["memory_over_replicated"] < 1
   json.dumps(found)
+
+
+@pytest.mark.parametrize(
+  ("backend", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")]
+)
+def test_both_sides_compute_in_float32_on_a_cpu_and_in_bfloat16_on_an_accelerator(
+  monkeypatch, tmp_path, backend, dtype
+):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  work = workload.make(TEXT)
+  assert work.config.dtype == dtype
+  assert {x.dtype for x in jax.tree.leaves(work.params)} == {np.dtype("float32")}
+  work.save(tmp_path / "model")
+  assert json.loads((tmp_path / "model" / "config.json").read_text())["torch_dtype"] == dtype
 
 
 def test_replies_are_sampled_to_their_end_and_counted():
