@@ -74,9 +74,13 @@ class Scheduled(nnx.Module):
     del prefix, slots, length
     return Cache()
 
-  def decode(self, prefix, cache, tokens, index, seats):
+  def reading(self, prefix):
+    """What a step reads of prompts: nothing."""
+    del prefix
+
+  def decode(self, reading, cache, tokens, index, seats):
     """The stop token is certain where the reply is to end with the next one, and impossible where it is not."""
-    del prefix, tokens
+    del reading, tokens
     ends = self.lengths[...][seats.prompt, seats.member] <= index + 2
     return jax.nn.one_hot(jnp.where(ends, STOP, 0), 2), cache
 
