@@ -99,7 +99,7 @@ class Step:
     """Metrics of the step."""
     clock, self._number = clock_lib.Clock(), self._number + 1
     made = self._source.draw(self._learner.params, self._number, clock)
-    values = self._learner.learn(made, clock)
+    values = self._learner.learn(made, clock, self._source.read_ahead)
     self.counts.append(int(made.lengths.sum()))
     self.prompt_tokens = max(self.prompt_tokens, made.prompt.tokens.shape[1])
     return values

@@ -73,6 +73,17 @@ def params(data):
   return nano.sharpened(nano.build(data).fresh_params())
 
 
+def test_what_is_read_ahead_is_drawn_next_and_does_not_count_as_read_before(source, params):
+  plain, reader = source(1), source(1)
+  for step in (1, 2):
+    expected, made = (one.draw(params, step, clock.Clock()) for one in (plain, reader))
+    reader.read_ahead()
+    assert [item.example.id for item in made.items] == [item.example.id for item in expected.items]
+    assert made.read == expected.read
+    np.testing.assert_array_equal(made.rollout.tokens, expected.rollout.tokens)
+  assert reader.batches.get_state() != plain.batches.get_state()
+
+
 def test_groups_without_signal_are_replaced_until_the_batch_is_full(source, params):
   source = source(3, rl__resampling=5)
   made = source.draw(params, 1, clock.Clock())

@@ -84,14 +84,36 @@ class Experience:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Read:
+  """A batch; its prompts on the devices, where no cache may have features of them; where the iterator over batches stood behind it."""
+
+  batch: parts_lib.Batch
+  prompt: records.Prompt | None
+  state: Mapping[str, Any]
+
+
+@dataclasses.dataclass(kw_only=True)
 class Source:
-  """Where experience comes from: batches of prompts, read in turn, and the replies that a policy gives to them."""
+  """Where experience comes from: batches of prompts, read in turn, and the replies that a policy gives to them.
+
+  ahead: what is read already.
+  """
 
   parts: parts_lib.Parts
   batches: Iterator[parts_lib.Batch]
   cache: feature_cache.FeatureCache | None
   key: Key[Array, ""]
   thread: futures.ThreadPoolExecutor
+  ahead: Read | None = None
+
+  def read_ahead(self) -> None:
+    """Reads the next batch: for a time when the devices are busy."""
+    self.ahead = self.ahead or self._read()
+
+  def _read(self) -> Read:
+    batch = self.parts.of_one_size(next(self.batches))
+    prompt = self.parts.prompt(batch) if self.cache is None else None
+    return Read(batch=batch, prompt=prompt, state=self.batches.get_state())
 
   def draw(self, params: PyTree, step: int, clock: clock_lib.Clock) -> Experience:
     """That of a step; not yet judged, but where groups without signal are to be replaced."""
@@ -101,8 +123,9 @@ class Source:
     return self._with_signal(params, key, clock)
 
   def _draw(self, params: PyTree, key: Key[Array, ""], clock: clock_lib.Clock) -> Experience:
-    batch = self.parts.of_one_size(next(self.batches))
-    prompt, encoded, values = self._prompts(params, batch)
+    read, self.ahead = self.ahead or self._read(), None
+    batch = read.batch
+    prompt, encoded, values = self._prompts(params, read)
     clock.lap("data", exposed=True)
     reply = self._played if self.parts.multi_turn else self._replied
     rollout, decoded, judge = reply(params, batch, encoded, key)
@@ -121,7 +144,7 @@ class Source:
       sampled=int(sampled.sum()),
       decoded=decoded,
       judging=self.thread.submit(judge),
-      read=self.batches.get_state(),
+      read=read.state,
       values=values,
     )
 
@@ -195,9 +218,11 @@ class Source:
     )
 
   def _prompts(
-    self, params: PyTree, batch: parts_lib.Batch
+    self, params: PyTree, read: Read
   ) -> tuple[records.Prompt, records.Prompt, dict[str, float]]:
-    prompt, values = features.prompt(self.parts, params, batch, self.cache)
+    prompt, values = read.prompt, {}
+    if prompt is None:
+      prompt, values = features.prompt(self.parts, params, read.batch, self.cache)
     encoded = encoder.encode(self.parts.graph, params, prompt)
     return (encoded if self.parts.tower_frozen else prompt), encoded, values
 

@@ -68,8 +68,16 @@ class Learner:
       self.critic.state = fields.pop("critic")
     self.state = state_lib.TrainState(**fields)
 
-  def learn(self, made: experience.Experience, clock: clock_lib.Clock) -> dict[str, float]:
-    """Updates on experience, once it is judged; gives all that is to be logged of the step."""
+  def learn(
+    self,
+    made: experience.Experience,
+    clock: clock_lib.Clock,
+    meanwhile: Callable[[], None] | None = None,
+  ) -> dict[str, float]:
+    """Updates on experience, once it is judged; gives all that is to be logged of the step.
+
+    meanwhile: what the host does while the devices update.
+    """
     rl, layout = self.parts.config.rl, mesh_lib.MeshLayout(self.parts.mesh)
     fit = padding.shapes(rl, layout, made.lengths, budget=made.rollout.tokens.shape[2])
     rollout = padding.cut(made.rollout, fit.time)
@@ -92,6 +100,11 @@ class Learner:
       updates.append(updated)
     if self.critic:
       values |= self.critic.learn(made.prompt, rollout, targets, packed=fit.packed)
+    if meanwhile:
+      clock.lap("update")
+      meanwhile()
+      late = _idle(self.state.step)
+      clock.lap("data" if late else "update", exposed=late)
     values, updates = jax.device_get((values, updates))
     values = {n: float(v) for n, v in {**values, **over_epochs(updates)}.items()}
     values = {n: v for n, v in values.items() if not _undefined(n, v)}

@@ -65,7 +65,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       made, ahead = ahead or source.draw(learner.params, step, clock), None
       if rl.one_step_off_policy and step < rl.steps:
         ahead = source.draw(learner.params, step + 1, clock)
-      values = learner.learn(made, clock)
+      # Where another batch will be drawn, it is read beside the update.
+      more = step + rl.one_step_off_policy < rl.steps
+      values = learner.learn(made, clock, source.read_ahead if more else None)
       log.write(step, values)
       tick(step, rl.steps, shown(values))
       sft_loop.check_finite(values, rl.max_skipped, "rl", step)
