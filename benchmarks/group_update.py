@@ -52,9 +52,9 @@ SIDES = ("ours", "replicated", "torch")
 
 
 def settings() -> ml_collections.ConfigDict:
-  """The section `rl` of the tiny recipe: GRPO, one update a batch, in one part, no KL."""
-  recipe = ["--config=configs/moss_chatv.py:tiny", "--config.rl.microbatches=1"]
-  return vr_jax.parse_flags(["group_update", *recipe, "--workdir=."])[0].rl
+  """The section `rl` of the tiny recipe: GRPO, one update a batch, no KL."""
+  argv = ["group_update", "--config=configs/moss_chatv.py:tiny", "--workdir=."]
+  return vr_jax.parse_flags(argv)[0].rl
 
 
 def advantages_of(sizes: workload.Sizes) -> Array:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.grpo_step
 
-16 prompts, 8 replies to each of 72 tokens, float32, one update a batch, no KL, no token that ends a reply: reading, vision,
+16 prompts, 8 replies to each of 72 tokens, float32, one update a batch, in 4 parts, no KL, no token that ends a reply: reading, vision,
 sampling, rewards from texts, advantages, gradients of all parameters, clipping and AdamW. Two sides, on the same weights
 and the same clips:
 
@@ -39,6 +39,7 @@ from vr_jax.train import parts as parts_lib
 
 REPEATS = 5
 VIDEOS = 40
+MICROBATCHES = 4  # each of which stays in a CPU's caches
 GOALS = {"over_trl": 4.0}
 SIDES = ("ours", "trl")
 NO_STOP = (-1,)
@@ -46,7 +47,7 @@ NO_STOP = (-1,)
 
 def recipe(workdir: Path, **changes: Any) -> ml_collections.ConfigDict:
   """The tiny recipe with few videos; `changes` are fields of it, with `__` for a point."""
-  fields = {"data__simulate__videos": VIDEOS, **changes}
+  fields = {"data__simulate__videos": VIDEOS, "rl__microbatches": MICROBATCHES, **changes}
   overrides = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
   argv = ["grpo_step", "--config=configs/moss_chatv.py:tiny", f"--workdir={workdir}", *overrides]
   return vr_jax.parse_flags(argv)[0]

@@ -113,7 +113,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.rl.steps = 50
   # Lengths change much as looking is learnt, and each shape is compiled for.
   config.rl.packing = 2.0
-  config.rl.prompts, config.rl.group, config.rl.microbatches = 16, 4, 1
+  config.rl.prompts, config.rl.group = 16, 4
   config.rl.temperature = 1.0
   config.rl.entropy_weight = 0.0
   config.critic.kl_weight = 0.0  # nothing pretrained is to be kept

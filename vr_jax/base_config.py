@@ -17,7 +17,7 @@ def base(recipe: str) -> ml_collections.ConfigDict:
   config.recipe = recipe
   config.seed = 0  # of initial weights, order of data and sampling
   config.mesh = (-1, 1, 1, 1)  # devices on the axes data, fsdp, sequence, tensor; -1: what is left
-  config.cpu_devices = 1  # of a host without accelerators, where XLA_FLAGS say no other number
+  config.cpu_devices = 0  # that a CPU counts as, where JAX is not told; 0: as JAX says
 
   data = config.data = ml_collections.ConfigDict()
   data.directory = ""  # where the frame store and the examples live; empty: <workdir>/data
@@ -338,7 +338,7 @@ def tiny(config: ml_collections.ConfigDict) -> None:
   rl = config.rl
   rl.steps = 200
   rl.prompts = 16
-  rl.microbatches = 4  # what these compute stays in the caches
+  rl.microbatches = 1
   rl.top_p = 1.0
   rl.max_new_tokens = 72
   rl.rungs = (0.5,)  # its replies are all about as long

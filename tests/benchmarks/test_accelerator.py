@@ -11,7 +11,6 @@ from vr_jax.models.qwen2_5_vl import flops
 TOY = {
   **{name: value for name, value in nano.OVERRIDES.items() if name.startswith("model.arch")},
   "rl.prompts": 8,
-  "rl.microbatches": 1,
   "rl.group": 2,
   "rl.max_new_tokens": 3,
   "data.frames": 4,
@@ -74,8 +73,7 @@ def test_vision_is_counted_and_where_it_is_frozen_its_time_is_added(
 
 
 def test_the_load_that_goals_are_stated_for_fits_every_size():
-  few = [f"--config.rl.{field}" for field in ("prompts=8", "microbatches=1")]
-  load = accelerator.prepare([f"--config={nano.RECIPE}:tiny", *few]).load
+  load = accelerator.prepare([f"--config={nano.RECIPE}:tiny", "--config.rl.prompts=8"]).load
   assert (load.frames, load.patches, load.prefix) == (8, 512, 1152)
   assert (load.group, load.time) == (8, 512)
 

@@ -16,9 +16,11 @@ FLAG = "--xla_force_host_platform_device_count=2"
   [
     ("", (SPLIT, COUNT), "3"),
     (FLAG, (SPLIT, COUNT), "2"),
+    ("", ("jax.config.update('jax_num_cpu_devices', 4)", SPLIT, COUNT), "4"),
     ("", ("jax.devices()", SPLIT, COUNT), "1"),
+    ("", ("mesh.split_cpu(0)", COUNT), "1"),
   ],
-  ids=["it is split", "XLA_FLAGS say how many", "JAX has started"],
+  ids=["it is split", "XLA_FLAGS say", "JAX's config says", "JAX has started", "as JAX says"],
 )
 def test_a_cpu_counts_as_as_many_devices_as_a_config_says_unless_that_is_settled(
   flags, lines, devices

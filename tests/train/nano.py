@@ -58,7 +58,6 @@ OVERRIDES: Mapping[str, Any] = {
   "sft.packing": 0.0,
   "rl.steps": 4,
   "rl.prompts": 4,
-  "rl.microbatches": 1,
   "rl.group": 4,
   "rl.max_new_tokens": 16,
   "rl.rungs": (),

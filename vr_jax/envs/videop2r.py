@@ -221,12 +221,11 @@ class VideoP2R:
 
     Source: T-GRPO, Video-R1, arXiv 2503.21776, eq. 1 and 2.
     """
-    of_shuffled = [
-      environment.worths([read(reply).answer for reply in texts], [example] * len(texts)).mean()
-      for example, texts in zip(examples, shuffled, strict=True)
-    ]
+    answers = [read(reply).answer for texts in shuffled for reply in texts]
+    owners = [example for example, texts in zip(examples, shuffled, strict=True) for _ in texts]
+    of_shuffled = environment.worths(answers, owners).reshape(len(examples), -1).mean(axis=1)
     ordered = right[..., REASONING].mean(axis=1)
-    helped = ordered >= self.temporal_ratio * np.array(of_shuffled)
+    helped = ordered >= self.temporal_ratio * of_shuffled
     earned = np.zeros_like(right)
     earned[..., REASONING] = helped[:, None] & (right[..., REASONING] > self.length_accuracy)
     return earned

@@ -51,11 +51,12 @@ _PROMPT_AXES = {
 
 
 def split_cpu(devices: int) -> None:
-  """Makes a host without accelerators count as so many devices, unless XLA_FLAGS say how many.
+  """Makes a host without accelerators count as so many devices; 0: as many as JAX says.
 
-  JAX that has started already keeps the devices that it has.
+  That many it keeps where XLA_FLAGS or `jax_num_cpu_devices` say how many, and where JAX has started already.
   """
-  if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+  said = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+  if not devices or said or jax.config.jax_num_cpu_devices >= 0:
     return
   with contextlib.suppress(RuntimeError):
     jax.config.update("jax_num_cpu_devices", devices)

@@ -191,12 +191,12 @@ def _decode(
   *,
   decoding: Decoding,
 ) -> _State:
-  """Steps until no device has more than `fewer` replies that go on, or replies are as long as they may be."""
+  """Steps until no device has more than `fewer` replies that go on (see `looped`), or replies are as long as they may be."""
   model = nnx.merge(graph, params)
   stops, reading = jnp.array(decoding.stop_tokens), model.reading(prefix)
 
   def goes_on(state: _State) -> Array:
-    return (state.index < decoding.max_new_tokens) & (_unfinished(model.layout, state) > fewer)
+    return _unfinished(model.layout, state) > fewer
 
   def step(state: _State) -> _State:
     index, done = state.index, state.done
@@ -228,23 +228,24 @@ def looped(
   index: Callable[[Any], Array],
   most: int,
 ) -> Any:
-  """Steps while `goes_on`, which several devices ask only every few steps: to know, they wait for each other.
+  """Steps while `goes_on` and index(state), the number of the next one, is below `most`.
 
-  index: number of the next step, which never reaches `most`.
+  Several devices wait for each other to know whether it goes on: they ask every `_UNASKED` steps, and may do some too many.
   """
+
+  def within(state: Any) -> Array:
+    return index(state) < most
+
   if layout.ways("slots") == 1:
-    return jax.lax.while_loop(goes_on, step, state)
+    return jax.lax.while_loop(lambda state: within(state) & goes_on(state), step, state)
 
   def stepped(carry: tuple[Any, Array]) -> tuple[Any, Array]:
     state = step(carry[0])
     asked = index(state) % _UNASKED == 0
     return state, jax.lax.cond(asked, goes_on, lambda _: jnp.array(True), state)
 
-  def unsettled(carry: tuple[Any, Array]) -> Array:
-    state, going = carry
-    return going & (index(state) < most)
-
-  return jax.lax.while_loop(unsettled, stepped, (state, goes_on(state)))[0]
+  begun = (state, goes_on(state))
+  return jax.lax.while_loop(lambda carry: carry[1] & within(carry[0]), stepped, begun)[0]
 
 
 def _unfinished(layout: layout_lib.Layout, state: _State) -> Int[Array, ""]:

@@ -106,7 +106,7 @@ def decode(
   decoding: sampler.Decoding,
   chunk: int,
 ) -> tuple[State, Chunk]:
-  """Up to `chunk` steps; fewer once no device has more than `fewer` replies that go on. What is said is whole on every device.
+  """Up to `chunk` steps; fewer once no device has more than `fewer` replies that go on (`sampler.looped`). What is said is whole on every device.
 
   As many slots as homes are these, in their order. `key` is folded as `sampler.sample` does, by prompt, reply and step.
   """
@@ -120,9 +120,8 @@ def decode(
   blank = model.layout.place(jnp.zeros((len(slots.step), chunk)), ("slots", None))
 
   def goes_on(carry: tuple) -> Array:
-    index, said = carry[0], carry[-1]
-    going = (~said.ended).reshape(model.layout.ways("slots"), -1).sum(axis=1).max()
-    return (index < chunk) & (going > fewer)
+    ended = carry[-1].ended
+    return (~ended).reshape(model.layout.ways("slots"), -1).sum(axis=1).max() > fewer
 
   def step(carry: tuple) -> tuple:
     index, hidden, recent, said = carry

@@ -44,7 +44,7 @@ CHOICES = {
 
 # As in mathematics: [ and ] hold the end, ( and ) do not.
 RANGES = {
-  "cpu_devices": "[1, inf)",
+  "cpu_devices": "[0, inf)",
   "data.threads": "[0, inf)",
   "data.validation_fraction": "[0, 1)",
   "data.test_fraction": "[0, 1)",

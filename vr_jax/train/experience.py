@@ -85,7 +85,7 @@ class Experience:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Read:
-  """A batch; its prompts on the devices, where no cache may have features of them; where the iterator over batches stood behind it."""
+  """A batch; its prompts on the devices, where they can be put there at once; where the iterator over batches stood behind it."""
 
   batch: parts_lib.Batch
   prompt: records.Prompt | None
@@ -111,8 +111,9 @@ class Source:
     self.ahead = self.ahead or self._read()
 
   def _read(self) -> Read:
-    batch = self.parts.of_one_size(next(self.batches))
-    prompt = self.parts.prompt(batch) if self.cache is None else None
+    # Several processes first agree on its buckets, on their devices; and a cache may have features instead of what it shows.
+    batch, at_once = next(self.batches), jax.process_count() == 1 and self.cache is None
+    prompt = self.parts.prompt(batch) if at_once else None
     return Read(batch=batch, prompt=prompt, state=self.batches.get_state())
 
   def draw(self, params: PyTree, step: int, clock: clock_lib.Clock) -> Experience:
@@ -124,8 +125,8 @@ class Source:
 
   def _draw(self, params: PyTree, key: Key[Array, ""], clock: clock_lib.Clock) -> Experience:
     read, self.ahead = self.ahead or self._read(), None
-    batch = read.batch
-    prompt, encoded, values = self._prompts(params, read)
+    batch = self.parts.of_one_size(read.batch)
+    prompt, encoded, values = self._prompts(params, batch, read.prompt)
     clock.lap("data", exposed=True)
     reply = self._played if self.parts.multi_turn else self._replied
     rollout, decoded, judge = reply(params, batch, encoded, key)
@@ -218,11 +219,12 @@ class Source:
     )
 
   def _prompts(
-    self, params: PyTree, read: Read
+    self, params: PyTree, batch: parts_lib.Batch, placed: records.Prompt | None
   ) -> tuple[records.Prompt, records.Prompt, dict[str, float]]:
-    prompt, values = read.prompt, {}
-    if prompt is None:
-      prompt, values = features.prompt(self.parts, params, read.batch, self.cache)
+    if placed is not None:
+      prompt, values = placed, {}
+    else:
+      prompt, values = features.prompt(self.parts, params, batch, self.cache)
     encoded = encoder.encode(self.parts.graph, params, prompt)
     return (encoded if self.parts.tower_frozen else prompt), encoded, values
 

@@ -103,7 +103,7 @@ class Learner:
     if meanwhile:
       clock.lap("update")
       meanwhile()
-      late = _idle(self.state.step)
+      late = _idle(self.state.step, self.critic and self.critic.state.step)
       clock.lap("data" if late else "update", exposed=late)
     values, updates = jax.device_get((values, updates))
     values = {n: float(v) for n, v in {**values, **over_epochs(updates)}.items()}

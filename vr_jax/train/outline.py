@@ -45,6 +45,13 @@ class Run:
     return self.encoded if self.net.tower_frozen else self.prompt
 
   @property
+  def ahead(self) -> records.Prompt | None:
+    """The next prompts, put on the devices beside an update; None where a cache may have features of them."""
+    model = self.net.config.model
+    cached = self.net.tower_frozen and model.feature_cache_gib and "turns" not in self.net.config
+    return None if cached else self.prompt
+
+  @property
   def tower(self) -> PyTree:
     """The tower's parameters, which no program reads that is given features."""
     return state_lib.split(self.state.params, ("vision",))[1]

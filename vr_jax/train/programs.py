@@ -275,7 +275,7 @@ def _critic_step(run: outline.Run) -> list[Program]:
       function=step,
       arguments=(run.critic, run.shared, run.replies, run.scored, run.scored),
       runs=rl.epochs,
-      held=(run.state, run.anchor),
+      held=(run.state, run.anchor, run.ahead),
     )
   ]
 
@@ -298,7 +298,7 @@ def _train_step(run: outline.Run) -> Program:
       of_reference,
     ),
     runs=rl.epochs,
-    held=(run.anchor, run.critic),
+    held=(run.anchor, run.critic, run.ahead),
   )
 
 

@@ -2,6 +2,8 @@
 
 experience (prompts, replies and what they earned) -> learner (advantages, update)
 
+The next batch is read while the devices update.
+
 With rl.one_step_off_policy the replies of the next step are drawn before an update, by the policy that it then moves. They are
 judged while it runs, and while the replies after them are drawn; truncated importance sampling (rl.truncation) corrects for
 the step between.

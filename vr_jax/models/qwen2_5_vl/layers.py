@@ -118,20 +118,10 @@ def rotate(
   x: Float[Array, "... heads head_dim"],
   cos: Float[Array, "... half"],
   sin: Float[Array, "... half"],
-  *,
-  platform: str,
 ) -> Float[Array, "... heads head_dim"]:
-  """Rotary embedding: turns feature i together with feature i + half, in float32.
-
-  The code that XLA makes for a CPU of two halves that are computed apart is 2.7 times as slow as that of whole heads beside their
-  halves changed over; elsewhere these would have to be written to memory first.
-  """
+  """Rotary embedding: turns feature i together with feature i + half, in float32."""
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   cos, sin = cos[..., None, :], sin[..., None, :]
-  wide = x.astype(jnp.float32)
-  if platform == "cpu":
-    cos, sin = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
-    return (wide * cos + jnp.roll(wide, x.shape[-1] // 2, axis=-1) * sin).astype(x.dtype)
-  first, second = jnp.split(wide, 2, axis=-1)
   rotated = (first * cos - second * sin, second * cos + first * sin)
   return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 

@@ -183,7 +183,8 @@ class TextModel(nnx.Module):
   ]:
     """One step: final-normed hidden states, and the keys and values of `recent` with this token's.
 
-    weights: of the layers; pasts: what replies left before the recent. Where the recent are tuples of layers, all are. A stack of layers is only read in the loop over layers, so that a step writes one
+    weights: of the layers; pasts: what replies left before the recent. Where the recent are tuples of layers, all of these are,
+    and the prefix lies as they do; in stacks it lies as `prefill` gives it. A stack of layers is only read in the loop over layers, so that a step writes one
     position of it, behind the loop, instead of copying it.
     """
     cos, sin = text_angles(positions, self.config.text)
@@ -277,8 +278,7 @@ class TextModel(nnx.Module):
     query = self._project(normed, weights, "query") + weights["query_bias"]
     key = self._project(normed, weights, "key") + weights["key_bias"]
     value = self._project(normed, weights, "value") + weights["value_bias"]
-    query, key = (layers.rotate(x, cos, sin, platform=self.layout.platform) for x in (query, key))
-    return query, key, value
+    return layers.rotate(query, cos, sin), layers.rotate(key, cos, sin), value
 
   def _finish(
     self,

@@ -141,7 +141,7 @@ class VisionTower(nnx.Module):
     merge = self.layout.merges
     qkv = layers.adapted(x, weights, "qkv", merge=merge) + weights["qkv_bias"]
     query, key, value = (qkv[..., i, :, :] for i in range(3))
-    query, key = (layers.rotate(x, cos, sin, platform=self.layout.platform) for x in (query, key))
+    query, key = layers.rotate(query, cos, sin), layers.rotate(key, cos, sin)
     mixed = self.attention.frames(query, key, value, segment)
     return layers.adapted(mixed, weights, "out", contract=2, merge=merge) + weights["out_bias"]
 
