@@ -94,7 +94,22 @@ def test_what_lies_in_memory_beside_a_program_is_the_rest_of_the_run():
   assert programs.bytes_per_device(encoder.held) == everything - tower - counters
   assert programs.bytes_per_device(rollout.held) == everything - (params - tower) - counters
   assert programs.bytes_per_device(reference.held) == everything - params - counters
-  assert programs.bytes_per_device(step.held) == params
+  assert programs.bytes_per_device(step.held) == params + next_batch(step)
+
+
+def next_batch(step):
+  """Bytes of prompts like those of an update that trains the tower."""
+  return programs.bytes_per_device(step.arguments[1])
+
+
+@pytest.mark.parametrize("gibibytes", [0.0, 1.0])
+def test_the_next_batch_lies_beside_an_update_unless_a_cache_may_have_its_features(gibibytes):
+  config = nano.config(model__freeze_vision=True, model__feature_cache_gib=gibibytes)
+  encoder, *_, step = built(config)[0]
+  patches = programs.bytes_per_device(encoder.arguments[-1])
+  held = programs.bytes_per_device(step.held)
+  assert held == pytest.approx(0 if gibibytes else patches, rel=0.01)  # its words are few
+  assert patches > 0
 
 
 def test_adapters_share_the_base_with_the_reference():
@@ -103,7 +118,8 @@ def test_adapters_share_the_base_with_the_reference():
   everything = programs.resident(config, model, mesh, loads.load_of(config, model))
   params = programs.bytes_per_device(found[-1].arguments[0].params)
   assert params < everything < 1.5 * params
-  assert programs.bytes_per_device(found[-1].held) < 0.2 * params
+  *held, _ = found[-1].held  # the next batch
+  assert programs.bytes_per_device(held) < 0.2 * params
 
 
 def test_a_mesh_holds_its_share_of_each_array():
@@ -190,7 +206,7 @@ def test_a_critic_lies_beside_its_policy():
   )  # two with their moments, and the reference
   for name in ("train step", "critic step"):
     held = programs.bytes_per_device((by_name[name].arguments[0], by_name[name].held))
-    assert held == everything
+    assert held == everything + next_batch(by_name[name])
   beside = programs.bytes_per_device((by_name["values"].arguments[0], by_name["values"].held))
   counters = 3 * 4
   assert beside == everything - counters
