@@ -76,7 +76,7 @@ class Learner:
   ) -> dict[str, float]:
     """Updates on experience, once it is judged; gives all that is to be logged of the step.
 
-    meanwhile: what the host does while the devices update.
+    meanwhile: what the host does while the devices update, if they do so by themselves.
     """
     rl, layout = self.parts.config.rl, mesh_lib.MeshLayout(self.parts.mesh)
     fit = padding.shapes(rl, layout, made.lengths, budget=made.rollout.tokens.shape[2])
@@ -100,10 +100,11 @@ class Learner:
       updates.append(updated)
     if self.critic:
       values |= self.critic.learn(made.prompt, rollout, targets, packed=fit.packed)
-    if meanwhile:
+    running = self.state.step, self.critic and self.critic.state.step
+    if meanwhile and not _idle(*running):
       clock.lap("update")
       meanwhile()
-      late = _idle(self.state.step, self.critic and self.critic.state.step)
+      late = _idle(*running)
       clock.lap("data" if late else "update", exposed=late)
     values, updates = jax.device_get((values, updates))
     values = {n: float(v) for n, v in {**values, **over_epochs(updates)}.items()}
