@@ -163,14 +163,18 @@ def test_what_the_cache_had_of_each_batch_is_counted_once(data, params, tmp_path
   with experience.thread() as thread:
     source = _source(copied, thread, 2, **on)
     parts = source.parts
-    for hits in (0.0, 2.0 * PROMPTS):
+    found = []
+    for _ in range(2):
       with features.cache(parts, params, copied) as cache:
         batches = parts.read("train", PROMPTS, cache=cache)
         made = dataclasses.replace(source, batches=batches, cache=cache).draw(
           params, 1, clock.Clock()
         )
       assert made.values["resampling/batches"] == 2
-      assert (made.values["vision/cache_hits"], made.values["vision/cache_rebuilt"]) == (hits, 0)
+      assert made.values["vision/cache_rebuilt"] == 0
+      found.append(made.values["vision/cache_hits"])
+  # At first a clip of the second batch may be known already from the first.
+  assert found[0] < found[1] == 2 * PROMPTS
 
 
 def test_where_too_few_groups_carry_signal_the_cap_ends_the_search_and_others_fill_up(
