@@ -52,3 +52,21 @@ def test_features_turned_late_in_a_long_video_are_rounded_once():
   cos, sin = np.asarray(cos, np.float64), np.asarray(sin, np.float64)
   expected = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   np.testing.assert_allclose(np.asarray(turned, np.float64), expected, rtol=ROUNDING, atol=1e-6)
+
+
+def test_angles_that_several_layers_turn_by_are_computed_once():
+  angles = jax.random.uniform(jax.random.key(0), (24, 16), maxval=1e3)
+
+  def turned_thrice(x, weight, angles):
+    cos, sin = layers.cosines_and_sines(angles)
+    for _ in range(3):
+      x = layers.rotate(layers.project(x, weight), cos, sin)
+    return x, cos, sin
+
+  x, weight = jnp.ones((24, 8, 32)), jnp.eye(32)
+  compiled = jax.jit(turned_thrice).lower(x, weight, angles).compile()
+  program = compiled.as_text()
+  assert program.count(" cosine(") == program.count(" sine(") == 1
+  _, cos, sin = compiled(x, weight, angles)
+  np.testing.assert_array_equal(cos, jnp.cos(angles))
+  np.testing.assert_array_equal(sin, jnp.sin(angles))

@@ -114,6 +114,20 @@ def rms_norm(
   return scale.astype(x.dtype) * normed.astype(x.dtype)
 
 
+def cosines_and_sines(
+  angles: Float[Array, "*batch half"],
+) -> tuple[Float[Array, "*batch half"], Float[Array, "*batch half"]]:
+  """Of rotary angles, computed once: on a CPU they come out of a loop, since XLA fuses them into every layer and head otherwise."""
+
+  def looped(angles: Array) -> tuple[Array, Array]:
+    def one(of_sine: Array) -> Array:
+      return jnp.where(of_sine, jnp.sin(angles), jnp.cos(angles))
+
+    return tuple(lax.map(one, jnp.arange(2) == 1))
+
+  return lax.platform_dependent(angles, cpu=looped, default=lambda x: (jnp.cos(x), jnp.sin(x)))
+
+
 def rotate(
   x: Float[Array, "... heads head_dim"],
   cos: Float[Array, "... half"],

@@ -315,7 +315,7 @@ def rotary_angles(
   axis = [i % 3 for i, count in enumerate(config.mrope_section) for _ in range(count)]
   angles = positions[..., None].astype(jnp.float32) * _frequencies(config)
   angles = jnp.stack([angles[a, ..., i] for i, a in enumerate(axis)], axis=-1)
-  return jnp.cos(angles), jnp.sin(angles)
+  return layers.cosines_and_sines(angles)
 
 
 def text_angles(
@@ -323,7 +323,7 @@ def text_angles(
 ) -> tuple[Float[Array, "*batch half"], Float[Array, "*batch half"]]:
   """As `rotary_angles` for text, whose three positions are one."""
   angles = positions[..., None].astype(jnp.float32) * _frequencies(config)
-  return jnp.cos(angles), jnp.sin(angles)
+  return layers.cosines_and_sines(angles)
 
 
 def _frequencies(config: config_lib.TextConfig) -> Float[Array, "half"]:

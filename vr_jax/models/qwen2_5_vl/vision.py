@@ -154,4 +154,4 @@ def rotary_angles(
   frequency = 1.0 / config.rope_theta ** (jnp.arange(quarter, dtype=jnp.float32) / quarter)
   angles = rows[..., None].astype(jnp.float32) * frequency
   angles = angles.reshape(*rows.shape[:-1], 2 * quarter)
-  return jnp.cos(angles), jnp.sin(angles)
+  return layers.cosines_and_sines(angles)
