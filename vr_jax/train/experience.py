@@ -126,8 +126,11 @@ class Source:
   def _draw(self, params: PyTree, key: Key[Array, ""], clock: clock_lib.Clock) -> Experience:
     read, self.ahead = self.ahead or self._read(), None
     batch = self.parts.of_one_size(read.batch)
-    prompt, encoded, values = self._prompts(params, batch, read.prompt)
+    prompt, values = read.prompt, {}
+    if prompt is None:
+      prompt, values = features.prompt(self.parts, params, batch, self.cache)
     clock.lap("data", exposed=True)
+    encoded = encoder.encode(self.parts.graph, params, prompt)
     reply = self._played if self.parts.multi_turn else self._replied
     rollout, decoded, judge = reply(params, batch, encoded, key)
     lengths, sampled = (
@@ -136,7 +139,7 @@ class Source:
     clock.lap("rollout")
     return Experience(
       items=batch.items,
-      prompt=prompt,
+      prompt=encoded if self.parts.tower_frozen else prompt,
       encoded=encoded,
       media_index=batch.prompt.media_index,
       rollout=rollout,
@@ -217,16 +220,6 @@ class Source:
       remembered=environment.state(),
       counts=environment.counts(),
     )
-
-  def _prompts(
-    self, params: PyTree, batch: parts_lib.Batch, placed: records.Prompt | None
-  ) -> tuple[records.Prompt, records.Prompt, dict[str, float]]:
-    if placed is not None:
-      prompt, values = placed, {}
-    else:
-      prompt, values = features.prompt(self.parts, params, batch, self.cache)
-    encoded = encoder.encode(self.parts.graph, params, prompt)
-    return (encoded if self.parts.tower_frozen else prompt), encoded, values
 
   def _with_signal(self, params: PyTree, key: Key[Array, ""], clock: clock_lib.Clock) -> Experience:
     """Draws batches until enough groups carry signal, `rl.resampling` times more at most, and puts these together.
