@@ -225,6 +225,13 @@ def test_policies_compute_again_what_they_say():
   assert 0 < kernels["none"] == kernels["dots"] == kernels["attention"] < kernels["full"], kernels
 
 
+def test_a_compiled_program_of_few_layers_keeps_less_where_they_are_computed_again():
+  params = nnx.state(network())
+  compiled = {name: gradient(name).lower(params).compile() for name in ("none", "full")}
+  memory = {n: program.memory_analysis().temp_size_in_bytes for n, program in compiled.items()}
+  assert memory["full"] < 0.8 * memory["none"], memory
+
+
 def _count(jaxpr, primitive):
   """Calls of it, also in inner functions, but for those that give nothing: compilers leave them out."""
   inner = (j for e in jaxpr.eqns if e.outvars for j in extend.core.jaxprs_in_params(e.params))

@@ -41,21 +41,10 @@ def stack(module: nnx.Module, dtype: jnp.dtype) -> dict[str, Array]:
   return {name: x.astype(dtype) for name, x in {**arrays, **scaled}.items()}
 
 
-def scan(
-  layer: Callable[[Array, Any], tuple[Array, Any]], x: Float[Array, "..."], inputs: PyTree
-) -> tuple[Float[Array, "..."], Any]:
-  """`lax.scan` of `x` through stacked layers.
-
-  Few are unrolled: what the backward pass reads of each is then not copied to a stack and back.
-  """
-  depth = jax.tree.leaves(inputs)[0].shape[0]
-  return lax.scan(layer, x, inputs, unroll=depth <= UNROLLED)
-
-
 def chain(
   layer: Callable[[Array, Any], tuple[Array, Any]], x: Float[Array, "..."], inputs: PyTree
 ) -> tuple[Float[Array, "..."], Any]:
-  """As `scan`, unrolled, where some of the inputs (in lists and dicts) are tuples with an array for each layer, and so are all outputs."""
+  """As `lax.scan`, unrolled, where some of the inputs (in lists and dicts) are tuples with an array for each layer, and so are all outputs."""
   depth = len(jax.tree.leaves(inputs, is_leaf=_is_tuple)[0])
   outputs = []
   for number in range(depth):

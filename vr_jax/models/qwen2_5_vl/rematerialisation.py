@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jaxtyping import Array, Float, PyTree
 
 from vr_jax import errors
-from vr_jax.models.qwen2_5_vl import attention_splash
+from vr_jax.models.qwen2_5_vl import attention_splash, layers
 
 _KERNEL = jax.checkpoint_policies.save_only_these_names(attention_splash.KEPT)
 POLICIES = {
@@ -24,10 +25,22 @@ POLICIES = {
 }
 
 
-def wrap(layer: Callable[..., Any], name: str) -> Callable[..., Any]:
-  """A layer under the policy of this name. Raises InputError where there is none."""
-  if name == "none":
-    return layer
-  if name not in POLICIES:
-    raise errors.InputError(f"config.model.remat={name}: one of none, {', '.join(POLICIES)}")
-  return jax.checkpoint(layer, policy=POLICIES[name])
+def scan(
+  layer: Callable[[Array, Any], tuple[Array, Any]],
+  x: Float[Array, "..."],
+  inputs: PyTree,
+  *,
+  policy: str,
+) -> tuple[Float[Array, "..."], Any]:
+  """`lax.scan` of `x` through stacked layers, of which the policy of this name says what is kept.
+
+  Few are unrolled where everything is: what the backward pass reads of each is then not copied to a stack and back. Where a
+  part is computed again they are not, since the compiler for CPUs would find that it is there already, and keep it.
+  Raises InputError where there is no such policy.
+  """
+  if policy == "none":
+    depth = jax.tree.leaves(inputs)[0].shape[0]
+    return jax.lax.scan(layer, x, inputs, unroll=depth <= layers.UNROLLED)
+  if policy not in POLICIES:
+    raise errors.InputError(f"config.model.remat={policy}: one of none, {', '.join(POLICIES)}")
+  return jax.lax.scan(jax.checkpoint(layer, policy=POLICIES[policy]), x, inputs)

@@ -302,7 +302,7 @@ class TextModel(nnx.Module):
   def _scan(
     self, layer: Callable[[Array, Any], tuple[Array, Any]], x: Float[Array, "..."], inputs: Any
   ) -> tuple[Float[Array, "..."], Any]:
-    return layers.scan(rematerialisation.wrap(layer, self.config.remat), x, inputs)
+    return rematerialisation.scan(layer, x, inputs, policy=self.config.remat)
 
 
 def rotary_angles(

@@ -125,9 +125,8 @@ class VisionTower(nnx.Module):
       ), None
 
     full = np.isin(np.arange(config.depth), config.fullatt_block_indexes)
-    body = rematerialisation.wrap(block, self.config.remat)
-    x, _ = layers.scan(body, x, (layers.stack(self.blocks, x.dtype), jnp.asarray(full)))
-    return x
+    inputs = layers.stack(self.blocks, x.dtype), jnp.asarray(full)
+    return rematerialisation.scan(block, x, inputs, policy=self.config.remat)[0]
 
   def _attend(
     self,
