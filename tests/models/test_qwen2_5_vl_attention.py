@@ -292,3 +292,20 @@ def test_a_kernel_that_does_not_run_here_is_named(name, platform, message):
 def test_a_dtype_that_the_chip_lacks_is_named():
   with pytest.raises(errors.InputError, match="float16: TPUs have none"):
     attention.make(_config(dtype="float16"), _On("tpu"))
+
+
+def test_the_kernel_computes_the_blocks_that_a_row_of_prompt_and_replies_sees_and_no_others():
+  prompt = attention_splash.Replies(group=1, time=2048, keys=2048)
+  replies = attention_splash.Replies(group=8, time=512, keys=512, prefix=2048)
+  block, seen, computed = attention_splash.BLOCKS[0], 0, []
+  for mask in (prompt, replies):
+    pairs = mask[:, :]
+    seen += pairs.sum()
+    blocks = pairs.reshape(len(pairs) // block, block, -1, block).any(axis=(1, 3))
+    kernel = attention_splash._kernel(mask, 1, True)
+    passes = (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
+    assert [np.count_nonzero(info.block_mask) for info in passes] == [blocks.sum()] * 3
+    computed.append(blocks.sum())
+  whole = (2048 + 8 * 512) ** 2
+  assert seen / whole == pytest.approx(0.31, abs=0.005)
+  assert sum(computed) * block**2 / whole == pytest.approx(0.35, abs=0.005)
