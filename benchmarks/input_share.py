@@ -4,7 +4,7 @@
 
 Runs the stages themselves (data, then supervised steps, then RL steps) and reads the times that they log: for each step,
 `time/data` is the wait for the next batch, padding it and putting it on the devices, where the update that this stands beside
-was done by its end; the rest of the step is the tower, sampling, scoring and the update. The first steps of
+was done by its end; the rest of the step is the tower, sampling, scoring, the update, and writing the log of the step before. The first steps of
 each stage compile and are left out. Prints one JSON line: for both stages the share (sum over sum), the mean of
 `time/exposed_host_share`, in which the devices waited for data or for anything else of the host, and the median milliseconds
 of data and of the whole step. The goal is shares below 0.02.
@@ -51,10 +51,7 @@ def shares(workdir: Path) -> dict[str, dict[str, float]]:
     ]
     data = [value["time/data"] for value in values]
     exposed = [value["time/exposed_host_share"] for value in values]
-    step = [
-      sum(value.get(f"time/{part}", 0.0) for part in ("data", "rollout", "reward", "update"))
-      for value in values
-    ]
+    step = [value["time/step"] for value in values]
     found[stage] = {
       "share": round(sum(data) / sum(step), 4),
       "exposed_host_share": round(statistics.mean(exposed), 4),

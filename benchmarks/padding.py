@@ -136,8 +136,8 @@ def shares(seed, *, rungs, rl, buckets):
       rollout=rollout,
       lengths=lengths,
       prompt_tokens=float(prompts.mean()),
-      sampled=int(lengths.sum()),
-      decoded=decoded,
+      computed=decoded + encoded.tokens.size,
+      wanted=float(lengths.sum() + prompts.sum()),
       judging=futures.Future(),
       read={},
     )

@@ -94,7 +94,8 @@ def test_groups_without_signal_are_replaced_until_the_batch_is_full(source, para
   assert made.values["resampling/batches"] == 3
   assert made.values["resampling/signal_share"] == pytest.approx(1 / 3)
   assert (made.judged().scores.total.std(axis=1) > 0).all()
-  assert made.sampled > made.lengths.sum()
+  prompts = len(made.lengths) * made.prompt_tokens
+  assert made.computed > made.wanted > 2 * (made.lengths.sum() + prompts)
 
 
 def test_replies_stay_with_their_prompts_when_groups_of_several_batches_come_together(
@@ -297,12 +298,12 @@ def test_replies_are_cut_with_all_that_stands_beside_their_tokens(turns):
 
 def test_the_share_of_padding_is_that_of_a_count_by_hand(source, params):
   drawn = source(1).draw(params, 1, clock.Clock())
-  made = dataclasses.replace(drawn, lengths=LENGTHS, prompt_tokens=30.0, sampled=75, decoded=120)
+  made = dataclasses.replace(drawn, lengths=LENGTHS, prompt_tokens=30.0, wanted=195, computed=320)
   layout, prefix = layout_lib.OneDevice(), drawn.encoded.tokens.shape[1]
   shapes = padding.shapes(_rl(), layout, LENGTHS, budget=64)
-  # One pass to sample, two updates, two scorers, each over 4 prompts.
-  computed = 120 + 2 * 2 * shapes.packed + 2 * shapes.packed_whole + 5 * 4 * prefix
-  wanted = 75 + 4 * 75 + 5 * 4 * 30
+  # Two updates and two scorers, each over 4 prompts.
+  computed = 320 + 2 * 2 * shapes.packed + 2 * shapes.packed_whole + 4 * 4 * prefix
+  wanted = 195 + 4 * 75 + 4 * 4 * 30
   assert padding.share(_rl(), layout, made, shapes, scorers=2) == pytest.approx(
     1 - wanted / computed
   )

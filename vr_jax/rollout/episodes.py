@@ -156,15 +156,17 @@ class Played:
   """Episodes of a batch: the rollout of all, and of the rows of this process the rest.
 
   rollout: its suffix has the features of the tower that played. replies: [prompts][group], token ids of each turn. shown:
-  [prompts][group], what came between them; frames: of one episode in the suffix, padding included. decoded: tokens that
-  decoding computed, those in slots without a reply with them.
+  [prompts][group], what came between them; frames: of one episode in the suffix, padding included. computed: tokens that
+  decoding and what was shown made it compute, padding and slots without a reply with them. waited: seconds in which the
+  devices had nothing to do, since nothing was there that could be shown.
   """
 
   rollout: records.Rollout
   replies: list[list[Replies]]
   shown: list[list[list[Shown]]]
   frames: int
-  decoded: int
+  computed: int
+  waited: float
 
   def vision(self, turns: Turns, schedule: Schedule) -> records.Vision:
     """The patches of the suffix, for a pass with a tower of its own: there they take the place of its media."""

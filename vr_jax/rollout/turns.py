@@ -59,11 +59,13 @@ def play(
   speaking = list(table.episodes)
   watching: list[episodes_lib.Episode] = []
   asked: dict[episodes_lib.Episode, futures.Future[episodes_lib.Shown | None]] = {}
-  pace = 0.0
+  pace = waited = 0.0
   try:
     while speaking or watching:
       if asked and not speaking:
+        begun = time.perf_counter()
         futures.wait(asked.values(), return_when=futures.FIRST_COMPLETED)
+        waited += time.perf_counter() - begun
       if len(watching) > len(speaking):  # a step for these few takes about as long as one for all
         futures.wait(asked.values(), timeout=pace)
       ready, over = table.told(watching, asked)
@@ -86,7 +88,7 @@ def play(
   finally:
     for future in asked.values():
       future.cancel()
-  return table.played()
+  return table.played(waited)
 
 
 class _Table:
@@ -107,7 +109,7 @@ class _Table:
     self._turns, self._decoding, self._schedule = turns, decoding, schedule
     self._layout = nnx.merge(graph, params).layout
     self._places = places_lib.Places.of(self._layout, prompt.tokens.shape[0], decoding.group)
-    self._length, self._decoded = min(schedule.time_buckets), 0
+    self._length, self._computed = min(schedule.time_buckets), 0
     self._prefix, self._state = suffixes.start(
       graph,
       params,
@@ -178,7 +180,7 @@ class _Table:
       chunk=schedule.chunk,
     )
     said = jax.device_get(said)
-    self._decoded += int(said.counts.max()) * len(held)
+    self._computed += int(said.counts.max()) * len(held)
     for slot, one in enumerate(held):
       if one is not None:
         count = said.counts[slot]
@@ -246,6 +248,7 @@ class _Table:
       frames=_fitting(schedule.frame_buckets, max(ready[one][0].frames for one in taken)),
       patches=schedule.patches,
     )
+    self._computed += len(held) * sizes.prefix
     parts = self._layout.parts_here("slots")
     here = [one for part in parts for one in held[part * count : (part + 1) * count]]
     batch = self._turns.pad([ready[one][1] if one else episodes_lib.NOTHING for one in here], sizes)
@@ -266,8 +269,8 @@ class _Table:
         one.learn(shown, index[one][: size.tokens], self._stride)
       one.see(size)
 
-  def played(self) -> episodes_lib.Played:
-    """All that was said and shown."""
+  def played(self, waited: float) -> episodes_lib.Played:
+    """All that was said and shown. waited: seconds, as `Played` has them."""
     group = self._decoding.group
     time = _fitting(self._schedule.time_buckets, max(one.written for one in self.episodes))
     frames = _fitting(self._schedule.frame_buckets, max(one.frames for one in self.episodes))
@@ -280,7 +283,8 @@ class _Table:
       replies=[[tuple(map(tuple, one.replies)) for one in row] for row in groups],
       shown=[[one.shown for one in row] for row in groups],
       frames=frames,
-      decoded=self._decoded,
+      computed=self._computed,
+      waited=waited,
     )
 
   def _grow(self, length: int) -> None:

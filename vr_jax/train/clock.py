@@ -8,17 +8,20 @@ from vr_jax.train import metrics
 class Clock:
   """Seconds of each part of a step, and of those in which the host worked and the devices waited."""
 
-  def __init__(self) -> None:
-    self._begun = self._last = time.perf_counter()
+  def __init__(self, after: "Clock | None" = None):
+    """Begins a step. after: that of the step before; what was done since it ended, writing logs and checkpoints, is `log`."""
+    self._begun = self._last = after._last if after else time.perf_counter()
     self._laps: dict[str, float] = {}
     self._exposed = 0.0
+    if after:
+      self.lap("log", exposed=True)
 
-  def lap(self, name: str, *, exposed: bool = False) -> None:
-    """Adds the time since the last lap to a part; exposed: the devices had nothing to do in it."""
+  def lap(self, name: str, *, exposed: bool = False, waited: float = 0.0) -> None:
+    """Adds the time since the last lap to a part; exposed: the devices had nothing to do in it; waited: in so many seconds of it."""
     now = time.perf_counter()
     spent, self._last = now - self._last, now
     self._laps[name] = self._laps.get(name, 0.0) + spent
-    self._exposed += spent * exposed
+    self._exposed += spent if exposed else waited
 
   def values(self, tokens: float) -> dict[str, float]:
     """What to log of a step whose replies have so many tokens."""

@@ -21,10 +21,9 @@ from vr_jax import records
 from vr_jax.data import feature_cache
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
-from vr_jax.rl import credit
 from vr_jax.rollout import encoder, sampler
+from vr_jax.train import advantages, features, multi_turn, reading, steps
 from vr_jax.train import clock as clock_lib
-from vr_jax.train import features, multi_turn, reading, steps
 from vr_jax.train import parts as parts_lib
 
 _SHUFFLED = 2**20  # folded into a step's key: apart from what attempts at it fold in
@@ -50,9 +49,9 @@ class Experience:
   encoded: prompts with the features of the tower that sampled; prompt: as a pass that is to have a tower of its own takes them
   (with patches; where the tower is frozen, `encoded`), and so `rollout`. media_index: that of this process's prompts, on the
   host. lengths: of the replies of all processes, in tokens, of several turns with what came between. prompt_tokens:
-  of a prompt, the mean. sampled: tokens of all replies that were drawn for it, those of groups that were then replaced too;
-  decoded: those that sampling them computed. read: where the iterator over batches stood behind it. values: what is to be
-  logged.
+  of a prompt, the mean. computed: tokens that sampling computed, of prompts and of all that was drawn, groups that were then
+  replaced and replies to shuffled frames too; wanted: those of them that are no padding. read: where the iterator over
+  batches stood behind it. values: what is to be logged.
   """
 
   items: list[parts_lib.Item]
@@ -62,8 +61,8 @@ class Experience:
   rollout: records.Rollout
   lengths: Int[np.ndarray, "prompts group"]
   prompt_tokens: float
-  sampled: int
-  decoded: int
+  computed: int
+  wanted: float
   judging: futures.Future[Judged]
   read: Mapping[str, Any]
   values: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -132,43 +131,57 @@ class Source:
     clock.lap("data", exposed=True)
     encoded = encoder.encode(self.parts.graph, params, prompt)
     reply = self._played if self.parts.multi_turn else self._replied
-    rollout, decoded, judge = reply(params, batch, encoded, key)
-    lengths, sampled = (
-      steps.reply_lengths(mask(rollout), self.parts.mesh) for mask in (steps.held, steps.sampled)
-    )
+    rollouts, computed, judge = reply(params, batch, encoded, key, clock)
+    lengths = [steps.reply_lengths(steps.held(one), self.parts.mesh) for one in rollouts]
     clock.lap("rollout")
+    prompt_tokens = _prompt_tokens(batch)
+    of_prompts = len(rollouts) * len(lengths[0]) * prompt_tokens
     return Experience(
       items=batch.items,
       prompt=encoded if self.parts.tower_frozen else prompt,
       encoded=encoded,
       media_index=batch.prompt.media_index,
-      rollout=rollout,
-      lengths=lengths,
-      prompt_tokens=_prompt_tokens(batch),
-      sampled=int(sampled.sum()),
-      decoded=decoded,
+      rollout=rollouts[0],
+      lengths=lengths[0],
+      prompt_tokens=prompt_tokens,
+      computed=computed + len(rollouts) * encoded.tokens.size,
+      wanted=sum(int(one.sum()) for one in lengths) + of_prompts,
       judging=self.thread.submit(judge),
       read=read.state,
       values=values,
     )
 
   def _replied(
-    self, params: PyTree, batch: parts_lib.Batch, encoded: records.Prompt, key: Key[Array, ""]
-  ) -> tuple[records.Rollout, int, Callable[[], Judged]]:
-    """Replies, how many tokens decoding computed, and what judges them."""
-    rollout, decoded = self._sampled(params, encoded, key, self.parts.config.rl.group)
-    shuffled = self._shuffled(params, batch, encoded, key)
+    self,
+    params: PyTree,
+    batch: parts_lib.Batch,
+    encoded: records.Prompt,
+    key: Key[Array, ""],
+    clock: clock_lib.Clock,
+  ) -> tuple[list[records.Rollout], int, Callable[[], Judged]]:
+    """Replies, and those to shuffled frames where there are any; how many tokens decoding computed; what judges them."""
+    del clock  # the caller's: devices work until the replies are there
+    rollout, computed = self._sampled(params, encoded, key, self.parts.config.rl.group)
+    shuffled, of_shuffled = self._shuffled(params, batch, encoded, key)
     judge = functools.partial(self._judged, batch.items, rollout, shuffled)
-    return rollout, decoded, judge
+    rollouts = [rollout, *([shuffled] if shuffled else [])]
+    return rollouts, computed + of_shuffled, judge
 
   def _played(
-    self, params: PyTree, batch: parts_lib.Batch, encoded: records.Prompt, key: Key[Array, ""]
-  ) -> tuple[records.Rollout, int, Callable[[], Judged]]:
+    self,
+    params: PyTree,
+    batch: parts_lib.Batch,
+    encoded: records.Prompt,
+    key: Key[Array, ""],
+    clock: clock_lib.Clock,
+  ) -> tuple[list[records.Rollout], int, Callable[[], Judged]]:
     """As `_replied`, of several turns; judged at once, since processes count the batch together, in the order of their programs."""
     talk = multi_turn.play(self.parts, params, batch, encoded, key)
+    clock.lap("rollout", waited=talk.played.waited)
     rollout = multi_turn.rollout(self.parts, talk)
     judged = self._judged_turns(batch.items, talk)
-    return rollout, talk.played.decoded, lambda: judged
+    clock.lap("reward", exposed=True)
+    return [rollout], talk.played.computed, lambda: judged
 
   def _sampled(
     self, params: PyTree, prompt: records.Prompt, key: Key[Array, ""], group: int
@@ -184,14 +197,14 @@ class Source:
 
   def _shuffled(
     self, params: PyTree, batch: parts_lib.Batch, encoded: records.Prompt, key: Key[Array, ""]
-  ) -> records.Rollout | None:
-    """Replies to the same features, in random order of the frames, where config.rl.shuffled asks for them."""
+  ) -> tuple[records.Rollout | None, int]:
+    """Replies to the same features, in random order of the frames, where config.rl.shuffled asks for them; as `_sampled`."""
     if not self.parts.config.rl.shuffled:
-      return None
+      return None, 0
     key = jax.random.fold_in(key, _SHUFFLED)
     index = mesh_lib.put_batch(self.parts.shuffled_index(batch, key), self.parts.mesh)
     prompt = dataclasses.replace(encoded, media_index=index)
-    return self._sampled(params, prompt, key, self.parts.config.rl.shuffled)[0]
+    return self._sampled(params, prompt, key, self.parts.config.rl.shuffled)
 
   def _judged(
     self,
@@ -224,20 +237,21 @@ class Source:
   def _with_signal(self, params: PyTree, key: Key[Array, ""], clock: clock_lib.Clock) -> Experience:
     """Draws batches until enough groups carry signal, `rl.resampling` times more at most, and puts these together.
 
-    Groups whose replies all earn the same are left out; where there are too few others, the first of them fill up.
+    Groups that an update would learn nothing from are left out; where there are too few others, the first of them fill up.
     Source: dynamic sampling of DAPO, arXiv 2503.14476, section 3.2.
     """
     _, shares = mesh_lib.row_share(self.parts.mesh)
-    wanted = self.parts.config.rl.prompts // shares
+    rl = self.parts.config.rl
+    wanted = rl.prompts // shares
     drawn, chosen, spare = [], [], []
-    for attempt in range(1 + self.parts.config.rl.resampling):
+    for attempt in range(1 + rl.resampling):
       of_attempt = jax.random.fold_in(key, attempt) if attempt else key
       made = self._draw(params, of_attempt, clock)
-      scores = made.judged().scores
+      scores = jax.tree.map(jnp.asarray, made.judged().scores)
+      whole = rl.credit != "segments"
+      _, signal = advantages.of_segments(scores, whole=whole, normalise=rl.normalise)
       clock.lap("reward", exposed=True)
-      earned = jnp.asarray(scores.total), jnp.asarray(scores.valid)
-      signal = np.asarray(credit.has_signal(*earned)).any(axis=-1)
-      for row, carries in enumerate(signal):
+      for row, carries in enumerate(np.asarray(signal).any(axis=-1)):
         (chosen if carries else spare).append((len(drawn), row))
       drawn.append(made)
       if processes.least(len(chosen)) >= wanted:
@@ -248,7 +262,9 @@ class Source:
     }
     if len(drawn) == 1:
       return dataclasses.replace(drawn[0], values=drawn[0].values | values)
-    return self._together(drawn, (chosen + spare)[:wanted], values)
+    made = self._together(drawn, (chosen + spare)[:wanted], values)
+    clock.lap("data", exposed=True)
+    return made
 
   def _together(
     self,
@@ -284,8 +300,8 @@ class Source:
       rollout=rollout,
       lengths=steps.reply_lengths(steps.sampled(rollout), self.parts.mesh),
       prompt_tokens=_prompt_tokens(batch),
-      sampled=sum(made.sampled for made in drawn),
-      decoded=sum(made.decoded for made in drawn),
+      computed=sum(made.computed for made in drawn),
+      wanted=sum(made.wanted for made in drawn),
       judging=judging,
       read=drawn[-1].read,
       values=_summed([made.values for made in drawn]) | values,

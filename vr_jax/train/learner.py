@@ -82,6 +82,8 @@ class Learner:
     fit = padding.shapes(rl, layout, made.lengths, budget=made.rollout.tokens.shape[2])
     rollout = padding.cut(made.rollout, fit.time)
     reference, old = self._scores(made, rollout, fit)
+    if not (reference is None and old is None) and _idle(reference, old):
+      clock.lap("update")  # launching has waited for it
     judged = made.judged()
     clock.lap("reward", exposed=_idle(reference, old))
     advantages, signal, targets, values = self._advantages(made, rollout, fit, reference)

@@ -75,14 +75,16 @@ def share(
 ) -> float:
   """The share of all tokens computed in a step that are padding, or came after the end of a reply.
 
-  A step reads its prompts to sample, to update (a critic as well), and for each of the scorers: reference, old policy, critic.
+  Sampling has counted its own. Then a step reads its prompts to update (a critic as well), and for each of the scorers: reference,
+  old policy, critic. Patches, and what the tower makes of them before it is part of a prompt, are no tokens.
   """
   lengths, places = made.lengths, layout.ways("slots")
   full, prefix = lengths.size * chosen.time, made.encoded.tokens.shape[1]
   updates = rl.epochs * (1 + (rl.credit == "gae"))
   of_update = full if chosen.packed is None else chosen.packed * places * rl.microbatches
   of_scorer = full if chosen.packed_whole is None else chosen.packed_whole * places
-  reads = len(lengths) * (1 + updates + scorers)
-  computed = made.decoded + updates * of_update + scorers * of_scorer + reads * prefix
-  wanted = made.sampled + lengths.sum() * (updates + scorers) + reads * made.prompt_tokens
+  passes = updates + scorers
+  reads = len(lengths) * passes
+  computed = made.computed + updates * of_update + scorers * of_scorer + reads * prefix
+  wanted = made.wanted + lengths.sum() * passes + reads * made.prompt_tokens
   return float(1 - wanted / computed)

@@ -61,9 +61,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       batches.set_state(read)
     key = jax.random.key(config.seed)
     source = experience.Source(parts=parts, batches=batches, cache=cache, key=key, thread=thread)
-    ahead = None
+    ahead = clock = None
     for step in range(first + 1, rl.steps + 1):
-      clock = clock_lib.Clock()
+      clock = clock_lib.Clock(after=clock)
       made, ahead = ahead or source.draw(learner.params, step, clock), None
       if rl.one_step_off_policy and step < rl.steps:
         ahead = source.draw(learner.params, step + 1, clock)

@@ -68,9 +68,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     iterator = parts.read("train", sft.batch, view="supervised", limit=sft.examples, cache=cache)
     if read is not None:
       iterator.set_state(read)
-    ahead = None
+    ahead = clock = None
     for step in range(first + 1, sft.steps + 1):
-      clock = clock_lib.Clock()
+      clock = clock_lib.Clock(after=clock)
       fed, ahead = ahead or _fed(parts, state.params, next(iterator), iterator, cache), None
       clock.lap("data", exposed=True)
       lengths = steps.reply_lengths(fed.replies[1], parts.mesh)
@@ -79,15 +79,16 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       state, values = step_fn(state, fed.prompt, *replies, packed=fit.packed)
       clock.lap("update")
       if step < sft.steps:
-        batch, late = next(iterator), values["loss"].is_ready()
+        ahead = _fed(parts, state.params, next(iterator), iterator, cache)
+        late = values["loss"].is_ready()
         clock.lap("data" if late else "update", exposed=late)
-        ahead = _fed(parts, state.params, batch, iterator, cache)
       values = {name: float(value) for name, value in jax.device_get(values).items()}
       clock.lap("update")
-      values |= fed.values | clock.values(sft.batch * values["reply_tokens"])
       if sft.validate_every and step % sft.validate_every == 0:
         loss = values["validation_loss"] = validation_loss(parts, state.params, likelihood, cache)
         lowest, since = (loss, 0) if loss < lowest else (lowest, since + 1)
+        clock.lap("validation")
+      values |= fed.values | clock.values(sft.batch * values["reply_tokens"])
       log.write(step, values)
       tick(step, sft.steps, {"loss": values["loss"]})
       check_finite(values, sft.max_skipped, "sft", step)

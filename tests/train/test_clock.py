@@ -1,0 +1,118 @@
+"""Which part of a step its seconds count as, and in which of them the devices waited for the host."""
+
+import time
+
+import pytest
+
+from tests.train import nano, test_multi_turn
+from vr_jax.envs import moss_chatv, video_mtr
+from vr_jax.rollout import dialogue
+from vr_jax.train import clock, data_stage, experience, learner, metrics, rl_loop, sft_loop
+
+SLOW = 0.4  # seconds, of which a nano step takes few
+STEPS = 3
+
+
+def test_laps_add_up_and_a_step_begins_where_the_one_before_ended(monkeypatch):
+  times = iter((0.0, 1.0, 3.0, 6.0, 10.0, 12.0))
+  monkeypatch.setattr(time, "perf_counter", lambda: next(times))
+  first = clock.Clock()
+  first.lap("data", exposed=True)
+  first.lap("rollout", waited=0.5)
+  first.lap("data")
+  values = first.values(tokens=12)
+  assert (values["time/data"], values["time/rollout"], values["time/step"]) == (4, 2, 6)
+  assert values["time/exposed_host_share"] == pytest.approx(1.5 / 6)
+  assert values["time/tokens_per_second"] == 2
+  second = clock.Clock(after=first)
+  second.lap("rollout")
+  values = second.values(tokens=0)
+  assert (values["time/log"], values["time/step"]) == (4, 6)
+  assert values["time/exposed_host_share"] == pytest.approx(4 / 6)
+
+
+def _slowly(function):
+  def slow(*arguments, **options):
+    time.sleep(SLOW)
+    return function(*arguments, **options)
+
+  return slow
+
+
+def _logged(workdir, stage, step):
+  """What a step of a stage logged; not of the first, which compiles."""
+  lines = metrics.read(workdir / "metrics.jsonl")
+  return [line["values"] for line in lines if line["stage"] == stage][step - 1]
+
+
+def _exposed(values):
+  return values["time/exposed_host_share"] * values["time/step"]
+
+
+@pytest.fixture
+def run(data, tmp_path, monkeypatch):
+  """A function: a stage of the nano recipe of one turn; what its second step logged."""
+  nano.use_devices(monkeypatch, 1)
+
+  def trained(stage, **changes):
+    steps = {"sft__steps": STEPS * (stage == "sft"), "rl__steps": STEPS * (stage == "rl")}
+    config = nano.config(data__directory=str(data), **steps, **changes)
+    (sft_loop if stage == "sft" else rl_loop).train(config, tmp_path)
+    return _logged(tmp_path, stage, 2)
+
+  return trained
+
+
+def test_a_slow_judge_is_the_reward_and_devices_without_a_reference_wait_for_it(run, monkeypatch):
+  monkeypatch.setattr(moss_chatv.MossChatV, "score", _slowly(moss_chatv.MossChatV.score))
+  values = run("rl", rl__kl_weight=0.0)
+  assert values["time/reward"] > 0.9 * SLOW
+  assert _exposed(values) > 0.9 * SLOW
+
+
+def test_a_pass_that_launching_waits_for_is_no_time_of_the_host(run, monkeypatch):
+  scores = learner.Learner._scores
+
+  def waited_for(self, *arguments):
+    found = scores(self, *arguments)
+    time.sleep(SLOW)
+    return [x if x is None else x.block_until_ready() for x in found]
+
+  monkeypatch.setattr(learner.Learner, "_scores", waited_for)
+  values = run("rl", rl__kl_weight=0.1)
+  assert values["time/update"] > 0.9 * SLOW
+  assert values["time/reward"] < 0.5 * SLOW
+  assert _exposed(values) < 0.5 * SLOW
+
+
+def test_batches_that_are_there_late_are_data_that_devices_wait_for(run, monkeypatch):
+  monkeypatch.setattr(sft_loop, "_fed", _slowly(sft_loop._fed))
+  values = run("sft")
+  assert values["time/data"] > 0.9 * SLOW
+  assert _exposed(values) > 0.9 * SLOW
+
+
+def test_replies_of_turns_that_wait_for_frames_and_their_judging_leave_devices_idle(
+  tmp_path, monkeypatch
+):
+  nano.use_devices(monkeypatch, 1)
+  monkeypatch.setattr(dialogue.Dialogue, "observe", _slowly(dialogue.Dialogue.observe))
+  rewards = _slowly(video_mtr.VideoMTR.rewards)
+  monkeypatch.setattr(video_mtr.VideoMTR, "rewards", rewards)
+  config = test_multi_turn.config(
+    tmp_path, rl__steps=2, rl__credit="episode", critic__kl_weight=0.0
+  )
+  data_stage.prepare(config, tmp_path)
+  rl_loop.train(config, tmp_path)
+  values = _logged(tmp_path, "rl", 2)
+  assert values["time/rollout"] > 0.9 * SLOW < values["time/reward"]
+  assert _exposed(values) > 1.8 * SLOW
+
+
+def test_batches_put_together_for_signal_count_as_data(run, monkeypatch):
+  together = _slowly(experience.Source._together)
+  monkeypatch.setattr(experience.Source, "_together", together)
+  values = run("rl", rl__resampling=1, rl__kl_weight=0.1)
+  assert values["resampling/batches"] == 2
+  assert values["time/data"] > 0.9 * SLOW
+  assert _exposed(values) > 0.9 * SLOW
