@@ -1,6 +1,6 @@
 """The side of TRL: its GRPO trainer on the model, the clips and the settings of a recipe."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import itertools
 from pathlib import Path
 import time
@@ -33,22 +33,35 @@ TEMPLATE = """\
 
 
 class Trainer:
-  """Trains on the first clips of the recipe, over and over. Nothing is logged or saved; all replies are one batch."""
+  """Trains on the first clips of the recipe, over and over. Nothing is logged or saved; all replies are generated at once.
 
-  def __init__(self, parts: parts_lib.Parts, directory: Path, reward: Callable[[str], float]):
+  accumulated: into how many parts an update is cut, whose gradients are added up.
+  """
+
+  def __init__(
+    self,
+    parts: parts_lib.Parts,
+    directory: Path,
+    reward: Callable[[str], float],
+    *,
+    accumulated: int = 1,
+  ):
+    self._accumulated = accumulated
     qwen2_5_vl.save_pretrained(parts.fresh_params(), directory / "model", config=parts.model)
     self.counts: list[int] = []  # tokens that each step sampled
     self.prompt_tokens = 0
     self._reward, self._parts, self._directory = reward, parts, directory
 
-  def in_turn(self, other: Callable[[], object], *, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each side, as `measure.in_turn` takes them: `other` is "ours", and runs at the end of each step."""
-    turns, clips, processor = _Turns(other), _clips(self._parts), _processor(self._parts)
+  def in_turn(
+    self, name: str, others: Mapping[str, Callable[[], object]], *, repeats: int
+  ) -> dict[str, list[float]]:
+    """Seconds of each side, as `measure.in_turn` takes them: this one by its name, and others, which run at the end of each step."""
+    turns, clips, processor = _Turns(name, others), _clips(self._parts), _processor(self._parts)
     self.prompt_tokens = _longest(clips, processor, _media_tokens(self._parts))
     trainer = trl.GRPOTrainer(
       model=torch_side.load(self._directory / "model"),
       reward_funcs=[self._rewards],
-      args=_arguments(self._parts, self._directory / "run", repeats + 1),
+      args=_arguments(self._parts, self._directory / "run", repeats + 1, self._accumulated),
       train_dataset=clips,
       processing_class=processor,
       callbacks=[turns],
@@ -68,33 +81,40 @@ class Trainer:
 
 
 class _Turns(transformers.TrainerCallback):
-  """Times each step of a trainer, from the end of the last one, and something else between steps."""
+  """Times each step of a trainer, from the end of the last one, and other sides between steps."""
 
-  def __init__(self, other: Callable[[], object]):
-    self._other, self._begun = other, 0.0
-    self.rounds: dict[str, list[float]] = {"trl": [], "ours": []}
+  def __init__(self, name: str, others: Mapping[str, Callable[[], object]]):
+    self._name, self._others, self._begun = name, others, 0.0
+    self.rounds: dict[str, list[float]] = {side: [] for side in (name, *others)}
 
   def on_train_begin(self, *_: Any, **__: Any) -> None:
     """The first step begins."""
     self._begun = time.perf_counter()
 
   def on_step_end(self, *_: Any, **__: Any) -> None:
-    """A step has ended, and after the other's turn the next begins."""
-    ended = time.perf_counter()
-    jax.block_until_ready(self._other())
-    self.rounds["trl"].append(ended - self._begun)
-    self._begun = time.perf_counter()
-    self.rounds["ours"].append(self._begun - ended)
+    """A step has ended, and after the others' turns the next begins."""
+    self._lap(self._name)
+    for name, side in self._others.items():
+      jax.block_until_ready(side())
+      self._lap(name)
+
+  def _lap(self, name: str) -> None:
+    now = time.perf_counter()
+    self.rounds[name].append(now - self._begun)
+    self._begun = now
 
 
-def _arguments(parts: parts_lib.Parts, directory: Path, steps: int) -> trl.GRPOConfig:
+def _arguments(
+  parts: parts_lib.Parts, directory: Path, steps: int, accumulated: int
+) -> trl.GRPOConfig:
   """The recipe's settings; what is no setting of it, as fast as the trainer has it."""
   rl = parts.config.rl
   forbidden = np.flatnonzero(~np.asarray(parts.allowed)).tolist()
   return trl.GRPOConfig(
     output_dir=str(directory),
     max_steps=steps,
-    per_device_train_batch_size=rl.prompts * rl.group,
+    per_device_train_batch_size=rl.prompts * rl.group // accumulated,
+    gradient_accumulation_steps=accumulated,
     num_generations=rl.group,
     max_completion_length=rl.max_new_tokens,
     generation_kwargs={"suppress_tokens": forbidden},
