@@ -323,7 +323,27 @@ def test_a_curriculum_goes_from_the_shortest_clips_to_the_longest_epoch_after_ep
   assert len(set(epochs[0])) == 18
 
 
-@pytest.mark.parametrize("field", ["rl__max_new_tokens", "sft__max_reply_tokens"])
-def test_a_reply_that_could_pass_the_models_context_is_an_error_that_names_its_field(data, field):
+@pytest.mark.parametrize(
+  ("recipe", "field"),
+  [
+    (nano.RECIPE, "rl__max_new_tokens"),
+    (nano.RECIPE, "sft__max_reply_tokens"),
+    ("configs/videop2r.py", "traces__max_tokens"),
+  ],
+)
+def test_a_reply_that_could_pass_the_models_context_is_an_error_that_names_its_field(
+  data, recipe, field
+):
   with pytest.raises(errors.InputError, match=f"config.{field.replace('__', '.')}=2000: .* 2048"):
-    nano.build(data, **{field: 2000})
+    nano.build(data, recipe=recipe, **{field: 2000})
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"sft__max_reply_tokens": 2000, "sft__steps": 0},
+    {"traces__max_tokens": 2000, "traces__writer": "openai"},
+  ],
+)
+def test_replies_that_the_model_does_not_write_or_learn_are_not_held_to_its_context(data, fields):
+  nano.build(data, recipe="configs/videop2r.py", **fields)

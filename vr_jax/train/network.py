@@ -120,10 +120,11 @@ def with_section(
 def check_context(config: ml_collections.ConfigDict, model: model_config.Config) -> None:
   """Raises InputError where a reply to the longest prompt could pass the model's context."""
   prompt, context = max(config.model.prefix_buckets), model.text.max_position_embeddings
-  fields = [
-    ("rl.max_new_tokens", config.rl.max_new_tokens),
-    ("sft.max_reply_tokens", config.sft.max_reply_tokens),
-  ]
+  fields = [("rl.max_new_tokens", config.rl.max_new_tokens)]
+  if config.sft.steps:
+    fields.append(("sft.max_reply_tokens", config.sft.max_reply_tokens))
+  if "traces" in config and config.traces.writer == "sampler":
+    fields.append(("traces.max_tokens", config.traces.max_tokens))
   if "turns" in config:
     fields.append(("turns.time_buckets", max(config.turns.time_buckets)))
   for field, reply in fields:
