@@ -41,6 +41,7 @@ def test_every_size_is_within_its_own_choices(path, size):
     (nano.RECIPE, "rl.shuffled", 4),
     ("configs/videop2r.py", "judge.blinded", True),
     ("configs/moss_chatv.py", "rl.credit", "gae"),
+    ("configs/moss_chatv.py", "rl.group", 1),
     ("configs/video_mtr.py", "env.turns", 5),
     ("configs/video_mtr.py", "data.sampling", "uniform"),
     ("configs/video_mtr.py", "eval.blind", True),
@@ -58,6 +59,13 @@ def test_a_field_that_does_not_go_with_the_others_is_named(path, field, value):
   named = {"env.turns": "env.window", "env.demonstrated": "sft.steps"}.get(field, field)
   with pytest.raises(errors.InputError, match=f"--config.{named}"):
     choices.check(config)
+
+
+@pytest.mark.parametrize(("credit", "steps"), [("gae", 50), ("episode", 0)])
+def test_one_reply_a_prompt_is_enough_for_a_critic_or_where_there_is_no_rl(credit, steps):
+  config = nano.recipe("tiny", "configs/video_mtr.py")
+  config.rl.group, config.rl.credit, config.rl.steps = 1, credit, steps
+  choices.check(config)
 
 
 @pytest.mark.parametrize("path", RECIPES)

@@ -195,6 +195,11 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
     _check_turns(config)
   elif config.rl.credit == "gae":
     raise errors.InputError(f"--config.rl.credit=gae: {config.recipe} has no critic")
+  if config.rl.steps and config.rl.group == 1 and config.rl.credit != "gae":
+    raise errors.InputError(
+      f"--config.rl.group=1: rl.credit={config.rl.credit} compares the replies of a group, and one alone has no advantage; "
+      "set it to 2 or more, or rl.steps=0"
+    )
   judge = config.get("judge", {})
   if judge.get("blinded") and judge.kind == "rule":
     raise errors.InputError("--config.judge.blinded: the rule judges by the truth; choose a model")
