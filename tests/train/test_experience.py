@@ -323,6 +323,27 @@ def test_a_curriculum_goes_from_the_shortest_clips_to_the_longest_epoch_after_ep
   assert len(set(epochs[0])) == 18
 
 
+def test_clips_of_one_length_stand_in_an_order_of_the_seed_within_a_curriculum(data, monkeypatch):
+  def seconds(example):
+    return float(zlib.crc32(example.id.encode()) % 3)
+
+  monkeypatch.setattr(parts_lib, "_seconds", seconds)
+
+  def epoch(seed, **order):
+    read = nano.build(data, seed=seed).read("train", 6, **order)
+    return [item.example for _ in range(3) for item in next(read).items]
+
+  ingested = epoch(0, repeat=False)
+  sorted_only = sorted(ingested, key=seconds)
+  drawn = [epoch(0, by_length=True), epoch(1, by_length=True)]
+  assert epoch(1, by_length=True) == drawn[1]
+  orders = {tuple(example.id for example in one) for one in (sorted_only, *drawn)}
+  assert len(orders) == 3
+  assert {tuple(sorted(order)) for order in orders} == {tuple(sorted(e.id for e in ingested))}
+  for one in drawn:
+    assert [seconds(example) for example in one] == [seconds(example) for example in sorted_only]
+
+
 @pytest.mark.parametrize(
   ("recipe", "field"),
   [

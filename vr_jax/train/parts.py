@@ -147,7 +147,8 @@ class Parts(network.Network):
     view: `whole`; `blind` leaves the frames out of the prompt; `shuffled` puts them in random order (their times stay);
     `supervised` is whole, with several turns the conversation before the reply that is to be learnt.
     limit: the first examples only; 0: all. repeat=False: one epoch, in order. cache: features of clips seen whole; where it
-    has them, no frame is read. by_length: every epoch goes from the shortest clips to the longest.
+    has them, no frame is read. by_length: every epoch goes from the shortest clips to the longest, those of one
+    length in an order that hangs on the seed.
     """
     store = frame_store.FrameStore(self.data / "frames")
     source = examples.ExampleSource(self.data, split)
@@ -157,7 +158,7 @@ class Parts(network.Network):
     left_out = self.checks.left_out().get(split, ())
     kept = [index for index in range(len(source)) if index not in left_out]
     if by_length:
-      kept.sort(key=lambda index: _seconds(source[index]))
+      kept.sort(key=lambda index: _rank(source[index], self.config.seed))
     share, shares = mesh_lib.row_share(self.mesh)
     size = batch_size // shares
     return batches.batches(
@@ -344,6 +345,11 @@ def example_checks(config: ml_collections.ConfigDict, workdir: Path) -> check_ex
 def _seconds(example: records.Example) -> float:
   """How long the model sees its video."""
   return example.shown.end - example.shown.start
+
+
+def _rank(example: records.Example, seed: int) -> tuple[float, int]:
+  """Where it stands in a curriculum. Of one length by chance: as ingested, questions on one video stand side by side."""
+  return _seconds(example), zlib.crc32(f"{seed} {example.id}".encode())
 
 
 def _make_processor(config: ml_collections.ConfigDict, workdir: Path) -> processor_lib.Processor:
