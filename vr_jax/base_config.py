@@ -62,8 +62,8 @@ def base(recipe: str) -> ml_collections.ConfigDict:
   model.attention = ""  # xla | splash (TPU) | cudnn (GPU); empty: that of the platform
   model.logit_chunk = 8192  # rows of the vocabulary whose logits an update has in memory at once
   model.freeze_vision = True  # Reconstruction: optional in the family
-  # Features of a frozen tower kept on disk beside the frames, at most so many GiB; 0: none. A clip of 16 frames at the sizes
-  # below takes 4 MiB with 3b, 7 MiB with 7b, and 16 MiB with 72b.
+  # Features of a frozen tower kept on disk beside the frames, at most so many GiB; 0: none, as recipes of several turns must
+  # say. A clip of 16 frames at the sizes below takes 4 MiB with 3b, 7 MiB with 7b, and 16 MiB with 72b.
   model.feature_cache_gib = 64.0
   lora = model.lora = ml_collections.ConfigDict()  # docs/checkpoints.md
   lora.rank = 0  # of the adapters, which alone are trained; 0: none, all weights are trained

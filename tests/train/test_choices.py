@@ -46,6 +46,7 @@ def test_every_size_is_within_its_own_choices(path, size):
     ("configs/video_mtr.py", "data.sampling", "uniform"),
     ("configs/video_mtr.py", "eval.blind", True),
     ("configs/video_mtr.py", "rl.resampling", 2),
+    ("configs/video_mtr.py", "model.feature_cache_gib", 1.0),
     ("configs/video_mtr.py", "rl.credit", "segments"),
     ("configs/video_mtr.py", "env.demonstrated", 0.0),
     ("configs/video_mtr.py", "turns.frame_buckets", (2,)),

@@ -230,6 +230,11 @@ def _check_turns(config: ml_collections.ConfigDict) -> None:
       "--config.sft.steps: needs episodes to learn from, env.demonstrated > 0"
     )
   _check_room(config)
+  if config.model.feature_cache_gib:
+    raise errors.InputError(
+      f"--config.model.feature_cache_gib={config.model.feature_cache_gib}: features of clips that turns show a few frames of "
+      "are not kept; set it to 0"
+    )
   for name in ("eval.blind", "eval.shuffled", "rl.resampling", "rl.shuffled"):
     if _value(config, name):
       raise errors.InputError(f"--config.{name}: not in recipes of several turns")

@@ -33,7 +33,7 @@ Cache = feature_cache.FeatureCache | None
 
 @contextlib.contextmanager
 def cache(parts: parts_lib.Parts, params: PyTree, workdir: Path) -> Iterator[Cache]:
-  """That of a run's tower; None where the tower is trained, config.model.feature_cache_gib is 0 or clips are seen in turns.
+  """That of a run's tower; None where the tower is trained or config.model.feature_cache_gib is 0, as with several turns.
 
   Raises InputError where it belongs to another tower or preprocessing, or can't be written, at the latest when it closes.
   """
