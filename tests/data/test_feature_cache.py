@@ -9,6 +9,7 @@ import threading
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
 from vr_jax.data import feature_cache, ingest, sampling
 from vr_jax.data.batches import load_clip
@@ -79,6 +80,25 @@ def test_an_entry_of_another_shape_or_dtype_counts_as_damaged(tmp_path):
   assert cache.get("b", SHAPE).damaged
 
 
+def test_an_entry_of_another_tower_counts_as_damaged_though_it_has_the_shape(tmp_path):
+  cache = opened(tmp_path)
+  other = opened(tmp_path, about={**ABOUT, "tower": {"weights": "abd", "depth": 2}})
+  other.put("a", features(1))
+  shutil.copy(entry(other), entry(cache))
+  assert cache.get("a", SHAPE) == feature_cache.Found(damaged=True)
+  cache.put("a", features())
+  np.testing.assert_array_equal(cache.get("a", SHAPE).features, features())
+  np.testing.assert_array_equal(other.get("a", SHAPE).features, features(1))
+
+
+def test_an_entry_that_names_no_tower_counts_as_damaged(tmp_path):
+  cache = opened(tmp_path)
+  cache.put("a", features())
+  fields = safetensors_numpy.load(entry(cache).read_bytes())
+  entry(cache).write_bytes(safetensors_numpy.save(fields))
+  assert cache.get("a", SHAPE) == feature_cache.Found(damaged=True)
+
+
 def test_the_entries_used_longest_ago_leave_when_the_room_is_full(tmp_path):
   cache = opened(tmp_path, entries=8)
   for number in range(8):
@@ -117,7 +137,7 @@ def test_another_tower_has_another_directory_and_the_same_one_the_same(tmp_path)
   [
     ({"tower": {"weights": "xyz", "depth": 2}}, "of another tower: weights is 'xyz' there, 'abc'"),
     ({"preprocessing": {"max_pixels": 3}}, "of another preprocessing: max_pixels is 3 there, 784"),
-    ({"format": 0}, "of another format: 0 there, 1 here"),
+    ({"format": 0}, "of another format: 0 there, 2 here"),
     (None, "damaged"),
   ],
 )

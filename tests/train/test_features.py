@@ -3,6 +3,7 @@
 import functools
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -115,6 +116,21 @@ def test_the_tower_runs_for_what_is_missing_alone_and_a_damaged_entry_is_counted
   assert sum(rebuilt) == 1
   assert_same(epoch(parts, params, own_data), expected)
   assert len(entries(own_data)) == CLIPS
+
+
+def test_an_entry_copied_from_the_cache_of_another_tower_is_made_again_and_counted(
+  parts, params, own_data
+):
+  expected = plain(parts, params)
+  epoch(parts, jax.tree.map(lambda x: 2 * x, params), own_data)
+  others = entries(own_data)
+  epoch(parts, params, own_data)
+  (own,) = {path.parent for path in entries(own_data)} - {others[0].parent}
+  shutil.copy(others[0], own)
+  found = epoch(parts, params, own_data)
+  assert_same(found, expected)
+  assert sum(values["vision/cache_rebuilt"] for _, values in found) == 1
+  assert_same(epoch(parts, params, own_data), expected)
 
 
 def test_what_is_deleted_between_two_batches_is_made_again(parts, params, own_data):

@@ -1,7 +1,7 @@
 """The feature cache: what a frozen vision tower made of clips, kept on disk beside the frame store.
 
     features/<fingerprint>/about.json           which tower, with which preprocessing; its hash is the fingerprint
-    features/<fingerprint>/<clip>.safetensors   features [media, embed] of one clip and their CRC-32
+    features/<fingerprint>/<clip>.safetensors   features [media, embed] of one clip, their CRC-32, and whose they are
 
 A clip is a video, indices of frames, and the checksums of these frames. Everything here may be deleted at any time, also while
 runs read and write it: they make anew what they miss. Files appear whole or not at all, so processes may share the directory.
@@ -27,7 +27,7 @@ from safetensors import numpy as safetensors_numpy
 from vr_jax.data import batches
 from vr_jax.errors import InputError
 
-FORMAT = 1  # another one where what is kept, or how a clip becomes pixels, changes
+FORMAT = 2  # another one where what is kept, or how a clip becomes pixels, changes
 GIB = 2**30
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _BACKLOG = 4  # batches that wait to be written; the next one waits for the first of them
@@ -60,7 +60,8 @@ class FeatureCache:
     self._about = json.loads(json.dumps({"format": FORMAT, **about}))
     self._root, self._dtype, self._bound = root, dtype, gibibytes * GIB
     text = json.dumps(self._about, sort_keys=True)
-    self.directory = root / hashlib.sha256(text.encode()).hexdigest()[:16]
+    self._fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    self.directory = root / self._fingerprint[:16]
     self._known, self._unseen = 0, 0  # bytes when last measured, and written by this run since
     self._writer = futures.ThreadPoolExecutor(1, "feature-cache")
     self._pending: list[futures.Future] = []
@@ -69,13 +70,13 @@ class FeatureCache:
       self._trim()
 
   def get(self, name: str, shape: tuple[int, int]) -> Found:
-    """The entry of a clip, of which its features have `shape`; one that is damaged is removed.
+    """The entry of a clip, of which its features have `shape`; one that is damaged, or of another tower, is removed.
 
     Raises InputError where it is there and can't be read.
     """
     path = self._path(name)
     try:
-      features = _parse(path.read_bytes(), shape, self._dtype)
+      features = _parse(path.read_bytes(), shape, self._dtype, self._fingerprint)
       if features is None:
         path.unlink()
         return Found(damaged=True)
@@ -92,7 +93,7 @@ class FeatureCache:
     path = self._path(name)
     if path.exists():
       return
-    content = _content(features)
+    content = _content(features, self._fingerprint)
     with contextlib.suppress(FileNotFoundError), self._explained():
       self._claim()
       _write(path, content)
@@ -173,10 +174,11 @@ def name_of(clip: batches.Clip) -> str:
   return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:40]
 
 
-def _content(features: Float[np.ndarray, "media embed"]) -> bytes:
+def _content(features: Float[np.ndarray, "media embed"], fingerprint: str) -> bytes:
   features = np.ascontiguousarray(features)
   checksum = np.array([_checksum(features)], np.uint32)
-  return safetensors_numpy.save({"features": features, "checksum": checksum})
+  fields = {"features": features, "checksum": checksum}
+  return safetensors_numpy.save(fields, metadata={"of": fingerprint})
 
 
 def _checksum(features: Float[np.ndarray, "media embed"]) -> int:
@@ -184,12 +186,16 @@ def _checksum(features: Float[np.ndarray, "media embed"]) -> int:
 
 
 def _parse(
-  content: bytes, shape: tuple[int, int], dtype: np.dtype
+  content: bytes, shape: tuple[int, int], dtype: np.dtype, fingerprint: str
 ) -> Float[np.ndarray, "media embed"] | None:
-  """The features of a file's content; None where it is not whole, or not of this shape and dtype."""
+  """The features of a file's content; None where it is not whole, or not of this tower, shape and dtype."""
   try:
     fields = dict(safetensors.deserialize(content))
   except safetensors.SafetensorError:
+    return None
+  # Its header, which `deserialize` has found whole but keeps the metadata of: its length, then JSON.
+  header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+  if header.get("__metadata__", {}).get("of") != fingerprint:
     return None
   features, checksum = fields.get("features"), fields.get("checksum")
   if not features or not checksum or checksum["dtype"] != "U32" or checksum["shape"] != [1]:
