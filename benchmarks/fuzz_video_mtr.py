@@ -5,7 +5,7 @@
 Half of the replies are right ones with a few edits, half are fragments of tags, numbers, white space and odd characters. They
 are given turn by turn to tasks of all kinds (turns, budget, variant, pool, problem type) until each episode ends. Prints one JSON
 line: how replies were read, the least and the most of each reward, and what broke a rule: a frame outside the pool, more frames
-than the budget allows, a reward outside its range. Exit code 1 where anything did.
+than the budget allows, an answer that holds a tag, a reward outside its range. Exit code 1 where anything did.
 """
 
 from collections import Counter
@@ -26,6 +26,7 @@ from vr_jax.rewards import exploration, relevance
 _TAGS = [
   f"<{slash}{name}>" for name in ("think", "answer", "retrieve", "retrive") for slash in ("", "/")
 ]
+_READ = _TAGS[:6]  # the others are misspelt
 _NUMBERS = [
   "0",
   "7",
@@ -149,6 +150,7 @@ def _played(
     found.broken["more turns than allowed"] += len(replies) >= task.turns
     replies.append(drawn(rng, pool))
     action = turns.parse(replies[-1], pool, example.problem_type, example.options)
+    found.broken["an answer that holds a tag"] += any(tag in action.answer for tag in _READ)
     found.outcomes[f"{action.kind} {action.problem}".strip()] += 1
   return environment.Episode(pool=pool, relevant=relevant, replies=tuple(replies))
 

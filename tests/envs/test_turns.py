@@ -69,12 +69,20 @@ FORMATS = [
   "<THINK>a</THINK><answer>B</answer>",
   "<think><answer>B</answer>",
   "</think><answer>B</answer>",
+  "<think>a</think><answer>A</answer><answer>B</answer>",
+  "<think>a</think><answer>A</answer></think><answer>B</answer>",
+  "<think>a</think><answer>A<answer>B</answer>",
+  "<think>a</think><answer>A</think></answer>",
+  "<think>a</think><answer><think>B</answer>",
+  "<think>a</think><answer><retrieve>1,2</retrieve></answer>",
+  "<think>a</think><answer>A</answer><retrieve>1,2</retrieve><answer>B</answer>",
 ]
 
 
+@pytest.mark.parametrize("problem_type", records.PROBLEM_TYPES)
 @pytest.mark.parametrize("reply", FORMATS)
-def test_anything_else_has_no_format(reply):
-  assert _parse(reply) == turns.Action(kind="invalid", problem="format")
+def test_anything_else_has_no_format(reply, problem_type):
+  assert _parse(reply, problem_type) == turns.Action(kind="invalid", problem="format")
 
 
 @pytest.mark.parametrize(

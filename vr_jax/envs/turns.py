@@ -20,6 +20,7 @@ from vr_jax.rewards import accuracy
 _THINK = "<think>"
 _KINDS = ("answer", "retrieve")
 _OPEN = {kind: re.compile(rf"</think>\s*<{kind}>") for kind in _KINDS}
+_TAG = re.compile(r"</?(?:think|answer|retrieve)>")
 _INTERVAL = re.compile(r"\s*([0-9]+)\s*,\s*([0-9]+)\s*")
 _INDEX_DIGITS = 9  # more are outside any pool, and Python refuses to read thousands of them
 _ANSWER_CHARACTERS = 50  # of a free-form answer, at most
@@ -31,7 +32,7 @@ _TICK = 1e-4
 class Action:
   """What a reply does. start, end: first and last frame of a retrieval. problem: of what is invalid, why:
 
-  format    not one think block, then one answer or retrieve block, and nothing else
+  format    not one think block, then one answer or retrieve block, and nothing else; an answer that holds a tag is not one
   interval  what is retrieved is not two whole numbers in order
   range     it is, but not within the pool
   answer    the answer is no letter of an option, no number, empty, or too long
@@ -48,7 +49,7 @@ def parse(reply: str, pool: int, problem_type: str, options: Sequence[str] = ())
   """Any text is one action, found in one pass.
 
   `<think>…</think>` and one of `<answer>…</answer>` and `<retrieve>first,last</retrieve>`, with white space around them. The
-  thoughts end where a block of the kind that ends the reply first begins; they may name tags.
+  thoughts end where a block of the kind that ends the reply first begins; they may name tags, an answer may not.
   """
   text = reply.strip()
   kind = next((name for name in _KINDS if text.endswith(f"</{name}>")), None)
@@ -58,6 +59,8 @@ def parse(reply: str, pool: int, problem_type: str, options: Sequence[str] = ())
   body = text[begun.end() : -len(f"</{kind}>")].strip()
   if kind == "retrieve":
     return _retrieval(body, pool)
+  if _TAG.search(body):
+    return Action(kind="invalid", problem="format")
   if not _answers(body, problem_type, options):
     return Action(kind="invalid", problem="answer")
   return Action(kind="answer", answer=body)
