@@ -7,6 +7,7 @@ import pytest
 
 from vr_jax import records
 from vr_jax.envs import turns
+from vr_jax.rewards import accuracy
 
 OPTIONS = ("A. red", "B. green")
 POOL = 64
@@ -104,8 +105,12 @@ def test_a_retrieval_outside_the_pool_is_out_of_range(body):
   ("problem_type", "good", "bad"),
   [
     ("multiple choice", ["A", "b"], ["", "C", "A.", "red", "AB"]),
-    ("numerical", ["3", "-2.50", "1e3"], ["", "three", "nan", "inf", "1,000", "9" * 51]),
-    ("regression", ["3.5"], ["about 3"]),
+    (
+      "numerical",
+      ["3", "-2.50", "1e3", "1,000", "3."],
+      ["", "three", "nan", "inf", "1e999", "1_0", "٣", "1,00", "9" * 51],
+    ),
+    ("regression", ["3.5"], ["about 3", "1_0", "٣"]),
     ("free-form", ["a red ball", "x" * 50], ["", "x" * 51]),
     ("OCR", ["x" * 51], [""]),
   ],
@@ -117,6 +122,14 @@ def test_an_answer_is_of_the_kind_that_is_asked_for(problem_type, good, bad):
   assert all(action(text) == turns.Action(kind="answer", answer=text) for text in good)
   invalid = turns.Action(kind="invalid", problem="answer")
   assert [action(text) for text in bad] == [invalid] * len(bad)
+
+
+@pytest.mark.parametrize("problem_type", ["numerical", "regression"])
+@pytest.mark.parametrize("text", ["3", "-2.50", "1e3", "1,000", "3.", ".5", "1_0", "٣", "nan", "x"])
+def test_a_number_is_an_answer_where_the_metric_can_read_it(problem_type, text):
+  reply = f"<think>x</think><answer>{text}</answer>"
+  action = _parse(reply, problem_type)
+  assert (action.kind == "answer") == (accuracy.accuracy(reply, text, problem_type) == 1)
 
 
 LONG = {

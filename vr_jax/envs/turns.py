@@ -7,7 +7,6 @@ Source: Video-MTR, arXiv 2508.20478, section 3.1 and appendix A, and its release
 
 from collections.abc import Sequence
 import dataclasses
-import math
 import re
 from typing import Literal
 
@@ -114,12 +113,5 @@ def _answers(text: str, problem_type: str, options: Sequence[str]) -> bool:
   if problem_type == "multiple choice":
     return len(text) == 1 and accuracy.option_letter(text, options) == text.upper()
   if problem_type in ("numerical", "regression"):
-    return len(text) <= _ANSWER_CHARACTERS and _is_number(text)
+    return len(text) <= _ANSWER_CHARACTERS and accuracy.as_number(text) is not None
   return len(text) > 0 and (problem_type != "free-form" or len(text) <= _ANSWER_CHARACTERS)
-
-
-def _is_number(text: str) -> bool:
-  try:
-    return math.isfinite(float(text))
-  except ValueError:
-    return False

@@ -98,6 +98,19 @@ def option_letter(answer: str, options: Sequence[str] = ()) -> str | None:
   return named[0] if len(named) == 1 else None
 
 
+def as_number(text: str) -> tuple[float, bool] | None:
+  """Value and whether it was written with a decimal point; None if the text is not one finite number.
+
+  Reconstruction: commas between groups of three digits are thousands separators, a final full stop is punctuation.
+  """
+  text = text.strip().removesuffix(".")
+  match = _NUMBER.fullmatch(text)
+  if not match:
+    return None
+  value = float(text.replace(",", ""))
+  return (value, match[1] is not None) if math.isfinite(value) else None
+
+
 def _labelled(options: Sequence[str]) -> tuple[list[str], list[str]]:
   """Letters and texts of the options: the letters they start with, if all do and differ, or else A, B, C, …."""
   labels = [_LABEL.match(option.strip()) for option in options]
@@ -116,22 +129,9 @@ def _multiple_choice(given: str, answer: str, options: Sequence[str]) -> float:
   return float(right is not None and option_letter(given, options) == right)
 
 
-def _number(text: str) -> tuple[float, bool] | None:
-  """Value and whether it was written with a decimal point; None if the text is not one finite number.
-
-  Reconstruction: commas between groups of three digits are thousands separators, a final full stop is punctuation.
-  """
-  text = text.strip().removesuffix(".")
-  match = _NUMBER.fullmatch(text)
-  if not match:
-    return None
-  value = float(text.replace(",", ""))
-  return (value, match[1] is not None) if math.isfinite(value) else None
-
-
 def _numerical(given: str, answer: str) -> float:
   """1 if both are equal at two decimals and both, or neither, have a decimal point."""
-  ours, right = _number(given), _number(answer)
+  ours, right = as_number(given), as_number(answer)
   if ours is None or right is None:
     return 0.0
   return float(ours[1] == right[1] and round(ours[0], 2) == round(right[0], 2))
@@ -139,7 +139,7 @@ def _numerical(given: str, answer: str) -> float:
 
 def _regression(given: str, answer: str) -> float:
   """1 - |p - g| / |g|, not below 0. Reconstruction: for g = 0, whether p is 0."""
-  ours, right = _number(given), _number(answer)
+  ours, right = as_number(given), as_number(answer)
   if ours is None or right is None:
     return 0.0
   if right[0] == 0:
