@@ -183,5 +183,7 @@ def test_relevant_frames_are_those_within_a_span():
   spans = (records.Span(start=2.0, end=4.0), records.Span(start=3.0, end=5.5))
   assert turns.relevant_frames(_example(relevant=spans), times) == (2, 3, 4, 5)
   assert turns.relevant_frames(_example(), times) == ()
+  beyond = (records.Span(start=8.0, end=20.0), records.Span(start=30.0, end=40.0))
+  assert turns.relevant_frames(_example(relevant=beyond), times) == (8, 9)
   between = (records.Span(start=2.2, end=2.8),)
   assert turns.relevant_frames(_example(relevant=between), times) == ()

@@ -177,6 +177,16 @@ def test_evidence_outside_the_pool_is_evidence_that_is_not_known():
   assert counts["relevance/unscored"] == 1 and "frame_recall" not in counts
 
 
+def test_of_evidence_partly_outside_the_pool_the_part_inside_counts():
+  cut, inside = _task(), _task()
+  said = [look(20, 21), RIGHT], [look(20, 23), RIGHT]
+  scores = _scores(cut, *said, relevant=(-1, 20, 21, 64, 99))
+  expected = _scores(inside, *said, relevant=(20, 21))
+  np.testing.assert_array_equal(scores.total, expected.total)
+  assert scores.rewards["relevance"][0, :, 0].tolist() == [0.5, 0.5]
+  assert cut.counts() == inside.counts()
+
+
 def test_prompts_of_one_batch_may_have_pools_of_different_sizes():
   alone = [_scores(_task(), [look(0, 1), RIGHT], relevant=(1,), pool=pool) for pool in (2, 64)]
   played = [
