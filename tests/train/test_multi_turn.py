@@ -16,7 +16,7 @@ from vr_jax.envs import video_mtr
 from vr_jax.eval import stage
 from vr_jax.models.qwen2_5_vl import processor
 from vr_jax.train import advantages as advantages_lib
-from vr_jax.train import data_stage, metrics, rl_loop
+from vr_jax.train import data_stage, experience, metrics, rl_loop
 
 RECIPE = "configs/video_mtr.py"
 OVERRIDES = {
@@ -170,6 +170,45 @@ def test_a_run_goes_from_episodes_to_a_report_and_resumes_as_if_never_stopped(
   shown = found["rollouts"][0]
   assert len(shown["turns"][0]["frames"]) == len(shown["turns"][0]["shown"]) == 4
   assert len(shown["pool_times"]) == 8
+
+
+def test_a_bonus_that_has_ended_stays_ended_in_a_run_that_goes_on_from_a_checkpoint(
+  tmp_path, monkeypatch
+):
+  """Two batches of episodes that all look end it; of the third some look and some answer."""
+  nano.use_devices(monkeypatch, 1)
+  drawn, batch = experience.Source.draw, [0]
+
+  def noted(source, params, step, clock):
+    batch[:] = [step]
+    return drawn(source, params, step, clock)
+
+  def said(_, ids):
+    return LOOK if batch[0] < 3 or sum(map(int, ids)) % 2 else ANSWER
+
+  class Stopped(Exception):
+    pass
+
+  def stop(self, step, values, write=metrics.MetricsLog.write):
+    write(self, step, values)
+    if step == 3:
+      raise Stopped
+
+  monkeypatch.setattr(experience.Source, "draw", noted)
+  monkeypatch.setattr(processor.Processor, "decode", said)
+  changes = {"rl__credit": "episode", "critic__kl_weight": 0.0, "env__exploration__patience": 2}
+  run = config(tmp_path, rl__steps=3, rl__checkpoint_every=1, **changes)
+  data_stage.prepare(run, tmp_path)
+  with monkeypatch.context() as patch, pytest.raises(Stopped):
+    patch.setattr(metrics.MetricsLog, "write", stop)
+    rl_loop.train(run, tmp_path)
+  names = ("exploration/ended", "exploration/share", "turns")
+  before = {name: values_of(tmp_path, name) for name in names}
+  rl_loop.train(run, tmp_path)
+  assert {name: values_of(tmp_path, name) for name in names} == before
+  assert before["exploration/ended"] == [0, 1, 1] and before["exploration/share"] == [0, 0, 0]
+  assert before["turns"][:2] == [2, 2]
+  assert 1 < before["turns"][2] < 2  # some answer at once: fewer than half of the turns look
 
 
 def test_of_a_demonstrated_episode_one_reply_is_learnt_behind_the_conversation_before_it(tmp_path):
