@@ -16,7 +16,7 @@ from vr_jax.envs import video_mtr
 from vr_jax.eval import stage
 from vr_jax.models.qwen2_5_vl import processor
 from vr_jax.train import advantages as advantages_lib
-from vr_jax.train import data_stage, experience, metrics, rl_loop
+from vr_jax.train import data_stage, experience, metrics, rl_loop, steps
 
 RECIPE = "configs/video_mtr.py"
 OVERRIDES = {
@@ -58,6 +58,11 @@ def values_of(workdir, name):
 
 LOOK, BEYOND = (f"<think>a</think><retrieve>0,{end}</retrieve>" for end in (0, 1))
 ANSWER, JUNK = "<think>a</think><answer>A</answer>", "a"
+
+
+def looks_or_answers(ids):
+  """What a reply of these tokens reads as: replies of a network that knows nothing differ, and so do their rewards."""
+  return LOOK if sum(map(int, ids)) % 2 else ANSWER
 
 
 def one_step(tmp_path, monkeypatch, **changes):
@@ -172,10 +177,61 @@ def test_a_run_goes_from_episodes_to_a_report_and_resumes_as_if_never_stopped(
   assert len(shown["pool_times"]) == 8
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  return nano.make_data(tmp_path_factory.mktemp("turns"), recipe=RECIPE, **OVERRIDES)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"rl__epochs": 2},
+    {"rl__microbatches": 2},
+    {"model__freeze_vision": True},
+    {"rl__one_step_off_policy": True, "rl__steps": 2},
+  ],
+  ids=lambda changes: next(iter(changes)),
+)
+def test_policy_and_critic_learn_whatever_the_way_an_update_is_made(
+  data, tmp_path, monkeypatch, changes
+):
+  nano.use_devices(monkeypatch, 1)
+  monkeypatch.setattr(processor.Processor, "decode", lambda _, ids: looks_or_answers(ids))
+  make, updates = steps.make_rl_step, []
+
+  def watched(*arguments, **options):
+    update = make(*arguments, **options)
+
+    def noted(*batch, **packed):
+      state, values = update(*batch, **packed)
+      updates.append(jax.device_get(values))
+      return state, values
+
+    return noted
+
+  monkeypatch.setattr(steps, "make_rl_step", watched)
+  one_program = {"rl__packing": 0.0, "rl__max_new_tokens": 4, "critic__kl_weight": 0.0}
+  settings = {**OVERRIDES, **one_program, "rl__steps": 1, **changes, "data__directory": str(data)}
+  run = nano.config(RECIPE, **settings)
+  rl_loop.train(run, tmp_path)
+  for name in ("loss", "critic/loss", "gradient_norm", "critic/gradient_norm"):
+    found = values_of(tmp_path, name)
+    assert len(found) == run.rl.steps and np.isfinite(found).all()
+  assert values_of(tmp_path, "critic/loss")[0] > 0
+  ratios = [values["ratio"] for values in updates]
+  assert len(ratios) == run.rl.steps * run.rl.epochs
+  assert ratios[0] == pytest.approx(1, abs=1e-5)
+  assert updates[0]["trainer_sampler_ratio"] == pytest.approx(1, abs=1e-4)
+  if run.rl.epochs > 1:
+    assert abs(ratios[1] - 1) > 1e-6
+  if run.rl.one_step_off_policy:
+    assert abs(updates[1]["trainer_sampler_ratio"] - 1) > 1e-6
+
+
 def test_a_bonus_that_has_ended_stays_ended_in_a_run_that_goes_on_from_a_checkpoint(
   tmp_path, monkeypatch
 ):
-  """Two batches of episodes that all look end it; of the third some look and some answer."""
+  """Two batches of episodes that all look end it; of those of the third some answer at once."""
   nano.use_devices(monkeypatch, 1)
   drawn, batch = experience.Source.draw, [0]
 
@@ -184,7 +240,7 @@ def test_a_bonus_that_has_ended_stays_ended_in_a_run_that_goes_on_from_a_checkpo
     return drawn(source, params, step, clock)
 
   def said(_, ids):
-    return LOOK if batch[0] < 3 or sum(map(int, ids)) % 2 else ANSWER
+    return LOOK if batch[0] < 3 else looks_or_answers(ids)
 
   class Stopped(Exception):
     pass
