@@ -169,6 +169,7 @@ CLAIMS = {
       ("Turns that retrieve", "retrieval_rate"),
       ("Frame recall", "frame_recall"),
       ("Episodes that are right", "episode_accuracy"),
+      ("Turns of an episode", "turns"),
     ),
     pairs=(
       ("full", "sft"),
@@ -177,6 +178,7 @@ CLAIMS = {
       ("full", "no_gate"),
       ("full", "no_bootstrapping"),
       ("full", "grpo"),
+      ("no_bootstrapping", "no_turn_rewards"),
     ),
   ),
 }

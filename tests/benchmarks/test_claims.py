@@ -63,6 +63,27 @@ def test_training_is_told_as_a_whole_at_its_ends_and_tenth_by_tenth(tmp_path):
   )
 
 
+def test_the_page_of_video_mtr_has_its_curves_and_each_pair_of_arms(tmp_path):
+  held_to = claims_arms.CLAIMS["video_mtr"]
+  for number, arm in enumerate(held_to.arms):
+    for seed in (1, 2):
+      accuracy = 0.1 * number + 0.01 * seed
+      metrics = {"accuracy": accuracy, "accuracy_interval": 0.05, "accuracy/moment": accuracy}
+      tenths = {name: [1.0 + number] * 10 for _, name in held_to.curves}
+      result = {"metrics": metrics, "tenths": tenths if arm.overrides is not None else {}}
+      (tmp_path / f"{arm.name}-seed{seed}.json").write_text(json.dumps(result))
+  claims_page.write("video_mtr", (1, 2), tmp_path, tmp_path / "page.md")
+  lines = (tmp_path / "page.md").read_text().splitlines()
+  for left, right in held_to.pairs:
+    (told,) = [line for line in lines if line.startswith(f"| {left} - {right} |")]
+    assert "nan" not in told
+  (told,) = [line for line in lines if line.startswith("| no_bootstrapping - no_turn_rewards |")]
+  assert told.split("|")[2].strip() == "+0.200 ± 0.000"
+  curve = lines[lines.index("Turns of an episode, in each tenth of training:") :]
+  (single, *_) = [line for line in curve if line.startswith("| one turn")]
+  assert single.split("|")[2:-1] == [" 2.00 "] * 10
+
+
 def test_an_arm_starts_from_the_shared_warm_start_its_own_or_none(tmp_path, monkeypatch):
   launched = []
   found = {"examples": 1, "metrics": {}}, {"versions": {}, "git_revision": ""}
