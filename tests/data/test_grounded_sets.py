@@ -62,10 +62,11 @@ def test_what_is_left_out_of_nextgqa_is_counted_by_reason(tmp_path):
   rows = [
     *[_row(qid="0"), _row(qid="1"), _row(qid="2"), _row(qid="9"), _row(video="13", qid="0")],
     *[_row(video="12", qid="0"), _row(video="14", qid="0"), _row(answer="fly"), _row(question=" ")],
+    _row(options="run,sit down,eat, run ,jump"),
   ]
   found = _nextgqa(tmp_path, *rows, spans=spans)
   assert [record["id"] for record in found.kept] == ["11_1"]
-  assert found.dropped == {"wide": 1, "no span": 3, "short": 1, "no video": 1, "options": 2}
+  assert found.dropped == {"wide": 1, "no span": 3, "short": 1, "no video": 1, "options": 3}
   wider = _nextgqa(tmp_path, *rows, spans=spans, limits=grounding.Filter(seconds=10.0, share=0.6))
   assert len(wider.kept) == 3
 
@@ -199,6 +200,8 @@ def test_the_test_split_of_qvhighlights_has_no_windows_and_is_refused(tmp_path):
     ({"options": ["one"]}, "field 'options'"),
     ({"options": ["one", ""]}, "field 'options'"),
     ({"options": None}, "field 'options'"),
+    ({"options": ["a cat", "a dog", "a man", " a dog "]}, "field 'options': texts that differ"),
+    ({"options": ["A. a cat", "B. a dog", "C. a dog"]}, "field 'options': texts that differ"),
     ({"answer": "E"}, "field 'answer'"),
     ({"answer": None}, "field 'answer'"),
     ({"question": " "}, "field 'question'"),

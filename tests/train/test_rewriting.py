@@ -89,6 +89,23 @@ def test_what_cannot_be_read_or_is_refused_is_left_out_and_counted_by_its_reason
   assert found.dropped == {"short": 1, "not rewritten": 3, "unsuitable": 1}
 
 
+@pytest.mark.parametrize(
+  ("options", "problem"),
+  [
+    (["a cup", "a hat", "a key"], "four are needed"),
+    (["a cup", "a hat", "a key", "a coin", "a pen"], "four are needed"),
+    (["a cup", "a key", "a key ", "a coin"], "texts that differ are needed"),
+    (["A. a cup", "B. a hat", "C. a key", "D. a hat"], "texts that differ are needed"),
+  ],
+)
+def test_a_question_without_four_options_that_differ_is_left_out(
+  server, released, tmp_path, options, problem
+):
+  server.answer = lambda _: judge_server.Reply(text=json.dumps(GOOD | {"options": options}))
+  counts = rewrite(released, tmp_path, section(server))
+  assert counts == {"known": 0, f"left out: field 'options': {problem}": 5}
+
+
 def test_the_same_command_goes_on_with_what_is_not_known_yet(server, released, tmp_path):
   judge = section(server, in_flight=1, budget=3)  # the greeting, and two moments
   first = rewrite(released, tmp_path, judge)

@@ -29,8 +29,8 @@ def read(
 ) -> grounding.Converted:
   """Questions in the fields of docs/data.md.
 
-  Left out and counted are questions with "no span" and with "no video" in the map, those without a text or with an answer that is none
-  of the "options", and what `limits` (default: those of the paper) leaves out: "short" and "wide".
+  Left out and counted are questions with "no span" and with "no video" in the map, those without a text, with two options that are the same or with
+  an answer that is none of the "options", and what `limits` (default: those of the paper) leaves out: "short" and "wide".
 
   Args:
     questions: val.csv or test.csv.
@@ -72,7 +72,7 @@ def _record(
   video, question = row["video_id"], row["question"].strip()
   options = [row[column].strip() for column in _OPTIONS]
   answer = row["answer"].strip()
-  if not question or not all(options) or answer not in options:
+  if not question or not all(options) or len({*options}) < len(options) or answer not in options:
     return "options"
   if video not in paths:
     return "no video"

@@ -93,6 +93,8 @@ def problem_of(rewrite: dict[str, Any]) -> str:
     isinstance(option, str) and option.strip() for option in options
   ):
     return "field 'options': two or more texts are needed"
+  if len({option.strip() for option in _without_letters(options)}) < len(options):
+    return "field 'options': texts that differ are needed"
   if rewrite.get("answer") not in list(letters[: len(options)]):
     return "field 'answer': the letter of an option is needed"
   if not isinstance(rewrite.get("question"), str) or not rewrite["question"].strip():

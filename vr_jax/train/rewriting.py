@@ -39,6 +39,7 @@ Reply with one JSON object and nothing else, either
 or
 {"suitable": false}"""
 _FIELDS = ("suitable", "question", "options", "answer")
+_OPTIONS = 4  # as the model is told
 _USAGE = "MOMENTS.jsonl REWRITES.jsonl --config.judge.model=NAME"
 
 
@@ -65,6 +66,8 @@ class Question:
       self.problem = "no JSON object"
       return None
     self.problem = qvhighlights.problem_of(value)
+    if not self.problem and value["suitable"] and len(value["options"]) != _OPTIONS:
+      self.problem = "field 'options': four are needed"
     if self.problem:
       return None
     return {"qid": self.moment.qid} | {name: value[name] for name in _FIELDS if name in value}
