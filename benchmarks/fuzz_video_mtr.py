@@ -89,12 +89,12 @@ def drawn(rng: random.Random, pool: int) -> str:
 
 
 def _task(rng: random.Random) -> video_mtr.VideoMTR:
-  variant = rng.choice(["paper", "code"])
+  variant, count = rng.choice(["paper", "code"]), rng.randint(1, 5)
   return video_mtr.VideoMTR(
     instruction="Look or answer.",
     last_instruction="Answer.",
-    turns=rng.randint(1, 5),
-    window=rng.randint(0, 3),
+    turns=count,
+    window=count - rng.randint(0, 1),
     budget=rng.randint(4, 80),
     invalid=rng.choice(["rethink", "explain"]),
     relevance={

@@ -1,4 +1,4 @@
-"""Replies read as actions, frames chosen from a pool, and which turns are seen."""
+"""Replies read as actions, and frames chosen from a pool."""
 
 import time
 
@@ -165,12 +165,6 @@ def test_frames_are_spread_evenly_and_rounded_down_as_the_paper_shows():
   assert turns.spread(10, 12, 8) == (10, 11, 12)
   assert turns.spread(10, 30, 1) == turns.spread(10, 30, 0) == (10,)
   assert turns.spread(0, 0, 16) == (0,)
-
-
-def test_the_window_shows_the_last_turns_before_and_the_turn_itself():
-  assert [list(turns.visible(turn, 2)) for turn in range(4)] == [[0], [0, 1], [0, 1, 2], [1, 2, 3]]
-  assert list(turns.visible(3, 0)) == [3]
-  assert list(turns.visible(3, 9)) == [0, 1, 2, 3]
 
 
 def test_a_tick_that_came_a_little_early_is_still_that_tick():

@@ -1,4 +1,4 @@
-"""Turns about a pool of frames: how a reply is read, which frames a turn shows, and which earlier turns it sees.
+"""Turns about a pool of frames: how a reply is read, and which frames a turn shows.
 
 The pool is a number of frames of a video; replies name them by their index in it, 0 to pool - 1.
 
@@ -79,11 +79,6 @@ def spread(start: int, end: int, count: int) -> tuple[int, ...]:
   """At most `count` frames, and one at least, evenly from `start` to `end`, both included; rounded down."""
   count = max(1, min(end - start + 1, count))
   return tuple(np.linspace(start, end, count).astype(int).tolist())
-
-
-def visible(turn: int, window: int) -> range:
-  """The turns (from 0) that are seen while the reply of `turn` is written: the last `window` ones before it, and it."""
-  return range(max(0, turn - window), turn + 1)
 
 
 def relevant_frames(example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:

@@ -38,7 +38,8 @@ class VideoMTR:
   demonstrated: share of the examples whose supervised episode looks before it answers; 0: there are none.
 
   Raises:
-    InputError: fewer than one turn, a window below 0, or a budget too small to show a frame in each turn.
+    InputError: fewer than one turn, a window that leaves turns out (replies are computed with all turns before them), or a budget
+      too small to show a frame in each turn.
   """
 
   instruction: str
@@ -59,7 +60,11 @@ class VideoMTR:
   )
 
   def __post_init__(self):
-    for name, least in (("turns", 1), ("window", 0), ("budget", 1 if self.turns == 1 else 4)):
+    for name, least in (
+      ("turns", 1),
+      ("window", self.turns - 1),
+      ("budget", 1 if self.turns == 1 else 4),
+    ):
       if getattr(self, name) < least:
         raise errors.InputError(
           f"config.env.{name}={getattr(self, name)}: must be {least} or more with {self.turns} turns"
@@ -100,10 +105,6 @@ class VideoMTR:
   def first_frames(self, pool: int) -> tuple[int, ...]:
     """Those of the first turn: half of the budget, evenly over the pool."""
     return turns.spread(0, pool - 1, self.budget if self.turns == 1 else self.budget // 2)
-
-  def visible(self, turn: int) -> range:
-    """The turns (from 0) that are seen while the reply of `turn` is written."""
-    return turns.visible(turn, self.window)
 
   def question(self, example: records.Example) -> str:
     """What the first turn says beside its frames: question, options one a line, instruction."""
