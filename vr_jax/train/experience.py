@@ -2,7 +2,7 @@
 
 batch -> features (encoder) -> replies (sampler) -> texts -> rewards (environment)
 
-Replies are judged on a thread of their own from the moment they are there, one batch after the other.
+Single replies are judged on a thread of their own from the moment they are there, one batch after the other.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
