@@ -6,7 +6,9 @@ The sampler runs on a network without layers, which ends each reply at a length 
 chosen as the RL loop chooses them; both count. A step has 16 prompts of 1,024 video tokens and some text, 8 replies each of a
 lognormal length (median 120, sigma 0.8, at most 1,024: half of all tokens are those of a quarter of the replies), with the
 rungs, the packing and the buckets of configs/moss_chatv.py:7b (which were chosen with other seeds). Prints one
-JSON object: the share over all batches, with and without what leaves padding out, and in how many shapes programs were needed.
+JSON object: the share over all batches, with and without what leaves padding out, and in how many shapes programs were needed;
+and of prompts alone, whose clips are sampled at a rate (lognormal too, 4 to 56 frames, median 20), in the order in which training
+reads them and in random order: the share of padding, and in how many buckets they are.
 """
 
 from concurrent import futures
@@ -14,12 +16,14 @@ import dataclasses
 import json
 
 from flax import nnx
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from configs import moss_chatv
 from vr_jax import records
+from vr_jax.data import windows
 from vr_jax.models import layout as layout_lib
 from vr_jax.rollout import sampler
 from vr_jax.train import experience, padding
@@ -27,6 +31,11 @@ from vr_jax.train import experience, padding
 BATCHES, PROMPTS, GROUP, BUDGET = 20, 16, 8, 1024
 MEDIA, TEXT = 1024, 120  # tokens of a prompt; of its text the median
 GOAL = 0.10
+CLIPS, EPOCHS, PATCH = (
+  2000,
+  2,
+  128,
+)  # clips of an epoch; tokens of a temporal patch, which is two frames
 SEED = 3
 STOP = 1
 
@@ -152,6 +161,25 @@ def shares(seed, *, rungs, rl, buckets):
   return {"decode": decode, "update": update, "whole_step": whole, "shapes": len(shapes)}
 
 
+def prompt_shares(seed, buckets, *, by_length):
+  """Of prompts: the share of padding in batches of `PROMPTS`, and how many buckets they take."""
+  rng = np.random.default_rng(seed)
+  patches = np.clip(np.exp(rng.normal(np.log(10), 0.8, CLIPS)), 2, 28).astype(int)
+  text = np.clip(np.exp(rng.normal(np.log(TEXT), 0.4, CLIPS)), 20, 500).astype(int)
+  stream = grain.MapDataset.range(CLIPS).shuffle(seed=seed).repeat(EPOCHS)
+  if by_length:
+    stream = windows.ByLength(
+      stream, epoch=CLIPS, batch=PROMPTS, length=lambda clip: int(patches[clip]), seed=seed
+    )
+  read = np.array([stream[index] for index in range(CLIPS * EPOCHS)]).reshape(-1, PROMPTS)
+  lengths = (PATCH * patches + text)[read]
+  padded = [min(size for size in buckets if size >= longest) for longest in lengths.max(axis=1)]
+  return {
+    "padding": round(1 - float(lengths.sum()) / (PROMPTS * sum(padded)), 3),
+    "buckets": len(set(padded)),
+  }
+
+
 _PROMPT = records.Prompt(
   tokens=None,
   kind=None,
@@ -170,7 +198,12 @@ def main() -> None:
   config.rl.packing = 0.0
   coarse = (1024, 2048, 4096)
   without = shares(SEED, rungs=(), rl=config.rl, buckets=coarse)
-  print(json.dumps({"ours": ours, "padded": without, "goal_whole_step": GOAL}, indent=1))
+  prompts = {
+    name: prompt_shares(SEED, config.model.prefix_buckets, by_length=by_length)
+    for name, by_length in (("ours", True), ("random", False))
+  }
+  found = {"ours": ours, "padded": without, "prompts": prompts, "goal_whole_step": GOAL}
+  print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import itertools
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -26,6 +27,11 @@ def iterate(split, **arguments):
   return batches.batches(source, store, **defaults | arguments)
 
 
+def ragged(clip):
+  """A length that one clip has and few others."""
+  return zlib.crc32(clip.example.id.encode()) % 7
+
+
 def take(iterator, count):
   return [next(iterator) for _ in range(count)]
 
@@ -42,14 +48,15 @@ def test_a_batch_is_a_list_of_transformed_clips_with_frames_and_their_times(trai
     np.testing.assert_array_equal(clip.frame_indices, np.arange(8))
 
 
+@pytest.mark.parametrize("length", [None, ragged])
 @pytest.mark.parametrize("threads", [0, 1, 3])
 @pytest.mark.parametrize("done", [0, 1, 4, 5, 11])
-def test_an_iterator_given_the_state_of_another_goes_on_exactly_there(train, done, threads):
-  first = iterate(train, threads=threads)
+def test_an_iterator_given_the_state_of_another_goes_on_exactly_there(train, done, threads, length):
+  first = iterate(train, threads=threads, length=length)
   take(first, done)
   state = json.loads(json.dumps(first.get_state()))
   expected = take(first, 12)
-  second = iterate(train, threads=2)
+  second = iterate(train, threads=2, length=length)
   take(second, 3)  # A state must not depend on what the iterator did before.
   second.set_state(state)
   assert take(second, 12) == expected
@@ -63,9 +70,10 @@ def test_an_evaluation_goes_on_exactly_where_it_stopped_too(train):
   assert list(second) == list(first)
 
 
-def test_the_number_of_threads_changes_nothing(train):
-  expected = take(iterate(train, threads=0), 9)
-  assert take(iterate(train, threads=4), 9) == expected
+@pytest.mark.parametrize("length", [None, ragged])
+def test_the_number_of_threads_changes_nothing(train, length):
+  expected = take(iterate(train, threads=0, length=length), 9)
+  assert take(iterate(train, threads=4, length=length), 9) == expected
 
 
 def test_every_epoch_holds_each_example_once_in_an_order_of_its_own(train):
@@ -103,17 +111,26 @@ def test_processes_share_each_epoch_without_overlap_or_gap(train, process_count,
   assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+@pytest.mark.parametrize("length", [None, ragged])
 @pytest.mark.parametrize("process_count", [2, 3])
-def test_processes_read_together_what_one_would_read_alone(train, process_count):
-  together = zip(
-    *(
-      take(iterate(train, batch_size=4, process_index=index, process_count=process_count), 11)
-      for index in range(process_count)
-    ),
-    strict=True,
-  )
-  alone = take(iterate(train, batch_size=4 * process_count), 11)
+def test_processes_read_together_what_one_would_read_alone(train, process_count, length):
+  reads = [
+    iterate(train, batch_size=4, process_index=index, process_count=process_count, length=length)
+    for index in range(process_count)
+  ]
+  together = zip(*(take(read, 11) for read in reads), strict=True)
+  alone = take(iterate(train, batch_size=4 * process_count, length=length), 11)
   assert [list(itertools.chain(*rows)) for rows in together] == alone
+
+
+def test_clips_of_about_one_length_share_a_batch_where_lengths_are_given(train):
+  padded = {}
+  for length in (None, ragged):
+    read = iterate(train, batch_size=4, length=length, transform=ragged)
+    padded[length] = sum(max(batch) for batch in take(read, 24))
+  assert padded[ragged] < 0.9 * padded[None]
+  as_drawn = iterate(train, length=lambda clip: len(clip))
+  assert take(as_drawn, 12) == take(iterate(train), 12)
 
 
 def test_an_evaluation_ends_with_a_smaller_batch(train):

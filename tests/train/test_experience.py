@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import shutil
 import zlib
 
@@ -342,6 +343,36 @@ def test_clips_of_one_length_stand_in_an_order_of_the_seed_within_a_curriculum(d
   assert {tuple(sorted(order)) for order in orders} == {tuple(sorted(e.id for e in ingested))}
   for one in drawn:
     assert [seconds(example) for example in one] == [seconds(example) for example in sorted_only]
+
+
+AT_A_RATE = {
+  "data__sampling": "fps",
+  "data__sample_fps": 1.0,
+  "data__min_frames": 4,
+  "data__max_frames": 8,
+}
+
+
+def test_clips_of_about_one_length_share_a_batch_of_training_only_and_only_at_a_rate(
+  data, monkeypatch
+):
+  def epoch(fields, **order):
+    read = nano.build(data, **fields).read("train", 3, **order)
+    return [[item.example.id for item in next(read).items] for _ in range(6)]
+
+  as_drawn = epoch({})
+  assert epoch(AT_A_RATE) == as_drawn  # all clips are of one length
+  monkeypatch.setattr(
+    parts_lib.Parts, "_media_tokens", lambda _, clip: zlib.crc32(clip.example.id.encode())
+  )
+  assert epoch({}) == as_drawn
+  for order in ({"repeat": False}, {"by_length": True}):
+    assert epoch(AT_A_RATE, **order) == epoch({}, **order)
+  spans = sorted(
+    (min(lengths), max(lengths))
+    for lengths in ([zlib.crc32(name.encode()) for name in batch] for batch in epoch(AT_A_RATE))
+  )
+  assert all(last < first for (_, last), (first, _) in itertools.pairwise(spans))
 
 
 @pytest.mark.parametrize(

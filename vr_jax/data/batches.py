@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, UInt8, UInt32
 import numpy as np
 
 from vr_jax import records
-from vr_jax.data import examples, frame_store, sampling
+from vr_jax.data import examples, frame_store, sampling, windows
 from vr_jax.errors import InputError
 
 # More than any run reads; without end Grain counts examples beyond what an int holds.
@@ -59,6 +59,7 @@ def batches(
   sampling: sampling.Rule,
   transform: Callable[[Clip], Any],
   collate: Callable[[list], Any] = list,
+  length: Callable[[Clip], int] | None = None,
   process_index: int = 0,
   process_count: int = 1,
   shuffle: bool = True,
@@ -84,6 +85,8 @@ def batches(
     sampling: which frames of what is shown.
     transform: from a clip to whatever the batch holds; runs in the prefetching threads and must not return None.
     collate: from a list of those to a batch; runs in the prefetching threads.
+    length: of a clip, without its frames. Where it is given, clips of about one length share a batch of all processes
+      (`windows.ByLength`); needs `shuffle` and `repeat`.
     process_index: of this process.
     process_count: how many share the examples.
     shuffle: False keeps the order of the source.
@@ -97,9 +100,9 @@ def batches(
   """
   _check(source, store, sampling, process_count)
   dataset = grain.MapDataset.source(source)
+  # Grain adds the epoch to the seed: without mixing, seed 1 would begin with the second epoch of seed 0.
+  mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
   if shuffle:
-    # Grain adds the epoch to the seed: without mixing, seed 1 would begin with the second epoch of seed 0.
-    mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     dataset = dataset.shuffle(seed=mixed)
 
   def load(example: records.Example) -> Any:
@@ -107,7 +110,17 @@ def batches(
 
   mine = slice(process_index, None, process_count)
   if repeat:
-    dataset = dataset.repeat(_EPOCHS).map(load).batch(batch_size, batch_fn=collate)[mine]
+    dataset = dataset.repeat(_EPOCHS)
+    if length is not None and shuffle:
+      by_length = windows.ByLength(
+        dataset,
+        epoch=len(source),
+        batch=batch_size * process_count,
+        length=lambda example: length(load_clip(example, store, sampling)),
+        seed=mixed,
+      )
+      dataset = grain.MapDataset.source(by_length)
+    dataset = dataset.map(load).batch(batch_size, batch_fn=collate)[mine]
   else:
     dataset = dataset[mine].map(load).batch(batch_size, batch_fn=collate)
   ahead = grain.ReadOptions(

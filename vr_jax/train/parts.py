@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from vr_jax import errors, records
-from vr_jax.data import batches, examples, feature_cache, frame_store
+from vr_jax.data import batches, examples, feature_cache, frame_store, sampling
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import moss_chatv, video_mtr, videop2r
 from vr_jax.models.qwen2_5_vl import checkpoint as pretrained
@@ -148,7 +148,8 @@ class Parts(network.Network):
     `supervised` is whole, with several turns the conversation before the reply that is to be learnt.
     limit: the first examples only; 0: all. repeat=False: one epoch, in order. cache: features of clips seen whole; where it
     has them, no frame is read. by_length: every epoch goes from the shortest clips to the longest, those of one
-    length in an order that hangs on the seed.
+    length in an order that hangs on the seed; otherwise, where clips are sampled at a rate, those of about one length share a
+    batch (`data.windows`).
     """
     store = frame_store.FrameStore(self.data / "frames")
     source = examples.ExampleSource(self.data, split)
@@ -161,20 +162,27 @@ class Parts(network.Network):
       kept.sort(key=lambda index: _rank(source[index], self.config.seed))
     share, shares = mesh_lib.row_share(self.mesh)
     size = batch_size // shares
+    rule = inputs.sampling_rule(self.config.data)
+    shuffle = repeat and not by_length
     return batches.batches(
       examples.Chosen(source, kept[: limit or None]),
       store,
       seed=self.config.seed,
       batch_size=size,
-      sampling=inputs.sampling_rule(self.config.data),
+      sampling=rule,
       transform=functools.partial(self.item, view=view, cache=cache),
       collate=functools.partial(self.batch, size=size),
+      length=self._media_tokens if shuffle and isinstance(rule, sampling.Rate) else None,
       process_index=share,
       process_count=shares,
-      shuffle=repeat and not by_length,
+      shuffle=shuffle,
       repeat=repeat,
       threads=self.config.data.threads,
     )
+
+  def _media_tokens(self, clip: batches.Clip) -> int:
+    """Of its prompt, those that stand for what it shows."""
+    return self.processor.features_shape(clip.shape, clip.example.id)[0]
 
   def item(
     self,
