@@ -123,7 +123,8 @@ def test_every_line_tells_how_training_goes_and_where_its_time_went(untouched):
   of_rl = {"time/rollout", "time/reward", "no_signal_share", *rewards, *ratios}
   for line in metrics.read(untouched / "metrics.jsonl"):
     assert line["values"].keys() >= always | times | (of_rl if line["stage"] == "rl" else set())
-    whole = sum(line["values"].get(f"time/{n}", 0) for n in ("data", "rollout", "reward", "update"))
+    parts = ("log", "data", "rollout", "reward", "update")
+    whole = sum(line["values"].get(f"time/{name}", 0) for name in parts)
     assert whole == pytest.approx(line["values"]["time/step"])
 
 
