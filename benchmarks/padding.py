@@ -31,11 +31,8 @@ from vr_jax.train import experience, padding
 BATCHES, PROMPTS, GROUP, BUDGET = 20, 16, 8, 1024
 MEDIA, TEXT = 1024, 120  # tokens of a prompt; of its text the median
 GOAL = 0.10
-CLIPS, EPOCHS, PATCH = (
-  2000,
-  2,
-  128,
-)  # clips of an epoch; tokens of a temporal patch, which is two frames
+CLIPS, EPOCHS = 2000, 2  # of an epoch; read
+PATCH = 128  # tokens of a temporal patch, which is two frames
 SEED = 3
 STOP = 1
 
