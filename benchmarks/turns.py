@@ -10,8 +10,9 @@ and its turn alone. Three sides, on the same weights and frames:
 - again: `rollout.sampler.sample`, turn by turn: in the first the group shares its prompt, in later ones each episode is a prompt
 - torch: `generate` (sdpa attention), turn by turn, every episode a row
 
-Frames come as pixels: all sides pay for patches, and the sides that start again for those of new frames only. Times are of
-sampling at temperature 1. Before it the sides are held against each other on greedy replies, as in `benchmarks.rollout`. Prints
+Frames come as pixels: all sides pay for patches, and the sides that start again for those of new frames only. Both of our
+sides split their rows over two CPU devices, one a core, as the tiny recipes do (`split_cpu`); PyTorch has a thread for each. Times
+are of sampling at temperature 1. Before it the sides are held against each other on greedy replies, as in `benchmarks.rollout`. Prints
 one JSON line.
 """
 
@@ -27,6 +28,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 import numpy as np
 
@@ -34,6 +36,7 @@ from benchmarks import measure, rollout, workload
 from vr_jax import records
 from vr_jax.models.qwen2_5_vl import conversation, processor, prompts
 from vr_jax.models.qwen2_5_vl import model as model_lib
+from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import episodes, forward, sampler, turns
 
 REPEATS = 3
@@ -84,9 +87,10 @@ class Clips:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-  """A random model, clips, and the openings of all episodes."""
+  """A random model on all devices of a mesh, clips, and the openings of all episodes."""
 
   work: workload.Work
+  mesh: Mesh
   clips: Clips
   turns: int
 
@@ -113,21 +117,34 @@ class Setting:
     )
 
 
-def make(sizes: workload.Sizes, *, pool: int, shown: int, turns: int) -> Setting:
-  """Weights and pixels at random, from one seed."""
-  config = workload.model_config(sizes)
-  graph, params = nnx.split(model_lib.Qwen2_5_VL(config, rngs=nnx.Rngs(0)))
+def make(
+  sizes: workload.Sizes,
+  *,
+  pool: int,
+  shown: int,
+  turns: int,
+  devices: Sequence[jax.Device] | None = None,
+) -> Setting:
+  """Weights and pixels at random, from one seed. devices: the first one where none are named."""
+  config, devices = workload.model_config(sizes), devices or jax.devices()[:1]
+  mesh = mesh_lib.make_mesh((len(devices), 1, 1, 1), devices)
+  layout = mesh_lib.MeshLayout(mesh)
+  graph, params = nnx.split(model_lib.Qwen2_5_VL(config, rngs=nnx.Rngs(0), layout=layout))
   side = sizes.side * config.vision.patch_size
   own = processor.Processor(config, workload.BYTES, side**2, side**2, system="")
   shape = (sizes.prompts, pool, side, side, 3)
   pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   clips = Clips(sizes=sizes, own=own, pool=pixels, shown=shown)
   encoded = tuple(clips.opening(row) for row in range(sizes.prompts))
-  prompt = jax.tree.map(jnp.asarray, clips.whole(encoded))
   work = workload.Work(
-    sizes=sizes, config=config, graph=graph, params=params, encoded=encoded, prompt=prompt
+    sizes=sizes,
+    config=config,
+    graph=graph,
+    params=jax.device_put(params, mesh_lib.replicated(mesh)),
+    encoded=encoded,
+    prompt=mesh_lib.put_batch(clips.whole(encoded), mesh),
   )
-  return Setting(work=work, clips=clips, turns=turns)
+  return Setting(work=work, mesh=mesh, clips=clips, turns=turns)
 
 
 def our_side(setting: Setting, threads: futures.Executor) -> Callable[[float], episodes.Played]:
@@ -186,7 +203,9 @@ def again_side(setting: Setting) -> Callable[[float], Said]:
   return turn_by_turn(
     setting,
     lambda temperature: reply(temperature, work.prompt, work.sizes.group),
-    lambda temperature, whole: reply(temperature, setting.clips.whole(whole), 1),
+    lambda temperature, whole: reply(
+      temperature, mesh_lib.put_batch(setting.clips.whole(whole), setting.mesh), 1
+    ),
   )
 
 
@@ -255,9 +274,10 @@ def compare(
   turns: int = TURNS,
   names: Sequence[str] = SIDES,
   repeats: int = REPEATS,
+  devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, Any]:
-  """All that is measured."""
-  setting = make(sizes, pool=pool, shown=shown, turns=turns)
+  """All that is measured; devices: see `make`."""
+  setting = make(sizes, pool=pool, shown=shown, turns=turns, devices=devices)
   with tempfile.TemporaryDirectory() as directory, futures.ThreadPoolExecutor(4) as threads:
     builders = {
       "ours": lambda: our_side(setting, threads),
@@ -285,8 +305,9 @@ def compare(
 
 def main() -> None:
   """Runs the comparison and prints its line."""
+  mesh_lib.split_cpu(2)
   about = measure.About("torch", "transformers")
-  result = compare(SIZES)
+  result = compare(SIZES, devices=jax.devices())
   print(json.dumps({"benchmark": "turns", **result, "goal": GOALS, **about.fields()}))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import pytest
 
 from benchmarks import turns, workload
@@ -25,8 +26,10 @@ TOY = dataclasses.replace(
 )
 
 
-def test_episodes_are_those_of_a_loop_that_starts_again_each_turn():
-  found = turns.compare(TOY, pool=6, shown=2, turns=2, names=("ours", "again"), repeats=1)
+@pytest.mark.parametrize("devices", [1, 2])
+def test_episodes_are_those_of_a_loop_that_starts_again_each_turn(devices):
+  sides, devices = ("ours", "again"), jax.devices()[:devices]
+  found = turns.compare(TOY, pool=6, shown=2, turns=2, names=sides, repeats=1, devices=devices)
   assert set(found["seconds"]) == {"ours", "again"}
   assert set(found["ratio"]) == {"over_again"}
   assert found["greedy"]["again"]["same_tokens"] > 0.5

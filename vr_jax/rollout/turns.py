@@ -2,12 +2,13 @@
 
     reply 1 -> what is shown next (made on threads) -> appended to the reply's cache -> reply 2 -> …
 
-While some replies are decoded, others wait for what they are shown. Every chunk of steps takes those that are there; what has
-become ready meanwhile is appended in batches, padded to few lengths, and its replies rejoin. Neither when that is, nor what
-stands beside a reply, changes what is drawn for it: its key is folded by prompt, member, turn and step alone.
+While some replies are decoded, what others are shown next is made: it has a chunk of steps for that, then the devices wait for
+it, or at once where more replies watch than speak. It is appended in batches, padded to few lengths, and its replies rejoin.
+So the same programs run in the same order however fast frames come, and an episode is the same to the bit. What stands beside a
+reply changes nothing of what is drawn for it but rounding: its key is folded by prompt, member, turn and step alone.
 
-Several processes go through the same programs in the same order: each knows how far every episode has come, and before what is
-ready is appended, they tell each other how much of it there is. Frames and texts stay with the process that has the prompt.
+Several processes go through the same programs too: each knows how far every episode has come, and before more is appended, they
+tell each other how much there is. Frames and texts stay with the process that has the prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ from vr_jax.rollout import sampler, suffixes
 _Ready = tuple[episodes_lib.Size, episodes_lib.Shown | None]
 
 # Of what an episode is shown next, in the order in which processes that have it count: the first that any says holds.
-_WAITING, _OVER, _READY, _ELSEWHERE = 0, 1, 2, 2**30
+_OVER, _READY, _ELSEWHERE = 0, 1, 2**30
 
 
 def play(
@@ -58,25 +59,21 @@ def play(
   table = _Table(graph, params, prompt, allowed, key, turns, decoding, schedule)
   speaking = list(table.episodes)
   watching: list[episodes_lib.Episode] = []
+  ended: list[episodes_lib.Episode] = []
   asked: dict[episodes_lib.Episode, futures.Future[episodes_lib.Shown | None]] = {}
-  pace = waited = 0.0
+  waited = 0.0
   try:
     while speaking or watching:
-      if asked and not speaking:
-        begun = time.perf_counter()
-        futures.wait(asked.values(), return_when=futures.FIRST_COMPLETED)
-        waited += time.perf_counter() - begun
-      if len(watching) > len(speaking):  # a step for these few takes about as long as one for all
-        futures.wait(asked.values(), timeout=pace)
-      ready, over = table.told(watching, asked)
-      table.append(ready)
-      watching = [episode for episode in watching if episode not in ready and episode not in over]
-      speaking += ready
-      if not speaking:
-        continue
+      # A step for few takes about as long as one for all.
+      now = [one for one in watching if one not in ended or len(watching) > len(speaking)]
       begun = time.perf_counter()
-      ended = table.decode(speaking)
-      pace = time.perf_counter() - begun
+      answers = {one: asked.pop(one).result() for one in now if one in asked}
+      waited += time.perf_counter() - begun
+      ready = table.told(now, answers)
+      table.append(ready)
+      watching = [episode for episode in watching if episode not in now]
+      speaking += ready
+      ended = table.decode(speaking) if speaking else []
       speaking = [episode for episode in speaking if episode not in ended]
       for episode in ended:
         if len(episode.replies) < schedule.turns:
@@ -190,37 +187,25 @@ class _Table:
   def told(
     self,
     watching: Sequence[episodes_lib.Episode],
-    asked: dict[episodes_lib.Episode, futures.Future[episodes_lib.Shown | None]],
-  ) -> tuple[dict[episodes_lib.Episode, _Ready], list[episodes_lib.Episode]]:
-    """(what these are shown next, as far as it is there, those that are over); what was asked and is answered leaves `asked`.
-
-    Ready is what is there in all processes that have its prompt.
-    """
+    answers: dict[episodes_lib.Episode, episodes_lib.Shown | None],
+  ) -> dict[episodes_lib.Episode, _Ready]:
+    """What these are shown next, those that are over left out. answers: of this process."""
     if not watching:
-      return {}, []
-    answers = {one: future.result() for one, future in asked.items() if future.done()}
-    for one, shown in answers.items():
+      return {}
+    table = np.full((len(watching), 1 + len(episodes_lib.Size._fields)), _ELSEWHERE, np.int32)
+    for row, one in zip(table, watching, strict=True):
+      if one not in answers:
+        continue
+      shown, row[:] = answers[one], _OVER
       if shown is not None:
         one.check_room(shown, self._decoding.max_new_tokens, self._schedule)
-    table = np.full((len(self.episodes), 1 + len(episodes_lib.Size._fields)), _ELSEWHERE, np.int32)
-    for row, one in zip(table, self.episodes, strict=True):
-      if one.own_row is not None:
-        row[0] = _WAITING
-      if one in answers:
-        shown = answers[one]
-        row[0] = _OVER if shown is None else _READY
-        row[1:] = 0 if shown is None else episodes_lib.Size.of(shown)
+        row[:] = _READY, *episodes_lib.Size.of(shown)
     found = processes.gathered(table.reshape(-1)).min(axis=0).reshape(table.shape).tolist()
-    states = {one: row for one, row in zip(self.episodes, found, strict=True) if one in watching}
-    over = [one for one, (state, *_) in states.items() if state == _OVER]
-    ready = {
+    return {
       one: (episodes_lib.Size(*size), answers.get(one))
-      for one, (state, *size) in states.items()
+      for one, (state, *size) in zip(watching, found, strict=True)
       if state == _READY
     }
-    for one in (*over, *ready):
-      asked.pop(one, None)
-    return ready, over
 
   def append(self, ready: dict[episodes_lib.Episode, _Ready]) -> None:
     """Shows replies what their environment made for them, in batches of about the same length."""

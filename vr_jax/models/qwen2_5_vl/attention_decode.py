@@ -60,31 +60,13 @@ def append(
 
   One row after the other: so neither a prompt nor a past is copied for all that read it. logits: see `attention_xla`.
   """
-  length = past_key.shape[3]
-  index = length + jnp.arange(query.shape[1])
 
   def of_row(inputs: tuple[Array, ...]) -> Array:
-    query, key, value, valid, prompt, home, written = inputs
-    of_prompt = (
-      jnp.take(x, prompt, 0, mode="clip") for x in (prefix_key, prefix_value, prefix_valid)
-    )
-    seen = jnp.arange(length) < written
-    own = (
-      jnp.concatenate([past, new])
-      for past, new in (
-        (jnp.moveaxis(jnp.take(past_key, home, 0, mode="clip"), 2, 0), key),
-        (jnp.take(past_value, home, 0, mode="clip").swapaxes(0, 1), value),
-        (seen, valid),
-      )
-    )
-    found = attention_xla.continued(
-      query[None, None],
-      *(x[None] for x in of_prompt),
-      *(x[None, None] for x in own),
-      index,
-      logits=logits,
-    )
-    return found[0, 0]
+    *own, prompt, home, written = inputs
+    prefix = (prefix_key, prefix_value, prefix_valid)
+    of_prompt = (jnp.take(x, prompt, 0, mode="clip") for x in prefix)
+    past = (jnp.take(x, home, 0, mode="clip") for x in (past_key, past_value))
+    return attention_xla.appended(*own, *of_prompt, *past, written, logits=logits)
 
   return jax.lax.map(of_row, (query, key, value, valid, prompt, home, written))
 

@@ -21,6 +21,7 @@ LOGITS = 2**27  # at once: half a gigabyte
 CACHED_LOGITS = 2**19  # of a CPU, whose caches then hold them
 ROWS = 8  # chunks are multiples of so many queries
 SIDE = 96  # of tiles of replies, of which much may be padding: at most so many queries and own keys
+SHOWN = 288  # of tiles of what one reply is shown, which is padded at its end alone
 
 
 class Partial(NamedTuple):
@@ -64,7 +65,9 @@ def within(
     mask = query_segment[:, :, None] == key_segment[:, None]
     mask = mask & (jnp.arange(keys) <= index[:, None]) if causal else mask
     return _softmax(query, key, value, mask)
-  rows = _grouped(query, key).transpose(0, 2, 3, 1, 4)  # batch kv_heads per_key queries head_dim
+  rows = _grouped(query, key.shape[2]).transpose(
+    0, 2, 3, 1, 4
+  )  # batch kv_heads per_key queries head_dim
   if causal:  # of a prompt, whose padding nobody asks about
     query_segment, key_segment = (_segments(x != 0) for x in (query_segment, key_segment))
   asked = attention_tiles.Queries(rows, query_segment, index if causal else None)
@@ -87,9 +90,41 @@ def continued(
 ) -> Float[Array, "batch group time heads head_dim"]:
   """Replies attend to their prompt and to themselves up to `index`, the place of each query in its reply."""
   asked = jnp.take(own_valid, index, axis=2)
+  prefix = prefix_key.swapaxes(1, 2), prefix_value.swapaxes(1, 2), prefix_valid
+  own = own_key.swapaxes(2, 3), own_value.swapaxes(2, 3), own_valid
+  sides = _part_of(query.shape[2]), prefix_key.shape[1]
   parts = (
-    _to_prefix(query, asked, prefix_key, prefix_value, prefix_valid, logits),
-    _to_own(query, asked, own_key, own_value, own_valid, index, logits),
+    _to_prefix(query, asked, *prefix, logits, sides),
+    _to_own(query, asked, *own, index, logits, SIDE),
+  )
+  return merged(parts).reshape(query.shape).astype(own_value.dtype)
+
+
+def appended(
+  query: Float[Array, "time heads head_dim"],
+  own_key: Float[Array, "time kv_heads head_dim"],
+  own_value: Float[Array, "time kv_heads head_dim"],
+  own_valid: Bool[Array, "time"],
+  prefix_key: Float[Array, "prefix kv_heads head_dim"],
+  prefix_value: Float[Array, "prefix kv_heads head_dim"],
+  prefix_valid: Bool[Array, "prefix"],
+  past_key: Float[Array, "kv_heads head_dim length"],
+  past_value: Float[Array, "kv_heads length head_dim"],
+  written: Int[Array, ""],
+  *,
+  logits: int = LOGITS,
+) -> Float[Array, "time heads head_dim"]:
+  """What one reply is shown attends to its prompt, to the `written` tokens before it, and to itself in order."""
+  time, length = len(query), past_key.shape[-1]
+  index, seen = jnp.arange(time), jnp.arange(length) < written
+  prefix = prefix_key.swapaxes(0, 1), prefix_value.swapaxes(0, 1), prefix_valid
+  past = past_key.swapaxes(1, 2), past_value, seen
+  own = own_key.swapaxes(0, 1), own_value.swapaxes(0, 1), own_valid
+  asked = query[None, None], own_valid[None, None]
+  parts = (
+    _to_prefix(*asked, *(x[None] for x in prefix), logits, (time, len(prefix_valid))),
+    _to_prefix(*asked, *(x[None] for x in past), logits, (time, SHOWN)),
+    _to_own(*asked, *(x[None, None] for x in own), index, logits, SHOWN),
   )
   return merged(parts).reshape(query.shape).astype(own_value.dtype)
 
@@ -100,7 +135,9 @@ def _softmax(
   value: Float[Array, "batch keys kv_heads head_dim"],
   mask: Bool[Array, "batch queries keys"],
 ) -> Float[Array, "batch queries heads head_dim"]:
-  rows = _grouped(query, key).transpose(0, 2, 3, 1, 4)  # batch kv_heads per_key queries head_dim
+  rows = _grouped(query, key.shape[2]).transpose(
+    0, 2, 3, 1, 4
+  )  # batch kv_heads per_key queries head_dim
   to_all = _partial(rows, key.swapaxes(1, 2), value.swapaxes(1, 2), mask[:, None, None])
   mixed = to_all.mixed / to_all.total[..., None]
   return mixed.transpose(0, 3, 1, 2, 4).reshape(query.shape).astype(value.dtype)
@@ -109,21 +146,23 @@ def _softmax(
 def _to_prefix(
   query: Float[Array, "batch group time heads head_dim"],
   asked: Bool[Array, "batch group time"],
-  key: Float[Array, "batch prefix kv_heads head_dim"],
-  value: Float[Array, "batch prefix kv_heads head_dim"],
+  key: Float[Array, "batch kv_heads prefix head_dim"],
+  value: Float[Array, "batch kv_heads prefix head_dim"],
   valid: Bool[Array, "batch prefix"],
   logits: int,
+  sides: tuple[int, int],
 ) -> Partial:
-  """[batch, group, time, kv_heads, per_key]: the queries of all replies to a prompt are rows of one matrix. asked: those of tokens."""
-  rows = _grouped(query, key).transpose(0, 3, 4, 1, 2, 5)
-  key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+  """[batch, group, time, kv_heads, per_key]: the queries of all replies to a prompt are rows of one matrix.
+
+  asked: those of tokens. sides: of tiles, queries and keys.
+  """
+  rows = _grouped(query, key.shape[1]).transpose(0, 3, 4, 1, 2, 5)
   if math.prod(query.shape[:4]) * key.shape[2] <= logits:
     found = _partial(rows, key, value, valid[:, None, None, None, None])
   else:
     flat = rows.reshape(*rows.shape[:3], -1, rows.shape[-1])
     queries = attention_tiles.Queries(flat, _segments(asked.reshape(len(asked), -1)), None)
     keys = attention_tiles.Keys(key, value, _segments(valid))
-    sides = (_part_of(query.shape[2]), key.shape[2])
     found = _tiled(queries, keys, logits, sides, rows.shape[:-1])
   return Partial(*(x.transpose(0, 3, 4, 1, 2, *range(5, x.ndim)) for x in found))
 
@@ -131,15 +170,15 @@ def _to_prefix(
 def _to_own(
   query: Float[Array, "batch group time heads head_dim"],
   asked: Bool[Array, "batch group time"],
-  key: Float[Array, "batch group all_time kv_heads head_dim"],
-  value: Float[Array, "batch group all_time kv_heads head_dim"],
+  key: Float[Array, "batch group kv_heads all_time head_dim"],
+  value: Float[Array, "batch group kv_heads all_time head_dim"],
   valid: Bool[Array, "batch group all_time"],
   index: Int[Array, "time"],
   logits: int,
+  side: int,
 ) -> Partial:
-  """As `_to_prefix`, with a matrix for each reply."""
-  rows = _grouped(query, key).transpose(0, 1, 3, 4, 2, 5)
-  key, value = key.swapaxes(2, 3), value.swapaxes(2, 3)
+  """As `_to_prefix`, with a matrix for each reply; side: of tiles, of queries as of keys."""
+  rows = _grouped(query, key.shape[2]).transpose(0, 1, 3, 4, 2, 5)
   if math.prod(query.shape[:4]) * key.shape[3] <= logits:
     mask = (jnp.arange(key.shape[3]) <= index[:, None]) & valid[:, :, None]
     found = _partial(rows, key, value, mask[:, :, None, None])
@@ -147,7 +186,7 @@ def _to_own(
     flat = [x.reshape(-1, *x.shape[2:]) for x in (rows, asked, key, value, valid)]
     queries = attention_tiles.Queries(flat[0], _segments(flat[1]), index)
     keys = attention_tiles.Keys(flat[2], flat[3], _segments(flat[4]))
-    found = _tiled(queries, keys, logits, (SIDE, SIDE), rows.shape[:-1])
+    found = _tiled(queries, keys, logits, (side, side), rows.shape[:-1])
   return Partial(*(x.transpose(0, 1, 4, 2, 3, *range(5, x.ndim)) for x in found))
 
 
@@ -249,8 +288,7 @@ def _dot(equation: str, left: Array, right: Array) -> Float[Array, "..."]:
   )
 
 
-def _grouped(query: Float[Array, "..."], key: Float[Array, "..."]) -> Float[Array, "..."]:
+def _grouped(query: Float[Array, "..."], kv_heads: int) -> Float[Array, "..."]:
   """[…, heads, head_dim] as […, kv_heads, per_key, head_dim], scaled as the logits are to be."""
   *leading, heads, head_dim = query.shape
-  kv_heads = key.shape[-2]
   return (query * head_dim**-0.5).reshape(*leading, kv_heads, heads // kv_heads, head_dim)
