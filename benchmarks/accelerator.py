@@ -86,8 +86,9 @@ def prepare(argv: Sequence[str]) -> Work:
   if "turns" in config:
     raise errors.InputError(f"{given[-1]}: has several turns; choose a recipe with one")
   model = programs.model_of(config)
-  load = loads.load_of(config, model)
   mesh = mesh_lib.make_mesh(config.mesh)
+  config = network.divided(config, mesh)
+  load = loads.load_of(config, model)
   net = network.Network(
     config=config,
     mesh=mesh,

@@ -4,16 +4,17 @@
 
 16 prompts, 8 replies to each of 72 tokens, float32, one update a batch, no KL, no token that ends a reply: reading, vision,
 sampling, rewards from texts, advantages, gradients of all parameters, clipping and AdamW. Two sides, on the same weights
-and the same clips, each with its update whole, as the recipe has it, and in 4 parts (`_in_parts`), which stay in a CPU's caches:
+and the same clips:
 
-- ours: what the loop of `train.rl_loop` does in a step
+- ours: what the loop of `train.rl_loop` does in a step, its update in parts as the recipe has it
 - trl: `GRPOTrainer.train` on transformers' Qwen2.5-VL (sdpa attention), with all replies generated at once. It takes no video: its
   prompts are as many images as ours have temporal patches, of the same number of tokens, from memory. Around each stand two
-  tokens that a video has once (`prompt_tokens`: of the longest prompt as each side pads it).
+  tokens that a video has once (`prompt_tokens`: of the longest prompt as each side pads it). It runs with its update whole, and in
+  as many parts as ours
 
 A step of TRL is the time from one end of a step to the next, ours run between. The reward is the same cheap function on both
 sides. Before the times are used, all steps must have sampled the same number of tokens. Prints one JSON line: `over_trl` is the
-ratio of the faster two, `as_it_is` that of the recipe to the faster TRL, the least of what was paired.
+ratio to its faster form.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,7 +41,6 @@ from vr_jax.train import parts as parts_lib
 
 REPEATS = 5
 VIDEOS = 40
-PARTS = 4
 GOALS = {"over_trl": 4.0}
 SIDES = ("ours", "trl")
 NO_STOP = (-1,)
@@ -116,13 +116,6 @@ def check_counts(rl: ml_collections.ConfigDict, counts: dict[str, list[int]]) ->
   return wanted
 
 
-def in_parts(parts: parts_lib.Parts) -> parts_lib.Parts:
-  """The same with an update in `PARTS` parts, or as many as there are prompts."""
-  config = parts.config.copy_and_resolve_references()
-  config.rl.microbatches = min(PARTS, config.rl.prompts)
-  return dataclasses.replace(parts, config=config)
-
-
 def joined(found: Iterable[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
   """The seconds of each side in all of them."""
   all_rounds: dict[str, list[float]] = {}
@@ -141,29 +134,23 @@ def compare(
 ) -> dict[str, Any]:
   """All that is measured in one process."""
   parts = build(config, workdir)
-  sides = ours = {"ours": Step(parts), "ours_in_parts": Step(in_parts(parts))}
-  paired = []
+  sides = ours = {"ours": Step(parts)}
+  paired = {}
   if "trl" in names:
     from benchmarks import trl_side
 
-    for name, accumulated in (("trl", 1), ("trl_in_parts", PARTS)):
+    for name, accumulated in (("trl", 1), ("trl_in_parts", parts.config.rl.microbatches)):
       trl = trl_side.Trainer(parts, workdir / name, variety, accumulated=accumulated)
-      paired.append((name, trl.in_turn(name, ours, repeats=repeats)))
+      paired[name] = trl.in_turn(name, ours, repeats=repeats)
       sides = {**sides, name: trl}
-  else:
-    paired.append((None, measure.in_turn(ours, repeats=repeats)))
+  rounds = joined(paired.values()) or measure.in_turn(ours, repeats=repeats)
   tokens = check_counts(config.rl, {name: side.counts for name, side in sides.items()})
-  seconds = measure.medians(joined(rounds for _, rounds in paired))
-  fastest = min(ours, key=seconds.__getitem__)
-  over = {
-    label: min(measure.ratio(rounds, name, side) for name, rounds in paired)
-    for label, side in (("over_trl", fastest), ("as_it_is", "ours"))
-    if "trl" in names
-  }
+  seconds = measure.medians(rounds)
+  ratios = [measure.ratio(found, name, "ours") for name, found in paired.items()]
   return {
     "seconds": seconds,
     "tokens_per_second": {name: round(tokens / taken, 1) for name, taken in seconds.items()},
-    "ratio": over,
+    "ratio": {"over_trl": min(ratios)} if ratios else {},
     "sampled_tokens": tokens,
     "prompt_tokens": {name: side.prompt_tokens for name, side in sides.items()},
   }

@@ -18,8 +18,8 @@ with --config.rl.microbatches=2 on v5p-16, and --config.mesh="(1,16,2,1)" on v6e
 shorter clips cost less.
 
 prompts, batch and evaluation batch divide over 1, 2, 4, 8 or 16 devices (data x fsdp). Where their memory is short, set
---config.rl.microbatches (and sft.microbatches) to 16 / devices at most: the update is the same, in parts. In tiny a CPU counts
-as two devices (--config.cpu_devices).
+--config.rl.microbatches (and sft.microbatches), of which a run makes 16 / devices at most: the update is the same, in parts. In
+tiny a CPU counts as two devices (--config.cpu_devices).
 
 Source: arXiv 2509.21113. The paper gives neither reward weights nor training details: those marked `Reconstruction` are
 defaults of ours or of the Video-R1 family that it compares with.

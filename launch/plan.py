@@ -55,7 +55,8 @@ def _run(argv: list[str]) -> int:
   config, _, _ = vr_jax.parse_flags(["launch/plan.py", "--workdir=.", *rest])
   topology.prepare()
   from launch import analysis, report, sweep  # jax starts late
-  from vr_jax.train import choices
+  from vr_jax.parallel import mesh
+  from vr_jax.train import choices, network
 
   choices.check(config)
   where = topology.find(options.topology)
@@ -63,6 +64,7 @@ def _run(argv: list[str]) -> int:
     found = sweep.search(config, where, progress=_say)
     print(json.dumps(sweep.as_json(found)) if options.json else sweep.as_text(found))
     return 0 if found.best is not None else 1
+  config = network.divided(config, mesh.make_mesh(config.mesh, where.devices))
   plan = analysis.analyse(config, where, progress=_say)
   print(json.dumps(report.as_json(plan)) if options.json else report.as_text(plan))
   return 0 if plan.fits else 1

@@ -83,7 +83,7 @@ def base(recipe: str) -> ml_collections.ConfigDict:
   sft.target_loss = 0.0  # it ends where the mean loss of 10 updates (nats a token) is this low
   sft.examples = 0  # of the training set that are used; 0: all
   sft.batch = 16  # prompts an update
-  sft.microbatches = 1
+  sft.microbatches = 1  # as rl.microbatches
   sft.learning_rate = 1e-6
   sft.schedule = "cosine"  # cosine | constant
   sft.warmup_steps = 0
@@ -104,7 +104,8 @@ def base(recipe: str) -> ml_collections.ConfigDict:
   rl.prompts = 16  # an update
   rl.group = 8  # replies to each prompt
   rl.epochs = 1  # updates on one batch of replies
-  rl.microbatches = 1  # parts of an update, one after the other: as many as memory asks for
+  # Equal parts of an update, one after the other: as many as memory asks for, at most one for each prompt of a device.
+  rl.microbatches = 1
   rl.temperature = 1.0
   rl.top_p = 0.95
   rl.max_new_tokens = 768
@@ -338,7 +339,7 @@ def tiny(config: ml_collections.ConfigDict) -> None:
   rl = config.rl
   rl.steps = 200
   rl.prompts = 16
-  rl.microbatches = 1
+  rl.microbatches = 4  # what each leaves for its gradient stays in the caches of a CPU
   rl.top_p = 1.0
   rl.max_new_tokens = 72
   rl.rungs = (0.5,)  # its replies are all about as long

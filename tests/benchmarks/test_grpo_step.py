@@ -17,7 +17,7 @@ def test_steps_sample_all_tokens_of_every_reply_and_are_timed(tmp_path, monkeypa
   assert found["sampled_tokens"] == 2 * 2 * 4
   assert found["prompt_tokens"]["ours"] in config.model.prefix_buckets
   assert all(seconds > 0 for seconds in found["seconds"].values())
-  assert found["tokens_per_second"].keys() == {"ours", "ours_in_parts"} and not found["ratio"]
+  assert found["tokens_per_second"].keys() == {"ours"} and not found["ratio"]
   json.dumps(found)
 
 

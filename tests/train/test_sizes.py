@@ -12,6 +12,7 @@ from tests.train import nano
 from vr_jax import main, records
 from vr_jax.models.qwen2_5_vl import pixels, positions
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.train import network
 from vr_jax.train import parts as parts_lib
 
 
@@ -22,9 +23,28 @@ def test_batches_of_every_size_divide_over_one_to_sixteen_devices(size, devices)
   sizes = [devices if axis == -1 else axis for axis in config.mesh]
   mesh = jax.sharding.AbstractMesh(tuple(sizes), mesh_lib.AXES)
   for section, prompts in (("sft", "batch"), ("rl", "prompts"), ("eval", "batch")):
-    part = config[section]
-    parts = part.get("microbatches", 1)
-    mesh_lib.check_batch(part[prompts], mesh, f"config.{section}.{prompts}", parts=parts)
+    mesh_lib.check_batch(config[section][prompts], mesh, f"config.{section}.{prompts}")
+
+
+@pytest.mark.parametrize(
+  ("mesh", "asked", "made"),
+  [
+    ((1, 1, 1, 1), 4, 4),
+    ((1, 4, 1, 1), 4, 4),
+    ((2, 4, 1, 1), 4, 2),
+    ((16, 1, 1, 1), 4, 1),
+    ((1, 4, 1, 1), 3, 2),
+    ((1, 1, 1, 1), 99, 16),
+    ((1, 1, 4, 4), 5, 4),
+    ((3, 1, 1, 1), 4, 1),
+  ],
+)
+def test_an_update_is_cut_into_as_many_equal_parts_as_devices_have_prompts_for(mesh, asked, made):
+  config = nano.recipe("3b")
+  config.rl.microbatches = config.sft.microbatches = asked
+  found = network.divided(config, jax.sharding.AbstractMesh(mesh, mesh_lib.AXES))
+  assert (found.rl.microbatches, found.sft.microbatches) == (made, made)
+  assert config.rl.microbatches == asked
 
 
 @pytest.mark.parametrize("devices", [8, 64, 128])

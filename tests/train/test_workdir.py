@@ -1,6 +1,8 @@
 """A workdir belongs to the config that made it, and its metrics survive a kill in the middle of a line."""
 
+from concurrent import futures
 import datetime
+import errno
 import json
 
 import pytest
@@ -160,6 +162,20 @@ def test_any_other_line_that_is_none_of_ours_is_named(tmp_path, bad):
   path.write_text("\n".join([lines[0], bad, lines[1]]) + "\n")
   with pytest.raises(errors.InputError, match=r"metrics\.jsonl:2: "):
     metrics.MetricsLog(tmp_path, "rl", first_step=3)
+
+
+@pytest.mark.parametrize("asked", ["write", "wait", "close"])
+def test_a_line_that_can_not_be_written_is_an_error_of_the_run(tmp_path, monkeypatch, asked):
+  def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  log = metrics.MetricsLog(tmp_path, "rl", first_step=1)
+  monkeypatch.setattr(log, "_put", full)
+  log.write(1, {"loss": 0.5})
+  futures.wait(log._unwritten)
+  arguments = (2, {"loss": 0.5}) if asked == "write" else ()
+  with pytest.raises(OSError, match="No space left"):
+    getattr(log, asked)(*arguments)
 
 
 def test_values_that_are_not_finite_are_written_as_null(tmp_path):

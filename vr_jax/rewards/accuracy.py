@@ -5,6 +5,7 @@ papers leave a rule open, the function that has it says `Reconstruction:`.
 """
 
 from collections.abc import Sequence
+import functools
 import math
 import re
 
@@ -88,7 +89,7 @@ def option_letter(answer: str, options: Sequence[str] = ()) -> str | None:
   Reconstruction: the papers compare the letters and do not say how they are read.
   """
   answer = answer.strip()
-  letters, texts = _labelled(options)
+  letters, texts = _labelled(tuple(options))
   match = _LETTER.fullmatch(answer) or _LABEL.match(answer)
   if match and (not options or match[1].upper() in letters):
     return match[1].upper()
@@ -111,7 +112,8 @@ def as_number(text: str) -> tuple[float, bool] | None:
   return (value, match[1] is not None) if math.isfinite(value) else None
 
 
-def _labelled(options: Sequence[str]) -> tuple[list[str], list[str]]:
+@functools.lru_cache(1024)  # the options of a question are read for each reply to it
+def _labelled(options: tuple[str, ...]) -> tuple[list[str], list[str]]:
   """Letters and texts of the options: the letters they start with, if all do and differ, or else A, B, C, …."""
   labels = [_LABEL.match(option.strip()) for option in options]
   letters = [label[1].upper() for label in labels if label]

@@ -1,5 +1,6 @@
 """A reply's reasoning as a list of steps. Total functions, linear in the length of the reply."""
 
+import functools
 import itertools
 import re
 
@@ -49,16 +50,17 @@ def split_steps(think: str) -> list[str]:
   return [step for step in steps if any(map(str.isalnum, step))]
 
 
-def _split_line(line: str) -> list[str]:
+@functools.lru_cache(4096)  # replies of a group share most lines
+def _split_line(line: str) -> tuple[str, ...]:
   number = _NUMBER.match(line)
   text = line[number.end() :].strip() if number else line
   ends = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
   sentences = [text[begin:end].strip() for begin, end in itertools.pairwise(ends)]
   if not number and not _TIME.match(text):
-    return sentences
+    return tuple(sentences)
   steps = [[sentences[0]]]
   for sentence in sentences[1:]:
     if _TIME.match(sentence):
       steps.append([])
     steps[-1].append(sentence)
-  return [" ".join(parts) for parts in steps]
+  return tuple(" ".join(parts) for parts in steps)

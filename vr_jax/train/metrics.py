@@ -1,6 +1,7 @@
 """Metrics of a run: one JSON object a line, and TensorBoard."""
 
 from collections.abc import Mapping
+from concurrent import futures
 import json
 import math
 import os
@@ -18,7 +19,9 @@ from vr_jax.parallel import processes
 
 
 class MetricsLog:
-  """Appends to `metrics.jsonl` and `tensorboard/` of a workdir, for one stage.
+  """Appends to `metrics.jsonl` and `tensorboard/` of a workdir, for one stage, on a thread: beside the step after.
+
+  What can't be written raises OSError from `write`, `wait` or `close`, whichever comes next.
 
   A line is {"stage", "step", "values"}. Names under `time/` (seconds, tokens per second), `memory/` and `vision/` (what a
   cache had) differ from run to run; all others are reproduced bit for bit by a run that was killed and started again.
@@ -49,11 +52,36 @@ class MetricsLog:
     self._board = event_file_writer.EventsWriter(str(board / "events"))
     begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._add_event(first_step, session_log=begun)
+    self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="metrics")
+    self._unwritten: list[futures.Future[None]] = []
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """One step's values; those that are not finite are written as null (JSON knows no nan)."""
     if not self._writes:
       return
+    while self._unwritten and self._unwritten[0].done():
+      self._unwritten.pop(0).result()
+    self._unwritten.append(self._thread.submit(self._put, step, dict(values)))
+
+  def wait(self) -> None:
+    """Returns when all is written: before a checkpoint that is to go on behind it."""
+    if not self._writes:
+      return
+    while self._unwritten:
+      self._unwritten.pop(0).result()
+
+  def close(self) -> None:
+    """Waits, then closes both files."""
+    if not self._writes:
+      return
+    try:
+      self.wait()
+    finally:
+      self._thread.shutdown()
+      self._file.close()
+      self._board.close()
+
+  def _put(self, step: int, values: Mapping[str, float]) -> None:
     clean = {name: float(value) for name, value in values.items()}
     finite = {name: value if math.isfinite(value) else None for name, value in clean.items()}
     self._file.write(json.dumps({"stage": self._stage, "step": step, "values": finite}) + "\n")
@@ -66,13 +94,6 @@ class MetricsLog:
   def _add_event(self, step: int, **what: Message) -> None:
     self._board.write_event(event_pb2.Event(wall_time=time.time(), step=step, **what))
     self._board.flush()
-
-  def close(self) -> None:
-    """Closes both files."""
-    if not self._writes:
-      return
-    self._file.close()
-    self._board.close()
 
 
 def read(path: Path, *, complete: bool = True) -> list[dict]:

@@ -328,10 +328,11 @@ def build(
   network.check_context(config, model)
   allowed = np.arange(model.text.vocab_size) < tokenizer.get_vocab_size()
   allowed[list(processor.media_tokens)] = False
+  mesh = mesh_lib.make_mesh(config.mesh)
   return Parts(
-    config=config,
+    config=network.divided(config, mesh),
     data=data,
-    mesh=mesh_lib.make_mesh(config.mesh),
+    mesh=mesh,
     model=model,
     processor=processor,
     environment=make_environment(config, judge=_make_judge(config, workdir) if judged else None),

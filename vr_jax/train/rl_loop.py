@@ -28,11 +28,11 @@ from vr_jax.train import parts as parts_lib
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """Trains config.rl.steps batches from the warm start, or goes on from the last checkpoint."""
-  rl = config.rl
-  if not rl.steps:
+  if not config.rl.steps:
     return
   parts = parts_lib.build(config, workdir)
-  mesh_lib.check_batch(rl.prompts, parts.mesh, "config.rl.prompts", parts=rl.microbatches)
+  rl = parts.config.rl
+  mesh_lib.check_batch(rl.prompts, parts.mesh, "config.rl.prompts")
   store = parts.checkpoints(workdir / "checkpoints" / "rl")
   if store.latest() == rl.steps:
     console.say(f"rl: complete at step {rl.steps}")
@@ -74,6 +74,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       tick(step, rl.steps, shown(values))
       sft_loop.check_finite(values, rl.max_skipped, "rl", step)
       if step % rl.checkpoint_every == 0 or step == rl.steps:
+        log.wait()
         # What is drawn ahead of the update does not count as read or judged.
         goes_on = {"iterator": made.read, "reward": made.judged().remembered, "start": begun}
         store.save(step, learner.saved(), goes_on)

@@ -34,11 +34,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   It ends sooner where the mean loss of the last 10 updates reaches config.sft.target_loss, or where config.sft.patience looks
   at the validation split in a row find no lower loss.
   """
-  sft = config.sft
-  if not sft.steps:
+  if not config.sft.steps:
     return
   parts = parts_lib.build(config, workdir, judged=False)
-  mesh_lib.check_batch(sft.batch, parts.mesh, "config.sft.batch", parts=sft.microbatches)
+  sft = parts.config.sft
+  mesh_lib.check_batch(sft.batch, parts.mesh, "config.sft.batch")
   store = parts.checkpoints(workdir / "checkpoints" / "sft")
   if complete(store):
     console.say(f"sft: complete at step {store.latest()}")
@@ -97,6 +97,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       stopped = 0 < sft.patience <= since
       done = reached or stopped or step == sft.steps
       if done or step % sft.checkpoint_every == 0:
+        log.wait()
         loop = {
           "iterator": fed.read,
           "recent": list(recent),
