@@ -24,8 +24,8 @@ def batches(
   Yields:
     The indices of a batch's items, the number of items to pad them to, their shape.
   """
-  for shape in np.unique(shapes, axis=0):
+  for shape in sorted(set(map(tuple, shapes.tolist()))):
     members = np.flatnonzero((shapes == shape).all(axis=1))
     for start in range(0, len(members), sizes[-1]):
       chosen = members[start : start + sizes[-1]]
-      yield chosen, next(size for size in sizes if size >= len(chosen)), tuple(shape.tolist())
+      yield chosen, next(size for size in sizes if size >= len(chosen)), shape
