@@ -52,8 +52,9 @@ SIDES = ("ours", "replicated", "torch")
 
 
 def settings() -> ml_collections.ConfigDict:
-  """The section `rl` of the tiny recipe: GRPO, one update a batch, no KL."""
+  """The section `rl` of the tiny recipe: GRPO, one update a batch, no KL; of one prompt, and so in one part."""
   argv = ["group_update", "--config=configs/moss_chatv.py:tiny", "--workdir=."]
+  argv += ["--config.rl.microbatches=1"]
   return vr_jax.parse_flags(argv)[0].rl
 
 

@@ -56,6 +56,7 @@ OVERRIDES: Mapping[str, Any] = {
   "sft.max_reply_tokens": 80,
   "sft.checkpoint_every": 2,
   "sft.packing": 0.0,
+  "rl.microbatches": 1,
   "rl.steps": 4,
   "rl.prompts": 4,
   "rl.group": 4,
