@@ -309,3 +309,46 @@ def test_the_kernel_computes_the_blocks_that_a_row_of_prompt_and_replies_sees_an
   whole = (2048 + 8 * 512) ** 2
   assert seen / whole == pytest.approx(0.31, abs=0.005)
   assert sum(computed) * block**2 / whole == pytest.approx(0.35, abs=0.005)
+
+
+@pytest.mark.parametrize("logits", [2**27, 2**10], ids=["plain", "tiles"])
+@pytest.mark.parametrize(
+  ("time", "said", "prefix", "read", "length", "written"),
+  [
+    (5, 5, 7, 7, 9, 4),
+    (5, 3, 7, 2, 9, 9),
+    (40, 33, 65, 64, 300, 290),
+    (601, 590, 31, 31, 11, 0),
+    (1, 1, 130, 1, 640, 17),
+  ],
+)
+def test_what_a_reply_is_shown_sees_prompt_past_and_itself(
+  time, said, prefix, read, length, written, logits
+):
+  """Against a softmax over the keys that each token may see, in float64."""
+  rng, heads, kv_heads, dim = np.random.default_rng(time), HEADS, KV_HEADS, DIM
+
+  def draw(*shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+  query, own = draw(time, heads, dim), [draw(time, kv_heads, dim) for _ in range(2)]
+  prompt = [draw(prefix, kv_heads, dim) for _ in range(2)]
+  past = draw(kv_heads, dim, length), draw(kv_heads, length, dim)
+  found = attention_xla.appended(
+    *(jnp.asarray(x) for x in (query, *own, np.arange(time) < said)),
+    *(jnp.asarray(x) for x in (*prompt, np.arange(prefix) < read)),
+    *(jnp.asarray(x) for x in past),
+    jnp.int32(written),
+    logits=logits,
+  )
+  before = past[0].transpose(2, 0, 1)[:written], past[1].swapaxes(0, 1)[:written]
+  for token in range(said):
+    key, value = (
+      np.concatenate([p[:read], b, o[: token + 1]]).astype(np.float64)
+      for p, b, o in zip(prompt, before, own, strict=True)
+    )
+    for head in range(heads):
+      of = head // (heads // kv_heads)
+      share = np.exp(key[:, of] @ query[token, head] * dim**-0.5)
+      expected = share @ value[:, of] / share.sum()
+      np.testing.assert_allclose(found[token, head], expected, atol=2e-6)
