@@ -209,7 +209,7 @@ def turns(config: ml_collections.ConfigDict) -> None:
   section.time_buckets = (2048, 3072, 4096)
   section.shown_buckets = (512, 1024, 1536)
   section.frame_buckets = (8, 16)
-  section.chunk = 32  # steps of decoding between two looks at which frames have come
+  section.chunk = 32  # steps of decoding; what a reply is shown next is made during one
   section.rows = 8  # replies a device that are shown frames together, at most
 
   critic = config.critic = ml_collections.ConfigDict()

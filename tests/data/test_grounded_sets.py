@@ -155,6 +155,17 @@ def _qvhighlights(tmp_path, moments, rewrites):
   )
 
 
+def test_a_quote_that_never_closes_is_named(tmp_path):
+  with pytest.raises(errors.InputError, match=r"val\.csv:\d+: is not CSV"):
+    _nextgqa(tmp_path, _row(question='"' + "x" * 200_000))
+
+
+def test_a_time_of_hundreds_of_digits_is_none(tmp_path):
+  spans = {"11": {"duration": 10**400, "location": {"3": [[5.5, 9]]}}}
+  with pytest.raises(errors.InputError, match="video 11"):
+    _nextgqa(tmp_path, _row(), spans=spans)
+
+
 def test_a_rewritten_moment_of_qvhighlights_becomes_a_multiple_choice(tmp_path):
   options = ["A. a cat", "B) a dog", "(C) a man", "D: no one"]
   files = _qvhighlights(

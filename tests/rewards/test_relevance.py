@@ -95,6 +95,11 @@ def test_in_the_codes_variant_late_answers_are_worth_less():
   assert _earned(*[NONE] * 12).accuracy[0, 0, 12] == 1
 
 
+@pytest.mark.parametrize(("worth", "passes"), [(0.1, False), (0.49, False), (0.5, True), (1, True)])
+def test_a_graded_answer_opens_the_gate_where_it_is_rather_right_than_wrong(worth, passes):
+  assert bool(_earned(WIDE, EXACT, right=worth).relevance.any()) == passes
+
+
 @pytest.mark.parametrize("rule", [relevance.Rule(), CODE])
 def test_an_episode_that_ends_with_a_good_look_and_no_answer_is_a_wrong_one(rule):
   assert (_earned(WIDE, EXACT, right=None, rule=rule).relevance == 0).all()

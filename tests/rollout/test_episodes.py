@@ -6,6 +6,7 @@ import functools
 import os
 import subprocess
 import sys
+import threading
 
 from flax import nnx
 import jax
@@ -19,7 +20,7 @@ from vr_jax import errors, records
 from vr_jax.models import packing
 from vr_jax.models.qwen2_5_vl import prompts
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import forward, sampler, turns
+from vr_jax.rollout import forward, sampler, suffixes, turns
 
 PROMPTS = 2
 TOLERANCE = 1e-5
@@ -211,6 +212,30 @@ def test_an_episode_is_the_same_to_the_bit_however_slow_its_environment_is():
   jax.tree.map(np.testing.assert_array_equal, other.rollout, played(3, 3, PROMPTS)[1].rollout)
   assert other.computed == played(3, 3, PROMPTS)[1].computed
   assert not any(name.startswith("Main") for name in environment.threads)
+
+
+def test_what_comes_next_is_made_while_others_are_decoded(monkeypatch):
+  """An answer that waits for the chunk after it was asked for is there: nothing waits for it before."""
+  decoded, decode = threading.Condition(), suffixes.decode
+  chunks, beside = [0], []
+
+  def counted(*arguments, **named):
+    made = decode(*arguments, **named)
+    with decoded:
+      chunks[0] += 1
+      decoded.notify_all()
+    return made
+
+  class Slow(chat.Chat):
+    def observe(self, row, member, replies):
+      with decoded:
+        asked = chunks[0]
+        beside.append(decoded.wait_for(lambda: chunks[0] > asked, timeout=0.5))
+      return super().observe(row, member, replies)
+
+  monkeypatch.setattr(suffixes, "decode", counted)
+  _play(Slow())
+  assert sum(beside) >= 3
 
 
 def test_neither_chunks_nor_slots_nor_batches_change_an_episode():

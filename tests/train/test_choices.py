@@ -1,5 +1,6 @@
 """Fields of the config with few values, or a range of them: every other value is refused before anything runs."""
 
+import functools
 import re
 
 import pytest
@@ -51,12 +52,16 @@ def test_every_size_is_within_its_own_choices(path, size):
     ("configs/video_mtr.py", "env.demonstrated", 0.0),
     ("configs/video_mtr.py", "turns.frame_buckets", (2,)),
     ("configs/video_mtr.py", "turns.time_buckets", (128,)),
+    ("configs/video_mtr.py", "turns.time_buckets", ()),
+    ("configs/video_mtr.py", "turns.shown_buckets", ()),
+    ("configs/video_mtr.py", "env.exploration.stages", ((0.5,),)),
+    ("configs/video_mtr.py", "env.exploration.stages", (0.1, 1.0)),
   ],
 )
 def test_a_field_that_does_not_go_with_the_others_is_named(path, field, value):
   config = nano.recipe("tiny", path)
-  section, name = field.split(".")
-  config[section][name] = value
+  *sections, name = field.split(".")
+  functools.reduce(getattr, sections, config)[name] = value
   named = {"env.turns": "env.window", "env.demonstrated": "sft.steps"}.get(field, field)
   with pytest.raises(errors.InputError, match=f"--config.{named}"):
     choices.check(config)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.train import nano
-from vr_jax import records
+from vr_jax import errors, records
 from vr_jax.envs import video_mtr
 from vr_jax.eval import stage
 from vr_jax.models.qwen2_5_vl import processor
@@ -141,6 +141,20 @@ def test_with_credit_by_episode_every_token_gets_what_all_turns_earned_together(
   np.testing.assert_allclose(advantages, [[[-2, 0, -2], [-2, 0, 0], [4, 0, 4]]], rtol=1e-6)
   assert signal.all() and values["cut_off_share"] == 1
   assert values["reward/turn 2/accuracy"] == pytest.approx(5.5)  # the second has none
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"env__invalid": "explain"},
+    {"env__turns": 3, "env__window": 2, "env__last_instruction": "And now? " * 30},
+  ],
+  ids=["why a reply can't be used", "the last turn"],
+)
+def test_all_that_a_turn_may_show_is_measured_before_training(tmp_path, monkeypatch, changes):
+  nano.use_devices(monkeypatch, 1)
+  with pytest.raises(errors.InputError, match="tokens shown in a turn"):
+    data_stage.prepare(config(tmp_path, **changes), tmp_path / "run")
 
 
 def test_a_run_goes_from_episodes_to_a_report_and_resumes_as_if_never_stopped(

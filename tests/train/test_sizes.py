@@ -22,8 +22,11 @@ def test_batches_of_every_size_divide_over_one_to_sixteen_devices(size, devices)
   config = nano.recipe(size)
   sizes = [devices if axis == -1 else axis for axis in config.mesh]
   mesh = jax.sharding.AbstractMesh(tuple(sizes), mesh_lib.AXES)
+  config = network.divided(config, mesh)
   for section, prompts in (("sft", "batch"), ("rl", "prompts"), ("eval", "batch")):
-    mesh_lib.check_batch(config[section][prompts], mesh, f"config.{section}.{prompts}")
+    part = config[section]
+    parts = part.get("microbatches", 1)
+    mesh_lib.check_batch(part[prompts], mesh, f"config.{section}.{prompts}", parts=parts)
 
 
 @pytest.mark.parametrize(
@@ -33,18 +36,27 @@ def test_batches_of_every_size_divide_over_one_to_sixteen_devices(size, devices)
     ((1, 4, 1, 1), 4, 4),
     ((2, 4, 1, 1), 4, 2),
     ((16, 1, 1, 1), 4, 1),
-    ((1, 4, 1, 1), 3, 2),
     ((1, 1, 1, 1), 99, 16),
-    ((1, 1, 4, 4), 5, 4),
-    ((3, 1, 1, 1), 4, 1),
+    ((1, 1, 4, 4), 16, 16),
   ],
 )
-def test_an_update_is_cut_into_as_many_equal_parts_as_devices_have_prompts_for(mesh, asked, made):
+def test_an_update_has_as_many_parts_as_it_asks_for_or_one_a_prompt_of_each_device(
+  mesh, asked, made
+):
   config = nano.recipe("3b")
   config.rl.microbatches = config.sft.microbatches = asked
   found = network.divided(config, jax.sharding.AbstractMesh(mesh, mesh_lib.AXES))
   assert (found.rl.microbatches, found.sft.microbatches) == (made, made)
   assert config.rl.microbatches == asked
+
+
+@pytest.mark.parametrize(("stage", "flag"), [("sft", "sft.batch=4"), ("rl", "rl.prompts=4")])
+def test_parts_that_are_not_equal_are_refused(data, tmp_path, capsys, monkeypatch, stage, flag):
+  nano.use_devices(monkeypatch, 1)
+  more = (f"--config.data.directory={data}", f"--config.{stage}.microbatches=3")
+  assert main.cli(["vr-jax", *nano.arguments(tmp_path, *more, mode=stage)]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert f"config.{flag}: not a multiple of 3 =" in line
 
 
 @pytest.mark.parametrize("devices", [8, 64, 128])

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import json
-import math
 from pathlib import Path
+import sys
 from typing import Any
 
 from vr_jax.errors import InputError
@@ -125,4 +125,5 @@ def _parsed(content: str, where: str) -> Any:
 
 
 def _is_time(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  return number and abs(value) <= sys.float_info.max

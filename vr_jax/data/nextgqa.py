@@ -50,6 +50,13 @@ def read(
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
   rows = csv.DictReader(io.StringIO(grounding.text(path)))
+  try:
+    yield from _checked(rows, path)
+  except csv.Error as error:
+    raise InputError(f"{path}:{rows.line_num}: is not CSV: {error}") from error
+
+
+def _checked(rows: csv.DictReader, path: Path) -> Iterator[dict[str, str]]:
   missing = [column for column in _COLUMNS if column not in (rows.fieldnames or ())]
   if missing:
     raise InputError(

@@ -65,12 +65,14 @@ def read(
 def _moments(path: Path, limits: grounding.Filter) -> Iterator[Moment | str]:
   for where, value in grounding.json_lines(path, _FIELDS):
     duration = grounding.seconds(value["duration"], f"{where}: field 'duration'")
+    if not isinstance(value["query"], str):
+      raise InputError(f"{where}: field 'query': a text is needed")
     spans = grounding.merged(
       value["relevant_windows"], duration, f"{where}: field 'relevant_windows'"
     )
     yield grounding.reason_against(spans, duration, limits) or Moment(
       qid=str(value["qid"]),
-      query=str(value["query"]).strip(),
+      query=value["query"].strip(),
       video=f"{value['vid']}.mp4",
       spans=spans,
     )

@@ -136,6 +136,9 @@ class TurnsEnvironment(Task, Protocol):
   ) -> Observation | None:
     """What comes after these replies (() for the first turn) in a pool of so many frames; None where the episode has ended."""
 
+  def probes(self, pool: int) -> tuple[str, ...]:
+    """Replies after which what is shown is as long as it gets, for each way in which it is said."""
+
   def reference_replies(
     self, example: records.Example, times: Float[np.ndarray, "pool"]
   ) -> tuple[str, ...]:

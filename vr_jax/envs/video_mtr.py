@@ -110,6 +110,15 @@ class VideoMTR:
     """What the first turn says beside its frames: question, options one a line, instruction."""
     return self._ask(example, 0)
 
+  def probes(self, pool: int) -> tuple[str, ...]:
+    """The widest look, and a reply with each of the problems."""
+    looks = (max(0, pool - 1 - self.budget), pool - 1), (1, 0), (0, pool)
+    return (
+      *(f"<think></think><retrieve>{start},{end}</retrieve>" for start, end in looks),
+      "<think></think><answer></answer>",
+      "",
+    )
+
   def reference_replies(
     self, example: records.Example, times: Float[np.ndarray, "pool"]
   ) -> tuple[str, ...]:

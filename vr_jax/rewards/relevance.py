@@ -24,6 +24,8 @@ import numpy as np
 
 _CODE_MARGIN = 0.001  # by which an IoU is above another, in the released code
 _CODE_DECAY = 0.1  # of an answer, a turn
+# The accuracy from which an answer is right. Reconstruction: the paper has 0 and 1 alone; free-form answers and regressions are graded.
+_RIGHT = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,7 @@ def turn_rewards(episodes: Episodes, rule: Rule) -> Earned:
   first = frame_iou(episodes.first, episodes.truth)[:, None, None]
   scored = episodes.retrieved & ~episodes.unscored
   taken, last = episodes.taken, episodes.last
-  right = (episodes.accuracy > 0).any(-1, keepdims=True) | (not rule.gate)
+  right = (episodes.accuracy >= _RIGHT).any(-1, keepdims=True) | (not rule.gate)
   accuracy, formed = rule.accuracy * episodes.accuracy, rule.format * episodes.valid
   if rule.variant == "paper":
     relevance = np.where(right & scored & ~last, _against_best(iou, first, rule), 0)

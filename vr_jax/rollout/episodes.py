@@ -34,8 +34,8 @@ class Turns(Protocol):
 class Schedule:
   """How episodes are played. Each combination of sizes that comes up is compiled for once.
 
-  turns: replies of an episode, at most. chunk: steps of decoding between two looks at what is ready. rows: of a batch that
-  is appended, at most, on a device. time_buckets: lengths of whole episodes behind their prompt. shown_buckets: of what is
+  turns: replies of an episode, at most. chunk: steps of decoding, one of which what a reply is shown next has time to be made in.
+  rows: of a batch that is appended, at most, on a device. time_buckets: lengths of whole episodes behind their prompt. shown_buckets: of what is
   shown between two replies, in tokens. frame_buckets: temporal patches of that, and of a whole episode. patches: of each of
   these.
   """
@@ -158,7 +158,7 @@ class Played:
   rollout: its suffix has the features of the tower that played. replies: [prompts][group], token ids of each turn. shown:
   [prompts][group], what came between them; frames: of one episode in the suffix, padding included. computed: tokens that
   decoding and what was shown made it compute, padding and slots without a reply with them. waited: seconds in which the
-  devices had nothing to do, since nothing was there that could be shown.
+  devices had nothing to do, since what they were to append was not made yet.
   """
 
   rollout: records.Rollout

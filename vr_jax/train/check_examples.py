@@ -122,7 +122,7 @@ class Checks:
     *,
     supervised: bool,
   ) -> None:
-    """As `_check`, of an episode's opening, and of all that the reference says and is shown."""
+    """As `_check`, of an episode's opening, of all that the reference says and is shown, and of all that a turn may show."""
     replies = self.environment.reference_replies(example, times) if supervised else ()
     host = dialogue.Dialogue(
       environment=self.environment,
@@ -131,12 +131,14 @@ class Checks:
     )
     model = self.config.model
     buckets = ("prefix_buckets", "frame_buckets", "patch_buckets")
-    last = len(times) - 1
-    look = f"<think></think><retrieve>{max(0, last - self.config.env.budget)},{last}</retrieve>"
-    shown = host.observe(0, 0, (tuple(self.processor.encode_reply(look)),))
-    if shown is not None:
-      longest = self.config.turns.shown_buckets
-      prompts.bucket([(shown.name, len(shown.tokens))], longest, "tokens shown in a turn")
+    look, *others = self.environment.probes(len(times))
+    for before in range(self.environment.turns - 1):
+      for reply in (look, *others):
+        said = (*(look,) * before, reply)
+        shown = host.observe(0, 0, tuple(tuple(self.processor.encode_reply(one)) for one in said))
+        if shown is not None:
+          longest = self.config.turns.shown_buckets
+          prompts.bucket([(shown.name, len(shown.tokens))], longest, "tokens shown in a turn")
     for said in {(), replies[:-1]}:
       encoded = [host.prompt(0, said)]
       self.processor.sizes(encoded, **{name: model[name] for name in buckets})

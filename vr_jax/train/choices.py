@@ -51,6 +51,9 @@ RANGES = {
   "model.min_pixels": "[1, inf)",
   "model.max_pixels": "[1, inf)",
   "model.logit_chunk": "[1, inf)",
+  "model.prefix_buckets": "[1, inf)",
+  "model.frame_buckets": "[1, inf)",
+  "model.patch_buckets": "[1, inf)",
   "model.feature_cache_gib": "[0, inf)",
   "env.alpha": "(0, inf)",
   "sft.steps": "[0, inf)",
@@ -164,6 +167,8 @@ def check_ranges(config: ml_collections.ConfigDict) -> None:
     values = () if value is None else value if isinstance(value, tuple) else (value,)
     if not all(_inside(value, interval) for value in values):
       raise errors.InputError(f"--config.{name}={value}: not in {interval}")
+    if name.endswith("_buckets") and value == ():
+      raise errors.InputError(f"--config.{name}=(): needs a size or more")
 
 
 def check_template(config: ml_collections.ConfigDict, *, told: bool) -> None:
@@ -230,6 +235,9 @@ def _check_turns(config: ml_collections.ConfigDict) -> None:
       "--config.sft.steps: needs episodes to learn from, env.demonstrated > 0"
     )
   _check_room(config)
+  stages = config.env.exploration.stages
+  if not all(isinstance(stage, tuple) and len(stage) == 2 for stage in stages):
+    raise errors.InputError(f"--config.env.exploration.stages={stages}: needs pairs (rate, bonus)")
   if config.model.feature_cache_gib:
     raise errors.InputError(
       f"--config.model.feature_cache_gib={config.model.feature_cache_gib}: features of clips that turns show a few frames of "
@@ -261,7 +269,9 @@ def _value(config: ml_collections.ConfigDict, name: str) -> Any:
   return config
 
 
-def _inside(value: float, interval: str) -> bool:
+def _inside(value: Any, interval: str) -> bool:
+  if not isinstance(value, int | float):
+    return False
   low, high = map(float, interval[1:-1].split(", "))
   above = operator.ge if interval[0] == "[" else operator.gt
   below = operator.le if interval[-1] == "]" else operator.lt

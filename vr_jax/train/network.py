@@ -23,12 +23,11 @@ from vr_jax.rollout import sampler
 def divided(
   config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
 ) -> ml_collections.ConfigDict:
-  """A copy with the micro-batches that a run makes on this mesh: as many as it asks for and each device has rows for."""
+  """A copy with the micro-batches that a run makes on this mesh: as many as it asks for, or one a prompt of each device."""
   copy = ml_collections.ConfigDict(config.to_dict(), type_safe=False)
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
   for section, rows in ((copy.sft, copy.sft.batch), (copy.rl, copy.rl.prompts)):
-    asked = range(section.microbatches, 0, -1)
-    section.microbatches = next((n for n in asked if rows % (ways * n) == 0), 1)
+    section.microbatches = max(1, min(section.microbatches, rows // ways))
   return copy
 
 

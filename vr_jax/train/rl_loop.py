@@ -32,7 +32,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     return
   parts = parts_lib.build(config, workdir)
   rl = parts.config.rl
-  mesh_lib.check_batch(rl.prompts, parts.mesh, "config.rl.prompts")
+  mesh_lib.check_batch(rl.prompts, parts.mesh, "config.rl.prompts", parts=rl.microbatches)
   store = parts.checkpoints(workdir / "checkpoints" / "rl")
   if store.latest() == rl.steps:
     console.say(f"rl: complete at step {rl.steps}")

@@ -38,7 +38,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     return
   parts = parts_lib.build(config, workdir, judged=False)
   sft = parts.config.sft
-  mesh_lib.check_batch(sft.batch, parts.mesh, "config.sft.batch")
+  mesh_lib.check_batch(sft.batch, parts.mesh, "config.sft.batch", parts=sft.microbatches)
   store = parts.checkpoints(workdir / "checkpoints" / "sft")
   if complete(store):
     console.say(f"sft: complete at step {store.latest()}")
