@@ -78,7 +78,7 @@ def test_what_is_read_ahead_is_drawn_next_and_does_not_count_as_read_before(sour
   plain, reader = source(1), source(1)
   for step in (1, 2):
     expected, made = (one.draw(params, step, clock.Clock()) for one in (plain, reader))
-    reader.read_ahead()
+    reader.read_ahead(params)
     assert [item.example.id for item in made.items] == [item.example.id for item in expected.items]
     assert made.read == expected.read
     np.testing.assert_array_equal(made.rollout.tokens, expected.rollout.tokens)

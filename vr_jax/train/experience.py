@@ -84,11 +84,15 @@ class Experience:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Read:
-  """A batch; its prompts on the devices, where they can be put there at once; where the iterator over batches stood behind it."""
+  """A batch; its prompts on the devices, where they can be put there at once; where the iterator over batches stood behind it.
+
+  values: what the cache had of them.
+  """
 
   batch: parts_lib.Batch
   prompt: records.Prompt | None
   state: Mapping[str, Any]
+  values: dict[str, float]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -105,15 +109,15 @@ class Source:
   thread: futures.ThreadPoolExecutor
   ahead: Read | None = None
 
-  def read_ahead(self) -> None:
-    """Reads the next batch: for a time when the devices are busy."""
-    self.ahead = self.ahead or self._read()
+  def read_ahead(self, params: PyTree) -> None:
+    """Reads the next batch: for a time when the devices are busy. params: a frozen tower's make the features that no cache has."""
+    self.ahead = self.ahead or self._read(params)
 
-  def _read(self) -> Read:
-    # Several processes first agree on its buckets, on their devices; and a cache may have features instead of what it shows.
-    batch, at_once = next(self.batches), jax.process_count() == 1 and self.cache is None
-    prompt = self.parts.prompt(batch) if at_once else None
-    return Read(batch=batch, prompt=prompt, state=self.batches.get_state())
+  def _read(self, params: PyTree) -> Read:
+    batch, prompt, values = next(self.batches), None, {}
+    if jax.process_count() == 1:  # several first agree on its buckets, on their devices
+      prompt, values = features.prompt(self.parts, params, batch, self.cache)
+    return Read(batch=batch, prompt=prompt, state=self.batches.get_state(), values=values)
 
   def draw(self, params: PyTree, step: int, clock: clock_lib.Clock) -> Experience:
     """That of a step; not yet judged, but where groups without signal are to be replaced."""
@@ -123,9 +127,9 @@ class Source:
     return self._with_signal(params, key, clock)
 
   def _draw(self, params: PyTree, key: Key[Array, ""], clock: clock_lib.Clock) -> Experience:
-    read, self.ahead = self.ahead or self._read(), None
+    read, self.ahead = self.ahead or self._read(params), None
     batch = self.parts.of_one_size(read.batch)
-    prompt, values = read.prompt, {}
+    prompt, values = read.prompt, read.values
     if prompt is None:
       prompt, values = features.prompt(self.parts, params, batch, self.cache)
     clock.lap("data", exposed=True)

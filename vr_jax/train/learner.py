@@ -72,11 +72,11 @@ class Learner:
     self,
     made: experience.Experience,
     clock: clock_lib.Clock,
-    meanwhile: Callable[[], None] | None = None,
+    meanwhile: Callable[[PyTree], None] | None = None,
   ) -> dict[str, float]:
     """Updates on experience, once it is judged; gives all that is to be logged of the step.
 
-    meanwhile: what the host does while the devices update, if they do so by themselves.
+    meanwhile: what the host does with the new parameters while the devices make them, if they do so by themselves.
     """
     rl, layout = self.parts.config.rl, mesh_lib.MeshLayout(self.parts.mesh)
     fit = padding.shapes(rl, layout, made.lengths, budget=made.rollout.tokens.shape[2])
@@ -87,6 +87,7 @@ class Learner:
     judged = made.judged()
     clock.lap("reward", exposed=_idle(reference, old))
     advantages, signal, targets, values = self._advantages(made, rollout, fit, reference)
+    clock.lap("update", exposed=_idle(reference, old, advantages) and not self.critic)
     updates = []
     for _ in range(rl.epochs):
       self.state, updated = self.update(
@@ -105,7 +106,7 @@ class Learner:
     running = self.state.step, self.critic and self.critic.state.step
     if meanwhile and not _idle(*running):
       clock.lap("update")
-      meanwhile()
+      meanwhile(self.params)
       late = _idle(*running)
       clock.lap("data" if late else "update", exposed=late)
     values, updates = jax.device_get((values, updates))
