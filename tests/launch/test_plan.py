@@ -92,6 +92,7 @@ LEAF = analysis.Leaf(name="params.text.layers.gate", shape="float32[28,3584,1894
 def planned(one: analysis.Analysis, *, recipe=nano.RECIPE) -> analysis.Plan:
   where = topology.find("v5e:2x2")
   config = nano.recipe("tiny", recipe)
+  config.rl.microbatches = 1
   model = programs.model_of(config)
   mesh = {"data": 4, "fsdp": 1, "sequence": 1, "tensor": 1}
   load = loads.load_of(config, model)

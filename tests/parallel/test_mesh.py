@@ -13,6 +13,7 @@ import pytest
 from tests.train import nano
 from vr_jax import errors, records
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.parallel import processes
 from vr_jax.rollout import encoder, sampler
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
@@ -281,3 +282,23 @@ def test_the_same_keys_draw_the_same_replies_on_a_mesh(data, shape, prompts):
   replies, computed = _replies(data, shape, prompts)
   np.testing.assert_array_equal(replies, _replies(data, (1, 1, 1, 1), prompts)[0])
   assert computed < 3 * prompts * 8
+
+
+def test_what_processes_know_of_the_same_rows_is_as_the_first_of_them_has_it(monkeypatch):
+  """This is the last of four processes, of which two and two share rows."""
+  shares = np.array([[0], [0], [1], [1]])
+
+  def gathered(x):
+    asked_for_shares = x.shape == (1,) and x.dtype == np.int64
+    return shares if asked_for_shares else np.stack([x * number for number in range(4)])
+
+  monkeypatch.setattr(jax, "process_count", lambda: 4)
+  monkeypatch.setattr(mesh_lib, "row_share", lambda mesh: (1, 2))
+  monkeypatch.setattr(processes, "gathered", gathered)
+  mesh = mesh_lib.make_mesh((1, 1, 1, 1), jax.devices()[:1])
+  rows = {"total": np.arange(6, dtype=np.float32).reshape(2, 3), "valid": np.ones((2, 3), bool)}
+  found = mesh_lib.as_first(rows, mesh)
+  np.testing.assert_array_equal(found["total"], 2 * rows["total"])
+  np.testing.assert_array_equal(found["valid"], rows["valid"] * 2)
+  monkeypatch.setattr(mesh_lib, "row_share", lambda mesh: (3, 4))
+  assert mesh_lib.as_first(rows, mesh) is rows

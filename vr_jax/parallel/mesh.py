@@ -18,6 +18,7 @@ from jaxtyping import Array, PyTree
 import numpy as np
 
 from vr_jax import errors, records
+from vr_jax.parallel import processes
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
@@ -307,6 +308,15 @@ def row_share(mesh: Mesh) -> tuple[int, int]:
       "choose a divisor or a multiple of their number"
     )
   return mine[0], len(shares)
+
+
+def as_first(tree: PyTree, mesh: Mesh) -> PyTree:
+  """Host arrays about this process's rows, as the first of the processes that have these rows has them; all must ask."""
+  share, shares = row_share(mesh)
+  if shares == jax.process_count():
+    return tree
+  first = int(np.argmax(processes.gathered(np.array([share]))[:, 0] == share))
+  return jax.tree.map(lambda x: processes.gathered(x.reshape(-1))[first].reshape(x.shape), tree)
 
 
 def rung(rows: int, most: int, mesh: Mesh) -> int:

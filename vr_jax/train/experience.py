@@ -68,8 +68,16 @@ class Experience:
   values: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def judged(self) -> Judged:
-    """Waits for it."""
-    return self.judging.result()
+    """Waits for it. All processes must ask, the first time: of those that share rows each has judged them, and a verdict may differ."""
+    return self._agreed
+
+  @functools.cached_property
+  def _agreed(self) -> Judged:
+    judged = self.judging.result()
+    if jax.process_count() == 1:
+      return judged
+    mesh = self.rollout.tokens.sharding.mesh
+    return dataclasses.replace(judged, scores=mesh_lib.as_first(judged.scores, mesh))
 
   def seen(self) -> list[parts_lib.Item]:
     """The items with the features that the tower made of what they show, in place of their patches."""
