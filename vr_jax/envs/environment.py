@@ -137,7 +137,7 @@ class TurnsEnvironment(Task, Protocol):
     """What comes after these replies (() for the first turn) in a pool of so many frames; None where the episode has ended."""
 
   def probes(self, pool: int) -> tuple[str, ...]:
-    """Replies after which what is shown is as long as it gets, for each way in which it is said."""
+    """Replies after which what is shown is as long as it gets, for each way in which it is said; the first goes on."""
 
   def reference_replies(
     self, example: records.Example, times: Float[np.ndarray, "pool"]

@@ -131,11 +131,14 @@ class Checks:
     )
     model = self.config.model
     buckets = ("prefix_buckets", "frame_buckets", "patch_buckets")
-    look, *others = self.environment.probes(len(times))
-    for before in range(self.environment.turns - 1):
-      for reply in (look, *others):
-        said = (*(look,) * before, reply)
-        shown = host.observe(0, 0, tuple(tuple(self.processor.encode_reply(one)) for one in said))
+    probes = [
+      tuple(self.processor.encode_reply(one)) for one in self.environment.probes(len(times))
+    ]
+    turns = self.environment.turns
+    # What the second turn shows and the last, whose words may be others; the first is the prompt.
+    for before in {0, turns - 2} if turns > 1 else ():
+      for reply in probes:
+        shown = host.observe(0, 0, (*probes[:1] * before, reply))
         if shown is not None:
           longest = self.config.turns.shown_buckets
           prompts.bucket([(shown.name, len(shown.tokens))], longest, "tokens shown in a turn")

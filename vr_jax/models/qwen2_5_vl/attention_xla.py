@@ -65,9 +65,8 @@ def within(
     mask = query_segment[:, :, None] == key_segment[:, None]
     mask = mask & (jnp.arange(keys) <= index[:, None]) if causal else mask
     return _softmax(query, key, value, mask)
-  rows = _grouped(query, key.shape[2]).transpose(
-    0, 2, 3, 1, 4
-  )  # batch kv_heads per_key queries head_dim
+  # [batch, kv_heads, per_key, queries, head_dim]
+  rows = _grouped(query, key.shape[2]).transpose(0, 2, 3, 1, 4)
   if causal:  # of a prompt, whose padding nobody asks about
     query_segment, key_segment = (_segments(x != 0) for x in (query_segment, key_segment))
   asked = attention_tiles.Queries(rows, query_segment, index if causal else None)
@@ -135,9 +134,8 @@ def _softmax(
   value: Float[Array, "batch keys kv_heads head_dim"],
   mask: Bool[Array, "batch queries keys"],
 ) -> Float[Array, "batch queries heads head_dim"]:
-  rows = _grouped(query, key.shape[2]).transpose(
-    0, 2, 3, 1, 4
-  )  # batch kv_heads per_key queries head_dim
+  # [batch, kv_heads, per_key, queries, head_dim]
+  rows = _grouped(query, key.shape[2]).transpose(0, 2, 3, 1, 4)
   to_all = _partial(rows, key.swapaxes(1, 2), value.swapaxes(1, 2), mask[:, None, None])
   mixed = to_all.mixed / to_all.total[..., None]
   return mixed.transpose(0, 3, 1, 2, 4).reshape(query.shape).astype(value.dtype)
