@@ -53,8 +53,8 @@ SIDES = ("ours", "replicated", "torch")
 
 def settings() -> ml_collections.ConfigDict:
   """The section `rl` of the tiny recipe: GRPO, one update a batch, no KL; of one prompt, and so in one part."""
-  argv = ["group_update", "--config=configs/moss_chatv.py:tiny", "--workdir=."]
-  argv += ["--config.rl.microbatches=1"]
+  recipe = ["--config=configs/moss_chatv.py:tiny", "--config.rl.microbatches=1"]
+  argv = ["group_update", "--workdir=.", *recipe]
   return vr_jax.parse_flags(argv)[0].rl
 
 

@@ -5,10 +5,10 @@
 Runs the stages themselves (data, then supervised steps, then RL steps) and reads the times that they log: for each step,
 `time/data` is the wait for the next batch, padding it and putting it on the devices, where the update that this stands beside
 was done by its end; the rest of the step is the tower, sampling, scoring, the update, and writing the log of the step before. The first steps of
-each stage compile and are left out. Prints one JSON line: for both stages the share of data (sum over sum); the median over steps of
-`time/exposed_host_share`, in which the devices waited for data or for anything else of the host, and its mean, in which a step
-that compiles a new shape for its rewards counts as well; the median milliseconds of data and of the whole step. The goal is
-shares below 0.02, of exposed time the median.
+each stage compile and are left out. Prints one JSON line: for both stages the share of data (sum over sum); the mean over steps of
+`time/exposed_host_share`, in which the devices waited for data or for anything else of the host (a step that compiles a new shape
+for its rewards with them), and its median; the median milliseconds of data and of the whole step. The goal is shares below 0.02,
+of exposed time the mean.
 """
 
 import json
@@ -55,8 +55,8 @@ def shares(workdir: Path) -> dict[str, dict[str, float]]:
     step = [value["time/step"] for value in values]
     found[stage] = {
       "share": round(sum(data) / sum(step), 4),
-      "exposed_host_share": round(statistics.median(exposed), 4),
-      "exposed_host_share_mean": round(statistics.mean(exposed), 4),
+      "exposed_host_share": round(statistics.mean(exposed), 4),
+      "exposed_host_share_median": round(statistics.median(exposed), 4),
       "data_ms": round(1e3 * statistics.median(data), 2),
       "step_ms": round(1e3 * statistics.median(step), 1),
     }

@@ -27,5 +27,5 @@ def test_shares_are_over_the_steps_behind_the_warm_up(tmp_path, monkeypatch):
     lines += [{"stage": stage, "step": step, "values": values} for stage in ("sft", "rl")]
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   one = {"share": 0.25, "data_ms": 1000, "step_ms": 4000}
-  one |= {"exposed_host_share": 0.15, "exposed_host_share_mean": 0.25}
+  one |= {"exposed_host_share": 0.25, "exposed_host_share_median": 0.15}
   assert input_share.shares(tmp_path) == {"sft": one, "rl": one}
