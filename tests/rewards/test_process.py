@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vr_jax import errors
-from vr_jax.rewards import dtw, process, rouge, steps
+from vr_jax.rewards import dtw, process, rouge, steps, words
 
 REFERENCE = ["The circle is red.", "A square moves left.", "That box opens wide."]
 CHATTER = "Hmm, let me look again."
@@ -72,11 +72,8 @@ def test_no_replies_earn_an_empty_array():
 
 def test_costs_are_one_minus_the_mean_rouge_of_every_pair_of_steps():
   scored = score([["The red circle moved.", "It opened."]])
-  ids = rouge.words.Vocabulary()
-  rows = [
-    [rouge.words.padded([ids.ids(text)]) for text in texts]
-    for texts in (REFERENCE, scored.steps[0])
-  ]
+  ids = words.Vocabulary()
+  rows = [[ids.ids(text)[None] for text in texts] for texts in (REFERENCE, scored.steps[0])]
   expected = [[1 - np.mean(rouge.rouge(a, b)) for b in rows[1]] for a in rows[0]]
   assert scored.costs[0].shape == (3, 2)
   np.testing.assert_allclose(scored.costs[0], expected, atol=1e-6)
@@ -109,7 +106,7 @@ def test_the_naive_alignment_joins_both_ends():
 
 def test_after_warm_up_batches_of_other_sizes_compile_nothing():
   def counts():
-    return rouge.rouge._cache_size(), dtw.subsequence_dtw._cache_size()
+    return rouge._mean._cache_size(), dtw.subsequence_dtw._cache_size()
 
   for copies in (1, 8, 60):
     score(list(TRACES.values()) * copies)

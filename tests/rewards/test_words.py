@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from vr_jax.rewards import words
@@ -38,10 +37,3 @@ def test_a_word_of_three_letters_is_not_stemmed():
 def test_words_of_odd_texts_equal_rouge_score(text):
   tokenize = pytest.importorskip("rouge_score.tokenize", reason="the reference is not installed")
   assert [word.decode() for word in words.split_words(text)] == tokenize.tokenize(text, None)
-
-
-def test_padding_fills_up_to_the_longest_or_to_the_length_asked_for():
-  rows = [np.array([3, 1], np.int32), np.array([], np.int32)]
-  np.testing.assert_array_equal(words.padded(rows), [[3, 1], [-1, -1]])
-  np.testing.assert_array_equal(words.padded(rows, 3), [[3, 1, -1], [-1, -1, -1]])
-  assert words.padded([]).shape == (0, 0)

@@ -89,56 +89,56 @@ def process_reward(
       names = ", ".join(get_args(known))
       raise errors.InputError(f"process reward: {name} {value!r} is unknown; use one of {names}")
   steps = tuple(tuple(steps_lib.split_steps(steps_lib.think_text(reply))) for reply in replies)
-  costs = _costs(references, steps)
-  distance = _distances(costs, moves, alignment)
+  costs, distance = _aligned(references, steps, moves, alignment)
   reward = np.exp(-np.float32(alpha) * distance)
   return ProcessReward(
     reward=reward, distance=distance, steps=steps, costs=costs, moves=moves, kind=alignment
   )
 
 
+def _aligned(
+  references: Sequence[Sequence[str]],
+  generated: Sequence[Sequence[str]],
+  moves: dtw.Moves,
+  kind: Alignments,
+) -> tuple[tuple[Float[np.ndarray, "_ _"], ...], Float[np.ndarray, "replies"]]:
+  """For each reply: 1 - mean F1 of every reference step against every generated step, and the distance (+inf without alignment)."""
+  numbers: dict[str, int] = {}
+  ref, gen = (
+    buckets.Rows([[numbers.setdefault(text, len(numbers)) for text in steps] for steps in side])
+    for side in (references, generated)
+  )
+  vocabulary = words.Vocabulary()
+  texts = [vocabulary.ids(text) for text in numbers]
+  shapes = np.stack([ref.lengths, gen.lengths], axis=1)
+  costs = [np.zeros((0, 0), np.float32)] * len(references)
+  distance = np.full(len(references), np.inf, np.float32)
+  for chosen, rows, shape in buckets.batches(buckets.rung(shapes, _STEPS), _REPLIES):
+    cost = _costs(texts, ref.padded(chosen, shape[0], rows), gen.padded(chosen, shape[1], rows))
+    lengths = np.zeros((rows, 2), np.int32)
+    lengths[: len(chosen)] = shapes[chosen]
+    for index, of_reply in zip(chosen, cost, strict=False):
+      costs[index] = of_reply[: ref.lengths[index], : gen.lengths[index]]
+    distance[chosen] = _distance(cost, lengths, moves, kind)[: len(chosen)]
+  return tuple(costs), distance
+
+
 def _costs(
-  references: Sequence[Sequence[str]], generated: Sequence[Sequence[str]]
-) -> tuple[Float[np.ndarray, "_ _"], ...]:
-  """1 - mean F1 of every reference step against every generated step, for each reply.
+  texts: Sequence[Int[np.ndarray, "_"]],
+  reference: Int[np.ndarray, "replies ref"],
+  generated: Int[np.ndarray, "replies gen"],
+) -> Float[np.ndarray, "replies ref gen"]:
+  """1 - mean F1 of the texts with these numbers; 0 where either is padding.
 
   A pair of texts is scored once, however many replies share it: those of a group share the reference, and many a step.
   """
-  numbers: dict[str, int] = {}
-
-  def numbered(texts: Sequence[str]) -> Int[np.ndarray, "texts"]:
-    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64)
-
-  cells = [
-    (numbered(reference)[:, None] << 32 | numbered(steps)[None])
-    for reference, steps in zip(references, generated, strict=True)
-  ]
-  vocabulary = words.Vocabulary()
-  ids = [vocabulary.ids(text) for text in numbers]
-  keys, place = np.unique(
-    np.concatenate([c.ravel() for c in cells] or [[]]).astype(np.int64), return_inverse=True
-  )
-  cost = np.clip(1 - rouge.mean_f1(ids, keys >> 32, keys & 0xFFFFFFFF), 0, 1)[place]
-  ends = np.cumsum([c.size for c in cells])
-  return tuple(
-    cost[end - c.size : end].reshape(c.shape) for c, end in zip(cells, ends, strict=True)
-  )
-
-
-def _distances(
-  costs: Sequence[Float[np.ndarray, "_ _"]], moves: dtw.Moves, kind: Alignments
-) -> Float[np.ndarray, "replies"]:
-  """The distance of each matrix of costs; +inf where no alignment exists."""
-  shapes = np.array([cost.shape for cost in costs], np.int64).reshape(-1, 2)
-  result = np.full(len(costs), np.inf, np.float32)
-  for chosen, rows, shape in buckets.batches(buckets.rung(shapes, _STEPS), _REPLIES):
-    batch = np.zeros((rows, *shape), np.float32)
-    lengths = np.zeros((rows, 2), np.int32)
-    for row, index in enumerate(chosen):
-      ref, gen = lengths[row] = shapes[index]
-      batch[row, :ref, :gen] = costs[index]
-    result[chosen] = _distance(batch, lengths, moves, kind)[: len(chosen)]
-  return result
+  first, second = np.broadcast_arrays(reference[:, :, None], generated[:, None])
+  real = (first != buckets.PAD) & (second != buckets.PAD)
+  pairs = first[real].astype(np.int64) << 32 | second[real]
+  pairs, place = np.unique(pairs, return_inverse=True)
+  cost = np.zeros(real.shape, np.float32)
+  cost[real] = np.clip(1 - rouge.mean_f1(texts, pairs >> 32, pairs & 0xFFFFFFFF), 0, 1)[place]
+  return cost
 
 
 def _distance(

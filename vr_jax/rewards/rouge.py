@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 import numpy as np
 
-from vr_jax.rewards import buckets, words
+from vr_jax.rewards import buckets
 
 _BITS = 32
 # Mask words of one chunk of pairs, 4 bytes each: read once a word of a, they should not leave the cache.
@@ -28,7 +28,7 @@ _CACHED = 1 << 17
 
 # Shapes that `mean_f1` pads to: numbers of pairs, and the lowest number of words. Words beyond the longest text are not
 # looped over.
-_PAIRS = (1, 64, 1024, 8192)
+_PAIRS = (64, 1024, 8192)
 _WORDS = 32
 
 Masks = UInt32[Array, "limbs pairs"]
@@ -46,7 +46,7 @@ class Rouge(NamedTuple):
 def rouge(
   a: Int[Array | np.ndarray, "*batch_a words_a"], b: Int[Array | np.ndarray, "*batch_b words_b"]
 ) -> Rouge:
-  """Scores of texts a against texts b, each padded on the right with words.PAD; leading axes broadcast.
+  """Scores of texts a against texts b, each padded on the right with buckets.PAD; leading axes broadcast.
 
   float32. Symmetric in a and b, but faster where the longer texts are in a. For all pairs of two sets of steps, see
   `step_pairs`.
@@ -60,7 +60,7 @@ def rouge(
   limbs = -(-b.shape[-1] // _BITS)
   chunk = max(1, min(pairs, _CACHED // max(1, a.shape[-1] * limbs)))
   fill = ((0, -pairs % chunk), (0, 0))
-  a, b = (jnp.pad(x, fill, constant_values=words.PAD) for x in (a, b))
+  a, b = (jnp.pad(x, fill, constant_values=buckets.PAD) for x in (a, b))
   scores = lax.map(
     lambda chunks: _score(*chunks),
     (a.reshape(-1, chunk, a.shape[-1]), b.reshape(-1, chunk, b.shape[-1])),
@@ -86,29 +86,32 @@ def mean_f1(
   Pairs of similar lengths are scored together, padded to one of a few shapes, so that after a few batches nothing is
   compiled any more.
   """
-  lengths = np.array([len(ids) for ids in texts], np.int64)
-  swap = lengths[first] < lengths[second]
+  rows = buckets.Rows(texts)
+  swap = rows.lengths[first] < rows.lengths[second]
   first, second = np.where(swap, second, first), np.where(swap, first, second)
-  shapes = buckets.rung(np.stack([lengths[first], lengths[second]], axis=1), _WORDS)
+  lengths = np.stack([rows.lengths[first], rows.lengths[second]], axis=1)
+  running = [
+    (
+      chosen,
+      _mean(
+        rows.padded(first[chosen], words_a, pairs), rows.padded(second[chosen], words_b, pairs)
+      ),
+    )
+    for chosen, pairs, (words_a, words_b) in buckets.batches(buckets.rung(lengths, _WORDS), _PAIRS)
+  ]
   result = np.zeros(len(first), np.float32)
-  for chosen, rows, (words_a, words_b) in buckets.batches(shapes, _PAIRS):
-    a = _stacked(texts, first[chosen], words_a, rows)
-    b = _stacked(texts, second[chosen], words_b, rows)
-    result[chosen] = np.mean(jax.device_get(rouge(a, b)), axis=0)[: len(chosen)]
+  for chosen, mean in running:
+    result[chosen] = np.asarray(mean)[: len(chosen)]
   return result
 
 
-def _stacked(
-  texts: Sequence[Int[np.ndarray, "_"]], chosen: Int[np.ndarray, "chosen"], width: int, rows: int
-) -> Int[np.ndarray, "rows width"]:
-  """The chosen texts, one a row, padded to a shape."""
-  distinct, row = np.unique(chosen, return_inverse=True)
-  table = words.padded([texts[index] for index in distinct], width)
-  return np.pad(table[row], ((0, rows - len(chosen)), (0, 0)), constant_values=words.PAD)
+@jax.jit
+def _mean(a: Int[Array, "pairs words_a"], b: Int[Array, "pairs words_b"]) -> Float[Array, "pairs"]:
+  return sum(rouge(a, b)) / 3
 
 
 def _score(a: Int[Array, "pairs words_a"], b: Int[Array, "pairs words_b"]) -> Rouge:
-  length_a, length_b = ((x != words.PAD).sum(axis=1) for x in (a, b))
+  length_a, length_b = ((x != buckets.PAD).sum(axis=1) for x in (a, b))
   common1, common2, common_l = _common(_masks(a, b), length_a.max(initial=0))
 
   def f1(common, shorter_by):
@@ -122,8 +125,8 @@ def _masks(
   a: Int[Array, "pairs words_a"], b: Int[Array, "pairs words_b"]
 ) -> UInt32[Array, "words_a limbs pairs"]:
   """Bit i of limb n is set where word 32 n + i of b is the word of a; none for padding."""
-  b = jnp.pad(b, ((0, 0), (0, -b.shape[1] % _BITS)), constant_values=words.PAD)
-  b = jnp.where(b == words.PAD, words.PAD - 1, b).T.reshape(-1, _BITS, len(b))
+  b = jnp.pad(b, ((0, 0), (0, -b.shape[1] % _BITS)), constant_values=buckets.PAD)
+  b = jnp.where(b == buckets.PAD, buckets.PAD - 1, b).T.reshape(-1, _BITS, len(b))
   a = a.T[:, None]
   masks = jnp.zeros((len(a), len(b), a.shape[-1]), jnp.uint32)
   for bit in range(_BITS):

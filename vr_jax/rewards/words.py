@@ -4,14 +4,10 @@ The words are those of the rouge-score package with stemming on: lower case, eve
 words longer than three letters are stemmed.
 """
 
-from collections.abc import Sequence
-
 from jaxtyping import Int
 import numpy as np
 
 from vr_jax.rewards import stemmer
-
-PAD = -1
 
 _SEPARATED = bytes(
   code if chr(code).isascii() and chr(code).isalnum() else ord(" ") for code in range(256)
@@ -38,16 +34,3 @@ class Vocabulary(dict[bytes, int]):
   def ids(self, text: str) -> Int[np.ndarray, "words"]:
     """The ids of a text's words in order, int32."""
     return np.fromiter(map(self.__getitem__, split_words(text)), np.int32)
-
-
-def padded(
-  texts: Sequence[Int[np.ndarray, "_"]], length: int | None = None
-) -> Int[np.ndarray, "texts words"]:
-  """Word ids of several texts as one int32 array, filled with PAD; as long as the longest text if no length is given."""
-  lengths = np.array([len(ids) for ids in texts], np.int64)
-  result = np.full(
-    (len(texts), lengths.max(initial=0) if length is None else length), PAD, np.int32
-  )
-  if len(texts):
-    result[np.arange(result.shape[1]) < lengths[:, None]] = np.concatenate(texts)
-  return result

@@ -144,8 +144,9 @@ class Source:
     encoded = encoder.encode(self.parts.graph, params, prompt)
     reply = self._played if self.parts.multi_turn else self._replied
     rollouts, computed, judge = reply(params, batch, encoded, key, clock)
-    lengths = [steps.reply_lengths(steps.held(one), self.parts.mesh) for one in rollouts]
     clock.lap("rollout")
+    judging = self.thread.submit(judge)
+    lengths = [steps.reply_lengths(steps.held(one), self.parts.mesh) for one in rollouts]
     prompt_tokens = _prompt_tokens(batch)
     of_prompts = len(rollouts) * len(lengths[0]) * prompt_tokens
     return Experience(
@@ -158,7 +159,7 @@ class Source:
       prompt_tokens=prompt_tokens,
       computed=computed + len(rollouts) * encoded.tokens.size,
       wanted=sum(int(one.sum()) for one in lengths) + of_prompts,
-      judging=self.thread.submit(judge),
+      judging=judging,
       read=read.state,
       values=values,
     )
