@@ -101,19 +101,21 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   world.families = ("moment",)
   config.model.prefix_buckets = (112, 256)
   config.model.frame_buckets = (4, 8)
-  config.turns.time_buckets = (192, 288, 384, 768)
-  config.turns.shown_buckets = (96,)
+  config.turns.time_buckets = (320, 768)
+  config.turns.shown_buckets = (84,)
   config.turns.frame_buckets = (4, 8)
   config.turns.chunk = 12
-  config.turns.rows = 32
+  config.turns.rows = 16
   config.sft.steps = 400
   # What is left of the loss is chance, whether to look and answers without a look: calm steps at the end learn it.
   config.sft.target_loss = 0.0
   config.sft.schedule = "cosine"
   config.sft.max_reply_tokens = config.rl.max_new_tokens = 64
   config.rl.steps = 50
-  # Lengths change much as looking is learnt, and each shape is compiled for.
-  config.rl.packing = 2.0
+  # Lengths change much as looking is learnt, and each shape is compiled for: few sizes, and few parts, whose fullest sets them.
+  config.rl.packing = 1.3
+  config.rl.microbatches = 2
+  config.rl.rungs = (0.5, 0.125)  # few look a third time
   config.rl.prompts, config.rl.group = 16, 4
   config.rl.temperature = 1.0
   config.rl.entropy_weight = 0.0
