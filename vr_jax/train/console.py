@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import io
 import sys
 
 import jax
@@ -33,7 +34,7 @@ def progress(name: str, total: int | None = None, *, done: int = 0) -> Iterator[
       shown = "  ".join(f"{key} {value:.3g}" for key, value in (values or {}).items())
       bar.update(task, completed=done, values=shown, **({} if total is None else {"total": total}))
       if bar.disable and jax.process_index() == 0 and values and _milestone(done, total):
-        print(f"{name} {done}/{total}  {shown}", file=sys.stderr, flush=True)
+        _write(f"{name} {done}/{total}  {shown}", sys.stderr)
 
     yield tick
 
@@ -41,7 +42,13 @@ def progress(name: str, total: int | None = None, *, done: int = 0) -> Iterator[
 def say(text: str) -> None:
   """A line on stdout, once per run."""
   if jax.process_index() == 0:
-    print(text, flush=True)
+    _write(text, sys.stdout)
+
+
+def _write(line: str, where: io.TextIOBase) -> None:
+  """In one piece: Ctrl-C may come between what `print` writes and the end of its line."""
+  where.write(f"{line}\n")
+  where.flush()
 
 
 def _milestone(done: int, total: int | None) -> bool:
