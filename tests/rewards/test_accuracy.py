@@ -178,10 +178,8 @@ def test_an_unknown_problem_type_is_named():
 
 
 def test_replies_earn_together_what_each_earns_alone_and_texts_are_compared_in_one_go(monkeypatch):
-  compared, mean_f1 = [], accuracy.rouge.mean_f1
-  monkeypatch.setattr(
-    accuracy.rouge, "mean_f1", lambda *texts: compared.append(1) or mean_f1(*texts)
-  )
+  compared, mean = [], accuracy.rouge._mean
+  monkeypatch.setattr(accuracy.rouge, "_mean", lambda *texts: compared.append(1) or mean(*texts))
   answers = {"multiple choice": "B", "numerical": "12", "OCR": "exit 4", "free-form": "dark red"}
   examples, replies = [], []
   for kind, right in answers.items():
