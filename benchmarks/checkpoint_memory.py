@@ -70,7 +70,8 @@ def write_checkpoint(directory: Path, megabytes: int) -> int:
   import jax.numpy as jnp
 
   from vr_jax.models.qwen2_5_vl import config as config_lib
-  from vr_jax.models.qwen2_5_vl import export, names, streaming
+  from vr_jax.models.common import export, streaming
+from vr_jax.models.qwen2_5_vl import hf_mapping
 
   # 2 VOCAB embed + LAYERS LAYER_WEIGHTS embed^2 weights of two bytes
   a, b, c = LAYERS * LAYER_WEIGHTS, 2 * VOCAB, -megabytes * MEGABYTE / 2
@@ -89,7 +90,7 @@ def write_checkpoint(directory: Path, megabytes: int) -> int:
   )
   ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
   config = config_lib.Config(text=text, vision=vision, **dict.fromkeys(ids, 0))
-  slots = names.slots(config, names.flat(names.abstract_params(config)))
+  slots = hf_mapping.slots(config, hf_mapping.flat(hf_mapping.abstract_params(config)))
   entries = streaming.entries(slots, dict.fromkeys(slots, jnp.dtype("bfloat16")))
   # As bfloat16 all of these are finite.
   block = np.random.default_rng(0).integers(0, 2**14, BLOCK, np.uint16)

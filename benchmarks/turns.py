@@ -34,8 +34,9 @@ import numpy as np
 
 from benchmarks import measure, rollout, workload
 from vr_jax import records
-from vr_jax.models.qwen2_5_vl import conversation, processor, prompts
+from vr_jax.models.common import conversation, prompts
 from vr_jax.models.qwen2_5_vl import model as model_lib
+from vr_jax.models.qwen2_5_vl import processor
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import episodes, forward, sampler, turns
 

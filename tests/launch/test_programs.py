@@ -9,7 +9,7 @@ from launch import topology
 from tests.train import nano
 from vr_jax import errors, records
 from vr_jax.models.qwen2_5_vl import config as model_config
-from vr_jax.models.qwen2_5_vl import flops, sizes
+from vr_jax.models.qwen2_5_vl import flops, presets
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
 from vr_jax.train import loads, programs
@@ -152,7 +152,7 @@ def test_programs_are_made_for_devices_that_are_not_here():
 
 def test_flops_of_the_7b_model_are_two_for_each_parameter_and_token():
   """At one token a prompt attention is nothing, and every text parameter but the embedding takes part once."""
-  model = model_config.Config.from_dict(sizes.RELEASES["Qwen2.5-VL-7B-Instruct"])
+  model = model_config.Config.from_dict(presets.RELEASES["Qwen2.5-VL-7B-Instruct"])
   work = flops.forward(model, frames=0, patches=0, prefix=1, group=0, time=0)
   matrices = 6_525_288_448  # query, key, value, out, gate, up and down of 28 layers
   assert work.total == pytest.approx(2 * matrices, rel=1e-3)

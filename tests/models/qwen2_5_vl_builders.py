@@ -9,8 +9,9 @@ from golden import qwen2_5_vl as golden
 from safetensors import numpy as safetensors
 
 from vr_jax import records
-from vr_jax.models.qwen2_5_vl import checkpoint, model, positions, processor, prompts, tokenizer
+from vr_jax.models.common import checkpoint, prompts, tokenizer
 from vr_jax.models.qwen2_5_vl import config as config_lib
+from vr_jax.models.qwen2_5_vl import model, positions, processor
 
 BYTES = tokenizer.train_tokenizer([], 256 + len(tokenizer.SPECIAL_TOKENS))
 

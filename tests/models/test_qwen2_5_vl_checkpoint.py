@@ -14,8 +14,9 @@ import qwen2_5_vl_builders as builders
 from safetensors import numpy as safetensors
 
 from vr_jax import errors
-from vr_jax.models.qwen2_5_vl import checkpoint, model
+from vr_jax.models.common import checkpoint
 from vr_jax.models.qwen2_5_vl import config as config_lib
+from vr_jax.models.qwen2_5_vl import model
 
 UNTIED, TIED = golden.CASES[0], golden.CASES[1]
 HAS_REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers")))

@@ -13,8 +13,8 @@ import pytest
 import qwen2_5_vl_builders as builders
 
 from vr_jax import records
-from vr_jax.models import seats
-from vr_jax.models.qwen2_5_vl import model, rematerialisation
+from vr_jax.models.common import rematerialisation
+from vr_jax.models.qwen2_5_vl import model
 
 CASE = golden.CASES[0]  # two prompts of different length, images and videos of several frames
 GROUP, TIME = 3, 6

@@ -15,8 +15,9 @@ import pytest
 import qwen2_5_vl_builders as builders
 
 from vr_jax import errors, records
+from vr_jax.models.common import conversation
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import conversation, pixels, positions
+from vr_jax.models.qwen2_5_vl import pixels, positions
 
 CONFIG = config_lib.Config.from_dict(golden.CASES[0].config())
 HAS_REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers")))

@@ -12,8 +12,8 @@ import pytest
 import qwen2_5_vl_builders as builders
 
 from vr_jax import records
-from vr_jax.models import packing, seats
-from vr_jax.models.qwen2_5_vl import model, positions, prompts
+from vr_jax.models.common import packing, prompts
+from vr_jax.models.qwen2_5_vl import model, positions
 
 CASE = golden.CASES[0]
 GROUP = 3

@@ -13,7 +13,8 @@ import numpy as np
 from benchmarks import workload
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.qwen2_5_vl import conversation, model, processor, prompts
+from vr_jax.models.common import conversation, prompts
+from vr_jax.models.qwen2_5_vl import model, processor
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import episodes, sampler
 

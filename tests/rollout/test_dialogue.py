@@ -5,7 +5,7 @@ import numpy as np
 from tests.rollout import chat
 from vr_jax import records
 from vr_jax.envs import video_mtr
-from vr_jax.models.qwen2_5_vl import prompts
+from vr_jax.models.common import prompts
 from vr_jax.rollout import dialogue
 
 LOOK = "<think></think>\n<retrieve>10,13</retrieve>"

@@ -17,8 +17,7 @@ import pytest
 from launch import local
 from tests.rollout import chat
 from vr_jax import errors, records
-from vr_jax.models import packing
-from vr_jax.models.qwen2_5_vl import prompts
+from vr_jax.models.common import packing, prompts
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import forward, sampler, suffixes, turns
 

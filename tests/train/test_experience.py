@@ -14,7 +14,7 @@ import pytest
 from tests.train import counting, nano
 from vr_jax import errors, records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
+from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.rollout import encoder
 from vr_jax.train import (
   clock,

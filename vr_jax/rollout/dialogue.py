@@ -14,7 +14,7 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.envs import environment
-from vr_jax.models.qwen2_5_vl import conversation, prompts
+from vr_jax.models.common import conversation, prompts
 from vr_jax.models.qwen2_5_vl import processor as processor_lib
 from vr_jax.rollout import episodes
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 from vr_jax import records
-from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
+from vr_jax.models.common import prompts as prompts_lib
 
 Replies = tuple[tuple[int, ...], ...]
 Shown = prompts_lib.Encoded

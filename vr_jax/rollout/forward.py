@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models import packing as packing_lib
-from vr_jax.models import seats as seats_lib
+from vr_jax.models.common import packing as packing_lib
+from vr_jax.models.common import slots as slots_lib
 from vr_jax.rollout import vocabulary
 
 
@@ -49,11 +49,11 @@ class Model(Protocol):
     suffix: records.Suffix | None = None,
   ) -> Array: ...
   def decoding_params(self) -> PyTree: ...  # noqa: D102
-  def of_slots(self, x: Array, seats: seats_lib.Seats) -> Array: ...  # noqa: D102
+  def of_slots(self, x: Array, seats: slots_lib.Seats) -> Array: ...  # noqa: D102
   def start_cache(self, prefix: Prefix, slots: int, length: int) -> PyTree: ...  # noqa: D102
   def reading(self, prefix: Prefix) -> PyTree: ...  # noqa: D102
   def decode(  # noqa: D102
-    self, reading: PyTree, cache: PyTree, tokens: Array, index: Array, seats: seats_lib.Seats
+    self, reading: PyTree, cache: PyTree, tokens: Array, index: Array, seats: slots_lib.Seats
   ) -> tuple[Array, PyTree]: ...
   def output_rows(self) -> Array: ...  # noqa: D102
 

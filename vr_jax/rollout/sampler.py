@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models import seats as seats_lib
+from vr_jax.models.common import slots as slots_lib
 from vr_jax.rollout import forward, vocabulary
 from vr_jax.rollout import places as places_lib
 
@@ -60,7 +60,7 @@ class _State:
   done: Bool[Array, "slots"]
   keys: Key[Array, "slots"]
   home: Int[Array, "slots"]
-  seats: seats_lib.Seats
+  seats: slots_lib.Seats
 
 
 def sample(
@@ -152,7 +152,7 @@ def _start(
   places = places_lib.Places.of(model.layout, prompts, group)
   reply, block = places.reply(), places.block()
   of_slots = functools.partial(model.layout.place, axes=("slots",))
-  seats = seats_lib.Seats(
+  seats = slots_lib.Seats(
     prompt=of_slots(jnp.asarray(reply // group)),
     member=of_slots(jnp.asarray(reply % group)),
     group=group,

@@ -19,8 +19,8 @@ import numpy as np
 from vr_jax import records
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import turns as turns_lib
+from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.models.qwen2_5_vl import processor as processor_lib
-from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
 from vr_jax.rollout import dialogue, episodes, sampler, turns
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models import seats as seats_lib
+from vr_jax.models.common import slots as slots_lib
 from vr_jax.rollout import forward, sampler
 from vr_jax.rollout import places as places_lib
 
@@ -43,7 +43,7 @@ class Slots:
   left: tokens that a reply may still have; 0 where the slot has nothing to decode.
   """
 
-  rows: seats_lib.Rows
+  rows: slots_lib.Rows
   prompt: Int[Array | np.ndarray, "slots"]
   member: Int[Array | np.ndarray, "slots"]
   step: Int[Array | np.ndarray, "slots"]
@@ -80,7 +80,7 @@ def start(
   model = nnx.merge(graph, params)
   prefix = model.prefill(prompt)
   reply = places_lib.Places.of(model.layout, prompt.tokens.shape[0], group).reply()
-  seats = seats_lib.Seats(
+  seats = slots_lib.Seats(
     prompt=model.layout.place(jnp.asarray(reply // group), ("slots",)),
     member=model.layout.place(jnp.asarray(reply % group), ("slots",)),
     group=group,
@@ -113,7 +113,7 @@ def decode(
   model = nnx.merge(graph, params)
   slots = jax.tree.map(lambda x: model.layout.place(jnp.asarray(x), ("slots",)), slots)
   rows, whole = slots.rows, len(slots.step) == len(state.hidden)
-  seats = seats_lib.Seats(prompt=rows.prompt, member=slots.member, group=decoding.group)
+  seats = slots_lib.Seats(prompt=rows.prompt, member=slots.member, group=decoding.group)
   keys = sampler.reply_keys(key, slots.prompt, slots.member)
   stops, reading = jnp.array(decoding.stop_tokens), model.reading(prefix)
   past = state.cache if whole else state.cache.kept(model.layout, rows.home)
@@ -163,7 +163,7 @@ def append(
   prefix: forward.Prefix,
   state: State,
   shown: records.Prompt,
-  rows: seats_lib.Rows,
+  rows: slots_lib.Rows,
   seen: Int[Array, "rows"],
   *,
   stride: int,

@@ -23,8 +23,8 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models import seats as seats_lib
-from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
+from vr_jax.models.common import prompts as prompts_lib
+from vr_jax.models.common import slots as slots_lib
 from vr_jax.parallel import processes
 from vr_jax.rollout import episodes as episodes_lib
 from vr_jax.rollout import places as places_lib
@@ -293,9 +293,9 @@ class _Table:
       taken[one.device] += 1
     return [one for row in held for one in row]
 
-  def _rows(self, held: Sequence[episodes_lib.Episode | None]) -> seats_lib.Rows:
+  def _rows(self, held: Sequence[episodes_lib.Episode | None]) -> slots_lib.Rows:
     nobody, nowhere = self._places.slots, self._places.replies // self._decoding.group
-    return seats_lib.Rows(
+    return slots_lib.Rows(
       home=_of(held, lambda one: one.home, nobody),
       prompt=_of(held, lambda one: one.seat, nowhere),
       written=_of(held, lambda one: one.written),

@@ -17,8 +17,8 @@ import numpy as np
 from vr_jax import errors, records
 from vr_jax.data import batches, examples, frame_store, sampling
 from vr_jax.envs import environment as environment_lib
+from vr_jax.models.common import prompts
 from vr_jax.models.qwen2_5_vl import processor as processor_lib
-from vr_jax.models.qwen2_5_vl import prompts
 from vr_jax.rollout import dialogue
 from vr_jax.train import inputs
 

@@ -8,7 +8,7 @@ import ml_collections
 
 from vr_jax import errors
 from vr_jax.data import examples, ingest, traces
-from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
+from vr_jax.models.common import tokenizer as tokenizer_lib
 from vr_jax.train import console, inputs
 from vr_jax.train import parts as parts_lib
 from vr_jax.worlds import config as world_config

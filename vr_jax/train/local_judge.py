@@ -13,10 +13,11 @@ import jax
 import numpy as np
 
 from vr_jax import errors, records
-from vr_jax.models.qwen2_5_vl import checkpoint, conversation, processor, tokenizer
+from vr_jax.models.common import checkpoint, conversation, tokenizer
+from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import model as model_lib
-from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
+from vr_jax.models.qwen2_5_vl import processor
 from vr_jax.rewards import judge_prompt
 from vr_jax.rollout import sampler
 

@@ -18,10 +18,10 @@ import ml_collections
 import numpy as np
 
 from vr_jax import errors, records
-from vr_jax.models import seats as seats_lib
+from vr_jax.models.common import slots as slots_lib
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import model as model_lib
-from vr_jax.models.qwen2_5_vl import sizes
+from vr_jax.models.qwen2_5_vl import presets
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder, sampler, suffixes
 from vr_jax.rollout import places as places_lib
@@ -66,16 +66,16 @@ def model_of(config: ml_collections.ConfigDict) -> model_config.Config:
   section = config.model
   if not section.pretrained:
     # A trained tokenizer gives the media tokens other ids, which changes no program.
-    fields = {**sizes.MEDIA_TOKENS, **section.architecture.to_dict()}
+    fields = {**presets.MEDIA_TOKENS, **section.architecture.to_dict()}
     return network.with_section(model_config.Config.from_dict(fields), section)
   path = Path(section.pretrained)
   if (path / "config.json").is_file():
     read = model_config.Config.from_json(path / "config.json")
-  elif path.name in sizes.RELEASES:
-    read = model_config.Config.from_dict(sizes.RELEASES[path.name])
+  elif path.name in presets.RELEASES:
+    read = model_config.Config.from_dict(presets.RELEASES[path.name])
   else:
     raise errors.InputError(
-      f"config.model.pretrained={path}: holds no config.json, and is none of {', '.join(sizes.RELEASES)}"
+      f"config.model.pretrained={path}: holds no config.json, and is none of {', '.join(presets.RELEASES)}"
     )
   return network.with_section(read, section)
 
@@ -216,7 +216,7 @@ def _decoding_params(run: outline.Run) -> PyTree:
 
 def _slots(run: outline.Run, count: int) -> suffixes.Slots:
   number = outline.laid_out(run.net.mesh, jax.ShapeDtypeStruct((count,), jnp.int32), ("slots",))
-  rows = seats_lib.Rows(home=number, prompt=number, written=number, position=number)
+  rows = slots_lib.Rows(home=number, prompt=number, written=number, position=number)
   return suffixes.Slots(rows=rows, prompt=number, member=number, step=number, left=number)
 
 
