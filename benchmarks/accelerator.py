@@ -34,8 +34,9 @@ import numpy as np
 from benchmarks import measure
 from vr_jax import errors, records
 from vr_jax import main as vr_jax
+from vr_jax.models.common import flops as flops_lib
 from vr_jax.models.qwen2_5_vl import config as model_config
-from vr_jax.models.qwen2_5_vl import flops, positions
+from vr_jax.models.qwen2_5_vl import flops, positions, vision_inputs
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder
 from vr_jax.train import loads, network, outline, programs
@@ -123,10 +124,10 @@ def random_prompt(model: model_config.Config, load: loads.Load) -> records.Promp
     kind=np.broadcast_to(
       np.where(place < media, records.Kind.VIDEO, records.Kind.TEXT), shape
     ).astype(np.int32),
-    positions=np.broadcast_to(place, (3, *shape)).astype(np.int32),
+    positions=np.broadcast_to(place, (3, *shape)).transpose(1, 2, 0).astype(np.int32),
     next_position=np.full(load.prompts, load.prefix, np.int32),
     media_index=np.broadcast_to(np.where(place < media, place, -1), shape).astype(np.int32),
-    vision=records.Vision(
+    vision=vision_inputs.Vision(
       patches=rng.normal(size=(*patches, vision.patch_dim)).astype(np.float32),
       rows=np.broadcast_to(rows, (*patches, 2)).astype(np.int32),
       window=np.broadcast_to(window, patches).astype(np.int32),
@@ -210,7 +211,7 @@ def model_flops(work: Work) -> float:
     group=load.group,
     time=load.time,
   )
-  return load.prompts * flops.training(
+  return load.prompts * flops_lib.training(
     one, vision_frozen=net.tower_frozen, base_frozen=net.adapters is not None
   )
 

@@ -70,8 +70,12 @@ class Clips:
 
   def pad(self, encoded: Sequence[prompts.Encoded], sizes: prompts.Sizes) -> records.Prompt:
     """As the model takes them."""
-    vision = self.own.config.vision
-    return prompts.pad(encoded, vision, sizes, pad_token=self.own.pad_token)
+    return self.own.pad(encoded, sizes)
+
+  @property
+  def axes(self) -> int:
+    """Of positions."""
+    return self.own.axes
 
   def whole(self, encoded: Sequence[prompts.Encoded]) -> records.Prompt:
     """Prompts of one length without padding."""

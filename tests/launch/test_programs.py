@@ -8,6 +8,7 @@ import pytest
 from launch import topology
 from tests.train import nano
 from vr_jax import errors, records
+from vr_jax.models.common import flops as flops_lib
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import flops, presets
 from vr_jax.parallel import mesh as mesh_lib
@@ -160,11 +161,11 @@ def test_flops_of_the_7b_model_are_two_for_each_parameter_and_token():
 
 
 def test_flops_of_training_count_each_pass():
-  work = flops.Forward(vision=5.0, prefix=1.0, replies=2.0, head=4.0)
-  assert flops.training(work, vision_frozen=False) == 3 * 12
-  assert flops.training(work, vision_frozen=True) == 5 + 3 * 7
-  assert flops.training(work, vision_frozen=True, rematerialised=True) == 5 + 4 * 7
-  assert flops.training(work, vision_frozen=True, base_frozen=True) == 5 + 2 * 7
+  work = flops_lib.Forward(vision=5.0, prefix=1.0, replies=2.0, head=4.0)
+  assert flops_lib.training(work, vision_frozen=False) == 3 * 12
+  assert flops_lib.training(work, vision_frozen=True) == 5 + 3 * 7
+  assert flops_lib.training(work, vision_frozen=True, rematerialised=True) == 5 + 4 * 7
+  assert flops_lib.training(work, vision_frozen=True, base_frozen=True) == 5 + 2 * 7
 
 
 TURNS = {

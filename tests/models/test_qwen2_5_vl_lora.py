@@ -17,8 +17,8 @@ from safetensors import numpy as safetensors
 
 from vr_jax import errors, records
 from vr_jax.models import qwen2_5_vl
-from vr_jax.models.common import layers, lora
-from vr_jax.models.qwen2_5_vl import hf_mapping, model
+from vr_jax.models.common import layers, lora, weight_mapping
+from vr_jax.models.qwen2_5_vl import model
 from vr_jax.parallel import mesh as mesh_lib
 
 CASE = golden.CASES[0]
@@ -71,13 +71,13 @@ def test_the_two_paths_say_what_the_merged_weight_says(tmp_path, adapters):
   np.testing.assert_allclose(
     logits_of(network, prompt()), logits_of(merged, prompt()), rtol=0, atol=TOLERANCE
   )
-  touched = {n for n, v in hf_mapping.flat(state).items() if (v[...] != base()[n][...]).any()}
+  touched = {n for n, v in weight_mapping.flat(state).items() if (v[...] != base()[n][...]).any()}
   assert touched == set(adapters.parameters)
 
 
 @functools.cache
 def base():
-  return hf_mapping.flat(nnx.state(builders.load(CASE)))
+  return weight_mapping.flat(nnx.state(builders.load(CASE)))
 
 
 @pytest.mark.skipif(

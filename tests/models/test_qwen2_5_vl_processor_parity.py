@@ -57,7 +57,9 @@ def encode(case: golden.Case) -> prompts.Encoded:
 
 def patches(encoded: prompts.Encoded, kind: records.Kind) -> np.ndarray:
   kinds = [grid.kind for grid in encoded.grids for _ in range(grid.frames)]
-  mine = [frame.patches for frame, of in zip(encoded.frames, kinds, strict=True) if of == kind]
+  mine = [
+    frame.vision.patches for frame, of in zip(encoded.frames, kinds, strict=True) if of == kind
+  ]
   return np.concatenate([np.zeros((0, 1176), np.float32), *mine])
 
 
@@ -73,7 +75,7 @@ def check_all_but_pixels(
     np.testing.assert_array_equal(np.reshape(grids, (-1, 3)), expected, err_msg=told)
   seconds = [grid.seconds for grid in encoded.grids if grid.kind == records.Kind.VIDEO]
   np.testing.assert_allclose(seconds, theirs.get("second_per_grid_ts", []), rtol=1e-12)
-  np.testing.assert_array_equal(encoded.positions, theirs["positions"], err_msg=told)
+  np.testing.assert_array_equal(encoded.positions.T, theirs["positions"], err_msg=told)
   assert encoded.next_position == theirs["next_position"], told
   if "assistant_masks" in theirs:
     np.testing.assert_array_equal(encoded.loss_mask, theirs["assistant_masks"], err_msg=told)

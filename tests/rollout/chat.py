@@ -69,7 +69,7 @@ def opening(count: int) -> list[prompts.Encoded]:
 
 def batch(encoded) -> records.Prompt:
   sizes = prompts.Sizes(prefix=64, frames=2, patches=16)
-  return prompts.pad(encoded, CONFIG.vision, sizes, pad_token=PROCESSOR.pad_token)
+  return PROCESSOR.pad(encoded, sizes)
 
 
 def decoding(**changes) -> sampler.Decoding:
@@ -97,6 +97,8 @@ class Chat:
   threads: names of those that it was asked on; slow: seconds that every third answer takes; first: number of its first prompt.
   """
 
+  axes = PROCESSOR.axes
+
   def __init__(self, *, slow: float = 0.0, first: int = 0):
     self.slow, self.first, self.threads = slow, first, set()
 
@@ -113,7 +115,7 @@ class Chat:
     return PROCESSOR.continue_conversation([turn], after=replies[-1], name=name)
 
   def pad(self, encoded, sizes):
-    return prompts.pad(encoded, CONFIG.vision, sizes, pad_token=PROCESSOR.pad_token)
+    return PROCESSOR.pad(encoded, sizes)
 
 
 def _words(rng) -> str:

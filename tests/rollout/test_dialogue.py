@@ -53,7 +53,7 @@ def test_only_the_frames_that_a_turn_shows_are_read():
 
 def test_pixels_stand_where_their_index_is_said():
   shown = _host().observe(0, 0, (_ids(LOOK),))
-  firsts = [float(frame.patches.mean()) for frame in shown.frames]
+  firsts = [float(frame.vision.patches.mean()) for frame in shown.frames]
   alone = _host().prompt(0)
   tenth = float(alone.frames[2].patches.mean())
   assert firsts[0] == tenth and firsts[1] > tenth

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 import numpy as np
 
+from vr_jax.models.common import weight_mapping
 from vr_jax import records
 from vr_jax.data import feature_cache
-from vr_jax.models.qwen2_5_vl import hf_mapping
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.rollout import encoder
@@ -71,7 +71,7 @@ def about(parts: parts_lib.Parts, params: PyTree) -> dict[str, Any]:
 
 def fingerprint(params: PyTree, mesh: jax.sharding.Mesh) -> str:
   """A hash of parameters on a mesh and their names, however they are split; each device reads what it holds."""
-  flat = {name: variable.get_value() for name, variable in hf_mapping.flat(params).items()}
+  flat = {name: variable.get_value() for name, variable in weight_mapping.flat(params).items()}
   sums = jax.device_get(jax.jit(_sums, out_shardings=mesh_lib.replicated(mesh))(flat))
   said = [[n, str(x.dtype), list(x.shape), sums[n].tolist()] for n, x in sorted(flat.items())]
   return hashlib.sha256(json.dumps(said).encode()).hexdigest()

@@ -13,9 +13,8 @@ from jaxtyping import Array, Bool, PyTree
 import ml_collections
 
 from vr_jax import errors
-from vr_jax.models.common import lora
+from vr_jax.models.common import lora, weight_mapping
 from vr_jax.models.qwen2_5_vl import config as model_config
-from vr_jax.models.qwen2_5_vl import hf_mapping
 from vr_jax.models.qwen2_5_vl import model as model_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
@@ -67,7 +66,7 @@ class Network:
     """Names of the parameters, or of what holds them, that are not trained: with adapters all others."""
     if self.adapters:
       return tuple(
-        name for name in hf_mapping.flat(self.abstract_params) if not lora.is_adapter(name)
+        name for name in weight_mapping.flat(self.abstract_params) if not lora.is_adapter(name)
       )
     return ("vision",) if self.config.model.freeze_vision else ()
 
@@ -102,9 +101,9 @@ class Network:
     params = nnx.split(self.random_model())[1]
     if not self.adapters:
       return params
-    dtype, flat = self.config.model.lora.base_dtype, hf_mapping.flat(params)
+    dtype, flat = self.config.model.lora.base_dtype, weight_mapping.flat(params)
     base = {n: v.replace(v.get_value().astype(dtype)) for n, v in flat.items()}
-    return hf_mapping.unflat({n: flat[n] if lora.is_adapter(n) else base[n] for n in flat})
+    return weight_mapping.unflat({n: flat[n] if lora.is_adapter(n) else base[n] for n in flat})
 
   def decoding(self, **changes: Any) -> sampler.Decoding:
     """How the recipe samples; `changes` replace fields of it."""

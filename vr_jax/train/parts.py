@@ -18,11 +18,10 @@ from vr_jax.data import batches, examples, feature_cache, frame_store, sampling
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import moss_chatv, video_mtr, videop2r
 from vr_jax.models.common import checkpoint as pretrained
-from vr_jax.models.common import lora
+from vr_jax.models.common import lora, weight_mapping
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.models.common import tokenizer as tokenizer_lib
 from vr_jax.models.qwen2_5_vl import config as model_config
-from vr_jax.models.qwen2_5_vl import hf_mapping
 from vr_jax.models.qwen2_5_vl import processor as processor_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
@@ -114,15 +113,15 @@ class Parts(network.Network):
 
   def _with_adapters(self, base: PyTree, shardings: PyTree) -> PyTree:
     """The base and fresh adapters in one tree."""
-    placed = {n: v.get_value() for n, v in hf_mapping.flat(shardings).items() if lora.is_adapter(n)}
+    placed = {n: v.get_value() for n, v in weight_mapping.flat(shardings).items() if lora.is_adapter(n)}
 
     def draw() -> dict[str, jax.Array]:
-      drawn = hf_mapping.flat(self.random_params())
+      drawn = weight_mapping.flat(self.random_params())
       return {name: drawn[name].get_value() for name in placed}
 
-    values, of_base = jax.jit(draw, out_shardings=placed)(), hf_mapping.flat(base)
-    abstract = hf_mapping.flat(self.abstract_params)
-    return hf_mapping.unflat(
+    values, of_base = jax.jit(draw, out_shardings=placed)(), weight_mapping.flat(base)
+    abstract = weight_mapping.flat(self.abstract_params)
+    return weight_mapping.unflat(
       {n: v.replace(values[n]) if n in values else of_base[n] for n, v in abstract.items()}
     )
 
