@@ -12,7 +12,7 @@ Axes: prompts, prefix, group, time, frames, patches, media and axes as in `recor
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped, UInt8
 import numpy as np
@@ -67,7 +67,7 @@ class Prefix(Protocol):
 
   hidden: Array  # [prompts, embed]: final-normed, at the last token of each prompt
 
-  def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> Self:
+  def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "Prefix":
     """Each array as `place(array, logical axes)` makes it."""
 
 
@@ -75,26 +75,26 @@ class Prefix(Protocol):
 class Cache(Protocol):
   """What replies that are being sampled attend to of themselves. A pytree."""
 
-  def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> Self:
+  def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "Cache":
     """Each array as `place(array, logical axes)` makes it."""
 
-  def kept(self, layout: layout_lib.Layout, slots: Int[Array, "kept"]) -> Self:
+  def kept(self, layout: layout_lib.Layout, slots: Int[Array, "kept"]) -> "Cache":
     """That of some slots, named by their places on the device that holds them."""
 
   def written(
     self,
     layout: layout_lib.Layout,
-    new: Self,
+    new: "Cache",
     slots: Int[Array, "rows"],
     starts: Int[Array, "rows"],
     counts: Int[Array, "rows"],
-  ) -> Self:
+  ) -> "Cache":
     """With the first `counts` positions of each row of `new` in a slot, from a place there on.
 
     A row whose slot its device does not have is left out.
     """
 
-  def grown(self, layout: layout_lib.Layout, length: int) -> Self:
+  def grown(self, layout: layout_lib.Layout, length: int) -> "Cache":
     """With room for so many positions."""
 
 

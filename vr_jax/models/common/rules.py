@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int, PyTree, UInt8
 import numpy as np
@@ -11,6 +11,7 @@ import tokenizers
 from vr_jax.models.common import conversation, prompts
 
 
+@runtime_checkable
 class Template(Protocol):
   """A chat template over a tokenizer. slack: tokens that a text may make more between its words than alone."""
 
