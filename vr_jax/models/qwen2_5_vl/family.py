@@ -7,9 +7,9 @@ from typing import Any
 import tokenizers
 
 from vr_jax.models import family
-from vr_jax.models.common import lora
+from vr_jax.models.common import lora, tokenizer
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import flops, hf_mapping, model, presets, processor, tokenizer
+from vr_jax.models.qwen2_5_vl import flops, hf_mapping, model, presets, processor
 
 
 def with_options(config: config_lib.Config, section: Mapping[str, Any]) -> config_lib.Config:
