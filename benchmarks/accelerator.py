@@ -87,7 +87,7 @@ def prepare(argv: Sequence[str]) -> Work:
   config, _, _ = vr_jax.parse_flags(["accelerator", "--workdir=.", *given, *flags])
   if "turns" in config:
     raise errors.InputError(f"{given[-1]}: has several turns; choose a recipe with one")
-  model = programs.model_of(config)
+  model = network.model_of(config)
   mesh = mesh_lib.make_mesh(config.mesh)
   config = network.divided(config, mesh)
   load = step_shapes.make_step_shapes(config, model)

@@ -15,9 +15,9 @@ import numpy as np
 from vr_jax import records
 from vr_jax.models import qwen2_5_vl
 from vr_jax.models.common import flops as flops_lib
-from vr_jax.models.common import prompts, tokenizer
+from vr_jax.models.common import prompts
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import flops, processor
+from vr_jax.models.qwen2_5_vl import flops, processor, tokenizer
 from vr_jax.models.qwen2_5_vl import model as model_lib
 
 BYTES = tokenizer.train_tokenizer([], 256 + len(tokenizer.SPECIAL_TOKENS))

@@ -7,7 +7,7 @@ import pytest
 from tests.data import videos
 from tests.train import nano
 from vr_jax import ask, main
-from vr_jax.models.common import tokenizer as tokenizer_lib
+from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 from vr_jax.train import export_stage, initialization, inputs, run_context
 from vr_jax.train import workdir as workdir_lib
 

@@ -18,8 +18,8 @@ import zlib
 import numpy as np
 import tokenizers
 
-from vr_jax.models.common import tokenizer as tokenizer_lib
 from vr_jax.models.qwen2_5_vl import pixels
+from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 
 FILE = pathlib.Path(__file__).with_suffix(".npz")
 SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16}  # pixels of a frame

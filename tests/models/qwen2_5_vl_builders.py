@@ -10,9 +10,9 @@ from safetensors import numpy as safetensors
 
 from vr_jax import records
 from vr_jax.models import qwen2_5_vl
-from vr_jax.models.common import prompts, tokenizer
+from vr_jax.models.common import prompts
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import model, processor
+from vr_jax.models.qwen2_5_vl import model, processor, tokenizer
 
 BYTES = tokenizer.train_tokenizer([], 256 + len(tokenizer.SPECIAL_TOKENS))
 

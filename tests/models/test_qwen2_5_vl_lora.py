@@ -24,7 +24,7 @@ from vr_jax.parallel import mesh as mesh_lib
 CASE = golden.CASES[0]
 TOLERANCE = 1e-4
 SPARE = (1,) * (len(mesh_lib.AXES) - 3)
-BOTH = lora.Adapters(rank=3, alpha=5.0, text=lora.TEXT, vision=lora.VISION)
+BOTH = lora.Adapters(rank=3, alpha=5.0, text=lora.Targets.text, vision=lora.Targets.vision)
 SOME = lora.Adapters(rank=2, alpha=8.0, text=("query", "out"), vision=())
 HAS_REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers", "peft")))
 

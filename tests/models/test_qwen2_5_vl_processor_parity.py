@@ -15,9 +15,9 @@ import pytest
 
 from vr_jax import errors, records
 from vr_jax.models.common import conversation, prompts, resize
-from vr_jax.models.common import tokenizer as tokenizer_lib
 from vr_jax.models.qwen2_5_vl import config as config_lib
 from vr_jax.models.qwen2_5_vl import processor
+from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 
 TOLERANCE = 1e-3
 TOKENIZER = golden.make_tokenizer()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import pytest
 
 from vr_jax import errors
-from vr_jax.models.common import tokenizer
+from vr_jax.models.qwen2_5_vl import tokenizer
 
 TEXTS = [f"At {i}s, the circle's colour turns {c}.\n" for i in range(20) for c in ("red", "blue")]
 HAS_REFERENCE = importlib.util.find_spec("transformers") is not None

@@ -9,6 +9,7 @@ from typing import Any
 
 from flax import nnx
 from jaxtyping import PyTree
+import ml_collections
 import tokenizers
 
 from vr_jax import errors
@@ -42,10 +43,12 @@ class ModelFamily:
 
   model_type: str
   make_config: Callable[[Mapping[str, Any]], interface.ModelConfig]
-  with_options: Callable[[interface.ModelConfig, Mapping[str, Any]], interface.ModelConfig]
+  with_options: Callable[[interface.ModelConfig, ml_collections.ConfigDict], interface.ModelConfig]
   make_model: Callable[..., nnx.Module]
   config_fields: Callable[[Any], dict[str, Any]]
-  make_processor: Callable[[Any, tokenizers.Tokenizer, Mapping[str, Any]], interface.Processor]
+  make_processor: Callable[
+    [Any, tokenizers.Tokenizer, ml_collections.ConfigDict], interface.Processor
+  ]
   load_tokenizer: Callable[[str | pathlib.Path], tokenizers.Tokenizer]
   train_tokenizer: Callable[[Iterable[str], int], tokenizers.Tokenizer]
   tokenizer_fields: Callable[[tokenizers.Tokenizer], dict[str, int]]
@@ -81,7 +84,7 @@ class ModelFamily:
     """Shapes and logical axes of a model's parameters, without the parameters."""
     return nnx.eval_shape(lambda: nnx.state(self.make_model(config, rngs=nnx.Rngs(0))))
 
-  def adapters(self, section: Mapping[str, Any]) -> lora.Adapters | None:
+  def adapters(self, section: ml_collections.ConfigDict) -> lora.Adapters | None:
     """Those that a recipe's section `config.model.lora` asks for; None where rank is 0."""
     if not section["rank"]:
       return None

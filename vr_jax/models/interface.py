@@ -20,7 +20,7 @@ import tokenizers
 
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.common import conversation, prompts
+from vr_jax.models.common import conversation, flops, prompts
 from vr_jax.models.common import packing as packing_lib
 from vr_jax.models.common import slots as slots_lib
 
@@ -47,6 +47,14 @@ class ModelConfig(Protocol):
   @property
   def max_position_embeddings(self) -> int:
     """Tokens that a prompt and its reply may have together."""
+
+  @property
+  def position_axes(self) -> int:
+    """Of the positions of tokens: 1, or more where they stand in time, height and width."""
+
+  @property
+  def text_sizes(self) -> flops.TextSizes:
+    """What planning asks of the language model."""
 
   @property
   def vision_shapes(self) -> prompts.VisionShapes:
@@ -210,7 +218,10 @@ class Processor(Protocol):
 
   config: ModelConfig
   tokenizer: tokenizers.Tokenizer
-  axes: int  # of positions
+
+  @property
+  def axes(self) -> int:
+    """Of positions."""
 
   @property
   def stop_tokens(self) -> tuple[int, ...]:

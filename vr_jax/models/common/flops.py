@@ -7,6 +7,15 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TextSizes:
+  """Of a language model. layer_weights: of one layer; kv_width: features of the keys and values of a token in one layer."""
+
+  layers: int
+  layer_weights: int
+  kv_width: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Forward:
   """FLOPs of one prompt and its replies."""
 

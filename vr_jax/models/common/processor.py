@@ -66,6 +66,11 @@ class Processor(rules.Rules):
     self._template = self.make_template(tokenizer)
 
   @property
+  def axes(self) -> int:
+    """Of positions."""
+    return self.config.position_axes
+
+  @property
   def stop_tokens(self) -> tuple[int, ...]:
     """Tokens that end a reply."""
     return self._ids(self.stops)

@@ -37,11 +37,10 @@ class Template(Protocol):
 class Rules(abc.ABC):
   """The part of a `processor.Processor` that is the family's.
 
-  axes: of positions. end_of_turn, pad_name: as the tokenizer spells them. stops: what ends a reply. never_sampled: what
+  end_of_turn, pad_name: as the tokenizer spells them. stops: what ends a reply. never_sampled: what
   stands for pixels.
   """
 
-  axes: ClassVar[int]
   end_of_turn: ClassVar[str]
   pad_name: ClassVar[str]
   stops: ClassVar[tuple[str, ...]]

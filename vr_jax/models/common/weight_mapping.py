@@ -143,6 +143,16 @@ def flat(params: PyTree) -> dict[str, nnx.Variable]:
   return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(params)}
 
 
+def part(params: PyTree, names: Sequence[str]) -> PyTree:
+  """The parameters of that name, or of what is named."""
+  found = {
+    name: variable
+    for name, variable in flat(params).items()
+    if any(f"{name}.".startswith(f"{each}.") for each in names)
+  }
+  return unflat(found)
+
+
 def unflat(flat_params: Mapping[str, nnx.Variable]) -> PyTree:
   """The tree of variables by dotted name."""
   return nnx.from_flat_state([(tuple(n.split(".")), v) for n, v in flat_params.items()])

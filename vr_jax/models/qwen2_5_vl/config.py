@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vr_jax import errors
-from vr_jax.models.common import prompts
+from vr_jax.models.common import flops, prompts
 from vr_jax.models.qwen2_5_vl import vision_inputs
 
 MODEL_TYPE = "qwen2_5_vl"
@@ -138,6 +138,22 @@ class Config:
   def tower_fields(self) -> dict[str, Any]:
     """What features of the same pixels depend on, beside the tower's weights and the dtype."""
     return {k: v for k, v in vars(self.vision).items() if k != "text_follows"}
+
+  @property
+  def position_axes(self) -> int:
+    """Time, height and width."""
+    return 3
+
+  @property
+  def text_sizes(self) -> flops.TextSizes:
+    """What planning asks of the language model."""
+    text = self.text
+    heads = 2 * text.num_attention_heads + 2 * text.num_key_value_heads
+    return flops.TextSizes(
+      layers=text.num_hidden_layers,
+      layer_weights=text.hidden_size * (heads * text.head_dim + 3 * text.intermediate_size),
+      kv_width=2 * text.num_key_value_heads * text.head_dim,
+    )
 
   @property
   def vision_shapes(self) -> prompts.VisionShapes:

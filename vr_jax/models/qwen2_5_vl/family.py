@@ -1,9 +1,8 @@
 """Qwen2.5-VL for the registry."""
 
-from collections.abc import Mapping
 import dataclasses
-from typing import Any
 
+import ml_collections
 import tokenizers
 
 from vr_jax.models import family
@@ -12,7 +11,9 @@ from vr_jax.models.qwen2_5_vl import config as config_lib
 from vr_jax.models.qwen2_5_vl import flops, hf_mapping, model, presets, processor
 
 
-def with_options(config: config_lib.Config, section: Mapping[str, Any]) -> config_lib.Config:
+def with_options(
+  config: config_lib.Config, section: ml_collections.ConfigDict
+) -> config_lib.Config:
   """A model's sizes with what a recipe's section `model` says of them."""
   follows = section["text_follows"] or config.vision.text_follows
   vision = dataclasses.replace(config.vision, text_follows=follows)
@@ -21,7 +22,7 @@ def with_options(config: config_lib.Config, section: Mapping[str, Any]) -> confi
 
 
 def make_processor(
-  config: config_lib.Config, words: tokenizers.Tokenizer, section: Mapping[str, Any]
+  config: config_lib.Config, words: tokenizers.Tokenizer, section: ml_collections.ConfigDict
 ) -> processor.Processor:
   """As a recipe's section `model` asks for it."""
   return processor.Processor(

@@ -23,7 +23,6 @@ MEDIA_TOKENS = (
 class Processor(processor.Processor):
   """See `common.processor.Processor`."""
 
-  axes = 3  # time, height, width
   end_of_turn = "<|im_end|>"
   pad_name = "<|endoftext|>"
   stops = ("<|im_end|>", "<|endoftext|>")
