@@ -45,7 +45,7 @@ def base(recipe: str) -> ml_collections.ConfigDict:
 
   model = config.model = ml_collections.ConfigDict()
   model.pretrained = ""  # Hugging Face directory; empty: random weights of model.architecture
-  model.architecture = ml_collections.ConfigDict()  # as in a config.json of Qwen2.5-VL
+  model.architecture = ml_collections.ConfigDict()  # as in a config.json, with its model_type
   model.tokenizer = (
     ""  # tokenizer.json; "trained": learnt from the training split; empty: the pretrained one
   )
@@ -295,6 +295,7 @@ def tiny(config: ml_collections.ConfigDict) -> None:
   model.patch_buckets = (16,)
   model.architecture = ml_collections.ConfigDict(
     {
+      "model_type": "qwen2_5_vl",
       "text_config": {
         "vocab_size": 448,
         "hidden_size": 128,
