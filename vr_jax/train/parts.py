@@ -1,6 +1,5 @@
 """From a config to the parts that every stage works with: model, processor, environment, data, mesh."""
 
-from collections.abc import Callable
 import dataclasses
 import functools
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from vr_jax import errors, records
 from vr_jax.data import batches, examples, feature_cache, frame_store, sampling
 from vr_jax.envs import environment as environment_lib
-from vr_jax.envs import moss_chatv, video_mtr, videop2r
+from vr_jax.envs import registry
 from vr_jax.models.qwen2_5_vl import checkpoint as pretrained
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import lora, names
@@ -30,12 +29,10 @@ from vr_jax.rollout import dialogue as dialogue_lib
 from vr_jax.train import check_examples, inputs, judges, network
 from vr_jax.train import checkpoints as checkpoints_lib
 
-AnyEnvironment = environment_lib.Environment | environment_lib.TurnsEnvironment
-ENVIRONMENTS: dict[str, Callable[..., AnyEnvironment]] = {
-  "moss_chatv": moss_chatv.MossChatV,
-  "videop2r": videop2r.VideoP2R,
-  "video_mtr": video_mtr.VideoMTR,
-}
+AnyEnvironment = registry.AnyEnvironment
+ENVIRONMENTS = registry.ENVIRONMENTS
+make_environment = registry.make_environment
+opening_texts = registry.opening_texts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -372,26 +369,6 @@ def _make_processor(config: ml_collections.ConfigDict, workdir: Path) -> process
     system=section.system,
     library=section.resampling,
   )
-
-
-def make_environment(
-  config: ml_collections.ConfigDict, *, judge: judge_lib.Judge | None = None
-) -> AnyEnvironment:
-  """The recipe's; judge: that of the recipes that have one, and None where nothing is scored."""
-  if config.recipe not in ENVIRONMENTS:
-    raise errors.InputError(f"config.recipe={config.recipe}: one of {', '.join(ENVIRONMENTS)}")
-  judged = {"judge": judge} if "judge" in config else {}
-  return ENVIRONMENTS[config.recipe](**config.env.to_dict(), **judged)
-
-
-def opening_texts(
-  environment: AnyEnvironment, example: records.Example, frames: int
-) -> tuple[str, ...]:
-  """What the first user's turn says beside its frames; of several turns about a pool of so many."""
-  if isinstance(environment, environment_lib.TurnsEnvironment):
-    shown = environment.observe(example, frames, ()).parts
-    return tuple(part for part in shown if isinstance(part, str))
-  return (example.question, *example.options)
 
 
 def _make_judge(config: ml_collections.ConfigDict, workdir: Path) -> judge_lib.Judge | None:

@@ -17,7 +17,7 @@ import ml_collections
 from vr_jax import errors
 from vr_jax.data import aside, examples, traces
 from vr_jax.envs import videop2r
-from vr_jax.train import choices, console, inputs, trace_filter, trace_writers, traces_beam
+from vr_jax.train import config_checks, console, inputs, trace_filter, trace_writers, traces_beam
 from vr_jax.train import parts as parts_lib
 from vr_jax.train import workdir as workdir_lib
 
@@ -73,7 +73,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
     raise errors.InputError(
       f"config.recipe={config.recipe}: its replies hold no observation; traces are those of videop2r"
     )
-  choices.check_template(config, told=config.traces.writer != "sampler")
+  config_checks.check_template(config, told=config.traces.writer != "sampler")
 
 
 def _about(
