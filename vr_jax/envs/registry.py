@@ -73,7 +73,7 @@ def opening_texts(
   environment: AnyEnvironment, example: records.Example, frames: int
 ) -> tuple[str, ...]:
   """The texts of the first user turn. frames: size of the pool, for environments of several turns."""
-  if isinstance(environment, environment_lib.TurnsEnvironment):
+  if environment_lib.has_turns(environment):
     shown = environment.observe(example, frames, ()).parts
     return tuple(part for part in shown if isinstance(part, str))
   return (example.question, *example.options)
