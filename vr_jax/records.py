@@ -10,8 +10,10 @@ of the longest reply, or of the longest episode behind its prompt), frames (temp
 or two video frames), patches (of one frame, padded), media (merged vision tokens of one prompt: frames x patches / merge^2).
 """
 
+from collections.abc import Mapping
 import dataclasses
 import enum
+from typing import Any
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
@@ -52,6 +54,7 @@ class Example:
   """One question. `shown` is what the model may see of the video, `masked` what the answer is about.
 
   `observation` and `reasoning` are the two texts of a supervised trace, without tags; "" where there is none.
+  `extra` has the other fields of its annotation, as JSON has them: for rewards of a user.
   """
 
   id: str
@@ -68,6 +71,7 @@ class Example:
   source: str = ""
   observation: str = ""
   reasoning: str = ""
+  extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
 class Kind(enum.IntEnum):

@@ -39,3 +39,27 @@ Metrics = Mapping[str, Metric]
 def guess(example: records.Example) -> float:
   """The share of right answers of a guess: one option of several; 0 without options."""
   return 1 / len(example.options) if example.options else 0.0
+
+
+def by_name(name: str, shown_as: Metrics) -> tuple[Metric, str]:
+  """How a metric is shown, and the part of it that `name` is ("numerical" of accuracy/numerical).
+
+  One that nobody has declared is shown as a plain number by its name, and is no part of another.
+  """
+  head, _, part = name.partition("/")
+  if head in shown_as:
+    return shown_as[head], part
+  title = " · ".join(filter(None, (head, part))).replace("_", " ")
+  return Metric(title=title.capitalize(), unit="", digits=3, better=0), ""
+
+
+def is_about_another(name: str) -> bool:
+  """Whether a number says more of another metric: its interval, or what a guess would get."""
+  return name.split("/")[0].endswith(("_interval", "_chance"))
+
+
+def formatted(metric: Metric, value: float) -> str:
+  """A value as it is shown, with its unit."""
+  if metric.unit == "%":
+    return f"{100 * value:.{metric.digits}f} %"
+  return f"{value:.{metric.digits}f} {metric.unit}".rstrip()
