@@ -22,6 +22,8 @@ from typing import Literal
 from jaxtyping import Bool, Float
 import numpy as np
 
+from vr_jax import schema
+
 _CODE_MARGIN = 0.001  # by which an IoU is above another, in the released code
 _CODE_DECAY = 0.1  # of an answer, a turn
 # The accuracy from which an answer is right. Reconstruction: the paper has 0 and 1 alone; free-form answers and regressions are graded.
@@ -30,14 +32,18 @@ _RIGHT = 0.5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-  """accuracy, relevance, format: the most that each earns in a turn; slope: of the penalty; gate: off in an ablation."""
+  """What a turn earns, at most, in its parts (docs/video_mtr.md)."""
 
-  variant: Literal["paper", "code"] = "paper"
-  accuracy: float = 1.0
-  relevance: float = 0.5
-  format: float = 0.1
-  slope: float = 1.0
-  gate: bool = True
+  variant: Literal["paper", "code"] = schema.field("paper", "code: what the released code does.")
+  accuracy: float = schema.field(1.0, "What a right answer earns.", "[0, inf)")
+  relevance: float = schema.field(
+    0.5, "What a better look earns; 0: no rewards of turns but the format.", "[0, inf)"
+  )
+  format: float = schema.field(0.1, "What the right form earns in a turn.", "[0, inf)")
+  slope: float = schema.field(
+    1.0, "Of the penalty for a look that is worse than the best so far.", "[0, inf)"
+  )
+  gate: bool = schema.field(True, "Wrong episodes earn nothing for their looks.")
 
   def ranges(self) -> dict[str, tuple[float, float]]:
     """Least and most of each part of a turn's reward, and of their sum (`total`)."""

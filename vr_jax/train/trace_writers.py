@@ -20,7 +20,8 @@ import numpy as np
 
 from vr_jax import errors, records
 from vr_jax.data import batches, examples, frame_store, traces
-from vr_jax.envs import registry, videop2r
+from vr_jax.envs import environment as environment_lib
+from vr_jax.envs import registry
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
 from vr_jax.train import (
@@ -42,7 +43,7 @@ class Writer(Protocol):
   """Proposes one reply to each question of the environment, at temperature 0."""
 
   @property
-  def environment(self) -> videop2r.VideoP2R:
+  def environment(self) -> environment_lib.Environment:
     """The recipe's, with its judge."""
 
   def identity(self) -> Mapping[str, Any]:
@@ -91,7 +92,7 @@ class Sampled:
   workdir: Path
 
   @property
-  def environment(self) -> videop2r.VideoP2R:
+  def environment(self) -> environment_lib.Environment:
     """That of the run."""
     return self.context.environment
 
@@ -166,7 +167,7 @@ class Asked:
 
   config: ml_collections.ConfigDict
   source: Path
-  environment: videop2r.VideoP2R
+  environment: environment_lib.Environment
   endpoint: trace_endpoint.Endpoint
 
   def identity(self) -> Mapping[str, Any]:
@@ -225,7 +226,7 @@ def make(config: ml_collections.ConfigDict, workdir: Path) -> Writer:
   )
 
 
-def judged(config: ml_collections.ConfigDict, workdir: Path) -> videop2r.VideoP2R:
+def judged(config: ml_collections.ConfigDict, workdir: Path) -> environment_lib.Environment:
   """The environment with its judge, for which no model of this project is needed."""
   judge = judges.build(config.judge, inputs.directory(config, workdir) / "judge.sqlite")
   return registry.make_environment(config, judge=judge)

@@ -91,6 +91,7 @@ def _worker(job: Job) -> tuple[trace_filter.Filter, trace_writers.Writer | None]
   sieve = trace_filter.Filter(
     source=inputs.shards(config, job.workdir),
     output=job.output,
+    environment=environment,
     judge=environment.judge,
     threshold=config.traces.threshold,
   )

@@ -16,8 +16,8 @@ import ml_collections
 
 from vr_jax import errors
 from vr_jax.data import aside, examples, traces
-from vr_jax.envs import registry, videop2r
-from vr_jax.train import choices, console, inputs, trace_filter, trace_writers, traces_beam
+from vr_jax.envs import registry
+from vr_jax.train import config_checks, console, inputs, trace_filter, trace_writers, traces_beam
 from vr_jax.train import workdir as workdir_lib
 
 
@@ -46,7 +46,11 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
         traces_beam.decide(config, workdir, output, chunks, writer)
       else:
         sieve = trace_filter.Filter(
-          source=source, output=output, judge=judge, threshold=section.threshold
+          source=source,
+          output=output,
+          environment=writer.environment,
+          judge=judge,
+          threshold=section.threshold,
         )
         decide(sieve, writer, chunks)
       counts = traces.assemble(output, source, chunks)
@@ -68,11 +72,11 @@ def _check(config: ml_collections.ConfigDict) -> None:
     raise errors.InputError(
       "--mode=traces: one process writes traces; config.traces.workers adds more"
     )
-  if not isinstance(registry.make_environment(config), videop2r.VideoP2R):
+  if not registry.environment_class(config.recipe).has_observation or "traces" not in config:
     raise errors.InputError(
       f"config.recipe={config.recipe}: its replies hold no observation; traces are those of videop2r"
     )
-  choices.check_template(config, told=config.traces.writer != "sampler")
+  config_checks.check_template(config, told=config.traces.writer != "sampler")
 
 
 def _about(
