@@ -30,6 +30,11 @@ class Episode:
   replies: tuple[str, ...]
 
 
+def single_turn(text: str) -> Episode:
+  """An episode of one reply, of which nothing else is known."""
+  return Episode(pool=0, relevant=(), replies=(text,))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Replies:
   """What a policy replied to a batch of examples.
@@ -52,9 +57,7 @@ class Replies:
     shuffled: Sequence[Sequence[str]] | None = None,
   ) -> "Replies":
     """Replies of one turn each. texts: [prompts][group]."""
-    episodes = [
-      [Episode(pool=0, relevant=(), replies=(text,)) for text in group] for group in texts
-    ]
+    episodes = [[single_turn(text) for text in group] for group in texts]
     return cls(episodes=episodes, segment=segment, shuffled=shuffled)
 
   @property

@@ -37,7 +37,9 @@ def environment_class(recipe: str) -> type:
   cls = user_code.load(recipe, "--config.recipe")
   if not isinstance(cls, type):
     raise errors.InputError(f"--config.recipe={recipe}: is no class")
-  if missing := sorted(_members(environment_lib.Environment) - {*dir(cls), *getattr(cls, "__annotations__", {})}):
+  if missing := sorted(
+    _members(environment_lib.Environment) - {*dir(cls), *getattr(cls, "__annotations__", {})}
+  ):
     raise errors.InputError(
       f"--config.recipe={recipe}: lacks {missing[0]}, which environments have (docs/own_recipe.md)"
     )
@@ -53,7 +55,9 @@ def complete(config: ml_collections.ConfigDict) -> None:
   schema.complete(config.env, environment_class(config.recipe), "config.env")
 
 
-def make_environment(config: ml_collections.ConfigDict, **services: Any) -> environment_lib.Environment:
+def make_environment(
+  config: ml_collections.ConfigDict, **services: Any
+) -> environment_lib.Environment:
   """The environment of a recipe.
 
   services: what environments may need, by name (`NEEDS`); None or left out where nothing is scored.

@@ -228,7 +228,9 @@ class VideoMTR(environment.Defaults):
     )
     return with_bonus, self._counts(batch, step, summed)
 
-  def episode_metrics(self, example: records.Example, episode: environment.Episode) -> dict[str, float]:
+  def episode_metrics(
+    self, example: records.Example, episode: environment.Episode
+  ) -> dict[str, float]:
     """`accuracy` (the task metric), `format` (share of turns), `turns`, `retrievals`, and, where the evidence is known, `frame_recall`."""
     batch = self._arrays([example], [[episode]])
     taken = int(batch.taken.sum())
