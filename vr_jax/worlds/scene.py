@@ -223,7 +223,7 @@ def zone_centre(scene: Scene, place: str) -> Float[np.ndarray, "2"]:
 
 
 def _is_lit(thing: Object, cell: int) -> bool:
-  """Where an object rests in a cell, (x, y) in pixels: in its zone or its quarter of the box."""
+  """Whether the lamp around an object is lit: when it peeks, and just before and after."""
   life = thing.life("visibility")
   if life is None or life.kind != "peek":
     return False
