@@ -50,6 +50,7 @@ EXTRAS = {
     *NOTEBOOK,
     *JUDGE,
     *BEAM,
+    "basedpyright>=1.40.2",
     "beartype>=0.22",
     "hypothesis>=6.140",
     "nbclient>=0.10",
