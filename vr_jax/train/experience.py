@@ -21,9 +21,10 @@ from vr_jax import records
 from vr_jax.data import feature_cache
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
+from vr_jax.rl import advantages, overlong
 from vr_jax.rollout import encoder, sampler
-from vr_jax.train import advantages, features, multi_turn, reading, steps
 from vr_jax.train import clock as clock_lib
+from vr_jax.train import features, multi_turn, reading, steps
 from vr_jax.train import parts as parts_lib
 
 _SHUFFLED = 2**20  # folded into a step's key: apart from what attempts at it fold in
@@ -239,7 +240,8 @@ class Source:
   def _remembered(
     self, scores: records.Scores, segment: Int[np.ndarray, "prompts group time"]
   ) -> Judged:
-    environment = self.parts.environment
+    environment, rl = self.parts.environment, self.parts.config.rl
+    scores = overlong.add_overlong_penalty(scores, segment, rl, multi_turn=self.parts.multi_turn)
     return Judged(
       scores=scores,
       segment=segment,
@@ -261,8 +263,7 @@ class Source:
       of_attempt = jax.random.fold_in(key, attempt) if attempt else key
       made = self._draw(params, of_attempt, clock)
       scores = jax.tree.map(jnp.asarray, made.judged().scores)
-      whole = rl.credit != "segments"
-      _, signal = advantages.of_segments(scores, whole=whole, normalise=rl.normalise)
+      _, signal = advantages.segment_advantages(scores, credit=rl.credit, normalise=rl.normalise)
       clock.lap("reward", exposed=True)
       for row, carries in enumerate(np.asarray(signal).any(axis=-1)):
         (chosen if carries else spare).append((len(drawn), row))

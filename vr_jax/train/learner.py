@@ -15,7 +15,7 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import advantages as advantages_lib
+from vr_jax.rl import advantages as advantages_lib
 from vr_jax.train import clock as clock_lib
 from vr_jax.train import critic as critic_lib
 from vr_jax.train import experience, padding, steps
@@ -144,14 +144,15 @@ class Learner:
     """(advantages [prompts, group, time], signal [prompts], what a critic learns from, metrics)."""
     parts, rl, judged = self.parts, self.parts.config.rl, made.judged()
     scores = mesh_lib.put_batch(judged.scores, parts.mesh)
-    advantages, signal, values = advantages_lib.assign_credit(
+    advantages, signal, values = advantages_lib.compute_advantages(
       scores,
       mesh_lib.put_batch(judged.segment[:, :, : fit.time], parts.mesh),
       segments=parts.environment.segments,
       multi_turn=parts.multi_turn,
-      whole=rl.credit != "segments",
+      credit=rl.credit,
+      baseline=rl.baseline,
       normalise=rl.normalise,
-      budget=rl.max_new_tokens,
+      max_tokens=rl.max_new_tokens,
     )
     if self.critic is None:
       return advantages, signal, None, values
