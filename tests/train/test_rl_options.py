@@ -7,8 +7,8 @@ import pytest
 
 from tests.rollout import test_packing
 from tests.train import nano
+from vr_jax.train import initialization, rl_loop, steps
 from vr_jax.train import metrics as metrics_lib
-from vr_jax.train import rl_loop, steps
 from vr_jax.train import state as state_lib
 
 
@@ -21,22 +21,22 @@ from vr_jax.train import state as state_lib
   ids=["sequence and dual", "cispo"],
 )
 def test_an_update_in_packed_parts_is_that_of_the_whole_batch(data, options):
-  parts = nano.build(data, **{f"rl__{name}": value for name, value in options.items()})
-  rl = parts.config.rl
-  params = nano.sharpened(parts.fresh_params())
+  context = nano.build(data, **{f"rl__{name}": value for name, value in options.items()})
+  rl = context.config.rl
+  params = nano.sharpened(initialization.fresh_params(context))
   prompts = len(test_packing.LENGTHS)
-  prompt = parts.prompt(parts.batch(nano.ragged_items(parts, prompts)))
-  rollout = test_packing._rollout(parts)
+  prompt = context.builder.prompt(context.builder.batch(nano.ragged_items(context, prompts)))
+  rollout = test_packing._rollout(context)
   rng = np.random.default_rng(2)
   advantages = rng.normal(size=rollout.tokens.shape).astype(np.float32)
-  score = steps.make_scorer(parts.graph, parts.allowed, temperature=rl.temperature)
+  score = steps.make_scorer(context.graph, context.allowed, temperature=rl.temperature)
   old = score(params, prompt, rollout) + 0.6 * rng.normal(size=advantages.shape)
-  optimizer = state_lib.make_optimizer(rl, parts.abstract_params, ())
+  optimizer = state_lib.make_optimizer(rl, context.abstract_params, ())
   found = []
-  for count, packed in ((2, test_packing._size(parts, 2)), (1, None)):
+  for count, packed in ((2, test_packing._size(context, 2)), (1, None)):
     rl.microbatches = count
-    step = steps.make_rl_step(parts.graph, optimizer, parts.allowed, rl)
-    state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, parts.mesh)
+    step = steps.make_rl_step(context.graph, optimizer, context.allowed, rl)
+    state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, context.mesh)
     state, metrics = step(
       state, prompt, rollout, advantages, jnp.ones(prompts, bool), old, None, packed
     )
@@ -75,7 +75,7 @@ def test_a_run_logs_what_its_options_count(data, tmp_path, monkeypatch):
   for line in lines:
     values = line["values"]
     assert -1 <= values["reward/overlong"] < 0
-    parts = sum(values[f"reward/{name}"] for name in ("accuracy", "format", "process"))
-    assert values["reward/total"] == pytest.approx(parts + 0.5 * values["reward/overlong"])
+    others = sum(values[f"reward/{name}"] for name in ("accuracy", "format", "process"))
+    assert values["reward/total"] == pytest.approx(others + 0.5 * values["reward/overlong"])
     assert 0 <= values["clipped_dual"] <= 1
   assert any(line["values"]["clipped_low"] + line["values"]["clipped_high"] > 0 for line in lines)

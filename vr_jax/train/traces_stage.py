@@ -16,9 +16,8 @@ import ml_collections
 
 from vr_jax import errors
 from vr_jax.data import aside, examples, traces
-from vr_jax.envs import videop2r
+from vr_jax.envs import registry, videop2r
 from vr_jax.train import choices, console, inputs, trace_filter, trace_writers, traces_beam
-from vr_jax.train import parts as parts_lib
 from vr_jax.train import workdir as workdir_lib
 
 
@@ -69,7 +68,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
     raise errors.InputError(
       "--mode=traces: one process writes traces; config.traces.workers adds more"
     )
-  if not isinstance(parts_lib.make_environment(config), videop2r.VideoP2R):
+  if not isinstance(registry.make_environment(config), videop2r.VideoP2R):
     raise errors.InputError(
       f"config.recipe={config.recipe}: its replies hold no observation; traces are those of videop2r"
     )
