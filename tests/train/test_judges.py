@@ -14,11 +14,12 @@ from tests.data import annotation_files
 from tests.rewards import judge_server
 from tests.train import nano
 from vr_jax import errors, main
-from vr_jax.data import annotations, examples, traces
+from vr_jax.data import annotations, examples, trace_store
 from vr_jax.models import qwen2_5_vl
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.rewards import judge, judge_prompt
-from vr_jax.train import inputs, judges, local_judge, traces_beam
+from vr_jax.traces import beam as traces_beam
+from vr_jax.train import inputs, judges, local_judge
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import sufficiency, write
 
@@ -217,7 +218,7 @@ def test_workers_share_what_an_endpoint_is_asked_at_a_time_and_a_minute(tmp_path
     asked.append((section.in_flight, section.requests_per_minute))
     raise errors.InputError("enough")
 
-  asked, chunk = [], traces.Chunk(split="train", number=0, indices=(0,))
+  asked, chunk = [], trace_store.Chunk(split="train", number=0, indices=(0,))
   monkeypatch.setattr(judges, "build", build)
   made = nano.config(
     "configs/videop2r.py",

@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_collections
 
 from vr_jax import errors
-from vr_jax.data import examples, ingest, traces
+from vr_jax.data import examples, ingest, trace_store
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 from vr_jax.train import console, inputs
 from vr_jax.train import parts as parts_lib
@@ -20,7 +20,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
   So is a directory of traces that --mode=traces wrote.
   """
-  if traces.summary(inputs.directory(config, workdir)) is None:
+  if trace_store.summary(inputs.directory(config, workdir)) is None:
     _ingest(config, workdir)
   if (
     config.model.tokenizer == inputs.TRAINED

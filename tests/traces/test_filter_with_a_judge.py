@@ -5,9 +5,10 @@ import itertools
 import pytest
 
 from tests.rewards import judge_server
-from tests.train import trace_runs
+from tests.traces import trace_runs
 from vr_jax import main
-from vr_jax.train import judges, trace_writers
+from vr_jax.traces import proposers
+from vr_jax.train import judges
 from vr_jax.train import parts as parts_lib
 
 FILES = ("traces.jsonl", "rejected.jsonl", "summary.json")
@@ -42,7 +43,7 @@ def run(data, server, monkeypatch):
     return main.cli(["vr-jax"])
 
   run.say = trace_runs.reference
-  monkeypatch.setattr(trace_writers, "make", make)
+  monkeypatch.setattr(proposers, "make", make)
   return run
 
 

@@ -19,11 +19,12 @@ import ml_collections
 import numpy as np
 
 from vr_jax import errors, records
-from vr_jax.data import batches, examples, frame_store, traces
+from vr_jax.data import batches, examples, frame_store, trace_store
 from vr_jax.envs import videop2r
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
-from vr_jax.train import features, inputs, judges, rl_loop, trace_endpoint
+from vr_jax.traces import vlm_client
+from vr_jax.train import features, inputs, judges, rl_loop
 from vr_jax.train import parts as parts_lib
 
 Replies = Callable[[], Sequence[str | None]]
@@ -44,14 +45,16 @@ class Writer(Protocol):
   def left_out(self) -> Mapping[str, frozenset[int]]:
     """Indices of the examples of each split that can't be asked about."""
 
-  def proposals(self, chunks: Sequence[traces.Chunk]) -> Iterator[tuple[traces.Chunk, Replies]]:
+  def proposals(
+    self, chunks: Sequence[trace_store.Chunk]
+  ) -> Iterator[tuple[trace_store.Chunk, Replies]]:
     """The chunks in their order, the next ones under way while the replies to one are waited for."""
 
 
 def each(
   writer: Writer,
-  chunks: Sequence[traces.Chunk],
-  work: Callable[[traces.Chunk, Sequence[str | None]], None],
+  chunks: Sequence[trace_store.Chunk],
+  work: Callable[[trace_store.Chunk, Sequence[str | None]], None],
   tick: Callable[[int], None],
 ) -> None:
   """Does `work(chunk, replies)` for one chunk after the other, on a thread of its own: the writer goes on with the next ones.
@@ -59,7 +62,7 @@ def each(
   tick: is told how many are done. Where it is interrupted, what was replied by then is done first.
   """
 
-  def one(number: int, chunk: traces.Chunk, replies: Replies) -> None:
+  def one(number: int, chunk: trace_store.Chunk, replies: Replies) -> None:
     work(chunk, replies())
     tick(number)
 
@@ -100,10 +103,12 @@ class Sampled:
     config.sft.steps, config.sft.validate_every = 0, 1  # of all splits, their prompts alone
     return dataclasses.replace(self.parts.checks, config=config).left_out()
 
-  def proposals(self, chunks: Sequence[traces.Chunk]) -> Iterator[tuple[traces.Chunk, Replies]]:
+  def proposals(
+    self, chunks: Sequence[trace_store.Chunk]
+  ) -> Iterator[tuple[trace_store.Chunk, Replies]]:
     """A batch of the sampler is a chunk."""
     with features.cache(self.parts, self.params, self.workdir) as cache:
-      for split in traces.SPLITS:
+      for split in trace_store.SPLITS:
         mine = [chunk for chunk in chunks if chunk.split == split]
         for chunk, batch in zip(mine, self.batches(split, mine, cache), strict=True):
           prompt, _ = features.prompt(self.parts, self.params, batch, cache)
@@ -124,7 +129,7 @@ class Sampled:
     return sampler.sample(parts.graph, self.params, prompt, parts.allowed, key, decoding=decoding)
 
   def batches(
-    self, split: str, chunks: Sequence[traces.Chunk], cache: features.Cache = None
+    self, split: str, chunks: Sequence[trace_store.Chunk], cache: features.Cache = None
   ) -> Iterator[parts_lib.Batch]:
     """The questions of each chunk, all of one split, read ahead."""
     if not chunks:
@@ -158,7 +163,7 @@ class Asked:
   config: ml_collections.ConfigDict
   source: Path
   environment: videop2r.VideoP2R
-  endpoint: trace_endpoint.Endpoint
+  endpoint: vlm_client.Endpoint
 
   def identity(self) -> Mapping[str, Any]:
     """The model and where it answers."""
@@ -173,11 +178,13 @@ class Asked:
     """What fits is the endpoint's affair."""
     return {}
 
-  def proposals(self, chunks: Sequence[traces.Chunk]) -> Iterator[tuple[traces.Chunk, Replies]]:
+  def proposals(
+    self, chunks: Sequence[trace_store.Chunk]
+  ) -> Iterator[tuple[trace_store.Chunk, Replies]]:
     """As many chunks ahead as keep all requests busy."""
     section = self.config.traces
     store = frame_store.FrameStore(self.source / "frames")
-    sources = {split: examples.ExampleSource(self.source, split) for split in traces.SPLITS}
+    sources = {split: examples.ExampleSource(self.source, split) for split in trace_store.SPLITS}
     ahead = 1 + -(-section.in_flight // section.batch)
     with futures.ThreadPoolExecutor(section.in_flight, thread_name_prefix="traces") as pool:
       waiting = deque()
@@ -222,7 +229,7 @@ def judged(config: ml_collections.ConfigDict, workdir: Path) -> videop2r.VideoP2
   return parts_lib.make_environment(config, judge=judge)
 
 
-def _endpoint(config: ml_collections.ConfigDict) -> trace_endpoint.Endpoint:
+def _endpoint(config: ml_collections.ConfigDict) -> vlm_client.Endpoint:
   """Known to answer; raises InputError where it does not, or for want of a model or key."""
   section = config.traces
   if not section.model:
@@ -235,7 +242,7 @@ def _endpoint(config: ml_collections.ConfigDict) -> trace_endpoint.Endpoint:
       f"config.traces.key_variable={section.key_variable}: the environment has no such variable; export the key in it "
       "(any word where the endpoint asks for none)"
     )
-  made = trace_endpoint.Endpoint(
+  made = vlm_client.Endpoint(
     section.model,
     base_url=section.base_url,
     key=key,

@@ -6,10 +6,11 @@ import sys
 import pytest
 
 from tests.rewards import judge_server
-from tests.train import trace_runs
+from tests.traces import trace_runs
 from vr_jax import errors
-from vr_jax.data import batches, frame_store, sampling, traces
-from vr_jax.train import trace_endpoint, traces_stage
+from vr_jax.data import batches, frame_store, sampling, trace_store
+from vr_jax.traces import stage as traces_stage
+from vr_jax.traces import vlm_client
 
 VARIABLE = "TRACES_TEST_KEY"
 
@@ -36,7 +37,9 @@ def images_of(data, example):
 
 
 def asked(data):
-  return [e for split in traces.SPLITS for e in trace_runs.all_examples(data / "shards", split)]
+  return [
+    e for split in trace_store.SPLITS for e in trace_runs.all_examples(data / "shards", split)
+  ]
 
 
 def shown(request):
@@ -67,7 +70,7 @@ def test_the_frames_and_the_question_are_shown_and_the_replies_are_kept(data, tm
   server.answer = knowing(data, delay=0.1)  # or one may be done before the next is sent
   made = config(data, server, traces__in_flight=3)
   traces_stage.write(made, tmp_path)
-  counts = traces.summary(tmp_path / "traces")
+  counts = trace_store.summary(tmp_path / "traces")
   assert sum(count["template"] + count["no reply"] for count in counts.values()) == 0
   found = trace_runs.lines(tmp_path / "traces" / "traces.jsonl")
   found += trace_runs.lines(tmp_path / "traces" / "rejected.jsonl")
@@ -135,7 +138,7 @@ def endpoint(server):
 
 def endpoint_at(url):
   limits = {"timeout": 5.0, "retries": 0, "max_tokens": 8}
-  return trace_endpoint.Endpoint("m", base_url=url, key=judge_server.KEY, system="s", **limits)
+  return vlm_client.Endpoint("m", base_url=url, key=judge_server.KEY, system="s", **limits)
 
 
 def test_a_model_that_spends_its_token_on_reasoning_passes_the_check(server, endpoint):
