@@ -10,8 +10,8 @@ import pytest
 
 from tests.traces import trace_runs
 from tests.train import nano
-from vr_jax import errors, records
-from vr_jax.data import annotations, aside, frame_store, trace_store
+from vr_jax import atomic, errors, records
+from vr_jax.data import annotations, frame_store, trace_store
 from vr_jax.envs import videop2r
 from vr_jax.rollout import sampler
 from vr_jax.traces import proposers
@@ -161,7 +161,9 @@ def test_an_interruption_of_the_last_step_leaves_no_half_data_set(data, tmp_path
   made, output = config(data), tmp_path / "traces"
   told(monkeypatch, made)
   with monkeypatch.context() as patch:
-    patch.setattr(traces.examples, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    patch.setattr(
+      trace_store.examples, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
       traces_stage.write(made, tmp_path)
   assert not (output / "shards").exists()
@@ -242,7 +244,11 @@ def test_threads_that_write_the_same_file_leave_one_of_them_whole(tmp_path):
     yield word
 
   with futures.ThreadPoolExecutor(2) as pool:
-    list(pool.map(lambda word: aside.lines(tmp_path / "file", values(word)), ["one", "two"]))
+    list(
+      pool.map(
+        lambda word: atomic.write_json_lines(tmp_path / "file", values(word)), ["one", "two"]
+      )
+    )
   assert trace_runs.lines(tmp_path / "file") in (["one"] * 2, ["two"] * 2)
   assert len(list(tmp_path.iterdir())) == 1
 

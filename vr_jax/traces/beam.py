@@ -17,8 +17,8 @@ from typing import Any
 
 import ml_collections
 
-from vr_jax import errors
-from vr_jax.data import aside, trace_store
+from vr_jax import atomic, errors
+from vr_jax.data import trace_store
 from vr_jax.traces import filter as trace_filter
 from vr_jax.traces import proposers
 from vr_jax.train import console, inputs, judges
@@ -76,7 +76,7 @@ def decide_one(chunk: trace_store.Chunk, job: Job) -> None:
       replies = wait()
     sieve.decide(chunk, replies)
   except errors.InputError as error:
-    aside.lines(job.output / "problem.json", [str(error)])
+    atomic.write_json_lines(job.output / "problem.json", [str(error)])
     raise
 
 
@@ -107,7 +107,7 @@ def _sample(output: Path, chunks: Sequence[trace_store.Chunk], writer: proposers
     proposers.each(
       writer,
       left,
-      lambda chunk, replies: aside.lines(_replies(output, chunk), [replies]),
+      lambda chunk, replies: atomic.write_json_lines(_replies(output, chunk), [replies]),
       tick,
     )
 

@@ -22,8 +22,8 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from vr_jax import base_config, errors
-from vr_jax.data import aside, qvhighlights
+from vr_jax import atomic, base_config, errors
+from vr_jax.data import qvhighlights
 from vr_jax.train import choices, console, judges
 
 _SYSTEM = """\
@@ -102,7 +102,7 @@ def rewrite(
       asked = [Question(moment=moment) for moment in left[start : start + size]]
       replies = model.ask(asked)
       found += [reply for reply in replies if reply is not None]
-      aside.lines(path, found)
+      atomic.write_json_lines(path, found)
       for question, reply in zip(asked, replies, strict=True):
         counts[_outcome(question, reply)] += 1
       tick(start + len(asked), len(left))

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import ml_collections
 
-from vr_jax import errors
-from vr_jax.data import aside, examples, trace_store
+from vr_jax import atomic, errors
+from vr_jax.data import examples, trace_store
 from vr_jax.envs import videop2r
 from vr_jax.traces import beam, proposers
 from vr_jax.traces import filter as trace_filter
@@ -118,7 +118,7 @@ def _keep_tokenizer(config: ml_collections.ConfigDict, workdir: Path, output: Pa
       raise errors.InputError(
         f"{path}: no such tokenizer; run --mode=data with this config.model.architecture first"
       )
-    aside.content(output / path.name, [path.read_bytes()])
+    atomic.write_bytes(output / path.name, [path.read_bytes()])
 
 
 def _say(counts: Mapping[str, Mapping[str, int]], output: Path) -> None:
