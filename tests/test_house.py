@@ -10,12 +10,13 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vr_jax"
 
-GROUND = frozenset({"records", "errors", "atomic"})  # anyone may stand on it
+GROUND = frozenset({"records", "errors", "atomic", "model_endpoint"})  # anyone may stand on it
 ALL_ROOMS = frozenset(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 MAY_USE = {
   "records": frozenset(),
   "errors": frozenset(),
   "atomic": frozenset(),
+  "model_endpoint": frozenset(),
   "worlds": frozenset(),
   "models": frozenset(),
   "rewards": frozenset(),

@@ -36,7 +36,6 @@ def run(data, server, monkeypatch):
       "judge__base_url": server.url("openai"),
       "judge__key_variable": VARIABLE,
       "judge__retries": 1,
-      "judge__backoff": 0.01,
     }
     made = trace_runs.config(data, **{**fields, **overrides})
     monkeypatch.setattr(main, "parse_flags", lambda words: (made, workdir, "traces"))

@@ -73,6 +73,9 @@ class Told:
   def identity(self) -> dict[str, str]:
     return {"writer": "told"}
 
+  def close(self) -> None:
+    self.environment.judge.close()
+
   def left_out(self) -> dict[str, frozenset[int]]:
     return {}
 

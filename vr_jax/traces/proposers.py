@@ -9,7 +9,6 @@ from concurrent import futures
 import contextlib
 import dataclasses
 import functools
-import os
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +17,7 @@ from jaxtyping import PyTree
 import ml_collections
 import numpy as np
 
-from vr_jax import errors, records
+from vr_jax import errors, model_endpoint, records
 from vr_jax.data import batches, examples, frame_store, trace_store
 from vr_jax.envs import videop2r
 from vr_jax.parallel import mesh as mesh_lib
@@ -49,6 +48,9 @@ class Writer(Protocol):
     self, chunks: Sequence[trace_store.Chunk]
   ) -> Iterator[tuple[trace_store.Chunk, Replies]]:
     """The chunks in their order, the next ones under way while the replies to one are waited for."""
+
+  def close(self) -> None:
+    """Closes the environment's judge, and the connection to a model that is asked."""
 
 
 def each(
@@ -115,6 +117,10 @@ class Sampled:
           rollout = self.sample(prompt)
           yield chunk, functools.partial(_texts, self.parts, rollout, len(chunk.indices))
 
+  def close(self) -> None:
+    """Closes the judge."""
+    self.environment.judge.close()
+
   @functools.cached_property
   def params(self) -> PyTree:
     """The weights that write."""
@@ -163,7 +169,7 @@ class Asked:
   config: ml_collections.ConfigDict
   source: Path
   environment: videop2r.VideoP2R
-  endpoint: vlm_client.Endpoint
+  model: vlm_client.VideoModel
 
   def identity(self) -> Mapping[str, Any]:
     """The model and where it answers."""
@@ -200,10 +206,15 @@ class Asked:
         pool.shutdown(cancel_futures=True)
         raise
 
+  def close(self) -> None:
+    """Closes the judge and the connection."""
+    self.environment.judge.close()
+    self.model.close()
+
   def _reply(self, example: records.Example, store: frame_store.FrameStore) -> str | None:
     clip = batches.load_clip(example, store, inputs.sampling_rule(self.config.data))
     images = store.jpegs(example.video, clip.frame_indices)
-    return self.endpoint.reply(self.environment.question(example), images)
+    return self.model.reply(self.environment.question(example), images)
 
 
 def _waited(replies: Sequence[futures.Future]) -> list[str | None]:
@@ -214,12 +225,15 @@ def make(config: ml_collections.ConfigDict, workdir: Path) -> Writer:
   """The writer that config.traces names; raises InputError where it or the judge can't be had."""
   if config.traces.writer == "sampler":
     return Sampled(parts=parts_lib.build(config, workdir), workdir=workdir)
-  answers = _endpoint(config)
+  with contextlib.ExitStack() as on_failure:
+    model = on_failure.enter_context(contextlib.closing(_connect(config)))
+    environment = judged(config, workdir)
+    on_failure.pop_all()
   return Asked(
     config=config,
     source=inputs.shards(config, workdir),
-    environment=judged(config, workdir),
-    endpoint=answers,
+    environment=environment,
+    model=model,
   )
 
 
@@ -229,27 +243,24 @@ def judged(config: ml_collections.ConfigDict, workdir: Path) -> videop2r.VideoP2
   return parts_lib.make_environment(config, judge=judge)
 
 
-def _endpoint(config: ml_collections.ConfigDict) -> vlm_client.Endpoint:
-  """Known to answer; raises InputError where it does not, or for want of a model or key."""
+def _connect(config: ml_collections.ConfigDict) -> vlm_client.VideoModel:
+  """A model that has answered; raises InputError where it does not, or for want of a model or key."""
   section = config.traces
   if not section.model:
     raise errors.InputError(
       "config.traces.model: is empty; name the model as the endpoint knows it"
     )
-  key = os.environ.get(section.key_variable, "")
-  if not key:
-    raise errors.InputError(
-      f"config.traces.key_variable={section.key_variable}: the environment has no such variable; export the key in it "
-      "(any word where the endpoint asks for none)"
-    )
-  made = vlm_client.Endpoint(
-    section.model,
+  endpoint = model_endpoint.connect(
+    "config.traces",
+    "openai",
+    model=section.model,
     base_url=section.base_url,
-    key=key,
-    system=config.model.system,
-    timeout=section.timeout,
-    retries=section.retries,
-    max_tokens=section.max_tokens,
+    key_variable=section.key_variable,
+    limits=model_endpoint.Limits(
+      in_flight=section.in_flight,
+      timeout=section.timeout,
+      retries=section.retries,
+      max_tokens=section.max_tokens,
+    ),
   )
-  made.check()
-  return made
+  return vlm_client.VideoModel(endpoint=endpoint, system=config.model.system)

@@ -39,7 +39,7 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
   if section.workers and trace_store.summary(output) is None:
     beam.load(config)
   writer = proposers.make(config, workdir)
-  with contextlib.closing(writer.environment.judge) as judge:
+  with contextlib.closing(writer):
     trace_store.claim(output, _about(config, source, writer))
     counts = trace_store.summary(output)
     if counts is None:
@@ -49,7 +49,7 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
         beam.decide(config, workdir, output, chunks, writer)
       else:
         sieve = trace_filter.Filter(
-          source=source, output=output, judge=judge, threshold=section.threshold
+          source=source, output=output, judge=writer.environment.judge, threshold=section.threshold
         )
         decide(sieve, writer, chunks)
       counts = trace_store.assemble(output, source, chunks)

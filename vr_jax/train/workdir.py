@@ -40,7 +40,6 @@ JUDGE_OPERATION = (
   "requests_per_minute",
   "timeout",
   "retries",
-  "backoff",
   "budget",
 )
 # Fields that change nothing of what training does.
