@@ -234,7 +234,7 @@ def test_closing_ends_what_is_under_way(server, connect):
       waiting.result()
   assert time.monotonic() - begun < 0.8
   endpoint.close()
-  assert not [thread for thread in threading.enumerate() if thread.name == "endpoint"]
+  assert not [thread for thread in threading.enumerate() if thread.name == "config.judge"]
 
 
 @pytest.fixture

@@ -66,20 +66,20 @@ class Question(Protocol):
     """What a reply says; None where it cannot be used, and the model is asked again."""
 
 
-class Unavailable(errors.InputError):
-  """The endpoint is down, or fails although requests were retried. status: of the last response; 0 without one."""
+class _Failure(errors.InputError):
+  """status: of the response; 0 where there was none."""
 
   def __init__(self, message: str, status: int = 0):
     super().__init__(message)
     self.status = status
 
 
-class Refused(errors.InputError):
-  """The endpoint refuses the key, the model or the request, and would again. status: of the response."""
+class Unavailable(_Failure):
+  """The endpoint is down, or failed to the last retry."""
 
-  def __init__(self, message: str, status: int):
-    super().__init__(message)
-    self.status = status
+
+class Refused(_Failure):
+  """The endpoint refuses the key, the model or the request, and would again."""
 
 
 class OverBudget(errors.InputError):
@@ -153,7 +153,7 @@ class Endpoint:
     self._slots = asyncio.Semaphore(limits.in_flight)
     self._gate = asyncio.Lock()
     self._loop = asyncio.new_event_loop()
-    self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
+    self._thread = threading.Thread(target=self._loop.run_forever, name=section, daemon=True)
     self._thread.start()
 
   def check(self) -> None:

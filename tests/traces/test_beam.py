@@ -98,7 +98,7 @@ def test_what_a_worker_meets_is_one_line(data, tmp_path, server):
     else judge_server.Reply(status=401, text=judge_server.KEY)
   )
   made = test_vlm_client.config(data, server, traces__workers=1, traces__beam=IN_THIS_PROCESS)
-  with pytest.raises(errors.InputError, match=r"refuses the key .*status 401") as error:
+  with pytest.raises(errors.InputError, match=r"refuses its key .status 401") as error:
     traces_stage.write(made, tmp_path)
   assert "\n" not in str(error.value)
 

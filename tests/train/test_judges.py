@@ -53,7 +53,7 @@ def cache(tmp_path):
 
 
 def threads():
-  return [thread for thread in threading.enumerate() if thread.name == "endpoint"]
+  return [thread for thread in threading.enumerate() if thread.name == "config.judge"]
 
 
 def test_the_rule_is_the_simulators_and_leaves_no_file(cache):
