@@ -17,6 +17,7 @@ REQUIRES = [
   "grain>=0.2.15",
   "jax>=0.10,<0.12",
   "jaxtyping>=0.3.6",
+  "jinja2>=3.1.6",
   "ml-collections>=1.1",
   "numpy>=2.1",
   "optax>=0.2.7",

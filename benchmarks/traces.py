@@ -69,13 +69,13 @@ def measured(workdir: Path) -> dict[str, object]:
   config = tiny_config(workdir)
   vr_jax.run(config, workdir, "data")
   made = proposers.make(config, workdir)
-  source, rounds = made.parts.data, itertools.count()
+  source, rounds = made.context.data, itertools.count()
   train = examples.ExampleSource(source, "train")
   said = [made.environment.reference_reply(train[index]) for index in range(len(train))]
-  writer = Reference(parts=made.parts, workdir=workdir, said=said)
+  writer = Reference(context=made.context, workdir=workdir, said=said)
   chunks = trace_store.plan({"train": range(len(train))}, config.traces.batch)
   read = writer.batches("train", chunks)
-  prompts = jax.block_until_ready([made.parts.prompt(batch) for batch in read])
+  prompts = jax.block_until_ready([made.context.builder.prompt(batch) for batch in read])
   sampled = [writer.sample(prompt).kind for prompt in prompts]
 
   def raw() -> list[jax.Array]:

@@ -4,7 +4,7 @@
 
 Prints the bytes of each program on a chip, its FLOPs, the bytes that it moves in memory and between chips, and how long
 it takes by the roofline. --sweep looks for the fastest mesh and the largest load that fit. The programs are those of an RL
-step (vr_jax/train/programs.py); the compiler is TPU's (libtpu). Exit codes: 0 fits; 1 does not; 2 bad input.
+step (launch/programs.py); the compiler is TPU's (libtpu). Exit codes: 0 fits; 1 does not; 2 bad input.
 """
 
 import argparse

@@ -7,11 +7,10 @@ from typing import Any
 
 import ml_collections
 
-from launch import analysis, chips, report, topology
+from launch import analysis, chips, programs, report, step_shapes, topology
 from vr_jax import errors
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import loads, programs
 
 MESHES = 4  # that are compiled, and more while none fits
 PREFIX_STEP = 512  # prompts of a sweep are padded to a multiple of it
@@ -142,7 +141,7 @@ def candidates(config: ml_collections.ConfigDict, where: topology.Slice) -> list
   Of those that differ in data and fsdp alone, it is the one that holds least.
   """
   model = programs.model_of(config)
-  load = loads.load_of(config, model)
+  load = step_shapes.make_step_shapes(config, model)
   least: dict[tuple[int, ...], tuple[int, tuple[int, ...]]] = {}
   own = []
   for shape in _shapes(len(where.devices)):
@@ -161,7 +160,7 @@ def candidates(config: ml_collections.ConfigDict, where: topology.Slice) -> list
 
 
 def estimate(
-  model: model_config.Config, load: loads.Load, shape: Sequence[int], chip: chips.Chip
+  model: model_config.Config, load: step_shapes.StepShapes, shape: Sequence[int], chip: chips.Chip
 ) -> float:
   """Seconds of that in which meshes differ, roughly: weights read for every token, bytes moved between chips in training."""
   text = model.text
@@ -175,7 +174,7 @@ def _layer_weights(text: model_config.TextConfig) -> int:
   return text.hidden_size * (heads * text.head_dim + 3 * text.intermediate_size)
 
 
-def moved(model: model_config.Config, load: loads.Load, shape: Sequence[int]) -> float:
+def moved(model: model_config.Config, load: step_shapes.StepShapes, shape: Sequence[int]) -> float:
   """Bytes between devices in a train step, roughly: weights gathered, activations reduced, keys and values exchanged."""
   text = model.text
   data, fsdp, sequence, tensor = shape
@@ -221,7 +220,7 @@ def _show(config: ml_collections.ConfigDict, frames: int) -> None:
   config.data.frames = config.data.max_frames = frames
   patches = config.model.max_pixels // vision.patch_size**2
   temporal = -(-frames // vision.temporal_patch_size)
-  tokens = temporal * patches // vision.merge_unit + loads.TEXT_TOKENS
+  tokens = temporal * patches // vision.merge_unit + step_shapes.TEXT_TOKENS
   config.model.frame_buckets = (temporal,)
   config.model.prefix_buckets = (PREFIX_STEP * math.ceil(tokens / PREFIX_STEP),)
 

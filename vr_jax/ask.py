@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
   from vr_jax.data import one_video
   from vr_jax.rollout import dialogue, session
-  from vr_jax.train import parts as parts_lib
+  from vr_jax.train import run_context
 
 _MISSING = 'needs a video and a question: vr-jax ask match.mp4 "Who falls?" --checkpoint=runs/mine'
 
@@ -52,8 +52,8 @@ def ask(argv: Sequence[str]) -> None:
   from rich import console as rich_console
 
   from vr_jax.data import one_video
-  from vr_jax.train import choices
-  from vr_jax.train import parts as parts_lib
+  from vr_jax.envs import environment
+  from vr_jax.train import choices, run_context
 
   config, data = asked.config, asked.config.data
   choices.check(config)
@@ -64,30 +64,32 @@ def ask(argv: Sequence[str]) -> None:
     max_side=data.max_side,
     rule=inputs.sampling_rule(data),
   )
-  parts = parts_lib.build(config, asked.workdir or Path(), judged=False, read=False)
-  params, policy = _policy(parts, asked.workdir)
+  context = run_context.make_run_context(config, asked.workdir or Path(), judged=False, read=False)
+  params, policy = _policy(context, asked.workdir)
   out = rich_console.Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
   out.print(f"{policy} · {asked.video}: {video.duration:g} s, {len(video)} frames", style="dim")
-  if parts.multi_turn:
-    _turns(parts, params, video, asked, out)
+  if environment.has_turns(context.environment):
+    _turns(context, params, video, asked, out)
   else:
-    _one_reply(parts, params, video, asked, out)
+    _one_reply(context, params, video, asked, out)
 
 
-def session(parts: "parts_lib.Parts", params: "PyTree", pool: "dialogue.Pool") -> "session.Session":
+def session(
+  context: "run_context.RunContext", params: "PyTree", pool: "dialogue.Pool"
+) -> "session.Session":
   """A session about a pool of frames, as a recipe of several turns evaluates."""
   from vr_jax import rollout
-  from vr_jax.train import multi_turn
+  from vr_jax.rollout import multi_turn
 
   return rollout.Session(
-    graph=parts.graph,
+    graph=context.graph,
     params=params,
-    allowed=parts.allowed,
-    processor=parts.processor,
-    environment=parts.environment,
-    decoding=parts.decoding(temperature=parts.config.eval.temperature),
-    schedule=multi_turn.schedule(parts),
-    prefix_buckets=tuple(parts.config.model.prefix_buckets),
+    allowed=context.allowed,
+    processor=context.processor,
+    environment=context.environment,
+    decoding=context.decoding(temperature=context.config.eval.temperature),
+    schedule=multi_turn.make_schedule(context.config, turns=context.environment.turns),
+    prefix_buckets=tuple(context.config.model.prefix_buckets),
     pool=pool,
   )
 
@@ -170,29 +172,33 @@ def _lettered(options: Sequence[str]) -> tuple[str, ...]:
   return tuple(f"{chr(ord('A') + number)}. {option}" for number, option in enumerate(options))
 
 
-def _policy(parts: "parts_lib.Parts", workdir: Path | None) -> tuple["PyTree", str]:
+def _policy(context: "run_context.RunContext", workdir: Path | None) -> tuple["PyTree", str]:
   """Parameters, and what they are called."""
   import jax
 
-  from vr_jax.train import export_stage, rl_loop
+  from vr_jax.train import export_stage, initialization
 
   if workdir is None:
-    return parts.fresh_params(), str(parts.config.model.pretrained)
+    return initialization.fresh_params(context), str(context.config.model.pretrained)
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilations"))
-  stage, step = export_stage.last_stage(parts, workdir)
-  params = rl_loop.load_params(parts, workdir / "checkpoints" / stage)
+  stage, step = export_stage.last_stage(context, workdir)
+  params = initialization.load_params(context, workdir / "checkpoints" / stage)
   return params, f"{workdir}, {stage} step {step}"
 
 
 def _turns(
-  parts: "parts_lib.Parts", params: "PyTree", video: "one_video.OneVideo", asked: Asked, out: Any
+  context: "run_context.RunContext",
+  params: "PyTree",
+  video: "one_video.OneVideo",
+  asked: Asked,
+  out: Any,
 ) -> None:
   """Plays an episode and prints it."""
   from vr_jax.rollout import session as session_lib
 
-  most = parts.environment.turns
-  for told in session(parts, params, video).ask(
+  most = context.environment.turns
+  for told in session(context, params, video).ask(
     asked.question, asked.options, problem_type=asked.problem_type, seed=asked.seed
   ):
     if isinstance(told, session_lib.Outcome):
@@ -208,7 +214,11 @@ def _turns(
 
 
 def _one_reply(
-  parts: "parts_lib.Parts", params: "PyTree", video: "one_video.OneVideo", asked: Asked, out: Any
+  context: "run_context.RunContext",
+  params: "PyTree",
+  video: "one_video.OneVideo",
+  asked: Asked,
+  out: Any,
 ) -> None:
   """Draws the reply of a recipe that has one, and prints it."""
   import jax
@@ -217,7 +227,7 @@ def _one_reply(
   from vr_jax.rewards import accuracy
   from vr_jax.rollout import sampler
 
-  config, processor = parts.config, parts.processor
+  config, processor = context.config, context.processor
   example = records.Example(
     id="question",
     video=str(asked.video),
@@ -229,7 +239,7 @@ def _one_reply(
   )
   every = range(len(video))
   encoded = processor.encode(
-    parts.environment.question(example),
+    context.environment.question(example),
     video.read(every),
     video.timestamps,
     question_first=config.model.question_first,
@@ -241,9 +251,9 @@ def _one_reply(
     frame_buckets=config.model.frame_buckets,
     patch_buckets=config.model.patch_buckets,
   )
-  decoding = parts.decoding(group=1, rungs=(), temperature=config.eval.temperature)
+  decoding = context.decoding(group=1, rungs=(), temperature=config.eval.temperature)
   key = jax.random.key(asked.seed)
-  rollout = sampler.sample(parts.graph, params, prompt, parts.allowed, key, decoding=decoding)
+  rollout = sampler.sample(context.graph, params, prompt, context.allowed, key, decoding=decoding)
   said = np.asarray(rollout.tokens)[np.asarray(rollout.kind) == records.Kind.MODEL]
   reply = processor.decode(said)
   _print_turn("One turn", every, reply, video, out)

@@ -1,13 +1,18 @@
-"""The report as a document: what it holds, what it says where a part is missing, and which input it refuses."""
+"""The report as a document: what it holds, what it says is missing, and which input it refuses."""
 
+import dataclasses
 from html.parser import HTMLParser
 import json
+from pathlib import Path
 import re
 
+import jinja2
 import pytest
 
 from vr_jax import errors
-from vr_jax.eval import report, report_curves, report_data, report_markup, report_reply
+from vr_jax.eval import report, report_curves, report_data, report_rollouts
+
+HOSTILE = "</pre>\"'><script>document.title='owned'</script><img src=x onerror=alert(1)>&amp;"
 
 
 class Page(HTMLParser):
@@ -218,8 +223,8 @@ def test_a_step_that_a_resumed_run_logs_again_counts_once(tmp_path):
 def test_a_long_curve_keeps_its_extremes():
   values = [0.0] * 50_000
   values[12_345], values[40_000] = 7.0, -3.0
-  chart = report_curves.chart("loss", range(len(values)), values)
-  shown = [float(value) for value in re.search('data-values="([^"]*)"', chart)[1].split()]
+  curve = report_curves.chart("loss", range(len(values)), values)["curve"]
+  shown = [float(value) for value in curve["numbers"].split()]
   assert (max(shown), min(shown)) == (7.0, -3.0)
   assert len(shown) <= report_curves.MOST_POINTS
 
@@ -229,34 +234,90 @@ def test_a_long_curve_keeps_its_extremes():
   [[5.0], [0.0, 0.0], [1e-30, 2e-30], [-1e99, 1e99], [1e15, 1e15 + 1], [2e-6] * 30],
 )
 def test_any_finite_curve_has_ticks_and_stays_within_its_chart(values):
-  chart = report_curves.chart("loss", range(len(values)), values)
-  path = re.search(r'd="([^"]*)"', chart)[1]
-  heights = [float(pair.split()[1]) for pair in re.findall(r"[ML](\S+ [\d.-]+)", path)]
+  curve = report_curves.chart("loss", range(len(values)), values)["curve"]
+  heights = [float(pair.split()[1]) for pair in re.findall(r"[ML](\S+ [\d.-]+)", curve["raw"])]
   assert len(heights) == len(values)
   assert all(0 <= height <= report_curves.HEIGHT for height in heights)
-  assert 1 <= chart.count('class="y"') <= 5
+  assert 1 <= len(curve["ticks"]) <= 5
 
 
-def test_a_curve_without_a_finite_value_says_so():
-  chart = report_curves.chart("loss", range(2), [float("nan"), float("inf")])
+def test_a_curve_without_a_finite_value_says_so(tmp_path):
+  lines = [
+    {"stage": "rl", "step": step, "values": {"loss": value}}
+    for step, value in enumerate((float("nan"), float("inf")))
+  ]
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  page = report.write_report(tmp_path).read_text()
+  chart = page[page.index('<figure class="chart"') : page.index("</figure>")]
   assert "2 not finite" in chart
   assert "<svg" not in chart
 
 
-def test_text_is_escaped_wherever_it_enters_an_element():
-  made = report_markup.element("p", "<b>", title='"><script>', hidden=False, open=True)
-  assert made == '<p title="&quot;&gt;&lt;script&gt;" open>&lt;b&gt;</p>'
+FILES = {"config", "recipe", "versions", "git_revision", "stage", "step", "values", "rollouts"}
+RECORDS = (
+  report_data.Evaluation,
+  report_data.Sample,
+  report_data.ReferenceStep,
+  report_data.Alignment,
+)
+FIELDS = FILES | {field.name for record in RECORDS for field in dataclasses.fields(record)}
 
 
-def test_markup_alone_stays_as_it_is():
-  inner = report_markup.element("b", "&")
-  assert report_markup.element("p", inner, None) == "<p><b>&amp;</b></p>"
+def _with_hostile_texts(value: object) -> object:
+  """JSON whose texts, and names that are not fields, all end with markup."""
+  if isinstance(value, dict):
+    return {
+      key if key in FIELDS else key + HOSTILE: _with_hostile_texts(each)
+      for key, each in value.items()
+    }
+  if isinstance(value, list):
+    return [_with_hostile_texts(each) for each in value]
+  return value + HOSTILE if isinstance(value, str) else value
+
+
+def test_no_text_of_any_file_becomes_markup(workdir):
+  tags = Page(report.write_report(workdir).read_text(encoding="utf-8")).tags
+  for path in (workdir / "config.json", *(workdir / "eval").iterdir()):
+    path.write_text(json.dumps(_with_hostile_texts(json.loads(path.read_text()))))
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  hostile = [json.dumps(_with_hostile_texts(json.loads(line))) for line in lines]
+  (workdir / "metrics.jsonl").write_text("\n".join(hostile) + "\n")
+  text = report.write_report(workdir).read_text(encoding="utf-8")
+  page = Page(text)
+  assert text.count("&lt;script&gt;document.title=") > 200
+  for tag in ("script", "style", "img", "pre", "figure", "section", "details"):
+    assert len(page.all(tag)) == sum(name == tag for name, _ in tags)
+  assert {name for name, _ in page.tags} == {name for name, _ in tags}
+  names = {name for _, attributes in page.tags for name in attributes}
+  assert names == {name for _, attributes in tags for name in attributes}
+  assert "data-tip" in names and not any(name.startswith("on") for name in names)
+
+
+def test_templates_trust_our_own_style_and_script_alone():
+  assets = Path(report.__file__).parent / "report_assets"
+  templates = [path.read_text(encoding="utf-8") for path in assets.glob("*.html")]
+  assert len(templates) == 4
+  trusted = re.findall(r"\{\{[^}]*\|\s*safe\b[^}]*\}\}|autoescape", "".join(templates))
+  assert trusted == ["{{ style|safe }}", "{{ script|safe }}"]
+  assert report.make_environment().autoescape is True
+
+
+def test_a_value_that_a_template_misses_is_an_error_and_not_an_empty_place():
+  template = report.make_environment().get_template("results.html")
+  with pytest.raises(jinja2.UndefinedError, match="results"):
+    template.render()
 
 
 @pytest.mark.parametrize(
   "reply", ["", "</think>", "<think><think>", "<answer>", "<answer></think>x</answer>y<answer>"]
 )
-def test_any_reply_is_shown_whole(reply):
-  shown = "".join(report_reply._highlighted(reply))
-  text = re.sub(r"<[^>]*>", "", shown).replace("&lt;", "<").replace("&gt;", ">")
-  assert text == (reply or "(an empty reply)")
+def test_any_reply_is_cut_without_loss(reply):
+  assert "".join(span["text"] for span in report_rollouts._spans(reply)) == reply
+
+
+def test_an_empty_reply_is_said_to_be(workdir):
+  path = workdir / "eval" / "before_rl.json"
+  sample = json.loads(path.read_text())["rollouts"][0]
+  rewrite(path, rollouts=[sample | {"reply": ""}])
+  text = report.write_report(workdir).read_text()
+  assert text.count("(an empty reply)") == 1

@@ -80,7 +80,7 @@ def test_each_turn_stands_with_its_frames_its_rewards_and_its_text(page):
   assert (
     "relevance -0.25 total -0.15 0 · 0 s 13 · 26 s 26 · 52 s 39 · 78 s &lt;think&gt;" in plain[0]
   )
-  assert "turn 2 can&#x27;t be used: format" in plain[1]
+  assert "turn 2 can&#39;t be used: format" in plain[1]
   assert "turn 3 answers accuracy 1.00 format 0.10 total 1.10 No frames were shown." in plain[2]
   assert [turn.count("<img") for turn in turns] == [4, 2, 0]
   assert "He falls &amp; gets up." in turns[2]

@@ -15,9 +15,8 @@ from vr_jax import errors, records
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.rollout import encoder, sampler
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import batching, initialization, steps
 from vr_jax.train import state as state_lib
-from vr_jax.train import steps
 
 MESHES = ((8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (2, 2, 1, 2), (1, 2, 4, 1), (1, 2, 2, 2))
 TRAINED = {
@@ -82,22 +81,24 @@ def _leaves(tree):
 
 @pytest.fixture(scope="module")
 def updated(data):
-  """(mesh, stage, what is trained) -> (parts, state, metrics) after a supervised or a reinforcement step on it."""
+  """(mesh, stage, what is trained) -> (context, state, metrics) after a supervised or a reinforcement step on it."""
   return functools.cache(functools.partial(_updated, data))
 
 
 def _updated(data, shape, stage, trained="all"):
   fields = {f"{stage}__gradient_norm": 1e9, f"{stage}__warmup_steps": 0, **TRAINED[trained]}
-  parts = nano.build(data, mesh=shape, rl__prompts=8, rl__group=2, rl__kl_weight=0.1, **fields)
-  section = parts.config[stage]
-  optimizer = state_lib.make_optimizer(section, parts.abstract_params, parts.frozen)
-  state = state_lib.create(_without_zeros(parts.fresh_params()), optimizer, parts.mesh)
-  items = nano.ragged_items(parts, 8)
-  prompt = parts.prompt(parts.batch(items))
-  if parts.tower_frozen:
-    prompt = encoder.encode(parts.graph, state.params, prompt)
+  context = nano.build(data, mesh=shape, rl__prompts=8, rl__group=2, rl__kl_weight=0.1, **fields)
+  section = context.config[stage]
+  optimizer = state_lib.make_optimizer(section, context.abstract_params, context.frozen)
+  state = state_lib.create(
+    _without_zeros(initialization.fresh_params(context)), optimizer, context.mesh
+  )
+  items = nano.ragged_items(context, 8)
+  prompt = context.builder.prompt(context.builder.batch(items))
+  if context.tower_frozen:
+    prompt = encoder.encode(context.graph, state.params, prompt)
   take = {"sft": _supervised, "rl": _reinforced}[stage]
-  return parts, *take(parts, optimizer, state, prompt, items)
+  return context, *take(context, optimizer, state, prompt, items)
 
 
 @jax.jit
@@ -110,29 +111,29 @@ def _without_zeros(params):
   return jax.tree.map(moved, params)
 
 
-def _supervised(parts, optimizer, state, prompt, items):
+def _supervised(context, optimizer, state, prompt, items):
   step = steps.make_sft_step(
-    parts.graph, optimizer, parts.allowed, microbatches=1, frozen=parts.frozen
+    context.graph, optimizer, context.allowed, microbatches=1, frozen=context.frozen
   )
-  return step(state, prompt, *mesh_lib.put_batch(parts_lib.reply_arrays(items, 80), parts.mesh))
+  return step(state, prompt, *mesh_lib.put_batch(batching.reply_arrays(items, 80), context.mesh))
 
 
-def _reinforced(parts, optimizer, state, prompt, items):
-  rollout = _rollout(parts, items)
+def _reinforced(context, optimizer, state, prompt, items):
+  rollout = _rollout(context, items)
   advantages = jnp.where(steps.sampled(rollout), jnp.array([1.0, -0.5])[None, :, None], 0)
-  signal = mesh_lib.put_batch(np.ones(8, bool), parts.mesh)
+  signal = mesh_lib.put_batch(np.ones(8, bool), context.mesh)
   step = steps.make_rl_step(
-    parts.graph, optimizer, parts.allowed, parts.config.rl, frozen=parts.frozen
+    context.graph, optimizer, context.allowed, context.config.rl, frozen=context.frozen
   )
   return step(state, prompt, rollout, advantages, signal, None, rollout.log_probs)
 
 
-def _rollout(parts, items):
+def _rollout(context, items):
   """Replies of lengths 1 to 16, the same on every mesh."""
   rng = np.random.default_rng(0)
   length = rng.integers(1, 17, (len(items), 2, 1))
   model = np.arange(16) < length
-  allowed = np.flatnonzero(np.asarray(parts.allowed))
+  allowed = np.flatnonzero(np.asarray(context.allowed))
   tokens = np.where(model, rng.choice(allowed, model.shape), 0).astype(np.int32)
   fields = {
     "tokens": tokens,
@@ -140,7 +141,7 @@ def _rollout(parts, items):
     "kind": np.where(model, 4, 0).astype(np.int32),
     "turn": np.zeros_like(tokens),
   }
-  return mesh_lib.put_batch(records.Rollout(**fields), parts.mesh)
+  return mesh_lib.put_batch(records.Rollout(**fields), context.mesh)
 
 
 @pytest.mark.parametrize(
@@ -169,8 +170,8 @@ def _gradients(state):
 
 @pytest.mark.parametrize("shape", MESHES)
 def test_parameters_and_moments_lie_on_the_mesh_as_the_rules_say_also_after_a_step(updated, shape):
-  parts, state, _ = updated(shape, "sft")
-  wanted = jax.tree.leaves(jax.tree.map(lambda x: x.sharding, parts.abstract_params))
+  context, state, _ = updated(shape, "sft")
+  wanted = jax.tree.leaves(jax.tree.map(lambda x: x.sharding, context.abstract_params))
   moments = [leaf for leaf in jax.tree.leaves(state.optimizer_state) if leaf.ndim > 0]
   assert len(moments) == 2 * len(wanted)
   for leaves in (jax.tree.leaves(state.params), moments[: len(wanted)], moments[len(wanted) :]):
@@ -183,10 +184,10 @@ def test_parameters_and_moments_lie_on_the_mesh_as_the_rules_say_also_after_a_st
 
 
 def test_every_logical_axis_of_the_rules_belongs_to_a_parameter_or_an_activation(data):
-  parts = nano.build(data)
+  context = nano.build(data)
   axes = {"prompts", "prefix", "frames", "group", "slots", "time"}
   is_variable = lambda x: hasattr(x, "get_metadata")  # noqa: E731
-  for variable in jax.tree.leaves(parts.abstract_params, is_leaf=is_variable):
+  for variable in jax.tree.leaves(context.abstract_params, is_leaf=is_variable):
     axes |= set(variable.get_metadata()["axes"])
   assert set(mesh_lib.RULES) <= axes
 
@@ -204,8 +205,8 @@ def test_an_activation_uses_a_mesh_axis_once_and_leaves_whole_what_it_does_not_d
 
 
 def test_a_prompt_is_split_along_its_prefix_and_its_frames(updated):
-  parts, _, _ = updated((1, 2, 2, 2), "sft")
-  prompt = parts.prompt(parts.batch(nano.ragged_items(parts, 8)))
+  context, _, _ = updated((1, 2, 2, 2), "sft")
+  prompt = context.builder.prompt(context.builder.batch(nano.ragged_items(context, 8)))
   rows, length = prompt.tokens.shape
   assert prompt.tokens.addressable_shards[0].data.shape == (rows / 2, length / 2)
   assert prompt.positions.addressable_shards[0].data.shape == (3, rows / 2, length / 2)
@@ -260,16 +261,16 @@ def test_rows_of_a_split_batch_come_back_in_order():
 
 
 def _replies(data, shape, prompts):
-  parts = nano.build(data, mesh=shape)
+  context = nano.build(data, mesh=shape)
   # Stop tokens that a network without training finds likely: replies end early, and move to fewer slots.
-  stops = (*parts.processor.stop_tokens, *range(60, 240))
+  stops = (*context.processor.stop_tokens, *range(60, 240))
   rollout, computed = sampler.sample_counting(
-    parts.graph,
-    nano.sharpened(parts.fresh_params()),
-    parts.prompt(parts.batch(nano.ragged_items(parts, prompts))),
-    parts.allowed,
+    context.graph,
+    nano.sharpened(initialization.fresh_params(context)),
+    context.builder.prompt(context.builder.batch(nano.ragged_items(context, prompts))),
+    context.allowed,
     jax.random.key(3),
-    decoding=parts.decoding(group=3, max_new_tokens=8, stop_tokens=stops, rungs=(0.7, 0.4)),
+    decoding=context.decoding(group=3, max_new_tokens=8, stop_tokens=stops, rungs=(0.7, 0.4)),
   )
   return mesh_lib.local_rows(rollout.tokens), computed
 

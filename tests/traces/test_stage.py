@@ -16,8 +16,7 @@ from vr_jax.envs import videop2r
 from vr_jax.rollout import sampler
 from vr_jax.traces import proposers
 from vr_jax.traces import stage as traces_stage
-from vr_jax.train import data_stage, rl_loop
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import data_stage, initialization, run_context
 
 config = trace_runs.config
 data = trace_runs.data
@@ -59,9 +58,9 @@ def test_good_traces_become_a_data_set_to_train_on_and_a_file_that_is_read_again
 
   trained = config(output, sft__steps=1, sft__max_reply_tokens=400)
   data_stage.prepare(trained, tmp_path)
-  parts = parts_lib.build(trained, tmp_path)
-  item = next(parts.read("train", 4)).items[0]
-  assert parts.processor.decode(item.reply) == trace_runs.reference(item.example)
+  context = run_context.make_run_context(trained, tmp_path)
+  item = next(context.builder.read("train", 4)).items[0]
+  assert context.processor.decode(item.reply) == trace_runs.reference(item.example)
 
 
 FAULTS = ("no reply", "template", "answer", "insufficient", "no verdict", "template", "", "")
@@ -182,15 +181,15 @@ def test_the_sampler_writes_what_its_weights_say_at_temperature_0(data, tmp_path
   rejected = trace_runs.lines(tmp_path / "traces" / "rejected.jsonl")
   assert {entry["reason"] for entry in rejected} == {"template"}
   train = [entry for entry in rejected if entry["split"] == "train"]
-  parts = parts_lib.build(made, tmp_path)
-  batch = next(iter(parts.read("train", 16, repeat=False)))
+  context = run_context.make_run_context(made, tmp_path)
+  batch = next(iter(context.builder.read("train", 16, repeat=False)))
   assert [entry["problem_id"] for entry in train] == [item.example.id for item in batch.items]
-  decoding = parts.decoding(group=1, temperature=0.0, max_new_tokens=16)
+  decoding = context.decoding(group=1, temperature=0.0, max_new_tokens=16)
   rollout = sampler.sample(
-    parts.graph,
-    rl_loop.initial_params(parts, tmp_path),
-    parts.prompt(batch),
-    parts.allowed,
+    context.graph,
+    initialization.initial_params(context, tmp_path),
+    context.builder.prompt(batch),
+    context.allowed,
     jax.random.key(7),
     decoding=decoding,
   )
@@ -198,21 +197,21 @@ def test_the_sampler_writes_what_its_weights_say_at_temperature_0(data, tmp_path
     np.asarray(rollout.tokens)[:, 0],
     np.asarray(rollout.kind)[:, 0] == records.Kind.MODEL,
   )
-  replies = [parts.processor.decode(row[mask]) for row, mask in zip(tokens, kept, strict=True)]
+  replies = [context.processor.decode(row[mask]) for row, mask in zip(tokens, kept, strict=True)]
   assert [entry["output"] for entry in train] == replies[: len(train)]
 
 
 def test_a_question_without_a_reference_is_asked_and_one_that_does_not_fit_is_not(data, tmp_path):
   made = config(data, sft__steps=3, sft__max_reply_tokens=1)
-  parts = parts_lib.build(made, tmp_path)
+  context = run_context.make_run_context(made, tmp_path)
   with pytest.raises(errors.InputError, match="reference reply"):
-    parts.checks.left_out()
-  writer = proposers.Sampled(parts=parts, workdir=tmp_path)
+    context.builder.checks.left_out()
+  writer = proposers.Sampled(context=context, workdir=tmp_path)
   assert not any(writer.left_out()[split] for split in trace_store.SPLITS)
   assert made.sft.steps == 3
-  narrow = parts_lib.build(config(data, model__prefix_buckets=(8,)), tmp_path)
+  narrow = run_context.make_run_context(config(data, model__prefix_buckets=(8,)), tmp_path)
   with pytest.raises(errors.InputError, match="tokens, but the largest bucket has 8"):
-    proposers.Sampled(parts=narrow, workdir=tmp_path).left_out()
+    proposers.Sampled(context=narrow, workdir=tmp_path).left_out()
 
 
 @pytest.mark.parametrize("field", ["traces__threshold", "judge__leak_filter", "env__instruction"])

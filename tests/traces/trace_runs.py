@@ -12,10 +12,9 @@ import pytest
 from tests.train import nano
 from vr_jax import records
 from vr_jax.data import examples, trace_store
-from vr_jax.envs import videop2r
+from vr_jax.envs import registry, videop2r
 from vr_jax.rewards import judge
 from vr_jax.train import data_stage
-from vr_jax.train import parts as parts_lib
 
 INSTRUCTION = "Write <observation></observation><think></think><answer></answer>."
 OVERRIDES = {
@@ -65,7 +64,7 @@ class Told:
   """A writer that is told what to say. Its judge calls an observation sufficient unless it is vague, and may be lost for words."""
 
   def __init__(self, config: ml_collections.ConfigDict, say: Callable[[records.Example], Any]):
-    self.environment = parts_lib.make_environment(config, judge=judge.Rule(_suffices))
+    self.environment = registry.make_environment(config, judge=judge.Rule(_suffices))
     self.source = Path(config.data.directory) / "shards"
     self.say = say
     self.asked: list[trace_store.Chunk] = []

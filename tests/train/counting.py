@@ -11,8 +11,7 @@ import zlib
 import numpy as np
 
 from vr_jax import main, records
-from vr_jax.envs import environment, moss_chatv
-from vr_jax.train import parts as parts_lib
+from vr_jax.envs import environment, moss_chatv, registry
 
 
 class Counting:
@@ -70,5 +69,5 @@ class Counting:
 
 
 if __name__ == "__main__":
-  parts_lib.ENVIRONMENTS["moss_chatv"] = Counting
+  registry.ENVIRONMENTS["moss_chatv"] = Counting
   sys.exit(main.cli())

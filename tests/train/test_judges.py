@@ -19,7 +19,7 @@ from vr_jax.models import qwen2_5_vl
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.rewards import judge, judge_prompt
 from vr_jax.traces import beam as traces_beam
-from vr_jax.train import inputs, judges, local_judge
+from vr_jax.train import initialization, inputs, judges, local_judge
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import sufficiency, write
 
@@ -258,12 +258,12 @@ class Heard(judge_prompt.Question):
 @pytest.fixture(scope="module")
 def directory(data, tmp_path_factory):
   """A nano model as a Hugging Face directory, whose opinions are strong."""
-  parts = nano.build(data)
+  context = nano.build(data)
   where = tmp_path_factory.mktemp("judge") / "model"
-  config = parts.model
-  params = nano.sharpened(parts.fresh_params())
+  config = context.model
+  params = nano.sharpened(initialization.fresh_params(context))
   qwen2_5_vl.save_pretrained(params, where, config=config)
-  parts.processor.tokenizer.save(str(where / "tokenizer.json"))
+  context.processor.tokenizer.save(str(where / "tokenizer.json"))
   assert model_config.Config.from_json(where / "config.json").text == config.text
   return where
 

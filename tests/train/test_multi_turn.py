@@ -283,13 +283,13 @@ def test_a_bonus_that_has_ended_stays_ended_in_a_run_that_goes_on_from_a_checkpo
 
 def test_of_a_demonstrated_episode_one_reply_is_learnt_behind_the_conversation_before_it(tmp_path):
   data = nano.make_data(tmp_path, recipe=RECIPE, **OVERRIDES)
-  parts = nano.build(data, recipe=RECIPE, **OVERRIDES)
-  items = [*next(parts.read("train", 12, view="supervised")).items]
-  said = {parts.processor.decode(item.reply).split(">")[-2].rsplit("<")[-1] for item in items}
+  context = nano.build(data, recipe=RECIPE, **OVERRIDES)
+  items = [*next(context.builder.read("train", 12, view="supervised")).items]
+  said = {context.processor.decode(item.reply).split(">")[-2].rsplit("<")[-1] for item in items}
   assert said == {"/answer", "/retrieve"}
   for item in items:
-    task, times = parts.environment, item.clip.timestamps
+    task, times = context.environment, item.clip.timestamps
     replies = task.reference_replies(item.example, times)
-    turn = replies.index(parts.processor.decode(item.reply))
+    turn = replies.index(context.processor.decode(item.reply))
     frames = [task.observe(item.example, 8, replies[:number]).frames for number in range(turn + 1)]
     assert len(item.encoded.frames) == sum(map(len, frames))

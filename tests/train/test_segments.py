@@ -9,11 +9,11 @@ import pytest
 
 from tests.train import nano
 from vr_jax import records
+from vr_jax.envs import registry
 from vr_jax.eval import stage
 from vr_jax.models.qwen2_5_vl import prompts
 from vr_jax.train import advantages as advantages_lib
 from vr_jax.train import data_stage, metrics, rl_loop
-from vr_jax.train import parts as parts_lib
 
 NAMES = ("perception", "reasoning")
 
@@ -65,13 +65,13 @@ def test_videop2r_trains_and_asks_for_replies_to_shuffled_frames(tmp_path, monke
   )
   data_stage.prepare(config, tmp_path)
   asked = []
-  score = parts_lib.ENVIRONMENTS["videop2r"].score
+  score = registry.ENVIRONMENTS["videop2r"].score
 
   def watched(task, examples, replies):
     asked.append(replies)
     return score(task, examples, replies)
 
-  monkeypatch.setattr(parts_lib.ENVIRONMENTS["videop2r"], "score", watched)
+  monkeypatch.setattr(registry.ENVIRONMENTS["videop2r"], "score", watched)
   rl_loop.train(config, tmp_path)
   assert [[len(texts) for texts in replies.shuffled] for replies in asked] == [[2] * 4] * 2
   values = metrics.read(tmp_path / "metrics.jsonl")[-1]["values"]

@@ -71,7 +71,7 @@ def claim(output: Path, about: Mapping[str, Any]) -> None:
       raise InputError(
         f"{path}: its traces were written with another {', '.join(differ)}; choose another config.traces.directory"
       )
-  elif output.is_dir() and any(path.suffix != ".partial" for path in output.iterdir()):
+  elif output.is_dir() and any(path.suffix != atomic.PARTIAL for path in output.iterdir()):
     raise InputError(f"{output}: is not empty and holds no traces; choose another directory")
   else:
     output.mkdir(parents=True, exist_ok=True)

@@ -163,3 +163,8 @@ class TurnsEnvironment(Task, Protocol):
 
   def outcome(self, example: records.Example, episode: Episode) -> dict[str, float]:
     """What an episode came to, by name: `accuracy`, `format` and what else the recipe is measured by."""
+
+
+def has_turns(environment: Task) -> bool:
+  """Whether replies ask for frames: clips are then pools that turns choose from."""
+  return isinstance(environment, TurnsEnvironment)

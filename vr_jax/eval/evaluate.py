@@ -19,10 +19,9 @@ from vr_jax.envs import turns as turns_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rewards import accuracy as accuracy_lib
 from vr_jax.rewards import steps as steps_lib
-from vr_jax.rollout import encoder, sampler
+from vr_jax.rollout import decode_replies, encoder, multi_turn, sampler
 from vr_jax.train import advantages as advantages_lib
-from vr_jax.train import console, features, multi_turn, reading
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import batching, console, features, run_context
 from vr_jax.worlds import consistency, sufficiency
 
 _GROUPS = 2**20  # folded into the key of evaluation: apart from its batches
@@ -53,7 +52,7 @@ class Answered:
 
 
 def evaluate(
-  parts: parts_lib.Parts, params: PyTree, *, name: str, cache: features.Cache = None
+  context: run_context.RunContext, params: PyTree, *, name: str, cache: features.Cache = None
 ) -> dict[str, Any]:
   """{"examples", "metrics", "rollouts"} of a policy on the test split, as eval/<name>.json holds them.
 
@@ -65,9 +64,9 @@ def evaluate(
   several turns `turns` and `retrievals` of an episode, and `frame_recall`, where the evidence is known.
   cache: of features, for what is seen whole and in order.
   """
-  config = parts.config.eval
-  answer = _played if parts.multi_turn else _replied
-  whole = list(answer(parts, params, name, cache))
+  config = context.config.eval
+  answer = _played if environment.has_turns(context.environment) else _replied
+  whole = list(answer(context, params, name, cache))
   scores = [a.rewards["accuracy"] for a in whole]
   metrics = {
     "accuracy": float(np.mean(scores)),
@@ -80,23 +79,27 @@ def evaluate(
   }
   for view in ("blind", "shuffled"):
     if config[view]:
-      metrics[f"{view}_accuracy"] = _accuracy(parts, params, view, f"{name}, {view}")
-  rollouts = [_shown(parts, answered) for answered in whole[: config.rollouts]]
-  if len(parts.environment.segments) > 1 and not parts.multi_turn and rollouts:
+      metrics[f"{view}_accuracy"] = _accuracy(context, params, view, f"{name}, {view}")
+  rollouts = [_shown(context, answered) for answered in whole[: config.rollouts]]
+  if (
+    len(context.environment.segments) > 1
+    and not environment.has_turns(context.environment)
+    and rollouts
+  ):
     for rollout, advantages in zip(
-      rollouts, _advantages(parts, params, whole, cache), strict=False
+      rollouts, _advantages(context, params, whole, cache), strict=False
     ):
       rollout["segment_advantages"] = advantages
   return {"examples": len(whole), "metrics": metrics, "rollouts": rollouts}
 
 
-def _accuracy(parts: parts_lib.Parts, params: PyTree, view: str, name: str) -> float:
+def _accuracy(context: run_context.RunContext, params: PyTree, view: str, name: str) -> float:
   """The mean accuracy of replies to a view, which is all that is asked of them: no judge reads these."""
   return float(
     np.mean(
       [
-        parts.environment.accuracy(item.example, reply)
-        for items, replies in _replies(parts, params, view, name)
+        context.environment.accuracy(item.example, reply)
+        for items, replies in _replies(context, params, view, name)
         for item, (reply,) in zip(items, replies.texts, strict=True)
       ]
     )
@@ -104,37 +107,46 @@ def _accuracy(parts: parts_lib.Parts, params: PyTree, view: str, name: str) -> f
 
 
 def _replies(
-  parts: parts_lib.Parts, params: PyTree, view: str, name: str, cache: features.Cache = None
-) -> Iterator[tuple[list[parts_lib.Item], environment.Replies]]:
+  context: run_context.RunContext,
+  params: PyTree,
+  view: str,
+  name: str,
+  cache: features.Cache = None,
+) -> Iterator[tuple[list[batching.Item], environment.Replies]]:
   """One reply to each example, a batch at a time."""
-  decoding = parts.decoding(group=1, temperature=parts.config.eval.temperature)
-  for batch, prompt, key in _batches(parts, params, view, name, cache):
-    rollout = sampler.sample(parts.graph, params, prompt, parts.allowed, key, decoding=decoding)
-    yield batch.items, reading.replies(parts, rollout, rows=len(batch.items))
+  decoding = context.decoding(group=1, temperature=context.config.eval.temperature)
+  for batch, prompt, key in _batches(context, params, view, name, cache):
+    rollout = sampler.sample(context.graph, params, prompt, context.allowed, key, decoding=decoding)
+    yield (
+      batch.items,
+      decode_replies.decode_replies(
+        context.processor, context.environment, rollout, rows=len(batch.items)
+      ),
+    )
 
 
 def _batches(
-  parts: parts_lib.Parts, params: PyTree, view: str, name: str, cache: features.Cache
-) -> Iterator[tuple[parts_lib.Batch, records.Prompt, Key[Array, ""]]]:
+  context: run_context.RunContext, params: PyTree, view: str, name: str, cache: features.Cache
+) -> Iterator[tuple[batching.Batch, records.Prompt, Key[Array, ""]]]:
   """All examples once, with the prompt of each batch on the devices, and a key."""
-  config, done = parts.config.eval, 0
-  read = parts.read(
+  config, done = context.config.eval, 0
+  read = context.builder.read(
     "test", config.batch, view=view, limit=config.examples, repeat=False, cache=cache
   )
   with console.progress(name) as tick:
     for number, batch in enumerate(read):
-      prompt, _ = features.prompt(parts, params, batch, cache)
-      yield batch, prompt, jax.random.fold_in(jax.random.key(parts.config.seed), number)
+      fed = features.prompt(context, params, batch, cache)
+      yield fed.batch, fed.prompt, jax.random.fold_in(jax.random.key(context.config.seed), number)
       done += len(batch.items)
       tick(done)
 
 
 def _replied(
-  parts: parts_lib.Parts, params: PyTree, name: str, cache: features.Cache
+  context: run_context.RunContext, params: PyTree, name: str, cache: features.Cache
 ) -> Iterator[Answered]:
   """One reply to each example, judged."""
-  task = parts.environment
-  for items, replies in _replies(parts, params, "whole", name, cache):
+  task = context.environment
+  for items, replies in _replies(context, params, "whole", name, cache):
     scores = task.score([item.example for item in items], replies)
     tokens = (replies.segment >= 0).sum(axis=(1, 2))
     for row, (item, (reply,)) in enumerate(zip(items, replies.texts, strict=True)):
@@ -153,13 +165,24 @@ def _replied(
 
 
 def _played(
-  parts: parts_lib.Parts, params: PyTree, name: str, cache: features.Cache
+  context: run_context.RunContext, params: PyTree, name: str, cache: features.Cache
 ) -> Iterator[Answered]:
   """One episode about each example."""
-  task, temperature = parts.environment, parts.config.eval.temperature
-  for batch, prompt, key in _batches(parts, params, "whole", name, cache):
-    prompt = encoder.encode(parts.graph, params, prompt)
-    talk = multi_turn.play(parts, params, batch, prompt, key, group=1, temperature=temperature)
+  task, temperature = context.environment, context.config.eval.temperature
+  for batch, prompt, key in _batches(context, params, "whole", name, cache):
+    prompt = encoder.encode(context.graph, params, prompt)
+    talk = multi_turn.play(
+      context.graph,
+      params,
+      prompt,
+      context.allowed,
+      key,
+      context.builder.dialogue(batch),
+      timestamps=[item.clip.timestamps for item in batch.items],
+      decoding=context.decoding(group=1, temperature=temperature),
+      schedule=multi_turn.make_schedule(context.config, turns=task.turns),
+      threads=context.config.data.threads,
+    )
     scores = task.rewards([item.example for item in batch.items], talk.said, training=False)
     for row, (item, (episode,)) in enumerate(zip(batch.items, talk.said, strict=True)):
       outcome, reply = task.outcome(item.example, episode), episode.replies[-1]
@@ -179,25 +202,32 @@ def _played(
 
 
 def _advantages(
-  parts: parts_lib.Parts, params: PyTree, answered: Sequence[Answered], cache: features.Cache
+  context: run_context.RunContext,
+  params: PyTree,
+  answered: Sequence[Answered],
+  cache: features.Cache,
 ) -> Iterator[dict[str, float | None]]:
   """What an update would make of each reply, beside a group that is sampled as training does: its advantages by segment.
 
   None where its segment has no verdict. Rewards that depend on the group (T-GRPO's) are those among it.
   """
-  config, names = parts.config, parts.environment.segments
+  config, names = context.config, context.environment.segments
   for first in range(0, len(answered), config.eval.batch):
     some = answered[first : first + config.eval.batch]
-    batch = parts.batch([parts.item(a.clip, cache=cache) for a in some], size=config.eval.batch)
-    prompt, _ = features.prompt(parts, params, batch, cache)
+    batch = context.builder.batch(
+      [context.builder.item(a.clip, cache=cache) for a in some], size=config.eval.batch
+    )
+    fed = features.prompt(context, params, batch, cache)
     key = jax.random.fold_in(jax.random.key(config.seed), _GROUPS + first)
-    replies = _group(parts, params, batch, encoder.encode(parts.graph, params, prompt), key)
+    replies = _group(
+      context, params, fed.batch, encoder.encode(context.graph, params, fed.prompt), key
+    )
     both = environment.Replies(
       texts=[[a.reply, *texts] for a, texts in zip(some, replies.texts, strict=True)],
       segment=np.concatenate([np.stack([a.segment for a in some])[:, None], replies.segment], 1),
       shuffled=replies.shuffled,
     )
-    scores = parts.environment.score([a.example for a in some], both)
+    scores = context.environment.score([a.example for a in some], both)
     made, _ = advantages_lib.of_segments(
       jax.tree.map(jnp.asarray, scores),
       whole=config.rl.credit != "segments",
@@ -211,25 +241,31 @@ def _advantages(
 
 
 def _group(
-  parts: parts_lib.Parts,
+  context: run_context.RunContext,
   params: PyTree,
-  batch: parts_lib.Batch,
+  batch: batching.Batch,
   prompt: records.Prompt,
   key: Key[Array, ""],
 ) -> environment.Replies:
   """Replies to each example as a step of RL draws them, with those to shuffled frames that config.rl.shuffled asks for."""
 
   def sample(prompt: records.Prompt, key: Key[Array, ""], group: int) -> records.Rollout:
-    decoding = parts.decoding(group=group)
-    return sampler.sample(parts.graph, params, prompt, parts.allowed, key, decoding=decoding)
+    decoding = context.decoding(group=group)
+    return sampler.sample(context.graph, params, prompt, context.allowed, key, decoding=decoding)
 
-  rl, shuffled = parts.config.rl, None
+  rl, shuffled = context.config.rl, None
   if rl.shuffled:
     key, of_shuffled = jax.random.split(key)
-    index = mesh_lib.put_batch(parts.shuffled_index(batch, of_shuffled), parts.mesh)
+    index = mesh_lib.put_batch(context.builder.shuffled_index(batch, of_shuffled), context.mesh)
     mixed = dataclasses.replace(prompt, media_index=index)
     shuffled = sample(mixed, of_shuffled, rl.shuffled)
-  return reading.replies(parts, sample(prompt, key, rl.group), shuffled, rows=len(batch.items))
+  return decode_replies.decode_replies(
+    context.processor,
+    context.environment,
+    sample(prompt, key, rl.group),
+    shuffled,
+    rows=len(batch.items),
+  )
 
 
 def _of_segments(
@@ -310,7 +346,7 @@ def _consistency(answered: Answered) -> consistency.Consistency:
   return consistency.trace_consistency(answered.steps, example.states, reference=reference)
 
 
-def _shown(parts: parts_lib.Parts, answered: Answered) -> dict[str, Any]:
+def _shown(context: run_context.RunContext, answered: Answered) -> dict[str, Any]:
   """One rollout as the report shows it."""
   example, clip = answered.example, answered.clip
   shown = {
@@ -323,10 +359,10 @@ def _shown(parts: parts_lib.Parts, answered: Answered) -> dict[str, Any]:
     "reply": answered.reply,
     "reference": [dataclasses.asdict(step) for step in example.steps],
     "rewards": answered.rewards,
-    **parts.environment.explain(example, answered.reply),
+    **context.environment.explain(example, answered.reply),
   }
   if answered.episode:
-    shown |= _shown_turns(parts, answered)
+    shown |= _shown_turns(context, answered)
   else:
     shown["frames"] = [_jpeg(frame) for frame in clip.frames]
     shown["times"] = [float(time) for time in clip.timestamps]
@@ -337,14 +373,14 @@ def _shown(parts: parts_lib.Parts, answered: Answered) -> dict[str, Any]:
   return shown
 
 
-def _shown_turns(parts: parts_lib.Parts, answered: Answered) -> dict[str, Any]:
+def _shown_turns(context: run_context.RunContext, answered: Answered) -> dict[str, Any]:
   """The turns of an episode, and the pool that they are about."""
   example, pool, episode = answered.example, answered.clip, answered.episode
   turns = []
   for number, (reply, rewards) in enumerate(
     zip(episode.replies, answered.of_segments.values(), strict=True)
   ):
-    seen = parts.environment.observe(example, len(pool), episode.replies[:number]).frames
+    seen = context.environment.observe(example, len(pool), episode.replies[:number]).frames
     action = turns_lib.parse(reply, len(pool), example.problem_type, example.options)
     look = action.kind == "retrieve"
     turns.append(

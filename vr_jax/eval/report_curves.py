@@ -1,11 +1,11 @@
-"""The report's curves: one small chart a metric, as SVG, grouped by stage and subject."""
+"""The report's curves: one small chart a metric, grouped by stage and subject."""
 
 from collections.abc import Callable, Sequence
 import math
 import re
+from typing import Any
 
 from vr_jax.eval import report_data
-from vr_jax.eval.report_markup import Html, element
 
 Scale = Callable[[float], float]  # from a step or a value to a place on the chart
 
@@ -27,68 +27,65 @@ FOLDED = frozenset({"Speed and memory"})
 STAGE_TITLES = {"sft": "Supervised warm start", "rl": "Reinforcement learning"}
 
 
-def curves(stages: report_data.Curves) -> Html:
-  """All charts, the last stage first: it is what a reader came for. Says so where nothing is logged yet."""
-  if not any(stages.values()):
-    return element("p", "No metrics yet: no stage has logged a step.", class_="missing")
-  parts = [_stage(stage, metrics) for stage, metrics in reversed(stages.items()) if metrics]
-  return element("div", *parts)
+def stages(curves: report_data.Curves) -> list[dict[str, Any]]:
+  """What curves.html shows: for each stage that has logged, its charts by subject."""
+  return [_stage(stage, metrics) for stage, metrics in curves.items() if metrics]
 
 
-def chart(name: str, steps: Sequence[int], values: Sequence[float]) -> Html:
+def chart(name: str, steps: Sequence[int], values: Sequence[float]) -> dict[str, Any]:
   """One metric over the steps of its stage. Values that are not finite leave a gap, and are counted.
 
-  The thin line is every value, the thick one a moving average over a tenth of the curve.
+  `curve` is None where no value is finite. Its paths are SVG's: `raw` joins all values, `mean`
+  (long curves alone) a moving average over a tenth of the curve.
   """
   lost = sum(not _drawable(value) for value in values)
   steps, values = _thinned(steps, values)
   finite = [_drawable(value) for value in values]
+  curve = _curve(steps, values, finite) if any(finite) else None
+  return {"name": name, "title": _title(name), "lost": lost, "curve": curve}
+
+
+def _curve(steps: Sequence[int], values: Sequence[float], finite: Sequence[bool]) -> dict[str, Any]:
   shown = [value for value, good in zip(values, finite, strict=True) if good]
-  label = element("span", _title(name), class_="name", title=name)
-  note = element("span", f"{lost} not finite", class_="lost") if lost else None
-  if not shown:
-    return element("figure", element("figcaption", label, note), class_="chart", data_metric=name)
   low, high = _range(shown)
   across = _scale(steps[0], steps[-1], LEFT, WIDTH - RIGHT)
   upward = _scale(low, high, HEIGHT - BOTTOM, TOP)
   smooth = _moving_average(values, finite) if len(shown) >= SMOOTH_FROM else None
-  thin = element("path", d=_path(steps, values, finite, across, upward), class_="raw")
-  thick = smooth and element("path", d=_path(steps, smooth, finite, across, upward), class_="mean")
-  svg = element(
-    "svg",
-    *_axes(low, high, steps[0], steps[-1], upward),
-    thin,
-    thick,
-    element("line", y1=TOP, y2=HEIGHT - BOTTOM, class_="cursor"),
-    element("circle", r=3.5, class_="dot"),
-    viewBox=f"0 0 {WIDTH} {HEIGHT}",
-    role="img",
-    aria_label=f"{_title(name)}: from {shown[0]:.4g} to {shown[-1]:.4g}",
-    class_="curve smoothed" if smooth else "curve",
-    data_steps=" ".join(str(step) for step, good in zip(steps, finite, strict=True) if good),
-    data_values=" ".join(f"{value:.6g}" for value in shown),
-  )
   final = (smooth or values)[max(index for index, good in enumerate(finite) if good)]
-  number = element("span", f"{final:.3g}", class_="last")
-  caption = element("figcaption", label, note, number)
-  return element("figure", caption, svg, class_="chart", data_metric=name)
+  return {
+    "width": WIDTH,
+    "height": HEIGHT,
+    "left": LEFT,
+    "right": WIDTH - RIGHT,
+    "top": TOP,
+    "bottom": HEIGHT - BOTTOM,
+    "first_step": f"{steps[0]:,}",
+    "last_step": f"{steps[-1]:,}",
+    "first": f"{shown[0]:.4g}",
+    "last": f"{shown[-1]:.4g}",
+    "final": f"{final:.3g}",
+    "ticks": [{"y": f"{upward(at):.1f}", "label": f"{at:.4g}"} for at in _ticks(low, high)],
+    "raw": _path(steps, values, finite, across, upward),
+    "mean": _path(steps, smooth, finite, across, upward) if smooth else None,
+    "steps": " ".join(str(step) for step, good in zip(steps, finite, strict=True) if good),
+    "numbers": " ".join(f"{value:.6g}" for value in shown),
+  }
 
 
-def _stage(stage: str, metrics: dict[str, tuple[list[int], list[float]]]) -> Html:
-  subjects: dict[str, list[Html]] = {subject: [] for subject in ORDER}
+def _stage(stage: str, metrics: dict[str, tuple[list[int], list[float]]]) -> dict[str, Any]:
+  subjects: dict[str, list[dict[str, Any]]] = {subject: [] for subject in ORDER}
   for name in sorted(metrics, key=_reading_order):
     subjects[_subject(name)].append(chart(name, *metrics[name]))
-  groups = []
-  for subject, charts in subjects.items():
-    if charts:
-      grid = element("div", *charts, class_="charts")
-      summary = element("summary", subject, element("small", f" {len(charts)}"))
-      groups.append(element("details", summary, grid, open=subject not in FOLDED))
-  last_step = max(steps[-1] for steps, _ in metrics.values())
-  heading = element(
-    "h3", STAGE_TITLES.get(stage, stage), element("small", f" to step {last_step:,}")
-  )
-  return element("div", heading, *groups, class_="stage", data_stage=stage)
+  return {
+    "name": stage,
+    "title": STAGE_TITLES.get(stage, stage),
+    "last_step": max(steps[-1] for steps, _ in metrics.values()),
+    "groups": [
+      {"subject": subject, "charts": charts, "unfolded": subject not in FOLDED}
+      for subject, charts in subjects.items()
+      if charts
+    ],
+  }
 
 
 def _subject(name: str) -> str:
@@ -106,18 +103,6 @@ def _title(name: str) -> str:
   return name.replace("_", " ").replace("/", " · ")
 
 
-def _axes(low: float, high: float, first: int, last: int, upward: Scale) -> list[Html]:
-  parts = []
-  for tick in _ticks(low, high):
-    y = f"{upward(tick):.1f}"
-    parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
-    parts.append(element("text", f"{tick:.4g}", x=LEFT - 6, y=y, dy="0.32em", class_="y"))
-  parts.append(element("text", f"{first:,}", x=LEFT, y=HEIGHT - 6, class_="x"))
-  if last != first:
-    parts.append(element("text", f"{last:,}", x=WIDTH - RIGHT, y=HEIGHT - 6, class_="x end"))
-  return parts
-
-
 def _ticks(low: float, high: float) -> list[float]:
   """Two to five round numbers between low and high."""
   magnitude = 10.0 ** math.floor(math.log10(high - low))
@@ -128,7 +113,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-  """Smallest and largest value; a constant gets room on both sides and stands in the middle of its chart."""
+  """Smallest and largest value; a constant gets room on both sides, so that it stands in the middle."""
   low, high = min(values), max(values)
   size = max(abs(low), abs(high))
   if high - low > 1e-6 * size:
@@ -177,7 +162,7 @@ def _thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], 
 
 
 def _moving_average(values: Sequence[float], finite: Sequence[bool]) -> list[float]:
-  """Mean of the finite values in a window of a tenth of the curve, centred; cut off at both ends."""
+  """Mean of the finite values in a centred window of a tenth of the curve, cut off at both ends."""
   half = max(len(values) // 20, 1)
   sums, counts = [0.0], [0]
   for value, good in zip(values, finite, strict=True):

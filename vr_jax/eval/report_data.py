@@ -1,6 +1,7 @@
 """What a report shows, read from a workdir and checked: a run's config, metrics and evaluations.
 
-A file that is not there is a part that is not there yet. A file that is there but wrong is an InputError naming it.
+A file that is not there is a part that is not there yet. A file that is there but wrong is an
+InputError that names it.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,9 @@ class ReferenceStep:
 class Alignment:
   """Generated steps aligned with reference steps.
 
-  cost [ref][gen] in [0, 1]; path as (ref, gen) pairs in order; distance None where no alignment exists.
+  cost: [ref][gen] in [0, 1].
+  path: (ref, gen) pairs in order.
+  distance: None where no alignment exists.
   """
 
   cost: tuple[tuple[float, ...], ...]
@@ -50,8 +53,11 @@ class Segment:
 class Turn:
   """What one turn showed, and what was replied to that.
 
-  kind: answer, retrieve or invalid, problem then says why. first, last: of the frames that are retrieved; shown: those before
-  the reply; all by their index in the pool. frames: those that were shown, as base64 JPEG. rewards: by name.
+  kind: answer, retrieve or invalid; problem says why it is invalid.
+  first, last: of the frames that are asked for, by their index in the pool.
+  shown: frames that stand before the reply, by their index in the pool.
+  frames: those that were shown, as base64 JPEG.
+  rewards: by name.
   """
 
   reply: str
@@ -66,7 +72,11 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Episode:
-  """Turns about a pool of frames. times: of the pool's frames; relevant: (start, end) of the evidence; all in seconds."""
+  """Turns about a pool of frames.
+
+  times: of the pool's frames, in seconds.
+  relevant: (start, end) of the evidence, in seconds.
+  """
 
   turns: tuple[Turn, ...]
   times: tuple[float, ...]
@@ -77,10 +87,12 @@ class Episode:
 class Sample:
   """One reply to one question, with all that a reader needs to judge it.
 
-  frames are base64 JPEG, times their seconds; steps are the reply's own reasoning steps. segments: the reply in parts,
-  together all of it; none where it earns as a whole. segment_rewards: by segment, then by name, none for a segment
-  without a verdict; segment_advantages: by segment. episode: where there are several turns; their frames are there, and reply
-  is that of the last.
+  frames, times: base64 JPEG and their seconds.
+  steps: the reply's own reasoning steps.
+  segments: the reply in parts, together all of it; empty where it is rewarded as a whole.
+  segment_rewards: by segment, then by name; empty for a segment without a verdict.
+  segment_advantages: by segment.
+  episode: where there are several turns; frames are in them, and reply is that of the last.
   """
 
   id: str
@@ -120,8 +132,8 @@ class Evaluation:
 class Run:
   """A workdir as the report sees it.
 
-  curves: stage -> metric -> (steps, values), steps ascending; a step written twice counts as written last, as a
-  resumed run writes it.
+  curves: stage -> metric -> (steps, values), steps ascending; of a step that a resumed run wrote
+  again the last value counts.
   """
 
   workdir: Path
@@ -176,7 +188,8 @@ def read_evaluation(path: Path) -> Evaluation:
   """One eval/<name>.json.
 
   Raises:
-    InputError: not JSON, a field missing or of the wrong kind, or an alignment that does not fit its steps.
+    InputError: not JSON, a field missing or of the wrong kind, or an alignment that does not fit
+      its steps.
   """
   record = report_json.read_record(path)
   return Evaluation(

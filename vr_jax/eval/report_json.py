@@ -1,4 +1,4 @@
-"""JSON that someone else wrote, read field by field: what is missing or of another kind is named with its place."""
+"""JSON read field by field; errors name a field that is missing or of another kind, and its place."""
 
 from collections.abc import Callable
 import json
@@ -10,7 +10,7 @@ from vr_jax import errors
 
 
 class Record:
-  """A JSON object and where it stands; each method reads one field or raises an InputError that names it."""
+  """A JSON object and its place; a method reads one field or raises an InputError that names it."""
 
   def __init__(self, value: object, where: str):
     if not isinstance(value, dict):

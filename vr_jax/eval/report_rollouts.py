@@ -1,13 +1,15 @@
-"""The report's rollouts: a question with its frames, and what the model replied at each evaluation."""
+"""The report's rollouts: questions with their frames, and what the model replied to each."""
 
 from collections.abc import Sequence
 import math
 import re
+from typing import Any
 
-from vr_jax.eval import report_data, report_frames, report_markup, report_reply, report_turns
-from vr_jax.eval.report_markup import Html, element
+from vr_jax.eval import report_data, report_timeline
 
 OPEN = 3  # the first ones are unfolded
+COLOURS = 4  # of segments, in the style sheet
+TAG = re.compile(r"(</?(?:observation|think|retrieve|answer)>)")
 CELL = 34  # of the alignment matrix, in pixels
 GAP = 2
 LETTER = 6.6  # pixels that a letter takes, on average, in a wide font
@@ -16,173 +18,199 @@ SMALLEST = 0.8  # a narrow screen shrinks the matrix so far, then scrolls
 SLANT = 52  # degrees by which column labels lean
 
 
-def rollouts(evaluations: Sequence[report_data.Evaluation]) -> Html:
-  """One card a question; the same question's replies stand next to each other, in the evaluations' order."""
+def cards(evaluations: Sequence[report_data.Evaluation]) -> list[dict[str, Any]]:
+  """What rollouts.html shows: one card a question, its replies in the evaluations' order."""
   questions: dict[str, list[tuple[report_data.Evaluation, report_data.Sample]]] = {}
   for evaluation in evaluations:
     for sample in evaluation.samples:
       questions.setdefault(sample.id, []).append((evaluation, sample))
-  if not questions:
-    return element("p", "No rollouts yet: an evaluation writes them.", class_="missing")
-  cards = [_card(replies, index < OPEN) for index, replies in enumerate(questions.values())]
-  return report_markup.joined(*cards)
+  return [_card(replies, index < OPEN) for index, replies in enumerate(questions.values())]
 
 
-def _card(replies: list[tuple[report_data.Evaluation, report_data.Sample]], unfolded: bool) -> Html:
+def _card(
+  replies: list[tuple[report_data.Evaluation, report_data.Sample]], unfolded: bool
+) -> dict[str, Any]:
   _, sample = replies[0]
+  names = [f"{time:g} s" for time in sample.times]
   marks = [_mark(evaluation, reply) for evaluation, reply in replies]
-  summary = element(
-    "summary",
-    element("span", sample.question, class_="question"),
-    element("span", *marks, class_="marks"),
-  )
-  columns = [_reply(evaluation, reply) for evaluation, reply in replies]
-  return element(
-    "details",
-    summary,
-    element("p", f"{sample.problem_type} · {sample.video} · {sample.id}", class_="source"),
-    None
-    if sample.episode
-    else report_frames.strip(sample.frames, [f"{time:g} s" for time in sample.times]),
-    _answers(sample),
-    _reference(sample.reference),
-    element("div", *columns, class_="replies"),
-    open=unfolded,
-    class_="rollout",
-    data_id=sample.id,
-  )
+  return {
+    "sample": sample,
+    "unfolded": unfolded,
+    "marks": [mark for mark in marks if mark],
+    "frames": None if sample.episode else _frames(sample.frames, names),
+    "options": [{"text": each, "right": _is_right(each, sample)} for each in sample.options],
+    "replies": [{"evaluation": evaluation, **_reply(reply)} for evaluation, reply in replies],
+  }
 
 
-def _mark(evaluation: report_data.Evaluation, sample: report_data.Sample) -> Html | None:
+def _mark(evaluation: report_data.Evaluation, sample: report_data.Sample) -> dict[str, str] | None:
   accuracy = sample.rewards.get("accuracy")
   if accuracy is None:
     return None
-  tone = "good" if accuracy >= 0.5 else "bad"
-  return element("span", f"{evaluation.title} {accuracy:.2g}", class_=f"mark {tone}")
+  return {
+    "text": f"{evaluation.title} {accuracy:.2g}",
+    "tone": "good" if accuracy >= 0.5 else "bad",
+  }
 
 
-def _answers(sample: report_data.Sample) -> Html:
-  """Options with the right one marked, or the right answer in words."""
-  if not sample.options:
-    return element("p", "Answer: ", element("strong", sample.answer), class_="options")
-  right = [
-    option.strip() == sample.answer.strip()
-    or re.match(rf"{re.escape(sample.answer.strip())}\b", option) is not None
-    for option in sample.options
-  ]
-  items = [
-    element("li", option, class_="right" if mark else None)
-    for option, mark in zip(sample.options, right, strict=True)
-  ]
-  return element("ul", *items, class_="options")
+def _is_right(option: str, sample: report_data.Sample) -> bool:
+  """Whether an option is the answer, in full or by its letter."""
+  answer = sample.answer.strip()
+  return option.strip() == answer or re.match(rf"{re.escape(answer)}\b", option) is not None
 
 
-def _reference(steps: Sequence[report_data.ReferenceStep]) -> Html:
-  if not steps:
-    return element("p", "No reference steps.", class_="missing")
-  items = [
-    element("li", step.text, " ", element("span", f"{step.start:g}–{step.end:g} s", class_="span"))
-    for step in steps
-  ]
-  return element("div", element("h4", "Reference steps"), element("ol", *items), class_="steps")
+def _frames(frames: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:
+  return [{"jpeg": frame, "name": name} for frame, name in zip(frames, names, strict=True)]
 
 
-def _reply(evaluation: report_data.Evaluation, sample: report_data.Sample) -> Html:
-  return element(
-    "section",
-    element(
-      "h4", evaluation.title, element("small", f" {evaluation.stage} step {evaluation.step:,}")
-    ),
-    *_said(sample),
-    data_evaluation=evaluation.name,
-  )
-
-
-def _said(sample: report_data.Sample) -> tuple[Html | None, ...]:
-  """The reply with what it was scored by, or an episode turn by turn."""
+def _reply(sample: report_data.Sample) -> dict[str, Any]:
+  """A reply with what it was scored by, or an episode turn by turn."""
+  whole = {} if sample.segment_rewards and not sample.episode else dict(sample.rewards)
+  if sample.trace_consistency is not None:
+    whole["trace consistency"] = sample.trace_consistency
   if sample.episode:
-    return (report_turns.episode(sample, sample.episode),)
-  aligned = _alignment(sample) if sample.alignment or not sample.segments else None
-  return report_reply.reply(sample), aligned
+    return {
+      "chips": _chips(whole),
+      "timeline": report_timeline.timeline(sample.episode, COLOURS),
+      "turns": [
+        _turn(number, turn, sample.episode.times)
+        for number, turn in enumerate(sample.episode.turns)
+      ],
+    }
+  matrix = _matrix(sample)
+  return {
+    "chips": _chips(whole),
+    "timeline": None,
+    "segments": _segments(sample),
+    "spans": None if sample.segments else _spans(sample.reply),
+    "matrix": matrix,
+    "unaligned": matrix is None and (sample.alignment is not None or not sample.segments),
+  }
 
 
-def _alignment(sample: report_data.Sample) -> Html:
-  """The matrix of step costs with the path of the alignment, or why there is none."""
+def _turn(number: int, turn: report_data.Turn, times: Sequence[float]) -> dict[str, Any]:
+  """What a turn showed, what was replied, and what that earned."""
+  names = [f"{frame} · {report_timeline.seconds(times[frame])}" for frame in turn.shown]
+  return {
+    "colour": number % COLOURS,
+    "name": f"turn {number + 1}",
+    "action": report_timeline.action(turn, times),
+    "chips": _chips(turn.rewards),
+    "frames": _frames(turn.frames, names),
+    "spans": _spans(turn.reply),
+  }
+
+
+def _segments(sample: report_data.Sample) -> list[dict[str, Any]]:
+  """Segments of a reply in order, each with its name, rewards and advantage where it begins."""
+  spoken = [segment.name for segment in sample.segments]
+  names = list(dict.fromkeys([*sample.segment_rewards, *sample.segment_advantages, *spoken]))
+  parts = [(segment.name, _spans(segment.text)) for segment in sample.segments if segment.text]
+  heard = {name for name, _ in parts}
+  parts += [(name, None) for name in names if name not in heard]
+  segments, headed = [], set()
+  for name, spans in parts:
+    segments.append(
+      {
+        "colour": names.index(name) % COLOURS,
+        "name": name,
+        "head": None if name in headed else _segment_chips(sample, name),
+        "spans": spans,
+        "absent": bool(sample.segments),
+      }
+    )
+    headed.add(name)
+  return segments
+
+
+def _segment_chips(sample: report_data.Sample, name: str) -> list[dict[str, str | None]]:
+  """A segment's rewards and its advantage."""
+  rewards = sample.segment_rewards.get(name)
+  chips = _chips(rewards or {})
+  if rewards == {}:
+    chips = [{"label": "no verdict", "number": None, "tone": None}]
+  if name in sample.segment_advantages:
+    advantage = sample.segment_advantages[name]
+    tone = "good" if advantage > 0 else "bad" if advantage < 0 else None
+    chips.append({"label": "advantage", "number": _number(advantage, "+.2f"), "tone": tone})
+  return chips
+
+
+def _chips(numbers: dict[str, float]) -> list[dict[str, str | None]]:
+  """Numbers by name."""
+  return [
+    {"label": name.replace("_", " "), "number": _number(number, ".2f"), "tone": None}
+    for name, number in numbers.items()
+  ]
+
+
+def _number(number: float, form: str) -> str:
+  return "–" if math.isnan(number) else f"{number:{form}}"
+
+
+def _spans(text: str) -> list[dict[str, str]]:
+  """A text with its tags apart, and what stands inside each; any text is cut without loss."""
+  spans, inside = [], "outside"
+  for piece in TAG.split(text):
+    if TAG.fullmatch(piece):
+      spans.append({"kind": "tag", "text": piece})
+      inside = "outside" if piece.startswith("</") else piece.strip("<>")
+    elif piece:
+      spans.append({"kind": inside, "text": piece})
+  return spans
+
+
+def _matrix(sample: report_data.Sample) -> dict[str, Any] | None:
+  """Costs of aligning reference steps (rows) with the reply's (columns), and the path through them.
+
+  None where there is no alignment. Places are pixels.
+  """
   alignment = sample.alignment
   if alignment is None or not sample.reference or not sample.steps:
-    return element("p", "No alignment: a trace or a reference without steps.", class_="missing")
-  if alignment.distance is None:
-    outcome = f"none exists with {len(sample.steps)} steps for {len(sample.reference)}; reward 0"
-  else:
-    outcome = f"mean cost {alignment.distance:.3f}"
-  return element(
-    "figure",
-    element("figcaption", element("b", "Alignment"), f" · {outcome}"),
-    element("div", _matrix(alignment, sample), class_="scroll"),
-    element(
-      "p", "Full colour: same wording. Rows: reference steps; columns: the reply's.", class_="note"
-    ),
-    class_="alignment",
-  )
-
-
-def _matrix(alignment: report_data.Alignment, sample: report_data.Sample) -> Html:
+    return None
   row_labels = [f"{row + 1}  {_cut(step.text)}" for row, step in enumerate(sample.reference)]
   column_labels = [f"{column + 1}  {_cut(step)}" for column, step in enumerate(sample.steps)]
   slant = math.radians(SLANT)
   reach = LETTER * max(map(len, column_labels))  # of the longest column label, along its slant
   left, top = 12 + round(LETTER * max(map(len, row_labels))), 16 + round(reach * math.sin(slant))
-  rows, columns = len(row_labels), len(column_labels)
-  width = left + columns * CELL + round(reach * math.cos(slant))
-  height = top + rows * CELL
+  width = left + len(column_labels) * CELL + round(reach * math.cos(slant))
   middle = (CELL - GAP) / 2
-  points = [
-    (left + column * CELL + middle, top + row * CELL + middle) for row, column in alignment.path
-  ]
-  line = " ".join(f"{x:g},{y:g}" for x, y in points)
-  return element(
-    "svg",
-    *[
-      element("text", label, x=left - 8, y=top + row * CELL + middle, dy="0.34em", class_="row")
+  return {
+    "outcome": f"none exists with {len(sample.steps)} steps for {len(sample.reference)}; reward 0"
+    if alignment.distance is None
+    else f"mean cost {alignment.distance:.3f}",
+    "width": width,
+    "height": top + len(row_labels) * CELL,
+    "narrowest": f"{SMALLEST * width:.0f}",
+    "slant": SLANT,
+    "square": CELL - GAP,
+    "rows": [
+      {"x": left - 8, "y": top + row * CELL + middle, "label": label}
       for row, label in enumerate(row_labels)
     ],
-    *[
-      element(
-        "text",
-        label,
-        transform=f"translate({left + (column + 0.5) * CELL:g} {top - 8}) rotate(-{SLANT})",
-      )
+    "columns": [
+      {"x": f"{left + (column + 0.5) * CELL:g}", "y": top - 8, "label": label}
       for column, label in enumerate(column_labels)
     ],
-    *_cells(alignment, sample, left, top),
-    element("polyline", points=line, class_="path") if points else None,
-    *[element("circle", cx=f"{x:g}", cy=f"{y:g}", r=5, class_="node") for x, y in points],
-    viewBox=f"0 0 {width} {height}",
-    width=width,
-    height=height,
-    role="img",
-    aria_label=f"alignment of {rows} reference steps with {columns} steps of the reply",
-    style=f"min-width: {SMALLEST * width:.0f}px",
-    class_="matrix",
-  )
+    "cells": _cells(alignment, sample, left, top),
+    "points": [
+      (f"{left + column * CELL + middle:g}", f"{top + row * CELL + middle:g}")
+      for row, column in alignment.path
+    ],
+  }
 
 
 def _cells(
   alignment: report_data.Alignment, sample: report_data.Sample, left: int, top: int
-) -> list[Html]:
+) -> list[dict[str, Any]]:
   """A square a pair of steps, the more opaque the cheaper."""
   return [
-    element(
-      "rect",
-      x=left + column * CELL,
-      y=top + row * CELL,
-      width=CELL - GAP,
-      height=CELL - GAP,
-      rx=3,
-      fill_opacity=f"{1 - 0.94 * min(max(cost, 0.0), 1.0):.3f}",
-      class_="cell",
-      data_tip=f"cost {cost:.2f}\n{sample.reference[row].text}\n{_cut(sample.steps[column], 200)}",
-    )
+    {
+      "x": left + column * CELL,
+      "y": top + row * CELL,
+      "opacity": f"{1 - 0.94 * min(max(cost, 0.0), 1.0):.3f}",
+      "tip": f"cost {cost:.2f}\n{sample.reference[row].text}\n{_cut(sample.steps[column], 200)}",
+    }
     for row, costs in enumerate(alignment.cost)
     for column, cost in enumerate(costs)
   ]

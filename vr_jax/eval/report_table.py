@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 import dataclasses
 import math
+from typing import Any
 
-from vr_jax.eval import report_data, report_markup
-from vr_jax.eval.report_markup import Html, element
+from vr_jax.eval import report_data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,84 +49,57 @@ HEADLINES = ("accuracy", "process_reward", "frame_recall", "trace_consistency")
 ABSENT = "–"
 
 
-def results(evaluations: Sequence[report_data.Evaluation]) -> Html:
-  """Large numbers and the table; a line that says so where nothing is evaluated yet."""
+def results(evaluations: Sequence[report_data.Evaluation]) -> dict[str, Any]:
+  """What results.html shows: headlines, a column an evaluation, and a row a metric."""
+  return {
+    "headlines": _headlines(evaluations),
+    "columns": evaluations,
+    "rows": [_row(name, evaluations) for name in _row_names(evaluations)],
+  }
+
+
+def _headlines(evaluations: Sequence[report_data.Evaluation]) -> list[dict[str, Any]]:
   if not evaluations:
-    return element("p", "No evaluation yet: run with --mode=eval.", class_="missing")
-  return report_markup.joined(_headlines(evaluations), _table(evaluations))
-
-
-def _headlines(evaluations: Sequence[report_data.Evaluation]) -> Html:
+    return []
   first, last = evaluations[0], evaluations[-1]
-  cards = []
-  for name in HEADLINES:
-    if not _known(last, name):
-      continue
-    metric = METRICS[name]
-    before = None
-    if first is not last and _known(first, name):
-      before = element("span", _format(metric, first.metrics[name]), " → ", class_="from")
-    cards.append(
-      element(
-        "div",
-        element("div", metric.title, class_="label"),
-        element("div", before, _format(metric, last.metrics[name]), class_="number"),
-        class_="card",
-      )
-    )
-  return element("div", *cards, class_="cards")
-
-
-def _table(evaluations: Sequence[report_data.Evaluation]) -> Html:
-  compared = len(evaluations) > 1
-  heads = [
-    element(
-      "th",
-      each.title,
-      element("small", f"{each.stage} step {each.step:,} · {each.examples:,} questions"),
-      scope="col",
-    )
-    for each in evaluations
+  return [
+    {
+      "title": METRICS[name].title,
+      "before": _format(METRICS[name], first.metrics[name])
+      if first is not last and _known(first, name)
+      else None,
+      "now": _format(METRICS[name], last.metrics[name]),
+    }
+    for name in HEADLINES
+    if _known(last, name)
   ]
-  change = element("th", "Change", element("small", "first to last"), scope="col")
-  rows = [_row(name, evaluations) for name in _row_names(evaluations)]
-  return element(
-    "div",
-    element(
-      "table",
-      element("thead", element("tr", element("td"), *heads, change if compared else None)),
-      element("tbody", *rows),
-      class_="results",
-    ),
-    element(
-      "p",
-      "± is the half width of the 95 % confidence interval. A change is coloured only where it is larger than the"
-      " intervals of both sides together.",
-      class_="note",
-    ),
-    class_="scroll",
-  )
 
 
 def _row_names(evaluations: Sequence[report_data.Evaluation]) -> list[str]:
-  """Known metrics in the order of METRICS, each followed by its parts (`accuracy/numerical`); then the others."""
+  """Metrics in the order of METRICS, each before its parts (`accuracy/numerical`); then all others."""
   present = {name for each in evaluations for name in each.metrics if not _is_interval(name)}
   ranks = {name: rank for rank, name in enumerate(METRICS)}
   return sorted(present, key=lambda name: (ranks.get(name.split("/")[0], len(ranks)), name))
 
 
-def _row(name: str, evaluations: Sequence[report_data.Evaluation]) -> Html:
+def _row(name: str, evaluations: Sequence[report_data.Evaluation]) -> dict[str, Any]:
   head, _, part = name.partition("/")
   metric = METRICS.get(head, _unknown(head, part))
-  title = element("span", part or metric.title, class_="part" if part else None)
-  note = element("small", metric.note) if metric.note and not part else None
   cells = [
-    element("td", _format(metric, each.metrics.get(name, math.nan)), _spread(metric, each, name))
+    {
+      "number": _format(metric, each.metrics.get(name, math.nan)),
+      "interval": _spread(metric, each, name),
+    }
     for each in evaluations
   ]
-  change = _change(metric, name, evaluations) if len(evaluations) > 1 else None
-  header = element("th", title, note, scope="row")
-  return element("tr", header, *cells, change, data_metric=name, class_="sub" if part else None)
+  return {
+    "name": name,
+    "title": metric.title,
+    "part": part,
+    "note": metric.note,
+    "cells": cells,
+    "change": _change(metric, name, evaluations) if len(evaluations) > 1 else None,
+  }
 
 
 def _unknown(head: str, part: str) -> Metric:
@@ -134,29 +107,31 @@ def _unknown(head: str, part: str) -> Metric:
   return Metric(title=title.capitalize(), percent=False, digits=3, better=0)
 
 
-def _change(metric: Metric, name: str, evaluations: Sequence[report_data.Evaluation]) -> Html:
+def _change(
+  metric: Metric, name: str, evaluations: Sequence[report_data.Evaluation]
+) -> dict[str, Any]:
+  """From the first evaluation to the last, with a tone where it is larger than both intervals."""
   first, last = evaluations[0], evaluations[-1]
   if not (_known(first, name) and _known(last, name)):
-    return element("td", ABSENT)
+    return {"text": ABSENT, "tone": None}
   difference = last.metrics[name] - first.metrics[name]
   spread = math.hypot(_interval(first, name), _interval(last, name))  # nan where a side has none
   tone = None
   if metric.better and abs(difference) > spread:
     tone = "good" if difference * metric.better > 0 else "bad"
   sign = "+" if difference > 0 else "−" if difference < 0 else "±"
-  text = sign + _format(metric, abs(difference)).replace("%", "points")
-  return element("td", text, class_=tone)
+  return {"text": sign + _format(metric, abs(difference)).replace("%", "points"), "tone": tone}
 
 
-def _spread(metric: Metric, evaluation: report_data.Evaluation, name: str) -> Html | None:
+def _spread(metric: Metric, evaluation: report_data.Evaluation, name: str) -> str | None:
   interval = _interval(evaluation, name)
   if math.isnan(interval) or not _known(evaluation, name):
     return None
-  return element("span", "± " + _format(metric, interval).removesuffix(" %"), class_="interval")
+  return _format(metric, interval).removesuffix(" %")
 
 
 def _interval(evaluation: report_data.Evaluation, name: str) -> float:
-  """The interval of `accuracy` is `accuracy_interval`, that of `accuracy/OCR` is `accuracy_interval/OCR`."""
+  """That of `accuracy` is `accuracy_interval`, that of `accuracy/OCR` `accuracy_interval/OCR`."""
   head, slash, part = name.partition("/")
   return evaluation.metrics.get(f"{head}_interval{slash}{part}", math.nan)
 

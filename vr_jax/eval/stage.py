@@ -14,8 +14,7 @@ from vr_jax import atomic
 from vr_jax.eval import evaluate as evaluate_lib
 from vr_jax.eval import report
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import console, features, rl_loop
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import console, features, initialization, run_context
 
 ROWS = (
   ("accuracy", "accuracy"),
@@ -35,32 +34,40 @@ ROWS = (
 
 def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """Evaluates what each stage left, writes eval/<name>.json and report.html, and prints the table."""
-  parts = parts_lib.build(config, workdir)
-  mesh_lib.check_batch(config.eval.batch, parts.mesh, "config.eval.batch")
+  context = run_context.make_run_context(config, workdir)
+  mesh_lib.check_batch(config.eval.batch, context.mesh, "config.eval.batch")
   trained = workdir / "checkpoints" / "rl"
-  with contextlib.closing(parts.environment):
-    results = [_evaluated(parts, workdir, "before_rl", "Before RL", rl_loop.start(parts, workdir))]
+  with contextlib.closing(context.environment):
+    results = [
+      _evaluated(
+        context, workdir, "before_rl", "Before RL", initialization.find_start(context, workdir)
+      )
+    ]
     if trained.is_dir():
-      results.append(_evaluated(parts, workdir, "after_rl", "After RL", trained))
+      results.append(_evaluated(context, workdir, "after_rl", "After RL", trained))
   path = report.write_report(workdir)
   _print_table(results)
   console.say(f"report: {path}")
 
 
 def _evaluated(
-  parts: parts_lib.Parts, workdir: Path, name: str, title: str, where: Path | None
+  context: run_context.RunContext, workdir: Path, name: str, title: str, where: Path | None
 ) -> dict[str, Any]:
   """eval/<name>.json of the last checkpoint in `where` (None: of the fresh parameters), made unless it is there."""
-  step = 0 if where is None else rl_loop.last_step(parts, where)
+  step = 0 if where is None else initialization.last_step(context, where)
   path = workdir / "eval" / f"{name}.json"
   made_of = hashlib.sha256(
-    json.dumps([parts.config.to_dict(), str(where), step], sort_keys=True).encode()
+    json.dumps([context.config.to_dict(), str(where), step], sort_keys=True).encode()
   ).hexdigest()
   if (found := _complete(path, made_of)) is None:
-    params = parts.fresh_params() if where is None else rl_loop.load_params(parts, where)
+    params = (
+      initialization.fresh_params(context)
+      if where is None
+      else initialization.load_params(context, where)
+    )
     stage = "base" if where is None else where.name
-    with features.cache(parts, params, workdir) as cache:
-      result = evaluate_lib.evaluate(parts, params, name=title.lower(), cache=cache)
+    with features.cache(context, params, workdir) as cache:
+      result = evaluate_lib.evaluate(context, params, name=title.lower(), cache=cache)
     about = {"name": name, "title": title, "stage": stage, "step": step, "made_of": made_of}
     found = {**about, **result}
     _write(path, found)

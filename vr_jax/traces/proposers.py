@@ -19,12 +19,11 @@ import numpy as np
 
 from vr_jax import errors, model_endpoint, records
 from vr_jax.data import batches, examples, frame_store, trace_store
-from vr_jax.envs import videop2r
+from vr_jax.envs import registry, videop2r
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
 from vr_jax.traces import vlm_client
-from vr_jax.train import features, inputs, judges, rl_loop
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import batching, features, initialization, inputs, judges, run_context
 
 Replies = Callable[[], Sequence[str | None]]
 _AHEAD = 2  # chunks that wait for what is done with them, at most
@@ -85,37 +84,37 @@ def each(
 class Sampled:
   """The weights that RL would start from: config.rl.initial, the workdir's warm start, or config.model.pretrained."""
 
-  parts: parts_lib.Parts
+  context: run_context.RunContext
   workdir: Path
 
   @property
   def environment(self) -> videop2r.VideoP2R:
-    """That of the parts."""
-    return self.parts.environment
+    """That of the run."""
+    return self.context.environment
 
   def identity(self) -> Mapping[str, Any]:
     """The model and its checkpoint."""
-    model = self.parts.config.model.to_dict()
+    model = self.context.config.model.to_dict()
     del model["feature_cache_gib"]
-    return {"model": model, "start": rl_loop.origin(self.parts, self.workdir)}
+    return {"model": model, "start": initialization.describe_start(self.context, self.workdir)}
 
   def left_out(self) -> Mapping[str, frozenset[int]]:
     """Those whose prompts do not fit; a trace is not asked for, since there is none yet."""
-    config = self.parts.config.copy_and_resolve_references()
+    config = self.context.config.copy_and_resolve_references()
     config.sft.steps, config.sft.validate_every = 0, 1  # of all splits, their prompts alone
-    return dataclasses.replace(self.parts.checks, config=config).left_out()
+    return dataclasses.replace(self.context.builder.checks, config=config).left_out()
 
   def proposals(
     self, chunks: Sequence[trace_store.Chunk]
   ) -> Iterator[tuple[trace_store.Chunk, Replies]]:
     """A batch of the sampler is a chunk."""
-    with features.cache(self.parts, self.params, self.workdir) as cache:
+    with features.cache(self.context, self.params, self.workdir) as cache:
       for split in trace_store.SPLITS:
         mine = [chunk for chunk in chunks if chunk.split == split]
         for chunk, batch in zip(mine, self.batches(split, mine, cache), strict=True):
-          prompt, _ = features.prompt(self.parts, self.params, batch, cache)
+          prompt = features.prompt(self.context, self.params, batch, cache).prompt
           rollout = self.sample(prompt)
-          yield chunk, functools.partial(_texts, self.parts, rollout, len(chunk.indices))
+          yield chunk, functools.partial(_texts, self.context, rollout, len(chunk.indices))
 
   def close(self) -> None:
     """Closes the judge."""
@@ -124,42 +123,44 @@ class Sampled:
   @functools.cached_property
   def params(self) -> PyTree:
     """The weights that write."""
-    return rl_loop.initial_params(self.parts, self.workdir)
+    return initialization.initial_params(self.context, self.workdir)
 
   def sample(self, prompt: records.Prompt) -> records.Rollout:
     """One reply to each prompt."""
-    parts = self.parts
-    budget = parts.config.traces.max_tokens
-    decoding = parts.decoding(group=1, temperature=0.0, max_new_tokens=budget)
+    context = self.context
+    budget = context.config.traces.max_tokens
+    decoding = context.decoding(group=1, temperature=0.0, max_new_tokens=budget)
     key = jax.random.key(0)  # nothing is drawn at temperature 0
-    return sampler.sample(parts.graph, self.params, prompt, parts.allowed, key, decoding=decoding)
+    return sampler.sample(
+      context.graph, self.params, prompt, context.allowed, key, decoding=decoding
+    )
 
   def batches(
     self, split: str, chunks: Sequence[trace_store.Chunk], cache: features.Cache = None
-  ) -> Iterator[parts_lib.Batch]:
+  ) -> Iterator[batching.Batch]:
     """The questions of each chunk, all of one split, read ahead."""
     if not chunks:
       return iter(())
-    config, size = self.parts.config, self.parts.config.traces.batch
+    config, size = self.context.config, self.context.config.traces.batch
     indices = [index for chunk in chunks for index in chunk.indices]
     return batches.batches(
-      examples.Chosen(examples.ExampleSource(self.parts.data, split), indices),
-      frame_store.FrameStore(self.parts.data / "frames"),
+      examples.Chosen(examples.ExampleSource(self.context.data, split), indices),
+      frame_store.FrameStore(self.context.data / "frames"),
       seed=config.seed,
       batch_size=size,
       sampling=inputs.sampling_rule(config.data),
-      transform=functools.partial(self.parts.item, cache=cache),
-      collate=functools.partial(self.parts.batch, size=size),
+      transform=functools.partial(self.context.builder.item, cache=cache),
+      collate=functools.partial(self.context.builder.batch, size=size),
       shuffle=False,
       repeat=False,
       threads=config.data.threads,
     )
 
 
-def _texts(parts: parts_lib.Parts, rollout: records.Rollout, count: int) -> list[str]:
+def _texts(context: run_context.RunContext, rollout: records.Rollout, count: int) -> list[str]:
   tokens, kind = (mesh_lib.local_rows(x)[:count, 0] for x in (rollout.tokens, rollout.kind))
   sampled = np.asarray(kind) == records.Kind.MODEL
-  return [parts.processor.decode(row[mask]) for row, mask in zip(tokens, sampled, strict=True)]
+  return [context.processor.decode(row[mask]) for row, mask in zip(tokens, sampled, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,7 +225,7 @@ def _waited(replies: Sequence[futures.Future]) -> list[str | None]:
 def make(config: ml_collections.ConfigDict, workdir: Path) -> Writer:
   """The writer that config.traces names; raises InputError where it or the judge can't be had."""
   if config.traces.writer == "sampler":
-    return Sampled(parts=parts_lib.build(config, workdir), workdir=workdir)
+    return Sampled(context=run_context.make_run_context(config, workdir), workdir=workdir)
   with contextlib.ExitStack() as on_failure:
     model = on_failure.enter_context(contextlib.closing(_connect(config)))
     environment = judged(config, workdir)
@@ -240,7 +241,7 @@ def make(config: ml_collections.ConfigDict, workdir: Path) -> Writer:
 def judged(config: ml_collections.ConfigDict, workdir: Path) -> videop2r.VideoP2R:
   """The environment with its judge, for which no model of this project is needed."""
   judge = judges.build(config.judge, inputs.directory(config, workdir) / "judge.sqlite")
-  return parts_lib.make_environment(config, judge=judge)
+  return registry.make_environment(config, judge=judge)
 
 
 def _connect(config: ml_collections.ConfigDict) -> vlm_client.VideoModel:

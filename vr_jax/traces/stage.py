@@ -16,11 +16,10 @@ import ml_collections
 
 from vr_jax import atomic, errors
 from vr_jax.data import examples, trace_store
-from vr_jax.envs import videop2r
+from vr_jax.envs import registry, videop2r
 from vr_jax.traces import beam, proposers
 from vr_jax.traces import filter as trace_filter
 from vr_jax.train import choices, console, inputs
-from vr_jax.train import parts as parts_lib
 from vr_jax.train import workdir as workdir_lib
 
 
@@ -71,7 +70,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
     raise errors.InputError(
       "--mode=traces: one process writes traces; config.traces.workers adds more"
     )
-  if not isinstance(parts_lib.make_environment(config), videop2r.VideoP2R):
+  if not isinstance(registry.make_environment(config), videop2r.VideoP2R):
     raise errors.InputError(
       f"config.recipe={config.recipe}: its replies hold no observation; traces are those of videop2r"
     )

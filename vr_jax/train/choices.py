@@ -7,10 +7,10 @@ from typing import Any
 import ml_collections
 
 from vr_jax import errors
-from vr_jax.train import parts
+from vr_jax.envs import registry
 
 CHOICES = {
-  "recipe": tuple(parts.ENVIRONMENTS),
+  "recipe": tuple(registry.ENVIRONMENTS),
   "data.on_bad": ("stop", "skip"),
   "data.sampling": ("uniform", "fps", "pool"),
   "model.text_follows": ("", "sides", "largest"),
@@ -176,7 +176,7 @@ def check_template(config: ml_collections.ConfigDict, *, told: bool) -> None:
   told: whether it has to, whatever the model. A network of this project's own may know no words and be told nothing: what it
   was trained on says which tags it writes.
   """
-  marked_up = "".join(parts.ENVIRONMENTS[config.recipe].tags)
+  marked_up = "".join(registry.ENVIRONMENTS[config.recipe].tags)
   tags = dict.fromkeys(re.findall(r"</?\w+>", marked_up))
   missing = [tag for tag in tags if tag not in config.env.instruction]
   own = bool(config.model.architecture)

@@ -28,9 +28,8 @@ from vr_jax import records
 from vr_jax.rl import gae
 from vr_jax.rl import loss as loss_lib
 from vr_jax.rollout import forward
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import network, steps
 from vr_jax.train import state as state_lib
-from vr_jax.train import steps
 
 Targets = tuple[Array, Array]  # values before an update, and what they should have been
 
@@ -46,23 +45,25 @@ class Critic:
   step: Callable[..., tuple[state_lib.TrainState, steps.Metrics]]
 
   @classmethod
-  def begin(cls, parts: parts_lib.Parts, policy: PyTree) -> "Critic":
-    """One that begins where these parameters of a policy are."""
-    section, rl = parts.config.critic, parts.config.rl
-    params = fresh_params(policy, embed=parts.model.text.hidden_size)
-    fixed = frozen(parts.frozen)
-    optimizer = make_optimizer(parts.config, params, fixed)
+  def begin(
+    cls,
+    net: network.Network,
+    optimizer: optax.GradientTransformation,
+    state: state_lib.TrainState,
+  ) -> "Critic":
+    """One that begins with this state, with the functions that its config asks for."""
+    section, rl = net.config.critic, net.config.rl
     return cls(
-      state=state_lib.create(params, optimizer, parts.mesh),
+      state=state,
       epochs=rl.epochs,
-      value=make_valuer(parts.graph),
+      value=make_valuer(net.graph),
       credit=make_credit(section),
       step=make_critic_step(
-        parts.graph,
+        net.graph,
         optimizer,
         clip=section.value_clip,
         microbatches=rl.microbatches,
-        frozen=fixed,
+        frozen=frozen(net.frozen),
       ),
     )
 

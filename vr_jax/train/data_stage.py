@@ -7,9 +7,9 @@ import ml_collections
 
 from vr_jax import atomic, errors
 from vr_jax.data import examples, ingest, trace_store
+from vr_jax.envs import registry
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
-from vr_jax.train import console, inputs
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import console, inputs, run_context
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import write
 
@@ -26,7 +26,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
     and not inputs.tokenizer_path(config, workdir).is_file()
   ):
     _train_tokenizer(config, workdir)
-  left_out = parts_lib.example_checks(config, workdir).left_out()
+  left_out = run_context.make_example_checks(config, workdir).left_out()
   if any(left_out.values()):
     counts = ", ".join(f"{len(indices)} {split}" for split, indices in left_out.items())
     console.say(f"data: left out, as no prompt or reply for them fits: {counts}")
@@ -90,12 +90,12 @@ def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
 
 def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
   source = examples.ExampleSource(inputs.shards(config, workdir), "train")
-  environment = parts_lib.make_environment(config)
+  environment = registry.make_environment(config)
   texts = (
     text
     for example in (source[index] for index in range(len(source)))
     for text in (
-      *parts_lib.opening_texts(environment, example, config.data.frames),
+      *registry.opening_texts(environment, example, config.data.frames),
       *(step.text for step in example.steps),
       example.observation,
       example.reasoning,

@@ -1,8 +1,8 @@
 """Features of a frozen tower, once for the whole run: from the cache what it has, from the tower the rest, which is then kept.
 
-with features.cache(parts, params, workdir) as cache:
-  iterator = parts.read("train", 16, cache=cache)
-  prompt, values = features.prompt(parts, params, next(iterator), cache)
+with features.cache(context, params, workdir) as cache:
+  iterator = context.builder.read("train", 16, cache=cache)
+  encoded = features.prompt(context, params, next(iterator), cache)
 """
 
 from collections.abc import Callable, Iterator
@@ -21,44 +21,48 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.data import feature_cache
+from vr_jax.envs import environment
 from vr_jax.models.qwen2_5_vl import names
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.rollout import encoder
-from vr_jax.train import inputs
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import batching, inputs, run_context
 
 Cache = feature_cache.FeatureCache | None
 
 
 @contextlib.contextmanager
-def cache(parts: parts_lib.Parts, params: PyTree, workdir: Path) -> Iterator[Cache]:
+def cache(context: run_context.RunContext, params: PyTree, workdir: Path) -> Iterator[Cache]:
   """That of a run's tower; None where the tower is trained or config.model.feature_cache_gib is 0, as with several turns.
 
   Raises InputError where it belongs to another tower or preprocessing, or can't be written, at the latest when it closes.
   """
-  section = parts.config.model
-  if not parts.tower_frozen or not section.feature_cache_gib or parts.multi_turn:
+  section = context.config.model
+  if (
+    not context.tower_frozen
+    or not section.feature_cache_gib
+    or environment.has_turns(context.environment)
+  ):
     yield None
     return
   made = feature_cache.FeatureCache(
-    inputs.features(parts.config, workdir),
-    about(parts, params),
-    dtype=jnp.dtype(parts.model.dtype),
+    inputs.features(context.config, workdir),
+    about(context, params),
+    dtype=jnp.dtype(context.model.dtype),
     gibibytes=section.feature_cache_gib,
   )
   with contextlib.closing(made):
     yield made
 
 
-def about(parts: parts_lib.Parts, params: PyTree) -> dict[str, Any]:
+def about(context: run_context.RunContext, params: PyTree) -> dict[str, Any]:
   """All that the features of a clip depend on beside it: the tower's weights and sizes, and how frames become patches."""
-  processor, sizes = parts.processor, dict(vars(parts.model.vision))
+  processor, sizes = context.processor, dict(vars(context.model.vision))
   del sizes["text_follows"]  # says where text stands
   return {
     "tower": {
-      "weights": fingerprint(params["vision"], parts.mesh),
-      "dtype": parts.model.dtype,
+      "weights": fingerprint(params["vision"], context.mesh),
+      "dtype": context.model.dtype,
       **sizes,
     },
     "preprocessing": {
@@ -102,56 +106,73 @@ def _scrambled(x: Array) -> Array:
   return x ^ (x >> 16)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fed:
+  """A batch in the buckets that all processes share, its prompts on the mesh, and what the cache had of them, by name."""
+
+  batch: batching.Batch
+  prompt: records.Prompt
+  values: dict[str, float]
+
+
 def prompt(
-  parts: parts_lib.Parts, params: PyTree, batch: parts_lib.Batch, cache: Cache
-) -> tuple[records.Prompt, dict[str, float]]:
-  """The prompts of a batch on the mesh, and what the cache had of them, by name.
+  context: run_context.RunContext, params: PyTree, batch: batching.Batch, cache: Cache
+) -> Fed:
+  """The prompts of a batch on the mesh; all processes must call this together.
 
   Without a cache they hold patches. With one they hold features: the tower runs for those prompts alone that it does not
   have, filled up to a power of two of rows a device, and it keeps them later, beside the steps that follow. Of several
-  processes all run it for as many rows as the one that misses most, and must call this together.
+  processes all run it for as many rows as the one that misses most.
   """
-  batch = parts.of_one_size(batch)
+  mesh = context.mesh
   if cache is None:
-    return parts.prompt(batch), {}
-  batch, most, values = _agreed(parts, batch)
+    batch = context.builder.pad_to_common_buckets(batch)
+    return Fed(batch=batch, prompt=context.builder.prompt(batch), values={})
+  batch, most, values = _agreed(context, batch)
+  fed = functools.partial(Fed, batch=batch, values=values)
   if not most:
-    return parts.prompt(batch), values
+    return fed(prompt=context.builder.prompt(batch))
   size = len(batch.prompt.tokens)
-  rows = mesh_lib.rung(most, size, parts.mesh)
-  patches = mesh_lib.put_batch(_filled_up(batch.patches, rows), parts.mesh)
-  made = encoder.features(parts.graph, params, patches)
+  rows = mesh_lib.rung(most, size, mesh)
+  patches = mesh_lib.put_batch(_filled_up(batch.patches, rows), mesh)
+  made = encoder.features(context.graph, params, patches)
   cache.put_later(_entries(batch, made))
   bare = dataclasses.replace(batch.prompt, vision=None, media=None)
   if not values["vision/cache_hits"]:
-    return dataclasses.replace(mesh_lib.put_batch(bare, parts.mesh), media=made), values
+    return fed(prompt=dataclasses.replace(mesh_lib.put_batch(bare, mesh), media=made))
   media = batch.prompt.media
   if media is None:  # other processes have some
     media = np.zeros((size, *made.shape[1:]), made.dtype)
   source = np.full(size, -1, np.int32)
-  first = mesh_lib.row_share(parts.mesh)[0] * rows
+  first = mesh_lib.row_share(mesh)[0] * rows
   source[list(batch.missing)] = first + np.arange(len(batch.missing))
-  known = mesh_lib.put_batch(dataclasses.replace(bare, media=media), parts.mesh)
-  source = mesh_lib.put_batch(source, parts.mesh)
-  media = _joined(mesh_lib.MeshLayout(parts.mesh), known.media, made, source)
-  return dataclasses.replace(known, media=media), values
+  known = mesh_lib.put_batch(dataclasses.replace(bare, media=media), mesh)
+  media = _joined(mesh_lib.MeshLayout(mesh), known.media, made, mesh_lib.put_batch(source, mesh))
+  return fed(prompt=dataclasses.replace(known, media=media))
 
 
 def _agreed(
-  parts: parts_lib.Parts, batch: parts_lib.Batch
-) -> tuple[parts_lib.Batch, int, dict[str, float]]:
+  context: run_context.RunContext, batch: batching.Batch
+) -> tuple[batching.Batch, int, dict[str, float]]:
   """(the batch of this process, rows of the process that misses most, what the caches had) as all processes see it.
 
-  Processes that hold parts of the same rows have each looked into a cache: what one of them misses counts as missing.
+  The batch comes in the buckets that hold those of all. Processes that hold parts of the same rows have each looked into a
+  cache: what one of them misses counts as missing.
   """
   missing = np.zeros(len(batch.prompt.tokens), bool)
   missing[list(batch.missing)] = True
-  damaged = sum(item.damaged for item in batch.items)
-  share, count = mesh_lib.row_share(parts.mesh)
-  told = processes.gathered(np.array([share, damaged, len(batch.items), *missing]))
+  damaged, buckets = sum(item.damaged for item in batch.items), batching.bucket_sizes(batch)
+  share, count = mesh_lib.row_share(context.mesh)
+  own = [share, damaged, len(batch.items), *missing, *buckets]
+  told = processes.gathered(np.array(own))
+  told, buckets = np.split(told, [-len(buckets)], axis=1)
   by_share = [told[told[:, 0] == number] for number in range(count)]
   union = [one[:, 3:].any(axis=0) for one in by_share]
-  batch = parts.unread(batch, np.flatnonzero(union[share] & ~missing))
+  batch = context.builder.rebuild(
+    batch,
+    sizes=batching.common_buckets(buckets),
+    unknown=np.flatnonzero(union[share] & ~missing).tolist(),
+  )
   hits = sum((~rows[: one[0, 2]]).sum() for one, rows in zip(by_share, union, strict=True))
   values = {
     "vision/cache_hits": float(hits),
@@ -183,7 +204,7 @@ def _joined(
   return layout.place(joined, ("prompts", None, None))
 
 
-def _entries(batch: parts_lib.Batch, made: Float[Array, "rows media embed"]) -> Callable[[], Any]:
+def _entries(batch: batching.Batch, made: Float[Array, "rows media embed"]) -> Callable[[], Any]:
   """What makes entries of the cache of features on the mesh: those of this process's items that were missing."""
   index = batch.prompt.media_index
   kept = [

@@ -16,7 +16,7 @@ TEXT_TOKENS = 256  # that a prompt holds beside its video, where the buckets lea
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Later:
+class LaterTurns:
   """What turns behind the first add: how many they are; tokens and temporal patches that each of them shows.
 
   frames_in_all: temporal patches that an episode keeps of them.
@@ -29,7 +29,7 @@ class Later:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Load:
+class StepShapes:
   """How much one step works on: the sizes of its arrays. frames: temporal patches; patches: of one of these.
 
   time: tokens of a reply, of several turns those of an episode behind its opening. later: None where there is one turn.
@@ -42,10 +42,10 @@ class Load:
   frames: int
   patches: int
   microbatches: int
-  later: Later | None = None
+  later: LaterTurns | None = None
 
 
-def load_of(config: ml_collections.ConfigDict, model: model_config.Config) -> Load:
+def make_step_shapes(config: ml_collections.ConfigDict, model: model_config.Config) -> StepShapes:
   """What a step of full clips works on: the buckets that hold their frames, at the largest size that a frame may have.
 
   The prompt's bucket is the smallest with room for `TEXT_TOKENS` beside the video, or else the largest. Of several turns all
@@ -55,7 +55,7 @@ def load_of(config: ml_collections.ConfigDict, model: model_config.Config) -> Lo
   return _of_episodes(config) if "turns" in config else _of_clips(config, model)
 
 
-def _of_clips(config: ml_collections.ConfigDict, model: model_config.Config) -> Load:
+def _of_clips(config: ml_collections.ConfigDict, model: model_config.Config) -> StepShapes:
   section, vision = config.model, model.vision
   rule = inputs.sampling_rule(config.data)
   images = rule.frames if isinstance(rule, sampling.Uniform) else rule.max_frames
@@ -66,7 +66,7 @@ def _of_clips(config: ml_collections.ConfigDict, model: model_config.Config) -> 
   _check_bucket(patches, "patches a frame", section.patch_buckets, "patch_buckets")
   _check_bucket(media + 1, "tokens with its question", section.prefix_buckets, "prefix_buckets")
   roomy = [size for size in section.prefix_buckets if size >= media + TEXT_TOKENS]
-  return Load(
+  return StepShapes(
     prompts=config.rl.prompts,
     group=config.rl.group,
     time=config.rl.max_new_tokens,
@@ -77,11 +77,11 @@ def _of_clips(config: ml_collections.ConfigDict, model: model_config.Config) -> 
   )
 
 
-def _of_episodes(config: ml_collections.ConfigDict) -> Load:
+def _of_episodes(config: ml_collections.ConfigDict) -> StepShapes:
   section, turns, later = config.model, config.turns, config.env.turns - 1
   frames = max(turns.frame_buckets)
   share = -(-frames // max(later, 1))
-  return Load(
+  return StepShapes(
     prompts=config.rl.prompts,
     group=config.rl.group,
     time=max(turns.time_buckets),
@@ -89,7 +89,7 @@ def _of_episodes(config: ml_collections.ConfigDict) -> Load:
     frames=max(section.frame_buckets),
     patches=max(section.patch_buckets),
     microbatches=config.rl.microbatches,
-    later=Later(
+    later=LaterTurns(
       turns=later,
       tokens=max(turns.shown_buckets),
       frames=min(size for size in turns.frame_buckets if size >= share),
@@ -131,7 +131,7 @@ def features(
   return jax.ShapeDtypeStruct(shape, model.dtype)
 
 
-def replies(load: Load) -> records.Rollout:
+def replies(load: StepShapes) -> records.Rollout:
   """Shapes of what is sampled, without a suffix."""
   shape = (load.prompts, load.group, load.time)
   number = jax.ShapeDtypeStruct(shape, jnp.int32)

@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 import ml_collections
 import numpy as np
 
+from launch import abstract_state, step_shapes
 from vr_jax import errors, records
 from vr_jax.models import seats as seats_lib
 from vr_jax.models.qwen2_5_vl import config as model_config
@@ -26,7 +27,7 @@ from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder, sampler, suffixes
 from vr_jax.rollout import places as places_lib
 from vr_jax.train import critic as critic_lib
-from vr_jax.train import loads, network, outline, steps
+from vr_jax.train import network, steps
 from vr_jax.train import state as state_lib
 
 
@@ -84,13 +85,13 @@ def of_config(
   config: ml_collections.ConfigDict,
   model: model_config.Config,
   mesh: jax.sharding.Mesh,
-  load: loads.Load,
+  load: step_shapes.StepShapes,
 ) -> list[Program]:
   """The programs of a step in the order in which they run; the devices of `mesh` may be those of a topology.
 
   Raises InputError where the mesh does not fit the model or the batch.
   """
-  run = outline.of_config(config, model, mesh, load)
+  run = abstract_state.make_abstract_state(config, model, mesh, load)
   sampling = _episodes(run) if load.later else [_rollout(run)]
   learning = [*_scorers(run), *_valuer(run), _train_step(run), *_critic_step(run)]
   return [_encoder(run), *sampling, *learning]
@@ -100,17 +101,17 @@ def resident(
   config: ml_collections.ConfigDict,
   model: model_config.Config,
   mesh: jax.sharding.Mesh,
-  load: loads.Load,
+  load: step_shapes.StepShapes,
 ) -> int:
   """Bytes on each device that a run holds between its programs: parameters, optimizer, reference, critic.
 
   Raises InputError as `of_config` does.
   """
-  run = outline.of_config(config, model, mesh, load)
+  run = abstract_state.make_abstract_state(config, model, mesh, load)
   return bytes_per_device((run.state, run.anchor, run.critic))
 
 
-def _encoder(run: outline.Run) -> Program:
+def _encoder(run: abstract_state.AbstractTrainState) -> Program:
   return Program(
     name="encoder",
     function=encoder.features,
@@ -119,7 +120,7 @@ def _encoder(run: outline.Run) -> Program:
   )
 
 
-def _rollout(run: outline.Run) -> Program:
+def _rollout(run: abstract_state.AbstractTrainState) -> Program:
   return Program(
     name="rollout",
     function=sampler.sample_at_once,
@@ -130,7 +131,7 @@ def _rollout(run: outline.Run) -> Program:
   )
 
 
-def _episodes(run: outline.Run) -> list[Program]:
+def _episodes(run: abstract_state.AbstractTrainState) -> list[Program]:
   """Those that play episodes, all of them at the same turn: prompts read, a chunk of steps, what replies are shown next."""
   net, load, later, section = run.net, run.load, run.load.later, run.net.config.turns
   places = places_lib.Places.of(mesh_lib.MeshLayout(net.mesh), load.prompts, load.group)
@@ -162,7 +163,7 @@ def _episodes(run: outline.Run) -> list[Program]:
   while size < min(places.slots, section.rows):
     size *= 2
   rows = _slots(run, places.devices * size).rows
-  shown = loads.prompt(len(rows.home), later.tokens, later.frames, load.patches, net.model)
+  shown = step_shapes.prompt(len(rows.home), later.tokens, later.frames, load.patches, net.model)
   append = Program(
     name="append",
     function=suffixes.append,
@@ -180,12 +181,14 @@ def _episodes(run: outline.Run) -> list[Program]:
   return [start, decode, *[append] * (later.turns > 0)]
 
 
-def _begun(run: outline.Run, room: dict[str, int]) -> tuple[model_lib.Prefix, suffixes.State]:
+def _begun(
+  run: abstract_state.AbstractTrainState, room: dict[str, int]
+) -> tuple[model_lib.Prefix, suffixes.State]:
   """What `suffixes.start` leaves behind, laid out as it does."""
   begin = functools.partial(suffixes.start, run.net.graph, **room)
   prefix, state = jax.eval_shape(begin, run.state.params, run.encoded)
   block = (None, "prompts", None, "kv_heads", None)
-  place = functools.partial(outline.laid_out, run.net.mesh)
+  place = functools.partial(abstract_state.laid_out, run.net.mesh)
   return (
     model_lib.Prefix(
       keys=place(prefix.keys, block),
@@ -202,25 +205,27 @@ def _begun(run: outline.Run, room: dict[str, int]) -> tuple[model_lib.Prefix, su
   )
 
 
-def _decoding_params(run: outline.Run) -> PyTree:
+def _decoding_params(run: abstract_state.AbstractTrainState) -> PyTree:
   """What `sampler.decoding_params` makes: of the language model whole rows, the tower as it is."""
   made = jax.eval_shape(functools.partial(sampler.decoding_params, run.net.graph), run.state.params)
 
   def of_variable(variable: nnx.Variable) -> nnx.Variable:
     axes = [axis if axis != "embed" else None for axis in variable.get_metadata()["axes"]]
-    return variable.replace(outline.laid_out(run.net.mesh, variable.get_value(), axes))
+    return variable.replace(abstract_state.laid_out(run.net.mesh, variable.get_value(), axes))
 
   whole = jax.tree.map(of_variable, made, is_leaf=lambda x: isinstance(x, nnx.Variable))
   return state_lib.join(state_lib.split(whole, ("vision",))[0], run.tower)
 
 
-def _slots(run: outline.Run, count: int) -> suffixes.Slots:
-  number = outline.laid_out(run.net.mesh, jax.ShapeDtypeStruct((count,), jnp.int32), ("slots",))
+def _slots(run: abstract_state.AbstractTrainState, count: int) -> suffixes.Slots:
+  number = abstract_state.laid_out(
+    run.net.mesh, jax.ShapeDtypeStruct((count,), jnp.int32), ("slots",)
+  )
   rows = seats_lib.Rows(home=number, prompt=number, written=number, position=number)
   return suffixes.Slots(rows=rows, prompt=number, member=number, step=number, left=number)
 
 
-def _scorers(run: outline.Run) -> list[Program]:
+def _scorers(run: abstract_state.AbstractTrainState) -> list[Program]:
   """Those of reference and policy, where the recipe wants them."""
   rl, frozen = run.net.config.rl, run.net.tower_frozen
   score = steps.make_scorer(run.net.graph, run.net.allowed, temperature=rl.temperature)
@@ -240,7 +245,7 @@ def _scorers(run: outline.Run) -> list[Program]:
   return [of_reference] * (run.anchor is not None) + [of_policy] * (rl.epochs > 1)
 
 
-def _valuer(run: outline.Run) -> list[Program]:
+def _valuer(run: abstract_state.AbstractTrainState) -> list[Program]:
   """That of a critic's values, where there is one."""
   if run.critic is None:
     return []
@@ -257,7 +262,7 @@ def _valuer(run: outline.Run) -> list[Program]:
   return [values]
 
 
-def _critic_step(run: outline.Run) -> list[Program]:
+def _critic_step(run: abstract_state.AbstractTrainState) -> list[Program]:
   """A critic's update, where there is one."""
   if run.critic is None:
     return []
@@ -280,7 +285,7 @@ def _critic_step(run: outline.Run) -> list[Program]:
   ]
 
 
-def _train_step(run: outline.Run) -> Program:
+def _train_step(run: abstract_state.AbstractTrainState) -> Program:
   net, rl = run.net, run.net.config.rl
   signal = jax.ShapeDtypeStruct((run.load.prompts,), bool)
   old = run.scored if rl.epochs > 1 else None

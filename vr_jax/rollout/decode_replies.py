@@ -7,44 +7,45 @@ from jaxtyping import Bool, Int
 import numpy as np
 
 from vr_jax import records
-from vr_jax.envs import environment
+from vr_jax.envs import environment as environment_lib
+from vr_jax.models.qwen2_5_vl import processor as processor_lib
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import parts as parts_lib
 
 
-def replies(
-  parts: parts_lib.Parts,
+def decode_replies(
+  processor: processor_lib.Processor,
+  environment: environment_lib.Environment,
   rollout: records.Rollout,
   shuffled: records.Rollout | None = None,
   *,
   rows: int | None = None,
-) -> environment.Replies:
-  """Those of the first `rows` of this process (None: of all).
+) -> environment_lib.Replies:
+  """The replies to the first `rows` prompts of this process (None: to all).
 
   shuffled: the rollout of the same prompts with frames in random order, where there is one.
   """
-  texts = _texts(parts, rollout)[:rows]
+  texts = _texts(processor, rollout)[:rows]
   sampled = _sampled(rollout)[:rows]
   segment = np.where(sampled, 0, -1).astype(np.int32)
-  if len(parts.environment.segments) > 1:
+  if len(environment.segments) > 1:
     tokens = mesh_lib.local_rows(rollout.tokens)
     for place in np.ndindex(sampled.shape[:2]):
       text = texts[place[0]][place[1]]
       segment[place][sampled[place]] = _segments(
-        parts.processor.ends(tokens[place][sampled[place]]), parts.environment.pieces(text)
+        processor.ends(tokens[place][sampled[place]]), environment.pieces(text)
       )
-  return environment.Replies(
+  return environment_lib.Replies(
     texts=texts,
     segment=segment,
-    shuffled=None if shuffled is None else _texts(parts, shuffled)[:rows],
+    shuffled=None if shuffled is None else _texts(processor, shuffled)[:rows],
   )
 
 
-def _texts(parts: parts_lib.Parts, rollout: records.Rollout) -> list[list[str]]:
+def _texts(processor: processor_lib.Processor, rollout: records.Rollout) -> list[list[str]]:
   """[prompts][group]."""
   tokens, sampled = mesh_lib.local_rows(rollout.tokens), _sampled(rollout)
   return [
-    [parts.processor.decode(row[mask]) for row, mask in zip(group, masks, strict=True)]
+    [processor.decode(row[mask]) for row, mask in zip(group, masks, strict=True)]
     for group, masks in zip(tokens, sampled, strict=True)
   ]
 
@@ -53,7 +54,7 @@ def _sampled(rollout: records.Rollout) -> Bool[np.ndarray, "prompts group time"]
   return mesh_lib.local_rows(rollout.kind) == records.Kind.MODEL
 
 
-def _segments(ends: Sequence[int], pieces: environment.Pieces) -> Int[np.ndarray, "time"]:
+def _segments(ends: Sequence[int], pieces: environment_lib.Pieces) -> Int[np.ndarray, "time"]:
   """The segment of each token of a reply: that of the piece in which its first character stands, or else the last.
 
   ends: where each token ends in the text.

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +9,18 @@ from jaxtyping import PyTree
 import ml_collections
 import optax
 
+from launch import step_shapes
 from vr_jax import records
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import critic as critic_lib
-from vr_jax.train import loads, network
+from vr_jax.train import learner_state, network
 from vr_jax.train import state as state_lib
 
 STOP_TOKENS = (0,)  # which ones they are changes no program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class AbstractTrainState:
   """What a `Learner` holds before its first step, in shapes.
 
   anchor: of the reference, what it does not share with the state. critic: None where there is none. prompt: as it is read;
@@ -29,7 +28,7 @@ class Run:
   """
 
   net: network.Network
-  load: loads.Load
+  load: step_shapes.StepShapes
   optimizer: optax.GradientTransformation
   state: state_lib.TrainState
   anchor: PyTree
@@ -81,12 +80,12 @@ class Run:
     return self.replies.log_probs
 
 
-def of_config(
+def make_abstract_state(
   config: ml_collections.ConfigDict,
   model: model_config.Config,
   mesh: jax.sharding.Mesh,
-  load: loads.Load,
-) -> Run:
+  load: step_shapes.StepShapes,
+) -> AbstractTrainState:
   """That of a config on a mesh. Raises InputError where the mesh does not fit the model or the batch."""
   network.check_context(config, model)
   mesh_lib.check_batch(load.prompts, mesh, "config.rl.prompts", parts=load.microbatches)
@@ -94,37 +93,26 @@ def of_config(
   net = network.Network(
     config=config, mesh=mesh, model=model, allowed=allowed, stop_tokens=STOP_TOKENS
   )
-  optimizer = state_lib.make_optimizer(config.rl, net.abstract_params, net.frozen)
-  critic_optimizer, critic = _critic(net) if config.rl.credit == "gae" else (None, None)
-  anchored = config.rl.kl_weight or (critic and config.critic.kl_weight)
+  begun = learner_state.make_learner_state(net, net.abstract_params, abstract=True)
   clip = load.prompts, load.frames, load.patches
-  prompt = loads.prompt(load.prompts, load.prefix, load.frames, load.patches, model)
-  encoded = dataclasses.replace(prompt, vision=None, media=loads.features(*clip, model))
-  replies = mesh_lib.abstract_batch(loads.replies(load), mesh)
-  return Run(
+  prompt = step_shapes.prompt(load.prompts, load.prefix, load.frames, load.patches, model)
+  encoded = dataclasses.replace(prompt, vision=None, media=step_shapes.features(*clip, model))
+  replies = mesh_lib.abstract_batch(step_shapes.replies(load), mesh)
+  return AbstractTrainState(
     net=net,
     load=load,
-    optimizer=optimizer,
-    state=state_lib.abstract(net.abstract_params, optimizer, mesh),
-    anchor=state_lib.split(net.abstract_params, net.frozen)[0] if anchored else None,
-    critic_optimizer=critic_optimizer,
-    critic=critic,
+    optimizer=begun.optimizer,
+    state=begun.policy,
+    anchor=begun.anchor,
+    critic_optimizer=begun.critic_optimizer,
+    critic=begun.critic,
     prompt=mesh_lib.abstract_batch(prompt, mesh),
     encoded=mesh_lib.abstract_batch(encoded, mesh),
     replies=dataclasses.replace(replies, suffix=_suffix(net, load)) if load.later else replies,
   )
 
 
-def _critic(
-  net: network.Network,
-) -> tuple[optax.GradientTransformation, state_lib.TrainState]:
-  begun = functools.partial(critic_lib.fresh_params, embed=net.model.text.hidden_size)
-  params = jax.eval_shape(begun, net.abstract_params)
-  optimizer = critic_lib.make_optimizer(net.config, params, critic_lib.frozen(net.frozen))
-  return optimizer, state_lib.abstract(params, optimizer, net.mesh)
-
-
-def _suffix(net: network.Network, load: loads.Load) -> records.Suffix:
+def _suffix(net: network.Network, load: step_shapes.StepShapes) -> records.Suffix:
   """As an update takes it: with patches where it trains the tower, else with features."""
   rows = load.prompts, load.group * load.later.frames_in_all, load.patches, net.model
   places = jax.ShapeDtypeStruct((load.prompts, load.group, load.time), jnp.int32)
@@ -132,9 +120,11 @@ def _suffix(net: network.Network, load: loads.Load) -> records.Suffix:
     positions=jax.ShapeDtypeStruct((*places.shape, 3), jnp.int32),
     media_index=places,
     vision=None,
-    media=loads.features(*rows) if net.tower_frozen else None,
+    media=step_shapes.features(*rows) if net.tower_frozen else None,
   )
-  patches = None if net.tower_frozen else mesh_lib.abstract_batch(loads.vision(*rows), net.mesh)
+  patches = (
+    None if net.tower_frozen else mesh_lib.abstract_batch(step_shapes.vision(*rows), net.mesh)
+  )
   return dataclasses.replace(mesh_lib.abstract_batch(suffix, net.mesh), vision=patches)
 
 

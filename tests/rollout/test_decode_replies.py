@@ -9,9 +9,8 @@ import pytest
 
 from tests.train import nano
 from vr_jax import records
-from vr_jax.envs import videop2r
-from vr_jax.train import parts as parts_lib
-from vr_jax.train import reading
+from vr_jax.envs import registry, videop2r
+from vr_jax.rollout import decode_replies
 
 SEEN = "<observation>the star is blué 日本</observation>"
 TEXTS = [
@@ -23,14 +22,14 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def parts(data):
+def context(data):
   made = nano.build(data)
   recipe = nano.recipe("tiny", "configs/videop2r.py")
-  return dataclasses.replace(made, environment=parts_lib.make_environment(recipe))
+  return dataclasses.replace(made, environment=registry.make_environment(recipe))
 
 
-def rollout(parts, texts):
-  encoded = [parts.processor.encode_reply(text) for text in texts]
+def rollout(context, texts):
+  encoded = [context.processor.encode_reply(text) for text in texts]
   time = max(map(len, encoded)) + 2
   tokens = np.zeros((1, len(texts), time), np.int32)
   kind = np.full(tokens.shape, records.Kind.PAD, np.int32)
@@ -42,15 +41,15 @@ def rollout(parts, texts):
 
 
 def test_tokens_of_the_observation_are_perception_those_behind_it_reasoning_and_padding_nothing(
-  parts,
+  context,
 ):
-  made = rollout(parts, TEXTS)
-  replies = reading.replies(parts, made)
+  made = rollout(context, TEXTS)
+  replies = decode_replies.decode_replies(context.processor, context.environment, made)
   assert replies.texts == [TEXTS]
   np.testing.assert_array_equal(replies.segment >= 0, made.kind == records.Kind.MODEL)
   for row, text in enumerate(TEXTS):
     seen = np.asarray(made.tokens)[0, row][replies.segment[0, row] == videop2r.PERCEPTION]
-    said = parts.processor.decode(seen)
+    said = context.processor.decode(seen)
     assert said == (SEEN[:-1] if text.startswith(SEEN) else "")
   assert replies.segment[0, 3, 0] == videop2r.REASONING  # the end of an empty reply
   lengths = replies.lengths(2)
@@ -59,8 +58,10 @@ def test_tokens_of_the_observation_are_perception_those_behind_it_reasoning_and_
   )
 
 
-def test_ends_of_tokens_count_the_characters_of_the_text_before_them(parts):
+def test_ends_of_tokens_count_the_characters_of_the_text_before_them(context):
   for text in TEXTS:
-    ids = parts.processor.encode_reply(text)
-    ends = parts.processor.ends(ids)
-    assert ends == [len(parts.processor.decode(ids[: n + 1]).rstrip("�")) for n in range(len(ids))]
+    ids = context.processor.encode_reply(text)
+    ends = context.processor.ends(ids)
+    assert ends == [
+      len(context.processor.decode(ids[: n + 1]).rstrip("�")) for n in range(len(ids))
+    ]

@@ -1,6 +1,6 @@
-"""From a config to the parts that every stage works with: model, processor, environment, data, mesh."""
+"""Batches of prompts: built from clips, padded to common buckets, put on the mesh."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 import functools
 from pathlib import Path
@@ -8,34 +8,20 @@ from typing import Any
 import zlib
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key, PyTree
+from jaxtyping import Array, Bool, Int, Key
 import ml_collections
 import numpy as np
 
 from vr_jax import errors, records
 from vr_jax.data import batches, examples, feature_cache, frame_store, sampling
 from vr_jax.envs import environment as environment_lib
-from vr_jax.envs import moss_chatv, video_mtr, videop2r
-from vr_jax.models.qwen2_5_vl import checkpoint as pretrained
-from vr_jax.models.qwen2_5_vl import config as model_config
-from vr_jax.models.qwen2_5_vl import lora, names
+from vr_jax.envs import registry
 from vr_jax.models.qwen2_5_vl import processor as processor_lib
 from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
-from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
-from vr_jax.rewards import judge as judge_lib
 from vr_jax.rollout import dialogue as dialogue_lib
-from vr_jax.train import check_examples, inputs, judges, network
-from vr_jax.train import checkpoints as checkpoints_lib
-
-AnyEnvironment = environment_lib.Environment | environment_lib.TurnsEnvironment
-ENVIRONMENTS: dict[str, Callable[..., AnyEnvironment]] = {
-  "moss_chatv": moss_chatv.MossChatV,
-  "videop2r": videop2r.VideoP2R,
-  "video_mtr": video_mtr.VideoMTR,
-}
+from vr_jax.train import check_examples, inputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,17 +60,14 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Parts(network.Network):
-  """What `build` makes: the network, and what it reads and is judged by."""
+class BatchBuilder:
+  """Builds the batches of a run. data: the directory with its frames and examples."""
 
+  config: ml_collections.ConfigDict
   data: Path
+  mesh: jax.sharding.Mesh
   processor: processor_lib.Processor
-  environment: AnyEnvironment
-
-  @property
-  def multi_turn(self) -> bool:
-    """Whether replies ask for frames: clips are then pools that turns choose from."""
-    return isinstance(self.environment, environment_lib.TurnsEnvironment)
+  environment: registry.AnyEnvironment
 
   @property
   def checks(self) -> check_examples.Checks:
@@ -95,41 +78,6 @@ class Parts(network.Network):
       processor=self.processor,
       environment=self.environment,
     )
-
-  def fresh_params(self) -> PyTree:
-    """Parameters to start from: those of config.model.pretrained, or random ones of config.seed.
-
-    With config.model.lora they are the base, and adapters that change nothing yet.
-    """
-    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_params)
-    if self.config.model.pretrained:
-      _, base = pretrained.from_pretrained(
-        self.config.model.pretrained,
-        dtype=self.config.model.lora.base_dtype if self.adapters else "float32",
-        shardings=functools.partial(mesh_lib.param_shardings, mesh=self.mesh),
-      )
-      return self._with_adapters(base, shardings) if self.adapters else base
-    return jax.jit(self.random_params, out_shardings=shardings)()
-
-  def _with_adapters(self, base: PyTree, shardings: PyTree) -> PyTree:
-    """The base and fresh adapters in one tree."""
-    placed = {n: v.get_value() for n, v in names.flat(shardings).items() if lora.is_adapter(n)}
-
-    def draw() -> dict[str, jax.Array]:
-      drawn = names.flat(self.random_params())
-      return {name: drawn[name].get_value() for name in placed}
-
-    values, of_base = jax.jit(draw, out_shardings=placed)(), names.flat(base)
-    abstract = names.flat(self.abstract_params)
-    return names.unflat(
-      {n: v.replace(values[n]) if n in values else of_base[n] for n, v in abstract.items()}
-    )
-
-  def checkpoints(self, where: Path) -> checkpoints_lib.Checkpoints:
-    """Those of a stage. With adapters they leave out the base, which `fresh_params` gives."""
-    fixed = self.frozen if self.adapters else ()
-    left_out = tuple(f"{of}.{name}" for of in ("params", "critic.params.model") for name in fixed)
-    return checkpoints_lib.Checkpoints(where, architecture=self.architecture, left_out=left_out)
 
   def read(
     self,
@@ -192,7 +140,7 @@ class Parts(network.Network):
     cache: feature_cache.FeatureCache | None = None,
   ) -> Item:
     """The prompt (and reference reply, where there is one) of a clip; `view` and `cache` are those of `read`."""
-    if self.multi_turn:
+    if environment_lib.has_turns(self.environment):
       return self._item_of_turns(clip, view)
     view = "whole" if view == "supervised" else view
     reply = self.environment.reference_reply(clip.example)
@@ -283,24 +231,22 @@ class Parts(network.Network):
       patches = prompts_lib.stack_frames(shown, vision, sizes)
     return Batch(items=items, prompt=prompt, sizes=sizes, missing=tuple(missing), patches=patches)
 
-  def of_one_size(self, batch: Batch) -> Batch:
-    """The batch in the buckets that hold those of all processes; all must call this together."""
-    own = dataclasses.asdict(batch.sizes)
-    largest = processes.gathered(np.array([*own.values()])).max(axis=0).tolist()
-    sizes = prompts_lib.Sizes(**dict(zip(own, largest, strict=True)))
-    if sizes == batch.sizes:
-      return batch
-    return self.batch(batch.items, size=len(batch.prompt.tokens), sizes=sizes)
-
-  def unread(self, batch: Batch, rows: Int[np.ndarray, "rows"]) -> Batch:
-    """The batch as it is where the features of these rows are not known: their frames are read."""
-    if not len(rows):
+  def rebuild(
+    self, batch: Batch, *, sizes: prompts_lib.Sizes, unknown: Sequence[int] = ()
+  ) -> Batch:
+    """The batch padded to these buckets. unknown: rows whose features count as not known, so that their frames are read."""
+    if sizes == batch.sizes and not len(unknown):
       return batch
     items = list(batch.items)
-    for row in {row if row < len(items) else 0 for row in rows.tolist()}:
+    for row in {row if row < len(items) else 0 for row in unknown}:
       encoded = self._encoded(items[row].clip, "whole")
       items[row] = dataclasses.replace(items[row], encoded=encoded)
-    return self.batch(items, size=len(batch.prompt.tokens), sizes=batch.sizes)
+    return self.batch(items, size=len(batch.prompt.tokens), sizes=sizes)
+
+  def pad_to_common_buckets(self, batch: Batch) -> Batch:
+    """The batch in the smallest buckets that hold those of all processes; all must call this together."""
+    told = processes.gathered(np.array(bucket_sizes(batch)))
+    return self.rebuild(batch, sizes=common_buckets(told))
 
   def shuffled_index(self, batch: Batch, key: Key[Array, ""]) -> Int[np.ndarray, "prompts prefix"]:
     """The batch's `media_index` with the frames of each prompt in random order."""
@@ -309,95 +255,19 @@ class Parts(network.Network):
     return prompts_lib.in_random_order(batch.prompt.media_index, frames, rng)
 
   def prompt(self, batch: Batch) -> records.Prompt:
-    """The prompts of a batch on the mesh."""
+    """The prompts of a batch on the mesh, as they are on the host."""
     return mesh_lib.put_batch(batch.prompt, self.mesh)
 
 
-def build(
-  config: ml_collections.ConfigDict, workdir: Path, *, judged: bool = True, read: bool = True
-) -> Parts:
-  """All parts of a run whose data stage is complete; parameters are not made yet.
-
-  judged=False: replies are not scored. read=False: nor are examples read, and the data need not be there.
-  """
-  data = inputs.shards(config, workdir)
-  if read and not data.is_dir():
-    raise errors.InputError(f"{data}: no such data; run --mode=data first")
-  processor = _make_processor(config, workdir)
-  model, tokenizer = processor.config, processor.tokenizer
-  network.check_context(config, model)
-  allowed = np.arange(model.text.vocab_size) < tokenizer.get_vocab_size()
-  allowed[list(processor.media_tokens)] = False
-  mesh = mesh_lib.make_mesh(config.mesh)
-  return Parts(
-    config=network.divided(config, mesh),
-    data=data,
-    mesh=mesh,
-    model=model,
-    processor=processor,
-    environment=make_environment(config, judge=_make_judge(config, workdir) if judged else None),
-    allowed=jnp.asarray(allowed),
-    stop_tokens=processor.stop_tokens,
-  )
+def bucket_sizes(batch: Batch) -> tuple[int, ...]:
+  """The buckets of a batch as numbers, for `common_buckets`."""
+  return tuple(dataclasses.asdict(batch.sizes).values())
 
 
-def example_checks(config: ml_collections.ConfigDict, workdir: Path) -> check_examples.Checks:
-  """The checks of a run's examples, on a machine that may have no devices for its mesh."""
-  return check_examples.Checks(
-    config=config,
-    shards=inputs.shards(config, workdir),
-    processor=_make_processor(config, workdir),
-    environment=make_environment(config),
-  )
-
-
-def _seconds(example: records.Example) -> float:
-  """How long the model sees its video."""
-  return example.shown.end - example.shown.start
-
-
-def _rank(example: records.Example, seed: int) -> tuple[float, int]:
-  """Where it stands in a curriculum. Of one length by chance: as ingested, questions on one video stand side by side."""
-  return _seconds(example), zlib.crc32(f"{seed} {example.id}".encode())
-
-
-def _make_processor(config: ml_collections.ConfigDict, workdir: Path) -> processor_lib.Processor:
-  tokenizer = tokenizer_lib.load_tokenizer(inputs.tokenizer_path(config, workdir))
-  model, section = _model_config(config.model, tokenizer), config.model
-  return processor_lib.Processor(
-    model,
-    tokenizer,
-    section.min_pixels,
-    section.max_pixels,
-    system=section.system,
-    library=section.resampling,
-  )
-
-
-def make_environment(
-  config: ml_collections.ConfigDict, *, judge: judge_lib.Judge | None = None
-) -> AnyEnvironment:
-  """The recipe's; judge: that of the recipes that have one, and None where nothing is scored."""
-  if config.recipe not in ENVIRONMENTS:
-    raise errors.InputError(f"config.recipe={config.recipe}: one of {', '.join(ENVIRONMENTS)}")
-  judged = {"judge": judge} if "judge" in config else {}
-  return ENVIRONMENTS[config.recipe](**config.env.to_dict(), **judged)
-
-
-def opening_texts(
-  environment: AnyEnvironment, example: records.Example, frames: int
-) -> tuple[str, ...]:
-  """What the first user's turn says beside its frames; of several turns about a pool of so many."""
-  if isinstance(environment, environment_lib.TurnsEnvironment):
-    shown = environment.observe(example, frames, ()).parts
-    return tuple(part for part in shown if isinstance(part, str))
-  return (example.question, *example.options)
-
-
-def _make_judge(config: ml_collections.ConfigDict, workdir: Path) -> judge_lib.Judge | None:
-  if "judge" not in config:
-    return None
-  return judges.build(config.judge, inputs.directory(config, workdir) / "judge.sqlite")
+def common_buckets(sizes: Int[np.ndarray, "processes buckets"]) -> prompts_lib.Sizes:
+  """The smallest buckets that hold those of all processes."""
+  names = [field.name for field in dataclasses.fields(prompts_lib.Sizes)]
+  return prompts_lib.Sizes(**dict(zip(names, sizes.max(axis=0).tolist(), strict=True)))
 
 
 def reply_arrays(
@@ -416,11 +286,11 @@ def reply_arrays(
   return tokens, valid
 
 
-def _model_config(config: ml_collections.ConfigDict, tokenizer: Any) -> model_config.Config:
-  if config.pretrained:
-    read = model_config.Config.from_json(Path(config.pretrained) / "config.json")
-  else:
-    media = tokenizer_lib.config_fields(tokenizer)
-    del media["vocab_size"]  # rows of the embedding may be more than the tokenizer has
-    read = model_config.Config.from_dict({**config.architecture.to_dict(), **media})
-  return network.with_section(read, config)
+def _seconds(example: records.Example) -> float:
+  """How long the model sees its video."""
+  return example.shown.end - example.shown.start
+
+
+def _rank(example: records.Example, seed: int) -> tuple[float, int]:
+  """Where it stands in a curriculum. Of one length by chance: as ingested, questions on one video stand side by side."""
+  return _seconds(example), zlib.crc32(f"{seed} {example.id}".encode())
