@@ -39,7 +39,7 @@ NOTEBOOK = ["ipykernel>=7", "matplotlib>=3.10"]
 # libtpu is TPU's runtime and compiler; jax's own extra names the version that fits it, so that neither is pinned here.
 TPU = "jax[tpu]>=0.10,<0.12"
 
-# The major versions whose requests vr_jax/rewards/judge_http.py speaks.
+# The major versions whose requests vr_jax/model_endpoint.py speaks.
 JUDGE = ["anthropic>=2,<3", "openai>=3,<4"]
 
 EXTRAS = {

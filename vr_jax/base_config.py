@@ -176,7 +176,6 @@ def judge(config: ml_collections.ConfigDict) -> None:
   section.requests_per_minute = 0.0  # at most; 0: no limit
   section.timeout = 30.0  # seconds
   section.retries = 4  # then there is no verdict
-  section.backoff = 0.5  # seconds before the first retry, doubled before each further one
   section.budget = 0  # calls of one start of the program, in each process; 0: no limit
   section.max_tokens = 256  # of an answer
   section.blinded = (

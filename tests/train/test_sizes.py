@@ -12,7 +12,7 @@ from tests.train import nano
 from vr_jax import main, records
 from vr_jax.models.qwen2_5_vl import pixels, positions
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import network
+from vr_jax.train import network, run_context
 
 
 @pytest.mark.parametrize("size", ["tiny", "3b", "7b"])

@@ -108,7 +108,6 @@ RANGES = {
   "judge.requests_per_minute": "[0, inf)",
   "judge.timeout": "(0, inf)",
   "judge.retries": "[0, inf)",
-  "judge.backoff": "[0, inf)",
   "judge.budget": "[0, inf)",
   "judge.max_tokens": "[1, inf)",
   "judge.threshold": "[0, 1]",

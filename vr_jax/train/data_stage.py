@@ -1,13 +1,12 @@
 """Stage `data`: simulated or given videos -> frame store, examples and, where the recipe trains one, a tokenizer."""
 
 import json
-import os
 from pathlib import Path
 
 import ml_collections
 
-from vr_jax import errors
-from vr_jax.data import examples, ingest, traces
+from vr_jax import atomic, errors
+from vr_jax.data import examples, ingest, trace_store
 from vr_jax.envs import registry
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 from vr_jax.train import console, inputs, run_context
@@ -20,7 +19,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
   So is a directory of traces that --mode=traces wrote.
   """
-  if traces.summary(inputs.directory(config, workdir)) is None:
+  if trace_store.summary(inputs.directory(config, workdir)) is None:
     _ingest(config, workdir)
   if (
     config.model.tokenizer == inputs.TRAINED
@@ -106,6 +105,5 @@ def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
   frame = ["user\n", "assistant\n", *environment.tags] * 1000
   size = config.model.architecture.text_config.vocab_size
   path = inputs.tokenizer_path(config, workdir)
-  aside = path.with_suffix(".partial")
-  tokenizer_lib.train_tokenizer([*texts, *frame], size).save(str(aside))
-  os.replace(aside, path)
+  with atomic.file(path) as partial:
+    tokenizer_lib.train_tokenizer([*texts, *frame], size).save(str(partial))

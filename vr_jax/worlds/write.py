@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator
 import dataclasses
 import json
 import pathlib
-import shutil
 
 import numpy as np
 
-from vr_jax import errors, records
+from vr_jax import atomic, errors, records
 from vr_jax.worlds import config as config_lib
 from vr_jax.worlds import questions as questions_lib
 from vr_jax.worlds import render
@@ -41,17 +40,8 @@ def write_dataset(
     raise errors.InputError("worlds: videos and questions_per_video must be 1 or more")
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise errors.InputError(f"{directory}: is not an empty directory; remove it or choose another")
-  partial = directory.with_name(directory.name + ".partial")
-  try:
-    shutil.rmtree(partial, ignore_errors=True)
-    count = _write(partial, config, videos, seed, questions_per_video, progress)
-    partial.replace(directory)
-  except OSError as error:
-    reason = error.strerror or str(error)
-    raise errors.InputError(f"{directory}: can't write the data set: {reason}") from error
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
-  return count
+  with atomic.directory(directory) as partial:
+    return _write(partial, config, videos, seed, questions_per_video, progress)
 
 
 def sample_video(
