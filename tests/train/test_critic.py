@@ -13,7 +13,7 @@ from tests.rl import plain_gae
 from tests.train import nano
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models import packing
+from vr_jax.models.common import packing
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rl import gae
 from vr_jax.rollout import encoder

@@ -15,6 +15,7 @@ from PIL import Image
 from vr_jax import records
 from vr_jax.data import batches
 from vr_jax.envs import environment
+from vr_jax.envs import metric as metric_lib
 from vr_jax.envs import turns as turns_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rewards import accuracy as accuracy_lib
@@ -27,57 +28,78 @@ from vr_jax.worlds import consistency, sufficiency
 
 _GROUPS = 2**20  # folded into the key of evaluation: apart from its batches
 
+# Beside those that the environment declares.
+METRICS: metric_lib.Metrics = {
+  "trace_consistency": metric_lib.Metric(
+    title="Trace consistency",
+    note="claims of the trace that the true states confirm",
+    headline=True,
+  ),
+  "think_answer_mismatch": metric_lib.Metric(
+    title="Think-answer mismatch", note="answers that their own trace contradicts", better=-1
+  ),
+  "blind_accuracy": metric_lib.Metric(title="Blind accuracy", note="no frames shown", better=0),
+  "shuffled_accuracy": metric_lib.Metric(
+    title="Shuffled-frame accuracy", note="frames out of order", better=0
+  ),
+  "reply_tokens": metric_lib.Metric(title="Reply tokens", unit="", better=0),
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answered:
   """One held-out example with its reply and scores.
 
-  steps: of its trace. observation: what it says to have seen, None where the recipe doesn't ask for it. rewards: by name, of
-  the segment that answers, the last; of_segments: of each segment by its name, where there are several. segment: that of each token, -1 where there is
-  none.
+  accuracy: the task metric of its answer. steps: of its trace. observation: what it says to have
+  seen, None where the recipe doesn't ask for it. rewards: by name, of the segment that answers, the
+  last. of_segments: of each segment by its name, where there are several. segment: that of each
+  token, -1 where there is none.
 
-  Of several turns `reply` is the last one, episode all of them, and of_segments has the turns; outcome: what else it came to.
+  Of several turns `reply` is the last one, episode all of them, rewards what the whole episode came
+  to, and of_segments has the turns.
   """
 
   example: records.Example
   clip: batches.Clip
   reply: str
   tokens: int
+  accuracy: float
   steps: list[str]
   observation: str | None
   rewards: dict[str, float]
   of_segments: dict[str, dict[str, float]]
   episode: environment.Episode | None = None
-  outcome: dict[str, float] = dataclasses.field(default_factory=dict)
   segment: Int[np.ndarray, "time"] | None = None
 
 
 def evaluate(
   context: run_context.RunContext, params: PyTree, *, name: str, cache: features.Cache = None
 ) -> dict[str, Any]:
-  """{"examples", "metrics", "rollouts"} of a policy on the test split, as eval/<name>.json holds them.
+  """{"examples", "metrics", "shown_as", "rollouts"} of a policy on the test split, as eval/<name>.json holds them.
 
-  Metrics: `accuracy` (and by problem type), each with the half-width of its 95 % interval (normal approximation) under
-  `accuracy_interval`; `process_reward`; `format`; `reply_tokens`; `trace_consistency` (the trace against the true
-  states, of simulated examples); `think_answer_mismatch` (share of replies whose trace concludes another value than
-  they answer, of those that conclude one); `observation_sufficiency` (by the simulator's states), and rewards of segments
-  before the last (`perception/accuracy`, …); `blind_accuracy` (no frames) and `shuffled_accuracy` (frames out of order); of
-  several turns `turns` and `retrievals` of an episode, and `frame_recall`, where the evidence is known.
+  Metrics: `accuracy` (and by problem type), each with the half-width of its 95 % interval (normal
+  approximation) under `accuracy_interval`; those that the environment declares, with the `<name>_chance`
+  of a guess where it says one; the means of all other rewards, `reward/<name>` of the last segment and
+  `<segment>/<name>` of those before it; `reply_tokens`; of simulated examples, by their true states,
+  `trace_consistency`, `think_answer_mismatch` (share of replies whose trace concludes another value than
+  they answer, of those that conclude one) and `observation_sufficiency`; `blind_accuracy` (no frames)
+  and `shuffled_accuracy` (frames out of order). shown_as: how each is shown, in order.
   cache: of features, for what is seen whole and in order.
   """
   config = context.config.eval
   answer = _played if environment.has_turns(context.environment) else _replied
   whole = list(answer(context, params, name, cache))
-  scores = [a.rewards["accuracy"] for a in whole]
+  scores = [a.accuracy for a in whole]
+  declared = context.environment.metrics
   metrics = {
     "accuracy": float(np.mean(scores)),
     "accuracy_interval": _interval(scores),
-    "format": float(np.mean([a.rewards["format"] for a in whole])),
     "reply_tokens": float(np.mean([a.tokens for a in whole])),
-    **_of_recipe(whole),
     **_by_type(whole),
     **_trace_metrics(whole),
   }
+  metrics |= {name: x for name, x in _reward_means(whole, declared).items() if name not in metrics}
+  metrics |= _chance_levels(whole, declared)
   for view in ("blind", "shuffled"):
     if config[view]:
       metrics[f"{view}_accuracy"] = _accuracy(context, params, view, f"{name}, {view}")
@@ -91,7 +113,13 @@ def evaluate(
       rollouts, _advantages(context, params, whole, cache), strict=False
     ):
       rollout["segment_advantages"] = advantages
-  return {"examples": len(whole), "metrics": metrics, "rollouts": rollouts}
+  shown_as = {name: each.to_json() for name, each in {**declared, **METRICS}.items()}
+  return {
+    "examples": len(whole),
+    "metrics": metrics,
+    "shown_as": shown_as,
+    "rollouts": rollouts,
+  }
 
 
 def _accuracy(context: run_context.RunContext, params: PyTree, view: str, name: str) -> float:
@@ -157,6 +185,8 @@ def _replied(
         clip=item.clip,
         reply=reply,
         tokens=int(tokens[row]),
+        # In the precision of rewards, of which it often is one.
+        accuracy=float(np.float32(task.accuracy(item.example, reply))),
         steps=steps_lib.split_steps(task.trace(reply)),
         observation=task.observation(reply),
         rewards=of_segments[task.segments[-1]],
@@ -193,12 +223,12 @@ def _played(
         clip=item.clip,
         reply=reply,
         tokens=sum(map(len, talk.played.replies[row][0])),
+        accuracy=outcome["accuracy"],
         steps=steps_lib.split_steps(task.trace(reply)),
         observation=None,
-        rewards={name: outcome.pop(name) for name in ("accuracy", "format")},
+        rewards=outcome,
         of_segments={name: of_turns[name] for name in task.segments[: len(episode.replies)]},
         episode=episode,
-        outcome=outcome,
       )
 
 
@@ -291,24 +321,36 @@ def _interval(values: Sequence[float]) -> float:
   return float(1.96 * np.std(values) / np.sqrt(len(values)))
 
 
-def _of_recipe(answered: Sequence[Answered]) -> dict[str, float]:
-  """What only some recipes reward: the process, or a segment before the answer."""
+def _reward_means(answered: Sequence[Answered], declared: metric_lib.Metrics) -> dict[str, float]:
+  """Means of what was earned, by the name of the metric that declares it, or else `reward/<name>`.
+
+  Of several turns, of what the environment says of whole episodes, by its own names.
+  """
+  names = {each.reward: name for name, each in declared.items() if each.reward}
   values: dict[str, list[float]] = {}
   for a in answered:
-    if "process" in a.rewards:
-      values.setdefault("process_reward", []).append(a.rewards["process"])
-    for name, value in a.outcome.items():
-      values.setdefault(name, []).append(value)
+    for name, value in a.rewards.items():
+      known = name if a.episode or name in declared else names.get(name, f"reward/{name}")
+      values.setdefault(known, []).append(value)
     for segment, rewards in [] if a.episode else list(a.of_segments.items())[:-1]:
       for name, value in rewards.items():
         values.setdefault(f"{segment}/{name}", []).append(value)
   return {name: float(np.mean(of_name)) for name, of_name in values.items()}
 
 
+def _chance_levels(answered: Sequence[Answered], declared: metric_lib.Metrics) -> dict[str, float]:
+  """What guesses would get, `<metric>_chance`, of metrics that say it."""
+  return {
+    f"{name}_chance": float(np.mean([each.chance(a.example) for a in answered]))
+    for name, each in declared.items()
+    if each.chance
+  }
+
+
 def _by_type(answered: Sequence[Answered]) -> dict[str, float]:
   values: dict[str, list[float]] = {}
   for a in answered:
-    values.setdefault(a.example.problem_type, []).append(a.rewards["accuracy"])
+    values.setdefault(a.example.problem_type, []).append(a.accuracy)
   means = {f"accuracy/{kind}": float(np.mean(v)) for kind, v in values.items()}
   return means | {f"accuracy_interval/{kind}": _interval(v) for kind, v in values.items()}
 
@@ -360,6 +402,7 @@ def _shown(context: run_context.RunContext, answered: Answered) -> dict[str, Any
     "answer": example.answer,
     "problem_type": example.problem_type,
     "reply": answered.reply,
+    "accuracy": answered.accuracy,
     "reference": [dataclasses.asdict(step) for step in example.steps],
     "rewards": answered.rewards,
     **context.environment.explain(example, answered.reply),

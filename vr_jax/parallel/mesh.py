@@ -43,12 +43,13 @@ RULES: Mapping[str, tuple[str, ...]] = {
   "time": ("sequence",),
 }
 
-# Axes of a prompt's fields, if they are not [prompts, prefix]. The fields of `vision` are not here:
-# they start with [prompts, frames].
+VISION = ("prompts", "frames")  # the leading axes of what a vision tower reads
+
+# The leading axes of the fields of a prompt, if they are not [prompts, prefix, …].
 _PROMPT_AXES = {
-  "positions": (None, "prompts", "prefix"),
   "next_position": ("prompts",),
-  "media": ("prompts", None, None),
+  "media": ("prompts",),
+  "vision": VISION,
 }
 
 
@@ -274,16 +275,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
+def put_batch(batch: PyTree, mesh: Mesh, *, axes: Sequence[str | None] = ("prompts",)) -> PyTree:
   """Makes global arrays, sharded along prompts, from the host arrays of each process.
 
   batch: the rows of this process (see `row_share`). The fields of a `Prompt` are sharded along
-    prefix and frames too, those of a `Vision` along frames.
+    prefix and frames too; other arrays along their leading `axes`, as far as they have these.
 
   Raises InputError if the mesh does not divide the prefix.
   """
   _, readers = row_share(mesh)
-  target = jax.tree.leaves(abstract_batch(batch, mesh, readers=readers))
+  target = jax.tree.leaves(abstract_batch(batch, mesh, readers=readers, axes=axes))
   shardings, shapes = [x.sharding for x in target], [x.shape for x in target]
   # One call for all leaves: a call for each leaf would hand the interpreter lock to the prefetch
   # threads each time.
@@ -291,7 +292,9 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
   return jax.tree.unflatten(jax.tree.structure(batch), arrays)
 
 
-def abstract_batch(batch: PyTree, mesh: Mesh, *, readers: int = 1) -> PyTree:
+def abstract_batch(
+  batch: PyTree, mesh: Mesh, *, readers: int = 1, axes: Sequence[str | None] = ("prompts",)
+) -> PyTree:
   """Shapes, dtypes and shardings of a global batch.
 
   batch: arrays or shapes of one share of its rows.
@@ -303,25 +306,18 @@ def abstract_batch(batch: PyTree, mesh: Mesh, *, readers: int = 1) -> PyTree:
     check_prefix(batch.tokens.shape[1], mesh)
 
   def target(path: tuple, x: np.ndarray | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    axes = _batch_axes(path, x, batch)
-    rows = axes.index("prompts")
-    shape = (*x.shape[:rows], x.shape[rows] * readers, *x.shape[rows + 1 :])
-    sharding = NamedSharding(mesh, spec_of(axes, shape, mesh))
+    named = _leading_axes(path) if isinstance(batch, records.Prompt) else axes
+    whole = (*named[: x.ndim], *[None] * (x.ndim - len(named)))
+    shape = (x.shape[0] * readers, *x.shape[1:])
+    sharding = NamedSharding(mesh, spec_of(whole, shape, mesh))
     return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
 
   return jax.tree.map_with_path(target, batch)
 
 
-def _batch_axes(
-  path: tuple, x: np.ndarray | jax.ShapeDtypeStruct, batch: PyTree
-) -> tuple[str | None, ...]:
-  name = jax.tree_util.keystr(path[:1], simple=True)
-  is_prompt = isinstance(batch, records.Prompt)
-  if isinstance(batch, records.Vision) or (is_prompt and name == "vision"):
-    return ("prompts", "frames", *[None] * (x.ndim - 2))
-  if not is_prompt:
-    return ("prompts", *[None] * (x.ndim - 1))
-  return _PROMPT_AXES.get(name, ("prompts", "prefix"))
+def _leading_axes(path: tuple) -> tuple[str, ...]:
+  """Those of a prompt's array."""
+  return _PROMPT_AXES.get(jax.tree_util.keystr(path[:1], simple=True), ("prompts", "prefix"))
 
 
 def row_share(mesh: Mesh) -> tuple[int, int]:

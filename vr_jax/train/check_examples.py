@@ -16,8 +16,8 @@ import numpy as np
 from vr_jax import atomic, errors, records
 from vr_jax.data import batches, examples, frame_store, sampling
 from vr_jax.envs import environment as environment_lib
-from vr_jax.models.qwen2_5_vl import processor as processor_lib
-from vr_jax.models.qwen2_5_vl import prompts
+from vr_jax.models import interface
+from vr_jax.models.common import prompts
 from vr_jax.rollout import dialogue
 from vr_jax.train import inputs
 
@@ -30,7 +30,7 @@ class Checks:
 
   config: ml_collections.ConfigDict
   shards: Path
-  processor: processor_lib.Processor
+  processor: interface.Processor
   environment: environment_lib.Environment | environment_lib.TurnsEnvironment
 
   def left_out(self) -> Mapping[str, frozenset[int]]:
@@ -155,7 +155,7 @@ class Checks:
     depends = {
       "ingested": (self.shards / "ingest.json").read_text(),
       "tokenizer": self.processor.tokenizer.to_str(),
-      "vision": dataclasses.asdict(self.processor.config.vision),
+      "model_sizes": self.processor.config.architecture,
       "model": {name: model[name] for name in limits + buckets},
       "recipe": config.recipe,
       "env": config.env.to_dict(),
@@ -177,7 +177,7 @@ class _Blank:
   """A pool of black frames, as large as the processor makes those of `size` (height and width in pixels)."""
 
   count: int
-  processor: processor_lib.Processor
+  processor: interface.Processor
   size: tuple[int, int]
 
   def __len__(self) -> int:

@@ -8,8 +8,7 @@ import ml_collections
 from vr_jax import atomic, errors
 from vr_jax.data import examples, ingest, trace_store
 from vr_jax.envs import registry
-from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
-from vr_jax.train import console, inputs, run_context
+from vr_jax.train import console, inputs, network, run_context
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import write
 
@@ -90,7 +89,7 @@ def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
 
 def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
   source = examples.ExampleSource(inputs.shards(config, workdir), "train")
-  environment = registry.make_environment(config)
+  environment, family = registry.make_environment(config), network.family_of(config)
   texts = (
     text
     for example in (source[index] for index in range(len(source)))
@@ -102,8 +101,8 @@ def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
     )
   )
   # What stands around every text: the template's words and the tags of a reply, each often enough to be merged.
-  frame = ["user\n", "assistant\n", *environment.tags] * 1000
-  size = config.model.architecture.text_config.vocab_size
+  frame = [*family.template_words, *environment.tags] * 1000
+  size = network.model_of(config).vocab_size
   path = inputs.tokenizer_path(config, workdir)
   with atomic.file(path) as partial:
-    tokenizer_lib.train_tokenizer([*texts, *frame], size).save(str(partial))
+    family.train_tokenizer([*texts, *frame], size).save(str(partial))

@@ -1,69 +1,29 @@
-"""Conversations with images and videos in them, and Qwen2.5-VL's chat template, applied to tokens and not to text."""
+"""Qwen2.5-VL's chat template, applied to tokens and not to text."""
 
 from collections.abc import Sequence
-import dataclasses
-import functools
-import re
 
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Int
 import numpy as np
 import tokenizers
 
-ROLES = ("system", "user", "assistant")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Image:
-  """A still picture."""
-
-  pixels: UInt8[np.ndarray, "height width 3"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Video:
-  """Frames and the time between two of them."""
-
-  frames: UInt8[np.ndarray, "frames height width 3"]
-  seconds_per_frame: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Turn:
-  """What one side of a conversation said: `role` is system, user or assistant."""
-
-  role: str
-  parts: tuple[str | Image | Video, ...]
-
-
-NO_VIDEO = Video(frames=np.zeros((0, 0, 0, 3), np.uint8), seconds_per_frame=1.0)
-
-
-def most_tokens(text: str) -> int:
-  """At least as many as the tokens of a text, without encoding it: each token is one byte of it or more.
-
-  Text that is not ASCII is composed first (NFC), by which its bytes may become three times as many.
-  """
-  return len(text) if text.isascii() else 3 * len(text.encode())
+from vr_jax.models.common import conversation
 
 
 class Template:
-  """The chat template over one tokenizer.
+  """The chat template over one tokenizer. Tokens that steer the model (turns, media) come from it alone.
 
-  Tokens that steer the model (turns, media) come from the template alone. Where the text of a turn spells one, it is
-  encoded as the signs that it is made of, as transformers does with `sanitize_control_tokens`: no question can end its
-  own turn or stand for an image.
+  slack: tokens that a text may make more between the words of the template than alone.
   """
 
+  slack = len("user\n")
+
   def __init__(self, tokenizer: tokenizers.Tokenizer):
-    self._tokenizer = tokenizer
-    added = tokenizer.get_added_tokens_decoder().values()
-    special = sorted((token.content for token in added if token.special), key=len, reverse=True)
-    self._special = re.compile(f"({'|'.join(map(re.escape, special))})")
+    self._tokenizer, self._plain = tokenizer, conversation.PlainText(tokenizer)
     self._newline = self.text("\n")
     self._reply_head = [*self._control("<|im_start|>"), *self.text("assistant\n")]
 
   def apply(
-    self, turns: Sequence[Turn], media_tokens: Sequence[int], *, open_reply: bool
+    self, turns: Sequence[conversation.Turn], media_tokens: Sequence[int], *, open_reply: bool
   ) -> tuple[Int[np.ndarray, "prefix"], Bool[np.ndarray, "prefix"]]:
     """Tokens of a conversation, and which of them its assistant wrote: its text and the end of its turns.
 
@@ -91,7 +51,7 @@ class Template:
     return tokens, np.repeat([mine for _, mine in runs], [len(run) for run, _ in runs]).astype(bool)
 
   def continuation(
-    self, turns: Sequence[Turn], media_tokens: Sequence[int], *, ended: bool
+    self, turns: Sequence[conversation.Turn], media_tokens: Sequence[int], *, ended: bool
   ) -> Int[np.ndarray, "suffix"]:
     """What follows a reply: the end of its turn, these turns, and the head of the next reply.
 
@@ -104,20 +64,7 @@ class Template:
 
   def text(self, text: str) -> list[int]:
     """Tokens of text alone; special tokens that it spells are not what they say."""
-    pieces = self._special.split(text)
-    plain, spelled = pieces[::2], pieces[1::2]
-    tokens = self._tokenizer.encode(plain[0], add_special_tokens=False).ids
-    for sign, piece in zip(spelled, plain[1:], strict=True):
-      tokens += self._literal.encode(sign, add_special_tokens=False).ids
-      tokens += self._tokenizer.encode(piece, add_special_tokens=False).ids
-    return tokens
-
-  @functools.cached_property
-  def _literal(self) -> tokenizers.Tokenizer:
-    """The tokenizer, blind to special tokens."""
-    blind = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
-    blind.encode_special_tokens = True
-    return blind
+    return self._plain.encode(text)
 
   def _text_runs(self, head: str, text: str, ours: bool) -> list[tuple[list[int], bool]]:
     """Tokens of a stretch of text that opens with `head`; those of the rest are the assistant's, if it is `ours`.
@@ -131,8 +78,8 @@ class Template:
     cut = next((i for i, (one, other) in pairs if one != other), min(len(tokens), len(alone)))
     return [(tokens[:cut], False), (tokens[cut:], True)]
 
-  def _medium(self, part: Image | Video, count: int) -> list[int]:
-    pad = "<|image_pad|>" if isinstance(part, Image) else "<|video_pad|>"
+  def _medium(self, part: conversation.Image | conversation.Video, count: int) -> list[int]:
+    pad = "<|image_pad|>" if isinstance(part, conversation.Image) else "<|video_pad|>"
     start, end = self._control("<|vision_start|>"), self._control("<|vision_end|>")
     return [*start, *self._control(pad) * count, *end]
 

@@ -13,8 +13,9 @@ from jaxtyping import Array, DTypeLike, PyTree
 import numpy as np
 
 from vr_jax import errors
-from vr_jax.models.qwen2_5_vl import checkpoint, lora, names, streaming
-from vr_jax.models.qwen2_5_vl import config as config_lib
+from vr_jax.models import family as family_lib
+from vr_jax.models import interface
+from vr_jax.models.common import checkpoint, lora, streaming, weight_mapping
 
 FILE_BYTES = 5 * 10**9  # of a file; a larger tensor gets one of its own
 
@@ -40,7 +41,8 @@ def save_pretrained(
   params: PyTree,
   path: str | pathlib.Path,
   *,
-  config: config_lib.Config,
+  config: interface.ModelConfig,
+  family: family_lib.ModelFamily,
   adapters: lora.Adapters | None = None,
   source: str | pathlib.Path | None = None,
   files: Mapping[str, str] | None = None,
@@ -60,8 +62,8 @@ def save_pretrained(
   Raises:
     InputError: `path` is there already or can't be written, or the parameters are not those of `config`.
   """
-  base = names.flat(lora.without(params) if adapters else params)
-  _check_shapes(base, config)
+  base = weight_mapping.flat(lora.without(params) if adapters else params)
+  _check_shapes(base, family.abstract_params(config))
   dtypes = {name: jnp.dtype(dtype or variable.dtype) for name, variable in base.items()}
 
   def array_of(name: str) -> Array:
@@ -70,15 +72,16 @@ def save_pretrained(
     return base[name].get_value().astype(dtypes[name])
 
   slots = {
-    name: dataclasses.replace(slot, names=tuple(map(names.released, slot.names)))
-    for name, slot in names.slots(config, base).items()
+    name: dataclasses.replace(slot, names=tuple(map(family.weights.released, slot.names)))
+    for name, slot in family.weights.slots(config, base).items()
   }
   stream = streaming.tensors(slots, array_of, piece_bytes=piece_bytes)
 
   def write(directory: pathlib.Path) -> None:
     streaming.write_files(directory, streaming.entries(slots, dtypes), stream, file_bytes)
     widest = max(dtypes.values(), key=lambda d: d.itemsize)
-    _write_texts(directory, config, source, files or {}, widest)
+    texts = files or {}
+    _write_texts(directory, family.config_fields(config), source, texts, widest)
 
   streaming.write_directory(pathlib.Path(path), stream, write)
 
@@ -89,6 +92,7 @@ def save_adapter(
   *,
   adapters: lora.Adapters,
   base: str,
+  family: family_lib.ModelFamily,
   files: Mapping[str, str] | None = None,
 ) -> None:
   """Writes the adapters that `params` hold as a directory that PEFT loads onto transformers' model.
@@ -98,10 +102,10 @@ def save_adapter(
 
   Raises InputError where `path` is there already or can't be written.
   """
-  flat, slots = names.flat(params), {}
+  flat, slots = weight_mapping.flat(params), {}
   for parameter in adapters.parameters:
     ends = [parameter + end for end in lora.ENDS]
-    found = names.adapter_slots(parameter, [flat[name].shape for name in ends])
+    found = family.weights.adapter_slots(parameter, [flat[name].shape for name in ends])
     slots |= dict(zip(ends, found, strict=True))
   dtypes = {name: jnp.dtype(flat[name].dtype) for name in slots}
   stream = streaming.tensors(slots, lambda name: flat[name].get_value())
@@ -109,16 +113,18 @@ def save_adapter(
   def write(directory: pathlib.Path) -> None:
     entries = streaming.entries(slots, dtypes)
     streaming.write_file(directory / "adapter_model.safetensors", entries, stream)
-    _write_json(directory / "adapter_config.json", adapter_fields(adapters, base))
+    _write_json(directory / "adapter_config.json", adapter_fields(adapters, base, family))
     for name, text in (files or {}).items():
       (directory / name).write_text(text, encoding="utf-8")
 
   streaming.write_directory(pathlib.Path(path), stream, write)
 
 
-def adapter_fields(adapters: lora.Adapters, base: str) -> dict[str, Any]:
+def adapter_fields(
+  adapters: lora.Adapters, base: str, family: family_lib.ModelFamily
+) -> dict[str, Any]:
   """The adapter_config.json of PEFT."""
-  modules = [names.module(parameter) for parameter in adapters.parameters]
+  modules = [family.weights.module(parameter) for parameter in adapters.parameters]
   return {
     "peft_type": "LORA",
     "task_type": None,
@@ -134,37 +140,8 @@ def adapter_fields(adapters: lora.Adapters, base: str) -> dict[str, Any]:
   }
 
 
-def config_fields(config: config_lib.Config) -> dict[str, Any]:
-  """The config.json of a model that has none yet, as transformers 5 writes it."""
-  text = dataclasses.asdict(config.text)
-  rotary = {"rope_theta": text.pop("rope_theta"), "mrope_section": text.pop("mrope_section")}
-  named = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-  ids = {name: value for name, value in named.items() if name.endswith("_token_id")}
-  return {
-    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-    "model_type": config_lib.MODEL_TYPE,
-    "text_config": {
-      "model_type": f"{config_lib.MODEL_TYPE}_text",
-      **text,
-      "hidden_act": "silu",
-      "initializer_range": config.initializer_range,
-      "rope_parameters": {"rope_type": "default", **rotary},
-      "tie_word_embeddings": config.tie_word_embeddings,
-      "bos_token_id": None,  # those of the releases would lie outside a small vocabulary
-      "eos_token_id": None,
-    },
-    "vision_config": {
-      "model_type": config_lib.MODEL_TYPE,
-      **dataclasses.asdict(config.vision),
-      "hidden_act": "silu",
-    },
-    "tie_word_embeddings": config.tie_word_embeddings,
-    **ids,
-  }
-
-
-def _check_shapes(given: Mapping[str, Any], config: config_lib.Config) -> None:
-  asked = names.flat(names.abstract_params(config))
+def _check_shapes(given: Mapping[str, Any], abstract_params: PyTree) -> None:
+  asked = weight_mapping.flat(abstract_params)
   for name in sorted(asked.keys() | given.keys()):
     there, here = (side[name].shape if name in side else None for side in (given, asked))
     if there != here:
@@ -175,13 +152,13 @@ def _check_shapes(given: Mapping[str, Any], config: config_lib.Config) -> None:
 
 def _write_texts(
   directory: pathlib.Path,
-  config: config_lib.Config,
+  fields: Mapping[str, Any],
   source: str | pathlib.Path | None,
   files: Mapping[str, str],
   dtype: np.dtype,
 ) -> None:
   """config.json, what the source has beside its weights, and `files`."""
-  fields = config_fields(config)
+  fields = dict(fields)
   if source is not None:
     fields = json.loads((pathlib.Path(source) / "config.json").read_text(encoding="utf-8"))
     for name in CARRIED:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vr_jax.models import seats as seats_lib
-from vr_jax.models.qwen2_5_vl import attention_xla, layers
+from vr_jax.models.common import attention_xla, layers
+from vr_jax.models.common import slots as slots_lib
 
 
 def step(
@@ -30,10 +30,10 @@ def step(
   slots, heads, head_dim = query.shape
   kv_heads = prefix_key.shape[1]
   query = (query * head_dim**-0.5).reshape(slots, kv_heads, heads // kv_heads, head_dim)
-  seated = seats_lib.to_seats(query, prompt, member, (prefix_key.shape[0], group))
+  seated = slots_lib.to_seats(query, prompt, member, (prefix_key.shape[0], group))
   to_prefix = _to_prefix(seated, prefix_key, prefix_value, prefix_valid)
   to_prefix = attention_xla.Partial(
-    *(seats_lib.to_slots(part, prompt, member) for part in to_prefix)
+    *(slots_lib.to_slots(part, prompt, member) for part in to_prefix)
   )
   to_pasts = [_to_past(query, *pasts[i : i + 3]) for i in range(0, len(pasts), 3)]
   found = attention_xla.merged((to_prefix, *to_pasts))

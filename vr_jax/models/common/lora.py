@@ -9,6 +9,7 @@ Source: Hu et al., LoRA, arXiv 2106.09685, section 4.1; initial A as in PEFT (un
 import dataclasses
 import functools
 import math
+from typing import Any
 
 from flax import nnx
 import jax
@@ -16,26 +17,43 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PyTree
 
 from vr_jax import errors
-from vr_jax.models.qwen2_5_vl import layers, model, names
+from vr_jax.models.common import layers, weight_mapping
 
-TEXT = ("query", "key", "value", "out", "gate", "up", "down")
-VISION = ("qkv", "out", "gate", "up", "down")
 ENDS = (layers.LORA_A, layers.LORA_B)  # of the names of an adapter's matrices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Targets:
+  """The projections of a family that may get adapters: names of the weights of `text_stack` and of `vision_stack`.
+
+  merged_inputs: of these, those whose input has two axes, heads and their features.
+  """
+
+  text: tuple[str, ...] = ("query", "key", "value", "out", "gate", "up", "down")
+  vision: tuple[str, ...] = ("qkv", "out", "gate", "up", "down")
+  text_stack: str = "text.layers"
+  vision_stack: str = "vision.blocks"
+  merged_inputs: tuple[str, ...] = ("out",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapters:
-  """Which projections get adapters: names of `text.layers` and of `vision.blocks`, as in TEXT and VISION."""
+  """Which projections get adapters, of those that a family's `targets` name."""
 
   rank: int
   alpha: float
-  text: tuple[str, ...] = TEXT
+  text: tuple[str, ...] = Targets.text
   vision: tuple[str, ...] = ()
+  targets: Targets = Targets()
 
   def __post_init__(self) -> None:
     if self.rank < 1:
       raise errors.InputError(f"lora.rank={self.rank}: must be 1 or more")
-    for half, chosen, known in (("text", self.text, TEXT), ("vision", self.vision, VISION)):
+    targets = self.targets
+    for half, chosen, known in (
+      ("text", self.text, targets.text),
+      ("vision", self.vision, targets.vision),
+    ):
       if unknown := sorted(set(chosen) - set(known)):
         raise errors.InputError(f"lora.{half}: {unknown[0]!r} is none of {', '.join(known)}")
     if not self.text and not self.vision:
@@ -49,18 +67,24 @@ class Adapters:
   @property
   def parameters(self) -> tuple[str, ...]:
     """Dotted names of the weights that get an adapter."""
-    text = [f"text.layers.{name}" for name in TEXT if name in self.text]
-    vision = [f"vision.blocks.{name}" for name in VISION if name in self.vision]
+    known = self.targets
+    text = [f"{known.text_stack}.{name}" for name in known.text if name in self.text]
+    vision = [f"{known.vision_stack}.{name}" for name in known.vision if name in self.vision]
     return (*text, *vision)
 
+  @property
+  def fields(self) -> dict[str, Any]:
+    """What a checkpoint's adapters fit, by name."""
+    return {name: getattr(self, name) for name in ("rank", "alpha", "text", "vision")}
 
-def add(network: model.Qwen2_5_VL, adapters: Adapters, *, rngs: nnx.Rngs) -> model.Qwen2_5_VL:
+
+def add(network: nnx.Module, adapters: Adapters, *, rngs: nnx.Rngs) -> nnx.Module:
   """The network with fresh adapters (float32), which change nothing yet."""
   for parameter in adapters.parameters:
-    half, stacked, name = parameter.split(".")
-    module = getattr(getattr(network, half), stacked)
+    *path, name = parameter.split(".")
+    module = functools.reduce(getattr, path, network)
     weight = getattr(module, name)
-    inputs = 1 + names.inputs(parameter)  # and the axis of layers
+    inputs = 3 if name in adapters.targets.merged_inputs else 2  # with the axis of layers
     axes, shape, rank = weight.get_metadata()["axes"], weight.shape, adapters.rank
     bound = math.prod(shape[1:inputs]) ** -0.5
     drawn = jax.random.uniform(
@@ -80,14 +104,14 @@ def is_adapter(parameter: str) -> bool:
 
 def without(params: PyTree) -> PyTree:
   """The parameters of the model alone."""
-  flat = names.flat(params)
+  flat = weight_mapping.flat(params)
   kept = {name: variable for name, variable in flat.items() if not is_adapter(name)}
-  return names.unflat(kept)
+  return weight_mapping.unflat(kept)
 
 
 def merged(params: PyTree, parameter: str, adapters: Adapters, dtype: DTypeLike) -> Array:
   """One weight with its adapter worked in, computed in float32; as it is where it has none. In `dtype`."""
-  flat = names.flat(params)
+  flat = weight_mapping.flat(params)
   weight = flat[parameter].get_value()
   if parameter not in adapters.parameters:
     return weight.astype(dtype)

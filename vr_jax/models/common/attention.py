@@ -19,13 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax import errors
 from vr_jax.models import layout as layout_lib
-from vr_jax.models import seats as seats_lib
-from vr_jax.models.qwen2_5_vl import (
-  attention_cudnn,
-  attention_decode,
-  attention_splash,
-  attention_xla,
-)
+from vr_jax.models.common import attention_cudnn, attention_decode, attention_splash, attention_xla
+from vr_jax.models.common import slots as slots_lib
 from vr_jax.models.qwen2_5_vl import config as config_lib
 
 # Platforms that a backend runs on; the first one's default, where activations have two bytes.
@@ -172,7 +167,7 @@ class Attention:
   def step(
     self,
     query: Float[Array, "slots heads head_dim"],
-    seats: seats_lib.Seats,
+    seats: slots_lib.Seats,
     prefix: Block,
     *pasts: Block,
   ) -> Float[Array, "slots heads head_dim"]:
@@ -212,7 +207,7 @@ class Attention:
     self,
     query: Float[Array, "rows time heads head_dim"],
     own: Block,
-    rows: seats_lib.Rows,
+    rows: slots_lib.Rows,
     prefix: Block,
     past_key: Float[Array, "homes kv_heads head_dim length"],
     past_value: Float[Array, "homes kv_heads length head_dim"],

@@ -13,7 +13,7 @@ import jax
 from jaxtyping import Array, Float, PyTree
 
 from vr_jax import errors
-from vr_jax.models.qwen2_5_vl import attention_splash, layers
+from vr_jax.models.common import attention_splash, layers
 
 _KERNEL = jax.checkpoint_policies.save_only_these_names(attention_splash.KEPT)
 POLICIES = {

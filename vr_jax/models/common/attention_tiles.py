@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vr_jax.models.qwen2_5_vl import layers
+from vr_jax.models.common import layers
 
 KEYS = 512  # of a tile, at least
 FILLING = -(

@@ -16,13 +16,13 @@ from jaxtyping import Array
 import numpy as np
 
 from vr_jax import atomic, errors
-from vr_jax.models.qwen2_5_vl import checkpoint, names, tensor_file
+from vr_jax.models.common import checkpoint, tensor_file, weight_mapping
 
 METADATA = {"format": "pt"}  # readers take the layout of PyTorch from files that say so
 
 
 def tensors(
-  slots: Mapping[str, names.Slot],
+  slots: Mapping[str, weight_mapping.Slot],
   array_of: Callable[[str], Array],
   *,
   piece_bytes: int = checkpoint.PIECE_BYTES,
@@ -46,7 +46,7 @@ def tensors(
 
 
 def entries(
-  slots: Mapping[str, names.Slot], dtypes: Mapping[str, np.dtype]
+  slots: Mapping[str, weight_mapping.Slot], dtypes: Mapping[str, np.dtype]
 ) -> list[tensor_file.Entry]:
   """What `tensors` gives, in its order; the slots' names are those in the file."""
   return [

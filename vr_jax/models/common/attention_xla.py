@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vr_jax.models.qwen2_5_vl import attention_tiles, layers
+from vr_jax.models.common import attention_tiles, layers
 
 LOGITS = 2**27  # at once: half a gigabyte
 CACHED_LOGITS = 2**19  # of a CPU, whose caches then hold them

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL weights from a Hugging Face directory straight to the devices that hold them.
+"""Weights from a Hugging Face directory straight to the devices that hold them.
 
 A parameter is filled in place, layer by layer (tables: some rows at a time), and of each layer a process reads only what
 its own devices hold. So the host never has more than a few pieces beside what the devices have.
@@ -18,8 +18,9 @@ from jaxtyping import Array, DTypeLike, PyTree
 import numpy as np
 
 from vr_jax import atomic, errors
-from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import names, tensor_file
+from vr_jax.models import family as family_lib
+from vr_jax.models import interface
+from vr_jax.models.common import tensor_file, weight_mapping
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -35,8 +36,9 @@ def from_pretrained(
   *,
   shardings: Callable[[PyTree], PyTree] | None = None,
   piece_bytes: int = PIECE_BYTES,
-) -> tuple[config_lib.Config, PyTree]:
-  """Reads a model: (its config, parameters in `dtype`), the state of `nnx.split(Qwen2_5_VL(config, …))`.
+  family: family_lib.ModelFamily,
+) -> tuple[interface.ModelConfig, PyTree]:
+  """Reads a model: (its config, parameters in `dtype`), the state of `nnx.split(family.make_model(config, …))`.
 
   mesh: each parameter is cut over all devices of it, along the longest axis that they divide; None: the first device.
   shardings: instead of that, a function from the abstract parameters to the NamedSharding of each. Training passes
@@ -46,26 +48,26 @@ def from_pretrained(
   Where several processes share the mesh all call this, and each reads what its own devices hold.
 
   Raises:
-    InputError: no Qwen2.5-VL model, an export that was not finished, a file missing or damaged, a tensor missing,
+    InputError: no model of that family, an export that was not finished, a file missing or damaged, a tensor missing,
       unknown, twice or of a wrong shape; the message names the file and the tensor.
   """
   directory = pathlib.Path(path)
   _check_finished(directory)
-  config = config_lib.Config.from_json(directory / "config.json")
-  params = names.abstract_params(config)
-  flat = names.flat(params)
-  slots = names.slots(config, flat)
-  stored = _locate(directory, slots, tied=config.tie_word_embeddings)
+  config = family.read_config(directory / "config.json")
+  params = family.abstract_params(config)
+  flat = weight_mapping.flat(params)
+  slots = family.weights.slots(config, flat)
+  stored = _locate(directory, slots, family.weights, tied=config.tie_word_embeddings)
   if shardings is None:
     devices = np.array(jax.local_devices()[:1])
     shardings = functools.partial(_spread, mesh=mesh or Mesh(devices, ("all",)))
-  placed = names.flat(shardings(params))
+  placed = weight_mapping.flat(shardings(params))
   dtype, filled = jnp.dtype(dtype), {}
   for name, variable in flat.items():
     read = functools.partial(_read, slots[name], stored, dtype)
     value = _fill(variable.shape, dtype, placed[name].get_value(), read, piece_bytes)
     filled[name] = variable.replace(value)
-  return config, names.unflat(filled)
+  return config, weight_mapping.unflat(filled)
 
 
 def _spread(params: PyTree, mesh: Mesh) -> PyTree:
@@ -83,7 +85,7 @@ def _spread(params: PyTree, mesh: Mesh) -> PyTree:
 
 
 def _read(
-  slot: names.Slot, stored: Mapping[str, tensor_file.Stored], dtype: np.dtype, index: Index
+  slot: weight_mapping.Slot, stored: Mapping[str, tensor_file.Stored], dtype: np.dtype, index: Index
 ) -> np.ndarray:
   """The part `index` of a parameter, from the file. Each tensor is mapped, copied from, and let go."""
   shape = (len(slot.names), *slot.shape) if slot.stacked else slot.shape
@@ -165,18 +167,22 @@ def _files(directory: pathlib.Path) -> dict[pathlib.Path, frozenset[str]]:
 
 
 def _locate(
-  directory: pathlib.Path, slots: Mapping[str, names.Slot], *, tied: bool
+  directory: pathlib.Path,
+  slots: Mapping[str, weight_mapping.Slot],
+  mapping: weight_mapping.WeightMapping,
+  *,
+  tied: bool,
 ) -> dict[str, tensor_file.Stored]:
   """The tensors of a directory by bare name, once it is known that they are those of the model."""
-  by_tensor, found = names.by_tensor(slots), {}
+  by_tensor, found = weight_mapping.by_tensor(slots), {}
   # Files of tied models may hold the embedding a second time under this name; it must be the same.
-  known = by_tensor | ({names.HEAD: by_tensor[names.EMBEDDING]} if tied else {})
+  known = by_tensor | ({mapping.head: by_tensor[mapping.embedding]} if tied else {})
   for path, expected in _files(directory).items():
     held = tensor_file.tensors(path)
     if absent := sorted(expected - held.keys()):
       raise errors.InputError(f"{path}: no tensor {_some(absent)}, but {INDEX} says so")
     for full, stored in held.items():
-      name = names.bare(full)
+      name = mapping.bare(full)
       if name in found:
         raise errors.InputError(f"{path}: tensor {full} is also in {found[name].path}")
       if name not in known:
@@ -190,8 +196,8 @@ def _locate(
       found[name] = stored
   if missing := sorted(by_tensor.keys() - found.keys()):
     raise errors.InputError(f"{directory}: no tensor {_some(missing)}")
-  if tied and names.HEAD in found:
-    _check_tied(found[names.HEAD], found[names.EMBEDDING])
+  if tied and mapping.head in found:
+    _check_tied(found[mapping.head], found[mapping.embedding])
   return found
 
 
