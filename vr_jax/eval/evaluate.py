@@ -8,65 +8,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 import numpy as np
 from PIL import Image
 
 from vr_jax import records
-from vr_jax.data import batches
 from vr_jax.envs import environment
-from vr_jax.envs import metric as metric_lib
-from vr_jax.rewards import accuracy as accuracy_lib
+from vr_jax.eval import answered as answered_lib
 from vr_jax.rewards import steps as steps_lib
+from vr_jax.rl import advantages as advantages_lib
+from vr_jax.rl import overlong
 from vr_jax.rollout import decode_replies, encoder
-from vr_jax.train import advantages as advantages_lib
 from vr_jax.train import batching, console, experience, features, run_context
-from vr_jax.worlds import consistency, sufficiency
 
 _GROUPS = 2**20  # folded into the key of evaluation: apart from its batches
-
-# Beside those that the environment declares.
-METRICS: metric_lib.Metrics = {
-  "trace_consistency": metric_lib.Metric(
-    title="Trace consistency",
-    note="claims of the trace that the true states confirm",
-    headline=True,
-  ),
-  "think_answer_mismatch": metric_lib.Metric(
-    title="Think-answer mismatch", note="answers that their own trace contradicts", better=-1
-  ),
-  "blind_accuracy": metric_lib.Metric(title="Blind accuracy", note="no frames shown", better=0),
-  "shuffled_accuracy": metric_lib.Metric(
-    title="Shuffled-frame accuracy", note="frames out of order", better=0
-  ),
-  "reply_tokens": metric_lib.Metric(title="Reply tokens", unit="", better=0),
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Answered:
-  """One held-out example with its reply and scores.
-
-  accuracy: the task metric of its answer. steps: of its trace. observation: what it says to have
-  seen, None where the recipe doesn't ask for it. rewards: by name, of the segment that answers, the
-  last. of_segments: of each segment by its name, where there are several. segment: that of each
-  token, -1 where there is none.
-
-  Of several turns `reply` is the last one, episode all of them, rewards what the whole episode came
-  to, and of_segments has the turns.
-  """
-
-  example: records.Example
-  clip: batches.Clip
-  reply: str
-  tokens: int
-  accuracy: float
-  steps: list[str]
-  observation: str | None
-  rewards: dict[str, float]
-  of_segments: dict[str, dict[str, float]]
-  episode: environment.Episode | None = None
-  segment: Int[np.ndarray, "time"] | None = None
 
 
 def evaluate(
@@ -89,13 +44,15 @@ def evaluate(
   declared = context.environment.metrics
   metrics = {
     "accuracy": float(np.mean(scores)),
-    "accuracy_interval": _interval(scores),
+    "accuracy_interval": answered_lib.interval(scores),
     "reply_tokens": float(np.mean([a.tokens for a in whole])),
-    **_by_type(whole),
-    **_trace_metrics(whole),
+    **answered_lib.by_type(whole),
+    **answered_lib.trace_metrics(whole),
   }
-  metrics |= {name: x for name, x in _reward_means(whole, declared).items() if name not in metrics}
-  metrics |= _chance_levels(whole, declared)
+  metrics |= {
+    name: x for name, x in answered_lib.reward_means(whole, declared).items() if name not in metrics
+  }
+  metrics |= answered_lib.chance_levels(whole, declared)
   for view in ("blind", "shuffled"):
     if config[view]:
       metrics[f"{view}_accuracy"] = _accuracy(context, params, view, f"{name}, {view}")
@@ -105,7 +62,7 @@ def evaluate(
       rollouts, _advantages(context, params, whole, cache), strict=False
     ):
       rollout["segment_advantages"] = advantages
-  shown_as = {name: each.to_json() for name, each in {**declared, **METRICS}.items()}
+  shown_as = {name: each.to_json() for name, each in {**declared, **answered_lib.METRICS}.items()}
   return {
     "examples": len(whole),
     "metrics": metrics,
@@ -162,7 +119,7 @@ def _batches(
 
 def _answered(
   context: run_context.RunContext, params: PyTree, name: str, cache: features.Cache
-) -> Iterator[Answered]:
+) -> Iterator[answered_lib.Answered]:
   """One episode about each example, scored."""
   task = context.environment
   for items, replies in _replies(context, params, "whole", name, cache):
@@ -174,7 +131,7 @@ def _answered(
       several = task.turns > 1
       if several:
         of_segments = {name: of_segments[name] for name in task.segments[: len(episode.replies)]}
-      yield Answered(
+      yield answered_lib.Answered(
         example=item.example,
         clip=item.clip,
         reply=reply,
@@ -192,7 +149,7 @@ def _answered(
 def _advantages(
   context: run_context.RunContext,
   params: PyTree,
-  answered: Sequence[Answered],
+  answered: Sequence[answered_lib.Answered],
   cache: features.Cache,
 ) -> Iterator[dict[str, float | None]]:
   """What an update would make of each reply, beside a group that is sampled as training does: its advantages by segment.
@@ -217,9 +174,11 @@ def _advantages(
       shuffled=replies.shuffled,
     )
     scores = context.environment.score([a.example for a in some], both)
-    made, _ = advantages_lib.of_segments(
+    scores = overlong.add_overlong_penalty(scores, both.segment, config.rl, multi_turn=False)
+    made, _ = advantages_lib.segment_advantages(
       jax.tree.map(jnp.asarray, scores),
-      whole=config.rl.credit != "segments",
+      credit=config.rl.credit,
+      baseline=config.rl.baseline,
       normalise=config.rl.normalise,
     )
     for advantages, known in zip(np.asarray(made[:, 0]), scores.valid[:, 0], strict=True):
@@ -264,82 +223,7 @@ def _of_segments(
   }
 
 
-def _interval(values: Sequence[float]) -> float:
-  """Half-width of the 95 % interval of a mean."""
-  return float(1.96 * np.std(values) / np.sqrt(len(values)))
-
-
-def _reward_means(answered: Sequence[Answered], declared: metric_lib.Metrics) -> dict[str, float]:
-  """Means of what was earned, by the name of the metric that declares it, or else `reward/<name>`.
-
-  Of several turns, of what the environment says of whole episodes, by its own names.
-  """
-  names = {each.reward: name for name, each in declared.items() if each.reward}
-  values: dict[str, list[float]] = {}
-  for a in answered:
-    for name, value in a.rewards.items():
-      known = name if a.episode or name in declared else names.get(name, f"reward/{name}")
-      values.setdefault(known, []).append(value)
-    for segment, rewards in [] if a.episode else list(a.of_segments.items())[:-1]:
-      for name, value in rewards.items():
-        values.setdefault(f"{segment}/{name}", []).append(value)
-  return {name: float(np.mean(of_name)) for name, of_name in values.items()}
-
-
-def _chance_levels(answered: Sequence[Answered], declared: metric_lib.Metrics) -> dict[str, float]:
-  """What guesses would get, `<metric>_chance`, of metrics that say it."""
-  return {
-    f"{name}_chance": float(np.mean([each.chance(a.example) for a in answered]))
-    for name, each in declared.items()
-    if each.chance
-  }
-
-
-def _by_type(answered: Sequence[Answered]) -> dict[str, float]:
-  values: dict[str, list[float]] = {}
-  for a in answered:
-    values.setdefault(a.example.problem_type, []).append(a.accuracy)
-  means = {f"accuracy/{kind}": float(np.mean(v)) for kind, v in values.items()}
-  return means | {f"accuracy_interval/{kind}": _interval(v) for kind, v in values.items()}
-
-
-def _trace_metrics(answered: Sequence[Answered]) -> dict[str, float]:
-  known = [a for a in answered if _has_truth(a.example)]
-  if not known:
-    return {}
-  values = {"trace_consistency": float(np.mean([_consistency(a).score for a in known]))}
-  if known[0].observation is not None:
-    enough = [sufficiency.sufficient(a.example, a.observation) for a in known]
-    values["observation_sufficiency"] = float(np.mean(enough))
-  implied = [
-    (a, value)
-    for a in known
-    if (value := consistency.implied_answer(a.steps, a.example)) is not None
-  ]
-  if implied:
-    values["think_answer_mismatch"] = float(np.mean([not _says(a, value) for a, value in implied]))
-  return values
-
-
-def _has_truth(example: records.Example) -> bool:
-  """Whether the states are the simulator's: traces are read in its words, which other data does not use."""
-  return example.source == "simulator" and bool(example.states)
-
-
-def _says(answered: Answered, value: str) -> bool:
-  """Whether a reply answers `value` (a letter of a multiple choice, or a phrase)."""
-  example = answered.example
-  kind, options = example.problem_type, example.options
-  return accuracy_lib.accuracy(answered.reply, value, kind, options) == 1
-
-
-def _consistency(answered: Answered) -> consistency.Consistency:
-  example = answered.example
-  reference = [step.text for step in example.steps]
-  return consistency.trace_consistency(answered.steps, example.states, reference=reference)
-
-
-def _shown(context: run_context.RunContext, answered: Answered) -> dict[str, Any]:
+def _shown(context: run_context.RunContext, answered: answered_lib.Answered) -> dict[str, Any]:
   """One rollout as the report shows it."""
   example, clip = answered.example, answered.clip
   shown = {
@@ -364,12 +248,14 @@ def _shown(context: run_context.RunContext, answered: Answered) -> dict[str, Any
     shown["times"] = [float(time) for time in clip.timestamps[frames]]
   if answered.of_segments and not answered.episode:
     shown["segment_rewards"] = answered.of_segments
-  if _has_truth(example):
-    shown["trace_consistency"] = _consistency(answered).score
+  if answered_lib.has_truth(example):
+    shown["trace_consistency"] = answered_lib.consistency(answered).score
   return shown
 
 
-def _shown_turns(context: run_context.RunContext, answered: Answered) -> dict[str, Any]:
+def _shown_turns(
+  context: run_context.RunContext, answered: answered_lib.Answered
+) -> dict[str, Any]:
   """The turns of an episode, and the pool that they are about."""
   example, pool, episode = answered.example, answered.clip, answered.episode
   turns = []

@@ -19,8 +19,9 @@ from vr_jax import records
 from vr_jax.data import feature_cache
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
+from vr_jax.rl import advantages
 from vr_jax.rollout import encoder, episodes, play
-from vr_jax.train import advantages, batching, features, run_context, scoring, steps
+from vr_jax.train import batching, features, run_context, scoring, steps
 from vr_jax.train import clock as clock_lib
 
 _SHUFFLED = 2**20  # folded into a step's key: apart from what attempts at it fold in
@@ -122,7 +123,12 @@ class Source:
     clock.lap("rollout", waited=played.waited)
     dialogue = context.builder.dialogue(batch)
     judging = scoring.PendingScores(
-      self.thread, dialogue, played.rollout, shuffled and shuffled.rollout, context.mesh
+      self.thread,
+      dialogue,
+      played.rollout,
+      shuffled and shuffled.rollout,
+      mesh=context.mesh,
+      rl=context.config.rl,
     )
     every = [played, *([shuffled] if shuffled else [])]
     rollouts = [one.rollout for one in every]
@@ -175,8 +181,7 @@ class Source:
       of_attempt = jax.random.fold_in(key, attempt) if attempt else key
       made = self._draw(params, of_attempt, clock)
       scores = jax.tree.map(jnp.asarray, made.judged().scores)
-      whole = rl.credit != "segments"
-      _, signal = advantages.of_segments(scores, whole=whole, normalise=rl.normalise)
+      _, signal = advantages.segment_advantages(scores, credit=rl.credit, normalise=rl.normalise)
       clock.lap("reward", exposed=True)
       for row, carries in enumerate(np.asarray(signal).any(axis=-1)):
         (chosen if carries else spare).append((len(drawn), row))

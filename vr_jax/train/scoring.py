@@ -15,12 +15,14 @@ from typing import Any
 
 import jax
 from jaxtyping import Int
+import ml_collections
 import numpy as np
 
 from vr_jax import records
 from vr_jax.envs import environment as environment_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
+from vr_jax.rl import overlong
 from vr_jax.rollout import decode_replies
 from vr_jax.rollout import dialogue as dialogue_lib
 
@@ -47,9 +49,12 @@ class PendingScores:
     dialogue: dialogue_lib.Dialogue,
     rollout: records.Rollout,
     shuffled: records.Rollout | None,
+    *,
     mesh: jax.sharding.Mesh,
+    rl: ml_collections.ConfigDict,
   ):
-    self._environment, self._mesh = dialogue.environment, mesh
+    """rl: the section of that name of the config."""
+    self._environment, self._mesh, self._rl = dialogue.environment, mesh, rl
     self._examples = [scene.example for scene in dialogue.scenes]
     self._scored = thread.submit(self._score, dialogue, rollout, shuffled)
 
@@ -77,6 +82,9 @@ class PendingScores:
     _, shares = mesh_lib.row_share(self._mesh)
     summed = functools.partial(processes.summed, copies=jax.process_count() // shares)
     scores, counted = self._environment.finish_batch(self._examples, replies, scores, summed=summed)
+    scores = overlong.add_overlong_penalty(
+      scores, replies.segment, self._rl, multi_turn=self._environment.turns > 1
+    )
     return Judged(
       scores=scores,
       segment=replies.segment,
