@@ -10,11 +10,13 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vr_jax"
 
-GROUND = frozenset({"records", "errors"})  # anyone may stand on it
+GROUND = frozenset({"records", "errors", "atomic", "model_endpoint"})  # anyone may stand on it
 ALL_ROOMS = frozenset(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 MAY_USE = {
   "records": frozenset(),
   "errors": frozenset(),
+  "atomic": frozenset(),
+  "model_endpoint": frozenset(),
   "worlds": frozenset(),
   "models": frozenset(),
   "rewards": frozenset(),
@@ -24,7 +26,8 @@ MAY_USE = {
   "data": frozenset({"worlds"}),
   "envs": frozenset({"rewards"}),
   "rollout": frozenset({"models", "envs", "parallel"}),
-  "train": ALL_ROOMS - {"eval"} | {"base_config"},
+  "train": ALL_ROOMS - {"traces", "eval"} | {"base_config"},
+  "traces": ALL_ROOMS - {"eval"} | {"base_config"},
   "eval": ALL_ROOMS,
   "main": ALL_ROOMS | {"ask"},
   "ask": ALL_ROOMS | {"main"},

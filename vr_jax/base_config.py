@@ -131,14 +131,22 @@ def base(recipe: str) -> ml_collections.ConfigDict:
   rl.weight_decay = 0.01
   rl.gradient_norm = 5.0
   rl.normalise = True  # advantages by the group's std
+  rl.baseline = "group_mean"  # group_mean | leave_one_out: the mean of the other replies (RLOO)
   rl.aggregation = "sequence_mean"  # sequence_mean | token_mean | constant_length
+  rl.objective = "clip"  # clip: PPO's | cispo: clips the weight of each token's gradient
+  rl.importance_sampling_level = "token"  # token | sequence: one ratio for a whole reply (GSPO)
   rl.clip_low, rl.clip_high = 0.2, 0.2
+  rl.dual_clip = 0.0  # largest ratio that counts against a token of negative advantage; 0: any
   rl.kl_weight = 0.04
   rl.kl_estimator = "k3"  # k1 | k2 | k3
   rl.entropy_weight = 0.0  # of the replies' entropy, which the loss rewards
-  # segments: each segment or turn by what it earns beside those of its group | episode: all tokens by what all of them earn |
-  # gae: tokens of several turns by bi-level GAE, with a critic (config.critic)
+  # Which rewards count for which tokens. segments: each segment's for its own | joint: the sum for
+  # all, of replies whose segments are all judged | episode: the sum of what is judged for all |
+  # outcome: the last segment's for all | gae: turns by bi-level GAE, with a critic (config.critic)
   rl.credit = "segments"
+  rl.overlong_buffer = 0  # last tokens over which a penalty of length grows (DAPO); 0: no penalty
+  rl.overlong_max_tokens = 0  # where the penalty has grown to its end; 0: at rl.max_new_tokens
+  rl.overlong_weight = 1.0  # of the penalty, which goes from 0 to -1, in the total reward
   rl.truncation = 2.0  # cap of the trainer/sampler importance weight
   rl.checkpoint_every = 50
   rl.max_skipped = 5
@@ -168,7 +176,6 @@ def judge(config: ml_collections.ConfigDict) -> None:
   section.requests_per_minute = 0.0  # at most; 0: no limit
   section.timeout = 30.0  # seconds
   section.retries = 4  # then there is no verdict
-  section.backoff = 0.5  # seconds before the first retry, doubled before each further one
   section.budget = 0  # calls of one start of the program, in each process; 0: no limit
   section.max_tokens = 256  # of an answer
   section.blinded = (

@@ -17,9 +17,10 @@ import pytest
 import qwen2_5_vl_builders as builders
 from safetensors import numpy as safetensors
 
-from vr_jax import errors
+from vr_jax import atomic, errors
 from vr_jax.models import qwen2_5_vl
 from vr_jax.models.common import checkpoint, export, weight_mapping
+from vr_jax.models.qwen2_5_vl import config as config_lib
 from vr_jax.models.qwen2_5_vl import hf_mapping
 from vr_jax.parallel import mesh as mesh_lib
 
@@ -193,7 +194,7 @@ def test_an_export_that_was_killed_is_refused_and_the_next_one_takes_its_place(
 ):
   config, params = qwen2_5_vl.from_pretrained(source)
   target = tmp_path / "exported"
-  half = pathlib.Path(f"{target}{checkpoint.PARTIAL}")
+  half = pathlib.Path(f"{target}{atomic.PARTIAL}")
   half.mkdir()
   builders.save(UNTIED, half)
   for path in (target, half):

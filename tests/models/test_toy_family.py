@@ -140,7 +140,7 @@ def test_adapters_train_it_too(tmp_path, one_device, run):
 
 
 def test_a_model_type_that_nobody_registered_is_named():
-  with pytest.raises(Exception, match="config.model.architecture.model_type: is 'unknown'"):
+  with pytest.raises(Exception, match=r"config\.model\.architecture\.model_type: is 'unknown'"):
     config = nano.config(**TOY)
     config.model.architecture.model_type = "unknown"
     run_context.make_run_context(config, nano.ROOT, judged=False, read=False)

@@ -22,6 +22,7 @@ from vr_jax.train import (
   clock,
   experience,
   features,
+  initialization,
   learner,
   metrics,
   padding,

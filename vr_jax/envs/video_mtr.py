@@ -51,6 +51,7 @@ class VideoMTR:
   relevance: Mapping[str, Any]
   exploration: Mapping[str, Any]
   demonstrated: float = 0.0
+  answer_reward: ClassVar[str] = "accuracy"
   tags: ClassVar[tuple[str, ...]] = (
     "<think>",
     "</think>\n<retrieve>",

@@ -85,7 +85,6 @@ class VideoP2R:
   reasoning_tokens: tuple[int, int]
   length_accuracy: float
   temporal_ratio: float
-  credit: Literal["segments", "joint", "outcome"]
   judge: judge_lib.Judge | None = None
   segments: ClassVar[tuple[str, ...]] = ("perception", "reasoning")
   tags: ClassVar[tuple[str, ...]] = (
@@ -116,7 +115,7 @@ class VideoP2R:
   def score(
     self, examples: Sequence[records.Example], replies: environment.Replies
   ) -> records.Scores:
-    """Rewards `accuracy`, `format`, `length` and `temporal` of both segments, and the total that `credit` asks for.
+    """Rewards `accuracy`, `format`, `length` and `temporal` of both segments, and their total.
 
     A perception that the judge gave no verdict on is not valid: it takes no part in its segment's statistics.
     """
@@ -137,12 +136,6 @@ class VideoP2R:
     valid = np.stack([judged, np.ones_like(judged)], -1).reshape(shape)
     total = sum(np.float32(self.weights[name]) * value for name, value in rewards.items())
     total = total * np.float32([self.weights[name] for name in self.segments])
-    if self.credit == "joint":
-      total = np.broadcast_to(total.sum(-1, keepdims=True), shape)
-      valid = np.broadcast_to(valid.all(-1, keepdims=True), shape)
-    elif self.credit == "outcome":
-      total = np.broadcast_to(total[..., REASONING:], shape)
-      valid = np.ones(shape, bool)
     return records.Scores(rewards=rewards, valid=valid, total=np.float32(total))
 
   def accuracy(self, example: records.Example, reply: str) -> float:

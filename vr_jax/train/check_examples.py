@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from jaxtyping import Float, UInt8
 import ml_collections
 import numpy as np
 
-from vr_jax import errors, records
+from vr_jax import atomic, errors, records
 from vr_jax.data import batches, examples, frame_store, sampling
 from vr_jax.envs import environment as environment_lib
 from vr_jax.models import interface
@@ -55,13 +54,11 @@ class Checks:
     splits = [name for name in SPLITS if name != "validation" or self.config.sft.validate_every]
     found = {split: self._problems(split, store) for split in splits}
     bad = [entry for problems in found.values() for entry in problems.values()]
-    aside = path.with_suffix(f".{os.getpid()}.partial")
     try:
       _list_bad(self.shards / "bad_records.jsonl", bad)
-      aside.write_text(json.dumps({split: list(problems) for split, problems in found.items()}))
-      os.replace(aside, path)
     except OSError as error:
       raise errors.InputError(f"{path}: cannot be written ({error.strerror})") from error
+    atomic.write_json_lines(path, [{split: list(problems) for split, problems in found.items()}])
 
   def _problems(self, split: str, store: frame_store.FrameStore) -> dict[int, dict[str, str]]:
     """Entries of bad_records.jsonl by index."""

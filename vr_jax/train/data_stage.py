@@ -1,13 +1,12 @@
 """Stage `data`: simulated or given videos -> frame store, examples and, where the recipe trains one, a tokenizer."""
 
 import json
-import os
 from pathlib import Path
 
 import ml_collections
 
-from vr_jax import errors
-from vr_jax.data import examples, ingest, traces
+from vr_jax import atomic, errors
+from vr_jax.data import examples, ingest, trace_store
 from vr_jax.envs import registry
 from vr_jax.train import console, inputs, network, run_context
 from vr_jax.worlds import config as world_config
@@ -19,7 +18,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
   So is a directory of traces that --mode=traces wrote.
   """
-  if traces.summary(inputs.directory(config, workdir)) is None:
+  if trace_store.summary(inputs.directory(config, workdir)) is None:
     _ingest(config, workdir)
   if (
     config.model.tokenizer == inputs.TRAINED
@@ -105,6 +104,5 @@ def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
   frame = [*family.template_words, *environment.tags] * 1000
   size = network.model_of(config).vocab_size
   path = inputs.tokenizer_path(config, workdir)
-  aside = path.with_suffix(".partial")
-  family.train_tokenizer([*texts, *frame], size).save(str(aside))
-  os.replace(aside, path)
+  with atomic.file(path) as partial:
+    family.train_tokenizer([*texts, *frame], size).save(str(partial))

@@ -17,14 +17,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, DTypeLike, PyTree
 import numpy as np
 
-from vr_jax import errors
+from vr_jax import atomic, errors
 from vr_jax.models import family as family_lib
 from vr_jax.models import interface
 from vr_jax.models.common import tensor_file, weight_mapping
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PARTIAL = ".partial"  # ends the name of an export that is being written
 PIECE_BYTES = 64 * 2**20  # of a parameter that are on the host at once, where one layer is not more
 
 Index = tuple[slice, ...]
@@ -141,9 +140,9 @@ def _write(array: Array, piece: Array, first: int | Array, sharding: NamedShardi
 
 def _check_finished(directory: pathlib.Path) -> None:
   """Raises InputError where an export was cut short."""
-  partial = directory.with_name(directory.name + PARTIAL)
-  if directory.suffix == PARTIAL or (partial.is_dir() and not directory.is_dir()):
-    unfinished = directory if directory.suffix == PARTIAL else partial
+  partial = directory.with_name(directory.name + atomic.PARTIAL)
+  if directory.suffix == atomic.PARTIAL or (partial.is_dir() and not directory.is_dir()):
+    unfinished = directory if directory.suffix == atomic.PARTIAL else partial
     raise errors.InputError(f"{unfinished}: an export that was not finished; export again")
 
 

@@ -4,13 +4,10 @@ All processes that share the arrays take part in each piece; the first one write
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-import contextlib
 import functools
 import json
 import math
-import os
 import pathlib
-import shutil
 from typing import BinaryIO
 
 import jax
@@ -18,7 +15,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array
 import numpy as np
 
-from vr_jax import errors
+from vr_jax import atomic, errors
 from vr_jax.models.common import checkpoint, tensor_file, weight_mapping
 
 METADATA = {"format": "pt"}  # readers take the layout of PyTorch from files that say so
@@ -75,7 +72,7 @@ def write_directory(
     for _ in stream:
       pass  # its part of each piece has reached the first
   else:
-    with _aside(directory) as partial:
+    with atomic.directory(directory) as partial:
       write(partial)
   _wait(f"{directory}: end")
 
@@ -145,20 +142,3 @@ def _on_host(array: Array) -> np.ndarray:
 def _wait(name: str) -> None:
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
-
-
-@contextlib.contextmanager
-def _aside(final: pathlib.Path) -> Iterator[pathlib.Path]:
-  """An empty directory that takes the name `final` when all went well, and else is removed."""
-  partial = final.with_name(final.name + checkpoint.PARTIAL)
-  try:
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-    partial.mkdir(parents=True)
-    yield partial
-    os.replace(partial, final)
-  except OSError as error:
-    raise errors.InputError(
-      f"{final}: cannot be written ({error.strerror or error}); nothing was kept"
-    ) from error
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vr_jax import errors, records
 from vr_jax.data import examples as examples_lib
-from vr_jax.data import traces
+from vr_jax.data import trace_store
 from vr_jax.envs import environment, videop2r
 from vr_jax.rewards import judge as judge_lib
 
@@ -27,7 +27,7 @@ class Filter:
   judge: judge_lib.Judge
   threshold: float
 
-  def decide(self, chunk: traces.Chunk, replies: Sequence[str | None]) -> None:
+  def decide(self, chunk: trace_store.Chunk, replies: Sequence[str | None]) -> None:
     """Writes what becomes of a chunk.
 
     Raises:
@@ -40,18 +40,18 @@ class Filter:
     examples = [self._sources[chunk.split][index] for index in chunk.indices]
     outcomes = self.outcomes(chunk.indices, examples, replies)
     self._check_judge()
-    traces.write_chunk(self.output, chunk, outcomes)
+    trace_store.write_chunk(self.output, chunk, outcomes)
 
   @functools.cached_property
   def _sources(self) -> Mapping[str, examples_lib.ExampleSource]:
-    return {split: examples_lib.ExampleSource(self.source, split) for split in traces.SPLITS}
+    return {split: examples_lib.ExampleSource(self.source, split) for split in trace_store.SPLITS}
 
   def outcomes(
     self,
     indices: Sequence[int],
     examples: Sequence[records.Example],
     replies: Sequence[str | None],
-  ) -> list[traces.Outcome]:
+  ) -> list[trace_store.Outcome]:
     """What becomes of the replies to these examples; the judge is asked about those alone whose answer is right."""
     found = [self._before_judging(*each) for each in zip(indices, examples, replies, strict=True)]
     open_ones = [place for place, outcome in enumerate(found) if not outcome.reason]
@@ -83,14 +83,14 @@ class Filter:
 
   def _before_judging(
     self, index: int, example: records.Example, reply: str | None
-  ) -> traces.Outcome:
+  ) -> trace_store.Outcome:
     if reply is None:
-      return traces.Outcome(index=index, reply=None, reason="no reply")
+      return trace_store.Outcome(index=index, reply=None, reason="no reply")
     read = videop2r.read(reply)
     if not (read.well_formed and read.observation and read.think and read.answer):
-      return traces.Outcome(index=index, reply=reply, reason="template")
+      return trace_store.Outcome(index=index, reply=reply, reason="template")
     score = environment.worth(read.answer, example)
-    return traces.Outcome(
+    return trace_store.Outcome(
       index=index,
       reply=reply,
       reason="" if score >= self.threshold else "answer",

@@ -5,9 +5,12 @@ import dataclasses
 from PIL import Image
 
 from tests.data import annotation_files, videos
-from tests.train import nano, trace_runs
+from tests.traces import trace_runs
+from tests.train import nano
 from vr_jax.envs import videop2r
-from vr_jax.train import data_stage, metrics, sft_loop, trace_writers, traces_stage
+from vr_jax.traces import proposers
+from vr_jax.traces import stage as traces_stage
+from vr_jax.train import data_stage, metrics, sft_loop
 
 REPLY = videop2r.written("It flies away.", "What flies falls no more.", "B")
 
@@ -39,7 +42,7 @@ def test_pictures_and_videos_become_traces_that_are_ingested_again_and_trained_o
   first = config(tmp_path / "data", notes)
   data_stage.prepare(first, tmp_path)
   monkeypatch.setattr(
-    trace_writers, "make", lambda config, workdir: trace_runs.Told(config, lambda example: REPLY)
+    proposers, "make", lambda config, workdir: trace_runs.Told(config, lambda example: REPLY)
   )
   traces_stage.write(first, tmp_path)
   output = tmp_path / "traces"

@@ -5,15 +5,17 @@ import sys
 import pytest
 
 from tests.rewards import judge_server
-from tests.train import test_trace_endpoint, trace_runs
+from tests.traces import test_vlm_client, trace_runs
 from vr_jax import errors
 from vr_jax.envs import videop2r
-from vr_jax.train import trace_writers, traces_beam, traces_stage
+from vr_jax.traces import beam as traces_beam
+from vr_jax.traces import proposers
+from vr_jax.traces import stage as traces_stage
 
 FILES = ("traces.jsonl", "rejected.jsonl", "summary.json")
 
 data = trace_runs.data
-server = test_trace_endpoint.server
+server = test_vlm_client.server
 
 
 def written(made, workdir):
@@ -23,10 +25,10 @@ def written(made, workdir):
 
 def half_knowing(data):
   """An endpoint that knows some answers, leaves tags out of some replies and is wrong elsewhere."""
-  right = test_trace_endpoint.knowing(data)
+  right = test_vlm_client.knowing(data)
 
   def answer(request):
-    text, kind = right(request).text, len(test_trace_endpoint.shown(request)[1]) % 3
+    text, kind = right(request).text, len(test_vlm_client.shown(request)[1]) % 3
     return judge_server.Reply(text=text if kind else text.replace("<think>", ""))
 
   return answer
@@ -38,7 +40,7 @@ IN_THIS_PROCESS = ("--runner=DirectRunner", "--direct_running_mode=in_memory")
 def test_an_endpoints_traces_are_the_same_from_any_number_of_workers(data, tmp_path, server):
   server.answer = half_knowing(data)
   made = [
-    written(test_trace_endpoint.config(data, server, **how), tmp_path / str(number))
+    written(test_vlm_client.config(data, server, **how), tmp_path / str(number))
     for number, how in enumerate(
       (
         {"traces__workers": 0},
@@ -61,7 +63,7 @@ def test_the_samplers_traces_are_the_same_and_its_replies_are_asked_for_once(
     patch.setattr(traces_beam, "_run", _interrupted)
     with pytest.raises(KeyboardInterrupt):
       written(made, tmp_path / "several")
-  monkeypatch.setattr(traces_beam.trace_writers.sampler, "sample", None)
+  monkeypatch.setattr(traces_beam.proposers.sampler, "sample", None)
   assert written(made, tmp_path / "several") == single
 
 
@@ -74,10 +76,10 @@ def test_what_a_sampler_wrote_is_judged_and_kept_alike_with_beam_and_without(
 
   def make(config, workdir):
     writer = trace_runs.Told(config, say)
-    writer.environment = trace_writers.judged(config, workdir)  # as a worker does
+    writer.environment = proposers.judged(config, workdir)  # as a worker does
     return writer
 
-  monkeypatch.setattr(trace_writers, "make", make)
+  monkeypatch.setattr(proposers, "make", make)
   alone = written(trace_runs.config(data), tmp_path / "alone")
   made = trace_runs.config(data, traces__workers=1, traces__beam=IN_THIS_PROCESS)
   assert written(made, tmp_path / "beam") == alone
@@ -95,15 +97,15 @@ def test_what_a_worker_meets_is_one_line(data, tmp_path, server):
     if isinstance(request.text, str)
     else judge_server.Reply(status=401, text=judge_server.KEY)
   )
-  made = test_trace_endpoint.config(data, server, traces__workers=1, traces__beam=IN_THIS_PROCESS)
-  with pytest.raises(errors.InputError, match=r"refuses the key .*status 401") as error:
+  made = test_vlm_client.config(data, server, traces__workers=1, traces__beam=IN_THIS_PROCESS)
+  with pytest.raises(errors.InputError, match=r"refuses its key .status 401") as error:
     traces_stage.write(made, tmp_path)
   assert "\n" not in str(error.value)
 
 
 def test_without_beam_it_is_said_which_extra_brings_it(data, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "apache_beam", None)
-  monkeypatch.setattr(traces_stage.trace_writers, "make", None)  # it is said before
+  monkeypatch.setattr(traces_stage.proposers, "make", None)  # it is said before
   with pytest.raises(errors.InputError, match=r"pip install 'vr_jax\[beam\]', or set workers to 0"):
     traces_stage.write(trace_runs.config(data, traces__workers=2), tmp_path)
   assert not list(tmp_path.iterdir())

@@ -17,9 +17,11 @@ from typing import Any
 
 import ml_collections
 
-from vr_jax import errors
-from vr_jax.data import aside, traces
-from vr_jax.train import console, inputs, judges, trace_filter, trace_writers
+from vr_jax import atomic, errors
+from vr_jax.data import trace_store
+from vr_jax.traces import filter as trace_filter
+from vr_jax.traces import proposers
+from vr_jax.train import console, inputs, judges
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,8 @@ def decide(
   config: ml_collections.ConfigDict,
   workdir: Path,
   output: Path,
-  chunks: Sequence[traces.Chunk],
-  writer: trace_writers.Writer,
+  chunks: Sequence[trace_store.Chunk],
+  writer: proposers.Writer,
 ) -> None:
   """Decides the chunks that are open, in config.traces.workers processes or on the runner of config.traces.beam.
 
@@ -44,14 +46,14 @@ def decide(
     InputError: Beam is not installed, or what a worker met, which the first of them noted.
   """
   beam, options = load(config)
-  left = traces.open_chunks(output, chunks)
+  left = trace_store.open_chunks(output, chunks)
   if config.traces.writer == "sampler":
     _sample(output, left, writer)
   job = Job(config=ml_collections.FrozenConfigDict(config), workdir=workdir, output=output)
   _run(beam, options, left, job)
 
 
-def _run(beam: ModuleType, options: Any, chunks: Sequence[traces.Chunk], job: Job) -> None:
+def _run(beam: ModuleType, options: Any, chunks: Sequence[trace_store.Chunk], job: Job) -> None:
   problem = job.output / "problem.json"
   problem.unlink(missing_ok=True)
   try:
@@ -63,7 +65,7 @@ def _run(beam: ModuleType, options: Any, chunks: Sequence[traces.Chunk], job: Jo
     raise
 
 
-def decide_one(chunk: traces.Chunk, job: Job) -> None:
+def decide_one(chunk: trace_store.Chunk, job: Job) -> None:
   """Proposes (with an endpoint), filters, judges and writes one chunk; what a worker does."""
   try:
     sieve, writer = _worker(job)
@@ -74,19 +76,19 @@ def decide_one(chunk: traces.Chunk, job: Job) -> None:
       replies = wait()
     sieve.decide(chunk, replies)
   except errors.InputError as error:
-    aside.lines(job.output / "problem.json", [str(error)])
+    atomic.write_json_lines(job.output / "problem.json", [str(error)])
     raise
 
 
 @functools.lru_cache(maxsize=1)
-def _worker(job: Job) -> tuple[trace_filter.Filter, trace_writers.Writer | None]:
+def _worker(job: Job) -> tuple[trace_filter.Filter, proposers.Writer | None]:
   """What a process keeps from chunk to chunk: the filter, and who writes, where it is an endpoint."""
   config = ml_collections.ConfigDict(job.config)
   config.judge = judges.share(config.judge, config.traces.workers)
   if config.traces.writer == "sampler":
-    writer, environment = None, trace_writers.judged(config, job.workdir)
+    writer, environment = None, proposers.judged(config, job.workdir)
   else:
-    writer = trace_writers.make(config, job.workdir)
+    writer = proposers.make(config, job.workdir)
     environment = writer.environment
   sieve = trace_filter.Filter(
     source=inputs.shards(config, job.workdir),
@@ -97,20 +99,20 @@ def _worker(job: Job) -> tuple[trace_filter.Filter, trace_writers.Writer | None]
   return sieve, writer
 
 
-def _sample(output: Path, chunks: Sequence[traces.Chunk], writer: trace_writers.Writer) -> None:
+def _sample(output: Path, chunks: Sequence[trace_store.Chunk], writer: proposers.Writer) -> None:
   """Writes the replies to the chunks that have none yet."""
   left = [chunk for chunk in chunks if not _replies(output, chunk).is_file()]
   (output / "replies").mkdir(exist_ok=True)
   with console.progress("sample", len(left)) as tick:
-    trace_writers.each(
+    proposers.each(
       writer,
       left,
-      lambda chunk, replies: aside.lines(_replies(output, chunk), [replies]),
+      lambda chunk, replies: atomic.write_json_lines(_replies(output, chunk), [replies]),
       tick,
     )
 
 
-def _replies(output: Path, chunk: traces.Chunk) -> Path:
+def _replies(output: Path, chunk: trace_store.Chunk) -> Path:
   return output / "replies" / chunk.name
 
 

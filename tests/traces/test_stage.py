@@ -8,18 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from tests.train import nano, trace_runs
-from vr_jax import errors, records
-from vr_jax.data import annotations, aside, frame_store, traces
+from tests.traces import trace_runs
+from tests.train import nano
+from vr_jax import atomic, errors, records
+from vr_jax.data import annotations, frame_store, trace_store
 from vr_jax.envs import videop2r
 from vr_jax.rollout import sampler
-from vr_jax.train import (
-  data_stage,
-  initialization,
-  run_context,
-  trace_writers,
-  traces_stage,
-)
+from vr_jax.traces import proposers
+from vr_jax.traces import stage as traces_stage
+from vr_jax.train import data_stage, initialization, run_context
 
 config = trace_runs.config
 data = trace_runs.data
@@ -27,7 +24,7 @@ data = trace_runs.data
 
 def told(monkeypatch, made, say=trace_runs.reference):
   writer = trace_runs.Told(made, say)
-  monkeypatch.setattr(trace_writers, "make", lambda config, workdir: writer)
+  monkeypatch.setattr(proposers, "make", lambda config, workdir: writer)
   return writer
 
 
@@ -41,7 +38,7 @@ def test_good_traces_become_a_data_set_to_train_on_and_a_file_that_is_read_again
   told(monkeypatch, config(data))
   traces_stage.write(config(data), tmp_path)
   shards, output = data / "shards", tmp_path / "traces"
-  for split in traces.SPLITS:
+  for split in trace_store.SPLITS:
     found = trace_runs.all_examples(output / "shards", split)
     for example, given in zip(found, trace_runs.all_examples(shards, split), strict=True):
       read = videop2r.read(trace_runs.reference(given))
@@ -54,7 +51,9 @@ def test_good_traces_become_a_data_set_to_train_on_and_a_file_that_is_read_again
   store = frame_store.FrameStore(output / "shards" / "frames")
   read = annotations.read(output / "traces.jsonl", frozenset(store.videos), on_bad=fail)
   again = [(a.example.id, a.example.observation, a.example.reasoning) for a in read]
-  kept = [e for split in traces.SPLITS for e in trace_runs.all_examples(output / "shards", split)]
+  kept = [
+    e for split in trace_store.SPLITS for e in trace_runs.all_examples(output / "shards", split)
+  ]
   assert again == [(e.id, e.observation, e.reasoning) for e in kept]
 
   trained = config(output, sft__steps=1, sft__max_reply_tokens=400)
@@ -68,7 +67,9 @@ FAULTS = ("no reply", "template", "answer", "insufficient", "no verdict", "templ
 
 
 def asked_of(data):
-  return [e for split in traces.SPLITS for e in trace_runs.all_examples(data / "shards", split)]
+  return [
+    e for split in trace_store.SPLITS for e in trace_runs.all_examples(data / "shards", split)
+  ]
 
 
 def spoiling(data):
@@ -103,8 +104,8 @@ def test_what_is_rejected_keeps_its_reason(data, tmp_path, monkeypatch):
   for entry in rejected:
     assert (entry["score"] == 0) == (entry["reason"] == "answer")
     assert (entry["output"] is None) == (entry["reason"] == "no reply")
-  counts = traces.summary(tmp_path / "traces")
-  for reason in traces.REASONS:
+  counts = trace_store.summary(tmp_path / "traces")
+  for reason in trace_store.REASONS:
     assert sum(count[reason] for count in counts.values()) == reasons.count(reason) > 0
   assert sum(count["accepted"] for count in counts.values()) == reasons.count("")
 
@@ -159,11 +160,13 @@ def test_an_interruption_of_the_last_step_leaves_no_half_data_set(data, tmp_path
   made, output = config(data), tmp_path / "traces"
   told(monkeypatch, made)
   with monkeypatch.context() as patch:
-    patch.setattr(traces.examples, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    patch.setattr(
+      trace_store.examples, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
       traces_stage.write(made, tmp_path)
   assert not (output / "shards").exists()
-  assert traces.summary(output) is None
+  assert trace_store.summary(output) is None
   assert not list(output.rglob("*.partial"))
   (output / "shards").mkdir()  # ended between the data set and the summary
   again = told(monkeypatch, made)
@@ -203,12 +206,12 @@ def test_a_question_without_a_reference_is_asked_and_one_that_does_not_fit_is_no
   context = run_context.make_run_context(made, tmp_path)
   with pytest.raises(errors.InputError, match="reference reply"):
     context.builder.checks.left_out()
-  writer = trace_writers.Sampled(context=context, workdir=tmp_path)
-  assert not any(writer.left_out()[split] for split in traces.SPLITS)
+  writer = proposers.Sampled(context=context, workdir=tmp_path)
+  assert not any(writer.left_out()[split] for split in trace_store.SPLITS)
   assert made.sft.steps == 3
   narrow = run_context.make_run_context(config(data, model__prefix_buckets=(8,)), tmp_path)
   with pytest.raises(errors.InputError, match="tokens, but the largest bucket has 8"):
-    trace_writers.Sampled(context=narrow, workdir=tmp_path).left_out()
+    proposers.Sampled(context=narrow, workdir=tmp_path).left_out()
 
 
 @pytest.mark.parametrize("field", ["traces__threshold", "judge__leak_filter", "env__instruction"])
@@ -240,7 +243,11 @@ def test_threads_that_write_the_same_file_leave_one_of_them_whole(tmp_path):
     yield word
 
   with futures.ThreadPoolExecutor(2) as pool:
-    list(pool.map(lambda word: aside.lines(tmp_path / "file", values(word)), ["one", "two"]))
+    list(
+      pool.map(
+        lambda word: atomic.write_json_lines(tmp_path / "file", values(word)), ["one", "two"]
+      )
+    )
   assert trace_runs.lines(tmp_path / "file") in (["one"] * 2, ["two"] * 2)
   assert len(list(tmp_path.iterdir())) == 1
 
@@ -249,12 +256,12 @@ def test_a_kill_while_the_directory_is_claimed_leaves_one_that_is_claimed_again(
   output = tmp_path / "traces"
   output.mkdir()
   (output / "about.json.1.partial").write_text("{")
-  traces.claim(output, {"writer": "told"})
+  trace_store.claim(output, {"writer": "told"})
   (output / "chunks").rmdir()  # ended between the two
-  traces.claim(output, {"writer": "told"})
-  chunk = traces.Chunk(split="train", number=0, indices=())
-  traces.write_chunk(output, chunk, [])
-  assert not traces.open_chunks(output, [chunk])
+  trace_store.claim(output, {"writer": "told"})
+  chunk = trace_store.Chunk(split="train", number=0, indices=())
+  trace_store.write_chunk(output, chunk, [])
+  assert not trace_store.open_chunks(output, [chunk])
 
 
 def test_a_tokenizer_that_the_data_stage_did_not_make_is_named(data, tmp_path, monkeypatch):

@@ -5,10 +5,11 @@ import itertools
 import pytest
 
 from tests.rewards import judge_server
-from tests.train import trace_runs
+from tests.traces import trace_runs
 from vr_jax import main
 from vr_jax.envs import registry
-from vr_jax.train import judges, trace_writers
+from vr_jax.traces import proposers
+from vr_jax.train import judges
 
 FILES = ("traces.jsonl", "rejected.jsonl", "summary.json")
 BROKEN = judge_server.Reply(status=500)
@@ -35,14 +36,13 @@ def run(data, server, monkeypatch):
       "judge__base_url": server.url("openai"),
       "judge__key_variable": VARIABLE,
       "judge__retries": 1,
-      "judge__backoff": 0.01,
     }
     made = trace_runs.config(data, **{**fields, **overrides})
     monkeypatch.setattr(main, "parse_flags", lambda words: (made, workdir, "traces"))
     return main.cli(["vr-jax"])
 
   run.say = trace_runs.reference
-  monkeypatch.setattr(trace_writers, "make", make)
+  monkeypatch.setattr(proposers, "make", make)
   return run
 
 

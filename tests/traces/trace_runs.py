@@ -11,7 +11,7 @@ import pytest
 
 from tests.train import nano
 from vr_jax import records
-from vr_jax.data import examples, traces
+from vr_jax.data import examples, trace_store
 from vr_jax.envs import registry, videop2r
 from vr_jax.rewards import judge
 from vr_jax.train import data_stage
@@ -67,15 +67,20 @@ class Told:
     self.environment = registry.make_environment(config, judge=judge.Rule(_suffices))
     self.source = Path(config.data.directory) / "shards"
     self.say = say
-    self.asked: list[traces.Chunk] = []
+    self.asked: list[trace_store.Chunk] = []
 
   def identity(self) -> dict[str, str]:
     return {"writer": "told"}
 
+  def close(self) -> None:
+    self.environment.judge.close()
+
   def left_out(self) -> dict[str, frozenset[int]]:
     return {}
 
-  def proposals(self, chunks: Sequence[traces.Chunk]) -> Iterator[tuple[traces.Chunk, Callable]]:
+  def proposals(
+    self, chunks: Sequence[trace_store.Chunk]
+  ) -> Iterator[tuple[trace_store.Chunk, Callable]]:
     for chunk in chunks:
       self.asked.append(chunk)
       source = examples.ExampleSource(self.source, chunk.split)

@@ -1,6 +1,6 @@
 """Moments of videos to questions with options: a language model behind an endpoint rewrites the sentences of QVHighlights.
 
-    python -m vr_jax.train.rewriting highlight_train_release.jsonl rewrites.jsonl --config.judge.model=gpt-4o
+    python -m vr_jax.traces.rewrite_qvhighlights highlight_train_release.jsonl rewrites.jsonl --config.judge.model=gpt-4o
 
 The endpoint is asked as a judge is (docs/judges.md), with the same fields: --config.judge.kind (openai | anthropic), base_url,
 key_variable, in_flight, budget and so on. rewrites.jsonl grows batch by batch, each time whole, and what stands in it is not asked
@@ -22,8 +22,8 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from vr_jax import base_config, errors
-from vr_jax.data import aside, qvhighlights
+from vr_jax import atomic, base_config, errors
+from vr_jax.data import qvhighlights
 from vr_jax.train import choices, console, judges
 
 _SYSTEM = """\
@@ -102,7 +102,7 @@ def rewrite(
       asked = [Question(moment=moment) for moment in left[start : start + size]]
       replies = model.ask(asked)
       found += [reply for reply in replies if reply is not None]
-      aside.lines(path, found)
+      atomic.write_json_lines(path, found)
       for question, reply in zip(asked, replies, strict=True):
         counts[_outcome(question, reply)] += 1
       tick(start + len(asked), len(left))
@@ -123,18 +123,18 @@ def run(argv: Sequence[str]) -> None:
   values = flags.FlagValues()
   try:
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=list(argv))
-    words = values(["rewriting", *argv])[1:]
+    words = values(["rewrite_qvhighlights", *argv])[1:]
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
     told = str(error).strip().splitlines()[-1]
     raise errors.InputError(
-      f"rewriting: {told}: not a flag; fields are those of config.judge"
+      f"rewrite_qvhighlights: {told}: not a flag; fields are those of config.judge"
     ) from error
   if len(words) != 2:
-    raise errors.InputError(f"rewriting: needs {_USAGE}")
+    raise errors.InputError(f"rewrite_qvhighlights: needs {_USAGE}")
   moments = qvhighlights.moments(Path(words[0]))
   counts = rewrite(moments.kept, Path(words[1]), config.judge)
   told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-  console.say(f"rewriting: {len(moments.kept)} moments; {told}")
+  console.say(f"rewrite_qvhighlights: {len(moments.kept)} moments; {told}")
 
 
 if __name__ == "__main__":

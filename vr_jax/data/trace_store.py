@@ -22,8 +22,8 @@ from pathlib import Path
 import shutil
 from typing import Any
 
-from vr_jax import records
-from vr_jax.data import aside, examples, frame_store, ingest
+from vr_jax import atomic, records
+from vr_jax.data import examples, frame_store, ingest
 from vr_jax.errors import InputError
 
 SPLITS = ("train", "validation")  # that get traces; the examples of `test` stay as they are
@@ -71,11 +71,11 @@ def claim(output: Path, about: Mapping[str, Any]) -> None:
       raise InputError(
         f"{path}: its traces were written with another {', '.join(differ)}; choose another config.traces.directory"
       )
-  elif output.is_dir() and any(path.suffix != ".partial" for path in output.iterdir()):
+  elif output.is_dir() and any(path.suffix != atomic.PARTIAL for path in output.iterdir()):
     raise InputError(f"{output}: is not empty and holds no traces; choose another directory")
   else:
     output.mkdir(parents=True, exist_ok=True)
-    aside.lines(path, [wanted])
+    atomic.write_json_lines(path, [wanted])
   (output / "chunks").mkdir(exist_ok=True)
 
 
@@ -95,7 +95,7 @@ def open_chunks(output: Path, chunks: Iterable[Chunk]) -> list[Chunk]:
 
 def write_chunk(output: Path, chunk: Chunk, outcomes: Sequence[Outcome]) -> None:
   """Notes what became of the questions of a chunk."""
-  aside.lines(output / "chunks" / chunk.name, map(dataclasses.asdict, outcomes))
+  atomic.write_json_lines(output / "chunks" / chunk.name, map(dataclasses.asdict, outcomes))
 
 
 def summary(output: Path) -> Mapping[str, Mapping[str, int]] | None:
@@ -130,11 +130,11 @@ def assemble(output: Path, source: Path, chunks: Sequence[Chunk]) -> Mapping[str
         found = {"reason": outcome.reason, "score": outcome.score, "output": outcome.reply}
         yield {"problem_id": example.id, "path": example.video, "split": split, **found}
 
-  aside.lines(output / "traces.jsonl", accepted())
-  aside.lines(output / "rejected.jsonl", rejected())
+  atomic.write_json_lines(output / "traces.jsonl", accepted())
+  atomic.write_json_lines(output / "rejected.jsonl", rejected())
   test = examples.ExampleSource(source, "test")
   _write_shards(output, source, {**splits, "test": [test[index] for index in range(len(test))]})
-  aside.lines(output / _SUMMARY, [counts])
+  atomic.write_json_lines(output / _SUMMARY, [counts])
   return counts
 
 
@@ -179,7 +179,7 @@ def _write_shards(
 ) -> None:
   shards = output / "shards"
   shutil.rmtree(shards, ignore_errors=True)  # of a run that ended before it wrote the summary
-  with aside.directory(shards) as partial:
+  with atomic.directory(shards) as partial:
     shutil.copytree(source / "frames", partial / "frames", copy_function=_link)
     examples.write(partial, splits)
     store = frame_store.FrameStore(partial / "frames")

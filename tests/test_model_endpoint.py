@@ -1,4 +1,4 @@
-"""Judges behind an endpoint: a real server on this machine, as good and as bad as servers are."""
+"""Models behind an endpoint: a real server on this machine, as good and as bad as servers are."""
 
 from concurrent import futures
 import json
@@ -13,8 +13,8 @@ import pytest
 
 from tests.rewards import judge_server
 from tests.rewards.judge_server import KEY, NO, YES, Reply
-from vr_jax import errors
-from vr_jax.rewards import judge_cache, judge_http, judge_prompt, judge_text
+from vr_jax import errors, model_endpoint
+from vr_jax.rewards import judge_cache, judge_prompt, judge_text
 
 KINDS = ("openai", "anthropic")
 BOTH = pytest.mark.parametrize("kind", KINDS)
@@ -33,9 +33,11 @@ def connect(server):
   made = []
 
   def make(kind="openai", **limits):
-    limits = judge_http.Limits(**{"backoff": 0.001, "timeout": 5.0, **limits})
+    limits = model_endpoint.Limits(**{"timeout": 5.0, **limits})
     url = server.url(kind)
-    made.append(judge_http.Endpoint(kind, model="m", base_url=url, key=KEY, limits=limits))
+    made.append(
+      model_endpoint.Endpoint("config.judge", kind, model="m", base_url=url, key=KEY, limits=limits)
+    )
     return made[-1]
 
   yield make
@@ -69,10 +71,11 @@ def test_a_request_says_what_the_protocol_asks_for(server, connect, kind):
   assert request.fields.get("temperature") == (0 if kind == "openai" else None)
 
 
+AT_ONCE = {"retry-after-ms": "1"}  # when the client sends a request again
 FAILURES = {
-  "busy": Reply(status=429),
-  "overloaded": Reply(status=529),
-  "broken": Reply(status=500, body="<html>"),
+  "busy": Reply(status=429, headers=AT_ONCE),
+  "overloaded": Reply(status=529, headers=AT_ONCE),
+  "broken": Reply(status=500, body="<html>", headers=AT_ONCE),
   "dropped": Reply(drop=True),
   "slow": Reply(delay=0.8),
   "no JSON": Reply(body='{"choices": [{"mess'),
@@ -143,6 +146,18 @@ def test_a_retry_after_that_says_nothing_holds_nobody_up(server, connect, header
   begun = time.monotonic()
   assert connect().ask(questions("one")) == [True]
   assert time.monotonic() - begun < 2
+
+
+@BOTH
+@pytest.mark.parametrize("header", ["86400", "inf"])
+def test_an_endpoint_that_asks_for_a_day_is_tried_again_long_before(
+  server, connect, monkeypatch, kind, header
+):
+  monkeypatch.setattr(model_endpoint, "_LONGEST_PAUSE", 0.3)
+  server.answer = in_turn(Reply(status=429, headers={"Retry-After": header}), Reply())
+  assert connect(kind).ask(questions("one")) == [True]
+  first, second = server.requests
+  assert 0.29 <= second.time - first.time < 3
 
 
 @BOTH
@@ -219,7 +234,7 @@ def test_closing_ends_what_is_under_way(server, connect):
       waiting.result()
   assert time.monotonic() - begun < 0.8
   endpoint.close()
-  assert not [thread for thread in threading.enumerate() if thread.name == "judge"]
+  assert not [thread for thread in threading.enumerate() if thread.name == "config.judge"]
 
 
 @pytest.fixture
@@ -280,11 +295,11 @@ def test_the_honest_judge_does_obey_what_is_not_quoted(server, connect):
 
 @BOTH
 def test_an_endpoint_that_answers_passes_the_check(server, connect, kind):
-  server.answer = in_turn(Reply(text="Hello"), Reply(status=429))
-  endpoint = connect(kind)
+  server.answer = in_turn(Reply(text="Hello"), Reply(status=429, headers=AT_ONCE))
+  endpoint = connect(kind, retries=1)
   endpoint.check()
-  endpoint.check()  # busy, but there
-  assert endpoint.counts()["requests"] == 2
+  endpoint.check()  # busy to the last retry, but there
+  assert endpoint.counts()["requests"] == 3
 
 
 BAD_STARTS = {
@@ -293,7 +308,7 @@ BAD_STARTS = {
   "a web page": (Reply(body="<html>welcome</html>"), "protocol"),
 }
 FAILING_STARTS = {
-  "broken": (Reply(status=503), r"fails \(status 503\), .*once it answers"),
+  "broken": (Reply(status=503, headers=AT_ONCE), r"fails \(status 503\), .*once it answers"),
   "slow": (Reply(delay=0.4), "no answer"),
   "dropped": (Reply(drop=True), "no answer"),
 }
@@ -336,8 +351,10 @@ def test_the_check_keeps_to_the_budget(server, connect):
 
 
 def endpoint_at(url="http://127.0.0.1:9", *, kind="openai", key=KEY):
-  limits = judge_http.Limits(timeout=2.0, backoff=0.001)
-  return judge_http.Endpoint(kind, model="m", base_url=url, key=key, limits=limits)
+  limits = model_endpoint.Limits(timeout=2.0, retries=1)
+  return model_endpoint.Endpoint(
+    "config.judge", kind, model="m", base_url=url, key=key, limits=limits
+  )
 
 
 @BOTH

@@ -14,10 +14,12 @@ from typing import Any
 import jax
 import ml_collections
 
-from vr_jax import errors
-from vr_jax.data import aside, examples, traces
+from vr_jax import atomic, errors
+from vr_jax.data import examples, trace_store
 from vr_jax.envs import registry, videop2r
-from vr_jax.train import choices, console, inputs, trace_filter, trace_writers, traces_beam
+from vr_jax.traces import beam, proposers
+from vr_jax.traces import filter as trace_filter
+from vr_jax.train import choices, console, inputs
 from vr_jax.train import workdir as workdir_lib
 
 
@@ -33,34 +35,34 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
   if not source.is_dir():
     raise errors.InputError(f"{source}: no such data; run --mode=data first")
   output = Path(section.directory) if section.directory else workdir / "traces"
-  if section.workers and traces.summary(output) is None:
-    traces_beam.load(config)
-  writer = trace_writers.make(config, workdir)
-  with contextlib.closing(writer.environment.judge) as judge:
-    traces.claim(output, _about(config, source, writer))
-    counts = traces.summary(output)
+  if section.workers and trace_store.summary(output) is None:
+    beam.load(config)
+  writer = proposers.make(config, workdir)
+  with contextlib.closing(writer):
+    trace_store.claim(output, _about(config, source, writer))
+    counts = trace_store.summary(output)
     if counts is None:
       _keep_tokenizer(config, workdir, output)
       chunks = _plan(config, source, writer)
       if section.workers:
-        traces_beam.decide(config, workdir, output, chunks, writer)
+        beam.decide(config, workdir, output, chunks, writer)
       else:
         sieve = trace_filter.Filter(
-          source=source, output=output, judge=judge, threshold=section.threshold
+          source=source, output=output, judge=writer.environment.judge, threshold=section.threshold
         )
         decide(sieve, writer, chunks)
-      counts = traces.assemble(output, source, chunks)
+      counts = trace_store.assemble(output, source, chunks)
   _say(counts, output)
 
 
 def decide(
-  sieve: trace_filter.Filter, writer: trace_writers.Writer, chunks: Sequence[traces.Chunk]
+  sieve: trace_filter.Filter, writer: proposers.Writer, chunks: Sequence[trace_store.Chunk]
 ) -> None:
   """Decides the chunks that are open, while the writer goes on with the next ones."""
-  left = traces.open_chunks(sieve.output, chunks)
+  left = trace_store.open_chunks(sieve.output, chunks)
   before = len(chunks) - len(left)
   with console.progress("traces", len(chunks), done=before) as tick:
-    trace_writers.each(writer, left, sieve.decide, lambda done: tick(before + done))
+    proposers.each(writer, left, sieve.decide, lambda done: tick(before + done))
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
@@ -76,7 +78,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
 
 
 def _about(
-  config: ml_collections.ConfigDict, source: Path, writer: trace_writers.Writer
+  config: ml_collections.ConfigDict, source: Path, writer: proposers.Writer
 ) -> dict[str, Any]:
   """What the traces depend on, and not how fast they come."""
   section = config.traces
@@ -97,14 +99,14 @@ def _about(
 
 
 def _plan(
-  config: ml_collections.ConfigDict, source: Path, writer: trace_writers.Writer
-) -> list[traces.Chunk]:
+  config: ml_collections.ConfigDict, source: Path, writer: proposers.Writer
+) -> list[trace_store.Chunk]:
   left_out, kept = writer.left_out(), {}
-  for split in traces.SPLITS:
+  for split in trace_store.SPLITS:
     count = len(examples.ExampleSource(source, split))
     here = [index for index in range(count) if index not in left_out.get(split, ())]
     kept[split] = here[: config.traces.examples or None]
-  return traces.plan(kept, config.traces.batch)
+  return trace_store.plan(kept, config.traces.batch)
 
 
 def _keep_tokenizer(config: ml_collections.ConfigDict, workdir: Path, output: Path) -> None:
@@ -115,13 +117,13 @@ def _keep_tokenizer(config: ml_collections.ConfigDict, workdir: Path, output: Pa
       raise errors.InputError(
         f"{path}: no such tokenizer; run --mode=data with this config.model.architecture first"
       )
-    aside.content(output / path.name, [path.read_bytes()])
+    atomic.write_bytes(output / path.name, [path.read_bytes()])
 
 
 def _say(counts: Mapping[str, Mapping[str, int]], output: Path) -> None:
   for split, count in counts.items():
     if count["questions"]:
-      reasons = [f"{count[reason]} {reason}" for reason in traces.REASONS if count[reason]]
+      reasons = [f"{count[reason]} {reason}" for reason in trace_store.REASONS if count[reason]]
       rejected = f"; rejected: {', '.join(reasons)}" if reasons else ""
       console.say(f"traces: {split}: {count['accepted']} of {count['questions']} kept{rejected}")
   console.say(f"traces: train on them with --config.data.directory={output}")

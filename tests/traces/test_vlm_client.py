@@ -1,15 +1,17 @@
 """Writers behind an endpoint: what they are shown, how they may fail, and what is said where they can't be had."""
 
 import base64
+import contextlib
 import sys
 
 import pytest
 
 from tests.rewards import judge_server
-from tests.train import trace_runs
-from vr_jax import errors
-from vr_jax.data import batches, frame_store, sampling, traces
-from vr_jax.train import trace_endpoint, traces_stage
+from tests.traces import trace_runs
+from vr_jax import errors, model_endpoint
+from vr_jax.data import batches, frame_store, sampling, trace_store
+from vr_jax.traces import stage as traces_stage
+from vr_jax.traces import vlm_client
 
 VARIABLE = "TRACES_TEST_KEY"
 
@@ -36,7 +38,9 @@ def images_of(data, example):
 
 
 def asked(data):
-  return [e for split in traces.SPLITS for e in trace_runs.all_examples(data / "shards", split)]
+  return [
+    e for split in trace_store.SPLITS for e in trace_runs.all_examples(data / "shards", split)
+  ]
 
 
 def shown(request):
@@ -67,7 +71,7 @@ def test_the_frames_and_the_question_are_shown_and_the_replies_are_kept(data, tm
   server.answer = knowing(data, delay=0.1)  # or one may be done before the next is sent
   made = config(data, server, traces__in_flight=3)
   traces_stage.write(made, tmp_path)
-  counts = traces.summary(tmp_path / "traces")
+  counts = trace_store.summary(tmp_path / "traces")
   assert sum(count["template"] + count["no reply"] for count in counts.values()) == 0
   found = trace_runs.lines(tmp_path / "traces" / "traces.jsonl")
   found += trace_runs.lines(tmp_path / "traces" / "rejected.jsonl")
@@ -129,32 +133,38 @@ def test_an_outage_stops_the_run_instead_of_leaving_a_question_out_for_good(
 
 
 @pytest.fixture
-def endpoint(server):
-  return endpoint_at(server.url("openai"))
+def model(server):
+  with contextlib.closing(endpoint_at(server.url("openai"))) as endpoint:
+    yield vlm_client.VideoModel(endpoint=endpoint, system="s")
 
 
 def endpoint_at(url):
-  limits = {"timeout": 5.0, "retries": 0, "max_tokens": 8}
-  return trace_endpoint.Endpoint("m", base_url=url, key=judge_server.KEY, system="s", **limits)
+  limits = model_endpoint.Limits(timeout=5.0, retries=0, max_tokens=8)
+  return model_endpoint.Endpoint(
+    "config.traces", "openai", model="m", base_url=url, key=judge_server.KEY, limits=limits
+  )
 
 
-def test_a_model_that_spends_its_token_on_reasoning_passes_the_check(server, endpoint):
+def test_a_model_that_spends_its_token_on_reasoning_passes_the_check(server, model):
   body = '{"choices": [{"message": {"role": "assistant", "content": null}}]}'
   server.answer = lambda request: judge_server.Reply(body=body)
-  endpoint.check()
-  assert endpoint.reply("What?", []) is None
+  model.endpoint.check()
+  assert model.reply("What?", []) is None
 
 
-def test_half_an_emoji_is_a_reply_that_can_be_written(server, endpoint):
+def test_half_an_emoji_is_a_reply_that_can_be_written(server, model):
   server.answer = lambda request: judge_server.Reply(text="red \ud83d")
-  assert endpoint.reply("What?", []) == "red ?"
+  assert model.reply("What?", []) == "red ?"
 
 
 def test_without_an_address_the_key_goes_to_the_vendor_alone(server, monkeypatch):
   monkeypatch.setenv("OPENAI_BASE_URL", server.url("openai"))
   monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # so that nothing leaves this machine
-  with pytest.raises(errors.InputError, match=r"base_url=https://api\.openai\.com/v1/: no answer"):
-    endpoint_at("").check()
+  with (
+    contextlib.closing(endpoint_at("")) as endpoint,
+    pytest.raises(errors.InputError, match=r"base_url=https://api\.openai\.com/v1: no answer"),
+  ):
+    endpoint.check()
   assert not server.requests
 
 
@@ -183,7 +193,7 @@ def test_an_endpoint_that_answers_nothing_of_use_stops_the_run(data, tmp_path, s
 
 
 AT_START = {
-  "down": ({"traces__base_url": "http://127.0.0.1:9/v1"}, "base_url=http://127.0.0.1:9/v1/: no an"),
+  "down": ({"traces__base_url": "http://127.0.0.1:9/v1"}, "base_url=http://127.0.0.1:9/v1: no an"),
   "no address": ({"traces__base_url": "localhost"}, "needs the form http"),
   "no model": ({"traces__model": ""}, "config.traces.model: is empty"),
   "no key": (
@@ -204,14 +214,20 @@ def test_what_is_missing_is_said_before_anything_is_written(data, tmp_path, serv
 REFUSALS = {
   "the key": (
     judge_server.Reply(status=401, text=judge_server.KEY),
-    "refuses the key or the mo.*401",
+    "key_variable: .* refuses its key .status 401",
   ),
-  "the model": (judge_server.Reply(status=404), "refuses the key or the model 'a-writer'.*404"),
+  "the model": (
+    judge_server.Reply(status=404),
+    "refuses what 'a-writer' is asked .status 404.*correct model",
+  ),
   "the request": (
     judge_server.Reply(status=400, text=f"no temperature, {judge_server.KEY}"),
     "refuses what 'a-writer' is asked .status 400.*no temperature",
   ),
-  "another protocol": (judge_server.Reply(body="<html>"), "answers, but not as chat completions"),
+  "another protocol": (
+    judge_server.Reply(body="<html>"),
+    "answers, but not in the protocol of openai",
+  ),
 }
 
 

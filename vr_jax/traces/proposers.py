@@ -9,7 +9,6 @@ from concurrent import futures
 import contextlib
 import dataclasses
 import functools
-import os
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,20 +17,13 @@ from jaxtyping import PyTree
 import ml_collections
 import numpy as np
 
-from vr_jax import errors, records
-from vr_jax.data import batches, examples, frame_store, traces
+from vr_jax import errors, model_endpoint, records
+from vr_jax.data import batches, examples, frame_store, trace_store
 from vr_jax.envs import registry, videop2r
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
-from vr_jax.train import (
-  batching,
-  features,
-  initialization,
-  inputs,
-  judges,
-  run_context,
-  trace_endpoint,
-)
+from vr_jax.traces import vlm_client
+from vr_jax.train import batching, features, initialization, inputs, judges, run_context
 
 Replies = Callable[[], Sequence[str | None]]
 _AHEAD = 2  # chunks that wait for what is done with them, at most
@@ -51,14 +43,19 @@ class Writer(Protocol):
   def left_out(self) -> Mapping[str, frozenset[int]]:
     """Indices of the examples of each split that can't be asked about."""
 
-  def proposals(self, chunks: Sequence[traces.Chunk]) -> Iterator[tuple[traces.Chunk, Replies]]:
+  def proposals(
+    self, chunks: Sequence[trace_store.Chunk]
+  ) -> Iterator[tuple[trace_store.Chunk, Replies]]:
     """The chunks in their order, the next ones under way while the replies to one are waited for."""
+
+  def close(self) -> None:
+    """Closes the environment's judge, and the connection to a model that is asked."""
 
 
 def each(
   writer: Writer,
-  chunks: Sequence[traces.Chunk],
-  work: Callable[[traces.Chunk, Sequence[str | None]], None],
+  chunks: Sequence[trace_store.Chunk],
+  work: Callable[[trace_store.Chunk, Sequence[str | None]], None],
   tick: Callable[[int], None],
 ) -> None:
   """Does `work(chunk, replies)` for one chunk after the other, on a thread of its own: the writer goes on with the next ones.
@@ -66,7 +63,7 @@ def each(
   tick: is told how many are done. Where it is interrupted, what was replied by then is done first.
   """
 
-  def one(number: int, chunk: traces.Chunk, replies: Replies) -> None:
+  def one(number: int, chunk: trace_store.Chunk, replies: Replies) -> None:
     work(chunk, replies())
     tick(number)
 
@@ -107,15 +104,21 @@ class Sampled:
     config.sft.steps, config.sft.validate_every = 0, 1  # of all splits, their prompts alone
     return dataclasses.replace(self.context.builder.checks, config=config).left_out()
 
-  def proposals(self, chunks: Sequence[traces.Chunk]) -> Iterator[tuple[traces.Chunk, Replies]]:
+  def proposals(
+    self, chunks: Sequence[trace_store.Chunk]
+  ) -> Iterator[tuple[trace_store.Chunk, Replies]]:
     """A batch of the sampler is a chunk."""
     with features.cache(self.context, self.params, self.workdir) as cache:
-      for split in traces.SPLITS:
+      for split in trace_store.SPLITS:
         mine = [chunk for chunk in chunks if chunk.split == split]
         for chunk, batch in zip(mine, self.batches(split, mine, cache), strict=True):
           prompt = features.prompt(self.context, self.params, batch, cache).prompt
           rollout = self.sample(prompt)
           yield chunk, functools.partial(_texts, self.context, rollout, len(chunk.indices))
+
+  def close(self) -> None:
+    """Closes the judge."""
+    self.environment.judge.close()
 
   @functools.cached_property
   def params(self) -> PyTree:
@@ -133,7 +136,7 @@ class Sampled:
     )
 
   def batches(
-    self, split: str, chunks: Sequence[traces.Chunk], cache: features.Cache = None
+    self, split: str, chunks: Sequence[trace_store.Chunk], cache: features.Cache = None
   ) -> Iterator[batching.Batch]:
     """The questions of each chunk, all of one split, read ahead."""
     if not chunks:
@@ -167,7 +170,7 @@ class Asked:
   config: ml_collections.ConfigDict
   source: Path
   environment: videop2r.VideoP2R
-  endpoint: trace_endpoint.Endpoint
+  model: vlm_client.VideoModel
 
   def identity(self) -> Mapping[str, Any]:
     """The model and where it answers."""
@@ -182,11 +185,13 @@ class Asked:
     """What fits is the endpoint's affair."""
     return {}
 
-  def proposals(self, chunks: Sequence[traces.Chunk]) -> Iterator[tuple[traces.Chunk, Replies]]:
+  def proposals(
+    self, chunks: Sequence[trace_store.Chunk]
+  ) -> Iterator[tuple[trace_store.Chunk, Replies]]:
     """As many chunks ahead as keep all requests busy."""
     section = self.config.traces
     store = frame_store.FrameStore(self.source / "frames")
-    sources = {split: examples.ExampleSource(self.source, split) for split in traces.SPLITS}
+    sources = {split: examples.ExampleSource(self.source, split) for split in trace_store.SPLITS}
     ahead = 1 + -(-section.in_flight // section.batch)
     with futures.ThreadPoolExecutor(section.in_flight, thread_name_prefix="traces") as pool:
       waiting = deque()
@@ -202,10 +207,15 @@ class Asked:
         pool.shutdown(cancel_futures=True)
         raise
 
+  def close(self) -> None:
+    """Closes the judge and the connection."""
+    self.environment.judge.close()
+    self.model.close()
+
   def _reply(self, example: records.Example, store: frame_store.FrameStore) -> str | None:
     clip = batches.load_clip(example, store, inputs.sampling_rule(self.config.data))
     images = store.jpegs(example.video, clip.frame_indices)
-    return self.endpoint.reply(self.environment.question(example), images)
+    return self.model.reply(self.environment.question(example), images)
 
 
 def _waited(replies: Sequence[futures.Future]) -> list[str | None]:
@@ -216,12 +226,15 @@ def make(config: ml_collections.ConfigDict, workdir: Path) -> Writer:
   """The writer that config.traces names; raises InputError where it or the judge can't be had."""
   if config.traces.writer == "sampler":
     return Sampled(context=run_context.make_run_context(config, workdir), workdir=workdir)
-  answers = _endpoint(config)
+  with contextlib.ExitStack() as on_failure:
+    model = on_failure.enter_context(contextlib.closing(_connect(config)))
+    environment = judged(config, workdir)
+    on_failure.pop_all()
   return Asked(
     config=config,
     source=inputs.shards(config, workdir),
-    environment=judged(config, workdir),
-    endpoint=answers,
+    environment=environment,
+    model=model,
   )
 
 
@@ -231,27 +244,24 @@ def judged(config: ml_collections.ConfigDict, workdir: Path) -> videop2r.VideoP2
   return registry.make_environment(config, judge=judge)
 
 
-def _endpoint(config: ml_collections.ConfigDict) -> trace_endpoint.Endpoint:
-  """Known to answer; raises InputError where it does not, or for want of a model or key."""
+def _connect(config: ml_collections.ConfigDict) -> vlm_client.VideoModel:
+  """A model that has answered; raises InputError where it does not, or for want of a model or key."""
   section = config.traces
   if not section.model:
     raise errors.InputError(
       "config.traces.model: is empty; name the model as the endpoint knows it"
     )
-  key = os.environ.get(section.key_variable, "")
-  if not key:
-    raise errors.InputError(
-      f"config.traces.key_variable={section.key_variable}: the environment has no such variable; export the key in it "
-      "(any word where the endpoint asks for none)"
-    )
-  made = trace_endpoint.Endpoint(
-    section.model,
+  endpoint = model_endpoint.connect(
+    "config.traces",
+    "openai",
+    model=section.model,
     base_url=section.base_url,
-    key=key,
-    system=config.model.system,
-    timeout=section.timeout,
-    retries=section.retries,
-    max_tokens=section.max_tokens,
+    key_variable=section.key_variable,
+    limits=model_endpoint.Limits(
+      in_flight=section.in_flight,
+      timeout=section.timeout,
+      retries=section.retries,
+      max_tokens=section.max_tokens,
+    ),
   )
-  made.check()
-  return made
+  return vlm_client.VideoModel(endpoint=endpoint, system=config.model.system)

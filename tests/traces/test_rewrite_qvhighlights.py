@@ -7,7 +7,7 @@ from tests.data import annotation_files
 from tests.rewards import judge_server
 from vr_jax import base_config, errors
 from vr_jax.data import qvhighlights
-from vr_jax.train import rewriting
+from vr_jax.traces import rewrite_qvhighlights
 
 GOOD = {
   "suitable": True,
@@ -47,7 +47,7 @@ def section(server, kind="openai", **fields):
 
 def rewrite(released, tmp_path, judge):
   kept = qvhighlights.moments(released).kept
-  return rewriting.rewrite(kept, tmp_path / "rewrites.jsonl", judge)
+  return rewrite_qvhighlights.rewrite(kept, tmp_path / "rewrites.jsonl", judge)
 
 
 def put(server):
@@ -145,8 +145,8 @@ def test_a_reply_that_is_unreadable_is_asked_for_again(server, released, tmp_pat
 def test_the_command_line_says_what_came_of_it(server, released, tmp_path, capsys):
   flags = {"model": "m", "base_url": server.url("openai"), "key_variable": "TEST_KEY"}
   words = [f"--config.judge.{name}={value}" for name, value in flags.items()]
-  rewriting.run([str(released), str(tmp_path / "rewrites.jsonl"), *words])
-  assert capsys.readouterr().out == "rewriting: 5 moments; 0 known, 5 rewritten\n"
+  rewrite_qvhighlights.run([str(released), str(tmp_path / "rewrites.jsonl"), *words])
+  assert capsys.readouterr().out == "rewrite_qvhighlights: 5 moments; 0 known, 5 rewritten\n"
 
 
 @pytest.mark.parametrize(
@@ -161,5 +161,5 @@ def test_the_command_line_says_what_came_of_it(server, released, tmp_path, capsy
 )
 def test_a_command_that_cannot_be_is_refused_in_one_line(released, words, says):
   with pytest.raises(errors.InputError, match=says) as raised:
-    rewriting.run([word.format(released=released) for word in words])
+    rewrite_qvhighlights.run([word.format(released=released) for word in words])
   assert "\n" not in str(raised.value)
