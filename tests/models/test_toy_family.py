@@ -53,7 +53,6 @@ def run(tmp_path_factory, one_device):
   """A run of every stage with a frozen tower, so that the cache of its features is used too."""
   workdir = tmp_path_factory.mktemp("toy") / "run"
   config = nano.config(**TOY, model__freeze_vision=True, model__feature_cache_gib=0.1)
-  config.rl.shuffled = 2
   main.run(config, workdir, "all")
   return config, workdir
 
