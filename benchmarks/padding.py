@@ -21,8 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import moss_chatv
-from vr_jax import records
+from vr_jax import recipe_config, records
 from vr_jax.data import windows
 from vr_jax.models import layout as layout_lib
 from vr_jax.rollout import sampler
@@ -189,7 +188,7 @@ _PROMPT = records.Prompt(
 
 def main() -> None:
   """Prints the shares."""
-  config = moss_chatv.get_config("7b")
+  config = recipe_config.load("moss_chatv:7b")
   config.rl.max_new_tokens = BUDGET
   ours = shares(SEED, rungs=config.rl.rungs, rl=config.rl, buckets=config.model.prefix_buckets)
   config.rl.packing = 0.0

@@ -87,6 +87,7 @@ def measured(workdir: Path) -> dict[str, object]:
     sieve = trace_filter.Filter(
       source=source,
       output=output,
+      environment=writer.environment,
       judge=writer.environment.judge,
       threshold=config.traces.threshold,
     )

@@ -11,8 +11,10 @@ frames (temporal patches of the vision tower, of one image or some video frames)
 (vision tokens of one prompt, those of all its frames).
 """
 
+from collections.abc import Mapping
 import dataclasses
 import enum
+from typing import Any
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -53,6 +55,7 @@ class Example:
   """One question. `shown` is what the model may see of the video, `masked` what the answer is about.
 
   `observation` and `reasoning` are the two texts of a supervised trace, without tags; "" where there is none.
+  `extra` has the other fields of its annotation, as JSON has them: for rewards of a user.
   """
 
   id: str
@@ -69,6 +72,7 @@ class Example:
   source: str = ""
   observation: str = ""
   reasoning: str = ""
+  extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
 class Kind(enum.IntEnum):

@@ -6,6 +6,7 @@ from tests.rollout import chat
 from vr_jax import records
 from vr_jax.envs import video_mtr
 from vr_jax.models.common import prompts
+from vr_jax.rewards import exploration
 from vr_jax.rollout import dialogue
 
 LOOK = "<think></think>\n<retrieve>10,13</retrieve>"
@@ -16,8 +17,7 @@ TASK = video_mtr.VideoMTR(
   window=2,
   budget=8,
   invalid="rethink",
-  relevance={},
-  exploration={"stages": ()},
+  exploration=exploration.Rule(stages=()),
 )
 EXAMPLE = records.Example(
   id="q1",

@@ -73,8 +73,6 @@ def _session(pool=None, says=Speaker.says, **changes):
       window=2,
       budget=4,
       invalid="explain",
-      relevance={},
-      exploration={},
     ),
     "decoding": chat.decoding(),
     "schedule": SCHEDULE,

@@ -1,7 +1,6 @@
 """Small runs of the trace stage, with writers that say what a test wants."""
 
 from collections.abc import Callable, Iterator, Sequence
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,7 @@ OVERRIDES = {
 
 def config(data: Path | None = None, **overrides: Any) -> ml_collections.ConfigDict:
   """The nano run of VideoP2R over such data; an override's dots are two underscores."""
-  path = nano.ROOT / "configs" / "videop2r.py"
-  spec = importlib.util.spec_from_file_location("videop2r_recipe", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  made = module.get_config("tiny")
+  made = nano.recipe("tiny", "configs/videop2r.py")
   dotted = {name.replace("__", "."): value for name, value in overrides.items()}
   given = {"data.directory": str(data)} if data else {}
   made.update_from_flattened_dict({**nano.OVERRIDES, **OVERRIDES, **given, **dotted})

@@ -3,7 +3,7 @@
 On disk, in the output directory:
 
     frames/              the frame store
-    moss_video/1.1.0/    the examples, a TFDS dataset with splits train, validation and test
+    moss_video/1.2.0/    the examples, a TFDS dataset with splits train, validation and test
     bad_records.jsonl    with on_bad "skip": what was left out, and why
     ingest.json          fingerprint of inputs and config, and the report
 """

@@ -24,22 +24,21 @@ from typing import Literal
 from jaxtyping import Bool, Float
 import numpy as np
 
-from vr_jax import errors
+from vr_jax import errors, schema
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-  """The settings of the bonus.
+  """When turns that retrieve get a bonus, and how much (docs/video_mtr.md)."""
 
-  stages: (rate, bonus) pairs, lowest rate first: the bonus applies below the rate. () for no bonus.
-  patience: how many batches in a row must reach the highest rate to end the bonus.
-
-  Raises InputError for a patience below 1 or unsorted stages.
-  """
-
-  variant: Literal["paper", "code"] = "paper"
-  stages: tuple[tuple[float, float], ...] = ((0.1, 1.0), (0.5, 0.5))
-  patience: int = 3
+  variant: Literal["paper", "code"] = schema.field("paper", "code: what the released code does.")
+  stages: tuple[tuple[float, float], ...] = schema.field(
+    ((0.1, 1.0), (0.5, 0.5)),
+    "Pairs (share of turns that retrieve, bonus below it), the lowest share first; (): no bonus.",
+  )
+  patience: int = schema.field(
+    3, "Batches in a row above the last share, which end it.", "[1, inf)"
+  )
 
   def __post_init__(self):
     if self.patience < 1 or list(self.stages) != sorted(self.stages):

@@ -1,5 +1,9 @@
 """The format reward: is the reply exactly one <think> block and one <answer> block?"""
 
+from collections.abc import Sequence
+
+from vr_jax import records
+
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
@@ -18,3 +22,9 @@ def format_reward(reply: str) -> float:
   spans_reply = reply.startswith(think) and reply.endswith(answer_end)
   in_order = reply.index(think_end) < reply.index(answer)
   return float(spans_reply and in_order and not between.strip())
+
+
+def format_rewards(replies: Sequence[str], examples: Sequence[records.Example]) -> list[float]:
+  """`format_reward` of each reply, whatever the example."""
+  del examples
+  return [format_reward(reply) for reply in replies]

@@ -31,6 +31,8 @@ from typing import Literal
 from jaxtyping import Bool, Float
 import numpy as np
 
+from vr_jax import schema
+
 _CODE_MARGIN = 0.001  # an IoU must be higher by this much, in the released code
 _CODE_DECAY = 0.1  # how much less of its accuracy an answer earns, for each turn before it
 # An answer is right from this accuracy on. Reconstruction: accuracies in the paper are 0 or 1 only,
@@ -40,19 +42,18 @@ _RIGHT_ACCURACY = 0.5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-  """The settings of the turn rewards.
+  """What a turn earns, at most, in its parts (docs/video_mtr.md)."""
 
-  accuracy, relevance, format: the most that each part earns in a turn.
-  slope: how fast the penalty grows as the IoU falls below the best one.
-  gate: whether turns of wrong episodes earn nothing; off in an ablation.
-  """
-
-  variant: Literal["paper", "code"] = "paper"
-  accuracy: float = 1.0
-  relevance: float = 0.5
-  format: float = 0.1
-  slope: float = 1.0
-  gate: bool = True
+  variant: Literal["paper", "code"] = schema.field("paper", "code: what the released code does.")
+  accuracy: float = schema.field(1.0, "What a right answer earns.", "[0, inf)")
+  relevance: float = schema.field(
+    0.5, "What a better look earns; 0: no rewards of turns but the format.", "[0, inf)"
+  )
+  format: float = schema.field(0.1, "What the right form earns in a turn.", "[0, inf)")
+  slope: float = schema.field(
+    1.0, "Of the penalty for a look that is worse than the best so far.", "[0, inf)"
+  )
+  gate: bool = schema.field(True, "Wrong episodes earn nothing for their looks.")
 
   def ranges(self) -> dict[str, tuple[float, float]]:
     """(minimum, maximum) of each part of a turn's reward, and of their sum (`total`)."""

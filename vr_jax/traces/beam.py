@@ -93,6 +93,7 @@ def _worker(job: Job) -> tuple[trace_filter.Filter, proposers.Writer | None]:
   sieve = trace_filter.Filter(
     source=inputs.shards(config, job.workdir),
     output=job.output,
+    environment=environment,
     judge=environment.judge,
     threshold=config.traces.threshold,
   )

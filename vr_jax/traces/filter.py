@@ -11,7 +11,7 @@ from pathlib import Path
 from vr_jax import errors, records
 from vr_jax.data import examples as examples_lib
 from vr_jax.data import trace_store
-from vr_jax.envs import environment, videop2r
+from vr_jax.envs import environment
 from vr_jax.rewards import judge as judge_lib
 
 
@@ -19,11 +19,12 @@ from vr_jax.rewards import judge as judge_lib
 class Filter:
   """Decides chunks of the examples in `source`, and writes them to `output`; one thread at a time.
 
-  threshold: the score by the task metric that an answer needs.
+  environment: reads the replies. threshold: the score by the task metric that an answer needs.
   """
 
   source: Path
   output: Path
+  environment: environment.Environment
   judge: judge_lib.Judge
   threshold: float
 
@@ -86,8 +87,8 @@ class Filter:
   ) -> trace_store.Outcome:
     if reply is None:
       return trace_store.Outcome(index=index, reply=None, reason="no reply")
-    read = videop2r.read(reply)
-    if not (read.well_formed and read.observation and read.think and read.answer):
+    read = self.environment.parse_trace(reply)
+    if read is None:
       return trace_store.Outcome(index=index, reply=reply, reason="template")
     score = environment.worth(read.answer, example)
     return trace_store.Outcome(
@@ -96,5 +97,5 @@ class Filter:
       reason="" if score >= self.threshold else "answer",
       score=score,
       observation=read.observation,
-      reasoning=read.think,
+      reasoning=read.reasoning,
     )

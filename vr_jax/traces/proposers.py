@@ -19,7 +19,8 @@ import numpy as np
 
 from vr_jax import errors, model_endpoint, records
 from vr_jax.data import batches, examples, frame_store, trace_store
-from vr_jax.envs import registry, videop2r
+from vr_jax.envs import environment as environment_lib
+from vr_jax.envs import registry
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
 from vr_jax.traces import vlm_client
@@ -34,7 +35,7 @@ class Writer(Protocol):
   """Proposes one reply to each question of the environment, at temperature 0."""
 
   @property
-  def environment(self) -> videop2r.VideoP2R:
+  def environment(self) -> environment_lib.Environment:
     """The recipe's, with its judge."""
 
   def identity(self) -> Mapping[str, Any]:
@@ -88,7 +89,7 @@ class Sampled:
   workdir: Path
 
   @property
-  def environment(self) -> videop2r.VideoP2R:
+  def environment(self) -> environment_lib.Environment:
     """That of the run."""
     return self.context.environment
 
@@ -169,7 +170,7 @@ class Asked:
 
   config: ml_collections.ConfigDict
   source: Path
-  environment: videop2r.VideoP2R
+  environment: environment_lib.Environment
   model: vlm_client.VideoModel
 
   def identity(self) -> Mapping[str, Any]:
@@ -238,7 +239,7 @@ def make(config: ml_collections.ConfigDict, workdir: Path) -> Writer:
   )
 
 
-def judged(config: ml_collections.ConfigDict, workdir: Path) -> videop2r.VideoP2R:
+def judged(config: ml_collections.ConfigDict, workdir: Path) -> environment_lib.Environment:
   """The environment with its judge, for which no model of this project is needed."""
   judge = judges.build(config.judge, inputs.directory(config, workdir) / "judge.sqlite")
   return registry.make_environment(config, judge=judge)

@@ -22,9 +22,9 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from vr_jax import atomic, base_config, errors
+from vr_jax import atomic, base_config, config_fields, errors, schema
 from vr_jax.data import qvhighlights
-from vr_jax.train import choices, console, judges
+from vr_jax.train import console, judges
 
 _SYSTEM = """\
 You write questions for a test of video understanding. You are given a sentence that tells what happens for a while in a video that
@@ -89,7 +89,7 @@ def rewrite(
   if section.kind not in ("openai", "anthropic"):
     raise errors.InputError(f"config.judge.kind={section.kind}: rewriters are openai or anthropic")
   judges.check_model(section)
-  choices.check_ranges(ml_collections.ConfigDict({"judge": section}))
+  schema.check(section, config_fields.Judge, "config.judge")
   found = list(qvhighlights.read_rewrites(path)) if path.exists() else []
   known = {str(value["qid"]) for value in found}
   left = [moment for moment in moments if moment.qid not in known]

@@ -16,10 +16,10 @@ import ml_collections
 
 from vr_jax import atomic, errors
 from vr_jax.data import examples, trace_store
-from vr_jax.envs import registry, videop2r
+from vr_jax.envs import registry
 from vr_jax.traces import beam, proposers
 from vr_jax.traces import filter as trace_filter
-from vr_jax.train import choices, console, inputs
+from vr_jax.train import config_checks, console, inputs
 from vr_jax.train import workdir as workdir_lib
 
 
@@ -48,7 +48,11 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
         beam.decide(config, workdir, output, chunks, writer)
       else:
         sieve = trace_filter.Filter(
-          source=source, output=output, judge=writer.environment.judge, threshold=section.threshold
+          source=source,
+          output=output,
+          environment=writer.environment,
+          judge=judge,
+          threshold=section.threshold,
         )
         decide(sieve, writer, chunks)
       counts = trace_store.assemble(output, source, chunks)
@@ -70,11 +74,11 @@ def _check(config: ml_collections.ConfigDict) -> None:
     raise errors.InputError(
       "--mode=traces: one process writes traces; config.traces.workers adds more"
     )
-  if not isinstance(registry.make_environment(config), videop2r.VideoP2R):
+  if not registry.environment_class(config.recipe).has_observation or "traces" not in config:
     raise errors.InputError(
       f"config.recipe={config.recipe}: its replies hold no observation; traces are those of videop2r"
     )
-  choices.check_template(config, told=config.traces.writer != "sampler")
+  config_checks.check_template(config, told=config.traces.writer != "sampler")
 
 
 def _about(

@@ -10,6 +10,7 @@ import numpy as np
 import tokenizers
 
 from vr_jax import errors
+from vr_jax.data import frame_store
 from vr_jax.envs import registry
 from vr_jax.models import family as family_lib
 from vr_jax.models import interface
@@ -57,14 +58,19 @@ def make_run_context(
   allowed = np.arange(model.vocab_size) < tokenizer.get_vocab_size()
   allowed[list(processor.media_tokens)] = False
   mesh = mesh_lib.make_mesh(config.mesh)
-  judge = _make_judge(config, workdir) if judged else None
+  needs = registry.environment_class(config.recipe).needs if judged else ()
+  services = {}
+  if "judge" in needs:
+    services["judge"] = _make_judge(config, workdir)
+  if "frame_reader" in needs and read:
+    services["frame_reader"] = frame_store.FrameStore(data / "frames")
   return RunContext(
     config=network.divided(config, mesh),
     data=data,
     mesh=mesh,
     model=model,
     processor=processor,
-    environment=registry.make_environment(config, judge=judge),
+    environment=registry.make_environment(config, **services),
     allowed=jnp.asarray(allowed),
     stop_tokens=processor.stop_tokens,
   )
@@ -88,9 +94,12 @@ def _make_processor(config: ml_collections.ConfigDict, workdir: Path) -> interfa
   )
 
 
-def _make_judge(config: ml_collections.ConfigDict, workdir: Path) -> judge_lib.Judge | None:
+def _make_judge(config: ml_collections.ConfigDict, workdir: Path) -> judge_lib.Judge:
   if "judge" not in config:
-    return None
+    raise errors.InputError(
+      f"config.judge: is missing, and {config.recipe} needs a judge; call base_config.judge(config) "
+      "in the config"
+    )
   return judges.build(config.judge, inputs.directory(config, workdir) / "judge.sqlite")
 
 

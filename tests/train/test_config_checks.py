@@ -1,16 +1,15 @@
 """Fields of the config with few values, or a range of them: every other value is refused before anything runs."""
 
 import functools
-import re
 
 import pytest
 
 from tests.train import nano
-from vr_jax import errors
-from vr_jax.train import choices
+from vr_jax import config_fields, errors, schema
+from vr_jax.envs import registry
+from vr_jax.train import config_checks
 
 RECIPES = sorted(str(path.relative_to(nano.ROOT)) for path in nano.ROOT.glob("configs/*.py"))
-SECTIONS = {"evaluation": "eval"}  # where the config file names a section otherwise
 
 
 def section_of(config, name):
@@ -32,7 +31,7 @@ def set_field(name, value):
 @pytest.mark.parametrize("path", RECIPES)
 @pytest.mark.parametrize("size", ["tiny", "3b", "7b", "72b"])
 def test_every_size_is_within_its_own_choices(path, size):
-  choices.check(nano.recipe(size, path))
+  config_checks.check(nano.recipe(size, path))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +71,7 @@ def test_a_field_that_does_not_go_with_the_others_is_named(path, field, value):
   functools.reduce(getattr, sections, config)[name] = value
   named = {"env.turns": "env.window", "env.demonstrated": "sft.steps"}.get(field, field)
   with pytest.raises(errors.InputError, match=f"--config.{named}"):
-    choices.check(config)
+    config_checks.check(config)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ def test_options_of_the_loss_that_do_not_go_together_are_refused(named, fields):
   config = nano.recipe("tiny", nano.RECIPE)
   config.rl.update(fields)
   with pytest.raises(errors.InputError, match=f"--config.rl.{named}"):
-    choices.check(config)
+    config_checks.check(config)
 
 
 @pytest.mark.parametrize(
@@ -104,14 +103,14 @@ def test_options_of_the_loss_that_do_not_go_together_are_refused(named, fields):
 def test_options_of_the_loss_that_go_together_are_taken(fields):
   config = nano.recipe("tiny", nano.RECIPE)
   config.rl.update(fields)
-  choices.check(config)
+  config_checks.check(config)
 
 
 @pytest.mark.parametrize(("credit", "steps"), [("gae", 50), ("episode", 0)])
 def test_one_reply_a_prompt_is_enough_for_a_critic_or_where_there_is_no_rl(credit, steps):
   config = nano.recipe("tiny", "configs/video_mtr.py")
   config.rl.group, config.rl.credit, config.rl.steps = 1, credit, steps
-  choices.check(config)
+  config_checks.check(config)
 
 
 @pytest.mark.parametrize("path", RECIPES)
@@ -122,7 +121,7 @@ def test_an_instruction_asks_for_every_tag_by_which_replies_are_read(path, size)
     config = nano.recipe(size, path)
     config.env.instruction = whole.replace(tag, "")
     with pytest.raises(errors.InputError, match=f"config.env.instruction: .* ask for {tag}, by"):
-      choices.check(config)
+      config_checks.check(config)
 
 
 @pytest.mark.parametrize("path", RECIPES)
@@ -130,41 +129,78 @@ def test_only_a_network_that_knows_no_words_is_told_nothing(path):
   config = nano.recipe("7b", path)
   config.env.instruction = ""
   with pytest.raises(errors.InputError, match=r"config\.env\.instruction"):
-    choices.check(config)
+    config_checks.check(config)
   own = nano.recipe("tiny", path)
   own.env.instruction = ""
-  choices.check(own)
+  config_checks.check(own)
   own.model.pretrained = "export"  # as it was written by this project
-  choices.check(own)
+  config_checks.check(own)
   with pytest.raises(errors.InputError, match=r"config\.env\.instruction"):
-    choices.check_template(own, told=True)
+    config_checks.check_template(own, told=True)
 
 
-@pytest.mark.parametrize("name", choices.CHOICES)
+def _fields():
+  """Each field once: (name, field), those of sections and of environments."""
+  found = {each.name: each for each in schema.fields(config_fields.Config)}
+  for name, section in config_fields.OPTIONAL.items():
+    found |= {each.name: each for each in schema.fields(section, f"{name}.")}
+  for environment in registry.ENVIRONMENTS.values():
+    found |= {each.name: each for each in schema.fields(environment, "env.")}
+  return found
+
+
+FIELDS = _fields()
+
+
+@pytest.mark.parametrize("name", [name for name, each in FIELDS.items() if each.choices])
 def test_a_value_that_is_no_choice_is_named_with_the_choices(name):
-  known = ", ".join(filter(None, choices.CHOICES[name]))
+  known = ", ".join(filter(None, FIELDS[name].choices))
   with pytest.raises(errors.InputError, match=f"--config.{name}=other: not one of {known}"):
-    choices.check(set_field(name, "other"))
+    config_checks.check(set_field(name, "other"))
 
 
-@pytest.mark.parametrize("name", choices.RANGES)
+@pytest.mark.parametrize("name", [name for name, each in FIELDS.items() if each.bounds])
 def test_a_value_out_of_its_range_is_named_with_the_range(name):
-  interval = choices.RANGES[name]
+  interval = FIELDS[name].bounds
   low, high = map(float, interval[1:-1].split(", "))
   outside = [low - 1, *([low] if interval[0] == "(" else []), high + 1, float("nan")]
   for value in outside if high < float("inf") else [v for v in outside if v != high + 1]:
     with pytest.raises(errors.InputError) as error:
-      choices.check(set_field(name, value))
+      config_checks.check(set_field(name, value))
     assert str(error.value) == f"--config.{name}={value}: not in {interval}"
 
 
-def test_every_field_whose_comment_lists_choices_has_them_checked():
-  paths = ("vr_jax/base_config.py", *RECIPES)
-  text = "\n".join((nano.ROOT / path).read_text() for path in paths)
-  listed = re.findall(r'^  (\w+)\.(\w+) = (?:\(\s+)?"\w*"  # (.* \| .*)$', text, re.MULTILINE)
-  names = {
-    f"{SECTIONS.get(section, section)}.{field}"
-    for section, field, _ in listed
-    if section != "section"
-  }
-  assert names and not names - set(choices.CHOICES)
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_says_what_it_means(name):
+  assert FIELDS[name].help.endswith((".", ";")), FIELDS[name].help
+
+
+@pytest.mark.parametrize("path", RECIPES)
+def test_every_field_of_a_config_is_described(path):
+  config = nano.recipe("tiny", path)
+  described = set(FIELDS)
+  for name in config.to_dict():
+    if name not in ("data", "model", "env"):
+      section = config[name]
+      fields = [f"{name}.{field}" for field in section] if hasattr(section, "keys") else [name]
+      assert set(fields) <= described
+  env = registry.environment_class(config.recipe)
+  assert {each.name.split(".")[0] for each in schema.fields(env)} == set(config.env)
+
+
+def test_an_environment_is_not_built_of_a_field_that_it_has_not():
+  config = nano.recipe("tiny")
+  with config.env.unlocked():
+    config.env.gait = "none"
+  with pytest.raises(
+    errors.InputError, match=r"config\.env\.gait: .* nearest is config\.env\.gate"
+  ):
+    registry.complete(config)
+
+
+def test_a_value_of_another_type_is_named():
+  config = nano.recipe("tiny")
+  with config.env.unlocked(), config.env.ignore_type():
+    config.env.instruction = 3
+  with pytest.raises(errors.InputError, match=r"--config\.env\.instruction=3: is no str"):
+    config_checks.check(config)
