@@ -5,8 +5,9 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 PYTEST_ARGS ?=
+MUTATION_ARGS ?=
 
-.PHONY: demo test lint format parity clean
+.PHONY: demo test lint format parity mutation clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m vr_jax.main --config=configs/moss_chatv.py:tiny --workdir=runs/demo --mode=all
@@ -25,6 +26,11 @@ format: $(VENV)/.installed-test
 # The reference implementations, for the parity tests to compare with live. PyTorch first: pinned, so that golden
 # files and live runs speak of the same numerics.
 parity: $(VENV)/.installed-parity
+
+# Which small changes of the pure parts their own unit tests notice: an hour; MUTATION_ARGS="--sample=2" is quicker.
+mutation: $(VENV)/.installed-test
+	$(PIP) -e '.[mutation]'
+	$(VENV)/bin/python -m benchmarks.mutation $(MUTATION_ARGS)
 
 # A stamp is newer than setup.py exactly when its install is up to date.
 $(VENV)/bin/python:

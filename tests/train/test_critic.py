@@ -1,4 +1,4 @@
-"""The critic: its values, its step against a plain computation, and the credit that it gives, against loops in NumPy."""
+"""The critic: its values, and its step against a plain computation."""
 
 import dataclasses
 
