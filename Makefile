@@ -2,12 +2,13 @@
 
 PYTHON ?= python3
 VENV := .venv
+LOWEST := .venv-lowest
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 PYTEST_ARGS ?=
 MUTATION_ARGS ?=
 
-.PHONY: demo test lint format parity mutation clean
+.PHONY: demo test lint format parity lowest mutation clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m vr_jax.main --config=configs/moss_chatv.py:tiny --workdir=runs/demo --mode=all
@@ -32,6 +33,15 @@ mutation: $(VENV)/.installed-test
 	$(PIP) -e '.[mutation]'
 	$(VENV)/bin/python -m benchmarks.mutation $(MUTATION_ARGS)
 
+# The tests with the oldest versions that setup.py admits, in an environment of their own.
+lowest:
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e . packaging
+	$(LOWEST)/bin/python tests/lowest_versions.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c $(LOWEST)/constraints.txt -e '.[test]'
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
 # A stamp is newer than setup.py exactly when its install is up to date.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
@@ -51,4 +61,4 @@ $(VENV)/.installed-parity: setup.py vr_jax/__init__.py | $(VENV)/bin/python
 	touch $(VENV)/.installed $@
 
 clean:
-	rm -rf $(VENV) .jax_cache .hypothesis .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(LOWEST) .jax_cache .hypothesis .pytest_cache .ruff_cache build *.egg-info

@@ -56,9 +56,9 @@ def _run(argv: list[str]) -> int:
   topology.prepare()
   from launch import analysis, report, sweep  # jax starts late
   from vr_jax.parallel import mesh
-  from vr_jax.train import choices, network
+  from vr_jax.train import config_checks, network
 
-  choices.check(config)
+  config_checks.check(config)
   where = topology.find(options.topology)
   if options.sweep:
     found = sweep.search(config, where, progress=_say)

@@ -3,7 +3,7 @@
     vr-jax ask match.mp4 "Who falls?" --checkpoint=runs/mine --options="the thief,the guard"
 
 `--checkpoint` is the workdir of a run, whose config and last checkpoint (of rl, or else of sft) are taken. With
-`--config=configs/video_mtr.py:3b` it is a directory as Hugging Face has it, or, left out, config.model.pretrained. `--options` makes
+`--config=video_mtr:3b` it is a directory as Hugging Face has it, or, left out, config.model.pretrained. `--options` makes
 the question one of multiple choice; `--problem_type` is otherwise free-form. Any field of the config is overridden as
 `--config.eval.temperature=0.7`. Recipes of a single reply answer in one turn.
 """
@@ -18,7 +18,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from vr_jax import errors, main, records
+from vr_jax import errors, main, recipe_config, records
 from vr_jax.train import inputs
 from vr_jax.train import workdir as workdir_lib
 
@@ -53,10 +53,10 @@ def ask(argv: Sequence[str]) -> None:
 
   from vr_jax.data import one_video
   from vr_jax.envs import environment
-  from vr_jax.train import choices, run_context
+  from vr_jax.train import config_checks, run_context
 
   config, data = asked.config, asked.config.data
-  choices.check(config)
+  config_checks.check(config)
   video = one_video.load(
     asked.video,
     fps=data.fps,
@@ -132,9 +132,7 @@ def _config(
   """The config, with what `words` override, and the workdir of its run, if it is that of one."""
   recipe = any(word.startswith("--config=") for word in words)
   if checkpoint is None and not recipe:
-    raise errors.InputError(
-      "needs --checkpoint=<workdir of a run>, or --config=configs/<recipe>.py:<size>"
-    )
+    raise errors.InputError("needs --checkpoint=<workdir of a run>, or --config=<recipe>:<size>")
   if checkpoint and not checkpoint.is_dir():
     raise errors.InputError(f"--checkpoint={checkpoint}: no such directory")
   if recipe:
@@ -154,6 +152,7 @@ def _config(
   argv = ["ask", *words]
   config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
   main.read_flags(values, argv)
+  recipe_config.complete(values["config"].value, (Path.cwd(),))
   return values["config"].value, checkpoint
 
 

@@ -109,7 +109,9 @@ def test_it_is_an_environment():
 def test_every_reply_is_taken_apart_in_one_way(text, observation, answer):
   found = videop2r.read(text)
   assert (found.observation, found.answer) == (observation, answer)
-  assert found.well_formed == (observation is not None and answer is not None)
+  whole = found.observation is not None and found.think is not None
+  assert whole == (observation is not None and answer is not None)
+  assert (_task().parse_trace(text) is not None) == bool(observation and found.think and answer)
 
 
 def test_what_is_written_is_read():

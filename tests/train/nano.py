@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import dataclasses
 import functools
-import importlib.util
 import math
 import os
 from pathlib import Path
@@ -18,6 +17,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from vr_jax import recipe_config
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import batching, data_stage, run_context
 
@@ -74,10 +74,7 @@ OVERRIDES: Mapping[str, Any] = {
 
 def recipe(size: str, path: str = RECIPE) -> ml_collections.ConfigDict:
   """A recipe as it is, at a size."""
-  spec = importlib.util.spec_from_file_location("recipe", ROOT / path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(size)
+  return recipe_config.load(f"{ROOT / path}:{size}")
 
 
 def config(path: str = RECIPE, **overrides: Any) -> ml_collections.ConfigDict:

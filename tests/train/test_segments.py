@@ -11,7 +11,7 @@ from tests.train import nano
 from vr_jax import records
 from vr_jax.envs import registry
 from vr_jax.eval import stage
-from vr_jax.models.qwen2_5_vl import prompts
+from vr_jax.models.common import prompts
 from vr_jax.rl import advantages as advantages_lib
 from vr_jax.train import data_stage, metrics, rl_loop
 

@@ -8,76 +8,54 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 import numpy as np
 from PIL import Image
 
 from vr_jax import records
-from vr_jax.data import batches
 from vr_jax.envs import environment
 from vr_jax.envs import turns as turns_lib
+from vr_jax.eval import answered as answered_lib
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rewards import accuracy as accuracy_lib
 from vr_jax.rewards import steps as steps_lib
 from vr_jax.rl import advantages as advantages_lib
 from vr_jax.rl import overlong
 from vr_jax.rollout import decode_replies, encoder, multi_turn, sampler
 from vr_jax.train import batching, console, features, run_context
-from vr_jax.worlds import consistency, sufficiency
 
 _GROUPS = 2**20  # folded into the key of evaluation: apart from its batches
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Answered:
-  """One held-out example with its reply and scores.
-
-  steps: of its trace. observation: what it says to have seen, None where the recipe doesn't ask for it. rewards: by name, of
-  the segment that answers, the last; of_segments: of each segment by its name, where there are several. segment: that of each token, -1 where there is
-  none.
-
-  Of several turns `reply` is the last one, episode all of them, and of_segments has the turns; outcome: what else it came to.
-  """
-
-  example: records.Example
-  clip: batches.Clip
-  reply: str
-  tokens: int
-  steps: list[str]
-  observation: str | None
-  rewards: dict[str, float]
-  of_segments: dict[str, dict[str, float]]
-  episode: environment.Episode | None = None
-  outcome: dict[str, float] = dataclasses.field(default_factory=dict)
-  segment: Int[np.ndarray, "time"] | None = None
 
 
 def evaluate(
   context: run_context.RunContext, params: PyTree, *, name: str, cache: features.Cache = None
 ) -> dict[str, Any]:
-  """{"examples", "metrics", "rollouts"} of a policy on the test split, as eval/<name>.json holds them.
+  """{"examples", "metrics", "shown_as", "rollouts"} of a policy on the test split, as eval/<name>.json holds them.
 
-  Metrics: `accuracy` (and by problem type), each with the half-width of its 95 % interval (normal approximation) under
-  `accuracy_interval`; `process_reward`; `format`; `reply_tokens`; `trace_consistency` (the trace against the true
-  states, of simulated examples); `think_answer_mismatch` (share of replies whose trace concludes another value than
-  they answer, of those that conclude one); `observation_sufficiency` (by the simulator's states), and rewards of segments
-  before the last (`perception/accuracy`, …); `blind_accuracy` (no frames) and `shuffled_accuracy` (frames out of order); of
-  several turns `turns` and `retrievals` of an episode, and `frame_recall`, where the evidence is known.
+  Metrics: `accuracy` (and by problem type), each with the half-width of its 95 % interval (normal
+  approximation) under `accuracy_interval`; those that the environment declares, with the `<name>_chance`
+  of a guess where it says one; the means of all other rewards, `reward/<name>` of the last segment and
+  `<segment>/<name>` of those before it; `reply_tokens`; of simulated examples, by their true states,
+  `trace_consistency`, `think_answer_mismatch` (share of replies whose trace concludes another value than
+  they answer, of those that conclude one) and `observation_sufficiency`; `blind_accuracy` (no frames)
+  and `shuffled_accuracy` (frames out of order). shown_as: how each is shown, in order.
   cache: of features, for what is seen whole and in order.
   """
   config = context.config.eval
   answer = _played if environment.has_turns(context.environment) else _replied
   whole = list(answer(context, params, name, cache))
-  scores = [a.rewards["accuracy"] for a in whole]
+  scores = [a.accuracy for a in whole]
+  declared = context.environment.metrics
   metrics = {
     "accuracy": float(np.mean(scores)),
-    "accuracy_interval": _interval(scores),
-    "format": float(np.mean([a.rewards["format"] for a in whole])),
+    "accuracy_interval": answered_lib.interval(scores),
     "reply_tokens": float(np.mean([a.tokens for a in whole])),
-    **_of_recipe(whole),
-    **_by_type(whole),
-    **_trace_metrics(whole),
+    **answered_lib.by_type(whole),
+    **answered_lib.trace_metrics(whole),
   }
+  metrics |= {
+    name: x for name, x in answered_lib.reward_means(whole, declared).items() if name not in metrics
+  }
+  metrics |= answered_lib.chance_levels(whole, declared)
   for view in ("blind", "shuffled"):
     if config[view]:
       metrics[f"{view}_accuracy"] = _accuracy(context, params, view, f"{name}, {view}")
@@ -91,7 +69,13 @@ def evaluate(
       rollouts, _advantages(context, params, whole, cache), strict=False
     ):
       rollout["segment_advantages"] = advantages
-  return {"examples": len(whole), "metrics": metrics, "rollouts": rollouts}
+  shown_as = {name: each.to_json() for name, each in {**declared, **answered_lib.METRICS}.items()}
+  return {
+    "examples": len(whole),
+    "metrics": metrics,
+    "shown_as": shown_as,
+    "rollouts": rollouts,
+  }
 
 
 def _accuracy(context: run_context.RunContext, params: PyTree, view: str, name: str) -> float:
@@ -144,7 +128,7 @@ def _batches(
 
 def _replied(
   context: run_context.RunContext, params: PyTree, name: str, cache: features.Cache
-) -> Iterator[Answered]:
+) -> Iterator[answered_lib.Answered]:
   """One reply to each example, judged."""
   task = context.environment
   for items, replies in _replies(context, params, "whole", name, cache):
@@ -152,11 +136,13 @@ def _replied(
     tokens = (replies.segment >= 0).sum(axis=(1, 2))
     for row, (item, (reply,)) in enumerate(zip(items, replies.texts, strict=True)):
       of_segments = _of_segments(task.segments, scores, row)
-      yield Answered(
+      yield answered_lib.Answered(
         example=item.example,
         clip=item.clip,
         reply=reply,
         tokens=int(tokens[row]),
+        # In the precision of rewards, of which it often is one.
+        accuracy=float(np.float32(task.accuracy(item.example, reply))),
         steps=steps_lib.split_steps(task.trace(reply)),
         observation=task.observation(reply),
         rewards=of_segments[task.segments[-1]],
@@ -167,7 +153,7 @@ def _replied(
 
 def _played(
   context: run_context.RunContext, params: PyTree, name: str, cache: features.Cache
-) -> Iterator[Answered]:
+) -> Iterator[answered_lib.Answered]:
   """One episode about each example."""
   task, temperature = context.environment, context.config.eval.temperature
   for batch, prompt, key in _batches(context, params, "whole", name, cache):
@@ -188,24 +174,24 @@ def _played(
     for row, (item, (episode,)) in enumerate(zip(batch.items, talk.said, strict=True)):
       outcome, reply = task.outcome(item.example, episode), episode.replies[-1]
       of_turns = _of_segments(task.segments, scores, row)
-      yield Answered(
+      yield answered_lib.Answered(
         example=item.example,
         clip=item.clip,
         reply=reply,
         tokens=sum(map(len, talk.played.replies[row][0])),
+        accuracy=outcome["accuracy"],
         steps=steps_lib.split_steps(task.trace(reply)),
         observation=None,
-        rewards={name: outcome.pop(name) for name in ("accuracy", "format")},
+        rewards=outcome,
         of_segments={name: of_turns[name] for name in task.segments[: len(episode.replies)]},
         episode=episode,
-        outcome=outcome,
       )
 
 
 def _advantages(
   context: run_context.RunContext,
   params: PyTree,
-  answered: Sequence[Answered],
+  answered: Sequence[answered_lib.Answered],
   cache: features.Cache,
 ) -> Iterator[dict[str, float | None]]:
   """What an update would make of each reply, beside a group that is sampled as training does: its advantages by segment.
@@ -286,70 +272,7 @@ def _of_segments(
   }
 
 
-def _interval(values: Sequence[float]) -> float:
-  """Half-width of the 95 % interval of a mean."""
-  return float(1.96 * np.std(values) / np.sqrt(len(values)))
-
-
-def _of_recipe(answered: Sequence[Answered]) -> dict[str, float]:
-  """What only some recipes reward: the process, or a segment before the answer."""
-  values: dict[str, list[float]] = {}
-  for a in answered:
-    if "process" in a.rewards:
-      values.setdefault("process_reward", []).append(a.rewards["process"])
-    for name, value in a.outcome.items():
-      values.setdefault(name, []).append(value)
-    for segment, rewards in [] if a.episode else list(a.of_segments.items())[:-1]:
-      for name, value in rewards.items():
-        values.setdefault(f"{segment}/{name}", []).append(value)
-  return {name: float(np.mean(of_name)) for name, of_name in values.items()}
-
-
-def _by_type(answered: Sequence[Answered]) -> dict[str, float]:
-  values: dict[str, list[float]] = {}
-  for a in answered:
-    values.setdefault(a.example.problem_type, []).append(a.rewards["accuracy"])
-  means = {f"accuracy/{kind}": float(np.mean(v)) for kind, v in values.items()}
-  return means | {f"accuracy_interval/{kind}": _interval(v) for kind, v in values.items()}
-
-
-def _trace_metrics(answered: Sequence[Answered]) -> dict[str, float]:
-  known = [a for a in answered if _has_truth(a.example)]
-  if not known:
-    return {}
-  values = {"trace_consistency": float(np.mean([_consistency(a).score for a in known]))}
-  if known[0].observation is not None:
-    enough = [sufficiency.sufficient(a.example, a.observation) for a in known]
-    values["observation_sufficiency"] = float(np.mean(enough))
-  implied = [
-    (a, value)
-    for a in known
-    if (value := consistency.implied_answer(a.steps, a.example)) is not None
-  ]
-  if implied:
-    values["think_answer_mismatch"] = float(np.mean([not _says(a, value) for a, value in implied]))
-  return values
-
-
-def _has_truth(example: records.Example) -> bool:
-  """Whether the states are the simulator's: traces are read in its words, which other data does not use."""
-  return example.source == "simulator" and bool(example.states)
-
-
-def _says(answered: Answered, value: str) -> bool:
-  """Whether a reply answers `value` (a letter of a multiple choice, or a phrase)."""
-  example = answered.example
-  kind, options = example.problem_type, example.options
-  return accuracy_lib.accuracy(answered.reply, value, kind, options) == 1
-
-
-def _consistency(answered: Answered) -> consistency.Consistency:
-  example = answered.example
-  reference = [step.text for step in example.steps]
-  return consistency.trace_consistency(answered.steps, example.states, reference=reference)
-
-
-def _shown(context: run_context.RunContext, answered: Answered) -> dict[str, Any]:
+def _shown(context: run_context.RunContext, answered: answered_lib.Answered) -> dict[str, Any]:
   """One rollout as the report shows it."""
   example, clip = answered.example, answered.clip
   shown = {
@@ -360,6 +283,7 @@ def _shown(context: run_context.RunContext, answered: Answered) -> dict[str, Any
     "answer": example.answer,
     "problem_type": example.problem_type,
     "reply": answered.reply,
+    "accuracy": answered.accuracy,
     "reference": [dataclasses.asdict(step) for step in example.steps],
     "rewards": answered.rewards,
     **context.environment.explain(example, answered.reply),
@@ -371,12 +295,14 @@ def _shown(context: run_context.RunContext, answered: Answered) -> dict[str, Any
     shown["times"] = [float(time) for time in clip.timestamps]
   if answered.of_segments and not answered.episode:
     shown["segment_rewards"] = answered.of_segments
-  if _has_truth(example):
-    shown["trace_consistency"] = _consistency(answered).score
+  if answered_lib.has_truth(example):
+    shown["trace_consistency"] = answered_lib.consistency(answered).score
   return shown
 
 
-def _shown_turns(context: run_context.RunContext, answered: Answered) -> dict[str, Any]:
+def _shown_turns(
+  context: run_context.RunContext, answered: answered_lib.Answered
+) -> dict[str, Any]:
   """The turns of an episode, and the pool that they are about."""
   example, pool, episode = answered.example, answered.clip, answered.episode
   turns = []

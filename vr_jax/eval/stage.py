@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,12 @@ import ml_collections
 from rich import console as rich_console
 from rich import table as rich_table
 
+from vr_jax import atomic
+from vr_jax.envs import metric
 from vr_jax.eval import evaluate as evaluate_lib
 from vr_jax.eval import report
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import console, features, initialization, run_context
-
-ROWS = (
-  ("accuracy", "accuracy"),
-  ("process reward", "process_reward"),
-  ("observation suffices", "observation_sufficiency"),
-  ("trace consistency", "trace_consistency"),
-  ("think-answer mismatch", "think_answer_mismatch"),
-  ("format", "format"),
-  ("blind accuracy", "blind_accuracy"),
-  ("shuffled accuracy", "shuffled_accuracy"),
-  ("reply tokens", "reply_tokens"),
-  ("turns", "turns"),
-  ("retrievals", "retrievals"),
-  ("frame recall", "frame_recall"),
-)
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -85,9 +71,7 @@ def _complete(path: Path, made_of: str) -> dict[str, Any] | None:
 
 def _write(path: Path, result: dict[str, Any]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  aside = path.with_suffix(".partial")
-  aside.write_text(json.dumps(result) + "\n")
-  os.replace(aside, path)
+  atomic.write_json_lines(path, [result])
 
 
 def _print_table(results: list[dict[str, Any]]) -> None:
@@ -95,8 +79,15 @@ def _print_table(results: list[dict[str, Any]]) -> None:
   table.add_column("")
   for result in results:
     table.add_column(result["title"], justify="right")
-  for label, name in ROWS:
+  shown_as = {n: metric.Metric(**each) for r in results for n, each in r["shown_as"].items()}
+  named = dict.fromkeys(name for result in results for name in result["metrics"])
+  for name in [*(name for name in shown_as if name in named), *named]:
+    about, part = metric.by_name(name, shown_as)
+    if part or metric.is_about_another(name) or name not in named:
+      continue
+    del named[name]
     values = [result["metrics"].get(name) for result in results]
-    if any(value is not None for value in values):
-      table.add_row(label, *("–" if value is None else f"{value:.3f}" for value in values))
+    chance = results[-1]["metrics"].get(f"{name}_chance")
+    label = f"{about.title} (chance {chance:.3f})" if chance else about.title
+    table.add_row(label, *("–" if value is None else f"{value:.3f}" for value in values))
   rich_console.Console().print(table)

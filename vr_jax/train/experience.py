@@ -82,12 +82,16 @@ class Experience:
 
   def seen(self) -> list[batching.Item]:
     """The items with the features that the tower made of what they show, in place of their patches."""
-    media = mesh_lib.local_rows(self.encoded.media)
+    media = jax.tree.map(mesh_lib.local_rows, self.encoded.media)
+
+    def features_of(row: int, index: np.ndarray) -> PyTree:
+      return jax.tree.map(lambda x: x[row][index[index >= 0]], media)
+
     return [
       dataclasses.replace(
-        item, encoded=dataclasses.replace(item.encoded, features=rows[index[index >= 0]])
+        item, encoded=dataclasses.replace(item.encoded, features=features_of(row, index))
       )
-      for item, rows, index in zip(self.items, media, self.media_index, strict=True)
+      for row, (item, index) in enumerate(zip(self.items, self.media_index, strict=True))
     ]
 
 
