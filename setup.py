@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).parent
 
 TORCH = "torch>=2.10,<3"
 
+# Lower bounds are versions that the tests have run with: `make lowest`.
 REQUIRES = [
   "absl-py>=2.3",
   "array_record>=0.8.1",
@@ -36,7 +37,8 @@ BEAM = ["apache-beam>=2.77"]
 
 NOTEBOOK = ["ipykernel>=7", "matplotlib>=3.10"]
 
-# libtpu is TPU's runtime and compiler; jax's own extra names the version that fits it, so that neither is pinned here.
+# libtpu is TPU's runtime and compiler; jax's own extra names the version that fits it, so that
+# neither is pinned here.
 TPU = "jax[tpu]>=0.10,<0.12"
 
 # The major versions whose requests vr_jax/rewards/judge_http.py speaks.
@@ -57,10 +59,11 @@ EXTRAS = {
     "pytest>=9",
     "pytest-xdist>=3.8",
     "ruff>=0.17,<0.18",  # a formatter's next version may format differently
-    # Programs are compiled for chips that no test machine has; wheels exist for Linux on x86-64 only.
+    # Programs are compiled for chips that no test machine has; wheels exist for Linux on x86-64.
     f"{TPU} ; sys_platform == 'linux' and platform_machine == 'x86_64'",
   ],
-  # The reference implementations that parity tests compare with; golden files stand in where they are absent.
+  # The reference implementations that parity tests compare with; golden files stand in where they
+  # are absent.
   "parity": [
     TORCH,
     "dtaidistance>=2.4",
@@ -69,7 +72,8 @@ EXTRAS = {
     "transformers>=5.20,<6",
     "trl>=1.10,<2",
   ],
-  # Whom `benchmarks/text_rollout.py` compares with; in an environment of its own, since it excludes what parity needs.
+  # What `benchmarks/text_rollout.py` compares with; in an environment of its own, since it excludes
+  # what parity needs.
   "peers": ["google-tunix>=0.1.7"],
   "judge": JUDGE,
   "beam": BEAM,  # brings releases of Pillow below 13, of protobuf below 7 and of pyarrow below 26

@@ -76,7 +76,7 @@ def _headlines(evaluations: Sequence[report_data.Evaluation]) -> list[dict[str, 
 
 
 def _row_names(evaluations: Sequence[report_data.Evaluation]) -> list[str]:
-  """Metrics in the order of METRICS, each before its parts (`accuracy/numerical`); then all others."""
+  """Metrics in the order of METRICS, each before its parts (`accuracy/OCR`); then others."""
   present = {name for each in evaluations for name in each.metrics if not _is_interval(name)}
   ranks = {name: rank for rank, name in enumerate(METRICS)}
   return sorted(present, key=lambda name: (ranks.get(name.split("/")[0], len(ranks)), name))
