@@ -41,7 +41,7 @@ NOTEBOOK = ["ipykernel>=7", "matplotlib>=3.10"]
 # neither is pinned here.
 TPU = "jax[tpu]>=0.10,<0.12"
 
-# The major versions whose requests vr_jax/rewards/judge_http.py speaks.
+# The major versions whose requests vr_jax/model_endpoint.py speaks.
 JUDGE = ["anthropic>=2,<3", "openai>=3,<4"]
 
 EXTRAS = {
@@ -52,6 +52,7 @@ EXTRAS = {
     *NOTEBOOK,
     *JUDGE,
     *BEAM,
+    "basedpyright>=1.40.2",
     "beartype>=0.22.1",
     "hypothesis>=6.140",
     "nbclient>=0.10",

@@ -3,7 +3,7 @@
     python -m benchmarks.accelerator [--config=configs/moss_chatv.py:3b] [--config.field=value …]
 
 Random weights, no files: Qwen2.5-VL-3B, frozen vision tower, 4 prompts of 16 frames x 128 tokens, 8 replies of 512 tokens each,
-bfloat16 activations, on all devices of this machine. It runs the programs that `vr_jax.train.rl_loop` runs (train/programs.py),
+bfloat16 activations, on all devices of this machine. It runs the programs that `vr_jax.train.rl_loop` runs (launch/programs.py),
 of recipes with one turn. Every reply runs to its end, since the stop token can't be sampled. Prints one JSON line:
 
 - encoder: seconds (median) in which the vision tower reads all prompts.
@@ -32,13 +32,15 @@ from jaxtyping import PyTree
 import numpy as np
 
 from benchmarks import measure
+from launch import abstract_state, programs, step_shapes
 from vr_jax import errors, records
 from vr_jax import main as vr_jax
+from vr_jax.models.common import flops as flops_lib
 from vr_jax.models.qwen2_5_vl import config as model_config
-from vr_jax.models.qwen2_5_vl import flops, positions
+from vr_jax.models.qwen2_5_vl import flops, positions, vision_inputs
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder
-from vr_jax.train import loads, network, outline, programs
+from vr_jax.train import network
 from vr_jax.train import state as state_lib
 
 REPEATS = 5
@@ -68,7 +70,7 @@ class Work:
   """What is measured: a network, the sizes of its arrays, the programs of a step by name, and what they run on."""
 
   net: network.Network
-  load: loads.Load
+  load: step_shapes.StepShapes
   programs: dict[str, programs.Program]
   state: state_lib.TrainState
   prompt: records.Prompt
@@ -85,16 +87,16 @@ def prepare(argv: Sequence[str]) -> Work:
   config, _, _ = vr_jax.parse_flags(["accelerator", "--workdir=.", *given, *flags])
   if "turns" in config:
     raise errors.InputError(f"{given[-1]}: has several turns; choose a recipe with one")
-  model = programs.model_of(config)
+  model = network.model_of(config)
   mesh = mesh_lib.make_mesh(config.mesh)
   config = network.divided(config, mesh)
-  load = loads.load_of(config, model)
+  load = step_shapes.make_step_shapes(config, model)
   net = network.Network(
     config=config,
     mesh=mesh,
     model=model,
     allowed=jnp.ones(model.text.vocab_size, bool),
-    stop_tokens=outline.STOP_TOKENS,
+    stop_tokens=abstract_state.STOP_TOKENS,
   )
   shardings = jax.tree.map(lambda x: x.sharding, net.abstract_params)
   params = jax.jit(net.random_params, out_shardings=shardings)()
@@ -108,7 +110,7 @@ def prepare(argv: Sequence[str]) -> Work:
   )
 
 
-def random_prompt(model: model_config.Config, load: loads.Load) -> records.Prompt:
+def random_prompt(model: model_config.Config, load: step_shapes.StepShapes) -> records.Prompt:
   """Prompts without padding: all media tokens first, then text; pixels and words at random."""
   rng = np.random.default_rng(0)
   vision, shape = model.vision, (load.prompts, load.prefix)
@@ -123,10 +125,10 @@ def random_prompt(model: model_config.Config, load: loads.Load) -> records.Promp
     kind=np.broadcast_to(
       np.where(place < media, records.Kind.VIDEO, records.Kind.TEXT), shape
     ).astype(np.int32),
-    positions=np.broadcast_to(place, (3, *shape)).astype(np.int32),
+    positions=np.broadcast_to(place, (3, *shape)).transpose(1, 2, 0).astype(np.int32),
     next_position=np.full(load.prompts, load.prefix, np.int32),
     media_index=np.broadcast_to(np.where(place < media, place, -1), shape).astype(np.int32),
-    vision=records.Vision(
+    vision=vision_inputs.Vision(
       patches=rng.normal(size=(*patches, vision.patch_dim)).astype(np.float32),
       rows=np.broadcast_to(rows, (*patches, 2)).astype(np.int32),
       window=np.broadcast_to(window, patches).astype(np.int32),
@@ -210,7 +212,7 @@ def model_flops(work: Work) -> float:
     group=load.group,
     time=load.time,
   )
-  return load.prompts * flops.training(
+  return load.prompts * flops_lib.training(
     one, vision_frozen=net.tower_frozen, base_frozen=net.adapters is not None
   )
 

@@ -97,16 +97,16 @@ def _task(rng: random.Random) -> video_mtr.VideoMTR:
     window=count - rng.randint(0, 1),
     budget=rng.randint(4, 80),
     invalid=rng.choice(["rethink", "explain"]),
-    relevance={
-      "variant": variant,
-      "gate": rng.random() < 0.7,
-      "slope": rng.choice([0.0, 1.0, 9.0]),
-    },
-    exploration={
-      "variant": variant,
-      "patience": rng.randint(1, 3),
-      "stages": rng.choice([(), exploration.Rule.stages]),
-    },
+    relevance=relevance.Rule(
+      variant=variant,
+      gate=rng.random() < 0.7,
+      slope=rng.choice([0.0, 1.0, 9.0]),
+    ),
+    exploration=exploration.Rule(
+      variant=variant,
+      patience=rng.randint(1, 3),
+      stages=rng.choice([(), exploration.Rule.stages]),
+    ),
   )
 
 
@@ -156,9 +156,8 @@ def _played(
 
 
 def _check(task: video_mtr.VideoMTR, scores: records.Scores, found: Found) -> None:
-  rule = relevance.Rule(**task.relevance)
-  bonus = exploration.Rule(**task.exploration).highest
-  ranges = {**rule.ranges(), "exploration": (0.0, bonus)}
+  bonus = task.exploration.highest
+  ranges = {**task.relevance.ranges(), "exploration": (0.0, bonus)}
   ranges["total"] = (ranges["total"][0], ranges["total"][1] + bonus)
   for name, (low, high) in ranges.items():
     reward = scores.total if name == "total" else scores.rewards[name]

@@ -35,9 +35,8 @@ from vr_jax import main as vr_jax
 from vr_jax import records
 from vr_jax.envs import environment, moss_chatv
 from vr_jax.train import clock as clock_lib
-from vr_jax.train import experience
+from vr_jax.train import experience, initialization, run_context
 from vr_jax.train import learner as learner_lib
-from vr_jax.train import parts as parts_lib
 
 REPEATS = 5
 VIDEOS = 40
@@ -70,14 +69,14 @@ class Varied(moss_chatv.MossChatV):
     return records.Scores(rewards={"variety": total}, valid=np.ones(total.shape, bool), total=total)
 
 
-def build(config: ml_collections.ConfigDict, workdir: Path) -> parts_lib.Parts:
-  """The recipe's parts on data made for it, with that reward, and no token that ends a reply."""
+def build(config: ml_collections.ConfigDict, workdir: Path) -> run_context.RunContext:
+  """The recipe's context on data made for it, with that reward, and no token that ends a reply."""
   vr_jax.run(config, workdir, "data")
-  parts = parts_lib.build(config, workdir)
+  context = run_context.make_run_context(config, workdir)
   return dataclasses.replace(
-    parts,
+    context,
     environment=Varied(**config.env.to_dict()),
-    allowed=parts.allowed.at[jnp.array(parts.stop_tokens)].set(False),
+    allowed=context.allowed.at[jnp.array(context.stop_tokens)].set(False),
     stop_tokens=NO_STOP,
   )
 
@@ -85,13 +84,16 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> parts_lib.Parts:
 class Step:
   """One step of the loop a call."""
 
-  def __init__(self, parts: parts_lib.Parts):
-    self._learner, self._number = learner_lib.Learner.begin(parts, parts.fresh_params()), 0
+  def __init__(self, context: run_context.RunContext):
+    self._learner, self._number = (
+      learner_lib.Learner.begin(context, initialization.fresh_params(context)),
+      0,
+    )
     self._source = experience.Source(
-      parts=parts,
-      batches=parts.read("train", parts.config.rl.prompts),
+      context=context,
+      batches=context.builder.read("train", context.config.rl.prompts),
       cache=None,
-      key=jax.random.key(parts.config.seed),
+      key=jax.random.key(context.config.seed),
       thread=futures.ThreadPoolExecutor(max_workers=1),
     )
     self.counts: list[int] = []  # tokens that each step sampled
@@ -133,14 +135,14 @@ def compare(
   repeats: int = REPEATS,
 ) -> dict[str, Any]:
   """All that is measured in one process."""
-  parts = build(config, workdir)
-  sides = ours = {"ours": Step(parts)}
+  context = build(config, workdir)
+  sides = ours = {"ours": Step(context)}
   paired = {}
   if "trl" in names:
     from benchmarks import trl_side
 
-    for name, accumulated in (("trl", 1), ("trl_in_parts", parts.config.rl.microbatches)):
-      trl = trl_side.Trainer(parts, workdir / name, variety, accumulated=accumulated)
+    for name, accumulated in (("trl", 1), ("trl_in_parts", context.config.rl.microbatches)):
+      trl = trl_side.Trainer(context, workdir / name, variety, accumulated=accumulated)
       paired[name] = trl.in_turn(name, ours, repeats=repeats)
       sides = {**sides, name: trl}
   rounds = joined(paired.values()) or measure.in_turn(ours, repeats=repeats)

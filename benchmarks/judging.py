@@ -26,10 +26,9 @@ import numpy as np
 from benchmarks import measure
 from vr_jax import main as vr_jax
 from vr_jax import records
-from vr_jax.envs import environment, videop2r
+from vr_jax.envs import environment, registry, videop2r
 from vr_jax.rewards import judge
 from vr_jax.train import metrics, rl_loop
-from vr_jax.train import parts as parts_lib
 
 SECONDS = 0.3  # that an answer takes
 STEPS = 8
@@ -142,7 +141,7 @@ def main() -> None:
   """Runs all and prints the line."""
   about = measure.About("openai")
   os.environ[KEY] = "none"
-  parts_lib.ENVIRONMENTS["videop2r"] = Asking
+  registry.ENVIRONMENTS["videop2r"] = Asking
   found: dict[str, list[float]] = {}
   with tempfile.TemporaryDirectory() as directory, endpoint() as url:
     slow = {"judge.kind": "openai", "judge.model": "slow", "judge.base_url": url}

@@ -44,8 +44,6 @@ TASK = video_mtr.VideoMTR(
   window=2,
   budget=16,
   invalid="rethink",
-  relevance={},
-  exploration={},
 )
 
 Cost = dict[str, float]  # bytes, seconds

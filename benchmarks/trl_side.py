@@ -15,7 +15,7 @@ import trl
 
 from benchmarks import torch_side
 from vr_jax.models import qwen2_5_vl
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import batching, initialization, run_context
 
 # The turns of Qwen2.5-VL without a system's, as the recipe has them.
 TEMPLATE = """\
@@ -40,28 +40,30 @@ class Trainer:
 
   def __init__(
     self,
-    parts: parts_lib.Parts,
+    context: run_context.RunContext,
     directory: Path,
     reward: Callable[[str], float],
     *,
     accumulated: int = 1,
   ):
     self._accumulated = accumulated
-    qwen2_5_vl.save_pretrained(parts.fresh_params(), directory / "model", config=parts.model)
+    qwen2_5_vl.save_pretrained(
+      initialization.fresh_params(context), directory / "model", config=context.model
+    )
     self.counts: list[int] = []  # tokens that each step sampled
     self.prompt_tokens = 0
-    self._reward, self._parts, self._directory = reward, parts, directory
+    self._reward, self._context, self._directory = reward, context, directory
 
   def in_turn(
     self, name: str, others: Mapping[str, Callable[[], object]], *, repeats: int
   ) -> dict[str, list[float]]:
     """Seconds of each side, as `measure.in_turn` takes them: this one by its name, and others, which run at the end of each step."""
-    turns, clips, processor = _Turns(name, others), _clips(self._parts), _processor(self._parts)
-    self.prompt_tokens = _longest(clips, processor, _media_tokens(self._parts))
+    turns, clips, processor = _Turns(name, others), _clips(self._context), _processor(self._context)
+    self.prompt_tokens = _longest(clips, processor, _media_tokens(self._context))
     trainer = trl.GRPOTrainer(
       model=torch_side.load(self._directory / "model"),
       reward_funcs=[self._rewards],
-      args=_arguments(self._parts, self._directory / "run", repeats + 1, self._accumulated),
+      args=_arguments(self._context, self._directory / "run", repeats + 1, self._accumulated),
       train_dataset=clips,
       processing_class=processor,
       callbacks=[turns],
@@ -105,11 +107,11 @@ class _Turns(transformers.TrainerCallback):
 
 
 def _arguments(
-  parts: parts_lib.Parts, directory: Path, steps: int, accumulated: int
+  context: run_context.RunContext, directory: Path, steps: int, accumulated: int
 ) -> trl.GRPOConfig:
   """The recipe's settings; what is no setting of it, as fast as the trainer has it."""
-  rl = parts.config.rl
-  forbidden = np.flatnonzero(~np.asarray(parts.allowed)).tolist()
+  rl = context.config.rl
+  forbidden = np.flatnonzero(~np.asarray(context.allowed)).tolist()
   return trl.GRPOConfig(
     output_dir=str(directory),
     max_steps=steps,
@@ -141,11 +143,11 @@ def _arguments(
   )
 
 
-def _clips(parts: parts_lib.Parts) -> datasets.Dataset:
+def _clips(context: run_context.RunContext) -> datasets.Dataset:
   """Questions with images, in memory and in their size: the first frame of each temporal patch of a clip."""
-  items = _first_items(parts, 2 * parts.config.rl.prompts)
-  images = [_images(item, parts) for item in items]
-  questions = [parts.environment.question(item.example) for item in items]
+  items = _first_items(context, 2 * context.config.rl.prompts)
+  images = [_images(item, context) for item in items]
+  questions = [context.environment.question(item.example) for item in items]
 
   def rows(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
     chosen = batch["row"]
@@ -155,17 +157,17 @@ def _clips(parts: parts_lib.Parts) -> datasets.Dataset:
   return datasets.Dataset.from_dict({"row": range(len(items))}).with_transform(rows)
 
 
-def _images(item: parts_lib.Item, parts: parts_lib.Parts) -> list[Image.Image]:
-  vision, grid = parts.model.vision, item.encoded.grids[0]
+def _images(item: batching.Item, context: run_context.RunContext) -> list[Image.Image]:
+  vision, grid = context.model.vision, item.encoded.grids[0]
   size = (grid.width * vision.patch_size, grid.height * vision.patch_size)
   frames = item.clip.frames[:: vision.temporal_patch_size]
   return [Image.fromarray(np.asarray(frame)).resize(size) for frame in frames]
 
 
-def _media_tokens(parts: parts_lib.Parts) -> int:
+def _media_tokens(context: run_context.RunContext) -> int:
   """Of the recipe's first prompt; all clips are of one size."""
-  tokens = _first_items(parts, 1)[0].encoded.tokens
-  return int((tokens == parts.model.video_token_id).sum())
+  tokens = _first_items(context, 1)[0].encoded.tokens
+  return int((tokens == context.model.video_token_id).sum())
 
 
 def _longest(clips: datasets.Dataset, processor: transformers.ProcessorMixin, media: int) -> int:
@@ -180,8 +182,8 @@ def _longest(clips: datasets.Dataset, processor: transformers.ProcessorMixin, me
   return max(map(len, made["input_ids"]))
 
 
-def _first_items(parts: parts_lib.Parts, count: int) -> list[parts_lib.Item]:
-  batches: Iterator[parts_lib.Batch] = parts.read("train", parts.config.rl.prompts)
+def _first_items(context: run_context.RunContext, count: int) -> list[batching.Item]:
+  batches: Iterator[batching.Batch] = context.builder.read("train", context.config.rl.prompts)
   items = itertools.chain.from_iterable(batch.items for batch in batches)
   return list(itertools.islice(items, count))
 
@@ -193,10 +195,10 @@ class _ImageProcessor(transformers.Qwen2_5_VLProcessor):
     super().__init__(image_processor, tokenizer, **named)
 
 
-def _processor(parts: parts_lib.Parts) -> transformers.ProcessorMixin:
+def _processor(context: run_context.RunContext) -> transformers.ProcessorMixin:
   """What makes inputs of prompts, with the recipe's tokenizer; images come in their size."""
   tokenizer = transformers.PreTrainedTokenizerFast(
-    tokenizer_object=parts.processor.tokenizer,
+    tokenizer_object=context.processor.tokenizer,
     eos_token="<|im_end|>",
     pad_token="<|endoftext|>",
     padding_side="left",

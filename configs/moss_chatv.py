@@ -42,10 +42,10 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   env.weights.accuracy = 1.0
   env.weights.format = 1.0
   env.weights.process = 1.0
-  env.alpha = 1.0  # process reward = exp(-alpha d); Reconstruction
-  env.moves = "jump"  # strict | jump | classic
-  env.alignment = "subsequence"  # subsequence | naive (whole sequence: the paper's ablation)
-  env.gate = "none"  # process reward counts always | where the `format` | the `accuracy` is right
+  env.alpha = 1.0  # Reconstruction
+  env.moves = "jump"
+  env.alignment = "subsequence"
+  env.gate = "none"
 
   return base_config.at_size(config, size, of_tiny=_tiny, of_released=_released)
 

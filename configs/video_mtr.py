@@ -35,25 +35,21 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
     "</retrieve>, as in <retrieve>10,20</retrieve>."
   )
   env.last_instruction = f"{ask}{answer}: this is the last turn."
-  env.turns = 3  # replies of an episode, at most
-  env.window = 2  # turns before a reply that it sees
-  env.budget = 32  # frames: half of them in the first turn, at most a quarter in each later one
-  env.invalid = "rethink"  # rethink | explain: what follows a reply that can't be used
-  # Supervised episodes: share that looks before it answers; 0: there are none. One reply of each is learnt, of half of
-  # those that look the look.
+  env.turns = 3
+  env.window = 2
+  env.budget = 32
+  env.invalid = "rethink"
+  # Of each supervised episode one reply is learnt; where it looks, half of the time the look.
   env.demonstrated = 0.0
   env.relevance = ml_collections.ConfigDict()  # docs/video_mtr.md
-  env.relevance.variant = "paper"  # paper | code
-  env.relevance.slope = 1.0  # of the penalty for a look that is worse than the best so far
-  env.relevance.relevance = 0.5  # what a better look earns; 0: no rewards of turns but the format
-  env.relevance.gate = True  # wrong episodes earn nothing for their looks
+  env.relevance.variant = "paper"
+  env.relevance.slope = 1.0
+  env.relevance.relevance = 0.5
+  env.relevance.gate = True
   env.exploration = ml_collections.ConfigDict()
-  env.exploration.variant = "paper"  # paper | code
-  env.exploration.stages = (
-    (0.1, 1.0),
-    (0.5, 0.5),
-  )  # (share of turns that retrieve, bonus below it); (): none
-  env.exploration.patience = 3  # batches in a row above the last share, which end it
+  env.exploration.variant = "paper"
+  env.exploration.stages = ((0.1, 1.0), (0.5, 0.5))
+  env.exploration.patience = 3
 
   config.data.sampling = "pool"
   config.data.fps = 1.0

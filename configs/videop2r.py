@@ -38,7 +38,6 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
     "First say inside <observation> and </observation> what the video shows that bears on the question. "
     "Then reason from it inside <think> and </think>. Then give only the final answer inside <answer> and </answer>."
   )
-  env.credit = "segments"  # segments | joint (both rewards on all tokens) | outcome (the answer's on all tokens)
   env.weights = ml_collections.ConfigDict()
   env.weights.perception = 1.0  # of the two segments
   env.weights.reasoning = 1.0
@@ -46,13 +45,11 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   env.weights.format = 1.0
   env.weights.length = 0.2
   env.weights.temporal = 0.3  # counts where rl.shuffled > 0 (T-GRPO)
-  env.length = (
-    "segment"  # segment | video_r1 (reasoning only, where more than one of a group is right)
-  )
-  env.perception_tokens = (128, 320)  # that earn the length reward, tags included
+  env.length = "segment"
+  env.perception_tokens = (128, 320)
   env.reasoning_tokens = (320, 512)
-  env.length_accuracy = 0.1  # accuracy that it needs to exceed
-  env.temporal_ratio = 0.8  # of the accuracy on shuffled frames that the ordered ones must reach
+  env.length_accuracy = 0.1
+  env.temporal_ratio = 0.8
 
   rl = config.rl
   rl.prompts = 8

@@ -4,7 +4,7 @@
 
 Prints the bytes of each program on a chip, its FLOPs, the bytes that it moves in memory and between chips, and how long
 it takes by the roofline. --sweep looks for the fastest mesh and the largest load that fit. The programs are those of an RL
-step (vr_jax/train/programs.py); the compiler is TPU's (libtpu). Exit codes: 0 fits; 1 does not; 2 bad input.
+step (launch/programs.py); the compiler is TPU's (libtpu). Exit codes: 0 fits; 1 does not; 2 bad input.
 """
 
 import argparse
@@ -56,9 +56,9 @@ def _run(argv: list[str]) -> int:
   topology.prepare()
   from launch import analysis, report, sweep  # jax starts late
   from vr_jax.parallel import mesh
-  from vr_jax.train import choices, network
+  from vr_jax.train import config_checks, network
 
-  choices.check(config)
+  config_checks.check(config)
   where = topology.find(options.topology)
   if options.sweep:
     found = sweep.search(config, where, progress=_say)

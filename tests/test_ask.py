@@ -8,8 +8,7 @@ from tests.data import videos
 from tests.train import nano
 from vr_jax import ask, main
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
-from vr_jax.train import export_stage, inputs
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import export_stage, initialization, inputs, run_context
 from vr_jax.train import workdir as workdir_lib
 
 OPTIONS = "--options=red,blue"
@@ -35,9 +34,9 @@ def _trained(workdir, config):
   where.parent.mkdir(parents=True)
   size = config.model.architecture.text_config.vocab_size
   tokenizer_lib.train_tokenizer([], size).save(str(where))
-  parts = parts_lib.build(config, workdir, judged=False, read=False)
-  store = parts.checkpoints(workdir / "checkpoints" / "sft")
-  store.save(3, {"params": parts.fresh_params()}, {"complete": True})
+  context = run_context.make_run_context(config, workdir, judged=False, read=False)
+  store = initialization.open_checkpoints(context, workdir / "checkpoints" / "sft")
+  store.save(3, {"params": initialization.fresh_params(context)}, {"complete": True})
   store.close()
   return workdir
 

@@ -10,24 +10,32 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vr_jax"
 
-GROUND = frozenset({"records", "errors"})  # anyone may stand on it
+# Anyone may stand on these.
+GROUND = frozenset({"records", "errors", "atomic", "model_endpoint", "schema", "user_code"})
 ALL_ROOMS = frozenset(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 MAY_USE = {
   "records": frozenset(),
   "errors": frozenset(),
+  "atomic": frozenset(),
+  "model_endpoint": frozenset(),
+  "schema": frozenset(),
+  "user_code": frozenset(),
+  "config_fields": frozenset(),
+  "recipe_config": frozenset({"envs"}),
   "worlds": frozenset(),
   "models": frozenset(),
   "rewards": frozenset(),
   "parallel": frozenset(),
   "rl": frozenset(),
-  "base_config": frozenset(),
+  "base_config": frozenset({"config_fields"}),
   "data": frozenset({"worlds"}),
   "envs": frozenset({"rewards"}),
   "rollout": frozenset({"models", "envs", "parallel"}),
-  "train": ALL_ROOMS - {"eval"} | {"base_config"},
+  "train": ALL_ROOMS - {"traces", "eval"} | {"base_config", "config_fields"},
+  "traces": ALL_ROOMS - {"eval"} | {"base_config", "config_fields"},
   "eval": ALL_ROOMS,
-  "main": ALL_ROOMS | {"ask"},
-  "ask": ALL_ROOMS | {"main"},
+  "main": ALL_ROOMS | {"ask", "recipe_config"},
+  "ask": ALL_ROOMS | {"main", "recipe_config"},
   "__init__": frozenset(),
 }
 

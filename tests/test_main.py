@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from vr_jax import main
-from vr_jax.train import choices
+from vr_jax import config_fields, main, schema
+from vr_jax.train import config_checks
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = str(ROOT / "configs" / "moss_chatv.py")
@@ -124,17 +124,16 @@ def test_a_mistake_is_one_line_that_names_it(capsys, tmp_path, flag, says):
   assert not (tmp_path / "run").exists()
 
 
-def _has(config, name, *rest):
-  return name in config and (not rest or _has(config[name], *rest))
-
-
-def test_every_range_is_that_of_a_field():
+def test_every_described_field_is_that_of_a_config():
   recipes = sorted(Path(RECIPE).parent.glob("*.py"))
   configs = [_parse(f"--config={path}:tiny", "--workdir=x")[0] for path in recipes]
-  for name in (*choices.RANGES, *choices.CHOICES):
-    assert any(_has(config, *name.split(".")) for config in configs), name
+  leaves = {name for config in configs for name, _ in _leaves(config)}
+  for section, cls in {"": config_fields.Config, **config_fields.OPTIONAL}.items():
+    for field in schema.fields(cls, f"{section}." if section else ""):
+      whole = isinstance(field.default, dict)  # a free section: its fields are those of others
+      assert whole or field.name in leaves, field.name
   for config in configs:
-    choices.check(config)
+    config_checks.check(config)
 
 
 def test_an_unknown_size_is_named_with_those_that_exist(capsys):

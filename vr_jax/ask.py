@@ -3,7 +3,7 @@
     vr-jax ask match.mp4 "Who falls?" --checkpoint=runs/mine --options="the thief,the guard"
 
 `--checkpoint` is the workdir of a run, whose config and last checkpoint (of rl, or else of sft) are taken. With
-`--config=configs/video_mtr.py:3b` it is a directory as Hugging Face has it, or, left out, config.model.pretrained. `--options` makes
+`--config=video_mtr:3b` it is a directory as Hugging Face has it, or, left out, config.model.pretrained. `--options` makes
 the question one of multiple choice; `--problem_type` is otherwise free-form. Any field of the config is overridden as
 `--config.eval.temperature=0.7`. Recipes of a single reply answer in one turn.
 """
@@ -18,7 +18,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from vr_jax import errors, main, records
+from vr_jax import errors, main, recipe_config, records
 from vr_jax.train import inputs
 from vr_jax.train import workdir as workdir_lib
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
   from vr_jax.data import one_video
   from vr_jax.rollout import dialogue, session
-  from vr_jax.train import parts as parts_lib
+  from vr_jax.train import run_context
 
 _MISSING = 'needs a video and a question: vr-jax ask match.mp4 "Who falls?" --checkpoint=runs/mine'
 
@@ -52,11 +52,11 @@ def ask(argv: Sequence[str]) -> None:
   from rich import console as rich_console
 
   from vr_jax.data import one_video
-  from vr_jax.train import choices
-  from vr_jax.train import parts as parts_lib
+  from vr_jax.envs import environment
+  from vr_jax.train import config_checks, run_context
 
   config, data = asked.config, asked.config.data
-  choices.check(config)
+  config_checks.check(config)
   video = one_video.load(
     asked.video,
     fps=data.fps,
@@ -64,30 +64,32 @@ def ask(argv: Sequence[str]) -> None:
     max_side=data.max_side,
     rule=inputs.sampling_rule(data),
   )
-  parts = parts_lib.build(config, asked.workdir or Path(), judged=False, read=False)
-  params, policy = _policy(parts, asked.workdir)
+  context = run_context.make_run_context(config, asked.workdir or Path(), judged=False, read=False)
+  params, policy = _policy(context, asked.workdir)
   out = rich_console.Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
   out.print(f"{policy} · {asked.video}: {video.duration:g} s, {len(video)} frames", style="dim")
-  if parts.multi_turn:
-    _turns(parts, params, video, asked, out)
+  if environment.has_turns(context.environment):
+    _turns(context, params, video, asked, out)
   else:
-    _one_reply(parts, params, video, asked, out)
+    _one_reply(context, params, video, asked, out)
 
 
-def session(parts: "parts_lib.Parts", params: "PyTree", pool: "dialogue.Pool") -> "session.Session":
+def session(
+  context: "run_context.RunContext", params: "PyTree", pool: "dialogue.Pool"
+) -> "session.Session":
   """A session about a pool of frames, as a recipe of several turns evaluates."""
   from vr_jax import rollout
-  from vr_jax.train import multi_turn
+  from vr_jax.rollout import multi_turn
 
   return rollout.Session(
-    graph=parts.graph,
+    graph=context.graph,
     params=params,
-    allowed=parts.allowed,
-    processor=parts.processor,
-    environment=parts.environment,
-    decoding=parts.decoding(temperature=parts.config.eval.temperature),
-    schedule=multi_turn.schedule(parts),
-    prefix_buckets=tuple(parts.config.model.prefix_buckets),
+    allowed=context.allowed,
+    processor=context.processor,
+    environment=context.environment,
+    decoding=context.decoding(temperature=context.config.eval.temperature),
+    schedule=multi_turn.make_schedule(context.config, turns=context.environment.turns),
+    prefix_buckets=tuple(context.config.model.prefix_buckets),
     pool=pool,
   )
 
@@ -130,9 +132,7 @@ def _config(
   """The config, with what `words` override, and the workdir of its run, if it is that of one."""
   recipe = any(word.startswith("--config=") for word in words)
   if checkpoint is None and not recipe:
-    raise errors.InputError(
-      "needs --checkpoint=<workdir of a run>, or --config=configs/<recipe>.py:<size>"
-    )
+    raise errors.InputError("needs --checkpoint=<workdir of a run>, or --config=<recipe>:<size>")
   if checkpoint and not checkpoint.is_dir():
     raise errors.InputError(f"--checkpoint={checkpoint}: no such directory")
   if recipe:
@@ -152,6 +152,7 @@ def _config(
   argv = ["ask", *words]
   config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
   main.read_flags(values, argv)
+  recipe_config.complete(values["config"].value, (Path.cwd(),))
   return values["config"].value, checkpoint
 
 
@@ -170,29 +171,33 @@ def _lettered(options: Sequence[str]) -> tuple[str, ...]:
   return tuple(f"{chr(ord('A') + number)}. {option}" for number, option in enumerate(options))
 
 
-def _policy(parts: "parts_lib.Parts", workdir: Path | None) -> tuple["PyTree", str]:
+def _policy(context: "run_context.RunContext", workdir: Path | None) -> tuple["PyTree", str]:
   """Parameters, and what they are called."""
   import jax
 
-  from vr_jax.train import export_stage, rl_loop
+  from vr_jax.train import export_stage, initialization
 
   if workdir is None:
-    return parts.fresh_params(), str(parts.config.model.pretrained)
+    return initialization.fresh_params(context), str(context.config.model.pretrained)
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilations"))
-  stage, step = export_stage.last_stage(parts, workdir)
-  params = rl_loop.load_params(parts, workdir / "checkpoints" / stage)
+  stage, step = export_stage.last_stage(context, workdir)
+  params = initialization.load_params(context, workdir / "checkpoints" / stage)
   return params, f"{workdir}, {stage} step {step}"
 
 
 def _turns(
-  parts: "parts_lib.Parts", params: "PyTree", video: "one_video.OneVideo", asked: Asked, out: Any
+  context: "run_context.RunContext",
+  params: "PyTree",
+  video: "one_video.OneVideo",
+  asked: Asked,
+  out: Any,
 ) -> None:
   """Plays an episode and prints it."""
   from vr_jax.rollout import session as session_lib
 
-  most = parts.environment.turns
-  for told in session(parts, params, video).ask(
+  most = context.environment.turns
+  for told in session(context, params, video).ask(
     asked.question, asked.options, problem_type=asked.problem_type, seed=asked.seed
   ):
     if isinstance(told, session_lib.Outcome):
@@ -208,7 +213,11 @@ def _turns(
 
 
 def _one_reply(
-  parts: "parts_lib.Parts", params: "PyTree", video: "one_video.OneVideo", asked: Asked, out: Any
+  context: "run_context.RunContext",
+  params: "PyTree",
+  video: "one_video.OneVideo",
+  asked: Asked,
+  out: Any,
 ) -> None:
   """Draws the reply of a recipe that has one, and prints it."""
   import jax
@@ -217,7 +226,7 @@ def _one_reply(
   from vr_jax.rewards import accuracy
   from vr_jax.rollout import sampler
 
-  config, processor = parts.config, parts.processor
+  config, processor = context.config, context.processor
   example = records.Example(
     id="question",
     video=str(asked.video),
@@ -229,7 +238,7 @@ def _one_reply(
   )
   every = range(len(video))
   encoded = processor.encode(
-    parts.environment.question(example),
+    context.environment.question(example),
     video.read(every),
     video.timestamps,
     question_first=config.model.question_first,
@@ -241,9 +250,9 @@ def _one_reply(
     frame_buckets=config.model.frame_buckets,
     patch_buckets=config.model.patch_buckets,
   )
-  decoding = parts.decoding(group=1, rungs=(), temperature=config.eval.temperature)
+  decoding = context.decoding(group=1, rungs=(), temperature=config.eval.temperature)
   key = jax.random.key(asked.seed)
-  rollout = sampler.sample(parts.graph, params, prompt, parts.allowed, key, decoding=decoding)
+  rollout = sampler.sample(context.graph, params, prompt, context.allowed, key, decoding=decoding)
   said = np.asarray(rollout.tokens)[np.asarray(rollout.kind) == records.Kind.MODEL]
   reply = processor.decode(said)
   _print_turn("One turn", every, reply, video, out)

@@ -1,6 +1,9 @@
 """The entry point: one command, one workdir, the stages of a recipe.
 
-    python -m vr_jax.main --config=configs/moss_chatv.py:tiny --workdir=runs/demo --mode=all
+    vr-jax --config=moss_chatv:tiny --workdir=runs/demo --mode=all
+
+`--config` is a recipe of this project by its name, or a file with a function get_config, and behind a
+colon a size.
 
 `--mode` is data (videos -> frame store and examples), sft (supervised warm start), rl, eval (and the report) or all of
 these; or traces: supervised traces that a writer proposes, to be trained on (docs/traces.md); or export: the last checkpoint as a
@@ -21,7 +24,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from vr_jax import errors
+from vr_jax import errors, recipe_config
 
 MODES = ("data", "sft", "rl", "eval", "all", "traces", "export")
 
@@ -60,18 +63,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
 
   from vr_jax.eval import stage as eval_stage
   from vr_jax.parallel import mesh, processes
-  from vr_jax.train import (
-    choices,
-    data_stage,
-    export_stage,
-    judges,
-    rl_loop,
-    sft_loop,
-    traces_stage,
-  )
+  from vr_jax.traces import stage as traces_stage
+  from vr_jax.train import config_checks, data_stage, export_stage, judges, rl_loop, sft_loop
   from vr_jax.train import workdir as workdir_lib
 
-  choices.check(config)
+  config_checks.check(config)
   mesh.split_cpu(config.cpu_devices)
   if mode in ("rl", "eval", "traces", "all") and "judge" in config:
     judges.check(config, workdir)
@@ -102,7 +98,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, Path, s
     print(__doc__, _define().main_module_help(), sep="\n")
     raise SystemExit(0)
   if not all(any(word.startswith(flag) for word in argv) for flag in ("--config=", "--workdir=")):
-    raise errors.InputError("needs --config=configs/<recipe>.py:<size> and --workdir=<directory>")
+    raise errors.InputError("needs --config=<recipe>:<size> and --workdir=<directory>")
   values = parse_recipe(argv)
   return values["config"].value, Path(values["workdir"].value), values["mode"].value
 
@@ -110,29 +106,35 @@ def parse_flags(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, Path, s
 def parse_recipe(argv: Sequence[str]) -> flags.FlagValues:
   """The flags of a command line with a --config=<file>; raises InputError naming the one at fault."""
   recipe = [word for word in argv if word.startswith("--config=")]
-  path = recipe[-1].removeprefix("--config=").partition(":")[0]
-  if not Path(path).is_file():
-    raise errors.InputError(f"--config={path}: no such file")
-  check_fields(argv, _parse([argv[0], recipe[-1]])["config"].value)
-  return _parse(argv)
+  config, path = recipe_config.read(recipe[-1].removeprefix("--config="))
+  # The fields of an environment are known once JAX has started: a mistyped other one need not wait.
+  check_fields([word for word in argv if not word.startswith("--config.env.")], config)
+  recipe_config.complete(config, (path.parent, Path.cwd()))
+  check_fields(argv, config)
+  values = _parse([word for word in argv if word not in recipe], config)
+  recipe_config.complete(values["config"].value, (Path.cwd(), path.parent))
+  return values
 
 
-def _define(argv: Sequence[str] = ()) -> flags.FlagValues:
+def _define(
+  config: ml_collections.ConfigDict | None = None, argv: Sequence[str] = ()
+) -> flags.FlagValues:
+  """The flags; those of the fields of `config` too, where it is known."""
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "The recipe and its size: configs/moss_chatv.py:tiny",
-    flag_values=values,
-    sys_argv=list(argv),
-  )
+  about = "The recipe and its size: moss_chatv:tiny, or configs/moss_chatv.py:tiny"
+  if config is None:
+    flags.DEFINE_string("config", None, about, flag_values=values)
+  else:
+    config_flags.DEFINE_config_dict(
+      "config", config, about, flag_values=values, sys_argv=list(argv)
+    )
   flags.DEFINE_string("workdir", None, "Directory of this run.", flag_values=values)
   flags.DEFINE_enum("mode", "all", MODES, "Which stages.", flag_values=values)
   return values
 
 
-def _parse(argv: Sequence[str]) -> flags.FlagValues:
-  values = _define(argv)
+def _parse(argv: Sequence[str], config: ml_collections.ConfigDict) -> flags.FlagValues:
+  values = _define(config, argv)
   if rest := read_flags(values, argv):
     raise errors.InputError(f"{rest[0]}: not a flag; fields are overridden as --config.field=value")
   return values

@@ -64,6 +64,7 @@ def test_only_five_fields_are_needed_and_all_is_shown_unless_said_otherwise(tmp_
     answer="2",
     problem_type="numerical",
     shown=records.Span(start=0.0, end=4.25),
+    extra={"taken_by": "a field of the user's own"},
   )
 
 
@@ -76,7 +77,7 @@ def test_a_video_r1_record_becomes_the_same_kind_of_example(tmp_path):
   value = video_r1_record(
     observation="A cup stands\non a table.",
     process="<think>It tips. Then it falls!</think>",
-    other="ignored",
+    other={"kept": True},
   )
   example = placed(tmp_path, value)
   whole = {"start": 0.0, "end": 10.0}
@@ -95,6 +96,7 @@ def test_a_video_r1_record_becomes_the_same_kind_of_example(tmp_path):
     source="NeXT-QA",
     observation="A cup stands\non a table.",
     reasoning="It tips. Then it falls!",
+    extra={"other": {"kept": True}},
   )
 
 

@@ -89,10 +89,29 @@ def test_an_example_survives_its_features(value):
 FEATURES = examples._dataset_info(pathlib.Path("unused")).features
 
 
+@pytest.mark.parametrize(
+  "extra", [{"clip": {"speed": 1.5}, "tags": ["é", None]}, {"half": "\ud800", "count": 3}]
+)
+def test_other_fields_of_an_annotation_come_back_as_they_were(tmp_path, extra):
+  examples.write(tmp_path, {"train": [example(extra=extra)]})
+  assert examples.ExampleSource(tmp_path, "train")[0] == example(extra=extra)
+
+
+def test_a_data_set_of_the_version_before_extra_fields_is_read_without_them(tmp_path):
+  record = FEATURES.serialize_example(examples._to_features(example(extra={"a": 1})))
+  old = tf_example_pb2.Example.FromString(record)
+  del old.features.feature["extra"]
+  assert examples._from_record(old.SerializeToString()) == example()
+  examples.write(tmp_path, {"train": [example()]})
+  versions = tmp_path / "moss_video"
+  (versions / "1.2.0").rename(versions / "1.1.0")
+  assert examples.ExampleSource(tmp_path, "train")[0] == example()
+
+
 def test_a_data_set_of_the_version_before_traces_is_read_without_them(tmp_path):
   examples.write(tmp_path, {"train": [example(observation="seen", reasoning="thought")]})
   versions = tmp_path / "moss_video"
-  (versions / "1.1.0").rename(versions / "1.0.0")
+  (versions / "1.2.0").rename(versions / "1.0.0")
   record = FEATURES.serialize_example(examples._to_features(example(observation="seen")))
   old = tf_example_pb2.Example.FromString(record)
   for field in ("observation", "reasoning"):
@@ -146,7 +165,7 @@ example = records.Example(
 )
 examples.write(root, {"train": [example], "test": []})
 assert examples.ExampleSource(root, "train")[0] == example
-builder = tfds.builder_from_directory(str(root / "moss_video" / "1.1.0"))
+builder = tfds.builder_from_directory(str(root / "moss_video" / "1.2.0"))
 assert builder.info.splits["train"].num_examples == 1
 features = builder.as_data_source("train")[0]
 assert features["video"] == b"a.mp4" and features["shown"].tolist() == [0, 8_100_000]

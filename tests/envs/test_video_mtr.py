@@ -10,6 +10,7 @@ import pytest
 from benchmarks import fuzz_video_mtr
 from vr_jax import errors, records
 from vr_jax.envs import environment, turns, video_mtr
+from vr_jax.rewards import exploration, relevance
 
 EXAMPLE = records.Example(
   id="q1",
@@ -38,8 +39,7 @@ def _task(**changes):
     "window": 2,
     "budget": 16,
     "invalid": "rethink",
-    "relevance": {},
-    "exploration": {"stages": ()},
+    "exploration": exploration.Rule(stages=()),
   }
   return video_mtr.VideoMTR(**{**fields, **changes})
 
@@ -204,13 +204,13 @@ def test_prompts_of_one_batch_may_have_pools_of_different_sizes():
 
 
 def test_the_codes_variant_scores_by_its_own_rules():
-  task = _task(relevance={"variant": "code"})
+  task = _task(relevance=relevance.Rule(variant="code"))
   scores = _scores(task, [look(20, 21), RIGHT], [look(20, 21), WRONG])
   np.testing.assert_allclose(scores.total[0], [[0.6, 1.0, 0], [0.1, 0.1, 0]], atol=1e-6)
 
 
 def test_retrieving_seldom_is_rewarded_until_it_is_done_often_enough_in_a_row():
-  task = _task(exploration={"patience": 2})
+  task = _task(exploration=exploration.Rule(patience=2))
   rare = [[RIGHT]] * 10 + [[look(0, 1), WRONG]]
   scores = _scores(task, *rare)
   assert scores.rewards["exploration"][0, -1].tolist() == [1, 0, 0]
@@ -223,7 +223,7 @@ def test_retrieving_seldom_is_rewarded_until_it_is_done_often_enough_in_a_row():
   assert kept == {"above": 1, "closed": False}
   _scores(task, *often)
   assert (_scores(task, *rare).rewards["exploration"] == 0).all()
-  again = _task(exploration={"patience": 2})
+  again = _task(exploration=exploration.Rule(patience=2))
   again.set_state(kept)
   assert again.state() == kept
   assert _scores(again, *rare).rewards["exploration"].max() == 1
@@ -248,9 +248,9 @@ def test_counts_are_of_what_came_since_they_were_last_asked_for():
 
 def test_a_look_that_no_turn_can_show_gets_no_bonus_and_is_not_exploring():
   late = [WRONG[:-1], JUNK, look(0, 1)]
-  scores = _scores(_task(exploration={"stages": ((0.5, 1.0),)}), late)
+  scores = _scores(_task(exploration=exploration.Rule(stages=((0.5, 1.0),))), late)
   assert (scores.rewards["exploration"] == 0).all()
-  alone = _task(turns=1, exploration={"stages": ((0.5, 1.0),), "patience": 1})
+  alone = _task(turns=1, exploration=exploration.Rule(stages=((0.5, 1.0),), patience=1))
   assert (_scores(alone, [look(0, 1)]).rewards["exploration"] == 0).all()
   assert not alone.state()["closed"]
 
@@ -262,7 +262,7 @@ def test_processes_that_share_a_batch_decide_on_the_bonus_and_count_together():
     """What the last of these processes finds."""
     asked = [[] for _ in groups]
     for number, episodes in enumerate(groups):
-      task = _task(exploration={"patience": 1})
+      task = _task(exploration=exploration.Rule(patience=1))
       others_said = iter(zip(*asked[:number], strict=True)) if number else iter(())
 
       def summed(numbers, number=number, others_said=others_said):
@@ -273,7 +273,7 @@ def test_processes_that_share_a_batch_decide_on_the_bonus_and_count_together():
       scores = task.rewards([EXAMPLE], [played], summed=summed)
     return task, scores
 
-  whole = _task(exploration={"patience": 1})
+  whole = _task(exploration=exploration.Rule(patience=1))
   expected = _scores(whole, *others, *mine, relevant=(20,))
   task, scores = together(others, mine)
   assert task.counts() == pytest.approx(whole.counts()) and task.state() == whole.state()
@@ -327,7 +327,7 @@ def test_what_an_episode_came_to():
 
 
 def test_what_is_only_evaluated_gets_no_bonus_and_leaves_no_trace():
-  task = _task(exploration={"stages": ((0.5, 1.0),)})
+  task = _task(exploration=exploration.Rule(stages=((0.5, 1.0),)))
   episode = environment.Episode(pool=64, relevant=(8, 9), replies=(look(8, 9), RIGHT))
   scores = task.rewards([EXAMPLE], [[episode]], training=False)
   assert "exploration" not in scores.rewards and not task.counts()

@@ -9,6 +9,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 import pytest
 
+from vr_jax.envs import moss_chatv
+from vr_jax.eval import answered
+
 HOSTILE = (
   "<think>At 0s, the circle is red.</textarea></pre></script><script>document.title='owned'</script>\n"
   "<img src=x onerror=\"document.title='owned'\"> 'single' \"double\" & &amp; &#60;\n"
@@ -50,6 +53,7 @@ def rollout(identity: str, steps: list[str], reply: str, correct: bool) -> dict:
     "frames": [frame(COLOURS[index // 2], index / 8) for index in range(8)],
     "times": [float(index) for index in range(8)],
     "reply": reply,
+    "accuracy": float(correct),
     "reference": [
       {"text": text, "start": 2.0 * index, "end": 2.0 * index + 2}
       for index, text in enumerate(reference)
@@ -95,6 +99,10 @@ def evaluation(name: str, stage: str, step: int, shift: float, rollouts: list[di
       "shuffled_accuracy": 0.301,
       "reply_tokens": 61.25,
       "decode_seconds": 1.75,
+    },
+    "shown_as": {
+      name: each.to_json()
+      for name, each in {**moss_chatv.MossChatV.metrics, **answered.METRICS}.items()
     },
     "rollouts": rollouts,
   }

@@ -8,21 +8,21 @@ import pytest
 
 from vr_jax import records
 from vr_jax.rollout import sampler
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import batching
 
 
 def rig(
   monkeypatch: pytest.MonkeyPatch, reply_to: Callable[..., Sequence[int]]
-) -> list[list[parts_lib.Item]]:
+) -> list[list[batching.Item]]:
   """Lets sampling reply with the tokens `reply_to(item, call=, member=, group=)`; gives the rows of each batch so far.
 
   call: number of the batch, from 1. member: of the `group` replies to one prompt.
   """
-  read, seen = parts_lib.Parts.prompt, []
+  read, seen = batching.BatchBuilder.prompt, []
 
-  def remember(parts, batch):
+  def remember(context, batch):
     seen.append(batch.rows)
-    return read(parts, batch)
+    return read(context, batch)
 
   def sample(graph, params, prompt, allowed, key, *, decoding):
     tokens = np.zeros((len(seen[-1]), decoding.group, decoding.max_new_tokens), np.int32)
@@ -37,6 +37,6 @@ def rig(
       turn=jnp.zeros_like(tokens),
     )
 
-  monkeypatch.setattr(parts_lib.Parts, "prompt", remember)
+  monkeypatch.setattr(batching.BatchBuilder, "prompt", remember)
   monkeypatch.setattr(sampler, "sample", sample)
   return seen

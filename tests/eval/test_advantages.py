@@ -16,9 +16,9 @@ def data(tmp_path_factory):
   return nano.make_data(tmp_path_factory.mktemp("nano"), "configs/videop2r.py", **ASKED)
 
 
-def rig(monkeypatch, parts):
+def rig(monkeypatch, context):
   """Right where one reply is asked for, and in each group the first of them; wrong in other places, and to shuffled frames."""
-  wrong, shuffled = parts.processor.encode_reply(WRONG), parts.config.rl.shuffled
+  wrong, shuffled = context.processor.encode_reply(WRONG), context.config.rl.shuffled
 
   def reply_to(item, member, group, **_):
     return item.reply if member == 0 and group != shuffled else wrong
@@ -40,7 +40,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_an_evaluated_reply_has_the_advantages_of_an_update(data, monkeypatch, name):
   overrides, perception, reasoning = CASES[name]
-  parts = nano.build(
+  context = nano.build(
     data,
     recipe="configs/videop2r.py",
     **{
@@ -53,8 +53,8 @@ def test_an_evaluated_reply_has_the_advantages_of_an_update(data, monkeypatch, n
       **overrides,
     },
   )
-  rig(monkeypatch, parts)
-  shown = evaluate.evaluate(parts, {}, name="test")["rollouts"]
+  rig(monkeypatch, context)
+  shown = evaluate.evaluate(context, {}, name="test")["rollouts"]
   assert len(shown) == 2
   for rollout in shown:
     made = rollout["segment_advantages"]

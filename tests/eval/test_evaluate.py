@@ -11,7 +11,7 @@ from tests.eval import rigged
 from tests.train import nano
 from vr_jax.eval import evaluate, stage
 from vr_jax.rollout import sampler
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import batching
 
 BATCH = 4  # the test split has six examples: its second batch is half full
 
@@ -24,43 +24,45 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def parts(data):
+def context(data):
   return nano.build(data, eval__examples=0, eval__batch=BATCH, rl__max_new_tokens=90)
 
 
-def _items(parts):
-  return [item for batch in parts.read("test", BATCH, repeat=False) for item in batch.items]
+def _items(context):
+  return [
+    item for batch in context.builder.read("test", BATCH, repeat=False) for item in batch.items
+  ]
 
 
-def test_a_policy_that_gives_the_reference_scores_full_marks(parts, monkeypatch):
+def test_a_policy_that_gives_the_reference_scores_full_marks(context, monkeypatch):
   rigged.rig(monkeypatch, lambda item, **_: item.reply)
-  result = evaluate.evaluate(parts, {}, name="test")
+  result = evaluate.evaluate(context, {}, name="test")
   metrics = result["metrics"]
   assert result["examples"] == 6
   for name in ("accuracy", "process_reward", "format", "trace_consistency", "blind_accuracy"):
     assert metrics[name] == pytest.approx(1, abs=1e-6), name
   assert metrics["think_answer_mismatch"] == 0
   assert metrics["accuracy_interval"] == 0
-  assert metrics["reply_tokens"] == pytest.approx(np.mean([len(i.reply) for i in _items(parts)]))
+  assert metrics["reply_tokens"] == pytest.approx(np.mean([len(i.reply) for i in _items(context)]))
 
 
-def test_a_policy_that_is_silent_scores_nothing(parts, monkeypatch):
-  stop = parts.processor.stop_tokens[0]
+def test_a_policy_that_is_silent_scores_nothing(context, monkeypatch):
+  stop = context.processor.stop_tokens[0]
   rigged.rig(monkeypatch, lambda item, **_: [stop])
-  metrics = evaluate.evaluate(parts, {}, name="test")["metrics"]
+  metrics = evaluate.evaluate(context, {}, name="test")["metrics"]
   assert metrics["accuracy"] == metrics["process_reward"] == metrics["trace_consistency"] == 0
   assert metrics["reply_tokens"] == 1
   assert "think_answer_mismatch" not in metrics  # no trace concludes anything
 
 
-def test_the_examples_of_a_last_batch_count_once(parts, monkeypatch):
-  items = _items(parts)
+def test_the_examples_of_a_last_batch_count_once(context, monkeypatch):
+  items = _items(context)
   right = {items[0].example.id, items[-1].example.id, items[-2].example.id}
-  stop = parts.processor.stop_tokens[0]
+  stop = context.processor.stop_tokens[0]
   seen = rigged.rig(
     monkeypatch, lambda item, **_: item.reply if item.example.id in right else [stop]
   )
-  metrics = evaluate.evaluate(parts, {}, name="test")["metrics"]
+  metrics = evaluate.evaluate(context, {}, name="test")["metrics"]
   assert [len(batch) for batch in seen] == [BATCH] * 6  # three views of two batches
   assert metrics["accuracy"] == pytest.approx(3 / 6)
   assert metrics["accuracy_interval"] == pytest.approx(1.96 * 0.5 / np.sqrt(6))
@@ -70,25 +72,25 @@ def test_the_examples_of_a_last_batch_count_once(parts, monkeypatch):
     assert metrics[f"accuracy/{kind}"] == pytest.approx(np.mean(scores))
 
 
-def test_traces_are_judged_where_the_examples_are_simulated_ones_only(parts, monkeypatch):
-  items = _items(parts)
+def test_traces_are_judged_where_the_examples_are_simulated_ones_only(context, monkeypatch):
+  items = _items(context)
   assert {item.example.source for item in items} == {"simulator"}
-  make = parts_lib.Parts.item
+  make = batching.BatchBuilder.item
 
-  def of_another_source(parts, clip, **options):
-    item = make(parts, clip, **options)
+  def of_another_source(context, clip, **options):
+    item = make(context, clip, **options)
     return dataclasses.replace(item, example=dataclasses.replace(item.example, source="elsewhere"))
 
-  monkeypatch.setattr(parts_lib.Parts, "item", of_another_source)
+  monkeypatch.setattr(batching.BatchBuilder, "item", of_another_source)
   rigged.rig(monkeypatch, lambda item, **_: item.reply)
-  result = evaluate.evaluate(parts, {}, name="test")
+  result = evaluate.evaluate(context, {}, name="test")
   assert result["metrics"]["accuracy"] == pytest.approx(1)
   assert not {"trace_consistency", "think_answer_mismatch"} & result["metrics"].keys()
   assert not any("trace_consistency" in rollout for rollout in result["rollouts"])
 
 
-def test_batches_are_sampled_with_different_keys(parts, monkeypatch):
-  stop, keys = parts.processor.stop_tokens[0], []
+def test_batches_are_sampled_with_different_keys(context, monkeypatch):
+  stop, keys = context.processor.stop_tokens[0], []
   rigged.rig(monkeypatch, lambda item, **_: [stop])
   sample_so = sampler.sample
 
@@ -97,21 +99,21 @@ def test_batches_are_sampled_with_different_keys(parts, monkeypatch):
     return sample_so(graph, params, prompt, allowed, key, decoding=decoding)
 
   monkeypatch.setattr(sampler, "sample", sample)
-  evaluate.evaluate(parts, {}, name="test")
+  evaluate.evaluate(context, {}, name="test")
   assert keys[0] != keys[1]
   assert keys[:2] == keys[2:4] == keys[4:]  # each view draws with the same luck
 
 
 def test_each_view_is_counted_under_its_own_name_and_only_what_is_seen_whole_is_judged(
-  parts, monkeypatch
+  context, monkeypatch
 ):
   """Calls 1, 2 are whole, 3, 4 blind, 5, 6 shuffled; only the blind ones are answered."""
-  judged, task = [], type(parts.environment)
+  judged, task = [], type(context.environment)
   score = task.score
   monkeypatch.setattr(task, "score", lambda *arguments: judged.append(1) or score(*arguments))
-  stop = parts.processor.stop_tokens[0]
+  stop = context.processor.stop_tokens[0]
   seen = rigged.rig(monkeypatch, lambda item, call, **_: item.reply if call in (3, 4) else [stop])
-  metrics = evaluate.evaluate(parts, {}, name="test")["metrics"]
+  metrics = evaluate.evaluate(context, {}, name="test")["metrics"]
   assert (metrics["accuracy"], metrics["blind_accuracy"], metrics["shuffled_accuracy"]) == (0, 1, 0)
   assert len(judged) == 2
   frames = [{len(item.encoded.frames) for item in batch} for batch in seen]
@@ -124,9 +126,9 @@ def test_each_view_is_counted_under_its_own_name_and_only_what_is_seen_whole_is_
   )
 
 
-def test_shown_rollouts_are_as_many_as_asked_and_json(parts, monkeypatch):
+def test_shown_rollouts_are_as_many_as_asked_and_json(context, monkeypatch):
   rigged.rig(monkeypatch, lambda item, **_: item.reply)
-  rollouts = evaluate.evaluate(parts, {}, name="test")["rollouts"]
+  rollouts = evaluate.evaluate(context, {}, name="test")["rollouts"]
   assert len(json.loads(json.dumps(rollouts))) == 2
   assert rollouts[0]["rewards"]["total"] == pytest.approx(3, abs=1e-5)
   assert len(rollouts[0]["frames"]) == 8
@@ -141,14 +143,14 @@ def test_a_complete_evaluation_is_not_made_again_and_the_report_is_written(
     (tmp_path / "checkpoints" / name).mkdir(parents=True)
   calls = []
 
-  def made(parts, params, *, name, cache):
+  def made(context, params, *, name, cache):
     calls.append(name)
     return {"examples": 1, "metrics": {"accuracy": 0.5}, "rollouts": []}
 
   monkeypatch.setattr(stage.evaluate_lib, "evaluate", made)
-  monkeypatch.setattr(stage.rl_loop, "load_params", lambda parts, where: {})
-  monkeypatch.setattr(stage.rl_loop, "last_step", lambda parts, where: 4)
-  monkeypatch.setattr(stage.rl_loop.sft_loop, "complete", lambda store: True)
+  monkeypatch.setattr(stage.initialization, "load_params", lambda context, where: {})
+  monkeypatch.setattr(stage.initialization, "last_step", lambda context, where: 4)
+  monkeypatch.setattr(stage.initialization, "is_complete", lambda store: True)
   for _ in range(2):
     stage.evaluate(config, tmp_path)
     assert calls == ["before rl", "after rl"]
@@ -159,7 +161,7 @@ def test_a_complete_evaluation_is_not_made_again_and_the_report_is_written(
   stage.evaluate(config, tmp_path)
   assert calls == ["before rl", "after rl", "after rl"]
   monkeypatch.setattr(
-    stage.rl_loop, "last_step", lambda parts, where: 4 if where.name == "sft" else 6
+    stage.initialization, "last_step", lambda context, where: 4 if where.name == "sft" else 6
   )
   stage.evaluate(config, tmp_path)
   assert calls[3:] == ["after rl"]

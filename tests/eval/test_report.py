@@ -10,6 +10,7 @@ import jinja2
 import pytest
 
 from vr_jax import errors
+from vr_jax.envs import metric
 from vr_jax.eval import report, report_curves, report_data, report_rollouts
 
 HOSTILE = "</pre>\"'><script>document.title='owned'</script><img src=x onerror=alert(1)>&amp;"
@@ -260,7 +261,9 @@ RECORDS = (
   report_data.ReferenceStep,
   report_data.Alignment,
 )
-FIELDS = FILES | {field.name for record in RECORDS for field in dataclasses.fields(record)}
+FIELDS = FILES | {
+  field.name for record in (*RECORDS, metric.Metric) for field in dataclasses.fields(record)
+}
 
 
 def _with_hostile_texts(value: object) -> object:

@@ -8,9 +8,8 @@ import re
 
 import pytest
 
-from launch import analysis, plan
+from launch import analysis, plan, programs
 from tests.train import nano
-from vr_jax.train import programs
 
 VOCABULARY, HIDDEN = 16384, 256
 # Large enough for products to outweigh what blocks of the kernels are filled up with.

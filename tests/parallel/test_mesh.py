@@ -1,4 +1,4 @@
-"""Meshes: which are possible, where things lie on them, and that a step on any of them is the step on one device."""
+"""Meshes: valid shapes, the sharding of arrays, and steps that equal the step on one device."""
 
 import dataclasses
 import functools
@@ -15,9 +15,8 @@ from vr_jax import errors, records
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.rollout import encoder, sampler
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import batching, initialization, steps
 from vr_jax.train import state as state_lib
-from vr_jax.train import steps
 
 MESHES = ((8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (2, 2, 1, 2), (1, 2, 4, 1), (1, 2, 2, 2))
 TRAINED = {
@@ -25,7 +24,7 @@ TRAINED = {
   "all but the tower": {"model__freeze_vision": True},
   "adapters": {"model__lora__rank": 2, "model__lora__text": ("query", "down")},
 }
-TOLERANCE = 1e-4  # of losses, and of gradients beside the largest of a parameter
+TOLERANCE = 1e-4  # relative; of gradients: relative to the largest of a parameter
 
 
 @pytest.mark.parametrize(
@@ -82,57 +81,59 @@ def _leaves(tree):
 
 @pytest.fixture(scope="module")
 def updated(data):
-  """(mesh, stage, what is trained) -> (parts, state, metrics) after a supervised or a reinforcement step on it."""
+  """(mesh, stage, what is trained) -> (context, state, metrics) after one SFT or RL step."""
   return functools.cache(functools.partial(_updated, data))
 
 
 def _updated(data, shape, stage, trained="all"):
   fields = {f"{stage}__gradient_norm": 1e9, f"{stage}__warmup_steps": 0, **TRAINED[trained]}
-  parts = nano.build(data, mesh=shape, rl__prompts=8, rl__group=2, rl__kl_weight=0.1, **fields)
-  section = parts.config[stage]
-  optimizer = state_lib.make_optimizer(section, parts.abstract_params, parts.frozen)
-  state = state_lib.create(_without_zeros(parts.fresh_params()), optimizer, parts.mesh)
-  items = nano.ragged_items(parts, 8)
-  prompt = parts.prompt(parts.batch(items))
-  if parts.tower_frozen:
-    prompt = encoder.encode(parts.graph, state.params, prompt)
+  context = nano.build(data, mesh=shape, rl__prompts=8, rl__group=2, rl__kl_weight=0.1, **fields)
+  section = context.config[stage]
+  optimizer = state_lib.make_optimizer(section, context.abstract_params, context.frozen)
+  state = state_lib.create(
+    _without_zeros(initialization.fresh_params(context)), optimizer, context.mesh
+  )
+  items = nano.ragged_items(context, 8)
+  prompt = context.builder.prompt(context.builder.batch(items))
+  if context.tower_frozen:
+    prompt = encoder.encode(context.graph, state.params, prompt)
   take = {"sft": _supervised, "rl": _reinforced}[stage]
-  return parts, *take(parts, optimizer, state, prompt, items)
+  return context, *take(context, optimizer, state, prompt, items)
 
 
 @jax.jit
 def _without_zeros(params):
-  """Biases and adapters start at zero, and behind them gradients may be zero too."""
+  """Replaces all-zero parameters (biases, adapters): with them some gradients would be zero too."""
 
-  def moved(x):
+  def fill(x):
     return jnp.where(x.any(), x, 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape))
 
-  return jax.tree.map(moved, params)
+  return jax.tree.map(fill, params)
 
 
-def _supervised(parts, optimizer, state, prompt, items):
+def _supervised(context, optimizer, state, prompt, items):
   step = steps.make_sft_step(
-    parts.graph, optimizer, parts.allowed, microbatches=1, frozen=parts.frozen
+    context.graph, optimizer, context.allowed, microbatches=1, frozen=context.frozen
   )
-  return step(state, prompt, *mesh_lib.put_batch(parts_lib.reply_arrays(items, 80), parts.mesh))
+  return step(state, prompt, *mesh_lib.put_batch(batching.reply_arrays(items, 80), context.mesh))
 
 
-def _reinforced(parts, optimizer, state, prompt, items):
-  rollout = _rollout(parts, items)
+def _reinforced(context, optimizer, state, prompt, items):
+  rollout = _rollout(context, items)
   advantages = jnp.where(steps.sampled(rollout), jnp.array([1.0, -0.5])[None, :, None], 0)
-  signal = mesh_lib.put_batch(np.ones(8, bool), parts.mesh)
+  signal = mesh_lib.put_batch(np.ones(8, bool), context.mesh)
   step = steps.make_rl_step(
-    parts.graph, optimizer, parts.allowed, parts.config.rl, frozen=parts.frozen
+    context.graph, optimizer, context.allowed, context.config.rl, frozen=context.frozen
   )
   return step(state, prompt, rollout, advantages, signal, None, rollout.log_probs)
 
 
-def _rollout(parts, items):
+def _rollout(context, items):
   """Replies of lengths 1 to 16, the same on every mesh."""
   rng = np.random.default_rng(0)
   length = rng.integers(1, 17, (len(items), 2, 1))
   model = np.arange(16) < length
-  allowed = np.flatnonzero(np.asarray(parts.allowed))
+  allowed = np.flatnonzero(np.asarray(context.allowed))
   tokens = np.where(model, rng.choice(allowed, model.shape), 0).astype(np.int32)
   fields = {
     "tokens": tokens,
@@ -140,7 +141,7 @@ def _rollout(parts, items):
     "kind": np.where(model, 4, 0).astype(np.int32),
     "turn": np.zeros_like(tokens),
   }
-  return mesh_lib.put_batch(records.Rollout(**fields), parts.mesh)
+  return mesh_lib.put_batch(records.Rollout(**fields), context.mesh)
 
 
 @pytest.mark.parametrize(
@@ -161,16 +162,16 @@ def test_a_step_on_a_mesh_is_the_step_on_one_device(updated, shape, stage, train
 
 
 def _gradients(state):
-  """Up to a factor: Adam's first moments after one step without clipping. None is zero."""
-  found = {name: x for name, x in _leaves(state.optimizer_state).items() if ".mu" in name}
-  assert all(moment.any() for moment in found.values())
-  return found
+  """Adam's first moments after one step without clipping: the gradients up to a factor."""
+  moments = {name: x for name, x in _leaves(state.optimizer_state).items() if ".mu" in name}
+  assert all(moment.any() for moment in moments.values())
+  return moments
 
 
 @pytest.mark.parametrize("shape", MESHES)
 def test_parameters_and_moments_lie_on_the_mesh_as_the_rules_say_also_after_a_step(updated, shape):
-  parts, state, _ = updated(shape, "sft")
-  wanted = jax.tree.leaves(jax.tree.map(lambda x: x.sharding, parts.abstract_params))
+  context, state, _ = updated(shape, "sft")
+  wanted = jax.tree.leaves(jax.tree.map(lambda x: x.sharding, context.abstract_params))
   moments = [leaf for leaf in jax.tree.leaves(state.optimizer_state) if leaf.ndim > 0]
   assert len(moments) == 2 * len(wanted)
   for leaves in (jax.tree.leaves(state.params), moments[: len(wanted)], moments[len(wanted) :]):
@@ -183,10 +184,10 @@ def test_parameters_and_moments_lie_on_the_mesh_as_the_rules_say_also_after_a_st
 
 
 def test_every_logical_axis_of_the_rules_belongs_to_a_parameter_or_an_activation(data):
-  parts = nano.build(data)
+  context = nano.build(data)
   axes = {"prompts", "prefix", "frames", "group", "slots", "time"}
   is_variable = lambda x: hasattr(x, "get_metadata")  # noqa: E731
-  for variable in jax.tree.leaves(parts.abstract_params, is_leaf=is_variable):
+  for variable in jax.tree.leaves(context.abstract_params, is_leaf=is_variable):
     axes |= set(variable.get_metadata()["axes"])
   assert set(mesh_lib.RULES) <= axes
 
@@ -204,8 +205,8 @@ def test_an_activation_uses_a_mesh_axis_once_and_leaves_whole_what_it_does_not_d
 
 
 def test_a_prompt_is_split_along_its_prefix_and_its_frames(updated):
-  parts, _, _ = updated((1, 2, 2, 2), "sft")
-  prompt = parts.prompt(parts.batch(nano.ragged_items(parts, 8)))
+  context, _, _ = updated((1, 2, 2, 2), "sft")
+  prompt = context.builder.prompt(context.builder.batch(nano.ragged_items(context, 8)))
   rows, length = prompt.tokens.shape
   assert prompt.tokens.addressable_shards[0].data.shape == (rows / 2, length / 2)
   assert prompt.positions.addressable_shards[0].data.shape == (3, rows / 2, length / 2)
@@ -223,7 +224,7 @@ def test_a_prefix_that_can_not_be_split_is_named():
 
 @dataclasses.dataclass(frozen=True)
 class _Device:
-  """A device as far as `row_share` looks at one."""
+  """The attributes of a device that `row_share` reads."""
 
   id: int
   process_index: int
@@ -260,21 +261,21 @@ def test_rows_of_a_split_batch_come_back_in_order():
 
 
 def _replies(data, shape, prompts):
-  parts = nano.build(data, mesh=shape)
-  # Stop tokens that a network without training finds likely: replies end early, and move to fewer slots.
-  stops = (*parts.processor.stop_tokens, *range(60, 240))
+  context = nano.build(data, mesh=shape)
+  # Stop tokens that are likely for an untrained network: replies end early and move to fewer slots.
+  stops = (*context.processor.stop_tokens, *range(60, 240))
   rollout, computed = sampler.sample_counting(
-    parts.graph,
-    nano.sharpened(parts.fresh_params()),
-    parts.prompt(parts.batch(nano.ragged_items(parts, prompts))),
-    parts.allowed,
+    context.graph,
+    nano.sharpened(initialization.fresh_params(context)),
+    context.builder.prompt(context.builder.batch(nano.ragged_items(context, prompts))),
+    context.allowed,
     jax.random.key(3),
-    decoding=parts.decoding(group=3, max_new_tokens=8, stop_tokens=stops, rungs=(0.7, 0.4)),
+    decoding=context.decoding(group=3, max_new_tokens=8, stop_tokens=stops, rungs=(0.7, 0.4)),
   )
   return mesh_lib.local_rows(rollout.tokens), computed
 
 
-# The last: a device has more slots than it has replies.
+# In the last case a device has more slots than replies.
 @pytest.mark.parametrize(
   ("shape", "prompts"), [((2, 2, 1, 2), 8), ((1, 2, 2, 2), 8), ((2, 1, 4, 1), 4)]
 )
@@ -285,7 +286,7 @@ def test_the_same_keys_draw_the_same_replies_on_a_mesh(data, shape, prompts):
 
 
 def test_what_processes_know_of_the_same_rows_is_as_the_first_of_them_has_it(monkeypatch):
-  """This is the last of four processes, of which two and two share rows."""
+  """This is the last of four processes; the first two share rows, and so do the last two."""
   shares = np.array([[0], [0], [1], [1]])
 
   def gathered(x):
@@ -297,8 +298,8 @@ def test_what_processes_know_of_the_same_rows_is_as_the_first_of_them_has_it(mon
   monkeypatch.setattr(processes, "gathered", gathered)
   mesh = mesh_lib.make_mesh((1, 1, 1, 1), jax.devices()[:1])
   rows = {"total": np.arange(6, dtype=np.float32).reshape(2, 3), "valid": np.ones((2, 3), bool)}
-  found = mesh_lib.as_first(rows, mesh)
-  np.testing.assert_array_equal(found["total"], 2 * rows["total"])
-  np.testing.assert_array_equal(found["valid"], rows["valid"] * 2)
+  adopted = mesh_lib.as_first(rows, mesh)
+  np.testing.assert_array_equal(adopted["total"], 2 * rows["total"])
+  np.testing.assert_array_equal(adopted["valid"], rows["valid"] * 2)
   monkeypatch.setattr(mesh_lib, "row_share", lambda mesh: (3, 4))
   assert mesh_lib.as_first(rows, mesh) is rows

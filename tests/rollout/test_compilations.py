@@ -8,8 +8,7 @@ import pytest
 
 from tests.train import nano
 from vr_jax.rewards import process
-from vr_jax.train import metrics, rl_loop
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import batching, metrics, rl_loop
 
 BUCKETS = (42, 64)  # prompts have 37 to 53 tokens
 
@@ -50,10 +49,10 @@ def test_after_its_first_batch_of_a_length_the_loop_compiles_nothing(
     rl__checkpoint_every=100,
   )
   batches = []
-  prompt_of, write = parts_lib.Parts.prompt, metrics.MetricsLog.write
+  prompt_of, write = batching.BatchBuilder.prompt, metrics.MetricsLog.write
 
-  def note_bucket(parts, items):
-    prompt = prompt_of(parts, items)
+  def note_bucket(context, items):
+    prompt = prompt_of(context, items)
     batches.append(prompt.tokens.shape[1])
     compilations.names.clear()
     return prompt
@@ -65,7 +64,7 @@ def test_after_its_first_batch_of_a_length_the_loop_compiles_nothing(
       late.extend((step, name) for name in compilations.names)
     write(log, step, values)
 
-  monkeypatch.setattr(parts_lib.Parts, "prompt", note_bucket)
+  monkeypatch.setattr(batching.BatchBuilder, "prompt", note_bucket)
   monkeypatch.setattr(metrics.MetricsLog, "write", note_compilations)
   rl_loop.train(config, tmp_path)
   assert set(batches) == set(BUCKETS)

@@ -10,71 +10,73 @@ import pytest
 from tests.train import nano
 from vr_jax import records
 from vr_jax.rollout import forward, sampler
+from vr_jax.train import initialization, steps
 from vr_jax.train import state as state_lib
-from vr_jax.train import steps
 
 TOLERANCE = 1e-5  # of ratios; of log-probs, some of which are below -4, relative and absolute
 
 
 @pytest.fixture(scope="module")
-def parts(data):
+def context(data):
   return nano.build(data, rl__learning_rate=0.0, rl__temperature=0.8, rl__top_p=0.9)
 
 
 @pytest.fixture(scope="module")
-def params(parts):
-  return nano.sharpened(parts.fresh_params())
+def params(context):
+  return nano.sharpened(initialization.fresh_params(context))
 
 
 @pytest.fixture(scope="module")
-def items(parts):
-  return nano.ragged_items(parts, 4)
+def items(context):
+  return nano.ragged_items(context, 4)
 
 
-def _sample(parts, params, items, **changes):
-  prompt = parts.prompt(parts.batch(items))
+def _sample(context, params, items, **changes):
+  prompt = context.builder.prompt(context.builder.batch(items))
   rollout = sampler.sample(
-    parts.graph,
+    context.graph,
     params,
     prompt,
-    parts.allowed,
+    context.allowed,
     jax.random.key(5),
-    decoding=parts.decoding(**changes),
+    decoding=context.decoding(**changes),
   )
   return prompt, rollout
 
 
 @pytest.fixture(scope="module")
-def sampled(parts, params, items):
+def sampled(context, params, items):
   # A stop token that a network without training finds likely, so that replies are ragged.
-  stops = (*parts.processor.stop_tokens, *range(60, 120))
-  prompt, rollout = _sample(parts, params, items, stop_tokens=stops)
+  stops = (*context.processor.stop_tokens, *range(60, 120))
+  prompt, rollout = _sample(context, params, items, stop_tokens=stops)
   lengths = np.asarray(steps.sampled(rollout)).sum(-1)
   assert len(np.unique(lengths)) > 3
   return prompt, rollout
 
 
-def test_prompts_of_the_batch_are_ragged_in_text_and_frames(parts, items):
+def test_prompts_of_the_batch_are_ragged_in_text_and_frames(context, items):
   assert {len(item.encoded.frames) for item in items} == {4, 2, 1, 0}
   assert len({len(item.encoded.tokens) for item in items}) > 2
 
 
-def test_the_scorer_repeats_the_samplers_log_probs(parts, params, sampled):
+def test_the_scorer_repeats_the_samplers_log_probs(context, params, sampled):
   prompt, rollout = sampled
-  score = steps.make_scorer(parts.graph, parts.allowed, temperature=parts.config.rl.temperature)
+  score = steps.make_scorer(
+    context.graph, context.allowed, temperature=context.config.rl.temperature
+  )
   log_probs = score(params, prompt, rollout)
   np.testing.assert_allclose(log_probs, rollout.log_probs, rtol=TOLERANCE, atol=TOLERANCE)
   assert np.asarray(rollout.log_probs).min() < -1  # it said something
 
 
-def test_at_learning_rate_zero_every_ratio_is_one_and_kl_is_zero(parts, params, sampled):
+def test_at_learning_rate_zero_every_ratio_is_one_and_kl_is_zero(context, params, sampled):
   prompt, rollout = sampled
-  rl = parts.config.rl
-  optimizer = state_lib.make_optimizer(rl, parts.abstract_params, ())
-  state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, parts.mesh)
-  score = steps.make_scorer(parts.graph, parts.allowed, temperature=rl.temperature)
+  rl = context.config.rl
+  optimizer = state_lib.make_optimizer(rl, context.abstract_params, ())
+  state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, context.mesh)
+  score = steps.make_scorer(context.graph, context.allowed, temperature=rl.temperature)
   reference = score(params, prompt, rollout)
-  step = steps.make_rl_step(parts.graph, optimizer, parts.allowed, rl)
+  step = steps.make_rl_step(context.graph, optimizer, context.allowed, rl)
   advantages = jnp.where(steps.sampled(rollout), 1.0, 0.0)
   signal = jnp.ones(4, bool)
   for old in (None, reference, reference):  # None: the first update on a batch
@@ -89,58 +91,58 @@ def test_at_learning_rate_zero_every_ratio_is_one_and_kl_is_zero(parts, params, 
     np.testing.assert_array_equal(moved, kept)
 
 
-def test_greedy_replies_are_the_argmax_of_the_plain_forward(parts, params, items):
-  prompt, rollout = _sample(parts, params, items, temperature=0.0, group=1)
+def test_greedy_replies_are_the_argmax_of_the_plain_forward(context, params, items):
+  prompt, rollout = _sample(context, params, items, temperature=0.0, group=1)
 
   @jax.jit
   def likeliest(params, tokens, valid):
-    model = nano.merge(parts, params)
+    model = nano.merge(context, params)
     prefix = model.prefill(prompt)
     hidden = model.extend(prefix, tokens, valid)
     before = jnp.concatenate([prefix.hidden[:, None, None], hidden[:, :, :-1]], axis=2)
-    return forward.token_logits(model, before, parts.allowed, 1.0).argmax(-1)
+    return forward.token_logits(model, before, context.allowed, 1.0).argmax(-1)
 
   valid = steps.sampled(rollout)
   expected = np.asarray(likeliest(params, rollout.tokens, valid))
   np.testing.assert_array_equal(np.asarray(rollout.tokens)[valid], expected[valid])
 
 
-def test_padding_of_prompts_and_of_frames_changes_no_reply(parts, params, items):
-  _, rollout = _sample(parts, params, items)
+def test_padding_of_prompts_and_of_frames_changes_no_reply(context, params, items):
+  _, rollout = _sample(context, params, items)
   wider = dataclasses.replace(
-    parts,
+    context,
     config=nano.config(model__prefix_buckets=(160,), model__frame_buckets=(7,)),
   )
   wide = wider.prompt(wider.batch(items))
   again = sampler.sample(
-    parts.graph, params, wide, parts.allowed, jax.random.key(5), decoding=parts.decoding()
+    context.graph, params, wide, context.allowed, jax.random.key(5), decoding=context.decoding()
   )
   np.testing.assert_array_equal(rollout.tokens, again.tokens)
   np.testing.assert_allclose(rollout.log_probs, again.log_probs, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def test_a_reply_does_not_depend_on_the_prompts_beside_it(parts, params, items):
-  _, rollout = _sample(parts, params, items)
-  _, otherwise = _sample(parts, params, [items[0], *items[1:][::-1]])
+def test_a_reply_does_not_depend_on_the_prompts_beside_it(context, params, items):
+  _, rollout = _sample(context, params, items)
+  _, otherwise = _sample(context, params, [items[0], *items[1:][::-1]])
   np.testing.assert_array_equal(rollout.tokens[0], otherwise.tokens[0])
 
 
-def test_media_tokens_and_ids_beyond_the_tokenizer_are_not_allowed(parts):
-  tokenizer = parts.processor.tokenizer
+def test_media_tokens_and_ids_beyond_the_tokenizer_are_not_allowed(context):
+  tokenizer = context.processor.tokenizer
   known = tokenizer.get_vocab_size()
-  assert known < parts.model.text.vocab_size or not parts.allowed[known:].size
-  assert not parts.allowed[known:].any()
+  assert known < context.model.text.vocab_size or not context.allowed[known:].size
+  assert not context.allowed[known:].any()
   for token in ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"):
-    assert not parts.allowed[tokenizer.token_to_id(token)]
-  assert all(parts.allowed[token] for token in parts.processor.stop_tokens)
+    assert not context.allowed[tokenizer.token_to_id(token)]
+  assert all(context.allowed[token] for token in context.processor.stop_tokens)
 
 
-def test_media_tokens_are_not_sampled_by_a_network_that_wants_nothing_else(parts, params, items):
-  forbidden = np.flatnonzero(~np.asarray(parts.allowed))
+def test_media_tokens_are_not_sampled_by_a_network_that_wants_nothing_else(context, params, items):
+  forbidden = np.flatnonzero(~np.asarray(context.allowed))
   embedding = params["text"]["embedding"]
   rigged = jax.tree.map(lambda x: x, params)
   rows = embedding[...].at[forbidden].set(100 * embedding[...][100])
   rigged["text"]["embedding"] = embedding.replace(rows)
-  _, rollout = _sample(parts, rigged, items, top_p=1.0)
+  _, rollout = _sample(context, rigged, items, top_p=1.0)
   tokens = np.asarray(rollout.tokens)[np.asarray(rollout.kind) == records.Kind.MODEL]
   assert not np.isin(tokens, forbidden).any()

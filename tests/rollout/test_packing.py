@@ -8,11 +8,11 @@ import pytest
 from tests.train import nano
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models import packing
+from vr_jax.models.common import packing
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import forward
+from vr_jax.train import initialization, steps
 from vr_jax.train import state as state_lib
-from vr_jax.train import steps
 
 PROMPTS, GROUP, TIME = 4, 4, 16
 TOLERANCE = 1e-5
@@ -23,7 +23,7 @@ def _valid(lengths=LENGTHS, time=TIME):
   return jnp.asarray(np.arange(time) < lengths[..., None])
 
 
-def _rollout(parts, lengths=LENGTHS):
+def _rollout(context, lengths=LENGTHS):
   rng = np.random.default_rng(1)
   valid = np.asarray(_valid(lengths))
   tokens = np.where(valid, rng.integers(60, 300, valid.shape), 0)
@@ -33,7 +33,7 @@ def _rollout(parts, lengths=LENGTHS):
     kind=np.where(valid, int(records.Kind.MODEL), int(records.Kind.PAD)).astype(np.int32),
     turn=np.zeros(valid.shape, np.int32),
   )
-  return mesh_lib.put_batch(rollout, parts.mesh)
+  return mesh_lib.put_batch(rollout, context.mesh)
 
 
 def test_what_is_packed_and_unpacked_is_back_in_its_place():
@@ -72,23 +72,23 @@ def test_a_size_holds_every_part_and_wastes_less_than_its_ratio(ratio):
       assert most <= size < max(most, 1) * ratio + 1
 
 
-def _size(parts, microbatches):
+def _size(context, microbatches):
   """The places that a rollout of LENGTHS is packed to."""
-  layout = mesh_lib.MeshLayout(parts.mesh)
+  layout = mesh_lib.MeshLayout(context.mesh)
   rows = LENGTHS.reshape(-1, microbatches, GROUP).swapaxes(0, 1)
   return packing.size_of(layout, rows, TIME, ratio=1.1)
 
 
-def _scores(parts, params, prompt, rollout, packed):
+def _scores(context, params, prompt, rollout, packed):
   """Log-probs and entropies, and gradients of both."""
   outer = np.random.default_rng(2).normal(size=(2, *LENGTHS.shape, TIME)).astype(np.float32)
 
   @jax.jit
   def scored(params):
-    model = nano.merge(parts, params)
+    model = nano.merge(context, params)
     valid = steps.sampled(rollout)
     scores = forward.reply_log_probs(
-      model, prompt, rollout.tokens, valid, parts.allowed, 0.8, packed=packed
+      model, prompt, rollout.tokens, valid, context.allowed, 0.8, packed=packed
     )
     return (outer * jnp.stack(scores)).sum(), scores
 
@@ -100,30 +100,38 @@ def _scores(parts, params, prompt, rollout, packed):
 
 @pytest.mark.parametrize(("shape", "chunk"), [((1, 1, 1, 1), 448), ((1, 2, 2, 2), 100)])
 def test_packed_replies_have_the_scores_and_gradients_of_padded_ones(data, shape, chunk):
-  parts = nano.build(data, mesh=shape, model__logit_chunk=chunk)
-  params = nano.sharpened(parts.fresh_params())
-  prompt, rollout = parts.prompt(parts.batch(nano.ragged_items(parts, PROMPTS))), _rollout(parts)
-  packed = _size(parts, 1)
-  assert packed * parts.mesh.shape["data"] * parts.mesh.shape["fsdp"] < 0.8 * LENGTHS.size * TIME
-  scores, gradients = _scores(parts, params, prompt, rollout, packed)
-  expected, expected_gradients = _scores(parts, params, prompt, rollout, None)
+  context = nano.build(data, mesh=shape, model__logit_chunk=chunk)
+  params = nano.sharpened(initialization.fresh_params(context))
+  prompt, rollout = (
+    context.builder.prompt(context.builder.batch(nano.ragged_items(context, PROMPTS))),
+    _rollout(context),
+  )
+  packed = _size(context, 1)
+  assert (
+    packed * context.mesh.shape["data"] * context.mesh.shape["fsdp"] < 0.8 * LENGTHS.size * TIME
+  )
+  scores, gradients = _scores(context, params, prompt, rollout, packed)
+  expected, expected_gradients = _scores(context, params, prompt, rollout, None)
   np.testing.assert_allclose(scores, expected, rtol=0, atol=TOLERANCE)
   assert np.asarray(expected[0]).min() < -1
   assert nano.largest_difference(gradients, expected_gradients).value < 1e-4
 
 
 def test_an_update_in_packed_parts_is_that_of_padded_ones(data):
-  parts = nano.build(data, rl__learning_rate=1e-2)
-  parts.config.rl.microbatches = 2  # of more devices than prompts, which split nothing
-  params = nano.sharpened(parts.fresh_params())
-  prompt, rollout = parts.prompt(parts.batch(nano.ragged_items(parts, PROMPTS))), _rollout(parts)
-  optimizer = state_lib.make_optimizer(parts.config.rl, parts.abstract_params, ())
-  step = steps.make_rl_step(parts.graph, optimizer, parts.allowed, parts.config.rl)
+  context = nano.build(data, rl__learning_rate=1e-2)
+  context.config.rl.microbatches = 2  # of more devices than prompts, which split nothing
+  params = nano.sharpened(initialization.fresh_params(context))
+  prompt, rollout = (
+    context.builder.prompt(context.builder.batch(nano.ragged_items(context, PROMPTS))),
+    _rollout(context),
+  )
+  optimizer = state_lib.make_optimizer(context.config.rl, context.abstract_params, ())
+  step = steps.make_rl_step(context.graph, optimizer, context.allowed, context.config.rl)
   advantages = np.random.default_rng(2).normal(size=(*LENGTHS.shape, TIME)).astype(np.float32)
-  size, found = _size(parts, 2), []
+  size, found = _size(context, 2), []
   assert size < 0.7 * LENGTHS.size * TIME / 2
   for packed in (size, None):
-    state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, parts.mesh)
+    state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, context.mesh)
     signal = jnp.ones(PROMPTS, bool)
     _, metrics = step(state, prompt, rollout, advantages, signal, None, None, packed)
     found.append(metrics)

@@ -11,50 +11,18 @@ import zlib
 import numpy as np
 
 from vr_jax import main, records
-from vr_jax.envs import environment, moss_chatv
-from vr_jax.train import parts as parts_lib
+from vr_jax.envs import environment, moss_chatv, registry
 
 
-class Counting:
+class Counting(moss_chatv.MossChatV):
   """Questions of MOSS-ChatV; the reward of a reply depends on its text and on all that was scored before."""
 
-  def __init__(self, **fields: Any):
-    self._task = moss_chatv.MossChatV(**fields)
-    self._seen = 0
-
-  segments, tags = moss_chatv.MossChatV.segments, moss_chatv.MossChatV.tags
-
-  def question(self, example: records.Example) -> str:
-    return self._task.question(example)
-
-  def reference_reply(self, example: records.Example) -> str | None:
-    return self._task.reference_reply(example)
-
-  def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
-    return self._task.explain(example, reply)
-
-  def pieces(self, reply: str) -> environment.Pieces:
-    return self._task.pieces(reply)
-
-  def trace(self, reply: str) -> str:
-    return self._task.trace(reply)
-
-  def accuracy(self, example: records.Example, reply: str) -> float:
-    return self._task.accuracy(example, reply)
-
-  def observation(self, reply: str) -> str | None:
-    return self._task.observation(reply)
-
-  def counts(self) -> Mapping[str, float]:
-    return {}
-
-  def close(self) -> None:
-    pass
+  _seen = 0
 
   def score(
     self, examples: Sequence[records.Example], replies: environment.Replies
   ) -> records.Scores:
-    scores = self._task.score(examples, replies)
+    scores = super().score(examples, replies)
     flat = [reply for group in replies.texts for reply in group]
     hashes = [zlib.crc32(f"{self._seen + i} {text}".encode()) for i, text in enumerate(flat)]
     self._seen += len(flat)
@@ -70,5 +38,5 @@ class Counting:
 
 
 if __name__ == "__main__":
-  parts_lib.ENVIRONMENTS["moss_chatv"] = Counting
+  registry.ENVIRONMENTS["moss_chatv"] = Counting
   sys.exit(main.cli())

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import dataclasses
 import functools
-import importlib.util
 import math
 import os
 from pathlib import Path
@@ -18,9 +17,9 @@ import ml_collections
 import numpy as np
 import pytest
 
+from vr_jax import recipe_config
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import data_stage
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import batching, data_stage, run_context
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "configs/moss_chatv.py"
@@ -75,10 +74,7 @@ OVERRIDES: Mapping[str, Any] = {
 
 def recipe(size: str, path: str = RECIPE) -> ml_collections.ConfigDict:
   """A recipe as it is, at a size."""
-  spec = importlib.util.spec_from_file_location("recipe", ROOT / path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(size)
+  return recipe_config.load(f"{ROOT / path}:{size}")
 
 
 def config(path: str = RECIPE, **overrides: Any) -> ml_collections.ConfigDict:
@@ -129,11 +125,13 @@ def build(
   mesh: tuple[int, int, int, int] = (1, 1, 1, 1),
   recipe: str = RECIPE,
   **overrides: Any,
-) -> parts_lib.Parts:
-  """The parts of a run over data that `make_data` made, on as many devices as the mesh asks for."""
-  parts = parts_lib.build(config(recipe, data__directory=str(data), **overrides), data)
+) -> run_context.RunContext:
+  """The context of a run over data that `make_data` made, on as many devices as the mesh asks for."""
+  context = run_context.make_run_context(
+    config(recipe, data__directory=str(data), **overrides), data
+  )
   devices = jax.devices()[: math.prod(mesh)]
-  return dataclasses.replace(parts, mesh=mesh_lib.make_mesh(mesh, devices))
+  return dataclasses.replace(context, mesh=mesh_lib.make_mesh(mesh, devices))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,17 +159,17 @@ def largest_difference(actual: Mapping[str, Any], expected: Mapping[str, Any]) -
 def use_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
   """Lets the loops see the first `count` devices only."""
   make = functools.partial(mesh_lib.make_mesh, devices=jax.devices()[:count])
-  monkeypatch.setattr(parts_lib.mesh_lib, "make_mesh", make)
+  monkeypatch.setattr(run_context.mesh_lib, "make_mesh", make)
 
 
-def merge(parts: parts_lib.Parts, params: Any) -> Any:
+def merge(context: run_context.RunContext, params: Any) -> Any:
   """The module of these parameters."""
-  return nnx.merge(parts.graph, params)
+  return nnx.merge(context.graph, params)
 
 
-def ragged_items(parts: parts_lib.Parts, count: int) -> list[parts_lib.Item]:
+def ragged_items(context: run_context.RunContext, count: int) -> list[batching.Item]:
   """Items of different lengths in text and frames: of eight frames, of four, of two and of none, in turn."""
-  clips = [item.clip for item in next(parts.read("train", count)).items]
+  clips = [item.clip for item in next(context.builder.read("train", count)).items]
   items = []
   for index, clip in enumerate(clips):
     frames = (8, 4, 2, 0)[index % 4]
@@ -180,7 +178,7 @@ def ragged_items(parts: parts_lib.Parts, count: int) -> list[parts_lib.Item]:
       timestamps=clip.timestamps[:frames],
       frame_indices=clip.frame_indices[:frames],
     )
-    items.append(parts.item(shown, view="whole" if frames else "blind"))
+    items.append(context.builder.item(shown, view="whole" if frames else "blind"))
   return items
 
 

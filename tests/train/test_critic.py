@@ -13,10 +13,11 @@ from tests.rl import plain_gae
 from tests.train import nano
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models import packing
+from vr_jax.models.common import packing
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rl import gae
 from vr_jax.rollout import encoder
-from vr_jax.train import checkpoints, critic
+from vr_jax.train import checkpoints, critic, initialization
 from vr_jax.train import state as state_lib
 
 TOLERANCE = 1e-5
@@ -26,21 +27,23 @@ MASK = np.arange(TIME) < LENGTHS[..., None]
 
 
 @pytest.fixture(scope="module")
-def parts(data):
+def context(data):
   return nano.build(data)
 
 
 @pytest.fixture(scope="module")
-def params(parts):
+def params(context):
   """Those of a critic whose head says something."""
-  made = critic.fresh_params(parts.fresh_params(), embed=parts.model.text.hidden_size)
+  made = critic.fresh_params(
+    initialization.fresh_params(context), embed=context.model.text.hidden_size
+  )
   weight = 0.1 * jax.random.normal(jax.random.key(1), made["head"].weight.shape)
   head = dataclasses.replace(made["head"], weight=made["head"].weight.replace(weight))
   return {**made, "head": head}
 
 
 @pytest.fixture(scope="module")
-def batch(parts):
+def batch(context):
   """(prompts, their replies)"""
   tokens = np.where(MASK, np.random.default_rng(1).integers(60, 300, MASK.shape), 0)
   rollout = records.Rollout(
@@ -49,7 +52,7 @@ def batch(parts):
     kind=jnp.where(MASK, int(records.Kind.MODEL), int(records.Kind.PAD)),
     turn=jnp.zeros(MASK.shape, jnp.int32),
   )
-  return parts.prompt(parts.batch(nano.ragged_items(parts, 4))), rollout
+  return context.builder.prompt(context.builder.batch(nano.ragged_items(context, 4))), rollout
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +62,9 @@ def targets():
   return jnp.asarray(old), jnp.asarray(returns)
 
 
-def _plain_values(parts, params, batch):
+def _plain_values(context, params, batch):
   prompt, rollout = batch
-  model = nano.merge(parts, params["model"])
+  model = nano.merge(context, params["model"])
   prefix = model.prefill(prompt)
   hidden = model.extend(prefix, rollout.tokens, jnp.asarray(MASK))
   first = jnp.broadcast_to(prefix.hidden[:, None, None], hidden[:, :, :1].shape)
@@ -70,13 +73,13 @@ def _plain_values(parts, params, batch):
 
 
 @pytest.fixture(scope="module")
-def plain(parts, params, batch, targets):
+def plain(context, params, batch, targets):
   """(loss, values, gradients), written out."""
   old, returns = targets
 
   @jax.jit
   def loss(params):
-    values = _plain_values(parts, params, batch)
+    values = _plain_values(context, params, batch)
     near = jnp.minimum(jnp.maximum(values, old - CLIP), old + CLIP)
     worse = jnp.maximum((values - returns) ** 2, (near - returns) ** 2)
     return 0.5 * (worse * MASK).sum() / MASK.sum(), values
@@ -91,15 +94,15 @@ def _leaves(tree):
   }
 
 
-def _start(parts, params, *, frozen=(), microbatches=1):
+def _start(context, params, *, frozen=(), microbatches=1):
   """A state around a copy of the parameters, and a step."""
   section = nano.config(sft__gradient_norm=1e9, sft__warmup_steps=0, sft__weight_decay=0.0).sft
   section.learning_rate, section.steps = 2e-3, 100
   frozen = critic.frozen(frozen)
   optimizer = state_lib.make_optimizer(section, params, frozen)
-  state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, parts.mesh)
+  state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, context.mesh)
   step = critic.make_critic_step(
-    parts.graph, optimizer, clip=CLIP, microbatches=microbatches, frozen=frozen
+    context.graph, optimizer, clip=CLIP, microbatches=microbatches, frozen=frozen
   )
   return state, step
 
@@ -110,10 +113,10 @@ def _gradients(state):
   return {name: 10 * moment for name, moment in _leaves(moments).items()}
 
 
-def test_values_begin_at_zero_and_share_no_buffer_with_the_policy(parts, batch):
-  policy = parts.fresh_params()
-  made = critic.fresh_params(policy, embed=parts.model.text.hidden_size)
-  values = critic.make_valuer(parts.graph)(made, *batch)
+def test_values_begin_at_zero_and_share_no_buffer_with_the_policy(context, batch):
+  policy = initialization.fresh_params(context)
+  made = critic.fresh_params(policy, embed=context.model.text.hidden_size)
+  values = critic.make_valuer(context.graph)(made, *batch)
   np.testing.assert_array_equal(values, np.zeros(MASK.shape))
   copies = zip(jax.tree.leaves(policy), jax.tree.leaves(made["model"]), strict=True)
   for held, copied in copies:
@@ -121,31 +124,31 @@ def test_values_begin_at_zero_and_share_no_buffer_with_the_policy(parts, batch):
     assert held.unsafe_buffer_pointer() != copied.unsafe_buffer_pointer()
 
 
-def test_values_are_of_the_state_before_each_token_packed_or_not(parts, params, batch, plain):
+def test_values_are_of_the_state_before_each_token_packed_or_not(context, params, batch, plain):
   size = packing.size_of(layout_lib.OneDevice(), LENGTHS[None], TIME, ratio=1.1)
   assert size < 0.7 * MASK.size
-  value = critic.make_valuer(parts.graph)
+  value = critic.make_valuer(context.graph)
   for packed in (None, size):
     values = value(params, *batch, packed=packed)
     np.testing.assert_allclose(values, plain[1], rtol=0, atol=TOLERANCE)
   assert np.abs(plain[1][MASK]).max() > 0.1
 
 
-def test_of_prompts_that_bring_features_no_tower_of_the_critic_runs(parts, params, batch, plain):
+def test_of_prompts_that_bring_features_no_tower_of_the_critic_runs(context, params, batch, plain):
   prompt, rollout = batch
-  encoded = encoder.encode(parts.graph, params["model"], prompt)
+  encoded = encoder.encode(context.graph, params["model"], prompt)
   broken = jax.tree.map(lambda x: x, params)
   broken["model"]["vision"] = jax.tree.map(lambda x: x * jnp.nan, broken["model"]["vision"])
-  value = critic.make_valuer(parts.graph)
+  value = critic.make_valuer(context.graph)
   np.testing.assert_allclose(value(broken, encoded, rollout), plain[1], rtol=0, atol=TOLERANCE)
   assert np.isnan(value(broken, prompt, rollout)).any()
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_loss_and_gradients_are_those_written_out_in_any_number_of_micro_batches(
-  parts, params, batch, targets, plain, count
+  context, params, batch, targets, plain, count
 ):
-  state, step = _start(parts, params, microbatches=count)
+  state, step = _start(context, params, microbatches=count)
   state, metrics = step(state, *batch, *targets)
   loss, values, gradients = plain
   assert float(metrics["critic/loss"]) == pytest.approx(loss, rel=TOLERANCE)
@@ -159,11 +162,11 @@ def test_loss_and_gradients_are_those_written_out_in_any_number_of_micro_batches
 
 
 def test_steps_towards_fixed_returns_lower_the_loss_until_values_have_moved_by_the_clip(
-  parts, params, batch, plain
+  context, params, batch, plain
 ):
-  old, step = jnp.asarray(plain[1]), _start(parts, params)[1]
+  old, step = jnp.asarray(plain[1]), _start(context, params)[1]
   for distance, clipped in ((0.2, False), (3.0, True)):
-    state, losses, share = _start(parts, params)[0], [], 0.0
+    state, losses, share = _start(context, params)[0], [], 0.0
     for _ in range(24):
       state, metrics = step(state, *batch, old, old + distance)
       losses.append(float(metrics["critic/loss"]))
@@ -176,8 +179,8 @@ def test_steps_towards_fixed_returns_lower_the_loss_until_values_have_moved_by_t
   assert np.isnan(metrics["critic/explained_variance"])  # all returns are the same
 
 
-def test_a_frozen_tower_gets_no_gradient_and_stays(parts, params, batch, targets):
-  state, step = _start(parts, params, frozen=("vision",))
+def test_a_frozen_tower_gets_no_gradient_and_stays(context, params, batch, targets):
+  state, step = _start(context, params, frozen=("vision",))
   state, _ = step(state, *batch, *targets)
   before, after = _leaves(params), _leaves(state.params)
   assert not [name for name in _gradients(state) if "vision" in name]
@@ -186,12 +189,12 @@ def test_a_frozen_tower_gets_no_gradient_and_stays(parts, params, batch, targets
 
 
 def test_on_a_mesh_of_two_by_two_numbers_are_those_of_one_device(
-  data, parts, params, batch, targets, plain
+  data, context, params, batch, targets, plain
 ):
   split = nano.build(data, mesh=(2, 2, 1, 1))
   state, step = _start(split, params)
   assert state.params["head"].weight[...].sharding.is_fully_replicated
-  prompt = split.prompt(split.batch(nano.ragged_items(parts, 4)))
+  prompt = split.builder.prompt(split.builder.batch(nano.ragged_items(context, 4)))
   rollout, old, returns = mesh_lib.put_batch(jax.device_get((batch[1], *targets)), split.mesh)
   values = critic.make_valuer(split.graph)(state.params, prompt, rollout)
   np.testing.assert_allclose(values, plain[1], rtol=0, atol=TOLERANCE)
@@ -201,17 +204,20 @@ def test_on_a_mesh_of_two_by_two_numbers_are_those_of_one_device(
 
 
 def test_a_checkpoint_holds_policy_and_critic_and_parameters_can_be_read_alone(
-  parts, params, tmp_path
+  context, params, tmp_path
 ):
-  rl = parts.config.rl
-  optimizer = state_lib.make_optimizer(rl, parts.abstract_params, ())
-  policy = state_lib.create(parts.fresh_params(), optimizer, parts.mesh)
-  fresh = {**vars(policy), "critic": _start(parts, params)[0]}
+  rl = context.config.rl
+  optimizer = state_lib.make_optimizer(rl, context.abstract_params, ())
+  policy = state_lib.create(initialization.fresh_params(context), optimizer, context.mesh)
+  fresh = {**vars(policy), "critic": _start(context, params)[0]}
   saved = {**vars(policy), "critic": jax.tree.map(lambda x: x + 1, fresh["critic"])}
-  store = checkpoints.Checkpoints(tmp_path, architecture=parts.architecture)
+  store = checkpoints.Checkpoints(tmp_path, architecture=context.architecture)
   store.save(3, saved, {})
   store.wait()
-  restored, alone = store.restore(fresh).tree, store.restore({"params": parts.abstract_params}).tree
+  restored, alone = (
+    store.restore(fresh).tree,
+    store.restore({"params": context.abstract_params}).tree,
+  )
   store.close()
   for tree, expected in ((restored, saved), (alone, {"params": policy.params})):
     found, expected = _leaves(tree), _leaves(expected)
@@ -220,8 +226,8 @@ def test_a_checkpoint_holds_policy_and_critic_and_parameters_can_be_read_alone(
       np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
-def test_the_optimizer_counts_the_updates_of_the_section_rl(parts, params):
-  critics = {**parts.config.sft.to_dict(), "schedule": "cosine", "learning_rate": 0.5}
+def test_the_optimizer_counts_the_updates_of_the_section_rl(context, params):
+  critics = {**context.config.sft.to_dict(), "schedule": "cosine", "learning_rate": 0.5}
   config = ml_collections.ConfigDict({"rl": {"steps": 4, "epochs": 3}, "critic": critics})
   config.critic.warmup_steps, config.critic.steps = 0, 1
   optimizer = critic.make_optimizer(config, params["head"], ())
@@ -263,7 +269,8 @@ def test_credit_is_bi_level_gae_of_the_scores_and_the_penalty_and_skips_turns_wi
   scores, rollout, values, reference = _episodes()
   discounts = {"gamma_turn": 0.9, "gamma_token": 0.97, "decay": 0.8}
   section = ml_collections.ConfigDict({**discounts, "placement": placement, "kl_weight": beta})
-  found = critic.make_credit(section)(scores, rollout, values, reference if beta else None)
+  credit = gae.make_credit(section, answer_reward="accuracy")
+  found = credit(scores, rollout, values, reference if beta else None)
   advantages, returns, metrics = jax.tree.map(np.asarray, found)
   counted = np.take_along_axis(scores.valid, rollout.turn, axis=2)
   mask = counted & (rollout.kind == records.Kind.MODEL)

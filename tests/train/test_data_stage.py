@@ -10,8 +10,7 @@ import pytest
 from tests.train import nano
 from vr_jax import errors, main, records
 from vr_jax.data import examples
-from vr_jax.train import data_stage
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import data_stage, run_context
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import write
 
@@ -87,7 +86,7 @@ def test_an_example_that_would_fail_in_training_stops_the_data_stage_or_is_left_
     data_stage.prepare(config, tmp_path)
   (listed,) = (tmp_path / "shards" / "bad_records.jsonl").read_text().splitlines()
   assert json.loads(listed)["where"] == "example '000002-0' of video '000002.mp4'"
-  batches = parts_lib.build(config, tmp_path).read("train", 7, repeat=False)
+  batches = run_context.make_run_context(config, tmp_path).builder.read("train", 7, repeat=False)
   assert sorted(item.example.id[:6] for batch in batches for item in batch.items) == [
     f"{index:06d}" for index in (0, 1, 3, 4, 5, 6, 7)
   ]
@@ -102,7 +101,7 @@ def test_pictures_and_videos_share_batches(tmp_path):
     file.write(json.dumps(value) + "\n")
   config = nano.config(**given)
   data_stage.prepare(config, tmp_path)
-  (batch,) = parts_lib.build(config, tmp_path).read("train", 9, repeat=False)
+  (batch,) = run_context.make_run_context(config, tmp_path).builder.read("train", 9, repeat=False)
   frames = {item.example.id: len(item.encoded.frames) for item in batch.items}
   assert frames.pop("still") == 1  # temporal patches: two equal frames
   assert set(frames.values()) == {config.data.frames // 2}
@@ -113,32 +112,32 @@ def test_text_that_spells_media_tokens_is_trained_on_as_text(tmp_path):
   steps = [{"text": "At 0s, <|image_pad|>.", "start": 0, "end": 2}]
   config = nano.config(**_given(tmp_path, question="Which <|video_pad|>?", steps=steps))
   data_stage.prepare(config, tmp_path)
-  parts = parts_lib.build(config, tmp_path)
-  (batch,) = parts.read("train", 8, repeat=False)
+  context = run_context.make_run_context(config, tmp_path)
+  (batch,) = context.builder.read("train", 8, repeat=False)
   (item,) = (item for item in batch.items if "<|" in item.example.question)
   prompt = item.encoded
   assert (prompt.kind == records.Kind.VIDEO).sum() == sum(
-    grid.tokens(parts.model.vision) for grid in prompt.grids
+    grid.frames * grid.patches // 4 for grid in prompt.grids
   )
-  assert "<|image_pad|>" in parts.processor.decode(item.reply)
+  assert "<|image_pad|>" in context.processor.decode(item.reply)
 
 
 def test_a_reply_that_is_never_trained_on_may_be_too_long_or_missing(tmp_path):
   config = nano.config(**_given(tmp_path, steps=[]), sft__steps=0)
   data_stage.prepare(config, tmp_path)
-  (batch,) = parts_lib.build(config, tmp_path).read("train", 8, repeat=False)
+  (batch,) = run_context.make_run_context(config, tmp_path).builder.read("train", 8, repeat=False)
   assert len(batch.items) == 8
 
 
 def test_examples_are_checked_again_only_where_something_changed(data, monkeypatch):
-  parts = nano.build(data)
-  parts.checks.left_out()
+  context = nano.build(data)
+  context.builder.checks.left_out()
   checked = []
   monkeypatch.setattr(
-    parts.processor, "check_prompt", lambda *args, name, **more: checked.append(name)
+    context.processor, "check_prompt", lambda *args, name, **more: checked.append(name)
   )
-  parts.checks.left_out()
+  context.builder.checks.left_out()
   assert not checked
   longer = nano.config(data__directory=str(data), model__prefix_buckets=(64, 97))
-  dataclasses.replace(parts, config=longer).checks.left_out()
+  dataclasses.replace(context, config=longer).builder.checks.left_out()
   assert len(checked) == 24

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.train import counting, nano
+from vr_jax.envs import registry
 from vr_jax.train import learner, metrics, rl_loop, steps
-from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
 
 BATCHES, EPOCHS = 2, 2
@@ -49,7 +49,7 @@ def run(data, tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch:
     nano.use_devices(patch, 1)
-    patch.setitem(parts_lib.ENVIRONMENTS, "moss_chatv", counting.Counting)
+    patch.setitem(registry.ENVIRONMENTS, "moss_chatv", counting.Counting)
     patch.setattr(steps, "make_rl_step", watched_step)
     patch.setattr(steps, "make_scorer", watched_scorer)
     rl_loop.train(config, workdir)

@@ -13,21 +13,22 @@ import pytest
 
 from tests.train import counting, nano
 from vr_jax import errors, records
+from vr_jax.envs import registry
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
-from vr_jax.rollout import encoder
+from vr_jax.models.common import prompts as prompts_lib
+from vr_jax.rollout import decode_replies, encoder
 from vr_jax.train import (
+  batching,
   clock,
   experience,
   features,
+  initialization,
   learner,
   metrics,
   padding,
-  reading,
   rl_loop,
   steps,
 )
-from vr_jax.train import parts as parts_lib
 
 PROMPTS, GROUP = 4, 4
 
@@ -58,11 +59,11 @@ def source(data):
 
 
 def _source(data, thread, nth, **overrides):
-  parts = nano.build(data, rl__group=GROUP, **overrides)
-  object.__setattr__(parts, "environment", Choosy(parts.environment, nth))
+  context = nano.build(data, rl__group=GROUP, **overrides)
+  context = dataclasses.replace(context, environment=Choosy(context.environment, nth))
   return experience.Source(
-    parts=parts,
-    batches=parts.read("train", PROMPTS),
+    context=context,
+    batches=context.builder.read("train", PROMPTS),
     cache=None,
     key=jax.random.key(0),
     thread=thread,
@@ -71,7 +72,7 @@ def _source(data, thread, nth, **overrides):
 
 @pytest.fixture(scope="module")
 def params(data):
-  return nano.sharpened(nano.build(data).fresh_params())
+  return nano.sharpened(initialization.fresh_params(nano.build(data)))
 
 
 def test_what_is_read_ahead_is_drawn_next_and_does_not_count_as_read_before(source, params):
@@ -88,7 +89,7 @@ def test_what_is_read_ahead_is_drawn_next_and_does_not_count_as_read_before(sour
 def test_groups_without_signal_are_replaced_until_the_batch_is_full(source, params):
   source = source(3, rl__resampling=5)
   made = source.draw(params, 1, clock.Clock())
-  seen = source.parts.environment.seen
+  seen = source.context.environment.seen
   lucky = [name for name, luck in seen if luck]
   assert len(seen) == 3 * PROMPTS  # with 12 there are 4
   assert [item.example.id for item in made.items] == lucky[:PROMPTS]
@@ -104,12 +105,16 @@ def test_replies_stay_with_their_prompts_when_groups_of_several_batches_come_tog
 ):
   source = source(3, rl__resampling=5)
   made = source.draw(params, 1, clock.Clock())
-  parts = source.parts
-  score = steps.make_scorer(parts.graph, parts.allowed, temperature=parts.config.rl.temperature)
+  context = source.context
+  score = steps.make_scorer(
+    context.graph, context.allowed, temperature=context.config.rl.temperature
+  )
   log_probs = score(params, made.prompt, made.rollout)
   np.testing.assert_allclose(log_probs, made.rollout.log_probs, rtol=1e-5, atol=1e-5)
   for group, total in zip(
-    reading.replies(parts, made.rollout).texts, made.judged().scores.total[..., 0], strict=True
+    decode_replies.decode_replies(context.processor, context.environment, made.rollout).texts,
+    made.judged().scores.total[..., 0],
+    strict=True,
   ):
     np.testing.assert_array_equal(total, [1 + zlib.crc32(text.encode()) % 97 for text in group])
 
@@ -119,14 +124,14 @@ def test_prompts_of_several_batches_keep_the_features_that_they_were_sampled_wit
   source, params, monkeypatch, frozen
 ):
   source = source(2, rl__resampling=1, model__freeze_vision=frozen, model__frame_buckets=(2, 4))
-  parts, towers, run = source.parts, [], encoder.features
+  context, towers, run = source.context, [], encoder.features
   monkeypatch.setattr(encoder, "features", lambda *args: towers.append(1) or run(*args))
-  source = dataclasses.replace(source, batches=Ragged(parts))
+  source = dataclasses.replace(source, batches=Ragged(context))
   made = source.draw(params, 1, clock.Clock())
   assert len(towers) == made.values["resampling/batches"] == 2
 
-  patches = parts.prompt(parts.batch(made.items))
-  anew = encoder.encode(parts.graph, params, patches)
+  patches = context.builder.prompt(context.builder.batch(made.items))
+  anew = encoder.encode(context.graph, params, patches)
   shown = np.asarray(anew.media_index)
   assert (shown >= 0).any(axis=1).tolist() == [True, True, True, False]
   assert made.encoded.media.shape == anew.media.shape
@@ -143,11 +148,13 @@ def test_prompts_of_several_batches_keep_the_features_that_they_were_sampled_wit
 class Ragged:
   """Two batches of clips of no, one and two temporal patches, the second in buckets larger than it needs."""
 
-  def __init__(self, parts):
-    items = nano.ragged_items(parts, 8)
+  def __init__(self, context):
+    items = nano.ragged_items(context, 8)
     sizes = prompts_lib.Sizes(prefix=128, frames=4, patches=32)
-    first = parts.batch([items[row] for row in (1, 3, 2, 3)])
-    self.left = iter([first, parts.batch([items[row] for row in (6, 7, 7, 5)], sizes=sizes)])
+    first = context.builder.batch([items[row] for row in (1, 3, 2, 3)])
+    self.left = iter(
+      [first, context.builder.batch([items[row] for row in (6, 7, 7, 5)], sizes=sizes)]
+    )
 
   def __iter__(self):
     return self
@@ -164,11 +171,11 @@ def test_what_the_cache_had_of_each_batch_is_counted_once(data, params, tmp_path
   copied = shutil.copytree(data, tmp_path / "data")
   with experience.thread() as thread:
     source = _source(copied, thread, 2, **on)
-    parts = source.parts
+    context = source.context
     found = []
     for _ in range(2):
-      with features.cache(parts, params, copied) as cache:
-        batches = parts.read("train", PROMPTS, cache=cache)
+      with features.cache(context, params, copied) as cache:
+        batches = context.builder.read("train", PROMPTS, cache=cache)
         made = dataclasses.replace(source, batches=batches, cache=cache).draw(
           params, 1, clock.Clock()
         )
@@ -184,7 +191,7 @@ def test_where_too_few_groups_carry_signal_the_cap_ends_the_search_and_others_fi
 ):
   source = source(100, rl__resampling=1)
   made = source.draw(params, 1, clock.Clock())
-  seen = [name for name, _ in source.parts.environment.seen]
+  seen = [name for name, _ in source.context.environment.seen]
   assert len(seen) == 2 * PROMPTS
   assert [item.example.id for item in made.items] == seen[:PROMPTS]
   assert (made.judged().scores.total.std(axis=1) > 0).sum() == 1
@@ -195,19 +202,19 @@ def test_replies_are_judged_while_others_are_drawn_and_in_their_order(source, pa
   drawn = [source.draw(params, step, clock.Clock()) for step in (1, 2)]
   assert [made.judged().scores.total.shape for made in drawn] == [(PROMPTS, GROUP, 1)] * 2
   asked = [item.example.id for made in drawn for item in made.items]
-  assert [name for name, _ in source.parts.environment.seen] == asked
+  assert [name for name, _ in source.context.environment.seen] == asked
 
 
 def test_where_scoring_fails_the_step_does(source, params, monkeypatch):
   source = source(1)
-  monkeypatch.setattr(source.parts.environment, "score", lambda *_: 1 / 0)
+  monkeypatch.setattr(source.context.environment, "score", lambda *_: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     source.draw(params, 1, clock.Clock()).judged()
 
 
 def test_one_step_off_policy_updates_on_replies_of_the_policy_before(data, tmp_path, monkeypatch):
   nano.use_devices(monkeypatch, 1)
-  monkeypatch.setitem(parts_lib.ENVIRONMENTS, "moss_chatv", counting.Counting)
+  monkeypatch.setitem(registry.ENVIRONMENTS, "moss_chatv", counting.Counting)
   ratios = {}
   for off in (False, True):
     config = nano.config(
@@ -227,7 +234,7 @@ def test_one_step_off_policy_updates_on_replies_of_the_policy_before(data, tmp_p
 
 def test_off_policy_the_first_of_several_updates_starts_at_ratio_1(data, tmp_path, monkeypatch):
   nano.use_devices(monkeypatch, 1)
-  monkeypatch.setitem(parts_lib.ENVIRONMENTS, "moss_chatv", counting.Counting)
+  monkeypatch.setitem(registry.ENVIRONMENTS, "moss_chatv", counting.Counting)
   of_epochs = []
 
   def over_epochs(updates):
@@ -316,8 +323,8 @@ def test_a_curriculum_goes_from_the_shortest_clips_to_the_longest_epoch_after_ep
   def seconds(example):
     return zlib.crc32(example.id.encode())
 
-  monkeypatch.setattr(parts_lib, "_seconds", seconds)
-  batches = nano.build(data).read("train", 6, by_length=True)
+  monkeypatch.setattr(batching, "_seconds", seconds)
+  batches = nano.build(data).builder.read("train", 6, by_length=True)
   read = [item.example for _ in range(6) for item in next(batches).items]
   epochs = [[seconds(example) for example in epoch] for epoch in (read[:18], read[18:])]
   assert epochs == [sorted(epochs[0])] * 2
@@ -328,10 +335,10 @@ def test_clips_of_one_length_stand_in_an_order_of_the_seed_within_a_curriculum(d
   def seconds(example):
     return float(zlib.crc32(example.id.encode()) % 3)
 
-  monkeypatch.setattr(parts_lib, "_seconds", seconds)
+  monkeypatch.setattr(batching, "_seconds", seconds)
 
   def epoch(seed, **order):
-    read = nano.build(data, seed=seed).read("train", 6, **order)
+    read = nano.build(data, seed=seed).builder.read("train", 6, **order)
     return [item.example for _ in range(3) for item in next(read).items]
 
   ingested = epoch(0, repeat=False)
@@ -357,13 +364,13 @@ def test_clips_of_about_one_length_share_a_batch_of_training_only_and_only_at_a_
   data, monkeypatch
 ):
   def epoch(fields, **order):
-    read = nano.build(data, **fields).read("train", 3, **order)
+    read = nano.build(data, **fields).builder.read("train", 3, **order)
     return [[item.example.id for item in next(read).items] for _ in range(6)]
 
   as_drawn = epoch({})
   assert epoch(AT_A_RATE) == as_drawn  # all clips are of one length
   monkeypatch.setattr(
-    parts_lib.Parts, "_media_tokens", lambda _, clip: zlib.crc32(clip.example.id.encode())
+    batching.BatchBuilder, "_media_tokens", lambda _, clip: zlib.crc32(clip.example.id.encode())
   )
   assert epoch({}) == as_drawn
   for order in ({"repeat": False}, {"by_length": True}):

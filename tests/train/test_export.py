@@ -12,8 +12,7 @@ import pytest
 from tests.train import nano
 from vr_jax import errors, main
 from vr_jax.models import qwen2_5_vl
-from vr_jax.train import checkpoints, export_stage, rl_loop
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import checkpoints, export_stage, initialization, run_context
 from vr_jax.train import state as state_lib
 
 HAS_REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers")))
@@ -28,10 +27,12 @@ def config(data, **more):
 def trained(tmp_path_factory, data):
   """A workdir whose warm start wrote a checkpoint at step 2."""
   workdir = tmp_path_factory.mktemp("trained") / "run"
-  parts = parts_lib.build(config(data), workdir)
-  optimizer = state_lib.make_optimizer(parts.config.sft, parts.abstract_params, parts.frozen)
-  state = state_lib.create(parts.fresh_params(), optimizer, parts.mesh)
-  store = checkpoints.Checkpoints(workdir / "checkpoints" / "sft", architecture=parts.architecture)
+  context = run_context.make_run_context(config(data), workdir)
+  optimizer = state_lib.make_optimizer(context.config.sft, context.abstract_params, context.frozen)
+  state = state_lib.create(initialization.fresh_params(context), optimizer, context.mesh)
+  store = checkpoints.Checkpoints(
+    workdir / "checkpoints" / "sft", architecture=context.architecture
+  )
   store.save(2, state, {})
   store.close()
   return workdir
@@ -48,18 +49,21 @@ def assert_same(left, right):
 
 
 def test_what_was_trained_is_what_is_read(exported, trained, data):
-  parts = parts_lib.build(config(data), trained)
-  expected = rl_loop.load_params(parts, trained / "checkpoints" / "sft")
+  context = run_context.make_run_context(config(data), trained)
+  expected = initialization.load_params(context, trained / "checkpoints" / "sft")
   assert_same(qwen2_5_vl.from_pretrained(exported)[1], expected)
 
 
 def test_a_run_starts_from_an_export_as_from_any_pretrained_model(exported, trained, data):
   again = config(data, model__pretrained=str(exported), model__tokenizer="")
-  parts = parts_lib.build(again, trained)
-  before = parts_lib.build(config(data), trained)
-  assert parts.architecture == before.architecture
-  assert parts.processor.stop_tokens == before.processor.stop_tokens
-  assert_same(parts.fresh_params(), rl_loop.load_params(before, trained / "checkpoints" / "sft"))
+  context = run_context.make_run_context(again, trained)
+  before = run_context.make_run_context(config(data), trained)
+  assert context.architecture == before.architecture
+  assert context.processor.stop_tokens == before.processor.stop_tokens
+  assert_same(
+    initialization.fresh_params(context),
+    initialization.load_params(before, trained / "checkpoints" / "sft"),
+  )
 
 
 @pytest.mark.skipif(not HAS_REFERENCE, reason="torch and transformers not installed")
@@ -71,7 +75,7 @@ def test_transformers_reads_model_and_tokenizer(exported, trained, data):
   )
   assert not any(told.values()), told
   tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
-  ours = parts_lib.build(config(data), trained).processor
+  ours = run_context.make_run_context(config(data), trained).processor
   text = "<|im_start|>user\nAt 6s, the lamp turns <red>.<|im_end|>"
   assert tokenizer(text).input_ids == ours.tokenizer.encode(text).ids
   assert transformers.GenerationConfig.from_pretrained(exported).eos_token_id == list(
@@ -116,12 +120,12 @@ def test_an_export_that_is_there_is_kept_and_another_is_not_overwritten(
 
 
 def test_rl_is_what_counts_where_there_was_rl(trained, data, tmp_path):
-  parts = parts_lib.build(config(data), trained)
-  assert export_stage.last_stage(parts, trained) == ("sft", 2)
+  context = run_context.make_run_context(config(data), trained)
+  assert export_stage.last_stage(context, trained) == ("sft", 2)
   rl = tmp_path / "checkpoints" / "rl"
   rl.parent.mkdir()
   rl.symlink_to(trained / "checkpoints" / "sft")
-  assert export_stage.last_stage(parts, tmp_path) == ("rl", 2)
+  assert export_stage.last_stage(context, tmp_path) == ("rl", 2)
 
 
 def test_a_run_without_checkpoints_has_nothing_to_export(data, tmp_path):

@@ -11,10 +11,9 @@ import pytest
 from tests.train import nano
 from vr_jax import errors
 from vr_jax.data import frame_store
-from vr_jax.models.qwen2_5_vl import names
+from vr_jax.models.common import weight_mapping
 from vr_jax.rollout import encoder
-from vr_jax.train import features, metrics, rl_loop, sft_loop
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import batching, features, initialization, metrics, rl_loop, sft_loop
 
 ON = {"model__freeze_vision": True, "model__feature_cache_gib": 1.0, "data__threads": 0}
 CLIPS = 9  # of the training split, each with two questions
@@ -27,13 +26,13 @@ def own_data(data, tmp_path):
 
 
 @pytest.fixture
-def parts(own_data):
+def context(own_data):
   return nano.build(own_data, mesh=(1, 2, 1, 1), **ON)
 
 
 @pytest.fixture(scope="module")
 def params(data):
-  return nano.build(data, mesh=(1, 2, 1, 1), **ON).fresh_params()
+  return initialization.fresh_params(nano.build(data, mesh=(1, 2, 1, 1), **ON))
 
 
 @pytest.fixture
@@ -49,17 +48,18 @@ def encoded_rows(monkeypatch):
   return rows
 
 
-def epoch(parts, params, workdir):
+def epoch(context, params, workdir):
   """(prompts on the mesh, what is logged of them) of an epoch in order, what it made on disk when it is over."""
-  with features.cache(parts, params, workdir) as cache:
-    read = parts.read("train", 4, repeat=False, cache=cache)
-    return [features.prompt(parts, params, batch, cache) for batch in read]
+  with features.cache(context, params, workdir) as cache:
+    read = context.builder.read("train", 4, repeat=False, cache=cache)
+    fed = [features.prompt(context, params, batch, cache) for batch in read]
+  return [(one.prompt, one.values) for one in fed]
 
 
-def plain(parts, params):
+def plain(context, params):
   """The prompts of such an epoch without a cache."""
-  read = parts.read("train", 4, repeat=False)
-  return [encoder.encode(parts.graph, params, parts.prompt(batch)) for batch in read]
+  read = context.builder.read("train", 4, repeat=False)
+  return [encoder.encode(context.graph, params, context.builder.prompt(batch)) for batch in read]
 
 
 def assert_same(found, expected):
@@ -81,118 +81,122 @@ def entries(data):
 
 
 def test_the_second_epoch_runs_no_tower_and_reads_no_frame(
-  parts, params, own_data, encoded_rows, monkeypatch
+  context, params, own_data, encoded_rows, monkeypatch
 ):
-  expected = plain(parts, params)
+  expected = plain(context, params)
   encoded_rows.clear()
-  first = epoch(parts, params, own_data)
+  first = epoch(context, params, own_data)
   assert_same(first, expected)
   assert len(entries(own_data)) == CLIPS
   assert encoded_rows[0] == 4
   assert first[0][1] == {"vision/cache_hits": 0, "vision/cache_rebuilt": 0}
   encoded_rows.clear()
   monkeypatch.setattr(frame_store.FrameStore, "read", None)
-  second = epoch(parts, params, own_data)
+  second = epoch(context, params, own_data)
   assert_same(second, expected)
   assert not encoded_rows
   assert sum(values["vision/cache_hits"] for _, values in second) == 2 * CLIPS
 
 
 def test_the_tower_runs_for_what_is_missing_alone_and_a_damaged_entry_is_counted(
-  parts, params, own_data, encoded_rows
+  context, params, own_data, encoded_rows
 ):
-  expected = plain(parts, params)
-  epoch(parts, params, own_data)
-  read = list(parts.read("train", 4, repeat=False))
-  with features.cache(parts, params, own_data) as cache:
-    (row,) = [parts.item(item.clip, cache=cache) for item in read[1].items[1:2]]
+  expected = plain(context, params)
+  epoch(context, params, own_data)
+  read = list(context.builder.read("train", 4, repeat=False))
+  with features.cache(context, params, own_data) as cache:
+    (row,) = [context.builder.item(item.clip, cache=cache) for item in read[1].items[1:2]]
   (path,) = [path for path in entries(own_data) if path.stem == row.kept_as]
   path.write_bytes(path.read_bytes()[:-100])
   encoded_rows.clear()
-  found = epoch(parts, params, own_data)
+  found = epoch(context, params, own_data)
   assert_same(found, expected)
   assert set(encoded_rows) == {2}  # one row, filled up to one on each of two devices
   rebuilt = [values["vision/cache_rebuilt"] for _, values in found]
   assert sum(rebuilt) == 1
-  assert_same(epoch(parts, params, own_data), expected)
+  assert_same(epoch(context, params, own_data), expected)
   assert len(entries(own_data)) == CLIPS
 
 
 def test_an_entry_copied_from_the_cache_of_another_tower_is_made_again_and_counted(
-  parts, params, own_data
+  context, params, own_data
 ):
-  expected = plain(parts, params)
-  epoch(parts, jax.tree.map(lambda x: 2 * x, params), own_data)
+  expected = plain(context, params)
+  epoch(context, jax.tree.map(lambda x: 2 * x, params), own_data)
   others = entries(own_data)
-  epoch(parts, params, own_data)
+  epoch(context, params, own_data)
   (own,) = {path.parent for path in entries(own_data)} - {others[0].parent}
   shutil.copy(others[0], own)
-  found = epoch(parts, params, own_data)
+  found = epoch(context, params, own_data)
   assert_same(found, expected)
   assert sum(values["vision/cache_rebuilt"] for _, values in found) == 1
-  assert_same(epoch(parts, params, own_data), expected)
+  assert_same(epoch(context, params, own_data), expected)
 
 
-def test_what_is_deleted_between_two_batches_is_made_again(parts, params, own_data):
-  expected, found = plain(parts, params), []
-  with features.cache(parts, params, own_data) as cache:
-    for batch in parts.read("train", 4, repeat=False, cache=cache):
-      found.append(features.prompt(parts, params, batch, cache))
+def test_what_is_deleted_between_two_batches_is_made_again(context, params, own_data):
+  expected, found = plain(context, params), []
+  with features.cache(context, params, own_data) as cache:
+    for batch in context.builder.read("train", 4, repeat=False, cache=cache):
+      fed = features.prompt(context, params, batch, cache)
+      found.append((fed.prompt, fed.values))
       shutil.rmtree(own_data / "features", ignore_errors=True)
   assert_same(found, expected)
 
 
 def test_what_another_process_with_the_same_rows_misses_is_made_here_too(
-  parts, params, own_data, encoded_rows, monkeypatch
+  context, params, own_data, encoded_rows, monkeypatch
 ):
   """The other one is played: it has lost the first two prompts of each batch."""
-  expected = plain(parts, params)
-  epoch(parts, params, own_data)
+  expected = plain(context, params)
+  epoch(context, params, own_data)
   lost = np.array([0, 1, 4, True, True, False, False])
-  gathered = features.processes.gathered
 
   def with_other(own):
-    of_other = lost if len(own) == len(lost) else own  # sizes of batches are the same
-    return np.concatenate([gathered(own), of_other[None]])
+    of_other = np.concatenate([lost, own[len(lost) :]])  # in the same buckets
+    return np.stack([own, of_other])
 
   monkeypatch.setattr(features.processes, "gathered", with_other)
-  monkeypatch.setattr(parts_lib.Parts, "read", functools.partialmethod(_whole_batches, read=READ))
+  monkeypatch.setattr(
+    batching.BatchBuilder, "read", functools.partialmethod(_whole_batches, read=READ)
+  )
   encoded_rows.clear()
-  found = epoch(parts, params, own_data)
+  found = epoch(context, params, own_data)
   assert_same(found, expected[:-1])
   assert set(encoded_rows) == {2}
   assert {values["vision/cache_hits"] for _, values in found} == {2}
 
 
 def test_a_batch_takes_the_buckets_of_the_process_whose_prompts_are_longest(
-  parts, params, monkeypatch
+  context, params, monkeypatch
 ):
-  own = next(parts.read("train", 4, repeat=False))
-  expected, _ = features.prompt(parts, params, own, None)
+  own = next(context.builder.read("train", 4, repeat=False))
+  expected = features.prompt(context, params, own, None).prompt
   larger = np.array([96, own.sizes.frames, own.sizes.patches])
   monkeypatch.setattr(features.processes, "gathered", lambda own: np.stack([own, larger]))
-  found, _ = features.prompt(parts, params, own, None)
+  fed = features.prompt(context, params, own, None)
+  found = fed.prompt
+  assert fed.batch.sizes.prefix == fed.batch.prompt.tokens.shape[1] == 96
   assert own.sizes.prefix == expected.tokens.shape[1] == 64
   assert found.tokens.shape == (4, 96)
   np.testing.assert_array_equal(found.tokens[:, :64], expected.tokens)
   assert not np.asarray(found.kind)[:, 64:].any()
 
 
-READ = parts_lib.Parts.read
+READ = batching.BatchBuilder.read
 
 
-def _whole_batches(parts, *arguments, read, **options):
+def _whole_batches(context, *arguments, read, **options):
   """An epoch without its last, smaller batch."""
-  return [batch for batch in read(parts, *arguments, **options) if len(batch.items) == 4]
+  return [batch for batch in read(context, *arguments, **options) if len(batch.items) == 4]
 
 
-def test_blind_and_shuffled_views_ask_for_no_features(parts, params, own_data):
-  epoch(parts, params, own_data)
-  with features.cache(parts, params, own_data) as cache:
-    item = next(parts.read("train", 4, repeat=False, cache=cache)).items[0]
+def test_blind_and_shuffled_views_ask_for_no_features(context, params, own_data):
+  epoch(context, params, own_data)
+  with features.cache(context, params, own_data) as cache:
+    item = next(context.builder.read("train", 4, repeat=False, cache=cache)).items[0]
     assert item.encoded.features is not None
     for view in ("blind", "shuffled"):
-      other = next(parts.read("train", 4, repeat=False, view=view, cache=cache)).items[0]
+      other = next(context.builder.read("train", 4, repeat=False, view=view, cache=cache)).items[0]
       assert other.encoded.features is None
       assert other.kept_as is None
       assert len(other.encoded.frames) == (0 if view == "blind" else 4)
@@ -220,18 +224,18 @@ def test_a_run_from_the_cache_writes_the_metrics_of_one_that_fills_it(own_data, 
 
 def test_a_cache_is_kept_of_frozen_towers_only_and_where_it_has_room(data, params, tmp_path):
   for fields in ({"model__freeze_vision": False}, {"model__feature_cache_gib": 0.0}):
-    parts = nano.build(data, mesh=(1, 2, 1, 1), **{**ON, **fields})
-    with features.cache(parts, params, tmp_path) as cache:
+    context = nano.build(data, mesh=(1, 2, 1, 1), **{**ON, **fields})
+    with features.cache(context, params, tmp_path) as cache:
       assert cache is None
 
 
-def test_the_cache_of_another_tower_under_this_ones_name_is_refused(parts, params, own_data):
-  epoch(parts, params, own_data)
+def test_the_cache_of_another_tower_under_this_ones_name_is_refused(context, params, own_data):
+  epoch(context, params, own_data)
   (about,) = (own_data / "features").glob("*/about.json")
   about.write_text(about.read_text().replace('"float32"', '"bfloat16"'))
   with (
     pytest.raises(errors.InputError, match=r"about\.json: is of another tower: dtype"),
-    features.cache(parts, params, own_data),
+    features.cache(context, params, own_data),
   ):
     pass
 
@@ -255,20 +259,24 @@ def test_what_features_depend_on_names_another_cache(data, params, tmp_path):
 def test_the_fingerprint_is_that_of_the_weights_and_not_of_the_devices_that_hold_them(data):
   by_mesh = []
   for mesh in ((1, 1, 1, 1), (1, 2, 1, 2), (2, 1, 2, 1)):
-    parts = nano.build(data, mesh=mesh)
-    by_mesh.append(features.fingerprint(parts.fresh_params()["vision"], parts.mesh))
+    context = nano.build(data, mesh=mesh)
+    by_mesh.append(
+      features.fingerprint(initialization.fresh_params(context)["vision"], context.mesh)
+    )
   assert len(set(by_mesh)) == 1
-  parts = nano.build(data)
-  tower = parts.fresh_params()["vision"]
+  context = nano.build(data)
+  tower = initialization.fresh_params(context)["vision"]
   for change in (_last_bit_of_one, _two_swapped):
-    assert features.fingerprint(_changed(tower, change), parts.mesh) != by_mesh[0]
-  assert features.fingerprint(_changed(tower, lambda x: x), parts.mesh) == by_mesh[0]
+    assert features.fingerprint(_changed(tower, change), context.mesh) != by_mesh[0]
+  assert features.fingerprint(_changed(tower, lambda x: x), context.mesh) == by_mesh[0]
 
 
 def _changed(tower, change):
-  flat = dict(names.flat(tower))
+  flat = dict(weight_mapping.flat(tower))
   patch = flat["patch"]
-  return names.unflat({**flat, "patch": patch.replace(jnp.asarray(change(np.array(patch[...]))))})
+  return weight_mapping.unflat(
+    {**flat, "patch": patch.replace(jnp.asarray(change(np.array(patch[...]))))}
+  )
 
 
 def _last_bit_of_one(x):

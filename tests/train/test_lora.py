@@ -9,9 +9,16 @@ import pytest
 from tests.train import nano
 from vr_jax import errors
 from vr_jax.models import qwen2_5_vl
-from vr_jax.models.qwen2_5_vl import lora, names
-from vr_jax.train import export_stage, learner, rl_loop, steps
-from vr_jax.train import parts as parts_lib
+from vr_jax.models.common import lora, weight_mapping
+from vr_jax.train import (
+  batching,
+  export_stage,
+  initialization,
+  learner,
+  rl_loop,
+  run_context,
+  steps,
+)
 from vr_jax.train import state as state_lib
 
 MESH = (1, 2, 1, 2)
@@ -24,7 +31,7 @@ MATRICES = {"text.layers.query", "text.layers.down", "vision.blocks.qkv"}
 
 
 @pytest.fixture(scope="module")
-def parts(data):
+def context(data):
   return nano.build(data, mesh=MESH, **ON)
 
 
@@ -35,41 +42,46 @@ def pretrained(data, tmp_path_factory):
   path = tmp_path_factory.mktemp("pretrained") / "base"
   tokenizer = (data / "tokenizer-448.json").read_text()
   qwen2_5_vl.save_pretrained(
-    plain.fresh_params(), path, config=plain.model, files={"tokenizer.json": tokenizer}
+    initialization.fresh_params(plain),
+    path,
+    config=plain.model,
+    files={"tokenizer.json": tokenizer},
   )
   return path
 
 
-def start(parts):
-  optimizer = state_lib.make_optimizer(parts.config.sft, parts.abstract_params, parts.frozen)
-  state = state_lib.create(parts.fresh_params(), optimizer, parts.mesh)
+def start(context):
+  optimizer = state_lib.make_optimizer(context.config.sft, context.abstract_params, context.frozen)
+  state = state_lib.create(initialization.fresh_params(context), optimizer, context.mesh)
   step = steps.make_sft_step(
-    parts.graph, optimizer, parts.allowed, microbatches=2, frozen=parts.frozen
+    context.graph, optimizer, context.allowed, microbatches=2, frozen=context.frozen
   )
   return state, step
 
 
 def host(params):
-  return {name: np.asarray(v.get_value()) for name, v in names.flat(params).items()}
+  return {name: np.asarray(v.get_value()) for name, v in weight_mapping.flat(params).items()}
 
 
-def batch(parts):
-  found = next(parts.read("train", 4))
-  tokens, valid = parts_lib.reply_arrays(found.items, parts.config.sft.max_reply_tokens)
-  return parts.prompt(found), parts_lib.mesh_lib.put_batch((tokens, valid), parts.mesh)
+def batch(context):
+  found = next(context.builder.read("train", 4))
+  tokens, valid = batching.reply_arrays(found.items, context.config.sft.max_reply_tokens)
+  return context.builder.prompt(found), run_context.mesh_lib.put_batch(
+    (tokens, valid), context.mesh
+  )
 
 
 @pytest.fixture(scope="module")
-def trained(parts):
+def trained(context):
   """(parameters before, state after two updates)."""
-  state, step = start(parts)
-  before, (prompt, (tokens, valid)) = host(state.params), batch(parts)
+  state, step = start(context)
+  before, (prompt, (tokens, valid)) = host(state.params), batch(context)
   for _ in range(2):
     state, _ = step(state, prompt, tokens, valid)
   return before, state
 
 
-def test_adapters_move_and_the_base_does_not(parts, trained):
+def test_adapters_move_and_the_base_does_not(context, trained):
   before, state = trained
   after = host(state.params)
   for name, value in before.items():
@@ -78,17 +90,17 @@ def test_adapters_move_and_the_base_does_not(parts, trained):
     assert value.dtype == ("float32" if lora.is_adapter(name) else "bfloat16"), name
 
 
-def test_the_optimizer_holds_moments_of_adapters_only(parts, trained):
+def test_the_optimizer_holds_moments_of_adapters_only(context, trained):
   _, state = trained
-  adapters = [v for n, v in names.flat(state.params).items() if lora.is_adapter(n)]
+  adapters = [v for n, v in weight_mapping.flat(state.params).items() if lora.is_adapter(n)]
   size = sum(v.get_value().size for v in adapters)
   held = sum(x.size for x in jax.tree.leaves(state.optimizer_state) if x.ndim)
   assert len(adapters) == 2 * len(MATRICES)
   assert held == 2 * size
 
 
-def test_no_gradient_of_a_base_weight_is_made(parts):
-  trained, fixed = state_lib.split(parts.fresh_params(), parts.frozen)
+def test_no_gradient_of_a_base_weight_is_made(context):
+  trained, fixed = state_lib.split(initialization.fresh_params(context), context.frozen)
   assert {n.rsplit("_lora", 1)[0] for n, x in _arrays(trained).items() if x is not None} == MATRICES
   assert not set(_arrays(trained)) & set(_arrays(fixed))
 
@@ -98,14 +110,14 @@ def _arrays(params):
   return {jax.tree_util.keystr(path[:-1], simple=True, separator="."): x for path, x in leaves}
 
 
-def test_a_checkpoint_holds_adapters_and_needs_the_same_base(parts, trained, tmp_path, data):
+def test_a_checkpoint_holds_adapters_and_needs_the_same_base(context, trained, tmp_path, data):
   _, state = trained
-  store = parts.checkpoints(tmp_path / "sft")
+  store = initialization.open_checkpoints(context, tmp_path / "sft")
   store.save(2, state, {})
   store.close()
   size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
   assert size < sum(x.nbytes for x in jax.tree.leaves(state.params))
-  loaded = rl_loop.load_params(parts, tmp_path / "sft")
+  loaded = initialization.load_params(context, tmp_path / "sft")
   for name, value in host(loaded).items():
     np.testing.assert_array_equal(value, host(state.params)[name], err_msg=name)
   for changes, says in (
@@ -114,20 +126,20 @@ def test_a_checkpoint_holds_adapters_and_needs_the_same_base(parts, trained, tmp
   ):
     other = nano.build(data, mesh=MESH, **{**ON, **changes})
     with pytest.raises(errors.InputError, match=says):
-      rl_loop.load_params(other, tmp_path / "sft")
+      initialization.load_params(other, tmp_path / "sft")
 
 
 def test_the_base_of_a_pretrained_model_is_read_in_its_dtype_and_adapters_change_nothing(
   data, pretrained
 ):
   on = nano.build(data, mesh=MESH, model__pretrained=str(pretrained), model__tokenizer="", **ON)
-  params = on.fresh_params()
+  params = initialization.fresh_params(on)
   assert jax.tree.structure(params) == jax.tree.structure(on.abstract_params)
   expected = qwen2_5_vl.from_pretrained(pretrained, dtype="bfloat16")[1]
   for name, value in host(expected).items():
     np.testing.assert_array_equal(host(params)[name], value, err_msg=name)
-  for name, variable in names.flat(params).items():
-    wanted = names.flat(on.abstract_params)[name].get_value().sharding
+  for name, variable in weight_mapping.flat(params).items():
+    wanted = weight_mapping.flat(on.abstract_params)[name].get_value().sharding
     assert variable.get_value().sharding == wanted, name
 
 
@@ -141,41 +153,41 @@ def test_rl_from_the_base_stays_close_to_the_base_without_a_copy_of_it(data, mon
     learner.jnp, "copy", lambda x, copy=learner.jnp.copy: copied.append(x.size) or copy(x)
   )
   rl_loop.train(config, tmp_path)
-  parts = parts_lib.build(config, tmp_path)
-  flat = names.flat(parts.abstract_params)
+  context = run_context.make_run_context(config, tmp_path)
+  flat = weight_mapping.flat(context.abstract_params)
   adapters = sum(v.get_value().size for n, v in flat.items() if lora.is_adapter(n))
   assert sum(copied) == adapters
 
 
 @pytest.fixture(scope="module")
-def workdir(parts, trained, tmp_path_factory):
+def workdir(context, trained, tmp_path_factory):
   """With the checkpoint of a warm start."""
   path = tmp_path_factory.mktemp("adapted")
-  store = parts.checkpoints(path / "checkpoints" / "sft")
+  store = initialization.open_checkpoints(context, path / "checkpoints" / "sft")
   store.save(2, trained[1], {})
   store.close()
   return path
 
 
 def test_adapters_are_written_alone_and_an_export_that_ended_then_goes_on_to_the_merged_model(
-  parts, trained, workdir, monkeypatch
+  context, trained, workdir, monkeypatch
 ):
   nano.use_devices(monkeypatch, 4)
   with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
-    killed.setattr(qwen2_5_vl, "save_pretrained", mock.Mock(side_effect=KeyboardInterrupt))
-    export_stage.export(parts.config, workdir)
+    killed.setattr(export, "save_pretrained", mock.Mock(side_effect=KeyboardInterrupt))
+    export_stage.export(context.config, workdir)
   assert (workdir / "export-adapter" / "adapter_config.json").is_file()
   assert not (workdir / "export").exists()
-  export_stage.export(parts.config, workdir)
+  export_stage.export(context.config, workdir)
   before, merged = trained[0], host(qwen2_5_vl.from_pretrained(workdir / "export")[1])
   assert {n for n in merged if (merged[n] != before[n].astype(np.float32)).any()} == MATRICES
 
 
 def test_an_adapter_of_another_checkpoint_is_not_taken_for_that_of_an_export(
-  parts, workdir, monkeypatch
+  context, workdir, monkeypatch
 ):
   nano.use_devices(monkeypatch, 4)
-  config = parts.config.copy_and_resolve_references()
+  config = context.config.copy_and_resolve_references()
   config.export.directory = str(workdir / "second")
   (workdir / "second-adapter").mkdir()
   (workdir / "second-adapter" / export_stage.RECORD).write_text('{"step": 1}')

@@ -9,11 +9,11 @@ import pytest
 
 from tests.train import nano
 from vr_jax import records
+from vr_jax.envs import registry
 from vr_jax.eval import stage
-from vr_jax.models.qwen2_5_vl import prompts
-from vr_jax.train import advantages as advantages_lib
+from vr_jax.models.common import prompts
+from vr_jax.rl import advantages as advantages_lib
 from vr_jax.train import data_stage, metrics, rl_loop
-from vr_jax.train import parts as parts_lib
 
 NAMES = ("perception", "reasoning")
 
@@ -23,12 +23,13 @@ def test_every_token_gets_the_advantage_of_its_own_segment_over_its_own_group():
   valid = np.array([[[1, 1], [1, 1], [0, 1]]], bool)
   segment = np.array([[[0, 1, -1], [0, 0, 1], [0, 1, 1]]], np.int32)
   scores = records.Scores(rewards={"accuracy": total}, valid=valid, total=total)
-  advantages, signal, values = advantages_lib.assign_credit(
+  advantages, signal, values = advantages_lib.compute_advantages(
     jax.tree.map(jnp.asarray, scores),
     jnp.asarray(segment),
     segments=NAMES,
+    credit="segments",
     normalise=True,
-    budget=3,
+    max_tokens=3,
   )
   low, high = -(2**0.5), 2**-0.5  # of 2, beside 5 and 5
   expected = [[[-1, high, 0], [1, 1, high], [0, low, low]]]
@@ -65,13 +66,13 @@ def test_videop2r_trains_and_asks_for_replies_to_shuffled_frames(tmp_path, monke
   )
   data_stage.prepare(config, tmp_path)
   asked = []
-  score = parts_lib.ENVIRONMENTS["videop2r"].score
+  score = registry.ENVIRONMENTS["videop2r"].score
 
   def watched(task, examples, replies):
     asked.append(replies)
     return score(task, examples, replies)
 
-  monkeypatch.setattr(parts_lib.ENVIRONMENTS["videop2r"], "score", watched)
+  monkeypatch.setattr(registry.ENVIRONMENTS["videop2r"], "score", watched)
   rl_loop.train(config, tmp_path)
   assert [[len(texts) for texts in replies.shuffled] for replies in asked] == [[2] * 4] * 2
   values = metrics.read(tmp_path / "metrics.jsonl")[-1]["values"]

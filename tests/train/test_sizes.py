@@ -12,8 +12,7 @@ from tests.train import nano
 from vr_jax import main, records
 from vr_jax.models.qwen2_5_vl import pixels, positions
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import network
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import network, run_context
 
 
 @pytest.mark.parametrize("size", ["tiny", "3b", "7b"])
@@ -88,14 +87,14 @@ def test_the_flags_for_64_frames_of_256_tokens_are_those_that_the_recipe_names(s
 @pytest.mark.parametrize(("size", "text"), [("tiny", [5, 6]), ("3b", [13, 14]), ("7b", [13, 14])])
 def test_text_behind_a_video_goes_on_where_the_weights_were_trained_to(data, tmp_path, size, text):
   """Four patches of 2 x 2 tokens, 1.5 s apart at two steps a second: times 3, 6, 9, 12, a frame's sides end at 5."""
-  parts = nano.build(data)
-  fields = {**parts.config.model.architecture.to_dict(), "image_token_id": 1, "video_token_id": 2}
+  context = nano.build(data)
+  fields = {**context.config.model.architecture.to_dict(), "image_token_id": 1, "video_token_id": 2}
   fields |= {"vision_start_token_id": 3, "vision_end_token_id": 4}
   (tmp_path / "config.json").write_text(json.dumps(fields))
   config = nano.recipe(size).model
   config.pretrained = str(tmp_path)
-  model = parts_lib._model_config(config, None)
-  video = positions.Grid(kind=records.Kind.VIDEO, frames=4, height=4, width=4, seconds=1.5)
+  model = run_context._model_config(config, None)
+  video = prompts.Grid(kind=records.Kind.VIDEO, frames=4, height=4, width=4, seconds=1.5)
   kind = np.array([records.Kind.TEXT] * 3 + [records.Kind.VIDEO] * 16 + [records.Kind.TEXT] * 2)
   places, _ = positions.rope_index(kind.astype(np.int32), [video], model.vision)
   assert places[0, 3:19:4].tolist() == [3, 6, 9, 12]

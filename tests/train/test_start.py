@@ -7,41 +7,40 @@ import pytest
 from tests.train import nano
 from vr_jax import errors
 from vr_jax.train import checkpoints as checkpoints_lib
-from vr_jax.train import metrics, rl_loop, sft_loop
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import initialization, metrics, rl_loop, run_context, sft_loop
 from vr_jax.train import state as state_lib
 
 
 @pytest.fixture
-def parts(data, monkeypatch):
+def context(data, monkeypatch):
   made = nano.build(data)
-  monkeypatch.setattr(parts_lib, "build", lambda config, workdir, **_: made)
+  monkeypatch.setattr(run_context, "make_run_context", lambda config, workdir, **_: made)
   return made
 
 
-def _save(parts, directory, step, tree, loop):
-  store = checkpoints_lib.Checkpoints(directory, architecture=parts.architecture)
+def _save(context, directory, step, tree, loop):
+  store = checkpoints_lib.Checkpoints(directory, architecture=context.architecture)
   store.save(step, tree, loop)
   store.close()
 
 
-def test_rl_does_not_start_from_half_a_warm_start(parts, tmp_path):
-  tree = {"params": parts.fresh_params()}
-  _save(parts, tmp_path / "checkpoints" / "sft", 2, tree, {"complete": False})
+def test_rl_does_not_start_from_half_a_warm_start(context, tmp_path):
+  tree = {"params": initialization.fresh_params(context)}
+  _save(context, tmp_path / "checkpoints" / "sft", 2, tree, {"complete": False})
   with pytest.raises(
     errors.InputError, match=r"sft: at step 2, before the warm start was done; finish"
   ):
-    rl_loop.train(parts.config, tmp_path)
-  _save(parts, tmp_path / "checkpoints" / "sft", 4, tree, {"complete": True})
-  assert rl_loop.origin(parts, tmp_path) == {"path": "checkpoints/sft", "step": 4}
+    rl_loop.train(context.config, tmp_path)
+  _save(context, tmp_path / "checkpoints" / "sft", 4, tree, {"complete": True})
+  assert initialization.describe_start(context, tmp_path) == {"path": "checkpoints/sft", "step": 4}
 
 
 def test_a_warm_start_ends_where_its_loss_is_low_enough_also_when_it_was_interrupted(
   data, tmp_path, monkeypatch
 ):
   fields = {"sft__steps": 14, "sft__checkpoint_every": 8, "sft__target_loss": 100.0}
-  parts = nano.build(data, **fields)
-  monkeypatch.setattr(parts_lib, "build", lambda config, workdir, **_: parts)
+  context = nano.build(data, **fields)
+  monkeypatch.setattr(run_context, "make_run_context", lambda config, workdir, **_: context)
   write = metrics.MetricsLog.write
 
   def interrupted(log, step, values):
@@ -51,30 +50,33 @@ def test_a_warm_start_ends_where_its_loss_is_low_enough_also_when_it_was_interru
 
   monkeypatch.setattr(metrics.MetricsLog, "write", interrupted)
   with pytest.raises(KeyboardInterrupt):
-    sft_loop.train(parts.config, tmp_path)
+    sft_loop.train(context.config, tmp_path)
   monkeypatch.setattr(metrics.MetricsLog, "write", write)
-  assert rl_loop.last_step(parts, tmp_path / "checkpoints" / "sft") == 8
+  assert initialization.last_step(context, tmp_path / "checkpoints" / "sft") == 8
   for _ in range(2):
-    sft_loop.train(parts.config, tmp_path)
-    assert rl_loop.origin(parts, tmp_path) == {"path": "checkpoints/sft", "step": 10}
+    sft_loop.train(context.config, tmp_path)
+    assert initialization.describe_start(context, tmp_path) == {
+      "path": "checkpoints/sft",
+      "step": 10,
+    }
 
 
-def test_a_warm_start_from_elsewhere_may_end_at_any_step(parts, tmp_path):
-  _save(parts, tmp_path / "sft", 2, {"params": parts.fresh_params()}, {})
-  config = parts.config.copy_and_resolve_references()
+def test_a_warm_start_from_elsewhere_may_end_at_any_step(context, tmp_path):
+  _save(context, tmp_path / "sft", 2, {"params": initialization.fresh_params(context)}, {})
+  config = context.config.copy_and_resolve_references()
   config.rl.initial = str(tmp_path / "sft")
-  made = dataclasses.replace(parts, config=config)
-  assert rl_loop.origin(made, tmp_path) == {"path": str(tmp_path / "sft"), "step": 2}
+  made = dataclasses.replace(context, config=config)
+  assert initialization.describe_start(made, tmp_path) == {"path": str(tmp_path / "sft"), "step": 2}
 
 
-def test_a_run_does_not_go_on_from_another_start_than_it_began_with(parts, tmp_path):
-  params = parts.fresh_params()
-  _save(parts, tmp_path / "checkpoints" / "sft", 4, {"params": params}, {"complete": True})
-  optimizer = state_lib.make_optimizer(parts.config.rl, parts.abstract_params, ())
-  state = state_lib.create(params, optimizer, parts.mesh)
+def test_a_run_does_not_go_on_from_another_start_than_it_began_with(context, tmp_path):
+  params = initialization.fresh_params(context)
+  _save(context, tmp_path / "checkpoints" / "sft", 4, {"params": params}, {"complete": True})
+  optimizer = state_lib.make_optimizer(context.config.rl, context.abstract_params, ())
+  state = state_lib.create(params, optimizer, context.mesh)
   begun = {"path": "checkpoints/sft", "step": 3}
-  _save(parts, tmp_path / "checkpoints" / "rl", 2, state, {"start": begun})
+  _save(context, tmp_path / "checkpoints" / "rl", 2, state, {"start": begun})
   with pytest.raises(errors.InputError) as error:
-    rl_loop.train(parts.config, tmp_path)
+    rl_loop.train(context.config, tmp_path)
   assert str(begun) in str(error.value)
   assert str({**begun, "step": 4}) in str(error.value)

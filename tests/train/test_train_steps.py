@@ -9,30 +9,33 @@ import pytest
 from tests.train import nano
 from vr_jax import records
 from vr_jax.rl import update
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import batching, initialization, steps
 from vr_jax.train import state as state_lib
-from vr_jax.train import steps
 
 
 @pytest.fixture(scope="module")
-def parts(data):
+def context(data):
   return nano.build(data)
 
 
 @pytest.fixture(scope="module")
-def batch(parts):
-  items = nano.ragged_items(parts, 4)
-  tokens, valid = parts_lib.reply_arrays(items, 80)
-  return parts.prompt(parts.batch(items)), jnp.asarray(tokens), jnp.asarray(valid)
+def batch(context):
+  items = nano.ragged_items(context, 4)
+  tokens, valid = batching.reply_arrays(items, 80)
+  return (
+    context.builder.prompt(context.builder.batch(items)),
+    jnp.asarray(tokens),
+    jnp.asarray(valid),
+  )
 
 
-def _start(parts, *, frozen=(), **fields):
+def _start(context, *, frozen=(), **fields):
   """A state and a step of the section `sft`."""
   section = nano.config(**fields).sft
-  optimizer = state_lib.make_optimizer(section, parts.abstract_params, frozen)
-  state = state_lib.create(parts.fresh_params(), optimizer, parts.mesh)
+  optimizer = state_lib.make_optimizer(section, context.abstract_params, frozen)
+  state = state_lib.create(initialization.fresh_params(context), optimizer, context.mesh)
   step = steps.make_sft_step(
-    parts.graph, optimizer, parts.allowed, microbatches=section.microbatches, frozen=frozen
+    context.graph, optimizer, context.allowed, microbatches=section.microbatches, frozen=frozen
   )
   return state, step
 
@@ -43,10 +46,10 @@ def _leaves(tree):
   }
 
 
-def test_micro_batches_give_the_loss_and_the_gradients_of_the_whole_batch(parts, batch):
+def test_micro_batches_give_the_loss_and_the_gradients_of_the_whole_batch(context, batch):
   found = {}
   for count in (1, 2, 4):
-    state, step = _start(parts, sft__microbatches=count, sft__warmup_steps=0)
+    state, step = _start(context, sft__microbatches=count, sft__warmup_steps=0)
     state, metrics = step(state, *batch)
     # The first moment of Adam after one step is the clipped gradient times 1 - b1.
     found[count] = ({k: float(v) for k, v in metrics.items()}, _leaves(state.optimizer_state))
@@ -57,18 +60,21 @@ def test_micro_batches_give_the_loss_and_the_gradients_of_the_whole_batch(parts,
 
 
 def test_first_moments_of_bfloat16_move_parameters_as_others_do_and_are_kept_as_they_are(
-  parts, batch, tmp_path
+  context, batch, tmp_path
 ):
   fields = {"sft__warmup_steps": 0, "sft__moment_dtype": "bfloat16"}
-  (exact, step), (rough, rough_step) = _start(parts, sft__warmup_steps=0), _start(parts, **fields)
+  (exact, step), (rough, rough_step) = (
+    _start(context, sft__warmup_steps=0),
+    _start(context, **fields),
+  )
   for _ in range(2):
     exact, _ = step(exact, *batch)
     rough, _ = rough_step(rough, *batch)
   worst = nano.largest_difference(_leaves(rough.params), _leaves(exact.params))
   assert 0 < worst.value < 2.0**-8, worst
-  store = parts.checkpoints(tmp_path / "sft")
+  store = initialization.open_checkpoints(context, tmp_path / "sft")
   store.save(2, rough, {})
-  restored = store.restore(_start(parts, **fields)[0]).tree
+  restored = store.restore(_start(context, **fields)[0]).tree
   store.close()
   kept, given = _leaves(restored), _leaves(rough)
   for name, value in given.items():
@@ -77,8 +83,8 @@ def test_first_moments_of_bfloat16_move_parameters_as_others_do_and_are_kept_as_
     np.testing.assert_array_equal(kept[name], value, err_msg=name)
 
 
-def test_frozen_vision_stays_bit_for_bit_and_the_rest_moves(parts, batch):
-  state, step = _start(parts, frozen=("vision",), sft__warmup_steps=0)
+def test_frozen_vision_stays_bit_for_bit_and_the_rest_moves(context, batch):
+  state, step = _start(context, frozen=("vision",), sft__warmup_steps=0)
   before = _leaves(state.params)
   for _ in range(2):
     state, _ = step(state, *batch)
@@ -90,11 +96,11 @@ def test_frozen_vision_stays_bit_for_bit_and_the_rest_moves(parts, batch):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_frozen_vision_costs_no_backward_pass_and_has_no_share_in_the_norm(parts, batch, count):
+def test_frozen_vision_costs_no_backward_pass_and_has_no_share_in_the_norm(context, batch, count):
   fields = {"sft__warmup_steps": 0, "sft__gradient_norm": 1e9, "sft__microbatches": count}
   flops, norms, moments = {}, {}, {}
   for frozen in ((), ("vision",)):
-    state, step = _start(parts, frozen=frozen, **fields)
+    state, step = _start(context, frozen=frozen, **fields)
     flops[frozen] = step.lower(state, *batch).cost_analysis()["flops"]
     state, metrics = step(state, *batch)
     norms[frozen] = float(metrics["gradient_norm"])
@@ -133,8 +139,8 @@ def test_a_frozen_parameter_whose_gradient_is_not_finite_voids_nothing():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_void_update_changes_nothing_and_is_counted_and_a_good_one_goes_on(parts, batch, bad):
-  state, step = _start(parts, sft__warmup_steps=0)
+def test_a_void_update_changes_nothing_and_is_counted_and_a_good_one_goes_on(context, batch, bad):
+  state, step = _start(context, sft__warmup_steps=0)
   prompt, tokens, valid = batch
   before = _leaves((state.params, state.optimizer_state))
   poisoned = type(prompt)(**{**vars(prompt), "vision": _poison(prompt.vision, bad)})
@@ -153,17 +159,19 @@ def _poison(vision, bad):
   return type(vision)(**{**vars(vision), "patches": vision.patches.at[0, 0, 0, 0].set(bad)})
 
 
-def test_nothing_is_learnt_from_a_group_without_signal(parts, batch):
+def test_nothing_is_learnt_from_a_group_without_signal(context, batch):
   prompt, tokens, valid = batch
   kind = jnp.where(valid, int(records.Kind.MODEL), int(records.Kind.PAD))
   rollout = records.Rollout(tokens=tokens, log_probs=valid * -1.0, kind=kind, turn=kind * 0)
-  optimizer = state_lib.make_optimizer(nano.config().rl, parts.abstract_params, ())
-  step = steps.make_rl_step(parts.graph, optimizer, parts.allowed, nano.config().rl)
+  optimizer = state_lib.make_optimizer(nano.config().rl, context.abstract_params, ())
+  step = steps.make_rl_step(context.graph, optimizer, context.allowed, nano.config().rl)
   signal = jnp.array([True, False, True, False])
 
   def learnt(of_the_silent, signal):
     advantages = jnp.where(signal[:, None, None], 1.0, of_the_silent) * jnp.ones(valid.shape)
-    state = state_lib.create(nano.sharpened(parts.fresh_params()), optimizer, parts.mesh)
+    state = state_lib.create(
+      nano.sharpened(initialization.fresh_params(context)), optimizer, context.mesh
+    )
     _, metrics = step(state, prompt, rollout, advantages, signal, None, None)
     return float(metrics["gradient_norm"]), int(metrics["loss_tokens"])
 
@@ -172,16 +180,20 @@ def test_nothing_is_learnt_from_a_group_without_signal(parts, batch):
   assert learnt(5.0, jnp.ones(4, bool))[0] != learnt(5.0, signal)[0]
 
 
-def test_the_bonus_on_entropy_is_taken_off_the_loss_weighted_as_it_and_raises_entropy(parts, batch):
+def test_the_bonus_on_entropy_is_taken_off_the_loss_weighted_as_it_and_raises_entropy(
+  context, batch
+):
   prompt, tokens, valid = batch
   kind = jnp.where(valid, int(records.Kind.MODEL), int(records.Kind.PAD))
   nothing = jnp.zeros(valid.shape)
   rollout = records.Rollout(tokens=tokens, log_probs=nothing, kind=kind, turn=kind * 0)
   fields = {"rl__learning_rate": 1e-3, "rl__entropy_weight": 0.5, "rl__aggregation": "token_mean"}
   rl = nano.config(**fields).rl
-  optimizer = state_lib.make_optimizer(rl, parts.abstract_params, ())
-  state = state_lib.create(nano.sharpened(parts.fresh_params()), optimizer, parts.mesh)
-  step = steps.make_rl_step(parts.graph, optimizer, parts.allowed, rl)
+  optimizer = state_lib.make_optimizer(rl, context.abstract_params, ())
+  state = state_lib.create(
+    nano.sharpened(initialization.fresh_params(context)), optimizer, context.mesh
+  )
+  step = steps.make_rl_step(context.graph, optimizer, context.allowed, rl)
   entropies = []
   for _ in range(3):
     state, metrics = step(state, prompt, rollout, nothing, jnp.ones(4, bool), None, None)

@@ -5,8 +5,7 @@ import pytest
 
 from tests.train import nano
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import metrics, rl_loop, sft_loop, steps
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import batching, initialization, metrics, run_context, sft_loop, steps
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +20,14 @@ FIELDS = {"data__validation_fraction": 0.25, "sft__validate_every": 1, "rl__step
 
 
 def test_the_validation_loss_is_the_mean_over_all_its_tokens_once(held_out):
-  parts = nano.build(held_out, **FIELDS, sft__batch=4)
-  params = parts.fresh_params()
-  likelihood = steps.make_likelihood(parts.graph, parts.allowed)
-  found = sft_loop.validation_loss(parts, params, likelihood, None)
+  context = nano.build(held_out, **FIELDS, sft__batch=4)
+  params = initialization.fresh_params(context)
+  likelihood = steps.make_likelihood(context.graph, context.allowed)
+  found = sft_loop.validation_loss(context, params, likelihood, None)
   total, tokens, count = 0.0, 0.0, 0
-  for batch in parts.read("validation", 1, repeat=False):
-    replies = mesh_lib.put_batch(parts_lib.reply_arrays(batch.items, 80), parts.mesh)
-    log_prob, length = np.asarray(likelihood(params, parts.prompt(batch), *replies))
+  for batch in context.builder.read("validation", 1, repeat=False):
+    replies = mesh_lib.put_batch(batching.reply_arrays(batch.items, 80), context.mesh)
+    log_prob, length = np.asarray(likelihood(params, context.builder.prompt(batch), *replies))
     total, tokens, count = total + log_prob, tokens + length, count + 1
   assert count % 4
   assert found == pytest.approx(-total / tokens, rel=1e-6)
@@ -37,23 +36,25 @@ def test_the_validation_loss_is_the_mean_over_all_its_tokens_once(held_out):
 def test_the_warm_start_ends_where_the_validation_loss_falls_no_more(
   held_out, tmp_path, monkeypatch
 ):
-  parts = nano.build(held_out, **FIELDS, sft__learning_rate=0.0, sft__patience=2)
-  monkeypatch.setattr(parts_lib, "build", lambda config, workdir, **_: parts)
-  sft_loop.train(parts.config, tmp_path)
-  assert rl_loop.last_step(parts, tmp_path / "checkpoints" / "sft") == 3
+  context = nano.build(held_out, **FIELDS, sft__learning_rate=0.0, sft__patience=2)
+  monkeypatch.setattr(run_context, "make_run_context", lambda config, workdir, **_: context)
+  sft_loop.train(context.config, tmp_path)
+  assert initialization.last_step(context, tmp_path / "checkpoints" / "sft") == 3
   lines = metrics.read(tmp_path / "metrics.jsonl")
   losses = [line["values"]["validation_loss"] for line in lines]
   assert losses == [losses[0]] * 3
-  sft_loop.train(parts.config, tmp_path)  # it is complete: nothing is added
+  sft_loop.train(context.config, tmp_path)  # it is complete: nothing is added
   assert len(metrics.read(tmp_path / "metrics.jsonl")) == 3
 
 
 def test_packed_replies_have_the_losses_of_padded_ones(held_out, tmp_path, monkeypatch):
   losses = []
   for packing in (0.0, 1.25):
-    parts = nano.build(held_out, sft__packing=packing, sft__max_reply_tokens=160, rl__steps=0)
-    monkeypatch.setattr(parts_lib, "build", lambda config, workdir, parts=parts, **_: parts)
+    context = nano.build(held_out, sft__packing=packing, sft__max_reply_tokens=160, rl__steps=0)
+    monkeypatch.setattr(
+      run_context, "make_run_context", lambda config, workdir, context=context, **_: context
+    )
     workdir = tmp_path / str(packing)
-    sft_loop.train(parts.config, workdir)
+    sft_loop.train(context.config, workdir)
     losses.append([line["values"]["loss"] for line in metrics.read(workdir / "metrics.jsonl")])
   np.testing.assert_allclose(*losses, rtol=1e-5)

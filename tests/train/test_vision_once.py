@@ -9,7 +9,7 @@ from tests.train import nano
 from vr_jax.models.qwen2_5_vl import vision
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder, sampler
-from vr_jax.train import rl_loop, steps
+from vr_jax.train import initialization, rl_loop, steps
 from vr_jax.train import state as state_lib
 
 TOLERANCE = 1e-5
@@ -42,37 +42,37 @@ def test_a_frozen_tower_is_in_the_encoder_alone_and_a_trained_one_in_reference_a
 
 
 @pytest.fixture(scope="module")
-def parts(data):
+def context(data):
   return nano.build(data, mesh=(1, 2, 1, 1), model__freeze_vision=True)
 
 
 @pytest.fixture(scope="module")
-def both(parts):
+def both(context):
   """(parameters, prompts with patches, the same prompts with features)."""
-  params = nano.sharpened(parts.fresh_params())
-  prompt = parts.prompt(parts.batch(nano.ragged_items(parts, 4)))
-  return params, prompt, encoder.encode(parts.graph, params, prompt)
+  params = nano.sharpened(initialization.fresh_params(context))
+  prompt = context.builder.prompt(context.builder.batch(nano.ragged_items(context, 4)))
+  return params, prompt, encoder.encode(context.graph, params, prompt)
 
 
-def test_features_stand_in_for_patches_and_lie_with_their_prompts(parts, both):
+def test_features_stand_in_for_patches_and_lie_with_their_prompts(context, both):
   _, prompt, encoded = both
   _, frames, patches, _ = prompt.vision.patches.shape
   assert encoded.vision is None
-  tokens = frames * patches // parts.model.vision.merge_unit
-  assert encoded.media.shape == (4, tokens, parts.model.text.hidden_size)
+  tokens = frames * patches // context.model.vision.merge_unit
+  assert encoded.media.shape == (4, tokens, context.model.text.hidden_size)
   assert {shard.data.shape[:2] for shard in encoded.media.addressable_shards} == {(2, tokens)}
-  again = mesh_lib.put_batch(jax.device_get(encoded), parts.mesh)
+  again = mesh_lib.put_batch(jax.device_get(encoded), context.mesh)
   assert again.media.sharding.is_equivalent_to(encoded.media.sharding, 3)
   np.testing.assert_array_equal(again.media, encoded.media)
 
 
-def test_replies_and_their_log_probs_are_those_of_the_tower_inside_the_programs(parts, both):
+def test_replies_and_their_log_probs_are_those_of_the_tower_inside_the_programs(context, both):
   params, *prompts = both
-  score = steps.make_scorer(parts.graph, parts.allowed, temperature=1.0)
+  score = steps.make_scorer(context.graph, context.allowed, temperature=1.0)
   sampled, scored = [], []
   for prompt in prompts:
     rollout = sampler.sample(
-      parts.graph, params, prompt, parts.allowed, jax.random.key(3), decoding=parts.decoding()
+      context.graph, params, prompt, context.allowed, jax.random.key(3), decoding=context.decoding()
     )
     sampled.append(rollout)
     scored.append(score(params, prompt, rollout))
@@ -82,19 +82,24 @@ def test_replies_and_their_log_probs_are_those_of_the_tower_inside_the_programs(
   assert np.asarray(scored[0]).min() < -1
 
 
-def test_loss_and_gradients_are_those_of_the_tower_inside_the_update(parts, both):
-  params, prompt = parts.fresh_params(), both[1]
-  prompts = [prompt, encoder.encode(parts.graph, params, prompt)]
+def test_loss_and_gradients_are_those_of_the_tower_inside_the_update(context, both):
+  params, prompt = initialization.fresh_params(context), both[1]
+  prompts = [prompt, encoder.encode(context.graph, params, prompt)]
   rl = nano.config(rl__microbatches=2).rl
   rollout = sampler.sample(
-    parts.graph, params, prompts[0], parts.allowed, jax.random.key(3), decoding=parts.decoding()
+    context.graph,
+    params,
+    prompts[0],
+    context.allowed,
+    jax.random.key(3),
+    decoding=context.decoding(),
   )
   advantages = jnp.where(steps.sampled(rollout), jnp.array([1.0, -1.0, 0.5, 2.0])[:, None, None], 0)
   losses, moments = [], []
   for prompt in prompts:
-    optimizer = state_lib.make_optimizer(rl, parts.abstract_params, parts.frozen)
-    state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, parts.mesh)
-    step = steps.make_rl_step(parts.graph, optimizer, parts.allowed, rl, frozen=parts.frozen)
+    optimizer = state_lib.make_optimizer(rl, context.abstract_params, context.frozen)
+    state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, context.mesh)
+    step = steps.make_rl_step(context.graph, optimizer, context.allowed, rl, frozen=context.frozen)
     signal = jnp.ones(4, bool)
     state, metrics = step(state, prompt, rollout, advantages, signal, None, None)
     losses.append({name: float(value) for name, value in metrics.items()})
@@ -121,7 +126,7 @@ def test_loss_and_gradients_are_those_of_the_tower_inside_the_update(parts, both
   ],
 )
 def test_a_tower_is_frozen_where_nothing_of_it_is_trained(data, fields, frozen):
-  parts = nano.build(data, **fields)
-  assert parts.tower_frozen == frozen
-  trained, _ = state_lib.split(parts.abstract_params, parts.frozen)
+  context = nano.build(data, **fields)
+  assert context.tower_frozen == frozen
+  trained, _ = state_lib.split(context.abstract_params, context.frozen)
   assert bool(jax.tree.leaves(trained["vision"])) != frozen

@@ -30,6 +30,7 @@ _GZIP = b"\x1f\x8b"
 _REQUIRED = ("id", "video", "question", "answer", "problem_type")
 _TRACE = ("observation", "reasoning")
 _OPTIONAL = ("options", "shown", "masked", "relevant", "states", "steps", "source", *_TRACE)
+_POOL_FRAMES = "relevant_sample_frames"
 _OPTION = re.compile(r"\s*([A-Z])[.):]\s*\S")
 
 BadRecord = Callable[[str, InputError], None]
@@ -211,7 +212,10 @@ def _example(value: Any, where: str) -> records.Example:
   if not isinstance(value, dict):
     raise InputError(f"{where}: is {_kind(value)}, not a JSON object")
   if video_r1.is_record(value):
-    value = video_r1.to_record(value, where)
+    extra, value = video_r1.extra_fields(value), video_r1.to_record(value, where)
+  else:
+    known = (*_REQUIRED, *_OPTIONAL, _POOL_FRAMES)
+    extra = {field: entry for field, entry in value.items() if field not in known}
   for field in _REQUIRED:
     if field not in value:
       raise InputError(f"{where}: field {field!r} is missing")
@@ -243,18 +247,19 @@ def _example(value: Any, where: str) -> records.Example:
       for field in _TRACE
       if value.get(field)
     },
+    extra=extra,
   )
 
 
 def _pool_frames(value: dict[str, Any], where: str) -> tuple[int, ...]:
-  frames = _list(value, "relevant_sample_frames", where)
+  frames = _list(value, _POOL_FRAMES, where)
   if not all(type(frame) is int and frame >= 0 for frame in frames):
     raise InputError(f"{where}: field 'relevant_sample_frames': needs whole numbers, 0 or more")
   return tuple(sorted(set(frames)))
 
 
 def _check_spelling(field: str, where: str) -> None:
-  """Own fields of the user are left alone, but one that looks like ours is a slip of the pen."""
+  """Other fields are kept as `extra`, but one that looks like ours is a slip of the pen."""
   known = (*_REQUIRED, *_OPTIONAL)
   if field not in known and (near := difflib.get_close_matches(field, known, n=1, cutoff=0.8)):
     raise InputError(f"{where}: field {field!r} is unknown; is {near[0]!r} meant?")

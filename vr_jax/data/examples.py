@@ -9,6 +9,7 @@ A tf.Example holds float32 only, which is too coarse for times within a long vid
 from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -22,8 +23,9 @@ from vr_jax.data import annotations
 from vr_jax.errors import InputError
 
 NAME = "moss_video"
-VERSION = "1.1.0"
-_READABLE = (VERSION, "1.0.0")  # 1.0.0 has neither `observation` nor `reasoning`; read as "".
+VERSION = "1.2.0"
+# 1.1.0 has no `extra`, 1.0.0 neither `observation` nor `reasoning` either; they are then empty.
+_READABLE = (VERSION, "1.1.0", "1.0.0")
 SPLITS = ("train", "validation", "test")
 _EXAMPLES_PER_SHARD = 100_000
 
@@ -155,6 +157,7 @@ def _dataset_info(directory: Path) -> tfds.core.DatasetInfo:
     features=tfds.features.FeaturesDict(
       {
         **{field: text for field in _TEXTS},
+        "extra": text,  # JSON
         "options": tfds.features.Sequence(text),
         "shown": span,
         "masked": tfds.features.Sequence(span),  # None or one.
@@ -178,6 +181,7 @@ _REQUIRED = {*_TEXTS, *_LISTS, *_TIMES} - {*_TRACE}
 def _to_features(example: records.Example) -> dict[str, Any]:
   return {
     **{field: getattr(example, field) for field in _TEXTS},
+    "extra": json.dumps(dict(example.extra)) if example.extra else "",
     "options": list(example.options),
     "shown": _span_to_features(example.shown),
     "masked": [_span_to_features(example.masked)] if example.masked else [],
@@ -206,8 +210,10 @@ def _from_record(record: bytes) -> records.Example:
     for name in _TIMES
   }
   masked = _spans(times["masked"])
+  extra = _only(fields["extra"].bytes_list.value) if "extra" in fields else b""
   return records.Example(
     **{name: _only(fields[name].bytes_list.value).decode() for name in _TEXTS if name in fields},
+    extra=json.loads(extra) if extra else {},
     options=tuple(texts["options"]),
     shown=_only(_spans(times["shown"])),
     masked=_only(masked) if masked else None,

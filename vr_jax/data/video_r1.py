@@ -21,6 +21,7 @@ _ANSWER = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)
 _TAG = re.compile(r"</?[a-z_]+>")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _REQUIRED = ("problem_id", "problem", "data_type", "solution", "problem_type", "path")
+_OPTIONAL = ("options", "data_source", "answer", "observation", "process", "relevant_sample_frames")
 _NOTHING = ("", "null", "None")
 
 
@@ -55,6 +56,11 @@ def to_record(value: dict[str, Any], where: str) -> dict[str, Any]:
     "observation": traces[0],
     "reasoning": traces[1],
   }
+
+
+def extra_fields(value: dict[str, Any]) -> dict[str, Any]:
+  """The fields that `to_record` does not read."""
+  return {name: entry for name, entry in value.items() if name not in (*_REQUIRED, *_OPTIONAL)}
 
 
 def without_tags(trace: str) -> str:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 import numpy as np
 
 from vr_jax import records
+from vr_jax.envs import metric
 from vr_jax.rewards import accuracy
 
 # What adds numbers up over the processes of a run.
@@ -72,16 +73,42 @@ class Episode:
   replies: tuple[str, ...]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trace:
+  """A reply taken apart into the texts of a supervised trace."""
+
+  observation: str
+  reasoning: str
+  answer: str
+
+
 @runtime_checkable
 class Task(Protocol):
   """What one recipe asks and how it scores. It knows texts and examples, and no model.
 
-  segments: names of the parts of a reply, or the turns of an episode, that earn rewards of their own; tags: what a reply is
-  marked up with.
+  An implementation is a dataclass that is built from config.env by the names of its fields, and
+  declares the rest of these as class variables; `Defaults` has what most need not say.
+
+  segments: names of the parts of a reply, or the turns of an episode, that earn rewards of their own.
+  tags: what a reply is marked up with. metrics: those of an evaluation that only this recipe has.
+  needs: what is given to it beside the fields of its config, by name (see registry.NEEDS).
+  answer_reward: the reward that pays for the answer; a critic gives it to the turns that led there.
+  has_observation: whether replies say what was seen before they reason; `parse_trace` then reads
+  them, and supervised traces can be made for the recipe. compares_shuffled: whether it rewards
+  replies beside those to the same frames in random order.
   """
 
   segments: tuple[str, ...]
   tags: tuple[str, ...]
+  metrics: metric.Metrics
+  needs: tuple[str, ...]
+  answer_reward: str
+  has_observation: bool
+  compares_shuffled: bool
+
+  @classmethod
+  def check_config(cls, config: Any) -> None:
+    """Raises InputError where fields of the whole config do not go with those of config.env."""
 
   def question(self, example: records.Example) -> str:
     """The text that the (first) user's turn shows beside the frames."""
@@ -105,6 +132,47 @@ class Task(Protocol):
     """Ends scoring that is under way, and lets go of what it holds."""
 
 
+class Defaults:
+  """What an environment is where it says nothing else. Inherit, and override what differs."""
+
+  metrics: ClassVar[metric.Metrics] = {
+    "accuracy": metric.Metric(title="Accuracy", headline=True, chance=metric.guess),
+    "format": metric.Metric(title="Right format", reward="format"),
+  }
+  needs: ClassVar[tuple[str, ...]] = ()
+  answer_reward: ClassVar[str] = "accuracy"
+  has_observation: ClassVar[bool] = False
+  compares_shuffled: ClassVar[bool] = False
+
+  @classmethod
+  def check_config(cls, config: Any) -> None:
+    """All configs are good."""
+    del config
+
+  def parse_trace(self, reply: str) -> Trace | None:
+    """Replies hold no observation."""
+    del reply
+
+  def observation(self, reply: str) -> str | None:
+    """Replies are not asked for what was seen."""
+    del reply
+
+  def state(self) -> Mapping[str, Any]:
+    """Scoring remembers nothing."""
+    return {}
+
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    """There is nothing to go back to."""
+    del state
+
+  def counts(self) -> Mapping[str, float]:
+    """Scoring counts nothing."""
+    return {}
+
+  def close(self) -> None:
+    """Scoring holds nothing."""
+
+
 @runtime_checkable
 class Environment(Task, Protocol):
   """A task of one reply."""
@@ -124,12 +192,19 @@ class Environment(Task, Protocol):
   def observation(self, reply: str) -> str | None:
     """What a reply says to have seen, "" where it says nothing; None where the recipe doesn't ask for it."""
 
+  def parse_trace(self, reply: str) -> Trace | None:
+    """The texts of a reply that has exactly the right form, none of them empty; None of any other."""
+
 
 @runtime_checkable
 class TurnsEnvironment(Task, Protocol):
-  """A task of several turns about a pool of frames: replies ask for frames, or answer. turns: replies of an episode, at most."""
+  """A task of several turns about a pool of frames: replies ask for frames, or answer.
+
+  turns: replies of an episode, at most. answer_reward: the reward that is the answer's; a turn's others are its own.
+  """
 
   turns: int
+  answer_reward: str
 
   def observe(
     self, example: records.Example, pool: int, replies: Sequence[str]
@@ -163,3 +238,8 @@ class TurnsEnvironment(Task, Protocol):
 
   def outcome(self, example: records.Example, episode: Episode) -> dict[str, float]:
     """What an episode came to, by name: `accuracy`, `format` and what else the recipe is measured by."""
+
+
+def has_turns(environment: Task) -> bool:
+  """Whether replies ask for frames: clips are then pools that turns choose from."""
+  return isinstance(environment, TurnsEnvironment)

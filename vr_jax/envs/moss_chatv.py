@@ -1,4 +1,4 @@
-"""MOSS-ChatV: one turn of reasoning and answer, scored by accuracy, format and the process reward.
+"""MOSS-ChatV: one reply of reasoning and answer, scored by accuracy, format and the process reward.
 
 Source: arXiv 2509.21113. Total reward = sum of weight * part; the weights are a reconstruction.
 """
@@ -7,72 +7,65 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, ClassVar, Literal
 
+from jaxtyping import Float
 import numpy as np
 
-from vr_jax import records
-from vr_jax.envs import environment
-from vr_jax.rewards import accuracy, process, steps
-from vr_jax.rewards import format as format_lib
+from vr_jax import errors, records, schema
+from vr_jax.envs import metric, question_answer
+from vr_jax.rewards import process, reward_function, steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MossChatV:
-  """The task. See configs/moss_chatv.py for what each field means; `weights` has accuracy, format and process."""
+class MossChatV(question_answer.QuestionAnswer):
+  """The task. Raises InputError where the gate is a reward that config.env.rewards leaves out."""
 
-  instruction: str
-  weights: Mapping[str, float]
-  alpha: float
-  moves: Literal["strict", "jump", "classic"]
-  alignment: Literal["subsequence", "naive"]
-  gate: Literal["none", "format", "accuracy"]
-  segments: ClassVar[tuple[str, ...]] = ("reply",)
-  tags: ClassVar[tuple[str, ...]] = ("<think>", "</think>\n<answer>", "</answer>")
+  rewards: tuple[str, ...] = schema.field(
+    ("accuracy", "format", "process"),
+    "Names of rewards, or file.py:function of your own; *0.5 behind one is its weight.",
+    length=1,
+  )
+  alpha: float = schema.field(
+    1.0, "Process reward = exp(-alpha * distance). Reconstruction.", "(0, inf)"
+  )
+  moves: Literal["strict", "jump", "classic"] = schema.field(
+    "jump", "How the alignment goes from one pair of steps to the next."
+  )
+  alignment: Literal["subsequence", "naive"] = schema.field(
+    "subsequence", "naive: of the whole reply, the paper's ablation."
+  )
+  gate: Literal["none", "format", "accuracy"] = schema.field(
+    "none", "The process reward counts always, or where this reward is 1."
+  )
+  metrics: ClassVar[metric.Metrics] = {
+    **question_answer.QuestionAnswer.metrics,
+    "process_reward": metric.Metric(
+      title="Process reward",
+      note="PRR: reasoning steps aligned with the reference, 0 to 1",
+      unit="",
+      digits=3,
+      headline=True,
+      reward="process",
+    ),
+  }
 
-  def question(self, example: records.Example) -> str:
-    """Question, options one a line, instruction."""
-    return environment.question_text(example, self.instruction)
+  def __post_init__(self):
+    names = [reward.name for reward in self.listed_rewards]
+    if self.gate not in ("none", *names):
+      raise errors.InputError(
+        f"config.env.gate={self.gate}: is none of config.env.rewards ({', '.join(names)})"
+      )
 
-  def reference_reply(self, example: records.Example) -> str | None:
-    """The reference steps, one a line, and the answer; None without steps."""
-    if not example.steps:
-      return None
-    trace = "\n".join(step.text for step in example.steps)
-    return f"<think>{trace}</think>\n<answer>{example.answer}</answer>"
+  def reward_functions(self) -> Mapping[str, reward_function.Function]:
+    """Those of question answering, and `process`, each in [0, 1]."""
+    return {**super().reward_functions(), "process": self._process_rewards}
 
-  def pieces(self, reply: str) -> environment.Pieces:
-    """The whole reply is one segment."""
-    return ((len(reply), 0),)
-
-  def score(
-    self, examples: Sequence[records.Example], replies: environment.Replies
-  ) -> records.Scores:
-    """Rewards `accuracy`, `format` and `process` (before the gate), each in [0, 1], and their gated, weighted sum."""
-    texts = replies.texts
-    shape = (len(examples), len(texts[0]), 1)
-    flat = [reply for group in texts for reply in group]
-    owners = [example for example, group in zip(examples, texts, strict=True) for _ in group]
-    parts = {
-      "accuracy": accuracy.accuracies(flat, owners),
-      "format": [format_lib.format_reward(reply) for reply in flat],
-      "process": self._process(flat, owners).reward,
-    }
-    rewards = {name: np.asarray(v, np.float32).reshape(shape) for name, v in parts.items()}
-    passed = (rewards[self.gate] == 1) if self.gate != "none" else np.ones(shape, bool)
-    gated = {**rewards, "process": rewards["process"] * passed}
-    total = sum(np.float32(self.weights[name]) * value for name, value in gated.items())
-    return records.Scores(rewards=rewards, valid=np.ones(shape, bool), total=total)
-
-  def accuracy(self, example: records.Example, reply: str) -> float:
-    """The task metric of what stands between the answer tags."""
-    return accuracy.accuracy(reply, example.answer, example.problem_type, example.options)
-
-  def trace(self, reply: str) -> str:
-    """What stands between the think tags."""
-    return steps.think_text(reply)
-
-  def observation(self, reply: str) -> str | None:
-    """Not asked for."""
-    del reply
+  def total(
+    self, rewards: Mapping[str, Float[np.ndarray, "prompts group 1"]]
+  ) -> Float[np.ndarray, "prompts group 1"]:
+    """The weighted sum, in which the process reward counts where the gate is open."""
+    if self.gate == "none" or "process" not in rewards:
+      return super().total(rewards)
+    return super().total({**rewards, "process": rewards["process"] * (rewards[self.gate] == 1)})
 
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
     """{"steps", "alignment": {"cost", "path", "distance"}} of one reply."""
@@ -81,19 +74,10 @@ class MossChatV:
       "alignment": self._process([reply], [example]).alignment(0),
     }
 
-  def state(self) -> Mapping[str, Any]:
-    """Nothing is remembered."""
-    return {}
-
-  def set_state(self, state: Mapping[str, Any]) -> None:
-    """Nothing to go back to."""
-
-  def counts(self) -> Mapping[str, float]:
-    """Nothing is counted."""
-    return {}
-
-  def close(self) -> None:
-    """Nothing is held."""
+  def _process_rewards(
+    self, replies: Sequence[str], examples: Sequence[records.Example]
+  ) -> Float[np.ndarray, "replies"]:
+    return self._process(replies, examples).reward
 
   def _process(
     self, replies: Sequence[str], examples: Sequence[records.Example]

@@ -18,9 +18,12 @@ import zlib
 from jaxtyping import Float
 import numpy as np
 
-from vr_jax import errors, records
-from vr_jax.envs import environment, turns
-from vr_jax.rewards import exploration, relevance, steps
+from vr_jax import errors, records, schema
+from vr_jax.envs import environment, metric
+from vr_jax.envs import turns as turns_lib
+from vr_jax.rewards import exploration as exploration_lib
+from vr_jax.rewards import relevance as relevance_lib
+from vr_jax.rewards import steps
 
 _RETHINK = "Invalid action. Let me rethink."
 _PROBLEMS = {
@@ -32,25 +35,34 @@ _PROBLEMS = {
 
 
 @dataclasses.dataclass(kw_only=True)
-class VideoMTR:
-  """The task. See configs/video_mtr.py for what each field means; relevance and exploration: fields of their rules.
-
-  demonstrated: share of the examples whose supervised episode looks before it answers; 0: there are none.
+class VideoMTR(environment.Defaults):
+  """The task.
 
   Raises:
     InputError: fewer than one turn, a window that leaves turns out (replies are computed with all turns before them), or a budget
       too small to show a frame in each turn.
   """
 
-  instruction: str
-  last_instruction: str
-  turns: int
-  window: int
-  budget: int
-  invalid: Literal["rethink", "explain"]
-  relevance: Mapping[str, Any]
-  exploration: Mapping[str, Any]
-  demonstrated: float = 0.0
+  instruction: str = schema.field(help="Stands below the question; it has to ask for all tags.")
+  last_instruction: str = schema.field(help="The same in the last turn.")
+  turns: int = schema.field(3, "Replies of an episode, at most.", "[1, inf)")
+  window: int = schema.field(2, "Turns before a reply that it sees.", "[0, inf)")
+  budget: int = schema.field(
+    32,
+    "Frames: half of them in the first turn, at most a quarter in each later one.",
+    "[1, inf)",
+  )
+  invalid: Literal["rethink", "explain"] = schema.field(
+    "rethink", "What follows a reply that can't be used."
+  )
+  demonstrated: float = schema.field(
+    0.0,
+    "Share of the supervised episodes that look before they answer; 0: there are none.",
+    "[0, 1]",
+  )
+  relevance: relevance_lib.Rule = relevance_lib.Rule()
+  exploration: exploration_lib.Rule = exploration_lib.Rule()
+  answer_reward: ClassVar[str] = "accuracy"
   tags: ClassVar[tuple[str, ...]] = (
     "<think>",
     "</think>\n<retrieve>",
@@ -58,6 +70,16 @@ class VideoMTR:
     "</think>\n<answer>",
     "</answer>",
   )
+  metrics: ClassVar[metric.Metrics] = {
+    **environment.Defaults.metrics,
+    "turns": metric.Metric(title="Turns", note="of an episode", unit="", digits=2, better=0),
+    "retrievals": metric.Metric(
+      title="Retrievals", note="of an episode", unit="", digits=2, better=0
+    ),
+    "frame_recall": metric.Metric(
+      title="Frame recall", note="frames with the evidence that were shown, of all", headline=True
+    ),
+  }
 
   def __post_init__(self):
     for name, least in (
@@ -67,13 +89,29 @@ class VideoMTR:
     ):
       if getattr(self, name) < least:
         raise errors.InputError(
-          f"config.env.{name}={getattr(self, name)}: must be {least} or more with {self.turns} turns"
+          f"--config.env.{name}={getattr(self, name)}: must be {least} or more with {self.turns} turns"
         )
     self.segments = tuple(f"turn {turn}" for turn in range(1, self.turns + 1))
-    self._rule = relevance.Rule(**self.relevance)
-    self._bonus = exploration.Rule(**self.exploration)
-    self._latch = exploration.Latch()
+    self._latch = exploration_lib.Latch()
     self._counted = Counter()
+
+  @classmethod
+  def check_config(cls, config: Any) -> None:
+    """Raises InputError where nothing is shown to learn from, or an episode outgrows what is compiled for it."""
+    env, section = config.env, config.turns
+    if config.sft.steps and not env.demonstrated:
+      raise errors.InputError(
+        "--config.sft.steps: needs episodes to learn from, env.demonstrated > 0"
+      )
+    between, reply = env.turns - 1, config.rl.max_new_tokens
+    for name, needed in (
+      ("frame_buckets", between * max(1, env.budget // 4)),
+      ("time_buckets", env.turns * reply + between * max(section.shown_buckets)),
+    ):
+      if max(section[name]) < needed:
+        raise errors.InputError(
+          f"--config.turns.{name}={section[name]}: {env.turns} turns need up to {needed}; add it"
+        )
 
   def observe(
     self, example: records.Example, pool: int, replies: Sequence[str]
@@ -85,7 +123,7 @@ class VideoMTR:
       pool: frames that there are to choose from, 1 or more.
       replies: of the turns so far; () for the first turn.
     """
-    done = turns.actions(example, pool, replies)
+    done = turns_lib.actions(example, pool, replies)
     if len(done) >= self.turns or (done and done[-1].kind == "answer"):
       return None
     turn = len(done)
@@ -104,7 +142,7 @@ class VideoMTR:
 
   def first_frames(self, pool: int) -> tuple[int, ...]:
     """Those of the first turn: half of the budget, evenly over the pool."""
-    return turns.spread(0, pool - 1, self.budget if self.turns == 1 else self.budget // 2)
+    return turns_lib.spread(0, pool - 1, self.budget if self.turns == 1 else self.budget // 2)
 
   def question(self, example: records.Example) -> str:
     """What the first turn says beside its frames: question, options one a line, instruction."""
@@ -135,13 +173,13 @@ class VideoMTR:
     looks = zlib.crc32(example.id.encode()) / 2**32 < self.demonstrated
     if self.turns == 1 or not where or not looks:
       return (f"{first}\n{answer}",)
-    look = turns.Action(kind="retrieve", start=where[0], end=where[-1])
+    look = turns_lib.Action(kind="retrieve", start=where[0], end=where[-1])
     found = f"<think>{_told(example, times[[*self._found(look)]])}</think>"
     return (f"{first}\n<retrieve>{look.start},{look.end}</retrieve>", f"{found}\n{answer}")
 
   def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
     """The frames of the pool within the relevant spans."""
-    return turns.relevant_frames(example, times)
+    return turns_lib.relevant_frames(example, times)
 
   def rewards(
     self,
@@ -153,13 +191,13 @@ class VideoMTR:
   ) -> records.Scores:
     """What every turn earns: arrays [prompts, group, turns], where turns are those of the task, taken or not.
 
-    `accuracy`, `format` and `relevance` are what they are after the gate, `exploration` is the bonus (relevance.Rule.ranges, and 0
-    to exploration.Rule.highest); the total is their sum. Turns that were not taken are not valid. A call is one batch to the
+    `accuracy`, `format` and `relevance` are what they are after the gate, `exploration` is the bonus (relevance_lib.Rule.ranges, and 0
+    to exploration_lib.Rule.highest); the total is their sum. Turns that were not taken are not valid. A call is one batch to the
     exploration bonus, and moves its state; without training there is no bonus, and nothing moves or is counted. summed: adds up
     over processes, of which each has some rows of the batch.
     """
     batch = self._arrays(examples, episodes)
-    earned = relevance.turn_rewards(batch, self._rule)
+    earned = relevance_lib.turn_rewards(batch, self.relevance)
     parts = {
       "accuracy": earned.accuracy,
       "format": earned.format,
@@ -168,8 +206,8 @@ class VideoMTR:
     if not training:
       return records.Scores(rewards=parts, valid=batch.taken, total=earned.total)
     looked = batch.retrieved & (np.arange(self.turns) < self.turns - 1)
-    step = exploration.step(
-      self._bonus,
+    step = exploration_lib.step(
+      self.exploration,
       self._latch,
       retrieved=looked,
       taken=batch.taken,
@@ -211,7 +249,7 @@ class VideoMTR:
 
   def set_state(self, state: Mapping[str, Any]) -> None:
     """Goes back to a state that `state` gave."""
-    self._latch = exploration.Latch(**state)
+    self._latch = exploration_lib.Latch(**state)
 
   def counts(self) -> Mapping[str, float]:
     """Since it was last asked. Of an episode: turns, episode_accuracy, frame_recall (share of the relevant frames that were shown;
@@ -235,37 +273,34 @@ class VideoMTR:
       **recall,
     }
 
-  def close(self) -> None:
-    """Nothing is held."""
-
   def _ask(self, example: records.Example, turn: int) -> str:
     last = turn + 1 == self.turns
     told = self.last_instruction if last else self.instruction
     return environment.question_text(example, told)
 
-  def _found(self, action: turns.Action) -> tuple[int, ...]:
+  def _found(self, action: turns_lib.Action) -> tuple[int, ...]:
     """The frames that an action retrieves."""
     if action.kind != "retrieve":
       return ()
-    return turns.spread(action.start, action.end, self.budget // 4)
+    return turns_lib.spread(action.start, action.end, self.budget // 4)
 
   def _arrays(
     self, examples: Sequence[records.Example], episodes: Sequence[Sequence[environment.Episode]]
-  ) -> relevance.Episodes:
+  ) -> relevance_lib.Episodes:
     shape = (len(examples), len(episodes[0]), self.turns)
     pool = max(group[0].pool for group in episodes)
     right, valid, taken = np.zeros(shape), np.zeros(shape, bool), np.zeros(shape, bool)
     found = np.zeros((*shape, pool), bool)
     for prompt, (example, group) in enumerate(zip(examples, episodes, strict=True)):
       for member, episode in enumerate(group):
-        done = turns.actions(example, episode.pool, episode.replies[: self.turns])
+        done = turns_lib.actions(example, episode.pool, episode.replies[: self.turns])
         for turn, action in enumerate(done):
           place = prompt, member, turn
           taken[place], valid[place] = True, action.kind != "invalid"
           found[place][list(self._found(action))] = True
           if action.kind == "answer":
             right[place] = environment.worth(action.answer, example)
-    return relevance.Episodes(
+    return relevance_lib.Episodes(
       first=_mask([self.first_frames(group[0].pool) for group in episodes], pool),
       truth=_mask([group[0].relevant for group in episodes], pool),
       found=found,
@@ -275,7 +310,7 @@ class VideoMTR:
     )
 
   def _count(
-    self, batch: relevance.Episodes, step: exploration.Step, summed: environment.Summed
+    self, batch: relevance_lib.Episodes, step: exploration_lib.Step, summed: environment.Summed
   ) -> None:
     recall = batch.recall()
     counts = {

@@ -24,8 +24,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from vr_jax import records
-from vr_jax.envs import environment
+from vr_jax import records, schema
+from vr_jax.envs import environment, metric
 from vr_jax.rewards import accuracy, steps
 from vr_jax.rewards import format as format_lib
 from vr_jax.rewards import judge as judge_lib
@@ -43,11 +43,6 @@ class Read:
   think: str | None
   answer: str | None
   end: int
-
-  @property
-  def well_formed(self) -> bool:
-    """Whether it is one observation, one reasoning and one answer, and nothing else."""
-    return self.observation is not None and self.think is not None
 
 
 def read(reply: str) -> Read:
@@ -75,17 +70,25 @@ def written(observation: str, think: str, answer: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoP2R:
-  """The task. See configs/videop2r.py for what each field means. judge: None where nothing is scored."""
+class VideoP2R(environment.Defaults):
+  """The task. judge: None where nothing is scored."""
 
-  instruction: str
-  weights: Mapping[str, float]
-  length: Literal["segment", "video_r1"]
-  perception_tokens: tuple[int, int]
-  reasoning_tokens: tuple[int, int]
-  length_accuracy: float
-  temporal_ratio: float
-  credit: Literal["segments", "joint", "outcome"]
+  instruction: str = schema.field(help="Stands below the question; it has to ask for all tags.")
+  weights: Mapping[str, float] = schema.field(help="Of the two segments, and of the rewards.")
+  length: Literal["segment", "video_r1"] = schema.field(
+    "segment",
+    "Which segments earn the length reward: each, or reasoning where several of a group are right.",
+  )
+  perception_tokens: tuple[int, int] = schema.field(
+    (128, 320), "Of a perception that earns the length reward, tags included.", "[0, inf)", length=2
+  )
+  reasoning_tokens: tuple[int, int] = schema.field(
+    (320, 512), "The same of a reasoning.", "[0, inf)", length=2
+  )
+  length_accuracy: float = schema.field(0.1, "Accuracy that the length reward needs to exceed.")
+  temporal_ratio: float = schema.field(
+    0.8, "Of the accuracy on shuffled frames that the ordered ones must reach."
+  )
   judge: judge_lib.Judge | None = None
   segments: ClassVar[tuple[str, ...]] = ("perception", "reasoning")
   tags: ClassVar[tuple[str, ...]] = (
@@ -94,6 +97,15 @@ class VideoP2R:
     "</think>\n<answer>",
     "</answer>",
   )
+  needs: ClassVar[tuple[str, ...]] = ("judge",)
+  has_observation: ClassVar[bool] = True
+  compares_shuffled: ClassVar[bool] = True
+  metrics: ClassVar[metric.Metrics] = {
+    **environment.Defaults.metrics,
+    "observation_sufficiency": metric.Metric(
+      title="Observation suffices", note="to answer the question, by the true states"
+    ),
+  }
 
   def question(self, example: records.Example) -> str:
     """Question, options one a line, instruction."""
@@ -116,7 +128,7 @@ class VideoP2R:
   def score(
     self, examples: Sequence[records.Example], replies: environment.Replies
   ) -> records.Scores:
-    """Rewards `accuracy`, `format`, `length` and `temporal` of both segments, and the total that `credit` asks for.
+    """Rewards `accuracy`, `format`, `length` and `temporal` of both segments, and their total.
 
     A perception that the judge gave no verdict on is not valid: it takes no part in its segment's statistics.
     """
@@ -137,17 +149,20 @@ class VideoP2R:
     valid = np.stack([judged, np.ones_like(judged)], -1).reshape(shape)
     total = sum(np.float32(self.weights[name]) * value for name, value in rewards.items())
     total = total * np.float32([self.weights[name] for name in self.segments])
-    if self.credit == "joint":
-      total = np.broadcast_to(total.sum(-1, keepdims=True), shape)
-      valid = np.broadcast_to(valid.all(-1, keepdims=True), shape)
-    elif self.credit == "outcome":
-      total = np.broadcast_to(total[..., REASONING:], shape)
-      valid = np.ones(shape, bool)
     return records.Scores(rewards=rewards, valid=valid, total=np.float32(total))
 
   def accuracy(self, example: records.Example, reply: str) -> float:
     """The task metric of the answer behind the reasoning; 0 where there is none."""
     return environment.worth(read(reply).answer, example)
+
+  def parse_trace(self, reply: str) -> environment.Trace | None:
+    """Observation, reasoning and answer of a reply that is one of each, and nothing else."""
+    found = read(reply)
+    if not (found.observation and found.think and found.answer):
+      return None
+    return environment.Trace(
+      observation=found.observation, reasoning=found.think, answer=found.answer
+    )
 
   def trace(self, reply: str) -> str:
     """Observation and reasoning."""
@@ -166,13 +181,6 @@ class VideoP2R:
       "steps": steps.split_steps(self.trace(reply)),
       "segments": [{"name": name, "text": text} for name, text in texts if text],
     }
-
-  def state(self) -> Mapping[str, Any]:
-    """Nothing is remembered."""
-    return {}
-
-  def set_state(self, state: Mapping[str, Any]) -> None:
-    """Nothing to go back to."""
 
   def counts(self) -> Mapping[str, float]:
     """What the judge counted."""

@@ -17,9 +17,10 @@ SMOOTH_FROM = 24  # points; a shorter curve is easier to read as it is
 
 # Subjects in reading order; the first whose pattern occurs in a metric's name takes it.
 SUBJECTS = (
+  ("Reward", r"^rewards?[/_]"),  # whatever the name of a reward says
   ("Speed and memory", r"time|second|per_s|tokens/s|memory|byte|throughput"),
   ("Reward", r"reward|advantage|signal"),
-  ("Quality of replies", r"accuracy|process|consistency|format|mismatch|reply|length|entropy"),
+  ("Quality of replies", r"accuracy|consistency|mismatch|reply|length|entropy"),
   ("Optimisation", r""),
 )
 ORDER = ("Reward", "Quality of replies", "Optimisation", "Speed and memory")
@@ -94,7 +95,7 @@ def _subject(name: str) -> str:
 
 def _reading_order(name: str) -> tuple[int, str]:
   """Means before spreads, totals before parts."""
-  first = ("total", "accuracy", "process", "format", "loss", "kl", "entropy", "length")
+  first = ("total", "accuracy", "loss", "kl", "entropy", "length")
   rank = next((rank for rank, word in enumerate(first) if word in name), len(first))
   return (len(first) + rank if re.search(r"std|zero|share", name) else rank, name)
 

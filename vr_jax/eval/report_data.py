@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 
 from vr_jax import errors
+from vr_jax.envs import metric
 from vr_jax.eval import report_json
 from vr_jax.train import metrics as metrics_lib
 
@@ -104,6 +105,7 @@ class Sample:
   frames: tuple[str, ...]
   times: tuple[float, ...]
   reply: str
+  accuracy: float | None
   reference: tuple[ReferenceStep, ...]
   steps: tuple[str, ...]
   alignment: Alignment | None
@@ -125,6 +127,7 @@ class Evaluation:
   step: int
   examples: int
   metrics: dict[str, float]
+  shown_as: metric.Metrics
   samples: tuple[Sample, ...]
 
 
@@ -199,8 +202,28 @@ def read_evaluation(path: Path) -> Evaluation:
     step=record.integer("step"),
     examples=record.integer("examples"),
     metrics=record.named_numbers("metrics"),
+    shown_as=_shown_as(record),
     samples=tuple(_sample(each) for each in record.records("rollouts")),
   )
+
+
+def _shown_as(record: report_json.Record) -> metric.Metrics:
+  """How metrics are shown, in order."""
+  if not record.has("shown_as"):
+    return {}
+  section = record.record("shown_as")
+  shown = {name: section.record(name) for name in section.values}
+  return {
+    name: metric.Metric(
+      title=each.text("title"),
+      note=each.text("note"),
+      unit=each.text("unit"),
+      digits=each.integer("digits"),
+      better=each.integer("better"),
+      headline=bool(each.values.get("headline")),
+    )
+    for name, each in shown.items()
+  }
 
 
 def _sample(record: report_json.Record) -> Sample:
@@ -224,6 +247,7 @@ def _sample(record: report_json.Record) -> Sample:
     frames=frames,
     times=times,
     reply=record.text("reply"),
+    accuracy=record.number("accuracy") if record.has("accuracy") else None,
     reference=reference,
     steps=steps,
     alignment=_alignment(record.record("alignment"), len(reference), len(steps))

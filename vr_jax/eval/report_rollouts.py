@@ -44,12 +44,11 @@ def _card(
 
 
 def _mark(evaluation: report_data.Evaluation, sample: report_data.Sample) -> dict[str, str] | None:
-  accuracy = sample.rewards.get("accuracy")
-  if accuracy is None:
+  if sample.accuracy is None:
     return None
   return {
-    "text": f"{evaluation.title} {accuracy:.2g}",
-    "tone": "good" if accuracy >= 0.5 else "bad",
+    "text": f"{evaluation.title} {sample.accuracy:.2g}",
+    "tone": "good" if sample.accuracy >= 0.5 else "bad",
   }
 
 

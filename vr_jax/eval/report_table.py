@@ -1,51 +1,13 @@
 """The report's results: a few large numbers, then every metric of every evaluation side by side."""
 
 from collections.abc import Sequence
-import dataclasses
 import math
 from typing import Any
 
+from vr_jax.envs import metric as metric_lib
+from vr_jax.envs.metric import Metric
 from vr_jax.eval import report_data
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Metric:
-  """How a metric is shown. better: +1 higher is better, -1 lower is, 0 neither."""
-
-  title: str
-  note: str = ""
-  percent: bool = True
-  digits: int = 1
-  better: int = 1
-
-
-METRICS = {
-  "accuracy": Metric(title="Accuracy"),
-  "process_reward": Metric(
-    title="Process reward",
-    note="PRR: reasoning steps aligned with the reference, 0 to 1",
-    percent=False,
-    digits=3,
-  ),
-  "trace_consistency": Metric(
-    title="Trace consistency", note="claims of the trace that the true states confirm"
-  ),
-  "think_answer_mismatch": Metric(
-    title="Think-answer mismatch", note="answers that their own trace contradicts", better=-1
-  ),
-  "frame_recall": Metric(
-    title="Frame recall", note="frames with the evidence that were shown, of all"
-  ),
-  "turns": Metric(title="Turns", note="of an episode", percent=False, digits=2, better=0),
-  "retrievals": Metric(title="Retrievals", note="of an episode", percent=False, digits=2, better=0),
-  "format": Metric(title="Right format"),
-  "blind_accuracy": Metric(title="Blind accuracy", note="no frames shown", better=0),
-  "shuffled_accuracy": Metric(
-    title="Shuffled-frame accuracy", note="frames out of order", better=0
-  ),
-  "reply_tokens": Metric(title="Reply tokens", percent=False, better=0),
-}
-HEADLINES = ("accuracy", "process_reward", "frame_recall", "trace_consistency")
 ABSENT = "–"
 
 
@@ -64,27 +26,31 @@ def _headlines(evaluations: Sequence[report_data.Evaluation]) -> list[dict[str, 
   first, last = evaluations[0], evaluations[-1]
   return [
     {
-      "title": METRICS[name].title,
-      "before": _format(METRICS[name], first.metrics[name])
+      "title": metric.title,
+      "before": _format(metric, first.metrics[name])
       if first is not last and _known(first, name)
       else None,
-      "now": _format(METRICS[name], last.metrics[name]),
+      "now": _format(metric, last.metrics[name]),
     }
-    for name in HEADLINES
-    if _known(last, name)
+    for name, metric in last.shown_as.items()
+    if metric.headline and _known(last, name)
   ]
 
 
 def _row_names(evaluations: Sequence[report_data.Evaluation]) -> list[str]:
-  """Metrics in the order of METRICS, each before its parts (`accuracy/OCR`); then others."""
-  present = {name for each in evaluations for name in each.metrics if not _is_interval(name)}
-  ranks = {name: rank for rank, name in enumerate(METRICS)}
+  """Declared metrics in their order, each before its parts (`accuracy/OCR`); then others."""
+  present = {name for each in evaluations for name in each.metrics}
+  present = {name for name in present if not metric_lib.is_about_another(name)}
+  ranks = {name: rank for rank, name in enumerate(_shown_as(evaluations))}
   return sorted(present, key=lambda name: (ranks.get(name.split("/")[0], len(ranks)), name))
 
 
+def _shown_as(evaluations: Sequence[report_data.Evaluation]) -> metric_lib.Metrics:
+  return {name: metric for each in evaluations for name, metric in each.shown_as.items()}
+
+
 def _row(name: str, evaluations: Sequence[report_data.Evaluation]) -> dict[str, Any]:
-  head, _, part = name.partition("/")
-  metric = METRICS.get(head, _unknown(head, part))
+  metric, part = metric_lib.by_name(name, _shown_as(evaluations))
   cells = [
     {
       "number": _format(metric, each.metrics.get(name, math.nan)),
@@ -92,19 +58,16 @@ def _row(name: str, evaluations: Sequence[report_data.Evaluation]) -> dict[str, 
     }
     for each in evaluations
   ]
+  chance = evaluations[-1].metrics.get(f"{name}_chance", 0.0)
+  by_chance = f"chance {_format(metric, chance)}" if chance else ""
   return {
     "name": name,
     "title": metric.title,
     "part": part,
-    "note": metric.note,
+    "note": " · ".join(filter(None, (metric.note, by_chance))),
     "cells": cells,
     "change": _change(metric, name, evaluations) if len(evaluations) > 1 else None,
   }
-
-
-def _unknown(head: str, part: str) -> Metric:
-  title = " · ".join(filter(None, (head, part))).replace("_", " ")
-  return Metric(title=title.capitalize(), percent=False, digits=3, better=0)
 
 
 def _change(
@@ -136,15 +99,9 @@ def _interval(evaluation: report_data.Evaluation, name: str) -> float:
   return evaluation.metrics.get(f"{head}_interval{slash}{part}", math.nan)
 
 
-def _is_interval(name: str) -> bool:
-  return name.split("/")[0].endswith("_interval")
-
-
 def _known(evaluation: report_data.Evaluation, name: str) -> bool:
   return math.isfinite(evaluation.metrics.get(name, math.nan))
 
 
 def _format(metric: Metric, value: float) -> str:
-  if not math.isfinite(value):
-    return ABSENT
-  return f"{100 * value:.{metric.digits}f} %" if metric.percent else f"{value:.{metric.digits}f}"
+  return metric_lib.formatted(metric, value) if math.isfinite(value) else ABSENT

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,56 +10,50 @@ import ml_collections
 from rich import console as rich_console
 from rich import table as rich_table
 
+from vr_jax import atomic
+from vr_jax.envs import metric
 from vr_jax.eval import evaluate as evaluate_lib
 from vr_jax.eval import report
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import console, features, rl_loop
-from vr_jax.train import parts as parts_lib
-
-ROWS = (
-  ("accuracy", "accuracy"),
-  ("process reward", "process_reward"),
-  ("observation suffices", "observation_sufficiency"),
-  ("trace consistency", "trace_consistency"),
-  ("think-answer mismatch", "think_answer_mismatch"),
-  ("format", "format"),
-  ("blind accuracy", "blind_accuracy"),
-  ("shuffled accuracy", "shuffled_accuracy"),
-  ("reply tokens", "reply_tokens"),
-  ("turns", "turns"),
-  ("retrievals", "retrievals"),
-  ("frame recall", "frame_recall"),
-)
+from vr_jax.train import console, features, initialization, run_context
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """Evaluates what each stage left, writes eval/<name>.json and report.html, and prints the table."""
-  parts = parts_lib.build(config, workdir)
-  mesh_lib.check_batch(config.eval.batch, parts.mesh, "config.eval.batch")
+  context = run_context.make_run_context(config, workdir)
+  mesh_lib.check_batch(config.eval.batch, context.mesh, "config.eval.batch")
   trained = workdir / "checkpoints" / "rl"
-  with contextlib.closing(parts.environment):
-    results = [_evaluated(parts, workdir, "before_rl", "Before RL", rl_loop.start(parts, workdir))]
+  with contextlib.closing(context.environment):
+    results = [
+      _evaluated(
+        context, workdir, "before_rl", "Before RL", initialization.find_start(context, workdir)
+      )
+    ]
     if trained.is_dir():
-      results.append(_evaluated(parts, workdir, "after_rl", "After RL", trained))
+      results.append(_evaluated(context, workdir, "after_rl", "After RL", trained))
   path = report.write_report(workdir)
   _print_table(results)
   console.say(f"report: {path}")
 
 
 def _evaluated(
-  parts: parts_lib.Parts, workdir: Path, name: str, title: str, where: Path | None
+  context: run_context.RunContext, workdir: Path, name: str, title: str, where: Path | None
 ) -> dict[str, Any]:
   """eval/<name>.json of the last checkpoint in `where` (None: of the fresh parameters), made unless it is there."""
-  step = 0 if where is None else rl_loop.last_step(parts, where)
+  step = 0 if where is None else initialization.last_step(context, where)
   path = workdir / "eval" / f"{name}.json"
   made_of = hashlib.sha256(
-    json.dumps([parts.config.to_dict(), str(where), step], sort_keys=True).encode()
+    json.dumps([context.config.to_dict(), str(where), step], sort_keys=True).encode()
   ).hexdigest()
   if (found := _complete(path, made_of)) is None:
-    params = parts.fresh_params() if where is None else rl_loop.load_params(parts, where)
+    params = (
+      initialization.fresh_params(context)
+      if where is None
+      else initialization.load_params(context, where)
+    )
     stage = "base" if where is None else where.name
-    with features.cache(parts, params, workdir) as cache:
-      result = evaluate_lib.evaluate(parts, params, name=title.lower(), cache=cache)
+    with features.cache(context, params, workdir) as cache:
+      result = evaluate_lib.evaluate(context, params, name=title.lower(), cache=cache)
     about = {"name": name, "title": title, "stage": stage, "step": step, "made_of": made_of}
     found = {**about, **result}
     _write(path, found)
@@ -78,9 +71,7 @@ def _complete(path: Path, made_of: str) -> dict[str, Any] | None:
 
 def _write(path: Path, result: dict[str, Any]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  aside = path.with_suffix(".partial")
-  aside.write_text(json.dumps(result) + "\n")
-  os.replace(aside, path)
+  atomic.write_json_lines(path, [result])
 
 
 def _print_table(results: list[dict[str, Any]]) -> None:
@@ -88,8 +79,15 @@ def _print_table(results: list[dict[str, Any]]) -> None:
   table.add_column("")
   for result in results:
     table.add_column(result["title"], justify="right")
-  for label, name in ROWS:
+  shown_as = {n: metric.Metric(**each) for r in results for n, each in r["shown_as"].items()}
+  named = dict.fromkeys(name for result in results for name in result["metrics"])
+  for name in [*(name for name in shown_as if name in named), *named]:
+    about, part = metric.by_name(name, shown_as)
+    if part or metric.is_about_another(name) or name not in named:
+      continue
+    del named[name]
     values = [result["metrics"].get(name) for result in results]
-    if any(value is not None for value in values):
-      table.add_row(label, *("–" if value is None else f"{value:.3f}" for value in values))
+    chance = results[-1]["metrics"].get(f"{name}_chance")
+    label = f"{about.title} (chance {chance:.3f})" if chance else about.title
+    table.add_row(label, *("–" if value is None else f"{value:.3f}" for value in values))
   rich_console.Console().print(table)

@@ -1,16 +1,14 @@
 """Stage `data`: simulated or given videos -> frame store, examples and, where the recipe trains one, a tokenizer."""
 
 import json
-import os
 from pathlib import Path
 
 import ml_collections
 
-from vr_jax import errors
-from vr_jax.data import examples, ingest, traces
-from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
-from vr_jax.train import console, inputs
-from vr_jax.train import parts as parts_lib
+from vr_jax import atomic, errors
+from vr_jax.data import examples, ingest, trace_store
+from vr_jax.envs import registry
+from vr_jax.train import console, inputs, network, run_context
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import write
 
@@ -20,14 +18,14 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
   So is a directory of traces that --mode=traces wrote.
   """
-  if traces.summary(inputs.directory(config, workdir)) is None:
+  if trace_store.summary(inputs.directory(config, workdir)) is None:
     _ingest(config, workdir)
   if (
     config.model.tokenizer == inputs.TRAINED
     and not inputs.tokenizer_path(config, workdir).is_file()
   ):
     _train_tokenizer(config, workdir)
-  left_out = parts_lib.example_checks(config, workdir).left_out()
+  left_out = run_context.make_example_checks(config, workdir).left_out()
   if any(left_out.values()):
     counts = ", ".join(f"{len(indices)} {split}" for split, indices in left_out.items())
     console.say(f"data: left out, as no prompt or reply for them fits: {counts}")
@@ -91,21 +89,20 @@ def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
 
 def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
   source = examples.ExampleSource(inputs.shards(config, workdir), "train")
-  environment = parts_lib.make_environment(config)
+  environment, family = registry.make_environment(config), network.family_of(config)
   texts = (
     text
     for example in (source[index] for index in range(len(source)))
     for text in (
-      *parts_lib.opening_texts(environment, example, config.data.frames),
+      *registry.opening_texts(environment, example, config.data.frames),
       *(step.text for step in example.steps),
       example.observation,
       example.reasoning,
     )
   )
   # What stands around every text: the template's words and the tags of a reply, each often enough to be merged.
-  frame = ["user\n", "assistant\n", *environment.tags] * 1000
-  size = config.model.architecture.text_config.vocab_size
+  frame = [*family.template_words, *environment.tags] * 1000
+  size = network.model_of(config).vocab_size
   path = inputs.tokenizer_path(config, workdir)
-  aside = path.with_suffix(".partial")
-  tokenizer_lib.train_tokenizer([*texts, *frame], size).save(str(aside))
-  os.replace(aside, path)
+  with atomic.file(path) as partial:
+    family.train_tokenizer([*texts, *frame], size).save(str(partial))

@@ -19,12 +19,13 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.data import feature_cache
+from vr_jax.envs import environment as environment_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
-from vr_jax.rollout import encoder, sampler
-from vr_jax.train import advantages, features, multi_turn, reading, steps
+from vr_jax.rl import advantages, overlong
+from vr_jax.rollout import decode_replies, encoder, multi_turn, sampler
+from vr_jax.train import batching, features, run_context, steps
 from vr_jax.train import clock as clock_lib
-from vr_jax.train import parts as parts_lib
 
 _SHUFFLED = 2**20  # folded into a step's key: apart from what attempts at it fold in
 
@@ -54,7 +55,7 @@ class Experience:
   batches stood behind it. values: what is to be logged.
   """
 
-  items: list[parts_lib.Item]
+  items: list[batching.Item]
   prompt: records.Prompt
   encoded: records.Prompt
   media_index: Int[np.ndarray, "prompts prefix"]
@@ -79,28 +80,28 @@ class Experience:
     mesh = self.rollout.tokens.sharding.mesh
     return dataclasses.replace(judged, scores=mesh_lib.as_first(judged.scores, mesh))
 
-  def seen(self) -> list[parts_lib.Item]:
+  def seen(self) -> list[batching.Item]:
     """The items with the features that the tower made of what they show, in place of their patches."""
-    media = mesh_lib.local_rows(self.encoded.media)
+    media = jax.tree.map(mesh_lib.local_rows, self.encoded.media)
+
+    def features_of(row: int, index: np.ndarray) -> PyTree:
+      return jax.tree.map(lambda x: x[row][index[index >= 0]], media)
+
     return [
       dataclasses.replace(
-        item, encoded=dataclasses.replace(item.encoded, features=rows[index[index >= 0]])
+        item, encoded=dataclasses.replace(item.encoded, features=features_of(row, index))
       )
-      for item, rows, index in zip(self.items, media, self.media_index, strict=True)
+      for row, (item, index) in enumerate(zip(self.items, self.media_index, strict=True))
     ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Read:
-  """A batch; its prompts on the devices, where they can be put there at once; where the iterator over batches stood behind it.
+  """A batch; the same on the devices, where it can be put there at once; where the iterator over batches stood behind it."""
 
-  values: what the cache had of them.
-  """
-
-  batch: parts_lib.Batch
-  prompt: records.Prompt | None
+  batch: batching.Batch
+  fed: features.Fed | None
   state: Mapping[str, Any]
-  values: dict[str, float]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -110,8 +111,8 @@ class Source:
   ahead: what is read already.
   """
 
-  parts: parts_lib.Parts
-  batches: Iterator[parts_lib.Batch]
+  context: run_context.RunContext
+  batches: Iterator[batching.Batch]
   cache: feature_cache.FeatureCache | None
   key: Key[Array, ""]
   thread: futures.ThreadPoolExecutor
@@ -122,36 +123,34 @@ class Source:
     self.ahead = self.ahead or self._read(params)
 
   def _read(self, params: PyTree) -> Read:
-    batch, prompt, values = next(self.batches), None, {}
+    batch, fed = next(self.batches), None
     if jax.process_count() == 1:  # several first agree on its buckets, on their devices
-      prompt, values = features.prompt(self.parts, params, batch, self.cache)
-    return Read(batch=batch, prompt=prompt, state=self.batches.get_state(), values=values)
+      fed = features.prompt(self.context, params, batch, self.cache)
+    return Read(batch=batch, fed=fed, state=self.batches.get_state())
 
   def draw(self, params: PyTree, step: int, clock: clock_lib.Clock) -> Experience:
     """That of a step; not yet judged, but where groups without signal are to be replaced."""
     key = jax.random.fold_in(self.key, step)
-    if not self.parts.config.rl.resampling:
+    if not self.context.config.rl.resampling:
       return self._draw(params, key, clock)
     return self._with_signal(params, key, clock)
 
   def _draw(self, params: PyTree, key: Key[Array, ""], clock: clock_lib.Clock) -> Experience:
     read, self.ahead = self.ahead or self._read(params), None
-    batch = self.parts.of_one_size(read.batch)
-    prompt, values = read.prompt, read.values
-    if prompt is None:
-      prompt, values = features.prompt(self.parts, params, batch, self.cache)
+    fed = read.fed or features.prompt(self.context, params, read.batch, self.cache)
+    batch, prompt = fed.batch, fed.prompt
     clock.lap("data", exposed=True)
-    encoded = encoder.encode(self.parts.graph, params, prompt)
-    reply = self._played if self.parts.multi_turn else self._replied
+    encoded = encoder.encode(self.context.graph, params, prompt)
+    reply = self._played if environment_lib.has_turns(self.context.environment) else self._replied
     rollouts, computed, judge = reply(params, batch, encoded, key, clock)
     clock.lap("rollout")
     judging = self.thread.submit(judge)
-    lengths = [steps.reply_lengths(steps.held(one), self.parts.mesh) for one in rollouts]
+    lengths = [steps.reply_lengths(steps.held(one), self.context.mesh) for one in rollouts]
     prompt_tokens = _prompt_tokens(batch)
     of_prompts = len(rollouts) * len(lengths[0]) * prompt_tokens
     return Experience(
       items=batch.items,
-      prompt=encoded if self.parts.tower_frozen else prompt,
+      prompt=encoded if self.context.tower_frozen else prompt,
       encoded=encoded,
       media_index=batch.prompt.media_index,
       rollout=rollouts[0],
@@ -161,20 +160,20 @@ class Source:
       wanted=sum(int(one.sum()) for one in lengths) + of_prompts,
       judging=judging,
       read=read.state,
-      values=values,
+      values=fed.values,
     )
 
   def _replied(
     self,
     params: PyTree,
-    batch: parts_lib.Batch,
+    batch: batching.Batch,
     encoded: records.Prompt,
     key: Key[Array, ""],
     clock: clock_lib.Clock,
   ) -> tuple[list[records.Rollout], int, Callable[[], Judged]]:
     """Replies, and those to shuffled frames where there are any; how many tokens decoding computed; what judges them."""
     del clock  # the caller's: devices work until the replies are there
-    rollout, computed = self._sampled(params, encoded, key, self.parts.config.rl.group)
+    rollout, computed = self._sampled(params, encoded, key, self.context.config.rl.group)
     shuffled, of_shuffled = self._shuffled(params, batch, encoded, key)
     judge = functools.partial(self._judged, batch.items, rollout, shuffled)
     rollouts = [rollout, *([shuffled] if shuffled else [])]
@@ -183,15 +182,30 @@ class Source:
   def _played(
     self,
     params: PyTree,
-    batch: parts_lib.Batch,
+    batch: batching.Batch,
     encoded: records.Prompt,
     key: Key[Array, ""],
     clock: clock_lib.Clock,
   ) -> tuple[list[records.Rollout], int, Callable[[], Judged]]:
     """As `_replied`, of several turns; judged at once, since processes count the batch together, in the order of their programs."""
-    talk = multi_turn.play(self.parts, params, batch, encoded, key)
+    context, environment = self.context, self.context.environment
+    schedule = multi_turn.make_schedule(context.config, turns=environment.turns)
+    talk = multi_turn.play(
+      context.graph,
+      params,
+      encoded,
+      context.allowed,
+      key,
+      context.builder.dialogue(batch),
+      timestamps=[item.clip.timestamps for item in batch.items],
+      decoding=context.decoding(),
+      schedule=schedule,
+      threads=context.config.data.threads,
+    )
     clock.lap("rollout", waited=talk.played.waited)
-    rollout = multi_turn.rollout(self.parts, talk)
+    rollout = multi_turn.make_rollout(
+      talk, schedule=schedule, mesh=context.mesh, tower_frozen=context.tower_frozen
+    )
     judged = self._judged_turns(batch.items, talk)
     clock.lap("reward", exposed=True)
     return [rollout], talk.played.computed, lambda: judged
@@ -200,46 +214,53 @@ class Source:
     self, params: PyTree, prompt: records.Prompt, key: Key[Array, ""], group: int
   ) -> tuple[records.Rollout, int]:
     return sampler.sample_counting(
-      self.parts.graph,
+      self.context.graph,
       params,
       prompt,
-      self.parts.allowed,
+      self.context.allowed,
       key,
-      decoding=self.parts.decoding(group=group),
+      decoding=self.context.decoding(group=group),
     )
 
   def _shuffled(
-    self, params: PyTree, batch: parts_lib.Batch, encoded: records.Prompt, key: Key[Array, ""]
+    self, params: PyTree, batch: batching.Batch, encoded: records.Prompt, key: Key[Array, ""]
   ) -> tuple[records.Rollout | None, int]:
     """Replies to the same features, in random order of the frames, where config.rl.shuffled asks for them; as `_sampled`."""
-    if not self.parts.config.rl.shuffled:
+    if not self.context.config.rl.shuffled:
       return None, 0
     key = jax.random.fold_in(key, _SHUFFLED)
-    index = mesh_lib.put_batch(self.parts.shuffled_index(batch, key), self.parts.mesh)
+    index = mesh_lib.put_batch(self.context.builder.shuffled_index(batch, key), self.context.mesh)
     prompt = dataclasses.replace(encoded, media_index=index)
-    return self._sampled(params, prompt, key, self.parts.config.rl.shuffled)
+    return self._sampled(params, prompt, key, self.context.config.rl.shuffled)
 
   def _judged(
     self,
-    items: Sequence[parts_lib.Item],
+    items: Sequence[batching.Item],
     rollout: records.Rollout,
     shuffled: records.Rollout | None,
   ) -> Judged:
-    replies = reading.replies(self.parts, rollout, shuffled)
+    environment = self.context.environment
+    replies = decode_replies.decode_replies(self.context.processor, environment, rollout, shuffled)
     examples = [item.example for item in items]
-    return self._remembered(self.parts.environment.score(examples, replies), replies.segment)
+    return self._remembered(environment.score(examples, replies), replies.segment)
 
-  def _judged_turns(self, items: Sequence[parts_lib.Item], talk: multi_turn.Talk) -> Judged:
-    _, shares = mesh_lib.row_share(self.parts.mesh)
+  def _judged_turns(self, items: Sequence[batching.Item], talk: multi_turn.Talk) -> Judged:
+    _, shares = mesh_lib.row_share(self.context.mesh)
     summed = functools.partial(processes.summed, copies=jax.process_count() // shares)
     examples = [item.example for item in items]
-    scores = self.parts.environment.rewards(examples, talk.said, summed=summed)
+    scores = self.context.environment.rewards(examples, talk.said, summed=summed)
     return self._remembered(scores, multi_turn.turn_of(talk.played.rollout))
 
   def _remembered(
     self, scores: records.Scores, segment: Int[np.ndarray, "prompts group time"]
   ) -> Judged:
-    environment = self.parts.environment
+    environment = self.context.environment
+    scores = overlong.add_overlong_penalty(
+      scores,
+      segment,
+      self.context.config.rl,
+      multi_turn=environment_lib.has_turns(environment),
+    )
     return Judged(
       scores=scores,
       segment=segment,
@@ -253,16 +274,15 @@ class Source:
     Groups that an update would learn nothing from are left out; where there are too few others, the first of them fill up.
     Source: dynamic sampling of DAPO, arXiv 2503.14476, section 3.2.
     """
-    _, shares = mesh_lib.row_share(self.parts.mesh)
-    rl = self.parts.config.rl
+    _, shares = mesh_lib.row_share(self.context.mesh)
+    rl = self.context.config.rl
     wanted = rl.prompts // shares
     drawn, chosen, spare = [], [], []
     for attempt in range(1 + rl.resampling):
       of_attempt = jax.random.fold_in(key, attempt) if attempt else key
       made = self._draw(params, of_attempt, clock)
       scores = jax.tree.map(jnp.asarray, made.judged().scores)
-      whole = rl.credit != "segments"
-      _, signal = advantages.of_segments(scores, whole=whole, normalise=rl.normalise)
+      _, signal = advantages.segment_advantages(scores, credit=rl.credit, normalise=rl.normalise)
       clock.lap("reward", exposed=True)
       for row, carries in enumerate(np.asarray(signal).any(axis=-1)):
         (chosen if carries else spare).append((len(drawn), row))
@@ -287,14 +307,14 @@ class Source:
   ) -> Experience:
     """One batch of rows (number of the experience, row in it) of several, with the features that they were drawn with."""
     of_drawn = [made.seen() for made in drawn]
-    batch = self.parts.batch([of_drawn[number][row] for number, row in chosen])
-    batch = self.parts.of_one_size(batch)
-    prompt = encoded = self.parts.prompt(batch)
+    batch = self.context.builder.batch([of_drawn[number][row] for number, row in chosen])
+    batch = self.context.builder.pad_to_common_buckets(batch)
+    prompt = encoded = self.context.builder.prompt(batch)
     items = [drawn[number].items[row] for number, row in chosen]
-    if not self.parts.tower_frozen:
-      prompt = self.parts.prompt(self.parts.batch(items, sizes=batch.sizes))
+    if not self.context.tower_frozen:
+      prompt = self.context.builder.prompt(self.context.builder.batch(items, sizes=batch.sizes))
     rollouts = [jax.tree.map(mesh_lib.local_rows, made.rollout) for made in drawn]
-    rollout = mesh_lib.put_batch(_rows(rollouts, chosen), self.parts.mesh)
+    rollout = mesh_lib.put_batch(_rows(rollouts, chosen), self.context.mesh)
     judged = [made.judged() for made in drawn]
     judging: futures.Future[Judged] = futures.Future()
     judging.set_result(
@@ -311,7 +331,7 @@ class Source:
       encoded=encoded,
       media_index=batch.prompt.media_index,
       rollout=rollout,
-      lengths=steps.reply_lengths(steps.sampled(rollout), self.parts.mesh),
+      lengths=steps.reply_lengths(steps.sampled(rollout), self.context.mesh),
       prompt_tokens=_prompt_tokens(batch),
       computed=sum(made.computed for made in drawn),
       wanted=sum(made.wanted for made in drawn),
@@ -335,7 +355,7 @@ def _summed(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
   return {name: sum(one[name] for one in counts) for name in counts[0]}
 
 
-def _prompt_tokens(batch: parts_lib.Batch) -> float:
+def _prompt_tokens(batch: batching.Batch) -> float:
   """Tokens of a prompt, the mean over all processes."""
   lengths = (np.asarray(batch.prompt.kind) != records.Kind.PAD).sum(axis=1)
   return float(processes.gathered(lengths).mean())

@@ -7,9 +7,8 @@ from typing import Any
 import ml_collections
 
 from vr_jax import errors
-from vr_jax.models import qwen2_5_vl
-from vr_jax.train import console, inputs, rl_loop
-from vr_jax.train import parts as parts_lib
+from vr_jax.models.common import export as export_lib
+from vr_jax.train import console, initialization, inputs, run_context
 
 RECORD = "vr_jax.json"  # in an export: which checkpoint it is
 STAGES = ("rl", "sft")  # the last comes first
@@ -25,36 +24,39 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
   Raises:
     InputError: there is no checkpoint, or the directory is there and of something else.
   """
-  parts = parts_lib.build(config, workdir, judged=False)
+  context = run_context.make_run_context(config, workdir, judged=False)
   target = Path(config.export.directory) if config.export.directory else workdir / "export"
-  stage, step = last_stage(parts, workdir)
+  stage, step = last_stage(context, workdir)
   where = workdir / "checkpoints" / stage
   of = {"checkpoints": str(where.absolute()), "step": step, "dtype": config.export.dtype}
   if _record(target) == of:
     console.say(f"export: {target} is that of {stage} step {step}")
     return
-  params, record = rl_loop.load_params(parts, where), {RECORD: json.dumps(of) + "\n"}
+  params, record = initialization.load_params(context, where), {RECORD: json.dumps(of) + "\n"}
   alone = target.with_name(f"{target.name}-adapter")
-  if parts.adapters and _record(alone) != of:
+  if context.adapters and _record(alone) != of:
     base = config.model.pretrained
-    qwen2_5_vl.save_adapter(params, alone, adapters=parts.adapters, base=base, files=record)
-  qwen2_5_vl.save_pretrained(
+    export_lib.save_adapter(
+      params, alone, adapters=context.adapters, base=base, family=context.family, files=record
+    )
+  export_lib.save_pretrained(
     params,
     target,
-    config=parts.model,
-    adapters=parts.adapters,
+    config=context.model,
+    family=context.family,
+    adapters=context.adapters,
     source=config.model.pretrained or None,
-    files={**_tokenizer_files(parts, workdir), **record},
+    files={**_tokenizer_files(context, workdir), **record},
     dtype=config.export.dtype,
   )
   console.say(f"export: {stage} step {step} -> {target}")
 
 
-def last_stage(parts: parts_lib.Parts, workdir: Path) -> tuple[str, int]:
+def last_stage(context: run_context.RunContext, workdir: Path) -> tuple[str, int]:
   """The stage that went furthest, and its last complete step. Raises InputError where there is none."""
   for stage in STAGES:
     where = workdir / "checkpoints" / stage
-    step = rl_loop.last_step(parts, where) if where.is_dir() else None
+    step = initialization.last_step(context, where) if where.is_dir() else None
     if step is not None:
       return stage, step
   raise errors.InputError(
@@ -70,19 +72,19 @@ def _record(target: Path) -> dict[str, Any] | None:
     return None
 
 
-def _tokenizer_files(parts: parts_lib.Parts, workdir: Path) -> dict[str, str]:
+def _tokenizer_files(context: run_context.RunContext, workdir: Path) -> dict[str, str]:
   """The tokenizer of a run whose model comes from nowhere else, as transformers reads one."""
-  model = parts.config.model
+  model = context.config.model
   if model.pretrained and not model.tokenizer:
     return {}
-  path = inputs.tokenizer_path(parts.config, workdir)
+  path = inputs.tokenizer_path(context.config, workdir)
   path = path / "tokenizer.json" if path.is_dir() else path
   files = {"tokenizer.json": path.read_text(encoding="utf-8")}
   if model.pretrained:
     return files
-  end, pad = "<|im_end|>", "<|endoftext|>"
-  stop = list(parts.processor.stop_tokens)
+  end, pad = context.family.end_token, context.family.pad_token
+  stop = list(context.processor.stop_tokens)
   about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": pad}
-  sampling = {"eos_token_id": stop, "pad_token_id": parts.processor.tokenizer.token_to_id(pad)}
+  sampling = {"eos_token_id": stop, "pad_token_id": context.processor.pad_token}
   texts = {"tokenizer_config.json": about, "generation_config.json": sampling}
   return files | {name: json.dumps(fields, indent=2) + "\n" for name, fields in texts.items()}

@@ -1,8 +1,8 @@
 """Features of a frozen tower, once for the whole run: from the cache what it has, from the tower the rest, which is then kept.
 
-with features.cache(parts, params, workdir) as cache:
-  iterator = parts.read("train", 16, cache=cache)
-  prompt, values = features.prompt(parts, params, next(iterator), cache)
+with features.cache(context, params, workdir) as cache:
+  iterator = context.builder.read("train", 16, cache=cache)
+  encoded = features.prompt(context, params, next(iterator), cache)
 """
 
 from collections.abc import Callable, Iterator
@@ -16,62 +16,61 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree, UInt32
+from jaxtyping import Array, Int, PyTree, UInt32
 import numpy as np
 
 from vr_jax import records
 from vr_jax.data import feature_cache
-from vr_jax.models.qwen2_5_vl import names
+from vr_jax.envs import environment
+from vr_jax.models.common import prompts, weight_mapping
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.rollout import encoder
-from vr_jax.train import inputs
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import batching, inputs, run_context
 
 Cache = feature_cache.FeatureCache | None
 
 
 @contextlib.contextmanager
-def cache(parts: parts_lib.Parts, params: PyTree, workdir: Path) -> Iterator[Cache]:
+def cache(context: run_context.RunContext, params: PyTree, workdir: Path) -> Iterator[Cache]:
   """That of a run's tower; None where the tower is trained or config.model.feature_cache_gib is 0, as with several turns.
 
   Raises InputError where it belongs to another tower or preprocessing, or can't be written, at the latest when it closes.
   """
-  section = parts.config.model
-  if not parts.tower_frozen or not section.feature_cache_gib or parts.multi_turn:
+  section = context.config.model
+  if (
+    not context.tower_frozen
+    or not section.feature_cache_gib
+    or environment.has_turns(context.environment)
+  ):
     yield None
     return
   made = feature_cache.FeatureCache(
-    inputs.features(parts.config, workdir),
-    about(parts, params),
-    dtype=jnp.dtype(parts.model.dtype),
+    inputs.features(context.config, workdir),
+    about(context, params),
+    dtype=context.model.vision_shapes.dtype,
     gibibytes=section.feature_cache_gib,
   )
   with contextlib.closing(made):
     yield made
 
 
-def about(parts: parts_lib.Parts, params: PyTree) -> dict[str, Any]:
+def about(context: run_context.RunContext, params: PyTree) -> dict[str, Any]:
   """All that the features of a clip depend on beside it: the tower's weights and sizes, and how frames become patches."""
-  processor, sizes = parts.processor, dict(vars(parts.model.vision))
-  del sizes["text_follows"]  # says where text stands
+  tower = weight_mapping.part(params, context.family.tower)
   return {
     "tower": {
-      "weights": fingerprint(params["vision"], parts.mesh),
-      "dtype": parts.model.dtype,
-      **sizes,
+      "weights": fingerprint(tower, context.mesh),
+      "dtype": context.model.dtype,
+      **context.model.tower_fields,
     },
-    "preprocessing": {
-      "min_pixels": processor.min_pixels,
-      "max_pixels": processor.max_pixels,
-      "resampling": processor.library,
-    },
+    "preprocessing": context.processor.preprocessing,
   }
 
 
 def fingerprint(params: PyTree, mesh: jax.sharding.Mesh) -> str:
   """A hash of parameters on a mesh and their names, however they are split; each device reads what it holds."""
-  flat = {name: variable.get_value() for name, variable in names.flat(params).items()}
+  flat = {name: variable.get_value() for name, variable in weight_mapping.flat(params).items()}
   sums = jax.device_get(jax.jit(_sums, out_shardings=mesh_lib.replicated(mesh))(flat))
   said = [[n, str(x.dtype), list(x.shape), sums[n].tolist()] for n, x in sorted(flat.items())]
   return hashlib.sha256(json.dumps(said).encode()).hexdigest()
@@ -102,56 +101,73 @@ def _scrambled(x: Array) -> Array:
   return x ^ (x >> 16)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fed:
+  """A batch in the buckets that all processes share, its prompts on the mesh, and what the cache had of them, by name."""
+
+  batch: batching.Batch
+  prompt: records.Prompt
+  values: dict[str, float]
+
+
 def prompt(
-  parts: parts_lib.Parts, params: PyTree, batch: parts_lib.Batch, cache: Cache
-) -> tuple[records.Prompt, dict[str, float]]:
-  """The prompts of a batch on the mesh, and what the cache had of them, by name.
+  context: run_context.RunContext, params: PyTree, batch: batching.Batch, cache: Cache
+) -> Fed:
+  """The prompts of a batch on the mesh; all processes must call this together.
 
   Without a cache they hold patches. With one they hold features: the tower runs for those prompts alone that it does not
   have, filled up to a power of two of rows a device, and it keeps them later, beside the steps that follow. Of several
-  processes all run it for as many rows as the one that misses most, and must call this together.
+  processes all run it for as many rows as the one that misses most.
   """
-  batch = parts.of_one_size(batch)
+  mesh = context.mesh
   if cache is None:
-    return parts.prompt(batch), {}
-  batch, most, values = _agreed(parts, batch)
+    batch = context.builder.pad_to_common_buckets(batch)
+    return Fed(batch=batch, prompt=context.builder.prompt(batch), values={})
+  batch, most, values = _agreed(context, batch)
+  fed = functools.partial(Fed, batch=batch, values=values)
   if not most:
-    return parts.prompt(batch), values
+    return fed(prompt=context.builder.prompt(batch))
   size = len(batch.prompt.tokens)
-  rows = mesh_lib.rung(most, size, parts.mesh)
-  patches = mesh_lib.put_batch(_filled_up(batch.patches, rows), parts.mesh)
-  made = encoder.features(parts.graph, params, patches)
-  cache.put_later(_entries(batch, made))
+  rows = mesh_lib.rung(most, size, mesh)
+  patches = mesh_lib.put_batch(_filled_up(batch.patches, rows), mesh, axes=mesh_lib.VISION)
+  made = encoder.features(context.graph, params, patches)
+  cache.put_later(_entries(batch, made, context.model.vision_shapes))
   bare = dataclasses.replace(batch.prompt, vision=None, media=None)
   if not values["vision/cache_hits"]:
-    return dataclasses.replace(mesh_lib.put_batch(bare, parts.mesh), media=made), values
+    return fed(prompt=dataclasses.replace(mesh_lib.put_batch(bare, mesh), media=made))
   media = batch.prompt.media
   if media is None:  # other processes have some
-    media = np.zeros((size, *made.shape[1:]), made.dtype)
+    media = jax.tree.map(lambda x: np.zeros((size, *x.shape[1:]), x.dtype), made)
   source = np.full(size, -1, np.int32)
-  first = mesh_lib.row_share(parts.mesh)[0] * rows
+  first = mesh_lib.row_share(mesh)[0] * rows
   source[list(batch.missing)] = first + np.arange(len(batch.missing))
-  known = mesh_lib.put_batch(dataclasses.replace(bare, media=media), parts.mesh)
-  source = mesh_lib.put_batch(source, parts.mesh)
-  media = _joined(mesh_lib.MeshLayout(parts.mesh), known.media, made, source)
-  return dataclasses.replace(known, media=media), values
+  known = mesh_lib.put_batch(dataclasses.replace(bare, media=media), mesh)
+  media = _joined(mesh_lib.MeshLayout(mesh), known.media, made, mesh_lib.put_batch(source, mesh))
+  return fed(prompt=dataclasses.replace(known, media=media))
 
 
 def _agreed(
-  parts: parts_lib.Parts, batch: parts_lib.Batch
-) -> tuple[parts_lib.Batch, int, dict[str, float]]:
+  context: run_context.RunContext, batch: batching.Batch
+) -> tuple[batching.Batch, int, dict[str, float]]:
   """(the batch of this process, rows of the process that misses most, what the caches had) as all processes see it.
 
-  Processes that hold parts of the same rows have each looked into a cache: what one of them misses counts as missing.
+  The batch comes in the buckets that hold those of all. Processes that hold parts of the same rows have each looked into a
+  cache: what one of them misses counts as missing.
   """
   missing = np.zeros(len(batch.prompt.tokens), bool)
   missing[list(batch.missing)] = True
-  damaged = sum(item.damaged for item in batch.items)
-  share, count = mesh_lib.row_share(parts.mesh)
-  told = processes.gathered(np.array([share, damaged, len(batch.items), *missing]))
+  damaged, buckets = sum(item.damaged for item in batch.items), batching.bucket_sizes(batch)
+  share, count = mesh_lib.row_share(context.mesh)
+  own = [share, damaged, len(batch.items), *missing, *buckets]
+  told = processes.gathered(np.array(own))
+  told, buckets = np.split(told, [-len(buckets)], axis=1)
   by_share = [told[told[:, 0] == number] for number in range(count)]
   union = [one[:, 3:].any(axis=0) for one in by_share]
-  batch = parts.unread(batch, np.flatnonzero(union[share] & ~missing))
+  batch = context.builder.rebuild(
+    batch,
+    sizes=batching.common_buckets(buckets),
+    unknown=np.flatnonzero(union[share] & ~missing).tolist(),
+  )
   hits = sum((~rows[: one[0, 2]]).sum() for one, rows in zip(by_share, union, strict=True))
   values = {
     "vision/cache_hits": float(hits),
@@ -160,7 +176,7 @@ def _agreed(
   return batch, max(int(rows.sum()) for rows in union), values
 
 
-def _filled_up(patches: records.Vision, rows: int) -> records.Vision:
+def _filled_up(patches: PyTree, rows: int) -> PyTree:
   """With as many rows, the last of them empty."""
 
   def fill(x: np.ndarray) -> np.ndarray:
@@ -173,17 +189,24 @@ def _filled_up(patches: records.Vision, rows: int) -> records.Vision:
 @functools.partial(jax.jit, static_argnames="layout")
 def _joined(
   layout: mesh_lib.MeshLayout,
-  known: Float[Array, "prompts media embed"],
-  made: Float[Array, "rows media embed"],
+  known: PyTree,
+  made: PyTree,
   source: Int[Array, "prompts"],
-) -> Float[Array, "prompts media embed"]:
-  """Features of all prompts: the row of `made` that `source` names, or where that is -1 those known before."""
-  taken = made[jnp.maximum(source, 0)]
-  joined = jnp.where((source >= 0)[:, None, None], taken, known)
-  return layout.place(joined, ("prompts", None, None))
+) -> PyTree:
+  """Features [prompts, media, …] of all: the row of `made` that `source` names, or where that is -1 those known before."""
+
+  def joined(known: Array, made: Array) -> Array:
+    rest = (None,) * (made.ndim - 1)
+    taken = made[jnp.maximum(source, 0)]
+    chosen = jnp.where((source >= 0)[(slice(None), *rest)], taken, known)
+    return layout.place(chosen, ("prompts", *rest))
+
+  return jax.tree.map(joined, known, made)
 
 
-def _entries(batch: parts_lib.Batch, made: Float[Array, "rows media embed"]) -> Callable[[], Any]:
+def _entries(
+  batch: batching.Batch, made: PyTree, shapes: prompts.VisionShapes
+) -> Callable[[], Any]:
   """What makes entries of the cache of features on the mesh: those of this process's items that were missing."""
   index = batch.prompt.media_index
   kept = [
@@ -193,8 +216,9 @@ def _entries(batch: parts_lib.Batch, made: Float[Array, "rows media embed"]) -> 
   ]
 
   def make() -> feature_cache.Entries:
-    rows = mesh_lib.local_rows(made)
+    rows = jax.tree.map(mesh_lib.local_rows, made)
     for place, name, media in kept:
-      yield name, rows[place][media]
+      found = jax.tree.map(lambda x, place=place, media=media: x[place][media], rows)
+      yield name, shapes.pack_features(found)
 
   return make

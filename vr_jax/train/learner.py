@@ -14,12 +14,12 @@ from jaxtyping import Array, PyTree
 import numpy as np
 
 from vr_jax import records
+from vr_jax.envs import environment as environment_lib
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import advantages as advantages_lib
+from vr_jax.rl import advantages as advantages_lib
 from vr_jax.train import clock as clock_lib
 from vr_jax.train import critic as critic_lib
-from vr_jax.train import experience, padding, steps
-from vr_jax.train import parts as parts_lib
+from vr_jax.train import experience, learner_state, padding, run_context, steps
 from vr_jax.train import state as state_lib
 
 
@@ -27,7 +27,7 @@ from vr_jax.train import state as state_lib
 class Learner:
   """A policy in training. anchor: what the reference has for the parameters that training changes; None without one."""
 
-  parts: parts_lib.Parts
+  context: run_context.RunContext
   state: state_lib.TrainState
   anchor: PyTree | None
   critic: critic_lib.Critic | None
@@ -35,21 +35,24 @@ class Learner:
   score: Callable[..., Array]
 
   @classmethod
-  def begin(cls, parts: parts_lib.Parts, initial: PyTree) -> "Learner":
+  def begin(cls, context: run_context.RunContext, initial: PyTree) -> "Learner":
     """One that begins with these parameters, which it takes over: updates donate them."""
-    config, rl = parts.config, parts.config.rl
-    optimizer = state_lib.make_optimizer(rl, parts.abstract_params, parts.frozen)
-    critic = critic_lib.Critic.begin(parts, initial) if rl.credit == "gae" else None
-    # Of the reference only what training changes is kept; the rest, with adapters the whole base, it shares.
-    anchored = rl.kl_weight or (critic and config.critic.kl_weight)
-    anchor = state_lib.split(initial, parts.frozen)[0] if anchored else None
+    rl, graph, allowed = context.config.rl, context.graph, context.allowed
+    made, critic = learner_state.make_learner_state(context, initial), None
+    if made.critic is not None:
+      critic = critic_lib.Critic.begin(
+        context,
+        made.critic_optimizer,
+        made.critic,
+        answer_reward=context.environment.answer_reward,
+      )
     return cls(
-      parts=parts,
-      state=state_lib.create(initial, optimizer, parts.mesh),
-      anchor=jax.tree.map(jnp.copy, anchor),
+      context=context,
+      state=made.policy,
+      anchor=made.anchor,
       critic=critic,
-      update=steps.make_rl_step(parts.graph, optimizer, parts.allowed, rl, frozen=parts.frozen),
-      score=steps.make_scorer(parts.graph, parts.allowed, temperature=rl.temperature),
+      update=steps.make_rl_step(graph, made.optimizer, allowed, rl, frozen=context.frozen),
+      score=steps.make_scorer(graph, allowed, temperature=rl.temperature),
     )
 
   @property
@@ -78,7 +81,7 @@ class Learner:
 
     meanwhile: what the host does with the new parameters while the devices make them, if they do so by themselves.
     """
-    rl, layout = self.parts.config.rl, mesh_lib.MeshLayout(self.parts.mesh)
+    rl, layout = self.context.config.rl, mesh_lib.MeshLayout(self.context.mesh)
     fit = padding.shapes(rl, layout, made.lengths, budget=made.rollout.tokens.shape[2])
     rollout = padding.cut(made.rollout, fit.time)
     reference, old = self._scores(made, rollout, fit)
@@ -124,10 +127,10 @@ class Learner:
     """Log-probs of the reference, and of the policy before its update; None where they are not needed."""
     reference, old = None, None
     if self.anchor is not None:
-      shared = state_lib.split(self.params, self.parts.frozen)[1]
+      shared = state_lib.split(self.params, self.context.frozen)[1]
       frozen = state_lib.join(self.anchor, shared)
       reference = self.score(frozen, made.prompt, rollout, packed=fit.packed_whole)
-    rl = self.parts.config.rl
+    rl = self.context.config.rl
     if rl.epochs > 1:
       # Off policy the tower has moved on since it made the features.
       prompt = made.prompt if rl.one_step_off_policy else made.encoded
@@ -142,16 +145,17 @@ class Learner:
     reference: Array | None,
   ) -> tuple[Array, Array, critic_lib.Targets | None, dict[str, Array]]:
     """(advantages [prompts, group, time], signal [prompts], what a critic learns from, metrics)."""
-    parts, rl, judged = self.parts, self.parts.config.rl, made.judged()
-    scores = mesh_lib.put_batch(judged.scores, parts.mesh)
-    advantages, signal, values = advantages_lib.assign_credit(
+    context, rl, judged = self.context, self.context.config.rl, made.judged()
+    scores = mesh_lib.put_batch(judged.scores, context.mesh)
+    advantages, signal, values = advantages_lib.compute_advantages(
       scores,
-      mesh_lib.put_batch(judged.segment[:, :, : fit.time], parts.mesh),
-      segments=parts.environment.segments,
-      multi_turn=parts.multi_turn,
-      whole=rl.credit != "segments",
+      mesh_lib.put_batch(judged.segment[:, :, : fit.time], context.mesh),
+      segments=context.environment.segments,
+      multi_turn=environment_lib.has_turns(context.environment),
+      credit=rl.credit,
+      baseline=rl.baseline,
       normalise=rl.normalise,
-      budget=rl.max_new_tokens,
+      max_tokens=rl.max_new_tokens,
     )
     if self.critic is None:
       return advantages, signal, None, values

@@ -19,10 +19,18 @@ import numpy as np
 from vr_jax import errors, records
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
-from vr_jax.train import checkpoints as checkpoints_lib
+from vr_jax.train import (
+  batching,
+  console,
+  divergence,
+  features,
+  initialization,
+  metrics,
+  padding,
+  run_context,
+  steps,
+)
 from vr_jax.train import clock as clock_lib
-from vr_jax.train import console, features, metrics, padding, steps
-from vr_jax.train import parts as parts_lib
 from vr_jax.train import state as state_lib
 
 _RECENT = 10  # updates whose mean loss is held against config.sft.target_loss
@@ -36,16 +44,19 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """
   if not config.sft.steps:
     return
-  parts = parts_lib.build(config, workdir, judged=False)
-  sft = parts.config.sft
-  mesh_lib.check_batch(sft.batch, parts.mesh, "config.sft.batch", parts=sft.microbatches)
-  store = parts.checkpoints(workdir / "checkpoints" / "sft")
-  if complete(store):
+  context = run_context.make_run_context(config, workdir, judged=False)
+  sft = context.config.sft
+  mesh_lib.check_batch(sft.batch, context.mesh, "config.sft.batch", parts=sft.microbatches)
+  store = initialization.open_checkpoints(context, workdir / "checkpoints" / "sft")
+  if initialization.is_complete(store):
     console.say(f"sft: complete at step {store.latest()}")
     store.close()
     return
-  optimizer = state_lib.make_optimizer(sft, parts.abstract_params, parts.frozen)
-  state, read = state_lib.create(parts.fresh_params(), optimizer, parts.mesh), None
+  optimizer = state_lib.make_optimizer(sft, context.abstract_params, context.frozen)
+  state, read = (
+    state_lib.create(initialization.fresh_params(context), optimizer, context.mesh),
+    None,
+  )
   recent, lowest, since = collections.deque(maxlen=_RECENT), math.inf, 0
   if store.latest() is not None:
     restored = store.restore(state)
@@ -54,44 +65,46 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     lowest, since = restored.loop["validation"]
   first = int(state.step)
   step_fn = steps.make_sft_step(
-    parts.graph, optimizer, parts.allowed, microbatches=sft.microbatches, frozen=parts.frozen
+    context.graph, optimizer, context.allowed, microbatches=sft.microbatches, frozen=context.frozen
   )
-  likelihood = steps.make_likelihood(parts.graph, parts.allowed)
+  likelihood = steps.make_likelihood(context.graph, context.allowed)
   log = metrics.MetricsLog(workdir, "sft", first_step=first + 1)
-  layout = mesh_lib.MeshLayout(parts.mesh)
+  layout = mesh_lib.MeshLayout(context.mesh)
   with (
     contextlib.closing(store),
     contextlib.closing(log),
-    features.cache(parts, state.params, workdir) as cache,
+    features.cache(context, state.params, workdir) as cache,
     console.progress("sft", sft.steps, done=first) as tick,
   ):
-    iterator = parts.read("train", sft.batch, view="supervised", limit=sft.examples, cache=cache)
+    iterator = context.builder.read(
+      "train", sft.batch, view="supervised", limit=sft.examples, cache=cache
+    )
     if read is not None:
       iterator.set_state(read)
     ahead = clock = None
     for step in range(first + 1, sft.steps + 1):
       clock = clock_lib.Clock(after=clock)
-      fed, ahead = ahead or _fed(parts, state.params, next(iterator), iterator, cache), None
+      fed, ahead = ahead or _fed(context, state.params, next(iterator), iterator, cache), None
       clock.lap("data", exposed=True)
-      lengths = steps.reply_lengths(fed.replies[1], parts.mesh)
+      lengths = steps.reply_lengths(fed.replies[1], context.mesh)
       fit = padding.shapes(sft, layout, lengths, budget=sft.max_reply_tokens)
       replies = [x[:, :, : fit.time] for x in fed.replies]
       state, values = step_fn(state, fed.prompt, *replies, packed=fit.packed)
       clock.lap("update")
       if step < sft.steps:
-        ahead = _fed(parts, state.params, next(iterator), iterator, cache)
+        ahead = _fed(context, state.params, next(iterator), iterator, cache)
         late = values["loss"].is_ready()
         clock.lap("data" if late else "update", exposed=late)
       values = {name: float(value) for name, value in jax.device_get(values).items()}
       clock.lap("update")
       if sft.validate_every and step % sft.validate_every == 0:
-        loss = values["validation_loss"] = validation_loss(parts, state.params, likelihood, cache)
+        loss = values["validation_loss"] = validation_loss(context, state.params, likelihood, cache)
         lowest, since = (loss, 0) if loss < lowest else (lowest, since + 1)
         clock.lap("validation")
       values |= fed.values | clock.values(sft.batch * values["reply_tokens"])
       log.write(step, values)
       tick(step, sft.steps, {"loss": values["loss"]})
-      check_finite(values, sft.max_skipped, "sft", step)
+      divergence.check_finite(values, sft.max_skipped, "sft", step)
       recent.append(values["loss"])
       reached = len(recent) == _RECENT and sum(recent) / _RECENT <= sft.target_loss
       stopped = 0 < sft.patience <= since
@@ -120,28 +133,30 @@ class _Fed:
 
 
 def _fed(
-  parts: parts_lib.Parts,
+  context: run_context.RunContext,
   params: PyTree,
-  batch: parts_lib.Batch,
-  batches: Iterator[parts_lib.Batch],
+  batch: batching.Batch,
+  batches: Iterator[batching.Batch],
   cache: features.Cache,
 ) -> _Fed:
   """The batch that `batches` gave last."""
-  prompt, values = features.prompt(parts, params, batch, cache)
-  replies = parts_lib.reply_arrays(batch.items, parts.config.sft.max_reply_tokens)
-  replies = mesh_lib.put_batch(replies, parts.mesh)
-  return _Fed(prompt=prompt, replies=replies, read=batches.get_state(), values=values)
+  fed = features.prompt(context, params, batch, cache)
+  replies = batching.reply_arrays(batch.items, context.config.sft.max_reply_tokens)
+  replies = mesh_lib.put_batch(replies, context.mesh)
+  return _Fed(prompt=fed.prompt, replies=replies, read=batches.get_state(), values=fed.values)
 
 
 def validation_loss(
-  parts: parts_lib.Parts,
+  context: run_context.RunContext,
   params: PyTree,
   likelihood: Callable[..., Array],
   cache: features.Cache,
 ) -> float:
   """Mean over the tokens of all reference replies of the validation split (nats)."""
-  sft, sums = parts.config.sft, np.zeros(2)
-  batches = parts.read("validation", sft.batch, view="supervised", repeat=False, cache=cache)
+  sft, sums = context.config.sft, np.zeros(2)
+  batches = context.builder.read(
+    "validation", sft.batch, view="supervised", repeat=False, cache=cache
+  )
   batch = None
   while True:
     more = next(batches, None)
@@ -152,26 +167,9 @@ def validation_loss(
       raise errors.InputError(
         "config.data.validation_fraction: leaves fewer examples than there are processes"
       )
-    prompt, _ = features.prompt(parts, params, batch, cache)
+    prompt = features.prompt(context, params, batch, cache).prompt
     rows = len(batch.prompt.tokens)
-    tokens, valid = parts_lib.reply_arrays(batch.items, sft.max_reply_tokens, rows=rows)
+    tokens, valid = batching.reply_arrays(batch.items, sft.max_reply_tokens, rows=rows)
     # A process whose share ended before that of another goes along, and adds nothing.
-    replies = mesh_lib.put_batch((tokens, valid & (more is not None)), parts.mesh)
+    replies = mesh_lib.put_batch((tokens, valid & (more is not None)), context.mesh)
     sums += jax.device_get(likelihood(params, prompt, *replies))
-
-
-def complete(store: checkpoints_lib.Checkpoints) -> bool:
-  """Whether the last checkpoint is that of a warm start that was done."""
-  return store.latest() is not None and store.loop(store.latest())["complete"]
-
-
-def check_finite(values: dict[str, float], most: int, stage: str, step: int) -> None:
-  """Raises Diverged at the `most`-th void update in a row (0 is as 1: at the first), of the policy or of its critic."""
-  own, of_critic = values["skipped_in_a_row"], values.get("critic/skipped_in_a_row", 0)
-  section = "critic" if of_critic > own else stage
-  void = int(max(own, of_critic))
-  if 0 < void >= most:
-    raise errors.Diverged(
-      f"{stage} step {step}: {void} updates in a row had a loss or gradient that "
-      f"is not finite (config.{stage}.max_skipped={most}); lower config.{section}.learning_rate"
-    )

@@ -1,0 +1,297 @@
+"""The programs of one RL step with abstract arguments: what a compiler needs to know of a config, and no weights.
+
+They are the functions that a step of `rl_loop` calls: the encoder, the sampler (of several turns its pieces, which `rollout/turns.py`
+calls), the scorer and the step of `train/steps.py`, and those of a critic.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+import ml_collections
+import numpy as np
+
+from launch import abstract_state, step_shapes
+from vr_jax import records
+from vr_jax.models import interface
+from vr_jax.models.common import slots as slots_lib
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import encoder, sampler, suffixes
+from vr_jax.rollout import places as places_lib
+from vr_jax.train import critic as critic_lib
+from vr_jax.train import state as state_lib
+from vr_jax.train import steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+  """A jitted function and what it is called with.
+
+  runs: calls in one RL step. turns: how often a loop runs whose length only the replies decide, None where there is
+  none. held: arrays that lie in memory meanwhile, and that it does not read. vision: what it is given
+  for the vision tower beside prompts and suffixes.
+  """
+
+  name: str
+  function: Callable[..., Any]
+  arguments: tuple[PyTree, ...]
+  keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
+  runs: int = 1
+  turns: int | None = None
+  held: PyTree = None
+  vision: PyTree = None
+
+  @property
+  def frames(self) -> int:
+    """Temporal patches that it sends through the vision tower for each row of its batch."""
+    found = jax.tree.leaves(self.arguments, is_leaf=_shows)
+    inputs = [self.vision, *(x.vision for x in found if _shows(x))]
+    return sum(jax.tree.leaves(x)[0].shape[1] for x in inputs if x is not None)
+
+  @property
+  def tower(self) -> bool:
+    """Whether it runs the vision tower."""
+    return self.frames > 0
+
+
+def of_config(
+  config: ml_collections.ConfigDict,
+  model: interface.ModelConfig,
+  mesh: jax.sharding.Mesh,
+  load: step_shapes.StepShapes,
+) -> list[Program]:
+  """The programs of a step in the order in which they run; the devices of `mesh` may be those of a topology.
+
+  Raises InputError where the mesh does not fit the model or the batch.
+  """
+  run = abstract_state.make_abstract_state(config, model, mesh, load)
+  sampling = _episodes(run) if load.later else [_rollout(run)]
+  learning = [*_scorers(run), *_valuer(run), _train_step(run), *_critic_step(run)]
+  return [_encoder(run), *sampling, *learning]
+
+
+def resident(
+  config: ml_collections.ConfigDict,
+  model: interface.ModelConfig,
+  mesh: jax.sharding.Mesh,
+  load: step_shapes.StepShapes,
+) -> int:
+  """Bytes on each device that a run holds between its programs: parameters, optimizer, reference, critic.
+
+  Raises InputError as `of_config` does.
+  """
+  run = abstract_state.make_abstract_state(config, model, mesh, load)
+  return bytes_per_device((run.state, run.anchor, run.critic))
+
+
+def _encoder(run: abstract_state.AbstractTrainState) -> Program:
+  return Program(
+    name="encoder",
+    function=encoder.features,
+    arguments=(run.net.graph, run.state.params, run.prompt.vision),
+    vision=run.prompt.vision,
+    held=(run.text, run.others),
+  )
+
+
+def _rollout(run: abstract_state.AbstractTrainState) -> Program:
+  return Program(
+    name="rollout",
+    function=sampler.sample_at_once,
+    arguments=(run.net.graph, run.state.params, run.encoded, *run.drawing),
+    keywords={"decoding": run.net.decoding(group=run.load.group, max_new_tokens=run.load.time)},
+    turns=run.load.time,
+    held=(run.tower, run.others),
+  )
+
+
+def _episodes(run: abstract_state.AbstractTrainState) -> list[Program]:
+  """Those that play episodes, all of them at the same turn: prompts read, a chunk of steps, what replies are shown next."""
+  net, load, later, section = run.net, run.load, run.load.later, run.net.config.turns
+  places = places_lib.Places.of(mesh_lib.MeshLayout(net.mesh), load.prompts, load.group)
+  room = {"group": load.group, "frames": later.frames_in_all, "patches": load.patches}
+  start = Program(
+    name="prefill",
+    function=suffixes.start,
+    arguments=(net.graph, run.state.params, run.encoded),
+    keywords={**room, "length": min(section.time_buckets)},
+    held=(run.tower, run.others),
+  )
+  prefix, state = _begun(run, {**room, "length": load.time})
+  gather = net.config.rl.gather
+  params = _decoding_params(run) if gather else run.state.params
+  slots = places.devices * places.slots
+  decode = Program(
+    name="decode",
+    function=suffixes.decode,
+    arguments=(
+      *(net.graph, params, prefix, state, _slots(run, slots), *run.drawing),
+      jax.ShapeDtypeStruct((), jnp.int32, sharding=mesh_lib.replicated(net.mesh)),
+    ),
+    keywords={"decoding": net.decoding(group=load.group), "chunk": section.chunk},
+    runs=(later.turns + 1) * -(-net.config.rl.max_new_tokens // section.chunk),
+    turns=section.chunk,
+    held=(run.tower, run.text if gather else None, run.others),
+  )
+  size = 1
+  while size < min(places.slots, section.rows):
+    size *= 2
+  rows = _slots(run, places.devices * size).rows
+  shown = step_shapes.prompt(len(rows.home), later.tokens, later.frames, load.patches, net.model)
+  append = Program(
+    name="append",
+    function=suffixes.append,
+    arguments=(
+      *(net.graph, params, prefix, state),
+      *(mesh_lib.abstract_batch(shown, net.mesh), rows, rows.home),
+    ),
+    keywords={"stride": net.model.vision_shapes.media_tokens(load.patches)},
+    runs=later.turns * -(-places.slots // section.rows),
+    held=(
+      *(run.text if gather else None, run.others),
+      state_lib.split(params, run.net.family.parameter_groups["head"])[1],  # is not read
+    ),
+  )
+  return [start, decode, *[append] * (later.turns > 0)]
+
+
+def _begun(
+  run: abstract_state.AbstractTrainState, room: dict[str, int]
+) -> tuple[interface.Prefix, suffixes.State]:
+  """What `suffixes.start` leaves behind, laid out as it does."""
+  begin = functools.partial(suffixes.start, run.net.graph, **room)
+  prefix, state = jax.eval_shape(begin, run.state.params, run.encoded)
+  place = functools.partial(abstract_state.laid_out, run.net.mesh)
+
+  def of_media(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return place(x, ("slots", *[None] * (x.ndim - 1)))
+
+  return (
+    prefix.placed(place),
+    suffixes.State(
+      hidden=place(state.hidden, ("slots", None)),
+      cache=state.cache.placed(place),
+      media=jax.tree.map(of_media, state.media),
+    ),
+  )
+
+
+def _decoding_params(run: abstract_state.AbstractTrainState) -> PyTree:
+  """What `sampler.decoding_params` makes: of the language model whole rows, the tower as it is."""
+  made = jax.eval_shape(functools.partial(sampler.decoding_params, run.net.graph), run.state.params)
+
+  def of_variable(variable: nnx.Variable) -> nnx.Variable:
+    axes = [axis if axis != "embed" else None for axis in variable.get_metadata()["axes"]]
+    return variable.replace(abstract_state.laid_out(run.net.mesh, variable.get_value(), axes))
+
+  whole = jax.tree.map(of_variable, made, is_leaf=lambda x: isinstance(x, nnx.Variable))
+  return state_lib.join(state_lib.split(whole, run.net.family.tower)[0], run.tower)
+
+
+def _slots(run: abstract_state.AbstractTrainState, count: int) -> suffixes.Slots:
+  number = abstract_state.laid_out(
+    run.net.mesh, jax.ShapeDtypeStruct((count,), jnp.int32), ("slots",)
+  )
+  rows = slots_lib.Rows(home=number, prompt=number, written=number, position=number)
+  return suffixes.Slots(rows=rows, prompt=number, member=number, step=number, left=number)
+
+
+def _scorers(run: abstract_state.AbstractTrainState) -> list[Program]:
+  """Those of reference and policy, where the recipe wants them."""
+  rl, frozen = run.net.config.rl, run.net.tower_frozen
+  score = steps.make_scorer(run.net.graph, run.net.allowed, temperature=rl.temperature)
+  trained = state_lib.split(run.state.params, run.net.frozen)[0]
+  of_reference = Program(
+    name="reference log-probs",
+    function=score,
+    arguments=(run.state.params, run.shared, run.replies),
+    held=(run.state.optimizer_state, trained, run.critic, run.tower if frozen else None),
+  )
+  of_policy = Program(
+    name="policy log-probs",
+    function=score,
+    arguments=(run.state.params, run.encoded, run.replies),
+    held=(run.tower if frozen or not run.load.later else None, run.others),
+  )
+  return [of_reference] * (run.anchor is not None) + [of_policy] * (rl.epochs > 1)
+
+
+def _valuer(run: abstract_state.AbstractTrainState) -> list[Program]:
+  """That of a critic's values, where there is one."""
+  if run.critic is None:
+    return []
+  names = tuple(f"model.{name}" for name in run.net.family.tower)
+  tower = state_lib.split(run.critic.params, names)[1]
+  values = Program(
+    name="values",
+    function=critic_lib.make_valuer(run.net.graph),
+    arguments=(run.critic.params, run.shared, run.replies),
+    held=(
+      *(run.state, run.anchor, run.critic.optimizer_state),
+      tower if run.net.tower_frozen else None,
+    ),
+  )
+  return [values]
+
+
+def _critic_step(run: abstract_state.AbstractTrainState) -> list[Program]:
+  """A critic's update, where there is one."""
+  if run.critic is None:
+    return []
+  net, rl = run.net, run.net.config.rl
+  step = critic_lib.make_critic_step(
+    net.graph,
+    run.critic_optimizer,
+    clip=net.config.critic.value_clip,
+    microbatches=rl.microbatches,
+    frozen=critic_lib.frozen(net.frozen),
+  )
+  return [
+    Program(
+      name="critic step",
+      function=step,
+      arguments=(run.critic, run.shared, run.replies, run.scored, run.scored),
+      runs=rl.epochs,
+      held=(run.state, run.anchor, run.ahead),
+    )
+  ]
+
+
+def _train_step(run: abstract_state.AbstractTrainState) -> Program:
+  net, rl = run.net, run.net.config.rl
+  signal = jax.ShapeDtypeStruct((run.load.prompts,), bool)
+  old = run.scored if rl.epochs > 1 else None
+  of_reference = run.scored if run.anchor is not None else None
+  return Program(
+    name="train step",
+    function=steps.make_rl_step(net.graph, run.optimizer, net.allowed, rl, frozen=net.frozen),
+    arguments=(
+      run.state,
+      run.shared,
+      run.replies,
+      run.scored,
+      mesh_lib.abstract_batch(signal, net.mesh),
+      old,
+      of_reference,
+    ),
+    runs=rl.epochs,
+    held=(run.anchor, run.critic, run.ahead),
+  )
+
+
+def bytes_per_device(tree: PyTree) -> int:
+  """What the shards of abstract arrays take on one device."""
+  return sum(
+    int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+    if isinstance(x, jax.ShapeDtypeStruct)
+  )
+
+
+def _shows(x: object) -> bool:
+  return isinstance(x, records.Prompt | records.Suffix)

@@ -1,0 +1,78 @@
+"""The config of a recipe from what follows --config=: a name and a size, or a file and a size.
+
+moss_chatv:tiny              a recipe of this project, from any directory
+configs/moss_chatv.py:tiny   a file; one of a user may import the files beside it
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+
+from vr_jax import errors, user_code
+
+
+def configs_directory() -> Path:
+  """Where the recipes of this project lie: in the installed package, or beside it in its sources."""
+  package = Path(__file__).resolve().parent
+  installed = package / "configs"
+  return installed if installed.is_dir() else package.parent / "configs"
+
+
+def names() -> list[str]:
+  """The recipes of this project."""
+  return sorted(path.stem for path in configs_directory().glob("*.py"))
+
+
+def load(recipe: str) -> ml_collections.ConfigDict:
+  """The whole config of a recipe at a size, locked, with the defaults of its environment.
+
+  Raises:
+    InputError: as `read` and `complete` do.
+  """
+  config, path = read(recipe)
+  complete(config, (path.parent, Path.cwd()))
+  return config
+
+
+def read(recipe: str) -> tuple[ml_collections.ConfigDict, Path]:
+  """What the file of a recipe says, and where it lies. config.env may still lack fields.
+
+  Raises:
+    InputError: there is no such recipe or size, or its file raises.
+  """
+  name, colon, size = recipe.partition(":")
+  path = Path(name).expanduser()
+  if path.suffix != ".py":
+    path = configs_directory() / f"{name}.py"
+    if name not in names():
+      known = ", ".join(names())
+      raise errors.InputError(f"--config={name}: no such recipe; one of {known}, or a file.py")
+  module = user_code.load_file(path, f"--config={name}")
+  if not hasattr(module, "get_config"):
+    raise errors.InputError(f"{path}: has no function get_config")
+  try:
+    config = module.get_config(*([size] if colon else []))
+  except (errors.InputError, ValueError) as error:
+    raise errors.InputError(" ".join(str(error).split())) from error
+  except Exception as error:
+    raise errors.InputError(f"{path}: {user_code.describe(error)}") from error
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise errors.InputError(f"{path}: get_config returns no ConfigDict")
+  return config.lock(), path.resolve()
+
+
+def complete(config: ml_collections.ConfigDict, folders: Sequence[Path]) -> None:
+  """Names files of the user in full, and adds the defaults of the environment's fields to config.env.
+
+  folders: where files of the user are sought, the first first.
+
+  Raises:
+    InputError: config.recipe names no environment, or config.env does not fit it.
+  """
+  from vr_jax.envs import registry  # which imports JAX
+
+  config.recipe = user_code.absolute(config.recipe, folders)
+  registry.complete(config)
+  if "rewards" in config.env:
+    config.env.rewards = tuple(user_code.absolute(name, folders) for name in config.env.rewards)

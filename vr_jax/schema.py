@@ -1,0 +1,205 @@
+"""Typed config fields: the default, choices, bounds and meaning of each stand in one place.
+
+A section of the config is a dataclass. So is an environment, whose fields are those of config.env.
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Sampling:
+      temperature: float = schema.field(1.0, "0: the most likely token.", "[0, inf)")
+      order: Literal["random", "length"] = schema.field("random", "Of the clips.")
+
+Choices are those of `Literal`. Bounds are written as in mathematics: [ and ] include the end, ( and )
+do not. Those of a tuple hold for each of its entries. A field whose type is such a dataclass is a
+section within the section.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import difflib
+import operator
+import types
+import typing
+from typing import Any
+
+import ml_collections
+
+from vr_jax import errors
+
+REQUIRED = dataclasses.MISSING  # default of a field that the config has to set
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Field:
+  """One field, as a program reads it.
+
+  name: with dots, below its section. default: REQUIRED where there is none. choices: () where any
+  value of the type is good. bounds: "" where there are none. length: entries of a tuple, at least.
+  """
+
+  name: str
+  type: Any
+  default: Any
+  choices: tuple[Any, ...]
+  bounds: str
+  length: int
+  help: str
+
+
+def field(default: Any = REQUIRED, help: str = "", bounds: str = "", *, length: int = 0) -> Any:
+  """A field of a section: its default, one sentence, its bounds, and the least length of a tuple."""
+  metadata = {"help": help, "bounds": bounds, "length": length}
+  if isinstance(default, dict):
+    return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def fields(cls: type, prefix: str = "") -> Iterator[Field]:
+  """The fields of a section made with `field`, those of sections within it by their dotted names."""
+  hints = typing.get_type_hints(cls)
+  for each in dataclasses.fields(cls):
+    if dataclasses.is_dataclass(hints[each.name]):
+      yield from fields(hints[each.name], f"{prefix}{each.name}.")
+    elif "help" in each.metadata:
+      literal = typing.get_origin(hints[each.name]) is typing.Literal
+      default = each.default
+      if each.default_factory is not dataclasses.MISSING:
+        default = each.default_factory()
+      yield Field(
+        name=prefix + each.name,
+        type=hints[each.name],
+        default=default,
+        choices=typing.get_args(hints[each.name]) if literal else (),
+        **each.metadata,
+      )
+
+
+def defaults(cls: type) -> ml_collections.ConfigDict:
+  """The section with its defaults; fields that have none are left out."""
+  section = ml_collections.ConfigDict()
+  for each in fields(cls):
+    if each.default is not REQUIRED:
+      _add_default(section, each)
+  return section
+
+
+def complete(section: ml_collections.ConfigDict, cls: type, where: str) -> None:
+  """Adds the defaults of fields that a section lacks. `where` is its name: "config.env".
+
+  Raises:
+    InputError: the section has a field that `cls` has not, or lacks one that has no default.
+  """
+  known = [each.name for each in fields(cls)]
+  for name in _leaves(section, cls):
+    if name not in known:
+      near = difflib.get_close_matches(name, known, n=1, cutoff=0) or ["no field"]
+      raise errors.InputError(
+        f"{where}.{name}: {cls.__name__} has no such field; the nearest is {where}.{near[0]}"
+      )
+  with section.unlocked():
+    for each in fields(cls):
+      value = _value(section, each.name)
+      if value is None and each.default is REQUIRED:
+        raise errors.InputError(f"{where}.{each.name}: has no default; set it in the config")
+      if value is None:
+        _add_default(section, each)
+      elif each.type is float and type(value) is int:  # a config may say 1 where it means 1.0
+        parent = _parent(section, each.name)
+        with parent.ignore_type():
+          parent[each.name.split(".")[-1]] = float(value)
+
+
+def check(section: Mapping[str, Any], cls: type, where: str) -> None:
+  """Raises InputError naming the first field whose value is none of its choices or out of bounds.
+
+  where: name of the section, as "config.rl". Fields that the section lacks are not looked at.
+  """
+  for each in fields(cls):
+    value = _value(section, each.name)
+    if value is None:
+      continue
+    flag = f"--{where}.{each.name}"
+    if each.choices and value not in each.choices:
+      raise errors.InputError(
+        f"{flag}={value}: not one of {', '.join(str(one) for one in each.choices if one != '')}"
+      )
+    values = value if isinstance(value, tuple) else (value,)
+    if each.bounds and not all(_inside(one, each.bounds) for one in values):
+      raise errors.InputError(f"{flag}={value}: not in {each.bounds}")
+    if each.length and len(values) < each.length:
+      raise errors.InputError(f"{flag}={value}: needs {each.length} or more values")
+    if not _has_type(value, each.type):
+      kind = each.type.__name__ if type(each.type) is type else each.type
+      raise errors.InputError(f"{flag}={value}: is no {kind}")
+
+
+def build(cls: type, section: Mapping[str, Any], **given: Any) -> Any:
+  """An instance of `cls` whose fields are those of a complete section, and `given`."""
+  hints = typing.get_type_hints(cls)
+  values = dict(given)
+  for each in dataclasses.fields(cls):
+    if each.name in given or each.name not in section:
+      continue
+    value = section[each.name]
+    if dataclasses.is_dataclass(hints[each.name]):
+      value = build(hints[each.name], value)
+    elif isinstance(value, ml_collections.ConfigDict):
+      value = value.to_dict()
+    values[each.name] = value
+  return cls(**values)
+
+
+def _leaves(section: Mapping[str, Any], cls: type, prefix: str = "") -> Iterator[str]:
+  """Dotted names of what a section holds, down to the fields; a mapping is one field."""
+  hints = typing.get_type_hints(cls)
+  for name, value in section.items():
+    if dataclasses.is_dataclass(hints.get(name)) and isinstance(value, ml_collections.ConfigDict):
+      yield from _leaves(value, hints[name], f"{prefix}{name}.")
+    else:
+      yield prefix + name
+
+
+def _add_default(section: ml_collections.ConfigDict, each: Field) -> None:
+  default, parent = each.default, _parent(section, each.name)
+  if isinstance(default, dict):
+    default = ml_collections.ConfigDict(default)
+  parent[each.name.split(".")[-1]] = default
+
+
+def _parent(section: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
+  """The section that a field stands in, made where it is not there."""
+  for part in name.split(".")[:-1]:
+    if part not in section:
+      section[part] = ml_collections.ConfigDict()
+    section = section[part]
+  return section
+
+
+def _value(section: Mapping[str, Any], name: str) -> Any:
+  for part in name.split("."):
+    if not isinstance(section, Mapping | ml_collections.ConfigDict) or part not in section:
+      return None
+    section = section[part]
+  return section
+
+
+def _has_type(value: Any, wanted: Any) -> bool:
+  """Whether a value is of a field's type; of mappings, not what they hold."""
+  origin, inside = typing.get_origin(wanted) or wanted, typing.get_args(wanted)
+  if origin is typing.Literal or not isinstance(origin, type) or origin is types.UnionType:
+    return True
+  if issubclass(origin, Mapping):
+    return isinstance(value, Mapping | ml_collections.ConfigDict)
+  if origin is tuple and inside and isinstance(value, tuple):
+    each = inside[:1] * len(value) if inside[-1] is Ellipsis else inside
+    return len(value) == len(each) and all(map(_has_type, value, each))
+  if origin in (int, float) and isinstance(value, bool):
+    return False
+  return isinstance(value, int | float) if origin is float else isinstance(value, origin)
+
+
+def _inside(value: Any, interval: str) -> bool:
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return False
+  low, high = map(float, interval[1:-1].split(", "))
+  above = operator.ge if interval[0] == "[" else operator.gt
+  below = operator.le if interval[-1] == "]" else operator.lt
+  return above(value, low) and below(value, high)

@@ -1,0 +1,138 @@
+"""Checks of a whole config before anything runs: each field, then fields that have to go together."""
+
+import re
+
+import ml_collections
+
+from vr_jax import config_fields, errors, schema
+from vr_jax.envs import registry
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises InputError naming the first field that is no good by itself, or beside others.
+
+  The environment is made as well, so that what it refuses is found.
+  """
+  environment = registry.environment_class(config.recipe)
+  schema.check(config, config_fields.Config, "config")
+  for name, section in config_fields.OPTIONAL.items():
+    if name in config:
+      schema.check(config[name], section, f"config.{name}")
+  schema.check(config.env, environment, "config.env")
+  registry.make_environment(config)
+  _check_together(config)
+  environment.check_config(config)
+  if len(config.mesh) != 4 or not all(isinstance(size, int) for size in config.mesh):
+    raise errors.InputError(
+      f"--config.mesh={config.mesh}: needs four numbers (data, fsdp, sequence, tensor), at most one -1"
+    )
+
+
+def check_template(config: ml_collections.ConfigDict, *, told: bool) -> None:
+  """Raises InputError where the instruction does not ask for all tags by which the recipe reads replies.
+
+  told: whether it has to, whatever the model. A network of this project's own may know no words and be told nothing: what it
+  was trained on says which tags it writes.
+  """
+  marked_up = "".join(registry.environment_class(config.recipe).tags)
+  tags = dict.fromkeys(re.findall(r"</?\w+>", marked_up))
+  instruction = config.env.get("instruction", "")
+  missing = [tag for tag in tags if tag not in instruction]
+  own = bool(config.model.architecture)
+  if missing and (told or instruction or not own):
+    raise errors.InputError(
+      f"--config.env.instruction: does not ask for {', '.join(missing)}, by which {config.recipe} reads replies; add it"
+    )
+
+
+def _check_together(config: ml_collections.ConfigDict) -> None:
+  """Raises InputError for a field that does nothing beside the others, or not what is asked of it."""
+  check_template(config, told=False)
+  if config.sft.patience and not config.sft.validate_every:
+    raise errors.InputError("--config.sft.patience: needs --config.sft.validate_every > 0")
+  if config.rl.shuffled and not registry.environment_class(config.recipe).compares_shuffled:
+    raise errors.InputError(
+      f"--config.rl.shuffled={config.rl.shuffled}: {config.recipe} has no reward of temporal order"
+    )
+  if "turns" in config:
+    _check_turns(config)
+  elif config.rl.credit == "gae":
+    raise errors.InputError(f"--config.rl.credit=gae: {config.recipe} has no critic")
+  if config.rl.steps and config.rl.group == 1 and config.rl.credit != "gae":
+    raise errors.InputError(
+      f"--config.rl.group=1: rl.credit={config.rl.credit} compares the replies of a group, and one alone has no advantage; "
+      "set it to 2 or more, or rl.steps=0"
+    )
+  _check_loss(config.rl)
+  judge = config.get("judge", {})
+  if judge.get("blinded") and judge.kind == "rule":
+    raise errors.InputError("--config.judge.blinded: the rule judges by the truth; choose a model")
+
+
+def _check_loss(rl: ml_collections.ConfigDict) -> None:
+  """Raises InputError for options of advantages, loss and length penalty that don't go together."""
+  if rl.dual_clip and rl.objective == "cispo":
+    raise errors.InputError(
+      f"--config.rl.dual_clip={rl.dual_clip}: bounds the loss of rl.objective=clip; cispo has none to bound; set it to 0"
+    )
+  if rl.dual_clip and rl.dual_clip <= 1 + rl.clip_high:
+    raise errors.InputError(
+      f"--config.rl.dual_clip={rl.dual_clip}: must exceed 1 + rl.clip_high = {1 + rl.clip_high:g}; the paper has 3"
+    )
+  if rl.objective == "cispo" and rl.importance_sampling_level == "sequence":
+    raise errors.InputError(
+      "--config.rl.importance_sampling_level=sequence: cispo weighs each token by its own ratio; set it to token"
+    )
+  if rl.baseline == "leave_one_out" and rl.credit == "gae":
+    raise errors.InputError(
+      "--config.rl.baseline=leave_one_out: the baseline of rl.credit=gae is its critic; set it to group_mean"
+    )
+  if rl.baseline == "leave_one_out" and rl.normalise:
+    raise errors.InputError(
+      "--config.rl.baseline=leave_one_out: keeps the scale of rewards; set rl.normalise to False"
+    )
+  longest = rl.overlong_max_tokens or rl.max_new_tokens
+  if rl.overlong_max_tokens > rl.max_new_tokens:
+    raise errors.InputError(
+      f"--config.rl.overlong_max_tokens={rl.overlong_max_tokens}: no reply is longer than rl.max_new_tokens={rl.max_new_tokens}"
+    )
+  if rl.overlong_buffer > longest:
+    raise errors.InputError(
+      f"--config.rl.overlong_buffer={rl.overlong_buffer}: must be at most the longest reply's {longest} tokens"
+    )
+  if rl.overlong_max_tokens and not rl.overlong_buffer:
+    raise errors.InputError(
+      f"--config.rl.overlong_max_tokens={rl.overlong_max_tokens}: needs rl.overlong_buffer > 0"
+    )
+
+
+def _check_turns(config: ml_collections.ConfigDict) -> None:
+  """Raises InputError for what recipes of several turns do without."""
+  if config.data.sampling != "pool":
+    raise errors.InputError(f"--config.data.sampling={config.data.sampling}: turns need a pool")
+  if config.rl.credit not in ("episode", "gae"):
+    raise errors.InputError(
+      f"--config.rl.credit={config.rl.credit}: turns are credited by episode or gae"
+    )
+  if config.rl.credit != "gae" and config.critic.kl_weight:
+    raise errors.InputError(
+      f"--config.critic.kl_weight={config.critic.kl_weight}: there is no critic with "
+      f"rl.credit={config.rl.credit}; set it to 0, and rl.kl_weight to what the loss is to have"
+    )
+  if config.rl.kl_weight and config.critic.kl_weight:
+    raise errors.InputError(
+      f"--config.rl.kl_weight={config.rl.kl_weight}: the penalty is a reward already (critic.kl_weight); set one to 0"
+    )
+  if config.model.feature_cache_gib:
+    raise errors.InputError(
+      f"--config.model.feature_cache_gib={config.model.feature_cache_gib}: features of clips that turns show a few frames of "
+      "are not kept; set it to 0"
+    )
+  for section, name in (
+    ("eval", "blind"),
+    ("eval", "shuffled"),
+    ("rl", "resampling"),
+    ("rl", "shuffled"),
+  ):
+    if config[section][name]:
+      raise errors.InputError(f"--config.{section}.{name}: not in recipes of several turns")

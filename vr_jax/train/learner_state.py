@@ -1,0 +1,57 @@
+"""What a learner holds before its first step: made of parameters, or in shapes alone for a compiler."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+import optax
+
+from vr_jax.train import critic as critic_lib
+from vr_jax.train import network
+from vr_jax.train import state as state_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnerState:
+  """The policy's state with its optimizer, the reference, and the critic's state with its optimizer.
+
+  anchor: what the reference has for the parameters that training changes; None without a reference. critic: None without one.
+  """
+
+  optimizer: optax.GradientTransformation
+  policy: state_lib.TrainState
+  anchor: PyTree | None
+  critic_optimizer: optax.GradientTransformation | None
+  critic: state_lib.TrainState | None
+
+
+def make_learner_state(
+  net: network.Network, params: PyTree, *, abstract: bool = False
+) -> LearnerState:
+  """The state of a learner that begins with these parameters, which it takes over.
+
+  abstract: parameters and result are shapes, dtypes and shardings; the devices of the mesh may be elsewhere.
+  """
+  config, rl = net.config, net.config.rl
+  create = state_lib.abstract if abstract else state_lib.create
+  optimizer = state_lib.make_optimizer(rl, net.abstract_params, net.frozen)
+  critic_optimizer = critic = None
+  if rl.credit == "gae":
+    begin = functools.partial(critic_lib.fresh_params, embed=net.model.hidden_size)
+    critic_params = jax.eval_shape(begin, params) if abstract else begin(params)
+    critic_optimizer = critic_lib.make_optimizer(
+      config, critic_params, critic_lib.frozen(net.frozen)
+    )
+    critic = create(critic_params, critic_optimizer, net.mesh)
+  # Of the reference only what training changes is kept; the rest, with adapters the whole base, it shares.
+  anchored = rl.kl_weight or (critic and config.critic.kl_weight)
+  anchor = state_lib.split(params, net.frozen)[0] if anchored else None
+  return LearnerState(
+    optimizer=optimizer,
+    policy=create(params, optimizer, net.mesh),
+    anchor=anchor if abstract else jax.tree.map(jnp.copy, anchor),
+    critic_optimizer=critic_optimizer,
+    critic=critic,
+  )

@@ -1,0 +1,117 @@
+"""What the stages of a run share, made once from its config."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import tokenizers
+
+from vr_jax import errors
+from vr_jax.data import frame_store
+from vr_jax.envs import registry
+from vr_jax.models import family as family_lib
+from vr_jax.models import interface
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rewards import judge as judge_lib
+from vr_jax.train import batching, check_examples, inputs, judges, network
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunContext(network.Network):
+  """A network, the examples that it is trained on, and the environment that scores its replies.
+
+  data: the directory with the frames and examples of the run.
+  """
+
+  data: Path
+  processor: interface.Processor
+  environment: registry.AnyEnvironment
+
+  @functools.cached_property
+  def builder(self) -> batching.BatchBuilder:
+    """Builds the batches of this run."""
+    return batching.BatchBuilder(
+      config=self.config,
+      data=self.data,
+      mesh=self.mesh,
+      processor=self.processor,
+      environment=self.environment,
+    )
+
+
+def make_run_context(
+  config: ml_collections.ConfigDict, workdir: Path, *, judged: bool = True, read: bool = True
+) -> RunContext:
+  """The context of a run whose data stage is complete; makes no parameters.
+
+  judged=False: replies are not scored. read=False: examples are not read, so the data may be absent.
+  """
+  data = inputs.shards(config, workdir)
+  if read and not data.is_dir():
+    raise errors.InputError(f"{data}: no such data; run --mode=data first")
+  processor = _make_processor(config, workdir)
+  model, tokenizer = processor.config, processor.tokenizer
+  network.check_context(config, model)
+  allowed = np.arange(model.vocab_size) < tokenizer.get_vocab_size()
+  allowed[list(processor.media_tokens)] = False
+  mesh = mesh_lib.make_mesh(config.mesh)
+  needs = registry.environment_class(config.recipe).needs if judged else ()
+  services = {}
+  if "judge" in needs:
+    services["judge"] = _make_judge(config, workdir)
+  if "frame_reader" in needs and read:
+    services["frame_reader"] = frame_store.FrameStore(data / "frames")
+  return RunContext(
+    config=network.divided(config, mesh),
+    data=data,
+    mesh=mesh,
+    model=model,
+    processor=processor,
+    environment=registry.make_environment(config, **services),
+    allowed=jnp.asarray(allowed),
+    stop_tokens=processor.stop_tokens,
+  )
+
+
+def make_example_checks(config: ml_collections.ConfigDict, workdir: Path) -> check_examples.Checks:
+  """The checks of a run's examples, on a machine that may have no devices for its mesh."""
+  return check_examples.Checks(
+    config=config,
+    shards=inputs.shards(config, workdir),
+    processor=_make_processor(config, workdir),
+    environment=registry.make_environment(config),
+  )
+
+
+def _make_processor(config: ml_collections.ConfigDict, workdir: Path) -> interface.Processor:
+  family = network.family_of(config)
+  tokenizer = family.load_tokenizer(inputs.tokenizer_path(config, workdir))
+  return family.make_processor(
+    _model_config(config.model, family, tokenizer), tokenizer, config.model
+  )
+
+
+def _make_judge(config: ml_collections.ConfigDict, workdir: Path) -> judge_lib.Judge:
+  if "judge" not in config:
+    raise errors.InputError(
+      f"config.judge: is missing, and {config.recipe} needs a judge; call base_config.judge(config) "
+      "in the config"
+    )
+  return judges.build(config.judge, inputs.directory(config, workdir) / "judge.sqlite")
+
+
+def _model_config(
+  section: ml_collections.ConfigDict,
+  family: family_lib.ModelFamily,
+  tokenizer: tokenizers.Tokenizer,
+) -> interface.ModelConfig:
+  if section.pretrained:
+    config = family.read_config(Path(section.pretrained) / "config.json")
+  else:
+    special = family.tokenizer_fields(tokenizer)
+    special.pop("vocab_size", None)  # rows of the embedding may be more than the tokenizer has
+    config = family.make_config({**section.architecture.to_dict(), **special})
+  return family.with_options(config, section)
