@@ -73,7 +73,7 @@ def test_what_is_left_out_of_nextgqa_is_counted_by_reason(tmp_path):
 
 def test_spans_are_put_in_order_joined_and_cut_to_the_video():
   def merged(*pairs):
-    return grounding.merged([list(pair) for pair in pairs], 21.0, "here")
+    return grounding.merge_spans([list(pair) for pair in pairs], 21.0, "here")
 
   assert merged((9.2, 21.5), (0, 6.1), (5, 7)) == [[0, 7], [9.2, 21]]
   assert merged((2, 2), (22, 25), (-1, 3)) == [[0, 3]]
