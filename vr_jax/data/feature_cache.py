@@ -187,7 +187,7 @@ class FeatureCache:
 
 
 def name_of(clip: batches.Clip) -> str:
-  """The name of a clip's entry: a hash of the video's name and the frames' indices and checksums."""
+  """The name of a clip's entry: a hash of its video's name, frame indices and checksums."""
   identity = [clip.example.video, clip.frame_indices.tolist(), clip.checksums.tolist()]
   return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:40]
 
