@@ -2,11 +2,12 @@
 
 PYTHON ?= python3
 VENV := .venv
+LOWEST := .venv-lowest
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint format parity clean
+.PHONY: demo test lint format parity lowest clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m vr_jax.main --config=configs/moss_chatv.py:tiny --workdir=runs/demo --mode=all
@@ -25,6 +26,15 @@ format: $(VENV)/.installed-test
 # The reference implementations, for the parity tests to compare with live. PyTorch first: pinned, so that golden
 # files and live runs speak of the same numerics.
 parity: $(VENV)/.installed-parity
+
+# The tests with the oldest versions that setup.py admits, in an environment of their own.
+lowest:
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e . packaging
+	$(LOWEST)/bin/python tests/lowest_versions.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c $(LOWEST)/constraints.txt -e '.[test]'
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # A stamp is newer than setup.py exactly when its install is up to date.
 $(VENV)/bin/python:
@@ -45,4 +55,4 @@ $(VENV)/.installed-parity: setup.py vr_jax/__init__.py | $(VENV)/bin/python
 	touch $(VENV)/.installed $@
 
 clean:
-	rm -rf $(VENV) .jax_cache .hypothesis .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(LOWEST) .jax_cache .hypothesis .pytest_cache .ruff_cache build *.egg-info

@@ -12,7 +12,7 @@ TORCH = "torch>=2.10,<3"
 REQUIRES = [
   "absl-py>=2.3",
   "array_record>=0.8.1",
-  "av>=15",
+  "av>=17",  # 15 and 16 decode BT.709, BT.2020 and full-range 10 bit to wrong colours
   "flax>=0.12.8",
   "grain>=0.2.15",
   "jax>=0.10,<0.12",
@@ -39,7 +39,7 @@ NOTEBOOK = ["ipykernel>=7", "matplotlib>=3.10"]
 # libtpu is TPU's runtime and compiler; jax's own extra names the version that fits it, so that neither is pinned here.
 TPU = "jax[tpu]>=0.10,<0.12"
 
-# The major versions whose requests vr_jax/rewards/judge_http.py speaks.
+# The major versions whose requests vr_jax/model_endpoint.py speaks.
 JUDGE = ["anthropic>=2,<3", "openai>=3,<4"]
 
 EXTRAS = {
@@ -50,6 +50,7 @@ EXTRAS = {
     *NOTEBOOK,
     *JUDGE,
     *BEAM,
+    "basedpyright>=1.40.2",
     "beartype>=0.22",
     "hypothesis>=6.140",
     "nbclient>=0.10",

@@ -35,8 +35,9 @@ from benchmarks import measure
 from launch import abstract_state, programs, step_shapes
 from vr_jax import errors, records
 from vr_jax import main as vr_jax
+from vr_jax.models.common import flops as flops_lib
 from vr_jax.models.qwen2_5_vl import config as model_config
-from vr_jax.models.qwen2_5_vl import flops, positions
+from vr_jax.models.qwen2_5_vl import flops, positions, vision_inputs
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder
 from vr_jax.train import network
@@ -86,7 +87,7 @@ def prepare(argv: Sequence[str]) -> Work:
   config, _, _ = vr_jax.parse_flags(["accelerator", "--workdir=.", *given, *flags])
   if "turns" in config:
     raise errors.InputError(f"{given[-1]}: has several turns; choose a recipe with one")
-  model = programs.model_of(config)
+  model = network.model_of(config)
   mesh = mesh_lib.make_mesh(config.mesh)
   config = network.divided(config, mesh)
   load = step_shapes.make_step_shapes(config, model)
@@ -124,10 +125,10 @@ def random_prompt(model: model_config.Config, load: step_shapes.StepShapes) -> r
     kind=np.broadcast_to(
       np.where(place < media, records.Kind.VIDEO, records.Kind.TEXT), shape
     ).astype(np.int32),
-    positions=np.broadcast_to(place, (3, *shape)).astype(np.int32),
+    positions=np.broadcast_to(place, (3, *shape)).transpose(1, 2, 0).astype(np.int32),
     next_position=np.full(load.prompts, load.prefix, np.int32),
     media_index=np.broadcast_to(np.where(place < media, place, -1), shape).astype(np.int32),
-    vision=records.Vision(
+    vision=vision_inputs.Vision(
       patches=rng.normal(size=(*patches, vision.patch_dim)).astype(np.float32),
       rows=np.broadcast_to(rows, (*patches, 2)).astype(np.int32),
       window=np.broadcast_to(window, patches).astype(np.int32),
@@ -211,7 +212,7 @@ def model_flops(work: Work) -> float:
     group=load.group,
     time=load.time,
   )
-  return load.prompts * flops.training(
+  return load.prompts * flops_lib.training(
     one, vision_frozen=net.tower_frozen, base_frozen=net.adapters is not None
   )
 

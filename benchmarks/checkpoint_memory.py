@@ -69,8 +69,9 @@ def write_checkpoint(directory: Path, megabytes: int) -> int:
   """A model of random weights of about that size; gives the bytes of its largest tensor."""
   import jax.numpy as jnp
 
+  from vr_jax.models import qwen2_5_vl
+  from vr_jax.models.common import streaming, weight_mapping
   from vr_jax.models.qwen2_5_vl import config as config_lib
-  from vr_jax.models.qwen2_5_vl import export, names, streaming
 
   # 2 VOCAB embed + LAYERS LAYER_WEIGHTS embed^2 weights of two bytes
   a, b, c = LAYERS * LAYER_WEIGHTS, 2 * VOCAB, -megabytes * MEGABYTE / 2
@@ -89,7 +90,8 @@ def write_checkpoint(directory: Path, megabytes: int) -> int:
   )
   ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
   config = config_lib.Config(text=text, vision=vision, **dict.fromkeys(ids, 0))
-  slots = names.slots(config, names.flat(names.abstract_params(config)))
+  family = qwen2_5_vl.FAMILY
+  slots = family.weights.slots(config, weight_mapping.flat(family.abstract_params(config)))
   entries = streaming.entries(slots, dict.fromkeys(slots, jnp.dtype("bfloat16")))
   # As bfloat16 all of these are finite.
   block = np.random.default_rng(0).integers(0, 2**14, BLOCK, np.uint16)
@@ -99,7 +101,7 @@ def write_checkpoint(directory: Path, megabytes: int) -> int:
       yield np.resize(np.roll(block, number), entry.shape)
 
   streaming.write_files(directory, entries, stream(), 10**9)
-  (directory / "config.json").write_text(json.dumps(export.config_fields(config)))
+  (directory / "config.json").write_text(json.dumps(family.config_fields(config)))
   return max(entry.bytes for entry in entries)
 
 

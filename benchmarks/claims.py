@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import claims_arms, claims_page
+from vr_jax import atomic
 from vr_jax.train import metrics
 
 _TRAINING = (
@@ -139,9 +140,8 @@ def run_arm(
     "git_revision": record["git_revision"],
   }
   path.parent.mkdir(parents=True, exist_ok=True)
-  aside = path.with_suffix(".partial")
-  aside.write_text(json.dumps(result, indent=1) + "\n")
-  os.replace(aside, path)
+  with atomic.file(path) as partial:
+    partial.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _evaluated(

@@ -82,7 +82,7 @@ CLAIMS = {
       Arm(
         name="grpo",
         title="GRPO, one reward (reasoning's: answer, format, length)",
-        overrides=("--config.env.credit=outcome",),
+        overrides=("--config.rl.credit=outcome",),
       ),
       Arm(name="pa", title="PA-GRPO", overrides=()),
       Arm(
@@ -98,12 +98,12 @@ CLAIMS = {
       Arm(
         name="joint",
         title="both rewards on all tokens",
-        overrides=("--config.env.credit=joint",),
+        overrides=("--config.rl.credit=joint",),
       ),
       Arm(
         name="t_grpo",
         title="T-GRPO (the same one reward, and that of temporal order)",
-        overrides=("--config.env.credit=outcome", "--config.rl.shuffled=4"),
+        overrides=("--config.rl.credit=outcome", "--config.rl.shuffled=4"),
       ),
     ),
     columns=(

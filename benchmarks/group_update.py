@@ -34,7 +34,7 @@ import optax
 from benchmarks import measure, workload
 from vr_jax import main as vr_jax
 from vr_jax import records
-from vr_jax.models.qwen2_5_vl import flops
+from vr_jax.models.common import flops
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import state as state_lib
 from vr_jax.train import steps

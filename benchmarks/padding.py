@@ -79,13 +79,13 @@ class Scheduled(nnx.Module):
     del prefix, slots, length
     return Cache()
 
-  def reading(self, prefix):
+  def prepare_decode(self, prefix):
     """What a step reads of prompts: nothing."""
     del prefix
 
-  def decode(self, reading, cache, tokens, index, seats):
+  def decode(self, constants, cache, tokens, index, seats):
     """The stop token is certain where the reply is to end with the next one, and impossible where it is not."""
-    del reading, tokens
+    del constants, tokens
     ends = self.lengths[...][seats.prompt, seats.member] <= index + 2
     return jax.nn.one_hot(jnp.where(ends, STOP, 0), 2), cache
 
@@ -103,7 +103,7 @@ def drawn(rng, *, rungs):
   prompt = records.Prompt(
     tokens=np.zeros((PROMPTS, 1), np.int32),
     kind=np.full((PROMPTS, 1), int(records.Kind.TEXT), np.int32),
-    positions=np.zeros((3, PROMPTS, 1), np.int32),
+    positions=np.zeros((PROMPTS, 1, 1), np.int32),
     next_position=np.ones(PROMPTS, np.int32),
     media_index=np.full((PROMPTS, 1), -1, np.int32),
     vision=None,

@@ -17,7 +17,7 @@ import json
 from typing import Any
 
 from benchmarks import group_update, measure, workload
-from vr_jax.models.qwen2_5_vl import flops
+from vr_jax.models.common import flops
 
 FRAMES = (8, 16, 32, 64, 128, 256)
 REPEATS = 3

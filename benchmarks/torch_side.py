@@ -12,8 +12,9 @@ import transformers
 
 from benchmarks import workload
 from vr_jax import records
+from vr_jax.models import qwen2_5_vl
+from vr_jax.models.common import prompts, weight_mapping
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import names, prompts
 
 Inputs = dict[str, torch.Tensor]
 
@@ -101,7 +102,8 @@ class Update:
     loss = self._backward()
     named = self._model.named_parameters()
     gradients = {
-      names.bare(name): parameter.grad.float().numpy(force=True).copy() for name, parameter in named
+      qwen2_5_vl.FAMILY.weights.bare(name): parameter.grad.float().numpy(force=True).copy()
+      for name, parameter in named
     }
     self._apply()
     return loss.item(), gradients
@@ -135,8 +137,8 @@ def reply_log_probs(
 
 def by_name(tree: PyTree, config: config_lib.Config) -> dict[str, np.ndarray]:
   """A tree of ours, shaped as the parameters, by the bare names and in the shapes of a file."""
-  flat, found = names.flat(tree), {}
-  for key, slot in names.slots(config, flat).items():
+  flat, found = weight_mapping.flat(tree), {}
+  for key, slot in qwen2_5_vl.FAMILY.weights.slots(config, flat).items():
     values = np.asarray(flat[key].get_value())
     pieces = values if slot.stacked else (values,)
     found |= {name: slot.to_file(piece) for name, piece in zip(slot.names, pieces, strict=True)}

@@ -28,8 +28,10 @@ import numpy as np
 from benchmarks import measure
 from vr_jax import main as vr_jax
 from vr_jax import records
-from vr_jax.data import examples, traces
-from vr_jax.train import trace_filter, trace_writers, traces_stage
+from vr_jax.data import examples, trace_store
+from vr_jax.traces import filter as trace_filter
+from vr_jax.traces import proposers
+from vr_jax.traces import stage as traces_stage
 
 VIDEOS = 640
 REPEATS = 5
@@ -37,19 +39,19 @@ GOAL = 0.9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reference(trace_writers.Sampled):
+class Reference(proposers.Sampled):
   """Samples and decodes like its base, and then says what the simulator says: said, of each example."""
 
   said: Sequence[str | None] = ()
 
   def proposals(
-    self, chunks: Sequence[traces.Chunk]
-  ) -> Iterator[tuple[traces.Chunk, trace_writers.Replies]]:
+    self, chunks: Sequence[trace_store.Chunk]
+  ) -> Iterator[tuple[trace_store.Chunk, proposers.Replies]]:
     """Those of the sampler, replaced where they are waited for."""
     for chunk, replies in super().proposals(chunks):
       yield chunk, lambda chunk=chunk, replies=replies: self._replaced(chunk, replies())
 
-  def _replaced(self, chunk: traces.Chunk, sampled: Sequence[str]) -> list[str]:
+  def _replaced(self, chunk: trace_store.Chunk, sampled: Sequence[str]) -> list[str]:
     said = [self.said[index] for index in chunk.indices]
     return [mine or theirs for mine, theirs in zip(said, sampled, strict=True)]
 
@@ -66,12 +68,12 @@ def measured(workdir: Path) -> dict[str, object]:
   """Both sides of a run in a workdir."""
   config = tiny_config(workdir)
   vr_jax.run(config, workdir, "data")
-  made = trace_writers.make(config, workdir)
+  made = proposers.make(config, workdir)
   source, rounds = made.context.data, itertools.count()
   train = examples.ExampleSource(source, "train")
   said = [made.environment.reference_reply(train[index]) for index in range(len(train))]
   writer = Reference(context=made.context, workdir=workdir, said=said)
-  chunks = traces.plan({"train": range(len(train))}, config.traces.batch)
+  chunks = trace_store.plan({"train": range(len(train))}, config.traces.batch)
   read = writer.batches("train", chunks)
   prompts = jax.block_until_ready([made.context.builder.prompt(batch) for batch in read])
   sampled = [writer.sample(prompt).kind for prompt in prompts]
@@ -81,7 +83,7 @@ def measured(workdir: Path) -> dict[str, object]:
 
   def pipeline() -> None:
     output = workdir / f"round-{next(rounds)}"
-    traces.claim(output, {})
+    trace_store.claim(output, {})
     sieve = trace_filter.Filter(
       source=source,
       output=output,
@@ -93,7 +95,7 @@ def measured(workdir: Path) -> dict[str, object]:
 
   seconds = measure.in_turn({"raw": raw, "pipeline": pipeline}, repeats=REPEATS)
   begun = time.perf_counter()
-  kept = traces.assemble(workdir / "round-0", source, chunks)
+  kept = trace_store.assemble(workdir / "round-0", source, chunks)
   tokens = sum(int((np.asarray(kind) == records.Kind.MODEL).sum()) for kind in sampled)
   medians = measure.medians(seconds)
   return {

@@ -12,8 +12,8 @@ from tunix.generate import sampler as sampler_lib
 from tunix.models.qwen2 import model as model_lib
 
 from benchmarks import workload
+from vr_jax.models.common import weight_mapping
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import names
 
 
 class Numbers:
@@ -81,7 +81,7 @@ class Sampler:
 def _model(work: workload.Work) -> model_lib.Qwen2:
   """Tunix's network with our weights."""
   config = work.config
-  text, flat = config.text, names.flat(work.params)
+  text, flat = config.text, weight_mapping.flat(work.params)
   network = model_lib.Qwen2(_config(config), rngs=nnx.Rngs(0))
   weights = {name: np.asarray(variable.get_value()) for name, variable in flat.items()}
 

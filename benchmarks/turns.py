@@ -34,8 +34,9 @@ import numpy as np
 
 from benchmarks import measure, rollout, workload
 from vr_jax import records
-from vr_jax.models.qwen2_5_vl import conversation, processor, prompts
+from vr_jax.models.common import conversation, prompts
 from vr_jax.models.qwen2_5_vl import model as model_lib
+from vr_jax.models.qwen2_5_vl import processor
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import episodes, forward, sampler, turns
 
@@ -69,8 +70,12 @@ class Clips:
 
   def pad(self, encoded: Sequence[prompts.Encoded], sizes: prompts.Sizes) -> records.Prompt:
     """As the model takes them."""
-    vision = self.own.config.vision
-    return prompts.pad(encoded, vision, sizes, pad_token=self.own.pad_token)
+    return self.own.pad(encoded, sizes)
+
+  @property
+  def axes(self) -> int:
+    """Of positions."""
+    return self.own.axes
 
   def whole(self, encoded: Sequence[prompts.Encoded]) -> records.Prompt:
     """Prompts of one length without padding."""

@@ -14,8 +14,10 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.models import qwen2_5_vl
+from vr_jax.models.common import flops as flops_lib
+from vr_jax.models.common import prompts
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import flops, positions, processor, prompts, tokenizer
+from vr_jax.models.qwen2_5_vl import flops, processor, tokenizer
 from vr_jax.models.qwen2_5_vl import model as model_lib
 
 BYTES = tokenizer.train_tokenizer([], 256 + len(tokenizer.SPECIAL_TOKENS))
@@ -105,7 +107,7 @@ def model_config(sizes: Sizes) -> config_lib.Config:
   )
 
 
-def forward_flops(sizes: Sizes) -> flops.Forward:
+def forward_flops(sizes: Sizes) -> flops_lib.Forward:
   """Of one forward over one prompt and its group, in the group layout."""
   return flops.forward(
     model_config(sizes),
@@ -187,7 +189,7 @@ def _conversation(
   video = [config.video_token_id] * sizes.video_tokens
   middle = [config.vision_start_token_id, *video, config.vision_end_token_id]
   tokens = np.array([*words[:before], *middle, *words[before:]], np.int32)
-  grid = positions.Grid(
+  grid = prompts.Grid(
     kind=records.Kind.VIDEO,
     frames=sizes.frames,
     height=sizes.side,
@@ -213,12 +215,7 @@ def replies(work: Work) -> records.Rollout:
 
 def replicated_prompt(prompt: records.Prompt, group: int) -> records.Prompt:
   """Each prompt `group` times, one after the other: what a computation without groups works on."""
-  fields = {
-    name: jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), value)
-    for name, value in vars(prompt).items()
-    if name != "positions"
-  }
-  return records.Prompt(**fields, positions=jnp.repeat(prompt.positions, group, axis=1))
+  return jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), prompt)
 
 
 def replicated_rows(tree: PyTree) -> PyTree:

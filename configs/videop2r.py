@@ -38,7 +38,6 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
     "First say inside <observation> and </observation> what the video shows that bears on the question. "
     "Then reason from it inside <think> and </think>. Then give only the final answer inside <answer> and </answer>."
   )
-  env.credit = "segments"
   env.weights = ml_collections.ConfigDict()
   env.weights.perception = 1.0  # of the two segments
   env.weights.reasoning = 1.0

@@ -11,7 +11,7 @@ import optax
 
 from launch import step_shapes
 from vr_jax import records
-from vr_jax.models.qwen2_5_vl import config as model_config
+from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import learner_state, network
 from vr_jax.train import state as state_lib
@@ -53,12 +53,12 @@ class AbstractTrainState:
   @property
   def tower(self) -> PyTree:
     """The tower's parameters, which no program reads that is given features."""
-    return state_lib.split(self.state.params, ("vision",))[1]
+    return state_lib.split(self.state.params, self.net.family.tower)[1]
 
   @property
   def text(self) -> PyTree:
     """All other parameters."""
-    return state_lib.split(self.state.params, ("vision",))[0]
+    return state_lib.split(self.state.params, self.net.family.tower)[0]
 
   @property
   def others(self) -> PyTree:
@@ -82,21 +82,23 @@ class AbstractTrainState:
 
 def make_abstract_state(
   config: ml_collections.ConfigDict,
-  model: model_config.Config,
+  model: interface.ModelConfig,
   mesh: jax.sharding.Mesh,
   load: step_shapes.StepShapes,
 ) -> AbstractTrainState:
   """That of a config on a mesh. Raises InputError where the mesh does not fit the model or the batch."""
   network.check_context(config, model)
   mesh_lib.check_batch(load.prompts, mesh, "config.rl.prompts", parts=load.microbatches)
-  allowed = jnp.ones(model.text.vocab_size, bool)
+  allowed = jnp.ones(model.vocab_size, bool)
   net = network.Network(
     config=config, mesh=mesh, model=model, allowed=allowed, stop_tokens=STOP_TOKENS
   )
   begun = learner_state.make_learner_state(net, net.abstract_params, abstract=True)
   clip = load.prompts, load.frames, load.patches
   prompt = step_shapes.prompt(load.prompts, load.prefix, load.frames, load.patches, model)
-  encoded = dataclasses.replace(prompt, vision=None, media=step_shapes.features(*clip, model))
+  encoded = dataclasses.replace(
+    prompt, vision=None, media=model.vision_shapes.abstract_features(*clip)
+  )
   replies = mesh_lib.abstract_batch(step_shapes.replies(load), mesh)
   return AbstractTrainState(
     net=net,
@@ -114,16 +116,18 @@ def make_abstract_state(
 
 def _suffix(net: network.Network, load: step_shapes.StepShapes) -> records.Suffix:
   """As an update takes it: with patches where it trains the tower, else with features."""
-  rows = load.prompts, load.group * load.later.frames_in_all, load.patches, net.model
+  shapes = net.model.vision_shapes
+  rows = load.prompts, load.group * load.later.frames_in_all, load.patches
   places = jax.ShapeDtypeStruct((load.prompts, load.group, load.time), jnp.int32)
   suffix = records.Suffix(
-    positions=jax.ShapeDtypeStruct((*places.shape, 3), jnp.int32),
+    positions=jax.ShapeDtypeStruct((*places.shape, net.model.position_axes), jnp.int32),
     media_index=places,
     vision=None,
-    media=step_shapes.features(*rows) if net.tower_frozen else None,
+    media=shapes.abstract_features(*rows) if net.tower_frozen else None,
   )
+  vision = shapes.abstract_vision(*rows)
   patches = (
-    None if net.tower_frozen else mesh_lib.abstract_batch(step_shapes.vision(*rows), net.mesh)
+    None if net.tower_frozen else mesh_lib.abstract_batch(vision, net.mesh, axes=mesh_lib.VISION)
   )
   return dataclasses.replace(mesh_lib.abstract_batch(suffix, net.mesh), vision=patches)
 

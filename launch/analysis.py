@@ -9,9 +9,10 @@ import ml_collections
 
 from launch import costs, hlo, programs, roofline, step_shapes, topology
 from vr_jax import errors, records
-from vr_jax.models.qwen2_5_vl import config as model_config
-from vr_jax.models.qwen2_5_vl import flops
+from vr_jax.models import interface, registry
+from vr_jax.models.common import flops
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.train import network
 
 LARGEST = 3  # temporaries that are named
 # Lets the compiler go on where the sum of all temporaries tells it that there is no room, until one array has none.
@@ -128,7 +129,7 @@ def analyse(
       f"one of {', '.join(where.chip.dtypes)}"
     )
   mesh = mesh_lib.make_mesh(config.mesh, where.devices)
-  model = programs.model_of(config)
+  model = network.model_of(config)
   load = step_shapes.make_step_shapes(config, model)
   analyses = []
   for program in programs.of_config(config, model, mesh, load):
@@ -142,11 +143,11 @@ def analyse(
 def _work(
   program: programs.Program,
   config: ml_collections.ConfigDict,
-  model: model_config.Config,
+  model: interface.ModelConfig,
   load: step_shapes.StepShapes,
 ) -> dict[str, Work]:
   """What the parts of a program are for, by name."""
-  forward = flops.forward(
+  forward = registry.family_of(model).forward_flops(
     model,
     frames=program.frames,
     patches=load.patches,
@@ -177,14 +178,14 @@ def _work(
 
 
 def _continuing(
-  program: programs.Program, model: model_config.Config, load: step_shapes.StepShapes
+  program: programs.Program, model: interface.ModelConfig, load: step_shapes.StepShapes
 ) -> Work:
   """A chunk of decoding, or what is shown to some replies: each behind its opening and half of its episode."""
   rows, tokens = load.prompts * load.group, program.turns
   if program.name == "append":
     (shown,) = (x for x in program.arguments if isinstance(x, records.Prompt))
     rows, tokens = shown.tokens.shape
-  forward = flops.forward(
+  forward = registry.family_of(model).forward_flops(
     model,
     frames=program.frames,
     patches=load.patches,

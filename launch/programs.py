@@ -7,7 +7,6 @@ calls), the scorer and the step of `train/steps.py`, and those of a critic.
 from collections.abc import Callable
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Any
 
 from flax import nnx
@@ -18,17 +17,15 @@ import ml_collections
 import numpy as np
 
 from launch import abstract_state, step_shapes
-from vr_jax import errors, records
-from vr_jax.models import seats as seats_lib
-from vr_jax.models.qwen2_5_vl import config as model_config
-from vr_jax.models.qwen2_5_vl import model as model_lib
-from vr_jax.models.qwen2_5_vl import sizes
+from vr_jax import records
+from vr_jax.models import interface
+from vr_jax.models.common import slots as slots_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder, sampler, suffixes
 from vr_jax.rollout import places as places_lib
 from vr_jax.train import critic as critic_lib
-from vr_jax.train import network, steps
 from vr_jax.train import state as state_lib
+from vr_jax.train import steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +33,8 @@ class Program:
   """A jitted function and what it is called with.
 
   runs: calls in one RL step. turns: how often a loop runs whose length only the replies decide, None where there is
-  none. held: arrays that lie in memory meanwhile, and that it does not read.
+  none. held: arrays that lie in memory meanwhile, and that it does not read. vision: what it is given
+  for the vision tower beside prompts and suffixes.
   """
 
   name: str
@@ -46,12 +44,14 @@ class Program:
   runs: int = 1
   turns: int | None = None
   held: PyTree = None
+  vision: PyTree = None
 
   @property
   def frames(self) -> int:
     """Temporal patches that it sends through the vision tower for each row of its batch."""
-    found = jax.tree.leaves(self.arguments, is_leaf=_is_vision)
-    return sum(x.window.shape[1] for x in found if _is_vision(x))
+    found = jax.tree.leaves(self.arguments, is_leaf=_shows)
+    inputs = [self.vision, *(x.vision for x in found if _shows(x))]
+    return sum(jax.tree.leaves(x)[0].shape[1] for x in inputs if x is not None)
 
   @property
   def tower(self) -> bool:
@@ -59,31 +59,9 @@ class Program:
     return self.frames > 0
 
 
-def model_of(config: ml_collections.ConfigDict) -> model_config.Config:
-  """The sizes of a config's model: of its config.json where it is there, of the release that it names, or its own.
-
-  Raises InputError where a pretrained model is neither.
-  """
-  section = config.model
-  if not section.pretrained:
-    # A trained tokenizer gives the media tokens other ids, which changes no program.
-    fields = {**sizes.MEDIA_TOKENS, **section.architecture.to_dict()}
-    return network.with_section(model_config.Config.from_dict(fields), section)
-  path = Path(section.pretrained)
-  if (path / "config.json").is_file():
-    read = model_config.Config.from_json(path / "config.json")
-  elif path.name in sizes.RELEASES:
-    read = model_config.Config.from_dict(sizes.RELEASES[path.name])
-  else:
-    raise errors.InputError(
-      f"config.model.pretrained={path}: holds no config.json, and is none of {', '.join(sizes.RELEASES)}"
-    )
-  return network.with_section(read, section)
-
-
 def of_config(
   config: ml_collections.ConfigDict,
-  model: model_config.Config,
+  model: interface.ModelConfig,
   mesh: jax.sharding.Mesh,
   load: step_shapes.StepShapes,
 ) -> list[Program]:
@@ -99,7 +77,7 @@ def of_config(
 
 def resident(
   config: ml_collections.ConfigDict,
-  model: model_config.Config,
+  model: interface.ModelConfig,
   mesh: jax.sharding.Mesh,
   load: step_shapes.StepShapes,
 ) -> int:
@@ -116,6 +94,7 @@ def _encoder(run: abstract_state.AbstractTrainState) -> Program:
     name="encoder",
     function=encoder.features,
     arguments=(run.net.graph, run.state.params, run.prompt.vision),
+    vision=run.prompt.vision,
     held=(run.text, run.others),
   )
 
@@ -171,11 +150,11 @@ def _episodes(run: abstract_state.AbstractTrainState) -> list[Program]:
       *(net.graph, params, prefix, state),
       *(mesh_lib.abstract_batch(shown, net.mesh), rows, rows.home),
     ),
-    keywords={"stride": load.patches // net.model.vision.merge_unit},
+    keywords={"stride": net.model.vision_shapes.media_tokens(load.patches)},
     runs=later.turns * -(-places.slots // section.rows),
     held=(
       *(run.text if gather else None, run.others),
-      state_lib.split(params, ("text.head",))[1],  # is not read
+      state_lib.split(params, run.net.family.parameter_groups["head"])[1],  # is not read
     ),
   )
   return [start, decode, *[append] * (later.turns > 0)]
@@ -183,24 +162,21 @@ def _episodes(run: abstract_state.AbstractTrainState) -> list[Program]:
 
 def _begun(
   run: abstract_state.AbstractTrainState, room: dict[str, int]
-) -> tuple[model_lib.Prefix, suffixes.State]:
+) -> tuple[interface.Prefix, suffixes.State]:
   """What `suffixes.start` leaves behind, laid out as it does."""
   begin = functools.partial(suffixes.start, run.net.graph, **room)
   prefix, state = jax.eval_shape(begin, run.state.params, run.encoded)
-  block = (None, "prompts", None, "kv_heads", None)
   place = functools.partial(abstract_state.laid_out, run.net.mesh)
+
+  def of_media(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return place(x, ("slots", *[None] * (x.ndim - 1)))
+
   return (
-    model_lib.Prefix(
-      keys=place(prefix.keys, block),
-      values=place(prefix.values, block),
-      valid=place(prefix.valid, ("prompts", "prefix")),
-      hidden=place(prefix.hidden, ("prompts", None)),
-      next_position=place(prefix.next_position, ("prompts",)),
-    ),
+    prefix.placed(place),
     suffixes.State(
       hidden=place(state.hidden, ("slots", None)),
-      cache=jax.tree.map(lambda x: place(x, model_lib.Cache.axes(x)), state.cache),
-      media=place(state.media, ("slots", None, None)),
+      cache=state.cache.placed(place),
+      media=jax.tree.map(of_media, state.media),
     ),
   )
 
@@ -214,14 +190,14 @@ def _decoding_params(run: abstract_state.AbstractTrainState) -> PyTree:
     return variable.replace(abstract_state.laid_out(run.net.mesh, variable.get_value(), axes))
 
   whole = jax.tree.map(of_variable, made, is_leaf=lambda x: isinstance(x, nnx.Variable))
-  return state_lib.join(state_lib.split(whole, ("vision",))[0], run.tower)
+  return state_lib.join(state_lib.split(whole, run.net.family.tower)[0], run.tower)
 
 
 def _slots(run: abstract_state.AbstractTrainState, count: int) -> suffixes.Slots:
   number = abstract_state.laid_out(
     run.net.mesh, jax.ShapeDtypeStruct((count,), jnp.int32), ("slots",)
   )
-  rows = seats_lib.Rows(home=number, prompt=number, written=number, position=number)
+  rows = slots_lib.Rows(home=number, prompt=number, written=number, position=number)
   return suffixes.Slots(rows=rows, prompt=number, member=number, step=number, left=number)
 
 
@@ -249,7 +225,8 @@ def _valuer(run: abstract_state.AbstractTrainState) -> list[Program]:
   """That of a critic's values, where there is one."""
   if run.critic is None:
     return []
-  tower = state_lib.split(run.critic.params, ("model.vision",))[1]
+  names = tuple(f"model.{name}" for name in run.net.family.tower)
+  tower = state_lib.split(run.critic.params, names)[1]
   values = Program(
     name="values",
     function=critic_lib.make_valuer(run.net.graph),
@@ -316,5 +293,5 @@ def bytes_per_device(tree: PyTree) -> int:
   )
 
 
-def _is_vision(x: object) -> bool:
-  return isinstance(x, records.Vision)
+def _shows(x: object) -> bool:
+  return isinstance(x, records.Prompt | records.Suffix)

@@ -9,7 +9,7 @@ import ml_collections
 
 from vr_jax import errors, records
 from vr_jax.data import sampling
-from vr_jax.models.qwen2_5_vl import config as model_config
+from vr_jax.models import interface
 from vr_jax.train import inputs
 
 TEXT_TOKENS = 256  # that a prompt holds beside its video, where the buckets leave the choice
@@ -45,7 +45,7 @@ class StepShapes:
   later: LaterTurns | None = None
 
 
-def make_step_shapes(config: ml_collections.ConfigDict, model: model_config.Config) -> StepShapes:
+def make_step_shapes(config: ml_collections.ConfigDict, model: interface.ModelConfig) -> StepShapes:
   """What a step of full clips works on: the buckets that hold their frames, at the largest size that a frame may have.
 
   The prompt's bucket is the smallest with room for `TEXT_TOKENS` beside the video, or else the largest. Of several turns all
@@ -55,13 +55,13 @@ def make_step_shapes(config: ml_collections.ConfigDict, model: model_config.Conf
   return _of_episodes(config) if "turns" in config else _of_clips(config, model)
 
 
-def _of_clips(config: ml_collections.ConfigDict, model: model_config.Config) -> StepShapes:
-  section, vision = config.model, model.vision
+def _of_clips(config: ml_collections.ConfigDict, model: interface.ModelConfig) -> StepShapes:
+  section, vision = config.model, model.vision_shapes
   rule = inputs.sampling_rule(config.data)
   images = rule.frames if isinstance(rule, sampling.Uniform) else rule.max_frames
-  frames = -(-images // vision.temporal_patch_size)
-  patches = section.max_pixels // vision.patch_size**2
-  media = frames * patches // vision.merge_unit
+  frames = -(-images // vision.images_per_frame)
+  patches = section.max_pixels // vision.pixels_per_patch
+  media = frames * vision.media_tokens(patches)
   _check_bucket(frames, "temporal patches", section.frame_buckets, "frame_buckets")
   _check_bucket(patches, "patches a frame", section.patch_buckets, "patch_buckets")
   _check_bucket(media + 1, "tokens with its question", section.prefix_buckets, "prefix_buckets")
@@ -99,36 +99,18 @@ def _of_episodes(config: ml_collections.ConfigDict) -> StepShapes:
 
 
 def prompt(
-  rows: int, tokens: int, frames: int, patches: int, model: model_config.Config
+  rows: int, tokens: int, frames: int, patches: int, model: interface.ModelConfig
 ) -> records.Prompt:
   """Shapes of so many prompts, with patches."""
   number = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
   return records.Prompt(
     tokens=number,
     kind=number,
-    positions=jax.ShapeDtypeStruct((3, rows, tokens), jnp.int32),
+    positions=jax.ShapeDtypeStruct((rows, tokens, model.position_axes), jnp.int32),
     next_position=jax.ShapeDtypeStruct((rows,), jnp.int32),
     media_index=number,
-    vision=vision(rows, frames, patches, model),
+    vision=model.vision_shapes.abstract_vision(rows, frames, patches),
   )
-
-
-def vision(rows: int, frames: int, patches: int, model: model_config.Config) -> records.Vision:
-  """Shapes of the patches of so many prompts."""
-  grid = (rows, frames, patches)
-  return records.Vision(
-    patches=jax.ShapeDtypeStruct((*grid, model.vision.patch_dim), jnp.float32),
-    rows=jax.ShapeDtypeStruct((*grid, 2), jnp.int32),
-    window=jax.ShapeDtypeStruct(grid, jnp.int32),
-  )
-
-
-def features(
-  rows: int, frames: int, patches: int, model: model_config.Config
-) -> jax.ShapeDtypeStruct:
-  """Shape of what a tower makes of such patches."""
-  shape = (rows, frames * patches // model.vision.merge_unit, model.vision.out_hidden_size)
-  return jax.ShapeDtypeStruct(shape, model.dtype)
 
 
 def replies(load: StepShapes) -> records.Rollout:

@@ -9,8 +9,9 @@ import ml_collections
 
 from launch import analysis, chips, programs, report, step_shapes, topology
 from vr_jax import errors
-from vr_jax.models.qwen2_5_vl import config as model_config
+from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.train import network
 
 MESHES = 4  # that are compiled, and more while none fits
 PREFIX_STEP = 512  # prompts of a sweep are padded to a multiple of it
@@ -140,7 +141,7 @@ def candidates(config: ml_collections.ConfigDict, where: topology.Slice) -> list
 
   Of those that differ in data and fsdp alone, it is the one that holds least.
   """
-  model = programs.model_of(config)
+  model = network.model_of(config)
   load = step_shapes.make_step_shapes(config, model)
   least: dict[tuple[int, ...], tuple[int, tuple[int, ...]]] = {}
   own = []
@@ -160,35 +161,31 @@ def candidates(config: ml_collections.ConfigDict, where: topology.Slice) -> list
 
 
 def estimate(
-  model: model_config.Config, load: step_shapes.StepShapes, shape: Sequence[int], chip: chips.Chip
+  model: interface.ModelConfig, load: step_shapes.StepShapes, shape: Sequence[int], chip: chips.Chip
 ) -> float:
   """Seconds of that in which meshes differ, roughly: weights read for every token, bytes moved between chips in training."""
-  text = model.text
-  weights = text.num_hidden_layers * _layer_weights(text) + text.hidden_size * text.vocab_size
+  text = model.text_sizes
+  weights = text.layers * text.layer_weights + model.hidden_size * model.vocab_size
   read = load.time * 2 * weights / shape[3]
   return read / chip.bandwidth + moved(model, load, shape) / (chip.dimensions * chip.link)
 
 
-def _layer_weights(text: model_config.TextConfig) -> int:
-  heads = 2 * text.num_attention_heads + 2 * text.num_key_value_heads
-  return text.hidden_size * (heads * text.head_dim + 3 * text.intermediate_size)
-
-
-def moved(model: model_config.Config, load: step_shapes.StepShapes, shape: Sequence[int]) -> float:
+def moved(
+  model: interface.ModelConfig, load: step_shapes.StepShapes, shape: Sequence[int]
+) -> float:
   """Bytes between devices in a train step, roughly: weights gathered, activations reduced, keys and values exchanged."""
-  text = model.text
+  text = model.text_sizes
   data, fsdp, sequence, tensor = shape
   tokens = load.prompts * (load.prefix + load.group * load.time) / (data * fsdp * sequence)
-  kv = 2 * text.num_key_value_heads * text.head_dim
   passes = 3  # forward, once more for the backward pass, backward
   total = 0.0
   if data * fsdp * sequence > 1:
-    total += passes * load.microbatches * 2 * _layer_weights(text) / tensor
+    total += passes * load.microbatches * 2 * text.layer_weights / tensor
   if tensor > 1:
-    total += passes * 4 * 2 * tokens * text.hidden_size
+    total += passes * 4 * 2 * tokens * model.hidden_size
   if sequence > 1:
-    total += passes * 2 * tokens * sequence * kv / tensor
-  return text.num_hidden_layers * total
+    total += passes * 2 * tokens * sequence * text.kv_width / tensor
+  return text.layers * total
 
 
 def _shapes(devices: int) -> Iterator[tuple[int, ...]]:
@@ -216,11 +213,11 @@ def _changed(config: ml_collections.ConfigDict, **fields: Any) -> ml_collections
 
 def _show(config: ml_collections.ConfigDict, frames: int) -> None:
   """Sets the number of frames, and buckets that just hold them."""
-  vision = programs.model_of(config).vision
+  vision = network.model_of(config).vision_shapes
   config.data.frames = config.data.max_frames = frames
-  patches = config.model.max_pixels // vision.patch_size**2
-  temporal = -(-frames // vision.temporal_patch_size)
-  tokens = temporal * patches // vision.merge_unit + step_shapes.TEXT_TOKENS
+  patches = config.model.max_pixels // vision.pixels_per_patch
+  temporal = -(-frames // vision.images_per_frame)
+  tokens = temporal * vision.media_tokens(patches) + step_shapes.TEXT_TOKENS
   config.model.frame_buckets = (temporal,)
   config.model.prefix_buckets = (PREFIX_STEP * math.ceil(tokens / PREFIX_STEP),)
 

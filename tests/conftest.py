@@ -16,6 +16,7 @@ ROOMS = (
   "rewards",
   "rl",
   "train",
+  "traces",
   "eval",
   "parallel",
 )
@@ -28,7 +29,7 @@ LONGEST = (
   *("train/test_features", "train/test_vision_once", "train/test_validation", "test_ask"),
   *("train/test_segments", "models/test_qwen2_5_vl_model", "models/test_qwen2_5_vl_turns"),
   *("train/test_start", "benchmarks/test_turn_by_turn", "train/test_export"),
-  *("train/test_traces_beam", "models/test_qwen2_5_vl_tpu", "rollout/test_compilations"),
+  *("traces/test_beam", "models/test_qwen2_5_vl_tpu", "rollout/test_compilations"),
   *("launch/test_plan_compiled", "launch/test_plan", "rollout/test_replicated"),
   *("rollout/test_one_forward", "models/test_qwen2_5_vl_attention", "train/test_experience"),
 )

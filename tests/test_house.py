@@ -10,11 +10,14 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vr_jax"
 
-GROUND = frozenset({"records", "errors", "schema", "user_code"})  # anyone may stand on it
+# Anyone may stand on these.
+GROUND = frozenset({"records", "errors", "atomic", "model_endpoint", "schema", "user_code"})
 ALL_ROOMS = frozenset(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 MAY_USE = {
   "records": frozenset(),
   "errors": frozenset(),
+  "atomic": frozenset(),
+  "model_endpoint": frozenset(),
   "schema": frozenset(),
   "user_code": frozenset(),
   "config_fields": frozenset(),
@@ -28,7 +31,8 @@ MAY_USE = {
   "data": frozenset({"worlds"}),
   "envs": frozenset({"rewards"}),
   "rollout": frozenset({"models", "envs", "parallel"}),
-  "train": ALL_ROOMS - {"eval"} | {"base_config", "config_fields"},
+  "train": ALL_ROOMS - {"traces", "eval"} | {"base_config", "config_fields"},
+  "traces": ALL_ROOMS - {"eval"} | {"base_config", "config_fields"},
   "eval": ALL_ROOMS,
   "main": ALL_ROOMS | {"ask", "recipe_config"},
   "ask": ALL_ROOMS | {"main", "recipe_config"},

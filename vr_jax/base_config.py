@@ -108,6 +108,7 @@ def tiny(config: ml_collections.ConfigDict) -> None:
   model.patch_buckets = (16,)
   model.architecture = ml_collections.ConfigDict(
     {
+      "model_type": "qwen2_5_vl",
       "text_config": {
         "vocab_size": 448,
         "hidden_size": 128,

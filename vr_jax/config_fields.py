@@ -201,18 +201,41 @@ class Rl(Loop):
     False, "Replies of the next step are judged while this one updates."
   )
   normalise: bool = field(True, "Advantages by the group's standard deviation.")
+  baseline: Literal["group_mean", "leave_one_out"] = field(
+    "group_mean",
+    "What is taken off a reply's reward: its group's mean, or the mean of the others (RLOO).",
+  )
   aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = field(
     "sequence_mean", "How the losses of tokens are averaged."
   )
+  objective: Literal["clip", "cispo"] = field(
+    "clip", "clip: PPO's; cispo: the clipped ratio weighs each token's gradient."
+  )
+  importance_sampling_level: Literal["token", "sequence"] = field(
+    "token", "token: a ratio for each token; sequence: one for a whole reply (GSPO)."
+  )
   clip_low: float = field(0.2, "Of the ratio below 1.", "[0, inf)")
   clip_high: float = field(0.2, "Of the ratio above 1.", "[0, inf)")
+  dual_clip: float = field(
+    0.0, "Largest ratio that counts against a token of negative advantage; 0: any.", "[0, inf)"
+  )
   kl_weight: float = field(0.04, "Of the KL to the reference, in the loss.", "[0, inf)")
   kl_estimator: Literal["k1", "k2", "k3"] = field("k3", "Of that KL.")
   entropy_weight: float = field(0.0, "Of the replies' entropy, which the loss rewards.", "[0, inf)")
-  credit: Literal["segments", "episode", "gae"] = field(
+  credit: Literal["segments", "joint", "episode", "outcome", "gae"] = field(
     "segments",
-    "segments: each segment or turn by what it earns beside those of its group; episode: all tokens "
-    "by what all of them earn; gae: tokens of several turns by bi-level GAE, with a critic.",
+    "Which rewards count for which tokens. segments: each segment's for its own; joint: the sum for "
+    "all, of replies whose segments are all judged; episode: the sum of what is judged for all; "
+    "outcome: the last segment's for all; gae: turns by bi-level GAE, with a critic (config.critic).",
+  )
+  overlong_buffer: int = field(
+    0, "Last tokens over which a penalty of length grows (DAPO); 0: no penalty.", "[0, inf)"
+  )
+  overlong_max_tokens: int = field(
+    0, "Where the penalty has grown to its end; 0: at rl.max_new_tokens.", "[0, inf)"
+  )
+  overlong_weight: float = field(
+    1.0, "Weight of the penalty, which goes from 0 to -1, in the total reward.", "[0, inf)"
   )
   truncation: float = field(2.0, "Cap of the trainer/sampler importance weight.", "(0, inf)")
 
@@ -273,9 +296,6 @@ class Judge:
   requests_per_minute: float = field(0.0, "At most; 0: no limit.", "[0, inf)")
   timeout: float = field(30.0, "Seconds.", "(0, inf)")
   retries: int = field(4, "Then there is no verdict.", "[0, inf)")
-  backoff: float = field(
-    0.5, "Seconds before the first retry, doubled before each further one.", "[0, inf)"
-  )
   budget: int = field(
     0, "Calls of one start of the program, in each process; 0: no limit.", "[0, inf)"
   )

@@ -63,15 +63,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
 
   from vr_jax.eval import stage as eval_stage
   from vr_jax.parallel import mesh, processes
-  from vr_jax.train import (
-    config_checks,
-    data_stage,
-    export_stage,
-    judges,
-    rl_loop,
-    sft_loop,
-    traces_stage,
-  )
+  from vr_jax.traces import stage as traces_stage
+  from vr_jax.train import config_checks, data_stage, export_stage, judges, rl_loop, sft_loop
   from vr_jax.train import workdir as workdir_lib
 
   config_checks.check(config)

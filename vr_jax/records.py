@@ -6,8 +6,9 @@
     Scores    what the replies earned: [prompts, group, segments], by name
 
 Axes: prompts (questions of a batch), prefix (tokens of the longest prompt), group (replies to one prompt), time (tokens
-of the longest reply, or of the longest episode behind its prompt), frames (temporal patches of the vision tower: one image
-or two video frames), patches (of one frame, padded), media (merged vision tokens of one prompt: frames x patches / merge^2).
+of the longest reply, or of the longest episode behind its prompt), axes (of positions, as many as the model's family has),
+frames (temporal patches of the vision tower, of one image or some video frames), patches (of one frame, padded), media
+(vision tokens of one prompt, those of all its frames).
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import enum
 from typing import Any
 
 import jax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 import numpy as np
 
 PROBLEM_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
@@ -87,38 +88,27 @@ class Kind(enum.IntEnum):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Vision:
-  """Media of the prompts as the vision tower takes them; a position that holds nothing has segment -1."""
-
-  patches: Float[Array | np.ndarray, "prompts frames patches patch_dim"]
-  rows: Int[
-    Array | np.ndarray, "prompts frames patches 2"
-  ]  # row and column of the patch in its frame
-  window: Int[
-    Array | np.ndarray, "prompts frames patches"
-  ]  # patches of one window attend to each other
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
   """Prompts of one batch, padded on the right to one bucket.
 
-  What they show is either `vision`, patches that the vision tower still has to read, or `media`, what it made of them: a
-  row of features for each media token, padding included, in the order of frames, then of patches.
+  What they show is either `vision`, which the vision tower still has to read, or `media`, what it made of that. Both are
+  pytrees of the model's family: arrays [prompts, frames, patches, …] and [prompts, media, …]. There are features for each
+  media token, padding included, in the order of frames, then of patches.
   """
 
   tokens: Int[Array | np.ndarray, "prompts prefix"]
   kind: Int[Array | np.ndarray, "prompts prefix"]
-  positions: Int[Array | np.ndarray, "3 prompts prefix"]  # multimodal rotary: time, height, width
+  positions: Int[
+    Array | np.ndarray, "prompts prefix axes"
+  ]  # of the family: 1, or time, height, width
   next_position: Int[
     Array | np.ndarray, "prompts"
-  ]  # position of the first reply token, on all three axes
+  ]  # position of the first reply token, on all axes
   media_index: Int[
     Array | np.ndarray, "prompts prefix"
   ]  # which media token of the prompt stands here; -1 for text
-  vision: Vision | None
-  media: Float[Array | np.ndarray, "prompts media embed"] | None = None
+  vision: PyTree | None
+  media: PyTree | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -129,12 +119,12 @@ class Suffix:
   What they showed is `vision` or `media`, as in a `Prompt`; frames and media are those of a prompt's whole group.
   """
 
-  positions: Int[Array | np.ndarray, "prompts group time 3"]  # multimodal rotary
+  positions: Int[Array | np.ndarray, "prompts group time axes"]
   media_index: Int[
     Array | np.ndarray, "prompts group time"
   ]  # which media token of the group stands here; -1 for text
-  vision: Vision | None
-  media: Float[Array | np.ndarray, "prompts media embed"] | None = None
+  vision: PyTree | None
+  media: PyTree | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from tests.data import annotation_files
-from vr_jax import errors
-from vr_jax.data import annotations, aside, grounding, nextgqa, qvhighlights
+from vr_jax import atomic, errors
+from vr_jax.data import annotations, grounding, nextgqa, qvhighlights
 
 HEADER = "video_id,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4"
 
@@ -35,7 +35,7 @@ def _nextgqa(tmp_path, *rows, spans=None, header=HEADER, limits=None):
 def _read(tmp_path, found, videos):
   """Through the reader that ingestion uses."""
   path = tmp_path / "annotations.jsonl"
-  aside.lines(path, found.kept)
+  atomic.write_json_lines(path, found.kept)
 
   def stop(_, error):
     raise error

@@ -60,7 +60,6 @@ def _task(**changes):
     "reasoning_tokens": (3, 5),
     "length_accuracy": 0.1,
     "temporal_ratio": 0.8,
-    "credit": "segments",
     "judge": Judge(),
   }
   return videop2r.VideoP2R(**{**fields, **changes})
@@ -177,8 +176,6 @@ def test_video_r1_rewards_length_of_reasoning_where_more_than_one_is_right():
 def test_without_a_verdict_there_is_no_perception_reward_and_it_is_not_zero_by_accident():
   scores = _task().score([EXAMPLE], _said(RIGHT, reply(observation="odd"), BLIND))
   np.testing.assert_array_equal(scores.valid[0], [[True, True], [False, True], [True, True]])
-  joint = _task(credit="joint").score([EXAMPLE], _said(RIGHT, reply(observation="odd")))
-  np.testing.assert_array_equal(joint.valid[0], [[True, True], [False, False]])
 
 
 def test_the_judge_is_asked_about_observations_that_say_something():
@@ -188,13 +185,9 @@ def test_the_judge_is_asked_about_observations_that_say_something():
   assert task.counts() == {"judge/asked": 1.0}
 
 
-def test_joint_credit_gives_every_token_the_sum_and_outcome_credit_that_of_the_answer():
-  said = _said(RIGHT, WRONG, BLIND)
-  np.testing.assert_allclose(
-    _task(credit="joint").score([EXAMPLE], said).total[0], [[4, 4], [3, 3], [3, 3]]
-  )
-  outcome = _task(credit="outcome")
-  np.testing.assert_allclose(outcome.score([EXAMPLE], said).total[0], [[2, 2], [1, 1], [2, 2]])
+def test_the_total_of_each_segment_is_its_own_whatever_becomes_of_it():
+  scores = _task().score([EXAMPLE], _said(RIGHT, WRONG, BLIND))
+  np.testing.assert_allclose(scores.total[0], [[2, 2], [2, 1], [1, 2]])
 
 
 def test_a_weight_of_zero_takes_a_segments_reward():

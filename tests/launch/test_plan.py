@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from launch import analysis, costs, hlo, plan, programs, report, step_shapes, sweep, topology
+from launch import analysis, costs, hlo, plan, report, step_shapes, sweep, topology
 from tests.train import nano
 from vr_jax import errors
+from vr_jax.train import network
 
 CONFIG = f"--config={nano.ROOT / nano.RECIPE}"
 
@@ -92,7 +93,7 @@ def planned(one: analysis.Analysis, *, recipe=nano.RECIPE) -> analysis.Plan:
   where = topology.find("v5e:2x2")
   config = nano.recipe("tiny", recipe)
   config.rl.microbatches = 1
-  model = programs.model_of(config)
+  model = network.model_of(config)
   mesh = {"data": 4, "fsdp": 1, "sequence": 1, "tensor": 1}
   load = step_shapes.make_step_shapes(config, model)
   return analysis.Plan(config=config, slice=where, mesh=mesh, load=load, analyses=[one])
@@ -207,7 +208,7 @@ def test_a_large_model_is_tried_with_its_heads_split():
 
 def test_an_estimate_of_a_mesh_counts_what_is_read_and_what_is_sent():
   config = nano.recipe("7b")
-  model = programs.model_of(config)
+  model = network.model_of(config)
   load = step_shapes.make_step_shapes(config, model)
   chip = topology.find("v5p:2x2x2").chip
   layers, weights = 6_525_288_448, 6_525_288_448 + 3584 * 152064
@@ -236,7 +237,7 @@ def measured(where: topology.Slice, fits, seconds):
       name="all", runs=1, memory=memory, fits=fits(changed), parts=[part], leaf=LEAF, largest=[]
     )
     sides = dict(zip(("data", "fsdp", "sequence", "tensor"), changed.mesh, strict=True))
-    load = step_shapes.make_step_shapes(changed, programs.model_of(changed))
+    load = step_shapes.make_step_shapes(changed, network.model_of(changed))
     return analysis.Plan(config=changed, slice=where, mesh=sides, load=load, analyses=[one])
 
   return measure

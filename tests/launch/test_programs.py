@@ -8,15 +8,17 @@ import pytest
 from launch import programs, step_shapes, topology
 from tests.train import nano
 from vr_jax import errors, records
+from vr_jax.models.common import flops as flops_lib
 from vr_jax.models.qwen2_5_vl import config as model_config
-from vr_jax.models.qwen2_5_vl import flops, sizes
+from vr_jax.models.qwen2_5_vl import flops, presets
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
+from vr_jax.train import network
 
 
 def built(config, shape=(1, 2, 1, 1)):
   mesh = mesh_lib.make_mesh(shape, jax.devices()[: math.prod(shape)])
-  model = programs.model_of(config)
+  model = network.model_of(config)
   return (
     programs.of_config(config, model, mesh, step_shapes.make_step_shapes(config, model)),
     model,
@@ -38,7 +40,7 @@ def test_released_models_have_the_parameters_that_their_cards_state(name, billio
   with config.unlocked():
     config.model.pretrained = f"/models/{name}"
   mesh = mesh_lib.make_mesh((1, 1, 1, 1), jax.devices()[:1])
-  model = programs.model_of(config)
+  model = network.model_of(config)
   step = programs.of_config(config, model, mesh, step_shapes.make_step_shapes(config, model))[-1]
   count = sum(math.prod(x.shape) for x in jax.tree.leaves(step.arguments[0].params))
   assert count / 1e9 == pytest.approx(billions, abs=2e-3)
@@ -52,7 +54,7 @@ def test_a_config_json_on_disk_goes_before_the_table(tmp_path):
   with config.unlocked():
     config.model.pretrained = str(directory)
   with pytest.raises(errors.InputError, match=r"config\.json"):
-    programs.model_of(config)
+    network.model_of(config)
 
 
 def test_a_step_has_the_programs_that_its_config_asks_for():
@@ -135,18 +137,18 @@ def test_a_mesh_holds_its_share_of_each_array():
 
 def test_the_buckets_of_a_full_clip_are_the_load():
   config = nano.recipe("7b")
-  load = step_shapes.make_step_shapes(config, programs.model_of(config))
+  load = step_shapes.make_step_shapes(config, network.model_of(config))
   assert (load.frames, load.patches, load.prefix) == (8, 512, 1280)
   with config.unlocked():
     config.model.prefix_buckets = (1024,)
   with pytest.raises(errors.InputError, match=r"prefix_buckets.*1025 tokens"):
-    step_shapes.make_step_shapes(config, programs.model_of(config))
+    step_shapes.make_step_shapes(config, network.model_of(config))
 
 
 def test_programs_are_made_for_devices_that_are_not_here():
   config = nano.config()
   mesh = mesh_lib.make_mesh((1, 4, 1, 1), topology.find("v5e:2x2").devices)
-  model = programs.model_of(config)
+  model = network.model_of(config)
   for program in programs.of_config(
     config, model, mesh, step_shapes.make_step_shapes(config, model)
   ):
@@ -157,7 +159,7 @@ def test_programs_are_made_for_devices_that_are_not_here():
 
 def test_flops_of_the_7b_model_are_two_for_each_parameter_and_token():
   """At one token a prompt attention is nothing, and every text parameter but the embedding takes part once."""
-  model = model_config.Config.from_dict(sizes.RELEASES["Qwen2.5-VL-7B-Instruct"])
+  model = model_config.Config.from_dict(presets.RELEASES["Qwen2.5-VL-7B-Instruct"])
   work = flops.forward(model, frames=0, patches=0, prefix=1, group=0, time=0)
   matrices = 6_525_288_448  # query, key, value, out, gate, up and down of 28 layers
   assert work.total == pytest.approx(2 * matrices, rel=1e-3)
@@ -165,11 +167,11 @@ def test_flops_of_the_7b_model_are_two_for_each_parameter_and_token():
 
 
 def test_flops_of_training_count_each_pass():
-  work = flops.Forward(vision=5.0, prefix=1.0, replies=2.0, head=4.0)
-  assert flops.training(work, vision_frozen=False) == 3 * 12
-  assert flops.training(work, vision_frozen=True) == 5 + 3 * 7
-  assert flops.training(work, vision_frozen=True, rematerialised=True) == 5 + 4 * 7
-  assert flops.training(work, vision_frozen=True, base_frozen=True) == 5 + 2 * 7
+  work = flops_lib.Forward(vision=5.0, prefix=1.0, replies=2.0, head=4.0)
+  assert flops_lib.training(work, vision_frozen=False) == 3 * 12
+  assert flops_lib.training(work, vision_frozen=True) == 5 + 3 * 7
+  assert flops_lib.training(work, vision_frozen=True, rematerialised=True) == 5 + 4 * 7
+  assert flops_lib.training(work, vision_frozen=True, base_frozen=True) == 5 + 2 * 7
 
 
 TURNS = {

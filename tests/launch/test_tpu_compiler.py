@@ -8,7 +8,7 @@ import pytest
 from launch import analysis, costs, hlo, programs, report, topology
 from tests.train import nano
 from vr_jax import errors
-from vr_jax.models.qwen2_5_vl import attention_splash
+from vr_jax.models.common import attention_splash
 
 WIDTH = 512
 

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from vr_jax.models.qwen2_5_vl import layers
+from vr_jax.models.common import layers
 
 
 @pytest.fixture(params=["unrolled", "scanned"])

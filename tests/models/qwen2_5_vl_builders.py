@@ -9,8 +9,10 @@ from golden import qwen2_5_vl as golden
 from safetensors import numpy as safetensors
 
 from vr_jax import records
-from vr_jax.models.qwen2_5_vl import checkpoint, model, positions, processor, prompts, tokenizer
+from vr_jax.models import qwen2_5_vl
+from vr_jax.models.common import prompts
 from vr_jax.models.qwen2_5_vl import config as config_lib
+from vr_jax.models.qwen2_5_vl import model, processor, tokenizer
 
 BYTES = tokenizer.train_tokenizer([], 256 + len(tokenizer.SPECIAL_TOKENS))
 
@@ -30,7 +32,7 @@ def released_name(name: str) -> str:
 def load(case: golden.Case) -> model.Qwen2_5_VL:
   with tempfile.TemporaryDirectory() as directory:
     save(case, pathlib.Path(directory))
-    config, state = checkpoint.from_pretrained(directory)
+    config, state = qwen2_5_vl.from_pretrained(directory)
   abstract = nnx.eval_shape(lambda: model.Qwen2_5_VL(config, rngs=nnx.Rngs(0)))
   return nnx.merge(nnx.graphdef(abstract), state)
 
@@ -45,9 +47,7 @@ def encode(case: golden.Case, config: config_lib.Config, index: int) -> prompts.
   grids = []
   for kind, count, height, width, seconds in (part for part, _ in media):
     kind = records.Kind.IMAGE if kind == "image" else records.Kind.VIDEO
-    grids.append(
-      positions.Grid(kind=kind, frames=count, height=height, width=width, seconds=seconds)
-    )
+    grids.append(prompts.Grid(kind=kind, frames=count, height=height, width=width, seconds=seconds))
   patches = [patches for _, patches in media]
   return make_processor(config).join(tokens, grids, patches, name=f"{case.name}.{index}")
 
@@ -57,7 +57,7 @@ def prompt(
 ) -> records.Prompt:
   """All prompts of a case in one batch, with `spare` tokens, frames and media tokens of padding."""
   encoded = [encode(case, config, index) for index in range(len(case.prompts))]
-  patches = max((len(frame.window) for one in encoded for frame in one.frames), default=0)
+  patches = max(one.patches for one in encoded)
   return make_processor(config).collate(
     encoded,
     prefix_buckets=(max(len(one.tokens) for one in encoded) + spare[0],),

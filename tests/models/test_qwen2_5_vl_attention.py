@@ -10,7 +10,7 @@ import pytest
 
 from vr_jax import errors
 from vr_jax.models import layout
-from vr_jax.models.qwen2_5_vl import (
+from vr_jax.models.common import (
   attention,
   attention_cudnn,
   attention_decode,

@@ -14,8 +14,10 @@ import qwen2_5_vl_builders as builders
 from safetensors import numpy as safetensors
 
 from vr_jax import errors
-from vr_jax.models.qwen2_5_vl import checkpoint, model
+from vr_jax.models import qwen2_5_vl
+from vr_jax.models.common import checkpoint
 from vr_jax.models.qwen2_5_vl import config as config_lib
+from vr_jax.models.qwen2_5_vl import model
 
 UNTIED, TIED = golden.CASES[0], golden.CASES[1]
 HAS_REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers")))
@@ -46,7 +48,7 @@ def directory(tmp_path):
 
 
 def test_the_state_is_that_of_the_model_and_every_tensor_lands_in_its_place(directory):
-  config, state = checkpoint.from_pretrained(directory)
+  config, state = qwen2_5_vl.from_pretrained(directory)
   fresh = nnx.eval_shape(lambda: nnx.state(model.Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
   assert jax.tree.structure(state) == jax.tree.structure(fresh)
   tensors = UNTIED.tensors()
@@ -72,32 +74,32 @@ def test_the_state_is_that_of_the_model_and_every_tensor_lands_in_its_place(dire
 )
 def test_names_of_every_version_are_read(tmp_path, case, prefixes):
   builders.save(case, tmp_path)
-  _, expected = checkpoint.from_pretrained(tmp_path)
+  _, expected = qwen2_5_vl.from_pretrained(tmp_path)
   write(tmp_path / checkpoint.SINGLE, named(case, **prefixes))
-  assert_same(checkpoint.from_pretrained(tmp_path)[1], expected)
+  assert_same(qwen2_5_vl.from_pretrained(tmp_path)[1], expected)
 
 
 def test_shards_are_found_by_their_index(directory):
-  _, expected = checkpoint.from_pretrained(directory)
+  _, expected = qwen2_5_vl.from_pretrained(directory)
   tensors = named(UNTIED)
   weight_map = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(tensors)}
   for shard in set(weight_map.values()):
     write(directory / shard, {n: tensors[n] for n, where in weight_map.items() if where == shard})
   (directory / checkpoint.SINGLE).unlink()
   (directory / checkpoint.INDEX).write_text(json.dumps({"weight_map": weight_map}))
-  assert_same(checkpoint.from_pretrained(directory)[1], expected)
+  assert_same(qwen2_5_vl.from_pretrained(directory)[1], expected)
   (directory / "part-1.safetensors").unlink()
   with pytest.raises(
     errors.InputError, match=r"part-1\.safetensors: no such file, but .* names it"
   ):
-    checkpoint.from_pretrained(directory)
+    qwen2_5_vl.from_pretrained(directory)
 
 
 def test_bfloat16_files_are_read_and_parameters_come_in_the_dtype_asked_for(directory):
   half = {name: value.astype(ml_dtypes.bfloat16) for name, value in named(UNTIED).items()}
   write(directory / checkpoint.SINGLE, half)
-  _, wide = checkpoint.from_pretrained(directory)
-  _, narrow = checkpoint.from_pretrained(directory, dtype="bfloat16")
+  _, wide = qwen2_5_vl.from_pretrained(directory)
+  _, narrow = qwen2_5_vl.from_pretrained(directory, dtype="bfloat16")
   expected = half["model.norm.weight"]
   assert wide["text"]["norm"][...].dtype == np.float32
   assert narrow["text"]["norm"][...].dtype == ml_dtypes.bfloat16
@@ -107,15 +109,15 @@ def test_bfloat16_files_are_read_and_parameters_come_in_the_dtype_asked_for(dire
 
 def test_a_tied_file_may_repeat_the_embedding_but_not_contradict_it(tmp_path):
   builders.save(TIED, tmp_path)
-  _, expected = checkpoint.from_pretrained(tmp_path)
+  _, expected = qwen2_5_vl.from_pretrained(tmp_path)
   tensors = named(TIED)
   tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
   write(tmp_path / checkpoint.SINGLE, tensors)
-  assert_same(checkpoint.from_pretrained(tmp_path)[1], expected)
+  assert_same(qwen2_5_vl.from_pretrained(tmp_path)[1], expected)
   tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
   write(tmp_path / checkpoint.SINGLE, tensors)
   with pytest.raises(errors.InputError, match=r"lm_head\.weight is not the embedding"):
-    checkpoint.from_pretrained(tmp_path)
+    qwen2_5_vl.from_pretrained(tmp_path)
 
 
 @pytest.mark.skipif(
@@ -127,7 +129,7 @@ def test_what_transformers_saves_is_read(tmp_path, directory):
   saved = tmp_path / "theirs"
   reference.save_pretrained(saved, max_shard_size="60KB")
   assert (saved / checkpoint.INDEX).is_file()
-  assert_same(checkpoint.from_pretrained(saved)[1], checkpoint.from_pretrained(directory)[1])
+  assert_same(qwen2_5_vl.from_pretrained(saved)[1], qwen2_5_vl.from_pretrained(directory)[1])
 
 
 def test_the_flat_config_of_the_releases_means_the_same():
@@ -181,7 +183,7 @@ def test_a_file_of_other_tensors_is_refused_by_the_tensors_name(directory, chang
   change(tensors)
   write(directory / checkpoint.SINGLE, tensors)
   with pytest.raises(errors.InputError, match=message):
-    checkpoint.from_pretrained(directory)
+    qwen2_5_vl.from_pretrained(directory)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 300, -1])
@@ -189,18 +191,18 @@ def test_a_truncated_file_is_refused_by_its_name(directory, keep):
   path = directory / checkpoint.SINGLE
   path.write_bytes(path.read_bytes()[:keep])
   with pytest.raises(errors.InputError, match=r"model\.safetensors: damaged safetensors"):
-    checkpoint.from_pretrained(directory)
+    qwen2_5_vl.from_pretrained(directory)
 
 
 def test_a_directory_without_weights_or_config_is_refused(tmp_path):
   with pytest.raises(errors.InputError, match=r"config\.json: no such file"):
-    checkpoint.from_pretrained(tmp_path)
+    qwen2_5_vl.from_pretrained(tmp_path)
   (tmp_path / "config.json").write_text(json.dumps(UNTIED.config()))
   with pytest.raises(errors.InputError, match=r"has neither model\.safetensors nor"):
-    checkpoint.from_pretrained(tmp_path)
+    qwen2_5_vl.from_pretrained(tmp_path)
   (tmp_path / checkpoint.INDEX).write_text('{"weight_map": 3}')
   with pytest.raises(errors.InputError, match=r"index\.json: no valid index"):
-    checkpoint.from_pretrained(tmp_path)
+    qwen2_5_vl.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -233,11 +235,11 @@ def test_a_config_that_cannot_work_is_refused_by_the_fields_name(tmp_path, field
     (config[half[0]] if half else config)[name] = value
   (tmp_path / "config.json").write_text(json.dumps(config))
   with pytest.raises(errors.InputError, match=rf"config\.json: {message}"):
-    config_lib.Config.from_json(tmp_path / "config.json")
+    qwen2_5_vl.FAMILY.read_config(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{"])
 def test_a_config_that_is_no_json_object_is_refused(tmp_path, content):
   (tmp_path / "config.json").write_text(content)
   with pytest.raises(errors.InputError, match=r"config\.json: (not valid JSON|holds no JSON)"):
-    config_lib.Config.from_json(tmp_path / "config.json")
+    qwen2_5_vl.FAMILY.read_config(tmp_path / "config.json")

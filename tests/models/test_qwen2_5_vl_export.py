@@ -17,9 +17,10 @@ import pytest
 import qwen2_5_vl_builders as builders
 from safetensors import numpy as safetensors
 
-from vr_jax import errors
+from vr_jax import atomic, errors
 from vr_jax.models import qwen2_5_vl
-from vr_jax.models.qwen2_5_vl import checkpoint, export, names
+from vr_jax.models.common import checkpoint, export, weight_mapping
+from vr_jax.models.qwen2_5_vl import hf_mapping
 from vr_jax.parallel import mesh as mesh_lib
 
 UNTIED, TIED, OTHER_PATCHES = golden.CASES[0], golden.CASES[1], golden.CASES[4]
@@ -112,7 +113,7 @@ def test_parameters_lie_where_they_are_asked_for(source):
   wanted = by_the_rules()["shardings"](params)
   jax.tree.map(lambda x, sharding: np.testing.assert_(x.sharding == sharding), params, wanted)
   _, spread = qwen2_5_vl.from_pretrained(source, mesh=mesh_lib.make_mesh(MESH))
-  for name, variable in names.flat(spread).items():
+  for name, variable in weight_mapping.flat(spread).items():
     value = variable.get_value()
     shares = value.size // value.addressable_shards[0].data.size
     divisible = any(length % 8 == 0 for length in slot_shape(name, value))
@@ -120,7 +121,7 @@ def test_parameters_lie_where_they_are_asked_for(source):
 
 
 def slot_shape(name, value):
-  return value.shape[1:] if "{}" in names.NAMES[name] else value.shape
+  return value.shape[1:] if "{}" in hf_mapping.NAMES[name] else value.shape
 
 
 def test_the_index_names_each_tensor_once_and_the_size_of_all(tmp_path, source):
@@ -163,8 +164,8 @@ def test_a_config_made_here_says_what_was_read(tmp_path, source):
   for case in (UNTIED, TIED, OTHER_PATCHES):
     config = builders.load(case).config
     path = tmp_path / f"{case.name}.json"
-    path.write_text(json.dumps(export.config_fields(config)))
-    assert type(config).from_json(path) == config
+    path.write_text(json.dumps(config_lib.config_fields(config)))
+    assert qwen2_5_vl.FAMILY.read_config(path) == config
 
 
 def test_what_is_there_already_is_not_touched(tmp_path, source):
@@ -192,7 +193,7 @@ def test_an_export_that_was_killed_is_refused_and_the_next_one_takes_its_place(
 ):
   config, params = qwen2_5_vl.from_pretrained(source)
   target = tmp_path / "exported"
-  half = pathlib.Path(f"{target}{checkpoint.PARTIAL}")
+  half = pathlib.Path(f"{target}{atomic.PARTIAL}")
   half.mkdir()
   builders.save(UNTIED, half)
   for path in (target, half):

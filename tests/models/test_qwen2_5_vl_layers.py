@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vr_jax.models.common import layers
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import layers, text
+from vr_jax.models.qwen2_5_vl import text
 
 ROUNDING = 2.0**-8  # of one number to bfloat16, relative; at most half of it
 FAR = 30_000  # a position late in a long video

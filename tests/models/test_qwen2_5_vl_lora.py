@@ -17,13 +17,14 @@ from safetensors import numpy as safetensors
 
 from vr_jax import errors, records
 from vr_jax.models import qwen2_5_vl
-from vr_jax.models.qwen2_5_vl import layers, lora, model, names
+from vr_jax.models.common import layers, lora, weight_mapping
+from vr_jax.models.qwen2_5_vl import model
 from vr_jax.parallel import mesh as mesh_lib
 
 CASE = golden.CASES[0]
 TOLERANCE = 1e-4
 SPARE = (1,) * (len(mesh_lib.AXES) - 3)
-BOTH = lora.Adapters(rank=3, alpha=5.0, text=lora.TEXT, vision=lora.VISION)
+BOTH = lora.Adapters(rank=3, alpha=5.0, text=lora.Targets.text, vision=lora.Targets.vision)
 SOME = lora.Adapters(rank=2, alpha=8.0, text=("query", "out"), vision=())
 HAS_REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers", "peft")))
 
@@ -70,13 +71,13 @@ def test_the_two_paths_say_what_the_merged_weight_says(tmp_path, adapters):
   np.testing.assert_allclose(
     logits_of(network, prompt()), logits_of(merged, prompt()), rtol=0, atol=TOLERANCE
   )
-  touched = {n for n, v in names.flat(state).items() if (v[...] != base()[n][...]).any()}
+  touched = {n for n, v in weight_mapping.flat(state).items() if (v[...] != base()[n][...]).any()}
   assert touched == set(adapters.parameters)
 
 
 @functools.cache
 def base():
-  return names.flat(nnx.state(builders.load(CASE)))
+  return weight_mapping.flat(nnx.state(builders.load(CASE)))
 
 
 @pytest.mark.skipif(

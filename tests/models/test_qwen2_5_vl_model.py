@@ -13,8 +13,9 @@ import pytest
 import qwen2_5_vl_builders as builders
 
 from vr_jax import records
-from vr_jax.models import seats
-from vr_jax.models.qwen2_5_vl import model, rematerialisation
+from vr_jax.models.common import rematerialisation
+from vr_jax.models.common import slots as slots_lib
+from vr_jax.models.qwen2_5_vl import model
 
 CASE = golden.CASES[0]  # two prompts of different length, images and videos of several frames
 GROUP, TIME = 3, 6
@@ -46,12 +47,14 @@ def extended(network, prompt, tokens, valid):
 def decoded(network, prompt, tokens):
   prefix = network.prefill(prompt)
   slots = jnp.array(SLOTS)
-  order = seats.Seats(prompt=slots // GROUP, member=slots % GROUP, group=GROUP)
+  order = slots_lib.Seats(prompt=slots // GROUP, member=slots % GROUP, group=GROUP)
   cache = network.start_cache(prefix, len(slots), TIME)
   hidden = []
   for index in range(TIME):
     token = tokens.reshape(-1, TIME)[slots, index]
-    step, cache = network.decode(network.reading(prefix), cache, token, jnp.array(index), order)
+    step, cache = network.decode(
+      network.prepare_decode(prefix), cache, token, jnp.array(index), order
+    )
     hidden.append(step)
   return jnp.stack(hidden, axis=1)[jnp.argsort(slots)].reshape(2, GROUP, TIME, -1)
 
@@ -73,14 +76,14 @@ def replicated(prompt: records.Prompt, tokens, valid) -> records.Prompt:
   for name, fill in fields.items():
     grown[name] = np.full((rows, width), fill, np.int32)
     grown[name][:, :-TIME] = getattr(copied, name)
-  places = np.zeros((3, rows, width), np.int32)
-  places[..., :-TIME] = np.repeat(prompt.positions, GROUP, axis=1)
+  places = np.zeros((rows, width, 3), np.int32)
+  places[:, :-TIME] = copied.positions
   lengths = (copied.kind != records.Kind.PAD).sum(axis=1)
   for row, start in enumerate(lengths):
     here = slice(start, start + TIME)
     grown["tokens"][row, here] = tokens[row]
     grown["kind"][row, here] = np.where(valid[row], records.Kind.MODEL, records.Kind.PAD)
-    places[:, row, here] = copied.next_position[row] + np.arange(TIME)
+    places[row, here] = (copied.next_position[row] + np.arange(TIME))[:, None]
   return dataclasses.replace(copied, positions=places, **grown)
 
 

@@ -42,7 +42,7 @@ def test_logits_and_positions_are_those_of_transformers(case):
   for index in range(len(case.prompts)):
     expected = saved[f"{case.name}.{index}.positions"]
     length = expected.shape[1]
-    np.testing.assert_array_equal(prompt.positions[:, index, :length], expected)
+    np.testing.assert_array_equal(prompt.positions[index, :length].T, expected)
     assert prompt.next_position[index] == saved[f"{case.name}.{index}.next_position"]
     mine = logits[index, :length]
     some = saved[f"{case.name}.{index}.some_logits"]
@@ -66,7 +66,7 @@ def test_transformers_agrees_on_cases_drawn_just_now(run_number):
     length = expected["positions"].shape[1]
     told = f"golden.random_case({seed}), prompt {index}"
     np.testing.assert_array_equal(
-      prompt.positions[:, index, :length], expected["positions"], err_msg=told
+      prompt.positions[index, :length].T, expected["positions"], err_msg=told
     )
     assert prompt.next_position[index] == expected["next_position"], told
     np.testing.assert_allclose(

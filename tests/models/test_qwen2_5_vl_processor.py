@@ -15,8 +15,9 @@ import pytest
 import qwen2_5_vl_builders as builders
 
 from vr_jax import errors, records
+from vr_jax.models.common import conversation
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import conversation, pixels, positions
+from vr_jax.models.qwen2_5_vl import pixels, positions
 
 CONFIG = config_lib.Config.from_dict(golden.CASES[0].config())
 HAS_REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers")))
@@ -48,9 +49,9 @@ def test_patches_of_an_image_are_those_of_the_reference(size):
     [conversation.Turn(role="user", parts=(one,))]
   )
   (frame,) = encoded.frames
-  np.testing.assert_allclose(frame.patches, theirs["pixel_values"], rtol=0, atol=1e-5)
+  np.testing.assert_allclose(frame.vision.patches, theirs["pixel_values"], rtol=0, atol=1e-5)
   _, height, width = np.asarray(theirs["image_grid_thw"])[0]
-  np.testing.assert_array_equal(frame.rows.max(axis=0) + 1, [height, width])
+  np.testing.assert_array_equal(frame.vision.rows.max(axis=0) + 1, [height, width])
 
 
 @needs_reference
@@ -63,7 +64,7 @@ def test_each_frame_of_a_video_is_patched_like_an_image_and_an_odd_last_one_is_r
   encoded = made.encode("what?", video, np.arange(5.0))
   assert len(encoded.frames) == 3
   for step, frame in enumerate(encoded.frames):
-    parts = frame.patches.reshape(len(frame.patches), 3, 2, -1)
+    parts = frame.vision.patches.reshape(frame.patches, 3, 2, -1)
     for half in range(2):
       expected = np.asarray(theirs(video[min(2 * step + half, 4)])["pixel_values"])
       expected = expected.reshape(len(expected), 3, 2, -1)[:, :, 0]
@@ -125,7 +126,7 @@ def test_windows_are_squares_of_the_frame_cut_off_at_its_border():
 
 
 def test_time_counts_seconds_and_text_goes_on_where_the_config_says():
-  video = positions.Grid(kind=records.Kind.VIDEO, frames=4, height=4, width=4, seconds=1.5)
+  video = prompts.Grid(kind=records.Kind.VIDEO, frames=4, height=4, width=4, seconds=1.5)
   kind = np.array([1] * 3 + [3] * 16 + [1] * 2, np.int32)
   places, after = positions.rope_index(kind, [video], CONFIG.vision)  # two steps a second
   assert places[0, 3:19:4].tolist() == [3, 6, 9, 12]
@@ -179,7 +180,7 @@ def test_a_conversation_may_hold_images_and_videos_and_earlier_replies():
   )
   assert (encoded.kind == records.Kind.IMAGE).sum() == 6
   assert (encoded.kind == records.Kind.VIDEO).sum() == 8
-  assert [len(frame.window) for frame in encoded.frames] == [24, 16, 16]
+  assert [frame.patches for frame in encoded.frames] == [24, 16, 16]
 
 
 def test_padding_goes_to_the_smallest_buckets_and_media_tokens_find_their_features():
@@ -254,7 +255,7 @@ def test_replies_end_the_turn_and_decode_to_their_text():
 def test_media_tokens_that_do_not_match_the_features_are_an_error(change, message):
   made = builders.make_processor(CONFIG)
   one = made.encode("Which?", picture(56, 56, frames=2), np.arange(2.0))
-  patches = [np.stack([frame.patches for frame in one.frames])]
+  patches = [np.stack([frame.vision.patches for frame in one.frames])]
   tokens = change(one.tokens).astype(np.int32)
   with pytest.raises(errors.InputError, match=message):
     made.join(tokens, one.grids, patches, name="clip")
@@ -263,7 +264,7 @@ def test_media_tokens_that_do_not_match_the_features_are_an_error(change, messag
 def test_media_tokens_of_one_medium_stand_together():
   made = builders.make_processor(CONFIG)
   one = made.encode("Which?", picture(56, 56, frames=2), np.arange(2.0))
-  patches = [np.stack([frame.patches for frame in one.frames])]
+  patches = [np.stack([frame.vision.patches for frame in one.frames])]
   split = np.insert(one.tokens, int(np.argmax(one.tokens == 269)) + 2, 65).astype(np.int32)
   with pytest.raises(errors.InputError, match="clip: medium 0 is a run of 4 VIDEO tokens"):
     made.join(split, one.grids, patches, name="clip")
@@ -315,7 +316,7 @@ def test_a_prompt_is_checked_by_its_shape_as_encoding_and_padding_would(shape, q
   sizes = {
     "prefix_buckets": len(one.tokens),
     "frame_buckets": len(one.frames),
-    "patch_buckets": len(one.frames[0].window),
+    "patch_buckets": one.frames[0].patches,
   }
   made.check_prompt(" What moves?", shape, **order, **{k: (v,) for k, v in sizes.items()})
   for name in sizes:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from vr_jax import errors, records
+from vr_jax.models.common import conversation, prompts, resize
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import conversation, processor, prompts, resampling
+from vr_jax.models.qwen2_5_vl import processor
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
 
 TOLERANCE = 1e-3
@@ -56,7 +57,9 @@ def encode(case: golden.Case) -> prompts.Encoded:
 
 def patches(encoded: prompts.Encoded, kind: records.Kind) -> np.ndarray:
   kinds = [grid.kind for grid in encoded.grids for _ in range(grid.frames)]
-  mine = [frame.patches for frame, of in zip(encoded.frames, kinds, strict=True) if of == kind]
+  mine = [
+    frame.vision.patches for frame, of in zip(encoded.frames, kinds, strict=True) if of == kind
+  ]
   return np.concatenate([np.zeros((0, 1176), np.float32), *mine])
 
 
@@ -72,7 +75,7 @@ def check_all_but_pixels(
     np.testing.assert_array_equal(np.reshape(grids, (-1, 3)), expected, err_msg=told)
   seconds = [grid.seconds for grid in encoded.grids if grid.kind == records.Kind.VIDEO]
   np.testing.assert_allclose(seconds, theirs.get("second_per_grid_ts", []), rtol=1e-12)
-  np.testing.assert_array_equal(encoded.positions, theirs["positions"], err_msg=told)
+  np.testing.assert_array_equal(encoded.positions.T, theirs["positions"], err_msg=told)
   assert encoded.next_position == theirs["next_position"], told
   if "assistant_masks" in theirs:
     np.testing.assert_array_equal(encoded.loss_mask, theirs["assistant_masks"], err_msg=told)
@@ -197,7 +200,7 @@ def test_frames_are_resized_to_the_bit_as_by_torch_from_any_size_to_any_other(se
   theirs = torch.nn.functional.interpolate(
     tensor, size=[int(side) for side in size], mode="bicubic", antialias=True
   )
-  ours = resampling.resample(frames, int(size[0]), int(size[1]), "torchvision")
+  ours = resize.resample(frames, int(size[0]), int(size[1]), "torchvision")
   np.testing.assert_array_equal(ours, theirs.permute(0, 2, 3, 1).numpy())
 
 
@@ -232,7 +235,7 @@ def test_the_loss_falls_on_what_the_assistant_wrote_and_on_the_ends_of_its_turns
 def test_the_two_libraries_differ_and_no_third_is_known():
   made = make_processor()
   frames = np.random.default_rng(0).integers(0, 256, (2, 333, 517, 3), np.uint8)
-  both = [resampling.resample(frames, 224, 448, library) for library in resampling.RESIZE]
+  both = [resize.resample(frames, 224, 448, library) for library in resize.RESIZE]
   assert 0 < np.mean(both[0] != both[1]) < 0.02
   with pytest.raises(
     errors.InputError, match="library: is 'opencv', not one of torchvision, pillow"

@@ -11,6 +11,7 @@ from launch import topology
 from vr_jax import records
 from vr_jax.models.qwen2_5_vl import config as config_lib
 from vr_jax.models.qwen2_5_vl import model as model_lib
+from vr_jax.models.qwen2_5_vl import vision_inputs
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import forward
 
@@ -73,10 +74,10 @@ def _compile():
   prompt = records.Prompt(
     tokens=ints(PROMPTS, PREFIX),
     kind=ints(PROMPTS, PREFIX),
-    positions=ints(3, PROMPTS, PREFIX),
+    positions=ints(PROMPTS, PREFIX, 3),
     next_position=ints(PROMPTS),
     media_index=ints(PROMPTS, PREFIX),
-    vision=records.Vision(
+    vision=vision_inputs.Vision(
       patches=patches, rows=ints(PROMPTS, 4, PATCHES, 2), window=ints(PROMPTS, 4, PATCHES)
     ),
   )

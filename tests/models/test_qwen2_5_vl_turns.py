@@ -12,8 +12,9 @@ import pytest
 import qwen2_5_vl_builders as builders
 
 from vr_jax import records
-from vr_jax.models import packing, seats
-from vr_jax.models.qwen2_5_vl import model, positions, prompts
+from vr_jax.models.common import packing, prompts
+from vr_jax.models.common import slots as slots_lib
+from vr_jax.models.qwen2_5_vl import model
 
 CASE = golden.CASES[0]
 GROUP = 3
@@ -37,7 +38,7 @@ def inputs() -> tuple[list, list, list]:
   def shown(sides):
     tokens, grids, patches = [rng.integers(0, golden.BYTES, 2)], [], []
     for height, width in sides:
-      grids.append(positions.Grid(kind=records.Kind.IMAGE, frames=1, height=height, width=width))
+      grids.append(prompts.Grid(kind=records.Kind.IMAGE, frames=1, height=height, width=width))
       patches.append(rng.standard_normal((1, height * width, 1176), np.float32))
       media = np.full(height * width // 4, made.config.image_token_id)
       tokens += [media, rng.integers(0, golden.BYTES, rng.integers(1, 4))]
@@ -90,7 +91,9 @@ def feed(network, prefix, cache, tokens, counts, rows, order):
   recent = network.start_cache(prefix, *tokens.shape)
 
   def step(recent, inputs):
-    hidden, recent = network.decode_on(network.reading(prefix), cache, recent, *inputs, rows, order)
+    hidden, recent = network.decode_on(
+      network.prepare_decode(prefix), cache, recent, *inputs, rows, order
+    )
     return recent, hidden
 
   recent, hidden = jax.lax.scan(step, recent, (tokens.T, jnp.arange(tokens.shape[1])))
@@ -111,7 +114,7 @@ def played(batches, *, spare=0):
   first, shown, texts = inputs()
   prefix = nnx.jit(type(network()).prefill)(network(), collated(first, spare=spare))
   slots = np.array(SLOTS)
-  order = seats.Seats(prompt=slots // GROUP, member=slots % GROUP, group=GROUP)
+  order = slots_lib.Seats(prompt=slots // GROUP, member=slots % GROUP, group=GROUP)
   cache = network().start_cache(prefix, len(SLOTS), 40)
   written = np.zeros(len(SLOTS), np.int32)
   place = np.asarray(prefix.next_position)[slots // GROUP]
@@ -120,7 +123,7 @@ def played(batches, *, spare=0):
   def rows(homes):
     homes = np.asarray(homes)
     kept = np.minimum(homes, len(SLOTS) - 1)
-    return seats.Rows(
+    return slots_lib.Rows(
       home=homes,
       prompt=np.where(homes < len(SLOTS), slots[kept] // GROUP, 2),
       written=written[kept],
@@ -183,7 +186,7 @@ def suffix() -> tuple[np.ndarray, np.ndarray, records.Suffix]:
   index = rows.media_index + np.where(
     rows.media_index >= 0, np.arange(6)[:, None] % GROUP * media, 0
   )
-  places = np.moveaxis(rows.positions, 0, -1) + np.array(starts)[:, None, None]
+  places = rows.positions + np.array(starts)[:, None, None]
   vision = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[2:]), rows.vision)
   return (
     jnp.asarray(rows.tokens.reshape(shape)),

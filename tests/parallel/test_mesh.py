@@ -1,4 +1,4 @@
-"""Meshes: which are possible, where things lie on them, and that a step on any of them is the step on one device."""
+"""Meshes: valid shapes, the sharding of arrays, and steps that equal the step on one device."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ TRAINED = {
   "all but the tower": {"model__freeze_vision": True},
   "adapters": {"model__lora__rank": 2, "model__lora__text": ("query", "down")},
 }
-TOLERANCE = 1e-4  # of losses, and of gradients beside the largest of a parameter
+TOLERANCE = 1e-4  # relative; of gradients: relative to the largest of a parameter
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def _leaves(tree):
 
 @pytest.fixture(scope="module")
 def updated(data):
-  """(mesh, stage, what is trained) -> (context, state, metrics) after a supervised or a reinforcement step on it."""
+  """(mesh, stage, what is trained) -> (context, state, metrics) after one SFT or RL step."""
   return functools.cache(functools.partial(_updated, data))
 
 
@@ -103,12 +103,12 @@ def _updated(data, shape, stage, trained="all"):
 
 @jax.jit
 def _without_zeros(params):
-  """Biases and adapters start at zero, and behind them gradients may be zero too."""
+  """Replaces all-zero parameters (biases, adapters): with them some gradients would be zero too."""
 
-  def moved(x):
+  def fill(x):
     return jnp.where(x.any(), x, 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape))
 
-  return jax.tree.map(moved, params)
+  return jax.tree.map(fill, params)
 
 
 def _supervised(context, optimizer, state, prompt, items):
@@ -162,10 +162,10 @@ def test_a_step_on_a_mesh_is_the_step_on_one_device(updated, shape, stage, train
 
 
 def _gradients(state):
-  """Up to a factor: Adam's first moments after one step without clipping. None is zero."""
-  found = {name: x for name, x in _leaves(state.optimizer_state).items() if ".mu" in name}
-  assert all(moment.any() for moment in found.values())
-  return found
+  """Adam's first moments after one step without clipping: the gradients up to a factor."""
+  moments = {name: x for name, x in _leaves(state.optimizer_state).items() if ".mu" in name}
+  assert all(moment.any() for moment in moments.values())
+  return moments
 
 
 @pytest.mark.parametrize("shape", MESHES)
@@ -224,7 +224,7 @@ def test_a_prefix_that_can_not_be_split_is_named():
 
 @dataclasses.dataclass(frozen=True)
 class _Device:
-  """A device as far as `row_share` looks at one."""
+  """The attributes of a device that `row_share` reads."""
 
   id: int
   process_index: int
@@ -262,7 +262,7 @@ def test_rows_of_a_split_batch_come_back_in_order():
 
 def _replies(data, shape, prompts):
   context = nano.build(data, mesh=shape)
-  # Stop tokens that a network without training finds likely: replies end early, and move to fewer slots.
+  # Stop tokens that are likely for an untrained network: replies end early and move to fewer slots.
   stops = (*context.processor.stop_tokens, *range(60, 240))
   rollout, computed = sampler.sample_counting(
     context.graph,
@@ -275,7 +275,7 @@ def _replies(data, shape, prompts):
   return mesh_lib.local_rows(rollout.tokens), computed
 
 
-# The last: a device has more slots than it has replies.
+# In the last case a device has more slots than replies.
 @pytest.mark.parametrize(
   ("shape", "prompts"), [((2, 2, 1, 2), 8), ((1, 2, 2, 2), 8), ((2, 1, 4, 1), 4)]
 )
@@ -286,7 +286,7 @@ def test_the_same_keys_draw_the_same_replies_on_a_mesh(data, shape, prompts):
 
 
 def test_what_processes_know_of_the_same_rows_is_as_the_first_of_them_has_it(monkeypatch):
-  """This is the last of four processes, of which two and two share rows."""
+  """This is the last of four processes; the first two share rows, and so do the last two."""
   shares = np.array([[0], [0], [1], [1]])
 
   def gathered(x):
@@ -298,8 +298,8 @@ def test_what_processes_know_of_the_same_rows_is_as_the_first_of_them_has_it(mon
   monkeypatch.setattr(processes, "gathered", gathered)
   mesh = mesh_lib.make_mesh((1, 1, 1, 1), jax.devices()[:1])
   rows = {"total": np.arange(6, dtype=np.float32).reshape(2, 3), "valid": np.ones((2, 3), bool)}
-  found = mesh_lib.as_first(rows, mesh)
-  np.testing.assert_array_equal(found["total"], 2 * rows["total"])
-  np.testing.assert_array_equal(found["valid"], rows["valid"] * 2)
+  adopted = mesh_lib.as_first(rows, mesh)
+  np.testing.assert_array_equal(adopted["total"], 2 * rows["total"])
+  np.testing.assert_array_equal(adopted["valid"], rows["valid"] * 2)
   monkeypatch.setattr(mesh_lib, "row_share", lambda mesh: (3, 4))
   assert mesh_lib.as_first(rows, mesh) is rows

@@ -1,4 +1,4 @@
-"""A server on this machine that speaks both protocols of judge_http, as well or as badly as a test asks for."""
+"""A server on this machine that speaks both protocols of model_endpoint, as well or as badly as a test asks for."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib

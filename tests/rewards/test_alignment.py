@@ -19,22 +19,22 @@ def assert_steps_are_moves(path, moves):
 @pytest.mark.parametrize("seed", range(5))
 def test_a_subsequence_path_costs_its_distance(moves, seed):
   cost = np.random.default_rng(seed).random((4, 7)).astype(np.float32)
-  found = alignment.subsequence_path(cost, moves)
-  assert [found.path[0][0], found.path[-1][0]] == [0, 3]
-  assert_steps_are_moves(found.path, moves)
-  assert sum(cost[cell] for cell in found.path) / 4 == pytest.approx(found.distance, rel=1e-6)
+  result = alignment.subsequence_path(cost, moves)
+  assert [result.path[0][0], result.path[-1][0]] == [0, 3]
+  assert_steps_are_moves(result.path, moves)
+  assert sum(cost[cell] for cell in result.path) / 4 == pytest.approx(result.distance, rel=1e-6)
   distance = dtw.subsequence_dtw(cost, *lengths(cost), moves)
-  assert found.distance == pytest.approx(float(distance), rel=1e-6)
+  assert result.distance == pytest.approx(float(distance), rel=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(4, 7), (7, 4), (1, 3), (3, 1)], ids=str)
 def test_a_whole_path_costs_its_distance_and_joins_the_corners(shape):
   cost = np.random.default_rng(0).random(shape).astype(np.float32)
-  found = alignment.whole_path(cost)
-  assert found.path[0] == (0, 0) and found.path[-1] == (shape[0] - 1, shape[1] - 1)
-  assert_steps_are_moves(found.path, "classic")
-  assert sum(cost[cell] for cell in found.path) == pytest.approx(found.distance, rel=1e-6)
-  assert found.distance == pytest.approx(float(dtw.dtw(cost, *lengths(cost))), rel=1e-6)
+  result = alignment.whole_path(cost)
+  assert result.path[0] == (0, 0) and result.path[-1] == (shape[0] - 1, shape[1] - 1)
+  assert_steps_are_moves(result.path, "classic")
+  assert sum(cost[cell] for cell in result.path) == pytest.approx(result.distance, rel=1e-6)
+  assert result.distance == pytest.approx(float(dtw.dtw(cost, *lengths(cost))), rel=1e-6)
 
 
 def test_where_no_alignment_exists_the_path_is_empty():

@@ -13,7 +13,7 @@ MOVES = {
 
 
 def paths(ref, gen, moves, starts):
-  """Every path through a matrix that begins at one of the starts and ends in the last row."""
+  """Every path through a matrix from one of the starts to the last row."""
   stack = [[start] for start in starts]
   while stack:
     path = stack.pop()
@@ -26,7 +26,7 @@ def paths(ref, gen, moves, starts):
 def cheapest(cost, moves):
   """Mean cost over all paths of a subsequence alignment, by enumeration."""
   ref, gen = cost.shape
-  # With a move along the row, a longer start in the first row or end in the last never costs less.
+  # Paths that move along the first or last row are included: they never cost less.
   every = paths(ref, gen, MOVES[moves], [(0, j) for j in range(gen)]) if ref else ()
   return min((sum(cost[cell] for cell in path) for path in every), default=np.inf) / max(ref, 1)
 
@@ -64,7 +64,7 @@ def test_whole_distances_equal_enumeration(shape):
 
 
 def padded_costs(series):
-  """|a - b| of pairs of series, padded with a number that would show."""
+  """|a - b| of pairs of series, padded with a number that would change the results."""
   lengths = np.array([[len(a), len(b)] for a, b in series], np.int32)
   cost = np.full((len(series), *lengths.max(axis=0)), -7, np.float32)
   for row, (a, b) in enumerate(series):

@@ -1,4 +1,4 @@
-"""The bonus on retrieving: when it is given, to which turns, and when it ends."""
+"""The exploration bonus: when it is given, to which turns, and when it ends."""
 
 import numpy as np
 import pytest
@@ -23,16 +23,16 @@ def _batch(rate, turns=20):
 @pytest.mark.parametrize(("rate", "bonus"), [(0.05, 1.0), (0.1, 0.5), (0.45, 0.5), (0.5, 0.0)])
 def test_retrievals_get_more_the_rarer_they_are(rate, bonus):
   batch = _batch(rate)
-  found = exploration.step(RULE, exploration.Latch(), **batch)
-  assert found.rate == pytest.approx(rate)
-  np.testing.assert_array_equal(found.bonus, bonus * batch["retrieved"])
+  result = exploration.step(RULE, exploration.Latch(), **batch)
+  assert result.rate == pytest.approx(rate)
+  np.testing.assert_array_equal(result.bonus, bonus * batch["retrieved"])
 
 
 def test_turns_that_were_not_taken_count_neither_way():
   batch = _batch(0.25)
   batch["taken"] = batch["retrieved"].copy()
-  found = exploration.step(RULE, exploration.Latch(), **batch)
-  assert found.rate == 1
+  result = exploration.step(RULE, exploration.Latch(), **batch)
+  assert result.rate == 1
 
 
 def test_enough_batches_in_a_row_above_the_threshold_end_it_for_good():
@@ -41,29 +41,29 @@ def test_enough_batches_in_a_row_above_the_threshold_end_it_for_good():
     *[(0.6, 1, False), (0.5, 2, False), (0.4, 0, False), (0.6, 1, False)],
     *[(0.6, 2, False), (0.6, 3, True), (0.05, 3, True)],
   ]:
-    found = exploration.step(RULE, latch, **_batch(rate))
-    latch = found.latch
+    result = exploration.step(RULE, latch, **_batch(rate))
+    latch = result.latch
     assert latch == exploration.Latch(above=above, closed=closed)
-  assert (found.bonus == 0).all()
+  assert (result.bonus == 0).all()
 
 
 def test_an_empty_batch_and_a_rule_without_stages_give_nothing():
   empty = {name: value[:, :0] for name, value in _batch(0.5).items()}
   assert exploration.step(RULE, exploration.Latch(), **empty).bonus.shape == (1, 0, 1)
   none = exploration.Rule(stages=())
-  found = exploration.step(none, exploration.Latch(), **_batch(0.05))
-  assert (found.bonus == 0).all() and found.latch == exploration.Latch() and none.highest == 0
+  result = exploration.step(none, exploration.Latch(), **_batch(0.05))
+  assert (result.bonus == 0).all() and result.latch == exploration.Latch() and none.highest == 0
 
 
-def test_in_the_codes_variant_every_rewarded_turn_but_the_last_of_an_episode_gets_it_and_it_never_ends():
+def test_in_variant_code_all_rewarded_turns_but_an_episodes_last_get_it_and_it_never_ends():
   total = np.zeros((1, 12, 3), np.float32)
   total[..., 0] = 0.1
   total[0, 0] = [0.1, 0.6, 1.1]
   kind = {"retrieved": np.zeros(total.shape, bool), "taken": np.ones(total.shape, bool)}
-  found = exploration.step(CODE, exploration.Latch(), total=total, **kind)
-  assert found.rate == pytest.approx(1 / 12)
-  np.testing.assert_array_equal(found.bonus[0, 0], [1, 1, 0])
-  assert (found.bonus[0, 1:] == 0).all()
+  result = exploration.step(CODE, exploration.Latch(), total=total, **kind)
+  assert result.rate == pytest.approx(1 / 12)
+  np.testing.assert_array_equal(result.bonus[0, 0], [1, 1, 0])
+  assert (result.bonus[0, 1:] == 0).all()
   always = exploration.step(
     CODE,
     exploration.Latch(),

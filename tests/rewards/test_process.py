@@ -118,7 +118,7 @@ def test_after_warm_up_batches_of_other_sizes_compile_nothing():
 
 
 def test_unequal_numbers_of_replies_and_references_are_refused():
-  with pytest.raises(errors.InputError, match="2 replies for 1 references"):
+  with pytest.raises(errors.InputError, match="2 replies but 1 references"):
     process.process_reward(["a", "b"], [["c"]])
 
 

@@ -1,4 +1,4 @@
-"""Rewards of turns: the rules of the paper and of its released code on episodes small enough to do by hand."""
+"""Turn rewards: the rules of the paper and of its released code, on episodes checked by hand."""
 
 import numpy as np
 import pytest
@@ -15,9 +15,9 @@ def _mask(indices):
   return np.isin(np.arange(POOL), indices)
 
 
-def _episodes(*found, right=True, truth=TRUTH, first=FIRST, turns=None):
-  """One prompt, one episode: turns that retrieve, then one that answers unless `right` is None."""
-  replies = [*found] if right is None else [*found, NONE]
+def _episodes(*retrieved, right=True, truth=TRUTH, first=FIRST, turns=None):
+  """One episode: turns that retrieve, then one that answers unless `right` is None."""
+  replies = [*retrieved] if right is None else [*retrieved, NONE]
   turns = turns or len(replies)
   shape = (1, 1, turns)
   frames, accuracy, taken = np.zeros((*shape, POOL), bool), np.zeros(shape), np.zeros(shape, bool)
@@ -35,8 +35,8 @@ def _episodes(*found, right=True, truth=TRUTH, first=FIRST, turns=None):
   )
 
 
-def _earned(*found, rule=None, **kind):
-  return relevance.turn_rewards(_episodes(*found, **kind), rule or relevance.Rule())
+def _earned(*retrieved, rule=None, **kind):
+  return relevance.turn_rewards(_episodes(*retrieved, **kind), rule or relevance.Rule())
 
 
 CODE = relevance.Rule(variant="code")
@@ -51,7 +51,7 @@ def test_iou_is_the_overlap_of_two_sets_of_frames():
 
 
 @pytest.mark.parametrize(
-  ("found", "paper", "code"),
+  ("retrieved", "paper", "code"),
   [
     ([WIDE], [0.5], [0.5]),
     ([MISSED], [-0.2], [0]),
@@ -61,9 +61,9 @@ def test_iou_is_the_overlap_of_two_sets_of_frames():
     ([WIDE, NONE, WIDE], [0.5, 0, 0], [0.5, 0, 0]),  # a turn between that retrieved nothing
   ],
 )
-def test_relevance_is_gained_by_improvement_and_lost_by_a_worse_look(found, paper, code):
+def test_relevance_is_gained_by_improvement_and_lost_by_a_worse_look(retrieved, paper, code):
   for rule, expected in [(relevance.Rule(), paper), (CODE, code)]:
-    earned = _earned(*found, rule=rule)
+    earned = _earned(*retrieved, rule=rule)
     np.testing.assert_allclose(earned.relevance[0, 0], [*expected, 0], atol=1e-6)
 
 
@@ -121,8 +121,8 @@ def test_without_known_evidence_relevance_is_not_scored_but_counted():
 
 
 def test_recall_is_of_all_that_was_shown_which_the_last_turns_frames_are_not():
-  one = _episodes(MISSED, first=(2, 7))
-  assert one.recall()[0, 0] == 0.5
+  episode = _episodes(MISSED, first=(2, 7))
+  assert episode.recall()[0, 0] == 0.5
   assert _episodes((3,), first=(2, 7)).recall()[0, 0] == 1
   assert _episodes((3,), first=(2, 7), right=None).recall()[0, 0] == 0.5
   assert np.isnan(_episodes(EXACT, truth=NONE).recall()[0, 0])
@@ -143,7 +143,7 @@ def test_padding_changes_nothing_and_earns_nothing():
 
 
 def _random(rng, shape=(4, 3, 5)):
-  """Episodes that never retrieve and answer in one turn, and answer in the last one or not at all."""
+  """Random episodes. No turn both retrieves and answers; only the last turn may answer."""
   prompts, group, turns = shape
   taken = np.arange(turns) < rng.integers(0, turns + 1, (prompts, group, 1))
   last = taken & ~np.roll(taken & (np.arange(turns) > 0), -1, axis=-1)

@@ -8,9 +8,9 @@ from vr_jax.rewards import buckets, rouge, words
 
 
 def padded(texts, length=None):
-  rows = buckets.Rows(texts)
+  rows = buckets.RaggedRows(texts)
   width = int(rows.lengths.max(initial=0)) if length is None else length
-  return rows.padded(np.arange(len(texts)), width, len(texts))
+  return rows.pad(np.arange(len(texts)), width, len(texts))
 
 
 def ids(texts, length=None):

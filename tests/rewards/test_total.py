@@ -1,4 +1,4 @@
-"""Every text earns a number in its range: no exception, no nan, no input that takes long."""
+"""Every text gets a reward in its range: no exception, no nan, and no input takes long."""
 
 import time
 
@@ -11,7 +11,7 @@ from vr_jax import records
 from vr_jax.rewards import accuracy, process, steps
 from vr_jax.rewards import format as format_lib
 
-# st.characters() has unpaired surrogates, which st.text() leaves out.
+# st.characters() includes unpaired surrogates, which st.text() leaves out.
 PIECES = st.one_of(
   st.sampled_from(
     [
@@ -82,8 +82,8 @@ def test_every_trace_earns_a_process_reward_between_zero_and_one(replies, refere
   assert scored.reward.shape == (len(replies),)
   assert np.all((scored.reward >= 0) & (scored.reward <= 1))
   assert all(np.all((cost >= 0) & (cost <= 1)) for cost in scored.costs)
-  for index, found in enumerate(scored.steps):
-    assert all(step.strip() == step != "" for step in found)
+  for index, reply_steps in enumerate(scored.steps):
+    assert all(step.strip() == step != "" for step in reply_steps)
     drawn = scored.alignment(index)
     assert (drawn["distance"] is None) == (drawn["path"] == []) == (scored.reward[index] == 0)
 

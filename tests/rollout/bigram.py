@@ -25,6 +25,15 @@ class Cache:
   def kept(self, layout, slots):
     return self
 
+  def placed(self, place):
+    return self
+
+  def written(self, layout, new, slots, starts, counts):
+    return self
+
+  def grown(self, layout, length):
+    return self
+
 
 class Bigram(nnx.Module):
   """`table` [vocab, vocab]: logits of the next token, a row for each last token."""
@@ -57,10 +66,10 @@ class Bigram(nnx.Module):
   def start_cache(self, prefix, slots, length):
     return Cache()
 
-  def reading(self, prefix):
+  def prepare_decode(self, prefix):
     return prefix
 
-  def decode(self, reading, cache, tokens, index, seats):
+  def decode(self, constants, cache, tokens, index, seats):
     return self._hidden(tokens), cache
 
   def output_rows(self):
@@ -80,16 +89,11 @@ def prompts(*tokens):
     [[records.Kind.TEXT] * len(r) + [records.Kind.PAD] * (length - len(r)) for r in tokens],
     np.int32,
   )
-  vision = records.Vision(
-    patches=np.zeros((len(rows), 0, 4, 12), np.float32),
-    rows=np.zeros((len(rows), 0, 4, 2), np.int32),
-    window=np.zeros((len(rows), 0, 4), np.int32),
-  )
   return records.Prompt(
     tokens=rows,
     kind=kind,
-    positions=np.zeros((3, *rows.shape), np.int32),
+    positions=np.zeros((*rows.shape, 1), np.int32),
     next_position=np.array([len(r) for r in tokens], np.int32),
     media_index=np.full(rows.shape, -1, np.int32),
-    vision=vision,
+    vision=np.zeros((len(rows), 0, 4, 12), np.float32),
   )

@@ -13,7 +13,8 @@ import numpy as np
 from benchmarks import workload
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.qwen2_5_vl import conversation, model, processor, prompts
+from vr_jax.models.common import conversation, prompts
+from vr_jax.models.qwen2_5_vl import model, processor
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import episodes, sampler
 
@@ -68,7 +69,7 @@ def opening(count: int) -> list[prompts.Encoded]:
 
 def batch(encoded) -> records.Prompt:
   sizes = prompts.Sizes(prefix=64, frames=2, patches=16)
-  return prompts.pad(encoded, CONFIG.vision, sizes, pad_token=PROCESSOR.pad_token)
+  return PROCESSOR.pad(encoded, sizes)
 
 
 def decoding(**changes) -> sampler.Decoding:
@@ -96,6 +97,8 @@ class Chat:
   threads: names of those that it was asked on; slow: seconds that every third answer takes; first: number of its first prompt.
   """
 
+  axes = PROCESSOR.axes
+
   def __init__(self, *, slow: float = 0.0, first: int = 0):
     self.slow, self.first, self.threads = slow, first, set()
 
@@ -112,7 +115,7 @@ class Chat:
     return PROCESSOR.continue_conversation([turn], after=replies[-1], name=name)
 
   def pad(self, encoded, sizes):
-    return prompts.pad(encoded, CONFIG.vision, sizes, pad_token=PROCESSOR.pad_token)
+    return PROCESSOR.pad(encoded, sizes)
 
 
 def _words(rng) -> str:

@@ -5,7 +5,7 @@ import numpy as np
 from tests.rollout import chat
 from vr_jax import records
 from vr_jax.envs import video_mtr
-from vr_jax.models.qwen2_5_vl import prompts
+from vr_jax.models.common import prompts
 from vr_jax.rewards import exploration
 from vr_jax.rollout import dialogue
 
@@ -53,7 +53,7 @@ def test_only_the_frames_that_a_turn_shows_are_read():
 
 def test_pixels_stand_where_their_index_is_said():
   shown = _host().observe(0, 0, (_ids(LOOK),))
-  firsts = [float(frame.patches.mean()) for frame in shown.frames]
+  firsts = [float(frame.vision.patches.mean()) for frame in shown.frames]
   alone = _host().prompt(0)
   tenth = float(alone.frames[2].patches.mean())
   assert firsts[0] == tenth and firsts[1] > tenth

@@ -17,8 +17,7 @@ import pytest
 from launch import local
 from tests.rollout import chat
 from vr_jax import errors, records
-from vr_jax.models import packing
-from vr_jax.models.qwen2_5_vl import prompts
+from vr_jax.models.common import packing, prompts
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import forward, sampler, suffixes, turns
 
@@ -149,8 +148,8 @@ def test_log_probs_are_those_of_one_forward_over_each_whole_conversation():
     start, length = len(opening[row].tokens), (rollout.kind[row, member] > 0).sum()
     tokens = whole[number].tokens[start:]
     np.testing.assert_array_equal(rollout.tokens[row, member, :length], tokens)
-    places = rollout.suffix.positions[row, member, :length].T
-    np.testing.assert_array_equal(places, whole[number].positions[:, start:])
+    places = rollout.suffix.positions[row, member, :length]
+    np.testing.assert_array_equal(places, whole[number].positions[start:])
     mine = rollout.kind[row, member, :length] == records.Kind.MODEL
     expected = scores[number, start - 1 :][:length][mine]
     said = rollout.log_probs[row, member, :length][mine]

@@ -8,7 +8,7 @@ import pytest
 from tests.train import nano
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models import packing
+from vr_jax.models.common import packing
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import forward
 from vr_jax.train import initialization, steps

@@ -9,7 +9,7 @@ import pytest
 from tests.rollout import chat
 from tests.train import nano
 from vr_jax import records
-from vr_jax.models.qwen2_5_vl import names
+from vr_jax.models.common import weight_mapping
 from vr_jax.rl import loss as loss_lib
 from vr_jax.rollout import forward, sampler
 
@@ -69,7 +69,8 @@ def test_log_probs_loss_and_gradients_are_those_of_replicated_prompts(group):
   for found, there in zip(scores, of_copies, strict=True):
     np.testing.assert_allclose(found, there.reshape(found.shape), rtol=0, atol=TOLERANCE)
   gradients, wanted = (
-    {name: x.get_value() for name, x in names.flat(tree).items()} for tree in (gradients, wanted)
+    {name: x.get_value() for name, x in weight_mapping.flat(tree).items()}
+    for tree in (gradients, wanted)
   )
   difference = nano.largest_difference(gradients, wanted)
   assert difference.value <= TOLERANCE, difference

@@ -14,7 +14,8 @@ from benchmarks import workload
 from tests.rollout import chat
 from vr_jax import errors, records, rollout
 from vr_jax.envs import video_mtr
-from vr_jax.models.qwen2_5_vl import processor, prompts
+from vr_jax.models.common import prompts
+from vr_jax.models.qwen2_5_vl import processor
 from vr_jax.rollout import dialogue, session, turns
 
 OPTIONS = ("A. red", "B. blue")

@@ -42,12 +42,20 @@ def test_every_size_is_within_its_own_choices(path, size):
     ("configs/videop2r.py", "judge.blinded", True),
     ("configs/moss_chatv.py", "rl.credit", "gae"),
     ("configs/moss_chatv.py", "rl.group", 1),
+    ("configs/moss_chatv.py", "rl.dual_clip", 1.2),
+    ("configs/moss_chatv.py", "rl.baseline", "leave_one_out"),
+    ("configs/moss_chatv.py", "rl.overlong_buffer", 73),
+    ("configs/moss_chatv.py", "rl.overlong_max_tokens", 8),
+    ("configs/moss_chatv.py", "rl.overlong_max_tokens", 73),
     ("configs/video_mtr.py", "env.turns", 5),
     ("configs/video_mtr.py", "data.sampling", "uniform"),
     ("configs/video_mtr.py", "eval.blind", True),
     ("configs/video_mtr.py", "rl.resampling", 2),
     ("configs/video_mtr.py", "model.feature_cache_gib", 1.0),
     ("configs/video_mtr.py", "rl.credit", "segments"),
+    ("configs/video_mtr.py", "rl.credit", "joint"),
+    ("configs/video_mtr.py", "rl.credit", "outcome"),
+    ("configs/video_mtr.py", "rl.baseline", "leave_one_out"),
     ("configs/video_mtr.py", "env.demonstrated", 0.0),
     ("configs/video_mtr.py", "turns.frame_buckets", (2,)),
     ("configs/video_mtr.py", "turns.time_buckets", (128,)),
@@ -64,6 +72,38 @@ def test_a_field_that_does_not_go_with_the_others_is_named(path, field, value):
   named = {"env.turns": "env.window", "env.demonstrated": "sft.steps"}.get(field, field)
   with pytest.raises(errors.InputError, match=f"--config.{named}"):
     config_checks.check(config)
+
+
+@pytest.mark.parametrize(
+  ("named", "fields"),
+  [
+    ("dual_clip", {"dual_clip": 3.0, "objective": "cispo"}),
+    ("dual_clip", {"dual_clip": 1.4, "clip_high": 0.4}),
+    ("importance_sampling_level", {"importance_sampling_level": "sequence", "objective": "cispo"}),
+    ("overlong_buffer", {"overlong_buffer": 9, "overlong_max_tokens": 8}),
+  ],
+)
+def test_options_of_the_loss_that_do_not_go_together_are_refused(named, fields):
+  config = nano.recipe("tiny", nano.RECIPE)
+  config.rl.update(fields)
+  with pytest.raises(errors.InputError, match=f"--config.rl.{named}"):
+    config_checks.check(config)
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"dual_clip": 1.21, "importance_sampling_level": "sequence"},
+    {"objective": "cispo", "clip_low": 1.0, "clip_high": 4.0},
+    {"baseline": "leave_one_out", "normalise": False, "credit": "joint"},
+    {"overlong_buffer": 72},
+    {"overlong_buffer": 8, "overlong_max_tokens": 8},
+  ],
+)
+def test_options_of_the_loss_that_go_together_are_taken(fields):
+  config = nano.recipe("tiny", nano.RECIPE)
+  config.rl.update(fields)
+  config_checks.check(config)
 
 
 @pytest.mark.parametrize(("credit", "steps"), [("gae", 50), ("episode", 0)])

@@ -13,8 +13,9 @@ from tests.rl import plain_gae
 from tests.train import nano
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models import packing
+from vr_jax.models.common import packing
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rl import gae
 from vr_jax.rollout import encoder
 from vr_jax.train import checkpoints, critic, initialization
 from vr_jax.train import state as state_lib
@@ -268,7 +269,8 @@ def test_credit_is_bi_level_gae_of_the_scores_and_the_penalty_and_skips_turns_wi
   scores, rollout, values, reference = _episodes()
   discounts = {"gamma_turn": 0.9, "gamma_token": 0.97, "decay": 0.8}
   section = ml_collections.ConfigDict({**discounts, "placement": placement, "kl_weight": beta})
-  found = critic.make_credit(section)(scores, rollout, values, reference if beta else None)
+  credit = gae.make_credit(section, answer_reward="accuracy")
+  found = credit(scores, rollout, values, reference if beta else None)
   advantages, returns, metrics = jax.tree.map(np.asarray, found)
   counted = np.take_along_axis(scores.valid, rollout.turn, axis=2)
   mask = counted & (rollout.kind == records.Kind.MODEL)

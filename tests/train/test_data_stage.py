@@ -117,7 +117,7 @@ def test_text_that_spells_media_tokens_is_trained_on_as_text(tmp_path):
   (item,) = (item for item in batch.items if "<|" in item.example.question)
   prompt = item.encoded
   assert (prompt.kind == records.Kind.VIDEO).sum() == sum(
-    grid.tokens(context.model.vision) for grid in prompt.grids
+    grid.frames * grid.patches // 4 for grid in prompt.grids
   )
   assert "<|image_pad|>" in context.processor.decode(item.reply)
 

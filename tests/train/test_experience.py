@@ -15,13 +15,14 @@ from tests.train import counting, nano
 from vr_jax import errors, records
 from vr_jax.envs import registry
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
+from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.rollout import decode_replies, encoder
 from vr_jax.train import (
   batching,
   clock,
   experience,
   features,
+  initialization,
   learner,
   metrics,
   padding,

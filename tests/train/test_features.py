@@ -11,7 +11,7 @@ import pytest
 from tests.train import nano
 from vr_jax import errors
 from vr_jax.data import frame_store
-from vr_jax.models.qwen2_5_vl import names
+from vr_jax.models.common import weight_mapping
 from vr_jax.rollout import encoder
 from vr_jax.train import batching, features, initialization, metrics, rl_loop, sft_loop
 
@@ -272,9 +272,11 @@ def test_the_fingerprint_is_that_of_the_weights_and_not_of_the_devices_that_hold
 
 
 def _changed(tower, change):
-  flat = dict(names.flat(tower))
+  flat = dict(weight_mapping.flat(tower))
   patch = flat["patch"]
-  return names.unflat({**flat, "patch": patch.replace(jnp.asarray(change(np.array(patch[...]))))})
+  return weight_mapping.unflat(
+    {**flat, "patch": patch.replace(jnp.asarray(change(np.array(patch[...]))))}
+  )
 
 
 def _last_bit_of_one(x):

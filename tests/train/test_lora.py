@@ -9,7 +9,7 @@ import pytest
 from tests.train import nano
 from vr_jax import errors
 from vr_jax.models import qwen2_5_vl
-from vr_jax.models.qwen2_5_vl import lora, names
+from vr_jax.models.common import lora, weight_mapping
 from vr_jax.train import (
   batching,
   export_stage,
@@ -60,7 +60,7 @@ def start(context):
 
 
 def host(params):
-  return {name: np.asarray(v.get_value()) for name, v in names.flat(params).items()}
+  return {name: np.asarray(v.get_value()) for name, v in weight_mapping.flat(params).items()}
 
 
 def batch(context):
@@ -92,7 +92,7 @@ def test_adapters_move_and_the_base_does_not(context, trained):
 
 def test_the_optimizer_holds_moments_of_adapters_only(context, trained):
   _, state = trained
-  adapters = [v for n, v in names.flat(state.params).items() if lora.is_adapter(n)]
+  adapters = [v for n, v in weight_mapping.flat(state.params).items() if lora.is_adapter(n)]
   size = sum(v.get_value().size for v in adapters)
   held = sum(x.size for x in jax.tree.leaves(state.optimizer_state) if x.ndim)
   assert len(adapters) == 2 * len(MATRICES)
@@ -138,8 +138,8 @@ def test_the_base_of_a_pretrained_model_is_read_in_its_dtype_and_adapters_change
   expected = qwen2_5_vl.from_pretrained(pretrained, dtype="bfloat16")[1]
   for name, value in host(expected).items():
     np.testing.assert_array_equal(host(params)[name], value, err_msg=name)
-  for name, variable in names.flat(params).items():
-    wanted = names.flat(on.abstract_params)[name].get_value().sharding
+  for name, variable in weight_mapping.flat(params).items():
+    wanted = weight_mapping.flat(on.abstract_params)[name].get_value().sharding
     assert variable.get_value().sharding == wanted, name
 
 
@@ -154,7 +154,7 @@ def test_rl_from_the_base_stays_close_to_the_base_without_a_copy_of_it(data, mon
   )
   rl_loop.train(config, tmp_path)
   context = run_context.make_run_context(config, tmp_path)
-  flat = names.flat(context.abstract_params)
+  flat = weight_mapping.flat(context.abstract_params)
   adapters = sum(v.get_value().size for n, v in flat.items() if lora.is_adapter(n))
   assert sum(copied) == adapters
 
@@ -174,7 +174,7 @@ def test_adapters_are_written_alone_and_an_export_that_ended_then_goes_on_to_the
 ):
   nano.use_devices(monkeypatch, 4)
   with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
-    killed.setattr(qwen2_5_vl, "save_pretrained", mock.Mock(side_effect=KeyboardInterrupt))
+    killed.setattr(export, "save_pretrained", mock.Mock(side_effect=KeyboardInterrupt))
     export_stage.export(context.config, workdir)
   assert (workdir / "export-adapter" / "adapter_config.json").is_file()
   assert not (workdir / "export").exists()

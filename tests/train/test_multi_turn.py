@@ -15,7 +15,7 @@ from vr_jax import errors, records
 from vr_jax.envs import video_mtr
 from vr_jax.eval import stage
 from vr_jax.models.qwen2_5_vl import processor
-from vr_jax.train import advantages as advantages_lib
+from vr_jax.rl import advantages as advantages_lib
 from vr_jax.train import data_stage, experience, metrics, rl_loop, steps
 
 RECIPE = "configs/video_mtr.py"
@@ -129,14 +129,14 @@ def test_with_credit_by_episode_every_token_gets_what_all_turns_earned_together(
   valid = np.array([[[1, 1], [1, 0], [1, 1]]], bool)
   turn = np.array([[[0, -1, 1], [0, -1, -1], [0, -1, 1]]], np.int32)
   scores = records.Scores(rewards={"accuracy": total}, valid=valid, total=total)
-  advantages, signal, values = advantages_lib.assign_credit(
+  advantages, signal, values = advantages_lib.compute_advantages(
     jax.tree.map(jnp.asarray, scores),
     jnp.asarray(turn),
     segments=("turn 1", "turn 2"),
     multi_turn=True,
-    whole=True,
+    credit="episode",
     normalise=False,
-    budget=1,
+    max_tokens=1,
   )
   np.testing.assert_allclose(advantages, [[[-2, 0, -2], [-2, 0, 0], [4, 0, 4]]], rtol=1e-6)
   assert signal.all() and values["cut_off_share"] == 1

@@ -50,7 +50,6 @@ def test_replies_that_an_endpoint_leaves_without_a_verdict_are_counted_and_the_k
       judge__base_url=server.url("openai"),
       judge__key_variable=VARIABLE,
       judge__retries=1,
-      judge__backoff=0.001,
     )
     for mode in ("data", "rl"):
       main.run(config, tmp_path, mode)

@@ -11,8 +11,8 @@ from tests.train import nano
 from vr_jax import records
 from vr_jax.envs import registry
 from vr_jax.eval import stage
-from vr_jax.models.qwen2_5_vl import prompts
-from vr_jax.train import advantages as advantages_lib
+from vr_jax.models.common import prompts
+from vr_jax.rl import advantages as advantages_lib
 from vr_jax.train import data_stage, metrics, rl_loop
 
 NAMES = ("perception", "reasoning")
@@ -23,12 +23,13 @@ def test_every_token_gets_the_advantage_of_its_own_segment_over_its_own_group():
   valid = np.array([[[1, 1], [1, 1], [0, 1]]], bool)
   segment = np.array([[[0, 1, -1], [0, 0, 1], [0, 1, 1]]], np.int32)
   scores = records.Scores(rewards={"accuracy": total}, valid=valid, total=total)
-  advantages, signal, values = advantages_lib.assign_credit(
+  advantages, signal, values = advantages_lib.compute_advantages(
     jax.tree.map(jnp.asarray, scores),
     jnp.asarray(segment),
     segments=NAMES,
+    credit="segments",
     normalise=True,
-    budget=3,
+    max_tokens=3,
   )
   low, high = -(2**0.5), 2**-0.5  # of 2, beside 5 and 5
   expected = [[[-1, high, 0], [1, 1, high], [0, low, low]]]

@@ -1,4 +1,4 @@
-"""Text-only predictors: what can be guessed of an answer without seeing a frame."""
+"""Text-only predictors: how well can an answer be guessed without seeing a frame?"""
 
 import collections
 import re
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def template(question):
-  """The question's text with its values masked, so that a template is one class."""
+  """The question's text with its values masked, so that questions of one template are equal."""
   text = question.text
   for word in {question.value, question.plan.asked[0][0]} - {""}:
     text = text.replace(word, "_")
@@ -36,10 +36,10 @@ def naive_bayes(train, test):
 
 
 def option_scores(train, test):
-  """For each option: how often a text has been right where it was offered, given the words of the question.
+  """Logistic regression: how often an option text was right, given the question's words.
 
-  Logistic regression over (option text, letter, question word x option text), by gradient descent. An answer without
-  options is scored as if every choice were an option.
+  Features are the option's text, its letter, and each pair of question word and option text. The
+  weights are fitted by gradient descent. Without options, every choice is scored as an option.
   """
   index: dict[str, int] = {}
   data = [[_features(question, answer, index) for answer in question.choices] for question in train]
@@ -48,10 +48,10 @@ def option_scores(train, test):
   for epoch in range(3):
     for rows, answer in zip(data, right, strict=True):
       scores = np.array([weights[row].sum() for row in rows])
-      share = np.exp(scores - scores.max())
-      share /= share.sum()
-      share[answer] -= 1
-      for row, slope in zip(rows, share, strict=True):
+      slopes = np.exp(scores - scores.max())
+      slopes /= slopes.sum()
+      slopes[answer] -= 1
+      for row, slope in zip(rows, slopes, strict=True):
         weights[row] -= 0.1 / (1 + epoch) * slope
   hits = []
   for question in test:
@@ -62,7 +62,7 @@ def option_scores(train, test):
 
 
 def margin(hits, questions):
-  """How far accuracy lies above chance, in units of the half width of chance's 99 % interval."""
+  """How far accuracy is above chance, in units of half the width of chance's 99 % interval."""
   chance = np.array([1 / len(question.choices) for question in questions])
   half = 2.576 * np.sqrt((chance * (1 - chance)).sum()) / len(chance)
   return (hits.mean() - chance.mean()) / half

@@ -35,8 +35,8 @@ def texts(example):
   return [step.text for step in example.steps]
 
 
-def claim(text):
-  """The claims of a text as (object, value, start), with "not" where denied."""
+def parse(text):
+  """The claims of a text as (object, value, start), with "not" before a denied value."""
   return [
     (c.object, f"not {c.value}" if c.denied else c.value, c.start)
     for c in claims_lib.read_claims([text])
@@ -84,39 +84,70 @@ def test_a_wrong_word_in_the_trace_lowers_its_score():
 @pytest.mark.parametrize(
   "paraphrase",
   [
-    ["The circle is red at 0s and green at 2s, still green at 4s.", "Red at 6s, the circle is green at 8s."],
+    [
+      "The circle is red at 0s and green at 2s, still green at 4s.",
+      "Red at 6s, the circle is green at 8s.",
+    ],
     ["0s: red circle", "2s: green circle", "4s: green disc", "6s: red ball", "8s: green circle"],
-    ["At 0 seconds we see a red circle.", "It is green at 2 s.", "It stays green at 4 sec.", "At 6s it's red.", "I think at 8s it would be green again."],
-    ["From 0s to 2s the circle is red.", "Between 2s and 6s the circle is green; at 6s it is red.", "It'll be green at t=8."],
-    ["AT 0S THE CIRCLE IS RED! AT 2S THE CIRCLE TURNS GREEN! By 4 it is green. 6s: it is red. 8s: green."],
+    [
+      "At 0 seconds we see a red circle.",
+      "It is green at 2 s.",
+      "It stays green at 4 sec.",
+      "At 6s it's red.",
+      "I think at 8s it would be green again.",
+    ],
+    [
+      "From 0s to 2s the circle is red.",
+      "Between 2s and 6s the circle is green; at 6s it is red.",
+      "It'll be green at t=8.",
+    ],
+    [
+      "AT 0S THE CIRCLE IS RED! AT 2S THE CIRCLE TURNS GREEN! By 4 it is green. 6s: it is red. "
+      "8s: green."
+    ],
   ],
-)  # fmt: skip
+)
 def test_a_paraphrase_scores_as_high_as_the_reference(paraphrase):
   assert consistency.trace_consistency(paraphrase, STATES, reference=TRACE).score == 1.0
 
 
 @pytest.mark.parametrize(
-  ("text", "found"),
+  ("text", "expected"),
   [
-    ("At 2s, the large red star is at the upper left.", [("star", "large", 2), ("star", "red", 2), ("star", "top left", 2)]),
-    ("At 2s the circle and the star are inside the box.", [("circle", "inside", 2), ("star", "inside", 2)]),
-    ("At 2s the circle is inside and the star is outside.", [("circle", "inside", 2), ("star", "outside", 2)]),
+    (
+      "At 2s, the large red star is at the upper left.",
+      [("star", "large", 2), ("star", "red", 2), ("star", "top left", 2)],
+    ),
+    (
+      "At 2s the circle and the star are inside the box.",
+      [("circle", "inside", 2), ("star", "inside", 2)],
+    ),
+    (
+      "At 2s the circle is inside and the star is outside.",
+      [("circle", "inside", 2), ("star", "outside", 2)],
+    ),
     ("The square isn't red at 4s.", [("square", "not red", 4)]),
     ("At 4s the square is not in the box.", [("square", "outside", 4)]),
     ("At 4s the square is no longer visible.", [("square", "hidden", 4)]),
     ("The square cannot be seen at 4s.", [("square", "hidden", 4)]),
     ("The cross leaves the box at 2.5s.", [("cross", "outside", 2.5)]),
     ("At 0s, the cross is at the middle right.", [("cross", "middle right", 0)]),
-    ("At 0s, the cross is in the middle, at 2s at the bottom center.", [("cross", "centre", 0), ("cross", "bottom centre", 2)]),
-    ("At 6s, big and violet, the diamond is covered.", [("diamond", "large", 6), ("diamond", "purple", 6), ("diamond", "hidden", 6)]),
+    (
+      "At 0s, the cross is in the middle, at 2s at the bottom center.",
+      [("cross", "centre", 0), ("cross", "bottom centre", 2)],
+    ),
+    (
+      "At 6s, big and violet, the diamond is covered.",
+      [("diamond", "large", 6), ("diamond", "purple", 6), ("diamond", "hidden", 6)],
+    ),
     ("The circle is red.", []),
     ("At 2s something is afoot.", []),
     ("At 2s it is green.", []),
     ("", []),
   ],
-)  # fmt: skip
-def test_sentences_are_read_as_they_are_meant(text, found):
-  assert claim(text) == found
+)
+def test_sentences_are_read_as_they_are_meant(text, expected):
+  assert parse(text) == expected
 
 
 def test_what_the_trace_leaves_out_counts_against_it():
@@ -228,5 +259,5 @@ def test_a_hundred_kilobytes_are_read_in_linear_time(piece):
   text = piece * (100_000 // len(piece))
   start = time.perf_counter()
   consistency.trace_consistency([text], STATES, reference=TRACE)
-  # A quadratic reader takes minutes; the type checks of the tests alone take a second.
+  # A quadratic parser would take minutes. The type checks of the tests alone take a second.
   assert time.perf_counter() - start < 10

@@ -21,10 +21,12 @@ WORLD = config_lib.WorldConfig(
   columns=2,
   objects_max=2,
   lives=config_lib.DISPLAYS,
-  families=config_lib.READINGS,
+  families=config_lib.DISPLAY_FAMILIES,
 )
 MIXED = dataclasses.replace(
-  WORLD, lives=("cycle", "move", *config_lib.DISPLAYS), families=("choice", *config_lib.READINGS)
+  WORLD,
+  lives=("cycle", "move", *config_lib.DISPLAYS),
+  families=("choice", *config_lib.DISPLAY_FAMILIES),
 )
 
 
@@ -41,7 +43,7 @@ def at_56_pixels(image):
 def test_a_world_has_displays_only_where_it_names_them():
   world = config_lib.WorldConfig()
   assert not set(world.lives) & set(config_lib.DISPLAYS)
-  assert not set(world.families) & set(config_lib.READINGS)
+  assert not set(world.families) & set(config_lib.DISPLAY_FAMILIES)
   for example in examples(world, 20):
     assert not {state.attribute for state in example.states} & {"label", "charge"}
 
@@ -51,8 +53,8 @@ def test_only_objects_with_a_display_have_a_label_or_a_charge():
   for index in range(60):
     scene, (example,) = write.sample_video(MIXED, seed=5, index=index, questions=1)
     for thing in scene.objects:
-      told = {s.attribute for s in example.states if s.object == thing.shape}
-      assert told & {"label", "charge"} == set(thing.displayed)
+      attributes = {s.attribute for s in example.states if s.object == thing.shape}
+      assert attributes & {"label", "charge"} == set(thing.displayed)
       seen.add(thing.displayed)
   assert seen == {(), ("label",), ("charge",)}
 
@@ -76,13 +78,13 @@ def test_at_56_pixels_displays_can_still_be_read_from_the_file(tmp_path, digits)
 
 
 def below(image, centre):
-  """What lies below an object's middle, in its quarter of 56 x 56 pixels."""
+  """The pixels below an object's centre, in its quarter of a 56 x 56 image."""
   left, top = (int(value) // 2 - 14 for value in centre)
   return image[top + 10 : top + 28, left : left + 28]
 
 
 def nearest_label(plate, config):
-  """The label whose drawing is the most like what is there."""
+  """The label whose drawing is closest to the pixels."""
   distances = {}
   for label in config.values("label"):
     image = np.full((112, 112, 3), 118.0, np.float32)
@@ -93,7 +95,7 @@ def nearest_label(plate, config):
 
 
 def charge_of(plate, config):
-  """How much of the bar's middle row is bright, to the nearest of the charges by ratio."""
+  """The charge closest, by ratio, to the bright fraction of the bar's middle row."""
   row = plate[9].mean(axis=1)
   low, high = np.mean(displays.PLATE), np.mean(displays.INK)
   inner = 56 / 2 * (0.92 - 2 * 0.05)
@@ -164,7 +166,7 @@ def test_a_number_alone_is_no_label(text):
 
 @pytest.fixture(scope="module")
 def many():
-  """Questions of single scenes, about numbers of one digit: there are ten, which can be learnt from so few questions."""
+  """Questions of one scene each, with labels of one digit: ten labels can be learnt from 1800."""
   config = dataclasses.replace(MIXED, lives=config_lib.DISPLAYS, digits=1)
   rngs = (np.random.default_rng([9, index]) for index in range(1800))
   return [questions_lib.sample(rng, config, 1)[1][0] for rng in rngs]

@@ -32,7 +32,7 @@ def sample(config, count, *, each=3, seed=0):
 
 
 def future(shown_values, cells):
-  """What a viewer of the shown cells expects: the shortest period that fits goes on."""
+  """What a viewer of the shown cells expects: the shortest period that fits continues."""
   count = len(shown_values)
   period = next(
     p
@@ -56,8 +56,8 @@ def solve(question, scene, config):
     return str(sum(a != b for a, b in zip(lines[0], lines[0][1:], strict=False)))
   if plan.family == "occupancy":
     return str([line[plan.cell] for line in lines].count("inside"))
-  told = " and ".join(line[plan.cell] for line in lines)
-  return {option[3:]: option[0] for option in question.options}.get(told, told)
+  value = " and ".join(line[plan.cell] for line in lines)
+  return {option[3:]: option[0] for option in question.options}.get(value, value)
 
 
 @pytest.mark.parametrize("config", [FULL, TINY, LONG], ids=["full", "tiny", "long"])
@@ -130,13 +130,13 @@ def test_questions_never_name_what_they_ask_for():
 
 def test_too_many_questions_for_a_scene_are_refused():
   config = dataclasses.replace(TINY, lives=("grow",), families=("choice",), objects_max=1)
-  with pytest.raises(errors.InputError, match=r"worlds\.families: no scene offers 2 different"):
+  with pytest.raises(errors.InputError, match=r"worlds\.families: no scene allows 2 different"):
     questions_lib.sample(np.random.default_rng(0), config, 2)
 
 
 @pytest.fixture(scope="module", params=[FULL, TINY], ids=["full", "tiny"])
 def many(request):
-  """Several thousand questions, one a scene: questions on one scene are not independent."""
+  """Several thousand independent questions: one a scene, since those of a scene depend."""
   return [question for _, question in sample(request.param, 2600, each=1, seed=7)]
 
 

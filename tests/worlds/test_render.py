@@ -128,7 +128,7 @@ def test_objects_share_the_box_without_touching():
 def test_a_box_is_the_smallest_around_the_mask():
   masks = np.zeros((1, 2, 10, 12), bool)
   masks[0, 1, 2:5, 3:11] = True
-  np.testing.assert_array_equal(render_lib.boxes_of(masks), [[[0, 0, 0, 0], [3, 2, 11, 5]]])
+  np.testing.assert_array_equal(render_lib.compute_boxes(masks), [[[0, 0, 0, 0], [3, 2, 11, 5]]])
 
 
 def test_the_mp4_is_h264_and_decodes_to_the_drawn_colours(tmp_path):
@@ -161,16 +161,16 @@ def test_at_56_pixels_colour_place_and_size_can_still_be_read_from_the_file(tmp_
     for cell in range(scene.cells):
       image = PIL.Image.fromarray(frames[round(cell * scene.dwell * scene.fps)])
       read = read_zones(np.asarray(image.resize((56, 56), PIL.Image.Resampling.BICUBIC)))
-      told = [
+      expected = [
         tuple(scene.value(thing, name, cell) for name in ("place", "colour", "size"))
         for thing in scene.objects
       ]
-      assert sorted(read) == sorted(told)
+      assert sorted(read) == sorted(expected)
 
 
 def read_zones(image):
-  """(place, colour, size) of what stands out in each quarter of a 56 x 56 picture."""
-  found = []
+  """(place, colour, size) of the coloured object in each quarter of a 56 x 56 image."""
+  objects = []
   for index, place in enumerate(config_lib.place_names(2, 2)):
     row, column = divmod(index, 2)
     zone = image[28 * row : 28 * row + 28, 28 * column : 28 * column + 28].astype(int)
@@ -178,11 +178,11 @@ def read_zones(image):
     bright = saturation > 50
     if not bright.any():
       continue
-    core = saturation > 0.75 * saturation.max()  # the rim is mixed with the ground
+    core = saturation > 0.75 * saturation.max()  # without the rim, which mixes with the background
     height = np.ptp(np.nonzero(bright)[0]) + 1
     size = config_lib.SIZES[int(height > 12.5) + int(height > 18.5)]
-    found.append((place, nearest_colour(zone[core]), size))
-  return found
+    objects.append((place, nearest_colour(zone[core]), size))
+  return objects
 
 
 def test_the_same_frames_give_the_same_file(tmp_path):

@@ -44,8 +44,8 @@ def images(scene):
   return np.stack([frame.image for frame in render.iterate_frames(scene)])
 
 
-def told_otherwise(scene, plan, colour):
-  """The same scene, but that the answer is another colour."""
+def with_answer(scene, plan, colour):
+  """The same scene with another colour as the answer."""
   ((shape, _),) = plan.asked
   thing = scene.object(shape)
   other = dataclasses.replace(thing, colour=colour)
@@ -55,7 +55,7 @@ def told_otherwise(scene, plan, colour):
     other = dataclasses.replace(
       thing, lives=(scene_lib.Life(kind="flicker", values=tuple(values)),)
     )
-  objects = tuple(other if one is thing else one for one in scene.objects)
+  objects = tuple(other if each is thing else each for each in scene.objects)
   return dataclasses.replace(scene, objects=objects)
 
 
@@ -88,7 +88,7 @@ def test_frames_outside_the_span_are_the_same_whatever_the_answer_is(config):
     )
     now = scene.value(scene.object(question.plan.asked[0][0]), "colour", question.plan.cell)
     other = next(colour for colour in config.colours if colour != now)
-    same = images(scene) == images(told_otherwise(scene, question.plan, other))
+    same = images(scene) == images(with_answer(scene, question.plan, other))
     same = same.reshape(16, 4 * fps, -1).all(axis=-1)
     assert not same[question.plan.cell].any()
     assert np.delete(same, question.plan.cell, axis=0).all()
@@ -144,10 +144,10 @@ def test_what_a_trace_says_of_other_times_is_no_conclusion_and_no_period():
         for cell, value in enumerate(values)
       ),
     )
-    told = [f"At {4 * cell}s, the {shape} is {value}." for cell, value in enumerate(values)]
-    assert consistency.implied_answer(told, example) == "A"
-    assert sufficiency.sufficient(example, " ".join(told))
-    assert not sufficiency.sufficient(example, " ".join(told[:4]))
+    steps = [f"At {4 * cell}s, the {shape} is {value}." for cell, value in enumerate(values)]
+    assert consistency.implied_answer(steps, example) == "A"
+    assert sufficiency.sufficient(example, " ".join(steps))
+    assert not sufficiency.sufficient(example, " ".join(steps[:4]))
 
 
 def test_a_lamp_is_seen_among_eight_frames_and_what_it_lights_seldom():
@@ -186,8 +186,8 @@ def test_from_the_file_to_the_pool_the_relevant_frames_are_those_of_the_span(con
 @pytest.mark.parametrize(
   ("fields", "named"),
   [
-    ({"shown": 60.0}, r"worlds\.shown: 60\.0 s must be all of seconds"),
-    ({"lives": ("flicker", "cycle")}, r"worlds\.lives: flicker and peek go with no life"),
+    ({"shown": 60.0}, r"worlds\.shown: 60\.0 s must equal seconds"),
+    ({"lives": ("flicker", "cycle")}, r"worlds\.lives: flicker and peek can't be mixed with lives"),
     ({"families": ("choice",)}, r"worlds\.families: 'choice' needs one of the lives move"),
     ({"families": ("lamp",)}, r"worlds\.families: 'lamp' needs one of the lives peek"),
     ({"seconds": 8.0, "shown": 8.0}, r"worlds\.seconds: 8\.0 s are fewer than the 3 cells"),

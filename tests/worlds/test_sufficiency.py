@@ -17,7 +17,7 @@ TINY = config_lib.WorldConfig(
 
 
 def make_example(values, *, question="What colour will the circle be at 8s?"):
-  """A question about the colour of a circle in cells of 2 s, of which the first four are shown."""
+  """A question about the colour of a circle, in cells of 2 s; the first four are shown."""
   return records.Example(
     id="0",
     video="0.mp4",
@@ -44,8 +44,8 @@ COUNTED = dataclasses.replace(
 )
 
 
-def said(values):
-  """What was seen, from the values by cell; None is not spoken of."""
+def observe(values):
+  """An observation of the values by cell; cells with None are not mentioned."""
   return " ".join(f"At {2 * k}s, the circle is {v}." for k, v in enumerate(values) if v)
 
 
@@ -89,19 +89,19 @@ def test_all_that_is_shown_suffices_in_a_tiny_world():
   ],
 )  # fmt: skip
 def test_every_period_that_fits_must_give_the_answer(example, values, enough):
-  assert sufficiency.sufficient(example, said(values)) == enough
+  assert sufficiency.sufficient(example, observe(values)) == enough
 
 
 def test_one_false_value_is_enough_to_fail():
   for cell in range(4):
     values = ["red", "green", "blue", "red"]
     values[cell] = "yellow"
-    assert not sufficiency.sufficient(THREE, said(values))
+    assert not sufficiency.sufficient(THREE, observe(values))
   assert not sufficiency.sufficient(
-    THREE, said(["red", "green", "blue", "red"]) + " At 0s it is blue."
+    THREE, observe(["red", "green", "blue", "red"]) + " At 0s it is blue."
   )
   assert not sufficiency.sufficient(
-    THREE, said(["red", "green", "blue", "red"]) + " At 2s it is not green."
+    THREE, observe(["red", "green", "blue", "red"]) + " At 2s it is not green."
   )
 
 
@@ -138,8 +138,8 @@ def test_an_observation_without_what_was_seen_when_does_not_suffice(text):
 
 def test_what_is_said_of_the_future_or_of_other_things_changes_nothing():
   aside = "At 8s, the circle will be pink. At 0s, the star is pink. At 2s, the circle is huge."
-  assert sufficiency.sufficient(THREE, said(["red", "green", "blue", "red"]) + aside)
-  assert not sufficiency.sufficient(THREE, said(["red", None, "blue", "red"]) + aside)
+  assert sufficiency.sufficient(THREE, observe(["red", "green", "blue", "red"]) + aside)
+  assert not sufficiency.sufficient(THREE, observe(["red", None, "blue", "red"]) + aside)
 
 
 def test_each_of_several_things_asked_must_follow():
@@ -148,13 +148,13 @@ def test_each_of_several_things_asked_must_follow():
     for index in range(20):
       (example,) = write.sample_video(config, seed=4, index=index, questions=1)[1]
       shape = claims.read_claims(reference(example))[0].object
-      said_less = re.sub(silenced.format(shape), "thing", " ".join(reference(example)))
-      assert not sufficiency.sufficient(example, said_less)
+      shortened = re.sub(silenced.format(shape), "thing", " ".join(reference(example)))
+      assert not sufficiency.sufficient(example, shortened)
 
 
 def test_nothing_suffices_where_the_truth_is_not_known():
   bare = dataclasses.replace(THREE, states=(), steps=())
-  assert not sufficiency.sufficient(bare, said(["red", "green", "blue", "red"]))
+  assert not sufficiency.sufficient(bare, observe(["red", "green", "blue", "red"]))
 
 
 @hypothesis.given(strategies.text(), strategies.text())

@@ -141,7 +141,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     real(path, frames, fps)
 
   monkeypatch.setattr(render, "write_video", full)
-  with pytest.raises(errors.InputError, match="data: can't write the data set: No space left"):
+  with pytest.raises(errors.InputError, match=r"data: cannot be written \(No space left"):
     write_tiny(tmp_path / "data")
   assert list(tmp_path.iterdir()) == []
 

@@ -16,7 +16,6 @@ import json
 import os
 from pathlib import Path
 from typing import Any
-import uuid
 import zlib
 
 from jaxtyping import Float
@@ -24,6 +23,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
+from vr_jax import atomic
 from vr_jax.data import batches
 from vr_jax.errors import InputError
 
@@ -96,7 +96,8 @@ class FeatureCache:
     content = _content(features, self._fingerprint)
     with contextlib.suppress(FileNotFoundError), self._explained():
       self._claim()
-      _write(path, content)
+      with atomic.file(path) as partial:
+        partial.write_bytes(content)
       self._unseen += len(content)
       full = self._known + self._unseen > self._bound
       if full or self._unseen > self._bound / _LOOKS:
@@ -128,7 +129,8 @@ class FeatureCache:
       there = json.loads(path.read_bytes())
     except FileNotFoundError:
       self.directory.mkdir(parents=True, exist_ok=True)
-      _write(path, (json.dumps(self._about, indent=1) + "\n").encode())
+      with atomic.file(path) as partial:
+        partial.write_text(json.dumps(self._about, indent=1) + "\n")
       return
     except ValueError:
       there = None
@@ -204,16 +206,6 @@ def _parse(
     return None
   found = np.frombuffer(features["data"], dtype).reshape(shape)
   return found if _checksum(found) == np.frombuffer(checksum["data"], np.uint32)[0] else None
-
-
-def _write(path: Path, content: bytes) -> None:
-  """A file that is there whole or not at all."""
-  aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-  try:
-    aside.write_bytes(content)
-    os.replace(aside, path)
-  finally:
-    aside.unlink(missing_ok=True)
 
 
 def _difference(there: Any, here: Mapping[str, Any]) -> str:

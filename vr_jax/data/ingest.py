@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 import zlib
 
-from vr_jax import records
+from vr_jax import atomic, records
 from vr_jax.data import (
   annotations,
-  aside,
   examples,
   frame_store,
   picture_file,
@@ -116,7 +115,7 @@ def ingest(
   fingerprint = _fingerprint(videos, files, annotations, config)
   if output.is_dir() and any(output.iterdir()):
     return _report_of(output, fingerprint)
-  with aside.directory(output) as partial:
+  with atomic.directory(output) as partial:
     report = _fill(partial, videos, files, annotations, config, progress)
     outcome = {"fingerprint": fingerprint, "report": dataclasses.asdict(report)}
     (partial / _REPORT_FILE).write_text(json.dumps(outcome, indent=2) + "\n")

@@ -198,9 +198,13 @@ class Environment(Task, Protocol):
 
 @runtime_checkable
 class TurnsEnvironment(Task, Protocol):
-  """A task of several turns about a pool of frames: replies ask for frames, or answer. turns: replies of an episode, at most."""
+  """A task of several turns about a pool of frames: replies ask for frames, or answer.
+
+  turns: replies of an episode, at most. answer_reward: the reward that is the answer's; a turn's others are its own.
+  """
 
   turns: int
+  answer_reward: str
 
   def observe(
     self, example: records.Example, pool: int, replies: Sequence[str]

@@ -62,6 +62,7 @@ class VideoMTR(environment.Defaults):
   )
   relevance: relevance_lib.Rule = relevance_lib.Rule()
   exploration: exploration_lib.Rule = exploration_lib.Rule()
+  answer_reward: ClassVar[str] = "accuracy"
   tags: ClassVar[tuple[str, ...]] = (
     "<think>",
     "</think>\n<retrieve>",

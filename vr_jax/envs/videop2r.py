@@ -89,10 +89,6 @@ class VideoP2R(environment.Defaults):
   temporal_ratio: float = schema.field(
     0.8, "Of the accuracy on shuffled frames that the ordered ones must reach."
   )
-  credit: Literal["segments", "joint", "outcome"] = schema.field(
-    "segments",
-    "joint: both rewards on all tokens; outcome: the answer's on all tokens.",
-  )
   judge: judge_lib.Judge | None = None
   segments: ClassVar[tuple[str, ...]] = ("perception", "reasoning")
   tags: ClassVar[tuple[str, ...]] = (
@@ -132,7 +128,7 @@ class VideoP2R(environment.Defaults):
   def score(
     self, examples: Sequence[records.Example], replies: environment.Replies
   ) -> records.Scores:
-    """Rewards `accuracy`, `format`, `length` and `temporal` of both segments, and the total that `credit` asks for.
+    """Rewards `accuracy`, `format`, `length` and `temporal` of both segments, and their total.
 
     A perception that the judge gave no verdict on is not valid: it takes no part in its segment's statistics.
     """
@@ -153,12 +149,6 @@ class VideoP2R(environment.Defaults):
     valid = np.stack([judged, np.ones_like(judged)], -1).reshape(shape)
     total = sum(np.float32(self.weights[name]) * value for name, value in rewards.items())
     total = total * np.float32([self.weights[name] for name in self.segments])
-    if self.credit == "joint":
-      total = np.broadcast_to(total.sum(-1, keepdims=True), shape)
-      valid = np.broadcast_to(valid.all(-1, keepdims=True), shape)
-    elif self.credit == "outcome":
-      total = np.broadcast_to(total[..., REASONING:], shape)
-      valid = np.ones(shape, bool)
     return records.Scores(rewards=rewards, valid=valid, total=np.float32(total))
 
   def accuracy(self, example: records.Example, reply: str) -> float:

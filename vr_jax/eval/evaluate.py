@@ -18,8 +18,9 @@ from vr_jax.envs import turns as turns_lib
 from vr_jax.eval import answered as answered_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rewards import steps as steps_lib
+from vr_jax.rl import advantages as advantages_lib
+from vr_jax.rl import overlong
 from vr_jax.rollout import decode_replies, encoder, multi_turn, sampler
-from vr_jax.train import advantages as advantages_lib
 from vr_jax.train import batching, console, features, run_context
 
 _GROUPS = 2**20  # folded into the key of evaluation: apart from its batches
@@ -214,9 +215,11 @@ def _advantages(
       shuffled=replies.shuffled,
     )
     scores = context.environment.score([a.example for a in some], both)
-    made, _ = advantages_lib.of_segments(
+    scores = overlong.add_overlong_penalty(scores, both.segment, config.rl, multi_turn=False)
+    made, _ = advantages_lib.segment_advantages(
       jax.tree.map(jnp.asarray, scores),
-      whole=config.rl.credit != "segments",
+      credit=config.rl.credit,
+      baseline=config.rl.baseline,
       normalise=config.rl.normalise,
     )
     for advantages, known in zip(np.asarray(made[:, 0]), scores.valid[:, 0], strict=True):

@@ -13,12 +13,12 @@ import base64
 import hashlib
 import importlib.resources
 import json
-import os
 from pathlib import Path
 import re
 
 import jinja2
 
+from vr_jax import atomic
 from vr_jax.eval import report_curves, report_data, report_rollouts, report_table
 
 
@@ -32,9 +32,8 @@ def write_report(workdir: Path) -> Path:
   """
   page = render(report_data.read_run(workdir))
   path = workdir / "report.html"
-  aside = path.with_suffix(".html.partial")
-  aside.write_bytes(page.encode("utf-8", errors="replace"))  # a lone surrogate has no UTF-8
-  os.replace(aside, path)
+  # A lone surrogate has no UTF-8.
+  atomic.write_bytes(path, [page.encode("utf-8", errors="replace")])
   return path
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import ml_collections
 from rich import console as rich_console
 from rich import table as rich_table
 
+from vr_jax import atomic
 from vr_jax.envs import metric
 from vr_jax.eval import evaluate as evaluate_lib
 from vr_jax.eval import report
@@ -71,9 +71,7 @@ def _complete(path: Path, made_of: str) -> dict[str, Any] | None:
 
 def _write(path: Path, result: dict[str, Any]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  aside = path.with_suffix(".partial")
-  aside.write_text(json.dumps(result) + "\n")
-  os.replace(aside, path)
+  atomic.write_json_lines(path, [result])
 
 
 def _print_table(results: list[dict[str, Any]]) -> None:

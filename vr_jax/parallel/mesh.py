@@ -1,7 +1,7 @@
-"""The mesh of devices, and where each array lives on it.
+"""The device mesh, and how each array is sharded over it.
 
-Parameters and activations carry logical axis names; `RULES` is the one table that maps them to mesh axes. Model code never
-names a mesh axis.
+Parameters and activations have logical axis names. The table `RULES` alone maps them to mesh axes:
+model code never names a mesh axis.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +22,10 @@ from vr_jax.parallel import processes
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
-# Logical axis -> mesh axes that it is split over, the first named outermost (absent: whole on every device). An array uses
-# each mesh axis once: what comes first in it takes it.
+# Logical axis -> the mesh axes that it is sharded over, outermost first. A logical axis that is not
+# listed is replicated. An array uses each mesh axis at most once: its first logical axis gets it.
 RULES: Mapping[str, tuple[str, ...]] = {
-  # of parameters
+  # Parameters.
   "embed": ("fsdp", "sequence"),
   "vision_embed": ("fsdp", "sequence"),
   "heads": ("tensor",),
@@ -34,7 +34,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
   "vocab": ("tensor",),
   "vision_heads": ("tensor",),
   "vision_mlp": ("tensor",),
-  # of batches and activations, which also have heads, mlp and vocab
+  # Batches and activations, which also use heads, mlp and vocab.
   "prompts": ("data", "fsdp"),
   "prefix": ("sequence",),
   "frames": ("sequence",),
@@ -43,30 +43,38 @@ RULES: Mapping[str, tuple[str, ...]] = {
   "time": ("sequence",),
 }
 
-# Axes of the fields of a prompt that are not [prompts, prefix]; those of its vision start with prompts and frames.
+VISION = ("prompts", "frames")  # the leading axes of what a vision tower reads
+
+# The leading axes of the fields of a prompt, if they are not [prompts, prefix, …].
 _PROMPT_AXES = {
-  "positions": (None, "prompts", "prefix"),
   "next_position": ("prompts",),
-  "media": ("prompts", None, None),
+  "media": ("prompts",),
+  "vision": VISION,
 }
 
 
 def split_cpu(devices: int) -> None:
-  """Makes a host without accelerators count as so many devices; 0: as many as JAX says.
+  """Sets how many devices a CPU counts as. 0 leaves JAX's default.
 
-  That many it keeps where XLA_FLAGS or `jax_num_cpu_devices` say how many, and where JAX has started already.
+  No effect if XLA_FLAGS or jax_num_cpu_devices already set the number of devices, or JAX has
+  started.
   """
-  said = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-  if not devices or said or jax.config.jax_num_cpu_devices >= 0:
+  set_by_flags = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+  if not devices or set_by_flags or jax.config.read("jax_num_cpu_devices") >= 0:
     return
   with contextlib.suppress(RuntimeError):
     jax.config.update("jax_num_cpu_devices", devices)
 
 
-def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A mesh (data, fsdp, sequence, tensor) of all devices; -1 in one place of `shape` means: what is left.
+def make_mesh(
+  shape: Sequence[int],
+  devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm] a C++ class
+) -> Mesh:
+  """Makes a mesh (data, fsdp, sequence, tensor) of all devices.
 
-  Raises InputError where the shape does not use each device exactly once.
+  shape: one size may be -1, which stands for all remaining devices.
+
+  Raises InputError if the shape does not use each device exactly once.
   """
   devices = jax.devices() if devices is None else devices
   shape = tuple(shape)
@@ -86,59 +94,69 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
 def spec_of(
   axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
-  """How an activation of these logical axes is split: by `RULES`, axes that the mesh does not divide left whole."""
-  taken: set[str] = set()
-  parts: list[tuple[str, ...] | None] = []
+  """The partition spec of an activation with these logical axes, by `RULES`.
+
+  An axis stays whole if the mesh axes do not divide its size.
+  """
+  used: set[str] = set()
+  spec: list[tuple[str, ...] | None] = []
   for name, size in zip(axes, shape, strict=True):
-    wanted = tuple(axis for axis in RULES.get(name, ()) if axis not in taken) if name else ()
-    ways = math.prod(mesh.shape[axis] for axis in wanted)
+    free = tuple(axis for axis in RULES.get(name, ()) if axis not in used) if name else ()
+    ways = math.prod(mesh.shape[axis] for axis in free)
     split = ways > 1 and size % ways == 0
-    parts.append(wanted if split else None)
-    taken.update(wanted if split else ())
-  return PartitionSpec(*parts)
+    spec.append(free if split else None)
+    used.update(free if split else ())
+  return PartitionSpec(*spec)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshLayout:
-  """What `models.layout.Layout` asks for, on a mesh. Hashable."""
+  """Implements `models.layout.Layout` for a mesh. Hashable."""
 
   mesh: Mesh
 
   @property
   def platform(self) -> str:
-    """What the devices are: cpu, gpu or tpu."""
+    """The kind of device: cpu, gpu or tpu."""
     return self.mesh.devices.flat[0].platform
 
   @property
   def merges(self) -> bool:
-    """Whether only the first axis of activations is split."""
+    """Whether only the first axis of activations is sharded, so that leading axes can be merged."""
     return self.mesh.shape["sequence"] == 1
 
   def place(self, x: Array, axes: tuple[str | None, ...]) -> Array:
-    """Lays `x` out as the rules say of its axes."""
+    """Constrains the sharding of `x` by the rules of its axes."""
     if self.mesh.size == 1:
       return x
     spec = spec_of(axes, x.shape, self.mesh)
     return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
   def shards(self, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Into how many parts each axis is split."""
-    part = NamedSharding(self.mesh, spec_of(axes, shape, self.mesh)).shard_shape(shape)
-    return tuple(size // of_device for size, of_device in zip(shape, part, strict=True))
+    """The number of shards along each axis."""
+    shard_shape = NamedSharding(self.mesh, spec_of(axes, shape, self.mesh)).shard_shape(shape)
+    return tuple(size // shard for size, shard in zip(shape, shard_shape, strict=True))
 
   def ways(self, axis: str) -> int:
-    """Into how many parts an axis is split where that divides it."""
+    """The number of shards along a logical axis, if it divides the axis's size."""
     return math.prod(self.mesh.shape[name] for name in RULES[axis])
 
   def parts_here(self, axis: str) -> tuple[int, ...]:
-    """Which of these parts, in order, devices of this process hold."""
+    """The indices of the shards that devices of this process hold, in order."""
     ways = self.ways(axis)
     sharding = NamedSharding(self.mesh, spec_of((axis,), (ways,), self.mesh))
-    found = sharding.addressable_devices_indices_map((ways,)).values()
-    return tuple(sorted({part.start or 0 for (part,) in found}))
+    slices = [
+      index[0]
+      for index in sharding.addressable_devices_indices_map((ways,)).values()
+      if index is not None
+    ]
+    return tuple(sorted({part.start or 0 for part in slices}))
 
   def from_host(self, x: np.ndarray, axes: tuple[str | None, ...]) -> Array:
-    """An array, split along the one axis that is named, of which each process gives its own parts, one after the other."""
+    """Makes a global array from host arrays, sharded along the one axis that has a name.
+
+    x: this process's shards of that axis, concatenated in order.
+    """
     (axis,) = filter(None, axes)
     at, parts = axes.index(axis), len(self.parts_here(axis))
     shape = (*x.shape[:at], x.shape[at] * self.ways(axis) // parts, *x.shape[at + 1 :])
@@ -151,12 +169,16 @@ class MeshLayout:
     inputs: Sequence[tuple[Array, tuple[str | None, ...]]],
     out: tuple[tuple[str | None, ...], tuple[int, ...]] | None = None,
   ) -> Array:
-    """Calls `function` with each device's parts of the inputs; its result is laid out as `out` says, or as the first."""
+    """Calls `function` on each device with that device's shards of the inputs.
+
+    inputs: arrays and their logical axes.
+    out: (axes, shape) of the result; None: as the first input.
+    """
     arrays = [x for x, _ in inputs]
     if self.mesh.size == 1:
       return function(*arrays)
     specs = tuple(spec_of(axes, x.shape, self.mesh) for x, axes in inputs)
-    # What is computed alike on several devices is not declared so: Pallas kernels could not say it.
+    # check_vma is off since Pallas kernels can't declare which results are equal on all devices.
     mapped = jax.shard_map(
       function,
       mesh=self.mesh,
@@ -175,10 +197,14 @@ class MeshLayout:
     *,
     whole: bool = False,
   ) -> Array:
-    """Rows of a table [vocab, embed], without moving the table.
+    """Looks up rows of a table [vocab, embed] without moving the table.
 
-    Each device looks up its own columns of its own rows, for the tokens of all devices that share the other columns; then
-    these exchange columns for tokens. whole: each has all columns.
+    Each device looks up its shard's columns, for the tokens of all devices that hold the other
+    columns. These devices then exchange columns for tokens.
+
+    tokens: int, with the logical axes `axes`.
+    whole: the table's columns are not sharded.
+    Returns [*axes, embed] of `dtype`.
     """
     if self.mesh.size == 1:
       return table[tokens].astype(dtype)
@@ -190,7 +216,8 @@ class MeshLayout:
     out = [(part,) if isinstance(part, str) else part for part in out]
     gathered = [tuple(axis for axis in part if axis not in columns) for part in out]
     dims = [next((d for d, part in enumerate(out) if axis in part), None) for axis in columns]
-    # The innermost first, so that columns come back in order; at once where they split one dimension, whose order counts too.
+    # The innermost mesh axis first, so that the columns end up in order. If all mesh axes shard the
+    # same dimension they are exchanged at once, since its order matters too.
     exchanged = list(zip(columns, dims, strict=True))[::-1]
     if dims and dims[0] is not None and len(set(dims)) == 1:
       exchanged = [(columns, dims[0])]
@@ -198,10 +225,10 @@ class MeshLayout:
     def local(table: Array, tokens: Array) -> Array:
       if not rows and not exchanged:
         return table[tokens].astype(dtype)
-      place = tokens - jax.lax.axis_index(rows) * table.shape[0]
-      mine = (place >= 0) & (place < table.shape[0])
-      x = table[jnp.where(mine, place, 0)].astype(dtype)
-      x = jax.lax.psum(jnp.where(mine[..., None], x, 0), rows)
+      row = tokens - jax.lax.axis_index(rows) * table.shape[0]
+      is_local = (row >= 0) & (row < table.shape[0])
+      x = table[jnp.where(is_local, row, 0)].astype(dtype)
+      x = jax.lax.psum(jnp.where(is_local[..., None], x, 0), rows)
       for axes, dim in exchanged:
         if dim is None:
           x = jax.lax.all_gather(x, axes, axis=x.ndim - 1, tiled=True)
@@ -220,12 +247,14 @@ class MeshLayout:
 
 
 def param_shardings(params: PyTree, mesh: Mesh) -> PyTree:
-  """The sharding of each parameter, in the structure of `params` (an nnx.State of variables with `axes` metadata).
+  """The sharding of each parameter.
 
-  Raises InputError where mesh axes do not divide the dimension that they split.
+  params: an nnx.State whose variables have `axes` metadata; the result has the same structure.
+
+  Raises InputError if mesh axes do not divide the dimension that they shard.
   """
 
-  def of_variable(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+  def sharding(path: tuple, variable: nnx.Variable) -> nnx.Variable:
     axes = variable.get_metadata().get("axes") or (None,) * variable.get_value().ndim
     shape = variable.get_value().shape
     spec = [RULES.get(name) if name else None for name in axes]
@@ -233,67 +262,70 @@ def param_shardings(params: PyTree, mesh: Mesh) -> PyTree:
       ways = math.prod(mesh.shape[axis] for axis in split or ())
       if size % ways:
         raise errors.InputError(
-          f"config.mesh: {' x '.join(split)}={ways} does not divide {name}={size} of "
+          f"config.mesh: {' x '.join(split or ())}={ways} does not divide {name}={size} of "
           f"{jax.tree_util.keystr(path, simple=True, separator='.')}"
         )
     return variable.replace(NamedSharding(mesh, PartitionSpec(*spec)))
 
-  return jax.tree.map_with_path(of_variable, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+  return jax.tree.map_with_path(sharding, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of what every device holds whole."""
+  """The sharding of an array that is replicated on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-  """Host arrays of this process (its `row_share` of the rows) -> global arrays, split along prompts.
+def put_batch(batch: PyTree, mesh: Mesh, *, axes: Sequence[str | None] = ("prompts",)) -> PyTree:
+  """Makes global arrays, sharded along prompts, from the host arrays of each process.
 
-  Those of a `Prompt` are split along prefix and frames too, those of a `Vision` along frames. Raises InputError where the mesh does not divide the prefix.
+  batch: the rows of this process (see `row_share`). The fields of a `Prompt` are sharded along
+    prefix and frames too; other arrays along their leading `axes`, as far as they have these.
+
+  Raises InputError if the mesh does not divide the prefix.
   """
   _, readers = row_share(mesh)
-  target = jax.tree.leaves(abstract_batch(batch, mesh, readers=readers))
+  target = jax.tree.leaves(abstract_batch(batch, mesh, readers=readers, axes=axes))
   shardings, shapes = [x.sharding for x in target], [x.shape for x in target]
-  # One call for all leaves: each of its own would give up the interpreter to the threads that read ahead.
+  # One call for all leaves: a call for each leaf would hand the interpreter lock to the prefetch
+  # threads each time.
   arrays = jax.make_array_from_process_local_data(shardings, jax.tree.leaves(batch), shapes)
   return jax.tree.unflatten(jax.tree.structure(batch), arrays)
 
 
-def abstract_batch(batch: PyTree, mesh: Mesh, *, readers: int = 1) -> PyTree:
-  """Shapes, dtypes and shardings of a batch of which `batch` (arrays or shapes) is one of `readers` equal shares.
+def abstract_batch(
+  batch: PyTree, mesh: Mesh, *, readers: int = 1, axes: Sequence[str | None] = ("prompts",)
+) -> PyTree:
+  """Shapes, dtypes and shardings of a global batch.
 
-  Raises InputError where the mesh does not divide the prefix of a `Prompt`.
+  batch: arrays or shapes of one share of its rows.
+  readers: the number of equal shares.
+
+  Raises InputError if the mesh does not divide the prefix of a `Prompt`.
   """
   if isinstance(batch, records.Prompt):
     check_prefix(batch.tokens.shape[1], mesh)
 
   def target(path: tuple, x: np.ndarray | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    axes = _batch_axes(path, x, batch)
-    rows = axes.index("prompts")
-    shape = (*x.shape[:rows], x.shape[rows] * readers, *x.shape[rows + 1 :])
-    sharding = NamedSharding(mesh, spec_of(axes, shape, mesh))
+    named = _leading_axes(path) if isinstance(batch, records.Prompt) else axes
+    whole = (*named[: x.ndim], *[None] * (x.ndim - len(named)))
+    shape = (x.shape[0] * readers, *x.shape[1:])
+    sharding = NamedSharding(mesh, spec_of(whole, shape, mesh))
     return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
 
   return jax.tree.map_with_path(target, batch)
 
 
-def _batch_axes(
-  path: tuple, x: np.ndarray | jax.ShapeDtypeStruct, batch: PyTree
-) -> tuple[str | None, ...]:
-  name = jax.tree_util.keystr(path[:1], simple=True)
-  of_prompt = isinstance(batch, records.Prompt)
-  if isinstance(batch, records.Vision) or (of_prompt and name == "vision"):
-    return ("prompts", "frames", *[None] * (x.ndim - 2))
-  if not of_prompt:
-    return ("prompts", *[None] * (x.ndim - 1))
-  return _PROMPT_AXES.get(name, ("prompts", "prefix"))
+def _leading_axes(path: tuple) -> tuple[str, ...]:
+  """Those of a prompt's array."""
+  return _PROMPT_AXES.get(jax.tree_util.keystr(path[:1], simple=True), ("prompts", "prefix"))
 
 
 def row_share(mesh: Mesh) -> tuple[int, int]:
-  """Which share of a batch's rows this process reads, and how many shares there are: (index, count).
+  """Which share of a batch's rows this process reads: (index, number of shares).
 
-  Processes whose devices split one row between them (along sequence or tensor) read the same rows.
-  Raises InputError where the devices of a process hold rows that are not one such share.
+  Processes that shard the same rows (along sequence or tensor) read the same share.
+
+  Raises InputError if the rows on this process's devices are not exactly one share.
   """
   rows = mesh.shape["sequence"] * mesh.shape["tensor"]
   owners = [
@@ -301,17 +333,22 @@ def row_share(mesh: Mesh) -> tuple[int, int]:
     for devices in mesh.devices.reshape(-1, rows)
   ]
   shares = list(dict.fromkeys(owners))
-  mine = [index for index, share in enumerate(shares) if jax.process_index() in share]
-  if len(mine) != 1:
+  own = [index for index, share in enumerate(shares) if jax.process_index() in share]
+  if len(own) != 1:
     raise errors.InputError(
       f"config.mesh: sequence x tensor={rows} does not fit the devices of a process; "
       "choose a divisor or a multiple of their number"
     )
-  return mine[0], len(shares)
+  return own[0], len(shares)
 
 
 def as_first(tree: PyTree, mesh: Mesh) -> PyTree:
-  """Host arrays about this process's rows, as the first of the processes that have these rows has them; all must ask."""
+  """Replaces host arrays by those of the first process that reads the same rows.
+
+  tree: host arrays about this process's rows.
+
+  Every process must call this.
+  """
   share, shares = row_share(mesh)
   if shares == jax.process_count():
     return tree
@@ -320,9 +357,11 @@ def as_first(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def rung(rows: int, most: int, mesh: Mesh) -> int:
-  """The number of rows, 0, a power of two for each device of this process or `most`, that holds `rows` of them.
+  """Rounds a number of rows up to a bucket size, so that few programs are compiled.
 
-  `most`: rows of this process in a whole batch. Programs that run for some of its rows are compiled for these sizes only.
+  Buckets: 0, and the number of data shards of this process times a power of two, at most `most`.
+
+  most: the rows of this process in a whole batch.
   """
   _, readers = row_share(mesh)
   size = max(1, mesh.shape["data"] * mesh.shape["fsdp"] // readers)
@@ -332,7 +371,7 @@ def rung(rows: int, most: int, mesh: Mesh) -> int:
 
 
 def check_prefix(length: int, mesh: Mesh) -> None:
-  """Raises InputError where prompts of this length can't be split along the axis `sequence`."""
+  """Raises InputError if prompts of this length can't be sharded along the mesh axis `sequence`."""
   ways = mesh.shape["sequence"]
   if length % ways:
     raise errors.InputError(
@@ -341,9 +380,10 @@ def check_prefix(length: int, mesh: Mesh) -> None:
 
 
 def check_batch(prompts: int, mesh: Mesh | AbstractMesh, flag: str, *, parts: int = 1) -> None:
-  """Raises InputError where a batch can't be split evenly into micro-batches, and these over the mesh.
+  """Raises InputError if a batch can't be split evenly into microbatches and over the mesh.
 
-  `flag` names the field at fault.
+  flag: the config field to name in the error.
+  parts: the number of microbatches.
   """
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
   if prompts < 1 or parts < 1 or prompts % (ways * parts):
@@ -354,7 +394,7 @@ def check_batch(prompts: int, mesh: Mesh | AbstractMesh, flag: str, *, parts: in
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
-  """The rows (axis 0) of a batch array that this process holds, in order, on the host."""
+  """Copies this process's rows (axis 0) of a batch array to the host, in order."""
   if x.is_fully_addressable:
     return np.asarray(x)
   shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}

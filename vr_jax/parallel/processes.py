@@ -1,4 +1,4 @@
-"""Several processes of one run: what one of them does alone, and where the others wait for it."""
+"""Coordination between the processes of a run: work for the first one alone, and reductions."""
 
 from collections.abc import Callable
 
@@ -9,14 +9,16 @@ import numpy as np
 
 
 def is_first() -> bool:
-  """Whether this process is the one that writes what a run has once: config, data, metrics, report."""
+  """Whether this process writes what a run has once: config, data, metrics, report."""
   return jax.process_index() == 0
 
 
 def first_alone(name: str, work: Callable[[], None]) -> None:
-  """Process 0 does `work`; the others wait until it is done. `name` is the same in all, and that of this place only.
+  """Runs `work` in process 0, while the others wait.
 
-  Where `work` fails the others wait in vain: whoever started the processes ends them (launch/local.py).
+  name: identifies this barrier; the same in all processes, and used nowhere else.
+
+  If `work` fails, the others wait until their launcher ends them (launch/local.py).
   """
   if is_first():
     work()
@@ -25,19 +27,22 @@ def first_alone(name: str, work: Callable[[], None]) -> None:
 
 
 def least(number: int) -> int:
-  """The smallest of the processes' numbers; all of them must ask."""
+  """Minimum over processes. Every process must call this."""
   return int(gathered(np.array([number])).min())
 
 
 def summed(
   numbers: Float[np.ndarray, "numbers"], *, copies: int = 1
 ) -> Float[np.ndarray, "numbers"]:
-  """Over the processes, of which so many have the same ones; all of them must ask."""
+  """Sum over processes. Every process must call this.
+
+  copies: how many processes hold each value.
+  """
   return gathered(numbers).sum(axis=0) / copies
 
 
 def gathered(numbers: Num[np.ndarray, "numbers"]) -> Num[np.ndarray, "processes numbers"]:
-  """Those of all processes, in their order; all of them must ask."""
+  """Stacks the numbers of all processes, in order. Every process must call this."""
   if jax.process_count() == 1:
     return numbers[None]
   return np.asarray(multihost_utils.process_allgather(numbers))

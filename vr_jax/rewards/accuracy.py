@@ -1,7 +1,7 @@
-"""The accuracy reward: what an answer is worth, by problem type.
+"""The accuracy reward: scores an answer by the rule of its problem type.
 
-Source: the table of VideoP2R (arXiv 2511.11113) and Video-R1 (arXiv 2503.21776), which MOSS-ChatV shares. Where the
-papers leave a rule open, the function that has it says `Reconstruction:`.
+Source: the table in VideoP2R (arXiv 2511.11113) and Video-R1 (arXiv 2503.21776), which MOSS-ChatV
+uses too. Rules that the papers leave open are marked `Reconstruction:` in the function.
 """
 
 from collections.abc import Sequence
@@ -24,20 +24,20 @@ _NUMBER = re.compile(
 
 
 def answer_text(reply: str) -> str | None:
-  """What stands in the last complete <answer> block, without outer white space; None if there is no such block."""
+  """The text of the last complete <answer> block, stripped; None if there is no such block."""
   end = reply.rfind(_ANSWER_END)
   start = reply.rfind(_ANSWER, 0, max(end, 0))
   return None if start < 0 else reply[start + len(_ANSWER) : end].strip()
 
 
 def accuracy(reply: str, answer: str, problem_type: str, options: Sequence[str] = ()) -> float:
-  """The worth in [0, 1] of a whole reply's answer; 0 where it has none or it can't be read.
+  """Scores a reply's answer, in [0, 1]. A missing or unreadable answer scores 0.
 
   Args:
     reply: any text; only its `answer_text` counts.
-    answer: the right answer, as the data set has it.
+    answer: the right answer, as in the data set.
     problem_type: one of records.PROBLEM_TYPES.
-    options: of a multiple choice, with or without their letters.
+    options: for multiple choice, with or without their letters.
 
   Raises:
     InputError: the problem type is unknown.
@@ -59,18 +59,21 @@ def accuracy(reply: str, answer: str, problem_type: str, options: Sequence[str] 
 def accuracies(
   replies: Sequence[str], examples: Sequence[records.Example]
 ) -> Float[np.ndarray, "replies"]:
-  """`accuracy` of each reply to the example of the same index, float64; free-form answers are compared all at once."""
+  """`accuracy` of each reply to the example at the same index, float64.
+
+  Free-form answers are compared in one batch on the device.
+  """
   given = map(answer_text, replies)
   free = {
     index: (text, example.answer)
     for index, (text, example) in enumerate(zip(given, examples, strict=True))
     if text and example.problem_type == "free-form"
   }
-  compared = dict(zip(free, _free_form([*free.values()]), strict=True))
+  free_scores = dict(zip(free, _free_form([*free.values()]), strict=True))
   return np.array(
     [
-      compared[index]
-      if index in compared
+      free_scores[index]
+      if index in free_scores
       else accuracy(reply, example.answer, example.problem_type, example.options)
       for index, (reply, example) in enumerate(zip(replies, examples, strict=True))
     ],
@@ -81,28 +84,37 @@ def accuracies(
 def option_letter(answer: str, options: Sequence[str] = ()) -> str | None:
   """The upper-case letter of the option that an answer names; None if it names none or several.
 
-  In this order, whatever the case: a letter alone, in brackets, or with a full stop, colon or bracket ("B", "(b)",
-  "B.", "B):"); the same before any text ("B. red"); the text of exactly one option,
-  with or without a final full stop. If options are given, the letter must be one of theirs: those they start with, or
-  by their order A, B, C, ….
+  These forms are tried in order, ignoring case:
 
-  Reconstruction: the papers compare the letters and do not say how they are read.
+  1. a letter alone or with brackets, a full stop or a colon: "B", "(b)", "B.", "B):";
+  2. a letter with a bracket, full stop or colon, before any text: "B. red";
+  3. the text of exactly one option, with or without a final full stop.
+
+  If options are given, the letter must be one of theirs. Their letters are the ones that they start
+  with, else A, B, C, … in order.
+
+  Reconstruction: the papers compare letters and do not say how they are read.
   """
   answer = answer.strip()
-  letters, texts = _labelled(tuple(options))
+  letters, texts = _split_labels(tuple(options))
   match = _LETTER.fullmatch(answer) or _LABEL.match(answer)
   if match and (not options or match[1].upper() in letters):
     return match[1].upper()
-  named = [
-    letter for letter, text in zip(letters, texts, strict=True) if _plain(text) == _plain(answer)
+  matches = [
+    letter
+    for letter, text in zip(letters, texts, strict=True)
+    if _normalize(text) == _normalize(answer)
   ]
-  return named[0] if len(named) == 1 else None
+  return matches[0] if len(matches) == 1 else None
 
 
 def as_number(text: str) -> tuple[float, bool] | None:
-  """Value and whether it was written with a decimal point; None if the text is not one finite number.
+  """Parses a number: its value, and whether it was written with a decimal point.
 
-  Reconstruction: commas between groups of three digits are thousands separators, a final full stop is punctuation.
+  Returns None if the text is not one finite number.
+
+  Reconstruction: commas between groups of three digits are thousands separators; a final full stop
+  is punctuation.
   """
   text = text.strip().removesuffix(".")
   match = _NUMBER.fullmatch(text)
@@ -112,9 +124,12 @@ def as_number(text: str) -> tuple[float, bool] | None:
   return (value, match[1] is not None) if math.isfinite(value) else None
 
 
-@functools.lru_cache(1024)  # the options of a question are read for each reply to it
-def _labelled(options: tuple[str, ...]) -> tuple[list[str], list[str]]:
-  """Letters and texts of the options: the letters they start with, if all do and differ, or else A, B, C, …."""
+@functools.lru_cache(1024)  # a question's options are split again for each reply
+def _split_labels(options: tuple[str, ...]) -> tuple[list[str], list[str]]:
+  """Splits options into letters and texts.
+
+  If not all options start with a letter, or two with the same, the letters are A, B, C, ….
+  """
   labels = [_LABEL.match(option.strip()) for option in options]
   letters = [label[1].upper() for label in labels if label]
   if len(set(letters)) == len(options):
@@ -122,7 +137,7 @@ def _labelled(options: tuple[str, ...]) -> tuple[list[str], list[str]]:
   return [chr(ord("A") + index) for index in range(len(options))], list(options)
 
 
-def _plain(text: str) -> str:
+def _normalize(text: str) -> str:
   return " ".join(text.lower().split()).removesuffix(".")
 
 
@@ -132,7 +147,7 @@ def _multiple_choice(given: str, answer: str, options: Sequence[str]) -> float:
 
 
 def _numerical(given: str, answer: str) -> float:
-  """1 if both are equal at two decimals and both, or neither, have a decimal point."""
+  """1 if both numbers are equal to two decimals and both, or neither, have a decimal point."""
   ours, right = as_number(given), as_number(answer)
   if ours is None or right is None:
     return 0.0
@@ -140,7 +155,7 @@ def _numerical(given: str, answer: str) -> float:
 
 
 def _regression(given: str, answer: str) -> float:
-  """1 - |p - g| / |g|, not below 0. Reconstruction: for g = 0, whether p is 0."""
+  """1 - |p - g| / |g|, at least 0. Reconstruction: for g = 0, 1 if p is 0, else 0."""
   ours, right = as_number(given), as_number(answer)
   if ours is None or right is None:
     return 0.0
@@ -150,7 +165,7 @@ def _regression(given: str, answer: str) -> float:
 
 
 def _ocr(given: str, answer: str) -> float:
-  """1 - word error rate, not below 0: edits from the answer's words (by white space) over their number."""
+  """1 - word error rate, at least 0. Words are separated by white space."""
   ours, right = given.split(), answer.split()
   if not right or abs(len(ours) - len(right)) >= len(right):
     return 0.0
@@ -158,17 +173,19 @@ def _ocr(given: str, answer: str) -> float:
 
 
 def _edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
-  """Insertions, deletions and substitutions that turn a into b.
+  """The number of insertions, deletions and substitutions that turn a into b.
 
-  Bit-parallel, a column of the table in one integer, so that two texts of 100 kB take a moment and not minutes.
+  Bit-parallel: each column of the table is one integer. Two texts of 100 kB would otherwise take
+  minutes.
 
-  Source: G. Myers, "A fast bit-vector algorithm for approximate string matching", J. ACM 46(3), 1999.
+  Source: G. Myers, "A fast bit-vector algorithm for approximate string matching", J. ACM 46(3),
+  1999.
   """
   positions: dict[str, int] = {}
   for index, word in enumerate(a):
     positions[word] = positions.get(word, 0) | 1 << index
   full, last = (1 << len(a)) - 1, 1 << len(a) >> 1
-  up, down, distance = full, 0, len(a)  # where the column's vertical differences are +1 and -1
+  up, down, distance = full, 0, len(a)  # bits: where vertical differences are +1 and -1
   for word in b:
     match = positions.get(word, 0)
     level = (((match & up) + up) ^ up) | match | down
@@ -180,15 +197,15 @@ def _edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def _free_form(pairs: Sequence[tuple[str, str]]) -> Float[np.ndarray, "pairs"]:
-  """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L of (what is given, the right answer).
+  """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L of each (given answer, right answer).
 
-  Reconstruction: an answer of one word has no pair of words, so that ROUGE-2 is 0 whatever is said; it is left out of
-  the mean there. The right word then scores 1 and not 2/3.
+  Reconstruction: a right answer of one word has no pair of words, so ROUGE-2 would always be 0. It
+  is left out of the mean for such answers, so that the right word scores 1 and not 2/3.
   """
   vocabulary = words.Vocabulary()
-  place = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
-  ids = [vocabulary.ids(text) for pair in place for text in pair]
+  number = {pair: index for index, pair in enumerate(dict.fromkeys(pairs))}
+  ids = [vocabulary.ids(text) for pair in number for text in pair]
   mean = rouge.mean_f1(ids, *np.arange(len(ids)).reshape(-1, 2).T).astype(np.float64)
   one_word = np.array([len(answer) == 1 for answer in ids[1::2]], bool)
-  worth = np.where(one_word, np.minimum(1, 1.5 * mean), mean)
-  return worth[[place[pair] for pair in pairs]]
+  scores = np.where(one_word, np.minimum(1, 1.5 * mean), mean)
+  return scores[[number[pair] for pair in pairs]]

@@ -1,4 +1,4 @@
-"""The path behind a DTW distance, on the host, for one pair: what reports and notebooks draw."""
+"""Computes the path of a DTW alignment, on the host and for one pair, for reports and notebooks."""
 
 import dataclasses
 
@@ -10,14 +10,18 @@ from vr_jax.rewards import dtw
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Alignment:
-  """Cells (row, column) of the cheapest path in order and its distance; without a path: () and +inf."""
+  """The cheapest path and its distance.
+
+  path: cells (row, column) in order; () if there is no path.
+  distance: +inf if there is no path.
+  """
 
   distance: float
   path: tuple[tuple[int, int], ...]
 
 
 def whole_path(cost: Float[np.ndarray, "len_a len_b"]) -> Alignment:
-  """The classic path that `dtw.dtw` gives the total cost of; ties go to the diagonal."""
+  """The classic path whose total cost is `dtw.dtw`. Ties go to the diagonal move."""
   total = _table(cost, "classic", free_start=False)
   if not total.size:
     return Alignment(distance=np.inf, path=())
@@ -25,18 +29,21 @@ def whole_path(cost: Float[np.ndarray, "len_a len_b"]) -> Alignment:
 
 
 def subsequence_path(cost: Float[np.ndarray, "ref gen"], moves: dtw.Moves = "jump") -> Alignment:
-  """The path that `dtw.subsequence_dtw` gives the mean cost of; ties go to the earliest end and the first move."""
+  """The path whose mean cost is `dtw.subsequence_dtw`.
+
+  Ties go to the earliest end and the first move in `dtw.MOVES`.
+  """
   total = _table(cost, moves, free_start=True)
   if not total.size or not np.isfinite(total[-1].min()):
     return Alignment(distance=np.inf, path=())
-  found = _trace(total, moves, int(total[-1].argmin()), free_start=True)
-  return dataclasses.replace(found, distance=found.distance / len(cost))
+  alignment = _trace(total, moves, int(total[-1].argmin()), free_start=True)
+  return dataclasses.replace(alignment, distance=alignment.distance / len(cost))
 
 
 def _table(
   cost: Float[np.ndarray, "ref gen"], moves: dtw.Moves, *, free_start: bool
 ) -> Float[np.ndarray, "ref gen"]:
-  """D(i, j), in float64."""
+  """The table D(i, j) of dtw.py, but filled forwards and in float64."""
   total = np.full(cost.shape, np.inf)
   for i, j in np.ndindex(cost.shape):
     before = [total[i - a, j - b] for a, b in dtw.MOVES[moves] if i >= a and j >= b]
@@ -49,6 +56,7 @@ def _table(
 def _trace(
   total: Float[np.ndarray, "ref gen"], moves: dtw.Moves, column: int, *, free_start: bool
 ) -> Alignment:
+  """Traces the path back from a column of the last row."""
   i, j = len(total) - 1, column
   cells = [(i, j)]
   while i > 0 or (j > 0 and not free_start):

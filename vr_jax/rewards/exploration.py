@@ -1,15 +1,20 @@
-"""Exploration bootstrapping: a bonus on retrieving while a policy does it too seldom, until it does it by itself.
+"""Exploration bootstrapping: a bonus for retrieving frames, until the policy does so by itself.
 
-    rate  = turns that retrieve / turns                     of one batch
-    bonus = 1.0 where rate < 0.1, 0.5 where rate < 0.5      on every retrieval, right or wrong
+    rate  = turns that retrieve / turns                  within one batch
+    bonus = 1.0 if rate < 0.1, else 0.5 if rate < 0.5    for every retrieval, right or wrong
 
-It ends for good after `patience` batches in a row with a rate of the highest threshold or more. What is retrieved in the last turn
-that an episode may have is shown to nobody: it gets no bonus and is not in the rate.
+The bonus ends for good once `patience` batches in a row reach the highest threshold. Frames
+retrieved in the last turn that an episode may have are never shown: such a retrieval gets no bonus
+and does not count in the rate.
 
-Source: Video-MTR, arXiv 2508.20478, appendix A.5. `Reconstruction:` the number of batches in a row (3) is not stated.
+Source: Video-MTR, arXiv 2508.20478, appendix A.5.
+`Reconstruction:` the number of batches in a row (3) is not stated.
 
-Variant `code` is what its released code does: the rate is that of episodes with more than one turn of positive reward, among
-those with any; the bonus goes to each such turn but an episode's last; it never ends for good.
+The variant `code` does what the paper's released code does:
+
+- The rate is over episodes with any turn of positive reward: the fraction with more than one.
+- Each turn of positive reward gets the bonus, except the last such turn of an episode.
+- The bonus never ends for good.
 """
 
 from collections.abc import Callable
@@ -38,18 +43,23 @@ class Rule:
   def __post_init__(self):
     if self.patience < 1 or list(self.stages) != sorted(self.stages):
       raise errors.InputError(
-        "config.env.exploration: needs a patience of 1 or more, and stages with the lowest rate first"
+        "config.env.exploration: needs a patience of 1 or more, "
+        "and stages with the lowest rate first"
       )
 
   @property
   def highest(self) -> float:
-    """The most that a turn gets."""
+    """The largest bonus."""
     return max((bonus for _, bonus in self.stages), default=0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Latch:
-  """above: batches in a row whose rate was high enough; closed: whether they ended the bonus."""
+  """The state that is carried from batch to batch.
+
+  above: number of batches in a row whose rate was high enough.
+  closed: whether the bonus has ended for good.
+  """
 
   above: int = 0
   closed: bool = False
@@ -57,7 +67,12 @@ class Latch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-  """What one batch gets: the bonus of each turn (float32), the rate it was decided by, and the latch for the next batch."""
+  """The result for one batch.
+
+  bonus: of each turn, float32.
+  rate: the rate that decided the bonus.
+  latch: the state for the next batch.
+  """
 
   bonus: Float[np.ndarray, "prompts group turns"]
   rate: float
@@ -73,15 +88,15 @@ def step(
   total: Float[np.ndarray, "prompts group turns"],
   summed: Callable[[Float[np.ndarray, "2"]], Float[np.ndarray, "2"]] = np.asarray,
 ) -> Step:
-  """The bonus of a batch.
+  """Computes the bonus of each turn of a batch.
 
   Args:
-    rule: when and how much.
-    latch: of the batch before.
+    rule: the settings.
+    latch: the state after the previous batch.
     retrieved: whether a turn's reply retrieved frames that the next turn could show.
-    taken: turns that there were.
-    total: what each turn earns without the bonus, after the gate.
-    summed: adds up what several processes have of the batch.
+    taken: which turns exist.
+    total: each turn's reward without the bonus, after the gate.
+    summed: sums counts over the processes that share the batch.
   """
   if rule.variant == "code":
     positive = total > 0
@@ -91,15 +106,15 @@ def step(
   else:
     chosen = retrieved & taken
     counts = chosen.sum(), taken.sum()
-  some, of = summed(np.array(counts, np.float32))
-  rate = float(some / max(of, 1))
-  amount = 0.0 if latch.closed else next((b for below, b in rule.stages if rate < below), 0.0)
-  return Step(
-    bonus=np.float32(amount) * chosen.astype(np.float32), rate=rate, latch=_next(rule, latch, rate)
-  )
+  count, total_count = summed(np.array(counts, np.float32))
+  rate = float(count / max(total_count, 1))
+  amount = 0.0 if latch.closed else next((b for limit, b in rule.stages if rate < limit), 0.0)
+  bonus = np.float32(amount) * chosen.astype(np.float32)
+  return Step(bonus=bonus, rate=rate, latch=_advance(rule, latch, rate))
 
 
-def _next(rule: Rule, latch: Latch, rate: float) -> Latch:
+def _advance(rule: Rule, latch: Latch, rate: float) -> Latch:
+  """The state after a batch with this rate."""
   if rule.variant == "code" or latch.closed or not rule.stages:
     return latch
   above = latch.above + 1 if rate >= rule.stages[-1][0] else 0

@@ -1,4 +1,4 @@
-"""The format reward: is the whole reply one <think> block and one <answer> block?"""
+"""The format reward: is the reply exactly one <think> block and one <answer> block?"""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def format_reward(reply: str) -> float:
-  """1 if the reply is `<think>…</think>`, white space, `<answer>…</answer>` and nothing else, 0 otherwise.
+  """1 if the reply is `<think>…</think>`, white space and `<answer>…</answer>`, else 0.
 
-  Each of the four tags stands exactly once, which rules nesting out. White space around the whole reply counts as
-  something else; what stands inside the blocks is free.
+  Each of the four tags must appear exactly once, which excludes nesting. The blocks may contain any
+  other text. Anything before or after the blocks, even white space, gives 0.
 
   Source: MOSS-ChatV, arXiv 2509.21113, and Video-R1, arXiv 2503.21776.
   """
@@ -19,9 +19,9 @@ def format_reward(reply: str) -> float:
     return 0.0
   think, think_end, answer, answer_end = _TAGS
   between = reply[reply.index(think_end) + len(think_end) : reply.index(answer)]
-  in_place = reply.startswith(think) and reply.endswith(answer_end)
-  ordered = reply.index(think_end) < reply.index(answer)
-  return float(in_place and ordered and not between.strip())
+  spans_reply = reply.startswith(think) and reply.endswith(answer_end)
+  in_order = reply.index(think_end) < reply.index(answer)
+  return float(spans_reply and in_order and not between.strip())
 
 
 def format_rewards(replies: Sequence[str], examples: Sequence[records.Example]) -> list[float]:

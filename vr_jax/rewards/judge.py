@@ -1,7 +1,7 @@
 """Judges: does an observation, read as text alone, suffice to answer its question?
 
     Rule        exact, from what the simulator knows; no network, no model
-    judge_text  a language model is asked: one behind an endpoint (judge_http) or one loaded here (train/local_judge)
+    judge_text  a language model is asked: one behind an endpoint (model_endpoint) or one loaded here (train/local_judge)
 
 Source: VideoP2R, arXiv 2511.11113: step 3 of its data pipeline, and its reward of perception.
 """

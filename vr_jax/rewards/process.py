@@ -1,16 +1,21 @@
-"""The process reasoning reward (PRR): do a reply's steps follow the reference steps, in their order?
+"""The process reasoning reward (PRR): do a reply's steps follow the reference steps in order?
 
-    texts --steps--> sentences --words--> ids --ROUGE--> costs [ref, gen] --DTW--> distance d --> exp(-alpha d)
+    steps      split each text into steps
+    words      convert steps to word ids
+    ROUGE      costs [ref, gen] of every reference step against every generated step
+    DTW        distance d of the best alignment
+    reward     exp(-alpha d)
 
-Source: MOSS-ChatV, arXiv 2509.21113. Reconstruction: the split into steps, cost = 1 - mean F1 of ROUGE-1/2/L, the
-moves, the normalisation by the reference's length, alpha = 1. A step of one word has no two words for ROUGE-2, so that
-even its exact copy costs 1/3.
+A step of one word has no pair of words for ROUGE-2, so even its exact copy costs 1/3.
+
+Source: MOSS-ChatV, arXiv 2509.21113. Reconstruction: the split into steps, cost = 1 - mean F1 of
+ROUGE-1/2/L, the moves, the normalisation by the reference's length, alpha = 1.
 """
 
 from collections.abc import Sequence
 import dataclasses
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from jaxtyping import Float, Int
 import numpy as np
@@ -20,7 +25,7 @@ from vr_jax.rewards import alignment as alignment_lib
 from vr_jax.rewards import buckets, dtw, rouge, words
 from vr_jax.rewards import steps as steps_lib
 
-# Shapes that costs are padded to: numbers of replies, and the lowest number of steps on either side.
+# Costs are padded to these numbers of replies, and to at least this many steps on either side.
 _REPLIES = (32, 256, 1024)
 _STEPS = 16
 
@@ -29,26 +34,35 @@ Alignments = Literal["subsequence", "naive"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessReward:
-  """What the replies' traces are worth, and why."""
+  """The rewards of a batch of replies, with what they were computed from.
 
-  reward: Float[np.ndarray, "replies"]  # in [0, 1], float32
-  distance: Float[np.ndarray, "replies"]  # mean cost of a step, float32; +inf without alignment
-  steps: tuple[tuple[str, ...], ...]  # of each reply
-  costs: tuple[Float[np.ndarray, "_ _"], ...]  # of each reply, [ref, gen] in [0, 1], float32
+  reward: in [0, 1], float32.
+  distance: mean cost of a reference step, float32; +inf if no alignment exists.
+  steps: the steps of each reply.
+  costs: of each reply, [ref, gen] in [0, 1], float32.
+  """
+
+  reward: Float[np.ndarray, "replies"]
+  distance: Float[np.ndarray, "replies"]
+  steps: tuple[tuple[str, ...], ...]
+  costs: tuple[Float[np.ndarray, "_ _"], ...]
   moves: dtw.Moves
   kind: Alignments
 
   def alignment(self, reply: int) -> dict[str, Any]:
-    """One reply's {"cost", "path", "distance"} as JSON; an empty path and None where no alignment exists."""
+    """One reply's {"cost", "path", "distance"}, ready for JSON.
+
+    If no alignment exists the path is empty and the distance None.
+    """
     cost = self.costs[reply]
     if self.kind == "naive":
-      found = alignment_lib.whole_path(cost)
+      alignment = alignment_lib.whole_path(cost)
     else:
-      found = alignment_lib.subsequence_path(cost, self.moves)
+      alignment = alignment_lib.subsequence_path(cost, self.moves)
     distance = float(self.distance[reply])
     return {
       "cost": cost.tolist(),
-      "path": [list(cell) for cell in found.path],
+      "path": [list(cell) for cell in alignment.path],
       "distance": distance if np.isfinite(distance) else None,
     }
 
@@ -61,26 +75,29 @@ def process_reward(
   moves: str = "jump",
   alignment: str = "subsequence",
 ) -> ProcessReward:
-  """Scores the <think> trace of each reply against the reference steps of the same index.
+  """Scores the <think> trace of each reply against the reference steps at the same index.
 
   Args:
     replies: whole replies, any text.
     references: the steps of each reply's reference, in order.
-    alpha: how fast the reward falls with the distance, above 0 and finite.
-    moves: "strict", "jump" or "classic", of the subsequence alignment; see dtw.subsequence_dtw.
-    alignment: "subsequence", or "naive" for the ablation: classic DTW of the whole trace, its total cost divided by
-      the longer of the two lengths. Reconstruction: the divisor. A path has at least that many cells, and exactly as many
-      where one sequence is a copy of the other.
+    alpha: how fast the reward falls with the distance; above 0 and finite.
+    moves: "strict", "jump" or "classic", for the subsequence alignment; see dtw.subsequence_dtw.
+    alignment: "subsequence", or "naive" for the ablation. The latter is classic DTW of the whole
+      trace: its total cost divided by the longer of the two lengths. Reconstruction: the divisor.
+      A path has at least that many cells, and exactly that many if the sequences are equal.
 
   Returns:
-    Rewards exp(-alpha distance); 0 where the trace or the reference is empty, and where no alignment exists.
+    Rewards exp(-alpha distance). The reward is 0 if the trace or the reference is empty, or if no
+    alignment exists.
 
   Raises:
-    InputError: replies and references differ in number, alpha is not above 0, or moves or alignment are unknown.
+    InputError: replies and references differ in number, alpha is not above 0, or moves or alignment
+      are unknown.
   """
   if len(replies) != len(references):
     raise errors.InputError(
-      f"process reward: {len(replies)} replies for {len(references)} references; give one reference a reply"
+      f"process reward: {len(replies)} replies but {len(references)} references; "
+      "give one reference for each reply"
     )
   if not 0 < alpha < math.inf:
     raise errors.InputError(f"process reward: alpha is {alpha}; it must be above 0 and finite")
@@ -89,23 +106,26 @@ def process_reward(
       names = ", ".join(get_args(known))
       raise errors.InputError(f"process reward: {name} {value!r} is unknown; use one of {names}")
   steps = tuple(tuple(steps_lib.split_steps(steps_lib.think_text(reply))) for reply in replies)
-  costs, distance = _aligned(references, steps, moves, alignment)
+  known_moves, kind = cast(dtw.Moves, moves), cast(Alignments, alignment)  # as checked above
+  costs, distance = _align(references, steps, known_moves, kind)
   reward = np.exp(-np.float32(alpha) * distance)
   return ProcessReward(
-    reward=reward, distance=distance, steps=steps, costs=costs, moves=moves, kind=alignment
+    reward=reward, distance=distance, steps=steps, costs=costs, moves=known_moves, kind=kind
   )
 
 
-def _aligned(
+def _align(
   references: Sequence[Sequence[str]],
   generated: Sequence[Sequence[str]],
   moves: dtw.Moves,
   kind: Alignments,
 ) -> tuple[tuple[Float[np.ndarray, "_ _"], ...], Float[np.ndarray, "replies"]]:
-  """For each reply: 1 - mean F1 of every reference step against every generated step, and the distance (+inf without alignment)."""
+  """Computes each reply's costs, and its distance: +inf if no alignment exists."""
   numbers: dict[str, int] = {}
   ref, gen = (
-    buckets.Rows([[numbers.setdefault(text, len(numbers)) for text in steps] for steps in side])
+    buckets.RaggedRows(
+      [[numbers.setdefault(text, len(numbers)) for text in steps] for steps in side]
+    )
     for side in (references, generated)
   )
   vocabulary = words.Vocabulary()
@@ -113,12 +133,12 @@ def _aligned(
   shapes = np.stack([ref.lengths, gen.lengths], axis=1)
   costs = [np.zeros((0, 0), np.float32)] * len(references)
   distance = np.full(len(references), np.inf, np.float32)
-  for chosen, rows, shape in buckets.batches(buckets.rung(shapes, _STEPS), _REPLIES):
-    cost = _costs(texts, ref.padded(chosen, shape[0], rows), gen.padded(chosen, shape[1], rows))
+  for chosen, rows, shape in buckets.group_by_shape(buckets.bucket_size(shapes, _STEPS), _REPLIES):
+    cost = _costs(texts, ref.pad(chosen, shape[0], rows), gen.pad(chosen, shape[1], rows))
     lengths = np.zeros((rows, 2), np.int32)
     lengths[: len(chosen)] = shapes[chosen]
-    for index, of_reply in zip(chosen, cost, strict=False):
-      costs[index] = of_reply[: ref.lengths[index], : gen.lengths[index]]
+    for index, padded_cost in zip(chosen, cost, strict=False):
+      costs[index] = padded_cost[: ref.lengths[index], : gen.lengths[index]]
     distance[chosen] = _distance(cost, lengths, moves, kind)[: len(chosen)]
   return tuple(costs), distance
 
@@ -128,16 +148,17 @@ def _costs(
   reference: Int[np.ndarray, "replies ref"],
   generated: Int[np.ndarray, "replies gen"],
 ) -> Float[np.ndarray, "replies ref gen"]:
-  """1 - mean F1 of the texts with these numbers; 0 where either is padding.
+  """1 - mean F1 of the texts with these numbers; 0 if either is padding.
 
-  A pair of texts is scored once, however many replies share it: those of a group share the reference, and many a step.
+  Each pair of texts is scored once, since the replies of a group share the reference and many
+  steps.
   """
   first, second = np.broadcast_arrays(reference[:, :, None], generated[:, None])
-  real = (first != buckets.PAD) & (second != buckets.PAD)
-  pairs = first[real].astype(np.int64) << 32 | second[real]
-  pairs, place = np.unique(pairs, return_inverse=True)
-  cost = np.zeros(real.shape, np.float32)
-  cost[real] = np.clip(1 - rouge.mean_f1(texts, pairs >> 32, pairs & 0xFFFFFFFF), 0, 1)[place]
+  valid = (first != buckets.PAD) & (second != buckets.PAD)
+  pairs = first[valid].astype(np.int64) << 32 | second[valid]
+  pairs, inverse = np.unique(pairs, return_inverse=True)
+  cost = np.zeros(valid.shape, np.float32)
+  cost[valid] = np.clip(1 - rouge.mean_f1(texts, pairs >> 32, pairs & 0xFFFFFFFF), 0, 1)[inverse]
   return cost
 
 

@@ -1,14 +1,17 @@
 """ROUGE-1, ROUGE-2 and ROUGE-L of many pairs of texts at once, on padded word ids.
 
-All three come from one set of bit masks. For each word of text a, a mask says at which positions text b holds that
-word, 32 positions to a uint32:
+All three are computed from one set of bit masks. For each word of text a, a mask marks the
+positions of that word in text b, 32 positions in a uint32:
 
-    ROUGE-1  each word of a takes the first position of b that is still free; taken positions = clipped counts
-    ROUGE-2  the same with the mask of pairs of words: mask[t] & (mask[t + 1] >> 1)
-    ROUGE-L  the longest common subsequence, one addition a word (Hyyro 2004: V <- (V + (V & mask)) | (V & ~mask))
+    ROUGE-1  each word of a takes the first free position in b; the number of taken positions is
+             the clipped count
+    ROUGE-2  the same with the masks of word pairs: mask[t] & (mask[t + 1] >> 1)
+    ROUGE-L  the longest common subsequence, one addition a word (Hyyro 2004):
+             V <- (V + (V & mask)) | (V & ~mask)
 
-so that a pair costs |a| x |b| comparisons and |a| x |b| / 32 steps. Pairs lie on the minor axis: every step is an
-elementwise operation over thousands of pairs, which suits vector units of CPUs and TPUs alike.
+A pair of texts costs |a| x |b| comparisons and |a| x |b| / 32 steps. Pairs are on the minor axis:
+each step is an elementwise operation over thousands of pairs, which suits the vector units of CPUs
+and TPUs.
 """
 
 from collections.abc import Sequence
@@ -23,11 +26,12 @@ import numpy as np
 from vr_jax.rewards import buckets
 
 _BITS = 32
-# Mask words of one chunk of pairs, 4 bytes each: read once a word of a, they should not leave the cache.
-_CACHED = 1 << 17
+# Mask words (4 bytes each) in a chunk of pairs. They are read once for each word of a, so a chunk
+# should fit in the cache.
+_CHUNK_MASK_WORDS = 1 << 17
 
-# Shapes that `mean_f1` pads to: numbers of pairs, and the lowest number of words. Words beyond the longest text are not
-# looped over.
+# `mean_f1` pads to these numbers of pairs, and to at least this many words. The loop over words
+# ends at the longest text, not at the padding.
 _PAIRS = (64, 1024, 8192)
 _WORDS = 32
 
@@ -35,7 +39,7 @@ Masks = UInt32[Array, "limbs pairs"]
 
 
 class Rouge(NamedTuple):
-  """F1 scores in [0, 1]; a text without words (for ROUGE-2: without two) scores 0."""
+  """F1 scores in [0, 1]. A text without words (for ROUGE-2: without two words) scores 0."""
 
   rouge1: Float[Array, "*batch"]
   rouge2: Float[Array, "*batch"]
@@ -46,19 +50,22 @@ class Rouge(NamedTuple):
 def rouge(
   a: Int[Array | np.ndarray, "*batch_a words_a"], b: Int[Array | np.ndarray, "*batch_b words_b"]
 ) -> Rouge:
-  """Scores of texts a against texts b, each padded on the right with buckets.PAD; leading axes broadcast.
+  """Scores texts a against texts b, float32.
 
-  float32. Symmetric in a and b, but faster where the longer texts are in a. For all pairs of two sets of steps, see
-  `step_pairs`.
+  a, b: word ids, padded on the right with buckets.PAD; leading axes broadcast.
 
-  Source: C.-Y. Lin, "ROUGE", 2004; equal to the rouge-score package with use_stemmer=True on the same texts.
+  Symmetric in a and b, but faster if the longer texts are in a. For all pairs of two sets of steps,
+  see `step_pairs`.
+
+  Source: C.-Y. Lin, "ROUGE", 2004. Equal to the rouge-score package with use_stemmer=True on the
+  same texts.
   """
   batch = jnp.broadcast_shapes(a.shape[:-1], b.shape[:-1])
   a = jnp.broadcast_to(a, (*batch, a.shape[-1])).reshape(-1, a.shape[-1])
   b = jnp.broadcast_to(b, (*batch, b.shape[-1])).reshape(-1, b.shape[-1])
   pairs = len(a)
   limbs = -(-b.shape[-1] // _BITS)
-  chunk = max(1, min(pairs, _CACHED // max(1, a.shape[-1] * limbs)))
+  chunk = max(1, min(pairs, _CHUNK_MASK_WORDS // max(1, a.shape[-1] * limbs)))
   fill = ((0, -pairs % chunk), (0, 0))
   a, b = (jnp.pad(x, fill, constant_values=buckets.PAD) for x in (a, b))
   scores = lax.map(
@@ -72,7 +79,7 @@ def step_pairs(
   reference: Int[Array | np.ndarray, "*batch ref words_ref"],
   generated: Int[Array | np.ndarray, "*batch gen words_gen"],
 ) -> Rouge:
-  """Scores [*batch, ref, gen] of every reference step against every generated step."""
+  """Scores every generated step against every reference step, [*batch, ref, gen]."""
   return rouge(generated[..., None, :, :], reference[..., :, None, :])
 
 
@@ -81,33 +88,36 @@ def mean_f1(
   first: Int[np.ndarray, "pairs"],
   second: Int[np.ndarray, "pairs"],
 ) -> Float[np.ndarray, "pairs"]:
-  """Mean of the three F1 scores of texts[first] against texts[second], float32, for texts of any lengths (word ids).
+  """Mean of the three F1 scores of texts[first] against texts[second], float32.
 
-  Pairs of similar lengths are scored together, padded to one of a few shapes, so that after a few batches nothing is
-  compiled any more.
+  texts: word ids, of any lengths.
+
+  Pairs of similar lengths are scored together, padded to one of a few shapes, so that compilation
+  stops after a few batches.
   """
-  rows = buckets.Rows(texts)
+  rows = buckets.RaggedRows(texts)
   swap = rows.lengths[first] < rows.lengths[second]
   first, second = np.where(swap, second, first), np.where(swap, first, second)
   lengths = np.stack([rows.lengths[first], rows.lengths[second]], axis=1)
-  running = [
+  scores = [
     (
       chosen,
-      _mean(
-        rows.padded(first[chosen], words_a, pairs), rows.padded(second[chosen], words_b, pairs)
-      ),
+      _mean(rows.pad(first[chosen], words_a, pairs), rows.pad(second[chosen], words_b, pairs)),
     )
-    for chosen, pairs, (words_a, words_b) in buckets.batches(buckets.rung(lengths, _WORDS), _PAIRS)
+    for chosen, pairs, (words_a, words_b) in buckets.group_by_shape(
+      buckets.bucket_size(lengths, _WORDS), _PAIRS
+    )
   ]
   result = np.zeros(len(first), np.float32)
-  for chosen, mean in running:
+  for chosen, mean in scores:
     result[chosen] = np.asarray(mean)[: len(chosen)]
   return result
 
 
 @jax.jit
 def _mean(a: Int[Array, "pairs words_a"], b: Int[Array, "pairs words_b"]) -> Float[Array, "pairs"]:
-  return sum(rouge(a, b)) / 3
+  rouge1, rouge2, rouge_l = rouge(a, b)
+  return (rouge1 + rouge2 + rouge_l) / 3
 
 
 def _score(a: Int[Array, "pairs words_a"], b: Int[Array, "pairs words_b"]) -> Rouge:
@@ -124,7 +134,7 @@ def _score(a: Int[Array, "pairs words_a"], b: Int[Array, "pairs words_b"]) -> Ro
 def _masks(
   a: Int[Array, "pairs words_a"], b: Int[Array, "pairs words_b"]
 ) -> UInt32[Array, "words_a limbs pairs"]:
-  """Bit i of limb n is set where word 32 n + i of b is the word of a; none for padding."""
+  """Bit i of limb n is set if word 32 n + i of b is the word of a. Padding sets no bit."""
   b = jnp.pad(b, ((0, 0), (0, -b.shape[1] % _BITS)), constant_values=buckets.PAD)
   b = jnp.where(b == buckets.PAD, buckets.PAD - 1, b).T.reshape(-1, _BITS, len(b))
   a = a.T[:, None]
@@ -137,7 +147,10 @@ def _masks(
 def _common(
   masks: UInt32[Array, "words_a limbs pairs"], length: Int[Array, ""]
 ) -> tuple[Int[Array, "pairs"], Int[Array, "pairs"], Int[Array, "pairs"]]:
-  """How many words, pairs of words and words in order the texts have in common; reads the first `length` masks."""
+  """Counts the common words, common word pairs and the longest common subsequence.
+
+  length: how many masks to read.
+  """
   none = jnp.zeros(masks.shape[1:], jnp.uint32)
 
   def word(t, state):
@@ -151,20 +164,21 @@ def _common(
     )
 
   taken1, taken2, unmatched, _ = lax.fori_loop(0, length, word, (none, none, ~none, none))
-  return tuple(
-    lax.population_count(bits).sum(axis=0).astype(jnp.int32)
-    for bits in (taken1, taken2, ~unmatched)
-  )
+  return _count_bits(taken1), _count_bits(taken2), _count_bits(~unmatched)
+
+
+def _count_bits(bits: Masks) -> Int[Array, "pairs"]:
+  return lax.population_count(bits).sum(axis=0).astype(jnp.int32)
 
 
 def _shift_right(mask: Masks) -> Masks:
-  """The masks shifted by one position; the lowest bit of a limb goes to the top of the limb before."""
+  """Shifts the masks by one position; the lowest bit of a limb moves to the limb before."""
   following = jnp.concatenate([mask[1:], jnp.zeros_like(mask[:1])])
   return (mask >> 1) | (following << (_BITS - 1))
 
 
 def _take_lowest(taken: Masks, mask: Masks) -> Masks:
-  """Takes the lowest position of the mask that is free, if there is one."""
+  """Takes the lowest free position of the mask, if there is one."""
   free = mask & ~taken
 
   def limb(found: Bool[Array, "pairs"], free: UInt32[Array, "pairs"]):
@@ -175,7 +189,7 @@ def _take_lowest(taken: Masks, mask: Masks) -> Masks:
 
 
 def _advance(unmatched: Masks, mask: Masks) -> Masks:
-  """V <- (V + (V & mask)) | (V & ~mask), the carry running through the limbs."""
+  """V <- (V + (V & mask)) | (V & ~mask), with the carry passed through the limbs."""
 
   def limb(carry: UInt32[Array, "pairs"], operands: tuple[Array, Array]):
     value, matched = operands

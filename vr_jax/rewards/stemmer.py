@@ -1,9 +1,10 @@
-"""Porter's stemmer with the extensions of NLTK, which the rouge-score package takes its stems from.
+"""Porter's stemmer with NLTK's extensions, as the rouge-score package uses it.
 
-Written here rather than imported: NLTK is a large tree that takes most of a second to import, for this one page of
-rules; other packages' Porter stemmers know the published rules only and disagree on such words as "dying" or "enjoy".
+It is not imported from NLTK, since NLTK is large and takes most of a second to import. Other
+packages have the published rules only and disagree on words such as "dying" or "enjoy".
 
-Source: M. F. Porter, "An algorithm for suffix stripping", Program 14(3), 1980; NLTK's deviations, named where they are.
+Source: M. F. Porter, "An algorithm for suffix stripping", Program 14(3), 1980. NLTK's deviations
+are marked in the code.
 """
 
 import functools
@@ -83,7 +84,7 @@ _STEP_4 = dict.fromkeys(
 
 @functools.lru_cache(maxsize=1 << 17)
 def stem(word: str) -> str:
-  """The stem of a lower-case word; total, linear in the word's length."""
+  """Returns the stem of a lower-case word. Accepts any string; linear in its length."""
   if word in _IRREGULAR:
     return _IRREGULAR[word]
   if len(word) <= 2:
@@ -93,11 +94,11 @@ def stem(word: str) -> str:
   word = _replace_suffix(word, _STEP_3, above=0)
   if not word.endswith("ion") or word.endswith(("sion", "tion")):
     word = _replace_suffix(word, _STEP_4, above=1)
-  return _tidy(word)
+  return _final_e_and_l(word)
 
 
 def _shape(word: str) -> str:
-  """One "c" or "v" a letter; y is a consonant at the start and after a vowel."""
+  """Marks each letter as consonant "c" or vowel "v"; y is a consonant first and after a vowel."""
   shape = []
   previous = "v"
   for letter in word:
@@ -115,13 +116,16 @@ def _measure(word: str) -> int:
 
 
 def _ends_short(word: str) -> bool:
-  """Consonant, vowel, consonant other than w, x, y; in NLTK also a word of just a vowel and a consonant."""
+  """Whether a word ends in consonant, vowel, consonant other than w, x, y.
+
+  In NLTK a word of just a vowel and a consonant counts too.
+  """
   shape = _shape(word)
   return (shape.endswith("cvc") and word[-1] not in "wxy") or shape == "vc"
 
 
 def _replace_suffix(word: str, suffixes: dict[str, str], *, above: int) -> str:
-  """Replaces the longest suffix that is known, if what stands before it measures more than `above`."""
+  """Replaces the longest known suffix, if the measure of the rest is greater than `above`."""
   for length in range(7, 1, -1):
     suffix = word[-length:]
     if suffix in suffixes and len(word) >= length:
@@ -149,12 +153,12 @@ def _past(word: str) -> str:
     return word[:-1] if _measure(word[:-3]) > 0 else word
   for suffix in ("ed", "ing"):
     if word.endswith(suffix) and "v" in _shape(word[: -len(suffix)]):
-      return _mend(word[: -len(suffix)])
+      return _restore_ending(word[: -len(suffix)])
   return word
 
 
-def _mend(word: str) -> str:
-  """What step 1b does to a word that has lost its -ed or -ing."""
+def _restore_ending(word: str) -> str:
+  """The second half of step 1b: adjusts a word whose -ed or -ing was removed."""
   if word.endswith(("at", "bl", "iz")):
     return word + "e"
   shape = _shape(word)
@@ -164,14 +168,14 @@ def _mend(word: str) -> str:
 
 
 def _final_y(word: str) -> str:
-  """Step 1c, as NLTK has it: happy -> happi, but enjoy stays."""
+  """Step 1c in NLTK's version: happy -> happi, but enjoy stays."""
   if word.endswith("y") and len(word) > 2 and _shape(word)[-2] == "c":
     return word[:-1] + "i"
   return word
 
 
 def _derivational(word: str) -> str:
-  """Step 2; NLTK treats -alli first and starts over, and measures -logi together with its l."""
+  """Step 2. NLTK handles -alli first and starts again; for -logi it counts the l to the stem."""
   if word.endswith("alli") and _measure(word[:-4]) > 0:
     return _derivational(word[:-2])
   if word.endswith("logi"):
@@ -179,7 +183,7 @@ def _derivational(word: str) -> str:
   return _replace_suffix(word, _STEP_2, above=0)
 
 
-def _tidy(word: str) -> str:
+def _final_e_and_l(word: str) -> str:
   """Step 5."""
   if word.endswith("e"):
     rest = word[:-1]

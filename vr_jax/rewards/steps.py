@@ -1,4 +1,4 @@
-"""A reply's reasoning as a list of steps. Total functions, linear in the length of the reply."""
+"""Splits a reply's reasoning into steps. Accepts any text, in time linear in its length."""
 
 import functools
 import itertools
@@ -6,28 +6,31 @@ import re
 
 _THINK, _THINK_END = "<think>", "</think>"
 
-# A sentence ends with its full stop, a closing quote or bracket behind that, and white space; where words are not spaced,
-# with the ideographic full stop. Starting on one of a few characters keeps the search fast and linear.
+# A sentence ends with a full stop, perhaps a closing quote or bracket, and white space; in
+# languages without spaces, with an ideographic full stop. The pattern starts with one of a few
+# characters, which keeps the search fast and linear.
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]?\s+|[。！？]\s*""")
 
-# "3." "3)" "(3)" "3:" "Step 3:" "-" "*" "•": says that a step begins and is no part of it.
+# "3." "3)" "(3)" "3:" "Step 3:" "-" "*" "•": begins a step and is not part of it.
 _NUMBER = re.compile(
   r"(?:[-*•]|(?:step\s{0,3})?[(\[]?\d{1,4}[.):\]]{1,2}|step\s{0,3}\d{1,4})\s+", re.I
 )
 
-# "At 2s," "[0:02]" "2.5 s:" "From 2 to 4 seconds": says that a step begins and is part of it.
+# "At 2s," "[0:02]" "2.5 s:" "From 2 to 4 seconds": begins a step and is part of it.
 _TIME = re.compile(
   r"(?:(?:then|so|and)\s{1,3})?(?:(?:at|from|between|by|after|until)\s{1,3})?[(\[]?t?\s?=?\s?"
-  r"(?:\d{1,6}:\d\d|\d{1,6}(?:\.\d{1,6})?\s?(?:s|sec|secs|seconds?)?\s?(?:-|–|to|and)\s?\d{1,6}(?:\.\d{1,6})?\s?"
-  r"(?:s|sec|secs|seconds?)|\d{1,6}(?:\.\d{1,6})?\s?(?:s|sec|secs|seconds?))\b",
+  r"(?:\d{1,6}:\d\d|\d{1,6}(?:\.\d{1,6})?\s?(?:s|sec|secs|seconds?)?\s?(?:-|–|to|and)\s?"
+  r"\d{1,6}(?:\.\d{1,6})?\s?(?:s|sec|secs|seconds?)"
+  r"|\d{1,6}(?:\.\d{1,6})?\s?(?:s|sec|secs|seconds?))\b",
   re.I,
 )
 
 
 def think_text(reply: str) -> str:
-  """What stands between the first <think> and the </think> after it; "" without <think>.
+  """The text between the first <think> and the next </think>; "" without <think>.
 
-  Reconstruction: a trace that was never closed (the reply ran out of tokens) ends at the answer or with the reply.
+  Reconstruction: a trace without </think> (the reply ran out of tokens) ends at <answer> or at the
+  end of the reply.
   """
   _, opened, rest = reply.partition(_THINK)
   if not opened:
@@ -37,10 +40,12 @@ def think_text(reply: str) -> str:
 
 
 def split_steps(think: str) -> list[str]:
-  """The steps of a trace in order, without their list numbers and without outer white space; none is empty.
+  """Splits a trace into its steps, in order, stripped and without list numbers.
 
-  A line that starts with a number or a time is one step, except that a later sentence of it which starts with a time
-  begins the next one. Other lines are cut into sentences. What holds no letter and no digit is dropped.
+  - A line that starts with a number or a time is one step. If a later sentence of that line starts
+    with a time, that sentence begins a new step.
+  - Other lines are split into sentences, each a step.
+  - Steps without a letter or digit are dropped.
 
   Reconstruction: the paper splits the trace into sub-steps and does not say how.
   """

@@ -1,7 +1,7 @@
-"""Text to word ids, on the host: what ROUGE on device compares.
+"""Converts text to word ids on the host, for ROUGE on device.
 
-The words are those of the rouge-score package with stemming on: lower case, everything but a-z and 0-9 separates words,
-words longer than three letters are stemmed.
+Words are those of the rouge-score package with stemming: lower case, split at everything but a-z
+and 0-9; words longer than three letters are stemmed.
 """
 
 from jaxtyping import Int
@@ -9,18 +9,21 @@ import numpy as np
 
 from vr_jax.rewards import stemmer
 
-_SEPARATED = bytes(
+_TRANSLATION = bytes(
   code if chr(code).isascii() and chr(code).isalnum() else ord(" ") for code in range(256)
 )
 
 
 def split_words(text: str) -> list[bytes]:
-  """The words of a text before stemming, as ASCII bytes; any string, unpaired surrogates included."""
-  return text.lower().encode("ascii", "replace").translate(_SEPARATED).split()
+  """Splits a text into words, as ASCII bytes, before stemming.
+
+  Accepts any string, even with unpaired surrogates.
+  """
+  return text.lower().encode("ascii", "replace").translate(_TRANSLATION).split()
 
 
 class Vocabulary(dict[bytes, int]):
-  """Ids of the words of one batch, given out as words are asked for: words with the same stem share an id from 0."""
+  """Assigns ids to the words of one batch, from 0, on first use. Words of one stem share an id."""
 
   def __init__(self) -> None:
     super().__init__()
@@ -32,5 +35,5 @@ class Vocabulary(dict[bytes, int]):
     return number
 
   def ids(self, text: str) -> Int[np.ndarray, "words"]:
-    """The ids of a text's words in order, int32."""
+    """Returns the ids of a text's words in order, int32."""
     return np.fromiter(map(self.__getitem__, split_words(text)), np.int32)

@@ -21,15 +21,83 @@ Where an answer's reward goes (`placement`):
 does not say that rewards of later turns other than the answer's are left out of `every`; they would count the answer twice.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+import ml_collections
 
+from vr_jax import records
 from vr_jax.rl import loss
 
 Placement = Literal["every", "last"]
+
+
+def make_credit(
+  config: ml_collections.ConfigDict, *, answer_reward: str
+) -> Callable[..., tuple[Array, Array, Any]]:
+  """A jitted `credit(scores, rollout, values, reference=None) -> (advantages, returns, metrics)`.
+
+  Advantages are whitened over the batch. Tokens of turns that are not valid get advantage 0 and for a return their
+  value: nobody learns from them.
+
+  Args:
+    config: the section `critic`.
+    answer_reward: the name in `scores.rewards` of the answer's reward, which is placed as `config.placement` says. The
+      rest of each turn's total is the turn's own.
+
+  The function takes:
+    scores: of each turn.
+    rollout: the episodes.
+    values: of the critic, at the tokens.
+    reference: log-probs of the frozen reference, needed where config.kl_weight > 0: its KL is then a reward.
+
+  Metrics: critic/advantage and critic/advantage_std before whitening, and critic/kl (mean of k1 over tokens) where it
+  is a reward.
+  """
+
+  def credit(
+    scores: records.Scores,
+    rollout: records.Rollout,
+    values: Float[Array, "prompts group time"],
+    reference: Float[Array, "prompts group time"] | None = None,
+  ) -> tuple[Array, Array, dict[str, Array]]:
+    valid = jnp.take_along_axis(scores.valid, rollout.turn, axis=2)
+    mask = (rollout.kind == int(records.Kind.MODEL)) & valid
+    ends = turn_ends(rollout.turn, mask)
+    answers = jnp.where(scores.valid, scores.rewards[answer_reward], 0)
+    rewards = token_rewards(
+      scores.total - answers,
+      answers.sum(axis=-1),
+      rollout.turn,
+      ends,
+      gamma_turn=config.gamma_turn,
+      placement=config.placement,
+    )
+    metrics = {}
+    if config.kl_weight:
+      rewards += kl_rewards(rollout.log_probs, reference, mask, beta=config.kl_weight)
+      kl = loss.kl_divergence(rollout.log_probs, reference, "k1")
+      metrics["critic/kl"] = kl.mean(where=mask)
+    raw, returns = advantages(
+      rewards,
+      values,
+      mask,
+      ends,
+      gamma_turn=config.gamma_turn,
+      gamma_token=config.gamma_token,
+      decay=config.decay,
+      placement=config.placement,
+    )
+    metrics |= {
+      "critic/advantage": raw.mean(where=mask),
+      "critic/advantage_std": raw.std(where=mask),
+    }
+    return whiten(raw, mask), jnp.where(mask, returns, values), metrics
+
+  return jax.jit(credit)
 
 
 def turn_ends(

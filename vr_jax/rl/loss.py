@@ -1,4 +1,4 @@
-"""The one policy loss of every recipe: clipped ratio, optional KL, any aggregation, sampler correction.
+"""The one policy loss of every recipe: a clipped ratio, optional KL, any aggregation, sampler correction.
 
 With l the log-prob of a sampled token under the trained policy, o under the policy at the start of the update, s under
 the sampler, f under the frozen reference, and A its advantage:
@@ -7,6 +7,15 @@ the sampler, f under the frozen reference, and A its advantage:
     tis    = min(exp(o - s), cap)                                     a constant to the gradient
     token  = -tis * min(rho A, clip(rho, 1 - low, 1 + high) A) + beta KL(l, f)
     loss   = sum over tokens of weight * token
+
+Options, each off by default:
+
+    sequence ratio   rho_t = s exp(l_t - stop(l_t)), s = stop(exp(mean over the tokens of the reply of l - o)): every token
+                     is clipped by the ratio of its whole reply, and has its own advantage. With one advantage for all
+                     tokens of a reply this is GSPO, in value and gradient (arXiv 2507.18071, eq. 5 and 14)
+    cispo            token = -tis * stop(clip(rho, 1 - low, 1 + high)) A l: clipped weights, and every token keeps its
+                     gradient (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5; its setting: low 1 or more, which bounds nothing)
+    dual clip        where A < 0, the minimum is at least c A: a large ratio costs no more than c (arXiv 1912.09729, eq. 5)
 
 The weights hold the aggregation (mean over tokens, over sequences, constant length). They are made once for a whole
 batch, so that the sum over micro-batches is the loss of the batch, exactly.
@@ -20,6 +29,8 @@ from jaxtyping import Array, Bool, Float
 
 Aggregation = Literal["sequence_mean", "token_mean", "constant_length"]
 KlEstimator = Literal["k1", "k2", "k3"]
+ImportanceSamplingLevel = Literal["token", "sequence"]
+Objective = Literal["clip", "cispo"]
 
 
 def token_weights(
@@ -71,6 +82,9 @@ def policy_loss(
   *,
   clip_low: float,
   clip_high: float,
+  importance_sampling_level: ImportanceSamplingLevel = "token",
+  objective: Objective = "clip",
+  dual_clip: float | None = None,
   sampler_log_probs: Float[Array, "prompts group time"] | None = None,
   truncation: float | None = None,
   reference_log_probs: Float[Array, "prompts group time"] | None = None,
@@ -86,6 +100,9 @@ def policy_loss(
     weights: of `token_weights`; tokens of weight 0 take no part.
     clip_low: ratios below 1 - clip_low gain nothing more.
     clip_high: ratios above 1 + clip_high gain nothing more (DAPO's clip-higher where it exceeds clip_low).
+    importance_sampling_level: `sequence` clips all tokens of a reply by one ratio; a row has to hold the whole reply.
+    objective: `clip` is PPO's, `cispo` clips the weight of the gradient instead.
+    dual_clip: c, more than 1 + clip_high; None: tokens of negative advantage may cost any multiple of it.
     sampler_log_probs: of the sampler; with `truncation`, corrects for its difference from the trainer.
     truncation: cap of the importance weight (truncated importance sampling); None: no correction.
     reference_log_probs: of the frozen reference; needed where kl_weight > 0.
@@ -94,18 +111,17 @@ def policy_loss(
 
   Returns:
     The loss, and sums over tokens by name: `mask` (tokens that count), and, to be divided by it, `ratio`, `clipped_low`,
-    `clipped_high`, `kl` and `truncated`.
+    `clipped_high` (of `cispo` whatever the advantage), `clipped_dual`, `kl` and `truncated`.
   """
   mask = weights > 0
-  ratio = jnp.exp(jnp.where(mask, log_probs - old_log_probs, 0))
-  clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
-  token_loss = -jnp.minimum(ratio * advantages, clipped * advantages)
-  sums = {
-    "mask": mask.sum(),
-    "ratio": jnp.where(mask, ratio, 0).sum(),
-    "clipped_low": (mask & (ratio < 1 - clip_low) & (advantages < 0)).sum(),
-    "clipped_high": (mask & (ratio > 1 + clip_high) & (advantages > 0)).sum(),
-  }
+  ratio = _importance_ratio(log_probs, old_log_probs, mask, importance_sampling_level)
+  sums = {"mask": mask.sum(), "ratio": jnp.where(mask, ratio, 0).sum()}
+  clip = {"low": 1 - clip_low, "high": 1 + clip_high}
+  if objective == "cispo":
+    token_loss, clipped = _cispo(log_probs, ratio, advantages, mask, **clip)
+  else:
+    token_loss, clipped = _clipped(ratio, advantages, mask, **clip, dual=dual_clip)
+  sums |= clipped
   if truncation is not None and sampler_log_probs is not None:
     gap = jnp.exp(jnp.where(mask, jax.lax.stop_gradient(old_log_probs) - sampler_log_probs, 0))
     token_loss = token_loss * jnp.minimum(gap, truncation)
@@ -118,3 +134,46 @@ def policy_loss(
     sums["kl"] = jnp.where(mask, kl, 0).sum()
   loss = jnp.where(mask, weights * token_loss, 0).sum()
   return loss, {name: value.astype(jnp.float32) for name, value in sums.items()}
+
+
+def _importance_ratio(
+  log_probs: Array, old_log_probs: Array, mask: Array, level: ImportanceSamplingLevel
+) -> Float[Array, "prompts group time"]:
+  """pi / pi_old of each token, or of its reply; 1 outside the mask."""
+  log_ratio = jnp.where(mask, log_probs - old_log_probs, 0)
+  if level == "token":
+    return jnp.exp(log_ratio)
+  length = jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)
+  mean = jax.lax.stop_gradient(log_ratio.sum(axis=-1, keepdims=True) / length)
+  # log_ratio - stop(log_ratio) is 0, with the gradient of the token's own log-prob.
+  of_reply = mean + (log_ratio - jax.lax.stop_gradient(log_ratio))
+  return jnp.where(mask, jnp.exp(of_reply), 1)
+
+
+def _clipped(
+  ratio: Array, advantages: Array, mask: Array, *, low: float, high: float, dual: float | None
+) -> tuple[Array, dict[str, Array]]:
+  """PPO's clipped objective of each token, and how many are clipped."""
+  clipped = jnp.clip(ratio, low, high)
+  token_loss = -jnp.minimum(ratio * advantages, clipped * advantages)
+  sums = {
+    "clipped_low": (mask & (ratio < low) & (advantages < 0)).sum(),
+    "clipped_high": (mask & (ratio > high) & (advantages > 0)).sum(),
+  }
+  if dual is None:
+    return token_loss, sums
+  bounded = jnp.minimum(token_loss, -dual * advantages)
+  sums["clipped_dual"] = (mask & (ratio > dual) & (advantages < 0)).sum()
+  return jnp.where(advantages < 0, bounded, token_loss), sums
+
+
+def _cispo(
+  log_probs: Array, ratio: Array, advantages: Array, mask: Array, *, low: float, high: float
+) -> tuple[Array, dict[str, Array]]:
+  """CISPO's objective of each token, and how many weights are clipped."""
+  weight = jax.lax.stop_gradient(jnp.clip(ratio, low, high))
+  sums = {
+    "clipped_low": (mask & (ratio < low)).sum(),
+    "clipped_high": (mask & (ratio > high)).sum(),
+  }
+  return -weight * advantages * jnp.where(mask, log_probs, 0), sums

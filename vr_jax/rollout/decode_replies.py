@@ -8,12 +8,12 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.envs import environment as environment_lib
-from vr_jax.models.qwen2_5_vl import processor as processor_lib
+from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
 
 
 def decode_replies(
-  processor: processor_lib.Processor,
+  processor: interface.Processor,
   environment: environment_lib.Environment,
   rollout: records.Rollout,
   shuffled: records.Rollout | None = None,
@@ -41,7 +41,7 @@ def decode_replies(
   )
 
 
-def _texts(processor: processor_lib.Processor, rollout: records.Rollout) -> list[list[str]]:
+def _texts(processor: interface.Processor, rollout: records.Rollout) -> list[list[str]]:
   """[prompts][group]."""
   tokens, sampled = mesh_lib.local_rows(rollout.tokens), _sampled(rollout)
   return [

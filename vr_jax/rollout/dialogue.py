@@ -14,8 +14,8 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.envs import environment
-from vr_jax.models.qwen2_5_vl import conversation, prompts
-from vr_jax.models.qwen2_5_vl import processor as processor_lib
+from vr_jax.models import interface
+from vr_jax.models.common import conversation, prompts
 from vr_jax.rollout import episodes
 
 
@@ -43,7 +43,7 @@ class Dialogue:
   """Implements `episodes.Turns` for a batch of scenes, a row each."""
 
   environment: environment.TurnsEnvironment
-  processor: processor_lib.Processor
+  processor: interface.Processor
   scenes: Sequence[Scene]
 
   def prompt(self, row: int, replies: Sequence[str] = ()) -> prompts.Encoded:
@@ -53,7 +53,7 @@ class Dialogue:
     parts = [self.processor.encode_conversation([turn], name=scene.example.id)]
     said = tuple(tuple(self.processor.encode_reply(reply)) for reply in replies)
     for count, reply in enumerate(said, start=1):
-      parts.append(self.processor.join(np.array(reply, np.int32), [], []))
+      parts.append(self.processor.encode_tokens(reply))
       parts.append(self.observe(row, 0, said[:count]))
     return prompts.joined(parts, name=scene.example.id) if said else parts[0]
 
@@ -68,8 +68,12 @@ class Dialogue:
 
   def pad(self, encoded: Sequence[prompts.Encoded], sizes: prompts.Sizes) -> records.Prompt:
     """As the model takes them."""
-    vision = self.processor.config.vision
-    return prompts.pad(encoded, vision, sizes, pad_token=self.processor.pad_token)
+    return self.processor.pad(encoded, sizes)
+
+  @property
+  def axes(self) -> int:
+    """Of positions."""
+    return self.processor.axes
 
   def _turn(self, scene: Scene, replies: Sequence[str]) -> conversation.Turn | None:
     shown = self.environment.observe(scene.example, len(scene.pool), replies)

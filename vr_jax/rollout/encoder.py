@@ -9,7 +9,7 @@ import functools
 
 from flax import nnx
 import jax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from vr_jax import records
 
@@ -23,12 +23,15 @@ def encode(graph: nnx.GraphDef, params: PyTree, prompt: records.Prompt) -> recor
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def features(
-  graph: nnx.GraphDef, params: PyTree, vision: records.Vision
-) -> Float[Array, "prompts media embed"]:
-  """Those of the media tokens, in the model's dtype; of the parameters only the tower's are used.
+def features(graph: nnx.GraphDef, params: PyTree, vision: PyTree) -> PyTree:
+  """Those of the media tokens [prompts, media, …], in the model's dtype; of the parameters only the tower's are used.
 
+  vision: what the tower reads, [prompts, frames, patches, …].
   Those of a prompt lie whole on the devices that hold it: its media tokens may stand anywhere in it.
   """
   model = nnx.merge(graph, params)
-  return model.layout.place(model.encode_vision(vision), ("prompts", None, None))
+
+  def place(x: Array) -> Array:
+    return model.layout.place(x, ("prompts", *[None] * (x.ndim - 1)))
+
+  return jax.tree.map(place, model.encode_vision(vision))

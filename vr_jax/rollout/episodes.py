@@ -5,11 +5,11 @@ import dataclasses
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int, PyTree
 import numpy as np
 
 from vr_jax import records
-from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
+from vr_jax.models.common import prompts as prompts_lib
 
 Replies = tuple[tuple[int, ...], ...]
 Shown = prompts_lib.Encoded
@@ -28,6 +28,10 @@ class Turns(Protocol):
 
   def pad(self, encoded: Sequence[Shown], sizes: prompts_lib.Sizes) -> records.Prompt:
     """As `prompts.pad`, with the model's constants."""
+
+  @property
+  def axes(self) -> int:
+    """Of positions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,7 @@ class _Piece(NamedTuple):
   log_probs: Float[np.ndarray, "time"]
   kind: Int[np.ndarray, "time"]
   turn: Int[np.ndarray, "time"]
-  positions: Int[np.ndarray, "time 3"]
+  positions: Int[np.ndarray, "time axes"]
   media_index: Int[np.ndarray, "time"]
 
 
@@ -82,7 +86,8 @@ class Episode:
   """One of a prompt's group, and where it is kept: its device, and there its home and the seat of its prompt.
 
   Every process knows how far each episode has come; what one was shown is known where its prompt is. row: of the whole batch;
-  own_row: of what this process has of it, None where others have it. position: of its next token. replies: token ids; the
+  own_row: of what this process has of it, None where others have it. position: of its next token; axes: of
+  positions. replies: token ids; the
   last is the one that is being written. written, frames: tokens and frames that it holds behind its prompt.
   """
 
@@ -93,6 +98,7 @@ class Episode:
   home: int
   seat: int
   position: int
+  axes: int
   replies: list[list[int]] = dataclasses.field(default_factory=lambda: [[]])
   shown: list[Shown] = dataclasses.field(default_factory=list)
   pieces: list[_Piece] = dataclasses.field(default_factory=list)
@@ -102,7 +108,7 @@ class Episode:
   def say(self, tokens: Int[np.ndarray, "time"], log_probs: Float[np.ndarray, "time"]) -> None:
     """Goes on with its reply."""
     self.replies[-1] += tokens.tolist()
-    places = np.broadcast_to(np.arange(len(tokens))[:, None], (len(tokens), 3))
+    places = np.broadcast_to(np.arange(len(tokens))[:, None], (len(tokens), self.axes))
     index, turn = np.full(tokens.shape, -1), len(self.replies) - 1
     self._keep(records.Kind.MODEL, turn, tokens, log_probs, places, index)
     self.written += len(tokens)
@@ -114,7 +120,7 @@ class Episode:
     index = np.where(media_index >= 0, media_index + self.frames * stride, -1)
     silent = np.zeros(shown.tokens.shape, np.float32)
     kind = records.Kind.ENVIRONMENT
-    self._keep(kind, len(self.replies), shown.tokens, silent, shown.positions.T, index)
+    self._keep(kind, len(self.replies), shown.tokens, silent, shown.positions, index)
 
   def see(self, size: Size) -> None:
     """Is shown so much, and opens a reply to it."""
@@ -128,12 +134,11 @@ class Episode:
     name = f"{shown.name}, turn {len(self.replies) + 1}"
     length = self.written + len(shown.tokens) + reply
     frames = self.frames + len(shown.frames)
-    patches = max((len(frame.window) for frame in shown.frames), default=0)
     for size, buckets, what in (
       (len(shown.tokens), schedule.shown_buckets, "tokens"),
       (length, schedule.time_buckets, "tokens of all turns together"),
       (frames, schedule.frame_buckets, "temporal patches of all turns together"),
-      (patches, (schedule.patches,), "patches a frame"),
+      (shown.patches, (schedule.patches,), "patches a frame"),
     ):
       prompts_lib.bucket([(name, size)], buckets, what)
 
@@ -143,7 +148,7 @@ class Episode:
     turn: int,
     tokens: Int[np.ndarray, "time"],
     log_probs: Float[np.ndarray, "time"],
-    places: Int[np.ndarray, "time 3"],
+    places: Int[np.ndarray, "time axes"],
     media_index: Int[np.ndarray, "time"],
   ) -> None:
     whose, turns = (np.full(tokens.shape, value) for value in (int(kind), turn))
@@ -168,26 +173,15 @@ class Played:
   computed: int
   waited: float
 
-  def vision(self, turns: Turns, schedule: Schedule) -> records.Vision:
-    """The patches of the suffix, for a pass with a tower of its own: there they take the place of its media."""
+  def vision(self, turns: Turns, schedule: Schedule) -> PyTree:
+    """The vision inputs of the suffix, for a pass with a tower of its own: there they take the place of its media."""
     longest = max(schedule.time_buckets)
     sizes = prompts_lib.Sizes(prefix=longest, frames=self.frames, patches=schedule.patches)
-    each = [prompts_lib.joined([NOTHING, *one], name="suffix") for row in self.shown for one in row]
+    nothing = prompts_lib.nothing(turns.axes)
+    each = [prompts_lib.joined([nothing, *one], name="suffix") for row in self.shown for one in row]
     vision, rows = turns.pad(each, sizes).vision, len(self.shown)
     frames = len(each) // rows * self.frames
     return jax.tree.map(lambda x: x.reshape(rows, frames, *x.shape[2:]), vision)
-
-
-NOTHING = Shown(
-  name="nothing",
-  tokens=np.zeros(0, np.int32),
-  kind=np.zeros(0, np.int32),
-  positions=np.zeros((3, 0), np.int32),
-  next_position=0,
-  loss_mask=np.zeros(0, bool),
-  grids=(),
-  frames=(),
-)
 
 
 def in_groups(episodes: Sequence[Episode], group: int) -> list[list[Episode]]:
@@ -196,14 +190,16 @@ def in_groups(episodes: Sequence[Episode], group: int) -> list[list[Episode]]:
   return [ordered[start : start + group] for start in range(0, len(ordered), group)]
 
 
-def rollout(
-  groups: Sequence[Sequence[Episode]], media: Float[Array, "prompts media embed"], time: int
-) -> records.Rollout:
-  """Episodes on the host, padded to `time`. media: of all processes; of each group as much for one episode as for another."""
-  shape, each = (len(groups), len(groups[0]), time), media.shape[1] // len(groups[0])
+def rollout(groups: Sequence[Sequence[Episode]], media: PyTree, time: int) -> records.Rollout:
+  """Episodes on the host, padded to `time`.
+
+  media: features [prompts, media, …] of all processes; of each group as much for one episode as for another.
+  """
+  shape = len(groups), len(groups[0]), time
+  each, axes = jax.tree.leaves(media)[0].shape[1] // len(groups[0]), groups[0][0].axes
   made = _Piece(
     *(
-      np.full(shape if name != "positions" else (*shape, 3), fill, dtype)
+      np.full(shape if name != "positions" else (*shape, axes), fill, dtype)
       for name, fill, dtype in zip(_Piece._fields, _FILL, _DTYPES, strict=True)
     )
   )

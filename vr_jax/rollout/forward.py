@@ -8,7 +8,6 @@ trainer scores with it, so at equal parameters their ratio is 1.
 from collections.abc import Callable
 import dataclasses
 import typing
-from typing import Protocol, runtime_checkable
 
 from flax import nnx
 import jax
@@ -16,46 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from vr_jax import records
+from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
-from vr_jax.models import packing as packing_lib
-from vr_jax.models import seats as seats_lib
+from vr_jax.models.common import packing as packing_lib
 from vr_jax.rollout import vocabulary
-
-
-@runtime_checkable
-class Prefix(Protocol):
-  """A prompt that has been read: what replies attend to."""
-
-  hidden: Array  # [prompts, embed], at the last token of each prompt
-
-
-@runtime_checkable
-class Model(Protocol):
-  """What rollout asks of a network; see models/qwen2_5_vl for the shapes."""
-
-  layout: layout_lib.Layout  # where its arrays lie
-  logit_chunk: int  # rows of the vocabulary whose logits the update makes at once
-
-  def prefill(self, prompt: records.Prompt) -> Prefix: ...  # noqa: D102
-  def extend(  # noqa: D102
-    self, prefix: Prefix, tokens: Array, valid: Array, suffix: records.Suffix | None = None
-  ) -> Array: ...
-  def extend_packed(  # noqa: D102
-    self,
-    prefix: Prefix,
-    tokens: Array,
-    valid: Array,
-    packing: packing_lib.Packing,
-    suffix: records.Suffix | None = None,
-  ) -> Array: ...
-  def decoding_params(self) -> PyTree: ...  # noqa: D102
-  def of_slots(self, x: Array, seats: seats_lib.Seats) -> Array: ...  # noqa: D102
-  def start_cache(self, prefix: Prefix, slots: int, length: int) -> PyTree: ...  # noqa: D102
-  def reading(self, prefix: Prefix) -> PyTree: ...  # noqa: D102
-  def decode(  # noqa: D102
-    self, reading: PyTree, cache: PyTree, tokens: Array, index: Array, seats: seats_lib.Seats
-  ) -> tuple[Array, PyTree]: ...
-  def output_rows(self) -> Array: ...  # noqa: D102
 
 
 @jax.tree_util.register_dataclass
@@ -75,7 +38,7 @@ class ValueHead:
 
 
 def token_logits(
-  model: Model,
+  model: interface.LanguageModel,
   hidden: Float[Array, "*shape embed"],
   allowed: Bool[Array, "vocab"],
   temperature: float,
@@ -87,7 +50,7 @@ def token_logits(
 
 
 def reply_log_probs(
-  model: Model,
+  model: interface.LanguageModel,
   prompt: records.Prompt,
   tokens: Int[Array, "prompts group time"],
   valid: Bool[Array, "prompts group time"],
@@ -118,7 +81,7 @@ def reply_log_probs(
 
 
 def reply_values(
-  model: Model,
+  model: interface.LanguageModel,
   head: ValueHead,
   prompt: records.Prompt,
   tokens: Int[Array, "prompts group time"],
@@ -141,7 +104,7 @@ def reply_values(
 
 
 def _before_tokens(
-  model: Model,
+  model: interface.LanguageModel,
   prompt: records.Prompt,
   tokens: Int[Array, "prompts group time"],
   valid: Bool[Array, "prompts group time"],
@@ -178,7 +141,7 @@ def _before_tokens(
 
 
 def _scores(
-  model: Model,
+  model: interface.LanguageModel,
   hidden: Float[Array, "*batch embed"],
   tokens: Int[Array, "*batch"],
   allowed: Bool[Array, "vocab"],

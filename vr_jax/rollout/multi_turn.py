@@ -94,7 +94,8 @@ def make_rollout(
   made = talk.played.rollout
   if tower_frozen:
     return made
-  vision = mesh_lib.put_batch(talk.played.vision(talk.dialogue, schedule), mesh)
+  vision = talk.played.vision(talk.dialogue, schedule)
+  vision = mesh_lib.put_batch(vision, mesh, axes=mesh_lib.VISION)
   suffix = dataclasses.replace(made.suffix, vision=vision, media=None)
   return dataclasses.replace(made, suffix=suffix)
 

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from vr_jax import records
+from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
-from vr_jax.models import seats as seats_lib
+from vr_jax.models.common import slots as slots_lib
 from vr_jax.rollout import forward, vocabulary
 from vr_jax.rollout import places as places_lib
 
@@ -53,14 +54,14 @@ class _State:
 
   index: Int[Array, ""]
   hidden: Float[Array, "slots embed"]
-  cache: PyTree
+  cache: interface.Cache
   tokens: Int[Array, "slots time"]
   log_probs: Float[Array, "slots time"]
   lengths: Int[Array, "slots"]
   done: Bool[Array, "slots"]
   keys: Key[Array, "slots"]
   home: Int[Array, "slots"]
-  seats: seats_lib.Seats
+  seats: slots_lib.Seats
 
 
 def sample(
@@ -144,7 +145,7 @@ def _start(
   key: Key[Array, ""],
   *,
   decoding: Decoding,
-) -> tuple[forward.Prefix, _State]:
+) -> tuple[interface.Prefix, _State]:
   """Prompts that have been read, and their replies before the first token."""
   model = nnx.merge(graph, params)
   prompts, group = prompt.tokens.shape[0], decoding.group
@@ -152,7 +153,7 @@ def _start(
   places = places_lib.Places.of(model.layout, prompts, group)
   reply, block = places.reply(), places.block()
   of_slots = functools.partial(model.layout.place, axes=("slots",))
-  seats = seats_lib.Seats(
+  seats = slots_lib.Seats(
     prompt=of_slots(jnp.asarray(reply // group)),
     member=of_slots(jnp.asarray(reply % group)),
     group=group,
@@ -184,7 +185,7 @@ def decoding_params(graph: nnx.GraphDef, params: PyTree) -> PyTree:
 def _decode(
   graph: nnx.GraphDef,
   params: PyTree,
-  prefix: forward.Prefix,
+  prefix: interface.Prefix,
   state: _State,
   allowed: Bool[Array, "vocab"],
   fewer: Int[Array, ""],
@@ -193,7 +194,7 @@ def _decode(
 ) -> _State:
   """Steps until no device has more than `fewer` replies that go on (see `looped`), or replies are as long as they may be."""
   model = nnx.merge(graph, params)
-  stops, reading = jnp.array(decoding.stop_tokens), model.reading(prefix)
+  stops, constants = jnp.array(decoding.stop_tokens), model.prepare_decode(prefix)
 
   def goes_on(state: _State) -> Array:
     return _unfinished(model.layout, state) > fewer
@@ -203,7 +204,7 @@ def _decode(
     logits = forward.token_logits(model, state.hidden, allowed, decoding.temperature or 1.0)
     token, log_prob = draw(logits, state.keys, index, decoding)
     token, log_prob = jnp.where(done, 0, token), jnp.where(done, 0, log_prob)
-    hidden, cache = model.decode(reading, state.cache, token, index, state.seats)
+    hidden, cache = model.decode(constants, state.cache, token, index, state.seats)
     return dataclasses.replace(
       state,
       index=index + 1,

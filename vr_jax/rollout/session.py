@@ -19,8 +19,8 @@ import numpy as np
 from vr_jax import records
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import turns as turns_lib
-from vr_jax.models.qwen2_5_vl import processor as processor_lib
-from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
+from vr_jax.models import interface
+from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.rollout import dialogue, episodes, sampler, turns
 
 
@@ -54,7 +54,7 @@ class Session:
   graph: nnx.GraphDef
   params: PyTree
   allowed: Bool[Array, "vocab"]
-  processor: processor_lib.Processor
+  processor: interface.Processor
   environment: environment_lib.TurnsEnvironment
   decoding: sampler.Decoding
   schedule: episodes.Schedule
@@ -121,8 +121,8 @@ class Session:
 
   def _prompt(self, host: "_Host") -> records.Prompt:
     encoded = host.opening()
-    name, patches = encoded.name, max((len(frame.window) for frame in encoded.frames), default=0)
-    prompts_lib.bucket([(name, patches)], (self.schedule.patches,), "patches a frame")
+    name = encoded.name
+    prompts_lib.bucket([(name, encoded.patches)], (self.schedule.patches,), "patches a frame")
     sizes = prompts_lib.Sizes(
       prefix=prompts_lib.bucket([(name, len(encoded.tokens))], self.prefix_buckets, "tokens"),
       frames=len(encoded.frames),
@@ -159,6 +159,11 @@ class _Host:
   def pad(self, encoded: Sequence[prompts_lib.Encoded], sizes: prompts_lib.Sizes) -> records.Prompt:
     """As the model takes them."""
     return self._dialogue.pad(encoded, sizes)
+
+  @property
+  def axes(self) -> int:
+    """Of positions."""
+    return self._processor.axes
 
   def tell(self, replies: episodes.Replies) -> None:
     """Tells the turn of the last reply, unless it was told."""

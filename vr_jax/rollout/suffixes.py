@@ -17,8 +17,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 import numpy as np
 
 from vr_jax import records
+from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
-from vr_jax.models import seats as seats_lib
+from vr_jax.models.common import slots as slots_lib
 from vr_jax.rollout import forward, sampler
 from vr_jax.rollout import places as places_lib
 
@@ -27,11 +28,13 @@ from vr_jax.rollout import places as places_lib
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check  # tree transformations rebuild it with leaves that are no arrays
 class State:
-  """All replies at home. hidden: at the last token of each that is to be decoded; media: features of what it was shown."""
+  """All replies at home. hidden: at the last token of each that is to be decoded; media: features
+  [homes, media, …] of what it was shown.
+  """
 
   hidden: Float[Array, "homes embed"]
-  cache: PyTree
-  media: Float[Array, "homes media embed"]
+  cache: interface.Cache
+  media: PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -43,7 +46,7 @@ class Slots:
   left: tokens that a reply may still have; 0 where the slot has nothing to decode.
   """
 
-  rows: seats_lib.Rows
+  rows: slots_lib.Rows
   prompt: Int[Array | np.ndarray, "slots"]
   member: Int[Array | np.ndarray, "slots"]
   step: Int[Array | np.ndarray, "slots"]
@@ -72,7 +75,7 @@ def start(
   length: int,
   frames: int,
   patches: int,
-) -> tuple[forward.Prefix, State]:
+) -> tuple[interface.Prefix, State]:
   """Prompts that have been read, and replies that have written nothing.
 
   They have room for `length` tokens and `frames` frames of so many patches.
@@ -80,7 +83,7 @@ def start(
   model = nnx.merge(graph, params)
   prefix = model.prefill(prompt)
   reply = places_lib.Places.of(model.layout, prompt.tokens.shape[0], group).reply()
-  seats = seats_lib.Seats(
+  seats = slots_lib.Seats(
     prompt=model.layout.place(jnp.asarray(reply // group), ("slots",)),
     member=model.layout.place(jnp.asarray(reply % group), ("slots",)),
     group=group,
@@ -96,7 +99,7 @@ def start(
 def decode(
   graph: nnx.GraphDef,
   params: PyTree,
-  prefix: forward.Prefix,
+  prefix: interface.Prefix,
   state: State,
   slots: Slots,
   allowed: Bool[Array, "vocab"],
@@ -113,9 +116,9 @@ def decode(
   model = nnx.merge(graph, params)
   slots = jax.tree.map(lambda x: model.layout.place(jnp.asarray(x), ("slots",)), slots)
   rows, whole = slots.rows, len(slots.step) == len(state.hidden)
-  seats = seats_lib.Seats(prompt=rows.prompt, member=slots.member, group=decoding.group)
+  seats = slots_lib.Seats(prompt=rows.prompt, member=slots.member, group=decoding.group)
   keys = sampler.reply_keys(key, slots.prompt, slots.member)
-  stops, reading = jnp.array(decoding.stop_tokens), model.reading(prefix)
+  stops, constants = jnp.array(decoding.stop_tokens), model.prepare_decode(prefix)
   past = state.cache if whole else state.cache.kept(model.layout, rows.home)
   blank = model.layout.place(jnp.zeros((len(slots.step), chunk)), ("slots", None))
 
@@ -128,7 +131,7 @@ def decode(
     logits = forward.token_logits(model, hidden, allowed, decoding.temperature or 1.0)
     token, log_prob = sampler.draw(logits, keys, slots.step + index, decoding)
     token, log_prob = (jnp.where(said.ended, 0, x) for x in (token, log_prob))
-    hidden, recent = model.decode_on(reading, past, recent, token, index, rows, seats)
+    hidden, recent = model.decode_on(constants, past, recent, token, index, rows, seats)
     last = (token[:, None] == stops).any(axis=-1) | (index + 1 >= slots.left)
     put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=1)
     said = Chunk(
@@ -160,10 +163,10 @@ def decode(
 def append(
   graph: nnx.GraphDef,
   params: PyTree,
-  prefix: forward.Prefix,
+  prefix: interface.Prefix,
   state: State,
   shown: records.Prompt,
-  rows: seats_lib.Rows,
+  rows: slots_lib.Rows,
   seen: Int[Array, "rows"],
   *,
   stride: int,
@@ -184,13 +187,15 @@ def append(
   def of_device(x: Array, new: Array, home: Array, first: Array) -> Array:
     return x.at[home[:, None], first[:, None] + jnp.arange(new.shape[1])].set(new, mode="drop")
 
-  wide = ("slots", None, None)
-  kept = model.layout.per_shard(
-    of_device,
-    ((state.media, wide), (media, wide), (rows.home, ("slots",)), (first, ("slots",))),
-  )
+  def kept(x: Array, new: Array) -> Array:
+    wide = ("slots", *[None] * (x.ndim - 1))
+    places = (rows.home, ("slots",)), (first, ("slots",))
+    return model.layout.per_shard(of_device, ((x, wide), (new, wide), *places))
+
   return State(
-    hidden=_at_home(model.layout, state.hidden, rows.home, hidden), cache=cache, media=kept
+    hidden=_at_home(model.layout, state.hidden, rows.home, hidden),
+    cache=cache,
+    media=jax.tree.map(kept, state.media, media),
   )
 
 
@@ -201,14 +206,16 @@ def grow(layout: layout_lib.Layout, state: State, length: int) -> State:
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "shape", "media"))
-def media_of(
-  layout: layout_lib.Layout, state: State, shape: tuple[int, int], media: int
-) -> Float[Array, "prompts media embed"]:
+def media_of(layout: layout_lib.Layout, state: State, shape: tuple[int, int], media: int) -> PyTree:
   """The first `media` features of each reply, those of a group one after the other. shape: prompts, group."""
   places = places_lib.Places.of(layout, *shape)
-  found = places.in_order(state.media[:, :media])
-  joined = found.reshape(shape[0], shape[1] * media, found.shape[2])
-  return layout.place(joined, ("prompts", None, None))
+
+  def of_array(x: Array) -> Array:
+    found = places.in_order(x[:, :media])
+    joined = found.reshape(shape[0], shape[1] * media, *found.shape[2:])
+    return layout.place(joined, ("prompts", *[None] * (joined.ndim - 1)))
+
+  return jax.tree.map(of_array, state.media)
 
 
 @functools.partial(jax.jit, static_argnames="layout")

@@ -23,8 +23,8 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models import seats as seats_lib
-from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
+from vr_jax.models.common import prompts as prompts_lib
+from vr_jax.models.common import slots as slots_lib
 from vr_jax.parallel import processes
 from vr_jax.rollout import episodes as episodes_lib
 from vr_jax.rollout import places as places_lib
@@ -116,7 +116,7 @@ class _Table:
       frames=max(schedule.frame_buckets),
       patches=schedule.patches,
     )
-    self._stride = self._state.media.shape[1] // max(*schedule.frame_buckets, 1)
+    self._stride = jax.tree.leaves(self._state.media)[0].shape[1] // max(*schedule.frame_buckets, 1)
     self._params = sampler.decoding_params(graph, params) if decoding.gather else params
     starts = jax.device_get(suffixes.everywhere(self._layout, prompt.next_position))
     self.episodes = self._seated(starts)
@@ -141,6 +141,7 @@ class _Table:
             home=home,
             seat=reply // group,
             position=int(starts[row]),
+            axes=self._turns.axes,
           )
         )
     return made
@@ -236,7 +237,8 @@ class _Table:
     self._computed += len(held) * sizes.prefix
     parts = self._layout.parts_here("slots")
     here = [one for part in parts for one in held[part * count : (part + 1) * count]]
-    batch = self._turns.pad([ready[one][1] if one else episodes_lib.NOTHING for one in here], sizes)
+    nothing = prompts_lib.nothing(self._turns.axes)
+    batch = self._turns.pad([ready[one][1] if one else nothing for one in here], sizes)
     self._state = suffixes.append(
       self._graph,
       self._params,
@@ -293,9 +295,9 @@ class _Table:
       taken[one.device] += 1
     return [one for row in held for one in row]
 
-  def _rows(self, held: Sequence[episodes_lib.Episode | None]) -> seats_lib.Rows:
+  def _rows(self, held: Sequence[episodes_lib.Episode | None]) -> slots_lib.Rows:
     nobody, nowhere = self._places.slots, self._places.replies // self._decoding.group
-    return seats_lib.Rows(
+    return slots_lib.Rows(
       home=_of(held, lambda one: one.home, nobody),
       prompt=_of(held, lambda one: one.seat, nowhere),
       written=_of(held, lambda one: one.written),
@@ -306,15 +308,12 @@ class _Table:
 def _on_devices(layout: layout_lib.Layout, tree: PyTree, axis: str = "slots") -> PyTree:
   """What this process has of host arrays, whose rows are split along that axis."""
 
-  def put(path: tuple, x: np.ndarray | Array) -> Array:
+  def put(x: np.ndarray | Array) -> Array:
     if isinstance(x, jax.Array):
       return x
-    rows = (
-      1 if isinstance(tree, records.Prompt) and jax.tree_util.keystr(path) == ".positions" else 0
-    )
-    return layout.from_host(x, tuple(axis if i == rows else None for i in range(x.ndim)))
+    return layout.from_host(x, (axis, *[None] * (x.ndim - 1)))
 
-  return jax.tree.map_with_path(put, tree)
+  return jax.tree.map(put, tree)
 
 
 def _fitting(buckets: tuple[int, ...], most: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import zlib
 
 import jax
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Int, Key, PyTree
 import ml_collections
 import numpy as np
 
@@ -16,8 +16,8 @@ from vr_jax import errors, records
 from vr_jax.data import batches, examples, feature_cache, frame_store, sampling
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
-from vr_jax.models.qwen2_5_vl import processor as processor_lib
-from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
+from vr_jax.models import interface
+from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.rollout import dialogue as dialogue_lib
@@ -44,14 +44,14 @@ class Batch:
   """Items, and their prompts as host arrays, padded to the recipe's buckets.
 
   A batch that ended an epoch early is filled up: its prompts beyond the items repeat the first one. sizes: the buckets. missing:
-  the rows whose features are not known, without a cache all; patches: what these show, in the rows that `mesh.rung` asks for.
+  the rows whose features are not known, without a cache all; patches: what these show, as the vision tower reads it, in the rows that `mesh.rung` asks for.
   """
 
   items: list[Item]
   prompt: records.Prompt
   sizes: prompts_lib.Sizes
   missing: tuple[int, ...]
-  patches: records.Vision
+  patches: PyTree
 
   @property
   def rows(self) -> list[Item]:
@@ -66,7 +66,7 @@ class BatchBuilder:
   config: ml_collections.ConfigDict
   data: Path
   mesh: jax.sharding.Mesh
-  processor: processor_lib.Processor
+  processor: interface.Processor
   environment: registry.AnyEnvironment
 
   @property
@@ -130,7 +130,7 @@ class BatchBuilder:
 
   def _media_tokens(self, clip: batches.Clip) -> int:
     """Of its prompt, those that stand for what it shows."""
-    return self.processor.features_shape(clip.shape, clip.example.id)[0]
+    return self.processor.count_media_tokens(clip.shape, clip.example.id)
 
   def item(
     self,
@@ -153,14 +153,15 @@ class BatchBuilder:
     if cache is None or view != "whole":
       return item(encoded=self._encoded(clip, view))
     name = feature_cache.name_of(clip)
-    found = cache.get(name, self.processor.features_shape(clip.shape, clip.example.id))
+    shapes = self.processor.config.vision_shapes
+    found = cache.get(name, (self._media_tokens(clip), shapes.feature_width))
     if found.features is None:
       return item(encoded=self._encoded(clip, view), kept_as=name, damaged=found.damaged)
     encoded = self.processor.encode_seen(
       self.environment.question(clip.example),
       clip.shape,
       clip.timestamps,
-      found.features,
+      shapes.unpack_features(found.features),
       question_first=self.config.model.question_first,
       name=clip.example.id,
     )
@@ -221,14 +222,13 @@ class BatchBuilder:
       frame_buckets=model.frame_buckets,
       patch_buckets=model.patch_buckets,
     )
-    vision = processor.config.vision
-    prompt = prompts_lib.pad(encoded, vision, sizes, pad_token=processor.pad_token)
+    prompt = processor.pad(encoded, sizes)
     missing = [row for row, one in enumerate(encoded) if one.features is None]
     patches = prompt.vision
     if patches is None:
       rows = mesh_lib.rung(len(missing), len(encoded), self.mesh)
       shown = [encoded[row] for row in [*missing, *missing[:1] * (rows - len(missing))]]
-      patches = prompts_lib.stack_frames(shown, vision, sizes)
+      patches = processor.stack_frames(shown, sizes)
     return Batch(items=items, prompt=prompt, sizes=sizes, missing=tuple(missing), patches=patches)
 
   def rebuild(
@@ -251,8 +251,8 @@ class BatchBuilder:
   def shuffled_index(self, batch: Batch, key: Key[Array, ""]) -> Int[np.ndarray, "prompts prefix"]:
     """The batch's `media_index` with the frames of each prompt in random order."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    frames = [len(item.encoded.frames) for item in batch.rows]
-    return prompts_lib.in_random_order(batch.prompt.media_index, frames, rng)
+    encoded = [item.encoded for item in batch.rows]
+    return self.processor.shuffle_frames(batch.prompt.media_index, encoded, rng)
 
   def prompt(self, batch: Batch) -> records.Prompt:
     """The prompts of a batch on the mesh, as they are on the host."""

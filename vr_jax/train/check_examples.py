@@ -7,18 +7,17 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from jaxtyping import Float, UInt8
 import ml_collections
 import numpy as np
 
-from vr_jax import errors, records
+from vr_jax import atomic, errors, records
 from vr_jax.data import batches, examples, frame_store, sampling
 from vr_jax.envs import environment as environment_lib
-from vr_jax.models.qwen2_5_vl import processor as processor_lib
-from vr_jax.models.qwen2_5_vl import prompts
+from vr_jax.models import interface
+from vr_jax.models.common import prompts
 from vr_jax.rollout import dialogue
 from vr_jax.train import inputs
 
@@ -31,7 +30,7 @@ class Checks:
 
   config: ml_collections.ConfigDict
   shards: Path
-  processor: processor_lib.Processor
+  processor: interface.Processor
   environment: environment_lib.Environment | environment_lib.TurnsEnvironment
 
   def left_out(self) -> Mapping[str, frozenset[int]]:
@@ -55,13 +54,11 @@ class Checks:
     splits = [name for name in SPLITS if name != "validation" or self.config.sft.validate_every]
     found = {split: self._problems(split, store) for split in splits}
     bad = [entry for problems in found.values() for entry in problems.values()]
-    aside = path.with_suffix(f".{os.getpid()}.partial")
     try:
       _list_bad(self.shards / "bad_records.jsonl", bad)
-      aside.write_text(json.dumps({split: list(problems) for split, problems in found.items()}))
-      os.replace(aside, path)
     except OSError as error:
       raise errors.InputError(f"{path}: cannot be written ({error.strerror})") from error
+    atomic.write_json_lines(path, [{split: list(problems) for split, problems in found.items()}])
 
   def _problems(self, split: str, store: frame_store.FrameStore) -> dict[int, dict[str, str]]:
     """Entries of bad_records.jsonl by index."""
@@ -158,7 +155,7 @@ class Checks:
     depends = {
       "ingested": (self.shards / "ingest.json").read_text(),
       "tokenizer": self.processor.tokenizer.to_str(),
-      "vision": dataclasses.asdict(self.processor.config.vision),
+      "model_sizes": self.processor.config.architecture,
       "model": {name: model[name] for name in limits + buckets},
       "recipe": config.recipe,
       "env": config.env.to_dict(),
@@ -180,7 +177,7 @@ class _Blank:
   """A pool of black frames, as large as the processor makes those of `size` (height and width in pixels)."""
 
   count: int
-  processor: processor_lib.Processor
+  processor: interface.Processor
   size: tuple[int, int]
 
   def __len__(self) -> int:

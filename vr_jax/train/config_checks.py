@@ -63,17 +63,57 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
       f"--config.rl.group=1: rl.credit={config.rl.credit} compares the replies of a group, and one alone has no advantage; "
       "set it to 2 or more, or rl.steps=0"
     )
+  _check_loss(config.rl)
   judge = config.get("judge", {})
   if judge.get("blinded") and judge.kind == "rule":
     raise errors.InputError("--config.judge.blinded: the rule judges by the truth; choose a model")
+
+
+def _check_loss(rl: ml_collections.ConfigDict) -> None:
+  """Raises InputError for options of advantages, loss and length penalty that don't go together."""
+  if rl.dual_clip and rl.objective == "cispo":
+    raise errors.InputError(
+      f"--config.rl.dual_clip={rl.dual_clip}: bounds the loss of rl.objective=clip; cispo has none to bound; set it to 0"
+    )
+  if rl.dual_clip and rl.dual_clip <= 1 + rl.clip_high:
+    raise errors.InputError(
+      f"--config.rl.dual_clip={rl.dual_clip}: must exceed 1 + rl.clip_high = {1 + rl.clip_high:g}; the paper has 3"
+    )
+  if rl.objective == "cispo" and rl.importance_sampling_level == "sequence":
+    raise errors.InputError(
+      "--config.rl.importance_sampling_level=sequence: cispo weighs each token by its own ratio; set it to token"
+    )
+  if rl.baseline == "leave_one_out" and rl.credit == "gae":
+    raise errors.InputError(
+      "--config.rl.baseline=leave_one_out: the baseline of rl.credit=gae is its critic; set it to group_mean"
+    )
+  if rl.baseline == "leave_one_out" and rl.normalise:
+    raise errors.InputError(
+      "--config.rl.baseline=leave_one_out: keeps the scale of rewards; set rl.normalise to False"
+    )
+  longest = rl.overlong_max_tokens or rl.max_new_tokens
+  if rl.overlong_max_tokens > rl.max_new_tokens:
+    raise errors.InputError(
+      f"--config.rl.overlong_max_tokens={rl.overlong_max_tokens}: no reply is longer than rl.max_new_tokens={rl.max_new_tokens}"
+    )
+  if rl.overlong_buffer > longest:
+    raise errors.InputError(
+      f"--config.rl.overlong_buffer={rl.overlong_buffer}: must be at most the longest reply's {longest} tokens"
+    )
+  if rl.overlong_max_tokens and not rl.overlong_buffer:
+    raise errors.InputError(
+      f"--config.rl.overlong_max_tokens={rl.overlong_max_tokens}: needs rl.overlong_buffer > 0"
+    )
 
 
 def _check_turns(config: ml_collections.ConfigDict) -> None:
   """Raises InputError for what recipes of several turns do without."""
   if config.data.sampling != "pool":
     raise errors.InputError(f"--config.data.sampling={config.data.sampling}: turns need a pool")
-  if config.rl.credit == "segments":
-    raise errors.InputError("--config.rl.credit=segments: turns are credited by episode or gae")
+  if config.rl.credit not in ("episode", "gae"):
+    raise errors.InputError(
+      f"--config.rl.credit={config.rl.credit}: turns are credited by episode or gae"
+    )
   if config.rl.credit != "gae" and config.critic.kl_weight:
     raise errors.InputError(
       f"--config.critic.kl_weight={config.critic.kl_weight}: there is no critic with "

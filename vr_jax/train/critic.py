@@ -50,14 +50,19 @@ class Critic:
     net: network.Network,
     optimizer: optax.GradientTransformation,
     state: state_lib.TrainState,
+    *,
+    answer_reward: str,
   ) -> "Critic":
-    """One that begins with this state, with the functions that its config asks for."""
+    """One that begins with this state, with the functions that its config asks for.
+
+    answer_reward: of `gae.make_credit`.
+    """
     section, rl = net.config.critic, net.config.rl
     return cls(
       state=state,
       epochs=rl.epochs,
       value=make_valuer(net.graph),
-      credit=make_credit(section),
+      credit=gae.make_credit(section, answer_reward=answer_reward),
       step=make_critic_step(
         net.graph,
         optimizer,
@@ -76,7 +81,7 @@ class Critic:
     reference: Array | None,
     packed: int | None,
   ) -> tuple[Array, Targets, steps.Metrics]:
-    """(advantages [prompts, group, time], what `learn` takes, metrics). reference, packed: of `make_credit`, `make_valuer`."""
+    """(advantages [prompts, group, time], what `learn` takes, metrics). reference: of `gae.make_credit`; packed: of `make_valuer`."""
     values = self.value(self.state.params, prompt, rollout, packed=packed)
     advantages, returns, metrics = self.credit(scores, rollout, values, reference)
     return advantages, (values, returns), metrics
@@ -174,59 +179,6 @@ def make_critic_step(
     return state, {f"critic/{name}": x for name, x in metrics.items()}
 
   return jax.jit(step, donate_argnums=0, static_argnames="packed")
-
-
-def make_credit(config: ml_collections.ConfigDict) -> Callable[..., tuple[Array, Array, Any]]:
-  """A jitted `credit(scores, rollout, values, reference=None) -> (advantages, returns, metrics)`: bi-level GAE.
-
-  Of each turn's reward `accuracy` is the answer's, which `gae` places; the rest of `total` is the turn's own, an exploration bonus
-  with it. reference: log-probs of the frozen one, needed where config.kl_weight > 0: its KL is then a reward. Advantages are
-  whitened over the batch. Tokens of turns that are not valid get advantage 0 and for a return their value: nobody learns from them.
-  `config` is the section `critic`.
-
-  Metrics: critic/advantage and critic/advantage_std before whitening, and critic/kl (mean of k1 over tokens) where it is a reward.
-  """
-
-  def credit(
-    scores: records.Scores,
-    rollout: records.Rollout,
-    values: Float[Array, "prompts group time"],
-    reference: Float[Array, "prompts group time"] | None = None,
-  ) -> tuple[Array, Array, steps.Metrics]:
-    valid = jnp.take_along_axis(scores.valid, rollout.turn, axis=2)
-    mask = steps.sampled(rollout) & valid
-    ends = gae.turn_ends(rollout.turn, mask)
-    answers = jnp.where(scores.valid, scores.rewards["accuracy"], 0)
-    rewards = gae.token_rewards(
-      scores.total - answers,
-      answers.sum(axis=-1),
-      rollout.turn,
-      ends,
-      gamma_turn=config.gamma_turn,
-      placement=config.placement,
-    )
-    metrics = {}
-    if config.kl_weight:
-      rewards += gae.kl_rewards(rollout.log_probs, reference, mask, beta=config.kl_weight)
-      kl = loss_lib.kl_divergence(rollout.log_probs, reference, "k1")
-      metrics["critic/kl"] = kl.mean(where=mask)
-    advantages, returns = gae.advantages(
-      rewards,
-      values,
-      mask,
-      ends,
-      gamma_turn=config.gamma_turn,
-      gamma_token=config.gamma_token,
-      decay=config.decay,
-      placement=config.placement,
-    )
-    metrics |= {
-      "critic/advantage": advantages.mean(where=mask),
-      "critic/advantage_std": advantages.std(where=mask),
-    }
-    return gae.whiten(advantages, mask), jnp.where(mask, returns, values), metrics
-
-  return jax.jit(credit)
 
 
 def _values(

@@ -1,16 +1,14 @@
 """Stage `data`: simulated or given videos -> frame store, examples and, where the recipe trains one, a tokenizer."""
 
 import json
-import os
 from pathlib import Path
 
 import ml_collections
 
-from vr_jax import errors
-from vr_jax.data import examples, ingest, traces
+from vr_jax import atomic, errors
+from vr_jax.data import examples, ingest, trace_store
 from vr_jax.envs import registry
-from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
-from vr_jax.train import console, inputs, run_context
+from vr_jax.train import console, inputs, network, run_context
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import write
 
@@ -20,7 +18,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
   So is a directory of traces that --mode=traces wrote.
   """
-  if traces.summary(inputs.directory(config, workdir)) is None:
+  if trace_store.summary(inputs.directory(config, workdir)) is None:
     _ingest(config, workdir)
   if (
     config.model.tokenizer == inputs.TRAINED
@@ -91,7 +89,7 @@ def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
 
 def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
   source = examples.ExampleSource(inputs.shards(config, workdir), "train")
-  environment = registry.make_environment(config)
+  environment, family = registry.make_environment(config), network.family_of(config)
   texts = (
     text
     for example in (source[index] for index in range(len(source)))
@@ -103,9 +101,8 @@ def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
     )
   )
   # What stands around every text: the template's words and the tags of a reply, each often enough to be merged.
-  frame = ["user\n", "assistant\n", *environment.tags] * 1000
-  size = config.model.architecture.text_config.vocab_size
+  frame = [*family.template_words, *environment.tags] * 1000
+  size = network.model_of(config).vocab_size
   path = inputs.tokenizer_path(config, workdir)
-  aside = path.with_suffix(".partial")
-  tokenizer_lib.train_tokenizer([*texts, *frame], size).save(str(aside))
-  os.replace(aside, path)
+  with atomic.file(path) as partial:
+    family.train_tokenizer([*texts, *frame], size).save(str(partial))

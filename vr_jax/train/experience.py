@@ -22,8 +22,9 @@ from vr_jax.data import feature_cache
 from vr_jax.envs import environment as environment_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
+from vr_jax.rl import advantages, overlong
 from vr_jax.rollout import decode_replies, encoder, multi_turn, sampler
-from vr_jax.train import advantages, batching, features, run_context, steps
+from vr_jax.train import batching, features, run_context, steps
 from vr_jax.train import clock as clock_lib
 
 _SHUFFLED = 2**20  # folded into a step's key: apart from what attempts at it fold in
@@ -81,12 +82,16 @@ class Experience:
 
   def seen(self) -> list[batching.Item]:
     """The items with the features that the tower made of what they show, in place of their patches."""
-    media = mesh_lib.local_rows(self.encoded.media)
+    media = jax.tree.map(mesh_lib.local_rows, self.encoded.media)
+
+    def features_of(row: int, index: np.ndarray) -> PyTree:
+      return jax.tree.map(lambda x: x[row][index[index >= 0]], media)
+
     return [
       dataclasses.replace(
-        item, encoded=dataclasses.replace(item.encoded, features=rows[index[index >= 0]])
+        item, encoded=dataclasses.replace(item.encoded, features=features_of(row, index))
       )
-      for item, rows, index in zip(self.items, media, self.media_index, strict=True)
+      for row, (item, index) in enumerate(zip(self.items, self.media_index, strict=True))
     ]
 
 
@@ -250,6 +255,12 @@ class Source:
     self, scores: records.Scores, segment: Int[np.ndarray, "prompts group time"]
   ) -> Judged:
     environment = self.context.environment
+    scores = overlong.add_overlong_penalty(
+      scores,
+      segment,
+      self.context.config.rl,
+      multi_turn=environment_lib.has_turns(environment),
+    )
     return Judged(
       scores=scores,
       segment=segment,
@@ -271,8 +282,7 @@ class Source:
       of_attempt = jax.random.fold_in(key, attempt) if attempt else key
       made = self._draw(params, of_attempt, clock)
       scores = jax.tree.map(jnp.asarray, made.judged().scores)
-      whole = rl.credit != "segments"
-      _, signal = advantages.of_segments(scores, whole=whole, normalise=rl.normalise)
+      _, signal = advantages.segment_advantages(scores, credit=rl.credit, normalise=rl.normalise)
       clock.lap("reward", exposed=True)
       for row, carries in enumerate(np.asarray(signal).any(axis=-1)):
         (chosen if carries else spare).append((len(drawn), row))

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from vr_jax import errors
-from vr_jax.models import qwen2_5_vl
+from vr_jax.models.common import export as export_lib
 from vr_jax.train import console, initialization, inputs, run_context
 
 RECORD = "vr_jax.json"  # in an export: which checkpoint it is
@@ -36,11 +36,14 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
   alone = target.with_name(f"{target.name}-adapter")
   if context.adapters and _record(alone) != of:
     base = config.model.pretrained
-    qwen2_5_vl.save_adapter(params, alone, adapters=context.adapters, base=base, files=record)
-  qwen2_5_vl.save_pretrained(
+    export_lib.save_adapter(
+      params, alone, adapters=context.adapters, base=base, family=context.family, files=record
+    )
+  export_lib.save_pretrained(
     params,
     target,
     config=context.model,
+    family=context.family,
     adapters=context.adapters,
     source=config.model.pretrained or None,
     files={**_tokenizer_files(context, workdir), **record},
@@ -79,9 +82,9 @@ def _tokenizer_files(context: run_context.RunContext, workdir: Path) -> dict[str
   files = {"tokenizer.json": path.read_text(encoding="utf-8")}
   if model.pretrained:
     return files
-  end, pad = "<|im_end|>", "<|endoftext|>"
+  end, pad = context.family.end_token, context.family.pad_token
   stop = list(context.processor.stop_tokens)
   about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": pad}
-  sampling = {"eos_token_id": stop, "pad_token_id": context.processor.tokenizer.token_to_id(pad)}
+  sampling = {"eos_token_id": stop, "pad_token_id": context.processor.pad_token}
   texts = {"tokenizer_config.json": about, "generation_config.json": sampling}
   return files | {name: json.dumps(fields, indent=2) + "\n" for name, fields in texts.items()}

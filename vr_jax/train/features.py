@@ -16,13 +16,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree, UInt32
+from jaxtyping import Array, Int, PyTree, UInt32
 import numpy as np
 
 from vr_jax import records
 from vr_jax.data import feature_cache
 from vr_jax.envs import environment
-from vr_jax.models.qwen2_5_vl import names
+from vr_jax.models.common import prompts, weight_mapping
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.rollout import encoder
@@ -48,7 +48,7 @@ def cache(context: run_context.RunContext, params: PyTree, workdir: Path) -> Ite
   made = feature_cache.FeatureCache(
     inputs.features(context.config, workdir),
     about(context, params),
-    dtype=jnp.dtype(context.model.dtype),
+    dtype=context.model.vision_shapes.dtype,
     gibibytes=section.feature_cache_gib,
   )
   with contextlib.closing(made):
@@ -57,25 +57,20 @@ def cache(context: run_context.RunContext, params: PyTree, workdir: Path) -> Ite
 
 def about(context: run_context.RunContext, params: PyTree) -> dict[str, Any]:
   """All that the features of a clip depend on beside it: the tower's weights and sizes, and how frames become patches."""
-  processor, sizes = context.processor, dict(vars(context.model.vision))
-  del sizes["text_follows"]  # says where text stands
+  tower = weight_mapping.part(params, context.family.tower)
   return {
     "tower": {
-      "weights": fingerprint(params["vision"], context.mesh),
+      "weights": fingerprint(tower, context.mesh),
       "dtype": context.model.dtype,
-      **sizes,
+      **context.model.tower_fields,
     },
-    "preprocessing": {
-      "min_pixels": processor.min_pixels,
-      "max_pixels": processor.max_pixels,
-      "resampling": processor.library,
-    },
+    "preprocessing": context.processor.preprocessing,
   }
 
 
 def fingerprint(params: PyTree, mesh: jax.sharding.Mesh) -> str:
   """A hash of parameters on a mesh and their names, however they are split; each device reads what it holds."""
-  flat = {name: variable.get_value() for name, variable in names.flat(params).items()}
+  flat = {name: variable.get_value() for name, variable in weight_mapping.flat(params).items()}
   sums = jax.device_get(jax.jit(_sums, out_shardings=mesh_lib.replicated(mesh))(flat))
   said = [[n, str(x.dtype), list(x.shape), sums[n].tolist()] for n, x in sorted(flat.items())]
   return hashlib.sha256(json.dumps(said).encode()).hexdigest()
@@ -134,15 +129,15 @@ def prompt(
     return fed(prompt=context.builder.prompt(batch))
   size = len(batch.prompt.tokens)
   rows = mesh_lib.rung(most, size, mesh)
-  patches = mesh_lib.put_batch(_filled_up(batch.patches, rows), mesh)
+  patches = mesh_lib.put_batch(_filled_up(batch.patches, rows), mesh, axes=mesh_lib.VISION)
   made = encoder.features(context.graph, params, patches)
-  cache.put_later(_entries(batch, made))
+  cache.put_later(_entries(batch, made, context.model.vision_shapes))
   bare = dataclasses.replace(batch.prompt, vision=None, media=None)
   if not values["vision/cache_hits"]:
     return fed(prompt=dataclasses.replace(mesh_lib.put_batch(bare, mesh), media=made))
   media = batch.prompt.media
   if media is None:  # other processes have some
-    media = np.zeros((size, *made.shape[1:]), made.dtype)
+    media = jax.tree.map(lambda x: np.zeros((size, *x.shape[1:]), x.dtype), made)
   source = np.full(size, -1, np.int32)
   first = mesh_lib.row_share(mesh)[0] * rows
   source[list(batch.missing)] = first + np.arange(len(batch.missing))
@@ -181,7 +176,7 @@ def _agreed(
   return batch, max(int(rows.sum()) for rows in union), values
 
 
-def _filled_up(patches: records.Vision, rows: int) -> records.Vision:
+def _filled_up(patches: PyTree, rows: int) -> PyTree:
   """With as many rows, the last of them empty."""
 
   def fill(x: np.ndarray) -> np.ndarray:
@@ -194,17 +189,24 @@ def _filled_up(patches: records.Vision, rows: int) -> records.Vision:
 @functools.partial(jax.jit, static_argnames="layout")
 def _joined(
   layout: mesh_lib.MeshLayout,
-  known: Float[Array, "prompts media embed"],
-  made: Float[Array, "rows media embed"],
+  known: PyTree,
+  made: PyTree,
   source: Int[Array, "prompts"],
-) -> Float[Array, "prompts media embed"]:
-  """Features of all prompts: the row of `made` that `source` names, or where that is -1 those known before."""
-  taken = made[jnp.maximum(source, 0)]
-  joined = jnp.where((source >= 0)[:, None, None], taken, known)
-  return layout.place(joined, ("prompts", None, None))
+) -> PyTree:
+  """Features [prompts, media, …] of all: the row of `made` that `source` names, or where that is -1 those known before."""
+
+  def joined(known: Array, made: Array) -> Array:
+    rest = (None,) * (made.ndim - 1)
+    taken = made[jnp.maximum(source, 0)]
+    chosen = jnp.where((source >= 0)[(slice(None), *rest)], taken, known)
+    return layout.place(chosen, ("prompts", *rest))
+
+  return jax.tree.map(joined, known, made)
 
 
-def _entries(batch: batching.Batch, made: Float[Array, "rows media embed"]) -> Callable[[], Any]:
+def _entries(
+  batch: batching.Batch, made: PyTree, shapes: prompts.VisionShapes
+) -> Callable[[], Any]:
   """What makes entries of the cache of features on the mesh: those of this process's items that were missing."""
   index = batch.prompt.media_index
   kept = [
@@ -214,8 +216,9 @@ def _entries(batch: batching.Batch, made: Float[Array, "rows media embed"]) -> C
   ]
 
   def make() -> feature_cache.Entries:
-    rows = mesh_lib.local_rows(made)
+    rows = jax.tree.map(mesh_lib.local_rows, made)
     for place, name, media in kept:
-      yield name, rows[place][media]
+      found = jax.tree.map(lambda x, place=place, media=media: x[place][media], rows)
+      yield name, shapes.pack_features(found)
 
   return make

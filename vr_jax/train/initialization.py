@@ -8,8 +8,8 @@ import jax
 from jaxtyping import PyTree
 
 from vr_jax import errors
-from vr_jax.models.qwen2_5_vl import checkpoint as pretrained
-from vr_jax.models.qwen2_5_vl import lora, names
+from vr_jax.models.common import checkpoint as pretrained
+from vr_jax.models.common import lora, weight_mapping
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import checkpoints as checkpoints_lib
 from vr_jax.train import network
@@ -26,6 +26,7 @@ def fresh_params(net: network.Network) -> PyTree:
       net.config.model.pretrained,
       dtype=net.config.model.lora.base_dtype if net.adapters else "float32",
       shardings=functools.partial(mesh_lib.param_shardings, mesh=net.mesh),
+      family=net.family,
     )
     return _add_adapters(net, base, shardings) if net.adapters else base
   return jax.jit(net.random_params, out_shardings=shardings)()
@@ -33,15 +34,17 @@ def fresh_params(net: network.Network) -> PyTree:
 
 def _add_adapters(net: network.Network, base: PyTree, shardings: PyTree) -> PyTree:
   """The base and fresh adapters in one tree."""
-  placed = {n: v.get_value() for n, v in names.flat(shardings).items() if lora.is_adapter(n)}
+  placed = {
+    n: v.get_value() for n, v in weight_mapping.flat(shardings).items() if lora.is_adapter(n)
+  }
 
   def draw() -> dict[str, jax.Array]:
-    drawn = names.flat(net.random_params())
+    drawn = weight_mapping.flat(net.random_params())
     return {name: drawn[name].get_value() for name in placed}
 
-  values, of_base = jax.jit(draw, out_shardings=placed)(), names.flat(base)
-  abstract = names.flat(net.abstract_params)
-  return names.unflat(
+  values, of_base = jax.jit(draw, out_shardings=placed)(), weight_mapping.flat(base)
+  abstract = weight_mapping.flat(net.abstract_params)
+  return weight_mapping.unflat(
     {n: v.replace(values[n]) if n in values else of_base[n] for n, v in abstract.items()}
   )
 

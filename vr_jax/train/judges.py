@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Sequence
 import contextlib
-import os
 from pathlib import Path
 
 import ml_collections
 
-from vr_jax import errors, records
+from vr_jax import errors, model_endpoint, records
 from vr_jax.data import annotations, examples
-from vr_jax.rewards import judge, judge_cache, judge_http, judge_text
+from vr_jax.rewards import judge, judge_cache, judge_text
 from vr_jax.train import inputs, local_judge
 from vr_jax.worlds import sufficiency
 
@@ -128,35 +127,23 @@ def _local(section: ml_collections.ConfigDict) -> judge_text.Model:
   return local_judge.LocalModel(Path(section.model), max_tokens=section.max_tokens)
 
 
-def endpoint(section: ml_collections.ConfigDict) -> judge_http.Endpoint:
+def endpoint(section: ml_collections.ConfigDict) -> model_endpoint.Endpoint:
   """The model behind an endpoint, which has answered. Raises InputError as `build` does."""
-  variable = section.key_variable or KEY_VARIABLES[section.kind]
-  key = os.environ.get(variable, "")
-  if not key:
-    raise errors.InputError(
-      f"config.judge.key_variable={variable}: the environment has no such variable; export the key in it "
-      "(any word where the endpoint asks for none)"
-    )
-  made = judge_http.Endpoint(
+  return model_endpoint.connect(
+    "config.judge",
     section.kind,
     model=section.model,
     base_url=section.base_url,
-    key=key,
-    limits=judge_http.Limits(
+    key_variable=section.key_variable or KEY_VARIABLES[section.kind],
+    limits=model_endpoint.Limits(
       in_flight=section.in_flight,
       requests_per_minute=section.requests_per_minute,
       timeout=section.timeout,
       retries=section.retries,
-      backoff=section.backoff,
       budget=section.budget,
       max_tokens=section.max_tokens,
     ),
   )
-  with contextlib.ExitStack() as on_failure:
-    on_failure.callback(made.close)
-    made.check()
-    on_failure.pop_all()
-  return made
 
 
 MODELS: dict[str, Callable[[ml_collections.ConfigDict], judge_text.Model]] = {

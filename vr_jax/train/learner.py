@@ -16,7 +16,7 @@ import numpy as np
 from vr_jax import records
 from vr_jax.envs import environment as environment_lib
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import advantages as advantages_lib
+from vr_jax.rl import advantages as advantages_lib
 from vr_jax.train import clock as clock_lib
 from vr_jax.train import critic as critic_lib
 from vr_jax.train import experience, learner_state, padding, run_context, steps
@@ -40,7 +40,12 @@ class Learner:
     rl, graph, allowed = context.config.rl, context.graph, context.allowed
     made, critic = learner_state.make_learner_state(context, initial), None
     if made.critic is not None:
-      critic = critic_lib.Critic.begin(context, made.critic_optimizer, made.critic)
+      critic = critic_lib.Critic.begin(
+        context,
+        made.critic_optimizer,
+        made.critic,
+        answer_reward=context.environment.answer_reward,
+      )
     return cls(
       context=context,
       state=made.policy,
@@ -142,14 +147,15 @@ class Learner:
     """(advantages [prompts, group, time], signal [prompts], what a critic learns from, metrics)."""
     context, rl, judged = self.context, self.context.config.rl, made.judged()
     scores = mesh_lib.put_batch(judged.scores, context.mesh)
-    advantages, signal, values = advantages_lib.assign_credit(
+    advantages, signal, values = advantages_lib.compute_advantages(
       scores,
       mesh_lib.put_batch(judged.segment[:, :, : fit.time], context.mesh),
       segments=context.environment.segments,
       multi_turn=environment_lib.has_turns(context.environment),
-      whole=rl.credit != "segments",
+      credit=rl.credit,
+      baseline=rl.baseline,
       normalise=rl.normalise,
-      budget=rl.max_new_tokens,
+      max_tokens=rl.max_new_tokens,
     )
     if self.critic is None:
       return advantages, signal, None, values

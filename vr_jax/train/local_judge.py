@@ -1,4 +1,4 @@
-"""A judge's model loaded here: Qwen2.5-VL from a Hugging Face directory, asked without frames.
+"""A judge's model loaded here: one of the families that this project has, from a Hugging Face directory, asked without frames.
 
 It lives whole on this process's first device. A program that spans several devices must not be started from two threads, whose
 orders may differ between devices; this one may run beside the training step, which it waits for or delays.
@@ -10,29 +10,34 @@ from pathlib import Path
 
 from flax import nnx
 import jax
+import ml_collections
 import numpy as np
 
 from vr_jax import errors, records
-from vr_jax.models.qwen2_5_vl import checkpoint, conversation, processor, tokenizer
-from vr_jax.models.qwen2_5_vl import config as model_config
-from vr_jax.models.qwen2_5_vl import model as model_lib
-from vr_jax.models.qwen2_5_vl import prompts as prompts_lib
+from vr_jax.models import registry
+from vr_jax.models.common import checkpoint, conversation
+from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.rewards import judge_prompt
 from vr_jax.rollout import sampler
 
 _ROWS = 16  # questions answered at once
 # Tokens of a question, padded; a program is compiled for each that occurs.
 _LENGTHS = (512, 1024, 2048, 4096)
+# How it is shown questions: as they are, since they come with a system turn of their own.
+_SECTION = ml_collections.ConfigDict(
+  {"min_pixels": 1, "max_pixels": 1, "system": "", "resampling": "torchvision"}
+)
 
 
 def check(directory: Path) -> None:
   """Raises InputError where it is no directory, or its config or tokenizer can't be read; weights are not looked at."""
   if not directory.is_dir():
     raise errors.InputError(
-      f"config.judge.model={directory}: no such directory; a local judge is a Hugging Face directory of Qwen2.5-VL"
+      f"config.judge.model={directory}: no such directory; a local judge is a Hugging Face directory"
     )
-  model_config.Config.from_json(directory / "config.json")
-  tokenizer.load_tokenizer(directory)
+  family = registry.family_in(directory)
+  family.read_config(directory / "config.json")
+  family.load_tokenizer(directory)
 
 
 class LocalModel:
@@ -45,16 +50,17 @@ class LocalModel:
       InputError: no such directory, or what the readers of checkpoint and tokenizer raise; the message names the file.
     """
     check(directory)
-    config, self._params = checkpoint.from_pretrained(directory, dtype=dtype)
+    family = registry.family_in(directory)
+    config, self._params = checkpoint.from_pretrained(directory, dtype=dtype, family=family)
     config = dataclasses.replace(config, dtype=dtype)
-    words = tokenizer.load_tokenizer(directory)
-    self._processor = processor.Processor(config, words, min_pixels=1, max_pixels=1, system="")
-    model = nnx.eval_shape(lambda: model_lib.Qwen2_5_VL(config, rngs=nnx.Rngs(0)))
+    words = family.load_tokenizer(directory)
+    self._processor = family.make_processor(config, words, _SECTION)
+    model = nnx.eval_shape(lambda: family.make_model(config, rngs=nnx.Rngs(0)))
     self._graph = nnx.split(model)[0]
-    allowed = np.arange(config.text.vocab_size) < words.get_vocab_size()
+    allowed = np.arange(config.vocab_size) < words.get_vocab_size()
     allowed[list(self._processor.media_tokens)] = False
     self._allowed = jax.device_put(allowed, jax.local_devices()[0])
-    context = config.text.max_position_embeddings - max_tokens
+    context = config.max_position_embeddings - max_tokens
     self._lengths = sorted({min(length, context) for length in _LENGTHS})
     self._decoding = sampler.Decoding(
       group=1,
@@ -101,7 +107,7 @@ class LocalModel:
     prompt = self._processor.collate(
       rows, prefix_buckets=self._lengths, frame_buckets=(0,), patch_buckets=(0,)
     )
-    nothing = np.zeros((_ROWS, 0, self._processor.config.vision.out_hidden_size), np.float32)
+    nothing = self._processor.config.vision_shapes.features(np.zeros, _ROWS, 0)
     prompt = dataclasses.replace(prompt, vision=None, media=nothing)
     rollout = sampler.sample(
       self._graph, self._params, prompt, self._allowed, jax.random.key(0), decoding=self._decoding

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from concurrent import futures
 import json
 import math
-import os
 from pathlib import Path
 import resource
 import time
@@ -14,7 +13,7 @@ import jax
 from tensorboardX import event_file_writer
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from vr_jax import errors
+from vr_jax import atomic, errors
 from vr_jax.parallel import processes
 
 
@@ -42,9 +41,7 @@ class MetricsLog:
       for line in read(path, complete=False)
       if line["stage"] != stage or line["step"] < first_step
     ]
-    aside = path.with_suffix(".partial")
-    aside.write_text("".join(json.dumps(line) + "\n" for line in keep))
-    os.replace(aside, path)
+    atomic.write_json_lines(path, keep)
     self._file = path.open("a")
     board = workdir / "tensorboard" / stage
     board.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, PyTree
 import ml_collections
 
 from vr_jax import errors
-from vr_jax.models.qwen2_5_vl import config as model_config
-from vr_jax.models.qwen2_5_vl import lora, names
-from vr_jax.models.qwen2_5_vl import model as model_lib
+from vr_jax.models import family as family_lib
+from vr_jax.models import interface, registry
+from vr_jax.models.common import lora, weight_mapping
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
 
@@ -40,33 +40,34 @@ class Network:
 
   config: ml_collections.ConfigDict
   mesh: jax.sharding.Mesh
-  model: model_config.Config
+  model: interface.ModelConfig
   allowed: Bool[Array, "vocab"]
   stop_tokens: tuple[int, ...]
 
   @property
   def architecture(self) -> dict[str, Any]:
     """What a checkpoint's parameters fit: sizes, by name."""
-    sizes = {"text": self.model.text, "vision": self.model.vision}
-    flat = {f"{part}.{k}": v for part, s in sizes.items() for k, v in vars(s).items()}
-    adapters = {f"lora.{k}": v for k, v in vars(self.adapters).items()} if self.adapters else {}
-    return {**flat, "tie_word_embeddings": self.model.tie_word_embeddings, **adapters}
+    adapters = self.adapters.fields if self.adapters else {}
+    return {**self.model.architecture, **{f"lora.{k}": v for k, v in adapters.items()}}
+
+  @property
+  def family(self) -> family_lib.ModelFamily:
+    """That of the model."""
+    return registry.family_of(self.model)
 
   @functools.cached_property
   def adapters(self) -> lora.Adapters | None:
     """Those of config.model.lora; None where all weights are trained."""
-    section = self.config.model.lora
-    if not section.rank:
-      return None
-    chosen = {"text": tuple(section.text), "vision": tuple(section.vision)}
-    return lora.Adapters(rank=section.rank, alpha=section.alpha, **chosen)
+    return self.family.adapters(self.config.model.lora)
 
   @property
   def frozen(self) -> tuple[str, ...]:
     """Names of the parameters, or of what holds them, that are not trained: with adapters all others."""
     if self.adapters:
-      return tuple(name for name in names.flat(self.abstract_params) if not lora.is_adapter(name))
-    return ("vision",) if self.config.model.freeze_vision else ()
+      return tuple(
+        name for name in weight_mapping.flat(self.abstract_params) if not lora.is_adapter(name)
+      )
+    return self.family.tower if self.config.model.freeze_vision else ()
 
   @property
   def tower_frozen(self) -> bool:
@@ -87,11 +88,11 @@ class Network:
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings
     )
 
-  def random_model(self) -> model_lib.Qwen2_5_VL:
+  def random_model(self) -> nnx.Module:
     """The model with random weights of config.seed."""
     layout = mesh_lib.MeshLayout(self.mesh)
     rngs = nnx.Rngs(self.config.seed)
-    model = model_lib.Qwen2_5_VL(self.model, rngs=rngs, layout=layout)
+    model = self.family.make_model(self.model, rngs=rngs, layout=layout)
     return lora.add(model, self.adapters, rngs=rngs) if self.adapters else model
 
   def random_params(self) -> PyTree:
@@ -99,9 +100,9 @@ class Network:
     params = nnx.split(self.random_model())[1]
     if not self.adapters:
       return params
-    dtype, flat = self.config.model.lora.base_dtype, names.flat(params)
+    dtype, flat = self.config.model.lora.base_dtype, weight_mapping.flat(params)
     base = {n: v.replace(v.get_value().astype(dtype)) for n, v in flat.items()}
-    return names.unflat({n: flat[n] if lora.is_adapter(n) else base[n] for n in flat})
+    return weight_mapping.unflat({n: flat[n] if lora.is_adapter(n) else base[n] for n in flat})
 
   def decoding(self, **changes: Any) -> sampler.Decoding:
     """How the recipe samples; `changes` replace fields of it."""
@@ -118,19 +119,35 @@ class Network:
     return sampler.Decoding(**{**fields, **changes})
 
 
-def with_section(
-  read: model_config.Config, section: ml_collections.ConfigDict
-) -> model_config.Config:
-  """A model's sizes with what a recipe's section `model` says of them."""
-  follows = section.text_follows or read.vision.text_follows
-  vision = dataclasses.replace(read.vision, text_follows=follows)
-  fields = {name: section[name] for name in ("dtype", "remat", "attention", "logit_chunk")}
-  return dataclasses.replace(read, vision=vision, **fields)
+def family_of(config: ml_collections.ConfigDict) -> family_lib.ModelFamily:
+  """The family of a config's model. Raises InputError where it names none."""
+  section = config.model
+  if section.pretrained:
+    return registry.family_in(section.pretrained)
+  try:
+    return registry.family_of_fields(section.architecture.to_dict())
+  except errors.InputError as error:
+    raise errors.InputError(f"config.model.architecture.{error}") from error
 
 
-def check_context(config: ml_collections.ConfigDict, model: model_config.Config) -> None:
+def model_of(config: ml_collections.ConfigDict) -> interface.ModelConfig:
+  """The sizes of a config's model: of its config.json where it is there, of the release that it names, or its own.
+
+  Raises InputError where a pretrained model is neither.
+  """
+  section = config.model
+  if section.pretrained:
+    read = registry.preset_config(section.pretrained)
+  else:
+    # A trained tokenizer gives special tokens other ids, which changes no program.
+    family = family_of(config)
+    read = family.make_config({**family.token_fields, **section.architecture.to_dict()})
+  return registry.family_of(read).with_options(read, section)
+
+
+def check_context(config: ml_collections.ConfigDict, model: interface.ModelConfig) -> None:
   """Raises InputError where a reply to the longest prompt could pass the model's context."""
-  prompt, context = max(config.model.prefix_buckets), model.text.max_position_embeddings
+  prompt, context = max(config.model.prefix_buckets), model.max_position_embeddings
   fields = [("rl.max_new_tokens", config.rl.max_new_tokens)]
   if config.sft.steps:
     fields.append(("sft.max_reply_tokens", config.sft.max_reply_tokens))

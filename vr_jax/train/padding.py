@@ -8,7 +8,7 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models import packing
+from vr_jax.models.common import packing
 from vr_jax.train import experience
 
 

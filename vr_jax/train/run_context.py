@@ -3,18 +3,17 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import tokenizers
 
 from vr_jax import errors
 from vr_jax.data import frame_store
 from vr_jax.envs import registry
-from vr_jax.models.qwen2_5_vl import config as model_config
-from vr_jax.models.qwen2_5_vl import processor as processor_lib
-from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
+from vr_jax.models import family as family_lib
+from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rewards import judge as judge_lib
 from vr_jax.train import batching, check_examples, inputs, judges, network
@@ -28,7 +27,7 @@ class RunContext(network.Network):
   """
 
   data: Path
-  processor: processor_lib.Processor
+  processor: interface.Processor
   environment: registry.AnyEnvironment
 
   @functools.cached_property
@@ -56,7 +55,7 @@ def make_run_context(
   processor = _make_processor(config, workdir)
   model, tokenizer = processor.config, processor.tokenizer
   network.check_context(config, model)
-  allowed = np.arange(model.text.vocab_size) < tokenizer.get_vocab_size()
+  allowed = np.arange(model.vocab_size) < tokenizer.get_vocab_size()
   allowed[list(processor.media_tokens)] = False
   mesh = mesh_lib.make_mesh(config.mesh)
   needs = registry.environment_class(config.recipe).needs if judged else ()
@@ -87,16 +86,11 @@ def make_example_checks(config: ml_collections.ConfigDict, workdir: Path) -> che
   )
 
 
-def _make_processor(config: ml_collections.ConfigDict, workdir: Path) -> processor_lib.Processor:
-  tokenizer = tokenizer_lib.load_tokenizer(inputs.tokenizer_path(config, workdir))
-  model, section = _model_config(config.model, tokenizer), config.model
-  return processor_lib.Processor(
-    model,
-    tokenizer,
-    section.min_pixels,
-    section.max_pixels,
-    system=section.system,
-    library=section.resampling,
+def _make_processor(config: ml_collections.ConfigDict, workdir: Path) -> interface.Processor:
+  family = network.family_of(config)
+  tokenizer = family.load_tokenizer(inputs.tokenizer_path(config, workdir))
+  return family.make_processor(
+    _model_config(config.model, family, tokenizer), tokenizer, config.model
   )
 
 
@@ -109,11 +103,15 @@ def _make_judge(config: ml_collections.ConfigDict, workdir: Path) -> judge_lib.J
   return judges.build(config.judge, inputs.directory(config, workdir) / "judge.sqlite")
 
 
-def _model_config(config: ml_collections.ConfigDict, tokenizer: Any) -> model_config.Config:
-  if config.pretrained:
-    read = model_config.Config.from_json(Path(config.pretrained) / "config.json")
+def _model_config(
+  section: ml_collections.ConfigDict,
+  family: family_lib.ModelFamily,
+  tokenizer: tokenizers.Tokenizer,
+) -> interface.ModelConfig:
+  if section.pretrained:
+    config = family.read_config(Path(section.pretrained) / "config.json")
   else:
-    media = tokenizer_lib.config_fields(tokenizer)
-    del media["vocab_size"]  # rows of the embedding may be more than the tokenizer has
-    read = model_config.Config.from_dict({**config.architecture.to_dict(), **media})
-  return network.with_section(read, config)
+    special = family.tokenizer_fields(tokenizer)
+    special.pop("vocab_size", None)  # rows of the embedding may be more than the tokenizer has
+    config = family.make_config({**section.architecture.to_dict(), **special})
+  return family.with_options(config, section)

@@ -121,6 +121,9 @@ def make_rl_step(
       part["weights"],
       clip_low=config.clip_low,
       clip_high=config.clip_high,
+      importance_sampling_level=config.importance_sampling_level,
+      objective=config.objective,
+      dual_clip=config.dual_clip or None,
       sampler_log_probs=rollout.log_probs,
       truncation=config.truncation,
       reference_log_probs=part["reference"],
@@ -212,20 +215,15 @@ def _lengths(
 
 
 def split_microbatches(batch: PyTree, parts: int) -> PyTree:
-  """Every leaf [prompts, …] -> [parts, prompts / parts, …] (positions: [parts, 3, prompts / parts, …]).
+  """Every leaf [prompts, …] -> [parts, prompts / parts, …].
 
   Row i goes to part i mod parts, so that each device keeps a share of its own rows in every part.
   """
 
-  def split(x: Array, axis: int = 0) -> Array:
-    shape = (*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x.reshape(shape), axis + 1, 0)
+  def split(x: Array) -> Array:
+    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
-  prompt = batch["prompt"]
-  fields = {name: value for name, value in vars(prompt).items() if name != "positions"}
-  pieces = {**jax.tree.map(split, fields), "positions": split(prompt.positions, 1)}
-  rest = {name: value for name, value in batch.items() if name != "prompt"}
-  return {**jax.tree.map(split, rest), "prompt": records.Prompt(**pieces)}
+  return jax.tree.map(split, batch)
 
 
 def apply_update(

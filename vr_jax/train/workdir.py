@@ -13,7 +13,6 @@ import datetime
 from importlib import metadata
 import itertools
 import json
-import os
 from pathlib import Path
 import platform
 import subprocess
@@ -22,7 +21,7 @@ from typing import Any
 import ml_collections
 
 import vr_jax
-from vr_jax import base_config, errors
+from vr_jax import atomic, base_config, errors
 
 PACKAGES = (
   "jax",
@@ -41,7 +40,6 @@ JUDGE_OPERATION = (
   "requests_per_minute",
   "timeout",
   "retries",
-  "backoff",
   "budget",
 )
 # Fields that change nothing of what training does.
@@ -69,9 +67,8 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, mode: str) -> None:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"config": resolved, **made_by, "history": history}, indent=2)
-    aside = path.with_suffix(".partial")
-    aside.write_text(text + "\n")
-    os.replace(aside, path)
+    with atomic.file(path) as partial:
+      partial.write_text(text + "\n")
   except OSError as error:
     raise errors.InputError(f"--workdir={workdir}: can't be written: {error.strerror}") from error
 

@@ -1,7 +1,7 @@
-"""Free text to claims: which object has (or has not) which value, and when.
+"""Extracts claims from free text: which object has, or does not have, which value, and when.
 
-A reader for the simulator's vocabulary, tolerant of word order and of paraphrase. It is a total function: text that it
-does not understand is no claim.
+The parser knows the simulator's vocabulary and tolerates other word orders and paraphrases. It
+accepts any text: what it does not understand yields no claim.
 """
 
 import bisect
@@ -14,7 +14,11 @@ from vr_jax.worlds import config as config_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
-  """That `attribute` of `object` is `value` (denied: is not) from `start` to `end` seconds; equal for an instant."""
+  """The claim that `attribute` of `object` is `value` from `start` to `end`.
+
+  start, end: seconds; equal for a single instant.
+  denied: the text claims that the attribute does *not* have this value.
+  """
 
   object: str
   attribute: str
@@ -26,10 +30,17 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Token:
-  """A word or phrase that matters. `kind` is "time", "object", "not", or an attribute; `value` what it says."""
+  """A word or phrase that matters.
+
+  kind: "time", "object", "not", or an attribute.
+  value: the object's or the attribute's value; "" for other kinds.
+  span: (start, end) in seconds of a "time"; (0, 0) for other kinds.
+  begin, end: position in the sentence, in characters.
+  """
 
   kind: str
-  value: object
+  value: str
+  span: tuple[float, float]
   begin: int
   end: int
 
@@ -50,11 +61,12 @@ _VALUES = {
     "medium": "medium[- ]sized|medium|mid-?sized",
     "large": "large|big|huge",
   },
-  # Longer phrases first: "not visible" is a value of its own, and "out of the box" holds "the box".
+  # Longer phrases first: "not visible" is a value, and "out of the box" contains "the box".
   "visibility": {
-    "hidden": "hidden|hides|covered|invisible|vanishes|vanished|disappears|out of (?:sight|view)|not visible"
-    "|(?:cannot|can't|can not) be seen",
-    "visible": "visible|uncovered|reappears|appears|in (?:plain )?(?:sight|view)|comes? back|can be seen",
+    "hidden": "hidden|hides|covered|invisible|vanishes|vanished|disappears"
+    "|out of (?:sight|view)|not visible|(?:cannot|can't|can not) be seen",
+    "visible": "visible|uncovered|reappears|appears|in (?:plain )?(?:sight|view)|comes? back"
+    "|can be seen",
   },
   "box": {
     "outside": "outside|out of the box|leaves(?: the box)?|left the box|exits",
@@ -80,16 +92,18 @@ _ADJECTIVE_GAP = re.compile(r"[\s,]+(?:and\s)?|")
 
 
 def _token_pattern() -> re.Pattern:
-  """One alternation of all that matters; the first alternative that fits at a position wins."""
+  """One pattern for every kind of token. At each position the first alternative that fits wins."""
   parts = [
-    rf"(?:\bbetween\s)?\b(?P<from>{_NUMBER})(?:{_UNIT})?\s?(?:to|until|and|-|–)\s?(?P<to>{_NUMBER}){_UNIT}",
+    rf"(?:\bbetween\s)?\b(?P<from>{_NUMBER})(?:{_UNIT})?\s?(?:to|until|and|-|–)\s?"
+    rf"(?P<to>{_NUMBER}){_UNIT}",
     rf"\b(?P<at>{_NUMBER}){_UNIT}",
     rf"\b(?:at|by|t\s?=)\s?(?P<bare>{_NUMBER})(?!\.?\w|{_PERCENT})",
     rf"\b{_LABELLED}(?P<label>[0-9]{{1,2}})(?!\.?\w|{_UNIT}|{_PERCENT})",
     rf"\b(?P<charge>{_NUMBER}){_PERCENT}(?:\s(?:charged|full)\b)?",
     rf"\b(?P<row>{_ROW})[\s-]?(?P<column>{_COLUMN})\b",
     rf"\b(?P<column2>left|right)[\s-](?P<row2>{_ROW})\b",
-    rf"\b(?P<centre>(?:in|at|to) the (?:centre|center|middle)|centre|center)\b(?![\s-]?(?:{_COLUMN})\b)",
+    r"\b(?P<centre>(?:in|at|to) the (?:centre|center|middle)|centre|center)\b"
+    rf"(?![\s-]?(?:{_COLUMN})\b)",
   ]
   for attribute, values in _VALUES.items():
     parts += [rf"\b(?P<{attribute}_{value}>{phrases})\b" for value, phrases in values.items()]
@@ -102,42 +116,59 @@ _TOKEN = _token_pattern()
 
 
 def read_claims(steps: Sequence[str]) -> tuple[Claim, ...]:
-  """Every claim that the steps of a trace make, in the order of the text.
+  """Returns every claim that the steps of a trace make, in the order of the text.
 
-  A claim needs a time in its own sentence. A value goes with the object that it stands before ("a red circle"), else
-  with the object last named, also in an earlier sentence ("Then it is green at 4s"), else with the one named next.
-  "The circle and the star are inside" claims it of both. Where a sentence has several times, each value takes the
-  last time before it if the sentence starts with a time, else the next one after it.
+  - A claim needs a time in its own sentence.
+  - A value belongs to the object right after it ("a red circle"). If there is none, it belongs to
+    the object named last, even in an earlier sentence ("Then it is green at 4s"). If none was
+    named yet, it belongs to the next one.
+  - "The circle and the star are inside" makes the claim for both objects.
+  - If a sentence has several times and starts with one, each value takes the last time before it.
+    If it does not start with a time, each value takes the next time after it.
   """
-  claims, subject = [], ()
+  claims: list[Claim] = []
+  subject: tuple[str, ...] = ()
   for step in steps:
     for sentence in _BOUNDARY.split(step.lower()):
       tokens = list(_tokens(sentence))
       if tokens:
-        found, subject = _sentence_claims(sentence, tokens, subject)
-        claims += found
+        sentence_claims, subject = _sentence_claims(sentence, tokens, subject)
+        claims += sentence_claims
   return tuple(claims)
 
 
 def read_times(text: str) -> tuple[tuple[float, float], ...]:
-  """The times that a text names, as (start, end) in seconds, in its order; start = end for an instant."""
-  return tuple(token.value for token in _tokens(text.lower()) if token.kind == "time")
+  """Returns the times that a text names, in order.
+
+  Each is (start, end) in seconds, with start = end for a single instant.
+  """
+  return tuple(token.span for token in _tokens(text.lower()) if token.kind == "time")
 
 
 def _tokens(sentence: str) -> Iterator[_Token]:
   for match in _TOKEN.finditer(sentence):
-    kind, value = _meaning(match)
+    kind, value = _parse_match(match)
     if kind:
-      yield _Token(kind=kind, value=value, begin=match.start(), end=match.end())
+      span = _parse_span(match) if kind == "time" else (0.0, 0.0)
+      yield _Token(kind=kind, value=value, span=span, begin=match.start(), end=match.end())
 
 
-def _meaning(match: re.Match) -> tuple[str, object]:
-  """Kind and value of a token, from the last named group that matched; kind "" for what only looks like one."""
-  group = match.lastgroup
-  if group == "to":
-    return "time", (float(match["from"]), float(match["to"]))
-  if group in ("at", "bare"):
-    return "time", (float(match[group]), float(match[group]))
+def _parse_span(match: re.Match) -> tuple[float, float]:
+  """The (start, end) in seconds of a time."""
+  if match["to"] is not None:
+    return float(match["from"]), float(match["to"])
+  time = float(match["at"] or match["bare"])
+  return time, time
+
+
+def _parse_match(match: re.Match) -> tuple[str, str]:
+  """Kind and value of a token, by the last named group that matched.
+
+  The kind is "" for text that only looks like a token.
+  """
+  group = match.lastgroup or ""
+  if group in ("to", "at", "bare"):
+    return "time", ""
   if group == "label":
     return "label", str(int(match["label"]))
   if group == "charge":
@@ -151,15 +182,15 @@ def _meaning(match: re.Match) -> tuple[str, object]:
     column = "centre" if column == "middle" else _CANONICAL.get(column, column)
     name = f"{_CANONICAL.get(row, row)} {column}"
     name = "centre" if name == "middle centre" else name
-    return ("place", name) if name in _PLACES else ("", None)
+    return ("place", name) if name in _PLACES else ("", "")
   kind, _, value = group.partition("_")
-  return ("not", None) if kind in ("not", "nt") else (kind, value)
+  return ("not", "") if kind in ("not", "nt") else (kind, value)
 
 
 def _sentence_claims(
   sentence: str, tokens: list[_Token], subject: tuple[str, ...]
 ) -> tuple[list[Claim], tuple[str, ...]]:
-  """The claims of one sentence, and the objects that a pronoun after it would stand for."""
+  """The claims of one sentence, and the objects that a later pronoun would refer to."""
   times = [index for index, token in enumerate(tokens) if token.kind == "time"]
   groups = _object_groups(sentence, tokens)
   if not times:
@@ -174,17 +205,17 @@ def _sentence_claims(
     elif token.kind == "not":
       denied, end = True, token.end
     elif token.kind != "time":
-      holders = _holders(sentence, tokens, groups, index) or subject or first
+      objects = _object_after(sentence, tokens, groups, index) or subject or first
       before = bisect.bisect(times, index)
       position = max(before - 1, 0) if time_first else min(before, len(times) - 1)
-      span = tokens[times[position]].value
+      span = tokens[times[position]].span
       near = denied and token.begin - end <= 24
-      claims += [_claim(name, token, span, denied=near) for name in holders]
+      claims += [_make_claim(name, token, span, denied=near) for name in objects]
   return claims, subject
 
 
-def _claim(name: str, token: _Token, span: tuple[float, float], *, denied: bool) -> Claim:
-  """A claim; denying one of two values claims the other."""
+def _make_claim(name: str, token: _Token, span: tuple[float, float], *, denied: bool) -> Claim:
+  """Makes a claim. If an attribute has two values only, denying one claims the other."""
   pair = {"box": config_lib.BOX, "visibility": config_lib.VISIBILITY}.get(token.kind)
   value = token.value
   if denied and pair is not None:
@@ -195,7 +226,7 @@ def _claim(name: str, token: _Token, span: tuple[float, float], *, denied: bool)
 
 
 def _object_groups(sentence: str, tokens: list[_Token]) -> dict[int, tuple[str, ...]]:
-  """For each object token, the objects that what follows speaks of: itself and those joined to it by "and"."""
+  """For each object token: that object, and those joined to it by "and" before it."""
   groups = {}
   for index, token in enumerate(tokens):
     if token.kind != "object":
@@ -206,10 +237,10 @@ def _object_groups(sentence: str, tokens: list[_Token]) -> dict[int, tuple[str, 
   return groups
 
 
-def _holders(
+def _object_after(
   sentence: str, tokens: list[_Token], groups: dict[int, tuple[str, ...]], index: int
 ) -> tuple[str, ...]:
-  """The object that a value is an adjective of: "red circle", "large red circle"."""
+  """The object that a value describes as an adjective: "red circle", "large red circle"."""
   for ahead in range(index + 1, min(index + 4, len(tokens))):
     gap = sentence[tokens[ahead - 1].end : tokens[ahead].begin]
     if ahead in groups:

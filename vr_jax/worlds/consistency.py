@@ -1,4 +1,7 @@
-"""True trace consistency: are the claims of a generated trace true of the video? No text overlap is involved."""
+"""Trace consistency: are the claims of a generated trace true of the video?
+
+Claims are checked against the simulator's states, not against the words of a reference trace.
+"""
 
 from collections.abc import Sequence
 import dataclasses
@@ -7,12 +10,17 @@ from vr_jax import records
 from vr_jax.worlds import claims as claims_lib
 
 Pair = tuple[str, str]  # object, attribute
-History = dict[Pair, list[tuple[float, str]]]  # (time, value) of each, by time
+History = dict[Pair, list[tuple[float, str]]]  # (time, value) in order of time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Consistency:
-  """How true a trace is, in [0, 1], and of how many claims; `uncovered` counts the changes that it leaves out."""
+  """How true a trace is.
+
+  score: in [0, 1].
+  claims: number of claims; each is either supported or contradicted.
+  uncovered: number of changes in the video that the trace should mention but does not.
+  """
 
   score: float
   claims: int
@@ -31,42 +39,45 @@ def trace_consistency(
 
       score = supported / (claims + uncovered)        0 for a trace without a claim
 
-  - A claim says of one object that one attribute has one value at one time of the grid (a time counts for the latest
-    state at or before it; "from 2s to 6s" makes a claim for each state in between). Said twice, it counts once. It is
-    supported if the state is so, else contradicted: also where the object or the time isn't in the video at all.
-  - That something is *not* so counts only where it is false: true denials are too cheap to earn anything.
-  - `uncovered` counts the changes of what is asked, its first state being one, that no claim speaks of while they last.
-    What is asked: the (object, attribute) pairs of the `reference` trace, over the times that it speaks of. Without a
-    reference: the pairs that the trace itself makes claims about, over all times.
+  - A claim gives one attribute of one object a value at one time of the grid. A time refers to the
+    latest state at or before it. "From 2s to 6s" makes a claim for each state in between. A
+    repeated claim counts once.
+  - A claim is supported if the state agrees, else contradicted. It is also contradicted if the
+    object or the time is not in the video.
+  - A denial ("not red") counts only if it is false: true denials are too easy to earn anything.
+  - `uncovered` counts stretches of constant value, among the pairs that are asked about, that no
+    claim mentions. The first stretch counts too.
+  - The pairs asked about are the (object, attribute) pairs of the `reference` trace, over the times
+    that it mentions. Without a reference: the pairs of the trace's own claims, over all times.
 
-  A total function: any strings give a number.
+  Accepts any strings.
   """
-  history = history_of(states)
-  made, false = set(), set()
+  history = build_history(states)
+  claims, contradicted = set(), set()
   for claim in claims_lib.read_claims(steps):
-    for time, actual in states_of(claim, history):
+    for time, actual in find_states(claim, history):
       key = (claim.object, claim.attribute, time, claim.value, claim.denied)
-      true = actual is not None and (actual == claim.value) != claim.denied
-      if claim.denied and true:
+      is_true = actual is not None and (actual == claim.value) != claim.denied
+      if claim.denied and is_true:
         continue
-      made.add(key)
-      if not true:
-        false.add(key)
-  spoken = {(name, attribute, time) for name, attribute, time, _, denied in made if not denied}
-  horizon = asked_pairs(reference, history) or {
-    (name, attribute): (0.0, float("inf")) for name, attribute, _ in spoken
+      claims.add(key)
+      if not is_true:
+        contradicted.add(key)
+  covered = {(name, attribute, time) for name, attribute, time, _, denied in claims if not denied}
+  asked = find_asked_pairs(reference, history) or {
+    (name, attribute): (0.0, float("inf")) for name, attribute, _ in covered
   }
   uncovered = sum(
-    not any((*pair, time) in spoken for time in times)
-    for pair, (since, until) in horizon.items()
-    for times in _stretches(history.get(pair, []), since, until)
+    not any((*pair, time) in covered for time in times)
+    for pair, (since, until) in asked.items()
+    for times in _constant_stretches(history.get(pair, []), since, until)
   )
-  supported = len(made) - len(false)
+  supported = len(claims) - len(contradicted)
   return Consistency(
-    score=supported / (len(made) + uncovered) if made else 0.0,
-    claims=len(made),
+    score=supported / (len(claims) + uncovered) if claims else 0.0,
+    claims=len(claims),
     supported=supported,
-    contradicted=len(false),
+    contradicted=len(contradicted),
     uncovered=uncovered,
   )
 
@@ -77,19 +88,23 @@ def concluded_value(
   *,
   reference: Sequence[str] = (),
 ) -> str | None:
-  """What a trace itself concludes: the value that it claims for the latest time; None if it claims nothing.
+  """The conclusion of a trace: the value that it claims for the latest time.
 
-  Only claims about what is asked count, the pairs of the `reference` in the times that it speaks of; without one, the object
-  and attribute of the claim for the latest time. The last word counts where the trace contradicts itself. Several pairs asked (colour and
-  size) are joined by " and ", in the order of the reference, and need a claim each.
+  - Only claims about the pairs that are asked about count: those of the `reference` trace, in the
+    times that it mentions. Without a reference: the pair of the trace's latest claim.
+  - If the trace contradicts itself, the later sentence counts.
+  - Several pairs (colour and size) need a claim each. Their values are joined by " and ", in the
+    order of the reference.
+
+  Returns None if a claim is missing.
   """
-  made = [claim for claim in claims_lib.read_claims(steps) if not claim.denied]
-  asked = asked_pairs(reference, history_of(states))
-  if not asked and made:
-    last = max(made, key=lambda claim: claim.end)
+  claims = [claim for claim in claims_lib.read_claims(steps) if not claim.denied]
+  asked = find_asked_pairs(reference, build_history(states))
+  if not asked and claims:
+    last = max(claims, key=lambda claim: claim.end)
     asked = {(last.object, last.attribute): (0.0, last.end)}
   latest: dict[Pair, claims_lib.Claim] = {}
-  for claim in made:
+  for claim in claims:
     pair = (claim.object, claim.attribute)
     since, until = asked.get(pair, (float("inf"), 0.0))
     if claim.start <= until and since <= claim.end:
@@ -100,10 +115,11 @@ def concluded_value(
 
 
 def implied_answer(steps: Sequence[str], example: records.Example) -> str | None:
-  """The answer that a trace's own conclusion leads to, to compare with the answer given.
+  """The answer that follows from a trace's own conclusion, to compare with the answer it gave.
 
-  For multiple choice the letter of the option that is the concluded value, else the value. None where the trace
-  concludes nothing, or no option, or the answer is a count of what the trace lists one by one (numerical).
+  For multiple choice this is the letter of the option with the concluded value, else the value.
+  Returns None if the trace concludes nothing or no option. Also None for numerical problems, where
+  the answer counts what the trace lists.
   """
   if example.problem_type == "numerical":
     return None
@@ -115,16 +131,16 @@ def implied_answer(steps: Sequence[str], example: records.Example) -> str | None
   return letters[0] if letters else None
 
 
-def history_of(states: Sequence[records.State]) -> History:
-  """The states of each object's attribute, by time in seconds."""
+def build_history(states: Sequence[records.State]) -> History:
+  """Groups states by (object, attribute), each group in order of time."""
   history: History = {}
   for state in sorted(states, key=lambda state: state.time):
     history.setdefault((state.object, state.attribute), []).append((state.time, state.value))
   return history
 
 
-def states_of(claim: claims_lib.Claim, history: History) -> list[tuple[float, str | None]]:
-  """The (time, value) of the states that a claim is about; the value is None where there is no such state."""
+def find_states(claim: claims_lib.Claim, history: History) -> list[tuple[float, str | None]]:
+  """The (time, value) of each state that a claim is about; the value is None if there is none."""
   line = history.get((claim.object, claim.attribute), [])
   before = [state for state in line if state[0] <= claim.start]
   last = line[-1][0] if line else 0.0
@@ -135,8 +151,8 @@ def states_of(claim: claims_lib.Claim, history: History) -> list[tuple[float, st
   return [before[-1], *(state for state in line if claim.start < state[0] < claim.end)]
 
 
-def asked_pairs(reference: Sequence[str], history: History) -> dict[Pair, tuple[float, float]]:
-  """The pairs that a reference trace speaks of and the scene has, each with the first and last time it speaks of it."""
+def find_asked_pairs(reference: Sequence[str], history: History) -> dict[Pair, tuple[float, float]]:
+  """The pairs of the scene that a reference trace mentions, each with its first and last time."""
   asked: dict[Pair, tuple[float, float]] = {}
   for claim in claims_lib.read_claims(reference):
     pair = (claim.object, claim.attribute)
@@ -146,8 +162,10 @@ def asked_pairs(reference: Sequence[str], history: History) -> dict[Pair, tuple[
   return asked
 
 
-def _stretches(line: list[tuple[float, str]], since: float, until: float) -> list[list[float]]:
-  """The times of the grid from `since` up to `until`, cut where the value changes."""
+def _constant_stretches(
+  line: list[tuple[float, str]], since: float, until: float
+) -> list[list[float]]:
+  """The times of the grid from `since` to `until`, split wherever the value changes."""
   stretches: list[list[float]] = []
   value = None
   for time, state in line:

@@ -1,19 +1,21 @@
-"""Questions about the masked future of a scene, or a short while of it, whose answers can't be guessed from their words.
+"""Samples questions about the masked future, or about a short moment, of a scene.
 
-A question is planned on a cast (who is asked about, and for a number: which answer it shall have) before the details of the
-scene are drawn; details are then drawn until every plan holds. A numerical answer is thus uniform whatever the words are. The
-other answers are uniform because the details are symmetric in the values that they come from (see scene.py).
+The answers can't be guessed from a question's words. A question is planned for a cast, before the
+details of the scene are drawn: which object it is about and, for a numerical question, which answer
+it must have. Details are then drawn until every plan holds, so a numerical answer is uniform
+whatever the words are. The other answers are uniform because the law of the details is symmetric in
+the values (see scene.py).
 
     choice     multiple choice: one attribute of one object at a masked time
     name       the same, free-form
-    look       free-form: colour and size, "green and large"
+    look       free-form: colour and size, "green and large", at a masked time
     visits     numerical: how often an object has had a colour or been in a place by the end
-    changes    numerical: how often it has entered or left the box, or been covered or uncovered
+    changes    numerical: how often it has entered or left the box, or vanished or come back
     occupancy  numerical: how many objects are in the box at a masked time
     read       OCR: the number on an object's display at a masked time
     measure    regression: the charge in percent on an object's display at a masked time
     moment     multiple choice: the colour of an object at a time that is shown
-    lamp       multiple choice: the colour of an object that shows for a while only, when a lamp is lit around it
+    lamp       multiple choice: the colour of an object that is visible only while its lamp is lit
 """
 
 from collections.abc import Sequence
@@ -40,36 +42,43 @@ PROBLEM_TYPE = {
   "moment": "multiple choice",
   "lamp": "multiple choice",
 }
-_OPEN = {
-  "label": "read",
-  "charge": "measure",
-}  # the family without options; of other attributes: name
+# The question family without options that asks for an attribute; "name" for other attributes.
+_OPEN_FAMILY = {"label": "read", "charge": "measure"}
 _LETTERS = "ABCD"
 _MOST_INSIDE = 2  # the answers of `occupancy` are 0.._MOST_INSIDE
-_CASTS = 5000
-_SCENES = 20_000
+_MAX_CASTS = 5000  # attempts to draw a cast that offers enough questions
+_MAX_SCENES = 20_000  # attempts to draw a scene in which the plans hold
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-  """What will be asked: a family, the (object, attribute) pairs, the cell it is about, the number to come out."""
+  """What will be asked.
+
+  asked: the (object, attribute) pairs.
+  cell: the cell that the question is about; None for the whole video, or if not yet drawn.
+  target: the answer that a numerical question must have.
+  """
 
   family: str
   asked: truth.Asked
-  cell: int | None = None  # None: the whole video
+  cell: int | None = None
   target: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-  """A question with its answer, and `choices`: the answers that its words leave equally likely."""
+  """A question and its answer.
+
+  choices: all answers that are equally likely given the question's words.
+  value: the value that the text names (only `visits`).
+  """
 
   plan: Plan
   text: str
   answer: str
   choices: tuple[str, ...]
   options: tuple[str, ...] = ()
-  value: str = ""  # the value that the text names (visits)
+  value: str = ""
 
   @property
   def problem_type(self) -> str:
@@ -80,19 +89,19 @@ class Question:
 def sample(
   rng: np.random.Generator, config: config_lib.WorldConfig, count: int
 ) -> tuple[scene_lib.Scene, tuple[Question, ...]]:
-  """A scene and `count` different questions about it.
+  """Samples a scene and `count` different questions about it.
 
-  Raises errors.InputError where the config allows too few questions on a scene.
+  Raises errors.InputError if the config allows too few questions about a scene.
   """
   cast, plans = _plan(rng, config, count)
-  for _ in range(_SCENES):
+  for _ in range(_MAX_SCENES):
     scene = scene_lib.sample_scene(rng, config, cast)
     values = [_named_value(scene, plan, config, rng) for plan in plans]
     if None not in values:
-      asked = zip(plans, values, strict=True)
-      return scene, tuple(_ask(scene, plan, str(value), config, rng) for plan, value in asked)
+      pairs = zip(plans, values, strict=True)
+      return scene, tuple(_ask(scene, plan, str(value), config, rng) for plan, value in pairs)
   raise errors.InputError(
-    f"worlds.families: no scene of {_SCENES} has the answers drawn for "
+    f"worlds.families: none of {_MAX_SCENES} scenes has the answers drawn for "
     f"{', '.join(plan.family for plan in plans)}; ask fewer questions a video"
   )
 
@@ -107,16 +116,20 @@ def example(
   wordings: int,
   rng: np.random.Generator,
 ) -> records.Example:
-  """The record of a question about a scene whose first `shown` seconds may be seen.
+  """Makes the record of a question.
 
-  Of what is searched for, nothing is masked, the cell asked about alone is relevant, and the steps speak of it alone.
+  shown: the model sees the scene's first `shown` seconds.
+
+  For a search question nothing is masked. The cell it asks about is the only relevant one, and the
+  steps mention no other.
   """
   span = records.Span(start=0.0, end=shown)
   plan = question.plan
-  searched = plan.family in config_lib.SEARCHES
-  since = plan.cell * scene.dwell if searched else 0.0
+  is_search = plan.family in config_lib.SEARCH_FAMILIES
+  cell_start = 0.0 if plan.cell is None else plan.cell * scene.dwell
+  since = cell_start if is_search else 0.0
   until = scene.seconds if plan.cell is None else (plan.cell + 1) * scene.dwell
-  time = None if PROBLEM_TYPE[plan.family] == "numerical" else plan.cell * scene.dwell
+  time = None if PROBLEM_TYPE[plan.family] == "numerical" else cell_start
   return records.Example(
     id=name,
     video=video,
@@ -125,9 +138,9 @@ def example(
     answer=question.answer,
     problem_type=question.problem_type,
     shown=span,
-    masked=None if searched else records.Span(start=shown, end=scene.seconds),
+    masked=None if is_search else records.Span(start=shown, end=scene.seconds),
     relevant=(records.Span(start=since, end=until),)
-    if searched
+    if is_search
     else truth.relevant_spans(scene, plan.asked, span, time),
     states=truth.states(scene),
     steps=truth.reference_steps(
@@ -138,77 +151,81 @@ def example(
 
 
 def numbers(family: str, attribute: str, config: config_lib.WorldConfig) -> tuple[int, ...]:
-  """The answers that a numerical question of a family can have, each as likely as the others."""
+  """The equally likely answers that a numerical question of a family can have."""
   if family == "occupancy":
     return tuple(range(_MOST_INSIDE + 1))
-  found = set()
+  answers = set()
   for period in config.periods:
     if family == "changes":
       for script in scene_lib.two_valued_patterns(config.values(attribute), period):
-        found.add(_changes([script[cell % period] for cell in range(config.cells)]))
+        answers.add(_count_changes([script[cell % period] for cell in range(config.cells)]))
     else:
-      found |= {math.ceil((config.cells - first) / period) for first in range(period)}
-      found |= {0} if len(config.values(attribute)) > period else set()
-  return tuple(sorted(found))
+      answers |= {math.ceil((config.cells - first) / period) for first in range(period)}
+      answers |= {0} if len(config.values(attribute)) > period else set()
+  return tuple(sorted(answers))
 
 
 def _plan(
   rng: np.random.Generator, config: config_lib.WorldConfig, count: int
 ) -> tuple[tuple[scene_lib.Role, ...], tuple[Plan, ...]]:
-  """A cast, and plans of which the first has a family drawn before the cast, so that no family is rare."""
+  """Samples a cast and plans of questions about it.
+
+  The first plan's family is drawn before the cast, so that no family is rare.
+  """
   family = str(rng.choice(config.families))
-  for _ in range(_CASTS):
+  for _ in range(_MAX_CASTS):
     cast = scene_lib.sample_cast(rng, config)
-    offers = _offers(cast, config)
-    if len(offers) >= count and any(plan.family == family for plan in offers):
+    candidates = _possible_plans(cast, config)
+    if len(candidates) >= count and any(plan.family == family for plan in candidates):
       break
   else:
     raise errors.InputError(
-      f"worlds.families: no scene offers {count} different questions, one of them {family!r}; "
+      f"worlds.families: no scene allows {count} different questions, one of them {family!r}; "
       "ask fewer a video, or allow more families, lives or objects"
     )
   plans = []
   while len(plans) < count:
-    able = [plan for plan in offers if plan.family == family]
-    chosen = able[int(rng.integers(len(able)))]
-    offers.remove(chosen)
-    plans.append(_with_target(rng, config, chosen))
-    left = sorted({plan.family for plan in offers})
-    family = str(rng.choice(left)) if left else ""
+    matching = [plan for plan in candidates if plan.family == family]
+    plan = matching[int(rng.integers(len(matching)))]
+    candidates.remove(plan)
+    plans.append(_with_target(rng, config, plan))
+    families = sorted({plan.family for plan in candidates})
+    family = str(rng.choice(families)) if families else ""
   return cast, tuple(plans)
 
 
-def _offers(cast: Sequence[scene_lib.Role], config: config_lib.WorldConfig) -> list[Plan]:
-  """Everything that could be asked about a cast, targets and cells still open."""
-  offers = []
+def _possible_plans(cast: Sequence[scene_lib.Role], config: config_lib.WorldConfig) -> list[Plan]:
+  """Everything that could be asked about a cast; targets and most cells are not drawn yet."""
+  plans = []
   for role in cast:
     changing = [config_lib.ATTRIBUTE[kind] for kind in role.kinds if kind != "still"]
     for attribute in changing:
-      offers += [
+      plans += [
         Plan(family=family, asked=((role.shape, attribute),))
-        for family in ("choice", _OPEN.get(attribute, "name"))
+        for family in ("choice", _OPEN_FAMILY.get(attribute, "name"))
       ]
     if "flicker" in role.kinds:
       asked = ((role.shape, "colour"),)
-      offers += [Plan(family="moment", asked=asked, cell=cell) for cell in range(config.cells)]
+      plans += [Plan(family="moment", asked=asked, cell=cell) for cell in range(config.cells)]
     if "peek" in role.kinds:
-      offers.append(Plan(family="lamp", asked=((role.shape, "colour"),)))
+      plans.append(Plan(family="lamp", asked=((role.shape, "colour"),)))
     if {"cycle", "grow"} & set(role.kinds) and "box" not in role.kinds:
-      offers.append(Plan(family="look", asked=((role.shape, "colour"), (role.shape, "size"))))
-    # What bounces has period 2 always, so its counts would tell it from what moves: not asked.
+      plans.append(Plan(family="look", asked=((role.shape, "colour"), (role.shape, "size"))))
+    # Bouncing objects are not counted: their period is always 2, so the question would give away
+    # that the object bounces.
     for family, kinds in (("visits", ("cycle", "move")), ("changes", ("box", "hide"))):
-      able = [config_lib.ATTRIBUTE[kind] for kind in role.kinds if kind in kinds]
-      offers += [Plan(family=family, asked=((role.shape, attribute),)) for attribute in able]
+      attributes = [config_lib.ATTRIBUTE[kind] for kind in role.kinds if kind in kinds]
+      plans += [Plan(family=family, asked=((role.shape, attribute),)) for attribute in attributes]
   boxed = tuple((role.shape, "box") for role in cast if "box" in role.kinds)
   if len(boxed) >= _MOST_INSIDE:
-    offers.append(Plan(family="occupancy", asked=boxed))
-  return [plan for plan in offers if plan.family in config.families]
+    plans.append(Plan(family="occupancy", asked=boxed))
+  return [plan for plan in plans if plan.family in config.families]
 
 
 def _with_target(rng: np.random.Generator, config: config_lib.WorldConfig, plan: Plan) -> Plan:
-  """The plan with its masked cell drawn and, where the answer is a number, that number."""
+  """Draws the plan's masked cell and, for a numerical question, its answer."""
   cell = plan.cell
-  if plan.family not in ("visits", "changes", *config_lib.SEARCHES):
+  if plan.family not in ("visits", "changes", *config_lib.SEARCH_FAMILIES):
     cell = int(rng.integers(config.shown_cells, config.cells))
   target = None
   if PROBLEM_TYPE[plan.family] == "numerical":
@@ -219,16 +236,20 @@ def _with_target(rng: np.random.Generator, config: config_lib.WorldConfig, plan:
 def _named_value(
   scene: scene_lib.Scene, plan: Plan, config: config_lib.WorldConfig, rng: np.random.Generator
 ) -> str | None:
-  """The value that the question must name for the target to be its answer; "" for none; None if it can't be."""
+  """The value that the question must name so that `target` is its answer.
+
+  Returns "" if the question names no value, and None if the scene has another answer.
+  """
   if plan.target is None:
     return ""
   history = [_values(scene, plan, cell) for cell in range(scene.cells)]
   if plan.family == "visits":
     seen = [values[0] for values in history]
-    able = [v for v in config.values(plan.asked[0][1]) if seen.count(v) == plan.target]
-    return str(rng.choice(able)) if able else None
+    matching = [v for v in config.values(plan.asked[0][1]) if seen.count(v) == plan.target]
+    return str(rng.choice(matching)) if matching else None
   if plan.family == "changes":
-    return "" if _changes(history) == plan.target else None
+    return "" if _count_changes(history) == plan.target else None
+  assert plan.cell is not None  # `occupancy` asks about one cell
   return "" if history[plan.cell].count("inside") == plan.target else None
 
 
@@ -239,11 +260,11 @@ def _ask(
   config: config_lib.WorldConfig,
   rng: np.random.Generator,
 ) -> Question:
-  """Puts a plan that holds in a scene into words."""
+  """Writes the question of a plan that holds in a scene."""
   shape, attribute = plan.asked[0] if plan.family != "look" else (plan.asked[0][0], "")
   if plan.family == "lamp":
-    shows = scene.object(shape).life("visibility").values.index("visible")
-    plan = dataclasses.replace(plan, cell=shows)
+    visible_cell = scene.script(shape, "visibility").index("visible")
+    plan = dataclasses.replace(plan, cell=visible_cell)
   time = scene.seconds if plan.cell is None else plan.cell * scene.dwell
   text = wording.question(
     plan.family, attribute, int(rng.integers(config.wordings)), time, shape, value
@@ -251,15 +272,16 @@ def _ask(
   if plan.target is not None:
     choices = tuple(str(number) for number in numbers(plan.family, attribute, config))
     return Question(plan=plan, text=text, answer=str(plan.target), choices=choices, value=value)
-  told = " and ".join(_values(scene, plan, plan.cell))
+  assert plan.cell is not None  # only numerical questions are about the whole video
+  value_then = " and ".join(_values(scene, plan, plan.cell))
   if PROBLEM_TYPE[plan.family] == "multiple choice":
-    options, answer = _options(rng, config, scene, plan, told)
+    options, answer = _options(rng, config, scene, plan, value_then)
     letters = tuple(_LETTERS[: len(options)])
     return Question(plan=plan, text=text, answer=answer, choices=letters, options=options)
   choices = config.values(plan.asked[0][1])
   if plan.family == "look":
     choices = tuple(f"{c} and {size}" for c in config.colours for size in config_lib.SIZES)
-  return Question(plan=plan, text=text, answer=told, choices=choices)
+  return Question(plan=plan, text=text, answer=value_then, choices=choices)
 
 
 def _options(
@@ -269,13 +291,15 @@ def _options(
   plan: Plan,
   right: str,
 ) -> tuple[tuple[str, ...], str]:
-  """Up to four options in random order (or that of the world's values, where it says so), and the letter of the right one.
+  """Draws up to four options. Returns them and the letter of the right one.
 
-  The others are first what the object was seen to be, so that seeing is not enough, then others of the same kind. What is
-  searched for has any others: that an option was never seen elsewhere would tell.
+  The order is random, or that of the world's values with `config.options_in_order`. Wrong options
+  are first values that the object does take, so that having seen a value is not enough, then other
+  values of the attribute. In a search world wrong options are drawn from all values: else an option
+  that the object never takes would be known to be wrong.
   """
   shape, attribute = plan.asked[0]
-  seen = set() if config.searched else set(scene.object(shape).life(attribute).values)
+  seen = set() if config.is_search else set(scene.script(shape, attribute))
   pool = [str(v) for v in rng.permutation(config.values(attribute)) if v != right]
   wrong = sorted(pool, key=lambda v: v not in seen)[: len(_LETTERS) - 1]
   texts = [str(v) for v in rng.permutation([right, *wrong])]
@@ -286,9 +310,9 @@ def _options(
 
 
 def _values(scene: scene_lib.Scene, plan: Plan, cell: int) -> list[str]:
-  """What holds of everything asked, in a cell."""
+  """The values, in a cell, of all attributes that are asked about."""
   return [scene.value(scene.object(shape), attribute, cell) for shape, attribute in plan.asked]
 
 
-def _changes(history: Sequence) -> int:
+def _count_changes(history: Sequence) -> int:
   return sum(before != after for before, after in itertools.pairwise(history))

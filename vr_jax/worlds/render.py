@@ -1,4 +1,4 @@
-"""Scenes to pixels: frames, masks and boxes of what is visible, and H.264 files."""
+"""Renders scenes: frames, masks and boxes of the visible objects, and H.264 files."""
 
 from collections.abc import Iterable, Iterator
 import dataclasses
@@ -20,10 +20,10 @@ _TRAY = (146, 130, 104)
 _TRAY_RIM = (139, 108, 72)
 _COVER = (128, 136, 148)
 _COVER_STRIPE = (108, 116, 129)
-_COVER_SIDE = 0.9  # of a zone's side
-_BOX_SIDE = 0.94
+_COVER_SIDE = 0.9  # as a fraction of a zone's side
+_BOX_SIDE = 0.94  # likewise
 _LAMP = (255, 250, 220)
-_GLARE = 0.7  # share of the lamp's colour on a cover
+_GLARE = 0.7  # how much of the lamp's colour is mixed into a cover
 
 RGB = {
   "red": (222, 45, 38),
@@ -39,7 +39,7 @@ RGB = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frame:
-  """One instant: the picture, and which pixels of each object can be seen in it."""
+  """The picture at one instant, and the visible pixels of each object."""
 
   image: UInt8[np.ndarray, "height width 3"]
   masks: Bool[np.ndarray, "objects height width"]
@@ -47,7 +47,10 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rendering:
-  """A whole video. A box is (left, top, right, bottom) in pixels, right and bottom exclusive; zeros where unseen."""
+  """A whole video.
+
+  boxes: (left, top, right, bottom) in pixels, right and bottom exclusive; zeros if not visible.
+  """
 
   frames: UInt8[np.ndarray, "frames height width 3"]
   masks: Bool[np.ndarray, "objects frames height width"]
@@ -55,30 +58,33 @@ class Rendering:
 
 
 def render(scene: scene_lib.Scene) -> Rendering:
-  """Every frame of a scene with the objects' visible pixels; occlusion and covers are respected."""
+  """Renders every frame of a scene, with the visible pixels of each object."""
   frames = list(iterate_frames(scene))
   masks = np.stack([frame.masks for frame in frames], axis=1)
   return Rendering(
-    frames=np.stack([frame.image for frame in frames]), masks=masks, boxes=boxes_of(masks)
+    frames=np.stack([frame.image for frame in frames]), masks=masks, boxes=compute_boxes(masks)
   )
 
 
 def iterate_frames(scene: scene_lib.Scene) -> Iterator[Frame]:
-  """Frames in order, frame k at k / fps seconds, without holding the whole video.
+  """Renders frames one after the other, frame k at k / fps seconds.
 
-  Frames that look the same are drawn once and shared: don't write into them.
+  Frames that look the same share one array: don't write into them.
   """
   draw = functools.lru_cache(maxsize=32)(functools.partial(_draw, scene))
   for index in range(scene.frames):
     yield draw(tuple(scene_lib.pose(scene, thing, index / scene.fps) for thing in scene.objects))
 
 
-def boxes_of(
+def compute_boxes(
   masks: Bool[np.ndarray, "objects frames height width"],
 ) -> Float[np.ndarray, "objects frames 4"]:
-  """The smallest box around the set pixels of each mask: (left, top, right, bottom), zeros for an empty mask."""
+  """Computes the smallest box around each mask.
+
+  Returns (left, top, right, bottom) in pixels; zeros for an empty mask.
+  """
   height, width = masks.shape[2:]
-  rows, columns = masks.any(axis=3), masks.any(axis=2)
+  rows, columns = np.any(masks, axis=3), np.any(masks, axis=2)
   boxes = np.stack(
     [
       columns.argmax(axis=2),
@@ -88,7 +94,7 @@ def boxes_of(
     ],
     axis=2,
   )
-  return np.where(rows.any(axis=2)[:, :, None], boxes, 0).astype(np.float32)
+  return np.where(np.any(rows, axis=2)[:, :, None], boxes, 0).astype(np.float32)
 
 
 def write_video(
@@ -98,9 +104,12 @@ def write_video(
   *,
   crf: int = 18,
 ) -> None:
-  """Writes an H.264 mp4 (yuv420p). One thread, so that the same frames give the same bytes.
+  """Writes an H.264 mp4 file (yuv420p).
 
-  Raises errors.InputError for no frames or an odd height or width. A failed write leaves a partial file to the caller.
+  The same frames give the same bytes: the encoder runs in one thread. If writing fails, a partial
+  file remains for the caller to remove.
+
+  Raises errors.InputError if there are no frames, or if height or width is odd.
   """
   frames = iter(frames)
   first = next(frames, None)
@@ -111,7 +120,8 @@ def write_video(
     stream.height, stream.width = first.shape[:2]
     stream.pix_fmt = "yuv420p"
     stream.thread_count = 1
-    # Macroblock-tree rate control reads memory that it did not write: now and then other bytes come of the same frames.
+    # Macroblock-tree rate control reads uninitialised memory: sometimes the same frames would give
+    # other bytes.
     stream.options = {"crf": str(crf), "preset": "veryfast", "x264-params": "mbtree=0"}
     for image in itertools.chain([first], frames):
       container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
@@ -119,7 +129,7 @@ def write_video(
 
 
 def _draw(scene: scene_lib.Scene, poses: tuple[scene_lib.Pose, ...]) -> Frame:
-  """Paints from back to front, and keeps for each pixel which object owns it."""
+  """Paints the objects from back to front, and records which object is on top at each pixel."""
   image = _backdrop(scene).copy()
   owner = np.full(image.shape[:2], -1, np.int8)
   side = scene_lib.zone_side(scene)
@@ -134,7 +144,8 @@ def _draw(scene: scene_lib.Scene, poses: tuple[scene_lib.Pose, ...]) -> Frame:
       )
       image[top:bottom, left:right] = _LAMP
   for index, (thing, pose) in enumerate(zip(scene.objects, poses, strict=True)):
-    sprite = sprites.shape_sprite(thing.shape, _quarter(pose.diameter), pose.x % 1, pose.y % 1)
+    diameter = round(4 * pose.diameter) / 4  # to a quarter of a pixel, so that sprites are shared
+    sprite = sprites.shape_sprite(thing.shape, diameter, pose.x % 1, pose.y % 1)
     _paste(image, owner, index, sprite, RGB[pose.colour], (int(pose.x), int(pose.y)))
   for pose in poses:
     if pose.covered > 0:
@@ -143,13 +154,9 @@ def _draw(scene: scene_lib.Scene, poses: tuple[scene_lib.Pose, ...]) -> Frame:
   return Frame(image=np.clip(image + 0.5, 0, 255).astype(np.uint8), masks=masks)
 
 
-def _quarter(length: float) -> float:
-  return round(4 * length) / 4
-
-
 @functools.lru_cache(maxsize=16)
 def _backdrop(scene: scene_lib.Scene) -> Float[np.ndarray, "height width 3"]:
-  """The empty canvas: faint lines between the zones, and the box as a tray seen from above."""
+  """Draws the empty canvas: faint lines between zones, and the box as a tray seen from above."""
   image = np.empty((scene.height, scene.width, 3), np.float32)
   image[:] = _BACKGROUND
   for row in range(1, scene.rows):
@@ -175,7 +182,10 @@ def _paste(
   colour: tuple[int, int, int],
   centre: tuple[int, int],
 ) -> None:
-  """Blends a sprite into the image, its shadow first, and takes the pixels that it covers by half or more."""
+  """Blends a sprite and its shadow into the image.
+
+  The object becomes the owner of the pixels that it covers by half or more.
+  """
   reach = sprite.alpha.shape[0] // 2
   x, y = centre[0] - reach, centre[1] - reach
   rows = slice(max(y, 0), min(y + 2 * reach, image.shape[0]))
@@ -194,7 +204,7 @@ def _cover(
   pose: scene_lib.Pose,
   side: float,
 ) -> None:
-  """Draws the screen that hides an object, risen from the bottom by `covered`."""
+  """Draws the cover that hides an object, raised from the bottom by `pose.covered`."""
   left, right = round(pose.x - side / 2), round(pose.x + side / 2)
   bottom = round(pose.y + side / 2)
   top = bottom - round(pose.covered * side)
@@ -204,6 +214,7 @@ def _cover(
   height, width = area.shape[:2]
   diagonal = np.arange(height)[:, None] + np.arange(width)[None, :]
   stripe = diagonal % max(4, round(side / 4)) < max(2, round(side / 8))
-  area[:] = np.where(stripe[..., None], np.float32(_COVER_STRIPE), np.float32(_COVER))
+  striped, plain = np.array(_COVER_STRIPE, np.float32), np.array(_COVER, np.float32)
+  area[:] = np.where(stripe[..., None], striped, plain)
   if pose.lit:
-    area += _GLARE * (np.float32(_LAMP) - area)
+    area += _GLARE * (np.array(_LAMP, np.float32) - area)

@@ -1,9 +1,10 @@
-"""Physics: objects whose lives are pure functions of time, and the law that draws them.
+"""Scenes: objects that change as pure functions of time, and how scenes are sampled.
 
-Nothing here knows about questions. The draw is made in two parts: a cast (how many objects, which shapes, which lives) and
-the details (colours, places, periods, phases). Given the cast, the details are symmetric: permuting the colours, or the
-places, or shifting a phase, leaves their law as it is. That is what keeps answers from being guessable. What flickers has a
-colour in each cell that no other cell tells of.
+Nothing here knows about questions. A scene is sampled in two parts: the cast (how many objects,
+which shapes, which lives), then the details (colours, places, periods, phases). Given the cast, the
+distribution of the details is symmetric: it stays the same if colours or places are permuted or a
+phase is shifted. This keeps answers from being guessable. The colours of a flickering object are
+independent from cell to cell.
 """
 
 from collections.abc import Sequence
@@ -15,18 +16,17 @@ import numpy as np
 from vr_jax import errors
 from vr_jax.worlds import config as config_lib
 
-_GLIDE = (
-  0.25  # the last share of a cell in which a moving or growing object goes over to the next state
-)
-_DIAMETER = {"small": 0.36, "medium": 0.58, "large": 0.82}  # shares of a zone's side
-_SLOT = 0.21  # from the box's centre to that of a quarter, as a share of a zone's side
-_LIFT = 0.24  # of an object above its display, likewise
-_TRIES = 1000
+_GLIDE = 0.25  # objects move or grow to the next cell's state in this last fraction of a cell
+# As fractions of a zone's side.
+_DIAMETER = {"small": 0.36, "medium": 0.58, "large": 0.82}
+_SLOT = 0.21  # from the box's centre to the centre of a quarter, along each axis
+_LIFT = 0.24  # how far an object with a display is above its zone's centre
+_MAX_CASTS = 1000  # attempts to draw a cast that fits on the canvas
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Life:
-  """One attribute's script: it holds values[0] for a cell, then values[1], …, and starts again."""
+  """How one attribute of an object changes: values[0] for a cell, then values[1], …, repeated."""
 
   kind: str
   values: tuple[str, ...]
@@ -37,13 +37,16 @@ class Life:
     return config_lib.ATTRIBUTE[self.kind]
 
   def value(self, cell: int) -> str:
-    """What holds in a cell."""
+    """The attribute's value in a cell."""
     return self.values[cell % len(self.values)]
 
   def blend(self, phase: float) -> float:
-    """How far the object has gone over to the next cell's state, at `phase` in [0, 1) of this cell.
+    """How far the object has changed towards the next cell's state, in [0, 1].
 
-    A bouncing object travels all the time, at constant speed; one that peeks is covered or not; the others rest, then glide.
+    phase: position within this cell, in [0, 1).
+
+    A bouncing object moves all the time at constant speed. A peeking object changes at once. All
+    others rest, then glide.
     """
     if self.kind == "bounce":
       return phase
@@ -55,14 +58,17 @@ class Life:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Object:
-  """A shape with what stays (colour, place, size where no life changes them) and the lives that change the rest."""
+  """An object: its shape, its initial colour, place and size, and the lives that change them.
+
+  slot: which quarter of the box it uses; None for the whole box.
+  """
 
   shape: str
   colour: str
   place: str
   size: str
   lives: tuple[Life, ...] = ()
-  slot: int | None = None  # which quarter of the box it takes; None: all of it
+  slot: int | None = None
 
   def life(self, attribute: str) -> Life | None:
     """The life that changes an attribute, if any."""
@@ -70,13 +76,19 @@ class Object:
 
   @property
   def displayed(self) -> tuple[str, ...]:
-    """The attributes that the object has on a display."""
+    """The attributes that the object's display shows."""
     return tuple(life.attribute for life in self.lives if life.kind in config_lib.DISPLAYS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
-  """One simulated video: canvas in pixels, time in seconds, objects from back to front, the box's place if it has one."""
+  """One simulated video.
+
+  height, width: in pixels.
+  seconds, dwell: length of the video and of a cell, in seconds.
+  objects: from back to front.
+  box: the place of the box, if there is one.
+  """
 
   height: int
   width: int
@@ -90,25 +102,35 @@ class Scene:
 
   @property
   def cells(self) -> int:
-    """Cells of the whole video."""
+    """Number of cells in the whole video."""
     return round(self.seconds / self.dwell)
 
   @property
   def frames(self) -> int:
-    """Frames of the whole video."""
+    """Number of frames in the whole video."""
     return round(self.seconds * self.fps)
 
   def attributes(self, thing: Object) -> tuple[str, ...]:
-    """Attributes that have a value of an object; nothing is inside or outside a box that isn't there."""
-    boxed = ("box",) if self.box else ()
-    return ("colour", "place", "size", "visibility", *boxed, *thing.displayed)
+    """The attributes of an object. Only scenes with a box have the attribute "box"."""
+    box = ("box",) if self.box else ()
+    return ("colour", "place", "size", "visibility", *box, *thing.displayed)
 
   def object(self, shape: str) -> Object:
-    """The object of a shape; shapes are distinct within a scene."""
+    """The object with this shape. Shapes are distinct within a scene."""
     return next(thing for thing in self.objects if thing.shape == shape)
 
+  def script(self, shape: str, attribute: str) -> tuple[str, ...]:
+    """The values that a changing attribute of an object takes, one a cell, until they repeat.
+
+    Raises ValueError if the attribute does not change.
+    """
+    life = self.object(shape).life(attribute)
+    if life is None:
+      raise ValueError(f"{attribute} of {shape} does not change")
+    return life.values
+
   def value(self, thing: Object, attribute: str, cell: int) -> str:
-    """What is true of an object's attribute in a cell."""
+    """The value of an object's attribute in a cell."""
     life = thing.life(attribute)
     if life is not None:
       return life.value(cell)
@@ -116,23 +138,30 @@ class Scene:
       return "visible"
     if attribute == "box":
       return "outside"
-    if attribute == "place" and thing.life("box") is not None:
+    if attribute == "place" and thing.life("box") is not None and self.box is not None:
       return self.box if self.value(thing, "box", cell) == "inside" else thing.place
     return getattr(thing, attribute)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pose:
-  """How an object looks at an instant. Lengths in pixels."""
+  """How an object looks at an instant.
+
+  x, y, diameter: in pixels.
+  covered: fraction of the object behind its cover, from the bottom up.
+  label: the number on its display; "" for none.
+  charge: the bar on its display, in percent; None for none.
+  lit: whether the lamp around it is lit.
+  """
 
   x: float
   y: float
   diameter: float
   colour: str
-  covered: float  # share of it behind its cover, from the bottom up
-  label: str = ""  # on its display
-  charge: float | None = None  # of the bar on its display, in percent
-  lit: bool = False  # whether a lamp is lit around it
+  covered: float
+  label: str = ""
+  charge: float | None = None
+  lit: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,22 +173,25 @@ class Role:
 
 
 def pose(scene: Scene, thing: Object, time: float) -> Pose:
-  """How an object looks at a time in seconds: continuous, and at the start of a cell exactly that cell's state."""
-  # A frame at a cell's start must not fall into the cell before by rounding.
+  """Computes how an object looks at a time in seconds.
+
+  Positions and sizes are continuous in time, and exact at the start of a cell.
+  """
+  # Rounding must not put a frame at a cell's start into the cell before.
   position = time / scene.dwell + 1e-9
   cell = int(position)
   phase = max(0.0, position - cell - 1e-9)
 
-  def blended(attribute, measure):
+  def interpolate(attribute, measure):
     life = thing.life(attribute)
-    share = life.blend(phase) if life is not None else 0.0
+    fraction = life.blend(phase) if life is not None else 0.0
     now = measure(cell)
-    return now if share == 0 else now + share * (measure(cell + 1) - now)
+    return now if fraction == 0 else now + fraction * (measure(cell + 1) - now)
 
-  mover = "box" if thing.life("box") is not None else "place"
-  spot = blended(mover, lambda at: _spot(scene, thing, at))
-  diameter = blended("size", lambda at: _DIAMETER[scene.value(thing, "size", at)])
-  covered = blended(
+  moving_attribute = "box" if thing.life("box") is not None else "place"
+  spot = interpolate(moving_attribute, lambda at: _spot(scene, thing, at))
+  diameter = interpolate("size", lambda at: _DIAMETER[scene.value(thing, "size", at)])
+  covered = interpolate(
     "visibility", lambda at: float(scene.value(thing, "visibility", at) == "hidden")
   )
   return Pose(
@@ -169,20 +201,20 @@ def pose(scene: Scene, thing: Object, time: float) -> Pose:
     colour=scene.value(thing, "colour", cell),
     covered=float(covered),
     label=scene.value(thing, "label", cell) if thing.life("label") else "",
-    charge=float(blended("charge", lambda at: float(scene.value(thing, "charge", at))))
+    charge=float(interpolate("charge", lambda at: float(scene.value(thing, "charge", at))))
     if thing.life("charge")
     else None,
-    lit=_lit(thing, cell),
+    lit=_is_lit(thing, cell),
   )
 
 
 def zone_side(scene: Scene) -> float:
-  """Side in pixels of the largest square that fits every zone."""
+  """Side of the largest square that fits into a zone, in pixels."""
   return min(scene.height / scene.rows, scene.width / scene.columns)
 
 
 def zone_centre(scene: Scene, place: str) -> Float[np.ndarray, "2"]:
-  """Centre (x, y) in pixels of a named zone."""
+  """Centre (x, y) of a zone, in pixels."""
   index = config_lib.place_names(scene.rows, scene.columns).index(place)
   row, column = divmod(index, scene.columns)
   return np.array(
@@ -190,16 +222,16 @@ def zone_centre(scene: Scene, place: str) -> Float[np.ndarray, "2"]:
   )
 
 
-def _lit(thing: Object, cell: int) -> bool:
-  """Whether the lamp around an object is lit: one that peeks shows in this cell, or does soon, or did just now."""
+def _is_lit(thing: Object, cell: int) -> bool:
+  """Whether the lamp around an object is lit: when it peeks, and just before and after."""
   life = thing.life("visibility")
   if life is None or life.kind != "peek":
     return False
-  return abs(life.values.index("visible") - cell) <= config_lib.GLOW
+  return abs(life.values.index("visible") - cell) <= config_lib.LAMP_MARGIN
 
 
 def _spot(scene: Scene, thing: Object, cell: int) -> Float[np.ndarray, "2"]:
-  """Where an object rests in a cell: the centre of its zone, or its quarter of the box."""
+  """Where an object rests in a cell, (x, y) in pixels: in its zone or its quarter of the box."""
   centre = zone_centre(scene, scene.value(thing, "place", cell))
   if thing.displayed:
     return centre - np.array([0, _LIFT * zone_side(scene)])
@@ -210,18 +242,18 @@ def _spot(scene: Scene, thing: Object, cell: int) -> Float[np.ndarray, "2"]:
 
 
 def sample_cast(rng: np.random.Generator, config: config_lib.WorldConfig) -> tuple[Role, ...]:
-  """Shapes and kinds of lives. The scene draws on one or two kinds, so that scenes differ and some have a theme.
+  """Samples shapes and kinds of lives.
 
-  Raises errors.InputError where the canvas has too few places for any cast of this config.
+  A scene uses one or two kinds of lives only, so that scenes differ from each other.
+
+  Raises errors.InputError if the canvas has too few places for any cast of this config.
   """
-  for _ in range(_TRIES):
+  for _ in range(_MAX_CASTS):
     count = int(rng.integers(config.objects_min, config.objects_max + 1))
     shapes = rng.choice(config.shapes, count, replace=False)
-    repertoire = rng.choice(
-      config.lives, min(int(rng.integers(1, 3)), len(config.lives)), replace=False
-    )
+    kinds = rng.choice(config.lives, min(int(rng.integers(1, 3)), len(config.lives)), replace=False)
     cast = tuple(
-      Role(shape=str(shape), kinds=_sample_kinds(rng, config, str(rng.choice(repertoire))))
+      Role(shape=str(shape), kinds=_sample_kinds(rng, config, str(rng.choice(kinds))))
       for shape in shapes
     )
     if _places_needed(cast, config) <= len(config.places):
@@ -237,7 +269,7 @@ def sample_scene(
   config: config_lib.WorldConfig,
   cast: Sequence[Role] | None = None,
 ) -> Scene:
-  """A scene of a cast (drawn here where none is given). No two objects ever rest in the same place."""
+  """Samples a scene for a cast (a new one if None). No two objects rest in the same place."""
   cast = sample_cast(rng, config) if cast is None else cast
   free = [str(place) for place in rng.permutation(config.places)]
   boxed = [role for role in cast if "box" in role.kinds]
@@ -258,7 +290,7 @@ def sample_scene(
 
 
 def two_valued_patterns(values: Sequence[str], period: int) -> tuple[tuple[str, ...], ...]:
-  """Every script of a period in which one of two values holds for one cell and the other for the rest."""
+  """Every script of a period in which one value holds in one cell and the other in all others."""
   first, second = values
   scripts = [(first,) * (period - 1) + (second,), (second,) * (period - 1) + (first,)]
   return tuple(script[turn:] + script[:turn] for script in scripts for turn in range(period))
@@ -267,7 +299,7 @@ def two_valued_patterns(values: Sequence[str], period: int) -> tuple[tuple[str, 
 def _sample_kinds(
   rng: np.random.Generator, config: config_lib.WorldConfig, kind: str
 ) -> tuple[str, ...]:
-  """The kind, and with two lives to an object perhaps one more that can be seen at the same time."""
+  """Returns the kind and, if objects may have two lives, perhaps a second one that fits it."""
   partners = {
     "cycle": ("move", "bounce", "grow", "box"),
     "grow": ("move", "bounce", "cycle"),
@@ -275,17 +307,17 @@ def _sample_kinds(
     "bounce": ("cycle", "grow"),
     "box": ("cycle",),
   }
-  able = [other for other in partners.get(kind, ()) if other in config.lives]
-  if config.lives_per_object == 1 or not able or rng.random() < 0.5:
+  candidates = [other for other in partners.get(kind, ()) if other in config.lives]
+  if config.lives_per_object == 1 or not candidates or rng.random() < 0.5:
     return (kind,)
-  return (kind, str(rng.choice(able)))
+  return (kind, str(rng.choice(candidates)))
 
 
 def _places_needed(cast: Sequence[Role], config: config_lib.WorldConfig) -> int:
-  """Places that a cast takes at most; each object has its own, so that resting objects never overlap."""
+  """How many places a cast needs at most, if no two objects share one."""
   needs = {"move": max(config.periods), "bounce": 2}
-  own = sum(max(needs.get(kind, 1) for kind in role.kinds) for role in cast)
-  return own + any("box" in role.kinds for role in cast)
+  for_objects = sum(max(needs.get(kind, 1) for kind in role.kinds) for role in cast)
+  return for_objects + any("box" in role.kinds for role in cast)
 
 
 def _sample_object(
@@ -295,17 +327,17 @@ def _sample_object(
   free: list[str],
   slot: int | None,
 ) -> Object:
-  """One object of a cast; takes its places from `free`."""
+  """Samples an object of a cast. Removes its places from `free`."""
   kinds = [kind for kind in role.kinds if kind != "still"]
   lives = tuple(_sample_life(rng, config, kind, free) for kind in kinds)
-  script = {life.attribute: life.values[0] for life in lives}
-  cramped = {"box", "label", "charge"} & set(script)
-  size = "small" if cramped else str(rng.choice(config_lib.SIZES))
+  initial = {life.attribute: life.values[0] for life in lives}
+  must_be_small = {"box", "label", "charge"} & set(initial)
+  size = "small" if must_be_small else str(rng.choice(config_lib.SIZES))
   return Object(
     shape=role.shape,
-    colour=script.get("colour") or str(rng.choice(config.colours)),
-    place=script["place"] if "place" in script else free.pop(),
-    size=script.get("size", size),
+    colour=initial.get("colour") or str(rng.choice(config.colours)),
+    place=initial["place"] if "place" in initial else free.pop(),
+    size=initial.get("size", size),
     lives=lives,
     slot=slot,
   )
@@ -314,7 +346,7 @@ def _sample_object(
 def _sample_life(
   rng: np.random.Generator, config: config_lib.WorldConfig, kind: str, free: list[str]
 ) -> Life:
-  """A script of a kind, its period and phase drawn; a moving one takes its places from `free`."""
+  """Samples a life of a kind, with its period and phase. Removes its places from `free`."""
   period = int(rng.choice(config.periods))
   if kind in ("cycle", *config_lib.DISPLAYS):
     pool = config.values(config_lib.ATTRIBUTE[kind])
@@ -327,8 +359,9 @@ def _sample_life(
   elif kind == "flicker":
     values = tuple(str(value) for value in rng.choice(config.colours, config.cells))
   elif kind == "peek":
-    shows = int(rng.integers(config_lib.GLOW, config.cells - config_lib.GLOW))
-    values = tuple("visible" if cell == shows else "hidden" for cell in range(config.cells))
+    margin = config_lib.LAMP_MARGIN
+    visible_cell = int(rng.integers(margin, config.cells - margin))
+    values = tuple("visible" if cell == visible_cell else "hidden" for cell in range(config.cells))
   else:
     pool = config_lib.BOX if kind == "box" else config_lib.VISIBILITY
     patterns = two_valued_patterns(pool, period)

@@ -1,4 +1,7 @@
-"""Antialiased drawings of the shapes, from signed distances, cached by shape, size and sub-pixel position."""
+"""Draws antialiased shapes from signed distances.
+
+Drawings are cached by shape, size and sub-pixel position.
+"""
 
 import dataclasses
 import functools
@@ -6,26 +9,32 @@ import functools
 from jaxtyping import Float
 import numpy as np
 
-_ROUNDING = 0.06  # radius of rounded corners, as a share of the shape's radius
-_RIM = 0.09  # width of the darker outline, likewise
-_SHADOW = 0.16
+# As fractions of the shape's radius.
+_ROUNDING = 0.06  # radius of the rounded corners
+_RIM = 0.09  # width of the darker outline
+_SHADOW = 0.16  # offset and softness of the shadow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sprite:
-  """A square drawing around an object's centre, each value per pixel in [0, 1] (light a little above)."""
+  """A square drawing around an object's centre.
 
-  alpha: Float[np.ndarray, "height width"]  # share of the pixel that the shape covers
-  light: Float[
-    np.ndarray, "height width"
-  ]  # what the shape's colour is multiplied with: darker rim, lighter top left
-  shadow: Float[np.ndarray, "height width"]  # how much darker the ground is
+  alpha: fraction of each pixel that the shape covers, in [0, 1].
+  light: factor on the shape's colour, from 0 to a little above 1: darker rim, lighter top left.
+  shadow: how much darker the background is, in [0, 1].
+  """
+
+  alpha: Float[np.ndarray, "height width"]
+  light: Float[np.ndarray, "height width"]
+  shadow: Float[np.ndarray, "height width"]
 
 
 def shape_sprite(shape: str, diameter: float, x: float, y: float) -> Sprite:
-  """The drawing of a shape (see config.SHAPES), `diameter` in pixels, its centre at (x, y) in [0, 1) of the middle pixel.
+  """Draws a shape of config.SHAPES.
 
-  Positions are rounded to a quarter of a pixel, so that slow motion looks smooth and drawings can be shared.
+  diameter: in pixels.
+  x, y: position of the centre within the middle pixel, in [0, 1). Rounded to a quarter of a pixel,
+    so that slow motion looks smooth and drawings can be shared.
   """
   return _sprite(shape, diameter, round(4 * x) / 4, round(4 * y) / 4)
 
@@ -40,8 +49,8 @@ def _sprite(shape: str, diameter: float, x: float, y: float) -> Sprite:
   alpha = np.clip(0.5 - radius * distance, 0, 1)
   inner = np.clip(0.5 - radius * (distance + _RIM), 0, 1)
   shade = 1.04 - 0.05 * (across + down)
-  fallen = _distance(shape, across - 0.3 * _SHADOW, down - _SHADOW)
-  shadow = 0.28 * np.clip(1 - (fallen + _SHADOW / 2) / (1.5 * _SHADOW), 0, 1)
+  shadow_distance = _distance(shape, across - 0.3 * _SHADOW, down - _SHADOW)
+  shadow = 0.28 * np.clip(1 - (shadow_distance + _SHADOW / 2) / (1.5 * _SHADOW), 0, 1)
   return Sprite(
     alpha=alpha.astype(np.float32),
     light=(inner * shade + (1 - inner) * 0.66).astype(np.float32),
@@ -63,7 +72,10 @@ def _polygon_distance(
   x: Float[np.ndarray, "height width"],
   y: Float[np.ndarray, "height width"],
 ) -> Float[np.ndarray, "height width"]:
-  """Signed distance to a simple polygon: the nearest edge, its sign from how often a ray to the right crosses edges."""
+  """Signed distance to a simple polygon: negative inside.
+
+  The sign comes from how many edges a ray to the right crosses.
+  """
   nearest = np.full(x.shape, np.inf, np.float32)
   inside = np.zeros(x.shape, bool)
   for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
@@ -77,7 +89,7 @@ def _polygon_distance(
 
 @functools.cache
 def _corners(shape: str) -> Float[np.ndarray, "corners 2"]:
-  """Corners of a polygon that, rounded, fits the unit circle or nearly so; y points down."""
+  """Corners of a polygon that, rounded, about fits the unit circle; y points down."""
   arm, half = 0.88, 0.27
   corners = {
     "square": [(-0.76, -0.76), (0.76, -0.76), (0.76, 0.76), (-0.76, 0.76)],

@@ -1,4 +1,7 @@
-"""Does an observation suffice to answer? Exact, from the simulator's states; no model is asked."""
+"""Decides whether an observation suffices to answer its question.
+
+The decision is exact: it uses the simulator's states and no model.
+"""
 
 import bisect
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,52 +13,57 @@ from vr_jax.worlds import consistency
 
 
 def sufficient(example: records.Example, observation: str) -> bool:
-  """Whether the right answer follows from the text of an observation, and from nothing else.
+  """Whether the right answer follows from the text of an observation and from nothing else.
 
-  The reader of the observation knows the question, and that in each attribute of each object everything repeats after
-  some number of cells of the simulator's grid (see config.WorldConfig): two cells or more, and no more than can be
-  told from as many cells as are shown. An observation suffices if of every (object, attribute) pair that is asked
-  about, which are those of the reference steps,
+  The reader is assumed to know the question, and that each attribute of each object repeats after
+  some period. A period is at least two cells of the simulator's grid (see config.WorldConfig), and
+  at most what the shown cells can prove.
 
-  - all that it claims for times in `example.shown` is true, and
-  - every period that fits these claims gives, by them alone, the true value at the time that the question names; in
-    every cell where that is the end of the video or where it names none (what is counted over the whole video).
+  The observation must suffice for every (object, attribute) pair of the reference steps:
 
-  A period that leaves such a cell open, where the text speaks of no cell a whole number of periods away, makes it
-  insufficient. Where nothing is masked nothing repeats: the text has to tell the true value in each cell of the relevant
-  spans. Claims about later times are reasoning and don't count; neither do those about anything else, nor true
-  denials ("not red"), which fix no value. For an answer that is a number the values must follow and not just their
-  number, so that an answer can't be right by chance.
+  - All its claims about the pair, for times in `example.shown`, are true.
+  - Every period that fits these claims predicts, from them alone, the true value at the time that
+    the question names. If the question names no time, or the end of the video (it counts over the
+    whole video), every cell must be predicted.
+  - A period predicts a cell if the text makes a claim about a cell a multiple of it away. A period
+    that fits the claims but does not predict the cell makes the observation insufficient.
 
-  A total function: any text gives a bool; False where the example has no states or no reference steps.
+  If nothing is masked, nothing repeats: the text must give the true value in each cell of the
+  relevant spans.
+
+  These claims don't count: claims about masked times (they are reasoning), claims about other
+  pairs, and true denials ("not red"), which determine no value. If the answer is a number, the
+  counted values themselves must follow, so that a text is not right by chance.
+
+  Accepts any text. Returns False for an example without states or without reference steps.
   """
-  history = consistency.history_of(example.states)
-  asked = consistency.asked_pairs([step.text for step in example.steps], history)
+  history = consistency.build_history(example.states)
+  asked = consistency.find_asked_pairs([step.text for step in example.steps], history)
   claims = claims_lib.read_claims([observation])
   return bool(asked) and all(
-    _follows(
-      seen=_seen(pair, claims, history, example.shown),
+    _is_determined(
+      seen=_claimed_values(pair, claims, history, example.shown),
       line=[value for _, value in history[pair]],
       cells=_asked_cells(example, [time for time, _ in history[pair]]),
-      periods=_periods(example, [time for time, _ in history[pair]]),
+      periods=_possible_periods(example, [time for time, _ in history[pair]]),
     )
     for pair in asked
   )
 
 
-def _seen(
+def _claimed_values(
   pair: consistency.Pair,
   claims: Sequence[claims_lib.Claim],
   history: consistency.History,
   shown: records.Span,
 ) -> dict[int, str] | None:
-  """The values claimed of a pair by cell, within the shown span; None if one of the claims is false."""
+  """The value claimed for each cell of the shown span; None if one of the claims is false."""
   cell_of = {time: cell for cell, (time, _) in enumerate(history[pair])}
-  seen = {}
+  seen: dict[int, str] = {}
   for claim in claims:
     if (claim.object, claim.attribute) != pair:
       continue
-    for time, actual in consistency.states_of(claim, history):
+    for time, actual in consistency.find_states(claim, history):
       if not _within(time, shown):
         continue
       if actual is None or (actual == claim.value) == claim.denied:
@@ -65,8 +73,11 @@ def _seen(
   return seen
 
 
-def _periods(example: records.Example, grid: Sequence[float]) -> Iterable[int]:
-  """Numbers of cells after which things may repeat: what isn't foreseen does after all of them."""
+def _possible_periods(example: records.Example, grid: Sequence[float]) -> Iterable[int]:
+  """Periods in cells that a reader must consider.
+
+  If nothing is masked, this is the whole video alone: nothing repeats.
+  """
   if example.masked is None:
     return (len(grid),)
   shown = sum(_within(time, example.shown) for time in grid)
@@ -74,7 +85,11 @@ def _periods(example: records.Example, grid: Sequence[float]) -> Iterable[int]:
 
 
 def _asked_cells(example: records.Example, grid: Sequence[float]) -> Iterable[int]:
-  """The cells that a question is about: the relevant ones, or of the future that of the last time it names, or all of them."""
+  """The cells that a question is about.
+
+  If nothing is masked: the cells of the relevant spans. Else: the cell of the last time that the
+  question names, or all cells if it names no time within the video.
+  """
   if example.masked is None:
     return [
       cell
@@ -88,24 +103,27 @@ def _asked_cells(example: records.Example, grid: Sequence[float]) -> Iterable[in
   return (bisect.bisect(grid, times[-1][0]) - 1,)
 
 
-def _follows(
+def _is_determined(
   *,
   seen: Mapping[int, str] | None,
   line: Sequence[str],
   cells: Iterable[int],
   periods: Iterable[int],
 ) -> bool:
-  """Whether every period that fits what was seen, of which there is one, gives the true values in the cells."""
+  """Whether every period that fits `seen` gives the true values `line` in the cells.
+
+  Returns False if no period fits.
+  """
   if seen is None:
     return False
-  fitting = False
+  any_period_fits = False
   for period in periods:
     script: dict[int, str] = {}
     if all(script.setdefault(cell % period, value) == value for cell, value in seen.items()):
-      fitting = True
+      any_period_fits = True
       if any(script.get(cell % period) != line[cell] for cell in cells):
         return False
-  return fitting
+  return any_period_fits
 
 
 def _within(time: float, span: records.Span) -> bool:

@@ -1,4 +1,4 @@
-"""What is true in a scene, in the words of the records: states on the grid, reference steps, relevant spans."""
+"""Derives a record's ground truth from a scene: states, reference steps and relevant spans."""
 
 import numpy as np
 
@@ -11,9 +11,10 @@ Asked = tuple[tuple[str, str], ...]  # (object, attribute) pairs that a question
 
 
 def states(scene: scene_lib.Scene) -> tuple[records.State, ...]:
-  """Every attribute of every object at the start of every cell, where what is discrete changes.
+  """Every attribute of every object at the start of every cell.
 
-  By object, then time, then attribute. A state holds until the next one of the same object and attribute.
+  Ordered by object, then time, then attribute. A state holds until the next state of the same
+  object and attribute.
   """
   return tuple(
     records.State(
@@ -38,10 +39,11 @@ def reference_steps(
   until: float,
   wordings: int = config_lib.WORDINGS,
 ) -> tuple[records.Step, ...]:
-  """The reasoning that leads to an answer: one sentence for each cell, in the order of time.
+  """The reasoning that leads to an answer: one sentence a cell, in order of time.
 
-  First what is seen in `shown` from `since` seconds on, then what follows for the masked cells that start before `until`. All
-  sentences of one example share one of the first `wordings` wordings, drawn here.
+  The sentences cover the cells that start at or after `since` and before `until` (seconds). Those
+  in `shown` state what is seen; those after it state what is expected. All sentences of an example
+  share one wording, drawn here from the first `wordings`.
   """
   chosen = int(rng.integers(wordings))
   steps = []
@@ -58,11 +60,13 @@ def reference_steps(
 def relevant_spans(
   scene: scene_lib.Scene, asked: Asked, shown: records.Span, time: float | None
 ) -> tuple[records.Span, ...]:
-  """Parts of the shown span that bear on a question.
+  """The parts of the shown span that are relevant to a question.
 
-  For a question about one `time` (seconds): the cells in which everything asked is as it will be then, so that a look
-  there gives the answer; adjoining cells are one span. For one about the whole video (None), or where no cell is like
-  that: all that is shown.
+  time: what the question asks about, in seconds. Relevant are the cells in which all asked
+    attributes have the values that they will have at that time, so that a look there gives the
+    answer. Adjoining cells are merged into one span.
+  If `time` is None (the question is about the whole video) or no such cell exists, the whole shown
+  span is relevant.
   """
   if time is None:
     return (shown,)

@@ -1,4 +1,4 @@
-"""The sentences of the simulator: what is true at a time, in several wordings; and the questions' texts."""
+"""The simulator's texts, in several wordings: reasoning steps and questions."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -6,7 +6,10 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fact:
-  """One value of one object's attribute; `before` is what held a cell earlier, None at the start."""
+  """The value of one object's attribute in a cell.
+
+  before: its value in the cell before; None in the first cell.
+  """
 
   object: str
   attribute: str
@@ -31,7 +34,8 @@ _CHANGES = {
   "charge": {"": "becomes {value}% charged"},
 }
 
-# Of each wording: a step about what is seen, one about what is to come, whether changes are told as changes.
+# For each wording: a step about the shown part, a step about the masked part, and whether a changed
+# value is told as a change ("turns green") or as a state ("is green").
 _STEPS = (
   ("At {time}, {facts}.", "So at {time}, {facts}.", False),
   ("{Facts} at {time}.", "{Facts} at {time}.", False),
@@ -149,17 +153,17 @@ _QUESTIONS = {
 
 
 def seconds(time: float) -> str:
-  """A time as the sentences write it: 4s, 2.5s."""
+  """Formats a time in seconds as in the sentences: 4s, 2.5s."""
   return f"{time:g}s"
 
 
 def step(wording: int, time: float, facts: Sequence[Fact], *, future: bool) -> str:
-  """One sentence of reasoning: what is true (or, for the future, will be) at a time in seconds."""
+  """Writes one sentence of reasoning: what is true, or will be true, at a time in seconds."""
   seen, expected, as_change = _STEPS[wording]
   clauses = []
   for shape in dict.fromkeys(fact.object for fact in facts):
-    told = [fact for fact in facts if fact.object == shape]
-    clauses.append(f"the {shape} {_predicate(told, as_change=as_change, future=future)}")
+    own = [fact for fact in facts if fact.object == shape]
+    clauses.append(f"the {shape} {_predicate(own, as_change=as_change, future=future)}")
   text = " and ".join(clauses)
   capital = text[0].upper() + text[1:]
   template = expected if future else seen
@@ -167,14 +171,14 @@ def step(wording: int, time: float, facts: Sequence[Fact], *, future: bool) -> s
 
 
 def question(family: str, attribute: str, wording: int, time: float, shape: str, value: str) -> str:
-  """A question's text. `shape` and `value` are empty for families that name none."""
+  """Writes a question. `shape` and `value` are "" for families that don't name them."""
   templates = _QUESTIONS[family][attribute] if family in _QUESTIONS else _ASK[attribute]
   phrase = _phrase(attribute, value) if value else ""
   return templates[wording].format(object=shape, time=seconds(time), value=value, phrase=phrase)
 
 
 def _predicate(facts: Sequence[Fact], *, as_change: bool, future: bool) -> str:
-  """Facts of one object as a predicate: "is green and large", "turns green and is large", "will be green"."""
+  """Writes one object's facts as a predicate, for example "turns green and is large"."""
   verb = "will be" if future else "is"
   parts = []
   for fact in facts:

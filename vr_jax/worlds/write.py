@@ -1,20 +1,19 @@
-"""Data sets on disk: videos/*.mp4 and annotations.jsonl, complete or not there at all."""
+"""Writes simulated data sets: videos/*.mp4 and annotations.jsonl, all or nothing."""
 
 from collections.abc import Callable, Iterator
 import dataclasses
 import json
 import pathlib
-import shutil
 
 import numpy as np
 
-from vr_jax import errors, records
+from vr_jax import atomic, errors, records
 from vr_jax.worlds import config as config_lib
 from vr_jax.worlds import questions as questions_lib
 from vr_jax.worlds import render
 from vr_jax.worlds import scene as scene_lib
 
-_ATTEMPTS = 100  # to draw a scene that no earlier video shows
+_MAX_ATTEMPTS = 100  # to draw a scene that no earlier video shows
 
 
 def write_dataset(
@@ -26,36 +25,32 @@ def write_dataset(
   questions_per_video: int,
   progress: Callable[[int, int], None] | None = None,
 ) -> int:
-  """Simulates `videos` videos with their questions; returns the number of examples.
+  """Simulates `videos` videos with questions, and returns the number of examples.
 
-  Writes <directory>.partial and renames it, so that <directory>, with `videos/*.mp4` and `annotations.jsonl` (one JSON
-  object a line, see to_json), appears last and whole. Video k depends on the seed and the videos before it: the same seed gives the same
-  bytes, and a larger data set starts with a smaller one. No two videos show the same scene. `progress(done, videos)` is called after each video.
+  - Writes to <directory>.partial and renames that at the end, so <directory> is never incomplete.
+  - Files: `videos/*.mp4` and `annotations.jsonl`, one JSON object a line (see to_json).
+  - The same seed gives the same bytes. A larger data set starts with the videos of a smaller one.
+  - No two videos show the same scene.
+  - `progress(done, videos)` is called after each video.
 
-  Raises errors.InputError where the directory holds something already, or the disk is full or read-only.
+  Raises errors.InputError if the directory is not empty, or the disk is full or read-only.
   """
   directory = pathlib.Path(directory).absolute()
   if videos < 1 or questions_per_video < 1:
     raise errors.InputError("worlds: videos and questions_per_video must be 1 or more")
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise errors.InputError(f"{directory}: is not an empty directory; remove it or choose another")
-  partial = directory.with_name(directory.name + ".partial")
-  try:
-    shutil.rmtree(partial, ignore_errors=True)
-    count = _write(partial, config, videos, seed, questions_per_video, progress)
-    partial.replace(directory)
-  except OSError as error:
-    reason = error.strerror or str(error)
-    raise errors.InputError(f"{directory}: can't write the data set: {reason}") from error
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
-  return count
+  with atomic.directory(directory) as partial:
+    return _write(partial, config, videos, seed, questions_per_video, progress)
 
 
 def sample_video(
   config: config_lib.WorldConfig, *, seed: int, index: int, questions: int, attempt: int = 0
 ) -> tuple[scene_lib.Scene, tuple[records.Example, ...]]:
-  """The scene and the examples of video `index` of a data set, without rendering; each attempt draws others."""
+  """Samples the scene and the examples of video `index`, without rendering it.
+
+  attempt: another number gives another scene.
+  """
   rng = np.random.default_rng([seed, index, attempt] if attempt else [seed, index])
   scene, asked = questions_lib.sample(rng, config, questions)
   name = f"{index:06d}"
@@ -76,13 +71,13 @@ def sample_video(
 def distinct_videos(
   config: config_lib.WorldConfig, *, videos: int, seed: int, questions: int
 ) -> Iterator[tuple[scene_lib.Scene, tuple[records.Example, ...]]]:
-  """The videos of a data set, no two of the same scene: what is held out was then never trained on.
+  """Samples the videos of a data set. No two show the same scene, so splits don't overlap.
 
-  Raises errors.InputError where the world is too small for that many.
+  Raises errors.InputError if the world has too few different scenes.
   """
   seen: set[scene_lib.Scene] = set()
   for index in range(videos):
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(_MAX_ATTEMPTS):
       scene, examples = sample_video(
         config, seed=seed, index=index, questions=questions, attempt=attempt
       )
@@ -90,14 +85,15 @@ def distinct_videos(
         break
     else:
       raise errors.InputError(
-        f"worlds: no new scene after {index} of {videos} videos; simulate fewer, or allow more shapes, colours or lives"
+        f"worlds: no new scene after {index} of {videos} videos; "
+        "simulate fewer, or allow more shapes, colours or lives"
       )
     seen.add(scene)
     yield scene, examples
 
 
 def to_json(example: records.Example) -> dict:
-  """An example in the JSON form of annotations.jsonl; spans are [start, end] in seconds."""
+  """Converts an example to its line of annotations.jsonl. Spans are [start, end] in seconds."""
   masked = {} if example.masked is None else {"masked": _pair(example.masked)}
   return {
     "id": example.id,

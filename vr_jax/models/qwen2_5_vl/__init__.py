@@ -1,6 +1,11 @@
 """Qwen2.5-VL: the network, its processor, and its checkpoints as Hugging Face keeps them."""
 
-from vr_jax.models.qwen2_5_vl.checkpoint import from_pretrained
-from vr_jax.models.qwen2_5_vl.export import save_adapter, save_pretrained
+from vr_jax.models import family as family_lib
+from vr_jax.models.common import checkpoint, export
+from vr_jax.models.qwen2_5_vl.family import FAMILY
 
-__all__ = ["from_pretrained", "save_adapter", "save_pretrained"]
+from_pretrained = family_lib.bound(checkpoint.from_pretrained, FAMILY)
+save_adapter = family_lib.bound(export.save_adapter, FAMILY)
+save_pretrained = family_lib.bound(export.save_pretrained, FAMILY)
+
+__all__ = ["FAMILY", "from_pretrained", "save_adapter", "save_pretrained"]

@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping
 import dataclasses
-import json
-import pathlib
-from typing import Any
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from vr_jax import errors
+from vr_jax.models.common import flops, prompts
+from vr_jax.models.qwen2_5_vl import vision_inputs
 
 MODEL_TYPE = "qwen2_5_vl"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -106,22 +110,67 @@ class Config:
   attention: str = ""
   logit_chunk: int = 8192
 
-  @classmethod
-  def from_json(cls, path: str | pathlib.Path) -> "Config":
-    """Reads a config.json. Raises InputError (naming the file) when it is none of a Qwen2.5-VL model."""
-    path = pathlib.Path(path)
-    if not path.is_file():
-      raise errors.InputError(f"{path}: no such file; a model directory holds a config.json")
-    try:
-      fields = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-      raise errors.InputError(f"{path}: not valid JSON ({error}); download it again") from error
-    if not isinstance(fields, dict):
-      raise errors.InputError(f"{path}: holds no JSON object; download it again")
-    try:
-      return cls.from_dict(fields)
-    except errors.InputError as error:
-      raise errors.InputError(f"{path}: {error}") from error
+  model_type: ClassVar[str] = MODEL_TYPE
+
+  @property
+  def vocab_size(self) -> int:
+    """Rows of the token embedding."""
+    return self.text.vocab_size
+
+  @property
+  def hidden_size(self) -> int:
+    """Features of a hidden state of the language model."""
+    return self.text.hidden_size
+
+  @property
+  def max_position_embeddings(self) -> int:
+    """Tokens that a prompt and its reply may have together."""
+    return self.text.max_position_embeddings
+
+  @property
+  def architecture(self) -> dict[str, Any]:
+    """What parameters of this config fit: sizes, by name."""
+    sizes = {"text": self.text, "vision": self.vision}
+    flat = {f"{part}.{k}": v for part, s in sizes.items() for k, v in vars(s).items()}
+    return {**flat, "tie_word_embeddings": self.tie_word_embeddings}
+
+  @property
+  def tower_fields(self) -> dict[str, Any]:
+    """What features of the same pixels depend on, beside the tower's weights and the dtype."""
+    return {k: v for k, v in vars(self.vision).items() if k != "text_follows"}
+
+  @property
+  def position_axes(self) -> int:
+    """Time, height and width."""
+    return 3
+
+  @property
+  def text_sizes(self) -> flops.TextSizes:
+    """What planning asks of the language model."""
+    text = self.text
+    heads = 2 * text.num_attention_heads + 2 * text.num_key_value_heads
+    return flops.TextSizes(
+      layers=text.num_hidden_layers,
+      layer_weights=text.hidden_size * (heads * text.head_dim + 3 * text.intermediate_size),
+      kv_width=2 * text.num_key_value_heads * text.head_dim,
+    )
+
+  @property
+  def vision_shapes(self) -> prompts.VisionShapes:
+    """Patches with their rows, columns and windows in; one array of features out."""
+    vision = self.vision
+    patch = vision_inputs.Vision(
+      patches=np.zeros(vision.patch_dim, np.float32),
+      rows=np.zeros(2, np.int32),
+      window=np.array(-1, np.int32),
+    )
+    return prompts.VisionShapes(
+      patch=patch,
+      feature=jax.ShapeDtypeStruct((vision.out_hidden_size,), jnp.dtype(self.dtype)),
+      patches_per_token=vision.merge_unit,
+      images_per_frame=vision.temporal_patch_size,
+      pixels_per_patch=vision.patch_size**2,
+    )
 
   @classmethod
   def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
@@ -162,6 +211,35 @@ class Config:
     )
     _check(config)
     return config
+
+
+def config_fields(config: Config) -> dict[str, Any]:
+  """The config.json of a model that has none yet, as transformers 5 writes it."""
+  text = dataclasses.asdict(config.text)
+  rotary = {"rope_theta": text.pop("rope_theta"), "mrope_section": text.pop("mrope_section")}
+  named = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+  ids = {name: value for name, value in named.items() if name.endswith("_token_id")}
+  return {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "model_type": MODEL_TYPE,
+    "text_config": {
+      "model_type": f"{MODEL_TYPE}_text",
+      **text,
+      "hidden_act": "silu",
+      "initializer_range": config.initializer_range,
+      "rope_parameters": {"rope_type": "default", **rotary},
+      "tie_word_embeddings": config.tie_word_embeddings,
+      "bos_token_id": None,  # those of the releases would lie outside a small vocabulary
+      "eos_token_id": None,
+    },
+    "vision_config": {
+      "model_type": MODEL_TYPE,
+      **dataclasses.asdict(config.vision),
+      "hidden_act": "silu",
+    },
+    "tie_word_embeddings": config.tie_word_embeddings,
+    **ids,
+  }
 
 
 def _get(fields: Mapping[str, Any], name: str) -> Any:

@@ -1,61 +1,24 @@
-"""FLOPs of the model's matrix products, counted from its sizes; a multiply-add is two.
+"""FLOPs of Qwen2.5-VL's matrix products, counted from its sizes (see `common.flops`)."""
 
-Of attention, only pairs of a query and a key that may see each other are counted. Norms, rotary and softmax are left out.
-"""
-
-import dataclasses
-
+from vr_jax.models.common import flops
 from vr_jax.models.qwen2_5_vl import config as config_lib
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Forward:
-  """FLOPs of one prompt and its replies."""
-
-  vision: float
-  prefix: float  # the text layers over the prompt
-  replies: float  # the text layers over the replies
-  head: float  # logits of every reply token
-
-  @property
-  def text(self) -> float:
-    """All but the vision tower."""
-    return self.prefix + self.replies + self.head
-
-  @property
-  def total(self) -> float:
-    """All of it."""
-    return self.vision + self.text
 
 
 def forward(
   config: config_lib.Config, *, frames: int, patches: int, prefix: int, group: int, time: int
-) -> Forward:
+) -> flops.Forward:
   """Reading one prompt (`frames` temporal patches of `patches` patches, `prefix` tokens) and `group` replies of `time` tokens.
 
   Sampling these replies token by token takes the same.
   """
   text = config.text
   own = prefix * time + time * (time + 1) // 2
-  return Forward(
+  return flops.Forward(
     vision=_vision(config.vision, frames, patches),
     prefix=_layers(text, prefix, prefix * (prefix + 1) // 2),
     replies=group * _layers(text, time, own),
     head=group * time * 2.0 * text.hidden_size * text.vocab_size,
   )
-
-
-def training(
-  work: Forward, *, vision_frozen: bool, base_frozen: bool = False, rematerialised: bool = False
-) -> float:
-  """A step on that work: forward, and backward where something is trained.
-
-  base_frozen: adapters alone are trained, so that the backward pass forms no gradient of the weights (adapters
-  themselves are not counted). rematerialised: what has a backward pass is computed a second time before it.
-  """
-  factor = 1 + (1 if base_frozen else 2) + rematerialised
-  vision = work.vision * (1 if vision_frozen else factor)
-  return vision + work.text * factor
 
 
 def _layers(text: config_lib.TextConfig, tokens: int, pairs: int) -> float:

@@ -5,32 +5,17 @@ Face transformers (`get_rope_index`, `get_vision_window_index`).
 """
 
 from collections.abc import Sequence
-import dataclasses
 
 from jaxtyping import Int
 import numpy as np
 
 from vr_jax import records
+from vr_jax.models.common import prompts
 from vr_jax.models.qwen2_5_vl import config as config_lib
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Grid:
-  """The patches of one image or video: temporal patches, rows and columns of patches of `patch_size`."""
-
-  kind: records.Kind  # IMAGE or VIDEO
-  frames: int
-  height: int
-  width: int
-  seconds: float = 1.0  # between two temporal patches; of a video only
-
-  def tokens(self, config: config_lib.VisionConfig) -> int:
-    """Media tokens of the whole grid."""
-    return self.frames * self.height * self.width // config.merge_unit
-
-
 def rope_index(
-  kind: Int[np.ndarray, "prefix"], grids: Sequence[Grid], config: config_lib.VisionConfig
+  kind: Int[np.ndarray, "prefix"], grids: Sequence[prompts.Grid], config: config_lib.VisionConfig
 ) -> tuple[Int[np.ndarray, "3 prefix"], int]:
   """Positions (time, height, width) of every token of a prompt, and that of the first token after it.
 
@@ -48,7 +33,7 @@ def rope_index(
     run = here + int(np.argmax(is_media[here:]))
     positions[:, here:run] = start + np.arange(run - here)
     start += run - here
-    here = run + grid.tokens(config)
+    here = run + grid.frames * grid.patches // config.merge_unit
     positions[:, run:here] = start + _grid_positions(grid, config)
     if config.text_follows == "largest":
       start = int(positions[:, run:here].max()) + 1
@@ -58,7 +43,9 @@ def rope_index(
   return positions, int(positions.max(initial=-1)) + 1
 
 
-def _grid_positions(grid: Grid, config: config_lib.VisionConfig) -> Int[np.ndarray, "3 tokens"]:
+def _grid_positions(
+  grid: prompts.Grid, config: config_lib.VisionConfig
+) -> Int[np.ndarray, "3 tokens"]:
   """Positions of a medium's tokens from its start. Time is cut to whole steps in float32, as the reference does."""
   merge = config.spatial_merge_size
   still = grid.kind == records.Kind.IMAGE

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from vr_jax import records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.qwen2_5_vl import attention, layers, rematerialisation
+from vr_jax.models.common import attention, layers, rematerialisation
 from vr_jax.models.qwen2_5_vl import config as config_lib
+from vr_jax.models.qwen2_5_vl import vision_inputs
 
 EPSILON = 1e-6
 AXES = ("prompts", "frames", None, None)  # of activations
@@ -88,7 +88,7 @@ class VisionTower(nnx.Module):
     self.blocks = Blocks(vision, scale=scale, rngs=rngs)
     self.merger = Merger(vision, scale=scale, rngs=rngs)
 
-  def __call__(self, vision: records.Vision) -> Float[Array, "prompts media embed"]:
+  def __call__(self, vision: vision_inputs.Vision) -> Float[Array, "prompts media embed"]:
     """Features of every media token, padding included, in the order of frames, then of patches.
 
     Patches of a frame stand in merge order: each `merge_unit` consecutive ones make one token.

@@ -1,0 +1,210 @@
+"""Supervised traces on disk: chunks as they are decided, and the data set that is made of all of them.
+
+On disk, in one directory:
+
+    about.json        what the traces depend on
+    chunks/           one file a chunk of questions: a line each, with the reply and what became of it
+    shards/           as ingestion writes them: examples with observation and reasoning, and the frames of the source
+    traces.jsonl      the accepted ones in the fields of the released sets
+    rejected.jsonl    the others, each with its reason
+    summary.json      counts; written last
+
+Every file appears whole or not at all.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+import shutil
+from typing import Any
+
+from vr_jax import atomic, records
+from vr_jax.data import examples, frame_store, ingest
+from vr_jax.errors import InputError
+
+SPLITS = ("train", "validation")  # that get traces; the examples of `test` stay as they are
+REASONS = ("no reply", "template", "answer", "insufficient", "no verdict")
+_ABOUT, _SUMMARY = "about.json", "summary.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chunk:
+  """Questions that are asked, decided and written together: their indices in a split of the source."""
+
+  split: str
+  number: int
+  indices: tuple[int, ...]
+
+  @property
+  def name(self) -> str:
+    """That of its file."""
+    return f"{self.split}-{self.number:06d}.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+  """What became of one question. reason: one of REASONS, "" where the trace is accepted; score: of its answer, in [0, 1]."""
+
+  index: int
+  reply: str | None
+  reason: str
+  score: float | None = None
+  observation: str = ""
+  reasoning: str = ""
+
+
+def claim(output: Path, about: Mapping[str, Any]) -> None:
+  """Makes the directory that of traces which depend on `about` (as JSON).
+
+  Raises:
+    InputError: it holds traces that depend on something else, or no traces at all.
+  """
+  path, wanted = output / _ABOUT, json.loads(json.dumps(about))
+  if path.is_file():
+    written = _json(path)
+    differ = sorted(key for key in {*written, *wanted} if written.get(key) != wanted.get(key))
+    if differ:
+      raise InputError(
+        f"{path}: its traces were written with another {', '.join(differ)}; choose another config.traces.directory"
+      )
+  elif output.is_dir() and any(path.suffix != atomic.PARTIAL for path in output.iterdir()):
+    raise InputError(f"{output}: is not empty and holds no traces; choose another directory")
+  else:
+    output.mkdir(parents=True, exist_ok=True)
+    atomic.write_json_lines(path, [wanted])
+  (output / "chunks").mkdir(exist_ok=True)
+
+
+def plan(kept: Mapping[str, Sequence[int]], size: int) -> list[Chunk]:
+  """Chunks of at most `size` of the indices of each split, in their order."""
+  return [
+    Chunk(split=split, number=start // size, indices=tuple(indices[start : start + size]))
+    for split, indices in kept.items()
+    for start in range(0, len(indices), size)
+  ]
+
+
+def open_chunks(output: Path, chunks: Iterable[Chunk]) -> list[Chunk]:
+  """Those that are not decided yet."""
+  return [chunk for chunk in chunks if not (output / "chunks" / chunk.name).is_file()]
+
+
+def write_chunk(output: Path, chunk: Chunk, outcomes: Sequence[Outcome]) -> None:
+  """Notes what became of the questions of a chunk."""
+  atomic.write_json_lines(output / "chunks" / chunk.name, map(dataclasses.asdict, outcomes))
+
+
+def summary(output: Path) -> Mapping[str, Mapping[str, int]] | None:
+  """Counts of each split (questions, accepted, and each reason), None where the traces are not complete."""
+  return _json(output / _SUMMARY) if (output / _SUMMARY).is_file() else None
+
+
+def assemble(output: Path, source: Path, chunks: Sequence[Chunk]) -> Mapping[str, Any]:
+  """The data set, the two lists and the summary, once all chunks are decided; returns the summary.
+
+  source: what ingestion wrote, whose examples the chunks name.
+
+  Raises:
+    InputError: a chunk is damaged, or the disk does not take the bytes.
+  """
+  splits = {split: [] for split in SPLITS}
+  counts = {
+    split: Counter(questions=0, accepted=0, **dict.fromkeys(REASONS, 0)) for split in splits
+  }
+
+  def accepted() -> Iterator[dict[str, Any]]:
+    for split, example, outcome in _decided(output, source, chunks):
+      counts[split].update(["questions", outcome.reason or "accepted"])
+      if not outcome.reason:
+        trace = {"observation": outcome.observation, "reasoning": outcome.reasoning}
+        splits[split].append(dataclasses.replace(example, **trace))
+        yield released(splits[split][-1], outcome.reply)
+
+  def rejected() -> Iterator[dict[str, Any]]:
+    for split, example, outcome in _decided(output, source, chunks):
+      if outcome.reason:
+        found = {"reason": outcome.reason, "score": outcome.score, "output": outcome.reply}
+        yield {"problem_id": example.id, "path": example.video, "split": split, **found}
+
+  atomic.write_json_lines(output / "traces.jsonl", accepted())
+  atomic.write_json_lines(output / "rejected.jsonl", rejected())
+  test = examples.ExampleSource(source, "test")
+  _write_shards(output, source, {**splits, "test": [test[index] for index in range(len(test))]})
+  atomic.write_json_lines(output / _SUMMARY, [counts])
+  return counts
+
+
+def released(example: records.Example, reply: str) -> dict[str, Any]:
+  """An accepted trace in the fields of the released sets, which ingestion reads."""
+  still = example.shown.start == example.shown.end
+  return {
+    "problem_id": example.id,
+    "problem": example.question,
+    "data_type": "image" if still else "video",
+    "problem_type": example.problem_type,
+    "options": list(example.options),
+    "solution": f"<answer>{example.answer}</answer>",
+    "answer": example.answer,
+    "path": example.video,
+    "data_source": example.source,
+    "observation": f"<observation>{example.observation}</observation>",
+    "process": f"<think>{example.reasoning}</think>",
+    "output": reply,
+  }
+
+
+def _decided(
+  output: Path, source: Path, chunks: Sequence[Chunk]
+) -> Iterator[tuple[str, records.Example, Outcome]]:
+  """All questions with their split and what became of them, in the order of the source."""
+  sources = {split: examples.ExampleSource(source, split) for split in SPLITS}
+  for chunk in chunks:
+    path = output / "chunks" / chunk.name
+    try:
+      outcomes = [Outcome(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+      raise InputError(f"{path}: is damaged; remove it, and the same command goes on") from error
+    if tuple(outcome.index for outcome in outcomes) != chunk.indices:
+      raise InputError(f"{path}: holds other questions; remove it, and the same command goes on")
+    for outcome in outcomes:
+      yield chunk.split, sources[chunk.split][outcome.index], outcome
+
+
+def _write_shards(
+  output: Path, source: Path, splits: Mapping[str, Sequence[records.Example]]
+) -> None:
+  shards = output / "shards"
+  shutil.rmtree(shards, ignore_errors=True)  # of a run that ended before it wrote the summary
+  with atomic.directory(shards) as partial:
+    shutil.copytree(source / "frames", partial / "frames", copy_function=_link)
+    examples.write(partial, splits)
+    store = frame_store.FrameStore(partial / "frames")
+    about = hashlib.sha256((output / "traces.jsonl").read_bytes()).hexdigest()
+    report = ingest.Report(
+      videos=len(store.videos),
+      frames=sum(len(store.timestamps(video)) for video in store.videos),
+      examples={split: len(part) for split, part in splits.items()},
+      skipped_videos=0,
+      skipped_records=0,
+    )
+    outcome = {"fingerprint": about, "report": dataclasses.asdict(report)}
+    (partial / "ingest.json").write_text(json.dumps(outcome, indent=2) + "\n")
+
+
+def _link(origin: str, target: str) -> None:
+  """A second name for a file, which takes no space; a copy where the disk is another one."""
+  try:
+    os.link(origin, target)
+  except OSError:
+    shutil.copy2(origin, target)
+
+
+def _json(path: Path) -> Any:
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: is damaged; remove it, and the same command goes on") from error

@@ -1,0 +1,252 @@
+"""Attention of prompts, of frames, and of replies that share a prompt, on each device's part of the arrays.
+
+Keys and values are whole on every device that has queries for them: they are few (grouped heads), so a long prompt is
+split by its queries. Three backends compute the same:
+
+    xla     plain products, everywhere; chunk by chunk where logits would be many, on CPU where caches would not hold them
+    splash  the Pallas kernel of TPUs (on CPU emulated, which is slow)
+    cudnn   the fused kernels of NVIDIA GPUs
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from types import ModuleType
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vr_jax import errors
+from vr_jax.models import layout as layout_lib
+from vr_jax.models.common import attention_cudnn, attention_decode, attention_splash, attention_xla
+from vr_jax.models.common import slots as slots_lib
+from vr_jax.models.qwen2_5_vl import config as config_lib
+
+# Platforms that a backend runs on; the first one's default, where activations have two bytes.
+PLATFORMS = {"splash": ("tpu", "cpu"), "cudnn": ("gpu",), "xla": ("cpu", "gpu", "tpu")}
+_MODULES: dict[str, ModuleType] = {
+  "splash": attention_splash,
+  "cudnn": attention_cudnn,
+  "xla": attention_xla,
+}
+
+
+def make(config: config_lib.Config, layout: layout_lib.Layout) -> "Attention":
+  """The attention that a config names, or that of the platform: `xla` where nothing faster takes the dtype.
+
+  Raises InputError where the named one does not run there, or the chip lacks the dtype.
+  """
+  name, platform = config.attention, layout.platform
+  if platform == "tpu" and config.dtype == "float16":
+    raise errors.InputError("config.model.dtype=float16: TPUs have none; set bfloat16")
+  halved = jnp.dtype(config.dtype).itemsize == 2
+  if not name:
+    own = [backend for backend, runs in PLATFORMS.items() if runs[0] == platform and halved]
+    return Attention(layout, own[0] if own else "xla")
+  if name not in PLATFORMS or platform not in PLATFORMS[name]:
+    fitting = [backend for backend, runs in PLATFORMS.items() if platform in runs]
+    raise errors.InputError(
+      f"config.model.attention={name}: does not run on {platform}; one of {', '.join(fitting)}"
+    )
+  if name == "cudnn" and not halved:
+    raise errors.InputError(
+      f"config.model.attention=cudnn: takes no {config.dtype}; set config.model.dtype=bfloat16"
+    )
+  return Attention(layout, name)
+
+
+class Block(NamedTuple):
+  """Keys, values and which of them may be seen; leading axes as the function that takes it says."""
+
+  key: Array
+  value: Array
+  valid: Array
+
+
+class Recent(NamedTuple):
+  """What replies left in the steps before, `index` of them, as the model's cache has it: a stack of layers, or tuples of them."""
+
+  key: Array | tuple[Array, ...]
+  value: Array | tuple[Array, ...]
+  index: Array
+
+
+def turned(
+  key: Float[Array, "batch length kv_heads head_dim"],
+  value: Float[Array, "batch length kv_heads head_dim"],
+) -> tuple[
+  Float[Array, "batch kv_heads head_dim length"], Float[Array, "batch kv_heads length head_dim"]
+]:
+  """Keys and values as the products of a step read them."""
+  return jnp.moveaxis(key, 1, 3), value.swapaxes(1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+  """How attention is computed, and where. Hashable: part of the static half of a model."""
+
+  layout: layout_lib.Layout
+  backend: str = "xla"
+
+  def prompts(
+    self,
+    query: Float[Array, "prompts prefix heads head_dim"],
+    key: Float[Array, "prompts prefix kv_heads head_dim"],
+    value: Float[Array, "prompts prefix kv_heads head_dim"],
+    valid: Bool[Array, "prompts prefix"],
+  ) -> Float[Array, "prompts prefix heads head_dim"]:
+    """Every token of a prompt attends to the valid tokens up to itself; what is not valid, to its like."""
+
+    def local(query, query_segment, index, key, value, key_segment):
+      within = self._function("within")
+      return within(query, key, value, query_segment, key_segment, index, causal=True)
+
+    segment = valid.astype(jnp.int32)
+    return self.layout.per_shard(
+      local,
+      (
+        (query, ("prompts", "prefix", "heads", None)),
+        (segment, ("prompts", "prefix")),
+        (jnp.arange(query.shape[1]), ("prefix",)),
+        (key, ("prompts", None, "kv_heads", None)),
+        (value, ("prompts", None, "kv_heads", None)),
+        (segment, ("prompts", None)),
+      ),
+    )
+
+  def frames(
+    self,
+    query: Float[Array, "prompts frames patches heads head_dim"],
+    key: Float[Array, "prompts frames patches heads head_dim"],
+    value: Float[Array, "prompts frames patches heads head_dim"],
+    segment: Int[Array, "prompts frames patches"],
+  ) -> Float[Array, "prompts frames patches heads head_dim"]:
+    """Every patch attends to the patches of its frame that have its segment."""
+
+    def local(query, key, value, segment):
+      index = jnp.arange(query.shape[2])
+      batch = [x.reshape(-1, *x.shape[2:]) for x in (query, key, value, segment, segment)]
+      return self._function("within")(*batch, index, causal=False).reshape(query.shape)
+
+    axes = ("prompts", "frames", None, "vision_heads", None)
+    return self.layout.per_shard(
+      local, ((query, axes), (key, axes), (value, axes), (segment, ("prompts", "frames", None)))
+    )
+
+  def replies(
+    self,
+    query: Float[Array, "prompts group time heads head_dim"],
+    prefix: Block,
+    own: Block,
+  ) -> Float[Array, "prompts group time heads head_dim"]:
+    """Replies attend to their prompt and to their own valid tokens so far.
+
+    prefix: key and value [prompts, prefix, kv_heads, head_dim], valid [prompts, prefix].
+    own:    key and value [prompts, group, time, kv_heads, head_dim], valid [prompts, group, time].
+    """
+
+    def local(query, index, *blocks):
+      return self._function("continued")(query, *blocks, index)
+
+    of_prefix, of_own = ("prompts", None, "kv_heads", None), ("prompts", "group", None)
+    return self.layout.per_shard(
+      local,
+      (
+        (query, ("prompts", "group", "time", "heads", None)),
+        (jnp.arange(query.shape[2]), self._time_axes(query)),
+        (prefix.key, of_prefix),
+        (prefix.value, of_prefix),
+        (prefix.valid, ("prompts", None)),
+        (own.key, (*of_own, "kv_heads", None)),
+        (own.value, (*of_own, "kv_heads", None)),
+        (own.valid, of_own),
+      ),
+    )
+
+  def step(
+    self,
+    query: Float[Array, "slots heads head_dim"],
+    seats: slots_lib.Seats,
+    prefix: Block,
+    *pasts: Block,
+  ) -> Float[Array, "slots heads head_dim"]:
+    """One new token a reply attends to its prompt, and to the reply up to itself.
+
+    prefix: key [prompts, kv_heads, head_dim, prefix], value [prompts, kv_heads, prefix, head_dim], valid [prompts, prefix].
+    pasts:  key [slots, kv_heads, head_dim, length], value [slots, kv_heads, length, head_dim], valid [length] or
+            [slots, length]; one block or more.
+    """
+    of_slots, of_prefix = (
+      ("slots", "kv_heads", None, None),
+      ("prompts", "kv_heads", None, None),
+    )
+    of_pasts = (
+      pair
+      for past in pasts
+      for pair in (
+        (past.key, of_slots),
+        (past.value, of_slots),
+        (past.valid, ("slots", None)[2 - past.valid.ndim :]),
+      )
+    )
+    return self.layout.per_shard(
+      functools.partial(attention_decode.step, group=seats.group),
+      (
+        (query, ("slots", "heads", None)),
+        (seats.prompt, ("slots",)),
+        (seats.member, ("slots",)),
+        (prefix.key, of_prefix),
+        (prefix.value, of_prefix),
+        (prefix.valid, ("prompts", None)),
+        *of_pasts,
+      ),
+    )
+
+  def append(
+    self,
+    query: Float[Array, "rows time heads head_dim"],
+    own: Block,
+    rows: slots_lib.Rows,
+    prefix: Block,
+    past_key: Float[Array, "homes kv_heads head_dim length"],
+    past_value: Float[Array, "homes kv_heads length head_dim"],
+  ) -> Float[Array, "rows time heads head_dim"]:
+    """New tokens of some replies attend to their prompt, to what their reply has written and to themselves so far.
+
+    own:    key and value [rows, time, kv_heads, head_dim], valid [rows, time].
+    prefix: key and value [prompts, prefix, kv_heads, head_dim], valid [prompts, prefix].
+    """
+    cached = attention_xla.CACHED_LOGITS if self.layout.platform == "cpu" else attention_xla.LOGITS
+    of_rows, of_prefix = ("slots", None, "kv_heads", None), ("prompts", None, "kv_heads", None)
+    of_homes = ("slots", "kv_heads", None, None)
+    return self.layout.per_shard(
+      functools.partial(attention_decode.append, logits=cached),
+      (
+        (query, ("slots", None, "heads", None)),
+        (own.key, of_rows),
+        (own.value, of_rows),
+        (own.valid, ("slots", None)),
+        (rows.prompt, ("slots",)),
+        (rows.home, ("slots",)),
+        (rows.written, ("slots",)),
+        (prefix.key, of_prefix),
+        (prefix.value, of_prefix),
+        (prefix.valid, ("prompts", None)),
+        (past_key, of_homes),
+        (past_value, of_homes),
+      ),
+    )
+
+  def _function(self, name: str) -> Callable[..., Array]:
+    function = getattr(_MODULES[self.backend], name)
+    if self.backend == "splash" and self.layout.platform == "cpu":
+      return functools.partial(function, interpret=True)
+    if self.backend == "xla" and self.layout.platform == "cpu":
+      return functools.partial(function, logits=attention_xla.CACHED_LOGITS)
+    return function
+
+  def _time_axes(self, query: Float[Array, "prompts group time heads head_dim"]) -> layout_lib.Axes:
+    """That of the places in a reply: split only where the queries are, which may be split along group instead."""
+    parts = self.layout.shards(("prompts", "group", "time", "heads", None), query.shape)
+    return ("time",) if parts[2] > 1 else (None,)

@@ -1,0 +1,113 @@
+"""Attention while sampling: a new token a reply, to its prompt, to the reply so far and to itself; or what it is shown next.
+
+One query a reply has few logits, so plain products do what bandwidth allows, on every platform. The queries of a prompt's
+replies read its keys and values together, once; what each reply reads of its own is merged with that by log-sum-exp.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vr_jax.models.common import attention_xla, layers
+from vr_jax.models.common import slots as slots_lib
+
+
+def step(
+  query: Float[Array, "slots heads head_dim"],
+  prompt: Int[Array, "slots"],
+  member: Int[Array, "slots"],
+  prefix_key: Float[Array, "prompts kv_heads head_dim prefix"],
+  prefix_value: Float[Array, "prompts kv_heads prefix head_dim"],
+  prefix_valid: Bool[Array, "prompts prefix"],
+  *pasts: Array,
+  group: int,
+) -> Float[Array, "slots heads head_dim"]:
+  """What the new token of each slot gathers; `prompt` and `member` as in `seats.Seats`.
+
+  pasts: key [slots, kv_heads, head_dim, length], value [slots, kv_heads, length, head_dim] and valid [length] or
+  [slots, length], of one block or more.
+  """
+  slots, heads, head_dim = query.shape
+  kv_heads = prefix_key.shape[1]
+  query = (query * head_dim**-0.5).reshape(slots, kv_heads, heads // kv_heads, head_dim)
+  seated = slots_lib.to_seats(query, prompt, member, (prefix_key.shape[0], group))
+  to_prefix = _to_prefix(seated, prefix_key, prefix_value, prefix_valid)
+  to_prefix = attention_xla.Partial(
+    *(slots_lib.to_slots(part, prompt, member) for part in to_prefix)
+  )
+  to_pasts = [_to_past(query, *pasts[i : i + 3]) for i in range(0, len(pasts), 3)]
+  found = attention_xla.merged((to_prefix, *to_pasts))
+  return found.reshape(slots, heads, head_dim).astype(prefix_value.dtype)
+
+
+def append(
+  query: Float[Array, "rows time heads head_dim"],
+  key: Float[Array, "rows time kv_heads head_dim"],
+  value: Float[Array, "rows time kv_heads head_dim"],
+  valid: Bool[Array, "rows time"],
+  prompt: Int[Array, "rows"],
+  home: Int[Array, "rows"],
+  written: Int[Array, "rows"],
+  prefix_key: Float[Array, "prompts prefix kv_heads head_dim"],
+  prefix_value: Float[Array, "prompts prefix kv_heads head_dim"],
+  prefix_valid: Bool[Array, "prompts prefix"],
+  past_key: Float[Array, "homes kv_heads head_dim length"],
+  past_value: Float[Array, "homes kv_heads length head_dim"],
+  *,
+  logits: int,
+) -> Float[Array, "rows time heads head_dim"]:
+  """What new tokens of some replies gather, each from its prompt, from what its reply has written, and from those up to it.
+
+  One row after the other: so neither a prompt nor a past is copied for all that read it. logits: see `attention_xla`.
+  """
+
+  def of_row(inputs: tuple[Array, ...]) -> Array:
+    *own, prompt, home, written = inputs
+    prefix = (prefix_key, prefix_value, prefix_valid)
+    of_prompt = (jnp.take(x, prompt, 0, mode="clip") for x in prefix)
+    past = (jnp.take(x, home, 0, mode="clip") for x in (past_key, past_value))
+    return attention_xla.appended(*own, *of_prompt, *past, written, logits=logits)
+
+  return jax.lax.map(of_row, (query, key, value, valid, prompt, home, written))
+
+
+def _to_prefix(
+  query: Float[Array, "prompts group kv_heads queries head_dim"],
+  key: Float[Array, "prompts kv_heads head_dim prefix"],
+  value: Float[Array, "prompts kv_heads prefix head_dim"],
+  valid: Bool[Array, "prompts prefix"],
+) -> attention_xla.Partial:
+  logits = _dot("pgkrd,pkds->pkgrs", query, key)
+  logits = jnp.where(valid[:, None, None, None], logits, layers.MASKED)
+  share, total, top = _shares(logits)
+  mixed = _dot("pkgrs,pksd->pkgrd", share.astype(value.dtype), value)
+  return attention_xla.Partial(*(x.swapaxes(1, 2) for x in (mixed, total, top)))
+
+
+def _to_past(
+  query: Float[Array, "slots kv_heads queries head_dim"],
+  key: Float[Array, "slots kv_heads head_dim length"],
+  value: Float[Array, "slots kv_heads length head_dim"],
+  valid: Bool[Array, "*slots length"],
+) -> attention_xla.Partial:
+  logits = _dot("nkrd,nkdl->nkrl", query, key)
+  share, total, top = _shares(jnp.where(valid[..., None, None, :], logits, layers.MASKED))
+  return attention_xla.Partial(
+    _dot("nkrl,nkld->nkrd", share.astype(value.dtype), value), total, top
+  )
+
+
+def _shares(logits: Float[Array, "*batch keys"]) -> tuple[Array, Array, Array]:
+  top = logits.max(axis=-1)
+  share = jnp.exp(logits - top[..., None])
+  return share, share.sum(axis=-1), top
+
+
+def _dot(equation: str, left: Array, right: Array) -> Float[Array, "..."]:
+  return jnp.einsum(
+    equation,
+    left,
+    right,
+    precision=layers.precision(left.dtype),
+    preferred_element_type=jnp.float32,
+  )

@@ -1,0 +1,292 @@
+"""Attention as plain products: runs on every platform, in any dtype, one exact softmax with float32 logits.
+
+Where logits would be many they are made tile by tile (attention_tiles), and again in the backward pass: never
+[heads, queries, keys] of a long prompt at once.
+
+Every product is of stacks of two matrices, [batch, rows, columns], and the logits keep the order in which they come out: on
+CPU a product with several free axes is a slow loop, and to reorder logits costs more than to make them.
+"""
+
+from collections.abc import Callable, Sequence
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vr_jax.models.common import attention_tiles, layers
+
+LOGITS = 2**27  # at once: half a gigabyte
+CACHED_LOGITS = 2**19  # of a CPU, whose caches then hold them
+ROWS = 8  # chunks are multiples of so many queries
+SIDE = 96  # of tiles of replies, of which much may be padding: at most so many queries and own keys
+SHOWN = 288  # of tiles of what one reply is shown, which is padded at its end alone
+
+
+class Partial(NamedTuple):
+  """Softmax over some of the keys: values weighted by exp(logit - top), the sum of these weights, and top.
+
+  The top only guards the exponential: it cancels, so it carries no gradient.
+  """
+
+  mixed: Float[Array, "*rows head_dim"]
+  total: Float[Array, "*rows"]
+  top: Float[Array, "*rows"]
+
+
+def within(
+  query: Float[Array, "batch queries heads head_dim"],
+  key: Float[Array, "batch keys kv_heads head_dim"],
+  value: Float[Array, "batch keys kv_heads head_dim"],
+  query_segment: Int[Array, "batch queries"],
+  key_segment: Int[Array, "batch keys"],
+  index: Int[Array, "queries"],
+  *,
+  causal: bool,
+  logits: int = LOGITS,
+) -> Float[Array, "batch queries heads head_dim"]:
+  """Each query attends to the keys of its segment, if `causal` to those up to `index`, its own place among the keys.
+
+  If `causal`, segments are 1 for what is valid and 0 for the rest, of which the result means nothing.
+
+  As many causal queries as keys are all of them, in order. logits: how many numbers may be made at once.
+  """
+  batch, queries, heads, _ = query.shape
+  keys = key.shape[1]
+  if not causal and heads * queries * keys <= logits:
+
+    def of_rows(query, key, value, query_segment, key_segment):
+      return _softmax(query, key, value, query_segment[:, :, None] == key_segment[:, None])
+
+    inputs = (query, key, value, query_segment, key_segment)
+    return _in_chunks(of_rows, inputs, (0,) * 5, logits // (heads * queries * keys))
+  if batch * heads * queries * keys <= logits:
+    mask = query_segment[:, :, None] == key_segment[:, None]
+    mask = mask & (jnp.arange(keys) <= index[:, None]) if causal else mask
+    return _softmax(query, key, value, mask)
+  # [batch, kv_heads, per_key, queries, head_dim]
+  rows = _grouped(query, key.shape[2]).transpose(0, 2, 3, 1, 4)
+  if causal:  # of a prompt, whose padding nobody asks about
+    query_segment, key_segment = (_segments(x != 0) for x in (query_segment, key_segment))
+  asked = attention_tiles.Queries(rows, query_segment, index if causal else None)
+  told = attention_tiles.Keys(key.swapaxes(1, 2), value.swapaxes(1, 2), key_segment)
+  mixed, _ = attention_tiles.attend(asked, told, logits=logits)
+  return mixed.transpose(0, 3, 1, 2, 4).reshape(query.shape).astype(value.dtype)
+
+
+def continued(
+  query: Float[Array, "batch group time heads head_dim"],
+  prefix_key: Float[Array, "batch prefix kv_heads head_dim"],
+  prefix_value: Float[Array, "batch prefix kv_heads head_dim"],
+  prefix_valid: Bool[Array, "batch prefix"],
+  own_key: Float[Array, "batch group all_time kv_heads head_dim"],
+  own_value: Float[Array, "batch group all_time kv_heads head_dim"],
+  own_valid: Bool[Array, "batch group all_time"],
+  index: Int[Array, "time"],
+  *,
+  logits: int = LOGITS,
+) -> Float[Array, "batch group time heads head_dim"]:
+  """Replies attend to their prompt and to themselves up to `index`, the place of each query in its reply."""
+  asked = jnp.take(own_valid, index, axis=2)
+  prefix = prefix_key.swapaxes(1, 2), prefix_value.swapaxes(1, 2), prefix_valid
+  own = own_key.swapaxes(2, 3), own_value.swapaxes(2, 3), own_valid
+  sides = _part_of(query.shape[2]), prefix_key.shape[1]
+  parts = (
+    _to_prefix(query, asked, *prefix, logits, sides),
+    _to_own(query, asked, *own, index, logits, SIDE),
+  )
+  return merged(parts).reshape(query.shape).astype(own_value.dtype)
+
+
+def appended(
+  query: Float[Array, "time heads head_dim"],
+  own_key: Float[Array, "time kv_heads head_dim"],
+  own_value: Float[Array, "time kv_heads head_dim"],
+  own_valid: Bool[Array, "time"],
+  prefix_key: Float[Array, "prefix kv_heads head_dim"],
+  prefix_value: Float[Array, "prefix kv_heads head_dim"],
+  prefix_valid: Bool[Array, "prefix"],
+  past_key: Float[Array, "kv_heads head_dim length"],
+  past_value: Float[Array, "kv_heads length head_dim"],
+  written: Int[Array, ""],
+  *,
+  logits: int = LOGITS,
+) -> Float[Array, "time heads head_dim"]:
+  """What one reply is shown attends to its prompt, to the `written` tokens before it, and to itself in order."""
+  time, length = len(query), past_key.shape[-1]
+  index, seen = jnp.arange(time), jnp.arange(length) < written
+  prefix = prefix_key.swapaxes(0, 1), prefix_value.swapaxes(0, 1), prefix_valid
+  past = past_key.swapaxes(1, 2), past_value, seen
+  own = own_key.swapaxes(0, 1), own_value.swapaxes(0, 1), own_valid
+  asked = query[None, None], own_valid[None, None]
+  parts = (
+    _to_prefix(*asked, *(x[None] for x in prefix), logits, (time, len(prefix_valid))),
+    _to_prefix(*asked, *(x[None] for x in past), logits, (time, SHOWN)),
+    _to_own(*asked, *(x[None, None] for x in own), index, logits, SHOWN),
+  )
+  return merged(parts).reshape(query.shape).astype(own_value.dtype)
+
+
+def _softmax(
+  query: Float[Array, "batch queries heads head_dim"],
+  key: Float[Array, "batch keys kv_heads head_dim"],
+  value: Float[Array, "batch keys kv_heads head_dim"],
+  mask: Bool[Array, "batch queries keys"],
+) -> Float[Array, "batch queries heads head_dim"]:
+  # [batch, kv_heads, per_key, queries, head_dim]
+  rows = _grouped(query, key.shape[2]).transpose(0, 2, 3, 1, 4)
+  to_all = _partial(rows, key.swapaxes(1, 2), value.swapaxes(1, 2), mask[:, None, None])
+  mixed = to_all.mixed / to_all.total[..., None]
+  return mixed.transpose(0, 3, 1, 2, 4).reshape(query.shape).astype(value.dtype)
+
+
+def _to_prefix(
+  query: Float[Array, "batch group time heads head_dim"],
+  asked: Bool[Array, "batch group time"],
+  key: Float[Array, "batch kv_heads prefix head_dim"],
+  value: Float[Array, "batch kv_heads prefix head_dim"],
+  valid: Bool[Array, "batch prefix"],
+  logits: int,
+  sides: tuple[int, int],
+) -> Partial:
+  """[batch, group, time, kv_heads, per_key]: the queries of all replies to a prompt are rows of one matrix.
+
+  asked: those of tokens. sides: of tiles, queries and keys.
+  """
+  rows = _grouped(query, key.shape[1]).transpose(0, 3, 4, 1, 2, 5)
+  if math.prod(query.shape[:4]) * key.shape[2] <= logits:
+    found = _partial(rows, key, value, valid[:, None, None, None, None])
+  else:
+    flat = rows.reshape(*rows.shape[:3], -1, rows.shape[-1])
+    queries = attention_tiles.Queries(flat, _segments(asked.reshape(len(asked), -1)), None)
+    keys = attention_tiles.Keys(key, value, _segments(valid))
+    found = _tiled(queries, keys, logits, sides, rows.shape[:-1])
+  return Partial(*(x.transpose(0, 3, 4, 1, 2, *range(5, x.ndim)) for x in found))
+
+
+def _to_own(
+  query: Float[Array, "batch group time heads head_dim"],
+  asked: Bool[Array, "batch group time"],
+  key: Float[Array, "batch group kv_heads all_time head_dim"],
+  value: Float[Array, "batch group kv_heads all_time head_dim"],
+  valid: Bool[Array, "batch group all_time"],
+  index: Int[Array, "time"],
+  logits: int,
+  side: int,
+) -> Partial:
+  """As `_to_prefix`, with a matrix for each reply; side: of tiles, of queries as of keys."""
+  rows = _grouped(query, key.shape[2]).transpose(0, 1, 3, 4, 2, 5)
+  if math.prod(query.shape[:4]) * key.shape[3] <= logits:
+    mask = (jnp.arange(key.shape[3]) <= index[:, None]) & valid[:, :, None]
+    found = _partial(rows, key, value, mask[:, :, None, None])
+  else:
+    flat = [x.reshape(-1, *x.shape[2:]) for x in (rows, asked, key, value, valid)]
+    queries = attention_tiles.Queries(flat[0], _segments(flat[1]), index)
+    keys = attention_tiles.Keys(flat[2], flat[3], _segments(flat[4]))
+    found = _tiled(queries, keys, logits, (side, side), rows.shape[:-1])
+  return Partial(*(x.transpose(0, 1, 4, 2, 3, *range(5, x.ndim)) for x in found))
+
+
+def _tiled(
+  queries: attention_tiles.Queries,
+  keys: attention_tiles.Keys,
+  logits: int,
+  sides: tuple[int, int],
+  leading: tuple[int, ...],
+) -> Partial:
+  """What tiles find, in the shape of `leading`."""
+  mixed, total = attention_tiles.attend(queries, keys, logits=logits, sides=sides)
+  mixed, total = mixed.reshape(*leading, -1), total.reshape(leading)
+  top = jax.lax.stop_gradient(total)
+  total = jnp.exp(total - top)  # 1, and what carries the gradient
+  return Partial(mixed * total[..., None], total, top)
+
+
+def _segments(valid: Bool[Array, "*batch"]) -> Int[Array, "*batch"]:
+  return jnp.where(valid, 1, attention_tiles.FILLING).astype(jnp.int32)
+
+
+def _part_of(time: int) -> int:
+  """A side of tiles that cuts replies of this length evenly, where one near `SIDE` does: tiles then hold tokens of one reply."""
+  sides = range(min(SIDE, time), SIDE // 2, -1)
+  return next((side for side in sides if time % side == 0), min(SIDE, time))
+
+
+def _partial(
+  rows: Float[Array, "*batch head_dim"],
+  key: Float[Array, "*stack keys head_dim"],
+  value: Float[Array, "*stack keys head_dim"],
+  mask: Bool[Array, "..."],
+) -> Partial:
+  """Of queries whose leading axes are the stack's, and then any; mask: as the logits [*batch, keys], or of size 1."""
+  leading = rows.shape[:-1]
+  key, value = (x.reshape(-1, *x.shape[-2:]) for x in (key, value))
+  flat = rows.reshape(key.shape[0], -1, rows.shape[-1])
+  logits = _dot("nqd,nsd->nqs", flat, key).reshape(*leading, -1)
+  logits = jnp.where(mask, logits, layers.MASKED)
+  top = jax.lax.stop_gradient(logits.max(axis=-1))
+  share = jnp.exp(logits - top[..., None])
+  total = share.sum(axis=-1)
+  share = share.astype(value.dtype).reshape(*flat.shape[:2], -1)
+  return Partial(_dot("nqs,nsd->nqd", share, value).reshape(rows.shape), total, top)
+
+
+def merged(parts: Sequence[Partial]) -> Float[Array, "*rows head_dim"]:
+  """The softmax over the keys of all parts."""
+  top = jnp.max(jnp.stack([part.top for part in parts]), axis=0)
+  scales = [jnp.exp(part.top - top) for part in parts]
+  total = sum(scale * part.total for scale, part in zip(scales, parts, strict=True))
+  mixed = sum(scale[..., None] * part.mixed for scale, part in zip(scales, parts, strict=True))
+  return mixed / total[..., None]
+
+
+def _in_chunks(
+  function: Callable[..., Array],
+  inputs: Sequence[Array],
+  axes: Sequence[int],
+  size: int,
+) -> Array:
+  """`function` of `inputs`, at most about `size` positions at a time; `axes`: where each input has them.
+
+  The result has them where the first input has. A chunk is computed again in the backward pass.
+  """
+  length = inputs[0].shape[axes[0]]
+  if length <= max(size, 1):
+    return function(*inputs)
+  count = -(-length // max(size, 1))
+  chunk = _rounded(-(-length // count))
+  count = -(-length // chunk)
+
+  def split(x: Array, axis: int) -> Array:
+    widths = [(0, count * chunk - length if i == axis else 0) for i in range(x.ndim)]
+    shape = (*x.shape[:axis], count, chunk, *x.shape[axis + 1 :])
+    return jnp.moveaxis(jnp.pad(x, widths, mode="edge").reshape(shape), axis, 0)
+
+  chunks = tuple(split(x, axis) for x, axis in zip(inputs, axes, strict=True))
+  _, parts = jax.lax.scan(lambda _, chunk: (None, jax.checkpoint(function)(*chunk)), None, chunks)
+  axis = axes[0]
+  whole = jnp.moveaxis(parts, 0, axis)
+  whole = whole.reshape(*whole.shape[:axis], count * chunk, *whole.shape[axis + 2 :])
+  return jax.lax.slice_in_dim(whole, 0, length, axis=axis)
+
+
+def _rounded(positions: int) -> int:
+  """Up to a multiple of `ROWS`, where they are more."""
+  return -(-positions // ROWS) * ROWS if positions > ROWS else positions
+
+
+def _dot(equation: str, left: Array, right: Array) -> Float[Array, "..."]:
+  return jnp.einsum(
+    equation,
+    left,
+    right,
+    precision=layers.precision(left.dtype),
+    preferred_element_type=jnp.float32,
+  )
+
+
+def _grouped(query: Float[Array, "..."], kv_heads: int) -> Float[Array, "..."]:
+  """[…, heads, head_dim] as […, kv_heads, per_key, head_dim], scaled as the logits are to be."""
+  *leading, heads, head_dim = query.shape
+  return (query * head_dim**-0.5).reshape(*leading, kv_heads, heads // kv_heads, head_dim)

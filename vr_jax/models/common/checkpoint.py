@@ -1,0 +1,216 @@
+"""Weights from a Hugging Face directory straight to the devices that hold them.
+
+A parameter is filled in place, layer by layer (tables: some rows at a time), and of each layer a process reads only what
+its own devices hold. So the host never has more than a few pieces beside what the devices have.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+import json
+import math
+import pathlib
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, DTypeLike, PyTree
+import numpy as np
+
+from vr_jax import atomic, errors
+from vr_jax.models import family as family_lib
+from vr_jax.models import interface
+from vr_jax.models.common import tensor_file, weight_mapping
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PIECE_BYTES = 64 * 2**20  # of a parameter that are on the host at once, where one layer is not more
+
+Index = tuple[slice, ...]
+
+
+def from_pretrained(
+  path: str | pathlib.Path,
+  mesh: Mesh | None = None,
+  dtype: DTypeLike = "float32",
+  *,
+  shardings: Callable[[PyTree], PyTree] | None = None,
+  piece_bytes: int = PIECE_BYTES,
+  family: family_lib.ModelFamily,
+) -> tuple[interface.ModelConfig, PyTree]:
+  """Reads a model: (its config, parameters in `dtype`), the state of `nnx.split(family.make_model(config, …))`.
+
+  mesh: each parameter is cut over all devices of it, along the longest axis that they divide; None: the first device.
+  shardings: instead of that, a function from the abstract parameters to the NamedSharding of each. Training passes
+    `functools.partial(parallel.mesh.param_shardings, mesh=mesh)`, its table of rules.
+  piece_bytes: of a parameter that are read at once; a layer of it at least.
+
+  Where several processes share the mesh all call this, and each reads what its own devices hold.
+
+  Raises:
+    InputError: no model of that family, an export that was not finished, a file missing or damaged, a tensor missing,
+      unknown, twice or of a wrong shape; the message names the file and the tensor.
+  """
+  directory = pathlib.Path(path)
+  _check_finished(directory)
+  config = family.read_config(directory / "config.json")
+  params = family.abstract_params(config)
+  flat = weight_mapping.flat(params)
+  slots = family.weights.slots(config, flat)
+  stored = _locate(directory, slots, family.weights, tied=config.tie_word_embeddings)
+  if shardings is None:
+    devices = np.array(jax.local_devices()[:1])
+    shardings = functools.partial(_spread, mesh=mesh or Mesh(devices, ("all",)))
+  placed = weight_mapping.flat(shardings(params))
+  dtype, filled = jnp.dtype(dtype), {}
+  for name, variable in flat.items():
+    read = functools.partial(_read, slots[name], stored, dtype)
+    value = _fill(variable.shape, dtype, placed[name].get_value(), read, piece_bytes)
+    filled[name] = variable.replace(value)
+  return config, weight_mapping.unflat(filled)
+
+
+def _spread(params: PyTree, mesh: Mesh) -> PyTree:
+  """Shardings that cut each parameter over all devices of a mesh, never between layers."""
+
+  def place(variable: nnx.Variable) -> nnx.Variable:
+    axes, shape = variable.get_metadata().get("axes"), variable.shape
+    fits = [d for d, n in enumerate(shape) if axes[d] != "layers" and n % mesh.size == 0]
+    spec = [None] * len(shape)
+    if fits:
+      spec[max(fits, key=lambda d: shape[d])] = mesh.axis_names
+    return variable.replace(NamedSharding(mesh, PartitionSpec(*spec)))
+
+  return jax.tree.map(place, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def _read(
+  slot: weight_mapping.Slot, stored: Mapping[str, tensor_file.Stored], dtype: np.dtype, index: Index
+) -> np.ndarray:
+  """The part `index` of a parameter, from the file. Each tensor is mapped, copied from, and let go."""
+  shape = (len(slot.names), *slot.shape) if slot.stacked else slot.shape
+  target = np.empty([len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)], dtype)
+  if not slot.stacked:
+    return slot.from_file(stored[slot.names[0]].view(), index, target)
+  for layer, name in enumerate(slot.names[index[0]]):
+    slot.from_file(stored[name].view(), index[1:], target[layer])
+  return target
+
+
+def _fill(
+  shape: tuple[int, ...],
+  dtype: np.dtype,
+  sharding: NamedSharding,
+  read: Callable[[Index], np.ndarray],
+  piece_bytes: int,
+) -> Array:
+  """A global array of what `read` says, a few entries of every shard's first axis at a time."""
+  local = sharding.shard_shape(shape)
+  entry = math.prod(local[1:]) * dtype.itemsize * len(sharding.addressable_devices)
+  count = max(piece_bytes // entry, 1)
+  if count >= local[0]:
+    return jax.make_array_from_callback(shape, sharding, read)
+  piece_shape = (shape[0] // local[0] * count, *shape[1:])
+  array = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+  for start in range(0, local[0], count):
+    first = min(start, local[0] - count)  # the last piece may overlap the one before
+
+    def part(index: Index, first: int = first) -> np.ndarray:
+      shard = (index[0].start or 0) // count
+      begin = shard * local[0] + first
+      return read((slice(begin, begin + count), *index[1:]))
+
+    piece = jax.make_array_from_callback(piece_shape, sharding, part)
+    array = _write(array, piece, first, sharding)
+    array.block_until_ready()  # or pieces would be read faster than they are taken
+  return array
+
+
+@functools.partial(jax.jit, static_argnames="sharding", donate_argnums=0)
+def _write(array: Array, piece: Array, first: int | Array, sharding: NamedSharding) -> Array:
+  """In place: `piece` holds entries `first`, `first` + 1, … of every shard."""
+
+  def write(array: Array, piece: Array, first: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(array, piece, first, axis=0)
+
+  spec = sharding.spec
+  specs = {"in_specs": (spec, spec, PartitionSpec()), "out_specs": spec}
+  return jax.shard_map(write, mesh=sharding.mesh, **specs)(array, piece, first)
+
+
+def _check_finished(directory: pathlib.Path) -> None:
+  """Raises InputError where an export was cut short."""
+  partial = directory.with_name(directory.name + atomic.PARTIAL)
+  if directory.suffix == atomic.PARTIAL or (partial.is_dir() and not directory.is_dir()):
+    unfinished = directory if directory.suffix == atomic.PARTIAL else partial
+    raise errors.InputError(f"{unfinished}: an export that was not finished; export again")
+
+
+def _files(directory: pathlib.Path) -> dict[pathlib.Path, frozenset[str]]:
+  """The safetensors files of a model, and what its index (where there is one) says they hold."""
+  index, single = directory / INDEX, directory / SINGLE
+  if not index.is_file():
+    if not single.is_file():
+      raise errors.InputError(f"{directory}: has neither {SINGLE} nor {INDEX}")
+    return {single: frozenset()}
+  try:
+    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    held = {directory / file: set() for file in sorted(set(weight_map.values()))}
+    for name, file in weight_map.items():
+      held[directory / file].add(name)
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise errors.InputError(f"{index}: no valid index ({error!r}); download it again") from error
+  for path in held:
+    if not path.is_file():
+      raise errors.InputError(f"{path}: no such file, but {index.name} names it; download it again")
+  return {path: frozenset(of_file) for path, of_file in held.items()}
+
+
+def _locate(
+  directory: pathlib.Path,
+  slots: Mapping[str, weight_mapping.Slot],
+  mapping: weight_mapping.WeightMapping,
+  *,
+  tied: bool,
+) -> dict[str, tensor_file.Stored]:
+  """The tensors of a directory by bare name, once it is known that they are those of the model."""
+  by_tensor, found = weight_mapping.by_tensor(slots), {}
+  # Files of tied models may hold the embedding a second time under this name; it must be the same.
+  known = by_tensor | ({mapping.head: by_tensor[mapping.embedding]} if tied else {})
+  for path, expected in _files(directory).items():
+    held = tensor_file.tensors(path)
+    if absent := sorted(expected - held.keys()):
+      raise errors.InputError(f"{path}: no tensor {_some(absent)}, but {INDEX} says so")
+    for full, stored in held.items():
+      name = mapping.bare(full)
+      if name in found:
+        raise errors.InputError(f"{path}: tensor {full} is also in {found[name].path}")
+      if name not in known:
+        raise errors.InputError(
+          f"{path}: tensor {full} is none of this model's; wrong config.json?"
+        )
+      if stored.shape != known[name].file_shape:
+        raise errors.InputError(
+          f"{path}: tensor {full} has shape {stored.shape}, but config.json asks for {known[name].file_shape}"
+        )
+      found[name] = stored
+  if missing := sorted(by_tensor.keys() - found.keys()):
+    raise errors.InputError(f"{directory}: no tensor {_some(missing)}")
+  if tied and mapping.head in found:
+    _check_tied(found[mapping.head], found[mapping.embedding])
+  return found
+
+
+def _some(missing: list[str]) -> str:
+  more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+  return ", ".join(missing[:3]) + more
+
+
+def _check_tied(head: tensor_file.Stored, embedding: tensor_file.Stored) -> None:
+  rows = max(PIECE_BYTES // (embedding.shape[1] * embedding.dtype.itemsize), 1)
+  for start in range(0, embedding.shape[0], rows):
+    part = slice(start, start + rows)
+    if not np.array_equal(head.view()[part], embedding.view()[part]):
+      raise errors.InputError(
+        f"{head.path}: {head.name} is not the embedding, though config.json says tie_word_embeddings"
+      )

@@ -1,0 +1,275 @@
+"""A decoder of stacked layers in the group layout: what language models of all families share.
+
+A prompt is run once and leaves its keys and values; the replies of its group attend to them and to themselves, with one
+softmax over both. So a group of G replies of R tokens to a prompt of P tokens costs P + G R tokens, and the gradient of
+the replies flows into the prompt.
+
+A family adds its weights and says what a layer computes (`project_qkv`, `finish_layer`), how positions become rotary angles
+(`media_angles`, `text_angles`), and its last norm.
+"""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vr_jax.models import interface
+from vr_jax.models import layout as layout_lib
+from vr_jax.models.common import attention, layers, rematerialisation
+from vr_jax.models.common import packing as packing_lib
+from vr_jax.models.common import slots as slots_lib
+
+Angles = tuple[Float[Array, "*batch half"], Float[Array, "*batch half"]]
+
+
+class Decoder(nnx.Module):
+  """Token embedding, decoder layers, final norm and, where it is not the embedding, the output matrix.
+
+  A subclass sets `layers`, a module of weights stacked along a leading layers axis, `embedding` [vocab, embed] and, unless they
+  are tied, `head` [vocab, embed].
+  """
+
+  embedding: nnx.Param
+  layers: nnx.Module
+
+  def __init__(self, config: interface.ModelConfig, layout: layout_lib.Layout):
+    self.config, self.layout = config, layout
+    self.attention = attention.make(config, layout)
+
+  @abc.abstractmethod
+  def media_angles(self, positions: Int[Array, "*batch axes"]) -> Angles:
+    """Cosines and sines of rotary angles at positions on all axes of the family."""
+
+  @abc.abstractmethod
+  def text_angles(self, positions: Int[Array, "*batch"]) -> Angles:
+    """As `media_angles`, of text, whose positions are the same on all axes."""
+
+  @abc.abstractmethod
+  def project_qkv(
+    self, x: Float[Array, "*batch embed"], weights: dict[str, Array], cos: Array, sin: Array
+  ) -> tuple[
+    Float[Array, "*batch heads head_dim"],
+    Float[Array, "*batch kv_heads head_dim"],
+    Float[Array, "*batch kv_heads head_dim"],
+  ]:
+    """Rotated queries and keys, and values, of one layer, whose weights these are."""
+
+  @abc.abstractmethod
+  def finish_layer(
+    self,
+    x: Float[Array, "*batch embed"],
+    mixed: Float[Array, "*batch heads head_dim"],
+    weights: dict[str, Array],
+  ) -> Float[Array, "*batch embed"]:
+    """What a layer makes of its input and of what attention mixed: its output."""
+
+  @abc.abstractmethod
+  def final_norm(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
+    """The norm behind the last layer."""
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    """What activations are computed in."""
+    return jnp.dtype(self.config.dtype)
+
+  def embed(
+    self, tokens: Int[Array, "..."], axes: layout_lib.Axes, *, whole: bool = False
+  ) -> Float[Array, "... embed"]:
+    """Embeddings of tokens, whose logical axes these are; whole: every device has all of a row."""
+    return self.layout.look_up(self.embedding[...], tokens, axes, self.dtype, whole=whole)
+
+  def output_rows(self) -> Float[Array, "vocab embed"]:
+    """The matrix whose product with a hidden state scores the next token."""
+    return (self.embedding if self.config.tie_word_embeddings else self.head)[...]
+
+  def logits(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
+    """Scores of the next token, float32."""
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    scores = jnp.einsum(
+      "ne,ve->nv",
+      flat,
+      self.output_rows().astype(self.dtype),
+      precision=layers.precision(self.dtype),
+      preferred_element_type=jnp.float32,
+    )
+    return scores.reshape(*hidden.shape[:-1], -1)
+
+  def prefill(
+    self,
+    x: Float[Array, "prompts prefix embed"],
+    positions: Int[Array, "prompts prefix axes"],
+    valid: Bool[Array, "prompts prefix"],
+  ) -> tuple[
+    Float[Array, "prompts prefix embed"],
+    Float[Array, "layers prompts prefix kv_heads head_dim"],
+    Float[Array, "layers prompts prefix kv_heads head_dim"],
+  ]:
+    """Final-normed hidden states of whole prompts, and every layer's keys and values."""
+    cos, sin = self.media_angles(positions)
+    axes = ("prompts", "prefix", None)
+
+    def layer(x, weights):
+      query, key, value = self.project_qkv(x, weights, cos, sin)
+      mixed = self.attention.prompts(query, key, value, valid)
+      return self.layout.place(self.finish_layer(x, mixed, weights), axes), (key, value)
+
+    x = self.layout.place(x, axes)
+    x, (keys, values) = rematerialisation.scan(
+      layer, x, layers.stack(self.layers, self.dtype), policy=self.config.remat
+    )
+    return self.final_norm(x), keys, values
+
+  def extend(
+    self,
+    x: Float[Array, "prompts group time embed"],
+    positions: Int[Array, "prompts group time *axes"],
+    valid: Bool[Array, "prompts group time"],
+    prefix: attention.Block,
+  ) -> Float[Array, "prompts group time embed"]:
+    """Final-normed hidden states of replies that continue their prompt's prefix. positions: on all axes, or without that axis, where all is text."""
+    cos, sin = self._angles(positions, x)
+    axes = ("prompts", "group", "time", None)
+
+    def layer(x, inputs):
+      weights, prefix_key, prefix_value = inputs
+      query, key, value = self.project_qkv(x, weights, cos, sin)
+      shared = attention.Block(prefix_key, prefix_value, prefix.valid)
+      mixed = self.attention.replies(query, shared, attention.Block(key, value, valid))
+      return self.layout.place(self.finish_layer(x, mixed, weights), axes), None
+
+    return self._continue(layer, self.layout.place(x, axes), prefix)
+
+  def extend_packed(
+    self,
+    x: Float[Array, "packed embed"],
+    positions: Int[Array, "packed *axes"],
+    valid: Bool[Array, "prompts group time"],
+    prefix: attention.Block,
+    packing: packing_lib.Packing,
+  ) -> Float[Array, "packed embed"]:
+    """As `extend`, on the valid tokens alone; only attention sees them as replies."""
+    cos, sin = self._angles(positions, x)
+    axes, heads, kv_heads = ("slots", None), ("heads", None), ("kv_heads", None)
+
+    def layer(x, inputs):
+      weights, prefix_key, prefix_value = inputs
+      query, key, value = self.project_qkv(x, weights, cos, sin)
+      own = attention.Block(packing.unpack(key, kv_heads), packing.unpack(value, kv_heads), valid)
+      shared = attention.Block(prefix_key, prefix_value, prefix.valid)
+      mixed = self.attention.replies(packing.unpack(query, heads), shared, own)
+      mixed = packing.pack(mixed, heads)
+      return self.layout.place(self.finish_layer(x, mixed, weights), axes), None
+
+    return self._continue(layer, self.layout.place(x, axes), prefix)
+
+  def _continue(
+    self,
+    layer: Callable[[Array, Any], tuple[Array, Any]],
+    x: Float[Array, "*batch embed"],
+    prefix: attention.Block,
+  ) -> Float[Array, "*batch embed"]:
+    inputs = (layers.stack(self.layers, self.dtype), prefix.key, prefix.value)
+    x, _ = rematerialisation.scan(layer, x, inputs, policy=self.config.remat)
+    return self.final_norm(x)
+
+  def decode(
+    self,
+    x: Float[Array, "slots embed"],
+    positions: Int[Array, "slots"],
+    seats: slots_lib.Seats,
+    weights: dict[str, Array | tuple[Array, ...]],
+    prefix: attention.Block,
+    recent: attention.Recent,
+    *pasts: attention.Block,
+  ) -> tuple[
+    Float[Array, "slots embed"],
+    Float[Array, "layers slots kv_heads head_dim length"] | tuple[Array, ...],
+    Float[Array, "layers slots kv_heads length head_dim"] | tuple[Array, ...],
+  ]:
+    """One step: final-normed hidden states, and the keys and values of `recent` with this token's.
+
+    weights: of the layers; pasts: what replies left before the recent. Where the recent are tuples of layers, all of these are,
+    and the prefix lies as they do; in stacks it lies as `prefill` gives it. A stack of layers is only read in the loop over layers, so that a step writes one
+    position of it, behind the loop, instead of copying it.
+    """
+    cos, sin = self.text_angles(positions)
+    by_layer = isinstance(recent.key, tuple)
+    places = jnp.arange(recent.key[0].shape[-1])
+
+    def put(past: Sequence[Array], new: Sequence[Array]) -> tuple[Array, Array]:
+      axes = past[0].ndim - 1, past[1].ndim - 2
+      update = jax.lax.dynamic_update_slice_in_dim
+      return tuple(
+        update(*pair, recent.index, axis) for *pair, axis in zip(past, new, axes, strict=True)
+      )
+
+    def layer(x, inputs):
+      weights, of_prefix, own, others = inputs
+      query, key, value = self.project_qkv(x, weights, cos, sin)
+      new = key[..., None], value[:, :, None]
+      if by_layer:
+        new = put(own, new)
+        blocks = [attention.Block(*new, places <= recent.index)]
+      else:
+        of_prefix = attention.turned(*of_prefix)
+        alone = attention.Block(*new, jnp.ones(1, bool))
+        blocks = [attention.Block(*own, places < recent.index), alone]
+      blocks += [
+        attention.Block(*pair, past.valid) for pair, past in zip(others, pasts, strict=True)
+      ]
+      mixed = self.attention.step(query, seats, attention.Block(*of_prefix, prefix.valid), *blocks)
+      return self.layout.place(self.finish_layer(x, mixed, weights), ("slots", None)), new
+
+    x = self.layout.place(x, ("slots", None))
+    own, *others = ([block.key, block.value] for block in (recent, *pasts))
+    inputs = [weights, [prefix.key, prefix.value], own, others]
+    x, new = (layers.chain if by_layer else jax.lax.scan)(layer, x, inputs)
+    keys, values = new if by_layer else put(own, new)
+    return self.final_norm(x), keys, values
+
+  def append(
+    self,
+    x: Float[Array, "rows time embed"],
+    positions: Int[Array, "rows time axes"],
+    valid: Bool[Array, "rows time"],
+    rows: slots_lib.Rows,
+    prefix: attention.Block,
+    past_keys: Float[Array, "layers homes kv_heads head_dim length"] | tuple[Array, ...],
+    past_values: Float[Array, "layers homes kv_heads length head_dim"] | tuple[Array, ...],
+  ) -> tuple[
+    Float[Array, "rows time embed"],
+    Float[Array, "layers rows kv_heads head_dim time"] | tuple[Array, ...],
+    Float[Array, "layers rows kv_heads time head_dim"] | tuple[Array, ...],
+  ]:
+    """Final-normed hidden states of what some replies are shown next, and the keys and values to be written behind theirs."""
+    cos, sin = self._angles(positions, x)
+    axes = ("slots", None, None)
+
+    def layer(x, inputs):
+      weights, prefix_key, prefix_value, *past = inputs
+      query, key, value = self.project_qkv(x, weights, cos, sin)
+      shared = attention.Block(prefix_key, prefix_value, prefix.valid)
+      own = attention.Block(key, value, valid)
+      mixed = self.attention.append(query, own, rows, shared, *past)
+      kept = attention.turned(key, value)
+      return self.layout.place(self.finish_layer(x, mixed, weights), axes), kept
+
+    weights = layers.stack(self.layers, self.dtype)
+    inputs = [weights, prefix.key, prefix.value, past_keys, past_values]
+    run = layers.chain if isinstance(past_keys, tuple) else jax.lax.scan
+    x, (keys, values) = run(layer, self.layout.place(x, axes), inputs)
+    return self.final_norm(x), keys, values
+
+  def _angles(self, positions: Int[Array, "..."], x: Float[Array, "*batch embed"]) -> Angles:
+    """Of positions [*batch, axes], or [*batch] where all is text."""
+    return (self.media_angles if positions.ndim == x.ndim else self.text_angles)(positions)
+
+  def project(
+    self, x: Float[Array, "..."], weights: dict[str, Array], name: str, *, contract: int = 1
+  ) -> Float[Array, "..."]:
+    """`layers.adapted` by a layer's weight of that name, as the layout has it."""
+    return layers.adapted(x, weights, name, contract=contract, merge=self.layout.merges)

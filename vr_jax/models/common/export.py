@@ -1,0 +1,182 @@
+"""Parameters as directories that others read: a model for transformers, an adapter for PEFT."""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import json
+import pathlib
+import re
+import shutil
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, PyTree
+import numpy as np
+
+from vr_jax import errors
+from vr_jax.models import family as family_lib
+from vr_jax.models import interface
+from vr_jax.models.common import checkpoint, lora, streaming, weight_mapping
+
+FILE_BYTES = 5 * 10**9  # of a file; a larger tensor gets one of its own
+
+# What a source has beside its weights and its config.json, as far as it has it.
+CARRIED = (
+  "LICENSE",
+  "added_tokens.json",
+  "chat_template.jinja",
+  "chat_template.json",
+  "generation_config.json",
+  "merges.txt",
+  "preprocessor_config.json",
+  "processor_config.json",
+  "special_tokens_map.json",
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "video_preprocessor_config.json",
+  "vocab.json",
+)
+
+
+def save_pretrained(
+  params: PyTree,
+  path: str | pathlib.Path,
+  *,
+  config: interface.ModelConfig,
+  family: family_lib.ModelFamily,
+  adapters: lora.Adapters | None = None,
+  source: str | pathlib.Path | None = None,
+  files: Mapping[str, str] | None = None,
+  dtype: DTypeLike | None = None,
+  file_bytes: int = FILE_BYTES,
+  piece_bytes: int = checkpoint.PIECE_BYTES,
+) -> None:
+  """Writes a directory that `from_pretrained` and transformers read. It appears whole: written aside, then renamed.
+
+  config: the model's. adapters: those that `params` hold; each is merged into its weight. source: a directory whose
+    config.json, tokenizer and other small files are carried over. files: further text files by name, which come first.
+  dtype: of the tensors; None: that of each parameter. file_bytes: at which size the next file is begun. piece_bytes: of
+    a parameter that are on the host at once; one tensor of a file at least.
+
+  All processes that share `params` call this; the first writes, on a disk that all see.
+
+  Raises:
+    InputError: `path` is there already or can't be written, or the parameters are not those of `config`.
+  """
+  base = weight_mapping.flat(lora.without(params) if adapters else params)
+  _check_shapes(base, family.abstract_params(config))
+  dtypes = {name: jnp.dtype(dtype or variable.dtype) for name, variable in base.items()}
+
+  def array_of(name: str) -> Array:
+    if adapters:
+      return lora.merged(params, name, adapters, dtypes[name])
+    return base[name].get_value().astype(dtypes[name])
+
+  slots = {
+    name: dataclasses.replace(slot, names=tuple(map(family.weights.released, slot.names)))
+    for name, slot in family.weights.slots(config, base).items()
+  }
+  stream = streaming.tensors(slots, array_of, piece_bytes=piece_bytes)
+
+  def write(directory: pathlib.Path) -> None:
+    streaming.write_files(directory, streaming.entries(slots, dtypes), stream, file_bytes)
+    widest = max(dtypes.values(), key=lambda d: d.itemsize)
+    texts = files or {}
+    _write_texts(directory, family.config_fields(config), source, texts, widest)
+
+  streaming.write_directory(pathlib.Path(path), stream, write)
+
+
+def save_adapter(
+  params: PyTree,
+  path: str | pathlib.Path,
+  *,
+  adapters: lora.Adapters,
+  base: str,
+  family: family_lib.ModelFamily,
+  files: Mapping[str, str] | None = None,
+) -> None:
+  """Writes the adapters that `params` hold as a directory that PEFT loads onto transformers' model.
+
+  base: the name or directory of the model that they adapt, as PEFT is to remember it. files: further text files by
+    name. All processes call this.
+
+  Raises InputError where `path` is there already or can't be written.
+  """
+  flat, slots = weight_mapping.flat(params), {}
+  for parameter in adapters.parameters:
+    ends = [parameter + end for end in lora.ENDS]
+    found = family.weights.adapter_slots(parameter, [flat[name].shape for name in ends])
+    slots |= dict(zip(ends, found, strict=True))
+  dtypes = {name: jnp.dtype(flat[name].dtype) for name in slots}
+  stream = streaming.tensors(slots, lambda name: flat[name].get_value())
+
+  def write(directory: pathlib.Path) -> None:
+    entries = streaming.entries(slots, dtypes)
+    streaming.write_file(directory / "adapter_model.safetensors", entries, stream)
+    _write_json(directory / "adapter_config.json", adapter_fields(adapters, base, family))
+    for name, text in (files or {}).items():
+      (directory / name).write_text(text, encoding="utf-8")
+
+  streaming.write_directory(pathlib.Path(path), stream, write)
+
+
+def adapter_fields(
+  adapters: lora.Adapters, base: str, family: family_lib.ModelFamily
+) -> dict[str, Any]:
+  """The adapter_config.json of PEFT."""
+  modules = [family.weights.module(parameter) for parameter in adapters.parameters]
+  return {
+    "peft_type": "LORA",
+    "task_type": None,
+    "base_model_name_or_path": base,
+    "r": adapters.rank,
+    "lora_alpha": adapters.alpha,
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    # One expression, as vision and text have projections of the same names.
+    "target_modules": "|".join(re.escape(module).replace(r"\{\}", r"\d+") for module in modules),
+  }
+
+
+def _check_shapes(given: Mapping[str, Any], abstract_params: PyTree) -> None:
+  asked = weight_mapping.flat(abstract_params)
+  for name in sorted(asked.keys() | given.keys()):
+    there, here = (side[name].shape if name in side else None for side in (given, asked))
+    if there != here:
+      raise errors.InputError(
+        f"parameter {name}: has shape {there}, but the config asks for {here}"
+      )
+
+
+def _write_texts(
+  directory: pathlib.Path,
+  fields: Mapping[str, Any],
+  source: str | pathlib.Path | None,
+  files: Mapping[str, str],
+  dtype: np.dtype,
+) -> None:
+  """config.json, what the source has beside its weights, and `files`."""
+  fields = dict(fields)
+  if source is not None:
+    fields = json.loads((pathlib.Path(source) / "config.json").read_text(encoding="utf-8"))
+    for name in CARRIED:
+      if (found := pathlib.Path(source) / name).is_file():
+        shutil.copyfile(found, directory / name)
+  for half in _halves(fields):
+    half |= {key: dtype.name for key in ("dtype", "torch_dtype") if key in half}
+  fields.setdefault("torch_dtype", dtype.name)
+  _write_json(directory / "config.json", fields)
+  for name, text in files.items():
+    (directory / name).write_text(text, encoding="utf-8")
+
+
+def _halves(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
+  """The parts of a config.json that may each name a dtype."""
+  yield fields
+  yield from (fields[half] for half in ("text_config", "vision_config") if half in fields)
+
+
+def _write_json(path: pathlib.Path, fields: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,48 @@
+"""FLOPs of a model's matrix products; a multiply-add is two.
+
+Of attention, only pairs of a query and a key that may see each other are counted. Norms, rotary and softmax are left out.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextSizes:
+  """Of a language model. layer_weights: of one layer; kv_width: features of the keys and values of a token in one layer."""
+
+  layers: int
+  layer_weights: int
+  kv_width: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forward:
+  """FLOPs of one prompt and its replies."""
+
+  vision: float
+  prefix: float  # the text layers over the prompt
+  replies: float  # the text layers over the replies
+  head: float  # logits of every reply token
+
+  @property
+  def text(self) -> float:
+    """All but the vision tower."""
+    return self.prefix + self.replies + self.head
+
+  @property
+  def total(self) -> float:
+    """All of it."""
+    return self.vision + self.text
+
+
+def training(
+  work: Forward, *, vision_frozen: bool, base_frozen: bool = False, rematerialised: bool = False
+) -> float:
+  """A step on that work: forward, and backward where something is trained.
+
+  base_frozen: adapters alone are trained, so that the backward pass forms no gradient of the weights (adapters
+  themselves are not counted). rematerialised: what has a backward pass is computed a second time before it.
+  """
+  factor = 1 + (1 if base_frozen else 2) + rematerialised
+  vision = work.vision * (1 if vision_frozen else factor)
+  return vision + work.text * factor

@@ -1,0 +1,290 @@
+"""A language model that sees, as one module: prompts in, hidden states of replies out, in the group layout.
+
+    prefix = model.prefill(prompt)                      each prompt once, its vision too
+    hidden = model.extend(prefix, tokens, valid)        all replies of all groups at once: what the update runs
+    cache, read = model.start_cache(prefix, slots, length), model.prepare_decode(prefix)
+    hidden, cache = model.decode(read, cache, tokens, index, seats)     one token a slot: what the sampler runs
+    hidden, new = model.append(prefix, cache, shown, media, rows)   what some replies are shown next: texts and frames
+    model.logits(hidden)
+
+The first reply token's distribution comes from `prefix.hidden`, that of token t + 1 from the hidden state of token t.
+A family gives it a vision tower and a decoder; it implements `interface.LanguageModel`.
+"""
+
+from collections.abc import Callable
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+
+from vr_jax import records
+from vr_jax.models import interface
+from vr_jax.models import layout as layout_lib
+from vr_jax.models.common import attention, decoder, kv_cache, layers
+from vr_jax.models.common import packing as packing_lib
+from vr_jax.models.common import slots as slots_lib
+
+
+class LanguageModel(nnx.Module):
+  """The whole model. Parameters are float32; activations are of `config.dtype` and lie as `layout` says.
+
+  vision: what the vision tower's inputs [prompts, frames, patches, …] become, features [prompts, media, …]; text: the decoder.
+  """
+
+  def __init__(
+    self,
+    config: interface.ModelConfig,
+    layout: layout_lib.Layout,
+    vision: Callable[[PyTree], PyTree],
+    text: decoder.Decoder,
+  ):
+    self.config, self.layout = config, layout
+    self.vision, self.text = vision, text
+
+  def encode_vision(self, vision: PyTree) -> PyTree:
+    """Features [prompts, media, …] of the media tokens of each prompt, padding included."""
+    return self.vision(vision)
+
+  def embed(self, prompt: records.Prompt, media: PyTree) -> Float[Array, "prompts prefix embed"]:
+    """Token embeddings, with the media features where `media_index` points to one."""
+    tokens = self.text.embed(jnp.asarray(prompt.tokens), ("prompts", "prefix"))
+    return self._with_media(tokens, jnp.asarray(prompt.media_index), media)
+
+  def _with_media(
+    self,
+    x: Float[Array, "rows *time embed"],
+    index: Int[Array, "rows *time"],
+    media: PyTree,
+    axis: str = "prompts",
+  ) -> Float[Array, "rows *time embed"]:
+    """Embeddings with features in place of those whose index points to one. axis: the logical one of rows."""
+    return jnp.where(index[..., None] >= 0, self._features(index, media, axis).astype(x.dtype), x)
+
+  def _features(
+    self, index: Int[Array, "rows *time"], media: PyTree, axis: str
+  ) -> Float[Array, "rows *time embed"]:
+    """What stands at each index, any where it is below 0; zeros where there are no media."""
+    if media.shape[1] == 0:
+      return jnp.zeros((*index.shape, media.shape[2]), media.dtype)
+    # Media of one frame may stand anywhere in the prompt: each device takes its tokens from all of them.
+    media = self.layout.place(media, (axis, None, None))
+    return jax.vmap(lambda media, index: media[index])(media, jnp.maximum(index, 0))
+
+  def prefill(self, prompt: records.Prompt) -> kv_cache.Prefix:
+    """Runs the prompts once, and before them the vision tower where they bring patches and not its features."""
+    valid = jnp.asarray(prompt.kind) != records.Kind.PAD
+    x = self.embed(prompt, self._media(prompt))
+    hidden, keys, values = self.text.prefill(x, jnp.asarray(prompt.positions), valid)
+    return kv_cache.Prefix(
+      keys=keys,
+      values=values,
+      valid=valid,
+      hidden=_last(hidden, valid),
+      next_position=jnp.asarray(prompt.next_position),
+    )
+
+  def _media(self, shown: records.Prompt | records.Suffix) -> PyTree:
+    """The features that it brings, or those of its patches."""
+    return (
+      self.encode_vision(shown.vision)
+      if shown.media is None
+      else jax.tree.map(jnp.asarray, shown.media)
+    )
+
+  def extend(
+    self,
+    prefix: kv_cache.Prefix,
+    tokens: Int[Array, "prompts group time"],
+    valid: Bool[Array, "prompts group time"],
+    suffix: records.Suffix | None = None,
+  ) -> Float[Array, "prompts group time embed"]:
+    """Final-normed hidden states of replies; of several turns where there is a suffix.
+
+    Token t sees its prompt and the valid tokens up to t of its own reply. Gradients flow into the prefix, and into the tower
+    where a suffix brings patches and not its features.
+    """
+    embedded = self.text.embed(tokens, packing_lib.REPLIES)
+    if suffix is None:
+      return self.text.extend(embedded, _positions(prefix, tokens), valid, _block(prefix))
+    embedded = self._with_media(embedded, jnp.asarray(suffix.media_index), self._media(suffix))
+    positions = jnp.asarray(suffix.positions)
+    return self.text.extend(embedded, positions, valid, _block(prefix))
+
+  def extend_packed(
+    self,
+    prefix: kv_cache.Prefix,
+    tokens: Int[Array, "prompts group time"],
+    valid: Bool[Array, "prompts group time"],
+    packing: packing_lib.Packing,
+    suffix: records.Suffix | None = None,
+  ) -> Float[Array, "packed embed"]:
+    """As `extend`, of the valid tokens alone."""
+    embedded = self.text.embed(packing.pack(tokens), ("slots",))
+    if suffix is None:
+      positions = packing.pack(_positions(prefix, tokens))
+      return self.text.extend_packed(embedded, positions, valid, _block(prefix), packing)
+    index = jnp.asarray(suffix.media_index)
+    features = packing.pack(self._features(index, self._media(suffix), "prompts"), (None,))
+    is_media = packing.pack(index >= 0)[:, None]
+    embedded = jnp.where(is_media, features.astype(embedded.dtype), embedded)
+    positions = packing.pack(jnp.asarray(suffix.positions), (None,))
+    return self.text.extend_packed(embedded, positions, valid, _block(prefix), packing)
+
+  def append(
+    self,
+    prefix: kv_cache.Prefix,
+    cache: kv_cache.Cache,
+    shown: records.Prompt,
+    media: PyTree,
+    rows: slots_lib.Rows,
+  ) -> tuple[Float[Array, "rows embed"], kv_cache.Cache]:
+    """What some replies are shown next, each behind what it has written: the hidden state of its last token, and its keys and values.
+
+    shown: as prompts, whose positions count from 0; media: what the tower made of its frames. The cache is only read:
+    `Cache.written` puts the new keys and values into it.
+    """
+    valid = jnp.asarray(shown.kind) != records.Kind.PAD
+    x = self.text.embed(jnp.asarray(shown.tokens), ("slots", None), whole=True)
+    x = self._with_media(x, jnp.asarray(shown.media_index), media, "slots")
+    positions = jnp.asarray(shown.positions) + rows.position[:, None, None]
+    past = cache.keys, cache.values
+    hidden, keys, values = self.text.append(x, positions, valid, rows, _block(prefix), *past)
+    return _last(hidden, valid), kv_cache.Cache(keys=keys, values=values)
+
+  def start_media(self, slots: int, frames: int, patches: int) -> PyTree:
+    """Room for the features of so many frames of so many patches for each of some replies: [slots, media, …], zeros."""
+    shapes = self.config.vision_shapes
+    empty = shapes.features(jnp.zeros, slots, frames * shapes.media_tokens(patches))
+    return jax.tree.map(lambda x: self.layout.place(x, ("slots", *[None] * (x.ndim - 1))), empty)
+
+  def decoding_params(self) -> PyTree:
+    """The parameters as decoding reads them, every step anew: of the language model whole rows, in the dtype it computes in.
+
+    Split rows would be sent to all devices for every token; here they are sent once. Adapters keep their dtype: they are
+    scaled before they are cast. The vision tower's stay as they are.
+    """
+
+    def whole(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+      name = jax.tree_util.keystr(path, simple=True, separator=".")
+      if not name.startswith("text."):
+        return variable
+      x = variable.get_value()
+      x = x if name.endswith((layers.LORA_A, layers.LORA_B)) else x.astype(self.text.dtype)
+      axes = tuple(axis if axis != "embed" else None for axis in variable.get_metadata()["axes"])
+      return variable.replace(self.layout.place(x, axes))
+
+    params = nnx.split(self)[1]
+    return jax.tree.map_with_path(whole, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+  def start_cache(self, prefix: kv_cache.Prefix, slots: int, length: int) -> kv_cache.Cache:
+    """An empty cache for replies of up to `length` tokens."""
+    depth, _, _, kv_heads, head_dim = prefix.keys.shape
+    keys = jnp.zeros((depth, slots, kv_heads, head_dim, length), prefix.keys.dtype)
+    empty = kv_cache.Cache(keys=keys, values=keys.swapaxes(-1, -2))
+    if depth <= layers.UNROLLED:
+      empty = kv_cache.Cache(keys=tuple(empty.keys), values=tuple(empty.values))
+    return empty.placed(self.layout.place)
+
+  def prepare_decode(self, prefix: kv_cache.Prefix) -> kv_cache.DecodeConstants:
+    """Made once for a loop of steps."""
+    weights, block = layers.stack(self.text.layers, self.text.dtype), _block(prefix)
+    if len(prefix.keys) <= layers.UNROLLED:
+      weights = {name: tuple(stack) for name, stack in weights.items()}
+      turned = (attention.turned(*pair) for pair in zip(prefix.keys, prefix.values, strict=True))
+      block = attention.Block(*zip(*turned, strict=True), prefix.valid)
+    return kv_cache.DecodeConstants(
+      weights=weights, prefix=block, next_position=prefix.next_position
+    )
+
+  def decode(
+    self,
+    constants: kv_cache.DecodeConstants,
+    cache: kv_cache.Cache,
+    tokens: Int[Array, "slots"],
+    index: Int[Array, ""],
+    seats: slots_lib.Seats,
+  ) -> tuple[Float[Array, "slots embed"], kv_cache.Cache]:
+    """Feeds token number `index` of the reply in every slot; gives its final-normed hidden state and the cache with it.
+
+    Positions before `index` must have been written by the calls before.
+    """
+    start = self.of_slots(constants.next_position, seats)
+    return self._step(constants, cache, tokens, index, seats, start)
+
+  def decode_on(
+    self,
+    constants: kv_cache.DecodeConstants,
+    past: kv_cache.Cache,
+    recent: kv_cache.Cache,
+    tokens: Int[Array, "slots"],
+    index: Int[Array, ""],
+    rows: slots_lib.Rows,
+    seats: slots_lib.Seats,
+  ) -> tuple[Float[Array, "slots embed"], kv_cache.Cache]:
+    """As `decode`, of replies that go on: each behind what it has written, which is its slot of `past`.
+
+    recent: of the tokens fed since, as many for every slot; `Cache.written` puts them behind the past.
+    """
+    seen = jnp.arange(past.length) < rows.written[:, None]
+    block = attention.Block(past.keys, past.values, seen)
+    return self._step(constants, recent, tokens, index, seats, rows.position, block)
+
+  def _step(
+    self,
+    constants: kv_cache.DecodeConstants,
+    cache: kv_cache.Cache,
+    tokens: Int[Array, "slots"],
+    index: Int[Array, ""],
+    seats: slots_lib.Seats,
+    start: Int[Array, "slots"],
+    *past: attention.Block,
+  ) -> tuple[Float[Array, "slots embed"], kv_cache.Cache]:
+    # Split as a parameter is, the table would be sent for every token where it also makes the logits.
+    x = self.text.embed(tokens, ("slots",), whole=True)
+    recent = attention.Recent(cache.keys, cache.values, index)
+    read = (constants.weights, constants.prefix, recent, *past)
+    hidden, keys, values = self.text.decode(x, start + index, seats, *read)
+    return hidden, kv_cache.Cache(keys=keys, values=values)
+
+  def of_slots(
+    self, x: Shaped[Array, "prompts *rest"], seats: slots_lib.Seats
+  ) -> Shaped[Array, "slots *rest"]:
+    """Of each slot, what its prompt has."""
+    rest = (None,) * (x.ndim - 1)
+    return self.layout.per_shard(
+      lambda prompt, x: jnp.take(x, prompt, axis=0, mode="clip"),
+      ((seats.prompt, ("slots",)), (x, ("prompts", *rest))),
+    )
+
+  @property
+  def logit_chunk(self) -> int:
+    """Rows of the vocabulary whose logits an update has in memory at once."""
+    return self.config.logit_chunk
+
+  def output_rows(self) -> Float[Array, "vocab embed"]:
+    """The matrix whose product with a hidden state scores the next token."""
+    return self.text.output_rows()
+
+  def logits(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
+    """Scores of the next token, float32."""
+    return self.text.logits(hidden)
+
+
+def _positions(
+  prefix: kv_cache.Prefix, tokens: Int[Array, "prompts group time"]
+) -> Int[Array, "prompts group time"]:
+  positions = prefix.next_position[:, None, None] + jnp.arange(tokens.shape[2])
+  return jnp.broadcast_to(positions, tokens.shape)
+
+
+def _last(
+  hidden: Float[Array, "rows time embed"], valid: Bool[Array, "rows time"]
+) -> Float[Array, "rows embed"]:
+  """At the last valid token of each row, whose first ones are valid."""
+  last = jnp.maximum(valid.sum(axis=1) - 1, 0)
+  return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+
+
+def _block(prefix: kv_cache.Prefix) -> attention.Block:
+  return attention.Block(prefix.keys, prefix.values, prefix.valid)

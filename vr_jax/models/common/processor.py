@@ -1,0 +1,420 @@
+"""From text, images and videos to what a model reads, and from its tokens back to text: what families share.
+
+NumPy on the host. What a family decides is in `rules`.
+"""
+
+from collections.abc import Sequence
+import functools
+import math
+from typing import Any
+
+from jaxtyping import Bool, Float, Int, PyTree, UInt8
+import numpy as np
+import tokenizers
+from tokenizers import decoders
+
+from vr_jax import errors, records
+from vr_jax.models import interface
+from vr_jax.models.common import conversation, prompts, resize, rules
+
+SYSTEM = "You are a helpful assistant."
+
+
+class Processor(rules.Rules):
+  """Rules of one model: its tokenizer, its vision constants, and the pixels a frame may have.
+
+  It implements `interface.Processor`; a family adds its `rules.Rules`.
+  """
+
+  def __init__(
+    self,
+    config: interface.ModelConfig,
+    tokenizer: tokenizers.Tokenizer,
+    min_pixels: int,
+    max_pixels: int,
+    *,
+    system: str = SYSTEM,
+    library: str = "torchvision",
+  ):
+    """`min_pixels` and `max_pixels` are of one frame.
+
+    system: opens every conversation that brings no system turn of its own; empty for none.
+    library: whose pixels a resized frame has, torchvision's or pillow's (resize.py).
+
+    Raises:
+      InputError: the tokenizer's special tokens are not those of the config, or it has more tokens than the model, or
+        another library.
+    """
+    self.config = config
+    self.tokenizer = tokenizer
+    self.min_pixels = min_pixels
+    self.max_pixels = max_pixels
+    self.system = system
+    self.library = library
+    for token, number in self.special_tokens().items():
+      found = tokenizer.token_to_id(token)
+      if found != number:
+        raise errors.InputError(
+          f"tokenizer: {token} is token {found}, but the model's config says {number}; take both from one model"
+        )
+    if tokenizer.get_vocab_size() > config.vocab_size:
+      raise errors.InputError(
+        f"tokenizer: has {tokenizer.get_vocab_size()} tokens, but the model only {config.vocab_size}"
+      )
+    if library not in resize.RESIZE:
+      raise errors.InputError(f"library: is {library!r}, not one of {', '.join(resize.RESIZE)}")
+    self._template = self.make_template(tokenizer)
+
+  @property
+  def axes(self) -> int:
+    """Of positions."""
+    return self.config.position_axes
+
+  @property
+  def stop_tokens(self) -> tuple[int, ...]:
+    """Tokens that end a reply."""
+    return self._ids(self.stops)
+
+  @property
+  def media_tokens(self) -> tuple[int, ...]:
+    """Tokens that may never be sampled: they stand for pixels, and a reply has none."""
+    return self._ids(self.never_sampled)
+
+  @property
+  def pad_token(self) -> int:
+    """What fills the end of shorter prompts."""
+    return self._ids((self.pad_name,))[0]
+
+  @property
+  def end_token(self) -> int:
+    """What the assistant ends its turn with."""
+    return self._ids((self.end_of_turn,))[0]
+
+  @property
+  def preprocessing(self) -> dict[str, Any]:
+    """What the pixels that the tower reads depend on, beside a clip's own."""
+    return {
+      "min_pixels": self.min_pixels,
+      "max_pixels": self.max_pixels,
+      "resampling": self.library,
+    }
+
+  def encode(
+    self,
+    text: str,
+    frames: UInt8[np.ndarray, "frames height width 3"] | None,
+    timestamps: Float[np.ndarray, "times"] | None = None,
+    *,
+    question_first: bool = False,
+    name: str = "prompt",
+  ) -> prompts.Encoded:
+    """One question about one video, the assistant's turn opened; without frames the question alone (blind).
+
+    question_first: the text stands before the video, not after it.
+    timestamps: seconds of each frame, rising. Their mean distance is the video's rate.
+    name: what an error calls this prompt.
+    """
+    video = None
+    if frames is not None:
+      rate = _rate(timestamps, len(frames), name)
+      video = conversation.Video(frames=frames, seconds_per_frame=rate)
+    return self.encode_conversation([_question(text, video, question_first)], name=name)
+
+  def encode_seen(
+    self,
+    text: str,
+    shape: tuple[int, int, int],
+    timestamps: Float[np.ndarray, "times"],
+    features: PyTree,
+    *,
+    question_first: bool = False,
+    name: str = "prompt",
+  ) -> prompts.Encoded:
+    """As `encode`, of a video whose features are known: of its frames only number, height and width (pixels) count."""
+    grid = self.grid(shape, _rate(timestamps, shape[0], name), name)
+    turn = _question(text, conversation.NO_VIDEO, question_first)
+    tokens, loss_mask = self._tokenize([turn], [self._count(grid)], open_reply=True)
+    return self.join(tokens, [grid], None, loss_mask, features=features, name=name)
+
+  def count_media_tokens(self, shape: tuple[int, int, int], name: str) -> int:
+    """Those of a video, of whose frames number, height and width (pixels) are given."""
+    return self._count(self.grid(shape, 1.0, name))
+
+  def resized(self, size: tuple[int, int], name: str = "frame") -> tuple[int, int]:
+    """Height and width (pixels) that a frame of `size` is given to the tower with."""
+    return self.frame_size(self.grid((1, *size), 1.0, name))
+
+  def check_prompt(
+    self,
+    text: str,
+    shape: tuple[int, int, int],
+    *,
+    question_first: bool,
+    name: str,
+    prefix_buckets: Sequence[int],
+    frame_buckets: Sequence[int],
+    patch_buckets: Sequence[int],
+  ) -> None:
+    """Raises what `encode` and `collate` would raise of a question about a video, of which only the shape is known.
+
+    shape: frames, height and width (pixels).
+    """
+    grid = self.grid(shape, 1.0, name)
+    media = self._count(grid)
+    length = self._around_question + conversation.most_tokens(text) + media
+    if length > max(prefix_buckets):
+      turn = _question(text, conversation.NO_VIDEO, question_first)
+      length = len(self._tokenize([turn], [media], open_reply=True)[0])
+    prompts.bucket([(name, length)], prefix_buckets, "tokens")
+    prompts.bucket([(name, grid.frames)], frame_buckets, "temporal patches")
+    prompts.bucket([(name, grid.patches)], patch_buckets, "patches a frame")
+
+  def encode_conversation(
+    self, turns: Sequence[conversation.Turn], *, open_reply: bool = True, name: str = "prompt"
+  ) -> prompts.Encoded:
+    """A conversation with images and videos anywhere in it: token ids, kinds, positions, grids, features, loss mask.
+
+    open_reply: ends with the head of the assistant's next turn.
+
+    Raises:
+      InputError: media without pixels or too long for their width, or a role that the model does not know.
+    """
+    grids, patches, counts = self._media(turns, name)
+    tokens, loss_mask = self._tokenize(turns, counts, open_reply=open_reply)
+    return self.join(tokens, grids, patches, loss_mask, name=name)
+
+  def continue_conversation(
+    self,
+    turns: Sequence[conversation.Turn],
+    *,
+    after: Sequence[int] | Int[np.ndarray, "time"],
+    name: str = "observation",
+  ) -> prompts.Encoded:
+    """What a conversation goes on with behind the reply `after` (token ids): the end of its turn, turns, the next one opened.
+
+    The end of the turn is there only where the reply was cut off before it. Positions count from 0, wherever the reply
+    ended; none of it is the assistant's. Raises InputError as `encode_conversation` does.
+    """
+    grids, patches, counts = self._media(turns, name)
+    ended = len(after) > 0 and int(after[-1]) == self.end_token
+    tokens = self._template.continuation(turns, counts, ended=ended)
+    return self.join(tokens, grids, patches, name=name)
+
+  def join(
+    self,
+    tokens: Int[np.ndarray, "prefix"],
+    grids: Sequence[prompts.Grid],
+    patches: Sequence[np.ndarray] | None,
+    loss_mask: Bool[np.ndarray, "prefix"] | None = None,
+    *,
+    features: PyTree | None = None,
+    name: str = "prompt",
+  ) -> prompts.Encoded:
+    """Token ids and the patches that their media tokens stand for, in order of appearance: every prompt is made here.
+
+    It is the one place where media tokens are counted against what fills them. patches: None where the features that the
+    tower makes of them are given.
+
+    Raises:
+      InputError: the media tokens are not, one run for each, those of the grids; or patches are not those of their grid.
+    """
+    kind = self.kinds(tokens)
+    self._check_media(kind, grids, patches, name)
+    places, next_position = self.positions(kind, grids)
+    frames = []
+    for number, grid in enumerate(grids):
+      inputs = [None] * grid.frames if patches is None else self.frame_inputs(patches[number], grid)
+      frames += [prompts.Frame(vision=one, patches=grid.patches) for one in inputs]
+    return prompts.Encoded(
+      name=name,
+      tokens=tokens,
+      kind=kind,
+      positions=places,
+      next_position=next_position,
+      loss_mask=np.zeros(tokens.shape, bool) if loss_mask is None else loss_mask,
+      grids=tuple(grids),
+      frames=tuple(frames),
+      features=features,
+    )
+
+  def encode_tokens(self, tokens: Sequence[int], name: str = "reply") -> prompts.Encoded:
+    """Tokens of text as they are. Positions count from 0."""
+    return self.join(np.array(tokens, np.int32), [], [], name=name)
+
+  def encode_reply(self, text: str) -> list[int]:
+    """Tokens of a whole reply, the end of the turn included: what the model is to write behind an opened turn."""
+    return [*self._template.text(text), self.end_token]
+
+  def reply_length(self, text: str, longest: int) -> int:
+    """Tokens of a reply where they are more than `longest`; else that number, or one between it and `longest`."""
+    most = conversation.most_tokens(text) + 1
+    return most if most <= longest else len(self.encode_reply(text))
+
+  def decode(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> str:
+    """Text of a reply; special tokens, the end of the turn among them, leave nothing."""
+    return self.tokenizer.decode(np.asarray(ids, int).tolist(), skip_special_tokens=True)
+
+  def ends(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> list[int]:
+    """How many characters of `decode` each token and those before it make; half a character counts with what completes it."""
+    stream, ends, end = decoders.DecodeStream(skip_special_tokens=True), [], 0
+    for token in ids:
+      end += len(stream.step(self.tokenizer, int(token)) or "")
+      ends.append(end)
+    return ends
+
+  def collate(
+    self,
+    encoded: Sequence[prompts.Encoded],
+    *,
+    prefix_buckets: Sequence[int],
+    frame_buckets: Sequence[int],
+    patch_buckets: Sequence[int],
+  ) -> records.Prompt:
+    """Stacks prompts, padded on each axis to the smallest bucket that holds the longest of them, as `prompts.pad` does."""
+    sizes = self.sizes(
+      encoded,
+      prefix_buckets=prefix_buckets,
+      frame_buckets=frame_buckets,
+      patch_buckets=patch_buckets,
+    )
+    return self.pad(encoded, sizes)
+
+  def sizes(
+    self,
+    encoded: Sequence[prompts.Encoded],
+    *,
+    prefix_buckets: Sequence[int],
+    frame_buckets: Sequence[int],
+    patch_buckets: Sequence[int],
+  ) -> prompts.Sizes:
+    """The smallest buckets that hold all of these prompts.
+
+    prefix_buckets: tokens of a prompt. frame_buckets: temporal patches of a prompt (0 for batches without media).
+    patch_buckets: patches of one temporal patch, multiples of the patches of a media token.
+
+    Raises:
+      InputError: a prompt is larger than the largest bucket; the message names it.
+    """
+    prefix = prompts.bucket([(e.name, len(e.tokens)) for e in encoded], prefix_buckets, "tokens")
+    counts = [(e.name, len(e.frames)) for e in encoded]
+    frames = prompts.bucket(counts, frame_buckets, "temporal patches")
+    sizes = [(e.name, e.patches) for e in encoded]
+    patches = prompts.bucket(sizes, patch_buckets, "patches a frame")
+    unit = self.config.vision_shapes.patches_per_token
+    if patches % unit:
+      raise errors.InputError(
+        f"patch_buckets: {patches} is no multiple of {unit}, the patches of a media token"
+      )
+    return prompts.Sizes(prefix=prefix, frames=frames, patches=patches)
+
+  def pad(self, encoded: Sequence[prompts.Encoded], sizes: prompts.Sizes) -> records.Prompt:
+    """Prompts of at most these sizes, stacked: see `prompts.pad`."""
+    shapes = self.config.vision_shapes
+    return prompts.pad(encoded, shapes, sizes, pad_token=self.pad_token)
+
+  def stack_frames(self, encoded: Sequence[prompts.Encoded], sizes: prompts.Sizes) -> PyTree:
+    """Vision inputs [prompts, frames, patches, …] of prompts whose features are not known."""
+    return prompts.stack_frames(encoded, self.config.vision_shapes, sizes)
+
+  def shuffle_frames(
+    self,
+    media_index: Int[np.ndarray, "prompts prefix"],
+    encoded: Sequence[prompts.Encoded],
+    rng: np.random.Generator,
+  ) -> Int[np.ndarray, "prompts prefix"]:
+    """The media index of the same prompts, but each with its frames in an order of its own; their times stay."""
+    return prompts.in_random_order(media_index, [len(one.frames) for one in encoded], rng)
+
+  def _media(
+    self, turns: Sequence[conversation.Turn], name: str
+  ) -> tuple[list[prompts.Grid], list[np.ndarray], list[int]]:
+    """Grids of the media of a conversation, their patches, and how many tokens each has."""
+    for turn in turns:
+      if turn.role not in conversation.ROLES:
+        known = ", ".join(conversation.ROLES)
+        raise errors.InputError(f"{name}: a turn of {turn.role!r}; roles are {known}")
+    media = [part for turn in turns for part in turn.parts if not isinstance(part, str)]
+    encoded = [self._encode_media(part, name) for part in media]
+    counts = [self._count(grid) for grid, _ in encoded]
+    return [grid for grid, _ in encoded], [patches for _, patches in encoded], counts
+
+  def _tokenize(
+    self, turns: Sequence[conversation.Turn], media_tokens: Sequence[int], *, open_reply: bool
+  ) -> tuple[Int[np.ndarray, "prefix"], Bool[np.ndarray, "prefix"]]:
+    """Tokens of a conversation and their loss mask; `media_tokens` counts those of each medium, in order."""
+    if self.system and (not turns or turns[0].role != "system"):
+      turns = (conversation.Turn(role="system", parts=(self.system,)), *turns)
+    return self._template.apply(turns, media_tokens, open_reply=open_reply)
+
+  def _ids(self, tokens: Sequence[str]) -> tuple[int, ...]:
+    found = (self.tokenizer.token_to_id(token) for token in tokens)
+    return tuple(number for number in found if number is not None)
+
+  @functools.cached_property
+  def _around_question(self) -> int:
+    """At most how many tokens a prompt has beside those of its video and of its question's text."""
+    empty = _question("", conversation.NO_VIDEO, False)
+    return len(self._tokenize([empty], [0], open_reply=True)[0]) + self._template.slack
+
+  def _encode_media(
+    self, part: conversation.Image | conversation.Video, name: str
+  ) -> tuple[prompts.Grid, np.ndarray]:
+    """Patches of one image or video."""
+    if isinstance(part, conversation.Image):
+      frames, seconds = part.pixels[None], None
+    else:
+      frames, seconds = part.frames, part.seconds_per_frame
+    if not frames.size:
+      what = "an image" if seconds is None else "a video"
+      raise errors.InputError(f"{name}: {what} without pixels")
+    grid = self.grid(frames.shape[:3], seconds, name)
+    shown = resize.resample(frames, *self.frame_size(grid), self.library)
+    return grid, self.patchify(shown)
+
+  def _count(self, grid: prompts.Grid) -> int:
+    """Media tokens of a whole grid."""
+    return grid.frames * self.config.vision_shapes.media_tokens(grid.patches)
+
+  def _check_media(
+    self,
+    kind: Int[np.ndarray, "prefix"],
+    grids: Sequence[prompts.Grid],
+    patches: Sequence[np.ndarray] | None,
+    name: str,
+  ) -> None:
+    """Raises InputError where media tokens are not those of the features that will fill them."""
+    shapes = [(grid.frames, grid.patches, *self.patch_shape) for grid in grids]
+    found = shapes if patches is None else [steps.shape for steps in patches]
+    if found != shapes:
+      raise errors.InputError(f"{name}: patches of shape {found}, but its media need {shapes}")
+    places = np.flatnonzero(kind != records.Kind.TEXT)
+    counts = [self._count(grid) for grid in grids]
+    if len(places) != sum(counts):
+      raise errors.InputError(
+        f"{name}: {len(places)} media tokens for {sum(counts)} media features; they must be as many"
+      )
+    for number, grid in enumerate(grids):
+      run = places[sum(counts[:number]) :][: counts[number]]
+      if np.any(kind[run] != grid.kind) or run[-1] - run[0] >= len(run):
+        raise errors.InputError(
+          f"{name}: medium {number} is a run of {len(run)} {grid.kind.name} tokens, but its tokens are not"
+        )
+
+
+def _question(
+  text: str, video: conversation.Video | None, question_first: bool
+) -> conversation.Turn:
+  parts = (text,) if video is None else (text, video) if question_first else (video, text)
+  return conversation.Turn(role="user", parts=parts)
+
+
+def _rate(timestamps: Float[np.ndarray, "times"] | None, count: int, name: str) -> float:
+  """Seconds between frames, on average; of one frame it does not matter."""
+  if timestamps is None or len(timestamps) != count:
+    raise errors.InputError(f"{name}: {count} frames need {count} timestamps")
+  if count < 2:
+    return 1.0
+  rate = float(timestamps[-1] - timestamps[0]) / (count - 1)
+  if not (math.isfinite(rate) and np.all(np.diff(timestamps) > 0)):
+    raise errors.InputError(f"{name}: timestamps of its frames do not rise")
+  return rate

@@ -1,0 +1,266 @@
+"""Prompts as a model takes them: one encoded conversation, and a batch of them padded.
+
+What a picture becomes is the family's business: a pytree of arrays for each frame, of which this module knows only that their
+leading axis is patches (`VisionShapes`). So is what the vision tower makes of it: a pytree whose leading axis is media tokens.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jaxtyping import Bool, Int, PyTree, Shaped
+import numpy as np
+
+from vr_jax import errors, records
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionShapes:
+  """The shapes of a family's vision inputs and features.
+
+  A frame (temporal patch) is what the vision tower reads at a time, an image or `images_per_frame` frames of a video. It has
+  patches, and gives media tokens.
+
+  patch: what pads a frame, a pytree of arrays: each is one patch of padding, its shape and dtype those of every patch.
+  feature: shapes and dtypes of the features of one media token, a pytree of `jax.ShapeDtypeStruct`.
+  patches_per_token: patches that become one media token. pixels_per_patch: height x width of a patch.
+  """
+
+  patch: PyTree
+  feature: PyTree
+  patches_per_token: int = 1
+  images_per_frame: int = 1
+  pixels_per_patch: int = 1
+
+  @property
+  def dtype(self) -> np.dtype:
+    """Of the features."""
+    return jax.tree.leaves(self.feature)[0].dtype
+
+  def media_tokens(self, patches: int) -> int:
+    """Media tokens of a frame of so many patches."""
+    return patches // self.patches_per_token
+
+  def abstract_vision(self, rows: int, frames: int, patches: int) -> PyTree:
+    """Shapes of the vision inputs of `rows` prompts: [rows, frames, patches, …]."""
+    shape = (rows, frames, patches)
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((*shape, *np.shape(x)), np.asarray(x).dtype), self.patch
+    )
+
+  def abstract_features(self, rows: int, frames: int, patches: int) -> PyTree:
+    """Shapes of what the tower makes of these: [rows, media, …]."""
+    return self.features(jax.ShapeDtypeStruct, rows, frames * self.media_tokens(patches))
+
+  def features(self, make: Any, *leading: int) -> PyTree:
+    """What `make(shape, dtype)` gives for each array of features with these leading axes: `np.zeros`, for example."""
+    return jax.tree.map(lambda x: make((*leading, *x.shape), x.dtype), self.feature)
+
+  @property
+  def feature_width(self) -> int:
+    """Numbers of the features of one media token."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(self.feature))
+
+  def pack_features(self, features: PyTree) -> Shaped[np.ndarray, "media width"]:
+    """Features [media, …] as one array, of which a row holds those of a token."""
+    rows = [x.reshape(len(x), -1) for x in jax.tree.leaves(features)]
+    return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
+
+  def unpack_features(self, rows: Shaped[np.ndarray, "media width"]) -> PyTree:
+    """What `pack_features` was given."""
+    leaves, structure = jax.tree.flatten(self.feature)
+    ends = np.cumsum([math.prod(x.shape) for x in leaves])
+    parts = np.split(rows, ends[:-1], axis=1)
+    return jax.tree.unflatten(
+      structure, [x.reshape(len(rows), *leaf.shape) for x, leaf in zip(parts, leaves, strict=True)]
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+  """The patches of one image or video: frames (temporal patches), rows and columns of patches."""
+
+  kind: records.Kind  # IMAGE or VIDEO
+  frames: int
+  height: int
+  width: int
+  seconds: float = 1.0  # between two frames; of a video only
+
+  @property
+  def patches(self) -> int:
+    """Of each frame."""
+    return self.height * self.width
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frame:
+  """One temporal patch. vision: its inputs, a pytree of arrays [patches, …]; None where its features are known."""
+
+  vision: PyTree | None
+  patches: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoded:
+  """One conversation as the model takes it, not yet padded. Its media tokens are those of `frames`, in order.
+
+  loss_mask: the tokens that the assistant wrote, ends of its turns included: those that supervised training learns.
+  features: of all its media tokens, a pytree of arrays [media, …], where the vision tower has read them before; its frames
+  have no vision inputs then.
+  """
+
+  name: str
+  tokens: Int[np.ndarray, "prefix"]
+  kind: Int[np.ndarray, "prefix"]
+  positions: Int[np.ndarray, "prefix axes"]
+  next_position: int
+  loss_mask: Bool[np.ndarray, "prefix"]
+  grids: tuple[Grid, ...]
+  frames: tuple[Frame, ...]
+  features: PyTree | None = None
+
+  @property
+  def patches(self) -> int:
+    """Of its largest frame; 0 where it has none."""
+    return max((frame.patches for frame in self.frames), default=0)
+
+
+def nothing(axes: int) -> Encoded:
+  """A conversation without tokens. axes: of positions."""
+  return Encoded(
+    name="nothing",
+    tokens=np.zeros(0, np.int32),
+    kind=np.zeros(0, np.int32),
+    positions=np.zeros((0, axes), np.int32),
+    next_position=0,
+    loss_mask=np.zeros(0, bool),
+    grids=(),
+    frames=(),
+  )
+
+
+def joined(parts: Sequence[Encoded], *, name: str) -> Encoded:
+  """One conversation of parts without features, the positions of each going on where those before it ended."""
+  starts = np.cumsum([0, *(part.next_position for part in parts)])
+  places = [part.positions + start for part, start in zip(parts, starts, strict=False)]
+  return Encoded(
+    name=name,
+    tokens=np.concatenate([part.tokens for part in parts]),
+    kind=np.concatenate([part.kind for part in parts]),
+    positions=np.concatenate(places).astype(np.int32),
+    next_position=int(starts[-1]),
+    loss_mask=np.concatenate([part.loss_mask for part in parts]),
+    grids=tuple(grid for part in parts for grid in part.grids),
+    frames=tuple(frame for part in parts for frame in part.frames),
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+  """What prompts are padded to: tokens, frames (temporal patches), patches of one of these."""
+
+  prefix: int
+  frames: int
+  patches: int
+
+
+def bucket(sizes: Sequence[tuple[str, int]], buckets: Sequence[int], what: str) -> int:
+  """The smallest bucket that holds all `sizes` (name, size). Raises InputError naming the one that no bucket holds."""
+  name, size = max(sizes, key=lambda entry: entry[1])
+  fitting = [bucket for bucket in buckets if bucket >= size]
+  if not fitting:
+    raise errors.InputError(
+      f"{name}: {size} {what}, but the largest bucket has {max(buckets)}; shorten it or add a bucket"
+    )
+  return min(fitting)
+
+
+def pad(
+  encoded: Sequence[Encoded], shapes: VisionShapes, sizes: Sizes, *, pad_token: int
+) -> records.Prompt:
+  """Prompts of at most these sizes, stacked.
+
+  They hold vision inputs, or, where the features of any of them are known, features; those that are not known are 0.
+  """
+  count = len(encoded)
+  tokens = np.full((count, sizes.prefix), pad_token, np.int32)
+  kind = np.full((count, sizes.prefix), records.Kind.PAD, np.int32)
+  axes = encoded[0].positions.shape[1]
+  places = np.zeros((count, sizes.prefix, axes), np.int32)
+  media_index = np.full((count, sizes.prefix), -1, np.int32)
+  for i, one in enumerate(encoded):
+    length = len(one.tokens)
+    tokens[i, :length] = one.tokens
+    kind[i, :length] = one.kind
+    places[i, :length] = one.positions
+    media_index[i, :length] = _media_index(one, sizes.patches, shapes)
+  known = any(one.features is not None for one in encoded)
+  return records.Prompt(
+    tokens=tokens,
+    kind=kind,
+    positions=places,
+    next_position=np.array([one.next_position for one in encoded], np.int32),
+    media_index=media_index,
+    vision=None if known else stack_frames(encoded, shapes, sizes),
+    media=_stack_features(encoded, media_index, shapes, sizes) if known else None,
+  )
+
+
+def _media_index(one: Encoded, patches: int, shapes: VisionShapes) -> Int[np.ndarray, "prefix"]:
+  """Where each media token's features lie once frames are padded to `patches`; -1 for text."""
+  index = np.full(one.tokens.shape, -1, np.int32)
+  counts = [shapes.media_tokens(frame.patches) for frame in one.frames]
+  stride = shapes.media_tokens(patches)
+  places = [i * stride + np.arange(count) for i, count in enumerate(counts)]
+  index[one.kind != records.Kind.TEXT] = np.concatenate([np.zeros(0, np.int64), *places])
+  return index
+
+
+def in_random_order(
+  media_index: Int[np.ndarray, "prompts prefix"], frames: Sequence[int], rng: np.random.Generator
+) -> Int[np.ndarray, "prompts prefix"]:
+  """The same prompts, but each with its temporal patches (as many as `frames` says, of one size) in an order of its own.
+
+  Their times stay where they are.
+  """
+  mixed = media_index.copy()
+  for row, count in zip(mixed, frames, strict=True):
+    seen = row >= 0
+    row[seen] = rng.permutation(row[seen].reshape(count, -1)).ravel()
+  return mixed
+
+
+def _stack_features(
+  encoded: Sequence[Encoded],
+  media_index: Int[np.ndarray, "prompts prefix"],
+  shapes: VisionShapes,
+  sizes: Sizes,
+) -> PyTree:
+  """Features [prompts, media, …] at the places that `media_index` names."""
+  known = {i: one.features for i, one in enumerate(encoded) if one.features is not None}
+  leading = len(encoded), sizes.frames * shapes.media_tokens(sizes.patches)
+
+  def stacked(*leaves: np.ndarray) -> np.ndarray:
+    values = np.zeros((*leading, *leaves[0].shape[1:]), leaves[0].dtype)
+    for i, features in zip(known, leaves, strict=True):
+      values[i, media_index[i][media_index[i] >= 0]] = features
+    return values
+
+  return jax.tree.map(stacked, *known.values())
+
+
+def stack_frames(encoded: Sequence[Encoded], shapes: VisionShapes, sizes: Sizes) -> PyTree:
+  """The vision inputs [prompts, frames, patches, …] of prompts whose features are not known."""
+  shape = (len(encoded), sizes.frames, sizes.patches)
+  leaves, structure = jax.tree.flatten(shapes.patch)
+  values = [np.zeros((*shape, *np.shape(leaf)), np.asarray(leaf).dtype) for leaf in leaves]
+  for value, leaf in zip(values, leaves, strict=True):
+    if np.any(leaf):
+      value[...] = leaf
+  for i, one in enumerate(encoded):
+    for j, frame in enumerate(one.frames):
+      for value, found in zip(values, jax.tree.leaves(frame.vision), strict=True):
+        value[i, j, : frame.patches] = found
+  return jax.tree.unflatten(structure, values)

@@ -1,0 +1,349 @@
+"""What the rest of the project asks of a model: protocols, which the classes of each family implement.
+
+    ModelConfig      sizes and constants, as read from a config.json
+    LanguageModel    prompts in, hidden states of replies out; with its Prefix and Cache
+    Processor        text and pictures in, token ids and vision inputs out, and replies back to text
+
+Nothing outside `models/` knows more of a network than this. What its vision tower takes and gives are pytrees that only the
+family looks into: arrays [prompts, frames, patches, …] and [prompts, media, …] (`common.prompts.VisionShapes`).
+
+Axes: prompts, prefix, group, time, frames, patches, media and axes as in `records`; slots (replies that are decoded), rows
+(replies that are appended to), homes (where the keys and values of replies stay), packed (valid tokens of replies).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped, UInt8
+import numpy as np
+import tokenizers
+
+from vr_jax import records
+from vr_jax.models import layout as layout_lib
+from vr_jax.models.common import conversation, flops, prompts
+from vr_jax.models.common import packing as packing_lib
+from vr_jax.models.common import slots as slots_lib
+
+
+@runtime_checkable
+class ModelConfig(Protocol):
+  """Sizes and constants of a model. A frozen dataclass: it is hashed, and its fields replaced."""
+
+  model_type: str  # of its config.json, by which the registry knows its family
+  dtype: str  # of activations: float32, bfloat16 or float16
+  remat: str  # what the backward pass computes again (common/rematerialisation.py)
+  attention: str  # kernel (common/attention.py); "" for that of the platform
+  logit_chunk: int  # rows of the vocabulary whose logits an update has in memory at once
+  tie_word_embeddings: bool
+
+  @property
+  def vocab_size(self) -> int:
+    """Rows of the token embedding."""
+
+  @property
+  def hidden_size(self) -> int:
+    """Features of a hidden state of the language model."""
+
+  @property
+  def max_position_embeddings(self) -> int:
+    """Tokens that a prompt and its reply may have together."""
+
+  @property
+  def position_axes(self) -> int:
+    """Of the positions of tokens: 1, or more where they stand in time, height and width."""
+
+  @property
+  def text_sizes(self) -> flops.TextSizes:
+    """What planning asks of the language model."""
+
+  @property
+  def vision_shapes(self) -> prompts.VisionShapes:
+    """What the vision tower takes and gives."""
+
+  @property
+  def architecture(self) -> dict[str, Any]:
+    """What parameters of this config fit: sizes, by name."""
+
+  @property
+  def tower_fields(self) -> dict[str, Any]:
+    """What features of the same pixels depend on, beside the tower's weights and the dtype. JSON-able."""
+
+
+@runtime_checkable
+class Prefix(Protocol):
+  """Prompts that have been read: what their replies attend to. A pytree."""
+
+  hidden: Array  # [prompts, embed]: final-normed, at the last token of each prompt
+
+  def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "Prefix":
+    """Each array as `place(array, logical axes)` makes it."""
+
+
+@runtime_checkable
+class Cache(Protocol):
+  """What replies that are being sampled attend to of themselves. A pytree."""
+
+  def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "Cache":
+    """Each array as `place(array, logical axes)` makes it."""
+
+  def kept(self, layout: layout_lib.Layout, slots: Int[Array, "kept"]) -> "Cache":
+    """That of some slots, named by their places on the device that holds them."""
+
+  def written(
+    self,
+    layout: layout_lib.Layout,
+    new: "Cache",
+    slots: Int[Array, "rows"],
+    starts: Int[Array, "rows"],
+    counts: Int[Array, "rows"],
+  ) -> "Cache":
+    """With the first `counts` positions of each row of `new` in a slot, from a place there on.
+
+    A row whose slot its device does not have is left out.
+    """
+
+  def grown(self, layout: layout_lib.Layout, length: int) -> "Cache":
+    """With room for so many positions."""
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+  """A network in the group layout. An nnx.Module, whose parameters carry logical axes as metadata `axes`.
+
+  The first reply token's distribution comes from `prefix.hidden`, that of token t + 1 from the hidden state of token t.
+  """
+
+  layout: layout_lib.Layout  # where its arrays lie
+
+  @property
+  def logit_chunk(self) -> int:
+    """Rows of the vocabulary whose logits an update has in memory at once."""
+
+  def encode_vision(self, vision: PyTree) -> PyTree:
+    """Features [prompts, media, …] of vision inputs [prompts, frames, patches, …], those of padding included."""
+
+  def prefill(self, prompt: records.Prompt) -> Prefix:
+    """Runs the prompts once, and before them the vision tower where they bring its inputs and not its features."""
+
+  def extend(
+    self,
+    prefix: Prefix,
+    tokens: Int[Array, "prompts group time"],
+    valid: Bool[Array, "prompts group time"],
+    suffix: records.Suffix | None = None,
+  ) -> Float[Array, "prompts group time embed"]:
+    """Final-normed hidden states of replies; of several turns where there is a suffix.
+
+    Token t sees its prompt and the valid tokens up to t of its own reply. Gradients flow into the prefix.
+    """
+
+  def extend_packed(
+    self,
+    prefix: Prefix,
+    tokens: Int[Array, "prompts group time"],
+    valid: Bool[Array, "prompts group time"],
+    packing: packing_lib.Packing,
+    suffix: records.Suffix | None = None,
+  ) -> Float[Array, "packed embed"]:
+    """As `extend`, of the valid tokens alone."""
+
+  def append(
+    self,
+    prefix: Prefix,
+    cache: Cache,
+    shown: records.Prompt,
+    media: PyTree,
+    rows: slots_lib.Rows,
+  ) -> tuple[Float[Array, "rows embed"], Cache]:
+    """What some replies are shown next, each behind what it has written: the hidden state of its last token, and its cache.
+
+    shown: as prompts, whose positions count from 0; media: features [rows, media, …] of its frames. The cache is only read.
+    """
+
+  def start_media(self, slots: int, frames: int, patches: int) -> PyTree:
+    """Room for the features of so many frames of so many patches for each of some replies: [slots, media, …], zeros."""
+
+  def start_cache(self, prefix: Prefix, slots: int, length: int) -> Cache:
+    """An empty cache for replies of up to `length` tokens."""
+
+  def prepare_decode(self, prefix: Prefix) -> PyTree:
+    """What every step of decoding reads. Made once for a loop of steps."""
+
+  def decode(
+    self,
+    constants: PyTree,
+    cache: Cache,
+    tokens: Int[Array, "slots"],
+    index: Int[Array, ""],
+    seats: slots_lib.Seats,
+  ) -> tuple[Float[Array, "slots embed"], Cache]:
+    """Feeds token number `index` of the reply in every slot; gives its final-normed hidden state and the cache with it."""
+
+  def decode_on(
+    self,
+    constants: PyTree,
+    past: Cache,
+    recent: Cache,
+    tokens: Int[Array, "slots"],
+    index: Int[Array, ""],
+    rows: slots_lib.Rows,
+    seats: slots_lib.Seats,
+  ) -> tuple[Float[Array, "slots embed"], Cache]:
+    """As `decode`, of replies that go on: each behind what it has written, which is its slot of `past`.
+
+    recent: of the tokens fed since, as many for every slot.
+    """
+
+  def of_slots(
+    self, x: Shaped[Array, "prompts *rest"], seats: slots_lib.Seats
+  ) -> Shaped[Array, "slots *rest"]:
+    """Of each slot, what its prompt has."""
+
+  def decoding_params(self) -> PyTree:
+    """The parameters as decoding reads them, every step anew: whole on each device, in the dtype it computes in."""
+
+  def output_rows(self) -> Float[Array, "vocab embed"]:
+    """The matrix whose product with a hidden state scores the next token."""
+
+  def logits(self, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
+    """Scores of the next token, float32."""
+
+
+@runtime_checkable
+class Processor(Protocol):
+  """From text, images and videos to what a model reads, and from its tokens back to text. NumPy, on the host.
+
+  All methods raise InputError, naming the prompt, where something can't be shown.
+  """
+
+  config: ModelConfig
+  tokenizer: tokenizers.Tokenizer
+
+  @property
+  def axes(self) -> int:
+    """Of positions."""
+
+  @property
+  def stop_tokens(self) -> tuple[int, ...]:
+    """Tokens that end a reply."""
+
+  @property
+  def media_tokens(self) -> tuple[int, ...]:
+    """Tokens that may never be sampled: they stand for pixels, and a reply has none."""
+
+  @property
+  def pad_token(self) -> int:
+    """What fills the end of shorter prompts."""
+
+  @property
+  def end_token(self) -> int:
+    """What the assistant ends its turn with."""
+
+  @property
+  def preprocessing(self) -> dict[str, Any]:
+    """What the pixels that the tower reads depend on, beside a clip's own. JSON-able."""
+
+  def encode(
+    self,
+    text: str,
+    frames: UInt8[np.ndarray, "frames height width 3"] | None,
+    timestamps: Float[np.ndarray, "times"] | None = None,
+    *,
+    question_first: bool = False,
+    name: str = "prompt",
+  ) -> prompts.Encoded:
+    """One question about one video, the assistant's turn opened; without frames the question alone (blind)."""
+
+  def encode_seen(
+    self,
+    text: str,
+    shape: tuple[int, int, int],
+    timestamps: Float[np.ndarray, "times"],
+    features: PyTree,
+    *,
+    question_first: bool = False,
+    name: str = "prompt",
+  ) -> prompts.Encoded:
+    """As `encode`, of a video whose features [media, …] are known: of its frames only number, height and width count."""
+
+  def encode_conversation(
+    self, turns: Sequence[conversation.Turn], *, open_reply: bool = True, name: str = "prompt"
+  ) -> prompts.Encoded:
+    """A conversation with images and videos anywhere in it. open_reply: ends with the head of the assistant's next turn."""
+
+  def continue_conversation(
+    self,
+    turns: Sequence[conversation.Turn],
+    *,
+    after: Sequence[int] | Int[np.ndarray, "time"],
+    name: str = "observation",
+  ) -> prompts.Encoded:
+    """What a conversation goes on with behind the reply `after` (token ids). Positions count from 0."""
+
+  def encode_tokens(self, tokens: Sequence[int], name: str = "reply") -> prompts.Encoded:
+    """Tokens of text as they are. Positions count from 0."""
+
+  def encode_reply(self, text: str) -> list[int]:
+    """Tokens of a whole reply, the end of the turn included."""
+
+  def reply_length(self, text: str, longest: int) -> int:
+    """Tokens of a reply where they are more than `longest`; else that number, or one between it and `longest`."""
+
+  def decode(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> str:
+    """Text of a reply; special tokens leave nothing."""
+
+  def ends(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> list[int]:
+    """How many characters of `decode` each token and those before it make."""
+
+  def count_media_tokens(self, shape: tuple[int, int, int], name: str) -> int:
+    """Those of a video, of whose frames number, height and width (pixels) are given."""
+
+  def resized(self, size: tuple[int, int], name: str = "frame") -> tuple[int, int]:
+    """Height and width (pixels) that a frame of `size` is given to the tower with."""
+
+  def check_prompt(
+    self,
+    text: str,
+    shape: tuple[int, int, int],
+    *,
+    question_first: bool,
+    name: str,
+    prefix_buckets: Sequence[int],
+    frame_buckets: Sequence[int],
+    patch_buckets: Sequence[int],
+  ) -> None:
+    """Raises what `encode` and `collate` would raise of a question about a video, of which only the shape is known."""
+
+  def sizes(
+    self,
+    encoded: Sequence[prompts.Encoded],
+    *,
+    prefix_buckets: Sequence[int],
+    frame_buckets: Sequence[int],
+    patch_buckets: Sequence[int],
+  ) -> prompts.Sizes:
+    """The smallest buckets that hold all of these prompts."""
+
+  def collate(
+    self,
+    encoded: Sequence[prompts.Encoded],
+    *,
+    prefix_buckets: Sequence[int],
+    frame_buckets: Sequence[int],
+    patch_buckets: Sequence[int],
+  ) -> records.Prompt:
+    """Stacks prompts, padded on each axis to the smallest bucket that holds the longest of them."""
+
+  def pad(self, encoded: Sequence[prompts.Encoded], sizes: prompts.Sizes) -> records.Prompt:
+    """Prompts of at most these sizes, stacked."""
+
+  def stack_frames(self, encoded: Sequence[prompts.Encoded], sizes: prompts.Sizes) -> PyTree:
+    """Vision inputs [prompts, frames, patches, …] of prompts whose features are not known."""
+
+  def shuffle_frames(
+    self,
+    media_index: Int[np.ndarray, "prompts prefix"],
+    encoded: Sequence[prompts.Encoded],
+    rng: np.random.Generator,
+  ) -> Int[np.ndarray, "prompts prefix"]:
+    """The media index of the same prompts, but each with its frames in an order of its own; their times stay."""

@@ -1,0 +1,62 @@
+"""Qwen2.5-VL for the registry."""
+
+import dataclasses
+
+import ml_collections
+import tokenizers
+
+from vr_jax.models import family
+from vr_jax.models.common import lora, tokenizer
+from vr_jax.models.qwen2_5_vl import config as config_lib
+from vr_jax.models.qwen2_5_vl import flops, hf_mapping, model, presets, processor
+
+
+def with_options(
+  config: config_lib.Config, section: ml_collections.ConfigDict
+) -> config_lib.Config:
+  """A model's sizes with what a recipe's section `model` says of them."""
+  follows = section["text_follows"] or config.vision.text_follows
+  vision = dataclasses.replace(config.vision, text_follows=follows)
+  fields = {name: section[name] for name in ("dtype", "remat", "attention", "logit_chunk")}
+  return dataclasses.replace(config, vision=vision, **fields)
+
+
+def make_processor(
+  config: config_lib.Config, words: tokenizers.Tokenizer, section: ml_collections.ConfigDict
+) -> processor.Processor:
+  """As a recipe's section `model` asks for it."""
+  return processor.Processor(
+    config,
+    words,
+    section["min_pixels"],
+    section["max_pixels"],
+    system=section["system"],
+    library=section["resampling"],
+  )
+
+
+FAMILY = family.ModelFamily(
+  model_type=config_lib.MODEL_TYPE,
+  make_config=config_lib.Config.from_dict,
+  with_options=with_options,
+  make_model=model.Qwen2_5_VL,
+  config_fields=config_lib.config_fields,
+  make_processor=make_processor,
+  load_tokenizer=tokenizer.load_tokenizer,
+  train_tokenizer=tokenizer.train_tokenizer,
+  tokenizer_fields=tokenizer.config_fields,
+  forward_flops=flops.forward,
+  weights=hf_mapping.Mapping(),
+  parameter_groups={
+    "vision": ("vision.patch", "vision.blocks"),
+    "connector": ("vision.merger",),
+    "text": ("text.embedding", "text.layers", "text.norm"),
+    "head": ("text.head",),
+  },
+  lora_targets=lora.Targets(),
+  end_token=processor.Processor.end_of_turn,
+  pad_token=processor.Processor.pad_name,
+  template_words=("user\n", "assistant\n"),
+  presets=presets.RELEASES,
+  token_fields=presets.MEDIA_TOKENS,
+)

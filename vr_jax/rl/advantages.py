@@ -1,0 +1,156 @@
+"""Advantages from rewards alone: each reply beside the other replies to its prompt.
+
+With r[i, k] the total reward of segment k (or turn k) of reply i, `credit` says which rewards count together:
+
+    segments   each segment is compared with the same segment of the other replies     r[i, k]
+    joint      all tokens share the sum; one missing verdict takes the reply out       sum over k of r[i, k]
+    episode    all tokens share the sum of those segments that are valid               sum over k of r[i, k]
+    outcome    all tokens share the reward of the last segment: the answer's           r[i, -1]
+
+and `baseline` what is taken off:
+
+    group_mean      the mean over the group (GRPO)
+    leave_one_out   the mean over the other replies of the group (RLOO)
+
+Advantages from a critic (`credit="gae"`) are in rl/gae.py.
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vr_jax import records
+from vr_jax.rl import reward_metrics
+
+Credit = Literal["segments", "joint", "episode", "outcome", "gae"]
+Baseline = Literal["group_mean", "leave_one_out"]
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("segments", "multi_turn", "credit", "baseline", "normalise", "max_tokens"),
+)
+def compute_advantages(
+  scores: records.Scores,
+  segment: Int[Array, "prompts group time"],
+  *,
+  segments: tuple[str, ...],
+  multi_turn: bool = False,
+  credit: Credit,
+  baseline: Baseline = "group_mean",
+  normalise: bool,
+  max_tokens: int,
+) -> tuple[Float[Array, "prompts group time"], Bool[Array, "prompts"], dict[str, Float[Array, ""]]]:
+  """The advantage of every sampled token, and what to log of the rewards.
+
+  Args:
+    scores: what the replies earned.
+    segment: which segment each token belongs to; -1 where it belongs to none.
+    segments: their names.
+    multi_turn: whether segments are turns, each a reply of its own.
+    credit: see above; `gae` counts as `episode` here, for its metrics.
+    baseline: see above.
+    normalise: whether advantages are divided by the group's standard deviation.
+    max_tokens: tokens that a reply may have.
+
+  Returns:
+    Advantages, whether the replies to each prompt differ in reward, and metrics by name.
+  """
+  advantages, signal = segment_advantages(
+    scores, credit=credit, baseline=baseline, normalise=normalise
+  )
+  metrics = {
+    "no_signal_share": 1 - signal.mean(),
+    **reward_metrics.length_metrics(segment, segments, multi_turn, max_tokens),
+    **reward_metrics.score_metrics(scores, segments, multi_turn),
+  }
+  if len(segments) > 1 and credit == "segments":
+    for number, name in enumerate(segments):
+      metrics[f"no_signal_share/{name}"] = 1 - signal[:, number].mean()
+  return token_advantages(advantages, segment), signal.any(axis=-1), metrics
+
+
+def segment_advantages(
+  scores: records.Scores,
+  *,
+  credit: Credit,
+  baseline: Baseline = "group_mean",
+  normalise: bool,
+) -> tuple[Float[Array, "prompts group segments"], Bool[Array, "prompts _"]]:
+  """(advantage of each segment, whether the replies of a group differ in the reward that counts).
+
+  The second has one column for each segment with `credit="segments"`, else one for all.
+  """
+  rewards, valid = _combined_rewards(scores, credit)
+  advantages = group_advantages(rewards, valid, baseline=baseline, normalise=normalise)
+  return jnp.broadcast_to(advantages, scores.total.shape), has_signal(rewards, valid)
+
+
+def group_advantages(
+  rewards: Float[Array, "prompts group segments"],
+  valid: Bool[Array, "prompts group segments"],
+  *,
+  baseline: Baseline = "group_mean",
+  normalise: bool = True,
+  std_floor: float = 1e-4,
+) -> Float[Array, "prompts group segments"]:
+  """Rewards less their baseline over the replies to the same prompt, divided by the group's standard deviation.
+
+  A group whose replies all score the same carries no signal: its advantages are 0, not noise / std_floor.
+  Entries that are not valid (a judge that never answered) take no part in mean or std and get advantage 0.
+  With `normalise=False` the scale of the rewards is kept.
+
+  Source: DeepSeekMath (GRPO), arXiv 2402.03300, section 4.1; by segment VideoP2R, arXiv 2511.11113, eq. 6;
+  without std Dr. GRPO, arXiv 2503.20783; leave_one_out RLOO, arXiv 2402.14740, eq. 8. The std is that of the
+  population (divisor: the valid replies).
+  """
+  count, mean, std = _group_moments(rewards, valid)
+  centred = jnp.where(valid, rewards - mean, 0)
+  if baseline == "leave_one_out":
+    # r_i - (sum of the others) / (n - 1) = (r_i - mean) n / (n - 1).
+    centred = centred * (count / jnp.maximum(count - 1, 1))
+  scale = jnp.maximum(std, std_floor) if normalise else 1.0
+  return jnp.where(std > std_floor, centred / scale, 0)
+
+
+def has_signal(
+  rewards: Float[Array, "prompts group segments"],
+  valid: Bool[Array, "prompts group segments"],
+  *,
+  std_floor: float = 1e-4,
+) -> Bool[Array, "prompts segments"]:
+  """Whether the replies of a group differ in reward at all: where not, there is nothing to learn from."""
+  _, _, std = _group_moments(rewards, valid)
+  return (std > std_floor)[:, 0]
+
+
+def token_advantages(
+  advantages: Float[Array, "prompts group segments"], segment: Int[Array, "prompts group time"]
+) -> Float[Array, "prompts group time"]:
+  """The advantage of the segment that each token belongs to; tokens of segment -1 get 0."""
+  chosen = jnp.take_along_axis(advantages, jnp.maximum(segment, 0), axis=2)
+  return jnp.where(segment >= 0, chosen, 0)
+
+
+def _combined_rewards(scores: records.Scores, credit: Credit) -> tuple[Array, Array]:
+  """(rewards, valid) [prompts, group, segments], or [prompts, group, 1] where all tokens share one."""
+  total, valid = scores.total, scores.valid
+  if credit == "segments":
+    return total, valid
+  if credit == "outcome":
+    return total[..., -1:], valid[..., -1:]
+  if credit == "joint":
+    return total.sum(axis=-1, keepdims=True), valid.all(axis=-1, keepdims=True)
+  total = jnp.where(valid, total, 0).sum(axis=-1, keepdims=True)
+  return total, valid.any(axis=-1, keepdims=True)
+
+
+def _group_moments(rewards: Array, valid: Array) -> tuple[Array, Array, Array]:
+  """(number of valid replies, mean, standard deviation) of each group, [prompts, 1, segments]."""
+  count = jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
+  mean = jnp.where(valid, rewards, 0).sum(axis=1, keepdims=True) / count
+  centred = jnp.where(valid, rewards - mean, 0)
+  return count, mean, jnp.sqrt((centred**2).sum(axis=1, keepdims=True) / count)

@@ -1,0 +1,268 @@
+"""Who proposes traces: this project's sampler, or a model behind an OpenAI-compatible endpoint that is shown the frames.
+
+A proposal is a chunk of questions and a function that waits for the replies, so that others decide while the next are written.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+import contextlib
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from jaxtyping import PyTree
+import ml_collections
+import numpy as np
+
+from vr_jax import errors, model_endpoint, records
+from vr_jax.data import batches, examples, frame_store, trace_store
+from vr_jax.envs import environment as environment_lib
+from vr_jax.envs import registry
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import sampler
+from vr_jax.traces import vlm_client
+from vr_jax.train import batching, features, initialization, inputs, judges, run_context
+
+Replies = Callable[[], Sequence[str | None]]
+_AHEAD = 2  # chunks that wait for what is done with them, at most
+
+
+@runtime_checkable
+class Writer(Protocol):
+  """Proposes one reply to each question of the environment, at temperature 0."""
+
+  @property
+  def environment(self) -> environment_lib.Environment:
+    """The recipe's, with its judge."""
+
+  def identity(self) -> Mapping[str, Any]:
+    """What the replies depend on, as JSON."""
+
+  def left_out(self) -> Mapping[str, frozenset[int]]:
+    """Indices of the examples of each split that can't be asked about."""
+
+  def proposals(
+    self, chunks: Sequence[trace_store.Chunk]
+  ) -> Iterator[tuple[trace_store.Chunk, Replies]]:
+    """The chunks in their order, the next ones under way while the replies to one are waited for."""
+
+  def close(self) -> None:
+    """Closes the environment's judge, and the connection to a model that is asked."""
+
+
+def each(
+  writer: Writer,
+  chunks: Sequence[trace_store.Chunk],
+  work: Callable[[trace_store.Chunk, Sequence[str | None]], None],
+  tick: Callable[[int], None],
+) -> None:
+  """Does `work(chunk, replies)` for one chunk after the other, on a thread of its own: the writer goes on with the next ones.
+
+  tick: is told how many are done. Where it is interrupted, what was replied by then is done first.
+  """
+
+  def one(number: int, chunk: trace_store.Chunk, replies: Replies) -> None:
+    work(chunk, replies())
+    tick(number)
+
+  with (
+    futures.ThreadPoolExecutor(1, thread_name_prefix="filter") as pool,
+    contextlib.closing(writer.proposals(chunks)) as proposals,
+  ):
+    waiting = deque()
+    for number, (chunk, replies) in enumerate(proposals, start=1):
+      waiting.append(pool.submit(one, number, chunk, replies))
+      if len(waiting) > _AHEAD:
+        waiting.popleft().result()
+    for future in waiting:
+      future.result()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampled:
+  """The weights that RL would start from: config.rl.initial, the workdir's warm start, or config.model.pretrained."""
+
+  context: run_context.RunContext
+  workdir: Path
+
+  @property
+  def environment(self) -> environment_lib.Environment:
+    """That of the run."""
+    return self.context.environment
+
+  def identity(self) -> Mapping[str, Any]:
+    """The model and its checkpoint."""
+    model = self.context.config.model.to_dict()
+    del model["feature_cache_gib"]
+    return {"model": model, "start": initialization.describe_start(self.context, self.workdir)}
+
+  def left_out(self) -> Mapping[str, frozenset[int]]:
+    """Those whose prompts do not fit; a trace is not asked for, since there is none yet."""
+    config = self.context.config.copy_and_resolve_references()
+    config.sft.steps, config.sft.validate_every = 0, 1  # of all splits, their prompts alone
+    return dataclasses.replace(self.context.builder.checks, config=config).left_out()
+
+  def proposals(
+    self, chunks: Sequence[trace_store.Chunk]
+  ) -> Iterator[tuple[trace_store.Chunk, Replies]]:
+    """A batch of the sampler is a chunk."""
+    with features.cache(self.context, self.params, self.workdir) as cache:
+      for split in trace_store.SPLITS:
+        mine = [chunk for chunk in chunks if chunk.split == split]
+        for chunk, batch in zip(mine, self.batches(split, mine, cache), strict=True):
+          prompt = features.prompt(self.context, self.params, batch, cache).prompt
+          rollout = self.sample(prompt)
+          yield chunk, functools.partial(_texts, self.context, rollout, len(chunk.indices))
+
+  def close(self) -> None:
+    """Closes the judge."""
+    self.environment.judge.close()
+
+  @functools.cached_property
+  def params(self) -> PyTree:
+    """The weights that write."""
+    return initialization.initial_params(self.context, self.workdir)
+
+  def sample(self, prompt: records.Prompt) -> records.Rollout:
+    """One reply to each prompt."""
+    context = self.context
+    budget = context.config.traces.max_tokens
+    decoding = context.decoding(group=1, temperature=0.0, max_new_tokens=budget)
+    key = jax.random.key(0)  # nothing is drawn at temperature 0
+    return sampler.sample(
+      context.graph, self.params, prompt, context.allowed, key, decoding=decoding
+    )
+
+  def batches(
+    self, split: str, chunks: Sequence[trace_store.Chunk], cache: features.Cache = None
+  ) -> Iterator[batching.Batch]:
+    """The questions of each chunk, all of one split, read ahead."""
+    if not chunks:
+      return iter(())
+    config, size = self.context.config, self.context.config.traces.batch
+    indices = [index for chunk in chunks for index in chunk.indices]
+    return batches.batches(
+      examples.Chosen(examples.ExampleSource(self.context.data, split), indices),
+      frame_store.FrameStore(self.context.data / "frames"),
+      seed=config.seed,
+      batch_size=size,
+      sampling=inputs.sampling_rule(config.data),
+      transform=functools.partial(self.context.builder.item, cache=cache),
+      collate=functools.partial(self.context.builder.batch, size=size),
+      shuffle=False,
+      repeat=False,
+      threads=config.data.threads,
+    )
+
+
+def _texts(context: run_context.RunContext, rollout: records.Rollout, count: int) -> list[str]:
+  tokens, kind = (mesh_lib.local_rows(x)[:count, 0] for x in (rollout.tokens, rollout.kind))
+  sampled = np.asarray(kind) == records.Kind.MODEL
+  return [context.processor.decode(row[mask]) for row, mask in zip(tokens, sampled, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+  """A model behind an endpoint, which reads the stored JPEGs of a clip and the recipe's question."""
+
+  config: ml_collections.ConfigDict
+  source: Path
+  environment: environment_lib.Environment
+  model: vlm_client.VideoModel
+
+  def identity(self) -> Mapping[str, Any]:
+    """The model and where it answers."""
+    section = self.config.traces
+    return {
+      "model": section.model,
+      "base_url": section.base_url,
+      "system": self.config.model.system,
+    }
+
+  def left_out(self) -> Mapping[str, frozenset[int]]:
+    """What fits is the endpoint's affair."""
+    return {}
+
+  def proposals(
+    self, chunks: Sequence[trace_store.Chunk]
+  ) -> Iterator[tuple[trace_store.Chunk, Replies]]:
+    """As many chunks ahead as keep all requests busy."""
+    section = self.config.traces
+    store = frame_store.FrameStore(self.source / "frames")
+    sources = {split: examples.ExampleSource(self.source, split) for split in trace_store.SPLITS}
+    ahead = 1 + -(-section.in_flight // section.batch)
+    with futures.ThreadPoolExecutor(section.in_flight, thread_name_prefix="traces") as pool:
+      waiting = deque()
+      try:
+        for chunk in chunks:
+          asked = [sources[chunk.split][index] for index in chunk.indices]
+          replies = [pool.submit(self._reply, example, store) for example in asked]
+          waiting.append((chunk, functools.partial(_waited, replies)))
+          if len(waiting) > ahead:
+            yield waiting.popleft()
+        yield from waiting
+      except GeneratorExit:  # nobody waits for them any more
+        pool.shutdown(cancel_futures=True)
+        raise
+
+  def close(self) -> None:
+    """Closes the judge and the connection."""
+    self.environment.judge.close()
+    self.model.close()
+
+  def _reply(self, example: records.Example, store: frame_store.FrameStore) -> str | None:
+    clip = batches.load_clip(example, store, inputs.sampling_rule(self.config.data))
+    images = store.jpegs(example.video, clip.frame_indices)
+    return self.model.reply(self.environment.question(example), images)
+
+
+def _waited(replies: Sequence[futures.Future]) -> list[str | None]:
+  return [reply.result() for reply in replies]
+
+
+def make(config: ml_collections.ConfigDict, workdir: Path) -> Writer:
+  """The writer that config.traces names; raises InputError where it or the judge can't be had."""
+  if config.traces.writer == "sampler":
+    return Sampled(context=run_context.make_run_context(config, workdir), workdir=workdir)
+  with contextlib.ExitStack() as on_failure:
+    model = on_failure.enter_context(contextlib.closing(_connect(config)))
+    environment = judged(config, workdir)
+    on_failure.pop_all()
+  return Asked(
+    config=config,
+    source=inputs.shards(config, workdir),
+    environment=environment,
+    model=model,
+  )
+
+
+def judged(config: ml_collections.ConfigDict, workdir: Path) -> environment_lib.Environment:
+  """The environment with its judge, for which no model of this project is needed."""
+  judge = judges.build(config.judge, inputs.directory(config, workdir) / "judge.sqlite")
+  return registry.make_environment(config, judge=judge)
+
+
+def _connect(config: ml_collections.ConfigDict) -> vlm_client.VideoModel:
+  """A model that has answered; raises InputError where it does not, or for want of a model or key."""
+  section = config.traces
+  if not section.model:
+    raise errors.InputError(
+      "config.traces.model: is empty; name the model as the endpoint knows it"
+    )
+  endpoint = model_endpoint.connect(
+    "config.traces",
+    "openai",
+    model=section.model,
+    base_url=section.base_url,
+    key_variable=section.key_variable,
+    limits=model_endpoint.Limits(
+      in_flight=section.in_flight,
+      timeout=section.timeout,
+      retries=section.retries,
+      max_tokens=section.max_tokens,
+    ),
+  )
+  return vlm_client.VideoModel(endpoint=endpoint, system=config.model.system)
