@@ -1,7 +1,10 @@
 """docs/own_recipe.md, as it is written, with a recipe of a user in a directory of its own."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -105,3 +108,22 @@ def test_a_recipe_of_this_project_is_known_by_its_name_in_any_directory(
     recipe_config.load(f"{recipe}:tiny") for recipe in (name, nano.ROOT / f"configs/{name}.py")
   )
   assert by_name.to_dict() == by_file.to_dict()
+
+
+def test_an_installed_package_brings_the_recipes(tmp_path):
+  subprocess.run(
+    [sys.executable, "setup.py", "-q", "build_py", f"--build-lib={tmp_path}"],
+    cwd=nano.ROOT,
+    check=True,
+    capture_output=True,
+  )
+  script = "from vr_jax import recipe_config as r; print(r.configs_directory(), *r.names())"
+  told = subprocess.run(
+    [sys.executable, "-c", script],
+    cwd=tmp_path,
+    env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  assert told.stdout.split() == [f"{tmp_path}/vr_jax/configs", *recipe_config.names()]
