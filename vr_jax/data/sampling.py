@@ -1,4 +1,4 @@
-"""Which stored frames of a span the model sees: a number of them, or a rate with bounds, as Qwen2.5-VL samples.
+"""Which stored frames of a span the model sees: a number of them, or a rate with bounds.
 
 Source: smart_nframes and the index choice of qwen-vl-utils 0.0.14. Two things differ, both on purpose. A span is
 half-open, so that what is shown up to 8 s does not hold the frame at 8 s, which a masked future may begin with. And a

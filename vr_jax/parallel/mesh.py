@@ -45,7 +45,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
 
 VISION = ("prompts", "frames")  # the leading axes of what a vision tower reads
 
-# The leading axes of the fields of a prompt, if they are not [prompts, prefix, …].
+# Leading axes of a prompt's fields, if they are not [prompts, prefix, …].
 _PROMPT_AXES = {
   "next_position": ("prompts",),
   "media": ("prompts",),
@@ -60,7 +60,7 @@ def split_cpu(devices: int) -> None:
   started.
   """
   set_by_flags = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-  if not devices or set_by_flags or jax.config.read("jax_num_cpu_devices") >= 0:
+  if not devices or set_by_flags or jax.config.jax_num_cpu_devices >= 0:
     return
   with contextlib.suppress(RuntimeError):
     jax.config.update("jax_num_cpu_devices", devices)
@@ -316,7 +316,7 @@ def abstract_batch(
 
 
 def _leading_axes(path: tuple) -> tuple[str, ...]:
-  """Those of a prompt's array."""
+  """The leading axes of a field of a prompt."""
   return _PROMPT_AXES.get(jax.tree_util.keystr(path[:1], simple=True), ("prompts", "prefix"))
 
 
