@@ -99,7 +99,8 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   license_files=["LICENSE"],
-  packages=setuptools.find_packages(include=["vr_jax", "vr_jax.*"]),
+  packages=[*setuptools.find_packages(include=["vr_jax", "vr_jax.*"]), "vr_jax.configs"],
+  package_dir={"vr_jax.configs": "configs"},  # recipes by name, from any directory
   package_data={"vr_jax.eval": ["report_assets/*"]},
   python_requires=">=3.11",
   install_requires=REQUIRES,

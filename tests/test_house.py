@@ -130,6 +130,35 @@ def setup_requirements() -> list[str]:
   raise AssertionError("setup.py has no list REQUIRES")
 
 
+FAMILIES = sorted(path.parent.name for path in PACKAGE.glob("models/*/family.py"))
+NAMES_A_FAMILY = re.compile(r"qwen|tinyllava|\bphi\b|\bphi-?\d|llama", re.IGNORECASE)
+OUTSIDE_FAMILIES = [
+  path
+  for path in sources("vr_jax", "launch")
+  if not set(path.relative_to(ROOT).parts) & set(FAMILIES)
+  # The one place that lists them, and what is shared by the files of configs/.
+  and name(path) not in ("vr_jax/models/registry.py", "vr_jax/base_config.py")
+]
+
+
+@pytest.mark.parametrize("path", OUTSIDE_FAMILIES, ids=name)
+def test_only_its_own_folder_the_registry_and_configs_name_a_family_of_models(path):
+  lines = path.read_text(encoding="utf-8").splitlines()
+  found = [
+    f"line {number}: {line.strip()}"
+    for number, line in enumerate(lines, start=1)
+    # Where a rule was read may be said anywhere.
+    if NAMES_A_FAMILY.search(line) and not re.match(r"\s*(#\s*)?Source:", line)
+  ]
+  assert not found, found
+
+
+def test_there_are_families_and_the_registry_knows_them():
+  assert "qwen2_5_vl" in FAMILIES
+  text = (PACKAGE / "models" / "registry.py").read_text(encoding="utf-8")
+  assert [family for family in FAMILIES if f'"vr_jax.models.{family}.family"' not in text] == []
+
+
 CODE = sources("vr_jax", "configs", "launch", "benchmarks", "tests")
 
 

@@ -20,6 +20,7 @@ from safetensors import numpy as safetensors
 from vr_jax import atomic, errors
 from vr_jax.models import qwen2_5_vl
 from vr_jax.models.common import checkpoint, export, weight_mapping
+from vr_jax.models.qwen2_5_vl import config as config_lib
 from vr_jax.models.qwen2_5_vl import hf_mapping
 from vr_jax.parallel import mesh as mesh_lib
 

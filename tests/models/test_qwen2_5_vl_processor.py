@@ -15,7 +15,7 @@ import pytest
 import qwen2_5_vl_builders as builders
 
 from vr_jax import errors, records
-from vr_jax.models.common import conversation
+from vr_jax.models.common import conversation, prompts
 from vr_jax.models.qwen2_5_vl import config as config_lib
 from vr_jax.models.qwen2_5_vl import pixels, positions
 

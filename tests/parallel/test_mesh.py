@@ -209,7 +209,7 @@ def test_a_prompt_is_split_along_its_prefix_and_its_frames(updated):
   prompt = context.builder.prompt(context.builder.batch(nano.ragged_items(context, 8)))
   rows, length = prompt.tokens.shape
   assert prompt.tokens.addressable_shards[0].data.shape == (rows / 2, length / 2)
-  assert prompt.positions.addressable_shards[0].data.shape == (3, rows / 2, length / 2)
+  assert prompt.positions.addressable_shards[0].data.shape == (rows / 2, length / 2, 3)
   assert prompt.next_position.addressable_shards[0].data.shape == (rows / 2,)
   frames = prompt.vision.window.shape[1]
   assert prompt.vision.window.addressable_shards[0].data.shape[:2] == (rows / 2, frames / 2)

@@ -16,6 +16,9 @@ from vr_jax.models import layout
 class Prefix:
   hidden: jax.Array
 
+  def placed(self, place):
+    return Prefix(place(self.hidden, ("prompts", None)))
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +71,21 @@ class Bigram(nnx.Module):
 
   def prepare_decode(self, prefix):
     return prefix
+
+  def encode_vision(self, vision):
+    return jnp.zeros((len(vision), 0, self.table[...].shape[0]))
+
+  def start_media(self, slots, frames, patches):
+    return jnp.zeros((slots, 0, self.table[...].shape[0]))
+
+  def append(self, prefix, cache, shown, media, rows):
+    return self.prefill(shown).hidden, cache
+
+  def decode_on(self, constants, past, recent, tokens, index, rows, seats):
+    return self._hidden(tokens), recent
+
+  def logits(self, hidden):
+    return hidden @ self.table[...]
 
   def decode(self, constants, cache, tokens, index, seats):
     return self._hidden(tokens), cache

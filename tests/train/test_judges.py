@@ -16,7 +16,6 @@ from tests.train import nano
 from vr_jax import errors, main
 from vr_jax.data import annotations, examples, trace_store
 from vr_jax.models import qwen2_5_vl
-from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.rewards import judge, judge_prompt
 from vr_jax.traces import beam as traces_beam
 from vr_jax.train import initialization, inputs, judges, local_judge
@@ -264,7 +263,7 @@ def directory(data, tmp_path_factory):
   params = nano.sharpened(initialization.fresh_params(context))
   qwen2_5_vl.save_pretrained(params, where, config=config)
   context.processor.tokenizer.save(str(where / "tokenizer.json"))
-  assert model_config.Config.from_json(where / "config.json").text == config.text
+  assert qwen2_5_vl.FAMILY.read_config(where / "config.json").text == config.text
   return where
 
 

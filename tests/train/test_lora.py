@@ -9,7 +9,7 @@ import pytest
 from tests.train import nano
 from vr_jax import errors
 from vr_jax.models import qwen2_5_vl
-from vr_jax.models.common import lora, weight_mapping
+from vr_jax.models.common import export, lora, weight_mapping
 from vr_jax.train import (
   batching,
   export_stage,

@@ -10,9 +10,10 @@ import pytest
 
 from tests.train import nano
 from vr_jax import main, records
+from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.models.qwen2_5_vl import pixels, positions
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import network, run_context
+from vr_jax.train import network
 
 
 @pytest.mark.parametrize("size", ["tiny", "3b", "7b"])
@@ -91,10 +92,10 @@ def test_text_behind_a_video_goes_on_where_the_weights_were_trained_to(data, tmp
   fields = {**context.config.model.architecture.to_dict(), "image_token_id": 1, "video_token_id": 2}
   fields |= {"vision_start_token_id": 3, "vision_end_token_id": 4}
   (tmp_path / "config.json").write_text(json.dumps(fields))
-  config = nano.recipe(size).model
-  config.pretrained = str(tmp_path)
-  model = run_context._model_config(config, None)
-  video = prompts.Grid(kind=records.Kind.VIDEO, frames=4, height=4, width=4, seconds=1.5)
+  config = nano.recipe(size)
+  config.model.pretrained = str(tmp_path)
+  model = network.model_of(config)
+  video = prompts_lib.Grid(kind=records.Kind.VIDEO, frames=4, height=4, width=4, seconds=1.5)
   kind = np.array([records.Kind.TEXT] * 3 + [records.Kind.VIDEO] * 16 + [records.Kind.TEXT] * 2)
   places, _ = positions.rope_index(kind.astype(np.int32), [video], model.vision)
   assert places[0, 3:19:4].tolist() == [3, 6, 9, 12]

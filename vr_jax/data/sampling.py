@@ -1,7 +1,7 @@
 """Chooses which stored frames of a span the model sees: a number of frames, or a rate with bounds.
 
-This is how Qwen2.5-VL samples frames. Source: smart_nframes and the choice of indices in
-qwen-vl-utils 0.0.14. Two differences are intended:
+Source: smart_nframes and the choice of indices in qwen-vl-utils 0.0.14. Two differences are
+intended:
 
 - A span is half-open: a span shown up to 8 s excludes the frame at 8 s, where the masked future
   may begin.

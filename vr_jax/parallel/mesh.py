@@ -45,7 +45,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
 
 VISION = ("prompts", "frames")  # the leading axes of what a vision tower reads
 
-# The leading axes of the fields of a prompt, if they are not [prompts, prefix, …].
+# Leading axes of a prompt's fields, if they are not [prompts, prefix, …].
 _PROMPT_AXES = {
   "next_position": ("prompts",),
   "media": ("prompts",),
@@ -317,7 +317,7 @@ def abstract_batch(
 
 
 def _leading_axes(path: tuple) -> tuple[str, ...]:
-  """Those of a prompt's array."""
+  """The leading axes of a field of a prompt."""
   return _PROMPT_AXES.get(jax.tree_util.keystr(path[:1], simple=True), ("prompts", "prefix"))
 
 

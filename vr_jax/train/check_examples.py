@@ -94,7 +94,7 @@ class Checks:
     model, rule = self.config.model, inputs.sampling_rule(self.config.data)
     times, size = store.timestamps(example.video), store.size(example.video)
     chosen = sampling.choose(times, example.shown, rule, where=where)
-    if isinstance(self.environment, environment_lib.TurnsEnvironment):
+    if environment_lib.has_turns(self.environment):
       self._check_turns(example, times[chosen], size, supervised=supervised)
       return
     self.processor.check_prompt(

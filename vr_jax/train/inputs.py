@@ -30,7 +30,9 @@ def features(config: ml_collections.ConfigDict, workdir: Path) -> Path:
 def tokenizer_path(config: ml_collections.ConfigDict, workdir: Path) -> Path:
   """The tokenizer.json of this run: the one that the data stage trained, the one named, or the pretrained model's."""
   if config.model.tokenizer == TRAINED:
-    size = config.model.architecture.text_config.vocab_size
+    from vr_jax.train import network  # late, since it imports JAX
+
+    size = network.model_of(config).vocab_size
     return directory(config, workdir) / f"tokenizer-{size}.json"
   return Path(config.model.tokenizer or config.model.pretrained)
 

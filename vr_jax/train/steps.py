@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from vr_jax import records
+from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rl import loss as loss_lib
 from vr_jax.rl import update
@@ -169,7 +170,7 @@ def make_rl_step(
 
 
 def _log_probs(
-  model: forward.Model,
+  model: interface.LanguageModel,
   prompt: records.Prompt,
   rollout: records.Rollout,
   allowed: Bool[Array, "vocab"],

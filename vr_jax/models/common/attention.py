@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax import errors
+from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import attention_cudnn, attention_decode, attention_splash, attention_xla
 from vr_jax.models.common import slots as slots_lib
-from vr_jax.models.qwen2_5_vl import config as config_lib
 
 # Platforms that a backend runs on; the first one's default, where activations have two bytes.
 PLATFORMS = {"splash": ("tpu", "cpu"), "cudnn": ("gpu",), "xla": ("cpu", "gpu", "tpu")}
@@ -32,7 +32,7 @@ _MODULES: dict[str, ModuleType] = {
 }
 
 
-def make(config: config_lib.Config, layout: layout_lib.Layout) -> "Attention":
+def make(config: interface.ModelConfig, layout: layout_lib.Layout) -> "Attention":
   """The attention that a config names, or that of the platform: `xla` where nothing faster takes the dtype.
 
   Raises InputError where the named one does not run there, or the chip lacks the dtype.

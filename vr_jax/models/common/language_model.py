@@ -61,10 +61,15 @@ class LanguageModel(nnx.Module):
     """Embeddings with features in place of those whose index points to one. axis: the logical one of rows."""
     return jnp.where(index[..., None] >= 0, self._features(index, media, axis).astype(x.dtype), x)
 
+  def merge_features(self, media: PyTree) -> Float[Array, "rows media embed"]:
+    """What stands for media tokens in the first layer. A family whose features are not one array makes one of them here."""
+    return media
+
   def _features(
     self, index: Int[Array, "rows *time"], media: PyTree, axis: str
   ) -> Float[Array, "rows *time embed"]:
     """What stands at each index, any where it is below 0; zeros where there are no media."""
+    media = self.merge_features(media)
     if media.shape[1] == 0:
       return jnp.zeros((*index.shape, media.shape[2]), media.dtype)
     # Media of one frame may stand anywhere in the prompt: each device takes its tokens from all of them.

@@ -8,7 +8,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from vr_jax import errors
 
-# How text is cut before bytes are merged (as Qwen2 does): contractions, words with one sign before them, single digits, signs, spaces.
+# How text is cut before bytes are merged: contractions, words with one sign before them, single
+# digits, signs, spaces.
+# Source: tokenizer.json of Qwen2.
 PIECES = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
   r"|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -6,9 +6,9 @@ import ml_collections
 import tokenizers
 
 from vr_jax.models import family
-from vr_jax.models.common import lora, tokenizer
+from vr_jax.models.common import lora
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import flops, hf_mapping, model, presets, processor
+from vr_jax.models.qwen2_5_vl import flops, hf_mapping, model, presets, processor, tokenizer
 
 
 def with_options(
