@@ -1,4 +1,4 @@
-"""The boundary of models: a family that is registered from here goes through every stage, and no other file knows of it."""
+"""The boundary of models: a family registered from here goes through every stage."""
 
 import json
 

@@ -1,7 +1,9 @@
-"""A family of models that shares little with the built-in ones, to hold the boundary of models against.
+"""A family that shares little with the built-in ones, to hold the boundary of models against.
 
-One position axis with plain rotary; one media token an image, made of the mean colours of a grid of cells by a network of
-one hidden layer; two feature arrays a token; a parallel block of attention and feed-forward, without biases and with as many
+One position axis with plain rotary; one media token an image, made of the mean colours of a grid of
+cells by a network of
+one hidden layer; two feature arrays a token; a parallel block of attention and feed-forward,
+without biases and with as many
 key heads as query heads; a chat template of its own.
 """
 

@@ -21,22 +21,28 @@ GROUPS = ("vision", "connector", "text", "head")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelFamily:
-  """Functions and constants of one `model_type`. A family is one of these, in `models/<name>/family.py`.
+  """Functions and constants of one `model_type`; each `models/<name>/family.py` has one.
 
-  make_config(fields): the config that the fields of a config.json say. Raises InputError naming a field.
-  with_options(config, section): that config with what a recipe's section `config.model` says of the arithmetic.
+  make_config(fields): the config that the fields of a config.json say. Raises InputError naming a
+  field.
+  with_options(config, section): that config with what a recipe's section `config.model` says of the
+  arithmetic.
   make_model(config, rngs=…, layout=…): the network with random weights.
   config_fields(config): the fields of a config.json of its own.
-  make_processor(config, tokenizer, section): section has min_pixels, max_pixels, system and resampling.
+  make_processor(config, tokenizer, section): section has min_pixels, max_pixels, system and
+  resampling.
   load_tokenizer(path): from a tokenizer.json or the directory of a model. Raises InputError.
-  train_tokenizer(texts, vocab_size): learns one. tokenizer_fields(tokenizer): what a config takes from it.
+  train_tokenizer(texts, vocab_size): learns one. tokenizer_fields(tokenizer): what a config takes
+  from it.
   forward_flops(config, frames=, patches=, prefix=, group=, time=): of one prompt and its replies.
 
   weights: the tensors of a Hugging Face file. lora_targets: projections that may get adapters.
-  parameter_groups: group (of GROUPS) -> dotted names of what holds its parameters; each parameter is in one group. Vision and
+  parameter_groups: group (of GROUPS) -> dotted names of what holds its parameters; each parameter
+  is in one group. Vision and
     connector are all that `encode_vision` reads.
   template_words: what the chat template puts around texts, for a tokenizer that is trained.
-  presets: fields of the config.json of releases, by their names. token_fields: ids of special tokens, where no tokenizer is at
+  presets: fields of the config.json of releases, by their names. token_fields: ids of special
+  tokens, where no tokenizer is at
     hand and they change no shape.
   end_token, pad_token: as its tokenizer spells them.
   """

@@ -1,14 +1,18 @@
-"""What the rest of the project asks of a model: protocols, which the classes of each family implement.
+"""The protocols of a model: what the rest of the project calls, and each family implements.
 
     ModelConfig      sizes and constants, as read from a config.json
     LanguageModel    prompts in, hidden states of replies out; with its Prefix and Cache
     Processor        text and pictures in, token ids and vision inputs out, and replies back to text
 
-Nothing outside `models/` knows more of a network than this. What its vision tower takes and gives are pytrees that only the
-family looks into: arrays [prompts, frames, patches, …] and [prompts, media, …] (`common.prompts.VisionShapes`).
+Nothing outside `models/` knows more of a network than this. What its vision tower takes and gives
+are pytrees that only the
+family looks into: arrays [prompts, frames, patches, …] and [prompts, media, …]
+(`common.prompts.VisionShapes`).
 
-Axes: prompts, prefix, group, time, frames, patches, media and axes as in `records`; slots (replies that are decoded), rows
-(replies that are appended to), homes (where the keys and values of replies stay), packed (valid tokens of replies).
+Axes: prompts, prefix, group, time, frames, patches, media and axes as in `records`; slots (replies
+that are decoded), rows
+(replies that are appended to), homes (where the keys and values of replies stay), packed (valid
+tokens of replies).
 """
 
 from collections.abc import Callable, Sequence
@@ -66,7 +70,7 @@ class ModelConfig(Protocol):
 
   @property
   def tower_fields(self) -> dict[str, Any]:
-    """What features of the same pixels depend on, beside the tower's weights and the dtype. JSON-able."""
+    """What features depend on beside pixels, weights of the tower and dtype. JSON-able."""
 
 
 @runtime_checkable
@@ -108,9 +112,10 @@ class Cache(Protocol):
 
 @runtime_checkable
 class LanguageModel(Protocol):
-  """A network in the group layout. An nnx.Module, whose parameters carry logical axes as metadata `axes`.
+  """A network in the group layout. An nnx.Module; its parameters have the metadata `axes`.
 
-  The first reply token's distribution comes from `prefix.hidden`, that of token t + 1 from the hidden state of token t.
+  The first reply token's distribution comes from `prefix.hidden`, that of token t + 1 from the
+  hidden state of token t.
   """
 
   layout: layout_lib.Layout  # where its arrays lie
@@ -120,10 +125,13 @@ class LanguageModel(Protocol):
     """Rows of the vocabulary whose logits an update has in memory at once."""
 
   def encode_vision(self, vision: PyTree) -> PyTree:
-    """Features [prompts, media, …] of vision inputs [prompts, frames, patches, …], those of padding included."""
+    """Runs the vision tower on inputs [prompts, frames, patches, …].
+
+    Returns features [prompts, media, …], those of padding included.
+    """
 
   def prefill(self, prompt: records.Prompt) -> Prefix:
-    """Runs the prompts once, and before them the vision tower where they bring its inputs and not its features."""
+    """Runs the prompts once, after the vision tower if they bring its inputs, not features."""
 
   def extend(
     self,
@@ -134,7 +142,8 @@ class LanguageModel(Protocol):
   ) -> Float[Array, "prompts group time embed"]:
     """Final-normed hidden states of replies; of several turns where there is a suffix.
 
-    Token t sees its prompt and the valid tokens up to t of its own reply. Gradients flow into the prefix.
+    Token t sees its prompt and the valid tokens up to t of its own reply. Gradients flow into the
+    prefix.
     """
 
   def extend_packed(
@@ -155,13 +164,16 @@ class LanguageModel(Protocol):
     media: PyTree,
     rows: slots_lib.Rows,
   ) -> tuple[Float[Array, "rows embed"], Cache]:
-    """What some replies are shown next, each behind what it has written: the hidden state of its last token, and its cache.
+    """Runs what some replies are shown next, each behind what it has written.
 
-    shown: as prompts, whose positions count from 0; media: features [rows, media, …] of its frames. The cache is only read.
+    Returns the hidden state of the last token of each row, and the new part of the cache.
+
+    shown: as prompts, whose positions count from 0; media: features [rows, media, …] of its frames.
+    The cache is only read.
     """
 
   def start_media(self, slots: int, frames: int, patches: int) -> PyTree:
-    """Room for the features of so many frames of so many patches for each of some replies: [slots, media, …], zeros."""
+    """Zero buffer [slots, media, …] for the features of `frames` frames of `patches` patches."""
 
   def start_cache(self, prefix: Prefix, slots: int, length: int) -> Cache:
     """An empty cache for replies of up to `length` tokens."""
@@ -177,7 +189,7 @@ class LanguageModel(Protocol):
     index: Int[Array, ""],
     seats: slots_lib.Seats,
   ) -> tuple[Float[Array, "slots embed"], Cache]:
-    """Feeds token number `index` of the reply in every slot; gives its final-normed hidden state and the cache with it."""
+    """Feeds token number `index` of every slot: (final-normed hidden states, updated cache)."""
 
   def decode_on(
     self,
@@ -189,7 +201,7 @@ class LanguageModel(Protocol):
     rows: slots_lib.Rows,
     seats: slots_lib.Seats,
   ) -> tuple[Float[Array, "slots embed"], Cache]:
-    """As `decode`, of replies that go on: each behind what it has written, which is its slot of `past`.
+    """Like `decode`, for replies that go on: each behind what its slot of `past` holds.
 
     recent: of the tokens fed since, as many for every slot.
     """
@@ -200,7 +212,7 @@ class LanguageModel(Protocol):
     """Of each slot, what its prompt has."""
 
   def decoding_params(self) -> PyTree:
-    """The parameters as decoding reads them, every step anew: whole on each device, in the dtype it computes in."""
+    """The parameters as each step of decoding reads them: gathered, in the dtype of activations."""
 
   def output_rows(self) -> Float[Array, "vocab embed"]:
     """The matrix whose product with a hidden state scores the next token."""
@@ -211,7 +223,7 @@ class LanguageModel(Protocol):
 
 @runtime_checkable
 class Processor(Protocol):
-  """From text, images and videos to what a model reads, and from its tokens back to text. NumPy, on the host.
+  """Encodes text, images and videos for a model, and decodes its tokens. NumPy, on the host.
 
   All methods raise InputError, naming the prompt, where something can't be shown.
   """
@@ -252,7 +264,7 @@ class Processor(Protocol):
     question_first: bool = False,
     name: str = "prompt",
   ) -> prompts.Encoded:
-    """One question about one video, the assistant's turn opened; without frames the question alone (blind)."""
+    """One question about one video, the assistant's turn opened. frames=None: the question alone."""
 
   def encode_seen(
     self,
@@ -264,12 +276,18 @@ class Processor(Protocol):
     question_first: bool = False,
     name: str = "prompt",
   ) -> prompts.Encoded:
-    """As `encode`, of a video whose features [media, …] are known: of its frames only number, height and width count."""
+    """Like `encode`, for a video whose features [media, …] are known.
+
+    shape: number, height and width of its frames.
+    """
 
   def encode_conversation(
     self, turns: Sequence[conversation.Turn], *, open_reply: bool = True, name: str = "prompt"
   ) -> prompts.Encoded:
-    """A conversation with images and videos anywhere in it. open_reply: ends with the head of the assistant's next turn."""
+    """A conversation with images and videos anywhere in it.
+
+    open_reply: it ends with the head of the assistant's next turn.
+    """
 
   def continue_conversation(
     self,
@@ -278,7 +296,7 @@ class Processor(Protocol):
     after: Sequence[int] | Int[np.ndarray, "time"],
     name: str = "observation",
   ) -> prompts.Encoded:
-    """What a conversation goes on with behind the reply `after` (token ids). Positions count from 0."""
+    """What follows the reply `after` (token ids) in a conversation. Positions count from 0."""
 
   def encode_tokens(self, tokens: Sequence[int], name: str = "reply") -> prompts.Encoded:
     """Tokens of text as they are. Positions count from 0."""
@@ -287,7 +305,7 @@ class Processor(Protocol):
     """Tokens of a whole reply, the end of the turn included."""
 
   def reply_length(self, text: str, longest: int) -> int:
-    """Tokens of a reply where they are more than `longest`; else that number, or one between it and `longest`."""
+    """The number of tokens of a reply, or an upper bound that is at most `longest`."""
 
   def decode(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> str:
     """Text of a reply; special tokens leave nothing."""
@@ -312,7 +330,7 @@ class Processor(Protocol):
     frame_buckets: Sequence[int],
     patch_buckets: Sequence[int],
   ) -> None:
-    """Raises what `encode` and `collate` would raise of a question about a video, of which only the shape is known."""
+    """Raises what `encode` and `collate` would raise for a video of this shape."""
 
   def sizes(
     self,
@@ -346,4 +364,4 @@ class Processor(Protocol):
     encoded: Sequence[prompts.Encoded],
     rng: np.random.Generator,
   ) -> Int[np.ndarray, "prompts prefix"]:
-    """The media index of the same prompts, but each with its frames in an order of its own; their times stay."""
+    """The media index of the prompts with each one's frames shuffled; their times stay."""

@@ -60,7 +60,10 @@ def family_of_fields(fields: Mapping[str, Any]) -> family_lib.ModelFamily:
 
 
 def family_in(directory: str | pathlib.Path) -> family_lib.ModelFamily:
-  """That of a Hugging Face directory, or of the release of that name. Raises InputError naming its config.json."""
+  """The family of a Hugging Face directory, or of the release of that name.
+
+  Raises InputError naming its config.json.
+  """
   path = pathlib.Path(directory) / "config.json"
   if not path.is_file() and (found := _preset(directory)):
     return found[0]

@@ -48,8 +48,10 @@ def most_tokens(text: str) -> int:
 class PlainText:
   """Text to tokens over one tokenizer, none of them special.
 
-  Tokens that steer the model (turns, media) come from a chat template alone. Where a text spells one, it is encoded as the
-  signs that it is made of, as transformers does with `sanitize_control_tokens`: no question can end its own turn or stand
+  Tokens that steer the model (turns, media) come from a chat template alone. Where a text spells
+  one, it is encoded as the
+  signs that it is made of, as transformers does with `sanitize_control_tokens`: no question can end
+  its own turn or stand
   for an image.
   """
 

@@ -1,10 +1,13 @@
 """A decoder of stacked layers in the group layout: what language models of all families share.
 
-A prompt is run once and leaves its keys and values; the replies of its group attend to them and to themselves, with one
-softmax over both. So a group of G replies of R tokens to a prompt of P tokens costs P + G R tokens, and the gradient of
+A prompt is run once and leaves its keys and values; the replies of its group attend to them and to
+themselves, with one
+softmax over both. So a group of G replies of R tokens to a prompt of P tokens costs P + G R tokens,
+and the gradient of
 the replies flows into the prompt.
 
-A family adds its weights and says what a layer computes (`project_qkv`, `finish_layer`), how positions become rotary angles
+A family adds its weights and says what a layer computes (`project_qkv`, `finish_layer`), how
+positions become rotary angles
 (`media_angles`, `text_angles`), and its last norm.
 """
 
@@ -27,9 +30,10 @@ Angles = tuple[Float[Array, "*batch half"], Float[Array, "*batch half"]]
 
 
 class Decoder(nnx.Module):
-  """Token embedding, decoder layers, final norm and, where it is not the embedding, the output matrix.
+  """Token embedding, decoder layers, final norm and output matrix, if it is not the embedding.
 
-  A subclass sets `layers`, a module of weights stacked along a leading layers axis, `embedding` [vocab, embed] and, unless they
+  A subclass sets `layers`, a module of weights stacked along a leading layers axis, `embedding`
+  [vocab, embed] and, unless they
   are tied, `head` [vocab, embed].
   """
 
@@ -130,7 +134,10 @@ class Decoder(nnx.Module):
     valid: Bool[Array, "prompts group time"],
     prefix: attention.Block,
   ) -> Float[Array, "prompts group time embed"]:
-    """Final-normed hidden states of replies that continue their prompt's prefix. positions: on all axes, or without that axis, where all is text."""
+    """Final-normed hidden states of replies that continue their prompt's prefix.
+
+    positions: on all axes, or without that axis where all is text.
+    """
     cos, sin = self._angles(positions, x)
     axes = ("prompts", "group", "time", None)
 
@@ -192,8 +199,10 @@ class Decoder(nnx.Module):
   ]:
     """One step: final-normed hidden states, and the keys and values of `recent` with this token's.
 
-    weights: of the layers; pasts: what replies left before the recent. Where the recent are tuples of layers, all of these are,
-    and the prefix lies as they do; in stacks it lies as `prefill` gives it. A stack of layers is only read in the loop over layers, so that a step writes one
+    weights: of the layers; pasts: what replies left before the recent. Where the recent are tuples
+    of layers, all of these are,
+    and the prefix lies as they do; in stacks it lies as `prefill` gives it. A stack of layers is
+    only read in the loop over layers, so that a step writes one
     position of it, behind the loop, instead of copying it.
     """
     cos, sin = self.text_angles(positions)
@@ -245,7 +254,7 @@ class Decoder(nnx.Module):
     Float[Array, "layers rows kv_heads head_dim time"] | tuple[Array, ...],
     Float[Array, "layers rows kv_heads time head_dim"] | tuple[Array, ...],
   ]:
-    """Final-normed hidden states of what some replies are shown next, and the keys and values to be written behind theirs."""
+    """Final-normed hidden states of what some replies are shown next, with its keys and values."""
     cos, sin = self._angles(positions, x)
     axes = ("slots", None, None)
 

@@ -1,6 +1,7 @@
 """FLOPs of a model's matrix products; a multiply-add is two.
 
-Of attention, only pairs of a query and a key that may see each other are counted. Norms, rotary and softmax are left out.
+Of attention, only pairs of a query and a key that may see each other are counted. Norms, rotary and
+softmax are left out.
 """
 
 import dataclasses
@@ -8,7 +9,10 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextSizes:
-  """Of a language model. layer_weights: of one layer; kv_width: features of the keys and values of a token in one layer."""
+  """Sizes of a language model.
+
+  layer_weights: numbers of one layer. kv_width: features of a token's keys and values in one layer.
+  """
 
   layers: int
   layer_weights: int
@@ -40,8 +44,10 @@ def training(
 ) -> float:
   """A step on that work: forward, and backward where something is trained.
 
-  base_frozen: adapters alone are trained, so that the backward pass forms no gradient of the weights (adapters
-  themselves are not counted). rematerialised: what has a backward pass is computed a second time before it.
+  base_frozen: adapters alone are trained, so that the backward pass forms no gradient of the
+  weights (adapters
+  themselves are not counted). rematerialised: what has a backward pass is computed a second time
+  before it.
   """
   factor = 1 + (1 if base_frozen else 2) + rematerialised
   vision = work.vision * (1 if vision_frozen else factor)

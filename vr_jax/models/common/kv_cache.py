@@ -1,4 +1,4 @@
-"""Keys and values: those that prompts leave for their replies, and those of replies that are being sampled."""
+"""Keys and values: of prompts, which their replies read, and of replies being sampled."""
 
 from collections.abc import Callable
 import dataclasses
@@ -13,7 +13,8 @@ from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import attention
 
 
-# Tree transformations rebuild these with leaves that are no arrays, so their fields are not checked at run time.
+# Tree transformations rebuild these with leaves that are no arrays, so their fields are not checked
+# at run time.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check
@@ -42,9 +43,10 @@ class Prefix:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check
 class DecodeConstants:
-  """What every step of decoding reads: weights of the layers by name, what prompts left, and where their replies start.
+  """What every step of decoding reads: layer weights by name, prompts, starts of replies.
 
-  Of few layers there are tuples of theirs, made once, keys and values as `Cache` has them: each step would cut them out of
+  Of few layers there are tuples of theirs, made once, keys and values as `Cache` has them: each
+  step would cut them out of
   stacks, and turn them.
   """
 
@@ -59,7 +61,8 @@ class DecodeConstants:
 class Cache:
   """Keys and values of replies being sampled; positions not yet written are 0.
 
-  They lie as the products of each step read them: otherwise a step would bring them in that order first. Of few layers there
+  They lie as the products of each step read them: otherwise a step would bring them in that order
+  first. Of few layers there
   are tuples of theirs, as `DecodeConstants` has them.
   """
 

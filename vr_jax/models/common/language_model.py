@@ -1,13 +1,17 @@
-"""A language model that sees, as one module: prompts in, hidden states of replies out, in the group layout.
+"""A vision language model in the group layout: prompts in, hidden states of replies out.
 
     prefix = model.prefill(prompt)                      each prompt once, its vision too
-    hidden = model.extend(prefix, tokens, valid)        all replies of all groups at once: what the update runs
+    hidden = model.extend(prefix, tokens, valid)        all replies of all groups at once: what the
+    update runs
     cache, read = model.start_cache(prefix, slots, length), model.prepare_decode(prefix)
-    hidden, cache = model.decode(read, cache, tokens, index, seats)     one token a slot: what the sampler runs
-    hidden, new = model.append(prefix, cache, shown, media, rows)   what some replies are shown next: texts and frames
+    hidden, cache = model.decode(read, cache, tokens, index, seats)     one token a slot: what the
+    sampler runs
+    hidden, new = model.append(prefix, cache, shown, media, rows)   what some replies are shown
+    next: texts and frames
     model.logits(hidden)
 
-The first reply token's distribution comes from `prefix.hidden`, that of token t + 1 from the hidden state of token t.
+The first reply token's distribution comes from `prefix.hidden`, that of token t + 1 from the hidden
+state of token t.
 A family gives it a vision tower and a decoder; it implements `interface.LanguageModel`.
 """
 
@@ -27,9 +31,10 @@ from vr_jax.models.common import slots as slots_lib
 
 
 class LanguageModel(nnx.Module):
-  """The whole model. Parameters are float32; activations are of `config.dtype` and lie as `layout` says.
+  """The whole model. Parameters are float32, activations `config.dtype`, placed by `layout`.
 
-  vision: what the vision tower's inputs [prompts, frames, patches, …] become, features [prompts, media, …]; text: the decoder.
+  vision: what the vision tower's inputs [prompts, frames, patches, …] become, features [prompts,
+  media, …]; text: the decoder.
   """
 
   def __init__(
@@ -58,11 +63,11 @@ class LanguageModel(nnx.Module):
     media: PyTree,
     axis: str = "prompts",
   ) -> Float[Array, "rows *time embed"]:
-    """Embeddings with features in place of those whose index points to one. axis: the logical one of rows."""
+    """Embeddings with features where the index names one. axis: the logical axis of rows."""
     return jnp.where(index[..., None] >= 0, self._features(index, media, axis).astype(x.dtype), x)
 
   def merge_features(self, media: PyTree) -> Float[Array, "rows media embed"]:
-    """What stands for media tokens in the first layer. A family whose features are not one array makes one of them here."""
+    """The input embeddings of media tokens. A family with several feature arrays merges them."""
     return media
 
   def _features(
@@ -72,12 +77,13 @@ class LanguageModel(nnx.Module):
     media = self.merge_features(media)
     if media.shape[1] == 0:
       return jnp.zeros((*index.shape, media.shape[2]), media.dtype)
-    # Media of one frame may stand anywhere in the prompt: each device takes its tokens from all of them.
+    # Media of one frame may stand anywhere in the prompt: each device takes its tokens from all of
+    # them.
     media = self.layout.place(media, (axis, None, None))
     return jax.vmap(lambda media, index: media[index])(media, jnp.maximum(index, 0))
 
   def prefill(self, prompt: records.Prompt) -> kv_cache.Prefix:
-    """Runs the prompts once, and before them the vision tower where they bring patches and not its features."""
+    """Runs the prompts once, after the vision tower if they bring its inputs, not features."""
     valid = jnp.asarray(prompt.kind) != records.Kind.PAD
     x = self.embed(prompt, self._media(prompt))
     hidden, keys, values = self.text.prefill(x, jnp.asarray(prompt.positions), valid)
@@ -106,7 +112,8 @@ class LanguageModel(nnx.Module):
   ) -> Float[Array, "prompts group time embed"]:
     """Final-normed hidden states of replies; of several turns where there is a suffix.
 
-    Token t sees its prompt and the valid tokens up to t of its own reply. Gradients flow into the prefix, and into the tower
+    Token t sees its prompt and the valid tokens up to t of its own reply. Gradients flow into the
+    prefix, and into the tower
     where a suffix brings patches and not its features.
     """
     embedded = self.text.embed(tokens, packing_lib.REPLIES)
@@ -144,9 +151,12 @@ class LanguageModel(nnx.Module):
     media: PyTree,
     rows: slots_lib.Rows,
   ) -> tuple[Float[Array, "rows embed"], kv_cache.Cache]:
-    """What some replies are shown next, each behind what it has written: the hidden state of its last token, and its keys and values.
+    """Runs what some replies are shown next, each behind what it has written.
 
-    shown: as prompts, whose positions count from 0; media: what the tower made of its frames. The cache is only read:
+    Returns the hidden state of the last token of each row, and the new keys and values.
+
+    shown: as prompts, whose positions count from 0; media: what the tower made of its frames. The
+    cache is only read:
     `Cache.written` puts the new keys and values into it.
     """
     valid = jnp.asarray(shown.kind) != records.Kind.PAD
@@ -158,15 +168,16 @@ class LanguageModel(nnx.Module):
     return _last(hidden, valid), kv_cache.Cache(keys=keys, values=values)
 
   def start_media(self, slots: int, frames: int, patches: int) -> PyTree:
-    """Room for the features of so many frames of so many patches for each of some replies: [slots, media, …], zeros."""
+    """Zero buffer [slots, media, …] for the features of `frames` frames of `patches` patches."""
     shapes = self.config.vision_shapes
     empty = shapes.features(jnp.zeros, slots, frames * shapes.media_tokens(patches))
     return jax.tree.map(lambda x: self.layout.place(x, ("slots", *[None] * (x.ndim - 1))), empty)
 
   def decoding_params(self) -> PyTree:
-    """The parameters as decoding reads them, every step anew: of the language model whole rows, in the dtype it computes in.
+    """The parameters as each step of decoding reads them: gathered, in the dtype of activations.
 
-    Split rows would be sent to all devices for every token; here they are sent once. Adapters keep their dtype: they are
+    Split rows would be sent to all devices for every token; here they are sent once. Adapters keep
+    their dtype: they are
     scaled before they are cast. The vision tower's stay as they are.
     """
 
@@ -210,7 +221,7 @@ class LanguageModel(nnx.Module):
     index: Int[Array, ""],
     seats: slots_lib.Seats,
   ) -> tuple[Float[Array, "slots embed"], kv_cache.Cache]:
-    """Feeds token number `index` of the reply in every slot; gives its final-normed hidden state and the cache with it.
+    """Feeds token number `index` of every slot: (final-normed hidden states, updated cache).
 
     Positions before `index` must have been written by the calls before.
     """
@@ -227,9 +238,10 @@ class LanguageModel(nnx.Module):
     rows: slots_lib.Rows,
     seats: slots_lib.Seats,
   ) -> tuple[Float[Array, "slots embed"], kv_cache.Cache]:
-    """As `decode`, of replies that go on: each behind what it has written, which is its slot of `past`.
+    """Like `decode`, for replies that go on: each behind what its slot of `past` holds.
 
-    recent: of the tokens fed since, as many for every slot; `Cache.written` puts them behind the past.
+    recent: of the tokens fed since, as many for every slot; `Cache.written` puts them behind the
+    past.
     """
     seen = jnp.arange(past.length) < rows.written[:, None]
     block = attention.Block(past.keys, past.values, seen)
@@ -245,7 +257,8 @@ class LanguageModel(nnx.Module):
     start: Int[Array, "slots"],
     *past: attention.Block,
   ) -> tuple[Float[Array, "slots embed"], kv_cache.Cache]:
-    # Split as a parameter is, the table would be sent for every token where it also makes the logits.
+    # Split as a parameter is, the table would be sent for every token where it also makes the
+    # logits.
     x = self.text.embed(tokens, ("slots",), whole=True)
     recent = attention.Recent(cache.keys, cache.values, index)
     read = (constants.weights, constants.prefix, recent, *past)

@@ -1,9 +1,12 @@
-"""LoRA: a low-rank path beside the projections of stacked layers, trained alone while the weights stay as they are.
+"""LoRA: a low-rank path beside projections of stacked layers; the weights stay as they are.
 
-A projection by W becomes x W + (alpha / rank) (x A) B, A [*inputs, rank], B [rank, *outputs]: two thin products, and no
-weight of W's size is ever made. A starts at random and B at 0, so a model with fresh adapters computes what it did.
+A projection by W becomes x W + (alpha / rank) (x A) B, A [*inputs, rank], B [rank, *outputs]: two
+thin products, and no
+weight of W's size is ever made. A starts at random and B at 0, so a model with fresh adapters
+computes what it did.
 
-Source: Hu et al., LoRA, arXiv 2106.09685, section 4.1; initial A as in PEFT (uniform, bound 1 / sqrt(inputs)).
+Source: Hu et al., LoRA, arXiv 2106.09685, section 4.1; initial A as in PEFT (uniform, bound 1 /
+sqrt(inputs)).
 """
 
 import dataclasses
@@ -24,7 +27,7 @@ ENDS = (layers.LORA_A, layers.LORA_B)  # of the names of an adapter's matrices
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Targets:
-  """The projections of a family that may get adapters: names of the weights of `text_stack` and of `vision_stack`.
+  """Projections of a family that may get adapters: weights of `text_stack` and `vision_stack`.
 
   merged_inputs: of these, those whose input has two axes, heads and their features.
   """
@@ -110,7 +113,7 @@ def without(params: PyTree) -> PyTree:
 
 
 def merged(params: PyTree, parameter: str, adapters: Adapters, dtype: DTypeLike) -> Array:
-  """One weight with its adapter worked in, computed in float32; as it is where it has none. In `dtype`."""
+  """One weight, in `dtype`, with its adapter, if it has one, merged in float32."""
   flat = weight_mapping.flat(params)
   weight = flat[parameter].get_value()
   if parameter not in adapters.parameters:

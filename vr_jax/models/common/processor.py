@@ -1,4 +1,4 @@
-"""From text, images and videos to what a model reads, and from its tokens back to text: what families share.
+"""Encoding text, images and videos for a model, and decoding its tokens: what families share.
 
 NumPy on the host. What a family decides is in `rules`.
 """
@@ -42,7 +42,8 @@ class Processor(rules.Rules):
     library: whose pixels a resized frame has, torchvision's or pillow's (resize.py).
 
     Raises:
-      InputError: the tokenizer's special tokens are not those of the config, or it has more tokens than the model, or
+      InputError: the tokenizer's special tokens are not those of the config, or it has more tokens
+      than the model, or
         another library.
     """
     self.config = config
@@ -55,11 +56,13 @@ class Processor(rules.Rules):
       found = tokenizer.token_to_id(token)
       if found != number:
         raise errors.InputError(
-          f"tokenizer: {token} is token {found}, but the model's config says {number}; take both from one model"
+          f"tokenizer: {token} is token {found}, but the model's config says {number}; "
+          "take both from one model"
         )
     if tokenizer.get_vocab_size() > config.vocab_size:
       raise errors.InputError(
-        f"tokenizer: has {tokenizer.get_vocab_size()} tokens, but the model only {config.vocab_size}"
+        f"tokenizer: has {tokenizer.get_vocab_size()} tokens, "
+        f"but the model only {config.vocab_size}"
       )
     if library not in resize.RESIZE:
       raise errors.InputError(f"library: is {library!r}, not one of {', '.join(resize.RESIZE)}")
@@ -108,7 +111,7 @@ class Processor(rules.Rules):
     question_first: bool = False,
     name: str = "prompt",
   ) -> prompts.Encoded:
-    """One question about one video, the assistant's turn opened; without frames the question alone (blind).
+    """One question about one video, the assistant's turn opened. frames=None: the question alone.
 
     question_first: the text stands before the video, not after it.
     timestamps: seconds of each frame, rising. Their mean distance is the video's rate.
@@ -130,7 +133,10 @@ class Processor(rules.Rules):
     question_first: bool = False,
     name: str = "prompt",
   ) -> prompts.Encoded:
-    """As `encode`, of a video whose features are known: of its frames only number, height and width (pixels) count."""
+    """Like `encode`, for a video whose features are known.
+
+    shape: number, height and width (pixels) of its frames.
+    """
     grid = self.grid(shape, _rate(timestamps, shape[0], name), name)
     turn = _question(text, conversation.NO_VIDEO, question_first)
     tokens, loss_mask = self._tokenize([turn], [self._count(grid)], open_reply=True)
@@ -155,7 +161,7 @@ class Processor(rules.Rules):
     frame_buckets: Sequence[int],
     patch_buckets: Sequence[int],
   ) -> None:
-    """Raises what `encode` and `collate` would raise of a question about a video, of which only the shape is known.
+    """Raises what `encode` and `collate` would raise for a video of this shape.
 
     shape: frames, height and width (pixels).
     """
@@ -172,12 +178,13 @@ class Processor(rules.Rules):
   def encode_conversation(
     self, turns: Sequence[conversation.Turn], *, open_reply: bool = True, name: str = "prompt"
   ) -> prompts.Encoded:
-    """A conversation with images and videos anywhere in it: token ids, kinds, positions, grids, features, loss mask.
+    """Encodes a conversation with images and videos anywhere in it.
 
     open_reply: ends with the head of the assistant's next turn.
 
     Raises:
-      InputError: media without pixels or too long for their width, or a role that the model does not know.
+      InputError: media without pixels or too long for their width, or a role that the model does
+      not know.
     """
     grids, patches, counts = self._media(turns, name)
     tokens, loss_mask = self._tokenize(turns, counts, open_reply=open_reply)
@@ -190,9 +197,10 @@ class Processor(rules.Rules):
     after: Sequence[int] | Int[np.ndarray, "time"],
     name: str = "observation",
   ) -> prompts.Encoded:
-    """What a conversation goes on with behind the reply `after` (token ids): the end of its turn, turns, the next one opened.
+    """What follows the reply `after` (token ids): the end of its turn, turns, the next one opened.
 
-    The end of the turn is there only where the reply was cut off before it. Positions count from 0, wherever the reply
+    The end of the turn is there only where the reply was cut off before it. Positions count from 0,
+    wherever the reply
     ended; none of it is the assistant's. Raises InputError as `encode_conversation` does.
     """
     grids, patches, counts = self._media(turns, name)
@@ -210,13 +218,15 @@ class Processor(rules.Rules):
     features: PyTree | None = None,
     name: str = "prompt",
   ) -> prompts.Encoded:
-    """Token ids and the patches that their media tokens stand for, in order of appearance: every prompt is made here.
+    """Token ids and the patches that their media tokens stand for; every prompt is made here.
 
-    It is the one place where media tokens are counted against what fills them. patches: None where the features that the
+    It is the one place where media tokens are counted against what fills them. patches: None where
+    the features that the
     tower makes of them are given.
 
     Raises:
-      InputError: the media tokens are not, one run for each, those of the grids; or patches are not those of their grid.
+      InputError: the media tokens are not, one run for each, those of the grids; or patches are not
+      those of their grid.
     """
     kind = self.kinds(tokens)
     self._check_media(kind, grids, patches, name)
@@ -242,11 +252,11 @@ class Processor(rules.Rules):
     return self.join(np.array(tokens, np.int32), [], [], name=name)
 
   def encode_reply(self, text: str) -> list[int]:
-    """Tokens of a whole reply, the end of the turn included: what the model is to write behind an opened turn."""
+    """Tokens of a whole reply behind an opened turn, the end of the turn included."""
     return [*self._template.text(text), self.end_token]
 
   def reply_length(self, text: str, longest: int) -> int:
-    """Tokens of a reply where they are more than `longest`; else that number, or one between it and `longest`."""
+    """The number of tokens of a reply, or an upper bound that is at most `longest`."""
     most = conversation.most_tokens(text) + 1
     return most if most <= longest else len(self.encode_reply(text))
 
@@ -255,7 +265,10 @@ class Processor(rules.Rules):
     return self.tokenizer.decode(np.asarray(ids, int).tolist(), skip_special_tokens=True)
 
   def ends(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> list[int]:
-    """How many characters of `decode` each token and those before it make; half a character counts with what completes it."""
+    """How many characters of `decode` each token and those before it make.
+
+    Half a character counts with what completes it.
+    """
     stream, ends, end = decoders.DecodeStream(skip_special_tokens=True), [], 0
     for token in ids:
       end += len(stream.step(self.tokenizer, int(token)) or "")
@@ -270,7 +283,7 @@ class Processor(rules.Rules):
     frame_buckets: Sequence[int],
     patch_buckets: Sequence[int],
   ) -> records.Prompt:
-    """Stacks prompts, padded on each axis to the smallest bucket that holds the longest of them, as `prompts.pad` does."""
+    """Stacks prompts, padded on each axis to the smallest bucket that holds all of them."""
     sizes = self.sizes(
       encoded,
       prefix_buckets=prefix_buckets,
@@ -289,7 +302,8 @@ class Processor(rules.Rules):
   ) -> prompts.Sizes:
     """The smallest buckets that hold all of these prompts.
 
-    prefix_buckets: tokens of a prompt. frame_buckets: temporal patches of a prompt (0 for batches without media).
+    prefix_buckets: tokens of a prompt. frame_buckets: temporal patches of a prompt (0 for batches
+    without media).
     patch_buckets: patches of one temporal patch, multiples of the patches of a media token.
 
     Raises:
@@ -322,7 +336,7 @@ class Processor(rules.Rules):
     encoded: Sequence[prompts.Encoded],
     rng: np.random.Generator,
   ) -> Int[np.ndarray, "prompts prefix"]:
-    """The media index of the same prompts, but each with its frames in an order of its own; their times stay."""
+    """The media index of the prompts with each one's frames shuffled; their times stay."""
     return prompts.in_random_order(media_index, [len(one.frames) for one in encoded], rng)
 
   def _media(
@@ -341,7 +355,7 @@ class Processor(rules.Rules):
   def _tokenize(
     self, turns: Sequence[conversation.Turn], media_tokens: Sequence[int], *, open_reply: bool
   ) -> tuple[Int[np.ndarray, "prefix"], Bool[np.ndarray, "prefix"]]:
-    """Tokens of a conversation and their loss mask; `media_tokens` counts those of each medium, in order."""
+    """Tokens of a conversation and their loss mask. media_tokens: how many each medium has."""
     if self.system and (not turns or turns[0].role != "system"):
       turns = (conversation.Turn(role="system", parts=(self.system,)), *turns)
     return self._template.apply(turns, media_tokens, open_reply=open_reply)

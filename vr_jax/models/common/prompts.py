@@ -1,7 +1,9 @@
 """Prompts as a model takes them: one encoded conversation, and a batch of them padded.
 
-What a picture becomes is the family's business: a pytree of arrays for each frame, of which this module knows only that their
-leading axis is patches (`VisionShapes`). So is what the vision tower makes of it: a pytree whose leading axis is media tokens.
+What a picture becomes is the family's business: a pytree of arrays for each frame, of which this
+module knows only that their
+leading axis is patches (`VisionShapes`). So is what the vision tower makes of it: a pytree whose
+leading axis is media tokens.
 """
 
 from collections.abc import Sequence
@@ -20,12 +22,15 @@ from vr_jax import errors, records
 class VisionShapes:
   """The shapes of a family's vision inputs and features.
 
-  A frame (temporal patch) is what the vision tower reads at a time, an image or `images_per_frame` frames of a video. It has
+  A frame (temporal patch) is what the vision tower reads at a time, an image or `images_per_frame`
+  frames of a video. It has
   patches, and gives media tokens.
 
-  patch: what pads a frame, a pytree of arrays: each is one patch of padding, its shape and dtype those of every patch.
+  patch: what pads a frame, a pytree of arrays: each is one patch of padding, its shape and dtype
+  those of every patch.
   feature: shapes and dtypes of the features of one media token, a pytree of `jax.ShapeDtypeStruct`.
-  patches_per_token: patches that become one media token. pixels_per_patch: height x width of a patch.
+  patches_per_token: patches that become one media token. pixels_per_patch: height x width of a
+  patch.
   """
 
   patch: PyTree
@@ -55,7 +60,7 @@ class VisionShapes:
     return self.features(jax.ShapeDtypeStruct, rows, frames * self.media_tokens(patches))
 
   def features(self, make: Any, *leading: int) -> PyTree:
-    """What `make(shape, dtype)` gives for each array of features with these leading axes: `np.zeros`, for example."""
+    """Calls `make(shape, dtype)`, say `np.zeros`, for each feature array with leading axes."""
     return jax.tree.map(lambda x: make((*leading, *x.shape), x.dtype), self.feature)
 
   @property
@@ -96,7 +101,7 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frame:
-  """One temporal patch. vision: its inputs, a pytree of arrays [patches, …]; None where its features are known."""
+  """One temporal patch. vision: its arrays [patches, …]; None where its features are known."""
 
   vision: PyTree | None
   patches: int
@@ -104,10 +109,12 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoded:
-  """One conversation as the model takes it, not yet padded. Its media tokens are those of `frames`, in order.
+  """One encoded conversation, not yet padded. Its media tokens are those of `frames`, in order.
 
-  loss_mask: the tokens that the assistant wrote, ends of its turns included: those that supervised training learns.
-  features: of all its media tokens, a pytree of arrays [media, …], where the vision tower has read them before; its frames
+  loss_mask: the tokens that the assistant wrote, ends of its turns included: those that supervised
+  training learns.
+  features: of all its media tokens, a pytree of arrays [media, …], where the vision tower has read
+  them before; its frames
   have no vision inputs then.
   """
 
@@ -142,7 +149,7 @@ def nothing(axes: int) -> Encoded:
 
 
 def joined(parts: Sequence[Encoded], *, name: str) -> Encoded:
-  """One conversation of parts without features, the positions of each going on where those before it ended."""
+  """One conversation of parts without features; positions of each follow those before it."""
   starts = np.cumsum([0, *(part.next_position for part in parts)])
   places = [part.positions + start for part, start in zip(parts, starts, strict=False)]
   return Encoded(
@@ -167,7 +174,10 @@ class Sizes:
 
 
 def bucket(sizes: Sequence[tuple[str, int]], buckets: Sequence[int], what: str) -> int:
-  """The smallest bucket that holds all `sizes` (name, size). Raises InputError naming the one that no bucket holds."""
+  """The smallest bucket that holds all `sizes` (name, size).
+
+  Raises InputError naming the one that no bucket holds.
+  """
   name, size = max(sizes, key=lambda entry: entry[1])
   fitting = [bucket for bucket in buckets if bucket >= size]
   if not fitting:
@@ -182,7 +192,8 @@ def pad(
 ) -> records.Prompt:
   """Prompts of at most these sizes, stacked.
 
-  They hold vision inputs, or, where the features of any of them are known, features; those that are not known are 0.
+  They hold vision inputs, or, where the features of any of them are known, features; those that are
+  not known are 0.
   """
   count = len(encoded)
   tokens = np.full((count, sizes.prefix), pad_token, np.int32)
@@ -221,7 +232,9 @@ def _media_index(one: Encoded, patches: int, shapes: VisionShapes) -> Int[np.nda
 def in_random_order(
   media_index: Int[np.ndarray, "prompts prefix"], frames: Sequence[int], rng: np.random.Generator
 ) -> Int[np.ndarray, "prompts prefix"]:
-  """The same prompts, but each with its temporal patches (as many as `frames` says, of one size) in an order of its own.
+  """The same prompts, each with its temporal patches in a random order of its own.
+
+  frames: how many each has, all of one size.
 
   Their times stay where they are.
   """

@@ -1,4 +1,4 @@
-"""What a family decides of how conversations are shown to its model: tokens, pixels, positions and chat template."""
+"""What a family decides of its prompts: tokens, pixels, positions and chat template."""
 
 import abc
 from collections.abc import Sequence
@@ -13,22 +13,26 @@ from vr_jax.models.common import conversation, prompts
 
 @runtime_checkable
 class Template(Protocol):
-  """A chat template over a tokenizer. slack: tokens that a text may make more between its words than alone."""
+  """A chat template. slack: how many more tokens a text may make inside it than alone."""
 
   slack: int
 
   def apply(
     self, turns: Sequence[conversation.Turn], media_tokens: Sequence[int], *, open_reply: bool
   ) -> tuple[Int[np.ndarray, "prefix"], Bool[np.ndarray, "prefix"]]:
-    """Tokens of a conversation, and which of them its assistant wrote: its text and the end of its turns.
+    """Tokens of a conversation, and which of them the assistant wrote, ends of turns included.
 
-    media_tokens: how many each image or video has, in order. open_reply: ends with the head of the next reply.
+    media_tokens: how many each image or video has, in order. open_reply: ends with the head of the
+    next reply.
     """
 
   def continuation(
     self, turns: Sequence[conversation.Turn], media_tokens: Sequence[int], *, ended: bool
   ) -> Int[np.ndarray, "suffix"]:
-    """What follows a reply: the end of its turn, unless it `ended` with that, these turns, the head of the next reply."""
+    """What follows a reply: the end of its turn, these turns, and the head of the next reply.
+
+    ended: the reply has the end of its turn itself.
+    """
 
   def text(self, text: str) -> list[int]:
     """Tokens of text alone."""
@@ -60,7 +64,7 @@ class Rules(abc.ABC):
 
   @abc.abstractmethod
   def grid(self, shape: tuple[int, int, int], seconds: float | None, name: str) -> prompts.Grid:
-    """The patches of a video of frames, height and width, `seconds` apart; of an image where that is None."""
+    """The grid of a video of this shape, frames `seconds` apart; None: of an image."""
 
   @abc.abstractmethod
   def frame_size(self, grid: prompts.Grid) -> tuple[int, int]:
@@ -81,7 +85,7 @@ class Rules(abc.ABC):
   def frame_inputs(
     self, patches: Float[np.ndarray, "frames patches *patch"], grid: prompts.Grid
   ) -> list[PyTree]:
-    """Of each frame what the vision tower reads: arrays [patches, …], in a tree like `VisionShapes.patch`."""
+    """What the tower reads of each frame: arrays [patches, …] in a tree like `VisionShapes.patch`."""
 
   @abc.abstractmethod
   def positions(

@@ -23,7 +23,8 @@ def train_tokenizer(
   """Learns merges from texts; the same texts in the same order give the same tokenizer.
 
   Ids are the 256 bytes, then the merges, then the special tokens. Text too small for `vocab_size`
-  entries gives fewer: size a model by the tokenizer (`ModelFamily.tokenizer_fields`), not by what was asked for.
+  entries gives fewer: size a model by the tokenizer (`ModelFamily.tokenizer_fields`), not by what
+  was asked for.
 
   Raises:
     InputError: `vocab_size` leaves no room for bytes and special tokens.
@@ -57,7 +58,8 @@ def load_tokenizer(
   """Reads a tokenizer.json, or the one in a model directory.
 
   Raises:
-    InputError: no such file, not a tokenizer, or one of the special tokens that are `needed` is not in it, so that it is not that of
+    InputError: no such file, not a tokenizer, or one of the special tokens that are `needed` is not
+    in it, so that it is not that of
       `owner`.
   """
   path = pathlib.Path(path)

@@ -1,6 +1,7 @@
-"""Which tensors of a Hugging Face file each parameter is, and how the two layouts turn into each other.
+"""Which tensors of a Hugging Face file each parameter is, and how layouts are converted.
 
-Parameters of all layers are one stacked array here and one tensor a layer there. Matrices are [inputs…, outputs…] here
+Parameters of all layers are one stacked array here and one tensor a layer there. Matrices are
+[inputs…, outputs…] here
 and [outputs, inputs] there. A family says which names are which (`WeightMapping`).
 """
 
@@ -22,7 +23,8 @@ ROWS = 64  # of a matrix that are turned at a time: a block and its transpose st
 class Slot:
   """The tensors of one parameter.
 
-  names: bare, one a layer, or the only one. shape: of one layer, ours; file_shape: the same in a file. inputs: how many
+  names: bare, one a layer, or the only one. shape: of one layer, ours; file_shape: the same in a
+  file. inputs: how many
   leading axes of ours stand behind the others in a file; 0 where the order is the same.
   """
 
@@ -35,7 +37,7 @@ class Slot:
   def from_file(
     self, tensor: np.ndarray, index: tuple[slice, ...], target: np.ndarray
   ) -> np.ndarray:
-    """Writes the part `index` (of our axes) of a file's tensor into `target`, in its dtype; returns it."""
+    """Writes the part `index` (of our axes) of a file's tensor into `target`; returns it."""
     axes = self.shape[self.inputs :], self.shape[: self.inputs]
     source = tensor.reshape(*axes[0], *axes[1])
     source = source[(*index[self.inputs :], *index[: self.inputs])]
@@ -58,8 +60,10 @@ class Slot:
 class WeightMapping(abc.ABC):
   """The tensors of a family's parameters.
 
-  names: parameter -> the file's bare tensor name, {} standing for the layer. tables: [vocab, embed] on both sides.
-  merged_inputs: weights whose two leading axes [heads, head_dim] are one in a file. head, embedding: bare names of the output
+  names: parameter -> the file's bare tensor name, {} standing for the layer. tables: [vocab, embed]
+  on both sides.
+  merged_inputs: weights whose two leading axes [heads, head_dim] are one in a file. head,
+  embedding: bare names of the output
   matrix and the token embedding.
   """
 
@@ -84,7 +88,7 @@ class WeightMapping(abc.ABC):
   def file_shape(
     self, config: interface.ModelConfig, parameter: str, shape: tuple[int, ...]
   ) -> tuple[int, ...] | None:
-    """The shape in a file of a parameter (without the axis of layers) whose shape no rule gives; None for all others."""
+    """The shape in a file of a parameter (without layers) that follows no rule; None for others."""
     del config, parameter, shape
     return None
 
@@ -101,7 +105,10 @@ class WeightMapping(abc.ABC):
     }
 
   def adapter_slots(self, parameter: str, shapes: Sequence[tuple[int, ...]]) -> tuple[Slot, Slot]:
-    """The tensors of a weight's adapter, A then B, in a file of PEFT's; `shapes` are those of ours, layers included."""
+    """The tensors of a weight's adapter, A then B, in a file of PEFT's.
+
+    shapes: of our two matrices, layers included.
+    """
     full = f"base_model.model.{self.module(parameter)}"
 
     def slot(end: str, shape: tuple[int, ...], leading: int) -> Slot:

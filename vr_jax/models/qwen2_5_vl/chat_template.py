@@ -10,7 +10,7 @@ from vr_jax.models.common import conversation
 
 
 class Template:
-  """The chat template over one tokenizer. Tokens that steer the model (turns, media) come from it alone.
+  """The chat template over one tokenizer. Tokens of turns and media come from it alone.
 
   slack: tokens that a text may make more between the words of the template than alone.
   """
@@ -25,7 +25,7 @@ class Template:
   def apply(
     self, turns: Sequence[conversation.Turn], media_tokens: Sequence[int], *, open_reply: bool
   ) -> tuple[Int[np.ndarray, "prefix"], Bool[np.ndarray, "prefix"]]:
-    """Tokens of a conversation, and which of them its assistant wrote: its text and the end of its turns.
+    """Tokens of a conversation, and which of them the assistant wrote, ends of turns included.
 
     media_tokens: how many tokens each image or video has, in order.
     open_reply: ends with the head of the assistant's next turn.
@@ -67,9 +67,10 @@ class Template:
     return self._plain.encode(text)
 
   def _text_runs(self, head: str, text: str, ours: bool) -> list[tuple[list[int], bool]]:
-    """Tokens of a stretch of text that opens with `head`; those of the rest are the assistant's, if it is `ours`.
+    """Tokens of text that opens with `head`; the rest is the assistant's, if it is `ours`.
 
-    A token that ends the head and begins the rest (a line break before another) belongs to the rest.
+    A token that ends the head and begins the rest (a line break before another) belongs to the
+    rest.
     """
     tokens = self.text(text)
     if not ours:

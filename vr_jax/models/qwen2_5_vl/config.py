@@ -33,7 +33,8 @@ class VisionConfig:
   fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
   tokens_per_second: int = 4  # steps of the temporal rotary position that make one second
   rope_theta: float = 10000.0
-  # Where text goes on behind a medium: "sides" as transformers from 5.3 on, "largest" as before (see positions.py).
+  # Where text goes on behind a medium: "sides" as transformers from 5.3 on, "largest" as before
+  # (see positions.py).
   text_follows: str = "sides"
 
   @property
@@ -92,8 +93,10 @@ class TextConfig:
 class Config:
   """A whole model, and how it is computed.
 
-  dtype: of activations. remat: what of a layer is computed again in the backward pass (rematerialisation.py). attention:
-  its kernel (attention.py), "" for that of the platform. logit_chunk: rows of the vocabulary whose logits an update has
+  dtype: of activations. remat: what of a layer is computed again in the backward pass
+  (rematerialisation.py). attention:
+  its kernel (attention.py), "" for that of the platform. logit_chunk: rows of the vocabulary whose
+  logits an update has
   in memory at once.
   """
 
@@ -176,7 +179,8 @@ class Config:
   def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
     """Builds a config from Hugging Face's fields, flat (releases) or nested (transformers 5).
 
-    Fields of no consequence for the arithmetic (token ids of a generation, versions) are passed over.
+    Fields of no consequence for the arithmetic (token ids of a generation, versions) are passed
+    over.
 
     Raises:
       InputError: another `model_type`, a field missing, or sizes that do not fit together.

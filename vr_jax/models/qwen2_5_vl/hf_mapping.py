@@ -1,6 +1,7 @@
 """Which tensors of a Hugging Face file each parameter of Qwen2.5-VL is.
 
-Names are those of the releases (`model.layers…`, `visual…`); newer versions of transformers put further prefixes before them,
+Names are those of the releases (`model.layers…`, `visual…`); newer versions of transformers put
+further prefixes before them,
 which `bare` takes off.
 """
 

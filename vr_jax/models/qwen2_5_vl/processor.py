@@ -1,4 +1,4 @@
-"""From text, images and videos to what Qwen2.5-VL reads: its pixel budgets, media tokens and positions."""
+"""Encoding for Qwen2.5-VL: its pixel budgets, media tokens and positions."""
 
 from collections.abc import Sequence
 import math
@@ -49,7 +49,7 @@ class Processor(processor.Processor):
     return kind
 
   def grid(self, shape: tuple[int, int, int], seconds: float | None, name: str) -> prompts.Grid:
-    """The patches of a video of frames, height and width, `seconds` between two frames; of an image where it is None."""
+    """The grid of a video of this shape, frames `seconds` apart; None: of an image."""
     config = self.config.vision
     count, height, width = shape
     if seconds is not None and not 0 < seconds < math.inf:

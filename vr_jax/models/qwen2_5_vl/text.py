@@ -41,7 +41,7 @@ class Layers(nnx.Module):
 
 
 class TextModel(decoder.Decoder):
-  """Token embedding, decoder layers, final norm and, where it is not the embedding, the output matrix."""
+  """Token embedding, decoder layers, final norm and output matrix, if it is not tied."""
 
   def __init__(self, config: config_lib.Config, layout: layout_lib.Layout, *, rngs: nnx.Rngs):
     super().__init__(config, layout)

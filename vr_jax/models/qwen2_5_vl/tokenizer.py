@@ -33,13 +33,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokeniz
 
 
 def load_tokenizer(path: str | pathlib.Path) -> tokenizers.Tokenizer:
-  """Reads a tokenizer.json, or the one in a model directory. Raises InputError where it is none of Qwen2.5-VL's."""
+  """Reads a tokenizer.json, or the one in a directory. Raises InputError if it is another's."""
   needed = (*_NEEDED, "<|image_pad|>", "<|video_pad|>")
   return tokenizer_lib.load_tokenizer(path, needed=needed, owner="Qwen2.5-VL")
 
 
 def config_fields(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
-  """What a model's config takes from its tokenizer, by the config's names: `vocab_size` and the media tokens."""
+  """What a model's config takes from its tokenizer: `vocab_size` and ids of media tokens."""
   return {
     "vocab_size": tokenizer.get_vocab_size(),
     "image_token_id": tokenizer.token_to_id("<|image_pad|>"),

@@ -10,7 +10,7 @@ import numpy as np
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-@typing.no_type_check  # tree transformations rebuild it with leaves that are no arrays, or with those of one patch
+@typing.no_type_check  # tree transformations rebuild it with other leaves, or those of one patch
 class Vision:
   """Media of the prompts as the tower takes them; a place that holds nothing has window -1.
 
