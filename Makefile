@@ -6,8 +6,9 @@ LOWEST := .venv-lowest
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 PYTEST_ARGS ?=
+MUTATION_ARGS ?=
 
-.PHONY: demo test lint format parity lowest clean
+.PHONY: demo test lint format parity lowest mutation clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m vr_jax.main --config=configs/moss_chatv.py:tiny --workdir=runs/demo --mode=all
@@ -26,6 +27,11 @@ format: $(VENV)/.installed-test
 # The reference implementations, for the parity tests to compare with live. PyTorch first: pinned, so that golden
 # files and live runs speak of the same numerics.
 parity: $(VENV)/.installed-parity
+
+# Which small changes of the pure parts their own unit tests notice: an hour; MUTATION_ARGS="--sample=2" is quicker.
+mutation: $(VENV)/.installed-test
+	$(PIP) -e '.[mutation]'
+	$(VENV)/bin/python -m benchmarks.mutation $(MUTATION_ARGS)
 
 # The tests with the oldest versions that setup.py admits, in an environment of their own.
 lowest:

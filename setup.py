@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).parent
 
 TORCH = "torch>=2.10,<3"
 
+# Lower bounds are versions that the tests have run with: `make lowest`.
 REQUIRES = [
   "absl-py>=2.3",
   "array_record>=0.8.1",
@@ -20,12 +21,12 @@ REQUIRES = [
   "jinja2>=3.1.6",
   "ml-collections>=1.1",
   "numpy>=2.1",
-  "optax>=0.2.7",
+  "optax>=0.2.8",
   "orbax-checkpoint>=0.12",
-  "pillow>=11",
-  "protobuf>=5",
+  "pillow>=12.1.1",
+  "protobuf>=6.31.1",
   "rich>=14",
-  "safetensors>=0.6",
+  "safetensors>=0.6.1",
   "simplejpeg>=1.9",
   "tensorboardX>=2.6.4",
   "tensorflow-datasets>=4.9.9",
@@ -36,7 +37,8 @@ BEAM = ["apache-beam>=2.77"]
 
 NOTEBOOK = ["ipykernel>=7", "matplotlib>=3.10"]
 
-# libtpu is TPU's runtime and compiler; jax's own extra names the version that fits it, so that neither is pinned here.
+# libtpu is TPU's runtime and compiler; jax's own extra names the version that fits it, so that
+# neither is pinned here.
 TPU = "jax[tpu]>=0.10,<0.12"
 
 # The major versions whose requests vr_jax/model_endpoint.py speaks.
@@ -51,17 +53,18 @@ EXTRAS = {
     *JUDGE,
     *BEAM,
     "basedpyright>=1.40.2",
-    "beartype>=0.22",
+    "beartype>=0.22.1",
     "hypothesis>=6.140",
     "nbclient>=0.10",
     "nbformat>=5.10",
     "pytest>=9",
     "pytest-xdist>=3.8",
     "ruff>=0.17,<0.18",  # a formatter's next version may format differently
-    # Programs are compiled for chips that no test machine has; wheels exist for Linux on x86-64 only.
+    # Programs are compiled for chips that no test machine has; wheels exist for Linux on x86-64.
     f"{TPU} ; sys_platform == 'linux' and platform_machine == 'x86_64'",
   ],
-  # The reference implementations that parity tests compare with; golden files stand in where they are absent.
+  # The reference implementations that parity tests compare with; golden files stand in where they
+  # are absent.
   "parity": [
     TORCH,
     "dtaidistance>=2.4",
@@ -70,8 +73,10 @@ EXTRAS = {
     "transformers>=5.20,<6",
     "trl>=1.10,<2",
   ],
-  # Whom `benchmarks/text_rollout.py` compares with; in an environment of its own, since it excludes what parity needs.
+  # What `benchmarks/text_rollout.py` compares with; in an environment of its own, since it excludes
+  # what parity needs.
   "peers": ["google-tunix>=0.1.7"],
+  "mutation": ["cosmic-ray>=8.7"],
   "judge": JUDGE,
   "beam": BEAM,  # brings releases of Pillow below 13, of protobuf below 7 and of pyarrow below 26
 }
@@ -94,7 +99,8 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   license_files=["LICENSE"],
-  packages=setuptools.find_packages(include=["vr_jax", "vr_jax.*"]),
+  packages=[*setuptools.find_packages(include=["vr_jax", "vr_jax.*"]), "vr_jax.configs"],
+  package_dir={"vr_jax.configs": "configs"},  # recipes by name, from any directory
   package_data={"vr_jax.eval": ["report_assets/*"]},
   python_requires=">=3.11",
   install_requires=REQUIRES,

@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 from absl import flags
+import numpy as np
 
 from vr_jax import records
 from vr_jax.envs import environment, turns, video_mtr
@@ -169,6 +170,17 @@ def _check(task: video_mtr.VideoMTR, scores: records.Scores, found: Found) -> No
     found.extremes[name] = (min(before[0], least), max(before[1], most))
 
 
+def _finish(
+  task: video_mtr.VideoMTR,
+  examples: Sequence[records.Example],
+  episodes: Sequence[Sequence[environment.Episode]],
+) -> records.Scores:
+  """The scores of a training batch."""
+  segment = np.zeros((len(episodes), len(episodes[0]), 1), np.int32)
+  replies = environment.Replies(episodes=episodes, segment=segment)
+  return task.finish_batch(examples, replies, task.score(examples, replies))[0]
+
+
 def run(replies: int, seed: int = 0) -> dict[str, Any]:
   """Draws at least so many replies, and says what became of them."""
   rng, found, begun = random.Random(seed), Found(), time.perf_counter()
@@ -181,7 +193,7 @@ def run(replies: int, seed: int = 0) -> dict[str, Any]:
       episodes.append(
         [_played(task, examples[-1], pool, relevant, rng, found) for _ in range(_GROUP)]
       )
-    _check(task, task.rewards(examples, episodes), found)
+    _check(task, _finish(task, examples, episodes), found)
   return {
     "replies": found.outcomes.total(),
     "read_as": dict(found.outcomes),

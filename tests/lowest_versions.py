@@ -1,4 +1,4 @@
-"""Prints the lower bound of each requirement of vr_jax and its extra `test`, as constraints for pip.
+"""Prints the lower bound of each requirement of vr_jax and its tests, as constraints for pip.
 
 `make lowest` runs it, and then the tests with these versions.
 """

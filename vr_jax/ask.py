@@ -52,7 +52,6 @@ def ask(argv: Sequence[str]) -> None:
   from rich import console as rich_console
 
   from vr_jax.data import one_video
-  from vr_jax.envs import environment
   from vr_jax.train import config_checks, run_context
 
   config, data = asked.config, asked.config.data
@@ -68,18 +67,15 @@ def ask(argv: Sequence[str]) -> None:
   params, policy = _policy(context, asked.workdir)
   out = rich_console.Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
   out.print(f"{policy} · {asked.video}: {video.duration:g} s, {len(video)} frames", style="dim")
-  if environment.has_turns(context.environment):
-    _turns(context, params, video, asked, out)
-  else:
-    _one_reply(context, params, video, asked, out)
+  _print_episode(context, params, video, asked, out)
 
 
 def session(
   context: "run_context.RunContext", params: "PyTree", pool: "dialogue.Pool"
 ) -> "session.Session":
-  """A session about a pool of frames, as a recipe of several turns evaluates."""
+  """A session about a pool of frames, as the recipe evaluates."""
   from vr_jax import rollout
-  from vr_jax.rollout import multi_turn
+  from vr_jax.rollout import play
 
   return rollout.Session(
     graph=context.graph,
@@ -88,9 +84,10 @@ def session(
     processor=context.processor,
     environment=context.environment,
     decoding=context.decoding(temperature=context.config.eval.temperature),
-    schedule=multi_turn.make_schedule(context.config, turns=context.environment.turns),
+    schedule=play.make_schedule(context.config, turns=context.environment.turns),
     prefix_buckets=tuple(context.config.model.prefix_buckets),
     pool=pool,
+    question_first=context.config.model.question_first,
   )
 
 
@@ -186,7 +183,7 @@ def _policy(context: "run_context.RunContext", workdir: Path | None) -> tuple["P
   return params, f"{workdir}, {stage} step {step}"
 
 
-def _turns(
+def _print_episode(
   context: "run_context.RunContext",
   params: "PyTree",
   video: "one_video.OneVideo",
@@ -203,60 +200,14 @@ def _turns(
     if isinstance(told, session_lib.Outcome):
       _print_answer(told.answer, asked, out)
       return
-    _print_turn(f"Turn {told.number} of {most}", told.frames, told.reply, video, out)
+    title = f"Turn {told.number} of {most}" if most > 1 else "One turn"
+    _print_turn(title, told.frames, told.reply, video, out)
     action = told.action
     if action.kind == "retrieve":
       start, end = video.timestamps[[action.start, action.end]]
       out.print(f"→ frames {action.start} to {action.end}, {start:g} to {end:g} s", style="cyan")
-    elif action.kind == "invalid":
+    elif action.problem:
       out.print(f"→ can't be used: {action.problem}", style="red")
-
-
-def _one_reply(
-  context: "run_context.RunContext",
-  params: "PyTree",
-  video: "one_video.OneVideo",
-  asked: Asked,
-  out: Any,
-) -> None:
-  """Draws the reply of a recipe that has one, and prints it."""
-  import jax
-  import numpy as np
-
-  from vr_jax.rewards import accuracy
-  from vr_jax.rollout import sampler
-
-  config, processor = context.config, context.processor
-  example = records.Example(
-    id="question",
-    video=str(asked.video),
-    question=asked.question,
-    options=asked.options,
-    answer="",
-    problem_type=asked.problem_type,
-    shown=records.Span(start=0.0, end=video.duration),
-  )
-  every = range(len(video))
-  encoded = processor.encode(
-    context.environment.question(example),
-    video.read(every),
-    video.timestamps,
-    question_first=config.model.question_first,
-    name=example.id,
-  )
-  prompt = processor.collate(
-    [encoded],
-    prefix_buckets=config.model.prefix_buckets,
-    frame_buckets=config.model.frame_buckets,
-    patch_buckets=config.model.patch_buckets,
-  )
-  decoding = context.decoding(group=1, rungs=(), temperature=config.eval.temperature)
-  key = jax.random.key(asked.seed)
-  rollout = sampler.sample(context.graph, params, prompt, context.allowed, key, decoding=decoding)
-  said = np.asarray(rollout.tokens)[np.asarray(rollout.kind) == records.Kind.MODEL]
-  reply = processor.decode(said)
-  _print_turn("One turn", every, reply, video, out)
-  _print_answer(accuracy.answer_text(reply), asked, out)
 
 
 def _print_turn(

@@ -60,7 +60,7 @@ def at_size(
     of_released(config, size)
   else:
     known = ", ".join(("tiny", *RELEASES))
-    raise ValueError(f"configs/{config.recipe}.py:{size}: no such size; one of {known}")
+    raise ValueError(f"{size}: no such size; one of {known}")
   return config.lock()
 
 

@@ -53,8 +53,10 @@ def read(recipe: str) -> tuple[ml_collections.ConfigDict, Path]:
     raise errors.InputError(f"{path}: has no function get_config")
   try:
     config = module.get_config(*([size] if colon else []))
-  except (errors.InputError, ValueError) as error:
-    raise errors.InputError(" ".join(str(error).split())) from error
+  except errors.InputError:
+    raise
+  except ValueError as error:
+    raise errors.InputError(f"--config={recipe}: {' '.join(str(error).split())}") from error
   except Exception as error:
     raise errors.InputError(f"{path}: {user_code.describe(error)}") from error
   if not isinstance(config, ml_collections.ConfigDict):

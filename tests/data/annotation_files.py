@@ -6,7 +6,7 @@ from typing import Any
 
 
 def record(**fields: Any) -> dict[str, Any]:
-  """A good record of our schema about a.mp4 (10 s); a field given as None is left out."""
+  """A valid record of this project's schema about a.mp4 (10 s), without fields given as None."""
   value = {
     "id": "one",
     "video": "a.mp4",
@@ -26,7 +26,7 @@ def record(**fields: Any) -> dict[str, Any]:
 
 
 def video_r1_record(**fields: Any) -> dict[str, Any]:
-  """A good record of the Video-R1 family about a.mp4."""
+  """A valid record of the Video-R1 family about a.mp4."""
   value = {
     "problem_id": 7,
     "problem": "What happens next?",
@@ -42,12 +42,12 @@ def video_r1_record(**fields: Any) -> dict[str, Any]:
 
 
 def all_texts(value: dict[str, Any]) -> dict[str, str]:
-  """A record as VideoP2R's RL part has it: every value is a text, that of a list as Python writes it."""
+  """A record as in VideoP2R's RL data: every value is a string, lists as Python writes them."""
   return {field: str(entry) for field, entry in value.items()}
 
 
 def write(path: Path, *values: Any) -> Path:
-  """One value a line: texts as they are, anything else as JSON."""
+  """Writes one value a line: strings as they are, anything else as JSON."""
   lines = [value if isinstance(value, str) else json.dumps(value) for value in values]
   path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
   return path

@@ -1,4 +1,4 @@
-"""One small ingested directory that the tests of the data room share; nobody writes to it."""
+"""A small ingested directory that the tests of the data room share, read-only."""
 
 import dataclasses
 from pathlib import Path

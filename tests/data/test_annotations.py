@@ -220,18 +220,18 @@ BAD_RECORDS = {
     "field 'data_type': 'video', but field 'path' is './chart.PNG'",
   ),
   "audio": (video_r1_record(data_type="audio"), "field 'data_type': 'audio' is neither"),
-  "options in words": (video_r1_record(options="A or B"), "field 'options': is a text that spells"),
+  "options in words": (video_r1_record(options="A or B"), "field 'options': is a text but not"),
   "options of a call": (
     video_r1_record(options="__import__('os').listdir()"),
-    "field 'options': is a text that spells no list",
+    "field 'options': is a text but not a list",
   ),
   "deep options": (
     video_r1_record(options="[" * 100_000),
-    "field 'options': is a text that spells",
+    "field 'options': is a text but not",
   ),
   "options of another kind": (
     video_r1_record(options="{'A': 'red'}"),
-    "field 'options': is a text that spells no list",
+    "field 'options': is a text but not a list",
   ),
   "no answer tags": (video_r1_record(solution="A"), "field 'solution': is not of the form"),
   "wrong solution": (video_r1_record(solution="<answer>C</answer>"), "field 'answer': 'C' is none"),

@@ -28,7 +28,7 @@ def iterate(split, **arguments):
 
 
 def ragged(clip):
-  """A length that one clip has and few others."""
+  """A length that few clips share."""
   return zlib.crc32(clip.example.id.encode()) % 7
 
 
@@ -57,7 +57,7 @@ def test_an_iterator_given_the_state_of_another_goes_on_exactly_there(train, don
   state = json.loads(json.dumps(first.get_state()))
   expected = take(first, 12)
   second = iterate(train, threads=2, length=length)
-  take(second, 3)  # A state must not depend on what the iterator did before.
+  take(second, 3)  # a state must not depend on what the iterator did before
   second.set_state(state)
   assert take(second, 12) == expected
 

@@ -1,4 +1,4 @@
-"""Colours of decoded videos: each file says by which matrix and in which range its numbers are meant."""
+"""Colours of decoded videos: a file says by which matrix and in which range it is meant."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""The feature cache: what it gives back is what it was given, or nothing; and nobody has to look after it."""
+"""The feature cache returns what was put, or nothing, and needs no maintenance."""
 
 import dataclasses
 import json
@@ -17,11 +17,11 @@ from vr_jax.errors import InputError
 
 ABOUT = {"tower": {"weights": "abc", "depth": 2}, "preprocessing": {"max_pixels": 784}}
 SHAPE = (64, 32)
-BYTES = 4 * 64 * 32  # of an entry, beside its header
+BYTES = 4 * 64 * 32  # of an entry, without its header
 
 
 def opened(root, *, about=ABOUT, dtype="float32", entries=100.0):
-  """A cache with room for so many entries."""
+  """Opens a cache with room for `entries` entries."""
   room = entries * (BYTES + 300) / feature_cache.GIB
   return feature_cache.FeatureCache(root, about, dtype=jnp.dtype(dtype), gibibytes=room)
 
@@ -39,9 +39,9 @@ def test_what_was_put_is_found_bit_for_bit_also_by_the_next_run(tmp_path, dtype)
   cache = opened(tmp_path, dtype=dtype)
   assert cache.get("a", SHAPE) == feature_cache.Found()
   cache.put("a", features(dtype=dtype))
-  found = opened(tmp_path, dtype=dtype).get("a", SHAPE).features
-  assert found.dtype == jnp.dtype(dtype)
-  assert found.tobytes() == features(dtype=dtype).tobytes()
+  result = opened(tmp_path, dtype=dtype).get("a", SHAPE).features
+  assert result.dtype == jnp.dtype(dtype)
+  assert result.tobytes() == features(dtype=dtype).tobytes()
   assert {path.name for path in cache.directory.iterdir()} == {"about.json", "a.safetensors"}
 
 
@@ -124,12 +124,12 @@ def test_the_room_is_that_of_all_towers_together(tmp_path):
 
 
 def test_another_tower_has_another_directory_and_the_same_one_the_same(tmp_path):
-  one = opened(tmp_path)
-  one.put("a", features())
+  first = opened(tmp_path)
+  first.put("a", features())
   other = opened(tmp_path, about={**ABOUT, "tower": {"weights": "abd", "depth": 2}})
-  assert other.directory != one.directory
+  assert other.directory != first.directory
   assert other.get("a", SHAPE).features is None
-  assert opened(tmp_path).directory == one.directory
+  assert opened(tmp_path).directory == first.directory
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_the_name_of_a_clip_says_which_frames_in_which_order_and_what_they_hold(
   clips = [load_clip(source[i], store, sampling.Uniform(frames=8)) for i in range(len(source))]
   clip = next(c for c in clips if c.example.video != clips[0].example.video)
   same = [c for c in clips if c.example.video == clip.example.video]
-  assert len(same) == 3  # questions on one video
+  assert len(same) == 3  # questions about the same video
   assert len({feature_cache.name_of(c) for c in same}) == 1
   fewer = dataclasses.replace(
     clip, frame_indices=clip.frame_indices[:4], timestamps=clip.timestamps[:4]

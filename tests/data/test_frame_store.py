@@ -20,7 +20,7 @@ def store(tmp_path):
     videos.write(tmp_path / "videos" / name, frames=40 + 8 * index, size=64 + 16 * index)
   (tmp_path / "store").mkdir()
   pairs = [(name, tmp_path / "videos" / name) for name in NAMES]
-  # A shard holds about two of the videos.
+  # A shard has room for about two of the videos.
   return frame_store.write(tmp_path / "store", pairs, **CUT, shard_megabytes=0.015)
 
 
@@ -78,7 +78,7 @@ def test_a_flipped_byte_is_an_error_that_names_shard_and_record_and_spares_the_o
 
 
 def test_a_record_that_is_whole_but_not_the_one_written_is_an_error(store, tmp_path):
-  """As when a shard of another ingestion is copied over: ArrayRecord's own checksums agree."""
+  """For example a shard copied from another ingestion: ArrayRecord's own checksums agree."""
   (tmp_path / "other").mkdir()
   videos.write(tmp_path / "other.mp4", frames=40, times=[index / 8 for index in range(1, 41)])
   name = tmp_path / "videos" / "d.mp4"

@@ -1,4 +1,4 @@
-"""NExT-GQA and QVHighlights in their released layouts, in files written here: what becomes of them, and what is left out."""
+"""Reading NExT-GQA and QVHighlights in their released layouts, and which questions are dropped."""
 
 import json
 
@@ -32,25 +32,25 @@ def _nextgqa(tmp_path, *rows, spans=None, header=HEADER, limits=None):
   return nextgqa.read(questions, tmp_path / "gsub_val.json", tmp_path / "map.json", limits=limits)
 
 
-def _read(tmp_path, found, videos):
-  """Through the reader that ingestion uses."""
+def _read(tmp_path, result, videos):
+  """Reads the kept records as ingestion does."""
   path = tmp_path / "annotations.jsonl"
-  atomic.write_json_lines(path, found.kept)
+  atomic.write_json_lines(path, result.kept)
 
   def stop(_, error):
     raise error
 
-  return [one.example for one in annotations.read(path, frozenset(videos), on_bad=stop)]
+  return [question.example for question in annotations.read(path, frozenset(videos), on_bad=stop)]
 
 
 def test_a_question_of_nextgqa_becomes_a_multiple_choice_with_its_seconds(tmp_path):
-  found = _nextgqa(tmp_path, _row())
-  (example,) = _read(tmp_path, found, {"0101/11.mp4"})
+  result = _nextgqa(tmp_path, _row())
+  (example,) = _read(tmp_path, result, {"0101/11.mp4"})
   assert (example.id, example.answer, example.source) == ("11_3", "B", "NExT-GQA")
   assert example.question == "What does the cat do?"
   assert example.options == ("A. run", "B. sit down", "C. eat", "D. hide", "E. jump")
   assert [(span.start, span.end) for span in example.relevant] == [(5.5, 9)]
-  assert found.dropped == {}
+  assert result.dropped == {}
 
 
 def test_what_is_left_out_of_nextgqa_is_counted_by_reason(tmp_path):
@@ -64,16 +64,16 @@ def test_what_is_left_out_of_nextgqa_is_counted_by_reason(tmp_path):
     *[_row(video="12", qid="0"), _row(video="14", qid="0"), _row(answer="fly"), _row(question=" ")],
     _row(options="run,sit down,eat, run ,jump"),
   ]
-  found = _nextgqa(tmp_path, *rows, spans=spans)
-  assert [record["id"] for record in found.kept] == ["11_1"]
-  assert found.dropped == {"wide": 1, "no span": 3, "short": 1, "no video": 1, "options": 3}
+  result = _nextgqa(tmp_path, *rows, spans=spans)
+  assert [record["id"] for record in result.kept] == ["11_1"]
+  assert result.dropped == {"wide": 1, "no span": 3, "short": 1, "no video": 1, "options": 3}
   wider = _nextgqa(tmp_path, *rows, spans=spans, limits=grounding.Filter(seconds=10.0, share=0.6))
   assert len(wider.kept) == 3
 
 
 def test_spans_are_put_in_order_joined_and_cut_to_the_video():
   def merged(*pairs):
-    return grounding.merged([list(pair) for pair in pairs], 21.0, "here")
+    return grounding.merge_spans([list(pair) for pair in pairs], 21.0, "here")
 
   assert merged((9.2, 21.5), (0, 6.1), (5, 7)) == [[0, 7], [9.2, 21]]
   assert merged((2, 2), (22, 25), (-1, 3)) == [[0, 3]]
@@ -82,10 +82,10 @@ def test_spans_are_put_in_order_joined_and_cut_to_the_video():
 
 
 def test_commas_and_quotes_within_a_column_are_read(tmp_path):
-  found = _nextgqa(
+  result = _nextgqa(
     tmp_path, _row(answer='"wave, then sit"', options='run,"wave, then sit",eat,hide,jump')
   )
-  assert found.kept[0]["answer"] == "B"
+  assert result.kept[0]["answer"] == "B"
 
 
 @pytest.mark.parametrize(
@@ -171,13 +171,13 @@ def test_a_rewritten_moment_of_qvhighlights_becomes_a_multiple_choice(tmp_path):
   files = _qvhighlights(
     tmp_path, [_moment(8), _moment(9)], [_rewrite(8), _rewrite("9", options=options)]
   )
-  found = qvhighlights.read(*files)
-  first, second = _read(tmp_path, found, {"abc_60.0_210.0.mp4"})
+  result = qvhighlights.read(*files)
+  first, second = _read(tmp_path, result, {"abc_60.0_210.0.mp4"})
   assert (first.id, first.question, first.answer) == ("qvhighlights_8", "What swims?", "B")
   assert first.options == ("A. a cat", "B. a dog", "C. a man", "D. nothing")
   assert [(span.start, span.end) for span in first.relevant] == [(70, 110)]
   assert second.options == ("A. a cat", "B. a dog", "C. a man", "D. no one")
-  assert found.dropped == {}
+  assert result.dropped == {}
 
 
 def test_what_is_left_out_of_qvhighlights_is_counted_by_reason(tmp_path):
@@ -188,9 +188,15 @@ def test_what_is_left_out_of_qvhighlights_is_counted_by_reason(tmp_path):
   files = _qvhighlights(
     tmp_path, moments, [_rewrite(1), {"qid": 2, "suitable": False}, _rewrite(4)]
   )
-  found = qvhighlights.read(*files)
-  assert [record["id"] for record in found.kept] == ["qvhighlights_1"]
-  assert found.dropped == {"unsuitable": 1, "not rewritten": 1, "short": 1, "wide": 1, "no span": 1}
+  result = qvhighlights.read(*files)
+  assert [record["id"] for record in result.kept] == ["qvhighlights_1"]
+  assert result.dropped == {
+    "unsuitable": 1,
+    "not rewritten": 1,
+    "short": 1,
+    "wide": 1,
+    "no span": 1,
+  }
   worth = qvhighlights.moments(files[0])
   assert [(moment.qid, moment.query) for moment in worth.kept] == [
     (qid, "A dog swims.") for qid in "123"

@@ -18,7 +18,7 @@ SKIP = ingest.IngestConfig(fps=1.0, on_bad="skip")
 
 @pytest.fixture
 def inputs(tmp_path):
-  """Two videos with a question each."""
+  """Two videos with one question each."""
   for name in ("a.mp4", "b.mp4"):
     videos.write(tmp_path / "videos" / name)
   values = [record(id=name, video=name) for name in ("a.mp4", "b.mp4")]
@@ -42,15 +42,15 @@ def test_everything_is_written_and_can_be_opened(ingested):
     skipped_videos=0,
     skipped_records=0,
   )
-  seen = {}
+  splits_of = {}
   for split, count in ingested.report.examples.items():
     source, store = ingest.open_split(ingested.output, split)
     assert len(source) == count
     for example in source:
       assert store.read(example.video, [0, 9]).shape == (2, 64, 64, 3)
-      seen.setdefault(example.video, set()).add(split)
-  assert len(seen) == 10
-  assert all(len(splits) == 1 for splits in seen.values())
+      splits_of.setdefault(example.video, set()).add(split)
+  assert len(splits_of) == 10
+  assert all(len(splits) == 1 for splits in splits_of.values())
   assert not (ingested.output / "bad_records.jsonl").exists()
 
 
@@ -65,9 +65,9 @@ def test_each_video_is_decoded_once_and_only_if_asked_about(inputs, monkeypatch)
 
 
 def test_progress_is_told_after_each_video(inputs):
-  told = []
-  run(inputs, progress=lambda done, total: told.append((done, total)))
-  assert told == [(1, 2), (2, 2)]
+  calls = []
+  run(inputs, progress=lambda done, total: calls.append((done, total)))
+  assert calls == [(1, 2), (2, 2)]
 
 
 def test_a_complete_output_is_left_as_it_is(inputs, monkeypatch):
@@ -243,7 +243,7 @@ def test_split_fractions_over_one_are_an_error(inputs):
 
 
 def make_noise_videos(root):
-  """Enough bytes for a disk to fill up in the middle of every file of the output."""
+  """Videos of noise: large enough that a disk may fill up in the middle of any output file."""
   rng = np.random.default_rng(0)
   noise = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(80)]
   for name in ("a.mp4", "b.mp4"):

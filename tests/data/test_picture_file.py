@@ -1,4 +1,4 @@
-"""Pictures: clips of one frame, through the same frame store as videos."""
+"""Pictures: clips of one frame in the same frame store as videos."""
 
 import io
 import json

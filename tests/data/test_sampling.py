@@ -24,7 +24,7 @@ def seconds(total, fps):
 
 
 def test_indices_are_those_of_pytorch_linspace_and_round_on_golden_cases():
-  """Golden file from torch 2.13, by tests/golden/frame_sampling.py; equal to the index."""
+  """The golden file of torch 2.13 (see tests/golden/frame_sampling.py): every index is equal."""
   for case in json.loads(GOLDEN.read_text()):
     first, last, indices = case["first"], case["last"], case["indices"]
     rule = sampling.Uniform(frames=len(indices))
@@ -45,7 +45,7 @@ def test_indices_are_those_of_pytorch_linspace_and_round_on_random_cases():
 
 
 def qwen_frame_count(total, video_fps, rule):
-  """smart_nframes of qwen-vl-utils 0.0.14 at frame factor 2, written out."""
+  """smart_nframes of qwen-vl-utils 0.0.14 with frame factor 2, reimplemented."""
   minimum, maximum = math.ceil(rule.min_frames / 2) * 2, math.floor(rule.max_frames / 2) * 2
   count = min(min(max(total / video_fps * rule.fps, minimum), maximum), total)
   return math.floor(count / 2) * 2

@@ -21,7 +21,7 @@ def pixels(jpeg):
 
 
 def greys(result):
-  """What the frames' lower right says: the index of each in the video file."""
+  """The index of each frame in its video file, read from the grey at its lower right."""
   return [round((pixels(jpeg)[-8:, -8:].mean() - 10) / 3) for jpeg in result.jpegs]
 
 
@@ -95,7 +95,7 @@ def bad_files(directory):
   def jpeg(path):
     Image.fromarray(videos.picture(0)).save(path, "JPEG")
 
-  # A missing tail that starts between two packets leaves no damaged packet behind.
+  # A file that ends between two packets has no damaged packet.
   cases = {
     "missing.mp4": lambda path: None,
     "zero.mp4": lambda path: path.write_bytes(b""),

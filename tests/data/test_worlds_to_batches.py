@@ -1,4 +1,4 @@
-"""The simulator's videos and annotations, through ingestion, to batches."""
+"""Simulated videos and annotations through ingestion to batches."""
 
 import json
 

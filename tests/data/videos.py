@@ -1,4 +1,4 @@
-"""Small video files of every kind, good and bad, drawn for the tests of the data room."""
+"""Writes small video files, good and bad, for the tests of the data room."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def picture(index: int, *, size: int = 64) -> UInt8[np.ndarray, "size size 3"]:
-  """Frame `index` of every test video: a grey that says the index, with a red mark in the upper left."""
+  """Frame `index` of a test video: a grey that encodes the index, a red mark at the top left."""
   image = np.full((size, size, 3), 10 + 3 * (index % 80), np.uint8)
   image[: size // 4, : size // 4] = (220, 20, 20)
   return image
@@ -26,7 +26,7 @@ def write(
   pictures: list[UInt8[np.ndarray, "height width 3"]] | None = None,
   container_options: dict[str, str] | None = None,
 ) -> Path:
-  """An H.264 file; `times` (seconds) replaces the even frame times, `pictures` what is drawn."""
+  """Writes an H.264 file. `times` (seconds) and `pictures` replace the default times and frames."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with av.open(str(path), "w", options=container_options or {}) as container:
     stream = container.add_stream("libx264", rate=fps, options={"crf": "10"})
@@ -44,7 +44,7 @@ def write(
 
 
 def write_audio(path: Path) -> Path:
-  """An .mp4 of a second of silence."""
+  """Writes an .mp4 with a second of silence and no video."""
   with av.open(str(path), "w") as container:
     stream = container.add_stream("aac", rate=16000, layout="mono")
     for _ in range(16):
@@ -57,7 +57,7 @@ def write_audio(path: Path) -> Path:
 
 
 def damage(path: Path, *, start: float, length: int) -> Path:
-  """Flips `length` bytes of a file from the fraction `start` of it on."""
+  """Changes `length` bytes of a file, from the fraction `start` of its size on."""
   data = bytearray(path.read_bytes())
   begin = int(len(data) * start)
   for index in range(begin, begin + length):
@@ -67,7 +67,7 @@ def damage(path: Path, *, start: float, length: int) -> Path:
 
 
 def truncate(path: Path, fraction: float) -> Path:
-  """Cuts a file off."""
+  """Keeps only the first `fraction` of a file."""
   data = path.read_bytes()
   path.write_bytes(data[: int(len(data) * fraction)])
   return path

@@ -43,9 +43,7 @@ def _score(*replies, **changes):
 
 
 def _said(texts):
-  return environment.Replies(
-    texts=texts, segment=np.zeros((len(texts), len(texts[0]), 1), np.int32)
-  )
+  return environment.Replies.from_texts(texts, np.zeros((len(texts), len(texts[0]), 1), np.int32))
 
 
 def test_it_is_an_environment():

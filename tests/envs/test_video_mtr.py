@@ -150,10 +150,26 @@ def test_a_window_that_leaves_turns_out_is_refused():
 
 
 def _scores(task, *episodes, relevant=(20, 21), pool=64):
+  return _finished(task, *episodes, relevant=relevant, pool=pool)[0]
+
+
+def _finished(task, *episodes, relevant=(20, 21), pool=64):
+  """(scores of a training batch, its counts)."""
   played = [
-    [environment.Episode(pool=pool, relevant=relevant, replies=tuple(said)) for said in episodes]
+    environment.Episode(pool=pool, relevant=relevant, replies=tuple(said)) for said in episodes
   ]
-  return task.rewards([EXAMPLE], played)
+  return _finish(task, [EXAMPLE], [played])
+
+
+def _finish(task, examples, episodes, **options):
+  replies = _replies(episodes)
+  return task.finish_batch(examples, replies, task.score(examples, replies), **options)
+
+
+def _replies(episodes):
+  return environment.Replies(
+    episodes=episodes, segment=np.zeros((len(episodes), len(episodes[0]), 1), np.int32)
+  )
 
 
 def test_turns_earn_by_what_they_look_at_and_by_the_answer():
@@ -178,20 +194,19 @@ def test_a_look_that_is_worse_than_the_first_frames_costs_what_is_lost():
 
 def test_evidence_outside_the_pool_is_evidence_that_is_not_known():
   task = _task()
-  scores = _scores(task, [look(20, 21), RIGHT], relevant=(64, 99, -1))
+  scores, counts = _finished(task, [look(20, 21), RIGHT], relevant=(64, 99, -1))
   assert (scores.rewards["relevance"] == 0).all()
-  counts = task.counts()
   assert counts["relevance/unscored"] == 1 and "frame_recall" not in counts
 
 
 def test_of_evidence_partly_outside_the_pool_the_part_inside_counts():
   cut, inside = _task(), _task()
   said = [look(20, 21), RIGHT], [look(20, 23), RIGHT]
-  scores = _scores(cut, *said, relevant=(-1, 20, 21, 64, 99))
-  expected = _scores(inside, *said, relevant=(20, 21))
+  scores, counts = _finished(cut, *said, relevant=(-1, 20, 21, 64, 99))
+  expected, wanted = _finished(inside, *said, relevant=(20, 21))
   np.testing.assert_array_equal(scores.total, expected.total)
   assert scores.rewards["relevance"][0, :, 0].tolist() == [0.5, 0.5]
-  assert cut.counts() == inside.counts()
+  assert counts == wanted
 
 
 def test_prompts_of_one_batch_may_have_pools_of_different_sizes():
@@ -199,7 +214,7 @@ def test_prompts_of_one_batch_may_have_pools_of_different_sizes():
   played = [
     [environment.Episode(pool=pool, relevant=(1,), replies=(look(0, 1), RIGHT))] for pool in (2, 64)
   ]
-  both = _task().rewards([EXAMPLE, EXAMPLE], played)
+  both, _ = _finish(_task(), [EXAMPLE, EXAMPLE], played)
   np.testing.assert_array_equal(both.total, np.concatenate([one.total for one in alone]))
 
 
@@ -212,10 +227,9 @@ def test_the_codes_variant_scores_by_its_own_rules():
 def test_retrieving_seldom_is_rewarded_until_it_is_done_often_enough_in_a_row():
   task = _task(exploration=exploration.Rule(patience=2))
   rare = [[RIGHT]] * 10 + [[look(0, 1), WRONG]]
-  scores = _scores(task, *rare)
+  scores, counts = _finished(task, *rare)
   assert scores.rewards["exploration"][0, -1].tolist() == [1, 0, 0]
   assert scores.total[0, -1, 0] == 1
-  counts = task.counts()
   assert counts["retrieval_rate"] == counts["exploration/share"] == pytest.approx(1 / 12)
   often = [[look(0, 1), RIGHT]] * 2
   _scores(task, *often)
@@ -229,11 +243,11 @@ def test_retrieving_seldom_is_rewarded_until_it_is_done_often_enough_in_a_row():
   assert _scores(again, *rare).rewards["exploration"].max() == 1
 
 
-def test_counts_are_of_what_came_since_they_were_last_asked_for():
+def test_counts_are_those_of_the_batch():
   task = _task()
-  assert task.counts() == {}
-  _scores(task, [JUNK, RIGHT], [look(20, 21), RIGHT], [RIGHT], [RIGHT])
-  assert task.counts() == {
+  _scores(task, [JUNK])
+  _, counts = _finished(task, [JUNK, RIGHT], [look(20, 21), RIGHT], [RIGHT], [RIGHT])
+  assert counts == {
     "turns": 1.5,
     "episode_accuracy": 1.0,
     "retrieval_rate": pytest.approx(1 / 6),
@@ -243,7 +257,6 @@ def test_counts_are_of_what_came_since_they_were_last_asked_for():
     "exploration/ended": 0,
     "frame_recall": 0.25,
   }
-  assert task.counts() == {}
 
 
 def test_a_look_that_no_turn_can_show_gets_no_bonus_and_is_not_exploring():
@@ -270,13 +283,13 @@ def test_processes_that_share_a_batch_decide_on_the_bonus_and_count_together():
         return numbers + sum(next(others_said, ()))
 
       played = [environment.Episode(pool=64, relevant=(20,), replies=tuple(e)) for e in episodes]
-      scores = task.rewards([EXAMPLE], [played], summed=summed)
-    return task, scores
+      scores, counts = _finish(task, [EXAMPLE], [played], summed=summed)
+    return task, scores, counts
 
   whole = _task(exploration=exploration.Rule(patience=1))
-  expected = _scores(whole, *others, *mine, relevant=(20,))
-  task, scores = together(others, mine)
-  assert task.counts() == pytest.approx(whole.counts()) and task.state() == whole.state()
+  expected, wanted = _finished(whole, *others, *mine, relevant=(20,))
+  task, scores, counts = together(others, mine)
+  assert counts == pytest.approx(wanted) and task.state() == whole.state()
   bonus = scores.rewards["exploration"][0]
   np.testing.assert_array_equal(bonus, expected.rewards["exploration"][0, -2:])
   assert bonus.max() == 0.5
@@ -288,7 +301,8 @@ def test_an_answer_is_worth_what_its_problem_type_says():
     dataclasses.replace(EXAMPLE, problem_type="regression", options=(), answer="4"),
   )
   said = ("<think></think><answer>3</answer>",)
-  scores = task.rewards([example], [[environment.Episode(pool=4, relevant=(), replies=said)]])
+  episode = environment.Episode(pool=4, relevant=(), replies=said)
+  scores = task.score([example], _replies([[episode]]))
   assert scores.rewards["accuracy"][0, 0, 0] == 0.75
 
 
@@ -316,7 +330,7 @@ def test_a_share_of_the_examples_shows_a_look_before_the_answer():
 
 def test_what_an_episode_came_to():
   episode = environment.Episode(pool=64, relevant=(8, 9), replies=(look(8, 9), RIGHT))
-  found = _task().outcome(EXAMPLE, episode)
+  found = _task().episode_metrics(EXAMPLE, episode)
   assert found == {
     "accuracy": 1.0,
     "format": 1.0,
@@ -329,11 +343,12 @@ def test_what_an_episode_came_to():
 def test_what_is_only_evaluated_gets_no_bonus_and_leaves_no_trace():
   task = _task(exploration=exploration.Rule(stages=((0.5, 1.0),)))
   episode = environment.Episode(pool=64, relevant=(8, 9), replies=(look(8, 9), RIGHT))
-  scores = task.rewards([EXAMPLE], [[episode]], training=False)
-  assert "exploration" not in scores.rewards and not task.counts()
-  trained = task.rewards([EXAMPLE], [[episode]])
+  before = task.state()
+  scores = task.score([EXAMPLE], _replies([[episode]]))
+  assert "exploration" not in scores.rewards and task.state() == before and not task.counts()
+  trained, counts = _finish(task, [EXAMPLE], [[episode]])
   np.testing.assert_allclose(trained.total - scores.total, trained.rewards["exploration"])
-  assert task.counts()["episode_accuracy"] == 1
+  assert counts["episode_accuracy"] == 1
 
 
 def test_thoughts_of_a_demonstration_tell_what_changes_in_the_frames_of_their_own_turn():

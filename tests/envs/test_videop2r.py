@@ -72,7 +72,7 @@ def _said(*texts, lengths=((1, 1),), shuffled=None):
   for row, (seen, reasoned) in enumerate(lengths):
     segment[0, row, :seen] = 0
     segment[0, row, seen : seen + reasoned] = 1
-  return environment.Replies(texts=[list(texts)], segment=segment, shuffled=shuffled)
+  return environment.Replies.from_texts([list(texts)], segment, shuffled=shuffled)
 
 
 def reply(observation=SEEN, think="so", answer="B"):
@@ -124,7 +124,7 @@ def test_pieces_cover_any_reply_in_order():
   parts = [*videop2r.VideoP2R.tags, "<answer>", "a", " ", "\n", "é", "</think>"]
   for _ in range(3000):
     text = "".join(rng.choices(parts, k=rng.randrange(12)))
-    ends = [end for end, _ in _task().pieces(text)]
+    ends = [end for end, _ in _task().pieces(text, 0)]
     assert ends == sorted(ends)
     assert ends[-1] == len(text)
     json.dumps(_task().explain(EXAMPLE, text))
@@ -132,8 +132,8 @@ def test_pieces_cover_any_reply_in_order():
 
 def test_the_observation_up_to_its_closing_sign_is_perception_and_all_else_reasoning():
   seen = f"<observation>{SEEN}</observation>"
-  assert _task().pieces(RIGHT) == ((len(seen) - 1, 0), (len(RIGHT), 1))
-  assert _task().pieces(UNCLOSED) == ((len(UNCLOSED), 1),)
+  assert _task().pieces(RIGHT, 0) == ((len(seen) - 1, 0), (len(RIGHT), 1))
+  assert _task().pieces(UNCLOSED, 0) == ((len(UNCLOSED), 1),)
   texts = [segment["text"] for segment in _task().explain(EXAMPLE, RIGHT)["segments"]]
   assert texts == [seen, RIGHT[len(seen) :]]
 

@@ -30,13 +30,14 @@ def rig(
     for row, member in np.ndindex(tokens.shape[:2]):
       ids = reply_to(seen[-1][row], call=len(seen), member=member, group=decoding.group)
       tokens[row, member, : len(ids)], kind[row, member, : len(ids)] = ids, records.Kind.MODEL
-    return records.Rollout(
+    rollout = records.Rollout(
       tokens=jnp.asarray(tokens),
       log_probs=jnp.zeros(tokens.shape),
       kind=jnp.asarray(kind),
       turn=jnp.zeros_like(tokens),
     )
+    return rollout, 0
 
   monkeypatch.setattr(batching.BatchBuilder, "prompt", remember)
-  monkeypatch.setattr(sampler, "sample", sample)
+  monkeypatch.setattr(sampler, "sample_counting", sample)
   return seen

@@ -92,13 +92,13 @@ def test_traces_are_judged_where_the_examples_are_simulated_ones_only(context, m
 def test_batches_are_sampled_with_different_keys(context, monkeypatch):
   stop, keys = context.processor.stop_tokens[0], []
   rigged.rig(monkeypatch, lambda item, **_: [stop])
-  sample_so = sampler.sample
+  sample_so = sampler.sample_counting
 
   def sample(graph, params, prompt, allowed, key, *, decoding):
     keys.append(jax.random.key_data(key).tolist())
     return sample_so(graph, params, prompt, allowed, key, decoding=decoding)
 
-  monkeypatch.setattr(sampler, "sample", sample)
+  monkeypatch.setattr(sampler, "sample_counting", sample)
   evaluate.evaluate(context, {}, name="test")
   assert keys[0] != keys[1]
   assert keys[:2] == keys[2:4] == keys[4:]  # each view draws with the same luck

@@ -73,6 +73,15 @@ def test_in_variant_code_all_rewarded_turns_but_an_episodes_last_get_it_and_it_n
   assert always.rate == 1 and (always.bonus == 0).all() and always.latch == exploration.Latch()
 
 
+def test_in_variant_code_a_turn_that_cost_something_is_none_that_was_rewarded():
+  total = np.array([[[-0.1, 0.2, 0.3], [-0.1, -0.1, 0.3], [0.2, -0.5, -0.1]]], np.float32)
+  kind = {"retrieved": np.zeros(total.shape, bool), "taken": np.ones(total.shape, bool)}
+  rule = exploration.Rule(variant="code", stages=((0.5, 1.0),))
+  result = exploration.step(rule, exploration.Latch(), total=total, **kind)
+  assert result.rate == pytest.approx(1 / 3)
+  np.testing.assert_array_equal(result.bonus[0], [[0, 1, 0], [0, 0, 0], [0, 0, 0]])
+
+
 @pytest.mark.parametrize("wrong", [{"patience": 0}, {"stages": ((0.5, 0.5), (0.1, 1.0))}])
 def test_a_rule_that_makes_no_sense_is_refused(wrong):
   with pytest.raises(errors.InputError, match="exploration"):

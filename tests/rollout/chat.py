@@ -82,6 +82,7 @@ class Pool:
 
   def __init__(self, count: int, step: int):
     self.count, self.step, self.asked = count, step, []
+    self.timestamps = np.arange(float(count))
 
   def __len__(self):
     return self.count

@@ -10,7 +10,7 @@ import pytest
 from tests.train import nano
 from vr_jax import records
 from vr_jax.envs import registry, videop2r
-from vr_jax.rollout import decode_replies
+from vr_jax.rollout import decode_replies, dialogue
 
 SEEN = "<observation>the star is blué 日本</observation>"
 TEXTS = [
@@ -44,7 +44,13 @@ def test_tokens_of_the_observation_are_perception_those_behind_it_reasoning_and_
   context,
 ):
   made = rollout(context, TEXTS)
-  replies = decode_replies.decode_replies(context.processor, context.environment, made)
+  item = next(context.builder.read("train", 1)).items[0]
+  host = dialogue.Dialogue(
+    environment=context.environment,
+    processor=context.processor,
+    scenes=[dialogue.Scene(example=item.example, pool=item.clip)],
+  )
+  replies = decode_replies.decode_replies(host, made)
   assert replies.texts == [TEXTS]
   np.testing.assert_array_equal(replies.segment >= 0, made.kind == records.Kind.MODEL)
   for row, text in enumerate(TEXTS):

@@ -55,7 +55,7 @@ def test_pixels_stand_where_their_index_is_said():
   shown = _host().observe(0, 0, (_ids(LOOK),))
   firsts = [float(frame.vision.patches.mean()) for frame in shown.frames]
   alone = _host().prompt(0)
-  tenth = float(alone.frames[2].patches.mean())
+  tenth = float(alone.frames[2].vision.patches.mean())
   assert firsts[0] == tenth and firsts[1] > tenth
   text = chat.PROCESSOR.tokenizer.decode(shown.tokens.tolist(), skip_special_tokens=False)
   assert text.index("frame_idx:10") < text.index("frame_idx:13")

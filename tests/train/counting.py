@@ -19,16 +19,19 @@ class Counting(moss_chatv.MossChatV):
 
   _seen = 0
 
-  def score(
-    self, examples: Sequence[records.Example], replies: environment.Replies
-  ) -> records.Scores:
-    scores = super().score(examples, replies)
+  def finish_batch(
+    self,
+    examples: Sequence[records.Example],
+    replies: environment.Replies,
+    scores: records.Scores,
+    **options: Any,
+  ) -> tuple[records.Scores, Mapping[str, float]]:
     flat = [reply for group in replies.texts for reply in group]
     hashes = [zlib.crc32(f"{self._seen + i} {text}".encode()) for i, text in enumerate(flat)]
     self._seen += len(flat)
     luck = (np.array(hashes) % 1000 / 1000).astype(np.float32).reshape(scores.total.shape)
     rewards = {**scores.rewards, "luck": luck}
-    return records.Scores(rewards=rewards, valid=scores.valid, total=scores.total + luck)
+    return records.Scores(rewards=rewards, valid=scores.valid, total=scores.total + luck), {}
 
   def state(self) -> Mapping[str, Any]:
     return {"seen": self._seen}

@@ -97,8 +97,8 @@ def test_replies_of_turns_that_wait_for_frames_and_their_judging_leave_devices_i
 ):
   nano.use_devices(monkeypatch, 1)
   monkeypatch.setattr(dialogue.Dialogue, "observe", _slowly(dialogue.Dialogue.observe))
-  rewards = _slowly(video_mtr.VideoMTR.rewards)
-  monkeypatch.setattr(video_mtr.VideoMTR, "rewards", rewards)
+  finish_batch = _slowly(video_mtr.VideoMTR.finish_batch)
+  monkeypatch.setattr(video_mtr.VideoMTR, "finish_batch", finish_batch)
   config = test_multi_turn.config(
     tmp_path, rl__steps=2, rl__credit="episode", critic__kl_weight=0.0
   )

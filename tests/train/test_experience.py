@@ -16,7 +16,7 @@ from vr_jax import errors, records
 from vr_jax.envs import registry
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import prompts as prompts_lib
-from vr_jax.rollout import decode_replies, encoder
+from vr_jax.rollout import decode_replies, dialogue, encoder
 from vr_jax.train import (
   batching,
   clock,
@@ -27,6 +27,7 @@ from vr_jax.train import (
   metrics,
   padding,
   rl_loop,
+  scoring,
   steps,
 )
 
@@ -54,7 +55,7 @@ class Choosy:
 @pytest.fixture
 def source(data):
   """Makes a source of which every `nth` group carries signal."""
-  with experience.thread() as thread:
+  with scoring.scoring_thread() as thread:
     yield functools.partial(_source, data, thread)
 
 
@@ -111,8 +112,12 @@ def test_replies_stay_with_their_prompts_when_groups_of_several_batches_come_tog
   )
   log_probs = score(params, made.prompt, made.rollout)
   np.testing.assert_allclose(log_probs, made.rollout.log_probs, rtol=1e-5, atol=1e-5)
+  scenes = [dialogue.Scene(example=item.example, pool=item.clip) for item in made.items]
+  host = dialogue.Dialogue(
+    environment=context.environment, processor=context.processor, scenes=scenes
+  )
   for group, total in zip(
-    decode_replies.decode_replies(context.processor, context.environment, made.rollout).texts,
+    decode_replies.decode_replies(host, made.rollout).texts,
     made.judged().scores.total[..., 0],
     strict=True,
   ):
@@ -169,7 +174,7 @@ class Ragged:
 def test_what_the_cache_had_of_each_batch_is_counted_once(data, params, tmp_path):
   on = {"model__freeze_vision": True, "model__feature_cache_gib": 1.0, "rl__resampling": 1}
   copied = shutil.copytree(data, tmp_path / "data")
-  with experience.thread() as thread:
+  with scoring.scoring_thread() as thread:
     source = _source(copied, thread, 2, **on)
     context = source.context
     found = []

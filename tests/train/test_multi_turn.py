@@ -70,19 +70,19 @@ def one_step(tmp_path, monkeypatch, **changes):
   nano.use_devices(monkeypatch, 1)
   said = functools.partial(next, itertools.cycle((LOOK, BEYOND, ANSWER, JUNK)))
   texts, shown, earned = collections.defaultdict(said), [], []
-  observe, rewards = video_mtr.VideoMTR.observe, video_mtr.VideoMTR.rewards
+  observe, finish_batch = video_mtr.VideoMTR.observe, video_mtr.VideoMTR.finish_batch
 
   def observed(task, example, pool, replies):
     shown.append((tuple(replies), observe(task, example, pool, replies)))
     return shown[-1][1]
 
-  def rewarded(task, examples, episodes, **options):
-    flat = [*itertools.chain.from_iterable(episodes)]
-    earned.append((flat, rewards(task, examples, episodes, **options)))
-    return earned[-1][1]
+  def finished(task, examples, replies, scores, **options):
+    found = finish_batch(task, examples, replies, scores, **options)
+    earned.append(([*itertools.chain.from_iterable(replies.episodes)], found[0]))
+    return found
 
   monkeypatch.setattr(video_mtr.VideoMTR, "observe", observed)
-  monkeypatch.setattr(video_mtr.VideoMTR, "rewards", rewarded)
+  monkeypatch.setattr(video_mtr.VideoMTR, "finish_batch", finished)
   monkeypatch.setattr(processor.Processor, "decode", lambda _, ids: texts[tuple(map(int, ids))])
   run = config(tmp_path, rl__steps=1, env__relevance__gate=False, **changes)
   data_stage.prepare(run, tmp_path)

@@ -104,7 +104,7 @@ def test_the_number_of_objects_keeps_to_the_config():
     ({"wordings": 9}, "worlds.wordings"),
     ({"lives_per_object": 3}, "worlds.lives_per_object"),
     ({"lives": ("cycle",)}, "worlds.families: 'changes' needs one of the lives"),
-    ({"periods": (2,)}, "worlds.families: 'changes' has one answer"),
+    ({"periods": (2,)}, "worlds.families: 'changes' has only one answer"),
     ({"objects_max": 1}, "worlds.families: 'occupancy'"),
   ],
 )

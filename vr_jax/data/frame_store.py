@@ -1,10 +1,10 @@
-"""The frame store: videos cut to JPEG frames once, then read by (video, index) in any order.
+"""The frame store: videos are decoded to JPEG frames once, then read by (video, index).
 
 On disk, in one directory:
 
-    frames-00000.array_record   JPEG frames, a record each; a video never straddles two shards
+    frames-00000.array_record   JPEG frames, one a record; a video is never split over two shards
     times.npz                   timestamp (seconds) and CRC-32 of every record, in the order written
-    index.json                  where each video lies, its size and duration; written last
+    index.json                  shard, records, size and duration of each video; written last
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,10 +12,13 @@ import dataclasses
 import json
 from pathlib import Path
 import threading
+from typing import Any
 import zipfile
 import zlib
 
-from array_record.python import array_record_module
+from array_record.python import (
+  array_record_module,  # pyright: ignore[reportAttributeAccessIssue] a C extension without stubs
+)
 from jaxtyping import Float, Int, UInt8, UInt32
 import numpy as np
 import simplejpeg
@@ -24,14 +27,22 @@ from vr_jax.data import video_file
 from vr_jax.errors import InputError
 
 _FORMAT = 1
-# JPEG does not compress further, and a group of one record is what makes random access cheap.
+# JPEG does not compress further, and groups of one record make random access cheap.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _READER_OPTIONS = "readahead_buffer_size:0"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-  """Where the frames of one video lie: `count` records from `record` on in `shard`; `first` counts over all shards."""
+  """Where the frames of one video are.
+
+  shard: name of the file.
+  record: index of the first frame's record in the shard.
+  first: the same, counted over all shards.
+  count: number of frames.
+  height, width: in pixels.
+  duration: in seconds.
+  """
 
   shard: str
   record: int
@@ -42,32 +53,43 @@ class Entry:
   duration: float
 
 
-class Writer:
-  """Writes a frame store into an existing, empty directory. Nothing can read it before `close`.
+@dataclasses.dataclass(kw_only=True)
+class _Shard:
+  """A shard that is being written: its file, and how many records and bytes it has."""
 
-  Every method raises InputError where the disk does not take the bytes.
+  path: Path
+  writer: Any
+  records: int = 0
+  bytes: int = 0
+
+
+class Writer:
+  """Writes a frame store into an existing, empty directory. It can't be read before `close`.
+
+  Every method raises InputError if writing fails.
   """
 
   def __init__(self, directory: Path, *, fps: float, shard_megabytes: float):
-    """`fps` is the rate that the videos were cut at; a shard is closed by the video that fills it."""
+    """Starts an empty store.
+
+    fps: the rate at which the videos were cut.
+    shard_megabytes: a shard is closed after the video that makes it this large.
+    """
     self._directory = directory
     self._fps = fps
     self._shard_bytes = shard_megabytes * 2**20
-    self._shard: Path | None = None
+    self._shard: _Shard | None = None
     self._shards = 0
-    self._shard_records = self._written = 0
-    self._records = None
     self._entries: dict[str, Entry] = {}
     self._times: list[Float[np.ndarray, "frames"]] = []
     self._checksums: list[int] = []
 
   def add(self, video: str, cut: video_file.CutVideo) -> None:
     """Writes the frames of one video under the name `video`."""
-    if self._shard is None:
-      self._open_shard()
+    shard = self._shard or self._open_shard()
     self._entries[video] = Entry(
-      shard=self._shard.name,
-      record=self._shard_records,
+      shard=shard.path.name,
+      record=shard.records,
       first=len(self._checksums),
       count=len(cut.jpegs),
       height=cut.height,
@@ -76,20 +98,20 @@ class Writer:
     )
     try:
       for jpeg in cut.jpegs:
-        self._records.write(jpeg)
-    except RuntimeError as error:  # All that ArrayRecord raises.
-      raise self._disk_error(error) from error
+        shard.writer.write(jpeg)
+    except RuntimeError as error:  # ArrayRecord raises nothing else
+      raise _write_error(shard, error) from error
     self._times.append(cut.timestamps)
     self._checksums.extend(zlib.crc32(jpeg) for jpeg in cut.jpegs)
-    self._shard_records += len(cut.jpegs)
-    self._written += sum(len(jpeg) for jpeg in cut.jpegs)
-    if self._written >= self._shard_bytes:
-      self._close_shard()
+    shard.records += len(cut.jpegs)
+    shard.bytes += sum(len(jpeg) for jpeg in cut.jpegs)
+    if shard.bytes >= self._shard_bytes:
+      self._close_shard(shard)
 
   def close(self) -> None:
     """Closes the last shard and writes the index."""
     if self._shard is not None:
-      self._close_shard()
+      self._close_shard(self._shard)
     try:
       np.savez(
         self._directory / "times.npz",
@@ -102,28 +124,26 @@ class Writer:
     except OSError as error:
       raise InputError(f"{self._directory}: cannot write the index: {error.strerror}") from error
 
-  def _open_shard(self) -> None:
-    self._shard = self._directory / f"frames-{self._shards:05d}.array_record"
+  def _open_shard(self) -> _Shard:
+    path = self._directory / f"frames-{self._shards:05d}.array_record"
     self._shards += 1
-    self._shard_records = self._written = 0
-    self._records = array_record_module.ArrayRecordWriter(str(self._shard), _WRITER_OPTIONS)
+    writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+    self._shard = _Shard(path=path, writer=writer)
+    return self._shard
 
-  def _close_shard(self) -> None:
+  def _close_shard(self, shard: _Shard) -> None:
     try:
-      self._records.close()
+      shard.writer.close()
     except RuntimeError as error:
-      raise self._disk_error(error) from error
-    self._shard = self._records = None
-
-  def _disk_error(self, error: RuntimeError) -> InputError:
-    return InputError(f"{self._shard}: cannot write frames: {_one_line(error)}")
+      raise _write_error(shard, error) from error
+    self._shard = None
 
 
 class FrameStore:
-  """Random access to the frames of a store; safe to use from several threads."""
+  """Random access to the frames of a store. Safe to use from several threads."""
 
   def __init__(self, directory: Path):
-    """Opens the store in `directory`; raises InputError where there is none or its index is damaged."""
+    """Opens the store in `directory`. Raises InputError if there is none or it is damaged."""
     self._directory = directory
     index_path, times_path = directory / "index.json", directory / "times.npz"
     try:
@@ -146,7 +166,7 @@ class FrameStore:
 
   @property
   def videos(self) -> tuple[str, ...]:
-    """Names of the videos, in the order written."""
+    """The names of the videos, in the order written."""
     return tuple(self._entries)
 
   def duration(self, video: str) -> float:
@@ -159,23 +179,25 @@ class FrameStore:
     return entry.height, entry.width
 
   def timestamps(self, video: str) -> Float[np.ndarray, "frames"]:
-    """When each stored frame of `video` is shown: float64 seconds since the first frame, increasing."""
+    """The time of each stored frame: float64 seconds since the first frame, increasing."""
     entry = self._entry(video)
     return self._timestamps[entry.first : entry.first + entry.count]
 
   def checksums(self, video: str) -> UInt32[np.ndarray, "frames"]:
-    """CRC-32 of each stored frame of `video`: another picture has another one."""
+    """The CRC-32 of each stored frame of `video`."""
     entry = self._entry(video)
     return self._checksums[entry.first : entry.first + entry.count]
 
   def read(
     self, video: str, indices: Sequence[int] | Int[np.ndarray, "frames"]
   ) -> UInt8[np.ndarray, "frames height width 3"]:
-    """Frames of `video` as RGB, in the order of `indices` (0 is its first stored frame).
+    """Reads frames of `video` as RGB, in the order of `indices`.
+
+    indices: 0 is the video's first stored frame.
 
     Raises:
-      InputError: the store has no such video, or a record or shard is damaged (both are named).
-      IndexError: an index outside the stored frames of the video.
+      InputError: the store has no such video, or a record or shard is damaged; names both.
+      IndexError: an index is outside the stored frames of the video.
     """
     entry = self._entry(video)
     frames = np.empty((len(indices), entry.height, entry.width, 3), np.uint8)
@@ -188,7 +210,7 @@ class FrameStore:
     return frames
 
   def jpegs(self, video: str, indices: Sequence[int] | Int[np.ndarray, "frames"]) -> list[bytes]:
-    """The same frames as they are stored; raises what `read` raises."""
+    """Reads frames as the stored JPEG bytes. Raises what `read` raises."""
     entry = self._entry(video)
     outside = [int(index) for index in indices if not 0 <= index < entry.count]
     if outside:
@@ -196,29 +218,30 @@ class FrameStore:
     if not len(indices):
       return []
     records = [entry.record + int(index) for index in indices]
-    found = list(self._jpegs(entry, records))
-    for record, jpeg in zip(records, found, strict=True):
+    jpegs = list(self._read_records(entry, records))
+    for record, jpeg in zip(records, jpegs, strict=True):
       if zlib.crc32(jpeg) != self._checksums[entry.first + record - entry.record]:
         where = f"{self._directory / entry.shard}: record {record}"
         raise InputError(f"{where} is damaged: its checksum differs; ingest again")
-    return found
+    return jpegs
 
   def _entry(self, video: str) -> Entry:
     if video not in self._entries:
       raise InputError(f"{self._directory}: the frame store has no video {video!r}")
     return self._entries[video]
 
-  def _jpegs(self, entry: Entry, records: Sequence[int]) -> Sequence[bytes]:
+  def _read_records(self, entry: Entry, records: Sequence[int]) -> Sequence[bytes]:
     path = self._directory / entry.shard
     try:
       return self._reader(path).read(records)
     except (RuntimeError, IndexError) as error:
-      # Which record is at fault shows only when they are asked one by one.
+      # The error does not say which record is damaged, so read them one by one.
       for record in records:
-        self._read_one(path, record)
+        self._check_record(path, record)
       raise InputError(f"{path}: cannot be read: {_one_line(error)}") from error
 
-  def _read_one(self, path: Path, record: int) -> None:
+  def _check_record(self, path: Path, record: int) -> None:
+    """Raises InputError if a record can't be read."""
     try:
       self._reader(path).read([record])
     except (RuntimeError, IndexError) as error:
@@ -244,12 +267,21 @@ def write(
   max_side: int,
   shard_megabytes: float,
 ) -> FrameStore:
-  """Cuts (name, file) pairs into a new store in `directory`, which exists and is empty; the first bad one stops it."""
+  """Writes videos, given as (name, file), into a new store.
+
+  directory: exists and is empty.
+
+  Raises InputError at the first bad video.
+  """
   writer = Writer(directory, fps=fps, shard_megabytes=shard_megabytes)
   for video, path in videos:
     writer.add(video, video_file.cut(path, fps=fps, quality=quality, max_side=max_side))
   writer.close()
   return FrameStore(directory)
+
+
+def _write_error(shard: _Shard, error: RuntimeError) -> InputError:
+  return InputError(f"{shard.path}: cannot write frames: {_one_line(error)}")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
-"""Questions whose evidence is known in time: which of them are worth a search through a video, and how they are read.
+"""Temporal grounding: reads questions whose evidence has known times, and filters them.
 
-Source of the two conditions: Video-MTR, arXiv 2508.20478, appendix B.
+A question is worth a search if its video is long enough and its evidence short enough. Source of
+these two conditions: Video-MTR, arXiv 2508.20478, appendix B.
 """
 
 from collections import Counter
@@ -18,7 +19,11 @@ Spans = list[list[float]]  # [start, end] in seconds
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Filter:
-  """seconds: the video is longer. share: of it the evidence takes less."""
+  """Which questions to keep.
+
+  seconds: the video must be longer than this.
+  share: the evidence must take less than this fraction of the video.
+  """
 
   seconds: float = 30.0
   share: float = 0.5
@@ -26,14 +31,18 @@ class Filter:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Converted:
-  """kept: records in the fields of docs/data.md, or what they are made of. dropped: how many were left out, by reason."""
+  """The result of reading a data set.
+
+  kept: records in the fields of docs/data.md, or the moments that records are made from.
+  dropped: number of dropped questions by reason.
+  """
 
   kept: tuple[Any, ...]
   dropped: Mapping[str, int]
 
 
-def converted(values: Iterable[Any]) -> Converted:
-  """Of values among which a text stands for one that is left out, and says why."""
+def separate(values: Iterable[Any]) -> Converted:
+  """Separates kept values from dropped ones. A str stands for a dropped value and is the reason."""
   kept, dropped = [], Counter()
   for value in values:
     if isinstance(value, str):
@@ -43,8 +52,8 @@ def converted(values: Iterable[Any]) -> Converted:
   return Converted(kept=tuple(kept), dropped=dict(dropped))
 
 
-def reason_against(spans: Spans, duration: float, limits: Filter) -> str | None:
-  """Why a question is left out: "no span", "short" or "wide"; None where it is not."""
+def rejection_reason(spans: Spans, duration: float, limits: Filter) -> str | None:
+  """Why a question is dropped: "no span", "short" or "wide"; None if it is kept."""
   if not spans:
     return "no span"
   if duration <= limits.seconds:
@@ -54,8 +63,10 @@ def reason_against(spans: Spans, duration: float, limits: Filter) -> str | None:
   return None
 
 
-def merged(value: Any, duration: float, where: str) -> Spans:
-  """Spans in order, cut to the video, those that touch as one: annotators marked some twice, and some past the end.
+def merge_spans(value: Any, duration: float, where: str) -> Spans:
+  """Sorts spans, clips them to the video, and merges those that touch.
+
+  Annotators marked some spans twice, and some beyond the end of the video.
 
   Raises:
     InputError: `value` is not a list of [start, end] in seconds.
@@ -65,50 +76,53 @@ def merged(value: Any, duration: float, where: str) -> Spans:
     isinstance(pair, list) and len(pair) == 2 and all(map(_is_time, pair)) for pair in pairs
   ):
     raise InputError(f"{where}: needs a list of [start, end] in seconds, has {str(value)[:60]}")
-  found: Spans = []
+  spans: Spans = []
   for start, end in sorted([max(0.0, a), min(duration, b)] for a, b in pairs):
-    if found and start <= found[-1][1]:
-      found[-1][1] = max(found[-1][1], end)
+    if spans and start <= spans[-1][1]:
+      spans[-1][1] = max(spans[-1][1], end)
     elif start < end:
-      found.append([start, end])
-  return found
+      spans.append([start, end])
+  return spans
 
 
-def seconds(value: Any, where: str) -> float:
-  """A duration; raises InputError where it is none."""
+def parse_duration(value: Any, where: str) -> float:
+  """Returns a duration in seconds. Raises InputError if the value is not a positive number."""
   if not _is_time(value) or value <= 0:
     raise InputError(f"{where}: a duration in seconds is needed, not {str(value)[:60]}")
   return float(value)
 
 
-def lettered(options: Sequence[str]) -> list[str]:
-  """Options with their letters: A. red, B. green, …"""
+def add_letters(options: Sequence[str]) -> list[str]:
+  """Adds letters to options: A. red, B. green, …"""
   return [f"{chr(ord('A') + index)}. {option.strip()}" for index, option in enumerate(options)]
 
 
-def json_object(path: Path) -> dict[str, Any]:
-  """The object that a JSON file holds; raises InputError where it holds none."""
-  value = _parsed(text(path), str(path))
+def read_json_object(path: Path) -> dict[str, Any]:
+  """Reads a file with one JSON object. Raises InputError if it has none."""
+  value = _parse_json(read_text(path), str(path))
   if not isinstance(value, dict):
     raise InputError(f"{path}: holds no JSON object")
   return value
 
 
-def json_lines(path: Path, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-  """(file:line, object) of a file with one JSON object a line; raises InputError where one is none, or lacks a field."""
-  for number, line in enumerate(text(path).split("\n"), start=1):
+def read_json_lines(path: Path, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (file:line, object) from a file with one JSON object a line.
+
+  Raises InputError if a line is not a JSON object or lacks a field.
+  """
+  for number, line in enumerate(read_text(path).split("\n"), start=1):
     if not line.strip():
       continue
     where = f"{path}:{number}"
-    value = _parsed(line, where)
+    value = _parse_json(line, where)
     missing = [field for field in fields if not isinstance(value, dict) or field not in value]
     if missing:
       raise InputError(f"{where}: field {missing[0]!r} is missing")
     yield where, value
 
 
-def text(path: Path) -> str:
-  """What a file says; raises InputError where it can't be read."""
+def read_text(path: Path) -> str:
+  """Reads a UTF-8 text file. Raises InputError if it can't be read."""
   try:
     return path.read_text(encoding="utf-8-sig")
   except OSError as error:
@@ -117,7 +131,7 @@ def text(path: Path) -> str:
     raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from error
 
 
-def _parsed(content: str, where: str) -> Any:
+def _parse_json(content: str, where: str) -> Any:
   try:
     return json.loads(content)
   except (ValueError, RecursionError) as error:

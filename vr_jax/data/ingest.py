@@ -1,10 +1,10 @@
-"""From a directory of videos and pictures and an annotation file to frames and examples, in one call.
+"""Ingests a data set: from videos, pictures and an annotation file to stored frames and examples.
 
-On disk, in the output directory:
+The output directory has:
 
     frames/              the frame store
     moss_video/1.2.0/    the examples, a TFDS dataset with splits train, validation and test
-    bad_records.jsonl    with on_bad "skip": what was left out, and why
+    bad_records.jsonl    with on_bad "skip": what was skipped, and why
     ingest.json          fingerprint of inputs and config, and the report
 """
 
@@ -29,9 +29,8 @@ from vr_jax.data import (
 from vr_jax.errors import InputError
 
 _FORMAT = 1
-_LOOKED_AT = (
-  16 * 1024
-)  # bytes of a video's start, middle and end that tell it from another of its name and size
+# Bytes at a video's start, middle and end that go into the fingerprint.
+_FINGERPRINT_BYTES = 16 * 1024
 _REPORT_FILE = "ingest.json"
 
 
@@ -46,10 +45,10 @@ class IngestConfig:
   validation_fraction: float = 0.1  # of the videos
   test_fraction: float = 0.1  # of the videos; the rest is for training
   split_seed: int = 0
-  # How batches will sample; a question whose span holds too few stored frames for it is a bad record.
+  # How batches will sample. A question whose span has too few stored frames for it is a bad record.
   rule: sampling.Rule = sampling.LEAST
-  span_tolerance: float = 0.05  # seconds that an annotated time may lie after the end of its video
-  on_bad: str = "stop"  # or "skip": leave bad videos and records out, count and list them
+  span_tolerance: float = 0.05  # seconds that an annotated time may be after the video's end
+  on_bad: str = "stop"  # or "skip": leave out bad videos and records, and list them
 
   def __post_init__(self):
     if self.on_bad not in ("stop", "skip"):
@@ -64,7 +63,7 @@ class IngestConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-  """What an ingestion kept (videos, their frames, examples by split), and what it skipped."""
+  """How much an ingestion kept and skipped. examples: number by split."""
 
   videos: int
   frames: int
@@ -73,17 +72,17 @@ class Report:
   skipped_records: int
 
 
-class _Bad:
-  """Stops at the first bad video or record, or collects them."""
+class _BadInputs:
+  """Raises at the first bad video or record, or collects them with on_bad "skip"."""
 
   def __init__(self, on_bad: str):
     self._stop = on_bad == "stop"
-    self.found: list[dict[str, str]] = []
+    self.entries: list[dict[str, str]] = []
 
   def __call__(self, where: str, error: InputError) -> None:
     if self._stop:
       raise error
-    self.found.append({"where": where, "problem": str(error).removeprefix(f"{where}: ")})
+    self.entries.append({"where": where, "problem": str(error).removeprefix(f"{where}: ")})
 
 
 def ingest(
@@ -94,27 +93,28 @@ def ingest(
   *,
   progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-  """Cuts every video that a question points to, once, and writes frames and examples to `output`.
+  """Cuts every video that a question refers to, and writes frames and examples to `output`.
 
-  The directory appears whole or not at all. Where it is there already, from the same inputs and config, nothing is
-  done: the report of that time is returned. (A video counts as the same by its name, its size, and the bytes of its
-  start, middle and end; not by its time, which copying changes.)
+  The directory is written completely or not at all. If it already exists, made from the same inputs
+  and config, nothing is done and its report is returned. Videos are compared by name, size and the
+  bytes at their start, middle and end, but not by their modification time, which copying changes.
 
   Args:
-    videos: directory of video and picture files; sub-directories are fine.
-    annotations: JSON lines or a JSON list, gzipped or not, or a pattern of such files, see docs/data.md.
-    output: directory to be made.
+    videos: directory of video and picture files; may have sub-directories.
+    annotations: JSON lines or a JSON list, gzipped or not, or a pattern of such files; see
+      docs/data.md.
+    output: directory to create.
     config: what to keep.
-    progress: called after each video with the number done and the number of all.
+    progress: called after each video with (videos done, all videos).
 
   Raises:
-    InputError: a bad input (the first one, unless they are skipped), no good record at all, a full disk, or an
-      `output` that was made of other inputs, with another config, or by something else.
+    InputError: a bad input (unless those are skipped), no good record at all, a full disk, or an
+      `output` made from other inputs, with another config, or by something else.
   """
   files = video_file.find(videos)
   fingerprint = _fingerprint(videos, files, annotations, config)
   if output.is_dir() and any(output.iterdir()):
-    return _report_of(output, fingerprint)
+    return _read_report(output, fingerprint)
   with atomic.directory(output) as partial:
     report = _fill(partial, videos, files, annotations, config, progress)
     outcome = {"fingerprint": fingerprint, "report": dataclasses.asdict(report)}
@@ -123,7 +123,7 @@ def ingest(
 
 
 def open_split(output: Path, split: str) -> tuple[examples.ExampleSource, frame_store.FrameStore]:
-  """The examples of a split (train, validation or test) of an ingested directory, and the frames of all its videos."""
+  """Opens the examples of a split (train, validation or test), and the frames of all videos."""
   return examples.ExampleSource(output, split), frame_store.FrameStore(output / "frames")
 
 
@@ -137,25 +137,26 @@ def _fingerprint(
       digest.update(hashlib.sha256(path.read_bytes()).digest())
     except OSError as error:
       raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-  digest.update(json.dumps([[file, *_look(videos / file)] for file in files]).encode())
+  digest.update(json.dumps([[file, *_size_and_checksum(videos / file)] for file in files]).encode())
   return digest.hexdigest()
 
 
-def _look(path: Path) -> tuple[int, int]:
-  """Size of a file (bytes) and CRC-32 of its start, middle and end."""
+def _size_and_checksum(path: Path) -> tuple[int, int]:
+  """Size of a file in bytes, and CRC-32 of its start, middle and end."""
   try:
     with path.open("rb") as file:
       size = file.seek(0, os.SEEK_END)
-      found = 0
-      for place in (0, (size - _LOOKED_AT) // 2, size - _LOOKED_AT):
-        file.seek(max(place, 0))
-        found = zlib.crc32(file.read(_LOOKED_AT), found)
+      checksum = 0
+      for offset in (0, (size - _FINGERPRINT_BYTES) // 2, size - _FINGERPRINT_BYTES):
+        file.seek(max(offset, 0))
+        checksum = zlib.crc32(file.read(_FINGERPRINT_BYTES), checksum)
   except OSError as error:
     raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-  return size, found
+  return size, checksum
 
 
-def _report_of(output: Path, fingerprint: str) -> Report:
+def _read_report(output: Path, fingerprint: str) -> Report:
+  """Reads the report of an earlier ingestion. Raises InputError if it had other inputs."""
   path = output / _REPORT_FILE
   try:
     outcome: dict[str, Any] = json.loads(path.read_text())
@@ -180,22 +181,22 @@ def _fill(
   config: IngestConfig,
   progress: Callable[[int, int], None] | None,
 ) -> Report:
-  """Everything of the output but `ingest.json`."""
-  bad = _Bad(config.on_bad)
+  """Writes everything but `ingest.json`."""
+  bad = _BadInputs(config.on_bad)
   questions = annotations.read(annotation_file, frozenset(files), on_bad=bad)
-  unreadable = len(bad.found)
+  unreadable = len(bad.entries)
   bad_videos = _cut_videos(videos, questions, directory / "frames", config, bad, progress)
   store = frame_store.FrameStore(directory / "frames")
-  kept = _place(questions, store, bad_videos, config, bad)
+  kept = _check_spans(questions, store, bad_videos, config, bad)
   if not kept:
-    first = bad.found[0]
+    first = bad.entries[0]
     raise InputError(
       f"{annotation_file}: not one good record is left; first, {first['where']}: {first['problem']}"
     )
   splits = _split(kept, config)
   examples.write(directory, splits)
   if config.on_bad == "skip":
-    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad.found)
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad.entries)
     (directory / "bad_records.jsonl").write_text(lines, encoding="utf-8")
   return Report(
     videos=len(store.videos),
@@ -211,10 +212,10 @@ def _cut_videos(
   questions: Sequence[annotations.Annotation],
   directory: Path,
   config: IngestConfig,
-  bad: _Bad,
+  bad: _BadInputs,
   progress: Callable[[int, int], None] | None,
 ) -> dict[str, InputError]:
-  """Fills the frame store; returns the bad videos."""
+  """Writes the frame store, and returns the error of each bad video."""
   names = sorted({question.example.video for question in questions})
   directory.mkdir()
   writer = frame_store.Writer(directory, fps=config.fps, shard_megabytes=config.shard_megabytes)
@@ -241,14 +242,14 @@ def _cut(path: Path, config: IngestConfig) -> video_file.CutVideo:
   return video_file.cut(path, fps=config.fps, **size)
 
 
-def _place(
+def _check_spans(
   questions: Sequence[annotations.Annotation],
   store: frame_store.FrameStore,
   bad_videos: dict[str, InputError],
   config: IngestConfig,
-  bad: _Bad,
+  bad: _BadInputs,
 ) -> list[records.Example]:
-  """The examples that fit their videos."""
+  """Returns the examples whose spans fit their videos."""
   kept = []
   for question in questions:
     where, video = question.where, question.example.video
@@ -271,7 +272,7 @@ def _split(
   kept: Sequence[records.Example], config: IngestConfig
 ) -> dict[str, list[records.Example]]:
   train = 1 - config.validation_fraction - config.test_fraction
-  fractions = dict(
+  fractions: dict[str, float] = dict(
     zip(examples.SPLITS, (train, config.validation_fraction, config.test_fraction), strict=True)
   )
   names = sorted({example.video for example in kept})

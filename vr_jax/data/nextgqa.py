@@ -1,10 +1,14 @@
-"""NExT-GQA: multiple-choice questions on home videos, with the seconds that each answer rests on, as it is released.
+"""Reads NExT-GQA: multiple-choice questions about home videos, with the spans of their evidence.
 
-    val.csv, test.csv              video_id, question, answer (the text of one option), qid, a0 … a4, and more
-    gsub_val.json, gsub_test.json  {video_id: {"duration": s, "location": {qid: [[start, end], …]}, …}}
-    map_vid_vidorID.json           {video_id: path of the video without its .mp4}
+The released files:
 
-Source: github.com/doc-doc/NExT-GQA. The training split (train.csv) has no seconds.
+    val.csv, test.csv              video_id, question, answer (the text of an option), qid,
+                                   a0 … a4, and more
+    gsub_val.json, gsub_test.json  {video_id: {"duration": s,
+                                               "location": {qid: [[start, end], …]}, …}}
+    map_vid_vidorID.json           {video_id: path of the video without .mp4}
+
+The training split (train.csv) has no spans. Source: github.com/doc-doc/NExT-GQA.
 """
 
 from collections.abc import Iterator
@@ -27,36 +31,41 @@ def read(
   *,
   limits: grounding.Filter | None = None,
 ) -> grounding.Converted:
-  """Questions in the fields of docs/data.md.
+  """Reads questions in the fields of docs/data.md.
 
-  Left out and counted are questions with "no span" and with "no video" in the map, those without a text, with two options that are the same or with
-  an answer that is none of the "options", and what `limits` (default: those of the paper) leaves out: "short" and "wide".
+  Drops and counts questions for these reasons:
+
+  - "options": the text or an option is empty, two options are equal, or the answer is no option;
+  - "no video": the video is not in the map;
+  - "no span": there are no spans;
+  - "short", "wide": outside `limits`.
 
   Args:
     questions: val.csv or test.csv.
     spans: the JSON file of the same split.
     videos: map_vid_vidorID.json.
-    limits: which videos are long enough, and how much of them may be relevant.
+    limits: which questions to keep; default: those of the paper.
 
   Raises:
-    InputError: a file that is missing or of another layout; file, line and field are named.
+    InputError: a file is missing or has another layout; names file, line and field.
   """
-  grounded, paths = grounding.json_object(spans), grounding.json_object(videos)
+  grounded, paths = grounding.read_json_object(spans), grounding.read_json_object(videos)
   limits = limits or grounding.Filter()
-  return grounding.converted(
+  return grounding.separate(
     _record(row, grounded, paths, spans, limits) for row in _rows(questions)
   )
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
-  rows = csv.DictReader(io.StringIO(grounding.text(path)))
+  rows = csv.DictReader(io.StringIO(grounding.read_text(path)))
   try:
-    yield from _checked(rows, path)
+    yield from _check_rows(rows, path)
   except csv.Error as error:
     raise InputError(f"{path}:{rows.line_num}: is not CSV: {error}") from error
 
 
-def _checked(rows: csv.DictReader, path: Path) -> Iterator[dict[str, str]]:
+def _check_rows(rows: csv.DictReader, path: Path) -> Iterator[dict[str, str]]:
+  """Yields the rows. Raises InputError if a column or a row's field is missing."""
   missing = [column for column in _COLUMNS if column not in (rows.fieldnames or ())]
   if missing:
     raise InputError(
@@ -75,7 +84,7 @@ def _record(
   spans_file: Path,
   limits: grounding.Filter,
 ) -> dict[str, Any] | str:
-  """A record, or why there is none."""
+  """The record of a row, or the reason why it is dropped."""
   video, question = row["video_id"], row["question"].strip()
   options = [row[column].strip() for column in _OPTIONS]
   answer = row["answer"].strip()
@@ -85,20 +94,20 @@ def _record(
     return "no video"
   if video not in grounded:
     return "no span"
-  known, place = grounded[video], f"{spans_file}: video {video}"
-  if not isinstance(known, dict) or not isinstance(known.get("location"), dict):
-    raise InputError(f"{place}: needs a duration and a location")
-  duration = grounding.seconds(known.get("duration"), place)
-  spans = grounding.merged(
-    known["location"].get(row["qid"], []), duration, f"{place}, question {row['qid']}"
+  entry, where = grounded[video], f"{spans_file}: video {video}"
+  if not isinstance(entry, dict) or not isinstance(entry.get("location"), dict):
+    raise InputError(f"{where}: needs a duration and a location")
+  duration = grounding.parse_duration(entry.get("duration"), where)
+  spans = grounding.merge_spans(
+    entry["location"].get(row["qid"], []), duration, f"{where}, question {row['qid']}"
   )
-  if reason := grounding.reason_against(spans, duration, limits):
+  if reason := grounding.rejection_reason(spans, duration, limits):
     return reason
   return {
     "id": f"{video}_{row['qid']}",
     "video": f"{paths[video]}.mp4",
     "question": f"{question[0].upper()}{question[1:]}?",
-    "options": grounding.lettered(options),
+    "options": grounding.add_letters(options),
     "answer": chr(ord("A") + options.index(answer)),
     "problem_type": "multiple choice",
     "relevant": spans,

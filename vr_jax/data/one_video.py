@@ -1,4 +1,4 @@
-"""One video file, or picture, as ingestion would cut it, in memory: what a single question is about."""
+"""Loads one video or picture file into memory, cut as ingestion would cut it, for one question."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -15,28 +15,32 @@ from vr_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OneVideo:
-  """The frames that a rule takes of a file, kept as JPEGs; timestamps and duration in seconds, as in a frame store."""
+  """The frames that a rule takes from a file, as JPEGs.
+
+  timestamps, duration: in seconds, as in a frame store.
+  """
 
   jpegs: tuple[bytes, ...]
   timestamps: Float[np.ndarray, "frames"]
   duration: float
 
   def __len__(self) -> int:
-    """How many frames there are."""
+    """The number of frames."""
     return len(self.jpegs)
 
   def read(self, frames: Sequence[int]) -> UInt8[np.ndarray, "frames height width 3"]:
-    """Some of them, RGB, by their number here."""
+    """Decodes some frames, RGB, by their position in this clip."""
     return np.stack(
       [simplejpeg.decode_jpeg(self.jpegs[frame], colorspace="RGB") for frame in frames]
     )
 
 
 def load(path: Path, *, fps: float, quality: int, max_side: int, rule: sampling.Rule) -> OneVideo:
-  """Decodes a file from start to end, as `ingest` with these fields, and keeps what the rule takes of all of it.
+  """Decodes a whole file, as `ingest` would, and keeps the frames that the rule takes.
 
   Raises:
-    InputError: there is no such file, it is bad (`video_file.cut`, `picture_file.cut`), or too short for the rule.
+    InputError: the file does not exist, is bad (see `video_file.cut`, `picture_file.cut`), or is
+      too short for the rule.
   """
   if not path.is_file():
     raise InputError(f"{path}: no such file")
@@ -47,9 +51,9 @@ def load(path: Path, *, fps: float, quality: int, max_side: int, rule: sampling.
   else:
     cut = video_file.cut(path, fps=fps, **size)
   span = records.Span(start=0.0, end=cut.duration)
-  taken = sampling.choose(cut.timestamps, span, rule, where=str(path))
+  indices = sampling.choose(cut.timestamps, span, rule, where=str(path))
   return OneVideo(
-    jpegs=tuple(cut.jpegs[index] for index in taken),
-    timestamps=cut.timestamps[taken],
+    jpegs=tuple(cut.jpegs[index] for index in indices),
+    timestamps=cut.timestamps[indices],
     duration=cut.duration,
   )

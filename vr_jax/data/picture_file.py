@@ -1,4 +1,4 @@
-"""One picture file as a clip of a single frame: a still, kept and shown like a video."""
+"""Reads a picture file as a video of one frame."""
 
 from pathlib import Path, PurePosixPath
 
@@ -13,27 +13,31 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def is_picture(name: str) -> bool:
-  """Whether a file, by its name, is a picture rather than a video."""
+  """Whether a file is a picture rather than a video, judged by its name."""
   return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def cut(path: Path, *, quality: int, max_side: int) -> video_file.CutVideo:
-  """The picture as a video of one frame, at 0 s, and no duration; of several pictures in a file, the first.
+  """Reads a picture as a video of one frame at 0 s and without duration.
 
-  It is turned upright where the file says so, laid on white where it is transparent, and scaled down (never up) until no side
-  is longer than `max_side` pixels. `quality` is that of JPEG, 1 to 95.
+  The picture is rotated as its file says, drawn on white if transparent, and scaled down if a side
+  is longer than `max_side`. If the file has several pictures, the first is used.
+
+  quality: of JPEG, 1 to 95.
+  max_side: in pixels.
 
   Raises:
-    InputError: the file cannot be read, is no picture that Pillow knows, is damaged or larger than Pillow opens.
+    InputError: the file cannot be read, is not a picture that Pillow knows, is damaged, or is
+      larger than Pillow opens.
   """
   try:
-    with Image.open(path) as opened:
-      pixels = _pixels(ImageOps.exif_transpose(opened), max_side)
+    with Image.open(path) as image:
+      pixels = _pixels(ImageOps.exif_transpose(image), max_side)
   # Decoders of some formats raise SyntaxError or ValueError for damaged files.
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
     problem = " ".join(str(error).removesuffix(f" {str(path)!r}").split())
     raise InputError(
-      f"{path}: cannot be read as a picture ({problem}); it is damaged or none"
+      f"{path}: cannot be read as a picture ({problem}); it is damaged or not a picture"
     ) from error
   return video_file.CutVideo(
     jpegs=(video_file.encode(pixels, quality),),

@@ -1,14 +1,19 @@
-"""QVHighlights: sentences that describe moments of videos, as it is released, and questions that were made of them.
+"""Reads QVHighlights: sentences that describe moments of videos, and questions made from them.
 
-    highlight_train_release.jsonl    {"qid", "query", "vid", "duration": s, "relevant_windows": [[start, end], …], …}
+The released file has one JSON object a line:
 
-A sentence is no question. A rewriter turns it into one of four options, or says that it does not lend itself to that:
+    highlight_train_release.jsonl
+      {"qid", "query", "vid", "duration": s, "relevant_windows": [[start, end], …], …}
+
+A rewriter turns each sentence into a multiple-choice question, or marks it as unsuitable:
 
     rewrites.jsonl    {"qid", "suitable": true, "question", "options": [four texts], "answer": "B"}
                       {"qid", "suitable": false}
 
-Source: github.com/jayleicn/moment_detr (data/README.md), and Video-MTR, arXiv 2508.20478, appendix B, for the rewrites. The test
-split is released without windows.
+The test split is released without windows.
+
+Source: github.com/jayleicn/moment_detr (data/README.md); for the rewrites Video-MTR,
+arXiv 2508.20478, appendix B.
 """
 
 from collections.abc import Iterator
@@ -26,7 +31,7 @@ _LETTER = re.compile(r"\s*\(?([A-Z])[.):]\s*")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Moment:
-  """One sentence, and the seconds [start, end] of its video that it describes."""
+  """A sentence, and the spans [start, end] of its video that it describes, in seconds."""
 
   qid: str
   query: str
@@ -35,42 +40,45 @@ class Moment:
 
 
 def moments(path: Path, *, limits: grounding.Filter | None = None) -> grounding.Converted:
-  """Those that are worth a question; dropped are the others: "no span", "short" and "wide".
+  """Reads the moments that are worth a question, for a rewriter.
 
-  What a rewriter is asked about. The paper rewrites all and leaves out afterwards, to the same end.
+  Drops and counts the others: "no span", "short" and "wide". The paper rewrites all and filters
+  afterwards, which gives the same questions.
 
   Raises:
-    InputError: the file is missing or of another layout; file, line and field are named.
+    InputError: the file is missing or has another layout; names file, line and field.
   """
-  return grounding.converted(_moments(path, limits or grounding.Filter()))
+  return grounding.separate(_moments(path, limits or grounding.Filter()))
 
 
 def read(
   path: Path, rewrites: Path, *, limits: grounding.Filter | None = None
 ) -> grounding.Converted:
-  """The questions that were made of moments, in the fields of docs/data.md.
+  """Reads the questions made from moments, in the fields of docs/data.md.
 
-  Left out and counted is what `moments` leaves out, and what is "not rewritten" or "unsuitable".
+  Drops and counts what `moments` drops, and moments that are "not rewritten" or "unsuitable".
 
   Raises:
-    InputError: a file that is missing or of another layout, or a rewrite that is no question; file, line and field are named.
+    InputError: a file is missing or has another layout, or a rewrite is not a valid question; names
+      file, line and field.
   """
-  asked = {str(value["qid"]): value for value in read_rewrites(rewrites)}
-  return grounding.converted(
-    found if isinstance(found, str) else _record(found, asked)
-    for found in _moments(path, limits or grounding.Filter())
+  rewrite_of = {str(value["qid"]): value for value in read_rewrites(rewrites)}
+  return grounding.separate(
+    moment if isinstance(moment, str) else _record(moment, rewrite_of)
+    for moment in _moments(path, limits or grounding.Filter())
   )
 
 
 def _moments(path: Path, limits: grounding.Filter) -> Iterator[Moment | str]:
-  for where, value in grounding.json_lines(path, _FIELDS):
-    duration = grounding.seconds(value["duration"], f"{where}: field 'duration'")
+  """Yields each moment, or the reason why it is dropped."""
+  for where, value in grounding.read_json_lines(path, _FIELDS):
+    duration = grounding.parse_duration(value["duration"], f"{where}: field 'duration'")
     if not isinstance(value["query"], str):
       raise InputError(f"{where}: field 'query': a text is needed")
-    spans = grounding.merged(
+    spans = grounding.merge_spans(
       value["relevant_windows"], duration, f"{where}: field 'relevant_windows'"
     )
-    yield grounding.reason_against(spans, duration, limits) or Moment(
+    yield grounding.rejection_reason(spans, duration, limits) or Moment(
       qid=str(value["qid"]),
       query=value["query"].strip(),
       video=f"{value['vid']}.mp4",
@@ -79,15 +87,18 @@ def _moments(path: Path, limits: grounding.Filter) -> Iterator[Moment | str]:
 
 
 def read_rewrites(path: Path) -> Iterator[dict[str, Any]]:
-  """The rewrites of a file; raises InputError where it has none or another layout: file, line and field are named."""
-  for where, value in grounding.json_lines(path, ("qid", "suitable")):
+  """Reads the rewrites of a file.
+
+  Raises InputError, naming file, line and field, if the file is missing or has another layout.
+  """
+  for where, value in grounding.read_json_lines(path, ("qid", "suitable")):
     if problem := problem_of(value):
       raise InputError(f"{where}: {problem}")
     yield value
 
 
 def problem_of(rewrite: dict[str, Any]) -> str:
-  """Why a rewrite is neither a question nor said to be unsuitable; "" where nothing is wrong."""
+  """What is wrong with a rewrite; "" if it is a valid question or is marked as unsuitable."""
   if rewrite.get("suitable") is not True:
     return "" if rewrite.get("suitable") is False else "field 'suitable': true or false is needed"
   options, letters = rewrite.get("options"), "ABCDEFGHIJ"
@@ -104,18 +115,18 @@ def problem_of(rewrite: dict[str, Any]) -> str:
   return ""
 
 
-def _record(moment: Moment, asked: dict[str, dict[str, Any]]) -> dict[str, Any] | str:
-  """A record, or why there is none."""
-  if moment.qid not in asked:
+def _record(moment: Moment, rewrite_of: dict[str, dict[str, Any]]) -> dict[str, Any] | str:
+  """The record of a moment, or the reason why it is dropped."""
+  if moment.qid not in rewrite_of:
     return "not rewritten"
-  rewrite = asked[moment.qid]
+  rewrite = rewrite_of[moment.qid]
   if rewrite["suitable"] is not True:
     return "unsuitable"
   return {
     "id": f"qvhighlights_{moment.qid}",
     "video": moment.video,
     "question": rewrite["question"].strip(),
-    "options": grounding.lettered(_without_letters(rewrite["options"])),
+    "options": grounding.add_letters(_without_letters(rewrite["options"])),
     "answer": rewrite["answer"],
     "problem_type": "multiple choice",
     "relevant": moment.spans,
@@ -124,8 +135,9 @@ def _record(moment: Moment, asked: dict[str, dict[str, Any]]) -> dict[str, Any] 
 
 
 def _without_letters(options: list[str]) -> list[str]:
-  """Some rewriters write "A. red" and some "red"; letters are taken off where all have theirs, in order."""
-  matches = [_LETTER.match(option) for option in options]
-  if [match and match[1] for match in matches] != [chr(ord("A") + k) for k in range(len(options))]:
+  """Removes the options' letters if all have theirs, in order: "A. red", "B. green", …"""
+  matches = list(filter(None, map(_LETTER.match, options)))
+  letters = [chr(ord("A") + index) for index in range(len(options))]
+  if [match[1] for match in matches] != letters:
     return options
-  return [option[match.end() :] for option, match in zip(options, matches, strict=True)]
+  return [match.string[match.end() :] for match in matches]

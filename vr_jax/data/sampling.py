@@ -1,8 +1,11 @@
-"""Which stored frames of a span the model sees: a number of them, or a rate with bounds.
+"""Chooses which stored frames of a span the model sees: a number of frames, or a rate with bounds.
 
-Source: smart_nframes and the index choice of qwen-vl-utils 0.0.14. Two things differ, both on purpose. A span is
-half-open, so that what is shown up to 8 s does not hold the frame at 8 s, which a masked future may begin with. And a
-span with fewer frames than asked for is an error here, where the original goes on with what there is.
+Source: smart_nframes and the choice of indices in qwen-vl-utils 0.0.14. Two differences are
+intended:
+
+- A span is half-open: a span shown up to 8 s excludes the frame at 8 s, where the masked future
+  may begin.
+- A span with fewer frames than requested is an error. The original uses the frames that exist.
 """
 
 import dataclasses
@@ -15,12 +18,12 @@ from vr_jax import records
 from vr_jax.data import video_file
 from vr_jax.errors import InputError
 
-TEMPORAL_PATCH = 2  # Frames that the vision tower takes as one.
+TEMPORAL_PATCH = 2  # frames that the vision tower merges into one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Uniform:
-  """`frames` frames evenly over the span, rounded to a multiple of two."""
+  """`frames` frames, rounded to an even number, spread evenly over the span."""
 
   frames: int
 
@@ -33,7 +36,7 @@ class Uniform:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rate:
-  """`fps` frames a second, evenly over the span: at least `min_frames`, at most `max_frames`."""
+  """`fps` frames a second, spread evenly over the span, within `min_frames` and `max_frames`."""
 
   fps: float
   min_frames: int = 4
@@ -51,7 +54,10 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pool:
-  """All frames of the span, or `frames` of them, evenly: what turns choose from. A short span is a small pool."""
+  """The frames that turns choose from: at most `frames`, spread evenly over the span.
+
+  A short span gives a smaller pool.
+  """
 
   frames: int
 
@@ -62,11 +68,11 @@ class Pool:
 
 Rule = Uniform | Rate | Pool
 
-LEAST = Uniform(frames=TEMPORAL_PATCH)  # What every clip has, whatever the rule.
+LEAST = Uniform(frames=TEMPORAL_PATCH)  # the minimum that every clip has
 
 
 def check_rate(rule: Rule, stored: float) -> None:
-  """Raises InputError where the rule wants more frames a second than the `stored` ones."""
+  """Raises InputError if the rule samples more frames a second than are stored."""
   if isinstance(rule, Rate) and rule.fps > stored:
     raise InputError(
       f"frame sampling: {rule.fps:g} frames a second are more than the {stored:g} stored; "
@@ -77,62 +83,69 @@ def check_rate(rule: Rule, stored: float) -> None:
 def choose(
   timestamps: Float[np.ndarray, "stored"], span: records.Span, rule: Rule, *, where: str
 ) -> Int[np.ndarray, "frames"]:
-  """Indices into the stored frames of a video, increasing; an even number of them but of a pool, or the one of a still.
+  """Chooses stored frames of a video.
 
   Args:
-    timestamps: of all stored frames of the video, seconds, increasing.
-    span: frames from its start up to, not at, its end may be chosen. That of a still starts and ends at once.
-    rule: how many.
+    timestamps: of all stored frames of the video, in seconds, increasing.
+    span: frames at or after its start and before its end may be chosen. The span of a still picture
+      starts and ends at the same time.
+    rule: how many frames.
     where: names the example in errors.
 
+  Returns:
+    Increasing indices. Their number is even, except for a `Pool`, or 1 for a still picture.
+
   Raises:
-    InputError: the span holds fewer frames than the rule asks for.
+    InputError: the span has fewer frames than the rule needs.
   """
   if len(timestamps) == 1 and span.start == span.end:
     return np.zeros(1, np.int64)
   first, stop = np.searchsorted(timestamps + video_file.TIME_TOLERANCE, [span.start, span.end])
   available = int(stop - first)
-  wanted = _minimum(rule)
-  if available < wanted:
+  needed = _min_frames(rule)
+  if available < needed:
     raise InputError(
       f"{where}: {span.start:g} to {span.end:g} s of the video holds {available} stored frames, "
-      f"fewer than the {wanted} asked for; ask for fewer, ingest at a higher fps or drop it"
+      f"fewer than the {needed} asked for; ask for fewer, ingest at a higher fps or drop it"
     )
   if isinstance(rule, Pool):
     return np.linspace(first, stop - 1, min(rule.frames, available)).round().astype(np.int64)
-  count = wanted if isinstance(rule, Uniform) else _rate_count(timestamps[first:stop], rule)
+  count = needed if isinstance(rule, Uniform) else _rate_count(timestamps[first:stop], rule)
   return _linspace_rounded(int(first), int(stop) - 1, count)
 
 
-def _minimum(rule: Rule) -> int:
+def _min_frames(rule: Rule) -> int:
   if isinstance(rule, Pool):
     return 1
   if isinstance(rule, Uniform):
     return round(rule.frames / TEMPORAL_PATCH) * TEMPORAL_PATCH
-  return min(_multiple_up(rule.min_frames), _multiple_down(rule.max_frames))
+  return min(_round_up(rule.min_frames), _round_down(rule.max_frames))
 
 
 def _rate_count(timestamps: Float[np.ndarray, "span"], rule: Rate) -> int:
   total = len(timestamps)
   seconds = total * float(timestamps[-1] - timestamps[0]) / (total - 1)
-  # 7.9999 s at one frame a second, the trace of a rounded clock, is 8 frames, not 6.
-  asked = seconds * rule.fps + video_file.TIME_TOLERANCE
-  bounded = min(max(asked, _multiple_up(rule.min_frames)), _multiple_down(rule.max_frames), total)
-  return _multiple_down(bounded)
+  # Times may be rounded: 7.9999 s at one frame a second must give 8 frames, not 6.
+  frames = seconds * rule.fps + video_file.TIME_TOLERANCE
+  bounded = min(max(frames, _round_up(rule.min_frames)), _round_down(rule.max_frames), total)
+  return _round_down(bounded)
 
 
-def _multiple_up(number: float) -> int:
+def _round_up(number: float) -> int:
+  """Rounds up to a multiple of TEMPORAL_PATCH."""
   return math.ceil(number / TEMPORAL_PATCH) * TEMPORAL_PATCH
 
 
-def _multiple_down(number: float) -> int:
+def _round_down(number: float) -> int:
+  """Rounds down to a multiple of TEMPORAL_PATCH."""
   return math.floor(number / TEMPORAL_PATCH) * TEMPORAL_PATCH
 
 
 def _linspace_rounded(first: int, last: int, count: int) -> Int[np.ndarray, "frames"]:
-  """`torch.linspace(first, last, count).round()`, to the bit: halves fall where its float32 puts them.
+  """Equals `torch.linspace(first, last, count).round()` bit for bit.
 
-  PyTorch steps from both ends towards the middle in float32; a linspace in float64 would round other frames.
+  PyTorch steps from both ends towards the middle in float32. A float64 linspace would round some
+  halves differently.
   """
   step = np.float32(last - first) / np.float32(count - 1)
   forward = np.arange(count, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""One video file cut to frames: decoded once, a JPEG at every tick of a set rate, with the time it was shown."""
+"""Decodes a video file once, and keeps JPEG frames at a fixed rate with their times."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -7,25 +7,31 @@ import math
 from pathlib import Path
 
 import av
+import av.container
+import av.error
+import av.stream
+import av.video.reformatter
 from jaxtyping import Float, UInt8
 import numpy as np
 from PIL import Image
 
 from vr_jax.errors import InputError
 
-# A tick at 1 s takes the frame at 0.99999 s: containers round times to a clock of their own.
+# In seconds. Containers round times to their own clock, so a tick at 1 s may take the frame at
+# 0.99999 s.
 TIME_TOLERANCE = 1e-4
 
-# FFmpeg opens pictures (also "png_pipe" and its like) and plain text as video streams.
+# FFmpeg opens pictures (also as "png_pipe" and the like) and plain text as video streams.
 _PICTURE_FORMATS = ("image2", "tty")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CutVideo:
-  """The frames kept of one video, in the order of their times.
+  """The frames kept from one video, in order of time.
 
-  `timestamps` are seconds since the first frame of the video; `duration` is the end of its last frame, kept or not, and 0 of
-  a still; every frame has `height` x `width` pixels.
+  timestamps: seconds since the first frame of the video.
+  height, width: of every frame, in pixels.
+  duration: the end of the video's last frame, kept or not, in seconds; 0 for a still picture.
   """
 
   jpegs: tuple[bytes, ...]
@@ -37,16 +43,18 @@ class CutVideo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _TimedFrame:
+  """A decoded frame. start, end: seconds since the first frame."""
+
   frame: av.VideoFrame
-  start: float  # seconds since the first frame
+  start: float
   end: float
 
 
 def find(directory: Path) -> tuple[str, ...]:
-  """Files under `directory`, as sorted paths relative to it, with forward slashes.
+  """Returns the files under `directory`, as sorted relative paths with forward slashes.
 
   Raises:
-    InputError: there is no such directory, or it holds no file.
+    InputError: the directory does not exist or has no file.
   """
   if not directory.is_dir():
     raise InputError(f"{directory}: there is no such directory of videos")
@@ -59,18 +67,21 @@ def find(directory: Path) -> tuple[str, ...]:
 
 
 def cut(path: Path, *, fps: float, quality: int, max_side: int) -> CutVideo:
-  """Decodes a video from start to end and keeps `fps` frames a second as JPEG.
+  """Decodes a whole video and keeps `fps` frames a second as JPEG.
 
-  For each tick k / fps the first frame at or after it is kept, once: a video slower than `fps` keeps every frame of
-  its own and none twice. Frames are turned upright where the file says so, and scaled down (never up) until no side
-  is longer than `max_side` pixels. `quality` is that of JPEG, 1 to 95.
+  For each tick k / fps the first frame at or after it is kept, once. So a video with fewer frames a
+  second keeps each of its frames once. Frames are rotated as the file says, and scaled down if a
+  side is longer than `max_side`.
+
+  quality: of JPEG, 1 to 95.
+  max_side: in pixels.
 
   Raises:
-    InputError: the file cannot be read, is no video, has no video stream or no frames, is damaged, or ends before
-      the time that its header declares.
+    InputError: the file cannot be read, is not a video, has no video stream or no frames, is
+      damaged, or ends before the time that its header declares.
   """
   jpegs, timestamps = [], []
-  # One for the video: setting up a conversion costs more than converting a small frame.
+  # One for the whole video: setting up a conversion costs more than converting a small frame.
   reformatter = av.video.reformatter.VideoReformatter()
   height = width = tick = 0
   end = 0.0
@@ -95,21 +106,21 @@ def cut(path: Path, *, fps: float, quality: int, max_side: int) -> CutVideo:
 
 
 def decode(path: Path) -> Iterator[_TimedFrame]:
-  """All frames of a video file with their times; raises InputError as `cut` says."""
+  """Yields all frames of a video file with their times. Raises InputError as `cut` does."""
   try:
     with av.open(str(path)) as container:
       yield from _decode_stream(path, container, _video_stream(path, container))
-  except av.FFmpegError as error:
+  except av.error.FFmpegError as error:
     raise InputError(
-      f"{path}: cannot be decoded ({error.strerror}); it is truncated, damaged or no video"
+      f"{path}: cannot be decoded ({error.strerror}); it is truncated, damaged or not a video"
     ) from error
 
 
 def _video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
   format_name = container.format.name
   if format_name in _PICTURE_FORMATS or format_name.endswith("_pipe"):
-    raise InputError(f"{path}: is no video (FFmpeg reads it as {format_name})")
-  # The cover picture of a song is a video stream, too.
+    raise InputError(f"{path}: is not a video (FFmpeg reads it as {format_name})")
+  # The cover picture of a song is a video stream too.
   cover = av.stream.Disposition.attached_pic
   streams = [stream for stream in container.streams.video if not stream.disposition & cover]
   if not streams:
@@ -136,7 +147,8 @@ def _decode_stream(
       end = start + seconds
       yield _TimedFrame(frame=frame, start=start, end=end)
   declared = _declared_seconds(container, stream)
-  # Headers are honest to a few frames; a file cut off between two packets shows in nothing but its length.
+  # Headers are right to within a few frames. A file that was cut off between two packets can only
+  # be recognized by its length.
   if first is not None and declared is not None and declared - end > max(3 * seconds, 0.25):
     raise InputError(f"{path}: is truncated: it ends at {end:.2f} s of {declared:.2f} s")
 
@@ -150,9 +162,9 @@ def _frame_seconds(frame: av.VideoFrame, stream: av.VideoStream) -> float:
 def _declared_seconds(
   container: av.container.InputContainer, stream: av.VideoStream
 ) -> float | None:
-  if stream.duration is not None:
+  if stream.duration is not None and stream.time_base is not None:
     return float(stream.duration * stream.time_base)
-  # The length of the container is that of its longest stream: it says something of ours only where it is alone.
+  # The container's length is that of its longest stream, so it counts only if there is one stream.
   if container.duration is not None and len(container.streams) == 1:
     return container.duration / av.time_base
   return None
@@ -165,7 +177,10 @@ def _upright_image(
   *,
   size: tuple[int, int],
 ) -> UInt8[np.ndarray, "height width 3"]:
-  """The frame as RGB, upright; of `size` (width, height) if that is not 0, else within `max_side`."""
+  """Converts a frame to upright RGB.
+
+  size: (width, height) in pixels; (0, 0) scales to `max_side` instead.
+  """
   quarter_turns = round(frame.rotation / 90) % 4
   width, height = size
   if not width:
@@ -178,7 +193,7 @@ def _upright_image(
 
 
 def encode(image: UInt8[np.ndarray, "height width 3"], quality: int) -> bytes:
-  """An RGB image as JPEG of a quality of 1 to 95."""
+  """Encodes an RGB image as JPEG. quality: 1 to 95."""
   buffer = io.BytesIO()
   Image.fromarray(image).save(buffer, "JPEG", quality=quality)
   return buffer.getvalue()

@@ -1,9 +1,9 @@
-"""Records of the Video-R1 family (Video-R1, VideoP2R and kin), brought to our fields.
+"""Converts records of the Video-R1 family (Video-R1, VideoP2R, …) to this project's fields.
 
-In some of the released files (VideoP2R's for RL) every value is a text: a list of options is one that spells it, and nothing is
-"", "null" or "None".
+In some released files (VideoP2R's for RL) every value is a string: a list of options is written as
+JSON or Python, and a missing value is "", "null" or "None".
 
-Reconstruction: their traces carry no times, so that each reference step made of one spans the whole of what is shown.
+Reconstruction: their traces have no times, so each reference step spans the whole shown span.
 """
 
 import ast
@@ -14,7 +14,8 @@ from typing import Any
 from vr_jax.data import picture_file
 from vr_jax.errors import InputError
 
-# Frames that `relevant_sample_frames` counts, evenly over what is shown: one a second, but so many [Video-MTR's released code].
+# `relevant_sample_frames` refers to frames spread evenly over the shown span, one a second, but at
+# least and at most this many. Source: Video-MTR's released code.
 POOL = (4, 64)
 
 _ANSWER = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)
@@ -22,28 +23,29 @@ _TAG = re.compile(r"</?[a-z_]+>")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _REQUIRED = ("problem_id", "problem", "data_type", "solution", "problem_type", "path")
 _OPTIONAL = ("options", "data_source", "answer", "observation", "process", "relevant_sample_frames")
-_NOTHING = ("", "null", "None")
+_MISSING = ("", "null", "None")
 
 
 def is_record(value: dict[str, Any]) -> bool:
-  """Whether a JSON object is of the Video-R1 family rather than ours."""
+  """Whether a JSON object is a record of the Video-R1 family rather than of this project."""
   return "problem" in value and "question" not in value
 
 
 def to_record(value: dict[str, Any], where: str) -> dict[str, Any]:
-  """The same question in the fields of our schema; their values are not checked yet.
+  """Converts a record to the fields of this project's schema, without checking their values.
 
-  `observation` and `process`, where given, become the reference steps, sentence by sentence, and stay as `observation`
-  and `reasoning`.
+  The sentences of `observation` and `process`, if given, become the reference steps. The texts are
+  also kept as `observation` and `reasoning`.
 
   Raises:
-    InputError: a field is missing, `data_type` is not that of the file, `options` spells no list, or there is no answer in tags.
+    InputError: a field is missing, `data_type` does not match the file, `options` is not a list, or
+      there is no answer in tags.
   """
   for field in _REQUIRED:
     if field not in value:
       raise InputError(f"{where}: field {field!r} is missing")
   _check_data_type(value, where)
-  traces = [_given(value.get(field)) for field in ("observation", "process")]
+  traces = [_none_if_missing(value.get(field)) for field in ("observation", "process")]
   return {
     "id": value["problem_id"],
     "video": value["path"],
@@ -52,7 +54,7 @@ def to_record(value: dict[str, Any], where: str) -> dict[str, Any]:
     "answer": _answer(value, where),
     "problem_type": value["problem_type"],
     "steps": [{"text": step} for trace in traces for step in _sentences(str(trace or ""))],
-    "source": _given(value.get("data_source")),
+    "source": _none_if_missing(value.get("data_source")),
     "observation": traces[0],
     "reasoning": traces[1],
   }
@@ -64,13 +66,13 @@ def extra_fields(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_tags(trace: str) -> str:
-  """A trace without the tags of a reply, and without outer white space."""
+  """Removes tags from a trace, and white space at its ends."""
   return _TAG.sub(" ", trace).strip()
 
 
-def _given(value: Any) -> Any:
-  """A value, or None for what is no value."""
-  return None if isinstance(value, str) and value.strip() in _NOTHING else value
+def _none_if_missing(value: Any) -> Any:
+  """Replaces texts that stand for a missing value by None."""
+  return None if isinstance(value, str) and value.strip() in _MISSING else value
 
 
 def _check_data_type(value: dict[str, Any], where: str) -> None:
@@ -80,13 +82,14 @@ def _check_data_type(value: dict[str, Any], where: str) -> None:
   if (kind == "image") != picture_file.is_picture(str(path)):
     pictures = ", ".join(picture_file.SUFFIXES)
     raise InputError(
-      f"{where}: field 'data_type': {kind!r}, but field 'path' is {path!r}; images end with {pictures}"
+      f"{where}: field 'data_type': {kind!r}, but field 'path' is {path!r}; "
+      f"images end with {pictures}"
     )
 
 
 def _options(value: Any, where: str) -> Any:
-  """What a text spells: a list of texts, as JSON or as Python writes it. What is no text is left as it is."""
-  value = _given(value)
+  """Parses a list that was written as JSON or Python. Other values than strings stay."""
+  value = _none_if_missing(value)
   if not isinstance(value, str):
     return value
   for parse in (json.loads, ast.literal_eval):
@@ -96,19 +99,19 @@ def _options(value: Any, where: str) -> Any:
       continue
     if isinstance(options, list):
       return options
-  raise InputError(f"{where}: field 'options': is a text that spells no list: {value[:80]!r}")
+  raise InputError(f"{where}: field 'options': is a text but not a list: {value[:80]!r}")
 
 
 def _answer(value: dict[str, Any], where: str) -> Any:
-  """What stands in the tags of the solution; where it has none, the field `answer`, which later files have."""
+  """The answer in the tags of `solution`; without tags the field `answer`, as in later files."""
   match = _ANSWER.fullmatch(str(value["solution"]))
   if match:
     return match.group(1).strip()
-  if (answer := _given(value.get("answer"))) is None:
+  if (answer := _none_if_missing(value.get("answer"))) is None:
     raise InputError(f"{where}: field 'solution': is not of the form <answer>...</answer>")
   return answer
 
 
 def _sentences(trace: str) -> list[str]:
-  pieces = _SENTENCE_END.split(without_tags(trace))
-  return [piece.strip() for piece in pieces if piece.strip()]
+  sentences = _SENTENCE_END.split(without_tags(trace))
+  return [sentence.strip() for sentence in sentences if sentence.strip()]

@@ -1,6 +1,7 @@
-"""Windows: an order of examples in which those of about one length stand in one batch, and that is as random otherwise.
+"""Length bucketing: orders examples so that those of a batch have similar lengths.
 
-A batch is padded to its longest prompt: of clips that differ much in length, drawn at random, most of it is padding.
+A batch is padded to its longest prompt. With randomly drawn clips of very different lengths, most
+of a batch would be padding.
 """
 
 from collections.abc import Callable
@@ -12,14 +13,17 @@ import grain
 from jaxtyping import Int
 import numpy as np
 
-BATCHES = 8  # of a window: more of them save little padding, and order an epoch more
+BATCHES = 8  # batches in a window; more would save little padding and make the order less random
 
 
 class ByLength:
-  """A stream of shuffled epochs, of which some batches at a time are sorted by length and shuffled as batches.
+  """A stream of shuffled epochs, reordered within windows of a few batches.
 
-  What stands at an index follows from the seed and the stream alone, so that reading may begin anywhere. A window lies within an
-  epoch, so that one still holds each example once; a batch of two epochs stays as it is, and so does a window of one length.
+  The elements of a window are sorted by length and cut into batches; the batches are then shuffled.
+
+  - The element at an index depends on the seed and the stream alone, so reading may begin anywhere.
+  - A window is within one epoch, so each epoch still has each example once.
+  - A batch that spans two epochs keeps its order, and so does a window of equal lengths.
   """
 
   def __init__(
@@ -31,31 +35,34 @@ class ByLength:
     length: Callable[[Any], int],
     seed: int,
   ):
-    """Reads nothing yet.
+    """Creates the stream. Reads no element yet.
 
-    stream: elements in any order, epoch after epoch. epoch: how many one has. batch: how many are padded together, by all
-    processes. length: of an element. seed: of the order of batches, and of rows in a batch.
+    stream: the elements, epoch after epoch.
+    epoch: number of elements in an epoch.
+    batch: number of elements that all processes pad together.
+    length: returns the length of an element.
+    seed: for the order of batches in a window, and of rows in a batch.
     """
     self._stream, self._epoch, self._batch = stream, epoch, batch
     self._length, self._seed = length, seed
-    self._order = functools.lru_cache(maxsize=4)(self._drawn)
-    # Threads that read ahead enter a window together, and one of them is to order it.
+    self._order = functools.lru_cache(maxsize=4)(self._sample_order)
+    # Prefetching threads reach a window at the same time; one of them computes its order.
     self._lock = threading.Lock()
 
   def __len__(self) -> int:
     return len(self._stream)
 
   def __getitem__(self, index: SupportsIndex) -> Any:
-    place = index.__index__()
-    first, stop = self._window(place // self._batch)
+    position = index.__index__()
+    first, stop = self._window(position // self._batch)
     if stop > first:
       with self._lock:
         order = self._order(first, stop)
-      place = int(order[place - first * self._batch])
-    return self._stream[place]
+      position = int(order[position - first * self._batch])
+    return self._stream[position]
 
   def _window(self, batch: int) -> tuple[int, int]:
-    """The first batch of its window, and the one behind it; none where the batch is of two epochs."""
+    """The batches of a batch's window, [first, stop). Empty if the batch spans two epochs."""
     epoch = batch * self._batch // self._epoch
     first = -(-epoch * self._epoch // self._batch)
     stop = (epoch + 1) * self._epoch // self._batch
@@ -64,13 +71,13 @@ class ByLength:
     first += (batch - first) // BATCHES * BATCHES
     return first, min(first + BATCHES, stop)
 
-  def _drawn(self, first: int, stop: int) -> Int[np.ndarray, "places"]:
-    """Where in the stream the elements of a window stand, in their new order."""
-    places = np.arange(first * self._batch, stop * self._batch)
-    lengths = np.array([self._length(self._stream[int(place)]) for place in places])
+  def _sample_order(self, first: int, stop: int) -> Int[np.ndarray, "positions"]:
+    """The stream positions of a window's elements, in their new order."""
+    positions = np.arange(first * self._batch, stop * self._batch)
+    lengths = np.array([self._length(self._stream[int(position)]) for position in positions])
     if (lengths == lengths[0]).all():
-      return places
+      return positions
     rng = np.random.default_rng([self._seed, first])
-    batches = places[np.argsort(lengths, kind="stable")].reshape(-1, self._batch)
-    # Rows too: of several processes, one would otherwise read the longest clips of every batch.
+    batches = positions[np.argsort(lengths, kind="stable")].reshape(-1, self._batch)
+    # The rows of each batch are shuffled too. Else the last process would always read the longest.
     return rng.permuted(batches[rng.permutation(len(batches))], axis=1).reshape(-1)

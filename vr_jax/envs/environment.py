@@ -1,4 +1,4 @@
-"""What a recipe asks of a model: the question it shows, and what a reply is worth."""
+"""What a recipe asks of a model: what it shows, turn by turn, and what replies are worth."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -9,6 +9,7 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.envs import metric
+from vr_jax.envs import turns as retrieval_actions
 from vr_jax.rewards import accuracy
 
 # What adds numbers up over the processes of a run.
@@ -18,16 +19,51 @@ Pieces = tuple[tuple[int, int], ...]  # (end, segment), the last end being that 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Replies:
-  """What a policy said to a batch of examples.
+class Episode:
+  """What a policy replied about one example, turn by turn.
 
-  texts: [prompts][group]. segment: which one each token belongs to; -1 where there is none. shuffled: what it said to the same
-  frames in random order, [prompts][any number], where the loop asks for it.
+  pool: number of frames of its clip. relevant: which of them hold the evidence; () if unknown.
   """
 
-  texts: Sequence[Sequence[str]]
+  pool: int
+  relevant: tuple[int, ...]
+  replies: tuple[str, ...]
+
+
+def single_turn(text: str) -> Episode:
+  """An episode of one reply, of which nothing else is known."""
+  return Episode(pool=0, relevant=(), replies=(text,))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Replies:
+  """What a policy replied to a batch of examples.
+
+  episodes: [prompts][group]. segment: which segment each token belongs to; -1 where there is none.
+  shuffled: its replies to the same frames in random order, [prompts][any number]; None if there
+  are none.
+  """
+
+  episodes: Sequence[Sequence[Episode]]
   segment: Int[np.ndarray, "prompts group time"]
   shuffled: Sequence[Sequence[str]] | None = None
+
+  @classmethod
+  def from_texts(
+    cls,
+    texts: Sequence[Sequence[str]],
+    segment: Int[np.ndarray, "prompts group time"],
+    *,
+    shuffled: Sequence[Sequence[str]] | None = None,
+  ) -> "Replies":
+    """Replies of one turn each. texts: [prompts][group]."""
+    episodes = [[single_turn(text) for text in group] for group in texts]
+    return cls(episodes=episodes, segment=segment, shuffled=shuffled)
+
+  @property
+  def texts(self) -> list[list[str]]:
+    """The last reply of each episode, [prompts][group]."""
+    return [[episode.replies[-1] for episode in group] for group in self.episodes]
 
   def lengths(self, segments: int) -> Int[np.ndarray, "prompts group {segments}"]:
     """Tokens of each segment."""
@@ -52,25 +88,35 @@ def worths(
   return accuracy.accuracies(replies, examples)
 
 
+@dataclasses.dataclass(frozen=True)
+class WholeClip:
+  """Stands in an observation for all frames of the clip, shown as one video."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Observation:
-  """What a turn shows, in order: texts, and frames by their index in the pool."""
+  """What a turn shows, in order: texts, single frames by their index in the pool, or the clip.
 
-  parts: tuple[str | int, ...]
+  A turn that shows the whole clip shows one text beside it; config.model.question_first says which
+  of the two stands first.
+  """
+
+  parts: tuple[str | int | WholeClip, ...]
 
   @property
   def frames(self) -> tuple[int, ...]:
-    """The frames alone."""
+    """The single frames."""
     return tuple(part for part in self.parts if isinstance(part, int))
 
+  @property
+  def texts(self) -> tuple[str, ...]:
+    """The texts."""
+    return tuple(part for part in self.parts if isinstance(part, str))
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Episode:
-  """What a policy said about a pool of so many frames, turn by turn. relevant: frames with the evidence; () where that is not known."""
-
-  pool: int
-  relevant: tuple[int, ...]
-  replies: tuple[str, ...]
+  @property
+  def shows_clip(self) -> bool:
+    """Whether it shows the whole clip."""
+    return any(isinstance(part, WholeClip) for part in self.parts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,21 +129,29 @@ class Trace:
 
 
 @runtime_checkable
-class Task(Protocol):
-  """What one recipe asks and how it scores. It knows texts and examples, and no model.
+class Environment(Protocol):
+  """What one recipe asks, and how it scores replies. It knows texts and examples, and no model.
+
+  An episode is a conversation about one example: `observe` shows something, the model replies,
+  `observe` shows what follows, until it returns None. Most recipes have one turn, which shows the
+  whole clip and a question; `Defaults` implements all that those need not say.
 
   An implementation is a dataclass that is built from config.env by the names of its fields, and
-  declares the rest of these as class variables; `Defaults` has what most need not say.
+  declares the rest of these as class variables.
 
-  segments: names of the parts of a reply, or the turns of an episode, that earn rewards of their own.
-  tags: what a reply is marked up with. metrics: those of an evaluation that only this recipe has.
-  needs: what is given to it beside the fields of its config, by name (see registry.NEEDS).
-  answer_reward: the reward that pays for the answer; a critic gives it to the turns that led there.
+  turns: replies of an episode, at most. chooses_frames: whether turns show single frames of the
+  clip, so that it is a pool to choose from; otherwise the first turn shows it whole. segments: names
+  of the parts of an episode that earn rewards of their own: parts of a reply, or whole turns. tags:
+  what a reply is marked up with. metrics: those of an evaluation that only this recipe has. needs:
+  what is given to it beside the fields of its config, by name (see registry.NEEDS). answer_reward:
+  the reward that pays for the answer; a critic gives it to the turns that led there.
   has_observation: whether replies say what was seen before they reason; `parse_trace` then reads
   them, and supervised traces can be made for the recipe. compares_shuffled: whether it rewards
   replies beside those to the same frames in random order.
   """
 
+  turns: int
+  chooses_frames: bool
   segments: tuple[str, ...]
   tags: tuple[str, ...]
   metrics: metric.Metrics
@@ -111,7 +165,67 @@ class Task(Protocol):
     """Raises InputError where fields of the whole config do not go with those of config.env."""
 
   def question(self, example: records.Example) -> str:
-    """The text that the (first) user's turn shows beside the frames."""
+    """The text that the first turn shows beside the frames."""
+
+  def observe(
+    self, example: records.Example, pool: int, replies: Sequence[str]
+  ) -> Observation | None:
+    """What follows these replies, () for the first turn; None where the episode has ended.
+
+    pool: number of frames of the clip. A function of its arguments alone; called on threads.
+    """
+
+  def probes(self, pool: int) -> tuple[str, ...]:
+    """Replies that trigger the longest observation of each kind, to size buffers; the first goes on."""
+
+  def reference_replies(
+    self, example: records.Example, times: Float[np.ndarray, "pool"]
+  ) -> tuple[str, ...]:
+    """An episode to train on, a reply a turn; () if there is none. times: of the frames, seconds."""
+
+  def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
+    """The frames of the pool with the evidence; () if that is unknown."""
+
+  def pieces(self, reply: str, turn: int) -> Pieces:
+    """Which segment each part of the reply of a turn belongs to: (end, segment), in characters."""
+
+  def score(self, examples: Sequence[records.Example], replies: Replies) -> records.Scores:
+    """The rewards of a batch; those of segments that a reply does not have are not valid.
+
+    It is called on a thread, a batch at a time, while other batches are sampled and learnt from, and
+    in evaluation: it remembers nothing. What depends on other batches belongs into `finish_batch`.
+    """
+
+  def finish_batch(
+    self,
+    examples: Sequence[records.Example],
+    replies: Replies,
+    scores: records.Scores,
+    *,
+    summed: Summed = np.asarray,
+  ) -> tuple[records.Scores, Mapping[str, float]]:
+    """(the scores of a training batch, what it counted by name), with what depends on other batches.
+
+    It is called in the order of steps, once for each batch, by all processes together, and alone
+    changes what `state` gives. summed: adds up numbers of rows that several processes have.
+    """
+
+  def episode_metrics(self, example: records.Example, episode: Episode) -> dict[str, float]:
+    """What an evaluation measures of an episode, by name: `accuracy`, the task metric, and others."""
+
+  def accuracy(self, example: records.Example, reply: str) -> float:
+    """The task metric of the answer in a reply, whatever else it is rewarded for; asks no judge."""
+
+  def parse_action(
+    self, example: records.Example, pool: int, reply: str
+  ) -> retrieval_actions.Action:
+    """What a reply does: it answers, asks for frames, or neither."""
+
+  def observation(self, reply: str) -> str | None:
+    """What a reply says to have seen, "" if nothing; None where the recipe doesn't ask for it."""
+
+  def parse_trace(self, reply: str) -> Trace | None:
+    """The texts of a reply that has exactly the right form, none of them empty; None of any other."""
 
   def trace(self, reply: str) -> str:
     """The reasoning in a reply: what is read as its steps."""
@@ -119,22 +233,32 @@ class Task(Protocol):
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
     """How a reply was read (steps, alignment, segments), as JSON, for the report."""
 
+  def tokenizer_texts(self, example: records.Example, pool: int) -> tuple[str, ...]:
+    """Texts of the first turn that a tokenizer learns from, where a recipe trains one."""
+
   def state(self) -> Mapping[str, Any]:
-    """What scoring remembers from step to step, as JSON; part of every checkpoint. {} where it remembers nothing."""
+    """What is remembered from batch to batch, as JSON; part of every checkpoint. {} if nothing."""
 
   def set_state(self, state: Mapping[str, Any]) -> None:
     """Goes back to a state that `state` gave."""
 
   def counts(self) -> Mapping[str, float]:
-    """What scoring counted since it was last asked, by name, for the metrics."""
+    """What `score` counted since this was last asked, by name, for the metrics."""
 
   def close(self) -> None:
     """Ends scoring that is under way, and lets go of what it holds."""
 
 
 class Defaults:
-  """What an environment is where it says nothing else. Inherit, and override what differs."""
+  """What an environment is where it says nothing else. Inherit, and override what differs.
 
+  One turn shows the whole clip and `question`; an environment of this kind adds `question`, `score`
+  and `accuracy`, and `reference_reply` where there are replies to train on.
+  """
+
+  turns: ClassVar[int] = 1
+  chooses_frames: ClassVar[bool] = False
+  segments: ClassVar[tuple[str, ...]] = ("reply",)
   metrics: ClassVar[metric.Metrics] = {
     "accuracy": metric.Metric(title="Accuracy", headline=True, chance=metric.guess),
     "format": metric.Metric(title="Right format", reward="format"),
@@ -149,6 +273,65 @@ class Defaults:
     """All configs are good."""
     del config
 
+  def observe(
+    self, example: records.Example, pool: int, replies: Sequence[str]
+  ) -> Observation | None:
+    """The clip and the question; nothing follows a reply."""
+    del pool
+    return None if replies else Observation(parts=(WholeClip(), self.question(example)))
+
+  def probes(self, pool: int) -> tuple[str, ...]:
+    """No reply is shown anything."""
+    del pool
+    return ()
+
+  def reference_reply(self, example: records.Example) -> str | None:
+    """The reply to train on; None: there is none."""
+    del example
+
+  def reference_replies(
+    self, example: records.Example, times: Float[np.ndarray, "pool"]
+  ) -> tuple[str, ...]:
+    """The `reference_reply` alone."""
+    del times
+    reply = self.reference_reply(example)
+    return () if reply is None else (reply,)
+
+  def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
+    """Unknown."""
+    del example, times
+    return ()
+
+  def pieces(self, reply: str, turn: int) -> Pieces:
+    """Every turn is a segment."""
+    return ((len(reply), turn),)
+
+  def finish_batch(
+    self,
+    examples: Sequence[records.Example],
+    replies: Replies,
+    scores: records.Scores,
+    *,
+    summed: Summed = np.asarray,
+  ) -> tuple[records.Scores, Mapping[str, float]]:
+    """No batch depends on another."""
+    del examples, replies, summed
+    return scores, {}
+
+  def episode_metrics(self, example: records.Example, episode: Episode) -> dict[str, float]:
+    """The accuracy of the last reply, in the precision of rewards, of which it often is one."""
+    return {"accuracy": float(np.float32(self.accuracy(example, episode.replies[-1])))}
+
+  def parse_action(
+    self, example: records.Example, pool: int, reply: str
+  ) -> retrieval_actions.Action:
+    """What stands between the answer tags, whatever else the reply says."""
+    del example, pool
+    answer = accuracy.answer_text(reply)
+    if answer is None:
+      return retrieval_actions.Action(kind="invalid")
+    return retrieval_actions.Action(kind="answer", answer=answer)
+
   def parse_trace(self, reply: str) -> Trace | None:
     """Replies hold no observation."""
     del reply
@@ -157,8 +340,13 @@ class Defaults:
     """Replies are not asked for what was seen."""
     del reply
 
+  def tokenizer_texts(self, example: records.Example, pool: int) -> tuple[str, ...]:
+    """Question and options, without the instruction."""
+    del pool
+    return (example.question, *example.options)
+
   def state(self) -> Mapping[str, Any]:
-    """Scoring remembers nothing."""
+    """Nothing is remembered."""
     return {}
 
   def set_state(self, state: Mapping[str, Any]) -> None:
@@ -171,75 +359,3 @@ class Defaults:
 
   def close(self) -> None:
     """Scoring holds nothing."""
-
-
-@runtime_checkable
-class Environment(Task, Protocol):
-  """A task of one reply."""
-
-  def reference_reply(self, example: records.Example) -> str | None:
-    """The whole reply that the reference gives, for supervised training; None where the example has no trace."""
-
-  def pieces(self, reply: str) -> Pieces:
-    """Which segment each part of a reply belongs to: (end, segment) of the parts, one after the other, in characters."""
-
-  def score(self, examples: Sequence[records.Example], replies: Replies) -> records.Scores:
-    """The rewards of replies; may be called from another thread, a batch at a time."""
-
-  def accuracy(self, example: records.Example, reply: str) -> float:
-    """The task metric of its answer, whatever else the reply is rewarded for; no judge is asked."""
-
-  def observation(self, reply: str) -> str | None:
-    """What a reply says to have seen, "" where it says nothing; None where the recipe doesn't ask for it."""
-
-  def parse_trace(self, reply: str) -> Trace | None:
-    """The texts of a reply that has exactly the right form, none of them empty; None of any other."""
-
-
-@runtime_checkable
-class TurnsEnvironment(Task, Protocol):
-  """A task of several turns about a pool of frames: replies ask for frames, or answer.
-
-  turns: replies of an episode, at most. answer_reward: the reward that is the answer's; a turn's others are its own.
-  """
-
-  turns: int
-  answer_reward: str
-
-  def observe(
-    self, example: records.Example, pool: int, replies: Sequence[str]
-  ) -> Observation | None:
-    """What comes after these replies (() for the first turn) in a pool of so many frames; None where the episode has ended."""
-
-  def probes(self, pool: int) -> tuple[str, ...]:
-    """Replies after which what is shown is as long as it gets, for each way in which it is said; the first goes on."""
-
-  def reference_replies(
-    self, example: records.Example, times: Float[np.ndarray, "pool"]
-  ) -> tuple[str, ...]:
-    """An episode that shows how it is done, for supervised training; () where there is none. times: of the pool, seconds."""
-
-  def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
-    """The frames of the pool with the evidence; () where that is not known."""
-
-  def rewards(
-    self,
-    examples: Sequence[records.Example],
-    episodes: Sequence[Sequence[Episode]],
-    *,
-    training: bool = True,
-    summed: Summed = np.asarray,
-  ) -> records.Scores:
-    """What every turn earns, [prompts, group, turns]; those that were not taken are not valid.
-
-    training: a bonus for exploring counts, and the environment remembers and counts the batch. summed: adds up numbers of rows that
-    several processes have; all of them then call this, in the same order.
-    """
-
-  def outcome(self, example: records.Example, episode: Episode) -> dict[str, float]:
-    """What an episode came to, by name: `accuracy`, `format` and what else the recipe is measured by."""
-
-
-def has_turns(environment: Task) -> bool:
-  """Whether replies ask for frames: clips are then pools that turns choose from."""
-  return isinstance(environment, TurnsEnvironment)

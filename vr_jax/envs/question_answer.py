@@ -34,7 +34,6 @@ class QuestionAnswer(environment.Defaults):
   weights: Mapping[str, float] = schema.field(
     {}, "Weights of rewards by name; 1 where there is none."
   )
-  segments: ClassVar[tuple[str, ...]] = ("reply",)
   tags: ClassVar[tuple[str, ...]] = ("<think>", "</think>\n<answer>", "</answer>")
 
   def __post_init__(self):
@@ -59,10 +58,6 @@ class QuestionAnswer(environment.Defaults):
       return None
     trace = "\n".join(step.text for step in example.steps)
     return f"<think>{trace}</think>\n<answer>{example.answer}</answer>"
-
-  def pieces(self, reply: str) -> environment.Pieces:
-    """The whole reply is one segment."""
-    return ((len(reply), 0),)
 
   def score(
     self, examples: Sequence[records.Example], replies: environment.Replies

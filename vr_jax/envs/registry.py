@@ -7,11 +7,10 @@ from typing import Any
 
 import ml_collections
 
-from vr_jax import errors, records, schema, user_code
+from vr_jax import errors, schema, user_code
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import moss_chatv, question_answer, video_mtr, videop2r
 
-AnyEnvironment = environment_lib.Environment | environment_lib.TurnsEnvironment
 ENVIRONMENTS: dict[str, type] = {
   "grpo": question_answer.QuestionAnswer,
   "moss_chatv": moss_chatv.MossChatV,
@@ -38,10 +37,9 @@ def environment_class(recipe: str) -> type:
   cls = user_code.load(recipe, "--config.recipe")
   if not isinstance(cls, type):
     raise errors.InputError(f"--config.recipe={recipe}: is no class")
-  protocol = (
-    environment_lib.TurnsEnvironment if hasattr(cls, "observe") else environment_lib.Environment
-  )
-  if missing := sorted(_members(protocol) - {*dir(cls), *getattr(cls, "__annotations__", {})}):
+  if missing := sorted(
+    _members(environment_lib.Environment) - {*dir(cls), *getattr(cls, "__annotations__", {})}
+  ):
     raise errors.InputError(
       f"--config.recipe={recipe}: lacks {missing[0]}, which environments have (docs/own_recipe.md)"
     )
@@ -57,7 +55,9 @@ def complete(config: ml_collections.ConfigDict) -> None:
   schema.complete(config.env, environment_class(config.recipe), "config.env")
 
 
-def make_environment(config: ml_collections.ConfigDict, **services: Any) -> AnyEnvironment:
+def make_environment(
+  config: ml_collections.ConfigDict, **services: Any
+) -> environment_lib.Environment:
   """The environment of a recipe.
 
   services: what environments may need, by name (`NEEDS`); None or left out where nothing is scored.
@@ -67,16 +67,6 @@ def make_environment(config: ml_collections.ConfigDict, **services: Any) -> AnyE
   cls = environment_class(config.recipe)
   given = {name: services.get(name) for name in cls.needs}
   return schema.build(cls, config.env, **given)
-
-
-def opening_texts(
-  environment: AnyEnvironment, example: records.Example, frames: int
-) -> tuple[str, ...]:
-  """The texts of the first user turn. frames: size of the pool, for environments of several turns."""
-  if environment_lib.has_turns(environment):
-    shown = environment.observe(example, frames, ()).parts
-    return tuple(part for part in shown if isinstance(part, str))
-  return (example.question, *example.options)
 
 
 def _members(protocol: type) -> set[str]:

@@ -9,7 +9,6 @@ that an engine may ask for any turn at any time, and reads the frames that it is
 Source: arXiv 2508.20478. `Reconstruction:` with one turn in all, its frames are the whole budget, not half of it.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, ClassVar, Literal
@@ -45,6 +44,7 @@ class VideoMTR(environment.Defaults):
 
   instruction: str = schema.field(help="Stands below the question; it has to ask for all tags.")
   last_instruction: str = schema.field(help="The same in the last turn.")
+  chooses_frames: ClassVar[bool] = True
   turns: int = schema.field(3, "Replies of an episode, at most.", "[1, inf)")
   window: int = schema.field(2, "Turns before a reply that it sees.", "[0, inf)")
   budget: int = schema.field(
@@ -93,7 +93,6 @@ class VideoMTR(environment.Defaults):
         )
     self.segments = tuple(f"turn {turn}" for turn in range(1, self.turns + 1))
     self._latch = exploration_lib.Latch()
-    self._counted = Counter()
 
   @classmethod
   def check_config(cls, config: Any) -> None:
@@ -181,48 +180,58 @@ class VideoMTR(environment.Defaults):
     """The frames of the pool within the relevant spans."""
     return turns_lib.relevant_frames(example, times)
 
-  def rewards(
-    self,
-    examples: Sequence[records.Example],
-    episodes: Sequence[Sequence[environment.Episode]],
-    *,
-    training: bool = True,
-    summed: environment.Summed = np.asarray,
+  def score(
+    self, examples: Sequence[records.Example], replies: environment.Replies
   ) -> records.Scores:
     """What every turn earns: arrays [prompts, group, turns], where turns are those of the task, taken or not.
 
-    `accuracy`, `format` and `relevance` are what they are after the gate, `exploration` is the bonus (relevance_lib.Rule.ranges, and 0
-    to exploration_lib.Rule.highest); the total is their sum. Turns that were not taken are not valid. A call is one batch to the
-    exploration bonus, and moves its state; without training there is no bonus, and nothing moves or is counted. summed: adds up
-    over processes, of which each has some rows of the batch.
+    `accuracy`, `format` and `relevance` are what they are after the gate (relevance.Rule.ranges); the total is their sum. Turns
+    that were not taken are not valid.
     """
-    batch = self._arrays(examples, episodes)
+    batch = self._arrays(examples, replies.episodes)
     earned = relevance_lib.turn_rewards(batch, self.relevance)
     parts = {
       "accuracy": earned.accuracy,
       "format": earned.format,
       "relevance": earned.relevance,
     }
-    if not training:
-      return records.Scores(rewards=parts, valid=batch.taken, total=earned.total)
+    return records.Scores(rewards=parts, valid=batch.taken, total=earned.total)
+
+  def finish_batch(
+    self,
+    examples: Sequence[records.Example],
+    replies: environment.Replies,
+    scores: records.Scores,
+    *,
+    summed: environment.Summed = np.asarray,
+  ) -> tuple[records.Scores, Mapping[str, float]]:
+    """Adds the bonus for exploring, `exploration` (0 to exploration.Rule.highest), which depends on the batches before.
+
+    Counts, of an episode: turns, episode_accuracy, frame_recall (share of the relevant frames that were shown; where there are
+    any). Of the turns, shares: retrieval_rate, invalid, exploration/share (with a bonus). relevance/unscored: retrievals.
+    exploration/ended: 1 once the bonus is over for good.
+    """
+    batch = self._arrays(examples, replies.episodes)
     looked = batch.retrieved & (np.arange(self.turns) < self.turns - 1)
     step = exploration_lib.step(
       self.exploration,
       self._latch,
       retrieved=looked,
       taken=batch.taken,
-      total=earned.total,
+      total=scores.total,
       summed=summed,
     )
     self._latch = step.latch
-    self._count(batch, step, summed)
-    return records.Scores(
-      rewards={**parts, "exploration": step.bonus},
-      valid=batch.taken,
-      total=earned.total + step.bonus,
+    with_bonus = records.Scores(
+      rewards={**scores.rewards, "exploration": step.bonus},
+      valid=scores.valid,
+      total=scores.total + step.bonus,
     )
+    return with_bonus, self._counts(batch, step, summed)
 
-  def outcome(self, example: records.Example, episode: environment.Episode) -> dict[str, float]:
+  def episode_metrics(
+    self, example: records.Example, episode: environment.Episode
+  ) -> dict[str, float]:
     """`accuracy` (the task metric), `format` (share of turns), `turns`, `retrievals`, and, where the evidence is known, `frame_recall`."""
     batch = self._arrays([example], [[episode]])
     taken = int(batch.taken.sum())
@@ -234,6 +243,19 @@ class VideoMTR(environment.Defaults):
     }
     recall = float(batch.recall()[0, 0])
     return found if np.isnan(recall) else {**found, "frame_recall": recall}
+
+  def accuracy(self, example: records.Example, reply: str) -> float:
+    """The task metric of the answer in a reply; 0 where it gives none."""
+    action = self.parse_action(example, 0, reply)
+    return environment.worth(action.answer if action.kind == "answer" else None, example)
+
+  def parse_action(self, example: records.Example, pool: int, reply: str) -> turns_lib.Action:
+    """An answer, a retrieval within the pool, or why it is neither."""
+    return turns_lib.parse(reply, pool, example.problem_type, example.options)
+
+  def tokenizer_texts(self, example: records.Example, pool: int) -> tuple[str, ...]:
+    """All that the first turn says."""
+    return self.observe(example, pool, ()).texts
 
   def trace(self, reply: str) -> str:
     """What stands between the think tags."""
@@ -250,28 +272,6 @@ class VideoMTR(environment.Defaults):
   def set_state(self, state: Mapping[str, Any]) -> None:
     """Goes back to a state that `state` gave."""
     self._latch = exploration_lib.Latch(**state)
-
-  def counts(self) -> Mapping[str, float]:
-    """Since it was last asked. Of an episode: turns, episode_accuracy, frame_recall (share of the relevant frames that were shown;
-    where there are any). Of the turns, shares: retrieval_rate, invalid, exploration/share (with a bonus). relevance/unscored:
-    retrievals. exploration/ended: 1 once the bonus is over for good.
-    """
-    counted, self._counted = self._counted, Counter()
-    if not counted["turns"]:
-      return {}
-    shares = {
-      name: counted[name] / counted["turns"]
-      for name in ("retrieval_rate", "invalid", "exploration/share")
-    }
-    recall = {"frame_recall": counted["recall"] / counted["known"]} if counted["known"] else {}
-    return {
-      "turns": counted["turns"] / counted["episodes"],
-      "episode_accuracy": counted["accuracy"] / counted["episodes"],
-      "relevance/unscored": float(counted["unscored"]),
-      "exploration/ended": float(self._latch.closed),
-      **shares,
-      **recall,
-    }
 
   def _ask(self, example: records.Example, turn: int) -> str:
     last = turn + 1 == self.turns
@@ -309,9 +309,9 @@ class VideoMTR(environment.Defaults):
       taken=taken,
     )
 
-  def _count(
+  def _counts(
     self, batch: relevance_lib.Episodes, step: exploration_lib.Step, summed: environment.Summed
-  ) -> None:
+  ) -> dict[str, float]:
     recall = batch.recall()
     counts = {
       "episodes": batch.taken.any(-1).sum(),
@@ -325,7 +325,16 @@ class VideoMTR(environment.Defaults):
       "known": np.isfinite(recall).sum(),
     }
     over_all = summed(np.array(list(counts.values()), np.float32))
-    self._counted.update(dict(zip(counts, over_all.tolist(), strict=True)))
+    counted = dict(zip(counts, over_all.tolist(), strict=True))
+    shares = ("retrieval_rate", "invalid", "exploration/share")
+    return {
+      "turns": counted["turns"] / counted["episodes"],
+      "episode_accuracy": counted["accuracy"] / counted["episodes"],
+      "relevance/unscored": counted["unscored"],
+      "exploration/ended": float(self._latch.closed),
+      **{name: counted[name] / counted["turns"] for name in shares},
+      **({"frame_recall": counted["recall"] / counted["known"]} if counted["known"] else {}),
+    }
 
 
 def _told(example: records.Example, times: Float[np.ndarray, "frames"]) -> str:

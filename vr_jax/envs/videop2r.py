@@ -120,8 +120,9 @@ class VideoP2R(environment.Defaults):
       observation, think = "\n".join(shown), "\n".join(later)
     return written(observation, think, example.answer) if observation and think else None
 
-  def pieces(self, reply: str) -> environment.Pieces:
+  def pieces(self, reply: str, turn: int) -> environment.Pieces:
     """The observation up to the sign that closes it, then the rest; without a right one, all is reasoning."""
+    del turn
     end = read(reply).end
     return ((end - 1, PERCEPTION), (len(reply), REASONING)) if end else ((len(reply), REASONING),)
 

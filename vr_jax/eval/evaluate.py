@@ -14,14 +14,12 @@ from PIL import Image
 
 from vr_jax import records
 from vr_jax.envs import environment
-from vr_jax.envs import turns as turns_lib
 from vr_jax.eval import answered as answered_lib
-from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rewards import steps as steps_lib
 from vr_jax.rl import advantages as advantages_lib
 from vr_jax.rl import overlong
-from vr_jax.rollout import decode_replies, encoder, multi_turn, sampler
-from vr_jax.train import batching, console, features, run_context
+from vr_jax.rollout import decode_replies, encoder
+from vr_jax.train import batching, console, experience, features, run_context
 
 _GROUPS = 2**20  # folded into the key of evaluation: apart from its batches
 
@@ -41,8 +39,7 @@ def evaluate(
   cache: of features, for what is seen whole and in order.
   """
   config = context.config.eval
-  answer = _played if environment.has_turns(context.environment) else _replied
-  whole = list(answer(context, params, name, cache))
+  whole = list(_answered(context, params, name, cache))
   scores = [a.accuracy for a in whole]
   declared = context.environment.metrics
   metrics = {
@@ -60,11 +57,7 @@ def evaluate(
     if config[view]:
       metrics[f"{view}_accuracy"] = _accuracy(context, params, view, f"{name}, {view}")
   rollouts = [_shown(context, answered) for answered in whole[: config.rollouts]]
-  if (
-    len(context.environment.segments) > 1
-    and not environment.has_turns(context.environment)
-    and rollouts
-  ):
+  if len(context.environment.segments) > 1 and context.environment.turns == 1 and rollouts:
     for rollout, advantages in zip(
       rollouts, _advantages(context, params, whole, cache), strict=False
     ):
@@ -98,16 +91,14 @@ def _replies(
   name: str,
   cache: features.Cache = None,
 ) -> Iterator[tuple[list[batching.Item], environment.Replies]]:
-  """One reply to each example, a batch at a time."""
-  decoding = context.decoding(group=1, temperature=context.config.eval.temperature)
+  """One episode about each example, a batch at a time."""
+  temperature = context.config.eval.temperature
   for batch, prompt, key in _batches(context, params, view, name, cache):
-    rollout = sampler.sample(context.graph, params, prompt, context.allowed, key, decoding=decoding)
-    yield (
-      batch.items,
-      decode_replies.decode_replies(
-        context.processor, context.environment, rollout, rows=len(batch.items)
-      ),
+    played = experience.play_batch(
+      context, params, batch, prompt, key, group=1, temperature=temperature
     )
+    dialogue, rows = context.builder.dialogue(batch), len(batch.items)
+    yield batch.items, decode_replies.decode_replies(dialogue, played.rollout, rows=rows)
 
 
 def _batches(
@@ -126,65 +117,32 @@ def _batches(
       tick(done)
 
 
-def _replied(
+def _answered(
   context: run_context.RunContext, params: PyTree, name: str, cache: features.Cache
 ) -> Iterator[answered_lib.Answered]:
-  """One reply to each example, judged."""
+  """One episode about each example, scored."""
   task = context.environment
   for items, replies in _replies(context, params, "whole", name, cache):
     scores = task.score([item.example for item in items], replies)
     tokens = (replies.segment >= 0).sum(axis=(1, 2))
-    for row, (item, (reply,)) in enumerate(zip(items, replies.texts, strict=True)):
+    for row, (item, (episode,)) in enumerate(zip(items, replies.episodes, strict=True)):
       of_segments = _of_segments(task.segments, scores, row)
+      measured, reply = task.episode_metrics(item.example, episode), episode.replies[-1]
+      several = task.turns > 1
+      if several:
+        of_segments = {name: of_segments[name] for name in task.segments[: len(episode.replies)]}
       yield answered_lib.Answered(
         example=item.example,
         clip=item.clip,
         reply=reply,
         tokens=int(tokens[row]),
-        # In the precision of rewards, of which it often is one.
-        accuracy=float(np.float32(task.accuracy(item.example, reply))),
+        accuracy=measured["accuracy"],
         steps=steps_lib.split_steps(task.trace(reply)),
         observation=task.observation(reply),
-        rewards=of_segments[task.segments[-1]],
-        of_segments=of_segments if len(of_segments) > 1 else {},
+        rewards=measured if several else of_segments[task.segments[-1]],
+        of_segments=of_segments if len(of_segments) > 1 or several else {},
+        episode=episode if several else None,
         segment=replies.segment[row, 0],
-      )
-
-
-def _played(
-  context: run_context.RunContext, params: PyTree, name: str, cache: features.Cache
-) -> Iterator[answered_lib.Answered]:
-  """One episode about each example."""
-  task, temperature = context.environment, context.config.eval.temperature
-  for batch, prompt, key in _batches(context, params, "whole", name, cache):
-    prompt = encoder.encode(context.graph, params, prompt)
-    talk = multi_turn.play(
-      context.graph,
-      params,
-      prompt,
-      context.allowed,
-      key,
-      context.builder.dialogue(batch),
-      timestamps=[item.clip.timestamps for item in batch.items],
-      decoding=context.decoding(group=1, temperature=temperature),
-      schedule=multi_turn.make_schedule(context.config, turns=task.turns),
-      threads=context.config.data.threads,
-    )
-    scores = task.rewards([item.example for item in batch.items], talk.said, training=False)
-    for row, (item, (episode,)) in enumerate(zip(batch.items, talk.said, strict=True)):
-      outcome, reply = task.outcome(item.example, episode), episode.replies[-1]
-      of_turns = _of_segments(task.segments, scores, row)
-      yield answered_lib.Answered(
-        example=item.example,
-        clip=item.clip,
-        reply=reply,
-        tokens=sum(map(len, talk.played.replies[row][0])),
-        accuracy=outcome["accuracy"],
-        steps=steps_lib.split_steps(task.trace(reply)),
-        observation=None,
-        rewards=outcome,
-        of_segments={name: of_turns[name] for name in task.segments[: len(episode.replies)]},
-        episode=episode,
       )
 
 
@@ -209,8 +167,9 @@ def _advantages(
     replies = _group(
       context, params, fed.batch, encoder.encode(context.graph, params, fed.prompt), key
     )
+    own = [environment.single_turn(a.reply) for a in some]
     both = environment.Replies(
-      texts=[[a.reply, *texts] for a, texts in zip(some, replies.texts, strict=True)],
+      episodes=[[one, *group] for one, group in zip(own, replies.episodes, strict=True)],
       segment=np.concatenate([np.stack([a.segment for a in some])[:, None], replies.segment], 1),
       shuffled=replies.shuffled,
     )
@@ -237,24 +196,16 @@ def _group(
   key: Key[Array, ""],
 ) -> environment.Replies:
   """Replies to each example as a step of RL draws them, with those to shuffled frames that config.rl.shuffled asks for."""
-
-  def sample(prompt: records.Prompt, key: Key[Array, ""], group: int) -> records.Rollout:
-    decoding = context.decoding(group=group)
-    return sampler.sample(context.graph, params, prompt, context.allowed, key, decoding=decoding)
-
   rl, shuffled = context.config.rl, None
   if rl.shuffled:
     key, of_shuffled = jax.random.split(key)
-    index = mesh_lib.put_batch(context.builder.shuffled_index(batch, of_shuffled), context.mesh)
-    mixed = dataclasses.replace(prompt, media_index=index)
-    shuffled = sample(mixed, of_shuffled, rl.shuffled)
-  return decode_replies.decode_replies(
-    context.processor,
-    context.environment,
-    sample(prompt, key, rl.group),
-    shuffled,
-    rows=len(batch.items),
-  )
+    played = experience.play_shuffled(
+      context, params, batch, prompt, of_shuffled, group=rl.shuffled
+    )
+    shuffled = played.rollout
+  rollout = experience.play_batch(context, params, batch, prompt, key).rollout
+  dialogue, rows = context.builder.dialogue(batch), len(batch.items)
+  return decode_replies.decode_replies(dialogue, rollout, shuffled, rows=rows)
 
 
 def _of_segments(
@@ -291,8 +242,10 @@ def _shown(context: run_context.RunContext, answered: answered_lib.Answered) -> 
   if answered.episode:
     shown |= _shown_turns(context, answered)
   else:
-    shown["frames"] = [_jpeg(frame) for frame in clip.frames]
-    shown["times"] = [float(time) for time in clip.timestamps]
+    seen = context.environment.observe(example, len(clip), ())
+    frames = list(range(len(clip)) if seen.shows_clip else seen.frames)
+    shown["frames"] = [_jpeg(frame) for frame in clip.read(frames)]
+    shown["times"] = [float(time) for time in clip.timestamps[frames]]
   if answered.of_segments and not answered.episode:
     shown["segment_rewards"] = answered.of_segments
   if answered_lib.has_truth(example):
@@ -309,8 +262,9 @@ def _shown_turns(
   for number, (reply, rewards) in enumerate(
     zip(episode.replies, answered.of_segments.values(), strict=True)
   ):
-    seen = context.environment.observe(example, len(pool), episode.replies[:number]).frames
-    action = turns_lib.parse(reply, len(pool), example.problem_type, example.options)
+    turn = context.environment.observe(example, len(pool), episode.replies[:number])
+    seen = range(len(pool)) if turn.shows_clip else turn.frames
+    action = context.environment.parse_action(example, len(pool), reply)
     look = action.kind == "retrieve"
     turns.append(
       {

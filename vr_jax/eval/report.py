@@ -1,6 +1,6 @@
 """A run's report: one HTML file that holds everything it shows and asks the network for nothing.
 
-    workdir/config.json      {"config": {"recipe", …}, "versions": {package: version}, "git_revision"}
+    workdir/config.json      {"config": {"recipe", …}, "versions": {package: …}, "git_revision"}
     workdir/metrics.jsonl    {"stage": "sft", "step": 10, "values": {"loss": 1.9}}, one a line
     workdir/eval/*.json      report_data.Evaluation, its samples under "rollouts"
 
@@ -63,7 +63,7 @@ def render(run: report_data.Run) -> str:
 
 
 def make_environment() -> jinja2.Environment:
-  """Templates of report_assets/: they escape what they insert, and fail where a value is missing."""
+  """Templates of report_assets/: they escape what they insert, and a missing value is an error."""
   return jinja2.Environment(
     loader=jinja2.FunctionLoader(_read_asset),
     autoescape=True,

@@ -34,7 +34,7 @@ def stages(curves: report_data.Curves) -> list[dict[str, Any]]:
 
 
 def chart(name: str, steps: Sequence[int], values: Sequence[float]) -> dict[str, Any]:
-  """One metric over the steps of its stage. Values that are not finite leave a gap, and are counted.
+  """One metric over the steps of its stage. Values that are not finite leave gaps, and are counted.
 
   `curve` is None where no value is finite. Its paths are SVG's: `raw` joins all values, `mean`
   (long curves alone) a moving average over a tenth of the curve.
@@ -114,7 +114,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-  """Smallest and largest value; a constant gets room on both sides, so that it stands in the middle."""
+  """Smallest and largest value; a constant gets room above and below, to stand in the middle."""
   low, high = min(values), max(values)
   size = max(abs(low), abs(high))
   if high - low > 1e-6 * size:

@@ -1,4 +1,4 @@
-"""JSON read field by field; errors name a field that is missing or of another kind, and its place."""
+"""JSON read field by field; errors name the place of a field that is missing or wrong."""
 
 from collections.abc import Callable
 import json

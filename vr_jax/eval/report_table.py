@@ -38,7 +38,7 @@ def _headlines(evaluations: Sequence[report_data.Evaluation]) -> list[dict[str, 
 
 
 def _row_names(evaluations: Sequence[report_data.Evaluation]) -> list[str]:
-  """Declared metrics in their order, each before its parts (`accuracy/numerical`); then all others."""
+  """Declared metrics in their order, each before its parts (`accuracy/OCR`); then others."""
   present = {name for each in evaluations for name in each.metrics}
   present = {name for name in present if not metric_lib.is_about_another(name)}
   ranks = {name: rank for rank, name in enumerate(_shown_as(evaluations))}

@@ -60,7 +60,8 @@ def split_cpu(devices: int) -> None:
   started.
   """
   set_by_flags = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-  if not devices or set_by_flags or jax.config.jax_num_cpu_devices >= 0:
+  number = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue] JAX adds it
+  if not devices or set_by_flags or number >= 0:
     return
   with contextlib.suppress(RuntimeError):
     jax.config.update("jax_num_cpu_devices", devices)

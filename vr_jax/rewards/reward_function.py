@@ -107,7 +107,8 @@ def resolve(
       function = user_code.load(title, "config.env.rewards")
       if not callable(function):
         raise errors.InputError(f"config.env.rewards={title}: is not a function")
-      name = title.rpartition(":")[2]
+      path, _, name = title.rpartition(":")
+      title = f"{path.rpartition('/')[2]}:{name}"
     elif title in own:
       function, name = own[title], title
     else:

@@ -1,4 +1,4 @@
-"""From sampled tokens to what an environment reads: texts, and the segment that each token belongs to."""
+"""From sampled tokens to what an environment scores: texts, and the segment that each token belongs to."""
 
 import bisect
 from collections.abc import Sequence
@@ -10,39 +10,48 @@ from vr_jax import records
 from vr_jax.envs import environment as environment_lib
 from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rollout import dialogue as dialogue_lib
 
 
 def decode_replies(
-  processor: interface.Processor,
-  environment: environment_lib.Environment,
+  dialogue: dialogue_lib.Dialogue,
   rollout: records.Rollout,
   shuffled: records.Rollout | None = None,
   *,
   rows: int | None = None,
 ) -> environment_lib.Replies:
-  """The replies to the first `rows` prompts of this process (None: to all).
+  """The episodes about the first `rows` scenes of a dialogue (None: about all), as its environment scores them.
 
   shuffled: the rollout of the same prompts with frames in random order, where there is one.
   """
-  texts = _texts(processor, rollout)[:rows]
+  environment, processor = dialogue.environment, dialogue.processor
+  tokens, turn = (mesh_lib.local_rows(x)[:rows] for x in (rollout.tokens, rollout.turn))
   sampled = _sampled(rollout)[:rows]
   segment = np.where(sampled, 0, -1).astype(np.int32)
-  if len(environment.segments) > 1:
-    tokens = mesh_lib.local_rows(rollout.tokens)
-    for place in np.ndindex(sampled.shape[:2]):
-      text = texts[place[0]][place[1]]
-      segment[place][sampled[place]] = _segments(
-        processor.ends(tokens[place][sampled[place]]), environment.pieces(text)
+  episodes = []
+  for row, scene in enumerate(dialogue.scenes[: len(tokens)]):
+    relevant = environment.relevant(scene.example, scene.pool.timestamps)
+    episodes.append([])
+    for member in range(tokens.shape[1]):
+      place, said = (row, member), []
+      for number in range(1 + turn[place].max(initial=0, where=sampled[place])):
+        mask = sampled[place] & (turn[place] == number)
+        ids = tokens[place][mask]
+        said.append(processor.decode(ids))
+        segment[place][mask] = _segments(processor, ids, environment.pieces(said[-1], number))
+      episode = environment_lib.Episode(
+        pool=len(scene.pool), relevant=relevant, replies=tuple(said)
       )
+      episodes[-1].append(episode)
   return environment_lib.Replies(
-    texts=texts,
+    episodes=episodes,
     segment=segment,
     shuffled=None if shuffled is None else _texts(processor, shuffled)[:rows],
   )
 
 
 def _texts(processor: interface.Processor, rollout: records.Rollout) -> list[list[str]]:
-  """[prompts][group]."""
+  """[prompts][group], of episodes of one turn."""
   tokens, sampled = mesh_lib.local_rows(rollout.tokens), _sampled(rollout)
   return [
     [processor.decode(row[mask]) for row, mask in zip(group, masks, strict=True)]
@@ -54,11 +63,12 @@ def _sampled(rollout: records.Rollout) -> Bool[np.ndarray, "prompts group time"]
   return mesh_lib.local_rows(rollout.kind) == records.Kind.MODEL
 
 
-def _segments(ends: Sequence[int], pieces: environment_lib.Pieces) -> Int[np.ndarray, "time"]:
-  """The segment of each token of a reply: that of the piece in which its first character stands, or else the last.
-
-  ends: where each token ends in the text.
-  """
+def _segments(
+  processor: interface.Processor, tokens: Sequence[int], pieces: environment_lib.Pieces
+) -> Int[np.ndarray, "time"]:
+  """The segment of each token of a reply: that of the piece in which its first character stands, or else the last."""
+  if len(pieces) == 1:
+    return np.full(len(tokens), pieces[0][1], np.int32)
   borders = [end for end, _ in pieces[:-1]]
-  starts = [0, *ends[:-1]]
+  starts = [0, *processor.ends(tokens)[:-1]]
   return np.array([pieces[bisect.bisect_right(borders, start)][1] for start in starts], np.int32)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 import numpy as np
 
 from vr_jax import records
@@ -21,7 +21,9 @@ from vr_jax.rollout import episodes
 
 @runtime_checkable
 class Pool(Protocol):
-  """The frames of a video that turns choose from."""
+  """The frames of a video that turns choose from. timestamps: of each, seconds."""
+
+  timestamps: Float[np.ndarray, "frames"]
 
   def __len__(self) -> int:
     """How many there are."""
@@ -40,22 +42,37 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dialogue:
-  """Implements `episodes.Turns` for a batch of scenes, a row each."""
+  """Implements `episodes.Turns` for a batch of scenes, a row each.
 
-  environment: environment.TurnsEnvironment
+  question_first: whether the text of a turn that shows the whole clip stands before it.
+  """
+
+  environment: environment.Environment
   processor: interface.Processor
   scenes: Sequence[Scene]
+  question_first: bool = False
 
   def prompt(self, row: int, replies: Sequence[str] = ()) -> prompts.Encoded:
     """The prompt that an episode begins with, or, behind replies that do not end it, that of its next turn."""
-    scene = self.scenes[row]
-    turn = self._turn(scene, ())
-    parts = [self.processor.encode_conversation([turn], name=scene.example.id)]
+    parts = [self._opening(self.scenes[row])]
     said = tuple(tuple(self.processor.encode_reply(reply)) for reply in replies)
     for count, reply in enumerate(said, start=1):
       parts.append(self.processor.encode_tokens(reply))
       parts.append(self.observe(row, 0, said[:count]))
-    return prompts.joined(parts, name=scene.example.id) if said else parts[0]
+    return prompts.joined(parts, name=parts[0].name) if said else parts[0]
+
+  def _opening(self, scene: Scene) -> prompts.Encoded:
+    shown = self.environment.observe(scene.example, len(scene.pool), ())
+    if not shown.shows_clip:
+      turn = self._turn(scene, ())
+      return self.processor.encode_conversation([turn], name=scene.example.id)
+    return self.processor.encode(
+      *shown.texts,
+      scene.pool.read(range(len(scene.pool))),
+      scene.pool.timestamps,
+      question_first=self.question_first,
+      name=scene.example.id,
+    )
 
   def observe(self, row: int, member: int, replies: episodes.Replies) -> prompts.Encoded | None:
     """What comes after these replies (token ids); None where the episode has ended."""

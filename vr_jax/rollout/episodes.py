@@ -10,6 +10,7 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.models.common import prompts as prompts_lib
+from vr_jax.parallel import mesh as mesh_lib
 
 Replies = tuple[tuple[int, ...], ...]
 Shown = prompts_lib.Encoded
@@ -36,7 +37,7 @@ class Turns(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-  """How episodes are played. Each combination of sizes that comes up is compiled for once.
+  """How episodes are played. Each combination of sizes that comes up is compiled for once. Episodes of one turn need no buckets.
 
   turns: replies of an episode, at most. chunk: steps of decoding, one of which what a reply is shown next has time to be made in.
   rows: of a batch that is appended, at most, on a device. time_buckets: lengths of whole episodes behind their prompt. shown_buckets: of what is
@@ -45,10 +46,10 @@ class Schedule:
   """
 
   turns: int
-  time_buckets: tuple[int, ...]
-  shown_buckets: tuple[int, ...]
-  frame_buckets: tuple[int, ...]
   patches: int
+  time_buckets: tuple[int, ...] = ()
+  shown_buckets: tuple[int, ...] = ()
+  frame_buckets: tuple[int, ...] = ()
   chunk: int = 32
   rows: int = 8
 
@@ -158,20 +159,33 @@ class Episode:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Played:
-  """Episodes of a batch: the rollout of all, and of the rows of this process the rest.
+  """Episodes of a batch.
 
-  rollout: its suffix has the features of the tower that played. replies: [prompts][group], token ids of each turn. shown:
-  [prompts][group], what came between them; frames: of one episode in the suffix, padding included. computed: tokens that
+  rollout: its suffix, where there are several turns, has the features of the tower that played. shown: of the rows of this
+  process, [prompts][group], what came between replies; frames: of one episode in the suffix, padding included. computed: tokens that
   decoding and what was shown made it compute, padding and slots without a reply with them. waited: seconds in which the
   devices had nothing to do, since what they were to append was not made yet.
   """
 
   rollout: records.Rollout
-  replies: list[list[Replies]]
-  shown: list[list[list[Shown]]]
-  frames: int
   computed: int
-  waited: float
+  shown: Sequence[Sequence[Sequence[Shown]]] = ()
+  frames: int = 0
+  waited: float = 0.0
+
+  @property
+  def replies(self) -> list[list[Replies]]:
+    """Token ids of each turn, [prompts][group], of the rows of this process."""
+    whole = self.rollout
+    tokens, kind, turn = map(mesh_lib.local_rows, (whole.tokens, whole.kind, whole.turn))
+    turn = np.where(kind == records.Kind.MODEL, turn, -1)
+    return [
+      [
+        tuple(tuple(ids[turns == number].tolist()) for number in range(turns.max(initial=-1) + 1))
+        for ids, turns in zip(*group, strict=True)
+      ]
+      for group in zip(tokens, turn, strict=True)
+    ]
 
   def vision(self, turns: Turns, schedule: Schedule) -> PyTree:
     """The vision inputs of the suffix, for a pass with a tower of its own: there they take the place of its media."""

@@ -3,7 +3,7 @@
     session = rollout.Session(pool=pool, …)
     *turns, outcome = session.ask("Who falls?", ["A. the thief", "B. the guard"])
 
-The episode is one of `turns.play`, with a group of one: its prompt is read once, and each turn appended.
+The episode is one of `play.play`, with a group of one: its prompt is read once, and each turn appended.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +13,16 @@ import queue
 
 from flax import nnx
 import jax
-from jaxtyping import Array, Bool, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, PyTree, UInt8
 import numpy as np
 
 from vr_jax import records
 from vr_jax.envs import environment as environment_lib
-from vr_jax.envs import turns as turns_lib
+from vr_jax.envs import turns as retrieval_actions
 from vr_jax.models import interface
 from vr_jax.models.common import prompts as prompts_lib
-from vr_jax.rollout import dialogue, episodes, sampler, turns
+from vr_jax.rollout import dialogue, episodes, sampler
+from vr_jax.rollout import play as play_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Turn:
   frames: tuple[int, ...]
   pixels: tuple[UInt8[np.ndarray, "height width 3"], ...]
   reply: str
-  action: turns_lib.Action
+  action: retrieval_actions.Action
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,18 +49,19 @@ class Session:
   """A policy and a video that it is asked about.
 
   allowed: tokens that a reply may hold. decoding: its group and rungs do not count. prefix_buckets: lengths that the first turn
-  is padded to. pool: the frames that turns choose from.
+  is padded to. pool: the frames that turns choose from, or that the first turn shows. question_first: as of a `Dialogue`.
   """
 
   graph: nnx.GraphDef
   params: PyTree
   allowed: Bool[Array, "vocab"]
   processor: interface.Processor
-  environment: environment_lib.TurnsEnvironment
+  environment: environment_lib.Environment
   decoding: sampler.Decoding
   schedule: episodes.Schedule
   prefix_buckets: Sequence[int]
   pool: dialogue.Pool
+  question_first: bool = False
 
   def ask(
     self,
@@ -92,8 +94,8 @@ class Session:
     told: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
     host = _Host(self, example, told.put)
     last = None
-    with futures.ThreadPoolExecutor(2) as threads:  # one plays, one observes
-      playing = threads.submit(self._play, host, seed, threads)
+    with futures.ThreadPoolExecutor(1) as thread:
+      playing = thread.submit(self._play, host, seed)
       playing.add_done_callback(lambda _: told.put(None))
       try:
         while (turn := told.get()) is not None:
@@ -105,8 +107,8 @@ class Session:
     answer = last.action.answer if last.action.kind == "answer" else None
     yield Outcome(answer=answer, turns=last.number)
 
-  def _play(self, host: "_Host", seed: int, threads: futures.Executor) -> None:
-    played = turns.play(
+  def _play(self, host: "_Host", seed: int) -> None:
+    played = play_lib.play(
       self.graph,
       self.params,
       self._prompt(host),
@@ -115,7 +117,7 @@ class Session:
       host,
       decoding=dataclasses.replace(self.decoding, group=1, rungs=()),
       schedule=self.schedule,
-      threads=threads,
+      threads=1,
     )
     host.tell(played.replies[0][0])
 
@@ -140,11 +142,13 @@ class _Host:
   def __init__(self, session: Session, example: records.Example, put: Callable[[Turn], None]):
     self.left = False
     self._example, self._put, self._told = example, put, 0
-    self._processor, self._pool = session.processor, _Seen(session.pool)
+    self._processor, self._environment = session.processor, session.environment
+    self._pool = _Seen(session.pool)
     self._dialogue = dialogue.Dialogue(
       environment=session.environment,
       processor=session.processor,
       scenes=(dialogue.Scene(example=example, pool=self._pool),),
+      question_first=session.question_first,
     )
 
   def opening(self) -> prompts_lib.Encoded:
@@ -172,7 +176,7 @@ class _Host:
     self._told = len(replies)
     reply, example = self._processor.decode(replies[-1]), self._example
     frames, pixels = self._pool.taken()
-    action = turns_lib.parse(reply, len(self._pool), example.problem_type, example.options)
+    action = self._environment.parse_action(example, len(self._pool), reply)
     self._put(Turn(number=self._told, frames=frames, pixels=pixels, reply=reply, action=action))
 
 
@@ -181,6 +185,11 @@ class _Seen:
 
   def __init__(self, pool: dialogue.Pool):
     self._pool, self._frames, self._pixels = pool, (), ()
+
+  @property
+  def timestamps(self) -> Float[np.ndarray, "frames"]:
+    """Those of the pool."""
+    return self._pool.timestamps
 
   def __len__(self) -> int:
     return len(self._pool)

@@ -267,7 +267,6 @@ class _Table:
     groups = episodes_lib.in_groups(own, group)
     return episodes_lib.Played(
       rollout=_on_devices(self._layout, episodes_lib.rollout(groups, media, time), "prompts"),
-      replies=[[tuple(map(tuple, one.replies)) for one in row] for row in groups],
       shown=[[one.shown for one in row] for row in groups],
       frames=frames,
       computed=self._computed,

@@ -15,7 +15,6 @@ import numpy as np
 from vr_jax import errors, records
 from vr_jax.data import batches, examples, feature_cache, frame_store, sampling
 from vr_jax.envs import environment as environment_lib
-from vr_jax.envs import registry
 from vr_jax.models import interface
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.parallel import mesh as mesh_lib
@@ -67,7 +66,7 @@ class BatchBuilder:
   data: Path
   mesh: jax.sharding.Mesh
   processor: interface.Processor
-  environment: registry.AnyEnvironment
+  environment: environment_lib.Environment
 
   @property
   def checks(self) -> check_examples.Checks:
@@ -140,16 +139,21 @@ class BatchBuilder:
     cache: feature_cache.FeatureCache | None = None,
   ) -> Item:
     """The prompt (and reference reply, where there is one) of a clip; `view` and `cache` are those of `read`."""
-    if environment_lib.has_turns(self.environment):
-      return self._item_of_turns(clip, view)
-    view = "whole" if view == "supervised" else view
-    reply = self.environment.reference_reply(clip.example)
+    replies = self.environment.reference_replies(clip.example, clip.timestamps)
+    turn = 0
+    if view == "supervised":
+      turn = zlib.crc32(f"turn of {clip.example.id}".encode()) % max(1, len(replies))
+      view = "whole"
     item = functools.partial(
       Item,
       example=clip.example,
-      reply=() if reply is None else tuple(self.processor.encode_reply(reply)),
+      reply=tuple(self.processor.encode_reply(replies[turn])) if replies else (),
       clip=clip,
     )
+    opening = self.environment.observe(clip.example, len(clip), ())
+    if turn or not opening.shows_clip:
+      scene = dialogue_lib.Scene(example=clip.example, pool=clip)
+      return item(encoded=self._dialogue([scene]).prompt(0, replies[:turn]))
     if cache is None or view != "whole":
       return item(encoded=self._encoded(clip, view))
     name = feature_cache.name_of(clip)
@@ -158,7 +162,7 @@ class BatchBuilder:
     if found.features is None:
       return item(encoded=self._encoded(clip, view), kept_as=name, damaged=found.damaged)
     encoded = self.processor.encode_seen(
-      self.environment.question(clip.example),
+      *opening.texts,
       clip.shape,
       clip.timestamps,
       shapes.unpack_features(found.features),
@@ -167,40 +171,28 @@ class BatchBuilder:
     )
     return item(encoded=encoded, kept_as=name)
 
-  def _item_of_turns(self, clip: batches.Clip, view: str) -> Item:
-    """Of a pool: what its episode opens with; to be supervised, one reply of the reference and the conversation before it."""
-    host = dialogue_lib.Dialogue(
-      environment=self.environment,
-      processor=self.processor,
-      scenes=(dialogue_lib.Scene(example=clip.example, pool=clip),),
-    )
-    if view == "whole":
-      return Item(example=clip.example, encoded=host.prompt(0), reply=(), clip=clip)
-    replies = self.environment.reference_replies(clip.example, clip.timestamps)
-    turn = zlib.crc32(f"turn of {clip.example.id}".encode()) % max(1, len(replies))
-    return Item(
-      example=clip.example,
-      encoded=host.prompt(0, replies[:turn]),
-      reply=tuple(self.processor.encode_reply(replies[turn])) if replies else (),
-      clip=clip,
-    )
-
   def dialogue(self, batch: Batch) -> dialogue_lib.Dialogue:
-    """The host's side of episodes about the pools of a batch."""
+    """The host's side of episodes about the clips of a batch."""
+    scenes = [dialogue_lib.Scene(example=item.example, pool=item.clip) for item in batch.rows]
+    return self._dialogue(scenes)
+
+  def _dialogue(self, scenes: Sequence[dialogue_lib.Scene]) -> dialogue_lib.Dialogue:
     return dialogue_lib.Dialogue(
       environment=self.environment,
       processor=self.processor,
-      scenes=[dialogue_lib.Scene(example=item.example, pool=item.clip) for item in batch.rows],
+      scenes=scenes,
+      question_first=self.config.model.question_first,
     )
 
   def _encoded(self, clip: batches.Clip, view: str) -> prompts_lib.Encoded:
-    """A prompt of what its frames show."""
+    """The prompt of a first turn that shows the whole clip."""
+    opening = self.environment.observe(clip.example, len(clip), ())
     frames, timestamps = (None, None) if view == "blind" else (clip.frames, clip.timestamps)
     if view == "shuffled":
       seed = zlib.crc32(clip.example.id.encode())
       frames = frames[np.random.default_rng(seed).permutation(len(frames))]
     return self.processor.encode(
-      self.environment.question(clip.example),
+      *opening.texts,
       frames,
       timestamps,
       question_first=self.config.model.question_first,

@@ -31,7 +31,7 @@ class Checks:
   config: ml_collections.ConfigDict
   shards: Path
   processor: interface.Processor
-  environment: environment_lib.Environment | environment_lib.TurnsEnvironment
+  environment: environment_lib.Environment
 
   def left_out(self) -> Mapping[str, frozenset[int]]:
     """Indices of the examples of each split that can't be used; checks them all unless that was done already.
@@ -94,58 +94,45 @@ class Checks:
     model, rule = self.config.model, inputs.sampling_rule(self.config.data)
     times, size = store.timestamps(example.video), store.size(example.video)
     chosen = sampling.choose(times, example.shown, rule, where=where)
-    if isinstance(self.environment, environment_lib.TurnsEnvironment):
-      self._check_turns(example, times[chosen], size, supervised=supervised)
-      return
-    self.processor.check_prompt(
-      self.environment.question(example),
-      (len(chosen), *size),
-      question_first=model.question_first,
-      name=where,
-      prefix_buckets=model.prefix_buckets,
-      frame_buckets=model.frame_buckets,
-      patch_buckets=model.patch_buckets,
-    )
-    if supervised:
-      reply, longest = self.environment.reference_reply(example), self.config.sft.max_reply_tokens
-      length = 0 if reply is None else self.processor.reply_length(reply, longest)
-      check_reply(length, longest, where)
-
-  def _check_turns(
-    self,
-    example: records.Example,
-    times: Float[np.ndarray, "pool"],
-    size: tuple[int, int],
-    *,
-    supervised: bool,
-  ) -> None:
-    """As `_check`, of an episode's opening, of all that the reference says and is shown, and of all that a turn may show."""
-    replies = self.environment.reference_replies(example, times) if supervised else ()
+    count, environment = len(chosen), self.environment
+    replies = environment.reference_replies(example, times[chosen]) if supervised else ()
+    pool = _Blank(times[chosen], self.processor, size)
     host = dialogue.Dialogue(
-      environment=self.environment,
+      environment=environment,
       processor=self.processor,
-      scenes=(dialogue.Scene(example=example, pool=_Blank(len(times), self.processor, size)),),
+      scenes=(dialogue.Scene(example=example, pool=pool),),
+      question_first=model.question_first,
     )
-    model = self.config.model
-    buckets = ("prefix_buckets", "frame_buckets", "patch_buckets")
-    probes = [
-      tuple(self.processor.encode_reply(one)) for one in self.environment.probes(len(times))
-    ]
+    self._check_later_turns(host, count)
+    buckets = {name: model[name] for name in ("prefix_buckets", "frame_buckets", "patch_buckets")}
+    opening, conversations = environment.observe(example, count, ()), {(), replies[:-1]}
+    if opening.shows_clip:  # its tokens are counted without making its frames
+      conversations.remove(())
+      self.processor.check_prompt(
+        *opening.texts,
+        (count, *size),
+        question_first=model.question_first,
+        name=where,
+        **buckets,
+      )
+    for said in conversations:
+      self.processor.sizes([host.prompt(0, said)], **buckets)
+    if supervised:
+      longest = self.config.sft.max_reply_tokens
+      lengths = [self.processor.reply_length(reply, longest) for reply in replies]
+      check_reply(max(lengths, default=0), longest, where)
+
+  def _check_later_turns(self, host: dialogue.Dialogue, pool: int) -> None:
+    """Raises InputError where a turn behind the first may show more tokens than any bucket holds."""
     turns = self.environment.turns
-    # What the second turn shows and the last, whose words may be others; the first is the prompt.
+    probes = [tuple(self.processor.encode_reply(reply)) for reply in self.environment.probes(pool)]
+    # What the second turn shows and the last, whose words may be others.
     for before in {0, turns - 2} if turns > 1 else ():
       for reply in probes:
         shown = host.observe(0, 0, (*probes[:1] * before, reply))
         if shown is not None:
           longest = self.config.turns.shown_buckets
           prompts.bucket([(shown.name, len(shown.tokens))], longest, "tokens shown in a turn")
-    for said in {(), replies[:-1]}:
-      encoded = [host.prompt(0, said)]
-      self.processor.sizes(encoded, **{name: model[name] for name in buckets})
-    lengths = [len(self.processor.encode_reply(reply)) for reply in replies]
-    if supervised:
-      longest = self.config.sft.max_reply_tokens
-      check_reply(max(lengths, default=0), longest, batches.name(example))
 
   def _fingerprint(self) -> str:
     """Of all that a check depends on."""
@@ -176,12 +163,12 @@ class Checks:
 class _Blank:
   """A pool of black frames, as large as the processor makes those of `size` (height and width in pixels)."""
 
-  count: int
+  timestamps: Float[np.ndarray, "frames"]
   processor: interface.Processor
   size: tuple[int, int]
 
   def __len__(self) -> int:
-    return self.count
+    return len(self.timestamps)
 
   def read(self, frames: Sequence[int]) -> UInt8[np.ndarray, "frames height width 3"]:
     return np.zeros((len(frames), *self.processor.resized(self.size), 3), np.uint8)

@@ -5,6 +5,7 @@ import re
 import ml_collections
 
 from vr_jax import config_fields, errors, schema
+from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
 
 
@@ -13,15 +14,14 @@ def check(config: ml_collections.ConfigDict) -> None:
 
   The environment is made as well, so that what it refuses is found.
   """
-  environment = registry.environment_class(config.recipe)
+  recipe = registry.environment_class(config.recipe)
   schema.check(config, config_fields.Config, "config")
   for name, section in config_fields.OPTIONAL.items():
     if name in config:
       schema.check(config[name], section, f"config.{name}")
-  schema.check(config.env, environment, "config.env")
-  registry.make_environment(config)
-  _check_together(config)
-  environment.check_config(config)
+  schema.check(config.env, recipe, "config.env")
+  _check_together(config, registry.make_environment(config))
+  recipe.check_config(config)
   if len(config.mesh) != 4 or not all(isinstance(size, int) for size in config.mesh):
     raise errors.InputError(
       f"--config.mesh={config.mesh}: needs four numbers (data, fsdp, sequence, tensor), at most one -1"
@@ -45,17 +45,23 @@ def check_template(config: ml_collections.ConfigDict, *, told: bool) -> None:
     )
 
 
-def _check_together(config: ml_collections.ConfigDict) -> None:
+def _check_together(
+  config: ml_collections.ConfigDict, environment: environment_lib.Environment
+) -> None:
   """Raises InputError for a field that does nothing beside the others, or not what is asked of it."""
   check_template(config, told=False)
   if config.sft.patience and not config.sft.validate_every:
     raise errors.InputError("--config.sft.patience: needs --config.sft.validate_every > 0")
-  if config.rl.shuffled and not registry.environment_class(config.recipe).compares_shuffled:
+  if config.rl.shuffled and not environment.compares_shuffled:
     raise errors.InputError(
       f"--config.rl.shuffled={config.rl.shuffled}: {config.recipe} has no reward of temporal order"
     )
-  if "turns" in config:
+  if environment.chooses_frames:
+    _check_pool(config)
+  if environment.turns > 1 or environment.chooses_frames:
     _check_turns(config)
+  if "critic" in config:
+    _check_critic(config)
   elif config.rl.credit == "gae":
     raise errors.InputError(f"--config.rl.credit=gae: {config.recipe} has no critic")
   if config.rl.steps and config.rl.group == 1 and config.rl.credit != "gae":
@@ -106,27 +112,22 @@ def _check_loss(rl: ml_collections.ConfigDict) -> None:
     )
 
 
-def _check_turns(config: ml_collections.ConfigDict) -> None:
-  """Raises InputError for what recipes of several turns do without."""
+def _check_pool(config: ml_collections.ConfigDict) -> None:
+  """Raises InputError for what does not go with turns that choose frames."""
   if config.data.sampling != "pool":
     raise errors.InputError(f"--config.data.sampling={config.data.sampling}: turns need a pool")
-  if config.rl.credit not in ("episode", "gae"):
-    raise errors.InputError(
-      f"--config.rl.credit={config.rl.credit}: turns are credited by episode or gae"
-    )
-  if config.rl.credit != "gae" and config.critic.kl_weight:
-    raise errors.InputError(
-      f"--config.critic.kl_weight={config.critic.kl_weight}: there is no critic with "
-      f"rl.credit={config.rl.credit}; set it to 0, and rl.kl_weight to what the loss is to have"
-    )
-  if config.rl.kl_weight and config.critic.kl_weight:
-    raise errors.InputError(
-      f"--config.rl.kl_weight={config.rl.kl_weight}: the penalty is a reward already (critic.kl_weight); set one to 0"
-    )
   if config.model.feature_cache_gib:
     raise errors.InputError(
       f"--config.model.feature_cache_gib={config.model.feature_cache_gib}: features of clips that turns show a few frames of "
       "are not kept; set it to 0"
+    )
+
+
+def _check_turns(config: ml_collections.ConfigDict) -> None:
+  """Raises InputError for what recipes of several turns do without."""
+  if config.rl.credit not in ("episode", "gae"):
+    raise errors.InputError(
+      f"--config.rl.credit={config.rl.credit}: turns are credited by episode or gae"
     )
   for section, name in (
     ("eval", "blind"),
@@ -136,3 +137,16 @@ def _check_turns(config: ml_collections.ConfigDict) -> None:
   ):
     if config[section][name]:
       raise errors.InputError(f"--config.{section}.{name}: not in recipes of several turns")
+
+
+def _check_critic(config: ml_collections.ConfigDict) -> None:
+  """Raises InputError for a penalty of the critic that nobody pays, or that is paid twice."""
+  if config.rl.credit != "gae" and config.critic.kl_weight:
+    raise errors.InputError(
+      f"--config.critic.kl_weight={config.critic.kl_weight}: there is no critic with "
+      f"rl.credit={config.rl.credit}; set it to 0, and rl.kl_weight to what the loss is to have"
+    )
+  if config.rl.kl_weight and config.critic.kl_weight:
+    raise errors.InputError(
+      f"--config.rl.kl_weight={config.rl.kl_weight}: the penalty is a reward already (critic.kl_weight); set one to 0"
+    )

@@ -94,7 +94,7 @@ def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
     text
     for example in (source[index] for index in range(len(source)))
     for text in (
-      *registry.opening_texts(environment, example, config.data.frames),
+      *environment.tokenizer_texts(example, config.data.frames),
       *(step.text for step in example.steps),
       example.observation,
       example.reasoning,

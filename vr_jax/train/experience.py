@@ -2,14 +2,12 @@
 
 batch -> features (encoder) -> replies (sampler) -> texts -> rewards (environment)
 
-Single replies are judged on a thread of their own from the moment they are there, one batch after the other.
+Replies are scored on a thread of their own from the moment they are there, one batch after the other (`scoring`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
-import contextlib
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -19,28 +17,14 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.data import feature_cache
-from vr_jax.envs import environment as environment_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
-from vr_jax.rl import advantages, overlong
-from vr_jax.rollout import decode_replies, encoder, multi_turn, sampler
-from vr_jax.train import batching, features, run_context, steps
+from vr_jax.rl import advantages
+from vr_jax.rollout import encoder, episodes, play
+from vr_jax.train import batching, features, run_context, scoring, steps
 from vr_jax.train import clock as clock_lib
 
 _SHUFFLED = 2**20  # folded into a step's key: apart from what attempts at it fold in
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Judged:
-  """What the replies of this process's rows earned, and the segment of each of their tokens.
-
-  remembered: what the environment then knew, as JSON; counts: what it counted.
-  """
-
-  scores: records.Scores
-  segment: Int[np.ndarray, "prompts group time"]
-  remembered: Mapping[str, Any]
-  counts: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,21 +48,13 @@ class Experience:
   prompt_tokens: float
   computed: int
   wanted: float
-  judging: futures.Future[Judged]
+  judging: scoring.PendingScores | scoring.KnownScores
   read: Mapping[str, Any]
   values: dict[str, float] = dataclasses.field(default_factory=dict)
 
-  def judged(self) -> Judged:
-    """Waits for it. All processes must ask, the first time: of those that share rows each has judged them, and a verdict may differ."""
-    return self._agreed
-
-  @functools.cached_property
-  def _agreed(self) -> Judged:
-    judged = self.judging.result()
-    if jax.process_count() == 1:
-      return judged
-    mesh = self.rollout.tokens.sharding.mesh
-    return dataclasses.replace(judged, scores=mesh_lib.as_first(judged.scores, mesh))
+  def judged(self) -> scoring.Judged:
+    """Waits for the scores; all processes must ask together, and in the order of steps."""
+    return self.judging.wait()
 
   def seen(self) -> list[batching.Item]:
     """The items with the features that the tower made of what they show, in place of their patches."""
@@ -140,11 +116,29 @@ class Source:
     fed = read.fed or features.prompt(self.context, params, read.batch, self.cache)
     batch, prompt = fed.batch, fed.prompt
     clock.lap("data", exposed=True)
-    encoded = encoder.encode(self.context.graph, params, prompt)
-    reply = self._played if environment_lib.has_turns(self.context.environment) else self._replied
-    rollouts, computed, judge = reply(params, batch, encoded, key, clock)
-    clock.lap("rollout")
-    judging = self.thread.submit(judge)
+    context = self.context
+    encoded = encoder.encode(context.graph, params, prompt)
+    played = play_batch(context, params, batch, encoded, key)
+    shuffled = self._shuffled(params, batch, encoded, key)
+    clock.lap("rollout", waited=played.waited)
+    dialogue = context.builder.dialogue(batch)
+    judging = scoring.PendingScores(
+      self.thread,
+      dialogue,
+      played.rollout,
+      shuffled and shuffled.rollout,
+      mesh=context.mesh,
+      rl=context.config.rl,
+    )
+    every = [played, *([shuffled] if shuffled else [])]
+    rollouts = [one.rollout for one in every]
+    if not context.tower_frozen:
+      rollouts[0] = play.with_patches(
+        played,
+        dialogue,
+        schedule=play.make_schedule(context.config, turns=context.environment.turns),
+        mesh=context.mesh,
+      )
     lengths = [steps.reply_lengths(steps.held(one), self.context.mesh) for one in rollouts]
     prompt_tokens = _prompt_tokens(batch)
     of_prompts = len(rollouts) * len(lengths[0]) * prompt_tokens
@@ -156,117 +150,22 @@ class Source:
       rollout=rollouts[0],
       lengths=lengths[0],
       prompt_tokens=prompt_tokens,
-      computed=computed + len(rollouts) * encoded.tokens.size,
+      computed=sum(one.computed for one in every) + len(rollouts) * encoded.tokens.size,
       wanted=sum(int(one.sum()) for one in lengths) + of_prompts,
       judging=judging,
       read=read.state,
       values=fed.values,
     )
 
-  def _replied(
-    self,
-    params: PyTree,
-    batch: batching.Batch,
-    encoded: records.Prompt,
-    key: Key[Array, ""],
-    clock: clock_lib.Clock,
-  ) -> tuple[list[records.Rollout], int, Callable[[], Judged]]:
-    """Replies, and those to shuffled frames where there are any; how many tokens decoding computed; what judges them."""
-    del clock  # the caller's: devices work until the replies are there
-    rollout, computed = self._sampled(params, encoded, key, self.context.config.rl.group)
-    shuffled, of_shuffled = self._shuffled(params, batch, encoded, key)
-    judge = functools.partial(self._judged, batch.items, rollout, shuffled)
-    rollouts = [rollout, *([shuffled] if shuffled else [])]
-    return rollouts, computed + of_shuffled, judge
-
-  def _played(
-    self,
-    params: PyTree,
-    batch: batching.Batch,
-    encoded: records.Prompt,
-    key: Key[Array, ""],
-    clock: clock_lib.Clock,
-  ) -> tuple[list[records.Rollout], int, Callable[[], Judged]]:
-    """As `_replied`, of several turns; judged at once, since processes count the batch together, in the order of their programs."""
-    context, environment = self.context, self.context.environment
-    schedule = multi_turn.make_schedule(context.config, turns=environment.turns)
-    talk = multi_turn.play(
-      context.graph,
-      params,
-      encoded,
-      context.allowed,
-      key,
-      context.builder.dialogue(batch),
-      timestamps=[item.clip.timestamps for item in batch.items],
-      decoding=context.decoding(),
-      schedule=schedule,
-      threads=context.config.data.threads,
-    )
-    clock.lap("rollout", waited=talk.played.waited)
-    rollout = multi_turn.make_rollout(
-      talk, schedule=schedule, mesh=context.mesh, tower_frozen=context.tower_frozen
-    )
-    judged = self._judged_turns(batch.items, talk)
-    clock.lap("reward", exposed=True)
-    return [rollout], talk.played.computed, lambda: judged
-
-  def _sampled(
-    self, params: PyTree, prompt: records.Prompt, key: Key[Array, ""], group: int
-  ) -> tuple[records.Rollout, int]:
-    return sampler.sample_counting(
-      self.context.graph,
-      params,
-      prompt,
-      self.context.allowed,
-      key,
-      decoding=self.context.decoding(group=group),
-    )
-
   def _shuffled(
     self, params: PyTree, batch: batching.Batch, encoded: records.Prompt, key: Key[Array, ""]
-  ) -> tuple[records.Rollout | None, int]:
-    """Replies to the same features, in random order of the frames, where config.rl.shuffled asks for them; as `_sampled`."""
-    if not self.context.config.rl.shuffled:
-      return None, 0
+  ) -> episodes.Played | None:
+    """Replies to the same features with frames in random order, if config.rl.shuffled asks for them."""
+    count = self.context.config.rl.shuffled
+    if not count:
+      return None
     key = jax.random.fold_in(key, _SHUFFLED)
-    index = mesh_lib.put_batch(self.context.builder.shuffled_index(batch, key), self.context.mesh)
-    prompt = dataclasses.replace(encoded, media_index=index)
-    return self._sampled(params, prompt, key, self.context.config.rl.shuffled)
-
-  def _judged(
-    self,
-    items: Sequence[batching.Item],
-    rollout: records.Rollout,
-    shuffled: records.Rollout | None,
-  ) -> Judged:
-    environment = self.context.environment
-    replies = decode_replies.decode_replies(self.context.processor, environment, rollout, shuffled)
-    examples = [item.example for item in items]
-    return self._remembered(environment.score(examples, replies), replies.segment)
-
-  def _judged_turns(self, items: Sequence[batching.Item], talk: multi_turn.Talk) -> Judged:
-    _, shares = mesh_lib.row_share(self.context.mesh)
-    summed = functools.partial(processes.summed, copies=jax.process_count() // shares)
-    examples = [item.example for item in items]
-    scores = self.context.environment.rewards(examples, talk.said, summed=summed)
-    return self._remembered(scores, multi_turn.turn_of(talk.played.rollout))
-
-  def _remembered(
-    self, scores: records.Scores, segment: Int[np.ndarray, "prompts group time"]
-  ) -> Judged:
-    environment = self.context.environment
-    scores = overlong.add_overlong_penalty(
-      scores,
-      segment,
-      self.context.config.rl,
-      multi_turn=environment_lib.has_turns(environment),
-    )
-    return Judged(
-      scores=scores,
-      segment=segment,
-      remembered=environment.state(),
-      counts=environment.counts(),
-    )
+    return play_shuffled(self.context, params, batch, encoded, key, group=count)
 
   def _with_signal(self, params: PyTree, key: Key[Array, ""], clock: clock_lib.Clock) -> Experience:
     """Draws batches until enough groups carry signal, `rl.resampling` times more at most, and puts these together.
@@ -316,14 +215,11 @@ class Source:
     rollouts = [jax.tree.map(mesh_lib.local_rows, made.rollout) for made in drawn]
     rollout = mesh_lib.put_batch(_rows(rollouts, chosen), self.context.mesh)
     judged = [made.judged() for made in drawn]
-    judging: futures.Future[Judged] = futures.Future()
-    judging.set_result(
-      Judged(
-        scores=_rows([one.scores for one in judged], chosen),
-        segment=_rows([one.segment for one in judged], chosen),
-        remembered=judged[-1].remembered,
-        counts=_summed([one.counts for one in judged]),
-      )
+    known = scoring.Judged(
+      scores=_rows([one.scores for one in judged], chosen),
+      segment=_rows([one.segment for one in judged], chosen),
+      remembered=judged[-1].remembered,
+      counts=_summed([one.counts for one in judged]),
     )
     return Experience(
       items=items,
@@ -335,20 +231,47 @@ class Source:
       prompt_tokens=_prompt_tokens(batch),
       computed=sum(made.computed for made in drawn),
       wanted=sum(made.wanted for made in drawn),
-      judging=judging,
+      judging=scoring.KnownScores(known),
       read=drawn[-1].read,
       values=_summed([made.values for made in drawn]) | values,
     )
 
 
-@contextlib.contextmanager
-def thread() -> Iterator[futures.ThreadPoolExecutor]:
-  """What judges replies; where the loop ends early, what waits to be judged is dropped."""
-  made = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge")
-  try:
-    yield made
-  finally:
-    made.shutdown(wait=False, cancel_futures=True)
+def play_batch(
+  context: run_context.RunContext,
+  params: PyTree,
+  batch: batching.Batch,
+  prompt: records.Prompt,
+  key: Key[Array, ""],
+  **decoding: Any,
+) -> episodes.Played:
+  """Samples episodes about a batch. prompt: of it, on the mesh; decoding: changed fields of the recipe's decoding."""
+  return play.play(
+    context.graph,
+    params,
+    prompt,
+    context.allowed,
+    key,
+    context.builder.dialogue(batch),
+    decoding=context.decoding(**decoding),
+    schedule=play.make_schedule(context.config, turns=context.environment.turns),
+    threads=context.config.data.threads,
+  )
+
+
+def play_shuffled(
+  context: run_context.RunContext,
+  params: PyTree,
+  batch: batching.Batch,
+  encoded: records.Prompt,
+  key: Key[Array, ""],
+  *,
+  group: int,
+) -> episodes.Played:
+  """As `play_batch`, with the frames of each prompt in random order. encoded: prompts with features."""
+  index = mesh_lib.put_batch(context.builder.shuffled_index(batch, key), context.mesh)
+  prompt = dataclasses.replace(encoded, media_index=index)
+  return play_batch(context, params, batch, prompt, key, group=group)
 
 
 def _summed(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:

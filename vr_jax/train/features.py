@@ -21,7 +21,6 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.data import feature_cache
-from vr_jax.envs import environment
 from vr_jax.models.common import prompts, weight_mapping
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
@@ -39,9 +38,7 @@ def cache(context: run_context.RunContext, params: PyTree, workdir: Path) -> Ite
   """
   section = context.config.model
   if (
-    not context.tower_frozen
-    or not section.feature_cache_gib
-    or environment.has_turns(context.environment)
+    not context.tower_frozen or not section.feature_cache_gib or context.environment.chooses_frames
   ):
     yield None
     return

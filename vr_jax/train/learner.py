@@ -14,7 +14,6 @@ from jaxtyping import Array, PyTree
 import numpy as np
 
 from vr_jax import records
-from vr_jax.envs import environment as environment_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rl import advantages as advantages_lib
 from vr_jax.train import clock as clock_lib
@@ -151,7 +150,7 @@ class Learner:
       scores,
       mesh_lib.put_batch(judged.segment[:, :, : fit.time], context.mesh),
       segments=context.environment.segments,
-      multi_turn=environment_lib.has_turns(context.environment),
+      multi_turn=context.environment.turns > 1,
       credit=rl.credit,
       baseline=rl.baseline,
       normalise=rl.normalise,

@@ -28,6 +28,7 @@ from vr_jax.train import (
   initialization,
   metrics,
   run_context,
+  scoring,
 )
 from vr_jax.train import learner as learner_lib
 
@@ -60,7 +61,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     contextlib.closing(log),
     features.cache(context, learner.params, workdir) as cache,
     contextlib.closing(context.environment),
-    experience.thread() as thread,
+    scoring.scoring_thread() as thread,
     console.progress("rl", rl.steps, done=first) as tick,
   ):
     batches = context.builder.read(

@@ -11,6 +11,7 @@ import tokenizers
 
 from vr_jax import errors
 from vr_jax.data import frame_store
+from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
 from vr_jax.models import family as family_lib
 from vr_jax.models import interface
@@ -28,7 +29,7 @@ class RunContext(network.Network):
 
   data: Path
   processor: interface.Processor
-  environment: registry.AnyEnvironment
+  environment: environment_lib.Environment
 
   @functools.cached_property
   def builder(self) -> batching.BatchBuilder:

@@ -1,0 +1,114 @@
+"""Scores of a batch of replies: made on a thread, and finished in the order of steps.
+
+replies -> texts (decode_replies) -> environment.score -> environment.finish_batch
+
+The first two run on a thread of their own from the moment the replies are there, so that an environment may take its time. What
+all processes take part in runs on the loop's thread, when a step asks for its scores: collective operations keep their order.
+"""
+
+from collections.abc import Iterator, Mapping
+from concurrent import futures
+import contextlib
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jaxtyping import Int
+import ml_collections
+import numpy as np
+
+from vr_jax import records
+from vr_jax.envs import environment as environment_lib
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.parallel import processes
+from vr_jax.rl import overlong
+from vr_jax.rollout import decode_replies
+from vr_jax.rollout import dialogue as dialogue_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judged:
+  """What the replies of this process's rows earned, and the segment of each of their tokens.
+
+  remembered: what the environment then knew, as JSON; counts: what it counted.
+  """
+
+  scores: records.Scores
+  segment: Int[np.ndarray, "prompts group time"]
+  remembered: Mapping[str, Any]
+  counts: Mapping[str, float]
+
+
+class PendingScores:
+  """Scores of a training batch that are being made on a thread."""
+
+  def __init__(
+    self,
+    thread: futures.Executor,
+    dialogue: dialogue_lib.Dialogue,
+    rollout: records.Rollout,
+    shuffled: records.Rollout | None,
+    *,
+    mesh: jax.sharding.Mesh,
+    rl: ml_collections.ConfigDict,
+  ):
+    """rl: the section of that name of the config."""
+    self._environment, self._mesh, self._rl = dialogue.environment, mesh, rl
+    self._examples = [scene.example for scene in dialogue.scenes]
+    self._scored = thread.submit(self._score, dialogue, rollout, shuffled)
+
+  def _score(
+    self,
+    dialogue: dialogue_lib.Dialogue,
+    rollout: records.Rollout,
+    shuffled: records.Rollout | None,
+  ) -> tuple[environment_lib.Replies, records.Scores, Mapping[str, float]]:
+    replies = decode_replies.decode_replies(dialogue, rollout, shuffled)
+    scores = self._environment.score(self._examples, replies)
+    return replies, scores, self._environment.counts()
+
+  def wait(self) -> Judged:
+    """The finished scores; the first time, all processes must ask together, and in the order of steps.
+
+    Replicas may get different verdicts from a judge; all adopt the first process's.
+    """
+    return self._judged
+
+  @functools.cached_property
+  def _judged(self) -> Judged:
+    replies, scores, counts = self._scored.result()
+    scores = mesh_lib.as_first(scores, self._mesh)
+    _, shares = mesh_lib.row_share(self._mesh)
+    summed = functools.partial(processes.summed, copies=jax.process_count() // shares)
+    scores, counted = self._environment.finish_batch(self._examples, replies, scores, summed=summed)
+    scores = overlong.add_overlong_penalty(
+      scores, replies.segment, self._rl, multi_turn=self._environment.turns > 1
+    )
+    return Judged(
+      scores=scores,
+      segment=replies.segment,
+      remembered=self._environment.state(),
+      counts={**counts, **counted},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownScores:
+  """Scores that are there already, in the place of `PendingScores`."""
+
+  judged: Judged
+
+  def wait(self) -> Judged:
+    """The scores."""
+    return self.judged
+
+
+@contextlib.contextmanager
+def scoring_thread() -> Iterator[futures.ThreadPoolExecutor]:
+  """The thread that scores replies; if the loop ends early, batches that wait for it are dropped."""
+  made = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge")
+  try:
+    yield made
+  finally:
+    made.shutdown(wait=False, cancel_futures=True)
