@@ -1,7 +1,6 @@
 """From sampled tokens to what an environment scores: texts, and the segment that each token belongs to."""
 
 import bisect
-from collections.abc import Sequence
 
 from jaxtyping import Bool, Int
 import numpy as np
@@ -64,7 +63,9 @@ def _sampled(rollout: records.Rollout) -> Bool[np.ndarray, "prompts group time"]
 
 
 def _segments(
-  processor: interface.Processor, tokens: Sequence[int], pieces: environment_lib.Pieces
+  processor: interface.Processor,
+  tokens: Int[np.ndarray, "time"],
+  pieces: environment_lib.Pieces,
 ) -> Int[np.ndarray, "time"]:
   """The segment of each token of a reply: that of the piece in which its first character stands, or else the last."""
   if len(pieces) == 1:
