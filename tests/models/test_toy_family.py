@@ -27,6 +27,14 @@ TOY = {
   "cpu_devices": 0,
 }
 TURNS = {
+  "data__simulate__world__lives": ("flicker",),
+  "data__simulate__world__families": ("moment",),
+  "data__simulate__world__fps": 1,
+  "data__simulate__world__seconds": 16.0,
+  "data__simulate__world__shown": 16.0,
+  "data__simulate__world__dwell": 2.0,
+  "env__demonstrated": 0.5,
+  "critic__warmup_steps": 0,
   "env__turns": 2,
   "env__budget": 8,
   "data__frames": 8,
