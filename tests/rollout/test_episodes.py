@@ -136,7 +136,7 @@ def _conversations():
       parts += found.shown[row][member][number : number + 1]
     whole.append(prompts.joined(parts, name="whole"))
   sizes = prompts.Sizes(prefix=200, frames=8, patches=16)
-  joined = prompts.pad(whole, chat.CONFIG.vision, sizes, pad_token=0)
+  joined = prompts.pad(whole, chat.CONFIG.vision_shapes, sizes, pad_token=0)
   scores, hidden = map(np.asarray, _plain(chat.network()[1], joined))
   return opening, whole, scores, hidden
 
