@@ -1,7 +1,6 @@
 """RL whose perception an endpoint judges, which now and then fails: what is left unjudged, what is logged, and where the key is."""
 
 import collections
-import dataclasses
 import itertools
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from tests.rewards import judge_server
 from tests.train import nano
 from vr_jax import main
-from vr_jax.envs import videop2r
+from vr_jax.envs import environment, videop2r
 from vr_jax.train import metrics
 
 VARIABLE = "RL_JUDGE_KEY"
@@ -32,7 +31,8 @@ def test_replies_that_an_endpoint_leaves_without_a_verdict_are_counted_and_the_k
       ]
       for group in replies.texts
     ]
-    return score(task, examples, dataclasses.replace(replies, texts=texts))
+    said = environment.Replies.from_texts(texts, replies.segment)
+    return score(task, examples, said)
 
   def answer(request):
     asked[request.text] += 1
