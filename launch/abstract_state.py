@@ -124,6 +124,7 @@ def _suffix(net: network.Network, load: step_shapes.StepShapes) -> records.Suffi
     media_index=places,
     vision=None,
     media=shapes.abstract_features(*rows) if net.tower_frozen else None,
+    forgotten=places if load.later.forgets else None,
   )
   vision = shapes.abstract_vision(*rows)
   patches = (

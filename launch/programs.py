@@ -197,7 +197,13 @@ def _slots(run: abstract_state.AbstractTrainState, count: int) -> suffixes.Slots
   number = abstract_state.laid_out(
     run.net.mesh, jax.ShapeDtypeStruct((count,), jnp.int32), ("slots",)
   )
-  rows = slots_lib.Rows(home=number, prompt=number, written=number, position=number)
+  rows = slots_lib.Rows(
+    home=number,
+    prompt=number,
+    written=number,
+    position=number,
+    forgotten=number if run.load.later.forgets else None,
+  )
   return suffixes.Slots(rows=rows, prompt=number, member=number, step=number, left=number)
 
 

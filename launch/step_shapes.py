@@ -19,13 +19,14 @@ TEXT_TOKENS = 256  # that a prompt holds beside its video, where the buckets lea
 class LaterTurns:
   """What turns behind the first add: how many they are; tokens and temporal patches that each of them shows.
 
-  frames_in_all: temporal patches that an episode keeps of them.
+  frames_in_all: temporal patches that an episode keeps of them. forgets: whether the window is shorter than an episode.
   """
 
   turns: int
   tokens: int
   frames: int
   frames_in_all: int
+  forgets: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,7 @@ def _of_episodes(config: ml_collections.ConfigDict) -> StepShapes:
       tokens=max(turns.shown_buckets),
       frames=min(size for size in turns.frame_buckets if size >= share),
       frames_in_all=frames,
+      forgets=config.env.get("window", later) < later,
     ),
   )
 

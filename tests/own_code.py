@@ -39,10 +39,11 @@ def run(words: list[str], where: Path) -> subprocess.CompletedProcess:
   given = {word.partition("=")[0] for word in words}
   small = [f"--config.{name}={x}" for name, x in FLAGS.items() if f"--config.{name}" not in given]
   added = [] if words[1] == "ask" else small
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
   return subprocess.run(
     [sys.executable, "-m", "vr_jax.main", *words[1:], *added],
     cwd=where,
-    env={**os.environ, "PYTHONPATH": str(nano.ROOT)},
+    env={**os.environ, "PYTHONPATH": str(nano.ROOT), "XLA_FLAGS": flags},
     capture_output=True,
     text=True,
     check=False,

@@ -159,7 +159,7 @@ def test_there_are_families_and_the_registry_knows_them():
   assert [family for family in FAMILIES if f'"vr_jax.models.{family}.family"' not in text] == []
 
 
-CODE = sources("vr_jax", "configs", "launch", "benchmarks", "tests")
+CODE = sources("vr_jax", "configs", "launch", "benchmarks", "examples", "tests")
 
 
 @pytest.mark.parametrize("path", CODE, ids=name)
@@ -195,7 +195,17 @@ def test_a_file_is_named_for_its_subject(path):
 TEXTS = [
   path
   for pattern in ("*.py", "*.md", "*.toml", "*.ipynb", "*.css", "*.js", "*.sh", "Makefile", "run")
-  for folder in ("vr_jax", "configs", "launch", "benchmarks", "tests", "docs", "notebooks", ".ci")
+  for folder in (
+    "vr_jax",
+    "configs",
+    "launch",
+    "benchmarks",
+    "examples",
+    "tests",
+    "docs",
+    "notebooks",
+    ".ci",
+  )
   for path in sorted((ROOT / folder).rglob(pattern))
 ] + [path for path in sorted(ROOT.iterdir()) if path.suffix in (".md", ".py", ".toml")]
 

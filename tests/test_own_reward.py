@@ -47,7 +47,7 @@ def test_every_command_of_the_page_works(folder):
   report = (folder / "runs/words/report.html").read_text(encoding="utf-8")
   assert "brevity" in report
   own_code.succeed(export, folder)
-  assert (folder / "runs/words/export/model.safetensors").is_file()
+  assert list((folder / "runs/words/export").glob("*.safetensors"))
   assert "One turn" in own_code.succeed(ask, folder)
   _a_mistake_is_a_line(folder, train)
 
@@ -78,10 +78,11 @@ def _a_mistake_is_a_line(folder, train):
     ('("accuracy","my_rewards.py:brevity*much")', "behind the * stands no number"),
     ('("accuracy","accuracy*2")', "there is a reward accuracy already"),
     ("()", "config.env.rewards"),
+    ('("my_rewards.py:total",)', "total is the name of the sum"),
   ],
 )
 def test_a_reward_that_is_not_to_be_had_is_one_line(tmp_path, monkeypatch, capsys, rewards, says):
-  shutil.copy(SOURCE, tmp_path)
+  (tmp_path / "my_rewards.py").write_text(SOURCE.read_text() + "total = brevity\n")
   monkeypatch.chdir(tmp_path)
   words = ["vr-jax", "--config=grpo:tiny", "--workdir=x", f"--config.env.rewards={rewards}"]
   assert main.cli(words) == 2

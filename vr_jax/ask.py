@@ -84,7 +84,7 @@ def session(
     processor=context.processor,
     environment=context.environment,
     decoding=context.decoding(temperature=context.config.eval.temperature),
-    schedule=play.make_schedule(context.config, turns=context.environment.turns),
+    schedule=play.make_schedule(context.config, context.environment, context.processor),
     prefix_buckets=tuple(context.config.model.prefix_buckets),
     pool=pool,
     question_first=context.config.model.question_first,

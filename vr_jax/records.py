@@ -125,6 +125,10 @@ class Suffix:
   ]  # which media token of the group stands here; -1 for text
   vision: PyTree | None
   media: PyTree | None = None
+  # How many tokens behind the prompt each token no longer sees; where it is above 0, of the prompt it
+  # sees the first `kept` tokens alone. None: every token sees all before it.
+  forgotten: Int[Array | np.ndarray, "prompts group time"] | None = None
+  kept: int = dataclasses.field(default=0, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

@@ -121,7 +121,7 @@ def test_each_view_is_counted_under_its_own_name_and_only_what_is_seen_whole_is_
   whole, shuffled = seen[0][0].encoded, seen[4][0].encoded
   np.testing.assert_array_equal(whole.tokens, shuffled.tokens)
   assert any(
-    not np.array_equal(a.patches, b.patches)
+    not np.array_equal(a.vision.patches, b.vision.patches)
     for a, b in zip(whole.frames, shuffled.frames, strict=True)
   )
 
@@ -145,7 +145,7 @@ def test_a_complete_evaluation_is_not_made_again_and_the_report_is_written(
 
   def made(context, params, *, name, cache):
     calls.append(name)
-    return {"examples": 1, "metrics": {"accuracy": 0.5}, "rollouts": []}
+    return {"examples": 1, "metrics": {"accuracy": 0.5}, "shown_as": {}, "rollouts": []}
 
   monkeypatch.setattr(stage.evaluate_lib, "evaluate", made)
   monkeypatch.setattr(stage.initialization, "load_params", lambda context, where: {})

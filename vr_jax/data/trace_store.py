@@ -142,6 +142,7 @@ def released(example: records.Example, reply: str) -> dict[str, Any]:
   """An accepted trace in the fields of the released sets, which ingestion reads."""
   still = example.shown.start == example.shown.end
   return {
+    **example.extra,
     "problem_id": example.id,
     "problem": example.question,
     "data_type": "image" if still else "video",

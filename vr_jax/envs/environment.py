@@ -139,7 +139,8 @@ class Environment(Protocol):
   An implementation is a dataclass that is built from config.env by the names of its fields, and
   declares the rest of these as class variables.
 
-  turns: replies of an episode, at most. chooses_frames: whether turns show single frames of the
+  turns: replies of an episode, at most. window: turns before its own that a reply sees (None: all of
+  them); those before it are forgotten, and of the first turn the system turn is kept. chooses_frames: whether turns show single frames of the
   clip, so that it is a pool to choose from; otherwise the first turn shows it whole. segments: names
   of the parts of an episode that earn rewards of their own: parts of a reply, or whole turns. tags:
   what a reply is marked up with. metrics: those of an evaluation that only this recipe has. needs:
@@ -151,6 +152,7 @@ class Environment(Protocol):
   """
 
   turns: int
+  window: int | None
   chooses_frames: bool
   segments: tuple[str, ...]
   tags: tuple[str, ...]
@@ -257,6 +259,7 @@ class Defaults:
   """
 
   turns: ClassVar[int] = 1
+  window: ClassVar[int | None] = None
   chooses_frames: ClassVar[bool] = False
   segments: ClassVar[tuple[str, ...]] = ("reply",)
   metrics: ClassVar[metric.Metrics] = {

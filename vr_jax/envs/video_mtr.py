@@ -38,15 +38,16 @@ class VideoMTR(environment.Defaults):
   """The task.
 
   Raises:
-    InputError: fewer than one turn, a window that leaves turns out (replies are computed with all turns before them), or a budget
-      too small to show a frame in each turn.
+    InputError: fewer than one turn, or a budget too small to show a frame in each turn.
   """
 
   instruction: str = schema.field(help="Stands below the question; it has to ask for all tags.")
   last_instruction: str = schema.field(help="The same in the last turn.")
   chooses_frames: ClassVar[bool] = True
   turns: int = schema.field(3, "Replies of an episode, at most.", "[1, inf)")
-  window: int = schema.field(2, "Turns before a reply that it sees.", "[0, inf)")
+  window: int = schema.field(
+    2, "Turns before a reply that it sees; what lies before them it has forgotten.", "[0, inf)"
+  )
   budget: int = schema.field(
     32,
     "Frames: half of them in the first turn, at most a quarter in each later one.",
@@ -84,7 +85,7 @@ class VideoMTR(environment.Defaults):
   def __post_init__(self):
     for name, least in (
       ("turns", 1),
-      ("window", self.turns - 1),
+      ("window", 0),
       ("budget", 1 if self.turns == 1 else 4),
     ):
       if getattr(self, name) < least:

@@ -236,6 +236,10 @@ class Processor(Protocol):
     """Of positions."""
 
   @property
+  def system_length(self) -> int:
+    """Tokens of the system turn, which open every prompt; 0 without one."""
+
+  @property
   def stop_tokens(self) -> tuple[int, ...]:
     """Tokens that end a reply."""
 

@@ -115,6 +115,10 @@ def resolve(
       raise errors.InputError(
         f"config.env.rewards={entry}: no such reward; one of {', '.join(own)}, or file.py:function"
       )
+    if name == "total":
+      raise errors.InputError(
+        f"config.env.rewards={entry}: total is the name of the sum; call the function otherwise"
+      )
     if name in rewards:
       raise errors.InputError(f"config.env.rewards={entry}: there is a reward {name} already")
     weight = _weight(entry, factor, weights.get(name, 1.0))

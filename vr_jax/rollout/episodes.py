@@ -39,7 +39,8 @@ class Turns(Protocol):
 class Schedule:
   """How episodes are played. Each combination of sizes that comes up is compiled for once. Episodes of one turn need no buckets.
 
-  turns: replies of an episode, at most. chunk: steps of decoding, one of which what a reply is shown next has time to be made in.
+  turns: replies of an episode, at most. window: turns before its own that a token sees (None: all); of a prompt that is
+  forgotten it sees the first `kept` tokens, the system turn. chunk: steps of decoding, one of which what a reply is shown next has time to be made in.
   rows: of a batch that is appended, at most, on a device. time_buckets: lengths of whole episodes behind their prompt. shown_buckets: of what is
   shown between two replies, in tokens. frame_buckets: temporal patches of that, and of a whole episode. patches: of each of
   these.
@@ -47,11 +48,18 @@ class Schedule:
 
   turns: int
   patches: int
+  window: int | None = None
+  kept: int = 0
   time_buckets: tuple[int, ...] = ()
   shown_buckets: tuple[int, ...] = ()
   frame_buckets: tuple[int, ...] = ()
   chunk: int = 32
   rows: int = 8
+
+  @property
+  def forgets(self) -> bool:
+    """Whether a turn may be so far back that it is no longer seen."""
+    return self.window is not None and self.window < self.turns - 1
 
 
 class _Piece(NamedTuple):
@@ -89,7 +97,7 @@ class Episode:
   Every process knows how far each episode has come; what one was shown is known where its prompt is. row: of the whole batch;
   own_row: of what this process has of it, None where others have it. position: of its next token; axes: of
   positions. replies: token ids; the
-  last is the one that is being written. written, frames: tokens and frames that it holds behind its prompt.
+  last is the one that is being written. starts: how many tokens it held when each turn began. written, frames: tokens and frames that it holds behind its prompt.
   """
 
   row: int
@@ -103,6 +111,7 @@ class Episode:
   replies: list[list[int]] = dataclasses.field(default_factory=lambda: [[]])
   shown: list[Shown] = dataclasses.field(default_factory=list)
   pieces: list[_Piece] = dataclasses.field(default_factory=list)
+  starts: list[int] = dataclasses.field(default_factory=lambda: [0])
   written: int = 0
   frames: int = 0
 
@@ -125,10 +134,16 @@ class Episode:
 
   def see(self, size: Size) -> None:
     """Is shown so much, and opens a reply to it."""
+    self.starts.append(self.written)
     self.replies.append([])
     self.written += size.tokens
     self.position += size.positions
     self.frames += size.frames
+
+  def forgotten(self, turn: int, window: int) -> int:
+    """How many of its tokens a turn no longer sees, that has begun or begins now."""
+    first = turn - window
+    return [*self.starts, self.written][first] if first > 0 else 0
 
   def check_room(self, shown: Shown, reply: int, schedule: Schedule) -> None:
     """Raises InputError where what it is shown next, and a reply to that, would not fit the largest buckets."""
@@ -204,7 +219,9 @@ def in_groups(episodes: Sequence[Episode], group: int) -> list[list[Episode]]:
   return [ordered[start : start + group] for start in range(0, len(ordered), group)]
 
 
-def rollout(groups: Sequence[Sequence[Episode]], media: PyTree, time: int) -> records.Rollout:
+def rollout(
+  groups: Sequence[Sequence[Episode]], media: PyTree, time: int, schedule: Schedule
+) -> records.Rollout:
   """Episodes on the host, padded to `time`.
 
   media: features [prompts, media, …] of all processes; of each group as much for one episode as for another.
@@ -223,12 +240,32 @@ def rollout(groups: Sequence[Sequence[Episode]], media: PyTree, time: int) -> re
         array[row, member, : one.written] = np.concatenate(parts)
       index = made.media_index[row, member]
       index[index >= 0] += member * each
+  forgotten = _forgotten(groups, made.turn, schedule.window) if schedule.forgets else None
   return records.Rollout(
     tokens=made.tokens,
     log_probs=made.log_probs,
     kind=made.kind,
     turn=made.turn,
     suffix=records.Suffix(
-      positions=made.positions, media_index=made.media_index, vision=None, media=media
+      positions=made.positions,
+      media_index=made.media_index,
+      vision=None,
+      media=media,
+      forgotten=forgotten,
+      kept=schedule.kept if schedule.forgets else 0,
     ),
   )
+
+
+def _forgotten(
+  groups: Sequence[Sequence[Episode]],
+  turn: Int[np.ndarray, "prompts group time"],
+  window: int,
+) -> Int[np.ndarray, "prompts group time"]:
+  """How many tokens behind the prompt each token no longer sees."""
+  found = np.zeros_like(turn)
+  for row, episodes in enumerate(groups):
+    for member, one in enumerate(episodes):
+      of_turns = [one.forgotten(number, window) for number in range(len(one.replies))]
+      found[row, member] = np.array(of_turns, np.int32)[turn[row, member]]
+  return found

@@ -16,13 +16,19 @@ from jaxtyping import Array, Bool, Key, PyTree
 import ml_collections
 
 from vr_jax import records
+from vr_jax.envs import environment as environment_lib
+from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder, episodes, sampler, turns
 
 
-def make_schedule(config: ml_collections.ConfigDict, *, turns: int) -> episodes.Schedule:
-  """How a recipe's episodes are played. turns: replies of an episode, at most."""
-  patches = max(config.model.patch_buckets)
+def make_schedule(
+  config: ml_collections.ConfigDict,
+  environment: environment_lib.Environment,
+  processor: interface.Processor,
+) -> episodes.Schedule:
+  """How a recipe's episodes are played."""
+  turns, patches = environment.turns, max(config.model.patch_buckets)
   if turns == 1:
     return episodes.Schedule(turns=1, patches=patches)
   section = config.turns
@@ -32,6 +38,8 @@ def make_schedule(config: ml_collections.ConfigDict, *, turns: int) -> episodes.
     shown_buckets=tuple(section.shown_buckets),
     frame_buckets=tuple(section.frame_buckets),
     patches=patches,
+    window=environment.window,
+    kept=processor.system_length,
     chunk=section.chunk,
     rows=section.rows,
   )

@@ -116,7 +116,13 @@ def decode(
   model = nnx.merge(graph, params)
   slots = jax.tree.map(lambda x: model.layout.place(jnp.asarray(x), ("slots",)), slots)
   rows, whole = slots.rows, len(slots.step) == len(state.hidden)
-  seats = slots_lib.Seats(prompt=rows.prompt, member=slots.member, group=decoding.group)
+  seats = slots_lib.Seats(
+    prompt=rows.prompt,
+    member=slots.member,
+    group=decoding.group,
+    forgets=None if rows.forgotten is None else rows.forgotten > 0,
+    kept=rows.kept,
+  )
   keys = sampler.reply_keys(key, slots.prompt, slots.member)
   stops, constants = jnp.array(decoding.stop_tokens), model.prepare_decode(prefix)
   past = state.cache if whole else state.cache.kept(model.layout, rows.home)

@@ -154,7 +154,7 @@ class _Table:
     sizes = sampler.sizes_of(places.slots, decoding.rungs)
     size = min(size for size in sizes if size >= self._most(speaking))
     held = self._arranged(speaking, size, at_home=size == places.slots)
-    rows = self._rows(held)
+    rows = self._rows(held, lambda one: len(one.replies) - 1)
     if size == places.slots:
       rows.home[:] = places.home()
     self._state, said = suffixes.decode(
@@ -245,7 +245,7 @@ class _Table:
       self._prefix,
       self._state,
       _on_devices(self._layout, batch),
-      self._rows(held),
+      self._rows(held, lambda one: len(one.replies)),
       _of(held, lambda one: one.frames),
       stride=self._stride,
     )
@@ -266,7 +266,9 @@ class _Table:
     own = [one for one in self.episodes if one.own_row is not None]
     groups = episodes_lib.in_groups(own, group)
     return episodes_lib.Played(
-      rollout=_on_devices(self._layout, episodes_lib.rollout(groups, media, time), "prompts"),
+      rollout=_on_devices(
+        self._layout, episodes_lib.rollout(groups, media, time, self._schedule), "prompts"
+      ),
       shown=[[one.shown for one in row] for row in groups],
       frames=frames,
       computed=self._computed,
@@ -294,13 +296,23 @@ class _Table:
       taken[one.device] += 1
     return [one for row in held for one in row]
 
-  def _rows(self, held: Sequence[episodes_lib.Episode | None]) -> slots_lib.Rows:
+  def _rows(
+    self,
+    held: Sequence[episodes_lib.Episode | None],
+    turn: Callable[[episodes_lib.Episode], int],
+  ) -> slots_lib.Rows:
+    """turn: of the tokens that are computed next."""
+    window, forgotten = self._schedule.window, None
+    if self._schedule.forgets:
+      forgotten = _of(held, lambda one: one.forgotten(turn(one), window))
     nobody, nowhere = self._places.slots, self._places.replies // self._decoding.group
     return slots_lib.Rows(
       home=_of(held, lambda one: one.home, nobody),
       prompt=_of(held, lambda one: one.seat, nowhere),
       written=_of(held, lambda one: one.written),
       position=_of(held, lambda one: one.position),
+      forgotten=forgotten,
+      kept=self._schedule.kept,
     )
 
 

@@ -136,7 +136,7 @@ class Source:
       rollouts[0] = play.with_patches(
         played,
         dialogue,
-        schedule=play.make_schedule(context.config, turns=context.environment.turns),
+        schedule=play.make_schedule(context.config, context.environment, context.processor),
         mesh=context.mesh,
       )
     lengths = [steps.reply_lengths(steps.held(one), self.context.mesh) for one in rollouts]
@@ -254,7 +254,7 @@ def play_batch(
     key,
     context.builder.dialogue(batch),
     decoding=context.decoding(**decoding),
-    schedule=play.make_schedule(context.config, turns=context.environment.turns),
+    schedule=play.make_schedule(context.config, context.environment, context.processor),
     threads=context.config.data.threads,
   )
 

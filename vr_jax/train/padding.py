@@ -61,7 +61,8 @@ def cut(rollout: records.Rollout, time: int) -> records.Rollout:
 def _cut_suffix(suffix: records.Suffix | None, time: int) -> records.Suffix | None:
   if suffix is None:
     return None
-  fields = {name: getattr(suffix, name)[:, :, :time] for name in ("positions", "media_index")}
+  names = ["positions", "media_index", *(["forgotten"] if suffix.forgotten is not None else [])]
+  fields = {name: getattr(suffix, name)[:, :, :time] for name in names}
   return dataclasses.replace(suffix, **fields)
 
 

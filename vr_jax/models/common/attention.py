@@ -20,7 +20,13 @@ from jaxtyping import Array, Bool, Float, Int
 from vr_jax import errors
 from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.common import attention_cudnn, attention_decode, attention_splash, attention_xla
+from vr_jax.models.common import (
+  attention_cudnn,
+  attention_decode,
+  attention_forgetting,
+  attention_splash,
+  attention_xla,
+)
 from vr_jax.models.common import slots as slots_lib
 
 # Platforms that a backend runs on; the first one's default, where activations have two bytes.
@@ -62,6 +68,17 @@ class Block(NamedTuple):
   key: Array
   value: Array
   valid: Array
+
+
+class Forgetting(NamedTuple):
+  """What tokens of replies no longer see.
+
+  forgotten: [prompts, group, time], so many tokens of their own reply; where it is above 0, of its
+  prompt a token sees the first `kept` alone.
+  """
+
+  forgotten: Array
+  kept: int
 
 
 class Recent(NamedTuple):
@@ -139,6 +156,7 @@ class Attention:
     query: Float[Array, "prompts group time heads head_dim"],
     prefix: Block,
     own: Block,
+    forgetting: Forgetting | None = None,
   ) -> Float[Array, "prompts group time heads head_dim"]:
     """Replies attend to their prompt and to their own valid tokens so far.
 
@@ -149,6 +167,12 @@ class Attention:
     def local(query, index, *blocks):
       return self._function("continued")(query, *blocks, index)
 
+    more = ()
+    if forgetting is not None:
+      local = functools.partial(
+        attention_forgetting.continued, kept=forgetting.kept, logits=self._logits
+      )
+      more = ((forgetting.forgotten, ("prompts", "group", *self._time_axes(query))),)
     of_prefix, of_own = ("prompts", None, "kv_heads", None), ("prompts", "group", None)
     return self.layout.per_shard(
       local,
@@ -161,6 +185,7 @@ class Attention:
         (own.key, (*of_own, "kv_heads", None)),
         (own.value, (*of_own, "kv_heads", None)),
         (own.valid, of_own),
+        *more,
       ),
     )
 
@@ -190,9 +215,14 @@ class Attention:
         (past.valid, ("slots", None)[2 - past.valid.ndim :]),
       )
     )
+    step, more = functools.partial(attention_decode.step, group=seats.group), ()
+    if seats.forgets is not None:
+      step = functools.partial(attention_decode.forgetting_step, group=seats.group, kept=seats.kept)
+      more = ((seats.forgets, ("slots",)),)
     return self.layout.per_shard(
-      functools.partial(attention_decode.step, group=seats.group),
+      step,
       (
+        *more,
         (query, ("slots", "heads", None)),
         (seats.prompt, ("slots",)),
         (seats.member, ("slots",)),
@@ -217,11 +247,18 @@ class Attention:
     own:    key and value [rows, time, kv_heads, head_dim], valid [rows, time].
     prefix: key and value [prompts, prefix, kv_heads, head_dim], valid [prompts, prefix].
     """
-    cached = attention_xla.CACHED_LOGITS if self.layout.platform == "cpu" else attention_xla.LOGITS
     of_rows, of_prefix = ("slots", None, "kv_heads", None), ("prompts", None, "kv_heads", None)
     of_homes = ("slots", "kv_heads", None, None)
+    append, more = functools.partial(attention_decode.append, logits=self._logits), ()
+    if rows.forgotten is not None:
+      append = functools.partial(
+        attention_decode.append,
+        attend=functools.partial(attention_forgetting.appended, kept=rows.kept),
+        logits=self._logits,
+      )
+      more = ((rows.forgotten, ("slots",)),)
     return self.layout.per_shard(
-      functools.partial(attention_decode.append, logits=cached),
+      append,
       (
         (query, ("slots", None, "heads", None)),
         (own.key, of_rows),
@@ -235,8 +272,14 @@ class Attention:
         (prefix.valid, ("prompts", None)),
         (past_key, of_homes),
         (past_value, of_homes),
+        *more,
       ),
     )
+
+  @property
+  def _logits(self) -> int:
+    """How many logits plain products make at once."""
+    return attention_xla.CACHED_LOGITS if self.layout.platform == "cpu" else attention_xla.LOGITS
 
   def _function(self, name: str) -> Callable[..., Array]:
     function = getattr(_MODULES[self.backend], name)

@@ -4,6 +4,8 @@ One query a reply has few logits, so plain products do what bandwidth allows, on
 replies read its keys and values together, once; what each reply reads of its own is merged with that by log-sum-exp.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -21,6 +23,7 @@ def step(
   prefix_valid: Bool[Array, "prompts prefix"],
   *pasts: Array,
   group: int,
+  seen: Bool[Array, "prompts group prefix"] | None = None,
 ) -> Float[Array, "slots heads head_dim"]:
   """What the new token of each slot gathers; `prompt` and `member` as in `seats.Seats`.
 
@@ -31,13 +34,34 @@ def step(
   kv_heads = prefix_key.shape[1]
   query = (query * head_dim**-0.5).reshape(slots, kv_heads, heads // kv_heads, head_dim)
   seated = slots_lib.to_seats(query, prompt, member, (prefix_key.shape[0], group))
-  to_prefix = _to_prefix(seated, prefix_key, prefix_value, prefix_valid)
+  valid = prefix_valid[:, None, None, None] if seen is None else seen[:, None, :, None]
+  to_prefix = _to_prefix(seated, prefix_key, prefix_value, valid)
   to_prefix = attention_xla.Partial(
     *(slots_lib.to_slots(part, prompt, member) for part in to_prefix)
   )
   to_pasts = [_to_past(query, *pasts[i : i + 3]) for i in range(0, len(pasts), 3)]
   found = attention_xla.merged((to_prefix, *to_pasts))
   return found.reshape(slots, heads, head_dim).astype(prefix_value.dtype)
+
+
+def forgetting_step(
+  forgets: Bool[Array, "slots"],
+  query: Float[Array, "slots heads head_dim"],
+  prompt: Int[Array, "slots"],
+  member: Int[Array, "slots"],
+  prefix_key: Float[Array, "prompts kv_heads head_dim prefix"],
+  prefix_value: Float[Array, "prompts kv_heads prefix head_dim"],
+  prefix_valid: Bool[Array, "prompts prefix"],
+  *pasts: Array,
+  group: int,
+  kept: int,
+) -> Float[Array, "slots heads head_dim"]:
+  """As `step`; slots that forget see the first `kept` tokens of their prompt alone."""
+  seated = slots_lib.to_seats(forgets, prompt, member, (len(prefix_valid), group))
+  first = jnp.arange(prefix_valid.shape[1]) < kept
+  seen = prefix_valid[:, None] & (~seated[..., None] | first)
+  shared = prefix_key, prefix_value, prefix_valid
+  return step(query, prompt, member, *shared, *pasts, group=group, seen=seen)
 
 
 def append(
@@ -53,7 +77,8 @@ def append(
   prefix_valid: Bool[Array, "prompts prefix"],
   past_key: Float[Array, "homes kv_heads head_dim length"],
   past_value: Float[Array, "homes kv_heads length head_dim"],
-  *,
+  *more: Array,
+  attend: Callable[..., Array] = attention_xla.appended,
   logits: int,
 ) -> Float[Array, "rows time heads head_dim"]:
   """What new tokens of some replies gather, each from its prompt, from what its reply has written, and from those up to it.
@@ -62,23 +87,23 @@ def append(
   """
 
   def of_row(inputs: tuple[Array, ...]) -> Array:
-    *own, prompt, home, written = inputs
+    prompt, home, written, *own = inputs
     prefix = (prefix_key, prefix_value, prefix_valid)
     of_prompt = (jnp.take(x, prompt, 0, mode="clip") for x in prefix)
     past = (jnp.take(x, home, 0, mode="clip") for x in (past_key, past_value))
-    return attention_xla.appended(*own, *of_prompt, *past, written, logits=logits)
+    return attend(*own, *of_prompt, *past, written, logits=logits)
 
-  return jax.lax.map(of_row, (query, key, value, valid, prompt, home, written))
+  return jax.lax.map(of_row, (prompt, home, written, query, key, value, valid, *more))
 
 
 def _to_prefix(
   query: Float[Array, "prompts group kv_heads queries head_dim"],
   key: Float[Array, "prompts kv_heads head_dim prefix"],
   value: Float[Array, "prompts kv_heads prefix head_dim"],
-  valid: Bool[Array, "prompts prefix"],
+  valid: Bool[Array, "prompts 1 #group 1 prefix"],
 ) -> attention_xla.Partial:
   logits = _dot("pgkrd,pkds->pkgrs", query, key)
-  logits = jnp.where(valid[:, None, None, None], logits, layers.MASKED)
+  logits = jnp.where(valid, logits, layers.MASKED)
   share, total, top = _shares(logits)
   mixed = _dot("pkgrs,pksd->pkgrd", share.astype(value.dtype), value)
   return attention_xla.Partial(*(x.swapaxes(1, 2) for x in (mixed, total, top)))

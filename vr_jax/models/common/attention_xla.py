@@ -57,14 +57,14 @@ def within(
   if not causal and heads * queries * keys <= logits:
 
     def of_rows(query, key, value, query_segment, key_segment):
-      return _softmax(query, key, value, query_segment[:, :, None] == key_segment[:, None])
+      return softmax(query, key, value, query_segment[:, :, None] == key_segment[:, None])
 
     inputs = (query, key, value, query_segment, key_segment)
-    return _in_chunks(of_rows, inputs, (0,) * 5, logits // (heads * queries * keys))
+    return in_chunks(of_rows, inputs, (0,) * 5, logits // (heads * queries * keys))
   if batch * heads * queries * keys <= logits:
     mask = query_segment[:, :, None] == key_segment[:, None]
     mask = mask & (jnp.arange(keys) <= index[:, None]) if causal else mask
-    return _softmax(query, key, value, mask)
+    return softmax(query, key, value, mask)
   # [batch, kv_heads, per_key, queries, head_dim]
   rows = _grouped(query, key.shape[2]).transpose(0, 2, 3, 1, 4)
   if causal:  # of a prompt, whose padding nobody asks about
@@ -128,12 +128,13 @@ def appended(
   return merged(parts).reshape(query.shape).astype(own_value.dtype)
 
 
-def _softmax(
+def softmax(
   query: Float[Array, "batch queries heads head_dim"],
   key: Float[Array, "batch keys kv_heads head_dim"],
   value: Float[Array, "batch keys kv_heads head_dim"],
   mask: Bool[Array, "batch queries keys"],
 ) -> Float[Array, "batch queries heads head_dim"]:
+  """Attention with all logits made at once. mask: which keys each query sees, one at least."""
   # [batch, kv_heads, per_key, queries, head_dim]
   rows = _grouped(query, key.shape[2]).transpose(0, 2, 3, 1, 4)
   to_all = _partial(rows, key.swapaxes(1, 2), value.swapaxes(1, 2), mask[:, None, None])
@@ -241,7 +242,7 @@ def merged(parts: Sequence[Partial]) -> Float[Array, "*rows head_dim"]:
   return mixed / total[..., None]
 
 
-def _in_chunks(
+def in_chunks(
   function: Callable[..., Array],
   inputs: Sequence[Array],
   axes: Sequence[int],

@@ -133,6 +133,7 @@ class Decoder(nnx.Module):
     positions: Int[Array, "prompts group time *axes"],
     valid: Bool[Array, "prompts group time"],
     prefix: attention.Block,
+    forgetting: attention.Forgetting | None = None,
   ) -> Float[Array, "prompts group time embed"]:
     """Final-normed hidden states of replies that continue their prompt's prefix.
 
@@ -145,7 +146,8 @@ class Decoder(nnx.Module):
       weights, prefix_key, prefix_value = inputs
       query, key, value = self.project_qkv(x, weights, cos, sin)
       shared = attention.Block(prefix_key, prefix_value, prefix.valid)
-      mixed = self.attention.replies(query, shared, attention.Block(key, value, valid))
+      own = attention.Block(key, value, valid)
+      mixed = self.attention.replies(query, shared, own, forgetting)
       return self.layout.place(self.finish_layer(x, mixed, weights), axes), None
 
     return self._continue(layer, self.layout.place(x, axes), prefix)
@@ -157,6 +159,7 @@ class Decoder(nnx.Module):
     valid: Bool[Array, "prompts group time"],
     prefix: attention.Block,
     packing: packing_lib.Packing,
+    forgetting: attention.Forgetting | None = None,
   ) -> Float[Array, "packed embed"]:
     """As `extend`, on the valid tokens alone; only attention sees them as replies."""
     cos, sin = self._angles(positions, x)
@@ -167,7 +170,7 @@ class Decoder(nnx.Module):
       query, key, value = self.project_qkv(x, weights, cos, sin)
       own = attention.Block(packing.unpack(key, kv_heads), packing.unpack(value, kv_heads), valid)
       shared = attention.Block(prefix_key, prefix_value, prefix.valid)
-      mixed = self.attention.replies(packing.unpack(query, heads), shared, own)
+      mixed = self.attention.replies(packing.unpack(query, heads), shared, own, forgetting)
       mixed = packing.pack(mixed, heads)
       return self.layout.place(self.finish_layer(x, mixed, weights), axes), None
 

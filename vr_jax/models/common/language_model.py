@@ -121,7 +121,7 @@ class LanguageModel(nnx.Module):
       return self.text.extend(embedded, _positions(prefix, tokens), valid, _block(prefix))
     embedded = self._with_media(embedded, jnp.asarray(suffix.media_index), self._media(suffix))
     positions = jnp.asarray(suffix.positions)
-    return self.text.extend(embedded, positions, valid, _block(prefix))
+    return self.text.extend(embedded, positions, valid, _block(prefix), _forgetting(suffix))
 
   def extend_packed(
     self,
@@ -141,7 +141,8 @@ class LanguageModel(nnx.Module):
     is_media = packing.pack(index >= 0)[:, None]
     embedded = jnp.where(is_media, features.astype(embedded.dtype), embedded)
     positions = packing.pack(jnp.asarray(suffix.positions), (None,))
-    return self.text.extend_packed(embedded, positions, valid, _block(prefix), packing)
+    read = _block(prefix), packing, _forgetting(suffix)
+    return self.text.extend_packed(embedded, positions, valid, *read)
 
   def append(
     self,
@@ -243,7 +244,10 @@ class LanguageModel(nnx.Module):
     recent: of the tokens fed since, as many for every slot; `Cache.written` puts them behind the
     past.
     """
-    seen = jnp.arange(past.length) < rows.written[:, None]
+    places = jnp.arange(past.length)
+    seen = places < rows.written[:, None]
+    if rows.forgotten is not None:
+      seen &= places >= rows.forgotten[:, None]
     block = attention.Block(past.keys, past.values, seen)
     return self._step(constants, recent, tokens, index, seats, rows.position, block)
 
@@ -306,3 +310,9 @@ def _last(
 
 def _block(prefix: kv_cache.Prefix) -> attention.Block:
   return attention.Block(prefix.keys, prefix.values, prefix.valid)
+
+
+def _forgetting(suffix: records.Suffix) -> attention.Forgetting | None:
+  if suffix.forgotten is None:
+    return None
+  return attention.Forgetting(jnp.asarray(suffix.forgotten), suffix.kept)

@@ -360,6 +360,11 @@ class Processor(rules.Rules):
       turns = (conversation.Turn(role="system", parts=(self.system,)), *turns)
     return self._template.apply(turns, media_tokens, open_reply=open_reply)
 
+  @property
+  def system_length(self) -> int:
+    """Tokens of the system turn, which open every conversation; 0 without one."""
+    return len(self._tokenize([], [], open_reply=False)[0]) if self.system else 0
+
   def _ids(self, tokens: Sequence[str]) -> tuple[int, ...]:
     found = (self.tokenizer.token_to_id(token) for token in tokens)
     return tuple(number for number in found if number is not None)

@@ -9,7 +9,7 @@ import typing
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 import numpy as np
 
 
@@ -25,6 +25,9 @@ class Seats:
   prompt: Int[Array | np.ndarray, "slots"]
   member: Int[Array | np.ndarray, "slots"]
   group: int = dataclasses.field(metadata={"static": True})
+  # Which slots see the first `kept` tokens of their prompt alone; None: all see all of it.
+  forgets: Bool[Array, "slots"] | None = None
+  kept: int = dataclasses.field(default=0, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -41,6 +44,10 @@ class Rows:
   prompt: Int[Array | np.ndarray, "rows"]
   written: Int[Array | np.ndarray, "rows"]
   position: Int[Array | np.ndarray, "rows"]
+  # How many of the written tokens a reply no longer sees; where it is above 0, of its prompt it sees
+  # the first `kept` tokens alone. None: every reply sees all.
+  forgotten: Int[Array | np.ndarray, "rows"] | None = None
+  kept: int = dataclasses.field(default=0, metadata={"static": True})
 
 
 def to_seats(

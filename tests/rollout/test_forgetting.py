@@ -1,0 +1,99 @@
+"""Windows that forget turns: the update repeats the rollout, and what is forgotten has no influence."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from tests.rollout import chat, test_episodes
+from vr_jax import records
+from vr_jax.models.common import packing
+
+GROUP, TURNS, KEPT = 3, 3, 2
+
+
+@functools.cache
+def _played(window):
+  schedule = {"turns": TURNS, "window": window, "kept": KEPT}
+  return test_episodes._play(group=GROUP, schedule=schedule)
+
+
+def _scores(prompt, rollout, packed=None):
+  return np.asarray(test_episodes._scores(*chat.network(), prompt, rollout, packed))
+
+
+def _last_turn(rollout):
+  """Tokens that the model wrote in the last turn that an episode may have."""
+  kind, turn = np.asarray(rollout.kind), np.asarray(rollout.turn)
+  return (kind == records.Kind.MODEL) & (turn == TURNS - 1)
+
+
+@pytest.mark.parametrize("window", [0, 1])
+def test_the_update_repeats_the_log_probs_of_the_rollout(window):
+  prompt, found = _played(window)
+  valid = np.asarray(found.rollout.kind) != records.Kind.PAD
+  size = packing.size_of(
+    chat.layout_lib.OneDevice(), valid.sum(-1)[None], valid.shape[2], ratio=1.1
+  )
+  assert _last_turn(found.rollout).any()
+  for packed in (None, size):
+    scores = _scores(prompt, found.rollout, packed)
+    np.testing.assert_allclose(scores, found.rollout.log_probs, rtol=0, atol=1e-5)
+  # Without the masks they would be others.
+  seen = dataclasses.replace(found.rollout.suffix, forgotten=None, kept=0)
+  scores = _scores(prompt, dataclasses.replace(found.rollout, suffix=seen))
+  last = _last_turn(found.rollout)
+  assert abs(scores - np.asarray(found.rollout.log_probs))[last].max() > 1e-3
+
+
+def test_a_window_that_holds_all_turns_is_none():
+  (_, whole), (_, wide) = _played(None), _played(TURNS - 1)
+  assert wide.rollout.suffix.forgotten is None
+  for one, other in zip(*map(jax.tree.leaves, (whole.rollout, wide.rollout)), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+def test_what_is_forgotten_has_no_influence():
+  """Of a window of 0 no turn sees another; only the first tokens of the prompt are kept."""
+  prompt, found = _played(0)
+  rollout = jax.tree.map(np.array, found.rollout)
+  last, before = _last_turn(rollout), rollout.turn < TURNS - 1
+  text = (rollout.suffix.media_index < 0) & (rollout.kind != records.Kind.PAD)
+  tokens = np.where(before & text, (rollout.tokens + 7) % 60, rollout.tokens)
+  opening = np.array(prompt.tokens)
+  behind = (np.asarray(prompt.media_index) < 0) & (np.asarray(prompt.kind) != records.Kind.PAD)
+  behind[:, :KEPT] = False
+  opening = np.where(behind, (opening + 7) % 60, opening)
+  other_prompt = dataclasses.replace(prompt, tokens=opening)
+  other = dataclasses.replace(rollout, tokens=tokens)
+  scores, changed = _scores(prompt, rollout), _scores(other_prompt, other)
+  np.testing.assert_array_equal(scores[last], changed[last])
+  assert (scores[before & (rollout.kind == records.Kind.MODEL)] != 0).any()
+  assert abs(scores - changed)[before].max() > 1e-3
+  # What is kept has influence.
+  opening[:, :KEPT] = (opening[:, :KEPT] + 7) % 60
+  kept = _scores(dataclasses.replace(prompt, tokens=opening), other)
+  assert abs(scores - kept)[last].max() > 1e-4
+
+
+def test_no_gradient_reaches_what_is_forgotten():
+  """The features of frames that forgotten turns showed."""
+  prompt, found = _played(0)
+  rollout = found.rollout
+  last = _last_turn(rollout)
+
+  def of_media(media):
+    suffix = dataclasses.replace(rollout.suffix, media=media)
+    changed = dataclasses.replace(rollout, suffix=suffix)
+    return (test_episodes._scores(*chat.network(), prompt, changed, None) * last).sum()
+
+  gradient = np.asarray(jax.grad(of_media)(rollout.suffix.media))
+  index, turn = np.asarray(rollout.suffix.media_index), np.asarray(rollout.turn)
+  of_last, shown = np.zeros(gradient.shape[:2], bool), np.zeros(gradient.shape[:2], bool)
+  for row in range(len(index)):
+    of_last[row, index[row][(index[row] >= 0) & (turn[row] == TURNS - 1)]] = True
+    shown[row, index[row][(index[row] >= 0) & (turn[row] < TURNS - 1)]] = True
+  assert shown.any() and (gradient[shown] == 0).all()
+  assert (gradient[of_last] != 0).any()

@@ -1,0 +1,98 @@
+"""Attention of replies that no longer see the turns behind them, for episodes whose window forgets turns.
+
+Plain products with a mask over all keys, on every platform. Keys that are forgotten get weight 0
+exactly, so what they hold has no influence. Replies that forget nothing never come here.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vr_jax.models.common import attention_xla
+
+
+def continued(
+  query: Float[Array, "batch group time heads head_dim"],
+  index: Int[Array, "time"],
+  prefix_key: Float[Array, "batch prefix kv_heads head_dim"],
+  prefix_value: Float[Array, "batch prefix kv_heads head_dim"],
+  prefix_valid: Bool[Array, "batch prefix"],
+  own_key: Float[Array, "batch group all_time kv_heads head_dim"],
+  own_value: Float[Array, "batch group all_time kv_heads head_dim"],
+  own_valid: Bool[Array, "batch group all_time"],
+  forgotten: Int[Array, "batch group time"],
+  *,
+  kept: int,
+  logits: int,
+) -> Float[Array, "batch group time heads head_dim"]:
+  """As `attention_xla.continued`, without the first `forgotten` tokens of the own reply.
+
+  Where that is above 0, of the prompt the first `kept` tokens are seen alone. One reply after the
+  other.
+  """
+
+  def of_prompt(inputs: tuple[Array, ...]) -> Array:
+    query, forgotten, key, value, valid, *prompt = inputs
+
+    def of_reply(inputs: tuple[Array, ...]) -> Array:
+      query, forgotten, key, value, valid = inputs
+      places = jnp.arange(key.shape[0])
+      seen = valid & (places <= index[:, None]) & (places >= forgotten[:, None])
+      return _attend(query, forgotten, prompt, (key, value), seen, kept, logits)
+
+    return jax.lax.map(of_reply, (query, forgotten, key, value, valid))
+
+  return jax.lax.map(
+    of_prompt,
+    (query, forgotten, own_key, own_value, own_valid, prefix_key, prefix_value, prefix_valid),
+  )
+
+
+def appended(
+  query: Float[Array, "time heads head_dim"],
+  own_key: Float[Array, "time kv_heads head_dim"],
+  own_value: Float[Array, "time kv_heads head_dim"],
+  own_valid: Bool[Array, "time"],
+  forgotten: Int[Array, ""],
+  prefix_key: Float[Array, "prefix kv_heads head_dim"],
+  prefix_value: Float[Array, "prefix kv_heads head_dim"],
+  prefix_valid: Bool[Array, "prefix"],
+  past_key: Float[Array, "kv_heads head_dim length"],
+  past_value: Float[Array, "kv_heads length head_dim"],
+  written: Int[Array, ""],
+  *,
+  kept: int,
+  logits: int,
+) -> Float[Array, "time heads head_dim"]:
+  """As `attention_xla.appended`, without the first `forgotten` of the `written` tokens."""
+  time, length = len(query), past_key.shape[-1]
+  places = jnp.arange(length)
+  past = jnp.broadcast_to((places < written) & (places >= forgotten), (time, length))
+  own = own_valid & (jnp.arange(time) <= jnp.arange(time)[:, None])
+  key = jnp.concatenate([jnp.moveaxis(past_key, -1, 0), own_key])
+  value = jnp.concatenate([past_value.swapaxes(0, 1), own_value])
+  seen = jnp.concatenate([past, own], axis=1)
+  prompt = prefix_key, prefix_value, prefix_valid
+  every = jnp.broadcast_to(forgotten, (time,))
+  return _attend(query, every, prompt, (key, value), seen, kept, logits)
+
+
+def _attend(
+  query: Float[Array, "queries heads head_dim"],
+  forgotten: Int[Array, "queries"],
+  prompt: tuple[Array, Array, Array] | list[Array],
+  own: tuple[Array, Array],
+  seen: Bool[Array, "queries keys"],
+  kept: int,
+  logits: int,
+) -> Float[Array, "queries heads head_dim"]:
+  """One softmax over a prompt's keys and those of its reply, of which each query has `seen` some."""
+  of_prompt = prompt[2] & ((forgotten[:, None] == 0) | (jnp.arange(len(prompt[2])) < kept))
+  mask = jnp.concatenate([of_prompt, seen], axis=1)
+  key, value = (jnp.concatenate([prompt[n], own[n]])[None] for n in (0, 1))
+
+  def of_some(query: Array, mask: Array) -> Array:
+    return attention_xla.softmax(query[None], key, value, mask[None])[0]
+
+  size = logits // (query.shape[1] * mask.shape[1])
+  return attention_xla.in_chunks(of_some, (query, mask), (0, 0), size)
