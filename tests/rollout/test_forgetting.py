@@ -10,6 +10,7 @@ import pytest
 from tests.rollout import chat, test_episodes
 from vr_jax import records
 from vr_jax.models.common import packing
+from vr_jax.parallel import mesh as mesh_lib
 
 GROUP, TURNS, KEPT = 3, 3, 2
 
@@ -97,3 +98,13 @@ def test_no_gradient_reaches_what_is_forgotten():
     shown[row, index[row][(index[row] >= 0) & (turn[row] < TURNS - 1)]] = True
   assert shown.any() and (gradient[shown] == 0).all()
   assert (gradient[of_last] != 0).any()
+
+
+def test_on_a_mesh_what_is_forgotten_is_the_same():
+  mesh = mesh_lib.make_mesh((2, 1, 1, 2), jax.devices()[:4])
+  schedule = {"turns": TURNS, "window": 0, "kept": KEPT}
+  prompt, split = test_episodes._play(mesh=mesh, group=GROUP, schedule=schedule)
+  test_episodes._same(_played(0)[1], split)
+  graph, params = chat.network(mesh)
+  scores = test_episodes._scores(graph, params, prompt, split.rollout, None)
+  np.testing.assert_allclose(scores, split.rollout.log_probs, rtol=0, atol=1e-5)

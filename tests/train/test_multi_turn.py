@@ -124,6 +124,13 @@ def test_of_a_pool_of_one_frame_every_look_shows_that_frame_and_earns_nothing_mo
   assert values_of(tmp_path, "invalid") == [pytest.approx(np.mean(invalid))]
 
 
+def test_with_a_window_that_forgets_sampler_and_update_agree(tmp_path, monkeypatch):
+  shown, episodes, _ = one_step(tmp_path, monkeypatch, env__window=0)
+  assert any(len(episode.replies) == 2 for episode in episodes)
+  np.testing.assert_allclose(values_of(tmp_path, "trainer_sampler_ratio"), 1, atol=1e-4)
+  assert np.isfinite(values_of(tmp_path, "critic/loss")).all() and shown
+
+
 def test_with_credit_by_episode_every_token_gets_what_all_turns_earned_together():
   total = np.array([[[1, 2], [3, 0], [0, 9]]], np.float32)
   valid = np.array([[[1, 1], [1, 0], [1, 1]]], bool)

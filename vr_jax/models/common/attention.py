@@ -222,8 +222,8 @@ class Attention:
     return self.layout.per_shard(
       step,
       (
-        *more,
         (query, ("slots", "heads", None)),
+        *more,
         (seats.prompt, ("slots",)),
         (seats.member, ("slots",)),
         (prefix.key, of_prefix),

@@ -45,8 +45,8 @@ def step(
 
 
 def forgetting_step(
-  forgets: Bool[Array, "slots"],
   query: Float[Array, "slots heads head_dim"],
+  forgets: Bool[Array, "slots"],
   prompt: Int[Array, "slots"],
   member: Int[Array, "slots"],
   prefix_key: Float[Array, "prompts kv_heads head_dim prefix"],
