@@ -47,7 +47,7 @@ def test_every_size_is_within_its_own_choices(path, size):
     ("configs/moss_chatv.py", "rl.overlong_buffer", 73),
     ("configs/moss_chatv.py", "rl.overlong_max_tokens", 8),
     ("configs/moss_chatv.py", "rl.overlong_max_tokens", 73),
-    ("configs/video_mtr.py", "env.turns", 5),
+    ("configs/video_mtr.py", "env.turns", 6),
     ("configs/video_mtr.py", "data.sampling", "uniform"),
     ("configs/video_mtr.py", "eval.blind", True),
     ("configs/video_mtr.py", "rl.resampling", 2),
@@ -69,7 +69,7 @@ def test_a_field_that_does_not_go_with_the_others_is_named(path, field, value):
   config = nano.recipe("tiny", path)
   *sections, name = field.split(".")
   functools.reduce(getattr, sections, config)[name] = value
-  named = {"env.turns": "env.window", "env.demonstrated": "sft.steps"}.get(field, field)
+  named = {"env.turns": "turns.frame_buckets", "env.demonstrated": "sft.steps"}.get(field, field)
   with pytest.raises(errors.InputError, match=f"--config.{named}"):
     config_checks.check(config)
 
