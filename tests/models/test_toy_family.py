@@ -84,8 +84,8 @@ def test_it_is_trained_and_evaluated(run):
 
 def test_its_features_are_kept_and_found_again(run):
   _, workdir = run
-  hits = values(workdir, "sft", "vision/cache_hits")
-  assert hits[0] == 0 and hits[-1] > 0
+  assert values(workdir, "sft", "vision/cache_hits")[0] == 0
+  assert max(values(workdir, "rl", "vision/cache_hits")) > 0  # clips that the warm start has seen
 
 
 def test_what_is_exported_is_what_was_trained(run):

@@ -51,7 +51,7 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
           source=source,
           output=output,
           environment=writer.environment,
-          judge=judge,
+          judge=writer.environment.judge,
           threshold=section.threshold,
         )
         decide(sieve, writer, chunks)
