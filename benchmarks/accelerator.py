@@ -40,13 +40,13 @@ from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import flops, positions, vision_inputs
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder
-from vr_jax.train import network
-from vr_jax.train import state as state_lib
+from vr_jax.train import model_setup
+from vr_jax.train import train_state as train_state_lib
 
 REPEATS = 5
 FIELDS = {
-  "rl.prompts": 4,
-  "rl.group": 8,
+  "rl.batch_size": 4,
+  "rl.num_generations": 8,
   "rl.max_new_tokens": 512,
   "rl.kl_weight": 0.0,  # the reference's pass is no part of a train step
   "data.frames": 16,
@@ -66,17 +66,17 @@ PACKAGES = r"jax-(cuda\d+|rocm\d+)-plugin|nvidia-cu(dnn|blas)-cu\d+|libtpu"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
+class AcceleratorWork:
   """What is measured: a network, the sizes of its arrays, the programs of a step by name, and what they run on."""
 
-  net: network.Network
-  load: step_shapes.StepShapes
+  net: model_setup.ModelSetup
+  step_shapes: step_shapes.StepShapes
   programs: dict[str, programs.Program]
-  state: state_lib.TrainState
+  state: train_state_lib.TrainState
   prompt: records.Prompt
 
 
-def prepare(argv: Sequence[str]) -> Work:
+def prepare(argv: Sequence[str]) -> AcceleratorWork:
   """Random weights and prompts of a config, on the devices of this machine."""
   given = [word for word in argv if word.startswith("--config=")] or [
     "--config=configs/moss_chatv.py:3b"
@@ -87,25 +87,25 @@ def prepare(argv: Sequence[str]) -> Work:
   config, _, _ = vr_jax.parse_flags(["accelerator", "--workdir=.", *given, *flags])
   if "turns" in config:
     raise errors.InputError(f"{given[-1]}: has several turns; choose a recipe with one")
-  model = network.model_of(config)
+  model = model_setup.model_of(config)
   mesh = mesh_lib.make_mesh(config.mesh)
-  config = network.divided(config, mesh)
+  config = model_setup.clamp_microbatches(config, mesh)
   load = step_shapes.make_step_shapes(config, model)
-  net = network.Network(
+  net = model_setup.ModelSetup(
     config=config,
     mesh=mesh,
     model=model,
-    allowed=jnp.ones(model.text.vocab_size, bool),
+    allowed_tokens=jnp.ones(model.text.vocab_size, bool),
     stop_tokens=abstract_state.STOP_TOKENS,
   )
   shardings = jax.tree.map(lambda x: x.sharding, net.abstract_params)
   params = jax.jit(net.random_params, out_shardings=shardings)()
-  optimizer = state_lib.make_optimizer(config.rl, net.abstract_params, net.frozen)
-  return Work(
+  optimizer = train_state_lib.make_optimizer(config.rl, net.abstract_params, net.frozen)
+  return AcceleratorWork(
     net=net,
-    load=load,
-    programs={each.name: each for each in programs.of_config(config, model, mesh, load)},
-    state=state_lib.create(params, optimizer, mesh),
+    step_shapes=load,
+    programs={each.name: each for each in programs.programs_of_step(config, model, mesh, load)},
+    state=train_state_lib.create(params, optimizer, mesh),
     prompt=mesh_lib.put_batch(random_prompt(model, load), mesh),
   )
 
@@ -136,23 +136,25 @@ def random_prompt(model: model_config.Config, load: step_shapes.StepShapes) -> r
   )
 
 
-def timings(work: Work) -> dict[str, float]:
+def timings(work: AcceleratorWork) -> dict[str, float]:
   """Seconds of encoder, prefill (with one token), rollout and update, each after a first run that compiles."""
-  net, load, state = work.net, work.load, work.state
+  net, step_shapes, state = work.net, work.step_shapes, work.state
   rollout, train = work.programs["rollout"], work.programs["train step"]
   stops = jnp.array(net.stop_tokens)
 
   def sample(length: int) -> records.Rollout:
     cut = dataclasses.replace(rollout.keywords["decoding"], max_new_tokens=length)
-    allowed, key = net.allowed.at[stops].set(False), jax.random.key(0)
-    return rollout.function(net.graph, state.params, encoded, allowed, key, decoding=cut)
+    allowed_tokens, key = net.allowed_tokens.at[stops].set(False), jax.random.key(0)
+    return rollout.function(net.graphdef, state.params, encoded, allowed_tokens, key, decoding=cut)
 
-  encoding, encoded = timed(functools.partial(encoder.encode, net.graph, state.params, work.prompt))
-  prefill, _ = timed(lambda: sample(1))
-  whole, replies = timed(lambda: sample(load.time))
+  encoding, encoded = median_seconds(
+    functools.partial(encoder.encode, net.graphdef, state.params, work.prompt)
+  )
+  prefill, _ = median_seconds(lambda: sample(1))
+  whole, replies = median_seconds(lambda: sample(step_shapes.time))
   prompt = encoded if net.tower_frozen else work.prompt
   advantages = jax.random.normal(jax.random.key(1), replies.log_probs.shape)
-  signal = jnp.ones(load.prompts, bool)
+  signal = jnp.ones(step_shapes.prompts, bool)
   asked = train.arguments[-2:]  # log-probs of old policy and reference, where the recipe wants them
   others = [None if x is None else replies.log_probs for x in asked]
 
@@ -161,10 +163,15 @@ def timings(work: Work) -> dict[str, float]:
     state, metrics = train.function(state, prompt, replies, advantages, signal, *others)
     return metrics
 
-  return {"encoder": encoding, "prefill": prefill, "rollout": whole, "update": timed(update)[0]}
+  return {
+    "encoder": encoding,
+    "prefill": prefill,
+    "rollout": whole,
+    "update": median_seconds(update)[0],
+  }
 
 
-def timed(run: Callable[[], PyTree]) -> tuple[float, PyTree]:
+def median_seconds(run: Callable[[], PyTree]) -> tuple[float, PyTree]:
   """Median seconds of a few runs, the first one left out, and what the last one gave."""
   jax.block_until_ready(run())
   taken = []
@@ -175,13 +182,13 @@ def timed(run: Callable[[], PyTree]) -> tuple[float, PyTree]:
   return statistics.median(taken), found
 
 
-def results(work: Work, seconds: dict[str, float]) -> dict[str, dict[str, float | None]]:
+def results(work: AcceleratorWork, seconds: dict[str, float]) -> dict[str, dict[str, float | None]]:
   """What the line says of these timings."""
-  load, counted, (peak, bandwidth) = work.load, model_flops(work), limits()
-  tokens = load.prompts * load.group * load.time
+  step_shapes, counted, (peak, bandwidth) = work.step_shapes, model_flops(work), limits()
+  tokens = step_shapes.prompts * step_shapes.group * step_shapes.time
   train = seconds["update"] + (seconds["encoder"] if work.net.tower_frozen else 0)
   rollout = seconds["encoder"] + seconds["rollout"]
-  step = (seconds["rollout"] - seconds["prefill"]) / (load.time - 1)
+  step = (seconds["rollout"] - seconds["prefill"]) / (step_shapes.time - 1)
   bound = bandwidth and bytes_of_a_token(work) / bandwidth
   return {
     "encoder": {"seconds": round(seconds["encoder"], 4)},
@@ -201,29 +208,29 @@ def results(work: Work, seconds: dict[str, float]) -> dict[str, dict[str, float 
   }
 
 
-def model_flops(work: Work) -> float:
+def model_flops(work: AcceleratorWork) -> float:
   """Of one update and the vision that it learns from."""
-  load, net = work.load, work.net
+  step_shapes, net = work.step_shapes, work.net
   one = flops.forward(
     net.model,
-    frames=load.frames,
-    patches=load.patches,
-    prefix=load.prefix,
-    group=load.group,
-    time=load.time,
+    frames=step_shapes.frames,
+    patches=step_shapes.patches,
+    prefix=step_shapes.prefix,
+    group=step_shapes.group,
+    time=step_shapes.time,
   )
-  return load.prompts * flops_lib.training(
+  return step_shapes.prompts * flops_lib.training(
     one, vision_frozen=net.tower_frozen, base_frozen=net.adapters is not None
   )
 
 
-def bytes_of_a_token(work: Work) -> float:
+def bytes_of_a_token(work: AcceleratorWork) -> float:
   """What decoding must read for one token of every reply: text weights, keys and values, halfway through the replies."""
-  model, load = work.net.model, work.load
+  model, step_shapes = work.net.model, work.step_shapes
   text = model.text
   layers = jax.tree.leaves(work.net.abstract_params["text"]["layers"])
   weights = sum(x.size for x in layers) + text.vocab_size * text.hidden_size
-  kept = load.prompts * (load.prefix + load.group * load.time / 2)
+  kept = step_shapes.prompts * (step_shapes.prefix + step_shapes.group * step_shapes.time / 2)
   numbers = 2 * kept * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
   return jnp.dtype(model.dtype).itemsize * (weights + numbers)
 

@@ -21,23 +21,24 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import claims_arms, claims_page
+from benchmarks import claims_arms, claims_page, recorded_names
 from vr_jax import atomic
 from vr_jax.train import metrics
 
 _TRAINING = (
-  "no_signal_share",
-  "reward/",
+  "frac_reward_zero_std",
+  "rewards/",
   "retrieval_rate",
   "turns",
   "frame_recall",
   "episode_accuracy",
   "exploration/",
 )
+_SPREADS = ("/std", "/zero_ratio")  # of rewards: not kept
 # Overrides of an arm that count when it is evaluated, too.
 _SEEN = tuple(
   f"--config.{name}="
-  for name in ("env.turns", "env.window", "rl.max_new_tokens", "sft.max_reply_tokens")
+  for name in ("env.turns", "env.history_turns", "rl.max_new_tokens", "sft.max_reply_tokens")
 )
 
 
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
   }
   for arm, path in itertools.chain(*runs.values()):
     flags = [*(arm.overrides or ()), *extra]
-    if path.exists() and (there := json.loads(path.read_text())["flags"]) != flags:
+    if path.exists() and (there := recorded_names.current(path.read_text())["flags"]) != flags:
       print(f"{path}: a result with flags {there}, not {flags}; move it away", file=sys.stderr)
       return 2
   for seed, of_seed in runs.items():
@@ -99,7 +100,7 @@ def _common(recipe: str, seed: int, workdir: Path, extra: Sequence[str]) -> tupl
     f"--config.data.simulate.seed={claims_page.DATA_SEED}",
     f"--config.data.directory={workdir / 'data'}",
     "--config.eval.blind=False",
-    "--config.eval.shuffled=False",
+    "--config.eval.shuffled_frames=False",
     *extra,
   )
 
@@ -114,7 +115,7 @@ def run_arm(
   checkpoints = _warm(workdir, seed) / "checkpoints" / "sft"
   training, tenths = {}, {}
   if arm.overrides is not None:
-    start = {"none": "--config.sft.steps=0", "shared": f"--config.rl.initial={checkpoints}"}
+    start = {"none": "--config.sft.steps=0", "shared": f"--config.rl.init_checkpoint={checkpoints}"}
     flags = [*common, *arm.overrides, f"--workdir={home / arm.name}"]
     for mode in ("sft", "rl") if arm.start == "own" else ("rl",):
       _launch(*flags, *filter(None, [start.get(arm.start)]), f"--mode={mode}")
@@ -148,7 +149,9 @@ def _evaluated(
   flags: Sequence[str], checkpoints: Path, workdir: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """(what an evaluation of checkpoints found, the config.json of its workdir)."""
-  _launch(*flags, f"--config.rl.initial={checkpoints}", f"--workdir={workdir}", "--mode=eval")
+  _launch(
+    *flags, f"--config.rl.init_checkpoint={checkpoints}", f"--workdir={workdir}", "--mode=eval"
+  )
   found = json.loads((workdir / "eval" / "before_rl.json").read_text())
   return found, json.loads((workdir / "config.json").read_text())
 
@@ -156,7 +159,7 @@ def _evaluated(
 def _over_training(workdir: Path) -> tuple[dict[str, float], dict[str, list[float]]]:
   """What tells how training went: means over the RL steps of a run, and over its first and last tenth; and those of each tenth."""
   steps = [m["values"] for m in metrics.read(workdir / "metrics.jsonl") if m["stage"] == "rl"]
-  names = [name for name in steps[0] if name.startswith(_TRAINING)]
+  names = [name for name in steps[0] if name.startswith(_TRAINING) and not name.endswith(_SPREADS)]
 
   def mean(name: str, some: Sequence[int]) -> float:
     return float(np.mean([steps[step][name] for step in some if name in steps[step]] or np.nan))

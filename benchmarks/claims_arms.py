@@ -36,7 +36,7 @@ class Claims:
 # One turn shows the whole budget, and thoughts tell of each frame.
 SINGLE = (
   "--config.env.turns=1",
-  "--config.env.window=0",
+  "--config.env.history_turns=0",
   "--config.rl.max_new_tokens=112",
   "--config.sft.max_reply_tokens=112",
 )
@@ -44,7 +44,7 @@ SINGLE = (
 TURNS = (
   ("1 turns", SINGLE),
   *(
-    (f"{turns} turns", (f"--config.env.turns={turns}", f"--config.env.window={turns - 1}"))
+    (f"{turns} turns", (f"--config.env.turns={turns}", f"--config.env.history_turns={turns - 1}"))
     for turns in (2, 5)
   ),
 )
@@ -62,7 +62,7 @@ CLAIMS = {
       Arm(
         name="naive",
         title="the same + PRR, naive whole-sequence DTW",
-        overrides=("--config.env.alignment=naive",),
+        overrides=("--config.env.dtw_alignment=naive",),
       ),
     ),
     columns=(
@@ -70,7 +70,7 @@ CLAIMS = {
       ("PRR", "process_reward"),
       ("true trace consistency", "trace_consistency"),
       ("think-answer mismatch", "think_answer_mismatch"),
-      ("reply tokens", "reply_tokens"),
+      ("reply tokens", "completions/mean_length"),
     ),
     pairs=(("grpo", "sft"), ("prr", "sft"), ("prr", "grpo"), ("prr", "naive")),
   ),
@@ -82,7 +82,7 @@ CLAIMS = {
       Arm(
         name="grpo",
         title="GRPO, one reward (reasoning's: answer, format, length)",
-        overrides=("--config.rl.credit=outcome",),
+        overrides=("--config.rl.advantage_estimator=outcome",),
       ),
       Arm(name="pa", title="PA-GRPO", overrides=()),
       Arm(
@@ -98,12 +98,15 @@ CLAIMS = {
       Arm(
         name="joint",
         title="both rewards on all tokens",
-        overrides=("--config.rl.credit=joint",),
+        overrides=("--config.rl.advantage_estimator=joint",),
       ),
       Arm(
         name="t_grpo",
         title="T-GRPO (the same one reward, and that of temporal order)",
-        overrides=("--config.rl.credit=outcome", "--config.rl.shuffled=4"),
+        overrides=(
+          "--config.rl.advantage_estimator=outcome",
+          "--config.rl.num_shuffled_generations=4",
+        ),
       ),
     ),
     columns=(
@@ -111,9 +114,9 @@ CLAIMS = {
       ("observation suffices", "observation_sufficiency"),
       ("think-answer mismatch", "think_answer_mismatch"),
       ("true trace consistency", "trace_consistency"),
-      ("perception without signal", "training/no_signal_share/perception"),
-      ("reasoning without signal", "training/no_signal_share/reasoning"),
-      ("reply tokens", "reply_tokens"),
+      ("perception without signal", "training/frac_reward_zero_std/perception"),
+      ("reasoning without signal", "training/frac_reward_zero_std/reasoning"),
+      ("reply tokens", "completions/mean_length"),
     ),
     pairs=(
       ("pa", "sft"),
@@ -152,7 +155,7 @@ CLAIMS = {
         overrides=("--config.env.exploration.stages=()",),
       ),
       Arm(name="full", title="full (PPO)", overrides=(), views=TURNS),
-      Arm(name="grpo", title="GRPO credit", overrides=("--config.rl.credit=episode",)),
+      Arm(name="grpo", title="GRPO credit", overrides=("--config.rl.advantage_estimator=episode",)),
     ),
     columns=(
       ("accuracy", "accuracy"),

@@ -1,14 +1,13 @@
 """The page that benchmarks.claims writes of its results: docs/claims/<recipe>.md."""
 
 from collections.abc import Mapping, Sequence
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from benchmarks import claims_arms
+from benchmarks import claims_arms, recorded_names
 
 TENTHS = 10  # of training
 DATA_SEED = 5  # of the simulated videos; the recipe's default is 0
@@ -22,7 +21,10 @@ def write(
     getattr(claims_arms.CLAIMS[recipe], name) for name in ("arms", "columns", "pairs")
   )
   found = {
-    arm.name: [json.loads((results / f"{arm.name}-seed{seed}.json").read_text()) for seed in seeds]
+    arm.name: [
+      recorded_names.current((results / f"{arm.name}-seed{seed}.json").read_text())
+      for seed in seeds
+    ]
     for arm in arms
   }
   table = {name: [result["metrics"] for result in of_seeds] for name, of_seeds in found.items()}

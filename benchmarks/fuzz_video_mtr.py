@@ -21,7 +21,7 @@ from absl import flags
 import numpy as np
 
 from vr_jax import records
-from vr_jax.envs import environment, turns, video_mtr
+from vr_jax.envs import environment, retrieval_actions, video_mtr
 from vr_jax.rewards import exploration, relevance
 
 _TAGS = [
@@ -82,7 +82,7 @@ def _edited(rng: random.Random, reply: str) -> str:
   return reply
 
 
-def drawn(rng: random.Random, pool: int) -> str:
+def draw_reply(rng: random.Random, pool: int) -> str:
   """One reply."""
   if rng.random() < 0.5:
     return "".join(rng.choice(_PIECES) for _ in range(rng.randrange(12)))
@@ -95,18 +95,18 @@ def _task(rng: random.Random) -> video_mtr.VideoMTR:
     instruction="Look or answer.",
     last_instruction="Answer.",
     turns=count,
-    window=count - rng.randint(0, 1),
-    budget=rng.randint(4, 80),
-    invalid=rng.choice(["rethink", "explain"]),
-    relevance=relevance.Rule(
+    history_turns=count - rng.randint(0, 1),
+    frame_budget=rng.randint(4, 80),
+    on_invalid_action=rng.choice(["rethink", "explain"]),
+    relevance=relevance.RelevanceRule(
       variant=variant,
       gate=rng.random() < 0.7,
       slope=rng.choice([0.0, 1.0, 9.0]),
     ),
-    exploration=exploration.Rule(
+    exploration=exploration.ExplorationRule(
       variant=variant,
       patience=rng.randint(1, 3),
-      stages=rng.choice([(), exploration.Rule.stages]),
+      stages=rng.choice([(), exploration.ExplorationRule.stages]),
     ),
   )
 
@@ -126,7 +126,7 @@ def _example(rng: random.Random, number: int) -> records.Example:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Found:
+class FuzzCounts:
   """What was seen so far."""
 
   outcomes: Counter = dataclasses.field(default_factory=Counter)
@@ -134,29 +134,29 @@ class Found:
   broken: Counter = dataclasses.field(default_factory=Counter)
 
 
-def _played(
+def _play_episodes(
   task: video_mtr.VideoMTR,
   example: records.Example,
   pool: int,
   relevant: tuple[int, ...],
   rng: random.Random,
-  found: Found,
+  found: FuzzCounts,
 ) -> environment.Episode:
   """One episode to its end."""
   replies: list[str] = []
   while (seen := task.observe(example, pool, replies)) is not None:
-    allowed = task.budget // (4 if replies else 1 if task.turns == 1 else 2)
+    allowed_tokens = task.frame_budget // (4 if replies else 1 if task.turns == 1 else 2)
     found.broken["frame outside the pool"] += not all(0 <= frame < pool for frame in seen.frames)
-    found.broken["more frames than the budget"] += len(seen.frames) > allowed
+    found.broken["more frames than the budget"] += len(seen.frames) > allowed_tokens
     found.broken["more turns than allowed"] += len(replies) >= task.turns
-    replies.append(drawn(rng, pool))
-    action = turns.parse(replies[-1], pool, example.problem_type, example.options)
+    replies.append(draw_reply(rng, pool))
+    action = retrieval_actions.parse(replies[-1], pool, example.problem_type, example.options)
     found.broken["an answer that holds a tag"] += any(tag in action.answer for tag in _READ)
     found.outcomes[f"{action.kind} {action.problem}".strip()] += 1
   return environment.Episode(pool=pool, relevant=relevant, replies=tuple(replies))
 
 
-def _check(task: video_mtr.VideoMTR, scores: records.Scores, found: Found) -> None:
+def _check(task: video_mtr.VideoMTR, scores: records.Scores, found: FuzzCounts) -> None:
   bonus = task.exploration.highest
   ranges = {**task.relevance.ranges(), "exploration": (0.0, bonus)}
   ranges["total"] = (ranges["total"][0], ranges["total"][1] + bonus)
@@ -183,7 +183,7 @@ def _finish(
 
 def run(replies: int, seed: int = 0) -> dict[str, Any]:
   """Draws at least so many replies, and says what became of them."""
-  rng, found, begun = random.Random(seed), Found(), time.perf_counter()
+  rng, found, begun = random.Random(seed), FuzzCounts(), time.perf_counter()
   while found.outcomes.total() < replies:
     task, examples, episodes = _task(rng), [], []
     for number in range(_PROMPTS):
@@ -191,7 +191,7 @@ def run(replies: int, seed: int = 0) -> dict[str, Any]:
       relevant = tuple(rng.sample(range(-1, pool + 2), rng.randint(0, 3)))
       examples.append(_example(rng, number))
       episodes.append(
-        [_played(task, examples[-1], pool, relevant, rng, found) for _ in range(_GROUP)]
+        [_play_episodes(task, examples[-1], pool, relevant, rng, found) for _ in range(_GROUP)]
       )
     _check(task, _finish(task, examples, episodes), found)
   return {

@@ -36,8 +36,8 @@ from vr_jax import main as vr_jax
 from vr_jax import records
 from vr_jax.models.common import flops
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import state as state_lib
-from vr_jax.train import steps
+from vr_jax.train import train_state as train_state_lib
+from vr_jax.train import train_step
 
 REPEATS = 7
 TOLERANCES = {
@@ -58,13 +58,13 @@ def settings() -> ml_collections.ConfigDict:
   return vr_jax.parse_flags(argv)[0].rl
 
 
-def advantages_of(sizes: workload.Sizes) -> Array:
+def advantages_of(sizes: workload.WorkloadSizes) -> Array:
   """Replies are better and worse in turn, all tokens of one alike."""
   value = jnp.where(jnp.arange(sizes.group) % 2 == 0, 1.0, -1.0) * (1 + jnp.arange(sizes.group))
   return jnp.broadcast_to(value[:, None] / sizes.group, (sizes.prompts, sizes.group, sizes.time))
 
 
-class Update:
+class GroupUpdate:
   """One side of ours: the recipe's step on a batch, with its state."""
 
   def __init__(self, work: workload.Work, rollout: records.Rollout, *, replicate: bool):
@@ -75,10 +75,10 @@ class Update:
       rollout, advantages = workload.replicated_rows((rollout, advantages))
     signal = jnp.ones(prompt.tokens.shape[0], bool)
     self._batch = (prompt, rollout, advantages, signal, None, None)
-    optimizer = optax.chain(_keep_gradients(), state_lib.make_optimizer(rl, work.params, ()))
+    optimizer = optax.chain(_keep_gradients(), train_state_lib.make_optimizer(rl, work.params, ()))
     params = jax.tree.map(jnp.copy, work.params)
-    self._state = state_lib.create(params, optimizer, mesh_lib.make_mesh((-1, 1, 1, 1)))
-    self._step = steps.make_rl_step(work.graph, optimizer, work.allowed, rl)
+    self._state = train_state_lib.create(params, optimizer, mesh_lib.make_mesh((-1, 1, 1, 1)))
+    self._step = train_step.make_rl_step(work.graphdef, optimizer, work.allowed_tokens, rl)
 
   def __call__(self) -> Array:
     """One update."""
@@ -107,7 +107,7 @@ def _keep_gradients() -> optax.GradientTransformation:
 def scored_replies(work: workload.Work) -> records.Rollout:
   """Replies with the log-probs that the model itself gives them, as its sampler would."""
   rollout = workload.replies(work)
-  score = steps.make_scorer(work.graph, work.allowed, temperature=1.0)
+  score = train_step.make_logprob_fn(work.graphdef, work.allowed_tokens, temperature=1.0)
   log_probs = score(work.params, work.prompt, rollout)
   return records.Rollout(**{**vars(rollout), "log_probs": log_probs})
 
@@ -118,13 +118,13 @@ def torch_update(work: workload.Work, rollout: records.Rollout, directory: Path)
 
   work.save(directory)
   rl = settings()
-  return torch_side.Update(
+  return torch_side.TorchUpdate(
     torch_side.load(directory),
     torch_side.inputs(work, rollout.tokens),
     advantages_of(work.sizes),
     optimizer={"lr": rl.learning_rate, "betas": (rl.b1, rl.b2), "weight_decay": rl.weight_decay},
-    gradient_norm=rl.gradient_norm,
-    clip=(rl.clip_low, rl.clip_high),
+    gradient_norm=rl.max_grad_norm,
+    clip=(rl.clip_epsilon_low, rl.clip_epsilon_high),
     forbidden=work.forbidden,
   )
 
@@ -146,15 +146,15 @@ def check(sides: dict[str, Any], work: workload.Work) -> dict[str, float]:
 
 
 def compare(
-  sizes: workload.Sizes, *, names: Sequence[str] = SIDES, repeats: int = REPEATS
+  sizes: workload.WorkloadSizes, *, names: Sequence[str] = SIDES, repeats: int = REPEATS
 ) -> dict[str, Any]:
   """All that is measured in one process."""
   work = workload.make(sizes)
   rollout = scored_replies(work)
   with tempfile.TemporaryDirectory() as directory:
     make = {
-      "ours": functools.partial(Update, work, rollout, replicate=False),
-      "replicated": functools.partial(Update, work, rollout, replicate=True),
+      "ours": functools.partial(GroupUpdate, work, rollout, replicate=False),
+      "replicated": functools.partial(GroupUpdate, work, rollout, replicate=True),
       "torch": functools.partial(torch_update, work, rollout, Path(directory) / "model"),
     }
     sides = {name: make[name]() for name in names}
@@ -175,7 +175,7 @@ def compare(
   }
 
 
-def model_flops(sizes: workload.Sizes) -> float:
+def model_flops(sizes: workload.WorkloadSizes) -> float:
   """Of one update in the group layout."""
   one = workload.forward_flops(sizes)
   return sizes.prompts * flops.training(one, vision_frozen=False)
@@ -190,7 +190,7 @@ def grown_megabytes(side: str) -> dict[str, float]:
     if side == "torch":
       update = torch_update(work, rollout, Path(directory) / "model")
     else:
-      update = Update(work, rollout, replicate=side == "replicated")
+      update = GroupUpdate(work, rollout, replicate=side == "replicated")
     for _ in range(2):
       jax.block_until_ready(update())
   after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

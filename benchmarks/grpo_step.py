@@ -34,9 +34,9 @@ from benchmarks import measure
 from vr_jax import main as vr_jax
 from vr_jax import records
 from vr_jax.envs import environment, moss_chatv
-from vr_jax.train import clock as clock_lib
 from vr_jax.train import experience, initialization, run_context
 from vr_jax.train import learner as learner_lib
+from vr_jax.train import step_timer as step_timer_lib
 
 REPEATS = 5
 VIDEOS = 40
@@ -76,22 +76,22 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> run_context.RunCo
   return dataclasses.replace(
     context,
     environment=Varied(**config.env.to_dict()),
-    allowed=context.allowed.at[jnp.array(context.stop_tokens)].set(False),
+    allowed_tokens=context.allowed_tokens.at[jnp.array(context.stop_tokens)].set(False),
     stop_tokens=NO_STOP,
   )
 
 
-class Step:
+class TrainerStep:
   """One step of the loop a call."""
 
   def __init__(self, context: run_context.RunContext):
     self._learner, self._number = (
-      learner_lib.Learner.begin(context, initialization.fresh_params(context)),
+      learner_lib.Learner.create(context, initialization.fresh_params(context)),
       0,
     )
-    self._source = experience.Source(
+    self._source = experience.Collector(
       context=context,
-      batches=context.builder.read("train", context.config.rl.prompts),
+      batches=context.builder.read("train", context.config.rl.batch_size),
       cache=None,
       key=jax.random.key(context.config.seed),
       thread=futures.ThreadPoolExecutor(max_workers=1),
@@ -101,9 +101,9 @@ class Step:
 
   def __call__(self) -> dict[str, float]:
     """Metrics of the step."""
-    clock, self._number = clock_lib.Clock(), self._number + 1
-    made = self._source.draw(self._learner.params, self._number, clock)
-    values = self._learner.learn(made, clock, self._source.read_ahead)
+    timer, self._number = step_timer_lib.StepTimer(), self._number + 1
+    made = self._source.collect(self._learner.params, self._number, timer)
+    values = self._learner.learn(made, timer, self._source.prefetch)
     self.counts.append(int(made.lengths.sum()))
     self.prompt_tokens = max(self.prompt_tokens, made.prompt.tokens.shape[1])
     return values
@@ -111,14 +111,14 @@ class Step:
 
 def check_counts(rl: ml_collections.ConfigDict, counts: dict[str, list[int]]) -> int:
   """Tokens of a step. Raises ValueError where a side sampled another number in one."""
-  wanted = rl.prompts * rl.group * rl.max_new_tokens
+  wanted = rl.batch_size * rl.num_generations * rl.max_new_tokens
   for name, found in counts.items():
     if set(found) != {wanted}:
       raise ValueError(f"{name}: sampled {sorted(set(found))} tokens a step, not {wanted}")
   return wanted
 
 
-def joined(found: Iterable[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+def merge_seconds(found: Iterable[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
   """The seconds of each side in all of them."""
   all_rounds: dict[str, list[float]] = {}
   for rounds in found:
@@ -136,7 +136,7 @@ def compare(
 ) -> dict[str, Any]:
   """All that is measured in one process."""
   context = build(config, workdir)
-  sides = ours = {"ours": Step(context)}
+  sides = ours = {"ours": TrainerStep(context)}
   paired = {}
   if "trl" in names:
     from benchmarks import trl_side
@@ -145,7 +145,7 @@ def compare(
       trl = trl_side.Trainer(context, workdir / name, variety, accumulated=accumulated)
       paired[name] = trl.in_turn(name, ours, repeats=repeats)
       sides = {**sides, name: trl}
-  rounds = joined(paired.values()) or measure.in_turn(ours, repeats=repeats)
+  rounds = merge_seconds(paired.values()) or measure.in_turn(ours, repeats=repeats)
   tokens = check_counts(config.rl, {name: side.counts for name, side in sides.items()})
   seconds = measure.medians(rounds)
   ratios = [measure.ratio(found, name, "ours") for name, found in paired.items()]

@@ -3,10 +3,10 @@
     python -m benchmarks.input_share
 
 Runs the stages themselves (data, then supervised steps, then RL steps) and reads the times that they log: for each step,
-`time/data` is the wait for the next batch, padding it and putting it on the devices, where the update that this stands beside
+`perf/time/data` is the wait for the next batch, padding it and putting it on the devices, where the update that this stands beside
 was done by its end; the rest of the step is the tower, sampling, scoring, the update, and writing the log of the step before. The first steps of
 each stage compile and are left out. Prints one JSON line: for both stages the share of data (sum over sum); the mean over steps of
-`time/exposed_host_share`, in which the devices waited for data or for anything else of the host (a step that compiles a new shape
+`perf/exposed_host_fraction`, in which the devices waited for data or for anything else of the host (a step that compiles a new shape
 for its rewards with them), and its median; the median milliseconds of data and of the whole step. The goal is shares below 0.02,
 of exposed time the mean.
 """
@@ -50,9 +50,9 @@ def shares(workdir: Path) -> dict[str, dict[str, float]]:
       for line in metrics.read(workdir / "metrics.jsonl")
       if line["stage"] == stage and line["step"] > WARM_UP
     ]
-    data = [value["time/data"] for value in values]
-    exposed = [value["time/exposed_host_share"] for value in values]
-    step = [value["time/step"] for value in values]
+    data = [value["perf/time/data"] for value in values]
+    exposed = [value["perf/exposed_host_fraction"] for value in values]
+    step = [value["perf/time/step"] for value in values]
     found[stage] = {
       "share": round(sum(data) / sum(step), 4),
       "exposed_host_share": round(statistics.mean(exposed), 4),

@@ -34,7 +34,7 @@ from ml_collections import config_flags
 
 from vr_jax import errors, records
 from vr_jax.rewards import judge
-from vr_jax.train import judges
+from vr_jax.train import judge_factory
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import sufficiency, write
 
@@ -58,7 +58,7 @@ ORDERS = (
 class Labelled:
   """A case, how it was made, and whether it suffices."""
 
-  case: judge.Case
+  case: judge.JudgeCase
   kind: str
   truth: bool
 
@@ -72,7 +72,7 @@ def labelled(world: world_config.WorldConfig, questions: int, seed: int = SEED) 
   values = _values(examples)
   return [
     Labelled(
-      case=judge.Case(example=example, observation=observation),
+      case=judge.JudgeCase(example=example, observation=observation),
       kind=kind,
       truth=sufficiency.sufficient(example, observation),
     )
@@ -193,7 +193,9 @@ def main(argv: Sequence[str]) -> int:
     cases = labelled(
       world_config.WorldConfig(**config.data.simulate.world), given["questions"].value
     )
-    with contextlib.closing(judges.build(config.judge, Path(given["cache"].value))) as judged:
+    with contextlib.closing(
+      judge_factory.make_judge(config.judge, Path(given["cache"].value))
+    ) as judged:
       found = measure(judged, cases)
   except errors.InputError as error:
     print(error, file=sys.stderr)

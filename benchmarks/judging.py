@@ -59,7 +59,7 @@ class Asking(videop2r.VideoP2R):
   ) -> records.Scores:
     """The verdict on each reply, for both segments."""
     cases = [
-      judge.Case(example=example, observation=f"{place} {text}")
+      judge.JudgeCase(example=example, observation=f"{place} {text}")
       for example, texts in zip(examples, replies.texts, strict=True)
       for place, text in enumerate(texts)
     ]
@@ -69,7 +69,7 @@ class Asking(videop2r.VideoP2R):
     return records.Scores(rewards={"luck": total}, valid=np.ones(total.shape, bool), total=total)
 
 
-class Handler(server.BaseHTTPRequestHandler):
+class SlowJudgeHandler(server.BaseHTTPRequestHandler):
   """Answers in the OpenAI protocol, slowly."""
 
   protocol_version = "HTTP/1.1"
@@ -89,7 +89,7 @@ class Handler(server.BaseHTTPRequestHandler):
     """Nothing."""
 
 
-class Listener(server.ThreadingHTTPServer):
+class SlowJudgeServer(server.ThreadingHTTPServer):
   """Has room for all who connect at once: whoever finds none tries again a second later."""
 
   request_queue_size = 128
@@ -97,7 +97,7 @@ class Listener(server.ThreadingHTTPServer):
 
 def serve(port: "multiprocessing.connection.Connection") -> None:
   """Serves until the process is ended; says its port first."""
-  made = Listener(("127.0.0.1", 0), Handler)
+  made = SlowJudgeServer(("127.0.0.1", 0), SlowJudgeHandler)
   port.send(made.server_port)
   made.serve_forever()
 
@@ -134,7 +134,7 @@ def config_of(workdir: Path, **fields: object) -> ml_collections.ConfigDict:
 def step_seconds(workdir: Path) -> list[float]:
   """Of the steps that count, from the log."""
   lines = metrics.read(workdir / "metrics.jsonl")
-  return [line["values"]["time/step"] for line in lines if line["step"] > WARM_UP]
+  return [line["values"]["perf/time/step"] for line in lines if line["step"] > WARM_UP]
 
 
 def main() -> None:

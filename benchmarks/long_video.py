@@ -41,9 +41,9 @@ TASK = video_mtr.VideoMTR(
   instruction="Look or answer.",
   last_instruction="Answer.",
   turns=3,
-  window=2,
-  budget=16,
-  invalid="rethink",
+  history_turns=2,
+  frame_budget=16,
+  on_invalid_action="rethink",
 )
 
 Cost = dict[str, float]  # bytes, seconds
@@ -63,12 +63,12 @@ def write_store(directory: Path, minutes: int, side: int) -> None:
     duration=float(count),
   )
   directory.mkdir()
-  writer = frame_store.Writer(directory, fps=1.0, shard_megabytes=256.0)
+  writer = frame_store.FrameStoreWriter(directory, fps=1.0, shard_megabytes=256.0)
   writer.add("0.mp4", cut)
   writer.close()
 
 
-class Video:
+class BenchmarkVideo:
   """A stored video, and episodes about it."""
 
   def __init__(self, directory: Path, processor: processor_lib.Processor):
@@ -99,8 +99,8 @@ class Video:
       problem_type="multiple choice",
       shown=records.Span(start=0.0, end=end),
     )
-    clip = batches.load_clip(example, self._store, sampling.Pool(frames=round(end)))
-    scene = dialogue.Scene(example=example, pool=clip)
+    clip = batches.load_clip(example, self._store, sampling.PoolRule(frames=round(end)))
+    scene = dialogue.EpisodeScene(example=example, pool=clip)
     talk = dialogue.Dialogue(environment=TASK, processor=self._processor, scenes=[scene])
     shown = len(talk.prompt(0).frames)
     said = ()
@@ -120,7 +120,8 @@ def compare(minutes: tuple[int, int] = MINUTES, *, side: int, repeats: int) -> d
   costs: dict[str, dict[str, list[Cost]]] = {kind: {} for kind in kinds}
   with tempfile.TemporaryDirectory() as directory:
     videos = {
-      f"{length} min": Video(Path(directory) / str(length), processor) for length in minutes
+      f"{length} min": BenchmarkVideo(Path(directory) / str(length), processor)
+      for length in minutes
     }
     for length in minutes:
       write_store(Path(directory) / str(length), length, side)

@@ -63,11 +63,11 @@ TESTS = {
   "vr_jax/rewards/steps.py": ("tests/rewards/test_steps.py",),
   "vr_jax/envs/environment.py": ("tests/envs/test_moss_chatv.py", "tests/envs/test_videop2r.py"),
   "vr_jax/envs/moss_chatv.py": ("tests/envs/test_moss_chatv.py",),
-  "vr_jax/envs/turns.py": ("tests/envs/test_turns.py",),
+  "vr_jax/envs/retrieval_actions.py": ("tests/envs/test_retrieval_actions.py",),
   "vr_jax/envs/video_mtr.py": ("tests/envs/test_video_mtr.py",),
   "vr_jax/envs/videop2r.py": ("tests/envs/test_videop2r.py",),
   "vr_jax/data/sampling.py": ("tests/data/test_sampling.py",),
-  "vr_jax/rollout/vocabulary.py": ("tests/rollout/test_vocabulary.py",),
+  "vr_jax/rollout/chunked_logprobs.py": ("tests/rollout/test_chunked_logprobs.py",),
 }
 
 

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vr_jax import recipe_config, records
-from vr_jax.data import windows
+from vr_jax.data import length_bucketing
 from vr_jax.models import layout as layout_lib
 from vr_jax.rollout import sampler
-from vr_jax.train import experience, padding
+from vr_jax.train import experience, reply_shapes
 
 BATCHES, PROMPTS, GROUP, BUDGET = 20, 16, 8, 1024
 MEDIA, TEXT = 1024, 120  # tokens of a prompt; of its text the median
@@ -38,7 +38,7 @@ STOP = 1
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Prefix:
+class EmptyPrefix:
   """What the network without layers keeps of prompts: that their replies do not end at once."""
 
   hidden: jax.Array
@@ -46,10 +46,10 @@ class Prefix:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Cache:
+class EmptyCache:
   """Nothing is to be kept."""
 
-  def kept(self, layout, slots):
+  def select_slots(self, layout, slots):
     """Nothing."""
     del layout, slots
     return self
@@ -64,29 +64,29 @@ class Scheduled(nnx.Module):
 
   def prefill(self, prompt):
     """Prompts that have been read."""
-    return Prefix(jax.nn.one_hot(jnp.zeros(len(prompt.tokens), int), 2))
+    return EmptyPrefix(jax.nn.one_hot(jnp.zeros(len(prompt.tokens), int), 2))
 
   def decoding_params(self):
     """As they are."""
     return nnx.split(self)[1]
 
-  def of_slots(self, x, seats):
+  def gather_for_slots(self, x, decode_slots):
     """Of each slot, what its prompt has."""
-    return jnp.take(x, seats.prompt, axis=0, mode="clip")
+    return jnp.take(x, decode_slots.prompt, axis=0, mode="clip")
 
   def start_cache(self, prefix, slots, length):
     """An empty cache."""
     del prefix, slots, length
-    return Cache()
+    return EmptyCache()
 
   def prepare_decode(self, prefix):
     """What a step reads of prompts: nothing."""
     del prefix
 
-  def decode(self, constants, cache, tokens, index, seats):
+  def decode(self, constants, cache, tokens, index, decode_slots):
     """The stop token is certain where the reply is to end with the next one, and impossible where it is not."""
     del constants, tokens
-    ends = self.lengths[...][seats.prompt, seats.member] <= index + 2
+    ends = self.lengths[...][decode_slots.prompt, decode_slots.group_index] <= index + 2
     return jax.nn.one_hot(jnp.where(ends, STOP, 0), 2), cache
 
   def output_rows(self):
@@ -94,12 +94,12 @@ class Scheduled(nnx.Module):
     return jnp.array([[1e3, -1e3], [-1e3, 1e3]])
 
 
-def drawn(rng, *, rungs):
+def draw_batch(rng, *, rungs):
   """A batch: what it holds, counted by the sampler itself."""
   lengths = np.exp(rng.normal(np.log(120), 0.8, (PROMPTS, GROUP)))
   lengths = np.clip(np.ceil(lengths), 2, BUDGET).astype(np.int32)
   text = np.clip(np.exp(rng.normal(np.log(TEXT), 0.4, PROMPTS)), 20, 500).astype(int)
-  graph, params = nnx.split(Scheduled(lengths))
+  graphdef, params = nnx.split(Scheduled(lengths))
   prompt = records.Prompt(
     tokens=np.zeros((PROMPTS, 1), np.int32),
     kind=np.full((PROMPTS, 1), int(records.Kind.TEXT), np.int32),
@@ -114,10 +114,10 @@ def drawn(rng, *, rungs):
     temperature=1.0,
     top_p=1.0,
     stop_tokens=(STOP,),
-    rungs=rungs,
+    slot_fractions=rungs,
   )
   rollout, decoded = sampler.sample_counting(
-    graph, params, prompt, jnp.ones(2, bool), jax.random.key(0), decoding=decoding
+    graphdef, params, prompt, jnp.ones(2, bool), jax.random.key(0), decoding=decoding
   )
   sampled = (np.asarray(rollout.kind) == records.Kind.MODEL).sum(axis=-1)
   assert (sampled == lengths).all()
@@ -129,28 +129,30 @@ def shares(seed, *, rungs, rl, buckets):
   rng, layout = np.random.default_rng(seed), layout_lib.OneDevice()
   totals, shapes = np.zeros(3), set()
   for _ in range(BATCHES):
-    rollout, lengths, decoded, prompts = drawn(rng, rungs=rungs)
-    fit = padding.shapes(rl, layout, lengths, budget=rl.max_new_tokens)
+    rollout, lengths, decoded, prompts = draw_batch(rng, rungs=rungs)
+    fit = reply_shapes.choose_reply_shapes(rl, layout, lengths, budget=rl.max_new_tokens)
     prefix = min(size for size in buckets if size >= prompts.max())
     encoded = dataclasses.replace(_PROMPT, tokens=np.zeros((PROMPTS, prefix), np.int32))
     made = experience.Experience(
       items=[],
       prompt=encoded,
-      encoded=encoded,
+      prompt_with_features=encoded,
       media_index=np.zeros((PROMPTS, 0), np.int32),
       rollout=rollout,
       lengths=lengths,
       prompt_tokens=float(prompts.mean()),
-      computed=decoded + encoded.tokens.size,
-      wanted=float(lengths.sum() + prompts.sum()),
-      judging=futures.Future(),
+      computed_tokens=decoded + encoded.tokens.size,
+      useful_tokens=float(lengths.sum() + prompts.sum()),
+      scores_future=futures.Future(),
       read={},
     )
     updated = (fit.packed or lengths.size * fit.time // rl.microbatches) * rl.microbatches
     totals += [
       1 - lengths.sum() / decoded,
       1 - lengths.sum() / updated,
-      padding.share(rl, layout, made, fit, scorers=(rl.kl_weight > 0) + (rl.epochs > 1)),
+      reply_shapes.padding_fraction(
+        rl, layout, made, fit, scorers=(rl.kl_weight > 0) + (rl.num_iterations > 1)
+      ),
     ]
     shapes.add((prefix, fit))
   decode, update, whole = (totals / BATCHES).round(3).tolist()
@@ -164,7 +166,7 @@ def prompt_shares(seed, buckets, *, by_length):
   text = np.clip(np.exp(rng.normal(np.log(TEXT), 0.4, CLIPS)), 20, 500).astype(int)
   stream = grain.MapDataset.range(CLIPS).shuffle(seed=seed).repeat(EPOCHS)
   if by_length:
-    stream = windows.ByLength(
+    stream = length_bucketing.LengthBucketedOrder(
       stream, epoch=CLIPS, batch=PROMPTS, length=lambda clip: int(patches[clip]), seed=seed
     )
   read = np.array([stream[index] for index in range(CLIPS * EPOCHS)]).reshape(-1, PROMPTS)
@@ -190,8 +192,10 @@ def main() -> None:
   """Prints the shares."""
   config = recipe_config.load("moss_chatv:7b")
   config.rl.max_new_tokens = BUDGET
-  ours = shares(SEED, rungs=config.rl.rungs, rl=config.rl, buckets=config.model.prefix_buckets)
-  config.rl.packing = 0.0
+  ours = shares(
+    SEED, rungs=config.rl.decode_slot_fractions, rl=config.rl, buckets=config.model.prefix_buckets
+  )
+  config.rl.token_bucket_ratio = 0.0
   coarse = (1024, 2048, 4096)
   without = shares(SEED, rungs=(), rl=config.rl, buckets=coarse)
   prompts = {

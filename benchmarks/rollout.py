@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks import measure, workload
 from vr_jax import records
 from vr_jax.rollout import sampler
-from vr_jax.train import steps
+from vr_jax.train import train_step
 
 REPEATS = 5
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}  # nats
@@ -40,7 +40,7 @@ NO_STOP = (-1,)
 SIDES = ("ours", "torch")
 
 
-def decoding_of(sizes: workload.Sizes, temperature: float) -> sampler.Decoding:
+def decoding_of(sizes: workload.WorkloadSizes, temperature: float) -> sampler.Decoding:
   """From all tokens, up to the last one."""
   return sampler.Decoding(
     group=sizes.group,
@@ -59,7 +59,7 @@ def our_side(work: workload.Work) -> Callable[[float], records.Rollout]:
     key = jax.random.fold_in(jax.random.key(0), next(numbers))
     decoding = decoding_of(work.sizes, temperature)
     return sampler.sample(
-      work.graph, work.params, work.prompt, work.allowed, key, decoding=decoding
+      work.graphdef, work.params, work.prompt, work.allowed_tokens, key, decoding=decoding
     )
 
   return run
@@ -108,12 +108,12 @@ def greedy_log_probs(
 ) -> Float[np.ndarray, "prompts group time"]:
   """What our forward says of tokens."""
   rollout = dataclasses.replace(workload.replies(work), tokens=jnp.asarray(tokens, jnp.int32))
-  score = steps.make_scorer(work.graph, work.allowed, temperature=1.0)
+  score = train_step.make_logprob_fn(work.graphdef, work.allowed_tokens, temperature=1.0)
   return np.asarray(score(work.params, work.prompt, rollout))
 
 
 def compare(
-  sizes: workload.Sizes, *, names: Sequence[str] = SIDES, repeats: int = REPEATS
+  sizes: workload.WorkloadSizes, *, names: Sequence[str] = SIDES, repeats: int = REPEATS
 ) -> dict[str, Any]:
   """All that is measured."""
   work = workload.make(sizes)

@@ -24,12 +24,12 @@ REPEATS = 3
 GOALS = {"time_over_flops": 1.15, "memory_over_tokens": 1.15}
 
 
-def sizes_of(base: workload.Sizes, frames: int) -> workload.Sizes:
+def slot_sizes(base: workload.WorkloadSizes, frames: int) -> workload.WorkloadSizes:
   """The same with videos of that many frames."""
   return dataclasses.replace(base, frames=frames // 2)
 
 
-def counted(sizes: workload.Sizes) -> dict[str, float]:
+def counted(sizes: workload.WorkloadSizes) -> dict[str, float]:
   """FLOPs of an update and tokens of its text layers."""
   one = workload.forward_flops(sizes)
   return {
@@ -39,18 +39,18 @@ def counted(sizes: workload.Sizes) -> dict[str, float]:
 
 
 def compare(
-  base: workload.Sizes, frames: Sequence[int] = FRAMES, *, repeats: int = REPEATS
+  base: workload.WorkloadSizes, frames: Sequence[int] = FRAMES, *, repeats: int = REPEATS
 ) -> dict[str, Any]:
   """All that is measured."""
   updates, table = {}, []
   for count in frames:
-    work = workload.make(sizes_of(base, count), remat="full")
-    updates[count] = group_update.Update(work, workload.replies(work), replicate=False)
+    work = workload.make(slot_sizes(base, count), remat="full")
+    updates[count] = group_update.GroupUpdate(work, workload.replies(work), replicate=False)
   rounds = measure.in_turn(updates, repeats=repeats)
   seconds = measure.medians(rounds)
   for count, update in updates.items():
     row = {"frames": count, "seconds": seconds[count], "megabytes": update.peak_megabytes()}
-    table.append({**row, **counted(sizes_of(base, count))})
+    table.append({**row, **counted(slot_sizes(base, count))})
   ends = _growth(table[0], table[-1])
   each = [_growth(*pair) for pair in itertools.pairwise(table)]
   return {

@@ -32,7 +32,7 @@ SIDES = ("ours", "tunix")
 GROUP = 8
 
 
-def shared(sizes: workload.Sizes, group: int) -> workload.Sizes:
+def shared(sizes: workload.WorkloadSizes, group: int) -> workload.WorkloadSizes:
   """As many rows, `group` to a prompt. Raises ValueError where that can't be."""
   if sizes.prompts % group:
     raise ValueError(
@@ -54,7 +54,7 @@ def tunix_side(work: workload.Work) -> Callable[[float], Int[np.ndarray, "prompt
 
 
 def compare(
-  sizes: workload.Sizes,
+  sizes: workload.WorkloadSizes,
   *,
   names: Sequence[str] = SIDES,
   group: int = GROUP,

@@ -55,7 +55,7 @@ def inputs(
   return {name: values.to(device()) for name, values in fields.items()}
 
 
-def pictures(encoded: Sequence[prompts.Encoded]) -> Inputs:
+def pictures(encoded: Sequence[prompts.EncodedPrompt]) -> Inputs:
   """What the model takes of conversations of one length, whose media are images."""
   ids = torch.from_numpy(np.stack([one.tokens for one in encoded])).long()
   kinds = torch.from_numpy(np.stack([one.kind for one in encoded]))
@@ -71,7 +71,7 @@ def pictures(encoded: Sequence[prompts.Encoded]) -> Inputs:
   return {name: values.to(device()) for name, values in fields.items()}
 
 
-class Update:
+class TorchUpdate:
   """One GRPO update: mean over the tokens of a reply, then over replies; ratio to the log-probs at its start, clipped."""
 
   def __init__(

@@ -45,13 +45,13 @@ class Reference(proposers.Sampled):
   said: Sequence[str | None] = ()
 
   def proposals(
-    self, chunks: Sequence[trace_store.Chunk]
-  ) -> Iterator[tuple[trace_store.Chunk, proposers.Replies]]:
+    self, chunks: Sequence[trace_store.TraceChunk]
+  ) -> Iterator[tuple[trace_store.TraceChunk, proposers.Replies]]:
     """Those of the sampler, replaced where they are waited for."""
     for chunk, replies in super().proposals(chunks):
       yield chunk, lambda chunk=chunk, replies=replies: self._replaced(chunk, replies())
 
-  def _replaced(self, chunk: trace_store.Chunk, sampled: Sequence[str]) -> list[str]:
+  def _replaced(self, chunk: trace_store.TraceChunk, sampled: Sequence[str]) -> list[str]:
     said = [self.said[index] for index in chunk.indices]
     return [mine or theirs for mine, theirs in zip(said, sampled, strict=True)]
 
@@ -64,7 +64,7 @@ def tiny_config(workdir: Path) -> ml_collections.ConfigDict:
   return vr_jax.parse_flags(["traces", *recipe, *overrides])[0]
 
 
-def measured(workdir: Path) -> dict[str, object]:
+def measure_run(workdir: Path) -> dict[str, object]:
   """Both sides of a run in a workdir."""
   config = tiny_config(workdir)
   vr_jax.run(config, workdir, "data")
@@ -73,7 +73,7 @@ def measured(workdir: Path) -> dict[str, object]:
   train = examples.ExampleSource(source, "train")
   said = [made.environment.reference_reply(train[index]) for index in range(len(train))]
   writer = Reference(context=made.context, workdir=workdir, said=said)
-  chunks = trace_store.plan({"train": range(len(train))}, config.traces.batch)
+  chunks = trace_store.plan({"train": range(len(train))}, config.traces.batch_size)
   read = writer.batches("train", chunks)
   prompts = jax.block_until_ready([made.context.builder.prompt(batch) for batch in read])
   sampled = [writer.sample(prompt).kind for prompt in prompts]
@@ -112,7 +112,7 @@ def main() -> None:
   """Runs both sides and prints the line."""
   about = measure.About()
   with tempfile.TemporaryDirectory() as directory:
-    found = measured(Path(directory) / "run")
+    found = measure_run(Path(directory) / "run")
   print(json.dumps({"benchmark": "traces", **found, "goal": GOAL, **about.fields()}))
 
 

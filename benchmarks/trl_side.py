@@ -111,13 +111,13 @@ def _arguments(
 ) -> trl.GRPOConfig:
   """The recipe's settings; what is no setting of it, as fast as the trainer has it."""
   rl = context.config.rl
-  forbidden = np.flatnonzero(~np.asarray(context.allowed)).tolist()
+  forbidden = np.flatnonzero(~np.asarray(context.allowed_tokens)).tolist()
   return trl.GRPOConfig(
     output_dir=str(directory),
     max_steps=steps,
-    per_device_train_batch_size=rl.prompts * rl.group // accumulated,
+    per_device_train_batch_size=rl.batch_size * rl.num_generations // accumulated,
     gradient_accumulation_steps=accumulated,
-    num_generations=rl.group,
+    num_generations=rl.num_generations,
     max_completion_length=rl.max_new_tokens,
     generation_kwargs={"suppress_tokens": forbidden},
     temperature=rl.temperature,
@@ -127,10 +127,10 @@ def _arguments(
     adam_beta1=rl.b1,
     adam_beta2=rl.b2,
     weight_decay=rl.weight_decay,
-    max_grad_norm=rl.gradient_norm,
+    max_grad_norm=rl.max_grad_norm,
     loss_type="grpo",
-    epsilon=rl.clip_low,
-    epsilon_high=rl.clip_high,
+    epsilon=rl.clip_epsilon_low,
+    epsilon_high=rl.clip_epsilon_high,
     beta=rl.kl_weight,
     bf16=False,
     gradient_checkpointing=False,
@@ -145,7 +145,7 @@ def _arguments(
 
 def _clips(context: run_context.RunContext) -> datasets.Dataset:
   """Questions with images, in memory and in their size: the first frame of each temporal patch of a clip."""
-  items = _first_items(context, 2 * context.config.rl.prompts)
+  items = _first_items(context, 2 * context.config.rl.batch_size)
   images = [_images(item, context) for item in items]
   questions = [context.environment.question(item.example) for item in items]
 
@@ -183,7 +183,7 @@ def _longest(clips: datasets.Dataset, processor: transformers.ProcessorMixin, me
 
 
 def _first_items(context: run_context.RunContext, count: int) -> list[batching.Item]:
-  batches: Iterator[batching.Batch] = context.builder.read("train", context.config.rl.prompts)
+  batches: Iterator[batching.Batch] = context.builder.read("train", context.config.rl.batch_size)
   items = itertools.chain.from_iterable(batch.items for batch in batches)
   return list(itertools.islice(items, count))
 

@@ -52,7 +52,7 @@ class Sampler:
     rows = np.repeat(np.asarray(work.prompt.tokens), sizes.group, axis=0)
     numbers = Numbers(text.vocab_size)
     self._texts = [numbers.decode(row.tolist()) for row in rows]
-    self._forbidden = np.flatnonzero(~np.asarray(work.allowed)).tolist()
+    self._forbidden = np.flatnonzero(~np.asarray(work.allowed_tokens)).tolist()
     self._sizes, self._seeds = sizes, itertools.count()
     with jax.set_mesh(self._mesh):
       cache = sampler_lib.CacheConfig(

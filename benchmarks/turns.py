@@ -11,7 +11,7 @@ and its turn alone. Three sides, on the same weights and frames:
 - torch: `generate` (sdpa attention), turn by turn, every episode a row
 
 Frames come as pixels: all sides pay for patches, and the sides that start again for those of new frames only. Both of our
-sides split their rows over two CPU devices, one a core, as the tiny recipes do (`split_cpu`); PyTorch has a thread for each. Times
+sides split their rows over two CPU devices, one a core, as the tiny recipes do (`set_cpu_devices`); PyTorch has a thread for each. Times
 are of sampling at temperature 1. Before it the sides are held against each other on greedy replies, as in `benchmarks.rollout`. Prints
 one JSON line.
 """
@@ -38,37 +38,41 @@ from vr_jax.models.common import conversation, prompts
 from vr_jax.models.qwen2_5_vl import model as model_lib
 from vr_jax.models.qwen2_5_vl import processor
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import episodes, forward, sampler, turns
+from vr_jax.rollout import episodes, forward, multi_turn_sampler, sampler
 
 REPEATS = 3
 GOALS = {"over_again": 3.0, "over_torch": 5.0}
 SIZES = dataclasses.replace(workload.ISSUE, prompts=8, group=4)
 POOL, SHOWN, TURNS = 128, 8, 3
 SIDES = ("ours", "again", "torch")
-Said = Int[np.ndarray, "prompts group turns time"]
+TurnTokens = Int[np.ndarray, "prompts group turns time"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clips:
   """A pool of frames for each prompt, and what turns show of it. sizes.frames: of the first turn; shown: of later ones."""
 
-  sizes: workload.Sizes
+  sizes: workload.WorkloadSizes
   own: processor.Processor
   pool: np.ndarray
   shown: int
 
-  def opening(self, row: int) -> prompts.Encoded:
+  def opening(self, row: int) -> prompts.EncodedPrompt:
     """The first turn."""
     frames = np.linspace(0, len(self.pool[row]) - 1, self.sizes.frames).astype(int)
     return self.own.encode_conversation([self._turn(row, frames)], name=f"prompt {row}")
 
-  def observe(self, row: int, member: int, replies: episodes.Replies) -> prompts.Encoded:
+  def observe(
+    self, row: int, group_index: int, replies: episodes.ReplyTokens
+  ) -> prompts.EncodedPrompt:
     """The turn after these replies."""
-    rng = np.random.default_rng([row, member, len(replies)])
+    rng = np.random.default_rng([row, group_index, len(replies)])
     frames = np.sort(rng.choice(len(self.pool[row]), self.shown, replace=False))
     return self.own.continue_conversation([self._turn(row, frames)], after=replies[-1])
 
-  def pad(self, encoded: Sequence[prompts.Encoded], sizes: prompts.Sizes) -> records.Prompt:
+  def pad(
+    self, encoded: Sequence[prompts.EncodedPrompt], sizes: prompts.PromptSizes
+  ) -> records.Prompt:
     """As the model takes them."""
     return self.own.pad(encoded, sizes)
 
@@ -77,17 +81,17 @@ class Clips:
     """Of positions."""
     return self.own.axes
 
-  def whole(self, encoded: Sequence[prompts.Encoded]) -> records.Prompt:
+  def whole(self, encoded: Sequence[prompts.EncodedPrompt]) -> records.Prompt:
     """Prompts of one length without padding."""
     frames = max(len(one.frames) for one in encoded)
-    sizes = prompts.Sizes(
+    sizes = prompts.PromptSizes(
       prefix=max(len(one.tokens) for one in encoded), frames=frames, patches=self.sizes.side**2
     )
     return self.pad(encoded, sizes)
 
-  def _turn(self, row: int, frames: Int[np.ndarray, "frames"]) -> conversation.Turn:
+  def _turn(self, row: int, frames: Int[np.ndarray, "frames"]) -> conversation.Message:
     images = tuple(conversation.Image(pixels=self.pool[row, frame]) for frame in frames)
-    return conversation.Turn(role="user", parts=(*images, "Which? Retrieve or answer."))
+    return conversation.Message(role="user", parts=(*images, "Which? Retrieve or answer."))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,15 +119,15 @@ class Setting:
     frames = self.clips.shown * max(1, self.turns - 1)
     return episodes.Schedule(
       turns=self.turns,
-      time_buckets=tuple((n + 1) * sizes.time + n * shown for n in range(self.turns)),
-      shown_buckets=(shown,),
+      episode_buckets=tuple((n + 1) * sizes.time + n * shown for n in range(self.turns)),
+      observation_buckets=(shown,),
       frame_buckets=tuple(sorted({self.clips.shown, frames})),
       patches=sizes.side**2,
     )
 
 
 def make(
-  sizes: workload.Sizes,
+  sizes: workload.WorkloadSizes,
   *,
   pool: int,
   shown: int,
@@ -134,7 +138,7 @@ def make(
   config, devices = workload.model_config(sizes), devices or jax.devices()[:1]
   mesh = mesh_lib.make_mesh((len(devices), 1, 1, 1), devices)
   layout = mesh_lib.MeshLayout(mesh)
-  graph, params = nnx.split(model_lib.Qwen2_5_VL(config, rngs=nnx.Rngs(0), layout=layout))
+  graphdef, params = nnx.split(model_lib.Qwen2_5_VL(config, rngs=nnx.Rngs(0), layout=layout))
   side = sizes.side * config.vision.patch_size
   own = processor.Processor(config, workload.BYTES, side**2, side**2, system="")
   shape = (sizes.prompts, pool, side, side, 3)
@@ -144,7 +148,7 @@ def make(
   work = workload.Work(
     sizes=sizes,
     config=config,
-    graph=graph,
+    graphdef=graphdef,
     params=jax.device_put(params, mesh_lib.replicated(mesh)),
     encoded=encoded,
     prompt=mesh_lib.put_batch(clips.whole(encoded), mesh),
@@ -152,16 +156,18 @@ def make(
   return Setting(work=work, mesh=mesh, clips=clips, turns=turns)
 
 
-def our_side(setting: Setting, threads: futures.Executor) -> Callable[[float], episodes.Played]:
+def our_side(
+  setting: Setting, threads: futures.Executor
+) -> Callable[[float], episodes.EpisodeRollout]:
   """Plays at a temperature, with another key at each call."""
   numbers, work, schedule = itertools.count(), setting.work, setting.schedule()
 
-  def run(temperature: float) -> episodes.Played:
-    return turns.play(
-      work.graph,
+  def run(temperature: float) -> episodes.EpisodeRollout:
+    return multi_turn_sampler.play(
+      work.graphdef,
       work.params,
       work.prompt,
-      work.allowed,
+      work.allowed_tokens,
       jax.random.fold_in(jax.random.key(0), next(numbers)),
       setting.clips,
       decoding=setting.decoding(temperature, work.sizes.group),
@@ -175,34 +181,36 @@ def our_side(setting: Setting, threads: futures.Executor) -> Callable[[float], e
 def turn_by_turn(
   setting: Setting,
   first: Callable[[float], Int[np.ndarray, "rows time"]],
-  later: Callable[[float, list[prompts.Encoded]], Int[np.ndarray, "rows time"]],
-) -> Callable[[float], Said]:
+  later: Callable[[float, list[prompts.EncodedPrompt]], Int[np.ndarray, "rows time"]],
+) -> Callable[[float], TurnTokens]:
   """Plays by two functions that reply, to the prompts of the batch and to whole conversations, one for each episode."""
   sizes, clips = setting.work.sizes, setting.clips
 
-  def run(temperature: float) -> Said:
+  def run(temperature: float) -> TurnTokens:
     whole = [setting.work.encoded[row] for row, _ in setting.each()]
     said = [first(temperature)]
     while len(said) < setting.turns:
-      for number, (row, member) in enumerate(setting.each()):
+      for number, (row, group_index) in enumerate(setting.each()):
         replies = tuple(tuple(tokens[number].tolist()) for tokens in said)
         reply = clips.own.join(said[-1][number], [], [])
-        shown = clips.observe(row, member, replies)
-        whole[number] = prompts.joined([whole[number], reply, shown], name=f"{row}.{member}")
+        shown = clips.observe(row, group_index, replies)
+        whole[number] = prompts.join([whole[number], reply, shown], name=f"{row}.{group_index}")
       said.append(later(temperature, whole))
     return np.stack(said, axis=1).reshape(sizes.prompts, sizes.group, setting.turns, sizes.time)
 
   return run
 
 
-def again_side(setting: Setting) -> Callable[[float], Said]:
+def again_side(setting: Setting) -> Callable[[float], TurnTokens]:
   """This project's sampler on whole conversations."""
   numbers, work = itertools.count(), setting.work
 
   def reply(temperature: float, prompt: records.Prompt, group: int) -> np.ndarray:
     key = jax.random.fold_in(jax.random.key(0), next(numbers))
     decoding = setting.decoding(temperature, group)
-    made = sampler.sample(work.graph, work.params, prompt, work.allowed, key, decoding=decoding)
+    made = sampler.sample(
+      work.graphdef, work.params, prompt, work.allowed_tokens, key, decoding=decoding
+    )
     return np.asarray(made.tokens).reshape(-1, work.sizes.time)
 
   return turn_by_turn(
@@ -214,7 +222,7 @@ def again_side(setting: Setting) -> Callable[[float], Said]:
   )
 
 
-def torch_side(setting: Setting, directory: Path) -> Callable[[float], Said]:
+def torch_side(setting: Setting, directory: Path) -> Callable[[float], TurnTokens]:
   """The same of PyTorch; it is only imported where it is measured."""
   from benchmarks import torch_side
 
@@ -222,7 +230,7 @@ def torch_side(setting: Setting, directory: Path) -> Callable[[float], Said]:
   work.save(directory)
   model = torch_side.load(directory)
 
-  def reply(temperature: float, whole: Sequence[prompts.Encoded]) -> np.ndarray:
+  def reply(temperature: float, whole: Sequence[prompts.EncodedPrompt]) -> np.ndarray:
     batch = torch_side.pictures(whole)
     suppressed = work.forbidden
     tokens = torch_side.generate(
@@ -234,7 +242,7 @@ def torch_side(setting: Setting, directory: Path) -> Callable[[float], Said]:
   return turn_by_turn(setting, lambda temperature: reply(temperature, openings), reply)
 
 
-def check_greedy(setting: Setting, ours: records.Rollout, theirs: Said) -> dict[str, float]:
+def check_greedy(setting: Setting, ours: records.Rollout, theirs: TurnTokens) -> dict[str, float]:
   """As `rollout.check_greedy`, of the replies of all turns."""
   mine = np.asarray(ours.kind) == records.Kind.MODEL
   other = np.array(ours.tokens)
@@ -259,20 +267,20 @@ def _log_probs(setting: Setting, made: records.Rollout) -> Float[np.ndarray, "pr
   @jax.jit
   def score(params: Any, prompt: records.Prompt, made: records.Rollout) -> Array:
     return forward.reply_log_probs(
-      nnx.merge(work.graph, params),
+      nnx.merge(work.graphdef, params),
       prompt,
       jnp.asarray(made.tokens),
       jnp.asarray(made.kind) != int(records.Kind.PAD),
-      work.allowed,
+      work.allowed_tokens,
       scored=jnp.asarray(made.kind) == int(records.Kind.MODEL),
-      suffix=made.suffix,
+      episode_inputs=made.episode_inputs,
     )[0]
 
   return np.asarray(score(work.params, work.prompt, made))
 
 
 def compare(
-  sizes: workload.Sizes,
+  sizes: workload.WorkloadSizes,
   *,
   pool: int = POOL,
   shown: int = SHOWN,
@@ -310,7 +318,7 @@ def compare(
 
 def main() -> None:
   """Runs the comparison and prints its line."""
-  mesh_lib.split_cpu(2)
+  mesh_lib.set_cpu_devices(2)
   about = measure.About("torch", "transformers")
   result = compare(SIZES, devices=jax.devices())
   print(json.dumps({"benchmark": "turns", **result, "goal": GOALS, **about.fields()}))

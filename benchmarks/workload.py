@@ -27,7 +27,7 @@ SECONDS = 0.25
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sizes:
+class WorkloadSizes:
   """How much is computed. frames: temporal patches; side: patches along each side of one; text: words around the video."""
 
   layers: int
@@ -58,7 +58,7 @@ class Sizes:
     return self.video_tokens + (2 if self.frames else 0) + self.text
 
 
-ISSUE = Sizes(
+ISSUE = WorkloadSizes(
   layers=4,
   embed=256,
   heads=4,
@@ -78,7 +78,7 @@ ISSUE = Sizes(
 )
 
 
-def model_config(sizes: Sizes) -> config_lib.Config:
+def model_config(sizes: WorkloadSizes) -> config_lib.Config:
   """The model of these sizes, float32; every fourth layer of the vision tower has full attention, as in the releases."""
   eighth = sizes.embed // sizes.heads // 8
   return config_lib.Config(
@@ -107,7 +107,7 @@ def model_config(sizes: Sizes) -> config_lib.Config:
   )
 
 
-def forward_flops(sizes: Sizes) -> flops_lib.Forward:
+def forward_flops(sizes: WorkloadSizes) -> flops_lib.Forward:
   """Of one forward over one prompt and its group, in the group layout."""
   return flops.forward(
     model_config(sizes),
@@ -123,11 +123,11 @@ def forward_flops(sizes: Sizes) -> flops_lib.Forward:
 class Work:
   """A random model and its prompts, each as one conversation and all as a batch."""
 
-  sizes: Sizes
+  sizes: WorkloadSizes
   config: config_lib.Config
-  graph: nnx.GraphDef
+  graphdef: nnx.GraphDef
   params: PyTree
-  encoded: tuple[prompts.Encoded, ...]
+  encoded: tuple[prompts.EncodedPrompt, ...]
   prompt: records.Prompt
 
   @property
@@ -141,7 +141,7 @@ class Work:
     return (*self.media_tokens, self.sizes.vocabulary - 2, self.sizes.vocabulary - 1)
 
   @property
-  def allowed(self) -> Bool[Array, "vocab"]:
+  def allowed_tokens(self) -> Bool[Array, "vocab"]:
     """Tokens that a reply may hold: all others."""
     return jnp.ones(self.config.text.vocab_size, bool).at[jnp.array(self.forbidden)].set(False)
 
@@ -155,10 +155,10 @@ def platform_dtype() -> str:
   return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def make(sizes: Sizes, *, remat: str = "none") -> Work:
+def make(sizes: WorkloadSizes, *, remat: str = "none") -> Work:
   """Weights, pixels and words at random, from one seed. remat: what is computed again (rematerialisation.py)."""
   config = dataclasses.replace(model_config(sizes), remat=remat, dtype=platform_dtype())
-  graph, params = nnx.split(model_lib.Qwen2_5_VL(config, rngs=nnx.Rngs(0)))
+  graphdef, params = nnx.split(model_lib.Qwen2_5_VL(config, rngs=nnx.Rngs(0)))
   own = processor.Processor(config, BYTES, 4 * 28 * 28, 1024 * 28 * 28)
   rng = np.random.default_rng(0)
   encoded = tuple(_conversation(sizes, own, rng, f"prompt {i}") for i in range(sizes.prompts))
@@ -171,7 +171,7 @@ def make(sizes: Sizes, *, remat: str = "none") -> Work:
   return Work(
     sizes=sizes,
     config=config,
-    graph=graph,
+    graphdef=graphdef,
     params=params,
     encoded=encoded,
     prompt=jax.tree.map(jnp.asarray, batch),
@@ -179,8 +179,8 @@ def make(sizes: Sizes, *, remat: str = "none") -> Work:
 
 
 def _conversation(
-  sizes: Sizes, own: processor.Processor, rng: np.random.Generator, name: str
-) -> prompts.Encoded:
+  sizes: WorkloadSizes, own: processor.Processor, rng: np.random.Generator, name: str
+) -> prompts.EncodedPrompt:
   """Words, a video, words; without frames the words alone."""
   config, before = own.config, sizes.text // 2
   words = rng.integers(1, 256, sizes.text)

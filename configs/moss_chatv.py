@@ -43,9 +43,9 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   env.weights.format = 1.0
   env.weights.process = 1.0
   env.alpha = 1.0  # Reconstruction
-  env.moves = "jump"
-  env.alignment = "subsequence"
-  env.gate = "none"
+  env.dtw_moves = "jump"
+  env.dtw_alignment = "subsequence"
+  env.process_gate = "none"
 
   return base_config.at_size(config, size, of_tiny=_tiny, of_released=_released)
 

@@ -13,7 +13,7 @@ Policy, critic, their moments and the reference take 28 bytes a parameter over a
 103 for 7b on v5p-8, 2,055 GB in all for 72b. Programs and activations come to that: launch/plan.py compiles them (docs/pods.md).
 
 The paper's rule is the default, its released code's an option: env.relevance.variant and env.exploration.variant "code",
-env.invalid "explain", critic.placement "last" with critic.gamma_turn 1.0, data.frames 64. GRPO on the same episodes is rl.credit="episode".
+env.on_invalid_action "explain", critic.placement "last" with critic.gamma_turn 1.0, data.frames 64. GRPO on the same episodes is rl.advantage_estimator="episode".
 
 Source: arXiv 2508.20478, and the released code where it is silent (clip range, lambda, sampling, penalty).
 """
@@ -36,11 +36,11 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   )
   env.last_instruction = f"{ask}{answer}: this is the last turn."
   env.turns = 3
-  env.window = 2
-  env.budget = 32
-  env.invalid = "rethink"
+  env.history_turns = 2
+  env.frame_budget = 32
+  env.on_invalid_action = "rethink"
   # Of each supervised episode one reply is learnt; where it looks, half of the time the look.
-  env.demonstrated = 0.0
+  env.sft_retrieval_fraction = 0.0
   env.relevance = ml_collections.ConfigDict()  # docs/video_mtr.md
   env.relevance.variant = "paper"
   env.relevance.slope = 1.0
@@ -60,19 +60,19 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   config.model.prefix_buckets = (1024, 1536, 2048)
   config.model.frame_buckets = (16,)
   config.model.patch_buckets = (128, 144)
-  config.turns.time_buckets = (2048, 3072)
-  config.turns.shown_buckets = (512, 768)
-  config.eval.blind = config.eval.shuffled = False
+  config.turns.episode_buckets = (2048, 3072)
+  config.turns.observation_buckets = (512, 768)
+  config.eval.blind = config.eval.shuffled_frames = False
 
   rl = config.rl
-  rl.credit = "gae"
+  rl.advantage_estimator = "gae"
   rl.steps = 500
-  rl.prompts = 16
-  rl.group = 2
+  rl.batch_size = 16
+  rl.num_generations = 2
   rl.max_new_tokens = 512  # of a turn
   rl.temperature = 0.7
   rl.schedule = "constant"
-  rl.gradient_norm = 1.0
+  rl.max_grad_norm = 1.0
   rl.aggregation = "token_mean"
   rl.entropy_weight = 0.001
   rl.kl_weight = 0.0  # the penalty is a reward
@@ -84,8 +84,8 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
 def _tiny(config: ml_collections.ConfigDict) -> None:
   env = config.env
   env.instruction, env.last_instruction = "", "!"  # a network that knows no words
-  env.budget = 8
-  env.demonstrated = 0.5
+  env.frame_budget = 8
+  env.sft_retrieval_fraction = 0.5
   config.data.frames = 64
   config.data.simulate.videos = 1000
   config.data.simulate.questions_per_video = 4
@@ -97,11 +97,11 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   world.families = ("moment",)
   config.model.prefix_buckets = (112, 256)
   config.model.frame_buckets = (4, 8)
-  config.turns.time_buckets = (320, 768)
-  config.turns.shown_buckets = (84,)
+  config.turns.episode_buckets = (320, 768)
+  config.turns.observation_buckets = (84,)
   config.turns.frame_buckets = (4, 8)
-  config.turns.chunk = 12
-  config.turns.rows = 16
+  config.turns.decode_chunk = 12
+  config.turns.append_batch_size = 16
   config.sft.steps = 400
   # What is left of the loss is chance, whether to look and answers without a look: calm steps at the end learn it.
   config.sft.target_loss = 0.0
@@ -109,10 +109,10 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.sft.max_reply_tokens = config.rl.max_new_tokens = 64
   config.rl.steps = 50
   # Lengths change much as looking is learnt, and each shape is compiled for: few sizes, and few parts, whose fullest sets them.
-  config.rl.packing = 1.3
+  config.rl.token_bucket_ratio = 1.3
   config.rl.microbatches = 2
-  config.rl.rungs = (0.5, 0.125)  # few look a third time
-  config.rl.prompts, config.rl.group = 16, 4
+  config.rl.decode_slot_fractions = (0.5, 0.125)  # few look a third time
+  config.rl.batch_size, config.rl.num_generations = 16, 4
   config.rl.temperature = 1.0
   config.rl.entropy_weight = 0.0
   config.critic.kl_weight = 0.0  # nothing pretrained is to be kept

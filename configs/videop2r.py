@@ -13,7 +13,7 @@ The released data is two files, traces for the warm start and questions for RL. 
 is a run of its own, whose checkpoints RL then starts from:
 
     --mode=sft --config.data.annotations=VideoP2R/sft.json --config.sft.steps=10000 --workdir=runs/p2r-sft
-    --mode=rl --config.rl.initial=runs/p2r-sft/checkpoints/sft --workdir=runs/p2r
+    --mode=rl --config.rl.init_checkpoint=runs/p2r-sft/checkpoints/sft --workdir=runs/p2r
 
 The paper updates on 7 prompts x 8 replies; 8 prompts divide over up to 8 devices (data x fsdp). A slice of more splits each of
 them: --config.mesh="(1,8,-1,1)", which 72b has with 8 ways of tensor. Supervised traces are made by
@@ -44,7 +44,7 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   env.weights.accuracy = 1.0  # of the parts
   env.weights.format = 1.0
   env.weights.length = 0.2
-  env.weights.temporal = 0.3  # counts where rl.shuffled > 0 (T-GRPO)
+  env.weights.temporal = 0.3  # counts where rl.num_shuffled_generations > 0 (T-GRPO)
   env.length = "segment"
   env.perception_tokens = (128, 320)
   env.reasoning_tokens = (320, 512)
@@ -52,7 +52,7 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   env.temporal_ratio = 0.8
 
   rl = config.rl
-  rl.prompts = 8
+  rl.batch_size = 8
   rl.max_new_tokens = 1024
   sft = config.sft
   sft.max_reply_tokens = 1024

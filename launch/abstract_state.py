@@ -13,8 +13,8 @@ from launch import step_shapes
 from vr_jax import records
 from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import learner_state, network
-from vr_jax.train import state as state_lib
+from vr_jax.train import learner_state, model_setup
+from vr_jax.train import train_state as train_state_lib
 
 STOP_TOKENS = (0,)  # which ones they are changes no program
 
@@ -23,17 +23,17 @@ STOP_TOKENS = (0,)  # which ones they are changes no program
 class AbstractTrainState:
   """What a `Learner` holds before its first step, in shapes.
 
-  anchor: of the reference, what it does not share with the state. critic: None where there is none. prompt: as it is read;
+  reference_params: of the reference, what it does not share with the state. critic: None where there is none. prompt: as it is read;
   encoded: with features of the policy's tower.
   """
 
-  net: network.Network
-  load: step_shapes.StepShapes
+  net: model_setup.ModelSetup
+  step_shapes: step_shapes.StepShapes
   optimizer: optax.GradientTransformation
-  state: state_lib.TrainState
-  anchor: PyTree
+  state: train_state_lib.TrainState
+  reference_params: PyTree
   critic_optimizer: optax.GradientTransformation | None
-  critic: state_lib.TrainState | None
+  critic: train_state_lib.TrainState | None
   prompt: records.Prompt
   encoded: records.Prompt
   replies: records.Rollout
@@ -53,24 +53,24 @@ class AbstractTrainState:
   @property
   def tower(self) -> PyTree:
     """The tower's parameters, which no program reads that is given features."""
-    return state_lib.split(self.state.params, self.net.family.tower)[1]
+    return train_state_lib.split(self.state.params, self.net.family.tower)[1]
 
   @property
   def text(self) -> PyTree:
     """All other parameters."""
-    return state_lib.split(self.state.params, self.net.family.tower)[0]
+    return train_state_lib.split(self.state.params, self.net.family.tower)[0]
 
   @property
   def others(self) -> PyTree:
     """What lies beside the policy's parameters: its optimizer, the reference, the critic."""
-    return self.state.optimizer_state, self.anchor, self.critic
+    return self.state.optimizer_state, self.reference_params, self.critic
 
   @property
   def drawing(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     """What sampling is given beside parameters and prompts: the tokens that are allowed, and a key."""
     whole = mesh_lib.replicated(self.net.mesh)
     return (
-      jax.ShapeDtypeStruct(self.net.allowed.shape, bool, sharding=whole),
+      jax.ShapeDtypeStruct(self.net.allowed_tokens.shape, bool, sharding=whole),
       jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole),
     )
 
@@ -87,11 +87,11 @@ def make_abstract_state(
   load: step_shapes.StepShapes,
 ) -> AbstractTrainState:
   """That of a config on a mesh. Raises InputError where the mesh does not fit the model or the batch."""
-  network.check_context(config, model)
-  mesh_lib.check_batch(load.prompts, mesh, "config.rl.prompts", parts=load.microbatches)
-  allowed = jnp.ones(model.vocab_size, bool)
-  net = network.Network(
-    config=config, mesh=mesh, model=model, allowed=allowed, stop_tokens=STOP_TOKENS
+  model_setup.check_context(config, model)
+  mesh_lib.check_batch(load.prompts, mesh, "config.rl.batch_size", parts=load.microbatches)
+  allowed_tokens = jnp.ones(model.vocab_size, bool)
+  net = model_setup.ModelSetup(
+    config=config, mesh=mesh, model=model, allowed_tokens=allowed_tokens, stop_tokens=STOP_TOKENS
   )
   begun = learner_state.make_learner_state(net, net.abstract_params, abstract=True)
   clip = load.prompts, load.frames, load.patches
@@ -102,24 +102,26 @@ def make_abstract_state(
   replies = mesh_lib.abstract_batch(step_shapes.replies(load), mesh)
   return AbstractTrainState(
     net=net,
-    load=load,
+    step_shapes=load,
     optimizer=begun.optimizer,
     state=begun.policy,
-    anchor=begun.anchor,
+    reference_params=begun.anchor,
     critic_optimizer=begun.critic_optimizer,
     critic=begun.critic,
     prompt=mesh_lib.abstract_batch(prompt, mesh),
     encoded=mesh_lib.abstract_batch(encoded, mesh),
-    replies=dataclasses.replace(replies, suffix=_suffix(net, load)) if load.later else replies,
+    replies=dataclasses.replace(replies, episode_inputs=_suffix(net, load))
+    if load.later
+    else replies,
   )
 
 
-def _suffix(net: network.Network, load: step_shapes.StepShapes) -> records.Suffix:
+def _suffix(net: model_setup.ModelSetup, load: step_shapes.StepShapes) -> records.EpisodeInputs:
   """As an update takes it: with patches where it trains the tower, else with features."""
   shapes = net.model.vision_shapes
   rows = load.prompts, load.group * load.later.frames_in_all, load.patches
   places = jax.ShapeDtypeStruct((load.prompts, load.group, load.time), jnp.int32)
-  suffix = records.Suffix(
+  episode_inputs = records.EpisodeInputs(
     positions=jax.ShapeDtypeStruct((*places.shape, net.model.position_axes), jnp.int32),
     media_index=places,
     vision=None,
@@ -130,10 +132,10 @@ def _suffix(net: network.Network, load: step_shapes.StepShapes) -> records.Suffi
   patches = (
     None if net.tower_frozen else mesh_lib.abstract_batch(vision, net.mesh, axes=mesh_lib.VISION)
   )
-  return dataclasses.replace(mesh_lib.abstract_batch(suffix, net.mesh), vision=patches)
+  return dataclasses.replace(mesh_lib.abstract_batch(episode_inputs, net.mesh), vision=patches)
 
 
-def laid_out(
+def with_sharding(
   mesh: jax.sharding.Mesh, x: jax.ShapeDtypeStruct, axes: Sequence[str | None]
 ) -> jax.ShapeDtypeStruct:
   """The same where the rules of the mesh want these logical axes."""

@@ -12,7 +12,7 @@ from vr_jax import errors, records
 from vr_jax.models import interface, registry
 from vr_jax.models.common import flops
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import network
+from vr_jax.train import model_setup
 
 LARGEST = 3  # temporaries that are named
 # Lets the compiler go on where the sum of all temporaries tells it that there is no room, until one array has none.
@@ -22,7 +22,7 @@ _UNPLACED = re.compile(r"\[shape: (\w+)\[([\d,]*)\].* :: (\S+)")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-  """Bytes on one device. held: arrays of the run that are no arguments of the program, but lie there meanwhile.
+  """Bytes on one device. resident: arrays of the run that are no arguments of the program, but lie there meanwhile.
 
   peak: all of it together, what the program reuses counted once.
   """
@@ -30,22 +30,22 @@ class Memory:
   arguments: float
   temporaries: float
   output: float
-  held: float
+  resident: float
   peak: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
+class ProgramPart:
   """A stretch of a program: prefill or decode of a rollout of one turn; of the others, all of it. Costs are of one run."""
 
   name: str
   costs: costs.Costs
   roofline: roofline.Roofline
-  work: "Work"
+  work: "CountedFlops"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
+class CountedFlops:
   """FLOPs that a part is for, of all devices together, counted from the model's sizes.
 
   executed: with the second forward that rematerialisation asks for.
@@ -75,7 +75,7 @@ class Analysis:
   runs: int
   memory: Memory
   fits: bool
-  parts: Sequence[Part]
+  parts: Sequence[ProgramPart]
   leaf: Leaf
   largest: Sequence[costs.Temporary]
 
@@ -86,13 +86,13 @@ class Analysis:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class SlicePlan:
   """A config on a slice."""
 
   config: ml_collections.ConfigDict
   slice: topology.Slice
   mesh: dict[str, int]
-  load: step_shapes.StepShapes
+  step_shapes: step_shapes.StepShapes
   analyses: Sequence[Analysis]
 
   @property
@@ -118,7 +118,7 @@ def analyse(
   only: Callable[[programs.Program], bool] = lambda program: True,
   progress: Callable[[str], None] = lambda line: None,
   blame: bool = True,
-) -> Plan:
+) -> SlicePlan:
   """Compiles what `only` lets through and reads it; `blame` as in `examine`.
 
   Raises InputError where config and slice don't go together.
@@ -129,15 +129,17 @@ def analyse(
       f"one of {', '.join(where.chip.dtypes)}"
     )
   mesh = mesh_lib.make_mesh(config.mesh, where.devices)
-  model = network.model_of(config)
+  model = model_setup.model_of(config)
   load = step_shapes.make_step_shapes(config, model)
   analyses = []
-  for program in programs.of_config(config, model, mesh, load):
+  for program in programs.programs_of_step(config, model, mesh, load):
     if only(program):
       progress(f"compiling {program.name} for {where.name}")
       work = _work(program, config, model, load)
       analyses.append(examine(program, where, mesh, work, blame=blame))
-  return Plan(config=config, slice=where, mesh=dict(mesh.shape), load=load, analyses=analyses)
+  return SlicePlan(
+    config=config, slice=where, mesh=dict(mesh.shape), step_shapes=load, analyses=analyses
+  )
 
 
 def _work(
@@ -145,7 +147,7 @@ def _work(
   config: ml_collections.ConfigDict,
   model: interface.ModelConfig,
   load: step_shapes.StepShapes,
-) -> dict[str, Work]:
+) -> dict[str, CountedFlops]:
   """What the parts of a program are for, by name."""
   forward = registry.family_of(model).forward_flops(
     model,
@@ -172,14 +174,14 @@ def _work(
   else:
     parts = {program.name: (forward.total,) * 2}
   return {
-    name: Work(model=load.prompts * plain, executed=load.prompts * executed)
+    name: CountedFlops(model=load.prompts * plain, executed=load.prompts * executed)
     for name, (plain, executed) in parts.items()
   }
 
 
 def _continuing(
   program: programs.Program, model: interface.ModelConfig, load: step_shapes.StepShapes
-) -> Work:
+) -> CountedFlops:
   """A chunk of decoding, or what is shown to some replies: each behind its opening and half of its episode."""
   rows, tokens = load.prompts * load.group, program.turns
   if program.name == "append":
@@ -195,7 +197,7 @@ def _continuing(
   )
   head = forward.head if program.name == "decode" else 0.0
   total = rows * (forward.vision + forward.replies + head)
-  return Work(model=total, executed=total)
+  return CountedFlops(model=total, executed=total)
 
 
 def _training(forward: flops.Forward, config: ml_collections.ConfigDict) -> tuple[float, float]:
@@ -212,7 +214,7 @@ def examine(
   program: programs.Program,
   where: topology.Slice,
   mesh: jax.sharding.Mesh,
-  work: dict[str, Work],
+  work: dict[str, CountedFlops],
   *,
   blame: bool = True,
 ) -> Analysis:
@@ -220,14 +222,14 @@ def examine(
 
   blame: where it has no room for what it makes, compile it once more to learn which array is too large.
   """
-  held = programs.bytes_per_device(program.held)
+  held = programs.bytes_per_device(program.resident_arrays)
   lowered = program.function.lower(*program.arguments, **program.keywords)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     found = _too_large(program, held, error)
     if blame and found.memory.temporaries > found.memory.arguments + held:
-      return dataclasses.replace(found, largest=_unplaced(lowered))
+      return dataclasses.replace(found, largest=_find_unplaceable(lowered))
     return found
   module = hlo.parse(hlo.text_of(compiled))
   places = [where.place(device) for device in mesh.devices.flat]
@@ -235,7 +237,7 @@ def examine(
   if len(work) == 1:
     spent = (spent[0].with_turned(spent[1]),)
   parts = [
-    Part(
+    ProgramPart(
       name=name,
       costs=cost,
       roofline=roofline.estimate(cost, where.chip, places, where.sides),
@@ -248,12 +250,12 @@ def examine(
     arguments=stats.argument_size_in_bytes,
     temporaries=stats.temp_size_in_bytes,
     output=stats.output_size_in_bytes - stats.alias_size_in_bytes,
-    held=held,
+    resident=held,
     peak=stats.peak_memory_in_bytes + held,
   )
   return Analysis(
     name=program.name,
-    runs=program.runs,
+    runs=program.runs_per_step,
     memory=memory,
     fits=memory.peak <= where.chip.memory,
     parts=parts,
@@ -280,12 +282,12 @@ def _too_large(program: programs.Program, held: float, error: Exception) -> Anal
     temporaries = max(0.0, temporaries - arguments)
   return Analysis(
     name=program.name,
-    runs=program.runs,
+    runs=program.runs_per_step,
     memory=Memory(
       arguments=arguments,
       temporaries=temporaries,
       output=0,
-      held=held,
+      resident=held,
       peak=arguments + temporaries + held,
     ),
     fits=False,
@@ -295,7 +297,7 @@ def _too_large(program: programs.Program, held: float, error: Exception) -> Anal
   )
 
 
-def _unplaced(lowered: jax.stages.Lowered) -> list[costs.Temporary]:
+def _find_unplaceable(lowered: jax.stages.Lowered) -> list[costs.Temporary]:
   """The array for which alone a device has no room, if there is one: a part, as it would lie on one device."""
   try:
     lowered.compile(_ANYHOW)
@@ -309,7 +311,7 @@ def _unplaced(lowered: jax.stages.Lowered) -> list[costs.Temporary]:
 
 def largest_leaf(program: programs.Program) -> Leaf:
   """Of a program's arguments and what is held meanwhile, the array of which a device has most."""
-  found = jax.tree_util.tree_leaves_with_path((program.arguments, program.held))
+  found = jax.tree_util.tree_leaves_with_path((program.arguments, program.resident_arrays))
   path, leaf = max(found, key=lambda one: programs.bytes_per_device(one[1]))
   named = [key for key in path if not isinstance(key, jax.tree_util.SequenceKey)]
   return Leaf(

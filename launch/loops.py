@@ -20,7 +20,7 @@ class _Linear:
   index: int | None = None
 
 
-class _State:
+class _LoopState:
   """The state of the loop as a whole."""
 
 
@@ -111,11 +111,11 @@ def _resolve(module: hlo.Module, scope: Scope, name: str) -> tuple[Scope, hlo.In
   return scope, instruction
 
 
-def _value(module: hlo.Module, scope: Scope, name: str) -> _Linear | _State | None:
+def _value(module: hlo.Module, scope: Scope, name: str) -> _Linear | _LoopState | None:
   """What an instruction computes, as far as counting needs it."""
   scope, instruction = _resolve(module, scope, name)
   if instruction.operation == "parameter":
-    return _State()
+    return _LoopState()
   if instruction.operation == "constant":
     text = instruction.argument
     return _Linear(int(text)) if text.lstrip("-").isdigit() else None
@@ -128,7 +128,9 @@ def _value(module: hlo.Module, scope: Scope, name: str) -> _Linear | _State | No
   return None
 
 
-def _element(module: hlo.Module, scope: Scope, name: str, index: int) -> _Linear | _State | None:
+def _element(
+  module: hlo.Module, scope: Scope, name: str, index: int
+) -> _Linear | _LoopState | None:
   """One element of a tuple."""
   instruction = scope.computation.by_name[name]
   if instruction.operation == "fusion":

@@ -56,7 +56,7 @@ def _run(argv: list[str]) -> int:
   topology.prepare()
   from launch import analysis, report, sweep  # jax starts late
   from vr_jax.parallel import mesh
-  from vr_jax.train import config_checks, network
+  from vr_jax.train import config_checks, model_setup
 
   config_checks.check(config)
   where = topology.find(options.topology)
@@ -64,7 +64,7 @@ def _run(argv: list[str]) -> int:
     found = sweep.search(config, where, progress=_say)
     print(json.dumps(sweep.as_json(found)) if options.json else sweep.as_text(found))
     return 0 if found.best is not None else 1
-  config = network.divided(config, mesh.make_mesh(config.mesh, where.devices))
+  config = model_setup.clamp_microbatches(config, mesh.make_mesh(config.mesh, where.devices))
   plan = analysis.analyse(config, where, progress=_say)
   print(json.dumps(report.as_json(plan)) if options.json else report.as_text(plan))
   return 0 if plan.fits else 1

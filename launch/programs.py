@@ -1,7 +1,7 @@
 """The programs of one RL step with abstract arguments: what a compiler needs to know of a config, and no weights.
 
-They are the functions that a step of `rl_loop` calls: the encoder, the sampler (of several turns its pieces, which `rollout/turns.py`
-calls), the scorer and the step of `train/steps.py`, and those of a critic.
+They are the functions that a step of `rl_loop` calls: the encoder, the sampler (of several turns its pieces, which `rollout/multi_turn_sampler.py`
+calls), the scorer and the step of `train/train_step.py`, and those of a critic.
 """
 
 from collections.abc import Callable
@@ -21,19 +21,19 @@ from vr_jax import records
 from vr_jax.models import interface
 from vr_jax.models.common import slots as slots_lib
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import encoder, sampler, suffixes
-from vr_jax.rollout import places as places_lib
+from vr_jax.rollout import encoder, sampler, turn_decode
+from vr_jax.rollout import slot_layout as slot_layout_lib
 from vr_jax.train import critic as critic_lib
-from vr_jax.train import state as state_lib
-from vr_jax.train import steps
+from vr_jax.train import train_state as train_state_lib
+from vr_jax.train import train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
   """A jitted function and what it is called with.
 
-  runs: calls in one RL step. turns: how often a loop runs whose length only the replies decide, None where there is
-  none. held: arrays that lie in memory meanwhile, and that it does not read. vision: what it is given
+  runs_per_step: calls in one RL step. turns: how often a loop runs whose length only the replies decide, None where there is
+  none. resident_arrays: arrays that lie in memory meanwhile, and that it does not read. vision: what it is given
   for the vision tower beside prompts and suffixes.
   """
 
@@ -41,9 +41,9 @@ class Program:
   function: Callable[..., Any]
   arguments: tuple[PyTree, ...]
   keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
-  runs: int = 1
+  runs_per_step: int = 1
   turns: int | None = None
-  held: PyTree = None
+  resident_arrays: PyTree = None
   vision: PyTree = None
 
   @property
@@ -59,7 +59,7 @@ class Program:
     return self.frames > 0
 
 
-def of_config(
+def programs_of_step(
   config: ml_collections.ConfigDict,
   model: interface.ModelConfig,
   mesh: jax.sharding.Mesh,
@@ -75,7 +75,7 @@ def of_config(
   return [_encoder(run), *sampling, *learning]
 
 
-def resident(
+def resident_bytes(
   config: ml_collections.ConfigDict,
   model: interface.ModelConfig,
   mesh: jax.sharding.Mesh,
@@ -86,16 +86,16 @@ def resident(
   Raises InputError as `of_config` does.
   """
   run = abstract_state.make_abstract_state(config, model, mesh, load)
-  return bytes_per_device((run.state, run.anchor, run.critic))
+  return bytes_per_device((run.state, run.reference_params, run.critic))
 
 
 def _encoder(run: abstract_state.AbstractTrainState) -> Program:
   return Program(
     name="encoder",
     function=encoder.features,
-    arguments=(run.net.graph, run.state.params, run.prompt.vision),
+    arguments=(run.net.graphdef, run.state.params, run.prompt.vision),
     vision=run.prompt.vision,
-    held=(run.text, run.others),
+    resident_arrays=(run.text, run.others),
   )
 
 
@@ -103,58 +103,64 @@ def _rollout(run: abstract_state.AbstractTrainState) -> Program:
   return Program(
     name="rollout",
     function=sampler.sample_at_once,
-    arguments=(run.net.graph, run.state.params, run.encoded, *run.drawing),
-    keywords={"decoding": run.net.decoding(group=run.load.group, max_new_tokens=run.load.time)},
-    turns=run.load.time,
-    held=(run.tower, run.others),
+    arguments=(run.net.graphdef, run.state.params, run.encoded, *run.drawing),
+    keywords={
+      "decoding": run.net.decoding(group=run.step_shapes.group, max_new_tokens=run.step_shapes.time)
+    },
+    turns=run.step_shapes.time,
+    resident_arrays=(run.tower, run.others),
   )
 
 
 def _episodes(run: abstract_state.AbstractTrainState) -> list[Program]:
   """Those that play episodes, all of them at the same turn: prompts read, a chunk of steps, what replies are shown next."""
-  net, load, later, section = run.net, run.load, run.load.later, run.net.config.turns
-  places = places_lib.Places.of(mesh_lib.MeshLayout(net.mesh), load.prompts, load.group)
+  net, load, later, section = run.net, run.step_shapes, run.step_shapes.later, run.net.config.turns
+  places = slot_layout_lib.SlotLayout.for_groups(
+    mesh_lib.MeshLayout(net.mesh), load.prompts, load.group
+  )
   room = {"group": load.group, "frames": later.frames_in_all, "patches": load.patches}
   start = Program(
     name="prefill",
-    function=suffixes.start,
-    arguments=(net.graph, run.state.params, run.encoded),
-    keywords={**room, "length": min(section.time_buckets)},
-    held=(run.tower, run.others),
+    function=turn_decode.start,
+    arguments=(net.graphdef, run.state.params, run.encoded),
+    keywords={**room, "length": min(section.episode_buckets)},
+    resident_arrays=(run.tower, run.others),
   )
   prefix, state = _begun(run, {**room, "length": load.time})
-  gather = net.config.rl.gather
+  gather = net.config.rl.replicate_weights_for_decode
   params = _decoding_params(run) if gather else run.state.params
   slots = places.devices * places.slots
   decode = Program(
     name="decode",
-    function=suffixes.decode,
+    function=turn_decode.decode,
     arguments=(
-      *(net.graph, params, prefix, state, _slots(run, slots), *run.drawing),
+      *(net.graphdef, params, prefix, state, _slots(run, slots), *run.drawing),
       jax.ShapeDtypeStruct((), jnp.int32, sharding=mesh_lib.replicated(net.mesh)),
     ),
-    keywords={"decoding": net.decoding(group=load.group), "chunk": section.chunk},
-    runs=(later.turns + 1) * -(-net.config.rl.max_new_tokens // section.chunk),
-    turns=section.chunk,
-    held=(run.tower, run.text if gather else None, run.others),
+    keywords={"decoding": net.decoding(group=load.group), "chunk": section.decode_chunk},
+    runs_per_step=(later.turns + 1) * -(-net.config.rl.max_new_tokens // section.decode_chunk),
+    turns=section.decode_chunk,
+    resident_arrays=(run.tower, run.text if gather else None, run.others),
   )
   size = 1
-  while size < min(places.slots, section.rows):
+  while size < min(places.slots, section.append_batch_size):
     size *= 2
   rows = _slots(run, places.devices * size).rows
-  shown = step_shapes.prompt(len(rows.home), later.tokens, later.frames, load.patches, net.model)
+  shown = step_shapes.prompt(
+    len(rows.cache_slot), later.tokens, later.frames, load.patches, net.model
+  )
   append = Program(
     name="append",
-    function=suffixes.append,
+    function=turn_decode.append,
     arguments=(
-      *(net.graph, params, prefix, state),
-      *(mesh_lib.abstract_batch(shown, net.mesh), rows, rows.home),
+      *(net.graphdef, params, prefix, state),
+      *(mesh_lib.abstract_batch(shown, net.mesh), rows, rows.cache_slot),
     ),
     keywords={"stride": net.model.vision_shapes.media_tokens(load.patches)},
-    runs=later.turns * -(-places.slots // section.rows),
-    held=(
+    runs_per_step=later.turns * -(-places.slots // section.append_batch_size),
+    resident_arrays=(
       *(run.text if gather else None, run.others),
-      state_lib.split(params, run.net.family.parameter_groups["head"])[1],  # is not read
+      train_state_lib.split(params, run.net.family.parameter_groups["head"])[1],  # is not read
     ),
   )
   return [start, decode, *[append] * (later.turns > 0)]
@@ -162,18 +168,18 @@ def _episodes(run: abstract_state.AbstractTrainState) -> list[Program]:
 
 def _begun(
   run: abstract_state.AbstractTrainState, room: dict[str, int]
-) -> tuple[interface.Prefix, suffixes.State]:
+) -> tuple[interface.Prefix, turn_decode.EpisodeDecodeState]:
   """What `suffixes.start` leaves behind, laid out as it does."""
-  begin = functools.partial(suffixes.start, run.net.graph, **room)
+  begin = functools.partial(turn_decode.start, run.net.graphdef, **room)
   prefix, state = jax.eval_shape(begin, run.state.params, run.encoded)
-  place = functools.partial(abstract_state.laid_out, run.net.mesh)
+  place = functools.partial(abstract_state.with_sharding, run.net.mesh)
 
   def of_media(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return place(x, ("slots", *[None] * (x.ndim - 1)))
 
   return (
     prefix.placed(place),
-    suffixes.State(
+    turn_decode.EpisodeDecodeState(
       hidden=place(state.hidden, ("slots", None)),
       cache=state.cache.placed(place),
       media=jax.tree.map(of_media, state.media),
@@ -183,48 +189,54 @@ def _begun(
 
 def _decoding_params(run: abstract_state.AbstractTrainState) -> PyTree:
   """What `sampler.decoding_params` makes: of the language model whole rows, the tower as it is."""
-  made = jax.eval_shape(functools.partial(sampler.decoding_params, run.net.graph), run.state.params)
+  made = jax.eval_shape(
+    functools.partial(sampler.decoding_params, run.net.graphdef), run.state.params
+  )
 
   def of_variable(variable: nnx.Variable) -> nnx.Variable:
     axes = [axis if axis != "embed" else None for axis in variable.get_metadata()["axes"]]
-    return variable.replace(abstract_state.laid_out(run.net.mesh, variable.get_value(), axes))
+    return variable.replace(abstract_state.with_sharding(run.net.mesh, variable.get_value(), axes))
 
   whole = jax.tree.map(of_variable, made, is_leaf=lambda x: isinstance(x, nnx.Variable))
-  return state_lib.join(state_lib.split(whole, run.net.family.tower)[0], run.tower)
+  return train_state_lib.join(train_state_lib.split(whole, run.net.family.tower)[0], run.tower)
 
 
-def _slots(run: abstract_state.AbstractTrainState, count: int) -> suffixes.Slots:
-  number = abstract_state.laid_out(
+def _slots(run: abstract_state.AbstractTrainState, count: int) -> turn_decode.ChunkSlots:
+  number = abstract_state.with_sharding(
     run.net.mesh, jax.ShapeDtypeStruct((count,), jnp.int32), ("slots",)
   )
-  rows = slots_lib.Rows(
-    home=number,
+  rows = slots_lib.CacheRows(
+    cache_slot=number,
     prompt=number,
     written=number,
     position=number,
-    forgotten=number if run.load.later.forgets else None,
+    forgotten=number if run.step_shapes.later.forgets else None,
   )
-  return suffixes.Slots(rows=rows, prompt=number, member=number, step=number, left=number)
+  return turn_decode.ChunkSlots(
+    rows=rows, prompt=number, group_index=number, step=number, left=number
+  )
 
 
 def _scorers(run: abstract_state.AbstractTrainState) -> list[Program]:
   """Those of reference and policy, where the recipe wants them."""
   rl, frozen = run.net.config.rl, run.net.tower_frozen
-  score = steps.make_scorer(run.net.graph, run.net.allowed, temperature=rl.temperature)
-  trained = state_lib.split(run.state.params, run.net.frozen)[0]
+  score = train_step.make_logprob_fn(
+    run.net.graphdef, run.net.allowed_tokens, temperature=rl.temperature
+  )
+  trained = train_state_lib.split(run.state.params, run.net.frozen)[0]
   of_reference = Program(
     name="reference log-probs",
     function=score,
     arguments=(run.state.params, run.shared, run.replies),
-    held=(run.state.optimizer_state, trained, run.critic, run.tower if frozen else None),
+    resident_arrays=(run.state.optimizer_state, trained, run.critic, run.tower if frozen else None),
   )
   of_policy = Program(
     name="policy log-probs",
     function=score,
     arguments=(run.state.params, run.encoded, run.replies),
-    held=(run.tower if frozen or not run.load.later else None, run.others),
+    resident_arrays=(run.tower if frozen or not run.step_shapes.later else None, run.others),
   )
-  return [of_reference] * (run.anchor is not None) + [of_policy] * (rl.epochs > 1)
+  return [of_reference] * (run.reference_params is not None) + [of_policy] * (rl.num_iterations > 1)
 
 
 def _valuer(run: abstract_state.AbstractTrainState) -> list[Program]:
@@ -232,13 +244,13 @@ def _valuer(run: abstract_state.AbstractTrainState) -> list[Program]:
   if run.critic is None:
     return []
   names = tuple(f"model.{name}" for name in run.net.family.tower)
-  tower = state_lib.split(run.critic.params, names)[1]
+  tower = train_state_lib.split(run.critic.params, names)[1]
   values = Program(
     name="values",
-    function=critic_lib.make_valuer(run.net.graph),
+    function=critic_lib.make_value_fn(run.net.graphdef),
     arguments=(run.critic.params, run.shared, run.replies),
-    held=(
-      *(run.state, run.anchor, run.critic.optimizer_state),
+    resident_arrays=(
+      *(run.state, run.reference_params, run.critic.optimizer_state),
       tower if run.net.tower_frozen else None,
     ),
   )
@@ -251,31 +263,33 @@ def _critic_step(run: abstract_state.AbstractTrainState) -> list[Program]:
     return []
   net, rl = run.net, run.net.config.rl
   step = critic_lib.make_critic_step(
-    net.graph,
+    net.graphdef,
     run.critic_optimizer,
     clip=net.config.critic.value_clip,
     microbatches=rl.microbatches,
-    frozen=critic_lib.frozen(net.frozen),
+    frozen=critic_lib.frozen_names(net.frozen),
   )
   return [
     Program(
       name="critic step",
       function=step,
       arguments=(run.critic, run.shared, run.replies, run.scored, run.scored),
-      runs=rl.epochs,
-      held=(run.state, run.anchor, run.ahead),
+      runs_per_step=rl.num_iterations,
+      resident_arrays=(run.state, run.reference_params, run.ahead),
     )
   ]
 
 
 def _train_step(run: abstract_state.AbstractTrainState) -> Program:
   net, rl = run.net, run.net.config.rl
-  signal = jax.ShapeDtypeStruct((run.load.prompts,), bool)
-  old = run.scored if rl.epochs > 1 else None
-  of_reference = run.scored if run.anchor is not None else None
+  signal = jax.ShapeDtypeStruct((run.step_shapes.prompts,), bool)
+  old = run.scored if rl.num_iterations > 1 else None
+  of_reference = run.scored if run.reference_params is not None else None
   return Program(
     name="train step",
-    function=steps.make_rl_step(net.graph, run.optimizer, net.allowed, rl, frozen=net.frozen),
+    function=train_step.make_rl_step(
+      net.graphdef, run.optimizer, net.allowed_tokens, rl, frozen=net.frozen
+    ),
     arguments=(
       run.state,
       run.shared,
@@ -285,8 +299,8 @@ def _train_step(run: abstract_state.AbstractTrainState) -> Program:
       old,
       of_reference,
     ),
-    runs=rl.epochs,
-    held=(run.anchor, run.critic, run.ahead),
+    runs_per_step=rl.num_iterations,
+    resident_arrays=(run.reference_params, run.critic, run.ahead),
   )
 
 
@@ -300,4 +314,4 @@ def bytes_per_device(tree: PyTree) -> int:
 
 
 def _shows(x: object) -> bool:
-  return isinstance(x, records.Prompt | records.Suffix)
+  return isinstance(x, records.Prompt | records.EpisodeInputs)

@@ -7,7 +7,7 @@ from launch import analysis, chips
 _LOAD = ("prompts", "group", "time", "prefix", "frames", "patches", "microbatches")
 
 
-def as_json(plan: analysis.Plan) -> dict[str, Any]:
+def as_json(plan: analysis.SlicePlan) -> dict[str, Any]:
   """All numbers: bytes, FLOPs and seconds of one device, but model_flops of all of them."""
   return {
     "topology": plan.slice.name,
@@ -23,13 +23,13 @@ def as_json(plan: analysis.Plan) -> dict[str, Any]:
   }
 
 
-def _load(plan: analysis.Plan) -> dict[str, int]:
-  load = {name: getattr(plan.load, name) for name in _LOAD}
-  later = vars(plan.load.later) if plan.load.later else {}
-  return load | {f"later_{name}": size for name, size in later.items()}
+def _load(plan: analysis.SlicePlan) -> dict[str, int]:
+  step_shapes = {name: getattr(plan.step_shapes, name) for name in _LOAD}
+  later = vars(plan.step_shapes.later) if plan.step_shapes.later else {}
+  return step_shapes | {f"later_{name}": size for name, size in later.items()}
 
 
-def _program(plan: analysis.Plan, one: analysis.Analysis) -> dict[str, Any]:
+def _program(plan: analysis.SlicePlan, one: analysis.Analysis) -> dict[str, Any]:
   return {
     "name": one.name,
     "runs": one.runs,
@@ -44,7 +44,7 @@ def _program(plan: analysis.Plan, one: analysis.Analysis) -> dict[str, Any]:
   }
 
 
-def _part(plan: analysis.Plan, part: analysis.Part) -> dict[str, Any]:
+def _part(plan: analysis.SlicePlan, part: analysis.ProgramPart) -> dict[str, Any]:
   line = part.roofline
   return {
     "name": part.name,
@@ -59,32 +59,32 @@ def _part(plan: analysis.Plan, part: analysis.Part) -> dict[str, Any]:
   }
 
 
-def utilisation(plan: analysis.Plan, part: analysis.Part) -> float:
+def utilisation(plan: analysis.SlicePlan, part: analysis.ProgramPart) -> float:
   """Model FLOPs over what the chips could do in the part's time."""
   able = len(plan.slice.devices) * plan.slice.chip.peak * part.roofline.seconds
   return part.work.model / able if able else 0.0
 
 
-def over_count(plan: analysis.Plan, part: analysis.Part) -> float:
+def over_count(plan: analysis.SlicePlan, part: analysis.ProgramPart) -> float:
   """Compiled FLOPs over those counted from the model's sizes, rematerialisation included."""
   return part.costs.flops * len(plan.slice.devices) / part.work.executed
 
 
-def as_text(plan: analysis.Plan) -> str:
+def as_text(plan: analysis.SlicePlan) -> str:
   """What the command line prints."""
   mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
-  load = ", ".join(f"{name} {size}" for name, size in _load(plan).items())
+  step_shapes = ", ".join(f"{name} {size}" for name, size in _load(plan).items())
   chip = plan.slice.chip
   lines = [
     f"{plan.slice.name}: {plan.slice.chips} chips, {len(plan.slice.devices)} devices of {chip.name}; mesh {mesh}",
-    f"one RL step: {load}",
+    f"one RL step: {step_shapes}",
     "",
     f"GiB on each device, of {chip.memory / chips.GIB:.2f} that a program may use",
     _row("program", "arguments", "temporaries", "output", "held", "peak", "fits", widths=_MEMORY),
   ]
   for one in plan.analyses:
     memory = one.memory
-    sizes = (memory.arguments, memory.temporaries, memory.output, memory.held, memory.peak)
+    sizes = (memory.arguments, memory.temporaries, memory.output, memory.resident, memory.peak)
     cells = [f"{size / chips.GIB:.2f}" for size in sizes]
     lines.append(_row(one.name, *cells, "yes" if one.fits else "NO", widths=_MEMORY))
   lines += ["", *_time_table(plan), ""]
@@ -105,7 +105,7 @@ def _row(*cells: str, widths: tuple[int, ...]) -> str:
   return "".join([first, *rest])
 
 
-def _time_table(plan: analysis.Plan) -> list[str]:
+def _time_table(plan: analysis.SlicePlan) -> list[str]:
   counts, times = ("TFLOP", "x count", "GB", "GB links"), ("compute", "memory", "network")
   heads = ("part", "runs", *counts, *times, "bound", "MFU")
   lines = ["one run on each device; seconds by the roofline", _row(*heads, widths=_TIME)]
@@ -134,16 +134,16 @@ def _largest(one: analysis.Analysis) -> str:
   return f"{one.name}: {which}: {', '.join(names) or 'not known'}"
 
 
-def _verdict(plan: analysis.Plan) -> list[str]:
+def _verdict(plan: analysis.SlicePlan) -> list[str]:
   if plan.fits:
     return [f"fits; {plan.seconds:.2f} s and {plan.chip_hours:.3f} chip-hours an RL step at best"]
   return [f"does not fit: {explain(plan, one)}" for one in plan.analyses if not one.fits]
 
 
-def explain(plan: analysis.Plan, one: analysis.Analysis) -> str:
+def explain(plan: analysis.SlicePlan, one: analysis.Analysis) -> str:
   """Why a program has no room: what takes most of it, the largest array of that, and which fields change it."""
   memory, room = one.memory, plan.slice.chip.memory
-  held = memory.arguments + memory.held
+  held = memory.arguments + memory.resident
   made = memory.peak - held
   leaf = (
     f"{one.leaf.name}, {one.leaf.shape}, with {one.leaf.bytes / chips.GIB:.2f} GiB on each device"
@@ -167,33 +167,36 @@ def explain(plan: analysis.Plan, one: analysis.Analysis) -> str:
   )
 
 
-def _less_held(plan: analysis.Plan, one: analysis.Analysis) -> list[str]:
+def _less_held(plan: analysis.SlicePlan, one: analysis.Analysis) -> list[str]:
   """What makes parameters and what lies beside them smaller, and has not been done."""
   model, full = plan.config.model, plan.config.model.lora.rank == 0
   remedies = {
     "give the devices of data to fsdp or tensor in config.mesh": plan.mesh["data"] > 1,
-    "set rl.gather=False": one.name in ("decode", "append") and plan.config.rl.gather,
+    "set rl.replicate_weights_for_decode=False": one.name in ("decode", "append")
+    and plan.config.rl.replicate_weights_for_decode,
     "freeze the vision tower (model.freeze_vision)": full and not model.freeze_vision,
     "set rl.kl_weight=0": full and plan.config.rl.kl_weight > 0,
-    "set critic.kl_weight=0": plan.config.rl.credit == "gae" and plan.config.critic.kl_weight > 0,
+    "set critic.kl_weight=0": plan.config.rl.advantage_estimator == "gae"
+    and plan.config.critic.kl_weight > 0,
     "take more chips": True,
   }
   return [remedy for remedy, possible in remedies.items() if possible]
 
 
-def _less_made(plan: analysis.Plan, one: analysis.Analysis) -> list[str]:
+def _less_made(plan: analysis.SlicePlan, one: analysis.Analysis) -> list[str]:
   """What makes activations smaller, and has not been done."""
-  load, training = plan.load, one.name in ("train step", "critic step")
-  rows = plan.mesh["data"] * plan.mesh["fsdp"] * load.microbatches
+  step_shapes, training = plan.step_shapes, one.name in ("train step", "critic step")
+  rows = plan.mesh["data"] * plan.mesh["fsdp"] * step_shapes.microbatches
   fewer = "show fewer frames (data.frames)"
-  if load.later:
-    fewer = "lower env.budget, and with it the largest of turns.time_buckets"
+  if step_shapes.later:
+    fewer = "lower env.frame_budget, and with it the largest of turns.episode_buckets"
   remedies = {
     "set model.remat=full": training and plan.config.model.remat != "full",
-    "raise rl.microbatches": training and rows < load.prompts,
-    "lower rl.prompts": not training,
-    "set rl.gather=False": one.name == "rollout" and plan.config.rl.gather,
-    "lower rl.group": one.name != "encoder" and load.group > 2,
+    "raise rl.microbatches": training and rows < step_shapes.prompts,
+    "lower rl.batch_size": not training,
+    "set rl.replicate_weights_for_decode=False": one.name == "rollout"
+    and plan.config.rl.replicate_weights_for_decode,
+    "lower rl.num_generations": one.name != "encoder" and step_shapes.group > 2,
     "raise sequence or tensor in config.mesh": True,
     fewer: True,
   }

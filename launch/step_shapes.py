@@ -10,7 +10,7 @@ import ml_collections
 from vr_jax import errors, records
 from vr_jax.data import sampling
 from vr_jax.models import interface
-from vr_jax.train import inputs
+from vr_jax.train import paths
 
 TEXT_TOKENS = 256  # that a prompt holds beside its video, where the buckets leave the choice
 
@@ -58,8 +58,8 @@ def make_step_shapes(config: ml_collections.ConfigDict, model: interface.ModelCo
 
 def _of_clips(config: ml_collections.ConfigDict, model: interface.ModelConfig) -> StepShapes:
   section, vision = config.model, model.vision_shapes
-  rule = inputs.sampling_rule(config.data)
-  images = rule.frames if isinstance(rule, sampling.Uniform) else rule.max_frames
+  rule = paths.sampling_rule(config.data)
+  images = rule.frames if isinstance(rule, sampling.UniformRule) else rule.max_frames
   frames = -(-images // vision.images_per_frame)
   patches = section.max_pixels // vision.pixels_per_patch
   media = frames * vision.media_tokens(patches)
@@ -68,8 +68,8 @@ def _of_clips(config: ml_collections.ConfigDict, model: interface.ModelConfig) -
   _check_bucket(media + 1, "tokens with its question", section.prefix_buckets, "prefix_buckets")
   roomy = [size for size in section.prefix_buckets if size >= media + TEXT_TOKENS]
   return StepShapes(
-    prompts=config.rl.prompts,
-    group=config.rl.group,
+    prompts=config.rl.batch_size,
+    group=config.rl.num_generations,
     time=config.rl.max_new_tokens,
     prefix=min(roomy, default=max(section.prefix_buckets)),
     frames=min(size for size in section.frame_buckets if size >= frames),
@@ -83,16 +83,16 @@ def _of_episodes(config: ml_collections.ConfigDict) -> StepShapes:
   frames = max(turns.frame_buckets)
   share = -(-frames // max(later, 1))
   return StepShapes(
-    prompts=config.rl.prompts,
-    group=config.rl.group,
-    time=max(turns.time_buckets),
+    prompts=config.rl.batch_size,
+    group=config.rl.num_generations,
+    time=max(turns.episode_buckets),
     prefix=max(section.prefix_buckets),
     frames=max(section.frame_buckets),
     patches=max(section.patch_buckets),
     microbatches=config.rl.microbatches,
     later=LaterTurns(
       turns=later,
-      tokens=max(turns.shown_buckets),
+      tokens=max(turns.observation_buckets),
       frames=min(size for size in turns.frame_buckets if size >= share),
       frames_in_all=frames,
       forgets=config.env.get("window", later) < later,
@@ -115,9 +115,9 @@ def prompt(
   )
 
 
-def replies(load: StepShapes) -> records.Rollout:
+def replies(step_shapes: StepShapes) -> records.Rollout:
   """Shapes of what is sampled, without a suffix."""
-  shape = (load.prompts, load.group, load.time)
+  shape = (step_shapes.prompts, step_shapes.group, step_shapes.time)
   number = jax.ShapeDtypeStruct(shape, jnp.int32)
   log_probs = jax.ShapeDtypeStruct(shape, jnp.float32)
   return records.Rollout(tokens=number, log_probs=log_probs, kind=number, turn=number)

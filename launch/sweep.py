@@ -11,7 +11,7 @@ from launch import analysis, chips, programs, report, step_shapes, topology
 from vr_jax import errors
 from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import network
+from vr_jax.train import model_setup
 
 MESHES = 4  # that are compiled, and more while none fits
 PREFIX_STEP = 512  # prompts of a sweep are padded to a multiple of it
@@ -21,7 +21,7 @@ HOW = (
   "others as they are; where no mesh holds the config's load, they are halved until it fits"
 )
 
-Measure = Callable[[ml_collections.ConfigDict], analysis.Plan]
+Measure = Callable[[ml_collections.ConfigDict], analysis.SlicePlan]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,12 +36,12 @@ class Trial:
   seconds: float
 
 
-Measured = tuple[Trial, analysis.Plan]
+Measured = tuple[Trial, analysis.SlicePlan]
 Attempt = Callable[[ml_collections.ConfigDict], Measured | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
+class SweepResult:
   """What a sweep found: the fastest mesh at the config's load, and the largest load on it.
 
   best: None where no mesh holds that load; then `largest` is a smaller one, or None. plan: of best, or else of largest.
@@ -50,7 +50,7 @@ class Found:
   trials: Sequence[Trial]
   best: Trial | None
   largest: Trial | None
-  plan: analysis.Plan | None
+  plan: analysis.SlicePlan | None
 
 
 def search(
@@ -58,16 +58,16 @@ def search(
   where: topology.Slice,
   *,
   progress: Callable[[str], None] = lambda line: None,
-) -> Found:
+) -> SweepResult:
   """Sweeps with the compiler. Raises InputError where no mesh divides model and batch."""
   meshes = candidates(config, where)
   if not meshes:
     raise errors.InputError(
       f"config.mesh: no mesh of {len(where.devices)} devices divides model and batch, or holds the parameters; "
-      "change rl.prompts, rl.microbatches or the topology"
+      "change rl.batch_size, rl.microbatches or the topology"
     )
 
-  def measure(changed: ml_collections.ConfigDict) -> analysis.Plan:
+  def measure(changed: ml_collections.ConfigDict) -> analysis.SlicePlan:
     return analysis.analyse(changed, where, progress=progress, blame=False)
 
   return walk(config, meshes, measure, progress=progress)
@@ -79,7 +79,7 @@ def walk(
   measure: Measure,
   *,
   progress: Callable[[str], None] = lambda line: None,
-) -> Found:
+) -> SweepResult:
   """Measures meshes at the config's load, best guess first, then loads on one of them, as `HOW` says."""
   trials: list[Trial] = []
 
@@ -103,7 +103,9 @@ def walk(
   fitting = [pair for pair in measured if pair[0].fits]
   if not fitting:
     found = _shrunk(config, measured, attempt)
-    return Found(trials=trials, best=None, largest=found and found[0], plan=found and found[1])
+    return SweepResult(
+      trials=trials, best=None, largest=found and found[0], plan=found and found[1]
+    )
   best, plan = min(fitting, key=lambda pair: pair[0].seconds)
   here, largest = _changed(config, mesh=best.mesh), best
   for grown in (_fewer_parts, _more_frames, _more_replies):
@@ -113,7 +115,7 @@ def walk(
       if tried is None or not tried[0].fits:
         break
       here, largest = larger, tried[0]
-  return Found(trials=trials, best=best, largest=largest, plan=plan)
+  return SweepResult(trials=trials, best=best, largest=largest, plan=plan)
 
 
 def _shrunk(
@@ -141,14 +143,14 @@ def candidates(config: ml_collections.ConfigDict, where: topology.Slice) -> list
 
   Of those that differ in data and fsdp alone, it is the one that holds least.
   """
-  model = network.model_of(config)
+  model = model_setup.model_of(config)
   load = step_shapes.make_step_shapes(config, model)
   least: dict[tuple[int, ...], tuple[int, tuple[int, ...]]] = {}
   own = []
   for shape in _shapes(len(where.devices)):
     mesh = mesh_lib.make_mesh(shape, where.devices)
     try:
-      held = programs.resident(config, model, mesh, load)
+      held = programs.resident_bytes(config, model, mesh, load)
     except errors.InputError:
       continue
     if all(size in (-1, wanted) for size, wanted in zip(config.mesh, shape, strict=True)):
@@ -213,7 +215,7 @@ def _changed(config: ml_collections.ConfigDict, **fields: Any) -> ml_collections
 
 def _show(config: ml_collections.ConfigDict, frames: int) -> None:
   """Sets the number of frames, and buckets that just hold them."""
-  vision = network.model_of(config).vision_shapes
+  vision = model_setup.model_of(config).vision_shapes
   config.data.frames = config.data.max_frames = frames
   patches = config.model.max_pixels // vision.pixels_per_patch
   temporal = -(-frames // vision.images_per_frame)
@@ -229,7 +231,7 @@ def _fewer_parts(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
 
 def _more_parts(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
   parts = 2 * config.rl.microbatches
-  return _changed(config, microbatches=parts) if config.rl.prompts % parts == 0 else None
+  return _changed(config, microbatches=parts) if config.rl.batch_size % parts == 0 else None
 
 
 def _more_frames(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
@@ -246,11 +248,11 @@ def _fewer_frames(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
 
 
 def _more_replies(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  return _changed(config, group=2 * config.rl.group)
+  return _changed(config, group=2 * config.rl.num_generations)
 
 
 def _fewer_replies(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
-  group = config.rl.group // 2
+  group = config.rl.num_generations // 2
   return (
     _changed(config, group=group) if group > 1 else None
   )  # one reply has nothing to differ from
@@ -260,12 +262,12 @@ def _frames(config: ml_collections.ConfigDict) -> int:
   return config.data.max_frames if config.data.sampling == "fps" else config.data.frames
 
 
-def _trial(config: ml_collections.ConfigDict, plan: analysis.Plan) -> Trial:
+def _trial(config: ml_collections.ConfigDict, plan: analysis.SlicePlan) -> Trial:
   return Trial(
     mesh=tuple(plan.mesh.values()),
     frames=_frames(config),
-    group=config.rl.group,
-    rows=config.rl.prompts // config.rl.microbatches,
+    group=config.rl.num_generations,
+    rows=config.rl.batch_size // config.rl.microbatches,
     fits=plan.fits,
     seconds=plan.seconds if plan.fits else 0.0,
   )
@@ -279,7 +281,7 @@ def _line(trial: Trial) -> str:
   )
 
 
-def as_text(found: Found) -> str:
+def as_text(found: SweepResult) -> str:
   """What the command line prints."""
   nothing = "none fits"
   return "\n".join(
@@ -294,7 +296,7 @@ def as_text(found: Found) -> str:
   )
 
 
-def as_json(found: Found) -> dict[str, Any]:
+def as_json(found: SweepResult) -> dict[str, Any]:
   """The trials, the fastest mesh with its plan, and the largest load."""
   as_dict = dataclasses.asdict
   return {

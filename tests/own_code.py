@@ -17,7 +17,7 @@ FLAGS = {
   "rl.steps": 2,
   "eval.examples": 2,
   "eval.blind": False,
-  "eval.shuffled": False,
+  "eval.shuffled_frames": False,
 }
 
 

@@ -8,7 +8,7 @@ from tests.data import videos
 from tests.train import nano
 from vr_jax import ask, main
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
-from vr_jax.train import export_stage, initialization, inputs, run_context
+from vr_jax.train import export_stage, initialization, paths, run_context
 from vr_jax.train import workdir as workdir_lib
 
 OPTIONS = "--options=red,blue"
@@ -19,7 +19,7 @@ def _of_turns():
   return nano.config(
     "configs/video_mtr.py",
     env__turns=2,
-    env__budget=16,
+    env__frame_budget=16,
     data__fps=1.0,
     data__frames=64,
     model__prefix_buckets=(320,),
@@ -30,7 +30,7 @@ def _of_turns():
 def _trained(workdir, config):
   """A run that got as far as its third supervised step, with nothing learnt and no data left."""
   workdir_lib.claim(workdir, config, "sft")
-  where = inputs.tokenizer_path(config, workdir)
+  where = paths.tokenizer_path(config, workdir)
   where.parent.mkdir(parents=True)
   size = config.model.architecture.text_config.vocab_size
   tokenizer_lib.train_tokenizer([], size).save(str(where))
@@ -70,7 +70,7 @@ def test_a_recipe_of_a_single_reply_answers_in_one_turn_also_from_a_directory_as
 ):
   config = nano.config()
   run = _trained(tmp_path / "run", config)
-  inputs.shards(config, run).mkdir()
+  paths.shards_directory(config, run).mkdir()
   export_stage.export(config, run)
   capsys.readouterr()
   where = ["--checkpoint", str(run / "export"), f"--config={nano.ROOT / nano.RECIPE}:tiny"]
@@ -120,7 +120,7 @@ def test_a_mistake_is_named_in_one_line(run, video, tmp_path, capsys):
 def test_a_run_without_checkpoint_is_named(tmp_path, video, capsys):
   run = tmp_path / "run"
   workdir_lib.claim(run, nano.config(), "data")
-  where = inputs.tokenizer_path(nano.config(), run)
+  where = paths.tokenizer_path(nano.config(), run)
   where.parent.mkdir(parents=True)
   tokenizer_lib.train_tokenizer([], 448).save(str(where))
   says = _fails(capsys, video, "Who?", f"--checkpoint={run}")

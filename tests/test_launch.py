@@ -25,14 +25,14 @@ TURNS = {
   "data.simulate.world.families": ("moment",),
   "data.simulate.world.fps": 1,
   "data.frames": 8,
-  "env.budget": 4,
+  "env.frame_budget": 4,
   "env.turns": 2,
   "model.prefix_buckets": (256,),
-  "turns.time_buckets": (128,),
+  "turns.episode_buckets": (128,),
   "turns.frame_buckets": (1,),
   "sft.steps": 0,
   "rl.steps": 1,
-  "rl.credit": "episode",
+  "rl.advantage_estimator": "episode",
 }
 RECIPES = {nano.RECIPE: LONGER, "configs/video_mtr.py": TURNS}
 
@@ -68,7 +68,7 @@ def runs(tmp_path_factory):
   found = []
   for processes in (1, 2):
     workdir = root / f"processes-{processes}"
-    initial = f"--config.rl.initial={root / 'start' / 'checkpoints' / 'sft'}"
+    initial = f"--config.rl.init_checkpoint={root / 'start' / 'checkpoints' / 'sft'}"
     done = launch(workdir, "rl", data, initial, processes=processes, devices=2 // processes)
     assert done.returncode == 0, done.stderr
     found.append(metrics.read(workdir / "metrics.jsonl"))
@@ -76,7 +76,7 @@ def runs(tmp_path_factory):
 
 
 def reproducible(line):
-  values = {k: v for k, v in line["values"].items() if not k.startswith(("time/", "memory/"))}
+  values = {k: v for k, v in line["values"].items() if not k.startswith("perf/")}
   return {**line, "values": values}
 
 
@@ -88,7 +88,7 @@ def test_two_processes_train_as_one_process_with_two_devices_does(runs):
 
 
 def test_the_runs_compared_have_rewards_to_carry_between_processes(runs):
-  assert runs[0][-1]["values"]["reward_std/total"] > 0.1
+  assert runs[0][-1]["values"]["rewards/total/std"] > 0.1
 
 
 def test_processes_play_learn_and_count_episodes_as_one_does(tmp_path):

@@ -45,7 +45,7 @@ def test_replies_after_the_warm_start_have_steps_and_an_answer(printed):
 
 
 def test_the_trainer_scores_replies_as_the_sampler_did(printed):
-  assert "'trainer_sampler_ratio': 1.0," in printed[0]
+  assert "'sampling/importance_sampling_ratio/mean': 1.0," in printed[0]
 
 
 def test_the_update_raises_better_replies_above_worse_ones(printed):

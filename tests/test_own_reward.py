@@ -40,10 +40,10 @@ def test_every_command_of_the_page_works(folder):
   assert "Reward · brevity" in table and "Reward · in words" in table
   lines = [json.loads(line) for line in (folder / "runs/words/metrics.jsonl").open()]
   values = next(line["values"] for line in lines if line["stage"] == "rl")
-  assert 0 < values["reward/brevity"] < 1 and values["reward/in_words"] > 0
-  expected = 0.1 * values["reward/brevity"] + values["reward/in_words"]
-  expected += values["reward/accuracy"] + values["reward/format"]
-  assert values["reward/total"] == pytest.approx(expected, rel=1e-5)
+  assert 0 < values["rewards/brevity/mean"] < 1 and values["rewards/in_words/mean"] > 0
+  expected = 0.1 * values["rewards/brevity/mean"] + values["rewards/in_words/mean"]
+  expected += values["rewards/accuracy/mean"] + values["rewards/format/mean"]
+  assert values["rewards/total/mean"] == pytest.approx(expected, rel=1e-5)
   report = (folder / "runs/words/report.html").read_text(encoding="utf-8")
   assert "brevity" in report
   own_code.succeed(export, folder)

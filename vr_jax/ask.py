@@ -19,13 +19,13 @@ import ml_collections
 from ml_collections import config_flags
 
 from vr_jax import errors, main, recipe_config, records
-from vr_jax.train import inputs
+from vr_jax.train import paths
 from vr_jax.train import workdir as workdir_lib
 
 if TYPE_CHECKING:
   from jaxtyping import PyTree
 
-  from vr_jax.data import one_video
+  from vr_jax.data import video_clip
   from vr_jax.rollout import dialogue, session
   from vr_jax.train import run_context
 
@@ -33,7 +33,7 @@ _MISSING = 'needs a video and a question: vr-jax ask match.mp4 "Who falls?" --ch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
+class AskArguments:
   """A command line. workdir: of the run whose checkpoint answers; None where config.model.pretrained does."""
 
   video: Path
@@ -51,17 +51,17 @@ def ask(argv: Sequence[str]) -> None:
   # As in main.run: what is mistyped should not wait for JAX.
   from rich import console as rich_console
 
-  from vr_jax.data import one_video
+  from vr_jax.data import video_clip
   from vr_jax.train import config_checks, run_context
 
   config, data = asked.config, asked.config.data
   config_checks.check(config)
-  video = one_video.load(
+  video = video_clip.load(
     asked.video,
     fps=data.fps,
     quality=data.quality,
     max_side=data.max_side,
-    rule=inputs.sampling_rule(data),
+    rule=paths.sampling_rule(data),
   )
   context = run_context.make_run_context(config, asked.workdir or Path(), judged=False, read=False)
   params, policy = _policy(context, asked.workdir)
@@ -71,16 +71,16 @@ def ask(argv: Sequence[str]) -> None:
 
 
 def session(
-  context: "run_context.RunContext", params: "PyTree", pool: "dialogue.Pool"
+  context: "run_context.RunContext", params: "PyTree", pool: "dialogue.FramePool"
 ) -> "session.Session":
   """A session about a pool of frames, as the recipe evaluates."""
   from vr_jax import rollout
   from vr_jax.rollout import play
 
   return rollout.Session(
-    graph=context.graph,
+    graphdef=context.graphdef,
     params=params,
-    allowed=context.allowed,
+    allowed_tokens=context.allowed_tokens,
     processor=context.processor,
     environment=context.environment,
     decoding=context.decoding(temperature=context.config.eval.temperature),
@@ -91,7 +91,7 @@ def session(
   )
 
 
-def parse(argv: Sequence[str]) -> Asked:
+def parse(argv: Sequence[str]) -> AskArguments:
   """Reads a command line; raises InputError naming the word, flag or file at fault."""
   values = flags.FlagValues()
   flags.DEFINE_string("checkpoint", None, "Workdir of a run, or a directory.", flag_values=values)
@@ -112,7 +112,7 @@ def parse(argv: Sequence[str]) -> Asked:
     raise errors.InputError(_MISSING)
   checkpoint = None if values.checkpoint is None else Path(values.checkpoint)
   config, workdir = _config(checkpoint, of_config)
-  return Asked(
+  return AskArguments(
     video=Path(rest[0]),
     question=rest[1],
     options=_lettered(values.options),
@@ -138,7 +138,7 @@ def _config(
     config = main.parse_recipe(["ask", *words])["config"].value
     if checkpoint:
       config.model.pretrained = str(checkpoint)
-    if config.model.tokenizer == inputs.TRAINED:
+    if config.model.tokenizer == paths.TRAINED:
       config.model.tokenizer = ""  # there is no run that trained one
     if not config.model.pretrained:
       raise errors.InputError("--config: a recipe without pretrained weights; give --checkpoint")
@@ -186,8 +186,8 @@ def _policy(context: "run_context.RunContext", workdir: Path | None) -> tuple["P
 def _print_episode(
   context: "run_context.RunContext",
   params: "PyTree",
-  video: "one_video.OneVideo",
-  asked: Asked,
+  video: "video_clip.VideoClip",
+  asked: AskArguments,
   out: Any,
 ) -> None:
   """Plays an episode and prints it."""
@@ -197,7 +197,7 @@ def _print_episode(
   for told in session(context, params, video).ask(
     asked.question, asked.options, problem_type=asked.problem_type, seed=asked.seed
   ):
-    if isinstance(told, session_lib.Outcome):
+    if isinstance(told, session_lib.SessionOutcome):
       _print_answer(told.answer, asked, out)
       return
     title = f"Turn {told.number} of {most}" if most > 1 else "One turn"
@@ -211,7 +211,7 @@ def _print_episode(
 
 
 def _print_turn(
-  title: str, frames: Sequence[int], reply: str, video: "one_video.OneVideo", out: Any
+  title: str, frames: Sequence[int], reply: str, video: "video_clip.VideoClip", out: Any
 ) -> None:
   times = ", ".join(f"{frame} ({video.timestamps[frame]:g} s)" for frame in frames)
   out.print(f"\n{title}", style="bold")
@@ -219,7 +219,7 @@ def _print_turn(
   out.print(printable(reply))
 
 
-def _print_answer(answer: str | None, asked: Asked, out: Any) -> None:
+def _print_answer(answer: str | None, asked: AskArguments, out: Any) -> None:
   from vr_jax.rewards import accuracy
 
   if answer is None:

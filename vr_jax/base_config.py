@@ -143,35 +143,35 @@ def tiny(config: ml_collections.ConfigDict) -> None:
   sft = config.sft
   sft.steps = 250
   sft.target_loss = 0.03
-  sft.batch = 16
+  sft.batch_size = 16
   sft.learning_rate = 2e-3
   sft.schedule = "constant"
   sft.warmup_steps = 20
-  sft.gradient_norm = 1.0
+  sft.max_grad_norm = 1.0
   sft.max_reply_tokens = 72
 
   rl = config.rl
   rl.steps = 200
-  rl.prompts = 16
+  rl.batch_size = 16
   rl.microbatches = 4  # what each leaves for its gradient stays in the caches of a CPU
   rl.top_p = 1.0
   rl.max_new_tokens = 72
-  rl.rungs = (0.5,)  # its replies are all about as long
+  rl.decode_slot_fractions = (0.5,)  # its replies are all about as long
   rl.learning_rate = 3e-4
   rl.schedule = "constant"
   rl.warmup_steps = 5
-  rl.gradient_norm = 1.0
+  rl.max_grad_norm = 1.0
   rl.kl_weight = 0.0  # nothing pretrained is to be kept
 
-  config.eval.batch = 64
+  config.eval.batch_size = 64
   config.cpu_devices = 2  # one a core
 
 
 def released(config: ml_collections.ConfigDict, name: str) -> None:
   """A Hugging Face release of Qwen2.5-VL, in the directory of that name."""
   config.model.pretrained = name
-  config.model.text_follows = "largest"  # as the released weights were trained
-  config.model.resampling = "torchvision"  # as transformers resizes for them
+  config.model.rope_after_video = "largest"  # as the released weights were trained
+  config.model.resize_backend = "torchvision"  # as transformers resizes for them
   config.export.dtype = "bfloat16"  # as the releases
   # The 8 key heads of the largest stand one a device.
   config.mesh = (1, -1, 1, 8) if "72B" in name else (1, -1, 1, 1)

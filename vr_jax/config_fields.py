@@ -75,12 +75,12 @@ class Model:
   )
   min_pixels: int = field(4 * 28 * 28, "Of a frame, at least.", "[1, inf)")
   max_pixels: int = field(128 * 28 * 28, "Of a frame, at most [Video-R1].", "[1, inf)")
-  resampling: Literal["torchvision", "pillow"] = field(
+  resize_backend: Literal["torchvision", "pillow"] = field(
     "pillow", "Whose bicubic filter resizes frames (docs/design.md)."
   )
   system: str = field("You are a helpful assistant.", "System turn; empty: none.")
   question_first: bool = field(False, "The question stands before the video in the prompt.")
-  text_follows: Literal["", "sides", "largest"] = field(
+  rope_after_video: Literal["", "sides", "largest"] = field(
     "", "Position of text behind a video (docs/design.md); empty: as the model says."
   )
   dtype: Dtype = field("bfloat16", "Of activations; parameters stay float32.")
@@ -126,7 +126,7 @@ class Optimizer:
   b2: float = field(0.999, "Decay of Adam's second moment.", "[0, 1)")
   moment_dtype: Literal["float32", "bfloat16"] = field("float32", "Of Adam's first moment.")
   weight_decay: float = field(0.01, "Of AdamW.", "[0, inf)")
-  gradient_norm: float = field(5.0, "Gradients are scaled down to this norm.", "(0, inf)")
+  max_grad_norm: float = field(5.0, "Gradients are scaled down to this norm.", "(0, inf)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,8 +137,10 @@ class Loop(Optimizer):
     1, "Equal parts of an update, at most one for each prompt of a device.", "[1, inf)"
   )
   checkpoint_every: int = field(50, "Steps between checkpoints.", "[1, inf)")
-  max_skipped: int = field(5, "Non-finite updates in a row that end the run.", "[1, inf)")
-  packing: float = field(
+  max_consecutive_nonfinite: int = field(
+    5, "Non-finite updates in a row that end the run.", "[1, inf)"
+  )
+  token_bucket_ratio: float = field(
     1.1,
     "Updates are compiled for numbers of reply tokens this far apart; 0: padding is computed too.",
     "[0, inf)",
@@ -154,7 +156,7 @@ class Sft(Loop):
     0.0, "It ends where the mean loss of 10 updates (nats a token) is this low.", "[0, inf)"
   )
   examples: int = field(0, "Of the training set that are used; 0: all.", "[0, inf)")
-  batch: int = field(16, "Prompts an update.", "[1, inf)")
+  batch_size: int = field(16, "Prompts an update.", "[1, inf)")
   max_reply_tokens: int = field(768, "Longer reference replies are an error.", "[1, inf)")
   validate_every: int = field(
     0, "Updates between two looks at the validation split; 0: none.", "[0, inf)"
@@ -168,28 +170,28 @@ class Sft(Loop):
 class Rl(Loop):
   """Reinforcement learning."""
 
-  initial: str = field(
+  init_checkpoint: str = field(
     "", "Directory of checkpoints to start from; empty: this workdir's checkpoints/sft."
   )
   steps: int = field(1000, "Batches of replies.", "[0, inf)")
-  prompts: int = field(16, "Prompts an update.", "[1, inf)")
-  group: int = field(8, "Replies to each prompt.", "[1, inf)")
-  epochs: int = field(1, "Updates on one batch of replies.", "[1, inf)")
+  batch_size: int = field(16, "Prompts an update.", "[1, inf)")
+  num_generations: int = field(8, "Replies to each prompt.", "[1, inf)")
+  num_iterations: int = field(1, "Updates on one batch of replies.", "[1, inf)")
   temperature: float = field(1.0, "Of sampling.", "(0, inf)")
   top_p: float = field(0.95, "Of sampling.", "(0, 1]")
   max_new_tokens: int = field(768, "Of a reply.", "[1, inf)")
-  rungs: tuple[float, ...] = field(
+  decode_slot_fractions: tuple[float, ...] = field(
     (0.86, 0.74, 0.63, 0.54, 0.46, 0.38, 0.3, 0.24, 0.18, 0.13, 0.09, 0.06, 0.04, 0.03, 0.02, 0.01),
     "Shares of the replies that decoding goes down to as others end; each is compiled once.",
     "(0, 1)",
   )
-  gather: bool = field(
+  replicate_weights_for_decode: bool = field(
     True, "Whole weights on each device while it decodes; False: less memory, more traffic."
   )
-  resampling: int = field(
+  dynamic_sampling_max_batches: int = field(
     0, "More batches a step at most, whose groups replace those without signal (DAPO).", "[0, inf)"
   )
-  shuffled: int = field(
+  num_shuffled_generations: int = field(
     0,
     "More replies to each prompt, to its frames in random order (T-GRPO compares).",
     "[0, inf)",
@@ -200,7 +202,7 @@ class Rl(Loop):
   one_step_off_policy: bool = field(
     False, "Replies of the next step are judged while this one updates."
   )
-  normalise: bool = field(True, "Advantages by the group's standard deviation.")
+  normalize_by_std: bool = field(True, "Advantages by the group's standard deviation.")
   baseline: Literal["group_mean", "leave_one_out"] = field(
     "group_mean",
     "What is taken off a reply's reward: its group's mean, or the mean of the others (RLOO).",
@@ -214,15 +216,15 @@ class Rl(Loop):
   importance_sampling_level: Literal["token", "sequence"] = field(
     "token", "token: a ratio for each token; sequence: one for a whole reply (GSPO)."
   )
-  clip_low: float = field(0.2, "Of the ratio below 1.", "[0, inf)")
-  clip_high: float = field(0.2, "Of the ratio above 1.", "[0, inf)")
+  clip_epsilon_low: float = field(0.2, "Of the ratio below 1.", "[0, inf)")
+  clip_epsilon_high: float = field(0.2, "Of the ratio above 1.", "[0, inf)")
   dual_clip: float = field(
     0.0, "Largest ratio that counts against a token of negative advantage; 0: any.", "[0, inf)"
   )
   kl_weight: float = field(0.04, "Of the KL to the reference, in the loss.", "[0, inf)")
   kl_estimator: Literal["k1", "k2", "k3"] = field("k3", "Of that KL.")
   entropy_weight: float = field(0.0, "Of the replies' entropy, which the loss rewards.", "[0, inf)")
-  credit: Literal["segments", "joint", "episode", "outcome", "gae"] = field(
+  advantage_estimator: Literal["segments", "joint", "episode", "outcome", "gae"] = field(
     "segments",
     "Which rewards count for which tokens. segments: each segment's for its own; joint: the sum for "
     "all, of replies whose segments are all judged; episode: the sum of what is judged for all; "
@@ -237,7 +239,7 @@ class Rl(Loop):
   overlong_weight: float = field(
     1.0, "Weight of the penalty, which goes from 0 to -1, in the total reward.", "[0, inf)"
   )
-  truncation: float = field(2.0, "Cap of the trainer/sampler importance weight.", "(0, inf)")
+  tis_cap: float = field(2.0, "Cap of the trainer/sampler importance weight.", "(0, inf)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,11 +247,11 @@ class Eval:
   """Evaluation on the test split."""
 
   examples: int = field(0, "Of the test set; 0: all.", "[0, inf)")
-  batch: int = field(16, "Prompts at a time.", "[1, inf)")
+  batch_size: int = field(16, "Prompts at a time.", "[1, inf)")
   temperature: float = field(0.0, "Of sampling; 0: the most likely token.", "[0, inf)")
-  rollouts: int = field(24, "Shown in the report.", "[0, inf)")
+  report_samples: int = field(24, "Shown in the report.", "[0, inf)")
   blind: bool = field(True, "Also without frames.")
-  shuffled: bool = field(True, "Also with frames in random order.")
+  shuffled_frames: bool = field(True, "Also with frames in random order.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -323,7 +325,7 @@ class Traces:
   threshold: float = field(
     0.6, "Of the task metric: an answer that scores less is rejected [VideoP2R].", "[0, 1]"
   )
-  batch: int = field(16, "Questions that are asked, decided and written together.", "[1, inf)")
+  batch_size: int = field(16, "Questions that are asked, decided and written together.", "[1, inf)")
   max_tokens: int = field(1024, "Of a reply.", "[1, inf)")
   model: str = field("", "openai: the writer's name at its endpoint.")
   base_url: str = field("", "openai: of the endpoint; empty: OpenAI's own.")
@@ -343,13 +345,13 @@ class Traces:
 class Turns:
   """Sizes of recipes whose replies ask for frames (docs/video_mtr.md)."""
 
-  time_buckets: tuple[int, ...] = field(
+  episode_buckets: tuple[int, ...] = field(
     (2048, 3072, 4096),
     "Tokens of a whole episode behind its opening that programs are compiled for.",
     "[1, inf)",
     length=1,
   )
-  shown_buckets: tuple[int, ...] = field(
+  observation_buckets: tuple[int, ...] = field(
     (512, 1024, 1536), "The same of what one turn shows.", "[1, inf)", length=1
   )
   frame_buckets: tuple[int, ...] = field(
@@ -358,10 +360,12 @@ class Turns:
     "[1, inf)",
     length=1,
   )
-  chunk: int = field(
+  decode_chunk: int = field(
     32, "Steps of decoding; what a reply is shown next is made during one.", "[1, inf)"
   )
-  rows: int = field(8, "Replies a device that are shown frames together, at most.", "[1, inf)")
+  append_batch_size: int = field(
+    8, "Replies a device that are shown frames together, at most.", "[1, inf)"
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -373,14 +377,14 @@ class Critic(Optimizer):
   )
   gamma_turn: float = field(0.95, "Discount between turns.", "[0, 1]")
   gamma_token: float = field(1.0, "Discount within a turn.", "[0, 1]")
-  decay: float = field(1.0, "Lambda.", "[0, 1]")
+  gae_lambda: float = field(1.0, "Lambda.", "[0, 1]")
   kl_weight: float = field(
     0.0, "Of the penalty that is a reward; that of the loss is rl.kl_weight.", "[0, inf)"
   )
   value_clip: float = field(0.5, "Of a value's change in an update.", "(0, inf)")
   learning_rate: float = field(1e-5, "Its highest.", "[0, inf)")
   schedule: Literal["cosine", "constant"] = field("constant", "Of the learning rate.")
-  gradient_norm: float = field(1.0, "Gradients are scaled down to this norm.", "(0, inf)")
+  max_grad_norm: float = field(1.0, "Gradients are scaled down to this norm.", "(0, inf)")
 
 
 # Sections that some recipes have.

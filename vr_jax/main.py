@@ -64,13 +64,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   from vr_jax.eval import stage as eval_stage
   from vr_jax.parallel import mesh, processes
   from vr_jax.traces import stage as traces_stage
-  from vr_jax.train import config_checks, data_stage, export_stage, judges, rl_loop, sft_loop
+  from vr_jax.train import config_checks, data_stage, export_stage, judge_factory, rl_loop, sft_loop
   from vr_jax.train import workdir as workdir_lib
 
   config_checks.check(config)
-  mesh.split_cpu(config.cpu_devices)
+  mesh.set_cpu_devices(config.cpu_devices)
   if mode in ("rl", "eval", "traces", "all") and "judge" in config:
-    judges.check(config, workdir)
+    judge_factory.check(config, workdir)
   if mode in ("eval", "all") and jax.process_count() > 1:
     raise errors.InputError(
       f"--mode={mode}: several processes train, one evaluates; run data, sft and rl, then eval alone"

@@ -113,7 +113,7 @@ class Prompt:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Suffix:
+class EpisodeInputs:
   """What the replies of several turns need beside their tokens: where these stand, and what later turns showed.
 
   What they showed is `vision` or `media`, as in a `Prompt`; frames and media are those of a prompt's whole group.
@@ -137,7 +137,7 @@ class Rollout:
   """Replies of one batch, padded on the right. Only positions of kind MODEL were sampled and carry loss.
 
   Those of several turns are whole episodes behind their prompt: replies, and between them what the environment showed
-  (kind ENVIRONMENT, its media tokens too). suffix: None where there is one turn, all text.
+  (kind ENVIRONMENT, its media tokens too). episode_inputs: None where there is one turn, all text.
   """
 
   tokens: Int[Array | np.ndarray, "prompts group time"]
@@ -146,7 +146,7 @@ class Rollout:
   ]  # of the sampler, at its temperature; 0 where not MODEL
   kind: Int[Array | np.ndarray, "prompts group time"]
   turn: Int[Array | np.ndarray, "prompts group time"]
-  suffix: Suffix | None = None
+  episode_inputs: EpisodeInputs | None = None
 
 
 @jax.tree_util.register_dataclass

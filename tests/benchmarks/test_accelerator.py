@@ -10,8 +10,8 @@ from vr_jax.models.qwen2_5_vl import flops
 
 TOY = {
   **{name: value for name, value in nano.OVERRIDES.items() if name.startswith("model.arch")},
-  "rl.prompts": 8,
-  "rl.group": 2,
+  "rl.batch_size": 8,
+  "rl.num_generations": 2,
   "rl.max_new_tokens": 3,
   "data.frames": 4,
   "model.max_pixels": 56 * 56,
@@ -37,7 +37,7 @@ def measured_once(monkeypatch):
   "fields",
   [
     {"model__freeze_vision": True},
-    {"model__freeze_vision": False, "rl__epochs": 2, "rl__kl_weight": 0.1},
+    {"model__freeze_vision": False, "rl__num_iterations": 2, "rl__kl_weight": 0.1},
   ],
 )
 def test_the_line_holds_times_and_what_they_depend_on(capsys, fields):
@@ -73,7 +73,9 @@ def test_vision_is_counted_and_where_it_is_frozen_its_time_is_added(
 
 
 def test_the_load_that_goals_are_stated_for_fits_every_size():
-  load = accelerator.prepare([f"--config={nano.RECIPE}:tiny", "--config.rl.prompts=8"]).load
+  load = accelerator.prepare(
+    [f"--config={nano.RECIPE}:tiny", "--config.rl.batch_size=8"]
+  ).step_shapes
   assert (load.frames, load.patches, load.prefix) == (8, 512, 1152)
   assert (load.group, load.time) == (8, 512)
 

@@ -97,6 +97,6 @@ def test_an_arm_starts_from_the_shared_warm_start_its_own_or_none(tmp_path, monk
   assert modes == ["--mode=rl", "--mode=sft", "--mode=rl", "--mode=rl"]
   assert all("--config.rl.steps=9" in flags for flags in launched)
   shared, *own, none = launched
-  assert any(flag.startswith("--config.rl.initial=") for flag in shared)
-  assert not any(flag.startswith("--config.rl.initial=") for flags in own for flag in flags)
+  assert any(flag.startswith("--config.rl.init_checkpoint=") for flag in shared)
+  assert not any(flag.startswith("--config.rl.init_checkpoint=") for flags in own for flag in flags)
   assert "--config.sft.steps=0" in none

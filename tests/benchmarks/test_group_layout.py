@@ -93,7 +93,7 @@ def test_rows_that_no_groups_of_that_size_hold_are_refused():
 def test_growth_is_that_of_time_over_flops_and_of_memory_over_tokens(monkeypatch):
   monkeypatch.setattr(workload, "make", lambda sizes, *, remat: sizes)
   monkeypatch.setattr(workload, "replies", lambda work: None)
-  monkeypatch.setattr(group_update, "Update", Doubled)
+  monkeypatch.setattr(group_update, "GroupUpdate", Doubled)
   monkeypatch.setattr(measure, "in_turn", lambda sides, repeats: {n: [float(n)] for n in sides})
   found = scaling.compare(TOY, (4, 8, 16), repeats=1)
   rows = found["sizes"]

@@ -11,7 +11,7 @@ from tests.train import nano
 def test_steps_sample_all_tokens_of_every_reply_and_are_timed(tmp_path, monkeypatch):
   nano.use_devices(monkeypatch, 1)
   small = {name.replace(".", "__"): value for name, value in nano.OVERRIDES.items()}
-  small |= {"rl__prompts": 2, "rl__group": 2, "rl__max_new_tokens": 4}
+  small |= {"rl__batch_size": 2, "rl__num_generations": 2, "rl__max_new_tokens": 4}
   config = grpo_step.recipe(tmp_path, **small)
   found = grpo_step.compare(config, tmp_path, names=("ours",), repeats=1)
   assert found["sampled_tokens"] == 2 * 2 * 4
@@ -22,7 +22,7 @@ def test_steps_sample_all_tokens_of_every_reply_and_are_timed(tmp_path, monkeypa
 
 
 def test_a_side_that_sampled_another_number_of_tokens_is_told_apart():
-  rl = nano.config(rl__prompts=2, rl__group=2, rl__max_new_tokens=4).rl
+  rl = nano.config(rl__batch_size=2, rl__num_generations=2, rl__max_new_tokens=4).rl
   assert grpo_step.check_counts(rl, {"ours": [16, 16]}) == 16
   with pytest.raises(ValueError, match=r"trl: sampled \[15, 16\] tokens a step, not 16"):
     grpo_step.check_counts(rl, {"ours": [16, 16], "trl": [16, 15]})

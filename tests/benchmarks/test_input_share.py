@@ -23,7 +23,11 @@ def test_shares_are_over_the_steps_behind_the_warm_up(tmp_path, monkeypatch):
   monkeypatch.setattr(input_share, "WARM_UP", 1)
   lines = []
   for step, data, exposed in ((1, 9.0, 0.9), (2, 0.5, 0.1), (3, 1.0, 0.15), (4, 1.5, 0.5)):
-    values = {"time/data": data, "time/step": 3.0 + data, "time/exposed_host_share": exposed}
+    values = {
+      "perf/time/data": data,
+      "perf/time/step": 3.0 + data,
+      "perf/exposed_host_fraction": exposed,
+    }
     lines += [{"stage": stage, "step": step, "values": values} for stage in ("sft", "rl")]
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   one = {"share": 0.25, "data_ms": 1000, "step_ms": 4000}

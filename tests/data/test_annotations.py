@@ -8,7 +8,7 @@ import pytest
 from tests.data import annotation_files
 from vr_jax import records
 from vr_jax.data import annotations, sampling
-from vr_jax.envs import turns
+from vr_jax.envs import retrieval_actions
 from vr_jax.errors import InputError
 
 record = annotation_files.record
@@ -25,14 +25,14 @@ def read(tmp_path, *values):
   return annotations.read(path, VIDEOS, on_bad=fail)
 
 
-def placed(tmp_path, value, duration=10.0):
+def place_in_video(tmp_path, value, duration=10.0):
   (annotation,) = read(tmp_path, value)
   times = np.arange(max(1, int(2 * duration))) / 2
-  return annotations.placed(annotation, duration, times, tolerance=0.05)
+  return annotations.place_in_video(annotation, duration, times, tolerance=0.05)
 
 
 def test_a_record_becomes_an_example(tmp_path):
-  assert placed(tmp_path, record()) == records.Example(
+  assert place_in_video(tmp_path, record()) == records.Example(
     id="one",
     video="a.mp4",
     question="What colour will the circle be?",
@@ -57,7 +57,7 @@ def test_only_five_fields_are_needed_and_all_is_shown_unless_said_otherwise(tmp_
     "problem_type": "numerical",
     "taken_by": "a field of the user's own",
   }
-  assert placed(tmp_path, value, duration=4.25) == records.Example(
+  assert place_in_video(tmp_path, value, duration=4.25) == records.Example(
     id="3",
     video="deep/b.mp4",
     question="How many?",
@@ -69,7 +69,7 @@ def test_only_five_fields_are_needed_and_all_is_shown_unless_said_otherwise(tmp_
 
 
 def test_a_step_without_times_spans_what_is_shown(tmp_path):
-  (step,) = placed(tmp_path, record(steps=[{"text": "It turns."}])).steps
+  (step,) = place_in_video(tmp_path, record(steps=[{"text": "It turns."}])).steps
   assert step == records.Step(text="It turns.", start=0.0, end=8.0)
 
 
@@ -79,7 +79,7 @@ def test_a_video_r1_record_becomes_the_same_kind_of_example(tmp_path):
     process="<think>It tips. Then it falls!</think>",
     other={"kept": True},
   )
-  example = placed(tmp_path, value)
+  example = place_in_video(tmp_path, value)
   whole = {"start": 0.0, "end": 10.0}
   assert example == records.Example(
     id="7",
@@ -102,7 +102,7 @@ def test_a_video_r1_record_becomes_the_same_kind_of_example(tmp_path):
 
 def test_our_records_carry_the_two_texts_of_a_trace_too(tmp_path):
   value = record(observation="<observation>A circle.</observation>", reasoning=" It turns. ")
-  example = placed(tmp_path, value)
+  example = place_in_video(tmp_path, value)
   assert (example.observation, example.reasoning) == ("A circle.", "It turns.")
   assert len(example.steps) == 1
 
@@ -119,19 +119,19 @@ def test_a_record_all_of_texts_is_read_as_the_same_record(tmp_path):
 def test_texts_that_say_nothing_are_no_values(tmp_path, nothing):
   fields = dict.fromkeys(("options", "observation", "process", "data_source"), nothing)
   value = video_r1_record(problem_type="numerical", solution="<answer>3</answer>", **fields)
-  example = placed(tmp_path, value)
+  example = place_in_video(tmp_path, value)
   assert (example.options, example.steps, example.source) == ((), (), "")
   assert (example.observation, example.reasoning) == ("", "")
 
 
 def test_an_answer_that_stands_beside_a_bare_solution_is_the_answer(tmp_path):
   value = video_r1_record(solution="B", answer="B")
-  assert placed(tmp_path, value).answer == "B"
+  assert place_in_video(tmp_path, value).answer == "B"
 
 
 def test_a_record_about_a_picture_is_one_about_a_moment(tmp_path):
   value = video_r1_record(data_type="image", path="./chart.PNG", process="It says 3.")
-  example = placed(tmp_path, value, duration=0.0)
+  example = place_in_video(tmp_path, value, duration=0.0)
   assert (example.video, example.shown) == ("chart.PNG", records.Span(start=0.0, end=0.0))
   assert example.steps == (records.Step(text="It says 3.", start=0.0, end=0.0),)
 
@@ -281,14 +281,14 @@ OUTSIDE = {
 @pytest.mark.parametrize("field", OUTSIDE)
 def test_a_time_after_the_end_of_the_video_is_an_error(tmp_path, field):
   with pytest.raises(InputError, match=rf":1: field '{field}': 10.5 s is outside .* of 10 s"):
-    placed(tmp_path, record(**OUTSIDE[field]))
-  placed(tmp_path, record(**OUTSIDE[field]), duration=10.46)
+    place_in_video(tmp_path, record(**OUTSIDE[field]))
+  place_in_video(tmp_path, record(**OUTSIDE[field]), duration=10.46)
 
 
 @pytest.mark.parametrize("fields", [{"shown": [0, 8.5]}, {"shown": [9, 10]}, {"shown": None}])
 def test_what_is_masked_is_not_shown(tmp_path, fields):
   with pytest.raises(InputError, match="field 'masked': overlaps what is shown"):
-    placed(tmp_path, record(**fields))
+    place_in_video(tmp_path, record(**fields))
 
 
 @pytest.mark.parametrize(
@@ -319,19 +319,21 @@ def test_a_file_that_is_no_annotation_file_is_named(tmp_path, content, problem):
 @pytest.mark.parametrize("frames", [[0], [12, 13, 14], [3, 20, 4], list(range(30, 40))])
 def test_relevant_frames_of_a_pool_become_spans_that_hold_them(tmp_path, duration, count, frames):
   value = video_r1_record(relevant_sample_frames=frames)
-  example = placed(tmp_path, value, duration=duration)
+  example = place_in_video(tmp_path, value, duration=duration)
   times = np.arange(int(2 * duration)) / 2
-  pool = times[sampling.choose(times, example.shown, sampling.Pool(frames=count), where="")]
-  assert turns.relevant_frames(example, pool) == tuple(sorted(frames))
+  pool = times[sampling.choose(times, example.shown, sampling.PoolRule(frames=count), where="")]
+  assert retrieval_actions.relevant_frames(example, pool) == tuple(sorted(frames))
   assert len(example.relevant) == (2 if 20 in frames else 1)
 
 
 def test_the_last_frame_of_a_pool_lasts_to_the_end_and_seconds_come_before_frames(tmp_path):
   value = video_r1_record(relevant_sample_frames=[63])
-  assert placed(tmp_path, value, duration=64.0).relevant == (records.Span(start=63.5, end=64.0),)
+  assert place_in_video(tmp_path, value, duration=64.0).relevant == (
+    records.Span(start=63.5, end=64.0),
+  )
   value = record(relevant_sample_frames=[0])
-  assert placed(tmp_path, value).relevant[0] == records.Span(start=2.0, end=4.0)
-  assert placed(tmp_path, record(relevant=None, relevant_sample_frames=[])).relevant == ()
+  assert place_in_video(tmp_path, value).relevant[0] == records.Span(start=2.0, end=4.0)
+  assert place_in_video(tmp_path, record(relevant=None, relevant_sample_frames=[])).relevant == ()
 
 
 @pytest.mark.parametrize(
@@ -347,4 +349,4 @@ def test_the_last_frame_of_a_pool_lasts_to_the_end_and_seconds_come_before_frame
 def test_relevant_frames_that_are_none_of_the_pool_are_named(tmp_path, frames, says):
   value = video_r1_record(relevant_sample_frames=frames)
   with pytest.raises(InputError, match=f"field 'relevant_sample_frames': {says}"):
-    placed(tmp_path, value, duration=64.0)
+    place_in_video(tmp_path, value, duration=64.0)

@@ -9,7 +9,7 @@ from vr_jax import records
 from vr_jax.data import batches, examples, frame_store, ingest, sampling
 from vr_jax.errors import InputError
 
-EIGHT = sampling.Uniform(frames=8)
+EIGHT = sampling.UniformRule(frames=8)
 
 
 @pytest.fixture
@@ -140,12 +140,12 @@ def test_an_evaluation_ends_with_a_smaller_batch(train):
 
 def test_a_clip_too_short_for_the_rule_is_an_error_that_names_the_example(train):
   with pytest.raises(InputError, match=r"example '.*' of video '.*': 0 to 8 s .* holds 8 stored"):
-    next(iterate(train, sampling=sampling.Uniform(frames=10)))
+    next(iterate(train, sampling=sampling.UniformRule(frames=10)))
 
 
 def test_a_rate_above_the_stored_one_is_an_error_at_once(train):
   with pytest.raises(InputError, match="2 frames a second are more than the 1 stored"):
-    iterate(train, sampling=sampling.Rate(fps=2.0))
+    iterate(train, sampling=sampling.RateRule(fps=2.0))
 
 
 def test_more_processes_than_examples_are_an_error_at_once(train):

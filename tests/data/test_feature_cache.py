@@ -37,7 +37,7 @@ def entry(cache, name="a"):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_what_was_put_is_found_bit_for_bit_also_by_the_next_run(tmp_path, dtype):
   cache = opened(tmp_path, dtype=dtype)
-  assert cache.get("a", SHAPE) == feature_cache.Found()
+  assert cache.get("a", SHAPE) == feature_cache.CacheLookup()
   cache.put("a", features(dtype=dtype))
   result = opened(tmp_path, dtype=dtype).get("a", SHAPE).features
   assert result.dtype == jnp.dtype(dtype)
@@ -66,7 +66,7 @@ def test_a_damaged_entry_is_removed_and_may_be_put_again(tmp_path, spoil):
   cache = opened(tmp_path)
   cache.put("a", features())
   entry(cache).write_bytes(spoil(entry(cache).read_bytes()))
-  assert cache.get("a", SHAPE) == feature_cache.Found(damaged=True)
+  assert cache.get("a", SHAPE) == feature_cache.CacheLookup(damaged=True)
   assert not entry(cache).exists()
   cache.put("a", features())
   np.testing.assert_array_equal(cache.get("a", SHAPE).features, features())
@@ -85,7 +85,7 @@ def test_an_entry_of_another_tower_counts_as_damaged_though_it_has_the_shape(tmp
   other = opened(tmp_path, about={**ABOUT, "tower": {"weights": "abd", "depth": 2}})
   other.put("a", features(1))
   shutil.copy(entry(other), entry(cache))
-  assert cache.get("a", SHAPE) == feature_cache.Found(damaged=True)
+  assert cache.get("a", SHAPE) == feature_cache.CacheLookup(damaged=True)
   cache.put("a", features())
   np.testing.assert_array_equal(cache.get("a", SHAPE).features, features())
   np.testing.assert_array_equal(other.get("a", SHAPE).features, features(1))
@@ -96,7 +96,7 @@ def test_an_entry_that_names_no_tower_counts_as_damaged(tmp_path):
   cache.put("a", features())
   fields = safetensors_numpy.load(entry(cache).read_bytes())
   entry(cache).write_bytes(safetensors_numpy.save(fields))
-  assert cache.get("a", SHAPE) == feature_cache.Found(damaged=True)
+  assert cache.get("a", SHAPE) == feature_cache.CacheLookup(damaged=True)
 
 
 def test_the_entries_used_longest_ago_leave_when_the_room_is_full(tmp_path):
@@ -156,7 +156,7 @@ def test_all_of_it_may_be_deleted_while_a_run_has_it_open(tmp_path):
   cache = opened(tmp_path / "features")
   cache.put("a", features())
   shutil.rmtree(tmp_path / "features")
-  assert cache.get("a", SHAPE) == feature_cache.Found()
+  assert cache.get("a", SHAPE) == feature_cache.CacheLookup()
   cache.put("a", features())
   np.testing.assert_array_equal(cache.get("a", SHAPE).features, features())
   assert json.loads((cache.directory / "about.json").read_text())["tower"] == ABOUT["tower"]
@@ -215,11 +215,11 @@ def test_a_directory_that_takes_nothing_is_an_error_of_a_later_call_or_of_close(
 
 def test_the_name_of_a_clip_says_which_frames_in_which_order_and_what_they_hold(ingested):
   source, store = ingest.open_split(ingested.output, "train")
-  clips = [load_clip(source[i], store, sampling.Uniform(frames=8)) for i in range(len(source))]
+  clips = [load_clip(source[i], store, sampling.UniformRule(frames=8)) for i in range(len(source))]
   clip = next(c for c in clips if c.example.video != clips[0].example.video)
   same = [c for c in clips if c.example.video == clip.example.video]
   assert len(same) == 3  # questions about the same video
-  assert len({feature_cache.name_of(c) for c in same}) == 1
+  assert len({feature_cache.entry_name(c) for c in same}) == 1
   fewer = dataclasses.replace(
     clip, frame_indices=clip.frame_indices[:4], timestamps=clip.timestamps[:4]
   )
@@ -227,5 +227,5 @@ def test_the_name_of_a_clip_says_which_frames_in_which_order_and_what_they_hold(
   store = type(store)(ingested.output / "frames")
   store._checksums = store._checksums + np.uint32(1)
   redrawn = dataclasses.replace(clip, store=store)
-  names = [feature_cache.name_of(c) for c in (clips[0], clip, fewer, turned, redrawn)]
+  names = [feature_cache.entry_name(c) for c in (clips[0], clip, fewer, turned, redrawn)]
   assert len(set(names)) == 5

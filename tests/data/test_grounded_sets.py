@@ -6,7 +6,7 @@ import pytest
 
 from tests.data import annotation_files
 from vr_jax import atomic, errors
-from vr_jax.data import annotations, grounding, nextgqa, qvhighlights
+from vr_jax.data import annotations, nextgqa, qvhighlights, temporal_grounding
 
 HEADER = "video_id,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4"
 
@@ -67,13 +67,15 @@ def test_what_is_left_out_of_nextgqa_is_counted_by_reason(tmp_path):
   result = _nextgqa(tmp_path, *rows, spans=spans)
   assert [record["id"] for record in result.kept] == ["11_1"]
   assert result.dropped == {"wide": 1, "no span": 3, "short": 1, "no video": 1, "options": 3}
-  wider = _nextgqa(tmp_path, *rows, spans=spans, limits=grounding.Filter(seconds=10.0, share=0.6))
+  wider = _nextgqa(
+    tmp_path, *rows, spans=spans, limits=temporal_grounding.SpanFilter(seconds=10.0, share=0.6)
+  )
   assert len(wider.kept) == 3
 
 
 def test_spans_are_put_in_order_joined_and_cut_to_the_video():
   def merged(*pairs):
-    return grounding.merge_spans([list(pair) for pair in pairs], 21.0, "here")
+    return temporal_grounding.merge_spans([list(pair) for pair in pairs], 21.0, "here")
 
   assert merged((9.2, 21.5), (0, 6.1), (5, 7)) == [[0, 7], [9.2, 21]]
   assert merged((2, 2), (22, 25), (-1, 3)) == [[0, 3]]

@@ -173,7 +173,7 @@ def test_bad_input_stops_the_run_and_leaves_nothing(inputs, name):
 
 
 @pytest.mark.parametrize(
-  "rule", [sampling.Uniform(frames=10), sampling.Rate(fps=1.0, min_frames=10)], ids=str
+  "rule", [sampling.UniformRule(frames=10), sampling.RateRule(fps=1.0, min_frames=10)], ids=str
 )
 def test_a_question_that_is_shown_fewer_frames_than_its_clip_needs_is_bad(inputs, rule):
   config = ingest.IngestConfig(fps=1.0, rule=rule)
@@ -228,13 +228,13 @@ def test_a_config_that_makes_no_sense_is_an_error_that_names_the_field(fields):
 
 def test_a_rule_that_samples_faster_than_frames_are_kept_is_an_error():
   with pytest.raises(InputError, match="4 frames a second are more than the 2 stored"):
-    ingest.IngestConfig(fps=2.0, rule=sampling.Rate(fps=4.0))
+    ingest.IngestConfig(fps=2.0, rule=sampling.RateRule(fps=4.0))
 
 
 def test_an_output_for_another_rule_is_named(inputs):
   run(inputs)
   with pytest.raises(InputError, match=r"output: was ingested from .* with another config"):
-    run(inputs, ingest.IngestConfig(fps=1.0, rule=sampling.Uniform(frames=4)))
+    run(inputs, ingest.IngestConfig(fps=1.0, rule=sampling.UniformRule(frames=4)))
 
 
 def test_split_fractions_over_one_are_an_error(inputs):

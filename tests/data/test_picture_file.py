@@ -78,7 +78,7 @@ def test_a_file_that_mixes_pictures_and_videos_is_ingested_and_broken_ones_are_c
   ]
   notes = tmp_path / "released.json"
   notes.write_text(json.dumps([annotation_files.all_texts(value) for value in values]))
-  rule = sampling.Uniform(frames=4)
+  rule = sampling.UniformRule(frames=4)
   settings = {"fps": 1.0, "rule": rule, "test_fraction": 0.0, "validation_fraction": 0.0}
   with pytest.raises(InputError, match=r"c\.jpg: cannot be read as a picture"):
     config = ingest.IngestConfig(**settings)

@@ -27,7 +27,7 @@ def test_indices_are_those_of_pytorch_linspace_and_round_on_golden_cases():
   """The golden file of torch 2.13 (see tests/golden/frame_sampling.py): every index is equal."""
   for case in json.loads(GOLDEN.read_text()):
     first, last, indices = case["first"], case["last"], case["indices"]
-    rule = sampling.Uniform(frames=len(indices))
+    rule = sampling.UniformRule(frames=len(indices))
     assert choose(seconds(last + 1, 1), first, last + 1, rule) == indices
 
 
@@ -40,7 +40,9 @@ def test_indices_are_those_of_pytorch_linspace_and_round_on_random_cases():
     first, total = int(rng.integers(0, 2000)), int(rng.integers(2, 800))
     count = 2 * int(rng.integers(1, total // 2 + 1))
     expected = torch.linspace(first, first + total - 1, count).round().long().tolist()
-    chosen = choose(seconds(first + total, 1), first, first + total, sampling.Uniform(frames=count))
+    chosen = choose(
+      seconds(first + total, 1), first, first + total, sampling.UniformRule(frames=count)
+    )
     assert chosen == expected, (first, total, count)
 
 
@@ -55,7 +57,7 @@ def qwen_frame_count(total, video_fps, rule):
 @pytest.mark.parametrize(("low", "high"), [(4, 768), (3, 15), (2, 16), (8, 8)])
 def test_a_rate_takes_as_many_frames_as_qwen_does(video_fps, low, high):
   for fps in (0.5, 1.0, 2.0):
-    rule = sampling.Rate(fps=fps, min_frames=low, max_frames=high)
+    rule = sampling.RateRule(fps=fps, min_frames=low, max_frames=high)
     for total in range(8, 120):
       chosen = choose(seconds(total, video_fps), 0.0, 1e6, rule)
       assert len(chosen) == qwen_frame_count(total, video_fps, rule), (fps, total)
@@ -63,24 +65,25 @@ def test_a_rate_takes_as_many_frames_as_qwen_does(video_fps, low, high):
 
 
 def test_the_tiny_recipe_sees_a_frame_a_second_and_not_the_first_of_the_masked_future():
-  assert choose(seconds(10, 1), 0, 8, sampling.Uniform(frames=8)) == list(range(8))
-  assert choose(seconds(10, 1), 0, 8, sampling.Rate(fps=1.0, max_frames=16)) == list(range(8))
+  assert choose(seconds(10, 1), 0, 8, sampling.UniformRule(frames=8)) == list(range(8))
+  assert choose(seconds(10, 1), 0, 8, sampling.RateRule(fps=1.0, max_frames=16)) == list(range(8))
 
 
 def test_clocks_that_are_a_little_off_do_not_move_frames_over_the_edges():
   rng = np.random.default_rng(0)
   wobbly = seconds(10, 1) + rng.uniform(-5e-5, 5e-5, 10)
-  assert choose(wobbly, 2, 8, sampling.Uniform(frames=6)) == [2, 3, 4, 5, 6, 7]
-  assert choose(wobbly, 2, 8, sampling.Rate(fps=1.0)) == [2, 3, 4, 5, 6, 7]
+  assert choose(wobbly, 2, 8, sampling.UniformRule(frames=6)) == [2, 3, 4, 5, 6, 7]
+  assert choose(wobbly, 2, 8, sampling.RateRule(fps=1.0)) == [2, 3, 4, 5, 6, 7]
 
 
 def test_an_odd_number_of_frames_is_rounded_to_a_multiple_of_two():
-  assert len(choose(seconds(20, 1), 0, 20, sampling.Uniform(frames=7))) == 8
-  assert len(choose(seconds(9, 1), 0, 9, sampling.Rate(fps=1.0))) == 8
+  assert len(choose(seconds(20, 1), 0, 20, sampling.UniformRule(frames=7))) == 8
+  assert len(choose(seconds(9, 1), 0, 9, sampling.RateRule(fps=1.0))) == 8
 
 
 @pytest.mark.parametrize(
-  "rule", [sampling.Uniform(frames=10), sampling.Rate(fps=4.0, min_frames=10, max_frames=20)]
+  "rule",
+  [sampling.UniformRule(frames=10), sampling.RateRule(fps=4.0, min_frames=10, max_frames=20)],
 )
 def test_a_span_with_fewer_frames_than_asked_for_is_an_error_that_names_the_example(rule):
   with pytest.raises(InputError, match=r"example 'one': 1 to 5 s .* holds 8 stored frames, .* 10"):
@@ -92,12 +95,12 @@ def test_a_span_with_fewer_frames_than_asked_for_is_an_error_that_names_the_exam
 @pytest.mark.parametrize(
   "make",
   [
-    lambda: sampling.Uniform(frames=0),
-    lambda: sampling.Uniform(frames=-4),
-    lambda: sampling.Rate(fps=0.0),
-    lambda: sampling.Rate(fps=math.nan),
-    lambda: sampling.Rate(fps=1.0, min_frames=8, max_frames=4),
-    lambda: sampling.Rate(fps=1.0, min_frames=1, max_frames=1),
+    lambda: sampling.UniformRule(frames=0),
+    lambda: sampling.UniformRule(frames=-4),
+    lambda: sampling.RateRule(fps=0.0),
+    lambda: sampling.RateRule(fps=math.nan),
+    lambda: sampling.RateRule(fps=1.0, min_frames=8, max_frames=4),
+    lambda: sampling.RateRule(fps=1.0, min_frames=1, max_frames=1),
   ],
 )
 def test_a_rule_that_asks_for_no_frames_is_an_error(make):
@@ -105,14 +108,16 @@ def test_a_rule_that_asks_for_no_frames_is_an_error(make):
     make()
 
 
-@pytest.mark.parametrize("rule", [sampling.Uniform(frames=16), sampling.Rate(fps=2.0)], ids=str)
+@pytest.mark.parametrize(
+  "rule", [sampling.UniformRule(frames=16), sampling.RateRule(fps=2.0)], ids=str
+)
 def test_a_still_is_its_one_frame_whatever_the_rule(rule):
   moment = records.Span(start=0.0, end=0.0)
   assert sampling.choose(np.zeros(1), moment, rule, where="x").tolist() == [0]
 
 
 def _pool(timestamps, start, end, size):
-  span, rule = records.Span(start=start, end=end), sampling.Pool(frames=size)
+  span, rule = records.Span(start=start, end=end), sampling.PoolRule(frames=size)
   return sampling.choose(timestamps, span, rule, where="q").tolist()
 
 

@@ -12,7 +12,7 @@ WORLD = config.WorldConfig()
 
 def test_simulated_questions_arrive_as_they_were_made_with_the_frames_that_were_drawn(tmp_path):
   write.write_dataset(tmp_path / "raw", WORLD, videos=6, seed=3, questions_per_video=2)
-  rule = sampling.Uniform(frames=8)
+  rule = sampling.UniformRule(frames=8)
   settings = ingest.IngestConfig(fps=1.0, test_fraction=0.0, validation_fraction=0.0, rule=rule)
   ingest.ingest(
     tmp_path / "raw" / "videos", tmp_path / "raw" / "annotations.jsonl", tmp_path / "out", settings

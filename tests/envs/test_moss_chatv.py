@@ -31,9 +31,9 @@ def _task(**changes):
     "instruction": "Think.",
     "weights": {"accuracy": 1.0, "format": 1.0, "process": 1.0},
     "alpha": 1.0,
-    "moves": "jump",
-    "alignment": "subsequence",
-    "gate": "none",
+    "dtw_moves": "jump",
+    "dtw_alignment": "subsequence",
+    "process_gate": "none",
   }
   return moss_chatv.MossChatV(**{**fields, **changes})
 
@@ -59,7 +59,7 @@ def test_the_question_shows_options_and_instruction_one_a_line():
 @pytest.mark.parametrize("alignment", ["subsequence", "naive"])
 @pytest.mark.parametrize("moves", ["strict", "jump", "classic"])
 def test_the_reference_reply_earns_full_marks(alignment, moves):
-  task = _task(alignment=alignment, moves=moves)
+  task = _task(dtw_alignment=alignment, dtw_moves=moves)
   scores = task.score([EXAMPLE], _said([[task.reference_reply(EXAMPLE)]]))
   for name in ("accuracy", "format", "process"):
     np.testing.assert_allclose(scores.rewards[name], 1, atol=1e-6)
@@ -85,7 +85,7 @@ def test_an_example_without_steps_has_no_reference_reply():
   [("none", [3, 2, 2, 0]), ("format", [3, 2, 1, 0]), ("accuracy", [3, 1, 2, 0])],
 )
 def test_the_gate_takes_the_process_reward_and_nothing_else(gate, totals):
-  scores = _score(RIGHT, WRONG, UNFORMATTED, EMPTY, gate=gate)
+  scores = _score(RIGHT, WRONG, UNFORMATTED, EMPTY, process_gate=gate)
   np.testing.assert_allclose(scores.total[0, :, 0], totals, atol=1e-6)
   np.testing.assert_allclose(scores.rewards["process"][0, :, 0], [1, 1, 1, 0], atol=1e-6)
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import fuzz_video_mtr
 from vr_jax import errors, records
-from vr_jax.envs import environment, turns, video_mtr
+from vr_jax.envs import environment, retrieval_actions, video_mtr
 from vr_jax.rewards import exploration, relevance
 
 EXAMPLE = records.Example(
@@ -36,10 +36,10 @@ def _task(**changes):
     "instruction": "Look or answer.",
     "last_instruction": "Answer now.",
     "turns": 3,
-    "window": 2,
-    "budget": 16,
-    "invalid": "rethink",
-    "exploration": exploration.Rule(stages=()),
+    "history_turns": 2,
+    "frame_budget": 16,
+    "on_invalid_action": "rethink",
+    "exploration": exploration.ExplorationRule(stages=()),
   }
   return video_mtr.VideoMTR(**{**fields, **changes})
 
@@ -100,7 +100,7 @@ def test_an_invalid_reply_costs_a_turn_and_shows_no_frames():
   ],
 )
 def test_as_an_option_it_is_told_what_was_wrong_and_asked_again(reply, says):
-  seen = _task(invalid="explain").observe(EXAMPLE, 64, [reply])
+  seen = _task(on_invalid_action="explain").observe(EXAMPLE, 64, [reply])
   assert seen.frames == () and says in _texts(seen) and "Which colour?" in _texts(seen)
 
 
@@ -124,7 +124,9 @@ def test_with_one_turn_the_whole_budget_is_shown_and_an_answer_asked_for():
 def test_a_pool_smaller_than_the_budget_is_shown_once_each(pool):
   task = _task()
   assert task.observe(EXAMPLE, pool, ()).frames == tuple(range(pool))
-  assert task.observe(EXAMPLE, pool, [look(0, pool - 1)]).frames == turns.spread(0, pool - 1, 4)
+  assert task.observe(EXAMPLE, pool, [look(0, pool - 1)]).frames == retrieval_actions.spread(
+    0, pool - 1, 4
+  )
   assert task.observe(EXAMPLE, pool, [look(0, pool)]).frames == ()
 
 
@@ -134,7 +136,8 @@ def test_no_text_of_an_episode_is_left_out_where_there_is_no_instruction():
 
 
 @pytest.mark.parametrize(
-  "wrong", [{"turns": 0}, {"window": -1}, {"budget": 3}, {"budget": 0, "turns": 1}]
+  "wrong",
+  [{"turns": 0}, {"history_turns": -1}, {"frame_budget": 3}, {"frame_budget": 0, "turns": 1}],
 )
 def test_a_task_that_could_show_nothing_is_refused(wrong):
   (name, *_) = wrong
@@ -143,8 +146,8 @@ def test_a_task_that_could_show_nothing_is_refused(wrong):
 
 
 def test_a_window_may_leave_turns_out():
-  assert _task(turns=4, window=2).window == 2
-  assert _task(turns=4, window=0).observe(EXAMPLE, 64, [JUNK] * 3)
+  assert _task(turns=4, history_turns=2).history_turns == 2
+  assert _task(turns=4, history_turns=0).observe(EXAMPLE, 64, [JUNK] * 3)
 
 
 def _scores(task, *episodes, relevant=(20, 21), pool=64):
@@ -194,7 +197,7 @@ def test_evidence_outside_the_pool_is_evidence_that_is_not_known():
   task = _task()
   scores, counts = _finished(task, [look(20, 21), RIGHT], relevant=(64, 99, -1))
   assert (scores.rewards["relevance"] == 0).all()
-  assert counts["relevance/unscored"] == 1 and "frame_recall" not in counts
+  assert counts["relevance/unscored_retrievals"] == 1 and "frame_recall" not in counts
 
 
 def test_of_evidence_partly_outside_the_pool_the_part_inside_counts():
@@ -217,25 +220,25 @@ def test_prompts_of_one_batch_may_have_pools_of_different_sizes():
 
 
 def test_the_codes_variant_scores_by_its_own_rules():
-  task = _task(relevance=relevance.Rule(variant="code"))
+  task = _task(relevance=relevance.RelevanceRule(variant="code"))
   scores = _scores(task, [look(20, 21), RIGHT], [look(20, 21), WRONG])
   np.testing.assert_allclose(scores.total[0], [[0.6, 1.0, 0], [0.1, 0.1, 0]], atol=1e-6)
 
 
 def test_retrieving_seldom_is_rewarded_until_it_is_done_often_enough_in_a_row():
-  task = _task(exploration=exploration.Rule(patience=2))
+  task = _task(exploration=exploration.ExplorationRule(patience=2))
   rare = [[RIGHT]] * 10 + [[look(0, 1), WRONG]]
   scores, counts = _finished(task, *rare)
   assert scores.rewards["exploration"][0, -1].tolist() == [1, 0, 0]
   assert scores.total[0, -1, 0] == 1
-  assert counts["retrieval_rate"] == counts["exploration/share"] == pytest.approx(1 / 12)
+  assert counts["retrieval_rate"] == counts["exploration/bonus_fraction"] == pytest.approx(1 / 12)
   often = [[look(0, 1), RIGHT]] * 2
   _scores(task, *often)
   kept = json.loads(json.dumps(task.state()))
   assert kept == {"above": 1, "closed": False}
   _scores(task, *often)
   assert (_scores(task, *rare).rewards["exploration"] == 0).all()
-  again = _task(exploration=exploration.Rule(patience=2))
+  again = _task(exploration=exploration.ExplorationRule(patience=2))
   again.set_state(kept)
   assert again.state() == kept
   assert _scores(again, *rare).rewards["exploration"].max() == 1
@@ -249,9 +252,9 @@ def test_counts_are_those_of_the_batch():
     "turns": 1.5,
     "episode_accuracy": 1.0,
     "retrieval_rate": pytest.approx(1 / 6),
-    "invalid": pytest.approx(1 / 6),
-    "exploration/share": 0,
-    "relevance/unscored": 0,
+    "invalid_action_rate": pytest.approx(1 / 6),
+    "exploration/bonus_fraction": 0,
+    "relevance/unscored_retrievals": 0,
     "exploration/ended": 0,
     "frame_recall": 0.25,
   }
@@ -259,9 +262,9 @@ def test_counts_are_those_of_the_batch():
 
 def test_a_look_that_no_turn_can_show_gets_no_bonus_and_is_not_exploring():
   late = [WRONG[:-1], JUNK, look(0, 1)]
-  scores = _scores(_task(exploration=exploration.Rule(stages=((0.5, 1.0),))), late)
+  scores = _scores(_task(exploration=exploration.ExplorationRule(stages=((0.5, 1.0),))), late)
   assert (scores.rewards["exploration"] == 0).all()
-  alone = _task(turns=1, exploration=exploration.Rule(stages=((0.5, 1.0),), patience=1))
+  alone = _task(turns=1, exploration=exploration.ExplorationRule(stages=((0.5, 1.0),), patience=1))
   assert (_scores(alone, [look(0, 1)]).rewards["exploration"] == 0).all()
   assert not alone.state()["closed"]
 
@@ -273,7 +276,7 @@ def test_processes_that_share_a_batch_decide_on_the_bonus_and_count_together():
     """What the last of these processes finds."""
     asked = [[] for _ in groups]
     for number, episodes in enumerate(groups):
-      task = _task(exploration=exploration.Rule(patience=1))
+      task = _task(exploration=exploration.ExplorationRule(patience=1))
       others_said = iter(zip(*asked[:number], strict=True)) if number else iter(())
 
       def summed(numbers, number=number, others_said=others_said):
@@ -281,10 +284,10 @@ def test_processes_that_share_a_batch_decide_on_the_bonus_and_count_together():
         return numbers + sum(next(others_said, ()))
 
       played = [environment.Episode(pool=64, relevant=(20,), replies=tuple(e)) for e in episodes]
-      scores, counts = _finish(task, [EXAMPLE], [played], summed=summed)
+      scores, counts = _finish(task, [EXAMPLE], [played], sum_processes=summed)
     return task, scores, counts
 
-  whole = _task(exploration=exploration.Rule(patience=1))
+  whole = _task(exploration=exploration.ExplorationRule(patience=1))
   expected, wanted = _finished(whole, *others, *mine, relevant=(20,))
   task, scores, counts = together(others, mine)
   assert counts == pytest.approx(wanted) and task.state() == whole.state()
@@ -316,12 +319,15 @@ def test_a_share_of_the_examples_shows_a_look_before_the_answer():
   span = (records.Span(start=40.0, end=44.0),)
   step = records.Step(text="It is red.", start=40.0, end=44.0)
   some = [dataclasses.replace(EXAMPLE, id=str(n), relevant=span, steps=(step,)) for n in range(200)]
-  shown = [_task(demonstrated=0.25).reference_replies(one, times) for one in some]
+  shown = [_task(sft_retrieval_fraction=0.25).reference_replies(one, times) for one in some]
   looks = [replies for replies in shown if len(replies) == 2]
   assert 30 < len(looks) < 70
   assert looks[0][0].endswith("<retrieve>40,43</retrieve>")
   for replies in shown:
-    assert turns.parse(replies[-1], 64, some[0].problem_type, some[0].options).kind == "answer"
+    assert (
+      retrieval_actions.parse(replies[-1], 64, some[0].problem_type, some[0].options).kind
+      == "answer"
+    )
     assert ("It is red." in replies[-1]) == (len(replies) == 2)
   assert _task().reference_replies(some[0], times) == ()
 
@@ -339,7 +345,7 @@ def test_what_an_episode_came_to():
 
 
 def test_what_is_only_evaluated_gets_no_bonus_and_leaves_no_trace():
-  task = _task(exploration=exploration.Rule(stages=((0.5, 1.0),)))
+  task = _task(exploration=exploration.ExplorationRule(stages=((0.5, 1.0),)))
   episode = environment.Episode(pool=64, relevant=(8, 9), replies=(look(8, 9), RIGHT))
   before = task.state()
   scores = task.score([EXAMPLE], _replies([[episode]]))
@@ -358,7 +364,9 @@ def test_thoughts_of_a_demonstration_tell_what_changes_in_the_frames_of_their_ow
   ]
   span = (records.Span(start=40.0, end=48.0),)
   example = dataclasses.replace(EXAMPLE, relevant=span, states=tuple(states))
-  first, second = _task(demonstrated=1.0, budget=8).reference_replies(example, np.arange(64.0))
+  first, second = _task(sft_retrieval_fraction=1.0, frame_budget=8).reference_replies(
+    example, np.arange(64.0)
+  )
   before, asked = "At 0s, the star is red. At 16s, the star is red.", "At 40s, the star is blue."
   told = f"{before} {asked} At 56s, the star is red."
   assert first == f"<think>{told}</think>\n<retrieve>40,47</retrieve>"
@@ -379,6 +387,8 @@ def test_thoughts_of_a_demonstration_tell_nothing_that_is_hidden_or_not_known_ye
   ]
   step = records.Step(text="It comes out.", start=24.0, end=32.0)
   example = dataclasses.replace(EXAMPLE, states=tuple(states), steps=(step,))
-  (reply,) = _task(demonstrated=0.5, budget=8, turns=1).reference_replies(example, np.arange(32.0))
+  (reply,) = _task(sft_retrieval_fraction=0.5, frame_budget=8, turns=1).reference_replies(
+    example, np.arange(32.0)
+  )
   told = "At 24s, the star is red. It comes out."
   assert reply == f"<think>{told}</think>\n<answer>{EXAMPLE.answer}</answer>"

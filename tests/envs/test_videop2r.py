@@ -34,7 +34,7 @@ EXAMPLE = records.Example(
 )
 
 
-class Judge:
+class ScriptedJudge:
   """Says yes where "seen" is said, and nothing of what is "odd"."""
 
   def __init__(self):
@@ -60,7 +60,7 @@ def _task(**changes):
     "reasoning_tokens": (3, 5),
     "length_accuracy": 0.1,
     "temporal_ratio": 0.8,
-    "judge": Judge(),
+    "judge": ScriptedJudge(),
   }
   return videop2r.VideoP2R(**{**fields, **changes})
 
@@ -76,7 +76,7 @@ def _said(*texts, lengths=((1, 1),), shuffled=None):
 
 
 def reply(observation=SEEN, think="so", answer="B"):
-  return videop2r.written(observation, think, answer)
+  return videop2r.format_reply(observation, think, answer)
 
 
 RIGHT, WRONG, BLIND = reply(), reply(answer="A"), reply(observation=UNSEEN)
@@ -107,7 +107,7 @@ def test_it_is_an_environment():
   ],
 )
 def test_every_reply_is_taken_apart_in_one_way(text, observation, answer):
-  found = videop2r.read(text)
+  found = videop2r.parse_reply(text)
   assert (found.observation, found.answer) == (observation, answer)
   whole = found.observation is not None and found.think is not None
   assert whole == (observation is not None and answer is not None)
@@ -115,7 +115,7 @@ def test_every_reply_is_taken_apart_in_one_way(text, observation, answer):
 
 
 def test_what_is_written_is_read():
-  found = videop2r.read(videop2r.written("what\nis seen", "so it is", "4.5"))
+  found = videop2r.parse_reply(videop2r.format_reply("what\nis seen", "so it is", "4.5"))
   assert (found.observation, found.think, found.answer) == ("what\nis seen", "so it is", "4.5")
 
 
@@ -124,7 +124,7 @@ def test_pieces_cover_any_reply_in_order():
   parts = [*videop2r.VideoP2R.tags, "<answer>", "a", " ", "\n", "é", "</think>"]
   for _ in range(3000):
     text = "".join(rng.choices(parts, k=rng.randrange(12)))
-    ends = [end for end, _ in _task().pieces(text, 0)]
+    ends = [end for end, _ in _task().segment_spans(text, 0)]
     assert ends == sorted(ends)
     assert ends[-1] == len(text)
     json.dumps(_task().explain(EXAMPLE, text))
@@ -132,8 +132,8 @@ def test_pieces_cover_any_reply_in_order():
 
 def test_the_observation_up_to_its_closing_sign_is_perception_and_all_else_reasoning():
   seen = f"<observation>{SEEN}</observation>"
-  assert _task().pieces(RIGHT, 0) == ((len(seen) - 1, 0), (len(RIGHT), 1))
-  assert _task().pieces(UNCLOSED, 0) == ((len(UNCLOSED), 1),)
+  assert _task().segment_spans(RIGHT, 0) == ((len(seen) - 1, 0), (len(RIGHT), 1))
+  assert _task().segment_spans(UNCLOSED, 0) == ((len(UNCLOSED), 1),)
   texts = [segment["text"] for segment in _task().explain(EXAMPLE, RIGHT)["segments"]]
   assert texts == [seen, RIGHT[len(seen) :]]
 
@@ -144,7 +144,7 @@ def test_the_reference_observes_what_is_shown_and_reasons_about_the_rest():
     "<think>At 9s green again.</think>\n<answer>B</answer>"
   )
   with_trace = records.Example(**{**vars(EXAMPLE), "observation": "o", "reasoning": "r"})
-  assert _task().reference_reply(with_trace) == videop2r.written("o", "r", "B")
+  assert _task().reference_reply(with_trace) == videop2r.format_reply("o", "r", "B")
   assert _task().reference_reply(records.Example(**{**vars(EXAMPLE), "steps": ()})) is None
 
 

@@ -97,7 +97,7 @@ def evaluation(name: str, stage: str, step: int, shift: float, rollouts: list[di
       "format": 0.962,
       "blind_accuracy": 0.263,
       "shuffled_accuracy": 0.301,
-      "reply_tokens": 61.25,
+      "completions/mean_length": 61.25,
       "decode_seconds": 1.75,
     },
     "shown_as": {
@@ -119,17 +119,17 @@ def metric_lines() -> list[dict]:
     learnt = 1 - math.exp(-step / 40)
     noise = rng.normal(0, 0.05, 3)
     values = {
-      "reward/total": 1.4 + 1.1 * learnt + noise[0],
-      "reward/accuracy/mean": 0.4 + 0.4 * learnt + noise[1],
-      "reward/process/mean": 0.5 + 0.3 * learnt + noise[2],
-      "reward/process/std": 0.2 - 0.1 * learnt,
+      "rewards/total/mean": 1.4 + 1.1 * learnt + noise[0],
+      "rewards/accuracy/mean": 0.4 + 0.4 * learnt + noise[1],
+      "rewards/process/mean": 0.5 + 0.3 * learnt + noise[2],
+      "rewards/process/std": 0.2 - 0.1 * learnt,
       "groups_without_signal": 0.1 + 0.5 * learnt,
       "loss": 0.01 * math.sin(step / 5),
       "kl": math.nan if step == 7 else 0.002 * step,
       "entropy": 1.2 - 0.6 * learnt,
-      "reply_tokens": 62 - 6 * learnt + 20 * noise[0],
+      "completions/mean_length": 62 - 6 * learnt + 20 * noise[0],
       "learning_rate": 2e-6,
-      "time/rollout": 0.9,
+      "perf/time/rollout": 0.9,
       "tokens_per_second": 5200 + 800 * noise[1],
     }
     lines.append({"stage": "rl", "step": step, "values": values})
@@ -156,7 +156,7 @@ def workdir(tmp_path):
     "git_revision": "3d844ac0f1e2d3c4b5a697887766554433221100-dirty",
     "config": {
       "recipe": "moss_chatv",
-      "rl": {"learning_rate": 2e-6, "group": 8},
+      "rl": {"learning_rate": 2e-6, "num_generations": 8},
       "note": "</pre><script>1</script>",
     },
   }

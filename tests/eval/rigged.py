@@ -24,12 +24,15 @@ def rig(
     seen.append(batch.rows)
     return read(context, batch)
 
-  def sample(graph, params, prompt, allowed, key, *, decoding):
+  def sample(graphdef, params, prompt, allowed_tokens, key, *, decoding):
     tokens = np.zeros((len(seen[-1]), decoding.group, decoding.max_new_tokens), np.int32)
     kind = np.zeros_like(tokens)
-    for row, member in np.ndindex(tokens.shape[:2]):
-      ids = reply_to(seen[-1][row], call=len(seen), member=member, group=decoding.group)
-      tokens[row, member, : len(ids)], kind[row, member, : len(ids)] = ids, records.Kind.MODEL
+    for row, group_index in np.ndindex(tokens.shape[:2]):
+      ids = reply_to(seen[-1][row], call=len(seen), group_index=group_index, group=decoding.group)
+      tokens[row, group_index, : len(ids)], kind[row, group_index, : len(ids)] = (
+        ids,
+        records.Kind.MODEL,
+      )
     rollout = records.Rollout(
       tokens=jnp.asarray(tokens),
       log_probs=jnp.zeros(tokens.shape),

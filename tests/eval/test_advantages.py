@@ -8,7 +8,7 @@ from vr_jax.envs import videop2r
 from vr_jax.eval import evaluate
 
 ASKED = {"data__simulate__questions_per_video": 1, "data__simulate__world__families": ("choice",)}
-WRONG = videop2r.written("Nothing.", "Who knows.", "none")
+WRONG = videop2r.format_reply("Nothing.", "Who knows.", "none")
 
 
 @pytest.fixture(scope="module")
@@ -18,22 +18,29 @@ def data(tmp_path_factory):
 
 def rig(monkeypatch, context):
   """Right where one reply is asked for, and in each group the first of them; wrong in other places, and to shuffled frames."""
-  wrong, shuffled = context.processor.encode_reply(WRONG), context.config.rl.shuffled
+  wrong, shuffled = (
+    context.processor.encode_reply(WRONG),
+    context.config.rl.num_shuffled_generations,
+  )
 
-  def reply_to(item, member, group, **_):
-    return item.reply if member == 0 and group != shuffled else wrong
+  def reply_to(item, group_index, group, **_):
+    return item.reply if group_index == 0 and group != shuffled else wrong
 
   rigged.rig(monkeypatch, reply_to)
-  monkeypatch.setattr(evaluate.encoder, "encode", lambda graph, params, prompt: prompt)
+  monkeypatch.setattr(evaluate.encoder, "encode", lambda graphdef, params, prompt: prompt)
 
 
 # Right replies earn 2 for each segment, wrong ones 1 (their format); the evaluated one stands beside one of the first kind and
 # two of the second. T-GRPO adds 0.3 to the reasoning of right ones.
 CASES = {
   "by the std": ({}, 1.0, 1.0),
-  "not by the std": ({"rl__normalise": False}, 0.5, 0.5),
-  "T-GRPO": ({"rl__normalise": False, "rl__shuffled": 2}, 0.5, 0.65),
-  "all tokens alike": ({"rl__normalise": False, "rl__credit": "episode"}, 1.0, 1.0),
+  "not by the std": ({"rl__normalize_by_std": False}, 0.5, 0.5),
+  "T-GRPO": ({"rl__normalize_by_std": False, "rl__num_shuffled_generations": 2}, 0.5, 0.65),
+  "all tokens alike": (
+    {"rl__normalize_by_std": False, "rl__advantage_estimator": "episode"},
+    1.0,
+    1.0,
+  ),
 }
 
 
@@ -46,10 +53,10 @@ def test_an_evaluated_reply_has_the_advantages_of_an_update(data, monkeypatch, n
     **{
       **ASKED,
       "env__weights__length": 0.0,
-      "rl__group": 3,
+      "rl__num_generations": 3,
       "rl__max_new_tokens": 200,
       "eval__blind": False,
-      "eval__shuffled": False,
+      "eval__shuffled_frames": False,
       **overrides,
     },
   )

@@ -25,7 +25,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def context(data):
-  return nano.build(data, eval__examples=0, eval__batch=BATCH, rl__max_new_tokens=90)
+  return nano.build(data, eval__examples=0, eval__batch_size=BATCH, rl__max_new_tokens=90)
 
 
 def _items(context):
@@ -43,7 +43,9 @@ def test_a_policy_that_gives_the_reference_scores_full_marks(context, monkeypatc
     assert metrics[name] == pytest.approx(1, abs=1e-6), name
   assert metrics["think_answer_mismatch"] == 0
   assert metrics["accuracy_interval"] == 0
-  assert metrics["reply_tokens"] == pytest.approx(np.mean([len(i.reply) for i in _items(context)]))
+  assert metrics["completions/mean_length"] == pytest.approx(
+    np.mean([len(i.reply) for i in _items(context)])
+  )
 
 
 def test_a_policy_that_is_silent_scores_nothing(context, monkeypatch):
@@ -51,7 +53,7 @@ def test_a_policy_that_is_silent_scores_nothing(context, monkeypatch):
   rigged.rig(monkeypatch, lambda item, **_: [stop])
   metrics = evaluate.evaluate(context, {}, name="test")["metrics"]
   assert metrics["accuracy"] == metrics["process_reward"] == metrics["trace_consistency"] == 0
-  assert metrics["reply_tokens"] == 1
+  assert metrics["completions/mean_length"] == 1
   assert "think_answer_mismatch" not in metrics  # no trace concludes anything
 
 
@@ -94,9 +96,9 @@ def test_batches_are_sampled_with_different_keys(context, monkeypatch):
   rigged.rig(monkeypatch, lambda item, **_: [stop])
   sample_so = sampler.sample_counting
 
-  def sample(graph, params, prompt, allowed, key, *, decoding):
+  def sample(graphdef, params, prompt, allowed_tokens, key, *, decoding):
     keys.append(jax.random.key_data(key).tolist())
-    return sample_so(graph, params, prompt, allowed, key, decoding=decoding)
+    return sample_so(graphdef, params, prompt, allowed_tokens, key, decoding=decoding)
 
   monkeypatch.setattr(sampler, "sample_counting", sample)
   evaluate.evaluate(context, {}, name="test")

@@ -121,7 +121,7 @@ def test_a_change_within_its_intervals_is_not_coloured(workdir):
   assert row(text, "accuracy").endswith("<td>+3.8 points</td></tr>")
   assert row(text, "think_answer_mismatch").endswith('<td class="bad">+59.5 points</td></tr>')
   assert row(text, "process_reward").endswith('<td class="good">+0.310</td></tr>')
-  assert row(text, "reply_tokens").endswith("<td>±0.0</td></tr>")
+  assert row(text, "completions/mean_length").endswith("<td>±0.0</td></tr>")
 
 
 def row(text: str, metric: str) -> str:
@@ -259,7 +259,7 @@ RECORDS = (
   report_data.Evaluation,
   report_data.Sample,
   report_data.ReferenceStep,
-  report_data.Alignment,
+  report_data.ReportAlignment,
 )
 FIELDS = FILES | {
   field.name for record in (*RECORDS, metric.Metric) for field in dataclasses.fields(record)

@@ -25,7 +25,7 @@ EVERY = 8  # of how many positions one has its whole row of logits in the golden
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
+class ModelCase:
   """A model and its prompts. A part is ("text", tokens) or ("image" or "video", frames, rows, columns, seconds
   between frames), in temporal and in spatial patches.
   """
@@ -99,7 +99,7 @@ def vision_config(
 
 
 CASES = (
-  Case(
+  ModelCase(
     name="image_and_video",
     seed=1,
     text=text_config(32, 3, 4, 2, [1, 1, 2]),
@@ -110,7 +110,7 @@ CASES = (
       (("video", 2, 6, 6, 0.75), ("text", 4), ("image", 1, 4, 4, 1.0), ("text", 6)),
     ),
   ),
-  Case(
+  ModelCase(
     name="one_key_head_tied",
     seed=2,
     text=text_config(48, 2, 6, 1, [2, 1, 1]),
@@ -118,7 +118,7 @@ CASES = (
     tied=True,
     prompts=((("text", 4), ("image", 1, 14, 10, 1.0), ("text", 9)),),
   ),
-  Case(
+  ModelCase(
     name="two_videos_single_token_windows",
     seed=3,
     text=text_config(64, 2, 2, 2, [4, 6, 6]),
@@ -129,7 +129,7 @@ CASES = (
       (("text", 3), ("video", 5, 2, 2, 1.3), ("text", 11)),
     ),
   ),
-  Case(
+  ModelCase(
     name="text_only",
     seed=4,
     text=text_config(32, 4, 4, 4, [2, 1, 1]),
@@ -137,7 +137,7 @@ CASES = (
     tied=True,
     prompts=((("text", 33),), (("text", 12),)),
   ),
-  Case(
+  ModelCase(
     name="other_patches",
     seed=5,
     text=text_config(48, 2, 3, 3, [2, 3, 3]),
@@ -150,7 +150,7 @@ CASES = (
 )
 
 
-def random_case(seed: int) -> Case:
+def random_case(seed: int) -> ModelCase:
   """A case that no one has looked at: sizes, sharing of heads, windows and media drawn from a seed."""
   rng = np.random.default_rng(seed)
   kv_heads = int(rng.integers(1, 4))
@@ -176,7 +176,7 @@ def random_case(seed: int) -> Case:
     pairs = [(text(), medium()) for _ in range(rng.integers(0, 4))]
     return (*(part for pair in pairs for part in pair), text())
 
-  return Case(
+  return ModelCase(
     name=f"random_{seed}",
     seed=seed,
     text=text_config(2 * half * heads, int(rng.integers(1, 4)), heads, kv_heads, sections),
@@ -198,7 +198,7 @@ def projection() -> np.ndarray:
   return np.random.default_rng(0).standard_normal((VOCAB, 2)).astype(np.float32) / VOCAB**0.5
 
 
-def reference_model(case: Case) -> Any:
+def reference_model(case: ModelCase) -> Any:
   """The case's model in transformers, float32."""
   import torch
   from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -218,7 +218,7 @@ def reference_model(case: Case) -> Any:
   return model
 
 
-def reference_outputs(case: Case, model: Any, index: int) -> dict[str, np.ndarray]:
+def reference_outputs(case: ModelCase, model: Any, index: int) -> dict[str, np.ndarray]:
   """Positions [3, prefix], next position and logits [prefix, vocab] of one prompt, from transformers."""
   import torch
 

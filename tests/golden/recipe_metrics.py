@@ -23,20 +23,20 @@ VOLATILE = ("time/", "memory/", "vision/", "perf/")
 
 COMMON = (
   *("--config.sft.steps=6", "--config.rl.steps=6", "--config.sft.target_loss=0.0"),
-  *("--config.eval.examples=16", "--config.eval.batch=16"),
+  *("--config.eval.examples=16", "--config.eval.batch_size=16"),
   *("--config.sft.checkpoint_every=6", "--config.rl.checkpoint_every=6"),
 )
-GRPO_TURNS = ("--config.rl.credit=episode",)
+GRPO_TURNS = ("--config.rl.advantage_estimator=episode",)
 
 # name -> (recipe, overrides). Recipes of the same name share their data.
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
   "moss_chatv": ("moss_chatv", ()),
   "moss_chatv_lora": ("moss_chatv", ("--config.model.lora.rank=4",)),
-  "moss_chatv_resampling": ("moss_chatv", ("--config.rl.resampling=2",)),
+  "moss_chatv_resampling": ("moss_chatv", ("--config.rl.dynamic_sampling_max_batches=2",)),
   "moss_chatv_off_policy": ("moss_chatv", ("--config.rl.one_step_off_policy=True",)),
   "moss_chatv_two_processes": ("moss_chatv", ()),
   "videop2r": ("videop2r", ()),
-  "videop2r_t_grpo": ("videop2r", ("--config.rl.shuffled=4",)),
+  "videop2r_t_grpo": ("videop2r", ("--config.rl.num_shuffled_generations=4",)),
   "video_mtr_gae": ("video_mtr", ()),
   "video_mtr_grpo": ("video_mtr", GRPO_TURNS),
 }

@@ -9,7 +9,7 @@ import pytest
 from launch import analysis, costs, hlo, plan, report, step_shapes, sweep, topology
 from tests.train import nano
 from vr_jax import errors
-from vr_jax.train import network
+from vr_jax.train import model_setup
 
 CONFIG = f"--config={nano.ROOT / nano.RECIPE}"
 
@@ -61,7 +61,7 @@ def test_without_the_tpu_compiler_nothing_else_is_taken_for_it(monkeypatch):
     (["--config.mesh=(1,3,1,1)"], ["config.mesh", "4 devices"]),
     (["--config.mesh=(1,1,1,4)"], ["config.mesh", "does not divide"]),
     (["--config.mesh=(1,1)"], ["config.mesh", "four"]),
-    (["--config.rl.prompts=6"], ["config.rl.prompts=6", "not a multiple"]),
+    (["--config.rl.batch_size=6"], ["config.rl.batch_size=6", "not a multiple"]),
     (["--config.model.dtype=float16"], ["config.model.dtype=float16", "TPU v5e", "bfloat16"]),
     (["--config.data.frames=640"], ["config.model.frame_buckets", "320 temporal patches"]),
     (["--config.rl.promts=6"], ["config.rl.promts", "nearest"]),
@@ -89,14 +89,14 @@ def test_a_config_that_is_no_file_is_refused(capsys):
 LEAF = analysis.Leaf(name="params.text.layers.gate", shape="float32[28,3584,18944]", bytes=2**30)
 
 
-def planned(one: analysis.Analysis, *, recipe=nano.RECIPE) -> analysis.Plan:
+def planned(one: analysis.Analysis, *, recipe=nano.RECIPE) -> analysis.SlicePlan:
   where = topology.find("v5e:2x2")
   config = nano.recipe("tiny", recipe)
   config.rl.microbatches = 1
-  model = network.model_of(config)
+  model = model_setup.model_of(config)
   mesh = {"data": 4, "fsdp": 1, "sequence": 1, "tensor": 1}
   load = step_shapes.make_step_shapes(config, model)
-  return analysis.Plan(config=config, slice=where, mesh=mesh, load=load, analyses=[one])
+  return analysis.SlicePlan(config=config, slice=where, mesh=mesh, step_shapes=load, analyses=[one])
 
 
 def too_large(*, arguments: float, temporaries: float, parts=()) -> analysis.Analysis:
@@ -104,7 +104,7 @@ def too_large(*, arguments: float, temporaries: float, parts=()) -> analysis.Ana
     arguments=arguments,
     temporaries=temporaries,
     output=0,
-    held=0,
+    resident=0,
     peak=arguments + temporaries,
   )
   largest = [costs.Temporary(hlo.Shape("f32", (8, 1024, 152064)), "jit(step)/logits")]
@@ -152,7 +152,9 @@ def test_what_a_config_has_done_already_is_no_remedy():
   assert all(remedy in report.explain(found, one) for remedy in remedies)
   with found.config.unlocked():
     found.config.model.remat = "full"
-  split = dataclasses.replace(found, load=dataclasses.replace(found.load, microbatches=4))
+  split = dataclasses.replace(
+    found, step_shapes=dataclasses.replace(found.step_shapes, microbatches=4)
+  )
   assert not any(remedy in report.explain(split, one) for remedy in remedies)
 
 
@@ -170,9 +172,9 @@ def test_of_episodes_the_plan_says_what_they_show_and_what_a_critic_takes():
   one = too_large(arguments=2e9, temporaries=30e9)
   found = planned(one, recipe=recipe)
   text = report.as_text(found)
-  for words in ("later_turns 2", "env.budget"):
+  for words in ("later_turns 2", "env.frame_budget"):
     assert words in text
-  shown = max(found.config.turns.shown_buckets)
+  shown = max(found.config.turns.observation_buckets)
   assert report.as_json(found)["load"]["later_tokens"] == shown
   parameters = planned(too_large(arguments=80e9, temporaries=9e9), recipe=recipe)
   parameters.config.critic.kl_weight = 0.1
@@ -194,7 +196,7 @@ def test_meshes_of_a_sweep_use_every_device_and_divide_the_model():
   for data, fsdp, sequence, tensor in found:
     assert data * fsdp * sequence * tensor == 8
     assert 4 % tensor == 0  # key and value heads
-    assert config.rl.prompts % (data * fsdp) == 0
+    assert config.rl.batch_size % (data * fsdp) == 0
 
 
 def test_a_large_model_is_tried_with_its_heads_split():
@@ -208,7 +210,7 @@ def test_a_large_model_is_tried_with_its_heads_split():
 
 def test_an_estimate_of_a_mesh_counts_what_is_read_and_what_is_sent():
   config = nano.recipe("7b")
-  model = network.model_of(config)
+  model = model_setup.model_of(config)
   load = step_shapes.make_step_shapes(config, model)
   chip = topology.find("v5p:2x2x2").chip
   layers, weights = 6_525_288_448, 6_525_288_448 + 3584 * 152064
@@ -229,22 +231,26 @@ def measured(where: topology.Slice, fits, seconds):
   """What stands for the compiler: rules that say of a config whether it fits and how long it takes."""
 
   def measure(changed, *_, **__):
-    memory = analysis.Memory(arguments=0, temporaries=0, output=0, held=0, peak=changed.mesh[0])
+    memory = analysis.Memory(arguments=0, temporaries=0, output=0, resident=0, peak=changed.mesh[0])
     line = analysis.roofline.Roofline(compute=seconds(changed), memory=0, network=0)
-    work = analysis.Work(model=1.0, executed=1.0)
-    part = analysis.Part(name="all", costs=costs.Costs(), roofline=line, work=work)
+    work = analysis.CountedFlops(model=1.0, executed=1.0)
+    part = analysis.ProgramPart(name="all", costs=costs.Costs(), roofline=line, work=work)
     one = analysis.Analysis(
       name="all", runs=1, memory=memory, fits=fits(changed), parts=[part], leaf=LEAF, largest=[]
     )
     sides = dict(zip(("data", "fsdp", "sequence", "tensor"), changed.mesh, strict=True))
-    load = step_shapes.make_step_shapes(changed, network.model_of(changed))
-    return analysis.Plan(config=changed, slice=where, mesh=sides, load=load, analyses=[one])
+    load = step_shapes.make_step_shapes(changed, model_setup.model_of(changed))
+    return analysis.SlicePlan(
+      config=changed, slice=where, mesh=sides, step_shapes=load, analyses=[one]
+    )
 
   return measure
 
 
 def work_of(config) -> int:
-  return config.rl.prompts // config.rl.microbatches * config.rl.group * config.data.frames
+  return (
+    config.rl.batch_size // config.rl.microbatches * config.rl.num_generations * config.data.frames
+  )
 
 
 def test_a_sweep_takes_the_fastest_mesh_and_grows_the_load_on_it():
@@ -267,7 +273,7 @@ def test_a_sweep_takes_the_fastest_mesh_and_grows_the_load_on_it():
 
 def test_a_load_that_no_mesh_holds_is_halved_until_one_does():
   config = nano.recipe("3b")
-  limit = 4 * config.rl.group * config.data.frames
+  limit = 4 * config.rl.num_generations * config.data.frames
   measure = measured(
     topology.find("v5e:2x2"),
     fits=lambda changed: work_of(changed) <= limit,
@@ -276,7 +282,7 @@ def test_a_load_that_no_mesh_holds_is_halved_until_one_does():
   found = sweep.walk(config, [(4, 1, 1, 1), (1, 4, 1, 1), (2, 2, 1, 1)], measure)
   assert found.best is None
   assert (found.largest.mesh, found.largest.rows) == ((1, 4, 1, 1), 4)  # wants least memory
-  assert found.plan.config.rl.microbatches == config.rl.prompts // 4
+  assert found.plan.config.rl.microbatches == config.rl.batch_size // 4
   assert "fastest at the config's load: none fits" in sweep.as_text(found)
   nowhere = measured(topology.find("v5e:2x2"), fits=lambda changed: False, seconds=lambda _: 1.0)
   found = sweep.walk(config, [(1, 4, 1, 1)], nowhere)

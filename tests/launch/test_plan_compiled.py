@@ -78,7 +78,7 @@ def test_no_temporary_of_a_train_step_has_logits_of_the_whole_vocabulary(compile
 
 def test_a_plan_without_room_names_the_tensor_and_ends_with_1(monkeypatch):
   """Six million words, on each device whole: parameters, two moments and the reference lie beside the encoder, 6 GB each."""
-  every = programs.of_config
+  every = programs.programs_of_step
   monkeypatch.setattr(programs, "of_config", lambda *given: every(*given)[:1])
   words = 6_000_000
   code, found = planned(mesh=(4, 1, 1, 1), model__architecture__text_config__vocab_size=words)

@@ -13,14 +13,14 @@ from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import flops, presets
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
-from vr_jax.train import network
+from vr_jax.train import model_setup
 
 
 def built(config, shape=(1, 2, 1, 1)):
   mesh = mesh_lib.make_mesh(shape, jax.devices()[: math.prod(shape)])
-  model = network.model_of(config)
+  model = model_setup.model_of(config)
   return (
-    programs.of_config(config, model, mesh, step_shapes.make_step_shapes(config, model)),
+    programs.programs_of_step(config, model, mesh, step_shapes.make_step_shapes(config, model)),
     model,
     mesh,
   )
@@ -40,8 +40,10 @@ def test_released_models_have_the_parameters_that_their_cards_state(name, billio
   with config.unlocked():
     config.model.pretrained = f"/models/{name}"
   mesh = mesh_lib.make_mesh((1, 1, 1, 1), jax.devices()[:1])
-  model = network.model_of(config)
-  step = programs.of_config(config, model, mesh, step_shapes.make_step_shapes(config, model))[-1]
+  model = model_setup.model_of(config)
+  step = programs.programs_of_step(
+    config, model, mesh, step_shapes.make_step_shapes(config, model)
+  )[-1]
   count = sum(math.prod(x.shape) for x in jax.tree.leaves(step.arguments[0].params))
   assert count / 1e9 == pytest.approx(billions, abs=2e-3)
 
@@ -54,24 +56,24 @@ def test_a_config_json_on_disk_goes_before_the_table(tmp_path):
   with config.unlocked():
     config.model.pretrained = str(directory)
   with pytest.raises(errors.InputError, match=r"config\.json"):
-    network.model_of(config)
+    model_setup.model_of(config)
 
 
 def test_a_step_has_the_programs_that_its_config_asks_for():
   config = nano.config(rl__kl_weight=0.04)
   names = [program.name for program in built(config)[0]]
   assert names == ["encoder", "rollout", "reference log-probs", "train step"]
-  both = nano.config(rl__kl_weight=0.04, rl__epochs=2)
+  both = nano.config(rl__kl_weight=0.04, rl__num_iterations=2)
   found = built(both)[0]
   assert [program.name for program in found][2:4] == ["reference log-probs", "policy log-probs"]
-  assert found[-1].runs == 2
+  assert found[-1].runs_per_step == 2
   without = nano.config(rl__kl_weight=0.0)
   assert [program.name for program in built(without)[0]] == ["encoder", "rollout", "train step"]
 
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_what_runs_no_tower_is_given_features_and_not_patches(frozen):
-  config = nano.config(rl__kl_weight=0.04, rl__epochs=2, model__freeze_vision=frozen)
+  config = nano.config(rl__kl_weight=0.04, rl__num_iterations=2, model__freeze_vision=frozen)
   encoder, *others = built(config)[0]
   assert encoder.tower
   with_tower = [program.name for program in others if program.tower]
@@ -90,16 +92,18 @@ def test_what_lies_in_memory_beside_a_program_is_the_rest_of_the_run():
   config = nano.config(rl__kl_weight=0.04)
   found, model, mesh = built(config)
   load = step_shapes.make_step_shapes(config, model)
-  everything = programs.resident(config, model, mesh, load)
+  everything = programs.resident_bytes(config, model, mesh, load)
   params = programs.bytes_per_device(found[-1].arguments[0].params)
   assert everything == pytest.approx(4 * params, rel=0.01)  # two moments, and the reference
   encoder, rollout, reference, step = found
   counters = 3 * 4
   tower = programs.bytes_per_device(step.arguments[0].params["vision"])
-  assert programs.bytes_per_device(encoder.held) == everything - tower - counters
-  assert programs.bytes_per_device(rollout.held) == everything - (params - tower) - counters
-  assert programs.bytes_per_device(reference.held) == everything - params - counters
-  assert programs.bytes_per_device(step.held) == params + next_batch(step)
+  assert programs.bytes_per_device(encoder.resident_arrays) == everything - tower - counters
+  assert (
+    programs.bytes_per_device(rollout.resident_arrays) == everything - (params - tower) - counters
+  )
+  assert programs.bytes_per_device(reference.resident_arrays) == everything - params - counters
+  assert programs.bytes_per_device(step.resident_arrays) == params + next_batch(step)
 
 
 def next_batch(step):
@@ -112,7 +116,7 @@ def test_the_next_batch_lies_beside_an_update_unless_a_cache_may_have_its_featur
   config = nano.config(model__freeze_vision=True, model__feature_cache_gib=gibibytes)
   encoder, *_, step = built(config)[0]
   patches = programs.bytes_per_device(encoder.arguments[-1])
-  held = programs.bytes_per_device(step.held)
+  held = programs.bytes_per_device(step.resident_arrays)
   assert held == pytest.approx(0 if gibibytes else patches, rel=0.01)  # its words are few
   assert patches > 0
 
@@ -120,10 +124,12 @@ def test_the_next_batch_lies_beside_an_update_unless_a_cache_may_have_its_featur
 def test_adapters_share_the_base_with_the_reference():
   config = nano.config(rl__kl_weight=0.04, model__lora__rank=2)
   found, model, mesh = built(config)
-  everything = programs.resident(config, model, mesh, step_shapes.make_step_shapes(config, model))
+  everything = programs.resident_bytes(
+    config, model, mesh, step_shapes.make_step_shapes(config, model)
+  )
   params = programs.bytes_per_device(found[-1].arguments[0].params)
   assert params < everything < 1.5 * params
-  *held, _ = found[-1].held  # the next batch
+  *held, _ = found[-1].resident_arrays  # the next batch
   assert programs.bytes_per_device(held) < 0.2 * params
 
 
@@ -137,19 +143,19 @@ def test_a_mesh_holds_its_share_of_each_array():
 
 def test_the_buckets_of_a_full_clip_are_the_load():
   config = nano.recipe("7b")
-  load = step_shapes.make_step_shapes(config, network.model_of(config))
+  load = step_shapes.make_step_shapes(config, model_setup.model_of(config))
   assert (load.frames, load.patches, load.prefix) == (8, 512, 1280)
   with config.unlocked():
     config.model.prefix_buckets = (1024,)
   with pytest.raises(errors.InputError, match=r"prefix_buckets.*1025 tokens"):
-    step_shapes.make_step_shapes(config, network.model_of(config))
+    step_shapes.make_step_shapes(config, model_setup.model_of(config))
 
 
 def test_programs_are_made_for_devices_that_are_not_here():
   config = nano.config()
   mesh = mesh_lib.make_mesh((1, 4, 1, 1), topology.find("v5e:2x2").devices)
-  model = network.model_of(config)
-  for program in programs.of_config(
+  model = model_setup.model_of(config)
+  for program in programs.programs_of_step(
     config, model, mesh, step_shapes.make_step_shapes(config, model)
   ):
     for x in jax.tree.leaves(program.arguments):
@@ -177,11 +183,11 @@ def test_flops_of_training_count_each_pass():
 TURNS = {
   "model__prefix_buckets": (224,),
   "model__frame_buckets": (8,),
-  "turns__time_buckets": (96, 192),
-  "turns__shown_buckets": (64,),
+  "turns__episode_buckets": (96, 192),
+  "turns__observation_buckets": (64,),
   "turns__frame_buckets": (2, 4),
-  "turns__chunk": 12,
-  "turns__rows": 3,
+  "turns__decode_chunk": 12,
+  "turns__append_batch_size": 3,
   "critic__kl_weight": 0.1,
 }
 
@@ -191,30 +197,34 @@ def of_turns(shape, **changes):
 
 
 def test_episodes_are_played_by_programs_of_their_own_and_a_critic_has_two():
-  found = of_turns((2, 1, 1, 1), rl__epochs=2)[0]
+  found = of_turns((2, 1, 1, 1), rl__num_iterations=2)[0]
   names = ["encoder", "prefill", "decode", "append", "reference log-probs", "policy log-probs"]
   assert [program.name for program in found] == [*names, "values", "train step", "critic step"]
-  runs = {program.name: program.runs for program in found}
+  runs = {program.name: program.runs_per_step for program in found}
   # Three replies of 16 tokens in chunks of 12; eight replies a device are shown more, three at a time, twice.
   assert (runs["decode"], runs["append"]) == (3 * 2, 2 * 3)
   assert runs["train step"] == runs["critic step"] == 2
-  without = of_turns((2, 1, 1, 1), critic__kl_weight=0.0, rl__credit="episode")[0]
+  without = of_turns((2, 1, 1, 1), critic__kl_weight=0.0, rl__advantage_estimator="episode")[0]
   assert [program.name for program in without] == [*names[:4], "train step"]
 
 
 def test_a_critic_lies_beside_its_policy():
   found, model, mesh = of_turns((2, 1, 1, 1))
   config = nano.config("configs/video_mtr.py", **TURNS)
-  everything = programs.resident(config, model, mesh, step_shapes.make_step_shapes(config, model))
+  everything = programs.resident_bytes(
+    config, model, mesh, step_shapes.make_step_shapes(config, model)
+  )
   by_name = {program.name: program for program in found}
   params = programs.bytes_per_device(by_name["train step"].arguments[0].params)
   assert everything == pytest.approx(
     7 * params, rel=0.01
   )  # two with their moments, and the reference
   for name in ("train step", "critic step"):
-    held = programs.bytes_per_device((by_name[name].arguments[0], by_name[name].held))
+    held = programs.bytes_per_device((by_name[name].arguments[0], by_name[name].resident_arrays))
     assert held == everything + next_batch(by_name[name])
-  beside = programs.bytes_per_device((by_name["values"].arguments[0], by_name["values"].held))
+  beside = programs.bytes_per_device(
+    (by_name["values"].arguments[0], by_name["values"].resident_arrays)
+  )
   counters = 3 * 4
   assert beside == everything - counters
 
@@ -240,10 +250,10 @@ def test_patches_of_all_turns_go_to_the_programs_that_train_the_tower(frozen):
 def test_what_episodes_begin_with_is_said_to_lie_where_it_does(shape):
   found = of_turns(shape)[0]
   prefill, decode, append = found[1:4]
-  graph, params, prefix, state, *_ = decode.arguments
+  graphdef, params, prefix, state, *_ = decode.arguments
   longest = {**prefill.keywords, "length": 192}
   begun = prefill.function.lower(*prefill.arguments, **longest).compile()
-  gathered = sampler.decoding_params.lower(graph, prefill.arguments[1]).compile()
+  gathered = sampler.decoding_params.lower(graphdef, prefill.arguments[1]).compile()
   made = jax.tree.leaves((begun.output_shardings, gathered.output_shardings))
   said = jax.tree.leaves(((prefix, state), params))
   for sharding, x in zip(made, said, strict=True):

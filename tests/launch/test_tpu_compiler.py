@@ -127,7 +127,7 @@ def test_of_a_program_without_room_the_array_that_has_none_is_named_as_it_lies_o
     name="train step", function=jax.jit(jax.grad(loss)), arguments=({"w": w}, x)
   )
   found = analysis.examine(
-    program, where, mesh, {"train step": analysis.Work(model=1.0, executed=1.0)}
+    program, where, mesh, {"train step": analysis.CountedFlops(model=1.0, executed=1.0)}
   )
   assert not found.fits
   assert not found.compiled
@@ -162,7 +162,7 @@ def test_an_attention_kernel_counts_the_blocks_that_its_mask_lets_through(where)
 
   def attend(x, segment):
     places = jnp.arange(4096)
-    seen = attention_splash.within(x, x, x, segment, segment, places, causal=True)
+    seen = attention_splash.attend_segments(x, x, x, segment, segment, places, causal=True)
     return seen.astype(jnp.float32).sum()
 
   def repeated(x, segment):
@@ -186,7 +186,7 @@ def test_a_plan_of_the_smallest_recipe():
   (part,) = one.parts
   assert 1 <= report.over_count(found, part) <= 1.25
   assert one.fits
-  assert one.memory.arguments + one.memory.held < one.memory.peak < 64 * 2**20
+  assert one.memory.arguments + one.memory.resident < one.memory.peak < 64 * 2**20
   assert part.costs.bytes > 0
   assert sum(part.costs.collectives().values()) > 0
   assert 0 < report.utilisation(found, part) < 1

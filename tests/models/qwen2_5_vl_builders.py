@@ -41,7 +41,7 @@ def make_processor(config: config_lib.Config, **options) -> processor.Processor:
   return processor.Processor(config, BYTES, 56 * 56, 28 * 28 * 16, **options)
 
 
-def encode(case: golden.Case, config: config_lib.Config, index: int) -> prompts.Encoded:
+def encode(case: golden.Case, config: config_lib.Config, index: int) -> prompts.EncodedPrompt:
   """A prompt of the case through our positions, rows and windows."""
   tokens, media = case.prompt(index)
   grids = []

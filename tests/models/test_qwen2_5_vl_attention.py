@@ -21,9 +21,9 @@ from vr_jax.models.common import (
 from vr_jax.models.qwen2_5_vl import config as config_lib
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
-EMULATED = functools.partial(attention_splash.within, interpret=True)
-EMULATED_REPLIES = functools.partial(attention_splash.continued, interpret=True)
-REPLACED = functools.partial(attention_cudnn.within, implementation="xla")
+EMULATED = functools.partial(attention_splash.attend_segments, interpret=True)
+EMULATED_REPLIES = functools.partial(attention_splash.attend_replies, interpret=True)
+REPLACED = functools.partial(attention_cudnn.attend_segments, implementation="xla")
 TOLERANCE = 1e-5
 
 
@@ -58,10 +58,10 @@ def _assert_same(left, right, arguments, seen=True):
 
 # Chunks: 16 queries at a time (of one prompt of 40 keys, 4 heads), the last one filled up.
 WITHIN = {
-  "xla": attention_xla.within,
-  "xla_in_chunks": functools.partial(attention_xla.within, logits=2 * 16 * HEADS * 40),
-  "xla_in_tiles": functools.partial(attention_xla.within, logits=2 * HEADS * 16 * 16),
-  "xla_row_by_row": functools.partial(attention_xla.within, logits=40 * HEADS * 40),
+  "xla": attention_xla.attend_segments,
+  "xla_in_chunks": functools.partial(attention_xla.attend_segments, logits=2 * 16 * HEADS * 40),
+  "xla_in_tiles": functools.partial(attention_xla.attend_segments, logits=2 * HEADS * 16 * 16),
+  "xla_row_by_row": functools.partial(attention_xla.attend_segments, logits=40 * HEADS * 40),
   "splash": EMULATED,
   "cudnn": REPLACED,
 }
@@ -111,17 +111,17 @@ def test_the_second_half_of_a_prompts_queries_knows_where_it_stands(part):
   index = jnp.arange(20) + 20 * part
   arguments = (query, key, value, *segments, index)
   expected = _plain(query, key, value, (jnp.arange(40) <= index[:, None])[None])
-  for function in (attention_xla.within, EMULATED, REPLACED):
+  for function in (attention_xla.attend_segments, EMULATED, REPLACED):
     actual = jax.jit(functools.partial(function, causal=True))(*arguments)
     np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
 
 
 REPLIES = {
-  "xla": attention_xla.continued,
-  "xla_in_chunks": functools.partial(attention_xla.continued, logits=2 * 3 * 4 * HEADS * 30),
-  "xla_in_tiles": functools.partial(attention_xla.continued, logits=2 * HEADS * 8 * 8),
+  "xla": attention_xla.attend_replies,
+  "xla_in_chunks": functools.partial(attention_xla.attend_replies, logits=2 * 3 * 4 * HEADS * 30),
+  "xla_in_tiles": functools.partial(attention_xla.attend_replies, logits=2 * HEADS * 8 * 8),
   "splash": EMULATED_REPLIES,
-  "cudnn": functools.partial(attention_cudnn.continued, implementation="xla"),
+  "cudnn": functools.partial(attention_cudnn.attend_replies, implementation="xla"),
 }
 
 
@@ -161,8 +161,8 @@ def test_replies_attend_to_their_prompt_and_to_themselves(backend, part):
 def _decoded(query, key, value, *_, causal):
   """The step that samples, over a prompt of these keys; it sees next to nothing of the token's own."""
   slot, valid = jnp.zeros(1, jnp.int32), jnp.ones(key.shape[:2], bool)
-  own = (*attention.turned(-key[:, :1], value[:, :1]), jnp.ones(1, bool))
-  prefix = (*attention.turned(key, value), valid)
+  own = (*attention.transpose_for_decode(-key[:, :1], value[:, :1]), jnp.ones(1, bool))
+  prefix = (*attention.transpose_for_decode(key, value), valid)
   return attention_decode.step(query[0], slot, slot, *prefix, *own, group=1)[None]
 
 
@@ -203,7 +203,7 @@ def test_tiles_of_nothing_but_padding_are_never_computed():
 
   def found(query, prefix_key, prefix_value, key, value):
     blocks = (prefix_key, prefix_value, prefix_valid, key, value, own_valid)
-    out = attention_xla.continued(query, *blocks, jnp.arange(time), logits=HEADS * 8 * 8)
+    out = attention_xla.attend_replies(query, *blocks, jnp.arange(time), logits=HEADS * 8 * 8)
     return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum(), out
 
   both = jax.jit(jax.grad(found, argnums=range(5), has_aux=True))
@@ -219,7 +219,7 @@ def test_plain_attention_of_a_long_prompt_never_has_all_its_logits():
   segment, index = jax.ShapeDtypeStruct((1, length), jnp.int32), jnp.arange(length)
 
   def loss(query, key, value, segment):
-    out = attention_xla.within(query, key, value, segment, segment, index, causal=True)
+    out = attention_xla.attend_segments(query, key, value, segment, segment, index, causal=True)
     return out.astype(jnp.float32).sum()
 
   jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*shapes, segment)
@@ -295,8 +295,8 @@ def test_a_dtype_that_the_chip_lacks_is_named():
 
 
 def test_the_kernel_computes_the_blocks_that_a_row_of_prompt_and_replies_sees_and_no_others():
-  prompt = attention_splash.Replies(group=1, time=2048, keys=2048)
-  replies = attention_splash.Replies(group=8, time=512, keys=512, prefix=2048)
+  prompt = attention_splash.RepliesMask(group=1, time=2048, keys=2048)
+  replies = attention_splash.RepliesMask(group=8, time=512, keys=512, prefix=2048)
   block, seen, computed = attention_splash.BLOCKS[0], 0, []
   for mask in (prompt, replies):
     pairs = mask[:, :]
@@ -334,7 +334,7 @@ def test_what_a_reply_is_shown_sees_prompt_past_and_itself(
   query, own = draw(time, heads, dim), [draw(time, kv_heads, dim) for _ in range(2)]
   prompt = [draw(prefix, kv_heads, dim) for _ in range(2)]
   past = draw(kv_heads, dim, length), draw(kv_heads, length, dim)
-  found = attention_xla.appended(
+  found = attention_xla.attend_appended(
     *(jnp.asarray(x) for x in (query, *own, np.arange(time) < said)),
     *(jnp.asarray(x) for x in (*prompt, np.arange(prefix) < read)),
     *(jnp.asarray(x) for x in past),

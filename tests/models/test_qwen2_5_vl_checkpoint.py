@@ -225,7 +225,7 @@ def test_a_directory_without_weights_or_config_is_refused(tmp_path):
     ({"vision_config.window_size": 27}, "window_size: 27 pixels"),
     ({"vision_config.num_heads": 3}, "vision hidden_size: 32 is no multiple of 4 x 3"),
     ({"vision_config.depth": None}, "depth: the field is missing"),
-    ({"vision_config.text_follows": "nothing"}, "text_follows: is 'nothing'"),
+    ({"vision_config.rope_after_video": "nothing"}, "rope_after_video: is 'nothing'"),
   ],
 )
 def test_a_config_that_cannot_work_is_refused_by_the_fields_name(tmp_path, fields, message):

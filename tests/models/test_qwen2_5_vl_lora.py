@@ -39,7 +39,7 @@ def logits_of(network: model.Qwen2_5_VL, prompt: records.Prompt) -> jax.Array:
 def adapted(adapters, *, trained=True):
   """The case's model with adapters; `trained` ones do something."""
   network = lora.add(builders.load(CASE), adapters, rngs=nnx.Rngs(1))
-  graph, params = nnx.split(network)
+  graphdef, params = nnx.split(network)
   key = jax.random.key(2)
 
   def move(path, x):
@@ -47,7 +47,7 @@ def adapted(adapters, *, trained=True):
       return x
     return 0.1 * jax.random.normal(jax.random.fold_in(key, x.size), x.shape)
 
-  return nnx.merge(graph, jax.tree.map_with_path(move, params))
+  return nnx.merge(graphdef, jax.tree.map_with_path(move, params))
 
 
 def prompt():

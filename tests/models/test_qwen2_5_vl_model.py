@@ -47,7 +47,7 @@ def extended(network, prompt, tokens, valid):
 def decoded(network, prompt, tokens):
   prefix = network.prefill(prompt)
   slots = jnp.array(SLOTS)
-  order = slots_lib.Seats(prompt=slots // GROUP, member=slots % GROUP, group=GROUP)
+  order = slots_lib.DecodeSlots(prompt=slots // GROUP, group_index=slots % GROUP, group=GROUP)
   cache = network.start_cache(prefix, len(slots), TIME)
   hidden = []
   for index in range(TIME):
@@ -168,21 +168,21 @@ def test_a_reply_sees_neither_the_others_of_its_group_nor_its_own_future():
 
 def test_gradients_through_the_shared_prompt_equal_those_of_replicated_prompts():
   prompt, tokens, valid = inputs()
-  graph, params = nnx.split(network())
+  graphdef, params = nnx.split(network())
   weight = jnp.asarray(np.random.default_rng(5).standard_normal((2, GROUP, TIME, 32)))
 
   def score(hidden):
     return jnp.where(valid[..., None], hidden * weight, 0).sum()
 
   def shared(params):
-    whole = nnx.merge(graph, params)
+    whole = nnx.merge(graphdef, params)
     return score(whole.extend(whole.prefill(prompt), tokens, valid))
 
   copies = replicated(prompt, np.asarray(tokens), np.asarray(valid))
   starts = np.repeat((prompt.kind != records.Kind.PAD).sum(axis=1), GROUP)
 
   def copied(params):
-    whole = nnx.merge(graph, params)
+    whole = nnx.merge(graphdef, params)
     return score(replies_of(plain(whole, copies), starts))
 
   left, right = jax.jit(jax.grad(shared))(params), jax.jit(jax.grad(copied))(params)
@@ -198,10 +198,10 @@ def gradient(remat, attention=""):
   """A function of parameters: the gradient of a loss on replies, under a rematerialisation policy."""
   prompt, tokens, valid = inputs()
   config = dataclasses.replace(network().config, remat=remat, attention=attention)
-  graph = nnx.graphdef(nnx.eval_shape(lambda: model.Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
+  graphdef = nnx.graphdef(nnx.eval_shape(lambda: model.Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
 
   def loss(params):
-    whole = nnx.merge(graph, params)
+    whole = nnx.merge(graphdef, params)
     return (whole.extend(whole.prefill(prompt), tokens, valid) ** 2).mean()
 
   return jax.jit(jax.grad(loss))
@@ -268,8 +268,8 @@ def test_parameters_start_random_in_float32_and_name_every_axis():
 def test_bfloat16_activations_stay_close_to_float32_and_logits_are_float32():
   prompt, tokens, valid = inputs()
   config = dataclasses.replace(network().config, dtype="bfloat16")
-  graph = nnx.graphdef(nnx.eval_shape(lambda: model.Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
-  half = nnx.merge(graph, nnx.state(network()))
+  graphdef = nnx.graphdef(nnx.eval_shape(lambda: model.Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
+  half = nnx.merge(graphdef, nnx.state(network()))
   _, rough = extended(half, prompt, tokens, valid)
   _, exact = extended(network(), prompt, tokens, valid)
   assert rough.dtype == jnp.bfloat16

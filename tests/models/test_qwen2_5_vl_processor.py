@@ -46,7 +46,7 @@ def test_patches_of_an_image_are_those_of_the_reference(size):
   theirs = reference.Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=28 * 28 * 16)(image)
   one = conversation.Image(pixels=image)
   encoded = builders.make_processor(CONFIG, library="pillow").encode_conversation(
-    [conversation.Turn(role="user", parts=(one,))]
+    [conversation.Message(role="user", parts=(one,))]
   )
   (frame,) = encoded.frames
   np.testing.assert_allclose(frame.vision.patches, theirs["pixel_values"], rtol=0, atol=1e-5)
@@ -134,7 +134,7 @@ def test_time_counts_seconds_and_text_goes_on_where_the_config_says():
   assert places[2, 3:7].tolist() == [3, 4, 3, 4]
   assert places[:, 19:].tolist() == [[5, 6]] * 3
   assert after == 13
-  old = dataclasses.replace(CONFIG.vision, text_follows="largest")
+  old = dataclasses.replace(CONFIG.vision, rope_after_video="largest")
   places, after = positions.rope_index(kind, [video], old)
   assert places[:, 19:].tolist() == [[13, 14]] * 3
   assert after == 15
@@ -163,12 +163,12 @@ def test_without_frames_the_prompt_is_text_alone():
 
 def test_a_conversation_may_hold_images_and_videos_and_earlier_replies():
   image = conversation.Image(pixels=picture(56, 84)[0])
-  video = conversation.Video(frames=picture(56, 56, frames=4), seconds_per_frame=0.5)
+  video = conversation.VideoFrames(frames=picture(56, 56, frames=4), seconds_per_frame=0.5)
   turns = [
-    conversation.Turn(role="system", parts=("Be brief.",)),
-    conversation.Turn(role="user", parts=(image, "or", video, "?")),
-    conversation.Turn(role="assistant", parts=("Both.",)),
-    conversation.Turn(role="user", parts=("Sure?",)),
+    conversation.Message(role="system", parts=("Be brief.",)),
+    conversation.Message(role="user", parts=(image, "or", video, "?")),
+    conversation.Message(role="assistant", parts=("Both.",)),
+    conversation.Message(role="user", parts=("Sure?",)),
   ]
   encoded = builders.make_processor(CONFIG).encode_conversation(turns, open_reply=False)
   text = builders.BYTES.decode(encoded.tokens.tolist(), skip_special_tokens=False)
@@ -276,17 +276,17 @@ def test_media_tokens_of_one_medium_stand_together():
   ("turn", "message"),
   [
     (
-      conversation.Turn(role="judge", parts=("Guilty.",)),
+      conversation.Message(role="judge", parts=("Guilty.",)),
       "clip: a turn of 'judge'; roles are system",
     ),
     (
-      conversation.Turn(role="user", parts=(conversation.Image(pixels=picture(2, 401)[0]),)),
+      conversation.Message(role="user", parts=(conversation.Image(pixels=picture(2, 401)[0]),)),
       "clip: frame of 2x401 pixels: one side is over 200 times the other",
     ),
     (
-      conversation.Turn(
+      conversation.Message(
         role="user",
-        parts=(conversation.Video(frames=picture(9, 9, frames=2), seconds_per_frame=0.0),),
+        parts=(conversation.VideoFrames(frames=picture(9, 9, frames=2), seconds_per_frame=0.0),),
       ),
       "clip: a video of 0.0 seconds a frame; it must be above 0",
     ),

@@ -38,7 +38,7 @@ def make_processor() -> processor.Processor:
   return processor.Processor(config, TOKENIZER, *limits)
 
 
-def encode(case: golden.Case) -> prompts.Encoded:
+def encode(case: golden.Case) -> prompts.EncodedPrompt:
   media = iter(case.media())
 
   def part(given):
@@ -47,15 +47,15 @@ def encode(case: golden.Case) -> prompts.Encoded:
     frames = next(media)[1]
     if given[0] == "image":
       return conversation.Image(pixels=frames[0])
-    return conversation.Video(frames=frames, seconds_per_frame=1 / given[4])
+    return conversation.VideoFrames(frames=frames, seconds_per_frame=1 / given[4])
 
   turns = [
-    conversation.Turn(role=role, parts=tuple(map(part, parts))) for role, parts in case.turns
+    conversation.Message(role=role, parts=tuple(map(part, parts))) for role, parts in case.turns
   ]
   return make_processor().encode_conversation(turns, open_reply=case.open_reply, name=case.name)
 
 
-def patches(encoded: prompts.Encoded, kind: records.Kind) -> np.ndarray:
+def patches(encoded: prompts.EncodedPrompt, kind: records.Kind) -> np.ndarray:
   kinds = [grid.kind for grid in encoded.grids for _ in range(grid.frames)]
   mine = [
     frame.vision.patches for frame, of in zip(encoded.frames, kinds, strict=True) if of == kind
@@ -64,7 +64,7 @@ def patches(encoded: prompts.Encoded, kind: records.Kind) -> np.ndarray:
 
 
 def check_all_but_pixels(
-  encoded: prompts.Encoded, theirs: dict[str, np.ndarray], told: str
+  encoded: prompts.EncodedPrompt, theirs: dict[str, np.ndarray], told: str
 ) -> None:
   np.testing.assert_array_equal(encoded.tokens, theirs["input_ids"], err_msg=told)
   kinds = np.array([records.Kind.TEXT, records.Kind.IMAGE, records.Kind.VIDEO])
@@ -110,11 +110,11 @@ def test_transformers_agrees_on_conversations_drawn_just_now(seed):
     np.testing.assert_allclose(mine, expected, rtol=0, atol=TOLERANCE, err_msg=told)
 
 
-def continued(case: golden.Case, *, cut_off: bool) -> prompts.Encoded:
+def continued(case: golden.Case, *, cut_off: bool) -> prompts.EncodedPrompt:
   """A conversation put together as an episode is: its opening, then replies, each followed by what is shown next."""
   made, media = make_processor(), iter(case.media())
   turns = [
-    conversation.Turn(
+    conversation.Message(
       role=role,
       parts=tuple(
         part if isinstance(part, str) else conversation.Image(pixels=next(media)[1][0])
@@ -128,7 +128,7 @@ def continued(case: golden.Case, *, cut_off: bool) -> prompts.Encoded:
     said = made.encode_reply("".join(reply.parts))
     said = np.array(said[:-1] if cut_off else said, np.int32)
     parts += [made.join(said, [], []), made.continue_conversation([shown], after=said)]
-  return prompts.joined(parts, name=case.name)
+  return prompts.join(parts, name=case.name)
 
 
 @needs_reference
@@ -219,10 +219,10 @@ def test_text_that_spells_special_tokens_stays_text():
 
 def test_the_loss_falls_on_what_the_assistant_wrote_and_on_the_ends_of_its_turns():
   turns = [
-    conversation.Turn(role="user", parts=("Who?",)),
-    conversation.Turn(role="assistant", parts=("\nMe.",)),
-    conversation.Turn(role="user", parts=("assistant",)),
-    conversation.Turn(role="assistant", parts=("", "Still", " me.")),
+    conversation.Message(role="user", parts=("Who?",)),
+    conversation.Message(role="assistant", parts=("\nMe.",)),
+    conversation.Message(role="user", parts=("assistant",)),
+    conversation.Message(role="assistant", parts=("", "Still", " me.")),
   ]
   encoded = make_processor().encode_conversation(turns, open_reply=False)
   learnt = TOKENIZER.decode(encoded.tokens[encoded.loss_mask].tolist(), skip_special_tokens=False)

@@ -58,7 +58,7 @@ def _compile():
   mesh = mesh_lib.make_mesh((1, 1, 2, 2), topology.find("v5e:2x2").devices)
   layout = mesh_lib.MeshLayout(mesh)
   make = lambda: model_lib.Qwen2_5_VL(CONFIG, rngs=nnx.Rngs(0), layout=layout)  # noqa: E731
-  graph, params = nnx.split(nnx.eval_shape(make))
+  graphdef, params = nnx.split(nnx.eval_shape(make))
   params = jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
     params,
@@ -83,9 +83,9 @@ def _compile():
   )
 
   def loss(params, prompt, tokens):
-    allowed = jnp.ones(CONFIG.text.vocab_size, bool)
-    model = nnx.merge(graph, params)
-    return forward.reply_log_probs(model, prompt, tokens, tokens > 0, allowed)[0].sum()
+    allowed_tokens = jnp.ones(CONFIG.text.vocab_size, bool)
+    model = nnx.merge(graphdef, params)
+    return forward.reply_log_probs(model, prompt, tokens, tokens > 0, allowed_tokens)[0].sum()
 
   program = jax.jit(jax.grad(loss)).lower(params, prompt, ints(PROMPTS, GROUP, TIME)).compile()
   return program.as_text()

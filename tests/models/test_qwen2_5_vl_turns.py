@@ -49,13 +49,13 @@ def inputs() -> tuple[list, list, list]:
   return first, [shown(sides) for sides in SHOWN], texts
 
 
-def said(tokens) -> prompts.Encoded:
+def said(tokens) -> prompts.EncodedPrompt:
   """A reply as a conversation of its own."""
   return builders.make_processor(network().config).join(tokens, [], [])
 
 
-def joined(*parts: prompts.Encoded) -> prompts.Encoded:
-  return prompts.joined(parts, name="joined")
+def joined(*parts: prompts.EncodedPrompt) -> prompts.EncodedPrompt:
+  return prompts.join(parts, name="joined")
 
 
 def collated(encoded, *, spare=0) -> records.Prompt:
@@ -97,7 +97,7 @@ def feed(network, prefix, cache, tokens, counts, rows, order):
     return recent, hidden
 
   recent, hidden = jax.lax.scan(step, recent, (tokens.T, jnp.arange(tokens.shape[1])))
-  cache = cache.written(network.layout, recent, rows.home, rows.written, counts)
+  cache = cache.write_rows(network.layout, recent, rows.cache_slot, rows.written, counts)
   return hidden.swapaxes(0, 1), cache
 
 
@@ -106,7 +106,7 @@ def show(network, prefix, cache, shown, rows):
   media = network.encode_vision(shown.vision)
   hidden, new = network.append(prefix, cache, shown, media, rows)
   counts = (shown.kind != records.Kind.PAD).sum(axis=1)
-  return hidden, cache.written(network.layout, new, rows.home, rows.written, counts)
+  return hidden, cache.write_rows(network.layout, new, rows.cache_slot, rows.written, counts)
 
 
 def played(batches, *, spare=0):
@@ -114,7 +114,7 @@ def played(batches, *, spare=0):
   first, shown, texts = inputs()
   prefix = nnx.jit(type(network()).prefill)(network(), collated(first, spare=spare))
   slots = np.array(SLOTS)
-  order = slots_lib.Seats(prompt=slots // GROUP, member=slots % GROUP, group=GROUP)
+  order = slots_lib.DecodeSlots(prompt=slots // GROUP, group_index=slots % GROUP, group=GROUP)
   cache = network().start_cache(prefix, len(SLOTS), 40)
   written = np.zeros(len(SLOTS), np.int32)
   place = np.asarray(prefix.next_position)[slots // GROUP]
@@ -123,8 +123,8 @@ def played(batches, *, spare=0):
   def rows(homes):
     homes = np.asarray(homes)
     kept = np.minimum(homes, len(SLOTS) - 1)
-    return slots_lib.Rows(
-      home=homes,
+    return slots_lib.CacheRows(
+      cache_slot=homes,
       prompt=np.where(homes < len(SLOTS), slots[kept] // GROUP, 2),
       written=written[kept],
       position=place[kept],
@@ -175,7 +175,7 @@ def test_what_is_shown_and_said_next_equals_a_plain_forward_over_the_conversatio
 
 
 @functools.cache
-def suffix() -> tuple[np.ndarray, np.ndarray, records.Suffix]:
+def suffix() -> tuple[np.ndarray, np.ndarray, records.EpisodeInputs]:
   """Tokens of all suffixes, which are there, and what else they need."""
   first, shown, texts = inputs()
   starts = [first[i // GROUP].next_position for i in range(len(texts))]
@@ -191,7 +191,7 @@ def suffix() -> tuple[np.ndarray, np.ndarray, records.Suffix]:
   return (
     jnp.asarray(rows.tokens.reshape(shape)),
     jnp.asarray((rows.kind != records.Kind.PAD).reshape(shape)),
-    records.Suffix(
+    records.EpisodeInputs(
       positions=places.astype(np.int32).reshape(*shape, 3),
       media_index=index.astype(np.int32).reshape(shape),
       vision=vision,
@@ -200,12 +200,12 @@ def suffix() -> tuple[np.ndarray, np.ndarray, records.Suffix]:
 
 
 @nnx.jit(static_argnames="packed")
-def extended(network, prompt, tokens, valid, suffix, packed):
+def extended(network, prompt, tokens, valid, episode_inputs, packed):
   prefix = network.prefill(prompt)
   if not packed:
-    return network.extend(prefix, tokens, valid, suffix)
+    return network.extend(prefix, tokens, valid, episode_inputs)
   places = packing.make(network.layout, valid, packed)
-  return places.unpack(network.extend_packed(prefix, tokens, valid, places, suffix))
+  return places.unpack(network.extend_packed(prefix, tokens, valid, places, episode_inputs))
 
 
 @pytest.mark.parametrize("packed", [None, 130])
@@ -225,7 +225,7 @@ def test_whole_suffixes_at_once_equal_a_plain_forward_over_each_conversation(pac
 def test_gradients_of_later_turns_reach_the_tower_as_in_a_plain_forward():
   tokens, valid, more = suffix()
   first, shown, texts = inputs()
-  graph, params = nnx.split(network())
+  graphdef, params = nnx.split(network())
   weight = np.random.default_rng(5).standard_normal((*tokens.shape, 32), np.float32)
   parts = [(said(one), obs, said(two)) for (one, two), obs in zip(texts, shown, strict=True)]
   whole = collated([joined(first[i // GROUP], *three) for i, three in enumerate(parts)])
@@ -235,12 +235,12 @@ def test_gradients_of_later_turns_reach_the_tower_as_in_a_plain_forward():
   )
 
   def shared(params):
-    made = nnx.merge(graph, params)
+    made = nnx.merge(graphdef, params)
     hidden = made.extend(made.prefill(collated(first)), tokens, valid, more)
     return jnp.where(valid[..., None], hidden * weight, 0).sum()
 
   def copied(params):
-    hidden = plain(nnx.merge(graph, params), whole)
+    hidden = plain(nnx.merge(graphdef, params), whole)
     hidden = jnp.take_along_axis(hidden, places[..., None], axis=1).reshape(weight.shape)
     return jnp.where(valid[..., None], hidden * weight, 0).sum()
 

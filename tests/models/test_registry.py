@@ -67,7 +67,7 @@ def _encoded(shapes, rng, frames, *, known=False):
   kind[[0, -1]] = records.Kind.TEXT
   vision = [rng.random((1, toy_vlm.CELLS, toy_vlm.CELLS, 3), np.float32) for _ in range(frames)]
   features = shapes.features(lambda shape, dtype: rng.random(shape).astype(dtype), count)
-  return prompts.Encoded(
+  return prompts.EncodedPrompt(
     name="one",
     tokens=np.arange(count + 2, dtype=np.int32),
     kind=kind,
@@ -75,7 +75,7 @@ def _encoded(shapes, rng, frames, *, known=False):
     next_position=count + 2,
     loss_mask=np.zeros(count + 2, bool),
     grids=(),
-    frames=tuple(prompts.Frame(vision=None if known else one, patches=1) for one in vision),
+    frames=tuple(prompts.TemporalPatch(vision=None if known else one, patches=1) for one in vision),
     features=features if known else None,
   )
 
@@ -91,7 +91,7 @@ def test_features_of_several_arrays_are_packed_to_rows_and_back():
 def test_known_features_stand_at_their_media_index_and_the_rest_is_zero():
   shapes, rng = toy_vlm.make_config(FIELDS).vision_shapes, np.random.default_rng(0)
   encoded = [_encoded(shapes, rng, 2, known=True), _encoded(shapes, rng, 3)]
-  sizes = prompts.Sizes(prefix=8, frames=4, patches=1)
+  sizes = prompts.PromptSizes(prefix=8, frames=4, patches=1)
   batch = prompts.pad(encoded, shapes, sizes, pad_token=0)
   assert batch.vision is None and batch.positions.shape == (2, 8, 1)
   for name, expected in encoded[0].features.items():
@@ -103,7 +103,7 @@ def test_known_features_stand_at_their_media_index_and_the_rest_is_zero():
 def test_frames_are_stacked_and_padded_with_the_patch_that_a_family_names():
   shapes, rng = toy_vlm.make_config(FIELDS).vision_shapes, np.random.default_rng(0)
   one = _encoded(shapes, rng, 2)
-  shown = prompts.stack_frames([one], shapes, prompts.Sizes(prefix=8, frames=3, patches=2))
+  shown = prompts.stack_frames([one], shapes, prompts.PromptSizes(prefix=8, frames=3, patches=2))
   assert shown.shape == (1, 3, 2, toy_vlm.CELLS, toy_vlm.CELLS, 3)
   np.testing.assert_array_equal(shown[0, 1, 0], one.frames[1].vision[0])
   assert not shown[0, 2].any() and not shown[0, :, 1].any()

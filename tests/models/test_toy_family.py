@@ -12,7 +12,7 @@ from tests.models import toy_vlm
 from tests.train import nano
 from vr_jax import main
 from vr_jax.models import registry
-from vr_jax.train import initialization, inputs, metrics, run_context
+from vr_jax.train import initialization, metrics, paths, run_context
 
 registry.register(toy_vlm.FAMILY)
 
@@ -33,16 +33,16 @@ TURNS = {
   "data__simulate__world__seconds": 16.0,
   "data__simulate__world__shown": 16.0,
   "data__simulate__world__dwell": 2.0,
-  "env__demonstrated": 0.5,
+  "env__sft_retrieval_fraction": 0.5,
   "critic__warmup_steps": 0,
   "env__turns": 2,
-  "env__budget": 8,
+  "env__frame_budget": 8,
   "data__frames": 8,
   "model__prefix_buckets": (320,),
-  "turns__time_buckets": (192,),
-  "turns__shown_buckets": (160,),
+  "turns__episode_buckets": (192,),
+  "turns__observation_buckets": (160,),
   "turns__frame_buckets": (2,),
-  "turns__chunk": 16,
+  "turns__decode_chunk": 16,
   "sft__max_reply_tokens": 120,
   "sft__steps": 2,
   "rl__steps": 2,
@@ -76,7 +76,7 @@ def test_it_is_trained_and_evaluated(run):
   assert len(losses) == config.sft.steps and losses[-1] < losses[0]
   assert np.isfinite(values(workdir, "rl", "loss")).all()
   # The sampler and the update compute the same network.
-  ratio = values(workdir, "rl", "trainer_sampler_ratio")
+  ratio = values(workdir, "rl", "sampling/importance_sampling_ratio/mean")
   np.testing.assert_allclose(ratio, 1, atol=1e-3)
   results = [json.loads(path.read_text()) for path in (workdir / "eval").glob("*.json")]
   assert results and (workdir / "report.html").is_file()
@@ -97,7 +97,7 @@ def test_what_is_exported_is_what_was_trained(run):
   assert found.architecture == context.model.architecture
   jax.tree.map(np.testing.assert_array_equal, params, expected)
   again = nano.config(**TOY, model__pretrained=str(workdir / "export"), model__tokenizer="")
-  again.data.directory = str(inputs.directory(config, workdir))
+  again.data.directory = str(paths.data_directory(config, workdir))
   other = run_context.make_run_context(again, workdir, judged=False)
   jax.tree.map(np.testing.assert_array_equal, initialization.fresh_params(other), expected)
 
@@ -117,7 +117,7 @@ def test_it_plays_episodes_of_several_turns(tmp_path, one_device, capsys, traine
   main.run(config, tmp_path / "run", "all")
   losses = values(tmp_path / "run", "rl", "loss")
   assert len(losses) == config.rl.steps and np.isfinite(losses).all()
-  ratio = values(tmp_path / "run", "rl", "trainer_sampler_ratio")
+  ratio = values(tmp_path / "run", "rl", "sampling/importance_sampling_ratio/mean")
   np.testing.assert_allclose(ratio, 1, atol=1e-3)
   capsys.readouterr()
   video = videos.write(tmp_path / "clip.mp4")
@@ -134,7 +134,7 @@ def test_adapters_train_it_too(tmp_path, one_device, run):
     model__pretrained=str(workdir / "export"),
     model__tokenizer="",
   )
-  config.data.directory = str(inputs.directory(base, workdir))
+  config.data.directory = str(paths.data_directory(base, workdir))
   main.run(config, tmp_path / "run", "sft")
   main.run(config, tmp_path / "run", "export")
   assert (tmp_path / "run" / "export-adapter" / "adapter_config.json").is_file()

@@ -272,7 +272,7 @@ FAMILY = family.ModelFamily(
     **{k: v for k, v in dataclasses.asdict(config).items() if k not in ("remat", "attention")},
   },
   make_processor=lambda config, words, section: Processor(
-    config, words, 1, 10**6, system=section.system, library=section.resampling
+    config, words, 1, 10**6, system=section.system, library=section.resize_backend
   ),
   load_tokenizer=lambda path: tokenizer.load_tokenizer(path, needed=SPECIAL, owner="the toy"),
   train_tokenizer=lambda texts, size: tokenizer.train_tokenizer(

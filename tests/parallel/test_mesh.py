@@ -15,8 +15,8 @@ from vr_jax import errors, records
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.rollout import encoder, sampler
-from vr_jax.train import batching, initialization, steps
-from vr_jax.train import state as state_lib
+from vr_jax.train import batching, initialization, train_step
+from vr_jax.train import train_state as train_state_lib
 
 MESHES = ((8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (2, 2, 1, 2), (1, 2, 4, 1), (1, 2, 2, 2))
 TRAINED = {
@@ -63,9 +63,9 @@ def test_an_impossible_mesh_is_named(shape):
 @pytest.mark.parametrize(("prompts", "parts"), [(6, 1), (8, 4), (4, 2), (0, 1), (8, 3)])
 def test_a_batch_that_can_not_be_split_is_named_by_its_flag(prompts, parts):
   mesh = mesh_lib.make_mesh((2, 2, 1, 2))
-  with pytest.raises(errors.InputError, match=f"config.rl.prompts={prompts}: not a multiple"):
-    mesh_lib.check_batch(prompts, mesh, "config.rl.prompts", parts=parts)
-  mesh_lib.check_batch(8, mesh, "config.rl.prompts", parts=2)
+  with pytest.raises(errors.InputError, match=f"config.rl.batch_size={prompts}: not a multiple"):
+    mesh_lib.check_batch(prompts, mesh, "config.rl.batch_size", parts=parts)
+  mesh_lib.check_batch(8, mesh, "config.rl.batch_size", parts=2)
 
 
 def test_a_mesh_that_does_not_divide_the_heads_is_named(data):
@@ -87,16 +87,18 @@ def updated(data):
 
 def _updated(data, shape, stage, trained="all"):
   fields = {f"{stage}__gradient_norm": 1e9, f"{stage}__warmup_steps": 0, **TRAINED[trained]}
-  context = nano.build(data, mesh=shape, rl__prompts=8, rl__group=2, rl__kl_weight=0.1, **fields)
+  context = nano.build(
+    data, mesh=shape, rl__batch_size=8, rl__num_generations=2, rl__kl_weight=0.1, **fields
+  )
   section = context.config[stage]
-  optimizer = state_lib.make_optimizer(section, context.abstract_params, context.frozen)
-  state = state_lib.create(
+  optimizer = train_state_lib.make_optimizer(section, context.abstract_params, context.frozen)
+  state = train_state_lib.create(
     _without_zeros(initialization.fresh_params(context)), optimizer, context.mesh
   )
   items = nano.ragged_items(context, 8)
   prompt = context.builder.prompt(context.builder.batch(items))
   if context.tower_frozen:
-    prompt = encoder.encode(context.graph, state.params, prompt)
+    prompt = encoder.encode(context.graphdef, state.params, prompt)
   take = {"sft": _supervised, "rl": _reinforced}[stage]
   return context, *take(context, optimizer, state, prompt, items)
 
@@ -112,18 +114,18 @@ def _without_zeros(params):
 
 
 def _supervised(context, optimizer, state, prompt, items):
-  step = steps.make_sft_step(
-    context.graph, optimizer, context.allowed, microbatches=1, frozen=context.frozen
+  step = train_step.make_sft_step(
+    context.graphdef, optimizer, context.allowed_tokens, microbatches=1, frozen=context.frozen
   )
   return step(state, prompt, *mesh_lib.put_batch(batching.reply_arrays(items, 80), context.mesh))
 
 
 def _reinforced(context, optimizer, state, prompt, items):
   rollout = _rollout(context, items)
-  advantages = jnp.where(steps.sampled(rollout), jnp.array([1.0, -0.5])[None, :, None], 0)
+  advantages = jnp.where(train_step.action_mask(rollout), jnp.array([1.0, -0.5])[None, :, None], 0)
   signal = mesh_lib.put_batch(np.ones(8, bool), context.mesh)
-  step = steps.make_rl_step(
-    context.graph, optimizer, context.allowed, context.config.rl, frozen=context.frozen
+  step = train_step.make_rl_step(
+    context.graphdef, optimizer, context.allowed_tokens, context.config.rl, frozen=context.frozen
   )
   return step(state, prompt, rollout, advantages, signal, None, rollout.log_probs)
 
@@ -133,8 +135,8 @@ def _rollout(context, items):
   rng = np.random.default_rng(0)
   length = rng.integers(1, 17, (len(items), 2, 1))
   model = np.arange(16) < length
-  allowed = np.flatnonzero(np.asarray(context.allowed))
-  tokens = np.where(model, rng.choice(allowed, model.shape), 0).astype(np.int32)
+  allowed_tokens = np.flatnonzero(np.asarray(context.allowed_tokens))
+  tokens = np.where(model, rng.choice(allowed_tokens, model.shape), 0).astype(np.int32)
   fields = {
     "tokens": tokens,
     "log_probs": np.where(model, -6.0, 0).astype(np.float32),
@@ -224,7 +226,7 @@ def test_a_prefix_that_can_not_be_split_is_named():
 
 @dataclasses.dataclass(frozen=True)
 class _Device:
-  """The attributes of a device that `row_share` reads."""
+  """The attributes of a device that `process_shard` reads."""
 
   id: int
   process_index: int
@@ -239,7 +241,7 @@ def _processes(owners, shape, monkeypatch, mine=0):
 
 def test_processes_that_split_rows_between_them_read_the_same_ones(monkeypatch):
   owners = [0, 0, 1, 1, 2, 2, 3, 3]
-  share = lambda shape, mine: mesh_lib.row_share(_processes(owners, shape, monkeypatch, mine))  # noqa: E731
+  share = lambda shape, mine: mesh_lib.process_shard(_processes(owners, shape, monkeypatch, mine))  # noqa: E731
   assert [share((2, 4, 1, 1), mine) for mine in range(4)] == [(0, 4), (1, 4), (2, 4), (3, 4)]
   assert [share((2, 1, 4, 1), mine) for mine in range(4)] == [(0, 2), (0, 2), (1, 2), (1, 2)]
   assert [share((1, 1, 4, 2), mine) for mine in range(4)] == [(0, 1)] * 4
@@ -248,7 +250,7 @@ def test_processes_that_split_rows_between_them_read_the_same_ones(monkeypatch):
 def test_a_process_with_parts_of_several_shares_of_the_rows_is_an_error(monkeypatch):
   mesh = _processes([0, 0, 0, 0, 1, 1, 1, 1, 1], (3, 1, 3, 1), monkeypatch)
   with pytest.raises(errors.InputError, match="sequence x tensor=3 does not fit the devices"):
-    mesh_lib.row_share(mesh)
+    mesh_lib.process_shard(mesh)
 
 
 def test_rows_of_a_split_batch_come_back_in_order():
@@ -265,12 +267,14 @@ def _replies(data, shape, prompts):
   # Stop tokens that are likely for an untrained network: replies end early and move to fewer slots.
   stops = (*context.processor.stop_tokens, *range(60, 240))
   rollout, computed = sampler.sample_counting(
-    context.graph,
+    context.graphdef,
     nano.sharpened(initialization.fresh_params(context)),
     context.builder.prompt(context.builder.batch(nano.ragged_items(context, prompts))),
-    context.allowed,
+    context.allowed_tokens,
     jax.random.key(3),
-    decoding=context.decoding(group=3, max_new_tokens=8, stop_tokens=stops, rungs=(0.7, 0.4)),
+    decoding=context.decoding(
+      group=3, max_new_tokens=8, stop_tokens=stops, slot_fractions=(0.7, 0.4)
+    ),
   )
   return mesh_lib.local_rows(rollout.tokens), computed
 
@@ -294,12 +298,12 @@ def test_what_processes_know_of_the_same_rows_is_as_the_first_of_them_has_it(mon
     return shares if asked_for_shares else np.stack([x * number for number in range(4)])
 
   monkeypatch.setattr(jax, "process_count", lambda: 4)
-  monkeypatch.setattr(mesh_lib, "row_share", lambda mesh: (1, 2))
-  monkeypatch.setattr(processes, "gathered", gathered)
+  monkeypatch.setattr(mesh_lib, "process_shard", lambda mesh: (1, 2))
+  monkeypatch.setattr(processes, "all_gather", gathered)
   mesh = mesh_lib.make_mesh((1, 1, 1, 1), jax.devices()[:1])
   rows = {"total": np.arange(6, dtype=np.float32).reshape(2, 3), "valid": np.ones((2, 3), bool)}
-  adopted = mesh_lib.as_first(rows, mesh)
+  adopted = mesh_lib.broadcast_from_first(rows, mesh)
   np.testing.assert_array_equal(adopted["total"], 2 * rows["total"])
   np.testing.assert_array_equal(adopted["valid"], rows["valid"] * 2)
-  monkeypatch.setattr(mesh_lib, "row_share", lambda mesh: (3, 4))
-  assert mesh_lib.as_first(rows, mesh) is rows
+  monkeypatch.setattr(mesh_lib, "process_shard", lambda mesh: (3, 4))
+  assert mesh_lib.broadcast_from_first(rows, mesh) is rows

@@ -146,7 +146,7 @@ def honest(request: Request) -> Reply:
   return Reply(text=YES if "circle is red at 2s" in html.unescape(quoted[2]) else NO)
 
 
-def case(observation: str, **changes: Any) -> judge.Case:
+def case(observation: str, **changes: Any) -> judge.JudgeCase:
   fields = {
     "id": "one",
     "video": "one.mp4",
@@ -156,7 +156,7 @@ def case(observation: str, **changes: Any) -> judge.Case:
     "options": ("A. green", "B. red"),
     "shown": records.Span(start=0.0, end=6.0),
   }
-  return judge.Case(example=records.Example(**{**fields, **changes}), observation=observation)
+  return judge.JudgeCase(example=records.Example(**{**fields, **changes}), observation=observation)
 
 
 def _read(path: str, fields: dict[str, Any], headers: dict[str, str], number: int) -> Request:

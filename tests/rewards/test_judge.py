@@ -19,11 +19,11 @@ def example(answer="B", problem_type="multiple choice", options=("A. green", "B.
 
 
 def case(observation, **changes):
-  return judge.Case(example=example(**changes), observation=observation)
+  return judge.JudgeCase(example=example(**changes), observation=observation)
 
 
 def test_the_rule_says_what_its_function_says_of_each_case_in_order():
-  rule = judge.Rule(lambda example, observation: example.answer in observation)
+  rule = judge.RuleJudge(lambda example, observation: example.answer in observation)
   cases = [case("B"), case("nothing"), case("C", answer="C"), case("B", answer="C")]
   assert rule.verdicts(cases) == [True, False, True, False]
   assert rule.counts() == {"asked": 4}
@@ -37,7 +37,7 @@ def test_a_leak_filter_spares_the_judge_what_states_the_answer_and_keeps_the_ord
     asked.append(observation)
     return "seen" in observation
 
-  filtered = judge.LeakFilter(judge.Rule(sufficient))
+  filtered = judge.LeakFilter(judge.RuleJudge(sufficient))
   cases = [case("red seen"), case("The answer is B, seen."), case("none"), case("all seen")]
   assert filtered.verdicts(cases) == [True, False, False, True]
   assert asked == ["red seen", "none", "all seen"]

@@ -74,15 +74,15 @@ def test_the_same_seed_gives_the_same_cases(cases):
 
 
 def test_a_perfect_judge_agrees_in_all_and_a_parrot_beyond_chance_in_nothing(cases):
-  perfect = judge_agreement.measure(judge.Rule(sufficiency.sufficient), cases)
+  perfect = judge_agreement.measure(judge.RuleJudge(sufficiency.sufficient), cases)
   assert (perfect["accuracy"], perfect["kappa"], perfect["without_verdict"]) == (1, 1, 0)
-  parrot = judge_agreement.measure(judge.Rule(lambda example, observation: True), cases)
+  parrot = judge_agreement.measure(judge.RuleJudge(lambda example, observation: True), cases)
   assert parrot["kappa"] == 0
   assert parrot["accuracy"] == pytest.approx(parrot["sufficient"] / parrot["cases"], abs=1e-3)
 
 
 def test_cases_without_a_verdict_are_counted_and_left_out(cases):
-  class Silent(judge.Rule):
+  class Silent(judge.RuleJudge):
     def verdicts(self, cases):
       return [None, *super().verdicts(cases[1:])]
 

@@ -15,7 +15,7 @@ KEYS = [judge_cache.key(["judge", str(number)]) for number in range(40)]
 
 def write(path, own):
   """Puts each key with a verdict of this process's own; gives what the file says then."""
-  cache = judge_cache.Cache(path)
+  cache = judge_cache.VerdictCache(path)
   for key in KEYS:
     cache.put({key: own})
   found = cache.get(KEYS)
@@ -29,14 +29,14 @@ def path(tmp_path):
 
 
 def test_verdicts_are_there_for_the_next_process(path):
-  cache = judge_cache.Cache(path)
+  cache = judge_cache.VerdictCache(path)
   cache.put({KEYS[0]: True, KEYS[1]: False})
   cache.close()
-  assert judge_cache.Cache(path).get(KEYS[:3]) == {KEYS[0]: True, KEYS[1]: False}
+  assert judge_cache.VerdictCache(path).get(KEYS[:3]) == {KEYS[0]: True, KEYS[1]: False}
 
 
 def test_the_first_verdict_stays(path):
-  cache = judge_cache.Cache(path)
+  cache = judge_cache.VerdictCache(path)
   cache.put({KEYS[0]: True})
   cache.put({KEYS[0]: False})
   assert cache.get(KEYS) == {KEYS[0]: True}
@@ -47,7 +47,7 @@ def test_keys_tell_parts_apart():
 
 
 def test_threads_may_share_one(path):
-  cache, start = judge_cache.Cache(path), threading.Barrier(8)
+  cache, start = judge_cache.VerdictCache(path), threading.Barrier(8)
 
   def work(number):
     start.wait()
@@ -68,7 +68,7 @@ def test_processes_may_share_the_file_from_its_first_moment(path):
 
 
 def test_the_file_holds_verdicts_and_hashes_alone(path):
-  cache = judge_cache.Cache(path)
+  cache = judge_cache.VerdictCache(path)
   cache.put({judge_cache.key(["what was asked", "sk-secret"]): True})
   cache.close()
   rows = sqlite3.connect(path).execute("SELECT length(key), verdict FROM verdicts").fetchall()
@@ -81,7 +81,7 @@ def no_database(path):
 
 
 def filled(path):
-  cache = judge_cache.Cache(path)
+  cache = judge_cache.VerdictCache(path)
   cache.put({judge_cache.key([str(number)]): True for number in range(3000)})
   cache.close()
   return path.read_bytes()
@@ -105,7 +105,7 @@ def another_database(path):
 
 
 def another_format(path):
-  judge_cache.Cache(path).close()
+  judge_cache.VerdictCache(path).close()
   file = sqlite3.connect(path)
   file.execute("PRAGMA user_version = 99")
   file.close()
@@ -123,12 +123,12 @@ def test_a_damaged_or_foreign_file_is_named(path, damage):
   path.parent.mkdir()
   damage(path)
   with pytest.raises(errors.InputError, match=r"verdicts\.sqlite: ") as refused:
-    judge_cache.Cache(path)
+    judge_cache.VerdictCache(path)
   assert "\n" not in str(refused.value)
 
 
 def test_a_file_damaged_under_a_running_judge_is_named(path):
-  cache = judge_cache.Cache(path)
+  cache = judge_cache.VerdictCache(path)
   another = sqlite3.connect(path)
   another.execute("DROP TABLE verdicts")
   another.commit()

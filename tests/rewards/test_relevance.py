@@ -25,10 +25,10 @@ def _episodes(*retrieved, right=True, truth=TRUTH, first=FIRST, turns=None):
     frames[0, 0, turn], taken[0, 0, turn] = _mask(indices), True
   if right is not None:
     accuracy[0, 0, len(replies) - 1] = float(right)
-  return relevance.Episodes(
+  return relevance.EpisodeArrays(
     first=_mask(first)[None],
     truth=_mask(truth)[None],
-    found=frames,
+    retrieved_frames=frames,
     accuracy=accuracy,
     valid=taken.copy(),
     taken=taken,
@@ -36,11 +36,11 @@ def _episodes(*retrieved, right=True, truth=TRUTH, first=FIRST, turns=None):
 
 
 def _earned(*retrieved, rule=None, **kind):
-  return relevance.turn_rewards(_episodes(*retrieved, **kind), rule or relevance.Rule())
+  return relevance.turn_rewards(_episodes(*retrieved, **kind), rule or relevance.RelevanceRule())
 
 
-CODE = relevance.Rule(variant="code")
-UNGATED = relevance.Rule(gate=False)
+CODE = relevance.RelevanceRule(variant="code")
+UNGATED = relevance.RelevanceRule(gate=False)
 
 
 def test_iou_is_the_overlap_of_two_sets_of_frames():
@@ -62,15 +62,15 @@ def test_iou_is_the_overlap_of_two_sets_of_frames():
   ],
 )
 def test_relevance_is_gained_by_improvement_and_lost_by_a_worse_look(retrieved, paper, code):
-  for rule, expected in [(relevance.Rule(), paper), (CODE, code)]:
+  for rule, expected in [(relevance.RelevanceRule(), paper), (CODE, code)]:
     earned = _earned(*retrieved, rule=rule)
     np.testing.assert_allclose(earned.relevance[0, 0], [*expected, 0], atol=1e-6)
 
 
 def test_the_penalty_grows_with_its_slope_and_is_bounded():
-  steep = _earned(MISSED, rule=relevance.Rule(slope=2.0))
+  steep = _earned(MISSED, rule=relevance.RelevanceRule(slope=2.0))
   assert steep.relevance[0, 0, 0] == pytest.approx(-0.4)
-  bounded = _earned(MISSED, rule=relevance.Rule(slope=9.0))
+  bounded = _earned(MISSED, rule=relevance.RelevanceRule(slope=9.0))
   assert bounded.relevance[0, 0, 0] == pytest.approx(-0.5)
 
 
@@ -100,7 +100,7 @@ def test_a_graded_answer_opens_the_gate_where_it_is_rather_right_than_wrong(wort
   assert bool(_earned(WIDE, EXACT, right=worth).relevance.any()) == passes
 
 
-@pytest.mark.parametrize("rule", [relevance.Rule(), CODE])
+@pytest.mark.parametrize("rule", [relevance.RelevanceRule(), CODE])
 def test_an_episode_that_ends_with_a_good_look_and_no_answer_is_a_wrong_one(rule):
   assert (_earned(WIDE, EXACT, right=None, rule=rule).relevance == 0).all()
 
@@ -112,7 +112,7 @@ def test_without_the_gate_a_wrong_episode_keeps_its_frames_but_not_those_it_neve
 
 def test_without_known_evidence_relevance_is_not_scored_but_counted():
   episodes = _episodes(EXACT, MISSED, truth=NONE)
-  for rule in (relevance.Rule(), CODE):
+  for rule in (relevance.RelevanceRule(), CODE):
     earned = relevance.turn_rewards(episodes, rule)
     assert (earned.relevance == 0).all()
     assert earned.total[0, 0, 0] == pytest.approx(0.1)
@@ -132,7 +132,9 @@ def test_a_reply_in_no_format_earns_nothing():
   episodes = _episodes(NONE, EXACT)
   episodes.valid[0, 0, 0] = False
   np.testing.assert_allclose(
-    relevance.turn_rewards(episodes, relevance.Rule()).total[0, 0], [0, 0.6, 1.1], atol=1e-6
+    relevance.turn_rewards(episodes, relevance.RelevanceRule()).total[0, 0],
+    [0, 0.6, 1.1],
+    atol=1e-6,
   )
 
 
@@ -150,17 +152,22 @@ def _random(rng, shape=(4, 3, 5)):
   answers = last & (rng.random(shape) < 0.7)
   valid = taken & ((rng.random(shape) < 0.8) | answers)
   found = (rng.random((*shape, POOL)) < 0.4) & (valid & ~answers)[..., None]
-  return relevance.Episodes(
+  return relevance.EpisodeArrays(
     first=rng.random((prompts, POOL)) < 0.4,
     truth=rng.random((prompts, POOL)) < 0.2,
-    found=found,
+    retrieved_frames=found,
     accuracy=answers * rng.random(shape),
     valid=valid,
     taken=taken,
   )
 
 
-RULES = [relevance.Rule(), CODE, UNGATED, relevance.Rule(slope=30.0, relevance=0.2, format=0.3)]
+RULES = [
+  relevance.RelevanceRule(),
+  CODE,
+  UNGATED,
+  relevance.RelevanceRule(slope=30.0, relevance=0.2, format=0.3),
+]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=["paper", "code", "ungated", "steep"])
@@ -179,21 +186,21 @@ def test_a_batch_earns_what_its_episodes_earn_alone(rule):
   episodes = _random(np.random.default_rng(1))
   whole = relevance.turn_rewards(episodes, rule)
   for prompt in range(4):
-    for member in range(3):
-      alone = relevance.Episodes(
+    for group_index in range(3):
+      alone = relevance.EpisodeArrays(
         first=episodes.first[prompt : prompt + 1],
         truth=episodes.truth[prompt : prompt + 1],
         **{
-          name: getattr(episodes, name)[prompt : prompt + 1, member : member + 1]
+          name: getattr(episodes, name)[prompt : prompt + 1, group_index : group_index + 1]
           for name in ("found", "accuracy", "valid", "taken")
         },
       )
       np.testing.assert_array_equal(
-        relevance.turn_rewards(alone, rule).total[0, 0], whole.total[prompt, member]
+        relevance.turn_rewards(alone, rule).total[0, 0], whole.total[prompt, group_index]
       )
 
 
 def test_the_answer_always_earns_more_than_looking_does_in_its_turn():
-  ranges = relevance.Rule().ranges()
+  ranges = relevance.RelevanceRule().ranges()
   assert ranges["total"] == (-0.4, 1.1)
   assert CODE.ranges()["total"] == (0.0, 1.1)

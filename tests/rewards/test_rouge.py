@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vr_jax.rewards import buckets, rouge, words
+from vr_jax.rewards import ragged_batches, rouge, words
 
 
 def padded(texts, length=None):
-  rows = buckets.RaggedRows(texts)
+  rows = ragged_batches.RaggedRows(texts)
   width = int(rows.lengths.max(initial=0)) if length is None else length
   return rows.pad(np.arange(len(texts)), width, len(texts))
 

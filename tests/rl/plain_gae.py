@@ -35,7 +35,7 @@ def placed(process, answer, turn, mask, gamma_turn, placement):
   return rewards
 
 
-def reference(rewards, values, turn, mask, gamma_turn, gamma_token, decay):
+def reference(rewards, values, turn, mask, gamma_turn, gamma_token, gae_lambda):
   """One row's advantages: the turn pass replaces the rewards at the ends of turns, then the token pass runs.
 
   gamma_turn: 0 where the answer is placed at every end, and turns are episodes of their own.
@@ -45,7 +45,7 @@ def reference(rewards, values, turn, mask, gamma_turn, gamma_token, decay):
   for index in reversed(range(len(ends))):
     after = values[ends[index + 1]] if index + 1 < len(ends) else 0.0
     delta = rewards[ends[index]] + gamma_turn * after - values[ends[index]]
-    advantage = delta + gamma_turn * decay * advantage
+    advantage = delta + gamma_turn * gae_lambda * advantage
     returns[ends[index]] = advantage + values[ends[index]]
   for end, value in returns.items():
     rewards[end] = value
@@ -54,6 +54,6 @@ def reference(rewards, values, turn, mask, gamma_turn, gamma_token, decay):
     if t in returns:
       accumulated, after = 0.0, 0.0
     delta = rewards[t] + gamma_token * after - values[t]
-    accumulated = delta + gamma_token * decay * accumulated
+    accumulated = delta + gamma_token * gae_lambda * accumulated
     found[t], after = accumulated, values[t]
   return found

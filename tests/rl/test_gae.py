@@ -13,7 +13,9 @@ from vr_jax.rl import gae, loss
 ATOL = 1e-5
 
 
-@functools.partial(jax.jit, static_argnames=("gamma_turn", "gamma_token", "decay", "placement"))
+@functools.partial(
+  jax.jit, static_argnames=("gamma_turn", "gamma_token", "gae_lambda", "placement")
+)
 def _computed(process, answer, kl, values, turn, mask, *, gamma_turn, placement, **discounts):
   ends = gae.turn_ends(turn, mask)
   rewards = gae.token_rewards(
@@ -25,9 +27,9 @@ def _computed(process, answer, kl, values, turn, mask, *, gamma_turn, placement,
 
 
 SETTINGS = [
-  {"gamma_turn": 0.95, "gamma_token": 1.0, "decay": 1.0},
-  {"gamma_turn": 0.9, "gamma_token": 0.97, "decay": 0.8},
-  {"gamma_turn": 1.0, "gamma_token": 1.0, "decay": 0.0},
+  {"gamma_turn": 0.95, "gamma_token": 1.0, "gae_lambda": 1.0},
+  {"gamma_turn": 0.9, "gamma_token": 0.97, "gae_lambda": 0.8},
+  {"gamma_turn": 1.0, "gamma_token": 1.0, "gae_lambda": 0.0},
 ]
 
 
@@ -65,7 +67,7 @@ def test_both_passes_equal_the_formulas(shape, turns, setting, placement):
 
 def test_with_no_decay_an_advantage_is_what_follows_less_the_value():
   batch, gamma = _batch((4, 3, 31), 4, seed=1), 0.9
-  setting = {"gamma_turn": gamma, "gamma_token": 1.0, "decay": 1.0, "placement": "last"}
+  setting = {"gamma_turn": gamma, "gamma_token": 1.0, "gae_lambda": 1.0, "placement": "last"}
   found, _ = _computed(**batch, **setting)
   checked = 0
   for row in np.ndindex(4, 3):
@@ -166,7 +168,7 @@ def test_the_loss_of_values_is_the_larger_of_the_free_and_the_clipped_error():
       "value": 2.3,
       "return": 2,
       "squared_error": 1 + 4 + 0.49,
-      "value_clipped": 1,
+      "value_clip_ratio": 1,
     }
   )
 

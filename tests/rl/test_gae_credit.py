@@ -37,7 +37,7 @@ def test_credit_is_bi_level_gae_of_the_scores_and_the_penalty_and_skips_turns_wi
   placement, beta
 ):
   scores, rollout, values, reference = _episodes()
-  discounts = {"gamma_turn": 0.9, "gamma_token": 0.97, "decay": 0.8}
+  discounts = {"gamma_turn": 0.9, "gamma_token": 0.97, "gae_lambda": 0.8}
   section = ml_collections.ConfigDict({**discounts, "placement": placement, "kl_weight": beta})
   credit = gae.make_credit(section, answer_reward="accuracy")
   found = credit(scores, rollout, values, reference if beta else None)
@@ -59,7 +59,7 @@ def test_credit_is_bi_level_gae_of_the_scores_and_the_penalty_and_skips_turns_wi
   white = (raw - raw.mean()) / np.sqrt(raw.var(ddof=1) + 1e-8)
   np.testing.assert_allclose(advantages[mask], white, atol=TOLERANCE)
   assert (advantages[~mask] == 0).all()
-  assert metrics["critic/advantage"] == pytest.approx(raw.mean(), abs=TOLERANCE)
-  assert metrics["critic/advantage_std"] == pytest.approx(raw.std(), abs=TOLERANCE)
+  assert metrics["critic/advantages/mean"] == pytest.approx(raw.mean(), abs=TOLERANCE)
+  assert metrics["critic/advantages/std"] == pytest.approx(raw.std(), abs=TOLERANCE)
   assert ("critic/kl" in metrics) == bool(beta)
   assert (counted < (rollout.kind == records.Kind.MODEL)).any()

@@ -26,7 +26,7 @@ def batch():
 
 
 def _loss(batch, aggregation="sequence_mean", **options):
-  settings = {"clip_low": 0.2, "clip_high": 0.2, **options}
+  settings = {"clip_epsilon_low": 0.2, "clip_epsilon_high": 0.2, **options}
   weights = loss_lib.token_weights(jnp.asarray(batch["mask"]), aggregation, constant_length=7)
   return loss_lib.policy_loss(
     jnp.asarray(batch["log_probs"]),
@@ -61,7 +61,7 @@ def test_the_clipped_loss_is_the_formula_in_every_aggregation(batch, aggregation
 
 def test_lower_and_upper_clip_are_apart(batch):
   expected = _aggregate(_token_terms(batch, 0.1, 0.4), batch["mask"], "token_mean")
-  actual = _loss(batch, "token_mean", clip_low=0.1, clip_high=0.4)[0]
+  actual = _loss(batch, "token_mean", clip_epsilon_low=0.1, clip_epsilon_high=0.4)[0]
   np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
@@ -84,11 +84,11 @@ def test_the_sampler_is_corrected_by_a_truncated_weight_without_gradient(batch):
   weight = np.minimum(np.exp(batch["old"] - batch["sampler"]), 1.5)
   expected = _aggregate(weight * _token_terms(batch), batch["mask"], "token_mean")
   actual, sums = _loss(
-    batch, "token_mean", sampler_log_probs=jnp.asarray(batch["sampler"]), truncation=1.5
+    batch, "token_mean", sampler_log_probs=jnp.asarray(batch["sampler"]), tis_cap=1.5
   )
   np.testing.assert_allclose(actual, expected, rtol=1e-5)
   over = np.exp(batch["old"] - batch["sampler"]) > 1.5
-  assert sums["truncated"] == (over & batch["mask"]).sum()
+  assert sums["sampling/tis_capped_fraction"] == (over & batch["mask"]).sum()
 
 
 def test_on_policy_the_gradient_is_that_of_the_plain_policy_gradient(batch):
@@ -97,7 +97,12 @@ def test_on_policy_the_gradient_is_that_of_the_plain_policy_gradient(batch):
   def loss(log_probs):
     old = jax.lax.stop_gradient(log_probs)
     return loss_lib.policy_loss(
-      log_probs, old, jnp.asarray(batch["advantages"]), weights, clip_low=0.2, clip_high=0.2
+      log_probs,
+      old,
+      jnp.asarray(batch["advantages"]),
+      weights,
+      clip_epsilon_low=0.2,
+      clip_epsilon_high=0.2,
     )[0]
 
   gradient = jax.grad(loss)(jnp.asarray(batch["log_probs"]))

@@ -33,7 +33,7 @@ def computed(batch, options, aggregation="sequence_mean", *, log_probs=None, **m
     jnp.asarray(batch["old"]),
     jnp.asarray(batch["advantages"]),
     weights,
-    **{"clip_low": 0.2, "clip_high": 0.2, **options, **more},
+    **{"clip_epsilon_low": 0.2, "clip_epsilon_high": 0.2, **options, **more},
   )
 
 
@@ -61,7 +61,7 @@ def test_every_option_has_its_own_clips_and_its_own_loss(name):
   terms = plain_loss.token_losses(
     *(batch[key] for key in ("log_probs", "old", "advantages", "mask")), low=low, high=high, **plain
   )
-  value = computed(batch, options, clip_low=low, clip_high=high)[0]
+  value = computed(batch, options, clip_epsilon_low=low, clip_epsilon_high=high)[0]
   expected = plain_loss.aggregated(terms, batch["mask"], "sequence_mean")
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   others = [computed(batch, other)[0] for n, (other, _) in OPTIONS.items() if n != name]
@@ -76,14 +76,14 @@ def test_what_is_clipped_is_counted_by_the_ratio_that_clips(level):
   _, sums = computed(batch, {"importance_sampling_level": level, "dual_clip": 1.3})
   expected = {
     "mask": mask.sum(),
-    "ratio": ratio[mask].sum(),
-    "clipped_low": (mask & (ratio < 0.8) & (advantages < 0)).sum(),
-    "clipped_high": (mask & (ratio > 1.2) & (advantages > 0)).sum(),
-    "clipped_dual": (mask & (ratio > 1.3) & (advantages < 0)).sum(),
+    "policy_ratio": ratio[mask].sum(),
+    "clip_ratio/low_mean": (mask & (ratio < 0.8) & (advantages < 0)).sum(),
+    "clip_ratio/high_mean": (mask & (ratio > 1.2) & (advantages > 0)).sum(),
+    "clip_ratio/dual_mean": (mask & (ratio > 1.3) & (advantages < 0)).sum(),
   }
   assert min(expected.values()) > 0
   assert {name: float(total) for name, total in sums.items()} == pytest.approx(expected, rel=1e-5)
-  assert "clipped_dual" not in computed(batch, {})[1]
+  assert "clip_ratio/dual_mean" not in computed(batch, {})[1]
 
 
 def test_cispo_counts_every_weight_that_is_clipped_whatever_the_advantage():
@@ -91,8 +91,8 @@ def test_cispo_counts_every_weight_that_is_clipped_whatever_the_advantage():
   mask = batch["mask"]
   ratio = np.exp(plain_loss.log_ratios(batch["log_probs"], batch["old"], mask, "token"))
   _, sums = computed(batch, OPTIONS["cispo"][0])
-  assert sums["clipped_low"] == (mask & (ratio < 0.8)).sum() > 0
-  assert sums["clipped_high"] == (mask & (ratio > 1.2)).sum() > 0
+  assert sums["clip_ratio/low_mean"] == (mask & (ratio < 0.8)).sum() > 0
+  assert sums["clip_ratio/high_mean"] == (mask & (ratio > 1.2)).sum() > 0
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -143,7 +143,7 @@ def test_on_policy_every_option_has_the_plain_policy_gradient(name):
   def loss(log_probs):
     old = jax.lax.stop_gradient(log_probs)
     advantages = jnp.asarray(batch["advantages"])
-    clips = {"clip_low": 0.2, "clip_high": 0.2}
+    clips = {"clip_epsilon_low": 0.2, "clip_epsilon_high": 0.2}
     return loss_lib.policy_loss(log_probs, old, advantages, weights, **clips, **OPTIONS[name][0])[0]
 
   gradient = jax.grad(loss)(jnp.asarray(batch["log_probs"]))
@@ -179,7 +179,7 @@ def test_kl_and_sampler_correction_are_added_to_every_option(name):
     batch,
     options,
     sampler_log_probs=jnp.asarray(batch["sampler"]),
-    truncation=1.5,
+    tis_cap=1.5,
     reference_log_probs=jnp.asarray(batch["reference"]),
     kl_weight=0.3,
   )[0]
@@ -201,8 +201,8 @@ def test_the_sum_over_micro_batches_is_the_loss_of_the_batch(name, aggregation):
       part["old"],
       part["advantages"],
       part["weights"],
-      clip_low=0.2,
-      clip_high=0.2,
+      clip_epsilon_low=0.2,
+      clip_epsilon_high=0.2,
       **options,
     )
 

@@ -22,7 +22,7 @@ def test_advantages_are_rewards_centred_and_scaled_over_the_group(segments):
 
 def test_without_normalisation_the_scale_of_the_rewards_stays():
   rewards = jnp.array([[[1.0], [3.0]]])
-  actual = advantages_lib.group_advantages(rewards, _everyone(rewards), normalise=False)
+  actual = advantages_lib.group_advantages(rewards, _everyone(rewards), normalize_by_std=False)
   np.testing.assert_allclose(actual[0, :, 0], [-1, 1])
 
 
@@ -32,11 +32,11 @@ def test_a_reply_without_reward_leaves_the_others_as_they_were():
   np.testing.assert_allclose(advantages_lib.group_advantages(rewards, valid)[0, :, 0], [1, -1, 0])
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_a_group_of_equal_rewards_has_no_signal_and_no_advantage(normalise):
+@pytest.mark.parametrize("normalize_by_std", [True, False])
+def test_a_group_of_equal_rewards_has_no_signal_and_no_advantage(normalize_by_std):
   rewards = jnp.array([[[0.1], [0.1], [0.1]], [[0.0], [1.0], [0.0]]])
   everyone = _everyone(rewards)
-  advantages = advantages_lib.group_advantages(rewards, everyone, normalise=normalise)
+  advantages = advantages_lib.group_advantages(rewards, everyone, normalize_by_std=normalize_by_std)
   np.testing.assert_array_equal(advantages[0], 0)
   np.testing.assert_array_equal(advantages_lib.has_signal(rewards, everyone)[:, 0], [False, True])
 
@@ -55,17 +55,19 @@ def test_tokens_take_the_advantage_of_their_segment():
   )
 
 
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("normalize_by_std", [True, False])
 @pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out"])
-def test_a_group_whose_rewards_differ_by_less_than_the_floor_has_no_advantage(baseline, normalise):
+def test_a_group_whose_rewards_differ_by_less_than_the_floor_has_no_advantage(
+  baseline, normalize_by_std
+):
   rewards = jnp.array(
     [[[0.0], [1e-4]], [[0.0], [3e-4]]]
   )  # std 0.5e-4 and 1.5e-4; the floor is 1e-4
   everyone = _everyone(rewards)
-  options = {"baseline": baseline, "normalise": normalise}
+  options = {"baseline": baseline, "normalize_by_std": normalize_by_std}
   below, above = advantages_lib.group_advantages(rewards, everyone, **options)[..., 0]
   np.testing.assert_array_equal(below, 0)
-  scale = (1.5e-4 if normalise else 1) / (2 if baseline == "leave_one_out" else 1)
+  scale = (1.5e-4 if normalize_by_std else 1) / (2 if baseline == "leave_one_out" else 1)
   np.testing.assert_allclose(above, np.array([-1.5e-4, 1.5e-4]) / scale, rtol=1e-4)
   np.testing.assert_array_equal(advantages_lib.has_signal(rewards, everyone)[:, 0], [False, True])
   lower = advantages_lib.group_advantages(rewards, everyone, **options, std_floor=2e-5)
@@ -96,17 +98,17 @@ def _combined(total, valid, credit):
   return np.full(total.shape, total[valid].sum()), np.full(total.shape, known)
 
 
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("normalize_by_std", [True, False])
 @pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out"])
 @pytest.mark.parametrize("credit", ["segments", "joint", "episode", "outcome", "gae"])
 def test_advantages_are_rewards_that_count_together_less_their_baseline(
-  credit, baseline, normalise
+  credit, baseline, normalize_by_std
 ):
   checked = 0
   for seed in range(3):
     scores = _scores(seed)
     actual, signal = advantages_lib.segment_advantages(
-      scores, credit=credit, baseline=baseline, normalise=normalise
+      scores, credit=credit, baseline=baseline, normalize_by_std=normalize_by_std
     )
     total, valid = np.float64(scores.total), np.asarray(scores.valid)
     for prompt, segment in np.ndindex(total.shape[0], total.shape[2]):
@@ -120,7 +122,7 @@ def test_advantages_are_rewards_that_count_together_less_their_baseline(
         if judged[segment] and differ:
           others = sum(known) - rewards[segment]
           mean = others / (len(known) - 1) if baseline == "leave_one_out" else np.mean(known)
-          expected = (rewards[segment] - mean) / (np.std(known) if normalise else 1)
+          expected = (rewards[segment] - mean) / (np.std(known) if normalize_by_std else 1)
           checked += 1
         np.testing.assert_allclose(actual[prompt, reply, segment], expected, rtol=2e-4, atol=1e-5)
   assert checked > 40
@@ -146,13 +148,13 @@ def test_all_tokens_of_a_reply_share_a_joint_advantage_and_metrics_stay_by_segme
     jnp.asarray(segment),
     segments=("seen", "thought"),
     credit=credit,
-    normalise=False,
+    normalize_by_std=False,
     max_tokens=3,
   )
   each = {"joint": [0, 2, -2], "outcome": [1, 1, -2]}[credit]
   np.testing.assert_allclose(found[0], np.where(segment[0] >= 0, np.array(each)[:, None], 0))
-  assert signal.all() and metrics["no_signal_share"] == 0
-  assert metrics["reward/seen/total"] == pytest.approx(2)
-  assert metrics["reward/thought/total"] == pytest.approx(4)
-  assert metrics["cut_off_share"] == pytest.approx(2 / 3)
-  assert not any(name.startswith("no_signal_share/") for name in metrics)
+  assert signal.all() and metrics["frac_reward_zero_std"] == 0
+  assert metrics["rewards/seen/total/mean"] == pytest.approx(2)
+  assert metrics["rewards/thought/total/mean"] == pytest.approx(4)
+  assert metrics["completions/clipped_ratio"] == pytest.approx(2 / 3)
+  assert not any(name.startswith("frac_reward_zero_std/") for name in metrics)

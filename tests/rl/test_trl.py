@@ -96,7 +96,7 @@ LOSSES = {
   "cispo": (
     {"loss_type": "cispo", "epsilon_high": 1.4},
     "token_mean",
-    {"objective": "cispo", "clip_low": 1.0, "clip_high": 0.4},
+    {"objective": "cispo", "clip_epsilon_low": 1.0, "clip_epsilon_high": 0.4},
   ),
 }
 
@@ -157,7 +157,7 @@ def test_loss_and_gradient_are_those_of_trl(trainer, monkeypatch, name, shape):
         loss_lib.token_weights(jnp.asarray(batch["mask"]), aggregation),
         reference_log_probs=jnp.asarray(batch["reference"]),
         kl_weight=0.04,
-        **{"clip_low": 0.2, "clip_high": 0.3, **options},
+        **{"clip_epsilon_low": 0.2, "clip_epsilon_high": 0.3, **options},
       )
 
     (value, sums), found = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(batch["log_probs"]))
@@ -168,7 +168,7 @@ def test_loss_and_gradient_are_those_of_trl(trainer, monkeypatch, name, shape):
     )
     if name == "grpo":
       for side in ("low", "high"):
-        share = float(sums[f"clipped_{side}"] / sums["mask"])
+        share = float(sums[f"clip_ratio/{side}_mean"] / sums["mask"])
         assert share == pytest.approx(metrics[f"clip_ratio/{side}_mean"])
 
 
@@ -190,7 +190,7 @@ def test_leave_one_out_advantages_are_those_of_trls_trainer(make_trainer):
     jnp.asarray(rewards)[..., None],
     jnp.asarray(valid)[..., None],
     baseline="leave_one_out",
-    normalise=False,
+    normalize_by_std=False,
   )
   np.testing.assert_allclose(
     actual[..., 0], made["advantages"].numpy().reshape(3, 4), rtol=1e-5, atol=1e-6

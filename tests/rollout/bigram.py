@@ -13,28 +13,28 @@ from vr_jax.models import layout
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Prefix:
+class BigramPrefix:
   hidden: jax.Array
 
   def placed(self, place):
-    return Prefix(place(self.hidden, ("prompts", None)))
+    return BigramPrefix(place(self.hidden, ("prompts", None)))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Cache:
+class BigramCache:
   """Nothing is to be kept."""
 
-  def kept(self, layout, slots):
+  def select_slots(self, layout, slots):
     return self
 
   def placed(self, place):
     return self
 
-  def written(self, layout, new, slots, starts, counts):
+  def write_rows(self, layout, new, slots, starts, counts):
     return self
 
-  def grown(self, layout, length):
+  def grow(self, layout, length):
     return self
 
 
@@ -52,22 +52,22 @@ class Bigram(nnx.Module):
   def prefill(self, prompt):
     last = (jnp.asarray(prompt.kind) != records.Kind.PAD).sum(axis=1) - 1
     tokens = jnp.take_along_axis(jnp.asarray(prompt.tokens), last[:, None], axis=1)[:, 0]
-    return Prefix(self._hidden(tokens))
+    return BigramPrefix(self._hidden(tokens))
 
-  def extend(self, prefix, tokens, valid, suffix=None):
+  def extend(self, prefix, tokens, valid, episode_inputs=None):
     return self._hidden(tokens)
 
-  def extend_packed(self, prefix, tokens, valid, packing, suffix=None):
+  def extend_packed(self, prefix, tokens, valid, packing, episode_inputs=None):
     return self._hidden(packing.pack(tokens))
 
   def decoding_params(self):
     return nnx.split(self)[1]
 
-  def of_slots(self, x, seats):
-    return jnp.take(x, seats.prompt, axis=0, mode="clip")
+  def gather_for_slots(self, x, decode_slots):
+    return jnp.take(x, decode_slots.prompt, axis=0, mode="clip")
 
   def start_cache(self, prefix, slots, length):
-    return Cache()
+    return BigramCache()
 
   def prepare_decode(self, prefix):
     return prefix
@@ -81,13 +81,13 @@ class Bigram(nnx.Module):
   def append(self, prefix, cache, shown, media, rows):
     return self.prefill(shown).hidden, cache
 
-  def decode_on(self, constants, past, recent, tokens, index, rows, seats):
+  def decode_on(self, constants, past, recent, tokens, index, rows, decode_slots):
     return self._hidden(tokens), recent
 
   def logits(self, hidden):
     return hidden @ self.table[...]
 
-  def decode(self, constants, cache, tokens, index, seats):
+  def decode(self, constants, cache, tokens, index, decode_slots):
     return self._hidden(tokens), cache
 
   def output_rows(self):

@@ -37,38 +37,38 @@ ALLOWED = jnp.arange(SIZES.vocabulary) < 256
 ALLOWED = ALLOWED.at[END].set(True)
 SCHEDULE = episodes.Schedule(
   turns=3,
-  time_buckets=(224,),
-  shown_buckets=(64,),
+  episode_buckets=(224,),
+  observation_buckets=(64,),
   frame_buckets=(6,),
   patches=16,
-  chunk=5,
-  rows=2,
+  decode_chunk=5,
+  append_batch_size=2,
 )
 
 
 def network(mesh=None):
   """(graph, params) of a network with strong opinions."""
   layout = layout_lib.OneDevice() if mesh is None else mesh_lib.MeshLayout(mesh)
-  graph, params = nnx.split(model.Qwen2_5_VL(CONFIG, rngs=nnx.Rngs(0), layout=layout))
+  graphdef, params = nnx.split(model.Qwen2_5_VL(CONFIG, rngs=nnx.Rngs(0), layout=layout))
   params = jax.tree.map(lambda x: x * 3 if x.ndim > 1 else x, params)
-  return graph, params if mesh is None else jax.device_put(
+  return graphdef, params if mesh is None else jax.device_put(
     params, mesh_lib.param_shardings(params, mesh)
   )
 
 
-def opening(count: int) -> list[prompts.Encoded]:
+def opening(count: int) -> list[prompts.EncodedPrompt]:
   """Prompts of different lengths, each with one picture more than the one before."""
   rng = np.random.default_rng(0)
   made = []
   for number in range(count):
     parts = [_words(rng), *(_picture(rng) for _ in range(number % 3)), "?"]
-    turn = conversation.Turn(role="user", parts=tuple(parts))
+    turn = conversation.Message(role="user", parts=tuple(parts))
     made.append(PROCESSOR.encode_conversation([turn], name=f"prompt {number}"))
   return made
 
 
 def batch(encoded) -> records.Prompt:
-  sizes = prompts.Sizes(prefix=64, frames=2, patches=16)
+  sizes = prompts.PromptSizes(prefix=64, frames=2, patches=16)
   return PROCESSOR.pad(encoded, sizes)
 
 
@@ -103,16 +103,16 @@ class Chat:
   def __init__(self, *, slow: float = 0.0, first: int = 0):
     self.slow, self.first, self.threads = slow, first, set()
 
-  def observe(self, row, member, replies):
+  def observe(self, row, group_index, replies):
     self.threads.add(threading.current_thread().name)
-    seed = zlib.crc32(repr((self.first + row, member, replies)).encode())
+    seed = zlib.crc32(repr((self.first + row, group_index, replies)).encode())
     rng = np.random.default_rng(seed)
     time.sleep(self.slow * (seed % 3 == 0))
     if seed % 5 == 0:
       return None
     parts = (_words(rng), *(_picture(rng) for _ in range(rng.integers(0, 3))), _words(rng))
-    turn = conversation.Turn(role="user", parts=parts)
-    name = f"episode {row}.{member}"
+    turn = conversation.Message(role="user", parts=parts)
+    name = f"episode {row}.{group_index}"
     return PROCESSOR.continue_conversation([turn], after=replies[-1], name=name)
 
   def pad(self, encoded, sizes):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import turns
+from vr_jax.rollout import multi_turn_sampler
 
 
 def main() -> None:
@@ -20,11 +20,11 @@ def main() -> None:
   from tests.rollout import chat  # it computes
 
   mesh = mesh_lib.make_mesh((processes, 1, 1, 1))
-  graph, params = chat.network(mesh)
+  graphdef, params = chat.network(mesh)
   prompt = mesh_lib.put_batch(chat.batch(chat.opening(processes)[index : index + 1]), mesh)
   with futures.ThreadPoolExecutor(2) as threads:
-    played = turns.play(
-      graph,
+    played = multi_turn_sampler.play(
+      graphdef,
       params,
       prompt,
       chat.ALLOWED,
@@ -36,7 +36,9 @@ def main() -> None:
     )
   rollout = played.rollout
   arrays = {name: getattr(rollout, name) for name in ("tokens", "kind", "turn", "log_probs")}
-  arrays |= {name: getattr(rollout.suffix, name) for name in ("positions", "media_index", "media")}
+  arrays |= {
+    name: getattr(rollout.episode_inputs, name) for name in ("positions", "media_index", "media")
+  }
   np.savez(sys.argv[4], **{name: mesh_lib.local_rows(x) for name, x in arrays.items()})
 
 

@@ -45,7 +45,7 @@ def test_after_its_first_batch_of_a_length_the_loop_compiles_nothing(
     model__prefix_buckets=BUCKETS,
     sft__steps=0,
     rl__steps=12,
-    rl__prompts=2,
+    rl__batch_size=2,
     rl__checkpoint_every=100,
   )
   batches = []

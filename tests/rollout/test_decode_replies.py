@@ -48,7 +48,7 @@ def test_tokens_of_the_observation_are_perception_those_behind_it_reasoning_and_
   host = dialogue.Dialogue(
     environment=context.environment,
     processor=context.processor,
-    scenes=[dialogue.Scene(example=item.example, pool=item.clip)],
+    scenes=[dialogue.EpisodeScene(example=item.example, pool=item.clip)],
   )
   replies = decode_replies.decode_replies(host, made)
   assert replies.texts == [TEXTS]

@@ -14,10 +14,10 @@ TASK = video_mtr.VideoMTR(
   instruction="Look or answer.",
   last_instruction="Answer.",
   turns=3,
-  window=2,
-  budget=8,
-  invalid="rethink",
-  exploration=exploration.Rule(stages=()),
+  history_turns=2,
+  frame_budget=8,
+  on_invalid_action="rethink",
+  exploration=exploration.ExplorationRule(stages=()),
 )
 EXAMPLE = records.Example(
   id="q1",
@@ -32,7 +32,7 @@ EXAMPLE = records.Example(
 
 def _host(pool=None):
   pool = pool or chat.Pool(16, step=16)
-  scene = dialogue.Scene(example=EXAMPLE, pool=pool)
+  scene = dialogue.EpisodeScene(example=EXAMPLE, pool=pool)
   return dialogue.Dialogue(environment=TASK, processor=chat.PROCESSOR, scenes=[scene])
 
 
@@ -73,7 +73,7 @@ def test_a_conversation_in_one_piece_is_that_of_its_turns():
   whole = host.prompt(0, [LOOK, "well"])
   reply = [chat.PROCESSOR.join(np.array(ids, np.int32), [], []) for ids in said]
   parts = [host.prompt(0), reply[0], host.observe(0, 0, said[:1]), reply[1]]
-  expected = prompts.joined([*parts, host.observe(0, 0, said)], name="q1")
+  expected = prompts.join([*parts, host.observe(0, 0, said)], name="q1")
   for field in ("tokens", "kind", "positions"):
     np.testing.assert_array_equal(getattr(whole, field), getattr(expected, field))
   assert len(whole.frames) == 6 and whole.next_position == expected.next_position

@@ -19,7 +19,7 @@ from tests.rollout import chat
 from vr_jax import errors, records
 from vr_jax.models.common import packing, prompts
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import forward, sampler, suffixes, turns
+from vr_jax.rollout import forward, multi_turn_sampler, sampler, turn_decode
 
 PROMPTS = 2
 TOLERANCE = 1e-5
@@ -27,14 +27,14 @@ TOLERANCE = 1e-5
 
 def _play(
   environment=None, *, count=PROMPTS, mesh=None, schedule=None, **changes
-) -> tuple[records.Prompt, turns.episodes_lib.Played]:
-  graph, params = chat.network(mesh)
+) -> tuple[records.Prompt, multi_turn_sampler.episodes_lib.Played]:
+  graphdef, params = chat.network(mesh)
   prompt = chat.batch(chat.opening(count))
   if mesh is not None:
     prompt = mesh_lib.put_batch(prompt, mesh)
   with futures.ThreadPoolExecutor(4) as threads:
-    return prompt, turns.play(
-      graph,
+    return prompt, multi_turn_sampler.play(
+      graphdef,
       params,
       prompt,
       chat.ALLOWED,
@@ -59,15 +59,15 @@ def _same(one, other):
   one, other = _host(one.rollout), _host(other.rollout)
   for name in ("tokens", "kind", "turn"):
     np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
-  np.testing.assert_array_equal(one.suffix.positions, other.suffix.positions)
+  np.testing.assert_array_equal(one.episode_inputs.positions, other.episode_inputs.positions)
   np.testing.assert_allclose(one.log_probs, other.log_probs, rtol=0, atol=TOLERANCE)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "packed"))
-def _scores(graph, params, prompt, rollout, packed):
+@functools.partial(jax.jit, static_argnames=("graphdef", "packed"))
+def _scores(graphdef, params, prompt, rollout, packed):
   valid = rollout.kind != records.Kind.PAD
   return forward.reply_log_probs(
-    nnx.merge(graph, params),
+    nnx.merge(graphdef, params),
     prompt,
     rollout.tokens,
     valid,
@@ -75,16 +75,16 @@ def _scores(graph, params, prompt, rollout, packed):
     0.9,
     packed=packed,
     scored=rollout.kind == records.Kind.MODEL,
-    suffix=rollout.suffix,
+    episode_inputs=rollout.episode_inputs,
   )[0]
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "packed"))
-def _values(graph, params, head, prompt, rollout, packed):
+@functools.partial(jax.jit, static_argnames=("graphdef", "packed"))
+def _values(graphdef, params, head, prompt, rollout, packed):
   valid = rollout.kind != records.Kind.PAD
-  model, suffix = nnx.merge(graph, params), rollout.suffix
+  model, suffix = nnx.merge(graphdef, params), rollout.episode_inputs
   return forward.reply_values(
-    model, head, prompt, rollout.tokens, valid, packed=packed, suffix=suffix
+    model, head, prompt, rollout.tokens, valid, packed=packed, episode_inputs=suffix
   )
 
 
@@ -107,8 +107,8 @@ def test_the_update_repeats_the_log_probs_of_the_rollout(group, most, count):
 def test_a_tower_of_its_own_reads_the_frames_of_later_turns_from_their_patches():
   prompt, found = played(3, 3, PROMPTS)
   vision = found.vision(chat.Chat(), chat.SCHEDULE)
-  suffix = dataclasses.replace(found.rollout.suffix, vision=vision, media=None)
-  rollout = dataclasses.replace(found.rollout, suffix=suffix)
+  suffix = dataclasses.replace(found.rollout.episode_inputs, vision=vision, media=None)
+  rollout = dataclasses.replace(found.rollout, episode_inputs=suffix)
   scores = _scores(*chat.network(), prompt, rollout, None)
   np.testing.assert_allclose(scores, found.rollout.log_probs, rtol=0, atol=TOLERANCE)
 
@@ -129,14 +129,14 @@ def _conversations():
   """(openings, whole conversations, and of each its log-probs and hidden states from one forward)"""
   _, found = played(3, 3, PROMPTS)
   opening, whole = chat.opening(PROMPTS), []
-  for row, member in np.ndindex(PROMPTS, 3):
+  for row, group_index in np.ndindex(PROMPTS, 3):
     parts = [opening[row]]
-    for number, reply in enumerate(found.replies[row][member]):
+    for number, reply in enumerate(found.replies[row][group_index]):
       parts.append(chat.PROCESSOR.join(np.array(reply, np.int32), [], []))
-      parts += found.shown[row][member][number : number + 1]
-    whole.append(prompts.joined(parts, name="whole"))
-  sizes = prompts.Sizes(prefix=200, frames=8, patches=16)
-  joined = prompts.pad(whole, chat.CONFIG.vision, sizes, pad_token=0)
+      parts += found.shown[row][group_index][number : number + 1]
+    whole.append(prompts.join(parts, name="whole"))
+  sizes = prompts.PromptSizes(prefix=200, frames=8, patches=16)
+  joined = prompts.pad(whole, chat.CONFIG.vision_shapes, sizes, pad_token=0)
   scores, hidden = map(np.asarray, _plain(chat.network()[1], joined))
   return opening, whole, scores, hidden
 
@@ -144,15 +144,15 @@ def _conversations():
 def test_log_probs_are_those_of_one_forward_over_each_whole_conversation():
   rollout = _host(played(3, 3, PROMPTS)[1].rollout)
   opening, whole, scores, _ = _conversations()
-  for number, (row, member) in enumerate(np.ndindex(PROMPTS, 3)):
-    start, length = len(opening[row].tokens), (rollout.kind[row, member] > 0).sum()
+  for number, (row, group_index) in enumerate(np.ndindex(PROMPTS, 3)):
+    start, length = len(opening[row].tokens), (rollout.kind[row, group_index] > 0).sum()
     tokens = whole[number].tokens[start:]
-    np.testing.assert_array_equal(rollout.tokens[row, member, :length], tokens)
-    places = rollout.suffix.positions[row, member, :length]
+    np.testing.assert_array_equal(rollout.tokens[row, group_index, :length], tokens)
+    places = rollout.episode_inputs.positions[row, group_index, :length]
     np.testing.assert_array_equal(places, whole[number].positions[start:])
-    mine = rollout.kind[row, member, :length] == records.Kind.MODEL
+    mine = rollout.kind[row, group_index, :length] == records.Kind.MODEL
     expected = scores[number, start - 1 :][:length][mine]
-    said = rollout.log_probs[row, member, :length][mine]
+    said = rollout.log_probs[row, group_index, :length][mine]
     np.testing.assert_allclose(said, expected, rtol=0, atol=TOLERANCE)
 
 
@@ -166,20 +166,20 @@ def test_values_are_those_of_one_forward_over_each_whole_conversation(packed):
   lengths = (kind != records.Kind.PAD).sum(-1)
   size = packing.size_of(chat.layout_lib.OneDevice(), lengths[None], kind.shape[2], ratio=1.1)
   values = _values(*chat.network(), head, prompt, found.rollout, size if packed else None)
-  for number, (row, member) in enumerate(np.ndindex(PROMPTS, 3)):
-    start, length = len(opening[row].tokens), lengths[row, member]
+  for number, (row, group_index) in enumerate(np.ndindex(PROMPTS, 3)):
+    start, length = len(opening[row].tokens), lengths[row, group_index]
     expected = hidden[number, start - 1 :][:length] @ weight + 0.5
-    np.testing.assert_allclose(values[row, member, :length], expected, rtol=1e-5, atol=1e-5)
-    assert not values[row, member, length:].any()
+    np.testing.assert_allclose(values[row, group_index, :length], expected, rtol=1e-5, atol=1e-5)
+    assert not values[row, group_index, length:].any()
 
 
 def test_what_the_environment_shows_carries_no_loss_and_closes_a_reply_that_was_cut_off():
   _, found = played(3, 3, PROMPTS)
   rollout, cut = _host(found.rollout), 0
-  for row, member in np.ndindex(PROMPTS, 3):
-    kind, tokens = rollout.kind[row, member], rollout.tokens[row, member]
-    turn, replies = rollout.turn[row, member], found.replies[row][member]
-    assert not rollout.log_probs[row, member][kind != records.Kind.MODEL].any()
+  for row, group_index in np.ndindex(PROMPTS, 3):
+    kind, tokens = rollout.kind[row, group_index], rollout.tokens[row, group_index]
+    turn, replies = rollout.turn[row, group_index], found.replies[row][group_index]
+    assert not rollout.log_probs[row, group_index][kind != records.Kind.MODEL].any()
     for number, reply in enumerate(replies):
       mine = (turn == number) & (kind == records.Kind.MODEL)
       np.testing.assert_array_equal(tokens[mine], reply)
@@ -189,18 +189,18 @@ def test_what_the_environment_shows_carries_no_loss_and_closes_a_reply_that_was_
         after = tokens[np.flatnonzero(mine)[-1] + 1]
         assert (after == chat.END) == (reply[-1] != chat.END)
         cut += reply[-1] != chat.END
-    media = rollout.suffix.media_index[row, member] >= 0
+    media = rollout.episode_inputs.media_index[row, group_index] >= 0
     assert (kind[media] == records.Kind.ENVIRONMENT).all()
   assert cut
 
 
 def test_with_one_turn_replies_are_those_of_the_sampler():
   prompt, found = _play(schedule={"turns": 1, "frame_buckets": (0,)})
-  graph, params = chat.network()
+  graphdef, params = chat.network()
   key = jax.random.key(3)
-  expected = sampler.sample(graph, params, prompt, chat.ALLOWED, key, decoding=chat.decoding())
+  expected = sampler.sample(graphdef, params, prompt, chat.ALLOWED, key, decoding=chat.decoding())
   length = expected.tokens.shape[2]
-  assert found.rollout.suffix.media.shape[1] == 0
+  assert found.rollout.episode_inputs.media.shape[1] == 0
   np.testing.assert_array_equal(found.rollout.tokens[..., :length], expected.tokens)
   np.testing.assert_array_equal(found.rollout.kind[..., :length], expected.kind)
 
@@ -209,13 +209,13 @@ def test_an_episode_is_the_same_to_the_bit_however_slow_its_environment_is():
   environment = chat.Chat(slow=0.2)
   _, other = _play(environment)
   jax.tree.map(np.testing.assert_array_equal, other.rollout, played(3, 3, PROMPTS)[1].rollout)
-  assert other.computed == played(3, 3, PROMPTS)[1].computed
+  assert other.computed_tokens == played(3, 3, PROMPTS)[1].computed_tokens
   assert not any(name.startswith("Main") for name in environment.threads)
 
 
 def test_what_comes_next_is_made_while_others_are_decoded(monkeypatch):
   """An answer that waits for the chunk after it was asked for is there: nothing waits for it before."""
-  decoded, decode = threading.Condition(), suffixes.decode
+  decoded, decode = threading.Condition(), turn_decode.decode
   chunks, beside = [0], []
 
   def counted(*arguments, **named):
@@ -226,19 +226,21 @@ def test_what_comes_next_is_made_while_others_are_decoded(monkeypatch):
     return made
 
   class Slow(chat.Chat):
-    def observe(self, row, member, replies):
+    def observe(self, row, group_index, replies):
       with decoded:
         asked = chunks[0]
         beside.append(decoded.wait_for(lambda: chunks[0] > asked, timeout=0.5))
-      return super().observe(row, member, replies)
+      return super().observe(row, group_index, replies)
 
-  monkeypatch.setattr(suffixes, "decode", counted)
+  monkeypatch.setattr(turn_decode, "decode", counted)
   _play(Slow())
   assert sum(beside) >= 3
 
 
 def test_neither_chunks_nor_slots_nor_batches_change_an_episode():
-  _, other = _play(schedule={"chunk": 12, "rows": 4, "time_buckets": (32, 224)}, rungs=(0.5,))
+  _, other = _play(
+    schedule={"chunk": 12, "rows": 4, "episode_buckets": (32, 224)}, slot_fractions=(0.5,)
+  )
   _same(other, played(3, 3, PROMPTS)[1])
 
 
@@ -253,12 +255,12 @@ def test_on_a_mesh_episodes_are_those_of_one_device_and_lie_split_by_prompts():
 
 def test_an_episode_that_outgrows_the_largest_bucket_is_named():
   with pytest.raises(errors.InputError, match=r"episode \d.\d, turn \d: \d+ tokens of all turns"):
-    _play(schedule={"time_buckets": (24,)}, group=1)
+    _play(schedule={"episode_buckets": (24,)}, group=1)
 
 
 def test_what_fails_on_a_thread_fails_here():
   class Broken(chat.Chat):
-    def observe(self, row, member, replies):
+    def observe(self, row, group_index, replies):
       raise errors.InputError("clip.mp4: cannot be read; ingest it again")
 
   with pytest.raises(errors.InputError, match="ingest it again"):
@@ -285,8 +287,12 @@ def test_processes_play_together_what_one_plays_alone(tmp_path):
       process.kill()
   parts = [np.load(file) for file in files]
   alone = _host(played(3, 3, 2)[1].rollout)
-  wanted = {"media": alone.suffix.media, "positions": alone.suffix.positions, **vars(alone)}
-  wanted["media_index"] = alone.suffix.media_index
+  wanted = {
+    "media": alone.episode_inputs.media,
+    "positions": alone.episode_inputs.positions,
+    **vars(alone),
+  }
+  wanted["media_index"] = alone.episode_inputs.media_index
   assert (wanted["media_index"] >= 0).any()
   for name in parts[0]:
     found = np.concatenate([part[name] for part in parts])

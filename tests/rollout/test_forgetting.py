@@ -16,7 +16,7 @@ GROUP, TURNS, KEPT = 3, 3, 2
 
 
 @functools.cache
-def _played(window):
+def _play_episodes(window):
   schedule = {"turns": TURNS, "window": window, "kept": KEPT}
   return test_episodes._play(group=GROUP, schedule=schedule)
 
@@ -33,7 +33,7 @@ def _last_turn(rollout):
 
 @pytest.mark.parametrize("window", [0, 1])
 def test_the_update_repeats_the_log_probs_of_the_rollout(window):
-  prompt, found = _played(window)
+  prompt, found = _play_episodes(window)
   valid = np.asarray(found.rollout.kind) != records.Kind.PAD
   size = packing.size_of(
     chat.layout_lib.OneDevice(), valid.sum(-1)[None], valid.shape[2], ratio=1.1
@@ -43,25 +43,25 @@ def test_the_update_repeats_the_log_probs_of_the_rollout(window):
     scores = _scores(prompt, found.rollout, packed)
     np.testing.assert_allclose(scores, found.rollout.log_probs, rtol=0, atol=1e-5)
   # Without the masks they would be others.
-  seen = dataclasses.replace(found.rollout.suffix, forgotten=None, kept=0)
-  scores = _scores(prompt, dataclasses.replace(found.rollout, suffix=seen))
+  seen = dataclasses.replace(found.rollout.episode_inputs, forgotten=None, kept=0)
+  scores = _scores(prompt, dataclasses.replace(found.rollout, episode_inputs=seen))
   last = _last_turn(found.rollout)
   assert abs(scores - np.asarray(found.rollout.log_probs))[last].max() > 1e-3
 
 
 def test_a_window_that_holds_all_turns_is_none():
-  (_, whole), (_, wide) = _played(None), _played(TURNS - 1)
-  assert wide.rollout.suffix.forgotten is None
+  (_, whole), (_, wide) = _play_episodes(None), _play_episodes(TURNS - 1)
+  assert wide.rollout.episode_inputs.forgotten is None
   for one, other in zip(*map(jax.tree.leaves, (whole.rollout, wide.rollout)), strict=True):
     np.testing.assert_array_equal(one, other)
 
 
 def test_what_is_forgotten_has_no_influence():
   """Of a window of 0 no turn sees another; only the first tokens of the prompt are kept."""
-  prompt, found = _played(0)
+  prompt, found = _play_episodes(0)
   rollout = jax.tree.map(np.array, found.rollout)
   last, before = _last_turn(rollout), rollout.turn < TURNS - 1
-  text = (rollout.suffix.media_index < 0) & (rollout.kind != records.Kind.PAD)
+  text = (rollout.episode_inputs.media_index < 0) & (rollout.kind != records.Kind.PAD)
   tokens = np.where(before & text, (rollout.tokens + 7) % 60, rollout.tokens)
   opening = np.array(prompt.tokens)
   behind = (np.asarray(prompt.media_index) < 0) & (np.asarray(prompt.kind) != records.Kind.PAD)
@@ -81,17 +81,17 @@ def test_what_is_forgotten_has_no_influence():
 
 def test_no_gradient_reaches_what_is_forgotten():
   """The features of frames that forgotten turns showed."""
-  prompt, found = _played(0)
+  prompt, found = _play_episodes(0)
   rollout = found.rollout
   last = _last_turn(rollout)
 
   def of_media(media):
-    suffix = dataclasses.replace(rollout.suffix, media=media)
-    changed = dataclasses.replace(rollout, suffix=suffix)
+    suffix = dataclasses.replace(rollout.episode_inputs, media=media)
+    changed = dataclasses.replace(rollout, episode_inputs=suffix)
     return (test_episodes._scores(*chat.network(), prompt, changed, None) * last).sum()
 
-  gradient = np.asarray(jax.grad(of_media)(rollout.suffix.media))
-  index, turn = np.asarray(rollout.suffix.media_index), np.asarray(rollout.turn)
+  gradient = np.asarray(jax.grad(of_media)(rollout.episode_inputs.media))
+  index, turn = np.asarray(rollout.episode_inputs.media_index), np.asarray(rollout.turn)
   of_last, shown = np.zeros(gradient.shape[:2], bool), np.zeros(gradient.shape[:2], bool)
   for row in range(len(index)):
     of_last[row, index[row][(index[row] >= 0) & (turn[row] == TURNS - 1)]] = True
@@ -104,7 +104,7 @@ def test_on_a_mesh_what_is_forgotten_is_the_same():
   mesh = mesh_lib.make_mesh((2, 1, 1, 2), jax.devices()[:4])
   schedule = {"turns": TURNS, "window": 0, "kept": KEPT}
   prompt, split = test_episodes._play(mesh=mesh, group=GROUP, schedule=schedule)
-  test_episodes._same(_played(0)[1], split)
-  graph, params = chat.network(mesh)
-  scores = test_episodes._scores(graph, params, prompt, split.rollout, None)
+  test_episodes._same(_play_episodes(0)[1], split)
+  graphdef, params = chat.network(mesh)
+  scores = test_episodes._scores(graphdef, params, prompt, split.rollout, None)
   np.testing.assert_allclose(scores, split.rollout.log_probs, rtol=0, atol=1e-5)

@@ -10,8 +10,8 @@ import pytest
 from tests.train import nano
 from vr_jax import records
 from vr_jax.rollout import forward, sampler
-from vr_jax.train import initialization, steps
-from vr_jax.train import state as state_lib
+from vr_jax.train import initialization, train_step
+from vr_jax.train import train_state as train_state_lib
 
 TOLERANCE = 1e-5  # of ratios; of log-probs, some of which are below -4, relative and absolute
 
@@ -34,10 +34,10 @@ def items(context):
 def _sample(context, params, items, **changes):
   prompt = context.builder.prompt(context.builder.batch(items))
   rollout = sampler.sample(
-    context.graph,
+    context.graphdef,
     params,
     prompt,
-    context.allowed,
+    context.allowed_tokens,
     jax.random.key(5),
     decoding=context.decoding(**changes),
   )
@@ -49,7 +49,7 @@ def sampled(context, params, items):
   # A stop token that a network without training finds likely, so that replies are ragged.
   stops = (*context.processor.stop_tokens, *range(60, 120))
   prompt, rollout = _sample(context, params, items, stop_tokens=stops)
-  lengths = np.asarray(steps.sampled(rollout)).sum(-1)
+  lengths = np.asarray(train_step.action_mask(rollout)).sum(-1)
   assert len(np.unique(lengths)) > 3
   return prompt, rollout
 
@@ -61,8 +61,8 @@ def test_prompts_of_the_batch_are_ragged_in_text_and_frames(context, items):
 
 def test_the_scorer_repeats_the_samplers_log_probs(context, params, sampled):
   prompt, rollout = sampled
-  score = steps.make_scorer(
-    context.graph, context.allowed, temperature=context.config.rl.temperature
+  score = train_step.make_logprob_fn(
+    context.graphdef, context.allowed_tokens, temperature=context.config.rl.temperature
   )
   log_probs = score(params, prompt, rollout)
   np.testing.assert_allclose(log_probs, rollout.log_probs, rtol=TOLERANCE, atol=TOLERANCE)
@@ -72,21 +72,23 @@ def test_the_scorer_repeats_the_samplers_log_probs(context, params, sampled):
 def test_at_learning_rate_zero_every_ratio_is_one_and_kl_is_zero(context, params, sampled):
   prompt, rollout = sampled
   rl = context.config.rl
-  optimizer = state_lib.make_optimizer(rl, context.abstract_params, ())
-  state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, context.mesh)
-  score = steps.make_scorer(context.graph, context.allowed, temperature=rl.temperature)
+  optimizer = train_state_lib.make_optimizer(rl, context.abstract_params, ())
+  state = train_state_lib.create(jax.tree.map(jnp.copy, params), optimizer, context.mesh)
+  score = train_step.make_logprob_fn(
+    context.graphdef, context.allowed_tokens, temperature=rl.temperature
+  )
   reference = score(params, prompt, rollout)
-  step = steps.make_rl_step(context.graph, optimizer, context.allowed, rl)
-  advantages = jnp.where(steps.sampled(rollout), 1.0, 0.0)
+  step = train_step.make_rl_step(context.graphdef, optimizer, context.allowed_tokens, rl)
+  advantages = jnp.where(train_step.action_mask(rollout), 1.0, 0.0)
   signal = jnp.ones(4, bool)
   for old in (None, reference, reference):  # None: the first update on a batch
     state, metrics = step(state, prompt, rollout, advantages, signal, old, reference)
-    assert abs(metrics["ratio"] - 1) < TOLERANCE
-    assert abs(metrics["trainer_sampler_ratio"] - 1) < TOLERANCE
+    assert abs(metrics["policy_ratio"] - 1) < TOLERANCE
+    assert abs(metrics["sampling/importance_sampling_ratio/mean"] - 1) < TOLERANCE
     assert metrics["kl"] < TOLERANCE
-    assert metrics["clipped_low"] == metrics["clipped_high"] == 0
-    assert metrics["loss_tokens"] == np.asarray(steps.sampled(rollout)).sum()
-    assert metrics["gradient_norm"] > 0
+    assert metrics["clip_ratio/low_mean"] == metrics["clip_ratio/high_mean"] == 0
+    assert metrics["loss_tokens"] == np.asarray(train_step.action_mask(rollout)).sum()
+    assert metrics["grad_norm"] > 0
   for moved, kept in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
     np.testing.assert_array_equal(moved, kept)
 
@@ -100,9 +102,9 @@ def test_greedy_replies_are_the_argmax_of_the_plain_forward(context, params, ite
     prefix = model.prefill(prompt)
     hidden = model.extend(prefix, tokens, valid)
     before = jnp.concatenate([prefix.hidden[:, None, None], hidden[:, :, :-1]], axis=2)
-    return forward.token_logits(model, before, context.allowed, 1.0).argmax(-1)
+    return forward.token_logits(model, before, context.allowed_tokens, 1.0).argmax(-1)
 
-  valid = steps.sampled(rollout)
+  valid = train_step.action_mask(rollout)
   expected = np.asarray(likeliest(params, rollout.tokens, valid))
   np.testing.assert_array_equal(np.asarray(rollout.tokens)[valid], expected[valid])
 
@@ -115,7 +117,12 @@ def test_padding_of_prompts_and_of_frames_changes_no_reply(context, params, item
   )
   wide = wider.prompt(wider.batch(items))
   again = sampler.sample(
-    context.graph, params, wide, context.allowed, jax.random.key(5), decoding=context.decoding()
+    context.graphdef,
+    params,
+    wide,
+    context.allowed_tokens,
+    jax.random.key(5),
+    decoding=context.decoding(),
   )
   np.testing.assert_array_equal(rollout.tokens, again.tokens)
   np.testing.assert_allclose(rollout.log_probs, again.log_probs, rtol=TOLERANCE, atol=TOLERANCE)
@@ -130,15 +137,15 @@ def test_a_reply_does_not_depend_on_the_prompts_beside_it(context, params, items
 def test_media_tokens_and_ids_beyond_the_tokenizer_are_not_allowed(context):
   tokenizer = context.processor.tokenizer
   known = tokenizer.get_vocab_size()
-  assert known < context.model.text.vocab_size or not context.allowed[known:].size
-  assert not context.allowed[known:].any()
+  assert known < context.model.text.vocab_size or not context.allowed_tokens[known:].size
+  assert not context.allowed_tokens[known:].any()
   for token in ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"):
-    assert not context.allowed[tokenizer.token_to_id(token)]
-  assert all(context.allowed[token] for token in context.processor.stop_tokens)
+    assert not context.allowed_tokens[tokenizer.token_to_id(token)]
+  assert all(context.allowed_tokens[token] for token in context.processor.stop_tokens)
 
 
 def test_media_tokens_are_not_sampled_by_a_network_that_wants_nothing_else(context, params, items):
-  forbidden = np.flatnonzero(~np.asarray(context.allowed))
+  forbidden = np.flatnonzero(~np.asarray(context.allowed_tokens))
   embedding = params["text"]["embedding"]
   rigged = jax.tree.map(lambda x: x, params)
   rows = embedding[...].at[forbidden].set(100 * embedding[...][100])

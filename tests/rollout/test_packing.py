@@ -11,8 +11,8 @@ from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import packing
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import forward
-from vr_jax.train import initialization, steps
-from vr_jax.train import state as state_lib
+from vr_jax.train import initialization, train_step
+from vr_jax.train import train_state as train_state_lib
 
 PROMPTS, GROUP, TIME = 4, 4, 16
 TOLERANCE = 1e-5
@@ -86,9 +86,9 @@ def _scores(context, params, prompt, rollout, packed):
   @jax.jit
   def scored(params):
     model = nano.merge(context, params)
-    valid = steps.sampled(rollout)
+    valid = train_step.action_mask(rollout)
     scores = forward.reply_log_probs(
-      model, prompt, rollout.tokens, valid, context.allowed, 0.8, packed=packed
+      model, prompt, rollout.tokens, valid, context.allowed_tokens, 0.8, packed=packed
     )
     return (outer * jnp.stack(scores)).sum(), scores
 
@@ -125,13 +125,15 @@ def test_an_update_in_packed_parts_is_that_of_padded_ones(data):
     context.builder.prompt(context.builder.batch(nano.ragged_items(context, PROMPTS))),
     _rollout(context),
   )
-  optimizer = state_lib.make_optimizer(context.config.rl, context.abstract_params, ())
-  step = steps.make_rl_step(context.graph, optimizer, context.allowed, context.config.rl)
+  optimizer = train_state_lib.make_optimizer(context.config.rl, context.abstract_params, ())
+  step = train_step.make_rl_step(
+    context.graphdef, optimizer, context.allowed_tokens, context.config.rl
+  )
   advantages = np.random.default_rng(2).normal(size=(*LENGTHS.shape, TIME)).astype(np.float32)
   size, found = _size(context, 2), []
   assert size < 0.7 * LENGTHS.size * TIME / 2
   for packed in (size, None):
-    state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, context.mesh)
+    state = train_state_lib.create(jax.tree.map(jnp.copy, params), optimizer, context.mesh)
     signal = jnp.ones(PROMPTS, bool)
     _, metrics = step(state, prompt, rollout, advantages, signal, None, None, packed)
     found.append(metrics)

@@ -37,9 +37,9 @@ def _replies(group):
   return tuple(map(jnp.asarray, (tokens, valid, advantages)))
 
 
-def _loss(graph, params, prompt, tokens, valid, advantages):
+def _loss(graphdef, params, prompt, tokens, valid, advantages):
   log_probs, entropy = forward.reply_log_probs(
-    nnx.merge(graph, params), prompt, tokens, valid, chat.ALLOWED, 0.9
+    nnx.merge(graphdef, params), prompt, tokens, valid, chat.ALLOWED, 0.9
   )
   old = log_probs + 0.3 * jnp.sin(jnp.arange(TIME))  # some ratios are clipped
   value, _ = loss_lib.policy_loss(
@@ -47,8 +47,8 @@ def _loss(graph, params, prompt, tokens, valid, advantages):
     jax.lax.stop_gradient(old),
     advantages,
     loss_lib.token_weights(valid, "token_mean"),
-    clip_low=0.2,
-    clip_high=0.2,
+    clip_epsilon_low=0.2,
+    clip_epsilon_high=0.2,
     sampler_log_probs=jax.lax.stop_gradient(log_probs),
     reference_log_probs=jax.lax.stop_gradient(old),
     kl_weight=0.1,
@@ -58,13 +58,13 @@ def _loss(graph, params, prompt, tokens, valid, advantages):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_log_probs_loss_and_gradients_are_those_of_replicated_prompts(group):
-  graph, params = chat.network()
+  graphdef, params = chat.network()
   shared, copies = _batches(group)
   replies = _replies(group)
   alone = [x.reshape(PROMPTS * group, 1, TIME) for x in replies]
   step = jax.jit(jax.value_and_grad(_loss, argnums=1, has_aux=True), static_argnums=0)
-  (value, scores), gradients = step(graph, params, shared, *replies)
-  (expected, of_copies), wanted = step(graph, params, copies, *alone)
+  (value, scores), gradients = step(graphdef, params, shared, *replies)
+  (expected, of_copies), wanted = step(graphdef, params, copies, *alone)
   assert float(value) == pytest.approx(float(expected), rel=TOLERANCE, abs=TOLERANCE)
   for found, there in zip(scores, of_copies, strict=True):
     np.testing.assert_allclose(found, there.reshape(found.shape), rtol=0, atol=TOLERANCE)
@@ -87,16 +87,16 @@ def forgotten():
 @pytest.mark.usefixtures("forgotten")
 @pytest.mark.parametrize("group", GROUPS)
 def test_sampled_tokens_are_those_of_replicated_prompts_with_the_same_keys(group, monkeypatch):
-  graph, params = chat.network()
+  graphdef, params = chat.network()
   shared, copies = _batches(group)
   key, decoding = jax.random.key(7), chat.decoding(group=group, max_new_tokens=TIME, top_p=0.95)
-  rollout = sampler.sample(graph, params, shared, chat.ALLOWED, key, decoding=decoding)
+  rollout = sampler.sample(graphdef, params, shared, chat.ALLOWED, key, decoding=decoding)
   keys = sampler.reply_keys
   monkeypatch.setattr(
     sampler, "reply_keys", lambda key, row, _: keys(key, row // group, row % group)
   )
   decoding = chat.decoding(group=1, max_new_tokens=TIME, top_p=0.95)
-  expected = sampler.sample(graph, params, copies, chat.ALLOWED, key, decoding=decoding)
+  expected = sampler.sample(graphdef, params, copies, chat.ALLOWED, key, decoding=decoding)
   for name in ("tokens", "kind"):
     wanted = getattr(expected, name).reshape(PROMPTS, group, TIME)
     np.testing.assert_array_equal(getattr(rollout, name), wanted, err_msg=name)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.rollout import bigram
 from vr_jax import records
-from vr_jax.rollout import sampler, vocabulary
+from vr_jax.rollout import chunked_logprobs, sampler
 
 VOCAB = 12
 STOP = 9
@@ -19,7 +19,7 @@ def _table(seed=0, scale=2.0):
   return np.random.default_rng(seed).normal(0, scale, (VOCAB, VOCAB)).astype(np.float32)
 
 
-def _sample(table, prompt=PROMPT, *, allowed=EVERYTHING, seed=0, **changes):
+def _sample(table, prompt=PROMPT, *, allowed_tokens=EVERYTHING, seed=0, **changes):
   fields = {
     "group": 64,
     "max_new_tokens": 8,
@@ -27,9 +27,11 @@ def _sample(table, prompt=PROMPT, *, allowed=EVERYTHING, seed=0, **changes):
     "top_p": 1.0,
     "stop_tokens": (STOP,),
   }
-  graph, params = bigram.split(table)
+  graphdef, params = bigram.split(table)
   decoding = sampler.Decoding(**{**fields, **changes})
-  return sampler.sample(graph, params, prompt, allowed, jax.random.key(seed), decoding=decoding)
+  return sampler.sample(
+    graphdef, params, prompt, allowed_tokens, jax.random.key(seed), decoding=decoding
+  )
 
 
 def _last_tokens(rollout, first):
@@ -85,8 +87,8 @@ def test_log_probs_are_those_of_the_tempered_distribution_before_top_p(temperatu
 def test_a_token_that_is_not_allowed_is_never_drawn_however_likely(temperature, top_p):
   table = _table()
   table[:, [5, 7]] += 1e4
-  allowed = EVERYTHING.at[jnp.array([5, 7])].set(False)
-  rollout = _sample(table, allowed=allowed, temperature=temperature, top_p=top_p)
+  allowed_tokens = EVERYTHING.at[jnp.array([5, 7])].set(False)
+  rollout = _sample(table, allowed_tokens=allowed_tokens, temperature=temperature, top_p=top_p)
   assert not np.isin(np.asarray(rollout.tokens)[_model(rollout)], [5, 7]).any()
   assert np.isfinite(rollout.log_probs).all()
   assert (np.asarray(rollout.log_probs) <= 0).all()
@@ -174,14 +176,14 @@ def test_the_nucleus_is_that_of_a_plain_loop(top_p, scale):
   actual = np.asarray(sampler.nucleus(jnp.asarray(log_probs), top_p))
   expected = _nucleus(log_probs, top_p)
   kept = np.isfinite(expected)
-  np.testing.assert_array_equal(actual > vocabulary.IMPOSSIBLE, kept)
+  np.testing.assert_array_equal(actual > chunked_logprobs.IMPOSSIBLE, kept)
   np.testing.assert_array_equal(actual[kept], log_probs[kept])
   assert kept.any(axis=-1).all()
 
 
 def test_equals_at_the_edge_of_the_nucleus_stay_together():
   log_probs = jnp.log(jnp.array([[[0.4, 0.2, 0.2, 0.2]]]))
-  kept = np.asarray(sampler.nucleus(log_probs, 0.5)) > vocabulary.IMPOSSIBLE
+  kept = np.asarray(sampler.nucleus(log_probs, 0.5)) > chunked_logprobs.IMPOSSIBLE
   np.testing.assert_array_equal(kept[0, 0], [True, True, True, True])
 
 
@@ -190,9 +192,9 @@ RUNGS = (0.75, 0.5, 0.3, 0.1, 0.01)
 
 def _arguments(prompt, rungs, **changes):
   fields = {"group": 16, "max_new_tokens": 24, "temperature": 1.0, "top_p": 1.0}
-  decoding = sampler.Decoding(**{**fields, **changes}, stop_tokens=(STOP,), rungs=rungs)
-  graph, params = bigram.split(_table(5, 1.0))
-  return (graph, params, prompt, EVERYTHING, jax.random.key(3)), decoding
+  decoding = sampler.Decoding(**{**fields, **changes}, stop_tokens=(STOP,), slot_fractions=rungs)
+  graphdef, params = bigram.split(_table(5, 1.0))
+  return (graphdef, params, prompt, EVERYTHING, jax.random.key(3)), decoding
 
 
 @pytest.mark.parametrize("group", [1, 3, 16])
@@ -229,7 +231,7 @@ def test_ended_replies_stop_costing():
 def test_a_batch_that_ends_at_its_first_token_is_done():
   table = np.zeros((VOCAB, VOCAB), np.float32)
   table[:, STOP] = 1e3
-  rollout = _sample(table, group=4, rungs=RUNGS)
+  rollout = _sample(table, group=4, slot_fractions=RUNGS)
   assert (_model(rollout).sum(-1) == 1).all()
 
 
@@ -241,7 +243,9 @@ def test_a_share_of_the_weights_falls_on_the_token_of_a_plain_running_sum(vocab)
   share = rng.random(64)
   running = weights.cumsum(axis=1)
   expected = (running > share[:, None] * running[:, -1:]).argmax(axis=1)
-  found = sampler.at_share(jnp.asarray(weights, jnp.float32), jnp.asarray(share, jnp.float32))
+  found = sampler.sample_inverse_cdf(
+    jnp.asarray(weights, jnp.float32), jnp.asarray(share, jnp.float32)
+  )
   np.testing.assert_array_equal(found, expected)
 
 
@@ -249,5 +253,7 @@ def test_a_share_of_the_weights_falls_on_the_token_of_a_plain_running_sum(vocab)
 def test_a_token_of_weight_zero_is_never_drawn(share):
   weights = np.zeros((3, 300), np.float32)
   weights[0, 299], weights[1, 7], weights[2, [3, 290]] = 1e-30, 1.0, (1.0, 1e-12)
-  found = np.asarray(sampler.at_share(jnp.asarray(weights), jnp.full(3, share, jnp.float32)))
+  found = np.asarray(
+    sampler.sample_inverse_cdf(jnp.asarray(weights), jnp.full(3, share, jnp.float32))
+  )
   assert (np.take_along_axis(weights, found[:, None], 1) > 0).all()

@@ -16,7 +16,7 @@ from vr_jax import errors, records, rollout
 from vr_jax.envs import video_mtr
 from vr_jax.models.common import prompts
 from vr_jax.models.qwen2_5_vl import processor
-from vr_jax.rollout import dialogue, session, turns
+from vr_jax.rollout import dialogue, multi_turn_sampler, session
 
 OPTIONS = ("A. red", "B. blue")
 LOOK, ODD, SAY = (
@@ -25,7 +25,7 @@ LOOK, ODD, SAY = (
   "<think>!</think><answer>B</answer>",
 )
 SCHEDULE = dataclasses.replace(
-  chat.SCHEDULE, time_buckets=(1024,), shown_buckets=(256,), frame_buckets=(2, 4)
+  chat.SCHEDULE, episode_buckets=(1024,), observation_buckets=(256,), frame_buckets=(2, 4)
 )
 
 
@@ -60,9 +60,9 @@ class Held(Pool):
 def _session(pool=None, says=Speaker.says, **changes):
   speaker = Speaker(chat.CONFIG, workload.BYTES, 28 * 28, 28 * 28, system="")
   speaker.says = says
-  graph, params = chat.network()
+  graphdef, params = chat.network()
   fields = {
-    "graph": graph,
+    "graph": graphdef,
     "params": params,
     "allowed": chat.ALLOWED,
     "processor": speaker,
@@ -70,9 +70,9 @@ def _session(pool=None, says=Speaker.says, **changes):
       instruction="Think.",
       last_instruction="Answer.",
       turns=3,
-      window=2,
-      budget=4,
-      invalid="explain",
+      history_turns=2,
+      frame_budget=4,
+      on_invalid_action="explain",
     ),
     "decoding": chat.decoding(),
     "schedule": SCHEDULE,
@@ -82,7 +82,7 @@ def _session(pool=None, says=Speaker.says, **changes):
   return session.Session(**{**fields, **changes})
 
 
-def _played(one, seed):
+def _play_episodes(one, seed):
   """The same episode by the engine itself."""
   example = records.Example(
     id="question",
@@ -93,15 +93,15 @@ def _played(one, seed):
     problem_type="multiple choice",
     shown=records.Span(start=0.0, end=0.0),
   )
-  scene = dialogue.Scene(example=example, pool=Pool())
+  scene = dialogue.EpisodeScene(example=example, pool=Pool())
   host = dialogue.Dialogue(environment=one.environment, processor=one.processor, scenes=(scene,))
-  sizes = prompts.Sizes(prefix=512, frames=2, patches=16)
+  sizes = prompts.PromptSizes(prefix=512, frames=2, patches=16)
   with futures.ThreadPoolExecutor(1) as threads:
-    made = turns.play(
-      one.graph,
+    made = multi_turn_sampler.play(
+      one.graphdef,
       one.params,
       host.pad([host.prompt(0)], sizes),
-      one.allowed,
+      one.allowed_tokens,
       jax.random.key(seed),
       host,
       decoding=chat.decoding(group=1),
@@ -117,7 +117,7 @@ def test_turns_are_those_that_the_engine_plays_with_what_each_was_shown(seed):
   one = _session(pool)
   *told, outcome = one.ask("Which?", OPTIONS, seed=seed)
   said = [turn.reply for turn in told]
-  assert said == _played(one, seed)
+  assert said == _play_episodes(one, seed)
   assert [turn.number for turn in told] == list(range(1, len(told) + 1))
   found = {LOOK: (2,), ODD: (), SAY: ()}
   assert [turn.frames for turn in told] == [(0, 7), *(found[reply] for reply in said[:-1])]
@@ -126,7 +126,7 @@ def test_turns_are_those_that_the_engine_plays_with_what_each_was_shown(seed):
   kinds = {LOOK: "retrieve", ODD: "invalid", SAY: "answer"}
   assert [turn.action.kind for turn in told] == [kinds[reply] for reply in said]
   ended = said[-1] == SAY
-  assert outcome == session.Outcome(answer="B" if ended else None, turns=len(told))
+  assert outcome == session.SessionOutcome(answer="B" if ended else None, turns=len(told))
   assert ended or len(told) == 3
 
 
@@ -138,7 +138,7 @@ def test_a_turn_is_told_before_the_next_is_shown():
   pool.read_on.set()
   *rest, outcome = asking
   assert [turn.frames for turn in rest] == [(2,), (2,)]
-  assert outcome == session.Outcome(answer=None, turns=3)
+  assert outcome == session.SessionOutcome(answer=None, turns=3)
 
 
 def test_who_stops_reading_ends_the_episode():

@@ -71,7 +71,7 @@ def test_what_a_sampler_wrote_is_judged_and_kept_alike_with_beam_and_without(
   data, tmp_path, monkeypatch
 ):
   def say(example):
-    blind = videop2r.written("Nothing to be seen.", "So be it.", example.answer)
+    blind = videop2r.format_reply("Nothing to be seen.", "So be it.", example.answer)
     return trace_runs.reference(example) if len(example.question) % 3 else blind
 
   def make(config, workdir):

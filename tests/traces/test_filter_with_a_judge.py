@@ -9,7 +9,7 @@ from tests.traces import trace_runs
 from vr_jax import main
 from vr_jax.envs import registry
 from vr_jax.traces import proposers
-from vr_jax.train import judges
+from vr_jax.train import judge_factory
 
 FILES = ("traces.jsonl", "rejected.jsonl", "summary.json")
 BROKEN = judge_server.Reply(status=500)
@@ -25,7 +25,7 @@ def run(data, server, monkeypatch):
 
   def make(config, workdir):
     writer = trace_runs.Told(config, run.say)
-    judge = judges.build(config.judge, workdir / "judge.sqlite")
+    judge = judge_factory.make_judge(config.judge, workdir / "judge.sqlite")
     writer.environment = registry.make_environment(config, judge=judge)
     return writer
 

@@ -12,7 +12,7 @@ from vr_jax.traces import proposers
 from vr_jax.traces import stage as traces_stage
 from vr_jax.train import data_stage, metrics, sft_loop
 
-REPLY = videop2r.written("It flies away.", "What flies falls no more.", "B")
+REPLY = videop2r.format_reply("It flies away.", "What flies falls no more.", "B")
 
 
 def test_pictures_and_videos_become_traces_that_are_ingested_again_and_trained_on(
@@ -58,7 +58,7 @@ def test_pictures_and_videos_become_traces_that_are_ingested_again_and_trained_o
   found = trace_runs.all_examples(tmp_path / "again" / "shards", "train")
   assert [dataclasses.replace(example, steps=()) for example in found] == expected
 
-  trained = config(output, "", sft__steps=1, sft__batch=4, sft__max_reply_tokens=160)
+  trained = config(output, "", sft__steps=1, sft__batch_size=4, sft__max_reply_tokens=160)
   sft_loop.train(trained, tmp_path)
   (line,) = metrics.read(tmp_path / "metrics.jsonl")
   assert 0 < line["values"]["loss"] < 10

@@ -41,7 +41,7 @@ def test_good_traces_become_a_data_set_to_train_on_and_a_file_that_is_read_again
   for split in trace_store.SPLITS:
     found = trace_runs.all_examples(output / "shards", split)
     for example, given in zip(found, trace_runs.all_examples(shards, split), strict=True):
-      read = videop2r.read(trace_runs.reference(given))
+      read = videop2r.parse_reply(trace_runs.reference(given))
       trace = {"observation": read.observation, "reasoning": read.think}
       assert example == dataclasses.replace(given, **trace)
   given_test = trace_runs.all_examples(shards, "test")
@@ -84,7 +84,7 @@ def spoiling(data):
       good.replace(f"<answer>{example.answer}", "<answer>none of these"),
       good.replace("<observation>", "<observation>vague: "),
       good.replace("<observation>", "<observation>dumb: "),
-      good.replace(videop2r.read(good).think, " "),
+      good.replace(videop2r.parse_reply(good).think, " "),
       good,
       good,
     )[number_of[example.id] % len(FAULTS)]
@@ -176,7 +176,7 @@ def test_an_interruption_of_the_last_step_leaves_no_half_data_set(data, tmp_path
 
 
 def test_the_sampler_writes_what_its_weights_say_at_temperature_0(data, tmp_path):
-  made = config(data, traces__batch=16)
+  made = config(data, traces__batch_size=16)
   traces_stage.write(made, tmp_path)
   rejected = trace_runs.lines(tmp_path / "traces" / "rejected.jsonl")
   assert {entry["reason"] for entry in rejected} == {"template"}
@@ -186,10 +186,10 @@ def test_the_sampler_writes_what_its_weights_say_at_temperature_0(data, tmp_path
   assert [entry["problem_id"] for entry in train] == [item.example.id for item in batch.items]
   decoding = context.decoding(group=1, temperature=0.0, max_new_tokens=16)
   rollout = sampler.sample(
-    context.graph,
+    context.graphdef,
     initialization.initial_params(context, tmp_path),
     context.builder.prompt(batch),
-    context.allowed,
+    context.allowed_tokens,
     jax.random.key(7),
     decoding=decoding,
   )
@@ -205,7 +205,7 @@ def test_a_question_without_a_reference_is_asked_and_one_that_does_not_fit_is_no
   made = config(data, sft__steps=3, sft__max_reply_tokens=1)
   context = run_context.make_run_context(made, tmp_path)
   with pytest.raises(errors.InputError, match="reference reply"):
-    context.builder.checks.left_out()
+    context.builder.checks.find_unusable()
   writer = proposers.Sampled(context=context, workdir=tmp_path)
   assert not any(writer.left_out()[split] for split in trace_store.SPLITS)
   assert made.sft.steps == 3
@@ -259,7 +259,7 @@ def test_a_kill_while_the_directory_is_claimed_leaves_one_that_is_claimed_again(
   trace_store.claim(output, {"writer": "told"})
   (output / "chunks").rmdir()  # ended between the two
   trace_store.claim(output, {"writer": "told"})
-  chunk = trace_store.Chunk(split="train", number=0, indices=())
+  chunk = trace_store.TraceChunk(split="train", number=0, indices=())
   trace_store.write_chunk(output, chunk, [])
   assert not trace_store.open_chunks(output, [chunk])
 

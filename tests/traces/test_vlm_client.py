@@ -33,7 +33,9 @@ def config(data, server, **overrides):
 def images_of(data, example):
   """The stored JPEGs that the recipe shows of a question."""
   store = frame_store.FrameStore(data / "shards" / "frames")
-  clip = batches.load_clip(example, store, sampling.Uniform(frames=trace_runs.config().data.frames))
+  clip = batches.load_clip(
+    example, store, sampling.UniformRule(frames=trace_runs.config().data.frames)
+  )
   return tuple(store.jpegs(example.video, clip.frame_indices))
 
 
@@ -126,7 +128,7 @@ def test_an_outage_stops_the_run_instead_of_leaving_a_question_out_for_good(
 ):
   fails, problem = PASSING[name]
   server.answer = lambda request: fails if shown(request)[0] else judge_server.Reply()
-  made = config(data, server, traces__batch=1, traces__timeout=0.2)
+  made = config(data, server, traces__batch_size=1, traces__timeout=0.2)
   with pytest.raises(errors.InputError, match=f"{problem}.*the same command goes on"):
     traces_stage.write(made, tmp_path)
   assert not list((tmp_path / "traces" / "chunks").iterdir())

@@ -22,7 +22,7 @@ OVERRIDES = {
   "env.instruction": INSTRUCTION,
   "model.system": "You watch videos.",
   "model.prefix_buckets": (192,),
-  "traces.batch": 4,
+  "traces.batch_size": 4,
   "traces.max_tokens": 16,
   "traces.retries": 1,
 }
@@ -47,7 +47,7 @@ def data(tmp_path_factory) -> Path:
 
 def reference(example: records.Example) -> str:
   """The reply that the simulator gives."""
-  return videop2r.written(*_reference(example), example.answer)
+  return videop2r.format_reply(*_reference(example), example.answer)
 
 
 def _reference(example: records.Example) -> tuple[str, str]:
@@ -59,10 +59,10 @@ class Told:
   """A writer that is told what to say. Its judge calls an observation sufficient unless it is vague, and may be lost for words."""
 
   def __init__(self, config: ml_collections.ConfigDict, say: Callable[[records.Example], Any]):
-    self.environment = registry.make_environment(config, judge=judge.Rule(_suffices))
+    self.environment = registry.make_environment(config, judge=judge.RuleJudge(_suffices))
     self.source = Path(config.data.directory) / "shards"
     self.say = say
-    self.asked: list[trace_store.Chunk] = []
+    self.asked: list[trace_store.TraceChunk] = []
 
   def identity(self) -> dict[str, str]:
     return {"writer": "told"}
@@ -74,8 +74,8 @@ class Told:
     return {}
 
   def proposals(
-    self, chunks: Sequence[trace_store.Chunk]
-  ) -> Iterator[tuple[trace_store.Chunk, Callable]]:
+    self, chunks: Sequence[trace_store.TraceChunk]
+  ) -> Iterator[tuple[trace_store.TraceChunk, Callable]]:
     for chunk in chunks:
       self.asked.append(chunk)
       source = examples.ExampleSource(self.source, chunk.split)

@@ -49,26 +49,26 @@ OVERRIDES: Mapping[str, Any] = {
   "model.architecture.vision_config.out_hidden_size": 32,
   "model.architecture.vision_config.fullatt_block_indexes": (1,),
   "sft.steps": 4,
-  "sft.batch": 4,
+  "sft.batch_size": 4,
   "sft.warmup_steps": 1,
   "sft.learning_rate": 2e-3,
   "sft.max_reply_tokens": 80,
   "sft.checkpoint_every": 2,
-  "sft.packing": 0.0,
+  "sft.token_bucket_ratio": 0.0,
   "rl.microbatches": 1,
   "rl.steps": 4,
-  "rl.prompts": 4,
-  "rl.group": 4,
+  "rl.batch_size": 4,
+  "rl.num_generations": 4,
   "rl.max_new_tokens": 16,
-  "rl.rungs": (),
-  "rl.packing": 0.0,  # one program for all lengths
+  "rl.decode_slot_fractions": (),
+  "rl.token_bucket_ratio": 0.0,  # one program for all lengths
   "rl.warmup_steps": 0,
   "rl.learning_rate": 3e-4,
   "rl.top_p": 1.0,
   "rl.checkpoint_every": 2,
   "eval.examples": 5,
-  "eval.batch": 4,
-  "eval.rollouts": 2,
+  "eval.batch_size": 4,
+  "eval.report_samples": 2,
 }
 
 
@@ -164,7 +164,7 @@ def use_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 def merge(context: run_context.RunContext, params: Any) -> Any:
   """The module of these parameters."""
-  return nnx.merge(context.graph, params)
+  return nnx.merge(context.graphdef, params)
 
 
 def ragged_items(context: run_context.RunContext, count: int) -> list[batching.Item]:

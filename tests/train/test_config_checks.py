@@ -38,10 +38,10 @@ def test_every_size_is_within_its_own_choices(path, size):
   ("path", "field", "value"),
   [
     (nano.RECIPE, "sft.patience", 2),
-    (nano.RECIPE, "rl.shuffled", 4),
+    (nano.RECIPE, "rl.num_shuffled_generations", 4),
     ("configs/videop2r.py", "judge.blinded", True),
-    ("configs/moss_chatv.py", "rl.credit", "gae"),
-    ("configs/moss_chatv.py", "rl.group", 1),
+    ("configs/moss_chatv.py", "rl.advantage_estimator", "gae"),
+    ("configs/moss_chatv.py", "rl.num_generations", 1),
     ("configs/moss_chatv.py", "rl.dual_clip", 1.2),
     ("configs/moss_chatv.py", "rl.baseline", "leave_one_out"),
     ("configs/moss_chatv.py", "rl.overlong_buffer", 73),
@@ -50,17 +50,17 @@ def test_every_size_is_within_its_own_choices(path, size):
     ("configs/video_mtr.py", "env.turns", 6),
     ("configs/video_mtr.py", "data.sampling", "uniform"),
     ("configs/video_mtr.py", "eval.blind", True),
-    ("configs/video_mtr.py", "rl.resampling", 2),
+    ("configs/video_mtr.py", "rl.dynamic_sampling_max_batches", 2),
     ("configs/video_mtr.py", "model.feature_cache_gib", 1.0),
-    ("configs/video_mtr.py", "rl.credit", "segments"),
-    ("configs/video_mtr.py", "rl.credit", "joint"),
-    ("configs/video_mtr.py", "rl.credit", "outcome"),
+    ("configs/video_mtr.py", "rl.advantage_estimator", "segments"),
+    ("configs/video_mtr.py", "rl.advantage_estimator", "joint"),
+    ("configs/video_mtr.py", "rl.advantage_estimator", "outcome"),
     ("configs/video_mtr.py", "rl.baseline", "leave_one_out"),
-    ("configs/video_mtr.py", "env.demonstrated", 0.0),
+    ("configs/video_mtr.py", "env.sft_retrieval_fraction", 0.0),
     ("configs/video_mtr.py", "turns.frame_buckets", (2,)),
-    ("configs/video_mtr.py", "turns.time_buckets", (128,)),
-    ("configs/video_mtr.py", "turns.time_buckets", ()),
-    ("configs/video_mtr.py", "turns.shown_buckets", ()),
+    ("configs/video_mtr.py", "turns.episode_buckets", (128,)),
+    ("configs/video_mtr.py", "turns.episode_buckets", ()),
+    ("configs/video_mtr.py", "turns.observation_buckets", ()),
     ("configs/video_mtr.py", "env.exploration.stages", ((0.5,),)),
     ("configs/video_mtr.py", "env.exploration.stages", (0.1, 1.0)),
   ],
@@ -69,7 +69,9 @@ def test_a_field_that_does_not_go_with_the_others_is_named(path, field, value):
   config = nano.recipe("tiny", path)
   *sections, name = field.split(".")
   functools.reduce(getattr, sections, config)[name] = value
-  named = {"env.turns": "turns.frame_buckets", "env.demonstrated": "sft.steps"}.get(field, field)
+  named = {"env.turns": "turns.frame_buckets", "env.sft_retrieval_fraction": "sft.steps"}.get(
+    field, field
+  )
   with pytest.raises(errors.InputError, match=f"--config.{named}"):
     config_checks.check(config)
 
@@ -78,7 +80,7 @@ def test_a_field_that_does_not_go_with_the_others_is_named(path, field, value):
   ("named", "fields"),
   [
     ("dual_clip", {"dual_clip": 3.0, "objective": "cispo"}),
-    ("dual_clip", {"dual_clip": 1.4, "clip_high": 0.4}),
+    ("dual_clip", {"dual_clip": 1.4, "clip_epsilon_high": 0.4}),
     ("importance_sampling_level", {"importance_sampling_level": "sequence", "objective": "cispo"}),
     ("overlong_buffer", {"overlong_buffer": 9, "overlong_max_tokens": 8}),
   ],
@@ -94,8 +96,8 @@ def test_options_of_the_loss_that_do_not_go_together_are_refused(named, fields):
   "fields",
   [
     {"dual_clip": 1.21, "importance_sampling_level": "sequence"},
-    {"objective": "cispo", "clip_low": 1.0, "clip_high": 4.0},
-    {"baseline": "leave_one_out", "normalise": False, "credit": "joint"},
+    {"objective": "cispo", "clip_epsilon_low": 1.0, "clip_epsilon_high": 4.0},
+    {"baseline": "leave_one_out", "normalize_by_std": False, "credit": "joint"},
     {"overlong_buffer": 72},
     {"overlong_buffer": 8, "overlong_max_tokens": 8},
   ],
@@ -109,7 +111,7 @@ def test_options_of_the_loss_that_go_together_are_taken(fields):
 @pytest.mark.parametrize(("credit", "steps"), [("gae", 50), ("episode", 0)])
 def test_one_reply_a_prompt_is_enough_for_a_critic_or_where_there_is_no_rl(credit, steps):
   config = nano.recipe("tiny", "configs/video_mtr.py")
-  config.rl.group, config.rl.credit, config.rl.steps = 1, credit, steps
+  config.rl.num_generations, config.rl.advantage_estimator, config.rl.steps = 1, credit, steps
   config_checks.check(config)
 
 
@@ -193,7 +195,7 @@ def test_an_environment_is_not_built_of_a_field_that_it_has_not():
   with config.env.unlocked():
     config.env.gait = "none"
   with pytest.raises(
-    errors.InputError, match=r"config\.env\.gait: .* nearest is config\.env\.gate"
+    errors.InputError, match=r"config\.env\.gait: .* nearest is config\.env\.process_gate"
   ):
     registry.complete(config)
 

@@ -11,10 +11,10 @@ class _Pieces(io.StringIO):
 
   def __init__(self):
     super().__init__()
-    self.pieces = []
+    self.segment_spans = []
 
   def write(self, text):
-    self.pieces.append(text)
+    self.segment_spans.append(text)
     return super().write(text)
 
 
@@ -23,7 +23,7 @@ def test_a_line_is_written_in_one_piece_so_that_an_interrupt_never_cuts_it(monke
   pieces = _Pieces()
   monkeypatch.setattr(sys, stream, pieces)
   if stream == "stdout":
-    console.say("rl: complete")
+    console.print_line("rl: complete")
   else:
     with console.progress("rl", 20) as tick:
       for step in (1, 2, 3, 4):
@@ -32,4 +32,4 @@ def test_a_line_is_written_in_one_piece_so_that_an_interrupt_never_cuts_it(monke
     "stdout": ["rl: complete\n"],
     "stderr": [f"rl {n}/20  accuracy 0.25\n" for n in (2, 4)],
   }
-  assert pieces.pieces == expected[stream]
+  assert pieces.segment_spans == expected[stream]

@@ -16,7 +16,7 @@ from vr_jax.models.common import packing
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder
 from vr_jax.train import checkpoints, critic, initialization
-from vr_jax.train import state as state_lib
+from vr_jax.train import train_state as train_state_lib
 
 TOLERANCE = 1e-5
 LENGTHS = np.array([[16, 1, 3, 0], [2, 2, 5, 1], [0, 0, 0, 0], [7, 1, 1, 4]])
@@ -94,13 +94,13 @@ def _leaves(tree):
 
 def _start(context, params, *, frozen=(), microbatches=1):
   """A state around a copy of the parameters, and a step."""
-  section = nano.config(sft__gradient_norm=1e9, sft__warmup_steps=0, sft__weight_decay=0.0).sft
+  section = nano.config(sft__max_grad_norm=1e9, sft__warmup_steps=0, sft__weight_decay=0.0).sft
   section.learning_rate, section.steps = 2e-3, 100
-  frozen = critic.frozen(frozen)
-  optimizer = state_lib.make_optimizer(section, params, frozen)
-  state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, context.mesh)
+  frozen = critic.frozen_names(frozen)
+  optimizer = train_state_lib.make_optimizer(section, params, frozen)
+  state = train_state_lib.create(jax.tree.map(jnp.copy, params), optimizer, context.mesh)
   step = critic.make_critic_step(
-    context.graph, optimizer, clip=CLIP, microbatches=microbatches, frozen=frozen
+    context.graphdef, optimizer, clip=CLIP, microbatches=microbatches, frozen=frozen
   )
   return state, step
 
@@ -114,7 +114,7 @@ def _gradients(state):
 def test_values_begin_at_zero_and_share_no_buffer_with_the_policy(context, batch):
   policy = initialization.fresh_params(context)
   made = critic.fresh_params(policy, embed=context.model.text.hidden_size)
-  values = critic.make_valuer(context.graph)(made, *batch)
+  values = critic.make_value_fn(context.graphdef)(made, *batch)
   np.testing.assert_array_equal(values, np.zeros(MASK.shape))
   copies = zip(jax.tree.leaves(policy), jax.tree.leaves(made["model"]), strict=True)
   for held, copied in copies:
@@ -125,7 +125,7 @@ def test_values_begin_at_zero_and_share_no_buffer_with_the_policy(context, batch
 def test_values_are_of_the_state_before_each_token_packed_or_not(context, params, batch, plain):
   size = packing.size_of(layout_lib.OneDevice(), LENGTHS[None], TIME, ratio=1.1)
   assert size < 0.7 * MASK.size
-  value = critic.make_valuer(context.graph)
+  value = critic.make_value_fn(context.graphdef)
   for packed in (None, size):
     values = value(params, *batch, packed=packed)
     np.testing.assert_allclose(values, plain[1], rtol=0, atol=TOLERANCE)
@@ -134,10 +134,10 @@ def test_values_are_of_the_state_before_each_token_packed_or_not(context, params
 
 def test_of_prompts_that_bring_features_no_tower_of_the_critic_runs(context, params, batch, plain):
   prompt, rollout = batch
-  encoded = encoder.encode(context.graph, params["model"], prompt)
+  encoded = encoder.encode(context.graphdef, params["model"], prompt)
   broken = jax.tree.map(lambda x: x, params)
   broken["model"]["vision"] = jax.tree.map(lambda x: x * jnp.nan, broken["model"]["vision"])
-  value = critic.make_valuer(context.graph)
+  value = critic.make_value_fn(context.graphdef)
   np.testing.assert_allclose(value(broken, encoded, rollout), plain[1], rtol=0, atol=TOLERANCE)
   assert np.isnan(value(broken, prompt, rollout)).any()
 
@@ -156,7 +156,7 @@ def test_loss_and_gradients_are_those_written_out_in_any_number_of_micro_batches
   expected["explained_variance"] = 1 - rest.var() / returns.var()
   found = {name: float(metrics[f"critic/{name}"]) for name in expected}
   assert found == pytest.approx(expected, rel=1e-4, abs=TOLERANCE)
-  assert 0 < float(metrics["critic/value_clipped"]) < 1
+  assert 0 < float(metrics["critic/value_clip_ratio"]) < 1
 
 
 def test_steps_towards_fixed_returns_lower_the_loss_until_values_have_moved_by_the_clip(
@@ -168,7 +168,7 @@ def test_steps_towards_fixed_returns_lower_the_loss_until_values_have_moved_by_t
     for _ in range(24):
       state, metrics = step(state, *batch, old, old + distance)
       losses.append(float(metrics["critic/loss"]))
-      share = max(share, float(metrics["critic/value_clipped"]))
+      share = max(share, float(metrics["critic/value_clip_ratio"]))
     floor = 0.5 * max(distance - CLIP, 0) ** 2
     assert losses[0] == pytest.approx(0.5 * distance**2, rel=1e-3)
     assert floor - TOLERANCE < min(losses) < floor + 0.3 * (losses[0] - floor)
@@ -194,7 +194,7 @@ def test_on_a_mesh_of_two_by_two_numbers_are_those_of_one_device(
   assert state.params["head"].weight[...].sharding.is_fully_replicated
   prompt = split.builder.prompt(split.builder.batch(nano.ragged_items(context, 4)))
   rollout, old, returns = mesh_lib.put_batch(jax.device_get((batch[1], *targets)), split.mesh)
-  values = critic.make_valuer(split.graph)(state.params, prompt, rollout)
+  values = critic.make_value_fn(split.graphdef)(state.params, prompt, rollout)
   np.testing.assert_allclose(values, plain[1], rtol=0, atol=TOLERANCE)
   state, metrics = step(state, prompt, rollout, old, returns)
   assert float(metrics["critic/loss"]) == pytest.approx(plain[0], rel=TOLERANCE)
@@ -205,8 +205,8 @@ def test_a_checkpoint_holds_policy_and_critic_and_parameters_can_be_read_alone(
   context, params, tmp_path
 ):
   rl = context.config.rl
-  optimizer = state_lib.make_optimizer(rl, context.abstract_params, ())
-  policy = state_lib.create(initialization.fresh_params(context), optimizer, context.mesh)
+  optimizer = train_state_lib.make_optimizer(rl, context.abstract_params, ())
+  policy = train_state_lib.create(initialization.fresh_params(context), optimizer, context.mesh)
   fresh = {**vars(policy), "critic": _start(context, params)[0]}
   saved = {**vars(policy), "critic": jax.tree.map(lambda x: x + 1, fresh["critic"])}
   store = checkpoints.Checkpoints(tmp_path, architecture=context.architecture)
@@ -226,7 +226,7 @@ def test_a_checkpoint_holds_policy_and_critic_and_parameters_can_be_read_alone(
 
 def test_the_optimizer_counts_the_updates_of_the_section_rl(context, params):
   critics = {**context.config.sft.to_dict(), "schedule": "cosine", "learning_rate": 0.5}
-  config = ml_collections.ConfigDict({"rl": {"steps": 4, "epochs": 3}, "critic": critics})
+  config = ml_collections.ConfigDict({"rl": {"steps": 4, "num_iterations": 3}, "critic": critics})
   config.critic.warmup_steps, config.critic.steps = 0, 1
   optimizer = critic.make_optimizer(config, params["head"], ())
   state, zero = optimizer.init(params["head"]), jax.tree.map(jnp.zeros_like, params["head"])

@@ -131,13 +131,13 @@ def test_a_reply_that_is_never_trained_on_may_be_too_long_or_missing(tmp_path):
 
 def test_examples_are_checked_again_only_where_something_changed(data, monkeypatch):
   context = nano.build(data)
-  context.builder.checks.left_out()
+  context.builder.checks.find_unusable()
   checked = []
   monkeypatch.setattr(
     context.processor, "check_prompt", lambda *args, name, **more: checked.append(name)
   )
-  context.builder.checks.left_out()
+  context.builder.checks.find_unusable()
   assert not checked
   longer = nano.config(data__directory=str(data), model__prefix_buckets=(64, 97))
-  dataclasses.replace(context, config=longer).builder.checks.left_out()
+  dataclasses.replace(context, config=longer).builder.checks.find_unusable()
   assert len(checked) == 24

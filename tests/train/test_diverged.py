@@ -12,14 +12,14 @@ def test_void_updates_in_a_row_end_the_run_with_code_3(data, tmp_path, capsys, m
     "--config.sft.learning_rate=1e38",
     "--config.sft.warmup_steps=0",
     "--config.sft.steps=9",
-    "--config.sft.max_skipped=3",
-    "--config.sft.gradient_norm=1e38",
+    "--config.sft.max_consecutive_nonfinite=3",
+    "--config.sft.max_grad_norm=1e38",
     "--config.sft.schedule=constant",
   )
   assert main.cli(["vr-jax", *nano.arguments(tmp_path, *flags, mode="sft")]) == 3
   line = capsys.readouterr().err.splitlines()[-1]
   assert line.startswith("vr-jax: sft step ")
-  assert "config.sft.max_skipped=3" in line
+  assert "config.sft.max_consecutive_nonfinite=3" in line
   lines = [line["values"] for line in metrics.read(tmp_path / "metrics.jsonl")]
-  assert [values["skipped_in_a_row"] for values in lines[-3:]] == [1, 2, 3]
+  assert [values["consecutive_nonfinite_updates"] for values in lines[-3:]] == [1, 2, 3]
   assert len(lines) < 9

@@ -8,8 +8,8 @@ import pytest
 
 from tests.train import counting, nano
 from vr_jax.envs import registry
-from vr_jax.train import learner, metrics, rl_loop, steps
-from vr_jax.train import state as state_lib
+from vr_jax.train import learner, metrics, rl_loop, train_step
+from vr_jax.train import train_state as train_state_lib
 
 BATCHES, EPOCHS = 2, 2
 
@@ -19,9 +19,13 @@ def run(data, tmp_path_factory):
   """(updates as (params before, params after, old log-probs, metrics), logged values, log-probs of the first params)."""
   workdir = tmp_path_factory.mktemp("epochs")
   config = nano.config(
-    data__directory=str(data), sft__steps=0, rl__steps=BATCHES, rl__epochs=EPOCHS, rl__kl_weight=0.0
+    data__directory=str(data),
+    sft__steps=0,
+    rl__steps=BATCHES,
+    rl__num_iterations=EPOCHS,
+    rl__kl_weight=0.0,
   )
-  make_step, make_scorer = steps.make_rl_step, steps.make_scorer
+  make_step, make_scorer = train_step.make_rl_step, train_step.make_logprob_fn
   updates, scored = [], []
 
   def watched_step(*arguments, **options):
@@ -50,8 +54,8 @@ def run(data, tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     nano.use_devices(patch, 1)
     patch.setitem(registry.ENVIRONMENTS, "moss_chatv", counting.Counting)
-    patch.setattr(steps, "make_rl_step", watched_step)
-    patch.setattr(steps, "make_scorer", watched_scorer)
+    patch.setattr(train_step, "make_rl_step", watched_step)
+    patch.setattr(train_step, "make_logprob_fn", watched_scorer)
     rl_loop.train(config, workdir)
   return updates, metrics.read(workdir / "metrics.jsonl"), scored
 
@@ -70,8 +74,8 @@ def test_every_update_on_a_batch_is_held_to_the_policy_from_before_the_batch(run
     assert not _same(params, second[0])
     for _, _, old, _ in (first, second):
       np.testing.assert_array_equal(old, log_probs)
-    assert first[3]["ratio"] == pytest.approx(1, abs=1e-5)
-    assert abs(second[3]["ratio"] - 1) > 1e-6
+    assert first[3]["policy_ratio"] == pytest.approx(1, abs=1e-5)
+    assert abs(second[3]["policy_ratio"] - 1) > 1e-6
 
 
 def test_what_is_logged_of_a_batch_is_the_mean_over_its_updates(run):
@@ -79,24 +83,30 @@ def test_what_is_logged_of_a_batch_is_the_mean_over_its_updates(run):
   assert [line["step"] for line in lines] == [1, 2]
   for batch, line in enumerate(lines):
     logged = [update[3] for update in updates[batch * EPOCHS : (batch + 1) * EPOCHS]]
-    for name in ("loss", "gradient_norm", "ratio", "entropy"):
+    for name in ("loss", "grad_norm", "policy_ratio", "entropy"):
       assert logged[0][name] != logged[1][name]
       assert line["values"][name] == pytest.approx(np.mean([each[name] for each in logged]))
 
 
 def test_a_void_update_shows_whichever_of_a_batchs_updates_it_was():
-  updates = [{"skipped": 3, "skipped_in_a_row": 1}, {"skipped": 3, "skipped_in_a_row": 0}]
-  assert learner.over_epochs(updates) == {"skipped": 3, "skipped_in_a_row": 1}
+  updates = [
+    {"nonfinite_updates": 3, "consecutive_nonfinite_updates": 1},
+    {"nonfinite_updates": 3, "consecutive_nonfinite_updates": 0},
+  ]
+  assert learner.combine_updates(updates) == {
+    "nonfinite_updates": 3,
+    "consecutive_nonfinite_updates": 1,
+  }
 
 
 def _learning_rates(epochs, schedule):
   """That of each update: with a constant gradient Adam moves by the learning rate."""
   section = nano.config(
-    rl__steps=6, rl__warmup_steps=2, rl__epochs=epochs, rl__schedule=schedule
+    rl__steps=6, rl__warmup_steps=2, rl__num_iterations=epochs, rl__schedule=schedule
   ).rl
   section.weight_decay = 0.0
   params = nnx.State({"norm": nnx.Param(jnp.ones(1), axes=("embed",))})
-  optimizer = state_lib.make_optimizer(section, params, ())
+  optimizer = train_state_lib.make_optimizer(section, params, ())
   state, moved = optimizer.init(params), []
   for _ in range(6 * epochs):
     updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)

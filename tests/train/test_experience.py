@@ -19,16 +19,16 @@ from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.rollout import decode_replies, dialogue, encoder
 from vr_jax.train import (
   batching,
-  clock,
   experience,
-  features,
   initialization,
   learner,
   metrics,
-  padding,
+  reply_shapes,
   rl_loop,
   scoring,
-  steps,
+  step_timer,
+  train_step,
+  vision_features,
 )
 
 PROMPTS, GROUP = 4, 4
@@ -60,9 +60,9 @@ def source(data):
 
 
 def _source(data, thread, nth, **overrides):
-  context = nano.build(data, rl__group=GROUP, **overrides)
+  context = nano.build(data, rl__num_generations=GROUP, **overrides)
   context = dataclasses.replace(context, environment=Choosy(context.environment, nth))
-  return experience.Source(
+  return experience.Collector(
     context=context,
     batches=context.builder.read("train", PROMPTS),
     cache=None,
@@ -79,8 +79,8 @@ def params(data):
 def test_what_is_read_ahead_is_drawn_next_and_does_not_count_as_read_before(source, params):
   plain, reader = source(1), source(1)
   for step in (1, 2):
-    expected, made = (one.draw(params, step, clock.Clock()) for one in (plain, reader))
-    reader.read_ahead(params)
+    expected, made = (one.collect(params, step, step_timer.StepTimer()) for one in (plain, reader))
+    reader.prefetch(params)
     assert [item.example.id for item in made.items] == [item.example.id for item in expected.items]
     assert made.read == expected.read
     np.testing.assert_array_equal(made.rollout.tokens, expected.rollout.tokens)
@@ -88,37 +88,37 @@ def test_what_is_read_ahead_is_drawn_next_and_does_not_count_as_read_before(sour
 
 
 def test_groups_without_signal_are_replaced_until_the_batch_is_full(source, params):
-  source = source(3, rl__resampling=5)
-  made = source.draw(params, 1, clock.Clock())
+  source = source(3, rl__dynamic_sampling_max_batches=5)
+  made = source.collect(params, 1, step_timer.StepTimer())
   seen = source.context.environment.seen
   lucky = [name for name, luck in seen if luck]
   assert len(seen) == 3 * PROMPTS  # with 12 there are 4
   assert [item.example.id for item in made.items] == lucky[:PROMPTS]
-  assert made.values["resampling/batches"] == 3
-  assert made.values["resampling/signal_share"] == pytest.approx(1 / 3)
-  assert (made.judged().scores.total.std(axis=1) > 0).all()
+  assert made.values["dynamic_sampling/batches"] == 3
+  assert made.values["dynamic_sampling/signal_fraction"] == pytest.approx(1 / 3)
+  assert (made.wait_for_scores().scores.total.std(axis=1) > 0).all()
   prompts = len(made.lengths) * made.prompt_tokens
-  assert made.computed > made.wanted > 2 * (made.lengths.sum() + prompts)
+  assert made.computed_tokens > made.useful_tokens > 2 * (made.lengths.sum() + prompts)
 
 
 def test_replies_stay_with_their_prompts_when_groups_of_several_batches_come_together(
   source, params
 ):
-  source = source(3, rl__resampling=5)
-  made = source.draw(params, 1, clock.Clock())
+  source = source(3, rl__dynamic_sampling_max_batches=5)
+  made = source.collect(params, 1, step_timer.StepTimer())
   context = source.context
-  score = steps.make_scorer(
-    context.graph, context.allowed, temperature=context.config.rl.temperature
+  score = train_step.make_logprob_fn(
+    context.graphdef, context.allowed_tokens, temperature=context.config.rl.temperature
   )
   log_probs = score(params, made.prompt, made.rollout)
   np.testing.assert_allclose(log_probs, made.rollout.log_probs, rtol=1e-5, atol=1e-5)
-  scenes = [dialogue.Scene(example=item.example, pool=item.clip) for item in made.items]
+  scenes = [dialogue.EpisodeScene(example=item.example, pool=item.clip) for item in made.items]
   host = dialogue.Dialogue(
     environment=context.environment, processor=context.processor, scenes=scenes
   )
   for group, total in zip(
     decode_replies.decode_replies(host, made.rollout).texts,
-    made.judged().scores.total[..., 0],
+    made.wait_for_scores().scores.total[..., 0],
     strict=True,
   ):
     np.testing.assert_array_equal(total, [1 + zlib.crc32(text.encode()) % 97 for text in group])
@@ -128,23 +128,27 @@ def test_replies_stay_with_their_prompts_when_groups_of_several_batches_come_tog
 def test_prompts_of_several_batches_keep_the_features_that_they_were_sampled_with(
   source, params, monkeypatch, frozen
 ):
-  source = source(2, rl__resampling=1, model__freeze_vision=frozen, model__frame_buckets=(2, 4))
+  source = source(
+    2, rl__dynamic_sampling_max_batches=1, model__freeze_vision=frozen, model__frame_buckets=(2, 4)
+  )
   context, towers, run = source.context, [], encoder.features
   monkeypatch.setattr(encoder, "features", lambda *args: towers.append(1) or run(*args))
   source = dataclasses.replace(source, batches=Ragged(context))
-  made = source.draw(params, 1, clock.Clock())
-  assert len(towers) == made.values["resampling/batches"] == 2
+  made = source.collect(params, 1, step_timer.StepTimer())
+  assert len(towers) == made.values["dynamic_sampling/batches"] == 2
 
   patches = context.builder.prompt(context.builder.batch(made.items))
-  anew = encoder.encode(context.graph, params, patches)
+  anew = encoder.encode(context.graphdef, params, patches)
   shown = np.asarray(anew.media_index)
   assert (shown >= 0).any(axis=1).tolist() == [True, True, True, False]
-  assert made.encoded.media.shape == anew.media.shape
+  assert made.prompt_with_features.media.shape == anew.media.shape
   for row, index in enumerate(shown):
-    media, expected = (np.asarray(x.media)[row][index[index >= 0]] for x in (made.encoded, anew))
+    media, expected = (
+      np.asarray(x.media)[row][index[index >= 0]] for x in (made.prompt_with_features, anew)
+    )
     np.testing.assert_allclose(media, expected, atol=1e-6 * abs(expected).max(initial=0))
   given = anew if frozen else patches
-  for prompt, expected in ((made.encoded, anew), (made.prompt, given)):
+  for prompt, expected in ((made.prompt_with_features, anew), (made.prompt, given)):
     without, wanted = (dataclasses.replace(one, media=None) for one in (prompt, expected))
     jax.tree.map(np.testing.assert_array_equal, without, wanted)
   np.testing.assert_array_equal(made.media_index, shown)
@@ -155,7 +159,7 @@ class Ragged:
 
   def __init__(self, context):
     items = nano.ragged_items(context, 8)
-    sizes = prompts_lib.Sizes(prefix=128, frames=4, patches=32)
+    sizes = prompts_lib.PromptSizes(prefix=128, frames=4, patches=32)
     first = context.builder.batch([items[row] for row in (1, 3, 2, 3)])
     self.left = iter(
       [first, context.builder.batch([items[row] for row in (6, 7, 7, 5)], sizes=sizes)]
@@ -172,19 +176,23 @@ class Ragged:
 
 
 def test_what_the_cache_had_of_each_batch_is_counted_once(data, params, tmp_path):
-  on = {"model__freeze_vision": True, "model__feature_cache_gib": 1.0, "rl__resampling": 1}
+  on = {
+    "model__freeze_vision": True,
+    "model__feature_cache_gib": 1.0,
+    "rl__dynamic_sampling_max_batches": 1,
+  }
   copied = shutil.copytree(data, tmp_path / "data")
   with scoring.scoring_thread() as thread:
     source = _source(copied, thread, 2, **on)
     context = source.context
     found = []
     for _ in range(2):
-      with features.cache(context, params, copied) as cache:
+      with vision_features.open_cache(context, params, copied) as cache:
         batches = context.builder.read("train", PROMPTS, cache=cache)
-        made = dataclasses.replace(source, batches=batches, cache=cache).draw(
-          params, 1, clock.Clock()
+        made = dataclasses.replace(source, batches=batches, cache=cache).collect(
+          params, 1, step_timer.StepTimer()
         )
-      assert made.values["resampling/batches"] == 2
+      assert made.values["dynamic_sampling/batches"] == 2
       assert made.values["vision/cache_rebuilt"] == 0
       found.append(made.values["vision/cache_hits"])
   # At first a clip of the second batch may be known already from the first.
@@ -194,18 +202,18 @@ def test_what_the_cache_had_of_each_batch_is_counted_once(data, params, tmp_path
 def test_where_too_few_groups_carry_signal_the_cap_ends_the_search_and_others_fill_up(
   source, params
 ):
-  source = source(100, rl__resampling=1)
-  made = source.draw(params, 1, clock.Clock())
+  source = source(100, rl__dynamic_sampling_max_batches=1)
+  made = source.collect(params, 1, step_timer.StepTimer())
   seen = [name for name, _ in source.context.environment.seen]
   assert len(seen) == 2 * PROMPTS
   assert [item.example.id for item in made.items] == seen[:PROMPTS]
-  assert (made.judged().scores.total.std(axis=1) > 0).sum() == 1
+  assert (made.wait_for_scores().scores.total.std(axis=1) > 0).sum() == 1
 
 
 def test_replies_are_judged_while_others_are_drawn_and_in_their_order(source, params):
   source = source(1)
-  drawn = [source.draw(params, step, clock.Clock()) for step in (1, 2)]
-  assert [made.judged().scores.total.shape for made in drawn] == [(PROMPTS, GROUP, 1)] * 2
+  drawn = [source.collect(params, step, step_timer.StepTimer()) for step in (1, 2)]
+  assert [made.wait_for_scores().scores.total.shape for made in drawn] == [(PROMPTS, GROUP, 1)] * 2
   asked = [item.example.id for made in drawn for item in made.items]
   assert [name for name, _ in source.context.environment.seen] == asked
 
@@ -214,7 +222,7 @@ def test_where_scoring_fails_the_step_does(source, params, monkeypatch):
   source = source(1)
   monkeypatch.setattr(source.context.environment, "score", lambda *_: 1 / 0)
   with pytest.raises(ZeroDivisionError):
-    source.draw(params, 1, clock.Clock()).judged()
+    source.collect(params, 1, step_timer.StepTimer()).wait_for_scores()
 
 
 def test_one_step_off_policy_updates_on_replies_of_the_policy_before(data, tmp_path, monkeypatch):
@@ -231,7 +239,7 @@ def test_one_step_off_policy_updates_on_replies_of_the_policy_before(data, tmp_p
     )
     rl_loop.train(config, tmp_path / str(off))
     lines = metrics.read(tmp_path / str(off) / "metrics.jsonl")
-    ratios[off] = [line["values"]["trainer_sampler_ratio"] for line in lines]
+    ratios[off] = [line["values"]["sampling/importance_sampling_ratio/mean"] for line in lines]
   np.testing.assert_allclose(ratios[False], 1, atol=1e-4)
   assert abs(ratios[True][0] - 1) < 1e-4  # drawn before there was an update
   assert all(abs(ratio - 1) > 1e-3 for ratio in ratios[True][1:])
@@ -243,16 +251,16 @@ def test_off_policy_the_first_of_several_updates_starts_at_ratio_1(data, tmp_pat
   of_epochs = []
 
   def over_epochs(updates):
-    of_epochs.append([update["ratio"] for update in updates])
+    of_epochs.append([update["policy_ratio"] for update in updates])
     return learner_over_epochs(updates)
 
-  learner_over_epochs = learner.over_epochs
-  monkeypatch.setattr(learner, "over_epochs", over_epochs)
+  learner_over_epochs = learner.combine_updates
+  monkeypatch.setattr(learner, "combine_updates", over_epochs)
   config = nano.config(
     data__directory=str(data),
     sft__steps=0,
     rl__steps=2,
-    rl__epochs=2,
+    rl__num_iterations=2,
     rl__learning_rate=3e-3,
     rl__one_step_off_policy=True,
   )
@@ -264,12 +272,12 @@ def test_off_policy_the_first_of_several_updates_starts_at_ratio_1(data, tmp_pat
 
 def _rl(**changes):
   fields = {
-    "credit": "segments",
+    "advantage_estimator": "segments",
     "max_new_tokens": 64,
-    "packing": 1.25,
+    "token_bucket_ratio": 1.25,
     "microbatches": 2,
-    "group": GROUP,
-    "epochs": 2,
+    "num_generations": GROUP,
+    "num_iterations": 2,
     "kl_weight": 0.1,
   }
   return ml_collections.ConfigDict({**fields, **changes})
@@ -279,7 +287,7 @@ LENGTHS = np.array([[20, 3, 3, 1], [2, 2, 2, 2], [9, 9, 9, 9], [1, 1, 1, 1]])
 
 
 def test_arrays_are_halved_while_they_hold_the_longest_reply_and_packed_to_the_fuller_part():
-  shapes = padding.shapes(_rl(), layout_lib.OneDevice(), LENGTHS, budget=64)
+  shapes = reply_shapes.choose_reply_shapes(_rl(), layout_lib.OneDevice(), LENGTHS, budget=64)
   assert shapes.time == 32
   # Rows 0 and 2 are one part, with 63 tokens of 256; 256 / 1.25^6 = 67.1.
   assert shapes.packed == 68
@@ -287,37 +295,41 @@ def test_arrays_are_halved_while_they_hold_the_longest_reply_and_packed_to_the_f
 
 
 def test_without_packing_only_the_time_is_cut():
-  shapes = padding.shapes(_rl(packing=0), layout_lib.OneDevice(), LENGTHS, budget=64)
-  assert shapes == padding.Shapes(time=32, packed=None, packed_whole=None)
+  shapes = reply_shapes.choose_reply_shapes(
+    _rl(token_bucket_ratio=0), layout_lib.OneDevice(), LENGTHS, budget=64
+  )
+  assert shapes == reply_shapes.ReplyShapes(time=32, packed=None, packed_whole=None)
 
 
 @pytest.mark.parametrize("turns", [False, True])
 def test_replies_are_cut_with_all_that_stands_beside_their_tokens(turns):
   tokens = np.arange(24, dtype=np.int32).reshape(2, 3, 4)
   fields = {"tokens": tokens, "log_probs": tokens.astype(np.float32), "kind": tokens}
-  suffix = records.Suffix(
+  suffix = records.EpisodeInputs(
     positions=np.repeat(tokens[..., None], 3, axis=-1), media_index=tokens, vision=None
   )
-  rollout = records.Rollout(**fields, turn=tokens, suffix=suffix if turns else None)
-  cut = padding.cut(rollout, 2)
+  rollout = records.Rollout(**fields, turn=tokens, episode_inputs=suffix if turns else None)
+  cut = reply_shapes.truncate(rollout, 2)
   for name in ("tokens", "log_probs", "kind", "turn"):
     np.testing.assert_array_equal(getattr(cut, name), tokens[:, :, :2])
   if turns:
-    np.testing.assert_array_equal(cut.suffix.media_index, tokens[:, :, :2])
-    np.testing.assert_array_equal(cut.suffix.positions[..., 1], tokens[:, :, :2])
+    np.testing.assert_array_equal(cut.episode_inputs.media_index, tokens[:, :, :2])
+    np.testing.assert_array_equal(cut.episode_inputs.positions[..., 1], tokens[:, :, :2])
   else:
-    assert cut.suffix is None
+    assert cut.episode_inputs is None
 
 
 def test_the_share_of_padding_is_that_of_a_count_by_hand(source, params):
-  drawn = source(1).draw(params, 1, clock.Clock())
-  made = dataclasses.replace(drawn, lengths=LENGTHS, prompt_tokens=30.0, wanted=195, computed=320)
-  layout, prefix = layout_lib.OneDevice(), drawn.encoded.tokens.shape[1]
-  shapes = padding.shapes(_rl(), layout, LENGTHS, budget=64)
+  drawn = source(1).collect(params, 1, step_timer.StepTimer())
+  made = dataclasses.replace(
+    drawn, lengths=LENGTHS, prompt_tokens=30.0, useful_tokens=195, computed_tokens=320
+  )
+  layout, prefix = layout_lib.OneDevice(), drawn.prompt_with_features.tokens.shape[1]
+  shapes = reply_shapes.choose_reply_shapes(_rl(), layout, LENGTHS, budget=64)
   # Two updates and two scorers, each over 4 prompts.
   computed = 320 + 2 * 2 * shapes.packed + 2 * shapes.packed_whole + 4 * 4 * prefix
   wanted = 195 + 4 * 75 + 4 * 4 * 30
-  assert padding.share(_rl(), layout, made, shapes, scorers=2) == pytest.approx(
+  assert reply_shapes.padding_fraction(_rl(), layout, made, shapes, scorers=2) == pytest.approx(
     1 - wanted / computed
   )
 

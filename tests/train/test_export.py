@@ -13,7 +13,7 @@ from tests.train import nano
 from vr_jax import errors, main
 from vr_jax.models import qwen2_5_vl
 from vr_jax.train import checkpoints, export_stage, initialization, run_context
-from vr_jax.train import state as state_lib
+from vr_jax.train import train_state as train_state_lib
 
 HAS_REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers")))
 MESH = (1, 4, 1, 2)
@@ -28,8 +28,10 @@ def trained(tmp_path_factory, data):
   """A workdir whose warm start wrote a checkpoint at step 2."""
   workdir = tmp_path_factory.mktemp("trained") / "run"
   context = run_context.make_run_context(config(data), workdir)
-  optimizer = state_lib.make_optimizer(context.config.sft, context.abstract_params, context.frozen)
-  state = state_lib.create(initialization.fresh_params(context), optimizer, context.mesh)
+  optimizer = train_state_lib.make_optimizer(
+    context.config.sft, context.abstract_params, context.frozen
+  )
+  state = train_state_lib.create(initialization.fresh_params(context), optimizer, context.mesh)
   store = checkpoints.Checkpoints(
     workdir / "checkpoints" / "sft", architecture=context.architecture
   )

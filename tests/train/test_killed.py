@@ -13,7 +13,7 @@ import pytest
 from tests.train import nano
 from vr_jax.train import metrics
 
-DIFFERS = ("time/", "memory/")  # names of values that no two runs share
+DIFFERS = ("perf/",)  # names of values that no two runs share
 SECONDS = 240  # after which a run counts as stuck
 
 
@@ -43,7 +43,7 @@ MOMENTS = (
 
 
 def _arguments(workdir: Path) -> list[str]:
-  return nano.arguments(workdir, "--config.eval.blind=False", "--config.eval.shuffled=False")
+  return nano.arguments(workdir, "--config.eval.blind=False", "--config.eval.shuffled_frames=False")
 
 
 def _start(workdir: Path):
@@ -112,26 +112,39 @@ def test_metrics_are_those_of_the_run_that_was_not_killed(interrupted, untouched
 
 
 def test_every_line_tells_how_training_goes_and_where_its_time_went(untouched):
-  always = {"entropy", "gradient_norm", "loss", "memory/peak_mib", "reply_tokens", "skipped"}
-  times = {f"time/{name}" for name in ("data", "update", "step", "tokens_per_second")}
+  always = {
+    "entropy",
+    "grad_norm",
+    "loss",
+    "perf/host_peak_mib",
+    "completions/mean_length",
+    "nonfinite_updates",
+  }
+  times = {"perf/tokens_per_second", *(f"perf/time/{name}" for name in ("data", "update", "step"))}
   rewards = {
-    f"{what}/{name}"
-    for what in ("reward", "reward_std", "reward_zero")
+    f"rewards/{name}/{what}"
+    for what in ("mean", "std", "zero_ratio")
     for name in ("accuracy", "format", "process", "total")
   }
-  ratios = {"ratio", "trainer_sampler_ratio", "truncated", "clipped_low", "clipped_high"}
-  of_rl = {"time/rollout", "time/reward", "no_signal_share", *rewards, *ratios}
+  ratios = {
+    "policy_ratio",
+    "sampling/importance_sampling_ratio/mean",
+    "sampling/tis_capped_fraction",
+    "clip_ratio/low_mean",
+    "clip_ratio/high_mean",
+  }
+  of_rl = {"perf/time/rollout", "perf/time/reward", "frac_reward_zero_std", *rewards, *ratios}
   for line in metrics.read(untouched / "metrics.jsonl"):
     assert line["values"].keys() >= always | times | (of_rl if line["stage"] == "rl" else set())
     parts = ("log", "data", "rollout", "reward", "update")
-    whole = sum(line["values"].get(f"time/{name}", 0) for name in parts)
-    assert whole == pytest.approx(line["values"]["time/step"])
+    whole = sum(line["values"].get(f"perf/time/{name}", 0) for name in parts)
+    assert whole == pytest.approx(line["values"]["perf/time/step"])
 
 
 def test_training_moved_the_parameters(untouched):
   lines = _reproducible(untouched)
-  assert all(line["values"]["gradient_norm"] > 0 for line in lines)
-  assert {line["values"].get("no_signal_share", 0.0) for line in lines} == {0.0}
+  assert all(line["values"]["grad_norm"] > 0 for line in lines)
+  assert {line["values"].get("frac_reward_zero_std", 0.0) for line in lines} == {0.0}
 
 
 @pytest.mark.parametrize("stage", ["sft", "rl"])

@@ -17,9 +17,9 @@ from vr_jax.train import (
   learner,
   rl_loop,
   run_context,
-  steps,
+  train_step,
 )
-from vr_jax.train import state as state_lib
+from vr_jax.train import train_state as train_state_lib
 
 MESH = (1, 2, 1, 2)
 ON = {
@@ -51,10 +51,12 @@ def pretrained(data, tmp_path_factory):
 
 
 def start(context):
-  optimizer = state_lib.make_optimizer(context.config.sft, context.abstract_params, context.frozen)
-  state = state_lib.create(initialization.fresh_params(context), optimizer, context.mesh)
-  step = steps.make_sft_step(
-    context.graph, optimizer, context.allowed, microbatches=2, frozen=context.frozen
+  optimizer = train_state_lib.make_optimizer(
+    context.config.sft, context.abstract_params, context.frozen
+  )
+  state = train_state_lib.create(initialization.fresh_params(context), optimizer, context.mesh)
+  step = train_step.make_sft_step(
+    context.graphdef, optimizer, context.allowed_tokens, microbatches=2, frozen=context.frozen
   )
   return state, step
 
@@ -100,7 +102,7 @@ def test_the_optimizer_holds_moments_of_adapters_only(context, trained):
 
 
 def test_no_gradient_of_a_base_weight_is_made(context):
-  trained, fixed = state_lib.split(initialization.fresh_params(context), context.frozen)
+  trained, fixed = train_state_lib.split(initialization.fresh_params(context), context.frozen)
   assert {n.rsplit("_lora", 1)[0] for n, x in _arrays(trained).items() if x is not None} == MATRICES
   assert not set(_arrays(trained)) & set(_arrays(fixed))
 

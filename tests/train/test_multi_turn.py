@@ -16,7 +16,7 @@ from vr_jax.envs import video_mtr
 from vr_jax.eval import stage
 from vr_jax.models.qwen2_5_vl import processor
 from vr_jax.rl import advantages as advantages_lib
-from vr_jax.train import data_stage, experience, metrics, rl_loop, steps
+from vr_jax.train import data_stage, experience, metrics, rl_loop, train_step
 
 RECIPE = "configs/video_mtr.py"
 OVERRIDES = {
@@ -27,21 +27,21 @@ OVERRIDES = {
   "data__simulate__world__shown": 16.0,
   "data__simulate__world__dwell": 2.0,
   "data__frames": 8,
-  "env__budget": 8,
-  "env__demonstrated": 0.5,
+  "env__frame_budget": 8,
+  "env__sft_retrieval_fraction": 0.5,
   "model__prefix_buckets": (256,),
   "model__frame_buckets": (8,),
   "env__turns": 2,
-  "turns__time_buckets": (128,),
-  "turns__shown_buckets": (96,),
+  "turns__episode_buckets": (128,),
+  "turns__observation_buckets": (96,),
   "turns__frame_buckets": (2,),
-  "turns__chunk": 16,
-  "turns__rows": 16,
+  "turns__decode_chunk": 16,
+  "turns__append_batch_size": 16,
   "critic__kl_weight": 0.1,
   "critic__warmup_steps": 0,
   "sft__steps": 0,
   "sft__max_reply_tokens": 96,
-  "rl__packing": 1.1,
+  "rl__token_bucket_ratio": 1.1,
   "rl__temperature": 0.9,
 }
 
@@ -94,7 +94,9 @@ def one_step(tmp_path, monkeypatch, **changes):
 
 def test_with_one_turn_no_look_is_offered_shown_or_paid_for(tmp_path, monkeypatch):
   told = {"env__instruction": "Look.", "env__last_instruction": "Answer."}
-  shown, episodes, scores = one_step(tmp_path, monkeypatch, env__turns=1, env__budget=4, **told)
+  shown, episodes, scores = one_step(
+    tmp_path, monkeypatch, env__turns=1, env__frame_budget=4, **told
+  )
   for replies, seen in shown:
     if replies:
       assert seen is None
@@ -112,7 +114,7 @@ def test_with_one_turn_no_look_is_offered_shown_or_paid_for(tmp_path, monkeypatc
 def test_of_a_pool_of_one_frame_every_look_shows_that_frame_and_earns_nothing_more(
   tmp_path, monkeypatch
 ):
-  changes = {"data__frames": 1, "rl__credit": "episode", "critic__kl_weight": 0.0}
+  changes = {"data__frames": 1, "rl__advantage_estimator": "episode", "critic__kl_weight": 0.0}
   shown, episodes, scores = one_step(tmp_path, monkeypatch, **changes)
   seen = {replies: what for replies, what in shown if what}
   assert seen.keys() == {(), (LOOK,), (BEYOND,), (JUNK,)}
@@ -121,13 +123,15 @@ def test_of_a_pool_of_one_frame_every_look_shows_that_frame_and_earns_nothing_mo
   assert all(episode.pool == 1 for episode in episodes)
   assert (scores.rewards["relevance"] == 0).all()
   invalid = [reply in (BEYOND, JUNK) for episode in episodes for reply in episode.replies]
-  assert values_of(tmp_path, "invalid") == [pytest.approx(np.mean(invalid))]
+  assert values_of(tmp_path, "invalid_action_rate") == [pytest.approx(np.mean(invalid))]
 
 
 def test_with_a_window_that_forgets_sampler_and_update_agree(tmp_path, monkeypatch):
-  shown, episodes, _ = one_step(tmp_path, monkeypatch, env__window=0)
+  shown, episodes, _ = one_step(tmp_path, monkeypatch, env__history_turns=0)
   assert any(len(episode.replies) == 2 for episode in episodes)
-  np.testing.assert_allclose(values_of(tmp_path, "trainer_sampler_ratio"), 1, atol=1e-4)
+  np.testing.assert_allclose(
+    values_of(tmp_path, "sampling/importance_sampling_ratio/mean"), 1, atol=1e-4
+  )
   assert np.isfinite(values_of(tmp_path, "critic/loss")).all() and shown
 
 
@@ -142,19 +146,19 @@ def test_with_credit_by_episode_every_token_gets_what_all_turns_earned_together(
     segments=("turn 1", "turn 2"),
     multi_turn=True,
     credit="episode",
-    normalise=False,
+    normalize_by_std=False,
     max_tokens=1,
   )
   np.testing.assert_allclose(advantages, [[[-2, 0, -2], [-2, 0, 0], [4, 0, 4]]], rtol=1e-6)
-  assert signal.all() and values["cut_off_share"] == 1
-  assert values["reward/turn 2/accuracy"] == pytest.approx(5.5)  # the second has none
+  assert signal.all() and values["completions/clipped_ratio"] == 1
+  assert values["rewards/turn 2/accuracy/mean"] == pytest.approx(5.5)  # the second has none
 
 
 @pytest.mark.parametrize(
   "changes",
   [
-    {"env__invalid": "explain"},
-    {"env__turns": 3, "env__window": 2, "env__last_instruction": "And now? " * 30},
+    {"env__on_invalid_action": "explain"},
+    {"env__turns": 3, "env__history_turns": 2, "env__last_instruction": "And now? " * 30},
   ],
   ids=["why a reply can't be used", "the last turn"],
 )
@@ -172,7 +176,9 @@ def test_a_run_goes_from_episodes_to_a_report_and_resumes_as_if_never_stopped(
   run = config(tmp_path, rl__steps=3, rl__checkpoint_every=1)
   data_stage.prepare(run, first)
   rl_loop.train(run, first)
-  np.testing.assert_allclose(values_of(first, "trainer_sampler_ratio"), 1, atol=1e-4)
+  np.testing.assert_allclose(
+    values_of(first, "sampling/importance_sampling_ratio/mean"), 1, atol=1e-4
+  )
   assert len(set(values_of(first, "critic/loss"))) == 3
   assert all(np.isfinite(values_of(first, "critic/kl")))
 
@@ -188,7 +194,7 @@ def test_a_run_goes_from_episodes_to_a_report_and_resumes_as_if_never_stopped(
     patch.setattr(metrics.MetricsLog, "write", stop)
     rl_loop.train(run, second)
   rl_loop.train(run, second)
-  for name in ("loss", "critic/loss", "reward/turn 1/total", "retrieval_rate"):
+  for name in ("loss", "critic/loss", "rewards/turn 1/total/mean", "retrieval_rate"):
     assert values_of(first, name)[-1] == values_of(second, name)[-1], name
   stage.evaluate(run, second)
   found = json.loads((second / "eval" / "after_rl.json").read_text())
@@ -206,7 +212,7 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize(
   "changes",
   [
-    {"rl__epochs": 2},
+    {"rl__num_iterations": 2},
     {"rl__microbatches": 2},
     {"model__freeze_vision": True},
     {"rl__one_step_off_policy": True, "rl__steps": 2},
@@ -218,7 +224,7 @@ def test_policy_and_critic_learn_whatever_the_way_an_update_is_made(
 ):
   nano.use_devices(monkeypatch, 1)
   monkeypatch.setattr(processor.Processor, "decode", lambda _, ids: looks_or_answers(ids))
-  make, updates = steps.make_rl_step, []
+  make, updates = train_step.make_rl_step, []
 
   def watched(*arguments, **options):
     update = make(*arguments, **options)
@@ -230,23 +236,23 @@ def test_policy_and_critic_learn_whatever_the_way_an_update_is_made(
 
     return noted
 
-  monkeypatch.setattr(steps, "make_rl_step", watched)
-  one_program = {"rl__packing": 0.0, "rl__max_new_tokens": 4, "critic__kl_weight": 0.0}
+  monkeypatch.setattr(train_step, "make_rl_step", watched)
+  one_program = {"rl__token_bucket_ratio": 0.0, "rl__max_new_tokens": 4, "critic__kl_weight": 0.0}
   settings = {**OVERRIDES, **one_program, "rl__steps": 1, **changes, "data__directory": str(data)}
   run = nano.config(RECIPE, **settings)
   rl_loop.train(run, tmp_path)
-  for name in ("loss", "critic/loss", "gradient_norm", "critic/gradient_norm"):
+  for name in ("loss", "critic/loss", "grad_norm", "critic/grad_norm"):
     found = values_of(tmp_path, name)
     assert len(found) == run.rl.steps and np.isfinite(found).all()
   assert values_of(tmp_path, "critic/loss")[0] > 0
-  ratios = [values["ratio"] for values in updates]
-  assert len(ratios) == run.rl.steps * run.rl.epochs
+  ratios = [values["policy_ratio"] for values in updates]
+  assert len(ratios) == run.rl.steps * run.rl.num_iterations
   assert ratios[0] == pytest.approx(1, abs=1e-5)
-  assert updates[0]["trainer_sampler_ratio"] == pytest.approx(1, abs=1e-4)
-  if run.rl.epochs > 1:
+  assert updates[0]["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-4)
+  if run.rl.num_iterations > 1:
     assert abs(ratios[1] - 1) > 1e-6
   if run.rl.one_step_off_policy:
-    assert abs(updates[1]["trainer_sampler_ratio"] - 1) > 1e-6
+    assert abs(updates[1]["sampling/importance_sampling_ratio/mean"] - 1) > 1e-6
 
 
 def test_a_bonus_that_has_ended_stays_ended_in_a_run_that_goes_on_from_a_checkpoint(
@@ -254,11 +260,11 @@ def test_a_bonus_that_has_ended_stays_ended_in_a_run_that_goes_on_from_a_checkpo
 ):
   """Two batches of episodes that all look end it; of those of the third some answer at once."""
   nano.use_devices(monkeypatch, 1)
-  drawn, batch = experience.Source.draw, [0]
+  drawn, batch = experience.Collector.collect, [0]
 
-  def noted(source, params, step, clock):
+  def noted(source, params, step, timer):
     batch[:] = [step]
-    return drawn(source, params, step, clock)
+    return drawn(source, params, step, timer)
 
   def said(_, ids):
     return LOOK if batch[0] < 3 else looks_or_answers(ids)
@@ -271,19 +277,27 @@ def test_a_bonus_that_has_ended_stays_ended_in_a_run_that_goes_on_from_a_checkpo
     if step == 3:
       raise Stopped
 
-  monkeypatch.setattr(experience.Source, "draw", noted)
+  monkeypatch.setattr(experience.Collector, "collect", noted)
   monkeypatch.setattr(processor.Processor, "decode", said)
-  changes = {"rl__credit": "episode", "critic__kl_weight": 0.0, "env__exploration__patience": 2}
+  changes = {
+    "rl__advantage_estimator": "episode",
+    "critic__kl_weight": 0.0,
+    "env__exploration__patience": 2,
+  }
   run = config(tmp_path, rl__steps=3, rl__checkpoint_every=1, **changes)
   data_stage.prepare(run, tmp_path)
   with monkeypatch.context() as patch, pytest.raises(Stopped):
     patch.setattr(metrics.MetricsLog, "write", stop)
     rl_loop.train(run, tmp_path)
-  names = ("exploration/ended", "exploration/share", "turns")
+  names = ("exploration/ended", "exploration/bonus_fraction", "turns")
   before = {name: values_of(tmp_path, name) for name in names}
   rl_loop.train(run, tmp_path)
   assert {name: values_of(tmp_path, name) for name in names} == before
-  assert before["exploration/ended"] == [0, 1, 1] and before["exploration/share"] == [0, 0, 0]
+  assert before["exploration/ended"] == [0, 1, 1] and before["exploration/bonus_fraction"] == [
+    0,
+    0,
+    0,
+  ]
   assert before["turns"][:2] == [2, 2]
   assert 1 < before["turns"][2] < 2  # some answer at once: fewer than half of the turns look
 

@@ -7,9 +7,9 @@ import pytest
 
 from tests.rollout import test_packing
 from tests.train import nano
-from vr_jax.train import initialization, rl_loop, steps
+from vr_jax.train import initialization, rl_loop, train_step
 from vr_jax.train import metrics as metrics_lib
-from vr_jax.train import state as state_lib
+from vr_jax.train import train_state as train_state_lib
 
 
 @pytest.mark.parametrize(
@@ -29,14 +29,16 @@ def test_an_update_in_packed_parts_is_that_of_the_whole_batch(data, options):
   rollout = test_packing._rollout(context)
   rng = np.random.default_rng(2)
   advantages = rng.normal(size=rollout.tokens.shape).astype(np.float32)
-  score = steps.make_scorer(context.graph, context.allowed, temperature=rl.temperature)
+  score = train_step.make_logprob_fn(
+    context.graphdef, context.allowed_tokens, temperature=rl.temperature
+  )
   old = score(params, prompt, rollout) + 0.6 * rng.normal(size=advantages.shape)
-  optimizer = state_lib.make_optimizer(rl, context.abstract_params, ())
+  optimizer = train_state_lib.make_optimizer(rl, context.abstract_params, ())
   found = []
   for count, packed in ((2, test_packing._size(context, 2)), (1, None)):
     rl.microbatches = count
-    step = steps.make_rl_step(context.graph, optimizer, context.allowed, rl)
-    state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, context.mesh)
+    step = train_step.make_rl_step(context.graphdef, optimizer, context.allowed_tokens, rl)
+    state = train_state_lib.create(jax.tree.map(jnp.copy, params), optimizer, context.mesh)
     state, metrics = step(
       state, prompt, rollout, advantages, jnp.ones(prompts, bool), old, None, packed
     )
@@ -46,8 +48,8 @@ def test_an_update_in_packed_parts_is_that_of_the_whole_batch(data, options):
     }
     found.append((metrics, gradients))
   (parted, some), (whole, expected) = found
-  assert 0 < whole["clipped_low"] < 1 and 0 < whole["clipped_high"] < 1
-  assert ("clipped_dual" in whole) == ("dual_clip" in options)
+  assert 0 < whole["clip_ratio/low_mean"] < 1 and 0 < whole["clip_ratio/high_mean"] < 1
+  assert ("clip_ratio/dual_mean" in whole) == ("dual_clip" in options)
   for name, value in whole.items():
     np.testing.assert_allclose(parted[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
   worst = nano.largest_difference(some, expected)
@@ -60,12 +62,12 @@ def test_a_run_logs_what_its_options_count(data, tmp_path, monkeypatch):
     data__directory=str(data),
     sft__steps=0,
     rl__steps=2,
-    rl__epochs=2,
+    rl__num_iterations=2,
     rl__learning_rate=3e-2,
     rl__importance_sampling_level="sequence",
     rl__dual_clip=1.3,
     rl__baseline="leave_one_out",
-    rl__normalise=False,
+    rl__normalize_by_std=False,
     rl__overlong_buffer=16,
     rl__overlong_weight=0.5,
   )
@@ -74,8 +76,13 @@ def test_a_run_logs_what_its_options_count(data, tmp_path, monkeypatch):
   assert len(lines) == 2
   for line in lines:
     values = line["values"]
-    assert -1 <= values["reward/overlong"] < 0
-    others = sum(values[f"reward/{name}"] for name in ("accuracy", "format", "process"))
-    assert values["reward/total"] == pytest.approx(others + 0.5 * values["reward/overlong"])
-    assert 0 <= values["clipped_dual"] <= 1
-  assert any(line["values"]["clipped_low"] + line["values"]["clipped_high"] > 0 for line in lines)
+    assert -1 <= values["rewards/overlong/mean"] < 0
+    others = sum(values[f"rewards/{name}/mean"] for name in ("accuracy", "format", "process"))
+    assert values["rewards/total/mean"] == pytest.approx(
+      others + 0.5 * values["rewards/overlong/mean"]
+    )
+    assert 0 <= values["clip_ratio/dual_mean"] <= 1
+  assert any(
+    line["values"]["clip_ratio/low_mean"] + line["values"]["clip_ratio/high_mean"] > 0
+    for line in lines
+  )

@@ -1,7 +1,6 @@
 """RL whose perception an endpoint judges, which now and then fails: what is left unjudged, what is logged, and where the key is."""
 
 import collections
-import dataclasses
 import itertools
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from tests.rewards import judge_server
 from tests.train import nano
 from vr_jax import main
-from vr_jax.envs import videop2r
+from vr_jax.envs import environment, videop2r
 from vr_jax.train import metrics
 
 VARIABLE = "RL_JUDGE_KEY"
@@ -27,12 +26,13 @@ def test_replies_that_an_endpoint_leaves_without_a_verdict_are_counted_and_the_k
   def told(task, examples, replies):
     texts = [
       [
-        videop2r.written(f"kind {(number := next(numbers)) % 4} seen {number}", "So.", "A")
+        videop2r.format_reply(f"kind {(number := next(numbers)) % 4} seen {number}", "So.", "A")
         for _ in group
       ]
       for group in replies.texts
     ]
-    return score(task, examples, dataclasses.replace(replies, texts=texts))
+    made = environment.Replies.from_texts(texts, replies.segment)
+    return score(task, examples, made)
 
   def answer(request):
     asked[request.text] += 1
@@ -57,9 +57,9 @@ def test_replies_that_an_endpoint_leaves_without_a_verdict_are_counted_and_the_k
   # Of 16 replies 4 fail twice, and 4 once.
   expected = {"asked": 16, "cached": 0, "failed": 4, "requests": 24, "retries": 8}
   assert {name: values[f"judge/{name}"] for name in expected} == expected
-  assert values["unjudged_share/perception"] == pytest.approx(0.25)
-  assert values["unjudged_share/reasoning"] == 0
-  assert values["reward/perception/accuracy"] == 1  # of those that have a verdict
+  assert values["unscored_ratio/perception"] == pytest.approx(0.25)
+  assert values["unscored_ratio/reasoning"] == 0
+  assert values["rewards/perception/accuracy/mean"] == 1  # of those that have a verdict
   files = [path for path in tmp_path.rglob("*") if path.is_file()]
   assert {"config.json", "metrics.jsonl", "judge.sqlite"} <= {path.name for path in files}
   assert not [path for path in files if judge_server.KEY.encode() in path.read_bytes()]

@@ -28,23 +28,23 @@ def test_every_token_gets_the_advantage_of_its_own_segment_over_its_own_group():
     jnp.asarray(segment),
     segments=NAMES,
     credit="segments",
-    normalise=True,
+    normalize_by_std=True,
     max_tokens=3,
   )
   low, high = -(2**0.5), 2**-0.5  # of 2, beside 5 and 5
   expected = [[[-1, high, 0], [1, 1, high], [0, low, low]]]
   np.testing.assert_allclose(advantages, expected, rtol=1e-5)
   assert signal.all()
-  assert values["unjudged_share/perception"] == pytest.approx(1 / 3)
-  assert values["reward/perception/accuracy"] == pytest.approx(2)  # the third is not valid
-  assert values["tokens/reasoning"] == pytest.approx(4 / 3)
+  assert values["unscored_ratio/perception"] == pytest.approx(1 / 3)
+  assert values["rewards/perception/accuracy/mean"] == pytest.approx(2)  # the third is not valid
+  assert values["completions/reasoning/mean_length"] == pytest.approx(4 / 3)
 
 
 def test_frames_in_random_order_keep_each_frame_whole_and_text_in_place():
   index = np.array([[-1, 0, 1, 4, 5, 8, 9, -1], [-1, 0, 1, 4, 5, -1, -1, -1]], np.int32)
   seen = set()
   for seed in range(20):
-    mixed = prompts.in_random_order(index, [3, 2], np.random.default_rng(seed))
+    mixed = prompts.shuffle_media(index, [3, 2], np.random.default_rng(seed))
     np.testing.assert_array_equal(mixed < 0, index < 0)
     frames = mixed[0][mixed[0] >= 0].reshape(3, 2)
     assert sorted(frames.tolist()) == [[0, 1], [4, 5], [8, 9]]
@@ -62,7 +62,7 @@ def test_videop2r_trains_and_asks_for_replies_to_shuffled_frames(tmp_path, monke
     data__simulate__world__families=("choice", "read", "measure"),
     sft__steps=0,
     rl__steps=2,
-    rl__shuffled=2,
+    rl__num_shuffled_generations=2,
   )
   data_stage.prepare(config, tmp_path)
   asked = []
@@ -77,8 +77,8 @@ def test_videop2r_trains_and_asks_for_replies_to_shuffled_frames(tmp_path, monke
   assert [[len(texts) for texts in replies.shuffled] for replies in asked] == [[2] * 4] * 2
   values = metrics.read(tmp_path / "metrics.jsonl")[-1]["values"]
   for name in NAMES:
-    assert values[f"reward/{name}/temporal"] >= 0
-    assert values[f"unjudged_share/{name}"] == 0
+    assert values[f"rewards/{name}/temporal/mean"] >= 0
+    assert values[f"unscored_ratio/{name}"] == 0
   assert np.isfinite(values["loss"])
   stage.evaluate(config, tmp_path)
   shown = json.loads((tmp_path / "eval" / "after_rl.json").read_text())["rollouts"]

@@ -13,7 +13,7 @@ from vr_jax import main, records
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.models.qwen2_5_vl import pixels, positions
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import network
+from vr_jax.train import model_setup
 
 
 @pytest.mark.parametrize("size", ["tiny", "3b", "7b"])
@@ -22,7 +22,7 @@ def test_batches_of_every_size_divide_over_one_to_sixteen_devices(size, devices)
   config = nano.recipe(size)
   sizes = [devices if axis == -1 else axis for axis in config.mesh]
   mesh = jax.sharding.AbstractMesh(tuple(sizes), mesh_lib.AXES)
-  config = network.divided(config, mesh)
+  config = model_setup.clamp_microbatches(config, mesh)
   for section, prompts in (("sft", "batch"), ("rl", "prompts"), ("eval", "batch")):
     part = config[section]
     parts = part.get("microbatches", 1)
@@ -45,12 +45,14 @@ def test_an_update_has_as_many_parts_as_it_asks_for_or_one_a_prompt_of_each_devi
 ):
   config = nano.recipe("3b")
   config.rl.microbatches = config.sft.microbatches = asked
-  found = network.divided(config, jax.sharding.AbstractMesh(mesh, mesh_lib.AXES))
+  found = model_setup.clamp_microbatches(config, jax.sharding.AbstractMesh(mesh, mesh_lib.AXES))
   assert (found.rl.microbatches, found.sft.microbatches) == (made, made)
   assert config.rl.microbatches == asked
 
 
-@pytest.mark.parametrize(("stage", "flag"), [("sft", "sft.batch=4"), ("rl", "rl.prompts=4")])
+@pytest.mark.parametrize(
+  ("stage", "flag"), [("sft", "sft.batch_size=4"), ("rl", "rl.batch_size=4")]
+)
 def test_parts_that_are_not_equal_are_refused(data, tmp_path, capsys, monkeypatch, stage, flag):
   nano.use_devices(monkeypatch, 1)
   more = (f"--config.data.directory={data}", f"--config.{stage}.microbatches=3")
@@ -94,7 +96,7 @@ def test_text_behind_a_video_goes_on_where_the_weights_were_trained_to(data, tmp
   (tmp_path / "config.json").write_text(json.dumps(fields))
   config = nano.recipe(size)
   config.model.pretrained = str(tmp_path)
-  model = network.model_of(config)
+  model = model_setup.model_of(config)
   video = prompts_lib.Grid(kind=records.Kind.VIDEO, frames=4, height=4, width=4, seconds=1.5)
   kind = np.array([records.Kind.TEXT] * 3 + [records.Kind.VIDEO] * 16 + [records.Kind.TEXT] * 2)
   places, _ = positions.rope_index(kind.astype(np.int32), [video], model.vision)

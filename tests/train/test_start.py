@@ -8,7 +8,7 @@ from tests.train import nano
 from vr_jax import errors
 from vr_jax.train import checkpoints as checkpoints_lib
 from vr_jax.train import initialization, metrics, rl_loop, run_context, sft_loop
-from vr_jax.train import state as state_lib
+from vr_jax.train import train_state as train_state_lib
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_warm_start_ends_where_its_loss_is_low_enough_also_when_it_was_interru
 def test_a_warm_start_from_elsewhere_may_end_at_any_step(context, tmp_path):
   _save(context, tmp_path / "sft", 2, {"params": initialization.fresh_params(context)}, {})
   config = context.config.copy_and_resolve_references()
-  config.rl.initial = str(tmp_path / "sft")
+  config.rl.init_checkpoint = str(tmp_path / "sft")
   made = dataclasses.replace(context, config=config)
   assert initialization.describe_start(made, tmp_path) == {"path": str(tmp_path / "sft"), "step": 2}
 
@@ -72,8 +72,8 @@ def test_a_warm_start_from_elsewhere_may_end_at_any_step(context, tmp_path):
 def test_a_run_does_not_go_on_from_another_start_than_it_began_with(context, tmp_path):
   params = initialization.fresh_params(context)
   _save(context, tmp_path / "checkpoints" / "sft", 4, {"params": params}, {"complete": True})
-  optimizer = state_lib.make_optimizer(context.config.rl, context.abstract_params, ())
-  state = state_lib.create(params, optimizer, context.mesh)
+  optimizer = train_state_lib.make_optimizer(context.config.rl, context.abstract_params, ())
+  state = train_state_lib.create(params, optimizer, context.mesh)
   begun = {"path": "checkpoints/sft", "step": 3}
   _save(context, tmp_path / "checkpoints" / "rl", 2, state, {"start": begun})
   with pytest.raises(errors.InputError) as error:

@@ -9,8 +9,8 @@ import pytest
 from tests.train import nano
 from vr_jax import records
 from vr_jax.rl import update
-from vr_jax.train import batching, initialization, steps
-from vr_jax.train import state as state_lib
+from vr_jax.train import batching, initialization, train_step
+from vr_jax.train import train_state as train_state_lib
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +32,14 @@ def batch(context):
 def _start(context, *, frozen=(), **fields):
   """A state and a step of the section `sft`."""
   section = nano.config(**fields).sft
-  optimizer = state_lib.make_optimizer(section, context.abstract_params, frozen)
-  state = state_lib.create(initialization.fresh_params(context), optimizer, context.mesh)
-  step = steps.make_sft_step(
-    context.graph, optimizer, context.allowed, microbatches=section.microbatches, frozen=frozen
+  optimizer = train_state_lib.make_optimizer(section, context.abstract_params, frozen)
+  state = train_state_lib.create(initialization.fresh_params(context), optimizer, context.mesh)
+  step = train_step.make_sft_step(
+    context.graphdef,
+    optimizer,
+    context.allowed_tokens,
+    microbatches=section.microbatches,
+    frozen=frozen,
   )
   return state, step
 
@@ -97,13 +101,13 @@ def test_frozen_vision_stays_bit_for_bit_and_the_rest_moves(context, batch):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_frozen_vision_costs_no_backward_pass_and_has_no_share_in_the_norm(context, batch, count):
-  fields = {"sft__warmup_steps": 0, "sft__gradient_norm": 1e9, "sft__microbatches": count}
+  fields = {"sft__warmup_steps": 0, "sft__max_grad_norm": 1e9, "sft__microbatches": count}
   flops, norms, moments = {}, {}, {}
   for frozen in ((), ("vision",)):
     state, step = _start(context, frozen=frozen, **fields)
     flops[frozen] = step.lower(state, *batch).cost_analysis()["flops"]
     state, metrics = step(state, *batch)
-    norms[frozen] = float(metrics["gradient_norm"])
+    norms[frozen] = float(metrics["grad_norm"])
     moments[frozen] = {k: v for k, v in _leaves(state.optimizer_state).items() if ".mu" in k}
   text = [v for k, v in moments[()].items() if "vision" not in k]
   assert len(text) == len(moments[("vision",)]) < len(moments[()])
@@ -122,17 +126,17 @@ def test_a_frozen_parameter_whose_gradient_is_not_finite_voids_nothing():
   optimizer = optax.sgd(1.0)
   params = {"vision": jnp.zeros(1), "text": jnp.ones(1)}
 
-  trained, fixed = state_lib.split(params, ("vision",))
+  trained, fixed = train_state_lib.split(params, ("vision",))
 
   def loss(trained, part):
-    params = state_lib.join(trained, fixed)
+    params = train_state_lib.join(trained, fixed)
     return (jnp.sqrt(params["vision"]) + part * params["text"]).sum(), {}
 
   value, _, gradients = update.accumulated_gradients(loss, trained, jnp.ones((2, 1)))
   moved, _, applied, norm = update.guarded_update(
     optimizer, gradients, optimizer.init(trained), trained, value
   )
-  moved = state_lib.join(moved, fixed)
+  moved = train_state_lib.join(moved, fixed)
   assert bool(applied)
   assert float(norm) == pytest.approx(2)
   assert (float(moved["vision"][0]), float(moved["text"][0])) == (0, -1)
@@ -146,12 +150,18 @@ def test_a_void_update_changes_nothing_and_is_counted_and_a_good_one_goes_on(con
   poisoned = type(prompt)(**{**vars(prompt), "vision": _poison(prompt.vision, bad)})
   for count in (1, 2):
     state, metrics = step(state, poisoned, tokens, valid)
-    assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (count, count)
+    assert (int(metrics["nonfinite_updates"]), int(metrics["consecutive_nonfinite_updates"])) == (
+      count,
+      count,
+    )
   after = _leaves((state.params, state.optimizer_state))
   for name, value in before.items():
     np.testing.assert_array_equal(after[name], value, err_msg=name)
   state, metrics = step(state, *batch)
-  assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (2, 0)
+  assert (int(metrics["nonfinite_updates"]), int(metrics["consecutive_nonfinite_updates"])) == (
+    2,
+    0,
+  )
   assert int(state.step) == 3
 
 
@@ -163,17 +173,19 @@ def test_nothing_is_learnt_from_a_group_without_signal(context, batch):
   prompt, tokens, valid = batch
   kind = jnp.where(valid, int(records.Kind.MODEL), int(records.Kind.PAD))
   rollout = records.Rollout(tokens=tokens, log_probs=valid * -1.0, kind=kind, turn=kind * 0)
-  optimizer = state_lib.make_optimizer(nano.config().rl, context.abstract_params, ())
-  step = steps.make_rl_step(context.graph, optimizer, context.allowed, nano.config().rl)
+  optimizer = train_state_lib.make_optimizer(nano.config().rl, context.abstract_params, ())
+  step = train_step.make_rl_step(
+    context.graphdef, optimizer, context.allowed_tokens, nano.config().rl
+  )
   signal = jnp.array([True, False, True, False])
 
   def learnt(of_the_silent, signal):
     advantages = jnp.where(signal[:, None, None], 1.0, of_the_silent) * jnp.ones(valid.shape)
-    state = state_lib.create(
+    state = train_state_lib.create(
       nano.sharpened(initialization.fresh_params(context)), optimizer, context.mesh
     )
     _, metrics = step(state, prompt, rollout, advantages, signal, None, None)
-    return float(metrics["gradient_norm"]), int(metrics["loss_tokens"])
+    return float(metrics["grad_norm"]), int(metrics["loss_tokens"])
 
   assert learnt(5.0, signal) == learnt(-3.0, signal)
   assert learnt(5.0, signal)[1] == int(valid[::2].sum()) < int(valid.sum())
@@ -189,11 +201,11 @@ def test_the_bonus_on_entropy_is_taken_off_the_loss_weighted_as_it_and_raises_en
   rollout = records.Rollout(tokens=tokens, log_probs=nothing, kind=kind, turn=kind * 0)
   fields = {"rl__learning_rate": 1e-3, "rl__entropy_weight": 0.5, "rl__aggregation": "token_mean"}
   rl = nano.config(**fields).rl
-  optimizer = state_lib.make_optimizer(rl, context.abstract_params, ())
-  state = state_lib.create(
+  optimizer = train_state_lib.make_optimizer(rl, context.abstract_params, ())
+  state = train_state_lib.create(
     nano.sharpened(initialization.fresh_params(context)), optimizer, context.mesh
   )
-  step = steps.make_rl_step(context.graph, optimizer, context.allowed, rl)
+  step = train_step.make_rl_step(context.graphdef, optimizer, context.allowed_tokens, rl)
   entropies = []
   for _ in range(3):
     state, metrics = step(state, prompt, rollout, nothing, jnp.ones(4, bool), None, None)

@@ -5,7 +5,7 @@ import pytest
 
 from tests.train import nano
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import batching, initialization, metrics, run_context, sft_loop, steps
+from vr_jax.train import batching, initialization, metrics, run_context, sft_loop, train_step
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +20,9 @@ FIELDS = {"data__validation_fraction": 0.25, "sft__validate_every": 1, "rl__step
 
 
 def test_the_validation_loss_is_the_mean_over_all_its_tokens_once(held_out):
-  context = nano.build(held_out, **FIELDS, sft__batch=4)
+  context = nano.build(held_out, **FIELDS, sft__batch_size=4)
   params = initialization.fresh_params(context)
-  likelihood = steps.make_likelihood(context.graph, context.allowed)
+  likelihood = train_step.make_likelihood(context.graphdef, context.allowed_tokens)
   found = sft_loop.validation_loss(context, params, likelihood, None)
   total, tokens, count = 0.0, 0.0, 0
   for batch in context.builder.read("validation", 1, repeat=False):
@@ -50,7 +50,9 @@ def test_the_warm_start_ends_where_the_validation_loss_falls_no_more(
 def test_packed_replies_have_the_losses_of_padded_ones(held_out, tmp_path, monkeypatch):
   losses = []
   for packing in (0.0, 1.25):
-    context = nano.build(held_out, sft__packing=packing, sft__max_reply_tokens=160, rl__steps=0)
+    context = nano.build(
+      held_out, sft__token_bucket_ratio=packing, sft__max_reply_tokens=160, rl__steps=0
+    )
     monkeypatch.setattr(
       run_context, "make_run_context", lambda config, workdir, context=context, **_: context
     )

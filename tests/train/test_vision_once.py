@@ -9,8 +9,8 @@ from tests.train import nano
 from vr_jax.models.qwen2_5_vl import vision
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder, sampler
-from vr_jax.train import initialization, rl_loop, steps
-from vr_jax.train import state as state_lib
+from vr_jax.train import initialization, rl_loop, train_step
+from vr_jax.train import train_state as train_state_lib
 
 TOLERANCE = 1e-5
 
@@ -34,7 +34,7 @@ def test_a_frozen_tower_is_in_the_encoder_alone_and_a_trained_one_in_reference_a
     model__logit_chunk=450 + frozen,  # a network that no other test has traced
     sft__steps=0,
     rl__steps=1,
-    rl__epochs=2,
+    rl__num_iterations=2,
     rl__kl_weight=0.1,
   )
   rl_loop.train(config, tmp_path)
@@ -51,7 +51,7 @@ def both(context):
   """(parameters, prompts with patches, the same prompts with features)."""
   params = nano.sharpened(initialization.fresh_params(context))
   prompt = context.builder.prompt(context.builder.batch(nano.ragged_items(context, 4)))
-  return params, prompt, encoder.encode(context.graph, params, prompt)
+  return params, prompt, encoder.encode(context.graphdef, params, prompt)
 
 
 def test_features_stand_in_for_patches_and_lie_with_their_prompts(context, both):
@@ -68,11 +68,16 @@ def test_features_stand_in_for_patches_and_lie_with_their_prompts(context, both)
 
 def test_replies_and_their_log_probs_are_those_of_the_tower_inside_the_programs(context, both):
   params, *prompts = both
-  score = steps.make_scorer(context.graph, context.allowed, temperature=1.0)
+  score = train_step.make_logprob_fn(context.graphdef, context.allowed_tokens, temperature=1.0)
   sampled, scored = [], []
   for prompt in prompts:
     rollout = sampler.sample(
-      context.graph, params, prompt, context.allowed, jax.random.key(3), decoding=context.decoding()
+      context.graphdef,
+      params,
+      prompt,
+      context.allowed_tokens,
+      jax.random.key(3),
+      decoding=context.decoding(),
     )
     sampled.append(rollout)
     scored.append(score(params, prompt, rollout))
@@ -84,22 +89,26 @@ def test_replies_and_their_log_probs_are_those_of_the_tower_inside_the_programs(
 
 def test_loss_and_gradients_are_those_of_the_tower_inside_the_update(context, both):
   params, prompt = initialization.fresh_params(context), both[1]
-  prompts = [prompt, encoder.encode(context.graph, params, prompt)]
+  prompts = [prompt, encoder.encode(context.graphdef, params, prompt)]
   rl = nano.config(rl__microbatches=2).rl
   rollout = sampler.sample(
-    context.graph,
+    context.graphdef,
     params,
     prompts[0],
-    context.allowed,
+    context.allowed_tokens,
     jax.random.key(3),
     decoding=context.decoding(),
   )
-  advantages = jnp.where(steps.sampled(rollout), jnp.array([1.0, -1.0, 0.5, 2.0])[:, None, None], 0)
+  advantages = jnp.where(
+    train_step.action_mask(rollout), jnp.array([1.0, -1.0, 0.5, 2.0])[:, None, None], 0
+  )
   losses, moments = [], []
   for prompt in prompts:
-    optimizer = state_lib.make_optimizer(rl, context.abstract_params, context.frozen)
-    state = state_lib.create(jax.tree.map(jnp.copy, params), optimizer, context.mesh)
-    step = steps.make_rl_step(context.graph, optimizer, context.allowed, rl, frozen=context.frozen)
+    optimizer = train_state_lib.make_optimizer(rl, context.abstract_params, context.frozen)
+    state = train_state_lib.create(jax.tree.map(jnp.copy, params), optimizer, context.mesh)
+    step = train_step.make_rl_step(
+      context.graphdef, optimizer, context.allowed_tokens, rl, frozen=context.frozen
+    )
     signal = jnp.ones(4, bool)
     state, metrics = step(state, prompt, rollout, advantages, signal, None, None)
     losses.append({name: float(value) for name, value in metrics.items()})
@@ -108,7 +117,7 @@ def test_loss_and_gradients_are_those_of_the_tower_inside_the_update(context, bo
     named = {jax.tree_util.keystr(path): np.array(x) for path, x in leaves}
     moments.append({name: x for name, x in named.items() if ".mu" in name})
   assert losses[1] == pytest.approx(losses[0], rel=TOLERANCE, abs=TOLERANCE)
-  assert losses[0]["gradient_norm"] > 0
+  assert losses[0]["grad_norm"] > 0
   worst = nano.largest_difference(*moments)
   assert worst.value < TOLERANCE, worst
 
@@ -128,5 +137,5 @@ def test_loss_and_gradients_are_those_of_the_tower_inside_the_update(context, bo
 def test_a_tower_is_frozen_where_nothing_of_it_is_trained(data, fields, frozen):
   context = nano.build(data, **fields)
   assert context.tower_frozen == frozen
-  trained, _ = state_lib.split(context.abstract_params, context.frozen)
+  trained, _ = train_state_lib.split(context.abstract_params, context.frozen)
   assert bool(jax.tree.leaves(trained["vision"])) != frozen

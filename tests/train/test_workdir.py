@@ -78,12 +78,12 @@ def test_what_a_start_found_wrong_may_be_put_right(tmp_path):
 def test_a_field_that_a_newer_version_added_counts_as_empty(tmp_path):
   older = nano.config()
   with older.unlocked():
-    del older.model["text_follows"]
+    del older.model["rope_after_video"]
   _made(tmp_path)
   workdir.claim(tmp_path, older, "all")
   workdir.claim(tmp_path, nano.config(), "all")
-  with pytest.raises(errors.InputError, match=r"config\.model\.text_follows='', now 'largest'"):
-    workdir.claim(tmp_path, nano.config(model__text_follows="largest"), "all")
+  with pytest.raises(errors.InputError, match=r"config\.model\.rope_after_video='', now 'largest'"):
+    workdir.claim(tmp_path, nano.config(model__rope_after_video="largest"), "all")
 
 
 def test_what_was_made_in_another_directory_belongs_to_the_config_as_well(tmp_path):
@@ -119,10 +119,10 @@ class _Device:
 
 def test_peak_memory_of_the_device_is_told_where_it_is_counted(monkeypatch):
   monkeypatch.setattr(metrics.jax, "local_devices", lambda: [_Device({"peak_bytes_in_use": 2**21})])
-  assert metrics.peak_memory()["memory/device_peak_mib"] == 2
+  assert metrics.peak_memory()["perf/device_peak_mib"] == 2
   for stats in (None, {"bytes_in_use": 5}):
     monkeypatch.setattr(metrics.jax, "local_devices", lambda stats=stats: [_Device(stats)])
-    assert list(metrics.peak_memory()) == ["memory/peak_mib"]
+    assert list(metrics.peak_memory()) == ["perf/host_peak_mib"]
 
 
 def _write(path, stage, steps, first_step=1):

@@ -7,7 +7,7 @@ import pytest
 from tests.worlds import blind
 from vr_jax import errors, records
 from vr_jax.data import batches, ingest, sampling
-from vr_jax.envs import turns
+from vr_jax.envs import retrieval_actions
 from vr_jax.worlds import config as config_lib
 from vr_jax.worlds import consistency, render, sufficiency, write
 from vr_jax.worlds import questions as questions_lib
@@ -153,7 +153,7 @@ def test_what_a_trace_says_of_other_times_is_no_conclusion_and_no_period():
 def test_a_lamp_is_seen_among_eight_frames_and_what_it_lights_seldom():
   lamps = peeks = 0
   for scene, _ in videos(dataclasses.replace(LAMP, objects_max=1), 60):
-    poses = [scene_lib.pose(scene, scene.objects[0], t) for t in turns.spread(0, 63, 8)]
+    poses = [scene_lib.pose(scene, scene.objects[0], t) for t in retrieval_actions.spread(0, 63, 8)]
     lamps += any(pose.lit for pose in poses)
     peeks += any(pose.covered == 0 for pose in poses)
     assert all(pose.lit for pose in poses if pose.covered == 0)
@@ -168,7 +168,7 @@ def test_questions_about_one_video_ask_for_different_times():
 @WORLDS
 def test_from_the_file_to_the_pool_the_relevant_frames_are_those_of_the_span(config, tmp_path):
   write.write_dataset(tmp_path / "raw", config, videos=3, seed=0, questions_per_video=1)
-  rule = sampling.Pool(frames=64)
+  rule = sampling.PoolRule(frames=64)
   ingest.ingest(
     tmp_path / "raw" / "videos",
     tmp_path / "raw" / "annotations.jsonl",
@@ -180,7 +180,9 @@ def test_from_the_file_to_the_pool_the_relevant_frames_are_those_of_the_span(con
     clip = batches.load_clip(source[index], store, rule)
     assert len(clip.timestamps) == 64
     first = round(clip.example.relevant[0].start)
-    assert turns.relevant_frames(clip.example, clip.timestamps) == tuple(range(first, first + 4))
+    assert retrieval_actions.relevant_frames(clip.example, clip.timestamps) == tuple(
+      range(first, first + 4)
+    )
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def read(path: Path, videos: Set[str], *, on_bad: BadRecord) -> list[Annotation]
     InputError: the file cannot be read or holds no record; whatever `on_bad` raises.
   """
   annotations, seen = [], {}
-  for where, parse in itertools.chain.from_iterable(map(_entries, files(path))):
+  for where, parse in itertools.chain.from_iterable(map(_entries, find_files(path))):
     try:
       value = parse()
       example, pool_frames = _example(value, where), _pool_frames(value, where)
@@ -79,17 +79,17 @@ def read(path: Path, videos: Set[str], *, on_bad: BadRecord) -> list[Annotation]
   return annotations
 
 
-def first(path: Path) -> records.Example:
+def read_first(path: Path) -> records.Example:
   """The first record of an annotation file, or of the first that a pattern names; its video is not looked for.
 
   Raises:
     InputError: the file cannot be read or holds no record, or this one is bad.
   """
-  where, parse = next(_entries(files(path)[0]))
+  where, parse = next(_entries(find_files(path)[0]))
   return _example(parse(), where)
 
 
-def files(path: Path) -> list[Path]:
+def find_files(path: Path) -> list[Path]:
   """The annotation files that a path or a pattern names, in the order of their names.
 
   Raises:
@@ -102,7 +102,7 @@ def files(path: Path) -> list[Path]:
   return found
 
 
-def placed(
+def place_in_video(
   annotation: Annotation,
   duration: float,
   times: Float[np.ndarray, "stored"],
@@ -154,7 +154,7 @@ def _spans(
   """From frames of a pool to seconds; adjoining ones are one span."""
   least, most = video_r1.POOL
   count = max(least, min(most, int(shown.end - shown.start))) // 2 * 2
-  pool = sampling.choose(times, shown, sampling.Pool(frames=count), where=where)
+  pool = sampling.choose(times, shown, sampling.PoolRule(frames=count), where=where)
   edges = [*map(_microsecond, times[pool].tolist()), shown.end]
   if len(pool) < count:
     raise InputError(
@@ -243,7 +243,7 @@ def _example(value: Any, where: str) -> records.Example:
     states=tuple(_state(state, where) for state in _list(value, "states", where)),
     source=_text(value["source"], "source", where) if value.get("source") else "",
     **{
-      field: video_r1.without_tags(_text(value[field], field, where))
+      field: video_r1.strip_tags(_text(value[field], field, where))
       for field in _TRACE
       if value.get(field)
     },

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, UInt8, UInt32
 import numpy as np
 
 from vr_jax import records
-from vr_jax.data import examples, frame_store, sampling, windows
+from vr_jax.data import examples, frame_store, length_bucketing, sampling
 from vr_jax.errors import InputError
 
 # More than any run reads. If repeated without end, Grain's count of examples would overflow an int.
@@ -58,7 +58,7 @@ class Clip:
 
 
 def batches(
-  source: examples.ExampleSource | examples.Chosen,
+  source: examples.ExampleSource | examples.ExampleSubset,
   store: frame_store.FrameStore,
   *,
   seed: int,
@@ -97,7 +97,7 @@ def batches(
       return None.
     collate: converts a list of elements to a batch. Runs in the prefetch threads.
     length: the length of a clip, computed without its frames. If given, clips of similar lengths
-      share a batch of all processes (`windows.ByLength`). Needs `shuffle` and `repeat`.
+      share a batch of all processes (`windows.LengthBucketedOrder`). Needs `shuffle` and `repeat`.
     process_index: of this process.
     process_count: number of processes that share the examples.
     shuffle: False keeps the order of the source.
@@ -125,7 +125,7 @@ def batches(
   if repeat:
     dataset = dataset.repeat(_EPOCHS)
     if length is not None and shuffle:
-      by_length = windows.ByLength(
+      by_length = length_bucketing.LengthBucketedOrder(
         dataset,
         epoch=len(source),
         batch=batch_size * process_count,
@@ -142,7 +142,7 @@ def batches(
   return iter(dataset.to_iter_dataset(prefetch))
 
 
-def name(example: records.Example) -> str:
+def example_name(example: records.Example) -> str:
   """The name of an example in error messages."""
   return f"example {example.id!r} of video {example.video!r}"
 
@@ -153,7 +153,7 @@ def load_clip(example: records.Example, store: frame_store.FrameStore, rule: sam
   Raises InputError if the span is too short for the rule.
   """
   timestamps = store.timestamps(example.video)
-  indices = sampling.choose(timestamps, example.shown, rule, where=name(example))
+  indices = sampling.choose(timestamps, example.shown, rule, where=example_name(example))
   return Clip(
     example=example,
     store=store,
@@ -163,7 +163,7 @@ def load_clip(example: records.Example, store: frame_store.FrameStore, rule: sam
 
 
 def _check(
-  source: examples.ExampleSource | examples.Chosen,
+  source: examples.ExampleSource | examples.ExampleSubset,
   store: frame_store.FrameStore,
   rule: sampling.Rule,
   process_count: int,

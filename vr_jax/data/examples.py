@@ -120,7 +120,7 @@ class ExampleSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class Chosen:
+class ExampleSubset:
   """Some examples of a source, by their indices in it."""
 
   source: ExampleSource

@@ -41,7 +41,7 @@ Entries = Iterable[tuple[str, Float[np.ndarray, "media embed"]]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
+class CacheLookup:
   """The result of a lookup.
 
   features: None if the cache has none.
@@ -79,7 +79,7 @@ class FeatureCache:
       self._claim()
       self._trim()
 
-  def get(self, name: str, shape: tuple[int, int]) -> Found:
+  def get(self, name: str, shape: tuple[int, int]) -> CacheLookup:
     """Looks up the features of a clip.
 
     shape: of the features, (media, embed).
@@ -92,14 +92,14 @@ class FeatureCache:
       features = _parse(path.read_bytes(), shape, self._dtype, self._fingerprint)
       if features is None:
         path.unlink()
-        return Found(damaged=True)
+        return CacheLookup(damaged=True)
     except FileNotFoundError:
-      return Found()
+      return CacheLookup()
     except OSError as error:
       raise InputError(f"{path}: cannot be read ({error.strerror}); delete {self._root}") from error
     with contextlib.suppress(OSError):  # it was just deleted, or is read-only
       os.utime(path)
-    return Found(features=features)
+    return CacheLookup(features=features)
 
   def put(self, name: str, features: Float[np.ndarray, "media embed"]) -> None:
     """Writes an entry, unless it exists. It may be lost if the directory is deleted meanwhile."""
@@ -188,7 +188,7 @@ class FeatureCache:
       ) from error
 
 
-def name_of(clip: batches.Clip) -> str:
+def entry_name(clip: batches.Clip) -> str:
   """The name of a clip's entry: a hash of its video's name, frame indices and checksums."""
   identity = [clip.example.video, clip.frame_indices.tolist(), clip.checksums.tolist()]
   return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:40]

@@ -33,7 +33,7 @@ _READER_OPTIONS = "readahead_buffer_size:0"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Entry:
+class StoredVideo:
   """Where the frames of one video are.
 
   shard: name of the file.
@@ -63,7 +63,7 @@ class _Shard:
   bytes: int = 0
 
 
-class Writer:
+class FrameStoreWriter:
   """Writes a frame store into an existing, empty directory. It can't be read before `close`.
 
   Every method raises InputError if writing fails.
@@ -80,14 +80,14 @@ class Writer:
     self._shard_bytes = shard_megabytes * 2**20
     self._shard: _Shard | None = None
     self._shards = 0
-    self._entries: dict[str, Entry] = {}
+    self._entries: dict[str, StoredVideo] = {}
     self._times: list[Float[np.ndarray, "frames"]] = []
     self._checksums: list[int] = []
 
   def add(self, video: str, cut: video_file.CutVideo) -> None:
     """Writes the frames of one video under the name `video`."""
     shard = self._shard or self._open_shard()
-    self._entries[video] = Entry(
+    self._entries[video] = StoredVideo(
       shard=shard.path.name,
       record=shard.records,
       first=len(self._checksums),
@@ -151,7 +151,7 @@ class FrameStore:
       if index["format"] != _FORMAT:
         raise InputError(f"{index_path}: has format {index['format']}, not {_FORMAT}; ingest again")
       self.fps = float(index["fps"])
-      self._entries = {video: Entry(**entry) for video, entry in index["videos"].items()}
+      self._entries = {video: StoredVideo(**entry) for video, entry in index["videos"].items()}
     except FileNotFoundError as error:
       raise InputError(f"{directory}: holds no frame store (no index.json)") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -225,12 +225,12 @@ class FrameStore:
         raise InputError(f"{where} is damaged: its checksum differs; ingest again")
     return jpegs
 
-  def _entry(self, video: str) -> Entry:
+  def _entry(self, video: str) -> StoredVideo:
     if video not in self._entries:
       raise InputError(f"{self._directory}: the frame store has no video {video!r}")
     return self._entries[video]
 
-  def _read_records(self, entry: Entry, records: Sequence[int]) -> Sequence[bytes]:
+  def _read_records(self, entry: StoredVideo, records: Sequence[int]) -> Sequence[bytes]:
     path = self._directory / entry.shard
     try:
       return self._reader(path).read(records)
@@ -273,7 +273,7 @@ def write(
 
   Raises InputError at the first bad video.
   """
-  writer = Writer(directory, fps=fps, shard_megabytes=shard_megabytes)
+  writer = FrameStoreWriter(directory, fps=fps, shard_megabytes=shard_megabytes)
   for video, path in videos:
     writer.add(video, video_file.cut(path, fps=fps, quality=quality, max_side=max_side))
   writer.close()

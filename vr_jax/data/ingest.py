@@ -132,7 +132,7 @@ def _fingerprint(
 ) -> str:
   digest = hashlib.sha256()
   digest.update(json.dumps([_FORMAT, dataclasses.asdict(config)]).encode())
-  for path in annotations.files(annotation_file):
+  for path in annotations.find_files(annotation_file):
     try:
       digest.update(hashlib.sha256(path.read_bytes()).digest())
     except OSError as error:
@@ -218,7 +218,9 @@ def _cut_videos(
   """Writes the frame store, and returns the error of each bad video."""
   names = sorted({question.example.video for question in questions})
   directory.mkdir()
-  writer = frame_store.Writer(directory, fps=config.fps, shard_megabytes=config.shard_megabytes)
+  writer = frame_store.FrameStoreWriter(
+    directory, fps=config.fps, shard_megabytes=config.shard_megabytes
+  )
   bad_videos = {}
   for done, name in enumerate(names, start=1):
     path = videos / name
@@ -257,7 +259,7 @@ def _check_spans(
       if video in bad_videos:
         raise InputError(f"{where}: its video is bad: {bad_videos[video]}")
       times = store.timestamps(video)
-      example = annotations.placed(
+      example = annotations.place_in_video(
         question, store.duration(video), times, tolerance=config.span_tolerance
       )
       sampling.choose(times, example.shown, config.rule, where=where)

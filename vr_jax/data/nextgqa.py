@@ -17,7 +17,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from vr_jax.data import grounding
+from vr_jax.data import temporal_grounding
 from vr_jax.errors import InputError
 
 _OPTIONS = ("a0", "a1", "a2", "a3", "a4")
@@ -29,8 +29,8 @@ def read(
   spans: Path,
   videos: Path,
   *,
-  limits: grounding.Filter | None = None,
-) -> grounding.Converted:
+  limits: temporal_grounding.SpanFilter | None = None,
+) -> temporal_grounding.Converted:
   """Reads questions in the fields of docs/data.md.
 
   Drops and counts questions for these reasons:
@@ -49,15 +49,18 @@ def read(
   Raises:
     InputError: a file is missing or has another layout; names file, line and field.
   """
-  grounded, paths = grounding.read_json_object(spans), grounding.read_json_object(videos)
-  limits = limits or grounding.Filter()
-  return grounding.separate(
+  grounded, paths = (
+    temporal_grounding.read_json_object(spans),
+    temporal_grounding.read_json_object(videos),
+  )
+  limits = limits or temporal_grounding.SpanFilter()
+  return temporal_grounding.separate(
     _record(row, grounded, paths, spans, limits) for row in _rows(questions)
   )
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
-  rows = csv.DictReader(io.StringIO(grounding.read_text(path)))
+  rows = csv.DictReader(io.StringIO(temporal_grounding.read_text(path)))
   try:
     yield from _check_rows(rows, path)
   except csv.Error as error:
@@ -82,7 +85,7 @@ def _record(
   grounded: dict[str, Any],
   paths: dict[str, Any],
   spans_file: Path,
-  limits: grounding.Filter,
+  limits: temporal_grounding.SpanFilter,
 ) -> dict[str, Any] | str:
   """The record of a row, or the reason why it is dropped."""
   video, question = row["video_id"], row["question"].strip()
@@ -97,17 +100,17 @@ def _record(
   entry, where = grounded[video], f"{spans_file}: video {video}"
   if not isinstance(entry, dict) or not isinstance(entry.get("location"), dict):
     raise InputError(f"{where}: needs a duration and a location")
-  duration = grounding.parse_duration(entry.get("duration"), where)
-  spans = grounding.merge_spans(
+  duration = temporal_grounding.parse_duration(entry.get("duration"), where)
+  spans = temporal_grounding.merge_spans(
     entry["location"].get(row["qid"], []), duration, f"{where}, question {row['qid']}"
   )
-  if reason := grounding.rejection_reason(spans, duration, limits):
+  if reason := temporal_grounding.rejection_reason(spans, duration, limits):
     return reason
   return {
     "id": f"{video}_{row['qid']}",
     "video": f"{paths[video]}.mp4",
     "question": f"{question[0].upper()}{question[1:]}?",
-    "options": grounding.add_letters(options),
+    "options": temporal_grounding.add_letters(options),
     "answer": chr(ord("A") + options.index(answer)),
     "problem_type": "multiple choice",
     "relevant": spans,

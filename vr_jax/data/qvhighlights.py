@@ -22,7 +22,7 @@ from pathlib import Path
 import re
 from typing import Any
 
-from vr_jax.data import grounding
+from vr_jax.data import temporal_grounding
 from vr_jax.errors import InputError
 
 _FIELDS = ("qid", "query", "vid", "duration", "relevant_windows")
@@ -36,10 +36,12 @@ class Moment:
   qid: str
   query: str
   video: str
-  spans: grounding.Spans
+  spans: temporal_grounding.Spans
 
 
-def moments(path: Path, *, limits: grounding.Filter | None = None) -> grounding.Converted:
+def moments(
+  path: Path, *, limits: temporal_grounding.SpanFilter | None = None
+) -> temporal_grounding.Converted:
   """Reads the moments that are worth a question, for a rewriter.
 
   Drops and counts the others: "no span", "short" and "wide". The paper rewrites all and filters
@@ -48,12 +50,12 @@ def moments(path: Path, *, limits: grounding.Filter | None = None) -> grounding.
   Raises:
     InputError: the file is missing or has another layout; names file, line and field.
   """
-  return grounding.separate(_moments(path, limits or grounding.Filter()))
+  return temporal_grounding.separate(_moments(path, limits or temporal_grounding.SpanFilter()))
 
 
 def read(
-  path: Path, rewrites: Path, *, limits: grounding.Filter | None = None
-) -> grounding.Converted:
+  path: Path, rewrites: Path, *, limits: temporal_grounding.SpanFilter | None = None
+) -> temporal_grounding.Converted:
   """Reads the questions made from moments, in the fields of docs/data.md.
 
   Drops and counts what `moments` drops, and moments that are "not rewritten" or "unsuitable".
@@ -63,22 +65,22 @@ def read(
       file, line and field.
   """
   rewrite_of = {str(value["qid"]): value for value in read_rewrites(rewrites)}
-  return grounding.separate(
+  return temporal_grounding.separate(
     moment if isinstance(moment, str) else _record(moment, rewrite_of)
-    for moment in _moments(path, limits or grounding.Filter())
+    for moment in _moments(path, limits or temporal_grounding.SpanFilter())
   )
 
 
-def _moments(path: Path, limits: grounding.Filter) -> Iterator[Moment | str]:
+def _moments(path: Path, limits: temporal_grounding.SpanFilter) -> Iterator[Moment | str]:
   """Yields each moment, or the reason why it is dropped."""
-  for where, value in grounding.read_json_lines(path, _FIELDS):
-    duration = grounding.parse_duration(value["duration"], f"{where}: field 'duration'")
+  for where, value in temporal_grounding.read_json_lines(path, _FIELDS):
+    duration = temporal_grounding.parse_duration(value["duration"], f"{where}: field 'duration'")
     if not isinstance(value["query"], str):
       raise InputError(f"{where}: field 'query': a text is needed")
-    spans = grounding.merge_spans(
+    spans = temporal_grounding.merge_spans(
       value["relevant_windows"], duration, f"{where}: field 'relevant_windows'"
     )
-    yield grounding.rejection_reason(spans, duration, limits) or Moment(
+    yield temporal_grounding.rejection_reason(spans, duration, limits) or Moment(
       qid=str(value["qid"]),
       query=value["query"].strip(),
       video=f"{value['vid']}.mp4",
@@ -91,13 +93,13 @@ def read_rewrites(path: Path) -> Iterator[dict[str, Any]]:
 
   Raises InputError, naming file, line and field, if the file is missing or has another layout.
   """
-  for where, value in grounding.read_json_lines(path, ("qid", "suitable")):
-    if problem := problem_of(value):
+  for where, value in temporal_grounding.read_json_lines(path, ("qid", "suitable")):
+    if problem := find_problem(value):
       raise InputError(f"{where}: {problem}")
     yield value
 
 
-def problem_of(rewrite: dict[str, Any]) -> str:
+def find_problem(rewrite: dict[str, Any]) -> str:
   """What is wrong with a rewrite; "" if it is a valid question or is marked as unsuitable."""
   if rewrite.get("suitable") is not True:
     return "" if rewrite.get("suitable") is False else "field 'suitable': true or false is needed"
@@ -126,7 +128,7 @@ def _record(moment: Moment, rewrite_of: dict[str, dict[str, Any]]) -> dict[str, 
     "id": f"qvhighlights_{moment.qid}",
     "video": moment.video,
     "question": rewrite["question"].strip(),
-    "options": grounding.add_letters(_without_letters(rewrite["options"])),
+    "options": temporal_grounding.add_letters(_without_letters(rewrite["options"])),
     "answer": rewrite["answer"],
     "problem_type": "multiple choice",
     "relevant": moment.spans,

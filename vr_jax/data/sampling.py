@@ -22,7 +22,7 @@ TEMPORAL_PATCH = 2  # frames that the vision tower merges into one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Uniform:
+class UniformRule:
   """`frames` frames, rounded to an even number, spread evenly over the span."""
 
   frames: int
@@ -35,7 +35,7 @@ class Uniform:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rate:
+class RateRule:
   """`fps` frames a second, spread evenly over the span, within `min_frames` and `max_frames`."""
 
   fps: float
@@ -53,7 +53,7 @@ class Rate:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pool:
+class PoolRule:
   """The frames that turns choose from: at most `frames`, spread evenly over the span.
 
   A short span gives a smaller pool.
@@ -66,14 +66,14 @@ class Pool:
       raise InputError(f"frame sampling: a pool of {self.frames} frames; at least one is needed")
 
 
-Rule = Uniform | Rate | Pool
+Rule = UniformRule | RateRule | PoolRule
 
-LEAST = Uniform(frames=TEMPORAL_PATCH)  # the minimum that every clip has
+LEAST = UniformRule(frames=TEMPORAL_PATCH)  # the minimum that every clip has
 
 
 def check_rate(rule: Rule, stored: float) -> None:
   """Raises InputError if the rule samples more frames a second than are stored."""
-  if isinstance(rule, Rate) and rule.fps > stored:
+  if isinstance(rule, RateRule) and rule.fps > stored:
     raise InputError(
       f"frame sampling: {rule.fps:g} frames a second are more than the {stored:g} stored; "
       "sample slower, or ingest at a higher fps"
@@ -108,21 +108,21 @@ def choose(
       f"{where}: {span.start:g} to {span.end:g} s of the video holds {available} stored frames, "
       f"fewer than the {needed} asked for; ask for fewer, ingest at a higher fps or drop it"
     )
-  if isinstance(rule, Pool):
+  if isinstance(rule, PoolRule):
     return np.linspace(first, stop - 1, min(rule.frames, available)).round().astype(np.int64)
-  count = needed if isinstance(rule, Uniform) else _rate_count(timestamps[first:stop], rule)
+  count = needed if isinstance(rule, UniformRule) else _rate_count(timestamps[first:stop], rule)
   return _linspace_rounded(int(first), int(stop) - 1, count)
 
 
 def _min_frames(rule: Rule) -> int:
-  if isinstance(rule, Pool):
+  if isinstance(rule, PoolRule):
     return 1
-  if isinstance(rule, Uniform):
+  if isinstance(rule, UniformRule):
     return round(rule.frames / TEMPORAL_PATCH) * TEMPORAL_PATCH
   return min(_round_up(rule.min_frames), _round_down(rule.max_frames))
 
 
-def _rate_count(timestamps: Float[np.ndarray, "span"], rule: Rate) -> int:
+def _rate_count(timestamps: Float[np.ndarray, "span"], rule: RateRule) -> int:
   total = len(timestamps)
   seconds = total * float(timestamps[-1] - timestamps[0]) / (total - 1)
   # Times may be rounded: 7.9999 s at one frame a second must give 8 frames, not 6.

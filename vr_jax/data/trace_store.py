@@ -32,7 +32,7 @@ _ABOUT, _SUMMARY = "about.json", "summary.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Chunk:
+class TraceChunk:
   """Questions that are asked, decided and written together: their indices in a split of the source."""
 
   split: str
@@ -46,7 +46,7 @@ class Chunk:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TraceOutcome:
   """What became of one question. reason: one of REASONS, "" where the trace is accepted; score: of its answer, in [0, 1]."""
 
   index: int
@@ -79,21 +79,21 @@ def claim(output: Path, about: Mapping[str, Any]) -> None:
   (output / "chunks").mkdir(exist_ok=True)
 
 
-def plan(kept: Mapping[str, Sequence[int]], size: int) -> list[Chunk]:
+def plan(kept: Mapping[str, Sequence[int]], size: int) -> list[TraceChunk]:
   """Chunks of at most `size` of the indices of each split, in their order."""
   return [
-    Chunk(split=split, number=start // size, indices=tuple(indices[start : start + size]))
+    TraceChunk(split=split, number=start // size, indices=tuple(indices[start : start + size]))
     for split, indices in kept.items()
     for start in range(0, len(indices), size)
   ]
 
 
-def open_chunks(output: Path, chunks: Iterable[Chunk]) -> list[Chunk]:
+def open_chunks(output: Path, chunks: Iterable[TraceChunk]) -> list[TraceChunk]:
   """Those that are not decided yet."""
   return [chunk for chunk in chunks if not (output / "chunks" / chunk.name).is_file()]
 
 
-def write_chunk(output: Path, chunk: Chunk, outcomes: Sequence[Outcome]) -> None:
+def write_chunk(output: Path, chunk: TraceChunk, outcomes: Sequence[TraceOutcome]) -> None:
   """Notes what became of the questions of a chunk."""
   atomic.write_json_lines(output / "chunks" / chunk.name, map(dataclasses.asdict, outcomes))
 
@@ -103,7 +103,7 @@ def summary(output: Path) -> Mapping[str, Mapping[str, int]] | None:
   return _json(output / _SUMMARY) if (output / _SUMMARY).is_file() else None
 
 
-def assemble(output: Path, source: Path, chunks: Sequence[Chunk]) -> Mapping[str, Any]:
+def assemble(output: Path, source: Path, chunks: Sequence[TraceChunk]) -> Mapping[str, Any]:
   """The data set, the two lists and the summary, once all chunks are decided; returns the summary.
 
   source: what ingestion wrote, whose examples the chunks name.
@@ -122,7 +122,7 @@ def assemble(output: Path, source: Path, chunks: Sequence[Chunk]) -> Mapping[str
       if not outcome.reason:
         trace = {"observation": outcome.observation, "reasoning": outcome.reasoning}
         splits[split].append(dataclasses.replace(example, **trace))
-        yield released(splits[split][-1], outcome.reply)
+        yield to_released_format(splits[split][-1], outcome.reply)
 
   def rejected() -> Iterator[dict[str, Any]]:
     for split, example, outcome in _decided(output, source, chunks):
@@ -138,7 +138,7 @@ def assemble(output: Path, source: Path, chunks: Sequence[Chunk]) -> Mapping[str
   return counts
 
 
-def released(example: records.Example, reply: str) -> dict[str, Any]:
+def to_released_format(example: records.Example, reply: str) -> dict[str, Any]:
   """An accepted trace in the fields of the released sets, which ingestion reads."""
   still = example.shown.start == example.shown.end
   return {
@@ -159,14 +159,14 @@ def released(example: records.Example, reply: str) -> dict[str, Any]:
 
 
 def _decided(
-  output: Path, source: Path, chunks: Sequence[Chunk]
-) -> Iterator[tuple[str, records.Example, Outcome]]:
+  output: Path, source: Path, chunks: Sequence[TraceChunk]
+) -> Iterator[tuple[str, records.Example, TraceOutcome]]:
   """All questions with their split and what became of them, in the order of the source."""
   sources = {split: examples.ExampleSource(source, split) for split in SPLITS}
   for chunk in chunks:
     path = output / "chunks" / chunk.name
     try:
-      outcomes = [Outcome(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+      outcomes = [TraceOutcome(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
     except (OSError, ValueError, TypeError) as error:
       raise InputError(f"{path}: is damaged; remove it, and the same command goes on") from error
     if tuple(outcome.index for outcome in outcomes) != chunk.indices:

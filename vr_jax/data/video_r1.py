@@ -65,7 +65,7 @@ def extra_fields(value: dict[str, Any]) -> dict[str, Any]:
   return {name: entry for name, entry in value.items() if name not in (*_REQUIRED, *_OPTIONAL)}
 
 
-def without_tags(trace: str) -> str:
+def strip_tags(trace: str) -> str:
   """Removes tags from a trace, and white space at its ends."""
   return _TAG.sub(" ", trace).strip()
 
@@ -113,5 +113,5 @@ def _answer(value: dict[str, Any], where: str) -> Any:
 
 
 def _sentences(trace: str) -> list[str]:
-  sentences = _SENTENCE_END.split(without_tags(trace))
+  sentences = _SENTENCE_END.split(strip_tags(trace))
   return [sentence.strip() for sentence in sentences if sentence.strip()]

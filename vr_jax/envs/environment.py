@@ -9,13 +9,13 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.envs import metric
-from vr_jax.envs import turns as retrieval_actions
+from vr_jax.envs import retrieval_actions as retrieval_actions
 from vr_jax.rewards import accuracy
 
 # What adds numbers up over the processes of a run.
-Summed = Callable[[Float[np.ndarray, "numbers"]], Float[np.ndarray, "numbers"]]
+SumAcrossProcesses = Callable[[Float[np.ndarray, "numbers"]], Float[np.ndarray, "numbers"]]
 
-Pieces = tuple[tuple[int, int], ...]  # (end, segment), the last end being that of the reply
+SegmentSpans = tuple[tuple[int, int], ...]  # (end, segment), the last end being that of the reply
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,12 +75,12 @@ def question_text(example: records.Example, instruction: str) -> str:
   return "\n".join(part for part in (example.question, *example.options, instruction) if part)
 
 
-def worth(answer: str | None, example: records.Example) -> float:
+def task_score(answer: str | None, example: records.Example) -> float:
   """The task metric of an answer, without tags; 0 where there is none."""
-  return float(worths([answer], [example])[0])
+  return float(task_scores([answer], [example])[0])
 
 
-def worths(
+def task_scores(
   answers: Sequence[str | None], examples: Sequence[records.Example]
 ) -> Float[np.ndarray, "answers"]:
   """`worth` of each answer to the example of the same index, compared all at once."""
@@ -139,7 +139,7 @@ class Environment(Protocol):
   An implementation is a dataclass that is built from config.env by the names of its fields, and
   declares the rest of these as class variables.
 
-  turns: replies of an episode, at most. window: turns before its own that a reply sees (None: all of
+  turns: replies of an episode, at most. history_turns: turns before its own that a reply sees (None: all of
   them); those before it are forgotten, and of the first turn the system turn is kept. chooses_frames: whether turns show single frames of the
   clip, so that it is a pool to choose from; otherwise the first turn shows it whole. segments: names
   of the parts of an episode that earn rewards of their own: parts of a reply, or whole turns. tags:
@@ -152,7 +152,7 @@ class Environment(Protocol):
   """
 
   turns: int
-  window: int | None
+  history_turns: int | None
   chooses_frames: bool
   segments: tuple[str, ...]
   tags: tuple[str, ...]
@@ -177,7 +177,7 @@ class Environment(Protocol):
     pool: number of frames of the clip. A function of its arguments alone; called on threads.
     """
 
-  def probes(self, pool: int) -> tuple[str, ...]:
+  def longest_replies(self, pool: int) -> tuple[str, ...]:
     """Replies that trigger the longest observation of each kind, to size buffers; the first goes on."""
 
   def reference_replies(
@@ -188,7 +188,7 @@ class Environment(Protocol):
   def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
     """The frames of the pool with the evidence; () if that is unknown."""
 
-  def pieces(self, reply: str, turn: int) -> Pieces:
+  def segment_spans(self, reply: str, turn: int) -> SegmentSpans:
     """Which segment each part of the reply of a turn belongs to: (end, segment), in characters."""
 
   def score(self, examples: Sequence[records.Example], replies: Replies) -> records.Scores:
@@ -204,12 +204,12 @@ class Environment(Protocol):
     replies: Replies,
     scores: records.Scores,
     *,
-    summed: Summed = np.asarray,
+    sum_processes: SumAcrossProcesses = np.asarray,
   ) -> tuple[records.Scores, Mapping[str, float]]:
     """(the scores of a training batch, what it counted by name), with what depends on other batches.
 
     It is called in the order of steps, once for each batch, by all processes together, and alone
-    changes what `state` gives. summed: adds up numbers of rows that several processes have.
+    changes what `state` gives. sum_processes: adds up numbers of rows that several processes have.
     """
 
   def episode_metrics(self, example: records.Example, episode: Episode) -> dict[str, float]:
@@ -259,7 +259,7 @@ class Defaults:
   """
 
   turns: ClassVar[int] = 1
-  window: ClassVar[int | None] = None
+  history_turns: ClassVar[int | None] = None
   chooses_frames: ClassVar[bool] = False
   segments: ClassVar[tuple[str, ...]] = ("reply",)
   metrics: ClassVar[metric.Metrics] = {
@@ -283,7 +283,7 @@ class Defaults:
     del pool
     return None if replies else Observation(parts=(WholeClip(), self.question(example)))
 
-  def probes(self, pool: int) -> tuple[str, ...]:
+  def longest_replies(self, pool: int) -> tuple[str, ...]:
     """No reply is shown anything."""
     del pool
     return ()
@@ -305,7 +305,7 @@ class Defaults:
     del example, times
     return ()
 
-  def pieces(self, reply: str, turn: int) -> Pieces:
+  def segment_spans(self, reply: str, turn: int) -> SegmentSpans:
     """Every turn is a segment."""
     return ((len(reply), turn),)
 
@@ -315,10 +315,10 @@ class Defaults:
     replies: Replies,
     scores: records.Scores,
     *,
-    summed: Summed = np.asarray,
+    sum_processes: SumAcrossProcesses = np.asarray,
   ) -> tuple[records.Scores, Mapping[str, float]]:
     """No batch depends on another."""
-    del examples, replies, summed
+    del examples, replies, sum_processes
     return scores, {}
 
   def episode_metrics(self, example: records.Example, episode: Episode) -> dict[str, float]:

@@ -27,13 +27,13 @@ class MossChatV(question_answer.QuestionAnswer):
   alpha: float = schema.field(
     1.0, "Process reward = exp(-alpha * distance). Reconstruction.", "(0, inf)"
   )
-  moves: Literal["strict", "jump", "classic"] = schema.field(
+  dtw_moves: Literal["strict", "jump", "classic"] = schema.field(
     "jump", "How the alignment goes from one pair of steps to the next."
   )
-  alignment: Literal["subsequence", "naive"] = schema.field(
+  dtw_alignment: Literal["subsequence", "naive"] = schema.field(
     "subsequence", "naive: of the whole reply, the paper's ablation."
   )
-  gate: Literal["none", "format", "accuracy"] = schema.field(
+  process_gate: Literal["none", "format", "accuracy"] = schema.field(
     "none", "The process reward counts always, or where this reward is 1."
   )
   metrics: ClassVar[metric.Metrics] = {
@@ -50,9 +50,9 @@ class MossChatV(question_answer.QuestionAnswer):
 
   def __post_init__(self):
     names = [reward.name for reward in self.listed_rewards]
-    if self.gate not in ("none", *names):
+    if self.process_gate not in ("none", *names):
       raise errors.InputError(
-        f"config.env.gate={self.gate}: is none of config.env.rewards ({', '.join(names)})"
+        f"config.env.process_gate={self.process_gate}: is none of config.env.rewards ({', '.join(names)})"
       )
 
   def reward_functions(self) -> Mapping[str, reward_function.Function]:
@@ -63,9 +63,11 @@ class MossChatV(question_answer.QuestionAnswer):
     self, rewards: Mapping[str, Float[np.ndarray, "prompts group 1"]]
   ) -> Float[np.ndarray, "prompts group 1"]:
     """The weighted sum, in which the process reward counts where the gate is open."""
-    if self.gate == "none" or "process" not in rewards:
+    if self.process_gate == "none" or "process" not in rewards:
       return super().total(rewards)
-    return super().total({**rewards, "process": rewards["process"] * (rewards[self.gate] == 1)})
+    return super().total(
+      {**rewards, "process": rewards["process"] * (rewards[self.process_gate] == 1)}
+    )
 
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
     """{"steps", "alignment": {"cost", "path", "distance"}} of one reply."""
@@ -84,5 +86,5 @@ class MossChatV(question_answer.QuestionAnswer):
   ) -> process.ProcessReward:
     references = [[step.text for step in example.steps] for example in examples]
     return process.process_reward(
-      replies, references, alpha=self.alpha, moves=self.moves, alignment=self.alignment
+      replies, references, alpha=self.alpha, moves=self.dtw_moves, alignment=self.dtw_alignment
     )

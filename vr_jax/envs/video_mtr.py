@@ -19,7 +19,7 @@ import numpy as np
 
 from vr_jax import errors, records, schema
 from vr_jax.envs import environment, metric
-from vr_jax.envs import turns as turns_lib
+from vr_jax.envs import retrieval_actions as retrieval_actions_lib
 from vr_jax.rewards import exploration as exploration_lib
 from vr_jax.rewards import relevance as relevance_lib
 from vr_jax.rewards import steps
@@ -45,24 +45,24 @@ class VideoMTR(environment.Defaults):
   last_instruction: str = schema.field(help="The same in the last turn.")
   chooses_frames: ClassVar[bool] = True
   turns: int = schema.field(3, "Replies of an episode, at most.", "[1, inf)")
-  window: int = schema.field(
+  history_turns: int = schema.field(
     2, "Turns before a reply that it sees; what lies before them it has forgotten.", "[0, inf)"
   )
-  budget: int = schema.field(
+  frame_budget: int = schema.field(
     32,
     "Frames: half of them in the first turn, at most a quarter in each later one.",
     "[1, inf)",
   )
-  invalid: Literal["rethink", "explain"] = schema.field(
+  on_invalid_action: Literal["rethink", "explain"] = schema.field(
     "rethink", "What follows a reply that can't be used."
   )
-  demonstrated: float = schema.field(
+  sft_retrieval_fraction: float = schema.field(
     0.0,
     "Share of the supervised episodes that look before they answer; 0: there are none.",
     "[0, 1]",
   )
-  relevance: relevance_lib.Rule = relevance_lib.Rule()
-  exploration: exploration_lib.Rule = exploration_lib.Rule()
+  relevance: relevance_lib.RelevanceRule = relevance_lib.RelevanceRule()
+  exploration: exploration_lib.ExplorationRule = exploration_lib.ExplorationRule()
   answer_reward: ClassVar[str] = "accuracy"
   tags: ClassVar[tuple[str, ...]] = (
     "<think>",
@@ -85,28 +85,28 @@ class VideoMTR(environment.Defaults):
   def __post_init__(self):
     for name, least in (
       ("turns", 1),
-      ("window", 0),
-      ("budget", 1 if self.turns == 1 else 4),
+      ("history_turns", 0),
+      ("frame_budget", 1 if self.turns == 1 else 4),
     ):
       if getattr(self, name) < least:
         raise errors.InputError(
           f"--config.env.{name}={getattr(self, name)}: must be {least} or more with {self.turns} turns"
         )
     self.segments = tuple(f"turn {turn}" for turn in range(1, self.turns + 1))
-    self._latch = exploration_lib.Latch()
+    self._bonus_state = exploration_lib.BonusState()
 
   @classmethod
   def check_config(cls, config: Any) -> None:
     """Raises InputError where nothing is shown to learn from, or an episode outgrows what is compiled for it."""
     env, section = config.env, config.turns
-    if config.sft.steps and not env.demonstrated:
+    if config.sft.steps and not env.sft_retrieval_fraction:
       raise errors.InputError(
-        "--config.sft.steps: needs episodes to learn from, env.demonstrated > 0"
+        "--config.sft.steps: needs episodes to learn from, env.sft_retrieval_fraction > 0"
       )
     between, reply = env.turns - 1, config.rl.max_new_tokens
     for name, needed in (
-      ("frame_buckets", between * max(1, env.budget // 4)),
-      ("time_buckets", env.turns * reply + between * max(section.shown_buckets)),
+      ("frame_buckets", between * max(1, env.frame_budget // 4)),
+      ("episode_buckets", env.turns * reply + between * max(section.observation_buckets)),
     ):
       if max(section[name]) < needed:
         raise errors.InputError(
@@ -123,17 +123,17 @@ class VideoMTR(environment.Defaults):
       pool: frames that there are to choose from, 1 or more.
       replies: of the turns so far; () for the first turn.
     """
-    done = turns_lib.actions(example, pool, replies)
+    done = retrieval_actions_lib.actions(example, pool, replies)
     if len(done) >= self.turns or (done and done[-1].kind == "answer"):
       return None
     turn = len(done)
     head = f"Turn {turn + 1} of {self.turns}."
     if done and done[-1].kind == "invalid":
-      if self.invalid == "rethink":
+      if self.on_invalid_action == "rethink":
         return environment.Observation(parts=(f"{head}\n{_RETHINK}",))
       why = f"The last reply can't be used. {_PROBLEMS[done[-1].problem]} Try again."
       return environment.Observation(parts=(f"{head}\n{why}\n{self._ask(example, turn)}",))
-    frames = self._found(done[-1]) if done else self.first_frames(pool)
+    frames = self._retrieved_frames(done[-1]) if done else self.first_frames(pool)
     parts: list[str | int] = []
     for frame in frames:
       before = "\n" if parts else f"{head} Frames out of 0 to {pool - 1}:\n"
@@ -142,15 +142,17 @@ class VideoMTR(environment.Defaults):
 
   def first_frames(self, pool: int) -> tuple[int, ...]:
     """Those of the first turn: half of the budget, evenly over the pool."""
-    return turns_lib.spread(0, pool - 1, self.budget if self.turns == 1 else self.budget // 2)
+    return retrieval_actions_lib.spread(
+      0, pool - 1, self.frame_budget if self.turns == 1 else self.frame_budget // 2
+    )
 
   def question(self, example: records.Example) -> str:
     """What the first turn says beside its frames: question, options one a line, instruction."""
     return self._ask(example, 0)
 
-  def probes(self, pool: int) -> tuple[str, ...]:
+  def longest_replies(self, pool: int) -> tuple[str, ...]:
     """The widest look, and a reply with each of the problems."""
-    looks = (max(0, pool - 1 - self.budget), pool - 1), (1, 0), (0, pool)
+    looks = (max(0, pool - 1 - self.frame_budget), pool - 1), (1, 0), (0, pool)
     return (
       *(f"<think></think><retrieve>{start},{end}</retrieve>" for start, end in looks),
       "<think></think><answer></answer>",
@@ -165,21 +167,21 @@ class VideoMTR(environment.Defaults):
     () where nothing is demonstrated. Which examples look follows from their id. Thoughts tell what the turn's own frames show, so
     that without a look the answer is often a guess.
     """
-    if not self.demonstrated:
+    if not self.sft_retrieval_fraction:
       return ()
-    first = f"<think>{_told(example, times[[*self.first_frames(len(times))]])}</think>"
+    first = f"<think>{_describe_frames(example, times[[*self.first_frames(len(times))]])}</think>"
     answer = f"<answer>{example.answer}</answer>"
     where = self.relevant(example, times)
-    looks = zlib.crc32(example.id.encode()) / 2**32 < self.demonstrated
+    looks = zlib.crc32(example.id.encode()) / 2**32 < self.sft_retrieval_fraction
     if self.turns == 1 or not where or not looks:
       return (f"{first}\n{answer}",)
-    look = turns_lib.Action(kind="retrieve", start=where[0], end=where[-1])
-    found = f"<think>{_told(example, times[[*self._found(look)]])}</think>"
+    look = retrieval_actions_lib.Action(kind="retrieve", start=where[0], end=where[-1])
+    found = f"<think>{_describe_frames(example, times[[*self._retrieved_frames(look)]])}</think>"
     return (f"{first}\n<retrieve>{look.start},{look.end}</retrieve>", f"{found}\n{answer}")
 
   def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
     """The frames of the pool within the relevant spans."""
-    return turns_lib.relevant_frames(example, times)
+    return retrieval_actions_lib.relevant_frames(example, times)
 
   def score(
     self, examples: Sequence[records.Example], replies: environment.Replies
@@ -204,31 +206,31 @@ class VideoMTR(environment.Defaults):
     replies: environment.Replies,
     scores: records.Scores,
     *,
-    summed: environment.Summed = np.asarray,
+    sum_processes: environment.SumAcrossProcesses = np.asarray,
   ) -> tuple[records.Scores, Mapping[str, float]]:
     """Adds the bonus for exploring, `exploration` (0 to exploration.Rule.highest), which depends on the batches before.
 
     Counts, of an episode: turns, episode_accuracy, frame_recall (share of the relevant frames that were shown; where there are
-    any). Of the turns, shares: retrieval_rate, invalid, exploration/share (with a bonus). relevance/unscored: retrievals.
+    any). Of the turns, shares: retrieval_rate, invalid, exploration/bonus_fraction (with a bonus). relevance/unscored_retrievals: retrievals.
     exploration/ended: 1 once the bonus is over for good.
     """
     batch = self._arrays(examples, replies.episodes)
     looked = batch.retrieved & (np.arange(self.turns) < self.turns - 1)
-    step = exploration_lib.step(
+    step = exploration_lib.compute_bonus(
       self.exploration,
-      self._latch,
+      self._bonus_state,
       retrieved=looked,
       taken=batch.taken,
       total=scores.total,
-      summed=summed,
+      sum_processes=sum_processes,
     )
-    self._latch = step.latch
+    self._bonus_state = step.next_state
     with_bonus = records.Scores(
       rewards={**scores.rewards, "exploration": step.bonus},
       valid=scores.valid,
       total=scores.total + step.bonus,
     )
-    return with_bonus, self._counts(batch, step, summed)
+    return with_bonus, self._counts(batch, step, sum_processes)
 
   def episode_metrics(
     self, example: records.Example, episode: environment.Episode
@@ -248,11 +250,13 @@ class VideoMTR(environment.Defaults):
   def accuracy(self, example: records.Example, reply: str) -> float:
     """The task metric of the answer in a reply; 0 where it gives none."""
     action = self.parse_action(example, 0, reply)
-    return environment.worth(action.answer if action.kind == "answer" else None, example)
+    return environment.task_score(action.answer if action.kind == "answer" else None, example)
 
-  def parse_action(self, example: records.Example, pool: int, reply: str) -> turns_lib.Action:
+  def parse_action(
+    self, example: records.Example, pool: int, reply: str
+  ) -> retrieval_actions_lib.Action:
     """An answer, a retrieval within the pool, or why it is neither."""
-    return turns_lib.parse(reply, pool, example.problem_type, example.options)
+    return retrieval_actions_lib.parse(reply, pool, example.problem_type, example.options)
 
   def tokenizer_texts(self, example: records.Example, pool: int) -> tuple[str, ...]:
     """All that the first turn says."""
@@ -268,50 +272,53 @@ class VideoMTR(environment.Defaults):
 
   def state(self) -> Mapping[str, Any]:
     """Whether exploration goes on, and for how many batches it was enough."""
-    return dataclasses.asdict(self._latch)
+    return dataclasses.asdict(self._bonus_state)
 
   def set_state(self, state: Mapping[str, Any]) -> None:
     """Goes back to a state that `state` gave."""
-    self._latch = exploration_lib.Latch(**state)
+    self._bonus_state = exploration_lib.BonusState(**state)
 
   def _ask(self, example: records.Example, turn: int) -> str:
     last = turn + 1 == self.turns
     told = self.last_instruction if last else self.instruction
     return environment.question_text(example, told)
 
-  def _found(self, action: turns_lib.Action) -> tuple[int, ...]:
+  def _retrieved_frames(self, action: retrieval_actions_lib.Action) -> tuple[int, ...]:
     """The frames that an action retrieves."""
     if action.kind != "retrieve":
       return ()
-    return turns_lib.spread(action.start, action.end, self.budget // 4)
+    return retrieval_actions_lib.spread(action.start, action.end, self.frame_budget // 4)
 
   def _arrays(
     self, examples: Sequence[records.Example], episodes: Sequence[Sequence[environment.Episode]]
-  ) -> relevance_lib.Episodes:
+  ) -> relevance_lib.EpisodeArrays:
     shape = (len(examples), len(episodes[0]), self.turns)
     pool = max(group[0].pool for group in episodes)
     right, valid, taken = np.zeros(shape), np.zeros(shape, bool), np.zeros(shape, bool)
     found = np.zeros((*shape, pool), bool)
     for prompt, (example, group) in enumerate(zip(examples, episodes, strict=True)):
-      for member, episode in enumerate(group):
-        done = turns_lib.actions(example, episode.pool, episode.replies[: self.turns])
+      for group_index, episode in enumerate(group):
+        done = retrieval_actions_lib.actions(example, episode.pool, episode.replies[: self.turns])
         for turn, action in enumerate(done):
-          place = prompt, member, turn
+          place = prompt, group_index, turn
           taken[place], valid[place] = True, action.kind != "invalid"
-          found[place][list(self._found(action))] = True
+          found[place][list(self._retrieved_frames(action))] = True
           if action.kind == "answer":
-            right[place] = environment.worth(action.answer, example)
-    return relevance_lib.Episodes(
+            right[place] = environment.task_score(action.answer, example)
+    return relevance_lib.EpisodeArrays(
       first=_mask([self.first_frames(group[0].pool) for group in episodes], pool),
       truth=_mask([group[0].relevant for group in episodes], pool),
-      found=found,
+      retrieved_frames=found,
       accuracy=right,
       valid=valid,
       taken=taken,
     )
 
   def _counts(
-    self, batch: relevance_lib.Episodes, step: exploration_lib.Step, summed: environment.Summed
+    self,
+    batch: relevance_lib.EpisodeArrays,
+    step: exploration_lib.BonusStep,
+    sum_processes: environment.SumAcrossProcesses,
   ) -> dict[str, float]:
     recall = batch.recall()
     counts = {
@@ -319,26 +326,26 @@ class VideoMTR(environment.Defaults):
       "turns": batch.taken.sum(),
       "accuracy": batch.accuracy.max(-1).sum(),
       "retrieval_rate": batch.retrieved.sum(),
-      "invalid": (batch.taken & ~batch.valid).sum(),
-      "exploration/share": (step.bonus > 0).sum(),
+      "invalid_action_rate": (batch.taken & ~batch.valid).sum(),
+      "exploration/bonus_fraction": (step.bonus > 0).sum(),
       "unscored": batch.unscored.sum(),
       "recall": np.nansum(recall),
       "known": np.isfinite(recall).sum(),
     }
-    over_all = summed(np.array(list(counts.values()), np.float32))
+    over_all = sum_processes(np.array(list(counts.values()), np.float32))
     counted = dict(zip(counts, over_all.tolist(), strict=True))
-    shares = ("retrieval_rate", "invalid", "exploration/share")
+    shares = ("retrieval_rate", "invalid_action_rate", "exploration/bonus_fraction")
     return {
       "turns": counted["turns"] / counted["episodes"],
       "episode_accuracy": counted["accuracy"] / counted["episodes"],
-      "relevance/unscored": counted["unscored"],
-      "exploration/ended": float(self._latch.closed),
+      "relevance/unscored_retrievals": counted["unscored"],
+      "exploration/ended": float(self._bonus_state.closed),
       **{name: counted[name] / counted["turns"] for name in shares},
       **({"frame_recall": counted["recall"] / counted["known"]} if counted["known"] else {}),
     }
 
 
-def _told(example: records.Example, times: Float[np.ndarray, "frames"]) -> str:
+def _describe_frames(example: records.Example, times: Float[np.ndarray, "frames"]) -> str:
   """What frames of these times show: colours and sizes that change in a simulated video, and what the steps say of then.
 
   Each with the time since when it has been so.

@@ -36,7 +36,7 @@ _ANY_TAG = re.compile(r"</?(?:observation|think|answer)>")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Read:
+class ParsedReply:
   """A reply taken apart. What has no right tags is None; end: of the observation with its tags, 0 without."""
 
   observation: str | None
@@ -45,7 +45,7 @@ class Read:
   end: int
 
 
-def read(reply: str) -> Read:
+def parse_reply(reply: str) -> ParsedReply:
   """Any text gives one outcome.
 
   The observation is right where the reply begins with it, and no other tag stands in it. What follows it, or without one what
@@ -56,7 +56,7 @@ def read(reply: str) -> Read:
   end = first.end() if seen else 0
   rest = reply[end:].lstrip() if seen else reply[max(reply.find("<think>"), 0) :]
   reasoned = format_lib.format_reward(rest) == 1 and not (_OPEN in rest or _CLOSE in rest)
-  return Read(
+  return ParsedReply(
     observation=reply[len(_OPEN) : first.start()].strip() if seen else None,
     think=steps.think_text(rest).strip() if reasoned else None,
     answer=accuracy.answer_text(rest) if reasoned else None,
@@ -64,7 +64,7 @@ def read(reply: str) -> Read:
   )
 
 
-def written(observation: str, think: str, answer: str) -> str:
+def format_reply(observation: str, think: str, answer: str) -> str:
   """The reply that `read` takes apart into these."""
   return f"{_OPEN}{observation}{_CLOSE}\n<think>{think}</think>\n<answer>{answer}</answer>"
 
@@ -118,12 +118,12 @@ class VideoP2R(environment.Defaults):
       shown = [step.text for step in example.steps if step.end <= example.shown.end]
       later = [step.text for step in example.steps if step.end > example.shown.end]
       observation, think = "\n".join(shown), "\n".join(later)
-    return written(observation, think, example.answer) if observation and think else None
+    return format_reply(observation, think, example.answer) if observation and think else None
 
-  def pieces(self, reply: str, turn: int) -> environment.Pieces:
+  def segment_spans(self, reply: str, turn: int) -> environment.SegmentSpans:
     """The observation up to the sign that closes it, then the rest; without a right one, all is reasoning."""
     del turn
-    end = read(reply).end
+    end = parse_reply(reply).end
     return ((end - 1, PERCEPTION), (len(reply), REASONING)) if end else ((len(reply), REASONING),)
 
   def score(
@@ -135,9 +135,9 @@ class VideoP2R(environment.Defaults):
     """
     group = len(replies.texts[0])
     owners = [example for example in examples for _ in range(group)]
-    read_all = [read(reply) for texts in replies.texts for reply in texts]
+    read_all = [parse_reply(reply) for texts in replies.texts for reply in texts]
     sufficient, judged = self._verdicts(owners, read_all)
-    right = environment.worths([one.answer for one in read_all], owners)
+    right = environment.task_scores([one.answer for one in read_all], owners)
     formed = [(one.observation is not None, one.think is not None) for one in read_all]
     shape = (len(examples), group, 2)
     rewards = {
@@ -154,11 +154,11 @@ class VideoP2R(environment.Defaults):
 
   def accuracy(self, example: records.Example, reply: str) -> float:
     """The task metric of the answer behind the reasoning; 0 where there is none."""
-    return environment.worth(read(reply).answer, example)
+    return environment.task_score(parse_reply(reply).answer, example)
 
   def parse_trace(self, reply: str) -> environment.Trace | None:
     """Observation, reasoning and answer of a reply that is one of each, and nothing else."""
-    found = read(reply)
+    found = parse_reply(reply)
     if not (found.observation and found.think and found.answer):
       return None
     return environment.Trace(
@@ -167,16 +167,16 @@ class VideoP2R(environment.Defaults):
 
   def trace(self, reply: str) -> str:
     """Observation and reasoning."""
-    found = read(reply)
+    found = parse_reply(reply)
     return "\n".join(filter(None, (found.observation, found.think or steps.think_text(reply))))
 
   def observation(self, reply: str) -> str | None:
     """That inside its tags."""
-    return read(reply).observation or ""
+    return parse_reply(reply).observation or ""
 
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
     """{"steps", "segments": [{"name", "text"}]} of one reply."""
-    end = read(reply).end
+    end = parse_reply(reply).end
     texts = zip(self.segments, (reply[:end], reply[end:]), strict=True)
     return {
       "steps": steps.split_steps(self.trace(reply)),
@@ -192,12 +192,12 @@ class VideoP2R(environment.Defaults):
     self.judge.close()
 
   def _verdicts(
-    self, owners: Sequence[records.Example], replies: Sequence[Read]
+    self, owners: Sequence[records.Example], replies: Sequence[ParsedReply]
   ) -> tuple[np.ndarray, np.ndarray]:
     """(whether each observation suffices, whether that is known): the judge is asked about those that say something."""
     said = [index for index, one in enumerate(replies) if one.observation]
     cases = [
-      judge_lib.Case(example=owners[index], observation=replies[index].observation)
+      judge_lib.JudgeCase(example=owners[index], observation=replies[index].observation)
       for index in said
     ]
     sufficient, known = np.zeros(len(replies), bool), np.ones(len(replies), bool)
@@ -230,9 +230,9 @@ class VideoP2R(environment.Defaults):
 
     Source: T-GRPO, Video-R1, arXiv 2503.21776, eq. 1 and 2.
     """
-    answers = [read(reply).answer for texts in shuffled for reply in texts]
+    answers = [parse_reply(reply).answer for texts in shuffled for reply in texts]
     owners = [example for example, texts in zip(examples, shuffled, strict=True) for _ in texts]
-    of_shuffled = environment.worths(answers, owners).reshape(len(examples), -1).mean(axis=1)
+    of_shuffled = environment.task_scores(answers, owners).reshape(len(examples), -1).mean(axis=1)
     ordered = right[..., REASONING].mean(axis=1)
     helped = ordered >= self.temporal_ratio * of_shuffled
     earned = np.zeros_like(right)

@@ -28,7 +28,7 @@ METRICS: metric_lib.Metrics = {
   "shuffled_accuracy": metric_lib.Metric(
     title="Shuffled-frame accuracy", note="frames out of order", better=0
   ),
-  "reply_tokens": metric_lib.Metric(title="Reply tokens", unit="", better=0),
+  "completions/mean_length": metric_lib.Metric(title="Reply tokens", unit="", better=0),
 }
 
 
@@ -38,7 +38,7 @@ class Answered:
 
   accuracy: the task metric of its answer. steps: of its trace. observation: what it says to have
   seen, None where the recipe doesn't ask for it. rewards: by name, of the segment that answers, the
-  last. of_segments: of each segment by its name, where there are several. segment: that of each
+  last. segment_rewards: of each segment by its name, where there are several. segment: that of each
   token, -1 where there is none.
 
   Of several turns `reply` is the last one, episode all of them, rewards what the whole episode came
@@ -53,7 +53,7 @@ class Answered:
   steps: list[str]
   observation: str | None
   rewards: dict[str, float]
-  of_segments: dict[str, dict[str, float]]
+  segment_rewards: dict[str, dict[str, float]]
   episode: environment.Episode | None = None
   segment: Int[np.ndarray, "time"] | None = None
 
@@ -64,7 +64,7 @@ def interval(values: Sequence[float]) -> float:
 
 
 def reward_means(answered: Sequence[Answered], declared: metric_lib.Metrics) -> dict[str, float]:
-  """Means of what was earned, by the name of the metric that declares it, or else `reward/<name>`.
+  """Means of what was earned, by the name of the metric that declares it, or else `rewards/<name>/mean`.
 
   Of several turns, of what the environment says of whole episodes, by its own names.
   """
@@ -72,9 +72,9 @@ def reward_means(answered: Sequence[Answered], declared: metric_lib.Metrics) -> 
   values: dict[str, list[float]] = {}
   for a in answered:
     for name, value in a.rewards.items():
-      known = name if a.episode or name in declared else names.get(name, f"reward/{name}")
+      known = name if a.episode or name in declared else names.get(name, f"rewards/{name}/mean")
       values.setdefault(known, []).append(value)
-    for segment, rewards in [] if a.episode else list(a.of_segments.items())[:-1]:
+    for segment, rewards in [] if a.episode else list(a.segment_rewards.items())[:-1]:
       for name, value in rewards.items():
         values.setdefault(f"{segment}/{name}", []).append(value)
   return {name: float(np.mean(of_name)) for name, of_name in values.items()}

@@ -19,20 +19,20 @@ from vr_jax.rewards import steps as steps_lib
 from vr_jax.rl import advantages as advantages_lib
 from vr_jax.rl import overlong
 from vr_jax.rollout import decode_replies, encoder
-from vr_jax.train import batching, console, experience, features, run_context
+from vr_jax.train import batching, console, experience, run_context, vision_features
 
 _GROUPS = 2**20  # folded into the key of evaluation: apart from its batches
 
 
 def evaluate(
-  context: run_context.RunContext, params: PyTree, *, name: str, cache: features.Cache = None
+  context: run_context.RunContext, params: PyTree, *, name: str, cache: vision_features.Cache = None
 ) -> dict[str, Any]:
   """{"examples", "metrics", "shown_as", "rollouts"} of a policy on the test split, as eval/<name>.json holds them.
 
   Metrics: `accuracy` (and by problem type), each with the half-width of its 95 % interval (normal
   approximation) under `accuracy_interval`; those that the environment declares, with the `<name>_chance`
-  of a guess where it says one; the means of all other rewards, `reward/<name>` of the last segment and
-  `<segment>/<name>` of those before it; `reply_tokens`; of simulated examples, by their true states,
+  of a guess where it says one; the means of all other rewards, `rewards/<name>/mean` of the last segment and
+  `<segment>/<name>` of those before it; `completions/mean_length`; of simulated examples, by their true states,
   `trace_consistency`, `think_answer_mismatch` (share of replies whose trace concludes another value than
   they answer, of those that conclude one) and `observation_sufficiency`; `blind_accuracy` (no frames)
   and `shuffled_accuracy` (frames out of order). shown_as: how each is shown, in order.
@@ -45,7 +45,7 @@ def evaluate(
   metrics = {
     "accuracy": float(np.mean(scores)),
     "accuracy_interval": answered_lib.interval(scores),
-    "reply_tokens": float(np.mean([a.tokens for a in whole])),
+    "completions/mean_length": float(np.mean([a.tokens for a in whole])),
     **answered_lib.by_type(whole),
     **answered_lib.trace_metrics(whole),
   }
@@ -53,10 +53,10 @@ def evaluate(
     name: x for name, x in answered_lib.reward_means(whole, declared).items() if name not in metrics
   }
   metrics |= answered_lib.chance_levels(whole, declared)
-  for view in ("blind", "shuffled"):
-    if config[view]:
+  for view, wanted in (("blind", config.blind), ("shuffled", config.shuffled_frames)):
+    if wanted:
       metrics[f"{view}_accuracy"] = _accuracy(context, params, view, f"{name}, {view}")
-  rollouts = [_shown(context, answered) for answered in whole[: config.rollouts]]
+  rollouts = [_sample_json(context, answered) for answered in whole[: config.report_samples]]
   if len(context.environment.segments) > 1 and context.environment.turns == 1 and rollouts:
     for rollout, advantages in zip(
       rollouts, _advantages(context, params, whole, cache), strict=False
@@ -89,7 +89,7 @@ def _replies(
   params: PyTree,
   view: str,
   name: str,
-  cache: features.Cache = None,
+  cache: vision_features.Cache = None,
 ) -> Iterator[tuple[list[batching.Item], environment.Replies]]:
   """One episode about each example, a batch at a time."""
   temperature = context.config.eval.temperature
@@ -102,23 +102,27 @@ def _replies(
 
 
 def _batches(
-  context: run_context.RunContext, params: PyTree, view: str, name: str, cache: features.Cache
+  context: run_context.RunContext,
+  params: PyTree,
+  view: str,
+  name: str,
+  cache: vision_features.Cache,
 ) -> Iterator[tuple[batching.Batch, records.Prompt, Key[Array, ""]]]:
   """All examples once, with the prompt of each batch on the devices, and a key."""
   config, done = context.config.eval, 0
   read = context.builder.read(
-    "test", config.batch, view=view, limit=config.examples, repeat=False, cache=cache
+    "test", config.batch_size, view=view, limit=config.examples, repeat=False, cache=cache
   )
   with console.progress(name) as tick:
     for number, batch in enumerate(read):
-      fed = features.prompt(context, params, batch, cache)
+      fed = vision_features.prompt_with_features(context, params, batch, cache)
       yield fed.batch, fed.prompt, jax.random.fold_in(jax.random.key(context.config.seed), number)
       done += len(batch.items)
       tick(done)
 
 
 def _answered(
-  context: run_context.RunContext, params: PyTree, name: str, cache: features.Cache
+  context: run_context.RunContext, params: PyTree, name: str, cache: vision_features.Cache
 ) -> Iterator[answered_lib.Answered]:
   """One episode about each example, scored."""
   task = context.environment
@@ -126,7 +130,7 @@ def _answered(
     scores = task.score([item.example for item in items], replies)
     tokens = (replies.segment >= 0).sum(axis=(1, 2))
     for row, (item, (episode,)) in enumerate(zip(items, replies.episodes, strict=True)):
-      of_segments = _of_segments(task.segments, scores, row)
+      of_segments = _rewards_by_segment(task.segments, scores, row)
       measured, reply = task.episode_metrics(item.example, episode), episode.replies[-1]
       several = task.turns > 1
       if several:
@@ -140,7 +144,7 @@ def _answered(
         steps=steps_lib.split_steps(task.trace(reply)),
         observation=task.observation(reply),
         rewards=measured if several else of_segments[task.segments[-1]],
-        of_segments=of_segments if len(of_segments) > 1 or several else {},
+        segment_rewards=of_segments if len(of_segments) > 1 or several else {},
         episode=episode if several else None,
         segment=replies.segment[row, 0],
       )
@@ -150,22 +154,22 @@ def _advantages(
   context: run_context.RunContext,
   params: PyTree,
   answered: Sequence[answered_lib.Answered],
-  cache: features.Cache,
+  cache: vision_features.Cache,
 ) -> Iterator[dict[str, float | None]]:
   """What an update would make of each reply, beside a group that is sampled as training does: its advantages by segment.
 
   None where its segment has no verdict. Rewards that depend on the group (T-GRPO's) are those among it.
   """
   config, names = context.config, context.environment.segments
-  for first in range(0, len(answered), config.eval.batch):
-    some = answered[first : first + config.eval.batch]
+  for first in range(0, len(answered), config.eval.batch_size):
+    some = answered[first : first + config.eval.batch_size]
     batch = context.builder.batch(
-      [context.builder.item(a.clip, cache=cache) for a in some], size=config.eval.batch
+      [context.builder.item(a.clip, cache=cache) for a in some], size=config.eval.batch_size
     )
-    fed = features.prompt(context, params, batch, cache)
+    fed = vision_features.prompt_with_features(context, params, batch, cache)
     key = jax.random.fold_in(jax.random.key(config.seed), _GROUPS + first)
     replies = _group(
-      context, params, fed.batch, encoder.encode(context.graph, params, fed.prompt), key
+      context, params, fed.batch, encoder.encode(context.graphdef, params, fed.prompt), key
     )
     own = [environment.single_turn(a.reply) for a in some]
     both = environment.Replies(
@@ -177,9 +181,9 @@ def _advantages(
     scores = overlong.add_overlong_penalty(scores, both.segment, config.rl, multi_turn=False)
     made, _ = advantages_lib.segment_advantages(
       jax.tree.map(jnp.asarray, scores),
-      credit=config.rl.credit,
+      credit=config.rl.advantage_estimator,
       baseline=config.rl.baseline,
-      normalise=config.rl.normalise,
+      normalize_by_std=config.rl.normalize_by_std,
     )
     for advantages, known in zip(np.asarray(made[:, 0]), scores.valid[:, 0], strict=True):
       yield {
@@ -195,12 +199,12 @@ def _group(
   prompt: records.Prompt,
   key: Key[Array, ""],
 ) -> environment.Replies:
-  """Replies to each example as a step of RL draws them, with those to shuffled frames that config.rl.shuffled asks for."""
+  """Replies to each example as a step of RL draws them, with those to shuffled frames that config.rl.num_shuffled_generations asks for."""
   rl, shuffled = context.config.rl, None
-  if rl.shuffled:
+  if rl.num_shuffled_generations:
     key, of_shuffled = jax.random.split(key)
     played = experience.play_shuffled(
-      context, params, batch, prompt, of_shuffled, group=rl.shuffled
+      context, params, batch, prompt, of_shuffled, group=rl.num_shuffled_generations
     )
     shuffled = played.rollout
   rollout = experience.play_batch(context, params, batch, prompt, key).rollout
@@ -208,7 +212,7 @@ def _group(
   return decode_replies.decode_replies(dialogue, rollout, shuffled, rows=rows)
 
 
-def _of_segments(
+def _rewards_by_segment(
   names: Sequence[str], scores: records.Scores, row: int
 ) -> dict[str, dict[str, float]]:
   """Rewards of the one reply in a row, by segment and name; those of a segment without a verdict are left out."""
@@ -223,7 +227,9 @@ def _of_segments(
   }
 
 
-def _shown(context: run_context.RunContext, answered: answered_lib.Answered) -> dict[str, Any]:
+def _sample_json(
+  context: run_context.RunContext, answered: answered_lib.Answered
+) -> dict[str, Any]:
   """One rollout as the report shows it."""
   example, clip = answered.example, answered.clip
   shown = {
@@ -240,27 +246,27 @@ def _shown(context: run_context.RunContext, answered: answered_lib.Answered) -> 
     **context.environment.explain(example, answered.reply),
   }
   if answered.episode:
-    shown |= _shown_turns(context, answered)
+    shown |= _episode_json(context, answered)
   else:
     seen = context.environment.observe(example, len(clip), ())
     frames = list(range(len(clip)) if seen.shows_clip else seen.frames)
     shown["frames"] = [_jpeg(frame) for frame in clip.read(frames)]
     shown["times"] = [float(time) for time in clip.timestamps[frames]]
-  if answered.of_segments and not answered.episode:
-    shown["segment_rewards"] = answered.of_segments
+  if answered.segment_rewards and not answered.episode:
+    shown["segment_rewards"] = answered.segment_rewards
   if answered_lib.has_truth(example):
     shown["trace_consistency"] = answered_lib.consistency(answered).score
   return shown
 
 
-def _shown_turns(
+def _episode_json(
   context: run_context.RunContext, answered: answered_lib.Answered
 ) -> dict[str, Any]:
   """The turns of an episode, and the pool that they are about."""
   example, pool, episode = answered.example, answered.clip, answered.episode
   turns = []
   for number, (reply, rewards) in enumerate(
-    zip(episode.replies, answered.of_segments.values(), strict=True)
+    zip(episode.replies, answered.segment_rewards.values(), strict=True)
   ):
     turn = context.environment.observe(example, len(pool), episode.replies[:number])
     seen = range(len(pool)) if turn.shows_clip else turn.frames

@@ -37,7 +37,7 @@ def write_report(workdir: Path) -> Path:
   return path
 
 
-def render(run: report_data.Run) -> str:
+def render(run: report_data.ReportRun) -> str:
   """The page of a run."""
   script, style = _read_asset("report.js"), _read_asset("report.css")
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -18,7 +18,7 @@ SMOOTH_FROM = 24  # points; a shorter curve is easier to read as it is
 # Subjects in reading order; the first whose pattern occurs in a metric's name takes it.
 SUBJECTS = (
   ("Reward", r"^rewards?[/_]"),  # whatever the name of a reward says
-  ("Speed and memory", r"time|second|per_s|tokens/s|memory|byte|throughput"),
+  ("Speed and memory", r"^perf/|time|second|per_s|tokens/s|memory|byte|throughput"),
   ("Reward", r"reward|advantage|signal"),
   ("Quality of replies", r"accuracy|consistency|mismatch|reply|length|entropy"),
   ("Optimisation", r""),

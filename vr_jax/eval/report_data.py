@@ -29,7 +29,7 @@ class ReferenceStep:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Alignment:
+class ReportAlignment:
   """Generated steps aligned with reference steps.
 
   cost: [ref][gen] in [0, 1].
@@ -43,7 +43,7 @@ class Alignment:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Segment:
+class ReportSegment:
   """A part of a reply that belongs to the segment `name`; a segment may have several."""
 
   name: str
@@ -51,7 +51,7 @@ class Segment:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Turn:
+class ReportTurn:
   """What one turn showed, and what was replied to that.
 
   kind: answer, retrieve or invalid; problem says why it is invalid.
@@ -72,14 +72,14 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Episode:
+class ReportEpisode:
   """Turns about a pool of frames.
 
   times: of the pool's frames, in seconds.
   relevant: (start, end) of the evidence, in seconds.
   """
 
-  turns: tuple[Turn, ...]
+  turns: tuple[ReportTurn, ...]
   times: tuple[float, ...]
   relevant: tuple[tuple[float, float], ...]
 
@@ -108,13 +108,13 @@ class Sample:
   accuracy: float | None
   reference: tuple[ReferenceStep, ...]
   steps: tuple[str, ...]
-  alignment: Alignment | None
+  alignment: ReportAlignment | None
   rewards: dict[str, float]
   trace_consistency: float | None
-  segments: tuple[Segment, ...]
+  segments: tuple[ReportSegment, ...]
   segment_rewards: dict[str, dict[str, float]]
   segment_advantages: dict[str, float]
-  episode: Episode | None
+  episode: ReportEpisode | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class ReportRun:
   """A workdir as the report sees it.
 
   curves: stage -> metric -> (steps, values), steps ascending; of a step that a resumed run wrote
@@ -145,7 +145,7 @@ class Run:
   evaluations: tuple[Evaluation, ...]
 
 
-def read_run(workdir: Path) -> Run:
+def read_run(workdir: Path) -> ReportRun:
   """Reads config.json, metrics.jsonl and eval/*.json of a workdir; any of them may be missing.
 
   Evaluations come in the order of training: by stage, step and name.
@@ -158,7 +158,7 @@ def read_run(workdir: Path) -> Run:
   config, metrics = workdir / "config.json", workdir / "metrics.jsonl"
   evaluations = [read_evaluation(path) for path in sorted((workdir / "eval").glob("*.json"))]
   evaluations.sort(key=lambda each: (_order(each.stage), each.step, each.name))
-  return Run(
+  return ReportRun(
     workdir=workdir,
     config=report_json.read_record(config).values if config.exists() else None,
     curves=read_curves(metrics) if metrics.exists() else {},
@@ -264,17 +264,17 @@ def _sample(record: report_json.Record) -> Sample:
   )
 
 
-def _episode(record: report_json.Record) -> Episode:
+def _episode(record: report_json.Record) -> ReportEpisode:
   times, relevant = record.numbers("pool_times"), record.rows("relevant")
   turns = tuple(_turn(each, times) for each in record.records("turns"))
   if not times or not turns:
     raise errors.InputError(f"{record.where}: turns or pool_times are empty")
   if list(times) != sorted(times) or not all(len(span) == 2 for span in relevant):
     raise errors.InputError(f"{record.where}: pool_times should rise, relevant be [start, end]")
-  return Episode(turns=turns, times=times, relevant=tuple((a, b) for a, b in relevant))
+  return ReportEpisode(turns=turns, times=times, relevant=tuple((a, b) for a, b in relevant))
 
 
-def _turn(record: report_json.Record, times: Sequence[float]) -> Turn:
+def _turn(record: report_json.Record, times: Sequence[float]) -> ReportTurn:
   first, last = (record.integer(n) if record.has(n) else None for n in ("first", "last"))
   shown, frames = record.numbers("shown"), record.texts("frames")
   if record.text("kind") == "retrieve" and None in (first, last):
@@ -284,7 +284,7 @@ def _turn(record: report_json.Record, times: Sequence[float]) -> Turn:
   named = [*shown, *(index for index in (first, last) if index is not None)]
   if odd := [index for index in named if index not in range(len(times))]:
     raise errors.InputError(f"{record.where}: frame {odd[0]:g} is not in a pool of {len(times)}")
-  return Turn(
+  return ReportTurn(
     reply=record.text("reply"),
     kind=record.text("kind"),
     problem=record.text("problem"),
@@ -296,11 +296,12 @@ def _turn(record: report_json.Record, times: Sequence[float]) -> Turn:
   )
 
 
-def _segments(record: report_json.Record) -> tuple[Segment, ...]:
+def _segments(record: report_json.Record) -> tuple[ReportSegment, ...]:
   if not record.has("segments"):
     return ()
   segments = tuple(
-    Segment(name=each.text("name"), text=each.text("text")) for each in record.records("segments")
+    ReportSegment(name=each.text("name"), text=each.text("text"))
+    for each in record.records("segments")
   )
   if "".join(segment.text for segment in segments) != record.text("reply"):
     raise errors.InputError(f"{record.where}: segments are not the whole reply, part by part")
@@ -314,7 +315,7 @@ def _segment_rewards(record: report_json.Record) -> dict[str, dict[str, float]]:
   return {name: by_segment.named_numbers(name) for name in by_segment.values}
 
 
-def _alignment(record: report_json.Record, ref: int, gen: int) -> Alignment:
+def _alignment(record: report_json.Record, ref: int, gen: int) -> ReportAlignment:
   cost, path = record.rows("cost"), record.rows("path")
   if len(cost) != ref or any(len(row) != gen for row in cost):
     raise errors.InputError(f"{record.where}: cost should be {ref} reference x {gen} reply steps")
@@ -322,7 +323,7 @@ def _alignment(record: report_json.Record, ref: int, gen: int) -> Alignment:
   if not inside:
     raise errors.InputError(f"{record.where}: path leaves the {ref} x {gen} matrix of costs")
   distance = record.number("distance") if record.has("distance") else math.inf
-  return Alignment(
+  return ReportAlignment(
     cost=cost,
     path=tuple((int(row), int(column)) for row, column in path),
     distance=distance if math.isfinite(distance) else None,

@@ -87,7 +87,7 @@ def _reply(sample: report_data.Sample) -> dict[str, Any]:
   }
 
 
-def _turn(number: int, turn: report_data.Turn, times: Sequence[float]) -> dict[str, Any]:
+def _turn(number: int, turn: report_data.ReportTurn, times: Sequence[float]) -> dict[str, Any]:
   """What a turn showed, what was replied, and what that earned."""
   names = [f"{frame} · {report_timeline.seconds(times[frame])}" for frame in turn.shown]
   return {
@@ -200,7 +200,7 @@ def _matrix(sample: report_data.Sample) -> dict[str, Any] | None:
 
 
 def _cells(
-  alignment: report_data.Alignment, sample: report_data.Sample, left: int, top: int
+  alignment: report_data.ReportAlignment, sample: report_data.Sample, left: int, top: int
 ) -> list[dict[str, Any]]:
   """A square a pair of steps, the more opaque the cheaper."""
   return [

@@ -8,7 +8,7 @@ from vr_jax.eval import report_data
 NARROWEST = 0.6  # of a bar, in percent of the line
 
 
-def timeline(episode: report_data.Episode, colours: int) -> dict[str, Any]:
+def timeline(episode: report_data.ReportEpisode, colours: int) -> dict[str, Any]:
   """The evidence, frames shown first, then what each turn asks for with what it was shown of it.
 
   Places are percent of the line. A turn's row has its colour, of `colours` that take turns.
@@ -47,7 +47,7 @@ def timeline(episode: report_data.Episode, colours: int) -> dict[str, Any]:
   }
 
 
-def action(turn: report_data.Turn, times: Sequence[float]) -> str:
+def action(turn: report_data.ReportTurn, times: Sequence[float]) -> str:
   """What a reply came to, in words."""
   if turn.kind == "retrieve":
     start, end = (seconds(times[frame]) for frame in (turn.first, turn.last))

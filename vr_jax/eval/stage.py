@@ -15,13 +15,13 @@ from vr_jax.envs import metric
 from vr_jax.eval import evaluate as evaluate_lib
 from vr_jax.eval import report
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import console, features, initialization, run_context
+from vr_jax.train import console, initialization, run_context, vision_features
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """Evaluates what each stage left, writes eval/<name>.json and report.html, and prints the table."""
   context = run_context.make_run_context(config, workdir)
-  mesh_lib.check_batch(config.eval.batch, context.mesh, "config.eval.batch")
+  mesh_lib.check_batch(config.eval.batch_size, context.mesh, "config.eval.batch_size")
   trained = workdir / "checkpoints" / "rl"
   with contextlib.closing(context.environment):
     results = [
@@ -33,7 +33,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
       results.append(_evaluated(context, workdir, "after_rl", "After RL", trained))
   path = report.write_report(workdir)
   _print_table(results)
-  console.say(f"report: {path}")
+  console.print_line(f"report: {path}")
 
 
 def _evaluated(
@@ -52,7 +52,7 @@ def _evaluated(
       else initialization.load_params(context, where)
     )
     stage = "base" if where is None else where.name
-    with features.cache(context, params, workdir) as cache:
+    with vision_features.open_cache(context, params, workdir) as cache:
       result = evaluate_lib.evaluate(context, params, name=title.lower(), cache=cache)
     about = {"name": name, "title": title, "stage": stage, "step": step, "made_of": made_of}
     found = {**about, **result}

@@ -90,10 +90,10 @@ class Cache(Protocol):
   def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "Cache":
     """Each array as `place(array, logical axes)` makes it."""
 
-  def kept(self, layout: layout_lib.Layout, slots: Int[Array, "kept"]) -> "Cache":
+  def select_slots(self, layout: layout_lib.Layout, slots: Int[Array, "select_slots"]) -> "Cache":
     """That of some slots, named by their places on the device that holds them."""
 
-  def written(
+  def write_rows(
     self,
     layout: layout_lib.Layout,
     new: "Cache",
@@ -106,7 +106,7 @@ class Cache(Protocol):
     A row whose slot its device does not have is left out.
     """
 
-  def grown(self, layout: layout_lib.Layout, length: int) -> "Cache":
+  def grow(self, layout: layout_lib.Layout, length: int) -> "Cache":
     """With room for so many positions."""
 
 
@@ -138,7 +138,7 @@ class LanguageModel(Protocol):
     prefix: Prefix,
     tokens: Int[Array, "prompts group time"],
     valid: Bool[Array, "prompts group time"],
-    suffix: records.Suffix | None = None,
+    episode_inputs: records.EpisodeInputs | None = None,
   ) -> Float[Array, "prompts group time embed"]:
     """Final-normed hidden states of replies; of several turns where there is a suffix.
 
@@ -152,7 +152,7 @@ class LanguageModel(Protocol):
     tokens: Int[Array, "prompts group time"],
     valid: Bool[Array, "prompts group time"],
     packing: packing_lib.Packing,
-    suffix: records.Suffix | None = None,
+    episode_inputs: records.EpisodeInputs | None = None,
   ) -> Float[Array, "packed embed"]:
     """As `extend`, of the valid tokens alone."""
 
@@ -162,7 +162,7 @@ class LanguageModel(Protocol):
     cache: Cache,
     shown: records.Prompt,
     media: PyTree,
-    rows: slots_lib.Rows,
+    rows: slots_lib.CacheRows,
   ) -> tuple[Float[Array, "rows embed"], Cache]:
     """Runs what some replies are shown next, each behind what it has written.
 
@@ -187,7 +187,7 @@ class LanguageModel(Protocol):
     cache: Cache,
     tokens: Int[Array, "slots"],
     index: Int[Array, ""],
-    seats: slots_lib.Seats,
+    decode_slots: slots_lib.DecodeSlots,
   ) -> tuple[Float[Array, "slots embed"], Cache]:
     """Feeds token number `index` of every slot: (final-normed hidden states, updated cache)."""
 
@@ -198,16 +198,16 @@ class LanguageModel(Protocol):
     recent: Cache,
     tokens: Int[Array, "slots"],
     index: Int[Array, ""],
-    rows: slots_lib.Rows,
-    seats: slots_lib.Seats,
+    rows: slots_lib.CacheRows,
+    decode_slots: slots_lib.DecodeSlots,
   ) -> tuple[Float[Array, "slots embed"], Cache]:
     """Like `decode`, for replies that go on: each behind what its slot of `past` holds.
 
     recent: of the tokens fed since, as many for every slot.
     """
 
-  def of_slots(
-    self, x: Shaped[Array, "prompts *rest"], seats: slots_lib.Seats
+  def gather_for_slots(
+    self, x: Shaped[Array, "prompts *rest"], decode_slots: slots_lib.DecodeSlots
   ) -> Shaped[Array, "slots *rest"]:
     """Of each slot, what its prompt has."""
 
@@ -267,10 +267,10 @@ class Processor(Protocol):
     *,
     question_first: bool = False,
     name: str = "prompt",
-  ) -> prompts.Encoded:
+  ) -> prompts.EncodedPrompt:
     """One question about one video, the assistant's turn opened. frames=None: the question alone."""
 
-  def encode_seen(
+  def encode_with_features(
     self,
     text: str,
     shape: tuple[int, int, int],
@@ -279,15 +279,15 @@ class Processor(Protocol):
     *,
     question_first: bool = False,
     name: str = "prompt",
-  ) -> prompts.Encoded:
+  ) -> prompts.EncodedPrompt:
     """Like `encode`, for a video whose features [media, …] are known.
 
     shape: number, height and width of its frames.
     """
 
   def encode_conversation(
-    self, turns: Sequence[conversation.Turn], *, open_reply: bool = True, name: str = "prompt"
-  ) -> prompts.Encoded:
+    self, turns: Sequence[conversation.Message], *, open_reply: bool = True, name: str = "prompt"
+  ) -> prompts.EncodedPrompt:
     """A conversation with images and videos anywhere in it.
 
     open_reply: it ends with the head of the assistant's next turn.
@@ -295,14 +295,14 @@ class Processor(Protocol):
 
   def continue_conversation(
     self,
-    turns: Sequence[conversation.Turn],
+    turns: Sequence[conversation.Message],
     *,
     after: Sequence[int] | Int[np.ndarray, "time"],
     name: str = "observation",
-  ) -> prompts.Encoded:
+  ) -> prompts.EncodedPrompt:
     """What follows the reply `after` (token ids) in a conversation. Positions count from 0."""
 
-  def encode_tokens(self, tokens: Sequence[int], name: str = "reply") -> prompts.Encoded:
+  def encode_tokens(self, tokens: Sequence[int], name: str = "reply") -> prompts.EncodedPrompt:
     """Tokens of text as they are. Positions count from 0."""
 
   def encode_reply(self, text: str) -> list[int]:
@@ -338,17 +338,17 @@ class Processor(Protocol):
 
   def sizes(
     self,
-    encoded: Sequence[prompts.Encoded],
+    encoded: Sequence[prompts.EncodedPrompt],
     *,
     prefix_buckets: Sequence[int],
     frame_buckets: Sequence[int],
     patch_buckets: Sequence[int],
-  ) -> prompts.Sizes:
+  ) -> prompts.PromptSizes:
     """The smallest buckets that hold all of these prompts."""
 
   def collate(
     self,
-    encoded: Sequence[prompts.Encoded],
+    encoded: Sequence[prompts.EncodedPrompt],
     *,
     prefix_buckets: Sequence[int],
     frame_buckets: Sequence[int],
@@ -356,16 +356,20 @@ class Processor(Protocol):
   ) -> records.Prompt:
     """Stacks prompts, padded on each axis to the smallest bucket that holds the longest of them."""
 
-  def pad(self, encoded: Sequence[prompts.Encoded], sizes: prompts.Sizes) -> records.Prompt:
+  def pad(
+    self, encoded: Sequence[prompts.EncodedPrompt], sizes: prompts.PromptSizes
+  ) -> records.Prompt:
     """Prompts of at most these sizes, stacked."""
 
-  def stack_frames(self, encoded: Sequence[prompts.Encoded], sizes: prompts.Sizes) -> PyTree:
+  def stack_frames(
+    self, encoded: Sequence[prompts.EncodedPrompt], sizes: prompts.PromptSizes
+  ) -> PyTree:
     """Vision inputs [prompts, frames, patches, …] of prompts whose features are not known."""
 
   def shuffle_frames(
     self,
     media_index: Int[np.ndarray, "prompts prefix"],
-    encoded: Sequence[prompts.Encoded],
+    encoded: Sequence[prompts.EncodedPrompt],
     rng: np.random.Generator,
   ) -> Int[np.ndarray, "prompts prefix"]:
     """The media index of the prompts with each one's frames shuffled; their times stay."""

@@ -53,7 +53,7 @@ _PROMPT_AXES = {
 }
 
 
-def split_cpu(devices: int) -> None:
+def set_cpu_devices(devices: int) -> None:
   """Sets how many devices a CPU counts as. 0 leaves JAX's default.
 
   No effect if XLA_FLAGS or jax_num_cpu_devices already set the number of devices, or JAX has
@@ -279,12 +279,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def put_batch(batch: PyTree, mesh: Mesh, *, axes: Sequence[str | None] = ("prompts",)) -> PyTree:
   """Makes global arrays, sharded along prompts, from the host arrays of each process.
 
-  batch: the rows of this process (see `row_share`). The fields of a `Prompt` are sharded along
+  batch: the rows of this process (see `process_shard`). The fields of a `Prompt` are sharded along
     prefix and frames too; other arrays along their leading `axes`, as far as they have these.
 
   Raises InputError if the mesh does not divide the prefix.
   """
-  _, readers = row_share(mesh)
+  _, readers = process_shard(mesh)
   target = jax.tree.leaves(abstract_batch(batch, mesh, readers=readers, axes=axes))
   shardings, shapes = [x.sharding for x in target], [x.shape for x in target]
   # One call for all leaves: a call for each leaf would hand the interpreter lock to the prefetch
@@ -321,7 +321,7 @@ def _leading_axes(path: tuple) -> tuple[str, ...]:
   return _PROMPT_AXES.get(jax.tree_util.keystr(path[:1], simple=True), ("prompts", "prefix"))
 
 
-def row_share(mesh: Mesh) -> tuple[int, int]:
+def process_shard(mesh: Mesh) -> tuple[int, int]:
   """Which share of a batch's rows this process reads: (index, number of shares).
 
   Processes that shard the same rows (along sequence or tensor) read the same share.
@@ -343,28 +343,28 @@ def row_share(mesh: Mesh) -> tuple[int, int]:
   return own[0], len(shares)
 
 
-def as_first(tree: PyTree, mesh: Mesh) -> PyTree:
+def broadcast_from_first(tree: PyTree, mesh: Mesh) -> PyTree:
   """Replaces host arrays by those of the first process that reads the same rows.
 
   tree: host arrays about this process's rows.
 
   Every process must call this.
   """
-  share, shares = row_share(mesh)
+  share, shares = process_shard(mesh)
   if shares == jax.process_count():
     return tree
-  first = int(np.argmax(processes.gathered(np.array([share]))[:, 0] == share))
-  return jax.tree.map(lambda x: processes.gathered(x.reshape(-1))[first].reshape(x.shape), tree)
+  first = int(np.argmax(processes.all_gather(np.array([share]))[:, 0] == share))
+  return jax.tree.map(lambda x: processes.all_gather(x.reshape(-1))[first].reshape(x.shape), tree)
 
 
-def rung(rows: int, most: int, mesh: Mesh) -> int:
+def bucket_size(rows: int, most: int, mesh: Mesh) -> int:
   """Rounds a number of rows up to a bucket size, so that few programs are compiled.
 
   Buckets: 0, and the number of data shards of this process times a power of two, at most `most`.
 
   most: the rows of this process in a whole batch.
   """
-  _, readers = row_share(mesh)
+  _, readers = process_shard(mesh)
   size = max(1, mesh.shape["data"] * mesh.shape["fsdp"] // readers)
   while size < rows:
     size *= 2

@@ -26,22 +26,22 @@ def first_alone(name: str, work: Callable[[], None]) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def least(number: int) -> int:
+def all_min(number: int) -> int:
   """Minimum over processes. Every process must call this."""
-  return int(gathered(np.array([number])).min())
+  return int(all_gather(np.array([number])).min())
 
 
-def summed(
+def all_sum(
   numbers: Float[np.ndarray, "numbers"], *, copies: int = 1
 ) -> Float[np.ndarray, "numbers"]:
   """Sum over processes. Every process must call this.
 
   copies: how many processes hold each value.
   """
-  return gathered(numbers).sum(axis=0) / copies
+  return all_gather(numbers).sum(axis=0) / copies
 
 
-def gathered(numbers: Num[np.ndarray, "numbers"]) -> Num[np.ndarray, "processes numbers"]:
+def all_gather(numbers: Num[np.ndarray, "numbers"]) -> Num[np.ndarray, "processes numbers"]:
   """Stacks the numbers of all processes, in order. Every process must call this."""
   if jax.process_count() == 1:
     return numbers[None]

@@ -28,7 +28,7 @@ from vr_jax import errors, schema
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rule:
+class ExplorationRule:
   """When turns that retrieve get a bonus, and how much (docs/video_mtr.md)."""
 
   variant: Literal["paper", "code"] = schema.field("paper", "code: what the released code does.")
@@ -54,7 +54,7 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Latch:
+class BonusState:
   """The state that is carried from batch to batch.
 
   above: number of batches in a row whose rate was high enough.
@@ -66,37 +66,37 @@ class Latch:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
+class BonusStep:
   """The result for one batch.
 
   bonus: of each turn, float32.
   rate: the rate that decided the bonus.
-  latch: the state for the next batch.
+  next_state: the state for the next batch.
   """
 
   bonus: Float[np.ndarray, "prompts group turns"]
   rate: float
-  latch: Latch
+  next_state: BonusState
 
 
-def step(
-  rule: Rule,
-  latch: Latch,
+def compute_bonus(
+  rule: ExplorationRule,
+  bonus_state: BonusState,
   *,
   retrieved: Bool[np.ndarray, "prompts group turns"],
   taken: Bool[np.ndarray, "prompts group turns"],
   total: Float[np.ndarray, "prompts group turns"],
-  summed: Callable[[Float[np.ndarray, "2"]], Float[np.ndarray, "2"]] = np.asarray,
-) -> Step:
+  sum_processes: Callable[[Float[np.ndarray, "2"]], Float[np.ndarray, "2"]] = np.asarray,
+) -> BonusStep:
   """Computes the bonus of each turn of a batch.
 
   Args:
     rule: the settings.
-    latch: the state after the previous batch.
+    bonus_state: the state after the previous batch.
     retrieved: whether a turn's reply retrieved frames that the next turn could show.
     taken: which turns exist.
     total: each turn's reward without the bonus, after the gate.
-    summed: sums counts over the processes that share the batch.
+    sum_processes: sums counts over the processes that share the batch.
   """
   if rule.variant == "code":
     positive = total > 0
@@ -106,16 +106,16 @@ def step(
   else:
     chosen = retrieved & taken
     counts = chosen.sum(), taken.sum()
-  count, total_count = summed(np.array(counts, np.float32))
+  count, total_count = sum_processes(np.array(counts, np.float32))
   rate = float(count / max(total_count, 1))
-  amount = 0.0 if latch.closed else next((b for limit, b in rule.stages if rate < limit), 0.0)
+  amount = 0.0 if bonus_state.closed else next((b for limit, b in rule.stages if rate < limit), 0.0)
   bonus = np.float32(amount) * chosen.astype(np.float32)
-  return Step(bonus=bonus, rate=rate, latch=_advance(rule, latch, rate))
+  return BonusStep(bonus=bonus, rate=rate, next_state=_advance(rule, bonus_state, rate))
 
 
-def _advance(rule: Rule, latch: Latch, rate: float) -> Latch:
+def _advance(rule: ExplorationRule, latch: BonusState, rate: float) -> BonusState:
   """The state after a batch with this rate."""
   if rule.variant == "code" or latch.closed or not rule.stages:
     return latch
   above = latch.above + 1 if rate >= rule.stages[-1][0] else 0
-  return Latch(above=above, closed=above >= rule.patience)
+  return BonusState(above=above, closed=above >= rule.patience)

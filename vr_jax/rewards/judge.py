@@ -15,7 +15,7 @@ from vr_jax.rewards import judge_leak
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
+class JudgeCase:
   """What a judge is shown: an observation (without tags) that was made for the question of an example."""
 
   example: records.Example
@@ -26,7 +26,7 @@ class Case:
 class Judge(Protocol):
   """Gives verdicts on many cases at once. May be called from one thread while JAX computes on another."""
 
-  def verdicts(self, cases: Sequence[Case]) -> list[bool | None]:
+  def verdicts(self, cases: Sequence[JudgeCase]) -> list[bool | None]:
     """Whether each observation suffices; None where no verdict was to be had, which is never a guess."""
 
   def counts(self) -> Mapping[str, float]:
@@ -36,14 +36,14 @@ class Judge(Protocol):
     """Ends what is under way (it raises where it is waited for) and lets connections and files go."""
 
 
-class Rule:
+class RuleJudge:
   """The judge of simulated examples: a function that knows what is true in their videos."""
 
   def __init__(self, sufficient: Callable[[records.Example, str], bool]):
     self._sufficient = sufficient
     self._asked = 0
 
-  def verdicts(self, cases: Sequence[Case]) -> list[bool | None]:
+  def verdicts(self, cases: Sequence[JudgeCase]) -> list[bool | None]:
     """Never None."""
     self._asked += len(cases)
     return [self._sufficient(case.example, case.observation) for case in cases]
@@ -64,7 +64,7 @@ class LeakFilter:
     self._judge = judge
     self._leaked = 0
 
-  def verdicts(self, cases: Sequence[Case]) -> list[bool | None]:
+  def verdicts(self, cases: Sequence[JudgeCase]) -> list[bool | None]:
     """False for what `judge_leak.states_answer` finds, the other judge's verdict for the rest."""
     leaks = [judge_leak.states_answer(case.example, case.observation) for case in cases]
     self._leaked += sum(leaks)

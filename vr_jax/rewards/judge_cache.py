@@ -23,7 +23,7 @@ def key(content: Iterable[str]) -> bytes:
   return hashlib.sha256(json.dumps(list(content)).encode()).digest()
 
 
-class Cache:
+class VerdictCache:
   """One SQLite file. Threads may share the object and processes the file; what is there is never changed."""
 
   def __init__(self, path: Path):

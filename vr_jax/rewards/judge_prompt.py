@@ -46,7 +46,7 @@ _FORMS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Question:
+class JudgeQuestion:
   """One call of a judge: a system turn and a user turn.
 
   example: what a blinded judge's answer is compared with; threshold: what it must then be worth by the task metric.
@@ -81,7 +81,7 @@ class Question:
     return (self.system, self.text, *map(_writable, gold))
 
 
-def question(case: judge_lib.Case, *, threshold: float | None) -> Question:
+def question(case: judge_lib.JudgeCase, *, threshold: float | None) -> JudgeQuestion:
   """What to ask of a case. threshold: None, or the judge is blinded: it does not see the answer but is to find it.
 
   What it finds must then be worth as much by the task metric.
@@ -97,9 +97,9 @@ def question(case: judge_lib.Case, *, threshold: float | None) -> Question:
   parts.append(f"Observation:\n<{name}>\n{observation}\n</{name}>")
   text = "\n\n".join(parts)
   if threshold is None:
-    return Question(system=_SYSTEM, text=text)
+    return JudgeQuestion(system=_SYSTEM, text=text)
   system = _SYSTEM_BLINDED.format(form=_FORMS[example.problem_type])
-  return Question(system=system, text=text, example=example, threshold=threshold)
+  return JudgeQuestion(system=system, text=text, example=example, threshold=threshold)
 
 
 def _quoted(text: str) -> str:

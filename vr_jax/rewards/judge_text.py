@@ -8,10 +8,10 @@ from vr_jax.rewards import judge, judge_cache, judge_prompt
 
 
 @runtime_checkable
-class Model(Protocol):
+class JudgeModel(Protocol):
   """What answers questions."""
 
-  def ask(self, questions: Sequence[judge_prompt.Question]) -> list[bool | None]:
+  def ask(self, questions: Sequence[judge_prompt.JudgeQuestion]) -> list[bool | None]:
     """The verdict on each, as `Question.read` reads the model's reply; None where there was no readable reply."""
 
   def counts(self) -> Mapping[str, float]:
@@ -26,8 +26,8 @@ class TextJudge:
 
   def __init__(
     self,
-    model: Model,
-    cache: judge_cache.Cache,
+    model: JudgeModel,
+    cache: judge_cache.VerdictCache,
     *,
     identity: Sequence[str],
     threshold: float | None,
@@ -37,7 +37,7 @@ class TextJudge:
     self._identity, self._threshold = tuple(identity), threshold
     self._counts: collections.Counter[str] = collections.Counter()
 
-  def verdicts(self, cases: Sequence[judge.Case]) -> list[bool | None]:
+  def verdicts(self, cases: Sequence[judge.JudgeCase]) -> list[bool | None]:
     """One for each case. Cases that are asked about in the same words share it."""
     questions = [judge_prompt.question(case, threshold=self._threshold) for case in cases]
     keys = [judge_cache.key((*self._identity, *question.content)) for question in questions]

@@ -22,7 +22,7 @@ import numpy as np
 
 from vr_jax import errors
 from vr_jax.rewards import alignment as alignment_lib
-from vr_jax.rewards import buckets, dtw, rouge, words
+from vr_jax.rewards import dtw, ragged_batches, rouge, words
 from vr_jax.rewards import steps as steps_lib
 
 # Costs are padded to these numbers of replies, and to at least this many steps on either side.
@@ -123,7 +123,7 @@ def _align(
   """Computes each reply's costs, and its distance: +inf if no alignment exists."""
   numbers: dict[str, int] = {}
   ref, gen = (
-    buckets.RaggedRows(
+    ragged_batches.RaggedRows(
       [[numbers.setdefault(text, len(numbers)) for text in steps] for steps in side]
     )
     for side in (references, generated)
@@ -133,7 +133,9 @@ def _align(
   shapes = np.stack([ref.lengths, gen.lengths], axis=1)
   costs = [np.zeros((0, 0), np.float32)] * len(references)
   distance = np.full(len(references), np.inf, np.float32)
-  for chosen, rows, shape in buckets.group_by_shape(buckets.bucket_size(shapes, _STEPS), _REPLIES):
+  for chosen, rows, shape in ragged_batches.group_by_shape(
+    ragged_batches.bucket_size(shapes, _STEPS), _REPLIES
+  ):
     cost = _costs(texts, ref.pad(chosen, shape[0], rows), gen.pad(chosen, shape[1], rows))
     lengths = np.zeros((rows, 2), np.int32)
     lengths[: len(chosen)] = shapes[chosen]
@@ -154,7 +156,7 @@ def _costs(
   steps.
   """
   first, second = np.broadcast_arrays(reference[:, :, None], generated[:, None])
-  valid = (first != buckets.PAD) & (second != buckets.PAD)
+  valid = (first != ragged_batches.PAD) & (second != ragged_batches.PAD)
   pairs = first[valid].astype(np.int64) << 32 | second[valid]
   pairs, inverse = np.unique(pairs, return_inverse=True)
   cost = np.zeros(valid.shape, np.float32)

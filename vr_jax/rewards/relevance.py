@@ -41,7 +41,7 @@ _RIGHT_ACCURACY = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rule:
+class RelevanceRule:
   """What a turn earns, at most, in its parts (docs/video_mtr.md)."""
 
   variant: Literal["paper", "code"] = schema.field("paper", "code: what the released code does.")
@@ -68,12 +68,12 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Episodes:
+class EpisodeArrays:
   """A batch of episodes, padded to the same number of turns and of frames.
 
   first: the frames that the first turn shows.
   truth: the relevant frames; none set if they are not known.
-  found: the frames that each turn's reply retrieved.
+  retrieved_frames: the frames that each turn's reply retrieved.
   accuracy: of each turn's answer, in [0, 1]; 0 without an answer.
   valid: whether the reply was an answer or a retrieval in the right format.
   taken: which turns exist; the first ones of each row.
@@ -81,7 +81,7 @@ class Episodes:
 
   first: Bool[np.ndarray, "prompts pool"]
   truth: Bool[np.ndarray, "prompts pool"]
-  found: Bool[np.ndarray, "prompts group turns pool"]
+  retrieved_frames: Bool[np.ndarray, "prompts group turns pool"]
   accuracy: Float[np.ndarray, "prompts group turns"]
   valid: Bool[np.ndarray, "prompts group turns"]
   taken: Bool[np.ndarray, "prompts group turns"]
@@ -89,7 +89,7 @@ class Episodes:
   @property
   def retrieved(self) -> Bool[np.ndarray, "prompts group turns"]:
     """Whether the turn's reply retrieved frames."""
-    return np.asarray(np.any(self.found, axis=-1))
+    return np.asarray(np.any(self.retrieved_frames, axis=-1))
 
   @property
   def unscored(self) -> Bool[np.ndarray, "prompts group turns"]:
@@ -108,7 +108,7 @@ class Episodes:
 
     nan if the relevant frames are not known or the episode has no turn.
     """
-    shown = (self.found & ~self.last[..., None]).any(2) | self.first[:, None]
+    shown = (self.retrieved_frames & ~self.last[..., None]).any(2) | self.first[:, None]
     truth = self.truth[:, None]
     known = truth.any(-1) & self.taken.any(-1)
     fraction = (shown & truth).sum(-1) / np.maximum(truth.sum(-1), 1)
@@ -116,7 +116,7 @@ class Episodes:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Earned:
+class TurnRewards:
   """The rewards of each turn after the gate, float32. Their ranges are `Rule.ranges`.
 
   iou: 0 if the turn retrieved nothing.
@@ -140,10 +140,10 @@ def frame_iou(
   return (frames & truth).sum(-1) / np.maximum((frames | truth).sum(-1), 1)
 
 
-def turn_rewards(episodes: Episodes, rule: Rule) -> Earned:
+def turn_rewards(episodes: EpisodeArrays, rule: RelevanceRule) -> TurnRewards:
   """Computes the rewards of every turn of every episode; 0 for turns that don't exist."""
-  truth = np.broadcast_to(episodes.truth[:, None, None], episodes.found.shape)
-  iou = frame_iou(episodes.found, truth)
+  truth = np.broadcast_to(episodes.truth[:, None, None], episodes.retrieved_frames.shape)
+  iou = frame_iou(episodes.retrieved_frames, truth)
   first = frame_iou(episodes.first, episodes.truth)[:, None, None]
   scored = episodes.retrieved & ~episodes.unscored
   taken, last = episodes.taken, episodes.last
@@ -157,12 +157,12 @@ def turn_rewards(episodes: Episodes, rule: Rule) -> Earned:
     relevance = rule.relevance * (right & scored & better)
     accuracy = accuracy * np.maximum(1 - _CODE_DECAY * np.arange(accuracy.shape[-1]), 0)
   parts = {"accuracy": accuracy, "format": format_reward, "relevance": relevance, "iou": iou}
-  return Earned(
+  return TurnRewards(
     **{name: np.where(taken, part, 0).astype(np.float32) for name, part in parts.items()}
   )
 
 
-def _compare_with_best(iou: np.ndarray, first: np.ndarray, rule: Rule) -> np.ndarray:
+def _compare_with_best(iou: np.ndarray, first: np.ndarray, rule: RelevanceRule) -> np.ndarray:
   """Relevance against the best IoU so far. Turns that retrieved nothing have an IoU of 0."""
   first = np.broadcast_to(first, (*iou.shape[:-1], 1))
   best = np.maximum.accumulate(np.concatenate([first, iou[..., :-1]], axis=-1), axis=-1)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 import numpy as np
 
-from vr_jax.rewards import buckets
+from vr_jax.rewards import ragged_batches
 
 _BITS = 32
 # Mask words (4 bytes each) in a chunk of pairs. They are read once for each word of a, so a chunk
@@ -67,7 +67,7 @@ def rouge(
   limbs = -(-b.shape[-1] // _BITS)
   chunk = max(1, min(pairs, _CHUNK_MASK_WORDS // max(1, a.shape[-1] * limbs)))
   fill = ((0, -pairs % chunk), (0, 0))
-  a, b = (jnp.pad(x, fill, constant_values=buckets.PAD) for x in (a, b))
+  a, b = (jnp.pad(x, fill, constant_values=ragged_batches.PAD) for x in (a, b))
   scores = lax.map(
     lambda chunks: _score(*chunks),
     (a.reshape(-1, chunk, a.shape[-1]), b.reshape(-1, chunk, b.shape[-1])),
@@ -95,7 +95,7 @@ def mean_f1(
   Pairs of similar lengths are scored together, padded to one of a few shapes, so that compilation
   stops after a few batches.
   """
-  rows = buckets.RaggedRows(texts)
+  rows = ragged_batches.RaggedRows(texts)
   swap = rows.lengths[first] < rows.lengths[second]
   first, second = np.where(swap, second, first), np.where(swap, first, second)
   lengths = np.stack([rows.lengths[first], rows.lengths[second]], axis=1)
@@ -104,8 +104,8 @@ def mean_f1(
       chosen,
       _mean(rows.pad(first[chosen], words_a, pairs), rows.pad(second[chosen], words_b, pairs)),
     )
-    for chosen, pairs, (words_a, words_b) in buckets.group_by_shape(
-      buckets.bucket_size(lengths, _WORDS), _PAIRS
+    for chosen, pairs, (words_a, words_b) in ragged_batches.group_by_shape(
+      ragged_batches.bucket_size(lengths, _WORDS), _PAIRS
     )
   ]
   result = np.zeros(len(first), np.float32)
@@ -121,7 +121,7 @@ def _mean(a: Int[Array, "pairs words_a"], b: Int[Array, "pairs words_b"]) -> Flo
 
 
 def _score(a: Int[Array, "pairs words_a"], b: Int[Array, "pairs words_b"]) -> Rouge:
-  length_a, length_b = ((x != buckets.PAD).sum(axis=1) for x in (a, b))
+  length_a, length_b = ((x != ragged_batches.PAD).sum(axis=1) for x in (a, b))
   common1, common2, common_l = _common(_masks(a, b), length_a.max(initial=0))
 
   def f1(common, shorter_by):
@@ -135,8 +135,8 @@ def _masks(
   a: Int[Array, "pairs words_a"], b: Int[Array, "pairs words_b"]
 ) -> UInt32[Array, "words_a limbs pairs"]:
   """Bit i of limb n is set if word 32 n + i of b is the word of a. Padding sets no bit."""
-  b = jnp.pad(b, ((0, 0), (0, -b.shape[1] % _BITS)), constant_values=buckets.PAD)
-  b = jnp.where(b == buckets.PAD, buckets.PAD - 1, b).T.reshape(-1, _BITS, len(b))
+  b = jnp.pad(b, ((0, 0), (0, -b.shape[1] % _BITS)), constant_values=ragged_batches.PAD)
+  b = jnp.where(b == ragged_batches.PAD, ragged_batches.PAD - 1, b).T.reshape(-1, _BITS, len(b))
   a = a.T[:, None]
   masks = jnp.zeros((len(a), len(b), a.shape[-1]), jnp.uint32)
   for bit in range(_BITS):

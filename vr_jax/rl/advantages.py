@@ -31,7 +31,14 @@ Baseline = Literal["group_mean", "leave_one_out"]
 
 @functools.partial(
   jax.jit,
-  static_argnames=("segments", "multi_turn", "credit", "baseline", "normalise", "max_tokens"),
+  static_argnames=(
+    "segments",
+    "multi_turn",
+    "credit",
+    "baseline",
+    "normalize_by_std",
+    "max_tokens",
+  ),
 )
 def compute_advantages(
   scores: records.Scores,
@@ -41,7 +48,7 @@ def compute_advantages(
   multi_turn: bool = False,
   credit: Credit,
   baseline: Baseline = "group_mean",
-  normalise: bool,
+  normalize_by_std: bool,
   max_tokens: int,
 ) -> tuple[Float[Array, "prompts group time"], Bool[Array, "prompts"], dict[str, Float[Array, ""]]]:
   """The advantage of every sampled token, and what to log of the rewards.
@@ -53,23 +60,23 @@ def compute_advantages(
     multi_turn: whether segments are turns, each a reply of its own.
     credit: see above; `gae` counts as `episode` here, for its metrics.
     baseline: see above.
-    normalise: whether advantages are divided by the group's standard deviation.
+    normalize_by_std: whether advantages are divided by the group's standard deviation.
     max_tokens: tokens that a reply may have.
 
   Returns:
     Advantages, whether the replies to each prompt differ in reward, and metrics by name.
   """
   advantages, signal = segment_advantages(
-    scores, credit=credit, baseline=baseline, normalise=normalise
+    scores, credit=credit, baseline=baseline, normalize_by_std=normalize_by_std
   )
   metrics = {
-    "no_signal_share": 1 - signal.mean(),
+    "frac_reward_zero_std": 1 - signal.mean(),
     **reward_metrics.length_metrics(segment, segments, multi_turn, max_tokens),
     **reward_metrics.score_metrics(scores, segments, multi_turn),
   }
   if len(segments) > 1 and credit == "segments":
     for number, name in enumerate(segments):
-      metrics[f"no_signal_share/{name}"] = 1 - signal[:, number].mean()
+      metrics[f"frac_reward_zero_std/{name}"] = 1 - signal[:, number].mean()
   return token_advantages(advantages, segment), signal.any(axis=-1), metrics
 
 
@@ -78,14 +85,16 @@ def segment_advantages(
   *,
   credit: Credit,
   baseline: Baseline = "group_mean",
-  normalise: bool,
+  normalize_by_std: bool,
 ) -> tuple[Float[Array, "prompts group segments"], Bool[Array, "prompts _"]]:
   """(advantage of each segment, whether the replies of a group differ in the reward that counts).
 
   The second has one column for each segment with `credit="segments"`, else one for all.
   """
   rewards, valid = _combined_rewards(scores, credit)
-  advantages = group_advantages(rewards, valid, baseline=baseline, normalise=normalise)
+  advantages = group_advantages(
+    rewards, valid, baseline=baseline, normalize_by_std=normalize_by_std
+  )
   return jnp.broadcast_to(advantages, scores.total.shape), has_signal(rewards, valid)
 
 
@@ -94,7 +103,7 @@ def group_advantages(
   valid: Bool[Array, "prompts group segments"],
   *,
   baseline: Baseline = "group_mean",
-  normalise: bool = True,
+  normalize_by_std: bool = True,
   std_floor: float = 1e-4,
 ) -> Float[Array, "prompts group segments"]:
   """Rewards less their baseline over the replies to the same prompt, divided by the group's standard deviation.
@@ -112,7 +121,7 @@ def group_advantages(
   if baseline == "leave_one_out":
     # r_i - (sum of the others) / (n - 1) = (r_i - mean) n / (n - 1).
     centred = centred * (count / jnp.maximum(count - 1, 1))
-  scale = jnp.maximum(std, std_floor) if normalise else 1.0
+  scale = jnp.maximum(std, std_floor) if normalize_by_std else 1.0
   return jnp.where(std > std_floor, centred / scale, 0)
 
 

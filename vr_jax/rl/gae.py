@@ -88,12 +88,12 @@ def make_credit(
       ends,
       gamma_turn=config.gamma_turn,
       gamma_token=config.gamma_token,
-      decay=config.decay,
+      gae_lambda=config.gae_lambda,
       placement=config.placement,
     )
     metrics |= {
-      "critic/advantage": raw.mean(where=mask),
-      "critic/advantage_std": raw.std(where=mask),
+      "critic/advantages/mean": raw.mean(where=mask),
+      "critic/advantages/std": raw.std(where=mask),
     }
     return whiten(raw, mask), jnp.where(mask, returns, values), metrics
 
@@ -158,7 +158,7 @@ def advantages(
   *,
   gamma_turn: float,
   gamma_token: float,
-  decay: float,
+  gae_lambda: float,
   placement: Placement,
 ) -> tuple[Float[Array, "prompts group time"], Float[Array, "prompts group time"]]:
   """(advantages, returns) of every token, not whitened; 0 outside the mask, whatever stands there.
@@ -170,7 +170,7 @@ def advantages(
     ends: of `turn_ends`.
     gamma_turn: discount between turns.
     gamma_token: discount within a turn.
-    decay: lambda, of both passes.
+    gae_lambda: lambda, of both passes.
     placement: with `every`, turns are episodes of their own.
   """
   between = gamma_turn if placement == "last" else 0.0
@@ -179,8 +179,8 @@ def advantages(
   def step(later: tuple[Array, ...], here: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
     turn_advantage, turn_value, advantage, value_after = later
     reward, value, written, end = here
-    of_turn = reward + between * turn_value - value + between * decay * turn_advantage
-    of_token = reward + gamma_token * value_after - value + gamma_token * decay * advantage
+    of_turn = reward + between * turn_value - value + between * gae_lambda * turn_advantage
+    of_token = reward + gamma_token * value_after - value + gamma_token * gae_lambda * advantage
     found = jnp.where(end, of_turn, of_token)
     now = (
       jnp.where(end, of_turn, turn_advantage),
@@ -227,7 +227,7 @@ def value_loss(
 
   Returns:
     The loss, and sums over tokens by name: `mask` (tokens that count), and, to be divided by it, `value`, `return`,
-    `squared_error` and `value_clipped` (how often the clipped one counts).
+    `squared_error` and `value_clip_ratio` (how often the clipped one counts).
   """
   mask = weights > 0
   error = jnp.where(mask, values - returns, 0) ** 2
@@ -239,7 +239,7 @@ def value_loss(
     "value": jnp.where(mask, values, 0),
     "return": jnp.where(mask, returns, 0),
     "squared_error": error,
-    "value_clipped": clipped > error,
+    "value_clip_ratio": clipped > error,
   }
   return loss, {name: value.sum().astype(jnp.float32) for name, value in sums.items()}
 

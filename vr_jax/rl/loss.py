@@ -80,13 +80,13 @@ def policy_loss(
   advantages: Float[Array, "prompts group time"],
   weights: Float[Array, "prompts group time"],
   *,
-  clip_low: float,
-  clip_high: float,
+  clip_epsilon_low: float,
+  clip_epsilon_high: float,
   importance_sampling_level: ImportanceSamplingLevel = "token",
   objective: Objective = "clip",
   dual_clip: float | None = None,
   sampler_log_probs: Float[Array, "prompts group time"] | None = None,
-  truncation: float | None = None,
+  tis_cap: float | None = None,
   reference_log_probs: Float[Array, "prompts group time"] | None = None,
   kl_weight: float = 0.0,
   kl_estimator: KlEstimator = "k3",
@@ -98,34 +98,34 @@ def policy_loss(
     old_log_probs: at the start of the update; on-policy callers pass `stop_gradient(log_probs)`.
     advantages: one for each token.
     weights: of `token_weights`; tokens of weight 0 take no part.
-    clip_low: ratios below 1 - clip_low gain nothing more.
-    clip_high: ratios above 1 + clip_high gain nothing more (DAPO's clip-higher where it exceeds clip_low).
+    clip_epsilon_low: ratios below 1 - clip_epsilon_low gain nothing more.
+    clip_epsilon_high: ratios above 1 + clip_epsilon_high gain nothing more (DAPO's clip-higher where it exceeds clip_epsilon_low).
     importance_sampling_level: `sequence` clips all tokens of a reply by one ratio; a row has to hold the whole reply.
     objective: `clip` is PPO's, `cispo` clips the weight of the gradient instead.
-    dual_clip: c, more than 1 + clip_high; None: tokens of negative advantage may cost any multiple of it.
-    sampler_log_probs: of the sampler; with `truncation`, corrects for its difference from the trainer.
-    truncation: cap of the importance weight (truncated importance sampling); None: no correction.
+    dual_clip: c, more than 1 + clip_epsilon_high; None: tokens of negative advantage may cost any multiple of it.
+    sampler_log_probs: of the sampler; with `tis_cap`, corrects for its difference from the trainer.
+    tis_cap: cap of the importance weight (truncated importance sampling); None: no correction.
     reference_log_probs: of the frozen reference; needed where kl_weight > 0.
     kl_weight: beta.
     kl_estimator: see `kl_divergence`.
 
   Returns:
-    The loss, and sums over tokens by name: `mask` (tokens that count), and, to be divided by it, `ratio`, `clipped_low`,
-    `clipped_high` (of `cispo` whatever the advantage), `clipped_dual`, `kl` and `truncated`.
+    The loss, and sums over tokens by name: `mask` (tokens that count), and, to be divided by it, `policy_ratio`, `clip_ratio/low_mean`,
+    `clip_ratio/high_mean` (of `cispo` whatever the advantage), `clip_ratio/dual_mean`, `kl` and `sampling/tis_capped_fraction`.
   """
   mask = weights > 0
   ratio = _importance_ratio(log_probs, old_log_probs, mask, importance_sampling_level)
-  sums = {"mask": mask.sum(), "ratio": jnp.where(mask, ratio, 0).sum()}
-  clip = {"low": 1 - clip_low, "high": 1 + clip_high}
+  sums = {"mask": mask.sum(), "policy_ratio": jnp.where(mask, ratio, 0).sum()}
+  clip = {"low": 1 - clip_epsilon_low, "high": 1 + clip_epsilon_high}
   if objective == "cispo":
     token_loss, clipped = _cispo(log_probs, ratio, advantages, mask, **clip)
   else:
     token_loss, clipped = _clipped(ratio, advantages, mask, **clip, dual=dual_clip)
   sums |= clipped
-  if truncation is not None and sampler_log_probs is not None:
+  if tis_cap is not None and sampler_log_probs is not None:
     gap = jnp.exp(jnp.where(mask, jax.lax.stop_gradient(old_log_probs) - sampler_log_probs, 0))
-    token_loss = token_loss * jnp.minimum(gap, truncation)
-    sums["truncated"] = (mask & (gap > truncation)).sum()
+    token_loss = token_loss * jnp.minimum(gap, tis_cap)
+    sums["sampling/tis_capped_fraction"] = (mask & (gap > tis_cap)).sum()
   if reference_log_probs is not None:
     kl = kl_divergence(
       jnp.where(mask, log_probs, 0), jnp.where(mask, reference_log_probs, 0), kl_estimator
@@ -157,13 +157,13 @@ def _clipped(
   clipped = jnp.clip(ratio, low, high)
   token_loss = -jnp.minimum(ratio * advantages, clipped * advantages)
   sums = {
-    "clipped_low": (mask & (ratio < low) & (advantages < 0)).sum(),
-    "clipped_high": (mask & (ratio > high) & (advantages > 0)).sum(),
+    "clip_ratio/low_mean": (mask & (ratio < low) & (advantages < 0)).sum(),
+    "clip_ratio/high_mean": (mask & (ratio > high) & (advantages > 0)).sum(),
   }
   if dual is None:
     return token_loss, sums
   bounded = jnp.minimum(token_loss, -dual * advantages)
-  sums["clipped_dual"] = (mask & (ratio > dual) & (advantages < 0)).sum()
+  sums["clip_ratio/dual_mean"] = (mask & (ratio > dual) & (advantages < 0)).sum()
   return jnp.where(advantages < 0, bounded, token_loss), sums
 
 
@@ -173,7 +173,7 @@ def _cispo(
   """CISPO's objective of each token, and how many weights are clipped."""
   weight = jax.lax.stop_gradient(jnp.clip(ratio, low, high))
   sums = {
-    "clipped_low": (mask & (ratio < low)).sum(),
-    "clipped_high": (mask & (ratio > high)).sum(),
+    "clip_ratio/low_mean": (mask & (ratio < low)).sum(),
+    "clip_ratio/high_mean": (mask & (ratio > high)).sum(),
   }
   return -weight * advantages * jnp.where(mask, log_probs, 0), sums

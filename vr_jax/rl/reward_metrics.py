@@ -21,10 +21,13 @@ def length_metrics(
   tokens = jnp.stack([(segment == number).sum(-1) for number in range(len(segments))], axis=-1)
   reply = tokens if multi_turn else tokens.sum(-1)
   metrics = {
-    "reply_tokens": tokens.sum(-1).mean(),
-    "cut_off_share": (reply == max_tokens).sum() / jnp.maximum((reply > 0).sum(), 1),
+    "completions/mean_length": tokens.sum(-1).mean(),
+    "completions/clipped_ratio": (reply == max_tokens).sum() / jnp.maximum((reply > 0).sum(), 1),
   }
-  named = {f"tokens/{name}": tokens[..., number].mean() for number, name in enumerate(segments)}
+  named = {
+    f"completions/{name}/mean_length": tokens[..., number].mean()
+    for number, name in enumerate(segments)
+  }
   return {**metrics, **(named if len(segments) > 1 else {})}
 
 
@@ -43,7 +46,7 @@ def score_metrics(
     named = {f"{name}/{reward}": value[..., number] for reward, value in rewards.items()}
     metrics |= _distribution(named, scores.valid[..., number])
     if not multi_turn:
-      metrics[f"unjudged_share/{name}"] = 1 - scores.valid[..., number].mean()
+      metrics[f"unscored_ratio/{name}"] = 1 - scores.valid[..., number].mean()
   return metrics
 
 
@@ -53,7 +56,7 @@ def _distribution(
   """Mean, standard deviation and share of zeros over the valid entries."""
   metrics = {}
   for name, reward in rewards.items():
-    metrics[f"reward/{name}"] = reward.mean(where=valid)
-    metrics[f"reward_std/{name}"] = reward.std(where=valid)
-    metrics[f"reward_zero/{name}"] = (reward == 0).mean(where=valid)
+    metrics[f"rewards/{name}/mean"] = reward.mean(where=valid)
+    metrics[f"rewards/{name}/std"] = reward.std(where=valid)
+    metrics[f"rewards/{name}/zero_ratio"] = (reward == 0).mean(where=valid)
   return metrics

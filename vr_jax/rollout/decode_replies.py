@@ -31,13 +31,15 @@ def decode_replies(
   for row, scene in enumerate(dialogue.scenes[: len(tokens)]):
     relevant = environment.relevant(scene.example, scene.pool.timestamps)
     episodes.append([])
-    for member in range(tokens.shape[1]):
-      place, said = (row, member), []
+    for group_index in range(tokens.shape[1]):
+      place, said = (row, group_index), []
       for number in range(1 + turn[place].max(initial=0, where=sampled[place])):
         mask = sampled[place] & (turn[place] == number)
         ids = tokens[place][mask]
         said.append(processor.decode(ids))
-        segment[place][mask] = _segments(processor, ids, environment.pieces(said[-1], number))
+        segment[place][mask] = _segments(
+          processor, ids, environment.segment_spans(said[-1], number)
+        )
       episode = environment_lib.Episode(
         pool=len(scene.pool), relevant=relevant, replies=tuple(said)
       )
@@ -65,7 +67,7 @@ def _sampled(rollout: records.Rollout) -> Bool[np.ndarray, "prompts group time"]
 def _segments(
   processor: interface.Processor,
   tokens: Int[np.ndarray, "time"],
-  pieces: environment_lib.Pieces,
+  pieces: environment_lib.SegmentSpans,
 ) -> Int[np.ndarray, "time"]:
   """The segment of each token of a reply: that of the piece in which its first character stands, or else the last."""
   if len(pieces) == 1:

@@ -20,7 +20,7 @@ from vr_jax.rollout import episodes
 
 
 @runtime_checkable
-class Pool(Protocol):
+class FramePool(Protocol):
   """The frames of a video that turns choose from. timestamps: of each, seconds."""
 
   timestamps: Float[np.ndarray, "frames"]
@@ -33,11 +33,11 @@ class Pool(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scene:
+class EpisodeScene:
   """What an episode is about."""
 
   example: records.Example
-  pool: Pool
+  pool: FramePool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,19 +49,19 @@ class Dialogue:
 
   environment: environment.Environment
   processor: interface.Processor
-  scenes: Sequence[Scene]
+  scenes: Sequence[EpisodeScene]
   question_first: bool = False
 
-  def prompt(self, row: int, replies: Sequence[str] = ()) -> prompts.Encoded:
+  def prompt(self, row: int, replies: Sequence[str] = ()) -> prompts.EncodedPrompt:
     """The prompt that an episode begins with, or, behind replies that do not end it, that of its next turn."""
     parts = [self._opening(self.scenes[row])]
     said = tuple(tuple(self.processor.encode_reply(reply)) for reply in replies)
     for count, reply in enumerate(said, start=1):
       parts.append(self.processor.encode_tokens(reply))
       parts.append(self.observe(row, 0, said[:count]))
-    return prompts.joined(parts, name=parts[0].name) if said else parts[0]
+    return prompts.join(parts, name=parts[0].name) if said else parts[0]
 
-  def _opening(self, scene: Scene) -> prompts.Encoded:
+  def _opening(self, scene: EpisodeScene) -> prompts.EncodedPrompt:
     shown = self.environment.observe(scene.example, len(scene.pool), ())
     if not shown.shows_clip:
       turn = self._turn(scene, ())
@@ -74,7 +74,9 @@ class Dialogue:
       name=scene.example.id,
     )
 
-  def observe(self, row: int, member: int, replies: episodes.Replies) -> prompts.Encoded | None:
+  def observe(
+    self, row: int, group_index: int, replies: episodes.ReplyTokens
+  ) -> prompts.EncodedPrompt | None:
     """What comes after these replies (token ids); None where the episode has ended."""
     scene = self.scenes[row]
     turn = self._turn(scene, [self.processor.decode(reply) for reply in replies])
@@ -83,7 +85,9 @@ class Dialogue:
     name = f"{scene.example.id}, turn {len(replies) + 1}"
     return self.processor.continue_conversation([turn], after=replies[-1], name=name)
 
-  def pad(self, encoded: Sequence[prompts.Encoded], sizes: prompts.Sizes) -> records.Prompt:
+  def pad(
+    self, encoded: Sequence[prompts.EncodedPrompt], sizes: prompts.PromptSizes
+  ) -> records.Prompt:
     """As the model takes them."""
     return self.processor.pad(encoded, sizes)
 
@@ -92,7 +96,7 @@ class Dialogue:
     """Of positions."""
     return self.processor.axes
 
-  def _turn(self, scene: Scene, replies: Sequence[str]) -> conversation.Turn | None:
+  def _turn(self, scene: EpisodeScene, replies: Sequence[str]) -> conversation.Message | None:
     shown = self.environment.observe(scene.example, len(scene.pool), replies)
     if shown is None:
       return None
@@ -101,4 +105,4 @@ class Dialogue:
       part if isinstance(part, str) else conversation.Image(pixels=next(pixels))
       for part in shown.parts
     )
-    return conversation.Turn(role="user", parts=tuple(parts))
+    return conversation.Message(role="user", parts=tuple(parts))

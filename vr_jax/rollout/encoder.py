@@ -14,22 +14,22 @@ from jaxtyping import Array, PyTree
 from vr_jax import records
 
 
-def encode(graph: nnx.GraphDef, params: PyTree, prompt: records.Prompt) -> records.Prompt:
+def encode(graphdef: nnx.GraphDef, params: PyTree, prompt: records.Prompt) -> records.Prompt:
   """The prompts with the features of what they show in place of its patches; as they are where they have these already."""
   if prompt.media is not None:
     return prompt
-  media = features(graph, params, prompt.vision)
+  media = features(graphdef, params, prompt.vision)
   return dataclasses.replace(prompt, vision=None, media=media)
 
 
-@functools.partial(jax.jit, static_argnames="graph")
-def features(graph: nnx.GraphDef, params: PyTree, vision: PyTree) -> PyTree:
+@functools.partial(jax.jit, static_argnames="graphdef")
+def features(graphdef: nnx.GraphDef, params: PyTree, vision: PyTree) -> PyTree:
   """Those of the media tokens [prompts, media, …], in the model's dtype; of the parameters only the tower's are used.
 
   vision: what the tower reads, [prompts, frames, patches, …].
   Those of a prompt lie whole on the devices that hold it: its media tokens may stand anywhere in it.
   """
-  model = nnx.merge(graph, params)
+  model = nnx.merge(graphdef, params)
 
   def place(x: Array) -> Array:
     return model.layout.place(x, ("prompts", *[None] * (x.ndim - 1)))

@@ -12,22 +12,24 @@ from vr_jax import records
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.parallel import mesh as mesh_lib
 
-Replies = tuple[tuple[int, ...], ...]
-Shown = prompts_lib.Encoded
+ReplyTokens = tuple[tuple[int, ...], ...]
+EncodedObservation = prompts_lib.EncodedPrompt
 
 
 @runtime_checkable
 class Turns(Protocol):
   """The host's side of a rollout. `observe` is called on threads, for several replies at once."""
 
-  def observe(self, row: int, member: int, replies: Replies) -> Shown | None:
+  def observe(self, row: int, group_index: int, replies: ReplyTokens) -> EncodedObservation | None:
     """What a reply is shown next; None where its episode has ended.
 
     It begins with the end of the reply's turn, where the reply has not written that, and ends with the next turn opened
     (`Processor.continue_conversation`). row: of the batch; replies: token ids of all turns so far.
     """
 
-  def pad(self, encoded: Sequence[Shown], sizes: prompts_lib.Sizes) -> records.Prompt:
+  def pad(
+    self, encoded: Sequence[EncodedObservation], sizes: prompts_lib.PromptSizes
+  ) -> records.Prompt:
     """As `prompts.pad`, with the model's constants."""
 
   @property
@@ -40,8 +42,8 @@ class Schedule:
   """How episodes are played. Each combination of sizes that comes up is compiled for once. Episodes of one turn need no buckets.
 
   turns: replies of an episode, at most. window: turns before its own that a token sees (None: all); of a prompt that is
-  forgotten it sees the first `kept` tokens, the system turn. chunk: steps of decoding, one of which what a reply is shown next has time to be made in.
-  rows: of a batch that is appended, at most, on a device. time_buckets: lengths of whole episodes behind their prompt. shown_buckets: of what is
+  forgotten it sees the first `kept` tokens, the system turn. decode_chunk: steps of decoding, one of which what a reply is shown next has time to be made in.
+  append_batch_size: of a batch that is appended, at most, on a device. episode_buckets: lengths of whole episodes behind their prompt. observation_buckets: of what is
   shown between two replies, in tokens. frame_buckets: temporal patches of that, and of a whole episode. patches: of each of
   these.
   """
@@ -50,11 +52,11 @@ class Schedule:
   patches: int
   window: int | None = None
   kept: int = 0
-  time_buckets: tuple[int, ...] = ()
-  shown_buckets: tuple[int, ...] = ()
+  episode_buckets: tuple[int, ...] = ()
+  observation_buckets: tuple[int, ...] = ()
   frame_buckets: tuple[int, ...] = ()
-  chunk: int = 32
-  rows: int = 8
+  decode_chunk: int = 32
+  append_batch_size: int = 8
 
   @property
   def forgets(self) -> bool:
@@ -62,7 +64,7 @@ class Schedule:
     return self.window is not None and self.window < self.turns - 1
 
 
-class _Piece(NamedTuple):
+class _EpisodeSpan(NamedTuple):
   """A stretch of an episode: what one reply said between two looks, or what it was shown."""
 
   tokens: Int[np.ndarray, "time"]
@@ -73,11 +75,11 @@ class _Piece(NamedTuple):
   media_index: Int[np.ndarray, "time"]
 
 
-_FILL = _Piece(0, 0.0, int(records.Kind.PAD), 0, 0, -1)
-_DTYPES = _Piece(np.int32, np.float32, np.int32, np.int32, np.int32, np.int32)
+_FILL = _EpisodeSpan(0, 0.0, int(records.Kind.PAD), 0, 0, -1)
+_DTYPES = _EpisodeSpan(np.int32, np.float32, np.int32, np.int32, np.int32, np.int32)
 
 
-class Size(NamedTuple):
+class ObservationSize(NamedTuple):
   """How much an episode is shown: tokens, positions that they take, frames."""
 
   tokens: int
@@ -85,13 +87,13 @@ class Size(NamedTuple):
   frames: int
 
   @classmethod
-  def of(cls, shown: Shown) -> "Size":
+  def from_encoded(cls, shown: EncodedObservation) -> "ObservationSize":
     """That of what is shown."""
     return cls(len(shown.tokens), shown.next_position, len(shown.frames))
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
-class Episode:
+class EpisodeState:
   """One of a prompt's group, and where it is kept: its device, and there its home and the seat of its prompt.
 
   Every process knows how far each episode has come; what one was shown is known where its prompt is. row: of the whole batch;
@@ -102,20 +104,22 @@ class Episode:
 
   row: int
   own_row: int | None
-  member: int
+  group_index: int
   device: int
-  home: int
-  seat: int
+  cache_slot: int
+  prompt_slot: int
   position: int
   axes: int
   replies: list[list[int]] = dataclasses.field(default_factory=lambda: [[]])
-  shown: list[Shown] = dataclasses.field(default_factory=list)
-  pieces: list[_Piece] = dataclasses.field(default_factory=list)
+  shown: list[EncodedObservation] = dataclasses.field(default_factory=list)
+  spans: list[_EpisodeSpan] = dataclasses.field(default_factory=list)
   starts: list[int] = dataclasses.field(default_factory=lambda: [0])
   written: int = 0
   frames: int = 0
 
-  def say(self, tokens: Int[np.ndarray, "time"], log_probs: Float[np.ndarray, "time"]) -> None:
+  def add_reply_tokens(
+    self, tokens: Int[np.ndarray, "time"], log_probs: Float[np.ndarray, "time"]
+  ) -> None:
     """Goes on with its reply."""
     self.replies[-1] += tokens.tolist()
     places = np.broadcast_to(np.arange(len(tokens))[:, None], (len(tokens), self.axes))
@@ -124,7 +128,9 @@ class Episode:
     self.written += len(tokens)
     self.position += len(tokens)
 
-  def learn(self, shown: Shown, media_index: Int[np.ndarray, "time"], stride: int) -> None:
+  def add_observation(
+    self, shown: EncodedObservation, media_index: Int[np.ndarray, "time"], stride: int
+  ) -> None:
     """What it is shown, where its prompt is. media_index: of that alone; stride: media tokens of a frame."""
     self.shown.append(shown)
     index = np.where(media_index >= 0, media_index + self.frames * stride, -1)
@@ -132,7 +138,7 @@ class Episode:
     kind = records.Kind.ENVIRONMENT
     self._keep(kind, len(self.replies), shown.tokens, silent, shown.positions, index)
 
-  def see(self, size: Size) -> None:
+  def start_next_turn(self, size: ObservationSize) -> None:
     """Is shown so much, and opens a reply to it."""
     self.starts.append(self.written)
     self.replies.append([])
@@ -145,18 +151,18 @@ class Episode:
     first = turn - window
     return [*self.starts, self.written][first] if first > 0 else 0
 
-  def check_room(self, shown: Shown, reply: int, schedule: Schedule) -> None:
+  def check_fits(self, shown: EncodedObservation, reply: int, schedule: Schedule) -> None:
     """Raises InputError where what it is shown next, and a reply to that, would not fit the largest buckets."""
     name = f"{shown.name}, turn {len(self.replies) + 1}"
     length = self.written + len(shown.tokens) + reply
     frames = self.frames + len(shown.frames)
     for size, buckets, what in (
-      (len(shown.tokens), schedule.shown_buckets, "tokens"),
-      (length, schedule.time_buckets, "tokens of all turns together"),
+      (len(shown.tokens), schedule.observation_buckets, "tokens"),
+      (length, schedule.episode_buckets, "tokens of all turns together"),
       (frames, schedule.frame_buckets, "temporal patches of all turns together"),
       (shown.patches, (schedule.patches,), "patches a frame"),
     ):
-      prompts_lib.bucket([(name, size)], buckets, what)
+      prompts_lib.smallest_bucket([(name, size)], buckets, what)
 
   def _keep(
     self,
@@ -168,28 +174,28 @@ class Episode:
     media_index: Int[np.ndarray, "time"],
   ) -> None:
     whose, turns = (np.full(tokens.shape, value) for value in (int(kind), turn))
-    piece = _Piece(tokens, log_probs, whose, turns, places + self.position, media_index)
-    self.pieces.append(piece)
+    piece = _EpisodeSpan(tokens, log_probs, whose, turns, places + self.position, media_index)
+    self.spans.append(piece)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Played:
+class EpisodeRollout:
   """Episodes of a batch.
 
   rollout: its suffix, where there are several turns, has the features of the tower that played. shown: of the rows of this
-  process, [prompts][group], what came between replies; frames: of one episode in the suffix, padding included. computed: tokens that
-  decoding and what was shown made it compute, padding and slots without a reply with them. waited: seconds in which the
+  process, [prompts][group], what came between replies; frames: of one episode in the suffix, padding included. computed_tokens: tokens that
+  decoding and what was shown made it compute, padding and slots without a reply with them. idle_seconds: seconds in which the
   devices had nothing to do, since what they were to append was not made yet.
   """
 
   rollout: records.Rollout
-  computed: int
-  shown: Sequence[Sequence[Sequence[Shown]]] = ()
+  computed_tokens: int
+  shown: Sequence[Sequence[Sequence[EncodedObservation]]] = ()
   frames: int = 0
-  waited: float = 0.0
+  idle_seconds: float = 0.0
 
   @property
-  def replies(self) -> list[list[Replies]]:
+  def replies(self) -> list[list[ReplyTokens]]:
     """Token ids of each turn, [prompts][group], of the rows of this process."""
     whole = self.rollout
     tokens, kind, turn = map(mesh_lib.local_rows, (whole.tokens, whole.kind, whole.turn))
@@ -204,23 +210,23 @@ class Played:
 
   def vision(self, turns: Turns, schedule: Schedule) -> PyTree:
     """The vision inputs of the suffix, for a pass with a tower of its own: there they take the place of its media."""
-    longest = max(schedule.time_buckets)
-    sizes = prompts_lib.Sizes(prefix=longest, frames=self.frames, patches=schedule.patches)
+    longest = max(schedule.episode_buckets)
+    sizes = prompts_lib.PromptSizes(prefix=longest, frames=self.frames, patches=schedule.patches)
     nothing = prompts_lib.nothing(turns.axes)
-    each = [prompts_lib.joined([nothing, *one], name="suffix") for row in self.shown for one in row]
+    each = [prompts_lib.join([nothing, *one], name="suffix") for row in self.shown for one in row]
     vision, rows = turns.pad(each, sizes).vision, len(self.shown)
     frames = len(each) // rows * self.frames
     return jax.tree.map(lambda x: x.reshape(rows, frames, *x.shape[2:]), vision)
 
 
-def in_groups(episodes: Sequence[Episode], group: int) -> list[list[Episode]]:
+def in_groups(episodes: Sequence[EpisodeState], group: int) -> list[list[EpisodeState]]:
   """[prompts][group]."""
-  ordered = sorted(episodes, key=lambda one: (one.row, one.member))
+  ordered = sorted(episodes, key=lambda one: (one.row, one.group_index))
   return [ordered[start : start + group] for start in range(0, len(ordered), group)]
 
 
 def rollout(
-  groups: Sequence[Sequence[Episode]], media: PyTree, time: int, schedule: Schedule
+  groups: Sequence[Sequence[EpisodeState]], media: PyTree, time: int, schedule: Schedule
 ) -> records.Rollout:
   """Episodes on the host, padded to `time`.
 
@@ -228,25 +234,25 @@ def rollout(
   """
   shape = len(groups), len(groups[0]), time
   each, axes = jax.tree.leaves(media)[0].shape[1] // len(groups[0]), groups[0][0].axes
-  made = _Piece(
+  made = _EpisodeSpan(
     *(
       np.full(shape if name != "positions" else (*shape, axes), fill, dtype)
-      for name, fill, dtype in zip(_Piece._fields, _FILL, _DTYPES, strict=True)
+      for name, fill, dtype in zip(_EpisodeSpan._fields, _FILL, _DTYPES, strict=True)
     )
   )
   for row, episodes in enumerate(groups):
-    for member, one in enumerate(episodes):
-      for array, *parts in zip(made, *one.pieces, strict=True):
-        array[row, member, : one.written] = np.concatenate(parts)
-      index = made.media_index[row, member]
-      index[index >= 0] += member * each
+    for group_index, one in enumerate(episodes):
+      for array, *parts in zip(made, *one.spans, strict=True):
+        array[row, group_index, : one.written] = np.concatenate(parts)
+      index = made.media_index[row, group_index]
+      index[index >= 0] += group_index * each
   forgotten = _forgotten(groups, made.turn, schedule.window) if schedule.forgets else None
   return records.Rollout(
     tokens=made.tokens,
     log_probs=made.log_probs,
     kind=made.kind,
     turn=made.turn,
-    suffix=records.Suffix(
+    episode_inputs=records.EpisodeInputs(
       positions=made.positions,
       media_index=made.media_index,
       vision=None,
@@ -258,14 +264,14 @@ def rollout(
 
 
 def _forgotten(
-  groups: Sequence[Sequence[Episode]],
+  groups: Sequence[Sequence[EpisodeState]],
   turn: Int[np.ndarray, "prompts group time"],
   window: int,
 ) -> Int[np.ndarray, "prompts group time"]:
   """How many tokens behind the prompt each token no longer sees."""
   found = np.zeros_like(turn)
   for row, episodes in enumerate(groups):
-    for member, one in enumerate(episodes):
+    for group_index, one in enumerate(episodes):
       of_turns = [one.forgotten(number, window) for number in range(len(one.replies))]
-      found[row, member] = np.array(of_turns, np.int32)[turn[row, member]]
+      found[row, group_index] = np.array(of_turns, np.int32)[turn[row, group_index]]
   return found

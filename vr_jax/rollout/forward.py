@@ -18,7 +18,7 @@ from vr_jax import records
 from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import packing as packing_lib
-from vr_jax.rollout import vocabulary
+from vr_jax.rollout import chunked_logprobs
 
 
 @jax.tree_util.register_dataclass
@@ -40,12 +40,12 @@ class ValueHead:
 def token_logits(
   model: interface.LanguageModel,
   hidden: Float[Array, "*shape embed"],
-  allowed: Bool[Array, "vocab"],
+  allowed_tokens: Bool[Array, "vocab"],
   temperature: float,
 ) -> Float[Array, "*shape vocab"]:
   """Logits of the next token, float32, at a temperature > 0; tokens that are not allowed get `vocabulary.IMPOSSIBLE`."""
   flat = hidden.reshape(-1, hidden.shape[-1]) if model.layout.merges else hidden
-  logits = vocabulary.token_logits(flat, model.output_rows(), allowed, temperature)
+  logits = chunked_logprobs.token_logits(flat, model.output_rows(), allowed_tokens, temperature)
   return logits.reshape(*hidden.shape[:-1], -1)
 
 
@@ -54,12 +54,12 @@ def reply_log_probs(
   prompt: records.Prompt,
   tokens: Int[Array, "prompts group time"],
   valid: Bool[Array, "prompts group time"],
-  allowed: Bool[Array, "vocab"],
+  allowed_tokens: Bool[Array, "vocab"],
   temperature: float = 1.0,
   *,
   packed: int | None = None,
   scored: Bool[Array, "prompts group time"] | None = None,
-  suffix: records.Suffix | None = None,
+  episode_inputs: records.EpisodeInputs | None = None,
 ) -> tuple[Float[Array, "prompts group time"], Float[Array, "prompts group time"]]:
   """Log-prob of each reply token given its prompt and the tokens before it, and the entropy of that choice (nats).
 
@@ -67,15 +67,17 @@ def reply_log_probs(
   its first ones. packed: places a device for the valid tokens of replies (`models.packing.size_of`); padding then costs
   nothing beyond them. None: padding is computed like tokens.
 
-  Of several turns: `tokens` are whole episodes behind their prompt, with what `suffix` says of them; scored: the tokens that
+  Of several turns: `tokens` are whole episodes behind their prompt, with what `episode_inputs` says of them; scored: the tokens that
   the model wrote (None: all valid ones); of others log-prob and entropy are 0.
   """
   scored = valid if scored is None else scored
 
   def score(hidden: Array, tokens: Array, axes: layout_lib.Axes) -> tuple[Array, Array]:
-    return _scores(model, hidden, tokens, allowed, temperature, axes)
+    return _scores(model, hidden, tokens, allowed_tokens, temperature, axes)
 
-  scores = _before_tokens(model, prompt, tokens, valid, score, packed=packed, suffix=suffix)
+  scores = _apply_before_tokens(
+    model, prompt, tokens, valid, score, packed=packed, episode_inputs=episode_inputs
+  )
   log_probs, entropy = (jnp.where(scored, x, 0) for x in scores)
   return log_probs, entropy
 
@@ -88,22 +90,24 @@ def reply_values(
   valid: Bool[Array, "prompts group time"],
   *,
   packed: int | None = None,
-  suffix: records.Suffix | None = None,
+  episode_inputs: records.EpisodeInputs | None = None,
 ) -> Float[Array, "prompts group time"]:
   """The value of the state before each reply token, which is the one that its log-prob is of; 0 where `valid` is false.
 
-  model: of a critic. valid, packed, suffix: as in `reply_log_probs`.
+  model: of a critic. valid, packed, episode_inputs: as in `reply_log_probs`.
   """
 
   def value(hidden: Array, tokens: Array, axes: layout_lib.Axes) -> Array:
     del tokens, axes
     return head(hidden)
 
-  values = _before_tokens(model, prompt, tokens, valid, value, packed=packed, suffix=suffix)
+  values = _apply_before_tokens(
+    model, prompt, tokens, valid, value, packed=packed, episode_inputs=episode_inputs
+  )
   return jnp.where(valid, values, 0)
 
 
-def _before_tokens(
+def _apply_before_tokens(
   model: interface.LanguageModel,
   prompt: records.Prompt,
   tokens: Int[Array, "prompts group time"],
@@ -111,7 +115,7 @@ def _before_tokens(
   function: Callable[[Array, Array, layout_lib.Axes], PyTree],
   *,
   packed: int | None,
-  suffix: records.Suffix | None,
+  episode_inputs: records.EpisodeInputs | None,
 ) -> PyTree:
   """What `function(hidden, tokens, axes)` makes of the hidden state before each token, [prompts, group, time] of each of its results.
 
@@ -119,12 +123,12 @@ def _before_tokens(
   """
   prefix = model.prefill(prompt)
   if packed is None:
-    hidden = model.extend(prefix, tokens, valid, suffix)
+    hidden = model.extend(prefix, tokens, valid, episode_inputs)
     first = jnp.broadcast_to(prefix.hidden[:, None, None], hidden[:, :, :1].shape)
     before = jnp.concatenate([first.astype(hidden.dtype), hidden[:, :, :-1]], axis=2)
     return function(before, tokens, packing_lib.REPLIES)
   packing = packing_lib.make(model.layout, valid, packed)
-  hidden = model.extend_packed(prefix, tokens, valid, packing, suffix)
+  hidden = model.extend_packed(prefix, tokens, valid, packing, episode_inputs)
   # The token before stands before, on the same device; only first tokens have it in their prompt.
   before = model.layout.per_shard(lambda x: jnp.roll(x, 1, axis=0), ((hidden, ("slots", None)),))
   of_others = function(before, packing.pack(tokens), ("slots",))
@@ -144,7 +148,7 @@ def _scores(
   model: interface.LanguageModel,
   hidden: Float[Array, "*batch embed"],
   tokens: Int[Array, "*batch"],
-  allowed: Bool[Array, "vocab"],
+  allowed_tokens: Bool[Array, "vocab"],
   temperature: float,
   axes: layout_lib.Axes,
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
@@ -152,12 +156,21 @@ def _scores(
   shape, matrix = tokens.shape, model.output_rows()
   if model.layout.merges:
     hidden, tokens, axes = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1), axes[:1]
-  chunks = vocabulary.chunks_of(matrix.shape[0], model.logit_chunk)
+  chunks = chunked_logprobs.count_chunks(matrix.shape[0], model.logit_chunk)
   if chunks == 1:
-    scores = vocabulary.at_once(hidden, matrix, allowed, tokens, temperature)
+    scores = chunked_logprobs.logprobs_unchunked(
+      hidden, matrix, allowed_tokens, tokens, temperature
+    )
   else:
-    scores = vocabulary.in_chunks(
-      hidden, matrix, allowed, tokens, temperature, chunks=chunks, layout=model.layout, axes=axes
+    scores = chunked_logprobs.logprobs_chunked(
+      hidden,
+      matrix,
+      allowed_tokens,
+      tokens,
+      temperature,
+      chunks=chunks,
+      layout=model.layout,
+      axes=axes,
     )
   log_probs, entropy = (x.reshape(shape) for x in scores)
   return log_probs, entropy

@@ -19,7 +19,7 @@ from vr_jax import records
 from vr_jax.envs import environment as environment_lib
 from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.rollout import encoder, episodes, sampler, turns
+from vr_jax.rollout import encoder, episodes, multi_turn_sampler, sampler
 
 
 def make_schedule(
@@ -34,29 +34,29 @@ def make_schedule(
   section = config.turns
   return episodes.Schedule(
     turns=turns,
-    time_buckets=tuple(section.time_buckets),
-    shown_buckets=tuple(section.shown_buckets),
+    episode_buckets=tuple(section.episode_buckets),
+    observation_buckets=tuple(section.observation_buckets),
     frame_buckets=tuple(section.frame_buckets),
     patches=patches,
-    window=environment.window,
+    window=environment.history_turns,
     kept=processor.system_length,
-    chunk=section.chunk,
-    rows=section.rows,
+    decode_chunk=section.decode_chunk,
+    append_batch_size=section.append_batch_size,
   )
 
 
 def play(
-  graph: nnx.GraphDef,
+  graphdef: nnx.GraphDef,
   params: PyTree,
   prompt: records.Prompt,
-  allowed: Bool[Array, "vocab"],
+  allowed_tokens: Bool[Array, "vocab"],
   key: Key[Array, ""],
   dialogue: episodes.Turns,
   *,
   decoding: sampler.Decoding,
   schedule: episodes.Schedule,
   threads: int,
-) -> episodes.Played:
+) -> episodes.EpisodeRollout:
   """Samples `decoding.group` episodes to each prompt.
 
   prompt: what they open with, on the mesh. dialogue: makes what replies are shown next, on so many threads.
@@ -65,16 +65,16 @@ def play(
   """
   if schedule.turns == 1:
     rollout, computed = sampler.sample_counting(
-      graph, params, prompt, allowed, key, decoding=decoding
+      graphdef, params, prompt, allowed_tokens, key, decoding=decoding
     )
-    return episodes.Played(rollout=rollout, computed=computed)
-  prompt = encoder.encode(graph, params, prompt)
+    return episodes.EpisodeRollout(rollout=rollout, computed_tokens=computed)
+  prompt = encoder.encode(graphdef, params, prompt)
   with futures.ThreadPoolExecutor(max(1, threads)) as pool:
-    return turns.play(
-      graph,
+    return multi_turn_sampler.play(
+      graphdef,
       params,
       prompt,
-      allowed,
+      allowed_tokens,
       key,
       dialogue,
       decoding=decoding,
@@ -84,7 +84,7 @@ def play(
 
 
 def with_patches(
-  played: episodes.Played,
+  played: episodes.EpisodeRollout,
   dialogue: episodes.Turns,
   *,
   schedule: episodes.Schedule,
@@ -92,9 +92,9 @@ def with_patches(
 ) -> records.Rollout:
   """The rollout with the patches of what later turns showed, for an update that trains the tower."""
   rollout = played.rollout
-  if rollout.suffix is None:
+  if rollout.episode_inputs is None:
     return rollout
   vision = played.vision(dialogue, schedule)
   vision = mesh_lib.put_batch(vision, mesh, axes=mesh_lib.VISION)
-  suffix = dataclasses.replace(rollout.suffix, vision=vision, media=None)
-  return dataclasses.replace(rollout, suffix=suffix)
+  episode_inputs = dataclasses.replace(rollout.episode_inputs, vision=vision, media=None)
+  return dataclasses.replace(rollout, episode_inputs=episode_inputs)

@@ -20,8 +20,8 @@ from vr_jax import records
 from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import slots as slots_lib
-from vr_jax.rollout import forward, vocabulary
-from vr_jax.rollout import places as places_lib
+from vr_jax.rollout import chunked_logprobs, forward
+from vr_jax.rollout import slot_layout as slot_layout_lib
 
 _UNASKED = 4  # steps of several devices from one look at how many replies go on to the next
 _BLOCKS = 128  # of the vocabulary, in which a token is looked for
@@ -32,8 +32,8 @@ class Decoding:
   """How replies are drawn. Hashable: a static argument of the jitted functions.
 
   temperature 0 is greedy. `top_p` keeps the smallest set of tokens whose probability reaches it. A reply ends with one
-  of `stop_tokens`, which belongs to it, or after `max_new_tokens`. `rungs`: shares of the slots, falling, to which
-  decoding goes down as replies end; it is compiled once for each that is reached. gather: weights lie whole on each device
+  of `stop_tokens`, which belongs to it, or after `max_new_tokens`. `slot_fractions`: shares of the slots, falling, to which
+  decoding goes down as replies end; it is compiled once for each that is reached. replicate_weights: weights lie whole on each device
   (but for the split of heads) while it decodes, instead of being sent to it for every token.
   """
 
@@ -42,15 +42,15 @@ class Decoding:
   temperature: float
   top_p: float
   stop_tokens: tuple[int, ...]
-  rungs: tuple[float, ...] = ()
-  gather: bool = True
+  slot_fractions: tuple[float, ...] = ()
+  replicate_weights: bool = True
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check  # tree transformations rebuild it with leaves that are no arrays
 class _State:
-  """Decoding between two steps. home: the place of a slot's reply among those that its device started with."""
+  """Decoding between two steps. cache_slot: the place of a slot's reply among those that its device started with."""
 
   index: Int[Array, ""]
   hidden: Float[Array, "slots embed"]
@@ -58,17 +58,17 @@ class _State:
   tokens: Int[Array, "slots time"]
   log_probs: Float[Array, "slots time"]
   lengths: Int[Array, "slots"]
-  done: Bool[Array, "slots"]
+  finished: Bool[Array, "slots"]
   keys: Key[Array, "slots"]
-  home: Int[Array, "slots"]
-  seats: slots_lib.Seats
+  cache_slot: Int[Array, "slots"]
+  decode_slots: slots_lib.DecodeSlots
 
 
 def sample(
-  graph: nnx.GraphDef,
+  graphdef: nnx.GraphDef,
   params: PyTree,
   prompt: records.Prompt,
-  allowed: Bool[Array, "vocab"],
+  allowed_tokens: Bool[Array, "vocab"],
   key: Key[Array, ""],
   *,
   decoding: Decoding,
@@ -80,66 +80,66 @@ def sample(
   the distribution at the temperature, before top-p (at temperature 0: at temperature 1), with media tokens taken out;
   this is what `forward.reply_log_probs` computes for the same tokens.
   """
-  return sample_counting(graph, params, prompt, allowed, key, decoding=decoding)[0]
+  return sample_counting(graphdef, params, prompt, allowed_tokens, key, decoding=decoding)[0]
 
 
 def sample_counting(
-  graph: nnx.GraphDef,
+  graphdef: nnx.GraphDef,
   params: PyTree,
   prompt: records.Prompt,
-  allowed: Bool[Array, "vocab"],
+  allowed_tokens: Bool[Array, "vocab"],
   key: Key[Array, ""],
   *,
   decoding: Decoding,
 ) -> tuple[records.Rollout, int]:
   """As `sample`; also the number of tokens that decoding computed, those in slots whose reply had ended with them."""
-  layout = nnx.merge(graph, params).layout
-  prefix, state = _start(graph, params, prompt, key, decoding=decoding)
-  params = decoding_params(graph, params) if decoding.gather else params
-  slots = left = len(state.done) // layout.ways("slots")
-  sizes = sizes_of(slots, decoding.rungs)
+  layout = nnx.merge(graphdef, params).layout
+  prefix, state = _start(graphdef, params, prompt, key, decoding=decoding)
+  params = decoding_params(graphdef, params) if decoding.replicate_weights else params
+  slots = left = len(state.finished) // layout.ways("slots")
+  sizes = slot_sizes(slots, decoding.slot_fractions)
   results, computed, reached = None, 0, 0
   while left:
     size = min(size for size in sizes if size >= left)
     if size < slots:
-      state, slots = _compacted(layout, state, size), size
+      state, slots = _compact(layout, state, size), size
     go_down = jnp.int32(max((fewer for fewer in sizes if fewer < size), default=0))
-    state = _decode(graph, params, prefix, state, allowed, go_down, decoding=decoding)
-    results = _collected(layout, state, results) if results is not None else _results(state)
+    state = _decode(graphdef, params, prefix, state, allowed_tokens, go_down, decoding=decoding)
+    results = _collect(layout, state, results) if results is not None else _results(state)
     index, left = (int(x) for x in jax.device_get(_progress(layout, state)))
-    computed += (index - reached) * len(state.done)
+    computed += (index - reached) * len(state.finished)
     reached = index
   shape = (prompt.tokens.shape[0], decoding.group)
   return _in_order(layout, results, shape), computed
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "decoding"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "decoding"))
 def sample_at_once(
-  graph: nnx.GraphDef,
+  graphdef: nnx.GraphDef,
   params: PyTree,
   prompt: records.Prompt,
-  allowed: Bool[Array, "vocab"],
+  allowed_tokens: Bool[Array, "vocab"],
   key: Key[Array, ""],
   *,
   decoding: Decoding,
 ) -> records.Rollout:
   """As `sample`, in one program: every reply keeps its slot to the end."""
-  prefix, state = _start(graph, params, prompt, key, decoding=decoding)
-  params = decoding_params(graph, params) if decoding.gather else params
-  state = _decode(graph, params, prefix, state, allowed, jnp.int32(0), decoding=decoding)
+  prefix, state = _start(graphdef, params, prompt, key, decoding=decoding)
+  params = decoding_params(graphdef, params) if decoding.replicate_weights else params
+  state = _decode(graphdef, params, prefix, state, allowed_tokens, jnp.int32(0), decoding=decoding)
   shape = (prompt.tokens.shape[0], decoding.group)
-  layout = nnx.merge(graph, params).layout
+  layout = nnx.merge(graphdef, params).layout
   return _in_order(layout, _results(state), shape)
 
 
-def sizes_of(slots: int, rungs: tuple[float, ...]) -> set[int]:
+def slot_sizes(slots: int, slot_fractions: tuple[float, ...]) -> set[int]:
   """Numbers of slots of a device that decoding is compiled for."""
-  return {slots, *(max(1, math.ceil(slots * rung)) for rung in rungs)}
+  return {slots, *(max(1, math.ceil(slots * rung)) for rung in slot_fractions)}
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "decoding"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "decoding"))
 def _start(
-  graph: nnx.GraphDef,
+  graphdef: nnx.GraphDef,
   params: PyTree,
   prompt: records.Prompt,
   key: Key[Array, ""],
@@ -147,15 +147,15 @@ def _start(
   decoding: Decoding,
 ) -> tuple[interface.Prefix, _State]:
   """Prompts that have been read, and their replies before the first token."""
-  model = nnx.merge(graph, params)
+  model = nnx.merge(graphdef, params)
   prompts, group = prompt.tokens.shape[0], decoding.group
   prefix = model.prefill(prompt)
-  places = places_lib.Places.of(model.layout, prompts, group)
+  places = slot_layout_lib.SlotLayout.for_groups(model.layout, prompts, group)
   reply, block = places.reply(), places.block()
   of_slots = functools.partial(model.layout.place, axes=("slots",))
-  seats = slots_lib.Seats(
+  decode_slots = slots_lib.DecodeSlots(
     prompt=of_slots(jnp.asarray(reply // group)),
-    member=of_slots(jnp.asarray(reply % group)),
+    group_index=of_slots(jnp.asarray(reply % group)),
     group=group,
   )
   first = block * (places.replies // group) + reply // group
@@ -163,48 +163,48 @@ def _start(
   blank = model.layout.place(jnp.zeros((slots, decoding.max_new_tokens)), ("slots", None))
   return prefix, _State(
     index=jnp.int32(0),
-    hidden=model.of_slots(prefix.hidden, seats),
+    hidden=model.gather_for_slots(prefix.hidden, decode_slots),
     cache=model.start_cache(prefix, slots, decoding.max_new_tokens),
     tokens=blank.astype(jnp.int32),
     log_probs=blank,
     lengths=of_slots(jnp.zeros(slots, jnp.int32)),
-    done=of_slots(jnp.asarray(reply == places.replies)),
+    finished=of_slots(jnp.asarray(reply == places.replies)),
     keys=of_slots(reply_keys(key, jnp.asarray(first), jnp.asarray(reply % group))),
-    home=of_slots(jnp.asarray(places.home())),
-    seats=seats,
+    cache_slot=of_slots(jnp.asarray(places.device_slot())),
+    decode_slots=decode_slots,
   )
 
 
-@functools.partial(jax.jit, static_argnames="graph")
-def decoding_params(graph: nnx.GraphDef, params: PyTree) -> PyTree:
+@functools.partial(jax.jit, static_argnames="graphdef")
+def decoding_params(graphdef: nnx.GraphDef, params: PyTree) -> PyTree:
   """The parameters as decoding reads them: see the model's."""
-  return nnx.merge(graph, params).decoding_params()
+  return nnx.merge(graphdef, params).decoding_params()
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "decoding"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("graphdef", "decoding"), donate_argnames="state")
 def _decode(
-  graph: nnx.GraphDef,
+  graphdef: nnx.GraphDef,
   params: PyTree,
   prefix: interface.Prefix,
   state: _State,
-  allowed: Bool[Array, "vocab"],
+  allowed_tokens: Bool[Array, "vocab"],
   fewer: Int[Array, ""],
   *,
   decoding: Decoding,
 ) -> _State:
   """Steps until no device has more than `fewer` replies that go on (see `looped`), or replies are as long as they may be."""
-  model = nnx.merge(graph, params)
+  model = nnx.merge(graphdef, params)
   stops, constants = jnp.array(decoding.stop_tokens), model.prepare_decode(prefix)
 
   def goes_on(state: _State) -> Array:
-    return _unfinished(model.layout, state) > fewer
+    return _count_unfinished(model.layout, state) > fewer
 
   def step(state: _State) -> _State:
-    index, done = state.index, state.done
-    logits = forward.token_logits(model, state.hidden, allowed, decoding.temperature or 1.0)
+    index, done = state.index, state.finished
+    logits = forward.token_logits(model, state.hidden, allowed_tokens, decoding.temperature or 1.0)
     token, log_prob = draw(logits, state.keys, index, decoding)
     token, log_prob = jnp.where(done, 0, token), jnp.where(done, 0, log_prob)
-    hidden, cache = model.decode(constants, state.cache, token, index, state.seats)
+    hidden, cache = model.decode(constants, state.cache, token, index, state.decode_slots)
     return dataclasses.replace(
       state,
       index=index + 1,
@@ -213,14 +213,14 @@ def _decode(
       tokens=jax.lax.dynamic_update_index_in_dim(state.tokens, token, index, axis=1),
       log_probs=jax.lax.dynamic_update_index_in_dim(state.log_probs, log_prob, index, axis=1),
       lengths=state.lengths + ~done,
-      done=done | (token[:, None] == stops).any(axis=-1),
+      finished=done | (token[:, None] == stops).any(axis=-1),
     )
 
   most = decoding.max_new_tokens
-  return looped(model.layout, goes_on, step, state, index=lambda state: state.index, most=most)
+  return decode_loop(model.layout, goes_on, step, state, index=lambda state: state.index, most=most)
 
 
-def looped(
+def decode_loop(
   layout: layout_lib.Layout,
   goes_on: Callable[[Any], Array],
   step: Callable[[Any], Any],
@@ -249,32 +249,32 @@ def looped(
   return jax.lax.while_loop(lambda carry: carry[1] & within(carry[0]), stepped, begun)[0]
 
 
-def _unfinished(layout: layout_lib.Layout, state: _State) -> Int[Array, ""]:
+def _count_unfinished(layout: layout_lib.Layout, state: _State) -> Int[Array, ""]:
   """Replies that go on, on the device that has most of them."""
-  return (~state.done).reshape(layout.ways("slots"), -1).sum(axis=1).max()
+  return (~state.finished).reshape(layout.ways("slots"), -1).sum(axis=1).max()
 
 
 @functools.partial(jax.jit, static_argnames="layout")
 def _progress(layout: layout_lib.Layout, state: _State) -> tuple[Int[Array, ""], Int[Array, ""]]:
   """(steps done, replies that go on, on the device that has most of them; 0 where they may be no longer)."""
   full = state.index == state.tokens.shape[1]
-  return state.index, jnp.where(full, 0, _unfinished(layout, state))
+  return state.index, jnp.where(full, 0, _count_unfinished(layout, state))
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "slots"))
-def _compacted(layout: layout_lib.Layout, state: _State, slots: int) -> _State:
+def _compact(layout: layout_lib.Layout, state: _State, slots: int) -> _State:
   """The replies that go on, in `slots` slots of each device; those left over hold ended ones."""
 
   def first(done: Array) -> Array:
     return jnp.argsort(done, stable=True)[:slots]
 
-  kept = layout.per_shard(first, ((state.done, ("slots",)),))
+  kept = layout.per_shard(first, ((state.finished, ("slots",)),))
 
   def of_kept(x: Array) -> Array:
     axes = ("slots", *[None] * (x.ndim - 1))
     return layout.per_shard(lambda x, kept: x[kept], ((x, axes), (kept, ("slots",))))
 
-  index, cache = state.index, state.cache.kept(layout, kept)
+  index, cache = state.index, state.cache.select_slots(layout, kept)
   rest = jax.tree.map(of_kept, dataclasses.replace(state, index=None, cache=None))
   return dataclasses.replace(rest, index=index, cache=cache)
 
@@ -288,15 +288,15 @@ def _results(state: _State) -> Results:
 
 
 @functools.partial(jax.jit, static_argnames="layout", donate_argnames="results")
-def _collected(layout: layout_lib.Layout, state: _State, results: Results) -> Results:
+def _collect(layout: layout_lib.Layout, state: _State, results: Results) -> Results:
   """The results of all replies, with what the slots hold now at home."""
 
-  def at_home(results: Array, home: Array, x: Array) -> Array:
-    return results.at[home].set(x)
+  def at_home(results: Array, cache_slot: Array, x: Array) -> Array:
+    return results.at[cache_slot].set(x)
 
   def updated(result: Array, x: Array) -> Array:
     axes = ("slots", *[None] * (x.ndim - 1))
-    return layout.per_shard(at_home, ((result, axes), (state.home, ("slots",)), (x, axes)))
+    return layout.per_shard(at_home, ((result, axes), (state.cache_slot, ("slots",)), (x, axes)))
 
   return tuple(updated(*pair) for pair in zip(results, _results(state), strict=True))
 
@@ -306,9 +306,11 @@ def _in_order(
   layout: layout_lib.Layout, results: Results, shape: tuple[int, int]
 ) -> records.Rollout:
   """The rollout of replies in the slots in which they started."""
-  places = places_lib.Places.of(layout, *shape)
+  places = slot_layout_lib.SlotLayout.for_groups(layout, *shape)
   tokens, log_probs, lengths = (
-    layout.place(places.in_order(x).reshape(*shape, *x.shape[1:]), ("prompts", *[None] * x.ndim))
+    layout.place(
+      places.to_reply_order(x).reshape(*shape, *x.shape[1:]), ("prompts", *[None] * x.ndim)
+    )
     for x in results
   )
   sampled = jnp.arange(tokens.shape[-1]) < lengths[..., None]
@@ -317,14 +319,14 @@ def _in_order(
 
 
 def reply_keys(
-  key: Key[Array, ""], prompt: Int[Array, "slots"], member: Int[Array, "slots"]
+  key: Key[Array, ""], prompt: Int[Array, "slots"], group_index: Int[Array, "slots"]
 ) -> Key[Array, "slots"]:
   """Folded from the number of the prompt, then of the reply in its group."""
 
-  def of_reply(prompt: Array, member: Array) -> Array:
-    return jax.random.fold_in(jax.random.fold_in(key, prompt), member)
+  def of_reply(prompt: Array, group_index: Array) -> Array:
+    return jax.random.fold_in(jax.random.fold_in(key, prompt), group_index)
 
-  return jax.vmap(of_reply)(prompt, member)
+  return jax.vmap(of_reply)(prompt, group_index)
 
 
 def draw(
@@ -339,7 +341,7 @@ def draw(
     token = jnp.argmax(logits, axis=-1)
   else:
     kept = nucleus(log_probs, decoding.top_p) if decoding.top_p < 1 else log_probs
-    token = at_share(jnp.exp(kept), uniform(keys, index))
+    token = sample_inverse_cdf(jnp.exp(kept), uniform(keys, index))
   token = token.astype(jnp.int32)
   return token, jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
 
@@ -354,8 +356,8 @@ def uniform(keys: Key[Array, "slots"], index: Int[Array, "*slots"]) -> Float[Arr
   return jax.vmap(of_slot)(keys, jnp.broadcast_to(index, keys.shape))
 
 
-def at_share(
-  weights: Float[Array, "slots vocab"], share: Float[Array, "slots"]
+def sample_inverse_cdf(
+  weights: Float[Array, "slots vocab"], fraction: Float[Array, "slots"]
 ) -> Int[Array, "slots"]:
   """The token at which the running sum of the weights first exceeds that share of their sum: one of weight 0 never.
 
@@ -367,7 +369,7 @@ def at_share(
   padded = jnp.pad(weights, ((0, 0), (0, _BLOCKS * size - weights.shape[1])))
   blocks = padded.reshape(-1, _BLOCKS, size)
   sums = blocks.sum(axis=-1)
-  wanted = share * sums.sum(axis=-1)
+  wanted = fraction * sums.sum(axis=-1)
   block, before = _first_above(sums, wanted)
   chosen = jnp.where(jnp.arange(_BLOCKS)[:, None] == block[:, None, None], blocks, 0).sum(axis=1)
   place, _ = _first_above(chosen, wanted - before)
@@ -397,4 +399,4 @@ def nucleus(log_probs: Float[Array, "*batch vocab"], top_p: float) -> Float[Arra
   mass_before = jnp.cumsum(jnp.exp(ordered), axis=-1) - jnp.exp(ordered)
   inside = (mass_before < top_p) | (mass_before <= 0)
   edge = jnp.where(inside, ordered, jnp.inf).min(axis=-1, keepdims=True)
-  return jnp.where(log_probs >= edge, log_probs, vocabulary.IMPOSSIBLE)
+  return jnp.where(log_probs >= edge, log_probs, chunked_logprobs.IMPOSSIBLE)

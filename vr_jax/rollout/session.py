@@ -18,7 +18,7 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.envs import environment as environment_lib
-from vr_jax.envs import turns as retrieval_actions
+from vr_jax.envs import retrieval_actions as retrieval_actions
 from vr_jax.models import interface
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.rollout import dialogue, episodes, sampler
@@ -26,7 +26,7 @@ from vr_jax.rollout import play as play_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Turn:
+class SessionTurn:
   """What the model was shown, and what it replied. number: from 1; frames: of the pool; pixels: of these, RGB."""
 
   number: int
@@ -37,7 +37,7 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
+class SessionOutcome:
   """How an episode ended, after so many turns. answer: None where the last turn gave none."""
 
   answer: str | None
@@ -48,19 +48,19 @@ class Outcome:
 class Session:
   """A policy and a video that it is asked about.
 
-  allowed: tokens that a reply may hold. decoding: its group and rungs do not count. prefix_buckets: lengths that the first turn
+  allowed_tokens: tokens that a reply may hold. decoding: its group and rungs do not count. prefix_buckets: lengths that the first turn
   is padded to. pool: the frames that turns choose from, or that the first turn shows. question_first: as of a `Dialogue`.
   """
 
-  graph: nnx.GraphDef
+  graphdef: nnx.GraphDef
   params: PyTree
-  allowed: Bool[Array, "vocab"]
+  allowed_tokens: Bool[Array, "vocab"]
   processor: interface.Processor
   environment: environment_lib.Environment
   decoding: sampler.Decoding
   schedule: episodes.Schedule
   prefix_buckets: Sequence[int]
-  pool: dialogue.Pool
+  pool: dialogue.FramePool
   question_first: bool = False
 
   def ask(
@@ -70,7 +70,7 @@ class Session:
     *,
     problem_type: str | None = None,
     seed: int = 0,
-  ) -> Iterator[Turn | Outcome]:
+  ) -> Iterator[SessionTurn | SessionOutcome]:
     """Each turn when its reply has ended, then the outcome. Whoever stops reading ends the episode after the reply under way.
 
     Args:
@@ -91,7 +91,7 @@ class Session:
       problem_type=problem_type or ("multiple choice" if options else "free-form"),
       shown=records.Span(start=0.0, end=0.0),
     )
-    told: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
+    told: queue.SimpleQueue[SessionTurn | None] = queue.SimpleQueue()
     host = _Host(self, example, told.put)
     last = None
     with futures.ThreadPoolExecutor(1) as thread:
@@ -102,31 +102,35 @@ class Session:
           last = turn
           yield turn
       finally:
-        host.left = True
+        host.cancelled = True
     playing.result()
     answer = last.action.answer if last.action.kind == "answer" else None
-    yield Outcome(answer=answer, turns=last.number)
+    yield SessionOutcome(answer=answer, turns=last.number)
 
   def _play(self, host: "_Host", seed: int) -> None:
     played = play_lib.play(
-      self.graph,
+      self.graphdef,
       self.params,
       self._prompt(host),
-      self.allowed,
+      self.allowed_tokens,
       jax.random.key(seed),
       host,
-      decoding=dataclasses.replace(self.decoding, group=1, rungs=()),
+      decoding=dataclasses.replace(self.decoding, group=1, slot_fractions=()),
       schedule=self.schedule,
       threads=1,
     )
-    host.tell(played.replies[0][0])
+    host.publish_turn(played.replies[0][0])
 
   def _prompt(self, host: "_Host") -> records.Prompt:
     encoded = host.opening()
     name = encoded.name
-    prompts_lib.bucket([(name, encoded.patches)], (self.schedule.patches,), "patches a frame")
-    sizes = prompts_lib.Sizes(
-      prefix=prompts_lib.bucket([(name, len(encoded.tokens))], self.prefix_buckets, "tokens"),
+    prompts_lib.smallest_bucket(
+      [(name, encoded.patches)], (self.schedule.patches,), "patches a frame"
+    )
+    sizes = prompts_lib.PromptSizes(
+      prefix=prompts_lib.smallest_bucket(
+        [(name, len(encoded.tokens))], self.prefix_buckets, "tokens"
+      ),
       frames=len(encoded.frames),
       patches=self.schedule.patches,
     )
@@ -136,31 +140,37 @@ class Session:
 class _Host:
   """The host's side of the episode (`episodes.Turns`), which tells each turn once its reply has ended.
 
-  left: nobody reads any more, and the episode is to end.
+  cancelled: nobody reads any more, and the episode is to end.
   """
 
-  def __init__(self, session: Session, example: records.Example, put: Callable[[Turn], None]):
-    self.left = False
-    self._example, self._put, self._told = example, put, 0
+  def __init__(
+    self, session: Session, example: records.Example, put: Callable[[SessionTurn], None]
+  ):
+    self.cancelled = False
+    self._example, self._put, self._published = example, put, 0
     self._processor, self._environment = session.processor, session.environment
-    self._pool = _Seen(session.pool)
+    self._pool = _RecordingPool(session.pool)
     self._dialogue = dialogue.Dialogue(
       environment=session.environment,
       processor=session.processor,
-      scenes=(dialogue.Scene(example=example, pool=self._pool),),
+      scenes=(dialogue.EpisodeScene(example=example, pool=self._pool),),
       question_first=session.question_first,
     )
 
-  def opening(self) -> prompts_lib.Encoded:
+  def opening(self) -> prompts_lib.EncodedPrompt:
     """The first turn."""
     return self._dialogue.prompt(0)
 
-  def observe(self, row: int, member: int, replies: episodes.Replies) -> prompts_lib.Encoded | None:
+  def observe(
+    self, row: int, group_index: int, replies: episodes.ReplyTokens
+  ) -> prompts_lib.EncodedPrompt | None:
     """What comes after these replies; None where the episode has ended, or is left."""
-    self.tell(replies)
-    return None if self.left else self._dialogue.observe(row, member, replies)
+    self.publish_turn(replies)
+    return None if self.cancelled else self._dialogue.observe(row, group_index, replies)
 
-  def pad(self, encoded: Sequence[prompts_lib.Encoded], sizes: prompts_lib.Sizes) -> records.Prompt:
+  def pad(
+    self, encoded: Sequence[prompts_lib.EncodedPrompt], sizes: prompts_lib.PromptSizes
+  ) -> records.Prompt:
     """As the model takes them."""
     return self._dialogue.pad(encoded, sizes)
 
@@ -169,21 +179,23 @@ class _Host:
     """Of positions."""
     return self._processor.axes
 
-  def tell(self, replies: episodes.Replies) -> None:
+  def publish_turn(self, replies: episodes.ReplyTokens) -> None:
     """Tells the turn of the last reply, unless it was told."""
-    if len(replies) == self._told:
+    if len(replies) == self._published:
       return
-    self._told = len(replies)
+    self._published = len(replies)
     reply, example = self._processor.decode(replies[-1]), self._example
-    frames, pixels = self._pool.taken()
+    frames, pixels = self._pool.pop_frames()
     action = self._environment.parse_action(example, len(self._pool), reply)
-    self._put(Turn(number=self._told, frames=frames, pixels=pixels, reply=reply, action=action))
+    self._put(
+      SessionTurn(number=self._published, frames=frames, pixels=pixels, reply=reply, action=action)
+    )
 
 
-class _Seen:
+class _RecordingPool:
   """A pool that remembers what was read of it."""
 
-  def __init__(self, pool: dialogue.Pool):
+  def __init__(self, pool: dialogue.FramePool):
     self._pool, self._frames, self._pixels = pool, (), ()
 
   @property
@@ -200,7 +212,7 @@ class _Seen:
     self._frames, self._pixels = tuple(frames), tuple(pixels)
     return pixels
 
-  def taken(self) -> tuple[tuple[int, ...], tuple[UInt8[np.ndarray, "height width 3"], ...]]:
+  def pop_frames(self) -> tuple[tuple[int, ...], tuple[UInt8[np.ndarray, "height width 3"], ...]]:
     """Numbers and pixels of what was read since this was last asked."""
     found = self._frames, self._pixels
     self._frames, self._pixels = (), ()

@@ -21,7 +21,7 @@ from vr_jax import atomic, errors
 from vr_jax.data import trace_store
 from vr_jax.traces import filter as trace_filter
 from vr_jax.traces import proposers
-from vr_jax.train import console, inputs, judges
+from vr_jax.train import console, judge_factory, paths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ def decide(
   config: ml_collections.ConfigDict,
   workdir: Path,
   output: Path,
-  chunks: Sequence[trace_store.Chunk],
+  chunks: Sequence[trace_store.TraceChunk],
   writer: proposers.Writer,
 ) -> None:
   """Decides the chunks that are open, in config.traces.workers processes or on the runner of config.traces.beam.
@@ -53,7 +53,9 @@ def decide(
   _run(beam, options, left, job)
 
 
-def _run(beam: ModuleType, options: Any, chunks: Sequence[trace_store.Chunk], job: Job) -> None:
+def _run(
+  beam: ModuleType, options: Any, chunks: Sequence[trace_store.TraceChunk], job: Job
+) -> None:
   problem = job.output / "problem.json"
   problem.unlink(missing_ok=True)
   try:
@@ -65,7 +67,7 @@ def _run(beam: ModuleType, options: Any, chunks: Sequence[trace_store.Chunk], jo
     raise
 
 
-def decide_one(chunk: trace_store.Chunk, job: Job) -> None:
+def decide_one(chunk: trace_store.TraceChunk, job: Job) -> None:
   """Proposes (with an endpoint), filters, judges and writes one chunk; what a worker does."""
   try:
     sieve, writer = _worker(job)
@@ -84,14 +86,14 @@ def decide_one(chunk: trace_store.Chunk, job: Job) -> None:
 def _worker(job: Job) -> tuple[trace_filter.Filter, proposers.Writer | None]:
   """What a process keeps from chunk to chunk: the filter, and who writes, where it is an endpoint."""
   config = ml_collections.ConfigDict(job.config)
-  config.judge = judges.share(config.judge, config.traces.workers)
+  config.judge = judge_factory.split_limits(config.judge, config.traces.workers)
   if config.traces.writer == "sampler":
     writer, environment = None, proposers.judged(config, job.workdir)
   else:
     writer = proposers.make(config, job.workdir)
     environment = writer.environment
   sieve = trace_filter.Filter(
-    source=inputs.shards(config, job.workdir),
+    source=paths.shards_directory(config, job.workdir),
     output=job.output,
     environment=environment,
     judge=environment.judge,
@@ -100,7 +102,9 @@ def _worker(job: Job) -> tuple[trace_filter.Filter, proposers.Writer | None]:
   return sieve, writer
 
 
-def _sample(output: Path, chunks: Sequence[trace_store.Chunk], writer: proposers.Writer) -> None:
+def _sample(
+  output: Path, chunks: Sequence[trace_store.TraceChunk], writer: proposers.Writer
+) -> None:
   """Writes the replies to the chunks that have none yet."""
   left = [chunk for chunk in chunks if not _replies(output, chunk).is_file()]
   (output / "replies").mkdir(exist_ok=True)
@@ -113,7 +117,7 @@ def _sample(output: Path, chunks: Sequence[trace_store.Chunk], writer: proposers
     )
 
 
-def _replies(output: Path, chunk: trace_store.Chunk) -> Path:
+def _replies(output: Path, chunk: trace_store.TraceChunk) -> Path:
   return output / "replies" / chunk.name
 
 
@@ -122,7 +126,7 @@ def load(config: ml_collections.ConfigDict) -> tuple[ModuleType, Any]:
 
   Raises InputError where it is not installed, or the workers can't share the judge.
   """
-  judges.share(config.judge, config.traces.workers)
+  judge_factory.split_limits(config.judge, config.traces.workers)
   try:
     beam = importlib.import_module("apache_beam")
     options = importlib.import_module("apache_beam.options.pipeline_options")

@@ -28,7 +28,7 @@ class Filter:
   judge: judge_lib.Judge
   threshold: float
 
-  def decide(self, chunk: trace_store.Chunk, replies: Sequence[str | None]) -> None:
+  def decide(self, chunk: trace_store.TraceChunk, replies: Sequence[str | None]) -> None:
     """Writes what becomes of a chunk.
 
     Raises:
@@ -52,12 +52,12 @@ class Filter:
     indices: Sequence[int],
     examples: Sequence[records.Example],
     replies: Sequence[str | None],
-  ) -> list[trace_store.Outcome]:
+  ) -> list[trace_store.TraceOutcome]:
     """What becomes of the replies to these examples; the judge is asked about those alone whose answer is right."""
     found = [self._before_judging(*each) for each in zip(indices, examples, replies, strict=True)]
     open_ones = [place for place, outcome in enumerate(found) if not outcome.reason]
     cases = [
-      judge_lib.Case(example=examples[place], observation=found[place].observation)
+      judge_lib.JudgeCase(example=examples[place], observation=found[place].observation)
       for place in open_ones
     ]
     for place, verdict in zip(open_ones, self.judge.verdicts(cases), strict=True):
@@ -84,14 +84,14 @@ class Filter:
 
   def _before_judging(
     self, index: int, example: records.Example, reply: str | None
-  ) -> trace_store.Outcome:
+  ) -> trace_store.TraceOutcome:
     if reply is None:
-      return trace_store.Outcome(index=index, reply=None, reason="no reply")
+      return trace_store.TraceOutcome(index=index, reply=None, reason="no reply")
     read = self.environment.parse_trace(reply)
     if read is None:
-      return trace_store.Outcome(index=index, reply=reply, reason="template")
-    score = environment.worth(read.answer, example)
-    return trace_store.Outcome(
+      return trace_store.TraceOutcome(index=index, reply=reply, reason="template")
+    score = environment.task_score(read.answer, example)
+    return trace_store.TraceOutcome(
       index=index,
       reply=reply,
       reason="" if score >= self.threshold else "answer",

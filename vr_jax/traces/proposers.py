@@ -24,7 +24,14 @@ from vr_jax.envs import registry
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
 from vr_jax.traces import vlm_client
-from vr_jax.train import batching, features, initialization, inputs, judges, run_context
+from vr_jax.train import (
+  batching,
+  initialization,
+  judge_factory,
+  paths,
+  run_context,
+  vision_features,
+)
 
 Replies = Callable[[], Sequence[str | None]]
 _AHEAD = 2  # chunks that wait for what is done with them, at most
@@ -45,8 +52,8 @@ class Writer(Protocol):
     """Indices of the examples of each split that can't be asked about."""
 
   def proposals(
-    self, chunks: Sequence[trace_store.Chunk]
-  ) -> Iterator[tuple[trace_store.Chunk, Replies]]:
+    self, chunks: Sequence[trace_store.TraceChunk]
+  ) -> Iterator[tuple[trace_store.TraceChunk, Replies]]:
     """The chunks in their order, the next ones under way while the replies to one are waited for."""
 
   def close(self) -> None:
@@ -55,8 +62,8 @@ class Writer(Protocol):
 
 def each(
   writer: Writer,
-  chunks: Sequence[trace_store.Chunk],
-  work: Callable[[trace_store.Chunk, Sequence[str | None]], None],
+  chunks: Sequence[trace_store.TraceChunk],
+  work: Callable[[trace_store.TraceChunk, Sequence[str | None]], None],
   tick: Callable[[int], None],
 ) -> None:
   """Does `work(chunk, replies)` for one chunk after the other, on a thread of its own: the writer goes on with the next ones.
@@ -64,7 +71,7 @@ def each(
   tick: is told how many are done. Where it is interrupted, what was replied by then is done first.
   """
 
-  def one(number: int, chunk: trace_store.Chunk, replies: Replies) -> None:
+  def one(number: int, chunk: trace_store.TraceChunk, replies: Replies) -> None:
     work(chunk, replies())
     tick(number)
 
@@ -83,7 +90,7 @@ def each(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampled:
-  """The weights that RL would start from: config.rl.initial, the workdir's warm start, or config.model.pretrained."""
+  """The weights that RL would start from: config.rl.init_checkpoint, the workdir's warm start, or config.model.pretrained."""
 
   context: run_context.RunContext
   workdir: Path
@@ -103,17 +110,19 @@ class Sampled:
     """Those whose prompts do not fit; a trace is not asked for, since there is none yet."""
     config = self.context.config.copy_and_resolve_references()
     config.sft.steps, config.sft.validate_every = 0, 1  # of all splits, their prompts alone
-    return dataclasses.replace(self.context.builder.checks, config=config).left_out()
+    return dataclasses.replace(self.context.builder.checks, config=config).find_unusable()
 
   def proposals(
-    self, chunks: Sequence[trace_store.Chunk]
-  ) -> Iterator[tuple[trace_store.Chunk, Replies]]:
+    self, chunks: Sequence[trace_store.TraceChunk]
+  ) -> Iterator[tuple[trace_store.TraceChunk, Replies]]:
     """A batch of the sampler is a chunk."""
-    with features.cache(self.context, self.params, self.workdir) as cache:
+    with vision_features.open_cache(self.context, self.params, self.workdir) as cache:
       for split in trace_store.SPLITS:
         mine = [chunk for chunk in chunks if chunk.split == split]
         for chunk, batch in zip(mine, self.batches(split, mine, cache), strict=True):
-          prompt = features.prompt(self.context, self.params, batch, cache).prompt
+          prompt = vision_features.prompt_with_features(
+            self.context, self.params, batch, cache
+          ).prompt
           rollout = self.sample(prompt)
           yield chunk, functools.partial(_texts, self.context, rollout, len(chunk.indices))
 
@@ -133,23 +142,23 @@ class Sampled:
     decoding = context.decoding(group=1, temperature=0.0, max_new_tokens=budget)
     key = jax.random.key(0)  # nothing is drawn at temperature 0
     return sampler.sample(
-      context.graph, self.params, prompt, context.allowed, key, decoding=decoding
+      context.graphdef, self.params, prompt, context.allowed_tokens, key, decoding=decoding
     )
 
   def batches(
-    self, split: str, chunks: Sequence[trace_store.Chunk], cache: features.Cache = None
+    self, split: str, chunks: Sequence[trace_store.TraceChunk], cache: vision_features.Cache = None
   ) -> Iterator[batching.Batch]:
     """The questions of each chunk, all of one split, read ahead."""
     if not chunks:
       return iter(())
-    config, size = self.context.config, self.context.config.traces.batch
+    config, size = self.context.config, self.context.config.traces.batch_size
     indices = [index for chunk in chunks for index in chunk.indices]
     return batches.batches(
-      examples.Chosen(examples.ExampleSource(self.context.data, split), indices),
+      examples.ExampleSubset(examples.ExampleSource(self.context.data, split), indices),
       frame_store.FrameStore(self.context.data / "frames"),
       seed=config.seed,
       batch_size=size,
-      sampling=inputs.sampling_rule(config.data),
+      sampling=paths.sampling_rule(config.data),
       transform=functools.partial(self.context.builder.item, cache=cache),
       collate=functools.partial(self.context.builder.batch, size=size),
       shuffle=False,
@@ -187,13 +196,13 @@ class Asked:
     return {}
 
   def proposals(
-    self, chunks: Sequence[trace_store.Chunk]
-  ) -> Iterator[tuple[trace_store.Chunk, Replies]]:
+    self, chunks: Sequence[trace_store.TraceChunk]
+  ) -> Iterator[tuple[trace_store.TraceChunk, Replies]]:
     """As many chunks ahead as keep all requests busy."""
     section = self.config.traces
     store = frame_store.FrameStore(self.source / "frames")
     sources = {split: examples.ExampleSource(self.source, split) for split in trace_store.SPLITS}
-    ahead = 1 + -(-section.in_flight // section.batch)
+    ahead = 1 + -(-section.in_flight // section.batch_size)
     with futures.ThreadPoolExecutor(section.in_flight, thread_name_prefix="traces") as pool:
       waiting = deque()
       try:
@@ -214,7 +223,7 @@ class Asked:
     self.model.close()
 
   def _reply(self, example: records.Example, store: frame_store.FrameStore) -> str | None:
-    clip = batches.load_clip(example, store, inputs.sampling_rule(self.config.data))
+    clip = batches.load_clip(example, store, paths.sampling_rule(self.config.data))
     images = store.jpegs(example.video, clip.frame_indices)
     return self.model.reply(self.environment.question(example), images)
 
@@ -233,7 +242,7 @@ def make(config: ml_collections.ConfigDict, workdir: Path) -> Writer:
     on_failure.pop_all()
   return Asked(
     config=config,
-    source=inputs.shards(config, workdir),
+    source=paths.shards_directory(config, workdir),
     environment=environment,
     model=model,
   )
@@ -241,7 +250,9 @@ def make(config: ml_collections.ConfigDict, workdir: Path) -> Writer:
 
 def judged(config: ml_collections.ConfigDict, workdir: Path) -> environment_lib.Environment:
   """The environment with its judge, for which no model of this project is needed."""
-  judge = judges.build(config.judge, inputs.directory(config, workdir) / "judge.sqlite")
+  judge = judge_factory.make_judge(
+    config.judge, paths.data_directory(config, workdir) / "judge.sqlite"
+  )
   return registry.make_environment(config, judge=judge)
 
 

@@ -24,7 +24,7 @@ from ml_collections import config_flags
 
 from vr_jax import atomic, base_config, config_fields, errors, schema
 from vr_jax.data import qvhighlights
-from vr_jax.train import console, judges
+from vr_jax.train import console, judge_factory
 
 _SYSTEM = """\
 You write questions for a test of video understanding. You are given a sentence that tells what happens for a while in a video that
@@ -65,7 +65,7 @@ class Question:
     if not isinstance(value, dict):
       self.problem = "no JSON object"
       return None
-    self.problem = qvhighlights.problem_of(value)
+    self.problem = qvhighlights.find_problem(value)
     if not self.problem and value["suitable"] and len(value["options"]) != _OPTIONS:
       self.problem = "field 'options': four are needed"
     if self.problem:
@@ -88,7 +88,7 @@ def rewrite(
   """
   if section.kind not in ("openai", "anthropic"):
     raise errors.InputError(f"config.judge.kind={section.kind}: rewriters are openai or anthropic")
-  judges.check_model(section)
+  judge_factory.check_model(section)
   schema.check(section, config_fields.Judge, "config.judge")
   found = list(qvhighlights.read_rewrites(path)) if path.exists() else []
   known = {str(value["qid"]) for value in found}
@@ -97,7 +97,10 @@ def rewrite(
   if not left:
     return counts
   size = 4 * section.in_flight
-  with contextlib.closing(judges.endpoint(section)) as model, console.progress("rewrite") as tick:
+  with (
+    contextlib.closing(judge_factory.make_endpoint(section)) as model,
+    console.progress("rewrite") as tick,
+  ):
     for start in range(0, len(left), size):
       asked = [Question(moment=moment) for moment in left[start : start + size]]
       replies = model.ask(asked)
@@ -134,7 +137,7 @@ def run(argv: Sequence[str]) -> None:
   moments = qvhighlights.moments(Path(words[0]))
   counts = rewrite(moments.kept, Path(words[1]), config.judge)
   told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-  console.say(f"rewrite_qvhighlights: {len(moments.kept)} moments; {told}")
+  console.print_line(f"rewrite_qvhighlights: {len(moments.kept)} moments; {told}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from vr_jax.data import examples, trace_store
 from vr_jax.envs import registry
 from vr_jax.traces import beam, proposers
 from vr_jax.traces import filter as trace_filter
-from vr_jax.train import config_checks, console, inputs
+from vr_jax.train import config_checks, console, paths
 from vr_jax.train import workdir as workdir_lib
 
 
@@ -31,7 +31,7 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
       judge that can't be had, or a directory of other traces.
   """
   _check(config)
-  section, source = config.traces, inputs.shards(config, workdir)
+  section, source = config.traces, paths.shards_directory(config, workdir)
   if not source.is_dir():
     raise errors.InputError(f"{source}: no such data; run --mode=data first")
   output = Path(section.directory) if section.directory else workdir / "traces"
@@ -60,7 +60,7 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def decide(
-  sieve: trace_filter.Filter, writer: proposers.Writer, chunks: Sequence[trace_store.Chunk]
+  sieve: trace_filter.Filter, writer: proposers.Writer, chunks: Sequence[trace_store.TraceChunk]
 ) -> None:
   """Decides the chunks that are open, while the writer goes on with the next ones."""
   left = trace_store.open_chunks(sieve.output, chunks)
@@ -97,26 +97,26 @@ def _about(
     **writer.identity(),
     "judge": judge,
     "instruction": config.env.instruction,
-    "sampling": repr(inputs.sampling_rule(config.data)),
+    "sampling": repr(paths.sampling_rule(config.data)),
     "ingested": json.loads((source / "ingest.json").read_text())["fingerprint"],
   }
 
 
 def _plan(
   config: ml_collections.ConfigDict, source: Path, writer: proposers.Writer
-) -> list[trace_store.Chunk]:
+) -> list[trace_store.TraceChunk]:
   left_out, kept = writer.left_out(), {}
   for split in trace_store.SPLITS:
     count = len(examples.ExampleSource(source, split))
     here = [index for index in range(count) if index not in left_out.get(split, ())]
     kept[split] = here[: config.traces.examples or None]
-  return trace_store.plan(kept, config.traces.batch)
+  return trace_store.plan(kept, config.traces.batch_size)
 
 
 def _keep_tokenizer(config: ml_collections.ConfigDict, workdir: Path, output: Path) -> None:
   """A tokenizer that was learnt from this data goes with the traces: weights that know it may be trained on them."""
-  if config.model.tokenizer == inputs.TRAINED:
-    path = inputs.tokenizer_path(config, workdir)
+  if config.model.tokenizer == paths.TRAINED:
+    path = paths.tokenizer_path(config, workdir)
     if not path.is_file():
       raise errors.InputError(
         f"{path}: no such tokenizer; run --mode=data with this config.model.architecture first"
@@ -129,5 +129,7 @@ def _say(counts: Mapping[str, Mapping[str, int]], output: Path) -> None:
     if count["questions"]:
       reasons = [f"{count[reason]} {reason}" for reason in trace_store.REASONS if count[reason]]
       rejected = f"; rejected: {', '.join(reasons)}" if reasons else ""
-      console.say(f"traces: {split}: {count['accepted']} of {count['questions']} kept{rejected}")
-  console.say(f"traces: train on them with --config.data.directory={output}")
+      console.print_line(
+        f"traces: {split}: {count['accepted']} of {count['questions']} kept{rejected}"
+      )
+  console.print_line(f"traces: train on them with --config.data.directory={output}")

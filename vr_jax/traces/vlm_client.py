@@ -29,7 +29,7 @@ class VideoModel:
     except model_endpoint.Refused as error:
       if error.status in (401, 403, 404):
         raise
-      console.say(f"traces: no reply; {error}")
+      console.print_line(f"traces: no reply; {error}")
       return None
     return text or None
 

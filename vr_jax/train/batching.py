@@ -20,7 +20,7 @@ from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.rollout import dialogue as dialogue_lib
-from vr_jax.train import check_examples, inputs
+from vr_jax.train import check_examples, paths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Item:
   """
 
   example: records.Example
-  encoded: prompts_lib.Encoded
+  encoded: prompts_lib.EncodedPrompt
   reply: tuple[int, ...]
   clip: batches.Clip
   kept_as: str | None = None
@@ -43,12 +43,12 @@ class Batch:
   """Items, and their prompts as host arrays, padded to the recipe's buckets.
 
   A batch that ended an epoch early is filled up: its prompts beyond the items repeat the first one. sizes: the buckets. missing:
-  the rows whose features are not known, without a cache all; patches: what these show, as the vision tower reads it, in the rows that `mesh.rung` asks for.
+  the rows whose features are not known, without a cache all; patches: what these show, as the vision tower reads it, in the rows that `mesh.bucket_size` asks for.
   """
 
   items: list[Item]
   prompt: records.Prompt
-  sizes: prompts_lib.Sizes
+  sizes: prompts_lib.PromptSizes
   missing: tuple[int, ...]
   patches: PyTree
 
@@ -103,23 +103,23 @@ class BatchBuilder:
     if not len(source):
       fraction = "" if split == "train" else f"; see config.data.{split}_fraction"
       raise errors.InputError(f"{source}: holds no example{fraction}")
-    left_out = self.checks.left_out().get(split, ())
+    left_out = self.checks.find_unusable().get(split, ())
     kept = [index for index in range(len(source)) if index not in left_out]
     if by_length:
       kept.sort(key=lambda index: _rank(source[index], self.config.seed))
-    share, shares = mesh_lib.row_share(self.mesh)
+    share, shares = mesh_lib.process_shard(self.mesh)
     size = batch_size // shares
-    rule = inputs.sampling_rule(self.config.data)
+    rule = paths.sampling_rule(self.config.data)
     shuffle = repeat and not by_length
     return batches.batches(
-      examples.Chosen(source, kept[: limit or None]),
+      examples.ExampleSubset(source, kept[: limit or None]),
       store,
       seed=self.config.seed,
       batch_size=size,
       sampling=rule,
       transform=functools.partial(self.item, view=view, cache=cache),
       collate=functools.partial(self.batch, size=size),
-      length=self._media_tokens if shuffle and isinstance(rule, sampling.Rate) else None,
+      length=self._media_tokens if shuffle and isinstance(rule, sampling.RateRule) else None,
       process_index=share,
       process_count=shares,
       shuffle=shuffle,
@@ -152,16 +152,16 @@ class BatchBuilder:
     )
     opening = self.environment.observe(clip.example, len(clip), ())
     if turn or not opening.shows_clip:
-      scene = dialogue_lib.Scene(example=clip.example, pool=clip)
+      scene = dialogue_lib.EpisodeScene(example=clip.example, pool=clip)
       return item(encoded=self._dialogue([scene]).prompt(0, replies[:turn]))
     if cache is None or view != "whole":
       return item(encoded=self._encoded(clip, view))
-    name = feature_cache.name_of(clip)
+    name = feature_cache.entry_name(clip)
     shapes = self.processor.config.vision_shapes
     found = cache.get(name, (self._media_tokens(clip), shapes.feature_width))
     if found.features is None:
       return item(encoded=self._encoded(clip, view), kept_as=name, damaged=found.damaged)
-    encoded = self.processor.encode_seen(
+    encoded = self.processor.encode_with_features(
       *opening.texts,
       clip.shape,
       clip.timestamps,
@@ -173,10 +173,12 @@ class BatchBuilder:
 
   def dialogue(self, batch: Batch) -> dialogue_lib.Dialogue:
     """The host's side of episodes about the clips of a batch."""
-    scenes = [dialogue_lib.Scene(example=item.example, pool=item.clip) for item in batch.rows]
+    scenes = [
+      dialogue_lib.EpisodeScene(example=item.example, pool=item.clip) for item in batch.rows
+    ]
     return self._dialogue(scenes)
 
-  def _dialogue(self, scenes: Sequence[dialogue_lib.Scene]) -> dialogue_lib.Dialogue:
+  def _dialogue(self, scenes: Sequence[dialogue_lib.EpisodeScene]) -> dialogue_lib.Dialogue:
     return dialogue_lib.Dialogue(
       environment=self.environment,
       processor=self.processor,
@@ -184,7 +186,7 @@ class BatchBuilder:
       question_first=self.config.model.question_first,
     )
 
-  def _encoded(self, clip: batches.Clip, view: str) -> prompts_lib.Encoded:
+  def _encoded(self, clip: batches.Clip, view: str) -> prompts_lib.EncodedPrompt:
     """The prompt of a first turn that shows the whole clip."""
     opening = self.environment.observe(clip.example, len(clip), ())
     frames, timestamps = (None, None) if view == "blind" else (clip.frames, clip.timestamps)
@@ -200,7 +202,11 @@ class BatchBuilder:
     )
 
   def batch(
-    self, items: list[Item], *, size: int | None = None, sizes: prompts_lib.Sizes | None = None
+    self,
+    items: list[Item],
+    *,
+    size: int | None = None,
+    sizes: prompts_lib.PromptSizes | None = None,
   ) -> Batch:
     """Items with their prompts side by side, `size` rows of them (as many as items, where it is not given).
 
@@ -218,13 +224,13 @@ class BatchBuilder:
     missing = [row for row, one in enumerate(encoded) if one.features is None]
     patches = prompt.vision
     if patches is None:
-      rows = mesh_lib.rung(len(missing), len(encoded), self.mesh)
+      rows = mesh_lib.bucket_size(len(missing), len(encoded), self.mesh)
       shown = [encoded[row] for row in [*missing, *missing[:1] * (rows - len(missing))]]
       patches = processor.stack_frames(shown, sizes)
     return Batch(items=items, prompt=prompt, sizes=sizes, missing=tuple(missing), patches=patches)
 
   def rebuild(
-    self, batch: Batch, *, sizes: prompts_lib.Sizes, unknown: Sequence[int] = ()
+    self, batch: Batch, *, sizes: prompts_lib.PromptSizes, unknown: Sequence[int] = ()
   ) -> Batch:
     """The batch padded to these buckets. unknown: rows whose features count as not known, so that their frames are read."""
     if sizes == batch.sizes and not len(unknown):
@@ -237,7 +243,7 @@ class BatchBuilder:
 
   def pad_to_common_buckets(self, batch: Batch) -> Batch:
     """The batch in the smallest buckets that hold those of all processes; all must call this together."""
-    told = processes.gathered(np.array(bucket_sizes(batch)))
+    told = processes.all_gather(np.array(bucket_sizes(batch)))
     return self.rebuild(batch, sizes=common_buckets(told))
 
   def shuffled_index(self, batch: Batch, key: Key[Array, ""]) -> Int[np.ndarray, "prompts prefix"]:
@@ -256,10 +262,10 @@ def bucket_sizes(batch: Batch) -> tuple[int, ...]:
   return tuple(dataclasses.asdict(batch.sizes).values())
 
 
-def common_buckets(sizes: Int[np.ndarray, "processes buckets"]) -> prompts_lib.Sizes:
+def common_buckets(sizes: Int[np.ndarray, "processes buckets"]) -> prompts_lib.PromptSizes:
   """The smallest buckets that hold those of all processes."""
-  names = [field.name for field in dataclasses.fields(prompts_lib.Sizes)]
-  return prompts_lib.Sizes(**dict(zip(names, sizes.max(axis=0).tolist(), strict=True)))
+  names = [field.name for field in dataclasses.fields(prompts_lib.PromptSizes)]
+  return prompts_lib.PromptSizes(**dict(zip(names, sizes.max(axis=0).tolist(), strict=True)))
 
 
 def reply_arrays(

@@ -19,7 +19,7 @@ from vr_jax.envs import environment as environment_lib
 from vr_jax.models import interface
 from vr_jax.models.common import prompts
 from vr_jax.rollout import dialogue
-from vr_jax.train import inputs
+from vr_jax.train import paths
 
 SPLITS = ("train", "validation", "test")
 
@@ -33,7 +33,7 @@ class Checks:
   processor: interface.Processor
   environment: environment_lib.Environment
 
-  def left_out(self) -> Mapping[str, frozenset[int]]:
+  def find_unusable(self) -> Mapping[str, frozenset[int]]:
     """Indices of the examples of each split that can't be used; checks them all unless that was done already.
 
     With on_bad "skip" each is listed in bad_records.jsonl, once.
@@ -68,7 +68,7 @@ class Checks:
       example, kept = source[index], index - len(problems)
       beyond = split == "train" and sft.examples and kept >= sft.examples
       supervised = split != "test" and sft.steps and not beyond
-      where = batches.name(example)
+      where = batches.example_name(example)
       try:
         self._check(example, store, where, supervised=bool(supervised))
       except errors.InputError as error:
@@ -91,7 +91,7 @@ class Checks:
     *,
     supervised: bool,
   ) -> None:
-    model, rule = self.config.model, inputs.sampling_rule(self.config.data)
+    model, rule = self.config.model, paths.sampling_rule(self.config.data)
     times, size = store.timestamps(example.video), store.size(example.video)
     chosen = sampling.choose(times, example.shown, rule, where=where)
     count, environment = len(chosen), self.environment
@@ -100,7 +100,7 @@ class Checks:
     host = dialogue.Dialogue(
       environment=environment,
       processor=self.processor,
-      scenes=(dialogue.Scene(example=example, pool=pool),),
+      scenes=(dialogue.EpisodeScene(example=example, pool=pool),),
       question_first=model.question_first,
     )
     self._check_later_turns(host, count)
@@ -125,14 +125,18 @@ class Checks:
   def _check_later_turns(self, host: dialogue.Dialogue, pool: int) -> None:
     """Raises InputError where a turn behind the first may show more tokens than any bucket holds."""
     turns = self.environment.turns
-    probes = [tuple(self.processor.encode_reply(reply)) for reply in self.environment.probes(pool)]
+    probes = [
+      tuple(self.processor.encode_reply(reply)) for reply in self.environment.longest_replies(pool)
+    ]
     # What the second turn shows and the last, whose words may be others.
     for before in {0, turns - 2} if turns > 1 else ():
       for reply in probes:
         shown = host.observe(0, 0, (*probes[:1] * before, reply))
         if shown is not None:
-          longest = self.config.turns.shown_buckets
-          prompts.bucket([(shown.name, len(shown.tokens))], longest, "tokens shown in a turn")
+          longest = self.config.turns.observation_buckets
+          prompts.smallest_bucket(
+            [(shown.name, len(shown.tokens))], longest, "tokens shown in a turn"
+          )
 
   def _fingerprint(self) -> str:
     """Of all that a check depends on."""
@@ -152,7 +156,7 @@ class Checks:
         config.sft.max_reply_tokens,
         bool(config.sft.validate_every),
       ],
-      "rule": repr(inputs.sampling_rule(config.data)),
+      "rule": repr(paths.sampling_rule(config.data)),
       "on_bad": config.data.on_bad,
       "turns": config.get("turns", ml_collections.ConfigDict()).to_dict(),
     }

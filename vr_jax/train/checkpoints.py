@@ -48,7 +48,7 @@ class Checkpoints:
     left_out: Sequence[str] = (),
     keep: int = 2,
   ) -> None:
-    logging.getLogger("absl").addFilter(_is_said_nowhere_else)
+    logging.getLogger("absl").addFilter(_is_reported_only_here)
     self._directory = directory.absolute()
     self._architecture = json.loads(json.dumps(dict(architecture)))
     self._left_out = tuple(f"{name}." for name in left_out)
@@ -159,7 +159,7 @@ class Checkpoints:
       raise errors.InputError(f"{where}: can't be read: {reason}; {_GO_BACK}") from error
 
 
-def _is_said_nowhere_else(record: logging.LogRecord) -> bool:
+def _is_reported_only_here(record: logging.LogRecord) -> bool:
   """Whether a message is to be logged: tracebacks of Orbax's threads are not, what they are about is raised as well."""
   return not (record.exc_info and "orbax" in record.pathname)
 

@@ -52,9 +52,9 @@ def _check_together(
   check_template(config, told=False)
   if config.sft.patience and not config.sft.validate_every:
     raise errors.InputError("--config.sft.patience: needs --config.sft.validate_every > 0")
-  if config.rl.shuffled and not environment.compares_shuffled:
+  if config.rl.num_shuffled_generations and not environment.compares_shuffled:
     raise errors.InputError(
-      f"--config.rl.shuffled={config.rl.shuffled}: {config.recipe} has no reward of temporal order"
+      f"--config.rl.num_shuffled_generations={config.rl.num_shuffled_generations}: {config.recipe} has no reward of temporal order"
     )
   if environment.chooses_frames:
     _check_pool(config)
@@ -62,11 +62,11 @@ def _check_together(
     _check_turns(config)
   if "critic" in config:
     _check_critic(config)
-  elif config.rl.credit == "gae":
-    raise errors.InputError(f"--config.rl.credit=gae: {config.recipe} has no critic")
-  if config.rl.steps and config.rl.group == 1 and config.rl.credit != "gae":
+  elif config.rl.advantage_estimator == "gae":
+    raise errors.InputError(f"--config.rl.advantage_estimator=gae: {config.recipe} has no critic")
+  if config.rl.steps and config.rl.num_generations == 1 and config.rl.advantage_estimator != "gae":
     raise errors.InputError(
-      f"--config.rl.group=1: rl.credit={config.rl.credit} compares the replies of a group, and one alone has no advantage; "
+      f"--config.rl.num_generations=1: rl.advantage_estimator={config.rl.advantage_estimator} compares the replies of a group, and one alone has no advantage; "
       "set it to 2 or more, or rl.steps=0"
     )
   _check_loss(config.rl)
@@ -81,21 +81,21 @@ def _check_loss(rl: ml_collections.ConfigDict) -> None:
     raise errors.InputError(
       f"--config.rl.dual_clip={rl.dual_clip}: bounds the loss of rl.objective=clip; cispo has none to bound; set it to 0"
     )
-  if rl.dual_clip and rl.dual_clip <= 1 + rl.clip_high:
+  if rl.dual_clip and rl.dual_clip <= 1 + rl.clip_epsilon_high:
     raise errors.InputError(
-      f"--config.rl.dual_clip={rl.dual_clip}: must exceed 1 + rl.clip_high = {1 + rl.clip_high:g}; the paper has 3"
+      f"--config.rl.dual_clip={rl.dual_clip}: must exceed 1 + rl.clip_epsilon_high = {1 + rl.clip_epsilon_high:g}; the paper has 3"
     )
   if rl.objective == "cispo" and rl.importance_sampling_level == "sequence":
     raise errors.InputError(
       "--config.rl.importance_sampling_level=sequence: cispo weighs each token by its own ratio; set it to token"
     )
-  if rl.baseline == "leave_one_out" and rl.credit == "gae":
+  if rl.baseline == "leave_one_out" and rl.advantage_estimator == "gae":
     raise errors.InputError(
-      "--config.rl.baseline=leave_one_out: the baseline of rl.credit=gae is its critic; set it to group_mean"
+      "--config.rl.baseline=leave_one_out: the baseline of rl.advantage_estimator=gae is its critic; set it to group_mean"
     )
-  if rl.baseline == "leave_one_out" and rl.normalise:
+  if rl.baseline == "leave_one_out" and rl.normalize_by_std:
     raise errors.InputError(
-      "--config.rl.baseline=leave_one_out: keeps the scale of rewards; set rl.normalise to False"
+      "--config.rl.baseline=leave_one_out: keeps the scale of rewards; set rl.normalize_by_std to False"
     )
   longest = rl.overlong_max_tokens or rl.max_new_tokens
   if rl.overlong_max_tokens > rl.max_new_tokens:
@@ -125,15 +125,15 @@ def _check_pool(config: ml_collections.ConfigDict) -> None:
 
 def _check_turns(config: ml_collections.ConfigDict) -> None:
   """Raises InputError for what recipes of several turns do without."""
-  if config.rl.credit not in ("episode", "gae"):
+  if config.rl.advantage_estimator not in ("episode", "gae"):
     raise errors.InputError(
-      f"--config.rl.credit={config.rl.credit}: turns are credited by episode or gae"
+      f"--config.rl.advantage_estimator={config.rl.advantage_estimator}: turns are credited by episode or gae"
     )
   for section, name in (
     ("eval", "blind"),
-    ("eval", "shuffled"),
-    ("rl", "resampling"),
-    ("rl", "shuffled"),
+    ("eval", "shuffled_frames"),
+    ("rl", "dynamic_sampling_max_batches"),
+    ("rl", "num_shuffled_generations"),
   ):
     if config[section][name]:
       raise errors.InputError(f"--config.{section}.{name}: not in recipes of several turns")
@@ -141,10 +141,10 @@ def _check_turns(config: ml_collections.ConfigDict) -> None:
 
 def _check_critic(config: ml_collections.ConfigDict) -> None:
   """Raises InputError for a penalty of the critic that nobody pays, or that is paid twice."""
-  if config.rl.credit != "gae" and config.critic.kl_weight:
+  if config.rl.advantage_estimator != "gae" and config.critic.kl_weight:
     raise errors.InputError(
       f"--config.critic.kl_weight={config.critic.kl_weight}: there is no critic with "
-      f"rl.credit={config.rl.credit}; set it to 0, and rl.kl_weight to what the loss is to have"
+      f"rl.advantage_estimator={config.rl.advantage_estimator}; set it to 0, and rl.kl_weight to what the loss is to have"
     )
   if config.rl.kl_weight and config.critic.kl_weight:
     raise errors.InputError(

@@ -39,7 +39,7 @@ def progress(name: str, total: int | None = None, *, done: int = 0) -> Iterator[
     yield tick
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
   """A line on stdout, once per run."""
   if jax.process_index() == 0:
     _write(text, sys.stdout)

@@ -28,8 +28,8 @@ from vr_jax import records
 from vr_jax.rl import gae
 from vr_jax.rl import loss as loss_lib
 from vr_jax.rollout import forward
-from vr_jax.train import network, steps
-from vr_jax.train import state as state_lib
+from vr_jax.train import model_setup, train_step
+from vr_jax.train import train_state as train_state_lib
 
 Targets = tuple[Array, Array]  # values before an update, and what they should have been
 
@@ -38,18 +38,18 @@ Targets = tuple[Array, Array]  # values before an update, and what they should h
 class Critic:
   """A critic in training."""
 
-  state: state_lib.TrainState
+  state: train_state_lib.TrainState
   epochs: int
   value: Callable[..., Array]
-  credit: Callable[..., tuple[Array, Array, steps.Metrics]]
-  step: Callable[..., tuple[state_lib.TrainState, steps.Metrics]]
+  credit: Callable[..., tuple[Array, Array, train_step.Metrics]]
+  step: Callable[..., tuple[train_state_lib.TrainState, train_step.Metrics]]
 
   @classmethod
-  def begin(
+  def create(
     cls,
-    net: network.Network,
+    net: model_setup.ModelSetup,
     optimizer: optax.GradientTransformation,
-    state: state_lib.TrainState,
+    state: train_state_lib.TrainState,
     *,
     answer_reward: str,
   ) -> "Critic":
@@ -60,15 +60,15 @@ class Critic:
     section, rl = net.config.critic, net.config.rl
     return cls(
       state=state,
-      epochs=rl.epochs,
-      value=make_valuer(net.graph),
+      epochs=rl.num_iterations,
+      value=make_value_fn(net.graphdef),
       credit=gae.make_credit(section, answer_reward=answer_reward),
       step=make_critic_step(
-        net.graph,
+        net.graphdef,
         optimizer,
         clip=section.value_clip,
         microbatches=rl.microbatches,
-        frozen=frozen(net.frozen),
+        frozen=frozen_names(net.frozen),
       ),
     )
 
@@ -80,8 +80,8 @@ class Critic:
     *,
     reference: Array | None,
     packed: int | None,
-  ) -> tuple[Array, Targets, steps.Metrics]:
-    """(advantages [prompts, group, time], what `learn` takes, metrics). reference: of `gae.make_credit`; packed: of `make_valuer`."""
+  ) -> tuple[Array, Targets, train_step.Metrics]:
+    """(advantages [prompts, group, time], what `learn` takes, metrics). reference: of `gae.make_credit`; packed: of `make_value_fn`."""
     values = self.value(self.state.params, prompt, rollout, packed=packed)
     advantages, returns, metrics = self.credit(scores, rollout, values, reference)
     return advantages, (values, returns), metrics
@@ -93,7 +93,7 @@ class Critic:
     targets: Targets,
     *,
     packed: int | None,
-  ) -> steps.Metrics:
+  ) -> train_step.Metrics:
     """Updates on a batch that `advantages` was asked about; gives the metrics of the last update. packed: of a micro-batch."""
     for _ in range(self.epochs):
       self.state, metrics = self.step(self.state, prompt, rollout, *targets, packed=packed)
@@ -112,7 +112,7 @@ def fresh_params(policy: PyTree, *, embed: int) -> dict[str, Any]:
   return {"model": jax.tree.map(jnp.copy, policy), "head": head}
 
 
-def frozen(names: tuple[str, ...]) -> tuple[str, ...]:
+def frozen_names(names: tuple[str, ...]) -> tuple[str, ...]:
   """What of a critic is not trained where these names of the policy are not."""
   return tuple(f"model.{name}" for name in names)
 
@@ -121,27 +121,27 @@ def make_optimizer(
   config: ml_collections.ConfigDict, params: PyTree, frozen: tuple[str, ...]
 ) -> optax.GradientTransformation:
   """`state.make_optimizer` of the section `critic`, for as many updates as the section `rl` has."""
-  updates = {"steps": config.rl.steps, "epochs": config.rl.epochs}
+  updates = {"steps": config.rl.steps, "epochs": config.rl.num_iterations}
   section = ml_collections.ConfigDict({**config.critic.to_dict(), **updates})
-  return state_lib.make_optimizer(section, params, frozen)
+  return train_state_lib.make_optimizer(section, params, frozen)
 
 
-def make_valuer(graph: nnx.GraphDef) -> Callable[..., Array]:
+def make_value_fn(graphdef: nnx.GraphDef) -> Callable[..., Array]:
   """A jitted `value(params, prompt, rollout, packed=None) -> values` [prompts, group, time] without gradient.
 
-  graph: of the policy's model. packed: see `forward.reply_log_probs`.
+  graphdef: of the policy's model. packed: see `forward.reply_log_probs`.
   """
-  return jax.jit(functools.partial(_values, graph), static_argnames="packed")
+  return jax.jit(functools.partial(_values, graphdef), static_argnames="packed")
 
 
 def make_critic_step(
-  graph: nnx.GraphDef,
+  graphdef: nnx.GraphDef,
   optimizer: optax.GradientTransformation,
   *,
   clip: float,
   microbatches: int,
   frozen: tuple[str, ...] = (),
-) -> Callable[..., tuple[state_lib.TrainState, steps.Metrics]]:
+) -> Callable[..., tuple[train_state_lib.TrainState, train_step.Metrics]]:
   """A jitted `step(state, prompt, rollout, old, returns, packed=None) -> (state, metrics)`.
 
   The loss is `gae.value_loss` with the mean over the tokens that the model wrote. old [prompts, group, time]: values at the
@@ -154,23 +154,23 @@ def make_critic_step(
   """
 
   def loss(params: PyTree, part: PyTree, packed: int | None) -> tuple[Array, PyTree]:
-    values = _values(graph, params, part["prompt"], part["rollout"], packed)
+    values = _values(graphdef, params, part["prompt"], part["rollout"], packed)
     return gae.value_loss(values, part["old"], part["returns"], part["weights"], clip=clip)
 
   def step(
-    state: state_lib.TrainState,
+    state: train_state_lib.TrainState,
     prompt: records.Prompt,
     rollout: records.Rollout,
     old: Array,
     returns: Array,
     packed: int | None = None,
-  ) -> tuple[state_lib.TrainState, steps.Metrics]:
-    mask = steps.sampled(rollout)
+  ) -> tuple[train_state_lib.TrainState, train_step.Metrics]:
+    mask = train_step.action_mask(rollout)
     weights = loss_lib.token_weights(mask, "token_mean")
     batch = {"prompt": prompt, "rollout": rollout, "old": old, "returns": returns}
-    parts = steps.split_microbatches({**batch, "weights": weights}, microbatches)
+    parts = train_step.split_microbatches({**batch, "weights": weights}, microbatches)
     of_part = functools.partial(loss, packed=packed)
-    state, metrics, value, sums = steps.apply_update(of_part, optimizer, state, parts, frozen)
+    state, metrics, value, sums = train_step.apply_update(of_part, optimizer, state, parts, frozen)
     means = {name: x / jnp.maximum(sums["mask"], 1) for name, x in sums.items() if name != "mask"}
     unexplained = means.pop("squared_error") - (means["return"] - means["value"]) ** 2
     variance = returns.var(where=mask)
@@ -182,18 +182,18 @@ def make_critic_step(
 
 
 def _values(
-  graph: nnx.GraphDef,
+  graphdef: nnx.GraphDef,
   params: PyTree,
   prompt: records.Prompt,
   rollout: records.Rollout,
   packed: int | None = None,
 ) -> Float[Array, "prompts group time"]:
   return forward.reply_values(
-    nnx.merge(graph, params["model"]),
+    nnx.merge(graphdef, params["model"]),
     params["head"],
     prompt,
     rollout.tokens,
-    steps.held(rollout),
+    train_step.token_mask(rollout),
     packed=packed,
-    suffix=rollout.suffix,
+    episode_inputs=rollout.episode_inputs,
   )

@@ -8,7 +8,7 @@ import ml_collections
 from vr_jax import atomic, errors
 from vr_jax.data import examples, ingest, trace_store
 from vr_jax.envs import registry
-from vr_jax.train import console, inputs, network, run_context
+from vr_jax.train import console, model_setup, paths, run_context
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import write
 
@@ -18,22 +18,21 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
   So is a directory of traces that --mode=traces wrote.
   """
-  if trace_store.summary(inputs.directory(config, workdir)) is None:
+  if trace_store.summary(paths.data_directory(config, workdir)) is None:
     _ingest(config, workdir)
   if (
-    config.model.tokenizer == inputs.TRAINED
-    and not inputs.tokenizer_path(config, workdir).is_file()
+    config.model.tokenizer == paths.TRAINED and not paths.tokenizer_path(config, workdir).is_file()
   ):
     _train_tokenizer(config, workdir)
-  left_out = run_context.make_example_checks(config, workdir).left_out()
+  left_out = run_context.make_example_checks(config, workdir).find_unusable()
   if any(left_out.values()):
     counts = ", ".join(f"{len(indices)} {split}" for split, indices in left_out.items())
-    console.say(f"data: left out, as no prompt or reply for them fits: {counts}")
+    console.print_line(f"data: left out, as no prompt or reply for them fits: {counts}")
 
 
 def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
   data = config.data
-  output = inputs.directory(config, workdir)
+  output = paths.data_directory(config, workdir)
   videos, annotations = Path(data.videos), Path(data.annotations)
   if data.simulate.videos:
     raw = output / "simulated"
@@ -50,14 +49,14 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
     validation_fraction=data.validation_fraction,
     test_fraction=data.test_fraction,
     split_seed=data.split_seed,
-    rule=inputs.sampling_rule(data),
+    rule=paths.sampling_rule(data),
     on_bad=data.on_bad,
   )
-  shards = inputs.shards(config, workdir)
+  shards = paths.shards_directory(config, workdir)
   with console.progress("ingest") as tick:
     report = ingest.ingest(videos, annotations, shards, options, progress=tick)
   counts = ", ".join(f"{count} {split}" for split, count in report.examples.items())
-  console.say(
+  console.print_line(
     f"data: {report.videos} videos, {report.frames} frames; examples: {counts}; "
     f"skipped {report.skipped_videos} videos, {report.skipped_records} records"
   )
@@ -88,8 +87,8 @@ def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
 
 
 def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  source = examples.ExampleSource(inputs.shards(config, workdir), "train")
-  environment, family = registry.make_environment(config), network.family_of(config)
+  source = examples.ExampleSource(paths.shards_directory(config, workdir), "train")
+  environment, family = registry.make_environment(config), model_setup.family_of(config)
   texts = (
     text
     for example in (source[index] for index in range(len(source)))
@@ -102,7 +101,7 @@ def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
   )
   # What stands around every text: the template's words and the tags of a reply, each often enough to be merged.
   frame = [*family.template_words, *environment.tags] * 1000
-  size = network.model_of(config).vocab_size
-  path = inputs.tokenizer_path(config, workdir)
+  size = model_setup.model_of(config).vocab_size
+  path = paths.tokenizer_path(config, workdir)
   with atomic.file(path) as partial:
     family.train_tokenizer([*texts, *frame], size).save(str(partial))

@@ -21,8 +21,8 @@ from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.rl import advantages
 from vr_jax.rollout import encoder, episodes, play
-from vr_jax.train import batching, features, run_context, scoring, steps
-from vr_jax.train import clock as clock_lib
+from vr_jax.train import batching, run_context, scoring, train_step, vision_features
+from vr_jax.train import step_timer as step_timer_lib
 
 _SHUFFLED = 2**20  # folded into a step's key: apart from what attempts at it fold in
 
@@ -31,34 +31,34 @@ _SHUFFLED = 2**20  # folded into a step's key: apart from what attempts at it fo
 class Experience:
   """Replies to a batch, and what they earned.
 
-  encoded: prompts with the features of the tower that sampled; prompt: as a pass that is to have a tower of its own takes them
-  (with patches; where the tower is frozen, `encoded`), and so `rollout`. media_index: that of this process's prompts, on the
+  prompt_with_features: prompts with the features of the tower that sampled; prompt: as a pass that is to have a tower of its own takes them
+  (with patches; where the tower is frozen, `prompt_with_features`), and so `rollout`. media_index: that of this process's prompts, on the
   host. lengths: of the replies of all processes, in tokens, of several turns with what came between. prompt_tokens:
-  of a prompt, the mean. computed: tokens that sampling computed, of prompts and of all that was drawn, groups that were then
-  replaced and replies to shuffled frames too; wanted: those of them that are no padding. read: where the iterator over
+  of a prompt, the mean. computed_tokens: tokens that sampling computed, of prompts and of all that was drawn, groups that were then
+  replaced and replies to shuffled frames too; useful_tokens: those of them that are no padding. read: where the iterator over
   batches stood behind it. values: what is to be logged.
   """
 
   items: list[batching.Item]
   prompt: records.Prompt
-  encoded: records.Prompt
+  prompt_with_features: records.Prompt
   media_index: Int[np.ndarray, "prompts prefix"]
   rollout: records.Rollout
   lengths: Int[np.ndarray, "prompts group"]
   prompt_tokens: float
-  computed: int
-  wanted: float
-  judging: scoring.PendingScores | scoring.KnownScores
+  computed_tokens: int
+  useful_tokens: float
+  scores_future: scoring.PendingScores | scoring.KnownScores
   read: Mapping[str, Any]
   values: dict[str, float] = dataclasses.field(default_factory=dict)
 
-  def judged(self) -> scoring.Judged:
+  def wait_for_scores(self) -> scoring.ScoredReplies:
     """Waits for the scores; all processes must ask together, and in the order of steps."""
-    return self.judging.wait()
+    return self.scores_future.wait()
 
-  def seen(self) -> list[batching.Item]:
+  def items_with_features(self) -> list[batching.Item]:
     """The items with the features that the tower made of what they show, in place of their patches."""
-    media = jax.tree.map(mesh_lib.local_rows, self.encoded.media)
+    media = jax.tree.map(mesh_lib.local_rows, self.prompt_with_features.media)
 
     def features_of(row: int, index: np.ndarray) -> PyTree:
       return jax.tree.map(lambda x: x[row][index[index >= 0]], media)
@@ -72,19 +72,19 @@ class Experience:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Read:
+class PrefetchedBatch:
   """A batch; the same on the devices, where it can be put there at once; where the iterator over batches stood behind it."""
 
   batch: batching.Batch
-  fed: features.Fed | None
+  fed: vision_features.Fed | None
   state: Mapping[str, Any]
 
 
 @dataclasses.dataclass(kw_only=True)
-class Source:
+class Collector:
   """Where experience comes from: batches of prompts, read in turn, and the replies that a policy gives to them.
 
-  ahead: what is read already.
+  prefetched: what is read already.
   """
 
   context: run_context.RunContext
@@ -92,35 +92,39 @@ class Source:
   cache: feature_cache.FeatureCache | None
   key: Key[Array, ""]
   thread: futures.ThreadPoolExecutor
-  ahead: Read | None = None
+  prefetched: PrefetchedBatch | None = None
 
-  def read_ahead(self, params: PyTree) -> None:
+  def prefetch(self, params: PyTree) -> None:
     """Reads the next batch: for a time when the devices are busy. params: a frozen tower's make the features that no cache has."""
-    self.ahead = self.ahead or self._read(params)
+    self.prefetched = self.prefetched or self._read(params)
 
-  def _read(self, params: PyTree) -> Read:
+  def _read(self, params: PyTree) -> PrefetchedBatch:
     batch, fed = next(self.batches), None
     if jax.process_count() == 1:  # several first agree on its buckets, on their devices
-      fed = features.prompt(self.context, params, batch, self.cache)
-    return Read(batch=batch, fed=fed, state=self.batches.get_state())
+      fed = vision_features.prompt_with_features(self.context, params, batch, self.cache)
+    return PrefetchedBatch(batch=batch, fed=fed, state=self.batches.get_state())
 
-  def draw(self, params: PyTree, step: int, clock: clock_lib.Clock) -> Experience:
+  def collect(self, params: PyTree, step: int, timer: step_timer_lib.StepTimer) -> Experience:
     """That of a step; not yet judged, but where groups without signal are to be replaced."""
     key = jax.random.fold_in(self.key, step)
-    if not self.context.config.rl.resampling:
-      return self._draw(params, key, clock)
-    return self._with_signal(params, key, clock)
+    if not self.context.config.rl.dynamic_sampling_max_batches:
+      return self._collect(params, key, timer)
+    return self._collect_groups_with_signal(params, key, timer)
 
-  def _draw(self, params: PyTree, key: Key[Array, ""], clock: clock_lib.Clock) -> Experience:
-    read, self.ahead = self.ahead or self._read(params), None
-    fed = read.fed or features.prompt(self.context, params, read.batch, self.cache)
+  def _collect(
+    self, params: PyTree, key: Key[Array, ""], timer: step_timer_lib.StepTimer
+  ) -> Experience:
+    read, self.prefetched = self.prefetched or self._read(params), None
+    fed = read.fed or vision_features.prompt_with_features(
+      self.context, params, read.batch, self.cache
+    )
     batch, prompt = fed.batch, fed.prompt
-    clock.lap("data", exposed=True)
+    timer.record("data", exposed=True)
     context = self.context
-    encoded = encoder.encode(context.graph, params, prompt)
+    encoded = encoder.encode(context.graphdef, params, prompt)
     played = play_batch(context, params, batch, encoded, key)
     shuffled = self._shuffled(params, batch, encoded, key)
-    clock.lap("rollout", waited=played.waited)
+    timer.record("rollout", idle_seconds=played.idle_seconds)
     dialogue = context.builder.dialogue(batch)
     judging = scoring.PendingScores(
       self.thread,
@@ -139,73 +143,80 @@ class Source:
         schedule=play.make_schedule(context.config, context.environment, context.processor),
         mesh=context.mesh,
       )
-    lengths = [steps.reply_lengths(steps.held(one), self.context.mesh) for one in rollouts]
+    lengths = [
+      train_step.reply_lengths(train_step.token_mask(one), self.context.mesh) for one in rollouts
+    ]
     prompt_tokens = _prompt_tokens(batch)
     of_prompts = len(rollouts) * len(lengths[0]) * prompt_tokens
     return Experience(
       items=batch.items,
       prompt=encoded if self.context.tower_frozen else prompt,
-      encoded=encoded,
+      prompt_with_features=encoded,
       media_index=batch.prompt.media_index,
       rollout=rollouts[0],
       lengths=lengths[0],
       prompt_tokens=prompt_tokens,
-      computed=sum(one.computed for one in every) + len(rollouts) * encoded.tokens.size,
-      wanted=sum(int(one.sum()) for one in lengths) + of_prompts,
-      judging=judging,
+      computed_tokens=sum(one.computed_tokens for one in every)
+      + len(rollouts) * encoded.tokens.size,
+      useful_tokens=sum(int(one.sum()) for one in lengths) + of_prompts,
+      scores_future=judging,
       read=read.state,
       values=fed.values,
     )
 
   def _shuffled(
     self, params: PyTree, batch: batching.Batch, encoded: records.Prompt, key: Key[Array, ""]
-  ) -> episodes.Played | None:
-    """Replies to the same features with frames in random order, if config.rl.shuffled asks for them."""
-    count = self.context.config.rl.shuffled
+  ) -> episodes.EpisodeRollout | None:
+    """Replies to the same features with frames in random order, if config.rl.num_shuffled_generations asks for them."""
+    count = self.context.config.rl.num_shuffled_generations
     if not count:
       return None
     key = jax.random.fold_in(key, _SHUFFLED)
     return play_shuffled(self.context, params, batch, encoded, key, group=count)
 
-  def _with_signal(self, params: PyTree, key: Key[Array, ""], clock: clock_lib.Clock) -> Experience:
-    """Draws batches until enough groups carry signal, `rl.resampling` times more at most, and puts these together.
+  def _collect_groups_with_signal(
+    self, params: PyTree, key: Key[Array, ""], timer: step_timer_lib.StepTimer
+  ) -> Experience:
+    """Draws batches until enough groups carry signal, `rl.dynamic_sampling_max_batches` times more at most, and puts these together.
 
     Groups that an update would learn nothing from are left out; where there are too few others, the first of them fill up.
     Source: dynamic sampling of DAPO, arXiv 2503.14476, section 3.2.
     """
-    _, shares = mesh_lib.row_share(self.context.mesh)
+    _, shares = mesh_lib.process_shard(self.context.mesh)
     rl = self.context.config.rl
-    wanted = rl.prompts // shares
+    wanted = rl.batch_size // shares
     drawn, chosen, spare = [], [], []
-    for attempt in range(1 + rl.resampling):
+    for attempt in range(1 + rl.dynamic_sampling_max_batches):
       of_attempt = jax.random.fold_in(key, attempt) if attempt else key
-      made = self._draw(params, of_attempt, clock)
-      scores = jax.tree.map(jnp.asarray, made.judged().scores)
-      _, signal = advantages.segment_advantages(scores, credit=rl.credit, normalise=rl.normalise)
-      clock.lap("reward", exposed=True)
+      made = self._collect(params, of_attempt, timer)
+      scores = jax.tree.map(jnp.asarray, made.wait_for_scores().scores)
+      _, signal = advantages.segment_advantages(
+        scores, credit=rl.advantage_estimator, normalize_by_std=rl.normalize_by_std
+      )
+      timer.record("reward", exposed=True)
       for row, carries in enumerate(np.asarray(signal).any(axis=-1)):
         (chosen if carries else spare).append((len(drawn), row))
       drawn.append(made)
-      if processes.least(len(chosen)) >= wanted:
+      if processes.all_min(len(chosen)) >= wanted:
         break
     values = {
-      "resampling/batches": float(len(drawn)),
-      "resampling/signal_share": len(chosen) / (len(chosen) + len(spare)),
+      "dynamic_sampling/batches": float(len(drawn)),
+      "dynamic_sampling/signal_fraction": len(chosen) / (len(chosen) + len(spare)),
     }
     if len(drawn) == 1:
       return dataclasses.replace(drawn[0], values=drawn[0].values | values)
-    made = self._together(drawn, (chosen + spare)[:wanted], values)
-    clock.lap("data", exposed=True)
+    made = self._join(drawn, (chosen + spare)[:wanted], values)
+    timer.record("data", exposed=True)
     return made
 
-  def _together(
+  def _join(
     self,
     drawn: Sequence[Experience],
     chosen: Sequence[tuple[int, int]],
     values: dict[str, float],
   ) -> Experience:
     """One batch of rows (number of the experience, row in it) of several, with the features that they were drawn with."""
-    of_drawn = [made.seen() for made in drawn]
+    of_drawn = [made.items_with_features() for made in drawn]
     batch = self.context.builder.batch([of_drawn[number][row] for number, row in chosen])
     batch = self.context.builder.pad_to_common_buckets(batch)
     prompt = encoded = self.context.builder.prompt(batch)
@@ -214,24 +225,24 @@ class Source:
       prompt = self.context.builder.prompt(self.context.builder.batch(items, sizes=batch.sizes))
     rollouts = [jax.tree.map(mesh_lib.local_rows, made.rollout) for made in drawn]
     rollout = mesh_lib.put_batch(_rows(rollouts, chosen), self.context.mesh)
-    judged = [made.judged() for made in drawn]
-    known = scoring.Judged(
+    judged = [made.wait_for_scores() for made in drawn]
+    known = scoring.ScoredReplies(
       scores=_rows([one.scores for one in judged], chosen),
       segment=_rows([one.segment for one in judged], chosen),
-      remembered=judged[-1].remembered,
+      reward_state=judged[-1].reward_state,
       counts=_summed([one.counts for one in judged]),
     )
     return Experience(
       items=items,
       prompt=prompt,
-      encoded=encoded,
+      prompt_with_features=encoded,
       media_index=batch.prompt.media_index,
       rollout=rollout,
-      lengths=steps.reply_lengths(steps.sampled(rollout), self.context.mesh),
+      lengths=train_step.reply_lengths(train_step.action_mask(rollout), self.context.mesh),
       prompt_tokens=_prompt_tokens(batch),
-      computed=sum(made.computed for made in drawn),
-      wanted=sum(made.wanted for made in drawn),
-      judging=scoring.KnownScores(known),
+      computed_tokens=sum(made.computed_tokens for made in drawn),
+      useful_tokens=sum(made.useful_tokens for made in drawn),
+      scores_future=scoring.KnownScores(known),
       read=drawn[-1].read,
       values=_summed([made.values for made in drawn]) | values,
     )
@@ -244,13 +255,13 @@ def play_batch(
   prompt: records.Prompt,
   key: Key[Array, ""],
   **decoding: Any,
-) -> episodes.Played:
+) -> episodes.EpisodeRollout:
   """Samples episodes about a batch. prompt: of it, on the mesh; decoding: changed fields of the recipe's decoding."""
   return play.play(
-    context.graph,
+    context.graphdef,
     params,
     prompt,
-    context.allowed,
+    context.allowed_tokens,
     key,
     context.builder.dialogue(batch),
     decoding=context.decoding(**decoding),
@@ -267,7 +278,7 @@ def play_shuffled(
   key: Key[Array, ""],
   *,
   group: int,
-) -> episodes.Played:
+) -> episodes.EpisodeRollout:
   """As `play_batch`, with the frames of each prompt in random order. encoded: prompts with features."""
   index = mesh_lib.put_batch(context.builder.shuffled_index(batch, key), context.mesh)
   prompt = dataclasses.replace(encoded, media_index=index)
@@ -281,7 +292,7 @@ def _summed(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _prompt_tokens(batch: batching.Batch) -> float:
   """Tokens of a prompt, the mean over all processes."""
   lengths = (np.asarray(batch.prompt.kind) != records.Kind.PAD).sum(axis=1)
-  return float(processes.gathered(lengths).mean())
+  return float(processes.all_gather(lengths).mean())
 
 
 def _rows(trees: Sequence[Any], chosen: Sequence[tuple[int, int]]) -> Any:

@@ -8,7 +8,7 @@ import ml_collections
 
 from vr_jax import errors
 from vr_jax.models.common import export as export_lib
-from vr_jax.train import console, initialization, inputs, run_context
+from vr_jax.train import console, initialization, paths, run_context
 
 RECORD = "vr_jax.json"  # in an export: which checkpoint it is
 STAGES = ("rl", "sft")  # the last comes first
@@ -30,7 +30,7 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
   where = workdir / "checkpoints" / stage
   of = {"checkpoints": str(where.absolute()), "step": step, "dtype": config.export.dtype}
   if _record(target) == of:
-    console.say(f"export: {target} is that of {stage} step {step}")
+    console.print_line(f"export: {target} is that of {stage} step {step}")
     return
   params, record = initialization.load_params(context, where), {RECORD: json.dumps(of) + "\n"}
   alone = target.with_name(f"{target.name}-adapter")
@@ -49,7 +49,7 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
     files={**_tokenizer_files(context, workdir), **record},
     dtype=config.export.dtype,
   )
-  console.say(f"export: {stage} step {step} -> {target}")
+  console.print_line(f"export: {stage} step {step} -> {target}")
 
 
 def last_stage(context: run_context.RunContext, workdir: Path) -> tuple[str, int]:
@@ -77,7 +77,7 @@ def _tokenizer_files(context: run_context.RunContext, workdir: Path) -> dict[str
   model = context.config.model
   if model.pretrained and not model.tokenizer:
     return {}
-  path = inputs.tokenizer_path(context.config, workdir)
+  path = paths.tokenizer_path(context.config, workdir)
   path = path / "tokenizer.json" if path.is_dir() else path
   files = {"tokenizer.json": path.read_text(encoding="utf-8")}
   if model.pretrained:

@@ -12,10 +12,10 @@ from vr_jax.models.common import checkpoint as pretrained
 from vr_jax.models.common import lora, weight_mapping
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import checkpoints as checkpoints_lib
-from vr_jax.train import network
+from vr_jax.train import model_setup
 
 
-def fresh_params(net: network.Network) -> PyTree:
+def fresh_params(net: model_setup.ModelSetup) -> PyTree:
   """The weights of config.model.pretrained, or random ones drawn from config.seed.
 
   With config.model.lora these are the base, with adapters that change nothing yet.
@@ -32,7 +32,7 @@ def fresh_params(net: network.Network) -> PyTree:
   return jax.jit(net.random_params, out_shardings=shardings)()
 
 
-def _add_adapters(net: network.Network, base: PyTree, shardings: PyTree) -> PyTree:
+def _add_adapters(net: model_setup.ModelSetup, base: PyTree, shardings: PyTree) -> PyTree:
   """The base and fresh adapters in one tree."""
   placed = {
     n: v.get_value() for n, v in weight_mapping.flat(shardings).items() if lora.is_adapter(n)
@@ -49,14 +49,14 @@ def _add_adapters(net: network.Network, base: PyTree, shardings: PyTree) -> PyTr
   )
 
 
-def open_checkpoints(net: network.Network, directory: Path) -> checkpoints_lib.Checkpoints:
+def open_checkpoints(net: model_setup.ModelSetup, directory: Path) -> checkpoints_lib.Checkpoints:
   """The checkpoints of a stage. With adapters they leave out the base, which `fresh_params` gives."""
   fixed = net.frozen if net.adapters else ()
   left_out = tuple(f"{of}.{name}" for of in ("params", "critic.params.model") for name in fixed)
   return checkpoints_lib.Checkpoints(directory, architecture=net.architecture, left_out=left_out)
 
 
-def load_params(net: network.Network, directory: Path) -> PyTree:
+def load_params(net: model_setup.ModelSetup, directory: Path) -> PyTree:
   """The parameters of the last checkpoint of a stage."""
   store = open_checkpoints(net, directory)
   # Adapters lie beside a base that the checkpoint leaves out.
@@ -66,7 +66,7 @@ def load_params(net: network.Network, directory: Path) -> PyTree:
   return params
 
 
-def last_step(net: network.Network, directory: Path) -> int | None:
+def last_step(net: model_setup.ModelSetup, directory: Path) -> int | None:
   """The step of the last complete checkpoint of a stage."""
   store = open_checkpoints(net, directory)
   step = store.latest()
@@ -79,39 +79,43 @@ def is_complete(store: checkpoints_lib.Checkpoints) -> bool:
   return store.latest() is not None and store.loop(store.latest())["complete"]
 
 
-def find_start(net: network.Network, workdir: Path) -> Path | None:
+def find_start(net: model_setup.ModelSetup, workdir: Path) -> Path | None:
   """The checkpoints that RL starts from; None if it starts from fresh parameters, without a warm start.
 
   Raises InputError where there are none, or this workdir's own warm start is not complete.
   """
   config = net.config
-  if not config.rl.initial and not config.sft.steps:
+  if not config.rl.init_checkpoint and not config.sft.steps:
     return None
-  directory = Path(config.rl.initial) if config.rl.initial else workdir / "checkpoints" / "sft"
+  directory = (
+    Path(config.rl.init_checkpoint)
+    if config.rl.init_checkpoint
+    else workdir / "checkpoints" / "sft"
+  )
   if not directory.is_dir():
     raise errors.InputError(f"{directory}: no such checkpoints; run --mode=sft first")
-  if not config.rl.initial:
+  if not config.rl.init_checkpoint:
     _check_complete(net, directory)
   return directory
 
 
-def describe_start(net: network.Network, workdir: Path) -> dict[str, Any]:
+def describe_start(net: model_setup.ModelSetup, workdir: Path) -> dict[str, Any]:
   """{"path", "step"} of what RL starts from, as its checkpoints remember it (fresh parameters: "", 0)."""
   directory = find_start(net, workdir)
   if directory is None:
     return {"path": "", "step": 0}
   # That of the workdir itself by its place there: a workdir may be moved.
-  path = net.config.rl.initial or directory.relative_to(workdir).as_posix()
+  path = net.config.rl.init_checkpoint or directory.relative_to(workdir).as_posix()
   return {"path": path, "step": last_step(net, directory)}
 
 
-def initial_params(net: network.Network, workdir: Path) -> PyTree:
+def initial_params(net: model_setup.ModelSetup, workdir: Path) -> PyTree:
   """What RL starts from and stays close to."""
   directory = find_start(net, workdir)
   return fresh_params(net) if directory is None else load_params(net, directory)
 
 
-def _check_complete(net: network.Network, directory: Path) -> None:
+def _check_complete(net: model_setup.ModelSetup, directory: Path) -> None:
   store = open_checkpoints(net, directory)
   step, done = store.latest(), is_complete(store)
   store.close()

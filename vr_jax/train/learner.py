@@ -16,30 +16,30 @@ import numpy as np
 from vr_jax import records
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rl import advantages as advantages_lib
-from vr_jax.train import clock as clock_lib
 from vr_jax.train import critic as critic_lib
-from vr_jax.train import experience, learner_state, padding, run_context, steps
-from vr_jax.train import state as state_lib
+from vr_jax.train import experience, learner_state, reply_shapes, run_context, train_step
+from vr_jax.train import step_timer as step_timer_lib
+from vr_jax.train import train_state as train_state_lib
 
 
 @dataclasses.dataclass(kw_only=True)
 class Learner:
-  """A policy in training. anchor: what the reference has for the parameters that training changes; None without one."""
+  """A policy in training. reference_params: what the reference has for the parameters that training changes; None without one."""
 
   context: run_context.RunContext
-  state: state_lib.TrainState
-  anchor: PyTree | None
+  state: train_state_lib.TrainState
+  reference_params: PyTree | None
   critic: critic_lib.Critic | None
-  update: Callable[..., tuple[state_lib.TrainState, steps.Metrics]]
+  update: Callable[..., tuple[train_state_lib.TrainState, train_step.Metrics]]
   score: Callable[..., Array]
 
   @classmethod
-  def begin(cls, context: run_context.RunContext, initial: PyTree) -> "Learner":
+  def create(cls, context: run_context.RunContext, initial: PyTree) -> "Learner":
     """One that begins with these parameters, which it takes over: updates donate them."""
-    rl, graph, allowed = context.config.rl, context.graph, context.allowed
+    rl, graphdef, allowed_tokens = context.config.rl, context.graphdef, context.allowed_tokens
     made, critic = learner_state.make_learner_state(context, initial), None
     if made.critic is not None:
-      critic = critic_lib.Critic.begin(
+      critic = critic_lib.Critic.create(
         context,
         made.critic_optimizer,
         made.critic,
@@ -48,10 +48,12 @@ class Learner:
     return cls(
       context=context,
       state=made.policy,
-      anchor=made.anchor,
+      reference_params=made.anchor,
       critic=critic,
-      update=steps.make_rl_step(graph, made.optimizer, allowed, rl, frozen=context.frozen),
-      score=steps.make_scorer(graph, allowed, temperature=rl.temperature),
+      update=train_step.make_rl_step(
+        graphdef, made.optimizer, allowed_tokens, rl, frozen=context.frozen
+      ),
+      score=train_step.make_logprob_fn(graphdef, allowed_tokens, temperature=rl.temperature),
     )
 
   @property
@@ -59,7 +61,7 @@ class Learner:
     """The policy's, until the next update."""
     return self.state.params
 
-  def saved(self) -> dict[str, Any]:
+  def checkpoint_tree(self) -> dict[str, Any]:
     """What a checkpoint holds: the fields of the policy's state, and beside them the critic's."""
     return {**vars(self.state), **({"critic": self.critic.state} if self.critic else {})}
 
@@ -68,33 +70,35 @@ class Learner:
     fields = dict(tree)
     if self.critic:
       self.critic.state = fields.pop("critic")
-    self.state = state_lib.TrainState(**fields)
+    self.state = train_state_lib.TrainState(**fields)
 
   def learn(
     self,
-    made: experience.Experience,
-    clock: clock_lib.Clock,
-    meanwhile: Callable[[PyTree], None] | None = None,
+    collected: experience.Experience,
+    timer: step_timer_lib.StepTimer,
+    overlap: Callable[[PyTree], None] | None = None,
   ) -> dict[str, float]:
     """Updates on experience, once it is judged; gives all that is to be logged of the step.
 
-    meanwhile: what the host does with the new parameters while the devices make them, if they do so by themselves.
+    overlap: what the host does with the new parameters while the devices make them, if they do so by themselves.
     """
     rl, layout = self.context.config.rl, mesh_lib.MeshLayout(self.context.mesh)
-    fit = padding.shapes(rl, layout, made.lengths, budget=made.rollout.tokens.shape[2])
-    rollout = padding.cut(made.rollout, fit.time)
-    reference, old = self._scores(made, rollout, fit)
+    fit = reply_shapes.choose_reply_shapes(
+      rl, layout, collected.lengths, budget=collected.rollout.tokens.shape[2]
+    )
+    rollout = reply_shapes.truncate(collected.rollout, fit.time)
+    reference, old = self._scores(collected, rollout, fit)
     if not (reference is None and old is None) and _idle(reference, old):
-      clock.lap("update")  # launching has waited for it
-    judged = made.judged()
-    clock.lap("reward", exposed=_idle(reference, old))
-    advantages, signal, targets, values = self._advantages(made, rollout, fit, reference)
-    clock.lap("update", exposed=_idle(reference, old, advantages) and not self.critic)
+      timer.record("update")  # launching has waited for it
+    judged = collected.wait_for_scores()
+    timer.record("reward", exposed=_idle(reference, old))
+    advantages, signal, targets, values = self._advantages(collected, rollout, fit, reference)
+    timer.record("update", exposed=_idle(reference, old, advantages) and not self.critic)
     updates = []
-    for _ in range(rl.epochs):
+    for _ in range(rl.num_iterations):
       self.state, updated = self.update(
         self.state,
-        made.prompt,
+        collected.prompt,
         rollout,
         advantages,
         signal,
@@ -104,62 +108,66 @@ class Learner:
       )
       updates.append(updated)
     if self.critic:
-      values |= self.critic.learn(made.prompt, rollout, targets, packed=fit.packed)
+      values |= self.critic.learn(collected.prompt, rollout, targets, packed=fit.packed)
     running = self.state.step, self.critic and self.critic.state.step
-    if meanwhile and not _idle(*running):
-      clock.lap("update")
-      meanwhile(self.params)
+    if overlap and not _idle(*running):
+      timer.record("update")
+      overlap(self.params)
       late = _idle(*running)
-      clock.lap("data" if late else "update", exposed=late)
+      timer.record("data" if late else "update", exposed=late)
     values, updates = jax.device_get((values, updates))
-    values = {n: float(v) for n, v in {**values, **over_epochs(updates)}.items()}
+    values = {n: float(v) for n, v in {**values, **combine_updates(updates)}.items()}
     values = {n: v for n, v in values.items() if not _undefined(n, v)}
-    clock.lap("update")
-    scorers = (self.anchor is not None) + (rl.epochs > 1) + (self.critic is not None)
-    values["padding_share"] = padding.share(rl, layout, made, fit, scorers=scorers)
-    sampled = values["reply_tokens"] * made.lengths.size
-    return values | made.values | judged.counts | clock.values(sampled)
+    timer.record("update")
+    scorers = (
+      (self.reference_params is not None) + (rl.num_iterations > 1) + (self.critic is not None)
+    )
+    values["padding_fraction"] = reply_shapes.padding_fraction(
+      rl, layout, collected, fit, scorers=scorers
+    )
+    sampled = values["completions/mean_length"] * collected.lengths.size
+    return values | collected.values | judged.counts | timer.values(sampled)
 
   def _scores(
-    self, made: experience.Experience, rollout: records.Rollout, fit: padding.Shapes
+    self, collected: experience.Experience, rollout: records.Rollout, fit: reply_shapes.ReplyShapes
   ) -> tuple[Array | None, Array | None]:
     """Log-probs of the reference, and of the policy before its update; None where they are not needed."""
     reference, old = None, None
-    if self.anchor is not None:
-      shared = state_lib.split(self.params, self.context.frozen)[1]
-      frozen = state_lib.join(self.anchor, shared)
-      reference = self.score(frozen, made.prompt, rollout, packed=fit.packed_whole)
+    if self.reference_params is not None:
+      shared = train_state_lib.split(self.params, self.context.frozen)[1]
+      frozen = train_state_lib.join(self.reference_params, shared)
+      reference = self.score(frozen, collected.prompt, rollout, packed=fit.packed_whole)
     rl = self.context.config.rl
-    if rl.epochs > 1:
+    if rl.num_iterations > 1:
       # Off policy the tower has moved on since it made the features.
-      prompt = made.prompt if rl.one_step_off_policy else made.encoded
+      prompt = collected.prompt if rl.one_step_off_policy else collected.prompt_with_features
       old = self.score(self.params, prompt, rollout, packed=fit.packed_whole)
     return reference, old
 
   def _advantages(
     self,
-    made: experience.Experience,
+    collected: experience.Experience,
     rollout: records.Rollout,
-    fit: padding.Shapes,
+    fit: reply_shapes.ReplyShapes,
     reference: Array | None,
   ) -> tuple[Array, Array, critic_lib.Targets | None, dict[str, Array]]:
     """(advantages [prompts, group, time], signal [prompts], what a critic learns from, metrics)."""
-    context, rl, judged = self.context, self.context.config.rl, made.judged()
+    context, rl, judged = self.context, self.context.config.rl, collected.wait_for_scores()
     scores = mesh_lib.put_batch(judged.scores, context.mesh)
     advantages, signal, values = advantages_lib.compute_advantages(
       scores,
       mesh_lib.put_batch(judged.segment[:, :, : fit.time], context.mesh),
       segments=context.environment.segments,
       multi_turn=context.environment.turns > 1,
-      credit=rl.credit,
+      credit=rl.advantage_estimator,
       baseline=rl.baseline,
-      normalise=rl.normalise,
+      normalize_by_std=rl.normalize_by_std,
       max_tokens=rl.max_new_tokens,
     )
     if self.critic is None:
       return advantages, signal, None, values
     advantages, targets, assessed = self.critic.advantages(
-      made.prompt,
+      collected.prompt,
       rollout,
       scores,
       reference=reference,
@@ -178,9 +186,9 @@ def _undefined(name: str, value: float) -> bool:
   return name.startswith(("reward", "critic/explained")) and math.isnan(value)
 
 
-def over_epochs(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def combine_updates(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   """The metrics of a batch's updates as one: their means, but the largest of the counts of void updates."""
   return {
-    name: float((np.max if name.startswith("skipped") else np.mean)([u[name] for u in updates]))
+    name: float((np.max if "nonfinite" in name else np.mean)([u[name] for u in updates]))
     for name in updates[0]
   }

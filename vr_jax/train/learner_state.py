@@ -9,8 +9,8 @@ from jaxtyping import PyTree
 import optax
 
 from vr_jax.train import critic as critic_lib
-from vr_jax.train import network
-from vr_jax.train import state as state_lib
+from vr_jax.train import model_setup
+from vr_jax.train import train_state as train_state_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,33 +21,33 @@ class LearnerState:
   """
 
   optimizer: optax.GradientTransformation
-  policy: state_lib.TrainState
+  policy: train_state_lib.TrainState
   anchor: PyTree | None
   critic_optimizer: optax.GradientTransformation | None
-  critic: state_lib.TrainState | None
+  critic: train_state_lib.TrainState | None
 
 
 def make_learner_state(
-  net: network.Network, params: PyTree, *, abstract: bool = False
+  net: model_setup.ModelSetup, params: PyTree, *, abstract: bool = False
 ) -> LearnerState:
   """The state of a learner that begins with these parameters, which it takes over.
 
   abstract: parameters and result are shapes, dtypes and shardings; the devices of the mesh may be elsewhere.
   """
   config, rl = net.config, net.config.rl
-  create = state_lib.abstract if abstract else state_lib.create
-  optimizer = state_lib.make_optimizer(rl, net.abstract_params, net.frozen)
+  create = train_state_lib.abstract if abstract else train_state_lib.create
+  optimizer = train_state_lib.make_optimizer(rl, net.abstract_params, net.frozen)
   critic_optimizer = critic = None
-  if rl.credit == "gae":
+  if rl.advantage_estimator == "gae":
     begin = functools.partial(critic_lib.fresh_params, embed=net.model.hidden_size)
     critic_params = jax.eval_shape(begin, params) if abstract else begin(params)
     critic_optimizer = critic_lib.make_optimizer(
-      config, critic_params, critic_lib.frozen(net.frozen)
+      config, critic_params, critic_lib.frozen_names(net.frozen)
     )
     critic = create(critic_params, critic_optimizer, net.mesh)
   # Of the reference only what training changes is kept; the rest, with adapters the whole base, it shares.
   anchored = rl.kl_weight or (critic and config.critic.kl_weight)
-  anchor = state_lib.split(params, net.frozen)[0] if anchored else None
+  anchor = train_state_lib.split(params, net.frozen)[0] if anchored else None
   return LearnerState(
     optimizer=optimizer,
     policy=create(params, optimizer, net.mesh),

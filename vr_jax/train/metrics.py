@@ -22,7 +22,7 @@ class MetricsLog:
 
   What can't be written raises OSError from `write`, `wait` or `close`, whichever comes next.
 
-  A line is {"stage", "step", "values"}. Names under `time/` (seconds, tokens per second), `memory/` and `vision/` (what a
+  A line is {"stage", "step", "values"}. Names under `perf/time/` (seconds, tokens per second), `perf/` and `vision/` (what a
   cache had) differ from run to run; all others are reproduced bit for bit by a run that was killed and started again.
   """
 
@@ -118,8 +118,8 @@ def read(path: Path, *, complete: bool = True) -> list[dict]:
 
 def peak_memory() -> dict[str, float]:
   """The largest memory so far, in MiB: resident in this process, and on its first device where the backend counts it."""
-  peaks = {"memory/peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+  peaks = {"perf/host_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
   counted = jax.local_devices()[0].memory_stats() or {}
   if "peak_bytes_in_use" in counted:
-    peaks["memory/device_peak_mib"] = counted["peak_bytes_in_use"] / 2**20
+    peaks["perf/device_peak_mib"] = counted["peak_bytes_in_use"] / 2**20
   return peaks

@@ -5,7 +5,7 @@ experience (prompts, replies and what they earned) -> learner (advantages, updat
 The next batch is read while the devices update.
 
 With rl.one_step_off_policy the replies of the next step are drawn before an update, by the policy that it then moves. They are
-judged while it runs, and while the replies after them are drawn; truncated importance sampling (rl.truncation) corrects for
+judged while it runs, and while the replies after them are drawn; truncated importance sampling (rl.tis_cap) corrects for
 the step between.
 """
 
@@ -19,18 +19,18 @@ import ml_collections
 
 from vr_jax import errors
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import clock as clock_lib
 from vr_jax.train import (
   console,
   divergence,
   experience,
-  features,
   initialization,
   metrics,
   run_context,
   scoring,
+  vision_features,
 )
 from vr_jax.train import learner as learner_lib
+from vr_jax.train import step_timer as step_timer_lib
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -39,18 +39,18 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     return
   context = run_context.make_run_context(config, workdir)
   rl = context.config.rl
-  mesh_lib.check_batch(rl.prompts, context.mesh, "config.rl.prompts", parts=rl.microbatches)
+  mesh_lib.check_batch(rl.batch_size, context.mesh, "config.rl.batch_size", parts=rl.microbatches)
   store = initialization.open_checkpoints(context, workdir / "checkpoints" / "rl")
   if store.latest() == rl.steps:
-    console.say(f"rl: complete at step {rl.steps}")
+    console.print_line(f"rl: complete at step {rl.steps}")
     store.close()
     return
   begun = initialization.describe_start(context, workdir)
   initial = initialization.initial_params(context, workdir)
-  learner = learner_lib.Learner.begin(context, initial)
+  learner = learner_lib.Learner.create(context, initial)
   first, read = 0, None
   if store.latest() is not None:
-    restored = store.restore(learner.saved())
+    restored = store.restore(learner.checkpoint_tree())
     _check_origin(workdir / "checkpoints" / "rl", restored.loop.get("start"), begun)
     first, read = restored.step, restored.loop["iterator"]
     learner.restore(restored.tree)
@@ -59,37 +59,41 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   with (
     contextlib.closing(store),
     contextlib.closing(log),
-    features.cache(context, learner.params, workdir) as cache,
+    vision_features.open_cache(context, learner.params, workdir) as cache,
     contextlib.closing(context.environment),
     scoring.scoring_thread() as thread,
     console.progress("rl", rl.steps, done=first) as tick,
   ):
     batches = context.builder.read(
-      "train", rl.prompts, cache=cache, by_length=rl.curriculum == "length"
+      "train", rl.batch_size, cache=cache, by_length=rl.curriculum == "length"
     )
     if read is not None:
       batches.set_state(read)
     key = jax.random.key(config.seed)
-    source = experience.Source(
+    source = experience.Collector(
       context=context, batches=batches, cache=cache, key=key, thread=thread
     )
-    ahead = clock = None
+    ahead = timer = None
     for step in range(first + 1, rl.steps + 1):
-      clock = clock_lib.Clock(after=clock)
-      made, ahead = ahead or source.draw(learner.params, step, clock), None
+      timer = step_timer_lib.StepTimer(after=timer)
+      made, ahead = ahead or source.collect(learner.params, step, timer), None
       if rl.one_step_off_policy and step < rl.steps:
-        ahead = source.draw(learner.params, step + 1, clock)
+        ahead = source.collect(learner.params, step + 1, timer)
       # Where another batch will be drawn, it is read beside the update.
       more = step + rl.one_step_off_policy < rl.steps
-      values = learner.learn(made, clock, source.read_ahead if more else None)
+      values = learner.learn(made, timer, source.prefetch if more else None)
       log.write(step, values)
       tick(step, rl.steps, shown(values))
-      divergence.check_finite(values, rl.max_skipped, "rl", step)
+      divergence.check_finite(values, rl.max_consecutive_nonfinite, "rl", step)
       if step % rl.checkpoint_every == 0 or step == rl.steps:
         log.wait()
         # What is drawn ahead of the update does not count as read or judged.
-        goes_on = {"iterator": made.read, "reward": made.judged().remembered, "start": begun}
-        store.save(step, learner.saved(), goes_on)
+        goes_on = {
+          "iterator": made.read,
+          "reward": made.wait_for_scores().reward_state,
+          "start": begun,
+        }
+        store.save(step, learner.checkpoint_tree(), goes_on)
 
 
 def _check_origin(directory: Path, there: dict[str, Any] | None, here: dict[str, Any]) -> None:
@@ -102,6 +106,9 @@ def _check_origin(directory: Path, there: dict[str, Any] | None, here: dict[str,
 
 def shown(values: Mapping[str, float]) -> dict[str, float]:
   """What stands beside the progress bar: the means of the rewards, and the length of replies."""
-  start = "reward/"
-  rewards = {name[len(start) :]: values[name] for name in values if name.startswith(start)}
-  return {**rewards, "reply_tokens": values["reply_tokens"]}
+  rewards = {
+    name.removeprefix("rewards/").removesuffix("/mean"): value
+    for name, value in values.items()
+    if name.startswith("rewards/") and name.endswith("/mean")
+  }
+  return {**rewards, "completions/mean_length": values["completions/mean_length"]}

@@ -17,11 +17,11 @@ from vr_jax.models import family as family_lib
 from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rewards import judge as judge_lib
-from vr_jax.train import batching, check_examples, inputs, judges, network
+from vr_jax.train import batching, check_examples, judge_factory, model_setup, paths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunContext(network.Network):
+class RunContext(model_setup.ModelSetup):
   """A network, the examples that it is trained on, and the environment that scores its replies.
 
   data: the directory with the frames and examples of the run.
@@ -50,14 +50,14 @@ def make_run_context(
 
   judged=False: replies are not scored. read=False: examples are not read, so the data may be absent.
   """
-  data = inputs.shards(config, workdir)
+  data = paths.shards_directory(config, workdir)
   if read and not data.is_dir():
     raise errors.InputError(f"{data}: no such data; run --mode=data first")
   processor = _make_processor(config, workdir)
   model, tokenizer = processor.config, processor.tokenizer
-  network.check_context(config, model)
-  allowed = np.arange(model.vocab_size) < tokenizer.get_vocab_size()
-  allowed[list(processor.media_tokens)] = False
+  model_setup.check_context(config, model)
+  allowed_tokens = np.arange(model.vocab_size) < tokenizer.get_vocab_size()
+  allowed_tokens[list(processor.media_tokens)] = False
   mesh = mesh_lib.make_mesh(config.mesh)
   needs = registry.environment_class(config.recipe).needs if judged else ()
   services = {}
@@ -66,13 +66,13 @@ def make_run_context(
   if "frame_reader" in needs and read:
     services["frame_reader"] = frame_store.FrameStore(data / "frames")
   return RunContext(
-    config=network.divided(config, mesh),
+    config=model_setup.clamp_microbatches(config, mesh),
     data=data,
     mesh=mesh,
     model=model,
     processor=processor,
     environment=registry.make_environment(config, **services),
-    allowed=jnp.asarray(allowed),
+    allowed_tokens=jnp.asarray(allowed_tokens),
     stop_tokens=processor.stop_tokens,
   )
 
@@ -81,15 +81,15 @@ def make_example_checks(config: ml_collections.ConfigDict, workdir: Path) -> che
   """The checks of a run's examples, on a machine that may have no devices for its mesh."""
   return check_examples.Checks(
     config=config,
-    shards=inputs.shards(config, workdir),
+    shards=paths.shards_directory(config, workdir),
     processor=_make_processor(config, workdir),
     environment=registry.make_environment(config),
   )
 
 
 def _make_processor(config: ml_collections.ConfigDict, workdir: Path) -> interface.Processor:
-  family = network.family_of(config)
-  tokenizer = family.load_tokenizer(inputs.tokenizer_path(config, workdir))
+  family = model_setup.family_of(config)
+  tokenizer = family.load_tokenizer(paths.tokenizer_path(config, workdir))
   return family.make_processor(
     _model_config(config.model, family, tokenizer), tokenizer, config.model
   )
@@ -101,7 +101,9 @@ def _make_judge(config: ml_collections.ConfigDict, workdir: Path) -> judge_lib.J
       f"config.judge: is missing, and {config.recipe} needs a judge; call base_config.judge(config) "
       "in the config"
     )
-  return judges.build(config.judge, inputs.directory(config, workdir) / "judge.sqlite")
+  return judge_factory.make_judge(
+    config.judge, paths.data_directory(config, workdir) / "judge.sqlite"
+  )
 
 
 def _model_config(

@@ -28,15 +28,15 @@ from vr_jax.rollout import dialogue as dialogue_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judged:
+class ScoredReplies:
   """What the replies of this process's rows earned, and the segment of each of their tokens.
 
-  remembered: what the environment then knew, as JSON; counts: what it counted.
+  reward_state: what the environment then knew, as JSON; counts: what it counted.
   """
 
   scores: records.Scores
   segment: Int[np.ndarray, "prompts group time"]
-  remembered: Mapping[str, Any]
+  reward_state: Mapping[str, Any]
   counts: Mapping[str, float]
 
 
@@ -68,7 +68,7 @@ class PendingScores:
     scores = self._environment.score(self._examples, replies)
     return replies, scores, self._environment.counts()
 
-  def wait(self) -> Judged:
+  def wait(self) -> ScoredReplies:
     """The finished scores; the first time, all processes must ask together, and in the order of steps.
 
     Replicas may get different verdicts from a judge; all adopt the first process's.
@@ -76,19 +76,21 @@ class PendingScores:
     return self._judged
 
   @functools.cached_property
-  def _judged(self) -> Judged:
+  def _judged(self) -> ScoredReplies:
     replies, scores, counts = self._scored.result()
-    scores = mesh_lib.as_first(scores, self._mesh)
-    _, shares = mesh_lib.row_share(self._mesh)
-    summed = functools.partial(processes.summed, copies=jax.process_count() // shares)
-    scores, counted = self._environment.finish_batch(self._examples, replies, scores, summed=summed)
+    scores = mesh_lib.broadcast_from_first(scores, self._mesh)
+    _, shares = mesh_lib.process_shard(self._mesh)
+    summed = functools.partial(processes.all_sum, copies=jax.process_count() // shares)
+    scores, counted = self._environment.finish_batch(
+      self._examples, replies, scores, sum_processes=summed
+    )
     scores = overlong.add_overlong_penalty(
       scores, replies.segment, self._rl, multi_turn=self._environment.turns > 1
     )
-    return Judged(
+    return ScoredReplies(
       scores=scores,
       segment=replies.segment,
-      remembered=self._environment.state(),
+      reward_state=self._environment.state(),
       counts={**counts, **counted},
     )
 
@@ -97,9 +99,9 @@ class PendingScores:
 class KnownScores:
   """Scores that are there already, in the place of `PendingScores`."""
 
-  judged: Judged
+  judged: ScoredReplies
 
-  def wait(self) -> Judged:
+  def wait(self) -> ScoredReplies:
     """The scores."""
     return self.judged
 

@@ -1,6 +1,6 @@
 """Stage `sft`: supervised warm start on the reference traces.
 
-While the devices update, the host takes the next batch: `time/data` is the wait for it only where the update was done by then.
+While the devices update, the host takes the next batch: `perf/time/data` is the wait for it only where the update was done by then.
 """
 
 import collections
@@ -23,15 +23,15 @@ from vr_jax.train import (
   batching,
   console,
   divergence,
-  features,
   initialization,
   metrics,
-  padding,
+  reply_shapes,
   run_context,
-  steps,
+  train_step,
+  vision_features,
 )
-from vr_jax.train import clock as clock_lib
-from vr_jax.train import state as state_lib
+from vr_jax.train import step_timer as step_timer_lib
+from vr_jax.train import train_state as train_state_lib
 
 _RECENT = 10  # updates whose mean loss is held against config.sft.target_loss
 
@@ -46,15 +46,17 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     return
   context = run_context.make_run_context(config, workdir, judged=False)
   sft = context.config.sft
-  mesh_lib.check_batch(sft.batch, context.mesh, "config.sft.batch", parts=sft.microbatches)
+  mesh_lib.check_batch(
+    sft.batch_size, context.mesh, "config.sft.batch_size", parts=sft.microbatches
+  )
   store = initialization.open_checkpoints(context, workdir / "checkpoints" / "sft")
   if initialization.is_complete(store):
-    console.say(f"sft: complete at step {store.latest()}")
+    console.print_line(f"sft: complete at step {store.latest()}")
     store.close()
     return
-  optimizer = state_lib.make_optimizer(sft, context.abstract_params, context.frozen)
+  optimizer = train_state_lib.make_optimizer(sft, context.abstract_params, context.frozen)
   state, read = (
-    state_lib.create(initialization.fresh_params(context), optimizer, context.mesh),
+    train_state_lib.create(initialization.fresh_params(context), optimizer, context.mesh),
     None,
   )
   recent, lowest, since = collections.deque(maxlen=_RECENT), math.inf, 0
@@ -64,47 +66,54 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     recent.extend(restored.loop["recent"])
     lowest, since = restored.loop["validation"]
   first = int(state.step)
-  step_fn = steps.make_sft_step(
-    context.graph, optimizer, context.allowed, microbatches=sft.microbatches, frozen=context.frozen
+  step_fn = train_step.make_sft_step(
+    context.graphdef,
+    optimizer,
+    context.allowed_tokens,
+    microbatches=sft.microbatches,
+    frozen=context.frozen,
   )
-  likelihood = steps.make_likelihood(context.graph, context.allowed)
+  likelihood = train_step.make_likelihood(context.graphdef, context.allowed_tokens)
   log = metrics.MetricsLog(workdir, "sft", first_step=first + 1)
   layout = mesh_lib.MeshLayout(context.mesh)
   with (
     contextlib.closing(store),
     contextlib.closing(log),
-    features.cache(context, state.params, workdir) as cache,
+    vision_features.open_cache(context, state.params, workdir) as cache,
     console.progress("sft", sft.steps, done=first) as tick,
   ):
     iterator = context.builder.read(
-      "train", sft.batch, view="supervised", limit=sft.examples, cache=cache
+      "train", sft.batch_size, view="supervised", limit=sft.examples, cache=cache
     )
     if read is not None:
       iterator.set_state(read)
-    ahead = clock = None
+    ahead = timer = None
     for step in range(first + 1, sft.steps + 1):
-      clock = clock_lib.Clock(after=clock)
-      fed, ahead = ahead or _fed(context, state.params, next(iterator), iterator, cache), None
-      clock.lap("data", exposed=True)
-      lengths = steps.reply_lengths(fed.replies[1], context.mesh)
-      fit = padding.shapes(sft, layout, lengths, budget=sft.max_reply_tokens)
+      timer = step_timer_lib.StepTimer(after=timer)
+      fed, ahead = (
+        ahead or prepare_batch(context, state.params, next(iterator), iterator, cache),
+        None,
+      )
+      timer.record("data", exposed=True)
+      lengths = train_step.reply_lengths(fed.replies[1], context.mesh)
+      fit = reply_shapes.choose_reply_shapes(sft, layout, lengths, budget=sft.max_reply_tokens)
       replies = [x[:, :, : fit.time] for x in fed.replies]
       state, values = step_fn(state, fed.prompt, *replies, packed=fit.packed)
-      clock.lap("update")
+      timer.record("update")
       if step < sft.steps:
-        ahead = _fed(context, state.params, next(iterator), iterator, cache)
+        ahead = prepare_batch(context, state.params, next(iterator), iterator, cache)
         late = values["loss"].is_ready()
-        clock.lap("data" if late else "update", exposed=late)
+        timer.record("data" if late else "update", exposed=late)
       values = {name: float(value) for name, value in jax.device_get(values).items()}
-      clock.lap("update")
+      timer.record("update")
       if sft.validate_every and step % sft.validate_every == 0:
         loss = values["validation_loss"] = validation_loss(context, state.params, likelihood, cache)
         lowest, since = (loss, 0) if loss < lowest else (lowest, since + 1)
-        clock.lap("validation")
-      values |= fed.values | clock.values(sft.batch * values["reply_tokens"])
+        timer.record("validation")
+      values |= fed.values | timer.values(sft.batch_size * values["completions/mean_length"])
       log.write(step, values)
       tick(step, sft.steps, {"loss": values["loss"]})
-      divergence.check_finite(values, sft.max_skipped, "sft", step)
+      divergence.check_finite(values, sft.max_consecutive_nonfinite, "sft", step)
       recent.append(values["loss"])
       reached = len(recent) == _RECENT and sum(recent) / _RECENT <= sft.target_loss
       stopped = 0 < sft.patience <= since
@@ -123,7 +132,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Fed:
+class SftBatch:
   """A batch on the devices. read: where the iterator stood behind it; values: what is to be logged."""
 
   prompt: records.Prompt
@@ -132,42 +141,42 @@ class _Fed:
   values: dict[str, float]
 
 
-def _fed(
+def prepare_batch(
   context: run_context.RunContext,
   params: PyTree,
   batch: batching.Batch,
   batches: Iterator[batching.Batch],
-  cache: features.Cache,
-) -> _Fed:
+  cache: vision_features.Cache,
+) -> SftBatch:
   """The batch that `batches` gave last."""
-  fed = features.prompt(context, params, batch, cache)
+  fed = vision_features.prompt_with_features(context, params, batch, cache)
   replies = batching.reply_arrays(batch.items, context.config.sft.max_reply_tokens)
   replies = mesh_lib.put_batch(replies, context.mesh)
-  return _Fed(prompt=fed.prompt, replies=replies, read=batches.get_state(), values=fed.values)
+  return SftBatch(prompt=fed.prompt, replies=replies, read=batches.get_state(), values=fed.values)
 
 
 def validation_loss(
   context: run_context.RunContext,
   params: PyTree,
   likelihood: Callable[..., Array],
-  cache: features.Cache,
+  cache: vision_features.Cache,
 ) -> float:
   """Mean over the tokens of all reference replies of the validation split (nats)."""
   sft, sums = context.config.sft, np.zeros(2)
   batches = context.builder.read(
-    "validation", sft.batch, view="supervised", repeat=False, cache=cache
+    "validation", sft.batch_size, view="supervised", repeat=False, cache=cache
   )
   batch = None
   while True:
     more = next(batches, None)
-    if not processes.gathered(np.array([int(more is not None)])).any():
+    if not processes.all_gather(np.array([int(more is not None)])).any():
       return float(-sums[0] / sums[1])
     batch = more or batch
     if batch is None:
       raise errors.InputError(
         "config.data.validation_fraction: leaves fewer examples than there are processes"
       )
-    prompt = features.prompt(context, params, batch, cache).prompt
+    prompt = vision_features.prompt_with_features(context, params, batch, cache).prompt
     rows = len(batch.prompt.tokens)
     tokens, valid = batching.reply_arrays(batch.items, sft.max_reply_tokens, rows=rows)
     # A process whose share ended before that of another goes along, and adds nothing.

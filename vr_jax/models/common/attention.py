@@ -89,7 +89,7 @@ class Recent(NamedTuple):
   index: Array
 
 
-def turned(
+def transpose_for_decode(
   key: Float[Array, "batch length kv_heads head_dim"],
   value: Float[Array, "batch length kv_heads head_dim"],
 ) -> tuple[
@@ -116,7 +116,7 @@ class Attention:
     """Every token of a prompt attends to the valid tokens up to itself; what is not valid, to its like."""
 
     def local(query, query_segment, index, key, value, key_segment):
-      within = self._function("within")
+      within = self._function("attend_segments")
       return within(query, key, value, query_segment, key_segment, index, causal=True)
 
     segment = valid.astype(jnp.int32)
@@ -144,7 +144,7 @@ class Attention:
     def local(query, key, value, segment):
       index = jnp.arange(query.shape[2])
       batch = [x.reshape(-1, *x.shape[2:]) for x in (query, key, value, segment, segment)]
-      return self._function("within")(*batch, index, causal=False).reshape(query.shape)
+      return self._function("attend_segments")(*batch, index, causal=False).reshape(query.shape)
 
     axes = ("prompts", "frames", None, "vision_heads", None)
     return self.layout.per_shard(
@@ -165,12 +165,12 @@ class Attention:
     """
 
     def local(query, index, *blocks):
-      return self._function("continued")(query, *blocks, index)
+      return self._function("attend_replies")(query, *blocks, index)
 
     more = ()
     if forgetting is not None:
       local = functools.partial(
-        attention_forgetting.continued, kept=forgetting.kept, logits=self._logits
+        attention_forgetting.attend_replies, kept=forgetting.kept, logits=self._logits
       )
       more = ((forgetting.forgotten, ("prompts", "group", *self._time_axes(query))),)
     of_prefix, of_own = ("prompts", None, "kv_heads", None), ("prompts", "group", None)
@@ -192,7 +192,7 @@ class Attention:
   def step(
     self,
     query: Float[Array, "slots heads head_dim"],
-    seats: slots_lib.Seats,
+    decode_slots: slots_lib.DecodeSlots,
     prefix: Block,
     *pasts: Block,
   ) -> Float[Array, "slots heads head_dim"]:
@@ -215,17 +215,19 @@ class Attention:
         (past.valid, ("slots", None)[2 - past.valid.ndim :]),
       )
     )
-    step, more = functools.partial(attention_decode.step, group=seats.group), ()
-    if seats.forgets is not None:
-      step = functools.partial(attention_decode.forgetting_step, group=seats.group, kept=seats.kept)
-      more = ((seats.forgets, ("slots",)),)
+    step, more = functools.partial(attention_decode.step, group=decode_slots.group), ()
+    if decode_slots.forgets is not None:
+      step = functools.partial(
+        attention_decode.forgetting_step, group=decode_slots.group, kept=decode_slots.kept
+      )
+      more = ((decode_slots.forgets, ("slots",)),)
     return self.layout.per_shard(
       step,
       (
         (query, ("slots", "heads", None)),
         *more,
-        (seats.prompt, ("slots",)),
-        (seats.member, ("slots",)),
+        (decode_slots.prompt, ("slots",)),
+        (decode_slots.group_index, ("slots",)),
         (prefix.key, of_prefix),
         (prefix.value, of_prefix),
         (prefix.valid, ("prompts", None)),
@@ -237,7 +239,7 @@ class Attention:
     self,
     query: Float[Array, "rows time heads head_dim"],
     own: Block,
-    rows: slots_lib.Rows,
+    rows: slots_lib.CacheRows,
     prefix: Block,
     past_key: Float[Array, "homes kv_heads head_dim length"],
     past_value: Float[Array, "homes kv_heads length head_dim"],
@@ -253,7 +255,7 @@ class Attention:
     if rows.forgotten is not None:
       append = functools.partial(
         attention_decode.append,
-        attend=functools.partial(attention_forgetting.appended, kept=rows.kept),
+        attend=functools.partial(attention_forgetting.attend_appended, kept=rows.kept),
         logits=self._logits,
       )
       more = ((rows.forgotten, ("slots",)),)
@@ -265,7 +267,7 @@ class Attention:
         (own.value, of_rows),
         (own.valid, ("slots", None)),
         (rows.prompt, ("slots",)),
-        (rows.home, ("slots",)),
+        (rows.cache_slot, ("slots",)),
         (rows.written, ("slots",)),
         (prefix.key, of_prefix),
         (prefix.value, of_prefix),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-def within(
+def attend_segments(
   query: Float[Array, "batch queries heads head_dim"],
   key: Float[Array, "batch keys kv_heads head_dim"],
   value: Float[Array, "batch keys kv_heads head_dim"],
@@ -20,7 +20,7 @@ def within(
   causal: bool,
   implementation: str = "cudnn",
 ) -> Float[Array, "batch queries heads head_dim"]:
-  """As `attention_xla.within`; if `causal`, the segments are 1 for what is valid and then 0."""
+  """As `attention_xla.attend_segments`; if `causal`, the segments are 1 for what is valid and then 0."""
   if causal and query.shape[1] == key.shape[1]:
     valid = key_segment.sum(axis=1).astype(jnp.int32)
     rules = {"is_causal": True, "key_value_seq_lengths": valid}
@@ -30,7 +30,7 @@ def within(
   return _masked(query, key, value, mask, implementation)
 
 
-def continued(
+def attend_replies(
   query: Float[Array, "batch group time heads head_dim"],
   prefix_key: Float[Array, "batch prefix kv_heads head_dim"],
   prefix_value: Float[Array, "batch prefix kv_heads head_dim"],
@@ -42,7 +42,7 @@ def continued(
   *,
   implementation: str = "cudnn",
 ) -> Float[Array, "batch group time heads head_dim"]:
-  """As `attention_xla.continued`.
+  """As `attention_xla.attend_replies`.
 
   The kernel gives no gradient of the normaliser by which two blocks are merged, so each reply gets the keys and values of its
   prompt put before its own: a copy of one layer's, few beside its activations. All replies as one row of queries, as splash has

@@ -17,7 +17,7 @@ from vr_jax.models.common import slots as slots_lib
 def step(
   query: Float[Array, "slots heads head_dim"],
   prompt: Int[Array, "slots"],
-  member: Int[Array, "slots"],
+  group_index: Int[Array, "slots"],
   prefix_key: Float[Array, "prompts kv_heads head_dim prefix"],
   prefix_value: Float[Array, "prompts kv_heads prefix head_dim"],
   prefix_valid: Bool[Array, "prompts prefix"],
@@ -25,7 +25,7 @@ def step(
   group: int,
   seen: Bool[Array, "prompts group prefix"] | None = None,
 ) -> Float[Array, "slots heads head_dim"]:
-  """What the new token of each slot gathers; `prompt` and `member` as in `seats.Seats`.
+  """What the new token of each slot gathers; `prompt` and `group_index` as in `seats.Seats`.
 
   pasts: key [slots, kv_heads, head_dim, length], value [slots, kv_heads, length, head_dim] and valid [length] or
   [slots, length], of one block or more.
@@ -33,14 +33,14 @@ def step(
   slots, heads, head_dim = query.shape
   kv_heads = prefix_key.shape[1]
   query = (query * head_dim**-0.5).reshape(slots, kv_heads, heads // kv_heads, head_dim)
-  seated = slots_lib.to_seats(query, prompt, member, (prefix_key.shape[0], group))
+  seated = slots_lib.slots_to_groups(query, prompt, group_index, (prefix_key.shape[0], group))
   valid = prefix_valid[:, None, None, None] if seen is None else seen[:, None, :, None]
   to_prefix = _to_prefix(seated, prefix_key, prefix_value, valid)
   to_prefix = attention_xla.Partial(
-    *(slots_lib.to_slots(part, prompt, member) for part in to_prefix)
+    *(slots_lib.groups_to_slots(part, prompt, group_index) for part in to_prefix)
   )
   to_pasts = [_to_past(query, *pasts[i : i + 3]) for i in range(0, len(pasts), 3)]
-  found = attention_xla.merged((to_prefix, *to_pasts))
+  found = attention_xla.merge_partials((to_prefix, *to_pasts))
   return found.reshape(slots, heads, head_dim).astype(prefix_value.dtype)
 
 
@@ -48,7 +48,7 @@ def forgetting_step(
   query: Float[Array, "slots heads head_dim"],
   forgets: Bool[Array, "slots"],
   prompt: Int[Array, "slots"],
-  member: Int[Array, "slots"],
+  group_index: Int[Array, "slots"],
   prefix_key: Float[Array, "prompts kv_heads head_dim prefix"],
   prefix_value: Float[Array, "prompts kv_heads prefix head_dim"],
   prefix_valid: Bool[Array, "prompts prefix"],
@@ -57,11 +57,11 @@ def forgetting_step(
   kept: int,
 ) -> Float[Array, "slots heads head_dim"]:
   """As `step`; slots that forget see the first `kept` tokens of their prompt alone."""
-  seated = slots_lib.to_seats(forgets, prompt, member, (len(prefix_valid), group))
+  seated = slots_lib.slots_to_groups(forgets, prompt, group_index, (len(prefix_valid), group))
   first = jnp.arange(prefix_valid.shape[1]) < kept
   seen = prefix_valid[:, None] & (~seated[..., None] | first)
   shared = prefix_key, prefix_value, prefix_valid
-  return step(query, prompt, member, *shared, *pasts, group=group, seen=seen)
+  return step(query, prompt, group_index, *shared, *pasts, group=group, seen=seen)
 
 
 def append(
@@ -70,7 +70,7 @@ def append(
   value: Float[Array, "rows time kv_heads head_dim"],
   valid: Bool[Array, "rows time"],
   prompt: Int[Array, "rows"],
-  home: Int[Array, "rows"],
+  cache_slot: Int[Array, "rows"],
   written: Int[Array, "rows"],
   prefix_key: Float[Array, "prompts prefix kv_heads head_dim"],
   prefix_value: Float[Array, "prompts prefix kv_heads head_dim"],
@@ -78,7 +78,7 @@ def append(
   past_key: Float[Array, "homes kv_heads head_dim length"],
   past_value: Float[Array, "homes kv_heads length head_dim"],
   *more: Array,
-  attend: Callable[..., Array] = attention_xla.appended,
+  attend: Callable[..., Array] = attention_xla.attend_appended,
   logits: int,
 ) -> Float[Array, "rows time heads head_dim"]:
   """What new tokens of some replies gather, each from its prompt, from what its reply has written, and from those up to it.
@@ -87,13 +87,13 @@ def append(
   """
 
   def of_row(inputs: tuple[Array, ...]) -> Array:
-    prompt, home, written, *own = inputs
+    prompt, cache_slot, written, *own = inputs
     prefix = (prefix_key, prefix_value, prefix_valid)
     of_prompt = (jnp.take(x, prompt, 0, mode="clip") for x in prefix)
-    past = (jnp.take(x, home, 0, mode="clip") for x in (past_key, past_value))
+    past = (jnp.take(x, cache_slot, 0, mode="clip") for x in (past_key, past_value))
     return attend(*own, *of_prompt, *past, written, logits=logits)
 
-  return jax.lax.map(of_row, (prompt, home, written, query, key, value, valid, *more))
+  return jax.lax.map(of_row, (prompt, cache_slot, written, query, key, value, valid, *more))
 
 
 def _to_prefix(

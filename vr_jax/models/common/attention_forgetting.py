@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vr_jax.models.common import attention_xla
 
 
-def continued(
+def attend_replies(
   query: Float[Array, "batch group time heads head_dim"],
   index: Int[Array, "time"],
   prefix_key: Float[Array, "batch prefix kv_heads head_dim"],
@@ -25,7 +25,7 @@ def continued(
   kept: int,
   logits: int,
 ) -> Float[Array, "batch group time heads head_dim"]:
-  """As `attention_xla.continued`, without the first `forgotten` tokens of the own reply.
+  """As `attention_xla.attend_replies`, without the first `forgotten` tokens of the own reply.
 
   Where that is above 0, of the prompt the first `kept` tokens are seen alone. One reply after the
   other.
@@ -48,7 +48,7 @@ def continued(
   )
 
 
-def appended(
+def attend_appended(
   query: Float[Array, "time heads head_dim"],
   own_key: Float[Array, "time kv_heads head_dim"],
   own_value: Float[Array, "time kv_heads head_dim"],
@@ -64,7 +64,7 @@ def appended(
   kept: int,
   logits: int,
 ) -> Float[Array, "time heads head_dim"]:
-  """As `attention_xla.appended`, without the first `forgotten` of the `written` tokens."""
+  """As `attention_xla.attend_appended`, without the first `forgotten` of the `written` tokens."""
   time, length = len(query), past_key.shape[-1]
   places = jnp.arange(length)
   past = jnp.broadcast_to((places < written) & (places >= forgotten), (time, length))

@@ -28,7 +28,7 @@ KEPT = "attention"  # name by which a rematerialisation policy keeps what the ba
 
 
 @dataclasses.dataclass(frozen=True)
-class Replies(mask_lib.Mask):
+class RepliesMask(mask_lib.Mask):
   """[group x time, prefix + group x keys]: each of `group` replies sees the prefix and its own keys up to itself.
 
   The queries of a reply are `time` of its places, from `first` on. A causal prompt is one reply without prefix.
@@ -58,7 +58,7 @@ class Replies(mask_lib.Mask):
     return (columns < self.prefix) | ((of_reply == reply) & (key <= self.first + place))
 
 
-def within(
+def attend_segments(
   query: Float[Array, "batch queries heads head_dim"],
   key: Float[Array, "batch keys kv_heads head_dim"],
   value: Float[Array, "batch keys kv_heads head_dim"],
@@ -69,7 +69,7 @@ def within(
   causal: bool,
   interpret: bool = False,
 ) -> Float[Array, "batch queries heads head_dim"]:
-  """As `attention_xla.within`; the queries are one of several equal parts of the keys, `index` their places.
+  """As `attention_xla.attend_segments`; the queries are one of several equal parts of the keys, `index` their places.
 
   interpret: emulates the kernel, on any platform.
   """
@@ -79,13 +79,13 @@ def within(
   def from_place(first: int) -> Array:
     mask = mask_lib.FullMask((queries + fill[0], keys + fill[1]))
     if causal:
-      mask = Replies(group=1, time=queries, keys=keys, first=first, fill=fill)
+      mask = RepliesMask(group=1, time=queries, keys=keys, first=first, fill=fill)
     return _run(query, key, value, query_segment, key_segment, mask, interpret=interpret)
 
   return _by_part(from_place, index, keys // queries if causal else 1)
 
 
-def continued(
+def attend_replies(
   query: Float[Array, "batch group time heads head_dim"],
   prefix_key: Float[Array, "batch prefix kv_heads head_dim"],
   prefix_value: Float[Array, "batch prefix kv_heads head_dim"],
@@ -97,7 +97,7 @@ def continued(
   *,
   interpret: bool = False,
 ) -> Float[Array, "batch group time heads head_dim"]:
-  """As `attention_xla.continued`; the queries are one of several equal parts of their replies, `index` their places."""
+  """As `attention_xla.attend_replies`; the queries are one of several equal parts of their replies, `index` their places."""
   batch, group, time = query.shape[:3]
   rows = query.reshape(batch, group * time, *query.shape[3:])
   key, value, valid = (
@@ -113,7 +113,7 @@ def continued(
 
   def from_place(first: int) -> Array:
     prefix = prefix_key.shape[1]
-    mask = Replies(group=group, time=time, keys=keys, prefix=prefix, first=first, fill=fill)
+    mask = RepliesMask(group=group, time=time, keys=keys, prefix=prefix, first=first, fill=fill)
     seeing = jnp.ones(rows.shape[:2], jnp.int32)
     return _run(rows, key, value, seeing, valid.astype(jnp.int32), mask, interpret=interpret)
 

@@ -35,7 +35,7 @@ class Partial(NamedTuple):
   top: Float[Array, "*rows"]
 
 
-def within(
+def attend_segments(
   query: Float[Array, "batch queries heads head_dim"],
   key: Float[Array, "batch keys kv_heads head_dim"],
   value: Float[Array, "batch keys kv_heads head_dim"],
@@ -75,7 +75,7 @@ def within(
   return mixed.transpose(0, 3, 1, 2, 4).reshape(query.shape).astype(value.dtype)
 
 
-def continued(
+def attend_replies(
   query: Float[Array, "batch group time heads head_dim"],
   prefix_key: Float[Array, "batch prefix kv_heads head_dim"],
   prefix_value: Float[Array, "batch prefix kv_heads head_dim"],
@@ -96,10 +96,10 @@ def continued(
     _to_prefix(query, asked, *prefix, logits, sides),
     _to_own(query, asked, *own, index, logits, SIDE),
   )
-  return merged(parts).reshape(query.shape).astype(own_value.dtype)
+  return merge_partials(parts).reshape(query.shape).astype(own_value.dtype)
 
 
-def appended(
+def attend_appended(
   query: Float[Array, "time heads head_dim"],
   own_key: Float[Array, "time kv_heads head_dim"],
   own_value: Float[Array, "time kv_heads head_dim"],
@@ -125,7 +125,7 @@ def appended(
     _to_prefix(*asked, *(x[None] for x in past), logits, (time, SHOWN)),
     _to_own(*asked, *(x[None, None] for x in own), index, logits, SHOWN),
   )
-  return merged(parts).reshape(query.shape).astype(own_value.dtype)
+  return merge_partials(parts).reshape(query.shape).astype(own_value.dtype)
 
 
 def softmax(
@@ -233,7 +233,7 @@ def _partial(
   return Partial(_dot("nqs,nsd->nqd", share, value).reshape(rows.shape), total, top)
 
 
-def merged(parts: Sequence[Partial]) -> Float[Array, "*rows head_dim"]:
+def merge_partials(parts: Sequence[Partial]) -> Float[Array, "*rows head_dim"]:
   """The softmax over the keys of all parts."""
   top = jnp.max(jnp.stack([part.top for part in parts]), axis=0)
   scales = [jnp.exp(part.top - top) for part in parts]
@@ -256,7 +256,7 @@ def in_chunks(
   if length <= max(size, 1):
     return function(*inputs)
   count = -(-length // max(size, 1))
-  chunk = _rounded(-(-length // count))
+  chunk = _round_up(-(-length // count))
   count = -(-length // chunk)
 
   def split(x: Array, axis: int) -> Array:
@@ -272,7 +272,7 @@ def in_chunks(
   return jax.lax.slice_in_dim(whole, 0, length, axis=axis)
 
 
-def _rounded(positions: int) -> int:
+def _round_up(positions: int) -> int:
   """Up to a multiple of `ROWS`, where they are more."""
   return -(-positions // ROWS) * ROWS if positions > ROWS else positions
 

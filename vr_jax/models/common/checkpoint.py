@@ -85,7 +85,10 @@ def _spread(params: PyTree, mesh: Mesh) -> PyTree:
 
 
 def _read(
-  slot: weight_mapping.Slot, stored: Mapping[str, tensor_file.Stored], dtype: np.dtype, index: Index
+  slot: weight_mapping.Slot,
+  stored: Mapping[str, tensor_file.StoredTensor],
+  dtype: np.dtype,
+  index: Index,
 ) -> np.ndarray:
   """The part `index` of a parameter, from the file. Each tensor is mapped, copied from, and let go."""
   shape = (len(slot.names), *slot.shape) if slot.stacked else slot.shape
@@ -172,7 +175,7 @@ def _locate(
   mapping: weight_mapping.WeightMapping,
   *,
   tied: bool,
-) -> dict[str, tensor_file.Stored]:
+) -> dict[str, tensor_file.StoredTensor]:
   """The tensors of a directory by bare name, once it is known that they are those of the model."""
   by_tensor, found = weight_mapping.by_tensor(slots), {}
   # Files of tied models may hold the embedding a second time under this name; it must be the same.
@@ -206,7 +209,7 @@ def _some(missing: list[str]) -> str:
   return ", ".join(missing[:3]) + more
 
 
-def _check_tied(head: tensor_file.Stored, embedding: tensor_file.Stored) -> None:
+def _check_tied(head: tensor_file.StoredTensor, embedding: tensor_file.StoredTensor) -> None:
   rows = max(PIECE_BYTES // (embedding.shape[1] * embedding.dtype.itemsize), 1)
   for start in range(0, embedding.shape[0], rows):
     part = slice(start, start + rows)

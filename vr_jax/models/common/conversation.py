@@ -19,7 +19,7 @@ class Image:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Video:
+class VideoFrames:
   """Frames and the time between two of them."""
 
   frames: UInt8[np.ndarray, "frames height width 3"]
@@ -27,14 +27,14 @@ class Video:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Turn:
+class Message:
   """What one side of a conversation said: `role` is system, user or assistant."""
 
   role: str
-  parts: tuple[str | Image | Video, ...]
+  parts: tuple[str | Image | VideoFrames, ...]
 
 
-NO_VIDEO = Video(frames=np.zeros((0, 0, 0, 3), np.uint8), seconds_per_frame=1.0)
+NO_VIDEO = VideoFrames(frames=np.zeros((0, 0, 0, 3), np.uint8), seconds_per_frame=1.0)
 
 
 def most_tokens(text: str) -> int:

@@ -190,7 +190,7 @@ class Decoder(nnx.Module):
     self,
     x: Float[Array, "slots embed"],
     positions: Int[Array, "slots"],
-    seats: slots_lib.Seats,
+    decode_slots: slots_lib.DecodeSlots,
     weights: dict[str, Array | tuple[Array, ...]],
     prefix: attention.Block,
     recent: attention.Recent,
@@ -227,13 +227,15 @@ class Decoder(nnx.Module):
         new = put(own, new)
         blocks = [attention.Block(*new, places <= recent.index)]
       else:
-        of_prefix = attention.turned(*of_prefix)
+        of_prefix = attention.transpose_for_decode(*of_prefix)
         alone = attention.Block(*new, jnp.ones(1, bool))
         blocks = [attention.Block(*own, places < recent.index), alone]
       blocks += [
         attention.Block(*pair, past.valid) for pair, past in zip(others, pasts, strict=True)
       ]
-      mixed = self.attention.step(query, seats, attention.Block(*of_prefix, prefix.valid), *blocks)
+      mixed = self.attention.step(
+        query, decode_slots, attention.Block(*of_prefix, prefix.valid), *blocks
+      )
       return self.layout.place(self.finish_layer(x, mixed, weights), ("slots", None)), new
 
     x = self.layout.place(x, ("slots", None))
@@ -248,7 +250,7 @@ class Decoder(nnx.Module):
     x: Float[Array, "rows time embed"],
     positions: Int[Array, "rows time axes"],
     valid: Bool[Array, "rows time"],
-    rows: slots_lib.Rows,
+    rows: slots_lib.CacheRows,
     prefix: attention.Block,
     past_keys: Float[Array, "layers homes kv_heads head_dim length"] | tuple[Array, ...],
     past_values: Float[Array, "layers homes kv_heads length head_dim"] | tuple[Array, ...],
@@ -267,7 +269,7 @@ class Decoder(nnx.Module):
       shared = attention.Block(prefix_key, prefix_value, prefix.valid)
       own = attention.Block(key, value, valid)
       mixed = self.attention.append(query, own, rows, shared, *past)
-      kept = attention.turned(key, value)
+      kept = attention.transpose_for_decode(key, value)
       return self.layout.place(self.finish_layer(x, mixed, weights), axes), kept
 
     weights = layers.stack(self.layers, self.dtype)
@@ -283,5 +285,7 @@ class Decoder(nnx.Module):
   def project(
     self, x: Float[Array, "..."], weights: dict[str, Array], name: str, *, contract: int = 1
   ) -> Float[Array, "..."]:
-    """`layers.adapted` by a layer's weight of that name, as the layout has it."""
-    return layers.adapted(x, weights, name, contract=contract, merge=self.layout.merges)
+    """`layers.project_with_adapter` by a layer's weight of that name, as the layout has it."""
+    return layers.project_with_adapter(
+      x, weights, name, contract=contract, merge=self.layout.merges
+    )

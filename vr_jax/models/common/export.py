@@ -62,13 +62,13 @@ def save_pretrained(
   Raises:
     InputError: `path` is there already or can't be written, or the parameters are not those of `config`.
   """
-  base = weight_mapping.flat(lora.without(params) if adapters else params)
+  base = weight_mapping.flat(lora.strip_adapters(params) if adapters else params)
   _check_shapes(base, family.abstract_params(config))
   dtypes = {name: jnp.dtype(dtype or variable.dtype) for name, variable in base.items()}
 
   def array_of(name: str) -> Array:
     if adapters:
-      return lora.merged(params, name, adapters, dtypes[name])
+      return lora.merge_adapter(params, name, adapters, dtypes[name])
     return base[name].get_value().astype(dtypes[name])
 
   slots = {

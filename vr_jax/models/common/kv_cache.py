@@ -85,7 +85,7 @@ class Cache:
     """Positions that there is room for."""
     return self.keys[0].shape[-1]
 
-  def kept(self, layout: layout_lib.Layout, slots: Int[Array, "kept"]) -> "Cache":
+  def select_slots(self, layout: layout_lib.Layout, slots: Int[Array, "select_slots"]) -> "Cache":
     """That of some slots, named by their places on the device that holds them."""
 
     def of_device(x: Array, slots: Array) -> Array:
@@ -96,7 +96,7 @@ class Cache:
 
     return jax.tree.map(of_array, self)
 
-  def written(
+  def write_rows(
     self,
     layout: layout_lib.Layout,
     new: "Cache",
@@ -130,7 +130,7 @@ class Cache:
       values=jax.tree.map(functools.partial(of_arrays, back=2), self.values, new.values),
     )
 
-  def grown(self, layout: layout_lib.Layout, length: int) -> "Cache":
+  def grow(self, layout: layout_lib.Layout, length: int) -> "Cache":
     """With room for so many positions."""
 
     def padded(x: Array, back: int) -> Array:

@@ -95,7 +95,7 @@ class LanguageModel(nnx.Module):
       next_position=jnp.asarray(prompt.next_position),
     )
 
-  def _media(self, shown: records.Prompt | records.Suffix) -> PyTree:
+  def _media(self, shown: records.Prompt | records.EpisodeInputs) -> PyTree:
     """The features that it brings, or those of its patches."""
     return (
       self.encode_vision(shown.vision)
@@ -108,7 +108,7 @@ class LanguageModel(nnx.Module):
     prefix: kv_cache.Prefix,
     tokens: Int[Array, "prompts group time"],
     valid: Bool[Array, "prompts group time"],
-    suffix: records.Suffix | None = None,
+    episode_inputs: records.EpisodeInputs | None = None,
   ) -> Float[Array, "prompts group time embed"]:
     """Final-normed hidden states of replies; of several turns where there is a suffix.
 
@@ -117,11 +117,13 @@ class LanguageModel(nnx.Module):
     where a suffix brings patches and not its features.
     """
     embedded = self.text.embed(tokens, packing_lib.REPLIES)
-    if suffix is None:
+    if episode_inputs is None:
       return self.text.extend(embedded, _positions(prefix, tokens), valid, _block(prefix))
-    embedded = self._with_media(embedded, jnp.asarray(suffix.media_index), self._media(suffix))
-    positions = jnp.asarray(suffix.positions)
-    return self.text.extend(embedded, positions, valid, _block(prefix), _forgetting(suffix))
+    embedded = self._with_media(
+      embedded, jnp.asarray(episode_inputs.media_index), self._media(episode_inputs)
+    )
+    positions = jnp.asarray(episode_inputs.positions)
+    return self.text.extend(embedded, positions, valid, _block(prefix), _forgetting(episode_inputs))
 
   def extend_packed(
     self,
@@ -129,19 +131,19 @@ class LanguageModel(nnx.Module):
     tokens: Int[Array, "prompts group time"],
     valid: Bool[Array, "prompts group time"],
     packing: packing_lib.Packing,
-    suffix: records.Suffix | None = None,
+    episode_inputs: records.EpisodeInputs | None = None,
   ) -> Float[Array, "packed embed"]:
     """As `extend`, of the valid tokens alone."""
     embedded = self.text.embed(packing.pack(tokens), ("slots",))
-    if suffix is None:
+    if episode_inputs is None:
       positions = packing.pack(_positions(prefix, tokens))
       return self.text.extend_packed(embedded, positions, valid, _block(prefix), packing)
-    index = jnp.asarray(suffix.media_index)
-    features = packing.pack(self._features(index, self._media(suffix), "prompts"), (None,))
+    index = jnp.asarray(episode_inputs.media_index)
+    features = packing.pack(self._features(index, self._media(episode_inputs), "prompts"), (None,))
     is_media = packing.pack(index >= 0)[:, None]
     embedded = jnp.where(is_media, features.astype(embedded.dtype), embedded)
-    positions = packing.pack(jnp.asarray(suffix.positions), (None,))
-    read = _block(prefix), packing, _forgetting(suffix)
+    positions = packing.pack(jnp.asarray(episode_inputs.positions), (None,))
+    read = _block(prefix), packing, _forgetting(episode_inputs)
     return self.text.extend_packed(embedded, positions, valid, *read)
 
   def append(
@@ -150,7 +152,7 @@ class LanguageModel(nnx.Module):
     cache: kv_cache.Cache,
     shown: records.Prompt,
     media: PyTree,
-    rows: slots_lib.Rows,
+    rows: slots_lib.CacheRows,
   ) -> tuple[Float[Array, "rows embed"], kv_cache.Cache]:
     """Runs what some replies are shown next, each behind what it has written.
 
@@ -158,7 +160,7 @@ class LanguageModel(nnx.Module):
 
     shown: as prompts, whose positions count from 0; media: what the tower made of its frames. The
     cache is only read:
-    `Cache.written` puts the new keys and values into it.
+    `Cache.write_rows` puts the new keys and values into it.
     """
     valid = jnp.asarray(shown.kind) != records.Kind.PAD
     x = self.text.embed(jnp.asarray(shown.tokens), ("slots", None), whole=True)
@@ -208,7 +210,10 @@ class LanguageModel(nnx.Module):
     weights, block = layers.stack(self.text.layers, self.text.dtype), _block(prefix)
     if len(prefix.keys) <= layers.UNROLLED:
       weights = {name: tuple(stack) for name, stack in weights.items()}
-      turned = (attention.turned(*pair) for pair in zip(prefix.keys, prefix.values, strict=True))
+      turned = (
+        attention.transpose_for_decode(*pair)
+        for pair in zip(prefix.keys, prefix.values, strict=True)
+      )
       block = attention.Block(*zip(*turned, strict=True), prefix.valid)
     return kv_cache.DecodeConstants(
       weights=weights, prefix=block, next_position=prefix.next_position
@@ -220,14 +225,14 @@ class LanguageModel(nnx.Module):
     cache: kv_cache.Cache,
     tokens: Int[Array, "slots"],
     index: Int[Array, ""],
-    seats: slots_lib.Seats,
+    decode_slots: slots_lib.DecodeSlots,
   ) -> tuple[Float[Array, "slots embed"], kv_cache.Cache]:
     """Feeds token number `index` of every slot: (final-normed hidden states, updated cache).
 
     Positions before `index` must have been written by the calls before.
     """
-    start = self.of_slots(constants.next_position, seats)
-    return self._step(constants, cache, tokens, index, seats, start)
+    start = self.gather_for_slots(constants.next_position, decode_slots)
+    return self._step(constants, cache, tokens, index, decode_slots, start)
 
   def decode_on(
     self,
@@ -236,12 +241,12 @@ class LanguageModel(nnx.Module):
     recent: kv_cache.Cache,
     tokens: Int[Array, "slots"],
     index: Int[Array, ""],
-    rows: slots_lib.Rows,
-    seats: slots_lib.Seats,
+    rows: slots_lib.CacheRows,
+    decode_slots: slots_lib.DecodeSlots,
   ) -> tuple[Float[Array, "slots embed"], kv_cache.Cache]:
     """Like `decode`, for replies that go on: each behind what its slot of `past` holds.
 
-    recent: of the tokens fed since, as many for every slot; `Cache.written` puts them behind the
+    recent: of the tokens fed since, as many for every slot; `Cache.write_rows` puts them behind the
     past.
     """
     places = jnp.arange(past.length)
@@ -249,7 +254,7 @@ class LanguageModel(nnx.Module):
     if rows.forgotten is not None:
       seen &= places >= rows.forgotten[:, None]
     block = attention.Block(past.keys, past.values, seen)
-    return self._step(constants, recent, tokens, index, seats, rows.position, block)
+    return self._step(constants, recent, tokens, index, decode_slots, rows.position, block)
 
   def _step(
     self,
@@ -257,7 +262,7 @@ class LanguageModel(nnx.Module):
     cache: kv_cache.Cache,
     tokens: Int[Array, "slots"],
     index: Int[Array, ""],
-    seats: slots_lib.Seats,
+    decode_slots: slots_lib.DecodeSlots,
     start: Int[Array, "slots"],
     *past: attention.Block,
   ) -> tuple[Float[Array, "slots embed"], kv_cache.Cache]:
@@ -266,17 +271,17 @@ class LanguageModel(nnx.Module):
     x = self.text.embed(tokens, ("slots",), whole=True)
     recent = attention.Recent(cache.keys, cache.values, index)
     read = (constants.weights, constants.prefix, recent, *past)
-    hidden, keys, values = self.text.decode(x, start + index, seats, *read)
+    hidden, keys, values = self.text.decode(x, start + index, decode_slots, *read)
     return hidden, kv_cache.Cache(keys=keys, values=values)
 
-  def of_slots(
-    self, x: Shaped[Array, "prompts *rest"], seats: slots_lib.Seats
+  def gather_for_slots(
+    self, x: Shaped[Array, "prompts *rest"], decode_slots: slots_lib.DecodeSlots
   ) -> Shaped[Array, "slots *rest"]:
     """Of each slot, what its prompt has."""
     rest = (None,) * (x.ndim - 1)
     return self.layout.per_shard(
       lambda prompt, x: jnp.take(x, prompt, axis=0, mode="clip"),
-      ((seats.prompt, ("slots",)), (x, ("prompts", *rest))),
+      ((decode_slots.prompt, ("slots",)), (x, ("prompts", *rest))),
     )
 
   @property
@@ -312,7 +317,7 @@ def _block(prefix: kv_cache.Prefix) -> attention.Block:
   return attention.Block(prefix.keys, prefix.values, prefix.valid)
 
 
-def _forgetting(suffix: records.Suffix) -> attention.Forgetting | None:
-  if suffix.forgotten is None:
+def _forgetting(episode_inputs: records.EpisodeInputs) -> attention.Forgetting | None:
+  if episode_inputs.forgotten is None:
     return None
-  return attention.Forgetting(jnp.asarray(suffix.forgotten), suffix.kept)
+  return attention.Forgetting(jnp.asarray(episode_inputs.forgotten), episode_inputs.kept)

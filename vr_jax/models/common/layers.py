@@ -78,7 +78,7 @@ def project(
   return product.reshape(*leading, *weight.shape[contract:])
 
 
-def adapted(
+def project_with_adapter(
   x: Float[Array, "..."],
   weights: dict[str, Array],
   name: str,
@@ -133,9 +133,9 @@ def swiglu(
   x: Float[Array, "... embed"], weights: dict[str, Array], *, merge: bool = True
 ) -> Float[Array, "... embed"]:
   """The gated feed-forward block; biases are added where the weights have them. merge: see `project`."""
-  gate = adapted(x, weights, "gate", merge=merge)
-  up = adapted(x, weights, "up", merge=merge)
+  gate = project_with_adapter(x, weights, "gate", merge=merge)
+  up = project_with_adapter(x, weights, "up", merge=merge)
   if "gate_bias" in weights:
     gate, up = gate + weights["gate_bias"], up + weights["up_bias"]
-  out = adapted(jax.nn.silu(gate) * up, weights, "down", merge=merge)
+  out = project_with_adapter(jax.nn.silu(gate) * up, weights, "down", merge=merge)
   return out + weights["down_bias"] if "down_bias" in weights else out

@@ -105,14 +105,14 @@ def is_adapter(parameter: str) -> bool:
   return parameter.endswith(ENDS)
 
 
-def without(params: PyTree) -> PyTree:
+def strip_adapters(params: PyTree) -> PyTree:
   """The parameters of the model alone."""
   flat = weight_mapping.flat(params)
   kept = {name: variable for name, variable in flat.items() if not is_adapter(name)}
   return weight_mapping.unflat(kept)
 
 
-def merged(params: PyTree, parameter: str, adapters: Adapters, dtype: DTypeLike) -> Array:
+def merge_adapter(params: PyTree, parameter: str, adapters: Adapters, dtype: DTypeLike) -> Array:
   """One weight, in `dtype`, with its adapter, if it has one, merged in float32."""
   flat = weight_mapping.flat(params)
   weight = flat[parameter].get_value()

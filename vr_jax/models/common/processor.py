@@ -110,7 +110,7 @@ class Processor(rules.Rules):
     *,
     question_first: bool = False,
     name: str = "prompt",
-  ) -> prompts.Encoded:
+  ) -> prompts.EncodedPrompt:
     """One question about one video, the assistant's turn opened. frames=None: the question alone.
 
     question_first: the text stands before the video, not after it.
@@ -120,10 +120,10 @@ class Processor(rules.Rules):
     video = None
     if frames is not None:
       rate = _rate(timestamps, len(frames), name)
-      video = conversation.Video(frames=frames, seconds_per_frame=rate)
+      video = conversation.VideoFrames(frames=frames, seconds_per_frame=rate)
     return self.encode_conversation([_question(text, video, question_first)], name=name)
 
-  def encode_seen(
+  def encode_with_features(
     self,
     text: str,
     shape: tuple[int, int, int],
@@ -132,7 +132,7 @@ class Processor(rules.Rules):
     *,
     question_first: bool = False,
     name: str = "prompt",
-  ) -> prompts.Encoded:
+  ) -> prompts.EncodedPrompt:
     """Like `encode`, for a video whose features are known.
 
     shape: number, height and width (pixels) of its frames.
@@ -171,13 +171,13 @@ class Processor(rules.Rules):
     if length > max(prefix_buckets):
       turn = _question(text, conversation.NO_VIDEO, question_first)
       length = len(self._tokenize([turn], [media], open_reply=True)[0])
-    prompts.bucket([(name, length)], prefix_buckets, "tokens")
-    prompts.bucket([(name, grid.frames)], frame_buckets, "temporal patches")
-    prompts.bucket([(name, grid.patches)], patch_buckets, "patches a frame")
+    prompts.smallest_bucket([(name, length)], prefix_buckets, "tokens")
+    prompts.smallest_bucket([(name, grid.frames)], frame_buckets, "temporal patches")
+    prompts.smallest_bucket([(name, grid.patches)], patch_buckets, "patches a frame")
 
   def encode_conversation(
-    self, turns: Sequence[conversation.Turn], *, open_reply: bool = True, name: str = "prompt"
-  ) -> prompts.Encoded:
+    self, turns: Sequence[conversation.Message], *, open_reply: bool = True, name: str = "prompt"
+  ) -> prompts.EncodedPrompt:
     """Encodes a conversation with images and videos anywhere in it.
 
     open_reply: ends with the head of the assistant's next turn.
@@ -192,11 +192,11 @@ class Processor(rules.Rules):
 
   def continue_conversation(
     self,
-    turns: Sequence[conversation.Turn],
+    turns: Sequence[conversation.Message],
     *,
     after: Sequence[int] | Int[np.ndarray, "time"],
     name: str = "observation",
-  ) -> prompts.Encoded:
+  ) -> prompts.EncodedPrompt:
     """What follows the reply `after` (token ids): the end of its turn, turns, the next one opened.
 
     The end of the turn is there only where the reply was cut off before it. Positions count from 0,
@@ -217,7 +217,7 @@ class Processor(rules.Rules):
     *,
     features: PyTree | None = None,
     name: str = "prompt",
-  ) -> prompts.Encoded:
+  ) -> prompts.EncodedPrompt:
     """Token ids and the patches that their media tokens stand for; every prompt is made here.
 
     It is the one place where media tokens are counted against what fills them. patches: None where
@@ -234,8 +234,8 @@ class Processor(rules.Rules):
     frames = []
     for number, grid in enumerate(grids):
       inputs = [None] * grid.frames if patches is None else self.frame_inputs(patches[number], grid)
-      frames += [prompts.Frame(vision=one, patches=grid.patches) for one in inputs]
-    return prompts.Encoded(
+      frames += [prompts.TemporalPatch(vision=one, patches=grid.patches) for one in inputs]
+    return prompts.EncodedPrompt(
       name=name,
       tokens=tokens,
       kind=kind,
@@ -247,7 +247,7 @@ class Processor(rules.Rules):
       features=features,
     )
 
-  def encode_tokens(self, tokens: Sequence[int], name: str = "reply") -> prompts.Encoded:
+  def encode_tokens(self, tokens: Sequence[int], name: str = "reply") -> prompts.EncodedPrompt:
     """Tokens of text as they are. Positions count from 0."""
     return self.join(np.array(tokens, np.int32), [], [], name=name)
 
@@ -277,7 +277,7 @@ class Processor(rules.Rules):
 
   def collate(
     self,
-    encoded: Sequence[prompts.Encoded],
+    encoded: Sequence[prompts.EncodedPrompt],
     *,
     prefix_buckets: Sequence[int],
     frame_buckets: Sequence[int],
@@ -294,12 +294,12 @@ class Processor(rules.Rules):
 
   def sizes(
     self,
-    encoded: Sequence[prompts.Encoded],
+    encoded: Sequence[prompts.EncodedPrompt],
     *,
     prefix_buckets: Sequence[int],
     frame_buckets: Sequence[int],
     patch_buckets: Sequence[int],
-  ) -> prompts.Sizes:
+  ) -> prompts.PromptSizes:
     """The smallest buckets that hold all of these prompts.
 
     prefix_buckets: tokens of a prompt. frame_buckets: temporal patches of a prompt (0 for batches
@@ -309,38 +309,44 @@ class Processor(rules.Rules):
     Raises:
       InputError: a prompt is larger than the largest bucket; the message names it.
     """
-    prefix = prompts.bucket([(e.name, len(e.tokens)) for e in encoded], prefix_buckets, "tokens")
+    prefix = prompts.smallest_bucket(
+      [(e.name, len(e.tokens)) for e in encoded], prefix_buckets, "tokens"
+    )
     counts = [(e.name, len(e.frames)) for e in encoded]
-    frames = prompts.bucket(counts, frame_buckets, "temporal patches")
+    frames = prompts.smallest_bucket(counts, frame_buckets, "temporal patches")
     sizes = [(e.name, e.patches) for e in encoded]
-    patches = prompts.bucket(sizes, patch_buckets, "patches a frame")
+    patches = prompts.smallest_bucket(sizes, patch_buckets, "patches a frame")
     unit = self.config.vision_shapes.patches_per_token
     if patches % unit:
       raise errors.InputError(
         f"patch_buckets: {patches} is no multiple of {unit}, the patches of a media token"
       )
-    return prompts.Sizes(prefix=prefix, frames=frames, patches=patches)
+    return prompts.PromptSizes(prefix=prefix, frames=frames, patches=patches)
 
-  def pad(self, encoded: Sequence[prompts.Encoded], sizes: prompts.Sizes) -> records.Prompt:
+  def pad(
+    self, encoded: Sequence[prompts.EncodedPrompt], sizes: prompts.PromptSizes
+  ) -> records.Prompt:
     """Prompts of at most these sizes, stacked: see `prompts.pad`."""
     shapes = self.config.vision_shapes
     return prompts.pad(encoded, shapes, sizes, pad_token=self.pad_token)
 
-  def stack_frames(self, encoded: Sequence[prompts.Encoded], sizes: prompts.Sizes) -> PyTree:
+  def stack_frames(
+    self, encoded: Sequence[prompts.EncodedPrompt], sizes: prompts.PromptSizes
+  ) -> PyTree:
     """Vision inputs [prompts, frames, patches, …] of prompts whose features are not known."""
     return prompts.stack_frames(encoded, self.config.vision_shapes, sizes)
 
   def shuffle_frames(
     self,
     media_index: Int[np.ndarray, "prompts prefix"],
-    encoded: Sequence[prompts.Encoded],
+    encoded: Sequence[prompts.EncodedPrompt],
     rng: np.random.Generator,
   ) -> Int[np.ndarray, "prompts prefix"]:
     """The media index of the prompts with each one's frames shuffled; their times stay."""
-    return prompts.in_random_order(media_index, [len(one.frames) for one in encoded], rng)
+    return prompts.shuffle_media(media_index, [len(one.frames) for one in encoded], rng)
 
   def _media(
-    self, turns: Sequence[conversation.Turn], name: str
+    self, turns: Sequence[conversation.Message], name: str
   ) -> tuple[list[prompts.Grid], list[np.ndarray], list[int]]:
     """Grids of the media of a conversation, their patches, and how many tokens each has."""
     for turn in turns:
@@ -353,11 +359,11 @@ class Processor(rules.Rules):
     return [grid for grid, _ in encoded], [patches for _, patches in encoded], counts
 
   def _tokenize(
-    self, turns: Sequence[conversation.Turn], media_tokens: Sequence[int], *, open_reply: bool
+    self, turns: Sequence[conversation.Message], media_tokens: Sequence[int], *, open_reply: bool
   ) -> tuple[Int[np.ndarray, "prefix"], Bool[np.ndarray, "prefix"]]:
     """Tokens of a conversation and their loss mask. media_tokens: how many each medium has."""
     if self.system and (not turns or turns[0].role != "system"):
-      turns = (conversation.Turn(role="system", parts=(self.system,)), *turns)
+      turns = (conversation.Message(role="system", parts=(self.system,)), *turns)
     return self._template.apply(turns, media_tokens, open_reply=open_reply)
 
   @property
@@ -376,7 +382,7 @@ class Processor(rules.Rules):
     return len(self._tokenize([empty], [0], open_reply=True)[0]) + self._template.slack
 
   def _encode_media(
-    self, part: conversation.Image | conversation.Video, name: str
+    self, part: conversation.Image | conversation.VideoFrames, name: str
   ) -> tuple[prompts.Grid, np.ndarray]:
     """Patches of one image or video."""
     if isinstance(part, conversation.Image):
@@ -421,10 +427,10 @@ class Processor(rules.Rules):
 
 
 def _question(
-  text: str, video: conversation.Video | None, question_first: bool
-) -> conversation.Turn:
+  text: str, video: conversation.VideoFrames | None, question_first: bool
+) -> conversation.Message:
   parts = (text,) if video is None else (text, video) if question_first else (video, text)
-  return conversation.Turn(role="user", parts=parts)
+  return conversation.Message(role="user", parts=parts)
 
 
 def _rate(timestamps: Float[np.ndarray, "times"] | None, count: int, name: str) -> float:

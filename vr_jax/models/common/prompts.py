@@ -100,7 +100,7 @@ class Grid:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Frame:
+class TemporalPatch:
   """One temporal patch. vision: its arrays [patches, …]; None where its features are known."""
 
   vision: PyTree | None
@@ -108,7 +108,7 @@ class Frame:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Encoded:
+class EncodedPrompt:
   """One encoded conversation, not yet padded. Its media tokens are those of `frames`, in order.
 
   loss_mask: the tokens that the assistant wrote, ends of its turns included: those that supervised
@@ -125,7 +125,7 @@ class Encoded:
   next_position: int
   loss_mask: Bool[np.ndarray, "prefix"]
   grids: tuple[Grid, ...]
-  frames: tuple[Frame, ...]
+  frames: tuple[TemporalPatch, ...]
   features: PyTree | None = None
 
   @property
@@ -134,9 +134,9 @@ class Encoded:
     return max((frame.patches for frame in self.frames), default=0)
 
 
-def nothing(axes: int) -> Encoded:
+def nothing(axes: int) -> EncodedPrompt:
   """A conversation without tokens. axes: of positions."""
-  return Encoded(
+  return EncodedPrompt(
     name="nothing",
     tokens=np.zeros(0, np.int32),
     kind=np.zeros(0, np.int32),
@@ -148,11 +148,11 @@ def nothing(axes: int) -> Encoded:
   )
 
 
-def joined(parts: Sequence[Encoded], *, name: str) -> Encoded:
+def join(parts: Sequence[EncodedPrompt], *, name: str) -> EncodedPrompt:
   """One conversation of parts without features; positions of each follow those before it."""
   starts = np.cumsum([0, *(part.next_position for part in parts)])
   places = [part.positions + start for part, start in zip(parts, starts, strict=False)]
-  return Encoded(
+  return EncodedPrompt(
     name=name,
     tokens=np.concatenate([part.tokens for part in parts]),
     kind=np.concatenate([part.kind for part in parts]),
@@ -165,7 +165,7 @@ def joined(parts: Sequence[Encoded], *, name: str) -> Encoded:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sizes:
+class PromptSizes:
   """What prompts are padded to: tokens, frames (temporal patches), patches of one of these."""
 
   prefix: int
@@ -173,7 +173,7 @@ class Sizes:
   patches: int
 
 
-def bucket(sizes: Sequence[tuple[str, int]], buckets: Sequence[int], what: str) -> int:
+def smallest_bucket(sizes: Sequence[tuple[str, int]], buckets: Sequence[int], what: str) -> int:
   """The smallest bucket that holds all `sizes` (name, size).
 
   Raises InputError naming the one that no bucket holds.
@@ -188,7 +188,7 @@ def bucket(sizes: Sequence[tuple[str, int]], buckets: Sequence[int], what: str) 
 
 
 def pad(
-  encoded: Sequence[Encoded], shapes: VisionShapes, sizes: Sizes, *, pad_token: int
+  encoded: Sequence[EncodedPrompt], shapes: VisionShapes, sizes: PromptSizes, *, pad_token: int
 ) -> records.Prompt:
   """Prompts of at most these sizes, stacked.
 
@@ -219,7 +219,9 @@ def pad(
   )
 
 
-def _media_index(one: Encoded, patches: int, shapes: VisionShapes) -> Int[np.ndarray, "prefix"]:
+def _media_index(
+  one: EncodedPrompt, patches: int, shapes: VisionShapes
+) -> Int[np.ndarray, "prefix"]:
   """Where each media token's features lie once frames are padded to `patches`; -1 for text."""
   index = np.full(one.tokens.shape, -1, np.int32)
   counts = [shapes.media_tokens(frame.patches) for frame in one.frames]
@@ -229,7 +231,7 @@ def _media_index(one: Encoded, patches: int, shapes: VisionShapes) -> Int[np.nda
   return index
 
 
-def in_random_order(
+def shuffle_media(
   media_index: Int[np.ndarray, "prompts prefix"], frames: Sequence[int], rng: np.random.Generator
 ) -> Int[np.ndarray, "prompts prefix"]:
   """The same prompts, each with its temporal patches in a random order of its own.
@@ -246,10 +248,10 @@ def in_random_order(
 
 
 def _stack_features(
-  encoded: Sequence[Encoded],
+  encoded: Sequence[EncodedPrompt],
   media_index: Int[np.ndarray, "prompts prefix"],
   shapes: VisionShapes,
-  sizes: Sizes,
+  sizes: PromptSizes,
 ) -> PyTree:
   """Features [prompts, media, …] at the places that `media_index` names."""
   known = {i: one.features for i, one in enumerate(encoded) if one.features is not None}
@@ -264,7 +266,9 @@ def _stack_features(
   return jax.tree.map(stacked, *known.values())
 
 
-def stack_frames(encoded: Sequence[Encoded], shapes: VisionShapes, sizes: Sizes) -> PyTree:
+def stack_frames(
+  encoded: Sequence[EncodedPrompt], shapes: VisionShapes, sizes: PromptSizes
+) -> PyTree:
   """The vision inputs [prompts, frames, patches, …] of prompts whose features are not known."""
   shape = (len(encoded), sizes.frames, sizes.patches)
   leaves, structure = jax.tree.flatten(shapes.patch)

@@ -18,7 +18,7 @@ class Template(Protocol):
   slack: int
 
   def apply(
-    self, turns: Sequence[conversation.Turn], media_tokens: Sequence[int], *, open_reply: bool
+    self, turns: Sequence[conversation.Message], media_tokens: Sequence[int], *, open_reply: bool
   ) -> tuple[Int[np.ndarray, "prefix"], Bool[np.ndarray, "prefix"]]:
     """Tokens of a conversation, and which of them the assistant wrote, ends of turns included.
 
@@ -27,7 +27,7 @@ class Template(Protocol):
     """
 
   def continuation(
-    self, turns: Sequence[conversation.Turn], media_tokens: Sequence[int], *, ended: bool
+    self, turns: Sequence[conversation.Message], media_tokens: Sequence[int], *, ended: bool
   ) -> Int[np.ndarray, "suffix"]:
     """What follows a reply: the end of its turn, these turns, and the head of the next reply.
 

@@ -47,10 +47,10 @@ def tensors(
 
 def entries(
   slots: Mapping[str, weight_mapping.Slot], dtypes: Mapping[str, np.dtype]
-) -> list[tensor_file.Entry]:
+) -> list[tensor_file.TensorEntry]:
   """What `tensors` gives, in its order; the slots' names are those in the file."""
   return [
-    tensor_file.Entry(name=name, dtype=dtypes[key], shape=slot.file_shape)
+    tensor_file.TensorEntry(name=name, dtype=dtypes[key], shape=slot.file_shape)
     for key, slot in slots.items()
     for name in slot.names
   ]
@@ -79,7 +79,7 @@ def write_directory(
 
 def write_files(
   directory: pathlib.Path,
-  listed: Sequence[tensor_file.Entry],
+  listed: Sequence[tensor_file.TensorEntry],
   stream: Iterator[np.ndarray],
   file_bytes: int,
 ) -> None:
@@ -96,7 +96,7 @@ def write_files(
 
 
 def write_file(
-  path: pathlib.Path, listed: Sequence[tensor_file.Entry], stream: Iterator[np.ndarray]
+  path: pathlib.Path, listed: Sequence[tensor_file.TensorEntry], stream: Iterator[np.ndarray]
 ) -> None:
   """One file of the next entries of a stream."""
   with path.open("wb") as file:
@@ -105,13 +105,17 @@ def write_file(
       _write_tensor(file, entry, stream)
 
 
-def _write_tensor(file: BinaryIO, entry: tensor_file.Entry, stream: Iterator[np.ndarray]) -> None:
+def _write_tensor(
+  file: BinaryIO, entry: tensor_file.TensorEntry, stream: Iterator[np.ndarray]
+) -> None:
   written = 0
   while written < entry.bytes:
     written += file.write(next(stream).reshape(-1).view(np.uint8))
 
 
-def _groups(listed: Sequence[tensor_file.Entry], file_bytes: int) -> list[list[tensor_file.Entry]]:
+def _groups(
+  listed: Sequence[tensor_file.TensorEntry], file_bytes: int
+) -> list[list[tensor_file.TensorEntry]]:
   """Entries file by file, in order."""
   groups, size = [[]], 0
   for entry in listed:

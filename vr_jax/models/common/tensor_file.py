@@ -24,7 +24,7 @@ ALIGNMENT = 8  # bytes; the header is filled up with spaces
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stored:
+class StoredTensor:
   """One tensor of a file. `name` is that in the file, `offset` in bytes from its start."""
 
   path: pathlib.Path
@@ -49,7 +49,7 @@ class Stored:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Entry:
+class TensorEntry:
   """A tensor that is to be written."""
 
   name: str
@@ -62,7 +62,7 @@ class Entry:
     return math.prod(self.shape) * self.dtype.itemsize
 
 
-def tensors(path: pathlib.Path) -> dict[str, Stored]:
+def tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
   """All tensors of a file by name. Raises InputError where the file is damaged or shorter than it says."""
   try:
     with safetensors.safe_open(path, framework="np"):
@@ -73,7 +73,7 @@ def tensors(path: pathlib.Path) -> dict[str, Stored]:
     length = int.from_bytes(file.read(8), "little")
     fields = json.loads(file.read(length))
   return {
-    name: Stored(
+    name: StoredTensor(
       path=path,
       name=name,
       code=field["dtype"],
@@ -85,7 +85,7 @@ def tensors(path: pathlib.Path) -> dict[str, Stored]:
   }
 
 
-def header(entries: Iterable[Entry], metadata: Mapping[str, str]) -> bytes:
+def header(entries: Iterable[TensorEntry], metadata: Mapping[str, str]) -> bytes:
   """The first bytes of a file that holds these tensors, in this order."""
   fields, offset = {"__metadata__": dict(metadata)}, 0
   for entry in entries:

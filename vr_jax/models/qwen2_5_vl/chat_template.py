@@ -23,7 +23,7 @@ class Template:
     self._reply_head = [*self._control("<|im_start|>"), *self.text("assistant\n")]
 
   def apply(
-    self, turns: Sequence[conversation.Turn], media_tokens: Sequence[int], *, open_reply: bool
+    self, turns: Sequence[conversation.Message], media_tokens: Sequence[int], *, open_reply: bool
   ) -> tuple[Int[np.ndarray, "prefix"], Bool[np.ndarray, "prefix"]]:
     """Tokens of a conversation, and which of them the assistant wrote, ends of turns included.
 
@@ -51,7 +51,7 @@ class Template:
     return tokens, np.repeat([mine for _, mine in runs], [len(run) for run, _ in runs]).astype(bool)
 
   def continuation(
-    self, turns: Sequence[conversation.Turn], media_tokens: Sequence[int], *, ended: bool
+    self, turns: Sequence[conversation.Message], media_tokens: Sequence[int], *, ended: bool
   ) -> Int[np.ndarray, "suffix"]:
     """What follows a reply: the end of its turn, these turns, and the head of the next reply.
 
@@ -79,7 +79,7 @@ class Template:
     cut = next((i for i, (one, other) in pairs if one != other), min(len(tokens), len(alone)))
     return [(tokens[:cut], False), (tokens[cut:], True)]
 
-  def _medium(self, part: conversation.Image | conversation.Video, count: int) -> list[int]:
+  def _medium(self, part: conversation.Image | conversation.VideoFrames, count: int) -> list[int]:
     pad = "<|image_pad|>" if isinstance(part, conversation.Image) else "<|video_pad|>"
     start, end = self._control("<|vision_start|>"), self._control("<|vision_end|>")
     return [*start, *self._control(pad) * count, *end]

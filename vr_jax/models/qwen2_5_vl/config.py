@@ -35,7 +35,7 @@ class VisionConfig:
   rope_theta: float = 10000.0
   # Where text goes on behind a medium: "sides" as transformers from 5.3 on, "largest" as before
   # (see positions.py).
-  text_follows: str = "sides"
+  rope_after_video: str = "sides"
 
   @property
   def head_dim(self) -> int:
@@ -140,7 +140,7 @@ class Config:
   @property
   def tower_fields(self) -> dict[str, Any]:
     """What features of the same pixels depend on, beside the tower's weights and the dtype."""
-    return {k: v for k, v in vars(self.vision).items() if k != "text_follows"}
+    return {k: v for k, v in vars(self.vision).items() if k != "rope_after_video"}
 
   @property
   def position_axes(self) -> int:
@@ -308,8 +308,8 @@ def _check(config: Config) -> None:
       f"out_hidden_size: {vision.out_hidden_size} is not the text hidden_size {text.hidden_size}",
     ),
     (
-      vision.text_follows in ("sides", "largest"),
-      f"text_follows: is {vision.text_follows!r}, neither 'sides' nor 'largest'",
+      vision.rope_after_video in ("sides", "largest"),
+      f"rope_after_video: is {vision.rope_after_video!r}, neither 'sides' nor 'largest'",
     ),
     (
       vision.window_tokens > 0,

@@ -15,8 +15,8 @@ def with_options(
   config: config_lib.Config, section: ml_collections.ConfigDict
 ) -> config_lib.Config:
   """A model's sizes with what a recipe's section `model` says of them."""
-  follows = section["text_follows"] or config.vision.text_follows
-  vision = dataclasses.replace(config.vision, text_follows=follows)
+  follows = section["rope_after_video"] or config.vision.rope_after_video
+  vision = dataclasses.replace(config.vision, rope_after_video=follows)
   fields = {name: section[name] for name in ("dtype", "remat", "attention", "logit_chunk")}
   return dataclasses.replace(config, vision=vision, **fields)
 
@@ -31,7 +31,7 @@ def make_processor(
     section["min_pixels"],
     section["max_pixels"],
     system=section["system"],
-    library=section["resampling"],
+    library=section["resize_backend"],
   )
 
 

@@ -20,7 +20,7 @@ def rope_index(
   """Positions (time, height, width) of every token of a prompt, and that of the first token after it.
 
   Text counts up on all three axes. A medium starts where text left off; its time counts `tokens_per_second` a
-  second, its height and width count media tokens. Where the text after it goes on is `config.text_follows`:
+  second, its height and width count media tokens. Where the text after it goes on is `config.rope_after_video`:
   "sides", behind its longer side, even where the last times of a long video lie further on; or "largest", behind
   the largest of all its positions. The reply starts behind the largest position of the prompt.
 
@@ -35,7 +35,7 @@ def rope_index(
     start += run - here
     here = run + grid.frames * grid.patches // config.merge_unit
     positions[:, run:here] = start + _grid_positions(grid, config)
-    if config.text_follows == "largest":
+    if config.rope_after_video == "largest":
       start = int(positions[:, run:here].max()) + 1
     else:
       start += max(grid.height, grid.width) // config.spatial_merge_size

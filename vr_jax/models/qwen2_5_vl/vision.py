@@ -138,11 +138,14 @@ class VisionTower(nnx.Module):
   ) -> Float[Array, "prompts frames patches vision_embed"]:
     """Attention of one block."""
     merge = self.layout.merges
-    qkv = layers.adapted(x, weights, "qkv", merge=merge) + weights["qkv_bias"]
+    qkv = layers.project_with_adapter(x, weights, "qkv", merge=merge) + weights["qkv_bias"]
     query, key, value = (qkv[..., i, :, :] for i in range(3))
     query, key = layers.rotate(query, cos, sin), layers.rotate(key, cos, sin)
     mixed = self.attention.frames(query, key, value, segment)
-    return layers.adapted(mixed, weights, "out", contract=2, merge=merge) + weights["out_bias"]
+    return (
+      layers.project_with_adapter(mixed, weights, "out", contract=2, merge=merge)
+      + weights["out_bias"]
+    )
 
 
 def rotary_angles(

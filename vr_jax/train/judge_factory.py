@@ -9,14 +9,14 @@ import ml_collections
 from vr_jax import errors, model_endpoint, records
 from vr_jax.data import annotations, examples
 from vr_jax.rewards import judge, judge_cache, judge_text
-from vr_jax.train import inputs, local_judge
+from vr_jax.train import judge_local, paths
 from vr_jax.worlds import sufficiency
 
 # Each vendor's own, so that no key goes to the other one.
 KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 
 
-def build(section: ml_collections.ConfigDict, cache: Path) -> judge.Judge:
+def make_judge(section: ml_collections.ConfigDict, cache: Path) -> judge.Judge:
   """The judge of a run. Whoever builds it closes it.
 
   section: config.judge. cache: the file of its verdicts; the rule needs none and makes none.
@@ -26,7 +26,7 @@ def build(section: ml_collections.ConfigDict, cache: Path) -> judge.Judge:
       read, a file that is no cache. All of it is found here, before anything runs.
   """
   if section.kind == "rule":
-    made = judge.Rule(_exact)
+    made = judge.RuleJudge(_exact)
   elif section.kind in MODELS:
     made = _text_judge(section, cache)
   else:
@@ -46,21 +46,21 @@ def check(config: ml_collections.ConfigDict, workdir: Path) -> None:
       _check_states(example)
     return
   check_model(section)
-  if MODELS[section.kind] is endpoint:
-    endpoint(section).close()
+  if MODELS[section.kind] is make_endpoint:
+    make_endpoint(section).close()
   else:
-    local_judge.check(Path(section.model))
+    judge_local.check(Path(section.model))
 
 
 def _first_example(config: ml_collections.ConfigDict, workdir: Path) -> Sequence[records.Example]:
   """The first of what a run trains on; none where that is still to be simulated, or named."""
-  shards = inputs.shards(config, workdir)
+  shards = paths.shards_directory(config, workdir)
   if shards.is_dir():
     source = examples.ExampleSource(shards, "train")
     return [source[0]] if len(source) else []
   if config.data.simulate.videos or not config.data.annotations:
     return []
-  return [annotations.first(Path(config.data.annotations))]
+  return [annotations.read_first(Path(config.data.annotations))]
 
 
 def _exact(example: records.Example, observation: str) -> bool:
@@ -84,7 +84,7 @@ def check_model(section: ml_collections.ConfigDict) -> None:
     )
 
 
-def share(section: ml_collections.ConfigDict, workers: int) -> ml_collections.ConfigDict:
+def split_limits(section: ml_collections.ConfigDict, workers: int) -> ml_collections.ConfigDict:
   """What each of several workers that judge at the same time is given: its part of what may be asked at a time and a minute.
 
   Raises:
@@ -114,7 +114,7 @@ def share(section: ml_collections.ConfigDict, workers: int) -> ml_collections.Co
 def _text_judge(section: ml_collections.ConfigDict, cache: Path) -> judge_text.TextJudge:
   check_model(section)
   with contextlib.ExitStack() as on_failure:
-    kept = judge_cache.Cache(cache)
+    kept = judge_cache.VerdictCache(cache)
     on_failure.callback(kept.close)
     model = MODELS[section.kind](section)
     on_failure.pop_all()
@@ -123,11 +123,11 @@ def _text_judge(section: ml_collections.ConfigDict, cache: Path) -> judge_text.T
   return judge_text.TextJudge(model, kept, identity=identity, threshold=threshold)
 
 
-def _local(section: ml_collections.ConfigDict) -> judge_text.Model:
-  return local_judge.LocalModel(Path(section.model), max_tokens=section.max_tokens)
+def _local(section: ml_collections.ConfigDict) -> judge_text.JudgeModel:
+  return judge_local.LocalModel(Path(section.model), max_tokens=section.max_tokens)
 
 
-def endpoint(section: ml_collections.ConfigDict) -> model_endpoint.Endpoint:
+def make_endpoint(section: ml_collections.ConfigDict) -> model_endpoint.Endpoint:
   """The model behind an endpoint, which has answered. Raises InputError as `build` does."""
   return model_endpoint.connect(
     "config.judge",
@@ -146,8 +146,8 @@ def endpoint(section: ml_collections.ConfigDict) -> model_endpoint.Endpoint:
   )
 
 
-MODELS: dict[str, Callable[[ml_collections.ConfigDict], judge_text.Model]] = {
+MODELS: dict[str, Callable[[ml_collections.ConfigDict], judge_text.JudgeModel]] = {
   "local": _local,
-  "openai": endpoint,
-  "anthropic": endpoint,
+  "openai": make_endpoint,
+  "anthropic": make_endpoint,
 }

@@ -16,7 +16,7 @@ import numpy as np
 BATCHES = 8  # batches in a window; more would save little padding and make the order less random
 
 
-class ByLength:
+class LengthBucketedOrder:
   """A stream of shuffled epochs, reordered within windows of a few batches.
 
   The elements of a window are sorted by length and cut into batches; the batches are then shuffled.

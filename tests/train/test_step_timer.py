@@ -7,7 +7,7 @@ import pytest
 from tests.train import nano, test_multi_turn
 from vr_jax.envs import moss_chatv, video_mtr
 from vr_jax.rollout import dialogue
-from vr_jax.train import clock, data_stage, experience, learner, metrics, rl_loop, sft_loop
+from vr_jax.train import data_stage, experience, learner, metrics, rl_loop, sft_loop, step_timer
 
 SLOW = 0.4  # seconds, of which a nano step takes few
 STEPS = 3
@@ -16,19 +16,23 @@ STEPS = 3
 def test_laps_add_up_and_a_step_begins_where_the_one_before_ended(monkeypatch):
   times = iter((0.0, 1.0, 3.0, 6.0, 10.0, 12.0))
   monkeypatch.setattr(time, "perf_counter", lambda: next(times))
-  first = clock.Clock()
-  first.lap("data", exposed=True)
-  first.lap("rollout", waited=0.5)
-  first.lap("data")
+  first = step_timer.StepTimer()
+  first.record("data", exposed=True)
+  first.record("rollout", idle_seconds=0.5)
+  first.record("data")
   values = first.values(tokens=12)
-  assert (values["time/data"], values["time/rollout"], values["time/step"]) == (4, 2, 6)
-  assert values["time/exposed_host_share"] == pytest.approx(1.5 / 6)
-  assert values["time/tokens_per_second"] == 2
-  second = clock.Clock(after=first)
-  second.lap("rollout")
+  assert (values["perf/time/data"], values["perf/time/rollout"], values["perf/time/step"]) == (
+    4,
+    2,
+    6,
+  )
+  assert values["perf/exposed_host_fraction"] == pytest.approx(1.5 / 6)
+  assert values["perf/tokens_per_second"] == 2
+  second = step_timer.StepTimer(after=first)
+  second.record("rollout")
   values = second.values(tokens=0)
-  assert (values["time/log"], values["time/step"]) == (4, 6)
-  assert values["time/exposed_host_share"] == pytest.approx(4 / 6)
+  assert (values["perf/time/log"], values["perf/time/step"]) == (4, 6)
+  assert values["perf/exposed_host_fraction"] == pytest.approx(4 / 6)
 
 
 def _slowly(function):
@@ -46,7 +50,7 @@ def _logged(workdir, stage, step):
 
 
 def _exposed(values):
-  return values["time/exposed_host_share"] * values["time/step"]
+  return values["perf/exposed_host_fraction"] * values["perf/time/step"]
 
 
 @pytest.fixture
@@ -66,7 +70,7 @@ def run(data, tmp_path, monkeypatch):
 def test_a_slow_judge_is_the_reward_and_devices_without_a_reference_wait_for_it(run, monkeypatch):
   monkeypatch.setattr(moss_chatv.MossChatV, "score", _slowly(moss_chatv.MossChatV.score))
   values = run("rl", rl__kl_weight=0.0)
-  assert values["time/reward"] > 0.9 * SLOW
+  assert values["perf/time/reward"] > 0.9 * SLOW
   assert _exposed(values) > 0.9 * SLOW
 
 
@@ -80,15 +84,15 @@ def test_a_pass_that_launching_waits_for_is_no_time_of_the_host(run, monkeypatch
 
   monkeypatch.setattr(learner.Learner, "_scores", waited_for)
   values = run("rl", rl__kl_weight=0.1)
-  assert values["time/update"] > 0.9 * SLOW
-  assert values["time/reward"] < 0.5 * SLOW
+  assert values["perf/time/update"] > 0.9 * SLOW
+  assert values["perf/time/reward"] < 0.5 * SLOW
   assert _exposed(values) < 0.5 * SLOW
 
 
 def test_batches_that_are_there_late_are_data_that_devices_wait_for(run, monkeypatch):
-  monkeypatch.setattr(sft_loop, "_fed", _slowly(sft_loop._fed))
+  monkeypatch.setattr(sft_loop, "prepare_batch", _slowly(sft_loop.prepare_batch))
   values = run("sft")
-  assert values["time/data"] > 0.9 * SLOW
+  assert values["perf/time/data"] > 0.9 * SLOW
   assert _exposed(values) > 0.9 * SLOW
 
 
@@ -100,19 +104,19 @@ def test_replies_of_turns_that_wait_for_frames_and_their_judging_leave_devices_i
   finish_batch = _slowly(video_mtr.VideoMTR.finish_batch)
   monkeypatch.setattr(video_mtr.VideoMTR, "finish_batch", finish_batch)
   config = test_multi_turn.config(
-    tmp_path, rl__steps=2, rl__credit="episode", critic__kl_weight=0.0
+    tmp_path, rl__steps=2, rl__advantage_estimator="episode", critic__kl_weight=0.0
   )
   data_stage.prepare(config, tmp_path)
   rl_loop.train(config, tmp_path)
   values = _logged(tmp_path, "rl", 2)
-  assert values["time/rollout"] > 0.9 * SLOW < values["time/reward"]
+  assert values["perf/time/rollout"] > 0.9 * SLOW < values["perf/time/reward"]
   assert _exposed(values) > 1.8 * SLOW
 
 
 def test_batches_put_together_for_signal_count_as_data(run, monkeypatch):
-  together = _slowly(experience.Source._together)
-  monkeypatch.setattr(experience.Source, "_together", together)
-  values = run("rl", rl__resampling=1, rl__kl_weight=0.1)
-  assert values["resampling/batches"] == 2
-  assert values["time/data"] > 0.9 * SLOW
+  together = _slowly(experience.Collector._join)
+  monkeypatch.setattr(experience.Collector, "_join", together)
+  values = run("rl", rl__dynamic_sampling_max_batches=1, rl__kl_weight=0.1)
+  assert values["dynamic_sampling/batches"] == 2
+  assert values["perf/time/data"] > 0.9 * SLOW
   assert _exposed(values) > 0.9 * SLOW

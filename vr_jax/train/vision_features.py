@@ -25,13 +25,13 @@ from vr_jax.models.common import prompts, weight_mapping
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.rollout import encoder
-from vr_jax.train import batching, inputs, run_context
+from vr_jax.train import batching, paths, run_context
 
 Cache = feature_cache.FeatureCache | None
 
 
 @contextlib.contextmanager
-def cache(context: run_context.RunContext, params: PyTree, workdir: Path) -> Iterator[Cache]:
+def open_cache(context: run_context.RunContext, params: PyTree, workdir: Path) -> Iterator[Cache]:
   """That of a run's tower; None where the tower is trained or config.model.feature_cache_gib is 0, as with several turns.
 
   Raises InputError where it belongs to another tower or preprocessing, or can't be written, at the latest when it closes.
@@ -43,8 +43,8 @@ def cache(context: run_context.RunContext, params: PyTree, workdir: Path) -> Ite
     yield None
     return
   made = feature_cache.FeatureCache(
-    inputs.features(context.config, workdir),
-    about(context, params),
+    paths.features_directory(context.config, workdir),
+    cache_identity(context, params),
     dtype=context.model.vision_shapes.dtype,
     gibibytes=section.feature_cache_gib,
   )
@@ -52,7 +52,7 @@ def cache(context: run_context.RunContext, params: PyTree, workdir: Path) -> Ite
     yield made
 
 
-def about(context: run_context.RunContext, params: PyTree) -> dict[str, Any]:
+def cache_identity(context: run_context.RunContext, params: PyTree) -> dict[str, Any]:
   """All that the features of a clip depend on beside it: the tower's weights and sizes, and how frames become patches."""
   tower = weight_mapping.part(params, context.family.tower)
   return {
@@ -107,7 +107,7 @@ class Fed:
   values: dict[str, float]
 
 
-def prompt(
+def prompt_with_features(
   context: run_context.RunContext, params: PyTree, batch: batching.Batch, cache: Cache
 ) -> Fed:
   """The prompts of a batch on the mesh; all processes must call this together.
@@ -125,9 +125,9 @@ def prompt(
   if not most:
     return fed(prompt=context.builder.prompt(batch))
   size = len(batch.prompt.tokens)
-  rows = mesh_lib.rung(most, size, mesh)
+  rows = mesh_lib.bucket_size(most, size, mesh)
   patches = mesh_lib.put_batch(_filled_up(batch.patches, rows), mesh, axes=mesh_lib.VISION)
-  made = encoder.features(context.graph, params, patches)
+  made = encoder.features(context.graphdef, params, patches)
   cache.put_later(_entries(batch, made, context.model.vision_shapes))
   bare = dataclasses.replace(batch.prompt, vision=None, media=None)
   if not values["vision/cache_hits"]:
@@ -136,7 +136,7 @@ def prompt(
   if media is None:  # other processes have some
     media = jax.tree.map(lambda x: np.zeros((size, *x.shape[1:]), x.dtype), made)
   source = np.full(size, -1, np.int32)
-  first = mesh_lib.row_share(mesh)[0] * rows
+  first = mesh_lib.process_shard(mesh)[0] * rows
   source[list(batch.missing)] = first + np.arange(len(batch.missing))
   known = mesh_lib.put_batch(dataclasses.replace(bare, media=media), mesh)
   media = _joined(mesh_lib.MeshLayout(mesh), known.media, made, mesh_lib.put_batch(source, mesh))
@@ -154,9 +154,9 @@ def _agreed(
   missing = np.zeros(len(batch.prompt.tokens), bool)
   missing[list(batch.missing)] = True
   damaged, buckets = sum(item.damaged for item in batch.items), batching.bucket_sizes(batch)
-  share, count = mesh_lib.row_share(context.mesh)
+  share, count = mesh_lib.process_shard(context.mesh)
   own = [share, damaged, len(batch.items), *missing, *buckets]
-  told = processes.gathered(np.array(own))
+  told = processes.all_gather(np.array(own))
   told, buckets = np.split(told, [-len(buckets)], axis=1)
   by_share = [told[told[:, 0] == number] for number in range(count)]
   union = [one[:, 3:].any(axis=0) for one in by_share]

@@ -1,9 +1,9 @@
 """Log-probs of tokens and entropies over a large vocabulary, without its logits in memory at once.
 
-`in_chunks` scans the vocabulary, some rows of the output matrix at a time, and carries the maximum and the sums of a softmax
+`logprobs_chunked` scans the vocabulary, some rows of the output matrix at a time, and carries the maximum and the sums of a softmax
 along; its backward pass makes each chunk's logits again from the normaliser that was kept. Neither holds
 [positions, vocab], and each row of the matrix gets its gradient at once, from all positions. With one chunk this is
-`at_once`, which keeps the logits instead of making them again.
+`logprobs_unchunked`, which keeps the logits instead of making them again.
 """
 
 import dataclasses
@@ -21,28 +21,28 @@ IMPOSSIBLE = -1e9  # finite, so that p log p of a forbidden token is 0 and not n
 def token_logits(
   hidden: Float[Array, "*batch embed"],
   rows: Float[Array, "rows embed"],
-  allowed: Bool[Array, "rows"],
+  allowed_tokens: Bool[Array, "rows"],
   temperature: float,
 ) -> Float[Array, "*batch rows"]:
   """Logits of these rows of the vocabulary, float32, at a temperature; what is not allowed gets `IMPOSSIBLE`."""
   scores = _dot("...e,ve->...v", hidden, rows.astype(hidden.dtype))
-  return jnp.where(allowed, scores / temperature, IMPOSSIBLE)
+  return jnp.where(allowed_tokens, scores / temperature, IMPOSSIBLE)
 
 
-def at_once(
+def logprobs_unchunked(
   hidden: Float[Array, "*batch embed"],
   matrix: Float[Array, "vocab embed"],
-  allowed: Bool[Array, "vocab"],
+  allowed_tokens: Bool[Array, "vocab"],
   tokens: Int[Array, "*batch"],
   temperature: float,
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
   """Log-prob of each token, and entropy of the distribution that it is from (nats)."""
-  every = jax.nn.log_softmax(token_logits(hidden, matrix, allowed, temperature))
+  every = jax.nn.log_softmax(token_logits(hidden, matrix, allowed_tokens, temperature))
   log_probs = jnp.take_along_axis(every, tokens[..., None], axis=-1)[..., 0]
   return log_probs, -(jnp.exp(every) * every).sum(axis=-1)
 
 
-def chunks_of(vocabulary: int, rows: int) -> int:
+def count_chunks(vocabulary: int, rows: int) -> int:
   """Into how many equal chunks of at most `rows` rows, or if it has no such divisor the nearest, a vocabulary is cut."""
   counts = [n for n in range(1, vocabulary + 1) if vocabulary % n == 0]
   return next(count for count in counts if vocabulary // count <= rows)
@@ -58,10 +58,10 @@ class _Setting:
   axes: layout_lib.Axes
 
 
-def in_chunks(
+def logprobs_chunked(
   hidden: Float[Array, "*batch embed"],
   matrix: Float[Array, "vocab embed"],
-  allowed: Bool[Array, "vocab"],
+  allowed_tokens: Bool[Array, "vocab"],
   tokens: Int[Array, "*batch"],
   temperature: float,
   *,
@@ -69,19 +69,21 @@ def in_chunks(
   layout: layout_lib.Layout,
   axes: layout_lib.Axes,
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-  """As `at_once`, in a number of chunks that divides the vocabulary. axes: the logical ones of batch."""
-  return _scored(_Setting(chunks, temperature, layout, axes), hidden, matrix, allowed, tokens)
+  """As `logprobs_unchunked`, in a number of chunks that divides the vocabulary. axes: the logical ones of batch."""
+  return _scored(
+    _Setting(chunks, temperature, layout, axes), hidden, matrix, allowed_tokens, tokens
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scored(
-  setting: _Setting, hidden: Array, matrix: Array, allowed: Array, tokens: Array
+  setting: _Setting, hidden: Array, matrix: Array, allowed_tokens: Array, tokens: Array
 ) -> tuple[Array, Array]:
-  return _forward(setting, hidden, matrix, allowed, tokens)[0]
+  return _forward(setting, hidden, matrix, allowed_tokens, tokens)[0]
 
 
 def _forward(
-  setting: _Setting, hidden: Array, matrix: Array, allowed: Array, tokens: Array
+  setting: _Setting, hidden: Array, matrix: Array, allowed_tokens: Array, tokens: Array
 ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
   """Carried: maximum; sum of exp(logit - maximum); sum of that times (logit - maximum); logit of the token."""
 
@@ -99,27 +101,27 @@ def _forward(
   zero = jnp.zeros(tokens.shape, jnp.float32)
   start = (zero + 10 * IMPOSSIBLE, zero, zero, zero)
   (top, mass, spread, chosen), _ = jax.lax.scan(
-    of_chunk, start, _chunks(setting, matrix, allowed, hidden.dtype)
+    of_chunk, start, _chunks(setting, matrix, allowed_tokens, hidden.dtype)
   )
   normaliser, entropy = top + jnp.log(mass), jnp.log(mass) - spread / mass
   log_probs = chosen - normaliser
-  return (log_probs, entropy), (hidden, matrix, allowed, tokens, normaliser, entropy)
+  return (log_probs, entropy), (hidden, matrix, allowed_tokens, tokens, normaliser, entropy)
 
 
 def _backward(
   setting: _Setting, saved: tuple[Array, ...], outer: tuple[Array, Array]
 ) -> tuple[Array | None, ...]:
   """d log_prob / d logit = [is token] - p; d entropy / d logit = -p (log p + entropy)."""
-  hidden, matrix, allowed, tokens, normaliser, entropy = saved
+  hidden, matrix, allowed_tokens, tokens, normaliser, entropy = saved
   by_log_prob, by_entropy = (x[..., None] for x in outer)
 
   def of_chunk(total: Array, chunk: tuple[Array, ...]) -> tuple[Array, Array]:
-    rows, allowed, _ = chunk
+    rows, allowed_tokens, _ = chunk
     logits, is_token = _chunk_logits(setting, hidden, tokens, chunk)
     log_p = logits - normaliser[..., None]
     p = jnp.exp(log_p)
     slope = by_log_prob * (is_token - p) - by_entropy * p * (log_p + entropy[..., None])
-    slope = (jnp.where(allowed, slope, 0) / setting.temperature).astype(hidden.dtype)
+    slope = (jnp.where(allowed_tokens, slope, 0) / setting.temperature).astype(hidden.dtype)
     of_rows = _dot("...v,...e->ve", slope, hidden)
     total = total + _dot("...v,ve->...e", slope, rows)
     return total, setting.layout.place(of_rows, ("vocab", "embed"))
@@ -127,7 +129,7 @@ def _backward(
   total, of_rows = jax.lax.scan(
     of_chunk,
     jnp.zeros(hidden.shape, jnp.float32),
-    _chunks(setting, matrix, allowed, hidden.dtype),
+    _chunks(setting, matrix, allowed_tokens, hidden.dtype),
   )
   of_rows = jnp.moveaxis(of_rows, 0, 1).reshape(matrix.shape)
   of_matrix = setting.layout.place(of_rows, ("vocab", "embed")).astype(matrix.dtype)
@@ -138,22 +140,22 @@ _scored.defvjp(_forward, _backward)
 
 
 def _chunks(
-  setting: _Setting, matrix: Array, allowed: Array, dtype: jnp.dtype
+  setting: _Setting, matrix: Array, allowed_tokens: Array, dtype: jnp.dtype
 ) -> tuple[Array, Array, Array]:
   """Rows, which are allowed, and number of each chunk. Row v is in chunk v mod chunks: a split vocabulary stays split."""
   count = setting.chunks
   rows = matrix.astype(dtype).reshape(-1, count, matrix.shape[1])
   rows = setting.layout.place(jnp.moveaxis(rows, 1, 0), (None, "vocab", "embed"))
-  return rows, allowed.reshape(-1, count).T, jnp.arange(count)
+  return rows, allowed_tokens.reshape(-1, count).T, jnp.arange(count)
 
 
 def _chunk_logits(
   setting: _Setting, hidden: Array, tokens: Array, chunk: tuple[Array, ...]
 ) -> tuple[Array, Array]:
   """Logits of a chunk, and which of them is that of the token."""
-  rows, allowed, number = chunk
+  rows, allowed_tokens, number = chunk
   rows = setting.layout.place(rows, ("vocab", None))
-  logits = token_logits(hidden, rows, allowed, setting.temperature)
+  logits = token_logits(hidden, rows, allowed_tokens, setting.temperature)
   logits = setting.layout.place(logits, (*setting.axes, "vocab"))
   vocabulary = jnp.arange(rows.shape[0]) * setting.chunks + number
   return logits, tokens[..., None] == vocabulary

@@ -18,7 +18,7 @@ from vr_jax.data import annotations, examples, trace_store
 from vr_jax.models import qwen2_5_vl
 from vr_jax.rewards import judge, judge_prompt
 from vr_jax.traces import beam as traces_beam
-from vr_jax.train import initialization, inputs, judges, local_judge
+from vr_jax.train import initialization, judge_factory, judge_local, paths
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import sufficiency, write
 
@@ -58,8 +58,8 @@ def threads():
 def test_the_rule_is_the_simulators_and_leaves_no_file(cache):
   _, examples = write.sample_video(world_config.WorldConfig(), seed=0, index=0, questions=1)
   seen = [step.text for step in examples[0].steps if step.start < examples[0].shown.end]
-  cases = [judge.Case(example=examples[0], observation=text) for text in (" ".join(seen), "")]
-  made = judges.build(section(model=""), cache)
+  cases = [judge.JudgeCase(example=examples[0], observation=text) for text in (" ".join(seen), "")]
+  made = judge_factory.make_judge(section(model=""), cache)
   assert made.verdicts(cases) == [
     sufficiency.sufficient(examples[0], case.observation) for case in cases
   ]
@@ -77,7 +77,7 @@ def test_an_endpoint_judges_and_its_verdicts_are_kept(server, cache, kind):
     judge_server.honest(request) if "observation-" in request.text else judge_server.Reply()
   )
   for asked in (2, 0):
-    made = judges.build(chosen, cache)
+    made = judge_factory.make_judge(chosen, cache)
     assert made.verdicts(cases) == [True, False]
     assert made.counts()["asked"] == asked
     made.close()
@@ -96,19 +96,19 @@ def test_a_key_goes_to_its_own_vendor_alone(server, monkeypatch, kind, own, othe
   chosen = section(kind=kind, base_url=server.url(kind), key_variable="")
   for variable in (own, other):
     monkeypatch.setenv(variable, f"value-of-{variable}")
-  judges.endpoint(chosen).close()
+  judge_factory.make_endpoint(chosen).close()
   sent = str(server.requests[0].headers)
   assert f"value-of-{own}" in sent
   assert f"value-of-{other}" not in sent
   monkeypatch.delenv(own)
   with pytest.raises(errors.InputError, match=own):
-    judges.endpoint(chosen)
+    judge_factory.make_endpoint(chosen)
 
 
 def test_blinded_and_filtered_judges_are_made_as_asked_for(server, cache):
   chosen = section(kind="openai", base_url=server.url("openai"), blinded=True, leak_filter=True)
   server.answer = lambda request: judge_server.Reply(text="<answer>B</answer>")
-  made = judges.build(chosen, cache)
+  made = judge_factory.make_judge(chosen, cache)
   cases = [judge_server.case("The answer is B."), judge_server.case("red at 2s")]
   assert made.verdicts(cases) == [False, True]
   assert made.counts()["leaked"] == 1
@@ -121,7 +121,7 @@ def test_a_blinded_answer_is_held_to_the_configs_threshold(server, cache, thresh
   url = server.url("openai")
   chosen = section(kind="openai", base_url=url, blinded=True, threshold=threshold)
   server.answer = lambda request: judge_server.Reply(text="<answer>6.5</answer>")
-  made = judges.build(chosen, cache)
+  made = judge_factory.make_judge(chosen, cache)
   case = judge_server.case("seen", answer="10", problem_type="regression", options=())
   assert made.verdicts([case]) == [verdict]
   made.close()
@@ -129,7 +129,9 @@ def test_a_blinded_answer_is_held_to_the_configs_threshold(server, cache, thresh
 
 def test_the_first_retry_waits(server):
   server.answer = lambda request: judge_server.Reply(status=200 if request.number else 500)
-  judges.endpoint(section(kind="openai", base_url=server.url("openai"), retries=1)).close()
+  judge_factory.make_endpoint(
+    section(kind="openai", base_url=server.url("openai"), retries=1)
+  ).close()
   first, second = server.requests
   assert second.time - first.time >= 0.35  # of the client's 0.5 s, a quarter is left to chance
 
@@ -146,7 +148,7 @@ def test_the_first_retry_waits(server):
 )
 def test_what_a_judge_lacks_is_said_at_once(server, cache, changes, said):
   with pytest.raises(errors.InputError, match=said) as refused:
-    judges.build(section(**changes), cache)
+    judge_factory.make_judge(section(**changes), cache)
   assert "\n" not in str(refused.value)
   assert not threads()
 
@@ -156,12 +158,12 @@ def test_a_missing_package_and_a_foreign_cache_are_said_at_once(server, cache, m
   with monkeypatch.context() as patched:
     patched.setitem(sys.modules, "openai", None)
     with pytest.raises(errors.InputError, match=r"vr_jax\[judge\]"):
-      judges.build(chosen, cache)
+      judge_factory.make_judge(chosen, cache)
   file = sqlite3.connect(cache)
   file.execute("PRAGMA application_id = 7")
   file.close()
   with pytest.raises(errors.InputError, match=r"verdicts\.sqlite"):
-    judges.build(chosen, cache)
+    judge_factory.make_judge(chosen, cache)
 
 
 NO_STATES = annotation_files.record(states=None)
@@ -194,7 +196,7 @@ def test_a_run_without_a_judge_that_can_judge_ends_before_it_begins(
 @pytest.mark.parametrize(
   ("changes", "workers", "said"),
   [
-    ({"budget": 100}, 2, r"config\.judge\.budget=100.*traces\.workers=2"),
+    ({"frame_budget": 100}, 2, r"config\.judge\.budget=100.*traces\.workers=2"),
     ({"kind": "local"}, 2, r"config\.judge\.kind=local.*traces\.workers=2"),
     ({}, 33, r"config\.judge\.in_flight=32.*traces\.workers=33"),
   ],
@@ -206,7 +208,7 @@ def test_what_several_workers_can_not_share_is_refused(changes, workers, said):
   with pytest.raises(errors.InputError, match=said):
     traces_beam.load(made)
   made.judge.kind = "rule"
-  assert judges.share(made.judge, workers) == made.judge
+  assert judge_factory.split_limits(made.judge, workers) == made.judge
 
 
 def test_workers_share_what_an_endpoint_is_asked_at_a_time_and_a_minute(tmp_path, monkeypatch):
@@ -214,8 +216,8 @@ def test_workers_share_what_an_endpoint_is_asked_at_a_time_and_a_minute(tmp_path
     asked.append((section.in_flight, section.requests_per_minute))
     raise errors.InputError("enough")
 
-  asked, chunk = [], trace_store.Chunk(split="train", number=0, indices=(0,))
-  monkeypatch.setattr(judges, "build", build)
+  asked, chunk = [], trace_store.TraceChunk(split="train", number=0, indices=(0,))
+  monkeypatch.setattr(judge_factory, "build", build)
   made = nano.config(
     "configs/videop2r.py",
     traces__workers=5,
@@ -235,16 +237,16 @@ def test_the_rule_is_refused_for_data_whose_states_are_not_known(tmp_path, state
   made = nano.config("configs/videop2r.py", data__simulate__videos=0, data__annotations=str(file))
   if ingested:
     made.data.annotations = ""
-    splits = {"train": [annotations.first(file)], "validation": [], "test": []}
-    examples.write(inputs.shards(made, tmp_path), splits)
+    splits = {"train": [annotations.read_first(file)], "validation": [], "test": []}
+    examples.write(paths.shards_directory(made, tmp_path), splits)
   known = contextlib.nullcontext()
   refused = pytest.raises(errors.InputError, match="one: has no true states")
   with known if states else refused:
-    judges.check(made, tmp_path)
+    judge_factory.check(made, tmp_path)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Heard(judge_prompt.Question):
+class Heard(judge_prompt.JudgeQuestion):
   """Keeps the reply, and judges by its length."""
 
   replies: list
@@ -272,7 +274,7 @@ def heard(texts, system="Judge."):
 
 
 def test_a_local_model_replies_to_each_question_as_if_it_were_alone(directory):
-  model = local_judge.LocalModel(directory, max_tokens=6, dtype="float32")
+  model = judge_local.LocalModel(directory, max_tokens=6, dtype="float32")
   texts = ["red", "a much longer question " * 20, "green", "green", *map(str, range(20))]
   together, alone = heard(texts), heard(texts[:3])
   verdicts = model.ask(together)
@@ -284,7 +286,7 @@ def test_a_local_model_replies_to_each_question_as_if_it_were_alone(directory):
 
 
 def test_a_question_longer_than_the_model_takes_has_no_verdict(directory):
-  model = local_judge.LocalModel(directory, max_tokens=6, dtype="float32")
+  model = judge_local.LocalModel(directory, max_tokens=6, dtype="float32")
   long, short = heard(["x1 " * 3000, "red"])
   assert model.ask([long, short])[0] is None
   assert (len(long.replies), len(short.replies)) == (0, 1)
@@ -293,16 +295,16 @@ def test_a_question_longer_than_the_model_takes_has_no_verdict(directory):
 
 
 def test_a_local_judge_needs_a_config_and_a_tokenizer(directory, tmp_path):
-  local_judge.check(directory)
+  judge_local.check(directory)
   for name in ("config.json", "tokenizer.json"):
     with pytest.raises(errors.InputError, match=name):
-      local_judge.check(tmp_path)
+      judge_local.check(tmp_path)
     shutil.copy(directory / name, tmp_path)
-  local_judge.check(tmp_path)
+  judge_local.check(tmp_path)
 
 
 def test_a_local_judge_is_built_from_its_directory(directory, cache):
-  made = judges.build(section(kind="local", model=str(directory)), cache)
+  made = judge_factory.make_judge(section(kind="local", model=str(directory)), cache)
   assert made.verdicts([judge_server.case("seen")] * 2) == [None, None]
   assert made.counts() == {"asked": 1, "cached": 0, "failed": 2, "too_long": 0}
   made.close()

@@ -14,7 +14,7 @@ from vr_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OneVideo:
+class VideoClip:
   """The frames that a rule takes from a file, as JPEGs.
 
   timestamps, duration: in seconds, as in a frame store.
@@ -35,7 +35,7 @@ class OneVideo:
     )
 
 
-def load(path: Path, *, fps: float, quality: int, max_side: int, rule: sampling.Rule) -> OneVideo:
+def load(path: Path, *, fps: float, quality: int, max_side: int, rule: sampling.Rule) -> VideoClip:
   """Decodes a whole file, as `ingest` would, and keeps the frames that the rule takes.
 
   Raises:
@@ -52,7 +52,7 @@ def load(path: Path, *, fps: float, quality: int, max_side: int, rule: sampling.
     cut = video_file.cut(path, fps=fps, **size)
   span = records.Span(start=0.0, end=cut.duration)
   indices = sampling.choose(cut.timestamps, span, rule, where=str(path))
-  return OneVideo(
+  return VideoClip(
     jpegs=tuple(cut.jpegs[index] for index in indices),
     timestamps=cut.timestamps[indices],
     duration=cut.duration,

@@ -17,19 +17,19 @@ from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rl import loss as loss_lib
 from vr_jax.rl import update
 from vr_jax.rollout import forward
-from vr_jax.train import state as state_lib
+from vr_jax.train import train_state as train_state_lib
 
 Metrics = dict[str, Array]
 
 
 def make_sft_step(
-  graph: nnx.GraphDef,
+  graphdef: nnx.GraphDef,
   optimizer: optax.GradientTransformation,
-  allowed: Bool[Array, "vocab"],
+  allowed_tokens: Bool[Array, "vocab"],
   *,
   microbatches: int,
   frozen: tuple[str, ...] = (),
-) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
+) -> Callable[..., tuple[train_state_lib.TrainState, Metrics]]:
   """A jitted `step(state, prompt, tokens, valid, packed=None) -> (state, metrics)`: cross-entropy of reference replies.
 
   tokens, valid: [prompts, 1, time]. The loss is the mean over the tokens of all replies (nats). The state is donated.
@@ -38,44 +38,51 @@ def make_sft_step(
   """
 
   def loss(params: PyTree, part: PyTree, packed: int | None) -> tuple[Array, PyTree]:
-    model = nnx.merge(graph, params)
+    model = nnx.merge(graphdef, params)
     log_probs, entropy = forward.reply_log_probs(
-      model, part["prompt"], part["tokens"], part["valid"], allowed, packed=packed
+      model, part["prompt"], part["tokens"], part["valid"], allowed_tokens, packed=packed
     )
     return -(part["weights"] * log_probs).sum(), {"entropy": (part["weights"] * entropy).sum()}
 
   def step(
-    state: state_lib.TrainState,
+    state: train_state_lib.TrainState,
     prompt: records.Prompt,
     tokens: Array,
     valid: Array,
     packed: int | None = None,
-  ) -> tuple[state_lib.TrainState, Metrics]:
+  ) -> tuple[train_state_lib.TrainState, Metrics]:
     weights = loss_lib.token_weights(valid, "token_mean")
     batch = {"prompt": prompt, "tokens": tokens, "valid": valid, "weights": weights}
     parts = split_microbatches(batch, microbatches)
     of_part = functools.partial(loss, packed=packed)
     state, metrics, value, sums = apply_update(of_part, optimizer, state, parts, frozen)
-    return state, {**metrics, "loss": value, **sums, "reply_tokens": valid.sum(-1).mean()}
+    return state, {
+      **metrics,
+      "loss": value,
+      **sums,
+      "completions/mean_length": valid.sum(-1).mean(),
+    }
 
   return jax.jit(step, donate_argnums=0, static_argnames="packed")
 
 
-def make_likelihood(graph: nnx.GraphDef, allowed: Bool[Array, "vocab"]) -> Callable[..., Array]:
+def make_likelihood(
+  graphdef: nnx.GraphDef, allowed_tokens: Bool[Array, "vocab"]
+) -> Callable[..., Array]:
   """A jitted `likelihood(params, prompt, tokens, valid) -> [log-prob of all tokens of replies together, their number]`."""
 
   def likelihood(
     params: PyTree, prompt: records.Prompt, tokens: Array, valid: Array
   ) -> Float[Array, "2"]:
-    model = nnx.merge(graph, params)
-    log_probs, _ = forward.reply_log_probs(model, prompt, tokens, valid, allowed)
+    model = nnx.merge(graphdef, params)
+    log_probs, _ = forward.reply_log_probs(model, prompt, tokens, valid, allowed_tokens)
     return jnp.stack([log_probs.sum(), valid.sum().astype(jnp.float32)])
 
   return jax.jit(likelihood)
 
 
-def make_scorer(
-  graph: nnx.GraphDef, allowed: Bool[Array, "vocab"], *, temperature: float
+def make_logprob_fn(
+  graphdef: nnx.GraphDef, allowed_tokens: Bool[Array, "vocab"], *, temperature: float
 ) -> Callable[..., Array]:
   """A jitted `score(params, prompt, rollout, packed=None) -> log_probs` [prompts, group, time] without gradient.
 
@@ -85,20 +92,20 @@ def make_scorer(
   def score(
     params: PyTree, prompt: records.Prompt, rollout: records.Rollout, packed: int | None = None
   ) -> Array:
-    model = nnx.merge(graph, params)
-    return _log_probs(model, prompt, rollout, allowed, temperature, packed)[0]
+    model = nnx.merge(graphdef, params)
+    return _log_probs(model, prompt, rollout, allowed_tokens, temperature, packed)[0]
 
   return jax.jit(score, static_argnames="packed")
 
 
 def make_rl_step(
-  graph: nnx.GraphDef,
+  graphdef: nnx.GraphDef,
   optimizer: optax.GradientTransformation,
-  allowed: Bool[Array, "vocab"],
+  allowed_tokens: Bool[Array, "vocab"],
   config: ml_collections.ConfigDict,
   *,
   frozen: tuple[str, ...] = (),
-) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
+) -> Callable[..., tuple[train_state_lib.TrainState, Metrics]]:
   """A jitted `step(state, prompt, rollout, advantages, signal, old, reference, packed=None) -> (state, metrics)`.
 
   advantages [prompts, group, time]; signal [prompts]: groups without it take no part in the loss, neither in its mean
@@ -109,10 +116,10 @@ def make_rl_step(
   """
 
   def loss(params: PyTree, part: PyTree, packed: int | None) -> tuple[Array, PyTree]:
-    model = nnx.merge(graph, params)
+    model = nnx.merge(graphdef, params)
     rollout = part["rollout"]
     log_probs, entropy = _log_probs(
-      model, part["prompt"], rollout, allowed, config.temperature, packed
+      model, part["prompt"], rollout, allowed_tokens, config.temperature, packed
     )
     old = jax.lax.stop_gradient(log_probs) if part["old"] is None else part["old"]
     value, sums = loss_lib.policy_loss(
@@ -120,25 +127,25 @@ def make_rl_step(
       old,
       part["advantages"],
       part["weights"],
-      clip_low=config.clip_low,
-      clip_high=config.clip_high,
+      clip_epsilon_low=config.clip_epsilon_low,
+      clip_epsilon_high=config.clip_epsilon_high,
       importance_sampling_level=config.importance_sampling_level,
       objective=config.objective,
       dual_clip=config.dual_clip or None,
       sampler_log_probs=rollout.log_probs,
-      truncation=config.truncation,
+      tis_cap=config.tis_cap,
       reference_log_probs=part["reference"],
       kl_weight=config.kl_weight,
       kl_estimator=config.kl_estimator,
     )
     if config.entropy_weight:
       value -= config.entropy_weight * (part["weights"] * entropy).sum()
-    gap = jnp.where(sampled(rollout), jnp.exp(old - rollout.log_probs), 0)
-    sums |= {"entropy": entropy.sum(), "trainer_sampler_ratio": gap.sum()}
+    gap = jnp.where(action_mask(rollout), jnp.exp(old - rollout.log_probs), 0)
+    sums |= {"entropy": entropy.sum(), "sampling/importance_sampling_ratio/mean": gap.sum()}
     return value, sums
 
   def step(
-    state: state_lib.TrainState,
+    state: train_state_lib.TrainState,
     prompt: records.Prompt,
     rollout: records.Rollout,
     advantages: Array,
@@ -146,8 +153,8 @@ def make_rl_step(
     old: Array | None,
     reference: Array | None,
     packed: int | None = None,
-  ) -> tuple[state_lib.TrainState, Metrics]:
-    mask = sampled(rollout)
+  ) -> tuple[train_state_lib.TrainState, Metrics]:
+    mask = action_mask(rollout)
     weights = loss_lib.token_weights(
       mask & signal[:, None, None],
       config.aggregation,
@@ -173,7 +180,7 @@ def _log_probs(
   model: interface.LanguageModel,
   prompt: records.Prompt,
   rollout: records.Rollout,
-  allowed: Bool[Array, "vocab"],
+  allowed_tokens: Bool[Array, "vocab"],
   temperature: float,
   packed: int | None,
 ) -> tuple[Array, Array]:
@@ -182,21 +189,21 @@ def _log_probs(
     model,
     prompt,
     rollout.tokens,
-    held(rollout),
-    allowed,
+    token_mask(rollout),
+    allowed_tokens,
     temperature,
     packed=packed,
-    scored=sampled(rollout),
-    suffix=rollout.suffix,
+    scored=action_mask(rollout),
+    episode_inputs=rollout.episode_inputs,
   )
 
 
-def held(rollout: records.Rollout) -> Bool[Array, "prompts group time"]:
+def token_mask(rollout: records.Rollout) -> Bool[Array, "prompts group time"]:
   """The positions that hold anything: what was sampled, and what came between turns."""
   return rollout.kind != int(records.Kind.PAD)
 
 
-def sampled(rollout: records.Rollout) -> Bool[Array, "prompts group time"]:
+def action_mask(rollout: records.Rollout) -> Bool[Array, "prompts group time"]:
   """The positions that the model chose: those that carry loss."""
   return rollout.kind == int(records.Kind.MODEL)
 
@@ -230,29 +237,29 @@ def split_microbatches(batch: PyTree, parts: int) -> PyTree:
 def apply_update(
   loss: Callable[[PyTree, PyTree], tuple[Array, PyTree]],
   optimizer: optax.GradientTransformation,
-  state: state_lib.TrainState,
+  state: train_state_lib.TrainState,
   parts: PyTree,
   frozen: tuple[str, ...],
-) -> tuple[state_lib.TrainState, Metrics, Array, PyTree]:
+) -> tuple[train_state_lib.TrainState, Metrics, Array, PyTree]:
   """One update by `loss(params, part)`: (state, metrics of the update, loss, auxiliary sums)."""
-  trained, fixed = state_lib.split(state.params, frozen)
+  trained, fixed = train_state_lib.split(state.params, frozen)
   value, sums, gradients = update.accumulated_gradients(
-    lambda trained, part: loss(state_lib.join(trained, fixed), part), trained, parts
+    lambda trained, part: loss(train_state_lib.join(trained, fixed), part), trained, parts
   )
   trained, optimizer_state, applied, norm = update.guarded_update(
     optimizer, gradients, state.optimizer_state, trained, value
   )
-  state = state_lib.TrainState(
+  state = train_state_lib.TrainState(
     step=state.step + 1,
-    params=state_lib.join(trained, fixed),
+    params=train_state_lib.join(trained, fixed),
     optimizer_state=optimizer_state,
     skipped=state.skipped + ~applied,
     skipped_in_a_row=jnp.where(applied, 0, state.skipped_in_a_row + 1),
   )
   metrics = {
-    "gradient_norm": norm,
-    "skipped": state.skipped,
-    "skipped_in_a_row": state.skipped_in_a_row,
+    "grad_norm": norm,
+    "nonfinite_updates": state.skipped,
+    "consecutive_nonfinite_updates": state.skipped_in_a_row,
   }
   return state, metrics, value, sums
 
@@ -260,7 +267,7 @@ def apply_update(
 def _per_token(sums: Metrics, tokens: Array) -> Metrics:
   """Sums over tokens -> means: those of the loss over the tokens it took, those of all replies over all tokens."""
   in_loss = jnp.maximum(sums["mask"], 1)
-  everywhere = ("entropy", "trainer_sampler_ratio")
+  everywhere = ("entropy", "sampling/importance_sampling_ratio/mean")
   means = {
     name: value / (jnp.maximum(tokens, 1) if name in everywhere else in_loss)
     for name, value in sums.items()

@@ -51,7 +51,7 @@ def make_optimizer(
   )
   matrices = jax.tree.map(_is_matrix, params, is_leaf=_is_variable)
   trained = optax.chain(
-    optax.clip_by_global_norm(config.gradient_norm),
+    optax.clip_by_global_norm(config.max_grad_norm),
     optax.adamw(
       schedule,
       b1=config.b1,

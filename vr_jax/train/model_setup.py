@@ -20,19 +20,19 @@ from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
 
 
-def divided(
+def clamp_microbatches(
   config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
 ) -> ml_collections.ConfigDict:
   """A copy with the micro-batches that a run makes on this mesh: as many as it asks for, or one a prompt of each device."""
   copy = ml_collections.ConfigDict(config.to_dict(), type_safe=False)
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  for section, rows in ((copy.sft, copy.sft.batch), (copy.rl, copy.rl.prompts)):
+  for section, rows in ((copy.sft, copy.sft.batch_size), (copy.rl, copy.rl.batch_size)):
     section.microbatches = max(1, min(section.microbatches, rows // ways))
   return copy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Network:
+class ModelSetup:
   """A model on a mesh, as a recipe uses it.
 
   allowed [vocab]: tokens that a reply may hold. stop_tokens: those that end one.
@@ -41,7 +41,7 @@ class Network:
   config: ml_collections.ConfigDict
   mesh: jax.sharding.Mesh
   model: interface.ModelConfig
-  allowed: Bool[Array, "vocab"]
+  allowed_tokens: Bool[Array, "vocab"]
   stop_tokens: tuple[int, ...]
 
   @property
@@ -75,7 +75,7 @@ class Network:
     return not self.adapters.vision if self.adapters else self.config.model.freeze_vision
 
   @functools.cached_property
-  def graph(self) -> nnx.GraphDef:
+  def graphdef(self) -> nnx.GraphDef:
     """The static half of the model."""
     return nnx.split(nnx.eval_shape(self.random_model))[0]
 
@@ -108,13 +108,13 @@ class Network:
     """How the recipe samples; `changes` replace fields of it."""
     rl = self.config.rl
     fields = {
-      "group": rl.group,
+      "group": rl.num_generations,
       "max_new_tokens": rl.max_new_tokens,
       "temperature": rl.temperature,
       "top_p": rl.top_p,
       "stop_tokens": self.stop_tokens,
-      "rungs": tuple(rl.rungs),
-      "gather": rl.gather,
+      "slot_fractions": tuple(rl.decode_slot_fractions),
+      "replicate_weights": rl.replicate_weights_for_decode,
     }
     return sampler.Decoding(**{**fields, **changes})
 
@@ -154,7 +154,7 @@ def check_context(config: ml_collections.ConfigDict, model: interface.ModelConfi
   if "traces" in config and config.traces.writer == "sampler":
     fields.append(("traces.max_tokens", config.traces.max_tokens))
   if "turns" in config:
-    fields.append(("turns.time_buckets", max(config.turns.time_buckets)))
+    fields.append(("turns.episode_buckets", max(config.turns.episode_buckets)))
   for field, reply in fields:
     if prompt + reply > context:
       raise errors.InputError(

@@ -18,7 +18,7 @@ Spans = list[list[float]]  # [start, end] in seconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Filter:
+class SpanFilter:
   """Which questions to keep.
 
   seconds: the video must be longer than this.
@@ -52,7 +52,7 @@ def separate(values: Iterable[Any]) -> Converted:
   return Converted(kept=tuple(kept), dropped=dict(dropped))
 
 
-def rejection_reason(spans: Spans, duration: float, limits: Filter) -> str | None:
+def rejection_reason(spans: Spans, duration: float, limits: SpanFilter) -> str | None:
   """Why a question is dropped: "no span", "short" or "wide"; None if it is kept."""
   if not spans:
     return "no span"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vr_jax import records
-from vr_jax.envs import turns
+from vr_jax.envs import retrieval_actions
 from vr_jax.rewards import accuracy
 
 OPTIONS = ("A. red", "B. green")
@@ -14,7 +14,7 @@ POOL = 64
 
 
 def _parse(reply, problem_type="multiple choice", pool=POOL):
-  return turns.parse(
+  return retrieval_actions.parse(
     reply, pool, problem_type, OPTIONS if problem_type == "multiple choice" else ()
   )
 
@@ -43,7 +43,7 @@ def _example(**fields):
   ],
 )
 def test_thoughts_and_then_an_answer_are_an_answer(reply, expected):
-  assert _parse(reply) == turns.Action(kind="answer", answer=expected)
+  assert _parse(reply) == retrieval_actions.Action(kind="answer", answer=expected)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_thoughts_and_then_an_answer_are_an_answer(reply, expected):
 )
 def test_thoughts_and_then_two_numbers_in_order_are_a_retrieval(body, start, end):
   action = _parse(f"<think>x</think>\n<retrieve>{body}</retrieve>")
-  assert action == turns.Action(kind="retrieve", start=start, end=end)
+  assert action == retrieval_actions.Action(kind="retrieve", start=start, end=end)
 
 
 FORMATS = [
@@ -83,7 +83,7 @@ FORMATS = [
 @pytest.mark.parametrize("problem_type", records.PROBLEM_TYPES)
 @pytest.mark.parametrize("reply", FORMATS)
 def test_anything_else_has_no_format(reply, problem_type):
-  assert _parse(reply, problem_type) == turns.Action(kind="invalid", problem="format")
+  assert _parse(reply, problem_type) == retrieval_actions.Action(kind="invalid", problem="format")
 
 
 @pytest.mark.parametrize(
@@ -92,13 +92,13 @@ def test_anything_else_has_no_format(reply, problem_type):
 )
 def test_a_retrieval_that_is_not_two_numbers_in_order_is_no_interval(body):
   action = _parse(f"<think>x</think><retrieve>{body}</retrieve>")
-  assert action == turns.Action(kind="invalid", problem="interval")
+  assert action == retrieval_actions.Action(kind="invalid", problem="interval")
 
 
 @pytest.mark.parametrize("body", ["0,64", "64,70", f"0,{'9' * 5000}", f"{'9' * 40},{'9' * 41}"])
 def test_a_retrieval_outside_the_pool_is_out_of_range(body):
   action = _parse(f"<think>x</think><retrieve>{body}</retrieve>")
-  assert action == turns.Action(kind="invalid", problem="range")
+  assert action == retrieval_actions.Action(kind="invalid", problem="range")
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_an_answer_is_of_the_kind_that_is_asked_for(problem_type, good, bad):
   def action(text):
     return _parse(f"<think>x</think><answer>{text}</answer>", problem_type)
 
-  assert all(action(text) == turns.Action(kind="answer", answer=text) for text in good)
-  invalid = turns.Action(kind="invalid", problem="answer")
+  assert all(action(text) == retrieval_actions.Action(kind="answer", answer=text) for text in good)
+  invalid = retrieval_actions.Action(kind="invalid", problem="answer")
   assert [action(text) for text in bad] == [invalid] * len(bad)
 
 
@@ -155,29 +155,31 @@ def test_a_reply_of_half_a_million_letters_is_read_in_a_moment(name):
 
 def test_what_is_said_after_an_answer_is_not_read():
   answer, look = "<think></think><answer>A</answer>", "<think></think><retrieve>1,2</retrieve>"
-  kinds = [action.kind for action in turns.actions(_example(), POOL, [look, "?", answer, look])]
+  kinds = [
+    action.kind for action in retrieval_actions.actions(_example(), POOL, [look, "?", answer, look])
+  ]
   assert kinds == ["retrieve", "invalid", "answer"]
 
 
 def test_frames_are_spread_evenly_and_rounded_down_as_the_paper_shows():
   uniform = (0, 4, 8, 12, 16, 21, 25, 29, 33, 37, 42, 46, 50, 54, 58, 63)
-  assert turns.spread(0, 63, 16) == uniform
-  assert turns.spread(10, 12, 8) == (10, 11, 12)
-  assert turns.spread(10, 30, 1) == turns.spread(10, 30, 0) == (10,)
-  assert turns.spread(0, 0, 16) == (0,)
+  assert retrieval_actions.spread(0, 63, 16) == uniform
+  assert retrieval_actions.spread(10, 12, 8) == (10, 11, 12)
+  assert retrieval_actions.spread(10, 30, 1) == retrieval_actions.spread(10, 30, 0) == (10,)
+  assert retrieval_actions.spread(0, 0, 16) == (0,)
 
 
 def test_a_tick_that_came_a_little_early_is_still_that_tick():
   early = _example(relevant=(records.Span(start=1.0, end=2.0),))
-  assert turns.relevant_frames(early, np.array([0.0, 0.99995, 1.99995])) == (1,)
+  assert retrieval_actions.relevant_frames(early, np.array([0.0, 0.99995, 1.99995])) == (1,)
 
 
 def test_relevant_frames_are_those_within_a_span():
   times = np.arange(10.0)
   spans = (records.Span(start=2.0, end=4.0), records.Span(start=3.0, end=5.5))
-  assert turns.relevant_frames(_example(relevant=spans), times) == (2, 3, 4, 5)
-  assert turns.relevant_frames(_example(), times) == ()
+  assert retrieval_actions.relevant_frames(_example(relevant=spans), times) == (2, 3, 4, 5)
+  assert retrieval_actions.relevant_frames(_example(), times) == ()
   beyond = (records.Span(start=8.0, end=20.0), records.Span(start=30.0, end=40.0))
-  assert turns.relevant_frames(_example(relevant=beyond), times) == (8, 9)
+  assert retrieval_actions.relevant_frames(_example(relevant=beyond), times) == (8, 9)
   between = (records.Span(start=2.2, end=2.8),)
-  assert turns.relevant_frames(_example(relevant=between), times) == ()
+  assert retrieval_actions.relevant_frames(_example(relevant=between), times) == ()

@@ -6,7 +6,7 @@ import grain
 import numpy as np
 import pytest
 
-from vr_jax.data import windows
+from vr_jax.data import length_bucketing
 
 EPOCHS = 5
 
@@ -19,7 +19,9 @@ def random_epochs(epoch, *, seed=0):
 
 def ordered(elements, epoch, batch, *, length=lambda element: element[1], seed=0):
   stream = grain.MapDataset.source(elements)
-  return windows.ByLength(stream, epoch=epoch, batch=batch, length=length, seed=seed)
+  return length_bucketing.LengthBucketedOrder(
+    stream, epoch=epoch, batch=batch, length=length, seed=seed
+  )
 
 
 def whole(*arguments, **options):
@@ -43,7 +45,7 @@ def test_every_epoch_still_holds_each_element_once(epoch, batch):
 
 def test_a_window_holds_what_it_held_and_its_batches_hardly_overlap_in_length():
   elements, batch = random_epochs(200), 5
-  window = batch * windows.BATCHES
+  window = batch * length_bucketing.BATCHES
   result = whole(elements, 200, batch)[:window]
   assert sorted(result) == sorted(elements[:window])
   spans = sorted((min(batch_)[1], max(batch_)[1]) for batch_ in batches(result, batch))

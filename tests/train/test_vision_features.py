@@ -13,7 +13,7 @@ from vr_jax import errors
 from vr_jax.data import frame_store
 from vr_jax.models.common import weight_mapping
 from vr_jax.rollout import encoder
-from vr_jax.train import batching, features, initialization, metrics, rl_loop, sft_loop
+from vr_jax.train import batching, initialization, metrics, rl_loop, sft_loop, vision_features
 
 ON = {"model__freeze_vision": True, "model__feature_cache_gib": 1.0, "data__threads": 0}
 CLIPS = 9  # of the training split, each with two questions
@@ -40,9 +40,9 @@ def encoded_rows(monkeypatch):
   """Rows of each run of the tower."""
   rows, run = [], encoder.features
 
-  def noted(graph, params, vision):
+  def noted(graphdef, params, vision):
     rows.append(len(vision.window))
-    return run(graph, params, vision)
+    return run(graphdef, params, vision)
 
   monkeypatch.setattr(encoder, "features", noted)
   return rows
@@ -50,16 +50,16 @@ def encoded_rows(monkeypatch):
 
 def epoch(context, params, workdir):
   """(prompts on the mesh, what is logged of them) of an epoch in order, what it made on disk when it is over."""
-  with features.cache(context, params, workdir) as cache:
+  with vision_features.open_cache(context, params, workdir) as cache:
     read = context.builder.read("train", 4, repeat=False, cache=cache)
-    fed = [features.prompt(context, params, batch, cache) for batch in read]
+    fed = [vision_features.prompt_with_features(context, params, batch, cache) for batch in read]
   return [(one.prompt, one.values) for one in fed]
 
 
 def plain(context, params):
   """The prompts of such an epoch without a cache."""
   read = context.builder.read("train", 4, repeat=False)
-  return [encoder.encode(context.graph, params, context.builder.prompt(batch)) for batch in read]
+  return [encoder.encode(context.graphdef, params, context.builder.prompt(batch)) for batch in read]
 
 
 def assert_same(found, expected):
@@ -104,7 +104,7 @@ def test_the_tower_runs_for_what_is_missing_alone_and_a_damaged_entry_is_counted
   expected = plain(context, params)
   epoch(context, params, own_data)
   read = list(context.builder.read("train", 4, repeat=False))
-  with features.cache(context, params, own_data) as cache:
+  with vision_features.open_cache(context, params, own_data) as cache:
     (row,) = [context.builder.item(item.clip, cache=cache) for item in read[1].items[1:2]]
   (path,) = [path for path in entries(own_data) if path.stem == row.kept_as]
   path.write_bytes(path.read_bytes()[:-100])
@@ -135,9 +135,9 @@ def test_an_entry_copied_from_the_cache_of_another_tower_is_made_again_and_count
 
 def test_what_is_deleted_between_two_batches_is_made_again(context, params, own_data):
   expected, found = plain(context, params), []
-  with features.cache(context, params, own_data) as cache:
+  with vision_features.open_cache(context, params, own_data) as cache:
     for batch in context.builder.read("train", 4, repeat=False, cache=cache):
-      fed = features.prompt(context, params, batch, cache)
+      fed = vision_features.prompt_with_features(context, params, batch, cache)
       found.append((fed.prompt, fed.values))
       shutil.rmtree(own_data / "features", ignore_errors=True)
   assert_same(found, expected)
@@ -155,7 +155,7 @@ def test_what_another_process_with_the_same_rows_misses_is_made_here_too(
     of_other = np.concatenate([lost, own[len(lost) :]])  # in the same buckets
     return np.stack([own, of_other])
 
-  monkeypatch.setattr(features.processes, "gathered", with_other)
+  monkeypatch.setattr(vision_features.processes, "gathered", with_other)
   monkeypatch.setattr(
     batching.BatchBuilder, "read", functools.partialmethod(_whole_batches, read=READ)
   )
@@ -170,10 +170,10 @@ def test_a_batch_takes_the_buckets_of_the_process_whose_prompts_are_longest(
   context, params, monkeypatch
 ):
   own = next(context.builder.read("train", 4, repeat=False))
-  expected = features.prompt(context, params, own, None).prompt
+  expected = vision_features.prompt_with_features(context, params, own, None).prompt
   larger = np.array([96, own.sizes.frames, own.sizes.patches])
-  monkeypatch.setattr(features.processes, "gathered", lambda own: np.stack([own, larger]))
-  fed = features.prompt(context, params, own, None)
+  monkeypatch.setattr(vision_features.processes, "gathered", lambda own: np.stack([own, larger]))
+  fed = vision_features.prompt_with_features(context, params, own, None)
   found = fed.prompt
   assert fed.batch.sizes.prefix == fed.batch.prompt.tokens.shape[1] == 96
   assert own.sizes.prefix == expected.tokens.shape[1] == 64
@@ -192,7 +192,7 @@ def _whole_batches(context, *arguments, read, **options):
 
 def test_blind_and_shuffled_views_ask_for_no_features(context, params, own_data):
   epoch(context, params, own_data)
-  with features.cache(context, params, own_data) as cache:
+  with vision_features.open_cache(context, params, own_data) as cache:
     item = next(context.builder.read("train", 4, repeat=False, cache=cache)).items[0]
     assert item.encoded.features is not None
     for view in ("blind", "shuffled"):
@@ -218,14 +218,14 @@ def test_a_run_from_the_cache_writes_the_metrics_of_one_that_fills_it(own_data, 
   assert hits[0][2:] == [4, 4]  # RL sees first what the warm start has seen
   assert hits[1] == [4, 4, 4, 4]
   for first, second in zip(*lines, strict=True):
-    same = [n for n in first if not n.startswith(("time/", "memory/", "vision/"))]
+    same = [n for n in first if not n.startswith(("perf/", "vision/"))]
     assert {n: second[n] for n in same} == pytest.approx({n: first[n] for n in same}, abs=1e-5)
 
 
 def test_a_cache_is_kept_of_frozen_towers_only_and_where_it_has_room(data, params, tmp_path):
   for fields in ({"model__freeze_vision": False}, {"model__feature_cache_gib": 0.0}):
     context = nano.build(data, mesh=(1, 2, 1, 1), **{**ON, **fields})
-    with features.cache(context, params, tmp_path) as cache:
+    with vision_features.open_cache(context, params, tmp_path) as cache:
       assert cache is None
 
 
@@ -235,7 +235,7 @@ def test_the_cache_of_another_tower_under_this_ones_name_is_refused(context, par
   about.write_text(about.read_text().replace('"float32"', '"bfloat16"'))
   with (
     pytest.raises(errors.InputError, match=r"about\.json: is of another tower: dtype"),
-    features.cache(context, params, own_data),
+    vision_features.open_cache(context, params, own_data),
   ):
     pass
 
@@ -246,13 +246,15 @@ def test_what_features_depend_on_names_another_cache(data, params, tmp_path):
     {},
     {"model__dtype": "bfloat16"},
     {"model__max_pixels": 784},
-    {"model__resampling": "torchvision"},
+    {"model__resize_backend": "torchvision"},
     {"model__architecture__vision_config__window_size": 28},
   ):
     changed = nano.build(data, mesh=(1, 2, 1, 1), **ON, **fields)
-    found.append(features.about(changed, params))
-  same = nano.build(data, mesh=(1, 2, 1, 1), **ON, rl__group=2, model__prefix_buckets=(128,))
-  assert features.about(same, params) == found[0]
+    found.append(vision_features.cache_identity(changed, params))
+  same = nano.build(
+    data, mesh=(1, 2, 1, 1), **ON, rl__num_generations=2, model__prefix_buckets=(128,)
+  )
+  assert vision_features.cache_identity(same, params) == found[0]
   assert all(about not in found[:number] for number, about in enumerate(found))
 
 
@@ -261,14 +263,14 @@ def test_the_fingerprint_is_that_of_the_weights_and_not_of_the_devices_that_hold
   for mesh in ((1, 1, 1, 1), (1, 2, 1, 2), (2, 1, 2, 1)):
     context = nano.build(data, mesh=mesh)
     by_mesh.append(
-      features.fingerprint(initialization.fresh_params(context)["vision"], context.mesh)
+      vision_features.fingerprint(initialization.fresh_params(context)["vision"], context.mesh)
     )
   assert len(set(by_mesh)) == 1
   context = nano.build(data)
   tower = initialization.fresh_params(context)["vision"]
   for change in (_last_bit_of_one, _two_swapped):
-    assert features.fingerprint(_changed(tower, change), context.mesh) != by_mesh[0]
-  assert features.fingerprint(_changed(tower, lambda x: x), context.mesh) == by_mesh[0]
+    assert vision_features.fingerprint(_changed(tower, change), context.mesh) != by_mesh[0]
+  assert vision_features.fingerprint(_changed(tower, lambda x: x), context.mesh) == by_mesh[0]
 
 
 def _changed(tower, change):

@@ -9,7 +9,7 @@ from vr_jax.models import layout as layout_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Places:
+class SlotLayout:
   """Which reply a slot starts with: devices in turn take equal shares of the replies to the prompts that they hold."""
 
   devices: int  # that slots are split over
@@ -18,7 +18,7 @@ class Places:
   slots: int  # of a device
 
   @classmethod
-  def of(cls, layout: layout_lib.Layout, prompts: int, group: int) -> "Places":
+  def for_groups(cls, layout: layout_lib.Layout, prompts: int, group: int) -> "SlotLayout":
     """Those of `group` replies to each of some prompts."""
     devices, blocks = layout.ways("slots"), layout.shards(("prompts",), (prompts,))[0]
     replies = prompts // blocks * group
@@ -29,7 +29,7 @@ class Places:
       slots=-(-replies // (devices // blocks)),
     )
 
-  def home(self) -> Int[np.ndarray, "slots"]:
+  def device_slot(self) -> Int[np.ndarray, "slots"]:
     """Number of the slot on its device."""
     return np.tile(np.arange(self.slots), self.devices)
 
@@ -42,7 +42,7 @@ class Places:
     """Number of the block of prompts that the reply is to."""
     return np.arange(self.devices * self.slots) // (self.devices // self.blocks * self.slots)
 
-  def in_order(self, x: Array) -> Array:
+  def to_reply_order(self, x: Array) -> Array:
     """What the slots hold -> [replies of all blocks, …], without the empty slots."""
     rest = x.shape[1:]
     held = x.reshape(self.blocks, len(x) // self.blocks, *rest)[:, : self.replies]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vr_jax.models import layout
-from vr_jax.rollout import vocabulary
+from vr_jax.rollout import chunked_logprobs
 
 TOLERANCE = 1e-6
 VOCAB, EMBED, POSITIONS = 60, 8, 24
@@ -27,12 +27,17 @@ def _loss(function, **options):
 
 
 def _chunked(chunks, axes=("prompts",)):
-  return _loss(vocabulary.in_chunks, chunks=chunks, layout=layout.OneDevice(), axes=axes)
+  return _loss(
+    chunked_logprobs.logprobs_chunked, chunks=chunks, layout=layout.OneDevice(), axes=axes
+  )
 
 
 @pytest.mark.parametrize("chunks", [2, 5, 60])
 def test_chunks_give_the_values_and_gradients_of_all_logits_at_once(chunks):
-  expected, actual = _loss(vocabulary.at_once)(HIDDEN, MATRIX), _chunked(chunks)(HIDDEN, MATRIX)
+  expected, actual = (
+    _loss(chunked_logprobs.logprobs_unchunked)(HIDDEN, MATRIX),
+    _chunked(chunks)(HIDDEN, MATRIX),
+  )
   for wanted, given in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
     np.testing.assert_allclose(given, wanted, atol=TOLERANCE * float(jnp.abs(wanted).max()))
 
@@ -42,7 +47,7 @@ def test_no_array_holds_all_logits_in_either_direction():
   assert f"f32[{POSITIONS},{VOCAB // 5}]" in jaxpr
   assert f"f32[{POSITIONS},{VOCAB}]" not in jaxpr
   assert f"f32[{POSITIONS},{VOCAB}]" in str(
-    jax.make_jaxpr(_loss(vocabulary.at_once))(HIDDEN, MATRIX)
+    jax.make_jaxpr(_loss(chunked_logprobs.logprobs_unchunked))(HIDDEN, MATRIX)
   )
 
 
@@ -64,8 +69,11 @@ def test_the_matrix_gets_its_gradient_in_float32_where_activations_are_bfloat16(
   ("rows", "chunks"), [(60, 1), (100, 1), (59, 2), (30, 2), (29, 3), (7, 10), (1, 60)]
 )
 def test_chunks_are_equal_and_of_no_more_rows_than_asked_for(rows, chunks):
-  assert vocabulary.chunks_of(60, rows) == chunks
+  assert chunked_logprobs.count_chunks(60, rows) == chunks
 
 
 def test_released_vocabularies_have_chunks_near_the_default():
-  assert {vocab // vocabulary.chunks_of(vocab, 8192) for vocab in (151936, 152064)} == {4748, 6912}
+  assert {vocab // chunked_logprobs.count_chunks(vocab, 8192) for vocab in (151936, 152064)} == {
+    4748,
+    6912,
+  }

@@ -25,7 +25,7 @@ _ROWS = 16  # questions answered at once
 _LENGTHS = (512, 1024, 2048, 4096)
 # How it is shown questions: as they are, since they come with a system turn of their own.
 _SECTION = ml_collections.ConfigDict(
-  {"min_pixels": 1, "max_pixels": 1, "system": "", "resampling": "torchvision"}
+  {"min_pixels": 1, "max_pixels": 1, "system": "", "resize_backend": "torchvision"}
 )
 
 
@@ -57,9 +57,9 @@ class LocalModel:
     self._processor = family.make_processor(config, words, _SECTION)
     model = nnx.eval_shape(lambda: family.make_model(config, rngs=nnx.Rngs(0)))
     self._graph = nnx.split(model)[0]
-    allowed = np.arange(config.vocab_size) < words.get_vocab_size()
-    allowed[list(self._processor.media_tokens)] = False
-    self._allowed = jax.device_put(allowed, jax.local_devices()[0])
+    allowed_tokens = np.arange(config.vocab_size) < words.get_vocab_size()
+    allowed_tokens[list(self._processor.media_tokens)] = False
+    self._allowed = jax.device_put(allowed_tokens, jax.local_devices()[0])
     context = config.max_position_embeddings - max_tokens
     self._lengths = sorted({min(length, context) for length in _LENGTHS})
     self._decoding = sampler.Decoding(
@@ -68,11 +68,11 @@ class LocalModel:
       temperature=0.0,
       top_p=1.0,
       stop_tokens=self._processor.stop_tokens,
-      rungs=(0.25,),
+      slot_fractions=(0.25,),
     )
     self._too_long = 0
 
-  def ask(self, questions: Sequence[judge_prompt.Question]) -> list[bool | None]:
+  def ask(self, questions: Sequence[judge_prompt.JudgeQuestion]) -> list[bool | None]:
     """The verdicts; None where a reply cannot be read, or a question is longer than the model takes."""
     encoded = [self._encoded(question) for question in questions]
     fitting = [i for i, one in enumerate(encoded) if len(one.tokens) <= self._lengths[-1]]
@@ -94,14 +94,14 @@ class LocalModel:
     """Lets the weights go."""
     del self._params
 
-  def _encoded(self, question: judge_prompt.Question) -> prompts_lib.Encoded:
+  def _encoded(self, question: judge_prompt.JudgeQuestion) -> prompts_lib.EncodedPrompt:
     turns = [
-      conversation.Turn(role="system", parts=(question.system,)),
-      conversation.Turn(role="user", parts=(question.text,)),
+      conversation.Message(role="system", parts=(question.system,)),
+      conversation.Message(role="user", parts=(question.text,)),
     ]
     return self._processor.encode_conversation(turns, name="a judge's question")
 
-  def _replies(self, encoded: Sequence[prompts_lib.Encoded]) -> list[str]:
+  def _replies(self, encoded: Sequence[prompts_lib.EncodedPrompt]) -> list[str]:
     """Replies to at most `_ROWS` questions; the rest of the rows repeats the first, and is thrown away."""
     rows = [*encoded, *[encoded[0]] * (_ROWS - len(encoded))]
     prompt = self._processor.collate(

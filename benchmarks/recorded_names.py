@@ -1,0 +1,56 @@
+"""Recorded results under today's names: those of metrics and config fields changed after they were recorded."""
+
+from collections.abc import Mapping
+import json
+import re
+from typing import Any
+
+_NAMES = {
+  "reply_tokens": "completions/mean_length",
+  "no_signal_share": "frac_reward_zero_std",
+  "exploration/share": "exploration/bonus_fraction",
+}
+_FLAGS = {
+  "env.alignment": "env.dtw_alignment",
+  "env.credit": "env.reward_assignment",
+  "env.window": "env.history_turns",
+  "rl.credit": "rl.advantage_estimator",
+  "rl.shuffled": "rl.num_shuffled_generations",
+}
+_PATTERNS = (
+  (re.compile(r"reward/(.+)"), r"rewards/\1/mean"),
+  (re.compile(r"no_signal_share/(.+)"), r"frac_reward_zero_std/\1"),
+)
+
+
+def current(text: str) -> dict[str, Any]:
+  """The JSON of a recorded result with its `metrics`, `tenths` and `flags` under today's names."""
+  result = json.loads(text)
+  result["flags"] = [_flag(flag) for flag in result.get("flags", [])]
+  for field in ("metrics", "tenths"):
+    result[field] = _renamed(result.get(field, {}))
+  return result
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+  return {_name(name): value for name, value in values.items()}
+
+
+def _name(name: str) -> str:
+  head, rest = "", name
+  if name.startswith(("training/", "first/", "last/")):
+    head, rest = name.split("/", 1)
+    head += "/"
+  if rest in _NAMES:
+    return head + _NAMES[rest]
+  for pattern, new in _PATTERNS:
+    if match := pattern.fullmatch(rest):
+      return head + match.expand(new)
+  return name
+
+
+def _flag(flag: str) -> str:
+  name, equals, value = flag.removeprefix("--config.").partition("=")
+  if not flag.startswith("--config.") or name not in _FLAGS:
+    return flag
+  return f"--config.{_FLAGS[name]}{equals}{value}"
