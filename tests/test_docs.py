@@ -15,7 +15,7 @@ FIELD = re.compile(
   r"`(?:config\.)?((?:data|model|sft|rl|eval|export|env|judge|traces|turns|critic)"
   r"\.[a-z_0-9]+(?:\.[a-z_0-9]+)*)(?:=[^`]*)?`"
 )
-LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)]*))?\)")
 # Written as examples of what is wrong, or of a user's own recipe.
 OTHERS = {"rl.learning_rte", "env.wanted", "env.weights.brevity"}
 
@@ -44,10 +44,19 @@ def test_a_page_names_only_config_fields_that_a_recipe_has(page, fields):
   assert not named - fields - OTHERS
 
 
+def anchors(page: Path) -> set[str]:
+  """What GitHub calls the headings of a page in links."""
+  headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+  return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_of_a_page_leads_to_a_file(page):
-  links = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if ":" not in link]
-  assert not [link for link in links if not (page.parent / link).exists()]
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page):
+  for link, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+    if ":" not in link:
+      target = page.parent / link
+      assert target.exists(), link
+      assert not anchor or anchor in anchors(target), f"{link}#{anchor}"
 
 
 def test_a_field_that_does_not_exist_is_noticed(fields):
