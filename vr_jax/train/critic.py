@@ -121,7 +121,7 @@ def make_optimizer(
   config: ml_collections.ConfigDict, params: PyTree, frozen: tuple[str, ...]
 ) -> optax.GradientTransformation:
   """`state.make_optimizer` of the section `critic`, for as many updates as the section `rl` has."""
-  updates = {"steps": config.rl.steps, "epochs": config.rl.num_iterations}
+  updates = {"steps": config.rl.steps, "num_iterations": config.rl.num_iterations}
   section = ml_collections.ConfigDict({**config.critic.to_dict(), **updates})
   return train_state_lib.make_optimizer(section, params, frozen)
 

@@ -40,7 +40,7 @@ def make_optimizer(
   `moment_dtype` is that of the first moment. The second stays float32: at b2 = 0.999 one update changes it by less than
   bfloat16 can tell apart. Weight decay spares vectors (norm scales, biases), whose logical axes without `layers` are fewer than two.
   """
-  epochs = config.get("epochs", 1)
+  epochs = config.get("num_iterations", 1)
   decay = {"constant": 1.0, "cosine": 0.0}[config.schedule]
   schedule = optax.warmup_cosine_decay_schedule(
     init_value=0.0 if config.warmup_steps else config.learning_rate,
