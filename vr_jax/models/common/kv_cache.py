@@ -18,7 +18,7 @@ from vr_jax.models.common import attention
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check
-class Prefix:
+class PrefixKV:
   """What prompts leave behind for their replies."""
 
   keys: Float[Array, "layers prompts prefix kv_heads head_dim"]
@@ -27,10 +27,10 @@ class Prefix:
   hidden: Float[Array, "prompts embed"]  # final-normed, at the last token of each prompt
   next_position: Int[Array, "prompts"]
 
-  def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "Prefix":
+  def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "PrefixKV":
     """Each array as `place(array, logical axes)` makes it: where `prefill` leaves it."""
     block = (None, "prompts", None, "kv_heads", None)
-    return Prefix(
+    return PrefixKV(
       keys=place(self.keys, block),
       values=place(self.values, block),
       valid=place(self.valid, ("prompts", "prefix")),
@@ -45,7 +45,7 @@ class Prefix:
 class DecodeConstants:
   """What every step of decoding reads: layer weights by name, prompts, starts of replies.
 
-  Of few layers there are tuples of theirs, made once, keys and values as `Cache` has them: each
+  Of few layers there are tuples of theirs, made once, keys and values as `KVCache` has them: each
   step would cut them out of
   stacks, and turn them.
   """
@@ -58,7 +58,7 @@ class DecodeConstants:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check
-class Cache:
+class KVCache:
   """Keys and values of replies being sampled; positions not yet written are 0.
 
   They lie as the products of each step read them: otherwise a step would bring them in that order
@@ -76,7 +76,7 @@ class Cache:
     """Those of its arrays."""
     return (None,) * (x.ndim - len(cls.AXES)) + cls.AXES
 
-  def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "Cache":
+  def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "KVCache":
     """Each array as `place(array, logical axes)` makes it."""
     return jax.tree.map(lambda x: place(x, self.axes(x)), self)
 
@@ -85,7 +85,7 @@ class Cache:
     """Positions that there is room for."""
     return self.keys[0].shape[-1]
 
-  def select_slots(self, layout: layout_lib.Layout, slots: Int[Array, "select_slots"]) -> "Cache":
+  def select_slots(self, layout: layout_lib.Layout, slots: Int[Array, "select_slots"]) -> "KVCache":
     """That of some slots, named by their places on the device that holds them."""
 
     def of_device(x: Array, slots: Array) -> Array:
@@ -99,11 +99,11 @@ class Cache:
   def write_rows(
     self,
     layout: layout_lib.Layout,
-    new: "Cache",
+    new: "KVCache",
     slots: Int[Array, "rows"],
     starts: Int[Array, "rows"],
     counts: Int[Array, "rows"],
-  ) -> "Cache":
+  ) -> "KVCache":
     """With the first `counts` positions of each row of `new` in a slot, from a place there on.
 
     slots: as in `kept`; a row whose slot its device does not have is left out.
@@ -125,19 +125,19 @@ class Cache:
       both = ((x, self.axes(x)), (new, self.axes(new)))
       return layout.per_shard(functools.partial(put, back=back), (*both, *rows))
 
-    return Cache(
+    return KVCache(
       keys=jax.tree.map(functools.partial(of_arrays, back=1), self.keys, new.keys),
       values=jax.tree.map(functools.partial(of_arrays, back=2), self.values, new.values),
     )
 
-  def grow(self, layout: layout_lib.Layout, length: int) -> "Cache":
+  def grow(self, layout: layout_lib.Layout, length: int) -> "KVCache":
     """With room for so many positions."""
 
     def padded(x: Array, back: int) -> Array:
       widths = [(0, length - self.length if axis == x.ndim - back else 0) for axis in range(x.ndim)]
       return layout.place(jnp.pad(x, widths), self.axes(x))
 
-    return Cache(
+    return KVCache(
       keys=jax.tree.map(functools.partial(padded, back=1), self.keys),
       values=jax.tree.map(functools.partial(padded, back=2), self.values),
     )

@@ -30,7 +30,7 @@ from vr_jax.models.common import packing as packing_lib
 from vr_jax.models.common import slots as slots_lib
 
 
-class LanguageModel(nnx.Module):
+class DecoderLanguageModel(nnx.Module):
   """The whole model. Parameters are float32, activations `config.dtype`, placed by `layout`.
 
   vision: what the vision tower's inputs [prompts, frames, patches, …] become, features [prompts,
@@ -82,12 +82,12 @@ class LanguageModel(nnx.Module):
     media = self.layout.place(media, (axis, None, None))
     return jax.vmap(lambda media, index: media[index])(media, jnp.maximum(index, 0))
 
-  def prefill(self, prompt: records.Prompt) -> kv_cache.Prefix:
+  def prefill(self, prompt: records.Prompt) -> kv_cache.PrefixKV:
     """Runs the prompts once, after the vision tower if they bring its inputs, not features."""
     valid = jnp.asarray(prompt.kind) != records.Kind.PAD
     x = self.embed(prompt, self._media(prompt))
     hidden, keys, values = self.text.prefill(x, jnp.asarray(prompt.positions), valid)
-    return kv_cache.Prefix(
+    return kv_cache.PrefixKV(
       keys=keys,
       values=values,
       valid=valid,
@@ -105,7 +105,7 @@ class LanguageModel(nnx.Module):
 
   def extend(
     self,
-    prefix: kv_cache.Prefix,
+    prefix: kv_cache.PrefixKV,
     tokens: Int[Array, "prompts group time"],
     valid: Bool[Array, "prompts group time"],
     episode_inputs: records.EpisodeInputs | None = None,
@@ -127,7 +127,7 @@ class LanguageModel(nnx.Module):
 
   def extend_packed(
     self,
-    prefix: kv_cache.Prefix,
+    prefix: kv_cache.PrefixKV,
     tokens: Int[Array, "prompts group time"],
     valid: Bool[Array, "prompts group time"],
     packing: packing_lib.Packing,
@@ -148,19 +148,19 @@ class LanguageModel(nnx.Module):
 
   def append(
     self,
-    prefix: kv_cache.Prefix,
-    cache: kv_cache.Cache,
+    prefix: kv_cache.PrefixKV,
+    cache: kv_cache.KVCache,
     shown: records.Prompt,
     media: PyTree,
     rows: slots_lib.CacheRows,
-  ) -> tuple[Float[Array, "rows embed"], kv_cache.Cache]:
+  ) -> tuple[Float[Array, "rows embed"], kv_cache.KVCache]:
     """Runs what some replies are shown next, each behind what it has written.
 
     Returns the hidden state of the last token of each row, and the new keys and values.
 
     shown: as prompts, whose positions count from 0; media: what the tower made of its frames. The
     cache is only read:
-    `Cache.write_rows` puts the new keys and values into it.
+    `KVCache.write_rows` puts the new keys and values into it.
     """
     valid = jnp.asarray(shown.kind) != records.Kind.PAD
     x = self.text.embed(jnp.asarray(shown.tokens), ("slots", None), whole=True)
@@ -168,7 +168,7 @@ class LanguageModel(nnx.Module):
     positions = jnp.asarray(shown.positions) + rows.position[:, None, None]
     past = cache.keys, cache.values
     hidden, keys, values = self.text.append(x, positions, valid, rows, _block(prefix), *past)
-    return _last(hidden, valid), kv_cache.Cache(keys=keys, values=values)
+    return _last(hidden, valid), kv_cache.KVCache(keys=keys, values=values)
 
   def start_media(self, slots: int, frames: int, patches: int) -> PyTree:
     """Zero buffer [slots, media, …] for the features of `frames` frames of `patches` patches."""
@@ -196,16 +196,16 @@ class LanguageModel(nnx.Module):
     params = nnx.split(self)[1]
     return jax.tree.map_with_path(whole, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
-  def start_cache(self, prefix: kv_cache.Prefix, slots: int, length: int) -> kv_cache.Cache:
+  def start_cache(self, prefix: kv_cache.PrefixKV, slots: int, length: int) -> kv_cache.KVCache:
     """An empty cache for replies of up to `length` tokens."""
     depth, _, _, kv_heads, head_dim = prefix.keys.shape
     keys = jnp.zeros((depth, slots, kv_heads, head_dim, length), prefix.keys.dtype)
-    empty = kv_cache.Cache(keys=keys, values=keys.swapaxes(-1, -2))
+    empty = kv_cache.KVCache(keys=keys, values=keys.swapaxes(-1, -2))
     if depth <= layers.UNROLLED:
-      empty = kv_cache.Cache(keys=tuple(empty.keys), values=tuple(empty.values))
+      empty = kv_cache.KVCache(keys=tuple(empty.keys), values=tuple(empty.values))
     return empty.placed(self.layout.place)
 
-  def prepare_decode(self, prefix: kv_cache.Prefix) -> kv_cache.DecodeConstants:
+  def prepare_decode(self, prefix: kv_cache.PrefixKV) -> kv_cache.DecodeConstants:
     """Made once for a loop of steps."""
     weights, block = layers.stack(self.text.layers, self.text.dtype), _block(prefix)
     if len(prefix.keys) <= layers.UNROLLED:
@@ -222,11 +222,11 @@ class LanguageModel(nnx.Module):
   def decode(
     self,
     constants: kv_cache.DecodeConstants,
-    cache: kv_cache.Cache,
+    cache: kv_cache.KVCache,
     tokens: Int[Array, "slots"],
     index: Int[Array, ""],
     decode_slots: slots_lib.DecodeSlots,
-  ) -> tuple[Float[Array, "slots embed"], kv_cache.Cache]:
+  ) -> tuple[Float[Array, "slots embed"], kv_cache.KVCache]:
     """Feeds token number `index` of every slot: (final-normed hidden states, updated cache).
 
     Positions before `index` must have been written by the calls before.
@@ -237,16 +237,16 @@ class LanguageModel(nnx.Module):
   def decode_on(
     self,
     constants: kv_cache.DecodeConstants,
-    past: kv_cache.Cache,
-    recent: kv_cache.Cache,
+    past: kv_cache.KVCache,
+    recent: kv_cache.KVCache,
     tokens: Int[Array, "slots"],
     index: Int[Array, ""],
     rows: slots_lib.CacheRows,
     decode_slots: slots_lib.DecodeSlots,
-  ) -> tuple[Float[Array, "slots embed"], kv_cache.Cache]:
+  ) -> tuple[Float[Array, "slots embed"], kv_cache.KVCache]:
     """Like `decode`, for replies that go on: each behind what its slot of `past` holds.
 
-    recent: of the tokens fed since, as many for every slot; `Cache.write_rows` puts them behind the
+    recent: of the tokens fed since, as many for every slot; `KVCache.write_rows` puts them behind the
     past.
     """
     places = jnp.arange(past.length)
@@ -259,20 +259,20 @@ class LanguageModel(nnx.Module):
   def _step(
     self,
     constants: kv_cache.DecodeConstants,
-    cache: kv_cache.Cache,
+    cache: kv_cache.KVCache,
     tokens: Int[Array, "slots"],
     index: Int[Array, ""],
     decode_slots: slots_lib.DecodeSlots,
     start: Int[Array, "slots"],
     *past: attention.Block,
-  ) -> tuple[Float[Array, "slots embed"], kv_cache.Cache]:
+  ) -> tuple[Float[Array, "slots embed"], kv_cache.KVCache]:
     # Split as a parameter is, the table would be sent for every token where it also makes the
     # logits.
     x = self.text.embed(tokens, ("slots",), whole=True)
     recent = attention.Recent(cache.keys, cache.values, index)
     read = (constants.weights, constants.prefix, recent, *past)
     hidden, keys, values = self.text.decode(x, start + index, decode_slots, *read)
-    return hidden, kv_cache.Cache(keys=keys, values=values)
+    return hidden, kv_cache.KVCache(keys=keys, values=values)
 
   def gather_for_slots(
     self, x: Shaped[Array, "prompts *rest"], decode_slots: slots_lib.DecodeSlots
@@ -299,7 +299,7 @@ class LanguageModel(nnx.Module):
 
 
 def _positions(
-  prefix: kv_cache.Prefix, tokens: Int[Array, "prompts group time"]
+  prefix: kv_cache.PrefixKV, tokens: Int[Array, "prompts group time"]
 ) -> Int[Array, "prompts group time"]:
   positions = prefix.next_position[:, None, None] + jnp.arange(tokens.shape[2])
   return jnp.broadcast_to(positions, tokens.shape)
@@ -313,7 +313,7 @@ def _last(
   return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
-def _block(prefix: kv_cache.Prefix) -> attention.Block:
+def _block(prefix: kv_cache.PrefixKV) -> attention.Block:
   return attention.Block(prefix.keys, prefix.values, prefix.valid)
 
 

@@ -20,7 +20,7 @@ from vr_jax.models.common import conversation, prompts, resize, rules
 SYSTEM = "You are a helpful assistant."
 
 
-class Processor(rules.Rules):
+class VideoProcessor(rules.Rules):
   """Rules of one model: its tokenizer, its vision constants, and the pixels a frame may have.
 
   It implements `interface.Processor`; a family adds its `rules.Rules`.

@@ -39,7 +39,7 @@ class Template(Protocol):
 
 
 class Rules(abc.ABC):
-  """The part of a `processor.Processor` that is the family's.
+  """The part of a `processor.VideoProcessor` that is the family's.
 
   end_of_turn, pad_name: as the tokenizer spells them. stops: what ends a reply. never_sampled: what
   stands for pixels.

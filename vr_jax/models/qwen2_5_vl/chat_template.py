@@ -9,7 +9,7 @@ import tokenizers
 from vr_jax.models.common import conversation
 
 
-class Template:
+class ChatTemplate:
   """The chat template over one tokenizer. Tokens of turns and media come from it alone.
 
   slack: tokens that a text may make more between the words of the template than alone.

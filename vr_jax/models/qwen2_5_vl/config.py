@@ -90,7 +90,7 @@ class TextConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Qwen2_5_VLConfig:  # noqa: N801
   """A whole model, and how it is computed.
 
   dtype: of activations. remat: what of a layer is computed again in the backward pass
@@ -162,7 +162,7 @@ class Config:
   def vision_shapes(self) -> prompts.VisionShapes:
     """Patches with their rows, columns and windows in; one array of features out."""
     vision = self.vision
-    patch = vision_inputs.Vision(
+    patch = vision_inputs.VisionInputs(
       patches=np.zeros(vision.patch_dim, np.float32),
       rows=np.zeros(2, np.int32),
       window=np.array(-1, np.int32),
@@ -176,7 +176,7 @@ class Config:
     )
 
   @classmethod
-  def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
+  def from_dict(cls, fields: Mapping[str, Any]) -> "Qwen2_5_VLConfig":
     """Builds a config from Hugging Face's fields, flat (releases) or nested (transformers 5).
 
     Fields of no consequence for the arithmetic (token ids of a generation, versions) are passed
@@ -217,7 +217,7 @@ class Config:
     return config
 
 
-def config_fields(config: Config) -> dict[str, Any]:
+def config_fields(config: Qwen2_5_VLConfig) -> dict[str, Any]:
   """The config.json of a model that has none yet, as transformers 5 writes it."""
   text = dataclasses.asdict(config.text)
   rotary = {"rope_theta": text.pop("rope_theta"), "mrope_section": text.pop("mrope_section")}
@@ -282,7 +282,7 @@ def _check_activation(fields: Mapping[str, Any], half: str) -> None:
     raise errors.InputError(f"hidden_act: {half} model has {activation!r}, but it must be 'silu'")
 
 
-def _check(config: Config) -> None:
+def _check(config: Qwen2_5_VLConfig) -> None:
   """Raises InputError where sizes contradict each other, before they fail deep inside a matrix product."""
   text, vision = config.text, config.vision
   rules = (

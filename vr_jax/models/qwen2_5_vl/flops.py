@@ -5,7 +5,13 @@ from vr_jax.models.qwen2_5_vl import config as config_lib
 
 
 def forward(
-  config: config_lib.Config, *, frames: int, patches: int, prefix: int, group: int, time: int
+  config: config_lib.Qwen2_5_VLConfig,
+  *,
+  frames: int,
+  patches: int,
+  prefix: int,
+  group: int,
+  time: int,
 ) -> flops.Forward:
   """Reading one prompt (`frames` temporal patches of `patches` patches, `prefix` tokens) and `group` replies of `time` tokens.
 

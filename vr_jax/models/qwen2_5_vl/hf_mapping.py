@@ -71,7 +71,7 @@ class Mapping(weight_mapping.WeightMapping):
     return f"model.{name}" if name.startswith("visual.") else f"model.language_model.{name}"
 
   def file_shape(
-    self, config: config_lib.Config, parameter: str, shape: tuple[int, ...]
+    self, config: config_lib.Qwen2_5_VLConfig, parameter: str, shape: tuple[int, ...]
   ) -> tuple[int, ...] | None:
     """The patch embedding is a convolution there."""
     if parameter != "vision.patch":

@@ -20,8 +20,8 @@ MEDIA_TOKENS = (
 )
 
 
-class Processor(processor.Processor):
-  """See `common.processor.Processor`."""
+class Qwen2_5_VLProcessor(processor.VideoProcessor):  # noqa: N801
+  """See `common.processor.VideoProcessor`."""
 
   end_of_turn = "<|im_end|>"
   pad_name = "<|endoftext|>"
@@ -37,9 +37,9 @@ class Processor(processor.Processor):
       "<|vision_end|>": self.config.vision_end_token_id,
     }
 
-  def make_template(self, tokenizer: tokenizers.Tokenizer) -> chat_template.Template:
+  def make_template(self, tokenizer: tokenizers.Tokenizer) -> chat_template.ChatTemplate:
     """That of the releases."""
-    return chat_template.Template(tokenizer)
+    return chat_template.ChatTemplate(tokenizer)
 
   def kinds(self, tokens: Int[np.ndarray, "prefix"]) -> Int[np.ndarray, "prefix"]:
     """By the two tokens that stand for pixels."""
@@ -85,12 +85,12 @@ class Processor(processor.Processor):
 
   def frame_inputs(
     self, patches: Float[np.ndarray, "frames patches patch_dim"], grid: prompts.Grid
-  ) -> list[vision_inputs.Vision]:
+  ) -> list[vision_inputs.VisionInputs]:
     """With rows, columns and windows, which all frames of a grid have in common."""
     config = self.config.vision
     rows = positions.patch_rows(grid.height, grid.width, config)
     window = positions.patch_windows(rows, config)
-    return [vision_inputs.Vision(patches=one, rows=rows, window=window) for one in patches]
+    return [vision_inputs.VisionInputs(patches=one, rows=rows, window=window) for one in patches]
 
   def positions(
     self, kind: Int[np.ndarray, "prefix"], grids: Sequence[prompts.Grid]

@@ -12,7 +12,7 @@ from vr_jax.models.common import decoder, layers
 from vr_jax.models.qwen2_5_vl import config as config_lib
 
 
-class Layers(nnx.Module):
+class TextLayers(nnx.Module):
   """Weights of all decoder layers, stacked along a leading layers axis."""
 
   def __init__(self, config: config_lib.TextConfig, *, scale: float, rngs: nnx.Rngs):
@@ -43,12 +43,14 @@ class Layers(nnx.Module):
 class TextModel(decoder.Decoder):
   """Token embedding, decoder layers, final norm and output matrix, if it is not tied."""
 
-  def __init__(self, config: config_lib.Config, layout: layout_lib.Layout, *, rngs: nnx.Rngs):
+  def __init__(
+    self, config: config_lib.Qwen2_5_VLConfig, layout: layout_lib.Layout, *, rngs: nnx.Rngs
+  ):
     super().__init__(config, layout)
     text, scale = config.text, config.initializer_range
     shape = (text.vocab_size, text.hidden_size)
     self.embedding = layers.parameter(rngs, ("vocab", "embed"), shape, scale=scale)
-    self.layers = Layers(text, scale=scale, rngs=rngs)
+    self.layers = TextLayers(text, scale=scale, rngs=rngs)
     self.norm = layers.constant(("embed",), (text.hidden_size,), value=1.0)
     if not config.tie_word_embeddings:
       self.head = layers.parameter(rngs, ("vocab", "embed"), shape, scale=scale)

@@ -78,7 +78,9 @@ class Merger(nnx.Module):
 class VisionTower(nnx.Module):
   """Patch embedding, transformer blocks, merger."""
 
-  def __init__(self, config: config_lib.Config, layout: layout_lib.Layout, *, rngs: nnx.Rngs):
+  def __init__(
+    self, config: config_lib.Qwen2_5_VLConfig, layout: layout_lib.Layout, *, rngs: nnx.Rngs
+  ):
     self.config, self.layout = config, layout
     self.attention = attention.make(config, layout)
     vision, scale = config.vision, config.initializer_range
@@ -88,7 +90,7 @@ class VisionTower(nnx.Module):
     self.blocks = Blocks(vision, scale=scale, rngs=rngs)
     self.merger = Merger(vision, scale=scale, rngs=rngs)
 
-  def __call__(self, vision: vision_inputs.Vision) -> Float[Array, "prompts media embed"]:
+  def __call__(self, vision: vision_inputs.VisionInputs) -> Float[Array, "prompts media embed"]:
     """Features of every media token, padding included, in the order of frames, then of patches.
 
     Patches of a frame stand in merge order: each `merge_unit` consecutive ones make one token.

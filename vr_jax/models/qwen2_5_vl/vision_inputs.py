@@ -11,7 +11,7 @@ import numpy as np
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check  # tree transformations rebuild it with other leaves, or those of one patch
-class Vision:
+class VisionInputs:
   """Media of the prompts as the tower takes them; a place that holds nothing has window -1.
 
   rows: row and column of the patch in its frame. window: patches of one attend to each other.
