@@ -95,6 +95,8 @@ class ToyLayers(nnx.Module):
 
 
 class Text(decoder.Decoder):
+  config: ToyConfig
+
   def __init__(self, config, layout, *, rngs):
     super().__init__(config, layout)
     shape = (config.vocab_size, config.hidden_size)
@@ -186,7 +188,11 @@ class ToyTemplate:
 class ToyProcessor(processor.VideoProcessor):
   end_of_turn, pad_name = "<end>", "<pad>"
   stops, never_sampled = ("<end>", "<pad>"), ("<image>",)
-  patch_shape = (CELLS, CELLS, 3)
+  config: ToyConfig
+
+  @property
+  def patch_shape(self):
+    return (CELLS, CELLS, 3)
 
   def special_tokens(self):
     return {"<image>": self.config.image_token_id}

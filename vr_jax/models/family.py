@@ -49,7 +49,7 @@ class ModelFamily:
 
   model_type: str
   make_config: Callable[[Mapping[str, Any]], interface.ModelConfig]
-  with_options: Callable[[interface.ModelConfig, ml_collections.ConfigDict], interface.ModelConfig]
+  with_options: Callable[[Any, ml_collections.ConfigDict], interface.ModelConfig]
   make_model: Callable[..., nnx.Module]
   config_fields: Callable[[Any], dict[str, Any]]
   make_processor: Callable[

@@ -16,7 +16,7 @@ tokens of replies).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped, UInt8
 import numpy as np
@@ -33,44 +33,72 @@ from vr_jax.models.common import slots as slots_lib
 class ModelConfig(Protocol):
   """Sizes and constants of a model. A frozen dataclass: it is hashed, and its fields replaced."""
 
-  model_type: str  # of its config.json, by which the registry knows its family
-  dtype: str  # of activations: float32, bfloat16 or float16
-  remat: str  # what the backward pass computes again (common/rematerialisation.py)
-  attention: str  # kernel (common/attention.py); "" for that of the platform
-  logit_chunk: int  # rows of the vocabulary whose logits an update has in memory at once
-  tie_word_embeddings: bool
+  model_type: ClassVar[str]  # as in config.json; the registry finds the family by it
+
+  @property
+  def dtype(self) -> str:
+    """Dtype of activations: float32, bfloat16 or float16."""
+    ...
+
+  @property
+  def remat(self) -> str:
+    """Rematerialisation policy: a name in common/rematerialisation.py."""
+    ...
+
+  @property
+  def attention(self) -> str:
+    """Attention backend (common/attention.py); "" for the platform's default."""
+    ...
+
+  @property
+  def logit_chunk(self) -> int:
+    """Rows of the vocabulary whose logits an update holds in memory at once."""
+    ...
+
+  @property
+  def tie_word_embeddings(self) -> bool:
+    """Whether the output matrix is the token embedding."""
+    ...
 
   @property
   def vocab_size(self) -> int:
     """Rows of the token embedding."""
+    ...
 
   @property
   def hidden_size(self) -> int:
     """Features of a hidden state of the language model."""
+    ...
 
   @property
   def max_position_embeddings(self) -> int:
     """Tokens that a prompt and its reply may have together."""
+    ...
 
   @property
   def position_axes(self) -> int:
     """Of the positions of tokens: 1, or more where they stand in time, height and width."""
+    ...
 
   @property
   def text_sizes(self) -> flops.TextSizes:
     """What planning asks of the language model."""
+    ...
 
   @property
   def vision_shapes(self) -> prompts.VisionShapes:
     """What the vision tower takes and gives."""
+    ...
 
   @property
   def architecture(self) -> dict[str, Any]:
     """What parameters of this config fit: sizes, by name."""
+    ...
 
   @property
   def tower_fields(self) -> dict[str, Any]:
     """What features depend on beside pixels, weights of the tower and dtype. JSON-able."""
+    ...
 
 
 @runtime_checkable
@@ -81,6 +109,7 @@ class Prefix(Protocol):
 
   def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "Prefix":
     """Each array as `place(array, logical axes)` makes it."""
+    ...
 
 
 @runtime_checkable
@@ -89,9 +118,11 @@ class Cache(Protocol):
 
   def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "Cache":
     """Each array as `place(array, logical axes)` makes it."""
+    ...
 
   def select_slots(self, layout: layout_lib.Layout, slots: Int[Array, "select_slots"]) -> "Cache":
     """That of some slots, named by their places on the device that holds them."""
+    ...
 
   def write_rows(
     self,
@@ -105,9 +136,11 @@ class Cache(Protocol):
 
     A row whose slot its device does not have is left out.
     """
+    ...
 
   def grow(self, layout: layout_lib.Layout, length: int) -> "Cache":
     """With room for so many positions."""
+    ...
 
 
 @runtime_checkable
@@ -123,15 +156,18 @@ class LanguageModel(Protocol):
   @property
   def logit_chunk(self) -> int:
     """Rows of the vocabulary whose logits an update has in memory at once."""
+    ...
 
   def encode_vision(self, vision: PyTree) -> PyTree:
     """Runs the vision tower on inputs [prompts, frames, patches, …].
 
     Returns features [prompts, media, …], those of padding included.
     """
+    ...
 
   def prefill(self, prompt: records.Prompt) -> Prefix:
     """Runs the prompts once, after the vision tower if they bring its inputs, not features."""
+    ...
 
   def extend(
     self,
@@ -145,6 +181,7 @@ class LanguageModel(Protocol):
     Token t sees its prompt and the valid tokens up to t of its own reply. Gradients flow into the
     prefix.
     """
+    ...
 
   def extend_packed(
     self,
@@ -155,6 +192,7 @@ class LanguageModel(Protocol):
     episode_inputs: records.EpisodeInputs | None = None,
   ) -> Float[Array, "packed embed"]:
     """As `extend`, of the valid tokens alone."""
+    ...
 
   def append(
     self,
@@ -171,15 +209,19 @@ class LanguageModel(Protocol):
     shown: as prompts, whose positions count from 0; media: features [rows, media, …] of its frames.
     The cache is only read.
     """
+    ...
 
   def start_media(self, slots: int, frames: int, patches: int) -> PyTree:
     """Zero buffer [slots, media, …] for the features of `frames` frames of `patches` patches."""
+    ...
 
   def start_cache(self, prefix: Prefix, slots: int, length: int) -> Cache:
     """An empty cache for replies of up to `length` tokens."""
+    ...
 
   def prepare_decode(self, prefix: Prefix) -> PyTree:
     """What every step of decoding reads. Made once for a loop of steps."""
+    ...
 
   def decode(
     self,
@@ -190,6 +232,7 @@ class LanguageModel(Protocol):
     decode_slots: slots_lib.DecodeSlots,
   ) -> tuple[Float[Array, "slots embed"], Cache]:
     """Feeds token number `index` of every slot: (final-normed hidden states, updated cache)."""
+    ...
 
   def decode_on(
     self,
@@ -205,20 +248,25 @@ class LanguageModel(Protocol):
 
     recent: of the tokens fed since, as many for every slot.
     """
+    ...
 
   def gather_for_slots(
     self, x: Shaped[Array, "prompts *rest"], decode_slots: slots_lib.DecodeSlots
   ) -> Shaped[Array, "slots *rest"]:
     """Of each slot, what its prompt has."""
+    ...
 
   def decoding_params(self) -> PyTree:
     """The parameters as each step of decoding reads them: gathered, in the dtype of activations."""
+    ...
 
   def output_rows(self) -> Float[Array, "vocab embed"]:
     """The matrix whose product with a hidden state scores the next token."""
+    ...
 
   def logits(self, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
     """Scores of the next token, float32."""
+    ...
 
 
 @runtime_checkable
@@ -228,36 +276,50 @@ class Processor(Protocol):
   All methods raise InputError, naming the prompt, where something can't be shown.
   """
 
-  config: ModelConfig
-  tokenizer: tokenizers.Tokenizer
+  @property
+  def config(self) -> ModelConfig:
+    """The config of the model that it encodes for."""
+    ...
+
+  @property
+  def tokenizer(self) -> tokenizers.Tokenizer:
+    """The tokenizer of the model."""
+    ...
 
   @property
   def axes(self) -> int:
     """Of positions."""
+    ...
 
   @property
   def system_length(self) -> int:
     """Tokens of the system turn, which open every prompt; 0 without one."""
+    ...
 
   @property
   def stop_tokens(self) -> tuple[int, ...]:
     """Tokens that end a reply."""
+    ...
 
   @property
   def media_tokens(self) -> tuple[int, ...]:
     """Tokens that may never be sampled: they stand for pixels, and a reply has none."""
+    ...
 
   @property
   def pad_token(self) -> int:
     """What fills the end of shorter prompts."""
+    ...
 
   @property
   def end_token(self) -> int:
     """What the assistant ends its turn with."""
+    ...
 
   @property
   def preprocessing(self) -> dict[str, Any]:
     """What the pixels that the tower reads depend on, beside a clip's own. JSON-able."""
+    ...
 
   def encode(
     self,
@@ -269,6 +331,7 @@ class Processor(Protocol):
     name: str = "prompt",
   ) -> prompts.EncodedPrompt:
     """One question about one video, the assistant's turn opened. frames=None: the question alone."""
+    ...
 
   def encode_with_features(
     self,
@@ -284,6 +347,7 @@ class Processor(Protocol):
 
     shape: number, height and width of its frames.
     """
+    ...
 
   def encode_conversation(
     self, turns: Sequence[conversation.Message], *, open_reply: bool = True, name: str = "prompt"
@@ -292,6 +356,7 @@ class Processor(Protocol):
 
     open_reply: it ends with the head of the assistant's next turn.
     """
+    ...
 
   def continue_conversation(
     self,
@@ -301,27 +366,35 @@ class Processor(Protocol):
     name: str = "observation",
   ) -> prompts.EncodedPrompt:
     """What follows the reply `after` (token ids) in a conversation. Positions count from 0."""
+    ...
 
   def encode_tokens(self, tokens: Sequence[int], name: str = "reply") -> prompts.EncodedPrompt:
     """Tokens of text as they are. Positions count from 0."""
+    ...
 
   def encode_reply(self, text: str) -> list[int]:
     """Tokens of a whole reply, the end of the turn included."""
+    ...
 
   def reply_length(self, text: str, longest: int) -> int:
     """The number of tokens of a reply, or an upper bound that is at most `longest`."""
+    ...
 
   def decode(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> str:
     """Text of a reply; special tokens leave nothing."""
+    ...
 
   def ends(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> list[int]:
     """How many characters of `decode` each token and those before it make."""
+    ...
 
   def count_media_tokens(self, shape: tuple[int, int, int], name: str) -> int:
     """Those of a video, of whose frames number, height and width (pixels) are given."""
+    ...
 
   def resized(self, size: tuple[int, int], name: str = "frame") -> tuple[int, int]:
     """Height and width (pixels) that a frame of `size` is given to the tower with."""
+    ...
 
   def check_prompt(
     self,
@@ -335,6 +408,7 @@ class Processor(Protocol):
     patch_buckets: Sequence[int],
   ) -> None:
     """Raises what `encode` and `collate` would raise for a video of this shape."""
+    ...
 
   def sizes(
     self,
@@ -345,6 +419,7 @@ class Processor(Protocol):
     patch_buckets: Sequence[int],
   ) -> prompts.PromptSizes:
     """The smallest buckets that hold all of these prompts."""
+    ...
 
   def collate(
     self,
@@ -355,16 +430,19 @@ class Processor(Protocol):
     patch_buckets: Sequence[int],
   ) -> records.Prompt:
     """Stacks prompts, padded on each axis to the smallest bucket that holds the longest of them."""
+    ...
 
   def pad(
     self, encoded: Sequence[prompts.EncodedPrompt], sizes: prompts.PromptSizes
   ) -> records.Prompt:
     """Prompts of at most these sizes, stacked."""
+    ...
 
   def stack_frames(
     self, encoded: Sequence[prompts.EncodedPrompt], sizes: prompts.PromptSizes
   ) -> PyTree:
     """Vision inputs [prompts, frames, patches, …] of prompts whose features are not known."""
+    ...
 
   def shuffle_frames(
     self,
@@ -373,3 +451,4 @@ class Processor(Protocol):
     rng: np.random.Generator,
   ) -> Int[np.ndarray, "prompts prefix"]:
     """The media index of the prompts with each one's frames shuffled; their times stay."""
+    ...

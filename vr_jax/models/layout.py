@@ -23,36 +23,44 @@ class Layout(Protocol):
   @property
   def platform(self) -> str:
     """What the devices are: cpu, gpu or tpu."""
+    ...
 
   @property
   def merges(self) -> bool:
     """Whether the leading axes of activations can be made one without moving data between devices."""
+    ...
 
   def place(self, x: Array, axes: Axes) -> Array:
     """The same array, laid out by its axes; an axis that its devices do not divide stays whole."""
+    ...
 
   def shards(self, axes: Axes, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Into how many parts each axis of such an array is split."""
+    ...
 
   def ways(self, axis: str) -> int:
     """Into how many parts an axis is split where that divides it."""
+    ...
 
   def parts_here(self, axis: str) -> tuple[int, ...]:
     """Which of these parts, in order, devices of this process hold."""
+    ...
 
   def from_host(self, x: np.ndarray, axes: Axes) -> Array:
     """An array, split along the one axis that is named, of which each process gives its own parts, one after the other."""
+    ...
 
   def per_shard(
     self,
     function: Callable[..., Array],
-    inputs: Sequence[tuple[Array, Axes]],
+    inputs: Sequence[tuple[Array | np.ndarray, Axes]],
     out: tuple[Axes, tuple[int, ...]] | None = None,
   ) -> Array:
     """Calls `function` on the parts of its inputs that each device holds.
 
     Its result lies as `out` (axes, shape) says, or as the first of the inputs.
     """
+    ...
 
   def look_up(
     self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype, *, whole: bool = False
@@ -61,6 +69,7 @@ class Layout(Protocol):
 
     whole: its rows are whole on every device, and not split as those of parameters.
     """
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +114,7 @@ class OneDevice:
   def per_shard(
     self,
     function: Callable[..., Array],
-    inputs: Sequence[tuple[Array, Axes]],
+    inputs: Sequence[tuple[Array | np.ndarray, Axes]],
     out: tuple[Axes, tuple[int, ...]] | None = None,
   ) -> Array:
     """On the whole arrays."""

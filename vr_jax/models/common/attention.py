@@ -164,9 +164,10 @@ class Attention:
     own:    key and value [prompts, group, time, kv_heads, head_dim], valid [prompts, group, time].
     """
 
-    def local(query, index, *blocks):
+    def attend(query, index, *blocks):
       return self._function("attend_replies")(query, *blocks, index)
 
+    local: Callable[..., Array] = attend
     more = ()
     if forgetting is not None:
       local = functools.partial(

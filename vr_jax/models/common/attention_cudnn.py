@@ -4,9 +4,13 @@ Causal prompts padded on the right need no mask there. Everything else gets one 
 `implementation` is that of `jax.nn.dot_product_attention`; "xla" computes the same on any platform.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+Implementation = Literal["xla", "cudnn"]
 
 
 def attend_segments(
@@ -18,13 +22,19 @@ def attend_segments(
   index: Int[Array, "queries"],
   *,
   causal: bool,
-  implementation: str = "cudnn",
+  implementation: Implementation = "cudnn",
 ) -> Float[Array, "batch queries heads head_dim"]:
   """As `attention_xla.attend_segments`; if `causal`, the segments are 1 for what is valid and then 0."""
   if causal and query.shape[1] == key.shape[1]:
     valid = key_segment.sum(axis=1).astype(jnp.int32)
-    rules = {"is_causal": True, "key_value_seq_lengths": valid}
-    return jax.nn.dot_product_attention(query, key, value, **rules, implementation=implementation)
+    return jax.nn.dot_product_attention(
+      query,
+      key,
+      value,
+      is_causal=True,
+      key_value_seq_lengths=valid,
+      implementation=implementation,
+    )
   mask = query_segment[:, :, None] == key_segment[:, None]
   mask = mask & (jnp.arange(key.shape[1]) <= index[:, None]) if causal else mask
   return _masked(query, key, value, mask, implementation)
@@ -40,7 +50,7 @@ def attend_replies(
   own_valid: Bool[Array, "batch group all_time"],
   index: Int[Array, "time"],
   *,
-  implementation: str = "cudnn",
+  implementation: Implementation = "cudnn",
 ) -> Float[Array, "batch group time heads head_dim"]:
   """As `attention_xla.attend_replies`.
 
@@ -74,7 +84,7 @@ def _masked(
   key: Float[Array, "batch keys kv_heads head_dim"],
   value: Float[Array, "batch keys kv_heads head_dim"],
   mask: Bool[Array, "batch queries keys"],
-  implementation: str,
+  implementation: Implementation,
 ) -> Float[Array, "batch queries heads head_dim"]:
   return jax.nn.dot_product_attention(
     query, key, value, mask=mask[:, None], implementation=implementation

@@ -10,6 +10,7 @@ Source: jax.experimental.pallas.ops.tpu.splash_attention.
 from collections.abc import Callable
 import dataclasses
 import functools
+from typing import cast
 
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel_lib
@@ -18,11 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-BLOCKS = (
-  512,
-  256,
-  128,
-)  # queries or keys at a time, as vector memory allows: the largest that divides them
+# Queries or keys in a block, the largest that divides their number; vector memory allows these.
+BLOCKS = (512, 256, 128)
 UNSEEN = -(2**30)  # segment of the keys that fill the last block up
 KEPT = "attention"  # name by which a rematerialisation policy keeps what the backward kernel needs
 
@@ -151,7 +149,8 @@ def _run(
   wide = ((0, 0), (0, more), (0, 0), (0, 0)), ((0, 0), (0, more_keys), (0, 0), (0, 0))
   arrays = (jnp.pad(query, wide[0]), jnp.pad(key, wide[1]), jnp.pad(value, wide[1]))
   kernel = _kernel(mask, query.shape[2], interpret)
-  mixed = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in arrays), segments)
+  # Without residuals the kernel returns one array.
+  mixed = cast(Array, jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in arrays), segments))
   return mixed.swapaxes(1, 2)[:, :length].astype(value.dtype)
 
 

@@ -10,7 +10,7 @@ Source: FlashAttention, arXiv 2205.14135, and FlashAttention-2, arXiv 2307.08691
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -65,14 +65,15 @@ def attend(
     rows, segment, index = queries
 
     def of_row(row: tuple) -> tuple[Array, Array]:
-      alone = [x[None] for x in row]
-      out, total = attend(Queries(*alone[:2], index), Keys(*alone[2:]), logits=logits, sides=sides)
+      rows, segment, key, value, key_segment = (x[None] for x in row)
+      some, others = Queries(rows, segment, index), Keys(key, value, key_segment)
+      out, total = attend(some, others, logits=logits, sides=sides)
       return out[0], total[0]
 
     return jax.lax.map(of_row, (rows, segment, *keys))
   tile = (_even(count, of_queries), of_keys)
   padded = _padded(queries, keys, tile)
-  out, total = _attend(*padded, tile)
+  out, total = cast(tuple[Array, Array], _attend(*padded, tile))
   return out[:, :, :, :count], total[:, :, :, :count]
 
 
@@ -187,7 +188,9 @@ def _backward(tile: tuple[int, int], kept: tuple, given: tuple[Array, Array]) ->
   places = jnp.arange(keys.key.shape[2] // tile[1])
   d_rows, of_tiles = jax.lax.scan(of_keys, zero, places)
   d_key, d_value = (jnp.moveaxis(x, 0, 2).reshape(keys.key.shape).astype(dtype) for x in of_tiles)
-  return Queries(d_rows.astype(queries.rows.dtype), None, None), Keys(d_key, d_value, None)
+  integer: Any = cast(Any, None)  # integers have no gradient
+  d_queries = Queries(d_rows.astype(queries.rows.dtype), integer, integer)
+  return d_queries, Keys(d_key, d_value, integer)
 
 
 _attend.defvjp(_forward, _backward)
@@ -219,7 +222,11 @@ def _queries(queries: Queries, number: Array, tile: tuple[int, int]) -> Queries:
 
 def _keys(keys: Keys, place: Array, tile: tuple[int, int]) -> Keys:
   key, value, segment = keys
-  return Keys(*(_cut(x, place, tile[1], 2) for x in (key, value)), _cut(segment, place, tile[1], 1))
+  return Keys(
+    _cut(key, place, tile[1], 2),
+    _cut(value, place, tile[1], 2),
+    _cut(segment, place, tile[1], 1),
+  )
 
 
 def _cut(x: Array, number: Array, size: int, axis: int) -> Array:

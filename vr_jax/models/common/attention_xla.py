@@ -9,7 +9,7 @@ CPU a product with several free axes is a slow loop, and to reorder logits costs
 
 from collections.abc import Callable, Sequence
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -121,9 +121,19 @@ def attend_appended(
   own = own_key.swapaxes(0, 1), own_value.swapaxes(0, 1), own_valid
   asked = query[None, None], own_valid[None, None]
   parts = (
-    _to_prefix(*asked, *(x[None] for x in prefix), logits, (time, len(prefix_valid))),
-    _to_prefix(*asked, *(x[None] for x in past), logits, (time, SHOWN)),
-    _to_own(*asked, *(x[None, None] for x in own), index, logits, SHOWN),
+    _to_prefix(
+      *asked, prefix[0][None], prefix[1][None], prefix[2][None], logits, (time, len(prefix_valid))
+    ),
+    _to_prefix(*asked, past[0][None], past[1][None], past[2][None], logits, (time, SHOWN)),
+    _to_own(
+      *asked,
+      own[0][None, None],
+      own[1][None, None],
+      own[2][None, None],
+      index,
+      logits,
+      SHOWN,
+    ),
   )
   return merge_partials(parts).reshape(query.shape).astype(own_value.dtype)
 
@@ -237,7 +247,7 @@ def merge_partials(parts: Sequence[Partial]) -> Float[Array, "*rows head_dim"]:
   """The softmax over the keys of all parts."""
   top = jnp.max(jnp.stack([part.top for part in parts]), axis=0)
   scales = [jnp.exp(part.top - top) for part in parts]
-  total = sum(scale * part.total for scale, part in zip(scales, parts, strict=True))
+  total = cast(Array, sum(scale * part.total for scale, part in zip(scales, parts, strict=True)))
   mixed = sum(scale[..., None] * part.mixed for scale, part in zip(scales, parts, strict=True))
   return mixed / total[..., None]
 

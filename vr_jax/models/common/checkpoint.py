@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import pathlib
+from typing import Any
 
 from flax import nnx
 import jax
@@ -74,9 +75,9 @@ def _spread(params: PyTree, mesh: Mesh) -> PyTree:
   """Shardings that cut each parameter over all devices of a mesh, never between layers."""
 
   def place(variable: nnx.Variable) -> nnx.Variable:
-    axes, shape = variable.get_metadata().get("axes"), variable.shape
+    axes, shape = variable.get_metadata().get("axes", ()), variable.shape
     fits = [d for d, n in enumerate(shape) if axes[d] != "layers" and n % mesh.size == 0]
-    spec = [None] * len(shape)
+    spec: list[Any] = [None] * len(shape)
     if fits:
       spec[max(fits, key=lambda d: shape[d])] = mesh.axis_names
     return variable.replace(NamedSharding(mesh, PartitionSpec(*spec)))
@@ -104,7 +105,7 @@ def _fill(
   shape: tuple[int, ...],
   dtype: np.dtype,
   sharding: NamedSharding,
-  read: Callable[[Index], np.ndarray],
+  read: Callable[[Any], np.ndarray],
   piece_bytes: int,
 ) -> Array:
   """A global array of what `read` says, a few entries of every shard's first axis at a time."""
@@ -118,7 +119,7 @@ def _fill(
   for start in range(0, local[0], count):
     first = min(start, local[0] - count)  # the last piece may overlap the one before
 
-    def part(index: Index, first: int = first) -> np.ndarray:
+    def part(index: Any, first: int = first) -> np.ndarray:
       shard = (index[0].start or 0) // count
       begin = shard * local[0] + first
       return read((slice(begin, begin + count), *index[1:]))
@@ -133,7 +134,7 @@ def _fill(
 def _write(array: Array, piece: Array, first: int | Array, sharding: NamedSharding) -> Array:
   """In place: `piece` holds entries `first`, `first` + 1, … of every shard."""
 
-  def write(array: Array, piece: Array, first: Array) -> Array:
+  def write(array: Array, piece: Array, first: int | Array) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(array, piece, first, axis=0)
 
   spec = sharding.spec

@@ -38,6 +38,7 @@ class Decoder(nnx.Module):
   """
 
   embedding: nnx.Param
+  head: nnx.Param
   layers: nnx.Module
 
   def __init__(self, config: interface.ModelConfig, layout: layout_lib.Layout):
@@ -212,12 +213,10 @@ class Decoder(nnx.Module):
     by_layer = isinstance(recent.key, tuple)
     places = jnp.arange(recent.key[0].shape[-1])
 
-    def put(past: Sequence[Array], new: Sequence[Array]) -> tuple[Array, Array]:
-      axes = past[0].ndim - 1, past[1].ndim - 2
+    def put(past: Sequence[Any], new: Sequence[Array]) -> tuple[Array, Array]:
       update = jax.lax.dynamic_update_slice_in_dim
-      return tuple(
-        update(*pair, recent.index, axis) for *pair, axis in zip(past, new, axes, strict=True)
-      )
+      keys = update(past[0], new[0], recent.index, past[0].ndim - 1)
+      return keys, update(past[1], new[1], recent.index, past[1].ndim - 2)
 
     def layer(x, inputs):
       weights, of_prefix, own, others = inputs
@@ -225,16 +224,17 @@ class Decoder(nnx.Module):
       new = key[..., None], value[:, :, None]
       if by_layer:
         new = put(own, new)
-        blocks = [attention.Block(*new, places <= recent.index)]
+        blocks = [attention.Block(new[0], new[1], places <= recent.index)]
       else:
         of_prefix = attention.transpose_for_decode(*of_prefix)
-        alone = attention.Block(*new, jnp.ones(1, bool))
-        blocks = [attention.Block(*own, places < recent.index), alone]
+        alone = attention.Block(new[0], new[1], jnp.ones(1, bool))
+        blocks = [attention.Block(own[0], own[1], places < recent.index), alone]
       blocks += [
-        attention.Block(*pair, past.valid) for pair, past in zip(others, pasts, strict=True)
+        attention.Block(key, value, past.valid)
+        for (key, value), past in zip(others, pasts, strict=True)
       ]
       mixed = self.attention.step(
-        query, decode_slots, attention.Block(*of_prefix, prefix.valid), *blocks
+        query, decode_slots, attention.Block(of_prefix[0], of_prefix[1], prefix.valid), *blocks
       )
       return self.layout.place(self.finish_layer(x, mixed, weights), ("slots", None)), new
 

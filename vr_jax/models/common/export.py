@@ -158,16 +158,16 @@ def _write_texts(
   dtype: np.dtype,
 ) -> None:
   """config.json, what the source has beside its weights, and `files`."""
-  fields = dict(fields)
+  contents = dict(fields)
   if source is not None:
-    fields = json.loads((pathlib.Path(source) / "config.json").read_text(encoding="utf-8"))
+    contents = json.loads((pathlib.Path(source) / "config.json").read_text(encoding="utf-8"))
     for name in CARRIED:
       if (found := pathlib.Path(source) / name).is_file():
         shutil.copyfile(found, directory / name)
-  for half in _halves(fields):
+  for half in _halves(contents):
     half |= {key: dtype.name for key in ("dtype", "torch_dtype") if key in half}
-  fields.setdefault("torch_dtype", dtype.name)
-  _write_json(directory / "config.json", fields)
+  contents.setdefault("torch_dtype", dtype.name)
+  _write_json(directory / "config.json", contents)
   for name, text in files.items():
     (directory / name).write_text(text, encoding="utf-8")
 

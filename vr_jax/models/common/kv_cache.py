@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import typing
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,7 @@ class KVCache:
       first, axis = x.ndim - 4, x.ndim - back
       steps = jnp.arange(new.shape[axis])
       places = jnp.where(steps < counts[:, None], starts[:, None] + steps, x.shape[axis])
-      index = [slice(None)] * x.ndim
+      index: list[Any] = [slice(None)] * x.ndim
       index[first], index[axis] = slots[:, None], places
       # Rows and places come first, where two separate indices put them.
       return x.at[tuple(index)].set(jnp.moveaxis(new, (first, axis), (0, 1)), mode="drop")

@@ -16,11 +16,13 @@ A family gives it a vision tower and a decoder; it implements `interface.Languag
 """
 
 from collections.abc import Callable
+from typing import Any, cast
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+import numpy as np
 
 from vr_jax import records
 from vr_jax.models import interface
@@ -207,14 +209,16 @@ class DecoderLanguageModel(nnx.Module):
 
   def prepare_decode(self, prefix: kv_cache.PrefixKV) -> kv_cache.DecodeConstants:
     """Made once for a loop of steps."""
-    weights, block = layers.stack(self.text.layers, self.text.dtype), _block(prefix)
+    weights: dict[str, Any] = dict(layers.stack(self.text.layers, self.text.dtype))
+    block = _block(prefix)
     if len(prefix.keys) <= layers.UNROLLED:
       weights = {name: tuple(stack) for name, stack in weights.items()}
       turned = (
         attention.transpose_for_decode(*pair)
         for pair in zip(prefix.keys, prefix.values, strict=True)
       )
-      block = attention.Block(*zip(*turned, strict=True), prefix.valid)
+      keys, values = zip(*turned, strict=True)
+      block = attention.Block(cast(Any, keys), cast(Any, values), prefix.valid)
     return kv_cache.DecodeConstants(
       weights=weights, prefix=block, next_position=prefix.next_position
     )
@@ -253,7 +257,7 @@ class DecoderLanguageModel(nnx.Module):
     seen = places < rows.written[:, None]
     if rows.forgotten is not None:
       seen &= places >= rows.forgotten[:, None]
-    block = attention.Block(past.keys, past.values, seen)
+    block = attention.Block(cast(Any, past.keys), cast(Any, past.values), seen)
     return self._step(constants, recent, tokens, index, decode_slots, rows.position, block)
 
   def _step(
@@ -263,7 +267,7 @@ class DecoderLanguageModel(nnx.Module):
     tokens: Int[Array, "slots"],
     index: Int[Array, ""],
     decode_slots: slots_lib.DecodeSlots,
-    start: Int[Array, "slots"],
+    start: Int[Array | np.ndarray, "slots"],
     *past: attention.Block,
   ) -> tuple[Float[Array, "slots embed"], kv_cache.KVCache]:
     # Split as a parameter is, the table would be sent for every token where it also makes the
@@ -271,7 +275,8 @@ class DecoderLanguageModel(nnx.Module):
     x = self.text.embed(tokens, ("slots",), whole=True)
     recent = attention.Recent(cache.keys, cache.values, index)
     read = (constants.weights, constants.prefix, recent, *past)
-    hidden, keys, values = self.text.decode(x, start + index, decode_slots, *read)
+    positions = cast(Array, start + index)
+    hidden, keys, values = self.text.decode(x, positions, decode_slots, *read)
     return hidden, kv_cache.KVCache(keys=keys, values=values)
 
   def gather_for_slots(

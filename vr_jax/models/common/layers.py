@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 import math
-from typing import Any
+from typing import Any, cast
 
 from flax import nnx
 import jax
@@ -37,7 +37,7 @@ def stack(module: nnx.Module, dtype: jnp.dtype) -> dict[str, Array]:
   The second matrix of an adapter comes multiplied by the adapter's scale.
   """
   arrays = {n: value[...] for n, value in vars(module).items() if isinstance(value, nnx.Param)}
-  scaled = {n: x * module.lora_scale for n, x in arrays.items() if n.endswith(LORA_B)}
+  scaled = {n: x * cast(Any, module).lora_scale for n, x in arrays.items() if n.endswith(LORA_B)}
   return {name: x.astype(dtype) for name, x in {**arrays, **scaled}.items()}
 
 

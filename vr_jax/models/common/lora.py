@@ -12,7 +12,7 @@ sqrt(inputs)).
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from flax import nnx
 import jax
@@ -21,6 +21,8 @@ from jaxtyping import Array, DTypeLike, Float, PyTree
 
 from vr_jax import errors
 from vr_jax.models.common import layers, weight_mapping
+
+Network = TypeVar("Network", bound=nnx.Module)
 
 ENDS = (layers.LORA_A, layers.LORA_B)  # of the names of an adapter's matrices
 
@@ -81,11 +83,11 @@ class Adapters:
     return {name: getattr(self, name) for name in ("rank", "alpha", "text", "vision")}
 
 
-def add(network: nnx.Module, adapters: Adapters, *, rngs: nnx.Rngs) -> nnx.Module:
+def add(network: Network, adapters: Adapters, *, rngs: nnx.Rngs) -> Network:
   """The network with fresh adapters (float32), which change nothing yet."""
   for parameter in adapters.parameters:
     *path, name = parameter.split(".")
-    module = functools.reduce(getattr, path, network)
+    module = cast(Any, functools.reduce(getattr, path, network))
     weight = getattr(module, name)
     inputs = 3 if name in adapters.targets.merged_inputs else 2  # with the axis of layers
     axes, shape, rank = weight.get_metadata()["axes"], weight.shape, adapters.rank

@@ -25,6 +25,7 @@ class Template(Protocol):
     media_tokens: how many each image or video has, in order. open_reply: ends with the head of the
     next reply.
     """
+    ...
 
   def continuation(
     self, turns: Sequence[conversation.Message], media_tokens: Sequence[int], *, ended: bool
@@ -33,9 +34,11 @@ class Template(Protocol):
 
     ended: the reply has the end of its turn itself.
     """
+    ...
 
   def text(self, text: str) -> list[int]:
     """Tokens of text alone."""
+    ...
 
 
 class Rules(abc.ABC):

@@ -110,7 +110,7 @@ def _write_tensor(
 ) -> None:
   written = 0
   while written < entry.bytes:
-    written += file.write(next(stream).reshape(-1).view(np.uint8))
+    written += file.write(next(stream).reshape(-1).view(np.uint8).data)
 
 
 def _groups(

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import pathlib
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -87,7 +88,8 @@ def tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
 
 def header(entries: Iterable[TensorEntry], metadata: Mapping[str, str]) -> bytes:
   """The first bytes of a file that holds these tensors, in this order."""
-  fields, offset = {"__metadata__": dict(metadata)}, 0
+  fields: dict[str, Any] = {"__metadata__": dict(metadata)}
+  offset = 0
   for entry in entries:
     fields[entry.name] = {
       "dtype": CODES[entry.dtype.name],

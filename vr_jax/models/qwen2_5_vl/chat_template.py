@@ -1,6 +1,7 @@
 """Qwen2.5-VL's chat template, applied to tokens and not to text."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from jaxtyping import Bool, Int
 import numpy as np
@@ -85,4 +86,4 @@ class ChatTemplate:
     return [*start, *self._control(pad) * count, *end]
 
   def _control(self, token: str) -> list[int]:
-    return [self._tokenizer.token_to_id(token)]
+    return [cast(int, self._tokenizer.token_to_id(token))]  # load_tokenizer made sure of it

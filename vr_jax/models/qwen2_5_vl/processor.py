@@ -10,6 +10,7 @@ import tokenizers
 from vr_jax import errors, records
 from vr_jax.models.common import processor, prompts
 from vr_jax.models.qwen2_5_vl import chat_template, pixels, positions, vision_inputs
+from vr_jax.models.qwen2_5_vl import config as config_lib
 
 MEDIA_TOKENS = (
   "<|vision_start|>",
@@ -23,6 +24,7 @@ MEDIA_TOKENS = (
 class Qwen2_5_VLProcessor(processor.VideoProcessor):  # noqa: N801
   """See `common.processor.VideoProcessor`."""
 
+  config: config_lib.Qwen2_5_VLConfig
   end_of_turn = "<|im_end|>"
   pad_name = "<|endoftext|>"
   stops = ("<|im_end|>", "<|endoftext|>")

@@ -43,6 +43,8 @@ class TextLayers(nnx.Module):
 class TextModel(decoder.Decoder):
   """Token embedding, decoder layers, final norm and output matrix, if it is not tied."""
 
+  config: config_lib.Qwen2_5_VLConfig
+
   def __init__(
     self, config: config_lib.Qwen2_5_VLConfig, layout: layout_lib.Layout, *, rngs: nnx.Rngs
   ):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 import pathlib
+from typing import cast
 
 import tokenizers
 
@@ -40,10 +41,11 @@ def load_tokenizer(path: str | pathlib.Path) -> tokenizers.Tokenizer:
 
 def config_fields(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
   """What a model's config takes from its tokenizer: `vocab_size` and ids of media tokens."""
-  return {
+  fields = {
     "vocab_size": tokenizer.get_vocab_size(),
     "image_token_id": tokenizer.token_to_id("<|image_pad|>"),
     "video_token_id": tokenizer.token_to_id("<|video_pad|>"),
     "vision_start_token_id": tokenizer.token_to_id("<|vision_start|>"),
     "vision_end_token_id": tokenizer.token_to_id("<|vision_end|>"),
   }
+  return cast(dict[str, int], fields)  # load_tokenizer made sure that it has them all
