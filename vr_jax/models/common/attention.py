@@ -242,8 +242,8 @@ class Attention:
     own: Block,
     rows: slots_lib.CacheRows,
     prefix: Block,
-    past_key: Float[Array, "homes kv_heads head_dim length"],
-    past_value: Float[Array, "homes kv_heads length head_dim"],
+    past_key: Float[Array, "cache_slots kv_heads head_dim length"],
+    past_value: Float[Array, "cache_slots kv_heads length head_dim"],
   ) -> Float[Array, "rows time heads head_dim"]:
     """New tokens of some replies attend to their prompt, to what their reply has written and to themselves so far.
 
