@@ -8,12 +8,9 @@ Code outside `models/` uses a network only through these. Inputs and outputs of 
 pytrees that only the family looks into: arrays [prompts, frames, patches, …] and
 [prompts, media, …] (`common.prompts.VisionShapes`).
 
-Axes: prompts, prefix, group, time, frames, patches, media and axes as in `records`, and
-
-    slots         replies that are being decoded
-    rows          replies that an observation is appended to
-    cache_slots   where the cache keeps the keys and values of replies
-    packed        valid tokens of replies, without padding
+Axes: prompts, prefix, group, time, frames, patches, media and axes as in `records`; slots (replies
+being decoded), rows (replies that an observation is appended to), packed (valid tokens of replies,
+without padding).
 """
 
 from collections.abc import Callable, Sequence
@@ -162,10 +159,7 @@ class LanguageModel(Protocol):
     ...
 
   def encode_vision(self, vision: PyTree) -> PyTree:
-    """Runs the vision tower on inputs [prompts, frames, patches, …].
-
-    Returns features [prompts, media, …], also for padding.
-    """
+    """Runs the vision tower: [prompts, frames, patches, …] to features [prompts, media, …]."""
     ...
 
   def prefill(self, prompt: records.Prompt) -> Prefix:
@@ -335,10 +329,7 @@ class Processor(Protocol):
     question_first: bool = False,
     name: str = "prompt",
   ) -> prompts.EncodedPrompt:
-    """Encodes a question about a video, up to the start of the assistant's turn.
-
-    frames: None for a question without a video.
-    """
+    """Encodes a question about a video (None: without), up to the start of the assistant's turn."""
     ...
 
   def encode_with_features(
@@ -351,19 +342,13 @@ class Processor(Protocol):
     question_first: bool = False,
     name: str = "prompt",
   ) -> prompts.EncodedPrompt:
-    """Like `encode`, for a video whose features [media, …] are known.
-
-    shape: (frames, height, width) of the video.
-    """
+    """Like `encode`, for a video of `shape` (frames, height, width) with features [media, …]."""
     ...
 
   def encode_conversation(
     self, turns: Sequence[conversation.Message], *, open_reply: bool = True, name: str = "prompt"
   ) -> prompts.EncodedPrompt:
-    """Encodes a conversation with images and videos anywhere in it.
-
-    open_reply: whether it ends with the start of the assistant's next turn.
-    """
+    """Encodes a conversation; `open_reply`: up to the start of the assistant's next turn."""
     ...
 
   def continue_conversation(
