@@ -1,4 +1,4 @@
-"""Qwen2.5-VL for the registry."""
+"""The model family of Qwen2.5-VL, for the registry."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from vr_jax.models.qwen2_5_vl import flops, hf_mapping, model, presets, processo
 def with_options(
   config: config_lib.Qwen2_5_VLConfig, section: ml_collections.ConfigDict
 ) -> config_lib.Qwen2_5_VLConfig:
-  """A model's sizes with what a recipe's section `model` says of them."""
+  """Applies the computation options of a recipe's section `model` to a config."""
   follows = section["rope_after_video"] or config.vision.rope_after_video
   vision = dataclasses.replace(config.vision, rope_after_video=follows)
   fields = {name: section[name] for name in ("dtype", "remat", "attention", "logit_chunk")}
@@ -26,7 +26,7 @@ def make_processor(
   words: tokenizers.Tokenizer,
   section: ml_collections.ConfigDict,
 ) -> processor.Qwen2_5_VLProcessor:
-  """As a recipe's section `model` asks for it."""
+  """Makes a processor with the options of a recipe's section `model`."""
   return processor.Qwen2_5_VLProcessor(
     config,
     words,
