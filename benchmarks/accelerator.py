@@ -110,7 +110,9 @@ def prepare(argv: Sequence[str]) -> AcceleratorWork:
   )
 
 
-def random_prompt(model: model_config.Config, load: step_shapes.StepShapes) -> records.Prompt:
+def random_prompt(
+  model: model_config.Qwen2_5_VLConfig, load: step_shapes.StepShapes
+) -> records.Prompt:
   """Prompts without padding: all media tokens first, then text; pixels and words at random."""
   rng = np.random.default_rng(0)
   vision, shape = model.vision, (load.prompts, load.prefix)
@@ -128,7 +130,7 @@ def random_prompt(model: model_config.Config, load: step_shapes.StepShapes) -> r
     positions=np.broadcast_to(place, (3, *shape)).transpose(1, 2, 0).astype(np.int32),
     next_position=np.full(load.prompts, load.prefix, np.int32),
     media_index=np.broadcast_to(np.where(place < media, place, -1), shape).astype(np.int32),
-    vision=vision_inputs.Vision(
+    vision=vision_inputs.VisionInputs(
       patches=rng.normal(size=(*patches, vision.patch_dim)).astype(np.float32),
       rows=np.broadcast_to(rows, (*patches, 2)).astype(np.int32),
       window=np.broadcast_to(window, patches).astype(np.int32),

@@ -89,7 +89,7 @@ def write_checkpoint(directory: Path, megabytes: int) -> int:
     depth=4, hidden_size=256, intermediate_size=512, num_heads=4, out_hidden_size=embed
   )
   ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-  config = config_lib.Config(text=text, vision=vision, **dict.fromkeys(ids, 0))
+  config = config_lib.Qwen2_5_VLConfig(text=text, vision=vision, **dict.fromkeys(ids, 0))
   family = qwen2_5_vl.FAMILY
   slots = family.weights.slots(config, weight_mapping.flat(family.abstract_params(config)))
   entries = streaming.entries(slots, dict.fromkeys(slots, jnp.dtype("bfloat16")))

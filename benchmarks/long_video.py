@@ -71,7 +71,7 @@ def write_store(directory: Path, minutes: int, side: int) -> None:
 class BenchmarkVideo:
   """A stored video, and episodes about it."""
 
-  def __init__(self, directory: Path, processor: processor_lib.Processor):
+  def __init__(self, directory: Path, processor: processor_lib.Qwen2_5_VLProcessor):
     self._directory, self._processor = directory, processor
 
   def open(self) -> None:
@@ -115,7 +115,9 @@ class BenchmarkVideo:
 def compare(minutes: tuple[int, int] = MINUTES, *, side: int, repeats: int) -> dict[str, Any]:
   """The fields of the line, machine and versions aside."""
   config = workload.model_config(workload.ISSUE)
-  processor = processor_lib.Processor(config, workload.BYTES, 28 * 28, side * side, system="")
+  processor = processor_lib.Qwen2_5_VLProcessor(
+    config, workload.BYTES, 28 * 28, side * side, system=""
+  )
   kinds = ("opening", "cold", "warm")
   costs: dict[str, dict[str, list[Cost]]] = {kind: {} for kind in kinds}
   with tempfile.TemporaryDirectory() as directory:

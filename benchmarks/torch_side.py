@@ -135,7 +135,7 @@ def reply_log_probs(
   return logits.gather(2, chosen)[..., 0] - logits.logsumexp(dim=-1)
 
 
-def by_name(tree: PyTree, config: config_lib.Config) -> dict[str, np.ndarray]:
+def by_name(tree: PyTree, config: config_lib.Qwen2_5_VLConfig) -> dict[str, np.ndarray]:
   """A tree of ours, shaped as the parameters, by the bare names and in the shapes of a file."""
   flat, found = weight_mapping.flat(tree), {}
   for key, slot in qwen2_5_vl.FAMILY.weights.slots(config, flat).items():

@@ -112,7 +112,7 @@ def _model(work: workload.Work) -> model_lib.Qwen2:
   return network
 
 
-def _config(config: config_lib.Config) -> model_lib.ModelConfig:
+def _config(config: config_lib.Qwen2_5_VLConfig) -> model_lib.ModelConfig:
   text = config.text
   return model_lib.ModelConfig(
     num_layers=text.num_hidden_layers,

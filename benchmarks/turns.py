@@ -53,7 +53,7 @@ class Clips:
   """A pool of frames for each prompt, and what turns show of it. sizes.frames: of the first turn; shown: of later ones."""
 
   sizes: workload.WorkloadSizes
-  own: processor.Processor
+  own: processor.Qwen2_5_VLProcessor
   pool: np.ndarray
   shown: int
 
@@ -140,7 +140,7 @@ def make(
   layout = mesh_lib.MeshLayout(mesh)
   graphdef, params = nnx.split(model_lib.Qwen2_5_VL(config, rngs=nnx.Rngs(0), layout=layout))
   side = sizes.side * config.vision.patch_size
-  own = processor.Processor(config, workload.BYTES, side**2, side**2, system="")
+  own = processor.Qwen2_5_VLProcessor(config, workload.BYTES, side**2, side**2, system="")
   shape = (sizes.prompts, pool, side, side, 3)
   pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   clips = Clips(sizes=sizes, own=own, pool=pixels, shown=shown)

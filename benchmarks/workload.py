@@ -78,10 +78,10 @@ ISSUE = WorkloadSizes(
 )
 
 
-def model_config(sizes: WorkloadSizes) -> config_lib.Config:
+def model_config(sizes: WorkloadSizes) -> config_lib.Qwen2_5_VLConfig:
   """The model of these sizes, float32; every fourth layer of the vision tower has full attention, as in the releases."""
   eighth = sizes.embed // sizes.heads // 8
-  return config_lib.Config(
+  return config_lib.Qwen2_5_VLConfig(
     text=config_lib.TextConfig(
       vocab_size=sizes.vocabulary,
       hidden_size=sizes.embed,
@@ -124,7 +124,7 @@ class Work:
   """A random model and its prompts, each as one conversation and all as a batch."""
 
   sizes: WorkloadSizes
-  config: config_lib.Config
+  config: config_lib.Qwen2_5_VLConfig
   graphdef: nnx.GraphDef
   params: PyTree
   encoded: tuple[prompts.EncodedPrompt, ...]
@@ -159,7 +159,7 @@ def make(sizes: WorkloadSizes, *, remat: str = "none") -> Work:
   """Weights, pixels and words at random, from one seed. remat: what is computed again (rematerialisation.py)."""
   config = dataclasses.replace(model_config(sizes), remat=remat, dtype=platform_dtype())
   graphdef, params = nnx.split(model_lib.Qwen2_5_VL(config, rngs=nnx.Rngs(0)))
-  own = processor.Processor(config, BYTES, 4 * 28 * 28, 1024 * 28 * 28)
+  own = processor.Qwen2_5_VLProcessor(config, BYTES, 4 * 28 * 28, 1024 * 28 * 28)
   rng = np.random.default_rng(0)
   encoded = tuple(_conversation(sizes, own, rng, f"prompt {i}") for i in range(sizes.prompts))
   batch = own.collate(
@@ -179,7 +179,7 @@ def make(sizes: WorkloadSizes, *, remat: str = "none") -> Work:
 
 
 def _conversation(
-  sizes: WorkloadSizes, own: processor.Processor, rng: np.random.Generator, name: str
+  sizes: WorkloadSizes, own: processor.Qwen2_5_VLProcessor, rng: np.random.Generator, name: str
 ) -> prompts.EncodedPrompt:
   """Words, a video, words; without frames the words alone."""
   config, before = own.config, sizes.text // 2

@@ -165,7 +165,7 @@ def test_programs_are_made_for_devices_that_are_not_here():
 
 def test_flops_of_the_7b_model_are_two_for_each_parameter_and_token():
   """At one token a prompt attention is nothing, and every text parameter but the embedding takes part once."""
-  model = model_config.Config.from_dict(presets.RELEASES["Qwen2.5-VL-7B-Instruct"])
+  model = model_config.Qwen2_5_VLConfig.from_dict(presets.RELEASES["Qwen2.5-VL-7B-Instruct"])
   work = flops.forward(model, frames=0, patches=0, prefix=1, group=0, time=0)
   matrices = 6_525_288_448  # query, key, value, out, gate, up and down of 28 layers
   assert work.total == pytest.approx(2 * matrices, rel=1e-3)

@@ -37,11 +37,13 @@ def load(case: golden.ModelCase) -> model.Qwen2_5_VL:
   return nnx.merge(nnx.graphdef(abstract), state)
 
 
-def make_processor(config: config_lib.Config, **options) -> processor.Processor:
-  return processor.Processor(config, BYTES, 56 * 56, 28 * 28 * 16, **options)
+def make_processor(config: config_lib.Qwen2_5_VLConfig, **options) -> processor.Qwen2_5_VLProcessor:
+  return processor.Qwen2_5_VLProcessor(config, BYTES, 56 * 56, 28 * 28 * 16, **options)
 
 
-def encode(case: golden.ModelCase, config: config_lib.Config, index: int) -> prompts.EncodedPrompt:
+def encode(
+  case: golden.ModelCase, config: config_lib.Qwen2_5_VLConfig, index: int
+) -> prompts.EncodedPrompt:
   """A prompt of the case through our positions, rows and windows."""
   tokens, media = case.prompt(index)
   grids = []
@@ -53,7 +55,10 @@ def encode(case: golden.ModelCase, config: config_lib.Config, index: int) -> pro
 
 
 def prompt(
-  case: golden.ModelCase, config: config_lib.Config, *, spare: tuple[int, int, int] = (0, 0, 0)
+  case: golden.ModelCase,
+  config: config_lib.Qwen2_5_VLConfig,
+  *,
+  spare: tuple[int, int, int] = (0, 0, 0),
 ) -> records.Prompt:
   """All prompts of a case in one batch, with `spare` tokens, frames and media tokens of padding."""
   encoded = [encode(case, config, index) for index in range(len(case.prompts))]

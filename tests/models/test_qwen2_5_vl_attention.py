@@ -257,7 +257,7 @@ def _config(**fields):
     depth=1, hidden_size=8, intermediate_size=8, num_heads=1, out_hidden_size=8
   )
   ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-  return config_lib.Config(text=text, vision=vision, **dict.fromkeys(ids, 0), **fields)
+  return config_lib.Qwen2_5_VLConfig(text=text, vision=vision, **dict.fromkeys(ids, 0), **fields)
 
 
 @pytest.mark.parametrize(

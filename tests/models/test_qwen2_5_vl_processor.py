@@ -19,7 +19,7 @@ from vr_jax.models.common import conversation, prompts
 from vr_jax.models.qwen2_5_vl import config as config_lib
 from vr_jax.models.qwen2_5_vl import pixels, positions
 
-CONFIG = config_lib.Config.from_dict(golden.CASES[0].config())
+CONFIG = config_lib.Qwen2_5_VLConfig.from_dict(golden.CASES[0].config())
 HAS_REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers")))
 needs_reference = pytest.mark.skipif(
   not HAS_REFERENCE,

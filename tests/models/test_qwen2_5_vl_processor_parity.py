@@ -28,14 +28,14 @@ needs_reference = pytest.mark.skipif(
 CASES = [pytest.param(case, id=case.name) for case in golden.CASES]
 
 
-def make_processor() -> processor.Processor:
+def make_processor() -> processor.Qwen2_5_VLProcessor:
   fields = models.CASES[0].config()
   fields["text_config"]["vocab_size"] = TOKENIZER.get_vocab_size()
   fields["vision_config"]["tokens_per_second"] = golden.TOKENS_PER_SECOND
   tokens = tokenizer_lib.config_fields(TOKENIZER)
-  config = config_lib.Config.from_dict({**fields, **tokens})
+  config = config_lib.Qwen2_5_VLConfig.from_dict({**fields, **tokens})
   limits = golden.SIZE["shortest_edge"], golden.SIZE["longest_edge"]
-  return processor.Processor(config, TOKENIZER, *limits)
+  return processor.Qwen2_5_VLProcessor(config, TOKENIZER, *limits)
 
 
 def encode(case: golden.ProcessorCase) -> prompts.EncodedPrompt:
@@ -240,4 +240,4 @@ def test_the_two_libraries_differ_and_no_third_is_known():
   with pytest.raises(
     errors.InputError, match="library: is 'opencv', not one of torchvision, pillow"
   ):
-    processor.Processor(made.config, TOKENIZER, 1, 2, library="opencv")
+    processor.Qwen2_5_VLProcessor(made.config, TOKENIZER, 1, 2, library="opencv")

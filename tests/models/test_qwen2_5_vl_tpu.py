@@ -17,7 +17,7 @@ from vr_jax.rollout import forward
 
 PROMPTS, PREFIX, GROUP, TIME, PATCHES = 2, 640, 2, 128, 384
 # Heads of the sizes that releases have: 128 features in the text model, 80 in the vision tower.
-CONFIG = config_lib.Config(
+CONFIG = config_lib.Qwen2_5_VLConfig(
   text=config_lib.TextConfig(
     vocab_size=2048,
     hidden_size=512,
@@ -77,7 +77,7 @@ def _compile():
     positions=ints(PROMPTS, PREFIX, 3),
     next_position=ints(PROMPTS),
     media_index=ints(PROMPTS, PREFIX),
-    vision=vision_inputs.Vision(
+    vision=vision_inputs.VisionInputs(
       patches=patches, rows=ints(PROMPTS, 4, PATCHES, 2), window=ints(PROMPTS, 4, PATCHES)
     ),
   )

@@ -83,7 +83,9 @@ def one_step(tmp_path, monkeypatch, **changes):
 
   monkeypatch.setattr(video_mtr.VideoMTR, "observe", observed)
   monkeypatch.setattr(video_mtr.VideoMTR, "finish_batch", finished)
-  monkeypatch.setattr(processor.Processor, "decode", lambda _, ids: texts[tuple(map(int, ids))])
+  monkeypatch.setattr(
+    processor.Qwen2_5_VLProcessor, "decode", lambda _, ids: texts[tuple(map(int, ids))]
+  )
   run = config(tmp_path, rl__steps=1, env__relevance__gate=False, **changes)
   data_stage.prepare(run, tmp_path)
   rl_loop.train(run, tmp_path)
@@ -223,7 +225,7 @@ def test_policy_and_critic_learn_whatever_the_way_an_update_is_made(
   data, tmp_path, monkeypatch, changes
 ):
   nano.use_devices(monkeypatch, 1)
-  monkeypatch.setattr(processor.Processor, "decode", lambda _, ids: looks_or_answers(ids))
+  monkeypatch.setattr(processor.Qwen2_5_VLProcessor, "decode", lambda _, ids: looks_or_answers(ids))
   make, updates = train_step.make_rl_step, []
 
   def watched(*arguments, **options):
@@ -278,7 +280,7 @@ def test_a_bonus_that_has_ended_stays_ended_in_a_run_that_goes_on_from_a_checkpo
       raise Stopped
 
   monkeypatch.setattr(experience.Collector, "collect", noted)
-  monkeypatch.setattr(processor.Processor, "decode", said)
+  monkeypatch.setattr(processor.Qwen2_5_VLProcessor, "decode", said)
   changes = {
     "rl__advantage_estimator": "episode",
     "critic__kl_weight": 0.0,
