@@ -9,7 +9,7 @@ Names of axes:
     prompts   questions of a batch
     prefix    tokens of the longest prompt, padding included
     group     replies to one prompt
-    time      tokens of the longest reply; with several turns, of the longest episode after its prompt
+    time      tokens of the longest reply, or of the longest episode without its prompt
     segments  parts of a reply, or turns of an episode, that have rewards of their own
     axes      components of a position; the model's family decides how many
     frames    temporal patches of the vision tower: one image each, or a few video frames
@@ -154,7 +154,7 @@ class EpisodeInputs:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rollout:
-  """Replies of one batch, padded on the right. Only tokens of kind MODEL were sampled and have loss.
+  """Replies of one batch, padded on the right. Tokens of kind MODEL were sampled and have loss.
 
   With several turns, a row is an episode without its prompt: replies alternate with observations of
   the environment, whose tokens, media tokens included, are of kind ENVIRONMENT.
@@ -183,6 +183,6 @@ class Scores:
   total: the weighted sum, from which advantages are computed.
   """
 
-  rewards: dict[str, Float[Array | np.ndarray, "prompts group segments"]]
+  rewards: Mapping[str, Float[Array | np.ndarray, "prompts group segments"]]
   valid: Bool[Array | np.ndarray, "prompts group segments"]
   total: Float[Array | np.ndarray, "prompts group segments"]

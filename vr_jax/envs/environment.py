@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, cast, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 import numpy as np
@@ -133,49 +133,83 @@ class Trace:
 
 @runtime_checkable
 class Environment(Protocol):
-  """What one recipe asks, and how it scores replies. It works on texts and examples, not on a model.
+  """What one recipe asks, and how it scores replies. It knows texts and examples, but no model.
 
   An episode is a conversation about one example: `observe` gives the first turn, the model replies,
   `observe` gives the next turn, and so on until it returns None. Most recipes have a single turn,
   which shows the whole clip and a question; `Defaults` implements everything they have in common.
 
-  An implementation is a dataclass. Its fields are filled from config.env by name; the attributes
-  below that are not fields are class variables.
-
-  turns: the most replies of an episode.
-  history_turns: how many earlier turns a reply can attend to (None: all). Earlier ones are
-    forgotten, the first turn too, except for the system message.
-  chooses_frames: whether turns show single frames, with the clip as the pool to choose from. If
-    not, the first turn shows the whole clip.
-  segments: names of the parts of an episode that have rewards of their own: parts of a reply, or
-    whole turns.
-  tags: the markup of a reply.
-  metrics: how the metrics of an evaluation of this recipe are displayed.
-  needs: names of services that the constructor takes besides the config's fields (registry.NEEDS).
-  answer_reward: name of the reward for the answer; a critic assigns it to the turns that led there.
-  has_observation: whether a reply describes what it sees before it reasons. `parse_trace` then
-    parses such replies, and supervised traces can be generated for the recipe.
-  compares_shuffled: whether rewards compare replies with replies to the same frames in random
-    order.
+  An implementation is a dataclass. Its fields are filled from config.env by name. Properties below
+  that it does not have as fields are class variables.
   """
 
-  turns: int
-  history_turns: int | None
-  chooses_frames: bool
-  segments: tuple[str, ...]
-  tags: tuple[str, ...]
-  metrics: metric.Metrics
-  needs: tuple[str, ...]
-  answer_reward: str
-  has_observation: bool
-  compares_shuffled: bool
+  @property
+  def turns(self) -> int:
+    """The most replies of an episode."""
+    ...
+
+  @property
+  def history_turns(self) -> int | None:
+    """How many earlier turns a reply can attend to; None: all of them.
+
+    Turns before these are forgotten, the first turn too, except for the system message.
+    """
+    ...
+
+  @property
+  def chooses_frames(self) -> bool:
+    """Whether turns show single frames, with the clip as the pool to choose from.
+
+    If not, the first turn shows the whole clip.
+    """
+    ...
+
+  @property
+  def segments(self) -> tuple[str, ...]:
+    """Names of what has rewards of its own: parts of a reply, or whole turns."""
+    ...
+
+  @property
+  def tags(self) -> tuple[str, ...]:
+    """The markup of a reply."""
+    ...
+
+  @property
+  def metrics(self) -> metric.Metrics:
+    """How the metrics of an evaluation of this recipe are displayed."""
+    ...
+
+  @property
+  def needs(self) -> tuple[str, ...]:
+    """Services that the constructor takes besides the fields of the config, see registry.NEEDS."""
+    ...
+
+  @property
+  def answer_reward(self) -> str:
+    """Name of the reward for the answer; a critic assigns it to the turns that led there."""
+    ...
+
+  @property
+  def has_observation(self) -> bool:
+    """Whether a reply describes what it sees before it reasons.
+
+    `parse_trace` then parses such replies, and supervised traces can be generated for the recipe.
+    """
+    ...
+
+  @property
+  def compares_shuffled(self) -> bool:
+    """Whether rewards compare replies with replies to the same frames in random order."""
+    ...
 
   @classmethod
   def check_config(cls, config: Any) -> None:
     """Raises InputError if other sections of the config contradict config.env."""
+    ...
 
   def question(self, example: records.Example) -> str:
     """The text that the first turn shows along with the frames."""
+    ...
 
   def observe(
     self, example: records.Example, pool: int, replies: Sequence[str]
@@ -197,18 +231,24 @@ class Environment(Protocol):
   def reference_replies(
     self, example: records.Example, times: Float[np.ndarray, "pool"]
   ) -> tuple[str, ...]:
-    """Replies to train on, one for each turn; () if there are none. times: of the frames, seconds."""
+    """Replies to train on, one for each turn; () if there are none.
+
+    times: of the frames of the pool, seconds.
+    """
+    ...
 
   def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
     """Indices of the frames that hold the evidence; () if that is unknown."""
+    ...
 
   def segment_spans(self, reply: str, turn: int) -> SegmentSpans:
     """How a reply splits into segments: (end, segment), where end counts characters."""
+    ...
 
   def score(self, examples: Sequence[records.Example], replies: Replies) -> records.Scores:
     """The rewards of a batch. Segments that a reply does not have are marked as not valid.
 
-    It is called on a thread while other batches are sampled and trained on, and in evaluation, so
+    It is called on a thread while other batches are sampled and trained on, and in evaluation. So
     it must not change the environment. `finish_batch` adds what depends on other batches.
     """
 
@@ -232,41 +272,53 @@ class Environment(Protocol):
 
   def episode_metrics(self, example: records.Example, episode: Episode) -> dict[str, float]:
     """Metrics of one episode for an evaluation, by name; `accuracy` is the task metric."""
+    ...
 
   def accuracy(self, example: records.Example, reply: str) -> float:
     """The task metric of the answer in a reply, without other rewards and without a judge."""
+    ...
 
   def parse_action(
     self, example: records.Example, pool: int, reply: str
   ) -> retrieval_actions.Action:
     """The action of a reply: an answer, a request for frames, or an invalid one."""
+    ...
 
   def observation(self, reply: str) -> str | None:
     """The observation in a reply, "" if it has none; None if the recipe does not ask for one."""
+    ...
 
   def parse_trace(self, reply: str) -> Trace | None:
     """The parts of a reply that has exactly the right form and no empty part; otherwise None."""
+    ...
 
   def trace(self, reply: str) -> str:
     """The reasoning in a reply, which is split into steps."""
+    ...
 
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
     """How a reply was parsed (steps, alignment, segments), as JSON for the report."""
+    ...
 
   def tokenizer_texts(self, example: records.Example, pool: int) -> tuple[str, ...]:
     """Texts of the first turn, for recipes that train a tokenizer."""
+    ...
 
   def state(self) -> Mapping[str, Any]:
     """State kept from batch to batch, as JSON; saved in every checkpoint. {} if there is none."""
+    ...
 
   def set_state(self, state: Mapping[str, Any]) -> None:
     """Restores a state that `state` returned."""
+    ...
 
   def counts(self) -> Mapping[str, float]:
     """Metrics by name that `score` has counted since the last call."""
+    ...
 
   def close(self) -> None:
     """Cancels scoring that is running and releases its resources."""
+    ...
 
 
 class Defaults:
@@ -279,7 +331,7 @@ class Defaults:
   turns: ClassVar[int] = 1
   history_turns: ClassVar[int | None] = None
   chooses_frames: ClassVar[bool] = False
-  segments: ClassVar[tuple[str, ...]] = ("reply",)
+  segments: tuple[str, ...] = ("reply",)  # an instance may have its own
   metrics: ClassVar[metric.Metrics] = {
     "accuracy": metric.Metric(title="Accuracy", headline=True, chance=metric.guess),
     "format": metric.Metric(title="Right format", reward="format"),
@@ -299,7 +351,9 @@ class Defaults:
   ) -> Observation | None:
     """The clip and the question; the episode ends after one reply."""
     del pool
-    return None if replies else Observation(parts=(WholeClip(), self.question(example)))
+    if replies:
+      return None
+    return Observation(parts=(WholeClip(), cast(Environment, self).question(example)))
 
   def longest_replies(self, pool: int) -> tuple[str, ...]:
     """There are none: no turn follows the first."""
@@ -341,7 +395,8 @@ class Defaults:
 
   def episode_metrics(self, example: records.Example, episode: Episode) -> dict[str, float]:
     """The accuracy of the last reply, rounded to float32 as rewards are."""
-    return {"accuracy": float(np.float32(self.accuracy(example, episode.replies[-1])))}
+    reward = cast(Environment, self).accuracy(example, episode.replies[-1])
+    return {"accuracy": float(np.float32(reward))}
 
   def parse_action(
     self, example: records.Example, pool: int, reply: str

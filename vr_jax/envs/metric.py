@@ -30,7 +30,7 @@ class Metric:
   reward: str = ""
 
   def to_json(self) -> dict[str, Any]:
-    """The display settings, for the files of an evaluation. There, chance is a metric of its own."""
+    """The settings for the files of an evaluation, in which chance is a metric of its own."""
     names = ("title", "note", "unit", "digits", "better", "headline")
     return {name: getattr(self, name) for name in names}
 

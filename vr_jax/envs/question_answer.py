@@ -77,7 +77,8 @@ class QuestionAnswer(environment.Defaults):
     self, rewards: Mapping[str, Float[np.ndarray, "prompts group 1"]]
   ) -> Float[np.ndarray, "prompts group 1"]:
     """The weighted sum of the rewards."""
-    return sum(np.float32(reward.weight) * rewards[reward.name] for reward in self.listed_rewards)
+    weighted = (np.float32(each.weight) * rewards[each.name] for each in self.listed_rewards)
+    return np.asarray(sum(weighted))
 
   def accuracy(self, example: records.Example, reply: str) -> float:
     """The task metric of the text between the answer tags."""
