@@ -25,7 +25,7 @@ drifted in a run of the tiny recipe until three replies in four had no <think>.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import re
-from typing import Any, cast, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 
@@ -199,12 +199,12 @@ class VideoP2R(environment.Defaults):
 
   def counts(self) -> Mapping[str, float]:
     """The counters of the judge."""
-    counts = self.judge.counts() if self.judge else {}
+    counts = {} if self.judge is None else self.judge.counts()
     return {f"judge/{name}": float(value) for name, value in counts.items()}
 
   def close(self) -> None:
     """Closes the judge."""
-    if self.judge:
+    if self.judge is not None:
       self.judge.close()
 
   def _verdicts(

@@ -17,7 +17,7 @@ Advantages from a critic (`credit="gae"`) are in rl/gae.py.
 """
 
 import functools
-from typing import cast, Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp

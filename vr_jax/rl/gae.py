@@ -27,7 +27,7 @@ with them, the answer would count twice.
 """
 
 from collections.abc import Callable
-from typing import Any, cast, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
