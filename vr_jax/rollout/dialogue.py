@@ -1,6 +1,6 @@
 """Encodes what an environment shows as tokens and patches, on the host.
 
-    environment.observe(example, pool, replies) -> texts and frame indices -> pixels -> EncodedPrompt
+    environment.observe(example, pool, replies) -> texts, frame indices -> pixels -> EncodedPrompt
 
 Only the frames that a turn shows are read from the video.
 """

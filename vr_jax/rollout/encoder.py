@@ -16,7 +16,7 @@ from vr_jax import records
 
 
 def encode(graphdef: nnx.GraphDef, params: PyTree, prompt: records.Prompt) -> records.Prompt:
-  """Replaces the prompts' vision inputs by features; prompts that have features stay as they are."""
+  """Replaces the prompts' vision inputs by features, unless they have features already."""
   if prompt.media is not None:
     return prompt
   media = features(graphdef, params, prompt.vision)
@@ -27,8 +27,8 @@ def encode(graphdef: nnx.GraphDef, params: PyTree, prompt: records.Prompt) -> re
 def features(graphdef: nnx.GraphDef, params: PyTree, vision: PyTree) -> PyTree:
   """The features of the media tokens, [prompts, media, …], in the model's dtype.
 
-  Every device that holds a prompt gets all features of it, because a prompt's media tokens may stand
-  anywhere in it.
+  Every device that holds a prompt gets all features of it, because a prompt's media tokens may
+  stand anywhere in it.
 
   params: only those of the vision tower are used.
   vision: inputs of the tower, [prompts, frames, patches, …].

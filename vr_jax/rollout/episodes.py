@@ -1,4 +1,4 @@
-"""Episodes of several turns on the host: their replies and observations, joined into one rollout."""
+"""Episodes of several turns on the host: replies and observations, joined into one rollout."""
 
 from collections.abc import Sequence
 import dataclasses

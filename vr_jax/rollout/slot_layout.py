@@ -12,8 +12,8 @@ from vr_jax.models import layout as layout_lib
 class SlotLayout:
   """Which reply each decode slot starts with.
 
-  Prompts are split into blocks. The devices that hold a block take equal numbers of its replies, one
-  device after the other; the last slots may be empty.
+  Prompts are split into blocks. The devices that hold a block take equal numbers of its replies,
+  one device after the other; the last slots may be empty.
 
   devices: devices that slots are split over.
   blocks: blocks that prompts are split into.

@@ -1,10 +1,10 @@
-"""Decoding of episodes of several turns on the devices: a chunk of steps, or an observation, at a time.
+"""Decodes episodes of several turns on the devices, and appends observations to them.
 
-Each reply has a cache slot, which keeps its keys and values from its first turn to its last; nothing
-in it is computed again. Decoding works on slots, which hold the replies that continue. During a
-chunk of steps, new keys and values go into a small separate cache, at the same index for all slots.
-At the end of the chunk they are written into the cache slots. So a step needs no scatter, and
-replies in different turns are decoded in one batch.
+Each reply has a cache slot, which keeps its keys and values from its first turn to its last;
+nothing in it is computed again. Decoding works on slots, which hold the replies that continue.
+During a chunk of steps, new keys and values go into a small separate cache, at the same index for
+all slots. At the end of the chunk they are written into the cache slots. So a step needs no
+scatter, and replies in different turns are decoded in one batch.
 """
 
 import dataclasses
