@@ -102,7 +102,7 @@ def test_processes_play_learn_and_count_episodes_as_one_does(tmp_path):
     found += [reproducible(line)["values"] for line in metrics.read(workdir / "metrics.jsonl")]
   alone, together = found
   assert together == pytest.approx(alone, rel=1e-5, abs=1e-7)
-  assert alone["turns"] > 1 and alone["invalid"] > 0
+  assert alone["turns"] > 1 and alone["invalid_action_rate"] > 0
 
 
 def test_bad_input_in_one_process_ends_all_with_its_exit_code(tmp_path):

@@ -29,7 +29,7 @@ def logits_of(network: model.Qwen2_5_VL, prompt: records.Prompt) -> jax.Array:
   return network.logits(hidden)
 
 
-def run(case: golden.Case) -> tuple[records.Prompt, np.ndarray]:
+def run(case: golden.ModelCase) -> tuple[records.Prompt, np.ndarray]:
   network = builders.load(case)
   prompt = builders.prompt(case, network.config, spare=(3, 1, 2))
   return prompt, np.asarray(logits_of(network, prompt))

@@ -38,7 +38,7 @@ def make_processor() -> processor.Processor:
   return processor.Processor(config, TOKENIZER, *limits)
 
 
-def encode(case: golden.Case) -> prompts.EncodedPrompt:
+def encode(case: golden.ProcessorCase) -> prompts.EncodedPrompt:
   media = iter(case.media())
 
   def part(given):
@@ -110,7 +110,7 @@ def test_transformers_agrees_on_conversations_drawn_just_now(seed):
     np.testing.assert_allclose(mine, expected, rtol=0, atol=TOLERANCE, err_msg=told)
 
 
-def continued(case: golden.Case, *, cut_off: bool) -> prompts.EncodedPrompt:
+def continued(case: golden.ProcessorCase, *, cut_off: bool) -> prompts.EncodedPrompt:
   """A conversation put together as an episode is: its opening, then replies, each followed by what is shown next."""
   made, media = make_processor(), iter(case.media())
   turns = [
@@ -134,7 +134,7 @@ def continued(case: golden.Case, *, cut_off: bool) -> prompts.EncodedPrompt:
 @needs_reference
 @pytest.mark.parametrize("cut_off", [False, True])
 def test_an_episode_of_several_turns_is_the_conversation_that_transformers_makes_of_them(cut_off):
-  case = golden.Case(
+  case = golden.ProcessorCase(
     name="episode",
     turns=(
       ("user", ("frame 0", ("image", 60, 90), "\nWhere is the", ("image", 30, 60), "?")),

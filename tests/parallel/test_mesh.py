@@ -86,7 +86,7 @@ def updated(data):
 
 
 def _updated(data, shape, stage, trained="all"):
-  fields = {f"{stage}__gradient_norm": 1e9, f"{stage}__warmup_steps": 0, **TRAINED[trained]}
+  fields = {f"{stage}__max_grad_norm": 1e9, f"{stage}__warmup_steps": 0, **TRAINED[trained]}
   context = nano.build(
     data, mesh=shape, rl__batch_size=8, rl__num_generations=2, rl__kl_weight=0.1, **fields
   )

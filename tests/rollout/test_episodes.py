@@ -27,7 +27,7 @@ TOLERANCE = 1e-5
 
 def _play(
   environment=None, *, count=PROMPTS, mesh=None, schedule=None, **changes
-) -> tuple[records.Prompt, multi_turn_sampler.episodes_lib.Played]:
+) -> tuple[records.Prompt, multi_turn_sampler.episodes_lib.EpisodeRollout]:
   graphdef, params = chat.network(mesh)
   prompt = chat.batch(chat.opening(count))
   if mesh is not None:
