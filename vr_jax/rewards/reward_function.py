@@ -17,7 +17,7 @@ import numpy as np
 
 from vr_jax import errors, records, user_code
 
-Function = Callable[[Sequence[str], Sequence[records.Example]], Sequence[float]]
+Function = Callable[[Sequence[str], Sequence[records.Example]], Sequence[float] | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
