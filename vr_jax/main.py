@@ -126,7 +126,7 @@ def config_value(values: flags.FlagValues) -> ml_collections.ConfigDict:
 
 
 def parse_recipe(argv: Sequence[str]) -> flags.FlagValues:
-  """Parses a command line that has --config=<recipe>; raises InputError naming the flag at fault."""
+  """Parses a command line with --config=<recipe>; raises InputError naming the flag at fault."""
   recipe = [word for word in argv if word.startswith("--config=")]
   config, path = recipe_config.read(recipe[-1].removeprefix("--config="))
   # The environment's fields are known only once JAX is imported: check all other fields before.
@@ -176,7 +176,7 @@ def read_flags(
 
 
 def check_fields(argv: Sequence[str], config: ml_collections.ConfigDict) -> None:
-  """Raises InputError for the first --config.field that doesn't exist, and names the nearest one."""
+  """Raises InputError for the first --config.field that doesn't exist; names the nearest field."""
   for word in argv:
     if not word.startswith("--config."):
       continue

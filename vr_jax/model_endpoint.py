@@ -121,7 +121,10 @@ def connect(
 
 
 class Endpoint:
-  """A model that answers over HTTP. Several threads may use it. Implements judge_text.JudgeModel."""
+  """A model that answers over HTTP. Implements judge_text.JudgeModel.
+
+  Several threads may use it.
+  """
 
   def __init__(
     self, section: str, kind: str, *, model: str, base_url: str, key: str, limits: Limits
@@ -397,9 +400,9 @@ def _checked_url(section: str, url: str) -> str:
 
 
 def _text(body: str) -> str | None:
-  """Extracts the text of a reply in either protocol, without reasoning; None if the body doesn't fit.
+  """Extracts a reply's text, without reasoning, in either protocol; None if the body doesn't fit.
 
-  Lone surrogates are replaced, because UTF-8 can't encode them: max_tokens may cut an emoji in half.
+  Lone surrogates are replaced, because UTF-8 can't encode them; max_tokens may cut an emoji in two.
   """
   try:
     reply = json.loads(body)

@@ -13,7 +13,7 @@ from vr_jax import errors, user_code
 
 
 def configs_directory() -> Path:
-  """The directory of this project's recipes: inside the installed package, or next to its sources."""
+  """The directory of this project's recipes: in the installed package, or next to its sources."""
   package = Path(__file__).resolve().parent
   installed = package / "configs"
   return installed if installed.is_dir() else package.parent / "configs"

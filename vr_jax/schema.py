@@ -7,8 +7,8 @@ A section of the config is a dataclass. An environment is one too; its fields ar
       temperature: float = schema.field(1.0, "0: the most likely token.", "[0, inf)")
       order: Literal["random", "length"] = schema.field("random", "Of the clips.")
 
-Choices are the values of a `Literal` type. Bounds are written as in mathematics: [ and ] include the
-end, ( and ) exclude it. Bounds of a tuple hold for each entry. A field whose type is such a
+Choices are the values of a `Literal` type. Bounds are written as in mathematics: [ and ] include
+the end, ( and ) exclude it. Bounds of a tuple hold for each entry. A field whose type is such a
 dataclass is a nested section.
 """
 

@@ -1,7 +1,7 @@
 """Imports a user's own Python code, and reports its exceptions in one line.
 
-References have the form `file.py:name`, or `package.module:name` for modules that Python can import.
-A file may import other files in its directory.
+A reference has the form `file.py:name`, or `package.module:name` for modules that Python can
+import. A file may import other files in its directory.
 """
 
 from collections.abc import Sequence

@@ -70,7 +70,7 @@ def _run(
 
 
 def decide_one(chunk: trace_store.TraceChunk, job: Job) -> None:
-  """Proposes (if traces come from an endpoint), filters, judges and writes one chunk, in a worker."""
+  """Processes one chunk in a worker: endpoint (if it is the writer), filter, judge, write."""
   try:
     trace_filter, writer = _load_worker(job)
     if writer is None:

@@ -1,4 +1,4 @@
-"""Keeps the proposed traces that fit the template, answer correctly and have a sufficient observation.
+"""Keeps proposed traces that fit the template, answer correctly and whose observation suffices.
 
 Source: VideoP2R, arXiv 2511.11113, steps 2 and 3 of its data pipeline.
 """
@@ -77,7 +77,7 @@ class Filter:
     return outcomes
 
   def _check_judge(self) -> None:
-    """Raises InputError if the judge's budget is spent, or it left several or all new cases unanswered.
+    """Raises InputError if the judge's budget is spent, or several or all new cases are unanswered.
 
     A single unanswered case among several is accepted: its own text may be the cause. It counts as
     one without a verdict.
