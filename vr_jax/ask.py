@@ -14,7 +14,7 @@ the config can be overridden, as in `--config.eval.temperature=0.7`.
 from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 import unicodedata
 
 from absl import flags
@@ -214,7 +214,8 @@ def _print_episode(
   from vr_jax.rollout import session as session_lib
 
   max_turns = context.environment.turns
-  for event in session(context, params, video).ask(
+  pool = cast("dialogue.FramePool", video)  # whose timestamps are read-only
+  for event in session(context, params, pool).ask(
     arguments.question,
     arguments.options,
     problem_type=arguments.problem_type,

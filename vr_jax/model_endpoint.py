@@ -62,8 +62,15 @@ class Limits:
 class EndpointQuestion(Protocol):
   """A system message and a user message, and how to parse the reply."""
 
-  system: str
-  text: str
+  @property
+  def system(self) -> str:
+    """The system message; empty for none."""
+    ...
+
+  @property
+  def text(self) -> str:
+    """The user message."""
+    ...
 
   def read(self, reply: str) -> Any:
     """Parses a reply. Returns None if it cannot be used; the model is then asked again."""

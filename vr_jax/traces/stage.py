@@ -80,7 +80,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
     )
   if not registry.environment_class(config.recipe).has_observation or "traces" not in config:
     raise errors.InputError(
-      f"config.recipe={config.recipe}: its replies hold no observation; traces are those of videop2r"
+      f"config.recipe={config.recipe}: its replies hold no observation; "
+      "traces are those of videop2r"
     )
   config_checks.check_template(config, told=config.traces.writer != "sampler")
 
