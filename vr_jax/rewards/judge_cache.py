@@ -1,4 +1,4 @@
-"""A cache of verdicts on disk. Its keys are hashes of question and model; it stores no texts."""
+"""A cache of verdicts on disk. Keys are hashes of question and model; it has no texts, no API keys."""
 
 from collections.abc import Iterable, Iterator, Mapping
 import contextlib

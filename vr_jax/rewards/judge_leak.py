@@ -34,8 +34,8 @@ def states_answer(example: records.Example, observation: str) -> bool:
 
   A letter counts only at the end of the text, or before punctuation, "is", "was", "as", "because",
   "since" or its option's text ("the answer is a matter of time" states no letter). A description is
-  no statement: "the circle is red" passes, whether red is the answer or not, and so does "the answer
-  depends on the red circle".
+  no statement: "the circle is red" passes, whether red is the answer or not, and so does "the
+  answer depends on the red circle".
 
   Never raises. False if the example has no answer.
   """

@@ -1,4 +1,4 @@
-"""The judge that asks a language model. Verdicts are cached on disk, and no question is asked twice."""
+"""The judge that asks a language model. It caches verdicts on disk and asks no question twice."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class JudgeModel(Protocol):
 
 
 class TextJudge:
-  """A judge with a model and a cache. Cases without a verdict are not cached: they are asked again."""
+  """A judge with a model and a cache. Cases without a verdict are not cached, but asked again."""
 
   def __init__(
     self,
