@@ -121,7 +121,7 @@ def trace_metrics(answered: Sequence[Answered]) -> dict[str, float]:
 
 
 def has_truth(example: records.Example) -> bool:
-  """Whether true states are known. Only the simulator's traces are phrased so that we can parse them."""
+  """Whether true states are known. We can parse only traces phrased as the simulator's are."""
   return example.source == "simulator" and bool(example.states)
 
 

@@ -209,7 +209,7 @@ def _sample_group(
   prompt: records.Prompt,
   key: Key[Array, ""],
 ) -> environment.Replies:
-  """Samples a group of replies to each example, and replies to shuffled frames, as an RL step does."""
+  """Samples a group of replies to each example as an RL step does, with its shuffled frames."""
   rl, shuffled = context.config.rl, None
   if rl.num_shuffled_generations:
     key, shuffled_key = jax.random.split(key)

@@ -1,4 +1,4 @@
-"""Stage `eval`: evaluates the policy before and after RL on held-out videos, and writes the report."""
+"""Stage `eval`: evaluates the policy before and after RL on held-out videos; writes the report."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""A cache of verdicts on disk. Keys are hashes of question and model; it has no texts, no API keys."""
+"""A cache of verdicts on disk. Keys are hashes of question and model. No texts, no API keys."""
 
 from collections.abc import Iterable, Iterator, Mapping
 import contextlib
