@@ -1,7 +1,7 @@
-"""The config of a recipe from what follows --config=: a name and a size, or a file and a size.
+"""Loads the config of a recipe: the value of --config=, a name or a file, then a size.
 
 moss_chatv:tiny              a recipe of this project, from any directory
-configs/moss_chatv.py:tiny   a file; one of a user may import the files beside it
+configs/moss_chatv.py:tiny   a file, also a user's own; it may import files in its directory
 """
 
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ from vr_jax import errors, user_code
 
 
 def configs_directory() -> Path:
-  """Where the recipes of this project lie: in the installed package, or beside it in its sources."""
+  """The directory of this project's recipes: in the installed package, or next to its sources."""
   package = Path(__file__).resolve().parent
   installed = package / "configs"
   return installed if installed.is_dir() else package.parent / "configs"
 
 
 def names() -> list[str]:
-  """The recipes of this project."""
+  """Names of the recipes of this project, sorted."""
   return sorted(path.stem for path in configs_directory().glob("*.py"))
 
 
 def load(recipe: str) -> ml_collections.ConfigDict:
-  """The whole config of a recipe at a size, locked, with the defaults of its environment.
+  """Loads the whole config of a recipe, with the defaults of its environment. It is locked.
 
   Raises:
     InputError: as `read` and `complete` do.
@@ -36,10 +36,12 @@ def load(recipe: str) -> ml_collections.ConfigDict:
 
 
 def read(recipe: str) -> tuple[ml_collections.ConfigDict, Path]:
-  """What the file of a recipe says, and where it lies. config.env may still lack fields.
+  """Runs get_config of a recipe's file.
+
+  Returns (config, path of the file). config.env may still lack fields, which `complete` adds.
 
   Raises:
-    InputError: there is no such recipe or size, or its file raises.
+    InputError: there is no such recipe or size, or its file raises an exception.
   """
   name, colon, size = recipe.partition(":")
   path = Path(name).expanduser()
@@ -65,14 +67,14 @@ def read(recipe: str) -> tuple[ml_collections.ConfigDict, Path]:
 
 
 def complete(config: ml_collections.ConfigDict, folders: Sequence[Path]) -> None:
-  """Names files of the user in full, and adds the defaults of the environment's fields to config.env.
+  """Makes paths of the user's files absolute, and adds the environment's defaults to config.env.
 
-  folders: where files of the user are sought, the first first.
+  folders: where the user's files are searched, in this order.
 
   Raises:
     InputError: config.recipe names no environment, or config.env does not fit it.
   """
-  from vr_jax.envs import registry  # which imports JAX
+  from vr_jax.envs import registry  # here, because it imports JAX
 
   config.recipe = user_code.absolute(config.recipe, folders)
   registry.complete(config)

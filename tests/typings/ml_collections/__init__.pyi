@@ -4,7 +4,7 @@ from typing import Any
 class ConfigDict:
   def __init__(
     self,
-    initial_dictionary: Mapping[str, Any] | None = ...,
+    initial_dictionary: Mapping[str, Any] | ConfigDict | None = ...,
     type_safe: bool = ...,
     convert_dict: bool = ...,
     *,
@@ -18,3 +18,5 @@ class ConfigDict:
   def __contains__(self, key: object) -> bool: ...
   def __iter__(self) -> Iterator[str]: ...
   def __len__(self) -> int: ...
+
+class FrozenConfigDict(ConfigDict): ...
