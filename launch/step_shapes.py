@@ -95,7 +95,7 @@ def _of_episodes(config: ml_collections.ConfigDict) -> StepShapes:
       tokens=max(turns.observation_buckets),
       frames=min(size for size in turns.frame_buckets if size >= share),
       frames_in_all=frames,
-      forgets=config.env.get("window", later) < later,
+      forgets=config.env.get("history_turns", later) < later,
     ),
   )
 

@@ -208,7 +208,7 @@ def _changed(config: ml_collections.ConfigDict, **fields: Any) -> ml_collections
     copy.mesh = fields["mesh"]
   if "frames" in fields:
     _show(copy, fields["frames"])
-  for name in ("group", "microbatches"):
+  for name in ("num_generations", "microbatches"):
     copy.rl[name] = fields.get(name, copy.rl[name])
   return copy
 
@@ -248,14 +248,13 @@ def _fewer_frames(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
 
 
 def _more_replies(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  return _changed(config, group=2 * config.rl.num_generations)
+  return _changed(config, num_generations=2 * config.rl.num_generations)
 
 
 def _fewer_replies(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
   group = config.rl.num_generations // 2
-  return (
-    _changed(config, group=group) if group > 1 else None
-  )  # one reply has nothing to differ from
+  # One reply alone has no advantage.
+  return _changed(config, num_generations=group) if group > 1 else None
 
 
 def _frames(config: ml_collections.ConfigDict) -> int:
