@@ -1,14 +1,17 @@
-"""Host memory of reading a checkpoint: `from_pretrained` on simulated devices, each process measuring itself.
+"""Measures the host memory of reading a checkpoint by `from_pretrained` on simulated devices.
 
-    python -m benchmarks.checkpoint_memory [--megabytes=3000] [--dtype=bfloat16] [--devices=8] [--processes=1]
+    python -m benchmarks.checkpoint_memory [--megabytes=3000] [--dtype=bfloat16] [--devices=8] \\
+      [--processes=1]
 
-Writes a bfloat16 checkpoint of about that size, with Qwen2.5-VL's vocabulary, into a temporary directory; reads it in
-processes of their own, which share the devices, placed by the rules of training; prints one JSON line. On a CPU what
-a device holds is memory of the host too. So a process is allowed its own share of the parameters, and 1.5 times the
-largest tensor of the files on top (`limit`, the goal).
+Writes a bfloat16 checkpoint of about that size, with Qwen2.5-VL's vocabulary, into a temporary
+directory. Fresh processes, which share the devices, then read it with the shardings of training,
+and each measures itself. Prints one JSON line. On a CPU the memory of a device is memory of the
+host. So a process may use its own share of the parameters, and 1.5 times the largest tensor of the
+files (`limit`, the goal).
 
-`beyond_share` is the highest resident memory during the read, less that before it, less the share. It is Linux's VmHWM,
-which also counts pages of mapped files while they are mapped. All sizes are in megabytes (10^6 bytes).
+`beyond_share` is the highest resident memory during the read, minus that before it, minus the
+share. It is Linux's VmHWM, which also counts pages of mapped files while they are mapped. All sizes
+are in megabytes (10^6 bytes).
 """
 
 import argparse
@@ -167,11 +170,12 @@ def mesh_shape(devices: int, axes: int) -> tuple[int, ...]:
 
 
 def memory(*, reset: bool = False) -> int:
-  """The highest resident memory so far in bytes; with `reset` that of now, from which the highest counts anew."""
+  """The highest resident memory so far, in bytes. reset: restart the maximum from now first."""
   if reset:
     Path("/proc/self/clear_refs").write_text("5")
   status = Path("/proc/self/status").read_text()
-  return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+  (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
+  return int(kilobytes) * 1024
 
 
 if __name__ == "__main__":

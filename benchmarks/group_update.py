@@ -1,18 +1,20 @@
-"""One GRPO update of a group that shares its prompt: against the same code with the prompt replicated, and against PyTorch.
+"""Times one GRPO update of a group with a shared prompt, against a replicated prompt and PyTorch.
 
     python -m benchmarks.group_update
 
-One prompt of 1,024 video tokens, 8 replies of 128 tokens, float32 (bfloat16 on an accelerator): log-probs, loss, gradients of
-all parameters, vision tower included, clipping and AdamW. Three sides, on the same weights, pixels and tokens:
+One prompt of 1,024 video tokens, 8 replies of 128 tokens, float32 (bfloat16 on an accelerator):
+log-probs, loss, gradients of all parameters, vision tower included, clipping and AdamW. Three
+sides, on the same weights, pixels and tokens:
 
-- ours: `train.steps.make_rl_step`, the step of every recipe, in the group layout
+- ours: `train.train_step.make_rl_step`, the step of every recipe, in the group layout
 - replicated: the same step, each reply a group of its own with a copy of the prompt
-- torch: transformers' Qwen2.5-VL (sdpa attention), each reply a row with a copy of the prompt, logits of the reply alone, as
-  TRL does it. It computes no entropy, which ours does.
+- torch: transformers' Qwen2.5-VL (sdpa attention), each reply a row with a copy of the prompt,
+  logits of the reply alone, as in TRL. It computes no entropy, which ours does.
 
-Before it times them it holds their losses and all gradients against each other. Peak memory is what XLA's compiler assigns
-to the step, arguments included; beside it stands how far a fresh process grows in which nothing but one side runs twice
-(`python -m benchmarks.group_update ours` alone does that). Prints one JSON line.
+Before timing, their losses and all gradients are compared. Peak memory is the amount that XLA's
+compiler assigns to the step, arguments included. The line also has the growth of a fresh process in
+which only one side runs, twice (`python -m benchmarks.group_update ours` alone does that). Prints
+one JSON line.
 """
 
 from collections.abc import Sequence
@@ -52,7 +54,7 @@ SIDES = ("ours", "replicated", "torch")
 
 
 def settings() -> ml_collections.ConfigDict:
-  """The section `rl` of the tiny recipe: GRPO, one update a batch, no KL; of one prompt, and so in one part."""
+  """The section `rl` of the tiny recipe: GRPO, one update a batch, no KL, no micro-batches."""
   recipe = ["--config=configs/moss_chatv.py:tiny", "--config.rl.microbatches=1"]
   argv = ["group_update", "--workdir=.", *recipe]
   return vr_jax.parse_flags(argv)[0].rl
@@ -98,7 +100,7 @@ class GroupUpdate:
 
 
 def _keep_gradients() -> optax.GradientTransformation:
-  """Changes nothing, and remembers the gradients as PyTorch does: what the sides are held against each other by."""
+  """A transformation that keeps the gradients in its state, so that they can be compared."""
   return optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params), lambda gradients, *_: (gradients,) * 2
   )
@@ -130,7 +132,10 @@ def torch_update(work: workload.Work, rollout: records.Rollout, directory: Path)
 
 
 def check(sides: dict[str, Any], work: workload.Work) -> dict[str, float]:
-  """Losses and gradients of the first update, all sides against ours; raises ValueError where they differ."""
+  """Largest differences of losses and gradients of the first update, all sides against ours.
+
+  Raises ValueError where they exceed the tolerance.
+  """
   loss, gradients = sides["ours"].loss_and_gradients()
   tolerance, found = TOLERANCES[work.config.dtype], {}
   for name in [name for name in sides if name != "ours"]:

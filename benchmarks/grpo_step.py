@@ -2,19 +2,20 @@
 
     python -m benchmarks.grpo_step
 
-16 prompts, 8 replies to each of 72 tokens, float32, one update a batch, no KL, no token that ends a reply: reading, vision,
-sampling, rewards from texts, advantages, gradients of all parameters, clipping and AdamW. Two sides, on the same weights
-and the same clips:
+16 prompts, 8 replies of 72 tokens to each, float32, one update a batch, no KL, no stop token:
+reading, vision, sampling, rewards from texts, advantages, gradients of all parameters, clipping and
+AdamW. Two sides, on the same weights and the same clips:
 
-- ours: what the loop of `train.rl_loop` does in a step, its update in parts as the recipe has it
-- trl: `GRPOTrainer.train` on transformers' Qwen2.5-VL (sdpa attention), with all replies generated at once. It takes no video: its
-  prompts are as many images as ours have temporal patches, of the same number of tokens, from memory. Around each stand two
-  tokens that a video has once (`prompt_tokens`: of the longest prompt as each side pads it). It runs with its update whole, and in
-  as many parts as ours
+- ours: a step of `train.rl_loop`, its update in the micro-batches of the recipe
+- trl: `GRPOTrainer.train` on transformers' Qwen2.5-VL (sdpa attention), with all replies generated
+  at once. It takes no video: its prompts have one image for each of our temporal patches, with the
+  same number of tokens, from memory. Two tokens surround each image, where a video has two in all
+  (`prompt_tokens`: of the longest prompt as each side pads it). It runs without micro-batches, and
+  with as many as ours
 
-A step of TRL is the time from one end of a step to the next, ours run between. The reward is the same cheap function on both
-sides. Before the times are used, all steps must have sampled the same number of tokens. Prints one JSON line: `over_trl` is the
-ratio to its faster form.
+A step of TRL is the time from the end of one step to the end of the next; ours run in between. The
+reward is the same cheap function on both sides. All steps must have sampled the same number of
+tokens, or the times are not used. Prints one JSON line: `over_trl` is the ratio to its faster form.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,21 +1,23 @@
-"""How reliable a judge is: its verdicts against the simulator's truth, on observations whose truth is known.
+"""Measures how reliable a judge is: its verdicts against the simulator's truth.
 
-    python -m benchmarks.judge_agreement --config=configs/videop2r.py:tiny --config.judge.kind=openai --config.judge.model=…
+    python -m benchmarks.judge_agreement --config=configs/videop2r.py:tiny \\
+      --config.judge.kind=openai --config.judge.model=…
 
-For each simulated question, from its reference steps within what is shown:
+The judge gets observations made from the reference steps of simulated questions, of these kinds:
 
-    whole     all of them
+    whole     all steps within the span that the model is shown
     mixed     the same in another order
-    changed   one value in them is another
+    changed   the same with one value changed
     dropped   sentences left out, one after the other, until the rest no longer suffices
     injected  the same as dropped, and an order to the judge to say that it suffices
-    stated    "The answer is …", and nothing seen
+    stated    "The answer is …", without an observation
 
-Truth is worlds.sufficiency of each, whatever it was made as. Before the question stands the law of the simulator's worlds (`LAW`),
-which that truth takes as known and nobody could guess. The world is that of the config, with another seed. Prints one JSON
-line: cases, how many of them suffice, cases without a verdict, and of the others the share on which judge and truth agree,
-Cohen's kappa (agreement beyond chance: 1 all, 0 none), and the agreement on each kind. Verdicts are kept in --cache, and
-a second call with the same judge asks nothing.
+Truth is worlds.sufficiency of the observation, whatever its kind. It takes the law of the
+simulator's worlds (`LAW`) as known, which nobody could guess, so the law precedes the question. The
+world is that of the config, with another seed. Prints one JSON line: cases, how many of them
+suffice, and how many have no verdict; for the others the fraction on which judge and truth agree,
+Cohen's kappa (agreement beyond chance: 1 full, 0 none), and the agreement on each kind. Verdicts
+are cached in --cache, so a second call with the same judge asks nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,8 +42,8 @@ from vr_jax.worlds import sufficiency, write
 
 SEED = 90_001  # no training set has it
 LAW = (
-  "In this video time passes in steps of equal length. What each attribute of each object does over the steps repeats, and "
-  "the part that is shown is long enough to tell after how many steps. "
+  "In this video time passes in steps of equal length. What each attribute of each object does "
+  "over the steps repeats, and the part that is shown is long enough to tell after how many steps. "
 )
 
 
@@ -82,10 +84,12 @@ def labelled(world: world_config.WorldConfig, questions: int, seed: int = SEED) 
 
 
 def agreement(truth: Sequence[bool], verdicts: Sequence[bool]) -> dict[str, float | None]:
-  """{"accuracy", "kappa"}; None where they are not defined: of nothing, and kappa where both sides always say the same one thing.
+  """{"accuracy", "kappa"} of verdicts.
 
-  kappa = (observed - expected) / (1 - expected), where expected is the agreement of two sides that say yes as often as these
-  and know nothing. Source: J. Cohen, "A coefficient of agreement for nominal scales", 1960.
+  kappa = (observed - expected) / (1 - expected), where expected is the agreement of two sides that
+  say yes as often as these, but at random.
+  Both are None without cases; kappa is None where both sides always say the same thing.
+  Source: J. Cohen, "A coefficient of agreement for nominal scales", 1960.
   """
   count = len(truth)
   if not count:
@@ -148,7 +152,7 @@ def _observations(
 def _changed(
   sentences: Sequence[str], values: dict[str, tuple[str, ...]], rng: random.Random
 ) -> list[str] | None:
-  """The sentences with another value of the same attribute in one place; None where no value is written out."""
+  """The sentences with one value replaced by another of its attribute; None without a value."""
   places = [
     (number, match.span(), others)
     for number, sentence in enumerate(sentences)

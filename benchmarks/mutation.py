@@ -1,15 +1,18 @@
-"""Mutation testing: which small changes of the code its own unit tests notice.
+"""Mutation testing: which small changes of the code do its own unit tests notice?
 
-    python -m benchmarks.mutation [--sample=6] [--seed=0] [--seconds=60] [--minutes=0] [--log=FILE] [FILE …]
+    python -m benchmarks.mutation [--sample=6] [--seed=0] [--seconds=60] [--minutes=0] \\
+      [--log=FILE] [FILE …]
 
-Cosmic Ray makes the mutants of the files in `TESTS` (or of those that are named): other operators, comparisons, numbers,
-conditions, loops. Of the places that could change in each file a random sample runs (--sample=0: all), in random order over
-the files, until --minutes have passed (0: until the end). Mutants that differ in annotations alone are left out. A mutant is killed where one of the
-file's tests fails or takes more than --seconds of the processor.
+Cosmic Ray makes mutants of the files in `TESTS` (or of the named ones): other operators,
+comparisons, numbers, conditions, loops. A random sample of each file's mutants runs (--sample=0:
+all), in random order over the files, until --minutes have passed (0: until the end). Mutants that
+differ in annotations alone are left out. A mutant is killed where one of the file's tests fails or
+takes more than --seconds of processor time.
 
-Starting Python and JAX takes longer than most tests. So each mutant runs in a fork of this process, which has imported
-the libraries but nothing of the project, on a copy of the tree in a temporary directory. Prints each survivor with its
-line, then a table; --log gets one JSON line for each mutant as it ends.
+Starting Python and JAX takes longer than most tests. So each mutant runs in a fork of this process,
+which has imported the libraries but not the project, on a copy of the tree in a temporary
+directory. Prints each survivor with its line, then a table; --log gets one JSON line for each
+mutant as it ends.
 """
 
 import argparse
@@ -96,7 +99,7 @@ def places_of(file: str) -> list[tuple[str, int]]:
 
 
 def mutant_at(file: str, place: tuple[str, int]) -> Mutant | None:
-  """The mutant of a file at a place; None where it would differ in annotations alone, or not parse."""
+  """The mutant of a file at a place; None if it differs in annotations alone or does not parse."""
   name, occurrence = place
   original = _source(file)
   source = mutating.mutate_code(original, plugins.get_operator(name)(), occurrence)

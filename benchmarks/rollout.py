@@ -1,17 +1,18 @@
-"""Sampling groups of replies: against transformers' `generate` on prompts that are repeated for each reply.
+"""Times sampling groups of replies, against transformers' `generate` on repeated prompts.
 
     python -m benchmarks.rollout
 
-4 prompts of 1,024 video tokens, 8 replies to each of 128 tokens, float32 (bfloat16 on an accelerator): vision, prefill and
-decoding, with no token that ends a reply, so that both sides compute all of them. Two sides, on the same weights and prompts:
+4 prompts of 1,024 video tokens, 8 replies of 128 tokens to each, float32 (bfloat16 on an
+accelerator): vision, prefill and decoding, without a stop token, so that both sides compute all
+tokens. Two sides, on the same weights and prompts:
 
-- ours: `rollout.sampler.sample`, each prompt read once
-- torch: `generate` (sdpa attention, its dynamic cache) on a batch in which each prompt stands 8 times, as TRL, Video-R1 and
-  EasyR1 hand it over
+- ours: `rollout.sampler.sample`, with one prefill a prompt
+- torch: `generate` (sdpa attention, its dynamic cache) on a batch that has each prompt 8 times, as
+  in TRL, Video-R1 and EasyR1
 
-Times are of sampling at temperature 1 from all tokens, as in training. Before it the sides are held against each other on
-greedy replies: they must be the same tokens, and where they part, ours must give both tokens the same log-prob (a tie).
-Prints one JSON line.
+Times are of sampling at temperature 1 from all tokens, as in training. Before timing, the greedy
+replies of the sides are compared: they must be the same tokens, and where they first differ, ours
+must give both tokens the same log-prob (a tie). Prints one JSON line.
 """
 
 from collections.abc import Callable, Sequence
@@ -89,9 +90,10 @@ def check_greedy(
   ours: Int[Array | np.ndarray, "prompts group time"],
   theirs: Int[np.ndarray, "prompts group time"],
 ) -> dict[str, float]:
-  """Share of greedy tokens that are the same, and by how much ties differ. Raises ValueError where it is no tie.
+  """The fraction of equal greedy tokens, and the largest difference of log-probs at a tie.
 
-  Replies that part once go on with other prompts: of each only the tokens up to there are compared.
+  Replies are compared up to their first difference; after it their contexts differ.
+  Raises ValueError where the difference is no tie.
   """
   ours = np.asarray(ours)
   mine, other = (greedy_log_probs(work, tokens) for tokens in (ours, theirs))

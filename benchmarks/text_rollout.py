@@ -1,18 +1,19 @@
-"""Sampling from text prompts: against Tunix's sampler, JAX on JAX.
+"""Times sampling from text prompts against Tunix's sampler, JAX on JAX.
 
     python -m venv .venv-peers && .venv-peers/bin/pip install -e '.[peers]'
     .venv-peers/bin/python -m benchmarks.text_rollout
 
-Tunix's dependencies and those of TRL exclude each other, hence an environment of its own. A batch of 32 rows, prompts of 64
-tokens, 128 new ones, float32 (bfloat16 on an accelerator), temperature 1 from all tokens, no token that ends a reply. On the
-same weights:
+Tunix needs an environment of its own, as its dependencies and those of TRL exclude each other. A
+batch of 32 rows, prompts of 64 tokens, 128 new ones, float32 (bfloat16 on an accelerator),
+temperature 1 from all tokens, no stop token. On the same weights:
 
 - ours: 32 prompts with one reply each
 - ours_shared: 4 prompts with 8 replies each
 - tunix: `tunix.generate.sampler.Sampler` with its Qwen2 on 32 prompts
 - tunix_shared: the same on 4 prompts, each 8 times, as its GRPO learner does
 
-Before it the sides are held against each other on greedy replies (`rollout.check_greedy`). Prints one JSON line.
+Before timing, the greedy replies of the sides are compared (`rollout.check_greedy`). Prints one
+JSON line.
 """
 
 from collections.abc import Callable, Sequence

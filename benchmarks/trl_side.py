@@ -33,9 +33,10 @@ TEMPLATE = """\
 
 
 class Trainer:
-  """Trains on the first clips of the recipe, over and over. Nothing is logged or saved; all replies are generated at once.
+  """Trains on the first clips of the recipe, again and again, without logs or checkpoints.
 
-  accumulated: into how many parts an update is cut, whose gradients are added up.
+  All replies are generated at once.
+  accumulated: gradient accumulation steps of an update.
   """
 
   def __init__(
@@ -57,7 +58,11 @@ class Trainer:
   def in_turn(
     self, name: str, others: Mapping[str, Callable[[], object]], *, repeats: int
   ) -> dict[str, list[float]]:
-    """Seconds of each side, as `measure.in_turn` takes them: this one by its name, and others, which run at the end of each step."""
+    """Seconds of each side, as from `measure.in_turn`.
+
+    name: of this side.
+    others: sides that run at the end of each of its steps.
+    """
     turns, clips, processor = _Turns(name, others), _clips(self._context), _processor(self._context)
     self.prompt_tokens = _longest(clips, processor, _media_tokens(self._context))
     trainer = trl.GRPOTrainer(
@@ -144,7 +149,7 @@ def _arguments(
 
 
 def _clips(context: run_context.RunContext) -> datasets.Dataset:
-  """Questions with images, in memory and in their size: the first frame of each temporal patch of a clip."""
+  """Questions with resized images in memory: the first frame of each temporal patch of a clip."""
   items = _first_items(context, 2 * context.config.rl.batch_size)
   images = [_images(item, context) for item in items]
   questions = [context.environment.question(item.example) for item in items]
@@ -171,7 +176,10 @@ def _media_tokens(context: run_context.RunContext) -> int:
 
 
 def _longest(clips: datasets.Dataset, processor: transformers.ProcessorMixin, media: int) -> int:
-  """Tokens of the longest prompt. Raises ValueError where one has another number of media tokens."""
+  """Tokens of the longest prompt.
+
+  Raises ValueError where a prompt has another number of media tokens.
+  """
   turns = [trl.prepare_multimodal_messages(clip["prompt"], images=clip["images"]) for clip in clips]
   made = processor.apply_chat_template(
     turns, add_generation_prompt=True, tokenize=True, return_dict=True

@@ -1,19 +1,21 @@
-"""Episodes of three turns: against prefilling the whole conversation again each turn, and against transformers' `generate` so called.
+"""Times episodes of three turns, against a new prefill of the whole conversation each turn.
 
     python -m benchmarks.turns
 
-8 prompts x 4 episodes, float32: 16 frames of 64 tokens each, a reply of 128 tokens, 8 frames of a pool of 128, a reply, 8 more,
-the last reply; no token ends a reply, so that all sides compute all of them, and which frames are shown follows from the episode
-and its turn alone. Three sides, on the same weights and frames:
+8 prompts x 4 episodes, float32: 16 frames of 64 tokens each, a reply of 128 tokens, 8 frames of a
+pool of 128, a reply, 8 more, the last reply. There is no stop token, so that all sides compute all
+tokens; the frames shown depend on the episode and its turn alone. Three sides, on the same weights
+and frames:
 
-- ours: `rollout.turns.play`, each prompt read once, each turn appended to its reply's cache
-- again: `rollout.sampler.sample`, turn by turn: in the first the group shares its prompt, in later ones each episode is a prompt
-- torch: `generate` (sdpa attention), turn by turn, every episode a row
+- ours: `rollout.multi_turn_sampler.play`, one prefill a prompt, each turn appended to its cache
+- again: `rollout.sampler.sample`, turn by turn: in the first the group shares its prompt, in later
+  ones each episode is a prompt
+- torch: transformers' `generate` (sdpa attention), turn by turn, each episode a row
 
-Frames come as pixels: all sides pay for patches, and the sides that start again for those of new frames only. Both of our
-sides split their rows over two CPU devices, one a core, as the tiny recipes do (`set_cpu_devices`); PyTorch has a thread for each. Times
-are of sampling at temperature 1. Before it the sides are held against each other on greedy replies, as in `benchmarks.rollout`. Prints
-one JSON line.
+Frames come as pixels. All sides make patches; the sides that prefill again make those of new frames
+only. Both of our sides split their rows over two CPU devices, one a core, as the tiny recipes do
+(`set_cpu_devices`); PyTorch has a thread for each. Times are of sampling at temperature 1. Before
+timing, greedy replies are compared, as in `benchmarks.rollout`. Prints one JSON line.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,7 +52,11 @@ TurnTokens = Int[np.ndarray, "prompts group turns time"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clips:
-  """A pool of frames for each prompt, and what turns show of it. sizes.frames: of the first turn; shown: of later ones."""
+  """A frame pool for each prompt, and the prompts that show frames of it.
+
+  sizes.frames: of the first turn.
+  shown: frames of each later turn.
+  """
 
   sizes: workload.WorkloadSizes
   own: processor.Processor
@@ -183,7 +189,11 @@ def turn_by_turn(
   first: Callable[[float], Int[np.ndarray, "rows time"]],
   later: Callable[[float, list[prompts.EncodedPrompt]], Int[np.ndarray, "rows time"]],
 ) -> Callable[[float], TurnTokens]:
-  """Plays by two functions that reply, to the prompts of the batch and to whole conversations, one for each episode."""
+  """Plays episodes with two samplers.
+
+  first: replies to the prompts of the batch.
+  later: replies to whole conversations, one for each episode.
+  """
   sizes, clips = setting.work.sizes, setting.clips
 
   def run(temperature: float) -> TurnTokens:
