@@ -3,10 +3,10 @@
     python -m benchmarks.judging
 
 Runs RL steps of the tiny recipe of VideoP2R from random weights, in turn with the `rule` judge and
-with `openai` at a local server that answers each question after 300 ms, 32 in flight. So few steps
-would give replies without observations, so the environment here has the judge read every reply as
-one. The learning rate is 0, so that all runs sample the same replies. A first run compiles for all
-of them and is left out. Both modes are run: on policy, and one step off policy
+with `openai` at a local server that answers each question after 300 ms, 32 in flight. After so few
+steps hardly any reply has an observation, so the environment here has the judge read whole replies.
+The learning rate is 0, so that all runs sample the same replies. A first run compiles for all of
+them and is left out. Both modes are run: on policy, and one step off policy
 (config.rl.one_step_off_policy), where replies are judged while the next ones are sampled and the
 update runs. Prints one JSON line; the goal is a step at most 1.1 times as long, off policy: on
 policy the update waits for 128 verdicts, at least 1.2 s.

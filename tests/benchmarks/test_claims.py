@@ -1,4 +1,7 @@
-"""The claims command goes on where it stopped, refuses results of other flags, and tells means and differences over seeds."""
+"""The claims command continues where it stopped, refuses results of other flags, and reports means.
+
+The recorded results of docs/claims have the flags of today's arms and give today's pages.
+"""
 
 import json
 import pathlib

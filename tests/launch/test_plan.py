@@ -1,4 +1,4 @@
-"""The command line: what it refuses, in one line, and what a plan says of a config that has no room."""
+"""The command line: its one-line errors, and its advice for a config that has no room."""
 
 import dataclasses
 import importlib.util
@@ -202,7 +202,7 @@ def test_meshes_of_a_sweep_use_every_device_and_divide_the_model():
 
 
 def test_a_large_model_is_tried_with_its_heads_split():
-  """Decoding reads a share of the weights for every token: what this saves is more than what the train step then sends."""
+  """Each device then reads fewer weights for a token; this saves more than the train step sends."""
   config = nano.recipe("72b")
   config.mesh = (2, 8, 1, 8)
   found = sweep.candidates(config, topology.find("v5p:4x4x8"))
@@ -230,7 +230,7 @@ def test_an_estimate_of_a_mesh_counts_what_is_read_and_what_is_sent():
 
 
 def measured(where: topology.Slice, fits, seconds):
-  """What stands for the compiler: rules that say of a config whether it fits and how long it takes."""
+  """A replacement of the compiler: rules that say whether a config fits and how long it takes."""
 
   def measure(changed, *_, **__):
     memory = analysis.Memory(arguments=0, temporaries=0, output=0, resident=0, peak=changed.mesh[0])

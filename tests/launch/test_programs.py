@@ -174,7 +174,7 @@ def test_programs_are_made_for_devices_that_are_not_here():
 
 
 def test_flops_of_the_7b_model_are_two_for_each_parameter_and_token():
-  """At one token a prompt attention is nothing, and every text parameter but the embedding takes part once."""
+  """With one token, attention is negligible; each text parameter but the embedding is used once."""
   model = model_config.Config.from_dict(presets.RELEASES["Qwen2.5-VL-7B-Instruct"])
   work = flops.forward(model, frames=0, patches=0, prefix=1, group=0, time=0)
   matrices = 6_525_288_448  # query, key, value, out, gate, up and down of 28 layers
@@ -211,7 +211,8 @@ def test_episodes_are_played_by_programs_of_their_own_and_a_critic_has_two():
   names = ["encoder", "prefill", "decode", "append", "reference log-probs", "policy log-probs"]
   assert [program.name for program in found] == [*names, "values", "train step", "critic step"]
   runs = {program.name: program.runs_per_step for program in found}
-  # Three replies of 16 tokens in chunks of 12; eight replies a device are shown more, three at a time, twice.
+  # Three replies of 16 tokens in chunks of 12. Eight replies a device get an observation, three at
+  # a time, twice.
   assert (runs["decode"], runs["append"]) == (3 * 2, 2 * 3)
   assert runs["train step"] == runs["critic step"] == 2
   without = of_turns((2, 1, 1, 1), critic__kl_weight=0.0, rl__advantage_estimator="episode")[0]
