@@ -39,7 +39,7 @@ BLOCK = 2**20 - 3  # random numbers, repeated; prime to the sizes, so that no tw
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Writes the checkpoint, starts the readers, prints the line."""
+  """Writes the checkpoint, runs the readers, and prints the JSON line."""
   parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint_memory")
   parser.add_argument("--megabytes", type=int, default=3000)
   parser.add_argument("--dtype", default="bfloat16", help="of the parameters")
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_checkpoint(directory: Path, megabytes: int) -> int:
-  """A model of random weights of about that size; gives the bytes of its largest tensor."""
+  """Writes a checkpoint of random weights; returns the bytes of its largest tensor."""
   import jax.numpy as jnp
 
   from vr_jax.models import qwen2_5_vl
@@ -109,7 +109,7 @@ def write_checkpoint(directory: Path, megabytes: int) -> int:
 
 
 def start_readers(arguments: argparse.Namespace, directory: str) -> list[subprocess.Popen]:
-  """One process each, with its part of the devices."""
+  """Starts one process for each reader, with its share of the devices."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
@@ -137,7 +137,7 @@ def start_readers(arguments: argparse.Namespace, directory: str) -> list[subproc
 
 
 def read(arguments: argparse.Namespace) -> dict[str, Any]:
-  """What one reader finds."""
+  """Reads the checkpoint in this process and measures its memory."""
   import jax
 
   from vr_jax.models import qwen2_5_vl
@@ -164,7 +164,7 @@ def read(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def mesh_shape(devices: int, axes: int) -> tuple[int, ...]:
-  """Devices on data, fsdp and tensor, two each as far as they go; the rest on fsdp."""
+  """A mesh shape: two devices on tensor if their number is even, all others on fsdp."""
   tensor = 2 if devices % 2 == 0 else 1
   return (1, devices // tensor, *[1] * (axes - 3), tensor)
 

@@ -34,7 +34,7 @@ GOALS = {"dtw": 4.0, "subsequence_dtw": 8.0}
 
 
 def jump_distances(cost: np.ndarray) -> np.ndarray:
-  """The jump alignment in NumPy, to check results with."""
+  """The jump alignment in NumPy, as a reference for our results."""
   total = cost[:, 0].astype(np.float64)
   for row in range(1, cost.shape[1]):
     moved = np.pad(total, ((0, 0), (2, 0)), constant_values=np.inf)
@@ -43,7 +43,7 @@ def jump_distances(cost: np.ndarray) -> np.ndarray:
 
 
 def milliseconds(side: Callable[[], object]) -> list[float]:
-  """A few runs in a row, after one that brings the data back into the caches."""
+  """Times a few runs in a row, after one that warms the caches."""
   jax.block_until_ready(side())
   times = []
   for _ in range(REPEATS):
@@ -54,7 +54,7 @@ def milliseconds(side: Callable[[], object]) -> list[float]:
 
 
 def main() -> None:
-  """Checks the sides against each other, times them, prints the line."""
+  """Compares the results of the sides, times them, and prints the JSON line."""
   rng = np.random.default_rng(0)
   a, b = rng.random((2, SERIES, LENGTH)).astype(np.float32)
   cost = jnp.asarray(np.abs(a[:, None, :, None] - b[None, :, None, :]).reshape(-1, LENGTH, LENGTH))

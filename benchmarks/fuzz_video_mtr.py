@@ -86,7 +86,7 @@ def _edited(rng: random.Random, reply: str) -> str:
 
 
 def draw_reply(rng: random.Random, pool: int) -> str:
-  """One reply."""
+  """Draws one reply."""
   if rng.random() < 0.5:
     return "".join(rng.choice(_PIECES) for _ in range(rng.randrange(12)))
   return _edited(rng, _retrieval(rng, pool) if rng.random() < 0.7 else _answer(rng))
@@ -131,7 +131,7 @@ def _example(rng: random.Random, number: int) -> records.Example:
 
 @dataclasses.dataclass(kw_only=True)
 class FuzzCounts:
-  """What was seen so far."""
+  """Counts of all replies so far."""
 
   outcomes: Counter = dataclasses.field(default_factory=Counter)
   extremes: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
@@ -146,7 +146,7 @@ def _play_episodes(
   rng: random.Random,
   found: FuzzCounts,
 ) -> environment.Episode:
-  """One episode to its end."""
+  """Plays one episode to its end."""
   replies: list[str] = []
   while (seen := task.observe(example, pool, replies)) is not None:
     allowed_tokens = task.frame_budget // (4 if replies else 1 if task.turns == 1 else 2)
@@ -179,14 +179,14 @@ def _finish(
   examples: Sequence[records.Example],
   episodes: Sequence[Sequence[environment.Episode]],
 ) -> records.Scores:
-  """The scores of a training batch."""
+  """Scores replies as a training batch."""
   segment = np.zeros((len(episodes), len(episodes[0]), 1), np.int32)
   replies = environment.Replies(episodes=episodes, segment=segment)
   return task.finish_batch(examples, replies, task.score(examples, replies))[0]
 
 
 def run(replies: int, seed: int = 0) -> dict[str, Any]:
-  """Draws at least so many replies, and says what became of them."""
+  """Draws at least `replies` replies and returns the fields of the JSON line."""
   rng, found, begun = random.Random(seed), FuzzCounts(), time.perf_counter()
   while found.outcomes.total() < replies:
     task, examples, episodes = _task(rng), [], []

@@ -61,13 +61,13 @@ def settings() -> ml_collections.ConfigDict:
 
 
 def advantages_of(sizes: workload.WorkloadSizes) -> Array:
-  """Replies are better and worse in turn, all tokens of one alike."""
+  """Advantages that alternate between good and bad replies, equal for all tokens of a reply."""
   value = jnp.where(jnp.arange(sizes.group) % 2 == 0, 1.0, -1.0) * (1 + jnp.arange(sizes.group))
   return jnp.broadcast_to(value[:, None] / sizes.group, (sizes.prompts, sizes.group, sizes.time))
 
 
 class GroupUpdate:
-  """One side of ours: the recipe's step on a batch, with its state."""
+  """One of our sides: the recipe's update on a batch, with its state."""
 
   def __init__(self, work: workload.Work, rollout: records.Rollout, *, replicate: bool):
     rl, advantages = settings(), advantages_of(work.sizes)
@@ -83,17 +83,17 @@ class GroupUpdate:
     self._step = train_step.make_rl_step(work.graphdef, optimizer, work.allowed_tokens, rl)
 
   def __call__(self) -> Array:
-    """One update."""
+    """Runs one update."""
     self._state, metrics = self._step(self._state, *self._batch)
     return metrics["loss"]
 
   def loss_and_gradients(self) -> tuple[Array, PyTree]:
-    """Of one update."""
+    """Loss and gradients of one update."""
     loss = self()
     return loss, jax.tree.map(jnp.copy, self._state.optimizer_state[0])
 
   def peak_megabytes(self) -> float:
-    """What the compiler assigns to the step: arguments, results and what it computes with."""
+    """Megabytes that the compiler assigns to the step: arguments, results and temporaries."""
     stats = self._step.lower(self._state, *self._batch).compile().memory_analysis()
     kept = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     return round((kept + stats.temp_size_in_bytes) / 1e6, 1)
@@ -115,7 +115,7 @@ def scored_replies(work: workload.Work) -> records.Rollout:
 
 
 def torch_update(work: workload.Work, rollout: records.Rollout, directory: Path) -> Any:
-  """The side of PyTorch; it is only imported where it is measured."""
+  """The PyTorch side; PyTorch is imported only here."""
   from benchmarks import torch_side
 
   work.save(directory)
@@ -153,7 +153,7 @@ def check(sides: dict[str, Any], work: workload.Work) -> dict[str, float]:
 def compare(
   sizes: workload.WorkloadSizes, *, names: Sequence[str] = SIDES, repeats: int = REPEATS
 ) -> dict[str, Any]:
-  """All that is measured in one process."""
+  """All measurements in this process."""
   work = workload.make(sizes)
   rollout = scored_replies(work)
   with tempfile.TemporaryDirectory() as directory:
@@ -181,13 +181,13 @@ def compare(
 
 
 def model_flops(sizes: workload.WorkloadSizes) -> float:
-  """Of one update in the group layout."""
+  """FLOPs of one update in the group layout."""
   one = workload.forward_flops(sizes)
   return sizes.prompts * flops.training(one, vision_frozen=False)
 
 
 def grown_megabytes(side: str) -> dict[str, float]:
-  """How much a process grows in which one side alone runs twice; to be called in a fresh one."""
+  """Growth of this process when one side runs twice; call it in a fresh process."""
   work = workload.make(workload.ISSUE)
   rollout = workload.replies(work)
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

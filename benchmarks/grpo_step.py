@@ -1,4 +1,4 @@
-"""A whole GRPO step of the tiny recipe: against TRL's trainer.
+"""Times a whole GRPO step of the tiny recipe against TRL's trainer.
 
     python -m benchmarks.grpo_step
 
@@ -47,7 +47,7 @@ NO_STOP = (-1,)
 
 
 def recipe(workdir: Path, **changes: Any) -> ml_collections.ConfigDict:
-  """The tiny recipe with few videos; `changes` are fields of it, with `__` for a point."""
+  """The tiny recipe with few videos; `changes` are config fields, with `__` for a dot."""
   fields = {"data__simulate__videos": VIDEOS, **changes}
   overrides = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
   argv = ["grpo_step", "--config=configs/moss_chatv.py:tiny", f"--workdir={workdir}", *overrides]
@@ -55,12 +55,12 @@ def recipe(workdir: Path, **changes: Any) -> ml_collections.ConfigDict:
 
 
 def variety(reply: str) -> float:
-  """The reward: which share of a reply's signs are different ones."""
+  """The reward: the fraction of distinct characters in a reply."""
   return len(set(reply)) / max(len(reply), 1)
 
 
 class Varied(moss_chatv.MossChatV):
-  """The recipe's questions, with that reward."""
+  """The recipe's questions with `variety` as the reward."""
 
   def score(
     self, examples: Sequence[records.Example], replies: environment.Replies
@@ -71,7 +71,7 @@ class Varied(moss_chatv.MossChatV):
 
 
 def build(config: ml_collections.ConfigDict, workdir: Path) -> run_context.RunContext:
-  """The recipe's context on data made for it, with that reward, and no token that ends a reply."""
+  """The recipe's run context on simulated data, with `variety` as reward and no stop token."""
   vr_jax.run(config, workdir, "data")
   context = run_context.make_run_context(config, workdir)
   return dataclasses.replace(
@@ -83,7 +83,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> run_context.RunCo
 
 
 class TrainerStep:
-  """One step of the loop a call."""
+  """Our side: each call runs one step of the RL loop."""
 
   def __init__(self, context: run_context.RunContext):
     self._learner, self._number = (
@@ -101,7 +101,7 @@ class TrainerStep:
     self.prompt_tokens = 0
 
   def __call__(self) -> dict[str, float]:
-    """Metrics of the step."""
+    """Runs one step and returns its metrics."""
     timer, self._number = step_timer_lib.StepTimer(), self._number + 1
     made = self._source.collect(self._learner.params, self._number, timer)
     values = self._learner.learn(made, timer, self._source.prefetch)
@@ -111,7 +111,7 @@ class TrainerStep:
 
 
 def check_counts(rl: ml_collections.ConfigDict, counts: dict[str, list[int]]) -> int:
-  """Tokens of a step. Raises ValueError where a side sampled another number in one."""
+  """Sampled tokens of a step. Raises ValueError where they differ between sides or steps."""
   wanted = rl.batch_size * rl.num_generations * rl.max_new_tokens
   for name, found in counts.items():
     if set(found) != {wanted}:
@@ -120,7 +120,7 @@ def check_counts(rl: ml_collections.ConfigDict, counts: dict[str, list[int]]) ->
 
 
 def merge_seconds(found: Iterable[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
-  """The seconds of each side in all of them."""
+  """Seconds of each side, from all rounds."""
   all_rounds: dict[str, list[float]] = {}
   for rounds in found:
     for name, seconds in rounds.items():
@@ -135,7 +135,7 @@ def compare(
   names: Sequence[str] = SIDES,
   repeats: int = REPEATS,
 ) -> dict[str, Any]:
-  """All that is measured in one process."""
+  """All measurements in this process."""
   context = build(config, workdir)
   sides = ours = {"ours": TrainerStep(context)}
   paired = {}

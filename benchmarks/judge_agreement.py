@@ -58,7 +58,7 @@ ORDERS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labelled:
-  """A case, how it was made, and whether it suffices."""
+  """A case, its kind, and whether its observation suffices."""
 
   case: judge.JudgeCase
   kind: str
@@ -66,7 +66,7 @@ class Labelled:
 
 
 def labelled(world: world_config.WorldConfig, questions: int, seed: int = SEED) -> list[Labelled]:
-  """Cases on so many questions, one a video, of all kinds that can be made of them."""
+  """Cases of all possible kinds for a number of questions, one a video."""
   videos = write.distinct_videos(world, videos=questions, seed=seed, questions=1)
   examples = [
     dataclasses.replace(example, question=LAW + example.question) for _, (example,) in videos
@@ -95,33 +95,35 @@ def agreement(truth: Sequence[bool], verdicts: Sequence[bool]) -> dict[str, floa
   if not count:
     return {"accuracy": None, "kappa": None}
   observed = sum(a == b for a, b in zip(truth, verdicts, strict=True)) / count
-  yes, said = sum(truth) / count, sum(verdicts) / count
-  expected = yes * said + (1 - yes) * (1 - said)
+  yes, judged_yes = sum(truth) / count, sum(verdicts) / count
+  expected = yes * judged_yes + (1 - yes) * (1 - judged_yes)
   kappa = None if expected == 1 else round((observed - expected) / (1 - expected), 4)
   return {"accuracy": round(observed, 4), "kappa": kappa}
 
 
 def measure(judged: judge.Judge, cases: Sequence[Labelled]) -> dict[str, Any]:
-  """All that is printed."""
+  """The fields of the JSON line that depend on the judge."""
   verdicts = judged.verdicts([one.case for one in cases])
-  told = [(one, v) for one, v in zip(cases, verdicts, strict=True) if v is not None]
+  decided = [(one, v) for one, v in zip(cases, verdicts, strict=True) if v is not None]
 
-  def of(pairs: Sequence[tuple[Labelled, bool]]) -> dict[str, float | None]:
+  def rates(pairs: Sequence[tuple[Labelled, bool]]) -> dict[str, float | None]:
     return agreement([one.truth for one, _ in pairs], [verdict for _, verdict in pairs])
 
   kinds = dict.fromkeys(one.kind for one in cases)
   return {
     "cases": len(cases),
     "sufficient": sum(one.truth for one in cases),
-    "without_verdict": len(cases) - len(told),
-    **of(told),
+    "without_verdict": len(cases) - len(decided),
+    **rates(decided),
     "counts": dict(judged.counts()),
-    "accuracy_by_kind": {k: of([p for p in told if p[0].kind == k])["accuracy"] for k in kinds},
+    "accuracy_by_kind": {
+      kind: rates([pair for pair in decided if pair[0].kind == kind])["accuracy"] for kind in kinds
+    },
   }
 
 
 def _values(examples: Sequence[records.Example]) -> dict[str, tuple[str, ...]]:
-  """The values of each attribute anywhere in the examples."""
+  """All values of each attribute in the examples."""
   found: dict[str, set[str]] = {}
   for example in examples:
     for state in example.states:
@@ -172,7 +174,7 @@ def _changed(
 def _dropped(
   sentences: Sequence[str], suffices: Callable[[Sequence[str]], bool], rng: random.Random
 ) -> list[str]:
-  """What is left when enough sentences are gone."""
+  """The sentences without enough of them that the rest no longer suffices."""
   left = list(sentences)
   while left and suffices(left):
     left.pop(rng.randrange(len(left)))
@@ -180,7 +182,7 @@ def _dropped(
 
 
 def main(argv: Sequence[str]) -> int:
-  """Measures the judge of the config and prints it."""
+  """Measures the judge of the config and prints the JSON line."""
   given = flags.FlagValues()
   config_flags.DEFINE_config_file(
     "config",

@@ -55,12 +55,12 @@ ANSWER = {
 
 
 class Asking(videop2r.VideoP2R):
-  """The recipe, but every reply counts as an observation."""
+  """The recipe's environment, but the judge reads every whole reply."""
 
   def score(
     self, examples: Sequence[records.Example], replies: environment.Replies
   ) -> records.Scores:
-    """The verdict on each reply, for both segments."""
+    """Scores both segments of a reply by its verdict, plus fixed random numbers."""
     cases = [
       judge.JudgeCase(example=example, observation=f"{place} {text}")
       for example, texts in zip(examples, replies.texts, strict=True)
@@ -73,12 +73,12 @@ class Asking(videop2r.VideoP2R):
 
 
 class SlowJudgeHandler(server.BaseHTTPRequestHandler):
-  """Answers in the OpenAI protocol, slowly."""
+  """Answers in the OpenAI protocol after `SECONDS`."""
 
   protocol_version = "HTTP/1.1"
 
   def do_POST(self) -> None:
-    """Whatever is asked."""
+    """Gives the same answer to every request."""
     self.rfile.read(int(self.headers["Content-Length"]))
     time.sleep(SECONDS)
     body = json.dumps(ANSWER).encode()
@@ -89,7 +89,7 @@ class SlowJudgeHandler(server.BaseHTTPRequestHandler):
     self.wfile.write(body)
 
   def log_message(self, *_: object) -> None:
-    """Nothing."""
+    """Logs nothing."""
 
 
 class SlowJudgeServer(server.ThreadingHTTPServer):
@@ -107,7 +107,7 @@ def serve(port: connection.Connection) -> None:
 
 @contextlib.contextmanager
 def endpoint() -> Iterator[str]:
-  """Its base URL, while it runs."""
+  """Runs the server in a process of its own; yields its base URL."""
   context = multiprocessing.get_context("spawn")
   ours, theirs = context.Pipe()
   process = context.Process(target=serve, args=(theirs,), daemon=True)
@@ -135,13 +135,13 @@ def config_of(workdir: Path, **fields: object) -> ml_collections.ConfigDict:
 
 
 def step_seconds(workdir: Path) -> list[float]:
-  """Of the steps that count, from the log."""
+  """Seconds of the measured steps, from the metrics."""
   lines = metrics.read(workdir / "metrics.jsonl")
   return [line["values"]["perf/time/step"] for line in lines if line["step"] > WARM_UP]
 
 
 def main() -> None:
-  """Runs all and prints the line."""
+  """Runs all modes and prints the JSON line."""
   about = measure.About("openai")
   os.environ[KEY] = "none"
   registry.ENVIRONMENTS["videop2r"] = Asking

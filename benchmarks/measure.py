@@ -1,4 +1,4 @@
-"""How sides are timed against each other, and what is said of the machine that did it."""
+"""Times sides against each other, and describes the machine for the JSON line."""
 
 from collections.abc import Callable, Mapping
 import importlib.metadata
@@ -73,7 +73,7 @@ class About:
     self._before = os.getloadavg()[0]
 
   def fields(self) -> dict[str, Any]:
-    """The fields of the JSON line; to be called once everything is measured."""
+    """The fields of the JSON line; call it after all measurements."""
     return {
       "machine": {
         "cpu": _processor(),

@@ -76,7 +76,7 @@ TESTS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mutant:
-  """One change of one file. line: the first that changed, of the original; text: what it became."""
+  """One change of one file. line: its first changed line in the original; text: the new text."""
 
   file: str
   operator: str
@@ -86,11 +86,11 @@ class Mutant:
 
 
 def places_of(file: str) -> list[tuple[str, int]]:
-  """All (operator, number of its occurrence) that could change a file."""
+  """All (operator, index of its occurrence) that could change a file."""
   nodes = list(cosmic_ray.ast.ast_nodes(cosmic_ray.ast.get_ast(_source(file))))
   places = []
   for name in plugins.operator_names():
-    if "Variable" in name:  # need to be told which
+    if "Variable" in name:  # these operators need the variable's name
       continue
     operator = plugins.get_operator(name)()
     count = sum(len(list(operator.mutation_positions(node))) for node in nodes)
@@ -139,7 +139,7 @@ def _change(before: str, after: str) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def tree_copy() -> Iterator[Path]:
-  """A copy of what tests need, in a temporary directory."""
+  """A copy of the files that tests need, in a temporary directory."""
   with tempfile.TemporaryDirectory(prefix="mutation-") as directory:
     for name in COPIED:
       copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -149,7 +149,7 @@ def tree_copy() -> Iterator[Path]:
 
 
 def passes(tree: Path, tests: Sequence[str], seconds: int) -> bool:
-  """Whether tests pass in a copy of the tree, in a fork that may use the processor for so long."""
+  """Whether tests pass in a copy of the tree, in a fork with a limit of processor seconds."""
   child = os.fork()
   if not child:
     _run_tests(tree, tests, seconds)
@@ -212,10 +212,10 @@ def _killed(tree: Path, mutant: Mutant, args: argparse.Namespace) -> bool:
     killed = not passes(tree, TESTS[mutant.file], args.seconds)
   finally:
     path.write_text(original, encoding="utf-8")
-  told = {name: value for name, value in vars(mutant).items() if name != "source"}
+  fields = {name: value for name, value in vars(mutant).items() if name != "source"}
   if args.log:
     with args.log.open("a", encoding="utf-8") as log:
-      log.write(json.dumps({**told, "killed": killed}) + "\n")
+      log.write(json.dumps({**fields, "killed": killed}) + "\n")
   if not killed:
     print(f"survived  {mutant.file}:{mutant.line}  {mutant.operator}: {mutant.text}", flush=True)
   return killed
@@ -236,7 +236,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
   parser.add_argument("files", nargs="*", metavar="FILE")
   parser.add_argument("--sample", type=int, default=6, help="mutants of each file; 0: all")
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--seconds", type=int, default=60, help="of the processor, for one mutant")
+  parser.add_argument("--seconds", type=int, default=60, help="processor time of one mutant")
   parser.add_argument("--minutes", type=float, default=0, help="no mutant starts later; 0: any")
   parser.add_argument("--log", type=Path)
   args = parser.parse_args(argv)

@@ -43,7 +43,7 @@ STOP = 1
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EmptyPrefix:
-  """What the network without layers keeps of prompts: that their replies do not end at once."""
+  """The prefix of the network without layers: first logits that do not end a reply."""
 
   hidden: jax.Array
 
@@ -51,16 +51,16 @@ class EmptyPrefix:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EmptyCache:
-  """Nothing is to be kept."""
+  """A cache without content."""
 
   def select_slots(self, layout, slots):
-    """Nothing."""
+    """Returns the empty cache."""
     del layout, slots
     return self
 
 
 class Scheduled(nnx.Module):
-  """Its reply `member` to prompt `prompt` has lengths[prompt, member] tokens, two or more."""
+  """Reply `group_index` to prompt `prompt` has lengths[prompt, group_index] tokens, two or more."""
 
   def __init__(self, lengths):
     self.lengths = nnx.Param(jnp.asarray(lengths))
@@ -94,12 +94,12 @@ class Scheduled(nnx.Module):
     return jax.nn.one_hot(jnp.where(ends, STOP, 0), 2), cache
 
   def output_rows(self):
-    """Logits that leave no doubt."""
+    """Passes the logits on unchanged."""
     return jnp.array([[1e3, -1e3], [-1e3, 1e3]])
 
 
 def draw_batch(rng, *, rungs):
-  """A batch: what it holds, counted by the sampler itself."""
+  """A random batch, with the decoded tokens that the sampler counts."""
   lengths = np.exp(rng.normal(np.log(120), 0.8, (PROMPTS, GROUP)))
   lengths = np.clip(np.ceil(lengths), 2, BUDGET).astype(np.int32)
   text = np.clip(np.exp(rng.normal(np.log(TEXT), 0.4, PROMPTS)), 20, 500).astype(int)
@@ -190,7 +190,7 @@ _PROMPT = records.Prompt(
 
 
 def main() -> None:
-  """Prints the shares."""
+  """Prints the JSON object."""
   config = recipe_config.load("moss_chatv:7b")
   config.rl.max_new_tokens = BUDGET
   ours = shares(

@@ -50,7 +50,7 @@ def trace(rng: random.Random, words: list[str], steps: int) -> list[str]:
 def reference_reward(
   scorer: rouge_scorer.RougeScorer, reference: list[str], steps: list[str]
 ) -> float:
-  """PRR of one reply the plain way."""
+  """The process reward of one reply, computed by rouge-score and NumPy."""
   cost = np.empty((len(reference), len(steps)))
   for i, wanted in enumerate(reference):
     for j, step in enumerate(steps):
@@ -65,7 +65,7 @@ def reference_reward(
 
 
 def main() -> None:
-  """Times both sides on fresh replies, checks that they agree, prints the line."""
+  """Times both sides on fresh replies, checks that they agree, prints the JSON line."""
   rng = random.Random(0)
   words = vocabulary(rng)
   scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)

@@ -43,7 +43,7 @@ Frames = UInt8[np.ndarray, "frames height width 3"]
 
 
 def write_video(path: Path, *, seed: int, keyframe_distance: int) -> None:
-  """A simulated video with keyframes every so many frames."""
+  """Writes a simulated video with a keyframe every `keyframe_distance` frames."""
   scene, _ = write.sample_video(WORLD, seed=seed, index=0, questions=1)
   with av.open(str(path), "w") as container:
     stream = container.add_stream("libx264", rate=scene.fps)
@@ -127,7 +127,7 @@ def measure(directory: Path, keyframe_distance: int) -> dict[str, float]:
 
 
 def check_same(stored: Frames, decoded: Frames) -> None:
-  """Stops a comparison of different frames; JPEG may differ by a few grey levels."""
+  """Raises ValueError where frames differ by more than JPEG's few grey levels."""
   error = np.abs(stored.astype(np.int16) - decoded).mean(axis=(1, 2, 3))
   if error.max() > 2:
     raise ValueError(f"the two sides returned different frames: mean errors {error.round(1)}")

@@ -29,7 +29,7 @@ _PATTERNS = (
 
 
 def current(text: str) -> dict[str, Any]:
-  """The JSON of a recorded result with its `metrics`, `tenths` and `flags` under today's names."""
+  """Parses a recorded result; `metrics`, `tenths` and `flags` get today's names."""
   result = json.loads(text)
   result["flags"] = [_flag(flag) for flag in result.get("flags", [])]
   for field in ("metrics", "tenths"):

@@ -42,7 +42,7 @@ SIDES = ("ours", "torch")
 
 
 def decoding_of(sizes: workload.WorkloadSizes, temperature: float) -> sampler.Decoding:
-  """From all tokens, up to the last one."""
+  """Decoding options: all tokens, no stop token."""
   return sampler.Decoding(
     group=sizes.group,
     max_new_tokens=sizes.time,
@@ -69,7 +69,7 @@ def our_side(work: workload.Work) -> Callable[[float], records.Rollout]:
 def torch_side(
   work: workload.Work, directory: Path
 ) -> Callable[[float], Int[np.ndarray, "prompts group time"]]:
-  """The same of PyTorch; it is only imported where it is measured."""
+  """The same with PyTorch, which is imported only here."""
   from benchmarks import torch_side
 
   work.save(directory)
@@ -108,7 +108,7 @@ def check_greedy(
 def greedy_log_probs(
   work: workload.Work, tokens: Int[np.ndarray, "prompts group time"]
 ) -> Float[np.ndarray, "prompts group time"]:
-  """What our forward says of tokens."""
+  """Log-probs of tokens under our forward pass, at temperature 1."""
   rollout = dataclasses.replace(workload.replies(work), tokens=jnp.asarray(tokens, jnp.int32))
   score = train_step.make_logprob_fn(work.graphdef, work.allowed_tokens, temperature=1.0)
   return np.asarray(score(work.params, work.prompt, rollout))
@@ -117,7 +117,7 @@ def greedy_log_probs(
 def compare(
   sizes: workload.WorkloadSizes, *, names: Sequence[str] = SIDES, repeats: int = REPEATS
 ) -> dict[str, Any]:
-  """All that is measured."""
+  """The fields of the JSON line without machine and versions."""
   work = workload.make(sizes)
   with tempfile.TemporaryDirectory() as directory:
     make = {

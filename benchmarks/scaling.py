@@ -26,7 +26,7 @@ GOALS = {"time_over_flops": 1.15, "memory_over_tokens": 1.15}
 
 
 def slot_sizes(base: workload.WorkloadSizes, frames: int) -> workload.WorkloadSizes:
-  """The same with videos of that many frames."""
+  """The same sizes with videos of `frames` frames."""
   return dataclasses.replace(base, frames=frames // 2)
 
 
@@ -42,7 +42,7 @@ def counted(sizes: workload.WorkloadSizes) -> dict[str, float]:
 def compare(
   base: workload.WorkloadSizes, frames: Sequence[int] = FRAMES, *, repeats: int = REPEATS
 ) -> dict[str, Any]:
-  """All that is measured."""
+  """The fields of the JSON line without machine and versions."""
   updates, table = {}, []
   for count in frames:
     work = workload.make(slot_sizes(base, count), remat="full")

@@ -34,7 +34,7 @@ GROUP = 8
 
 
 def shared(sizes: workload.WorkloadSizes, group: int) -> workload.WorkloadSizes:
-  """As many rows, `group` to a prompt. Raises ValueError where that can't be."""
+  """Sizes of the same number of rows, `group` to a prompt. Raises ValueError otherwise."""
   if sizes.prompts % group:
     raise ValueError(
       f"text_rollout: groups of {group} don't divide {sizes.prompts} rows; take a group that does"
@@ -43,7 +43,7 @@ def shared(sizes: workload.WorkloadSizes, group: int) -> workload.WorkloadSizes:
 
 
 def tunix_side(work: workload.Work) -> Callable[[float], Int[np.ndarray, "prompts group time"]]:
-  """Samples at a temperature; Tunix is only imported where it is measured."""
+  """Samples at a temperature; Tunix is imported only here."""
   from benchmarks import tunix_side
 
   sampler, sizes = tunix_side.Sampler(work), work.sizes
@@ -61,7 +61,7 @@ def compare(
   group: int = GROUP,
   repeats: int = REPEATS,
 ) -> dict[str, Any]:
-  """All that is measured."""
+  """The fields of the JSON line without machine and versions."""
   works = {"": workload.make(sizes), "_shared": workload.make(shared(sizes, group))}
   make = {"ours": rollout.our_side, "tunix": tunix_side}
   runs, agreement = {}, {}

@@ -62,7 +62,7 @@ def inputs(
 
 
 def pictures(encoded: Sequence[prompts.EncodedPrompt]) -> Inputs:
-  """What the model takes of conversations of one length, whose media are images."""
+  """The model's inputs for conversations of equal length whose media are images."""
   ids = torch.from_numpy(np.stack([one.tokens for one in encoded])).long()
   kinds = torch.from_numpy(np.stack([one.kind for one in encoded]))
   frames = [frame.patches for one in encoded for frame in one.frames]
@@ -98,13 +98,13 @@ class TorchUpdate:
     self._forbidden = torch.tensor(forbidden, device=model.device)
 
   def __call__(self) -> float:
-    """One update, to its end."""
+    """Runs one update."""
     loss = self._backward()
     self._apply()
     return loss.item()
 
   def loss_and_gradients(self) -> tuple[float, dict[str, np.ndarray]]:
-    """Of one update, before clipping; gradients by the bare name of their tensor."""
+    """Loss and unclipped gradients of one update, by the bare names of their tensors."""
     loss = self._backward()
     named = self._model.named_parameters()
     gradients = {
@@ -145,7 +145,7 @@ def reply_log_probs(
 
 
 def by_name(tree: PyTree, config: config_lib.Config) -> dict[str, np.ndarray]:
-  """A tree of ours, shaped as the parameters, by the bare names and in the shapes of a file."""
+  """A tree shaped as our parameters, by the bare names and in the shapes of a checkpoint."""
   flat, found = weight_mapping.flat(tree), {}
   for key, slot in qwen2_5_vl.FAMILY.weights.slots(config, flat).items():
     values = np.asarray(flat[key].get_value())

@@ -72,7 +72,7 @@ def tiny_config(workdir: Path) -> ml_collections.ConfigDict:
 
 
 def measure_run(workdir: Path) -> dict[str, object]:
-  """Both sides of a run in a workdir."""
+  """Measures both sides in a workdir; returns fields of the JSON line."""
   config = tiny_config(workdir)
   vr_jax.run(config, workdir, "data")
   context = run_context.make_run_context(config, workdir)

@@ -34,15 +34,15 @@ class Numbers:
     return " ".join(map(str, tokens))
 
   def bos_id(self) -> int:
-    """None: prompts are whole as they are."""
+    """0, which adds nothing to prompts."""
     return 0
 
   def eos_id(self) -> int:
-    """Is forbidden, so that no reply ends."""
+    """The end token; it is forbidden, so that no reply ends."""
     return self._vocabulary - 1
 
   def pad_id(self) -> int:
-    """Is forbidden."""
+    """The pad token; it is forbidden."""
     return self._vocabulary - 2
 
 

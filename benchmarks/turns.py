@@ -79,16 +79,16 @@ class Clips:
   def pad(
     self, encoded: Sequence[prompts.EncodedPrompt], sizes: prompts.PromptSizes
   ) -> records.Prompt:
-    """As the model takes them."""
+    """Pads prompts to a batch."""
     return self.own.pad(encoded, sizes)
 
   @property
   def axes(self) -> int:
-    """Of positions."""
+    """Number of position axes."""
     return self.own.axes
 
   def whole(self, encoded: Sequence[prompts.EncodedPrompt]) -> records.Prompt:
-    """Prompts of one length without padding."""
+    """A batch of prompts of equal length, without padding."""
     frames = max(len(one.frames) for one in encoded)
     sizes = prompts.PromptSizes(
       prefix=max(len(one.tokens) for one in encoded), frames=frames, patches=self.sizes.side**2
@@ -102,7 +102,7 @@ class Clips:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-  """A random model on all devices of a mesh, clips, and the openings of all episodes."""
+  """A random model on a mesh, the clips, and the first prompts of all episodes."""
 
   work: workload.Work
   mesh: Mesh
@@ -110,16 +110,16 @@ class Setting:
   turns: int
 
   def decoding(self, temperature: float, group: int) -> sampler.Decoding:
-    """Replies of full length."""
+    """Decoding options for replies of full length."""
     sizes = dataclasses.replace(self.work.sizes, group=group)
     return rollout.decoding_of(sizes, temperature)
 
   def each(self) -> list[tuple[int, int]]:
-    """(prompt, member) of each."""
+    """(prompt, index in the group) of each episode."""
     return list(np.ndindex(self.work.sizes.prompts, self.work.sizes.group))
 
   def schedule(self) -> episodes.Schedule:
-    """Buckets that fit."""
+    """Buckets without padding."""
     sizes = self.work.sizes
     shown = len(self.clips.observe(0, 0, ((0,),)).tokens)
     frames = self.clips.shown * max(1, self.turns - 1)
@@ -138,9 +138,9 @@ def make(
   pool: int,
   shown: int,
   turns: int,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm] a C++ class
 ) -> Setting:
-  """Weights and pixels at random, from one seed. devices: the first one where none are named."""
+  """Weights and pixels at random, from one seed. devices: None for JAX's first device."""
   config, devices = workload.model_config(sizes), devices or jax.devices()[:1]
   mesh = mesh_lib.make_mesh((len(devices), 1, 1, 1), devices)
   layout = mesh_lib.MeshLayout(mesh)
@@ -198,15 +198,15 @@ def turn_by_turn(
 
   def run(temperature: float) -> TurnTokens:
     whole = [setting.work.encoded[row] for row, _ in setting.each()]
-    said = [first(temperature)]
-    while len(said) < setting.turns:
+    sampled = [first(temperature)]
+    while len(sampled) < setting.turns:
       for number, (row, group_index) in enumerate(setting.each()):
-        replies = tuple(tuple(tokens[number].tolist()) for tokens in said)
-        reply = clips.own.join(said[-1][number], [], [])
+        replies = tuple(tuple(tokens[number].tolist()) for tokens in sampled)
+        reply = clips.own.join(sampled[-1][number], [], [])
         shown = clips.observe(row, group_index, replies)
         whole[number] = prompts.join([whole[number], reply, shown], name=f"{row}.{group_index}")
-      said.append(later(temperature, whole))
-    return np.stack(said, axis=1).reshape(sizes.prompts, sizes.group, setting.turns, sizes.time)
+      sampled.append(later(temperature, whole))
+    return np.stack(sampled, axis=1).reshape(sizes.prompts, sizes.group, setting.turns, sizes.time)
 
   return run
 
@@ -233,7 +233,7 @@ def again_side(setting: Setting) -> Callable[[float], TurnTokens]:
 
 
 def torch_side(setting: Setting, directory: Path) -> Callable[[float], TurnTokens]:
-  """The same of PyTorch; it is only imported where it is measured."""
+  """The same with PyTorch, which is imported only here."""
   from benchmarks import torch_side
 
   work = setting.work
@@ -253,7 +253,7 @@ def torch_side(setting: Setting, directory: Path) -> Callable[[float], TurnToken
 
 
 def check_greedy(setting: Setting, ours: records.Rollout, theirs: TurnTokens) -> dict[str, float]:
-  """As `rollout.check_greedy`, of the replies of all turns."""
+  """Like `rollout.check_greedy`, for the replies of all turns."""
   mine = np.asarray(ours.kind) == records.Kind.MODEL
   other = np.array(ours.tokens)
   other[mine] = theirs.ravel()
@@ -297,9 +297,9 @@ def compare(
   turns: int = TURNS,
   names: Sequence[str] = SIDES,
   repeats: int = REPEATS,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm] a C++ class
 ) -> dict[str, Any]:
-  """All that is measured; devices: see `make`."""
+  """The fields of the JSON line without machine and versions. devices: see `make`."""
   setting = make(sizes, pool=pool, shown=shown, turns=turns, devices=devices)
   with tempfile.TemporaryDirectory() as directory, futures.ThreadPoolExecutor(4) as threads:
     builders = {
