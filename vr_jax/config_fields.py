@@ -13,7 +13,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Simulate:
+class SimulateSection:
   """Videos that the data stage simulates."""
 
   videos: int = field(0, "How many; 0: data.videos and data.annotations are used.", "[0, inf)")
@@ -23,7 +23,7 @@ class Simulate:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
+class DataSection:
   """Videos, questions and the frames that are shown of them."""
 
   directory: str = field("", "Of the frame store and the examples; empty: <workdir>/data.")
@@ -46,11 +46,11 @@ class Data:
   min_frames: int = field(4, "Fps: frames of a clip, at least.")
   max_frames: int = field(64, "Fps: frames of a clip, at most.")
   threads: int = field(4, "Read and cut frames ahead of the step.", "[0, inf)")
-  simulate: Simulate = Simulate()
+  simulate: SimulateSection = SimulateSection()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lora:
+class LoraSection:
   """Low-rank adapters (docs/checkpoints.md)."""
 
   rank: int = field(0, "Of the adapters, which alone are trained; 0: all weights are trained.")
@@ -63,7 +63,7 @@ class Lora:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
+class ModelSection:
   """The network, its tokenizer, and what it is shown."""
 
   pretrained: str = field(
@@ -100,7 +100,7 @@ class Model:
     "Features of a frozen tower kept on disk, at most so many GiB; 0 (needed with several turns): none.",
     "[0, inf)",
   )
-  lora: Lora = Lora()
+  lora: LoraSection = LoraSection()
   prefix_buckets: tuple[int, ...] = field(
     (640, 768, 1024, 1152, 1280, 1408, 1536, 2048, 3072, 4096),
     "Prompt lengths that programs are compiled for: a batch takes that of its longest prompt.",
@@ -116,7 +116,7 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Optimizer:
+class OptimizerSection:
   """AdamW, as the policy and a critic have it."""
 
   learning_rate: float = field(1e-6, "Its highest.", "[0, inf)")
@@ -130,7 +130,7 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Loop(Optimizer):
+class LoopSection(OptimizerSection):
   """What both training loops have."""
 
   microbatches: int = field(
@@ -148,7 +148,7 @@ class Loop(Optimizer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sft(Loop):
+class SftSection(LoopSection):
   """The supervised warm start."""
 
   steps: int = field(0, "Updates at most; 0: no supervised warm start.", "[0, inf)")
@@ -167,7 +167,7 @@ class Sft(Loop):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rl(Loop):
+class RlSection(LoopSection):
   """Reinforcement learning."""
 
   init_checkpoint: str = field(
@@ -243,7 +243,7 @@ class Rl(Loop):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Eval:
+class EvalSection:
   """Evaluation on the test split."""
 
   examples: int = field(0, "Of the test set; 0: all.", "[0, inf)")
@@ -255,7 +255,7 @@ class Eval:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Export:
+class ExportSection:
   """What --mode=export writes."""
 
   directory: str = field("", "Where; empty: <workdir>/export.")
@@ -263,7 +263,7 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class RunConfig:
   """The sections and fields of every recipe."""
 
   recipe: str = field("", "A registered name, module:Class or file.py:Class of an environment.")
@@ -274,16 +274,16 @@ class Config:
   cpu_devices: int = field(
     0, "That a CPU counts as, where JAX is not told; 0: as JAX says.", "[0, inf)"
   )
-  data: Data = Data()
-  model: Model = Model()
-  sft: Sft = Sft()
-  rl: Rl = Rl()
-  eval: Eval = Eval()
-  export: Export = Export()
+  data: DataSection = DataSection()
+  model: ModelSection = ModelSection()
+  sft: SftSection = SftSection()
+  rl: RlSection = RlSection()
+  eval: EvalSection = EvalSection()
+  export: ExportSection = ExportSection()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judge:
+class JudgeSection:
   """The judge of recipes whose replies one judges (docs/judges.md)."""
 
   kind: Literal["rule", "local", "openai", "anthropic"] = field(
@@ -314,7 +314,7 @@ class Judge:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Traces:
+class TracesSection:
   """Supervised traces that a writer proposes (docs/traces.md)."""
 
   writer: Literal["sampler", "openai"] = field(
@@ -342,7 +342,7 @@ class Traces:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Turns:
+class TurnsSection:
   """Sizes of recipes whose replies ask for frames (docs/video_mtr.md)."""
 
   episode_buckets: tuple[int, ...] = field(
@@ -369,7 +369,7 @@ class Turns:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Critic(Optimizer):
+class CriticSection(OptimizerSection):
   """The critic of PPO (docs/video_mtr.md)."""
 
   placement: Literal["every", "last"] = field(
@@ -388,4 +388,9 @@ class Critic(Optimizer):
 
 
 # Sections that some recipes have.
-OPTIONAL = {"judge": Judge, "traces": Traces, "turns": Turns, "critic": Critic}
+OPTIONAL = {
+  "judge": JudgeSection,
+  "traces": TracesSection,
+  "turns": TurnsSection,
+  "critic": CriticSection,
+}

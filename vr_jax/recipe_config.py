@@ -1,7 +1,7 @@
-"""The config of a recipe from what follows --config=: a name and a size, or a file and a size.
+"""Loads the config that --config= names: a recipe or a file, and a size.
 
 moss_chatv:tiny              a recipe of this project, from any directory
-configs/moss_chatv.py:tiny   a file; one of a user may import the files beside it
+configs/moss_chatv.py:tiny   a file; a user's file may import files of its own directory
 """
 
 from collections.abc import Sequence
@@ -13,19 +13,21 @@ from vr_jax import errors, user_code
 
 
 def configs_directory() -> Path:
-  """Where the recipes of this project lie: in the installed package, or beside it in its sources."""
+  """The directory of this project's recipes: in the installed package, or next to its sources."""
   package = Path(__file__).resolve().parent
   installed = package / "configs"
   return installed if installed.is_dir() else package.parent / "configs"
 
 
 def names() -> list[str]:
-  """The recipes of this project."""
+  """The names of this project's recipes."""
   return sorted(path.stem for path in configs_directory().glob("*.py"))
 
 
 def load(recipe: str) -> ml_collections.ConfigDict:
-  """The whole config of a recipe at a size, locked, with the defaults of its environment.
+  """Returns the complete config of a recipe at a size, locked.
+
+  recipe: as in --config=.
 
   Raises:
     InputError: as `read` and `complete` do.
@@ -36,7 +38,9 @@ def load(recipe: str) -> ml_collections.ConfigDict:
 
 
 def read(recipe: str) -> tuple[ml_collections.ConfigDict, Path]:
-  """What the file of a recipe says, and where it lies. config.env may still lack fields.
+  """Returns the config that a recipe's file makes, and the path of the file.
+
+  The fields of config.env that the file does not set are missing; `complete` adds them.
 
   Raises:
     InputError: there is no such recipe or size, or its file raises.
@@ -65,9 +69,9 @@ def read(recipe: str) -> tuple[ml_collections.ConfigDict, Path]:
 
 
 def complete(config: ml_collections.ConfigDict, folders: Sequence[Path]) -> None:
-  """Names files of the user in full, and adds the defaults of the environment's fields to config.env.
+  """Adds the defaults of config.env, and makes the paths of a user's files absolute.
 
-  folders: where files of the user are sought, the first first.
+  folders: directories that are searched for a user's files, in this order.
 
   Raises:
     InputError: config.recipe names no environment, or config.env does not fit it.

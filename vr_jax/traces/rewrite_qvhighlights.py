@@ -89,7 +89,7 @@ def rewrite(
   if section.kind not in ("openai", "anthropic"):
     raise errors.InputError(f"config.judge.kind={section.kind}: rewriters are openai or anthropic")
   judge_factory.check_model(section)
-  schema.check(section, config_fields.Judge, "config.judge")
+  schema.check(section, config_fields.JudgeSection, "config.judge")
   found = list(qvhighlights.read_rewrites(path)) if path.exists() else []
   known = {str(value["qid"]) for value in found}
   left = [moment for moment in moments if moment.qid not in known]

@@ -15,7 +15,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   The environment is made as well, so that what it refuses is found.
   """
   recipe = registry.environment_class(config.recipe)
-  schema.check(config, config_fields.Config, "config")
+  schema.check(config, config_fields.RunConfig, "config")
   for name, section in config_fields.OPTIONAL.items():
     if name in config:
       schema.check(config[name], section, f"config.{name}")
