@@ -7,7 +7,8 @@ the simulated world and the network of the size `tiny`, and what the released we
 A field is assigned at most twice on the way to a size: its default, then one value. A recipe that
 wants another value than a shared one passes it to the function that sets it.
 
-Defaults, choices, bounds and meanings of the fields: config_fields.py, and docs/config.md.
+Defaults, choices, bounds and meanings of the fields: config_fields.py and
+optional_sections.py, or docs/config.md.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 
 import ml_collections
 
-from vr_jax import config_fields, schema
+from vr_jax import config_fields, optional_sections, schema
 
 # The released networks by size, named as on Hugging Face.
 RELEASES = {size: f"Qwen2.5-VL-{size.upper()}-Instruct" for size in ("3b", "7b", "72b")}
@@ -35,18 +36,18 @@ def base(recipe: str) -> ml_collections.ConfigDict:
 
 def judge(config: ml_collections.ConfigDict) -> None:
   """Adds config.judge, for recipes whose replies a judge scores (docs/judges.md)."""
-  config.judge = schema.defaults(config_fields.JudgeSection)
+  config.judge = schema.defaults(optional_sections.JudgeSection)
 
 
 def traces(config: ml_collections.ConfigDict) -> None:
   """Adds config.traces, for recipes that can write supervised traces (docs/traces.md)."""
-  config.traces = schema.defaults(config_fields.TracesSection)
+  config.traces = schema.defaults(optional_sections.TracesSection)
 
 
 def turns(config: ml_collections.ConfigDict) -> None:
   """Adds config.turns and config.critic, for recipes of several turns (docs/video_mtr.md)."""
-  config.turns = schema.defaults(config_fields.TurnsSection)
-  config.critic = schema.defaults(config_fields.CriticSection)
+  config.turns = schema.defaults(optional_sections.TurnsSection)
+  config.critic = schema.defaults(optional_sections.CriticSection)
 
 
 def at_size(

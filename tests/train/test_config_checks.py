@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from tests.train import nano
-from vr_jax import config_fields, errors, schema
+from vr_jax import config_fields, errors, optional_sections, schema
 from vr_jax.envs import registry
 from vr_jax.train import config_checks
 
@@ -144,7 +144,7 @@ def test_only_a_network_that_knows_no_words_is_told_nothing(path):
 def _fields():
   """Each field once: (name, field), those of sections and of environments."""
   found = {each.name: each for each in schema.fields(config_fields.RunConfig)}
-  for name, section in config_fields.OPTIONAL.items():
+  for name, section in optional_sections.OPTIONAL.items():
     found |= {each.name: each for each in schema.fields(section, f"{name}.")}
   for environment in registry.ENVIRONMENTS.values():
     found |= {each.name: each for each in schema.fields(environment, "env.")}
