@@ -1,7 +1,8 @@
 """The fields that every recipe has, a class for each section: default, meaning, choices, bounds.
 
-Sections that only some recipes have are in optional_sections.py. The fields of config.env belong to the environment of a recipe (vr_jax/envs). base_config.py makes
-configs from these classes; config_docs.py writes docs/config.md from them.
+Sections that only some recipes have are in optional_sections.py. The fields of config.env belong to
+the environment of a recipe (vr_jax/envs). base_config.py makes configs from these classes;
+config_docs.py writes docs/config.md from them.
 """
 
 from collections.abc import Mapping

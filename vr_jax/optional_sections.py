@@ -29,7 +29,7 @@ class JudgeSection:
   )
   budget: int = field(
     0,
-    "Most requests of a process, retries included, each time the program starts; 0: no limit.",
+    "Most requests of a process, retries included, counted anew at each start; 0: no limit.",
     "[0, inf)",
   )
   max_tokens: int = field(256, "Most tokens of a verdict.", "[1, inf)")
