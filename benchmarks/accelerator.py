@@ -91,7 +91,7 @@ def prepare(argv: Sequence[str]) -> AcceleratorWork:
   config, _, _ = vr_jax.parse_flags(["accelerator", "--workdir=.", *recipe, *flags])
   if "turns" in config:
     raise errors.InputError(f"{recipe[-1]}: has several turns; choose a recipe with one")
-  model = cast(model_config.Config, model_setup.model_of(config))
+  model = cast(model_config.Qwen2_5_VLConfig, model_setup.model_of(config))
   mesh = mesh_lib.make_mesh(config.mesh)
   config = model_setup.clamp_microbatches(config, mesh)
   load = step_shapes.make_step_shapes(config, model)
@@ -220,7 +220,7 @@ def model_flops(work: AcceleratorWork) -> float:
   """FLOPs of one update and of the vision tower's pass."""
   step_shapes, net = work.step_shapes, work.net
   one = flops.forward(
-    cast(model_config.Config, net.model),
+    cast(model_config.Qwen2_5_VLConfig, net.model),
     frames=step_shapes.frames,
     patches=step_shapes.patches,
     prefix=step_shapes.prefix,
@@ -237,7 +237,7 @@ def bytes_of_a_token(work: AcceleratorWork) -> float:
 
   These are the text weights, the keys and the values.
   """
-  model, step_shapes = cast(model_config.Config, work.net.model), work.step_shapes
+  model, step_shapes = cast(model_config.Qwen2_5_VLConfig, work.net.model), work.step_shapes
   text = model.text
   layers = jax.tree.leaves(work.net.abstract_params["text"]["layers"])
   weights = sum(x.size for x in layers) + text.vocab_size * text.hidden_size

@@ -1,28 +1,36 @@
-"""MOSS-ChatV: GRPO with accuracy, format and a process reward (subsequence DTW of reasoning steps).
+"""MOSS-ChatV: GRPO with a process reward for reasoning steps, aligned with a reference by DTW.
 
-    tiny   simulated videos, a random network of 1 M parameters, from nothing; two cores of a CPU, 10 minutes, 2.2 GB.
-           Result: docs/claims.md.
-    3b     Qwen2.5-VL-3B-Instruct on MOSS-Video; v5e-16 or v6e-8. By plan on v5e-16: 10 of 17 GB a chip, 8 s a step.
-           Not yet measured.
-    7b     Qwen2.5-VL-7B-Instruct on MOSS-Video (the paper's headline); v5p-16 or v6e-32. By plan with 64 frames on
-           v5p-16: 33 of 103 GB a chip, 14 s a step; on v6e-32 21 of 34 GB, 12 s. Not yet measured.
-    72b    Qwen2.5-VL-72B-Instruct on MOSS-Video; v5p-256. By plan: 28 of 103 GB a chip, 8 s a step. Not yet measured.
+Trains a video language model with GRPO; a reply is rewarded for its answer, its format and its
+reasoning steps (subsequence DTW).
 
-Memory and step time by plan are launch/plan.py's, in docs/pods.md. The pretrained sizes show 16 frames of at most 128
-tokens, as the paper's family. 64 frames of 256 tokens (a temporal patch holds two frames), as planned for 7b, are
+    tiny   Data: simulated videos. Network: random, 1 M parameters. Device: two cores of a CPU. It
+           takes 10 minutes and 2.2 GB. Result: docs/claims.md.
+    3b     Qwen2.5-VL-3B-Instruct on MOSS-Video. Device: v5e-16 or v6e-8. Planned for v5e-16: 10 of
+           17 GB a chip, 8 s a step. Result: not yet measured.
+    7b     Qwen2.5-VL-7B-Instruct on MOSS-Video, the paper's headline. Device: v5p-16 or v6e-32.
+           Planned with 64 frames: on v5p-16 33 of 103 GB a chip, 14 s a step; on v6e-32 21 of 34
+           GB, 12 s. Result: not yet measured.
+    72b    Qwen2.5-VL-72B-Instruct on MOSS-Video. Device: v5p-256. Planned: 28 of 103 GB a chip, 8 s
+           a step. Result: not yet measured.
 
-    --config.data.frames=64 --config.data.max_side=896 --config.model.max_pixels=200704 --config.rl.max_new_tokens=1024
+Planned memory and step time come from launch/plan.py (docs/pods.md). The sizes 3b, 7b and 72b use
+16 frames of at most 128 tokens, as the paper's family does. 64 frames of 256 tokens (a temporal
+patch covers two frames), as planned for 7b, are
+
+    --config.data.frames=64 --config.data.max_side=896 --config.model.max_pixels=200704
+    --config.rl.max_new_tokens=1024
     --config.model.prefix_buckets="(8448,)" --config.model.patch_buckets="(1024,)"
 
-with --config.rl.microbatches=2 on v5p-16, and --config.mesh="(1,16,2,1)" on v6e-32. Smaller buckets beside these let
-shorter clips cost less.
+with --config.rl.microbatches=2 on v5p-16, and --config.mesh="(1,16,2,1)" on v6e-32. Add smaller
+buckets to these to make shorter clips cheaper.
 
-prompts, batch and evaluation batch divide over 1, 2, 4, 8 or 16 devices (data x fsdp). Where their memory is short, set
---config.rl.microbatches (and sft.microbatches), of which a run makes 16 / devices at most: the update is the same, in parts. In
-tiny a CPU counts as two devices (--config.cpu_devices).
+rl.batch_size, sft.batch_size and eval.batch_size divide over 1, 2, 4, 8 or 16 devices (data x
+fsdp). Where memory is short, set --config.rl.microbatches (and sft.microbatches), at most 16 /
+devices: the update is the same, computed in several passes. In tiny a CPU counts as two devices
+(--config.cpu_devices).
 
-Source: arXiv 2509.21113. The paper gives neither reward weights nor training details: those marked `Reconstruction` are
-defaults of ours or of the Video-R1 family that it compares with.
+Source: arXiv 2509.21113. The paper gives neither reward weights nor training details. Those marked
+`Reconstruction` are our choice, or that of Video-R1, whose family the paper compares with.
 """
 
 import ml_collections
@@ -34,26 +42,76 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   """The recipe at a size: tiny, 3b, 7b or 72b."""
   config = base_config.base("moss_chatv")
   env = config.env
-  env.instruction = (
-    "First reason about the video inside <think> and </think>, as short steps in the order of time. "
-    "Then give only the final answer inside <answer> and </answer>."
-  )
-  env.weights = ml_collections.ConfigDict()  # of the reward parts; Reconstruction: 1 each
-  env.weights.accuracy = 1.0
-  env.weights.format = 1.0
-  env.weights.process = 1.0
+  env.rewards = ("accuracy", "format", "process")
+  # Reconstruction: each reward weighs 1.
+  env.weights = ml_collections.ConfigDict({"accuracy": 1.0, "format": 1.0, "process": 1.0})
   env.alpha = 1.0  # Reconstruction
   env.dtw_moves = "jump"
   env.dtw_alignment = "subsequence"
   env.process_gate = "none"
 
-  return base_config.at_size(config, size, of_tiny=_tiny, of_released=_released)
-
-
-def _tiny(config: ml_collections.ConfigDict) -> None:
-  config.env.instruction = ""  # a network that knows no words
+  config.rl.num_generations = 8  # Reconstruction, as are the numbers of `_released`
+  config.rl.clip_epsilon_low = 0.2
+  config.rl.clip_epsilon_high = 0.2
+  return base_config.at_size(config, size, tiny=_tiny, released=_released)
 
 
 def _released(config: ml_collections.ConfigDict, size: str) -> None:
+  base_config.released_network(config, size)
   config.data.videos = "MOSS-Video/videos"
   config.data.annotations = "MOSS-Video/annotations.jsonl"
+  config.data.frames = 16
+  config.env.instruction = (
+    "First reason about the video inside <think> and </think>, as short steps in the order of "
+    "time. Then give only the final answer inside <answer> and </answer>."
+  )
+
+  rl = config.rl
+  rl.steps = 1000
+  rl.batch_size = 16
+  rl.learning_rate = 1e-6
+  rl.schedule = "cosine"
+  rl.max_grad_norm = 5.0
+  rl.kl_weight = 0.04
+  rl.max_new_tokens = 768
+
+
+def _tiny(config: ml_collections.ConfigDict) -> None:
+  base_config.tiny_simulation(config)
+  base_config.tiny_network(config)
+  config.data.fps = 1.0
+  config.data.frames = 8
+  config.env.instruction = ""  # the network knows no words
+
+  # The warm start ends when reasoning steps tell most of what happens, but answers do not yet
+  # follow from them. Networks get there after very different numbers of steps, after a long time of
+  # seeing nothing: so it ends at a loss.
+  sft = config.sft
+  sft.steps = 250
+  sft.target_loss = 0.03
+  sft.learning_rate = 2e-3
+  sft.schedule = "constant"
+  sft.warmup_steps = 20
+  sft.max_grad_norm = 1.0
+  sft.max_reply_tokens = 72
+
+  rl = config.rl
+  rl.steps = 200
+  rl.batch_size = 16
+  rl.learning_rate = 3e-4
+  rl.schedule = "constant"
+  rl.warmup_steps = 5
+  rl.max_grad_norm = 1.0
+  rl.kl_weight = 0.0  # there is no pretrained ability to keep
+  rl.top_p = 1.0
+  rl.max_new_tokens = 72
+  _tiny_compiler_sizes(config)
+
+
+def _tiny_compiler_sizes(config: ml_collections.ConfigDict) -> None:
+  """Shapes that programs are compiled for; the other sizes use the defaults."""
+  config.model.prefix_buckets = (64, 96)
+  config.model.frame_buckets = (4,)
+  config.model.patch_buckets = (16,)
+  config.rl.microbatches = 4  # what each leaves for its gradient then fits the caches of a CPU
+  config.rl.decode_slot_fractions = (0.5,)  # all replies are about equally long

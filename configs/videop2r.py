@@ -1,26 +1,35 @@
-"""VideoP2R: supervised traces, then PA-GRPO: perception and reasoning of a reply are rewarded apart.
+"""VideoP2R: supervised traces, then PA-GRPO, which rewards perception and reasoning separately.
 
-    tiny   simulated videos with questions of all five problem types, a random network of 1 M parameters, from nothing; two
-           cores of a CPU. After 60 of its 100 updates 0.51 ± 0.35 right over three seeds, from 0.45 ± 0.30 of the warm start
-           (docs/claims/videop2r.md).
-    3b     Qwen2.5-VL-3B-Instruct on the released VideoP2R data; v6e-8, or v5e-16. By plan on v6e-8: 13 of 34 GB a chip, 5 s a
-           step. Not yet measured.
-    7b     Qwen2.5-VL-7B-Instruct on the same (the paper's headline); v5p-16, or v6e-32. By plan on v5p-16: 32 of 103 GB a
-           chip, 8 s a step. Not yet measured.
-    72b    Qwen2.5-VL-72B-Instruct on the same; v5p-256. By plan: 28 of 103 GB a chip, 10 s a step. Not yet measured.
+Trains a video language model first on traces, then with PA-GRPO: each of a reply's two segments
+gets the advantage of its own rewards.
 
-The released data is two files, traces for the warm start and questions for RL. The pretrained sizes start with the second; the first
-is a run of its own, whose checkpoints RL then starts from:
+    tiny   Data: simulated videos with questions of all five problem types. Network: random, 1 M
+           parameters. Device: two cores of a CPU. Result: after 60 of its 100 updates 0.51 ± 0.35
+           right over three seeds, from 0.45 ± 0.30 after the warm start (docs/claims/videop2r.md).
+    3b     Qwen2.5-VL-3B-Instruct on the released VideoP2R data. Device: v6e-8 or v5e-16. Planned
+           for v6e-8: 13 of 34 GB a chip, 5 s a step. Result: not yet measured.
+    7b     Qwen2.5-VL-7B-Instruct on the same, the paper's headline. Device: v5p-16 or v6e-32.
+           Planned for v5p-16: 32 of 103 GB a chip, 8 s a step. Result: not yet measured.
+    72b    Qwen2.5-VL-72B-Instruct on the same. Device: v5p-256. Planned: 28 of 103 GB a chip, 10 s
+           a step. Result: not yet measured.
 
-    --mode=sft --config.data.annotations=VideoP2R/sft.json --config.sft.steps=10000 --workdir=runs/p2r-sft
+Planned memory and step time come from launch/plan.py (docs/pods.md). The released data is two
+files, traces for the warm start and questions for RL. The sizes 3b, 7b and 72b read the second. The
+warm start is a run of its own, from whose checkpoints RL then starts:
+
+    --mode=sft --config.data.annotations=VideoP2R/sft.json --config.sft.steps=10000
+    --workdir=runs/p2r-sft
+
     --mode=rl --config.rl.init_checkpoint=runs/p2r-sft/checkpoints/sft --workdir=runs/p2r
 
-The paper updates on 7 prompts x 8 replies; 8 prompts divide over up to 8 devices (data x fsdp). A slice of more splits each of
-them: --config.mesh="(1,8,-1,1)", which 72b has with 8 ways of tensor. Supervised traces are made by
---mode=traces (docs/traces.md), or are the released ones. The judge of perception is config.judge (docs/judges.md): `rule` knows
-simulated videos only, so that other sizes need an endpoint, whose key stands in the environment.
+The paper updates on 7 prompts x 8 replies. 8 prompts divide over up to 8 devices (data x fsdp). On
+a larger slice, let several devices share a prompt: --config.mesh="(1,8,-1,1)"; 72b does so, with 8
+devices on the tensor axis. Traces are written by --mode=traces (docs/traces.md), or are the
+released ones. config.judge (docs/judges.md) judges perception. The judge `rule` knows simulated
+videos only, so the sizes 3b, 7b and 72b need an endpoint, whose key is read from the environment.
 
-Source: arXiv 2511.11113. Clip range, averaging and the std floor are not stated: those of GRPO.
+Source: arXiv 2511.11113. It does not state the clip range, the averaging of the loss and the floor
+of the standard deviation: those of GRPO are used.
 """
 
 import ml_collections
@@ -34,49 +43,97 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   base_config.judge(config)
   base_config.traces(config)
   env = config.env
-  env.instruction = (
-    "First say inside <observation> and </observation> what the video shows that bears on the question. "
-    "Then reason from it inside <think> and </think>. Then give only the final answer inside <answer> and </answer>."
+  env.weights = ml_collections.ConfigDict(
+    {
+      "perception": 1.0,  # of the two segments
+      "reasoning": 1.0,
+      "accuracy": 1.0,  # of the rewards
+      "format": 1.0,
+      "length": 0.2,
+      "temporal": 0.3,  # counts only if rl.num_shuffled_generations > 0 (T-GRPO)
+    }
   )
-  env.weights = ml_collections.ConfigDict()
-  env.weights.perception = 1.0  # of the two segments
-  env.weights.reasoning = 1.0
-  env.weights.accuracy = 1.0  # of the parts
-  env.weights.format = 1.0
-  env.weights.length = 0.2
-  env.weights.temporal = 0.3  # counts where rl.num_shuffled_generations > 0 (T-GRPO)
   env.length = "segment"
-  env.perception_tokens = (128, 320)
-  env.reasoning_tokens = (320, 512)
   env.length_accuracy = 0.1
   env.temporal_ratio = 0.8
 
   rl = config.rl
-  rl.batch_size = 8
-  rl.max_new_tokens = 1024
-  sft = config.sft
-  sft.max_reply_tokens = 1024
-
-  return base_config.at_size(config, size, of_tiny=_tiny, of_released=_released)
-
-
-def _tiny(config: ml_collections.ConfigDict) -> None:
-  config.data.simulate.questions_per_video = 1
-  world = config.data.simulate.world
-  world.lives = ("cycle", "count", "charge")
-  world.families = ("choice", "name", "visits", "read", "measure")  # one of each problem type
-  world.digits = 1
-  config.data.simulate.videos = 2000
-  config.env.instruction = ""  # a network that knows no words
-  config.env.perception_tokens = (40, 80)
-  config.env.reasoning_tokens = (16, 48)
-  config.rl.steps = 100
-  config.rl.max_new_tokens = config.sft.max_reply_tokens = config.traces.max_tokens = 112
+  rl.advantage_estimator = "segments"  # PA-GRPO
+  rl.num_generations = 8
+  rl.clip_epsilon_low = 0.2
+  rl.clip_epsilon_high = 0.2
+  return base_config.at_size(config, size, tiny=_tiny, released=_released)
 
 
 def _released(config: ml_collections.ConfigDict, size: str) -> None:
-  if size == "72b":
-    config.mesh = (1, 8, -1, 8)  # 8 prompts on 128 chips
+  # 8 prompts on the 128 chips of v5p-256: 2 chips on the sequence axis, 8 on tensor.
+  base_config.released_network(config, size, mesh=(1, 8, -1, 8) if size == "72b" else None)
   config.data.videos = "VideoP2R"
   config.data.annotations = "VideoP2R/rl.json"
+  config.data.frames = 16
   config.judge.kind = "openai"
+  config.env.instruction = (
+    "First say inside <observation> and </observation> what the video shows that bears on the "
+    "question. Then reason from it inside <think> and </think>. "
+    "Then give only the final answer inside <answer> and </answer>."
+  )
+  config.env.perception_tokens = (128, 320)
+  config.env.reasoning_tokens = (320, 512)
+  config.sft.max_reply_tokens = 1024
+
+  rl = config.rl
+  rl.steps = 1000
+  rl.batch_size = 8
+  rl.learning_rate = 1e-6
+  rl.schedule = "cosine"
+  rl.max_grad_norm = 5.0
+  rl.kl_weight = 0.04
+  rl.max_new_tokens = 1024
+
+
+def _tiny(config: ml_collections.ConfigDict) -> None:
+  base_config.tiny_simulation(
+    config,
+    videos=2000,
+    questions_per_video=1,
+    lives=("cycle", "count", "charge"),
+    families=("choice", "name", "visits", "read", "measure"),  # one of each problem type
+    digits=1,
+  )
+  base_config.tiny_network(config)
+  config.data.fps = 1.0
+  config.data.frames = 8
+  config.env.instruction = ""  # the network knows no words
+  config.env.perception_tokens = (40, 80)
+  config.env.reasoning_tokens = (16, 48)
+  config.traces.max_tokens = 112
+
+  sft = config.sft  # stops early, at a loss: see moss_chatv
+  sft.steps = 250
+  sft.target_loss = 0.03
+  sft.learning_rate = 2e-3
+  sft.schedule = "constant"
+  sft.warmup_steps = 20
+  sft.max_grad_norm = 1.0
+  sft.max_reply_tokens = 112
+
+  rl = config.rl
+  rl.steps = 100
+  rl.batch_size = 16
+  rl.learning_rate = 3e-4
+  rl.schedule = "constant"
+  rl.warmup_steps = 5
+  rl.max_grad_norm = 1.0
+  rl.kl_weight = 0.0  # there is no pretrained ability to keep
+  rl.top_p = 1.0
+  rl.max_new_tokens = 112
+  _tiny_compiler_sizes(config)
+
+
+def _tiny_compiler_sizes(config: ml_collections.ConfigDict) -> None:
+  """Shapes that programs are compiled for; the other sizes use the defaults."""
+  config.model.prefix_buckets = (64, 96)
+  config.model.frame_buckets = (4,)
+  config.model.patch_buckets = (16,)
+  config.rl.microbatches = 4  # what each leaves for its gradient then fits the caches of a CPU
+  config.rl.decode_slot_fractions = (0.5,)  # all replies are about equally long

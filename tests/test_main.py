@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vr_jax import config_fields, main, schema
+from vr_jax import config_fields, main, optional_sections, schema
 from vr_jax.train import config_checks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,7 +128,7 @@ def test_every_described_field_is_that_of_a_config():
   recipes = sorted(Path(RECIPE).parent.glob("*.py"))
   configs = [_parse(f"--config={path}:tiny", "--workdir=x")[0] for path in recipes]
   leaves = {name for config in configs for name, _ in _leaves(config)}
-  for section, cls in {"": config_fields.Config, **config_fields.OPTIONAL}.items():
+  for section, cls in {"": config_fields.RunConfig, **optional_sections.OPTIONAL}.items():
     for field in schema.fields(cls, f"{section}." if section else ""):
       whole = isinstance(field.default, dict)  # a free section: its fields are those of others
       assert whole or field.name in leaves, field.name

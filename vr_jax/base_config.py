@@ -1,79 +1,96 @@
-"""The config of a recipe: fields that all recipes have, and the sizes that recipes share.
+"""Configs that recipes start from: every field with its default, and what sizes share.
 
-A recipe (configs/<recipe>.py) starts from `base` and a size, adds config.env, and sets what its paper
-says. Defaults, choices, bounds and meanings of the fields stand in config_fields.py.
+A recipe (configs/<recipe>.py) calls `base`, then sets what is its own: its environment, its data,
+its training numbers. What a paper sets stands there. Shared by all recipes, and therefore here, are
+the simulated world and the network of the size `tiny`, and what the released weights need.
+
+A field is assigned at most twice on the way to a size: its default, then one value. A recipe that
+wants another value than a shared one passes it to the function that sets it.
+
+Defaults, choices, bounds and meanings of the fields: config_fields.py and
+optional_sections.py, or docs/config.md.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import ml_collections
 
-from vr_jax import config_fields, schema
+from vr_jax import config_fields, optional_sections, schema
 
-# The pretrained sizes, by the names of Hugging Face's releases.
+# The released networks by size, named as on Hugging Face.
 RELEASES = {size: f"Qwen2.5-VL-{size.upper()}-Instruct" for size in ("3b", "7b", "72b")}
 
 
 def base(recipe: str) -> ml_collections.ConfigDict:
-  """All fields but those of the environment, which are the recipe's own.
+  """Returns every field with its default; config.env is empty.
 
-  recipe: a registered name, module:Class or file.py:Class; a file is sought beside the config.
+  recipe: a registered name, module:Class or file.py:Class. A relative file is searched for in the
+    directory of the config.
   """
-  config = schema.defaults(config_fields.Config)
+  config = schema.defaults(config_fields.RunConfig)
   config.recipe = recipe
   config.env = ml_collections.ConfigDict()
   return config
 
 
 def judge(config: ml_collections.ConfigDict) -> None:
-  """Adds config.judge, of recipes whose replies one judges (docs/judges.md)."""
-  config.judge = schema.defaults(config_fields.Judge)
+  """Adds config.judge, for recipes whose replies a judge scores (docs/judges.md)."""
+  config.judge = schema.defaults(optional_sections.JudgeSection)
 
 
 def traces(config: ml_collections.ConfigDict) -> None:
-  """Adds config.traces, of recipes whose replies hold an observation (docs/traces.md)."""
-  config.traces = schema.defaults(config_fields.Traces)
+  """Adds config.traces, for recipes that can write supervised traces (docs/traces.md)."""
+  config.traces = schema.defaults(optional_sections.TracesSection)
 
 
 def turns(config: ml_collections.ConfigDict) -> None:
-  """Adds config.turns and config.critic, of recipes whose replies ask for frames (docs/video_mtr.md)."""
-  config.turns = schema.defaults(config_fields.Turns)
-  config.critic = schema.defaults(config_fields.Critic)
+  """Adds config.turns and config.critic, for recipes of several turns (docs/video_mtr.md)."""
+  config.turns = schema.defaults(optional_sections.TurnsSection)
+  config.critic = schema.defaults(optional_sections.CriticSection)
 
 
 def at_size(
   config: ml_collections.ConfigDict,
   size: str,
   *,
-  of_tiny: Callable[[ml_collections.ConfigDict], None],
-  of_released: Callable[[ml_collections.ConfigDict, str], None],
+  tiny: Callable[[ml_collections.ConfigDict], None],
+  released: Callable[[ml_collections.ConfigDict, str], None],
 ) -> ml_collections.ConfigDict:
-  """The recipe at a size, locked: what that size is in all recipes, then what `of_tiny(config)` or `of_released(config, size)` add.
+  """Returns the config at a size, locked: calls `tiny(config)` or `released(config, size)`.
 
-  Raises ValueError for a size that there is none of.
+  Raises:
+    ValueError: the size is none of tiny, 3b, 7b and 72b.
   """
   if size == "tiny":
     tiny(config)
-    of_tiny(config)
   elif size in RELEASES:
-    released(config, RELEASES[size])
-    of_released(config, size)
+    released(config, size)
   else:
     known = ", ".join(("tiny", *RELEASES))
     raise ValueError(f"{size}: no such size; one of {known}")
   return config.lock()
 
 
-def tiny(config: ml_collections.ConfigDict) -> None:
-  """Simulated videos and a random network of 1 M parameters: two cores of a CPU are enough."""
+def tiny_simulation(
+  config: ml_collections.ConfigDict,
+  *,
+  videos: int = 1000,
+  questions_per_video: int = 2,
+  **world: Any,
+) -> None:
+  """Sets up simulated videos of 112 x 112 pixels for the size tiny.
+
+  world: fields of worlds.config.WorldConfig that differ from those below.
+  """
   data = config.data
-  data.simulate.videos = 1000
-  data.simulate.questions_per_video = 2
+  data.simulate.videos = videos
+  data.simulate.questions_per_video = questions_per_video
   data.simulate.world = ml_collections.ConfigDict(
     {
       "height": 112,  # pixels
       "width": 112,
-      "rows": 2,  # places of the canvas: rows x columns
+      "rows": 2,  # the canvas is a grid of rows x columns cells
       "columns": 2,
       "seconds": 10.0,
       "fps": 8,
@@ -83,29 +100,28 @@ def tiny(config: ml_collections.ConfigDict) -> None:
       "objects_max": 1,
       "lives": ("cycle",),
       "lives_per_object": 1,
-      "periods": (2, 3),  # changes after which a life repeats
+      "periods": (2, 3),  # number of changes after which a life repeats
       "shapes": ("circle", "square", "triangle", "star", "cross", "diamond"),
       "colours": ("red", "green", "blue", "yellow"),
       "families": ("choice", "name"),
-      "options_in_order": True,  # a letter then stands for one value, which is sooner learnt
-      "wordings": 1,  # of questions and steps
+      "options_in_order": True,  # a letter then always means the same value: learned sooner
+      "wordings": 1,  # ways to word a question or a step
+      **world,
     }
   )
-  data.fps = 1.0
-  data.frames = 8
   data.threads = 1
 
+
+def tiny_network(config: ml_collections.ConfigDict) -> None:
+  """Sets up a random network of 1 M parameters, for which two cores of a CPU are enough."""
   model = config.model
   model.tokenizer = "trained"
   model.min_pixels = model.max_pixels = 56 * 56
   model.system = ""
-  model.question_first = True  # a fixed distance from frames to reply is learnt sooner
+  model.question_first = True  # frames at a fixed distance from the reply are learned sooner
   model.dtype = "float32"
   model.remat = "none"
   model.freeze_vision = False
-  model.prefix_buckets = (64, 96)
-  model.frame_buckets = (4,)
-  model.patch_buckets = (16,)
   model.architecture = ml_collections.ConfigDict(
     {
       "model_type": "qwen2_5_vl",
@@ -138,40 +154,21 @@ def tiny(config: ml_collections.ConfigDict) -> None:
       },
     }
   )
-  # The warm start ends where traces tell most of what happens, but answers do not yet follow from them. Networks get
-  # there at different steps, after a long time of seeing nothing: hence a loss, and not a number of steps.
-  sft = config.sft
-  sft.steps = 250
-  sft.target_loss = 0.03
-  sft.batch_size = 16
-  sft.learning_rate = 2e-3
-  sft.schedule = "constant"
-  sft.warmup_steps = 20
-  sft.max_grad_norm = 1.0
-  sft.max_reply_tokens = 72
-
-  rl = config.rl
-  rl.steps = 200
-  rl.batch_size = 16
-  rl.microbatches = 4  # what each leaves for its gradient stays in the caches of a CPU
-  rl.top_p = 1.0
-  rl.max_new_tokens = 72
-  rl.decode_slot_fractions = (0.5,)  # its replies are all about as long
-  rl.learning_rate = 3e-4
-  rl.schedule = "constant"
-  rl.warmup_steps = 5
-  rl.max_grad_norm = 1.0
-  rl.kl_weight = 0.0  # nothing pretrained is to be kept
-
   config.eval.batch_size = 64
-  config.cpu_devices = 2  # one a core
+  config.cpu_devices = 2  # one per core
 
 
-def released(config: ml_collections.ConfigDict, name: str) -> None:
-  """A Hugging Face release of Qwen2.5-VL, in the directory of that name."""
-  config.model.pretrained = name
+def released_network(
+  config: ml_collections.ConfigDict, size: str, *, mesh: tuple[int, int, int, int] | None = None
+) -> None:
+  """Sets up a released network, read from the directory that bears its name.
+
+  size: 3b, 7b or 72b.
+  mesh: devices on the axes data, fsdp, sequence, tensor. None: all on fsdp, but for 72b 8 on
+    tensor, one for each of its key heads.
+  """
+  config.model.pretrained = RELEASES[size]
   config.model.rope_after_video = "largest"  # as the released weights were trained
-  config.model.resize_backend = "torchvision"  # as transformers resizes for them
+  config.model.resize_backend = "torchvision"  # as transformers resizes frames for them
   config.export.dtype = "bfloat16"  # as the releases
-  # The 8 key heads of the largest stand one a device.
-  config.mesh = (1, -1, 1, 8) if "72B" in name else (1, -1, 1, 1)
+  config.mesh = mesh or ((1, -1, 1, 8) if size == "72b" else (1, -1, 1, 1))

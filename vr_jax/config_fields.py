@@ -1,6 +1,8 @@
-"""The fields that every recipe has, a class for each section: default, meaning, bounds.
+"""The fields that every recipe has, a class for each section: default, meaning, choices, bounds.
 
-Those of config.env are the environment's own (vr_jax/envs). base_config.py makes configs of these.
+Sections that only some recipes have are in optional_sections.py. The fields of config.env belong to
+the environment of a recipe (vr_jax/envs). base_config.py makes configs from these classes;
+config_docs.py writes docs/config.md from them.
 """
 
 from collections.abc import Mapping
@@ -13,379 +15,376 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Simulate:
+class SimulateSection:
   """Videos that the data stage simulates."""
 
-  videos: int = field(0, "How many; 0: data.videos and data.annotations are used.", "[0, inf)")
-  questions_per_video: int = field(1, "Questions about each video.", "[1, inf)")
-  seed: int = field(0, "Of the simulation.")
-  world: Mapping[str, Any] = field({}, "Fields of worlds.config.WorldConfig.")
+  videos: int = field(
+    0, "Number of simulated videos; 0: data.videos and data.annotations are read.", "[0, inf)"
+  )
+  questions_per_video: int = field(1, "Number of questions about each video.", "[1, inf)")
+  seed: int = field(0, "Seed of the simulation.")
+  world: Mapping[str, Any] = field({}, "Settings of the world, as in worlds.config.WorldConfig.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
-  """Videos, questions and the frames that are shown of them."""
+class DataSection:
+  """Videos, questions, and the frames that the model sees."""
 
-  directory: str = field("", "Of the frame store and the examples; empty: <workdir>/data.")
-  videos: str = field("", "Directory of videos; empty where they are simulated.")
-  annotations: str = field("", "Annotation file (docs/data.md).")
+  directory: str = field(
+    "", "Directory of the frame store and the examples; empty: <workdir>/data."
+  )
+  videos: str = field("", "Directory of videos; empty if they are simulated.")
+  annotations: str = field("", "Annotation file (docs/data.md); empty if videos are simulated.")
   on_bad: Literal["stop", "skip"] = field(
     "stop", "A bad record stops the run, or is skipped and listed in bad_records.jsonl."
   )
-  fps: float = field(2.0, "Frames stored a second.")
-  quality: int = field(90, "Of the stored JPEGs.")
-  max_side: int = field(448, "Longer side of stored frames in pixels; larger ones are scaled down.")
-  validation_fraction: float = field(0.0, "Of the videos.", "[0, 1)")
-  test_fraction: float = field(0.2, "Of the videos; the rest is for training.", "[0, 1)")
-  split_seed: int = field(0, "Another one gives another split.")
-  sampling: Literal["uniform", "fps", "pool"] = field(
-    "uniform", "How frames are chosen; pool: what several turns choose from."
+  fps: float = field(2.0, "Frames that are stored for each second of video.")
+  quality: int = field(90, "JPEG quality of stored frames.")
+  max_side: int = field(
+    448, "Longer side of stored frames in pixels; larger frames are scaled down."
   )
-  frames: int = field(16, "Uniform: frames of a clip; pool: at most so many.")
-  sample_fps: float = field(2.0, "Fps: frames a second, but min_frames to max_frames.")
-  min_frames: int = field(4, "Fps: frames of a clip, at least.")
-  max_frames: int = field(64, "Fps: frames of a clip, at most.")
-  threads: int = field(4, "Read and cut frames ahead of the step.", "[0, inf)")
-  simulate: Simulate = Simulate()
+  validation_fraction: float = field(
+    0.0, "Fraction of the videos in the validation split; 0: there is none.", "[0, 1)"
+  )
+  test_fraction: float = field(
+    0.2, "Fraction of the videos in the test split; the rest is for training.", "[0, 1)"
+  )
+  split_seed: int = field(0, "Seed of the split of the videos.")
+  sampling: Literal["uniform", "fps", "pool"] = field(
+    "uniform",
+    "How frames of a clip are chosen: a fixed number, a fixed rate, or (pool) the frames that "
+    "replies of several turns choose from.",
+  )
+  frames: int = field(16, "Number of frames of a clip (uniform), or the most of a pool (pool).")
+  sample_fps: float = field(
+    2.0, "Frames for each second of a clip (fps), within min_frames and max_frames."
+  )
+  min_frames: int = field(4, "Fewest frames of a clip (fps).")
+  max_frames: int = field(64, "Most frames of a clip (fps).")
+  threads: int = field(
+    4,
+    "Threads that prepare batches ahead of the step; 0: none, batches are made on demand.",
+    "[0, inf)",
+  )
+  simulate: SimulateSection = SimulateSection()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lora:
+class LoraSection:
   """Low-rank adapters (docs/checkpoints.md)."""
 
-  rank: int = field(0, "Of the adapters, which alone are trained; 0: all weights are trained.")
-  alpha: float = field(32.0, "What adapters add is multiplied by alpha / rank.")
-  text: tuple[str, ...] = field(
-    ("query", "key", "value", "out", "gate", "up", "down"), "Projections that get an adapter."
+  rank: int = field(
+    0, "Rank of the adapters, which alone are trained; 0: no adapters, all weights are trained."
   )
-  vision: tuple[str, ...] = field((), "The same of the tower: of qkv, out, gate, up, down.")
-  base_dtype: Dtype = field("bfloat16", "Of all weights that are not trained.")
+  alpha: float = field(32.0, "The output of an adapter is multiplied by alpha / rank.")
+  text: tuple[str, ...] = field(
+    ("query", "key", "value", "out", "gate", "up", "down"),
+    "Projections of the language model that get an adapter.",
+  )
+  vision: tuple[str, ...] = field(
+    (), "Projections of the vision tower that get an adapter: of qkv, out, gate, up, down."
+  )
+  base_dtype: Dtype = field("bfloat16", "Dtype of all weights that are not trained.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
-  """The network, its tokenizer, and what it is shown."""
+class ModelSection:
+  """The network, its tokenizer, and its inputs."""
 
   pretrained: str = field(
-    "", "Hugging Face directory; empty: random weights of model.architecture."
+    "", "Hugging Face directory of weights; empty: random weights of model.architecture."
   )
-  architecture: Mapping[str, Any] = field({}, "As in a config.json of Hugging Face.")
+  architecture: Mapping[str, Any] = field({}, "Sizes, as in a config.json of Hugging Face.")
   tokenizer: str = field(
-    "", 'A tokenizer.json; "trained": learnt from the training split; empty: the pretrained one.'
+    "",
+    'Path of a tokenizer.json; "trained": one is trained on the training split; empty: that of '
+    "model.pretrained.",
   )
-  min_pixels: int = field(4 * 28 * 28, "Of a frame, at least.", "[1, inf)")
-  max_pixels: int = field(128 * 28 * 28, "Of a frame, at most [Video-R1].", "[1, inf)")
+  min_pixels: int = field(4 * 28 * 28, "Fewest pixels of a frame.", "[1, inf)")
+  max_pixels: int = field(
+    128 * 28 * 28, "Most pixels of a frame; the default is Video-R1's.", "[1, inf)"
+  )
   resize_backend: Literal["torchvision", "pillow"] = field(
-    "pillow", "Whose bicubic filter resizes frames (docs/design.md)."
+    "pillow", "Library whose bicubic filter frames are resized with (docs/design.md)."
   )
-  system: str = field("You are a helpful assistant.", "System turn; empty: none.")
-  question_first: bool = field(False, "The question stands before the video in the prompt.")
+  system: str = field(
+    "You are a helpful assistant.", "Text of the system turn; empty: there is no system turn."
+  )
+  question_first: bool = field(False, "Whether the question precedes the video in the prompt.")
   rope_after_video: Literal["", "sides", "largest"] = field(
-    "", "Position of text behind a video (docs/design.md); empty: as the model says."
+    "",
+    "Position of the text after a video: behind its longer side, or behind its largest position "
+    "(docs/design.md); empty: as the model's config says.",
   )
-  dtype: Dtype = field("bfloat16", "Of activations; parameters stay float32.")
+  dtype: Dtype = field("bfloat16", "Dtype of activations; trained parameters stay float32.")
   remat: Literal["none", "full", "attention", "dots"] = field(
-    "full", "What is computed again in the backward pass."
+    "full",
+    "What the backward pass computes again: none: nothing; full: each layer; attention: each layer "
+    "but its attention kernel; dots: all but attention kernels and matrix products.",
   )
   attention: Literal["", "xla", "splash", "cudnn"] = field(
-    "", "Splash is TPU's, cudnn GPU's; empty: that of the platform."
+    "",
+    "Attention kernel; splash is for TPUs, cudnn for GPUs; empty: the platform's own choice.",
   )
   logit_chunk: int = field(
-    8192, "Rows of the vocabulary whose logits an update has in memory at once.", "[1, inf)"
+    8192, "Vocabulary entries whose logits an update has in memory at once.", "[1, inf)"
   )
-  freeze_vision: bool = field(True, "Reconstruction: optional in the family.")
+  freeze_vision: bool = field(
+    True, "Whether the vision tower stays as it is. Reconstruction: optional in the family."
+  )
   # A clip of 16 frames takes 4 MiB with 3b, 7 MiB with 7b, and 16 MiB with 72b.
   feature_cache_gib: float = field(
     64.0,
-    "Features of a frozen tower kept on disk, at most so many GiB; 0 (needed with several turns): none.",
+    "Most GiB of disk for cached features of a frozen vision tower; 0: no cache, as recipes of "
+    "several turns need.",
     "[0, inf)",
   )
-  lora: Lora = Lora()
+  lora: LoraSection = LoraSection()
   prefix_buckets: tuple[int, ...] = field(
     (640, 768, 1024, 1152, 1280, 1408, 1536, 2048, 3072, 4096),
-    "Prompt lengths that programs are compiled for: a batch takes that of its longest prompt.",
+    "Prompt lengths in tokens that programs are compiled for; a batch is padded to the smallest "
+    "that fits its longest prompt.",
     "[1, inf)",
     length=1,
   )
   frame_buckets: tuple[int, ...] = field(
-    (8, 32), "The same of temporal patches a prompt.", "[1, inf)", length=1
+    (8, 32),
+    "Numbers of temporal patches a prompt that programs are compiled for.",
+    "[1, inf)",
+    length=1,
   )
   patch_buckets: tuple[int, ...] = field(
-    (256, 512), "The same of patches a frame.", "[1, inf)", length=1
+    (256, 512),
+    "Numbers of patches a frame that programs are compiled for.",
+    "[1, inf)",
+    length=1,
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Optimizer:
-  """AdamW, as the policy and a critic have it."""
+class OptimizerSection:
+  """AdamW, for the policy and for a critic."""
 
-  learning_rate: float = field(1e-6, "Its highest.", "[0, inf)")
-  schedule: Literal["cosine", "constant"] = field("cosine", "Of the learning rate after warm-up.")
-  warmup_steps: int = field(0, "Updates over which the learning rate rises.", "[0, inf)")
-  b1: float = field(0.9, "Decay of Adam's first moment.", "[0, 1)")
-  b2: float = field(0.999, "Decay of Adam's second moment.", "[0, 1)")
-  moment_dtype: Literal["float32", "bfloat16"] = field("float32", "Of Adam's first moment.")
-  weight_decay: float = field(0.01, "Of AdamW.", "[0, inf)")
-  max_grad_norm: float = field(5.0, "Gradients are scaled down to this norm.", "(0, inf)")
+  learning_rate: float = field(1e-6, "Highest learning rate.", "[0, inf)")
+  schedule: Literal["cosine", "constant"] = field(
+    "cosine", "Course of the learning rate after the warm-up."
+  )
+  warmup_steps: int = field(
+    0, "Updates over which the learning rate rises from 0; 0: no warm-up.", "[0, inf)"
+  )
+  b1: float = field(0.9, "Decay rate of Adam's first moment.", "[0, 1)")
+  b2: float = field(0.999, "Decay rate of Adam's second moment.", "[0, 1)")
+  moment_dtype: Literal["float32", "bfloat16"] = field("float32", "Dtype of Adam's first moment.")
+  weight_decay: float = field(0.01, "Weight decay of AdamW; 0: none.", "[0, inf)")
+  max_grad_norm: float = field(
+    5.0, "Norm that a larger gradient is scaled down to before the update.", "(0, inf)"
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Loop(Optimizer):
-  """What both training loops have."""
+class LoopSection(OptimizerSection):
+  """Fields of both training loops."""
 
   microbatches: int = field(
-    1, "Equal parts of an update, at most one for each prompt of a device.", "[1, inf)"
+    1,
+    "Number of equal parts in which an update is computed, to save memory; at most one for each "
+    "prompt of a device.",
+    "[1, inf)",
   )
-  checkpoint_every: int = field(50, "Steps between checkpoints.", "[1, inf)")
+  checkpoint_every: int = field(50, "Steps between two checkpoints.", "[1, inf)")
   max_consecutive_nonfinite: int = field(
-    5, "Non-finite updates in a row that end the run.", "[1, inf)"
+    5, "Number of non-finite updates in a row that ends the run.", "[1, inf)"
   )
   token_bucket_ratio: float = field(
     1.1,
-    "Updates are compiled for numbers of reply tokens this far apart; 0: padding is computed too.",
+    "Ratio between the numbers of reply tokens that updates are compiled for; 0: one program, "
+    "which computes the padding too.",
     "[0, inf)",
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sft(Loop):
+class SftSection(LoopSection):
   """The supervised warm start."""
 
-  steps: int = field(0, "Updates at most; 0: no supervised warm start.", "[0, inf)")
+  steps: int = field(0, "Most updates; 0: no supervised warm start.", "[0, inf)")
   target_loss: float = field(
-    0.0, "It ends where the mean loss of 10 updates (nats a token) is this low.", "[0, inf)"
+    0.0,
+    "Mean loss of 10 updates, in nats a token, at which the stage ends; 0: it runs all its steps.",
+    "[0, inf)",
   )
-  examples: int = field(0, "Of the training set that are used; 0: all.", "[0, inf)")
-  batch_size: int = field(16, "Prompts an update.", "[1, inf)")
-  max_reply_tokens: int = field(768, "Longer reference replies are an error.", "[1, inf)")
+  examples: int = field(0, "Number of training examples that are used; 0: all.", "[0, inf)")
+  batch_size: int = field(16, "Examples an update.", "[1, inf)")
+  max_reply_tokens: int = field(
+    768, "Most tokens of a reference reply; a longer one is a bad record.", "[1, inf)"
+  )
   validate_every: int = field(
-    0, "Updates between two looks at the validation split; 0: none.", "[0, inf)"
+    0, "Updates between two measurements of the validation loss; 0: none.", "[0, inf)"
   )
   patience: int = field(
-    0, "It ends after so many looks in a row that find no lower loss; 0: never.", "[0, inf)"
+    0,
+    "Measurements of the validation loss in a row without a new minimum that end the stage; 0: "
+    "they never end it.",
+    "[0, inf)",
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rl(Loop):
+class RlSection(LoopSection):
   """Reinforcement learning."""
 
   init_checkpoint: str = field(
-    "", "Directory of checkpoints to start from; empty: this workdir's checkpoints/sft."
+    "", "Directory of checkpoints to start from; empty: checkpoints/sft of the workdir."
   )
-  steps: int = field(1000, "Batches of replies.", "[0, inf)")
-  batch_size: int = field(16, "Prompts an update.", "[1, inf)")
-  num_generations: int = field(8, "Replies to each prompt.", "[1, inf)")
-  num_iterations: int = field(1, "Updates on one batch of replies.", "[1, inf)")
-  temperature: float = field(1.0, "Of sampling.", "(0, inf)")
-  top_p: float = field(0.95, "Of sampling.", "(0, 1]")
-  max_new_tokens: int = field(768, "Of a reply.", "[1, inf)")
+  steps: int = field(1000, "Number of batches of prompts that are sampled for.", "[0, inf)")
+  batch_size: int = field(16, "Prompts a step.", "[1, inf)")
+  num_generations: int = field(8, "Replies to each prompt: the size of a group.", "[1, inf)")
+  num_iterations: int = field(1, "Updates on each batch of replies.", "[1, inf)")
+  temperature: float = field(1.0, "Temperature of sampling.", "(0, inf)")
+  top_p: float = field(
+    0.95, "Probability mass of the tokens that are sampled from; 1: all tokens.", "(0, 1]"
+  )
+  max_new_tokens: int = field(
+    768, "Most tokens of a reply; with several turns, of each turn.", "[1, inf)"
+  )
   decode_slot_fractions: tuple[float, ...] = field(
     (0.86, 0.74, 0.63, 0.54, 0.46, 0.38, 0.3, 0.24, 0.18, 0.13, 0.09, 0.06, 0.04, 0.03, 0.02, 0.01),
-    "Shares of the replies that decoding goes down to as others end; each is compiled once.",
+    "Fractions of the batch that decoding shrinks to as replies end, each compiled once; (): it "
+    "never shrinks.",
     "(0, 1)",
   )
   replicate_weights_for_decode: bool = field(
-    True, "Whole weights on each device while it decodes; False: less memory, more traffic."
+    True,
+    "Whether each device holds whole weights while it decodes, which takes memory and saves "
+    "traffic.",
   )
   dynamic_sampling_max_batches: int = field(
-    0, "More batches a step at most, whose groups replace those without signal (DAPO).", "[0, inf)"
+    0,
+    "Most further batches a step, whose groups replace those without a signal (DAPO); 0: no "
+    "dynamic sampling.",
+    "[0, inf)",
   )
   num_shuffled_generations: int = field(
     0,
-    "More replies to each prompt, to its frames in random order (T-GRPO compares).",
+    "Further replies to each prompt, with its frames in random order, for the reward of temporal "
+    "order (T-GRPO); 0: no such reward.",
     "[0, inf)",
   )
   curriculum: Literal["none", "length"] = field(
-    "none", "none: in random order; length: every epoch from the shortest clips to the longest."
+    "none",
+    "Order of the prompts: none: random; length: in every epoch from the shortest clips to the "
+    "longest.",
   )
   one_step_off_policy: bool = field(
-    False, "Replies of the next step are judged while this one updates."
+    False, "Whether the replies of the next step are scored while this one updates."
   )
-  normalize_by_std: bool = field(True, "Advantages by the group's standard deviation.")
+  normalize_by_std: bool = field(
+    True, "Whether advantages are divided by the standard deviation of their group."
+  )
   baseline: Literal["group_mean", "leave_one_out"] = field(
     "group_mean",
-    "What is taken off a reply's reward: its group's mean, or the mean of the others (RLOO).",
+    "What is subtracted from the reward of a reply: the mean of its group, or of the group's other "
+    "replies (RLOO).",
   )
   aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = field(
-    "sequence_mean", "How the losses of tokens are averaged."
+    "sequence_mean",
+    "How the losses of tokens are averaged: over each reply, then over replies (GRPO); over all "
+    "tokens (DAPO); or summed over each reply and divided by a constant length (Dr. GRPO).",
   )
   objective: Literal["clip", "cispo"] = field(
-    "clip", "clip: PPO's; cispo: the clipped ratio weighs each token's gradient."
+    "clip",
+    "clip: PPO's clipped ratio; cispo: the clipped ratio weights the gradient of each token.",
   )
   importance_sampling_level: Literal["token", "sequence"] = field(
-    "token", "token: a ratio for each token; sequence: one for a whole reply (GSPO)."
+    "token", "Whether each token has a ratio, or a whole reply has one (GSPO)."
   )
-  clip_epsilon_low: float = field(0.2, "Of the ratio below 1.", "[0, inf)")
-  clip_epsilon_high: float = field(0.2, "Of the ratio above 1.", "[0, inf)")
+  clip_epsilon_low: float = field(
+    0.2, "Distance below 1 at which the ratio is clipped.", "[0, inf)"
+  )
+  clip_epsilon_high: float = field(
+    0.2, "Distance above 1 at which the ratio is clipped.", "[0, inf)"
+  )
   dual_clip: float = field(
-    0.0, "Largest ratio that counts against a token of negative advantage; 0: any.", "[0, inf)"
+    0.0,
+    "Largest ratio that counts for a token with a negative advantage; 0: no such limit.",
+    "[0, inf)",
   )
-  kl_weight: float = field(0.04, "Of the KL to the reference, in the loss.", "[0, inf)")
-  kl_estimator: Literal["k1", "k2", "k3"] = field("k3", "Of that KL.")
-  entropy_weight: float = field(0.0, "Of the replies' entropy, which the loss rewards.", "[0, inf)")
+  kl_weight: float = field(
+    0.04,
+    "Weight, in the loss, of the KL divergence from the reference policy; 0: no such term.",
+    "[0, inf)",
+  )
+  kl_estimator: Literal["k1", "k2", "k3"] = field("k3", "Estimator of that KL divergence.")
+  entropy_weight: float = field(
+    0.0, "Weight of the entropy bonus in the loss; 0: no bonus.", "[0, inf)"
+  )
   advantage_estimator: Literal["segments", "joint", "episode", "outcome", "gae"] = field(
     "segments",
-    "Which rewards count for which tokens. segments: each segment's for its own; joint: the sum for "
-    "all, of replies whose segments are all judged; episode: the sum of what is judged for all; "
-    "outcome: the last segment's for all; gae: turns by bi-level GAE, with a critic (config.critic).",
+    "Which rewards make the advantage of a token. segments: those of its own segment. joint: the "
+    "sum of all segments, for replies whose segments all have a score. episode: the sum of the "
+    "segments that have a score. outcome: those of the last segment. gae: bi-level GAE over turns, "
+    "with a critic (config.critic).",
   )
   overlong_buffer: int = field(
-    0, "Last tokens over which a penalty of length grows (DAPO); 0: no penalty.", "[0, inf)"
+    0,
+    "Number of last tokens over which the penalty for long replies grows (DAPO); 0: no penalty.",
+    "[0, inf)",
   )
   overlong_max_tokens: int = field(
-    0, "Where the penalty has grown to its end; 0: at rl.max_new_tokens.", "[0, inf)"
+    0, "Reply length at which that penalty is full; 0: rl.max_new_tokens.", "[0, inf)"
   )
   overlong_weight: float = field(
-    1.0, "Weight of the penalty, which goes from 0 to -1, in the total reward.", "[0, inf)"
+    1.0, "Weight in the total reward of that penalty, which goes from 0 to -1.", "[0, inf)"
   )
-  tis_cap: float = field(2.0, "Cap of the trainer/sampler importance weight.", "(0, inf)")
+  tis_cap: float = field(
+    2.0,
+    "Cap of the importance weight that corrects the sampler's probabilities to the trainer's.",
+    "(0, inf)",
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Eval:
+class EvalSection:
   """Evaluation on the test split."""
 
-  examples: int = field(0, "Of the test set; 0: all.", "[0, inf)")
-  batch_size: int = field(16, "Prompts at a time.", "[1, inf)")
-  temperature: float = field(0.0, "Of sampling; 0: the most likely token.", "[0, inf)")
-  report_samples: int = field(24, "Shown in the report.", "[0, inf)")
-  blind: bool = field(True, "Also without frames.")
-  shuffled_frames: bool = field(True, "Also with frames in random order.")
+  examples: int = field(0, "Number of test examples that are used; 0: all.", "[0, inf)")
+  batch_size: int = field(16, "Prompts a batch.", "[1, inf)")
+  temperature: float = field(
+    0.0, "Temperature of sampling; 0: always the most likely token.", "[0, inf)"
+  )
+  report_samples: int = field(24, "Number of replies in the report.", "[0, inf)")
+  blind: bool = field(True, "Whether to evaluate without frames as well.")
+  shuffled_frames: bool = field(True, "Whether to evaluate with frames in random order as well.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Export:
+class ExportSection:
   """What --mode=export writes."""
 
-  directory: str = field("", "Where; empty: <workdir>/export.")
-  dtype: Dtype = field("float32", "Of its tensors.")
+  directory: str = field("", "Directory of the export; empty: <workdir>/export.")
+  dtype: Dtype = field("float32", "Dtype of the exported tensors.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class RunConfig:
   """The sections and fields of every recipe."""
 
-  recipe: str = field("", "A registered name, module:Class or file.py:Class of an environment.")
-  seed: int = field(0, "Of initial weights, order of data and sampling.")
+  recipe: str = field(
+    "", "The environment: a registered name, module:Class or file.py:Class of your own."
+  )
+  seed: int = field(0, "Seed of initial weights, order of data and sampling.")
   mesh: tuple[int, ...] = field(
-    (-1, 1, 1, 1), "Devices on the axes data, fsdp, sequence, tensor; -1: what is left."
+    (-1, 1, 1, 1), "Devices on the axes data, fsdp, sequence, tensor; -1: all that are left."
   )
   cpu_devices: int = field(
-    0, "That a CPU counts as, where JAX is not told; 0: as JAX says.", "[0, inf)"
+    0,
+    "Number of devices that a CPU counts as; 0: as JAX says. Without effect if XLA_FLAGS or JAX "
+    "already sets it.",
+    "[0, inf)",
   )
-  data: Data = Data()
-  model: Model = Model()
-  sft: Sft = Sft()
-  rl: Rl = Rl()
-  eval: Eval = Eval()
-  export: Export = Export()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Judge:
-  """The judge of recipes whose replies one judges (docs/judges.md)."""
-
-  kind: Literal["rule", "local", "openai", "anthropic"] = field(
-    "rule", "rule: the simulator's truth; local: a model loaded here; else an endpoint."
-  )
-  model: str = field("", "Its name, or for local a Hugging Face directory.")
-  base_url: str = field("", "Of the endpoint; empty: that of the provider.")
-  key_variable: str = field(
-    "", "Environment variable that holds the key; empty: the provider's own."
-  )
-  in_flight: int = field(32, "Questions at a time.", "[1, inf)")
-  requests_per_minute: float = field(0.0, "At most; 0: no limit.", "[0, inf)")
-  timeout: float = field(30.0, "Seconds.", "(0, inf)")
-  retries: int = field(4, "Then there is no verdict.", "[0, inf)")
-  budget: int = field(
-    0, "Calls of one start of the program, in each process; 0: no limit.", "[0, inf)"
-  )
-  max_tokens: int = field(256, "Of an answer.", "[1, inf)")
-  blinded: bool = field(
-    False, "It answers from the observation alone, and that answer is compared with the right one."
-  )
-  threshold: float = field(
-    0.6, "Blinded: of the task metric, from which the observation suffices.", "[0, 1]"
-  )
-  leak_filter: bool = field(
-    False, "An observation that states the answer outright does not suffice."
-  )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Traces:
-  """Supervised traces that a writer proposes (docs/traces.md)."""
-
-  writer: Literal["sampler", "openai"] = field(
-    "sampler", "sampler: the weights that RL would start from; openai: an endpoint."
-  )
-  directory: str = field("", "What is written; empty: <workdir>/traces.")
-  examples: int = field(0, "Of each split that are asked about; 0: all.", "[0, inf)")
-  threshold: float = field(
-    0.6, "Of the task metric: an answer that scores less is rejected [VideoP2R].", "[0, 1]"
-  )
-  batch_size: int = field(16, "Questions that are asked, decided and written together.", "[1, inf)")
-  max_tokens: int = field(1024, "Of a reply.", "[1, inf)")
-  model: str = field("", "openai: the writer's name at its endpoint.")
-  base_url: str = field("", "openai: of the endpoint; empty: OpenAI's own.")
-  key_variable: str = field("OPENAI_API_KEY", "openai: environment variable that holds the key.")
-  in_flight: int = field(16, "openai: requests at a time.", "[1, inf)")
-  retries: int = field(4, "openai: of a request.", "[0, inf)")
-  timeout: float = field(120.0, "openai: seconds that a request may take.", "(0, inf)")
-  workers: int = field(
-    0, "Processes of an Apache Beam pipeline (extra beam); 0: this process, no Beam.", "[0, inf)"
-  )
-  beam: tuple[str, ...] = field(
-    (), "Beam's own options, of another runner than that of this machine."
-  )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Turns:
-  """Sizes of recipes whose replies ask for frames (docs/video_mtr.md)."""
-
-  episode_buckets: tuple[int, ...] = field(
-    (2048, 3072, 4096),
-    "Tokens of a whole episode behind its opening that programs are compiled for.",
-    "[1, inf)",
-    length=1,
-  )
-  observation_buckets: tuple[int, ...] = field(
-    (512, 1024, 1536), "The same of what one turn shows.", "[1, inf)", length=1
-  )
-  frame_buckets: tuple[int, ...] = field(
-    (8, 16),
-    "The same of temporal patches: of one turn, and of all behind the first together.",
-    "[1, inf)",
-    length=1,
-  )
-  decode_chunk: int = field(
-    32, "Steps of decoding; what a reply is shown next is made during one.", "[1, inf)"
-  )
-  append_batch_size: int = field(
-    8, "Replies a device that are shown frames together, at most.", "[1, inf)"
-  )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Critic(Optimizer):
-  """The critic of PPO (docs/video_mtr.md)."""
-
-  placement: Literal["every", "last"] = field(
-    "every", "Which turn ends receive the answer's reward."
-  )
-  gamma_turn: float = field(0.95, "Discount between turns.", "[0, 1]")
-  gamma_token: float = field(1.0, "Discount within a turn.", "[0, 1]")
-  gae_lambda: float = field(1.0, "Lambda.", "[0, 1]")
-  kl_weight: float = field(
-    0.0, "Of the penalty that is a reward; that of the loss is rl.kl_weight.", "[0, inf)"
-  )
-  value_clip: float = field(0.5, "Of a value's change in an update.", "(0, inf)")
-  learning_rate: float = field(1e-5, "Its highest.", "[0, inf)")
-  schedule: Literal["cosine", "constant"] = field("constant", "Of the learning rate.")
-  max_grad_norm: float = field(1.0, "Gradients are scaled down to this norm.", "(0, inf)")
-
-
-# Sections that some recipes have.
-OPTIONAL = {"judge": Judge, "traces": Traces, "turns": Turns, "critic": Critic}
+  data: DataSection = DataSection()
+  model: ModelSection = ModelSection()
+  sft: SftSection = SftSection()
+  rl: RlSection = RlSection()
+  eval: EvalSection = EvalSection()
+  export: ExportSection = ExportSection()

@@ -1,7 +1,7 @@
-"""Loads the config of a recipe: the value of --config=, a name or a file, then a size.
+"""Loads the config that --config= names: a recipe or a file, and a size.
 
 moss_chatv:tiny              a recipe of this project, from any directory
-configs/moss_chatv.py:tiny   a file, also a user's own; it may import files in its directory
+configs/moss_chatv.py:tiny   a file; a user's file may import files of its own directory
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,14 @@ def configs_directory() -> Path:
 
 
 def names() -> list[str]:
-  """Names of the recipes of this project, sorted."""
+  """The names of this project's recipes."""
   return sorted(path.stem for path in configs_directory().glob("*.py"))
 
 
 def load(recipe: str) -> ml_collections.ConfigDict:
-  """Loads the whole config of a recipe, with the defaults of its environment. It is locked.
+  """Returns the complete config of a recipe at a size, locked.
+
+  recipe: as in --config=.
 
   Raises:
     InputError: as `read` and `complete` do.
@@ -36,9 +38,9 @@ def load(recipe: str) -> ml_collections.ConfigDict:
 
 
 def read(recipe: str) -> tuple[ml_collections.ConfigDict, Path]:
-  """Runs get_config of a recipe's file.
+  """Returns the config that a recipe's file makes, and the path of the file.
 
-  Returns (config, path of the file). config.env may still lack fields, which `complete` adds.
+  The fields of config.env that the file does not set are missing; `complete` adds them.
 
   Raises:
     InputError: there is no such recipe or size, or its file raises an exception.
@@ -67,9 +69,9 @@ def read(recipe: str) -> tuple[ml_collections.ConfigDict, Path]:
 
 
 def complete(config: ml_collections.ConfigDict, folders: Sequence[Path]) -> None:
-  """Makes paths of the user's files absolute, and adds the environment's defaults to config.env.
+  """Adds the defaults of config.env, and makes the paths of a user's files absolute.
 
-  folders: where the user's files are searched, in this order.
+  folders: directories that are searched for a user's files, in this order.
 
   Raises:
     InputError: config.recipe names no environment, or config.env does not fit it.

@@ -1,11 +1,11 @@
-"""Fields of the config with few values, or a range of them: every other value is refused before anything runs."""
+"""A config value that is no choice, or out of bounds, is refused before anything runs."""
 
 import functools
 
 import pytest
 
 from tests.train import nano
-from vr_jax import config_fields, errors, schema
+from vr_jax import config_fields, errors, optional_sections, schema
 from vr_jax.envs import registry
 from vr_jax.train import config_checks
 
@@ -97,7 +97,7 @@ def test_options_of_the_loss_that_do_not_go_together_are_refused(named, fields):
   [
     {"dual_clip": 1.21, "importance_sampling_level": "sequence"},
     {"objective": "cispo", "clip_epsilon_low": 1.0, "clip_epsilon_high": 4.0},
-    {"baseline": "leave_one_out", "normalize_by_std": False, "credit": "joint"},
+    {"baseline": "leave_one_out", "normalize_by_std": False, "advantage_estimator": "joint"},
     {"overlong_buffer": 72},
     {"overlong_buffer": 8, "overlong_max_tokens": 8},
   ],
@@ -108,10 +108,10 @@ def test_options_of_the_loss_that_go_together_are_taken(fields):
   config_checks.check(config)
 
 
-@pytest.mark.parametrize(("credit", "steps"), [("gae", 50), ("episode", 0)])
-def test_one_reply_a_prompt_is_enough_for_a_critic_or_where_there_is_no_rl(credit, steps):
+@pytest.mark.parametrize(("estimator", "steps"), [("gae", 50), ("episode", 0)])
+def test_one_reply_a_prompt_is_enough_for_a_critic_or_where_there_is_no_rl(estimator, steps):
   config = nano.recipe("tiny", "configs/video_mtr.py")
-  config.rl.num_generations, config.rl.advantage_estimator, config.rl.steps = 1, credit, steps
+  config.rl.num_generations, config.rl.advantage_estimator, config.rl.steps = 1, estimator, steps
   config_checks.check(config)
 
 
@@ -143,8 +143,8 @@ def test_only_a_network_that_knows_no_words_is_told_nothing(path):
 
 def _fields():
   """Each field once: (name, field), those of sections and of environments."""
-  found = {each.name: each for each in schema.fields(config_fields.Config)}
-  for name, section in config_fields.OPTIONAL.items():
+  found = {each.name: each for each in schema.fields(config_fields.RunConfig)}
+  for name, section in optional_sections.OPTIONAL.items():
     found |= {each.name: each for each in schema.fields(section, f"{name}.")}
   for environment in registry.ENVIRONMENTS.values():
     found |= {each.name: each for each in schema.fields(environment, "env.")}

@@ -23,10 +23,10 @@ def test_batches_of_every_size_divide_over_one_to_sixteen_devices(size, devices)
   sizes = [devices if axis == -1 else axis for axis in config.mesh]
   mesh = jax.sharding.AbstractMesh(tuple(sizes), mesh_lib.AXES)
   config = model_setup.clamp_microbatches(config, mesh)
-  for section, prompts in (("sft", "batch"), ("rl", "prompts"), ("eval", "batch")):
+  for section in ("sft", "rl", "eval"):
     part = config[section]
     parts = part.get("microbatches", 1)
-    mesh_lib.check_batch(part[prompts], mesh, f"config.{section}.{prompts}", parts=parts)
+    mesh_lib.check_batch(part.batch_size, mesh, f"config.{section}.batch_size", parts=parts)
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_the_largest_size_divides_over_slices_of_a_pod(devices):
   config = nano.recipe("72b")
   sizes = [devices // 8 if axis == -1 else axis for axis in config.mesh]
   mesh = jax.sharding.AbstractMesh(tuple(sizes), mesh_lib.AXES)
-  for section, prompts in (("sft", "batch"), ("rl", "prompts"), ("eval", "batch")):
-    mesh_lib.check_batch(config[section][prompts], mesh, f"config.{section}.{prompts}")
+  for section in ("sft", "rl", "eval"):
+    mesh_lib.check_batch(config[section].batch_size, mesh, f"config.{section}.batch_size")
 
 
 @pytest.mark.parametrize("size", ["3b", "7b", "72b"])
@@ -89,7 +89,10 @@ def test_the_flags_for_64_frames_of_256_tokens_are_those_that_the_recipe_names(s
 
 @pytest.mark.parametrize(("size", "text"), [("tiny", [5, 6]), ("3b", [13, 14]), ("7b", [13, 14])])
 def test_text_behind_a_video_goes_on_where_the_weights_were_trained_to(data, tmp_path, size, text):
-  """Four patches of 2 x 2 tokens, 1.5 s apart at two steps a second: times 3, 6, 9, 12, a frame's sides end at 5."""
+  """Four patches of 2 x 2 tokens, 1.5 s apart, at two steps a second.
+
+  Their times are 3, 6, 9 and 12; the sides of a frame end at 5.
+  """
   context = nano.build(data)
   fields = {**context.config.model.architecture.to_dict(), "image_token_id": 1, "video_token_id": 2}
   fields |= {"vision_start_token_id": 3, "vision_end_token_id": 4}

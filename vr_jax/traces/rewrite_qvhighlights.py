@@ -26,7 +26,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from vr_jax import atomic, base_config, config_fields, errors, schema
+from vr_jax import atomic, base_config, errors, optional_sections, schema
 from vr_jax.data import qvhighlights
 from vr_jax.train import console, judge_factory
 
@@ -100,7 +100,7 @@ def rewrite(
   if section.kind not in ("openai", "anthropic"):
     raise errors.InputError(f"config.judge.kind={section.kind}: rewriters are openai or anthropic")
   judge_factory.check_model(section)
-  schema.check(section, config_fields.Judge, "config.judge")
+  schema.check(section, optional_sections.JudgeSection, "config.judge")
   rewrites = list(qvhighlights.read_rewrites(path)) if path.exists() else []
   known = {str(value["qid"]) for value in rewrites}
   left = [moment for moment in moments if moment.qid not in known]

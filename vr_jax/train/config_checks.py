@@ -4,7 +4,7 @@ import re
 
 import ml_collections
 
-from vr_jax import config_fields, errors, schema
+from vr_jax import config_fields, errors, optional_sections, schema
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
 
@@ -15,8 +15,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   The environment is made as well, so that what it refuses is found.
   """
   recipe = registry.environment_class(config.recipe)
-  schema.check(config, config_fields.Config, "config")
-  for name, section in config_fields.OPTIONAL.items():
+  schema.check(config, config_fields.RunConfig, "config")
+  for name, section in optional_sections.OPTIONAL.items():
     if name in config:
       schema.check(config[name], section, f"config.{name}")
   schema.check(config.env, recipe, "config.env")
