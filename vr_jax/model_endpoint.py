@@ -59,8 +59,13 @@ class Limits:
 class Question(Protocol):
   """A system turn and a user turn, and how to read the reply."""
 
-  system: str
-  text: str
+  @property
+  def system(self) -> str:
+    """The system turn."""
+
+  @property
+  def text(self) -> str:
+    """The user turn."""
 
   def read(self, reply: str) -> Any:
     """What a reply says; None where it cannot be used, and the model is asked again."""

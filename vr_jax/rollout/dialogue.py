@@ -23,7 +23,9 @@ from vr_jax.rollout import episodes
 class FramePool(Protocol):
   """The frames of a video that turns choose from. timestamps: of each, seconds."""
 
-  timestamps: Float[np.ndarray, "frames"]
+  @property
+  def timestamps(self) -> Float[np.ndarray, "frames"]:
+    """Of each frame, in seconds."""
 
   def __len__(self) -> int:
     """How many there are."""
