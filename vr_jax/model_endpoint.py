@@ -62,10 +62,12 @@ class Question(Protocol):
   @property
   def system(self) -> str:
     """The system turn."""
+    ...
 
   @property
   def text(self) -> str:
     """The user turn."""
+    ...
 
   def read(self, reply: str) -> Any:
     """What a reply says; None where it cannot be used, and the model is asked again."""

@@ -1,4 +1,4 @@
-"""Fields of the config with few values, or a range of them: every other value is refused before anything runs."""
+"""Config fields with choices or bounds: every other value is refused before anything runs."""
 
 import functools
 

@@ -1,6 +1,7 @@
 """The critic: its values, and its step against a plain computation."""
 
 import dataclasses
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +125,7 @@ def test_values_begin_at_zero_and_share_no_buffer_with_the_policy(context, batch
 
 def test_values_are_of_the_state_before_each_token_packed_or_not(context, params, batch, plain):
   size = packing.size_of(layout_lib.OneDevice(), LENGTHS[None], TIME, ratio=1.1)
+  assert size is not None
   assert size < 0.7 * MASK.size
   value = critic.make_value_fn(context.graphdef)
   for packed in (None, size):
@@ -234,7 +236,7 @@ def test_the_optimizer_counts_the_updates_of_the_section_rl(context, params):
   for _ in range(13):
     gradient = jax.tree.map(jnp.ones_like, zero)
     update, state = optimizer.update(gradient, state, zero)
-    moved.append(-float(update.bias[...]))
+    moved.append(-float(cast(Any, update).bias[...]))
   assert moved[0] == pytest.approx(0.5, rel=1e-3)
   assert moved[11] > 1e-3
   assert moved[12] == pytest.approx(0, abs=1e-6)

@@ -1,4 +1,4 @@
-"""Several updates on one batch of replies: what they are held to, what is logged of them, and their learning rates."""
+"""Several updates on one batch of replies: old log-probs, logged metrics, learning rates."""
 
 from flax import nnx
 import jax
@@ -16,7 +16,11 @@ BATCHES, EPOCHS = 2, 2
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-  """(updates as (params before, params after, old log-probs, metrics), logged values, log-probs of the first params)."""
+  """Trains, and returns (updates, logged lines, scored).
+
+  updates: (params before, params after, old log-probs, metrics) of each update.
+  scored: (params, log-probs) of each call of the log-prob function.
+  """
   workdir = tmp_path_factory.mktemp("epochs")
   config = nano.config(
     data__directory=str(data),

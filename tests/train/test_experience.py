@@ -1,9 +1,10 @@
-"""What a step learns from: groups without signal replaced, replies drawn a step ahead, and the padding between."""
+"""Experience: dynamic sampling, replies that are sampled a step ahead, and padding."""
 
 import dataclasses
 import functools
 import itertools
 import shutil
+from typing import Any
 import zlib
 
 import jax
@@ -35,7 +36,7 @@ PROMPTS, GROUP = 4, 4
 
 
 class Choosy:
-  """Of an environment, the texts; replies to every `nth` question earn differently, all others nothing."""
+  """An environment where replies get different rewards on every `nth` question, else none."""
 
   def __init__(self, environment, nth):
     self.environment, self.nth, self.seen = environment, nth, []
@@ -54,7 +55,7 @@ class Choosy:
 
 @pytest.fixture
 def source(data):
-  """Makes a source of which every `nth` group carries signal."""
+  """Makes a collector where every `nth` group has signal."""
   with scoring.scoring_thread() as thread:
     yield functools.partial(_source, data, thread)
 
@@ -141,6 +142,7 @@ def test_prompts_of_several_batches_keep_the_features_that_they_were_sampled_wit
   anew = encoder.encode(context.graphdef, params, patches)
   shown = np.asarray(anew.media_index)
   assert (shown >= 0).any(axis=1).tolist() == [True, True, True, False]
+  assert anew.media is not None
   assert made.prompt_with_features.media.shape == anew.media.shape
   for row, index in enumerate(shown):
     media, expected = (
@@ -155,7 +157,7 @@ def test_prompts_of_several_batches_keep_the_features_that_they_were_sampled_wit
 
 
 class Ragged:
-  """Two batches of clips of no, one and two temporal patches, the second in buckets larger than it needs."""
+  """Two batches of clips with 0, 1 and 2 temporal patches, the second in too large buckets."""
 
   def __init__(self, context):
     items = nano.ragged_items(context, 8)
@@ -313,6 +315,7 @@ def test_replies_are_cut_with_all_that_stands_beside_their_tokens(turns):
   for name in ("tokens", "log_probs", "kind", "turn"):
     np.testing.assert_array_equal(getattr(cut, name), tokens[:, :, :2])
   if turns:
+    assert cut.episode_inputs is not None
     np.testing.assert_array_equal(cut.episode_inputs.media_index, tokens[:, :, :2])
     np.testing.assert_array_equal(cut.episode_inputs.positions[..., 1], tokens[:, :, :2])
   else:
@@ -326,6 +329,8 @@ def test_the_share_of_padding_is_that_of_a_count_by_hand(source, params):
   )
   layout, prefix = layout_lib.OneDevice(), drawn.prompt_with_features.tokens.shape[1]
   shapes = reply_shapes.choose_reply_shapes(_rl(), layout, LENGTHS, budget=64)
+  assert shapes.packed is not None
+  assert shapes.packed_whole is not None
   # Two updates and two scorers, each over 4 prompts.
   computed = 320 + 2 * 2 * shapes.packed + 2 * shapes.packed_whole + 4 * 4 * prefix
   wanted = 195 + 4 * 75 + 4 * 4 * 30
@@ -410,8 +415,9 @@ def test_clips_of_about_one_length_share_a_batch_of_training_only_and_only_at_a_
 def test_a_reply_that_could_pass_the_models_context_is_an_error_that_names_its_field(
   data, recipe, field
 ):
+  overrides: dict[str, Any] = {field: 2000}
   with pytest.raises(errors.InputError, match=f"config.{field.replace('__', '.')}=2000: .* 2048"):
-    nano.build(data, recipe=recipe, **{field: 2000})
+    nano.build(data, recipe=recipe, **overrides)
 
 
 @pytest.mark.parametrize(

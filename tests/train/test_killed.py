@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends as the run that nobody touched: the same metrics, bit for bit."""
+"""A run that is killed again and again has the same metrics as one that never was, bit for bit."""
 
 from collections.abc import Callable
 import json

@@ -1,4 +1,4 @@
-"""A run with adapters: they alone are trained, kept and saved; the base stays what it was, and is the reference too."""
+"""Training with adapters: only they are trained and saved; the base stays, and is the reference."""
 
 from unittest import mock
 

@@ -1,4 +1,4 @@
-"""Segments from scores to tokens, and VideoP2R through the loop, replies to shuffled frames with it."""
+"""Advantages of segments, and VideoP2R through the loop, with replies to shuffled frames."""
 
 import json
 

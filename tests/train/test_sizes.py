@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -89,7 +90,10 @@ def test_the_flags_for_64_frames_of_256_tokens_are_those_that_the_recipe_names(s
 
 @pytest.mark.parametrize(("size", "text"), [("tiny", [5, 6]), ("3b", [13, 14]), ("7b", [13, 14])])
 def test_text_behind_a_video_goes_on_where_the_weights_were_trained_to(data, tmp_path, size, text):
-  """Four patches of 2 x 2 tokens, 1.5 s apart at two steps a second: times 3, 6, 9, 12, a frame's sides end at 5."""
+  """Four patches of 2 x 2 tokens, 1.5 s apart, at two position steps a second.
+
+  Their times are 3, 6, 9, 12; the sides of a frame end at 5.
+  """
   context = nano.build(data)
   fields = {**context.config.model.architecture.to_dict(), "image_token_id": 1, "video_token_id": 2}
   fields |= {"vision_start_token_id": 3, "vision_end_token_id": 4}
@@ -99,6 +103,6 @@ def test_text_behind_a_video_goes_on_where_the_weights_were_trained_to(data, tmp
   model = model_setup.model_of(config)
   video = prompts_lib.Grid(kind=records.Kind.VIDEO, frames=4, height=4, width=4, seconds=1.5)
   kind = np.array([records.Kind.TEXT] * 3 + [records.Kind.VIDEO] * 16 + [records.Kind.TEXT] * 2)
-  places, _ = positions.rope_index(kind.astype(np.int32), [video], model.vision)
+  places, _ = positions.rope_index(kind.astype(np.int32), [video], cast(Any, model).vision)
   assert places[0, 3:19:4].tolist() == [3, 6, 9, 12]
   assert places[:, 19:].tolist() == [text] * 3

@@ -1,4 +1,4 @@
-"""Which part of a step its seconds count as, and in which of them the devices waited for the host."""
+"""The step timer: which part of a step the seconds count as, and when the devices were idle."""
 
 import time
 

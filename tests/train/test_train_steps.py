@@ -1,4 +1,4 @@
-"""The jitted steps: micro-batches change nothing, a void update changes nothing, and what is frozen stays."""
+"""The jitted steps: micro-batches and skipped updates change nothing, frozen parameters stay."""
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +118,10 @@ def test_frozen_vision_costs_no_backward_pass_and_has_no_share_in_the_norm(conte
 
 
 def _norm(moments):
-  """That of the gradients, from Adam's first moments after one step: 1 - b1 = 0.1 times the gradients."""
+  """Global norm of the gradients, from Adam's first moments after one step.
+
+  These are 1 - b1 = 0.1 times the gradients.
+  """
   return 10 * np.sqrt(sum((moment.astype(np.float64) ** 2).sum() for moment in moments))
 
 

@@ -1,7 +1,8 @@
-"""Features of a frozen tower: made once for a clip, whatever batch it stands in, and the same as without a cache."""
+"""A frozen tower's features are computed once for each clip; the cache does not change them."""
 
 import functools
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,10 @@ def encoded_rows(monkeypatch):
 
 
 def epoch(context, params, workdir):
-  """(prompts on the mesh, what is logged of them) of an epoch in order, what it made on disk when it is over."""
+  """Reads an epoch in order; its features are on disk afterwards.
+
+  Returns (prompts on the mesh, metrics) of each batch.
+  """
   with vision_features.open_cache(context, params, workdir) as cache:
     read = context.builder.read("train", 4, repeat=False, cache=cache)
     fed = [vision_features.prompt_with_features(context, params, batch, cache) for batch in read]
@@ -242,13 +246,14 @@ def test_the_cache_of_another_tower_under_this_ones_name_is_refused(context, par
 
 def test_what_features_depend_on_names_another_cache(data, params, tmp_path):
   found = []
-  for fields in (
+  variants: tuple[dict[str, Any], ...] = (
     {},
     {"model__dtype": "bfloat16"},
     {"model__max_pixels": 784},
     {"model__resize_backend": "torchvision"},
     {"model__architecture__vision_config__window_size": 28},
-  ):
+  )
+  for fields in variants:
     changed = nano.build(data, mesh=(1, 2, 1, 1), **ON, **fields)
     found.append(vision_features.cache_identity(changed, params))
   same = nano.build(

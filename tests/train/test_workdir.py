@@ -1,4 +1,4 @@
-"""A workdir belongs to the config that made it, and its metrics survive a kill in the middle of a line."""
+"""A workdir belongs to one config, and its metrics survive a kill in the middle of a line."""
 
 from concurrent import futures
 import datetime

@@ -26,6 +26,7 @@ class FramePool(Protocol):
   @property
   def timestamps(self) -> Float[np.ndarray, "frames"]:
     """Of each frame, in seconds."""
+    ...
 
   def __len__(self) -> int:
     """How many there are."""

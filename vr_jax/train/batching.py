@@ -70,9 +70,11 @@ class BatchIterator(Protocol):
 
   def __next__(self) -> Batch:
     """The next batch."""
+    ...
 
   def get_state(self) -> Mapping[str, Any]:
     """The position after the last batch, as JSON."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

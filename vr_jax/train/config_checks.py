@@ -30,7 +30,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def check_template(config: ml_collections.ConfigDict, *, told: bool) -> None:
-  """Raises InputError if the instruction does not ask for all tags that the recipe parses in replies.
+  """Raises InputError if the instruction lacks a tag that the recipe parses in replies.
 
   told: whether an instruction is required for every model. Otherwise a model that is trained from
     nothing (config.model.architecture) may have an empty one: it learns the tags from the

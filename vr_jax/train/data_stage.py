@@ -66,7 +66,10 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
-  """Writes the simulated videos unless they exist. Raises InputError if those are of other options."""
+  """Writes the simulated videos unless they exist.
+
+  Raises InputError if they were simulated with other options.
+  """
   record = raw.with_suffix(".json")
   options = json.loads(json.dumps(simulate.to_dict()))
   if raw.exists():

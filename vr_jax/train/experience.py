@@ -33,8 +33,8 @@ _SHUFFLED = 2**20
 class Experience:
   """The replies to a batch, and their scores.
 
-  prompt: input of passes that run the vision tower themselves (with patches). With a frozen tower it
-    is `prompt_with_features`. The same holds for the observations in `rollout`.
+  prompt: input of passes that run the vision tower themselves (with patches). With a frozen tower
+    it is `prompt_with_features`. The same holds for the observations in `rollout`.
   prompt_with_features: the prompts with the features that the sampler used.
   media_index: that of this process's prompts, on the host.
   lengths: tokens of each reply, over all processes. Observations between turns are included.
@@ -205,8 +205,9 @@ class Collector:
   ) -> Experience:
     """Samples batches until enough groups have signal, and joins these groups to one batch.
 
-    It samples at most `rl.dynamic_sampling_max_batches` further batches. Groups without signal, from
-    which an update learns nothing, are left out. If there are too few others, they fill the batch.
+    It samples at most `rl.dynamic_sampling_max_batches` further batches. Groups without signal,
+    from which an update learns nothing, are left out. If there are too few others, they fill up
+    the batch.
 
     Source: dynamic sampling of DAPO, arXiv 2503.14476, section 3.2.
     """

@@ -22,8 +22,8 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
   A directory that exists and is of the same checkpoint is left as it is.
 
-  Adapters are first written alone, in PEFT's format, to a directory with the suffix `-adapter`; then
-  they are merged into the model. All processes of a run must call this; process 0 writes.
+  Adapters are first written alone, in PEFT's format, to a directory with the suffix `-adapter`;
+  then they are merged into the model. All processes of a run must call this; process 0 writes.
 
   Raises:
     InputError: there is no checkpoint, or the directory exists and is something else.

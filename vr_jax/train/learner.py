@@ -41,7 +41,7 @@ class Learner:
 
   @classmethod
   def create(cls, context: run_context.RunContext, initial: PyTree) -> "Learner":
-    """Makes a learner that starts from `initial`. It owns them from then on: updates donate them."""
+    """Makes a learner that starts from `initial`, and owns them: updates donate them."""
     rl, graphdef, allowed_tokens = context.config.rl, context.graphdef, context.allowed_tokens
     start, critic = learner_state.make_learner_state(context, initial), None
     if start.critic is not None and start.critic_optimizer is not None:
@@ -68,7 +68,7 @@ class Learner:
     return self.state.params
 
   def checkpoint_tree(self) -> dict[str, Any]:
-    """The tree that a checkpoint saves: the fields of the policy's state, and the critic's state."""
+    """The tree that a checkpoint saves: the fields of the policy's state, and the critic's."""
     return {**vars(self.state), **({"critic": self.critic.state} if self.critic else {})}
 
   def restore(self, tree: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from vr_jax.train import train_state as train_state_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LearnerState:
-  """The policy's state with its optimizer, the reference, and the critic's state with its optimizer.
+  """The states and optimizers of the policy and the critic, and the reference.
 
   anchor: the reference's values of the parameters that are trained; None without a reference.
   critic: None without a critic.

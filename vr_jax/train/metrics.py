@@ -20,12 +20,12 @@ from vr_jax.parallel import processes
 class MetricsLog:
   """Appends the metrics of one stage to `metrics.jsonl` and `tensorboard/` of a workdir.
 
-  A thread writes, while the next step runs. If it can't, the next call of `write`, `wait` or `close`
-  raises OSError.
+  A thread writes, while the next step runs. If it can't, the next call of `write`, `wait` or
+  `close` raises OSError.
 
-  A line is {"stage", "step", "values"}. Values under `perf/` (times and rates) and `vision/` (hits of
-  the cache) differ from run to run. A run that was killed and started again reproduces all others
-  bit for bit.
+  A line is {"stage", "step", "values"}. Values under `perf/` (times and rates) and `vision/`
+  (hits of the cache) differ from run to run. A run that was killed and started again reproduces
+  all others bit for bit.
   """
 
   def __init__(self, workdir: Path, stage: str, *, first_step: int) -> None:

@@ -24,7 +24,7 @@ from vr_jax.rollout import sampler
 def clamp_microbatches(
   config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
 ) -> ml_collections.ConfigDict:
-  """Copies the config, with at most as many micro-batches as each device has prompts on this mesh."""
+  """Copies the config; micro-batches become at most as many as each device has prompts."""
   copy = ml_collections.ConfigDict(config.to_dict(), type_safe=False)
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
   for section, rows in ((copy.sft, copy.sft.batch_size), (copy.rl, copy.rl.batch_size)):
@@ -64,7 +64,7 @@ class ModelSetup:
 
   @property
   def frozen(self) -> tuple[str, ...]:
-    """Names of parameters, or modules, that are not trained. With adapters: all but the adapters."""
+    """Names of parameters, or modules, that are not trained; with adapters, all others."""
     if self.adapters:
       return tuple(
         name for name in weight_mapping.flat(self.abstract_params) if not lora.is_adapter(name)
@@ -98,7 +98,7 @@ class ModelSetup:
     return lora.add(model, self.adapters, rngs=rngs) if self.adapters else model
 
   def random_params(self) -> PyTree:
-    """The parameters of `random_model`. With adapters, the base has config.model.lora.base_dtype."""
+    """The parameters of `random_model`; beside adapters, in config.model.lora.base_dtype."""
     params = nnx.split(self.random_model())[1]
     if not self.adapters:
       return params

@@ -17,7 +17,7 @@ class ReplyShapes:
   """The shapes that the passes over the replies of a batch are compiled for.
 
   time: length of the padded replies.
-  packed: room for tokens on each device, for one micro-batch. None: not packed, padding is computed.
+  packed: room for tokens on each device, for one micro-batch. None: not packed.
   packed_whole: the same for the whole batch, for passes without micro-batches.
   """
 

@@ -35,7 +35,7 @@ from vr_jax.train import step_timer as step_timer_lib
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  """Trains for config.rl.steps steps, from the warm start or from the last checkpoint of this run."""
+  """Trains for config.rl.steps steps, from the warm start or this run's last checkpoint."""
   if not config.rl.steps:
     return
   context = run_context.make_run_context(config, workdir)

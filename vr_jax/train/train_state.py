@@ -38,8 +38,8 @@ def make_optimizer(
   """Makes AdamW with warm-up, a schedule and clipping by global norm.
 
   config: the section of the stage: learning_rate, schedule, warmup_steps, steps, weight_decay,
-    max_grad_norm, b1, b2, moment_dtype; and epochs, where a step makes several updates (the schedule
-    counts updates, but its fields count steps).
+    max_grad_norm, b1, b2, moment_dtype; and epochs, where a step makes several updates (the
+    schedule counts updates, but its fields count steps).
   frozen: names of parameters, or of modules, that are not updated.
 
   moment_dtype is the dtype of the first moment. The second moment stays float32: with b2 = 0.999 an

@@ -120,7 +120,7 @@ def make_rl_step(
   config: the section `rl`.
   frozen: names of parameters, or of modules, that get no gradient.
   advantages: [prompts, group, time].
-  signal: [prompts], bool; groups without signal count neither in the mean of the loss nor in its KL.
+  signal: [prompts], bool; groups without it count neither in the mean of the loss nor in its KL.
   old: log-probs before the first update on this batch. None: those of this forward pass.
   reference: log-probs of the frozen reference; None where kl_weight is 0.
   packed: of one micro-batch; see `forward.reply_log_probs`. Default: None.

@@ -36,8 +36,8 @@ def open_cache(context: run_context.RunContext, params: PyTree, workdir: Path) -
 
   Yields None if the tower is trained, config.model.feature_cache_gib is 0, or turns choose frames.
 
-  Raises InputError if the cache belongs to another tower or preprocessing; or, at the latest when it
-  closes, if it can't be written.
+  Raises InputError if the cache belongs to another tower or preprocessing; or, at the latest when
+  it closes, if it can't be written.
   """
   section = context.config.model
   if (
@@ -123,10 +123,10 @@ def prompt_with_features(
 ) -> Fed:
   """Puts the prompts of a batch on the mesh; all processes must call this together.
 
-  Without a cache the prompts have patches. With one they have features. The tower then runs only for
-  prompts that are not in the cache, padded to a power of two of rows on each device; with several
-  processes, all run it for as many rows as the process that misses most. The new features are
-  written to the cache during the next steps.
+  Without a cache the prompts have patches. With one they have features. The tower then runs only
+  for prompts that are not in the cache, padded to a power of two of rows on each device; with
+  several processes, all run it for as many rows as the process that misses most. The new features
+  are written to the cache during the next steps.
   """
   mesh = context.mesh
   if cache is None:
