@@ -82,7 +82,7 @@ def _leaves(tree):
 
 @pytest.fixture(scope="module")
 def updated(data):
-  """(mesh, stage, what is trained) -> (context, state, metrics) after one SFT or RL step."""
+  """Maps (mesh, stage, trained part) to (context, state, metrics) after one SFT or RL step."""
   return functools.cache(functools.partial(_updated, data))
 
 

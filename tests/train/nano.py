@@ -78,7 +78,7 @@ def recipe(size: str, path: str = RECIPE) -> ml_collections.ConfigDict:
 
 
 def config(path: str = RECIPE, **overrides: Any) -> ml_collections.ConfigDict:
-  """The nano config of a recipe; an override's dots are written as two underscores: rl__steps=2."""
+  """The nano config of a recipe. Overrides have two underscores for a dot: rl__steps=2."""
   made = recipe("tiny", path)
   dotted: dict[str, Any] = {name.replace("__", "."): value for name, value in overrides.items()}
   for name, value in {**OVERRIDES, **dotted}.items():
@@ -91,7 +91,7 @@ def config(path: str = RECIPE, **overrides: Any) -> ml_collections.ConfigDict:
 
 
 def arguments(workdir: Path, *more: str, mode: str = "all", recipe: str = RECIPE) -> list[str]:
-  """The same as a command line; `more` are further flags."""
+  """The nano config as a command line; `more` are further flags."""
   fields = [f"--config.{name}={value}" for name, value in OVERRIDES.items()]
   return [f"--config={recipe}:tiny", f"--workdir={workdir}", f"--mode={mode}", *fields, *more]
 

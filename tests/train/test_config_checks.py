@@ -142,7 +142,7 @@ def test_only_a_network_that_knows_no_words_is_told_nothing(path):
 
 
 def _fields():
-  """Each field once: (name, field), those of sections and of environments."""
+  """Each field of the sections and the environments once, as (name, field)."""
   found = {each.name: each for each in schema.fields(config_fields.Config)}
   for name, section in config_fields.OPTIONAL.items():
     found |= {each.name: each for each in schema.fields(section, f"{name}.")}

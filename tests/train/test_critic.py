@@ -32,7 +32,7 @@ def context(data):
 
 @pytest.fixture(scope="module")
 def params(context):
-  """Those of a critic whose head says something."""
+  """The parameters of a critic whose head is not zero."""
   made = critic.fresh_params(
     initialization.fresh_params(context), embed=context.model.text.hidden_size
   )
@@ -43,7 +43,7 @@ def params(context):
 
 @pytest.fixture(scope="module")
 def batch(context):
-  """(prompts, their replies)"""
+  """Returns (prompts, replies)."""
   tokens = np.where(MASK, np.random.default_rng(1).integers(60, 300, MASK.shape), 0)
   rollout = records.Rollout(
     tokens=jnp.asarray(tokens, jnp.int32),
@@ -56,7 +56,7 @@ def batch(context):
 
 @pytest.fixture(scope="module")
 def targets():
-  """(values at the start of the update, returns): some of each on both sides of the clip."""
+  """Returns (values before the update, returns), some on each side of the clip."""
   old, returns = np.random.default_rng(2).normal(size=(2, *MASK.shape)).astype(np.float32)
   return jnp.asarray(old), jnp.asarray(returns)
 
@@ -73,7 +73,7 @@ def _plain_values(context, params, batch):
 
 @pytest.fixture(scope="module")
 def plain(context, params, batch, targets):
-  """(loss, values, gradients), written out."""
+  """Computes (loss, values, gradients) in the plain way."""
   old, returns = targets
 
   @jax.jit
@@ -94,7 +94,7 @@ def _leaves(tree):
 
 
 def _start(context, params, *, frozen=(), microbatches=1):
-  """A state around a copy of the parameters, and a step."""
+  """Makes a state from a copy of the parameters, and a step."""
   section = nano.config(sft__max_grad_norm=1e9, sft__warmup_steps=0, sft__weight_decay=0.0).sft
   section.learning_rate, section.steps = 2e-3, 100
   frozen = critic.frozen_names(frozen)

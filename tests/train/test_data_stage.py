@@ -1,4 +1,4 @@
-"""The data stage: simulated worlds, and what it finds in examples before anything is trained."""
+"""The data stage: simulated worlds, and the checks of examples before training."""
 
 import dataclasses
 import json

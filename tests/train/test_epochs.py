@@ -104,7 +104,7 @@ def test_a_void_update_shows_whichever_of_a_batchs_updates_it_was():
 
 
 def _learning_rates(epochs, schedule):
-  """That of each update: with a constant gradient Adam moves by the learning rate."""
+  """The learning rate of each update: with a constant gradient, Adam moves by it."""
   section = nano.config(
     rl__steps=6, rl__warmup_steps=2, rl__num_iterations=epochs, rl__schedule=schedule
   ).rl

@@ -197,7 +197,7 @@ def test_what_the_cache_had_of_each_batch_is_counted_once(data, params, tmp_path
       assert made.values["dynamic_sampling/batches"] == 2
       assert made.values["vision/cache_rebuilt"] == 0
       found.append(made.values["vision/cache_hits"])
-  # At first a clip of the second batch may be known already from the first.
+  # A clip of the second batch may be in the cache already, from the first batch.
   assert found[0] < found[1] == 2 * PROMPTS
 
 
@@ -243,7 +243,7 @@ def test_one_step_off_policy_updates_on_replies_of_the_policy_before(data, tmp_p
     lines = metrics.read(tmp_path / str(off) / "metrics.jsonl")
     ratios[off] = [line["values"]["sampling/importance_sampling_ratio/mean"] for line in lines]
   np.testing.assert_allclose(ratios[False], 1, atol=1e-4)
-  assert abs(ratios[True][0] - 1) < 1e-4  # drawn before there was an update
+  assert abs(ratios[True][0] - 1) < 1e-4  # sampled before any update
   assert all(abs(ratio - 1) > 1e-3 for ratio in ratios[True][1:])
 
 
@@ -293,7 +293,7 @@ def test_arrays_are_halved_while_they_hold_the_longest_reply_and_packed_to_the_f
   assert shapes.time == 32
   # Rows 0 and 2 are one part, with 63 tokens of 256; 256 / 1.25^6 = 67.1.
   assert shapes.packed == 68
-  assert shapes.packed_whole == int(np.ceil(512 / 1.25**8))  # holds 75
+  assert shapes.packed_whole == int(np.ceil(512 / 1.25**8))  # at least 75
 
 
 def test_without_packing_only_the_time_is_cut():
@@ -390,7 +390,7 @@ def test_clips_of_about_one_length_share_a_batch_of_training_only_and_only_at_a_
     return [[item.example.id for item in next(read).items] for _ in range(6)]
 
   as_drawn = epoch({})
-  assert epoch(AT_A_RATE) == as_drawn  # all clips are of one length
+  assert epoch(AT_A_RATE) == as_drawn  # all clips have the same length
   monkeypatch.setattr(
     batching.BatchBuilder, "_media_tokens", lambda _, clip: zlib.crc32(clip.example.id.encode())
   )

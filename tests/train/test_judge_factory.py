@@ -248,7 +248,7 @@ def test_the_rule_is_refused_for_data_whose_states_are_not_known(tmp_path, state
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heard(judge_prompt.JudgeQuestion):
-  """Keeps the reply, and judges by its length."""
+  """Records the reply; its verdict depends on the reply's length."""
 
   replies: list
 

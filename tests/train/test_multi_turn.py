@@ -261,7 +261,7 @@ def test_policy_and_critic_learn_whatever_the_way_an_update_is_made(
 def test_a_bonus_that_has_ended_stays_ended_in_a_run_that_goes_on_from_a_checkpoint(
   tmp_path, monkeypatch
 ):
-  """Two batches of episodes that all look end it; of those of the third some answer at once."""
+  """All episodes of the first two batches retrieve frames; in the third, some answer at once."""
   nano.use_devices(monkeypatch, 1)
   drawn, batch = experience.Collector.collect, [0]
 

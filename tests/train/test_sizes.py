@@ -1,4 +1,4 @@
-"""Every size of the recipe can start on the devices that people have."""
+"""Every size of the recipe can start on common numbers of devices."""
 
 import json
 import re

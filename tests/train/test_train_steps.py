@@ -30,7 +30,7 @@ def batch(context):
 
 
 def _start(context, *, frozen=(), **fields):
-  """A state and a step of the section `sft`."""
+  """Makes a state and a step from the section `sft`."""
   section = nano.config(**fields).sft
   optimizer = train_state_lib.make_optimizer(section, context.abstract_params, frozen)
   state = train_state_lib.create(initialization.fresh_params(context), optimizer, context.mesh)

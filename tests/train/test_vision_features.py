@@ -22,7 +22,7 @@ CLIPS = 9  # of the training split, each with two questions
 
 @pytest.fixture
 def own_data(data, tmp_path):
-  """The data of this room, copied: features are written beside it."""
+  """A copy of the shared data: features are written next to it."""
   return shutil.copytree(data, tmp_path / "data")
 
 
@@ -38,7 +38,7 @@ def params(data):
 
 @pytest.fixture
 def encoded_rows(monkeypatch):
-  """Rows of each run of the tower."""
+  """The number of rows of each run of the tower."""
   rows, run = [], encoder.features
 
   def noted(graphdef, params, vision):
@@ -61,13 +61,13 @@ def epoch(context, params, workdir):
 
 
 def plain(context, params):
-  """The prompts of such an epoch without a cache."""
+  """The prompts of the same epoch without a cache."""
   read = context.builder.read("train", 4, repeat=False)
   return [encoder.encode(context.graphdef, params, context.builder.prompt(batch)) for batch in read]
 
 
 def assert_same(found, expected):
-  """The same prompts; of features, those that stand somewhere."""
+  """Checks that prompts are equal; of their features, only those that a token uses."""
   for (one, _), other in zip(found, expected, strict=True):
     assert one.vision is None
     for name in ("tokens", "kind", "positions", "next_position", "media_index"):
@@ -115,7 +115,7 @@ def test_the_tower_runs_for_what_is_missing_alone_and_a_damaged_entry_is_counted
   encoded_rows.clear()
   found = epoch(context, params, own_data)
   assert_same(found, expected)
-  assert set(encoded_rows) == {2}  # one row, filled up to one on each of two devices
+  assert set(encoded_rows) == {2}  # one row, padded to one on each of two devices
   rebuilt = [values["vision/cache_rebuilt"] for _, values in found]
   assert sum(rebuilt) == 1
   assert_same(epoch(context, params, own_data), expected)
@@ -150,7 +150,7 @@ def test_what_is_deleted_between_two_batches_is_made_again(context, params, own_
 def test_what_another_process_with_the_same_rows_misses_is_made_here_too(
   context, params, own_data, encoded_rows, monkeypatch
 ):
-  """The other one is played: it has lost the first two prompts of each batch."""
+  """The test stands in for the other process, which lacks the first two prompts of each batch."""
   expected = plain(context, params)
   epoch(context, params, own_data)
   lost = np.array([0, 1, 4, True, True, False, False])
@@ -190,7 +190,7 @@ READ = batching.BatchBuilder.read
 
 
 def _whole_batches(context, *arguments, read, **options):
-  """An epoch without its last, smaller batch."""
+  """Reads an epoch without its last, smaller batch."""
   return [batch for batch in read(context, *arguments, **options) if len(batch.items) == 4]
 
 

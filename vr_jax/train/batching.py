@@ -255,7 +255,7 @@ class BatchBuilder:
       patch_buckets=model.patch_buckets,
     )
     prompt = processor.pad(encoded, sizes)
-    missing = [row for row, prompt_of_row in enumerate(encoded) if prompt_of_row.features is None]
+    missing = [row for row, each in enumerate(encoded) if each.features is None]
     patches = prompt.vision
     if patches is None:
       rows = mesh_lib.bucket_size(len(missing), len(encoded), self.mesh)

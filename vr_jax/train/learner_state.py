@@ -17,7 +17,8 @@ from vr_jax.train import train_state as train_state_lib
 class LearnerState:
   """The states and optimizers of the policy and the critic, and the reference.
 
-  anchor: the reference's values of the parameters that are trained; None without a reference.
+  anchor: the `reference_params` of the learner: the reference's values of the parameters that are
+    trained; None without a reference.
   critic: None without a critic.
   """
 

@@ -98,7 +98,7 @@ class ModelSetup:
     return lora.add(model, self.adapters, rngs=rngs) if self.adapters else model
 
   def random_params(self) -> PyTree:
-    """The parameters of `random_model`; beside adapters, in config.model.lora.base_dtype."""
+    """The parameters of `random_model`; with adapters, the base in lora.base_dtype."""
     params = nnx.split(self.random_model())[1]
     if not self.adapters:
       return params

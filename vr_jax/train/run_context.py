@@ -1,4 +1,4 @@
-"""The objects that all stages of a run share, made once from its config."""
+"""The objects that all stages of a run share, built once from its config."""
 
 import dataclasses
 import functools

@@ -18,7 +18,7 @@ from vr_jax.parallel import mesh as mesh_lib
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check
 class TrainState:
-  """Parameters, optimizer, and the counters that decide whether a run goes on.
+  """Parameters, optimizer, and the counters of skipped updates.
 
   step: updates so far, int32, skipped ones included.
   skipped: updates that were skipped because the loss or a gradient was not finite, int32.
@@ -149,7 +149,7 @@ def _fresh(params: PyTree, optimizer: optax.GradientTransformation) -> TrainStat
 
 
 def _is_masked(x: object) -> bool:
-  """Whether x stands in for the moments of a frozen parameter, which has none."""
+  """Whether x is the placeholder for the moments of a frozen parameter, which has none."""
   return isinstance(x, optax.MaskedNode)
 
 
