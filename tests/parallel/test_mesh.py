@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,7 @@ def _leaves(tree):
 
 @pytest.fixture(scope="module")
 def updated(data):
-  """(mesh, stage, what is trained) -> (context, state, metrics) after one SFT or RL step."""
+  """Maps (mesh, stage, trained part) to (context, state, metrics) after one SFT or RL step."""
   return functools.cache(functools.partial(_updated, data))
 
 
@@ -276,7 +277,7 @@ def _replies(data, shape, prompts):
       group=3, max_new_tokens=8, stop_tokens=stops, slot_fractions=(0.7, 0.4)
     ),
   )
-  return mesh_lib.local_rows(rollout.tokens), computed
+  return mesh_lib.local_rows(cast(jax.Array, rollout.tokens)), computed
 
 
 # In the last case a device has more slots than replies.

@@ -1,7 +1,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-class ConfigDict:
+class ConfigDict(Mapping[str, Any]):  # in all but its base class
   def __init__(
     self,
     initial_dictionary: Mapping[str, Any] | ConfigDict | None = ...,
