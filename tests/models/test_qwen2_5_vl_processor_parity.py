@@ -1,7 +1,10 @@
-"""Prompts against Hugging Face transformers' Qwen2_5_VLProcessor: chat template, token ids, kinds, grids, pixels, positions.
+"""Encoded prompts against Hugging Face transformers' Qwen2_5_VLProcessor.
 
-Reference: transformers 5.23 with torchvision 0.28, frozen in tests/golden/qwen2_5_vl_processor.npz and, where transformers
-is installed, live. Tolerance: 1e-3 on normalised pixels, of which every 8-bit level is the same; none on anything else.
+Compared are the chat template, token ids, kinds, grids, pixels and positions.
+
+Reference: transformers 5.23 with torchvision 0.28, from tests/golden/qwen2_5_vl_processor.npz and,
+where transformers is installed, live. Tolerance: 1e-3 on normalised pixels, whose 8-bit levels are
+all the same; none on anything else.
 """
 
 import importlib.util
@@ -111,7 +114,7 @@ def test_transformers_agrees_on_conversations_drawn_just_now(seed):
 
 
 def continued(case: golden.ProcessorCase, *, cut_off: bool) -> prompts.EncodedPrompt:
-  """A conversation put together as an episode is: its opening, then replies, each followed by what is shown next."""
+  """Joins a conversation as an episode does: the first prompt, then replies and observations."""
   made, media = make_processor(), iter(case.media())
   turns = [
     conversation.Message(
@@ -125,7 +128,7 @@ def continued(case: golden.ProcessorCase, *, cut_off: bool) -> prompts.EncodedPr
   ]
   parts = [made.encode_conversation(turns[:1])]
   for reply, shown in zip(turns[1::2], turns[2::2], strict=True):
-    said = made.encode_reply("".join(reply.parts))
+    said = made.encode_reply("".join(map(str, reply.parts)))
     said = np.array(said[:-1] if cut_off else said, np.int32)
     parts += [made.join(said, [], []), made.continue_conversation([shown], after=said)]
   return prompts.join(parts, name=case.name)

@@ -1,14 +1,13 @@
-"""A family that shares little with the built-in ones, to hold the boundary of models against.
+"""A toy family that shares little with the built-in ones, to test the interface of models.
 
-One position axis with plain rotary; one media token an image, made of the mean colours of a grid of
-cells by a network of
-one hidden layer; two feature arrays a token; a parallel block of attention and feed-forward,
-without biases and with as many
-key heads as query heads; a chat template of its own.
+One position axis with plain rotary embeddings. One media token an image, computed from the mean
+colours of a grid of cells by a network of one hidden layer; two feature arrays a token. Parallel
+attention and feed-forward blocks without biases, and as many key heads as query heads. Its own chat
+template.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from flax import nnx
 import jax
@@ -284,7 +283,7 @@ FAMILY = family.ModelFamily(
   train_tokenizer=lambda texts, size: tokenizer.train_tokenizer(
     texts, size, special_tokens=SPECIAL
   ),
-  tokenizer_fields=lambda words: {"image_token_id": words.token_to_id("<image>")},
+  tokenizer_fields=lambda words: {"image_token_id": cast(int, words.token_to_id("<image>"))},
   forward_flops=forward_flops,
   weights=Weights(),
   parameter_groups={
