@@ -151,7 +151,7 @@ def explain(plan: analysis.SlicePlan, one: analysis.Analysis) -> str:
   )
   if held > made:
     why, remedies = (
-      f"{held / chips.GIB:.1f} lie there before it runs, the largest array {leaf}",
+      f"{held / chips.GIB:.1f} are in memory before it runs, the largest array {leaf}",
       _less_held,
     )
   else:
@@ -161,7 +161,7 @@ def explain(plan: analysis.SlicePlan, one: analysis.Analysis) -> str:
       why += f", the largest array {largest.shape}, {largest.shape.bytes / chips.GIB:.2f} GiB"
       why += f", of {largest.op_name}" if largest.op_name else ""
     else:
-      why += f", of which the compiler names none; of what lies there before, the largest is {leaf}"
+      why += f", no array of which is known; the largest in memory before it runs is {leaf}"
   return (
     f"{one.name} needs {memory.peak / chips.GIB:.1f} GiB a device, there are "
     f"{room / chips.GIB:.2f}; {why}: {', or '.join(remedies(plan, one))}"
