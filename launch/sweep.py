@@ -51,7 +51,7 @@ Attempt = Callable[[ml_collections.ConfigDict], Measured | None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepResult:
-  """What a sweep found: the fastest mesh at the config's load, and the largest load on it.
+  """The results of a sweep: the fastest mesh at the config's load, and the largest load on it.
 
   best: None where no mesh holds that load; then `largest` is a smaller one, or None.
   plan: of `best`, or else of `largest`.

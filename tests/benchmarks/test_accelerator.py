@@ -47,7 +47,7 @@ def test_the_line_holds_times_and_what_they_depend_on(capsys, fields):
   for part in ("train", "rollout"):
     assert line[part]["tokens_per_second"] > 0
   assert line["rollout"]["seconds"] > 0
-  assert line["train"]["utilisation"] is None  # of a CPU no peak is known
+  assert line["train"]["utilisation"] is None  # the peak of a CPU is unknown
   assert {"jax", "jaxlib"} <= line["versions"].keys()
   assert line["machine"]["device"] == "cpu"
   assert line["date"]

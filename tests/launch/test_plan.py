@@ -283,7 +283,7 @@ def test_a_load_that_no_mesh_holds_is_halved_until_one_does():
   )
   found = sweep.walk(config, [(4, 1, 1, 1), (1, 4, 1, 1), (2, 2, 1, 1)], measure)
   assert found.best is None
-  assert (found.largest.mesh, found.largest.rows) == ((1, 4, 1, 1), 4)  # wants least memory
+  assert (found.largest.mesh, found.largest.rows) == ((1, 4, 1, 1), 4)  # needs least memory
   assert found.plan.config.rl.microbatches == config.rl.batch_size // 4
   assert "fastest at the config's load: none fits" in sweep.as_text(found)
   nowhere = measured(topology.find("v5e:2x2"), fits=lambda changed: False, seconds=lambda _: 1.0)

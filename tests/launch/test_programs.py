@@ -1,4 +1,4 @@
-"""What programs a config has, and the sizes of its arrays, without weights."""
+"""The programs of a config and the sizes of its arrays, without weights."""
 
 import math
 
@@ -117,7 +117,7 @@ def test_the_next_batch_lies_beside_an_update_unless_a_cache_may_have_its_featur
   encoder, *_, step = built(config)[0]
   patches = programs.bytes_per_device(encoder.arguments[-1])
   held = programs.bytes_per_device(step.resident_arrays)
-  assert held == pytest.approx(0 if gibibytes else patches, rel=0.01)  # its words are few
+  assert held == pytest.approx(0 if gibibytes else patches, rel=0.01)  # text is small
   assert patches > 0
 
 
