@@ -174,7 +174,7 @@ def _changed(
 def _dropped(
   sentences: Sequence[str], suffices: Callable[[Sequence[str]], bool], rng: random.Random
 ) -> list[str]:
-  """The sentences without enough of them that the rest no longer suffices."""
+  """Removes random sentences until the rest no longer suffices."""
   left = list(sentences)
   while left and suffices(left):
     left.pop(rng.randrange(len(left)))

@@ -142,9 +142,11 @@ def tree_copy() -> Iterator[Path]:
   """A copy of the files that tests need, in a temporary directory."""
   with tempfile.TemporaryDirectory(prefix="mutation-") as directory:
     for name in COPIED:
-      copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-      options = {"ignore": shutil.ignore_patterns("__pycache__")} if copy is shutil.copytree else {}
-      copy(ROOT / name, Path(directory) / name, **options)
+      source, target = ROOT / name, Path(directory) / name
+      if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+      else:
+        shutil.copy(source, target)
     yield Path(directory)
 
 

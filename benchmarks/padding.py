@@ -67,15 +67,15 @@ class Scheduled(nnx.Module):
     self.layout, self.logit_chunk = layout_lib.OneDevice(), 2
 
   def prefill(self, prompt):
-    """Prompts that have been read."""
+    """The prefix of a batch of prompts."""
     return EmptyPrefix(jax.nn.one_hot(jnp.zeros(len(prompt.tokens), int), 2))
 
   def decoding_params(self):
-    """As they are."""
+    """The parameters, unchanged."""
     return nnx.split(self)[1]
 
   def gather_for_slots(self, x, decode_slots):
-    """Of each slot, what its prompt has."""
+    """For each slot, the row of its prompt."""
     return jnp.take(x, decode_slots.prompt, axis=0, mode="clip")
 
   def start_cache(self, prefix, slots, length):
@@ -84,7 +84,7 @@ class Scheduled(nnx.Module):
     return EmptyCache()
 
   def prepare_decode(self, prefix):
-    """What a step reads of prompts: nothing."""
+    """None: decoding needs nothing of the prompts."""
     del prefix
 
   def decode(self, constants, cache, tokens, index, decode_slots):
@@ -94,7 +94,7 @@ class Scheduled(nnx.Module):
     return jax.nn.one_hot(jnp.where(ends, STOP, 0), 2), cache
 
   def output_rows(self):
-    """Passes the logits on unchanged."""
+    """Output weights that make one of the two tokens certain."""
     return jnp.array([[1e3, -1e3], [-1e3, 1e3]])
 
 

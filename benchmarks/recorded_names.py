@@ -15,13 +15,11 @@ _NAMES = {
 }
 _FLAGS = {
   "env.alignment": "env.dtw_alignment",
-  "env.credit": "env.reward_assignment",
+  "env.credit": "rl.advantage_estimator",
   "env.window": "env.history_turns",
   "rl.credit": "rl.advantage_estimator",
   "rl.shuffled": "rl.num_shuffled_generations",
 }
-# Values of an older `env.credit` that `rl.advantage_estimator` takes today.
-_ADVANTAGE_ESTIMATORS = ("outcome", "joint")
 _PATTERNS = (
   (re.compile(r"reward/(.+)"), r"rewards/\1/mean"),
   (re.compile(r"no_signal_share/(.+)"), r"frac_reward_zero_std/\1"),
@@ -58,6 +56,4 @@ def _flag(flag: str) -> str:
   name, equals, value = flag.removeprefix("--config.").partition("=")
   if not flag.startswith("--config.") or name not in _FLAGS:
     return flag
-  if name == "env.credit" and value in _ADVANTAGE_ESTIMATORS:
-    name = "rl.credit"
   return f"--config.{_FLAGS[name]}{equals}{value}"

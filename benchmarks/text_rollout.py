@@ -34,7 +34,10 @@ GROUP = 8
 
 
 def shared(sizes: workload.WorkloadSizes, group: int) -> workload.WorkloadSizes:
-  """Sizes of the same number of rows, `group` to a prompt. Raises ValueError otherwise."""
+  """The same number of rows, `group` to a prompt.
+
+  Raises ValueError where `group` does not divide it.
+  """
   if sizes.prompts % group:
     raise ValueError(
       f"text_rollout: groups of {group} don't divide {sizes.prompts} rows; take a group that does"

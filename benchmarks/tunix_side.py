@@ -34,7 +34,7 @@ class Numbers:
     return " ".join(map(str, tokens))
 
   def bos_id(self) -> int:
-    """0, which adds nothing to prompts."""
+    """0, for no start token."""
     return 0
 
   def eos_id(self) -> int:

@@ -102,7 +102,7 @@ def make_abstract_state(
   net = model_setup.ModelSetup(
     config=config, mesh=mesh, model=model, allowed_tokens=allowed_tokens, stop_tokens=STOP_TOKENS
   )
-  begun = learner_state.make_learner_state(net, net.abstract_params, abstract=True)
+  learner = learner_state.make_learner_state(net, net.abstract_params, abstract=True)
   clip = shapes.prompts, shapes.frames, shapes.patches
   prompt = step_shapes.prompt(shapes.prompts, shapes.prefix, shapes.frames, shapes.patches, model)
   encoded = dataclasses.replace(
@@ -112,11 +112,11 @@ def make_abstract_state(
   return AbstractTrainState(
     net=net,
     step_shapes=shapes,
-    optimizer=begun.optimizer,
-    state=begun.policy,
-    reference_params=begun.anchor,
-    critic_optimizer=begun.critic_optimizer,
-    critic=begun.critic,
+    optimizer=learner.optimizer,
+    state=learner.policy,
+    reference_params=learner.anchor,
+    critic_optimizer=learner.critic_optimizer,
+    critic=learner.critic,
     prompt=mesh_lib.abstract_batch(prompt, mesh),
     encoded=mesh_lib.abstract_batch(encoded, mesh),
     replies=dataclasses.replace(replies, episode_inputs=_episode_inputs(net, shapes, shapes.later))

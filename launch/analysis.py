@@ -244,10 +244,10 @@ def examine(
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    found = _too_large(program, resident, error)
-    if blame and found.memory.temporaries > found.memory.arguments + resident:
-      return dataclasses.replace(found, largest=_find_unplaceable(lowered))
-    return found
+    failure = _too_large(program, resident, error)
+    if blame and failure.memory.temporaries > failure.memory.arguments + resident:
+      return dataclasses.replace(failure, largest=_find_unplaceable(lowered))
+    return failure
   module = hlo.parse(hlo.text_of(compiled))
   places = [where.place(device) for device in mesh.devices.flat]
   spent = costs.count(module, turns=program.turns)
@@ -258,9 +258,9 @@ def examine(
       name=name,
       costs=cost,
       roofline=roofline.estimate(cost, where.chip, places, where.sides),
-      work=wanted,
+      work=counted,
     )
-    for (name, wanted), cost in zip(work.items(), spent, strict=False)
+    for (name, counted), cost in zip(work.items(), spent, strict=False)
   ]
   stats = compiled.memory_analysis()
   memory = Memory(
@@ -287,13 +287,13 @@ def _too_large(program: programs.Program, resident: float, error: Exception) -> 
   Raises InputError where that was not the reason.
   """
   text = str(error)
-  wanted = re.search(r"([\d.]+)([KMGT])\b", text)
-  if "RESOURCE_EXHAUSTED" not in text or "hbm" not in text.lower() or not wanted:
+  size = re.search(r"([\d.]+)([KMGT])\b", text)
+  if "RESOURCE_EXHAUSTED" not in text or "hbm" not in text.lower() or not size:
     raise errors.InputError(
       f"{program.name}: TPU's compiler refuses it: {text.splitlines()[0]}"
     ) from error
   unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-  temporaries = float(wanted.group(1)) * unit[wanted.group(2)]
+  temporaries = float(size.group(1)) * unit[size.group(2)]
   arguments = programs.bytes_per_device(program.arguments)
   if "HLO temporaries" not in text:  # then the number includes the arguments
     temporaries = max(0.0, temporaries - arguments)
@@ -319,20 +319,20 @@ def _find_unplaceable(lowered: jax.stages.Lowered) -> list[costs.Temporary]:
   try:
     lowered.compile(_ANYHOW)
   except jax.errors.JaxRuntimeError as error:
-    found = _UNPLACED.search(str(error))
-    if found:
-      dtype, sizes, place = found.groups()
+    match = _UNPLACED.search(str(error))
+    if match:
+      dtype, sizes, place = match.groups()
       return [costs.Temporary(hlo.Shape(dtype, tuple(map(int, sizes.split(",")))), place)]
   return []
 
 
 def largest_leaf(program: programs.Program) -> Leaf:
   """The array with the most bytes on a device, of a program's arguments and resident arrays."""
-  found = jax.tree_util.tree_leaves_with_path((program.arguments, program.resident_arrays))
-  path, leaf = max(found, key=lambda pair: programs.bytes_per_device(pair[1]))
-  named = [key for key in path if not isinstance(key, jax.tree_util.SequenceKey)]
+  leaves = jax.tree_util.tree_leaves_with_path((program.arguments, program.resident_arrays))
+  path, leaf = max(leaves, key=lambda pair: programs.bytes_per_device(pair[1]))
+  keys = [key for key in path if not isinstance(key, jax.tree_util.SequenceKey)]
   return Leaf(
-    name=jax.tree_util.keystr(tuple(named), simple=True, separator=".").removesuffix(".value"),
+    name=jax.tree_util.keystr(tuple(keys), simple=True, separator=".").removesuffix(".value"),
     shape=f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]",
     bytes=programs.bytes_per_device(leaf),
   )

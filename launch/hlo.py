@@ -72,13 +72,13 @@ class Instruction:
   @property
   def op_name(self) -> str:
     """The place in the traced function that it comes from; "" where it states none."""
-    found = _OP_NAME.search(self.attributes)
-    return found.group(1) if found else ""
+    match = _OP_NAME.search(self.attributes)
+    return match.group(1) if match else ""
 
   def attribute(self, name: str) -> str:
     """The value of an attribute up to the next comma outside brackets; "" where it has none."""
-    found = re.search(rf"(?:^|[ ,]){name}=", self.attributes)
-    return "".join(_until_comma(self.attributes[found.end() :])) if found else ""
+    match = re.search(rf"(?:^|[ ,]){name}=", self.attributes)
+    return "".join(_until_comma(self.attributes[match.end() :])) if match else ""
 
   @property
   def called(self) -> tuple[str, ...]:
@@ -114,8 +114,8 @@ class Computation:
   @functools.cached_property
   def parameters(self) -> Sequence[Instruction]:
     """Parameters in order."""
-    found = [i for i in self.instructions if i.operation == "parameter"]
-    return sorted(found, key=lambda i: int(i.argument))
+    parameters = [i for i in self.instructions if i.operation == "parameter"]
+    return sorted(parameters, key=lambda i: int(i.argument))
 
   @property
   def root(self) -> Instruction:
@@ -153,8 +153,8 @@ def parse(text: str) -> Module:
         name, lines = header.group(2), []
         entry = name if header.group(1) else entry
     elif line == "}":
-      found = (_INSTRUCTION.match(_COMMENT.sub("", whole)) for whole in lines)
-      computations[name] = Computation(name, tuple(_instruction(*f.groups()) for f in found if f))
+      matches = (_INSTRUCTION.match(_COMMENT.sub("", whole)) for whole in lines)
+      computations[name] = Computation(name, tuple(_instruction(*f.groups()) for f in matches if f))
       name = None
     elif _INSTRUCTION.match(line):
       lines.append(line)

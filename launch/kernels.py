@@ -46,10 +46,10 @@ def flops(module: hlo.Module, scope: loops.Scope, instruction: hlo.Instruction) 
 
 
 def _block(instruction: hlo.Instruction, name: str) -> int:
-  found = re.search(rf'{name}\\*": (\d+)', instruction.attributes)
-  if not found:
+  match = re.search(rf'{name}\\*": (\d+)', instruction.attributes)
+  if not match:
     raise ValueError(f"{instruction.name}: the kernel does not state its {name}")
-  return int(found.group(1))
+  return int(match.group(1))
 
 
 def _let_through(mask: hlo.Instruction, every: int) -> float:

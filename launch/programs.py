@@ -51,8 +51,8 @@ class Program:
   @property
   def frames(self) -> int:
     """Temporal patches that it sends through the vision tower, for each row of its batch."""
-    found = jax.tree.leaves(self.arguments, is_leaf=_has_vision)
-    inputs = [self.vision, *(x.vision for x in found if _has_vision(x))]
+    leaves = jax.tree.leaves(self.arguments, is_leaf=_has_vision)
+    inputs = [self.vision, *(x.vision for x in leaves if _has_vision(x))]
     return sum(jax.tree.leaves(x)[0].shape[1] for x in inputs if x is not None)
 
   @property
@@ -232,19 +232,19 @@ def _scorers(run: abstract_state.AbstractTrainState) -> list[Program]:
     run.net.graphdef, run.net.allowed_tokens, temperature=rl.temperature
   )
   trained = train_state_lib.split(run.state.params, run.net.frozen)[0]
-  of_reference = Program(
+  reference = Program(
     name="reference log-probs",
     function=score,
     arguments=(run.state.params, run.shared, run.replies),
     resident_arrays=(run.state.optimizer_state, trained, run.critic, run.tower if frozen else None),
   )
-  of_policy = Program(
+  policy = Program(
     name="policy log-probs",
     function=score,
     arguments=(run.state.params, run.encoded, run.replies),
     resident_arrays=(run.tower if frozen or not run.step_shapes.later else None, run.others),
   )
-  return [of_reference] * (run.reference_params is not None) + [of_policy] * (rl.num_iterations > 1)
+  return [reference] * (run.reference_params is not None) + [policy] * (rl.num_iterations > 1)
 
 
 def _valuer(run: abstract_state.AbstractTrainState) -> list[Program]:
@@ -291,8 +291,8 @@ def _critic_step(run: abstract_state.AbstractTrainState) -> list[Program]:
 def _train_step(run: abstract_state.AbstractTrainState) -> Program:
   net, rl = run.net, run.net.config.rl
   signal = jax.ShapeDtypeStruct((run.step_shapes.prompts,), bool)
-  old = run.scored if rl.num_iterations > 1 else None
-  of_reference = run.scored if run.reference_params is not None else None
+  old_log_probs = run.scored if rl.num_iterations > 1 else None
+  reference_log_probs = run.scored if run.reference_params is not None else None
   return Program(
     name="train step",
     function=train_step.make_rl_step(
@@ -304,8 +304,8 @@ def _train_step(run: abstract_state.AbstractTrainState) -> Program:
       run.replies,
       run.scored,
       mesh_lib.abstract_batch(signal, net.mesh),
-      old,
-      of_reference,
+      old_log_probs,
+      reference_log_probs,
     ),
     runs_per_step=rl.num_iterations,
     resident_arrays=(run.reference_params, run.critic, run.ahead),

@@ -144,31 +144,31 @@ def _verdict(plan: analysis.SlicePlan) -> list[str]:
 def explain(plan: analysis.SlicePlan, one: analysis.Analysis) -> str:
   """Why a program has no room: what needs most memory, its largest array, the fields to change."""
   memory, room = one.memory, plan.slice.chip.memory
-  held = memory.arguments + memory.resident
-  made = memory.peak - held
+  resident = memory.arguments + memory.resident
+  temporaries = memory.peak - resident
   leaf = (
     f"{one.leaf.name}, {one.leaf.shape}, with {one.leaf.bytes / chips.GIB:.2f} GiB on each device"
   )
-  if held > made:
+  if resident > temporaries:
     why, remedies = (
-      f"{held / chips.GIB:.1f} lie there before it runs, the largest array {leaf}",
-      _less_held,
+      f"{resident / chips.GIB:.1f} are in memory before it runs, the largest array {leaf}",
+      _shrink_state,
     )
   else:
-    why, remedies = f"{made / chips.GIB:.1f} are made on its way", _less_made
+    why, remedies = f"{temporaries / chips.GIB:.1f} are made on its way", _shrink_activations
     if one.largest:
       largest = one.largest[0]
       why += f", the largest array {largest.shape}, {largest.shape.bytes / chips.GIB:.2f} GiB"
       why += f", of {largest.op_name}" if largest.op_name else ""
     else:
-      why += f", of which the compiler names none; of what lies there before, the largest is {leaf}"
+      why += f", no array of which is known; the largest in memory before it runs is {leaf}"
   return (
     f"{one.name} needs {memory.peak / chips.GIB:.1f} GiB a device, there are "
     f"{room / chips.GIB:.2f}; {why}: {', or '.join(remedies(plan, one))}"
   )
 
 
-def _less_held(plan: analysis.SlicePlan, one: analysis.Analysis) -> list[str]:
+def _shrink_state(plan: analysis.SlicePlan, one: analysis.Analysis) -> list[str]:
   """Remedies that shrink parameters and other state and are not yet taken."""
   model, full = plan.config.model, plan.config.model.lora.rank == 0
   remedies = {
@@ -184,7 +184,7 @@ def _less_held(plan: analysis.SlicePlan, one: analysis.Analysis) -> list[str]:
   return [remedy for remedy, possible in remedies.items() if possible]
 
 
-def _less_made(plan: analysis.SlicePlan, one: analysis.Analysis) -> list[str]:
+def _shrink_activations(plan: analysis.SlicePlan, one: analysis.Analysis) -> list[str]:
   """Remedies that shrink activations and are not yet taken."""
   step_shapes, training = plan.step_shapes, one.name in ("train step", "critic step")
   rows = plan.mesh["data"] * plan.mesh["fsdp"] * step_shapes.microbatches

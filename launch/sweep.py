@@ -51,7 +51,7 @@ Attempt = Callable[[ml_collections.ConfigDict], Measured | None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepResult:
-  """What a sweep found: the fastest mesh at the config's load, and the largest load on it.
+  """The results of a sweep: the fastest mesh at the config's load, and the largest load on it.
 
   best: None where no mesh holds that load; then `largest` is a smaller one, or None.
   plan: of `best`, or else of `largest`.
@@ -112,15 +112,15 @@ def walk(
     measured += [tried] if tried else []
   fitting = [pair for pair in measured if pair[0].fits]
   if not fitting:
-    found = _shrunk(config, measured, attempt)
+    found = _shrink(config, measured, attempt)
     return SweepResult(
       trials=trials, best=None, largest=found and found[0], plan=found and found[1]
     )
   best, plan = min(fitting, key=lambda pair: pair[0].seconds)
   here, largest = _changed(config, mesh=best.mesh), best
-  for grown in (_fewer_parts, _more_frames, _more_replies):
+  for grow in (_fewer_microbatches, _more_frames, _more_replies):
     for _ in range(DOUBLINGS):
-      larger = grown(here)
+      larger = grow(here)
       tried = attempt(larger) if larger is not None else None
       if larger is None or tried is None or not tried[0].fits:
         break
@@ -128,7 +128,7 @@ def walk(
   return SweepResult(trials=trials, best=best, largest=largest, plan=plan)
 
 
-def _shrunk(
+def _shrink(
   config: ml_collections.ConfigDict, measured: Sequence[Measured], attempt: Attempt
 ) -> Measured | None:
   """The first load that fits, from larger to smaller, on the mesh that needs least memory.
@@ -139,9 +139,9 @@ def _shrunk(
     return None
   trial, _ = min(measured, key=lambda pair: max(one.memory.peak for one in pair[1].analyses))
   here = _changed(config, mesh=trial.mesh)
-  for lessened in (_more_parts, _fewer_frames, _fewer_replies):
+  for shrink in (_more_microbatches, _fewer_frames, _fewer_replies):
     for _ in range(DOUBLINGS):
-      smaller = lessened(here)
+      smaller = shrink(here)
       tried = attempt(smaller) if smaller is not None else None
       if smaller is None or tried is None:
         break
@@ -164,13 +164,13 @@ def candidates(config: ml_collections.ConfigDict, where: topology.Slice) -> list
   for shape in _shapes(len(where.devices)):
     mesh = mesh_lib.make_mesh(shape, where.devices)
     try:
-      held = programs.resident_bytes(config, model, mesh, shapes)
+      resident = programs.resident_bytes(config, model, mesh, shapes)
     except errors.InputError:
       continue
     if all(size in (-1, wanted) for size, wanted in zip(config.mesh, shape, strict=True)):
       own.append(shape)
-    if held < where.chip.memory:
-      best = held, shape
+    if resident < where.chip.memory:
+      best = resident, shape
       least[shape[2:]] = min(best, least.get(shape[2:], best))
   ranked = sorted(least.values(), key=lambda pair: estimate(model, shapes, pair[1], where.chip))
   return list(dict.fromkeys([*own, *(shape for _, shape in ranked)]))
@@ -247,14 +247,14 @@ def _show(config: ml_collections.ConfigDict, frames: int) -> None:
   config.model.prefix_buckets = (PREFIX_STEP * math.ceil(tokens / PREFIX_STEP),)
 
 
-def _fewer_parts(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
-  parts = config.rl.microbatches
-  return _changed(config, microbatches=parts // 2) if parts % 2 == 0 else None
+def _fewer_microbatches(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
+  count = config.rl.microbatches
+  return _changed(config, microbatches=count // 2) if count % 2 == 0 else None
 
 
-def _more_parts(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
-  parts = 2 * config.rl.microbatches
-  return _changed(config, microbatches=parts) if config.rl.batch_size % parts == 0 else None
+def _more_microbatches(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
+  count = 2 * config.rl.microbatches
+  return _changed(config, microbatches=count) if config.rl.batch_size % count == 0 else None
 
 
 def _more_frames(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:

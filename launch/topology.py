@@ -68,17 +68,17 @@ def find(name: str) -> Slice:
   from jax.experimental import topologies  # imports libtpu
 
   try:
-    found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    description = topologies.get_topology_desc(platform="tpu", topology_name=name)
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).splitlines()[0]
     raise errors.InputError(f"--topology={name}: {reason}; {known()}") from error
-  if found.devices[0].platform != "tpu":
+  if description.devices[0].platform != "tpu":
     raise errors.InputError(f"--topology={name}: the compiler at hand is not TPU's")
   return Slice(
     name=name,
     chip=chip,
     sides=tuple(map(int, sides)),
-    devices=found.devices,
+    devices=description.devices,
   )
 
 

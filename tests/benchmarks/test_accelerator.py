@@ -42,15 +42,15 @@ def measured_once(monkeypatch):
 )
 def test_the_line_holds_times_and_what_they_depend_on(capsys, fields):
   assert accelerator.main(arguments(**fields)) == 0
-  told = json.loads(capsys.readouterr().out)
-  assert told["encoder"]["seconds"] > 0
+  line = json.loads(capsys.readouterr().out)
+  assert line["encoder"]["seconds"] > 0
   for part in ("train", "rollout"):
-    assert told[part]["tokens_per_second"] > 0
-  assert told["rollout"]["seconds"] > 0
-  assert told["train"]["utilisation"] is None  # of a CPU no peak is known
-  assert {"jax", "jaxlib"} <= told["versions"].keys()
-  assert told["machine"]["device"] == "cpu"
-  assert told["date"]
+    assert line[part]["tokens_per_second"] > 0
+  assert line["rollout"]["seconds"] > 0
+  assert line["train"]["utilisation"] is None  # the peak of a CPU is unknown
+  assert {"jax", "jaxlib"} <= line["versions"].keys()
+  assert line["machine"]["device"] == "cpu"
+  assert line["date"]
 
 
 @pytest.mark.parametrize(("frozen", "seconds", "passes"), [(True, 6, 1), (False, 4, 3)])
@@ -60,16 +60,16 @@ def test_vision_is_counted_and_where_it_is_frozen_its_time_is_added(
   monkeypatch.setattr(accelerator, "DEVICES", {"cpu": (1e6, 1e6)})
   work = accelerator.prepare(arguments(model__freeze_vision=frozen))
   taken = {"encoder": 2.0, "prefill": 1.0, "rollout": 3.0, "update": 4.0}
-  told = accelerator.results(work, taken)
+  line = accelerator.results(work, taken)
   sizes = {"frames": 2, "patches": 16, "prefix": 16, "group": 2, "time": 3}
   one = flops.forward(work.net.model, **sizes)
   count = 8 * (passes * one.vision + 3 * one.text)
-  assert told["train"]["seconds"] == seconds
-  assert told["train"]["tokens_per_second"] == 48 / seconds
-  assert told["train"]["utilisation"] == pytest.approx(count / seconds / 8e6, abs=1e-4)
+  assert line["train"]["seconds"] == seconds
+  assert line["train"]["tokens_per_second"] == 48 / seconds
+  assert line["train"]["utilisation"] == pytest.approx(count / seconds / 8e6, abs=1e-4)
   bound = accelerator.bytes_of_a_token(work) / 8e6
-  assert told["rollout"]["step_over_bandwidth_bound"] == pytest.approx(1 / bound, abs=1e-3)
-  assert told["rollout"]["seconds"] == 5
+  assert line["rollout"]["step_over_bandwidth_bound"] == pytest.approx(1 / bound, abs=1e-3)
+  assert line["rollout"]["seconds"] == 5
 
 
 def test_the_load_that_goals_are_stated_for_fits_every_size():

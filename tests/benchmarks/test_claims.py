@@ -44,17 +44,17 @@ def test_what_is_there_is_not_run_again_and_results_of_other_flags_are_refused(
   assert ran[8:] == [(name, 3) for name in ACCURACY]
   assert warmed == [1, 2, 3]
   page = (tmp_path / "docs" / "claims" / "moss_chatv.md").read_text()
-  told, *_ = [line for line in page.splitlines() if line.startswith("| SFT only")]
-  assert "| 0.500 ± 0.025 |" in told
+  row, *_ = [line for line in page.splitlines() if line.startswith("| SFT only")]
+  assert "| 0.500 ± 0.025 |" in row
   paired, *_ = [line for line in page.splitlines() if line.startswith("| prr - sft")]
   assert "+0.200 ± 0.000" in paired
   capsys.readouterr()
   assert claims.main(["moss_chatv", "--seeds=4,3", "--config.rl.steps=9"]) == 2
   assert "a result with flags [], not ['--config.rl.steps=9']" in capsys.readouterr().err
-  assert (len(ran), warmed) == (12, [1, 2, 3])  # nothing was trained before that was said
+  assert (len(ran), warmed) == (12, [1, 2, 3])  # nothing was trained before the message
 
 
-def test_training_is_told_as_a_whole_at_its_ends_and_tenth_by_tenth(tmp_path):
+def test_training_is_reported_as_a_whole_at_its_ends_and_tenth_by_tenth(tmp_path):
   lines = [
     {"stage": stage, "step": step, "values": {"turns": float(step), "loss": 1.0}}
     for stage, steps in (("sft", 3), ("rl", 20))
@@ -84,10 +84,10 @@ def test_the_page_of_video_mtr_has_its_curves_and_each_pair_of_arms(tmp_path):
   claims_page.write("video_mtr", (1, 2), tmp_path, tmp_path / "page.md")
   lines = (tmp_path / "page.md").read_text().splitlines()
   for left, right in held_to.pairs:
-    (told,) = [line for line in lines if line.startswith(f"| {left} - {right} |")]
-    assert "nan" not in told
-  (told,) = [line for line in lines if line.startswith("| no_bootstrapping - no_turn_rewards |")]
-  assert told.split("|")[2].strip() == "+0.200 ± 0.000"
+    (row,) = [line for line in lines if line.startswith(f"| {left} - {right} |")]
+    assert "nan" not in row
+  (row,) = [line for line in lines if line.startswith("| no_bootstrapping - no_turn_rewards |")]
+  assert row.split("|")[2].strip() == "+0.200 ± 0.000"
   curve = lines[lines.index("Turns of an episode, in each tenth of training:") :]
   (single, *_) = [line for line in curve if line.startswith("| one turn")]
   assert single.split("|")[2:-1] == [" 2.00 "] * 10

@@ -15,11 +15,11 @@ def test_the_line_holds_the_shares_of_both_stages(capsys, monkeypatch):
   monkeypatch.setattr(input_share, "WARM_UP", 1)
   monkeypatch.setattr(input_share, "tiny_config", lambda workdir: nano.config(**small))
   input_share.main()
-  told = json.loads(capsys.readouterr().out.splitlines()[-1])
+  line = json.loads(capsys.readouterr().out.splitlines()[-1])
   for stage in ("sft", "rl"):
-    assert 0 < told[stage]["share"] < 1
-    assert 0 <= told[stage]["exposed_host_share"] < 1
-    assert 0 < told[stage]["data_ms"] < told[stage]["step_ms"]
+    assert 0 < line[stage]["share"] < 1
+    assert 0 <= line[stage]["exposed_host_share"] < 1
+    assert 0 < line[stage]["data_ms"] < line[stage]["step_ms"]
 
 
 def test_shares_are_over_the_steps_behind_the_warm_up(tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ def test_a_part_that_changes_memory_is_traffic_at_the_end_in_main_memory(line, o
 
 
 def test_a_collective_beside_which_others_compute_counts_once():
-  """And so does a weight that a fusion looks at through one within it."""
+  """The same holds for a weight that a fusion reads through an inner fusion."""
   once, _ = count(programs_text.GATHER_BESIDE_PRODUCT)
   assert once.collectives() == {"all-gather": 4 * 32 * 2}
   assert once.flops == PRODUCT

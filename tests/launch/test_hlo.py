@@ -1,4 +1,4 @@
-"""Compiled programs are read from their text."""
+"""The texts of compiled programs are parsed."""
 
 import pytest
 

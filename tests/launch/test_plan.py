@@ -143,12 +143,12 @@ def test_what_a_config_has_done_already_is_no_remedy():
   remedies = ["fsdp or tensor", "model.freeze_vision", "rl.kl_weight=0", "more chips"]
   with found.config.unlocked():
     found.config.rl.kl_weight = 0.04
-    said = report.explain(found, one)
-    assert all(remedy in said for remedy in remedies)
+    reason = report.explain(found, one)
+    assert all(remedy in reason for remedy in remedies)
     found.config.rl.kl_weight, found.config.model.freeze_vision = 0.0, True
   found.mesh.update(data=1, fsdp=4)
-  said = report.explain(found, one)
-  assert [remedy in said for remedy in remedies] == [False, False, False, True]
+  reason = report.explain(found, one)
+  assert [remedy in reason for remedy in remedies] == [False, False, False, True]
   one = too_large(arguments=2e9, temporaries=30e9)
   remedies = ["model.remat=full", "rl.microbatches"]
   assert all(remedy in report.explain(found, one) for remedy in remedies)
@@ -162,11 +162,11 @@ def test_what_a_config_has_done_already_is_no_remedy():
 
 def test_where_only_the_sum_of_what_is_made_is_known_none_of_it_is_blamed():
   one = dataclasses.replace(too_large(arguments=2e9, temporaries=30e9), largest=[])
-  said = report.explain(planned(one), one)
-  assert "27.9 are made" in said
-  assert "logits" not in said
-  assert LEAF.name in said
-  assert "rl.microbatches" in said
+  reason = report.explain(planned(one), one)
+  assert "27.9 are made" in reason
+  assert "logits" not in reason
+  assert LEAF.name in reason
+  assert "rl.microbatches" in reason
 
 
 def test_of_episodes_the_plan_says_what_they_show_and_what_a_critic_takes():
@@ -283,7 +283,7 @@ def test_a_load_that_no_mesh_holds_is_halved_until_one_does():
   )
   found = sweep.walk(config, [(4, 1, 1, 1), (1, 4, 1, 1), (2, 2, 1, 1)], measure)
   assert found.best is None
-  assert (found.largest.mesh, found.largest.rows) == ((1, 4, 1, 1), 4)  # wants least memory
+  assert (found.largest.mesh, found.largest.rows) == ((1, 4, 1, 1), 4)  # needs least memory
   assert found.plan.config.rl.microbatches == config.rl.batch_size // 4
   assert "fastest at the config's load: none fits" in sweep.as_text(found)
   nowhere = measured(topology.find("v5e:2x2"), fits=lambda changed: False, seconds=lambda _: 1.0)

@@ -1,4 +1,4 @@
-"""What programs a config has, and the sizes of its arrays, without weights."""
+"""The programs of a config and the sizes of its arrays, without weights."""
 
 import math
 
@@ -117,7 +117,7 @@ def test_the_next_batch_lies_beside_an_update_unless_a_cache_may_have_its_featur
   encoder, *_, step = built(config)[0]
   patches = programs.bytes_per_device(encoder.arguments[-1])
   held = programs.bytes_per_device(step.resident_arrays)
-  assert held == pytest.approx(0 if gibibytes else patches, rel=0.01)  # its words are few
+  assert held == pytest.approx(0 if gibibytes else patches, rel=0.01)  # text is small
   assert patches > 0
 
 
@@ -227,17 +227,15 @@ def test_a_critic_lies_beside_its_policy():
   )
   by_name = {program.name: program for program in found}
   params = programs.bytes_per_device(by_name["train step"].arguments[0].params)
-  assert everything == pytest.approx(
-    7 * params, rel=0.01
-  )  # two with their moments, and the reference
+  # Policy and critic with two moments each, and the reference.
+  assert everything == pytest.approx(7 * params, rel=0.01)
   for name in ("train step", "critic step"):
     held = programs.bytes_per_device((by_name[name].arguments[0], by_name[name].resident_arrays))
     assert held == everything + next_batch(by_name[name])
-  beside = programs.bytes_per_device(
-    (by_name["values"].arguments[0], by_name["values"].resident_arrays)
-  )
+  values = by_name["values"]
+  state = programs.bytes_per_device((values.arguments[0], values.resident_arrays))
   counters = 3 * 4
-  assert beside == everything - counters
+  assert state == everything - counters
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -258,16 +256,16 @@ def test_patches_of_all_turns_go_to_the_programs_that_train_the_tower(frozen):
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1), (1, 2, 2, 2)])
-def test_what_episodes_begin_with_is_said_to_lie_where_it_does(shape):
+def test_the_state_that_episodes_begin_with_has_the_shardings_of_its_program(shape):
   found = of_turns(shape)[0]
   prefill, decode, append = found[1:4]
   graphdef, params, prefix, state, *_ = decode.arguments
   longest = {**prefill.keywords, "length": 192}
   begun = prefill.function.lower(*prefill.arguments, **longest).compile()
   gathered = sampler.decoding_params.lower(graphdef, prefill.arguments[1]).compile()
-  made = jax.tree.leaves((begun.output_shardings, gathered.output_shardings))
-  said = jax.tree.leaves(((prefix, state), params))
-  for sharding, x in zip(made, said, strict=True):
+  compiled = jax.tree.leaves((begun.output_shardings, gathered.output_shardings))
+  abstract = jax.tree.leaves(((prefix, state), params))
+  for sharding, x in zip(compiled, abstract, strict=True):
     assert sharding.is_equivalent_to(x.sharding, x.ndim), (sharding, x)
   for program in (decode, append):
     program.function.lower(*program.arguments, **program.keywords)

@@ -1,4 +1,4 @@
-"""Programs that the TPU compiler makes here, read back: what it writes is what the readers know."""
+"""Programs compiled here by the TPU compiler: our parser understands its output."""
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ def test_a_loop_whose_end_the_numbers_decide_is_counted_by_its_longest_run(mesh)
 
 
 def test_weights_that_fast_memory_does_not_hold_are_read_in_every_step(where):
-  """A loop as decoding is: layers of 256 MiB, a head of 128 MiB."""
+  """A loop like decoding: layers of 256 MiB, a head of 128 MiB."""
   alone = jax.sharding.Mesh(np.asarray(where.devices[:1]), ("all",))
   stack, head = abstract(alone, (32, 2048, 2048)), abstract(alone, (32768, 2048))
   steps = 5
