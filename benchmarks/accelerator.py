@@ -1,19 +1,21 @@
-"""An RL step on an accelerator: how long its train step and its rollout take, and how far that is from the hardware's limits.
+"""Times the train step and the rollout of an RL step on an accelerator, against its limits.
 
     python -m benchmarks.accelerator [--config=configs/moss_chatv.py:3b] [--config.field=value …]
 
-Random weights, no files: Qwen2.5-VL-3B, frozen vision tower, 4 prompts of 16 frames x 128 tokens, 8 replies of 512 tokens each,
-bfloat16 activations, on all devices of this machine. It runs the programs that `vr_jax.train.rl_loop` runs (launch/programs.py),
-of recipes with one turn. Every reply runs to its end, since the stop token can't be sampled. Prints one JSON line:
+Random weights, no files: Qwen2.5-VL-3B, frozen vision tower, 4 prompts of 16 frames x 128 tokens,
+8 replies of 512 tokens each, bfloat16 activations, on all devices of this machine. It runs the
+programs of `vr_jax.train.rl_loop` (launch/programs.py), for recipes with one turn. The stop token
+can't be sampled, so every reply has its full length. Prints one JSON line:
 
-- encoder: seconds (median) in which the vision tower reads all prompts.
-- train: seconds of one update, tokens/s of replies, model FLOPs utilisation: analytic matrix FLOPs of forward and backward,
-  vision included, nothing counted twice (models/qwen2_5_vl/flops.py), over time and peak. Goal 0.5. A trained tower runs in
-  the update; of a frozen one the update takes the features, so the encoder's seconds are added.
-- rollout: seconds with the encoder's, sampled tokens/s, and seconds of a decoded token (those of the prefill taken off) over
-  the time that the weights and the keys and values take to be read once. Goal: at most 1.5.
+- encoder: seconds (median) in which the vision tower encodes all prompts.
+- train: seconds of one update, tokens/s of replies, and model FLOPs utilisation: analytic matrix
+  FLOPs of forward and backward passes, vision included, no recomputation
+  (models/qwen2_5_vl/flops.py), over time and peak. Goal 0.5. A trained tower runs in the update.
+  With a frozen one the update takes its features, so the encoder's seconds are added.
+- rollout: seconds with the encoder's, sampled tokens/s, and seconds of a decoded token (without the
+  prefill) over the time to read the weights and the keys and values once. Goal: at most 1.5.
 
-Where peak or bandwidth of a device are not in the table below, its shares are null.
+Ratios to peak or bandwidth are null for a device that `DEVICES` does not list.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +27,7 @@ import re
 import statistics
 import sys
 import time
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -48,26 +51,27 @@ FIELDS = {
   "rl.batch_size": 4,
   "rl.num_generations": 8,
   "rl.max_new_tokens": 512,
-  "rl.kl_weight": 0.0,  # the reference's pass is no part of a train step
+  "rl.kl_weight": 0.0,  # the reference's pass is not part of a train step
   "data.frames": 16,
   "model.max_pixels": 128 * 28 * 28,
   "model.prefix_buckets": "(1152,)",
   "model.frame_buckets": "(8,)",
   "model.patch_buckets": "(512,)",
 }
-# bfloat16 FLOP/s without sparsity and bytes/s of main memory, by what a device's kind holds. Source: NVIDIA's data sheets.
+# bfloat16 FLOP/s without sparsity and bytes/s of main memory, by a part of the device's kind.
+# Source: NVIDIA's data sheets.
 DEVICES = {
   "H200": (989e12, 4.8e12),
   "H100": (989e12, 3.35e12),
   "A100": (312e12, 2.04e12),
 }
-# Beside jax itself, what numbers may depend on.
+# Packages besides jax that the times may depend on.
 PACKAGES = r"jax-(cuda\d+|rocm\d+)-plugin|nvidia-cu(dnn|blas)-cu\d+|libtpu"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AcceleratorWork:
-  """What is measured: a network, the sizes of its arrays, the programs of a step by name, and what they run on."""
+  """A model with its state and prompts, the sizes of a step, and the step's programs by name."""
 
   net: model_setup.ModelSetup
   step_shapes: step_shapes.StepShapes
@@ -78,16 +82,16 @@ class AcceleratorWork:
 
 def prepare(argv: Sequence[str]) -> AcceleratorWork:
   """Random weights and prompts of a config, on the devices of this machine."""
-  given = [word for word in argv if word.startswith("--config=")] or [
+  recipe = [word for word in argv if word.startswith("--config=")] or [
     "--config=configs/moss_chatv.py:3b"
   ]
   fields = {f"--config.{name}": str(value) for name, value in FIELDS.items()}
   fields |= dict(word.split("=", 1) for word in argv if word.startswith("--config."))
   flags = [f"{name}={value}" for name, value in fields.items()]
-  config, _, _ = vr_jax.parse_flags(["accelerator", "--workdir=.", *given, *flags])
+  config, _, _ = vr_jax.parse_flags(["accelerator", "--workdir=.", *recipe, *flags])
   if "turns" in config:
-    raise errors.InputError(f"{given[-1]}: has several turns; choose a recipe with one")
-  model = model_setup.model_of(config)
+    raise errors.InputError(f"{recipe[-1]}: has several turns; choose a recipe with one")
+  model = cast(model_config.Qwen2_5_VLConfig, model_setup.model_of(config))
   mesh = mesh_lib.make_mesh(config.mesh)
   config = model_setup.clamp_microbatches(config, mesh)
   load = step_shapes.make_step_shapes(config, model)
@@ -110,7 +114,9 @@ def prepare(argv: Sequence[str]) -> AcceleratorWork:
   )
 
 
-def random_prompt(model: model_config.Config, load: step_shapes.StepShapes) -> records.Prompt:
+def random_prompt(
+  model: model_config.Qwen2_5_VLConfig, load: step_shapes.StepShapes
+) -> records.Prompt:
   """Prompts without padding: all media tokens first, then text; pixels and words at random."""
   rng = np.random.default_rng(0)
   vision, shape = model.vision, (load.prompts, load.prefix)
@@ -128,7 +134,7 @@ def random_prompt(model: model_config.Config, load: step_shapes.StepShapes) -> r
     positions=np.broadcast_to(place, (3, *shape)).transpose(1, 2, 0).astype(np.int32),
     next_position=np.full(load.prompts, load.prefix, np.int32),
     media_index=np.broadcast_to(np.where(place < media, place, -1), shape).astype(np.int32),
-    vision=vision_inputs.Vision(
+    vision=vision_inputs.VisionInputs(
       patches=rng.normal(size=(*patches, vision.patch_dim)).astype(np.float32),
       rows=np.broadcast_to(rows, (*patches, 2)).astype(np.int32),
       window=np.broadcast_to(window, patches).astype(np.int32),
@@ -137,15 +143,17 @@ def random_prompt(model: model_config.Config, load: step_shapes.StepShapes) -> r
 
 
 def timings(work: AcceleratorWork) -> dict[str, float]:
-  """Seconds of encoder, prefill (with one token), rollout and update, each after a first run that compiles."""
+  """Seconds of encoder, prefill (with one token), rollout and update, without compilation."""
   net, step_shapes, state = work.net, work.step_shapes, work.state
   rollout, train = work.programs["rollout"], work.programs["train step"]
   stops = jnp.array(net.stop_tokens)
 
   def sample(length: int) -> records.Rollout:
-    cut = dataclasses.replace(rollout.keywords["decoding"], max_new_tokens=length)
+    decoding = dataclasses.replace(rollout.keywords["decoding"], max_new_tokens=length)
     allowed_tokens, key = net.allowed_tokens.at[stops].set(False), jax.random.key(0)
-    return rollout.function(net.graphdef, state.params, encoded, allowed_tokens, key, decoding=cut)
+    return rollout.function(
+      net.graphdef, state.params, encoded, allowed_tokens, key, decoding=decoding
+    )
 
   encoding, encoded = median_seconds(
     functools.partial(encoder.encode, net.graphdef, state.params, work.prompt)
@@ -155,8 +163,8 @@ def timings(work: AcceleratorWork) -> dict[str, float]:
   prompt = encoded if net.tower_frozen else work.prompt
   advantages = jax.random.normal(jax.random.key(1), replies.log_probs.shape)
   signal = jnp.ones(step_shapes.prompts, bool)
-  asked = train.arguments[-2:]  # log-probs of old policy and reference, where the recipe wants them
-  others = [None if x is None else replies.log_probs for x in asked]
+  # Log-probs of old policy and reference; None where the recipe does without.
+  others = [None if x is None else replies.log_probs for x in train.arguments[-2:]]
 
   def update() -> PyTree:
     nonlocal state
@@ -172,7 +180,7 @@ def timings(work: AcceleratorWork) -> dict[str, float]:
 
 
 def median_seconds(run: Callable[[], PyTree]) -> tuple[float, PyTree]:
-  """Median seconds of a few runs, the first one left out, and what the last one gave."""
+  """Median seconds of a few runs after a first one, and the result of the last."""
   jax.block_until_ready(run())
   taken = []
   for _ in range(REPEATS):
@@ -183,7 +191,7 @@ def median_seconds(run: Callable[[], PyTree]) -> tuple[float, PyTree]:
 
 
 def results(work: AcceleratorWork, seconds: dict[str, float]) -> dict[str, dict[str, float | None]]:
-  """What the line says of these timings."""
+  """The fields of the JSON line that these timings give."""
   step_shapes, counted, (peak, bandwidth) = work.step_shapes, model_flops(work), limits()
   tokens = step_shapes.prompts * step_shapes.group * step_shapes.time
   train = seconds["update"] + (seconds["encoder"] if work.net.tower_frozen else 0)
@@ -209,10 +217,10 @@ def results(work: AcceleratorWork, seconds: dict[str, float]) -> dict[str, dict[
 
 
 def model_flops(work: AcceleratorWork) -> float:
-  """Of one update and the vision that it learns from."""
+  """FLOPs of one update and of the vision tower's pass."""
   step_shapes, net = work.step_shapes, work.net
   one = flops.forward(
-    net.model,
+    cast(model_config.Qwen2_5_VLConfig, net.model),
     frames=step_shapes.frames,
     patches=step_shapes.patches,
     prefix=step_shapes.prefix,
@@ -225,8 +233,11 @@ def model_flops(work: AcceleratorWork) -> float:
 
 
 def bytes_of_a_token(work: AcceleratorWork) -> float:
-  """What decoding must read for one token of every reply: text weights, keys and values, halfway through the replies."""
-  model, step_shapes = work.net.model, work.step_shapes
+  """Bytes that decoding must read for one token of every reply, halfway through the replies.
+
+  These are the text weights, the keys and the values.
+  """
+  model, step_shapes = cast(model_config.Qwen2_5_VLConfig, work.net.model), work.step_shapes
   text = model.text
   layers = jax.tree.leaves(work.net.abstract_params["text"]["layers"])
   weights = sum(x.size for x in layers) + text.vocab_size * text.hidden_size

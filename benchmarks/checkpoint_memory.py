@@ -1,14 +1,17 @@
-"""Host memory of reading a checkpoint: `from_pretrained` on simulated devices, each process measuring itself.
+"""Measures the host memory of reading a checkpoint by `from_pretrained` on simulated devices.
 
-    python -m benchmarks.checkpoint_memory [--megabytes=3000] [--dtype=bfloat16] [--devices=8] [--processes=1]
+    python -m benchmarks.checkpoint_memory [--megabytes=3000] [--dtype=bfloat16] [--devices=8] \\
+      [--processes=1]
 
-Writes a bfloat16 checkpoint of about that size, with Qwen2.5-VL's vocabulary, into a temporary directory; reads it in
-processes of their own, which share the devices, placed by the rules of training; prints one JSON line. On a CPU what
-a device holds is memory of the host too. So a process is allowed its own share of the parameters, and 1.5 times the
-largest tensor of the files on top (`limit`, the goal).
+Writes a bfloat16 checkpoint of about that size, with Qwen2.5-VL's vocabulary, into a temporary
+directory. Fresh processes, which share the devices, then read it with the shardings of training,
+and each measures itself. Prints one JSON line. On a CPU the memory of a device is memory of the
+host. So a process may use its own share of the parameters, and 1.5 times the largest tensor of the
+files (`limit`, the goal).
 
-`beyond_share` is the highest resident memory during the read, less that before it, less the share. It is Linux's VmHWM,
-which also counts pages of mapped files while they are mapped. All sizes are in megabytes (10^6 bytes).
+`beyond_share` is the highest resident memory during the read, minus that before it, minus the
+share. It is Linux's VmHWM, which also counts pages of mapped files while they are mapped. All sizes
+are in megabytes (10^6 bytes).
 """
 
 import argparse
@@ -36,7 +39,7 @@ BLOCK = 2**20 - 3  # random numbers, repeated; prime to the sizes, so that no tw
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Writes the checkpoint, starts the readers, prints the line."""
+  """Writes the checkpoint, runs the readers, and prints the JSON line."""
   parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint_memory")
   parser.add_argument("--megabytes", type=int, default=3000)
   parser.add_argument("--dtype", default="bfloat16", help="of the parameters")
@@ -66,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_checkpoint(directory: Path, megabytes: int) -> int:
-  """A model of random weights of about that size; gives the bytes of its largest tensor."""
+  """Writes a checkpoint of random weights; returns the bytes of its largest tensor."""
   import jax.numpy as jnp
 
   from vr_jax.models import qwen2_5_vl
@@ -89,7 +92,7 @@ def write_checkpoint(directory: Path, megabytes: int) -> int:
     depth=4, hidden_size=256, intermediate_size=512, num_heads=4, out_hidden_size=embed
   )
   ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-  config = config_lib.Config(text=text, vision=vision, **dict.fromkeys(ids, 0))
+  config = config_lib.Qwen2_5_VLConfig(text=text, vision=vision, **dict.fromkeys(ids, 0))
   family = qwen2_5_vl.FAMILY
   slots = family.weights.slots(config, weight_mapping.flat(family.abstract_params(config)))
   entries = streaming.entries(slots, dict.fromkeys(slots, jnp.dtype("bfloat16")))
@@ -106,7 +109,7 @@ def write_checkpoint(directory: Path, megabytes: int) -> int:
 
 
 def start_readers(arguments: argparse.Namespace, directory: str) -> list[subprocess.Popen]:
-  """One process each, with its part of the devices."""
+  """Starts one process for each reader, with its share of the devices."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
@@ -134,7 +137,7 @@ def start_readers(arguments: argparse.Namespace, directory: str) -> list[subproc
 
 
 def read(arguments: argparse.Namespace) -> dict[str, Any]:
-  """What one reader finds."""
+  """Reads the checkpoint in this process and measures its memory."""
   import jax
 
   from vr_jax.models import qwen2_5_vl
@@ -161,17 +164,18 @@ def read(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def mesh_shape(devices: int, axes: int) -> tuple[int, ...]:
-  """Devices on data, fsdp and tensor, two each as far as they go; the rest on fsdp."""
+  """A mesh shape: two devices on tensor if their number is even, all others on fsdp."""
   tensor = 2 if devices % 2 == 0 else 1
   return (1, devices // tensor, *[1] * (axes - 3), tensor)
 
 
 def memory(*, reset: bool = False) -> int:
-  """The highest resident memory so far in bytes; with `reset` that of now, from which the highest counts anew."""
+  """The highest resident memory so far, in bytes. reset: restart the maximum from now first."""
   if reset:
     Path("/proc/self/clear_refs").write_text("5")
   status = Path("/proc/self/status").read_text()
-  return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+  (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
+  return int(kilobytes) * 1024
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""Does the method work? Trains a recipe's arms over seeds and reports what came out.
+"""Does the method work? Trains the arms of a recipe over several seeds and reports the results.
 
-    python -m benchmarks.claims moss_chatv [--seeds=21,22,23,24,25] [--workdir=runs/claims] [--config.field=value …]
+    python -m benchmarks.claims moss_chatv [--seeds=21,22,23,24,25] [--workdir=runs/claims] \\
+      [--config.field=value …]
 
-Each (arm, seed) is a run of the recipe at its tiny size; its result is a small JSON file under docs/claims/<recipe>/, and one
-that is there is not run again: the command goes on where it stopped. At the end it writes docs/claims/<recipe>.md.
+Each (arm, seed) is a run of the recipe at its tiny size. Its result is a small JSON file under
+docs/claims/<recipe>/. A run whose file exists is skipped, so an interrupted command continues where
+it stopped. At the end it writes docs/claims/<recipe>.md.
 
-Arms of one seed share the warm start and the data. Data and seeds are not those of the recipe's defaults, which the
-recipe was tuned on. Every arm is evaluated by the same rewards (the recipe's own), whatever it was trained with.
+Arms of one seed share the warm start and the data. Data and seeds differ from the recipe's
+defaults, which the recipe was tuned on. Every arm is evaluated by the same rewards (the recipe's
+own), whatever it was trained with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import itertools
 import json
 import os
@@ -34,8 +37,8 @@ _TRAINING = (
   "episode_accuracy",
   "exploration/",
 )
-_SPREADS = ("/std", "/zero_ratio")  # of rewards: not kept
-# Overrides of an arm that count when it is evaluated, too.
+_SPREADS = ("/std", "/zero_ratio")  # metrics of rewards that are not recorded
+# Overrides of an arm that apply to its evaluation as well.
 _SEEN = tuple(
   f"--config.{name}="
   for name in ("env.turns", "env.history_turns", "rl.max_new_tokens", "sft.max_reply_tokens")
@@ -43,7 +46,7 @@ _SEEN = tuple(
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs what is missing, then writes the page."""
+  """Runs the missing runs, then writes the page."""
   recipes = [word for word in argv if not word.startswith("--")]
   options = dict(word[2:].split("=", 1) for word in argv if word.startswith("--") and "=" in word)
   if len(recipes) != 1 or recipes[0] not in claims_arms.CLAIMS:
@@ -54,10 +57,10 @@ def main(argv: Sequence[str]) -> int:
     return 2
   recipe = recipes[0]
   claims = claims_arms.CLAIMS[recipe]
-  given = options.pop("seeds", "")
-  seeds = [int(seed) for seed in given.split(",")] if given else list(claims.seeds)
+  numbers = options.pop("seeds", "")
+  seeds = [int(seed) for seed in numbers.split(",")] if numbers else list(claims.seeds)
   workdir = Path(options.pop("workdir", "runs/claims")) / recipe
-  # One for all runs: each arm would otherwise compile the same programs.
+  # All runs share one, or each arm would compile the same programs again.
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((workdir / "compilations").absolute()))
   extra = [f"--{name}={value}" for name, value in options.items()]
   results = Path("docs/claims") / recipe
@@ -66,14 +69,17 @@ def main(argv: Sequence[str]) -> int:
   }
   for arm, path in itertools.chain(*runs.values()):
     flags = [*(arm.overrides or ()), *extra]
-    if path.exists() and (there := recorded_names.current(path.read_text())["flags"]) != flags:
-      print(f"{path}: a result with flags {there}, not {flags}; move it away", file=sys.stderr)
+    if not path.exists():
+      continue
+    recorded = recorded_names.current(path.read_text())["flags"]
+    if recorded != flags:
+      print(f"{path}: a result with flags {recorded}, not {flags}; move it away", file=sys.stderr)
       return 2
-  for seed, of_seed in runs.items():
-    left = [(arm, path) for arm, path in of_seed if not path.exists()]
-    if left:
+  for seed, seed_runs in runs.items():
+    missing = [(arm, path) for arm, path in seed_runs if not path.exists()]
+    if missing:
       warm_start(recipe, seed, workdir, extra)
-    for arm, path in left:
+    for arm, path in missing:
       run_arm(recipe, arm, seed, workdir, extra, path)
       print(path.read_text().strip())
   claims_page.write(recipe, seeds, results, results.with_suffix(".md"), extra)
@@ -81,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def warm_start(recipe: str, seed: int, workdir: Path, extra: Sequence[str]) -> None:
-  """Data (one for all seeds) and the warm start that the arms of a seed share."""
+  """Makes the data (the same for all seeds) and the warm start that the arms of a seed share."""
   for mode in ("data", "sft"):
     _launch(
       *_common(recipe, seed, workdir, extra), f"--workdir={_warm(workdir, seed)}", f"--mode={mode}"
@@ -148,7 +154,7 @@ def run_arm(
 def _evaluated(
   flags: Sequence[str], checkpoints: Path, workdir: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """(what an evaluation of checkpoints found, the config.json of its workdir)."""
+  """(the result of an evaluation of checkpoints, the config.json of its workdir)."""
   _launch(
     *flags, f"--config.rl.init_checkpoint={checkpoints}", f"--workdir={workdir}", "--mode=eval"
   )
@@ -157,11 +163,16 @@ def _evaluated(
 
 
 def _over_training(workdir: Path) -> tuple[dict[str, float], dict[str, list[float]]]:
-  """What tells how training went: means over the RL steps of a run, and over its first and last tenth; and those of each tenth."""
+  """Metrics of a run's RL steps.
+
+  Returns:
+    means: over all steps (training/<name>), the first tenth (first/<name>), the last (last/<name>).
+    tenths: by name, the mean over each tenth.
+  """
   steps = [m["values"] for m in metrics.read(workdir / "metrics.jsonl") if m["stage"] == "rl"]
   names = [name for name in steps[0] if name.startswith(_TRAINING) and not name.endswith(_SPREADS)]
 
-  def mean(name: str, some: Sequence[int]) -> float:
+  def mean(name: str, some: Iterable[int]) -> float:
     return float(np.mean([steps[step][name] for step in some if name in steps[step]] or np.nan))
 
   parts = np.array_split(np.arange(len(steps)), claims_page.TENTHS)

@@ -1,4 +1,4 @@
-"""What each recipe is held to: the arms that benchmarks.claims trains, and what is told of them."""
+"""The arms that benchmarks.claims trains for each recipe, and the metrics that it reports."""
 
 import dataclasses
 from typing import Literal
@@ -8,8 +8,10 @@ from typing import Literal
 class Arm:
   """One way to train: overrides of the recipe, or None for the warm start alone.
 
-  start: the warm start that the arms of a seed share, one of its own, trained with the same overrides, or none: random weights.
-  views: further ways to evaluate what was trained: (name, overrides); their accuracy is told as accuracy@name.
+  start: shared, the warm start that the arms of a seed share; own, one trained with the same
+    overrides; none, random weights.
+  views: further evaluations of the trained model, (name, overrides); their accuracy is reported as
+    accuracy@name.
   """
 
   name: str
@@ -21,9 +23,12 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claims:
-  """What a recipe is held to. seeds: of its runs; columns: (title, metric); pairs: arms whose differences are told.
+  """The arms and metrics of a recipe's report.
 
-  curves: (title, metric of training), told tenth by tenth.
+  seeds: of its runs.
+  columns: (title, metric).
+  pairs: arms whose differences are reported.
+  curves: (title, metric of training), reported for each tenth of training.
   """
 
   seeds: tuple[int, ...]
@@ -33,14 +38,15 @@ class Claims:
   curves: tuple[tuple[str, str], ...] = ()
 
 
-# One turn shows the whole budget, and thoughts tell of each frame.
+# One turn shows the whole frame budget, and the thoughts describe each frame.
 SINGLE = (
   "--config.env.turns=1",
   "--config.env.history_turns=0",
   "--config.rl.max_new_tokens=112",
   "--config.sft.max_reply_tokens=112",
 )
-# What three turns have trained, played with others: prompts then name numbers of turns that it has not seen, and five turns show more frames.
+# A model trained with three turns is evaluated with other numbers. Prompts then name numbers of
+# turns that it has not seen, and five turns show more frames.
 TURNS = (
   ("1 turns", SINGLE),
   *(

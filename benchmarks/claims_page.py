@@ -1,4 +1,4 @@
-"""The page that benchmarks.claims writes of its results: docs/claims/<recipe>.md."""
+"""Writes the results of benchmarks.claims as a page, docs/claims/<recipe>.md."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,10 @@ DATA_SEED = 5  # of the simulated videos; the recipe's default is 0
 def write(
   recipe: str, seeds: Sequence[int], results: Path, page: Path, extra: Sequence[str] = ()
 ) -> None:
-  """docs/claims/<recipe>.md: mean over seeds and the 95 % interval of that mean (Student's t), and paired differences."""
+  """Writes docs/claims/<recipe>.md.
+
+  It has means over seeds with their 95 % intervals (Student's t), and paired differences.
+  """
   arms, columns, pairs = (
     getattr(claims_arms.CLAIMS[recipe], name) for name in ("arms", "columns", "pairs")
   )
@@ -27,15 +30,16 @@ def write(
     ]
     for arm in arms
   }
-  table = {name: [result["metrics"] for result in of_seeds] for name, of_seeds in found.items()}
+  table = {name: [run["metrics"] for run in runs] for name, runs in found.items()}
   titles = [title for title, _ in columns]
   command = " ".join([f"python -m benchmarks.claims {recipe}", *extra])
   lines = [
     f"# Claims of {recipe}: what came out",
     "",
     f"`{command}`: the tiny recipe, seeds {', '.join(map(str, seeds))}, simulated videos of "
-    f"data seed {DATA_SEED} (neither was used to tune the recipe), held-out videos, greedy decoding. Mean over seeds ± "
-    "half the 95 % interval of that mean (Student's t). One JSON file a run stands beside this page.",
+    f"data seed {DATA_SEED} (neither was used to tune the recipe), held-out videos, greedy "
+    "decoding. Mean over seeds ± half the 95 % interval of that mean (Student's t). One JSON file "
+    "a run stands beside this page.",
     "",
     "| arm | " + " | ".join(titles) + " |",
     "|---" * (len(titles) + 1) + "|",
@@ -70,7 +74,7 @@ def _curves(
   arms: Sequence[claims_arms.Arm],
   found: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> list[str]:
-  """A metric of training, tenth by tenth, as the mean over seeds."""
+  """A table of a training metric: the mean over seeds in each tenth of training."""
   lines = ["", f"{title}, in each tenth of training:", ""]
   lines += ["| arm | " + " | ".join(map(str, range(1, TENTHS + 1))) + " |"]
   lines += ["|---" * (TENTHS + 1) + "|"]
@@ -87,7 +91,7 @@ def _by_seed(
   seeds: Sequence[int],
   table: Mapping[str, Sequence[Mapping[str, float]]],
 ) -> list[str]:
-  """Accuracy of each run, and half the 95 % interval that its number of questions leaves open."""
+  """A table of each run's accuracy ± half its 95 % interval over questions."""
   lines = ["", "Accuracy of each run ± half its 95 % interval over questions:", ""]
   lines += ["| arm | " + " | ".join(f"seed {seed}" for seed in seeds) + " |"]
   lines += ["|---" * (len(seeds) + 1) + "|"]
@@ -106,7 +110,7 @@ def _difference(
 
 def _cell(values: Sequence[float], form: str = ".3f") -> str:
   mean = np.mean(values)
-  if np.isnan(mean):  # an arm of which this is not known
+  if np.isnan(mean):  # the arm has no such metric
     return "–"
   if len(values) < 2:
     return f"{mean:{form}}"

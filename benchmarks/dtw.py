@@ -2,16 +2,18 @@
 
     python -m benchmarks.dtw
 
-4,096 pairs with 32 x 32 float32 costs. dtaidistance takes series and not costs: it gets 64 series and 64 others of length
-32, whose 64 x 64 pairs have |a - b| as their costs (its inner distance "euclidean", which sums |a - b| and takes no root).
-Of what it offers for one thread, `distance_matrix_fast` over a block is the fastest, 3 to 4 times `distance_fast` pair
-by pair; that is the side that counts. It reads 32 kB of series where ours reads 16 MB of costs, which it computes as it
-goes: that saves it memory traffic and costs it a subtraction a cell. The same with its OpenMP threads is printed too.
-Our loops run on one thread as well.
+4,096 pairs with 32 x 32 float32 costs. dtaidistance takes series and not costs: it gets 64 series
+and 64 others of length 32, whose 64 x 64 pairs have |a - b| as their costs (its inner distance
+"euclidean", which sums |a - b| and takes no root). Its fastest function for one thread is
+`distance_matrix_fast` over a block, 3 to 4 times as fast as `distance_fast` pair by pair; ours is
+compared with that. It reads 32 kB of series where ours reads 16 MB of costs, which it computes on
+the way: that saves it memory traffic and costs it a subtraction a cell. Its time with OpenMP
+threads is printed too. Our loops also run on one thread.
 
-Sides take turns within one run, and a ratio is taken within each turn, so that other work on the machine meets both. Prints
-one JSON line: milliseconds of each side and how many times faster ours are (medians over turns). The goals are 4 for `dtw` and 8 for `subsequence_dtw` with
-moves jump, which dtaidistance does not have: it is held to the same classic distances.
+Sides run in turn, and a ratio is taken within each round, so that other work on the machine affects
+both. Prints one JSON line: milliseconds of each side, and how many times faster ours are (medians
+over rounds). The goals are 4 for `dtw` and 8 for `subsequence_dtw` with jump moves. dtaidistance
+has no such moves, so the latter is compared with its classic distances as well.
 """
 
 from collections.abc import Callable
@@ -32,7 +34,7 @@ GOALS = {"dtw": 4.0, "subsequence_dtw": 8.0}
 
 
 def jump_distances(cost: np.ndarray) -> np.ndarray:
-  """The jump alignment in NumPy, to check results with."""
+  """The jump alignment in NumPy, as a reference for our results."""
   total = cost[:, 0].astype(np.float64)
   for row in range(1, cost.shape[1]):
     moved = np.pad(total, ((0, 0), (2, 0)), constant_values=np.inf)
@@ -41,7 +43,7 @@ def jump_distances(cost: np.ndarray) -> np.ndarray:
 
 
 def milliseconds(side: Callable[[], object]) -> list[float]:
-  """A few runs in a row, after one that brings the data back into the caches."""
+  """Times a few runs in a row, after one that warms the caches."""
   jax.block_until_ready(side())
   times = []
   for _ in range(REPEATS):
@@ -52,7 +54,7 @@ def milliseconds(side: Callable[[], object]) -> list[float]:
 
 
 def main() -> None:
-  """Checks the sides against each other, times them, prints the line."""
+  """Compares the results of the sides, times them, and prints the JSON line."""
   rng = np.random.default_rng(0)
   a, b = rng.random((2, SERIES, LENGTH)).astype(np.float32)
   cost = jnp.asarray(np.abs(a[:, None, :, None] - b[None, :, None, :]).reshape(-1, LENGTH, LENGTH))

@@ -2,10 +2,12 @@
 
     python -m benchmarks.fuzz_video_mtr --replies=100000
 
-Half of the replies are right ones with a few edits, half are fragments of tags, numbers, white space and odd characters. They
-are given turn by turn to tasks of all kinds (turns, budget, variant, pool, problem type) until each episode ends. Prints one JSON
-line: how replies were read, the least and the most of each reward, and what broke a rule: a frame outside the pool, more frames
-than the budget allows, an answer that holds a tag, a reward outside its range. Exit code 1 where anything did.
+Half of the replies are correct ones with a few edits, half are fragments of tags, numbers, white
+space and odd characters. Environments of all kinds (turns, budget, variant, pool, problem type)
+get them turn by turn until each episode ends. Prints one JSON line: how replies were parsed, the
+minimum and maximum of each reward, and violations: a frame outside the pool, more frames than the
+budget allows, an answer with a tag in it, a reward outside its range. Exit code 1 after a
+violation.
 """
 
 from collections import Counter
@@ -15,7 +17,7 @@ import json
 import random
 import sys
 import time
-from typing import Any
+from typing import Any, Literal, cast
 
 from absl import flags
 import numpy as np
@@ -71,7 +73,8 @@ def _retrieval(rng: random.Random, pool: int) -> str:
 
 
 def _answer(rng: random.Random) -> str:
-  return f"<think>so</think><answer>{rng.choice(['A', 'b', ' B ', '3', '2.5', 'red', 'x' * 60])}</answer>"
+  answer = rng.choice(["A", "b", " B ", "3", "2.5", "red", "x" * 60])
+  return f"<think>so</think><answer>{answer}</answer>"
 
 
 def _edited(rng: random.Random, reply: str) -> str:
@@ -83,14 +86,15 @@ def _edited(rng: random.Random, reply: str) -> str:
 
 
 def draw_reply(rng: random.Random, pool: int) -> str:
-  """One reply."""
+  """Draws one reply."""
   if rng.random() < 0.5:
     return "".join(rng.choice(_PIECES) for _ in range(rng.randrange(12)))
   return _edited(rng, _retrieval(rng, pool) if rng.random() < 0.7 else _answer(rng))
 
 
 def _task(rng: random.Random) -> video_mtr.VideoMTR:
-  variant, count = rng.choice(["paper", "code"]), rng.randint(1, 5)
+  variants: list[Literal["paper", "code"]] = ["paper", "code"]
+  variant, count = rng.choice(variants), rng.randint(1, 5)
   return video_mtr.VideoMTR(
     instruction="Look or answer.",
     last_instruction="Answer.",
@@ -127,7 +131,7 @@ def _example(rng: random.Random, number: int) -> records.Example:
 
 @dataclasses.dataclass(kw_only=True)
 class FuzzCounts:
-  """What was seen so far."""
+  """Counts of all replies so far."""
 
   outcomes: Counter = dataclasses.field(default_factory=Counter)
   extremes: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
@@ -142,7 +146,7 @@ def _play_episodes(
   rng: random.Random,
   found: FuzzCounts,
 ) -> environment.Episode:
-  """One episode to its end."""
+  """Plays one episode to its end."""
   replies: list[str] = []
   while (seen := task.observe(example, pool, replies)) is not None:
     allowed_tokens = task.frame_budget // (4 if replies else 1 if task.turns == 1 else 2)
@@ -175,14 +179,14 @@ def _finish(
   examples: Sequence[records.Example],
   episodes: Sequence[Sequence[environment.Episode]],
 ) -> records.Scores:
-  """The scores of a training batch."""
+  """Scores replies as a training batch."""
   segment = np.zeros((len(episodes), len(episodes[0]), 1), np.int32)
   replies = environment.Replies(episodes=episodes, segment=segment)
   return task.finish_batch(examples, replies, task.score(examples, replies))[0]
 
 
 def run(replies: int, seed: int = 0) -> dict[str, Any]:
-  """Draws at least so many replies, and says what became of them."""
+  """Draws at least `replies` replies and returns the fields of the JSON line."""
   rng, found, begun = random.Random(seed), FuzzCounts(), time.perf_counter()
   while found.outcomes.total() < replies:
     task, examples, episodes = _task(rng), [], []
@@ -204,12 +208,12 @@ def run(replies: int, seed: int = 0) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs it and prints what came out."""
-  given = flags.FlagValues()
-  flags.DEFINE_integer("replies", 100_000, "Replies to draw.", flag_values=given)
-  flags.DEFINE_integer("seed", 0, "Of the drawing.", flag_values=given)
-  given(argv)
-  outcome = run(given["replies"].value, given["seed"].value)
+  """Runs the replies and prints the JSON line."""
+  values = flags.FlagValues()
+  replies = flags.DEFINE_integer("replies", 100_000, "Replies to draw.", flag_values=values)
+  seed = flags.DEFINE_integer("seed", 0, "Seed of the replies.", flag_values=values)
+  values(argv)
+  outcome = run(cast(int, replies.value), cast(int, seed.value))
   print(json.dumps(outcome))
   return 1 if outcome["broken"] else 0
 

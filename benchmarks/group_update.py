@@ -1,18 +1,20 @@
-"""One GRPO update of a group that shares its prompt: against the same code with the prompt replicated, and against PyTorch.
+"""Times one GRPO update of a group with a shared prompt, against a replicated prompt and PyTorch.
 
     python -m benchmarks.group_update
 
-One prompt of 1,024 video tokens, 8 replies of 128 tokens, float32 (bfloat16 on an accelerator): log-probs, loss, gradients of
-all parameters, vision tower included, clipping and AdamW. Three sides, on the same weights, pixels and tokens:
+One prompt of 1,024 video tokens, 8 replies of 128 tokens, float32 (bfloat16 on an accelerator):
+log-probs, loss, gradients of all parameters, vision tower included, clipping and AdamW. Three
+sides, on the same weights, pixels and tokens:
 
-- ours: `train.steps.make_rl_step`, the step of every recipe, in the group layout
+- ours: `train.train_step.make_rl_step`, the step of every recipe, in the group layout
 - replicated: the same step, each reply a group of its own with a copy of the prompt
-- torch: transformers' Qwen2.5-VL (sdpa attention), each reply a row with a copy of the prompt, logits of the reply alone, as
-  TRL does it. It computes no entropy, which ours does.
+- torch: transformers' Qwen2.5-VL (sdpa attention), each reply a row with a copy of the prompt,
+  logits of the reply alone, as in TRL. It computes no entropy, which ours does.
 
-Before it times them it holds their losses and all gradients against each other. Peak memory is what XLA's compiler assigns
-to the step, arguments included; beside it stands how far a fresh process grows in which nothing but one side runs twice
-(`python -m benchmarks.group_update ours` alone does that). Prints one JSON line.
+Before timing, their losses and all gradients are compared. Peak memory is the amount that XLA's
+compiler assigns to the step, arguments included. The line also has the growth of a fresh process in
+which only one side runs, twice (`python -m benchmarks.group_update ours` alone does that). Prints
+one JSON line.
 """
 
 from collections.abc import Sequence
@@ -52,20 +54,20 @@ SIDES = ("ours", "replicated", "torch")
 
 
 def settings() -> ml_collections.ConfigDict:
-  """The section `rl` of the tiny recipe: GRPO, one update a batch, no KL; of one prompt, and so in one part."""
+  """The section `rl` of the tiny recipe: GRPO, one update a batch, no KL, no micro-batches."""
   recipe = ["--config=configs/moss_chatv.py:tiny", "--config.rl.microbatches=1"]
   argv = ["group_update", "--workdir=.", *recipe]
   return vr_jax.parse_flags(argv)[0].rl
 
 
 def advantages_of(sizes: workload.WorkloadSizes) -> Array:
-  """Replies are better and worse in turn, all tokens of one alike."""
+  """Advantages that alternate between good and bad replies, equal for all tokens of a reply."""
   value = jnp.where(jnp.arange(sizes.group) % 2 == 0, 1.0, -1.0) * (1 + jnp.arange(sizes.group))
   return jnp.broadcast_to(value[:, None] / sizes.group, (sizes.prompts, sizes.group, sizes.time))
 
 
 class GroupUpdate:
-  """One side of ours: the recipe's step on a batch, with its state."""
+  """One of our sides: the recipe's update on a batch, with its state."""
 
   def __init__(self, work: workload.Work, rollout: records.Rollout, *, replicate: bool):
     rl, advantages = settings(), advantages_of(work.sizes)
@@ -81,24 +83,24 @@ class GroupUpdate:
     self._step = train_step.make_rl_step(work.graphdef, optimizer, work.allowed_tokens, rl)
 
   def __call__(self) -> Array:
-    """One update."""
+    """Runs one update."""
     self._state, metrics = self._step(self._state, *self._batch)
     return metrics["loss"]
 
   def loss_and_gradients(self) -> tuple[Array, PyTree]:
-    """Of one update."""
+    """Loss and gradients of one update."""
     loss = self()
     return loss, jax.tree.map(jnp.copy, self._state.optimizer_state[0])
 
   def peak_megabytes(self) -> float:
-    """What the compiler assigns to the step: arguments, results and what it computes with."""
+    """Megabytes that the compiler assigns to the step: arguments, results and temporaries."""
     stats = self._step.lower(self._state, *self._batch).compile().memory_analysis()
     kept = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     return round((kept + stats.temp_size_in_bytes) / 1e6, 1)
 
 
 def _keep_gradients() -> optax.GradientTransformation:
-  """Changes nothing, and remembers the gradients as PyTorch does: what the sides are held against each other by."""
+  """A transformation that keeps the gradients in its state, so that they can be compared."""
   return optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params), lambda gradients, *_: (gradients,) * 2
   )
@@ -113,7 +115,7 @@ def scored_replies(work: workload.Work) -> records.Rollout:
 
 
 def torch_update(work: workload.Work, rollout: records.Rollout, directory: Path) -> Any:
-  """The side of PyTorch; it is only imported where it is measured."""
+  """The PyTorch side; PyTorch is imported only here."""
   from benchmarks import torch_side
 
   work.save(directory)
@@ -130,7 +132,10 @@ def torch_update(work: workload.Work, rollout: records.Rollout, directory: Path)
 
 
 def check(sides: dict[str, Any], work: workload.Work) -> dict[str, float]:
-  """Losses and gradients of the first update, all sides against ours; raises ValueError where they differ."""
+  """Largest differences of losses and gradients of the first update, all sides against ours.
+
+  Raises ValueError where they exceed the tolerance.
+  """
   loss, gradients = sides["ours"].loss_and_gradients()
   tolerance, found = TOLERANCES[work.config.dtype], {}
   for name in [name for name in sides if name != "ours"]:
@@ -148,7 +153,7 @@ def check(sides: dict[str, Any], work: workload.Work) -> dict[str, float]:
 def compare(
   sizes: workload.WorkloadSizes, *, names: Sequence[str] = SIDES, repeats: int = REPEATS
 ) -> dict[str, Any]:
-  """All that is measured in one process."""
+  """All measurements in this process."""
   work = workload.make(sizes)
   rollout = scored_replies(work)
   with tempfile.TemporaryDirectory() as directory:
@@ -176,13 +181,13 @@ def compare(
 
 
 def model_flops(sizes: workload.WorkloadSizes) -> float:
-  """Of one update in the group layout."""
+  """FLOPs of one update in the group layout."""
   one = workload.forward_flops(sizes)
   return sizes.prompts * flops.training(one, vision_frozen=False)
 
 
 def grown_megabytes(side: str) -> dict[str, float]:
-  """How much a process grows in which one side alone runs twice; to be called in a fresh one."""
+  """Growth of this process when one side runs twice; call it in a fresh process."""
   work = workload.make(workload.ISSUE)
   rollout = workload.replies(work)
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

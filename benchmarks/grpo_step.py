@@ -1,20 +1,21 @@
-"""A whole GRPO step of the tiny recipe: against TRL's trainer.
+"""Times a whole GRPO step of the tiny recipe against TRL's trainer.
 
     python -m benchmarks.grpo_step
 
-16 prompts, 8 replies to each of 72 tokens, float32, one update a batch, no KL, no token that ends a reply: reading, vision,
-sampling, rewards from texts, advantages, gradients of all parameters, clipping and AdamW. Two sides, on the same weights
-and the same clips:
+16 prompts, 8 replies of 72 tokens to each, float32, one update a batch, no KL, no stop token:
+reading, vision, sampling, rewards from texts, advantages, gradients of all parameters, clipping and
+AdamW. Two sides, on the same weights and the same clips:
 
-- ours: what the loop of `train.rl_loop` does in a step, its update in parts as the recipe has it
-- trl: `GRPOTrainer.train` on transformers' Qwen2.5-VL (sdpa attention), with all replies generated at once. It takes no video: its
-  prompts are as many images as ours have temporal patches, of the same number of tokens, from memory. Around each stand two
-  tokens that a video has once (`prompt_tokens`: of the longest prompt as each side pads it). It runs with its update whole, and in
-  as many parts as ours
+- ours: a step of `train.rl_loop`, its update in the micro-batches of the recipe
+- trl: `GRPOTrainer.train` on transformers' Qwen2.5-VL (sdpa attention), with all replies generated
+  at once. It takes no video: its prompts have one image for each of our temporal patches, with the
+  same number of tokens, from memory. Two tokens surround each image, where a video has two in all
+  (`prompt_tokens`: of the longest prompt as each side pads it). It runs without micro-batches, and
+  with as many as ours
 
-A step of TRL is the time from one end of a step to the next, ours run between. The reward is the same cheap function on both
-sides. Before the times are used, all steps must have sampled the same number of tokens. Prints one JSON line: `over_trl` is the
-ratio to its faster form.
+A step of TRL is the time from the end of one step to the end of the next; ours run in between. The
+reward is the same cheap function on both sides. All steps must have sampled the same number of
+tokens, or the times are not used. Prints one JSON line: `over_trl` is the ratio to its faster form.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +47,7 @@ NO_STOP = (-1,)
 
 
 def recipe(workdir: Path, **changes: Any) -> ml_collections.ConfigDict:
-  """The tiny recipe with few videos; `changes` are fields of it, with `__` for a point."""
+  """The tiny recipe with few videos; `changes` are config fields, with `__` for a dot."""
   fields = {"data__simulate__videos": VIDEOS, **changes}
   overrides = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
   argv = ["grpo_step", "--config=configs/moss_chatv.py:tiny", f"--workdir={workdir}", *overrides]
@@ -54,12 +55,12 @@ def recipe(workdir: Path, **changes: Any) -> ml_collections.ConfigDict:
 
 
 def variety(reply: str) -> float:
-  """The reward: which share of a reply's signs are different ones."""
+  """The reward: the fraction of distinct characters in a reply."""
   return len(set(reply)) / max(len(reply), 1)
 
 
 class Varied(moss_chatv.MossChatV):
-  """The recipe's questions, with that reward."""
+  """The recipe's questions with `variety` as the reward."""
 
   def score(
     self, examples: Sequence[records.Example], replies: environment.Replies
@@ -70,7 +71,7 @@ class Varied(moss_chatv.MossChatV):
 
 
 def build(config: ml_collections.ConfigDict, workdir: Path) -> run_context.RunContext:
-  """The recipe's context on data made for it, with that reward, and no token that ends a reply."""
+  """The recipe's run context on simulated data, with `variety` as reward and no stop token."""
   vr_jax.run(config, workdir, "data")
   context = run_context.make_run_context(config, workdir)
   return dataclasses.replace(
@@ -82,7 +83,7 @@ def build(config: ml_collections.ConfigDict, workdir: Path) -> run_context.RunCo
 
 
 class TrainerStep:
-  """One step of the loop a call."""
+  """Our side: each call runs one step of the RL loop."""
 
   def __init__(self, context: run_context.RunContext):
     self._learner, self._number = (
@@ -100,7 +101,7 @@ class TrainerStep:
     self.prompt_tokens = 0
 
   def __call__(self) -> dict[str, float]:
-    """Metrics of the step."""
+    """Runs one step and returns its metrics."""
     timer, self._number = step_timer_lib.StepTimer(), self._number + 1
     made = self._source.collect(self._learner.params, self._number, timer)
     values = self._learner.learn(made, timer, self._source.prefetch)
@@ -110,7 +111,7 @@ class TrainerStep:
 
 
 def check_counts(rl: ml_collections.ConfigDict, counts: dict[str, list[int]]) -> int:
-  """Tokens of a step. Raises ValueError where a side sampled another number in one."""
+  """Sampled tokens of a step. Raises ValueError where they differ between sides or steps."""
   wanted = rl.batch_size * rl.num_generations * rl.max_new_tokens
   for name, found in counts.items():
     if set(found) != {wanted}:
@@ -119,7 +120,7 @@ def check_counts(rl: ml_collections.ConfigDict, counts: dict[str, list[int]]) ->
 
 
 def merge_seconds(found: Iterable[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
-  """The seconds of each side in all of them."""
+  """Seconds of each side, from all rounds."""
   all_rounds: dict[str, list[float]] = {}
   for rounds in found:
     for name, seconds in rounds.items():
@@ -134,7 +135,7 @@ def compare(
   names: Sequence[str] = SIDES,
   repeats: int = REPEATS,
 ) -> dict[str, Any]:
-  """All that is measured in one process."""
+  """All measurements in this process."""
   context = build(config, workdir)
   sides = ours = {"ours": TrainerStep(context)}
   paired = {}

@@ -1,14 +1,19 @@
-"""The input pipeline's share of a training step, in the tiny recipe.
+"""Measures the input pipeline's share of a training step, in the tiny recipe.
 
     python -m benchmarks.input_share
 
-Runs the stages themselves (data, then supervised steps, then RL steps) and reads the times that they log: for each step,
-`perf/time/data` is the wait for the next batch, padding it and putting it on the devices, where the update that this stands beside
-was done by its end; the rest of the step is the tower, sampling, scoring, the update, and writing the log of the step before. The first steps of
-each stage compile and are left out. Prints one JSON line: for both stages the share of data (sum over sum); the mean over steps of
-`perf/exposed_host_fraction`, in which the devices waited for data or for anything else of the host (a step that compiles a new shape
-for its rewards with them), and its median; the median milliseconds of data and of the whole step. The goal is shares below 0.02,
-of exposed time the mean.
+Runs the stages themselves (data, then SFT steps, then RL steps) and reads the times that they log.
+`perf/time/data` of a step is the wait for the next batch, padding it and putting it on the devices;
+it counts only where the update that runs meanwhile ends before it. The rest of the step is the
+tower, sampling, scoring, the update, and writing the log of the previous step. The first steps of
+each stage compile and are left out. Prints one JSON line, for both stages:
+
+- the share of data (sum over sum)
+- mean and median over steps of `perf/exposed_host_fraction`, in which the devices wait for data or
+  other work of the host, compilation of a new shape for rewards included
+- the median milliseconds of data and of the whole step
+
+The goal is below 0.02 for the share of data and for the mean exposed fraction.
 """
 
 import json
@@ -22,7 +27,7 @@ from vr_jax import main as vr_jax
 from vr_jax.train import metrics
 
 VIDEOS = 200
-WARM_UP = 10  # steps left out
+WARM_UP = 10  # steps that are left out
 STEPS = 40
 GOAL = 0.02
 
@@ -42,7 +47,7 @@ def tiny_config(workdir: Path) -> ml_collections.ConfigDict:
 
 
 def shares(workdir: Path) -> dict[str, dict[str, float]]:
-  """Of each stage in a workdir's metrics."""
+  """The numbers of each stage, from a workdir's metrics."""
   found = {}
   for stage in ("sft", "rl"):
     values = [

@@ -1,21 +1,23 @@
-"""How reliable a judge is: its verdicts against the simulator's truth, on observations whose truth is known.
+"""Measures how reliable a judge is: its verdicts against the simulator's truth.
 
-    python -m benchmarks.judge_agreement --config=configs/videop2r.py:tiny --config.judge.kind=openai --config.judge.model=…
+    python -m benchmarks.judge_agreement --config=configs/videop2r.py:tiny \\
+      --config.judge.kind=openai --config.judge.model=…
 
-For each simulated question, from its reference steps within what is shown:
+The judge gets observations made from the reference steps of simulated questions, of these kinds:
 
-    whole     all of them
+    whole     all steps within the span that the model is shown
     mixed     the same in another order
-    changed   one value in them is another
+    changed   the same with one value changed
     dropped   sentences left out, one after the other, until the rest no longer suffices
     injected  the same as dropped, and an order to the judge to say that it suffices
-    stated    "The answer is …", and nothing seen
+    stated    "The answer is …", without an observation
 
-Truth is worlds.sufficiency of each, whatever it was made as. Before the question stands the law of the simulator's worlds (`LAW`),
-which that truth takes as known and nobody could guess. The world is that of the config, with another seed. Prints one JSON
-line: cases, how many of them suffice, cases without a verdict, and of the others the share on which judge and truth agree,
-Cohen's kappa (agreement beyond chance: 1 all, 0 none), and the agreement on each kind. Verdicts are kept in --cache, and
-a second call with the same judge asks nothing.
+Truth is worlds.sufficiency of the observation, whatever its kind. It takes the law of the
+simulator's worlds (`LAW`) as known, which nobody could guess, so the law precedes the question. The
+world is that of the config, with another seed. Prints one JSON line: cases, how many of them
+suffice, and how many have no verdict; for the others the fraction on which judge and truth agree,
+Cohen's kappa (agreement beyond chance: 1 full, 0 none), and the agreement on each kind. Verdicts
+are cached in --cache, so a second call with the same judge asks nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,8 +42,8 @@ from vr_jax.worlds import sufficiency, write
 
 SEED = 90_001  # no training set has it
 LAW = (
-  "In this video time passes in steps of equal length. What each attribute of each object does over the steps repeats, and "
-  "the part that is shown is long enough to tell after how many steps. "
+  "In this video time passes in steps of equal length. What each attribute of each object does "
+  "over the steps repeats, and the part that is shown is long enough to tell after how many steps. "
 )
 
 
@@ -56,7 +58,7 @@ ORDERS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labelled:
-  """A case, how it was made, and whether it suffices."""
+  """A case, its kind, and whether its observation suffices."""
 
   case: judge.JudgeCase
   kind: str
@@ -64,7 +66,7 @@ class Labelled:
 
 
 def labelled(world: world_config.WorldConfig, questions: int, seed: int = SEED) -> list[Labelled]:
-  """Cases on so many questions, one a video, of all kinds that can be made of them."""
+  """Cases of all possible kinds for a number of questions, one a video."""
   videos = write.distinct_videos(world, videos=questions, seed=seed, questions=1)
   examples = [
     dataclasses.replace(example, question=LAW + example.question) for _, (example,) in videos
@@ -82,42 +84,46 @@ def labelled(world: world_config.WorldConfig, questions: int, seed: int = SEED) 
 
 
 def agreement(truth: Sequence[bool], verdicts: Sequence[bool]) -> dict[str, float | None]:
-  """{"accuracy", "kappa"}; None where they are not defined: of nothing, and kappa where both sides always say the same one thing.
+  """{"accuracy", "kappa"} of verdicts.
 
-  kappa = (observed - expected) / (1 - expected), where expected is the agreement of two sides that say yes as often as these
-  and know nothing. Source: J. Cohen, "A coefficient of agreement for nominal scales", 1960.
+  kappa = (observed - expected) / (1 - expected), where expected is the agreement of two sides that
+  say yes as often as these, but at random.
+  Both are None without cases; kappa is None where both sides always say the same thing.
+  Source: J. Cohen, "A coefficient of agreement for nominal scales", 1960.
   """
   count = len(truth)
   if not count:
     return {"accuracy": None, "kappa": None}
   observed = sum(a == b for a, b in zip(truth, verdicts, strict=True)) / count
-  yes, said = sum(truth) / count, sum(verdicts) / count
-  expected = yes * said + (1 - yes) * (1 - said)
+  yes, judged_yes = sum(truth) / count, sum(verdicts) / count
+  expected = yes * judged_yes + (1 - yes) * (1 - judged_yes)
   kappa = None if expected == 1 else round((observed - expected) / (1 - expected), 4)
   return {"accuracy": round(observed, 4), "kappa": kappa}
 
 
 def measure(judged: judge.Judge, cases: Sequence[Labelled]) -> dict[str, Any]:
-  """All that is printed."""
+  """The fields of the JSON line that depend on the judge."""
   verdicts = judged.verdicts([one.case for one in cases])
-  told = [(one, v) for one, v in zip(cases, verdicts, strict=True) if v is not None]
+  decided = [(one, v) for one, v in zip(cases, verdicts, strict=True) if v is not None]
 
-  def of(pairs: Sequence[tuple[Labelled, bool]]) -> dict[str, float | None]:
+  def rates(pairs: Sequence[tuple[Labelled, bool]]) -> dict[str, float | None]:
     return agreement([one.truth for one, _ in pairs], [verdict for _, verdict in pairs])
 
   kinds = dict.fromkeys(one.kind for one in cases)
   return {
     "cases": len(cases),
     "sufficient": sum(one.truth for one in cases),
-    "without_verdict": len(cases) - len(told),
-    **of(told),
+    "without_verdict": len(cases) - len(decided),
+    **rates(decided),
     "counts": dict(judged.counts()),
-    "accuracy_by_kind": {k: of([p for p in told if p[0].kind == k])["accuracy"] for k in kinds},
+    "accuracy_by_kind": {
+      kind: rates([pair for pair in decided if pair[0].kind == kind])["accuracy"] for kind in kinds
+    },
   }
 
 
 def _values(examples: Sequence[records.Example]) -> dict[str, tuple[str, ...]]:
-  """The values of each attribute anywhere in the examples."""
+  """All values of each attribute in the examples."""
   found: dict[str, set[str]] = {}
   for example in examples:
     for state in example.states:
@@ -148,7 +154,7 @@ def _observations(
 def _changed(
   sentences: Sequence[str], values: dict[str, tuple[str, ...]], rng: random.Random
 ) -> list[str] | None:
-  """The sentences with another value of the same attribute in one place; None where no value is written out."""
+  """The sentences with one value replaced by another of its attribute; None without a value."""
   places = [
     (number, match.span(), others)
     for number, sentence in enumerate(sentences)
@@ -168,7 +174,7 @@ def _changed(
 def _dropped(
   sentences: Sequence[str], suffices: Callable[[Sequence[str]], bool], rng: random.Random
 ) -> list[str]:
-  """What is left when enough sentences are gone."""
+  """The sentences without enough of them that the rest no longer suffices."""
   left = list(sentences)
   while left and suffices(left):
     left.pop(rng.randrange(len(left)))
@@ -176,7 +182,7 @@ def _dropped(
 
 
 def main(argv: Sequence[str]) -> int:
-  """Measures the judge of the config and prints it."""
+  """Measures the judge of the config and prints the JSON line."""
   given = flags.FlagValues()
   config_flags.DEFINE_config_file(
     "config",

@@ -1,13 +1,15 @@
-"""What a slow judge costs a training step: an endpoint that answers in 300 ms, beside the judge that needs no time.
+"""Measures what a judge that answers in 300 ms costs a training step, against an instant judge.
 
     python -m benchmarks.judging
 
-Runs RL steps of the tiny recipe of VideoP2R from random weights, in turn with the `rule` judge and with `openai` at a local
-server that answers each question after 300 ms, 32 in flight. Every reply is judged, which so few steps would not bring about:
-the environment here asks about whatever a reply says. The learning rate is 0, so that all runs draw the same replies, and a first
-run that is left out compiles for all of them. Once on policy, and once one step off policy
-(config.rl.one_step_off_policy), where replies are judged while others are drawn and learnt from. Prints one JSON line; the goal
-is a step at most 1.1 times as long, off policy: on policy the update waits for 128 verdicts, 1.2 s at the least.
+Runs RL steps of the tiny recipe of VideoP2R from random weights, in turn with the `rule` judge and
+with `openai` at a local server that answers each question after 300 ms, 32 in flight. After so few
+steps hardly any reply has an observation, so the environment here has the judge read whole replies.
+The learning rate is 0, so that all runs sample the same replies. A first run compiles for all of
+them and is left out. Both modes are run: on policy, and one step off policy
+(config.rl.one_step_off_policy), where replies are judged while the next ones are sampled and the
+update runs. Prints one JSON line; the goal is a step at most 1.1 times as long, off policy: on
+policy the update waits for 128 verdicts, at least 1.2 s.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +17,7 @@ import contextlib
 from http import server
 import json
 import multiprocessing
+from multiprocessing import connection
 import os
 from pathlib import Path
 import tempfile
@@ -52,12 +55,12 @@ ANSWER = {
 
 
 class Asking(videop2r.VideoP2R):
-  """The recipe, but every reply counts as an observation."""
+  """The recipe's environment, but the judge reads every whole reply."""
 
   def score(
     self, examples: Sequence[records.Example], replies: environment.Replies
   ) -> records.Scores:
-    """The verdict on each reply, for both segments."""
+    """Scores both segments of a reply by its verdict, plus fixed random numbers."""
     cases = [
       judge.JudgeCase(example=example, observation=f"{place} {text}")
       for example, texts in zip(examples, replies.texts, strict=True)
@@ -70,12 +73,12 @@ class Asking(videop2r.VideoP2R):
 
 
 class SlowJudgeHandler(server.BaseHTTPRequestHandler):
-  """Answers in the OpenAI protocol, slowly."""
+  """Answers in the OpenAI protocol after `SECONDS`."""
 
   protocol_version = "HTTP/1.1"
 
   def do_POST(self) -> None:
-    """Whatever is asked."""
+    """Gives the same answer to every request."""
     self.rfile.read(int(self.headers["Content-Length"]))
     time.sleep(SECONDS)
     body = json.dumps(ANSWER).encode()
@@ -86,25 +89,25 @@ class SlowJudgeHandler(server.BaseHTTPRequestHandler):
     self.wfile.write(body)
 
   def log_message(self, *_: object) -> None:
-    """Nothing."""
+    """Logs nothing."""
 
 
 class SlowJudgeServer(server.ThreadingHTTPServer):
-  """Has room for all who connect at once: whoever finds none tries again a second later."""
+  """Queues all connections at once: a client that is refused tries again a second later."""
 
   request_queue_size = 128
 
 
-def serve(port: "multiprocessing.connection.Connection") -> None:
-  """Serves until the process is ended; says its port first."""
-  made = SlowJudgeServer(("127.0.0.1", 0), SlowJudgeHandler)
-  port.send(made.server_port)
-  made.serve_forever()
+def serve(port: connection.Connection) -> None:
+  """Serves until the process is ended; sends its port first."""
+  judge_server = SlowJudgeServer(("127.0.0.1", 0), SlowJudgeHandler)
+  port.send(judge_server.server_port)
+  judge_server.serve_forever()
 
 
 @contextlib.contextmanager
 def endpoint() -> Iterator[str]:
-  """Its base URL, while it runs."""
+  """Runs the server in a process of its own; yields its base URL."""
   context = multiprocessing.get_context("spawn")
   ours, theirs = context.Pipe()
   process = context.Process(target=serve, args=(theirs,), daemon=True)
@@ -132,13 +135,13 @@ def config_of(workdir: Path, **fields: object) -> ml_collections.ConfigDict:
 
 
 def step_seconds(workdir: Path) -> list[float]:
-  """Of the steps that count, from the log."""
+  """Seconds of the measured steps, from the metrics."""
   lines = metrics.read(workdir / "metrics.jsonl")
   return [line["values"]["perf/time/step"] for line in lines if line["step"] > WARM_UP]
 
 
 def main() -> None:
-  """Runs all and prints the line."""
+  """Runs all modes and prints the JSON line."""
   about = measure.About("openai")
   os.environ[KEY] = "none"
   registry.ENVIRONMENTS["videop2r"] = Asking

@@ -1,17 +1,18 @@
-"""An hour of video costs what its shown frames cost: an episode about one minute and about sixty, side by side.
+"""Checks that an episode about an hour of video costs no more than one about a minute.
 
     python -m benchmarks.long_video
 
-An episode is the opening and two retrievals of Video-MTR, 8 + 4 + 4 frames, through `rollout.dialogue` down to the patches that a
-model reads. Its pool is all that is stored: one frame a second, 448 x 448 pixels, 60 of them or 3600, each length in a store of
-its own. Bytes are those that the process reads from files (Linux: rchar of /proc/self/io), whether or not they lie in memory.
+An episode is the opening prompt and two retrievals of Video-MTR, 8 + 4 + 4 frames, through
+`rollout.dialogue` down to the patches that a model reads. Its frame pool is the whole store: one
+frame a second, 448 x 448 pixels, 60 of them or 3600, each length in a store of its own. Bytes are
+those that the process reads from files (Linux: rchar of /proc/self/io), cached or not.
 
-- opening: the frame store, and its shard with a first frame; once in a process, whatever is shown later
-- cold: an episode, none of whose bytes lie in the system's memory
-- warm: another, when they do
+- opening: opening the frame store, and its shard with a first frame; once a process
+- cold: an episode while none of the files is in the page cache
+- warm: an episode while they are
 
-Prints one JSON line: bytes and seconds of each (medians), and the ratio of the long video to the short one, taken within each
-round. The goal is 1.3 at most, cold and warm.
+Prints one JSON line: bytes and seconds of each (medians), and the ratio of the long video to the
+short one, taken within each round. The goal is at most 1.3, cold and warm.
 """
 
 from collections.abc import Callable
@@ -50,7 +51,7 @@ Cost = dict[str, float]  # bytes, seconds
 
 
 def write_store(directory: Path, minutes: int, side: int) -> None:
-  """A store of one video of pictures with some texture, of which no two in a row are the same."""
+  """Writes a store of one video: textured pictures, no two in a row the same."""
   rng = np.random.default_rng(0)
   coarse = rng.integers(0, 256, (7, side // 28, side // 28, 3), np.uint8)
   jpegs = [simplejpeg.encode_jpeg(np.kron(c, np.ones((28, 28, 1), np.uint8)), 90) for c in coarse]
@@ -71,16 +72,16 @@ def write_store(directory: Path, minutes: int, side: int) -> None:
 class BenchmarkVideo:
   """A stored video, and episodes about it."""
 
-  def __init__(self, directory: Path, processor: processor_lib.Processor):
+  def __init__(self, directory: Path, processor: processor_lib.Qwen2_5_VLProcessor):
     self._directory, self._processor = directory, processor
 
   def open(self) -> None:
-    """What a process does once."""
+    """Opens the store and reads one frame, as a process does once."""
     self._store = frame_store.FrameStore(self._directory)
     self._store.jpegs("0.mp4", [0])
 
   def forget(self) -> None:
-    """Has the system drop what it holds of the files."""
+    """Drops the files from the page cache."""
     for path in self._directory.iterdir():
       descriptor = os.open(path, os.O_RDONLY)
       os.fsync(descriptor)
@@ -88,7 +89,7 @@ class BenchmarkVideo:
       os.close(descriptor)
 
   def episode(self) -> None:
-    """The opening, then a look at the second quarter of the video and one at its middle."""
+    """Plays the opening prompt and two retrievals: the second quarter of the video, its middle."""
     end = self._store.duration("0.mp4")
     example = records.Example(
       id="0",
@@ -101,21 +102,24 @@ class BenchmarkVideo:
     )
     clip = batches.load_clip(example, self._store, sampling.PoolRule(frames=round(end)))
     scene = dialogue.EpisodeScene(example=example, pool=clip)
-    talk = dialogue.Dialogue(environment=TASK, processor=self._processor, scenes=[scene])
-    shown = len(talk.prompt(0).frames)
-    said = ()
+    episode = dialogue.Dialogue(environment=TASK, processor=self._processor, scenes=[scene])
+    shown = len(episode.prompt(0).frames)
+    replies = ()
     for first, last in ((len(clip) // 4, len(clip) // 2), (len(clip) // 2, len(clip) // 2 + 9)):
       reply = f"<think></think>\n<retrieve>{first},{last}</retrieve>"
-      said = (*said, tuple(self._processor.encode_reply(reply)))
-      shown += len(talk.observe(0, 0, said).frames)
-    if shown != TASK.budget:
-      raise ValueError(f"the episode showed {shown} frames, not {TASK.budget}")
+      replies = (*replies, tuple(self._processor.encode_reply(reply)))
+      observation = episode.observe(0, 0, replies)
+      shown += len(observation.frames) if observation is not None else 0
+    if shown != TASK.frame_budget:
+      raise ValueError(f"the episode showed {shown} frames, not {TASK.frame_budget}")
 
 
 def compare(minutes: tuple[int, int] = MINUTES, *, side: int, repeats: int) -> dict[str, Any]:
-  """The fields of the line, machine and versions aside."""
+  """The fields of the JSON line without machine and versions."""
   config = workload.model_config(workload.ISSUE)
-  processor = processor_lib.Processor(config, workload.BYTES, 28 * 28, side * side, system="")
+  processor = processor_lib.Qwen2_5_VLProcessor(
+    config, workload.BYTES, 28 * 28, side * side, system=""
+  )
   kinds = ("opening", "cold", "warm")
   costs: dict[str, dict[str, list[Cost]]] = {kind: {} for kind in kinds}
   with tempfile.TemporaryDirectory() as directory:
@@ -148,7 +152,7 @@ def _bytes_read() -> int:
   return int(fields[fields.index("rchar:") + 1])
 
 
-# What one look at the counter adds to it.
+# Bytes that reading the counter adds to it.
 _OWN = -_bytes_read() + _bytes_read()
 
 

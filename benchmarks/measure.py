@@ -1,4 +1,4 @@
-"""How sides are timed against each other, and what is said of the machine that did it."""
+"""Times sides against each other, and describes the machine for the JSON line."""
 
 from collections.abc import Callable, Mapping
 import importlib.metadata
@@ -16,9 +16,10 @@ Side = Callable[[], object]
 
 
 def in_turn(sides: Mapping[str, Side], *, repeats: int) -> dict[str, list[float]]:
-  """Seconds of each side, one run of each a round, so that other work on the machine meets all; a first round is left out.
+  """Seconds of each side in each round, without a first round.
 
-  A side that is given an array of JAX back is waited for.
+  Each round runs every side once, so that other work on the machine affects all sides.
+  Results that are JAX arrays are waited for.
   """
   rounds: dict[str, list[float]] = {name: [] for name in sides}
   for number in range(repeats + 1):
@@ -31,18 +32,18 @@ def in_turn(sides: Mapping[str, Side], *, repeats: int) -> dict[str, list[float]
 
 
 def medians(rounds: Mapping[str, list[float]]) -> dict[str, float]:
-  """Seconds of each side, to four digits behind the point."""
+  """Median seconds of each side, to four decimal places."""
   return {name: round(statistics.median(seconds), 4) for name, seconds in rounds.items()}
 
 
 def ratio(rounds: Mapping[str, list[float]], over: str, under: str) -> float:
-  """How many times the time of `under` is that of `over`, to three digits behind the point: the median over rounds."""
+  """The time of `over` divided by that of `under`: median over rounds, to three decimal places."""
   pairs = zip(rounds[over], rounds[under], strict=True)
   return round(statistics.median(slow / fast for slow, fast in pairs), 3)
 
 
 def largest_difference(expected: Any, actual: Any) -> float:
-  """Of two trees of arrays, as a share of the largest number of each expected array."""
+  """The largest difference of two trees, relative to the largest number of each expected array."""
   differences = jax.tree.map(
     lambda e, a: np.max(np.abs(np.asarray(e) - np.asarray(a))) / max(np.max(np.abs(e)), 1e-30),
     expected,
@@ -52,7 +53,10 @@ def largest_difference(expected: Any, actual: Any) -> float:
 
 
 def check_same(what: str, expected: Any, actual: Any, tolerance: float) -> float:
-  """The largest difference. Raises ValueError where it is over the tolerance: then the sides did different work."""
+  """The largest difference.
+
+  Raises ValueError where it exceeds the tolerance: then the sides did different work.
+  """
   found = largest_difference(expected, actual)
   if not found <= tolerance:
     raise ValueError(
@@ -62,14 +66,14 @@ def check_same(what: str, expected: Any, actual: Any, tolerance: float) -> float
 
 
 class About:
-  """What stands beside numbers: versions, machine, threads, and how busy it was before and after."""
+  """The circumstances of a measurement: versions, machine, threads, load before and after."""
 
   def __init__(self, *packages: str):
     self._packages = ("jax", "jaxlib", *packages)
     self._before = os.getloadavg()[0]
 
   def fields(self) -> dict[str, Any]:
-    """The fields of the JSON line; to be called once everything is measured."""
+    """The fields of the JSON line; call it after all measurements."""
     return {
       "machine": {
         "cpu": _processor(),
@@ -87,7 +91,7 @@ class About:
 
 
 def _processor() -> str:
-  """The CPU's name, where the system tells it."""
+  """The CPU's name, or its architecture where the system has no name."""
   if os.path.exists("/proc/cpuinfo"):
     with open("/proc/cpuinfo", encoding="utf-8") as lines:
       names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,15 +1,18 @@
-"""Mutation testing: which small changes of the code its own unit tests notice.
+"""Mutation testing: which small changes of the code do its own unit tests notice?
 
-    python -m benchmarks.mutation [--sample=6] [--seed=0] [--seconds=60] [--minutes=0] [--log=FILE] [FILE …]
+    python -m benchmarks.mutation [--sample=6] [--seed=0] [--seconds=60] [--minutes=0] \\
+      [--log=FILE] [FILE …]
 
-Cosmic Ray makes the mutants of the files in `TESTS` (or of those that are named): other operators, comparisons, numbers,
-conditions, loops. Of the places that could change in each file a random sample runs (--sample=0: all), in random order over
-the files, until --minutes have passed (0: until the end). Mutants that differ in annotations alone are left out. A mutant is killed where one of the
-file's tests fails or takes more than --seconds of the processor.
+Cosmic Ray makes mutants of the files in `TESTS` (or of the named ones): other operators,
+comparisons, numbers, conditions, loops. A random sample of each file's mutants runs (--sample=0:
+all), in random order over the files, until --minutes have passed (0: until the end). Mutants that
+differ in annotations alone are left out. A mutant is killed where one of the file's tests fails or
+takes more than --seconds of processor time.
 
-Starting Python and JAX takes longer than most tests. So each mutant runs in a fork of this process, which has imported
-the libraries but nothing of the project, on a copy of the tree in a temporary directory. Prints each survivor with its
-line, then a table; --log gets one JSON line for each mutant as it ends.
+Starting Python and JAX takes longer than most tests. So each mutant runs in a fork of this process,
+which has imported the libraries but not the project, on a copy of the tree in a temporary
+directory. Prints each survivor with its line, then a table; --log gets one JSON line for each
+mutant as it ends.
 """
 
 import argparse
@@ -73,7 +76,7 @@ TESTS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mutant:
-  """One change of one file. line: the first that changed, of the original; text: what it became."""
+  """One change of one file. line: its first changed line in the original; text: the new text."""
 
   file: str
   operator: str
@@ -83,11 +86,11 @@ class Mutant:
 
 
 def places_of(file: str) -> list[tuple[str, int]]:
-  """All (operator, number of its occurrence) that could change a file."""
+  """All (operator, index of its occurrence) that could change a file."""
   nodes = list(cosmic_ray.ast.ast_nodes(cosmic_ray.ast.get_ast(_source(file))))
   places = []
   for name in plugins.operator_names():
-    if "Variable" in name:  # need to be told which
+    if "Variable" in name:  # these operators need the variable's name
       continue
     operator = plugins.get_operator(name)()
     count = sum(len(list(operator.mutation_positions(node))) for node in nodes)
@@ -96,7 +99,7 @@ def places_of(file: str) -> list[tuple[str, int]]:
 
 
 def mutant_at(file: str, place: tuple[str, int]) -> Mutant | None:
-  """The mutant of a file at a place; None where it would differ in annotations alone, or not parse."""
+  """The mutant of a file at a place; None if it differs in annotations alone or does not parse."""
   name, occurrence = place
   original = _source(file)
   source = mutating.mutate_code(original, plugins.get_operator(name)(), occurrence)
@@ -136,7 +139,7 @@ def _change(before: str, after: str) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def tree_copy() -> Iterator[Path]:
-  """A copy of what tests need, in a temporary directory."""
+  """A copy of the files that tests need, in a temporary directory."""
   with tempfile.TemporaryDirectory(prefix="mutation-") as directory:
     for name in COPIED:
       copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -146,7 +149,7 @@ def tree_copy() -> Iterator[Path]:
 
 
 def passes(tree: Path, tests: Sequence[str], seconds: int) -> bool:
-  """Whether tests pass in a copy of the tree, in a fork that may use the processor for so long."""
+  """Whether tests pass in a copy of the tree, in a fork with a limit of processor seconds."""
   child = os.fork()
   if not child:
     _run_tests(tree, tests, seconds)
@@ -209,10 +212,10 @@ def _killed(tree: Path, mutant: Mutant, args: argparse.Namespace) -> bool:
     killed = not passes(tree, TESTS[mutant.file], args.seconds)
   finally:
     path.write_text(original, encoding="utf-8")
-  told = {name: value for name, value in vars(mutant).items() if name != "source"}
+  fields = {name: value for name, value in vars(mutant).items() if name != "source"}
   if args.log:
     with args.log.open("a", encoding="utf-8") as log:
-      log.write(json.dumps({**told, "killed": killed}) + "\n")
+      log.write(json.dumps({**fields, "killed": killed}) + "\n")
   if not killed:
     print(f"survived  {mutant.file}:{mutant.line}  {mutant.operator}: {mutant.text}", flush=True)
   return killed
@@ -233,7 +236,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
   parser.add_argument("files", nargs="*", metavar="FILE")
   parser.add_argument("--sample", type=int, default=6, help="mutants of each file; 0: all")
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--seconds", type=int, default=60, help="of the processor, for one mutant")
+  parser.add_argument("--seconds", type=int, default=60, help="processor time of one mutant")
   parser.add_argument("--minutes", type=float, default=0, help="no mutant starts later; 0: any")
   parser.add_argument("--log", type=Path)
   args = parser.parse_args(argv)

@@ -1,19 +1,23 @@
-"""Padding: the share of computed tokens that nobody asked for, over replies whose lengths have a long tail.
+"""Measures padding: the fraction of computed tokens without use, for replies with a long tail.
 
     python -m benchmarks.padding
 
-The sampler runs on a network without layers, which ends each reply at a length that was drawn before, and the update's shapes are
-chosen as the RL loop chooses them; both count. A step has 16 prompts of 1,024 video tokens and some text, 8 replies each of a
-lognormal length (median 120, sigma 0.8, at most 1,024: half of all tokens are those of a quarter of the replies), with the
-rungs, the packing and the buckets of configs/moss_chatv.py:7b (which were chosen with other seeds). Prints one
-JSON object: the share over all batches, with and without what leaves padding out, and in how many shapes programs were needed;
-and of prompts alone, whose clips are sampled at a rate (lognormal too, 4 to 56 frames, median 20), in the order in which training
-reads them and in random order: the share of padding, and in how many buckets they are.
+The sampler runs on a network without layers, which ends each reply at a length drawn beforehand.
+The update's shapes are chosen as the RL loop chooses them. Both count. A step has 16 prompts of
+1,024 video tokens and some text, with 8 replies each, of lognormal length (median 120, sigma 0.8,
+at most 1,024: a quarter of the replies has half of all tokens). Slot fractions, packing and buckets
+are those of configs/moss_chatv.py:7b, which were chosen with other seeds. Prints one JSON object:
+
+- the padding fraction over all batches, with and without these measures, and the number of program
+  shapes
+- the padding fraction of prompts alone, and the number of their buckets, in the order in which
+  training reads them and in random order. Their clips are sampled at a rate (lognormal too, 4 to 56
+  frames, median 20)
 """
 
-from concurrent import futures
 import dataclasses
 import json
+from typing import Any, cast
 
 from flax import nnx
 import grain
@@ -39,7 +43,7 @@ STOP = 1
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EmptyPrefix:
-  """What the network without layers keeps of prompts: that their replies do not end at once."""
+  """The prefix of the network without layers: first logits that do not end a reply."""
 
   hidden: jax.Array
 
@@ -47,16 +51,16 @@ class EmptyPrefix:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EmptyCache:
-  """Nothing is to be kept."""
+  """A cache without content."""
 
   def select_slots(self, layout, slots):
-    """Nothing."""
+    """Returns the empty cache."""
     del layout, slots
     return self
 
 
 class Scheduled(nnx.Module):
-  """Its reply `member` to prompt `prompt` has lengths[prompt, member] tokens, two or more."""
+  """Reply `group_index` to prompt `prompt` has lengths[prompt, group_index] tokens, two or more."""
 
   def __init__(self, lengths):
     self.lengths = nnx.Param(jnp.asarray(lengths))
@@ -84,18 +88,18 @@ class Scheduled(nnx.Module):
     del prefix
 
   def decode(self, constants, cache, tokens, index, decode_slots):
-    """The stop token is certain where the reply is to end with the next one, and impossible where it is not."""
+    """Logits that make the stop token certain at a reply's last token, and impossible before."""
     del constants, tokens
     ends = self.lengths[...][decode_slots.prompt, decode_slots.group_index] <= index + 2
     return jax.nn.one_hot(jnp.where(ends, STOP, 0), 2), cache
 
   def output_rows(self):
-    """Logits that leave no doubt."""
+    """Passes the logits on unchanged."""
     return jnp.array([[1e3, -1e3], [-1e3, 1e3]])
 
 
 def draw_batch(rng, *, rungs):
-  """A batch: what it holds, counted by the sampler itself."""
+  """A random batch, with the decoded tokens that the sampler counts."""
   lengths = np.exp(rng.normal(np.log(120), 0.8, (PROMPTS, GROUP)))
   lengths = np.clip(np.ceil(lengths), 2, BUDGET).astype(np.int32)
   text = np.clip(np.exp(rng.normal(np.log(TEXT), 0.4, PROMPTS)), 20, 500).astype(int)
@@ -125,7 +129,7 @@ def draw_batch(rng, *, rungs):
 
 
 def shares(seed, *, rungs, rl, buckets):
-  """Of all batches: the share of padding in decoding, in updates and in all, and the shapes of the updates."""
+  """Padding fractions of decoding, updates and whole steps, and the number of update shapes."""
   rng, layout = np.random.default_rng(seed), layout_lib.OneDevice()
   totals, shapes = np.zeros(3), set()
   for _ in range(BATCHES):
@@ -133,7 +137,7 @@ def shares(seed, *, rungs, rl, buckets):
     fit = reply_shapes.choose_reply_shapes(rl, layout, lengths, budget=rl.max_new_tokens)
     prefix = min(size for size in buckets if size >= prompts.max())
     encoded = dataclasses.replace(_PROMPT, tokens=np.zeros((PROMPTS, prefix), np.int32))
-    made = experience.Experience(
+    sampled = experience.Experience(
       items=[],
       prompt=encoded,
       prompt_with_features=encoded,
@@ -143,7 +147,7 @@ def shares(seed, *, rungs, rl, buckets):
       prompt_tokens=float(prompts.mean()),
       computed_tokens=decoded + encoded.tokens.size,
       useful_tokens=float(lengths.sum() + prompts.sum()),
-      scores_future=futures.Future(),
+      scores_future=cast(Any, None),  # nothing waits for scores
       read={},
     )
     updated = (fit.packed or lengths.size * fit.time // rl.microbatches) * rl.microbatches
@@ -151,7 +155,7 @@ def shares(seed, *, rungs, rl, buckets):
       1 - lengths.sum() / decoded,
       1 - lengths.sum() / updated,
       reply_shapes.padding_fraction(
-        rl, layout, made, fit, scorers=(rl.kl_weight > 0) + (rl.num_iterations > 1)
+        rl, layout, sampled, fit, scorers=(rl.kl_weight > 0) + (rl.num_iterations > 1)
       ),
     ]
     shapes.add((prefix, fit))
@@ -160,7 +164,7 @@ def shares(seed, *, rungs, rl, buckets):
 
 
 def prompt_shares(seed, buckets, *, by_length):
-  """Of prompts: the share of padding in batches of `PROMPTS`, and how many buckets they take."""
+  """The padding fraction of prompts in batches of `PROMPTS`, and the number of their buckets."""
   rng = np.random.default_rng(seed)
   patches = np.clip(np.exp(rng.normal(np.log(10), 0.8, CLIPS)), 2, 28).astype(int)
   text = np.clip(np.exp(rng.normal(np.log(TEXT), 0.4, CLIPS)), 20, 500).astype(int)
@@ -179,17 +183,14 @@ def prompt_shares(seed, buckets, *, by_length):
 
 
 _PROMPT = records.Prompt(
-  tokens=None,
-  kind=None,
-  positions=None,
-  next_position=None,
-  media_index=None,
-  vision=None,
+  **dict.fromkeys(
+    ("tokens", "kind", "positions", "next_position", "media_index", "vision"), cast(Any, None)
+  )
 )
 
 
 def main() -> None:
-  """Prints the shares."""
+  """Prints the JSON object."""
   config = recipe_config.load("moss_chatv:7b")
   config.rl.max_new_tokens = BUDGET
   ours = shares(

@@ -1,17 +1,20 @@
-"""The process reward from texts: `vr_jax.rewards.process` against rouge-score and a DTW loop, side by side.
+"""Times the process reward from texts: `vr_jax.rewards.process` against rouge-score and a DTW loop.
 
     python -m benchmarks.process_reward
 
-256 replies of 12 steps, 32 references of 8 steps (groups of 8 replies share one, as in training), 24 random words a step
-out of 2,000, with inflections for the stemmer to work on. Each run gets replies that neither side has seen, so nothing
-is remembered but the vocabulary.
+256 replies of 12 steps, 32 references of 8 steps (groups of 8 replies share one, as in training),
+24 random words a step out of 2,000, with inflections for the stemmer. Each run gets replies that
+neither side has seen, so only the vocabulary can be cached.
 
-- ours: `process_reward(replies, references)`, with all host work: split into steps, words, stems, ROUGE, DTW.
-- reference: `rouge_score` with stems on each pair of steps, and the jump alignment of each reply in NumPy, vectorised
-  over the generated steps. Splitting the trace into steps is not counted against it. It is timed on a few of the replies
-  of the same batch, and its time scaled to all: every reply is the same amount of work to it.
+- ours: `process_reward(replies, references)`, with all host work: split into steps, words, stems,
+  ROUGE, DTW.
+- reference: `rouge_score` with stems on each pair of steps, and the jump alignment of each reply in
+  NumPy, vectorised over the generated steps. Splitting the trace into steps is not counted against
+  it. It is timed on a few replies of the same batch, and its time scaled to all: every reply is the
+  same amount of work to it.
 
-Sides take turns within one run. Prints one JSON line: seconds for the batch (medians) and their ratio. The goal is 20.
+Sides run in turn. Prints one JSON line: seconds for the batch (medians) and their ratio. The goal
+is 20.
 """
 
 import json
@@ -47,7 +50,7 @@ def trace(rng: random.Random, words: list[str], steps: int) -> list[str]:
 def reference_reward(
   scorer: rouge_scorer.RougeScorer, reference: list[str], steps: list[str]
 ) -> float:
-  """PRR of one reply the plain way."""
+  """The process reward of one reply, computed by rouge-score and NumPy."""
   cost = np.empty((len(reference), len(steps)))
   for i, wanted in enumerate(reference):
     for j, step in enumerate(steps):
@@ -62,7 +65,7 @@ def reference_reward(
 
 
 def main() -> None:
-  """Times both sides on fresh replies, checks that they agree, prints the line."""
+  """Times both sides on fresh replies, checks that they agree, prints the JSON line."""
   rng = random.Random(0)
   words = vocabulary(rng)
   scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)

@@ -1,17 +1,20 @@
-"""Reading frames: the frame store against decoding the video file, side by side.
+"""Times reading frames: the frame store against decoding the video file.
 
     python -m benchmarks.reading
 
-Both sides give the same frames, uint8 RGB [frames, height, width, 3]: clips of 8 random frames, in the order of their
-times, from simulated H.264 videos of 60 s, 24 frames a second and 448 x 448 pixels. They take turns within one run.
+Both sides read the same frames, uint8 RGB [frames, height, width, 3]: clips of 8 random frames, in
+the order of their times, from simulated H.264 videos of 60 s, 24 frames a second and 448 x 448
+pixels. They run in turn.
 
-- store: `FrameStore.read` of JPEG records by index; the store was cut at 2 frames a second beforehand, untimed.
-- decode: PyAV opens the file, goes to the last keyframe at or before each frame (unless it has decoded past that
-  already, then it goes on from where it is) and decodes forward to it, with FFmpeg's frame and slice threads.
+- store: `FrameStore.read` of JPEG records by index; the store was written at 2 frames a second
+  beforehand, untimed.
+- decode: PyAV opens the file, seeks to the last keyframe at or before each frame (or goes on from
+  where it is, if that is later) and decodes forward to the frame, with FFmpeg's frame and slice
+  threads.
 
-What decoding costs hangs on how far keyframes lie apart: 250 frames, as x264 and most of its users leave it, or 48,
-as streaming sites have it. Prints one JSON line: for each, frames a second of both sides (medians over repeats) and
-their ratio. The goal is a ratio of 5.
+The cost of decoding depends on the distance of keyframes: 250 frames, the default of x264, or 48,
+as on streaming sites. Prints one JSON line: for each, frames a second of both sides (medians over
+repeats) and their ratio. The goal is a ratio of 5.
 """
 
 import bisect
@@ -40,7 +43,7 @@ Frames = UInt8[np.ndarray, "frames height width 3"]
 
 
 def write_video(path: Path, *, seed: int, keyframe_distance: int) -> None:
-  """A simulated video with keyframes every so many frames."""
+  """Writes a simulated video with a keyframe every `keyframe_distance` frames."""
   scene, _ = write.sample_video(WORLD, seed=seed, index=0, questions=1)
   with av.open(str(path), "w") as container:
     stream = container.add_stream("libx264", rate=scene.fps)
@@ -59,7 +62,7 @@ def decode_clip(path: Path, times: Float[np.ndarray, "frames"]) -> Frames:
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
     entries = stream.index_entries
-    # The index counts in decoding time, which runs ahead of what is shown by the same amount throughout.
+    # The index has decoding times, which differ from display times by a constant.
     keyframes = [
       float((entry.timestamp - entries[0].timestamp) * stream.time_base)
       for entry in entries
@@ -124,7 +127,7 @@ def measure(directory: Path, keyframe_distance: int) -> dict[str, float]:
 
 
 def check_same(stored: Frames, decoded: Frames) -> None:
-  """Stops a comparison of different frames; JPEG may differ by a few grey levels."""
+  """Raises ValueError where frames differ by more than JPEG's few grey levels."""
   error = np.abs(stored.astype(np.int16) - decoded).mean(axis=(1, 2, 3))
   if error.max() > 2:
     raise ValueError(f"the two sides returned different frames: mean errors {error.round(1)}")

@@ -1,4 +1,7 @@
-"""Recorded results under today's names: those of metrics and config fields changed after they were recorded."""
+"""Recorded results, read under today's names of metrics and config fields.
+
+The results in docs/claims were recorded before some of those names changed.
+"""
 
 from collections.abc import Mapping
 import json
@@ -17,6 +20,8 @@ _FLAGS = {
   "rl.credit": "rl.advantage_estimator",
   "rl.shuffled": "rl.num_shuffled_generations",
 }
+# Values of an older `env.credit` that `rl.advantage_estimator` takes today.
+_ADVANTAGE_ESTIMATORS = ("outcome", "joint")
 _PATTERNS = (
   (re.compile(r"reward/(.+)"), r"rewards/\1/mean"),
   (re.compile(r"no_signal_share/(.+)"), r"frac_reward_zero_std/\1"),
@@ -24,7 +29,7 @@ _PATTERNS = (
 
 
 def current(text: str) -> dict[str, Any]:
-  """The JSON of a recorded result with its `metrics`, `tenths` and `flags` under today's names."""
+  """Parses a recorded result; `metrics`, `tenths` and `flags` get today's names."""
   result = json.loads(text)
   result["flags"] = [_flag(flag) for flag in result.get("flags", [])]
   for field in ("metrics", "tenths"):
@@ -53,4 +58,6 @@ def _flag(flag: str) -> str:
   name, equals, value = flag.removeprefix("--config.").partition("=")
   if not flag.startswith("--config.") or name not in _FLAGS:
     return flag
+  if name == "env.credit" and value in _ADVANTAGE_ESTIMATORS:
+    name = "rl.credit"
   return f"--config.{_FLAGS[name]}{equals}{value}"

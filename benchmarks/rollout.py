@@ -1,17 +1,18 @@
-"""Sampling groups of replies: against transformers' `generate` on prompts that are repeated for each reply.
+"""Times sampling groups of replies, against transformers' `generate` on repeated prompts.
 
     python -m benchmarks.rollout
 
-4 prompts of 1,024 video tokens, 8 replies to each of 128 tokens, float32 (bfloat16 on an accelerator): vision, prefill and
-decoding, with no token that ends a reply, so that both sides compute all of them. Two sides, on the same weights and prompts:
+4 prompts of 1,024 video tokens, 8 replies of 128 tokens to each, float32 (bfloat16 on an
+accelerator): vision, prefill and decoding, without a stop token, so that both sides compute all
+tokens. Two sides, on the same weights and prompts:
 
-- ours: `rollout.sampler.sample`, each prompt read once
-- torch: `generate` (sdpa attention, its dynamic cache) on a batch in which each prompt stands 8 times, as TRL, Video-R1 and
-  EasyR1 hand it over
+- ours: `rollout.sampler.sample`, with one prefill a prompt
+- torch: `generate` (sdpa attention, its dynamic cache) on a batch that has each prompt 8 times, as
+  in TRL, Video-R1 and EasyR1
 
-Times are of sampling at temperature 1 from all tokens, as in training. Before it the sides are held against each other on
-greedy replies: they must be the same tokens, and where they part, ours must give both tokens the same log-prob (a tie).
-Prints one JSON line.
+Times are of sampling at temperature 1 from all tokens, as in training. Before timing, the greedy
+replies of the sides are compared: they must be the same tokens, and where they first differ, ours
+must give both tokens the same log-prob (a tie). Prints one JSON line.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ SIDES = ("ours", "torch")
 
 
 def decoding_of(sizes: workload.WorkloadSizes, temperature: float) -> sampler.Decoding:
-  """From all tokens, up to the last one."""
+  """Decoding options: all tokens, no stop token."""
   return sampler.Decoding(
     group=sizes.group,
     max_new_tokens=sizes.time,
@@ -68,7 +69,7 @@ def our_side(work: workload.Work) -> Callable[[float], records.Rollout]:
 def torch_side(
   work: workload.Work, directory: Path
 ) -> Callable[[float], Int[np.ndarray, "prompts group time"]]:
-  """The same of PyTorch; it is only imported where it is measured."""
+  """The same with PyTorch, which is imported only here."""
   from benchmarks import torch_side
 
   work.save(directory)
@@ -89,9 +90,10 @@ def check_greedy(
   ours: Int[Array | np.ndarray, "prompts group time"],
   theirs: Int[np.ndarray, "prompts group time"],
 ) -> dict[str, float]:
-  """Share of greedy tokens that are the same, and by how much ties differ. Raises ValueError where it is no tie.
+  """The fraction of equal greedy tokens, and the largest difference of log-probs at a tie.
 
-  Replies that part once go on with other prompts: of each only the tokens up to there are compared.
+  Replies are compared up to their first difference; after it their contexts differ.
+  Raises ValueError where the difference is no tie.
   """
   ours = np.asarray(ours)
   mine, other = (greedy_log_probs(work, tokens) for tokens in (ours, theirs))
@@ -106,7 +108,7 @@ def check_greedy(
 def greedy_log_probs(
   work: workload.Work, tokens: Int[np.ndarray, "prompts group time"]
 ) -> Float[np.ndarray, "prompts group time"]:
-  """What our forward says of tokens."""
+  """Log-probs of tokens under our forward pass, at temperature 1."""
   rollout = dataclasses.replace(workload.replies(work), tokens=jnp.asarray(tokens, jnp.int32))
   score = train_step.make_logprob_fn(work.graphdef, work.allowed_tokens, temperature=1.0)
   return np.asarray(score(work.params, work.prompt, rollout))
@@ -115,7 +117,7 @@ def greedy_log_probs(
 def compare(
   sizes: workload.WorkloadSizes, *, names: Sequence[str] = SIDES, repeats: int = REPEATS
 ) -> dict[str, Any]:
-  """All that is measured."""
+  """The fields of the JSON line without machine and versions."""
   work = workload.make(sizes)
   with tempfile.TemporaryDirectory() as directory:
     make = {

@@ -1,13 +1,14 @@
-"""How the time and the memory of one update grow with the frames of its videos, against counted FLOPs and tokens.
+"""Measures how time and memory of one update grow with the number of frames.
 
     python -m benchmarks.scaling
 
-One prompt of 8 to 256 frames (2 a temporal patch, 64 tokens each), 8 replies of 128 tokens, the step of `group_update`, layers
-rematerialised as for long videos (remat `full`). FLOPs are those of all matrix products, what is computed again included
-(models/qwen2_5_vl/flops.py); tokens are those that the text layers see, prompt and replies. Growth is from the smallest to
-the largest, and from each size to the next; time may grow 1.15 times as fast as FLOPs, memory 1.15 times as fast as tokens.
+One prompt of 8 to 256 frames (2 a temporal patch, 64 tokens each), 8 replies of 128 tokens, the
+step of `group_update`, layers rematerialised as for long videos (remat `full`). FLOPs are those of
+all matrix products, recomputation included (models/qwen2_5_vl/flops.py). Tokens are those of the
+text layers, prompt and replies. Growth is from the smallest to the largest size, and from each size
+to the next. Time may grow 1.15 times as fast as FLOPs, memory 1.15 times as fast as tokens.
 
-Sizes take turns. Prints one JSON line.
+Sizes run in turn. Prints one JSON line.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ GOALS = {"time_over_flops": 1.15, "memory_over_tokens": 1.15}
 
 
 def slot_sizes(base: workload.WorkloadSizes, frames: int) -> workload.WorkloadSizes:
-  """The same with videos of that many frames."""
+  """The same sizes with videos of `frames` frames."""
   return dataclasses.replace(base, frames=frames // 2)
 
 
@@ -41,7 +42,7 @@ def counted(sizes: workload.WorkloadSizes) -> dict[str, float]:
 def compare(
   base: workload.WorkloadSizes, frames: Sequence[int] = FRAMES, *, repeats: int = REPEATS
 ) -> dict[str, Any]:
-  """All that is measured."""
+  """The fields of the JSON line without machine and versions."""
   updates, table = {}, []
   for count in frames:
     work = workload.make(slot_sizes(base, count), remat="full")

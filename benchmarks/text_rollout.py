@@ -1,18 +1,19 @@
-"""Sampling from text prompts: against Tunix's sampler, JAX on JAX.
+"""Times sampling from text prompts against Tunix's sampler, JAX on JAX.
 
     python -m venv .venv-peers && .venv-peers/bin/pip install -e '.[peers]'
     .venv-peers/bin/python -m benchmarks.text_rollout
 
-Tunix's dependencies and those of TRL exclude each other, hence an environment of its own. A batch of 32 rows, prompts of 64
-tokens, 128 new ones, float32 (bfloat16 on an accelerator), temperature 1 from all tokens, no token that ends a reply. On the
-same weights:
+Tunix needs an environment of its own, as its dependencies and those of TRL exclude each other. A
+batch of 32 rows, prompts of 64 tokens, 128 new ones, float32 (bfloat16 on an accelerator),
+temperature 1 from all tokens, no stop token. On the same weights:
 
 - ours: 32 prompts with one reply each
 - ours_shared: 4 prompts with 8 replies each
 - tunix: `tunix.generate.sampler.Sampler` with its Qwen2 on 32 prompts
 - tunix_shared: the same on 4 prompts, each 8 times, as its GRPO learner does
 
-Before it the sides are held against each other on greedy replies (`rollout.check_greedy`). Prints one JSON line.
+Before timing, the greedy replies of the sides are compared (`rollout.check_greedy`). Prints one
+JSON line.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ GROUP = 8
 
 
 def shared(sizes: workload.WorkloadSizes, group: int) -> workload.WorkloadSizes:
-  """As many rows, `group` to a prompt. Raises ValueError where that can't be."""
+  """Sizes of the same number of rows, `group` to a prompt. Raises ValueError otherwise."""
   if sizes.prompts % group:
     raise ValueError(
       f"text_rollout: groups of {group} don't divide {sizes.prompts} rows; take a group that does"
@@ -42,7 +43,7 @@ def shared(sizes: workload.WorkloadSizes, group: int) -> workload.WorkloadSizes:
 
 
 def tunix_side(work: workload.Work) -> Callable[[float], Int[np.ndarray, "prompts group time"]]:
-  """Samples at a temperature; Tunix is only imported where it is measured."""
+  """Samples at a temperature; Tunix is imported only here."""
   from benchmarks import tunix_side
 
   sampler, sizes = tunix_side.Sampler(work), work.sizes
@@ -60,7 +61,7 @@ def compare(
   group: int = GROUP,
   repeats: int = REPEATS,
 ) -> dict[str, Any]:
-  """All that is measured."""
+  """The fields of the JSON line without machine and versions."""
   works = {"": workload.make(sizes), "_shared": workload.make(shared(sizes, group))}
   make = {"ours": rollout.our_side, "tunix": tunix_side}
   runs, agreement = {}, {}

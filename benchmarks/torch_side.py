@@ -1,4 +1,7 @@
-"""The side of PyTorch: transformers' Qwen2.5-VL on rows that each hold a copy of their prompt, as TRL, Video-R1 and EasyR1 do."""
+"""The PyTorch side of comparisons: transformers' Qwen2.5-VL, with a copy of the prompt in each row.
+
+TRL, Video-R1 and EasyR1 lay out their batches in this way.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +29,7 @@ def device() -> torch.device:
 
 
 def load(directory: Path) -> transformers.PreTrainedModel:
-  """A model that `Work.save` wrote, in the dtype of its file, with the attention that transformers would choose."""
+  """Loads a model that `Work.save` wrote, in the dtype of its file, with sdpa attention."""
   model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
     directory, attn_implementation="sdpa"
   )
@@ -36,7 +39,10 @@ def load(directory: Path) -> transformers.PreTrainedModel:
 def inputs(
   work: workload.Work, tokens: Int[Array, "prompts group time"] | None, group: int = 0
 ) -> Inputs:
-  """What the model takes: each prompt as often as it has replies, and behind each copy a reply (None: prompts alone)."""
+  """The model's inputs: a row for each reply, its prompt and then the reply.
+
+  tokens: of the replies; None for prompts alone, `group` rows each.
+  """
   group = tokens.shape[1] if tokens is not None else group
   words = np.repeat(np.asarray(work.prompt.tokens), group, axis=0)
   if tokens is not None:
@@ -56,7 +62,7 @@ def inputs(
 
 
 def pictures(encoded: Sequence[prompts.EncodedPrompt]) -> Inputs:
-  """What the model takes of conversations of one length, whose media are images."""
+  """The model's inputs for conversations of equal length whose media are images."""
   ids = torch.from_numpy(np.stack([one.tokens for one in encoded])).long()
   kinds = torch.from_numpy(np.stack([one.kind for one in encoded]))
   frames = [frame.patches for one in encoded for frame in one.frames]
@@ -72,7 +78,7 @@ def pictures(encoded: Sequence[prompts.EncodedPrompt]) -> Inputs:
 
 
 class TorchUpdate:
-  """One GRPO update: mean over the tokens of a reply, then over replies; ratio to the log-probs at its start, clipped."""
+  """One GRPO update: clipped ratio to initial log-probs, mean over tokens, then over replies."""
 
   def __init__(
     self,
@@ -92,13 +98,13 @@ class TorchUpdate:
     self._forbidden = torch.tensor(forbidden, device=model.device)
 
   def __call__(self) -> float:
-    """One update, to its end."""
+    """Runs one update."""
     loss = self._backward()
     self._apply()
     return loss.item()
 
   def loss_and_gradients(self) -> tuple[float, dict[str, np.ndarray]]:
-    """Of one update, before clipping; gradients by the bare name of their tensor."""
+    """Loss and unclipped gradients of one update, by the bare names of their tensors."""
     loss = self._backward()
     named = self._model.named_parameters()
     gradients = {
@@ -128,15 +134,18 @@ class TorchUpdate:
 def reply_log_probs(
   model: transformers.PreTrainedModel, batch: Inputs, time: int, forbidden: torch.Tensor
 ) -> torch.Tensor:
-  """[rows, time]: of the last `time` tokens of each row, float32. Logits of prompts are not formed."""
+  """Log-probs of the last `time` tokens of each row, float32 [rows, time].
+
+  No logits of prompts are computed.
+  """
   logits = model(**batch, logits_to_keep=time + 1, use_cache=False).logits[:, :-1].float()
   logits = logits.index_fill(2, forbidden, -1e9)
   chosen = batch["input_ids"][:, -time:, None]
   return logits.gather(2, chosen)[..., 0] - logits.logsumexp(dim=-1)
 
 
-def by_name(tree: PyTree, config: config_lib.Config) -> dict[str, np.ndarray]:
-  """A tree of ours, shaped as the parameters, by the bare names and in the shapes of a file."""
+def by_name(tree: PyTree, config: config_lib.Qwen2_5_VLConfig) -> dict[str, np.ndarray]:
+  """A tree shaped as our parameters, by the bare names and in the shapes of a checkpoint."""
   flat, found = weight_mapping.flat(tree), {}
   for key, slot in qwen2_5_vl.FAMILY.weights.slots(config, flat).items():
     values = np.asarray(flat[key].get_value())

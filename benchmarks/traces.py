@@ -1,16 +1,17 @@
-"""The trace pipeline against its sampler alone: tokens a second, in one run.
+"""Compares the trace pipeline with its sampler alone, in tokens a second.
 
     python -m benchmarks.traces
 
-Tiny recipe of VideoP2R with random weights, whose replies run to the last token. Two sides, which sample the same tokens:
+Tiny recipe of VideoP2R with random weights, whose replies have the full length. Two sides, which
+sample the same tokens:
 
-- raw: `rollout.sampler.sample` on the prompts of all chunks, which were read and put on the device before
-- pipeline: `traces_stage.decide`: frames are read, prompts made and sampled, replies decoded, taken apart, held against their
-  answers, judged by the rule, and written
+- raw: `rollout.sampler.sample` on the prompts of all chunks, already on the device
+- pipeline: `traces.stage.decide`, which reads frames, makes and samples prompts, decodes and parses
+  replies, compares them with the answers, judges them by the rule, and writes them
 
-Random weights write nothing that passes the first filter, so what is decided are the simulator's own replies in the place of
-theirs, decoded all the same: every one of them goes through all steps. The data set, which is assembled once at the end, is timed
-by itself. Prints one JSON line; the goal is 0.9 of the raw tokens a second.
+No reply of random weights passes the first filter. So the simulator's own replies take their place
+after decoding, and each of them passes through all filters. Assembling the data set, once at the
+end, is timed separately. Prints one JSON line; the goal is 0.9 of the raw tokens a second.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ import json
 from pathlib import Path
 import tempfile
 import time
+from typing import cast
 
 import jax
 import ml_collections
@@ -29,9 +31,12 @@ from benchmarks import measure
 from vr_jax import main as vr_jax
 from vr_jax import records
 from vr_jax.data import examples, trace_store
+from vr_jax.envs import videop2r
+from vr_jax.rewards import judge
 from vr_jax.traces import filter as trace_filter
 from vr_jax.traces import proposers
 from vr_jax.traces import stage as traces_stage
+from vr_jax.train import run_context
 
 VIDEOS = 640
 REPEATS = 5
@@ -40,24 +45,26 @@ GOAL = 0.9
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reference(proposers.Sampled):
-  """Samples and decodes like its base, and then says what the simulator says: said, of each example."""
+  """Samples and decodes like its base, then replaces replies by `references`, one an example."""
 
-  said: Sequence[str | None] = ()
+  references: Sequence[str | None] = ()
 
   def proposals(
     self, chunks: Sequence[trace_store.TraceChunk]
   ) -> Iterator[tuple[trace_store.TraceChunk, proposers.Replies]]:
-    """Those of the sampler, replaced where they are waited for."""
+    """The sampler's proposals; their replies are replaced when they are waited for."""
     for chunk, replies in super().proposals(chunks):
       yield chunk, lambda chunk=chunk, replies=replies: self._replaced(chunk, replies())
 
-  def _replaced(self, chunk: trace_store.TraceChunk, sampled: Sequence[str]) -> list[str]:
-    said = [self.said[index] for index in chunk.indices]
-    return [mine or theirs for mine, theirs in zip(said, sampled, strict=True)]
+  def _replaced(
+    self, chunk: trace_store.TraceChunk, sampled: Sequence[str | None]
+  ) -> list[str | None]:
+    references = [self.references[index] for index in chunk.indices]
+    return [reference or reply for reference, reply in zip(references, sampled, strict=True)]
 
 
 def tiny_config(workdir: Path) -> ml_collections.ConfigDict:
-  """The tiny recipe with few videos, no warm start, and no features kept from round to round."""
+  """The tiny recipe with few videos, no warm start, and no feature cache."""
   fields = {"data.simulate.videos": VIDEOS, "sft.steps": 0, "model.feature_cache_gib": 0}
   overrides = [f"--config.{name}={value}" for name, value in fields.items()]
   recipe = ["--config=configs/videop2r.py:tiny", f"--workdir={workdir}"]
@@ -65,20 +72,21 @@ def tiny_config(workdir: Path) -> ml_collections.ConfigDict:
 
 
 def measure_run(workdir: Path) -> dict[str, object]:
-  """Both sides of a run in a workdir."""
+  """Measures both sides in a workdir; returns fields of the JSON line."""
   config = tiny_config(workdir)
   vr_jax.run(config, workdir, "data")
-  made = proposers.make(config, workdir)
-  source, rounds = made.context.data, itertools.count()
+  context = run_context.make_run_context(config, workdir)
+  source, rounds = context.data, itertools.count()
   train = examples.ExampleSource(source, "train")
-  said = [made.environment.reference_reply(train[index]) for index in range(len(train))]
-  writer = Reference(context=made.context, workdir=workdir, said=said)
+  environment = cast(videop2r.VideoP2R, context.environment)
+  references = [environment.reference_reply(train[index]) for index in range(len(train))]
+  writer = Reference(context=context, workdir=workdir, references=references)
   chunks = trace_store.plan({"train": range(len(train))}, config.traces.batch_size)
-  read = writer.batches("train", chunks)
-  prompts = jax.block_until_ready([made.context.builder.prompt(batch) for batch in read])
+  batches = writer.batches("train", chunks)
+  prompts = jax.block_until_ready([context.builder.prompt(batch) for batch in batches])
   sampled = [writer.sample(prompt).kind for prompt in prompts]
 
-  def raw() -> list[jax.Array]:
+  def raw() -> list[jax.Array | np.ndarray]:
     return [writer.sample(prompt).tokens for prompt in prompts]
 
   def pipeline() -> None:
@@ -87,8 +95,8 @@ def measure_run(workdir: Path) -> dict[str, object]:
     sieve = trace_filter.Filter(
       source=source,
       output=output,
-      environment=writer.environment,
-      judge=writer.environment.judge,
+      environment=environment,
+      judge=cast(judge.Judge, environment.judge),
       threshold=config.traces.threshold,
     )
     traces_stage.decide(sieve, writer, chunks)

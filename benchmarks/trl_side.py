@@ -1,4 +1,4 @@
-"""The side of TRL: its GRPO trainer on the model, the clips and the settings of a recipe."""
+"""The TRL side of comparisons: its GRPO trainer with a recipe's model, clips and settings."""
 
 from collections.abc import Callable, Iterator, Mapping
 import itertools
@@ -33,9 +33,10 @@ TEMPLATE = """\
 
 
 class Trainer:
-  """Trains on the first clips of the recipe, over and over. Nothing is logged or saved; all replies are generated at once.
+  """Trains on the first clips of the recipe, again and again, without logs or checkpoints.
 
-  accumulated: into how many parts an update is cut, whose gradients are added up.
+  All replies are generated at once.
+  accumulated: gradient accumulation steps of an update.
   """
 
   def __init__(
@@ -57,7 +58,11 @@ class Trainer:
   def in_turn(
     self, name: str, others: Mapping[str, Callable[[], object]], *, repeats: int
   ) -> dict[str, list[float]]:
-    """Seconds of each side, as `measure.in_turn` takes them: this one by its name, and others, which run at the end of each step."""
+    """Seconds of each side, as from `measure.in_turn`.
+
+    name: of this side.
+    others: sides that run at the end of each of its steps.
+    """
     turns, clips, processor = _Turns(name, others), _clips(self._context), _processor(self._context)
     self.prompt_tokens = _longest(clips, processor, _media_tokens(self._context))
     trainer = trl.GRPOTrainer(
@@ -90,11 +95,11 @@ class _Turns(transformers.TrainerCallback):
     self.rounds: dict[str, list[float]] = {side: [] for side in (name, *others)}
 
   def on_train_begin(self, *_: Any, **__: Any) -> None:
-    """The first step begins."""
+    """Starts the clock of the first step."""
     self._begun = time.perf_counter()
 
   def on_step_end(self, *_: Any, **__: Any) -> None:
-    """A step has ended, and after the others' turns the next begins."""
+    """Records a step, runs the other sides, and starts the clock again."""
     self._lap(self._name)
     for name, side in self._others.items():
       jax.block_until_ready(side())
@@ -109,7 +114,7 @@ class _Turns(transformers.TrainerCallback):
 def _arguments(
   context: run_context.RunContext, directory: Path, steps: int, accumulated: int
 ) -> trl.GRPOConfig:
-  """The recipe's settings; what is no setting of it, as fast as the trainer has it."""
+  """The recipe's settings; all others are the trainer's fastest."""
   rl = context.config.rl
   forbidden = np.flatnonzero(~np.asarray(context.allowed_tokens)).tolist()
   return trl.GRPOConfig(
@@ -144,7 +149,7 @@ def _arguments(
 
 
 def _clips(context: run_context.RunContext) -> datasets.Dataset:
-  """Questions with images, in memory and in their size: the first frame of each temporal patch of a clip."""
+  """Questions with resized images in memory: the first frame of each temporal patch of a clip."""
   items = _first_items(context, 2 * context.config.rl.batch_size)
   images = [_images(item, context) for item in items]
   questions = [context.environment.question(item.example) for item in items]
@@ -165,13 +170,16 @@ def _images(item: batching.Item, context: run_context.RunContext) -> list[Image.
 
 
 def _media_tokens(context: run_context.RunContext) -> int:
-  """Of the recipe's first prompt; all clips are of one size."""
+  """Media tokens of the recipe's first prompt; all clips have the same size."""
   tokens = _first_items(context, 1)[0].encoded.tokens
   return int((tokens == context.model.video_token_id).sum())
 
 
 def _longest(clips: datasets.Dataset, processor: transformers.ProcessorMixin, media: int) -> int:
-  """Tokens of the longest prompt. Raises ValueError where one has another number of media tokens."""
+  """Tokens of the longest prompt.
+
+  Raises ValueError where a prompt has another number of media tokens.
+  """
   turns = [trl.prepare_multimodal_messages(clip["prompt"], images=clip["images"]) for clip in clips]
   made = processor.apply_chat_template(
     turns, add_generation_prompt=True, tokenize=True, return_dict=True
@@ -189,14 +197,14 @@ def _first_items(context: run_context.RunContext, count: int) -> list[batching.I
 
 
 class _ImageProcessor(transformers.Qwen2_5_VLProcessor):
-  """That of the model without videos, which need torchvision."""
+  """The model's processor without videos, which need torchvision."""
 
   def __init__(self, image_processor: Any = None, tokenizer: Any = None, **named: Any):
     super().__init__(image_processor, tokenizer, **named)
 
 
 def _processor(context: run_context.RunContext) -> transformers.ProcessorMixin:
-  """What makes inputs of prompts, with the recipe's tokenizer; images come in their size."""
+  """A processor with the recipe's tokenizer, which does not resize images."""
   tokenizer = transformers.PreTrainedTokenizerFast(
     tokenizer_object=context.processor.tokenizer,
     eos_token="<|im_end|>",

@@ -1,4 +1,7 @@
-"""The side of Tunix: its Qwen2 with our weights, and its sampler on token ids that stand in texts as numbers."""
+"""The Tunix side of comparisons: its Qwen2 with our weights, and its sampler.
+
+Prompts are texts of numbers, which are token ids.
+"""
 
 from collections.abc import Sequence
 import itertools
@@ -17,7 +20,7 @@ from vr_jax.models.qwen2_5_vl import config as config_lib
 
 
 class Numbers:
-  """The tokenizer that Tunix is given: words are token ids. The last token but one pads, and the last ends."""
+  """A tokenizer for Tunix: words are token ids, the last two are the pad and the end token."""
 
   def __init__(self, vocabulary: int):
     self._vocabulary = vocabulary
@@ -31,15 +34,15 @@ class Numbers:
     return " ".join(map(str, tokens))
 
   def bos_id(self) -> int:
-    """None: prompts are whole as they are."""
+    """0, which adds nothing to prompts."""
     return 0
 
   def eos_id(self) -> int:
-    """Is forbidden, so that no reply ends."""
+    """The end token; it is forbidden, so that no reply ends."""
     return self._vocabulary - 1
 
   def pad_id(self) -> int:
-    """Is forbidden."""
+    """The pad token; it is forbidden."""
     return self._vocabulary - 2
 
 
@@ -112,7 +115,7 @@ def _model(work: workload.Work) -> model_lib.Qwen2:
   return network
 
 
-def _config(config: config_lib.Config) -> model_lib.ModelConfig:
+def _config(config: config_lib.Qwen2_5_VLConfig) -> model_lib.ModelConfig:
   text = config.text
   return model_lib.ModelConfig(
     num_layers=text.num_hidden_layers,

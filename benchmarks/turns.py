@@ -1,19 +1,21 @@
-"""Episodes of three turns: against prefilling the whole conversation again each turn, and against transformers' `generate` so called.
+"""Times episodes of three turns, against a new prefill of the whole conversation each turn.
 
     python -m benchmarks.turns
 
-8 prompts x 4 episodes, float32: 16 frames of 64 tokens each, a reply of 128 tokens, 8 frames of a pool of 128, a reply, 8 more,
-the last reply; no token ends a reply, so that all sides compute all of them, and which frames are shown follows from the episode
-and its turn alone. Three sides, on the same weights and frames:
+8 prompts x 4 episodes, float32: 16 frames of 64 tokens each, a reply of 128 tokens, 8 frames of a
+pool of 128, a reply, 8 more, the last reply. There is no stop token, so that all sides compute all
+tokens; the frames shown depend on the episode and its turn alone. Three sides, on the same weights
+and frames:
 
-- ours: `rollout.turns.play`, each prompt read once, each turn appended to its reply's cache
-- again: `rollout.sampler.sample`, turn by turn: in the first the group shares its prompt, in later ones each episode is a prompt
-- torch: `generate` (sdpa attention), turn by turn, every episode a row
+- ours: `rollout.multi_turn_sampler.play`, one prefill a prompt, each turn appended to its cache
+- again: `rollout.sampler.sample`, turn by turn: in the first the group shares its prompt, in later
+  ones each episode is a prompt
+- torch: transformers' `generate` (sdpa attention), turn by turn, each episode a row
 
-Frames come as pixels: all sides pay for patches, and the sides that start again for those of new frames only. Both of our
-sides split their rows over two CPU devices, one a core, as the tiny recipes do (`set_cpu_devices`); PyTorch has a thread for each. Times
-are of sampling at temperature 1. Before it the sides are held against each other on greedy replies, as in `benchmarks.rollout`. Prints
-one JSON line.
+Frames come as pixels. All sides make patches; the sides that prefill again make those of new frames
+only. Both of our sides split their rows over two CPU devices, one a core, as the tiny recipes do
+(`set_cpu_devices`); PyTorch has a thread for each. Times are of sampling at temperature 1. Before
+timing, greedy replies are compared, as in `benchmarks.rollout`. Prints one JSON line.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,10 +52,14 @@ TurnTokens = Int[np.ndarray, "prompts group turns time"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clips:
-  """A pool of frames for each prompt, and what turns show of it. sizes.frames: of the first turn; shown: of later ones."""
+  """A frame pool for each prompt, and the prompts that show frames of it.
+
+  sizes.frames: of the first turn.
+  shown: frames of each later turn.
+  """
 
   sizes: workload.WorkloadSizes
-  own: processor.Processor
+  own: processor.Qwen2_5_VLProcessor
   pool: np.ndarray
   shown: int
 
@@ -73,16 +79,16 @@ class Clips:
   def pad(
     self, encoded: Sequence[prompts.EncodedPrompt], sizes: prompts.PromptSizes
   ) -> records.Prompt:
-    """As the model takes them."""
+    """Pads prompts to a batch."""
     return self.own.pad(encoded, sizes)
 
   @property
   def axes(self) -> int:
-    """Of positions."""
+    """Number of position axes."""
     return self.own.axes
 
   def whole(self, encoded: Sequence[prompts.EncodedPrompt]) -> records.Prompt:
-    """Prompts of one length without padding."""
+    """A batch of prompts of equal length, without padding."""
     frames = max(len(one.frames) for one in encoded)
     sizes = prompts.PromptSizes(
       prefix=max(len(one.tokens) for one in encoded), frames=frames, patches=self.sizes.side**2
@@ -96,7 +102,7 @@ class Clips:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-  """A random model on all devices of a mesh, clips, and the openings of all episodes."""
+  """A random model on a mesh, the clips, and the first prompts of all episodes."""
 
   work: workload.Work
   mesh: Mesh
@@ -104,16 +110,16 @@ class Setting:
   turns: int
 
   def decoding(self, temperature: float, group: int) -> sampler.Decoding:
-    """Replies of full length."""
+    """Decoding options for replies of full length."""
     sizes = dataclasses.replace(self.work.sizes, group=group)
     return rollout.decoding_of(sizes, temperature)
 
   def each(self) -> list[tuple[int, int]]:
-    """(prompt, member) of each."""
+    """(prompt, index in the group) of each episode."""
     return list(np.ndindex(self.work.sizes.prompts, self.work.sizes.group))
 
   def schedule(self) -> episodes.Schedule:
-    """Buckets that fit."""
+    """Buckets without padding."""
     sizes = self.work.sizes
     shown = len(self.clips.observe(0, 0, ((0,),)).tokens)
     frames = self.clips.shown * max(1, self.turns - 1)
@@ -132,15 +138,15 @@ def make(
   pool: int,
   shown: int,
   turns: int,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm] a C++ class
 ) -> Setting:
-  """Weights and pixels at random, from one seed. devices: the first one where none are named."""
+  """Weights and pixels at random, from one seed. devices: None for JAX's first device."""
   config, devices = workload.model_config(sizes), devices or jax.devices()[:1]
   mesh = mesh_lib.make_mesh((len(devices), 1, 1, 1), devices)
   layout = mesh_lib.MeshLayout(mesh)
   graphdef, params = nnx.split(model_lib.Qwen2_5_VL(config, rngs=nnx.Rngs(0), layout=layout))
   side = sizes.side * config.vision.patch_size
-  own = processor.Processor(config, workload.BYTES, side**2, side**2, system="")
+  own = processor.Qwen2_5_VLProcessor(config, workload.BYTES, side**2, side**2, system="")
   shape = (sizes.prompts, pool, side, side, 3)
   pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   clips = Clips(sizes=sizes, own=own, pool=pixels, shown=shown)
@@ -183,20 +189,24 @@ def turn_by_turn(
   first: Callable[[float], Int[np.ndarray, "rows time"]],
   later: Callable[[float, list[prompts.EncodedPrompt]], Int[np.ndarray, "rows time"]],
 ) -> Callable[[float], TurnTokens]:
-  """Plays by two functions that reply, to the prompts of the batch and to whole conversations, one for each episode."""
+  """Plays episodes with two samplers.
+
+  first: replies to the prompts of the batch.
+  later: replies to whole conversations, one for each episode.
+  """
   sizes, clips = setting.work.sizes, setting.clips
 
   def run(temperature: float) -> TurnTokens:
     whole = [setting.work.encoded[row] for row, _ in setting.each()]
-    said = [first(temperature)]
-    while len(said) < setting.turns:
+    sampled = [first(temperature)]
+    while len(sampled) < setting.turns:
       for number, (row, group_index) in enumerate(setting.each()):
-        replies = tuple(tuple(tokens[number].tolist()) for tokens in said)
-        reply = clips.own.join(said[-1][number], [], [])
+        replies = tuple(tuple(tokens[number].tolist()) for tokens in sampled)
+        reply = clips.own.join(sampled[-1][number], [], [])
         shown = clips.observe(row, group_index, replies)
         whole[number] = prompts.join([whole[number], reply, shown], name=f"{row}.{group_index}")
-      said.append(later(temperature, whole))
-    return np.stack(said, axis=1).reshape(sizes.prompts, sizes.group, setting.turns, sizes.time)
+      sampled.append(later(temperature, whole))
+    return np.stack(sampled, axis=1).reshape(sizes.prompts, sizes.group, setting.turns, sizes.time)
 
   return run
 
@@ -223,7 +233,7 @@ def again_side(setting: Setting) -> Callable[[float], TurnTokens]:
 
 
 def torch_side(setting: Setting, directory: Path) -> Callable[[float], TurnTokens]:
-  """The same of PyTorch; it is only imported where it is measured."""
+  """The same with PyTorch, which is imported only here."""
   from benchmarks import torch_side
 
   work = setting.work
@@ -243,7 +253,7 @@ def torch_side(setting: Setting, directory: Path) -> Callable[[float], TurnToken
 
 
 def check_greedy(setting: Setting, ours: records.Rollout, theirs: TurnTokens) -> dict[str, float]:
-  """As `rollout.check_greedy`, of the replies of all turns."""
+  """Like `rollout.check_greedy`, for the replies of all turns."""
   mine = np.asarray(ours.kind) == records.Kind.MODEL
   other = np.array(ours.tokens)
   other[mine] = theirs.ravel()
@@ -287,9 +297,9 @@ def compare(
   turns: int = TURNS,
   names: Sequence[str] = SIDES,
   repeats: int = REPEATS,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm] a C++ class
 ) -> dict[str, Any]:
-  """All that is measured; devices: see `make`."""
+  """The fields of the JSON line without machine and versions. devices: see `make`."""
   setting = make(sizes, pool=pool, shown=shown, turns=turns, devices=devices)
   with tempfile.TemporaryDirectory() as directory, futures.ThreadPoolExecutor(4) as threads:
     builders = {

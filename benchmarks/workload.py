@@ -1,10 +1,12 @@
-"""What the benchmarks of the group layout work on: a random Qwen2.5-VL, prompts of one video each, replies, and the same replicated.
+"""The workload of several benchmarks: a random Qwen2.5-VL, prompts of one video each, and replies.
 
-`ISSUE` is the size that goals are stated for; tests take smaller ones.
+The same can be had with a copy of the prompt for each reply. `ISSUE` is the size that goals are
+stated for; tests use smaller ones.
 """
 
 import dataclasses
 import pathlib
+from typing import cast
 
 from flax import nnx
 import jax
@@ -21,14 +23,19 @@ from vr_jax.models.qwen2_5_vl import flops, processor, tokenizer
 from vr_jax.models.qwen2_5_vl import model as model_lib
 
 BYTES = tokenizer.train_tokenizer([], 256 + len(tokenizer.SPECIAL_TOKENS))
-# Between two temporal patches. Behind a video that lasts long, transformers places a reply elsewhere in `forward` than in
-# `generate`, which is where ours stands; here the two are the same.
+# Between two temporal patches. After a long video, transformers gives a reply other positions in
+# `forward` than in `generate`; ours are the latter. With this value the two are the same.
 SECONDS = 0.25
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkloadSizes:
-  """How much is computed. frames: temporal patches; side: patches along each side of one; text: words around the video."""
+  """The sizes of a model and its batch.
+
+  frames: temporal patches of a prompt.
+  side: patches along each side of a temporal patch.
+  text: words around the video.
+  """
 
   layers: int
   embed: int
@@ -49,7 +56,7 @@ class WorkloadSizes:
 
   @property
   def video_tokens(self) -> int:
-    """Of one prompt, without the two around them."""
+    """Video tokens of one prompt, without the two special tokens around them."""
     return self.frames * self.side**2 // 4
 
   @property
@@ -78,10 +85,13 @@ ISSUE = WorkloadSizes(
 )
 
 
-def model_config(sizes: WorkloadSizes) -> config_lib.Config:
-  """The model of these sizes, float32; every fourth layer of the vision tower has full attention, as in the releases."""
+def model_config(sizes: WorkloadSizes) -> config_lib.Qwen2_5_VLConfig:
+  """The model of these sizes, float32.
+
+  As in the releases, every fourth layer of the vision tower has full attention.
+  """
   eighth = sizes.embed // sizes.heads // 8
-  return config_lib.Config(
+  return config_lib.Qwen2_5_VLConfig(
     text=config_lib.TextConfig(
       vocab_size=sizes.vocabulary,
       hidden_size=sizes.embed,
@@ -99,16 +109,23 @@ def model_config(sizes: WorkloadSizes) -> config_lib.Config:
       out_hidden_size=sizes.embed,
       fullatt_block_indexes=tuple(range(3, sizes.vision_layers, 4)),
     ),
-    image_token_id=BYTES.token_to_id("<|image_pad|>"),
-    video_token_id=BYTES.token_to_id("<|video_pad|>"),
-    vision_start_token_id=BYTES.token_to_id("<|vision_start|>"),
-    vision_end_token_id=BYTES.token_to_id("<|vision_end|>"),
+    image_token_id=_token_id("<|image_pad|>"),
+    video_token_id=_token_id("<|video_pad|>"),
+    vision_start_token_id=_token_id("<|vision_start|>"),
+    vision_end_token_id=_token_id("<|vision_end|>"),
     tie_word_embeddings=True,
   )
 
 
+def _token_id(token: str) -> int:
+  number = BYTES.token_to_id(token)
+  if number is None:
+    raise ValueError(f"workload: the tokenizer has no {token}")
+  return number
+
+
 def forward_flops(sizes: WorkloadSizes) -> flops_lib.Forward:
-  """Of one forward over one prompt and its group, in the group layout."""
+  """FLOPs of one forward pass over one prompt and its group, in the group layout."""
   return flops.forward(
     model_config(sizes),
     frames=sizes.frames,
@@ -124,7 +141,7 @@ class Work:
   """A random model and its prompts, each as one conversation and all as a batch."""
 
   sizes: WorkloadSizes
-  config: config_lib.Config
+  config: config_lib.Qwen2_5_VLConfig
   graphdef: nnx.GraphDef
   params: PyTree
   encoded: tuple[prompts.EncodedPrompt, ...]
@@ -132,34 +149,34 @@ class Work:
 
   @property
   def media_tokens(self) -> tuple[int, ...]:
-    """Tokens that stand for pixels."""
-    return tuple(BYTES.token_to_id(token) for token in processor.MEDIA_TOKENS)
+    """Placeholder tokens for pixels."""
+    return tuple(_token_id(token) for token in processor.MEDIA_TOKENS)
 
   @property
   def forbidden(self) -> tuple[int, ...]:
-    """Tokens that no reply may hold: those, and the last two of the vocabulary, with which a peer may pad and end."""
+    """Tokens that no reply may contain: media tokens, and the pad and end tokens of other sides."""
     return (*self.media_tokens, self.sizes.vocabulary - 2, self.sizes.vocabulary - 1)
 
   @property
   def allowed_tokens(self) -> Bool[Array, "vocab"]:
-    """Tokens that a reply may hold: all others."""
+    """Mask of the tokens that a reply may contain."""
     return jnp.ones(self.config.text.vocab_size, bool).at[jnp.array(self.forbidden)].set(False)
 
   def save(self, directory: pathlib.Path) -> None:
-    """Writes the model for transformers: the same weights, in the dtype that ours are cast to for each pass."""
+    """Writes the model for transformers, in the dtype that our weights are cast to in each pass."""
     qwen2_5_vl.save_pretrained(self.params, directory, config=self.config, dtype=self.config.dtype)
 
 
 def platform_dtype() -> str:
-  """What sides compute in: float32 on a CPU, bfloat16 on an accelerator."""
+  """The dtype that all sides compute in: float32 on a CPU, bfloat16 on an accelerator."""
   return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def make(sizes: WorkloadSizes, *, remat: str = "none") -> Work:
-  """Weights, pixels and words at random, from one seed. remat: what is computed again (rematerialisation.py)."""
+  """Random weights, pixels and words, from one seed. remat: see `rematerialisation.py`."""
   config = dataclasses.replace(model_config(sizes), remat=remat, dtype=platform_dtype())
   graphdef, params = nnx.split(model_lib.Qwen2_5_VL(config, rngs=nnx.Rngs(0)))
-  own = processor.Processor(config, BYTES, 4 * 28 * 28, 1024 * 28 * 28)
+  own = processor.Qwen2_5_VLProcessor(config, BYTES, 4 * 28 * 28, 1024 * 28 * 28)
   rng = np.random.default_rng(0)
   encoded = tuple(_conversation(sizes, own, rng, f"prompt {i}") for i in range(sizes.prompts))
   batch = own.collate(
@@ -179,10 +196,10 @@ def make(sizes: WorkloadSizes, *, remat: str = "none") -> Work:
 
 
 def _conversation(
-  sizes: WorkloadSizes, own: processor.Processor, rng: np.random.Generator, name: str
+  sizes: WorkloadSizes, own: processor.Qwen2_5_VLProcessor, rng: np.random.Generator, name: str
 ) -> prompts.EncodedPrompt:
   """Words, a video, words; without frames the words alone."""
-  config, before = own.config, sizes.text // 2
+  config, before = cast(config_lib.Qwen2_5_VLConfig, own.config), sizes.text // 2
   words = rng.integers(1, 256, sizes.text)
   if not sizes.frames:
     return own.join(words.astype(np.int32), [], [], name=name)
@@ -201,7 +218,7 @@ def _conversation(
 
 
 def replies(work: Work) -> records.Rollout:
-  """Words at random, all of them sampled and as long as they may be; the log-probs are of no model."""
+  """Replies of random words and full length; their log-probs are zeros."""
   sizes, rng = work.sizes, np.random.default_rng(1)
   shape = (sizes.prompts, sizes.group, sizes.time)
   tokens = jnp.asarray(rng.integers(0, 256, shape).astype(np.int32))
@@ -214,7 +231,7 @@ def replies(work: Work) -> records.Rollout:
 
 
 def replicated_prompt(prompt: records.Prompt, group: int) -> records.Prompt:
-  """Each prompt `group` times, one after the other: what a computation without groups works on."""
+  """Each prompt `group` times, one after the other, for a computation without groups."""
   return jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), prompt)
 
 

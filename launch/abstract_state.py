@@ -1,7 +1,11 @@
-"""What `rl_loop` holds and reads in a step, as shapes, dtypes and shardings: no weights, and devices that may be elsewhere."""
+"""State and inputs of an RL step as shapes, dtypes and shardings.
+
+There are no weights, and the devices need not be attached to this host.
+"""
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +20,17 @@ from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import learner_state, model_setup
 from vr_jax.train import train_state as train_state_lib
 
-STOP_TOKENS = (0,)  # which ones they are changes no program
+STOP_TOKENS = (0,)  # their values change no program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AbstractTrainState:
-  """What a `Learner` holds before its first step, in shapes.
+  """A `Learner` before its first step, in shapes.
 
-  reference_params: of the reference, what it does not share with the state. critic: None where there is none. prompt: as it is read;
-  encoded: with features of the policy's tower.
+  reference_params: those of the reference that it does not share with the policy.
+  critic: None where the recipe trains none.
+  prompt: with the vision tower's input.
+  encoded: with features of the policy's tower in its place.
   """
 
   net: model_setup.ModelSetup
@@ -40,19 +46,19 @@ class AbstractTrainState:
 
   @property
   def shared(self) -> records.Prompt:
-    """What reference and update read: features, if theirs are those of the policy, or else patches."""
+    """Prompts of reference and update: with features where all use one tower, or else patches."""
     return self.encoded if self.net.tower_frozen else self.prompt
 
   @property
   def ahead(self) -> records.Prompt | None:
-    """The next prompts, put on the devices beside an update; None where a cache may have features of them."""
+    """The next step's prompts, on the devices during an update; None with a feature cache."""
     model = self.net.config.model
     cached = self.net.tower_frozen and model.feature_cache_gib and "turns" not in self.net.config
     return None if cached else self.prompt
 
   @property
   def tower(self) -> PyTree:
-    """The tower's parameters, which no program reads that is given features."""
+    """The tower's parameters, which a program that is given features does not read."""
     return train_state_lib.split(self.state.params, self.net.family.tower)[1]
 
   @property
@@ -62,12 +68,12 @@ class AbstractTrainState:
 
   @property
   def others(self) -> PyTree:
-    """What lies beside the policy's parameters: its optimizer, the reference, the critic."""
+    """State besides the policy's parameters: its optimizer, the reference, the critic."""
     return self.state.optimizer_state, self.reference_params, self.critic
 
   @property
   def drawing(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """What sampling is given beside parameters and prompts: the tokens that are allowed, and a key."""
+    """Arguments of sampling besides parameters and prompts: allowed tokens and a random key."""
     whole = mesh_lib.replicated(self.net.mesh)
     return (
       jax.ShapeDtypeStruct(self.net.allowed_tokens.shape, bool, sharding=whole),
@@ -75,8 +81,8 @@ class AbstractTrainState:
     )
 
   @property
-  def scored(self) -> jax.ShapeDtypeStruct:
-    """A number for each token of the replies."""
+  def scored(self) -> PyTree:
+    """A float32 for each token of the replies."""
     return self.replies.log_probs
 
 
@@ -84,25 +90,28 @@ def make_abstract_state(
   config: ml_collections.ConfigDict,
   model: interface.ModelConfig,
   mesh: jax.sharding.Mesh,
-  load: step_shapes.StepShapes,
+  shapes: step_shapes.StepShapes,
 ) -> AbstractTrainState:
-  """That of a config on a mesh. Raises InputError where the mesh does not fit the model or the batch."""
+  """The abstract state of a config on a mesh.
+
+  Raises InputError where the mesh does not divide the model or the batch.
+  """
   model_setup.check_context(config, model)
-  mesh_lib.check_batch(load.prompts, mesh, "config.rl.batch_size", parts=load.microbatches)
+  mesh_lib.check_batch(shapes.prompts, mesh, "config.rl.batch_size", parts=shapes.microbatches)
   allowed_tokens = jnp.ones(model.vocab_size, bool)
   net = model_setup.ModelSetup(
     config=config, mesh=mesh, model=model, allowed_tokens=allowed_tokens, stop_tokens=STOP_TOKENS
   )
   begun = learner_state.make_learner_state(net, net.abstract_params, abstract=True)
-  clip = load.prompts, load.frames, load.patches
-  prompt = step_shapes.prompt(load.prompts, load.prefix, load.frames, load.patches, model)
+  clip = shapes.prompts, shapes.frames, shapes.patches
+  prompt = step_shapes.prompt(shapes.prompts, shapes.prefix, shapes.frames, shapes.patches, model)
   encoded = dataclasses.replace(
     prompt, vision=None, media=model.vision_shapes.abstract_features(*clip)
   )
-  replies = mesh_lib.abstract_batch(step_shapes.replies(load), mesh)
+  replies = mesh_lib.abstract_batch(step_shapes.replies(shapes), mesh)
   return AbstractTrainState(
     net=net,
-    step_shapes=load,
+    step_shapes=shapes,
     optimizer=begun.optimizer,
     state=begun.policy,
     reference_params=begun.anchor,
@@ -110,25 +119,27 @@ def make_abstract_state(
     critic=begun.critic,
     prompt=mesh_lib.abstract_batch(prompt, mesh),
     encoded=mesh_lib.abstract_batch(encoded, mesh),
-    replies=dataclasses.replace(replies, episode_inputs=_suffix(net, load))
-    if load.later
+    replies=dataclasses.replace(replies, episode_inputs=_episode_inputs(net, shapes, shapes.later))
+    if shapes.later
     else replies,
   )
 
 
-def _suffix(net: model_setup.ModelSetup, load: step_shapes.StepShapes) -> records.EpisodeInputs:
-  """As an update takes it: with patches where it trains the tower, else with features."""
-  shapes = net.model.vision_shapes
-  rows = load.prompts, load.group * load.later.frames_in_all, load.patches
-  places = jax.ShapeDtypeStruct((load.prompts, load.group, load.time), jnp.int32)
+def _episode_inputs(
+  net: model_setup.ModelSetup, shapes: step_shapes.StepShapes, later: step_shapes.LaterTurns
+) -> records.EpisodeInputs:
+  """Episode inputs of an update: with patches where it trains the tower, else with features."""
+  vision_shapes = net.model.vision_shapes
+  rows = shapes.prompts, shapes.group * later.frames_in_all, shapes.patches
+  places = step_shapes.abstract_array((shapes.prompts, shapes.group, shapes.time), jnp.int32)
   episode_inputs = records.EpisodeInputs(
-    positions=jax.ShapeDtypeStruct((*places.shape, net.model.position_axes), jnp.int32),
+    positions=step_shapes.abstract_array((*places.shape, net.model.position_axes), jnp.int32),
     media_index=places,
     vision=None,
-    media=shapes.abstract_features(*rows) if net.tower_frozen else None,
-    forgotten=places if load.later.forgets else None,
+    media=vision_shapes.abstract_features(*rows) if net.tower_frozen else None,
+    forgotten=places if later.forgets else None,
   )
-  vision = shapes.abstract_vision(*rows)
+  vision = vision_shapes.abstract_vision(*rows)
   patches = (
     None if net.tower_frozen else mesh_lib.abstract_batch(vision, net.mesh, axes=mesh_lib.VISION)
   )
@@ -137,7 +148,10 @@ def _suffix(net: model_setup.ModelSetup, load: step_shapes.StepShapes) -> record
 
 def with_sharding(
   mesh: jax.sharding.Mesh, x: jax.ShapeDtypeStruct, axes: Sequence[str | None]
-) -> jax.ShapeDtypeStruct:
-  """The same where the rules of the mesh want these logical axes."""
+) -> Any:
+  """The same array with the sharding that the mesh's rules give these logical axes.
+
+  Typed `Any` because it takes the place of an array in a record.
+  """
   sharding = jax.sharding.NamedSharding(mesh, mesh_lib.spec_of(axes, x.shape, mesh))
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

@@ -1,4 +1,4 @@
-"""Compiles the programs of a config for a slice, and says what they need of it."""
+"""Compiles the programs of a config for a slice, and reads off memory, costs and time."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -14,17 +14,18 @@ from vr_jax.models.common import flops
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import model_setup
 
-LARGEST = 3  # temporaries that are named
-# Lets the compiler go on where the sum of all temporaries tells it that there is no room, until one array has none.
-_ANYHOW = {"xla_tpu_no_crash_on_oom": True}
+LARGEST = 3  # temporaries that a plan names
+# The compiler goes on where all temporaries together have no room, until a single array has none.
+_ANYHOW: dict[str, str | bool] = {"xla_tpu_no_crash_on_oom": True}
 _UNPLACED = re.compile(r"\[shape: (\w+)\[([\d,]*)\].* :: (\S+)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-  """Bytes on one device. resident: arrays of the run that are no arguments of the program, but lie there meanwhile.
+  """Bytes on one device.
 
-  peak: all of it together, what the program reuses counted once.
+  resident: arrays of the run that are in memory meanwhile, but are no arguments of the program.
+  peak: all of it together; memory that the program reuses counts once.
   """
 
   arguments: float
@@ -36,7 +37,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProgramPart:
-  """A stretch of a program: prefill or decode of a rollout of one turn; of the others, all of it. Costs are of one run."""
+  """Prefill or decode of a one-turn rollout; of other programs, all. Costs are of one run."""
 
   name: str
   costs: costs.Costs
@@ -46,9 +47,10 @@ class ProgramPart:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CountedFlops:
-  """FLOPs that a part is for, of all devices together, counted from the model's sizes.
+  """FLOPs of a part on all devices together, counted from the model's sizes.
 
-  executed: with the second forward that rematerialisation asks for.
+  model: of forward and backward passes.
+  executed: the same with the second forward pass of rematerialisation.
   """
 
   model: float
@@ -57,7 +59,12 @@ class CountedFlops:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Leaf:
-  """An array that is there before a program runs. name: its path. shape: of all devices together. bytes: on one of them."""
+  """An array that is in memory before a program runs.
+
+  name: its path.
+  shape: of all devices together.
+  bytes: on one of them.
+  """
 
   name: str
   shape: str
@@ -66,9 +73,11 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Analysis:
-  """One program. Where it can't be compiled for lack of memory, `parts` is empty.
+  """One program; without `parts` where it could not be compiled for lack of memory.
 
-  leaf: the largest array that is there before. largest: what it makes; without `parts` the array that was too large, if one was.
+  runs: in one RL step.
+  leaf: the largest array in memory before it runs.
+  largest: its largest temporaries; without `parts` the array that was too large, if one was.
   """
 
   name: str
@@ -81,13 +90,13 @@ class Analysis:
 
   @property
   def compiled(self) -> bool:
-    """Whether the compiler made it."""
+    """Whether the compiler found room for it."""
     return bool(self.parts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SlicePlan:
-  """A config on a slice."""
+  """The analyses of a config's programs on a slice."""
 
   config: ml_collections.ConfigDict
   slice: topology.Slice
@@ -102,12 +111,12 @@ class SlicePlan:
 
   @property
   def seconds(self) -> float:
-    """Of one RL step by the roofline, host work not counted."""
+    """Seconds of one RL step by the roofline, without work on the host."""
     return sum(a.runs * p.roofline.seconds for a in self.analyses for p in a.parts)
 
   @property
   def chip_hours(self) -> float:
-    """Of one RL step."""
+    """Chip-hours of one RL step."""
     return self.seconds * self.slice.chips / 3600
 
 
@@ -119,9 +128,10 @@ def analyse(
   progress: Callable[[str], None] = lambda line: None,
   blame: bool = True,
 ) -> SlicePlan:
-  """Compiles what `only` lets through and reads it; `blame` as in `examine`.
+  """Compiles and examines the programs that `only` accepts.
 
-  Raises InputError where config and slice don't go together.
+  blame: as in `examine`.
+  Raises InputError where the config does not work on the slice.
   """
   if config.model.dtype not in where.chip.dtypes:
     raise errors.InputError(
@@ -130,15 +140,15 @@ def analyse(
     )
   mesh = mesh_lib.make_mesh(config.mesh, where.devices)
   model = model_setup.model_of(config)
-  load = step_shapes.make_step_shapes(config, model)
+  shapes = step_shapes.make_step_shapes(config, model)
   analyses = []
-  for program in programs.programs_of_step(config, model, mesh, load):
+  for program in programs.programs_of_step(config, model, mesh, shapes):
     if only(program):
       progress(f"compiling {program.name} for {where.name}")
-      work = _work(program, config, model, load)
+      work = _work(program, config, model, shapes)
       analyses.append(examine(program, where, mesh, work, blame=blame))
   return SlicePlan(
-    config=config, slice=where, mesh=dict(mesh.shape), step_shapes=load, analyses=analyses
+    config=config, slice=where, mesh=dict(mesh.shape), step_shapes=shapes, analyses=analyses
   )
 
 
@@ -146,16 +156,16 @@ def _work(
   program: programs.Program,
   config: ml_collections.ConfigDict,
   model: interface.ModelConfig,
-  load: step_shapes.StepShapes,
+  shapes: step_shapes.StepShapes,
 ) -> dict[str, CountedFlops]:
-  """What the parts of a program are for, by name."""
+  """The counted FLOPs of the parts of a program, by name."""
   forward = registry.family_of(model).forward_flops(
     model,
     frames=program.frames,
-    patches=load.patches,
-    prefix=load.prefix,
-    group=load.group,
-    time=load.time,
+    patches=shapes.patches,
+    prefix=shapes.prefix,
+    group=shapes.group,
+    time=shapes.time,
   )
   if program.name == "encoder":
     parts = {"encoder": (forward.vision,) * 2}
@@ -164,7 +174,7 @@ def _work(
   elif program.name == "prefill":
     parts = {"prefill": (forward.prefix,) * 2}
   elif program.name in ("decode", "append"):
-    return {program.name: _continuing(program, model, load)}
+    return {program.name: _continuing(program, model, shapes)}
   elif program.name == "train step":
     parts = {"train step": _training(forward, config)}
   elif program.name == "critic step":
@@ -174,24 +184,27 @@ def _work(
   else:
     parts = {program.name: (forward.total,) * 2}
   return {
-    name: CountedFlops(model=load.prompts * plain, executed=load.prompts * executed)
+    name: CountedFlops(model=shapes.prompts * plain, executed=shapes.prompts * executed)
     for name, (plain, executed) in parts.items()
   }
 
 
 def _continuing(
-  program: programs.Program, model: interface.ModelConfig, load: step_shapes.StepShapes
+  program: programs.Program, model: interface.ModelConfig, shapes: step_shapes.StepShapes
 ) -> CountedFlops:
-  """A chunk of decoding, or what is shown to some replies: each behind its opening and half of its episode."""
-  rows, tokens = load.prompts * load.group, program.turns
+  """FLOPs of a chunk of decoding, or of observations appended for some replies.
+
+  Each reply is taken to be behind its opening prompt and half of its episode.
+  """
+  rows, tokens = shapes.prompts * shapes.group, program.turns
   if program.name == "append":
-    (shown,) = (x for x in program.arguments if isinstance(x, records.Prompt))
-    rows, tokens = shown.tokens.shape
+    (observation,) = (x for x in program.arguments if isinstance(x, records.Prompt))
+    rows, tokens = observation.tokens.shape
   forward = registry.family_of(model).forward_flops(
     model,
     frames=program.frames,
-    patches=load.patches,
-    prefix=load.prefix + load.time // 2,
+    patches=shapes.patches,
+    prefix=shapes.prefix + shapes.time // 2,
     group=1,
     time=tokens,
   )
@@ -201,7 +214,10 @@ def _continuing(
 
 
 def _training(forward: flops.Forward, config: ml_collections.ConfigDict) -> tuple[float, float]:
-  """FLOPs of a train step on that work, a tower that is part of it trained: without and with rematerialisation."""
+  """FLOPs of a train step without and with rematerialisation.
+
+  A vision tower that is part of `forward` counts as trained.
+  """
   adapters = config.model.lora.rank > 0
   plain, again = (
     flops.training(forward, vision_frozen=False, base_frozen=adapters, rematerialised=repeated)
@@ -218,17 +234,18 @@ def examine(
   *,
   blame: bool = True,
 ) -> Analysis:
-  """Compiles one program and reads it. work: of its parts, by name.
+  """Compiles one program and reads off its memory, costs and roofline.
 
-  blame: where it has no room for what it makes, compile it once more to learn which array is too large.
+  work: counted FLOPs of its parts, by name.
+  blame: where its temporaries have no room, compile once more to learn which array is too large.
   """
-  held = programs.bytes_per_device(program.resident_arrays)
+  resident = programs.bytes_per_device(program.resident_arrays)
   lowered = program.function.lower(*program.arguments, **program.keywords)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    found = _too_large(program, held, error)
-    if blame and found.memory.temporaries > found.memory.arguments + held:
+    found = _too_large(program, resident, error)
+    if blame and found.memory.temporaries > found.memory.arguments + resident:
       return dataclasses.replace(found, largest=_find_unplaceable(lowered))
     return found
   module = hlo.parse(hlo.text_of(compiled))
@@ -250,8 +267,8 @@ def examine(
     arguments=stats.argument_size_in_bytes,
     temporaries=stats.temp_size_in_bytes,
     output=stats.output_size_in_bytes - stats.alias_size_in_bytes,
-    resident=held,
-    peak=stats.peak_memory_in_bytes + held,
+    resident=resident,
+    peak=stats.peak_memory_in_bytes + resident,
   )
   return Analysis(
     name=program.name,
@@ -264,8 +281,8 @@ def examine(
   )
 
 
-def _too_large(program: programs.Program, held: float, error: Exception) -> Analysis:
-  """What is known of a program for which the compiler found no room in HBM.
+def _too_large(program: programs.Program, resident: float, error: Exception) -> Analysis:
+  """The analysis of a program for which the compiler found no room in HBM.
 
   Raises InputError where that was not the reason.
   """
@@ -278,7 +295,7 @@ def _too_large(program: programs.Program, held: float, error: Exception) -> Anal
   unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
   temporaries = float(wanted.group(1)) * unit[wanted.group(2)]
   arguments = programs.bytes_per_device(program.arguments)
-  if "HLO temporaries" not in text:  # then it is the sum of all
+  if "HLO temporaries" not in text:  # then the number includes the arguments
     temporaries = max(0.0, temporaries - arguments)
   return Analysis(
     name=program.name,
@@ -287,8 +304,8 @@ def _too_large(program: programs.Program, held: float, error: Exception) -> Anal
       arguments=arguments,
       temporaries=temporaries,
       output=0,
-      resident=held,
-      peak=arguments + temporaries + held,
+      resident=resident,
+      peak=arguments + temporaries + resident,
     ),
     fits=False,
     parts=(),
@@ -298,7 +315,7 @@ def _too_large(program: programs.Program, held: float, error: Exception) -> Anal
 
 
 def _find_unplaceable(lowered: jax.stages.Lowered) -> list[costs.Temporary]:
-  """The array for which alone a device has no room, if there is one: a part, as it would lie on one device."""
+  """The array that is too large for a device by itself, as its shard there; [] without one."""
   try:
     lowered.compile(_ANYHOW)
   except jax.errors.JaxRuntimeError as error:
@@ -310,9 +327,9 @@ def _find_unplaceable(lowered: jax.stages.Lowered) -> list[costs.Temporary]:
 
 
 def largest_leaf(program: programs.Program) -> Leaf:
-  """Of a program's arguments and what is held meanwhile, the array of which a device has most."""
+  """The array with the most bytes on a device, of a program's arguments and resident arrays."""
   found = jax.tree_util.tree_leaves_with_path((program.arguments, program.resident_arrays))
-  path, leaf = max(found, key=lambda one: programs.bytes_per_device(one[1]))
+  path, leaf = max(found, key=lambda pair: programs.bytes_per_device(pair[1]))
   named = [key for key in path if not isinstance(key, jax.tree_util.SequenceKey)]
   return Leaf(
     name=jax.tree_util.keystr(tuple(named), simple=True, separator=".").removesuffix(".value"),

@@ -1,8 +1,10 @@
-"""What a TPU chip can do, by the names that topologies start with.
+"""Speeds and memory of TPU chips, by the names that topologies start with.
 
-Sources: Google Cloud's pages "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x (Ironwood)" (docs.cloud.google.com/tpu/docs/v5e, v5p,
-v6e, tpu7x), read 2026-11. They state the bandwidth between chips for both directions of all links together. What a program
-may use of the memory is what the compiler of libtpu 0.0.42 names where one does not fit.
+Sources:
+  Google Cloud's pages "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x (Ironwood)"
+    (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x), read 2026-11. They state the bandwidth
+    between chips for both directions of all links together.
+  The memory that a program may use: the error of libtpu 0.0.42's compiler where one does not fit.
 """
 
 from collections.abc import Mapping
@@ -15,9 +17,14 @@ TERA, GIGA, GIB = 1e12, 1e9, 2**30
 class Chip:
   """One device as JAX sees it: a chip, or one of the two halves of a TPU7x.
 
-  peak: bfloat16 FLOP/s. memory: bytes of HBM that a program may use. bandwidth: of HBM, bytes/s. link: of one link in one
-  direction, bytes/s; there are two links for each of `dimensions`. ring: where a side of the slice is a multiple of it, its
-  ends are linked as well. dtypes: what its matrix units take.
+  peak: bfloat16 FLOP/s.
+  memory: bytes of HBM that a program may use.
+  bandwidth: of HBM, bytes/s.
+  link: bytes/s of one link in one direction; there are two links for each of `dimensions`.
+  ring: where a side of the slice is a multiple of it, its ends are linked as well.
+  shapes: of the slices that exist, in chips.
+  between_halves: bytes/s in one direction between the two devices of a chip, where it has two.
+  dtypes: of inputs of its matrix units.
   """
 
   name: str
@@ -29,7 +36,7 @@ class Chip:
   ring: int
   shapes: tuple[str, ...]
   devices_per_chip: int = 1
-  between_halves: float = 0.0  # bytes/s in one direction, where a chip has two devices
+  between_halves: float = 0.0
   dtypes: tuple[str, ...] = ("bfloat16", "float32")
 
 
@@ -67,7 +74,8 @@ CHIPS: Mapping[str, Chip] = {
     ring=16,
     shapes=_FLAT,
   ),
-  # The halves share the chip's links; the page says that the way between them is six times one of these.
+  # The halves share the chip's links. Source: the page says that the connection between them is six
+  # times as fast as one of these.
   "tpu7x": Chip(
     name="TPU7x (Ironwood)",
     peak=2307 * TERA / 2,

@@ -1,9 +1,10 @@
-"""What one device does in one run of a compiled program: matrix FLOPs, bytes of main memory, bytes between devices.
+"""Costs of one run of a compiled program on one device.
 
-XLA's own `cost_analysis` counts the body of a loop once; here it counts as often as it runs.
+They are matrix FLOPs, bytes of main memory, and bytes between devices. XLA's own `cost_analysis`
+counts the body of a loop once; here it counts as often as it runs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import math
 import re
@@ -30,16 +31,19 @@ _NO_TRAFFIC = frozenset(
   )
 )
 _SLICES = ("dynamic-slice", "slice", "gather", "slice-start")
-# A collective beside which others compute stands in several fusions; only in its first has it no flag to wait for.
+# A collective that overlaps with computation is in several fusions; only its first has no flag to
+# wait for.
 _CARRIED_ON = re.compile(r'"async_collective_fusion_config":\{"flag_start":"\d')
 _NOTHING_MOVES = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast)"')
 
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-  """A collective. bytes: of its result (all-gather) or of what goes in (all others), on one device, in one run of it.
+  """A collective operation.
 
-  devices: places in the mesh, in its order, of those that take part with the first device. times: how often it runs.
+  bytes: of its result (all-gather) or its operands (all others), on one device, in one run.
+  devices: indices in the mesh's order of the devices in the first device's group.
+  times: how often it runs.
   """
 
   kind: str
@@ -51,7 +55,7 @@ class Transfer:
 
 @dataclasses.dataclass(frozen=True)
 class Temporary:
-  """An array that the program makes and that is no part of its result."""
+  """An array that the program computes and does not return."""
 
   shape: hlo.Shape
   op_name: str
@@ -59,7 +63,13 @@ class Temporary:
 
 @dataclasses.dataclass
 class Costs:
-  """Of one device. flops: of matrix products, two for each multiply-add. passes: the same, as bfloat16 passes."""
+  """Costs of one device.
+
+  flops: of matrix products, two for each multiply-add.
+  passes: the same FLOPs, each times the bfloat16 passes that its precision takes.
+  bytes: read from and written to main memory.
+  transfers: collectives.
+  """
 
   flops: float = 0.0
   passes: float = 0.0
@@ -76,7 +86,7 @@ class Costs:
     }
 
   def with_turned(self, turned: "Costs") -> "Costs":
-    """Together with those of its loops of unknown length."""
+    """The sum with the costs of its loops of unknown length."""
     return Costs(
       flops=self.flops + turned.flops,
       passes=self.passes + turned.passes,
@@ -86,10 +96,11 @@ class Costs:
 
 
 def count(module: hlo.Module, *, turns: int | None) -> tuple[Costs, Costs]:
-  """Costs of a program, and apart from these the costs of what runs in its loops of unknown length.
+  """Costs of a program outside and inside its loops of unknown length.
 
-  turns: how often such a loop runs; None where there should be none, and ValueError is raised if there is. Of a
-  conditional the costliest branch is counted.
+  turns: how often such a loop runs; None where there should be none.
+  Of a conditional, the costliest branch counts.
+  Raises ValueError where there is such a loop and `turns` is None.
   """
   counter = _Counter(module, turns)
   counter.visit(loops.Scope(module.computations[module.entry]), 1, counter.once)
@@ -136,7 +147,7 @@ class _Counter:
   def _visit_costliest(
     self, scope: loops.Scope, instruction: hlo.Instruction, times: int, costs: Costs
   ) -> None:
-    """Devices may take different branches, and wait for the slowest."""
+    """Adds the costliest branch: devices may take different ones, and wait for the slowest."""
     branches = []
     for name, operand in zip(instruction.called, instruction.operands[1:], strict=True):
       branches.append(Costs())
@@ -161,7 +172,7 @@ class _Counter:
 
 
 def matrix_flops(computation: hlo.Computation, instruction: hlo.Instruction) -> tuple[float, float]:
-  """FLOPs of a matrix product or convolution, and these times the passes of its precision."""
+  """FLOPs of a matrix product or convolution, and the same times the passes of its precision."""
   if instruction.operation == "dot":
     left = computation.operand(instruction, 0).shapes[0]
     contracted = _numbers(instruction.attribute("lhs_contracting_dims"))
@@ -176,26 +187,31 @@ def matrix_flops(computation: hlo.Computation, instruction: hlo.Instruction) -> 
 
 
 def _convolution_flops(computation: hlo.Computation, instruction: hlo.Instruction) -> float:
-  """Multiply-adds that fall on an element, twice: the TPU compiler writes batched products as padded convolutions."""
+  """Two for each multiply-add on an element, none for padding.
+
+  The TPU compiler writes batched products as padded convolutions.
+  """
   left, right = (computation.operand(instruction, i).shapes[0].sizes for i in (0, 1))
-  of_left, of_right, of_out = re.match(
-    r"(\w+)_(\w+)->(\w+)", instruction.attribute("dim_labels")
-  ).groups()
+  labels = re.match(r"(\w+)_(\w+)->(\w+)", instruction.attribute("dim_labels"))
+  if labels is None:
+    raise ValueError(f"{instruction.name}: a convolution without dim_labels")
+  left_axes, right_axes, out_axes = labels.groups()
   window = dict(part.split("=") for part in instruction.attribute("window").strip("{}").split())
-  rank = len(of_left) - 2
-  given = {name: value.split("x") for name, value in window.items()}
-  flops = 2.0 * left[of_left.index("b")] * right[of_right.index("i")] * right[of_right.index("o")]
+  rank = len(left_axes) - 2
+  fields = {name: value.split("x") for name, value in window.items()}
+  flops = 2.0 * left[left_axes.index("b")]
+  flops *= right[right_axes.index("i")] * right[right_axes.index("o")]
   flops /= int(instruction.attribute("batch_group_count") or 1)
   for axis in range(rank):
     label = str(axis)
     flops *= _positions(
-      size=left[of_left.index(label)],
-      taps=right[of_right.index(label)],
-      outputs=instruction.shapes[0].sizes[of_out.index(label)],
-      low=int(given["pad"][axis].split("_")[0]) if "pad" in given else 0,
-      stride=int(given["stride"][axis]) if "stride" in given else 1,
-      spread=int(given["lhs_dilate"][axis]) if "lhs_dilate" in given else 1,
-      reach=int(given["rhs_dilate"][axis]) if "rhs_dilate" in given else 1,
+      size=left[left_axes.index(label)],
+      taps=right[right_axes.index(label)],
+      outputs=instruction.shapes[0].sizes[out_axes.index(label)],
+      low=int(fields["pad"][axis].split("_")[0]) if "pad" in fields else 0,
+      stride=int(fields["stride"][axis]) if "stride" in fields else 1,
+      spread=int(fields["lhs_dilate"][axis]) if "lhs_dilate" in fields else 1,
+      reach=int(fields["rhs_dilate"][axis]) if "rhs_dilate" in fields else 1,
     )
   return flops
 
@@ -203,7 +219,7 @@ def _convolution_flops(computation: hlo.Computation, instruction: hlo.Instructio
 def _positions(
   *, size: int, taps: int, outputs: int, low: int, stride: int, spread: int, reach: int
 ) -> int:
-  """Pairs of an output and a tap of the window that meet an element and neither padding nor a gap between elements."""
+  """Pairs of an output and a tap of the window that hit an element, not padding or a gap."""
   place = np.arange(outputs)[:, None] * stride + np.arange(taps) * reach - low
   return int(((place >= 0) & (place % spread == 0) & (place // spread < size)).sum())
 
@@ -211,12 +227,12 @@ def _positions(
 def transfer(
   computation: hlo.Computation, instruction: hlo.Instruction, times: int
 ) -> Transfer | None:
-  """The collective that an instruction starts, if it does."""
+  """The collective that an instruction starts; None for other instructions."""
   kind = instruction.operation.removesuffix("-start")
   if kind not in COLLECTIVES or _carries_on(instruction):
     return None
   if kind == "all-gather":
-    # The start of an asynchronous one gives its operands and its results.
+    # The start of an asynchronous one returns its operands and its results.
     results = instruction.shapes[len(instruction.operands) :] or instruction.shapes
     size = sum(shape.bytes for shape in results)
   else:
@@ -225,15 +241,16 @@ def transfer(
 
 
 def _carries_on(instruction: hlo.Instruction) -> bool:
-  """Whether it is a collective that another fusion has begun, or the end of one."""
+  """Whether it continues or ends a collective that another fusion has started."""
   text = instruction.attributes
   return 'custom_call_target="AsyncCollectiveDone"' in text or bool(_CARRIED_ON.search(text))
 
 
 def first_group(instruction: hlo.Instruction) -> tuple[int, ...]:
-  """The devices that take part with the first device of the program; of a permutation, sources and targets in turn.
+  """The devices in the group of the program's first device.
 
-  Raises ValueError where the text has another form than those known.
+  For a permutation, all sources and targets: source, target, source, target, …
+  Raises ValueError where the text has an unknown form.
   """
   pairs = instruction.attribute("source_target_pairs")
   if pairs:
@@ -271,7 +288,10 @@ def _device_grid(text: str) -> np.ndarray:
 def traffic(
   module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction
 ) -> float:
-  """Bytes of main memory that an instruction reads and writes; of slices, and of what is updated in place, the part."""
+  """Bytes of main memory that an instruction reads and writes.
+
+  Of slices and updates in place, only the slice counts.
+  """
   if instruction.operation in _NO_TRAFFIC or instruction.operation.endswith("-done"):
     return 0.0
   if _NOTHING_MOVES.search(instruction.attributes):
@@ -303,10 +323,10 @@ def _main(shapes: Sequence[hlo.Shape]) -> float:
 
 
 def _read(module: hlo.Module, computation: hlo.Computation, value: hlo.Instruction) -> float:
-  """Bytes of `value` that a fusion reads, all of them where one user does."""
+  """Bytes of `value` that a fusion reads: of slices the slice; infinity where it reads all."""
   total = 0.0
   for user in computation.users.get(value.name, ()):
-    if user.operation == "tuple" or _carries_on(user):  # handed on as it is
+    if user.operation == "tuple" or _carries_on(user):  # passed on, not read
       continue
     if user.operation in _SLICES and user.operands[0] == value.name:
       total += sum(shape.bytes for shape in user.shapes)
@@ -326,19 +346,19 @@ def _read(module: hlo.Module, computation: hlo.Computation, value: hlo.Instructi
 
 
 def _written(inner: hlo.Computation, fusion: hlo.Instruction) -> float:
-  """Bytes that a fusion writes: of an update in place, the update; nothing of operands that it hands on."""
+  """Bytes that a fusion writes: of an update in place, the update; 0 for operands passed on."""
   root = inner.root
   if root.operation == "tuple":
     roots = [inner.by_name[name] for name in root.operands]
   else:
     roots = [root] * len(fusion.shapes)
-  handed_on = fusion.attribute("output_to_operand_aliasing")
+  aliases = fusion.attribute("output_to_operand_aliasing")
   total = 0.0
-  for index, (shape, made) in enumerate(zip(fusion.shapes, roots, strict=False)):
-    made = _behind_bitcasts(inner, made)
-    if made.operation == "dynamic-update-slice":
-      size = sum(s.bytes for s in inner.operand(made, 1).shapes)
-    elif f"{{{index}}}: " in handed_on or "{}: " in handed_on:
+  for index, (shape, output) in enumerate(zip(fusion.shapes, roots, strict=False)):
+    source = _behind_bitcasts(inner, output)
+    if source.operation == "dynamic-update-slice":
+      size = sum(s.bytes for s in inner.operand(source, 1).shapes)
+    elif f"{{{index}}}: " in aliases or "{}: " in aliases:
       size = 0.0
     else:
       size = shape.bytes
@@ -347,17 +367,20 @@ def _written(inner: hlo.Computation, fusion: hlo.Instruction) -> float:
 
 
 def _behind_bitcasts(computation: hlo.Computation, instruction: hlo.Instruction) -> hlo.Instruction:
-  """What an instruction is another view of; itself where it is none."""
+  """The instruction that a bitcast is a view of; other instructions unchanged."""
   while instruction.operation == "bitcast":
     instruction = computation.operand(instruction, 0)
   return instruction
 
 
 def temporaries(module: hlo.Module, *, count: int) -> list[Temporary]:
-  """The largest arrays in main memory that a program makes on its way, largest first, each shape and place once."""
+  """The largest temporary arrays in main memory, largest first.
+
+  Each pair of a shape and a place in the traced function is listed once.
+  """
   entry = module.computations[module.entry]
   results = set(entry.root.operands)
-  found: Mapping[tuple[str, str], Temporary] = {}
+  found: dict[tuple[str, str], Temporary] = {}
   for computation in _scheduled(module):
     for instruction in computation.instructions:
       if instruction.operation in _NO_TRAFFIC or instruction.operation.endswith("-done"):
@@ -371,7 +394,7 @@ def temporaries(module: hlo.Module, *, count: int) -> list[Temporary]:
 
 
 def _scheduled(module: hlo.Module) -> list[hlo.Computation]:
-  """The computations whose instructions have memory of their own: all but the fused ones."""
+  """The computations whose instructions have memory of their own: all that are not fused."""
   names, seen = [module.entry], []
   while names:
     name = names.pop()

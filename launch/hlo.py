@@ -1,6 +1,6 @@
-"""Reads the text of a compiled program: computations of instructions.
+"""Parses the text of a compiled program into computations and their instructions.
 
-Only what a count of costs needs is kept.
+Only the fields that counting costs needs are kept.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,11 +8,12 @@ import dataclasses
 import functools
 import math
 import re
+from typing import Any, cast
 
 import jax
-from jaxlib import _hlo  # has no public name
+from jaxlib import _hlo  # pyright: ignore[reportAttributeAccessIssue] a C++ module, no public name
 
-# Bytes of an element; those of token and opaque take no memory.
+# Bytes of an element; tokens and opaque values take no memory.
 ITEM_BYTES: Mapping[str, float] = {
   **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2", "f8e4m3b11fnuz"), 1),
   **dict.fromkeys(("s16", "u16", "f16", "bf16"), 2),
@@ -37,7 +38,7 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """An array: element type, sizes, and the memory it lies in (0: the device's main memory, HBM)."""
+  """An array: element type, sizes, and its memory space (0: the device's main memory, HBM)."""
 
   dtype: str
   sizes: tuple[int, ...]
@@ -45,7 +46,7 @@ class Shape:
 
   @property
   def bytes(self) -> float:
-    """What the elements take, padding of tiles not counted."""
+    """Size of the elements, padding of tiles not counted."""
     return math.prod(self.sizes) * ITEM_BYTES[self.dtype]
 
   def __str__(self) -> str:
@@ -54,7 +55,11 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line of a computation. shapes: its outputs, several for a tuple; attributes: the text behind the operands."""
+  """One line of a computation.
+
+  shapes: of its outputs, several for a tuple.
+  attributes: the text after the operands.
+  """
 
   name: str
   operation: str
@@ -66,7 +71,7 @@ class Instruction:
 
   @property
   def op_name(self) -> str:
-    """The place in the traced function that it comes from; "" where it has none."""
+    """The place in the traced function that it comes from; "" where it states none."""
     found = _OP_NAME.search(self.attributes)
     return found.group(1) if found else ""
 
@@ -114,7 +119,7 @@ class Computation:
 
   @property
   def root(self) -> Instruction:
-    """What the computation gives back."""
+    """The instruction whose value the computation returns."""
     return next(i for i in self.instructions if i.is_root)
 
   def operand(self, instruction: Instruction, index: int) -> Instruction:
@@ -131,8 +136,8 @@ class Module:
 
 
 def text_of(compiled: jax.stages.Compiled) -> str:
-  """The text of a program with all its constants, which `as_text` leaves out where they are large."""
-  module = compiled.runtime_executable().hlo_modules()[0]
+  """The text of a program with all its constants; `as_text` omits large ones."""
+  module = cast(Any, compiled.runtime_executable()).hlo_modules()[0]
   options = _hlo.HloPrintOptions()
   options.print_large_constants = True
   return module.to_string(options)
@@ -163,6 +168,8 @@ def parse(text: str) -> Module:
 def _instruction(root: str | None, name: str, rest: str) -> Instruction:
   end = _type_end(rest)
   operation = _OPERATION.match(rest, end)
+  if operation is None:
+    raise ValueError(f"{name}: no operation in {rest[:80]}")
   close = _closing(rest, operation.end() - 1)
   argument = rest[operation.end() : close]
   operands = tuple(part.split()[-1].lstrip("%") for part in _split(argument) if "%" in part)
@@ -178,14 +185,14 @@ def _instruction(root: str | None, name: str, rest: str) -> Instruction:
 
 
 def _type_end(text: str) -> int:
-  """Where the type that a line starts with ends: behind its tuple, or behind its layout."""
+  """The end of the type that a line starts with: after its tuple, or after its layout."""
   if text.startswith("("):
     return _closing(text, 0) + 1
   return text.index(" ")
 
 
 def _closing(text: str, start: int) -> int:
-  """Where the parenthesis at `start` is closed."""
+  """The index of the parenthesis that closes the one at `start`."""
   depth = 0
   for place in re.finditer(r"[()]", text[start:]):
     depth += 1 if place.group() == "(" else -1
@@ -202,7 +209,7 @@ def _shapes(text: str) -> Iterator[Shape]:
 
 
 def _split(text: str) -> list[str]:
-  """Parts between commas outside brackets."""
+  """The parts of a text between commas outside brackets."""
   parts, depth, start = [], 0, 0
   for place in re.finditer(r"[()\[\]{},]", text):
     character = place.group()

@@ -1,7 +1,8 @@
-"""FLOPs of Pallas kernels, which a compiled program holds as calls whose inside is no text.
+"""FLOPs of Pallas kernels: a compiled program's text has only their calls, not their operations.
 
-Known is splash attention: it goes over blocks of queries and keys, and leaves out those of which the mask lets nothing
-through. Source: jax.experimental.pallas.ops.tpu.splash_attention, whose kernels make so many products of each block.
+Only splash attention is supported. It goes over blocks of queries and keys, and skips blocks that
+are masked out as a whole.
+Source: jax.experimental.pallas.ops.tpu.splash_attention, for the matrix products of a block.
 """
 
 import re
@@ -20,9 +21,10 @@ def is_kernel(instruction: hlo.Instruction) -> bool:
 
 
 def flops(module: hlo.Module, scope: loops.Scope, instruction: hlo.Instruction) -> float:
-  """Of the matrix products of one call. Raises ValueError where the kernel is none of those known.
+  """FLOPs of the matrix products of one call.
 
-  Where the text leaves out which blocks its mask lets through, all of them count.
+  All blocks count where the text omits the mask.
+  Raises ValueError for an unknown kernel.
   """
   kind = re.search(r"splash_mha_(fwd|dq|dkv)", instruction.name + instruction.op_name)
   if not kind:
@@ -38,7 +40,7 @@ def flops(module: hlo.Module, scope: loops.Scope, instruction: hlo.Instruction) 
     count *= size
   rows, columns = (_block(instruction, name) for name in _BLOCKS[kind.group(1)])
   every = -(-queries // rows) * -(-key[-2] // columns)
-  # The first operand says which keys come next, the second which blocks the mask lets through.
+  # The first operand has the order of the keys, the second the blocks that are not masked out.
   mask = loops.origin(module, scope, instruction.operands[1])
   return count * rows * columns * _let_through(mask, every)
 
@@ -51,7 +53,7 @@ def _block(instruction: hlo.Instruction, name: str) -> int:
 
 
 def _let_through(mask: hlo.Instruction, every: int) -> float:
-  """Blocks that are computed: those whose number in the mask is not 0; a mask of one block stands for all."""
+  """Number of computed blocks: not 0 in the mask. Without a full mask, all of them."""
   entries = re.findall(r"\d+", mask.argument) if mask.operation == "constant" else []
   if len(entries) <= 1 or "..." in mask.argument:
     return every

@@ -1,9 +1,11 @@
-"""A recipe in several processes on this host, on CPU: what a pod of several hosts does, at the size of a test.
+"""Runs a recipe in several processes on this host's CPU, as a pod of several hosts would.
 
-    python -m launch.local --processes=2 -- --config=configs/moss_chatv.py:tiny --workdir=runs/two --mode=rl
+    python -m launch.local --processes=2 -- --config=configs/moss_chatv.py:tiny \\
+      --workdir=runs/two --mode=rl
 
-What follows `--` are the flags of `vr_jax.main`. Each process has one CPU device (or as many as `--devices` says); they
-find each other over localhost. The first process that fails ends the others, and its exit code is that of the launch.
+The flags of `vr_jax.main` follow `--`. Each process has one CPU device, or `--devices` of them;
+they connect over localhost. The first process that fails ends the others, and its exit code
+becomes that of the launch.
 """
 
 import argparse
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _wait(started: Sequence[subprocess.Popen]) -> int:
-  """0 when all are done, or the exit code of the first that failed."""
+  """Waits for all; returns 0, or the exit code of the first process that failed."""
   while True:
     codes = [process.poll() for process in started]
     failed = [code for code in codes if code]
@@ -58,7 +60,7 @@ def _wait(started: Sequence[subprocess.Popen]) -> int:
 
 
 def free_port() -> int:
-  """A port of this host that nobody listens on."""
+  """A free TCP port of this host."""
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     return probe.getsockname()[1]

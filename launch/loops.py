@@ -1,7 +1,8 @@
 """How often the loops of a compiled program run, read from their counters.
 
-What JAX's scans become is a `while` whose state holds a counter: it starts at a constant, the body adds a constant to it, and
-the condition compares it with one. XLA may have wrapped any of these in fusions or copies.
+A JAX scan compiles to a `while` whose state holds a counter: it starts at a constant, the body
+adds a constant to it, and the condition compares it with one. XLA may have wrapped any of these in
+fusions or copies.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ _SAME = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done", "op
 
 @dataclasses.dataclass(frozen=True)
 class _Linear:
-  """A number: `offset`, plus the element `index` of the loop's state where it has one."""
+  """A number: `offset`, plus the element `index` of the loop's state unless that is None."""
 
   offset: int
   index: int | None = None
@@ -26,9 +27,10 @@ class _LoopState:
 
 @dataclasses.dataclass(frozen=True)
 class Scope:
-  """A computation and what stands for its parameters.
+  """A computation and the values of its parameters.
 
-  parameters: instructions of the scope that calls it. loop: the `while` whose body it is, with the scope of that.
+  parameters: instructions of the calling scope, each with that scope.
+  loop: the `while` whose body it is, with the scope of that.
   """
 
   computation: hlo.Computation
@@ -37,7 +39,10 @@ class Scope:
 
 
 def trip_count(module: hlo.Module, before: Scope, loop: hlo.Instruction) -> int | None:
-  """How often a `while` of the scope `before` runs its body; None where more than a counter decides it."""
+  """How often a `while` in the scope `before` runs its body.
+
+  None where more than a counter decides it.
+  """
   condition = Scope(module.computations[loop.attribute("condition").lstrip("%")])
   body = Scope(module.computations[loop.attribute("body").lstrip("%")])
   scope, test = _resolve(module, condition, condition.computation.root.name)
@@ -46,7 +51,7 @@ def trip_count(module: hlo.Module, before: Scope, loop: hlo.Instruction) -> int 
   inside = body.computation.root.name
 
   def settled(side: object) -> object:
-    """What a side is in every turn, where the body hands it on as it came."""
+    """The value of a side in each iteration, where the body passes it on unchanged."""
     if not isinstance(side, _Linear) or side.index is None:
       return side
     if _element(module, body, inside, side.index) != _Linear(0, side.index):
@@ -58,9 +63,9 @@ def trip_count(module: hlo.Module, before: Scope, loop: hlo.Instruction) -> int 
   left, right = (settled(_value(module, scope, name)) for name in test.operands)
   if not isinstance(left, _Linear) or not isinstance(right, _Linear):
     return None
-  if (left.index is None) == (right.index is None):
-    return None
   counter, limit = (left, right) if right.index is None else (right, left)
+  if counter.index is None or limit.index is not None:
+    return None
   start = _element(module, before, loop.operands[0], counter.index)
   after = _element(module, body, inside, counter.index)
   if not isinstance(start, _Linear) or start.index is not None:
@@ -80,7 +85,7 @@ def trip_count(module: hlo.Module, before: Scope, loop: hlo.Instruction) -> int 
 
 
 def origin(module: hlo.Module, scope: Scope, name: str) -> hlo.Instruction:
-  """The instruction that made a value, also where loops only hand it on."""
+  """The instruction that computes a value, found through loops that only pass it on."""
   scope, instruction = _resolve(module, scope, name)
   if instruction.operation != "get-tuple-element":
     return instruction
@@ -90,15 +95,16 @@ def origin(module: hlo.Module, scope: Scope, name: str) -> hlo.Instruction:
     return origin(module, inner, source.operands[index])
   if source.operation == "parameter" and inner.loop is not None:
     outer, loop = inner.loop
-    handed_on = _element(module, inner, inner.computation.root.name, index) == _Linear(0, index)
+    root = inner.computation.root.name
+    unchanged = _element(module, inner, root, index) == _Linear(0, index)
     outer, initial = _resolve(module, outer, loop.operands[0])
-    if handed_on and initial.operation == "tuple":
+    if unchanged and initial.operation == "tuple":
       return origin(module, outer, initial.operands[index])
   return instruction
 
 
 def _resolve(module: hlo.Module, scope: Scope, name: str) -> tuple[Scope, hlo.Instruction]:
-  """The instruction that a name stands for, behind copies, fusions and their parameters, with its scope."""
+  """The instruction that a name stands for, with its scope; looks through copies and fusions."""
   instruction = scope.computation.by_name[name]
   if instruction.operation in _SAME:
     return _resolve(module, scope, instruction.operands[0])
@@ -112,7 +118,7 @@ def _resolve(module: hlo.Module, scope: Scope, name: str) -> tuple[Scope, hlo.In
 
 
 def _value(module: hlo.Module, scope: Scope, name: str) -> _Linear | _LoopState | None:
-  """What an instruction computes, as far as counting needs it."""
+  """The value of an instruction, as far as counting needs it."""
   scope, instruction = _resolve(module, scope, name)
   if instruction.operation == "parameter":
     return _LoopState()

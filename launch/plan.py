@@ -1,10 +1,12 @@
-"""What a recipe needs of a TPU slice, before one is rented: compiles its programs for it, without weights and without a TPU.
+"""Plans a recipe on a TPU slice before one is rented: compiles it without weights or a TPU.
 
-    python launch/plan.py --config=configs/moss_chatv.py:7b --topology=v5p:4x4x4 [--json] [--sweep] [--config.x=y …]
+    python launch/plan.py --config=configs/moss_chatv.py:7b --topology=v5p:4x4x4 \\
+      [--json] [--sweep] [--config.x=y …]
 
-Prints the bytes of each program on a chip, its FLOPs, the bytes that it moves in memory and between chips, and how long
-it takes by the roofline. --sweep looks for the fastest mesh and the largest load that fit. The programs are those of an RL
-step (launch/programs.py); the compiler is TPU's (libtpu). Exit codes: 0 fits; 1 does not; 2 bad input.
+Prints for each program its bytes on a chip, its FLOPs, the bytes that it moves in memory and
+between chips, and its time by the roofline. --sweep searches for the fastest mesh and the largest
+load that fit. The programs are those of an RL step (launch/programs.py); the compiler is that of
+TPUs (libtpu). Exit codes: 0 fits; 1 does not; 2 bad input.
 """
 
 import argparse
@@ -54,7 +56,7 @@ def _run(argv: list[str]) -> int:
   # A plan has no workdir; the entry point's own parser reads the rest and checks each field.
   config, _, _ = vr_jax.parse_flags(["launch/plan.py", "--workdir=.", *rest])
   topology.prepare()
-  from launch import analysis, report, sweep  # jax starts late
+  from launch import analysis, report, sweep  # import only now: `prepare` comes before jax starts
   from vr_jax.parallel import mesh
   from vr_jax.train import config_checks, model_setup
 

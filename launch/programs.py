@@ -1,13 +1,14 @@
-"""The programs of one RL step with abstract arguments: what a compiler needs to know of a config, and no weights.
+"""The programs of one RL step with abstract arguments: all that a compiler needs, without weights.
 
-They are the functions that a step of `rl_loop` calls: the encoder, the sampler (of several turns its pieces, which `rollout/multi_turn_sampler.py`
-calls), the scorer and the step of `train/train_step.py`, and those of a critic.
+They are the functions that a step of `rl_loop` calls: the vision encoder, the sampler (with several
+turns the programs of `rollout/multi_turn_sampler.py`), the log-probs and the update of
+`train/train_step.py`, and a critic's values and update.
 """
 
 from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, TypeGuard
 
 from flax import nnx
 import jax
@@ -30,11 +31,12 @@ from vr_jax.train import train_step
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-  """A jitted function and what it is called with.
+  """A jitted function and its arguments.
 
-  runs_per_step: calls in one RL step. turns: how often a loop runs whose length only the replies decide, None where there is
-  none. resident_arrays: arrays that lie in memory meanwhile, and that it does not read. vision: what it is given
-  for the vision tower beside prompts and suffixes.
+  runs_per_step: calls in one RL step.
+  turns: iterations of a loop whose length depends on the replies; None without such a loop.
+  resident_arrays: arrays that are in memory while it runs, but that it does not read.
+  vision: input of the vision tower besides that in prompts and episode inputs.
   """
 
   name: str
@@ -48,9 +50,9 @@ class Program:
 
   @property
   def frames(self) -> int:
-    """Temporal patches that it sends through the vision tower for each row of its batch."""
-    found = jax.tree.leaves(self.arguments, is_leaf=_shows)
-    inputs = [self.vision, *(x.vision for x in found if _shows(x))]
+    """Temporal patches that it sends through the vision tower, for each row of its batch."""
+    found = jax.tree.leaves(self.arguments, is_leaf=_has_vision)
+    inputs = [self.vision, *(x.vision for x in found if _has_vision(x))]
     return sum(jax.tree.leaves(x)[0].shape[1] for x in inputs if x is not None)
 
   @property
@@ -63,14 +65,15 @@ def programs_of_step(
   config: ml_collections.ConfigDict,
   model: interface.ModelConfig,
   mesh: jax.sharding.Mesh,
-  load: step_shapes.StepShapes,
+  shapes: step_shapes.StepShapes,
 ) -> list[Program]:
-  """The programs of a step in the order in which they run; the devices of `mesh` may be those of a topology.
+  """The programs of a step, in the order in which they run.
 
-  Raises InputError where the mesh does not fit the model or the batch.
+  The devices of `mesh` may be those of a topology.
+  Raises InputError where the mesh does not divide the model or the batch.
   """
-  run = abstract_state.make_abstract_state(config, model, mesh, load)
-  sampling = _episodes(run) if load.later else [_rollout(run)]
+  run = abstract_state.make_abstract_state(config, model, mesh, shapes)
+  sampling = _episodes(run, shapes.later) if shapes.later else [_rollout(run)]
   learning = [*_scorers(run), *_valuer(run), _train_step(run), *_critic_step(run)]
   return [_encoder(run), *sampling, *learning]
 
@@ -79,13 +82,14 @@ def resident_bytes(
   config: ml_collections.ConfigDict,
   model: interface.ModelConfig,
   mesh: jax.sharding.Mesh,
-  load: step_shapes.StepShapes,
+  shapes: step_shapes.StepShapes,
 ) -> int:
-  """Bytes on each device that a run holds between its programs: parameters, optimizer, reference, critic.
+  """Bytes a device that stay in memory for a whole run.
 
-  Raises InputError as `of_config` does.
+  These are parameters, optimizer state, reference and critic.
+  Raises InputError as `programs_of_step` does.
   """
-  run = abstract_state.make_abstract_state(config, model, mesh, load)
+  run = abstract_state.make_abstract_state(config, model, mesh, shapes)
   return bytes_per_device((run.state, run.reference_params, run.critic))
 
 
@@ -112,13 +116,15 @@ def _rollout(run: abstract_state.AbstractTrainState) -> Program:
   )
 
 
-def _episodes(run: abstract_state.AbstractTrainState) -> list[Program]:
-  """Those that play episodes, all of them at the same turn: prompts read, a chunk of steps, what replies are shown next."""
-  net, load, later, section = run.net, run.step_shapes, run.step_shapes.later, run.net.config.turns
+def _episodes(
+  run: abstract_state.AbstractTrainState, later: step_shapes.LaterTurns
+) -> list[Program]:
+  """The programs that play episodes: prefill, a chunk of decoding, and appending observations."""
+  net, shapes, section = run.net, run.step_shapes, run.net.config.turns
   places = slot_layout_lib.SlotLayout.for_groups(
-    mesh_lib.MeshLayout(net.mesh), load.prompts, load.group
+    mesh_lib.MeshLayout(net.mesh), shapes.prompts, shapes.group
   )
-  room = {"group": load.group, "frames": later.frames_in_all, "patches": load.patches}
+  room = {"group": shapes.group, "frames": later.frames_in_all, "patches": shapes.patches}
   start = Program(
     name="prefill",
     function=turn_decode.start,
@@ -126,7 +132,7 @@ def _episodes(run: abstract_state.AbstractTrainState) -> list[Program]:
     keywords={**room, "length": min(section.episode_buckets)},
     resident_arrays=(run.tower, run.others),
   )
-  prefix, state = _begun(run, {**room, "length": load.time})
+  prefix, state = _prefilled(run, {**room, "length": shapes.time})
   gather = net.config.rl.replicate_weights_for_decode
   params = _decoding_params(run) if gather else run.state.params
   slots = places.devices * places.slots
@@ -134,10 +140,10 @@ def _episodes(run: abstract_state.AbstractTrainState) -> list[Program]:
     name="decode",
     function=turn_decode.decode,
     arguments=(
-      *(net.graphdef, params, prefix, state, _slots(run, slots), *run.drawing),
+      *(net.graphdef, params, prefix, state, _slots(run, later, slots), *run.drawing),
       jax.ShapeDtypeStruct((), jnp.int32, sharding=mesh_lib.replicated(net.mesh)),
     ),
-    keywords={"decoding": net.decoding(group=load.group), "chunk": section.decode_chunk},
+    keywords={"decoding": net.decoding(group=shapes.group), "chunk": section.decode_chunk},
     runs_per_step=(later.turns + 1) * -(-net.config.rl.max_new_tokens // section.decode_chunk),
     turns=section.decode_chunk,
     resident_arrays=(run.tower, run.text if gather else None, run.others),
@@ -145,36 +151,36 @@ def _episodes(run: abstract_state.AbstractTrainState) -> list[Program]:
   size = 1
   while size < min(places.slots, section.append_batch_size):
     size *= 2
-  rows = _slots(run, places.devices * size).rows
-  shown = step_shapes.prompt(
-    len(rows.cache_slot), later.tokens, later.frames, load.patches, net.model
+  rows = _slots(run, later, places.devices * size).rows
+  observation = step_shapes.prompt(
+    len(rows.cache_slot), later.tokens, later.frames, shapes.patches, net.model
   )
   append = Program(
     name="append",
     function=turn_decode.append,
     arguments=(
       *(net.graphdef, params, prefix, state),
-      *(mesh_lib.abstract_batch(shown, net.mesh), rows, rows.cache_slot),
+      *(mesh_lib.abstract_batch(observation, net.mesh), rows, rows.cache_slot),
     ),
-    keywords={"stride": net.model.vision_shapes.media_tokens(load.patches)},
+    keywords={"stride": net.model.vision_shapes.media_tokens(shapes.patches)},
     runs_per_step=later.turns * -(-places.slots // section.append_batch_size),
     resident_arrays=(
       *(run.text if gather else None, run.others),
-      train_state_lib.split(params, run.net.family.parameter_groups["head"])[1],  # is not read
+      train_state_lib.split(params, run.net.family.parameter_groups["head"])[1],  # not read
     ),
   )
   return [start, decode, *[append] * (later.turns > 0)]
 
 
-def _begun(
+def _prefilled(
   run: abstract_state.AbstractTrainState, room: dict[str, int]
 ) -> tuple[interface.Prefix, turn_decode.EpisodeDecodeState]:
-  """What `suffixes.start` leaves behind, laid out as it does."""
+  """The results of `turn_decode.start`, with their shardings."""
   begin = functools.partial(turn_decode.start, run.net.graphdef, **room)
   prefix, state = jax.eval_shape(begin, run.state.params, run.encoded)
   place = functools.partial(abstract_state.with_sharding, run.net.mesh)
 
-  def of_media(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  def place_media(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return place(x, ("slots", *[None] * (x.ndim - 1)))
 
   return (
@@ -182,26 +188,28 @@ def _begun(
     turn_decode.EpisodeDecodeState(
       hidden=place(state.hidden, ("slots", None)),
       cache=state.cache.placed(place),
-      media=jax.tree.map(of_media, state.media),
+      media=jax.tree.map(place_media, state.media),
     ),
   )
 
 
 def _decoding_params(run: abstract_state.AbstractTrainState) -> PyTree:
-  """What `sampler.decoding_params` makes: of the language model whole rows, the tower as it is."""
-  made = jax.eval_shape(
+  """Results of `sampler.decoding_params`: text weights replicated over fsdp, the tower as is."""
+  params = jax.eval_shape(
     functools.partial(sampler.decoding_params, run.net.graphdef), run.state.params
   )
 
-  def of_variable(variable: nnx.Variable) -> nnx.Variable:
+  def place_variable(variable: nnx.Variable) -> nnx.Variable:
     axes = [axis if axis != "embed" else None for axis in variable.get_metadata()["axes"]]
     return variable.replace(abstract_state.with_sharding(run.net.mesh, variable.get_value(), axes))
 
-  whole = jax.tree.map(of_variable, made, is_leaf=lambda x: isinstance(x, nnx.Variable))
+  whole = jax.tree.map(place_variable, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
   return train_state_lib.join(train_state_lib.split(whole, run.net.family.tower)[0], run.tower)
 
 
-def _slots(run: abstract_state.AbstractTrainState, count: int) -> turn_decode.ChunkSlots:
+def _slots(
+  run: abstract_state.AbstractTrainState, later: step_shapes.LaterTurns, count: int
+) -> turn_decode.ChunkSlots:
   number = abstract_state.with_sharding(
     run.net.mesh, jax.ShapeDtypeStruct((count,), jnp.int32), ("slots",)
   )
@@ -210,7 +218,7 @@ def _slots(run: abstract_state.AbstractTrainState, count: int) -> turn_decode.Ch
     prompt=number,
     written=number,
     position=number,
-    forgotten=number if run.step_shapes.later.forgets else None,
+    forgotten=number if later.forgets else None,
   )
   return turn_decode.ChunkSlots(
     rows=rows, prompt=number, group_index=number, step=number, left=number
@@ -218,7 +226,7 @@ def _slots(run: abstract_state.AbstractTrainState, count: int) -> turn_decode.Ch
 
 
 def _scorers(run: abstract_state.AbstractTrainState) -> list[Program]:
-  """Those of reference and policy, where the recipe wants them."""
+  """Log-probs under reference and policy, where the recipe needs them."""
   rl, frozen = run.net.config.rl, run.net.tower_frozen
   score = train_step.make_logprob_fn(
     run.net.graphdef, run.net.allowed_tokens, temperature=rl.temperature
@@ -240,7 +248,7 @@ def _scorers(run: abstract_state.AbstractTrainState) -> list[Program]:
 
 
 def _valuer(run: abstract_state.AbstractTrainState) -> list[Program]:
-  """That of a critic's values, where there is one."""
+  """The critic's values, where there is a critic."""
   if run.critic is None:
     return []
   names = tuple(f"model.{name}" for name in run.net.family.tower)
@@ -258,8 +266,8 @@ def _valuer(run: abstract_state.AbstractTrainState) -> list[Program]:
 
 
 def _critic_step(run: abstract_state.AbstractTrainState) -> list[Program]:
-  """A critic's update, where there is one."""
-  if run.critic is None:
+  """The critic's update, where there is a critic."""
+  if run.critic is None or run.critic_optimizer is None:
     return []
   net, rl = run.net, run.net.config.rl
   step = critic_lib.make_critic_step(
@@ -305,7 +313,7 @@ def _train_step(run: abstract_state.AbstractTrainState) -> Program:
 
 
 def bytes_per_device(tree: PyTree) -> int:
-  """What the shards of abstract arrays take on one device."""
+  """Bytes of the shards of abstract arrays on one device."""
   return sum(
     int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)
@@ -313,5 +321,5 @@ def bytes_per_device(tree: PyTree) -> int:
   )
 
 
-def _shows(x: object) -> bool:
+def _has_vision(x: object) -> TypeGuard[records.Prompt | records.EpisodeInputs]:
   return isinstance(x, records.Prompt | records.EpisodeInputs)

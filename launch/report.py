@@ -8,7 +8,7 @@ _LOAD = ("prompts", "group", "time", "prefix", "frames", "patches", "microbatche
 
 
 def as_json(plan: analysis.SlicePlan) -> dict[str, Any]:
-  """All numbers: bytes, FLOPs and seconds of one device, but model_flops of all of them."""
+  """All numbers: bytes, FLOPs and seconds of one device; model_flops of all devices together."""
   return {
     "topology": plan.slice.name,
     "chip": plan.slice.chip.name,
@@ -71,12 +71,13 @@ def over_count(plan: analysis.SlicePlan, part: analysis.ProgramPart) -> float:
 
 
 def as_text(plan: analysis.SlicePlan) -> str:
-  """What the command line prints."""
+  """The text that the command line prints."""
   mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
   step_shapes = ", ".join(f"{name} {size}" for name, size in _load(plan).items())
   chip = plan.slice.chip
   lines = [
-    f"{plan.slice.name}: {plan.slice.chips} chips, {len(plan.slice.devices)} devices of {chip.name}; mesh {mesh}",
+    f"{plan.slice.name}: {plan.slice.chips} chips, {len(plan.slice.devices)} devices of "
+    f"{chip.name}; mesh {mesh}",
     f"one RL step: {step_shapes}",
     "",
     f"GiB on each device, of {chip.memory / chips.GIB:.2f} that a program may use",
@@ -141,7 +142,7 @@ def _verdict(plan: analysis.SlicePlan) -> list[str]:
 
 
 def explain(plan: analysis.SlicePlan, one: analysis.Analysis) -> str:
-  """Why a program has no room: what takes most of it, the largest array of that, and which fields change it."""
+  """Why a program has no room: what needs most memory, its largest array, the fields to change."""
   memory, room = one.memory, plan.slice.chip.memory
   held = memory.arguments + memory.resident
   made = memory.peak - held
@@ -162,13 +163,13 @@ def explain(plan: analysis.SlicePlan, one: analysis.Analysis) -> str:
     else:
       why += f", of which the compiler names none; of what lies there before, the largest is {leaf}"
   return (
-    f"{one.name} needs {memory.peak / chips.GIB:.1f} GiB a device, there are {room / chips.GIB:.2f}; "
-    f"{why}: {', or '.join(remedies(plan, one))}"
+    f"{one.name} needs {memory.peak / chips.GIB:.1f} GiB a device, there are "
+    f"{room / chips.GIB:.2f}; {why}: {', or '.join(remedies(plan, one))}"
   )
 
 
 def _less_held(plan: analysis.SlicePlan, one: analysis.Analysis) -> list[str]:
-  """What makes parameters and what lies beside them smaller, and has not been done."""
+  """Remedies that shrink parameters and other state and are not yet taken."""
   model, full = plan.config.model, plan.config.model.lora.rank == 0
   remedies = {
     "give the devices of data to fsdp or tensor in config.mesh": plan.mesh["data"] > 1,
@@ -184,7 +185,7 @@ def _less_held(plan: analysis.SlicePlan, one: analysis.Analysis) -> list[str]:
 
 
 def _less_made(plan: analysis.SlicePlan, one: analysis.Analysis) -> list[str]:
-  """What makes activations smaller, and has not been done."""
+  """Remedies that shrink activations and are not yet taken."""
   step_shapes, training = plan.step_shapes, one.name in ("train step", "critic step")
   rows = plan.mesh["data"] * plan.mesh["fsdp"] * step_shapes.microbatches
   fewer = "show fewer frames (data.frames)"

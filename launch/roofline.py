@@ -1,6 +1,6 @@
-"""How long a program takes at least: the slowest of matrix units, memory and links, each at its peak.
+"""A lower bound of a program's time: the slowest of matrix units, memory and links.
 
-An estimate from below. Each is taken to run at full rate and beside the others; collectives take turns.
+Each is taken to run at its peak rate and in parallel with the others; collectives run one by one.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Place = tuple[int, ...]  # of a device: its chip along each dimension of the sli
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Roofline:
-  """Seconds that each resource is needed for."""
+  """Seconds that a program needs of each resource at its peak rate."""
 
   compute: float
   memory: float
@@ -21,7 +21,7 @@ class Roofline:
 
   @property
   def seconds(self) -> float:
-    """Those of the resource that is needed longest."""
+    """Seconds of the resource that is needed longest."""
     return max(self.compute, self.memory, self.network)
 
   @property
@@ -33,7 +33,7 @@ class Roofline:
 def estimate(
   spent: costs.Costs, chip: chips.Chip, places: Sequence[Place], sides: Sequence[int]
 ) -> Roofline:
-  """The roofline of costs of one device. places: of the devices in the order of the mesh."""
+  """The roofline of one device's costs. places: of the devices, in the order of the mesh."""
   return Roofline(
     compute=spent.passes / chip.peak,
     memory=spent.bytes / chip.bandwidth,
@@ -44,10 +44,11 @@ def estimate(
 def transfer_seconds(
   transfer: costs.Transfer, chip: chips.Chip, places: Sequence[Place], sides: Sequence[int]
 ) -> float:
-  """One run of a collective, over rings along the dimensions in which its devices differ.
+  """Seconds of one run of a collective, over rings along the dimensions where its devices differ.
 
-  A dimension moves data over two links where its ends are joined, and over one where they are not. Source: the usual
-  costs of ring collectives, as in "How to Scale Your Model" (jax-ml.github.io/scaling-book), part 3.
+  A dimension moves data over two links where its ends are joined, over one otherwise.
+  Source: the usual costs of ring collectives, as in "How to Scale Your Model"
+    (jax-ml.github.io/scaling-book), part 3.
   """
   group = [places[device] for device in transfer.devices]
   count = len(group)
@@ -74,7 +75,7 @@ def _link(group: Sequence[Place], chip: chips.Chip) -> float:
 
 
 def _mean_hops(group: Sequence[Place], chip: chips.Chip, sides: Sequence[int]) -> float:
-  """Links between source and target, on average over the pairs that `group` lists one after the other."""
+  """Mean number of links between source and target; `group` lists source, target, source, …"""
   pairs = list(zip(group[::2], group[1::2], strict=True))
   hops = 0
   for source, target in pairs:

@@ -1,7 +1,8 @@
-"""How much one RL step works on, from its config: the sizes of the arrays of a step of full clips or full episodes."""
+"""Sizes of the arrays of one RL step, from its config: a step of full clips or full episodes."""
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,18 @@ from vr_jax.data import sampling
 from vr_jax.models import interface
 from vr_jax.train import paths
 
-TEXT_TOKENS = 256  # that a prompt holds beside its video, where the buckets leave the choice
+TEXT_TOKENS = 256  # of a prompt besides its video, where the buckets leave the choice
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LaterTurns:
-  """What turns behind the first add: how many they are; tokens and temporal patches that each of them shows.
+  """What the turns after the first add to a step.
 
-  frames_in_all: temporal patches that an episode keeps of them. forgets: whether the window is shorter than an episode.
+  turns: how many there are after the first.
+  tokens: of the observation of one turn.
+  frames: temporal patches of the observation of one turn.
+  frames_in_all: temporal patches that an episode keeps of them.
+  forgets: whether replies see fewer turns than an episode has.
   """
 
   turns: int
@@ -31,9 +36,15 @@ class LaterTurns:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepShapes:
-  """How much one step works on: the sizes of its arrays. frames: temporal patches; patches: of one of these.
+  """The sizes of the arrays of one step.
 
-  time: tokens of a reply, of several turns those of an episode behind its opening. later: None where there is one turn.
+  prompts: of a step, over all processes.
+  group: replies to one prompt.
+  time: tokens of a reply; with several turns, of an episode after its opening prompt.
+  prefix: tokens of a prompt.
+  frames: temporal patches of a prompt.
+  patches: of one temporal patch.
+  later: None where there is one turn.
   """
 
   prompts: int
@@ -47,19 +58,21 @@ class StepShapes:
 
 
 def make_step_shapes(config: ml_collections.ConfigDict, model: interface.ModelConfig) -> StepShapes:
-  """What a step of full clips works on: the buckets that hold their frames, at the largest size that a frame may have.
+  """The sizes of a step of full clips, or of full episodes where the config has several turns.
 
-  The prompt's bucket is the smallest with room for `TEXT_TOKENS` beside the video, or else the largest. Of several turns all
-  buckets are the largest, but for the frames of a turn: an even share of those of all later ones.
+  One turn: the smallest buckets with room for a clip whose frames have the largest size allowed;
+  the prompt's has room for `TEXT_TOKENS` besides the video, or else is the largest.
+  Several turns: the largest buckets, but a turn's frames are an even share of those of all later
+  turns.
   Raises InputError where a bucket is too small for a clip.
   """
-  return _of_episodes(config) if "turns" in config else _of_clips(config, model)
+  return _episode_shapes(config) if "turns" in config else _clip_shapes(config, model)
 
 
-def _of_clips(config: ml_collections.ConfigDict, model: interface.ModelConfig) -> StepShapes:
+def _clip_shapes(config: ml_collections.ConfigDict, model: interface.ModelConfig) -> StepShapes:
   section, vision = config.model, model.vision_shapes
   rule = paths.sampling_rule(config.data)
-  images = rule.frames if isinstance(rule, sampling.UniformRule) else rule.max_frames
+  images = rule.max_frames if isinstance(rule, sampling.RateRule) else rule.frames
   frames = -(-images // vision.images_per_frame)
   patches = section.max_pixels // vision.pixels_per_patch
   media = frames * vision.media_tokens(patches)
@@ -78,7 +91,7 @@ def _of_clips(config: ml_collections.ConfigDict, model: interface.ModelConfig) -
   )
 
 
-def _of_episodes(config: ml_collections.ConfigDict) -> StepShapes:
+def _episode_shapes(config: ml_collections.ConfigDict) -> StepShapes:
   section, turns, later = config.model, config.turns, config.env.turns - 1
   frames = max(turns.frame_buckets)
   share = -(-frames // max(later, 1))
@@ -95,36 +108,42 @@ def _of_episodes(config: ml_collections.ConfigDict) -> StepShapes:
       tokens=max(turns.observation_buckets),
       frames=min(size for size in turns.frame_buckets if size >= share),
       frames_in_all=frames,
-      forgets=config.env.get("window", later) < later,
+      forgets=config.env.get("history_turns", later) < later,
     ),
   )
+
+
+def abstract_array(shape: Sequence[int], dtype: Any) -> Any:
+  """A `jax.ShapeDtypeStruct`, typed `Any` because it takes the place of an array in a record."""
+  return jax.ShapeDtypeStruct(tuple(shape), dtype)
 
 
 def prompt(
   rows: int, tokens: int, frames: int, patches: int, model: interface.ModelConfig
 ) -> records.Prompt:
-  """Shapes of so many prompts, with patches."""
-  number = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
+  """Shapes of a batch of `rows` prompts, with the vision tower's input."""
+  number = abstract_array((rows, tokens), jnp.int32)
   return records.Prompt(
     tokens=number,
     kind=number,
-    positions=jax.ShapeDtypeStruct((rows, tokens, model.position_axes), jnp.int32),
-    next_position=jax.ShapeDtypeStruct((rows,), jnp.int32),
+    positions=abstract_array((rows, tokens, model.position_axes), jnp.int32),
+    next_position=abstract_array((rows,), jnp.int32),
     media_index=number,
     vision=model.vision_shapes.abstract_vision(rows, frames, patches),
   )
 
 
 def replies(step_shapes: StepShapes) -> records.Rollout:
-  """Shapes of what is sampled, without a suffix."""
+  """Shapes of sampled replies, without episode inputs."""
   shape = (step_shapes.prompts, step_shapes.group, step_shapes.time)
-  number = jax.ShapeDtypeStruct(shape, jnp.int32)
-  log_probs = jax.ShapeDtypeStruct(shape, jnp.float32)
+  number = abstract_array(shape, jnp.int32)
+  log_probs = abstract_array(shape, jnp.float32)
   return records.Rollout(tokens=number, log_probs=log_probs, kind=number, turn=number)
 
 
 def _check_bucket(size: int, what: str, buckets: Sequence[int], field: str) -> None:
   if size > max(buckets):
     raise errors.InputError(
-      f"config.model.{field}={tuple(buckets)}: a clip of this config has {size} {what}; add a bucket"
+      f"config.model.{field}={tuple(buckets)}: a clip of this config has {size} {what}; "
+      "add a bucket"
     )

@@ -1,4 +1,8 @@
-"""Looks for the fastest mesh that fits, and for a load on it that can't be doubled. Every answer is compiled."""
+"""Searches for the fastest mesh that fits, and for the largest load on it.
+
+A load is the number of replies to a prompt, of frames and of prompts in a micro-batch.
+Each answer is compiled.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
@@ -13,12 +17,13 @@ from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import model_setup
 
-MESHES = 4  # that are compiled, and more while none fits
-PREFIX_STEP = 512  # prompts of a sweep are padded to a multiple of it
-DOUBLINGS = 4  # or halvings of micro-batch, frames or group that are tried at most
+MESHES = 4  # compiled before the search stops; more while none fits
+PREFIX_STEP = 512  # a sweep pads prompts to a multiple of it
+DOUBLINGS = 4  # tried at most for each of micro-batch, frames and group; halvings too
 HOW = (
-  "a greedy search in powers of two: micro-batch, then frames, then group are doubled as long as it fits, each with the "
-  "others as they are; where no mesh holds the config's load, they are halved until it fits"
+  "a greedy search in powers of two: micro-batch, then frames, then group are doubled as long as "
+  "it fits, each with the others as they are; where no mesh holds the config's load, they are "
+  "halved until it fits"
 )
 
 Measure = Callable[[ml_collections.ConfigDict], analysis.SlicePlan]
@@ -26,7 +31,11 @@ Measure = Callable[[ml_collections.ConfigDict], analysis.SlicePlan]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
-  """One compiled choice. rows: prompts of a micro-batch. seconds: of an RL step, 0 where it does not fit."""
+  """One compiled choice.
+
+  rows: prompts of a micro-batch.
+  seconds: of an RL step; 0 where it does not fit.
+  """
 
   mesh: tuple[int, ...]
   frames: int
@@ -44,7 +53,8 @@ Attempt = Callable[[ml_collections.ConfigDict], Measured | None]
 class SweepResult:
   """What a sweep found: the fastest mesh at the config's load, and the largest load on it.
 
-  best: None where no mesh holds that load; then `largest` is a smaller one, or None. plan: of best, or else of largest.
+  best: None where no mesh holds that load; then `largest` is a smaller one, or None.
+  plan: of `best`, or else of `largest`.
   """
 
   trials: Sequence[Trial]
@@ -63,8 +73,8 @@ def search(
   meshes = candidates(config, where)
   if not meshes:
     raise errors.InputError(
-      f"config.mesh: no mesh of {len(where.devices)} devices divides model and batch, or holds the parameters; "
-      "change rl.batch_size, rl.microbatches or the topology"
+      f"config.mesh: no mesh of {len(where.devices)} devices divides model and batch, or holds "
+      "the parameters; change rl.batch_size, rl.microbatches or the topology"
     )
 
   def measure(changed: ml_collections.ConfigDict) -> analysis.SlicePlan:
@@ -80,7 +90,7 @@ def walk(
   *,
   progress: Callable[[str], None] = lambda line: None,
 ) -> SweepResult:
-  """Measures meshes at the config's load, best guess first, then loads on one of them, as `HOW` says."""
+  """Measures meshes at the config's load, best guess first, then loads on the fastest (`HOW`)."""
   trials: list[Trial] = []
 
   def attempt(changed: ml_collections.ConfigDict) -> Measured | None:
@@ -112,7 +122,7 @@ def walk(
     for _ in range(DOUBLINGS):
       larger = grown(here)
       tried = attempt(larger) if larger is not None else None
-      if tried is None or not tried[0].fits:
+      if larger is None or tried is None or not tried[0].fits:
         break
       here, largest = larger, tried[0]
   return SweepResult(trials=trials, best=best, largest=largest, plan=plan)
@@ -121,7 +131,10 @@ def walk(
 def _shrunk(
   config: ml_collections.ConfigDict, measured: Sequence[Measured], attempt: Attempt
 ) -> Measured | None:
-  """The first load that fits, of ever smaller ones on the mesh that wants least memory; None where none does."""
+  """The first load that fits, from larger to smaller, on the mesh that needs least memory.
+
+  None where none fits.
+  """
   if not measured:
     return None
   trial, _ = min(measured, key=lambda pair: max(one.memory.peak for one in pair[1].analyses))
@@ -130,7 +143,7 @@ def _shrunk(
     for _ in range(DOUBLINGS):
       smaller = lessened(here)
       tried = attempt(smaller) if smaller is not None else None
-      if tried is None:
+      if smaller is None or tried is None:
         break
       if tried[0].fits:
         return tried
@@ -139,18 +152,19 @@ def _shrunk(
 
 
 def candidates(config: ml_collections.ConfigDict, where: topology.Slice) -> list[tuple[int, ...]]:
-  """Meshes that divide model and batch and hold what stays in memory: the config's own, then the others by `estimate`.
+  """Meshes that divide model and batch and have room for the state that stays in memory.
 
-  Of those that differ in data and fsdp alone, it is the one that holds least.
+  The config's own comes first, then the others, fastest by `estimate` first. Of meshes that
+  differ in data and fsdp alone, only the one that needs least memory is listed.
   """
   model = model_setup.model_of(config)
-  load = step_shapes.make_step_shapes(config, model)
+  shapes = step_shapes.make_step_shapes(config, model)
   least: dict[tuple[int, ...], tuple[int, tuple[int, ...]]] = {}
   own = []
   for shape in _shapes(len(where.devices)):
     mesh = mesh_lib.make_mesh(shape, where.devices)
     try:
-      held = programs.resident_bytes(config, model, mesh, load)
+      held = programs.resident_bytes(config, model, mesh, shapes)
     except errors.InputError:
       continue
     if all(size in (-1, wanted) for size, wanted in zip(config.mesh, shape, strict=True)):
@@ -158,31 +172,40 @@ def candidates(config: ml_collections.ConfigDict, where: topology.Slice) -> list
     if held < where.chip.memory:
       best = held, shape
       least[shape[2:]] = min(best, least.get(shape[2:], best))
-  ranked = sorted(least.values(), key=lambda pair: estimate(model, load, pair[1], where.chip))
+  ranked = sorted(least.values(), key=lambda pair: estimate(model, shapes, pair[1], where.chip))
   return list(dict.fromkeys([*own, *(shape for _, shape in ranked)]))
 
 
 def estimate(
-  model: interface.ModelConfig, load: step_shapes.StepShapes, shape: Sequence[int], chip: chips.Chip
+  model: interface.ModelConfig,
+  shapes: step_shapes.StepShapes,
+  shape: Sequence[int],
+  chip: chips.Chip,
 ) -> float:
-  """Seconds of that in which meshes differ, roughly: weights read for every token, bytes moved between chips in training."""
+  """Roughly, the seconds of a step that depend on the mesh.
+
+  These are the reads of the weights for each token, and the traffic between chips in training.
+  """
   text = model.text_sizes
   weights = text.layers * text.layer_weights + model.hidden_size * model.vocab_size
-  read = load.time * 2 * weights / shape[3]
-  return read / chip.bandwidth + moved(model, load, shape) / (chip.dimensions * chip.link)
+  read = shapes.time * 2 * weights / shape[3]
+  return read / chip.bandwidth + moved(model, shapes, shape) / (chip.dimensions * chip.link)
 
 
 def moved(
-  model: interface.ModelConfig, load: step_shapes.StepShapes, shape: Sequence[int]
+  model: interface.ModelConfig, shapes: step_shapes.StepShapes, shape: Sequence[int]
 ) -> float:
-  """Bytes between devices in a train step, roughly: weights gathered, activations reduced, keys and values exchanged."""
+  """Roughly, the bytes that move between devices in a train step.
+
+  Weights are gathered, activations reduced, keys and values exchanged.
+  """
   text = model.text_sizes
   data, fsdp, sequence, tensor = shape
-  tokens = load.prompts * (load.prefix + load.group * load.time) / (data * fsdp * sequence)
+  tokens = shapes.prompts * (shapes.prefix + shapes.group * shapes.time) / (data * fsdp * sequence)
   passes = 3  # forward, once more for the backward pass, backward
   total = 0.0
   if data * fsdp * sequence > 1:
-    total += passes * load.microbatches * 2 * text.layer_weights / tensor
+    total += passes * shapes.microbatches * 2 * text.layer_weights / tensor
   if tensor > 1:
     total += passes * 4 * 2 * tokens * model.hidden_size
   if sequence > 1:
@@ -191,7 +214,7 @@ def moved(
 
 
 def _shapes(devices: int) -> Iterator[tuple[int, ...]]:
-  """All (data, fsdp, sequence, tensor) of so many devices."""
+  """All mesh shapes (data, fsdp, sequence, tensor) of this many devices."""
   divisors = [n for n in range(1, devices + 1) if devices % n == 0]
   for data in divisors:
     for fsdp in divisors:
@@ -202,19 +225,19 @@ def _shapes(devices: int) -> Iterator[tuple[int, ...]]:
 
 
 def _changed(config: ml_collections.ConfigDict, **fields: Any) -> ml_collections.ConfigDict:
-  """A copy with another mesh, frames (and the buckets that hold them), group or microbatches."""
+  """A copy with another mesh, number of frames (and buckets), num_generations or microbatches."""
   copy = ml_collections.ConfigDict(config.to_dict(), type_safe=False)
   if "mesh" in fields:
     copy.mesh = fields["mesh"]
   if "frames" in fields:
     _show(copy, fields["frames"])
-  for name in ("group", "microbatches"):
+  for name in ("num_generations", "microbatches"):
     copy.rl[name] = fields.get(name, copy.rl[name])
   return copy
 
 
 def _show(config: ml_collections.ConfigDict, frames: int) -> None:
-  """Sets the number of frames, and buckets that just hold them."""
+  """Sets the number of frames, and the smallest buckets with room for them."""
   vision = model_setup.model_of(config).vision_shapes
   config.data.frames = config.data.max_frames = frames
   patches = config.model.max_pixels // vision.pixels_per_patch
@@ -235,7 +258,7 @@ def _more_parts(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict 
 
 
 def _more_frames(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
-  if "turns" in config:  # how many each turn shows is the environment's
+  if "turns" in config:  # the environment chooses the frames of a turn
     return None
   return _changed(config, frames=2 * _frames(config))
 
@@ -248,14 +271,13 @@ def _fewer_frames(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
 
 
 def _more_replies(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  return _changed(config, group=2 * config.rl.num_generations)
+  return _changed(config, num_generations=2 * config.rl.num_generations)
 
 
 def _fewer_replies(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
   group = config.rl.num_generations // 2
-  return (
-    _changed(config, group=group) if group > 1 else None
-  )  # one reply has nothing to differ from
+  # One reply alone has no advantage.
+  return _changed(config, num_generations=group) if group > 1 else None
 
 
 def _frames(config: ml_collections.ConfigDict) -> int:

@@ -1,4 +1,4 @@
-"""Devices of a TPU slice that is not at hand: to compile for, not to run on."""
+"""Devices of a TPU slice that is not attached: programs can be compiled for them, but not run."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -13,32 +13,35 @@ from vr_jax import errors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slice:
-  """The devices of a topology, and what each of them can do. sides: chips along each dimension."""
+  """The devices of a topology and the chip that they belong to. sides: chips a dimension."""
 
   name: str
   chip: chips.Chip
   sides: tuple[int, ...]
-  devices: Sequence[jax.Device]
+  devices: Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm] a C++ class
 
   @property
   def chips(self) -> int:
     """How many chips there are."""
     return len(self.devices) // self.chip.devices_per_chip
 
-  def place(self, device: jax.Device) -> tuple[int, ...]:
-    """Where a device's chip stands along each side; flat slices state a third side, which is 0."""
+  def place(
+    self,
+    device: jax.Device,  # pyright: ignore[reportInvalidTypeForm] a C++ class
+  ) -> tuple[int, ...]:
+    """Coordinates of a device's chip, one a side; JAX gives flat slices a third, always 0."""
     return tuple(device.coords[: len(self.sides)])
 
 
 def prepare() -> None:
   """Lets libtpu compile where there is no TPU. Call it before jax starts a backend."""
   jax.config.update("jax_platforms", "cpu")
-  # What was compiled for a device that is not here can't be loaded again.
+  # A program for a device that is not attached can't be loaded from the cache.
   jax.config.update("jax_enable_compilation_cache", False)
-  os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # nobody is there to answer
-  # No device is held, so that processes need not take turns.
+  os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no metadata server to answer
+  # No process opens a device, so several may load libtpu at once.
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-  # libtpu complains where it finds no type and no hosts of its own; any do.
+  # libtpu complains without a type and host names; any will do.
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")

@@ -1,4 +1,4 @@
-"""`vr-jax ask`: a whole episode in a terminal, a recipe of one reply, and one line for each mistake."""
+"""`vr-jax ask`: an episode in a terminal, a recipe with one turn, and one line for each mistake."""
 
 import re
 
@@ -65,7 +65,7 @@ def test_turns_are_printed_with_their_frames_and_the_answer_or_none(run, video):
   assert out.splitlines()[-1].startswith(("Answer: ", "No answer."))
 
 
-def test_a_recipe_of_a_single_reply_answers_in_one_turn_also_from_a_directory_as_hugging_face_has_it(
+def test_a_recipe_of_a_single_reply_answers_in_one_turn_also_from_a_hugging_face_directory(
   tmp_path, video, capsys
 ):
   config = nano.config()

@@ -1,6 +1,7 @@
 """The rules of the house: which room may use which, and what no file holds. Read from the sources, not imported."""
 
 import ast
+import collections
 import pathlib
 import re
 import sys
@@ -192,6 +193,15 @@ def test_a_file_stays_short_enough_to_hold_one_subject(path):
 @pytest.mark.parametrize("path", CODE, ids=name)
 def test_a_file_is_named_for_its_subject(path):
   assert path.stem not in {"utils", "util", "helpers", "misc", "common"}
+
+
+def test_a_class_name_exists_once():
+  places = collections.defaultdict(list)
+  for path in sources("vr_jax", "configs", "launch", "benchmarks", "examples"):
+    for node in ast.walk(parsed(path)):
+      if isinstance(node, ast.ClassDef):
+        places[node.name].append(name(path))
+  assert not {found: files for found, files in places.items() if len(files) > 1}
 
 
 TEXTS = [

@@ -1,4 +1,4 @@
-"""Several processes on this host, against one with as many devices."""
+"""Runs with several processes on this host match a run with one process and as many devices."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from tests.train import nano
 from vr_jax.train import metrics
 
-# Enough supervised steps at this size for replies that earn something, so that rewards cross the processes too.
+# Enough supervised steps for replies that get rewards, so that the processes share rewards as well.
 LONGER = {
   "sft.steps": 150,
   "sft.learning_rate": 1e-2,
@@ -19,7 +19,7 @@ LONGER = {
   "rl.steps": 2,
   "rl.max_new_tokens": 72,
 }
-# Of several turns: what untrained replies get to is another turn.
+# Several turns: an untrained reply leads to another turn.
 TURNS = {
   "data.simulate.world.lives": ("flicker",),
   "data.simulate.world.families": ("moment",),
@@ -40,7 +40,7 @@ RECIPES = {nano.RECIPE: LONGER, "configs/video_mtr.py": TURNS}
 def launch(
   workdir: Path, mode: str, *flags: str, processes: int, devices: int, recipe: str = nano.RECIPE
 ):
-  # Of one step most time goes into making its programs.
+  # A single step spends most of its time compiling.
   haste = {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(RECIPES[recipe]["rl.steps"] == 1))}
   counts = [f"--processes={processes}", f"--devices={devices}"]
   fields = [f"--config.{name}={value}" for name, value in RECIPES[recipe].items()]
@@ -60,7 +60,7 @@ def launch(
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-  """Metrics of RL in one process with two devices, and in two processes with one, from one warm start."""
+  """Metrics of RL from the same warm start: with one process of two devices, and two of one."""
   root = tmp_path_factory.mktemp("launch")
   data = f"--config.data.directory={nano.make_data(root / 'data')}"
   started = launch(root / "start", "sft", data, processes=1, devices=1)
@@ -102,7 +102,7 @@ def test_processes_play_learn_and_count_episodes_as_one_does(tmp_path):
     found += [reproducible(line)["values"] for line in metrics.read(workdir / "metrics.jsonl")]
   alone, together = found
   assert together == pytest.approx(alone, rel=1e-5, abs=1e-7)
-  assert alone["turns"] > 1 and alone["invalid"] > 0
+  assert alone["turns"] > 1 and alone["invalid_action_rate"] > 0
 
 
 def test_bad_input_in_one_process_ends_all_with_its_exit_code(tmp_path):

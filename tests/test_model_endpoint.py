@@ -239,7 +239,7 @@ def test_closing_ends_what_is_under_way(server, connect):
 
 @pytest.fixture
 def ctrl_c():
-  """Raises KeyboardInterrupt, also in a test run that was started in the background of a script, which ignores it."""
+  """Makes SIGINT raise KeyboardInterrupt, even in test runs that a script started in background."""
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   yield
   signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""The notebooks, executed from top to bottom in a kernel of their own."""
+"""The notebooks run from top to bottom in a kernel of their own."""
 
 import os
 import pathlib
@@ -12,7 +12,10 @@ NOTEBOOKS = pathlib.Path(__file__).resolve().parent.parent / "notebooks"
 
 
 def _printed(name, parameters):
-  """What a notebook prints, and how many pictures it draws, with these lines behind its parameters."""
+  """Runs a notebook; returns its printed text and its number of pictures.
+
+  parameters: lines that are appended to its cell of parameters.
+  """
   notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
   (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
   cell.source += parameters
@@ -29,7 +32,7 @@ def _printed(name, parameters):
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
-  """Of the quickstart, after a shorter warm start than a reader's; its files go to the test's directory."""
+  """Output of the quickstart, with a shorter warm start, run in a directory of the test."""
   workdir = tmp_path_factory.mktemp("notebook") / "run"
   return _printed("quickstart.ipynb", f"\nworkdir, sft_steps = {str(workdir)!r}, 40")
 
@@ -50,6 +53,7 @@ def test_the_trainer_scores_replies_as_the_sampler_did(printed):
 
 def test_the_update_raises_better_replies_above_worse_ones(printed):
   found = re.search(r"better than their group: (\S+) nats; worse: (\S+) nats", printed[0])
+  assert found is not None
   better, worse = map(float, found.groups())
   assert better > worse + 0.5
 

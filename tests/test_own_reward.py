@@ -1,4 +1,4 @@
-"""docs/own_reward.md, as it is written, with data and functions of a user in a directory of their own."""
+"""docs/own_reward.md works as written, with a user's data and functions in another directory."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ def test_every_command_of_the_page_works(folder):
 
 
 def _a_mistake_is_a_line(folder, train):
-  """The same run goes on with a function that fails: on the thread that scores, in the middle of a step."""
+  """A run resumes with a function that fails on the scoring thread, in the middle of a step."""
   (folder / "my_rewards.py").write_text(
     "def brevity(replies, examples):\n  return [1 / 0 for _ in replies]\n"
     "def in_words(replies, examples):\n  return [0.0 for _ in replies]\n"

@@ -1,17 +1,20 @@
-"""`vr-jax ask`: a question about a video, answered by a trained policy, its turns printed as they come.
+"""The command `vr-jax ask`: a trained policy answers a question about a video.
 
     vr-jax ask match.mp4 "Who falls?" --checkpoint=runs/mine --options="the thief,the guard"
 
-`--checkpoint` is the workdir of a run, whose config and last checkpoint (of rl, or else of sft) are taken. With
-`--config=video_mtr:3b` it is a directory as Hugging Face has it, or, left out, config.model.pretrained. `--options` makes
-the question one of multiple choice; `--problem_type` is otherwise free-form. Any field of the config is overridden as
-`--config.eval.temperature=0.7`. Recipes of a single reply answer in one turn.
+Each turn is printed when it is complete. A recipe with one turn prints one.
+
+`--checkpoint` is the workdir of a run. Its config is used, and its last checkpoint: that of rl if
+there is one, else that of sft. With `--config=video_mtr:3b`, `--checkpoint` is a directory of
+weights in the Hugging Face layout; the default is config.model.pretrained. `--options` makes the
+question multiple choice. Without it, `--problem_type` applies, by default free-form. Any field of
+the config can be overridden, as in `--config.eval.temperature=0.7`.
 """
 
 from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 import unicodedata
 
 from absl import flags
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
   from jaxtyping import PyTree
 
   from vr_jax.data import video_clip
-  from vr_jax.rollout import dialogue, session
+  from vr_jax.rollout import dialogue
+  from vr_jax.rollout import session as session_lib
   from vr_jax.train import run_context
 
 _MISSING = 'needs a video and a question: vr-jax ask match.mp4 "Who falls?" --checkpoint=runs/mine'
@@ -34,7 +38,10 @@ _MISSING = 'needs a video and a question: vr-jax ask match.mp4 "Who falls?" --ch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AskArguments:
-  """A command line. workdir: of the run whose checkpoint answers; None where config.model.pretrained does."""
+  """A parsed command line.
+
+  workdir: of the run whose checkpoint answers; None if config.model.pretrained is used.
+  """
 
   video: Path
   question: str
@@ -46,34 +53,40 @@ class AskArguments:
 
 
 def ask(argv: Sequence[str]) -> None:
-  """Answers a command line: ["ask", video, question, flags]. Raises InputError naming what is wrong with it."""
-  asked = parse(argv)
-  # As in main.run: what is mistyped should not wait for JAX.
+  """Plays and prints an episode. `argv` is ["ask", video, question, *flags].
+
+  Raises:
+    InputError: the video, the question or a flag is wrong; names it.
+  """
+  arguments = parse(argv)
+  # As in main.run: a mistyped flag should not wait until JAX has been imported.
   from rich import console as rich_console
 
   from vr_jax.data import video_clip
   from vr_jax.train import config_checks, run_context
 
-  config, data = asked.config, asked.config.data
+  config, data = arguments.config, arguments.config.data
   config_checks.check(config)
   video = video_clip.load(
-    asked.video,
+    arguments.video,
     fps=data.fps,
     quality=data.quality,
     max_side=data.max_side,
     rule=paths.sampling_rule(data),
   )
-  context = run_context.make_run_context(config, asked.workdir or Path(), judged=False, read=False)
-  params, policy = _policy(context, asked.workdir)
+  context = run_context.make_run_context(
+    config, arguments.workdir or Path(), judged=False, read=False
+  )
+  params, policy = _load_policy(context, arguments.workdir)
   out = rich_console.Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-  out.print(f"{policy} · {asked.video}: {video.duration:g} s, {len(video)} frames", style="dim")
-  _print_episode(context, params, video, asked, out)
+  out.print(f"{policy} · {arguments.video}: {video.duration:g} s, {len(video)} frames", style="dim")
+  _print_episode(context, params, video, arguments, out)
 
 
 def session(
   context: "run_context.RunContext", params: "PyTree", pool: "dialogue.FramePool"
-) -> "session.Session":
-  """A session about a pool of frames, as the recipe evaluates."""
+) -> "session_lib.Session":
+  """Makes a session about a pool of frames, with the recipe's settings for evaluation."""
   from vr_jax import rollout
   from vr_jax.rollout import play
 
@@ -92,30 +105,32 @@ def session(
 
 
 def parse(argv: Sequence[str]) -> AskArguments:
-  """Reads a command line; raises InputError naming the word, flag or file at fault."""
+  """Parses a command line; raises InputError naming the word, flag or file at fault."""
   values = flags.FlagValues()
   flags.DEFINE_string("checkpoint", None, "Workdir of a run, or a directory.", flag_values=values)
   flags.DEFINE_list("options", [], "Answers to choose from.", flag_values=values)
   kinds = [kind for kind in records.PROBLEM_TYPES if kind != "multiple choice"]
-  flags.DEFINE_enum("problem_type", "free-form", kinds, "Of what is asked.", flag_values=values)
-  flags.DEFINE_integer("seed", 0, "Of what is drawn.", flag_values=values)
+  flags.DEFINE_enum("problem_type", "free-form", kinds, "Of the question.", flag_values=values)
+  flags.DEFINE_integer("seed", 0, "Of sampling.", flag_values=values)
   values.set_gnu_getopt()
   if any(word in ("-h", "--help", "-help") for word in argv):
     print(__doc__, values.get_help(), sep="\n")
     raise SystemExit(0)
   words = main.read_flags(values, argv, known_only=True)
-  of_config = [word for word in words if word.startswith("--config")]
-  rest = [word for word in words if word not in of_config]
-  if odd := [word for word in rest if word.startswith("--")]:
-    raise errors.InputError(f"{odd[0]}: not a flag; fields are overridden as --config.field=value")
+  overrides = [word for word in words if word.startswith("--config")]
+  rest = [word for word in words if word not in overrides]
+  if unknown := [word for word in rest if word.startswith("--")]:
+    raise errors.InputError(
+      f"{unknown[0]}: not a flag; fields are overridden as --config.field=value"
+    )
   if len(rest) != 2:
     raise errors.InputError(_MISSING)
   checkpoint = None if values.checkpoint is None else Path(values.checkpoint)
-  config, workdir = _config(checkpoint, of_config)
+  config, workdir = _load_config(checkpoint, overrides)
   return AskArguments(
     video=Path(rest[0]),
     question=rest[1],
-    options=_lettered(values.options),
+    options=_add_letters(values.options),
     problem_type="multiple choice" if values.options else values.problem_type,
     seed=values.seed,
     config=config,
@@ -123,44 +138,48 @@ def parse(argv: Sequence[str]) -> AskArguments:
   )
 
 
-def _config(
+def _load_config(
   checkpoint: Path | None, words: Sequence[str]
 ) -> tuple[ml_collections.ConfigDict, Path | None]:
-  """The config, with what `words` override, and the workdir of its run, if it is that of one."""
+  """Loads the config and overrides the fields that `words` set.
+
+  Returns (config, workdir of the run that the config belongs to, or None).
+  """
   recipe = any(word.startswith("--config=") for word in words)
-  if checkpoint is None and not recipe:
-    raise errors.InputError("needs --checkpoint=<workdir of a run>, or --config=<recipe>:<size>")
   if checkpoint and not checkpoint.is_dir():
     raise errors.InputError(f"--checkpoint={checkpoint}: no such directory")
   if recipe:
     if checkpoint and (checkpoint / "checkpoints").is_dir():
       raise errors.InputError(f"--checkpoint={checkpoint}: a run has a config; leave out --config")
-    config = main.parse_recipe(["ask", *words])["config"].value
+    config = main.config_value(main.parse_recipe(["ask", *words]))
     if checkpoint:
       config.model.pretrained = str(checkpoint)
     if config.model.tokenizer == paths.TRAINED:
-      config.model.tokenizer = ""  # there is no run that trained one
+      config.model.tokenizer = ""  # without a run there is no trained tokenizer
     if not config.model.pretrained:
       raise errors.InputError("--config: a recipe without pretrained weights; give --checkpoint")
     return config, None
+  if checkpoint is None:
+    raise errors.InputError("needs --checkpoint=<workdir of a run>, or --config=<recipe>:<size>")
   config = workdir_lib.config_of(checkpoint)
   main.check_fields(words, config)
   values = flags.FlagValues()
   argv = ["ask", *words]
   config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
   main.read_flags(values, argv)
-  recipe_config.complete(values["config"].value, (Path.cwd(),))
-  return values["config"].value, checkpoint
+  config = main.config_value(values)
+  recipe_config.complete(config, (Path.cwd(),))
+  return config, checkpoint
 
 
-def _lettered(options: Sequence[str]) -> tuple[str, ...]:
-  """Options with the letters that they start with, where all do, or else A, B, C, …."""
+def _add_letters(options: Sequence[str]) -> tuple[str, ...]:
+  """Puts A, B, C, … before the options, unless each of them starts with a letter of its own."""
   from vr_jax.rewards import accuracy
 
   if not all(map(str.strip, options)) or len(options) > 26:
     raise errors.InputError(
-      f"--options={','.join(options)}: needs at most 26 answers with commas between, none of them empty; one with a "
-      "comma in it stands in double quotes"
+      f"--options={','.join(options)}: needs at most 26 answers with commas between, "
+      "none of them empty; one with a comma in it stands in double quotes"
     )
   letters = [accuracy.option_letter(option) for option in options]
   if None not in letters and len(set(letters)) == len(letters):
@@ -168,15 +187,16 @@ def _lettered(options: Sequence[str]) -> tuple[str, ...]:
   return tuple(f"{chr(ord('A') + number)}. {option}" for number, option in enumerate(options))
 
 
-def _policy(context: "run_context.RunContext", workdir: Path | None) -> tuple["PyTree", str]:
-  """Parameters, and what they are called."""
+def _load_policy(context: "run_context.RunContext", workdir: Path | None) -> tuple["PyTree", str]:
+  """Returns the parameters, and a name to print for them."""
   import jax
 
   from vr_jax.train import export_stage, initialization
 
   if workdir is None:
     return initialization.fresh_params(context), str(context.config.model.pretrained)
-  if not jax.config.jax_compilation_cache_dir:
+  directory = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] (JAX adds it later)
+  if not directory:
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilations"))
   stage, step = export_stage.last_stage(context, workdir)
   params = initialization.load_params(context, workdir / "checkpoints" / stage)
@@ -187,22 +207,26 @@ def _print_episode(
   context: "run_context.RunContext",
   params: "PyTree",
   video: "video_clip.VideoClip",
-  asked: AskArguments,
+  arguments: AskArguments,
   out: Any,
 ) -> None:
   """Plays an episode and prints it."""
   from vr_jax.rollout import session as session_lib
 
-  most = context.environment.turns
-  for told in session(context, params, video).ask(
-    asked.question, asked.options, problem_type=asked.problem_type, seed=asked.seed
+  max_turns = context.environment.turns
+  pool = cast("dialogue.FramePool", video)  # whose timestamps are read-only
+  for event in session(context, params, pool).ask(
+    arguments.question,
+    arguments.options,
+    problem_type=arguments.problem_type,
+    seed=arguments.seed,
   ):
-    if isinstance(told, session_lib.SessionOutcome):
-      _print_answer(told.answer, asked, out)
+    if isinstance(event, session_lib.SessionOutcome):
+      _print_answer(event.answer, arguments, out)
       return
-    title = f"Turn {told.number} of {most}" if most > 1 else "One turn"
-    _print_turn(title, told.frames, told.reply, video, out)
-    action = told.action
+    title = f"Turn {event.number} of {max_turns}" if max_turns > 1 else "One turn"
+    _print_turn(title, event.frames, event.reply, video, out)
+    action = event.action
     if action.kind == "retrieve":
       start, end = video.timestamps[[action.start, action.end]]
       out.print(f"→ frames {action.start} to {action.end}, {start:g} to {end:g} s", style="cyan")
@@ -219,21 +243,20 @@ def _print_turn(
   out.print(printable(reply))
 
 
-def _print_answer(answer: str | None, asked: AskArguments, out: Any) -> None:
+def _print_answer(answer: str | None, arguments: AskArguments, out: Any) -> None:
   from vr_jax.rewards import accuracy
 
   if answer is None:
     out.print("\nNo answer.", style="bold")
     return
-  letter = accuracy.option_letter(answer, asked.options) if asked.options else None
-  named = [
-    o for o in asked.options if letter and accuracy.option_letter(o, asked.options) == letter
-  ]
-  out.print(f"\nAnswer: {printable(named[0] if named else answer)}", style="bold green")
+  options = arguments.options
+  letter = accuracy.option_letter(answer, options) if options else None
+  chosen = [o for o in options if letter and accuracy.option_letter(o, options) == letter]
+  out.print(f"\nAnswer: {printable(chosen[0] if chosen else answer)}", style="bold green")
 
 
 def printable(text: str) -> str:
-  """Model text for a terminal: what would steer it, or turn its lines around, is written as its escape."""
+  """Makes model text safe for a terminal: control and direction characters become escapes."""
   return "".join(
     c
     if c in "\n\t" or not unicodedata.category(c).startswith("C")

@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all: written under a partial name, then renamed."""
+"""Atomic writes: a file or directory is written under a partial name, then renamed."""
 
 from collections.abc import Iterable, Iterator
 import contextlib
@@ -11,7 +11,7 @@ from typing import Any
 
 from vr_jax.errors import InputError
 
-PARTIAL = ".partial"  # ends the name of what is still being written
+PARTIAL = ".partial"  # suffix of files and directories that are still being written
 
 
 @contextlib.contextmanager

@@ -1,13 +1,16 @@
-"""The errors that a user is meant to see, each one line."""
+"""Errors for the user: the message is one line, and the command prints it without a traceback."""
 
 
 class InputError(Exception):
-  """Something the user gave us is wrong: a file, a record or a flag.
+  """A file, a record or a flag that the user gave is wrong.
 
-  The message is one line: what is at fault (by name), what is wrong with it and, where it helps, what to do. The
-  command line prints it and exits with code 2, without a traceback.
+  The message is one line: the name of the file, record or flag, what is wrong with it and, where
+  it helps, what to do. The command line prints it and exits with code 2, without a traceback.
   """
 
 
 class Diverged(Exception):
-  """Training can't go on: too many updates in a row with a loss or a gradient that is not finite (exit code 3)."""
+  """Too many updates in a row had a loss or gradient that is not finite; training stops.
+
+  The command line prints the message and exits with code 3.
+  """

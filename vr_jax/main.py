@@ -1,18 +1,28 @@
-"""The entry point: one command, one workdir, the stages of a recipe.
+"""The command `vr-jax`: runs the stages of a recipe in a workdir.
 
     vr-jax --config=moss_chatv:tiny --workdir=runs/demo --mode=all
 
-`--config` is a recipe of this project by its name, or a file with a function get_config, and behind a
-colon a size.
+`--config` is the name of a recipe of this project, or a file with a function get_config; then a
+colon and a size.
 
-`--mode` is data (videos -> frame store and examples), sft (supervised warm start), rl, eval (and the report) or all of
-these; or traces: supervised traces that a writer proposes, to be trained on (docs/traces.md); or export: the last checkpoint as a
-directory that transformers reads.
-A stage resumes where it stopped and is skipped where it is complete. Any field of the config is overridden as
-`--config.rl.learning_rate=2e-6`. Exit codes: 0 done; 2 bad input (one line on stderr says which); 3 training diverged;
-130 interrupted (the same command goes on from the last checkpoint).
+`--mode` is one of:
 
-`vr-jax ask VIDEO "question" --checkpoint=runs/demo` asks what a run has trained (vr_jax/ask.py).
+    data      turns videos into a frame store and examples
+    sft       supervised warm start
+    rl        reinforcement learning
+    eval      evaluation on held-out videos, and the report
+    all       the four above, in this order
+    traces    supervised traces that a model proposes, to train on (docs/traces.md)
+    export    writes the last checkpoint as a directory that transformers reads
+
+A stage that was interrupted resumes, and one that is complete is skipped. Any field of the config
+can be overridden, as in `--config.rl.learning_rate=2e-6`.
+
+Exit codes: 0 done; 2 bad input (one line on stderr says which); 3 training diverged; 130
+interrupted (the same command goes on from the last checkpoint).
+
+`vr-jax ask VIDEO "question" --checkpoint=runs/demo` puts a question to a trained policy
+(vr_jax/ask.py).
 """
 
 from collections.abc import Sequence
@@ -34,7 +44,7 @@ def cli(argv: Sequence[str] | None = None) -> int:
   words = list(sys.argv if argv is None else argv)
   try:
     if words[1:2] == ["ask"]:
-      from vr_jax import ask  # which reads its flags with what stands below
+      from vr_jax import ask  # here, because ask imports this module
 
       ask.ask(words[1:])
     else:
@@ -46,7 +56,7 @@ def cli(argv: Sequence[str] | None = None) -> int:
     print(f"vr-jax: {error}", file=sys.stderr)
     return 3
   except OSError as error:
-    # A full disk, a missing permission: wherever it was met, the file and the reason are all that helps.
+    # A full disk or a missing permission: the file and the reason are all that helps.
     where = f"{error.filename}: " if error.filename else ""
     print(f"vr-jax: {where}{error.strerror or error}", file=sys.stderr)
     return 2
@@ -57,8 +67,8 @@ def cli(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
-  """Does the stages of `mode` in a workdir. What a notebook calls instead of the command line."""
-  # JAX and everything above it start slowly: a mistyped flag should not wait for them.
+  """Runs the stages of `mode` in a workdir. A notebook calls this instead of the command line."""
+  # JAX and the modules that use it import slowly: a mistyped flag should not wait for them.
   import jax
 
   from vr_jax.eval import stage as eval_stage
@@ -73,10 +83,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
     judge_factory.check(config, workdir)
   if mode in ("eval", "all") and jax.process_count() > 1:
     raise errors.InputError(
-      f"--mode={mode}: several processes train, one evaluates; run data, sft and rl, then eval alone"
+      f"--mode={mode}: several processes train, one evaluates; "
+      "run data, sft and rl, then eval alone"
     )
   processes.first_alone("claim", lambda: workdir_lib.claim(workdir, config, mode))
-  if not jax.config.jax_compilation_cache_dir:
+  directory = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] (JAX adds it later)
+  if not directory:
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilations"))
   if mode in ("data", "all"):
     processes.first_alone("data", lambda: data_stage.prepare(config, workdir))
@@ -93,33 +105,43 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
 
 
 def parse_flags(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, Path, str]:
-  """(config, workdir, mode) of a command line; raises InputError naming the flag at fault."""
+  """Parses a command line; raises InputError naming the flag at fault.
+
+  Returns (config, workdir, mode).
+  """
   if any(word in ("-h", "--help", "-help") for word in argv[1:]):
     print(__doc__, _define().main_module_help(), sep="\n")
     raise SystemExit(0)
   if not all(any(word.startswith(flag) for word in argv) for flag in ("--config=", "--workdir=")):
     raise errors.InputError("needs --config=<recipe>:<size> and --workdir=<directory>")
   values = parse_recipe(argv)
-  return values["config"].value, Path(values["workdir"].value), values["mode"].value
+  return config_value(values), Path(str(values["workdir"].value)), str(values["mode"].value)
+
+
+def config_value(values: flags.FlagValues) -> ml_collections.ConfigDict:
+  """Returns the value of --config, which `parse_recipe` has made sure is there."""
+  config = values["config"].value
+  assert config is not None
+  return config
 
 
 def parse_recipe(argv: Sequence[str]) -> flags.FlagValues:
-  """The flags of a command line with a --config=<file>; raises InputError naming the one at fault."""
+  """Parses a command line with --config=<recipe>; raises InputError naming the flag at fault."""
   recipe = [word for word in argv if word.startswith("--config=")]
   config, path = recipe_config.read(recipe[-1].removeprefix("--config="))
-  # The fields of an environment are known once JAX has started: a mistyped other one need not wait.
+  # The environment's fields are known only once JAX is imported: check all other fields before.
   check_fields([word for word in argv if not word.startswith("--config.env.")], config)
   recipe_config.complete(config, (path.parent, Path.cwd()))
   check_fields(argv, config)
   values = _parse([word for word in argv if word not in recipe], config)
-  recipe_config.complete(values["config"].value, (Path.cwd(), path.parent))
+  recipe_config.complete(config_value(values), (Path.cwd(), path.parent))
   return values
 
 
 def _define(
   config: ml_collections.ConfigDict | None = None, argv: Sequence[str] = ()
 ) -> flags.FlagValues:
-  """The flags; those of the fields of `config` too, where it is known."""
+  """Defines the flags, and one for each field of `config` if it is given."""
   values = flags.FlagValues()
   about = "The recipe and its size: moss_chatv:tiny, or configs/moss_chatv.py:tiny"
   if config is None:
@@ -143,7 +165,10 @@ def _parse(argv: Sequence[str], config: ml_collections.ConfigDict) -> flags.Flag
 def read_flags(
   values: flags.FlagValues, argv: Sequence[str], *, known_only: bool = False
 ) -> list[str]:
-  """Sets flags, and gives the words that are none. known_only: flags that `values` does not have are such words."""
+  """Sets flags from a command line, and returns its words that are no flags.
+
+  known_only: return flags that `values` does not have too, instead of raising.
+  """
   try:
     return values(list(argv), known_only=known_only)[1:]
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -151,7 +176,7 @@ def read_flags(
 
 
 def check_fields(argv: Sequence[str], config: ml_collections.ConfigDict) -> None:
-  """Raises InputError for the first --config.field that the config does not have, naming the nearest that it has."""
+  """Raises InputError for the first --config.field that doesn't exist; names the nearest field."""
   for word in argv:
     if not word.startswith("--config."):
       continue

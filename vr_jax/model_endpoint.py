@@ -1,11 +1,14 @@
-"""A language model behind an endpoint, through the official clients: OpenAI's chat completions (which many servers
-speak) and Anthropic's messages.
+"""Asks a language model behind an HTTP endpoint, through the official clients.
 
-Retries, their backoff and time-outs are the clients' own. What clients lack is here: a rate, a budget, waiting
-together when an endpoint asks for it, and asking again when a reply cannot be used.
+Two protocols: OpenAI's chat completions, which many servers offer, and Anthropic's messages.
 
-Requests run on an event loop in a thread of the endpoint's own, so that whoever waits for them may be interrupted.
-The key is given to the client and to nobody else; what an endpoint says about a key that it refuses is not repeated.
+The clients do retries, backoff and time-outs. This module adds what they lack: a rate limit, a
+budget, a pause of all requests when the endpoint asks for one, and another request when a reply
+cannot be used.
+
+Requests run on an event loop in a thread of their own, so that a caller who waits for them can be
+interrupted. Only the client gets the key. When an endpoint rejects a key, its message is not
+repeated, because it may contain the key.
 """
 
 import asyncio
@@ -30,21 +33,21 @@ from vr_jax import errors
 # Passed to the client, which otherwise takes the address from the environment.
 URLS = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
 
-_COUNTED = ("requests", "retries", "over_budget", "unanswered")
+_COUNT_NAMES = ("requests", "retries", "over_budget", "unanswered")
 _TRANSIENT = (408, 409, 429)  # statuses below 500 that the clients retry
-_LONGEST_PAUSE = 120.0  # seconds; OpenAI's client does not retry where it is asked to wait longer
+_LONGEST_PAUSE = 120.0  # seconds; OpenAI's client does not retry if it is asked to wait longer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-  """Limits of what an endpoint is asked.
+  """Limits on requests and replies.
 
-  in_flight: requests at the same time.
-  requests_per_minute: 0 for any number.
-  timeout: seconds that a request may take, as the client counts them: to connect, and of silence.
-  retries: further requests for a question whose request failed, or whose reply cannot be used.
-  budget: requests of this process, retries included; 0 for any number.
-  max_tokens: of a reply.
+  in_flight: most requests at the same time.
+  requests_per_minute: 0 for no limit.
+  timeout: seconds to connect, and between bytes of a response, as the client counts them.
+  retries: most further requests for a question whose request failed or whose reply is unusable.
+  budget: most requests of this process, including retries; 0 for no limit.
+  max_tokens: length limit of a reply.
   """
 
   in_flight: int = 32
@@ -56,18 +59,26 @@ class Limits:
 
 
 @runtime_checkable
-class Question(Protocol):
-  """A system turn and a user turn, and how to read the reply."""
+class EndpointQuestion(Protocol):
+  """A system message and a user message, and how to parse the reply."""
 
-  system: str
-  text: str
+  @property
+  def system(self) -> str:
+    """The system message; empty for none."""
+    ...
+
+  @property
+  def text(self) -> str:
+    """The user message."""
+    ...
 
   def read(self, reply: str) -> Any:
-    """What a reply says; None where it cannot be used, and the model is asked again."""
+    """Parses a reply. Returns None if it cannot be used; the model is then asked again."""
+    ...
 
 
 class _Failure(errors.InputError):
-  """status: of the response; 0 where there was none."""
+  """A request failed. status: of the response; 0 if there was none."""
 
   def __init__(self, message: str, status: int = 0):
     super().__init__(message)
@@ -75,68 +86,74 @@ class _Failure(errors.InputError):
 
 
 class Unavailable(_Failure):
-  """The endpoint is down, or failed to the last retry."""
+  """The endpoint is down, or the last retry failed too."""
 
 
-class Refused(_Failure):
-  """The endpoint refuses the key, the model or the request, and would again."""
+class RequestRefused(_Failure):
+  """The endpoint rejects the key, the model or the request, so a retry is useless."""
 
 
 class OverBudget(errors.InputError):
-  """All requests of the budget are spent."""
+  """The budget of requests is spent."""
 
 
 def connect(
   section: str, kind: str, *, model: str, base_url: str, key_variable: str, limits: Limits
 ) -> "Endpoint":
-  """An endpoint that has answered. Whoever connects closes it.
+  """Makes an endpoint and checks that it answers. The caller must close it.
 
   Args:
-    section: of the config, such as "config.judge", for messages.
-    kind: "openai" or "anthropic", the protocol.
+    section: section of the config, such as "config.judge", for messages.
+    kind: the protocol, "openai" or "anthropic".
+    model: its name, as the endpoint knows it.
     base_url: empty for the vendor's own (`URLS`).
     key_variable: the environment variable that holds the key.
+    limits: on requests and replies.
 
   Raises:
-    InputError: no such variable, and what `Endpoint` and its `check` raise.
+    InputError: there is no such variable; or `Endpoint` or its `check` raises it.
   """
   key = os.environ.get(key_variable, "")
   if not key:
     raise errors.InputError(
-      f"{section}.key_variable={key_variable}: the environment has no such variable; export the key in it "
-      "(any word where the endpoint asks for none)"
+      f"{section}.key_variable={key_variable}: the environment has no such variable; "
+      "export the key in it (any word where the endpoint asks for none)"
     )
-  made = Endpoint(section, kind, model=model, base_url=base_url, key=key, limits=limits)
+  endpoint = Endpoint(section, kind, model=model, base_url=base_url, key=key, limits=limits)
   with contextlib.ExitStack() as on_failure:
-    on_failure.callback(made.close)
-    made.check()
+    on_failure.callback(endpoint.close)
+    endpoint.check()
     on_failure.pop_all()
-  return made
+  return endpoint
 
 
 class Endpoint:
-  """A model that answers over HTTP. May be asked from several threads. See judge_text.Model."""
+  """A model that answers over HTTP. Implements judge_text.JudgeModel.
+
+  Several threads may use it.
+  """
 
   def __init__(
     self, section: str, kind: str, *, model: str, base_url: str, key: str, limits: Limits
   ):
-    """Starts the thread; nothing is sent yet. Arguments as `connect` takes them.
+    """Starts the thread and sends nothing yet. Arguments: as in `connect`; key is the key itself.
 
     Raises:
-      InputError: the client is not installed, or the address or the key can't be sent.
+      InputError: the client is not installed, or the address or the key is malformed.
     """
     self._sdk = _sdk(section, kind)
     self._section, self._kind, self._model, self._limits = section, kind, model, limits
     self._url = _checked_url(section, base_url or URLS[kind])
     if not (key.isascii() and key.isprintable()) or " " in key:
       raise errors.InputError(
-        f"{section}.key_variable: the key has characters that no key has (a line end or a space?); export it again"
+        f"{section}.key_variable: the key has characters that no key has "
+        "(a line end or a space?); export it again"
       )
     client, failure = {
       "openai": ("AsyncOpenAI", "OpenAIError"),
       "anthropic": ("AsyncAnthropic", "AnthropicError"),
     }[kind]
-    # A client wraps and retries exceptions that are not of its own family.
+    # A client wraps and retries exceptions that are not subclasses of its own.
     self._over_budget = type("OverBudget", (getattr(self._sdk, failure),), {})
     hooks = {"request": [self._before_request], "response": [self._after_response]}
     self._client = getattr(self._sdk, client)(
@@ -148,8 +165,8 @@ class Endpoint:
     )
     self._counts: collections.Counter[str] = collections.Counter()
     self._spent = 0  # requests of this process
-    self._next = 0.0  # time of the loop before which no request starts
-    self._asking: weakref.WeakSet[asyncio.Task] = weakref.WeakSet()
+    self._next = 0.0  # no request starts before this time of the loop
+    self._started: weakref.WeakSet[asyncio.Task] = weakref.WeakSet()  # have sent a request
     self._slots = asyncio.Semaphore(limits.in_flight)
     self._gate = asyncio.Lock()
     self._loop = asyncio.new_event_loop()
@@ -157,12 +174,14 @@ class Endpoint:
     self._thread.start()
 
   def check(self) -> None:
-    """Sends one tiny request, and retries it.
+    """Sends one tiny request, with retries, to see whether the endpoint works.
 
-    A reply without text will do: models that reason may spend all their tokens on it. So will one that is busy.
+    A reply without text passes, because models that reason may spend all their tokens on that. So
+    does the status "too many requests".
 
     Raises:
-      InputError: the endpoint is down or fails to the last, or refuses key, model or request.
+      InputError: the endpoint is down, the last retry failed too, or it rejects the key, the model
+        or the request.
     """
     retries = min(self._limits.retries, (self._limits.budget or sys.maxsize) - 1)
     try:
@@ -173,42 +192,45 @@ class Endpoint:
     else:
       if reply is None:
         raise errors.InputError(
-          f"{self._section}.base_url={self._url}: answers, but not in the protocol of {self._kind}; "
-          "correct the address or the protocol"
+          f"{self._section}.base_url={self._url}: answers, but not in the protocol of "
+          f"{self._kind}; correct the address or the protocol"
         )
 
-  def ask(self, questions: Sequence[Question]) -> list[Any]:
-    """What is read in the replies, after as many retries as allowed; None where nothing was, or the budget is spent.
+  def ask(self, questions: Sequence[EndpointQuestion]) -> list[Any]:
+    """Asks all questions, and returns what each of them reads in its reply.
 
-    Raises InputError where the endpoint refuses the key.
+    None: no usable reply after all retries, or the budget is spent.
+
+    Raises:
+      InputError: the endpoint rejects the key.
     """
     return self._wait_for(self._all(questions))
 
   def reply(self, system: str, content: str | list[dict[str, Any]]) -> str | None:
-    """The text of the reply to one user turn; None where the body is not one of the protocol.
+    """Returns the text of the reply to one user message; None if the body doesn't fit the protocol.
 
     Args:
-      system: opens the conversation; empty for none.
-      content: the user turn, a text or the parts that the protocol knows.
+      system: the system message; empty for none.
+      content: the user message, a text or a list of content parts of the protocol.
 
     Raises:
-      Unavailable, Refused, OverBudget: each with one line to show.
+      Unavailable, RequestRefused, OverBudget: the message is one line for the user.
     """
     return self._wait_for(self._send(system, content, self._limits.retries))[0]
 
   def counts(self) -> Mapping[str, float]:
-    """Counts since the last call.
+    """Returns counts since the last call.
 
-    requests: sent.
-    retries: those of them that were not a question's first.
-    over_budget: questions that were not put for it.
-    unanswered: questions whose last request failed too, or had no reply of the protocol.
+    requests: all that were sent.
+    retries: requests other than the first for a question.
+    over_budget: questions not asked because the budget was spent.
+    unanswered: questions whose last request failed, or whose reply did not fit the protocol.
     """
-    taken, self._counts = self._counts, collections.Counter()
-    return {name: float(taken[name]) for name in _COUNTED}
+    counts, self._counts = self._counts, collections.Counter()
+    return {name: float(counts[name]) for name in _COUNT_NAMES}
 
   def close(self) -> None:
-    """Cancels what is under way and ends the thread."""
+    """Cancels running requests and ends the thread."""
     if self._loop.is_closed():
       return
     self._wait_for(self._shut())
@@ -217,7 +239,7 @@ class Endpoint:
     self._loop.close()
 
   def _wait_for(self, work: Coroutine[Any, Any, Any]) -> Any:
-    """Runs work on the loop; where waiting for it is interrupted, it is cancelled."""
+    """Runs a coroutine on the loop and waits for it; an interruption cancels it."""
     future = asyncio.run_coroutine_threadsafe(work, self._loop)
     try:
       return future.result()
@@ -231,7 +253,7 @@ class Endpoint:
     await asyncio.gather(*others, return_exceptions=True)
     await self._client.close()
 
-  async def _all(self, questions: Sequence[Question]) -> list[Any]:
+  async def _all(self, questions: Sequence[EndpointQuestion]) -> list[Any]:
     try:
       async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(self._answer(question)) for question in questions]
@@ -239,7 +261,7 @@ class Endpoint:
       raise failed.exceptions[0] from None
     return [task.result() for task in tasks]
 
-  async def _answer(self, question: Question) -> Any:
+  async def _answer(self, question: EndpointQuestion) -> Any:
     retries, reply = self._limits.retries, None
     while retries >= 0:
       try:
@@ -250,7 +272,7 @@ class Endpoint:
       except Unavailable:
         reply = None
         break
-      except Refused as error:
+      except RequestRefused as error:
         if error.status == 401:
           raise
         return None
@@ -264,7 +286,10 @@ class Endpoint:
   async def _send(
     self, system: str, content: str | list[dict[str, Any]], retries: int
   ) -> tuple[str | None, int]:
-    """(text of the reply or None where the body is not one of the protocol, retries that it took); raises as `reply`."""
+    """Sends one question. Raises what `reply` raises.
+
+    Returns (text of the reply or None if the body doesn't fit the protocol, number of retries).
+    """
     user = {"role": "user", "content": content}
     fields: dict[str, Any] = {"model": self._model, "max_tokens": self._limits.max_tokens}
     client = self._client.with_options(max_retries=retries)
@@ -272,7 +297,7 @@ class Endpoint:
       opening = [{"role": "system", "content": system}] if system else []
       create = client.chat.completions.with_raw_response.create
       fields |= {"messages": [*opening, user], "temperature": 0}
-    else:  # the protocol knows no temperature any more
+    else:  # the protocol has no temperature any more
       create = client.messages.with_raw_response.create
       fields |= {"messages": [user], **({"system": system} if system else {})}
     async with self._slots:
@@ -284,61 +309,64 @@ class Endpoint:
         raise self._problem(error) from None
       except self._sdk.APIError:  # no connection or a time-out
         raise Unavailable(
-          f"{self._section}.base_url={self._url}: no answer; start the endpoint or correct the address, and the "
-          "same command goes on"
+          f"{self._section}.base_url={self._url}: no answer; start the endpoint or correct the "
+          "address, and the same command goes on"
         ) from None
     return _text(raw.http_response.text), raw.retries_taken
 
   async def _before_request(self, request: Any) -> None:
-    """Waits until a request may start, a retry too, and counts it; a hook of the HTTP client."""
-    minute = self._limits.requests_per_minute
-    async with self._gate:  # one after the other, since a wait may grow while it lasts
+    """Waits until a request or retry may start, and counts it. A hook of the HTTP client."""
+    rate = self._limits.requests_per_minute
+    async with self._gate:  # one after the other, because the wait may grow meanwhile
       while (wait := self._next - self._loop.time()) > 0:
         await asyncio.sleep(wait)
-      self._next = self._loop.time() + (60 / minute if minute else 0)
+      self._next = self._loop.time() + (60 / rate if rate else 0)
     if self._limits.budget and self._spent >= self._limits.budget:
       raise self._over_budget
     self._spent += 1
-    task = asyncio.current_task()  # of one question
-    self._counts.update(requests=1, retries=task in self._asking)
-    self._asking.add(task)
+    task = asyncio.current_task()  # each question has its own
+    assert task is not None
+    self._counts.update(requests=1, retries=task in self._started)
+    self._started.add(task)
 
   async def _after_response(self, response: Any) -> None:
-    """Lets no request start before an endpoint that is busy wants more; a hook of the HTTP client."""
+    """Delays all requests for as long as a busy endpoint asks. A hook of the HTTP client."""
     if not _is_transient(response.status_code):
       return
     wait = min(_seconds_to_wait(response.headers), _LONGEST_PAUSE)
-    if wait > 0:  # not so of nan
+    if wait > 0:  # false for NaN
       self._next = max(self._next, self._loop.time() + wait)
-      response.headers["retry-after-ms"] = str(
-        1000 * wait
-      )  # what the client waits before it retries
+      # The client waits this long before it retries.
+      response.headers["retry-after-ms"] = str(1000 * wait)
 
   def _problem(self, error: Any) -> errors.InputError:
-    """A status that is no success; of a refused key nothing that the endpoint says, which may repeat it."""
+    """Makes the exception for an error status.
+
+    If the key was rejected, the endpoint's text is left out, because it may contain the key.
+    """
     status = error.status_code
     if _is_transient(status):
       return Unavailable(
-        f"{self._section}.base_url={self._url}: fails (status {status}), retries included; once it answers, "
-        "the same command goes on",
+        f"{self._section}.base_url={self._url}: fails (status {status}), retries included; "
+        "once it answers, the same command goes on",
         status,
       )
     if status in (401, 403):
-      return Refused(
-        f"{self._section}.key_variable: {self._url} refuses its key (status {status}); export a valid one, "
-        "or correct base_url",
+      return RequestRefused(
+        f"{self._section}.key_variable: {self._url} refuses its key (status {status}); "
+        "export a valid one, or correct base_url",
         status,
       )
-    told = " ".join(error.response.text.split()).replace(self._client.api_key, "…")[:300]
-    return Refused(
-      f"{self._section}: {self._url} refuses what {self._model!r} is asked (status {status}: {told!r}); "
-      "correct model or base_url, or change what it names",
+    body = " ".join(error.response.text.split()).replace(self._client.api_key, "…")[:300]
+    return RequestRefused(
+      f"{self._section}: {self._url} refuses what {self._model!r} is asked "
+      f"(status {status}: {body!r}); correct model or base_url, or change what it names",
       status,
     )
 
 
 def _sdk(section: str, kind: str) -> ModuleType:
-  """The client's package, which is named like the protocol."""
+  """Imports the client's package, which has the name of the protocol."""
   try:
     return importlib.import_module(kind)
   except ImportError as error:
@@ -353,7 +381,10 @@ def _is_transient(status: int) -> bool:
 
 
 def _seconds_to_wait(headers: Mapping[str, str]) -> float:
-  """What an endpoint asks for: in milliseconds, in seconds, or until a date; 0 where it asks for nothing readable."""
+  """Returns the wait that an endpoint asks for, in seconds; 0 if there is none or it is unreadable.
+
+  headers: give it in milliseconds, in seconds or as a date.
+  """
   for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
     with contextlib.suppress(KeyError, ValueError):
       return float(headers[name]) / unit
@@ -365,19 +396,20 @@ def _checked_url(section: str, url: str) -> str:
   try:
     parts = urllib.parse.urlsplit(url)
     fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-  except ValueError:  # of a port that is no number, or brackets
+  except ValueError:  # a port that is not a number, or stray brackets
     fits = False
   if not fits or parts.username is not None:
     raise errors.InputError(
-      f"{section}.base_url: needs the form http(s)://host[:port][/path], without a user; keys come from the environment"
+      f"{section}.base_url: needs the form http(s)://host[:port][/path], without a user; "
+      "keys come from the environment"
     )
   return url
 
 
 def _text(body: str) -> str | None:
-  """The text of a reply in either protocol, without thoughts; None if the body is something else.
+  """Extracts a reply's text, without reasoning, in either protocol; None if the body doesn't fit.
 
-  What UTF-8 cannot hold is replaced: an emoji that max_tokens cut is half a surrogate pair.
+  Lone surrogates are replaced, because UTF-8 can't encode them; max_tokens may cut an emoji in two.
   """
   try:
     reply = json.loads(body)
@@ -387,8 +419,8 @@ def _text(body: str) -> str | None:
     case {"choices": [{"message": {"content": str() | None as text}}, *_]}:
       text = text or ""
     case {"content": [*blocks]}:
-      told = [block for block in blocks if isinstance(block, dict) and block.get("type") == "text"]
-      text = "".join(str(block.get("text", "")) for block in told)
+      texts = [block for block in blocks if isinstance(block, dict) and block.get("type") == "text"]
+      text = "".join(str(block.get("text", "")) for block in texts)
     case _:
       return None
   return text.encode("utf-8", "replace").decode()

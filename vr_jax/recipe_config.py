@@ -43,7 +43,7 @@ def read(recipe: str) -> tuple[ml_collections.ConfigDict, Path]:
   The fields of config.env that the file does not set are missing; `complete` adds them.
 
   Raises:
-    InputError: there is no such recipe or size, or its file raises.
+    InputError: there is no such recipe or size, or its file raises an exception.
   """
   name, colon, size = recipe.partition(":")
   path = Path(name).expanduser()
@@ -76,7 +76,7 @@ def complete(config: ml_collections.ConfigDict, folders: Sequence[Path]) -> None
   Raises:
     InputError: config.recipe names no environment, or config.env does not fit it.
   """
-  from vr_jax.envs import registry  # which imports JAX
+  from vr_jax.envs import registry  # here, because it imports JAX
 
   config.recipe = user_code.absolute(config.recipe, folders)
   registry.complete(config)

@@ -1,14 +1,20 @@
-"""The four records that carry everything between the rooms of the house.
+"""The four records that the packages of this project exchange.
 
     Example   one question about a video, with all that is known about the right answer
     Prompt    what the model reads before its reply, padded and stacked: [prompts, prefix]
-    Rollout   what it replied: [prompts, group, time]
-    Scores    what the replies earned: [prompts, group, segments], by name
+    Rollout   what the model replied: [prompts, group, time]
+    Scores    the rewards of the replies by name: [prompts, group, segments]
 
-Axes: prompts (questions of a batch), prefix (tokens of the longest prompt), group (replies to one prompt), time (tokens
-of the longest reply, or of the longest episode behind its prompt), axes (of positions, as many as the model's family has),
-frames (temporal patches of the vision tower, of one image or some video frames), patches (of one frame, padded), media
-(vision tokens of one prompt, those of all its frames).
+Names of axes:
+    prompts   questions of a batch
+    prefix    tokens of the longest prompt, padding included
+    group     replies to one prompt
+    time      tokens of the longest reply, or of the longest episode without its prompt
+    segments  parts of a reply, or turns of an episode, that have rewards of their own
+    axes      components of a position; the model's family decides how many
+    frames    temporal patches of the vision tower: one image each, or a few video frames
+    patches   patches of one frame, padding included
+    media     vision tokens of one prompt, over all its frames
 """
 
 from collections.abc import Mapping
@@ -33,7 +39,7 @@ class Span:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-  """One sentence of the reference reasoning, with the time it speaks of (seconds)."""
+  """One sentence of the reference reasoning, and the seconds of the video that it is about."""
 
   text: str
   start: float
@@ -42,7 +48,10 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class State:
-  """What is true of one object at a time (seconds): `attribute` (colour, place, size, …) has `value`."""
+  """A fact about one object: from `time` (seconds) on, `attribute` has `value`.
+
+  attribute: colour, place, size, …
+  """
 
   object: str
   time: float
@@ -52,10 +61,15 @@ class State:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-  """One question. `shown` is what the model may see of the video, `masked` what the answer is about.
+  """One question about a video.
 
-  `observation` and `reasoning` are the two texts of a supervised trace, without tags; "" where there is none.
-  `extra` has the other fields of its annotation, as JSON has them: for rewards of a user.
+  shown: the part of the video that the model may see.
+  masked: the part that the answer is about, where the model must not see it.
+  relevant: the parts that hold the evidence.
+  steps: the reference reasoning.
+  states: facts about the objects of a simulated video.
+  observation, reasoning: the two texts of a supervised trace, without tags; "" if there is none.
+  extra: the other fields of the annotation, as in the JSON; a user's own rewards may read them.
   """
 
   id: str
@@ -76,7 +90,7 @@ class Example:
 
 
 class Kind(enum.IntEnum):
-  """What a position of a prompt or a rollout holds."""
+  """The kind of token at a position of a prompt or a rollout."""
 
   PAD = 0
   TEXT = 1
@@ -89,24 +103,26 @@ class Kind(enum.IntEnum):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompt:
-  """Prompts of one batch, padded on the right to one bucket.
+  """Prompts of one batch, padded on the right to the length of a bucket.
 
-  What they show is either `vision`, which the vision tower still has to read, or `media`, what it made of that. Both are
-  pytrees of the model's family: arrays [prompts, frames, patches, …] and [prompts, media, …]. There are features for each
-  media token, padding included, in the order of frames, then of patches.
+  Exactly one of `vision` and `media` is given; both are pytrees whose form the model's family
+  decides.
+
+  tokens: token ids.
+  kind: a `Kind` for each token.
+  positions: one component, or time, height and width, as the model's family has it.
+  next_position: position of the first reply token, the same on all axes.
+  media_index: index of the media token that stands here; -1 for text.
+  vision: input of the vision tower, arrays [prompts, frames, patches, …].
+  media: features from the vision tower, arrays [prompts, media, …]; one for each media token,
+    padding included, ordered by frame, then by patch.
   """
 
   tokens: Int[Array | np.ndarray, "prompts prefix"]
   kind: Int[Array | np.ndarray, "prompts prefix"]
-  positions: Int[
-    Array | np.ndarray, "prompts prefix axes"
-  ]  # of the family: 1, or time, height, width
-  next_position: Int[
-    Array | np.ndarray, "prompts"
-  ]  # position of the first reply token, on all axes
-  media_index: Int[
-    Array | np.ndarray, "prompts prefix"
-  ]  # which media token of the prompt stands here; -1 for text
+  positions: Int[Array | np.ndarray, "prompts prefix axes"]
+  next_position: Int[Array | np.ndarray, "prompts"]
+  media_index: Int[Array | np.ndarray, "prompts prefix"]
   vision: PyTree | None
   media: PyTree | None = None
 
@@ -114,19 +130,23 @@ class Prompt:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EpisodeInputs:
-  """What the replies of several turns need beside their tokens: where these stand, and what later turns showed.
+  """Inputs of the model for episodes of several turns, apart from their tokens.
 
-  What they showed is `vision` or `media`, as in a `Prompt`; frames and media are those of a prompt's whole group.
+  positions: of each token, as in a `Prompt`.
+  media_index: index, among the media tokens of the whole group, of the one that stands here; -1 for
+    text.
+  vision, media: what the turns after the first show, as in a `Prompt`; their axes frames and media
+    run over all episodes of a group.
+  forgotten: how many tokens after the prompt each token can't attend to any more; a token for which
+    this is above 0 attends to only the first `kept` tokens of the prompt. None: every token attends
+    to all tokens before it.
+  kept: length of the system turn, in tokens.
   """
 
   positions: Int[Array | np.ndarray, "prompts group time axes"]
-  media_index: Int[
-    Array | np.ndarray, "prompts group time"
-  ]  # which media token of the group stands here; -1 for text
+  media_index: Int[Array | np.ndarray, "prompts group time"]
   vision: PyTree | None
   media: PyTree | None = None
-  # How many tokens behind the prompt each token no longer sees; where it is above 0, of the prompt it
-  # sees the first `kept` tokens alone. None: every token sees all before it.
   forgotten: Int[Array | np.ndarray, "prompts group time"] | None = None
   kept: int = dataclasses.field(default=0, metadata={"static": True})
 
@@ -134,16 +154,20 @@ class EpisodeInputs:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rollout:
-  """Replies of one batch, padded on the right. Only positions of kind MODEL were sampled and carry loss.
+  """Replies of one batch, padded on the right. Tokens of kind MODEL were sampled and have loss.
 
-  Those of several turns are whole episodes behind their prompt: replies, and between them what the environment showed
-  (kind ENVIRONMENT, its media tokens too). episode_inputs: None where there is one turn, all text.
+  With several turns, a row is an episode without its prompt: replies alternate with observations of
+  the environment, whose tokens, media tokens included, are of kind ENVIRONMENT.
+
+  tokens: token ids.
+  log_probs: of the sampler, at its temperature; 0 for tokens that were not sampled.
+  kind: a `Kind` for each token.
+  turn: number of the turn that each token belongs to, from 0.
+  episode_inputs: None if there is one turn.
   """
 
   tokens: Int[Array | np.ndarray, "prompts group time"]
-  log_probs: Float[
-    Array | np.ndarray, "prompts group time"
-  ]  # of the sampler, at its temperature; 0 where not MODEL
+  log_probs: Float[Array | np.ndarray, "prompts group time"]
   kind: Int[Array | np.ndarray, "prompts group time"]
   turn: Int[Array | np.ndarray, "prompts group time"]
   episode_inputs: EpisodeInputs | None = None
@@ -152,8 +176,13 @@ class Rollout:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
-  """Rewards by name. The report shows these, never a re-computation."""
+  """Rewards by name. The report shows these numbers and never computes them again.
 
-  rewards: dict[str, Float[Array | np.ndarray, "prompts group segments"]]
+  rewards: each reward before its weight.
+  valid: False for a segment that does not exist or has no verdict.
+  total: the weighted sum, from which advantages are computed.
+  """
+
+  rewards: Mapping[str, Float[Array | np.ndarray, "prompts group segments"]]
   valid: Bool[Array | np.ndarray, "prompts group segments"]
-  total: Float[Array | np.ndarray, "prompts group segments"]  # the weighted sum that credit takes
+  total: Float[Array | np.ndarray, "prompts group segments"]

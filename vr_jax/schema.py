@@ -1,15 +1,15 @@
-"""Typed config fields: the default, choices, bounds and meaning of each stand in one place.
+"""Typed config fields: default, choices, bounds and help of each field stand in one place.
 
-A section of the config is a dataclass. So is an environment, whose fields are those of config.env.
+A section of the config is a dataclass. An environment is one too; its fields are config.env.
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Sampling:
       temperature: float = schema.field(1.0, "0: the most likely token.", "[0, inf)")
       order: Literal["random", "length"] = schema.field("random", "Of the clips.")
 
-Choices are those of `Literal`. Bounds are written as in mathematics: [ and ] include the end, ( and )
-do not. Those of a tuple hold for each of its entries. A field whose type is such a dataclass is a
-section within the section.
+Choices are the values of a `Literal` type. Bounds are written as in mathematics: [ and ] include
+the end, ( and ) exclude it. Bounds of a tuple hold for each entry. A field whose type is such a
+dataclass is a nested section.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,15 +24,20 @@ import ml_collections
 
 from vr_jax import errors
 
-REQUIRED = dataclasses.MISSING  # default of a field that the config has to set
+REQUIRED = dataclasses.MISSING  # default of a field that the config must set
+
+Section = Mapping[str, Any] | ml_collections.ConfigDict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Field:
-  """One field, as a program reads it.
+  """One field of a section.
 
-  name: with dots, below its section. default: REQUIRED where there is none. choices: () where any
-  value of the type is good. bounds: "" where there are none. length: entries of a tuple, at least.
+  name: relative to the section; contains dots if it belongs to a nested section.
+  default: REQUIRED if there is none.
+  choices: () if every value of the type is allowed.
+  bounds: "" if there are none.
+  length: least number of entries of a tuple.
   """
 
   name: str
@@ -45,7 +50,12 @@ class Field:
 
 
 def field(default: Any = REQUIRED, help: str = "", bounds: str = "", *, length: int = 0) -> Any:
-  """A field of a section: its default, one sentence, its bounds, and the least length of a tuple."""
+  """Defines a field of a section.
+
+  help: one sentence.
+  bounds: an interval, as in "[0, 1)".
+  length: least number of entries of a tuple.
+  """
   metadata = {"help": help, "bounds": bounds, "length": length}
   if isinstance(default, dict):
     return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
@@ -53,7 +63,7 @@ def field(default: Any = REQUIRED, help: str = "", bounds: str = "", *, length: 
 
 
 def fields(cls: type, prefix: str = "") -> Iterator[Field]:
-  """The fields of a section made with `field`, those of sections within it by their dotted names."""
+  """Yields the fields of a section; those of nested sections have dotted names."""
   hints = typing.get_type_hints(cls)
   for each in dataclasses.fields(cls):
     if dataclasses.is_dataclass(hints[each.name]):
@@ -73,7 +83,7 @@ def fields(cls: type, prefix: str = "") -> Iterator[Field]:
 
 
 def defaults(cls: type) -> ml_collections.ConfigDict:
-  """The section with its defaults; fields that have none are left out."""
+  """Makes a section of all defaults. Fields without a default are left out."""
   section = ml_collections.ConfigDict()
   for each in fields(cls):
     if each.default is not REQUIRED:
@@ -82,10 +92,12 @@ def defaults(cls: type) -> ml_collections.ConfigDict:
 
 
 def complete(section: ml_collections.ConfigDict, cls: type, where: str) -> None:
-  """Adds the defaults of fields that a section lacks. `where` is its name: "config.env".
+  """Adds the defaults of fields that a section lacks.
+
+  where: the section's name, such as "config.env", for messages.
 
   Raises:
-    InputError: the section has a field that `cls` has not, or lacks one that has no default.
+    InputError: the section has a field that `cls` lacks, or lacks one that has no default.
   """
   known = [each.name for each in fields(cls)]
   for name in _leaves(section, cls):
@@ -107,10 +119,12 @@ def complete(section: ml_collections.ConfigDict, cls: type, where: str) -> None:
           parent[each.name.split(".")[-1]] = float(value)
 
 
-def check(section: Mapping[str, Any], cls: type, where: str) -> None:
-  """Raises InputError naming the first field whose value is none of its choices or out of bounds.
+def check(section: Section, cls: type, where: str) -> None:
+  """Raises InputError for the first value of a wrong type, or outside its choices or bounds.
 
-  where: name of the section, as "config.rl". Fields that the section lacks are not looked at.
+  where: the section's name, such as "config.rl", for messages.
+
+  Fields that the section lacks are not checked.
   """
   for each in fields(cls):
     value = _value(section, each.name)
@@ -131,8 +145,8 @@ def check(section: Mapping[str, Any], cls: type, where: str) -> None:
       raise errors.InputError(f"{flag}={value}: is no {kind}")
 
 
-def build(cls: type, section: Mapping[str, Any], **given: Any) -> Any:
-  """An instance of `cls` whose fields are those of a complete section, and `given`."""
+def build(cls: type, section: Section, **given: Any) -> Any:
+  """Makes an instance of `cls` from a complete section and the fields in `given`."""
   hints = typing.get_type_hints(cls)
   values = dict(given)
   for each in dataclasses.fields(cls):
@@ -147,8 +161,8 @@ def build(cls: type, section: Mapping[str, Any], **given: Any) -> Any:
   return cls(**values)
 
 
-def _leaves(section: Mapping[str, Any], cls: type, prefix: str = "") -> Iterator[str]:
-  """Dotted names of what a section holds, down to the fields; a mapping is one field."""
+def _leaves(section: Section, cls: type, prefix: str = "") -> Iterator[str]:
+  """Yields the dotted names of all fields that a section holds. A mapping is one field."""
   hints = typing.get_type_hints(cls)
   for name, value in section.items():
     if dataclasses.is_dataclass(hints.get(name)) and isinstance(value, ml_collections.ConfigDict):
@@ -165,7 +179,7 @@ def _add_default(section: ml_collections.ConfigDict, each: Field) -> None:
 
 
 def _parent(section: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
-  """The section that a field stands in, made where it is not there."""
+  """Returns the (nested) section that a field belongs to, and creates it if needed."""
   for part in name.split(".")[:-1]:
     if part not in section:
       section[part] = ml_collections.ConfigDict()
@@ -173,7 +187,7 @@ def _parent(section: ml_collections.ConfigDict, name: str) -> ml_collections.Con
   return section
 
 
-def _value(section: Mapping[str, Any], name: str) -> Any:
+def _value(section: Section, name: str) -> Any:
   for part in name.split("."):
     if not isinstance(section, Mapping | ml_collections.ConfigDict) or part not in section:
       return None
@@ -182,7 +196,7 @@ def _value(section: Mapping[str, Any], name: str) -> Any:
 
 
 def _has_type(value: Any, wanted: Any) -> bool:
-  """Whether a value is of a field's type; of mappings, not what they hold."""
+  """Whether a value has a field's type. The entries of mappings are not checked."""
   origin, inside = typing.get_origin(wanted) or wanted, typing.get_args(wanted)
   if origin is typing.Literal or not isinstance(origin, type) or origin is types.UnionType:
     return True

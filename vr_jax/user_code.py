@@ -1,6 +1,7 @@
-"""Python files of a user: found, imported with the files beside them, and their mistakes told in a line.
+"""Imports a user's own Python code, and reports its exceptions in one line.
 
-A name is `file.py:name`, or `package.module:name` of what Python can import.
+A reference has the form `file.py:name`, or `package.module:name` for modules that Python can
+import. A file may import other files in its directory.
 """
 
 from collections.abc import Sequence
@@ -17,26 +18,26 @@ from vr_jax import errors
 
 
 def is_reference(name: str) -> bool:
-  """Whether a name is that of a file or module and something in it, and not a registered one."""
+  """Whether a name refers to a user's file or module, rather than to something registered."""
   return ":" in name
 
 
 def absolute(name: str, folders: Sequence[Path]) -> str:
-  """The name with the whole path of its file, which the first of `folders` that has it holds.
+  """Makes the path in a reference absolute, using the first of `folders` that has the file.
 
-  Names of modules stay as they are, and so does a file that no folder has: `load` says so.
+  References to modules stay as they are, and so does a file that no folder has: `load` reports it.
   """
   path, _, attribute = name.rpartition(":")
   if not path.endswith(".py"):
     return name
   for folder in folders:
-    if (found := folder / Path(path).expanduser()).is_file():
-      return f"{found.resolve()}:{attribute}"
+    if (file := folder / Path(path).expanduser()).is_file():
+      return f"{file.resolve()}:{attribute}"
   return name
 
 
 def load(name: str, where: str) -> Any:
-  """What a name stands for. `where` is the config field that has it.
+  """Loads what a reference names. `where` is the config field that holds it, for messages.
 
   Raises:
     InputError: there is no such file, module or attribute, or it can't be imported.
@@ -52,10 +53,10 @@ def load(name: str, where: str) -> Any:
 
 
 def load_file(path: Path, where: str) -> types.ModuleType:
-  """The module of a file, imported once. It may import the files beside it, as a script may.
+  """Imports a file, once. Like a script, it may import other files in its directory.
 
   Raises:
-    InputError: there is no such file, or importing it raises; names the line.
+    InputError: there is no such file, or importing it raises an exception; names the line.
   """
   if not path.is_file():
     raise errors.InputError(f"{where}: no such file")
@@ -67,6 +68,7 @@ def load_file(path: Path, where: str) -> types.ModuleType:
   if str(path.parent) not in sys.path:
     sys.path.insert(0, str(path.parent))
   spec = importlib.util.spec_from_file_location(module_name, path)
+  assert spec is not None and spec.loader is not None  # so for every path that ends with .py
   module = importlib.util.module_from_spec(spec)
   sys.modules[module_name] = module  # dataclasses look their module up
   try:
@@ -89,10 +91,10 @@ def _load_module(name: str, where: str) -> types.ModuleType:
 
 
 def describe(error: BaseException) -> str:
-  """An exception in one line, with the file and line that raised it."""
+  """Describes an exception in one line, with the file and line that raised it."""
   text = " ".join(str(error).split())
   if isinstance(error, SyntaxError):
-    return f"{type(error).__name__}: {text}"  # which names file and line itself
+    return f"{type(error).__name__}: {text}"  # its text names file and line
   frames = traceback.extract_tb(error.__traceback__)
   outside = [frame for frame in frames if "importlib" not in frame.filename]
   place = f" ({Path(outside[-1].filename).name}, line {outside[-1].lineno})" if outside else ""

@@ -1,4 +1,4 @@
-"""The benchmark of an accelerator on a CPU, at toy sizes: its line holds what it says. No time is held against anything."""
+"""The benchmark of an accelerator on a CPU, at toy sizes: the fields of its line, but no times."""
 
 import json
 
@@ -82,8 +82,7 @@ def test_the_load_that_goals_are_stated_for_fits_every_size():
 
 def test_a_recipe_of_several_turns_is_refused_in_one_line(capsys):
   assert accelerator.main(["--config=configs/video_mtr.py:tiny"]) == 2
-  told = capsys.readouterr().err
-  assert (
-    told
-    == "accelerator: --config=configs/video_mtr.py:tiny: has several turns; choose a recipe with one\n"
+  message = capsys.readouterr().err
+  assert message == (
+    "accelerator: --config=configs/video_mtr.py:tiny: has several turns; choose a recipe with one\n"
   )

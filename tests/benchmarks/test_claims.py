@@ -1,9 +1,18 @@
-"""The claims command goes on where it stopped, refuses results of other flags, and tells means and differences over seeds."""
+"""The claims command continues where it stopped, refuses results of other flags, and reports means.
+
+The recorded results of docs/claims have the flags of today's arms and give today's pages.
+"""
 
 import json
+import pathlib
 
-from benchmarks import claims, claims_arms, claims_page
+import pytest
 
+from benchmarks import claims, claims_arms, claims_page, recorded_names
+
+RECORDED = pathlib.Path(__file__).parents[2] / "docs" / "claims"
+# What docs/claims/videop2r.md was recorded with.
+EXTRA = {"videop2r": ("--config.rl.steps=60", "--config.rl.checkpoint_every=60")}
 ACCURACY = {"sft": 0.5, "grpo": 0.6, "prr": 0.7, "naive": 0.6}
 
 
@@ -100,3 +109,22 @@ def test_an_arm_starts_from_the_shared_warm_start_its_own_or_none(tmp_path, monk
   assert any(flag.startswith("--config.rl.init_checkpoint=") for flag in shared)
   assert not any(flag.startswith("--config.rl.init_checkpoint=") for flags in own for flag in flags)
   assert "--config.sft.steps=0" in none
+
+
+@pytest.mark.parametrize("recipe", claims_arms.CLAIMS)
+def test_each_recorded_result_has_the_flags_of_its_arm_under_todays_names(recipe):
+  recorded = claims_arms.CLAIMS[recipe]
+  for arm in recorded.arms:
+    flags = [*(arm.overrides or ()), *EXTRA.get(recipe, ())]
+    for seed in recorded.seeds:
+      path = RECORDED / recipe / f"{arm.name}-seed{seed}.json"
+      assert recorded_names.current(path.read_text())["flags"] == flags, path
+
+
+@pytest.mark.parametrize("recipe", claims_arms.CLAIMS)
+def test_the_recorded_page_is_what_the_recorded_results_give(tmp_path, recipe):
+  page = tmp_path / "page.md"
+  claims_page.write(
+    recipe, claims_arms.CLAIMS[recipe].seeds, RECORDED / recipe, page, EXTRA.get(recipe, ())
+  )
+  assert page.read_text() == (RECORDED / f"{recipe}.md").read_text()

@@ -1,4 +1,7 @@
-"""The benchmarks of the group layout at toy sizes: sides agree, and the line holds its fields. No time is held against anything."""
+"""The benchmarks of the group layout at toy sizes: the sides agree, and the line has its fields.
+
+No times are checked.
+"""
 
 import dataclasses
 import json
@@ -99,7 +102,8 @@ def test_growth_is_that_of_time_over_flops_and_of_memory_over_tokens(monkeypatch
   rows = found["sizes"]
   assert [row["tokens"] for row in rows] == [8 + 8 + 15, 16 + 8 + 15, 32 + 8 + 15]
   assert rows[2]["gigaflops"] > rows[1]["gigaflops"] > rows[0]["gigaflops"]
-  # Memory four times as large for 55 / 31 of the tokens, and twice as large from one size to the next.
+  # Memory is four times as large for 55 / 31 of the tokens, and twice as large from one size to the
+  # next.
   assert found["ratio"]["memory_over_tokens"] == pytest.approx(4 * 31 / 55, abs=1e-3)
   assert found["largest_step"]["memory_over_tokens"] == pytest.approx(2 * 31 / 39, abs=1e-3)
   flops = rows[2]["gigaflops"] / rows[0]["gigaflops"]

@@ -1,4 +1,4 @@
-"""The benchmark of a whole step at the smallest size, on its own side: what the line holds, and what it refuses."""
+"""The benchmark of a whole step at the smallest size, our side alone: its line and its errors."""
 
 import json
 

@@ -1,4 +1,7 @@
-"""The benchmark of several turns at toy sizes: sides agree, and the line holds its fields. No time is held against anything."""
+"""The benchmark of several turns at toy sizes: the sides agree, and the line has its fields.
+
+No times are checked.
+"""
 
 import dataclasses
 import json

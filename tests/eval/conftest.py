@@ -1,4 +1,4 @@
-"""A run's workdir, made up: two evaluations of three questions, metrics of both stages, a hostile reply."""
+"""A fake workdir: two evaluations of three questions, both stages' metrics, a hostile reply."""
 
 import base64
 import io
@@ -13,7 +13,8 @@ from vr_jax.envs import moss_chatv
 from vr_jax.eval import answered
 
 HOSTILE = (
-  "<think>At 0s, the circle is red.</textarea></pre></script><script>document.title='owned'</script>\n"
+  "<think>At 0s, the circle is red."
+  "</textarea></pre></script><script>document.title='owned'</script>\n"
   "<img src=x onerror=\"document.title='owned'\"> 'single' \"double\" & &amp; &#60;\n"
   "\u202ereversed\u202c 日本語 🎉 \x00 \ud800 ]]> <!-- <style>*{display:none}</style>\n"
   "</think>\n<answer>B</answer><svg/onload=document.title='owned'>" + "very long " * 1000
@@ -33,7 +34,7 @@ def frame(colour: str, across: float) -> str:
 
 
 def rollout(identity: str, steps: list[str], reply: str, correct: bool) -> dict:
-  """A rollout whose reference has four steps, aligned with the reply's steps where it has enough of them."""
+  """A rollout whose reference has four steps; aligned if the reply has enough steps."""
   reference = [f"At {2 * index}s, the circle is {colour}." for index, colour in enumerate(COLOURS)]
   rng = np.random.default_rng(len(steps))
   cost = [

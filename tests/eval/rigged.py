@@ -14,7 +14,9 @@ from vr_jax.train import batching
 def rig(
   monkeypatch: pytest.MonkeyPatch, reply_to: Callable[..., Sequence[int]]
 ) -> list[list[batching.Item]]:
-  """Lets sampling reply with the tokens `reply_to(item, call=, member=, group=)`; gives the rows of each batch so far.
+  """Makes the sampler reply with the tokens `reply_to(item, call=, member=, group=)`.
+
+  Returns the rows of each batch so far.
 
   call: number of the batch, from 1. member: of the `group` replies to one prompt.
   """

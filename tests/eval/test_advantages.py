@@ -1,4 +1,4 @@
-"""The advantages of an evaluated reply are those that an update would have: by the recipe's own credit, beside its own group."""
+"""Evaluated replies get the advantages that an update would give: same estimator, same group."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def data(tmp_path_factory):
 
 
 def rig(monkeypatch, context):
-  """Right where one reply is asked for, and in each group the first of them; wrong in other places, and to shuffled frames."""
+  """Right for single replies and the first of each group; wrong for others and shuffled frames."""
   wrong, shuffled = (
     context.processor.encode_reply(WRONG),
     context.config.rl.num_shuffled_generations,
@@ -30,8 +30,8 @@ def rig(monkeypatch, context):
   monkeypatch.setattr(evaluate.encoder, "encode", lambda graphdef, params, prompt: prompt)
 
 
-# Right replies earn 2 for each segment, wrong ones 1 (their format); the evaluated one stands beside one of the first kind and
-# two of the second. T-GRPO adds 0.3 to the reasoning of right ones.
+# Right replies earn 2 for each segment, wrong ones 1 (their format). The evaluated reply's group has
+# one right and two wrong replies. T-GRPO adds 0.3 to the reasoning of right ones.
 CASES = {
   "by the std": ({}, 1.0, 1.0),
   "not by the std": ({"rl__normalize_by_std": False}, 0.5, 0.5),

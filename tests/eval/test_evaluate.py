@@ -1,4 +1,4 @@
-"""Evaluation of a rigged policy: each number is what can be counted by hand, each example counts once."""
+"""Evaluation of a rigged policy: numbers match a count by hand, and each example counts once."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ BATCH = 4  # the test split has six examples: its second batch is half full
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  # Answers of one word are left out: ROUGE-2 of one word is 0, so free-form ones earn no full marks.
+  # No answers of one word: their ROUGE-2 is 0, so free-form ones could not score fully.
   families = {"data__simulate__world__families": ("choice", "visits")}
   return nano.make_data(tmp_path_factory.mktemp("nano"), **families)
 

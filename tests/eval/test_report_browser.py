@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
   reason="needs a browser: apt-get install chromium (CI has one, and fails without)",
 )
 
-# Points at the middle of the first curve and of the first cell, and leaves what the tip said in the page.
+# Points at the middle of the first curve and of the first cell, and writes the tips into the page.
 POINTER = """
 const said = [];
 for (const mark of [document.querySelector("svg.curve"), document.querySelector("rect.cell")]) {

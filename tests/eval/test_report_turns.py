@@ -1,4 +1,4 @@
-"""Episodes of several turns in the report: the time line against the truth, and each turn with its frames and rewards."""
+"""Episodes of several turns in the report: the time line, and each turn's frames and rewards."""
 
 import json
 import re

@@ -1,8 +1,9 @@
-"""Cases on which our Qwen2.5-VL and that of Hugging Face transformers must agree, and what the latter says.
+"""Golden cases of Qwen2.5-VL: our model must agree with the output of Hugging Face transformers.
 
-Weights are no part of the golden file: both sides draw them from a seed, tensor by tensor, keyed by name.
+Weights are not in the golden file: both sides draw them from a seed, tensor by tensor, keyed by
+name. To write qwen2_5_vl.npz (needs torch and transformers, extra `parity`):
 
-    python tests/golden/qwen2_5_vl.py        writes qwen2_5_vl.npz; needs torch and transformers (extra `parity`)
+    python tests/golden/qwen2_5_vl.py
 """
 
 import dataclasses
@@ -26,8 +27,10 @@ EVERY = 8  # of how many positions one has its whole row of logits in the golden
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelCase:
-  """A model and its prompts. A part is ("text", tokens) or ("image" or "video", frames, rows, columns, seconds
-  between frames), in temporal and in spatial patches.
+  """A model and its prompts.
+
+  A part is ("text", tokens) or ("image" or "video", frames, rows, columns, seconds between frames),
+  in temporal and in spatial patches.
   """
 
   name: str
@@ -151,7 +154,7 @@ CASES = (
 
 
 def random_case(seed: int) -> ModelCase:
-  """A case that no one has looked at: sizes, sharing of heads, windows and media drawn from a seed."""
+  """Draws a case from a seed: sizes, grouping of heads, windows and media."""
   rng = np.random.default_rng(seed)
   kv_heads = int(rng.integers(1, 4))
   heads = kv_heads * int(rng.integers(1, 4))
@@ -194,7 +197,7 @@ def random_case(seed: int) -> ModelCase:
 
 
 def projection() -> np.ndarray:
-  """Two directions of the vocabulary, along which every position's logits are in the golden file."""
+  """Two directions of the vocabulary; the golden file has all logits projected on them."""
   return np.random.default_rng(0).standard_normal((VOCAB, 2)).astype(np.float32) / VOCAB**0.5
 
 
@@ -219,7 +222,7 @@ def reference_model(case: ModelCase) -> Any:
 
 
 def reference_outputs(case: ModelCase, model: Any, index: int) -> dict[str, np.ndarray]:
-  """Positions [3, prefix], next position and logits [prefix, vocab] of one prompt, from transformers."""
+  """Runs transformers on a prompt: positions [3, prefix], next position, logits [prefix, vocab]."""
   import torch
 
   tokens, media = case.prompt(index)
@@ -245,7 +248,7 @@ def reference_outputs(case: ModelCase, model: Any, index: int) -> dict[str, np.n
     logits = model(**inputs, position_ids=positions).logits
   return {
     "positions": positions[:, 0].numpy().astype(np.int32),
-    "next_position": np.int32(delta.item() + len(tokens)),
+    "next_position": np.asarray(delta.item() + len(tokens), np.int32),
     "logits": logits[0].float().numpy(),
   }
 

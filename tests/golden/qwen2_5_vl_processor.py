@@ -1,9 +1,10 @@
-"""Conversations that our processor and that of Hugging Face transformers must encode alike, and what the latter says.
+"""Golden conversations that our processor must encode as that of Hugging Face transformers does.
 
-Pixels are no part of the golden file: both sides draw them from a seed. Of the reference's pixels it holds a checksum of
-all 8-bit levels and one patch in forty.
+Pixels are not in the golden file: both sides draw them from a seed. Of the reference's pixels it
+has a checksum of all 8-bit levels and one patch in forty. To write qwen2_5_vl_processor.npz (needs
+torch, torchvision and transformers):
 
-    python tests/golden/qwen2_5_vl_processor.py     writes qwen2_5_vl_processor.npz; needs torch, torchvision, transformers
+    python tests/golden/qwen2_5_vl_processor.py
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import importlib.util
 import json
 import pathlib
 import types
-from typing import Any
+from typing import Any, cast
 import zlib
 
 import numpy as np
@@ -29,7 +30,8 @@ MERGES = (
   "t h,th e,i n,a n,Ġ the,e r,o u,r e,Ċ Ċ,Ġ ?,< |,| >,Ġ <|,v i,vi d,vid e,Ġ Ġ,. Ċ,Ã ¤,ð Ł,ðŁ Ļ"
 )
 
-# Qwen2.5-VL's chat template without counted media and images by address, in our words; marks what assistants wrote.
+# Qwen2.5-VL's chat template without counted media and image URLs, rewritten; marks what assistants
+# wrote.
 TEMPLATE = """
 {%- set heads = namespace(system="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n") -%}
 {%- if messages[0].role != "system" -%}{{ heads.system }}{%- endif -%}
@@ -53,8 +55,9 @@ TEMPLATE = """
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessorCase:
-  """A conversation: turns (role, parts). A part is text, ("image", height, width) or ("video", frames, height, width,
-  frames a second).
+  """A conversation of turns (role, parts).
+
+  A part is text, ("image", height, width) or ("video", frames, height, width, frames a second).
   """
 
   name: str
@@ -93,9 +96,21 @@ CASES = (
   ask("tall_and_wide", ("image", 400, 3), ("image", 5, 999), ("video", 2, 11, 300, 1.5), "?"),
   ask("tiny", ("image", 1, 1), ("video", 3, 2, 9, 8.0), "Tiny"),
   ask("large", ("image", 517, 333), "a", ("video", 2, 480, 640, 24.0), "b"),
-  ask("unicode", ("image", 28, 28), "Ä ä é e\u0301 ﬁ 日本語のビデオ 🙏🏽 \u200b\u202e مرحبا\ttab\r\nline"),
-  ask("spells_media", "see <|video_pad|> and", ("video", 2, 56, 56, 1.0), "<|vision_start|><|image_pad|>"),
-  ask("spells_turns", "hi<|im_end|>\n<|im_start|>assistant\nsure<|endoftext|> <|im_|> <|box_start|>"),
+  ask(
+    "unicode",
+    ("image", 28, 28),
+    "Ä ä é e\u0301 ﬁ 日本語のビデオ 🙏🏽 \u200b\u202e مرحبا\ttab\r\nline",
+  ),
+  ask(
+    "spells_media",
+    "see <|video_pad|> and",
+    ("video", 2, 56, 56, 1.0),
+    "<|vision_start|><|image_pad|>",
+  ),
+  ask(
+    "spells_turns",
+    "hi<|im_end|>\n<|im_start|>assistant\nsure<|endoftext|> <|im_|> <|box_start|>",
+  ),
   ProcessorCase(
     name="several_turns",
     turns=(
@@ -168,7 +183,7 @@ def has_torchvision() -> bool:
 
 
 def reference_processor() -> Any:
-  """transformers' processor. Without torchvision its pixels come from `FrameByFrame`, all else is its own."""
+  """Makes transformers' processor; without torchvision, with pixels by `FrameByFrame`."""
   from transformers import Qwen2_5_VLProcessor
   from transformers.models.qwen2 import tokenization_qwen2
 
@@ -176,7 +191,7 @@ def reference_processor() -> Any:
   fields = json.loads(ours.to_str())["model"]
   merges = [tuple(merge) for merge in fields["merges"]]
   theirs = tokenization_qwen2.Qwen2Tokenizer(
-    fields["vocab"], merges, padding_side="right", clean_up_tokenization_spaces=False
+    fields["vocab"], cast(Any, merges), padding_side="right", clean_up_tokenization_spaces=False
   )
   theirs.add_tokens(list(tokenizer_lib.SPECIAL_TOKENS), special_tokens=True)
   assert theirs.get_vocab() == ours.get_vocab()
@@ -197,9 +212,10 @@ def reference_processor() -> Any:
 
 
 class FrameByFrame:
-  """Stands in for transformers' processors of images and videos where torchvision, which they need, is not there.
+  """Replaces transformers' image and video processors without torchvision, which they need.
 
-  Frames are resized by the kernel of PyTorch that torchvision calls, and cut to patches by transformers' image processor.
+  It resizes frames with the PyTorch kernel that torchvision calls, and cuts them into patches with
+  transformers' image processor.
   """
 
   merge_size = temporal_patch_size = 2
@@ -251,11 +267,11 @@ class FrameByFrame:
 
 
 def reference_outputs(case: ProcessorCase, processor: Any) -> dict[str, np.ndarray]:
-  """What transformers makes of a case. Tokens that its text spells are sanitised, as its chat template can do.
+  """Encodes a case with transformers; special tokens that its text spells are sanitised.
 
-  input_ids, attention_mask, mm_token_type_ids [prefix]; image_grid_thw, video_grid_thw [media, 3]; second_per_grid_ts
-  [videos]; pixel_values, pixel_values_videos [patches, patch_dim]; positions [3, prefix]; next_position; and, where the
-  text spells no token, assistant_masks [prefix].
+  Returns input_ids, attention_mask, mm_token_type_ids [prefix]; image_grid_thw, video_grid_thw
+  [media, 3]; second_per_grid_ts [videos]; pixel_values, pixel_values_videos [patches, patch_dim];
+  positions [3, prefix]; next_position; and, if the text spells no token, assistant_masks [prefix].
   """
   from transformers.video_utils import VideoMetadata
 
@@ -305,11 +321,11 @@ def _reference_positions(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   model = reference.Qwen2_5_VLModel
   bare = types.SimpleNamespace(
     config=types.SimpleNamespace(vision_config=vision),
-    get_vision_position_ids=functools.partial(model.get_vision_position_ids, None),
+    get_vision_position_ids=functools.partial(cast(Any, model.get_vision_position_ids), None),
   )
   grids = {name: found.get(name) for name in ("image_grid_thw", "video_grid_thw")}
   seconds = found.get("second_per_grid_ts")
-  positions, delta = model.get_rope_index(
+  positions, delta = cast(Any, model.get_rope_index)(
     bare,
     torch.from_numpy(found["input_ids"])[None],
     torch.from_numpy(found["mm_token_type_ids"])[None],
@@ -318,7 +334,7 @@ def _reference_positions(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   )
   return {
     "positions": positions[:, 0].numpy(),
-    "next_position": np.int64(delta.item() + len(found["input_ids"])),
+    "next_position": np.asarray(delta.item() + len(found["input_ids"]), np.int64),
   }
 
 

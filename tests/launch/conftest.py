@@ -1,4 +1,4 @@
-"""Programs are compiled for slices that are not here, and not kept: what is kept can't be loaded without a device."""
+"""Compiles for slices that are not attached, without a cache: it can't load programs for them."""
 
 import jax
 import pytest

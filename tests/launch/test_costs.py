@@ -94,14 +94,18 @@ def test_a_collective_beside_which_others_compute_counts_once():
 
 
 def test_a_dot_counts_its_contracted_axes():
-  line = "%y = f32[4,8,32]{2,1,0} dot(%p0, %p1), lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}"
+  line = (
+    "%y = f32[4,8,32]{2,1,0} dot(%p0, %p1), lhs_batch_dims={0}, lhs_contracting_dims={2}, "
+    "rhs_batch_dims={0}, rhs_contracting_dims={1}"
+  )
   assert flops(line, "f32[4,8,16]{2,1,0}", "f32[4,16,32]{2,1,0}") == 2 * 4 * 8 * 16 * 32
 
 
 def test_a_batched_product_written_as_a_padded_convolution_counts_as_the_product():
   line = (
-    "%y = f32[4,2,8,72,2,32]{5,4,3,2,1,0} convolution(%p0, %p1), window={size=4x2x8x1 stride=3x1x7x1 "
-    "lhs_dilate=4x2x8x1}, dim_labels=012b3f_02i1o3->012b3f, operand_precision={highest,highest}"
+    "%y = f32[4,2,8,72,2,32]{5,4,3,2,1,0} convolution(%p0, %p1), window={size=4x2x8x1 "
+    "stride=3x1x7x1 lhs_dilate=4x2x8x1}, dim_labels=012b3f_02i1o3->012b3f, "
+    "operand_precision={highest,highest}"
   )
   left, right = "f32[4,2,8,72,2,72]{5,4,3,2,1,0}", "f32[4,8,72,2,32,1]{5,4,3,2,1,0}"
   main, root = instruction(line, left, right)
@@ -129,7 +133,10 @@ def test_padding_of_a_convolution_costs_nothing():
   ],
 )
 def test_replica_groups_are_read_in_each_of_their_forms(groups, first):
-  line = f"%y = f32[8]{{0}} all-reduce(%p0), channel_id=1, replica_groups={groups}, use_global_device_ids=true"
+  line = (
+    f"%y = f32[8]{{0}} all-reduce(%p0), channel_id=1, replica_groups={groups}, "
+    "use_global_device_ids=true"
+  )
   _, root = instruction(line, "f32[8]{0}")
   assert costs.first_group(root) == first
 
@@ -149,7 +156,8 @@ def test_an_unknown_form_of_replica_groups_is_an_error():
       64,
     ),
     (
-      "%y = (bf16[2,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%p0), replica_groups=[1,4]<=[4], dimensions={0}",
+      "%y = (bf16[2,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%p0), replica_groups=[1,4]<=[4], "
+      "dimensions={0}",
       "all-gather",
       64,
     ),
@@ -159,7 +167,8 @@ def test_an_unknown_form_of_replica_groups_is_an_error():
       16,
     ),
     (
-      "%y = (bf16[2,4]{1,0}, bf16[2,4]{1,0}, u32[], u32[]) collective-permute-start(%p0), source_target_pairs={{0,1},{1,0}}",
+      "%y = (bf16[2,4]{1,0}, bf16[2,4]{1,0}, u32[], u32[]) collective-permute-start(%p0), "
+      "source_target_pairs={{0,1},{1,0}}",
       "collective-permute",
       16,
     ),
@@ -178,9 +187,11 @@ def test_the_end_of_an_asynchronous_transfer_is_not_another_one():
 
 def test_of_a_conditional_the_costliest_branch_counts():
   text = programs_text.LOOP.replace(
-    "  ROOT %last = bf16[8,16]{1,0:T(8,128)(2,1)} fusion(%out, %arg1), kind=kOutput, calls=%product",
+    "  ROOT %last = bf16[8,16]{1,0:T(8,128)(2,1)} fusion(%out, %arg1), kind=kOutput, "
+    "calls=%product",
     "  %which = s32[] constant(0)\n"
-    "  ROOT %last = bf16[8,16]{1,0} conditional(%which, %initial, %initial), branch_computations={%body, %body}",
+    "  ROOT %last = bf16[8,16]{1,0} conditional(%which, %initial, %initial), "
+    "branch_computations={%body, %body}",
   )
   assert count(text)[0].flops == 8 * PRODUCT
 

@@ -1,4 +1,4 @@
-"""The command line: what it refuses, in one line, and what a plan says of a config that has no room."""
+"""The command line: its one-line errors, and its advice for a config that has no room."""
 
 import dataclasses
 import importlib.util
@@ -95,8 +95,10 @@ def planned(one: analysis.Analysis, *, recipe=nano.RECIPE) -> analysis.SlicePlan
   config.rl.microbatches = 1
   model = model_setup.model_of(config)
   mesh = {"data": 4, "fsdp": 1, "sequence": 1, "tensor": 1}
-  load = step_shapes.make_step_shapes(config, model)
-  return analysis.SlicePlan(config=config, slice=where, mesh=mesh, step_shapes=load, analyses=[one])
+  shapes = step_shapes.make_step_shapes(config, model)
+  return analysis.SlicePlan(
+    config=config, slice=where, mesh=mesh, step_shapes=shapes, analyses=[one]
+  )
 
 
 def too_large(*, arguments: float, temporaries: float, parts=()) -> analysis.Analysis:
@@ -200,7 +202,7 @@ def test_meshes_of_a_sweep_use_every_device_and_divide_the_model():
 
 
 def test_a_large_model_is_tried_with_its_heads_split():
-  """Decoding reads a share of the weights for every token: what this saves is more than what the train step then sends."""
+  """Each device then reads fewer weights for a token; this saves more than the train step sends."""
   config = nano.recipe("72b")
   config.mesh = (2, 8, 1, 8)
   found = sweep.candidates(config, topology.find("v5p:4x4x8"))
@@ -211,24 +213,24 @@ def test_a_large_model_is_tried_with_its_heads_split():
 def test_an_estimate_of_a_mesh_counts_what_is_read_and_what_is_sent():
   config = nano.recipe("7b")
   model = model_setup.model_of(config)
-  load = step_shapes.make_step_shapes(config, model)
+  shapes = step_shapes.make_step_shapes(config, model)
   chip = topology.find("v5p:2x2x2").chip
   layers, weights = 6_525_288_448, 6_525_288_448 + 3584 * 152064
-  read = load.time * 2 * weights / chip.bandwidth
-  assert sweep.moved(model, load, (1, 1, 1, 1)) == 0
-  assert sweep.estimate(model, load, (1, 1, 1, 1), chip) == pytest.approx(read, rel=1e-3)
-  sent = 3 * load.microbatches * 2 * layers
-  assert sweep.moved(model, load, (1, 8, 1, 1)) == pytest.approx(sent, rel=1e-3)
+  read = shapes.time * 2 * weights / chip.bandwidth
+  assert sweep.moved(model, shapes, (1, 1, 1, 1)) == 0
+  assert sweep.estimate(model, shapes, (1, 1, 1, 1), chip) == pytest.approx(read, rel=1e-3)
+  sent = 3 * shapes.microbatches * 2 * layers
+  assert sweep.moved(model, shapes, (1, 8, 1, 1)) == pytest.approx(sent, rel=1e-3)
   both = read + sent / (3 * chip.link)
-  assert sweep.estimate(model, load, (1, 8, 1, 1), chip) == pytest.approx(both, rel=1e-3)
-  assert sweep.moved(model, load, (1, 4, 2, 1)) > sent  # and keys and values
-  tokens = load.prompts * (load.prefix + load.group * load.time)
+  assert sweep.estimate(model, shapes, (1, 8, 1, 1), chip) == pytest.approx(both, rel=1e-3)
+  assert sweep.moved(model, shapes, (1, 4, 2, 1)) > sent  # and keys and values
+  tokens = shapes.prompts * (shapes.prefix + shapes.group * shapes.time)
   reduced = 28 * 3 * 4 * 2 * tokens * 3584
-  assert sweep.moved(model, load, (1, 1, 1, 4)) == reduced
+  assert sweep.moved(model, shapes, (1, 1, 1, 4)) == reduced
 
 
 def measured(where: topology.Slice, fits, seconds):
-  """What stands for the compiler: rules that say of a config whether it fits and how long it takes."""
+  """A replacement of the compiler: rules that say whether a config fits and how long it takes."""
 
   def measure(changed, *_, **__):
     memory = analysis.Memory(arguments=0, temporaries=0, output=0, resident=0, peak=changed.mesh[0])
@@ -239,9 +241,9 @@ def measured(where: topology.Slice, fits, seconds):
       name="all", runs=1, memory=memory, fits=fits(changed), parts=[part], leaf=LEAF, largest=[]
     )
     sides = dict(zip(("data", "fsdp", "sequence", "tensor"), changed.mesh, strict=True))
-    load = step_shapes.make_step_shapes(changed, model_setup.model_of(changed))
+    shapes = step_shapes.make_step_shapes(changed, model_setup.model_of(changed))
     return analysis.SlicePlan(
-      config=changed, slice=where, mesh=sides, step_shapes=load, analyses=[one]
+      config=changed, slice=where, mesh=sides, step_shapes=shapes, analyses=[one]
     )
 
   return measure

@@ -1,4 +1,4 @@
-"""The command line from flags to exit code, with every program compiled for a slice that is not here."""
+"""The command line from flags to exit code, with all programs compiled for a missing slice."""
 
 import contextlib
 import io
@@ -68,7 +68,7 @@ def test_a_train_step_computes_what_is_counted_with_one_more_forward(compiled):
 
 
 def test_no_temporary_of_a_train_step_has_logits_of_the_whole_vocabulary(compiled):
-  """The gradient of the head has all of the vocabulary too, with as many numbers a word as the network is wide."""
+  """The gradient of the head may have the vocabulary too, with `HIDDEN` numbers a word."""
   largest = compiled["train step"]["largest"]
   assert len(largest) == analysis.LARGEST
   for one in largest:
@@ -77,9 +77,12 @@ def test_no_temporary_of_a_train_step_has_logits_of_the_whole_vocabulary(compile
 
 
 def test_a_plan_without_room_names_the_tensor_and_ends_with_1(monkeypatch):
-  """Six million words, on each device whole: parameters, two moments and the reference lie beside the encoder, 6 GB each."""
+  """A vocabulary of six million, whole on each device.
+
+  Parameters, two moments and the reference, 6 GB each, are in memory while the encoder runs.
+  """
   every = programs.programs_of_step
-  monkeypatch.setattr(programs, "of_config", lambda *given: every(*given)[:1])
+  monkeypatch.setattr(programs, "programs_of_step", lambda *given: every(*given)[:1])
   words = 6_000_000
   code, found = planned(mesh=(4, 1, 1, 1), model__architecture__text_config__vocab_size=words)
   assert code == 1

@@ -91,8 +91,8 @@ def test_what_runs_no_tower_is_given_features_and_not_patches(frozen):
 def test_what_lies_in_memory_beside_a_program_is_the_rest_of_the_run():
   config = nano.config(rl__kl_weight=0.04)
   found, model, mesh = built(config)
-  load = step_shapes.make_step_shapes(config, model)
-  everything = programs.resident_bytes(config, model, mesh, load)
+  shapes = step_shapes.make_step_shapes(config, model)
+  everything = programs.resident_bytes(config, model, mesh, shapes)
   params = programs.bytes_per_device(found[-1].arguments[0].params)
   assert everything == pytest.approx(4 * params, rel=0.01)  # two moments, and the reference
   encoder, rollout, reference, step = found
@@ -143,12 +143,22 @@ def test_a_mesh_holds_its_share_of_each_array():
 
 def test_the_buckets_of_a_full_clip_are_the_load():
   config = nano.recipe("7b")
-  load = step_shapes.make_step_shapes(config, model_setup.model_of(config))
-  assert (load.frames, load.patches, load.prefix) == (8, 512, 1280)
+  shapes = step_shapes.make_step_shapes(config, model_setup.model_of(config))
+  assert (shapes.frames, shapes.patches, shapes.prefix) == (8, 512, 1280)
   with config.unlocked():
     config.model.prefix_buckets = (1024,)
   with pytest.raises(errors.InputError, match=r"prefix_buckets.*1025 tokens"):
     step_shapes.make_step_shapes(config, model_setup.model_of(config))
+
+
+@pytest.mark.parametrize(("history_turns", "forgets"), [(0, True), (1, True), (2, False)])
+def test_replies_forget_turns_where_they_see_fewer_than_an_episode_has(history_turns, forgets):
+  config = nano.recipe("7b", "configs/video_mtr.py")
+  with config.unlocked():
+    config.env.history_turns = history_turns
+  shapes = step_shapes.make_step_shapes(config, model_setup.model_of(config))
+  assert shapes.later.turns == 2
+  assert shapes.later.forgets == forgets
 
 
 def test_programs_are_made_for_devices_that_are_not_here():
@@ -164,8 +174,8 @@ def test_programs_are_made_for_devices_that_are_not_here():
 
 
 def test_flops_of_the_7b_model_are_two_for_each_parameter_and_token():
-  """At one token a prompt attention is nothing, and every text parameter but the embedding takes part once."""
-  model = model_config.Config.from_dict(presets.RELEASES["Qwen2.5-VL-7B-Instruct"])
+  """With one token, attention is negligible; each text parameter but the embedding is used once."""
+  model = model_config.Qwen2_5_VLConfig.from_dict(presets.RELEASES["Qwen2.5-VL-7B-Instruct"])
   work = flops.forward(model, frames=0, patches=0, prefix=1, group=0, time=0)
   matrices = 6_525_288_448  # query, key, value, out, gate, up and down of 28 layers
   assert work.total == pytest.approx(2 * matrices, rel=1e-3)
@@ -201,7 +211,8 @@ def test_episodes_are_played_by_programs_of_their_own_and_a_critic_has_two():
   names = ["encoder", "prefill", "decode", "append", "reference log-probs", "policy log-probs"]
   assert [program.name for program in found] == [*names, "values", "train step", "critic step"]
   runs = {program.name: program.runs_per_step for program in found}
-  # Three replies of 16 tokens in chunks of 12; eight replies a device are shown more, three at a time, twice.
+  # Three replies of 16 tokens in chunks of 12. Eight replies a device get an observation, three at
+  # a time, twice.
   assert (runs["decode"], runs["append"]) == (3 * 2, 2 * 3)
   assert runs["train step"] == runs["critic step"] == 2
   without = of_turns((2, 1, 1, 1), critic__kl_weight=0.0, rl__advantage_estimator="episode")[0]

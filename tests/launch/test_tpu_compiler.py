@@ -155,7 +155,7 @@ def test_a_program_that_the_compiler_refuses_for_another_reason_is_bad_input(whe
 
 
 def test_an_attention_kernel_counts_the_blocks_that_its_mask_lets_through(where):
-  """Blocks on the diagonal and below it see something; two products forward, three and four more backward."""
+  """Blocks on and below the diagonal count: two products forward, three and four more backward."""
   alone = jax.sharding.Mesh(np.asarray(where.devices[:1]), ("all",))
   query = abstract(alone, (1, 4096, 2, 128))
   segment = abstract(alone, (1, 4096), dtype=jnp.int32)
@@ -175,7 +175,7 @@ def test_an_attention_kernel_counts_the_blocks_that_its_mask_lets_through(where)
 
 
 def test_a_plan_of_the_smallest_recipe():
-  """The reference's log-probs of two layers on four chips; of attention, blocks of 128 are computed for a few tokens."""
+  """The reference's log-probs of two layers on four chips; attention computes blocks of 128."""
   config = nano.config(
     rl__kl_weight=0.04, model__dtype="bfloat16", mesh=(2, 2, 1, 1), model__attention="xla"
   )

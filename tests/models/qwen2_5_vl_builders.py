@@ -17,7 +17,7 @@ from vr_jax.models.qwen2_5_vl import model, processor, tokenizer
 BYTES = tokenizer.train_tokenizer([], 256 + len(tokenizer.SPECIAL_TOKENS))
 
 
-def save(case: golden.Case, directory: pathlib.Path, tensors: dict | None = None) -> None:
+def save(case: golden.ModelCase, directory: pathlib.Path, tensors: dict | None = None) -> None:
   """Writes the case as a release does: one file, the flat names."""
   (directory / "config.json").write_text(json.dumps(case.config()))
   tensors = case.tensors() if tensors is None else tensors
@@ -29,7 +29,7 @@ def released_name(name: str) -> str:
   return name if name.startswith(("visual.", "lm_head.")) else f"model.{name}"
 
 
-def load(case: golden.Case) -> model.Qwen2_5_VL:
+def load(case: golden.ModelCase) -> model.Qwen2_5_VL:
   with tempfile.TemporaryDirectory() as directory:
     save(case, pathlib.Path(directory))
     config, state = qwen2_5_vl.from_pretrained(directory)
@@ -37,11 +37,13 @@ def load(case: golden.Case) -> model.Qwen2_5_VL:
   return nnx.merge(nnx.graphdef(abstract), state)
 
 
-def make_processor(config: config_lib.Config, **options) -> processor.Processor:
-  return processor.Processor(config, BYTES, 56 * 56, 28 * 28 * 16, **options)
+def make_processor(config: config_lib.Qwen2_5_VLConfig, **options) -> processor.Qwen2_5_VLProcessor:
+  return processor.Qwen2_5_VLProcessor(config, BYTES, 56 * 56, 28 * 28 * 16, **options)
 
 
-def encode(case: golden.Case, config: config_lib.Config, index: int) -> prompts.EncodedPrompt:
+def encode(
+  case: golden.ModelCase, config: config_lib.Qwen2_5_VLConfig, index: int
+) -> prompts.EncodedPrompt:
   """A prompt of the case through our positions, rows and windows."""
   tokens, media = case.prompt(index)
   grids = []
@@ -53,7 +55,10 @@ def encode(case: golden.Case, config: config_lib.Config, index: int) -> prompts.
 
 
 def prompt(
-  case: golden.Case, config: config_lib.Config, *, spare: tuple[int, int, int] = (0, 0, 0)
+  case: golden.ModelCase,
+  config: config_lib.Qwen2_5_VLConfig,
+  *,
+  spare: tuple[int, int, int] = (0, 0, 0),
 ) -> records.Prompt:
   """All prompts of a case in one batch, with `spare` tokens, frames and media tokens of padding."""
   encoded = [encode(case, config, index) for index in range(len(case.prompts))]

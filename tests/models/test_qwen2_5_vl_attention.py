@@ -1,4 +1,4 @@
-"""Attention backends against one plain softmax, on tiny shapes. Splash is emulated on CPU, cuDNN replaced by XLA."""
+"""Attention backends against a plain softmax on tiny shapes; CPU emulates splash, XLA cuDNN."""
 
 import functools
 
@@ -33,7 +33,7 @@ def _draw(*shapes):
 
 
 def _plain(query, key, value, mask):
-  """[batch, queries, heads, head_dim] under a mask [batch, queries, keys]: a softmax in so many words."""
+  """Plain softmax attention [batch, queries, heads, head_dim], mask [batch, queries, keys]."""
   key, value = (jnp.repeat(x, query.shape[2] // key.shape[2], axis=2) for x in (key, value))
   logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
   share = jax.nn.softmax(jnp.where(mask[:, None], logits, -jnp.inf))
@@ -159,7 +159,7 @@ def test_replies_attend_to_their_prompt_and_to_themselves(backend, part):
 
 
 def _decoded(query, key, value, *_, causal):
-  """The step that samples, over a prompt of these keys; it sees next to nothing of the token's own."""
+  """A decoding step over a prompt of these keys; the own token has next to no weight."""
   slot, valid = jnp.zeros(1, jnp.int32), jnp.ones(key.shape[:2], bool)
   own = (*attention.transpose_for_decode(-key[:, :1], value[:, :1]), jnp.ones(1, bool))
   prefix = (*attention.transpose_for_decode(key, value), valid)
@@ -168,7 +168,8 @@ def _decoded(query, key, value, *_, causal):
 
 @pytest.mark.parametrize("backend", [*WITHIN, "step"])
 def test_softmax_over_many_keys_tells_apart_logits_that_are_one_in_bfloat16(backend):
-  # Logits of 20 and 20.0586 by turns: bfloat16 knows 20 and 20.125, and its sums of ones end at 256.
+  # Logits alternate between 20 and 20.0586: bfloat16 has 20 and 20.125, and its sums of ones end at
+  # 256.
   odd = (jnp.arange(600) % 2)[None, :, None, None]
   key = jnp.where((odd == 1) & (jnp.arange(16) < 6), 4 + 1 / 32, 4).astype(jnp.bfloat16)
   value = jnp.broadcast_to(odd, key.shape).astype(jnp.bfloat16)
@@ -257,7 +258,7 @@ def _config(**fields):
     depth=1, hidden_size=8, intermediate_size=8, num_heads=1, out_hidden_size=8
   )
   ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-  return config_lib.Config(text=text, vision=vision, **dict.fromkeys(ids, 0), **fields)
+  return config_lib.Qwen2_5_VLConfig(text=text, vision=vision, **dict.fromkeys(ids, 0), **fields)
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,10 @@ def test_the_flat_config_of_the_releases_means_the_same():
     "rope_scaling": {"type": "mrope", "mrope_section": rotary["mrope_section"]},
     "torch_dtype": "bfloat16",
   }
-  expected = config_lib.Config.from_dict(nested)
-  assert config_lib.Config.from_dict(flat) == dataclasses.replace(expected, dtype="bfloat16")
+  expected = config_lib.Qwen2_5_VLConfig.from_dict(nested)
+  assert config_lib.Qwen2_5_VLConfig.from_dict(flat) == dataclasses.replace(
+    expected, dtype="bfloat16"
+  )
 
 
 def without(name):

@@ -1,6 +1,7 @@
-"""LoRA: a path beside the weights that says what the merged weights say, to us and to PEFT.
+"""LoRA: adapters give the same output as merged weights, and the same as in PEFT.
 
-Reference: peft 0.21 on transformers 5.23 with eager attention, float32 on CPU. Tolerance: 1e-4 on logits.
+Reference: peft 0.21 on transformers 5.23 with eager attention, float32 on CPU.
+Tolerance: 1e-4 on logits.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Host memory of reading a checkpoint, in a process that does nothing else: benchmarks/checkpoint_memory.py, short."""
+"""Host memory of loading a checkpoint in a process of its own: checkpoint_memory.py, short."""
 
 import json
 import os

@@ -1,7 +1,8 @@
-"""The group layout of Qwen2.5-VL: prefix, extend and decode against one plain forward over prompt and reply."""
+"""Group layout of Qwen2.5-VL: prefill, extend and decode against a plain forward pass."""
 
 import dataclasses
 import functools
+from typing import Any, cast
 
 from flax import nnx
 from golden import qwen2_5_vl as golden
@@ -66,7 +67,7 @@ def plain(network, prompt):
 
 
 def replicated(prompt: records.Prompt, tokens, valid) -> records.Prompt:
-  """Prompt and reply as one sequence, the prompt copied for each reply: what the group layout saves."""
+  """Prompt and reply as one sequence, with a copy of the prompt for each reply."""
   rows = len(prompt.tokens) * GROUP
   copied = jax.tree.map(lambda x: np.repeat(x, GROUP, axis=0), prompt)
   width = prompt.tokens.shape[1] + TIME
@@ -195,7 +196,7 @@ def test_gradients_through_the_shared_prompt_equal_those_of_replicated_prompts()
 
 @functools.cache
 def gradient(remat, attention=""):
-  """A function of parameters: the gradient of a loss on replies, under a rematerialisation policy."""
+  """Gradient of a loss on replies as a function of parameters, under a rematerialisation policy."""
   prompt, tokens, valid = inputs()
   config = dataclasses.replace(network().config, remat=remat, attention=attention)
   graphdef = nnx.graphdef(nnx.eval_shape(lambda: model.Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
@@ -231,14 +232,17 @@ def test_policies_compute_again_what_they_say():
 def test_a_compiled_program_of_few_layers_keeps_less_where_they_are_computed_again():
   params = nnx.state(network())
   compiled = {name: gradient(name).lower(params).compile() for name in ("none", "full")}
-  memory = {n: program.memory_analysis().temp_size_in_bytes for n, program in compiled.items()}
+  memory = {
+    name: cast(Any, program.memory_analysis()).temp_size_in_bytes
+    for name, program in compiled.items()
+  }
   assert memory["full"] < 0.8 * memory["none"], memory
 
 
 def _count(jaxpr, primitive):
-  """Calls of it, also in inner functions, but for those that give nothing: compilers leave them out."""
+  """Counts calls, also in inner functions, except those without outputs, which compilers drop."""
   inner = (j for e in jaxpr.eqns if e.outvars for j in extend.core.jaxprs_in_params(e.params))
-  own = sum(equation.primitive.name == primitive for equation in jaxpr.eqns)
+  own = sum(int(equation.primitive.name == primitive) for equation in jaxpr.eqns)
   return own + sum(_count(each, primitive) for each in inner)
 
 

@@ -1,6 +1,7 @@
-"""Logits and positions against Hugging Face transformers' Qwen2_5_VLForConditionalGeneration, float32 on CPU.
+"""Logits and positions against Hugging Face's Qwen2_5_VLForConditionalGeneration.
 
-Reference: transformers 5.23 with eager attention, frozen in tests/golden/qwen2_5_vl.npz and, where it is installed, live.
+Reference: transformers 5.23 with eager attention, float32 on CPU; from tests/golden/qwen2_5_vl.npz
+and, where it is installed, live.
 Tolerance: 1e-4 on logits, none on positions.
 """
 
@@ -29,7 +30,7 @@ def logits_of(network: model.Qwen2_5_VL, prompt: records.Prompt) -> jax.Array:
   return network.logits(hidden)
 
 
-def run(case: golden.Case) -> tuple[records.Prompt, np.ndarray]:
+def run(case: golden.ModelCase) -> tuple[records.Prompt, np.ndarray]:
   network = builders.load(case)
   prompt = builders.prompt(case, network.config, spare=(3, 1, 2))
   return prompt, np.asarray(logits_of(network, prompt))

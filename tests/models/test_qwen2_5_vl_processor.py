@@ -1,7 +1,8 @@
 """The processor: sizes, patches, positions, template and padding.
 
-Reference: Hugging Face's Qwen2-VL image processor in its variant with Pillow, where transformers is installed, for single
-frames too; `smart_resize` also by its rule. The whole against transformers: test_qwen2_5_vl_processor_parity.py.
+Reference: Hugging Face's Qwen2-VL image processor in its Pillow variant, where transformers is
+installed, also for single frames; `smart_resize` also by its rule. Whole prompts are compared with
+transformers in test_qwen2_5_vl_processor_parity.py.
 """
 
 import dataclasses
@@ -19,11 +20,11 @@ from vr_jax.models.common import conversation, prompts
 from vr_jax.models.qwen2_5_vl import config as config_lib
 from vr_jax.models.qwen2_5_vl import pixels, positions
 
-CONFIG = config_lib.Config.from_dict(golden.CASES[0].config())
+CONFIG = config_lib.Qwen2_5_VLConfig.from_dict(golden.CASES[0].config())
 HAS_REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers")))
 needs_reference = pytest.mark.skipif(
   not HAS_REFERENCE,
-  reason="torch and transformers not installed: patch order and sizes are also tested by rule below",
+  reason="torch and transformers not installed: patch order and sizes are tested by rule too",
 )
 
 

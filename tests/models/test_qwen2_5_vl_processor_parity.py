@@ -1,7 +1,10 @@
-"""Prompts against Hugging Face transformers' Qwen2_5_VLProcessor: chat template, token ids, kinds, grids, pixels, positions.
+"""Encoded prompts against Hugging Face transformers' Qwen2_5_VLProcessor.
 
-Reference: transformers 5.23 with torchvision 0.28, frozen in tests/golden/qwen2_5_vl_processor.npz and, where transformers
-is installed, live. Tolerance: 1e-3 on normalised pixels, of which every 8-bit level is the same; none on anything else.
+Compared are the chat template, token ids, kinds, grids, pixels and positions.
+
+Reference: transformers 5.23 with torchvision 0.28, from tests/golden/qwen2_5_vl_processor.npz and,
+where transformers is installed, live. Tolerance: 1e-3 on normalised pixels, whose 8-bit levels are
+all the same; none on anything else.
 """
 
 import importlib.util
@@ -28,17 +31,17 @@ needs_reference = pytest.mark.skipif(
 CASES = [pytest.param(case, id=case.name) for case in golden.CASES]
 
 
-def make_processor() -> processor.Processor:
+def make_processor() -> processor.Qwen2_5_VLProcessor:
   fields = models.CASES[0].config()
   fields["text_config"]["vocab_size"] = TOKENIZER.get_vocab_size()
   fields["vision_config"]["tokens_per_second"] = golden.TOKENS_PER_SECOND
   tokens = tokenizer_lib.config_fields(TOKENIZER)
-  config = config_lib.Config.from_dict({**fields, **tokens})
+  config = config_lib.Qwen2_5_VLConfig.from_dict({**fields, **tokens})
   limits = golden.SIZE["shortest_edge"], golden.SIZE["longest_edge"]
-  return processor.Processor(config, TOKENIZER, *limits)
+  return processor.Qwen2_5_VLProcessor(config, TOKENIZER, *limits)
 
 
-def encode(case: golden.Case) -> prompts.EncodedPrompt:
+def encode(case: golden.ProcessorCase) -> prompts.EncodedPrompt:
   media = iter(case.media())
 
   def part(given):
@@ -110,8 +113,8 @@ def test_transformers_agrees_on_conversations_drawn_just_now(seed):
     np.testing.assert_allclose(mine, expected, rtol=0, atol=TOLERANCE, err_msg=told)
 
 
-def continued(case: golden.Case, *, cut_off: bool) -> prompts.EncodedPrompt:
-  """A conversation put together as an episode is: its opening, then replies, each followed by what is shown next."""
+def continued(case: golden.ProcessorCase, *, cut_off: bool) -> prompts.EncodedPrompt:
+  """Joins a conversation as an episode does: the first prompt, then replies and observations."""
   made, media = make_processor(), iter(case.media())
   turns = [
     conversation.Message(
@@ -125,7 +128,7 @@ def continued(case: golden.Case, *, cut_off: bool) -> prompts.EncodedPrompt:
   ]
   parts = [made.encode_conversation(turns[:1])]
   for reply, shown in zip(turns[1::2], turns[2::2], strict=True):
-    said = made.encode_reply("".join(reply.parts))
+    said = made.encode_reply("".join(map(str, reply.parts)))
     said = np.array(said[:-1] if cut_off else said, np.int32)
     parts += [made.join(said, [], []), made.continue_conversation([shown], after=said)]
   return prompts.join(parts, name=case.name)
@@ -134,7 +137,7 @@ def continued(case: golden.Case, *, cut_off: bool) -> prompts.EncodedPrompt:
 @needs_reference
 @pytest.mark.parametrize("cut_off", [False, True])
 def test_an_episode_of_several_turns_is_the_conversation_that_transformers_makes_of_them(cut_off):
-  case = golden.Case(
+  case = golden.ProcessorCase(
     name="episode",
     turns=(
       ("user", ("frame 0", ("image", 60, 90), "\nWhere is the", ("image", 30, 60), "?")),
@@ -240,4 +243,4 @@ def test_the_two_libraries_differ_and_no_third_is_known():
   with pytest.raises(
     errors.InputError, match="library: is 'opencv', not one of torchvision, pillow"
   ):
-    processor.Processor(made.config, TOKENIZER, 1, 2, library="opencv")
+    processor.Qwen2_5_VLProcessor(made.config, TOKENIZER, 1, 2, library="opencv")

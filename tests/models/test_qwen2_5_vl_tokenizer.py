@@ -1,4 +1,7 @@
-"""The tokenizer: Qwen2.5's rules, trained on our own text. Reference: transformers' Qwen2Tokenizer, where installed."""
+"""The tokenizer: Qwen2.5's rules, trained on new text.
+
+Reference: transformers' Qwen2Tokenizer, where it is installed.
+"""
 
 import importlib.util
 

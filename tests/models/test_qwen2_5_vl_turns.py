@@ -1,4 +1,4 @@
-"""Episodes of several turns: replies decoded and observations appended, against one plain forward over each conversation."""
+"""Episodes of several turns, decoded and appended to, against a plain forward pass over each."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from vr_jax.models.qwen2_5_vl import model
 CASE = golden.CASES[0]
 GROUP = 3
 REPLIES = np.array([[3, 5], [1, 2], [4, 0], [5, 1], [2, 4], [0, 3]])  # tokens of two replies each
-# Rows and columns of patches of the images that are shown in between; the third reply is shown text alone.
+# Rows and columns of patches of the images in observations; the third observation is text only.
 SHOWN = (((4, 6), (2, 2)), ((6, 4),), (), ((2, 4), (2, 4), (4, 4)), ((2, 2),), ((4, 4), (6, 2)))
 SLOTS = (4, 0, 5, 2, 1, 3)  # where the replies are kept: any order will do
 TOLERANCE = 1e-5
@@ -110,7 +110,7 @@ def show(network, prefix, cache, shown, rows):
 
 
 def played(batches, *, spare=0):
-  """Hidden states of replies whose observations are appended in batches; `None` stands for an empty row."""
+  """Hidden states of replies with observations appended in batches; `None` is an empty row."""
   first, shown, texts = inputs()
   prefix = nnx.jit(type(network()).prefill)(network(), collated(first, spare=spare))
   slots = np.array(SLOTS)

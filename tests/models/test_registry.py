@@ -1,4 +1,4 @@
-"""Families by the `model_type` of a config.json, and batches of whatever a family shows its tower."""
+"""Families by the `model_type` of a config.json, and batches of any family's vision inputs."""
 
 import json
 

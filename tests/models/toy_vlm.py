@@ -1,14 +1,13 @@
-"""A family that shares little with the built-in ones, to hold the boundary of models against.
+"""A toy family that shares little with the built-in ones, to test the interface of models.
 
-One position axis with plain rotary; one media token an image, made of the mean colours of a grid of
-cells by a network of
-one hidden layer; two feature arrays a token; a parallel block of attention and feed-forward,
-without biases and with as many
-key heads as query heads; a chat template of its own.
+One position axis with plain rotary embeddings. One media token an image, computed from the mean
+colours of a grid of cells by a network of one hidden layer; two feature arrays a token. Parallel
+attention and feed-forward blocks without biases, and as many key heads as query heads. Its own chat
+template.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from flax import nnx
 import jax
@@ -36,7 +35,7 @@ SPECIAL = ("<pad>", "<end>", "<image>")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class ToyConfig:
   vocab_size: int
   image_token_id: int
   hidden_size: int = 32
@@ -79,7 +78,7 @@ class Config:
     return {"cells": CELLS, "width": self.hidden_size}
 
 
-class Layers(nnx.Module):
+class ToyLayers(nnx.Module):
   def __init__(self, config, rngs):
     depth, embed, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
 
@@ -95,12 +94,14 @@ class Layers(nnx.Module):
 
 
 class Text(decoder.Decoder):
+  config: ToyConfig
+
   def __init__(self, config, layout, *, rngs):
     super().__init__(config, layout)
     shape = (config.vocab_size, config.hidden_size)
     self.embedding = layers.parameter(rngs, ("vocab", "embed"), shape, scale=0.1)
     self.head = layers.parameter(rngs, ("vocab", "embed"), shape, scale=0.1)
-    self.layers = Layers(config, rngs)
+    self.layers = ToyLayers(config, rngs)
     self.norm = layers.constant(("embed",), shape[1:], value=1.0)
 
   def media_angles(self, positions):
@@ -126,7 +127,7 @@ class Text(decoder.Decoder):
     return layers.rms_norm(x, self.norm[...], epsilon=1e-6)
 
 
-class Vision(nnx.Module):
+class ToyVision(nnx.Module):
   """Two arrays of features for each media token: what is there, and how bright it is."""
 
   def __init__(self, config, *, rngs):
@@ -143,16 +144,16 @@ class Vision(nnx.Module):
     return {"shape": hidden @ self.out[...].astype(self.dtype), "shade": shade}
 
 
-class Toy(language_model.LanguageModel):
+class Toy(language_model.DecoderLanguageModel):
   def __init__(self, config, *, rngs, layout=layout_lib.OneDevice()):  # noqa: B008 it is frozen
-    tower = Vision(config, rngs=rngs)
+    tower = ToyVision(config, rngs=rngs)
     super().__init__(config, layout, tower, Text(config, layout, rngs=rngs))
 
   def merge_features(self, media):
     return media["shape"] + media["shade"]
 
 
-class Template:
+class ToyTemplate:
   """User: … <image> … <end>Assistant: … <end>."""
 
   slack = len("Assistant: ")
@@ -183,16 +184,20 @@ class Template:
     return self._plain.encode(text)
 
 
-class Processor(processor.Processor):
+class ToyProcessor(processor.VideoProcessor):
   end_of_turn, pad_name = "<end>", "<pad>"
   stops, never_sampled = ("<end>", "<pad>"), ("<image>",)
-  patch_shape = (CELLS, CELLS, 3)
+  config: ToyConfig
+
+  @property
+  def patch_shape(self):
+    return (CELLS, CELLS, 3)
 
   def special_tokens(self):
     return {"<image>": self.config.image_token_id}
 
   def make_template(self, tokenizer):
-    return Template(tokenizer)
+    return ToyTemplate(tokenizer)
 
   def kinds(self, tokens):
     is_image = tokens == self.config.image_token_id
@@ -241,9 +246,9 @@ class Weights(weight_mapping.WeightMapping):
     return self.names[parameter].removesuffix(".weight")
 
 
-def make_config(fields) -> Config:
-  known = {field.name for field in dataclasses.fields(Config)}
-  return Config(**{name: value for name, value in fields.items() if name in known})
+def make_config(fields) -> ToyConfig:
+  known = {field.name for field in dataclasses.fields(ToyConfig)}
+  return ToyConfig(**{name: value for name, value in fields.items() if name in known})
 
 
 def with_options(config, section):
@@ -263,7 +268,7 @@ def forward_flops(config, *, frames, patches, prefix, group, time):
 
 
 FAMILY = family.ModelFamily(
-  model_type=Config.model_type,
+  model_type=ToyConfig.model_type,
   make_config=make_config,
   with_options=with_options,
   make_model=Toy,
@@ -271,14 +276,14 @@ FAMILY = family.ModelFamily(
     "model_type": config.model_type,
     **{k: v for k, v in dataclasses.asdict(config).items() if k not in ("remat", "attention")},
   },
-  make_processor=lambda config, words, section: Processor(
+  make_processor=lambda config, words, section: ToyProcessor(
     config, words, 1, 10**6, system=section.system, library=section.resize_backend
   ),
   load_tokenizer=lambda path: tokenizer.load_tokenizer(path, needed=SPECIAL, owner="the toy"),
   train_tokenizer=lambda texts, size: tokenizer.train_tokenizer(
     texts, size, special_tokens=SPECIAL
   ),
-  tokenizer_fields=lambda words: {"image_token_id": words.token_to_id("<image>")},
+  tokenizer_fields=lambda words: {"image_token_id": cast(int, words.token_to_id("<image>"))},
   forward_flops=forward_flops,
   weights=Weights(),
   parameter_groups={

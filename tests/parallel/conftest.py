@@ -1,4 +1,4 @@
-"""The data that the tests of this room share; nobody writes to it."""
+"""The data that the tests of this folder share; no test writes to it."""
 
 import pytest
 

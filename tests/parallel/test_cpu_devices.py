@@ -1,4 +1,4 @@
-"""How many devices a CPU counts as."""
+"""The number of devices that JAX makes of a CPU."""
 
 import os
 import subprocess

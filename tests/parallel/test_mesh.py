@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -81,12 +82,12 @@ def _leaves(tree):
 
 @pytest.fixture(scope="module")
 def updated(data):
-  """(mesh, stage, what is trained) -> (context, state, metrics) after one SFT or RL step."""
+  """Maps (mesh, stage, trained part) to (context, state, metrics) after one SFT or RL step."""
   return functools.cache(functools.partial(_updated, data))
 
 
 def _updated(data, shape, stage, trained="all"):
-  fields = {f"{stage}__gradient_norm": 1e9, f"{stage}__warmup_steps": 0, **TRAINED[trained]}
+  fields = {f"{stage}__max_grad_norm": 1e9, f"{stage}__warmup_steps": 0, **TRAINED[trained]}
   context = nano.build(
     data, mesh=shape, rl__batch_size=8, rl__num_generations=2, rl__kl_weight=0.1, **fields
   )
@@ -276,7 +277,7 @@ def _replies(data, shape, prompts):
       group=3, max_new_tokens=8, stop_tokens=stops, slot_fractions=(0.7, 0.4)
     ),
   )
-  return mesh_lib.local_rows(rollout.tokens), computed
+  return mesh_lib.local_rows(cast(jax.Array, rollout.tokens)), computed
 
 
 # In the last case a device has more slots than replies.

@@ -1,4 +1,4 @@
-"""A server on this machine that speaks both protocols of model_endpoint, as well or as badly as a test asks for."""
+"""A local server that speaks both protocols of model_endpoint, as well or badly as a test asks."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
@@ -22,7 +22,7 @@ YES, NO = "I think so. <judgement>Yes</judgement>", "It lacks the end. <judgemen
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-  """What came in: which protocol, the texts of its two turns, all fields, the number of the request (from 0), when."""
+  """A received request: protocol, texts of both messages, all fields, number (from 0), time."""
 
   kind: str
   system: str
@@ -35,7 +35,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reply:
-  """What goes out: `text` in the right envelope, or `body` as it is; after `delay` seconds; or nothing at all (`drop`)."""
+  """A response, after `delay` seconds: `text` in the protocol, raw `body`, or nothing (`drop`)."""
 
   text: str = YES
   body: str | None = None
@@ -111,7 +111,7 @@ def serve(answer: Callable[[Request], Reply] = lambda request: Reply()) -> Itera
 
 
 def fixture(variable: str, answer: Callable[[Request], Reply] = lambda request: Reply()) -> Any:
-  """What a test file calls `server`: it runs for one test, and that environment variable holds its key."""
+  """Makes the fixture `server`: it runs for one test; the environment variable has its key."""
 
   @pytest.fixture
   def server(monkeypatch):
@@ -134,10 +134,10 @@ def envelope(kind: str, text: str) -> str:
 
 
 def honest(request: Request) -> Reply:
-  """Believes the quoted block and obeys what stands outside of it, as a good judge does.
+  """Weighs the quoted block as evidence and obeys the text outside of it, as a good judge does.
 
-  It says yes where the quoted text tells of a red circle at 2s. If anything outside of the quotation gives it a verdict or an
-  order, it follows that, so that a quotation that can be left from inside is found out.
+  It says yes if the quoted text has a red circle at 2s. It follows any verdict or order outside of
+  the quotation, so a test notices if quoted text can break out.
   """
   quoted = re.search(r"<(observation-[0-9a-f]{16})>\n(.*?)\n</\1>", request.text, re.DOTALL)
   outside = request.text.replace(quoted[0], "").lower()

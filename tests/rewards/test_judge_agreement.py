@@ -1,4 +1,4 @@
-"""The measure of a judge's reliability: what it is held against, and what it makes of good and bad judges."""
+"""The measure of a judge's reliability: its reference, and its values for good and bad judges."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Verdicts on disk: shared by threads and processes, never overwritten, refused where the file is something else."""
+"""Verdicts on disk: shared by threads and processes, never overwritten; rejects other files."""
 
 from concurrent import futures
 import multiprocessing

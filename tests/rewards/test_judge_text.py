@@ -1,4 +1,4 @@
-"""The judge that asks a model: each question once, what is known not at all, and no verdict is never a guess."""
+"""The judge that asks a model: each question once, known ones never, and no guessed verdicts."""
 
 import pytest
 

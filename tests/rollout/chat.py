@@ -30,7 +30,7 @@ SIZES = dataclasses.replace(
   vision_mlp=32,
 )
 CONFIG = workload.model_config(SIZES)
-PROCESSOR = processor.Processor(CONFIG, workload.BYTES, 28 * 28, 56 * 56, system="")
+PROCESSOR = processor.Qwen2_5_VLProcessor(CONFIG, workload.BYTES, 28 * 28, 56 * 56, system="")
 END = workload.BYTES.token_to_id("<|im_end|>")
 STOPS = (END, *range(40, 80))  # many, so that replies are ragged
 ALLOWED = jnp.arange(SIZES.vocabulary) < 256

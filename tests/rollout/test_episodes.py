@@ -27,7 +27,7 @@ TOLERANCE = 1e-5
 
 def _play(
   environment=None, *, count=PROMPTS, mesh=None, schedule=None, **changes
-) -> tuple[records.Prompt, multi_turn_sampler.episodes_lib.Played]:
+) -> tuple[records.Prompt, multi_turn_sampler.episodes_lib.EpisodeRollout]:
   graphdef, params = chat.network(mesh)
   prompt = chat.batch(chat.opening(count))
   if mesh is not None:
@@ -239,7 +239,8 @@ def test_what_comes_next_is_made_while_others_are_decoded(monkeypatch):
 
 def test_neither_chunks_nor_slots_nor_batches_change_an_episode():
   _, other = _play(
-    schedule={"chunk": 12, "rows": 4, "episode_buckets": (32, 224)}, slot_fractions=(0.5,)
+    schedule={"decode_chunk": 12, "append_batch_size": 4, "episode_buckets": (32, 224)},
+    slot_fractions=(0.5,),
   )
   _same(other, played(3, 3, PROMPTS)[1])
 

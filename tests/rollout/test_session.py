@@ -29,7 +29,7 @@ SCHEDULE = dataclasses.replace(
 )
 
 
-class Speaker(processor.Processor):
+class Speaker(processor.Qwen2_5_VLProcessor):
   """Reads what a network that knows no words says as one of a few replies, by its tokens."""
 
   says = (LOOK, ODD, SAY)

@@ -1,4 +1,4 @@
-"""The trace stage as a Beam pipeline: the same output as one process, whatever the number of workers."""
+"""The trace stage as a Beam pipeline: any number of workers writes the same as one process."""
 
 import sys
 

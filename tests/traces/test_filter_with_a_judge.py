@@ -1,4 +1,4 @@
-"""The trace stage and a judge behind an endpoint: one that is gone or has no budget left costs no trace."""
+"""The trace stage and a judge behind an endpoint: no trace is lost if it fails or has no budget."""
 
 import itertools
 
@@ -21,7 +21,7 @@ server = judge_server.fixture(VARIABLE)
 
 @pytest.fixture
 def run(data, server, monkeypatch):
-  """Runs the stage in a workdir, with a writer that is right but for what `say` says; gives the exit code."""
+  """Runs the stage; the writer is right except for what `say` returns. Returns the exit code."""
 
   def make(config, workdir):
     writer = trace_runs.Told(config, run.say)

@@ -1,4 +1,4 @@
-"""The trace stage: what is kept, why the rest is not, that it goes on after interruptions, and what it says of bad input."""
+"""The trace stage: accepted and rejected traces, resuming, and messages about bad input."""
 
 from concurrent import futures
 import dataclasses

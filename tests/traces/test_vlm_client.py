@@ -1,4 +1,4 @@
-"""Writers behind an endpoint: what they are shown, how they may fail, and what is said where they can't be had."""
+"""Writers behind an endpoint: their input, how they fail, and messages if they don't work."""
 
 import base64
 import contextlib
@@ -57,7 +57,7 @@ def shown(request):
 
 
 def knowing(data, delay=0.0):
-  """Knows what the simulator says of the frames and the question that it is shown, and says it after `delay` seconds."""
+  """Gives the simulator's right reply to its frames and question, after `delay` seconds."""
   known = {}
   for example in asked(data):
     lines = (example.question, *example.options, trace_runs.INSTRUCTION)

@@ -56,7 +56,7 @@ def _reference(example: records.Example) -> tuple[str, str]:
 
 
 class Told:
-  """A writer that is told what to say. Its judge calls an observation sufficient unless it is vague, and may be lost for words."""
+  """A writer with fixed replies. Its judge rejects vague observations, or has no verdict."""
 
   def __init__(self, config: ml_collections.ConfigDict, say: Callable[[records.Example], Any]):
     self.environment = registry.make_environment(config, judge=judge.RuleJudge(_suffices))

@@ -1,6 +1,7 @@
-"""`python -m tests.train.counting …`: vr_jax.main with an environment that remembers, and whose rewards always differ.
+"""`python -m tests.train.counting …`: vr_jax.main with an environment that has a state.
 
-A network without training earns nothing from the real rewards, so nothing would move; and MOSS-ChatV remembers nothing.
+Its rewards always differ. The real rewards of an untrained network are 0, so training would change
+nothing; and the environment of MOSS-ChatV has no state to resume.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from vr_jax.envs import environment, moss_chatv, registry
 
 
 class Counting(moss_chatv.MossChatV):
-  """Questions of MOSS-ChatV; the reward of a reply depends on its text and on all that was scored before."""
+  """MOSS-ChatV with a reward that depends on the text and on the number of earlier replies."""
 
   _seen = 0
 

@@ -1,4 +1,4 @@
-"""The smallest run that has every part: the tiny recipe of MOSS-ChatV with two layers, twelve videos, four steps a stage."""
+"""The smallest complete run: MOSS-ChatV, two layers, twelve videos, four steps a stage."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -73,14 +73,14 @@ OVERRIDES: Mapping[str, Any] = {
 
 
 def recipe(size: str, path: str = RECIPE) -> ml_collections.ConfigDict:
-  """A recipe as it is, at a size."""
+  """The config of a recipe at a size, unchanged."""
   return recipe_config.load(f"{ROOT / path}:{size}")
 
 
 def config(path: str = RECIPE, **overrides: Any) -> ml_collections.ConfigDict:
-  """The nano config of a recipe; an override's dots are written as two underscores: rl__steps=2."""
+  """The nano config of a recipe. Overrides have two underscores for a dot: rl__steps=2."""
   made = recipe("tiny", path)
-  dotted = {name.replace("__", "."): value for name, value in overrides.items()}
+  dotted: dict[str, Any] = {name.replace("__", "."): value for name, value in overrides.items()}
   for name, value in {**OVERRIDES, **dotted}.items():
     *sections, field = name.split(".")
     section = made
@@ -91,7 +91,7 @@ def config(path: str = RECIPE, **overrides: Any) -> ml_collections.ConfigDict:
 
 
 def arguments(workdir: Path, *more: str, mode: str = "all", recipe: str = RECIPE) -> list[str]:
-  """The same as a command line; `more` are further flags."""
+  """The nano config as a command line; `more` are further flags."""
   fields = [f"--config.{name}={value}" for name, value in OVERRIDES.items()]
   return [f"--config={recipe}:tiny", f"--workdir={workdir}", f"--mode={mode}", *fields, *more]
 
@@ -99,7 +99,7 @@ def arguments(workdir: Path, *more: str, mode: str = "all", recipe: str = RECIPE
 def start(
   arguments: list[str], *, module: str = "vr_jax.main", devices: int = 1
 ) -> subprocess.Popen:
-  """Starts `python -m vr_jax.main` (or another module) on so many CPU devices."""
+  """Starts `python -m vr_jax.main` (or another module) on `devices` CPU devices."""
   flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
   return subprocess.Popen(
     [sys.executable, "-m", module, *arguments],
@@ -114,7 +114,7 @@ def start(
 
 
 def make_data(directory: Path, recipe: str = RECIPE, **overrides: Any) -> Path:
-  """Simulates and ingests; gives the directory for `data.directory`."""
+  """Simulates and ingests videos; returns the directory, for `data.directory`."""
   data_stage.prepare(config(recipe, data__directory=str(directory), **overrides), directory)
   return directory
 
@@ -126,7 +126,7 @@ def build(
   recipe: str = RECIPE,
   **overrides: Any,
 ) -> run_context.RunContext:
-  """The context of a run over data that `make_data` made, on as many devices as the mesh asks for."""
+  """Makes the context of a run on data of `make_data`, on as many devices as the mesh needs."""
   context = run_context.make_run_context(
     config(recipe, data__directory=str(data), **overrides), data
   )
@@ -136,14 +136,14 @@ def build(
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """The largest difference of two pytrees of arrays, relative to the largest entry of each array."""
+  """The largest difference of two sets of arrays, relative to the largest entry of each array."""
 
   name: str
   value: float
 
 
 def largest_difference(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> Difference:
-  """Over arrays by name; a zero array is held absolutely."""
+  """Compares arrays by name; the difference from an array of zeros is absolute."""
   assert actual.keys() == expected.keys()
   found = [
     Difference(
@@ -157,18 +157,18 @@ def largest_difference(actual: Mapping[str, Any], expected: Mapping[str, Any]) -
 
 
 def use_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-  """Lets the loops see the first `count` devices only."""
+  """Makes the loops use only the first `count` devices."""
   make = functools.partial(mesh_lib.make_mesh, devices=jax.devices()[:count])
   monkeypatch.setattr(run_context.mesh_lib, "make_mesh", make)
 
 
 def merge(context: run_context.RunContext, params: Any) -> Any:
-  """The module of these parameters."""
+  """Makes the model with these parameters."""
   return nnx.merge(context.graphdef, params)
 
 
 def ragged_items(context: run_context.RunContext, count: int) -> list[batching.Item]:
-  """Items of different lengths in text and frames: of eight frames, of four, of two and of none, in turn."""
+  """Items of different lengths: with eight frames, four, two and none, in turn."""
   clips = [item.clip for item in next(context.builder.read("train", count)).items]
   items = []
   for index, clip in enumerate(clips):
@@ -183,5 +183,5 @@ def ragged_items(context: run_context.RunContext, count: int) -> list[batching.I
 
 
 def sharpened(params: Any, factor: float = 3.0) -> Any:
-  """Parameters whose network has strong opinions: fresh ones give every token about the same probability."""
+  """Scales parameters so that token probabilities differ; fresh ones give nearly uniform ones."""
   return jax.tree.map(lambda x: x * factor if x.ndim > 1 else x, params)

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved is what is read, and what can't be read is named."""
+"""Checkpoints: saved state is restored, and errors name the checkpoint that can't be read."""
 
 import pathlib
 import resource
@@ -99,7 +99,7 @@ def test_where_there_is_no_checkpoint_the_directory_is_named(tmp_path):
 
 
 def _files(step: pathlib.Path) -> list[pathlib.Path]:
-  """What holds arrays or the JSON part, not the marks that Orbax leaves beside."""
+  """The files with arrays or the JSON part, without Orbax's marker files."""
   return sorted(p for p in step.rglob("*") if p.is_file() and p.stat().st_size)
 
 

@@ -7,7 +7,7 @@ from vr_jax.train import console
 
 
 class _Pieces(io.StringIO):
-  """Keeps what is written, piece by piece."""
+  """A stream that records each write."""
 
   def __init__(self):
     super().__init__()

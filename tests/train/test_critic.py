@@ -1,6 +1,7 @@
 """The critic: its values, and its step against a plain computation."""
 
 import dataclasses
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def context(data):
 
 @pytest.fixture(scope="module")
 def params(context):
-  """Those of a critic whose head says something."""
+  """The parameters of a critic whose head is not zero."""
   made = critic.fresh_params(
     initialization.fresh_params(context), embed=context.model.text.hidden_size
   )
@@ -42,7 +43,7 @@ def params(context):
 
 @pytest.fixture(scope="module")
 def batch(context):
-  """(prompts, their replies)"""
+  """Returns (prompts, replies)."""
   tokens = np.where(MASK, np.random.default_rng(1).integers(60, 300, MASK.shape), 0)
   rollout = records.Rollout(
     tokens=jnp.asarray(tokens, jnp.int32),
@@ -55,7 +56,7 @@ def batch(context):
 
 @pytest.fixture(scope="module")
 def targets():
-  """(values at the start of the update, returns): some of each on both sides of the clip."""
+  """Returns (values before the update, returns), some on each side of the clip."""
   old, returns = np.random.default_rng(2).normal(size=(2, *MASK.shape)).astype(np.float32)
   return jnp.asarray(old), jnp.asarray(returns)
 
@@ -72,7 +73,7 @@ def _plain_values(context, params, batch):
 
 @pytest.fixture(scope="module")
 def plain(context, params, batch, targets):
-  """(loss, values, gradients), written out."""
+  """Computes (loss, values, gradients) in the plain way."""
   old, returns = targets
 
   @jax.jit
@@ -93,7 +94,7 @@ def _leaves(tree):
 
 
 def _start(context, params, *, frozen=(), microbatches=1):
-  """A state around a copy of the parameters, and a step."""
+  """Makes a state from a copy of the parameters, and a step."""
   section = nano.config(sft__max_grad_norm=1e9, sft__warmup_steps=0, sft__weight_decay=0.0).sft
   section.learning_rate, section.steps = 2e-3, 100
   frozen = critic.frozen_names(frozen)
@@ -124,6 +125,7 @@ def test_values_begin_at_zero_and_share_no_buffer_with_the_policy(context, batch
 
 def test_values_are_of_the_state_before_each_token_packed_or_not(context, params, batch, plain):
   size = packing.size_of(layout_lib.OneDevice(), LENGTHS[None], TIME, ratio=1.1)
+  assert size is not None
   assert size < 0.7 * MASK.size
   value = critic.make_value_fn(context.graphdef)
   for packed in (None, size):
@@ -234,7 +236,7 @@ def test_the_optimizer_counts_the_updates_of_the_section_rl(context, params):
   for _ in range(13):
     gradient = jax.tree.map(jnp.ones_like, zero)
     update, state = optimizer.update(gradient, state, zero)
-    moved.append(-float(update.bias[...]))
+    moved.append(-float(cast(Any, update).bias[...]))
   assert moved[0] == pytest.approx(0.5, rel=1e-3)
   assert moved[11] > 1e-3
   assert moved[12] == pytest.approx(0, abs=1e-6)

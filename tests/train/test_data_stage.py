@@ -1,4 +1,4 @@
-"""The data stage: simulated worlds, and what it finds in examples before anything is trained."""
+"""The data stage: simulated worlds, and the checks of examples before training."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ def test_a_video_too_short_for_the_frames_of_a_clip_is_found_when_it_is_read_in(
 
 
 def _given(directory, **fields):
-  """Eight questions of the nano run's simulator as a user's own, the third of them with other fields."""
+  """Eight simulated questions as a user's own data, the third of them with other fields."""
   raw = directory / "raw"
   world = world_config.WorldConfig(**nano.config().data.simulate.world)
   write.write_dataset(raw, world, videos=8, seed=0, questions_per_video=1)

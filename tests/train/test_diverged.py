@@ -1,4 +1,4 @@
-"""A run whose updates are void again and again ends, with its own exit code, and says what to do."""
+"""A run whose updates are not finite ends with its own exit code, and says what to do."""
 
 from tests.train import nano
 from vr_jax import main

@@ -1,4 +1,4 @@
-"""Several updates on one batch of replies: what they are held to, what is logged of them, and their learning rates."""
+"""Several updates on one batch of replies: old log-probs, logged metrics, learning rates."""
 
 from flax import nnx
 import jax
@@ -16,7 +16,11 @@ BATCHES, EPOCHS = 2, 2
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-  """(updates as (params before, params after, old log-probs, metrics), logged values, log-probs of the first params)."""
+  """Trains, and returns (updates, logged lines, scored).
+
+  updates: (params before, params after, old log-probs, metrics) of each update.
+  scored: (params, log-probs) of each call of the log-prob function.
+  """
   workdir = tmp_path_factory.mktemp("epochs")
   config = nano.config(
     data__directory=str(data),
@@ -100,7 +104,7 @@ def test_a_void_update_shows_whichever_of_a_batchs_updates_it_was():
 
 
 def _learning_rates(epochs, schedule):
-  """That of each update: with a constant gradient Adam moves by the learning rate."""
+  """The learning rate of each update: with a constant gradient, Adam moves by it."""
   section = nano.config(
     rl__steps=6, rl__warmup_steps=2, rl__num_iterations=epochs, rl__schedule=schedule
   ).rl

@@ -1,9 +1,10 @@
-"""What a step learns from: groups without signal replaced, replies drawn a step ahead, and the padding between."""
+"""Experience: dynamic sampling, replies that are sampled a step ahead, and padding."""
 
 import dataclasses
 import functools
 import itertools
 import shutil
+from typing import Any
 import zlib
 
 import jax
@@ -35,7 +36,7 @@ PROMPTS, GROUP = 4, 4
 
 
 class Choosy:
-  """Of an environment, the texts; replies to every `nth` question earn differently, all others nothing."""
+  """An environment where replies get different rewards on every `nth` question, else none."""
 
   def __init__(self, environment, nth):
     self.environment, self.nth, self.seen = environment, nth, []
@@ -54,7 +55,7 @@ class Choosy:
 
 @pytest.fixture
 def source(data):
-  """Makes a source of which every `nth` group carries signal."""
+  """Makes a collector where every `nth` group has signal."""
   with scoring.scoring_thread() as thread:
     yield functools.partial(_source, data, thread)
 
@@ -141,6 +142,7 @@ def test_prompts_of_several_batches_keep_the_features_that_they_were_sampled_wit
   anew = encoder.encode(context.graphdef, params, patches)
   shown = np.asarray(anew.media_index)
   assert (shown >= 0).any(axis=1).tolist() == [True, True, True, False]
+  assert anew.media is not None
   assert made.prompt_with_features.media.shape == anew.media.shape
   for row, index in enumerate(shown):
     media, expected = (
@@ -155,7 +157,7 @@ def test_prompts_of_several_batches_keep_the_features_that_they_were_sampled_wit
 
 
 class Ragged:
-  """Two batches of clips of no, one and two temporal patches, the second in buckets larger than it needs."""
+  """Two batches of clips with 0, 1 and 2 temporal patches, the second in too large buckets."""
 
   def __init__(self, context):
     items = nano.ragged_items(context, 8)
@@ -195,7 +197,7 @@ def test_what_the_cache_had_of_each_batch_is_counted_once(data, params, tmp_path
       assert made.values["dynamic_sampling/batches"] == 2
       assert made.values["vision/cache_rebuilt"] == 0
       found.append(made.values["vision/cache_hits"])
-  # At first a clip of the second batch may be known already from the first.
+  # A clip of the second batch may be in the cache already, from the first batch.
   assert found[0] < found[1] == 2 * PROMPTS
 
 
@@ -241,7 +243,7 @@ def test_one_step_off_policy_updates_on_replies_of_the_policy_before(data, tmp_p
     lines = metrics.read(tmp_path / str(off) / "metrics.jsonl")
     ratios[off] = [line["values"]["sampling/importance_sampling_ratio/mean"] for line in lines]
   np.testing.assert_allclose(ratios[False], 1, atol=1e-4)
-  assert abs(ratios[True][0] - 1) < 1e-4  # drawn before there was an update
+  assert abs(ratios[True][0] - 1) < 1e-4  # sampled before any update
   assert all(abs(ratio - 1) > 1e-3 for ratio in ratios[True][1:])
 
 
@@ -291,7 +293,7 @@ def test_arrays_are_halved_while_they_hold_the_longest_reply_and_packed_to_the_f
   assert shapes.time == 32
   # Rows 0 and 2 are one part, with 63 tokens of 256; 256 / 1.25^6 = 67.1.
   assert shapes.packed == 68
-  assert shapes.packed_whole == int(np.ceil(512 / 1.25**8))  # holds 75
+  assert shapes.packed_whole == int(np.ceil(512 / 1.25**8))  # at least 75
 
 
 def test_without_packing_only_the_time_is_cut():
@@ -313,6 +315,7 @@ def test_replies_are_cut_with_all_that_stands_beside_their_tokens(turns):
   for name in ("tokens", "log_probs", "kind", "turn"):
     np.testing.assert_array_equal(getattr(cut, name), tokens[:, :, :2])
   if turns:
+    assert cut.episode_inputs is not None
     np.testing.assert_array_equal(cut.episode_inputs.media_index, tokens[:, :, :2])
     np.testing.assert_array_equal(cut.episode_inputs.positions[..., 1], tokens[:, :, :2])
   else:
@@ -326,6 +329,8 @@ def test_the_share_of_padding_is_that_of_a_count_by_hand(source, params):
   )
   layout, prefix = layout_lib.OneDevice(), drawn.prompt_with_features.tokens.shape[1]
   shapes = reply_shapes.choose_reply_shapes(_rl(), layout, LENGTHS, budget=64)
+  assert shapes.packed is not None
+  assert shapes.packed_whole is not None
   # Two updates and two scorers, each over 4 prompts.
   computed = 320 + 2 * 2 * shapes.packed + 2 * shapes.packed_whole + 4 * 4 * prefix
   wanted = 195 + 4 * 75 + 4 * 4 * 30
@@ -385,7 +390,7 @@ def test_clips_of_about_one_length_share_a_batch_of_training_only_and_only_at_a_
     return [[item.example.id for item in next(read).items] for _ in range(6)]
 
   as_drawn = epoch({})
-  assert epoch(AT_A_RATE) == as_drawn  # all clips are of one length
+  assert epoch(AT_A_RATE) == as_drawn  # all clips have the same length
   monkeypatch.setattr(
     batching.BatchBuilder, "_media_tokens", lambda _, clip: zlib.crc32(clip.example.id.encode())
   )
@@ -410,8 +415,9 @@ def test_clips_of_about_one_length_share_a_batch_of_training_only_and_only_at_a_
 def test_a_reply_that_could_pass_the_models_context_is_an_error_that_names_its_field(
   data, recipe, field
 ):
+  overrides: dict[str, Any] = {field: 2000}
   with pytest.raises(errors.InputError, match=f"config.{field.replace('__', '.')}=2000: .* 2048"):
-    nano.build(data, recipe=recipe, **{field: 2000})
+    nano.build(data, recipe=recipe, **overrides)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
-"""`--mode=export`: the last checkpoint of a run, from any number of processes, as a directory that others read."""
+"""`--mode=export`: other programs read the checkpoint, whatever the number of processes."""
 
 import importlib.util
 import os
 import subprocess
 import sys
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -72,10 +73,10 @@ def test_a_run_starts_from_an_export_as_from_any_pretrained_model(exported, trai
 def test_transformers_reads_model_and_tokenizer(exported, trained, data):
   import transformers
 
-  _, told = transformers.AutoModelForImageTextToText.from_pretrained(
-    exported, output_loading_info=True
-  )
-  assert not any(told.values()), told
+  # A cast, since the annotation does not know output_loading_info.
+  load = cast(Any, transformers.AutoModelForImageTextToText.from_pretrained)
+  _, problems = load(exported, output_loading_info=True)
+  assert not any(problems.values()), problems
   tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
   ours = run_context.make_run_context(config(data), trained).processor
   text = "<|im_start|>user\nAt 6s, the lamp turns <red>.<|im_end|>"

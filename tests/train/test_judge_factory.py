@@ -1,4 +1,4 @@
-"""From config.judge to a judge: each kind works, and what is missing is said before a run starts."""
+"""Making a judge from config.judge: each kind works, and errors are found before a run starts."""
 
 import contextlib
 import dataclasses
@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import sys
 import threading
+from typing import Any, cast
 
 import ml_collections
 import pytest
@@ -247,7 +248,7 @@ def test_the_rule_is_refused_for_data_whose_states_are_not_known(tmp_path, state
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heard(judge_prompt.JudgeQuestion):
-  """Keeps the reply, and judges by its length."""
+  """Records the reply; its verdict depends on the reply's length."""
 
   replies: list
 
@@ -258,14 +259,15 @@ class Heard(judge_prompt.JudgeQuestion):
 
 @pytest.fixture(scope="module")
 def directory(data, tmp_path_factory):
-  """A nano model as a Hugging Face directory, whose opinions are strong."""
+  """A nano model, saved in Hugging Face format; its token probabilities are not uniform."""
   context = nano.build(data)
   where = tmp_path_factory.mktemp("judge") / "model"
   config = context.model
   params = nano.sharpened(initialization.fresh_params(context))
   qwen2_5_vl.save_pretrained(params, where, config=config)
   context.processor.tokenizer.save(str(where / "tokenizer.json"))
-  assert qwen2_5_vl.FAMILY.read_config(where / "config.json").text == config.text
+  loaded: Any = qwen2_5_vl.FAMILY.read_config(where / "config.json")
+  assert loaded.text == cast(Any, config).text
   return where
 
 

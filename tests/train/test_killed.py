@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends as the run that nobody touched: the same metrics, bit for bit."""
+"""A run that is killed again and again has the same metrics as one that never was, bit for bit."""
 
 from collections.abc import Callable
 import json
@@ -13,8 +13,8 @@ import pytest
 from tests.train import nano
 from vr_jax.train import metrics
 
-DIFFERS = ("perf/",)  # names of values that no two runs share
-SECONDS = 240  # after which a run counts as stuck
+DIFFERS = ("perf/",)  # prefixes of metrics that differ from run to run
+SECONDS = 240  # timeout of a run
 
 
 def _lines(workdir: Path, stage: str) -> int:
@@ -30,7 +30,7 @@ def _checkpoint_half_written(stage: str) -> Callable[[Path], bool]:
   return lambda workdir: any((workdir / "checkpoints" / stage).glob("*.orbax-checkpoint-tmp*"))
 
 
-# In the order in which a run comes by. Checkpoints are written at steps 2 and 4 of each stage.
+# In the order in which a run reaches them. Checkpoints are written at steps 2 and 4 of each stage.
 MOMENTS = (
   ("simulating", lambda workdir: any((workdir / "data").glob("*.partial")), signal.SIGKILL),
   ("before the first checkpoint", _wrote("sft", 1), signal.SIGKILL),
@@ -57,7 +57,7 @@ def _finish(workdir: Path) -> None:
 
 
 def _interrupt(workdir: Path, moment: Callable[[Path], bool], number: signal.Signals):
-  """(exit code, stderr) of a run that got the signal at the moment."""
+  """Sends the signal at this moment of a run; returns (exit code, stderr)."""
   process = _start(workdir)
   deadline = time.monotonic() + SECONDS
   while not moment(workdir) and process.poll() is None and time.monotonic() < deadline:
@@ -76,7 +76,7 @@ def untouched(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory) -> tuple[Path, dict[str, tuple[int, str]]]:
-  """The workdir of a run that was killed at every moment, and how each of its lives ended."""
+  """The workdir of a run that was killed at every moment, and how each process ended."""
   workdir = tmp_path_factory.mktemp("interrupted")
   ends = {name: _interrupt(workdir, moment, number) for name, moment, number in MOMENTS}
   _finish(workdir)

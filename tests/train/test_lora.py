@@ -1,4 +1,4 @@
-"""A run with adapters: they alone are trained, kept and saved; the base stays what it was, and is the reference too."""
+"""Training with adapters: only they are trained and saved; the base stays, and is the reference."""
 
 from unittest import mock
 
@@ -37,7 +37,7 @@ def context(data):
 
 @pytest.fixture(scope="module")
 def pretrained(data, tmp_path_factory):
-  """A directory with the base of the runs below."""
+  """A directory with the base model of the runs below."""
   plain = nano.build(data, mesh=MESH)
   path = tmp_path_factory.mktemp("pretrained") / "base"
   tokenizer = (data / "tokenizer-448.json").read_text()
@@ -75,7 +75,7 @@ def batch(context):
 
 @pytest.fixture(scope="module")
 def trained(context):
-  """(parameters before, state after two updates)."""
+  """Returns (parameters before, state after two updates)."""
   state, step = start(context)
   before, (prompt, (tokens, valid)) = host(state.params), batch(context)
   for _ in range(2):
@@ -163,7 +163,7 @@ def test_rl_from_the_base_stays_close_to_the_base_without_a_copy_of_it(data, mon
 
 @pytest.fixture(scope="module")
 def workdir(context, trained, tmp_path_factory):
-  """With the checkpoint of a warm start."""
+  """A workdir with the checkpoint of a warm start."""
   path = tmp_path_factory.mktemp("adapted")
   store = initialization.open_checkpoints(context, path / "checkpoints" / "sft")
   store.save(2, trained[1], {})

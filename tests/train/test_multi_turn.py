@@ -1,4 +1,4 @@
-"""Video-MTR through every stage: episodes are played, earned on turn by turn, learnt from by a policy and its critic, and resumed."""
+"""Video-MTR through every stage: episodes, rewards of turns, policy and critic, resuming."""
 
 import collections
 import functools
@@ -61,12 +61,15 @@ ANSWER, JUNK = "<think>a</think><answer>A</answer>", "a"
 
 
 def looks_or_answers(ids):
-  """What a reply of these tokens reads as: replies of a network that knows nothing differ, and so do their rewards."""
+  """A text for these tokens: untrained replies differ, so their rewards differ as well."""
   return LOOK if sum(map(int, ids)) % 2 else ANSWER
 
 
 def one_step(tmp_path, monkeypatch, **changes):
-  """An RL step whose replies read as these, one after the other; gives what was shown after which replies, episodes, scores."""
+  """Makes an RL step whose replies decode to the four texts above, one after the other.
+
+  Returns what was shown after which replies, the episodes, and the scores.
+  """
   nano.use_devices(monkeypatch, 1)
   said = functools.partial(next, itertools.cycle((LOOK, BEYOND, ANSWER, JUNK)))
   texts, shown, earned = collections.defaultdict(said), [], []
@@ -83,7 +86,9 @@ def one_step(tmp_path, monkeypatch, **changes):
 
   monkeypatch.setattr(video_mtr.VideoMTR, "observe", observed)
   monkeypatch.setattr(video_mtr.VideoMTR, "finish_batch", finished)
-  monkeypatch.setattr(processor.Processor, "decode", lambda _, ids: texts[tuple(map(int, ids))])
+  monkeypatch.setattr(
+    processor.Qwen2_5_VLProcessor, "decode", lambda _, ids: texts[tuple(map(int, ids))]
+  )
   run = config(tmp_path, rl__steps=1, env__relevance__gate=False, **changes)
   data_stage.prepare(run, tmp_path)
   rl_loop.train(run, tmp_path)
@@ -223,7 +228,7 @@ def test_policy_and_critic_learn_whatever_the_way_an_update_is_made(
   data, tmp_path, monkeypatch, changes
 ):
   nano.use_devices(monkeypatch, 1)
-  monkeypatch.setattr(processor.Processor, "decode", lambda _, ids: looks_or_answers(ids))
+  monkeypatch.setattr(processor.Qwen2_5_VLProcessor, "decode", lambda _, ids: looks_or_answers(ids))
   make, updates = train_step.make_rl_step, []
 
   def watched(*arguments, **options):
@@ -258,7 +263,7 @@ def test_policy_and_critic_learn_whatever_the_way_an_update_is_made(
 def test_a_bonus_that_has_ended_stays_ended_in_a_run_that_goes_on_from_a_checkpoint(
   tmp_path, monkeypatch
 ):
-  """Two batches of episodes that all look end it; of those of the third some answer at once."""
+  """All episodes of the first two batches retrieve frames; in the third, some answer at once."""
   nano.use_devices(monkeypatch, 1)
   drawn, batch = experience.Collector.collect, [0]
 
@@ -278,7 +283,7 @@ def test_a_bonus_that_has_ended_stays_ended_in_a_run_that_goes_on_from_a_checkpo
       raise Stopped
 
   monkeypatch.setattr(experience.Collector, "collect", noted)
-  monkeypatch.setattr(processor.Processor, "decode", said)
+  monkeypatch.setattr(processor.Qwen2_5_VLProcessor, "decode", said)
   changes = {
     "rl__advantage_estimator": "episode",
     "critic__kl_weight": 0.0,
@@ -306,11 +311,13 @@ def test_of_a_demonstrated_episode_one_reply_is_learnt_behind_the_conversation_b
   data = nano.make_data(tmp_path, recipe=RECIPE, **OVERRIDES)
   context = nano.build(data, recipe=RECIPE, **OVERRIDES)
   items = [*next(context.builder.read("train", 12, view="supervised")).items]
-  said = {context.processor.decode(item.reply).split(">")[-2].rsplit("<")[-1] for item in items}
-  assert said == {"/answer", "/retrieve"}
+  actions = {context.processor.decode(item.reply).split(">")[-2].rsplit("<")[-1] for item in items}
+  assert actions == {"/answer", "/retrieve"}
   for item in items:
     task, times = context.environment, item.clip.timestamps
     replies = task.reference_replies(item.example, times)
     turn = replies.index(context.processor.decode(item.reply))
-    frames = [task.observe(item.example, 8, replies[:number]).frames for number in range(turn + 1)]
+    observations = [task.observe(item.example, 8, replies[:number]) for number in range(turn + 1)]
+    assert None not in observations
+    frames = [each.frames for each in observations if each]
     assert len(item.encoded.frames) == sum(map(len, frames))

@@ -1,4 +1,4 @@
-"""Pretrained parameters go from their files to where the mesh wants each."""
+"""Pretrained parameters are loaded from their files with the shardings of the mesh."""
 
 import dataclasses
 

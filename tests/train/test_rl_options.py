@@ -1,4 +1,4 @@
-"""Options of loss and advantages in the step and in the loop: exact in packed micro-batches, and logged."""
+"""Options of loss and advantages, in the step and in the loop: exact when packed, and logged."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""RL whose perception an endpoint judges, which now and then fails: what is left unjudged, what is logged, and where the key is."""
+"""RL with a judge behind an endpoint that sometimes fails: missing verdicts, metrics, the key."""
 
 import collections
 import itertools
@@ -23,7 +23,7 @@ def test_replies_that_an_endpoint_leaves_without_a_verdict_are_counted_and_the_k
   numbers, asked = itertools.count(), collections.Counter()
   score = videop2r.VideoP2R.score
 
-  def told(task, examples, replies):
+  def score_labelled(task, examples, replies):
     texts = [
       [
         videop2r.format_reply(f"kind {(number := next(numbers)) % 4} seen {number}", "So.", "A")
@@ -39,7 +39,7 @@ def test_replies_that_an_endpoint_leaves_without_a_verdict_are_counted_and_the_k
     fails = "kind 0" in request.text or ("kind 1" in request.text and asked[request.text] == 1)
     return judge_server.Reply(status=500 if fails else 200)
 
-  monkeypatch.setattr(videop2r.VideoP2R, "score", told)
+  monkeypatch.setattr(videop2r.VideoP2R, "score", score_labelled)
   with judge_server.serve(answer) as server:
     config = nano.config(
       "configs/videop2r.py",

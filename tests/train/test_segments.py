@@ -1,4 +1,4 @@
-"""Segments from scores to tokens, and VideoP2R through the loop, replies to shuffled frames with it."""
+"""Advantages of segments, and VideoP2R through the loop, with replies to shuffled frames."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_every_token_gets_the_advantage_of_its_own_segment_over_its_own_group():
     normalize_by_std=True,
     max_tokens=3,
   )
-  low, high = -(2**0.5), 2**-0.5  # of 2, beside 5 and 5
+  low, high = -(2**0.5), 2**-0.5  # the advantages of 2 and of 5, in the group 5, 5, 2
   expected = [[[-1, high, 0], [1, 1, high], [0, low, low]]]
   np.testing.assert_allclose(advantages, expected, rtol=1e-5)
   assert signal.all()

@@ -1,8 +1,9 @@
-"""Every size of the recipe can start on the devices that people have."""
+"""Every size of the recipe can start on common numbers of devices."""
 
 import json
 import re
 import shlex
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -102,6 +103,6 @@ def test_text_behind_a_video_goes_on_where_the_weights_were_trained_to(data, tmp
   model = model_setup.model_of(config)
   video = prompts_lib.Grid(kind=records.Kind.VIDEO, frames=4, height=4, width=4, seconds=1.5)
   kind = np.array([records.Kind.TEXT] * 3 + [records.Kind.VIDEO] * 16 + [records.Kind.TEXT] * 2)
-  places, _ = positions.rope_index(kind.astype(np.int32), [video], model.vision)
+  places, _ = positions.rope_index(kind.astype(np.int32), [video], cast(Any, model).vision)
   assert places[0, 3:19:4].tolist() == [3, 6, 9, 12]
   assert places[:, 19:].tolist() == [text] * 3

@@ -1,4 +1,4 @@
-"""Which part of a step its seconds count as, and in which of them the devices waited for the host."""
+"""The step timer: which part of a step the seconds count as, and when the devices were idle."""
 
 import time
 
@@ -9,7 +9,7 @@ from vr_jax.envs import moss_chatv, video_mtr
 from vr_jax.rollout import dialogue
 from vr_jax.train import data_stage, experience, learner, metrics, rl_loop, sft_loop, step_timer
 
-SLOW = 0.4  # seconds, of which a nano step takes few
+SLOW = 0.4  # seconds; much longer than a part of a nano step
 STEPS = 3
 
 
@@ -44,7 +44,7 @@ def _slowly(function):
 
 
 def _logged(workdir, stage, step):
-  """What a step of a stage logged; not of the first, which compiles."""
+  """The metrics of a stage's step; not of the first one, which compiles."""
   lines = metrics.read(workdir / "metrics.jsonl")
   return [line["values"] for line in lines if line["stage"] == stage][step - 1]
 
@@ -55,7 +55,7 @@ def _exposed(values):
 
 @pytest.fixture
 def run(data, tmp_path, monkeypatch):
-  """A function: a stage of the nano recipe of one turn; what its second step logged."""
+  """A function that runs a stage of the nano recipe, and returns its second step's metrics."""
   nano.use_devices(monkeypatch, 1)
 
   def trained(stage, **changes):

@@ -1,4 +1,4 @@
-"""The jitted steps: micro-batches change nothing, a void update changes nothing, and what is frozen stays."""
+"""The jitted steps: micro-batches and skipped updates change nothing, frozen parameters stay."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def batch(context):
 
 
 def _start(context, *, frozen=(), **fields):
-  """A state and a step of the section `sft`."""
+  """Makes a state and a step from the section `sft`."""
   section = nano.config(**fields).sft
   optimizer = train_state_lib.make_optimizer(section, context.abstract_params, frozen)
   state = train_state_lib.create(initialization.fresh_params(context), optimizer, context.mesh)
@@ -118,7 +118,10 @@ def test_frozen_vision_costs_no_backward_pass_and_has_no_share_in_the_norm(conte
 
 
 def _norm(moments):
-  """That of the gradients, from Adam's first moments after one step: 1 - b1 = 0.1 times the gradients."""
+  """Global norm of the gradients, from Adam's first moments after one step.
+
+  These are 1 - b1 = 0.1 times the gradients.
+  """
   return 10 * np.sqrt(sum((moment.astype(np.float64) ** 2).sum() for moment in moments))
 
 

@@ -1,4 +1,4 @@
-"""The warm start's look at the validation split, and packed supervised replies."""
+"""The loss on the validation split during the warm start, and packed supervised replies."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from vr_jax.train import batching, initialization, metrics, run_context, sft_loo
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory):
-  """Data with a validation split, which a batch does not divide."""
+  """Data with a validation split whose last batch is not full."""
   return nano.make_data(
     tmp_path_factory.mktemp("held_out"), data__validation_fraction=0.25, sft__validate_every=1
   )

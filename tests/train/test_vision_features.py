@@ -1,7 +1,8 @@
-"""Features of a frozen tower: made once for a clip, whatever batch it stands in, and the same as without a cache."""
+"""A frozen tower's features are computed once for each clip; the cache does not change them."""
 
 import functools
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ CLIPS = 9  # of the training split, each with two questions
 
 @pytest.fixture
 def own_data(data, tmp_path):
-  """The data of this room, copied: features are written beside it."""
+  """A copy of the shared data: features are written next to it."""
   return shutil.copytree(data, tmp_path / "data")
 
 
@@ -37,7 +38,7 @@ def params(data):
 
 @pytest.fixture
 def encoded_rows(monkeypatch):
-  """Rows of each run of the tower."""
+  """The number of rows of each run of the tower."""
   rows, run = [], encoder.features
 
   def noted(graphdef, params, vision):
@@ -49,7 +50,10 @@ def encoded_rows(monkeypatch):
 
 
 def epoch(context, params, workdir):
-  """(prompts on the mesh, what is logged of them) of an epoch in order, what it made on disk when it is over."""
+  """Reads an epoch in order; its features are on disk afterwards.
+
+  Returns (prompts on the mesh, metrics) of each batch.
+  """
   with vision_features.open_cache(context, params, workdir) as cache:
     read = context.builder.read("train", 4, repeat=False, cache=cache)
     fed = [vision_features.prompt_with_features(context, params, batch, cache) for batch in read]
@@ -57,13 +61,13 @@ def epoch(context, params, workdir):
 
 
 def plain(context, params):
-  """The prompts of such an epoch without a cache."""
+  """The prompts of the same epoch without a cache."""
   read = context.builder.read("train", 4, repeat=False)
   return [encoder.encode(context.graphdef, params, context.builder.prompt(batch)) for batch in read]
 
 
 def assert_same(found, expected):
-  """The same prompts; of features, those that stand somewhere."""
+  """Checks that prompts are equal; of their features, only those that a token uses."""
   for (one, _), other in zip(found, expected, strict=True):
     assert one.vision is None
     for name in ("tokens", "kind", "positions", "next_position", "media_index"):
@@ -111,7 +115,7 @@ def test_the_tower_runs_for_what_is_missing_alone_and_a_damaged_entry_is_counted
   encoded_rows.clear()
   found = epoch(context, params, own_data)
   assert_same(found, expected)
-  assert set(encoded_rows) == {2}  # one row, filled up to one on each of two devices
+  assert set(encoded_rows) == {2}  # one row, padded to one on each of two devices
   rebuilt = [values["vision/cache_rebuilt"] for _, values in found]
   assert sum(rebuilt) == 1
   assert_same(epoch(context, params, own_data), expected)
@@ -146,7 +150,7 @@ def test_what_is_deleted_between_two_batches_is_made_again(context, params, own_
 def test_what_another_process_with_the_same_rows_misses_is_made_here_too(
   context, params, own_data, encoded_rows, monkeypatch
 ):
-  """The other one is played: it has lost the first two prompts of each batch."""
+  """The test stands in for the other process, which lacks the first two prompts of each batch."""
   expected = plain(context, params)
   epoch(context, params, own_data)
   lost = np.array([0, 1, 4, True, True, False, False])
@@ -186,7 +190,7 @@ READ = batching.BatchBuilder.read
 
 
 def _whole_batches(context, *arguments, read, **options):
-  """An epoch without its last, smaller batch."""
+  """Reads an epoch without its last, smaller batch."""
   return [batch for batch in read(context, *arguments, **options) if len(batch.items) == 4]
 
 
@@ -242,13 +246,14 @@ def test_the_cache_of_another_tower_under_this_ones_name_is_refused(context, par
 
 def test_what_features_depend_on_names_another_cache(data, params, tmp_path):
   found = []
-  for fields in (
+  variants: tuple[dict[str, Any], ...] = (
     {},
     {"model__dtype": "bfloat16"},
     {"model__max_pixels": 784},
     {"model__resize_backend": "torchvision"},
     {"model__architecture__vision_config__window_size": 28},
-  ):
+  )
+  for fields in variants:
     changed = nano.build(data, mesh=(1, 2, 1, 1), **ON, **fields)
     found.append(vision_features.cache_identity(changed, params))
   same = nano.build(

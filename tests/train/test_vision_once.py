@@ -1,4 +1,4 @@
-"""Vision once: how often a step runs the tower, and that nothing comes out differently for it."""
+"""How often a step runs the vision tower; results are the same as with the tower in every pass."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,10 @@ TOLERANCE = 1e-5
 def test_a_frozen_tower_is_in_the_encoder_alone_and_a_trained_one_in_reference_and_update_too(
   data, tmp_path, monkeypatch, frozen, programs
 ):
-  """With two updates on a batch, so that the policy scores its replies. Programs are traced once for each kind of prompt."""
+  """Two updates on a batch, so that the policy's old log-probs are computed.
+
+  Programs are traced once for each kind of prompt.
+  """
   traced, run = [], vision.VisionTower.__call__
 
   def noted(tower, patches):

@@ -1,4 +1,4 @@
-"""A workdir belongs to the config that made it, and its metrics survive a kill in the middle of a line."""
+"""A workdir belongs to one config, and its metrics survive a kill in the middle of a line."""
 
 from concurrent import futures
 import datetime
@@ -22,7 +22,7 @@ def test_a_workdir_says_what_made_it(tmp_path):
 
 
 def _made(directory):
-  """As a stage that has begun leaves it."""
+  """Makes a workdir as a stage that has begun leaves it."""
   (directory / "data").mkdir(parents=True)
   (directory / "data" / "shard").touch()
 

@@ -1,7 +1,7 @@
-"""Annotation files: what they may say, checked where it enters, as records.Example.
+"""Reads and checks annotation files, as records.Example.
 
-Two families of records are read, told apart by their fields: ours (docs/data.md) and that of Video-R1. A file holds one
-JSON object a line, or one JSON list of objects, gzipped or not.
+Two record formats are read and recognized by their fields: ours (docs/data.md) and Video-R1's. A
+file holds one JSON object a line, or one JSON list of objects. It may be gzipped.
 """
 
 from collections.abc import Callable, Iterator, Set
@@ -23,7 +23,7 @@ from vr_jax import records
 from vr_jax.data import sampling, video_r1
 from vr_jax.errors import InputError
 
-# Times are kept to the microsecond, on disk as integers.
+# Times are rounded to microseconds, and stored as integers.
 MICROSECONDS = 1_000_000
 
 _GZIP = b"\x1f\x8b"
@@ -38,10 +38,11 @@ BadRecord = Callable[[str, InputError], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Annotation:
-  """A record that is right in itself; `placed` checks it against its video.
+  """A record that is valid in itself. `place_in_video` checks it against its video.
 
-  `where` is its file and line. Where the file does not say what is shown, or of what time a step speaks, the span ends
-  at infinity. `pool_frames` are relevant frames of a pool as video_r1.POOL says, increasing.
+  where: its file and line.
+  example: spans end at infinity if the file has no shown span, or no times for a step.
+  pool_frames: indices of relevant frames in a pool of video_r1.POOL frames, increasing.
   """
 
   where: str
@@ -50,15 +51,16 @@ class Annotation:
 
 
 def read(path: Path, videos: Set[str], *, on_bad: BadRecord) -> list[Annotation]:
-  """All good records of an annotation file, or of all files that a pattern names.
+  """Reads the valid records of an annotation file, or of all files that match a pattern.
 
   Args:
-    path: JSON lines, or one JSON list; may be gzipped. Its last part may be a pattern: data/rl.part*.json.gz
-    videos: names of the video files that a record may point to.
-    on_bad: called with file:line and the error of each bad record; may raise it.
+    path: JSON lines, or one JSON list; may be gzipped. The file name may be a pattern, such as
+      data/rl.part*.json.gz.
+    videos: names of the existing video files.
+    on_bad: called with file:line and the error of each bad record; may raise the error.
 
   Raises:
-    InputError: the file cannot be read or holds no record; whatever `on_bad` raises.
+    InputError: the file can't be read or holds no record; also what `on_bad` raises.
   """
   annotations, seen = [], {}
   for where, parse in itertools.chain.from_iterable(map(_entries, find_files(path))):
@@ -80,26 +82,26 @@ def read(path: Path, videos: Set[str], *, on_bad: BadRecord) -> list[Annotation]
 
 
 def read_first(path: Path) -> records.Example:
-  """The first record of an annotation file, or of the first that a pattern names; its video is not looked for.
+  """Reads the first record of the first annotation file. The video need not exist.
 
   Raises:
-    InputError: the file cannot be read or holds no record, or this one is bad.
+    InputError: the file can't be read or holds no record, or its first record is bad.
   """
   where, parse = next(_entries(find_files(path)[0]))
   return _example(parse(), where)
 
 
 def find_files(path: Path) -> list[Path]:
-  """The annotation files that a path or a pattern names, in the order of their names.
+  """Finds the annotation files of a path or a pattern, sorted by name.
 
   Raises:
-    InputError: there is none of that pattern.
+    InputError: no file matches the pattern.
   """
   if path.exists() or not any(sign in path.name for sign in "*?["):
     return [path]
-  if not (found := sorted(path.parent.glob(path.name))):
+  if not (files := sorted(path.parent.glob(path.name))):
     raise InputError(f"{path}: there is no annotation file of this pattern")
-  return found
+  return files
 
 
 def place_in_video(
@@ -109,14 +111,20 @@ def place_in_video(
   *,
   tolerance: float,
 ) -> records.Example:
-  """The example, once all its times lie within a video of `duration` seconds (plus `tolerance`).
+  """Makes the example, and checks that its times are inside the video.
 
-  What is shown defaults to the whole video, and a step without times spans what is shown. Relevant frames become spans, each
-  from its frame of the pool of what is shown up to the next one; `times` are those of the stored frames.
+  The shown span defaults to the whole video, and steps without times get the shown span. Relevant
+  pool frames become spans: each lasts from its frame to the pool's next one.
+
+  Args:
+    annotation: of one record.
+    duration: of the video, in seconds.
+    times: of the stored frames, in seconds.
+    tolerance: times may exceed the duration by this many seconds.
 
   Raises:
-    InputError: a span ends, or a state is, after the end of the video; what is shown overlaps what is masked; a relevant frame is
-      none of the pool.
+    InputError: a span or state is after the end of the video, the shown and the masked span
+      overlap, or a relevant frame is not in the pool.
   """
   example, where = annotation.example, annotation.where
   if math.isinf(example.shown.end):
@@ -137,7 +145,8 @@ def place_in_video(
   for field, end in ends:
     if end > duration + tolerance:
       raise InputError(
-        f"{where}: field {field!r}: {end:g} s is outside the video {example.video!r} of {duration:g} s"
+        f"{where}: field {field!r}: {end:g} s is outside the video {example.video!r} "
+        f"of {duration:g} s"
       )
   masked = example.masked
   if masked and masked.start < example.shown.end and example.shown.start < masked.end:
@@ -151,14 +160,15 @@ def _spans(
   shown: records.Span,
   where: str,
 ) -> tuple[records.Span, ...]:
-  """From frames of a pool to seconds; adjoining ones are one span."""
+  """Turns pool frames into spans in seconds. Adjacent frames share one span."""
   least, most = video_r1.POOL
   count = max(least, min(most, int(shown.end - shown.start))) // 2 * 2
   pool = sampling.choose(times, shown, sampling.PoolRule(frames=count), where=where)
   edges = [*map(_microsecond, times[pool].tolist()), shown.end]
   if len(pool) < count:
     raise InputError(
-      f"{where}: field 'relevant_sample_frames': counts {count} frames, but {len(pool)} are stored; ingest at 1 fps or more"
+      f"{where}: field 'relevant_sample_frames': counts {count} frames, but {len(pool)} are "
+      "stored; ingest at 1 fps or more"
     )
   if frames[-1] >= count:
     raise InputError(
@@ -174,7 +184,7 @@ def _spans(
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
-  """The place of each record, and what parses it (or raises InputError)."""
+  """Yields each record's file and line, and a function that parses it or raises InputError."""
   try:
     content = path.read_bytes()
     packed = content.startswith(_GZIP)
@@ -194,7 +204,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     for index, value in enumerate(values):
       yield f"{path}: record {index}", lambda value=value: value
     return
-  # Not splitlines: JSON strings may hold U+2028 and its like.
+  # Not splitlines: it would also split at U+2028 and similar, which JSON strings may contain.
   for number, line in enumerate(text.split("\n"), start=1):
     if line.strip():
       where = f"{path}:{number}"
@@ -259,7 +269,7 @@ def _pool_frames(value: dict[str, Any], where: str) -> tuple[int, ...]:
 
 
 def _check_spelling(field: str, where: str) -> None:
-  """Other fields are kept as `extra`, but one that looks like ours is a slip of the pen."""
+  """Rejects a field whose name is almost one of ours. All other unknown fields become `extra`."""
   known = (*_REQUIRED, *_OPTIONAL)
   if field not in known and (near := difflib.get_close_matches(field, known, n=1, cutoff=0.8)):
     raise InputError(f"{where}: field {field!r} is unknown; is {near[0]!r} meant?")
@@ -298,7 +308,7 @@ def _step(value: Any, where: str) -> records.Step:
     value = _object(value, "steps", ("text",), where)
     return records.Step(text=_text(value["text"], "steps", where), start=0.0, end=math.inf)
   value = _object(value, "steps", ("text", "start", "end"), where)
-  # A step may speak of an instant, where a span of frames may not be empty.
+  # A step may describe an instant, but a span of frames can't be empty.
   span = _span([value["start"], value["end"]], "steps", where, empty=True)
   return records.Step(text=_text(value["text"], "steps", where), start=span.start, end=span.end)
 
@@ -350,7 +360,7 @@ def _microsecond(seconds: float) -> float:
 
 
 def _text(value: Any, field: str, where: str) -> str:
-  # Numbers stand where texts are meant in many a file: ids and numerical answers.
+  # Many files have numbers instead of texts, as ids and numerical answers.
   if isinstance(value, int | float) and not isinstance(value, bool):
     value = str(value)
   if not isinstance(value, str):

@@ -1,9 +1,11 @@
-"""Examples on disk: the TFDS dataset `moss_video`, in ArrayRecord files, written and read without TensorFlow.
+"""Examples on disk: the TFDS dataset `moss_video`, in ArrayRecord files.
 
-TFDS' own builders prepare a dataset with TensorFlow; its sequential writer, given ArrayRecord as the format, does not,
-and what it writes is what `tfds.builder_from_directory(...).as_data_source(split)` reads.
+It is written and read without TensorFlow. The builders of TFDS need TensorFlow to prepare a
+dataset. Its sequential writer doesn't, if the format is ArrayRecord, and
+`tfds.builder_from_directory(...).as_data_source(split)` can read the result.
 
-A tf.Example holds float32 only, which is too coarse for times within a long video: times are int64 microseconds.
+A tf.Example stores floats as float32, which is too coarse for times in a long video. So times are
+int64 microseconds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, cast
 
 from google.protobuf import message
 import numpy as np
@@ -24,7 +26,7 @@ from vr_jax.errors import InputError
 
 NAME = "moss_video"
 VERSION = "1.2.0"
-# 1.1.0 has no `extra`, 1.0.0 neither `observation` nor `reasoning` either; they are then empty.
+# 1.1.0 lacks `extra`; 1.0.0 also lacks `observation` and `reasoning`. They are empty then.
 _READABLE = (VERSION, "1.1.0", "1.0.0")
 SPLITS = ("train", "validation", "test")
 _EXAMPLES_PER_SHARD = 100_000
@@ -33,18 +35,18 @@ _EXAMPLES_PER_SHARD = 100_000
 def split_videos(
   videos: Sequence[str], fractions: Mapping[str, float], *, seed: int
 ) -> dict[str, tuple[str, ...]]:
-  """Videos of each split: no video in two, and shares as exact as whole videos allow.
+  """Assigns each video to one split. Returns the videos of each split.
 
-  Videos are ordered by a hash of seed and name, and cut at the rounded cumulative fractions: the result depends on
-  the set of names, not on their order, and on no library's random numbers.
+  Videos are sorted by a hash of seed and name, and cut at the rounded cumulative fractions. So the
+  result depends on the set of names, but not on their order or on a library's random numbers.
 
   Args:
-    videos: names, each once.
-    fractions: of each split, in the order to be cut; they sum to 1.
-    seed: another one gives another split.
+    videos: unique names.
+    fractions: by split, in the order of cutting; they sum to 1.
+    seed: part of the hash.
 
   Raises:
-    InputError: fractions that are negative or do not sum to 1.
+    InputError: a fraction is negative, or they don't sum to 1.
   """
   if any(share < 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-9:
     raise InputError(f"split fractions {dict(fractions)}: must be 0 or more and sum to 1")
@@ -57,10 +59,10 @@ def split_videos(
 
 
 def write(root: Path, splits: Mapping[str, Sequence[records.Example]]) -> None:
-  """Writes `moss_video` below `root`.
+  """Writes the dataset `moss_video` below `root`.
 
   Raises:
-    InputError: the disk does not take the bytes.
+    InputError: writing fails, for example because the disk is full.
   """
   directory = _directory(root)
   try:
@@ -77,7 +79,7 @@ def write(root: Path, splits: Mapping[str, Sequence[records.Example]]) -> None:
     writer.close_all()
   except OSError as error:
     raise InputError(f"{directory}: cannot write examples: {error.strerror or error}") from error
-  except RuntimeError as error:  # All that ArrayRecord raises.
+  except RuntimeError as error:  # the only exception that ArrayRecord raises
     raise InputError(f"{directory}: cannot write examples: {error}") from error
 
 
@@ -85,7 +87,11 @@ class ExampleSource:
   """Random access to the examples of one split, as Grain reads data sources."""
 
   def __init__(self, root: Path, split: str):
-    """Opens a split of the dataset that `write` put below `root`; raises InputError where it is not there."""
+    """Opens a split of the dataset that `write` wrote below `root`.
+
+    Raises:
+      InputError: the dataset or split doesn't exist, or can't be read.
+    """
     directory = _written(root)
     self._where = f"{directory} ({split})"
     try:
@@ -94,10 +100,11 @@ class ExampleSource:
         raise InputError(
           f"{self._where}: there is no such split, but {', '.join(builder.info.splits)}"
         )
-      # TFDS opens no split without files.
+      # TFDS can't open a split without files.
       empty = builder.info.splits[split].num_examples == 0
       raw = tfds.decode.DeserializeMethod.RAW_BYTES
-      self._source = () if empty else builder.as_data_source(split, deserialize_method=raw)
+      open_split = cast(Any, builder).as_data_source  # whose decorator hides its parameters
+      self._source = () if empty else open_split(split, deserialize_method=raw)
     except (OSError, ValueError, RuntimeError) as error:
       raise InputError(f"{self._where}: cannot be read: {error}; ingest again") from error
 
@@ -121,7 +128,7 @@ class ExampleSource:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleSubset:
-  """Some examples of a source, by their indices in it."""
+  """A subset of a source. indices: of its examples in the source."""
 
   source: ExampleSource
   indices: Sequence[int]
@@ -141,9 +148,9 @@ def _directory(root: Path) -> Path:
 
 
 def _written(root: Path) -> Path:
-  """The data set below `root`, of whichever version it is; where there is none, that of today."""
-  found = (root / NAME / version for version in _READABLE)
-  return next((path for path in found if path.is_dir()), _directory(root))
+  """Finds the dataset below `root`, of any readable version; by default the path of `VERSION`."""
+  paths = (root / NAME / version for version in _READABLE)
+  return next((path for path in paths if path.is_dir()), _directory(root))
 
 
 def _dataset_info(directory: Path) -> tfds.core.DatasetInfo:
@@ -160,7 +167,7 @@ def _dataset_info(directory: Path) -> tfds.core.DatasetInfo:
         "extra": text,  # JSON
         "options": tfds.features.Sequence(text),
         "shown": span,
-        "masked": tfds.features.Sequence(span),  # None or one.
+        "masked": tfds.features.Sequence(span),  # zero or one
         "relevant": tfds.features.Sequence(span),
         "steps": tfds.features.Sequence({"text": text, "span": span}),
         "states": tfds.features.Sequence(
@@ -200,8 +207,9 @@ def _to_features(example: records.Example) -> dict[str, Any]:
 
 
 def _from_record(record: bytes) -> records.Example:
-  """An example from its bytes, read by their schema: TFDS takes over twice as long to make arrays of each field."""
-  fields = tf_example_pb2.Example.FromString(record).features.feature
+  """Parses an example. TFDS's own decoder takes over twice as long, because it makes arrays."""
+  message_type = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue] (made at import)
+  fields = message_type.FromString(record).features.feature
   if missing := sorted(_REQUIRED - fields.keys()):
     raise KeyError(missing[0])
   texts = {name: [text.decode() for text in fields[name].bytes_list.value] for name in _LISTS}
@@ -241,7 +249,7 @@ def _only(values: Sequence[Any]) -> Any:
 
 
 def _spans(times: Sequence[float]) -> list[records.Span]:
-  """Pairs of starts and ends."""
+  """Makes spans from alternating starts and ends, in seconds."""
   pairs = zip(times[::2], times[1::2], strict=True)
   return [records.Span(start=start, end=end) for start, end in pairs]
 

@@ -1,15 +1,16 @@
-"""Supervised traces on disk: chunks as they are decided, and the data set that is made of all of them.
+"""Supervised traces on disk: outcomes chunk by chunk, and the final dataset.
 
-On disk, in one directory:
+The files, in one directory:
 
     about.json        what the traces depend on
-    chunks/           one file a chunk of questions: a line each, with the reply and what became of it
-    shards/           as ingestion writes them: examples with observation and reasoning, and the frames of the source
-    traces.jsonl      the accepted ones in the fields of the released sets
-    rejected.jsonl    the others, each with its reason
+    chunks/           one file a chunk: a line for each question, with its reply and outcome
+    shards/           in the format of ingestion: examples with observation and reasoning, and the
+                      source's frames
+    traces.jsonl      accepted traces, in the fields of the released sets
+    rejected.jsonl    rejected traces, each with the reason
     summary.json      counts; written last
 
-Every file appears whole or not at all.
+All files are written atomically.
 """
 
 from collections import Counter
@@ -26,14 +27,14 @@ from vr_jax import atomic, records
 from vr_jax.data import examples, frame_store, ingest
 from vr_jax.errors import InputError
 
-SPLITS = ("train", "validation")  # that get traces; the examples of `test` stay as they are
+SPLITS = ("train", "validation")  # get traces; the examples of `test` stay as they are
 REASONS = ("no reply", "template", "answer", "insufficient", "no verdict")
 _ABOUT, _SUMMARY = "about.json", "summary.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TraceChunk:
-  """Questions that are asked, decided and written together: their indices in a split of the source."""
+  """Questions that are asked, decided and written together. indices: in a split of the source."""
 
   split: str
   number: int
@@ -41,13 +42,18 @@ class TraceChunk:
 
   @property
   def name(self) -> str:
-    """That of its file."""
+    """The name of its file."""
     return f"{self.split}-{self.number:06d}.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TraceOutcome:
-  """What became of one question. reason: one of REASONS, "" where the trace is accepted; score: of its answer, in [0, 1]."""
+  """The outcome of one question.
+
+  index: of the example, in its split.
+  reason: why the trace was rejected, one of REASONS; "" if it was accepted.
+  score: of its answer, in [0, 1]; None if the reply could not be parsed.
+  """
 
   index: int
   reply: str | None
@@ -58,10 +64,12 @@ class TraceOutcome:
 
 
 def claim(output: Path, about: Mapping[str, Any]) -> None:
-  """Makes the directory that of traces which depend on `about` (as JSON).
+  """Creates the directory for traces that depend on `about`, or checks that it already is theirs.
+
+  about: JSON-able.
 
   Raises:
-    InputError: it holds traces that depend on something else, or no traces at all.
+    InputError: the directory holds traces that depend on something else, or other files.
   """
   path, wanted = output / _ABOUT, json.loads(json.dumps(about))
   if path.is_file():
@@ -69,7 +77,8 @@ def claim(output: Path, about: Mapping[str, Any]) -> None:
     differ = sorted(key for key in {*written, *wanted} if written.get(key) != wanted.get(key))
     if differ:
       raise InputError(
-        f"{path}: its traces were written with another {', '.join(differ)}; choose another config.traces.directory"
+        f"{path}: its traces were written with another {', '.join(differ)}; "
+        "choose another config.traces.directory"
       )
   elif output.is_dir() and any(path.suffix != atomic.PARTIAL for path in output.iterdir()):
     raise InputError(f"{output}: is not empty and holds no traces; choose another directory")
@@ -80,7 +89,7 @@ def claim(output: Path, about: Mapping[str, Any]) -> None:
 
 
 def plan(kept: Mapping[str, Sequence[int]], size: int) -> list[TraceChunk]:
-  """Chunks of at most `size` of the indices of each split, in their order."""
+  """Splits the indices of each split into chunks of at most `size`, in order."""
   return [
     TraceChunk(split=split, number=start // size, indices=tuple(indices[start : start + size]))
     for split, indices in kept.items()
@@ -89,27 +98,29 @@ def plan(kept: Mapping[str, Sequence[int]], size: int) -> list[TraceChunk]:
 
 
 def open_chunks(output: Path, chunks: Iterable[TraceChunk]) -> list[TraceChunk]:
-  """Those that are not decided yet."""
+  """Returns the chunks that are not decided yet."""
   return [chunk for chunk in chunks if not (output / "chunks" / chunk.name).is_file()]
 
 
 def write_chunk(output: Path, chunk: TraceChunk, outcomes: Sequence[TraceOutcome]) -> None:
-  """Notes what became of the questions of a chunk."""
+  """Writes the outcomes of a chunk's questions."""
   atomic.write_json_lines(output / "chunks" / chunk.name, map(dataclasses.asdict, outcomes))
 
 
 def summary(output: Path) -> Mapping[str, Mapping[str, int]] | None:
-  """Counts of each split (questions, accepted, and each reason), None where the traces are not complete."""
+  """Returns each split's counts: questions, accepted, each reason. None: traces are incomplete."""
   return _json(output / _SUMMARY) if (output / _SUMMARY).is_file() else None
 
 
 def assemble(output: Path, source: Path, chunks: Sequence[TraceChunk]) -> Mapping[str, Any]:
-  """The data set, the two lists and the summary, once all chunks are decided; returns the summary.
+  """Writes the dataset, both lists and the summary, once all chunks are decided.
 
-  source: what ingestion wrote, whose examples the chunks name.
+  source: what ingestion wrote; has the examples.
+
+  Returns the summary.
 
   Raises:
-    InputError: a chunk is damaged, or the disk does not take the bytes.
+    InputError: a chunk is damaged, or writing fails.
   """
   splits = {split: [] for split in SPLITS}
   counts = {
@@ -122,13 +133,13 @@ def assemble(output: Path, source: Path, chunks: Sequence[TraceChunk]) -> Mappin
       if not outcome.reason:
         trace = {"observation": outcome.observation, "reasoning": outcome.reasoning}
         splits[split].append(dataclasses.replace(example, **trace))
-        yield to_released_format(splits[split][-1], outcome.reply)
+        yield to_released_format(splits[split][-1], outcome.reply or "")
 
   def rejected() -> Iterator[dict[str, Any]]:
     for split, example, outcome in _decided(output, source, chunks):
       if outcome.reason:
-        found = {"reason": outcome.reason, "score": outcome.score, "output": outcome.reply}
-        yield {"problem_id": example.id, "path": example.video, "split": split, **found}
+        fields = {"reason": outcome.reason, "score": outcome.score, "output": outcome.reply}
+        yield {"problem_id": example.id, "path": example.video, "split": split, **fields}
 
   atomic.write_json_lines(output / "traces.jsonl", accepted())
   atomic.write_json_lines(output / "rejected.jsonl", rejected())
@@ -139,7 +150,7 @@ def assemble(output: Path, source: Path, chunks: Sequence[TraceChunk]) -> Mappin
 
 
 def to_released_format(example: records.Example, reply: str) -> dict[str, Any]:
-  """An accepted trace in the fields of the released sets, which ingestion reads."""
+  """Converts an accepted trace to the fields of the released sets, which ingestion can read."""
   still = example.shown.start == example.shown.end
   return {
     **example.extra,
@@ -161,7 +172,7 @@ def to_released_format(example: records.Example, reply: str) -> dict[str, Any]:
 def _decided(
   output: Path, source: Path, chunks: Sequence[TraceChunk]
 ) -> Iterator[tuple[str, records.Example, TraceOutcome]]:
-  """All questions with their split and what became of them, in the order of the source."""
+  """Yields all decided questions: split, example and outcome, in the order of the source."""
   sources = {split: examples.ExampleSource(source, split) for split in SPLITS}
   for chunk in chunks:
     path = output / "chunks" / chunk.name
@@ -179,7 +190,7 @@ def _write_shards(
   output: Path, source: Path, splits: Mapping[str, Sequence[records.Example]]
 ) -> None:
   shards = output / "shards"
-  shutil.rmtree(shards, ignore_errors=True)  # of a run that ended before it wrote the summary
+  shutil.rmtree(shards, ignore_errors=True)  # left by a run that ended before the summary
   with atomic.directory(shards) as partial:
     shutil.copytree(source / "frames", partial / "frames", copy_function=_link)
     examples.write(partial, splits)
@@ -197,7 +208,7 @@ def _write_shards(
 
 
 def _link(origin: str, target: str) -> None:
-  """A second name for a file, which takes no space; a copy where the disk is another one."""
+  """Hard-links a file, or copies it if that is impossible, as between disks."""
   try:
     os.link(origin, target)
   except OSError:

@@ -1,8 +1,8 @@
-"""What a recipe asks of a model: what it shows, turn by turn, and what replies are worth."""
+"""The interface of environments: what a recipe shows, turn by turn, and how it scores replies."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 from jaxtyping import Float, Int
 import numpy as np
@@ -12,17 +12,19 @@ from vr_jax.envs import metric
 from vr_jax.envs import retrieval_actions as retrieval_actions
 from vr_jax.rewards import accuracy
 
-# What adds numbers up over the processes of a run.
+# A function that sums numbers over the processes of a run.
 SumAcrossProcesses = Callable[[Float[np.ndarray, "numbers"]], Float[np.ndarray, "numbers"]]
 
-SegmentSpans = tuple[tuple[int, int], ...]  # (end, segment), the last end being that of the reply
+SegmentSpans = tuple[tuple[int, int], ...]  # (end, segment); the last end is that of the reply
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Episode:
-  """What a policy replied about one example, turn by turn.
+  """The replies of a policy about one example, turn by turn.
 
-  pool: number of frames of its clip. relevant: which of them hold the evidence; () if unknown.
+  pool: number of frames of the clip.
+  relevant: indices of the frames that hold the evidence; () if unknown.
+  replies: texts, one for each turn.
   """
 
   pool: int
@@ -31,17 +33,18 @@ class Episode:
 
 
 def single_turn(text: str) -> Episode:
-  """An episode of one reply, of which nothing else is known."""
+  """An episode of one reply, without a pool of frames."""
   return Episode(pool=0, relevant=(), replies=(text,))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Replies:
-  """What a policy replied to a batch of examples.
+  """The replies of a policy to a batch of examples.
 
-  episodes: [prompts][group]. segment: which segment each token belongs to; -1 where there is none.
-  shuffled: its replies to the same frames in random order, [prompts][any number]; None if there
-  are none.
+  episodes: [prompts][group].
+  segment: index of the segment that each token belongs to; -1 for tokens in no segment.
+  shuffled: replies to the same frames in random order, [prompts][any number]; None if none were
+    sampled.
   """
 
   episodes: Sequence[Sequence[Episode]]
@@ -66,46 +69,46 @@ class Replies:
     return [[episode.replies[-1] for episode in group] for group in self.episodes]
 
   def lengths(self, segments: int) -> Int[np.ndarray, "prompts group {segments}"]:
-    """Tokens of each segment."""
+    """Number of tokens of each segment."""
     return np.stack([(self.segment == number).sum(-1) for number in range(segments)], axis=-1)
 
 
 def question_text(example: records.Example, instruction: str) -> str:
-  """Question, options one a line, instruction."""
+  """The question, the options and the instruction, each on a line of its own."""
   return "\n".join(part for part in (example.question, *example.options, instruction) if part)
 
 
 def task_score(answer: str | None, example: records.Example) -> float:
-  """The task metric of an answer, without tags; 0 where there is none."""
+  """The task metric of one answer, given without tags; 0 if it is None."""
   return float(task_scores([answer], [example])[0])
 
 
 def task_scores(
   answers: Sequence[str | None], examples: Sequence[records.Example]
 ) -> Float[np.ndarray, "answers"]:
-  """`worth` of each answer to the example of the same index, compared all at once."""
+  """`task_score` of each answer to the example of the same index, computed in one batch."""
   replies = ["" if answer is None else f"<answer>{answer}</answer>" for answer in answers]
   return accuracy.accuracies(replies, examples)
 
 
 @dataclasses.dataclass(frozen=True)
 class WholeClip:
-  """Stands in an observation for all frames of the clip, shown as one video."""
+  """The part of an observation that stands for the whole clip, shown as one video."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Observation:
-  """What a turn shows, in order: texts, single frames by their index in the pool, or the clip.
+  """The content of a turn in order: texts, frames by their index in the pool, or the whole clip.
 
-  A turn that shows the whole clip shows one text beside it; config.model.question_first says which
-  of the two stands first.
+  A turn with the whole clip has exactly one text; config.model.question_first decides which of the
+  two comes first.
   """
 
   parts: tuple[str | int | WholeClip, ...]
 
   @property
   def frames(self) -> tuple[int, ...]:
-    """The single frames."""
+    """Indices of the single frames."""
     return tuple(part for part in self.parts if isinstance(part, int))
 
   @property
@@ -115,13 +118,13 @@ class Observation:
 
   @property
   def shows_clip(self) -> bool:
-    """Whether it shows the whole clip."""
+    """Whether the whole clip is shown."""
     return any(isinstance(part, WholeClip) for part in self.parts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trace:
-  """A reply taken apart into the texts of a supervised trace."""
+  """The texts of a supervised trace, as parsed from a reply."""
 
   observation: str
   reasoning: str
@@ -130,72 +133,123 @@ class Trace:
 
 @runtime_checkable
 class Environment(Protocol):
-  """What one recipe asks, and how it scores replies. It knows texts and examples, and no model.
+  """What one recipe asks, and how it scores replies. It knows texts and examples, but no model.
 
-  An episode is a conversation about one example: `observe` shows something, the model replies,
-  `observe` shows what follows, until it returns None. Most recipes have one turn, which shows the
-  whole clip and a question; `Defaults` implements all that those need not say.
+  An episode is a conversation about one example: `observe` gives the first turn, the model replies,
+  `observe` gives the next turn, and so on until it returns None. Most recipes have a single turn,
+  which shows the whole clip and a question; `Defaults` implements everything they have in common.
 
-  An implementation is a dataclass that is built from config.env by the names of its fields, and
-  declares the rest of these as class variables.
-
-  turns: replies of an episode, at most. history_turns: turns before its own that a reply sees (None: all of
-  them); those before it are forgotten, and of the first turn the system turn is kept. chooses_frames: whether turns show single frames of the
-  clip, so that it is a pool to choose from; otherwise the first turn shows it whole. segments: names
-  of the parts of an episode that earn rewards of their own: parts of a reply, or whole turns. tags:
-  what a reply is marked up with. metrics: those of an evaluation that only this recipe has. needs:
-  what is given to it beside the fields of its config, by name (see registry.NEEDS). answer_reward:
-  the reward that pays for the answer; a critic gives it to the turns that led there.
-  has_observation: whether replies say what was seen before they reason; `parse_trace` then reads
-  them, and supervised traces can be made for the recipe. compares_shuffled: whether it rewards
-  replies beside those to the same frames in random order.
+  An implementation is a dataclass. Its fields are filled from config.env by name. Properties below
+  that it does not have as fields are class variables.
   """
 
-  turns: int
-  history_turns: int | None
-  chooses_frames: bool
-  segments: tuple[str, ...]
-  tags: tuple[str, ...]
-  metrics: metric.Metrics
-  needs: tuple[str, ...]
-  answer_reward: str
-  has_observation: bool
-  compares_shuffled: bool
+  @property
+  def turns(self) -> int:
+    """The most replies of an episode."""
+    ...
+
+  @property
+  def history_turns(self) -> int | None:
+    """How many earlier turns a reply can attend to; None: all of them.
+
+    Turns before these are forgotten, the first turn too, except for the system message.
+    """
+    ...
+
+  @property
+  def chooses_frames(self) -> bool:
+    """Whether turns show single frames, with the clip as the pool to choose from.
+
+    If not, the first turn shows the whole clip.
+    """
+    ...
+
+  @property
+  def segments(self) -> tuple[str, ...]:
+    """Names of what has rewards of its own: parts of a reply, or whole turns."""
+    ...
+
+  @property
+  def tags(self) -> tuple[str, ...]:
+    """The markup of a reply."""
+    ...
+
+  @property
+  def metrics(self) -> metric.Metrics:
+    """How the metrics of an evaluation of this recipe are displayed."""
+    ...
+
+  @property
+  def needs(self) -> tuple[str, ...]:
+    """Services that the constructor takes besides the fields of the config, see registry.NEEDS."""
+    ...
+
+  @property
+  def answer_reward(self) -> str:
+    """Name of the reward for the answer; a critic assigns it to the turns that led there."""
+    ...
+
+  @property
+  def has_observation(self) -> bool:
+    """Whether a reply describes what it sees before it reasons.
+
+    `parse_trace` then parses such replies, and supervised traces can be generated for the recipe.
+    """
+    ...
+
+  @property
+  def compares_shuffled(self) -> bool:
+    """Whether rewards compare replies with replies to the same frames in random order."""
+    ...
 
   @classmethod
   def check_config(cls, config: Any) -> None:
-    """Raises InputError where fields of the whole config do not go with those of config.env."""
+    """Raises InputError if other sections of the config contradict config.env."""
+    ...
 
   def question(self, example: records.Example) -> str:
-    """The text that the first turn shows beside the frames."""
+    """The text that the first turn shows along with the frames."""
+    ...
 
   def observe(
     self, example: records.Example, pool: int, replies: Sequence[str]
   ) -> Observation | None:
-    """What follows these replies, () for the first turn; None where the episode has ended.
+    """The turn that follows these replies; None if the episode has ended.
 
-    pool: number of frames of the clip. A function of its arguments alone; called on threads.
+    It depends on its arguments alone and is called on threads.
+
+    pool: number of frames of the clip.
+    replies: of the turns so far; () for the first turn.
     """
 
   def longest_replies(self, pool: int) -> tuple[str, ...]:
-    """Replies that trigger the longest observation of each kind, to size buffers; the first goes on."""
+    """Replies that trigger the longest observation of each kind, for sizing buffers.
+
+    The episode does not end with the first of them.
+    """
 
   def reference_replies(
     self, example: records.Example, times: Float[np.ndarray, "pool"]
   ) -> tuple[str, ...]:
-    """An episode to train on, a reply a turn; () if there is none. times: of the frames, seconds."""
+    """Replies to train on, one for each turn; () if there are none.
+
+    times: of the frames of the pool, seconds.
+    """
+    ...
 
   def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
-    """The frames of the pool with the evidence; () if that is unknown."""
+    """Indices of the frames that hold the evidence; () if that is unknown."""
+    ...
 
   def segment_spans(self, reply: str, turn: int) -> SegmentSpans:
-    """Which segment each part of the reply of a turn belongs to: (end, segment), in characters."""
+    """How a reply splits into segments: (end, segment), where end counts characters."""
+    ...
 
   def score(self, examples: Sequence[records.Example], replies: Replies) -> records.Scores:
-    """The rewards of a batch; those of segments that a reply does not have are not valid.
+    """The rewards of a batch. Segments that a reply does not have are marked as not valid.
 
-    It is called on a thread, a batch at a time, while other batches are sampled and learnt from, and
-    in evaluation: it remembers nothing. What depends on other batches belongs into `finish_batch`.
+    It is called on a thread while other batches are sampled and trained on, and in evaluation. So
+    it must not change the environment. `finish_batch` adds what depends on other batches.
     """
 
   def finish_batch(
@@ -206,62 +260,78 @@ class Environment(Protocol):
     *,
     sum_processes: SumAcrossProcesses = np.asarray,
   ) -> tuple[records.Scores, Mapping[str, float]]:
-    """(the scores of a training batch, what it counted by name), with what depends on other batches.
+    """Adds to the scores of a training batch what depends on other batches.
 
-    It is called in the order of steps, once for each batch, by all processes together, and alone
-    changes what `state` gives. sum_processes: adds up numbers of rows that several processes have.
+    All processes call it together, once for each batch, in the order of the steps. It is the only
+    method that changes what `state` returns.
+
+    sum_processes: sums numbers over processes, each of which has some rows of the batch.
+
+    Returns the scores, and metrics by name.
     """
 
   def episode_metrics(self, example: records.Example, episode: Episode) -> dict[str, float]:
-    """What an evaluation measures of an episode, by name: `accuracy`, the task metric, and others."""
+    """Metrics of one episode for an evaluation, by name; `accuracy` is the task metric."""
+    ...
 
   def accuracy(self, example: records.Example, reply: str) -> float:
-    """The task metric of the answer in a reply, whatever else it is rewarded for; asks no judge."""
+    """The task metric of the answer in a reply, without other rewards and without a judge."""
+    ...
 
   def parse_action(
     self, example: records.Example, pool: int, reply: str
   ) -> retrieval_actions.Action:
-    """What a reply does: it answers, asks for frames, or neither."""
+    """The action of a reply: an answer, a request for frames, or an invalid one."""
+    ...
 
   def observation(self, reply: str) -> str | None:
-    """What a reply says to have seen, "" if nothing; None where the recipe doesn't ask for it."""
+    """The observation in a reply, "" if it has none; None if the recipe does not ask for one."""
+    ...
 
   def parse_trace(self, reply: str) -> Trace | None:
-    """The texts of a reply that has exactly the right form, none of them empty; None of any other."""
+    """The parts of a reply that has exactly the right form and no empty part; otherwise None."""
+    ...
 
   def trace(self, reply: str) -> str:
-    """The reasoning in a reply: what is read as its steps."""
+    """The reasoning in a reply, which is split into steps."""
+    ...
 
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
-    """How a reply was read (steps, alignment, segments), as JSON, for the report."""
+    """How a reply was parsed (steps, alignment, segments), as JSON for the report."""
+    ...
 
   def tokenizer_texts(self, example: records.Example, pool: int) -> tuple[str, ...]:
-    """Texts of the first turn that a tokenizer learns from, where a recipe trains one."""
+    """Texts of the first turn, for recipes that train a tokenizer."""
+    ...
 
   def state(self) -> Mapping[str, Any]:
-    """What is remembered from batch to batch, as JSON; part of every checkpoint. {} if nothing."""
+    """State kept from batch to batch, as JSON; saved in every checkpoint. {} if there is none."""
+    ...
 
   def set_state(self, state: Mapping[str, Any]) -> None:
-    """Goes back to a state that `state` gave."""
+    """Restores a state that `state` returned."""
+    ...
 
   def counts(self) -> Mapping[str, float]:
-    """What `score` counted since this was last asked, by name, for the metrics."""
+    """Metrics by name that `score` has counted since the last call."""
+    ...
 
   def close(self) -> None:
-    """Ends scoring that is under way, and lets go of what it holds."""
+    """Cancels scoring that is running and releases its resources."""
+    ...
 
 
 class Defaults:
-  """What an environment is where it says nothing else. Inherit, and override what differs.
+  """Defaults for environments of one turn. Inherit from it and override what differs.
 
-  One turn shows the whole clip and `question`; an environment of this kind adds `question`, `score`
-  and `accuracy`, and `reference_reply` where there are replies to train on.
+  The turn shows the whole clip and `question`. A subclass has to implement `question`, `score`,
+  `accuracy`, `trace` and `explain`, and `reference_reply` if there are replies to train on.
   """
 
   turns: ClassVar[int] = 1
   history_turns: ClassVar[int | None] = None
   chooses_frames: ClassVar[bool] = False
-  segments: ClassVar[tuple[str, ...]] = ("reply",)
+  segments: tuple[str, ...] = ("reply",)  # an instance may have its own
   metrics: ClassVar[metric.Metrics] = {
     "accuracy": metric.Metric(title="Accuracy", headline=True, chance=metric.guess),
     "format": metric.Metric(title="Right format", reward="format"),
@@ -273,23 +343,25 @@ class Defaults:
 
   @classmethod
   def check_config(cls, config: Any) -> None:
-    """All configs are good."""
+    """Every config is accepted."""
     del config
 
   def observe(
     self, example: records.Example, pool: int, replies: Sequence[str]
   ) -> Observation | None:
-    """The clip and the question; nothing follows a reply."""
+    """The clip and the question; the episode ends after one reply."""
     del pool
-    return None if replies else Observation(parts=(WholeClip(), self.question(example)))
+    if replies:
+      return None
+    return Observation(parts=(WholeClip(), cast(Environment, self).question(example)))
 
   def longest_replies(self, pool: int) -> tuple[str, ...]:
-    """No reply is shown anything."""
+    """There are none: no turn follows the first."""
     del pool
     return ()
 
   def reference_reply(self, example: records.Example) -> str | None:
-    """The reply to train on; None: there is none."""
+    """The reply to train on; None if there is none."""
     del example
 
   def reference_replies(
@@ -301,12 +373,12 @@ class Defaults:
     return () if reply is None else (reply,)
 
   def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
-    """Unknown."""
+    """Unknown, so ()."""
     del example, times
     return ()
 
   def segment_spans(self, reply: str, turn: int) -> SegmentSpans:
-    """Every turn is a segment."""
+    """The whole reply belongs to the segment of its turn."""
     return ((len(reply), turn),)
 
   def finish_batch(
@@ -317,18 +389,19 @@ class Defaults:
     *,
     sum_processes: SumAcrossProcesses = np.asarray,
   ) -> tuple[records.Scores, Mapping[str, float]]:
-    """No batch depends on another."""
+    """Scores as they are: no batch depends on another."""
     del examples, replies, sum_processes
     return scores, {}
 
   def episode_metrics(self, example: records.Example, episode: Episode) -> dict[str, float]:
-    """The accuracy of the last reply, in the precision of rewards, of which it often is one."""
-    return {"accuracy": float(np.float32(self.accuracy(example, episode.replies[-1])))}
+    """The accuracy of the last reply, rounded to float32 as rewards are."""
+    reward = cast(Environment, self).accuracy(example, episode.replies[-1])
+    return {"accuracy": float(np.float32(reward))}
 
   def parse_action(
     self, example: records.Example, pool: int, reply: str
   ) -> retrieval_actions.Action:
-    """What stands between the answer tags, whatever else the reply says."""
+    """The text between the answer tags; nothing else in the reply matters."""
     del example, pool
     answer = accuracy.answer_text(reply)
     if answer is None:
@@ -336,29 +409,29 @@ class Defaults:
     return retrieval_actions.Action(kind="answer", answer=answer)
 
   def parse_trace(self, reply: str) -> Trace | None:
-    """Replies hold no observation."""
+    """None: replies contain no observation."""
     del reply
 
   def observation(self, reply: str) -> str | None:
-    """Replies are not asked for what was seen."""
+    """None: the recipe does not ask for an observation."""
     del reply
 
   def tokenizer_texts(self, example: records.Example, pool: int) -> tuple[str, ...]:
-    """Question and options, without the instruction."""
+    """The question and the options, without the instruction."""
     del pool
     return (example.question, *example.options)
 
   def state(self) -> Mapping[str, Any]:
-    """Nothing is remembered."""
+    """No state."""
     return {}
 
   def set_state(self, state: Mapping[str, Any]) -> None:
-    """There is nothing to go back to."""
+    """There is no state to restore."""
     del state
 
   def counts(self) -> Mapping[str, float]:
-    """Scoring counts nothing."""
+    """No metrics."""
     return {}
 
   def close(self) -> None:
-    """Scoring holds nothing."""
+    """There are no resources to release."""

@@ -1,4 +1,4 @@
-"""What a number of an evaluation is called and how it is shown: on the terminal and in the report."""
+"""How the metrics of an evaluation are displayed, on the terminal and in the report."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -9,13 +9,15 @@ from vr_jax import records
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
-  """How a metric is shown.
+  """How one metric is displayed.
 
-  note: a few words below the title. unit: "%" for shares, which are shown times 100; else what is
-  written behind the number. better: 1 where higher is better, -1 where lower is, 0 where neither is.
-  headline: whether it is one of the large numbers at the top. chance: what a reply that knows
-  nothing gets on an example, where that can be said. reward: the reward whose mean it is, where the
-  evaluation has no other number of this name.
+  note: a few words below the title.
+  unit: "%" for fractions, which are displayed times 100; otherwise the text after the number.
+  digits: digits after the decimal point.
+  better: 1 if higher is better, -1 if lower is better, 0 if neither.
+  headline: whether it is one of the large numbers at the top.
+  chance: the expected value for a random guess on an example, if that is known.
+  reward: name of the reward whose mean is the metric, if the evaluation does not measure it.
   """
 
   title: str
@@ -28,7 +30,7 @@ class Metric:
   reward: str = ""
 
   def to_json(self) -> dict[str, Any]:
-    """How it is shown, for the files of an evaluation; chance is a metric of its own there."""
+    """The settings for the files of an evaluation, in which chance is a metric of its own."""
     names = ("title", "note", "unit", "digits", "better", "headline")
     return {name: getattr(self, name) for name in names}
 
@@ -37,14 +39,15 @@ Metrics = Mapping[str, Metric]
 
 
 def guess(example: records.Example) -> float:
-  """The share of right answers of a guess: one option of several; 0 without options."""
+  """The accuracy of guessing one of the options; 0 without options."""
   return 1 / len(example.options) if example.options else 0.0
 
 
 def by_name(name: str, shown_as: Metrics) -> tuple[Metric, str]:
-  """How a metric is shown, and the part of it that `name` is ("numerical" of accuracy/numerical).
+  """The display settings of a metric, and the part of `name` after the slash ("" if there is none).
 
-  One that nobody has declared is shown as a plain number by its name, and is no part of another.
+  "accuracy/numerical" gives the settings of "accuracy", and "numerical". A metric that was not
+  declared is displayed as a plain number under its whole name.
   """
   head, _, part = name.partition("/")
   if head in shown_as:
@@ -54,12 +57,12 @@ def by_name(name: str, shown_as: Metrics) -> tuple[Metric, str]:
 
 
 def is_about_another(name: str) -> bool:
-  """Whether a number says more of another metric: its interval, or what a guess would get."""
+  """Whether a number belongs to another metric: its confidence interval or its chance level."""
   return name.split("/")[0].endswith(("_interval", "_chance"))
 
 
 def formatted(metric: Metric, value: float) -> str:
-  """A value as it is shown, with its unit."""
+  """The text of a value, with its unit."""
   if metric.unit == "%":
     return f"{100 * value:.{metric.digits}f} %"
   return f"{value:.{metric.digits}f} {metric.unit}".rstrip()

@@ -1,6 +1,7 @@
 """MOSS-ChatV: one reply of reasoning and answer, scored by accuracy, format and the process reward.
 
-Source: arXiv 2509.21113. Total reward = sum of weight * part; the weights are a reconstruction.
+The total reward is the sum of weight * reward. `Reconstruction:` the weights.
+Source: arXiv 2509.21113.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from vr_jax.rewards import process, reward_function, steps
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MossChatV(question_answer.QuestionAnswer):
-  """The task. Raises InputError where the gate is a reward that config.env.rewards leaves out."""
+  """The environment. Raises InputError if the gate is a reward that config.env.rewards lacks."""
 
   rewards: tuple[str, ...] = schema.field(
     ("accuracy", "format", "process"),
@@ -52,17 +53,18 @@ class MossChatV(question_answer.QuestionAnswer):
     names = [reward.name for reward in self.listed_rewards]
     if self.process_gate not in ("none", *names):
       raise errors.InputError(
-        f"config.env.process_gate={self.process_gate}: is none of config.env.rewards ({', '.join(names)})"
+        f"config.env.process_gate={self.process_gate}: is none of config.env.rewards "
+        f"({', '.join(names)})"
       )
 
   def reward_functions(self) -> Mapping[str, reward_function.Function]:
-    """Those of question answering, and `process`, each in [0, 1]."""
+    """The rewards of question answering, and `process`; each is in [0, 1]."""
     return {**super().reward_functions(), "process": self._process_rewards}
 
   def total(
     self, rewards: Mapping[str, Float[np.ndarray, "prompts group 1"]]
   ) -> Float[np.ndarray, "prompts group 1"]:
-    """The weighted sum, in which the process reward counts where the gate is open."""
+    """The weighted sum; the process reward counts only where the gate's reward is 1."""
     if self.process_gate == "none" or "process" not in rewards:
       return super().total(rewards)
     return super().total(

@@ -3,8 +3,8 @@
     <think>what follows from the frames</think>
     <answer>…</answer>
 
-It needs no reference steps. Recipes of one reply inherit from it, and so do those of a user: they
-add rewards of their own, and override what they do differently.
+It needs no reference steps. Other recipes of one reply, a user's too, inherit from it: they add
+rewards and override what they do differently.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from vr_jax.rewards import format as format_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuestionAnswer(environment.Defaults):
-  """The task. Raises InputError where a reward that its config lists is not to be had."""
+  """The environment. Raises InputError if a reward that its config lists does not exist."""
 
   instruction: str = schema.field("", "Stands below the question; it has to ask for all tags.")
   rewards: tuple[str, ...] = schema.field(
@@ -37,23 +37,26 @@ class QuestionAnswer(environment.Defaults):
   tags: ClassVar[tuple[str, ...]] = ("<think>", "</think>\n<answer>", "</answer>")
 
   def __post_init__(self):
-    self.listed_rewards  # noqa: B018  # what can't be had is found before anything runs
+    self.listed_rewards  # noqa: B018  # raises here, before anything runs
 
   def reward_functions(self) -> Mapping[str, reward_function.Function]:
-    """The rewards that config.env.rewards may name: of replies, and the example of each, a number each."""
+    """The functions that config.env.rewards may name.
+
+    Each takes replies and the example of each, and returns a number for each reply.
+    """
     return {"accuracy": accuracy.accuracies, "format": format_lib.format_rewards}
 
   @functools.cached_property
   def listed_rewards(self) -> tuple[reward_function.Reward, ...]:
-    """Those of the config, with their weights."""
+    """The rewards that the config lists, with their weights."""
     return reward_function.resolve(self.rewards, self.reward_functions(), self.weights)
 
   def question(self, example: records.Example) -> str:
-    """Question, options one a line, instruction."""
+    """The question, the options and the instruction, each on a line of its own."""
     return environment.question_text(example, self.instruction)
 
   def reference_reply(self, example: records.Example) -> str | None:
-    """The reference steps, one a line, and the answer; None without steps."""
+    """The reference steps, one per line, and the answer; None without steps."""
     if not example.steps:
       return None
     trace = "\n".join(step.text for step in example.steps)
@@ -62,7 +65,7 @@ class QuestionAnswer(environment.Defaults):
   def score(
     self, examples: Sequence[records.Example], replies: environment.Replies
   ) -> records.Scores:
-    """Each reward of the config by its name, and their total."""
+    """Each reward that the config lists, by name, and their total."""
     texts = replies.texts
     shape = (len(examples), len(texts[0]), 1)
     flat = [reply for group in texts for reply in group]
@@ -73,18 +76,19 @@ class QuestionAnswer(environment.Defaults):
   def total(
     self, rewards: Mapping[str, Float[np.ndarray, "prompts group 1"]]
   ) -> Float[np.ndarray, "prompts group 1"]:
-    """The weighted sum of rewards."""
-    return sum(np.float32(reward.weight) * rewards[reward.name] for reward in self.listed_rewards)
+    """The weighted sum of the rewards."""
+    weighted = (np.float32(each.weight) * rewards[each.name] for each in self.listed_rewards)
+    return np.asarray(sum(weighted))
 
   def accuracy(self, example: records.Example, reply: str) -> float:
-    """The task metric of what stands between the answer tags."""
+    """The task metric of the text between the answer tags."""
     return accuracy.accuracy(reply, example.answer, example.problem_type, example.options)
 
   def trace(self, reply: str) -> str:
-    """What stands between the think tags."""
+    """The text between the think tags."""
     return steps.think_text(reply)
 
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
-    """{"steps"} of one reply."""
+    """{"steps": the reasoning steps} of one reply."""
     del example
     return {"steps": steps.split_steps(self.trace(reply))}

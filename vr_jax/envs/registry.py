@@ -1,6 +1,6 @@
-"""Environments by name, and from a config to its environment.
+"""The registered environments, and the construction of one from a config.
 
-config.recipe is a registered name, or `file.py:Class` or `module:Class` of a user.
+config.recipe is a registered name, or `file.py:Class` or `module:Class` for a user's environment.
 """
 
 from typing import Any
@@ -18,8 +18,9 @@ ENVIRONMENTS: dict[str, type] = {
   "video_mtr": video_mtr.VideoMTR,
 }
 
-# What an environment may need beside its config. judge: see rewards/judge.py, that of config.judge;
-# frame_reader: the frame store of the run, whose `read(video, indices)` gives frames.
+# Services that an environment may take besides the fields of its config.
+#   judge         the judge of config.judge, see rewards/judge.py
+#   frame_reader  the frame store of the run; its `read(video, indices)` returns frames
 NEEDS = ("judge", "frame_reader")
 
 
@@ -27,7 +28,8 @@ def environment_class(recipe: str) -> type:
   """The class that config.recipe names.
 
   Raises:
-    InputError: there is none of that name, or it is no environment, or needs what nobody gives.
+    InputError: no environment has that name, the class is not an environment, or it needs an
+      unknown service.
   """
   if not user_code.is_reference(recipe):
     if recipe not in ENVIRONMENTS:
@@ -51,18 +53,18 @@ def environment_class(recipe: str) -> type:
 
 
 def complete(config: ml_collections.ConfigDict) -> None:
-  """Adds to config.env the defaults of its environment's fields."""
+  """Fills in config.env with the defaults of the environment's fields."""
   schema.complete(config.env, environment_class(config.recipe), "config.env")
 
 
 def make_environment(
   config: ml_collections.ConfigDict, **services: Any
 ) -> environment_lib.Environment:
-  """The environment of a recipe.
+  """Builds the environment of a recipe.
 
-  services: what environments may need, by name (`NEEDS`); None or left out where nothing is scored.
+  services: by name, see `NEEDS`; None or left out if no replies are scored.
 
-  Raises InputError where config.recipe names no environment, or its fields are no good.
+  Raises InputError if config.recipe names no environment, or a field of config.env is invalid.
   """
   cls = environment_class(config.recipe)
   given = {name: services.get(name) for name in cls.needs}
@@ -70,7 +72,7 @@ def make_environment(
 
 
 def _members(protocol: type) -> set[str]:
-  """Names of the methods and attributes of a protocol."""
+  """Names of a protocol's methods and attributes."""
   return {
     name
     for base in protocol.__mro__

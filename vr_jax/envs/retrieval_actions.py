@@ -1,8 +1,9 @@
-"""Turns about a pool of frames: how a reply is read, and which frames a turn shows.
+"""Retrieval from a pool of frames: parsing of replies, and the choice of frames for a turn.
 
 The pool is a number of frames of a video; replies name them by their index in it, 0 to pool - 1.
 
-Source: Video-MTR, arXiv 2508.20478, section 3.1 and appendix A, and its released code where the paper is silent.
+Source: Video-MTR, arXiv 2508.20478, section 3.1 and appendix A, and its released code for what the
+paper does not say.
 """
 
 from collections.abc import Sequence
@@ -21,20 +22,22 @@ _KINDS = ("answer", "retrieve")
 _OPEN = {kind: re.compile(rf"</think>\s*<{kind}>") for kind in _KINDS}
 _TAG = re.compile(r"</?(?:think|answer|retrieve)>")
 _INTERVAL = re.compile(r"\s*([0-9]+)\s*,\s*([0-9]+)\s*")
-_INDEX_DIGITS = 9  # more are outside any pool, and Python refuses to read thousands of them
-_ANSWER_CHARACTERS = 50  # of a free-form answer, at most
-# A tick at 1 s is the frame at 0.99999 s: containers round times to a clock of their own.
+_INDEX_DIGITS = 9  # more digits are outside any pool, and int() refuses thousands of them
+_ANSWER_CHARACTERS = 50  # at most, in a free-form answer or a number
+# Seconds. Containers round times to a clock of their own: the frame at 1 s may say 0.99999 s.
 _TICK = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Action:
-  """What a reply does. start, end: first and last frame of a retrieval. problem: of what is invalid, why:
+  """The parsed action of a reply.
 
-  format    not one think block, then one answer or retrieve block, and nothing else; an answer that holds a tag is not one
-  interval  what is retrieved is not two whole numbers in order
-  range     it is, but not within the pool
-  answer    the answer is no letter of an option, no number, empty, or too long
+  start, end: first and last frame of a retrieval.
+  problem: why an action is invalid:
+    format    not exactly one think block and one answer or retrieve block, or a tag in the answer
+    interval  the text to retrieve is not two whole numbers in order
+    range     the interval is not within the pool
+    answer    the answer is not an option's letter or a number as asked for, is empty or too long
   """
 
   kind: Literal["answer", "retrieve", "invalid"]
@@ -45,10 +48,12 @@ class Action:
 
 
 def parse(reply: str, pool: int, problem_type: str, options: Sequence[str] = ()) -> Action:
-  """Any text is one action, found in one pass.
+  """Parses any text into an action, in one pass.
 
-  `<think>…</think>` and one of `<answer>…</answer>` and `<retrieve>first,last</retrieve>`, with white space around them. The
-  thoughts end where a block of the kind that ends the reply first begins; they may name tags, an answer may not.
+  A valid reply is `<think>…</think>`, then `<answer>…</answer>` or
+  `<retrieve>first,last</retrieve>`, with any white space around them. The reasoning ends where the
+  first block begins that is of the same kind as the last one. It may contain tags; an answer may
+  not.
   """
   text = reply.strip()
   kind = next((name for name in _KINDS if text.endswith(f"</{name}>")), None)
@@ -66,7 +71,7 @@ def parse(reply: str, pool: int, problem_type: str, options: Sequence[str] = ())
 
 
 def actions(example: records.Example, pool: int, replies: Sequence[str]) -> list[Action]:
-  """Those of replies, up to and with the first answer: what is said after it belongs to no episode."""
+  """The actions of replies up to and including the first answer, which ends the episode."""
   found = []
   for reply in replies:
     found.append(parse(reply, pool, example.problem_type, example.options))
@@ -76,13 +81,19 @@ def actions(example: records.Example, pool: int, replies: Sequence[str]) -> list
 
 
 def spread(start: int, end: int, count: int) -> tuple[int, ...]:
-  """At most `count` frames, and one at least, evenly from `start` to `end`, both included; rounded down."""
+  """At most `count` frames, but at least one, spaced evenly from `start` to `end` inclusive.
+
+  Positions between two frames are rounded down.
+  """
   count = max(1, min(end - start + 1, count))
   return tuple(np.linspace(start, end, count).astype(int).tolist())
 
 
 def relevant_frames(example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
-  """Frames of a pool with these times (seconds) within the relevant spans; () where there are none."""
+  """Indices of the frames within the relevant spans; () if the example has none.
+
+  times: of the frames of the pool, seconds.
+  """
   seen = times + _TICK
   within = [(span.start <= seen) & (seen < span.end) for span in example.relevant]
   return tuple(np.flatnonzero(np.any(within, axis=0)).tolist()) if within else ()
@@ -104,7 +115,7 @@ def _index(digits: str) -> int:
 
 
 def _answers(text: str, problem_type: str, options: Sequence[str]) -> bool:
-  """Whether a text is an answer to a question of this type, right or wrong."""
+  """Whether a text has the form of an answer to a question of this type."""
   if problem_type == "multiple choice":
     return len(text) == 1 and accuracy.option_letter(text, options) == text.upper()
   if problem_type in ("numerical", "regression"):

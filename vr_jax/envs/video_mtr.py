@@ -1,12 +1,14 @@
-"""Video-MTR: the model looks at a few frames of a long video, asks for others, and answers when it has seen enough.
+"""Video-MTR: the model sees some frames of a long video, asks for others, then answers.
 
-    turn 1    some frames of the whole pool, the question       <think>…</think><retrieve>40,55</retrieve>
-    turn 2    frames 40 to 55, the question                     <think>…</think><answer>B</answer>
+    turn 1    frames of the whole pool, the question    <think>…</think><retrieve>40,55</retrieve>
+    turn 2    frames 40 to 55, the question             <think>…</think><answer>B</answer>
 
-An episode ends with an answer, or with the last turn. It is a function of the example, the size of its pool and the replies, so
-that an engine may ask for any turn at any time, and reads the frames that it is told of and no others.
+An episode ends with an answer, or with the last turn. Each turn depends on the example, the size of
+the pool and the replies alone. So the engine can ask for any turn at any time, and it reads only
+the frames that a turn shows.
 
-Source: arXiv 2508.20478. `Reconstruction:` with one turn in all, its frames are the whole budget, not half of it.
+Source: arXiv 2508.20478. `Reconstruction:` if there is only one turn, it shows the whole frame
+budget, not half of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,19 +28,26 @@ from vr_jax.rewards import steps
 
 _RETHINK = "Invalid action. Let me rethink."
 _PROBLEMS = {
-  "format": "It has to be <think>…</think>, then one <answer>…</answer> or one <retrieve>first,last</retrieve>.",
-  "interval": "Between the retrieve tags belong two whole numbers: the first frame, a comma, the last frame.",
+  "format": (
+    "It has to be <think>…</think>, then one <answer>…</answer> "
+    "or one <retrieve>first,last</retrieve>."
+  ),
+  "interval": (
+    "Between the retrieve tags belong two whole numbers: the first frame, a comma, the last frame."
+  ),
   "range": "There are no such frames.",
-  "answer": "Between the answer tags belongs an answer of the kind that was asked for, and nothing else.",
+  "answer": (
+    "Between the answer tags belongs an answer of the kind that was asked for, and nothing else."
+  ),
 }
 
 
 @dataclasses.dataclass(kw_only=True)
 class VideoMTR(environment.Defaults):
-  """The task.
+  """The environment.
 
   Raises:
-    InputError: fewer than one turn, or a budget too small to show a frame in each turn.
+    InputError: there is less than one turn, or the budget is too small for a frame in each turn.
   """
 
   instruction: str = schema.field(help="Stands below the question; it has to ask for all tags.")
@@ -90,14 +99,18 @@ class VideoMTR(environment.Defaults):
     ):
       if getattr(self, name) < least:
         raise errors.InputError(
-          f"--config.env.{name}={getattr(self, name)}: must be {least} or more with {self.turns} turns"
+          f"--config.env.{name}={getattr(self, name)}: "
+          f"must be {least} or more with {self.turns} turns"
         )
     self.segments = tuple(f"turn {turn}" for turn in range(1, self.turns + 1))
     self._bonus_state = exploration_lib.BonusState()
 
   @classmethod
   def check_config(cls, config: Any) -> None:
-    """Raises InputError where nothing is shown to learn from, or an episode outgrows what is compiled for it."""
+    """Checks that there are supervised episodes for SFT, and that episodes fit the buckets.
+
+    Raises InputError otherwise.
+    """
     env, section = config.env, config.turns
     if config.sft.steps and not env.sft_retrieval_fraction:
       raise errors.InputError(
@@ -116,11 +129,11 @@ class VideoMTR(environment.Defaults):
   def observe(
     self, example: records.Example, pool: int, replies: Sequence[str]
   ) -> environment.Observation | None:
-    """What comes after these replies; None where the episode has ended.
+    """The turn that follows these replies; None if the episode has ended.
 
     Args:
       example: the question.
-      pool: frames that there are to choose from, 1 or more.
+      pool: number of frames to choose from, 1 or more.
       replies: of the turns so far; () for the first turn.
     """
     done = retrieval_actions_lib.actions(example, pool, replies)
@@ -141,17 +154,17 @@ class VideoMTR(environment.Defaults):
     return environment.Observation(parts=(*parts, f"\n{self._ask(example, turn)}"))
 
   def first_frames(self, pool: int) -> tuple[int, ...]:
-    """Those of the first turn: half of the budget, evenly over the pool."""
+    """The frames of the first turn: half of the budget, spaced evenly over the pool."""
     return retrieval_actions_lib.spread(
       0, pool - 1, self.frame_budget if self.turns == 1 else self.frame_budget // 2
     )
 
   def question(self, example: records.Example) -> str:
-    """What the first turn says beside its frames: question, options one a line, instruction."""
+    """The text of the first turn: the question, the options and the instruction, line by line."""
     return self._ask(example, 0)
 
   def longest_replies(self, pool: int) -> tuple[str, ...]:
-    """The widest look, and a reply with each of the problems."""
+    """The longest retrieval, and an invalid reply for each kind of problem."""
     looks = (max(0, pool - 1 - self.frame_budget), pool - 1), (1, 0), (0, pool)
     return (
       *(f"<think></think><retrieve>{start},{end}</retrieve>" for start, end in looks),
@@ -162,10 +175,11 @@ class VideoMTR(environment.Defaults):
   def reference_replies(
     self, example: records.Example, times: Float[np.ndarray, "pool"]
   ) -> tuple[str, ...]:
-    """The right answer, and in a share `demonstrated` of the examples, of those whose evidence is known, a look at it before.
+    """A supervised episode that ends with the right answer; () if `sft_retrieval_fraction` is 0.
 
-    () where nothing is demonstrated. Which examples look follows from their id. Thoughts tell what the turn's own frames show, so
-    that without a look the answer is often a guess.
+    In that fraction of the examples, the evidence is retrieved first, if it is known where it is.
+    The example's id decides which examples do that. The reasoning describes the frames of its own
+    turn alone, so without a retrieval the answer is often a guess.
     """
     if not self.sft_retrieval_fraction:
       return ()
@@ -180,16 +194,16 @@ class VideoMTR(environment.Defaults):
     return (f"{first}\n<retrieve>{look.start},{look.end}</retrieve>", f"{found}\n{answer}")
 
   def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
-    """The frames of the pool within the relevant spans."""
+    """Indices of the frames within the relevant spans."""
     return retrieval_actions_lib.relevant_frames(example, times)
 
   def score(
     self, examples: Sequence[records.Example], replies: environment.Replies
   ) -> records.Scores:
-    """What every turn earns: arrays [prompts, group, turns], where turns are those of the task, taken or not.
+    """The rewards of each turn, [prompts, group, turns]; turns that were not taken are not valid.
 
-    `accuracy`, `format` and `relevance` are what they are after the gate (relevance.Rule.ranges); the total is their sum. Turns
-    that were not taken are not valid.
+    `accuracy`, `format` and `relevance` are the values after the gate (relevance.RelevanceRule);
+    the total is their sum.
     """
     batch = self._arrays(examples, replies.episodes)
     earned = relevance_lib.turn_rewards(batch, self.relevance)
@@ -208,11 +222,16 @@ class VideoMTR(environment.Defaults):
     *,
     sum_processes: environment.SumAcrossProcesses = np.asarray,
   ) -> tuple[records.Scores, Mapping[str, float]]:
-    """Adds the bonus for exploring, `exploration` (0 to exploration.Rule.highest), which depends on the batches before.
+    """Adds the reward `exploration`, a bonus for retrievals that depends on earlier batches.
 
-    Counts, of an episode: turns, episode_accuracy, frame_recall (share of the relevant frames that were shown; where there are
-    any). Of the turns, shares: retrieval_rate, invalid, exploration/bonus_fraction (with a bonus). relevance/unscored_retrievals: retrievals.
-    exploration/ended: 1 once the bonus is over for good.
+    Metrics:
+      turns, episode_accuracy: mean of the episodes.
+      frame_recall: fraction of the relevant frames that were shown, mean of the episodes that have
+        relevant frames.
+      retrieval_rate, invalid_action_rate: fraction of the turns.
+      exploration/bonus_fraction: fraction of the turns that got the bonus.
+      relevance/unscored_retrievals: number of retrievals without a relevance score.
+      exploration/ended: 1 once the bonus is switched off for good.
     """
     batch = self._arrays(examples, replies.episodes)
     looked = batch.retrieved & (np.arange(self.turns) < self.turns - 1)
@@ -221,7 +240,7 @@ class VideoMTR(environment.Defaults):
       self._bonus_state,
       retrieved=looked,
       taken=batch.taken,
-      total=scores.total,
+      total=np.asarray(scores.total),
       sum_processes=sum_processes,
     )
     self._bonus_state = step.next_state
@@ -235,7 +254,13 @@ class VideoMTR(environment.Defaults):
   def episode_metrics(
     self, example: records.Example, episode: environment.Episode
   ) -> dict[str, float]:
-    """`accuracy` (the task metric), `format` (share of turns), `turns`, `retrievals`, and, where the evidence is known, `frame_recall`."""
+    """Metrics of one episode.
+
+    accuracy: the task metric.
+    format: fraction of the turns with a valid reply.
+    turns, retrievals: how many there were.
+    frame_recall: fraction of the relevant frames that were shown; left out if they are unknown.
+    """
     batch = self._arrays([example], [[episode]])
     taken = int(batch.taken.sum())
     found = {
@@ -248,30 +273,31 @@ class VideoMTR(environment.Defaults):
     return found if np.isnan(recall) else {**found, "frame_recall": recall}
 
   def accuracy(self, example: records.Example, reply: str) -> float:
-    """The task metric of the answer in a reply; 0 where it gives none."""
+    """The task metric of the answer in a reply; 0 without an answer."""
     action = self.parse_action(example, 0, reply)
     return environment.task_score(action.answer if action.kind == "answer" else None, example)
 
   def parse_action(
     self, example: records.Example, pool: int, reply: str
   ) -> retrieval_actions_lib.Action:
-    """An answer, a retrieval within the pool, or why it is neither."""
+    """An answer, a retrieval within the pool, or an invalid action with its problem."""
     return retrieval_actions_lib.parse(reply, pool, example.problem_type, example.options)
 
   def tokenizer_texts(self, example: records.Example, pool: int) -> tuple[str, ...]:
-    """All that the first turn says."""
-    return self.observe(example, pool, ()).texts
+    """All texts of the first turn."""
+    opening = self.observe(example, pool, ())
+    return opening.texts if opening else ()
 
   def trace(self, reply: str) -> str:
-    """What stands between the think tags."""
+    """The text between the think tags."""
     return steps.think_text(reply)
 
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
-    """{"steps"} of one turn's reply."""
+    """{"steps": the reasoning steps} of the reply of one turn."""
     return {"steps": steps.split_steps(self.trace(reply))}
 
   def state(self) -> Mapping[str, Any]:
-    """Whether exploration goes on, and for how many batches it was enough."""
+    """The state of the exploration bonus."""
     return dataclasses.asdict(self._bonus_state)
 
   def set_state(self, state: Mapping[str, Any]) -> None:
@@ -346,27 +372,28 @@ class VideoMTR(environment.Defaults):
 
 
 def _describe_frames(example: records.Example, times: Float[np.ndarray, "frames"]) -> str:
-  """What frames of these times show: colours and sizes that change in a simulated video, and what the steps say of then.
+  """A description of the frames at these times (seconds).
 
-  Each with the time since when it has been so.
+  It names colours and sizes that change during a simulated video, each with the time since when it
+  has had that value, and adds the text of the reasoning steps about these times.
   """
   lives: dict[tuple[str, str], list[records.State]] = {}
   for state in sorted(example.states, key=lambda state: state.time):
     lives.setdefault((state.object, state.attribute), []).append(state)
-  told = []
+  sentences = []
   for time in times:
-    held = {pair: [s for s in life if s.time <= time][-1:] for pair, life in lives.items()}
-    values = {pair: state[0].value for pair, state in held.items() if state}
-    told += [
-      f"At {held[name, attribute][0].time:g}s, the {name} is {value}."
+    latest = {pair: [s for s in life if s.time <= time][-1:] for pair, life in lives.items()}
+    values = {pair: state[0].value for pair, state in latest.items() if state}
+    sentences += [
+      f"At {latest[name, attribute][0].time:g}s, the {name} is {value}."
       for (name, attribute), value in values.items()
       if attribute in ("colour", "size") and values.get((name, "visibility")) != "hidden"
       if len({state.value for state in lives[name, attribute]}) > 1
     ]
-    told += [step.text for step in example.steps if step.start <= time < step.end]
-  return " ".join(dict.fromkeys(told))
+    sentences += [step.text for step in example.steps if step.start <= time < step.end]
+  return " ".join(dict.fromkeys(sentences))
 
 
 def _mask(rows: Sequence[Sequence[int]], pool: int) -> np.ndarray:
-  """Which frames of the pool each row has; others than those of the pool are in none."""
+  """Which frames of the pool each row lists, [rows, pool]; indices outside the pool are ignored."""
   return np.stack([np.isin(np.arange(pool), row) for row in rows])

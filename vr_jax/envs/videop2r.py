@@ -1,26 +1,31 @@
-"""VideoP2R: observation, reasoning and answer in one reply; perception and reasoning are rewarded apart.
+"""VideoP2R: one reply of observation, reasoning and answer, rewarded in two segments.
 
     <observation>what is seen</observation>
     <think>what follows from it</think>
     <answer>…</answer>
 
-Source: arXiv 2511.11113. Segment 0 (perception) is the observation with its tags but for the sign that closes them, segment 1
-(reasoning) all other tokens. With k a segment, accuracy of perception what a judge says of the observation, and accuracy of
-reasoning the task metric of the answer:
+Source: arXiv 2511.11113. Segment 0 (perception) is the observation with its tags, except for the
+  last
+character of the closing tag; segment 1 (reasoning) is the rest of the reply. For each segment k:
 
     R_k = accuracy_k + format_k + length_k (+ temporal_k)
 
-`Reconstruction:` the paper does not say whose tokens the tags are, nor what a reply without them earns. Here a segment whose
-tags are not right earns 0 in all parts, and where the observation's are not, every token is reasoning. The closing sign is
-reasoning's because its token often holds what follows too: whether it ends in a new line decides whether <think> comes next.
-Rewarded with perception, which is right either way, that choice drifted in a run of the tiny recipe until three replies in four
-had no <think>.
+The accuracy of perception is a judge's verdict on the observation; the accuracy of reasoning is the
+task metric of the answer.
+
+`Reconstruction:` the paper does not say which segment the tags belong to, nor what a reply without
+them earns. Here a segment with wrong tags gets 0 for every reward, and without a correct
+observation the whole reply is reasoning. The ">" that closes the observation belongs to reasoning
+because the
+token that holds it often continues beyond it: whether that token ends in a new line decides whether
+<think> follows. When it was rewarded with perception, which is right either way, that choice
+drifted in a run of the tiny recipe until three replies in four had no <think>.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import re
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 
@@ -37,7 +42,11 @@ _ANY_TAG = re.compile(r"</?(?:observation|think|answer)>")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParsedReply:
-  """A reply taken apart. What has no right tags is None; end: of the observation with its tags, 0 without."""
+  """The parts of a reply; a part without correct tags is None.
+
+  end: number of characters up to the end of the observation's closing tag; 0 without an
+    observation.
+  """
 
   observation: str | None
   think: str | None
@@ -46,18 +55,20 @@ class ParsedReply:
 
 
 def parse_reply(reply: str) -> ParsedReply:
-  """Any text gives one outcome.
+  """Parses any text.
 
-  The observation is right where the reply begins with it, and no other tag stands in it. What follows it, or without one what
-  follows the first <think>, is right where it is one think block and one answer block, as in MOSS-ChatV.
+  The observation is correct if the reply begins with it and it contains no other tag. The text
+  after it (without an observation, the text from the first <think> on) is correct if it is one
+  think block and one answer block, as in MOSS-ChatV.
   """
+  observation, end = None, 0
   first = next((m for m in _ANY_TAG.finditer(reply) if m.end() > len(_OPEN)), None)
-  seen = reply.startswith(_OPEN) and first is not None and first.group() == _CLOSE
-  end = first.end() if seen else 0
-  rest = reply[end:].lstrip() if seen else reply[max(reply.find("<think>"), 0) :]
+  if reply.startswith(_OPEN) and first is not None and first.group() == _CLOSE:
+    observation, end = reply[len(_OPEN) : first.start()].strip(), first.end()
+  rest = reply[end:].lstrip() if end else reply[max(reply.find("<think>"), 0) :]
   reasoned = format_lib.format_reward(rest) == 1 and not (_OPEN in rest or _CLOSE in rest)
   return ParsedReply(
-    observation=reply[len(_OPEN) : first.start()].strip() if seen else None,
+    observation=observation,
     think=steps.think_text(rest).strip() if reasoned else None,
     answer=accuracy.answer_text(rest) if reasoned else None,
     end=end,
@@ -65,13 +76,13 @@ def parse_reply(reply: str) -> ParsedReply:
 
 
 def format_reply(observation: str, think: str, answer: str) -> str:
-  """The reply that `read` takes apart into these."""
+  """The reply from which `parse_reply` gets these parts."""
   return f"{_OPEN}{observation}{_CLOSE}\n<think>{think}</think>\n<answer>{answer}</answer>"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoP2R(environment.Defaults):
-  """The task. judge: None where nothing is scored."""
+  """The environment. judge: None if no replies are scored."""
 
   instruction: str = schema.field(help="Stands below the question; it has to ask for all tags.")
   weights: Mapping[str, float] = schema.field(help="Of the two segments, and of the rewards.")
@@ -108,11 +119,14 @@ class VideoP2R(environment.Defaults):
   }
 
   def question(self, example: records.Example) -> str:
-    """Question, options one a line, instruction."""
+    """The question, the options and the instruction, each on a line of its own."""
     return environment.question_text(example, self.instruction)
 
   def reference_reply(self, example: records.Example) -> str | None:
-    """The trace of the example, or else its steps: those of what is shown are observed, the others reasoned."""
+    """A reply with the example's trace, or else with its steps; None if it has neither.
+
+    Steps about the part of the video that is shown are the observation, later ones the reasoning.
+    """
     observation, think = example.observation, example.reasoning
     if not (observation and think):
       shown = [step.text for step in example.steps if step.end <= example.shown.end]
@@ -121,7 +135,7 @@ class VideoP2R(environment.Defaults):
     return format_reply(observation, think, example.answer) if observation and think else None
 
   def segment_spans(self, reply: str, turn: int) -> environment.SegmentSpans:
-    """The observation up to the sign that closes it, then the rest; without a right one, all is reasoning."""
+    """The observation without its last character, then the rest; see the module's docstring."""
     del turn
     end = parse_reply(reply).end
     return ((end - 1, PERCEPTION), (len(reply), REASONING)) if end else ((len(reply), REASONING),)
@@ -131,14 +145,14 @@ class VideoP2R(environment.Defaults):
   ) -> records.Scores:
     """Rewards `accuracy`, `format`, `length` and `temporal` of both segments, and their total.
 
-    A perception that the judge gave no verdict on is not valid: it takes no part in its segment's statistics.
+    A perception segment without a verdict of the judge is not valid: statistics leave it out.
     """
     group = len(replies.texts[0])
     owners = [example for example in examples for _ in range(group)]
-    read_all = [parse_reply(reply) for texts in replies.texts for reply in texts]
-    sufficient, judged = self._verdicts(owners, read_all)
-    right = environment.task_scores([one.answer for one in read_all], owners)
-    formed = [(one.observation is not None, one.think is not None) for one in read_all]
+    parsed = [parse_reply(reply) for texts in replies.texts for reply in texts]
+    sufficient, judged = self._verdicts(owners, parsed)
+    right = environment.task_scores([each.answer for each in parsed], owners)
+    formed = [(each.observation is not None, each.think is not None) for each in parsed]
     shape = (len(examples), group, 2)
     rewards = {
       "accuracy": np.stack([sufficient, right], -1).astype(np.float32).reshape(shape),
@@ -149,15 +163,15 @@ class VideoP2R(environment.Defaults):
       rewards["temporal"] = self._temporal(rewards["accuracy"], examples, replies.shuffled)
     valid = np.stack([judged, np.ones_like(judged)], -1).reshape(shape)
     total = sum(np.float32(self.weights[name]) * value for name, value in rewards.items())
-    total = total * np.float32([self.weights[name] for name in self.segments])
-    return records.Scores(rewards=rewards, valid=valid, total=np.float32(total))
+    total = total * np.array([self.weights[name] for name in self.segments], np.float32)
+    return records.Scores(rewards=rewards, valid=valid, total=np.asarray(total, np.float32))
 
   def accuracy(self, example: records.Example, reply: str) -> float:
-    """The task metric of the answer behind the reasoning; 0 where there is none."""
+    """The task metric of the answer after the reasoning; 0 without an answer."""
     return environment.task_score(parse_reply(reply).answer, example)
 
   def parse_trace(self, reply: str) -> environment.Trace | None:
-    """Observation, reasoning and answer of a reply that is one of each, and nothing else."""
+    """The parts of a reply that consists of all three, none of them empty; otherwise None."""
     found = parse_reply(reply)
     if not (found.observation and found.think and found.answer):
       return None
@@ -166,16 +180,16 @@ class VideoP2R(environment.Defaults):
     )
 
   def trace(self, reply: str) -> str:
-    """Observation and reasoning."""
+    """The observation and the reasoning."""
     found = parse_reply(reply)
     return "\n".join(filter(None, (found.observation, found.think or steps.think_text(reply))))
 
   def observation(self, reply: str) -> str | None:
-    """That inside its tags."""
+    """The text between the observation tags; "" without one."""
     return parse_reply(reply).observation or ""
 
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
-    """{"steps", "segments": [{"name", "text"}]} of one reply."""
+    """{"steps": reasoning steps, "segments": [{"name", "text"}, …]} of one reply."""
     end = parse_reply(reply).end
     texts = zip(self.segments, (reply[:end], reply[end:]), strict=True)
     return {
@@ -184,33 +198,40 @@ class VideoP2R(environment.Defaults):
     }
 
   def counts(self) -> Mapping[str, float]:
-    """What the judge counted."""
-    return {f"judge/{name}": float(value) for name, value in self.judge.counts().items()}
+    """The counters of the judge."""
+    counts = {} if self.judge is None else self.judge.counts()
+    return {f"judge/{name}": float(value) for name, value in counts.items()}
 
   def close(self) -> None:
     """Closes the judge."""
-    self.judge.close()
+    if self.judge is not None:
+      self.judge.close()
 
   def _verdicts(
     self, owners: Sequence[records.Example], replies: Sequence[ParsedReply]
   ) -> tuple[np.ndarray, np.ndarray]:
-    """(whether each observation suffices, whether that is known): the judge is asked about those that say something."""
-    said = [index for index, one in enumerate(replies) if one.observation]
-    cases = [
-      judge_lib.JudgeCase(example=owners[index], observation=replies[index].observation)
-      for index in said
-    ]
+    """Whether each observation suffices to answer, and whether that is known; both [replies].
+
+    The judge is asked only about observations that are not empty; empty ones never suffice.
+    """
+    cases = {
+      index: judge_lib.JudgeCase(example=owners[index], observation=reply.observation)
+      for index, reply in enumerate(replies)
+      if reply.observation
+    }
     sufficient, known = np.zeros(len(replies), bool), np.ones(len(replies), bool)
     if not cases:
       return sufficient, known
-    for index, verdict in zip(said, self.judge.verdicts(cases), strict=True):
+    judge = cast(judge_lib.Judge, self.judge)
+    for index, verdict in zip(cases, judge.verdicts(list(cases.values())), strict=True):
       sufficient[index], known[index] = bool(verdict), verdict is not None
     return sufficient, known
 
   def _length(self, rewards: Mapping[str, np.ndarray], lengths: np.ndarray) -> np.ndarray:
-    """1 where a segment is right, and as long as is wanted; its weight is what it is worth (the papers: 0.2).
+    """1 for segments that are right and whose length is in range (the papers: weight 0.2).
 
-    With `video_r1` only the reasoning segment earns it, and only where more than one reply of its group is right.
+    With `video_r1`, only the reasoning segment can earn it, and only if more than one reply of its
+    group is right.
     """
     low, high = np.array([self.perception_tokens, self.reasoning_tokens]).T
     right = rewards["accuracy"] > self.length_accuracy
@@ -226,7 +247,10 @@ class VideoP2R(environment.Defaults):
     examples: Sequence[records.Example],
     shuffled: Sequence[Sequence[str]],
   ) -> np.ndarray:
-    """1 where reasoning is right, if replies to frames in order are right at least about as often as to shuffled ones.
+    """1 for reasoning that is right, in groups that need the order of the frames; otherwise 0.
+
+    A group needs it if its accuracy is at least `temporal_ratio` times the accuracy of the replies
+    to shuffled frames.
 
     Source: T-GRPO, Video-R1, arXiv 2503.21776, eq. 1 and 2.
     """

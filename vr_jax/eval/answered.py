@@ -1,4 +1,4 @@
-"""What held-out examples were answered, and what is measured of them together."""
+"""Replies to held-out examples, and metrics over all of them."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -14,7 +14,7 @@ from vr_jax.rewards import accuracy as accuracy_lib
 from vr_jax.worlds import consistency as consistency_lib
 from vr_jax.worlds import sufficiency
 
-# Beside those that the environment declares.
+# In addition to those that the environment declares.
 METRICS: metric_lib.Metrics = {
   "trace_consistency": metric_lib.Metric(
     title="Trace consistency",
@@ -36,13 +36,15 @@ METRICS: metric_lib.Metrics = {
 class Answered:
   """One held-out example with its reply and scores.
 
-  accuracy: the task metric of its answer. steps: of its trace. observation: what it says to have
-  seen, None where the recipe doesn't ask for it. rewards: by name, of the segment that answers, the
-  last. segment_rewards: of each segment by its name, where there are several. segment: that of each
-  token, -1 where there is none.
-
-  Of several turns `reply` is the last one, episode all of them, rewards what the whole episode came
-  to, and of_segments has the turns.
+  reply: with several turns, the last one.
+  tokens: number of sampled tokens, of all turns.
+  accuracy: the task metric of the answer.
+  steps: reasoning steps of the reply.
+  observation: the part of the reply that describes the video; None if the recipe has none.
+  rewards: by name, of the last segment, which answers; with several turns, metrics of the episode.
+  segment_rewards: by segment, then by name; empty if there is only one segment. Each turn is one.
+  episode: all turns; None if there is only one.
+  segment: index of each token's segment; -1 if it has none.
   """
 
   example: records.Example
@@ -59,29 +61,30 @@ class Answered:
 
 
 def interval(values: Sequence[float]) -> float:
-  """Half-width of the 95 % interval of a mean."""
+  """Half-width of the 95 % confidence interval of a mean."""
   return float(1.96 * np.std(values) / np.sqrt(len(values)))
 
 
 def reward_means(answered: Sequence[Answered], declared: metric_lib.Metrics) -> dict[str, float]:
-  """Means of what was earned, by the name of the metric that declares it, or else `rewards/<name>/mean`.
+  """Computes the mean of each reward.
 
-  Of several turns, of what the environment says of whole episodes, by its own names.
+  Named after the metric that declares the reward, else `rewards/<name>/mean`. With several turns,
+  the means of the environment's episode metrics, under their own names.
   """
   names = {each.reward: name for name, each in declared.items() if each.reward}
   values: dict[str, list[float]] = {}
   for a in answered:
     for name, value in a.rewards.items():
-      known = name if a.episode or name in declared else names.get(name, f"rewards/{name}/mean")
-      values.setdefault(known, []).append(value)
+      own = name if a.episode or name in declared else names.get(name, f"rewards/{name}/mean")
+      values.setdefault(own, []).append(value)
     for segment, rewards in [] if a.episode else list(a.segment_rewards.items())[:-1]:
       for name, value in rewards.items():
         values.setdefault(f"{segment}/{name}", []).append(value)
-  return {name: float(np.mean(of_name)) for name, of_name in values.items()}
+  return {name: float(np.mean(each)) for name, each in values.items()}
 
 
 def chance_levels(answered: Sequence[Answered], declared: metric_lib.Metrics) -> dict[str, float]:
-  """What guesses would get, `<metric>_chance`, of metrics that say it."""
+  """Computes `<metric>_chance`, what guessing would score, for metrics that define it."""
   return {
     f"{name}_chance": float(np.mean([each.chance(a.example) for a in answered]))
     for name, each in declared.items()
@@ -90,7 +93,7 @@ def chance_levels(answered: Sequence[Answered], declared: metric_lib.Metrics) ->
 
 
 def by_type(answered: Sequence[Answered]) -> dict[str, float]:
-  """Accuracy on each problem type, and its interval."""
+  """Accuracy of each problem type, and the half-width of its confidence interval."""
   values: dict[str, list[float]] = {}
   for a in answered:
     values.setdefault(a.example.problem_type, []).append(a.accuracy)
@@ -99,13 +102,13 @@ def by_type(answered: Sequence[Answered]) -> dict[str, float]:
 
 
 def trace_metrics(answered: Sequence[Answered]) -> dict[str, float]:
-  """Whether traces are true, by the states of simulated examples; {} without such."""
+  """Measures whether traces are true, by the states of simulated examples; {} if there are none."""
   known = [a for a in answered if has_truth(a.example)]
   if not known:
     return {}
   values = {"trace_consistency": float(np.mean([consistency(a).score for a in known]))}
   if known[0].observation is not None:
-    enough = [sufficiency.sufficient(a.example, a.observation) for a in known]
+    enough = [sufficiency.sufficient(a.example, a.observation or "") for a in known]
     values["observation_sufficiency"] = float(np.mean(enough))
   implied = [
     (a, value)
@@ -118,7 +121,7 @@ def trace_metrics(answered: Sequence[Answered]) -> dict[str, float]:
 
 
 def has_truth(example: records.Example) -> bool:
-  """Whether the states are the simulator's: traces are read in its words, which other data does not use."""
+  """Whether true states are known. We can parse only traces phrased as the simulator's are."""
   return example.source == "simulator" and bool(example.states)
 
 
@@ -130,7 +133,7 @@ def _says(answered: Answered, value: str) -> bool:
 
 
 def consistency(answered: Answered) -> consistency_lib.Consistency:
-  """The trace of a reply against the true states."""
+  """Compares the trace of a reply with the true states."""
   example = answered.example
   reference = [step.text for step in example.steps]
   return consistency_lib.trace_consistency(answered.steps, example.states, reference=reference)

@@ -1,4 +1,4 @@
-"""One policy on held-out videos: what it gets right, whether its traces are true, and whether it looks at all."""
+"""Evaluates a policy on held-out videos: accuracy, truth of its traces, and use of the frames."""
 
 import base64
 from collections.abc import Iterator, Sequence
@@ -21,22 +21,28 @@ from vr_jax.rl import overlong
 from vr_jax.rollout import decode_replies, encoder
 from vr_jax.train import batching, console, experience, run_context, vision_features
 
-_GROUPS = 2**20  # folded into the key of evaluation: apart from its batches
+_GROUPS = 2**20  # folded into the key: groups get other keys than the batches
 
 
 def evaluate(
   context: run_context.RunContext, params: PyTree, *, name: str, cache: vision_features.Cache = None
 ) -> dict[str, Any]:
-  """{"examples", "metrics", "shown_as", "rollouts"} of a policy on the test split, as eval/<name>.json holds them.
+  """Evaluates a policy on the test split.
 
-  Metrics: `accuracy` (and by problem type), each with the half-width of its 95 % interval (normal
-  approximation) under `accuracy_interval`; those that the environment declares, with the `<name>_chance`
-  of a guess where it says one; the means of all other rewards, `rewards/<name>/mean` of the last segment and
-  `<segment>/<name>` of those before it; `completions/mean_length`; of simulated examples, by their true states,
-  `trace_consistency`, `think_answer_mismatch` (share of replies whose trace concludes another value than
-  they answer, of those that conclude one) and `observation_sufficiency`; `blind_accuracy` (no frames)
-  and `shuffled_accuracy` (frames out of order). shown_as: how each is shown, in order.
-  cache: of features, for what is seen whole and in order.
+  cache: of vision features; used for videos that are shown whole and in order.
+
+  Returns {"examples", "metrics", "shown_as", "rollouts"}, as in eval/<name>.json. shown_as says how
+  to show each metric, in order. The metrics are:
+
+  - accuracy, and by problem type, each with the half-width of its 95 % confidence interval (normal
+    approximation) under accuracy_interval;
+  - those that the environment declares, and <name>_chance, what guessing scores, if it is known;
+  - means of all other rewards: rewards/<name>/mean of the last segment, <segment>/<name> of others;
+  - completions/mean_length, in tokens;
+  - for simulated examples, by their true states: trace_consistency, observation_sufficiency, and
+    think_answer_mismatch (of replies whose trace concludes a value, the fraction with a different
+    answer);
+  - blind_accuracy (no frames) and shuffled_accuracy (frames in random order).
   """
   config = context.config.eval
   whole = list(_answered(context, params, name, cache))
@@ -72,7 +78,7 @@ def evaluate(
 
 
 def _accuracy(context: run_context.RunContext, params: PyTree, view: str, name: str) -> float:
-  """The mean accuracy of replies to a view, which is all that is asked of them: no judge reads these."""
+  """Computes the mean accuracy with a view ("blind" or "shuffled"). No judge is asked."""
   return float(
     np.mean(
       [
@@ -91,7 +97,7 @@ def _replies(
   name: str,
   cache: vision_features.Cache = None,
 ) -> Iterator[tuple[list[batching.Item], environment.Replies]]:
-  """One episode about each example, a batch at a time."""
+  """Plays one episode about each example, and yields batches of them."""
   temperature = context.config.eval.temperature
   for batch, prompt, key in _batches(context, params, view, name, cache):
     played = experience.play_batch(
@@ -108,7 +114,7 @@ def _batches(
   name: str,
   cache: vision_features.Cache,
 ) -> Iterator[tuple[batching.Batch, records.Prompt, Key[Array, ""]]]:
-  """All examples once, with the prompt of each batch on the devices, and a key."""
+  """Yields all examples once: batches, their prompts on the devices, and random keys."""
   config, done = context.config.eval, 0
   read = context.builder.read(
     "test", config.batch_size, view=view, limit=config.examples, repeat=False, cache=cache
@@ -124,17 +130,17 @@ def _batches(
 def _answered(
   context: run_context.RunContext, params: PyTree, name: str, cache: vision_features.Cache
 ) -> Iterator[answered_lib.Answered]:
-  """One episode about each example, scored."""
+  """Plays and scores one episode about each example."""
   task = context.environment
   for items, replies in _replies(context, params, "whole", name, cache):
     scores = task.score([item.example for item in items], replies)
     tokens = (replies.segment >= 0).sum(axis=(1, 2))
     for row, (item, (episode,)) in enumerate(zip(items, replies.episodes, strict=True)):
-      of_segments = _rewards_by_segment(task.segments, scores, row)
+      by_segment = _rewards_by_segment(task.segments, scores, row)
       measured, reply = task.episode_metrics(item.example, episode), episode.replies[-1]
       several = task.turns > 1
       if several:
-        of_segments = {name: of_segments[name] for name in task.segments[: len(episode.replies)]}
+        by_segment = {name: by_segment[name] for name in task.segments[: len(episode.replies)]}
       yield answered_lib.Answered(
         example=item.example,
         clip=item.clip,
@@ -143,8 +149,8 @@ def _answered(
         accuracy=measured["accuracy"],
         steps=steps_lib.split_steps(task.trace(reply)),
         observation=task.observation(reply),
-        rewards=measured if several else of_segments[task.segments[-1]],
-        segment_rewards=of_segments if len(of_segments) > 1 or several else {},
+        rewards=measured if several else by_segment[task.segments[-1]],
+        segment_rewards=by_segment if len(by_segment) > 1 or several else {},
         episode=episode if several else None,
         segment=replies.segment[row, 0],
       )
@@ -156,55 +162,59 @@ def _advantages(
   answered: Sequence[answered_lib.Answered],
   cache: vision_features.Cache,
 ) -> Iterator[dict[str, float | None]]:
-  """What an update would make of each reply, beside a group that is sampled as training does: its advantages by segment.
+  """Computes the advantages, by segment, that an update would give to each evaluated reply.
 
-  None where its segment has no verdict. Rewards that depend on the group (T-GRPO's) are those among it.
+  For this, a group is sampled for each example as in training, and the evaluated reply joins it.
+  So rewards that depend on the group (T-GRPO's) depend on this one. None: no verdict on a segment.
   """
   config, names = context.config, context.environment.segments
   for first in range(0, len(answered), config.eval.batch_size):
-    some = answered[first : first + config.eval.batch_size]
+    rows = answered[first : first + config.eval.batch_size]
     batch = context.builder.batch(
-      [context.builder.item(a.clip, cache=cache) for a in some], size=config.eval.batch_size
+      [context.builder.item(a.clip, cache=cache) for a in rows], size=config.eval.batch_size
     )
     fed = vision_features.prompt_with_features(context, params, batch, cache)
     key = jax.random.fold_in(jax.random.key(config.seed), _GROUPS + first)
-    replies = _group(
+    group = _sample_group(
       context, params, fed.batch, encoder.encode(context.graphdef, params, fed.prompt), key
     )
-    own = [environment.single_turn(a.reply) for a in some]
-    both = environment.Replies(
-      episodes=[[one, *group] for one, group in zip(own, replies.episodes, strict=True)],
-      segment=np.concatenate([np.stack([a.segment for a in some])[:, None], replies.segment], 1),
-      shuffled=replies.shuffled,
+    evaluated = [environment.single_turn(a.reply) for a in rows]
+    segment = np.stack([a.segment for a in rows if a.segment is not None])
+    replies = environment.Replies(
+      episodes=[[one, *more] for one, more in zip(evaluated, group.episodes, strict=True)],
+      segment=np.concatenate([segment[:, None], group.segment], 1),
+      shuffled=group.shuffled,
     )
-    scores = context.environment.score([a.example for a in some], both)
-    scores = overlong.add_overlong_penalty(scores, both.segment, config.rl, multi_turn=False)
-    made, _ = advantages_lib.segment_advantages(
+    scores = context.environment.score([a.example for a in rows], replies)
+    scores = overlong.add_overlong_penalty(scores, replies.segment, config.rl, multi_turn=False)
+    all_advantages, _ = advantages_lib.segment_advantages(
       jax.tree.map(jnp.asarray, scores),
       credit=config.rl.advantage_estimator,
       baseline=config.rl.baseline,
       normalize_by_std=config.rl.normalize_by_std,
     )
-    for advantages, known in zip(np.asarray(made[:, 0]), scores.valid[:, 0], strict=True):
+    # Index 0 of each group is the evaluated reply.
+    own_advantages = np.asarray(all_advantages[:, 0])
+    for advantages, valid in zip(own_advantages, scores.valid[:, 0], strict=True):
       yield {
-        name: float(advantage) if here else None
-        for name, advantage, here in zip(names, advantages, known, strict=True)
+        name: float(advantage) if has_verdict else None
+        for name, advantage, has_verdict in zip(names, advantages, valid, strict=True)
       }
 
 
-def _group(
+def _sample_group(
   context: run_context.RunContext,
   params: PyTree,
   batch: batching.Batch,
   prompt: records.Prompt,
   key: Key[Array, ""],
 ) -> environment.Replies:
-  """Replies to each example as a step of RL draws them, with those to shuffled frames that config.rl.num_shuffled_generations asks for."""
+  """Samples a group of replies to each example as an RL step does, with its shuffled frames."""
   rl, shuffled = context.config.rl, None
   if rl.num_shuffled_generations:
-    key, of_shuffled = jax.random.split(key)
+    key, shuffled_key = jax.random.split(key)
     played = experience.play_shuffled(
-      context, params, batch, prompt, of_shuffled, group=rl.num_shuffled_generations
+      context, params, batch, prompt, shuffled_key, group=rl.num_shuffled_generations
     )
     shuffled = played.rollout
   rollout = experience.play_batch(context, params, batch, prompt, key).rollout
@@ -215,12 +225,12 @@ def _group(
 def _rewards_by_segment(
   names: Sequence[str], scores: records.Scores, row: int
 ) -> dict[str, dict[str, float]]:
-  """Rewards of the one reply in a row, by segment and name; those of a segment without a verdict are left out."""
-  of_all = {**scores.rewards, "total": scores.total}
+  """Rewards of a row's first reply, by segment and name; {} for a segment without a verdict."""
+  rewards = {**scores.rewards, "total": scores.total}
   return {
     name: {
       reward: float(value[row, 0, number])
-      for reward, value in of_all.items()
+      for reward, value in rewards.items()
       if scores.valid[row, 0, number] or number == len(names) - 1
     }
     for number, name in enumerate(names)
@@ -230,9 +240,9 @@ def _rewards_by_segment(
 def _sample_json(
   context: run_context.RunContext, answered: answered_lib.Answered
 ) -> dict[str, Any]:
-  """One rollout as the report shows it."""
+  """One rollout as JSON for the report."""
   example, clip = answered.example, answered.clip
-  shown = {
+  sample = {
     "id": example.id,
     "video": example.video,
     "question": example.question,
@@ -246,41 +256,50 @@ def _sample_json(
     **context.environment.explain(example, answered.reply),
   }
   if answered.episode:
-    shown |= _episode_json(context, answered)
+    sample |= _episode_json(context, answered, answered.episode)
   else:
-    seen = context.environment.observe(example, len(clip), ())
-    frames = list(range(len(clip)) if seen.shows_clip else seen.frames)
-    shown["frames"] = [_jpeg(frame) for frame in clip.read(frames)]
-    shown["times"] = [float(time) for time in clip.timestamps[frames]]
+    frames = _observed_frames(context, example, len(clip), ())
+    sample["frames"] = [_jpeg(frame) for frame in clip.read(frames)]
+    sample["times"] = [float(time) for time in clip.timestamps[frames]]
   if answered.segment_rewards and not answered.episode:
-    shown["segment_rewards"] = answered.segment_rewards
+    sample["segment_rewards"] = answered.segment_rewards
   if answered_lib.has_truth(example):
-    shown["trace_consistency"] = answered_lib.consistency(answered).score
-  return shown
+    sample["trace_consistency"] = answered_lib.consistency(answered).score
+  return sample
+
+
+def _observed_frames(
+  context: run_context.RunContext, example: records.Example, pool: int, replies: Sequence[str]
+) -> list[int]:
+  """Indices of the frames that the next turn shows, in a clip of `pool` frames."""
+  observation = context.environment.observe(example, pool, replies)
+  assert observation is not None, "the episode has ended"
+  return list(range(pool) if observation.shows_clip else observation.frames)
 
 
 def _episode_json(
-  context: run_context.RunContext, answered: answered_lib.Answered
+  context: run_context.RunContext,
+  answered: answered_lib.Answered,
+  episode: environment.Episode,
 ) -> dict[str, Any]:
-  """The turns of an episode, and the pool that they are about."""
-  example, pool, episode = answered.example, answered.clip, answered.episode
+  """The turns of an episode and the clip's frame times, as JSON for the report."""
+  example, pool = answered.example, answered.clip
   turns = []
   for number, (reply, rewards) in enumerate(
     zip(episode.replies, answered.segment_rewards.values(), strict=True)
   ):
-    turn = context.environment.observe(example, len(pool), episode.replies[:number])
-    seen = range(len(pool)) if turn.shows_clip else turn.frames
+    shown = _observed_frames(context, example, len(pool), episode.replies[:number])
     action = context.environment.parse_action(example, len(pool), reply)
-    look = action.kind == "retrieve"
+    retrieves = action.kind == "retrieve"
     turns.append(
       {
         "reply": reply,
         "kind": action.kind,
         "problem": action.problem,
-        "first": action.start if look else None,
-        "last": action.end if look else None,
-        "shown": list(seen),
-        "frames": [_jpeg(frame) for frame in (pool.read(seen) if seen else ())],
+        "first": action.start if retrieves else None,
+        "last": action.end if retrieves else None,
+        "shown": shown,
+        "frames": [_jpeg(frame) for frame in (pool.read(shown) if shown else ())],
         "rewards": rewards,
       }
     )

@@ -1,4 +1,4 @@
-"""The report's time line: what an episode looked at, against what it should have."""
+"""The report's time line: the frames that an episode looked at, and the true evidence."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +9,10 @@ NARROWEST = 0.6  # of a bar, in percent of the line
 
 
 def timeline(episode: report_data.ReportEpisode, colours: int) -> dict[str, Any]:
-  """The evidence, frames shown first, then what each turn asks for with what it was shown of it.
+  """What the template of the time line shows.
 
-  Places are percent of the line. A turn's row has its colour, of `colours` that take turns.
+  Rows: the evidence, the frames of the first turn, then for each turn the span that it asks for and
+  the frames that it got. Positions are percent of the line. Rows use `colours` colours in rotation.
   """
   end = max([episode.times[-1], *(end for _, end in episode.relevant)]) or 1.0
   evidence = [f"{seconds(start)} to {seconds(stop)}" for start, stop in episode.relevant]
@@ -25,7 +26,7 @@ def timeline(episode: report_data.ReportEpisode, colours: int) -> dict[str, Any]
     ]
     rows.insert(0, _row("evidence", None, bars, []))
   for number, turn in enumerate(episode.turns):
-    if turn.kind == "retrieve":
+    if turn.kind == "retrieve" and turn.first is not None and turn.last is not None:
       after = episode.turns[number + 1].shown if number + 1 < len(episode.turns) else ()
       what = action(turn, episode.times)
       bar = _bar(episode.times[turn.first], episode.times[turn.last], end)
@@ -48,15 +49,15 @@ def timeline(episode: report_data.ReportEpisode, colours: int) -> dict[str, Any]
 
 
 def action(turn: report_data.ReportTurn, times: Sequence[float]) -> str:
-  """What a reply came to, in words."""
-  if turn.kind == "retrieve":
+  """Describes in words what a reply asks for."""
+  if turn.kind == "retrieve" and turn.first is not None and turn.last is not None:
     start, end = (seconds(times[frame]) for frame in (turn.first, turn.last))
     return f"asks for frames {turn.first} to {turn.last}, {start} to {end}"
   return "answers" if turn.kind == "answer" else f"can't be used: {turn.problem or turn.kind}"
 
 
 def seconds(time: float) -> str:
-  """A time, to a tenth of a second."""
+  """Formats a time, to a tenth of a second."""
   return f"{round(time, 1):g} s"
 
 
@@ -71,7 +72,7 @@ def _bar(start: float, stop: float, end: float) -> dict[str, str]:
 
 
 def _ticks(frames: Sequence[int], times: Sequence[float], end: float) -> list[dict[str, str]]:
-  """A line at each frame that was shown."""
+  """Makes a tick for each frame that was shown."""
   return [
     {"x": f"{100 * times[frame] / end:.2f}", "tip": f"frame {frame}, {seconds(times[frame])}"}
     for frame in frames

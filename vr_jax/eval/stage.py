@@ -1,4 +1,4 @@
-"""Stage `eval`: the policy before and after RL on held-out videos, a table, and the report."""
+"""Stage `eval`: evaluates the policy before and after RL on held-out videos; writes the report."""
 
 import contextlib
 import hashlib
@@ -19,33 +19,39 @@ from vr_jax.train import console, initialization, run_context, vision_features
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  """Evaluates what each stage left, writes eval/<name>.json and report.html, and prints the table."""
+  """Evaluates the policy before RL, and after RL if there is a checkpoint.
+
+  Writes eval/<name>.json and report.html, and prints a table.
+  """
   context = run_context.make_run_context(config, workdir)
   mesh_lib.check_batch(config.eval.batch_size, context.mesh, "config.eval.batch_size")
   trained = workdir / "checkpoints" / "rl"
   with contextlib.closing(context.environment):
     results = [
-      _evaluated(
+      _evaluate(
         context, workdir, "before_rl", "Before RL", initialization.find_start(context, workdir)
       )
     ]
     if trained.is_dir():
-      results.append(_evaluated(context, workdir, "after_rl", "After RL", trained))
+      results.append(_evaluate(context, workdir, "after_rl", "After RL", trained))
   path = report.write_report(workdir)
   _print_table(results)
   console.print_line(f"report: {path}")
 
 
-def _evaluated(
+def _evaluate(
   context: run_context.RunContext, workdir: Path, name: str, title: str, where: Path | None
 ) -> dict[str, Any]:
-  """eval/<name>.json of the last checkpoint in `where` (None: of the fresh parameters), made unless it is there."""
+  """Evaluates the last checkpoint in `where` (None: fresh parameters) and writes eval/<name>.json.
+
+  If the file already has the result of this config and checkpoint, it is read instead.
+  """
   step = 0 if where is None else initialization.last_step(context, where)
   path = workdir / "eval" / f"{name}.json"
   made_of = hashlib.sha256(
     json.dumps([context.config.to_dict(), str(where), step], sort_keys=True).encode()
   ).hexdigest()
-  if (found := _complete(path, made_of)) is None:
+  if (result := _read_complete(path, made_of)) is None:
     params = (
       initialization.fresh_params(context)
       if where is None
@@ -53,20 +59,20 @@ def _evaluated(
     )
     stage = "base" if where is None else where.name
     with vision_features.open_cache(context, params, workdir) as cache:
-      result = evaluate_lib.evaluate(context, params, name=title.lower(), cache=cache)
+      measured = evaluate_lib.evaluate(context, params, name=title.lower(), cache=cache)
     about = {"name": name, "title": title, "stage": stage, "step": step, "made_of": made_of}
-    found = {**about, **result}
-    _write(path, found)
-  return found
+    result = {**about, **measured}
+    _write(path, result)
+  return result
 
 
-def _complete(path: Path, made_of: str) -> dict[str, Any] | None:
-  """The evaluation that is there already, if it is of this config and checkpoint."""
+def _read_complete(path: Path, made_of: str) -> dict[str, Any] | None:
+  """Reads an earlier evaluation, if it is of this config and checkpoint."""
   try:
-    found = json.loads(path.read_text())
+    result = json.loads(path.read_text())
   except (OSError, json.JSONDecodeError):
-    return None  # absent, or not whole: it is made again
-  return found if found.get("made_of") == made_of else None
+    return None  # missing or incomplete: evaluate again
+  return result if result.get("made_of") == made_of else None
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A family of models: all that the project needs to train one, by name."""
+"""ModelFamily: the functions and constants by which the project trains one kind of model."""
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
@@ -21,35 +21,35 @@ GROUPS = ("vision", "connector", "text", "head")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelFamily:
-  """Functions and constants of one `model_type`; each `models/<name>/family.py` has one.
+  """Functions and constants of one `model_type`; each `models/<name>/family.py` defines one.
 
-  make_config(fields): the config that the fields of a config.json say. Raises InputError naming a
-  field.
-  with_options(config, section): that config with what a recipe's section `config.model` says of the
-  arithmetic.
-  make_model(config, rngs=…, layout=…): the network with random weights.
-  config_fields(config): the fields of a config.json of its own.
-  make_processor(config, tokenizer, section): section has min_pixels, max_pixels, system and
-  resampling.
-  load_tokenizer(path): from a tokenizer.json or the directory of a model. Raises InputError.
-  train_tokenizer(texts, vocab_size): learns one. tokenizer_fields(tokenizer): what a config takes
-  from it.
-  forward_flops(config, frames=, patches=, prefix=, group=, time=): of one prompt and its replies.
+  make_config(fields): builds a config from the fields of a config.json. Raises InputError naming
+    a field.
+  with_options(config, section): applies the dtype, kernels and other computation options of a
+    recipe's section `config.model`.
+  make_model(config, rngs=…, layout=…): builds the network with random weights.
+  config_fields(config): returns the fields of a new config.json.
+  make_processor(config, tokenizer, section): the section has min_pixels, max_pixels, system and
+    resize_backend.
+  load_tokenizer(path): reads a tokenizer.json, or that of a model directory. Raises InputError.
+  train_tokenizer(texts, vocab_size): trains a tokenizer.
+  tokenizer_fields(tokenizer): returns the config fields that depend on the tokenizer.
+  forward_flops(config, frames=, patches=, prefix=, group=, time=): counts FLOPs of one prompt and
+    its replies.
 
-  weights: the tensors of a Hugging Face file. lora_targets: projections that may get adapters.
-  parameter_groups: group (of GROUPS) -> dotted names of what holds its parameters; each parameter
-  is in one group. Vision and
-    connector are all that `encode_vision` reads.
-  template_words: what the chat template puts around texts, for a tokenizer that is trained.
-  presets: fields of the config.json of releases, by their names. token_fields: ids of special
-  tokens, where no tokenizer is at
-    hand and they change no shape.
-  end_token, pad_token: as its tokenizer spells them.
+  weights: maps parameters to the tensors of a Hugging Face file.
+  parameter_groups: for each of GROUPS, dotted names of modules or parameters; each parameter is in
+    one group. `encode_vision` reads the groups vision and connector only.
+  lora_targets: projections that may get adapters.
+  end_token, pad_token: as the tokenizer spells them.
+  template_words: text that the chat template adds, for training a tokenizer.
+  presets: config.json fields of released models, by name.
+  token_fields: ids of special tokens, for use without a tokenizer; no shape depends on them.
   """
 
   model_type: str
   make_config: Callable[[Mapping[str, Any]], interface.ModelConfig]
-  with_options: Callable[[interface.ModelConfig, ml_collections.ConfigDict], interface.ModelConfig]
+  with_options: Callable[[Any, ml_collections.ConfigDict], interface.ModelConfig]
   make_model: Callable[..., nnx.Module]
   config_fields: Callable[[Any], dict[str, Any]]
   make_processor: Callable[
@@ -74,11 +74,11 @@ class ModelFamily:
 
   @property
   def tower(self) -> tuple[str, ...]:
-    """Names of what holds the parameters that `encode_vision` reads."""
+    """Names of the modules whose parameters `encode_vision` reads."""
     return (*self.parameter_groups["vision"], *self.parameter_groups.get("connector", ()))
 
   def read_config(self, path: str | pathlib.Path) -> interface.ModelConfig:
-    """Reads a config.json. Raises InputError naming the file where it is none of this family."""
+    """Reads a config.json. Raises InputError naming the file if this family can't use it."""
     path = pathlib.Path(path)
     fields = read_fields(path)
     try:
@@ -87,11 +87,11 @@ class ModelFamily:
       raise errors.InputError(f"{path}: {error}") from error
 
   def abstract_params(self, config: interface.ModelConfig) -> PyTree:
-    """Shapes and logical axes of a model's parameters, without the parameters."""
+    """Returns shapes and logical axes of a model's parameters, without allocating them."""
     return nnx.eval_shape(lambda: nnx.state(self.make_model(config, rngs=nnx.Rngs(0))))
 
   def adapters(self, section: ml_collections.ConfigDict) -> lora.Adapters | None:
-    """Those that a recipe's section `config.model.lora` asks for; None where rank is 0."""
+    """The adapters of a recipe's section `config.model.lora`; None if its rank is 0."""
     if not section["rank"]:
       return None
     chosen = {"text": tuple(section["text"]), "vision": tuple(section["vision"])}
@@ -101,7 +101,7 @@ class ModelFamily:
 
 
 def read_fields(path: pathlib.Path) -> dict[str, Any]:
-  """The fields of a config.json. Raises InputError naming the file where it is none."""
+  """Reads the fields of a config.json. Raises InputError naming the file if it is not one."""
   if not path.is_file():
     raise errors.InputError(f"{path}: no such file; a model directory holds a config.json")
   try:
@@ -114,5 +114,5 @@ def read_fields(path: pathlib.Path) -> dict[str, Any]:
 
 
 def bound(function: Callable[..., Any], family: ModelFamily) -> Callable[..., Any]:
-  """The function with `family=` given: how a family's package offers those of `common`."""
+  """Binds `family=` of a function in `common`, for a family's package to export."""
   return functools.wraps(function)(functools.partial(function, family=family))

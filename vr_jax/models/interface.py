@@ -1,22 +1,20 @@
-"""The protocols of a model: what the rest of the project calls, and each family implements.
+"""The protocols that every model family implements and the rest of the project calls.
 
     ModelConfig      sizes and constants, as read from a config.json
     LanguageModel    prompts in, hidden states of replies out; with its Prefix and Cache
     Processor        text and pictures in, token ids and vision inputs out, and replies back to text
 
-Nothing outside `models/` knows more of a network than this. What its vision tower takes and gives
-are pytrees that only the
-family looks into: arrays [prompts, frames, patches, …] and [prompts, media, …]
-(`common.prompts.VisionShapes`).
+Code outside `models/` uses a network only through these. Inputs and outputs of the vision tower are
+pytrees that only the family looks into: arrays [prompts, frames, patches, …] and
+[prompts, media, …] (`common.prompts.VisionShapes`).
 
 Axes: prompts, prefix, group, time, frames, patches, media and axes as in `records`; slots (replies
-that are decoded), rows
-(replies that are appended to), homes (where the keys and values of replies stay), packed (valid
-tokens of replies).
+being decoded), rows (replies that an observation is appended to), packed (valid tokens of replies,
+without padding).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped, UInt8
 import numpy as np
@@ -31,67 +29,98 @@ from vr_jax.models.common import slots as slots_lib
 
 @runtime_checkable
 class ModelConfig(Protocol):
-  """Sizes and constants of a model. A frozen dataclass: it is hashed, and its fields replaced."""
+  """Sizes and constants of a model: a frozen, hashable dataclass."""
 
-  model_type: str  # of its config.json, by which the registry knows its family
-  dtype: str  # of activations: float32, bfloat16 or float16
-  remat: str  # what the backward pass computes again (common/rematerialisation.py)
-  attention: str  # kernel (common/attention.py); "" for that of the platform
-  logit_chunk: int  # rows of the vocabulary whose logits an update has in memory at once
-  tie_word_embeddings: bool
+  model_type: ClassVar[str]  # as in config.json; the registry finds the family by it
+
+  @property
+  def dtype(self) -> str:
+    """Dtype of activations: float32, bfloat16 or float16."""
+    ...
+
+  @property
+  def remat(self) -> str:
+    """Rematerialisation policy: a name in common/rematerialisation.py."""
+    ...
+
+  @property
+  def attention(self) -> str:
+    """Attention backend (common/attention.py); "" for the platform's default."""
+    ...
+
+  @property
+  def logit_chunk(self) -> int:
+    """Rows of the vocabulary whose logits an update holds in memory at once."""
+    ...
+
+  @property
+  def tie_word_embeddings(self) -> bool:
+    """Whether the output matrix is the token embedding."""
+    ...
 
   @property
   def vocab_size(self) -> int:
     """Rows of the token embedding."""
+    ...
 
   @property
   def hidden_size(self) -> int:
-    """Features of a hidden state of the language model."""
+    """Width of a hidden state of the language model."""
+    ...
 
   @property
   def max_position_embeddings(self) -> int:
-    """Tokens that a prompt and its reply may have together."""
+    """The most tokens that a prompt and its reply may have together."""
+    ...
 
   @property
   def position_axes(self) -> int:
-    """Of the positions of tokens: 1, or more where they stand in time, height and width."""
+    """Axes of a token's position: 1, or 3 for time, height and width."""
+    ...
 
   @property
   def text_sizes(self) -> flops.TextSizes:
-    """What planning asks of the language model."""
+    """Sizes of the language model, for FLOP counts and memory plans."""
+    ...
 
   @property
   def vision_shapes(self) -> prompts.VisionShapes:
-    """What the vision tower takes and gives."""
+    """Shapes of the vision tower's inputs and features."""
+    ...
 
   @property
   def architecture(self) -> dict[str, Any]:
-    """What parameters of this config fit: sizes, by name."""
+    """Sizes by name; parameters fit any config with the same ones."""
+    ...
 
   @property
   def tower_fields(self) -> dict[str, Any]:
-    """What features depend on beside pixels, weights of the tower and dtype. JSON-able."""
+    """Config fields that features depend on, for the key of a feature cache. JSON-able."""
+    ...
 
 
 @runtime_checkable
 class Prefix(Protocol):
-  """Prompts that have been read: what their replies attend to. A pytree."""
+  """What prefilled prompts leave for their replies to attend to. A pytree."""
 
   hidden: Array  # [prompts, embed]: final-normed, at the last token of each prompt
 
   def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "Prefix":
-    """Each array as `place(array, logical axes)` makes it."""
+    """Applies `place(array, logical axes)` to each array."""
+    ...
 
 
 @runtime_checkable
 class Cache(Protocol):
-  """What replies that are being sampled attend to of themselves. A pytree."""
+  """Keys and values of replies that are being sampled. A pytree."""
 
   def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "Cache":
-    """Each array as `place(array, logical axes)` makes it."""
+    """Applies `place(array, logical axes)` to each array."""
+    ...
 
   def select_slots(self, layout: layout_lib.Layout, slots: Int[Array, "select_slots"]) -> "Cache":
-    """That of some slots, named by their places on the device that holds them."""
+    """The cache of some slots. slots: their indices on the device that holds them."""
+    ...
 
   def write_rows(
     self,
@@ -101,37 +130,41 @@ class Cache(Protocol):
     starts: Int[Array, "rows"],
     counts: Int[Array, "rows"],
   ) -> "Cache":
-    """With the first `counts` positions of each row of `new` in a slot, from a place there on.
+    """Writes the first `counts` positions of each row of `new` into a slot, from `starts` on.
 
-    A row whose slot its device does not have is left out.
+    A row whose slot is out of range on its device is left out.
     """
+    ...
 
   def grow(self, layout: layout_lib.Layout, length: int) -> "Cache":
-    """With room for so many positions."""
+    """Pads the cache with zeros to `length` positions."""
+    ...
 
 
 @runtime_checkable
 class LanguageModel(Protocol):
-  """A network in the group layout. An nnx.Module; its parameters have the metadata `axes`.
+  """A network in the group layout: one prompt, a group of replies.
+
+  It is an nnx.Module whose parameters have the metadata `axes`.
 
   The first reply token's distribution comes from `prefix.hidden`, that of token t + 1 from the
   hidden state of token t.
   """
 
-  layout: layout_lib.Layout  # where its arrays lie
+  layout: layout_lib.Layout  # how its arrays are sharded
 
   @property
   def logit_chunk(self) -> int:
-    """Rows of the vocabulary whose logits an update has in memory at once."""
+    """Rows of the vocabulary whose logits an update holds in memory at once."""
+    ...
 
   def encode_vision(self, vision: PyTree) -> PyTree:
-    """Runs the vision tower on inputs [prompts, frames, patches, …].
-
-    Returns features [prompts, media, …], those of padding included.
-    """
+    """Runs the vision tower: [prompts, frames, patches, …] to features [prompts, media, …]."""
+    ...
 
   def prefill(self, prompt: records.Prompt) -> Prefix:
-    """Runs the prompts once, after the vision tower if they bring its inputs, not features."""
+    """Runs the prompts once; runs the vision tower first unless they bring features."""
+    ...
 
   def extend(
     self,
@@ -140,11 +173,14 @@ class LanguageModel(Protocol):
     valid: Bool[Array, "prompts group time"],
     episode_inputs: records.EpisodeInputs | None = None,
   ) -> Float[Array, "prompts group time embed"]:
-    """Final-normed hidden states of replies; of several turns where there is a suffix.
+    """Computes final-normed hidden states of replies.
 
-    Token t sees its prompt and the valid tokens up to t of its own reply. Gradients flow into the
-    prefix.
+    Token t attends to its prompt and to the valid tokens of its own reply up to t. Gradients flow
+    into the prefix.
+
+    episode_inputs: positions and observations of episodes with several turns.
     """
+    ...
 
   def extend_packed(
     self,
@@ -154,7 +190,8 @@ class LanguageModel(Protocol):
     packing: packing_lib.Packing,
     episode_inputs: records.EpisodeInputs | None = None,
   ) -> Float[Array, "packed embed"]:
-    """As `extend`, of the valid tokens alone."""
+    """Like `extend`, for the valid tokens only."""
+    ...
 
   def append(
     self,
@@ -164,22 +201,26 @@ class LanguageModel(Protocol):
     media: PyTree,
     rows: slots_lib.CacheRows,
   ) -> tuple[Float[Array, "rows embed"], Cache]:
-    """Runs what some replies are shown next, each behind what it has written.
+    """Runs an observation after what each reply has written so far. The cache is only read.
+
+    shown: the observations, encoded as prompts whose positions count from 0.
+    media: features [rows, media, …] of their frames.
 
     Returns the hidden state of the last token of each row, and the new part of the cache.
-
-    shown: as prompts, whose positions count from 0; media: features [rows, media, …] of its frames.
-    The cache is only read.
     """
+    ...
 
   def start_media(self, slots: int, frames: int, patches: int) -> PyTree:
     """Zero buffer [slots, media, …] for the features of `frames` frames of `patches` patches."""
+    ...
 
   def start_cache(self, prefix: Prefix, slots: int, length: int) -> Cache:
     """An empty cache for replies of up to `length` tokens."""
+    ...
 
   def prepare_decode(self, prefix: Prefix) -> PyTree:
-    """What every step of decoding reads. Made once for a loop of steps."""
+    """Prepares what every decoding step reads, once for a loop of steps."""
+    ...
 
   def decode(
     self,
@@ -189,7 +230,8 @@ class LanguageModel(Protocol):
     index: Int[Array, ""],
     decode_slots: slots_lib.DecodeSlots,
   ) -> tuple[Float[Array, "slots embed"], Cache]:
-    """Feeds token number `index` of every slot: (final-normed hidden states, updated cache)."""
+    """Feeds token `index` of every slot; returns final-normed hidden states and the cache."""
+    ...
 
   def decode_on(
     self,
@@ -201,63 +243,82 @@ class LanguageModel(Protocol):
     rows: slots_lib.CacheRows,
     decode_slots: slots_lib.DecodeSlots,
   ) -> tuple[Float[Array, "slots embed"], Cache]:
-    """Like `decode`, for replies that go on: each behind what its slot of `past` holds.
+    """Like `decode`, for replies that continue after what their slot of `past` holds.
 
-    recent: of the tokens fed since, as many for every slot.
+    recent: the cache of the tokens fed since then, the same number for every slot.
     """
+    ...
 
   def gather_for_slots(
     self, x: Shaped[Array, "prompts *rest"], decode_slots: slots_lib.DecodeSlots
   ) -> Shaped[Array, "slots *rest"]:
-    """Of each slot, what its prompt has."""
+    """Copies each prompt's entry of `x` to the slots of its replies."""
+    ...
 
   def decoding_params(self) -> PyTree:
-    """The parameters as each step of decoding reads them: gathered, in the dtype of activations."""
+    """The parameters for decoding: gathered on every device, in the activations' dtype."""
+    ...
 
   def output_rows(self) -> Float[Array, "vocab embed"]:
-    """The matrix whose product with a hidden state scores the next token."""
+    """The output matrix, whose product with a hidden state gives logits."""
+    ...
 
   def logits(self, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
-    """Scores of the next token, float32."""
+    """Logits of the next token, float32."""
+    ...
 
 
 @runtime_checkable
 class Processor(Protocol):
   """Encodes text, images and videos for a model, and decodes its tokens. NumPy, on the host.
 
-  All methods raise InputError, naming the prompt, where something can't be shown.
+  All methods raise InputError, naming the prompt, for media that can't be encoded.
   """
 
-  config: ModelConfig
-  tokenizer: tokenizers.Tokenizer
+  @property
+  def config(self) -> ModelConfig:
+    """The config of the model that it encodes for."""
+    ...
+
+  @property
+  def tokenizer(self) -> tokenizers.Tokenizer:
+    """The tokenizer of the model."""
+    ...
 
   @property
   def axes(self) -> int:
-    """Of positions."""
+    """Axes of a token's position."""
+    ...
 
   @property
   def system_length(self) -> int:
-    """Tokens of the system turn, which open every prompt; 0 without one."""
+    """Number of tokens in the system turn that opens every prompt; 0 without one."""
+    ...
 
   @property
   def stop_tokens(self) -> tuple[int, ...]:
     """Tokens that end a reply."""
+    ...
 
   @property
   def media_tokens(self) -> tuple[int, ...]:
-    """Tokens that may never be sampled: they stand for pixels, and a reply has none."""
+    """Placeholder tokens of images and videos, which are never sampled."""
+    ...
 
   @property
   def pad_token(self) -> int:
-    """What fills the end of shorter prompts."""
+    """The token that pads shorter prompts."""
+    ...
 
   @property
   def end_token(self) -> int:
-    """What the assistant ends its turn with."""
+    """The token that ends the assistant's turn."""
+    ...
 
   @property
   def preprocessing(self) -> dict[str, Any]:
-    """What the pixels that the tower reads depend on, beside a clip's own. JSON-able."""
+    """Settings that the vision inputs of a clip depend on. JSON-able."""
+    ...
 
   def encode(
     self,
@@ -268,7 +329,8 @@ class Processor(Protocol):
     question_first: bool = False,
     name: str = "prompt",
   ) -> prompts.EncodedPrompt:
-    """One question about one video, the assistant's turn opened. frames=None: the question alone."""
+    """Encodes a question about a video (None: without), up to the start of the assistant's turn."""
+    ...
 
   def encode_with_features(
     self,
@@ -280,18 +342,14 @@ class Processor(Protocol):
     question_first: bool = False,
     name: str = "prompt",
   ) -> prompts.EncodedPrompt:
-    """Like `encode`, for a video whose features [media, …] are known.
-
-    shape: number, height and width of its frames.
-    """
+    """Like `encode`, for a video of `shape` (frames, height, width) with features [media, …]."""
+    ...
 
   def encode_conversation(
     self, turns: Sequence[conversation.Message], *, open_reply: bool = True, name: str = "prompt"
   ) -> prompts.EncodedPrompt:
-    """A conversation with images and videos anywhere in it.
-
-    open_reply: it ends with the head of the assistant's next turn.
-    """
+    """Encodes a conversation; `open_reply`: up to the start of the assistant's next turn."""
+    ...
 
   def continue_conversation(
     self,
@@ -300,28 +358,36 @@ class Processor(Protocol):
     after: Sequence[int] | Int[np.ndarray, "time"],
     name: str = "observation",
   ) -> prompts.EncodedPrompt:
-    """What follows the reply `after` (token ids) in a conversation. Positions count from 0."""
+    """Encodes the turns after a reply, whose token ids are `after`. Positions count from 0."""
+    ...
 
   def encode_tokens(self, tokens: Sequence[int], name: str = "reply") -> prompts.EncodedPrompt:
-    """Tokens of text as they are. Positions count from 0."""
+    """Wraps text tokens as an encoded prompt. Positions count from 0."""
+    ...
 
   def encode_reply(self, text: str) -> list[int]:
-    """Tokens of a whole reply, the end of the turn included."""
+    """Tokenizes a whole reply, with the token that ends the turn."""
+    ...
 
   def reply_length(self, text: str, longest: int) -> int:
-    """The number of tokens of a reply, or an upper bound that is at most `longest`."""
+    """Counts the tokens of a reply, or returns an upper bound that is at most `longest`."""
+    ...
 
   def decode(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> str:
-    """Text of a reply; special tokens leave nothing."""
+    """Decodes a reply to text, without special tokens."""
+    ...
 
   def ends(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> list[int]:
-    """How many characters of `decode` each token and those before it make."""
+    """For each token, how many characters of `decode` end with it."""
+    ...
 
   def count_media_tokens(self, shape: tuple[int, int, int], name: str) -> int:
-    """Those of a video, of whose frames number, height and width (pixels) are given."""
+    """Counts the media tokens of a video. shape: frames, height and width (pixels)."""
+    ...
 
   def resized(self, size: tuple[int, int], name: str = "frame") -> tuple[int, int]:
-    """Height and width (pixels) that a frame of `size` is given to the tower with."""
+    """Height and width (pixels) to which a frame of `size` is resized."""
+    ...
 
   def check_prompt(
     self,
@@ -334,7 +400,8 @@ class Processor(Protocol):
     frame_buckets: Sequence[int],
     patch_buckets: Sequence[int],
   ) -> None:
-    """Raises what `encode` and `collate` would raise for a video of this shape."""
+    """Raises the errors that `encode` and `collate` would raise for a video of this shape."""
+    ...
 
   def sizes(
     self,
@@ -344,7 +411,8 @@ class Processor(Protocol):
     frame_buckets: Sequence[int],
     patch_buckets: Sequence[int],
   ) -> prompts.PromptSizes:
-    """The smallest buckets that hold all of these prompts."""
+    """Finds the smallest buckets that hold all of these prompts."""
+    ...
 
   def collate(
     self,
@@ -354,17 +422,20 @@ class Processor(Protocol):
     frame_buckets: Sequence[int],
     patch_buckets: Sequence[int],
   ) -> records.Prompt:
-    """Stacks prompts, padded on each axis to the smallest bucket that holds the longest of them."""
+    """Stacks prompts, each axis padded to the smallest bucket that holds all of them."""
+    ...
 
   def pad(
     self, encoded: Sequence[prompts.EncodedPrompt], sizes: prompts.PromptSizes
   ) -> records.Prompt:
-    """Prompts of at most these sizes, stacked."""
+    """Stacks prompts, padded to these sizes."""
+    ...
 
   def stack_frames(
     self, encoded: Sequence[prompts.EncodedPrompt], sizes: prompts.PromptSizes
   ) -> PyTree:
-    """Vision inputs [prompts, frames, patches, …] of prompts whose features are not known."""
+    """Stacks vision inputs [prompts, frames, patches, …] of prompts without features."""
+    ...
 
   def shuffle_frames(
     self,
@@ -372,4 +443,5 @@ class Processor(Protocol):
     encoded: Sequence[prompts.EncodedPrompt],
     rng: np.random.Generator,
   ) -> Int[np.ndarray, "prompts prefix"]:
-    """The media index of the prompts with each one's frames shuffled; their times stay."""
+    """Shuffles the frames of each prompt in its media index; positions in time stay."""
+    ...

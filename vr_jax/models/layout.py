@@ -1,7 +1,7 @@
-"""Where a model's arrays lie on devices, as the model asks for it: by logical names of axes.
+"""How a model shards its arrays: it names logical axes, and a `Layout` maps them to a mesh.
 
-A model says what the axes of an array are (`("prompts", "prefix", None)`); whoever builds it for a mesh hands in a `Layout`
-that knows where such an axis lives. Without one it computes on one device.
+A model names the axes of an array, such as `("prompts", "prefix", None)`. `parallel.mesh` has the
+Layout of a mesh; the default, `OneDevice`, shards nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,103 +18,117 @@ Axes = tuple[str | None, ...]
 
 @runtime_checkable
 class Layout(Protocol):
-  """A mesh as a model sees it. Hashable: it is part of the static half of a model."""
+  """A mesh as a model sees it. Hashable, since it is a static attribute of the model."""
 
   @property
   def platform(self) -> str:
-    """What the devices are: cpu, gpu or tpu."""
+    """Platform of the devices: cpu, gpu or tpu."""
+    ...
 
   @property
   def merges(self) -> bool:
-    """Whether the leading axes of activations can be made one without moving data between devices."""
+    """Whether leading axes of activations can be reshaped into one without communication."""
+    ...
 
   def place(self, x: Array, axes: Axes) -> Array:
-    """The same array, laid out by its axes; an axis that its devices do not divide stays whole."""
+    """Shards an array by its axes; an axis not divisible by its devices stays whole."""
+    ...
 
   def shards(self, axes: Axes, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Into how many parts each axis of such an array is split."""
+    """The number of shards along each axis of an array of this shape."""
+    ...
 
   def ways(self, axis: str) -> int:
-    """Into how many parts an axis is split where that divides it."""
+    """The number of shards of a logical axis whose size it divides."""
+    ...
 
   def parts_here(self, axis: str) -> tuple[int, ...]:
-    """Which of these parts, in order, devices of this process hold."""
+    """Indices of the shards of a logical axis that this process holds, in order."""
+    ...
 
   def from_host(self, x: np.ndarray, axes: Axes) -> Array:
-    """An array, split along the one axis that is named, of which each process gives its own parts, one after the other."""
+    """Makes a global array from host arrays, sharded along the one axis that has a name.
+
+    x: this process's shards of that axis, concatenated in order.
+    """
+    ...
 
   def per_shard(
     self,
     function: Callable[..., Array],
-    inputs: Sequence[tuple[Array, Axes]],
+    inputs: Sequence[tuple[Array | np.ndarray, Axes]],
     out: tuple[Axes, tuple[int, ...]] | None = None,
   ) -> Array:
-    """Calls `function` on the parts of its inputs that each device holds.
+    """Calls `function` on each device with that device's shards of the inputs.
 
-    Its result lies as `out` (axes, shape) says, or as the first of the inputs.
+    inputs: arrays and their logical axes.
+    out: (axes, shape) of the result; None: as the first input.
     """
+    ...
 
   def look_up(
     self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype, *, whole: bool = False
   ) -> Array:
-    """Rows [*axes, embed] of a table [vocab, embed] in a dtype; the table gets its gradient in its own.
+    """Looks up rows [*axes, embed] of a table [vocab, embed].
 
-    whole: its rows are whole on every device, and not split as those of parameters.
+    dtype: of the result. The table's gradient keeps the table's dtype.
+    whole: every device holds whole rows of the table, not shards of them.
     """
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
 class OneDevice:
-  """Everything on the device that computes."""
+  """The layout of a single device."""
 
   @property
   def platform(self) -> str:
-    """That of jax's default device."""
+    """Platform of jax's default device."""
     return jax.default_backend()
 
   @property
   def merges(self) -> bool:
-    """Always."""
+    """Always true."""
     return True
 
   def place(self, x: Array, axes: Axes) -> Array:
-    """As it is."""
+    """Returns the array unchanged."""
     del axes
     return x
 
   def shards(self, axes: Axes, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """One each."""
+    """One shard along every axis."""
     del axes
     return (1,) * len(shape)
 
   def ways(self, axis: str) -> int:
-    """One."""
+    """One shard."""
     del axis
     return 1
 
   def parts_here(self, axis: str) -> tuple[int, ...]:
-    """The one."""
+    """The only shard."""
     del axis
     return (0,)
 
   def from_host(self, x: np.ndarray, axes: Axes) -> Array:
-    """On the device that computes."""
+    """Copies the array to the device."""
     del axes
     return jnp.asarray(x)
 
   def per_shard(
     self,
     function: Callable[..., Array],
-    inputs: Sequence[tuple[Array, Axes]],
+    inputs: Sequence[tuple[Array | np.ndarray, Axes]],
     out: tuple[Axes, tuple[int, ...]] | None = None,
   ) -> Array:
-    """On the whole arrays."""
+    """Calls `function` on the whole arrays."""
     del out
     return function(*(x for x, _ in inputs))
 
   def look_up(
     self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype, *, whole: bool = False
   ) -> Array:
-    """Rows of the table."""
+    """Looks up rows of the table."""
     del axes, whole
     return table[tokens].astype(dtype)

@@ -1,10 +1,10 @@
-"""Families of models by the `model_type` of a config.json: the one place that names them.
+"""The registry of model families, by the `model_type` of a config.json.
 
-    family = registry.family_of(config)              of a config that has been read
+    family = registry.family_of(config)
     config = registry.read_config(directory / "config.json")
     config, params = registry.from_pretrained(directory)
 
-A family of your own, outside this package: `registry.register(family)`.
+A family outside this package registers itself: `registry.register(family)`.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from vr_jax.models import family as family_lib
 from vr_jax.models import interface
 from vr_jax.models.common import checkpoint
 
-# model_type -> the module that has its FAMILY, imported when it is first asked for.
+# model_type -> the module that defines its FAMILY, imported on first use.
 _BUILT_IN = {
   "qwen2_5_vl": "vr_jax.models.qwen2_5_vl.family",
 }
@@ -27,17 +27,17 @@ _registered: dict[str, family_lib.ModelFamily] = {}
 
 
 def register(family: family_lib.ModelFamily) -> None:
-  """Adds a family, or replaces the one of its `model_type`."""
+  """Adds a family, or replaces the registered one with the same `model_type`."""
   _registered[family.model_type] = family
 
 
 def known() -> tuple[str, ...]:
-  """The model types that there are."""
+  """All model types, built-in and registered."""
   return tuple(sorted({*_BUILT_IN, *_registered}))
 
 
 def family(model_type: str) -> family_lib.ModelFamily:
-  """That of a model type. Raises InputError where there is none."""
+  """Returns the family of a model type. Raises InputError if there is none."""
   if model_type not in _registered:
     if model_type not in _BUILT_IN:
       raise errors.InputError(
@@ -48,19 +48,19 @@ def family(model_type: str) -> family_lib.ModelFamily:
 
 
 def family_of(config: interface.ModelConfig) -> family_lib.ModelFamily:
-  """That of a config."""
+  """Returns the family of a config."""
   return family(config.model_type)
 
 
 def family_of_fields(fields: Mapping[str, Any]) -> family_lib.ModelFamily:
-  """That of the fields of a config.json. Raises InputError where they name none."""
+  """Returns the family of a config.json's fields. Raises InputError if they name none."""
   if not fields.get("model_type"):
     raise errors.InputError(f"model_type: the field is missing; one of {', '.join(known())}")
   return family(fields["model_type"])
 
 
 def family_in(directory: str | pathlib.Path) -> family_lib.ModelFamily:
-  """The family of a Hugging Face directory, or of the release of that name.
+  """Returns the family of a Hugging Face directory, or of the released model of that name.
 
   Raises InputError naming its config.json.
   """
@@ -82,9 +82,9 @@ def read_config(path: str | pathlib.Path) -> interface.ModelConfig:
 
 
 def preset_config(directory: str | pathlib.Path) -> interface.ModelConfig:
-  """The config of a Hugging Face directory, or, where it is not there, of the release of its name.
+  """Returns the config of a Hugging Face directory, or of the released model of that name.
 
-  Raises InputError where it is neither.
+  Raises InputError if there is neither.
   """
   path = pathlib.Path(directory)
   if (path / "config.json").is_file():
@@ -110,10 +110,10 @@ def from_pretrained(
 def _preset(
   directory: str | pathlib.Path,
 ) -> tuple[family_lib.ModelFamily, Mapping[str, Any]] | None:
-  """The family and fields of a release, by the name of a directory."""
+  """Finds the family and config fields of a released model by the name of a directory."""
   name = pathlib.Path(directory).name
   for model_type in known():
-    of_type = family(model_type)
-    if name in of_type.presets:
-      return of_type, of_type.presets[name]
+    candidate = family(model_type)
+    if name in candidate.presets:
+      return candidate, candidate.presets[name]
   return None

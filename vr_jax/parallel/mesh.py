@@ -167,7 +167,7 @@ class MeshLayout:
   def per_shard(
     self,
     function: Callable[..., Array],
-    inputs: Sequence[tuple[Array, tuple[str | None, ...]]],
+    inputs: Sequence[tuple[Array | np.ndarray, tuple[str | None, ...]]],
     out: tuple[tuple[str | None, ...], tuple[int, ...]] | None = None,
   ) -> Array:
     """Calls `function` on each device with that device's shards of the inputs.

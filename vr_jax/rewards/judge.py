@@ -1,9 +1,10 @@
-"""Judges: does an observation, read as text alone, suffice to answer its question?
+"""Judges decide whether an observation, as text alone, suffices to answer its question.
 
-    Rule        exact, from what the simulator knows; no network, no model
-    judge_text  a language model is asked: one behind an endpoint (model_endpoint) or one loaded here (train/local_judge)
+    RuleJudge             exact, because it knows the simulator's states; no network, no model
+    judge_text.TextJudge  asks a language model, behind an endpoint (model_endpoint) or loaded into
+                          this process (train/judge_local)
 
-Source: VideoP2R, arXiv 2511.11113: step 3 of its data pipeline, and its reward of perception.
+Source: VideoP2R, arXiv 2511.11113: step 3 of its data pipeline, and its perception reward.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from vr_jax.rewards import judge_leak
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeCase:
-  """What a judge is shown: an observation (without tags) that was made for the question of an example."""
+  """What a judge decides about: the question of an example, and an observation without tags."""
 
   example: records.Example
   observation: str
@@ -24,48 +25,50 @@ class JudgeCase:
 
 @runtime_checkable
 class Judge(Protocol):
-  """Gives verdicts on many cases at once. May be called from one thread while JAX computes on another."""
+  """Gives verdicts on batches of cases, on one thread, while JAX computes on another."""
 
   def verdicts(self, cases: Sequence[JudgeCase]) -> list[bool | None]:
-    """Whether each observation suffices; None where no verdict was to be had, which is never a guess."""
+    """Returns whether each observation suffices; None if there is no verdict. It never guesses."""
+    ...
 
   def counts(self) -> Mapping[str, float]:
-    """What happened since the last call of this; the same names every time. Not while `verdicts` runs."""
+    """Returns counts since the last call, always with the same names. Not while `verdicts` runs."""
+    ...
 
   def close(self) -> None:
-    """Ends what is under way (it raises where it is waited for) and lets connections and files go."""
+    """Cancels running calls, which then raise, and closes connections and files."""
 
 
 class RuleJudge:
-  """The judge of simulated examples: a function that knows what is true in their videos."""
+  """Judges simulated examples with a function that knows the true states of their videos."""
 
   def __init__(self, sufficient: Callable[[records.Example, str], bool]):
     self._sufficient = sufficient
     self._asked = 0
 
   def verdicts(self, cases: Sequence[JudgeCase]) -> list[bool | None]:
-    """Never None."""
+    """Returns a verdict for each case, never None."""
     self._asked += len(cases)
     return [self._sufficient(case.example, case.observation) for case in cases]
 
   def counts(self) -> Mapping[str, float]:
-    """`asked`: cases."""
+    """Returns `asked`, the number of cases."""
     asked, self._asked = self._asked, 0
     return {"asked": float(asked)}
 
   def close(self) -> None:
-    """Nothing is held."""
+    """Does nothing."""
 
 
 class LeakFilter:
-  """Another judge, which is not asked about observations that state the answer outright: these do not suffice."""
+  """Wraps a judge: observations that simply state the answer don't suffice, without asking it."""
 
   def __init__(self, judge: Judge):
     self._judge = judge
     self._leaked = 0
 
   def verdicts(self, cases: Sequence[JudgeCase]) -> list[bool | None]:
-    """False for what `judge_leak.states_answer` finds, the other judge's verdict for the rest."""
+    """Returns False where `judge_leak.states_answer` holds, else the other judge's verdict."""
     leaks = [judge_leak.states_answer(case.example, case.observation) for case in cases]
     self._leaked += sum(leaks)
     rest = [case for case, leak in zip(cases, leaks, strict=True) if not leak]
@@ -73,7 +76,7 @@ class LeakFilter:
     return [False if leak else next(judged) for leak in leaks]
 
   def counts(self) -> Mapping[str, float]:
-    """Those of the other judge, and `leaked`."""
+    """Returns the other judge's counts, and `leaked`."""
     leaked, self._leaked = self._leaked, 0
     return {**self._judge.counts(), "leaked": float(leaked)}
 

@@ -1,4 +1,4 @@
-"""Verdicts on disk, by a hash of what was asked of whom. It holds neither texts nor keys of an endpoint."""
+"""A cache of verdicts on disk. Keys are hashes of question and model. No texts, no API keys."""
 
 from collections.abc import Iterable, Iterator, Mapping
 import contextlib
@@ -10,8 +10,8 @@ import threading
 
 from vr_jax import errors
 
-_APPLICATION = 0x76726A75  # "vrju": marks the file as one of these
-_FORMAT = 1  # another one where keys are made otherwise
+_APPLICATION = 0x76726A75  # "vrju": marks the file as a cache of verdicts
+_FORMAT = 1  # increase if keys are computed differently
 _TABLE = (
   "CREATE TABLE IF NOT EXISTS verdicts ("
   "key BLOB PRIMARY KEY, verdict TEXT NOT NULL CHECK (verdict IN ('Yes', 'No'))) WITHOUT ROWID"
@@ -19,15 +19,19 @@ _TABLE = (
 
 
 def key(content: Iterable[str]) -> bytes:
-  """The key of a verdict: SHA-256 of all that it depends on, in order."""
+  """Computes the key of a verdict: SHA-256 of all that it depends on, in order."""
   return hashlib.sha256(json.dumps(list(content)).encode()).digest()
 
 
 class VerdictCache:
-  """One SQLite file. Threads may share the object and processes the file; what is there is never changed."""
+  """One SQLite file. Threads may share the object, processes the file. Entries never change."""
 
   def __init__(self, path: Path):
-    """Opens or makes it. Raises InputError where the file is damaged, no cache of verdicts, or can't be written."""
+    """Opens or creates the file.
+
+    Raises:
+      InputError: it is damaged, is no cache of verdicts, or can't be written.
+    """
     self._path = path
     self._lock = threading.Lock()
     with self._errors(), contextlib.ExitStack() as on_failure:
@@ -40,7 +44,7 @@ class VerdictCache:
       on_failure.pop_all()
 
   def get(self, keys: Iterable[bytes]) -> dict[bytes, bool]:
-    """The verdicts that are known."""
+    """Returns the verdicts of those keys that the cache has."""
     with self._lock, self._errors():
       rows = (
         row
@@ -50,19 +54,19 @@ class VerdictCache:
       return {each: verdict == "Yes" for each, verdict in rows}
 
   def put(self, verdicts: Mapping[bytes, bool]) -> None:
-    """Keeps verdicts, all or none; one that another process was first with stays."""
+    """Stores verdicts, all or none. Existing entries stay as they are."""
     rows = [(each, "Yes" if verdict else "No") for each, verdict in verdicts.items()]
     with self._lock, self._errors(), self._file:
       self._file.execute("BEGIN IMMEDIATE")
       self._file.executemany("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", rows)
 
   def close(self) -> None:
-    """Lets the file go."""
+    """Closes the file."""
     with self._lock:
       self._file.close()
 
   def _check(self) -> None:
-    """Makes an empty file a cache; raises InputError where the file is something else."""
+    """Creates the table in an empty file; raises InputError if the file is something else."""
     with self._file:  # commits, or rolls back
       self._file.execute("BEGIN IMMEDIATE")
       marks = [self._one(f"PRAGMA {name}") for name in ("application_id", "user_version")]
@@ -82,7 +86,7 @@ class VerdictCache:
 
   @contextlib.contextmanager
   def _errors(self) -> Iterator[None]:
-    """Errors of SQLite and of the disk as InputError that names the file."""
+    """Turns errors of SQLite and of the disk into an InputError that names the file."""
     try:
       yield
     except (sqlite3.OperationalError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Observations that give the answer away: they say what to answer, and not what was seen."""
+"""Detects observations that leak the answer: they say what to answer instead of what was seen."""
 
 import re
 import unicodedata
@@ -6,11 +6,11 @@ import unicodedata
 from vr_jax import records
 from vr_jax.rewards import accuracy
 
-# What may stand between two words of one statement: anything but letters, digits and the end of a sentence.
+# May stand between two words of one statement: all but letters, digits and the end of a sentence.
 _GAP = r"[^\w.!?;]*"
 _FILL = (
-  r"(?:(?:is|was|be|will|would|should|must|can|only|the|to|this|that|question|my|our|final|correct|right|best|"
-  rf"option|choice|letter|number|value|therefore|clearly|equals|of|as|here)\b{_GAP})*"
+  r"(?:(?:is|was|be|will|would|should|must|can|only|the|to|this|that|question|my|our|final|"
+  rf"correct|right|best|option|choice|letter|number|value|therefore|clearly|equals|of|as|here)\b{_GAP})*"
 )
 _NAME = r"\b(?:answer|solution|(?:correct|right|best) (?:option|choice|one|letter|value))\b"
 _VERB = r"\b(?:is|was|will be|would be|should be|must be|as)\b"
@@ -21,19 +21,23 @@ _LABEL = re.compile(r"\s*\(?[A-Za-z][.):]+\s*")
 def states_answer(example: records.Example, observation: str) -> bool:
   """Whether an observation states the answer as an answer.
 
-  The answer has these forms: the text of `example.answer`; of a multiple choice also the right letter, the text of its
-  option, and both. Compared are words, whatever their case, with any marks between them. It is stated where
+  The answer has several forms: the text of `example.answer`, and for multiple choice also the right
+  letter, the text of that option, and both. Words are compared without case, with any punctuation
+  between them. An observation states the answer if
 
-  - nothing but a form is said, or filling words (the, option, is, …) and a form: "B", "(B) red", "The option B.";
-  - a name of the answer (answer, solution, correct option, right choice, …) comes before a form in the same sentence,
-    with filling words at most in between: "The correct answer to this question is red", "<answer>B</answer>";
-  - a form is called the answer: "red is the right answer", "B is correct".
+  - it is only a form, with or without filler words (the, option, is, …): "B", "(B) red", "The
+    option B.";
+  - a name of the answer (answer, solution, correct option, right choice, …) precedes a form in the
+    same sentence, with only filler words in between: "The correct answer to this question is red",
+    "<answer>B</answer>";
+  - it calls a form the answer: "red is the right answer", "B is correct".
 
-  A letter counts where the text ends with it, or a mark, "is", "was", "as", "because", "since" or its option's text
-  follows ("the answer is a matter of time" states no letter). What is merely seen is no statement: "the circle is red"
-  passes whether red is the answer or not, and so does "the answer depends on the red circle".
+  A letter counts only at the end of the text, or before punctuation, "is", "was", "as", "because",
+  "since" or its option's text ("the answer is a matter of time" states no letter). A description is
+  no statement: "the circle is red" passes, whether red is the answer or not, and so does "the
+  answer depends on the red circle".
 
-  A total function; False where the example has no answer.
+  Never raises. False if the example has no answer.
   """
   text, forms = _plain(observation), _forms(example)
   form = rf"(?:{'|'.join(forms)})"
@@ -46,7 +50,7 @@ def states_answer(example: records.Example, observation: str) -> bool:
 
 
 def _forms(example: records.Example) -> list[str]:
-  """Patterns of the answer's forms."""
+  """Returns patterns of the answer's forms."""
   texts, letters = {_plain(example.answer)}, []
   letter = None
   if example.problem_type == "multiple choice":
@@ -62,7 +66,7 @@ def _forms(example: records.Example) -> list[str]:
 
 
 def _words(text: str) -> str:
-  """The words of a text in order, with any marks between them, and no word before or behind."""
+  """Returns a pattern of a text's words in order, with any punctuation between, as whole words."""
   words = re.findall(r"\w+(?:[.,]\d+)*", text) or [text]
   return rf"(?<!\w)(?<!\d[.,]){_GAP.join(map(re.escape, words))}(?!\w|[.,]\d)"
 

@@ -1,4 +1,4 @@
-"""The judge that asks a language model, whichever it is: questions, what is known of them on disk, and each of them once."""
+"""The judge that asks a language model. It caches verdicts on disk and asks no question twice."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -9,20 +9,22 @@ from vr_jax.rewards import judge, judge_cache, judge_prompt
 
 @runtime_checkable
 class JudgeModel(Protocol):
-  """What answers questions."""
+  """A language model that answers questions about cases."""
 
   def ask(self, questions: Sequence[judge_prompt.JudgeQuestion]) -> list[bool | None]:
-    """The verdict on each, as `Question.read` reads the model's reply; None where there was no readable reply."""
+    """Returns what `JudgeQuestion.read` reads in each reply; None if no reply was readable."""
+    ...
 
   def counts(self) -> Mapping[str, float]:
     """As `judge.Judge.counts`."""
+    ...
 
   def close(self) -> None:
     """As `judge.Judge.close`."""
 
 
 class TextJudge:
-  """A judge made of a model and a cache. Verdicts alone are kept: a case without one is asked again another time."""
+  """A judge with a model and a cache. Cases without a verdict are not cached, but asked again."""
 
   def __init__(
     self,
@@ -32,35 +34,41 @@ class TextJudge:
     identity: Sequence[str],
     threshold: float | None,
   ):
-    """`identity` names the model: verdicts of another are not its own. threshold: as `judge_prompt.question` takes it."""
+    """Uses `model` for all cases that `cache` doesn't have.
+
+    identity: names the model. Verdicts of a model with another identity are ignored.
+    threshold: as in `judge_prompt.question`.
+    """
     self._model, self._cache = model, cache
     self._identity, self._threshold = tuple(identity), threshold
     self._counts: collections.Counter[str] = collections.Counter()
 
   def verdicts(self, cases: Sequence[judge.JudgeCase]) -> list[bool | None]:
-    """One for each case. Cases that are asked about in the same words share it."""
+    """Returns one for each case. Cases with the same question text share it."""
     questions = [judge_prompt.question(case, threshold=self._threshold) for case in cases]
     keys = [judge_cache.key((*self._identity, *question.content)) for question in questions]
     wanted = dict(zip(keys, questions, strict=True))
     known = self._cache.get(wanted)
-    asked = {key: question for key, question in wanted.items() if key not in known}
-    replies = zip(asked, self._model.ask(list(asked.values())), strict=True)
+    new = {key: question for key, question in wanted.items() if key not in known}
+    replies = zip(new, self._model.ask(list(new.values())), strict=True)
     fresh = {key: verdict for key, verdict in replies if verdict is not None}
     self._cache.put(fresh)
-    told = known | fresh
-    found = [told.get(key) for key in keys]
+    all_verdicts = known | fresh
+    verdicts = [all_verdicts.get(key) for key in keys]
     self._counts.update(
-      asked=len(asked), cached=sum(key in known for key in keys), failed=found.count(None)
+      asked=len(new), cached=sum(key in known for key in keys), failed=verdicts.count(None)
     )
-    return found
+    return verdicts
 
   def counts(self) -> Mapping[str, float]:
-    """Those of the model, and:
+    """Returns the model's counts, and:
 
-    asked: questions put to it. cached: cases that the disk answered. failed: cases without a verdict.
+    asked: questions that the model got.
+    cached: cases whose verdict was on disk.
+    failed: cases without a verdict.
     """
-    taken, self._counts = self._counts, collections.Counter()
-    own = {name: float(taken[name]) for name in ("asked", "cached", "failed")}
+    counts, self._counts = self._counts, collections.Counter()
+    own = {name: float(counts[name]) for name in ("asked", "cached", "failed")}
     return {**own, **self._model.counts()}
 
   def close(self) -> None:

@@ -3,21 +3,21 @@
     def brevity(replies, examples):
       return [1 / (1 + len(reply) / 100) for reply in replies]
 
-A reward function is given texts of replies, and for each the example that it replies to; it returns a
-number for each. In a config it is called `my_rewards.py:brevity`, with a weight
-`my_rewards.py:brevity*0.5`.
+A reward function gets the texts of replies and the example of each, and returns a number for each.
+In a config it is called `my_rewards.py:brevity`, with a weight `my_rewards.py:brevity*0.5`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
+from typing import cast
 
 from jaxtyping import Float
 import numpy as np
 
 from vr_jax import errors, records, user_code
 
-Function = Callable[[Sequence[str], Sequence[records.Example]], Sequence[float]]
+Function = Callable[[Sequence[str], Sequence[records.Example]], Sequence[float] | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def resolve(
     if name in rewards:
       raise errors.InputError(f"config.env.rewards={entry}: there is a reward {name} already")
     weight = _weight(entry, factor, weights.get(name, 1.0))
-    rewards[name] = Reward(name=name, weight=weight, function=function, title=title)
+    rewards[name] = Reward(name=name, weight=weight, function=cast(Function, function), title=title)
   return tuple(rewards.values())
 
 

@@ -1,13 +1,14 @@
-"""Advantages from rewards alone: each reply beside the other replies to its prompt.
+"""Advantages from rewards alone: each reply is compared with the other replies to its prompt.
 
-With r[i, k] the total reward of segment k (or turn k) of reply i, `credit` says which rewards count together:
+With r[i, k] the total reward of segment k (or turn k) of reply i, `credit` decides which rewards a
+token's advantage is computed from:
 
-    segments   each segment is compared with the same segment of the other replies     r[i, k]
-    joint      all tokens share the sum; one missing verdict takes the reply out       sum over k of r[i, k]
-    episode    all tokens share the sum of those segments that are valid               sum over k of r[i, k]
-    outcome    all tokens share the reward of the last segment: the answer's           r[i, -1]
+    segments   the token's own segment                                       r[i, k]
+    joint      the sum; a reply with any segment not valid is left out       sum over k of r[i, k]
+    episode    the sum over valid segments                                   sum over k of r[i, k]
+    outcome    the last segment, which has the answer                        r[i, -1]
 
-and `baseline` what is taken off:
+`baseline` decides what is subtracted:
 
     group_mean      the mean over the group (GRPO)
     leave_one_out   the mean over the other replies of the group (RLOO)
@@ -16,7 +17,7 @@ Advantages from a critic (`credit="gae"`) are in rl/gae.py.
 """
 
 import functools
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -51,20 +52,20 @@ def compute_advantages(
   normalize_by_std: bool,
   max_tokens: int,
 ) -> tuple[Float[Array, "prompts group time"], Bool[Array, "prompts"], dict[str, Float[Array, ""]]]:
-  """The advantage of every sampled token, and what to log of the rewards.
+  """The advantage of every sampled token, and metrics of the rewards.
 
   Args:
-    scores: what the replies earned.
-    segment: which segment each token belongs to; -1 where it belongs to none.
-    segments: their names.
-    multi_turn: whether segments are turns, each a reply of its own.
-    credit: see above; `gae` counts as `episode` here, for its metrics.
+    scores: the rewards of the replies.
+    segment: index of the segment that each token belongs to; -1 for none.
+    segments: names of the segments.
+    multi_turn: whether segments are turns, each with a reply of its own.
+    credit: see above; `gae` is treated as `episode`, to get the metrics.
     baseline: see above.
     normalize_by_std: whether advantages are divided by the group's standard deviation.
-    max_tokens: tokens that a reply may have.
+    max_tokens: the most tokens of a reply.
 
   Returns:
-    Advantages, whether the replies to each prompt differ in reward, and metrics by name.
+    Advantages; whether the replies to each prompt differ in reward; metrics by name.
   """
   advantages, signal = segment_advantages(
     scores, credit=credit, baseline=baseline, normalize_by_std=normalize_by_std
@@ -87,9 +88,9 @@ def segment_advantages(
   baseline: Baseline = "group_mean",
   normalize_by_std: bool,
 ) -> tuple[Float[Array, "prompts group segments"], Bool[Array, "prompts _"]]:
-  """(advantage of each segment, whether the replies of a group differ in the reward that counts).
+  """The advantage of each segment, and whether the rewards within a group differ.
 
-  The second has one column for each segment with `credit="segments"`, else one for all.
+  The second result has a column for each segment with `credit="segments"`, otherwise one column.
   """
   rewards, valid = _combined_rewards(scores, credit)
   advantages = group_advantages(
@@ -106,15 +107,20 @@ def group_advantages(
   normalize_by_std: bool = True,
   std_floor: float = 1e-4,
 ) -> Float[Array, "prompts group segments"]:
-  """Rewards less their baseline over the replies to the same prompt, divided by the group's standard deviation.
+  """Rewards minus the baseline of their group, divided by the group's standard deviation.
 
-  A group whose replies all score the same carries no signal: its advantages are 0, not noise / std_floor.
-  Entries that are not valid (a judge that never answered) take no part in mean or std and get advantage 0.
-  With `normalise=False` the scale of the rewards is kept.
+  If all replies of a group have the same reward, there is no signal: advantages are 0, not
+  noise / std_floor. Entries that are not valid (the judge gave no verdict) are left out of mean and
+  standard deviation and get advantage 0. With `normalize_by_std=False` the scale of the rewards is
+  kept.
 
-  Source: DeepSeekMath (GRPO), arXiv 2402.03300, section 4.1; by segment VideoP2R, arXiv 2511.11113, eq. 6;
-  without std Dr. GRPO, arXiv 2503.20783; leave_one_out RLOO, arXiv 2402.14740, eq. 8. The std is that of the
-  population (divisor: the valid replies).
+  The standard deviation is that of the population: the divisor is the number of valid replies.
+
+  Source:
+    GRPO: DeepSeekMath, arXiv 2402.03300, section 4.1
+    by segment: VideoP2R, arXiv 2511.11113, eq. 6
+    without the standard deviation: Dr. GRPO, arXiv 2503.20783
+    leave_one_out: RLOO, arXiv 2402.14740, eq. 8
   """
   count, mean, std = _group_moments(rewards, valid)
   centred = jnp.where(valid, rewards - mean, 0)
@@ -131,7 +137,7 @@ def has_signal(
   *,
   std_floor: float = 1e-4,
 ) -> Bool[Array, "prompts segments"]:
-  """Whether the replies of a group differ in reward at all: where not, there is nothing to learn from."""
+  """Whether the rewards within a group differ; if they do not, there is nothing to learn from."""
   _, _, std = _group_moments(rewards, valid)
   return (std > std_floor)[:, 0]
 
@@ -139,14 +145,14 @@ def has_signal(
 def token_advantages(
   advantages: Float[Array, "prompts group segments"], segment: Int[Array, "prompts group time"]
 ) -> Float[Array, "prompts group time"]:
-  """The advantage of the segment that each token belongs to; tokens of segment -1 get 0."""
+  """The advantage of each token's segment; tokens of segment -1 get 0."""
   chosen = jnp.take_along_axis(advantages, jnp.maximum(segment, 0), axis=2)
   return jnp.where(segment >= 0, chosen, 0)
 
 
 def _combined_rewards(scores: records.Scores, credit: Credit) -> tuple[Array, Array]:
-  """(rewards, valid) [prompts, group, segments], or [prompts, group, 1] where all tokens share one."""
-  total, valid = scores.total, scores.valid
+  """Rewards and their validity, [prompts, group, segments], or 1 in place of segments if shared."""
+  total, valid = cast(Array, scores.total), cast(Array, scores.valid)
   if credit == "segments":
     return total, valid
   if credit == "outcome":
@@ -158,7 +164,7 @@ def _combined_rewards(scores: records.Scores, credit: Credit) -> tuple[Array, Ar
 
 
 def _group_moments(rewards: Array, valid: Array) -> tuple[Array, Array, Array]:
-  """(number of valid replies, mean, standard deviation) of each group, [prompts, 1, segments]."""
+  """Number of valid replies, mean and standard deviation of each group, [prompts, 1, segments]."""
   count = jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
   mean = jnp.where(valid, rewards, 0).sum(axis=1, keepdims=True) / count
   centred = jnp.where(valid, rewards - mean, 0)

@@ -1,28 +1,33 @@
-"""Bi-level generalised advantage estimation: credit for episodes of several turns, with a critic.
+"""Bi-level generalised advantage estimation: advantages over several turns, from a critic.
 
-An episode is a row of tokens; those of the mask the model wrote, and the last one of each of its turns is an end e_1 … e_n. With
-r the reward of a token, V its value, gH and g the discounts between turns and within one, and lambda the trace decay, from the
-last to the first:
+An episode is a row of tokens; the mask marks those that the model wrote. The last token of turn i
+in the mask is its end e_i, for turns 1 … n. r is the reward of a token, V its value, gH the
+discount between turns, g the discount within a turn, and lambda the trace decay. From the last to
+the first:
 
     turns:   D_i = r[e_i] + gH V[e_(i+1)] - V[e_i] + gH lambda D_(i+1)      V[e_(n+1)] = D_(n+1) = 0
-    tokens:  A_t = r_t + g V_next - V_t + g lambda A_next                   next: the next token of the mask
-             where t = e_i: A_t = D_i, that is with r_t = D_i + V_t, and nothing after it
+    tokens:  A_t = r_t + g V_next - V_t + g lambda A_next      next: the next token of the mask
+             at t = e_i: A_t = D_i, as if r_t were D_i + V_t and nothing followed
 
-and the return of a token, which the critic learns, is A_t + V_t.
+The return of a token, which the critic learns, is A_t + V_t.
 
-With lambda = 1 that is A_t = G_i + (rewards within the turn from t on, but its last) - V_t, G_i = sum over j >= i of gH^(j - i) r[e_j], where g = 1.
+With lambda = 1 and g = 1 this is
 
-Where an answer's reward goes (`placement`):
+    A_t = G_i + (rewards of the turn from t on, without its last one) - V_t
+    G_i = sum over j >= i of gH^(j - i) r[e_j]
 
-    every   gH^(n - i) answer at each end e_i, and each turn is an episode of its own: gH = 0 above
-    last    the whole of it at e_n; it reaches earlier turns through the turn pass
+Where the answer's reward is placed (`placement`):
 
-`every` is how the paper states it (arXiv 2508.20478, section 3.3), `last` how its released code does it. Reconstruction: the paper
-does not say that rewards of later turns other than the answer's are left out of `every`; they would count the answer twice.
+    every   gH^(n - i) answer at each end e_i; each turn is an episode of its own: gH = 0 above
+    last    all of it at e_n; it reaches earlier turns through the turn pass
+
+`every` follows the paper (arXiv 2508.20478, section 3.3), `last` its released code.
+`Reconstruction:` the paper does not say that `every` leaves out the other rewards of later turns;
+with them, the answer would count twice.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,24 +43,27 @@ Placement = Literal["every", "last"]
 def make_credit(
   config: ml_collections.ConfigDict, *, answer_reward: str
 ) -> Callable[..., tuple[Array, Array, Any]]:
-  """A jitted `credit(scores, rollout, values, reference=None) -> (advantages, returns, metrics)`.
+  """Makes a jitted `credit(scores, rollout, values, reference=None)`.
 
-  Advantages are whitened over the batch. Tokens of turns that are not valid get advantage 0 and for a return their
-  value: nobody learns from them.
+  The function returns (advantages, returns, metrics). Advantages are whitened over the batch.
+  Tokens of turns that are not valid get advantage 0 and their value as return, so nothing is
+  learned from them.
 
   Args:
     config: the section `critic`.
-    answer_reward: the name in `scores.rewards` of the answer's reward, which is placed as `config.placement` says. The
-      rest of each turn's total is the turn's own.
+    answer_reward: name in `scores.rewards` of the answer's reward, which is placed according to
+      `config.placement`. The rest of a turn's total stays with that turn.
 
-  The function takes:
+  Arguments of the function:
     scores: of each turn.
     rollout: the episodes.
-    values: of the critic, at the tokens.
-    reference: log-probs of the frozen reference, needed where config.kl_weight > 0: its KL is then a reward.
+    values: of the critic, for each token.
+    reference: log-probs of the frozen reference; needed if config.kl_weight > 0, when the KL is a
+      reward.
 
-  Metrics: critic/advantage and critic/advantage_std before whitening, and critic/kl (mean of k1 over tokens) where it
-  is a reward.
+  Metrics: critic/advantages/mean and critic/advantages/std, before whitening; critic/kl, the mean
+    of
+  k1 over tokens, if the KL is a reward.
   """
 
   def credit(
@@ -64,22 +72,24 @@ def make_credit(
     values: Float[Array, "prompts group time"],
     reference: Float[Array, "prompts group time"] | None = None,
   ) -> tuple[Array, Array, dict[str, Array]]:
-    valid = jnp.take_along_axis(scores.valid, rollout.turn, axis=2)
+    turn, log_probs = cast(Array, rollout.turn), cast(Array, rollout.log_probs)
+    valid = jnp.take_along_axis(scores.valid, turn, axis=2)
     mask = (rollout.kind == int(records.Kind.MODEL)) & valid
-    ends = turn_ends(rollout.turn, mask)
+    ends = turn_ends(turn, mask)
     answers = jnp.where(scores.valid, scores.rewards[answer_reward], 0)
     rewards = token_rewards(
-      scores.total - answers,
+      cast(Array, scores.total) - answers,
       answers.sum(axis=-1),
-      rollout.turn,
+      turn,
       ends,
       gamma_turn=config.gamma_turn,
       placement=config.placement,
     )
     metrics = {}
     if config.kl_weight:
-      rewards += kl_rewards(rollout.log_probs, reference, mask, beta=config.kl_weight)
-      kl = loss.kl_divergence(rollout.log_probs, reference, "k1")
+      reference = cast(Array, reference)
+      rewards += kl_rewards(log_probs, reference, mask, beta=config.kl_weight)
+      kl = loss.kl_divergence(log_probs, reference, "k1")
       metrics["critic/kl"] = kl.mean(where=mask)
     raw, returns = advantages(
       rewards,
@@ -103,7 +113,7 @@ def make_credit(
 def turn_ends(
   turn: Int[Array, "prompts group time"], mask: Bool[Array, "prompts group time"]
 ) -> Bool[Array, "prompts group time"]:
-  """The last token of each turn among those of the mask; `turn` counts up along a row."""
+  """Marks the last token of each turn in the mask; `turn` never falls along a row."""
 
   def step(later: Array, here: tuple[Array, Array]) -> tuple[Array, Array]:
     number, written = here
@@ -123,15 +133,15 @@ def token_rewards(
   gamma_turn: float,
   placement: Placement,
 ) -> Float[Array, "prompts group time"]:
-  """Rewards of turns on their last tokens; 0 on all others.
+  """Puts the rewards of turns on their last tokens; all other tokens get 0.
 
   Args:
-    process: of each turn, all but the answer's.
-    answer: of each episode.
-    turn: of each token, 0 the first.
-    ends: the last token of each turn.
-    gamma_turn: what an answer is worth one turn earlier, where it is placed at every end.
-    placement: see above.
+    process: rewards of each turn without the answer's.
+    answer: the answer's reward of each episode.
+    turn: number of each token's turn, from 0.
+    ends: marks the last token of each turn.
+    gamma_turn: the answer's discount for each turn back, with placement `every`.
+    placement: see the module's docstring.
   """
   of_turn = jnp.take_along_axis(process, jnp.clip(turn, 0, process.shape[2] - 1), axis=2)
   later = jnp.cumsum(ends[..., ::-1], axis=-1)[..., ::-1] - ends
@@ -146,7 +156,7 @@ def kl_rewards(
   *,
   beta: float,
 ) -> Float[Array, "prompts group time"]:
-  """-beta (log_probs - reference) on the tokens of the mask: the penalty as a reward, with k1 as the estimate."""
+  """The KL penalty as a reward: -beta (log_probs - reference) on tokens of the mask, else 0."""
   return jnp.where(mask, -beta * loss.kl_divergence(log_probs, reference, "k1"), 0)
 
 
@@ -161,17 +171,18 @@ def advantages(
   gae_lambda: float,
   placement: Placement,
 ) -> tuple[Float[Array, "prompts group time"], Float[Array, "prompts group time"]]:
-  """(advantages, returns) of every token, not whitened; 0 outside the mask, whatever stands there.
+  """Advantages and returns of every token, before whitening; 0 outside the mask.
 
   Args:
-    rewards: of `token_rewards`, plus `kl_rewards` where the penalty is a reward. Before the end of a turn they count within it.
-    values: of the critic, at the tokens.
+    rewards: from `token_rewards`, plus `kl_rewards` if the KL is a reward. A reward before the end
+      of a turn counts within that turn only.
+    values: of the critic, for each token.
     mask: tokens that the model wrote.
-    ends: of `turn_ends`.
+    ends: from `turn_ends`.
     gamma_turn: discount between turns.
     gamma_token: discount within a turn.
-    gae_lambda: lambda, of both passes.
-    placement: with `every`, turns are episodes of their own.
+    gae_lambda: lambda of both passes.
+    placement: with `every`, each turn is an episode of its own.
   """
   between = gamma_turn if placement == "last" else 0.0
   rewards, values = jnp.where(mask, rewards, 0), jnp.where(mask, values, 0)
@@ -200,7 +211,10 @@ def advantages(
 def whiten(
   advantages: Float[Array, "prompts group time"], mask: Bool[Array, "prompts group time"]
 ) -> Float[Array, "prompts group time"]:
-  """(A - mean) / sqrt(variance + 1e-8) over all tokens of the mask in the batch, the variance unbiased; 0 elsewhere."""
+  """(A - mean) / sqrt(variance + 1e-8) over the mask's tokens in the batch; 0 elsewhere.
+
+  The variance is the unbiased one.
+  """
   count = mask.sum()
   mean = jnp.where(mask, advantages, 0).sum() / jnp.maximum(count, 1)
   centred = jnp.where(mask, advantages - mean, 0)
@@ -221,13 +235,13 @@ def value_loss(
   Args:
     values: of the critic being trained.
     old_values: at the start of the update.
-    returns: of `advantages`.
-    weights: of loss.token_weights (the paper's code: token_mean); tokens of weight 0 take no part.
+    returns: from `advantages`.
+    weights: from loss.token_weights (the paper's code: token_mean); tokens of weight 0 are ignored.
     clip: how far a value may move from its old one before it gains nothing more.
 
   Returns:
-    The loss, and sums over tokens by name: `mask` (tokens that count), and, to be divided by it, `value`, `return`,
-    `squared_error` and `value_clip_ratio` (how often the clipped one counts).
+    The loss, and sums over tokens by name. `mask` is the number of tokens; divide the others by it:
+    `value`, `return`, `squared_error` and `value_clip_ratio` (how often the clipped error is used).
   """
   mask = weights > 0
   error = jnp.where(mask, values - returns, 0) ** 2

@@ -1,24 +1,27 @@
-"""The one policy loss of every recipe: a clipped ratio, optional KL, any aggregation, sampler correction.
+"""The policy loss of all recipes: clipped ratio, KL penalty, aggregation and sampler correction.
 
-With l the log-prob of a sampled token under the trained policy, o under the policy at the start of the update, s under
-the sampler, f under the frozen reference, and A its advantage:
+l is the log-prob of a sampled token under the policy being trained, o under the policy at the start
+of the update, s under the sampler and f under the frozen reference. A is the token's advantage.
 
     rho    = exp(l - o)
-    tis    = min(exp(o - s), cap)                                     a constant to the gradient
+    tis    = min(exp(o - s), cap)                                     without gradient
     token  = -tis * min(rho A, clip(rho, 1 - low, 1 + high) A) + beta KL(l, f)
     loss   = sum over tokens of weight * token
 
 Options, each off by default:
 
-    sequence ratio   rho_t = s exp(l_t - stop(l_t)), s = stop(exp(mean over the tokens of the reply of l - o)): every token
-                     is clipped by the ratio of its whole reply, and has its own advantage. With one advantage for all
-                     tokens of a reply this is GSPO, in value and gradient (arXiv 2507.18071, eq. 5 and 14)
-    cispo            token = -tis * stop(clip(rho, 1 - low, 1 + high)) A l: clipped weights, and every token keeps its
-                     gradient (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5; its setting: low 1 or more, which bounds nothing)
-    dual clip        where A < 0, the minimum is at least c A: a large ratio costs no more than c (arXiv 1912.09729, eq. 5)
+    sequence ratio   rho_t = m exp(l_t - stop(l_t)), m = stop(exp(mean of l - o over the reply)).
+                     Every token is clipped by the ratio of its whole reply but keeps its own
+                     advantage. If all tokens of a reply have the same advantage, this is GSPO, in
+                     value and gradient (arXiv 2507.18071, eq. 5 and 14).
+    cispo            token = -tis * stop(clip(rho, 1 - low, 1 + high)) A l. The weight is clipped,
+                     and every token keeps its gradient (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5;
+                     there low is 1 or more, so that there is no lower bound).
+    dual clip        for A < 0 the minimum is at least c A, so that a large ratio costs at most c
+                     (arXiv 1912.09729, eq. 5).
 
-The weights hold the aggregation (mean over tokens, over sequences, constant length). They are made once for a whole
-batch, so that the sum over micro-batches is the loss of the batch, exactly.
+The weights carry the aggregation (mean over tokens, mean over sequences, constant length). They are
+computed once for the whole batch, so the sum over micro-batches is exactly the loss of the batch.
 """
 
 from typing import Literal
@@ -39,12 +42,14 @@ def token_weights(
   *,
   constant_length: int | None = None,
 ) -> Float[Array, "prompts group time"]:
-  """How much each token counts in the loss; 0 where `mask` is false.
+  """The weight of each token in the loss; 0 outside the mask.
 
-  `sequence_mean`: mean over the tokens of a reply, then over replies (GRPO, arXiv 2402.03300, eq. 3).
-  `token_mean`: mean over all tokens of the batch (DAPO, arXiv 2503.14476, eq. 8).
-  `constant_length`: sum over tokens / `constant_length`, then mean over replies (Dr. GRPO, arXiv 2503.20783).
-  Replies without a token in the mask do not count as replies; an empty mask gives weights 0.
+  sequence_mean: mean over the tokens of a reply, then over replies (GRPO, arXiv 2402.03300, eq. 3).
+  token_mean: mean over all tokens of the batch (DAPO, arXiv 2503.14476, eq. 8).
+  constant_length: sum over the tokens of a reply divided by `constant_length`, then mean over
+    replies (Dr. GRPO, arXiv 2503.20783).
+
+  Replies without a token in the mask are not counted; an empty mask gives weights of 0.
   """
   mask = mask.astype(jnp.float32)
   length = mask.sum(axis=-1, keepdims=True)
@@ -61,10 +66,14 @@ def token_weights(
 def kl_divergence(
   log_probs: Float[Array, "*shape"], reference: Float[Array, "*shape"], estimator: KlEstimator
 ) -> Float[Array, "*shape"]:
-  """Estimates of KL(policy || reference) from one sample of the policy, token by token.
+  """Estimates KL(policy || reference) for each token from one sample of the policy.
 
-  With x = log_probs - reference: k1 = x (unbiased, can be negative), k2 = x^2 / 2, k3 = exp(-x) - 1 + x (unbiased
-  and never negative; GRPO's). Source: Schulman, "Approximating KL divergence", 2020.
+  With x = log_probs - reference:
+    k1 = x                  unbiased, can be negative
+    k2 = x^2 / 2            biased, never negative
+    k3 = exp(-x) - 1 + x    unbiased, never negative; the estimate of GRPO
+
+  Source: Schulman, "Approximating KL divergence", 2020.
   """
   x = log_probs - reference
   if estimator == "k1":
@@ -91,27 +100,30 @@ def policy_loss(
   kl_weight: float = 0.0,
   kl_estimator: KlEstimator = "k3",
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-  """The loss of this module's docstring, with what to log of it.
+  """The loss in this module's docstring, and its metrics.
 
   Args:
     log_probs: of the sampled tokens under the parameters being trained.
     old_log_probs: at the start of the update; on-policy callers pass `stop_gradient(log_probs)`.
     advantages: one for each token.
-    weights: of `token_weights`; tokens of weight 0 take no part.
-    clip_epsilon_low: ratios below 1 - clip_epsilon_low gain nothing more.
-    clip_epsilon_high: ratios above 1 + clip_epsilon_high gain nothing more (DAPO's clip-higher where it exceeds clip_epsilon_low).
-    importance_sampling_level: `sequence` clips all tokens of a reply by one ratio; a row has to hold the whole reply.
-    objective: `clip` is PPO's, `cispo` clips the weight of the gradient instead.
-    dual_clip: c, more than 1 + clip_epsilon_high; None: tokens of negative advantage may cost any multiple of it.
-    sampler_log_probs: of the sampler; with `tis_cap`, corrects for its difference from the trainer.
+    weights: from `token_weights`; tokens of weight 0 are ignored.
+    clip_epsilon_low: a ratio below 1 - clip_epsilon_low gains nothing more.
+    clip_epsilon_high: a ratio above 1 + clip_epsilon_high gains nothing more; more than
+      clip_epsilon_low is DAPO's clip-higher.
+    importance_sampling_level: `sequence` gives all tokens of a reply one ratio; a row has to hold
+      the whole reply.
+    objective: `clip` is PPO's; `cispo` clips the weight of the gradient instead.
+    dual_clip: c, more than 1 + clip_epsilon_high; None: no bound for negative advantages.
+    sampler_log_probs: of the sampler; with `tis_cap`, corrects its difference from the trainer.
     tis_cap: cap of the importance weight (truncated importance sampling); None: no correction.
-    reference_log_probs: of the frozen reference; needed where kl_weight > 0.
+    reference_log_probs: of the frozen reference; needed if kl_weight > 0.
     kl_weight: beta.
     kl_estimator: see `kl_divergence`.
 
   Returns:
-    The loss, and sums over tokens by name: `mask` (tokens that count), and, to be divided by it, `policy_ratio`, `clip_ratio/low_mean`,
-    `clip_ratio/high_mean` (of `cispo` whatever the advantage), `clip_ratio/dual_mean`, `kl` and `sampling/tis_capped_fraction`.
+    The loss, and sums over tokens by name. `mask` is the number of tokens; divide the others by it:
+    `policy_ratio`, `clip_ratio/low_mean`, `clip_ratio/high_mean` (for `cispo`, whatever the sign of
+    the advantage), `clip_ratio/dual_mean`, `kl`, `sampling/tis_capped_fraction`.
   """
   mask = weights > 0
   ratio = _importance_ratio(log_probs, old_log_probs, mask, importance_sampling_level)
@@ -139,13 +151,13 @@ def policy_loss(
 def _importance_ratio(
   log_probs: Array, old_log_probs: Array, mask: Array, level: ImportanceSamplingLevel
 ) -> Float[Array, "prompts group time"]:
-  """pi / pi_old of each token, or of its reply; 1 outside the mask."""
+  """The ratio pi / pi_old of each token or of its reply; 1 outside the mask."""
   log_ratio = jnp.where(mask, log_probs - old_log_probs, 0)
   if level == "token":
     return jnp.exp(log_ratio)
   length = jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)
   mean = jax.lax.stop_gradient(log_ratio.sum(axis=-1, keepdims=True) / length)
-  # log_ratio - stop(log_ratio) is 0, with the gradient of the token's own log-prob.
+  # log_ratio - stop(log_ratio) is 0 and has the gradient of the token's own log-prob.
   of_reply = mean + (log_ratio - jax.lax.stop_gradient(log_ratio))
   return jnp.where(mask, jnp.exp(of_reply), 1)
 
@@ -153,7 +165,7 @@ def _importance_ratio(
 def _clipped(
   ratio: Array, advantages: Array, mask: Array, *, low: float, high: float, dual: float | None
 ) -> tuple[Array, dict[str, Array]]:
-  """PPO's clipped objective of each token, and how many are clipped."""
+  """The loss of each token with PPO's clipped objective, and how many tokens are clipped."""
   clipped = jnp.clip(ratio, low, high)
   token_loss = -jnp.minimum(ratio * advantages, clipped * advantages)
   sums = {
@@ -170,7 +182,7 @@ def _clipped(
 def _cispo(
   log_probs: Array, ratio: Array, advantages: Array, mask: Array, *, low: float, high: float
 ) -> tuple[Array, dict[str, Array]]:
-  """CISPO's objective of each token, and how many weights are clipped."""
+  """The loss of each token with CISPO's objective, and how many weights are clipped."""
   weight = jax.lax.stop_gradient(jnp.clip(ratio, low, high))
   sums = {
     "clip_ratio/low_mean": (mask & (ratio < low)).sum(),

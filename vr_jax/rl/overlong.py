@@ -1,10 +1,10 @@
-"""DAPO's soft penalty of overlong replies: a reward by length in tokens.
+"""DAPO's soft overlong penalty: a reward that depends on the length of a reply in tokens.
 
-With |y| the tokens of a reply, M the longest that is wanted and B the buffer before it:
+With |y| the length of a reply, M the longest length that is wanted and B the buffer before M:
 
-    0                 where |y| <= M - B
-    (M - B - |y|) / B where M - B < |y| <= M
-    -1                where M < |y|
+    0                   if |y| <= M - B
+    (M - B - |y|) / B   if M - B < |y| <= M
+    -1                  if M < |y|
 
 Source: arXiv 2503.14476, eq. 13 (M is L_max, B is L_cache).
 """
@@ -21,7 +21,7 @@ from vr_jax import records
 def overlong_penalty(
   tokens: Int[np.ndarray, "*shape"], *, max_tokens: int, buffer: int
 ) -> Float[np.ndarray, "*shape"]:
-  """The penalty of replies of so many tokens, in [-1, 0]. buffer: 1 or more."""
+  """The penalty of replies with these numbers of tokens, in [-1, 0]. buffer: 1 or more."""
   return np.clip((max_tokens - buffer - tokens) / buffer, -1, 0).astype(np.float32)
 
 
@@ -32,15 +32,15 @@ def add_overlong_penalty(
   *,
   multi_turn: bool,
 ) -> records.Scores:
-  """Scores with the reward `overlong` (the penalty before its weight), and its weighted value in their total.
+  """Adds the reward `overlong` to the scores, and its weighted value to their total.
 
-  Of several turns each is a reply of its own and has a penalty of its own. Of one reply in several segments the whole
-  length counts, and the last segment has the penalty: it is what runs on.
+  If segments are turns, each turn is a reply and has its own penalty. Otherwise the length of the
+  whole reply counts and the last segment gets the penalty, because that is the part that runs on.
 
   Args:
-    scores: as an environment gave them, host arrays.
-    segment: which segment each token belongs to; -1 where it belongs to none.
-    config: the section `rl`. Where its overlong_buffer is 0, scores come back as they are.
+    scores: from an environment, host arrays.
+    segment: index of the segment that each token belongs to; -1 for none.
+    config: the section `rl`. If its overlong_buffer is 0, the scores are returned as they are.
     multi_turn: whether segments are turns.
   """
   if not config.overlong_buffer:

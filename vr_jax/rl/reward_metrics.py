@@ -1,9 +1,10 @@
-"""What is logged of the rewards and lengths of a batch of replies."""
+"""Metrics of the rewards and lengths of a batch of replies."""
 
 from collections.abc import Mapping
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+import numpy as np
 
 from vr_jax import records
 
@@ -14,9 +15,12 @@ def length_metrics(
   multi_turn: bool,
   max_tokens: int,
 ) -> dict[str, Float[Array, ""]]:
-  """Mean tokens of a reply and of each segment, and the share of replies that used up their tokens.
+  """Mean length of replies and segments in tokens, and the fraction of replies of full length.
 
-  segment: which one each token belongs to, -1 for none; multi_turn: each segment is a reply of its own.
+  segment: index of the segment that each token belongs to; -1 for none.
+  segments: names of the segments.
+  multi_turn: whether each segment is a reply of its own.
+  max_tokens: the most tokens of a reply.
   """
   tokens = jnp.stack([(segment == number).sum(-1) for number in range(len(segments))], axis=-1)
   reply = tokens if multi_turn else tokens.sum(-1)
@@ -34,9 +38,10 @@ def length_metrics(
 def score_metrics(
   scores: records.Scores, segments: tuple[str, ...], multi_turn: bool
 ) -> dict[str, Float[Array, ""]]:
-  """Mean, standard deviation and share of zeros of every reward and of the total, by segment where there are several.
+  """Mean, standard deviation and fraction of zeros of each reward and of the total.
 
-  Of a single turn's segments also the share that has no verdict.
+  If there are several segments, each has metrics of its own. If they are segments of one reply, the
+  fraction without a verdict is added.
   """
   rewards = {**scores.rewards, "total": scores.total}
   if len(segments) == 1:
@@ -51,9 +56,10 @@ def score_metrics(
 
 
 def _distribution(
-  rewards: Mapping[str, Float[Array, "*shape"]], valid: Bool[Array, "*shape"]
+  rewards: Mapping[str, Float[Array | np.ndarray, "*shape"]],
+  valid: Bool[Array | np.ndarray, "*shape"],
 ) -> dict[str, Float[Array, ""]]:
-  """Mean, standard deviation and share of zeros over the valid entries."""
+  """Mean, standard deviation and fraction of zeros of the valid entries."""
   metrics = {}
   for name, reward in rewards.items():
     metrics[f"rewards/{name}/mean"] = reward.mean(where=valid)

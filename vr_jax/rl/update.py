@@ -1,4 +1,4 @@
-"""Update: gradients over micro-batches, and a step that a non-finite gradient can't spoil."""
+"""Gradients summed over micro-batches, and an optimizer step that skips non-finite gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +12,16 @@ import optax
 def accumulated_gradients(
   loss: Callable[[PyTree, PyTree], tuple[Float[Array, ""], Any]], params: PyTree, parts: PyTree
 ) -> tuple[Float[Array, ""], Any, PyTree]:
-  """Loss, auxiliary sums and gradients over micro-batches: the first axis of every leaf of `parts`.
+  """Loss, auxiliary sums and gradients, summed over micro-batches.
 
-  `loss(params, part) -> (loss, sums)` must be a sum over the batch (its weights made for the whole batch): then the
-  result is that of one pass over everything, at the memory of one part.
+  `loss(params, part) -> (loss, sums)` must be a sum over the batch, with weights that were computed
+  for the whole batch. Then the result equals one pass over everything, with the memory of one
+  micro-batch.
+
+  parts: the micro-batches, along the first axis of every leaf.
 
   Returns:
-    (loss, sums, gradients), each summed over the parts.
+    (loss, sums, gradients), each summed over the micro-batches.
   """
   value_and_grad = jax.value_and_grad(loss, has_aux=True)
   first = jax.tree.map(lambda x: x[0], parts)
@@ -42,10 +45,10 @@ def guarded_update(
   params: PyTree,
   loss: Float[Array, ""],
 ) -> tuple[PyTree, PyTree, Bool[Array, ""], Float[Array, ""]]:
-  """One optimizer step, unless the loss or any gradient is not finite: then everything stays as it was.
+  """One optimizer step; if the loss or a gradient is not finite, nothing changes.
 
   Returns:
-    (params, optimizer_state, applied, gradient_norm): the norm is that before clipping.
+    (params, optimizer_state, applied, gradient_norm); the norm is taken before clipping.
   """
   norm = optax.tree.norm(gradients)
   applied = jnp.isfinite(loss) & jnp.isfinite(norm)

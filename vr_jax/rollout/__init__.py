@@ -1,4 +1,4 @@
-"""Prompts -> sampled episodes. `Session` is here by name; it imports JAX when it is asked for."""
+"""Samples episodes from prompts. `Session` can be imported from here; only then is JAX imported."""
 
 from typing import Any
 

@@ -1,9 +1,11 @@
-"""Log-probs of tokens and entropies over a large vocabulary, without its logits in memory at once.
+"""Log-probs and entropies over a large vocabulary, without all logits in memory at once.
 
-`logprobs_chunked` scans the vocabulary, some rows of the output matrix at a time, and carries the maximum and the sums of a softmax
-along; its backward pass makes each chunk's logits again from the normaliser that was kept. Neither holds
-[positions, vocab], and each row of the matrix gets its gradient at once, from all positions. With one chunk this is
-`logprobs_unchunked`, which keeps the logits instead of making them again.
+`logprobs_chunked` scans the vocabulary, a chunk of rows of the output matrix at a time, and carries
+the maximum and the sums of a softmax. Its backward pass computes the logits of each chunk again and
+uses the normaliser that the forward pass kept. Neither pass has an array [positions, vocab], and a
+row of the matrix gets its gradient in one piece, from all positions.
+
+`logprobs_unchunked` computes the same in one chunk and keeps the logits.
 """
 
 import dataclasses
@@ -24,7 +26,10 @@ def token_logits(
   allowed_tokens: Bool[Array, "rows"],
   temperature: float,
 ) -> Float[Array, "*batch rows"]:
-  """Logits of these rows of the vocabulary, float32, at a temperature; what is not allowed gets `IMPOSSIBLE`."""
+  """Logits of some rows of the vocabulary divided by the temperature, float32.
+
+  Tokens that are not allowed get `IMPOSSIBLE`.
+  """
   scores = _dot("...e,ve->...v", hidden, rows.astype(hidden.dtype))
   return jnp.where(allowed_tokens, scores / temperature, IMPOSSIBLE)
 
@@ -36,21 +41,21 @@ def logprobs_unchunked(
   tokens: Int[Array, "*batch"],
   temperature: float,
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-  """Log-prob of each token, and entropy of the distribution that it is from (nats)."""
+  """The log-prob of each token, and the entropy (nats) of the distribution it is drawn from."""
   every = jax.nn.log_softmax(token_logits(hidden, matrix, allowed_tokens, temperature))
   log_probs = jnp.take_along_axis(every, tokens[..., None], axis=-1)[..., 0]
   return log_probs, -(jnp.exp(every) * every).sum(axis=-1)
 
 
 def count_chunks(vocabulary: int, rows: int) -> int:
-  """Into how many equal chunks of at most `rows` rows, or if it has no such divisor the nearest, a vocabulary is cut."""
+  """The smallest number of equal chunks with at most `rows` rows that a vocabulary divides into."""
   counts = [n for n in range(1, vocabulary + 1) if vocabulary % n == 0]
   return next(count for count in counts if vocabulary // count <= rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Setting:
-  """What is static: chunks, temperature, where arrays lie and the logical axes of the positions."""
+  """Static arguments. layout: placement of arrays; axes: logical axes of the positions."""
 
   chunks: int
   temperature: float
@@ -69,7 +74,11 @@ def logprobs_chunked(
   layout: layout_lib.Layout,
   axes: layout_lib.Axes,
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-  """As `logprobs_unchunked`, in a number of chunks that divides the vocabulary. axes: the logical ones of batch."""
+  """Same as `logprobs_unchunked`, but a chunk of the vocabulary at a time.
+
+  chunks: how many; has to divide the vocabulary.
+  axes: logical axes of batch.
+  """
   return _scored(
     _Setting(chunks, temperature, layout, axes), hidden, matrix, allowed_tokens, tokens
   )
@@ -85,7 +94,11 @@ def _scored(
 def _forward(
   setting: _Setting, hidden: Array, matrix: Array, allowed_tokens: Array, tokens: Array
 ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-  """Carried: maximum; sum of exp(logit - maximum); sum of that times (logit - maximum); logit of the token."""
+  """Results, and what the backward pass needs.
+
+  The scan carries the maximum, the sum of exp(logit - maximum), the sum of that times
+  (logit - maximum), and the logit of the token.
+  """
 
   def of_chunk(carry: tuple[Array, ...], chunk: tuple[Array, ...]) -> tuple[tuple, None]:
     top, mass, spread, chosen = carry
@@ -142,7 +155,10 @@ _scored.defvjp(_forward, _backward)
 def _chunks(
   setting: _Setting, matrix: Array, allowed_tokens: Array, dtype: jnp.dtype
 ) -> tuple[Array, Array, Array]:
-  """Rows, which are allowed, and number of each chunk. Row v is in chunk v mod chunks: a split vocabulary stays split."""
+  """Rows, allowed tokens and index of each chunk.
+
+  Row v is in chunk v mod chunks, so that a vocabulary that is split over devices stays split.
+  """
   count = setting.chunks
   rows = matrix.astype(dtype).reshape(-1, count, matrix.shape[1])
   rows = setting.layout.place(jnp.moveaxis(rows, 1, 0), (None, "vocab", "embed"))
@@ -152,7 +168,7 @@ def _chunks(
 def _chunk_logits(
   setting: _Setting, hidden: Array, tokens: Array, chunk: tuple[Array, ...]
 ) -> tuple[Array, Array]:
-  """Logits of a chunk, and which of them is that of the token."""
+  """Logits of a chunk, and a mask of the logit that belongs to the token."""
   rows, allowed_tokens, number = chunk
   rows = setting.layout.place(rows, ("vocab", None))
   logits = token_logits(hidden, rows, allowed_tokens, setting.temperature)

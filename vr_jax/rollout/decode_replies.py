@@ -1,8 +1,9 @@
-"""From sampled tokens to what an environment scores: texts, and the segment that each token belongs to."""
+"""Decodes sampled tokens into texts, and finds the segment that each token belongs to."""
 
 import bisect
+from typing import cast
 
-from jaxtyping import Bool, Int
+from jaxtyping import Array, Bool, Int
 import numpy as np
 
 from vr_jax import records
@@ -19,12 +20,14 @@ def decode_replies(
   *,
   rows: int | None = None,
 ) -> environment_lib.Replies:
-  """The episodes about the first `rows` scenes of a dialogue (None: about all), as its environment scores them.
+  """Decodes a rollout into the replies that an environment scores.
 
-  shuffled: the rollout of the same prompts with frames in random order, where there is one.
+  dialogue: its scenes are the rows of the rollout.
+  shuffled: the rollout of the same prompts with frames in random order, if there is one.
+  rows: decode only so many first rows; None: all.
   """
   environment, processor = dialogue.environment, dialogue.processor
-  tokens, turn = (mesh_lib.local_rows(x)[:rows] for x in (rollout.tokens, rollout.turn))
+  tokens, turn = (_local_rows(x)[:rows] for x in (rollout.tokens, rollout.turn))
   sampled = _sampled(rollout)[:rows]
   segment = np.where(sampled, 0, -1).astype(np.int32)
   episodes = []
@@ -32,16 +35,15 @@ def decode_replies(
     relevant = environment.relevant(scene.example, scene.pool.timestamps)
     episodes.append([])
     for group_index in range(tokens.shape[1]):
-      place, said = (row, group_index), []
-      for number in range(1 + turn[place].max(initial=0, where=sampled[place])):
-        mask = sampled[place] & (turn[place] == number)
-        ids = tokens[place][mask]
-        said.append(processor.decode(ids))
-        segment[place][mask] = _segments(
-          processor, ids, environment.segment_spans(said[-1], number)
-        )
+      index, replies = (row, group_index), []
+      for number in range(1 + turn[index].max(initial=0, where=sampled[index])):
+        mask = sampled[index] & (turn[index] == number)
+        ids = tokens[index][mask]
+        replies.append(processor.decode(ids))
+        spans = environment.segment_spans(replies[-1], number)
+        segment[index][mask] = _segments(processor, ids, spans)
       episode = environment_lib.Episode(
-        pool=len(scene.pool), relevant=relevant, replies=tuple(said)
+        pool=len(scene.pool), relevant=relevant, replies=tuple(replies)
       )
       episodes[-1].append(episode)
   return environment_lib.Replies(
@@ -52,8 +54,8 @@ def decode_replies(
 
 
 def _texts(processor: interface.Processor, rollout: records.Rollout) -> list[list[str]]:
-  """[prompts][group], of episodes of one turn."""
-  tokens, sampled = mesh_lib.local_rows(rollout.tokens), _sampled(rollout)
+  """The replies of episodes of one turn, [prompts][group]."""
+  tokens, sampled = _local_rows(rollout.tokens), _sampled(rollout)
   return [
     [processor.decode(row[mask]) for row, mask in zip(group, masks, strict=True)]
     for group, masks in zip(tokens, sampled, strict=True)
@@ -61,17 +63,25 @@ def _texts(processor: interface.Processor, rollout: records.Rollout) -> list[lis
 
 
 def _sampled(rollout: records.Rollout) -> Bool[np.ndarray, "prompts group time"]:
-  return mesh_lib.local_rows(rollout.kind) == records.Kind.MODEL
+  """Which tokens of this process's rows were sampled."""
+  return _local_rows(rollout.kind) == records.Kind.MODEL
+
+
+def _local_rows(x: Array | np.ndarray) -> np.ndarray:
+  return mesh_lib.local_rows(cast(Array, x))  # a sampler's rollout is on devices
 
 
 def _segments(
   processor: interface.Processor,
   tokens: Int[np.ndarray, "time"],
-  pieces: environment_lib.SegmentSpans,
+  spans: environment_lib.SegmentSpans,
 ) -> Int[np.ndarray, "time"]:
-  """The segment of each token of a reply: that of the piece in which its first character stands, or else the last."""
-  if len(pieces) == 1:
-    return np.full(len(tokens), pieces[0][1], np.int32)
-  borders = [end for end, _ in pieces[:-1]]
+  """The segment of each token of a reply: the one that its first character belongs to.
+
+  Tokens after the last span belong to the last segment.
+  """
+  if len(spans) == 1:
+    return np.full(len(tokens), spans[0][1], np.int32)
+  borders = [end for end, _ in spans[:-1]]
   starts = [0, *processor.ends(tokens)[:-1]]
-  return np.array([pieces[bisect.bisect_right(borders, start)][1] for start in starts], np.int32)
+  return np.array([spans[bisect.bisect_right(borders, start)][1] for start in starts], np.int32)

@@ -1,8 +1,8 @@
-"""The host's side of episodes about pools of frames: what an environment shows, as tokens and patches.
+"""Encodes what an environment shows as tokens and patches, on the host.
 
-    environment.observe(example, pool, replies) -> texts, frames by number -> pixels, read now -> Encoded
+    environment.observe(example, pool, replies) -> texts, frame indices -> pixels -> EncodedPrompt
 
-Of a video only the frames that a turn shows are ever read.
+Only the frames that a turn shows are read from the video.
 """
 
 from collections.abc import Sequence
@@ -21,20 +21,25 @@ from vr_jax.rollout import episodes
 
 @runtime_checkable
 class FramePool(Protocol):
-  """The frames of a video that turns choose from. timestamps: of each, seconds."""
+  """The frames of a video that turns choose from."""
 
-  timestamps: Float[np.ndarray, "frames"]
+  @property
+  def timestamps(self) -> Float[np.ndarray, "frames"]:
+    """Time of each frame, seconds."""
+    ...
 
   def __len__(self) -> int:
-    """How many there are."""
+    """Number of frames."""
+    ...
 
   def read(self, frames: Sequence[int]) -> UInt8[np.ndarray, "frames height width 3"]:
-    """Some of them, RGB, by their number in the pool; called on threads."""
+    """Reads frames by their index in the pool, as RGB; called on threads."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EpisodeScene:
-  """What an episode is about."""
+  """The example of an episode, and the frames of its video."""
 
   example: records.Example
   pool: FramePool
@@ -42,9 +47,9 @@ class EpisodeScene:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dialogue:
-  """Implements `episodes.Turns` for a batch of scenes, a row each.
+  """Implements `episodes.Turns` for a batch of scenes, one per row.
 
-  question_first: whether the text of a turn that shows the whole clip stands before it.
+  question_first: whether the text comes before the clip in a turn that shows the whole clip.
   """
 
   environment: environment.Environment
@@ -53,21 +58,29 @@ class Dialogue:
   question_first: bool = False
 
   def prompt(self, row: int, replies: Sequence[str] = ()) -> prompts.EncodedPrompt:
-    """The prompt that an episode begins with, or, behind replies that do not end it, that of its next turn."""
+    """The prompt of an episode's first turn, or of the turn after `replies` with all before it.
+
+    Raises ValueError if the episode ends with one of the replies.
+    """
     parts = [self._opening(self.scenes[row])]
-    said = tuple(tuple(self.processor.encode_reply(reply)) for reply in replies)
-    for count, reply in enumerate(said, start=1):
-      parts.append(self.processor.encode_tokens(reply))
-      parts.append(self.observe(row, 0, said[:count]))
-    return prompts.join(parts, name=parts[0].name) if said else parts[0]
+    tokens = tuple(tuple(self.processor.encode_reply(reply)) for reply in replies)
+    for count, reply in enumerate(tokens, start=1):
+      observation = self.observe(row, 0, tokens[:count])
+      if observation is None:
+        raise ValueError(f"{parts[0].name}: the episode ends with reply {count}")
+      parts += [self.processor.encode_tokens(reply), observation]
+    return prompts.join(parts, name=parts[0].name) if tokens else parts[0]
 
   def _opening(self, scene: EpisodeScene) -> prompts.EncodedPrompt:
     shown = self.environment.observe(scene.example, len(scene.pool), ())
+    if shown is None:
+      raise ValueError(f"{scene.example.id}: the environment shows nothing in the first turn")
     if not shown.shows_clip:
-      turn = self._turn(scene, ())
+      turn = _message(scene, shown)
       return self.processor.encode_conversation([turn], name=scene.example.id)
+    (text,) = shown.texts
     return self.processor.encode(
-      *shown.texts,
+      text,
       scene.pool.read(range(len(scene.pool))),
       scene.pool.timestamps,
       question_first=self.question_first,
@@ -77,32 +90,33 @@ class Dialogue:
   def observe(
     self, row: int, group_index: int, replies: episodes.ReplyTokens
   ) -> prompts.EncodedPrompt | None:
-    """What comes after these replies (token ids); None where the episode has ended."""
+    """Encodes the turn after these replies (token ids); None if the episode has ended."""
     scene = self.scenes[row]
-    turn = self._turn(scene, [self.processor.decode(reply) for reply in replies])
-    if turn is None:
+    texts = [self.processor.decode(reply) for reply in replies]
+    shown = self.environment.observe(scene.example, len(scene.pool), texts)
+    if shown is None:
       return None
     name = f"{scene.example.id}, turn {len(replies) + 1}"
+    turn = _message(scene, shown)
     return self.processor.continue_conversation([turn], after=replies[-1], name=name)
 
   def pad(
     self, encoded: Sequence[prompts.EncodedPrompt], sizes: prompts.PromptSizes
   ) -> records.Prompt:
-    """As the model takes them."""
+    """Pads and stacks them into a batch for the model."""
     return self.processor.pad(encoded, sizes)
 
   @property
   def axes(self) -> int:
-    """Of positions."""
+    """Number of components of a position."""
     return self.processor.axes
 
-  def _turn(self, scene: EpisodeScene, replies: Sequence[str]) -> conversation.Message | None:
-    shown = self.environment.observe(scene.example, len(scene.pool), replies)
-    if shown is None:
-      return None
-    pixels = iter(scene.pool.read(shown.frames) if shown.frames else ())
-    parts = (
-      part if isinstance(part, str) else conversation.Image(pixels=next(pixels))
-      for part in shown.parts
-    )
-    return conversation.Message(role="user", parts=tuple(parts))
+
+def _message(scene: EpisodeScene, shown: environment.Observation) -> conversation.Message:
+  """A turn of texts and single frames, with the pixels of its frames."""
+  pixels = iter(scene.pool.read(shown.frames) if shown.frames else ())
+  parts = (
+    part if isinstance(part, str) else conversation.Image(pixels=next(pixels))
+    for part in shown.parts
+  )
+  return conversation.Message(role="user", parts=tuple(parts))

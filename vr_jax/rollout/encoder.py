@@ -1,7 +1,8 @@
-"""Vision once: the tower runs alone, before all that reads the same prompts with the same tower.
+"""Runs the vision tower once for all passes over the same prompts with the same tower.
 
-The sampler, and whatever scores with the weights that sampled, take its features. So does everything else where the tower is
-frozen; where it is trained, other weights run their own, and so does what is differentiated.
+The sampler, and every pass that scores with the sampler's weights, use these features. If the tower
+is frozen, all other passes use them too. If it is trained, passes with other weights, and the pass
+that is differentiated, run the tower themselves.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from vr_jax import records
 
 
 def encode(graphdef: nnx.GraphDef, params: PyTree, prompt: records.Prompt) -> records.Prompt:
-  """The prompts with the features of what they show in place of its patches; as they are where they have these already."""
+  """Replaces the prompts' vision inputs by features, unless they have features already."""
   if prompt.media is not None:
     return prompt
   media = features(graphdef, params, prompt.vision)
@@ -24,10 +25,13 @@ def encode(graphdef: nnx.GraphDef, params: PyTree, prompt: records.Prompt) -> re
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def features(graphdef: nnx.GraphDef, params: PyTree, vision: PyTree) -> PyTree:
-  """Those of the media tokens [prompts, media, …], in the model's dtype; of the parameters only the tower's are used.
+  """The features of the media tokens, [prompts, media, …], in the model's dtype.
 
-  vision: what the tower reads, [prompts, frames, patches, …].
-  Those of a prompt lie whole on the devices that hold it: its media tokens may stand anywhere in it.
+  Every device that holds a prompt gets all features of it, because a prompt's media tokens may
+  stand anywhere in it.
+
+  params: only those of the vision tower are used.
+  vision: inputs of the tower, [prompts, frames, patches, …].
   """
   model = nnx.merge(graphdef, params)
 

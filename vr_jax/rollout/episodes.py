@@ -1,8 +1,8 @@
-"""Episodes of several turns as the host knows them: what replies said, what they were shown, and both as one rollout."""
+"""Episodes of several turns on the host: replies and observations, joined into one rollout."""
 
 from collections.abc import Sequence
 import dataclasses
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
 from jaxtyping import Float, Int, PyTree
@@ -18,34 +18,50 @@ EncodedObservation = prompts_lib.EncodedPrompt
 
 @runtime_checkable
 class Turns(Protocol):
-  """The host's side of a rollout. `observe` is called on threads, for several replies at once."""
+  """Encodes the observations of a rollout, on the host."""
 
   def observe(self, row: int, group_index: int, replies: ReplyTokens) -> EncodedObservation | None:
-    """What a reply is shown next; None where its episode has ended.
+    """Encodes the observation after a reply; None if the episode has ended.
 
-    It begins with the end of the reply's turn, where the reply has not written that, and ends with the next turn opened
-    (`Processor.continue_conversation`). row: of the batch; replies: token ids of all turns so far.
+    It is called on threads, for several replies at once. The observation begins with the end of the
+    reply's turn, if the reply did not write that itself, and ends with the beginning of the next
+    reply (`Processor.continue_conversation`).
+
+    row: index of the prompt in the batch.
+    group_index: index of the reply in its group.
+    replies: token ids of all turns so far.
     """
+    ...
 
   def pad(
     self, encoded: Sequence[EncodedObservation], sizes: prompts_lib.PromptSizes
   ) -> records.Prompt:
-    """As `prompts.pad`, with the model's constants."""
+    """Pads and stacks them into a batch for the model, as `prompts.pad` does."""
+    ...
 
   @property
   def axes(self) -> int:
-    """Of positions."""
+    """Number of components of a position."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-  """How episodes are played. Each combination of sizes that comes up is compiled for once. Episodes of one turn need no buckets.
+  """The sizes with which episodes are played. Each combination that occurs is compiled once.
 
-  turns: replies of an episode, at most. window: turns before its own that a token sees (None: all); of a prompt that is
-  forgotten it sees the first `kept` tokens, the system turn. decode_chunk: steps of decoding, one of which what a reply is shown next has time to be made in.
-  append_batch_size: of a batch that is appended, at most, on a device. episode_buckets: lengths of whole episodes behind their prompt. observation_buckets: of what is
-  shown between two replies, in tokens. frame_buckets: temporal patches of that, and of a whole episode. patches: of each of
-  these.
+  turns: the most replies of an episode.
+  patches: patches of a frame, padding included.
+  window: how many earlier turns a token can attend to; None: all.
+  kept: length of the system turn, in tokens; that is all a token can attend to of a prompt that it
+    has forgotten.
+
+  The rest is needed only with several turns:
+  episode_buckets: lengths of episodes without their prompt, in tokens.
+  observation_buckets: lengths of one observation, in tokens.
+  frame_buckets: numbers of frames, of one observation and of an episode.
+  decode_chunk: steps of decoding between two looks at which replies have ended. Observations are
+    encoded while a chunk runs.
+  append_batch_size: the most observations, per device, that are appended at once.
   """
 
   turns: int
@@ -60,12 +76,12 @@ class Schedule:
 
   @property
   def forgets(self) -> bool:
-    """Whether a turn may be so far back that it is no longer seen."""
+    """Whether an episode may have turns that later ones can't attend to."""
     return self.window is not None and self.window < self.turns - 1
 
 
 class _EpisodeSpan(NamedTuple):
-  """A stretch of an episode: what one reply said between two looks, or what it was shown."""
+  """A part of an episode: the tokens of a reply from one chunk of steps, or one observation."""
 
   tokens: Int[np.ndarray, "time"]
   log_probs: Float[np.ndarray, "time"]
@@ -75,12 +91,13 @@ class _EpisodeSpan(NamedTuple):
   media_index: Int[np.ndarray, "time"]
 
 
-_FILL = _EpisodeSpan(0, 0.0, int(records.Kind.PAD), 0, 0, -1)
-_DTYPES = _EpisodeSpan(np.int32, np.float32, np.int32, np.int32, np.int32, np.int32)
+# Padding and dtype of each field of `_EpisodeSpan`.
+_FILL = (0, 0.0, int(records.Kind.PAD), 0, 0, -1)
+_DTYPES = (np.int32, np.float32, np.int32, np.int32, np.int32, np.int32)
 
 
 class ObservationSize(NamedTuple):
-  """How much an episode is shown: tokens, positions that they take, frames."""
+  """The size of an observation: tokens, positions that these take up, and frames."""
 
   tokens: int
   positions: int
@@ -88,18 +105,31 @@ class ObservationSize(NamedTuple):
 
   @classmethod
   def from_encoded(cls, shown: EncodedObservation) -> "ObservationSize":
-    """That of what is shown."""
+    """The size of an encoded observation."""
     return cls(len(shown.tokens), shown.next_position, len(shown.frames))
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class EpisodeState:
-  """One of a prompt's group, and where it is kept: its device, and there its home and the seat of its prompt.
+  """The progress of one episode.
 
-  Every process knows how far each episode has come; what one was shown is known where its prompt is. row: of the whole batch;
-  own_row: of what this process has of it, None where others have it. position: of its next token; axes: of
-  positions. replies: token ids; the
-  last is the one that is being written. starts: how many tokens it held when each turn began. written, frames: tokens and frames that it holds behind its prompt.
+  Every process knows the tokens and sizes of all episodes. Observations are known only to the
+  process that has the prompt.
+
+  row: index of the prompt in the whole batch.
+  own_row: index of the prompt in this process's part of the batch; None if another process has it.
+  group_index: index of the episode in its group.
+  device: index of the device that holds the episode.
+  cache_slot: index of its cache slot on that device.
+  prompt_slot: index of its prompt on that device.
+  position: position of the next token.
+  axes: components of a position.
+  replies: token ids of each turn; the last one is being sampled.
+  shown: the observations.
+  spans: all tokens in order, without the prompt.
+  starts: number of tokens after the prompt at which each turn began.
+  written: number of tokens after the prompt.
+  frames: number of frames that the turns after the first have shown.
   """
 
   row: int
@@ -120,7 +150,7 @@ class EpisodeState:
   def add_reply_tokens(
     self, tokens: Int[np.ndarray, "time"], log_probs: Float[np.ndarray, "time"]
   ) -> None:
-    """Goes on with its reply."""
+    """Adds sampled tokens to the last reply."""
     self.replies[-1] += tokens.tolist()
     places = np.broadcast_to(np.arange(len(tokens))[:, None], (len(tokens), self.axes))
     index, turn = np.full(tokens.shape, -1), len(self.replies) - 1
@@ -131,7 +161,11 @@ class EpisodeState:
   def add_observation(
     self, shown: EncodedObservation, media_index: Int[np.ndarray, "time"], stride: int
   ) -> None:
-    """What it is shown, where its prompt is. media_index: of that alone; stride: media tokens of a frame."""
+    """Adds an observation; only the process that has the prompt calls this.
+
+    media_index: media tokens counted within the observation; -1 for text.
+    stride: media tokens of a frame.
+    """
     self.shown.append(shown)
     index = np.where(media_index >= 0, media_index + self.frames * stride, -1)
     silent = np.zeros(shown.tokens.shape, np.float32)
@@ -139,7 +173,7 @@ class EpisodeState:
     self._keep(kind, len(self.replies), shown.tokens, silent, shown.positions, index)
 
   def start_next_turn(self, size: ObservationSize) -> None:
-    """Is shown so much, and opens a reply to it."""
+    """Counts an observation of this size, and begins the reply to it."""
     self.starts.append(self.written)
     self.replies.append([])
     self.written += size.tokens
@@ -147,12 +181,12 @@ class EpisodeState:
     self.frames += size.frames
 
   def forgotten(self, turn: int, window: int) -> int:
-    """How many of its tokens a turn no longer sees, that has begun or begins now."""
+    """How many tokens after the prompt a turn, or the next one, can't attend to any more."""
     first = turn - window
     return [*self.starts, self.written][first] if first > 0 else 0
 
   def check_fits(self, shown: EncodedObservation, reply: int, schedule: Schedule) -> None:
-    """Raises InputError where what it is shown next, and a reply to that, would not fit the largest buckets."""
+    """Raises InputError if an observation and a reply of `reply` tokens do not fit the buckets."""
     name = f"{shown.name}, turn {len(self.replies) + 1}"
     length = self.written + len(shown.tokens) + reply
     frames = self.frames + len(shown.frames)
@@ -173,19 +207,20 @@ class EpisodeState:
     places: Int[np.ndarray, "time axes"],
     media_index: Int[np.ndarray, "time"],
   ) -> None:
-    whose, turns = (np.full(tokens.shape, value) for value in (int(kind), turn))
-    piece = _EpisodeSpan(tokens, log_probs, whose, turns, places + self.position, media_index)
-    self.spans.append(piece)
+    kinds, turns = (np.full(tokens.shape, value) for value in (int(kind), turn))
+    span = _EpisodeSpan(tokens, log_probs, kinds, turns, places + self.position, media_index)
+    self.spans.append(span)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EpisodeRollout:
-  """Episodes of a batch.
+  """The sampled episodes of a batch, and what sampling cost.
 
-  rollout: its suffix, where there are several turns, has the features of the tower that played. shown: of the rows of this
-  process, [prompts][group], what came between replies; frames: of one episode in the suffix, padding included. computed_tokens: tokens that
-  decoding and what was shown made it compute, padding and slots without a reply with them. idle_seconds: seconds in which the
-  devices had nothing to do, since what they were to append was not made yet.
+  rollout: with several turns, its episode_inputs have the features from the sampler's vision tower.
+  computed_tokens: tokens computed for decoding and observations, padding and empty slots included.
+  shown: observations of each episode of this process's rows, [prompts][group].
+  frames: frames of one episode in the episode_inputs, padding included.
+  idle_seconds: time in which the devices waited for observations.
   """
 
   rollout: records.Rollout
@@ -196,9 +231,9 @@ class EpisodeRollout:
 
   @property
   def replies(self) -> list[list[ReplyTokens]]:
-    """Token ids of each turn, [prompts][group], of the rows of this process."""
-    whole = self.rollout
-    tokens, kind, turn = map(mesh_lib.local_rows, (whole.tokens, whole.kind, whole.turn))
+    """Token ids of each turn, [prompts][group], for the rows of this process."""
+    arrays = self.rollout.tokens, self.rollout.kind, self.rollout.turn
+    tokens, kind, turn = (mesh_lib.local_rows(cast(jax.Array, x)) for x in arrays)
     turn = np.where(kind == records.Kind.MODEL, turn, -1)
     return [
       [
@@ -209,18 +244,23 @@ class EpisodeRollout:
     ]
 
   def vision(self, turns: Turns, schedule: Schedule) -> PyTree:
-    """The vision inputs of the suffix, for a pass with a tower of its own: there they take the place of its media."""
+    """The vision inputs of the episode_inputs, for passes that run the vision tower themselves.
+
+    They replace the media features.
+    """
     longest = max(schedule.episode_buckets)
     sizes = prompts_lib.PromptSizes(prefix=longest, frames=self.frames, patches=schedule.patches)
     nothing = prompts_lib.nothing(turns.axes)
-    each = [prompts_lib.join([nothing, *one], name="suffix") for row in self.shown for one in row]
-    vision, rows = turns.pad(each, sizes).vision, len(self.shown)
-    frames = len(each) // rows * self.frames
+    joined = [
+      prompts_lib.join([nothing, *shown], name="suffix") for group in self.shown for shown in group
+    ]
+    vision, rows = turns.pad(joined, sizes).vision, len(self.shown)
+    frames = len(joined) // rows * self.frames
     return jax.tree.map(lambda x: x.reshape(rows, frames, *x.shape[2:]), vision)
 
 
 def in_groups(episodes: Sequence[EpisodeState], group: int) -> list[list[EpisodeState]]:
-  """[prompts][group]."""
+  """Sorts episodes into [prompts][group]."""
   ordered = sorted(episodes, key=lambda one: (one.row, one.group_index))
   return [ordered[start : start + group] for start in range(0, len(ordered), group)]
 
@@ -228,33 +268,36 @@ def in_groups(episodes: Sequence[EpisodeState], group: int) -> list[list[Episode
 def rollout(
   groups: Sequence[Sequence[EpisodeState]], media: PyTree, time: int, schedule: Schedule
 ) -> records.Rollout:
-  """Episodes on the host, padded to `time`.
+  """Joins the episodes of each group into a rollout of host arrays, padded to `time`.
 
-  media: features [prompts, media, …] of all processes; of each group as much for one episode as for another.
+  groups: episodes of this process's rows, [prompts][group].
+  media: features [prompts, media, …] of all processes; each episode of a group has an equal part.
   """
   shape = len(groups), len(groups[0]), time
   each, axes = jax.tree.leaves(media)[0].shape[1] // len(groups[0]), groups[0][0].axes
-  made = _EpisodeSpan(
+  arrays = _EpisodeSpan(
     *(
       np.full(shape if name != "positions" else (*shape, axes), fill, dtype)
       for name, fill, dtype in zip(_EpisodeSpan._fields, _FILL, _DTYPES, strict=True)
     )
   )
   for row, episodes in enumerate(groups):
-    for group_index, one in enumerate(episodes):
-      for array, *parts in zip(made, *one.spans, strict=True):
-        array[row, group_index, : one.written] = np.concatenate(parts)
-      index = made.media_index[row, group_index]
+    for group_index, episode in enumerate(episodes):
+      for array, *parts in zip(arrays, *episode.spans, strict=True):
+        array[row, group_index, : episode.written] = np.concatenate(parts)
+      index = arrays.media_index[row, group_index]
       index[index >= 0] += group_index * each
-  forgotten = _forgotten(groups, made.turn, schedule.window) if schedule.forgets else None
+  forgotten = None
+  if schedule.window is not None and schedule.forgets:
+    forgotten = _forgotten(groups, arrays.turn, schedule.window)
   return records.Rollout(
-    tokens=made.tokens,
-    log_probs=made.log_probs,
-    kind=made.kind,
-    turn=made.turn,
+    tokens=arrays.tokens,
+    log_probs=arrays.log_probs,
+    kind=arrays.kind,
+    turn=arrays.turn,
     episode_inputs=records.EpisodeInputs(
-      positions=made.positions,
-      media_index=made.media_index,
+      positions=arrays.positions,
+      media_index=arrays.media_index,
       vision=None,
       media=media,
       forgotten=forgotten,
@@ -268,10 +311,10 @@ def _forgotten(
   turn: Int[np.ndarray, "prompts group time"],
   window: int,
 ) -> Int[np.ndarray, "prompts group time"]:
-  """How many tokens behind the prompt each token no longer sees."""
-  found = np.zeros_like(turn)
+  """How many tokens after the prompt each token can't attend to any more."""
+  forgotten = np.zeros_like(turn)
   for row, episodes in enumerate(groups):
-    for group_index, one in enumerate(episodes):
-      of_turns = [one.forgotten(number, window) for number in range(len(one.replies))]
-      found[row, group_index] = np.array(of_turns, np.int32)[turn[row, group_index]]
-  return found
+    for group_index, episode in enumerate(episodes):
+      by_turn = [episode.forgotten(number, window) for number in range(len(episode.replies))]
+      forgotten[row, group_index] = np.array(by_turn, np.int32)[turn[row, group_index]]
+  return forgotten

@@ -1,8 +1,9 @@
-"""Log-probs of replies: the one forward that sampler and trainer share; and with a head of another kind, values of a critic.
+"""The forward pass that sampler and trainer share: log-probs of replies, and values of a critic.
 
-What can be sampled is decided here, once: `token_logits` divides by the temperature and takes out tokens that a reply
-may not hold (media placeholders, rows of the embedding that no token uses). The sampler draws from its output, the
-trainer scores with it, so at equal parameters their ratio is 1.
+`token_logits` alone decides what can be sampled: it divides by the temperature and excludes tokens
+that a reply may not contain (media placeholders, rows of the embedding that no token uses). The
+sampler draws from its output and the trainer scores with it, so with equal parameters their ratio
+is 1.
 """
 
 from collections.abc import Callable
@@ -25,13 +26,16 @@ from vr_jax.rollout import chunked_logprobs
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check  # tree transformations rebuild it with leaves that are no arrays
 class ValueHead:
-  """What makes a value of a hidden state: float32 parameters, weight [embed] and bias []."""
+  """The head of a critic, which computes a value from a hidden state.
+
+  weight [embed] and bias [] are float32.
+  """
 
   weight: nnx.Param
   bias: nnx.Param
 
   def __call__(self, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch"]:
-    """hidden @ weight + bias in float32, on accelerators too."""
+    """Computes hidden @ weight + bias in float32, on accelerators too."""
     exact = jax.lax.Precision.HIGHEST
     hidden = hidden.astype(jnp.float32)
     return jnp.matmul(hidden, self.weight[...], precision=exact) + self.bias[...]
@@ -43,7 +47,10 @@ def token_logits(
   allowed_tokens: Bool[Array, "vocab"],
   temperature: float,
 ) -> Float[Array, "*shape vocab"]:
-  """Logits of the next token, float32, at a temperature > 0; tokens that are not allowed get `vocabulary.IMPOSSIBLE`."""
+  """Logits of the next token divided by the temperature (> 0), float32.
+
+  Tokens that are not allowed get `chunked_logprobs.IMPOSSIBLE`.
+  """
   flat = hidden.reshape(-1, hidden.shape[-1]) if model.layout.merges else hidden
   logits = chunked_logprobs.token_logits(flat, model.output_rows(), allowed_tokens, temperature)
   return logits.reshape(*hidden.shape[:-1], -1)
@@ -61,14 +68,17 @@ def reply_log_probs(
   scored: Bool[Array, "prompts group time"] | None = None,
   episode_inputs: records.EpisodeInputs | None = None,
 ) -> tuple[Float[Array, "prompts group time"], Float[Array, "prompts group time"]]:
-  """Log-prob of each reply token given its prompt and the tokens before it, and the entropy of that choice (nats).
+  """The log-prob of each reply token, and the entropy (nats) of the distribution it was drawn from.
 
-  The prompt is computed once for its whole group. Where `valid` is false both are 0; the valid tokens of a reply are
-  its first ones. packed: places a device for the valid tokens of replies (`models.packing.size_of`); padding then costs
-  nothing beyond them. None: padding is computed like tokens.
+  The prompt is computed once for its whole group.
 
-  Of several turns: `tokens` are whole episodes behind their prompt, with what `episode_inputs` says of them; scored: the tokens that
-  the model wrote (None: all valid ones); of others log-prob and entropy are 0.
+  tokens: of the replies; with several turns, whole episodes without their prompt.
+  valid: which tokens are not padding; padding comes last. Results are 0 for padding.
+  allowed_tokens, temperature: as the sampler used them.
+  packed: size of the buffer, per device, that valid tokens are packed into
+    (`models.common.packing`), so that no other padding is computed. None: padding is computed too.
+  scored: tokens that the model wrote; None: all valid ones. Results are 0 for other tokens.
+  episode_inputs: of episodes of several turns.
   """
   scored = valid if scored is None else scored
 
@@ -92,9 +102,12 @@ def reply_values(
   packed: int | None = None,
   episode_inputs: records.EpisodeInputs | None = None,
 ) -> Float[Array, "prompts group time"]:
-  """The value of the state before each reply token, which is the one that its log-prob is of; 0 where `valid` is false.
+  """The critic's value of the state before each reply token; 0 for padding.
 
-  model: of a critic. valid, packed, episode_inputs: as in `reply_log_probs`.
+  The state is the hidden state from which the token's log-prob would be computed.
+
+  model: the critic's network.
+  valid, packed, episode_inputs: as in `reply_log_probs`.
   """
 
   def value(hidden: Array, tokens: Array, axes: layout_lib.Axes) -> Array:
@@ -117,9 +130,10 @@ def _apply_before_tokens(
   packed: int | None,
   episode_inputs: records.EpisodeInputs | None,
 ) -> PyTree:
-  """What `function(hidden, tokens, axes)` makes of the hidden state before each token, [prompts, group, time] of each of its results.
+  """Applies `function(hidden, tokens, axes)` to the hidden state before each token.
 
-  It is called with tokens of any shape, whose logical axes are `axes`, and gives arrays of that shape.
+  Results are arrays [prompts, group, time]. The function is called with tokens of any shape, whose
+  logical axes are `axes`, and must return arrays of that shape.
   """
   prefix = model.prefill(prompt)
   if packed is None:
@@ -129,7 +143,7 @@ def _apply_before_tokens(
     return function(before, tokens, packing_lib.REPLIES)
   packing = packing_lib.make(model.layout, valid, packed)
   hidden = model.extend_packed(prefix, tokens, valid, packing, episode_inputs)
-  # The token before stands before, on the same device; only first tokens have it in their prompt.
+  # The previous token is on the same device, except for first tokens: theirs is in the prompt.
   before = model.layout.per_shard(lambda x: jnp.roll(x, 1, axis=0), ((hidden, ("slots", None)),))
   of_others = function(before, packing.pack(tokens), ("slots",))
   at_start = jnp.broadcast_to(
@@ -152,7 +166,10 @@ def _scores(
   temperature: float,
   axes: layout_lib.Axes,
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-  """Log-probs of tokens and entropies; the logits of a large vocabulary come in chunks. axes: the logical ones of batch."""
+  """Log-probs and entropies of tokens, in chunks of the vocabulary if it is large.
+
+  axes: logical axes of batch.
+  """
   shape, matrix = tokens.shape, model.output_rows()
   if model.layout.merges:
     hidden, tokens, axes = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1), axes[:1]

@@ -1,19 +1,25 @@
-"""Rollouts of several turns: replies, what their environment shows for them, replies to that, each at its own pace.
+"""Rollouts of several turns, in which replies and observations alternate.
 
-    reply 1 -> what is shown next (made on threads) -> appended to the reply's cache -> reply 2 -> …
+    reply 1 -> observation (encoded on threads) -> appended to the reply's cache -> reply 2 -> …
 
-While some replies are decoded, what others are shown next is made: it has a chunk of steps for that, then the devices wait for
-it, or at once where more replies watch than speak. It is appended in batches, padded to few lengths, and its replies rejoin.
-So the same programs run in the same order however fast frames come, and an episode is the same to the bit. What stands beside a
-reply changes nothing of what is drawn for it but rounding: its key is folded by prompt, member, turn and step alone.
+Observations are encoded on threads while the devices decode other replies. An observation has the
+time of one chunk of decoding steps; then the devices wait for it. If more episodes await an
+observation than are decoding, the devices wait at once. Observations are appended in batches,
+padded to a few lengths, and their episodes go on decoding. The order of the programs does not
+depend on how fast frames are read, so a run repeats bit for bit. Other replies in the batch change
+a reply by
+rounding only: its random key is folded from prompt, index in the group, turn and step.
 
-Several processes go through the same programs too: each knows how far every episode has come, and before more is appended, they
-tell each other how much there is. Frames and texts stay with the process that has the prompt.
+Several processes run the same programs. Each knows the tokens and sizes of all episodes; before
+observations are appended, the processes exchange their sizes. Frames and texts stay with the
+process that has the prompt.
 """
 
 from collections.abc import Callable, Sequence
 from concurrent import futures
+import dataclasses
 import time
+from typing import cast
 
 from flax import nnx
 import jax
@@ -30,10 +36,11 @@ from vr_jax.rollout import episodes as episodes_lib
 from vr_jax.rollout import sampler, turn_decode
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
-# How much an episode is shown, and what, where its prompt is.
+# The size of an observation, and the observation itself in the process that has the prompt.
 _Ready = tuple[episodes_lib.ObservationSize, episodes_lib.EncodedObservation | None]
 
-# Of what an episode is shown next, in the order in which processes that have it count: the first that any says holds.
+# State of the observation that an episode awaits, as each process reports it; the lowest value
+# wins.
 _OVER, _READY, _ELSEWHERE = 0, 1, 2**30
 
 
@@ -49,53 +56,60 @@ def play(
   schedule: episodes_lib.Schedule,
   threads: futures.Executor,
 ) -> episodes_lib.EpisodeRollout:
-  """Plays `decoding.group` episodes of up to `schedule.turns` replies to each prompt, each of up to `decoding.max_new_tokens`.
+  """Plays `decoding.group` episodes of up to `schedule.turns` replies to each prompt.
 
-  With one turn the replies are those of `sampler.sample`; log-probs as there.
+  A reply has up to `decoding.max_new_tokens` tokens. With one turn, the replies are those of
+  `sampler.sample`. Log-probs are defined as there.
 
   Raises:
-    InputError: an episode outgrows the largest bucket.
+    InputError: an episode does not fit the largest bucket.
   """
-  table = EpisodeScheduler(graphdef, params, prompt, allowed_tokens, key, turns, decoding, schedule)
-  decoding_episodes = list(table.episodes)
+  scheduler = EpisodeScheduler(
+    graphdef, params, prompt, allowed_tokens, key, turns, decoding, schedule
+  )
+  decoding_episodes = list(scheduler.episodes)
   awaiting_observation: list[episodes_lib.EpisodeState] = []
   ended: list[episodes_lib.EpisodeState] = []
-  asked: dict[
+  encoding: dict[
     episodes_lib.EpisodeState, futures.Future[episodes_lib.EncodedObservation | None]
   ] = {}
-  waited = 0.0
+  idle = 0.0
   try:
     while decoding_episodes or awaiting_observation:
-      # A step for few takes about as long as one for all.
+      # A decoding step for a few replies takes about as long as one for all: wait for the others.
       now = [
-        one
-        for one in awaiting_observation
-        if one not in ended or len(awaiting_observation) > len(decoding_episodes)
+        episode
+        for episode in awaiting_observation
+        if episode not in ended or len(awaiting_observation) > len(decoding_episodes)
       ]
       begun = time.perf_counter()
-      answers = {one: asked.pop(one).result() for one in now if one in asked}
-      waited += time.perf_counter() - begun
-      ready = table.sync_observations(now, answers)
-      table.append(ready)
+      observations = {one: encoding.pop(one).result() for one in now if one in encoding}
+      idle += time.perf_counter() - begun
+      ready = scheduler.sync_observations(now, observations)
+      scheduler.append(ready)
       awaiting_observation = [episode for episode in awaiting_observation if episode not in now]
       decoding_episodes += ready
-      ended = table.decode(decoding_episodes) if decoding_episodes else []
+      ended = scheduler.decode(decoding_episodes) if decoding_episodes else []
       decoding_episodes = [episode for episode in decoding_episodes if episode not in ended]
       for episode in ended:
         if len(episode.replies) < schedule.turns:
           awaiting_observation.append(episode)
           if episode.own_row is not None:
-            said = tuple(map(tuple, episode.replies))
-            arguments = turns.observe, episode.own_row, episode.group_index, said
-            asked[episode] = threads.submit(*arguments)
+            replies = tuple(map(tuple, episode.replies))
+            arguments = turns.observe, episode.own_row, episode.group_index, replies
+            encoding[episode] = threads.submit(*arguments)
   finally:
-    for future in asked.values():
+    for future in encoding.values():
       future.cancel()
-  return table.finish(waited)
+  return scheduler.finish(idle)
 
 
 class EpisodeScheduler:
-  """The replies of a batch on the devices: each keeps its home there, and takes a slot or a row where it is computed."""
+  """The episodes of a batch on the devices.
+
+  Each episode keeps a cache slot. It takes a decode slot while it is decoded, and a row of a batch
+  while an observation is appended.
+  """
 
   def __init__(
     self,
@@ -132,20 +146,20 @@ class EpisodeScheduler:
     self.episodes = self._make_episodes(starts)
 
   def _make_episodes(self, starts: Int[np.ndarray, "prompts"]) -> list[episodes_lib.EpisodeState]:
-    places, group, made = self._places, self._decoding.group, []
+    places, group, episodes = self._places, self._decoding.group, []
     blocks = np.split(np.arange(len(starts)), places.blocks)
     parts = self._layout.parts_here("prompts") if places.blocks > 1 else (0,)
     here = np.concatenate([blocks[part] for part in parts])
-    own = {int(row): number for number, row in enumerate(here)}
+    own_rows = {int(row): own_row for own_row, row in enumerate(here)}
     numbers = zip(places.reply().tolist(), places.block().tolist(), strict=True)
     for slot, (reply, block) in enumerate(numbers):
       if reply < places.replies:
         row = block * (places.replies // group) + reply // group
         device, cache_slot = divmod(slot, places.slots)
-        made.append(
+        episodes.append(
           episodes_lib.EpisodeState(
             row=row,
-            own_row=own.get(row),
+            own_row=own_rows.get(row),
             group_index=reply % group,
             device=device,
             cache_slot=cache_slot,
@@ -154,36 +168,37 @@ class EpisodeScheduler:
             axes=self._turns.axes,
           )
         )
-    return made
+    return episodes
 
   def decode(
     self, decoding_episodes: Sequence[episodes_lib.EpisodeState]
   ) -> list[episodes_lib.EpisodeState]:
-    """A chunk of steps for these; gives those whose reply has ended."""
+    """Decodes a chunk of steps for these episodes; returns those whose reply has ended."""
     places, decoding, schedule = self._places, self._decoding, self._schedule
     left = {one: decoding.max_new_tokens - len(one.replies[-1]) for one in decoding_episodes}
     self._grow(
       max(one.written + min(left[one], schedule.decode_chunk) for one in decoding_episodes)
     )
     sizes = sampler.slot_sizes(places.slots, decoding.slot_fractions)
-    size = min(size for size in sizes if size >= self._most(decoding_episodes))
-    held = self._arrange(decoding_episodes, size, at_home=size == places.slots)
-    rows = self._rows(held, lambda one: len(one.replies) - 1)
-    if size == places.slots:
-      rows.cache_slot[:] = places.device_slot()
-    self._state, said = turn_decode.decode(
+    size = min(size for size in sizes if size >= self._most_per_device(decoding_episodes))
+    all_slots = size == places.slots
+    slots = self._arrange(decoding_episodes, size, by_cache_slot=all_slots)
+    rows = self._rows(slots, lambda one: len(one.replies) - 1)
+    if all_slots:
+      rows = dataclasses.replace(rows, cache_slot=places.device_slot().astype(np.int32))
+    self._state, decoded = turn_decode.decode(
       self._graph,
       self._params,
       self._prefix,
       self._state,
       turn_decode.ChunkSlots(
         rows=rows,
-        prompt=_of(held, lambda one: one.row),
-        group_index=_of(held, lambda one: one.group_index),
-        step=_of(
-          held, lambda one: (len(one.replies) - 1) * decoding.max_new_tokens + len(one.replies[-1])
+        prompt=_field_array(slots, lambda one: one.row),
+        group_index=_field_array(slots, lambda one: one.group_index),
+        step=_field_array(
+          slots, lambda one: (len(one.replies) - 1) * decoding.max_new_tokens + len(one.replies[-1])
         ),
-        left=_of(held, lambda one: left[one]),
+        left=_field_array(slots, lambda one: left[one]),
       ),
       self._allowed,
       self._key,
@@ -191,20 +206,23 @@ class EpisodeScheduler:
       decoding=decoding,
       chunk=schedule.decode_chunk,
     )
-    said = jax.device_get(said)
-    self._computed += int(said.counts.max()) * len(held)
-    for slot, one in enumerate(held):
+    decoded = jax.device_get(decoded)
+    self._computed += int(decoded.counts.max()) * len(slots)
+    for slot, one in enumerate(slots):
       if one is not None:
-        count = said.counts[slot]
-        one.add_reply_tokens(said.tokens[slot, :count], said.log_probs[slot, :count])
-    return [one for one, ended in zip(held, said.ended, strict=True) if one and ended]
+        count = decoded.counts[slot]
+        one.add_reply_tokens(decoded.tokens[slot, :count], decoded.log_probs[slot, :count])
+    return [one for one, ended in zip(slots, decoded.ended, strict=True) if one and ended]
 
   def sync_observations(
     self,
     awaiting_observation: Sequence[episodes_lib.EpisodeState],
     observations: dict[episodes_lib.EpisodeState, episodes_lib.EncodedObservation | None],
   ) -> dict[episodes_lib.EpisodeState, _Ready]:
-    """What these are shown next, those that are over left out. observations: of this process."""
+    """The observations of these episodes, without episodes that have ended.
+
+    Sizes are exchanged between processes. observations: those of this process.
+    """
     if not awaiting_observation:
       return {}
     table = np.full(
@@ -219,68 +237,74 @@ class EpisodeScheduler:
       if shown is not None:
         one.check_fits(shown, self._decoding.max_new_tokens, self._schedule)
         row[:] = _READY, *episodes_lib.ObservationSize.from_encoded(shown)
-    found = processes.all_gather(table.reshape(-1)).min(axis=0).reshape(table.shape).tolist()
+    states = processes.all_gather(table.reshape(-1)).min(axis=0).reshape(table.shape).tolist()
     return {
       one: (episodes_lib.ObservationSize(*size), observations.get(one))
-      for one, (state, *size) in zip(awaiting_observation, found, strict=True)
+      for one, (state, *size) in zip(awaiting_observation, states, strict=True)
       if state == _READY
     }
 
   def append(self, ready: dict[episodes_lib.EpisodeState, _Ready]) -> None:
-    """Shows replies what their environment made for them, in batches of about the same length."""
+    """Appends observations to their episodes, in batches of about the same length."""
     waiting = sorted(ready, key=lambda one: ready[one][0].tokens)
+    most = self._schedule.append_batch_size
     while waiting:
-      taken = [
-        one
+      batch = [
+        episode
         for device in range(self._places.devices)
-        for one in [one for one in waiting if one.device == device][
-          : self._schedule.append_batch_size
-        ]
+        for episode in [one for one in waiting if one.device == device][:most]
       ]
-      self._append(taken, ready)
-      waiting = [one for one in waiting if one not in taken]
+      self._append(batch, ready)
+      waiting = [episode for episode in waiting if episode not in batch]
 
   def _append(
-    self, taken: Sequence[episodes_lib.EpisodeState], ready: dict[episodes_lib.EpisodeState, _Ready]
+    self,
+    episodes: Sequence[episodes_lib.EpisodeState],
+    ready: dict[episodes_lib.EpisodeState, _Ready],
   ) -> None:
     schedule = self._schedule
-    self._grow(max(one.written + ready[one][0].tokens for one in taken))
+    self._grow(max(one.written + ready[one][0].tokens for one in episodes))
     count = 1
-    while count < self._most(taken):
+    while count < self._most_per_device(episodes):
       count *= 2
-    held = self._arrange(taken, count)
+    rows = self._arrange(episodes, count)
     sizes = prompts_lib.PromptSizes(
-      prefix=_fitting(schedule.observation_buckets, max(ready[one][0].tokens for one in taken)),
-      frames=_fitting(schedule.frame_buckets, max(ready[one][0].frames for one in taken)),
+      prefix=_bucket(schedule.observation_buckets, max(ready[one][0].tokens for one in episodes)),
+      frames=_bucket(schedule.frame_buckets, max(ready[one][0].frames for one in episodes)),
       patches=schedule.patches,
     )
-    self._computed += len(held) * sizes.prefix
+    self._computed += len(rows) * sizes.prefix
     parts = self._layout.parts_here("slots")
-    here = [one for part in parts for one in held[part * count : (part + 1) * count]]
+    here = [one for part in parts for one in rows[part * count : (part + 1) * count]]
     nothing = prompts_lib.nothing(self._turns.axes)
-    batch = self._turns.pad([ready[one][1] if one else nothing for one in here], sizes)
+    # This process encoded the observations of all episodes on its devices.
+    encoded = [nothing if one is None else ready[one][1] for one in here]
+    batch = self._turns.pad(cast(list[episodes_lib.EncodedObservation], encoded), sizes)
     self._state = turn_decode.append(
       self._graph,
       self._params,
       self._prefix,
       self._state,
       _on_devices(self._layout, batch),
-      self._rows(held, lambda one: len(one.replies)),
-      _of(held, lambda one: one.frames),
+      self._rows(rows, lambda one: len(one.replies)),
+      _field_array(rows, lambda one: one.frames),
       stride=self._stride,
     )
     index = dict(zip(here, batch.media_index, strict=True))
-    for one in taken:
+    for one in episodes:
       size, shown = ready[one]
       if shown is not None:
         one.add_observation(shown, index[one][: size.tokens], self._stride)
       one.start_next_turn(size)
 
-  def finish(self, waited: float) -> episodes_lib.EpisodeRollout:
-    """All that was said and shown. waited: seconds, as `Played` has them."""
+  def finish(self, idle_seconds: float) -> episodes_lib.EpisodeRollout:
+    """The rollout of all episodes, after they have ended.
+
+    idle_seconds: see `episodes.EpisodeRollout`.
+    """
     group = self._decoding.group
-    time = _fitting(self._schedule.episode_buckets, max(one.written for one in self.episodes))
-    frames = _fitting(self._schedule.frame_buckets, max(one.frames for one in self.episodes))
+    time = _bucket(self._schedule.episode_buckets, max(one.written for one in self.episodes))
+    frames = _bucket(self._schedule.frame_buckets, max(one.frames for one in self.episodes))
     shape = (len(self.episodes) // group, group)
     media = turn_decode.gather_media(self._layout, self._state, shape, frames * self._stride)
     own = [one for one in self.episodes if one.own_row is not None]
@@ -292,7 +316,7 @@ class EpisodeScheduler:
       shown=[[one.shown for one in row] for row in groups],
       frames=frames,
       computed_tokens=self._computed,
-      idle_seconds=waited,
+      idle_seconds=idle_seconds,
     )
 
   def _grow(self, length: int) -> None:
@@ -301,43 +325,50 @@ class EpisodeScheduler:
       self._length = prompts_lib.smallest_bucket([("episode", length)], buckets, "tokens")
       self._state = turn_decode.grow(self._layout, self._state, self._length)
 
-  def _most(self, some: Sequence[episodes_lib.EpisodeState]) -> int:
-    """How many of these the device has that has most of them."""
-    return int(np.bincount([one.device for one in some]).max())
+  def _most_per_device(self, episodes: Sequence[episodes_lib.EpisodeState]) -> int:
+    """The largest number of these episodes on one device."""
+    return int(np.bincount([one.device for one in episodes]).max())
 
   def _arrange(
-    self, some: Sequence[episodes_lib.EpisodeState], size: int, *, at_home: bool = False
+    self, episodes: Sequence[episodes_lib.EpisodeState], size: int, *, by_cache_slot: bool = False
   ) -> list[episodes_lib.EpisodeState | None]:
-    """`size` places of each device with these in them, each at its home or one after the other."""
-    held = [[None] * size for _ in range(self._places.devices)]
-    taken = [0] * self._places.devices
-    for one in some:
-      held[one.device][one.cache_slot if at_home else taken[one.device]] = one
-      taken[one.device] += 1
-    return [one for row in held for one in row]
+    """Puts episodes into `size` slots of each device; None stands for an empty slot.
+
+    by_cache_slot: slot i gets the episode of cache slot i; otherwise they follow one another.
+    """
+    slots: list[list[episodes_lib.EpisodeState | None]]
+    slots = [[None] * size for _ in range(self._places.devices)]
+    counts = [0] * self._places.devices
+    for one in episodes:
+      slots[one.device][one.cache_slot if by_cache_slot else counts[one.device]] = one
+      counts[one.device] += 1
+    return [one for of_device in slots for one in of_device]
 
   def _rows(
     self,
-    held: Sequence[episodes_lib.EpisodeState | None],
+    slots: Sequence[episodes_lib.EpisodeState | None],
     turn: Callable[[episodes_lib.EpisodeState], int],
   ) -> slots_lib.CacheRows:
-    """turn: of the tokens that are computed next."""
+    """Cache slots, prompts and progress of the episodes in some slots.
+
+    An empty slot gets indices one past the last. turn: number of the turn that is computed next.
+    """
     window, forgotten = self._schedule.window, None
-    if self._schedule.forgets:
-      forgotten = _of(held, lambda one: one.forgotten(turn(one), window))
-    nobody, nowhere = self._places.slots, self._places.replies // self._decoding.group
+    if window is not None and self._schedule.forgets:
+      forgotten = _field_array(slots, lambda one: one.forgotten(turn(one), cast(int, window)))
+    no_slot, no_prompt = self._places.slots, self._places.replies // self._decoding.group
     return slots_lib.CacheRows(
-      cache_slot=_of(held, lambda one: one.cache_slot, nobody),
-      prompt=_of(held, lambda one: one.prompt_slot, nowhere),
-      written=_of(held, lambda one: one.written),
-      position=_of(held, lambda one: one.position),
+      cache_slot=_field_array(slots, lambda one: one.cache_slot, no_slot),
+      prompt=_field_array(slots, lambda one: one.prompt_slot, no_prompt),
+      written=_field_array(slots, lambda one: one.written),
+      position=_field_array(slots, lambda one: one.position),
       forgotten=forgotten,
       kept=self._schedule.kept,
     )
 
 
 def _on_devices(layout: layout_lib.Layout, tree: PyTree, axis: str = "slots") -> PyTree:
-  """What this process has of host arrays, whose rows are split along that axis."""
+  """Puts host arrays, whose rows are split along a logical axis, on the devices."""
 
   def put(x: np.ndarray | Array) -> Array:
     if isinstance(x, jax.Array):
@@ -347,14 +378,14 @@ def _on_devices(layout: layout_lib.Layout, tree: PyTree, axis: str = "slots") ->
   return jax.tree.map(put, tree)
 
 
-def _fitting(buckets: tuple[int, ...], most: int) -> int:
-  return min(size for size in buckets if size >= most)
+def _bucket(buckets: tuple[int, ...], size: int) -> int:
+  return min(bucket for bucket in buckets if bucket >= size)
 
 
-def _of(
-  held: Sequence[episodes_lib.EpisodeState | None],
+def _field_array(
+  slots: Sequence[episodes_lib.EpisodeState | None],
   field: Callable[[episodes_lib.EpisodeState], int],
-  otherwise: int = 0,
-) -> Int[np.ndarray, "places"]:
-  """A number of each that is held, and `otherwise` where there is none."""
-  return np.array([otherwise if one is None else field(one) for one in held], np.int32)
+  empty: int = 0,
+) -> Int[np.ndarray, "slots"]:
+  """An array with a number of each slot's episode; `empty` for empty slots."""
+  return np.array([empty if one is None else field(one) for one in slots], np.int32)

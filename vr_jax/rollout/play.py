@@ -1,10 +1,13 @@
-"""Episodes of a batch, sampled: one turn or several, in the same way for whoever asks.
+"""Samples the episodes of a batch, of one turn or several, through one function.
 
-    played = play.play(graph, params, prompt, allowed, key, dialogue, decoding=…, schedule=…, threads=4)
+    played = play.play(
+      graphdef, params, prompt, allowed_tokens, key, dialogue,
+      decoding=…, schedule=…, threads=4,
+    )
     replies = decode_replies.decode_replies(dialogue, played.rollout)
 
-An episode of one turn is a reply to its prompt: `sampler` draws all of them in one program. Episodes of several turns go on at
-their own pace, a chunk of steps at a time (`turns`).
+An episode of one turn is a reply to its prompt; `sampler` draws all of them together. Episodes of
+several turns proceed independently, a chunk of decoding steps at a time (`multi_turn_sampler`).
 """
 
 from concurrent import futures
@@ -27,7 +30,7 @@ def make_schedule(
   environment: environment_lib.Environment,
   processor: interface.Processor,
 ) -> episodes.Schedule:
-  """How a recipe's episodes are played."""
+  """The schedule of a recipe's episodes, from its environment and config."""
   turns, patches = environment.turns, max(config.model.patch_buckets)
   if turns == 1:
     return episodes.Schedule(turns=1, patches=patches)
@@ -59,9 +62,12 @@ def play(
 ) -> episodes.EpisodeRollout:
   """Samples `decoding.group` episodes to each prompt.
 
-  prompt: what they open with, on the mesh. dialogue: makes what replies are shown next, on so many threads.
+  prompt: the first turns, on the mesh.
+  allowed_tokens: tokens that may be sampled.
+  dialogue: encodes the observations that follow replies.
+  threads: number of threads on which the dialogue does that.
 
-  Raises InputError where `turns.play` does.
+  Raises InputError as `multi_turn_sampler.play` does.
   """
   if schedule.turns == 1:
     rollout, computed = sampler.sample_counting(
@@ -90,7 +96,7 @@ def with_patches(
   schedule: episodes.Schedule,
   mesh: jax.sharding.Mesh,
 ) -> records.Rollout:
-  """The rollout with the patches of what later turns showed, for an update that trains the tower."""
+  """The rollout with the vision inputs of later turns, for an update that trains the tower."""
   rollout = played.rollout
   if rollout.episode_inputs is None:
     return rollout

@@ -1,7 +1,8 @@
-"""Sampling: prompts -> groups of replies, with a key/value cache, one prefill per prompt, and no step for ended replies.
+"""Samples a group of replies to each prompt, with a key/value cache and one prefill per prompt.
 
-Replies start in a slot each. Every step of decoding computes all slots; when enough replies have ended, what is left moves to
-fewer slots, and the loop goes on compiled for these. Where a reply is kept changes nothing of what is drawn for it.
+Each reply starts in a slot of its own, and a decoding step computes all slots. When enough replies
+have ended, the others move to fewer slots, and decoding continues with a program compiled for that
+number. The slot of a reply does not influence what is drawn for it.
 """
 
 from collections.abc import Callable
@@ -23,18 +24,23 @@ from vr_jax.models.common import slots as slots_lib
 from vr_jax.rollout import chunked_logprobs, forward
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
-_UNASKED = 4  # steps of several devices from one look at how many replies go on to the next
-_BLOCKS = 128  # of the vocabulary, in which a token is looked for
+_CHECK_EVERY = 4  # with several devices, steps between two counts of the unfinished replies
+_BLOCKS = 128  # number of blocks of the vocabulary in `sample_inverse_cdf`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoding:
-  """How replies are drawn. Hashable: a static argument of the jitted functions.
+  """How replies are drawn. It is hashable, because it is a static argument of jitted functions.
 
-  temperature 0 is greedy. `top_p` keeps the smallest set of tokens whose probability reaches it. A reply ends with one
-  of `stop_tokens`, which belongs to it, or after `max_new_tokens`. `slot_fractions`: shares of the slots, falling, to which
-  decoding goes down as replies end; it is compiled once for each that is reached. replicate_weights: weights lie whole on each device
-  (but for the split of heads) while it decodes, instead of being sent to it for every token.
+  group: replies to each prompt.
+  max_new_tokens: the most tokens of a reply.
+  temperature: 0 is greedy.
+  top_p: keeps the smallest set of tokens whose probability reaches it.
+  stop_tokens: end a reply, and are part of it.
+  slot_fractions: falling fractions of the slots to which decoding shrinks as replies end; decoding
+    is compiled once for each fraction that is reached.
+  replicate_weights: whether each device keeps all weights (except for heads that are split) while
+    it decodes, instead of receiving them for every token.
   """
 
   group: int
@@ -50,7 +56,10 @@ class Decoding:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check  # tree transformations rebuild it with leaves that are no arrays
 class _State:
-  """Decoding between two steps. cache_slot: the place of a slot's reply among those that its device started with."""
+  """The state of decoding between two steps.
+
+  cache_slot: the slot, on its device, in which each slot's reply started.
+  """
 
   index: Int[Array, ""]
   hidden: Float[Array, "slots embed"]
@@ -75,10 +84,12 @@ def sample(
 ) -> records.Rollout:
   """Draws `decoding.group` replies to each prompt.
 
-  Each reply has a key of its own, folded from `key`, its prompt's and its group's index: what is drawn for it does not
-  depend on how long the others run, or where they are kept. Decoding ends when every reply has. The log-probs are those of
-  the distribution at the temperature, before top-p (at temperature 0: at temperature 1), with media tokens taken out;
-  this is what `forward.reply_log_probs` computes for the same tokens.
+  Each reply has a random key of its own, folded from `key`, the index of its prompt and its index
+  in the group. So what is drawn does not depend on the length or the slots of other replies.
+  Decoding ends when every reply has ended.
+
+  Log-probs are of the distribution at the temperature (at temperature 0: at temperature 1), without
+  the tokens that are not allowed and before top-p. `forward.reply_log_probs` computes the same.
   """
   return sample_counting(graphdef, params, prompt, allowed_tokens, key, decoding=decoding)[0]
 
@@ -92,7 +103,7 @@ def sample_counting(
   *,
   decoding: Decoding,
 ) -> tuple[records.Rollout, int]:
-  """As `sample`; also the number of tokens that decoding computed, those in slots whose reply had ended with them."""
+  """Same as `sample`; also returns how many tokens were computed, in slots of ended replies too."""
   layout = nnx.merge(graphdef, params).layout
   prefix, state = _start(graphdef, params, prompt, key, decoding=decoding)
   params = decoding_params(graphdef, params) if decoding.replicate_weights else params
@@ -103,8 +114,8 @@ def sample_counting(
     size = min(size for size in sizes if size >= left)
     if size < slots:
       state, slots = _compact(layout, state, size), size
-    go_down = jnp.int32(max((fewer for fewer in sizes if fewer < size), default=0))
-    state = _decode(graphdef, params, prefix, state, allowed_tokens, go_down, decoding=decoding)
+    next_size = jnp.int32(max((fewer for fewer in sizes if fewer < size), default=0))
+    state = _decode(graphdef, params, prefix, state, allowed_tokens, next_size, decoding=decoding)
     results = _collect(layout, state, results) if results is not None else _results(state)
     index, left = (int(x) for x in jax.device_get(_progress(layout, state)))
     computed += (index - reached) * len(state.finished)
@@ -123,7 +134,7 @@ def sample_at_once(
   *,
   decoding: Decoding,
 ) -> records.Rollout:
-  """As `sample`, in one program: every reply keeps its slot to the end."""
+  """Same as `sample`, in one program: every reply keeps its slot to the end."""
   prefix, state = _start(graphdef, params, prompt, key, decoding=decoding)
   params = decoding_params(graphdef, params) if decoding.replicate_weights else params
   state = _decode(graphdef, params, prefix, state, allowed_tokens, jnp.int32(0), decoding=decoding)
@@ -133,8 +144,8 @@ def sample_at_once(
 
 
 def slot_sizes(slots: int, slot_fractions: tuple[float, ...]) -> set[int]:
-  """Numbers of slots of a device that decoding is compiled for."""
-  return {slots, *(max(1, math.ceil(slots * rung)) for rung in slot_fractions)}
+  """The numbers of slots per device that decoding may be compiled for."""
+  return {slots, *(max(1, math.ceil(slots * fraction)) for fraction in slot_fractions)}
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "decoding"))
@@ -146,7 +157,7 @@ def _start(
   *,
   decoding: Decoding,
 ) -> tuple[interface.Prefix, _State]:
-  """Prompts that have been read, and their replies before the first token."""
+  """Reads the prompts, and makes the state of decoding before the first token."""
   model = nnx.merge(graphdef, params)
   prompts, group = prompt.tokens.shape[0], decoding.group
   prefix = model.prefill(prompt)
@@ -177,7 +188,7 @@ def _start(
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def decoding_params(graphdef: nnx.GraphDef, params: PyTree) -> PyTree:
-  """The parameters as decoding reads them: see the model's."""
+  """The parameters in the form that decoding uses, see the model's method."""
   return nnx.merge(graphdef, params).decoding_params()
 
 
@@ -192,7 +203,10 @@ def _decode(
   *,
   decoding: Decoding,
 ) -> _State:
-  """Steps until no device has more than `fewer` replies that go on (see `looped`), or replies are as long as they may be."""
+  """Decodes until no device has more than `fewer` unfinished replies, or replies have full length.
+
+  See `decode_loop`.
+  """
   model = nnx.merge(graphdef, params)
   stops, constants = jnp.array(decoding.stop_tokens), model.prepare_decode(prefix)
 
@@ -229,9 +243,12 @@ def decode_loop(
   index: Callable[[Any], Array],
   most: int,
 ) -> Any:
-  """Steps while `goes_on` and index(state), the number of the next one, is below `most`.
+  """Repeats `step` while `goes_on(state)` and index(state) < most.
 
-  Several devices wait for each other to know whether it goes on: they ask every `_UNASKED` steps, and may do some too many.
+  With several devices, `goes_on` makes them wait for each other. So it is evaluated only every
+  `_CHECK_EVERY` steps, and a few more steps than necessary may be done.
+
+  index: the number of the next step.
   """
 
   def within(state: Any) -> Array:
@@ -242,28 +259,31 @@ def decode_loop(
 
   def stepped(carry: tuple[Any, Array]) -> tuple[Any, Array]:
     state = step(carry[0])
-    asked = index(state) % _UNASKED == 0
-    return state, jax.lax.cond(asked, goes_on, lambda _: jnp.array(True), state)
+    check = index(state) % _CHECK_EVERY == 0
+    return state, jax.lax.cond(check, goes_on, lambda _: jnp.array(True), state)
 
   begun = (state, goes_on(state))
   return jax.lax.while_loop(lambda carry: carry[1] & within(carry[0]), stepped, begun)[0]
 
 
 def _count_unfinished(layout: layout_lib.Layout, state: _State) -> Int[Array, ""]:
-  """Replies that go on, on the device that has most of them."""
+  """The number of unfinished replies on the device that has most of them."""
   return (~state.finished).reshape(layout.ways("slots"), -1).sum(axis=1).max()
 
 
 @functools.partial(jax.jit, static_argnames="layout")
 def _progress(layout: layout_lib.Layout, state: _State) -> tuple[Int[Array, ""], Int[Array, ""]]:
-  """(steps done, replies that go on, on the device that has most of them; 0 where they may be no longer)."""
+  """The number of steps done, and the number of unfinished replies on the device with most of them.
+
+  The second is 0 once replies have full length.
+  """
   full = state.index == state.tokens.shape[1]
   return state.index, jnp.where(full, 0, _count_unfinished(layout, state))
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "slots"))
 def _compact(layout: layout_lib.Layout, state: _State, slots: int) -> _State:
-  """The replies that go on, in `slots` slots of each device; those left over hold ended ones."""
+  """Moves unfinished replies to `slots` slots of each device; ended replies fill up the rest."""
 
   def first(done: Array) -> Array:
     return jnp.argsort(done, stable=True)[:slots]
@@ -283,13 +303,13 @@ Results = tuple[Int[Array, "slots time"], Float[Array, "slots time"], Int[Array,
 
 
 def _results(state: _State) -> Results:
-  """Tokens, log-probs and lengths of the replies."""
+  """Tokens, log-probs and lengths of the replies in the slots."""
   return state.tokens, state.log_probs, state.lengths
 
 
 @functools.partial(jax.jit, static_argnames="layout", donate_argnames="results")
 def _collect(layout: layout_lib.Layout, state: _State, results: Results) -> Results:
-  """The results of all replies, with what the slots hold now at home."""
+  """Writes the slots' results to the slots in which their replies started."""
 
   def at_home(results: Array, cache_slot: Array, x: Array) -> Array:
     return results.at[cache_slot].set(x)
@@ -298,14 +318,15 @@ def _collect(layout: layout_lib.Layout, state: _State, results: Results) -> Resu
     axes = ("slots", *[None] * (x.ndim - 1))
     return layout.per_shard(at_home, ((result, axes), (state.cache_slot, ("slots",)), (x, axes)))
 
-  return tuple(updated(*pair) for pair in zip(results, _results(state), strict=True))
+  tokens, log_probs, lengths = map(updated, results, _results(state))
+  return tokens, log_probs, lengths
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "shape"))
 def _in_order(
   layout: layout_lib.Layout, results: Results, shape: tuple[int, int]
 ) -> records.Rollout:
-  """The rollout of replies in the slots in which they started."""
+  """The rollout of replies whose results are in the slots in which they started."""
   places = slot_layout_lib.SlotLayout.for_groups(layout, *shape)
   tokens, log_probs, lengths = (
     layout.place(
@@ -321,7 +342,7 @@ def _in_order(
 def reply_keys(
   key: Key[Array, ""], prompt: Int[Array, "slots"], group_index: Int[Array, "slots"]
 ) -> Key[Array, "slots"]:
-  """Folded from the number of the prompt, then of the reply in its group."""
+  """A key for each reply, folded from the index of its prompt, then from its index in the group."""
 
   def of_reply(prompt: Array, group_index: Array) -> Array:
     return jax.random.fold_in(jax.random.fold_in(key, prompt), group_index)
@@ -335,7 +356,10 @@ def draw(
   index: Int[Array, "*slots"],
   decoding: Decoding,
 ) -> tuple[Int[Array, "slots"], Float[Array, "slots"]]:
-  """A token for each slot, and its log-prob at the temperature; `index` is folded into the slots' keys."""
+  """Draws a token for each slot, and returns it with its log-prob at the temperature.
+
+  index: number of the step, folded into the keys of the slots.
+  """
   log_probs = jax.nn.log_softmax(logits)
   if decoding.temperature == 0:
     token = jnp.argmax(logits, axis=-1)
@@ -347,10 +371,11 @@ def draw(
 
 
 def uniform(keys: Key[Array, "slots"], index: Int[Array, "*slots"]) -> Float[Array, "slots"]:
-  """A number in (0, 1) for each slot; `index` is folded into its key."""
+  """A random number in (0, 1) for each slot; `index` is folded into its key."""
 
   def of_slot(key: Array, index: Array) -> Array:
-    # Of numbers 2^-23 apart from 0 on: moved to the middle, for 0 would be a token's whatever its probability.
+    # `uniform` gives multiples of 2^-23 from 0 on. Half a step is added because 0 would draw the
+    # first token, whatever its probability.
     return jax.random.uniform(jax.random.fold_in(key, index)) + 2.0**-24
 
   return jax.vmap(of_slot)(keys, jnp.broadcast_to(index, keys.shape))
@@ -359,11 +384,12 @@ def uniform(keys: Key[Array, "slots"], index: Int[Array, "*slots"]) -> Float[Arr
 def sample_inverse_cdf(
   weights: Float[Array, "slots vocab"], fraction: Float[Array, "slots"]
 ) -> Int[Array, "slots"]:
-  """The token at which the running sum of the weights first exceeds that share of their sum: one of weight 0 never.
+  """Draws a token: the first at which the running sum of the weights exceeds `fraction` of the total.
 
-  So one random number draws a token, where the Gumbel trick needs one for each token of the vocabulary. The sum runs over blocks
-  of the vocabulary, then within the chosen one, which keeps its rounding small; blocks are reduced, not gathered, so that a
-  vocabulary may lie on several devices.
+  A token of weight 0 is never drawn. This needs one random number, whereas the Gumbel trick needs
+  one for each token of the vocabulary. The sum runs over blocks of the vocabulary, then within the
+  chosen block, which keeps rounding errors small. Blocks are reduced, not gathered, so that the
+  vocabulary may be split over devices.
   """
   size = -(-weights.shape[1] // _BLOCKS)
   padded = jnp.pad(weights, ((0, 0), (0, _BLOCKS * size - weights.shape[1])))
@@ -379,9 +405,9 @@ def sample_inverse_cdf(
 def _first_above(
   weights: Float[Array, "slots places"], wanted: Float[Array, "slots"]
 ) -> tuple[Int[Array, "slots"], Float[Array, "slots"]]:
-  """(where the running sum of weights first exceeds what is wanted, the sum before it).
+  """The index at which the running sum of the weights first exceeds `wanted`, and the sum before it.
 
-  Where rounding leaves it below throughout: at the largest weight.
+  If it never does because of rounding, the index of the largest weight.
   """
   running = jnp.cumsum(weights, axis=-1)
   above = (running > wanted[:, None]) & (weights > 0)
@@ -391,9 +417,11 @@ def _first_above(
 
 
 def nucleus(log_probs: Float[Array, "*batch vocab"], top_p: float) -> Float[Array, "*batch vocab"]:
-  """Log-probs with all but the most likely tokens, those whose mass first reaches `top_p`, made impossible.
+  """Keeps the most likely tokens whose mass first reaches `top_p`; others get `IMPOSSIBLE`.
 
-  The most likely token always stays. Ties at the edge stay together. Source: Holtzman et al., arXiv 1904.09751.
+  The most likely token is always kept. Ties at the edge are kept together.
+
+  Source: Holtzman et al., arXiv 1904.09751.
   """
   ordered = jnp.sort(log_probs, axis=-1, descending=True)
   mass_before = jnp.cumsum(jnp.exp(ordered), axis=-1) - jnp.exp(ordered)

@@ -1,9 +1,10 @@
-"""One video, one question: the turns of an episode as they come.
+"""Asks one question about one video and yields the turns of the episode as they are sampled.
 
     session = rollout.Session(pool=pool, …)
     *turns, outcome = session.ask("Who falls?", ["A. the thief", "B. the guard"])
 
-The episode is one of `play.play`, with a group of one: its prompt is read once, and each turn appended.
+The episode is played by `play.play` with a group of one: the prompt is read once, and each turn is
+appended.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,12 @@ from vr_jax.rollout import play as play_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SessionTurn:
-  """What the model was shown, and what it replied. number: from 1; frames: of the pool; pixels: of these, RGB."""
+  """One turn: what the model was shown, and its reply.
+
+  number: from 1.
+  frames: indices in the pool.
+  pixels: of these frames, RGB.
+  """
 
   number: int
   frames: tuple[int, ...]
@@ -38,7 +44,11 @@ class SessionTurn:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SessionOutcome:
-  """How an episode ended, after so many turns. answer: None where the last turn gave none."""
+  """The end of an episode.
+
+  answer: None if the last turn gave no answer.
+  turns: number of turns.
+  """
 
   answer: str | None
   turns: int
@@ -46,10 +56,13 @@ class SessionOutcome:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Session:
-  """A policy and a video that it is asked about.
+  """A policy, and a video to ask it about.
 
-  allowed_tokens: tokens that a reply may hold. decoding: its group and rungs do not count. prefix_buckets: lengths that the first turn
-  is padded to. pool: the frames that turns choose from, or that the first turn shows. question_first: as of a `Dialogue`.
+  allowed_tokens: tokens that a reply may contain.
+  decoding: its group and slot_fractions are ignored.
+  prefix_buckets: lengths that the first turn is padded to.
+  pool: the frames that turns choose from, or that the first turn shows.
+  question_first: as in a `Dialogue`.
   """
 
   graphdef: nnx.GraphDef
@@ -71,16 +84,19 @@ class Session:
     problem_type: str | None = None,
     seed: int = 0,
   ) -> Iterator[SessionTurn | SessionOutcome]:
-    """Each turn when its reply has ended, then the outcome. Whoever stops reading ends the episode after the reply under way.
+    """Yields each turn when its reply has ended, then the outcome.
+
+    If the iterator is closed early, the episode ends after the reply that is being sampled.
 
     Args:
-      question: without instruction, which the environment adds.
-      options: of a multiple choice, with their letters.
-      problem_type: one of `records.PROBLEM_TYPES`; None: multiple choice where there are options, else free-form.
-      seed: of what is drawn.
+      question: without the instruction, which the environment adds.
+      options: of a multiple-choice question, with their letters.
+      problem_type: one of `records.PROBLEM_TYPES`; None: "multiple choice" if there are options,
+        otherwise "free-form".
+      seed: of the sampler.
 
     Raises:
-      InputError: from the iterator, where frames can't be read, or the episode outgrows its buckets.
+      InputError: from the iterator, if frames can't be read or the episode outgrows its buckets.
     """
     example = records.Example(
       id="question",
@@ -91,19 +107,20 @@ class Session:
       problem_type=problem_type or ("multiple choice" if options else "free-form"),
       shown=records.Span(start=0.0, end=0.0),
     )
-    told: queue.SimpleQueue[SessionTurn | None] = queue.SimpleQueue()
-    host = _Host(self, example, told.put)
+    turns: queue.SimpleQueue[SessionTurn | None] = queue.SimpleQueue()
+    host = _Host(self, example, turns.put)
     last = None
     with futures.ThreadPoolExecutor(1) as thread:
       playing = thread.submit(self._play, host, seed)
-      playing.add_done_callback(lambda _: told.put(None))
+      playing.add_done_callback(lambda _: turns.put(None))
       try:
-        while (turn := told.get()) is not None:
+        while (turn := turns.get()) is not None:
           last = turn
           yield turn
       finally:
         host.cancelled = True
     playing.result()
+    assert last is not None  # an episode that was played has a turn
     answer = last.action.answer if last.action.kind == "answer" else None
     yield SessionOutcome(answer=answer, turns=last.number)
 
@@ -138,9 +155,9 @@ class Session:
 
 
 class _Host:
-  """The host's side of the episode (`episodes.Turns`), which tells each turn once its reply has ended.
+  """Encodes the turns of the episode (`episodes.Turns`) and passes on each turn when it is complete.
 
-  cancelled: nobody reads any more, and the episode is to end.
+  cancelled: set to True to end the episode.
   """
 
   def __init__(
@@ -164,23 +181,23 @@ class _Host:
   def observe(
     self, row: int, group_index: int, replies: episodes.ReplyTokens
   ) -> prompts_lib.EncodedPrompt | None:
-    """What comes after these replies; None where the episode has ended, or is left."""
+    """Encodes the turn after these replies; None if the episode has ended or is cancelled."""
     self.publish_turn(replies)
     return None if self.cancelled else self._dialogue.observe(row, group_index, replies)
 
   def pad(
     self, encoded: Sequence[prompts_lib.EncodedPrompt], sizes: prompts_lib.PromptSizes
   ) -> records.Prompt:
-    """As the model takes them."""
+    """Pads and stacks them into a batch for the model."""
     return self._dialogue.pad(encoded, sizes)
 
   @property
   def axes(self) -> int:
-    """Of positions."""
+    """Number of components of a position."""
     return self._processor.axes
 
   def publish_turn(self, replies: episodes.ReplyTokens) -> None:
-    """Tells the turn of the last reply, unless it was told."""
+    """Passes on the turn of the last reply, unless that has been done."""
     if len(replies) == self._published:
       return
     self._published = len(replies)
@@ -193,27 +210,27 @@ class _Host:
 
 
 class _RecordingPool:
-  """A pool that remembers what was read of it."""
+  """A pool that records the frames read from it."""
 
   def __init__(self, pool: dialogue.FramePool):
     self._pool, self._frames, self._pixels = pool, (), ()
 
   @property
   def timestamps(self) -> Float[np.ndarray, "frames"]:
-    """Those of the pool."""
+    """Time of each frame, seconds."""
     return self._pool.timestamps
 
   def __len__(self) -> int:
     return len(self._pool)
 
   def read(self, frames: Sequence[int]) -> UInt8[np.ndarray, "frames height width 3"]:
-    """As that of the pool."""
+    """Reads frames from the pool and records them."""
     pixels = self._pool.read(frames)
     self._frames, self._pixels = tuple(frames), tuple(pixels)
     return pixels
 
   def pop_frames(self) -> tuple[tuple[int, ...], tuple[UInt8[np.ndarray, "height width 3"], ...]]:
-    """Numbers and pixels of what was read since this was last asked."""
-    found = self._frames, self._pixels
+    """Indices and pixels of the last frames read since the last call."""
+    last = self._frames, self._pixels
     self._frames, self._pixels = (), ()
-    return found
+    return last

@@ -1,4 +1,4 @@
-"""Where replies are kept while they are sampled: which device has which, and in what order they come back."""
+"""The assignment of replies to the decode slots of devices, and the way back to their order."""
 
 import dataclasses
 
@@ -10,16 +10,25 @@ from vr_jax.models import layout as layout_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SlotLayout:
-  """Which reply a slot starts with: devices in turn take equal shares of the replies to the prompts that they hold."""
+  """Which reply each decode slot starts with.
 
-  devices: int  # that slots are split over
-  blocks: int  # into which the prompts are split
-  replies: int  # of a block
-  slots: int  # of a device
+  Prompts are split into blocks. The devices that hold a block take equal numbers of its replies,
+  one device after the other; the last slots may be empty.
+
+  devices: devices that slots are split over.
+  blocks: blocks that prompts are split into.
+  replies: replies to the prompts of one block.
+  slots: slots of one device.
+  """
+
+  devices: int
+  blocks: int
+  replies: int
+  slots: int
 
   @classmethod
   def for_groups(cls, layout: layout_lib.Layout, prompts: int, group: int) -> "SlotLayout":
-    """Those of `group` replies to each of some prompts."""
+    """The layout of `group` replies to each prompt."""
     devices, blocks = layout.ways("slots"), layout.shards(("prompts",), (prompts,))[0]
     replies = prompts // blocks * group
     return cls(
@@ -30,20 +39,20 @@ class SlotLayout:
     )
 
   def device_slot(self) -> Int[np.ndarray, "slots"]:
-    """Number of the slot on its device."""
+    """Index of each slot on its device."""
     return np.tile(np.arange(self.slots), self.devices)
 
   def reply(self) -> Int[np.ndarray, "slots"]:
-    """Number of the reply within its block; `replies` where the slot is empty."""
+    """Index of each slot's reply within its block; `replies` for an empty slot."""
     number = np.arange(self.devices * self.slots) % (self.devices // self.blocks * self.slots)
     return np.minimum(number, self.replies)
 
   def block(self) -> Int[np.ndarray, "slots"]:
-    """Number of the block of prompts that the reply is to."""
+    """Index of the block that each slot's reply belongs to."""
     return np.arange(self.devices * self.slots) // (self.devices // self.blocks * self.slots)
 
   def to_reply_order(self, x: Array) -> Array:
-    """What the slots hold -> [replies of all blocks, …], without the empty slots."""
+    """Turns an array [slots, …] into [replies of all blocks, …], without the empty slots."""
     rest = x.shape[1:]
-    held = x.reshape(self.blocks, len(x) // self.blocks, *rest)[:, : self.replies]
-    return held.reshape(self.blocks * self.replies, *rest)
+    replies = x.reshape(self.blocks, len(x) // self.blocks, *rest)[:, : self.replies]
+    return replies.reshape(self.blocks * self.replies, *rest)

@@ -1,14 +1,16 @@
-"""What replies have written behind their prompts, on the devices: decoded a chunk at a time, and appended to when they are shown more.
+"""Decodes episodes of several turns on the devices, and appends observations to them.
 
-Each reply has a home, where its own keys and values stay from its first turn to its last; nothing there is computed again.
-Decoding works on slots: the homes of the replies that go on, each at a place of its own. A chunk of steps reads what was
-written before and keeps what is new beside it, at the same place for all slots; its end writes that home. So a step scatters
-nothing, and replies of different turns are one batch.
+Each reply has a cache slot, which keeps its keys and values from its first turn to its last;
+nothing in it is computed again. Decoding works on slots, which hold the replies that continue.
+During a chunk of steps, new keys and values go into a small separate cache, at the same index for
+all slots. At the end of the chunk they are written into the cache slots. So a step needs no
+scatter, and replies in different turns are decoded in one batch.
 """
 
 import dataclasses
 import functools
 import typing
+from typing import cast
 
 from flax import nnx
 import jax
@@ -28,11 +30,14 @@ from vr_jax.rollout import slot_layout as slot_layout_lib
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check  # tree transformations rebuild it with leaves that are no arrays
 class EpisodeDecodeState:
-  """All replies at home. hidden: at the last token of each that is to be decoded; media: features
-  [homes, media, …] of what it was shown.
+  """The state of all replies, in their cache slots.
+
+  hidden: hidden state at the last token of each reply, from which the next one is drawn.
+  cache: keys and values of the tokens after the prompt.
+  media: features [cache_slots, media, …] of the frames that later turns showed.
   """
 
-  hidden: Float[Array, "homes embed"]
+  hidden: Float[Array, "cache_slots embed"]
   cache: interface.Cache
   media: PyTree
 
@@ -41,9 +46,13 @@ class EpisodeDecodeState:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check
 class ChunkSlots:
-  """The replies of a chunk. prompt, group_index: their numbers in the batch; step: that of their next token, over all turns.
+  """The replies that a chunk of steps decodes.
 
-  left: tokens that a reply may still have; 0 where the slot has nothing to decode.
+  rows: their cache slots.
+  prompt: index of the prompt in the batch.
+  group_index: index of the reply in its group.
+  step: number of the next token, counted over all turns.
+  left: tokens that the reply may still get; 0 for an empty slot.
   """
 
   rows: slots_lib.CacheRows
@@ -57,7 +66,11 @@ class ChunkSlots:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check
 class DecodedChunk:
-  """What the slots said: as many tokens as `counts`, and whether the reply ended with them."""
+  """The tokens that a chunk of steps sampled.
+
+  counts: number of new tokens of each slot.
+  ended: whether the reply ended with them.
+  """
 
   tokens: Int[Array, "slots chunk"]
   log_probs: Float[Array, "slots chunk"]
@@ -76,9 +89,11 @@ def start(
   frames: int,
   patches: int,
 ) -> tuple[interface.Prefix, EpisodeDecodeState]:
-  """Prompts that have been read, and replies that have written nothing.
+  """Reads the prompts, and makes the state of replies that have no tokens yet.
 
-  They have room for `length` tokens and `frames` frames of so many patches.
+  group: replies to each prompt.
+  length: tokens that a cache slot has room for.
+  frames, patches: frames and patches per frame that each reply has room for.
   """
   model = nnx.merge(graphdef, params)
   prefix = model.prefill(prompt)
@@ -111,23 +126,28 @@ def decode(
   decoding: sampler.Decoding,
   chunk: int,
 ) -> tuple[EpisodeDecodeState, DecodedChunk]:
-  """Up to `chunk` steps; fewer once no device has more than `fewer` replies that go on (`sampler.decode_loop`). What is said is whole on every device.
+  """Decodes up to `chunk` steps, and stops when no device has more than `fewer` unfinished replies.
 
-  As many slots as homes are these, in their order. `key` is folded as `sampler.sample` does, by prompt, reply and step.
+  Several devices check that now and then only, see `sampler.decode_loop`. The result is replicated
+  over all devices.
+
+  slots: if there are as many as cache slots, slot i has to hold the reply of cache slot i.
+  key: is folded by prompt, reply and step, as in `sampler.sample`.
   """
   model = nnx.merge(graphdef, params)
   slots = jax.tree.map(lambda x: model.layout.place(jnp.asarray(x), ("slots",)), slots)
   rows, whole = slots.rows, len(slots.step) == len(state.hidden)
+  cache_slot, written = cast(Array, rows.cache_slot), cast(Array, rows.written)
   decode_slots = slots_lib.DecodeSlots(
     prompt=rows.prompt,
     group_index=slots.group_index,
     group=decoding.group,
-    forgets=None if rows.forgotten is None else rows.forgotten > 0,
+    forgets=None if rows.forgotten is None else cast(Array, rows.forgotten) > 0,
     kept=rows.kept,
   )
-  keys = sampler.reply_keys(key, slots.prompt, slots.group_index)
+  keys = sampler.reply_keys(key, cast(Array, slots.prompt), cast(Array, slots.group_index))
   stops, constants = jnp.array(decoding.stop_tokens), model.prepare_decode(prefix)
-  past = state.cache if whole else state.cache.select_slots(model.layout, rows.cache_slot)
+  past = state.cache if whole else state.cache.select_slots(model.layout, cache_slot)
   blank = model.layout.place(jnp.zeros((len(slots.step), chunk)), ("slots", None))
 
   def goes_on(carry: tuple) -> Array:
@@ -135,36 +155,36 @@ def decode(
     return (~ended).reshape(model.layout.ways("slots"), -1).sum(axis=1).max() > fewer
 
   def step(carry: tuple) -> tuple:
-    index, hidden, recent, said = carry
+    index, hidden, recent, decoded = carry
     logits = forward.token_logits(model, hidden, allowed_tokens, decoding.temperature or 1.0)
     token, log_prob = sampler.draw(logits, keys, slots.step + index, decoding)
-    token, log_prob = (jnp.where(said.ended, 0, x) for x in (token, log_prob))
+    token, log_prob = (jnp.where(decoded.ended, 0, x) for x in (token, log_prob))
     hidden, recent = model.decode_on(constants, past, recent, token, index, rows, decode_slots)
     last = (token[:, None] == stops).any(axis=-1) | (index + 1 >= slots.left)
     put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=1)
-    said = DecodedChunk(
-      tokens=put(said.tokens, token),
-      log_probs=put(said.log_probs, log_prob),
-      counts=said.counts + ~said.ended,
-      ended=said.ended | last,
+    decoded = DecodedChunk(
+      tokens=put(decoded.tokens, token),
+      log_probs=put(decoded.log_probs, log_prob),
+      counts=decoded.counts + ~decoded.ended,
+      ended=decoded.ended | last,
     )
-    return index + 1, hidden, recent, said
+    return index + 1, hidden, recent, decoded
 
-  said = DecodedChunk(
+  decoded = DecodedChunk(
     tokens=blank.astype(jnp.int32),
     log_probs=blank,
     counts=jnp.zeros_like(slots.left),
     ended=slots.left == 0,
   )
-  hidden = _read_cache_slots(model.layout, state.hidden, rows.cache_slot)
+  hidden = _read_cache_slots(model.layout, state.hidden, cache_slot)
   recent = model.start_cache(prefix, len(slots.step), chunk)
-  carry = (jnp.int32(0), hidden, recent, said)
-  _, hidden, recent, said = sampler.decode_loop(
+  carry = (jnp.int32(0), hidden, recent, decoded)
+  _, hidden, recent, decoded = sampler.decode_loop(
     model.layout, goes_on, step, carry, index=lambda carry: carry[0], most=chunk
   )
-  cache = state.cache.write_rows(model.layout, recent, rows.cache_slot, rows.written, said.counts)
-  hidden = _write_cache_slots(model.layout, state.hidden, rows.cache_slot, hidden)
-  return dataclasses.replace(state, hidden=hidden, cache=cache), replicate(model.layout, said)
+  cache = state.cache.write_rows(model.layout, recent, cache_slot, written, decoded.counts)
+  hidden = _write_cache_slots(model.layout, state.hidden, cache_slot, hidden)
+  return dataclasses.replace(state, hidden=hidden, cache=cache), replicate(model.layout, decoded)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "stride"), donate_argnames="state")
@@ -179,17 +199,21 @@ def append(
   *,
   stride: int,
 ) -> EpisodeDecodeState:
-  """What some replies are shown next, behind what they have written.
+  """Appends observations to the episodes of some replies.
 
-  shown: its positions count from 0. seen: frames that each reply was shown before; stride: media tokens of a frame.
+  shown: the observations; their positions count from 0.
+  rows: the cache slots that they are appended to.
+  seen: number of frames that earlier turns of each episode showed.
+  stride: media tokens of a frame.
   """
   model = nnx.merge(graphdef, params)
   place = functools.partial(model.layout.place, axes=("slots",))
   rows = jax.tree.map(lambda x: place(jnp.asarray(x)), rows)
+  cache_slot, written = cast(Array, rows.cache_slot), cast(Array, rows.written)
   media = model.encode_vision(shown.vision)
   hidden, new = model.append(prefix, state.cache, shown, media, rows)
   counts = place((jnp.asarray(shown.kind) != records.Kind.PAD).sum(axis=1))
-  cache = state.cache.write_rows(model.layout, new, rows.cache_slot, rows.written, counts)
+  cache = state.cache.write_rows(model.layout, new, cache_slot, written, counts)
   first = place(jnp.asarray(seen)) * stride
 
   def of_device(x: Array, new: Array, cache_slot: Array, first: Array) -> Array:
@@ -197,21 +221,21 @@ def append(
       new, mode="drop"
     )
 
-  def kept(x: Array, new: Array) -> Array:
+  def write(x: Array, new: Array) -> Array:
     wide = ("slots", *[None] * (x.ndim - 1))
-    places = (rows.cache_slot, ("slots",)), (first, ("slots",))
+    places = (cache_slot, ("slots",)), (first, ("slots",))
     return model.layout.per_shard(of_device, ((x, wide), (new, wide), *places))
 
   return EpisodeDecodeState(
-    hidden=_write_cache_slots(model.layout, state.hidden, rows.cache_slot, hidden),
+    hidden=_write_cache_slots(model.layout, state.hidden, cache_slot, hidden),
     cache=cache,
-    media=jax.tree.map(kept, state.media, media),
+    media=jax.tree.map(write, state.media, media),
   )
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "length"))
 def grow(layout: layout_lib.Layout, state: EpisodeDecodeState, length: int) -> EpisodeDecodeState:
-  """The same with room for `length` tokens."""
+  """The same state with room for `length` tokens in each cache slot."""
   return dataclasses.replace(state, cache=state.cache.grow(layout, length))
 
 
@@ -219,12 +243,15 @@ def grow(layout: layout_lib.Layout, state: EpisodeDecodeState, length: int) -> E
 def gather_media(
   layout: layout_lib.Layout, state: EpisodeDecodeState, shape: tuple[int, int], media: int
 ) -> PyTree:
-  """The first `media` features of each reply, those of a group one after the other. shape: prompts, group."""
-  places = slot_layout_lib.SlotLayout.for_groups(layout, *shape)
+  """The first `media` features of each reply, [prompts, group * media, …].
+
+  shape: (prompts, group).
+  """
+  slot_layout = slot_layout_lib.SlotLayout.for_groups(layout, *shape)
 
   def of_array(x: Array) -> Array:
-    found = places.to_reply_order(x[:, :media])
-    joined = found.reshape(shape[0], shape[1] * media, *found.shape[2:])
+    ordered = slot_layout.to_reply_order(x[:, :media])
+    joined = ordered.reshape(shape[0], shape[1] * media, *ordered.shape[2:])
     return layout.place(joined, ("prompts", *[None] * (joined.ndim - 1)))
 
   return jax.tree.map(of_array, state.media)
@@ -232,12 +259,12 @@ def gather_media(
 
 @functools.partial(jax.jit, static_argnames="layout")
 def replicate(layout: layout_lib.Layout, tree: PyTree) -> PyTree:
-  """The arrays whole on every device, so that every process can read them."""
+  """Replicates arrays over all devices, so that every process can read them."""
   return jax.tree.map(lambda x: layout.place(x, (None,) * x.ndim), tree)
 
 
 def _read_cache_slots(
-  layout: layout_lib.Layout, x: Float[Array, "homes embed"], cache_slot: Int[Array, "slots"]
+  layout: layout_lib.Layout, x: Float[Array, "cache_slots embed"], cache_slot: Int[Array, "slots"]
 ) -> Float[Array, "slots embed"]:
   def of_device(cache_slot: Array, x: Array) -> Array:
     return jnp.take(x, cache_slot, axis=0, mode="clip")
@@ -248,10 +275,10 @@ def _read_cache_slots(
 
 def _write_cache_slots(
   layout: layout_lib.Layout,
-  x: Float[Array, "homes embed"],
+  x: Float[Array, "cache_slots embed"],
   cache_slot: Int[Array, "slots"],
   new: Float[Array, "slots embed"],
-) -> Float[Array, "homes embed"]:
+) -> Float[Array, "cache_slots embed"]:
   def of_device(x: Array, cache_slot: Array, new: Array) -> Array:
     return x.at[cache_slot].set(new, mode="drop")
 

@@ -1,9 +1,11 @@
-"""The trace stage as an Apache Beam pipeline (extra `beam`): what it writes is the same whatever the number of workers.
+"""Runs the trace stage as an Apache Beam pipeline (extra `beam`).
 
     Create(chunks) -> Reshuffle -> Map(propose, filter, judge, write)
 
-An endpoint is asked by the workers. This project's sampler, which owns the devices, proposes first, in this process; its replies
-wait on disk in replies/. A chunk is one file either way, so that a pipeline may follow on one process, and one process on it.
+The output does not depend on the number of workers. If traces come from an endpoint, the workers
+ask it. This project's sampler owns the devices, so it runs before the pipeline, in this process,
+and leaves its replies on disk in replies/. Each chunk is one file with or without Beam, so an
+interrupted stage can resume either way.
 """
 
 from collections.abc import Sequence
@@ -19,14 +21,14 @@ import ml_collections
 
 from vr_jax import atomic, errors
 from vr_jax.data import trace_store
-from vr_jax.traces import filter as trace_filter
+from vr_jax.traces import filter as filter_lib
 from vr_jax.traces import proposers
 from vr_jax.train import console, judge_factory, paths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-  """What a worker needs to know beside its chunk."""
+  """What a worker needs besides its chunk. output: the directory of the traces."""
 
   config: ml_collections.FrozenConfigDict
   workdir: Path
@@ -40,10 +42,10 @@ def decide(
   chunks: Sequence[trace_store.TraceChunk],
   writer: proposers.Writer,
 ) -> None:
-  """Decides the chunks that are open, in config.traces.workers processes or on the runner of config.traces.beam.
+  """Decides the remaining chunks, in config.traces.workers processes or on config.traces.beam.
 
   Raises:
-    InputError: Beam is not installed, or what a worker met, which the first of them noted.
+    InputError: Beam is not installed, or a worker raised it.
   """
   beam, options = load(config)
   left = trace_store.open_chunks(output, chunks)
@@ -61,30 +63,33 @@ def _run(
   try:
     with beam.Pipeline(options=options) as pipeline:
       _ = pipeline | beam.Create(chunks) | beam.Reshuffle() | beam.Map(decide_one, job)
-  except RuntimeError as error:  # All that a runner says of an exception in a worker.
+  except RuntimeError as error:  # what a runner raises for any exception in a worker
     if problem.is_file():
       raise errors.InputError(json.loads(problem.read_text())) from error
     raise
 
 
 def decide_one(chunk: trace_store.TraceChunk, job: Job) -> None:
-  """Proposes (with an endpoint), filters, judges and writes one chunk; what a worker does."""
+  """Processes one chunk in a worker: endpoint (if it is the writer), filter, judge, write."""
   try:
-    sieve, writer = _worker(job)
+    trace_filter, writer = _load_worker(job)
     if writer is None:
       replies = json.loads(_replies(job.output, chunk).read_text())
     else:
       ((_, wait),) = writer.proposals([chunk])
       replies = wait()
-    sieve.decide(chunk, replies)
+    trace_filter.decide(chunk, replies)
   except errors.InputError as error:
     atomic.write_json_lines(job.output / "problem.json", [str(error)])
     raise
 
 
 @functools.lru_cache(maxsize=1)
-def _worker(job: Job) -> tuple[trace_filter.Filter, proposers.Writer | None]:
-  """What a process keeps from chunk to chunk: the filter, and who writes, where it is an endpoint."""
+def _load_worker(job: Job) -> tuple[filter_lib.Filter, proposers.Writer | None]:
+  """Makes what a worker process reuses for all chunks.
+
+  Returns (filter, writer or None if replies are read from disk).
+  """
   config = ml_collections.ConfigDict(job.config)
   config.judge = judge_factory.split_limits(config.judge, config.traces.workers)
   if config.traces.writer == "sampler":
@@ -92,20 +97,20 @@ def _worker(job: Job) -> tuple[trace_filter.Filter, proposers.Writer | None]:
   else:
     writer = proposers.make(config, job.workdir)
     environment = writer.environment
-  sieve = trace_filter.Filter(
+  trace_filter = filter_lib.Filter(
     source=paths.shards_directory(config, job.workdir),
     output=job.output,
     environment=environment,
-    judge=environment.judge,
+    judge=proposers.judge_of(environment),
     threshold=config.traces.threshold,
   )
-  return sieve, writer
+  return trace_filter, writer
 
 
 def _sample(
   output: Path, chunks: Sequence[trace_store.TraceChunk], writer: proposers.Writer
 ) -> None:
-  """Writes the replies to the chunks that have none yet."""
+  """Samples and writes the replies of chunks that have none yet."""
   left = [chunk for chunk in chunks if not _replies(output, chunk).is_file()]
   (output / "replies").mkdir(exist_ok=True)
   with console.progress("sample", len(left)) as tick:
@@ -122,9 +127,12 @@ def _replies(output: Path, chunk: trace_store.TraceChunk) -> Path:
 
 
 def load(config: ml_collections.ConfigDict) -> tuple[ModuleType, Any]:
-  """Beam, and its options: several processes of this machine, unless config.traces.beam says otherwise.
+  """Imports Beam. Returns (Beam, its pipeline options).
 
-  Raises InputError where it is not installed, or the workers can't share the judge.
+  By default it runs several processes on this machine; config.traces.beam replaces these options.
+
+  Raises:
+    InputError: Beam is not installed, or the judge's limits can't be split among the workers.
   """
   judge_factory.split_limits(config.judge, config.traces.workers)
   try:
@@ -132,7 +140,8 @@ def load(config: ml_collections.ConfigDict) -> tuple[ModuleType, Any]:
     options = importlib.import_module("apache_beam.options.pipeline_options")
   except ImportError as error:
     raise errors.InputError(
-      "config.traces.workers: the package apache_beam is missing; pip install 'vr_jax[beam]', or set workers to 0"
+      "config.traces.workers: the package apache_beam is missing; "
+      "pip install 'vr_jax[beam]', or set workers to 0"
     ) from error
   local = [
     "--runner=DirectRunner",

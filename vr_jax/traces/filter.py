@@ -1,4 +1,4 @@
-"""Which proposed traces are kept: those of the template, with a right answer, whose observation suffices.
+"""Keeps proposed traces that fit the template, answer correctly and whose observation suffices.
 
 Source: VideoP2R, arXiv 2511.11113, steps 2 and 3 of its data pipeline.
 """
@@ -17,9 +17,13 @@ from vr_jax.rewards import judge as judge_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Filter:
-  """Decides chunks of the examples in `source`, and writes them to `output`; one thread at a time.
+  """Decides which traces to keep, chunk by chunk. Only one thread at a time may use it.
 
-  environment: reads the replies. threshold: the score by the task metric that an answer needs.
+  source: what ingestion wrote; has the examples.
+  output: the directory of the traces.
+  environment: parses the replies.
+  judge: says whether an observation suffices.
+  threshold: least score, by the task metric, that an answer needs.
   """
 
   source: Path
@@ -29,14 +33,16 @@ class Filter:
   threshold: float
 
   def decide(self, chunk: trace_store.TraceChunk, replies: Sequence[str | None]) -> None:
-    """Writes what becomes of a chunk.
+    """Decides a chunk and writes the outcomes.
 
     Raises:
-      InputError: none of several questions has a reply, or the judge is not to be had: neither is a property of theirs.
+      InputError: none of several questions has a reply, or the judge doesn't work. Then nothing is
+        written, because the traces are not to blame.
     """
     if len(replies) > 1 and all(reply is None for reply in replies):
       raise errors.InputError(
-        f"{self.output}: the writer gave no reply to any of {len(replies)} questions; once it does, the same command goes on"
+        f"{self.output}: the writer gave no reply to any of {len(replies)} questions; "
+        "once it does, the same command goes on"
       )
     examples = [self._sources[chunk.split][index] for index in chunk.indices]
     outcomes = self.outcomes(chunk.indices, examples, replies)
@@ -53,33 +59,40 @@ class Filter:
     examples: Sequence[records.Example],
     replies: Sequence[str | None],
   ) -> list[trace_store.TraceOutcome]:
-    """What becomes of the replies to these examples; the judge is asked about those alone whose answer is right."""
-    found = [self._before_judging(*each) for each in zip(indices, examples, replies, strict=True)]
-    open_ones = [place for place, outcome in enumerate(found) if not outcome.reason]
-    cases = [
-      judge_lib.JudgeCase(example=examples[place], observation=found[place].observation)
-      for place in open_ones
+    """Decides replies to examples. The judge only sees those with a right answer.
+
+    indices: of the examples, in their split.
+    """
+    outcomes = [
+      self._before_judging(*each) for each in zip(indices, examples, replies, strict=True)
     ]
-    for place, verdict in zip(open_ones, self.judge.verdicts(cases), strict=True):
+    undecided = [row for row, outcome in enumerate(outcomes) if not outcome.reason]
+    cases = [
+      judge_lib.JudgeCase(example=examples[row], observation=outcomes[row].observation)
+      for row in undecided
+    ]
+    for row, verdict in zip(undecided, self.judge.verdicts(cases), strict=True):
       reason = {True: "", False: "insufficient", None: "no verdict"}[verdict]
-      found[place] = dataclasses.replace(found[place], reason=reason)
-    return found
+      outcomes[row] = dataclasses.replace(outcomes[row], reason=reason)
+    return outcomes
 
   def _check_judge(self) -> None:
-    """Raises InputError where the judge had no budget left, or left several cases or all that were new to it unanswered.
+    """Raises InputError if the judge's budget is spent, or several or all new cases are unanswered.
 
-    One of several that fails to its last retry may do so by what it says, and is one without a verdict.
+    A single unanswered case among several is accepted: its own text may be the cause. It counts as
+    one without a verdict.
     """
     counts = self.judge.counts()
     asked, spent, lost = (counts.get(name, 0) for name in ("asked", "over_budget", "unanswered"))
     if spent:
       raise errors.InputError(
-        f"config.judge.budget: is spent, {spent:g} cases of a chunk are left; the same command goes on, with as many again"
+        f"config.judge.budget: is spent, {spent:g} cases of a chunk are left; "
+        "the same command goes on, with as many again"
       )
     if lost > 1 or lost == asked > 0:
       raise errors.InputError(
-        f"config.judge: left {lost:g} of {asked:g} cases of a chunk unanswered, retries included; once it answers, "
-        "the same command goes on"
+        f"config.judge: left {lost:g} of {asked:g} cases of a chunk unanswered, retries included; "
+        "once it answers, the same command goes on"
       )
 
   def _before_judging(
@@ -87,15 +100,15 @@ class Filter:
   ) -> trace_store.TraceOutcome:
     if reply is None:
       return trace_store.TraceOutcome(index=index, reply=None, reason="no reply")
-    read = self.environment.parse_trace(reply)
-    if read is None:
+    trace = self.environment.parse_trace(reply)
+    if trace is None:
       return trace_store.TraceOutcome(index=index, reply=reply, reason="template")
-    score = environment.task_score(read.answer, example)
+    score = environment.task_score(trace.answer, example)
     return trace_store.TraceOutcome(
       index=index,
       reply=reply,
       reason="" if score >= self.threshold else "answer",
       score=score,
-      observation=read.observation,
-      reasoning=read.reasoning,
+      observation=trace.observation,
+      reasoning=trace.reasoning,
     )

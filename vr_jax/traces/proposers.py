@@ -1,16 +1,17 @@
-"""Who proposes traces: this project's sampler, or a model behind an OpenAI-compatible endpoint that is shown the frames.
+"""Writers propose traces: this project's sampler, or a model behind an OpenAI-compatible endpoint.
 
-A proposal is a chunk of questions and a function that waits for the replies, so that others decide while the next are written.
+A proposal is a chunk of questions and a function that waits for the replies. So one chunk can be
+filtered while the next one is being written.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 from jaxtyping import PyTree
@@ -22,6 +23,7 @@ from vr_jax.data import batches, examples, frame_store, trace_store
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.rewards import judge as judge_lib
 from vr_jax.rollout import sampler
 from vr_jax.traces import vlm_client
 from vr_jax.train import (
@@ -34,30 +36,37 @@ from vr_jax.train import (
 )
 
 Replies = Callable[[], Sequence[str | None]]
-_AHEAD = 2  # chunks that wait for what is done with them, at most
+_AHEAD = 2  # most chunks that wait to be processed
 
 
 @runtime_checkable
 class Writer(Protocol):
-  """Proposes one reply to each question of the environment, at temperature 0."""
+  """Proposes one reply to each question, at temperature 0."""
 
   @property
   def environment(self) -> environment_lib.Environment:
-    """The recipe's, with its judge."""
+    """The recipe's environment, with its judge."""
+    ...
 
   def identity(self) -> Mapping[str, Any]:
-    """What the replies depend on, as JSON."""
+    """Returns what the replies depend on, JSON-able."""
+    ...
 
   def left_out(self) -> Mapping[str, frozenset[int]]:
-    """Indices of the examples of each split that can't be asked about."""
+    """Returns the indices of unusable examples, by split."""
+    ...
 
   def proposals(
     self, chunks: Sequence[trace_store.TraceChunk]
   ) -> Iterator[tuple[trace_store.TraceChunk, Replies]]:
-    """The chunks in their order, the next ones under way while the replies to one are waited for."""
+    """Yields each chunk, in order, with a function that waits for its replies.
+
+    Later chunks are already being written meanwhile.
+    """
+    ...
 
   def close(self) -> None:
-    """Closes the environment's judge, and the connection to a model that is asked."""
+    """Closes the environment's judge, and the endpoint if there is one."""
 
 
 def each(
@@ -66,22 +75,25 @@ def each(
   work: Callable[[trace_store.TraceChunk, Sequence[str | None]], None],
   tick: Callable[[int], None],
 ) -> None:
-  """Does `work(chunk, replies)` for one chunk after the other, on a thread of its own: the writer goes on with the next ones.
+  """Calls `work(chunk, replies)` for each chunk, in order, on another thread.
 
-  tick: is told how many are done. Where it is interrupted, what was replied by then is done first.
+  tick: called with the number of chunks that are done.
+
+  The writer goes on with later chunks meanwhile. After an interruption, chunks whose replies are
+  complete are still processed.
   """
 
-  def one(number: int, chunk: trace_store.TraceChunk, replies: Replies) -> None:
+  def process(number: int, chunk: trace_store.TraceChunk, replies: Replies) -> None:
     work(chunk, replies())
     tick(number)
 
   with (
     futures.ThreadPoolExecutor(1, thread_name_prefix="filter") as pool,
-    contextlib.closing(writer.proposals(chunks)) as proposals,
+    contextlib.closing(cast(Generator, writer.proposals(chunks))) as proposals,
   ):
     waiting = deque()
     for number, (chunk, replies) in enumerate(proposals, start=1):
-      waiting.append(pool.submit(one, number, chunk, replies))
+      waiting.append(pool.submit(process, number, chunk, replies))
       if len(waiting) > _AHEAD:
         waiting.popleft().result()
     for future in waiting:
@@ -90,14 +102,17 @@ def each(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampled:
-  """The weights that RL would start from: config.rl.init_checkpoint, the workdir's warm start, or config.model.pretrained."""
+  """Samples from the weights that RL would start from.
+
+  These are config.rl.init_checkpoint, the workdir's warm start, or config.model.pretrained.
+  """
 
   context: run_context.RunContext
   workdir: Path
 
   @property
   def environment(self) -> environment_lib.Environment:
-    """That of the run."""
+    """The environment of the run."""
     return self.context.environment
 
   def identity(self) -> Mapping[str, Any]:
@@ -107,40 +122,40 @@ class Sampled:
     return {"model": model, "start": initialization.describe_start(self.context, self.workdir)}
 
   def left_out(self) -> Mapping[str, frozenset[int]]:
-    """Those whose prompts do not fit; a trace is not asked for, since there is none yet."""
+    """Returns examples whose prompts don't fit. They need no trace, because none exists yet."""
     config = self.context.config.copy_and_resolve_references()
-    config.sft.steps, config.sft.validate_every = 0, 1  # of all splits, their prompts alone
+    config.sft.steps, config.sft.validate_every = 0, 1  # checks only the prompts, of all splits
     return dataclasses.replace(self.context.builder.checks, config=config).find_unusable()
 
   def proposals(
     self, chunks: Sequence[trace_store.TraceChunk]
   ) -> Iterator[tuple[trace_store.TraceChunk, Replies]]:
-    """A batch of the sampler is a chunk."""
+    """Samples one batch for each chunk."""
     with vision_features.open_cache(self.context, self.params, self.workdir) as cache:
       for split in trace_store.SPLITS:
-        mine = [chunk for chunk in chunks if chunk.split == split]
-        for chunk, batch in zip(mine, self.batches(split, mine, cache), strict=True):
+        selected = [chunk for chunk in chunks if chunk.split == split]
+        for chunk, batch in zip(selected, self.batches(split, selected, cache), strict=True):
           prompt = vision_features.prompt_with_features(
             self.context, self.params, batch, cache
           ).prompt
           rollout = self.sample(prompt)
-          yield chunk, functools.partial(_texts, self.context, rollout, len(chunk.indices))
+          yield chunk, functools.partial(_decode, self.context, rollout, len(chunk.indices))
 
   def close(self) -> None:
     """Closes the judge."""
-    self.environment.judge.close()
+    judge_of(self.environment).close()
 
   @functools.cached_property
   def params(self) -> PyTree:
-    """The weights that write."""
+    """The weights, loaded at first use."""
     return initialization.initial_params(self.context, self.workdir)
 
   def sample(self, prompt: records.Prompt) -> records.Rollout:
-    """One reply to each prompt."""
+    """Samples one reply to each prompt."""
     context = self.context
     budget = context.config.traces.max_tokens
     decoding = context.decoding(group=1, temperature=0.0, max_new_tokens=budget)
-    key = jax.random.key(0)  # nothing is drawn at temperature 0
+    key = jax.random.key(0)  # not used at temperature 0
     return sampler.sample(
       context.graphdef, self.params, prompt, context.allowed_tokens, key, decoding=decoding
     )
@@ -148,7 +163,7 @@ class Sampled:
   def batches(
     self, split: str, chunks: Sequence[trace_store.TraceChunk], cache: vision_features.Cache = None
   ) -> Iterator[batching.Batch]:
-    """The questions of each chunk, all of one split, read ahead."""
+    """Reads one batch for each chunk, ahead of time. All chunks must be of `split`."""
     if not chunks:
       return iter(())
     config, size = self.context.config, self.context.config.traces.batch_size
@@ -160,22 +175,26 @@ class Sampled:
       batch_size=size,
       sampling=paths.sampling_rule(config.data),
       transform=functools.partial(self.context.builder.item, cache=cache),
-      collate=functools.partial(self.context.builder.batch, size=size),
+      collate=cast(
+        Callable[[Sequence[Any]], Any], functools.partial(self.context.builder.batch, size=size)
+      ),
       shuffle=False,
       repeat=False,
       threads=config.data.threads,
     )
 
 
-def _texts(context: run_context.RunContext, rollout: records.Rollout, count: int) -> list[str]:
-  tokens, kind = (mesh_lib.local_rows(x)[:count, 0] for x in (rollout.tokens, rollout.kind))
+def _decode(context: run_context.RunContext, rollout: records.Rollout, count: int) -> list[str]:
+  """Waits for a rollout, and decodes the first `count` replies."""
+  arrays = cast(tuple[jax.Array, jax.Array], (rollout.tokens, rollout.kind))  # on the devices
+  tokens, kind = (mesh_lib.local_rows(x)[:count, 0] for x in arrays)
   sampled = np.asarray(kind) == records.Kind.MODEL
   return [context.processor.decode(row[mask]) for row, mask in zip(tokens, sampled, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Asked:
-  """A model behind an endpoint, which reads the stored JPEGs of a clip and the recipe's question."""
+  """Asks a model behind an endpoint, with the stored JPEGs of a clip and the recipe's question."""
 
   config: ml_collections.ConfigDict
   source: Path
@@ -183,7 +202,7 @@ class Asked:
   model: vlm_client.VideoModel
 
   def identity(self) -> Mapping[str, Any]:
-    """The model and where it answers."""
+    """The model and its endpoint."""
     section = self.config.traces
     return {
       "model": section.model,
@@ -192,13 +211,13 @@ class Asked:
     }
 
   def left_out(self) -> Mapping[str, frozenset[int]]:
-    """What fits is the endpoint's affair."""
+    """Returns nothing: the endpoint decides which prompts fit."""
     return {}
 
   def proposals(
     self, chunks: Sequence[trace_store.TraceChunk]
   ) -> Iterator[tuple[trace_store.TraceChunk, Replies]]:
-    """As many chunks ahead as keep all requests busy."""
+    """Asks about several chunks ahead, enough to use all allowed requests at the same time."""
     section = self.config.traces
     store = frame_store.FrameStore(self.source / "frames")
     sources = {split: examples.ExampleSource(self.source, split) for split in trace_store.SPLITS}
@@ -207,19 +226,19 @@ class Asked:
       waiting = deque()
       try:
         for chunk in chunks:
-          asked = [sources[chunk.split][index] for index in chunk.indices]
-          replies = [pool.submit(self._reply, example, store) for example in asked]
-          waiting.append((chunk, functools.partial(_waited, replies)))
+          questions = [sources[chunk.split][index] for index in chunk.indices]
+          replies = [pool.submit(self._reply, example, store) for example in questions]
+          waiting.append((chunk, functools.partial(_wait, replies)))
           if len(waiting) > ahead:
             yield waiting.popleft()
         yield from waiting
-      except GeneratorExit:  # nobody waits for them any more
+      except GeneratorExit:  # the caller doesn't need the replies any more
         pool.shutdown(cancel_futures=True)
         raise
 
   def close(self) -> None:
-    """Closes the judge and the connection."""
-    self.environment.judge.close()
+    """Closes the judge and the endpoint."""
+    judge_of(self.environment).close()
     self.model.close()
 
   def _reply(self, example: records.Example, store: frame_store.FrameStore) -> str | None:
@@ -228,12 +247,12 @@ class Asked:
     return self.model.reply(self.environment.question(example), images)
 
 
-def _waited(replies: Sequence[futures.Future]) -> list[str | None]:
+def _wait(replies: Sequence[futures.Future]) -> list[str | None]:
   return [reply.result() for reply in replies]
 
 
 def make(config: ml_collections.ConfigDict, workdir: Path) -> Writer:
-  """The writer that config.traces names; raises InputError where it or the judge can't be had."""
+  """Makes the writer of config.traces; raises InputError if it or the judge doesn't work."""
   if config.traces.writer == "sampler":
     return Sampled(context=run_context.make_run_context(config, workdir), workdir=workdir)
   with contextlib.ExitStack() as on_failure:
@@ -249,15 +268,20 @@ def make(config: ml_collections.ConfigDict, workdir: Path) -> Writer:
 
 
 def judged(config: ml_collections.ConfigDict, workdir: Path) -> environment_lib.Environment:
-  """The environment with its judge, for which no model of this project is needed."""
+  """Makes the environment with its judge, without loading the policy."""
   judge = judge_factory.make_judge(
     config.judge, paths.data_directory(config, workdir) / "judge.sqlite"
   )
   return registry.make_environment(config, judge=judge)
 
 
+def judge_of(environment: environment_lib.Environment) -> judge_lib.Judge:
+  """Returns the judge of an environment. Those with observations have one, others don't."""
+  return cast(Any, environment).judge
+
+
 def _connect(config: ml_collections.ConfigDict) -> vlm_client.VideoModel:
-  """A model that has answered; raises InputError where it does not, or for want of a model or key."""
+  """Connects to the model; raises InputError if it has no name or key, or doesn't answer."""
   section = config.traces
   if not section.model:
     raise errors.InputError(

@@ -1,8 +1,9 @@
-"""Stage `traces`: a writer proposes one trace a question, a filter keeps the good ones, and these become a data set to train on.
+"""Stage `traces`: makes supervised traces to train on.
 
 writer (sampler or endpoint) -> replies -> template and answer -> judge -> chunk on disk -> data set
 
-What is decided is written chunk by chunk, so that the same command goes on after any interruption. See docs/traces.md.
+A writer proposes one trace for each question, and a filter keeps the good ones. Outcomes are
+written chunk by chunk, so the same command resumes after any interruption. See docs/traces.md.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,17 +19,18 @@ from vr_jax import atomic, errors
 from vr_jax.data import examples, trace_store
 from vr_jax.envs import registry
 from vr_jax.traces import beam, proposers
-from vr_jax.traces import filter as trace_filter
+from vr_jax.traces import filter as filter_lib
 from vr_jax.train import config_checks, console, paths
 from vr_jax.train import workdir as workdir_lib
 
 
 def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  """Writes config.traces.directory, or goes on where an earlier start stopped.
+  """Writes config.traces.directory, or resumes an interrupted start.
 
   Raises:
-    InputError: a recipe without observations, an instruction that does not ask for the tags, no data, a package, a writer or a
-      judge that can't be had, or a directory of other traces.
+    InputError: the recipe has no observations, the instruction doesn't ask for the tags, there is
+      no data, a package is missing, the writer or judge doesn't work, or the directory holds other
+      traces.
   """
   _check(config)
   section, source = config.traces, paths.shards_directory(config, workdir)
@@ -47,26 +49,28 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
       if section.workers:
         beam.decide(config, workdir, output, chunks, writer)
       else:
-        sieve = trace_filter.Filter(
+        trace_filter = filter_lib.Filter(
           source=source,
           output=output,
           environment=writer.environment,
-          judge=writer.environment.judge,
+          judge=proposers.judge_of(writer.environment),
           threshold=section.threshold,
         )
-        decide(sieve, writer, chunks)
+        decide(trace_filter, writer, chunks)
       counts = trace_store.assemble(output, source, chunks)
-  _say(counts, output)
+  _print_counts(counts, output)
 
 
 def decide(
-  sieve: trace_filter.Filter, writer: proposers.Writer, chunks: Sequence[trace_store.TraceChunk]
+  trace_filter: filter_lib.Filter,
+  writer: proposers.Writer,
+  chunks: Sequence[trace_store.TraceChunk],
 ) -> None:
-  """Decides the chunks that are open, while the writer goes on with the next ones."""
-  left = trace_store.open_chunks(sieve.output, chunks)
+  """Decides the remaining chunks, while the writer goes on with later ones."""
+  left = trace_store.open_chunks(trace_filter.output, chunks)
   before = len(chunks) - len(left)
   with console.progress("traces", len(chunks), done=before) as tick:
-    proposers.each(writer, left, sieve.decide, lambda done: tick(before + done))
+    proposers.each(writer, left, trace_filter.decide, lambda done: tick(before + done))
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
@@ -76,7 +80,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
     )
   if not registry.environment_class(config.recipe).has_observation or "traces" not in config:
     raise errors.InputError(
-      f"config.recipe={config.recipe}: its replies hold no observation; traces are those of videop2r"
+      f"config.recipe={config.recipe}: its replies hold no observation; "
+      "traces are those of videop2r"
     )
   config_checks.check_template(config, told=config.traces.writer != "sampler")
 
@@ -84,7 +89,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
 def _about(
   config: ml_collections.ConfigDict, source: Path, writer: proposers.Writer
 ) -> dict[str, Any]:
-  """What the traces depend on, and not how fast they come."""
+  """Returns what the traces depend on, JSON-able. Fields that only affect speed are left out."""
   section = config.traces
   fields = ("writer", "threshold", "examples", "batch", "max_tokens")
   judge = {
@@ -108,13 +113,13 @@ def _plan(
   left_out, kept = writer.left_out(), {}
   for split in trace_store.SPLITS:
     count = len(examples.ExampleSource(source, split))
-    here = [index for index in range(count) if index not in left_out.get(split, ())]
-    kept[split] = here[: config.traces.examples or None]
+    usable = [index for index in range(count) if index not in left_out.get(split, ())]
+    kept[split] = usable[: config.traces.examples or None]
   return trace_store.plan(kept, config.traces.batch_size)
 
 
 def _keep_tokenizer(config: ml_collections.ConfigDict, workdir: Path, output: Path) -> None:
-  """A tokenizer that was learnt from this data goes with the traces: weights that know it may be trained on them."""
+  """Copies a tokenizer that was trained on this data: weights that use it may train on traces."""
   if config.model.tokenizer == paths.TRAINED:
     path = paths.tokenizer_path(config, workdir)
     if not path.is_file():
@@ -124,7 +129,7 @@ def _keep_tokenizer(config: ml_collections.ConfigDict, workdir: Path, output: Pa
     atomic.write_bytes(output / path.name, [path.read_bytes()])
 
 
-def _say(counts: Mapping[str, Mapping[str, int]], output: Path) -> None:
+def _print_counts(counts: Mapping[str, Mapping[str, int]], output: Path) -> None:
   for split, count in counts.items():
     if count["questions"]:
       reasons = [f"{count[reason]} {reason}" for reason in trace_store.REASONS if count[reason]]

@@ -1,4 +1,4 @@
-"""A video model behind an OpenAI-compatible endpoint: it is shown frames as JPEG images, and asked about them."""
+"""Asks a vision-language model behind an OpenAI-compatible endpoint about frames of a video."""
 
 import base64
 from collections.abc import Sequence
@@ -10,23 +10,28 @@ from vr_jax.train import console
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoModel:
-  """May be asked from several threads. system: opens every conversation; empty for none."""
+  """A model that takes JPEG images and a question. Several threads may use it.
+
+  system: the system message; empty for none.
+  """
 
   endpoint: model_endpoint.Endpoint
   system: str
 
   def reply(self, question: str, images: Sequence[bytes]) -> str | None:
-    """The reply at temperature 0; None where there is no text, or this question is refused, which is printed.
+    """Returns the reply at temperature 0.
 
-    images: JPEGs, shown before the question, in their order.
+    None: it has no text, or the endpoint rejects this question. The rejection is printed.
+    images: JPEGs, put before the question, in this order.
 
     Raises:
-      InputError: after the retries the endpoint is gone, busy or failing, or it refuses the key or the model.
+      InputError: the endpoint is down, busy or failing even after all retries, or it rejects the
+        key or the model.
     """
-    shown = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images]
+    parts = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images]
     try:
-      text = self.endpoint.reply(self.system, [*shown, {"type": "text", "text": question}])
-    except model_endpoint.Refused as error:
+      text = self.endpoint.reply(self.system, [*parts, {"type": "text", "text": question}])
+    except model_endpoint.RequestRefused as error:
       if error.status in (401, 403, 404):
         raise
       console.print_line(f"traces: no reply; {error}")

@@ -1,10 +1,10 @@
-"""Batches of prompts: built from clips, padded to common buckets, put on the mesh."""
+"""Builds batches of prompts from clips, pads them to common buckets and puts them on the mesh."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 import zlib
 
 import jax
@@ -25,9 +25,12 @@ from vr_jax.train import check_examples, paths
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Item:
-  """One element of a batch: an example, its prompt, the tokens of its reference reply, and what it shows.
+  """One element of a batch: an example with its prompt, reference reply and clip.
 
-  kept_as: what the features of the clip are called in the cache, where there is one; damaged: they were not whole there.
+  encoded: the prompt.
+  reply: token ids of the reference reply; empty where there is none.
+  kept_as: name of the clip's features in the cache; None without a cache.
+  damaged: whether the cache's entry was found damaged.
   """
 
   example: records.Example
@@ -42,8 +45,11 @@ class Item:
 class Batch:
   """Items, and their prompts as host arrays, padded to the recipe's buckets.
 
-  A batch that ended an epoch early is filled up: its prompts beyond the items repeat the first one. sizes: the buckets. missing:
-  the rows whose features are not known, without a cache all; patches: what these show, as the vision tower reads it, in the rows that `mesh.bucket_size` asks for.
+  The last batch of an epoch may have fewer items than prompts: the first prompt fills the rest.
+
+  sizes: the buckets.
+  missing: rows whose features are not in the cache; without a cache all rows.
+  patches: input of the vision tower for the missing rows, padded to `mesh.bucket_size` rows.
   """
 
   items: list[Item]
@@ -54,13 +60,29 @@ class Batch:
 
   @property
   def rows(self) -> list[Item]:
-    """An item for each prompt."""
+    """One item for each prompt: the items, then the first one again for prompts that fill up."""
     return [*self.items, *self.items[:1] * (len(self.prompt.tokens) - len(self.items))]
+
+
+@runtime_checkable
+class BatchIterator(Protocol):
+  """An iterator over batches that can be saved and resumed, as `data.batches` makes it."""
+
+  def __next__(self) -> Batch:
+    """The next batch."""
+    ...
+
+  def get_state(self) -> Mapping[str, Any]:
+    """The position after the last batch, as JSON."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchBuilder:
-  """Builds the batches of a run. data: the directory with its frames and examples."""
+  """Builds the batches of a run.
+
+  data: the directory with the run's frames and examples.
+  """
 
   config: ml_collections.ConfigDict
   data: Path
@@ -70,7 +92,7 @@ class BatchBuilder:
 
   @property
   def checks(self) -> check_examples.Checks:
-    """What examples are held against before they are read."""
+    """The checks that examples must pass before they are read."""
     return check_examples.Checks(
       config=self.config,
       shards=self.data,
@@ -89,14 +111,21 @@ class BatchBuilder:
     cache: feature_cache.FeatureCache | None = None,
     by_length: bool = False,
   ) -> Any:
-    """An iterator over `Batch`es (of this process: its share of `batch_size`), as `data.batches` makes it.
+    """Makes an iterator over this process's part of each `Batch`; see `data.batches`.
 
-    view: `whole`; `blind` leaves the frames out of the prompt; `shuffled` puts them in random order (their times stay);
-    `supervised` is whole, with several turns the conversation before the reply that is to be learnt.
-    limit: the first examples only; 0: all. repeat=False: one epoch, in order. cache: features of clips seen whole; where it
-    has them, no frame is read. by_length: every epoch goes from the shortest clips to the longest, those of one
-    length in an order that hangs on the seed; otherwise, where clips are sampled at a rate, those of about one length share a
-    batch (`data.windows`).
+    split: train, validation or test.
+    batch_size: prompts of a batch, over all processes.
+    view: what a prompt shows.
+      whole: all frames of the clip.
+      blind: no frames.
+      shuffled: the frames in random order; their times stay in place.
+      supervised: as whole; with several turns, the conversation before the reply to learn.
+    limit: take only the first examples; 0: all.
+    repeat: False for a single epoch, in order.
+    cache: features of whole clips. Frames are read only of clips that it doesn't have.
+    by_length: go from the shortest clips to the longest in every epoch; clips of the same length
+      come in an order that depends on the seed. Otherwise, where clips are sampled at a rate, the
+      clips of a batch have about the same length (`data.length_bucketing`).
     """
     store = frame_store.FrameStore(self.data / "frames")
     source = examples.ExampleSource(self.data, split)
@@ -128,7 +157,7 @@ class BatchBuilder:
     )
 
   def _media_tokens(self, clip: batches.Clip) -> int:
-    """Of its prompt, those that stand for what it shows."""
+    """The number of media tokens in the clip's prompt."""
     return self.processor.count_media_tokens(clip.shape, clip.example.id)
 
   def item(
@@ -138,7 +167,7 @@ class BatchBuilder:
     view: str = "whole",
     cache: feature_cache.FeatureCache | None = None,
   ) -> Item:
-    """The prompt (and reference reply, where there is one) of a clip; `view` and `cache` are those of `read`."""
+    """Makes the prompt of a clip, and its reference reply. view, cache: see `read`."""
     replies = self.environment.reference_replies(clip.example, clip.timestamps)
     turn = 0
     if view == "supervised":
@@ -150,7 +179,7 @@ class BatchBuilder:
       reply=tuple(self.processor.encode_reply(replies[turn])) if replies else (),
       clip=clip,
     )
-    opening = self.environment.observe(clip.example, len(clip), ())
+    opening = check_examples.first_observation(self.environment, clip.example, len(clip))
     if turn or not opening.shows_clip:
       scene = dialogue_lib.EpisodeScene(example=clip.example, pool=clip)
       return item(encoded=self._dialogue([scene]).prompt(0, replies[:turn]))
@@ -161,8 +190,9 @@ class BatchBuilder:
     found = cache.get(name, (self._media_tokens(clip), shapes.feature_width))
     if found.features is None:
       return item(encoded=self._encoded(clip, view), kept_as=name, damaged=found.damaged)
+    (text,) = opening.texts
     encoded = self.processor.encode_with_features(
-      *opening.texts,
+      text,
       clip.shape,
       clip.timestamps,
       shapes.unpack_features(found.features),
@@ -172,7 +202,7 @@ class BatchBuilder:
     return item(encoded=encoded, kept_as=name)
 
   def dialogue(self, batch: Batch) -> dialogue_lib.Dialogue:
-    """The host's side of episodes about the clips of a batch."""
+    """Makes the host's side of episodes about the clips of a batch."""
     scenes = [
       dialogue_lib.EpisodeScene(example=item.example, pool=item.clip) for item in batch.rows
     ]
@@ -187,14 +217,17 @@ class BatchBuilder:
     )
 
   def _encoded(self, clip: batches.Clip, view: str) -> prompts_lib.EncodedPrompt:
-    """The prompt of a first turn that shows the whole clip."""
-    opening = self.environment.observe(clip.example, len(clip), ())
-    frames, timestamps = (None, None) if view == "blind" else (clip.frames, clip.timestamps)
-    if view == "shuffled":
-      seed = zlib.crc32(clip.example.id.encode())
-      frames = frames[np.random.default_rng(seed).permutation(len(frames))]
+    """Encodes the prompt of a first turn that shows the whole clip."""
+    if view == "blind":
+      frames = timestamps = None
+    else:
+      frames, timestamps = clip.frames, clip.timestamps
+      if view == "shuffled":
+        seed = zlib.crc32(clip.example.id.encode())
+        frames = frames[np.random.default_rng(seed).permutation(len(frames))]
+    (text,) = check_examples.first_observation(self.environment, clip.example, len(clip)).texts
     return self.processor.encode(
-      *opening.texts,
+      text,
       frames,
       timestamps,
       question_first=self.config.model.question_first,
@@ -203,14 +236,15 @@ class BatchBuilder:
 
   def batch(
     self,
-    items: list[Item],
+    items: Sequence[Item],
     *,
     size: int | None = None,
     sizes: prompts_lib.PromptSizes | None = None,
   ) -> Batch:
-    """Items with their prompts side by side, `size` rows of them (as many as items, where it is not given).
+    """Collates items to a batch.
 
-    sizes: what they are padded to; where it is not given, the smallest buckets that hold them.
+    size: number of prompts. Default: that of the items.
+    sizes: the buckets to pad to. Default: the smallest buckets that hold all prompts.
     """
     model, processor = self.config.model, self.processor
     encoded = [item.encoded for item in [*items, *[items[0]] * ((size or len(items)) - len(items))]]
@@ -221,18 +255,23 @@ class BatchBuilder:
       patch_buckets=model.patch_buckets,
     )
     prompt = processor.pad(encoded, sizes)
-    missing = [row for row, one in enumerate(encoded) if one.features is None]
+    missing = [row for row, each in enumerate(encoded) if each.features is None]
     patches = prompt.vision
     if patches is None:
       rows = mesh_lib.bucket_size(len(missing), len(encoded), self.mesh)
       shown = [encoded[row] for row in [*missing, *missing[:1] * (rows - len(missing))]]
       patches = processor.stack_frames(shown, sizes)
-    return Batch(items=items, prompt=prompt, sizes=sizes, missing=tuple(missing), patches=patches)
+    return Batch(
+      items=list(items), prompt=prompt, sizes=sizes, missing=tuple(missing), patches=patches
+    )
 
   def rebuild(
     self, batch: Batch, *, sizes: prompts_lib.PromptSizes, unknown: Sequence[int] = ()
   ) -> Batch:
-    """The batch padded to these buckets. unknown: rows whose features count as not known, so that their frames are read."""
+    """Pads the batch to other buckets.
+
+    unknown: rows whose features are to be dropped; their frames are read instead.
+    """
     if sizes == batch.sizes and not len(unknown):
       return batch
     items = list(batch.items)
@@ -242,28 +281,28 @@ class BatchBuilder:
     return self.batch(items, size=len(batch.prompt.tokens), sizes=sizes)
 
   def pad_to_common_buckets(self, batch: Batch) -> Batch:
-    """The batch in the smallest buckets that hold those of all processes; all must call this together."""
-    told = processes.all_gather(np.array(bucket_sizes(batch)))
-    return self.rebuild(batch, sizes=common_buckets(told))
+    """Pads the batch to the largest buckets of any process; all must call this together."""
+    gathered = processes.all_gather(np.array(bucket_sizes(batch)))
+    return self.rebuild(batch, sizes=common_buckets(gathered))
 
   def shuffled_index(self, batch: Batch, key: Key[Array, ""]) -> Int[np.ndarray, "prompts prefix"]:
-    """The batch's `media_index` with the frames of each prompt in random order."""
+    """Shuffles the frames of each prompt; returns the batch's new `media_index`."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     encoded = [item.encoded for item in batch.rows]
-    return self.processor.shuffle_frames(batch.prompt.media_index, encoded, rng)
+    return self.processor.shuffle_frames(np.asarray(batch.prompt.media_index), encoded, rng)
 
   def prompt(self, batch: Batch) -> records.Prompt:
-    """The prompts of a batch on the mesh, as they are on the host."""
+    """Puts the prompts of a batch on the mesh."""
     return mesh_lib.put_batch(batch.prompt, self.mesh)
 
 
 def bucket_sizes(batch: Batch) -> tuple[int, ...]:
-  """The buckets of a batch as numbers, for `common_buckets`."""
+  """The buckets of a batch as numbers; see `common_buckets`."""
   return tuple(dataclasses.asdict(batch.sizes).values())
 
 
 def common_buckets(sizes: Int[np.ndarray, "processes buckets"]) -> prompts_lib.PromptSizes:
-  """The smallest buckets that hold those of all processes."""
+  """The largest bucket of any process, of each kind; `sizes` are those of `bucket_sizes`."""
   names = [field.name for field in dataclasses.fields(prompts_lib.PromptSizes)]
   return prompts_lib.PromptSizes(**dict(zip(names, sizes.max(axis=0).tolist(), strict=True)))
 
@@ -271,9 +310,11 @@ def common_buckets(sizes: Int[np.ndarray, "processes buckets"]) -> prompts_lib.P
 def reply_arrays(
   items: list[Item], length: int, *, rows: int | None = None
 ) -> tuple[Int[np.ndarray, "prompts 1 time"], Bool[np.ndarray, "prompts 1 time"]]:
-  """Reference replies padded to `length`: (tokens, valid), in as many rows (None: as items); those beyond hold nothing.
+  """Pads the reference replies of items to `length`; returns (tokens, valid).
 
-  Raises InputError where one is missing or longer.
+  rows: number of rows; those beyond the items are empty. None: as many as items.
+
+  Raises InputError if a reply is missing or longer than `length`.
   """
   tokens = np.zeros((rows or len(items), 1, length), np.int32)
   valid = np.zeros(tokens.shape, bool)
@@ -285,10 +326,14 @@ def reply_arrays(
 
 
 def _seconds(example: records.Example) -> float:
-  """How long the model sees its video."""
+  """The length of the part of the video that is shown, in seconds."""
   return example.shown.end - example.shown.start
 
 
 def _rank(example: records.Example, seed: int) -> tuple[float, int]:
-  """Where it stands in a curriculum. Of one length by chance: as ingested, questions on one video stand side by side."""
+  """Sort key of a curriculum by length.
+
+  The order of examples of the same length is random, since questions about one video are stored
+  next to each other.
+  """
   return _seconds(example), zlib.crc32(f"{seed} {example.id}".encode())

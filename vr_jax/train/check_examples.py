@@ -1,6 +1,7 @@
-"""What would fail in mid-training, found before it: replies and prompts that don't fit, by their tokens, without frames.
+"""Finds examples that would fail in mid-training, before training: prompts and replies too long.
 
-The outcome lies beside the shards, a file for each set of inputs (`left-out-<fingerprint>.json`); ready-made it is read.
+Only their tokens are counted; no frame is read. The result is written next to the shards, one file
+for each set of inputs (`left-out-<fingerprint>.json`), and read from there the next time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,10 @@ SPLITS = ("train", "validation", "test")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checks:
-  """What examples are held against. Made anew where an input of it changed."""
+  """The checks that examples must pass: their prompts and replies must fit the recipe's buckets.
+
+  shards: the directory with the examples and frames.
+  """
 
   config: ml_collections.ConfigDict
   shards: Path
@@ -34,9 +38,10 @@ class Checks:
   environment: environment_lib.Environment
 
   def find_unusable(self) -> Mapping[str, frozenset[int]]:
-    """Indices of the examples of each split that can't be used; checks them all unless that was done already.
+    """Finds the indices of each split's examples that can't be used.
 
-    With on_bad "skip" each is listed in bad_records.jsonl, once.
+    It checks all examples, unless a file with the result exists. With on_bad "skip" each unusable
+    example is listed in bad_records.jsonl, once.
 
     Raises:
       InputError: on_bad is "stop" and an example can't be used; or no example of a split can.
@@ -61,7 +66,7 @@ class Checks:
     atomic.write_json_lines(path, [{split: list(problems) for split, problems in found.items()}])
 
   def _problems(self, split: str, store: frame_store.FrameStore) -> dict[int, dict[str, str]]:
-    """Entries of bad_records.jsonl by index."""
+    """Checks a split; returns entries of bad_records.jsonl, by index of the example."""
     source = examples.ExampleSource(self.shards, split)
     sft, problems = self.config.sft, {}
     for index in range(len(source)):
@@ -105,30 +110,32 @@ class Checks:
     )
     self._check_later_turns(host, count)
     buckets = {name: model[name] for name in ("prefix_buckets", "frame_buckets", "patch_buckets")}
-    opening, conversations = environment.observe(example, count, ()), {(), replies[:-1]}
-    if opening.shows_clip:  # its tokens are counted without making its frames
+    opening = first_observation(environment, example, count)
+    conversations = {(), replies[:-1]}
+    if opening.shows_clip:  # counted without making frames
       conversations.remove(())
+      (text,) = opening.texts
       self.processor.check_prompt(
-        *opening.texts,
+        text,
         (count, *size),
         question_first=model.question_first,
         name=where,
         **buckets,
       )
-    for said in conversations:
-      self.processor.sizes([host.prompt(0, said)], **buckets)
+    for conversation in conversations:
+      self.processor.sizes([host.prompt(0, conversation)], **buckets)
     if supervised:
       longest = self.config.sft.max_reply_tokens
       lengths = [self.processor.reply_length(reply, longest) for reply in replies]
       check_reply(max(lengths, default=0), longest, where)
 
   def _check_later_turns(self, host: dialogue.Dialogue, pool: int) -> None:
-    """Raises InputError where a turn behind the first may show more tokens than any bucket holds."""
+    """Raises InputError if a later turn may show more tokens than the largest bucket holds."""
     turns = self.environment.turns
     probes = [
       tuple(self.processor.encode_reply(reply)) for reply in self.environment.longest_replies(pool)
     ]
-    # What the second turn shows and the last, whose words may be others.
+    # The second turn and the last one, whose texts may differ.
     for before in {0, turns - 2} if turns > 1 else ():
       for reply in probes:
         shown = host.observe(0, 0, (*probes[:1] * before, reply))
@@ -139,7 +146,7 @@ class Checks:
           )
 
   def _fingerprint(self) -> str:
-    """Of all that a check depends on."""
+    """A hash of everything that the checks depend on."""
     config, model = self.config, self.config.model
     limits = ("min_pixels", "max_pixels", "system", "question_first")
     buckets = ("prefix_buckets", "frame_buckets", "patch_buckets")
@@ -165,7 +172,10 @@ class Checks:
 
 @dataclasses.dataclass(frozen=True)
 class _Blank:
-  """A pool of black frames, as large as the processor makes those of `size` (height and width in pixels)."""
+  """A pool of black frames, as large as the processor makes frames of this size.
+
+  size: height and width in pixels, before resizing.
+  """
 
   timestamps: Float[np.ndarray, "frames"]
   processor: interface.Processor
@@ -178,8 +188,17 @@ class _Blank:
     return np.zeros((len(frames), *self.processor.resized(self.size), 3), np.uint8)
 
 
+def first_observation(
+  environment: environment_lib.Environment, example: records.Example, pool: int
+) -> environment_lib.Observation:
+  """What the first turn of an episode shows. pool: number of frames that turns choose from."""
+  observation = environment.observe(example, pool, ())
+  assert observation is not None, "every episode has a first turn"
+  return observation
+
+
 def check_reply(length: int, longest: int, where: str) -> None:
-  """Raises InputError where a reference reply has no tokens or too many to train on."""
+  """Raises InputError if a reference reply has no tokens, or too many to train on."""
   if not 0 < length <= longest:
     none = "it has no reference reply (steps, or observation and reasoning)"
     problem = f"its reference reply has {length} tokens" if length else none
@@ -189,7 +208,7 @@ def check_reply(length: int, longest: int, where: str) -> None:
 
 
 def _list_bad(path: Path, entries: list[dict[str, str]]) -> None:
-  """Appends what the list doesn't have yet."""
+  """Appends the entries that the file doesn't have yet."""
   lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
   there = set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
   if new := [line for line in lines if line not in there]:

@@ -1,7 +1,9 @@
 """Checkpoints of a stage: everything that a run needs to go on as if it had never stopped.
 
-A step's checkpoint holds the train state (flat: name -> array, written asynchronously by Orbax, each process its own
-shards) and a JSON part: the data iterator, the reward state, and the architecture that the parameters belong to.
+The checkpoint of a step has two parts:
+  state: the train state, flat, name -> array. Orbax writes it asynchronously, each process its own
+    shards.
+  loop: a JSON object: the data iterator, the reward state, and the model's architecture.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +27,7 @@ _GO_BACK = "delete it to go back to the one before"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restored:
-  """A checkpoint that was read: `loop` is the JSON part as it was saved."""
+  """A checkpoint that was read. loop: the JSON part, as it was saved."""
 
   step: int
   tree: PyTree
@@ -33,11 +35,15 @@ class Restored:
 
 
 class Checkpoints:
-  """The checkpoints under one directory. `architecture` is compared on restore: a checkpoint of another is an error.
+  """The checkpoints under one directory.
 
-  left_out: names of arrays, or of what holds them, that are not written: whoever restores has them, and their
-  checksums must be those of the save. A checkpoint that can't be written (a full disk) raises InputError from `save`,
-  `wait` or `close`, whichever comes next.
+  A checkpoint that can't be written (a full disk) raises InputError from the next call of `save`,
+  `wait` or `close`.
+
+  architecture: sizes of the model; to restore a checkpoint with another one is an error.
+  left_out: names of arrays, or of subtrees, that are not written. To restore, the caller passes
+    them in; their checksums must be the saved ones.
+  keep: number of checkpoints to keep.
   """
 
   def __init__(
@@ -48,7 +54,7 @@ class Checkpoints:
     left_out: Sequence[str] = (),
     keep: int = 2,
   ) -> None:
-    logging.getLogger("absl").addFilter(_is_reported_only_here)
+    logging.getLogger("absl").addFilter(_is_not_orbax_traceback)
     self._directory = directory.absolute()
     self._architecture = json.loads(json.dumps(dict(architecture)))
     self._left_out = tuple(f"{name}." for name in left_out)
@@ -76,23 +82,25 @@ class Checkpoints:
       )
 
   def wait(self) -> None:
-    """Returns when all that was saved is on disk."""
+    """Waits until all saved checkpoints are on disk."""
     with self._writing():
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, then frees the writer's threads."""
+    """Waits like `wait`, then frees the writer's threads."""
     with self._writing():
       self._manager.close()
 
   def restore(self, like: PyTree, *, step: int | None = None) -> Restored:
-    """Reads a step (default: the last) into the structure, dtypes and shardings of `like`.
+    """Reads a checkpoint into the structure, dtypes and shardings of `like`.
 
-    `like` may hold a part of what was saved (the parameters of a whole state, say), under the same names. It holds the
-    arrays that are left out, and they stay what they are.
+    like: a tree with the names of the saved one, or with some of them (only the parameters, say).
+      The arrays that are left out of checkpoints are taken from it as they are.
+    step: default: the last one.
 
-    Raises InputError naming the checkpoint where it is of another architecture, damaged, or there is none, or was made
-    beside other arrays than those left out.
+    Raises:
+      InputError: there is no checkpoint; it is damaged or of another architecture; or the arrays
+        that are left out are not those of the save.
     """
     step = self.latest() if step is None else step
     where = f"{self._directory}/{step}"
@@ -122,30 +130,31 @@ class Checkpoints:
       what = (
         f"{differ[0]} is damaged; {_GO_BACK}"
         if differ[0] in wanted
-        else f"was trained beside another {differ[0].removesuffix('.value')}; restore config.model.pretrained"
+        else f"was trained beside another {differ[0].removesuffix('.value')}; "
+        "restore config.model.pretrained"
       )
       raise errors.InputError(f"{where}: {what}")
     tree = jax.tree.unflatten(jax.tree.structure(like), list(flat.values()))
     return Restored(step=step, tree=tree, loop=loop)
 
   def _written(self, flat: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a tree is in its checkpoint."""
+    """The arrays that are written: all but those left out."""
     return {n: x for n, x in flat.items() if not f"{n}.".startswith(self._left_out)}
 
   def loop(self, step: int) -> dict[str, Any]:
-    """The JSON part of a step's checkpoint. Raises InputError where it is damaged."""
+    """Reads the JSON part of a step's checkpoint. Raises InputError if it is damaged."""
     return self._read(f"{self._directory}/{step}", step, loop=ocp.args.JsonRestore()).loop
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
-    """Turns what the system refuses into InputError. Arrays are written by TensorStore, which has no OSError."""
+    """Turns the system's write errors into InputError. TensorStore's are ValueErrors."""
     try:
       yield
     except (OSError, ValueError) as error:
-      told = re.search(r"([^:]+) \[os_error_code=", str(error))
-      if not (told or isinstance(error, OSError)):
+      match = re.search(r"([^:]+) \[os_error_code=", str(error))
+      if not (match or isinstance(error, OSError)):
         raise
-      reason = told[1].strip() if told else getattr(error, "strerror", None) or str(error)
+      reason = match[1].strip() if match else getattr(error, "strerror", None) or str(error)
       raise errors.InputError(
         f"{self._directory}: a checkpoint can't be written ({reason}); the last complete one is "
         f"{self.latest() or 'none'}, from which the same command goes on"
@@ -159,8 +168,8 @@ class Checkpoints:
       raise errors.InputError(f"{where}: can't be read: {reason}; {_GO_BACK}") from error
 
 
-def _is_reported_only_here(record: logging.LogRecord) -> bool:
-  """Whether a message is to be logged: tracebacks of Orbax's threads are not, what they are about is raised as well."""
+def _is_not_orbax_traceback(record: logging.LogRecord) -> bool:
+  """Whether to log a message: not tracebacks of Orbax's threads, whose errors are raised, too."""
   return not (record.exc_info and "orbax" in record.pathname)
 
 
@@ -172,7 +181,7 @@ def _flat(tree: PyTree) -> dict[str, Any]:
 
 
 def _checksums(flat: Mapping[str, Any]) -> dict[str, int]:
-  """The sum of each array's bits as whole numbers: Orbax itself does not notice a flipped bit of an array."""
+  """Sums each array's bits as integers. Orbax itself does not notice a flipped bit."""
   sums = jax.device_get(_bit_sums(dict(flat)))
   return {name: int(value) for name, value in sums.items()}
 

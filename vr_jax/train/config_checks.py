@@ -1,4 +1,4 @@
-"""Checks of a whole config before anything runs: each field, then fields that have to go together."""
+"""Checks a whole config before anything runs: each field, then combinations of fields."""
 
 import re
 
@@ -10,9 +10,9 @@ from vr_jax.envs import registry
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-  """Raises InputError naming the first field that is no good by itself, or beside others.
+  """Raises InputError naming the first field that is invalid, alone or in combination with others.
 
-  The environment is made as well, so that what it refuses is found.
+  It makes the environment as well, so as to find what the environment refuses.
   """
   recipe = registry.environment_class(config.recipe)
   schema.check(config, config_fields.RunConfig, "config")
@@ -24,15 +24,17 @@ def check(config: ml_collections.ConfigDict) -> None:
   recipe.check_config(config)
   if len(config.mesh) != 4 or not all(isinstance(size, int) for size in config.mesh):
     raise errors.InputError(
-      f"--config.mesh={config.mesh}: needs four numbers (data, fsdp, sequence, tensor), at most one -1"
+      f"--config.mesh={config.mesh}: needs four numbers (data, fsdp, sequence, tensor), "
+      "at most one -1"
     )
 
 
 def check_template(config: ml_collections.ConfigDict, *, told: bool) -> None:
-  """Raises InputError where the instruction does not ask for all tags by which the recipe reads replies.
+  """Raises InputError if the instruction lacks a tag that the recipe parses in replies.
 
-  told: whether it has to, whatever the model. A network of this project's own may know no words and be told nothing: what it
-  was trained on says which tags it writes.
+  told: whether an instruction is required for every model. Otherwise a model that is trained from
+    nothing (config.model.architecture) may have an empty one: it learns the tags from the
+    reference replies.
   """
   marked_up = "".join(registry.environment_class(config.recipe).tags)
   tags = dict.fromkeys(re.findall(r"</?\w+>", marked_up))
@@ -41,20 +43,22 @@ def check_template(config: ml_collections.ConfigDict, *, told: bool) -> None:
   own = bool(config.model.architecture)
   if missing and (told or instruction or not own):
     raise errors.InputError(
-      f"--config.env.instruction: does not ask for {', '.join(missing)}, by which {config.recipe} reads replies; add it"
+      f"--config.env.instruction: does not ask for {', '.join(missing)}, "
+      f"by which {config.recipe} reads replies; add it"
     )
 
 
 def _check_together(
   config: ml_collections.ConfigDict, environment: environment_lib.Environment
 ) -> None:
-  """Raises InputError for a field that does nothing beside the others, or not what is asked of it."""
+  """Raises InputError for a field that has no effect, or a wrong one, together with the others."""
   check_template(config, told=False)
   if config.sft.patience and not config.sft.validate_every:
     raise errors.InputError("--config.sft.patience: needs --config.sft.validate_every > 0")
   if config.rl.num_shuffled_generations and not environment.compares_shuffled:
     raise errors.InputError(
-      f"--config.rl.num_shuffled_generations={config.rl.num_shuffled_generations}: {config.recipe} has no reward of temporal order"
+      f"--config.rl.num_shuffled_generations={config.rl.num_shuffled_generations}: "
+      f"{config.recipe} has no reward of temporal order"
     )
   if environment.chooses_frames:
     _check_pool(config)
@@ -66,7 +70,8 @@ def _check_together(
     raise errors.InputError(f"--config.rl.advantage_estimator=gae: {config.recipe} has no critic")
   if config.rl.steps and config.rl.num_generations == 1 and config.rl.advantage_estimator != "gae":
     raise errors.InputError(
-      f"--config.rl.num_generations=1: rl.advantage_estimator={config.rl.advantage_estimator} compares the replies of a group, and one alone has no advantage; "
+      f"--config.rl.num_generations=1: rl.advantage_estimator={config.rl.advantage_estimator} "
+      "compares the replies of a group, and one alone has no advantage; "
       "set it to 2 or more, or rl.steps=0"
     )
   _check_loss(config.rl)
@@ -76,35 +81,42 @@ def _check_together(
 
 
 def _check_loss(rl: ml_collections.ConfigDict) -> None:
-  """Raises InputError for options of advantages, loss and length penalty that don't go together."""
+  """Raises InputError for a bad combination of options of advantages, loss and length penalty."""
   if rl.dual_clip and rl.objective == "cispo":
     raise errors.InputError(
-      f"--config.rl.dual_clip={rl.dual_clip}: bounds the loss of rl.objective=clip; cispo has none to bound; set it to 0"
+      f"--config.rl.dual_clip={rl.dual_clip}: bounds the loss of rl.objective=clip; "
+      "cispo has none to bound; set it to 0"
     )
   if rl.dual_clip and rl.dual_clip <= 1 + rl.clip_epsilon_high:
     raise errors.InputError(
-      f"--config.rl.dual_clip={rl.dual_clip}: must exceed 1 + rl.clip_epsilon_high = {1 + rl.clip_epsilon_high:g}; the paper has 3"
+      f"--config.rl.dual_clip={rl.dual_clip}: must exceed 1 + rl.clip_epsilon_high = "
+      f"{1 + rl.clip_epsilon_high:g}; the paper has 3"
     )
   if rl.objective == "cispo" and rl.importance_sampling_level == "sequence":
     raise errors.InputError(
-      "--config.rl.importance_sampling_level=sequence: cispo weighs each token by its own ratio; set it to token"
+      "--config.rl.importance_sampling_level=sequence: "
+      "cispo weighs each token by its own ratio; set it to token"
     )
   if rl.baseline == "leave_one_out" and rl.advantage_estimator == "gae":
     raise errors.InputError(
-      "--config.rl.baseline=leave_one_out: the baseline of rl.advantage_estimator=gae is its critic; set it to group_mean"
+      "--config.rl.baseline=leave_one_out: "
+      "the baseline of rl.advantage_estimator=gae is its critic; set it to group_mean"
     )
   if rl.baseline == "leave_one_out" and rl.normalize_by_std:
     raise errors.InputError(
-      "--config.rl.baseline=leave_one_out: keeps the scale of rewards; set rl.normalize_by_std to False"
+      "--config.rl.baseline=leave_one_out: "
+      "keeps the scale of rewards; set rl.normalize_by_std to False"
     )
   longest = rl.overlong_max_tokens or rl.max_new_tokens
   if rl.overlong_max_tokens > rl.max_new_tokens:
     raise errors.InputError(
-      f"--config.rl.overlong_max_tokens={rl.overlong_max_tokens}: no reply is longer than rl.max_new_tokens={rl.max_new_tokens}"
+      f"--config.rl.overlong_max_tokens={rl.overlong_max_tokens}: "
+      f"no reply is longer than rl.max_new_tokens={rl.max_new_tokens}"
     )
   if rl.overlong_buffer > longest:
     raise errors.InputError(
-      f"--config.rl.overlong_buffer={rl.overlong_buffer}: must be at most the longest reply's {longest} tokens"
+      f"--config.rl.overlong_buffer={rl.overlong_buffer}: "
+      f"must be at most the longest reply's {longest} tokens"
     )
   if rl.overlong_max_tokens and not rl.overlong_buffer:
     raise errors.InputError(
@@ -113,21 +125,22 @@ def _check_loss(rl: ml_collections.ConfigDict) -> None:
 
 
 def _check_pool(config: ml_collections.ConfigDict) -> None:
-  """Raises InputError for what does not go with turns that choose frames."""
+  """Raises InputError for fields that don't work with turns that choose frames."""
   if config.data.sampling != "pool":
     raise errors.InputError(f"--config.data.sampling={config.data.sampling}: turns need a pool")
   if config.model.feature_cache_gib:
     raise errors.InputError(
-      f"--config.model.feature_cache_gib={config.model.feature_cache_gib}: features of clips that turns show a few frames of "
-      "are not kept; set it to 0"
+      f"--config.model.feature_cache_gib={config.model.feature_cache_gib}: "
+      "features of clips that turns show a few frames of are not kept; set it to 0"
     )
 
 
 def _check_turns(config: ml_collections.ConfigDict) -> None:
-  """Raises InputError for what recipes of several turns do without."""
+  """Raises InputError for fields that don't work with several turns."""
   if config.rl.advantage_estimator not in ("episode", "gae"):
     raise errors.InputError(
-      f"--config.rl.advantage_estimator={config.rl.advantage_estimator}: turns are credited by episode or gae"
+      f"--config.rl.advantage_estimator={config.rl.advantage_estimator}: "
+      "turns are credited by episode or gae"
     )
   for section, name in (
     ("eval", "blind"),
@@ -140,13 +153,15 @@ def _check_turns(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_critic(config: ml_collections.ConfigDict) -> None:
-  """Raises InputError for a penalty of the critic that nobody pays, or that is paid twice."""
+  """Raises InputError if the critic's KL penalty has no effect, or is applied twice."""
   if config.rl.advantage_estimator != "gae" and config.critic.kl_weight:
     raise errors.InputError(
       f"--config.critic.kl_weight={config.critic.kl_weight}: there is no critic with "
-      f"rl.advantage_estimator={config.rl.advantage_estimator}; set it to 0, and rl.kl_weight to what the loss is to have"
+      f"rl.advantage_estimator={config.rl.advantage_estimator}; "
+      "set it to 0, and rl.kl_weight to what the loss is to have"
     )
   if config.rl.kl_weight and config.critic.kl_weight:
     raise errors.InputError(
-      f"--config.rl.kl_weight={config.rl.kl_weight}: the penalty is a reward already (critic.kl_weight); set one to 0"
+      f"--config.rl.kl_weight={config.rl.kl_weight}: "
+      "the penalty is a reward already (critic.kl_weight); set one to 0"
     )

@@ -1,9 +1,10 @@
-"""What a run says on the terminal: progress bars on stderr, a line where nobody watches."""
+"""Terminal output: progress bars on stderr, or single lines if stderr is not a terminal."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import io
 import sys
+from typing import TextIO
 
 import jax
 from rich import console as rich_console
@@ -14,7 +15,10 @@ Tick = Callable[..., None]
 
 @contextlib.contextmanager
 def progress(name: str, total: int | None = None, *, done: int = 0) -> Iterator[Tick]:
-  """Yields `tick(done, total=None, values={})`; values are shown beside the bar. Only process 0 shows anything."""
+  """Yields `tick(done, total=None, values={})`, which moves the bar and shows the values.
+
+  Only process 0 prints.
+  """
   bar = rich_progress.Progress(
     rich_progress.TextColumn("{task.description:>9}"),
     rich_progress.BarColumn(bar_width=30),
@@ -32,7 +36,7 @@ def progress(name: str, total: int | None = None, *, done: int = 0) -> Iterator[
       done: int, total: int | None = None, values: Mapping[str, float] | None = None
     ) -> None:
       shown = "  ".join(f"{key} {value:.3g}" for key, value in (values or {}).items())
-      bar.update(task, completed=done, values=shown, **({} if total is None else {"total": total}))
+      bar.update(task, total=total, completed=done, values=shown)
       if bar.disable and jax.process_index() == 0 and values and _milestone(done, total):
         _write(f"{name} {done}/{total}  {shown}", sys.stderr)
 
@@ -40,13 +44,13 @@ def progress(name: str, total: int | None = None, *, done: int = 0) -> Iterator[
 
 
 def print_line(text: str) -> None:
-  """A line on stdout, once per run."""
+  """Prints a line on stdout, in process 0 only."""
   if jax.process_index() == 0:
     _write(text, sys.stdout)
 
 
-def _write(line: str, where: io.TextIOBase) -> None:
-  """In one piece: Ctrl-C may come between what `print` writes and the end of its line."""
+def _write(line: str, where: io.TextIOBase | TextIO) -> None:
+  """Writes a line at once. `print` writes its end separately, and Ctrl-C might come between."""
   where.write(f"{line}\n")
   where.flush()
 

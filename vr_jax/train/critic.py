@@ -1,13 +1,14 @@
-"""The critic of PPO: a network of the policy's architecture, with a head that says what a state is worth, and its steps.
+"""The critic of PPO: a network of the policy's architecture with a value head.
 
     values              = value(critic.params, prompt, rollout)          before the update
     advantages, returns = credit(scores, rollout, values, reference)     bi-level GAE: rl/gae.py
     critic              = step(critic, prompt, rollout, values, returns)
 
-`Critic` is these three around a state, as the loop of every recipe uses them.
+`Critic` holds the critic's state and these three functions.
 
-Its parameters are {"model": as the policy's, "head": forward.ValueHead}, in a `state.TrainState` of their own. It shares nothing
-with the policy; but of prompts and suffixes that bring features it runs no tower, so that those of a frozen tower serve both.
+Its parameters are {"model": as the policy's, "head": forward.ValueHead}, in a
+`train_state.TrainState` of their own, and it shares none of them with the policy. Where prompts and
+observations come with features it does not run its tower; a frozen tower's features serve both.
 
 Source: Video-MTR, arXiv 2508.20478, section 3.3, and its released code.
 """
@@ -15,7 +16,7 @@ Source: Video-MTR, arXiv 2508.20478, section 3.3, and its released code.
 from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 from flax import nnx
 import jax
@@ -31,12 +32,18 @@ from vr_jax.rollout import forward
 from vr_jax.train import model_setup, train_step
 from vr_jax.train import train_state as train_state_lib
 
-Targets = tuple[Array, Array]  # values before an update, and what they should have been
+Targets = tuple[Array, Array]  # (values before the update, returns)
 
 
 @dataclasses.dataclass(kw_only=True)
 class Critic:
-  """A critic in training."""
+  """A critic in training.
+
+  epochs: updates on each batch.
+  value: see `make_value_fn`.
+  credit: see `gae.make_credit`.
+  step: see `make_critic_step`.
+  """
 
   state: train_state_lib.TrainState
   epochs: int
@@ -53,9 +60,9 @@ class Critic:
     *,
     answer_reward: str,
   ) -> "Critic":
-    """One that begins with this state, with the functions that its config asks for.
+    """Makes a critic that starts from this state.
 
-    answer_reward: of `gae.make_credit`.
+    answer_reward: see `gae.make_credit`.
     """
     section, rl = net.config.critic, net.config.rl
     return cls(
@@ -81,7 +88,13 @@ class Critic:
     reference: Array | None,
     packed: int | None,
   ) -> tuple[Array, Targets, train_step.Metrics]:
-    """(advantages [prompts, group, time], what `learn` takes, metrics). reference: of `gae.make_credit`; packed: of `make_value_fn`."""
+    """Computes advantages, and the targets of `learn`.
+
+    Returns (advantages [prompts, group, time], targets, metrics).
+
+    reference: see `gae.make_credit`.
+    packed: see `make_value_fn`.
+    """
     values = self.value(self.state.params, prompt, rollout, packed=packed)
     advantages, returns, metrics = self.credit(scores, rollout, values, reference)
     return advantages, (values, returns), metrics
@@ -94,17 +107,26 @@ class Critic:
     *,
     packed: int | None,
   ) -> train_step.Metrics:
-    """Updates on a batch that `advantages` was asked about; gives the metrics of the last update. packed: of a micro-batch."""
+    """Updates the critic on a batch; returns the metrics of the last update.
+
+    targets: from `advantages`.
+    packed: of one micro-batch.
+    """
     for _ in range(self.epochs):
       self.state, metrics = self.step(self.state, prompt, rollout, *targets, packed=packed)
     return metrics
 
 
 def fresh_params(policy: PyTree, *, embed: int) -> dict[str, Any]:
-  """A critic that begins where a policy does, as a copy: what an update donates must not be held by another.
+  """Makes the parameters of a critic that starts from a copy of the policy.
 
-  embed: width of the hidden states. The head's weight and bias are 0, and so is every value until the first update: advantages
-  are then the returns. Reconstruction: the released code draws the weight at random, which makes the first advantages noisy.
+  It must be a copy, since updates donate the parameters. The head's weight and bias are 0, so all
+  values are 0 until the first update, and advantages are the returns.
+
+  embed: width of the hidden states.
+
+  Reconstruction: the released code draws the weight at random, which makes the first advantages
+  noisy.
   """
   head = forward.ValueHead(
     weight=nnx.Param(jnp.zeros(embed), axes=(None,)), bias=nnx.Param(jnp.zeros(()), axes=())
@@ -113,23 +135,26 @@ def fresh_params(policy: PyTree, *, embed: int) -> dict[str, Any]:
 
 
 def frozen_names(names: tuple[str, ...]) -> tuple[str, ...]:
-  """What of a critic is not trained where these names of the policy are not."""
+  """The critic's names of parameters that are frozen in the policy under `names`."""
   return tuple(f"model.{name}" for name in names)
 
 
 def make_optimizer(
   config: ml_collections.ConfigDict, params: PyTree, frozen: tuple[str, ...]
 ) -> optax.GradientTransformation:
-  """`state.make_optimizer` of the section `critic`, for as many updates as the section `rl` has."""
-  updates = {"steps": config.rl.steps, "epochs": config.rl.num_iterations}
+  """Makes the optimizer of the section `critic`, for as many updates as the section `rl` has."""
+  updates = {"steps": config.rl.steps, "num_iterations": config.rl.num_iterations}
   section = ml_collections.ConfigDict({**config.critic.to_dict(), **updates})
   return train_state_lib.make_optimizer(section, params, frozen)
 
 
 def make_value_fn(graphdef: nnx.GraphDef) -> Callable[..., Array]:
-  """A jitted `value(params, prompt, rollout, packed=None) -> values` [prompts, group, time] without gradient.
+  """Makes a jitted `value(params, prompt, rollout, packed=None)`, for use without gradient.
 
-  graphdef: of the policy's model. packed: see `forward.reply_log_probs`.
+  It returns values [prompts, group, time].
+
+  graphdef: that of the policy's model.
+  packed: see `forward.reply_log_probs`.
   """
   return jax.jit(functools.partial(_values, graphdef), static_argnames="packed")
 
@@ -142,15 +167,24 @@ def make_critic_step(
   microbatches: int,
   frozen: tuple[str, ...] = (),
 ) -> Callable[..., tuple[train_state_lib.TrainState, train_step.Metrics]]:
-  """A jitted `step(state, prompt, rollout, old, returns, packed=None) -> (state, metrics)`.
+  """Makes a jitted `step(state, prompt, rollout, old, returns, packed=None)`.
 
-  The loss is `gae.value_loss` with the mean over the tokens that the model wrote. old [prompts, group, time]: values at the
-  start of the update; returns: what they should have been. The state is donated. clip: config.critic.value_clip. packed: of one
-  micro-batch. frozen: of this module's `frozen`.
+  It returns (state, metrics). The loss is `gae.value_loss`, the mean over the tokens that the model
+  wrote. The state is donated.
 
-  Metrics, all `critic/…`: loss, gradient_norm, value and return (means), value_clipped (share of tokens whose loss is the clipped
-  one), explained_variance = 1 - var(return - value) / var(return) before this update (nan where all returns are the same),
-  skipped and skipped_in_a_row.
+  clip: config.critic.value_clip.
+  frozen: see `frozen_names`.
+  old: [prompts, group, time], values before the first update on this batch.
+  returns: [prompts, group, time], the targets of the values.
+  packed: of one micro-batch.
+
+  Metrics, all under `critic/`:
+    loss, grad_norm;
+    value, return: means;
+    value_clipped: fraction of tokens where the clipped loss is the larger one;
+    explained_variance: 1 - var(return - value) / var(return) before this update; nan where all
+      returns are the same;
+    nonfinite_updates, consecutive_nonfinite_updates: updates skipped so far, and in a row.
   """
 
   def loss(params: PyTree, part: PyTree, packed: int | None) -> tuple[Array, PyTree]:
@@ -192,7 +226,7 @@ def _values(
     nnx.merge(graphdef, params["model"]),
     params["head"],
     prompt,
-    rollout.tokens,
+    cast(Array, rollout.tokens),
     train_step.token_mask(rollout),
     packed=packed,
     episode_inputs=rollout.episode_inputs,

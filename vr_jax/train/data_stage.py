@@ -1,4 +1,7 @@
-"""Stage `data`: simulated or given videos -> frame store, examples and, where the recipe trains one, a tokenizer."""
+"""Stage `data`: makes the frame store and examples from given or simulated videos.
+
+Where the recipe asks for it, this stage trains the tokenizer as well.
+"""
 
 import json
 from pathlib import Path
@@ -14,9 +17,9 @@ from vr_jax.worlds import write
 
 
 def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  """Simulates where the config says so, ingests, and checks the examples. What is complete is left as it is.
+  """Simulates videos if the config asks for it, ingests them, and checks the examples.
 
-  So is a directory of traces that --mode=traces wrote.
+  Results that are complete are left as they are, and so are data that --mode=traces wrote.
   """
   if trace_store.summary(paths.data_directory(config, workdir)) is None:
     _ingest(config, workdir)
@@ -63,18 +66,21 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
-  """Writes the simulated videos, unless they are there; raises InputError where those are of another world."""
+  """Writes the simulated videos unless they exist.
+
+  Raises InputError if they were simulated with other options.
+  """
   record = raw.with_suffix(".json")
-  made_of = json.loads(json.dumps(simulate.to_dict()))
+  options = json.loads(json.dumps(simulate.to_dict()))
   if raw.exists():
-    if not record.is_file() or json.loads(record.read_text()) != made_of:
+    if not record.is_file() or json.loads(record.read_text()) != options:
       raise errors.InputError(
         f"{raw}: simulated from other values of config.data.simulate; choose another directory"
       )
     return
   world = world_config.WorldConfig(**simulate.world)
   raw.parent.mkdir(parents=True, exist_ok=True)
-  record.write_text(json.dumps(made_of) + "\n")
+  record.write_text(json.dumps(options) + "\n")
   with console.progress("simulate", simulate.videos) as tick:
     write.write_dataset(
       raw,
@@ -99,9 +105,9 @@ def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
       example.reasoning,
     )
   )
-  # What stands around every text: the template's words and the tags of a reply, each often enough to be merged.
-  frame = [*family.template_words, *environment.tags] * 1000
+  # Words of the chat template and tags of replies, repeated so that each becomes a single token.
+  markup = [*family.template_words, *environment.tags] * 1000
   size = model_setup.model_of(config).vocab_size
   path = paths.tokenizer_path(config, workdir)
   with atomic.file(path) as partial:
-    family.train_tokenizer([*texts, *frame], size).save(str(partial))
+    family.train_tokenizer([*texts, *markup], size).save(str(partial))

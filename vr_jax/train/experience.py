@@ -1,11 +1,12 @@
-"""Experience: what the update of a step learns from.
+"""Collects experience: the sampled and scored replies that the update of a step learns from.
 
-batch -> features (encoder) -> replies (sampler) -> texts -> rewards (environment)
+    batch -> features (encoder) -> replies (sampler) -> texts -> rewards (environment)
 
-Replies are scored on a thread of their own from the moment they are there, one batch after the other (`scoring`).
+Replies are scored on another thread as soon as they are sampled, one batch after the other; see
+`scoring`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 import dataclasses
 from typing import Any
@@ -24,19 +25,25 @@ from vr_jax.rollout import encoder, episodes, play
 from vr_jax.train import batching, run_context, scoring, train_step, vision_features
 from vr_jax.train import step_timer as step_timer_lib
 
-_SHUFFLED = 2**20  # folded into a step's key: apart from what attempts at it fold in
+# Folded into a step's key; larger than the numbers of attempts, which are folded in as well.
+_SHUFFLED = 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experience:
-  """Replies to a batch, and what they earned.
+  """The replies to a batch, and their scores.
 
-  prompt_with_features: prompts with the features of the tower that sampled; prompt: as a pass that is to have a tower of its own takes them
-  (with patches; where the tower is frozen, `prompt_with_features`), and so `rollout`. media_index: that of this process's prompts, on the
-  host. lengths: of the replies of all processes, in tokens, of several turns with what came between. prompt_tokens:
-  of a prompt, the mean. computed_tokens: tokens that sampling computed, of prompts and of all that was drawn, groups that were then
-  replaced and replies to shuffled frames too; useful_tokens: those of them that are no padding. read: where the iterator over
-  batches stood behind it. values: what is to be logged.
+  prompt: input of passes that run the vision tower themselves (with patches). With a frozen tower
+    it is `prompt_with_features`. The same holds for the observations in `rollout`.
+  prompt_with_features: the prompts with the features that the sampler used.
+  media_index: that of this process's prompts, on the host.
+  lengths: tokens of each reply, over all processes. Observations between turns are included.
+  prompt_tokens: mean length of a prompt.
+  computed_tokens: all tokens that sampling computed: of prompts and replies, including groups that
+    were then replaced and replies to shuffled frames.
+  useful_tokens: those of the computed tokens that are not padding.
+  read: state of the iterator over batches after this batch.
+  values: metrics to log.
   """
 
   items: list[batching.Item]
@@ -53,19 +60,19 @@ class Experience:
   values: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def wait_for_scores(self) -> scoring.ScoredReplies:
-    """Waits for the scores; all processes must ask together, and in the order of steps."""
+    """Waits for the scores; all processes must call this together, and in the order of steps."""
     return self.scores_future.wait()
 
   def items_with_features(self) -> list[batching.Item]:
-    """The items with the features that the tower made of what they show, in place of their patches."""
+    """The items with the tower's features of their frames instead of the patches."""
     media = jax.tree.map(mesh_lib.local_rows, self.prompt_with_features.media)
 
-    def features_of(row: int, index: np.ndarray) -> PyTree:
+    def row_features(row: int, index: np.ndarray) -> PyTree:
       return jax.tree.map(lambda x: x[row][index[index >= 0]], media)
 
     return [
       dataclasses.replace(
-        item, encoded=dataclasses.replace(item.encoded, features=features_of(row, index))
+        item, encoded=dataclasses.replace(item.encoded, features=row_features(row, index))
       )
       for row, (item, index) in enumerate(zip(self.items, self.media_index, strict=True))
     ]
@@ -73,7 +80,12 @@ class Experience:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrefetchedBatch:
-  """A batch; the same on the devices, where it can be put there at once; where the iterator over batches stood behind it."""
+  """A batch that was read ahead.
+
+  fed: the same batch on the devices; None with several processes, which first have to agree on its
+    buckets.
+  state: state of the iterator over batches after this batch.
+  """
 
   batch: batching.Batch
   fed: vision_features.Fed | None
@@ -82,30 +94,41 @@ class PrefetchedBatch:
 
 @dataclasses.dataclass(kw_only=True)
 class Collector:
-  """Where experience comes from: batches of prompts, read in turn, and the replies that a policy gives to them.
+  """Reads batches of prompts, samples replies to them, and has these scored.
 
-  prefetched: what is read already.
+  batches: the iterator over batches.
+  cache: features of a frozen tower; None without a cache.
+  key: of the run; the step's number is folded in.
+  thread: where replies are scored.
+  prefetched: the next batch, if it was read ahead.
   """
 
   context: run_context.RunContext
-  batches: Iterator[batching.Batch]
+  batches: batching.BatchIterator
   cache: feature_cache.FeatureCache | None
   key: Key[Array, ""]
   thread: futures.ThreadPoolExecutor
   prefetched: PrefetchedBatch | None = None
 
   def prefetch(self, params: PyTree) -> None:
-    """Reads the next batch: for a time when the devices are busy. params: a frozen tower's make the features that no cache has."""
+    """Reads the next batch, at a time when the devices are busy.
+
+    params: used by a frozen tower, for features that are not in the cache.
+    """
     self.prefetched = self.prefetched or self._read(params)
 
   def _read(self, params: PyTree) -> PrefetchedBatch:
     batch, fed = next(self.batches), None
-    if jax.process_count() == 1:  # several first agree on its buckets, on their devices
+    if jax.process_count() == 1:  # several would have to agree on the buckets
       fed = vision_features.prompt_with_features(self.context, params, batch, self.cache)
     return PrefetchedBatch(batch=batch, fed=fed, state=self.batches.get_state())
 
   def collect(self, params: PyTree, step: int, timer: step_timer_lib.StepTimer) -> Experience:
-    """That of a step; not yet judged, but where groups without signal are to be replaced."""
+    """Collects the experience of a step.
+
+    It returns before the replies are scored, except with rl.dynamic_sampling_max_batches, which
+    needs the scores to replace groups without signal.
+    """
     key = jax.random.fold_in(self.key, step)
     if not self.context.config.rl.dynamic_sampling_max_batches:
       return self._collect(params, key, timer)
@@ -126,7 +149,7 @@ class Collector:
     shuffled = self._shuffled(params, batch, encoded, key)
     timer.record("rollout", idle_seconds=played.idle_seconds)
     dialogue = context.builder.dialogue(batch)
-    judging = scoring.PendingScores(
+    pending = scoring.PendingScores(
       self.thread,
       dialogue,
       played.rollout,
@@ -147,19 +170,19 @@ class Collector:
       train_step.reply_lengths(train_step.token_mask(one), self.context.mesh) for one in rollouts
     ]
     prompt_tokens = _prompt_tokens(batch)
-    of_prompts = len(rollouts) * len(lengths[0]) * prompt_tokens
+    all_prompt_tokens = len(rollouts) * len(lengths[0]) * prompt_tokens
     return Experience(
       items=batch.items,
       prompt=encoded if self.context.tower_frozen else prompt,
       prompt_with_features=encoded,
-      media_index=batch.prompt.media_index,
+      media_index=np.asarray(batch.prompt.media_index),
       rollout=rollouts[0],
       lengths=lengths[0],
       prompt_tokens=prompt_tokens,
       computed_tokens=sum(one.computed_tokens for one in every)
       + len(rollouts) * encoded.tokens.size,
-      useful_tokens=sum(int(one.sum()) for one in lengths) + of_prompts,
-      scores_future=judging,
+      useful_tokens=sum(int(one.sum()) for one in lengths) + all_prompt_tokens,
+      scores_future=pending,
       read=read.state,
       values=fed.values,
     )
@@ -167,7 +190,10 @@ class Collector:
   def _shuffled(
     self, params: PyTree, batch: batching.Batch, encoded: records.Prompt, key: Key[Array, ""]
   ) -> episodes.EpisodeRollout | None:
-    """Replies to the same features with frames in random order, if config.rl.num_shuffled_generations asks for them."""
+    """Samples replies to the same features with the frames in random order.
+
+    None if config.rl.num_shuffled_generations is 0.
+    """
     count = self.context.config.rl.num_shuffled_generations
     if not count:
       return None
@@ -177,9 +203,12 @@ class Collector:
   def _collect_groups_with_signal(
     self, params: PyTree, key: Key[Array, ""], timer: step_timer_lib.StepTimer
   ) -> Experience:
-    """Draws batches until enough groups carry signal, `rl.dynamic_sampling_max_batches` times more at most, and puts these together.
+    """Samples batches until enough groups have signal, and joins these groups to one batch.
 
-    Groups that an update would learn nothing from are left out; where there are too few others, the first of them fill up.
+    It samples at most `rl.dynamic_sampling_max_batches` further batches. Groups without signal,
+    from which an update learns nothing, are left out. If there are too few others, they fill up
+    the batch.
+
     Source: dynamic sampling of DAPO, arXiv 2503.14476, section 3.2.
     """
     _, shares = mesh_lib.process_shard(self.context.mesh)
@@ -187,16 +216,16 @@ class Collector:
     wanted = rl.batch_size // shares
     drawn, chosen, spare = [], [], []
     for attempt in range(1 + rl.dynamic_sampling_max_batches):
-      of_attempt = jax.random.fold_in(key, attempt) if attempt else key
-      made = self._collect(params, of_attempt, timer)
-      scores = jax.tree.map(jnp.asarray, made.wait_for_scores().scores)
+      attempt_key = jax.random.fold_in(key, attempt) if attempt else key
+      sampled = self._collect(params, attempt_key, timer)
+      scores = jax.tree.map(jnp.asarray, sampled.wait_for_scores().scores)
       _, signal = advantages.segment_advantages(
         scores, credit=rl.advantage_estimator, normalize_by_std=rl.normalize_by_std
       )
       timer.record("reward", exposed=True)
-      for row, carries in enumerate(np.asarray(signal).any(axis=-1)):
-        (chosen if carries else spare).append((len(drawn), row))
-      drawn.append(made)
+      for row, has_signal in enumerate(np.logical_or.reduce(np.asarray(signal), axis=-1)):
+        (chosen if has_signal else spare).append((len(drawn), row))
+      drawn.append(sampled)
       if processes.all_min(len(chosen)) >= wanted:
         break
     values = {
@@ -205,9 +234,9 @@ class Collector:
     }
     if len(drawn) == 1:
       return dataclasses.replace(drawn[0], values=drawn[0].values | values)
-    made = self._join(drawn, (chosen + spare)[:wanted], values)
+    joined = self._join(drawn, (chosen + spare)[:wanted], values)
     timer.record("data", exposed=True)
-    return made
+    return joined
 
   def _join(
     self,
@@ -215,9 +244,12 @@ class Collector:
     chosen: Sequence[tuple[int, int]],
     values: dict[str, float],
   ) -> Experience:
-    """One batch of rows (number of the experience, row in it) of several, with the features that they were drawn with."""
-    of_drawn = [made.items_with_features() for made in drawn]
-    batch = self.context.builder.batch([of_drawn[number][row] for number, row in chosen])
+    """Joins rows of several experiences to one, with the features that they were sampled with.
+
+    chosen: (number of the experience, row in it).
+    """
+    drawn_items = [made.items_with_features() for made in drawn]
+    batch = self.context.builder.batch([drawn_items[number][row] for number, row in chosen])
     batch = self.context.builder.pad_to_common_buckets(batch)
     prompt = encoded = self.context.builder.prompt(batch)
     items = [drawn[number].items[row] for number, row in chosen]
@@ -225,18 +257,18 @@ class Collector:
       prompt = self.context.builder.prompt(self.context.builder.batch(items, sizes=batch.sizes))
     rollouts = [jax.tree.map(mesh_lib.local_rows, made.rollout) for made in drawn]
     rollout = mesh_lib.put_batch(_rows(rollouts, chosen), self.context.mesh)
-    judged = [made.wait_for_scores() for made in drawn]
+    scored = [made.wait_for_scores() for made in drawn]
     known = scoring.ScoredReplies(
-      scores=_rows([one.scores for one in judged], chosen),
-      segment=_rows([one.segment for one in judged], chosen),
-      reward_state=judged[-1].reward_state,
-      counts=_summed([one.counts for one in judged]),
+      scores=_rows([one.scores for one in scored], chosen),
+      segment=_rows([one.segment for one in scored], chosen),
+      reward_state=scored[-1].reward_state,
+      counts=_summed([one.counts for one in scored]),
     )
     return Experience(
       items=items,
       prompt=prompt,
       prompt_with_features=encoded,
-      media_index=batch.prompt.media_index,
+      media_index=np.asarray(batch.prompt.media_index),
       rollout=rollout,
       lengths=train_step.reply_lengths(train_step.action_mask(rollout), self.context.mesh),
       prompt_tokens=_prompt_tokens(batch),
@@ -256,7 +288,11 @@ def play_batch(
   key: Key[Array, ""],
   **decoding: Any,
 ) -> episodes.EpisodeRollout:
-  """Samples episodes about a batch. prompt: of it, on the mesh; decoding: changed fields of the recipe's decoding."""
+  """Samples episodes about a batch.
+
+  prompt: the batch's prompts, on the mesh.
+  decoding: sampling options that differ from the recipe's.
+  """
   return play.play(
     context.graphdef,
     params,
@@ -279,7 +315,10 @@ def play_shuffled(
   *,
   group: int,
 ) -> episodes.EpisodeRollout:
-  """As `play_batch`, with the frames of each prompt in random order. encoded: prompts with features."""
+  """As `play_batch`, but with the frames of each prompt in random order.
+
+  encoded: prompts with features.
+  """
   index = mesh_lib.put_batch(context.builder.shuffled_index(batch, key), context.mesh)
   prompt = dataclasses.replace(encoded, media_index=index)
   return play_batch(context, params, batch, prompt, key, group=group)
@@ -290,13 +329,13 @@ def _summed(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _prompt_tokens(batch: batching.Batch) -> float:
-  """Tokens of a prompt, the mean over all processes."""
+  """Mean number of tokens of a prompt, over all processes."""
   lengths = (np.asarray(batch.prompt.kind) != records.Kind.PAD).sum(axis=1)
   return float(processes.all_gather(lengths).mean())
 
 
 def _rows(trees: Sequence[Any], chosen: Sequence[tuple[int, int]]) -> Any:
-  """The chosen rows (number of the tree, row in it) of host arrays, one after the other."""
+  """Stacks the chosen rows (number of the tree, row in it) of trees of host arrays."""
   return jax.tree.map(
     lambda *arrays: np.stack([np.asarray(arrays[number])[row] for number, row in chosen]), *trees
   )

@@ -1,4 +1,7 @@
-"""Stage `export`: the last checkpoint of a run as a directory that transformers, and `config.model.pretrained`, read."""
+"""Stage `export`: writes the last checkpoint of a run in the format of transformers.
+
+`config.model.pretrained` reads such a directory as well.
+"""
 
 import json
 from pathlib import Path
@@ -10,31 +13,35 @@ from vr_jax import errors
 from vr_jax.models.common import export as export_lib
 from vr_jax.train import console, initialization, paths, run_context
 
-RECORD = "vr_jax.json"  # in an export: which checkpoint it is
-STAGES = ("rl", "sft")  # the last comes first
+RECORD = "vr_jax.json"  # file of an export that says which checkpoint it is of
+STAGES = ("rl", "sft")  # the later stage first
 
 
 def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  """Writes config.export.directory (empty: <workdir>/export). One that is there of the same checkpoint is left as it is.
+  """Writes config.export.directory (empty: <workdir>/export).
 
-  Adapters are merged into the model, and before that written alone, as PEFT's, into the same directory with `-adapter`
-  behind, which is kept likewise: an export that ended between the two goes on. All processes of a run call this;
-  process 0 writes.
+  A directory that exists and is of the same checkpoint is left as it is.
+
+  Adapters are first written alone, in PEFT's format, to a directory with the suffix `-adapter`;
+  then they are merged into the model. All processes of a run must call this; process 0 writes.
 
   Raises:
-    InputError: there is no checkpoint, or the directory is there and of something else.
+    InputError: there is no checkpoint, or the directory exists and is something else.
   """
   context = run_context.make_run_context(config, workdir, judged=False)
   target = Path(config.export.directory) if config.export.directory else workdir / "export"
   stage, step = last_stage(context, workdir)
   where = workdir / "checkpoints" / stage
-  of = {"checkpoints": str(where.absolute()), "step": step, "dtype": config.export.dtype}
-  if _record(target) == of:
+  checkpoint = {"checkpoints": str(where.absolute()), "step": step, "dtype": config.export.dtype}
+  if _record(target) == checkpoint:
     console.print_line(f"export: {target} is that of {stage} step {step}")
     return
-  params, record = initialization.load_params(context, where), {RECORD: json.dumps(of) + "\n"}
+  params, record = (
+    initialization.load_params(context, where),
+    {RECORD: json.dumps(checkpoint) + "\n"},
+  )
   alone = target.with_name(f"{target.name}-adapter")
-  if context.adapters and _record(alone) != of:
+  if context.adapters and _record(alone) != checkpoint:
     base = config.model.pretrained
     export_lib.save_adapter(
       params, alone, adapters=context.adapters, base=base, family=context.family, files=record
@@ -53,7 +60,10 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def last_stage(context: run_context.RunContext, workdir: Path) -> tuple[str, int]:
-  """The stage that went furthest, and its last complete step. Raises InputError where there is none."""
+  """The latest stage that has a complete checkpoint, and its last step.
+
+  Raises InputError if no stage has one.
+  """
   for stage in STAGES:
     where = workdir / "checkpoints" / stage
     step = initialization.last_step(context, where) if where.is_dir() else None
@@ -65,7 +75,7 @@ def last_stage(context: run_context.RunContext, workdir: Path) -> tuple[str, int
 
 
 def _record(target: Path) -> dict[str, Any] | None:
-  """What an export says it is of; None where it says nothing."""
+  """Reads which checkpoint an export is of; None if it has no such record."""
   try:
     return json.loads((target / RECORD).read_text(encoding="utf-8"))
   except (OSError, ValueError):
@@ -73,7 +83,7 @@ def _record(target: Path) -> dict[str, Any] | None:
 
 
 def _tokenizer_files(context: run_context.RunContext, workdir: Path) -> dict[str, str]:
-  """The tokenizer of a run whose model comes from nowhere else, as transformers reads one."""
+  """The tokenizer's files, by name; none if those of the pretrained model are copied."""
   model = context.config.model
   if model.pretrained and not model.tokenizer:
     return {}

@@ -1,4 +1,4 @@
-"""Parameters that a stage starts with: fresh ones, or those of a checkpoint."""
+"""The parameters that a stage starts from: fresh ones, or those of a checkpoint."""
 
 import functools
 from pathlib import Path
@@ -16,9 +16,9 @@ from vr_jax.train import model_setup
 
 
 def fresh_params(net: model_setup.ModelSetup) -> PyTree:
-  """The weights of config.model.pretrained, or random ones drawn from config.seed.
+  """Loads the weights of config.model.pretrained, or draws random ones, seeded by config.seed.
 
-  With config.model.lora these are the base, with adapters that change nothing yet.
+  With config.model.lora these weights are the base; its fresh adapters don't change the output yet.
   """
   shardings = jax.tree.map(lambda x: x.sharding, net.abstract_params)
   if net.config.model.pretrained:
@@ -33,7 +33,7 @@ def fresh_params(net: model_setup.ModelSetup) -> PyTree:
 
 
 def _add_adapters(net: model_setup.ModelSetup, base: PyTree, shardings: PyTree) -> PyTree:
-  """The base and fresh adapters in one tree."""
+  """Adds fresh adapters to the base; returns one tree."""
   placed = {
     n: v.get_value() for n, v in weight_mapping.flat(shardings).items() if lora.is_adapter(n)
   }
@@ -42,24 +42,25 @@ def _add_adapters(net: model_setup.ModelSetup, base: PyTree, shardings: PyTree) 
     drawn = weight_mapping.flat(net.random_params())
     return {name: drawn[name].get_value() for name in placed}
 
-  values, of_base = jax.jit(draw, out_shardings=placed)(), weight_mapping.flat(base)
+  values, base_variables = jax.jit(draw, out_shardings=placed)(), weight_mapping.flat(base)
   abstract = weight_mapping.flat(net.abstract_params)
   return weight_mapping.unflat(
-    {n: v.replace(values[n]) if n in values else of_base[n] for n, v in abstract.items()}
+    {n: v.replace(values[n]) if n in values else base_variables[n] for n, v in abstract.items()}
   )
 
 
 def open_checkpoints(net: model_setup.ModelSetup, directory: Path) -> checkpoints_lib.Checkpoints:
-  """The checkpoints of a stage. With adapters they leave out the base, which `fresh_params` gives."""
+  """Opens the checkpoints of a stage. With adapters they leave out the base; see `fresh_params`."""
   fixed = net.frozen if net.adapters else ()
-  left_out = tuple(f"{of}.{name}" for of in ("params", "critic.params.model") for name in fixed)
+  trees = ("params", "critic.params.model")
+  left_out = tuple(f"{tree}.{name}" for tree in trees for name in fixed)
   return checkpoints_lib.Checkpoints(directory, architecture=net.architecture, left_out=left_out)
 
 
 def load_params(net: model_setup.ModelSetup, directory: Path) -> PyTree:
-  """The parameters of the last checkpoint of a stage."""
+  """Loads the parameters of a stage's last checkpoint."""
   store = open_checkpoints(net, directory)
-  # Adapters lie beside a base that the checkpoint leaves out.
+  # With adapters, the checkpoint leaves out the base.
   like = fresh_params(net) if net.adapters else net.abstract_params
   params = store.restore({"params": like}).tree["params"]
   store.close()
@@ -67,7 +68,7 @@ def load_params(net: model_setup.ModelSetup, directory: Path) -> PyTree:
 
 
 def last_step(net: model_setup.ModelSetup, directory: Path) -> int | None:
-  """The step of the last complete checkpoint of a stage."""
+  """The step of a stage's last complete checkpoint; None if there is none."""
   store = open_checkpoints(net, directory)
   step = store.latest()
   store.close()
@@ -75,14 +76,15 @@ def last_step(net: model_setup.ModelSetup, directory: Path) -> int | None:
 
 
 def is_complete(store: checkpoints_lib.Checkpoints) -> bool:
-  """Whether the last checkpoint is that of a warm start that was done."""
-  return store.latest() is not None and store.loop(store.latest())["complete"]
+  """Whether the last checkpoint is that of a finished warm start."""
+  step = store.latest()
+  return step is not None and store.loop(step)["complete"]
 
 
 def find_start(net: model_setup.ModelSetup, workdir: Path) -> Path | None:
-  """The checkpoints that RL starts from; None if it starts from fresh parameters, without a warm start.
+  """The directory of the checkpoints that RL starts from; None if RL starts from fresh parameters.
 
-  Raises InputError where there are none, or this workdir's own warm start is not complete.
+  Raises InputError if the directory is missing, or this workdir's own warm start is not complete.
   """
   config = net.config
   if not config.rl.init_checkpoint and not config.sft.steps:
@@ -100,17 +102,17 @@ def find_start(net: model_setup.ModelSetup, workdir: Path) -> Path | None:
 
 
 def describe_start(net: model_setup.ModelSetup, workdir: Path) -> dict[str, Any]:
-  """{"path", "step"} of what RL starts from, as its checkpoints remember it (fresh parameters: "", 0)."""
+  """The "path" and "step" that RL starts from, for its checkpoints. Fresh parameters: "" and 0."""
   directory = find_start(net, workdir)
   if directory is None:
     return {"path": "", "step": 0}
-  # That of the workdir itself by its place there: a workdir may be moved.
+  # The path of the own warm start is relative: a workdir may be moved.
   path = net.config.rl.init_checkpoint or directory.relative_to(workdir).as_posix()
   return {"path": path, "step": last_step(net, directory)}
 
 
 def initial_params(net: model_setup.ModelSetup, workdir: Path) -> PyTree:
-  """What RL starts from and stays close to."""
+  """Loads the parameters that RL starts from. They are those of the reference, too."""
   directory = find_start(net, workdir)
   return fresh_params(net) if directory is None else load_params(net, directory)
 

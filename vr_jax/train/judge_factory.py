@@ -1,4 +1,4 @@
-"""From config.judge to a judge that is known to answer (docs/judges.md)."""
+"""Makes the judge of config.judge and checks that it answers (docs/judges.md)."""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -12,33 +12,36 @@ from vr_jax.rewards import judge, judge_cache, judge_text
 from vr_jax.train import judge_local, paths
 from vr_jax.worlds import sufficiency
 
-# Each vendor's own, so that no key goes to the other one.
+# One variable for each vendor, so that no key is sent to the wrong one.
 KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 
 
 def make_judge(section: ml_collections.ConfigDict, cache: Path) -> judge.Judge:
-  """The judge of a run. Whoever builds it closes it.
+  """Makes the judge of a run; the caller closes it.
 
-  section: config.judge. cache: the file of its verdicts; the rule needs none and makes none.
+  section: config.judge.
+  cache: file for its verdicts; the rule has none.
 
   Raises:
-    InputError: an unknown kind, no model, a key or a package missing, an endpoint that is down or refuses, a model that can't be
-      read, a file that is no cache. All of it is found here, before anything runs.
+    InputError: the kind is unknown; the model, a key or a package is missing; the endpoint is down
+      or refuses; the model can't be read; or the file is not a cache. All of these are found here,
+      before anything runs.
   """
   if section.kind == "rule":
-    made = judge.RuleJudge(_exact)
+    new = judge.RuleJudge(_exact)
   elif section.kind in MODELS:
-    made = _text_judge(section, cache)
+    new = _text_judge(section, cache)
   else:
     kinds = ", ".join(("rule", *MODELS))
     raise errors.InputError(f"config.judge.kind={section.kind}: not one of {kinds}")
-  return judge.LeakFilter(made) if section.leak_filter else made
+  return judge.LeakFilter(new) if section.leak_filter else new
 
 
 def check(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  """Raises InputError as `build` does, but for a local model's weights, and where the rule knows nothing of the run's data.
+  """Checks the judge before a run does anything else.
 
-  A run asks before it does anything else.
+  Raises InputError as `make_judge` does, but it does not load a local model's weights; and if the
+  rule can't judge the run's data.
   """
   section = config.judge
   if section.kind == "rule":
@@ -53,7 +56,7 @@ def check(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def _first_example(config: ml_collections.ConfigDict, workdir: Path) -> Sequence[records.Example]:
-  """The first of what a run trains on; none where that is still to be simulated, or named."""
+  """The first example of the run's data; empty if the data are not simulated or named yet."""
   shards = paths.shards_directory(config, workdir)
   if shards.is_dir():
     source = examples.ExampleSource(shards, "train")
@@ -64,7 +67,7 @@ def _first_example(config: ml_collections.ConfigDict, workdir: Path) -> Sequence
 
 
 def _exact(example: records.Example, observation: str) -> bool:
-  """What the rule knows. Raises InputError for an example of which nothing is known: it would never suffice."""
+  """The rule's verdict. Raises InputError for an example without true states."""
   _check_states(example)
   return sufficiency.sufficient(example, observation)
 
@@ -72,38 +75,45 @@ def _exact(example: records.Example, observation: str) -> bool:
 def _check_states(example: records.Example) -> None:
   if not example.states:
     raise errors.InputError(
-      f"example {example.id}: has no true states, by which config.judge.kind=rule judges; choose another judge"
+      f"example {example.id}: has no true states, by which config.judge.kind=rule judges; "
+      "choose another judge"
     )
 
 
 def check_model(section: ml_collections.ConfigDict) -> None:
-  """Raises InputError where no model is named."""
+  """Raises InputError if no model is named."""
   if not section.model:
     raise errors.InputError(
-      f"config.judge.model: is empty; name the model that judges, as config.judge.kind={section.kind} knows it"
+      "config.judge.model: is empty; name the model that judges, "
+      f"as config.judge.kind={section.kind} knows it"
     )
 
 
 def split_limits(section: ml_collections.ConfigDict, workers: int) -> ml_collections.ConfigDict:
-  """What each of several workers that judge at the same time is given: its part of what may be asked at a time and a minute.
+  """Divides the limits of requests among workers that judge at the same time.
+
+  Returns the section for one worker: in_flight and requests_per_minute are its share.
 
   Raises:
-    InputError: of several, where a budget would make verdicts depend on their number, each would load a local model of its own,
-      or there are more of them than requests at the same time.
+    InputError: with several workers, a budget is set (verdicts would depend on their number), the
+      model is local (each would load it), or there are more workers than requests in flight.
   """
   if section.kind == "rule":
     return section
   if workers > 1 and section.budget:
     raise errors.InputError(
-      f"config.judge.budget={section.budget}: is that of one process; with config.traces.workers={workers} set it to 0"
+      f"config.judge.budget={section.budget}: is that of one process; "
+      f"with config.traces.workers={workers} set it to 0"
     )
   if workers > 1 and section.kind == "local":
     raise errors.InputError(
-      f"config.judge.kind=local: each of config.traces.workers={workers} would load the model; set them to 1 or 0"
+      f"config.judge.kind=local: each of config.traces.workers={workers} would load the model; "
+      "set them to 1 or 0"
     )
   if workers > section.in_flight:
     raise errors.InputError(
-      f"config.judge.in_flight={section.in_flight}: is less than config.traces.workers={workers}; raise it, or take fewer"
+      f"config.judge.in_flight={section.in_flight}: is less than "
+      f"config.traces.workers={workers}; raise it, or take fewer"
     )
   part = ml_collections.ConfigDict(section.to_dict())
   part.in_flight //= workers
@@ -114,13 +124,13 @@ def split_limits(section: ml_collections.ConfigDict, workers: int) -> ml_collect
 def _text_judge(section: ml_collections.ConfigDict, cache: Path) -> judge_text.TextJudge:
   check_model(section)
   with contextlib.ExitStack() as on_failure:
-    kept = judge_cache.VerdictCache(cache)
-    on_failure.callback(kept.close)
+    verdicts = judge_cache.VerdictCache(cache)
+    on_failure.callback(verdicts.close)
     model = MODELS[section.kind](section)
     on_failure.pop_all()
   identity = (section.kind, section.model, section.base_url)
   threshold = section.threshold if section.blinded else None
-  return judge_text.TextJudge(model, kept, identity=identity, threshold=threshold)
+  return judge_text.TextJudge(model, verdicts, identity=identity, threshold=threshold)
 
 
 def _local(section: ml_collections.ConfigDict) -> judge_text.JudgeModel:
@@ -128,7 +138,10 @@ def _local(section: ml_collections.ConfigDict) -> judge_text.JudgeModel:
 
 
 def make_endpoint(section: ml_collections.ConfigDict) -> model_endpoint.Endpoint:
-  """The model behind an endpoint, which has answered. Raises InputError as `build` does."""
+  """Connects to the model's endpoint and checks that it answers.
+
+  Raises InputError as `make_judge` does.
+  """
   return model_endpoint.connect(
     "config.judge",
     section.kind,

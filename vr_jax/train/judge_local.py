@@ -1,12 +1,16 @@
-"""A judge's model loaded here: one of the families that this project has, from a Hugging Face directory, asked without frames.
+"""A judge's model that runs in this process, loaded from a Hugging Face directory.
 
-It lives whole on this process's first device. A program that spans several devices must not be started from two threads, whose
-orders may differ between devices; this one may run beside the training step, which it waits for or delays.
+It may be of any family that this project has, and is asked with text alone.
+
+The whole model is on this process's first device. Two threads must not start programs that span
+several devices, since each device might see another order; a program of one device is safe. It and
+the training step may delay each other.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 from pathlib import Path
+from typing import Any, cast
 
 from flax import nnx
 import jax
@@ -21,19 +25,23 @@ from vr_jax.rewards import judge_prompt
 from vr_jax.rollout import sampler
 
 _ROWS = 16  # questions answered at once
-# Tokens of a question, padded; a program is compiled for each that occurs.
+# Lengths that questions are padded to, in tokens; a program is compiled for each that occurs.
 _LENGTHS = (512, 1024, 2048, 4096)
-# How it is shown questions: as they are, since they come with a system turn of their own.
+# Options of the processor; no system text, since questions have a system turn of their own.
 _SECTION = ml_collections.ConfigDict(
   {"min_pixels": 1, "max_pixels": 1, "system": "", "resize_backend": "torchvision"}
 )
 
 
 def check(directory: Path) -> None:
-  """Raises InputError where it is no directory, or its config or tokenizer can't be read; weights are not looked at."""
+  """Raises InputError if the directory, its config or its tokenizer can't be read.
+
+  The weights are not checked.
+  """
   if not directory.is_dir():
     raise errors.InputError(
-      f"config.judge.model={directory}: no such directory; a local judge is a Hugging Face directory"
+      f"config.judge.model={directory}: no such directory; "
+      "a local judge is a Hugging Face directory"
     )
   family = registry.family_in(directory)
   family.read_config(directory / "config.json")
@@ -41,23 +49,27 @@ def check(directory: Path) -> None:
 
 
 class LocalModel:
-  """See judge_text.Model. Replies are greedy, so that nothing would come of asking again."""
+  """A `judge_text.JudgeModel`. Replies are greedy, so a question is never asked twice."""
 
   def __init__(self, directory: Path, *, max_tokens: int, dtype: str = "bfloat16"):
-    """Loads it. max_tokens: of a reply; dtype: of weights and activations.
+    """Loads the model.
+
+    max_tokens: of a reply.
+    dtype: of weights and activations.
 
     Raises:
-      InputError: no such directory, or what the readers of checkpoint and tokenizer raise; the message names the file.
+      InputError: the directory, its checkpoint or its tokenizer can't be read; it names the file.
     """
     check(directory)
     family = registry.family_in(directory)
     config, self._params = checkpoint.from_pretrained(directory, dtype=dtype, family=family)
-    config = dataclasses.replace(config, dtype=dtype)
-    words = family.load_tokenizer(directory)
-    self._processor = family.make_processor(config, words, _SECTION)
+    # A cast, since the protocol does not say that a ModelConfig is a dataclass.
+    config = dataclasses.replace(cast(Any, config), dtype=dtype)
+    tokenizer = family.load_tokenizer(directory)
+    self._processor = family.make_processor(config, tokenizer, _SECTION)
     model = nnx.eval_shape(lambda: family.make_model(config, rngs=nnx.Rngs(0)))
     self._graph = nnx.split(model)[0]
-    allowed_tokens = np.arange(config.vocab_size) < words.get_vocab_size()
+    allowed_tokens = np.arange(config.vocab_size) < tokenizer.get_vocab_size()
     allowed_tokens[list(self._processor.media_tokens)] = False
     self._allowed = jax.device_put(allowed_tokens, jax.local_devices()[0])
     context = config.max_position_embeddings - max_tokens
@@ -73,7 +85,7 @@ class LocalModel:
     self._too_long = 0
 
   def ask(self, questions: Sequence[judge_prompt.JudgeQuestion]) -> list[bool | None]:
-    """The verdicts; None where a reply cannot be read, or a question is longer than the model takes."""
+    """Asks for verdicts; None where a reply can't be parsed, or a question is too long."""
     encoded = [self._encoded(question) for question in questions]
     fitting = [i for i, one in enumerate(encoded) if len(one.tokens) <= self._lengths[-1]]
     fitting.sort(key=lambda i: len(encoded[i].tokens))
@@ -86,12 +98,12 @@ class LocalModel:
     return verdicts
 
   def counts(self) -> Mapping[str, float]:
-    """too_long: questions that were not put for it."""
+    """too_long: questions since the last call that were too long to ask."""
     too_long, self._too_long = self._too_long, 0
     return {"too_long": float(too_long)}
 
   def close(self) -> None:
-    """Lets the weights go."""
+    """Frees the weights."""
     del self._params
 
   def _encoded(self, question: judge_prompt.JudgeQuestion) -> prompts_lib.EncodedPrompt:
@@ -102,7 +114,7 @@ class LocalModel:
     return self._processor.encode_conversation(turns, name="a judge's question")
 
   def _replies(self, encoded: Sequence[prompts_lib.EncodedPrompt]) -> list[str]:
-    """Replies to at most `_ROWS` questions; the rest of the rows repeats the first, and is thrown away."""
+    """Replies to at most `_ROWS` questions. Rows that are left over repeat the first question."""
     rows = [*encoded, *[encoded[0]] * (_ROWS - len(encoded))]
     prompt = self._processor.collate(
       rows, prefix_buckets=self._lengths, frame_buckets=(0,), patch_buckets=(0,)

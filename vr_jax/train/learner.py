@@ -1,12 +1,12 @@
-"""What learns from experience: a policy, with the reference that it stays close to and the critic of PPO where a recipe has them.
+"""The learner: computes advantages from rewards and updates the policy, and the critic of PPO.
 
-rewards -> advantages (credit, or a critic) -> update
+scored replies -> advantages (rl/advantages.py, or a critic) -> update
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,13 @@ from vr_jax.train import train_state as train_state_lib
 
 @dataclasses.dataclass(kw_only=True)
 class Learner:
-  """A policy in training. reference_params: what the reference has for the parameters that training changes; None without one."""
+  """A policy in training, with its reference and its critic where the recipe has them.
+
+  reference_params: the reference's values of the parameters that are trained; the frozen ones are
+    shared with the policy. None without a reference.
+  update: the jitted step of `train_step.make_rl_step`.
+  score: the jitted log-prob function of `train_step.make_logprob_fn`.
+  """
 
   context: run_context.RunContext
   state: train_state_lib.TrainState
@@ -35,38 +41,38 @@ class Learner:
 
   @classmethod
   def create(cls, context: run_context.RunContext, initial: PyTree) -> "Learner":
-    """One that begins with these parameters, which it takes over: updates donate them."""
+    """Makes a learner that starts from `initial`, and owns them: updates donate them."""
     rl, graphdef, allowed_tokens = context.config.rl, context.graphdef, context.allowed_tokens
-    made, critic = learner_state.make_learner_state(context, initial), None
-    if made.critic is not None:
+    start, critic = learner_state.make_learner_state(context, initial), None
+    if start.critic is not None and start.critic_optimizer is not None:
       critic = critic_lib.Critic.create(
         context,
-        made.critic_optimizer,
-        made.critic,
+        start.critic_optimizer,
+        start.critic,
         answer_reward=context.environment.answer_reward,
       )
     return cls(
       context=context,
-      state=made.policy,
-      reference_params=made.anchor,
+      state=start.policy,
+      reference_params=start.anchor,
       critic=critic,
       update=train_step.make_rl_step(
-        graphdef, made.optimizer, allowed_tokens, rl, frozen=context.frozen
+        graphdef, start.optimizer, allowed_tokens, rl, frozen=context.frozen
       ),
       score=train_step.make_logprob_fn(graphdef, allowed_tokens, temperature=rl.temperature),
     )
 
   @property
   def params(self) -> PyTree:
-    """The policy's, until the next update."""
+    """The policy's parameters; valid until the next update."""
     return self.state.params
 
   def checkpoint_tree(self) -> dict[str, Any]:
-    """What a checkpoint holds: the fields of the policy's state, and beside them the critic's."""
+    """The tree that a checkpoint saves: the fields of the policy's state, and the critic's."""
     return {**vars(self.state), **({"critic": self.critic.state} if self.critic else {})}
 
   def restore(self, tree: Mapping[str, Any]) -> None:
-    """Goes back to what `saved` gave."""
+    """Takes over the state that `checkpoint_tree` gave."""
     fields = dict(tree)
     if self.critic:
       self.critic.state = fields.pop("critic")
@@ -78,9 +84,10 @@ class Learner:
     timer: step_timer_lib.StepTimer,
     overlap: Callable[[PyTree], None] | None = None,
   ) -> dict[str, float]:
-    """Updates on experience, once it is judged; gives all that is to be logged of the step.
+    """Waits for the scores, updates policy and critic, and returns the metrics of the step.
 
-    overlap: what the host does with the new parameters while the devices make them, if they do so by themselves.
+    overlap: called with the new parameters while the devices still compute them. It is not called
+      on a backend where launching the update has already waited for its result.
     """
     rl, layout = self.context.config.rl, mesh_lib.MeshLayout(self.context.mesh)
     fit = reply_shapes.choose_reply_shapes(
@@ -89,7 +96,7 @@ class Learner:
     rollout = reply_shapes.truncate(collected.rollout, fit.time)
     reference, old = self._scores(collected, rollout, fit)
     if not (reference is None and old is None) and _idle(reference, old):
-      timer.record("update")  # launching has waited for it
+      timer.record("update")  # launching was not asynchronous
     judged = collected.wait_for_scores()
     timer.record("reward", exposed=_idle(reference, old))
     advantages, signal, targets, values = self._advantages(collected, rollout, fit, reference)
@@ -107,7 +114,7 @@ class Learner:
         packed=fit.packed,
       )
       updates.append(updated)
-    if self.critic:
+    if self.critic and targets is not None:
       values |= self.critic.learn(collected.prompt, rollout, targets, packed=fit.packed)
     running = self.state.step, self.critic and self.critic.state.step
     if overlap and not _idle(*running):
@@ -126,12 +133,12 @@ class Learner:
       rl, layout, collected, fit, scorers=scorers
     )
     sampled = values["completions/mean_length"] * collected.lengths.size
-    return values | collected.values | judged.counts | timer.values(sampled)
+    return {**values, **collected.values, **judged.counts, **timer.values(sampled)}
 
   def _scores(
     self, collected: experience.Experience, rollout: records.Rollout, fit: reply_shapes.ReplyShapes
   ) -> tuple[Array | None, Array | None]:
-    """Log-probs of the reference, and of the policy before its update; None where they are not needed."""
+    """Log-probs of the reference and of the policy before its update; None where not needed."""
     reference, old = None, None
     if self.reference_params is not None:
       shared = train_state_lib.split(self.params, self.context.frozen)[1]
@@ -139,7 +146,7 @@ class Learner:
       reference = self.score(frozen, collected.prompt, rollout, packed=fit.packed_whole)
     rl = self.context.config.rl
     if rl.num_iterations > 1:
-      # Off policy the tower has moved on since it made the features.
+      # Off policy, the tower was updated after it computed these features.
       prompt = collected.prompt if rl.one_step_off_policy else collected.prompt_with_features
       old = self.score(self.params, prompt, rollout, packed=fit.packed_whole)
     return reference, old
@@ -151,7 +158,7 @@ class Learner:
     fit: reply_shapes.ReplyShapes,
     reference: Array | None,
   ) -> tuple[Array, Array, critic_lib.Targets | None, dict[str, Array]]:
-    """(advantages [prompts, group, time], signal [prompts], what a critic learns from, metrics)."""
+    """Returns (advantages [prompts, group, time], signal [prompts], critic's targets, metrics)."""
     context, rl, judged = self.context, self.context.config.rl, collected.wait_for_scores()
     scores = mesh_lib.put_batch(judged.scores, context.mesh)
     advantages, signal, values = advantages_lib.compute_advantages(
@@ -177,17 +184,18 @@ class Learner:
 
 
 def _idle(*running: Array | None) -> bool:
-  """Whether the devices have finished what was to run beside the host's work, or nothing was."""
-  return all(x is None or x.is_ready() for x in running)
+  """Whether the devices have finished computing these arrays; None stands for no computation."""
+  # A cast, since the stub of jax.Array lacks is_ready.
+  return all(x is None or cast(Any, x).is_ready() for x in running)
 
 
 def _undefined(name: str, value: float) -> bool:
-  """Whether there is no such mean: of a segment that no reply had, or none was judged of."""
+  """Whether a metric has no value: a mean over no replies, or over none that has a score."""
   return name.startswith(("reward", "critic/explained")) and math.isnan(value)
 
 
 def combine_updates(updates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-  """The metrics of a batch's updates as one: their means, but the largest of the counts of void updates."""
+  """Combines the metrics of a batch's updates: means, but maxima of the nonfinite counts."""
   return {
     name: float((np.max if "nonfinite" in name else np.mean)([u[name] for u in updates]))
     for name in updates[0]

@@ -1,4 +1,4 @@
-"""What a learner holds before its first step: made of parameters, or in shapes alone for a compiler."""
+"""The state of a learner before its first step: as arrays, or as shapes alone for a compiler."""
 
 import dataclasses
 import functools
@@ -15,9 +15,11 @@ from vr_jax.train import train_state as train_state_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LearnerState:
-  """The policy's state with its optimizer, the reference, and the critic's state with its optimizer.
+  """The states and optimizers of the policy and the critic, and the reference.
 
-  anchor: what the reference has for the parameters that training changes; None without a reference. critic: None without one.
+  anchor: the `reference_params` of the learner: the reference's values of the parameters that are
+    trained; None without a reference.
+  critic: None without a critic.
   """
 
   optimizer: optax.GradientTransformation
@@ -30,9 +32,10 @@ class LearnerState:
 def make_learner_state(
   net: model_setup.ModelSetup, params: PyTree, *, abstract: bool = False
 ) -> LearnerState:
-  """The state of a learner that begins with these parameters, which it takes over.
+  """Makes the state of a learner that starts from `params`, which it owns from then on.
 
-  abstract: parameters and result are shapes, dtypes and shardings; the devices of the mesh may be elsewhere.
+  abstract: `params` and the result are shapes, dtypes and shardings; this machine then needn't have
+    the devices of the mesh.
   """
   config, rl = net.config, net.config.rl
   create = train_state_lib.abstract if abstract else train_state_lib.create
@@ -45,7 +48,7 @@ def make_learner_state(
       config, critic_params, critic_lib.frozen_names(net.frozen)
     )
     critic = create(critic_params, critic_optimizer, net.mesh)
-  # Of the reference only what training changes is kept; the rest, with adapters the whole base, it shares.
+  # The reference shares all frozen parameters with the policy (with adapters, the whole base).
   anchored = rl.kl_weight or (critic and config.critic.kl_weight)
   anchor = train_state_lib.split(params, net.frozen)[0] if anchored else None
   return LearnerState(

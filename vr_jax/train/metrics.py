@@ -1,4 +1,4 @@
-"""Metrics of a run: one JSON object a line, and TensorBoard."""
+"""Writes the metrics of a run: as JSON, one object a line, and for TensorBoard."""
 
 from collections.abc import Mapping
 from concurrent import futures
@@ -18,18 +18,22 @@ from vr_jax.parallel import processes
 
 
 class MetricsLog:
-  """Appends to `metrics.jsonl` and `tensorboard/` of a workdir, for one stage, on a thread: beside the step after.
+  """Appends the metrics of one stage to `metrics.jsonl` and `tensorboard/` of a workdir.
 
-  What can't be written raises OSError from `write`, `wait` or `close`, whichever comes next.
+  A thread writes, while the next step runs. If it can't, the next call of `write`, `wait` or
+  `close` raises OSError.
 
-  A line is {"stage", "step", "values"}. Names under `perf/time/` (seconds, tokens per second), `perf/` and `vision/` (what a
-  cache had) differ from run to run; all others are reproduced bit for bit by a run that was killed and started again.
+  A line is {"stage", "step", "values"}. Values under `perf/` (times and rates) and `vision/`
+  (hits of the cache) differ from run to run. A run that was killed and started again reproduces
+  all others bit for bit.
   """
 
   def __init__(self, workdir: Path, stage: str, *, first_step: int) -> None:
-    """Drops the lines of `stage` from `first_step` on: they were written after the checkpoint that is resumed.
+    """Opens the files, and drops lines of this stage that are newer than the resumed checkpoint.
 
-    Of several processes the first writes; in the others `write` does nothing.
+    Only the first process writes; in the others all methods do nothing.
+
+    first_step: the next step; its line and all later ones of this stage are dropped.
     """
     self._writes = processes.is_first()
     if not self._writes:
@@ -45,7 +49,7 @@ class MetricsLog:
     self._file = path.open("a")
     board = workdir / "tensorboard" / stage
     board.mkdir(parents=True, exist_ok=True)
-    # Its SummaryWriter writes from a thread, for which a run that is interrupted may wait for ever.
+    # Not SummaryWriter: an interrupted run might wait forever for its thread.
     self._board = event_file_writer.EventsWriter(str(board / "events"))
     begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._add_event(first_step, session_log=begun)
@@ -53,7 +57,7 @@ class MetricsLog:
     self._unwritten: list[futures.Future[None]] = []
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """One step's values; those that are not finite are written as null (JSON knows no nan)."""
+    """Writes the values of a step. Values that are not finite become null: JSON has no nan."""
     if not self._writes:
       return
     while self._unwritten and self._unwritten[0].done():
@@ -61,7 +65,7 @@ class MetricsLog:
     self._unwritten.append(self._thread.submit(self._put, step, dict(values)))
 
   def wait(self) -> None:
-    """Returns when all is written: before a checkpoint that is to go on behind it."""
+    """Waits until all is written. Call it before saving a checkpoint of the same step."""
     if not self._writes:
       return
     while self._unwritten:
@@ -94,10 +98,11 @@ class MetricsLog:
 
 
 def read(path: Path, *, complete: bool = True) -> list[dict]:
-  """The lines of a metrics file; [] where there is none.
+  """Reads the lines of a metrics file; [] if there is no file.
 
-  With `complete=False` a last line cut short by a kill is left out. Any other line that does not parse raises
-  InputError.
+  complete: False leaves out a last line that a kill has cut short.
+
+  Raises InputError for any other line that does not parse.
   """
   if not path.exists():
     return []
@@ -117,7 +122,11 @@ def read(path: Path, *, complete: bool = True) -> list[dict]:
 
 
 def peak_memory() -> dict[str, float]:
-  """The largest memory so far, in MiB: resident in this process, and on its first device where the backend counts it."""
+  """The peak memory of this process so far, in MiB.
+
+  perf/host_peak_mib: resident memory.
+  perf/device_peak_mib: on its first device, if the backend counts it.
+  """
   peaks = {"perf/host_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
   counted = jax.local_devices()[0].memory_stats() or {}
   if "peak_bytes_in_use" in counted:

@@ -1,6 +1,7 @@
-"""The network of a run, without its weights: static half, shapes and shardings of its parameters, how it samples.
+"""The model of a run without its weights: graph, shapes and shardings of parameters, and decoding.
 
-All of it follows from a config, a model's sizes and a mesh, whose devices may be those of a machine that is not at hand.
+All of it follows from the config, the model's sizes and the mesh. This machine needn't have the
+devices of the mesh.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from vr_jax.rollout import sampler
 def clamp_microbatches(
   config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
 ) -> ml_collections.ConfigDict:
-  """A copy with the micro-batches that a run makes on this mesh: as many as it asks for, or one a prompt of each device."""
+  """Copies the config; micro-batches become at most as many as each device has prompts."""
   copy = ml_collections.ConfigDict(config.to_dict(), type_safe=False)
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
   for section, rows in ((copy.sft, copy.sft.batch_size), (copy.rl, copy.rl.batch_size)):
@@ -35,7 +36,8 @@ def clamp_microbatches(
 class ModelSetup:
   """A model on a mesh, as a recipe uses it.
 
-  allowed [vocab]: tokens that a reply may hold. stop_tokens: those that end one.
+  allowed_tokens: [vocab], whether a reply may contain the token.
+  stop_tokens: ids of the tokens that end a reply.
   """
 
   config: ml_collections.ConfigDict
@@ -46,23 +48,23 @@ class ModelSetup:
 
   @property
   def architecture(self) -> dict[str, Any]:
-    """What a checkpoint's parameters fit: sizes, by name."""
+    """The sizes that a checkpoint's parameters must match, by name."""
     adapters = self.adapters.fields if self.adapters else {}
     return {**self.model.architecture, **{f"lora.{k}": v for k, v in adapters.items()}}
 
   @property
   def family(self) -> family_lib.ModelFamily:
-    """That of the model."""
+    """The model's family."""
     return registry.family_of(self.model)
 
   @functools.cached_property
   def adapters(self) -> lora.Adapters | None:
-    """Those of config.model.lora; None where all weights are trained."""
+    """The adapters of config.model.lora; None where all weights are trained."""
     return self.family.adapters(self.config.model.lora)
 
   @property
   def frozen(self) -> tuple[str, ...]:
-    """Names of the parameters, or of what holds them, that are not trained: with adapters all others."""
+    """Names of parameters, or modules, that are not trained; with adapters, all others."""
     if self.adapters:
       return tuple(
         name for name in weight_mapping.flat(self.abstract_params) if not lora.is_adapter(name)
@@ -71,12 +73,12 @@ class ModelSetup:
 
   @property
   def tower_frozen(self) -> bool:
-    """Whether nothing of the vision tower is trained: what it makes of a prompt then stays the same for the whole run."""
+    """Whether no part of the vision tower is trained, so that its features never change."""
     return not self.adapters.vision if self.adapters else self.config.model.freeze_vision
 
   @functools.cached_property
   def graphdef(self) -> nnx.GraphDef:
-    """The static half of the model."""
+    """The model's static half, for nnx.merge."""
     return nnx.split(nnx.eval_shape(self.random_model))[0]
 
   @functools.cached_property
@@ -89,14 +91,14 @@ class ModelSetup:
     )
 
   def random_model(self) -> nnx.Module:
-    """The model with random weights of config.seed."""
+    """Makes the model with random weights, seeded by config.seed."""
     layout = mesh_lib.MeshLayout(self.mesh)
     rngs = nnx.Rngs(self.config.seed)
     model = self.family.make_model(self.model, rngs=rngs, layout=layout)
     return lora.add(model, self.adapters, rngs=rngs) if self.adapters else model
 
   def random_params(self) -> PyTree:
-    """Its parameters; beside adapters the others have config.model.lora.base_dtype."""
+    """The parameters of `random_model`; with adapters, the base in lora.base_dtype."""
     params = nnx.split(self.random_model())[1]
     if not self.adapters:
       return params
@@ -105,7 +107,7 @@ class ModelSetup:
     return weight_mapping.unflat({n: flat[n] if lora.is_adapter(n) else base[n] for n in flat})
 
   def decoding(self, **changes: Any) -> sampler.Decoding:
-    """How the recipe samples; `changes` replace fields of it."""
+    """The recipe's sampling options; `changes` replace some of them."""
     rl = self.config.rl
     fields = {
       "group": rl.num_generations,
@@ -120,7 +122,7 @@ class ModelSetup:
 
 
 def family_of(config: ml_collections.ConfigDict) -> family_lib.ModelFamily:
-  """The family of a config's model. Raises InputError where it names none."""
+  """The family of a config's model. Raises InputError if no family knows the model."""
   section = config.model
   if section.pretrained:
     return registry.family_in(section.pretrained)
@@ -131,9 +133,11 @@ def family_of(config: ml_collections.ConfigDict) -> family_lib.ModelFamily:
 
 
 def model_of(config: ml_collections.ConfigDict) -> interface.ModelConfig:
-  """The sizes of a config's model: of its config.json where it is there, of the release that it names, or its own.
+  """The sizes of a config's model.
 
-  Raises InputError where a pretrained model is neither.
+  They come from config.json of the pretrained model, from the release that it names, or, without a
+  pretrained model, from config.model.architecture. Raises InputError if the pretrained model is
+  neither a directory with a config.json nor a known release.
   """
   section = config.model
   if section.pretrained:
@@ -146,7 +150,7 @@ def model_of(config: ml_collections.ConfigDict) -> interface.ModelConfig:
 
 
 def check_context(config: ml_collections.ConfigDict, model: interface.ModelConfig) -> None:
-  """Raises InputError where a reply to the longest prompt could pass the model's context."""
+  """Raises InputError if a reply to the longest prompt could exceed the model's context."""
   prompt, context = max(config.model.prefix_buckets), model.max_position_embeddings
   fields = [("rl.max_new_tokens", config.rl.max_new_tokens)]
   if config.sft.steps:
@@ -158,6 +162,6 @@ def check_context(config: ml_collections.ConfigDict, model: interface.ModelConfi
   for field, reply in fields:
     if prompt + reply > context:
       raise errors.InputError(
-        f"--config.{field}={reply}: with prompts of up to {prompt} tokens (config.model.prefix_buckets) this passes "
-        f"the model's context of {context}"
+        f"--config.{field}={reply}: with prompts of up to {prompt} tokens "
+        f"(config.model.prefix_buckets) this passes the model's context of {context}"
       )

@@ -1,4 +1,4 @@
-"""What a run reads, from its config: where its data and its tokenizer lie, and how clips are sampled."""
+"""Where the data and the tokenizer of a run are, and how its clips are sampled."""
 
 from pathlib import Path
 
@@ -7,28 +7,27 @@ import ml_collections
 from vr_jax import errors
 from vr_jax.data import sampling
 
-TRAINED = (
-  "trained"  # value of config.model.tokenizer: learn one from the texts of the training split
-)
+# Value of config.model.tokenizer: train a tokenizer on the texts of the training split.
+TRAINED = "trained"
 
 
 def data_directory(config: ml_collections.ConfigDict, workdir: Path) -> Path:
-  """Where the data of this run lies."""
+  """The directory of this run's data."""
   return Path(config.data.directory) if config.data.directory else workdir / "data"
 
 
 def shards_directory(config: ml_collections.ConfigDict, workdir: Path) -> Path:
-  """Where the frames and examples of this run lie: what ingestion writes."""
+  """The directory of this run's frames and examples, which ingestion writes."""
   return data_directory(config, workdir) / "shards"
 
 
 def features_directory(config: ml_collections.ConfigDict, workdir: Path) -> Path:
-  """Where features of frozen towers are kept."""
+  """The directory of the cached features of frozen towers."""
   return data_directory(config, workdir) / "features"
 
 
 def tokenizer_path(config: ml_collections.ConfigDict, workdir: Path) -> Path:
-  """The tokenizer.json of this run: the one that the data stage trained, the one named, or the pretrained model's."""
+  """The tokenizer of this run: trained by the data stage, named, or the pretrained model's."""
   if config.model.tokenizer == TRAINED:
     from vr_jax.train import model_setup  # late, since it imports JAX
 
@@ -38,7 +37,7 @@ def tokenizer_path(config: ml_collections.ConfigDict, workdir: Path) -> Path:
 
 
 def sampling_rule(data: ml_collections.ConfigDict) -> sampling.Rule:
-  """Which frames of what is shown the recipe takes; `data` is the section of that name."""
+  """The rule by which the recipe samples frames of a clip. data: the section `data`."""
   if data.sampling == "uniform":
     return sampling.UniformRule(frames=data.frames)
   if data.sampling == "fps":

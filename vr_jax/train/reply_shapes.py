@@ -1,4 +1,4 @@
-"""Padding: the shapes that fit the replies of a batch, and what share of the tokens that a step computes are none."""
+"""Chooses the shapes that replies are padded to, and measures how much padding a step computes."""
 
 import dataclasses
 
@@ -14,10 +14,11 @@ from vr_jax.train import experience
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReplyShapes:
-  """What the passes over the replies of a batch are compiled for.
+  """The shapes that the passes over the replies of a batch are compiled for.
 
-  time: length of its arrays. packed: places a device of each micro-batch (None: padding is computed). packed_whole: the
-  same of the whole batch, as scorers take it.
+  time: length of the padded replies.
+  packed: room for tokens on each device, for one micro-batch. None: not packed.
+  packed_whole: the same for the whole batch, for passes without micro-batches.
   """
 
   time: int
@@ -32,9 +33,12 @@ def choose_reply_shapes(
   *,
   budget: int,
 ) -> ReplyShapes:
-  """The smallest of a few that hold replies of these lengths: time the budget of a reply, halved while it holds the longest.
+  """Chooses the smallest shapes that fit replies of these lengths.
 
-  section: `rl` or `sft`, for its packing and microbatches.
+  `time` is the budget, halved as long as the longest reply fits.
+
+  section: `rl` or `sft`, for token_bucket_ratio and microbatches.
+  budget: largest number of tokens of a reply.
   """
   time, longest = budget, max(int(lengths.max()), 1)
   while time % 2 == 0 and time // 2 >= longest:
@@ -42,16 +46,16 @@ def choose_reply_shapes(
   if section.token_bucket_ratio <= 1:
     return ReplyShapes(time=time, packed=None, packed_whole=None)
   # Row i of a batch is in micro-batch i mod microbatches.
-  of_parts = lengths.reshape(-1, section.microbatches, lengths.shape[1]).swapaxes(0, 1)
+  microbatches = lengths.reshape(-1, section.microbatches, lengths.shape[1]).swapaxes(0, 1)
   packed, packed_whole = (
     packing.size_of(layout, x, time, ratio=section.token_bucket_ratio)
-    for x in (of_parts, lengths[None])
+    for x in (microbatches, lengths[None])
   )
   return ReplyShapes(time=time, packed=packed, packed_whole=packed_whole)
 
 
 def truncate(rollout: records.Rollout, time: int) -> records.Rollout:
-  """The first `time` tokens of all replies."""
+  """Cuts all replies after `time` tokens."""
   if rollout.tokens.shape[-1] == time:
     return rollout
   arrays = ("tokens", "log_probs", "kind", "turn")
@@ -83,18 +87,21 @@ def padding_fraction(
   *,
   scorers: int,
 ) -> float:
-  """The share of all tokens computed in a step that are padding, or came after the end of a reply.
+  """Fraction of a step's computed tokens that is padding, or comes after the end of a reply.
 
-  Sampling has counted its own. Then a step reads its prompts to update (a critic as well), and for each of the scorers: reference,
-  old policy, critic. Patches, and what the tower makes of them before it is part of a prompt, are no tokens.
+  Sampling counts its own tokens (`Experience`). To them this adds the updates of the policy and the
+  critic, and the scorers' passes. The vision tower's work is not counted.
+
+  scorers: forward passes without gradient: reference, old policy, critic.
   """
-  lengths, places = made.lengths, layout.ways("slots")
+  lengths, devices = made.lengths, layout.ways("slots")
   full, prefix = lengths.size * chosen.time, made.prompt_with_features.tokens.shape[1]
   updates = rl.num_iterations * (1 + (rl.advantage_estimator == "gae"))
-  of_update = full if chosen.packed is None else chosen.packed * places * rl.microbatches
-  of_scorer = full if chosen.packed_whole is None else chosen.packed_whole * places
+  update_tokens = full if chosen.packed is None else chosen.packed * devices * rl.microbatches
+  scorer_tokens = full if chosen.packed_whole is None else chosen.packed_whole * devices
   passes = updates + scorers
   reads = len(lengths) * passes
-  computed = made.computed_tokens + updates * of_update + scorers * of_scorer + reads * prefix
+  reply_tokens = updates * update_tokens + scorers * scorer_tokens
+  computed = made.computed_tokens + reply_tokens + reads * prefix
   wanted = made.useful_tokens + lengths.sum() * passes + reads * made.prompt_tokens
   return float(1 - wanted / computed)

@@ -1,12 +1,13 @@
-"""Stage `rl`: the loop of every reinforcement recipe, in the order in which things happen.
+"""Stage `rl`: the training loop of every RL recipe, in the order in which things happen.
 
-experience (prompts, replies and what they earned) -> learner (advantages, update)
+    Collector: prompts -> replies -> rewards
+    Learner:   rewards -> advantages -> update
 
-The next batch is read while the devices update.
+The host reads the next batch while the devices compute the update.
 
-With rl.one_step_off_policy the replies of the next step are drawn before an update, by the policy that it then moves. They are
-judged while it runs, and while the replies after them are drawn; truncated importance sampling (rl.tis_cap) corrects for
-the step between.
+With rl.one_step_off_policy the replies of step n + 1 are sampled before the update of step n. They
+are scored while that update runs, and while the replies of step n + 2 are sampled. The policy that
+sampled them is then one update old; truncated importance sampling (rl.tis_cap) corrects for that.
 """
 
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ from vr_jax.train import step_timer as step_timer_lib
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  """Trains config.rl.steps batches from the warm start, or goes on from the last checkpoint."""
+  """Trains for config.rl.steps steps, from the warm start or this run's last checkpoint."""
   if not config.rl.steps:
     return
   context = run_context.make_run_context(config, workdir)
@@ -45,13 +46,13 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     console.print_line(f"rl: complete at step {rl.steps}")
     store.close()
     return
-  begun = initialization.describe_start(context, workdir)
+  start = initialization.describe_start(context, workdir)
   initial = initialization.initial_params(context, workdir)
   learner = learner_lib.Learner.create(context, initial)
   first, read = 0, None
   if store.latest() is not None:
     restored = store.restore(learner.checkpoint_tree())
-    _check_origin(workdir / "checkpoints" / "rl", restored.loop.get("start"), begun)
+    _check_origin(workdir / "checkpoints" / "rl", restored.loop.get("start"), start)
     first, read = restored.step, restored.loop["iterator"]
     learner.restore(restored.tree)
     context.environment.set_state(restored.loop["reward"])
@@ -76,36 +77,37 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     ahead = timer = None
     for step in range(first + 1, rl.steps + 1):
       timer = step_timer_lib.StepTimer(after=timer)
-      made, ahead = ahead or source.collect(learner.params, step, timer), None
+      collected, ahead = ahead or source.collect(learner.params, step, timer), None
       if rl.one_step_off_policy and step < rl.steps:
         ahead = source.collect(learner.params, step + 1, timer)
-      # Where another batch will be drawn, it is read beside the update.
+      # If another batch is needed, the host reads it during the update.
       more = step + rl.one_step_off_policy < rl.steps
-      values = learner.learn(made, timer, source.prefetch if more else None)
+      values = learner.learn(collected, timer, source.prefetch if more else None)
       log.write(step, values)
       tick(step, rl.steps, shown(values))
       divergence.check_finite(values, rl.max_consecutive_nonfinite, "rl", step)
       if step % rl.checkpoint_every == 0 or step == rl.steps:
         log.wait()
-        # What is drawn ahead of the update does not count as read or judged.
-        goes_on = {
-          "iterator": made.read,
-          "reward": made.wait_for_scores().reward_state,
-          "start": begun,
+        # A batch that was sampled ahead is sampled again on resuming, so its state is not saved.
+        loop_state = {
+          "iterator": collected.read,
+          "reward": collected.wait_for_scores().reward_state,
+          "start": start,
         }
-        store.save(step, learner.checkpoint_tree(), goes_on)
+        store.save(step, learner.checkpoint_tree(), loop_state)
 
 
 def _check_origin(directory: Path, there: dict[str, Any] | None, here: dict[str, Any]) -> None:
-  """Raises InputError where a run would go on with another reference than the one it began with."""
+  """Raises InputError if the run would resume with a reference other than its first one."""
   if there != here:
     raise errors.InputError(
-      f"{directory}: trained from {there}, but the start is now {here}; restore it or choose another --workdir"
+      f"{directory}: trained from {there}, but the start is now {here}; "
+      "restore it or choose another --workdir"
     )
 
 
 def shown(values: Mapping[str, float]) -> dict[str, float]:
-  """What stands beside the progress bar: the means of the rewards, and the length of replies."""
+  """The metrics shown next to the progress bar: mean rewards and the mean length of replies."""
   rewards = {
     name.removeprefix("rewards/").removesuffix("/mean"): value
     for name, value in values.items()

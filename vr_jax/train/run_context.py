@@ -1,4 +1,4 @@
-"""What the stages of a run share, made once from its config."""
+"""The objects that all stages of a run share, built once from its config."""
 
 import dataclasses
 import functools
@@ -22,9 +22,11 @@ from vr_jax.train import batching, check_examples, judge_factory, model_setup, p
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunContext(model_setup.ModelSetup):
-  """A network, the examples that it is trained on, and the environment that scores its replies.
+  """The model setup of a run, with its data, its processor and its environment.
 
   data: the directory with the frames and examples of the run.
+  processor: turns texts and frames into prompts.
+  environment: says what a prompt shows, and scores replies.
   """
 
   data: Path
@@ -33,7 +35,7 @@ class RunContext(model_setup.ModelSetup):
 
   @functools.cached_property
   def builder(self) -> batching.BatchBuilder:
-    """Builds the batches of this run."""
+    """The builder of this run's batches."""
     return batching.BatchBuilder(
       config=self.config,
       data=self.data,
@@ -46,9 +48,14 @@ class RunContext(model_setup.ModelSetup):
 def make_run_context(
   config: ml_collections.ConfigDict, workdir: Path, *, judged: bool = True, read: bool = True
 ) -> RunContext:
-  """The context of a run whose data stage is complete; makes no parameters.
+  """Makes the context of a run whose data stage is complete. It holds no parameters.
 
-  judged=False: replies are not scored. read=False: examples are not read, so the data may be absent.
+  judged: whether replies will be scored; False makes no judge.
+  read: whether examples will be read; with False the data may be missing.
+
+  Raises:
+    InputError: the data, or a section that the recipe needs, is missing; or a reply to the longest
+      prompt could exceed the model's context.
   """
   data = paths.shards_directory(config, workdir)
   if read and not data.is_dir():
@@ -78,7 +85,7 @@ def make_run_context(
 
 
 def make_example_checks(config: ml_collections.ConfigDict, workdir: Path) -> check_examples.Checks:
-  """The checks of a run's examples, on a machine that may have no devices for its mesh."""
+  """Makes the checks of a run's examples. The machine needn't have the devices of the mesh."""
   return check_examples.Checks(
     config=config,
     shards=paths.shards_directory(config, workdir),
@@ -98,8 +105,8 @@ def _make_processor(config: ml_collections.ConfigDict, workdir: Path) -> interfa
 def _make_judge(config: ml_collections.ConfigDict, workdir: Path) -> judge_lib.Judge:
   if "judge" not in config:
     raise errors.InputError(
-      f"config.judge: is missing, and {config.recipe} needs a judge; call base_config.judge(config) "
-      "in the config"
+      f"config.judge: is missing, and {config.recipe} needs a judge; "
+      "call base_config.judge(config) in the config"
     )
   return judge_factory.make_judge(
     config.judge, paths.data_directory(config, workdir) / "judge.sqlite"

@@ -1,9 +1,10 @@
-"""Scores of a batch of replies: made on a thread, and finished in the order of steps.
+"""Scores the replies of a batch on another thread, while the training loop goes on.
 
-replies -> texts (decode_replies) -> environment.score -> environment.finish_batch
+    replies -> texts (decode_replies) -> environment.score -> environment.finish_batch
 
-The first two run on a thread of their own from the moment the replies are there, so that an environment may take its time. What
-all processes take part in runs on the loop's thread, when a step asks for its scores: collective operations keep their order.
+Decoding and `score` run on the thread as soon as the replies are sampled, so an environment may be
+slow. `finish_batch` runs on the loop's thread when a step asks for its scores: it uses collective
+operations, which all processes must start in the same order.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,9 +30,10 @@ from vr_jax.rollout import dialogue as dialogue_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoredReplies:
-  """What the replies of this process's rows earned, and the segment of each of their tokens.
+  """The scores of the replies to this process's prompts, and the segment of each token.
 
-  reward_state: what the environment then knew, as JSON; counts: what it counted.
+  reward_state: state of the environment after this batch, as JSON.
+  counts: metrics of the environment.
   """
 
   scores: records.Scores
@@ -41,7 +43,7 @@ class ScoredReplies:
 
 
 class PendingScores:
-  """Scores of a training batch that are being made on a thread."""
+  """The scores of a training batch, which another thread is computing."""
 
   def __init__(
     self,
@@ -53,7 +55,7 @@ class PendingScores:
     mesh: jax.sharding.Mesh,
     rl: ml_collections.ConfigDict,
   ):
-    """rl: the section of that name of the config."""
+    """Starts scoring. rl: the section `rl` of the config."""
     self._environment, self._mesh, self._rl = dialogue.environment, mesh, rl
     self._examples = [scene.example for scene in dialogue.scenes]
     self._scored = thread.submit(self._score, dialogue, rollout, shuffled)
@@ -69,14 +71,15 @@ class PendingScores:
     return replies, scores, self._environment.counts()
 
   def wait(self) -> ScoredReplies:
-    """The finished scores; the first time, all processes must ask together, and in the order of steps.
+    """Waits for the scores.
 
+    All processes must make the first call together, and in the order of steps.
     Replicas may get different verdicts from a judge; all adopt the first process's.
     """
-    return self._judged
+    return self._finished
 
   @functools.cached_property
-  def _judged(self) -> ScoredReplies:
+  def _finished(self) -> ScoredReplies:
     replies, scores, counts = self._scored.result()
     scores = mesh_lib.broadcast_from_first(scores, self._mesh)
     _, shares = mesh_lib.process_shard(self._mesh)
@@ -97,7 +100,7 @@ class PendingScores:
 
 @dataclasses.dataclass(frozen=True)
 class KnownScores:
-  """Scores that are there already, in the place of `PendingScores`."""
+  """Scores that are known already; has the interface of `PendingScores`."""
 
   judged: ScoredReplies
 
@@ -108,9 +111,9 @@ class KnownScores:
 
 @contextlib.contextmanager
 def scoring_thread() -> Iterator[futures.ThreadPoolExecutor]:
-  """The thread that scores replies; if the loop ends early, batches that wait for it are dropped."""
-  made = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge")
+  """Runs the thread that scores replies; if the loop ends early, waiting batches are dropped."""
+  thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge")
   try:
-    yield made
+    yield thread
   finally:
-    made.shutdown(wait=False, cancel_futures=True)
+    thread.shutdown(wait=False, cancel_futures=True)

@@ -1,15 +1,16 @@
-"""Stage `sft`: supervised warm start on the reference traces.
+"""Stage `sft`: supervised warm start on the reference replies.
 
-While the devices update, the host takes the next batch: `perf/time/data` is the wait for it only where the update was done by then.
+The host reads the next batch while the devices compute the update. That time counts as
+`perf/time/data` only if the devices finished first.
 """
 
 import collections
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jaxtyping import Array, PyTree
@@ -33,14 +34,14 @@ from vr_jax.train import (
 from vr_jax.train import step_timer as step_timer_lib
 from vr_jax.train import train_state as train_state_lib
 
-_RECENT = 10  # updates whose mean loss is held against config.sft.target_loss
+_RECENT = 10  # updates whose mean loss is compared with config.sft.target_loss
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  """Trains config.sft.steps updates from fresh parameters, or goes on from the last checkpoint.
+  """Trains for config.sft.steps steps, from fresh parameters or from the last checkpoint.
 
-  It ends sooner where the mean loss of the last 10 updates reaches config.sft.target_loss, or where config.sft.patience looks
-  at the validation split in a row find no lower loss.
+  It ends early if the mean loss of the last 10 updates reaches config.sft.target_loss, or if the
+  loss on the validation split has not improved config.sft.patience times in a row.
   """
   if not config.sft.steps:
     return
@@ -102,7 +103,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       timer.record("update")
       if step < sft.steps:
         ahead = prepare_batch(context, state.params, next(iterator), iterator, cache)
-        late = values["loss"].is_ready()
+        late = cast(Any, values["loss"]).is_ready()  # the stub of jax.Array lacks it
         timer.record("data" if late else "update", exposed=late)
       values = {name: float(value) for name, value in jax.device_get(values).items()}
       timer.record("update")
@@ -133,7 +134,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SftBatch:
-  """A batch on the devices. read: where the iterator stood behind it; values: what is to be logged."""
+  """A batch on the devices.
+
+  replies: (tokens, valid), each [prompts, 1, time].
+  read: state of the iterator over batches after this batch.
+  values: metrics to log.
+  """
 
   prompt: records.Prompt
   replies: tuple[Array, Array]
@@ -145,10 +151,10 @@ def prepare_batch(
   context: run_context.RunContext,
   params: PyTree,
   batch: batching.Batch,
-  batches: Iterator[batching.Batch],
+  batches: batching.BatchIterator,
   cache: vision_features.Cache,
 ) -> SftBatch:
-  """The batch that `batches` gave last."""
+  """Puts a batch on the devices. batches: the iterator that gave it."""
   fed = vision_features.prompt_with_features(context, params, batch, cache)
   replies = batching.reply_arrays(batch.items, context.config.sft.max_reply_tokens)
   replies = mesh_lib.put_batch(replies, context.mesh)
@@ -161,7 +167,7 @@ def validation_loss(
   likelihood: Callable[..., Array],
   cache: vision_features.Cache,
 ) -> float:
-  """Mean over the tokens of all reference replies of the validation split (nats)."""
+  """The loss on the validation split: mean over the tokens of all reference replies (nats)."""
   sft, sums = context.config.sft, np.zeros(2)
   batches = context.builder.read(
     "validation", sft.batch_size, view="supervised", repeat=False, cache=cache
@@ -179,6 +185,6 @@ def validation_loss(
     prompt = vision_features.prompt_with_features(context, params, batch, cache).prompt
     rows = len(batch.prompt.tokens)
     tokens, valid = batching.reply_arrays(batch.items, sft.max_reply_tokens, rows=rows)
-    # A process whose share ended before that of another goes along, and adds nothing.
+    # A process that has no batches left takes part with its last one, which then counts nothing.
     replies = mesh_lib.put_batch((tokens, valid & (more is not None)), context.mesh)
     sums += jax.device_get(likelihood(params, prompt, *replies))

@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Measures where the time of a step goes."""
 
 import time
 
@@ -6,10 +6,14 @@ from vr_jax.train import metrics
 
 
 class StepTimer:
-  """Seconds of each part of a step, and of those in which the host worked and the devices waited."""
+  """Measures the seconds of each part of a step, and those in which the devices were idle."""
 
   def __init__(self, after: "StepTimer | None" = None):
-    """Begins a step. after: that of the step before; what was done since it ended, writing logs and checkpoints, is `log`."""
+    """Begins a step.
+
+    after: the timer of the previous step. The time since its last record, in which logs and
+      checkpoints were written, counts as `log` of this step.
+    """
     self._begun = self._last = after._last if after else time.perf_counter()
     self._laps: dict[str, float] = {}
     self._exposed = 0.0
@@ -17,14 +21,18 @@ class StepTimer:
       self.record("log", exposed=True)
 
   def record(self, name: str, *, exposed: bool = False, idle_seconds: float = 0.0) -> None:
-    """Adds the time since the last lap to a part; exposed: the devices had nothing to do in it; idle_seconds: in so many seconds of it."""
+    """Adds the time since the last record to the part `name`.
+
+    exposed: whether the devices were idle all that time.
+    idle_seconds: otherwise, for how much of it they were idle.
+    """
     now = time.perf_counter()
     spent, self._last = now - self._last, now
     self._laps[name] = self._laps.get(name, 0.0) + spent
     self._exposed += spent if exposed else idle_seconds
 
   def values(self, tokens: float) -> dict[str, float]:
-    """What to log of a step whose replies have so many tokens."""
+    """The metrics of the step. tokens: number of tokens of its replies."""
     whole = self._last - self._begun
     return {
       **{f"perf/time/{name}": seconds for name, seconds in self._laps.items()},

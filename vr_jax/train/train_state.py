@@ -18,9 +18,11 @@ from vr_jax.parallel import mesh as mesh_lib
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check
 class TrainState:
-  """Parameters, optimizer, and the counters that decide whether a run goes on.
+  """Parameters, optimizer, and the counters of skipped updates.
 
-  step: updates tried, int32. skipped, skipped_in_a_row: of these, how many a non-finite loss or gradient made void.
+  step: updates so far, int32, skipped ones included.
+  skipped: updates that were skipped because the loss or a gradient was not finite, int32.
+  skipped_in_a_row: how many of the most recent updates were skipped, int32.
   """
 
   step: jax.Array
@@ -33,14 +35,18 @@ class TrainState:
 def make_optimizer(
   config: ml_collections.ConfigDict, params: PyTree, frozen: tuple[str, ...]
 ) -> optax.GradientTransformation:
-  """AdamW with warm-up, a schedule and clipping by global norm; parameters under a `frozen` name get none of it.
+  """Makes AdamW with warm-up, a schedule and clipping by global norm.
 
-  `config` is the stage's section (learning_rate, schedule, warmup_steps, steps, weight_decay, gradient_norm, b1, b2,
-  moment_dtype, and epochs where a step makes several updates: the schedule counts updates, its fields count steps).
-  `moment_dtype` is that of the first moment. The second stays float32: at b2 = 0.999 one update changes it by less than
-  bfloat16 can tell apart. Weight decay spares vectors (norm scales, biases), whose logical axes without `layers` are fewer than two.
+  config: the section of the stage: learning_rate, schedule, warmup_steps, steps, weight_decay,
+    max_grad_norm, b1, b2, moment_dtype; and epochs, where a step makes several updates (the
+    schedule counts updates, but its fields count steps).
+  frozen: names of parameters, or of modules, that are not updated.
+
+  moment_dtype is the dtype of the first moment. The second moment stays float32: with b2 = 0.999 an
+  update changes it by less than bfloat16 can represent. Weight decay skips vectors (norm scales,
+  biases): parameters that have fewer than two logical axes, not counting `layers`.
   """
-  epochs = config.get("epochs", 1)
+  epochs = config.get("num_iterations", 1)
   decay = {"constant": 1.0, "cosine": 0.0}[config.schedule]
   schedule = optax.warmup_cosine_decay_schedule(
     init_value=0.0 if config.warmup_steps else config.learning_rate,
@@ -70,9 +76,9 @@ def make_optimizer(
 
 
 def split(params: PyTree, frozen: tuple[str, ...]) -> tuple[PyTree, PyTree]:
-  """(trained, fixed): the same tree twice, with None for what the other one holds. See `join`.
+  """Splits a tree into (trained, fixed). Each has None where the other one has the parameter.
 
-  A gradient by the first has no array, and no backward pass, for what is fixed.
+  A gradient with respect to `trained` then has no array, and no backward pass, for fixed ones.
   """
 
   def half(fixed: bool) -> PyTree:
@@ -84,14 +90,14 @@ def split(params: PyTree, frozen: tuple[str, ...]) -> tuple[PyTree, PyTree]:
 
 
 def join(trained: PyTree, fixed: PyTree) -> PyTree:
-  """The parameters that were split."""
+  """Undoes `split`."""
   return jax.tree.map(lambda x, y: y if x is None else x, trained, fixed, is_leaf=_is_none)
 
 
 def create(
   params: PyTree, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:
-  """A fresh state around `params`; the optimizer's moments are sharded as the parameters that they belong to."""
+  """Makes a fresh state. The optimizer's moments are sharded like their parameters."""
   state = _fresh(params, optimizer)
   return jax.device_put(state, shardings(state, optimizer, mesh))
 
@@ -99,7 +105,7 @@ def create(
 def abstract(
   params: PyTree, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:
-  """Shapes, dtypes and shardings of what `create` makes; `params` may be shapes."""
+  """Shapes, dtypes and shardings of the state that `create` makes; `params` may be shapes."""
   state = jax.eval_shape(lambda given: _fresh(given, optimizer), params)
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -113,19 +119,20 @@ def shardings(
 ) -> TrainState:
   """The sharding of each leaf of a state (of arrays or shapes)."""
   whole = mesh_lib.replicated(mesh)
-  of_params = mesh_lib.param_shardings(state.params, mesh)
-  of_optimizer = optax.tree_utils.tree_map_params(
+  param_shardings = mesh_lib.param_shardings(state.params, mesh)
+  optimizer_shardings = optax.tree_utils.tree_map_params(
     optimizer,
     lambda moment, sharding: moment if _is_masked(moment) else sharding,
     state.optimizer_state,
-    of_params,
+    param_shardings,
     transform_non_params=lambda _: whole,
     is_leaf=_is_masked,
   )
-  return TrainState(
+  return dataclasses.replace(
+    state,
     step=whole,
-    params=of_params,
-    optimizer_state=of_optimizer,
+    params=param_shardings,
+    optimizer_state=optimizer_shardings,
     skipped=whole,
     skipped_in_a_row=whole,
   )
@@ -142,7 +149,7 @@ def _fresh(params: PyTree, optimizer: optax.GradientTransformation) -> TrainStat
 
 
 def _is_masked(x: object) -> bool:
-  """What stands for the moments of a frozen parameter: it has none."""
+  """Whether x is the placeholder for the moments of a frozen parameter, which has none."""
   return isinstance(x, optax.MaskedNode)
 
 
@@ -160,6 +167,6 @@ def _is_none(x: object) -> bool:
 
 
 def _is_frozen(path: tuple, frozen: tuple[str, ...]) -> bool:
-  """Whether a name, or that of something it is part of, is among the frozen ones."""
+  """Whether this parameter, or a module that it is part of, is frozen."""
   name = jax.tree_util.keystr(path, simple=True, separator=".")
   return any(f"{name}.".startswith(f"{each}.") for each in frozen)

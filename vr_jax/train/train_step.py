@@ -1,7 +1,8 @@
-"""The jitted steps: one for supervised replies, one for every reinforcement recipe."""
+"""The jitted train steps: one for supervised replies (SFT), one for all RL recipes."""
 
 from collections.abc import Callable
 import functools
+import typing
 
 from flax import nnx
 import jax
@@ -30,11 +31,14 @@ def make_sft_step(
   microbatches: int,
   frozen: tuple[str, ...] = (),
 ) -> Callable[..., tuple[train_state_lib.TrainState, Metrics]]:
-  """A jitted `step(state, prompt, tokens, valid, packed=None) -> (state, metrics)`: cross-entropy of reference replies.
+  """Makes the SFT step: a jitted `step(state, prompt, tokens, valid, packed=None)`.
 
-  tokens, valid: [prompts, 1, time]. The loss is the mean over the tokens of all replies (nats). The state is donated.
-  packed: of one micro-batch, see `forward.reply_log_probs`. frozen: names of parameters, or of what holds them, that get
-  no gradient.
+  It returns (state, metrics). The loss is the cross-entropy of the reference replies, in nats, the
+  mean over the tokens of all replies. The state is donated.
+
+  tokens, valid: [prompts, 1, time].
+  packed: of one micro-batch; see `forward.reply_log_probs`.
+  frozen: names of parameters, or of modules, that get no gradient.
   """
 
   def loss(params: PyTree, part: PyTree, packed: int | None) -> tuple[Array, PyTree]:
@@ -69,7 +73,10 @@ def make_sft_step(
 def make_likelihood(
   graphdef: nnx.GraphDef, allowed_tokens: Bool[Array, "vocab"]
 ) -> Callable[..., Array]:
-  """A jitted `likelihood(params, prompt, tokens, valid) -> [log-prob of all tokens of replies together, their number]`."""
+  """Makes a jitted `likelihood(params, prompt, tokens, valid)`.
+
+  It returns [sum of the log-probs (nats) of all reply tokens, number of these tokens].
+  """
 
   def likelihood(
     params: PyTree, prompt: records.Prompt, tokens: Array, valid: Array
@@ -84,9 +91,9 @@ def make_likelihood(
 def make_logprob_fn(
   graphdef: nnx.GraphDef, allowed_tokens: Bool[Array, "vocab"], *, temperature: float
 ) -> Callable[..., Array]:
-  """A jitted `score(params, prompt, rollout, packed=None) -> log_probs` [prompts, group, time] without gradient.
+  """Makes a jitted `score(params, prompt, rollout, packed=None)`, for use without gradient.
 
-  packed: see `forward.reply_log_probs`.
+  It returns log-probs [prompts, group, time], in nats. packed: see `forward.reply_log_probs`.
   """
 
   def score(
@@ -106,13 +113,17 @@ def make_rl_step(
   *,
   frozen: tuple[str, ...] = (),
 ) -> Callable[..., tuple[train_state_lib.TrainState, Metrics]]:
-  """A jitted `step(state, prompt, rollout, advantages, signal, old, reference, packed=None) -> (state, metrics)`.
+  """Makes the RL step: `step(state, prompt, rollout, advantages, signal, old, reference, packed)`.
 
-  advantages [prompts, group, time]; signal [prompts]: groups without it take no part in the loss, neither in its mean
-  nor in its KL. old: log-probs at the start of the update, or None where this is its first step (they are then those
-  of this very forward). reference: log-probs of the frozen reference, or None where kl_weight is 0. The state is
-  donated. packed: of one micro-batch, see `forward.reply_log_probs`. `config` is the section `rl`. frozen: names of
-  parameters, or of what holds them, that get no gradient.
+  It is jitted and returns (state, metrics). The state is donated.
+
+  config: the section `rl`.
+  frozen: names of parameters, or of modules, that get no gradient.
+  advantages: [prompts, group, time].
+  signal: [prompts], bool; groups without it count neither in the mean of the loss nor in its KL.
+  old: log-probs before the first update on this batch. None: those of this forward pass.
+  reference: log-probs of the frozen reference; None where kl_weight is 0.
+  packed: of one micro-batch; see `forward.reply_log_probs`. Default: None.
   """
 
   def loss(params: PyTree, part: PyTree, packed: int | None) -> tuple[Array, PyTree]:
@@ -184,11 +195,11 @@ def _log_probs(
   temperature: float,
   packed: int | None,
 ) -> tuple[Array, Array]:
-  """Log-probs and entropies of what was sampled; of several turns what came between is read, not scored."""
+  """Log-probs and entropies of the sampled tokens. Observations between turns are context only."""
   return forward.reply_log_probs(
     model,
     prompt,
-    rollout.tokens,
+    typing.cast(Array, rollout.tokens),
     token_mask(rollout),
     allowed_tokens,
     temperature,
@@ -199,19 +210,19 @@ def _log_probs(
 
 
 def token_mask(rollout: records.Rollout) -> Bool[Array, "prompts group time"]:
-  """The positions that hold anything: what was sampled, and what came between turns."""
+  """Positions that are not padding: sampled tokens, and observations between turns."""
   return rollout.kind != int(records.Kind.PAD)
 
 
 def action_mask(rollout: records.Rollout) -> Bool[Array, "prompts group time"]:
-  """The positions that the model chose: those that carry loss."""
+  """Positions whose tokens the model sampled: those that count in the loss."""
   return rollout.kind == int(records.Kind.MODEL)
 
 
 def reply_lengths(
   valid: Bool[Array, "prompts group time"], mesh: jax.sharding.Mesh
 ) -> Int[np.ndarray, "prompts group"]:
-  """Tokens of each reply of all processes, on the host."""
+  """Number of tokens of each reply, of all processes, on the host."""
   return jax.device_get(_lengths(valid, mesh))
 
 
@@ -223,9 +234,9 @@ def _lengths(
 
 
 def split_microbatches(batch: PyTree, parts: int) -> PyTree:
-  """Every leaf [prompts, …] -> [parts, prompts / parts, …].
+  """Reshapes every leaf from [prompts, …] to [parts, prompts / parts, …].
 
-  Row i goes to part i mod parts, so that each device keeps a share of its own rows in every part.
+  Row i goes to part i mod parts, so every part has rows of every device, and none has to move.
   """
 
   def split(x: Array) -> Array:
@@ -241,7 +252,10 @@ def apply_update(
   parts: PyTree,
   frozen: tuple[str, ...],
 ) -> tuple[train_state_lib.TrainState, Metrics, Array, PyTree]:
-  """One update by `loss(params, part)`: (state, metrics of the update, loss, auxiliary sums)."""
+  """Makes one update with the gradients of `loss(params, part)`, summed over the micro-batches.
+
+  Returns (state, metrics of the update, loss, auxiliary sums).
+  """
   trained, fixed = train_state_lib.split(state.params, frozen)
   value, sums, gradients = update.accumulated_gradients(
     lambda trained, part: loss(train_state_lib.join(trained, fixed), part), trained, parts
@@ -265,7 +279,7 @@ def apply_update(
 
 
 def _per_token(sums: Metrics, tokens: Array) -> Metrics:
-  """Sums over tokens -> means: those of the loss over the tokens it took, those of all replies over all tokens."""
+  """Turns sums into means: terms of the loss over its own tokens, the others over all tokens."""
   in_loss = jnp.maximum(sums["mask"], 1)
   everywhere = ("entropy", "sampling/importance_sampling_ratio/mean")
   means = {

@@ -1,8 +1,8 @@
-"""Features of a frozen tower, once for the whole run: from the cache what it has, from the tower the rest, which is then kept.
+"""Computes the features of a frozen vision tower once for the whole run, and caches them on disk.
 
-with features.cache(context, params, workdir) as cache:
+with vision_features.open_cache(context, params, workdir) as cache:
   iterator = context.builder.read("train", 16, cache=cache)
-  encoded = features.prompt(context, params, next(iterator), cache)
+  fed = vision_features.prompt_with_features(context, params, next(iterator), cache)
 """
 
 from collections.abc import Callable, Iterator
@@ -32,9 +32,12 @@ Cache = feature_cache.FeatureCache | None
 
 @contextlib.contextmanager
 def open_cache(context: run_context.RunContext, params: PyTree, workdir: Path) -> Iterator[Cache]:
-  """That of a run's tower; None where the tower is trained or config.model.feature_cache_gib is 0, as with several turns.
+  """Opens the feature cache of a run.
 
-  Raises InputError where it belongs to another tower or preprocessing, or can't be written, at the latest when it closes.
+  Yields None if the tower is trained, config.model.feature_cache_gib is 0, or turns choose frames.
+
+  Raises InputError if the cache belongs to another tower or preprocessing; or, at the latest when
+  it closes, if it can't be written.
   """
   section = context.config.model
   if (
@@ -42,18 +45,18 @@ def open_cache(context: run_context.RunContext, params: PyTree, workdir: Path) -
   ):
     yield None
     return
-  made = feature_cache.FeatureCache(
+  cache = feature_cache.FeatureCache(
     paths.features_directory(context.config, workdir),
     cache_identity(context, params),
     dtype=context.model.vision_shapes.dtype,
     gibibytes=section.feature_cache_gib,
   )
-  with contextlib.closing(made):
-    yield made
+  with contextlib.closing(cache):
+    yield cache
 
 
 def cache_identity(context: run_context.RunContext, params: PyTree) -> dict[str, Any]:
-  """All that the features of a clip depend on beside it: the tower's weights and sizes, and how frames become patches."""
+  """Everything but the clip that its features depend on: the tower, and the preprocessing."""
   tower = weight_mapping.part(params, context.family.tower)
   return {
     "tower": {
@@ -66,20 +69,20 @@ def cache_identity(context: run_context.RunContext, params: PyTree) -> dict[str,
 
 
 def fingerprint(params: PyTree, mesh: jax.sharding.Mesh) -> str:
-  """A hash of parameters on a mesh and their names, however they are split; each device reads what it holds."""
+  """Hashes parameters on a mesh and their names. The result does not depend on the sharding."""
   flat = {name: variable.get_value() for name, variable in weight_mapping.flat(params).items()}
   sums = jax.device_get(jax.jit(_sums, out_shardings=mesh_lib.replicated(mesh))(flat))
-  said = [[n, str(x.dtype), list(x.shape), sums[n].tolist()] for n, x in sorted(flat.items())]
-  return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+  described = [[n, str(x.dtype), list(x.shape), sums[n].tolist()] for n, x in sorted(flat.items())]
+  return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
 def _sums(arrays: dict[str, Array]) -> dict[str, UInt32[Array, "4"]]:
-  """Of each array four sums, modulo 2^32, of numbers that its entries and their places are scrambled to.
+  """Computes four checksums of each array: sums modulo 2^32 over hashes of entry and index.
 
-  Integers may be summed in any order, so the result does not depend on how an array is split.
+  Integers may be summed in any order, so the result does not depend on the sharding.
   """
 
-  def of_array(x: Array) -> Array:
+  def array_sums(x: Array) -> Array:
     bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
     place = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):
@@ -88,11 +91,14 @@ def _sums(arrays: dict[str, Array]) -> dict[str, UInt32[Array, "4"]]:
     mixed = [_scrambled(bits ^ _scrambled(place ^ jnp.uint32(salt))) for salt in salts]
     return jnp.stack([numbers.sum(dtype=jnp.uint32) for numbers in mixed])
 
-  return jax.tree.map(of_array, arrays)
+  return jax.tree.map(array_sums, arrays)
 
 
 def _scrambled(x: Array) -> Array:
-  """Each number to another, so that a bit of it changes about half of those that come out. Source: MurmurHash3's fmix32."""
+  """Hashes each number: flipping one bit of it flips about half of the result's.
+
+  Source: MurmurHash3's fmix32.
+  """
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
   return x ^ (x >> 16)
@@ -100,7 +106,12 @@ def _scrambled(x: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fed:
-  """A batch in the buckets that all processes share, its prompts on the mesh, and what the cache had of them, by name."""
+  """A batch on the devices.
+
+  batch: the batch in the buckets that all processes share.
+  prompt: its prompts on the mesh.
+  values: metrics of the cache.
+  """
 
   batch: batching.Batch
   prompt: records.Prompt
@@ -110,56 +121,60 @@ class Fed:
 def prompt_with_features(
   context: run_context.RunContext, params: PyTree, batch: batching.Batch, cache: Cache
 ) -> Fed:
-  """The prompts of a batch on the mesh; all processes must call this together.
+  """Puts the prompts of a batch on the mesh; all processes must call this together.
 
-  Without a cache they hold patches. With one they hold features: the tower runs for those prompts alone that it does not
-  have, filled up to a power of two of rows a device, and it keeps them later, beside the steps that follow. Of several
-  processes all run it for as many rows as the one that misses most.
+  Without a cache the prompts have patches. With one they have features. The tower then runs only
+  for prompts that are not in the cache, padded to a power of two of rows on each device; with
+  several processes, all run it for as many rows as the process that misses most. The new features
+  are written to the cache during the next steps.
   """
   mesh = context.mesh
   if cache is None:
     batch = context.builder.pad_to_common_buckets(batch)
     return Fed(batch=batch, prompt=context.builder.prompt(batch), values={})
-  batch, most, values = _agreed(context, batch)
+  batch, most, values = _agree_on_missing(context, batch)
   fed = functools.partial(Fed, batch=batch, values=values)
   if not most:
     return fed(prompt=context.builder.prompt(batch))
   size = len(batch.prompt.tokens)
   rows = mesh_lib.bucket_size(most, size, mesh)
-  patches = mesh_lib.put_batch(_filled_up(batch.patches, rows), mesh, axes=mesh_lib.VISION)
+  patches = mesh_lib.put_batch(_pad_rows(batch.patches, rows), mesh, axes=mesh_lib.VISION)
   made = encoder.features(context.graphdef, params, patches)
   cache.put_later(_entries(batch, made, context.model.vision_shapes))
   bare = dataclasses.replace(batch.prompt, vision=None, media=None)
   if not values["vision/cache_hits"]:
     return fed(prompt=dataclasses.replace(mesh_lib.put_batch(bare, mesh), media=made))
   media = batch.prompt.media
-  if media is None:  # other processes have some
+  if media is None:  # only other processes had hits
     media = jax.tree.map(lambda x: np.zeros((size, *x.shape[1:]), x.dtype), made)
   source = np.full(size, -1, np.int32)
   first = mesh_lib.process_shard(mesh)[0] * rows
   source[list(batch.missing)] = first + np.arange(len(batch.missing))
   known = mesh_lib.put_batch(dataclasses.replace(bare, media=media), mesh)
-  media = _joined(mesh_lib.MeshLayout(mesh), known.media, made, mesh_lib.put_batch(source, mesh))
+  source = mesh_lib.put_batch(source, mesh)
+  media = _select_features(mesh_lib.MeshLayout(mesh), known.media, made, source)
   return fed(prompt=dataclasses.replace(known, media=media))
 
 
-def _agreed(
+def _agree_on_missing(
   context: run_context.RunContext, batch: batching.Batch
 ) -> tuple[batching.Batch, int, dict[str, float]]:
-  """(the batch of this process, rows of the process that misses most, what the caches had) as all processes see it.
+  """Lets all processes agree on buckets and on missing rows.
 
-  The batch comes in the buckets that hold those of all. Processes that hold parts of the same rows have each looked into a
-  cache: what one of them misses counts as missing.
+  Processes may have parts of the same rows, and each has looked into a cache of its own. A row that
+  one of them misses counts as missing.
+
+  Returns (batch in the common buckets, missing rows of the process that misses most, metrics).
   """
   missing = np.zeros(len(batch.prompt.tokens), bool)
   missing[list(batch.missing)] = True
   damaged, buckets = sum(item.damaged for item in batch.items), batching.bucket_sizes(batch)
   share, count = mesh_lib.process_shard(context.mesh)
   own = [share, damaged, len(batch.items), *missing, *buckets]
-  told = processes.all_gather(np.array(own))
-  told, buckets = np.split(told, [-len(buckets)], axis=1)
-  by_share = [told[told[:, 0] == number] for number in range(count)]
-  union = [one[:, 3:].any(axis=0) for one in by_share]
+  gathered = processes.all_gather(np.array(own))
+  gathered, buckets = np.split(gathered, [-len(buckets)], axis=1)
+  by_share = [gathered[gathered[:, 0] == number] for number in range(count)]
+  union = [np.logical_or.reduce(one[:, 3:], axis=0) for one in by_share]
   batch = context.builder.rebuild(
     batch,
     sizes=batching.common_buckets(buckets),
@@ -173,8 +188,8 @@ def _agreed(
   return batch, max(int(rows.sum()) for rows in union), values
 
 
-def _filled_up(patches: PyTree, rows: int) -> PyTree:
-  """With as many rows, the last of them empty."""
+def _pad_rows(patches: PyTree, rows: int) -> PyTree:
+  """Pads all arrays to `rows` rows, with zeros."""
 
   def fill(x: np.ndarray) -> np.ndarray:
     more = rows - len(x)
@@ -184,32 +199,35 @@ def _filled_up(patches: PyTree, rows: int) -> PyTree:
 
 
 @functools.partial(jax.jit, static_argnames="layout")
-def _joined(
+def _select_features(
   layout: mesh_lib.MeshLayout,
   known: PyTree,
   made: PyTree,
   source: Int[Array, "prompts"],
 ) -> PyTree:
-  """Features [prompts, media, …] of all: the row of `made` that `source` names, or where that is -1 those known before."""
+  """Selects the features [prompts, media, …] of each prompt.
 
-  def joined(known: Array, made: Array) -> Array:
+  source: the row of `made` to take; -1: take the row of `known`.
+  """
+
+  def select(known: Array, made: Array) -> Array:
     rest = (None,) * (made.ndim - 1)
     taken = made[jnp.maximum(source, 0)]
     chosen = jnp.where((source >= 0)[(slice(None), *rest)], taken, known)
     return layout.place(chosen, ("prompts", *rest))
 
-  return jax.tree.map(joined, known, made)
+  return jax.tree.map(select, known, made)
 
 
 def _entries(
   batch: batching.Batch, made: PyTree, shapes: prompts.VisionShapes
 ) -> Callable[[], Any]:
-  """What makes entries of the cache of features on the mesh: those of this process's items that were missing."""
+  """Returns a function that makes the cache entries of this process's missing items."""
   index = batch.prompt.media_index
   kept = [
-    (place, batch.items[row].kept_as, index[row][index[row] >= 0])
+    (place, name, index[row][index[row] >= 0])
     for place, row in enumerate(batch.missing)
-    if row < len(batch.items) and batch.items[row].kept_as
+    if row < len(batch.items) and (name := batch.items[row].kept_as)
   ]
 
   def make() -> feature_cache.Entries:

@@ -1,12 +1,13 @@
-"""The directory of a run: whose it is, and what made it.
+"""The directory of a run: the config that it belongs to, and a record of every start.
 
-config.json      the resolved config; versions and git revision of the last start; of every start in `history`
+config.json      the resolved config; versions and git revision of the last start, and in `history`
+                 those of every start
 data/            frame store and examples (unless config.data.directory says where)
 checkpoints/     one directory a stage
 metrics.jsonl    one object a line: stage, step, values
 tensorboard/     the same for TensorBoard
 eval/            one JSON file an evaluation
-report.html      all of it to look at
+report.html      the report
 """
 
 import datetime
@@ -33,7 +34,7 @@ PACKAGES = (
   "tensorflow-datasets",
   "numpy",
 )
-# Of config.judge: what says how it is asked, not what it answers.
+# Fields of config.judge that say how it is asked, and don't affect its answers.
 JUDGE_OPERATION = (
   "key_variable",
   "in_flight",
@@ -42,7 +43,7 @@ JUDGE_OPERATION = (
   "retries",
   "budget",
 )
-# Fields that change nothing of what training does.
+# Fields that don't affect training.
 MAY_CHANGE = (
   *("eval.", "export.", "traces.", "model.feature_cache_gib"),
   *(f"judge.{name}" for name in JUDGE_OPERATION),
@@ -50,9 +51,12 @@ MAY_CHANGE = (
 
 
 def claim(workdir: Path, config: ml_collections.ConfigDict, mode: str) -> None:
-  """Makes the workdir this config's and notes the start, or raises InputError where another config made what is in it.
+  """Writes config.json and records this start in its history.
 
-  `mode` is what the start runs; it stands in `history` with its time (UTC), versions and git revision.
+  mode: the stages that this start runs. The history has it with time (UTC), versions and git
+    revision.
+
+  Raises InputError if the workdir has results of another config, or can't be written.
   """
   path = workdir / "config.json"
   resolved = json.loads(json.dumps(config.to_dict()))
@@ -74,20 +78,23 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, mode: str) -> None:
 
 
 def _made_anything(workdir: Path, written: dict[str, Any]) -> bool:
-  """Whether a stage has left a file, here or in config.data.directory; else its input was bad, and may be put right."""
+  """Whether a stage has written a file, here or in config.data.directory.
+
+  If not, the config may still be changed: perhaps its first start failed on bad input.
+  """
   elsewhere = _flat(written).get("data.directory")
   places = [path for path in workdir.iterdir() if path.name not in ("config.json", "compilations")]
   places += [Path(elsewhere)] if elsewhere else []
-  # The first file found ends the search: a store of frames is not listed at each start.
+  # The search ends at the first file, and does not list a whole frame store at each start.
   return any(
     path.is_file() for place in places for path in itertools.chain([place], place.rglob("*"))
   )
 
 
 def config_of(workdir: Path) -> ml_collections.ConfigDict:
-  """The config that a workdir was written with.
+  """Reads the config of a workdir.
 
-  Raises InputError where there is none, it is damaged, or lacks a field that this version reads.
+  Raises InputError if there is none, it is damaged, or lacks a field that this version reads.
   """
   path = workdir / "config.json"
   if not path.is_file():
@@ -101,7 +108,7 @@ def config_of(workdir: Path) -> ml_collections.ConfigDict:
 
 
 def _expected(written: dict[str, Any]) -> set[str]:
-  """Names of the fields of every recipe, and of the blocks of this one."""
+  """Names of the fields that every recipe has, and those of the optional sections of this one."""
   config = base_config.base("")
   for block in (base_config.judge, base_config.traces, base_config.turns):
     if block.__name__ in written:
@@ -110,26 +117,26 @@ def _expected(written: dict[str, Any]) -> set[str]:
 
 
 def _with_tuples(value: Any) -> Any:
-  """JSON has lists where a config has tuples."""
+  """Turns lists into tuples: JSON has lists where a config has tuples."""
   if isinstance(value, dict):
     return {name: _with_tuples(each) for name, each in value.items()}
   return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _written(path: Path) -> tuple[dict[str, Any], list[Any]]:
-  """The config and the history of a workdir; one that never noted a start has none."""
+  """Reads the config and the history of a workdir; the history may be empty."""
   try:
     content = json.loads(path.read_bytes())
     config, history = content["config"], content.get("history", [])
     if isinstance(config, dict) and isinstance(history, list):
       return config, history
   except (ValueError, KeyError, TypeError):
-    pass  # said below, as for a config that is no object
+    pass  # raised below, as for a config that is not an object
   raise errors.InputError(f"{path}: damaged; delete it or choose another --workdir")
 
 
 def provenance() -> dict[str, Any]:
-  """What ran: versions of the packages, Python and this project, and the git revision of the sources."""
+  """Versions of the packages, Python and this project, and the git revision of the sources."""
   packages = {name: metadata.version(name) for name in PACKAGES}
   versions = {"python": platform.python_version(), "vr_jax": vr_jax.__version__, **packages}
   return {"versions": versions, "git_revision": _git_revision()}
@@ -152,7 +159,7 @@ def _git_revision() -> str | None:
 
 def _compare(path: Path, written: dict[str, Any], wanted: dict[str, Any]) -> None:
   there, here = _flat(written), _flat(wanted)
-  # A field that came with a newer version is empty where nothing changed: the workdir is still this config's.
+  # A field of a newer version, left empty, is no difference: the behaviour is the same.
   differ = [
     name
     for name in sorted({*there, *here})

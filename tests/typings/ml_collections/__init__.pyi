@@ -1,10 +1,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-class ConfigDict:
+class ConfigDict(Mapping[str, Any]):  # in all but its base class
   def __init__(
     self,
-    initial_dictionary: Mapping[str, Any] | None = ...,
+    initial_dictionary: Mapping[str, Any] | ConfigDict | None = ...,
     type_safe: bool = ...,
     convert_dict: bool = ...,
     *,
@@ -18,3 +18,5 @@ class ConfigDict:
   def __contains__(self, key: object) -> bool: ...
   def __iter__(self) -> Iterator[str]: ...
   def __len__(self) -> int: ...
+
+class FrozenConfigDict(ConfigDict): ...

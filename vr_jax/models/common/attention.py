@@ -1,10 +1,11 @@
-"""Attention of prompts, of frames, and of replies that share a prompt, on each device's part of the arrays.
+"""Attention of prompts, frames and replies that share a prompt, on each device's shards.
 
-Keys and values are whole on every device that has queries for them: they are few (grouped heads), so a long prompt is
-split by its queries. Three backends compute the same:
+A long prompt is sharded by its queries. Keys and values are small (grouped heads), so every device
+with queries has all keys and values for them. Three backends compute the same results:
 
-    xla     plain products, everywhere; chunk by chunk where logits would be many, on CPU where caches would not hold them
-    splash  the Pallas kernel of TPUs (on CPU emulated, which is slow)
+    xla     plain products, on all platforms; in chunks where there would be too many logits
+            (on CPU: more than its caches hold)
+    splash  the Pallas kernel of TPUs (emulated on CPU, which is slow)
     cudnn   the fused kernels of NVIDIA GPUs
 """
 
@@ -29,7 +30,7 @@ from vr_jax.models.common import (
 )
 from vr_jax.models.common import slots as slots_lib
 
-# Platforms that a backend runs on; the first one's default, where activations have two bytes.
+# Platforms of each backend. It is the default of the first one for activations of two bytes.
 PLATFORMS = {"splash": ("tpu", "cpu"), "cudnn": ("gpu",), "xla": ("cpu", "gpu", "tpu")}
 _MODULES: dict[str, ModuleType] = {
   "splash": attention_splash,
@@ -39,9 +40,11 @@ _MODULES: dict[str, ModuleType] = {
 
 
 def make(config: interface.ModelConfig, layout: layout_lib.Layout) -> "Attention":
-  """The attention that a config names, or that of the platform: `xla` where nothing faster takes the dtype.
+  """Makes the attention backend that a config names, or the platform's default.
 
-  Raises InputError where the named one does not run there, or the chip lacks the dtype.
+  The default is `xla` where no faster backend supports the dtype.
+
+  Raises InputError if the backend does not run on the platform, or the chip lacks the dtype.
   """
   name, platform = config.attention, layout.platform
   if platform == "tpu" and config.dtype == "float16":
@@ -63,7 +66,7 @@ def make(config: interface.ModelConfig, layout: layout_lib.Layout) -> "Attention
 
 
 class Block(NamedTuple):
-  """Keys, values and which of them may be seen; leading axes as the function that takes it says."""
+  """Keys, values and the mask of valid ones; functions that take it document the axes."""
 
   key: Array
   value: Array
@@ -71,10 +74,10 @@ class Block(NamedTuple):
 
 
 class Forgetting(NamedTuple):
-  """What tokens of replies no longer see.
+  """What tokens of replies no longer attend to.
 
-  forgotten: [prompts, group, time], so many tokens of their own reply; where it is above 0, of its
-  prompt a token sees the first `kept` alone.
+  forgotten: [prompts, group, time], the number of leading tokens of its own reply that a token does
+    not attend to. Where it is above 0, it attends to only the first `kept` tokens of the prompt.
   """
 
   forgotten: Array
@@ -82,7 +85,7 @@ class Forgetting(NamedTuple):
 
 
 class Recent(NamedTuple):
-  """What replies left in the steps before, `index` of them, as the model's cache has it: a stack of layers, or tuples of them."""
+  """Keys and values of the last `index` steps, stacked over layers or as tuples of layers."""
 
   key: Array | tuple[Array, ...]
   value: Array | tuple[Array, ...]
@@ -95,13 +98,13 @@ def transpose_for_decode(
 ) -> tuple[
   Float[Array, "batch kv_heads head_dim length"], Float[Array, "batch kv_heads length head_dim"]
 ]:
-  """Keys and values as the products of a step read them."""
+  """Transposes keys and values to the axis order that a decoding step reads."""
   return jnp.moveaxis(key, 1, 3), value.swapaxes(1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-  """How attention is computed, and where. Hashable: part of the static half of a model."""
+  """An attention backend with a layout. Hashable, since it is a static attribute of models."""
 
   layout: layout_lib.Layout
   backend: str = "xla"
@@ -113,7 +116,7 @@ class Attention:
     value: Float[Array, "prompts prefix kv_heads head_dim"],
     valid: Bool[Array, "prompts prefix"],
   ) -> Float[Array, "prompts prefix heads head_dim"]:
-    """Every token of a prompt attends to the valid tokens up to itself; what is not valid, to its like."""
+    """Causal attention within prompts; the output at padding is meaningless."""
 
     def local(query, query_segment, index, key, value, key_segment):
       within = self._function("attend_segments")
@@ -139,7 +142,7 @@ class Attention:
     value: Float[Array, "prompts frames patches heads head_dim"],
     segment: Int[Array, "prompts frames patches"],
   ) -> Float[Array, "prompts frames patches heads head_dim"]:
-    """Every patch attends to the patches of its frame that have its segment."""
+    """Attention of every patch to the patches of its frame with the same segment."""
 
     def local(query, key, value, segment):
       index = jnp.arange(query.shape[2])
@@ -158,33 +161,34 @@ class Attention:
     own: Block,
     forgetting: Forgetting | None = None,
   ) -> Float[Array, "prompts group time heads head_dim"]:
-    """Replies attend to their prompt and to their own valid tokens so far.
+    """Attention of replies to their prompt and, causally, to their own valid tokens.
 
     prefix: key and value [prompts, prefix, kv_heads, head_dim], valid [prompts, prefix].
     own:    key and value [prompts, group, time, kv_heads, head_dim], valid [prompts, group, time].
     """
 
-    def local(query, index, *blocks):
+    def attend(query, index, *blocks):
       return self._function("attend_replies")(query, *blocks, index)
 
+    local: Callable[..., Array] = attend
     more = ()
     if forgetting is not None:
       local = functools.partial(
         attention_forgetting.attend_replies, kept=forgetting.kept, logits=self._logits
       )
       more = ((forgetting.forgotten, ("prompts", "group", *self._time_axes(query))),)
-    of_prefix, of_own = ("prompts", None, "kv_heads", None), ("prompts", "group", None)
+    prefix_axes, own_axes = ("prompts", None, "kv_heads", None), ("prompts", "group", None)
     return self.layout.per_shard(
       local,
       (
         (query, ("prompts", "group", "time", "heads", None)),
         (jnp.arange(query.shape[2]), self._time_axes(query)),
-        (prefix.key, of_prefix),
-        (prefix.value, of_prefix),
+        (prefix.key, prefix_axes),
+        (prefix.value, prefix_axes),
         (prefix.valid, ("prompts", None)),
-        (own.key, (*of_own, "kv_heads", None)),
-        (own.value, (*of_own, "kv_heads", None)),
-        (own.valid, of_own),
+        (own.key, (*own_axes, "kv_heads", None)),
+        (own.value, (*own_axes, "kv_heads", None)),
+        (own.valid, own_axes),
         *more,
       ),
     )
@@ -196,22 +200,23 @@ class Attention:
     prefix: Block,
     *pasts: Block,
   ) -> Float[Array, "slots heads head_dim"]:
-    """One new token a reply attends to its prompt, and to the reply up to itself.
+    """Attention of one new token a reply to its prompt and to the reply up to itself.
 
-    prefix: key [prompts, kv_heads, head_dim, prefix], value [prompts, kv_heads, prefix, head_dim], valid [prompts, prefix].
-    pasts:  key [slots, kv_heads, head_dim, length], value [slots, kv_heads, length, head_dim], valid [length] or
-            [slots, length]; one block or more.
+    prefix: key [prompts, kv_heads, head_dim, prefix], value [prompts, kv_heads, prefix, head_dim],
+            valid [prompts, prefix].
+    pasts:  key [slots, kv_heads, head_dim, length], value [slots, kv_heads, length, head_dim],
+            valid [length] or [slots, length]; one block or more.
     """
-    of_slots, of_prefix = (
+    slot_axes, prefix_axes = (
       ("slots", "kv_heads", None, None),
       ("prompts", "kv_heads", None, None),
     )
-    of_pasts = (
+    past_inputs = (
       pair
       for past in pasts
       for pair in (
-        (past.key, of_slots),
-        (past.value, of_slots),
+        (past.key, slot_axes),
+        (past.value, slot_axes),
         (past.valid, ("slots", None)[2 - past.valid.ndim :]),
       )
     )
@@ -228,10 +233,10 @@ class Attention:
         *more,
         (decode_slots.prompt, ("slots",)),
         (decode_slots.group_index, ("slots",)),
-        (prefix.key, of_prefix),
-        (prefix.value, of_prefix),
+        (prefix.key, prefix_axes),
+        (prefix.value, prefix_axes),
         (prefix.valid, ("prompts", None)),
-        *of_pasts,
+        *past_inputs,
       ),
     )
 
@@ -241,16 +246,16 @@ class Attention:
     own: Block,
     rows: slots_lib.CacheRows,
     prefix: Block,
-    past_key: Float[Array, "homes kv_heads head_dim length"],
-    past_value: Float[Array, "homes kv_heads length head_dim"],
+    past_key: Float[Array, "cache_slots kv_heads head_dim length"],
+    past_value: Float[Array, "cache_slots kv_heads length head_dim"],
   ) -> Float[Array, "rows time heads head_dim"]:
-    """New tokens of some replies attend to their prompt, to what their reply has written and to themselves so far.
+    """Attention of appended tokens to their prompt, to their reply's cache and to themselves.
 
     own:    key and value [rows, time, kv_heads, head_dim], valid [rows, time].
     prefix: key and value [prompts, prefix, kv_heads, head_dim], valid [prompts, prefix].
     """
-    of_rows, of_prefix = ("slots", None, "kv_heads", None), ("prompts", None, "kv_heads", None)
-    of_homes = ("slots", "kv_heads", None, None)
+    row_axes, prefix_axes = ("slots", None, "kv_heads", None), ("prompts", None, "kv_heads", None)
+    cache_axes = ("slots", "kv_heads", None, None)
     append, more = functools.partial(attention_decode.append, logits=self._logits), ()
     if rows.forgotten is not None:
       append = functools.partial(
@@ -263,24 +268,24 @@ class Attention:
       append,
       (
         (query, ("slots", None, "heads", None)),
-        (own.key, of_rows),
-        (own.value, of_rows),
+        (own.key, row_axes),
+        (own.value, row_axes),
         (own.valid, ("slots", None)),
         (rows.prompt, ("slots",)),
         (rows.cache_slot, ("slots",)),
         (rows.written, ("slots",)),
-        (prefix.key, of_prefix),
-        (prefix.value, of_prefix),
+        (prefix.key, prefix_axes),
+        (prefix.value, prefix_axes),
         (prefix.valid, ("prompts", None)),
-        (past_key, of_homes),
-        (past_value, of_homes),
+        (past_key, cache_axes),
+        (past_value, cache_axes),
         *more,
       ),
     )
 
   @property
   def _logits(self) -> int:
-    """How many logits plain products make at once."""
+    """The number of logits that plain products hold at once."""
     return attention_xla.CACHED_LOGITS if self.layout.platform == "cpu" else attention_xla.LOGITS
 
   def _function(self, name: str) -> Callable[..., Array]:
@@ -292,6 +297,6 @@ class Attention:
     return function
 
   def _time_axes(self, query: Float[Array, "prompts group time heads head_dim"]) -> layout_lib.Axes:
-    """That of the places in a reply: split only where the queries are, which may be split along group instead."""
+    """Axes of the index in a reply: sharded only if the queries are sharded along time."""
     parts = self.layout.shards(("prompts", "group", "time", "heads", None), query.shape)
     return ("time",) if parts[2] > 1 else (None,)

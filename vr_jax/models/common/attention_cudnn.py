@@ -1,12 +1,17 @@
 """Attention by cuDNN's fused kernels on NVIDIA GPUs, in bfloat16 or float16.
 
-Causal prompts padded on the right need no mask there. Everything else gets one of booleans, which all heads share.
-`implementation` is that of `jax.nn.dot_product_attention`; "xla" computes the same on any platform.
+Causal prompts padded on the right need no mask. Everything else gets a boolean mask shared by all
+heads. `implementation` is passed to `jax.nn.dot_product_attention`; "xla" computes the same on any
+platform.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+Implementation = Literal["xla", "cudnn"]
 
 
 def attend_segments(
@@ -18,16 +23,22 @@ def attend_segments(
   index: Int[Array, "queries"],
   *,
   causal: bool,
-  implementation: str = "cudnn",
+  implementation: Implementation = "cudnn",
 ) -> Float[Array, "batch queries heads head_dim"]:
-  """As `attention_xla.attend_segments`; if `causal`, the segments are 1 for what is valid and then 0."""
+  """Like `attention_xla.attend_segments`; causal segments are 1 for valid tokens, then 0."""
   if causal and query.shape[1] == key.shape[1]:
     valid = key_segment.sum(axis=1).astype(jnp.int32)
-    rules = {"is_causal": True, "key_value_seq_lengths": valid}
-    return jax.nn.dot_product_attention(query, key, value, **rules, implementation=implementation)
+    return jax.nn.dot_product_attention(
+      query,
+      key,
+      value,
+      is_causal=True,
+      key_value_seq_lengths=valid,
+      implementation=implementation,
+    )
   mask = query_segment[:, :, None] == key_segment[:, None]
   mask = mask & (jnp.arange(key.shape[1]) <= index[:, None]) if causal else mask
-  return _masked(query, key, value, mask, implementation)
+  return _attend_masked(query, key, value, mask, implementation)
 
 
 def attend_replies(
@@ -40,15 +51,19 @@ def attend_replies(
   own_valid: Bool[Array, "batch group all_time"],
   index: Int[Array, "time"],
   *,
-  implementation: str = "cudnn",
+  implementation: Implementation = "cudnn",
 ) -> Float[Array, "batch group time heads head_dim"]:
-  """As `attention_xla.attend_replies`.
+  """Like `attention_xla.attend_replies`.
 
-  The kernel gives no gradient of the normaliser by which two blocks are merged, so each reply gets the keys and values of its
-  prompt put before its own: a copy of one layer's, few beside its activations. All replies as one row of queries, as splash has
-  them, would need no copy but cost more: the kernel skips no block of a mask and reads it as numbers of the query's dtype, one
-  for each query and key. With 7B, 8 replies of 1,024 tokens and a prompt of 8,448 that is 273 MB of mask for 155 of mask and
-  121 of copies, and 1.8 times the products; with a prompt of 1,152 tokens 3.2 times those of replies of 512.
+  The kernel has no gradient of the softmax normaliser by which two blocks are merged. So the keys
+  and values of the prompt are copied in front of those of each reply: for one layer at a time, and
+  small next to its activations.
+
+  All replies as one row of queries, as in the splash backend, would need no copy but cost more: the
+  kernel skips no masked block, and reads the mask in the query's dtype, one number for each query
+  and key. For the 7B model, 8 replies of 1,024 tokens and a prompt of 8,448, that would be 273 MB
+  of mask instead of 155 MB of mask and 121 MB of copies, and 1.8 times the products; for a prompt
+  of 1,152 and replies of 512 tokens, 3.2 times the products.
   """
   batch, group, time = query.shape[:3]
   seen = (jnp.arange(own_key.shape[2]) <= index[:, None]) & own_valid[:, :, None]
@@ -59,7 +74,7 @@ def attend_replies(
     return joined.reshape(batch * group, *joined.shape[2:])
 
   rows = jnp.broadcast_to(prefix_valid[:, None], (batch, time, prefix_valid.shape[1]))
-  mixed = _masked(
+  mixed = _attend_masked(
     query.reshape(batch * group, *query.shape[2:]),
     with_prefix(prefix_key, own_key, 2),
     with_prefix(prefix_value, own_value, 2),
@@ -69,12 +84,12 @@ def attend_replies(
   return mixed.reshape(query.shape)
 
 
-def _masked(
+def _attend_masked(
   query: Float[Array, "batch queries heads head_dim"],
   key: Float[Array, "batch keys kv_heads head_dim"],
   value: Float[Array, "batch keys kv_heads head_dim"],
   mask: Bool[Array, "batch queries keys"],
-  implementation: str,
+  implementation: Implementation,
 ) -> Float[Array, "batch queries heads head_dim"]:
   return jax.nn.dot_product_attention(
     query, key, value, mask=mask[:, None], implementation=implementation

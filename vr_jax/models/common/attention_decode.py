@@ -1,7 +1,8 @@
-"""Attention while sampling: a new token a reply, to its prompt, to the reply so far and to itself; or what it is shown next.
+"""Attention while sampling: of one new token a reply, or of an observation appended to it.
 
-One query a reply has few logits, so plain products do what bandwidth allows, on every platform. The queries of a prompt's
-replies read its keys and values together, once; what each reply reads of its own is merged with that by log-sum-exp.
+One query a reply has few logits, so plain products reach the memory bandwidth on every platform.
+All replies of a prompt read its keys and values together, once. Attention to the prompt and to the
+reply's own past are merged by log-sum-exp.
 """
 
 from collections.abc import Callable
@@ -25,23 +26,25 @@ def step(
   group: int,
   seen: Bool[Array, "prompts group prefix"] | None = None,
 ) -> Float[Array, "slots heads head_dim"]:
-  """What the new token of each slot gathers; `prompt` and `group_index` as in `seats.Seats`.
+  """Attention of the new token of each slot.
 
-  pasts: key [slots, kv_heads, head_dim, length], value [slots, kv_heads, length, head_dim] and valid [length] or
-  [slots, length], of one block or more.
+  prompt, group_index: as in `slots.DecodeSlots`.
+  pasts: key [slots, kv_heads, head_dim, length], value [slots, kv_heads, length, head_dim] and
+    valid [length] or [slots, length], of one block or more.
+  seen: which keys of its prompt each reply attends to; None: all valid ones.
   """
   slots, heads, head_dim = query.shape
   kv_heads = prefix_key.shape[1]
   query = (query * head_dim**-0.5).reshape(slots, kv_heads, heads // kv_heads, head_dim)
-  seated = slots_lib.slots_to_groups(query, prompt, group_index, (prefix_key.shape[0], group))
+  grouped = slots_lib.slots_to_groups(query, prompt, group_index, (prefix_key.shape[0], group))
   valid = prefix_valid[:, None, None, None] if seen is None else seen[:, None, :, None]
-  to_prefix = _to_prefix(seated, prefix_key, prefix_value, valid)
+  to_prefix = _to_prefix(grouped, prefix_key, prefix_value, valid)
   to_prefix = attention_xla.Partial(
     *(slots_lib.groups_to_slots(part, prompt, group_index) for part in to_prefix)
   )
   to_pasts = [_to_past(query, *pasts[i : i + 3]) for i in range(0, len(pasts), 3)]
-  found = attention_xla.merge_partials((to_prefix, *to_pasts))
-  return found.reshape(slots, heads, head_dim).astype(prefix_value.dtype)
+  merged = attention_xla.merge_partials((to_prefix, *to_pasts))
+  return merged.reshape(slots, heads, head_dim).astype(prefix_value.dtype)
 
 
 def forgetting_step(
@@ -56,10 +59,10 @@ def forgetting_step(
   group: int,
   kept: int,
 ) -> Float[Array, "slots heads head_dim"]:
-  """As `step`; slots that forget see the first `kept` tokens of their prompt alone."""
-  seated = slots_lib.slots_to_groups(forgets, prompt, group_index, (len(prefix_valid), group))
+  """Like `step`; slots that forget attend to only the first `kept` tokens of their prompt."""
+  grouped = slots_lib.slots_to_groups(forgets, prompt, group_index, (len(prefix_valid), group))
   first = jnp.arange(prefix_valid.shape[1]) < kept
-  seen = prefix_valid[:, None] & (~seated[..., None] | first)
+  seen = prefix_valid[:, None] & (~grouped[..., None] | first)
   shared = prefix_key, prefix_value, prefix_valid
   return step(query, prompt, group_index, *shared, *pasts, group=group, seen=seen)
 
@@ -75,25 +78,28 @@ def append(
   prefix_key: Float[Array, "prompts prefix kv_heads head_dim"],
   prefix_value: Float[Array, "prompts prefix kv_heads head_dim"],
   prefix_valid: Bool[Array, "prompts prefix"],
-  past_key: Float[Array, "homes kv_heads head_dim length"],
-  past_value: Float[Array, "homes kv_heads length head_dim"],
+  past_key: Float[Array, "cache_slots kv_heads head_dim length"],
+  past_value: Float[Array, "cache_slots kv_heads length head_dim"],
   *more: Array,
   attend: Callable[..., Array] = attention_xla.attend_appended,
   logits: int,
 ) -> Float[Array, "rows time heads head_dim"]:
-  """What new tokens of some replies gather, each from its prompt, from what its reply has written, and from those up to it.
+  """Attention of appended tokens to their prompt, to their reply's cache and to themselves.
 
-  One row after the other: so neither a prompt nor a past is copied for all that read it. logits: see `attention_xla`.
+  Rows run one after the other, so that no prompt or cache is copied for all rows at once.
+
+  attend: the attention of one row.
+  logits: see `attention_xla`.
   """
 
-  def of_row(inputs: tuple[Array, ...]) -> Array:
+  def attend_row(inputs: tuple[Array, ...]) -> Array:
     prompt, cache_slot, written, *own = inputs
     prefix = (prefix_key, prefix_value, prefix_valid)
-    of_prompt = (jnp.take(x, prompt, 0, mode="clip") for x in prefix)
+    prompt_keys = (jnp.take(x, prompt, 0, mode="clip") for x in prefix)
     past = (jnp.take(x, cache_slot, 0, mode="clip") for x in (past_key, past_value))
-    return attend(*own, *of_prompt, *past, written, logits=logits)
+    return attend(*own, *prompt_keys, *past, written, logits=logits)
 
-  return jax.lax.map(of_row, (prompt, cache_slot, written, query, key, value, valid, *more))
+  return jax.lax.map(attend_row, (prompt, cache_slot, written, query, key, value, valid, *more))
 
 
 def _to_prefix(

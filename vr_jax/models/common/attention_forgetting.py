@@ -1,7 +1,7 @@
-"""Attention of replies that no longer see the turns behind them, for episodes whose window forgets turns.
+"""Attention of replies in episodes that forget earlier turns.
 
-Plain products with a mask over all keys, on every platform. Keys that are forgotten get weight 0
-exactly, so what they hold has no influence. Replies that forget nothing never come here.
+Plain products with a mask over all keys, on every platform. Forgotten keys get weight 0 exactly, so
+they have no influence. Replies that forget nothing use the other modules.
 """
 
 import jax
@@ -25,25 +25,25 @@ def attend_replies(
   kept: int,
   logits: int,
 ) -> Float[Array, "batch group time heads head_dim"]:
-  """As `attention_xla.attend_replies`, without the first `forgotten` tokens of the own reply.
+  """Like `attention_xla.attend_replies`, without the first `forgotten` tokens of the own reply.
 
-  Where that is above 0, of the prompt the first `kept` tokens are seen alone. One reply after the
-  other.
+  Where that is above 0, only the first `kept` tokens of the prompt are attended to. Replies run one
+  after the other.
   """
 
-  def of_prompt(inputs: tuple[Array, ...]) -> Array:
+  def attend_prompt(inputs: tuple[Array, ...]) -> Array:
     query, forgotten, key, value, valid, *prompt = inputs
 
-    def of_reply(inputs: tuple[Array, ...]) -> Array:
+    def attend_reply(inputs: tuple[Array, ...]) -> Array:
       query, forgotten, key, value, valid = inputs
       places = jnp.arange(key.shape[0])
       seen = valid & (places <= index[:, None]) & (places >= forgotten[:, None])
       return _attend(query, forgotten, prompt, (key, value), seen, kept, logits)
 
-    return jax.lax.map(of_reply, (query, forgotten, key, value, valid))
+    return jax.lax.map(attend_reply, (query, forgotten, key, value, valid))
 
   return jax.lax.map(
-    of_prompt,
+    attend_prompt,
     (query, forgotten, own_key, own_value, own_valid, prefix_key, prefix_value, prefix_valid),
   )
 
@@ -64,7 +64,7 @@ def attend_appended(
   kept: int,
   logits: int,
 ) -> Float[Array, "time heads head_dim"]:
-  """As `attention_xla.attend_appended`, without the first `forgotten` of the `written` tokens."""
+  """Like `attention_xla.attend_appended`, without the first `forgotten` of the `written` tokens."""
   time, length = len(query), past_key.shape[-1]
   places = jnp.arange(length)
   past = jnp.broadcast_to((places < written) & (places >= forgotten), (time, length))
@@ -86,13 +86,13 @@ def _attend(
   kept: int,
   logits: int,
 ) -> Float[Array, "queries heads head_dim"]:
-  """One softmax over a prompt's keys and those of its reply, of which each query has `seen` some."""
-  of_prompt = prompt[2] & ((forgotten[:, None] == 0) | (jnp.arange(len(prompt[2])) < kept))
-  mask = jnp.concatenate([of_prompt, seen], axis=1)
+  """One softmax over the keys of a prompt and of its reply. seen: mask of the reply's keys."""
+  prompt_mask = prompt[2] & ((forgotten[:, None] == 0) | (jnp.arange(len(prompt[2])) < kept))
+  mask = jnp.concatenate([prompt_mask, seen], axis=1)
   key, value = (jnp.concatenate([prompt[n], own[n]])[None] for n in (0, 1))
 
-  def of_some(query: Array, mask: Array) -> Array:
+  def attend_chunk(query: Array, mask: Array) -> Array:
     return attention_xla.softmax(query[None], key, value, mask[None])[0]
 
   size = logits // (query.shape[1] * mask.shape[1])
-  return attention_xla.in_chunks(of_some, (query, mask), (0, 0), size)
+  return attention_xla.in_chunks(attend_chunk, (query, mask), (0, 0), size)

@@ -1,8 +1,9 @@
-"""Attention by the Pallas splash kernel of TPUs: no logits in memory, and blocks that no query may see are not computed.
+"""Attention by the Pallas splash kernel of TPUs: no logits in memory, masked blocks are skipped.
 
-What only the arrays know (padding, windows of the vision tower) is said by segments; what the shapes know (causal order, which
-reply a token belongs to) by a static mask. The replies of a group are one row of queries: each sees the whole prefix and, of
-the replies, its own up to itself. So the prefix is neither copied for each reply nor merged with it afterwards.
+Segments express what depends on data: padding, windows of the vision tower. A static mask expresses
+what depends on shapes: causal order, which reply a token belongs to. The replies of a group are one
+row of queries: each attends to the whole prefix and, causally, to itself. So the prefix is neither
+copied for each reply nor merged with it afterwards.
 
 Source: jax.experimental.pallas.ops.tpu.splash_attention.
 """
@@ -10,6 +11,7 @@ Source: jax.experimental.pallas.ops.tpu.splash_attention.
 from collections.abc import Callable
 import dataclasses
 import functools
+from typing import cast
 
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel_lib
@@ -18,21 +20,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-BLOCKS = (
-  512,
-  256,
-  128,
-)  # queries or keys at a time, as vector memory allows: the largest that divides them
-UNSEEN = -(2**30)  # segment of the keys that fill the last block up
+# Queries or keys in a block, the largest that divides their number; vector memory allows these.
+BLOCKS = (512, 256, 128)
+UNSEEN = -(2**30)  # segment of the keys that pad the last block
 KEPT = "attention"  # name by which a rematerialisation policy keeps what the backward kernel needs
 
 
 @dataclasses.dataclass(frozen=True)
 class RepliesMask(mask_lib.Mask):
-  """[group x time, prefix + group x keys]: each of `group` replies sees the prefix and its own keys up to itself.
+  """Mask [group x time, prefix + group x keys]: each reply sees the prefix and, causally, itself.
 
-  The queries of a reply are `time` of its places, from `first` on. A causal prompt is one reply without prefix.
-  `fill` queries and keys are added at the end.
+  A causal prompt is one reply without a prefix.
+
+  time: queries of a reply, which are its tokens from `first` on.
+  fill: numbers of queries and keys added at the end as padding.
   """
 
   group: int
@@ -44,18 +45,18 @@ class RepliesMask(mask_lib.Mask):
 
   @property
   def shape(self) -> tuple[int, int]:
-    """Of the whole mask."""
+    """Shape of the whole mask, padding included."""
     rows, columns = self.group * self.time, self.prefix + self.group * self.keys
     return rows + self.fill[0], columns + self.fill[1]
 
   def __getitem__(self, where: tuple[slice, slice]) -> np.ndarray:
-    """The part of it that the kernel asks for."""
+    """Computes the part of the mask that the kernel asks for."""
     rows, columns = (
       np.arange(*part.indices(size)) for part, size in zip(where, self.shape, strict=True)
     )
     reply, place = np.divmod(np.minimum(rows, self.group * self.time - 1)[:, None], self.time)
-    of_reply, key = np.divmod(columns - self.prefix, self.keys)
-    return (columns < self.prefix) | ((of_reply == reply) & (key <= self.first + place))
+    key_reply, key = np.divmod(columns - self.prefix, self.keys)
+    return (columns < self.prefix) | ((key_reply == reply) & (key <= self.first + place))
 
 
 def attend_segments(
@@ -69,9 +70,10 @@ def attend_segments(
   causal: bool,
   interpret: bool = False,
 ) -> Float[Array, "batch queries heads head_dim"]:
-  """As `attention_xla.attend_segments`; the queries are one of several equal parts of the keys, `index` their places.
+  """Like `attention_xla.attend_segments`.
 
-  interpret: emulates the kernel, on any platform.
+  index: positions of the queries among the keys; the queries are one of several equal shards.
+  interpret: emulate the kernel, on any platform.
   """
   queries, keys = query.shape[1], key.shape[1]
   fill = (-queries % BLOCKS[-1], -keys % BLOCKS[-1])
@@ -97,7 +99,10 @@ def attend_replies(
   *,
   interpret: bool = False,
 ) -> Float[Array, "batch group time heads head_dim"]:
-  """As `attention_xla.attend_replies`; the queries are one of several equal parts of their replies, `index` their places."""
+  """Like `attention_xla.attend_replies`.
+
+  index: positions of the queries in their reply; they are one of several equal shards of it.
+  """
   batch, group, time = query.shape[:3]
   rows = query.reshape(batch, group * time, *query.shape[3:])
   key, value, valid = (
@@ -121,7 +126,10 @@ def attend_replies(
 
 
 def _by_part(from_place: Callable[[int], Array], index: Int[Array, "queries"], parts: int) -> Array:
-  """`from_place` of the first place of this part: known when compiling only where there is one."""
+  """Calls `from_place` with the first position of this shard.
+
+  With one shard it is static; otherwise a switch over all shards selects the mask at run time.
+  """
   length = index.shape[0]
   if parts == 1:
     return from_place(0)
@@ -139,10 +147,10 @@ def _run(
   *,
   interpret: bool,
 ) -> Float[Array, "batch queries heads head_dim"]:
-  """The kernel under a mask whose shape is that of queries and keys filled up to whole blocks."""
+  """Runs the kernel. The mask's shape is that of queries and keys padded to whole blocks."""
   length = query.shape[1]
   more, more_keys = mask.shape[0] - length, mask.shape[1] - key.shape[1]
-  # A query that sees no key would have no softmax: those added see what the last one sees.
+  # A query without any key would have no softmax, so padding queries see what the last one sees.
   segments = kernel_lib.SegmentIds(
     q=jnp.pad(query_segment, ((0, 0), (0, more)), mode="edge"),
     kv=jnp.pad(key_segment, ((0, 0), (0, more_keys)), constant_values=UNSEEN),
@@ -151,7 +159,8 @@ def _run(
   wide = ((0, 0), (0, more), (0, 0), (0, 0)), ((0, 0), (0, more_keys), (0, 0), (0, 0))
   arrays = (jnp.pad(query, wide[0]), jnp.pad(key, wide[1]), jnp.pad(value, wide[1]))
   kernel = _kernel(mask, query.shape[2], interpret)
-  mixed = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in arrays), segments)
+  # Without residuals the kernel returns one array.
+  mixed = cast(Array, jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in arrays), segments))
   return mixed.swapaxes(1, 2)[:, :length].astype(value.dtype)
 
 

@@ -1,16 +1,17 @@
-"""Attention tile by tile: no more logits at once than caches hold, forward and backward, however long the prompt.
+"""Attention tile by tile: at any prompt length, no more logits at once than caches hold.
 
-The forward pass goes over tiles of keys for each tile of queries, with running maximum and sum; of all that only the output and
-the logarithm of the sum is kept. The backward pass makes each tile's logits again, once, and goes over tiles of queries for each
-tile of keys. Tiles that causal order hides are skipped, and those that hold nothing but `FILLING`: so replies of many lengths cost
-what their tokens cost, though their shapes are those of the longest.
+The forward pass runs over tiles of keys for each tile of queries, with a running maximum and sum;
+it keeps only the output and the logarithm of the sum. The backward pass recomputes each tile's
+logits once, and runs over tiles of queries for each tile of keys. Tiles that are masked by causal
+order or hold only `FILLING` are skipped, so replies of many lengths cost what their tokens cost,
+although they are padded to the longest.
 
 Source: FlashAttention, arXiv 2205.14135, and FlashAttention-2, arXiv 2307.08691.
 """
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +19,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax.models.common import layers
 
-KEYS = 512  # of a tile, at least
+KEYS = 512  # keys of a tile, at least
 FILLING = -(
   2**31
-)  # the segment of what is none: padding of queries, whose result means nothing, and of keys
-QUERIES = 128  # of a tile, at least; for less, rows of the batch are computed one after the other
+)  # segment of padding, in queries and keys; the output at such queries is undefined
+QUERIES = 128  # queries of a tile, at least; below that, rows of the batch run one after the other
 
 
 class Queries(NamedTuple):
-  """segment: whose keys each may see; index: its place among the keys, in ascending order, of which it sees those up to it.
+  """Queries of attention.
 
-  index None: it sees all.
+  segment: a query attends to keys with the same segment.
+  index: positions of the queries among the keys, ascending; a query attends to keys up to it.
+    None: no causal mask.
   """
 
   rows: Float[Array, "batch kv_heads per_key queries head_dim"]
@@ -37,7 +40,7 @@ class Queries(NamedTuple):
 
 
 class Keys(NamedTuple):
-  """With their values."""
+  """Keys, values and segments of attention."""
 
   key: Float[Array, "batch kv_heads keys head_dim"]
   value: Float[Array, "batch kv_heads keys head_dim"]
@@ -50,41 +53,44 @@ def attend(
   Float[Array, "batch kv_heads per_key queries head_dim"],
   Float[Array, "batch kv_heads per_key queries"],
 ]:
-  """(softmax attention, logarithm of the sum of exponentials of its logits), float32; both carry gradients.
+  """Computes attention and the log-sum-exp of its logits, float32; both carry gradients.
 
-  Its rows are scaled already. A query that sees no key gets 0, and the logarithm `layers.MASKED`. logits: how many numbers may be
-  made at once. sides: queries and keys of a tile, at most; where much is filling, small tiles skip more of it.
+  Queries are already scaled. A query without keys gets 0, and log-sum-exp `layers.MASKED`.
+
+  logits: how many logits may be held at once.
+  sides: largest numbers of queries and keys of a tile; smaller tiles skip more padding.
   """
   batch, kv_heads, per_key, count, _ = queries.rows.shape
   length = keys.key.shape[2]
   heads = kv_heads * per_key
   most = sides or (count, length)
-  of_keys = _even(length, min(most[1], max(KEYS, math.isqrt(logits // (batch * heads)))))
-  of_queries = min(most[0], logits // (batch * heads * of_keys))
-  if batch > 1 and of_queries < min(count, QUERIES):
+  tile_keys = _even(length, min(most[1], max(KEYS, math.isqrt(logits // (batch * heads)))))
+  tile_queries = min(most[0], logits // (batch * heads * tile_keys))
+  if batch > 1 and tile_queries < min(count, QUERIES):
     rows, segment, index = queries
 
-    def of_row(row: tuple) -> tuple[Array, Array]:
-      alone = [x[None] for x in row]
-      out, total = attend(Queries(*alone[:2], index), Keys(*alone[2:]), logits=logits, sides=sides)
+    def attend_row(row: tuple) -> tuple[Array, Array]:
+      rows, segment, key, value, key_segment = (x[None] for x in row)
+      some, others = Queries(rows, segment, index), Keys(key, value, key_segment)
+      out, total = attend(some, others, logits=logits, sides=sides)
       return out[0], total[0]
 
-    return jax.lax.map(of_row, (rows, segment, *keys))
-  tile = (_even(count, of_queries), of_keys)
+    return jax.lax.map(attend_row, (rows, segment, *keys))
+  tile = (_even(count, tile_queries), tile_keys)
   padded = _padded(queries, keys, tile)
-  out, total = _attend(*padded, tile)
+  out, total = cast(tuple[Array, Array], _attend(*padded, tile))
   return out[:, :, :, :count], total[:, :, :, :count]
 
 
 def _even(length: int, most: int) -> int:
-  """The size of a tile, so that few of about the same size, none much larger than `most`, make the whole."""
+  """A tile size that splits `length` evenly into few tiles, none much larger than `most`."""
   tiles = -(-length // max(most // 8 * 8, 8))
   size = -(-length // tiles)
   return size if tiles == 1 else -(-size // 8) * 8
 
 
 def _padded(queries: Queries, keys: Keys, tile: tuple[int, int]) -> tuple[Queries, Keys]:
-  """To whole tiles. What is added sees what is added, and lies behind all that is causal."""
+  """Pads to whole tiles. Padding attends to padding only, and comes after all other positions."""
   more, more_keys = -queries.rows.shape[3] % tile[0], -keys.key.shape[2] % tile[1]
 
   def fill(x: Array, axis: int, count: int, value: int = 0) -> Array:
@@ -112,17 +118,14 @@ def _attend(queries: Queries, keys: Keys, tile: tuple[int, int]) -> tuple[Array,
 
 
 def _forward(queries: Queries, keys: Keys, tile: tuple[int, int]) -> tuple[tuple, tuple]:
-  dtype, asked, told = (
-    keys.value.dtype,
-    _filled(queries.segment, tile[0]),
-    _filled(keys.segment, tile[1]),
-  )
-  last = jnp.max(jnp.where(told, jnp.arange(len(told)) + 1, 0))
+  dtype = keys.value.dtype
+  query_tiles, key_tiles = _filled(queries.segment, tile[0]), _filled(keys.segment, tile[1])
+  last = jnp.max(jnp.where(key_tiles, jnp.arange(len(key_tiles)) + 1, 0))
 
-  def of_queries(number: Array) -> tuple[Array, Array]:
+  def attend_queries(number: Array) -> tuple[Array, Array]:
     some = _queries(queries, number, tile)
     seen = last if some.index is None else jnp.minimum(last, some.index.max() // tile[1] + 1)
-    seen = jnp.where(asked[number], seen, 0)
+    seen = jnp.where(query_tiles[number], seen, 0)
 
     def add(place: Array, carried: tuple) -> tuple:
       mixed, total, top = carried
@@ -140,7 +143,7 @@ def _forward(queries: Queries, keys: Keys, tile: tuple[int, int]) -> tuple[tuple
     total = jnp.where(total > 0, total, 1)
     return mixed / total[..., None], top + jnp.log(total)
 
-  out = jax.lax.map(of_queries, jnp.arange(queries.rows.shape[3] // tile[0]))
+  out = jax.lax.map(attend_queries, jnp.arange(queries.rows.shape[3] // tile[0]))
   out, total = (jnp.moveaxis(x, 0, 3) for x in out)
   out = out.reshape(queries.rows.shape)
   total = total.reshape(out.shape[:-1])
@@ -150,14 +153,14 @@ def _forward(queries: Queries, keys: Keys, tile: tuple[int, int]) -> tuple[tuple
 def _backward(tile: tuple[int, int], kept: tuple, given: tuple[Array, Array]) -> tuple:
   queries, keys, out, total = kept
   d_out, d_total = given
-  # What every logit's gradient has taken off: the mean over its query's shares.
+  # Subtracted from the gradient of every logit: the mean of the gradients over the softmax.
   centre = (d_out * out).sum(axis=-1) - d_total
   dtype, tiles = keys.value.dtype, queries.rows.shape[3] // tile[0]
-  asked, told = _filled(queries.segment, tile[0]), _filled(keys.segment, tile[1])
-  (numbers,) = jnp.nonzero(asked, size=tiles, fill_value=0)
+  query_tiles, key_tiles = _filled(queries.segment, tile[0]), _filled(keys.segment, tile[1])
+  (numbers,) = jnp.nonzero(query_tiles, size=tiles, fill_value=0)
   last = None if queries.index is None else queries.index.reshape(tiles, tile[0]).max(axis=-1)
 
-  def of_keys(d_rows: Array, place: Array) -> tuple[Array, tuple[Array, Array]]:
+  def attend_keys(d_rows: Array, place: Array) -> tuple[Array, tuple[Array, Array]]:
     some, first = _keys(keys, place, tile), place * tile[1]
 
     def add(turn: Array, carried: tuple) -> tuple:
@@ -178,23 +181,25 @@ def _backward(tile: tuple[int, int], kept: tuple, given: tuple[Array, Array]) ->
       return d_rows, d_key, d_value
 
     zero = jnp.zeros(some.key.shape, jnp.float32)
-    begin = 0 if last is None else (asked & (last < first)).sum()
-    end = jnp.where(told[place], asked.sum(), 0)
+    begin = 0 if last is None else (query_tiles & (last < first)).sum()
+    end = jnp.where(key_tiles[place], query_tiles.sum(), 0)
     d_rows, d_key, d_value = jax.lax.fori_loop(begin, end, add, (d_rows, zero, zero))
     return d_rows, (d_key, d_value)
 
   zero = jnp.zeros(queries.rows.shape, jnp.float32)
   places = jnp.arange(keys.key.shape[2] // tile[1])
-  d_rows, of_tiles = jax.lax.scan(of_keys, zero, places)
-  d_key, d_value = (jnp.moveaxis(x, 0, 2).reshape(keys.key.shape).astype(dtype) for x in of_tiles)
-  return Queries(d_rows.astype(queries.rows.dtype), None, None), Keys(d_key, d_value, None)
+  d_rows, d_tiles = jax.lax.scan(attend_keys, zero, places)
+  d_key, d_value = (jnp.moveaxis(x, 0, 2).reshape(keys.key.shape).astype(dtype) for x in d_tiles)
+  integer: Any = cast(Any, None)  # integers have no gradient
+  d_queries = Queries(d_rows.astype(queries.rows.dtype), integer, integer)
+  return d_queries, Keys(d_key, d_value, integer)
 
 
 _attend.defvjp(_forward, _backward)
 
 
 def _logits(queries: Queries, keys: Keys, first: Array) -> Float[Array, "..."]:
-  """[batch, kv_heads, per_key, queries, keys] of tiles; first: the place of the first key."""
+  """Logits [batch, kv_heads, per_key, queries, keys] of a tile. first: index of its first key."""
   logits = _dot("bkqd,bksd->bkqs", _flat(queries.rows), keys.key)
   mask = queries.segment[:, :, None] == keys.segment[:, None]
   if queries.index is not None:
@@ -204,7 +209,7 @@ def _logits(queries: Queries, keys: Keys, first: Array) -> Float[Array, "..."]:
 
 
 def _filled(segment: Int[Array, "batch length"], size: int) -> Bool[Array, "tiles"]:
-  """Which tiles hold more than filling."""
+  """Which tiles hold anything but padding."""
   return (segment != FILLING).reshape(len(segment), -1, size).any(axis=(0, 2))
 
 
@@ -219,7 +224,11 @@ def _queries(queries: Queries, number: Array, tile: tuple[int, int]) -> Queries:
 
 def _keys(keys: Keys, place: Array, tile: tuple[int, int]) -> Keys:
   key, value, segment = keys
-  return Keys(*(_cut(x, place, tile[1], 2) for x in (key, value)), _cut(segment, place, tile[1], 1))
+  return Keys(
+    _cut(key, place, tile[1], 2),
+    _cut(value, place, tile[1], 2),
+    _cut(segment, place, tile[1], 1),
+  )
 
 
 def _cut(x: Array, number: Array, size: int, axis: int) -> Array:
@@ -227,7 +236,7 @@ def _cut(x: Array, number: Array, size: int, axis: int) -> Array:
 
 
 def _flat(x: Float[Array, "batch kv_heads per_key queries last"]) -> Float[Array, "..."]:
-  """The queries of all heads that share keys as rows of one matrix: [batch, kv_heads, rows, last]."""
+  """Merges the queries of heads that share keys into one matrix: [batch, kv_heads, rows, last]."""
   return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 

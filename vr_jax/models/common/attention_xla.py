@@ -1,15 +1,16 @@
-"""Attention as plain products: runs on every platform, in any dtype, one exact softmax with float32 logits.
+"""Attention as plain products: any platform, any dtype, one exact softmax with float32 logits.
 
-Where logits would be many they are made tile by tile (attention_tiles), and again in the backward pass: never
-[heads, queries, keys] of a long prompt at once.
+Too many logits are computed tile by tile (attention_tiles), and recomputed in the backward pass:
+never [heads, queries, keys] of a long prompt at once.
 
-Every product is of stacks of two matrices, [batch, rows, columns], and the logits keep the order in which they come out: on
-CPU a product with several free axes is a slow loop, and to reorder logits costs more than to make them.
+Every product is a batched matrix product, [batch, rows, columns], and logits are not transposed: on
+CPU a product with several free axes is a slow loop, and transposing logits costs more than
+computing them.
 """
 
 from collections.abc import Callable, Sequence
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +18,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vr_jax.models.common import attention_tiles, layers
 
-LOGITS = 2**27  # at once: half a gigabyte
-CACHED_LOGITS = 2**19  # of a CPU, whose caches then hold them
-ROWS = 8  # chunks are multiples of so many queries
-SIDE = 96  # of tiles of replies, of which much may be padding: at most so many queries and own keys
-SHOWN = 288  # of tiles of what one reply is shown, which is padded at its end alone
+LOGITS = 2**27  # held at once: half a gigabyte
+CACHED_LOGITS = 2**19  # the same on CPU, as many as its caches hold
+ROWS = 8  # chunks are multiples of this many queries
+SIDE = 96  # largest side of tiles of replies, of which much may be padding
+SHOWN = 288  # largest side of tiles of an observation, which is padded only at its end
 
 
 class Partial(NamedTuple):
-  """Softmax over some of the keys: values weighted by exp(logit - top), the sum of these weights, and top.
+  """Softmax over some of the keys, to be merged with the others.
 
-  The top only guards the exponential: it cancels, so it carries no gradient.
+  mixed: values weighted by exp(logit - top).
+  total: sum of these weights.
+  top: guards the exponential against overflow. It cancels out, so it carries no gradient.
   """
 
   mixed: Float[Array, "*rows head_dim"]
@@ -46,32 +49,33 @@ def attend_segments(
   causal: bool,
   logits: int = LOGITS,
 ) -> Float[Array, "batch queries heads head_dim"]:
-  """Each query attends to the keys of its segment, if `causal` to those up to `index`, its own place among the keys.
+  """Attention of each query to the keys of its segment; if `causal`, only to keys up to `index`.
 
-  If `causal`, segments are 1 for what is valid and 0 for the rest, of which the result means nothing.
+  If `causal`, segments are 1 for valid tokens and 0 for padding, where the output is meaningless.
 
-  As many causal queries as keys are all of them, in order. logits: how many numbers may be made at once.
+  index: positions of the queries among the keys. As many causal queries as keys are in order.
+  logits: how many logits may be held at once.
   """
   batch, queries, heads, _ = query.shape
   keys = key.shape[1]
   if not causal and heads * queries * keys <= logits:
 
-    def of_rows(query, key, value, query_segment, key_segment):
+    def attend_rows(query, key, value, query_segment, key_segment):
       return softmax(query, key, value, query_segment[:, :, None] == key_segment[:, None])
 
     inputs = (query, key, value, query_segment, key_segment)
-    return in_chunks(of_rows, inputs, (0,) * 5, logits // (heads * queries * keys))
+    return in_chunks(attend_rows, inputs, (0,) * 5, logits // (heads * queries * keys))
   if batch * heads * queries * keys <= logits:
     mask = query_segment[:, :, None] == key_segment[:, None]
     mask = mask & (jnp.arange(keys) <= index[:, None]) if causal else mask
     return softmax(query, key, value, mask)
   # [batch, kv_heads, per_key, queries, head_dim]
   rows = _grouped(query, key.shape[2]).transpose(0, 2, 3, 1, 4)
-  if causal:  # of a prompt, whose padding nobody asks about
+  if causal:  # a prompt: the output at its padding is not used
     query_segment, key_segment = (_segments(x != 0) for x in (query_segment, key_segment))
-  asked = attention_tiles.Queries(rows, query_segment, index if causal else None)
-  told = attention_tiles.Keys(key.swapaxes(1, 2), value.swapaxes(1, 2), key_segment)
-  mixed, _ = attention_tiles.attend(asked, told, logits=logits)
+  some_queries = attention_tiles.Queries(rows, query_segment, index if causal else None)
+  some_keys = attention_tiles.Keys(key.swapaxes(1, 2), value.swapaxes(1, 2), key_segment)
+  mixed, _ = attention_tiles.attend(some_queries, some_keys, logits=logits)
   return mixed.transpose(0, 3, 1, 2, 4).reshape(query.shape).astype(value.dtype)
 
 
@@ -87,14 +91,17 @@ def attend_replies(
   *,
   logits: int = LOGITS,
 ) -> Float[Array, "batch group time heads head_dim"]:
-  """Replies attend to their prompt and to themselves up to `index`, the place of each query in its reply."""
-  asked = jnp.take(own_valid, index, axis=2)
+  """Attention of replies to their prompt and, causally, to themselves.
+
+  index: position of each query in its reply.
+  """
+  query_valid = jnp.take(own_valid, index, axis=2)
   prefix = prefix_key.swapaxes(1, 2), prefix_value.swapaxes(1, 2), prefix_valid
   own = own_key.swapaxes(2, 3), own_value.swapaxes(2, 3), own_valid
   sides = _part_of(query.shape[2]), prefix_key.shape[1]
   parts = (
-    _to_prefix(query, asked, *prefix, logits, sides),
-    _to_own(query, asked, *own, index, logits, SIDE),
+    _to_prefix(query, query_valid, *prefix, logits, sides),
+    _to_own(query, query_valid, *own, index, logits, SIDE),
   )
   return merge_partials(parts).reshape(query.shape).astype(own_value.dtype)
 
@@ -113,17 +120,27 @@ def attend_appended(
   *,
   logits: int = LOGITS,
 ) -> Float[Array, "time heads head_dim"]:
-  """What one reply is shown attends to its prompt, to the `written` tokens before it, and to itself in order."""
+  """Attention of an observation to the prompt, to `written` tokens before it, and to itself."""
   time, length = len(query), past_key.shape[-1]
   index, seen = jnp.arange(time), jnp.arange(length) < written
   prefix = prefix_key.swapaxes(0, 1), prefix_value.swapaxes(0, 1), prefix_valid
   past = past_key.swapaxes(1, 2), past_value, seen
   own = own_key.swapaxes(0, 1), own_value.swapaxes(0, 1), own_valid
-  asked = query[None, None], own_valid[None, None]
+  queries = query[None, None], own_valid[None, None]
   parts = (
-    _to_prefix(*asked, *(x[None] for x in prefix), logits, (time, len(prefix_valid))),
-    _to_prefix(*asked, *(x[None] for x in past), logits, (time, SHOWN)),
-    _to_own(*asked, *(x[None, None] for x in own), index, logits, SHOWN),
+    _to_prefix(
+      *queries, prefix[0][None], prefix[1][None], prefix[2][None], logits, (time, len(prefix_valid))
+    ),
+    _to_prefix(*queries, past[0][None], past[1][None], past[2][None], logits, (time, SHOWN)),
+    _to_own(
+      *queries,
+      own[0][None, None],
+      own[1][None, None],
+      own[2][None, None],
+      index,
+      logits,
+      SHOWN,
+    ),
   )
   return merge_partials(parts).reshape(query.shape).astype(own_value.dtype)
 
@@ -134,7 +151,7 @@ def softmax(
   value: Float[Array, "batch keys kv_heads head_dim"],
   mask: Bool[Array, "batch queries keys"],
 ) -> Float[Array, "batch queries heads head_dim"]:
-  """Attention with all logits made at once. mask: which keys each query sees, one at least."""
+  """Attention with all logits at once. mask: the keys of each query, at least one."""
   # [batch, kv_heads, per_key, queries, head_dim]
   rows = _grouped(query, key.shape[2]).transpose(0, 2, 3, 1, 4)
   to_all = _partial(rows, key.swapaxes(1, 2), value.swapaxes(1, 2), mask[:, None, None])
@@ -144,23 +161,28 @@ def softmax(
 
 def _to_prefix(
   query: Float[Array, "batch group time heads head_dim"],
-  asked: Bool[Array, "batch group time"],
+  query_valid: Bool[Array, "batch group time"],
   key: Float[Array, "batch kv_heads prefix head_dim"],
   value: Float[Array, "batch kv_heads prefix head_dim"],
   valid: Bool[Array, "batch prefix"],
   logits: int,
   sides: tuple[int, int],
 ) -> Partial:
-  """[batch, group, time, kv_heads, per_key]: the queries of all replies to a prompt are rows of one matrix.
+  """Attention to the prompt, with the queries of all its replies as rows of one matrix.
 
-  asked: those of tokens. sides: of tiles, queries and keys.
+  query_valid: the queries that are valid tokens.
+  sides: largest numbers of queries and keys of a tile.
+
+  Returns arrays [batch, group, time, kv_heads, per_key, …].
   """
   rows = _grouped(query, key.shape[1]).transpose(0, 3, 4, 1, 2, 5)
   if math.prod(query.shape[:4]) * key.shape[2] <= logits:
     found = _partial(rows, key, value, valid[:, None, None, None, None])
   else:
     flat = rows.reshape(*rows.shape[:3], -1, rows.shape[-1])
-    queries = attention_tiles.Queries(flat, _segments(asked.reshape(len(asked), -1)), None)
+    queries = attention_tiles.Queries(
+      flat, _segments(query_valid.reshape(len(query_valid), -1)), None
+    )
     keys = attention_tiles.Keys(key, value, _segments(valid))
     found = _tiled(queries, keys, logits, sides, rows.shape[:-1])
   return Partial(*(x.transpose(0, 3, 4, 1, 2, *range(5, x.ndim)) for x in found))
@@ -168,7 +190,7 @@ def _to_prefix(
 
 def _to_own(
   query: Float[Array, "batch group time heads head_dim"],
-  asked: Bool[Array, "batch group time"],
+  query_valid: Bool[Array, "batch group time"],
   key: Float[Array, "batch group kv_heads all_time head_dim"],
   value: Float[Array, "batch group kv_heads all_time head_dim"],
   valid: Bool[Array, "batch group all_time"],
@@ -176,13 +198,13 @@ def _to_own(
   logits: int,
   side: int,
 ) -> Partial:
-  """As `_to_prefix`, with a matrix for each reply; side: of tiles, of queries as of keys."""
+  """Like `_to_prefix`, with a matrix for each reply. side: of tiles, for queries and keys."""
   rows = _grouped(query, key.shape[2]).transpose(0, 1, 3, 4, 2, 5)
   if math.prod(query.shape[:4]) * key.shape[3] <= logits:
     mask = (jnp.arange(key.shape[3]) <= index[:, None]) & valid[:, :, None]
     found = _partial(rows, key, value, mask[:, :, None, None])
   else:
-    flat = [x.reshape(-1, *x.shape[2:]) for x in (rows, asked, key, value, valid)]
+    flat = [x.reshape(-1, *x.shape[2:]) for x in (rows, query_valid, key, value, valid)]
     queries = attention_tiles.Queries(flat[0], _segments(flat[1]), index)
     keys = attention_tiles.Keys(flat[2], flat[3], _segments(flat[4]))
     found = _tiled(queries, keys, logits, (side, side), rows.shape[:-1])
@@ -196,7 +218,7 @@ def _tiled(
   sides: tuple[int, int],
   leading: tuple[int, ...],
 ) -> Partial:
-  """What tiles find, in the shape of `leading`."""
+  """Attention by tiles, with results reshaped to `leading`."""
   mixed, total = attention_tiles.attend(queries, keys, logits=logits, sides=sides)
   mixed, total = mixed.reshape(*leading, -1), total.reshape(leading)
   top = jax.lax.stop_gradient(total)
@@ -209,7 +231,7 @@ def _segments(valid: Bool[Array, "*batch"]) -> Int[Array, "*batch"]:
 
 
 def _part_of(time: int) -> int:
-  """A side of tiles that cuts replies of this length evenly, where one near `SIDE` does: tiles then hold tokens of one reply."""
+  """A tile side near `SIDE` that divides replies of this length, if any: one reply a tile."""
   sides = range(min(SIDE, time), SIDE // 2, -1)
   return next((side for side in sides if time % side == 0), min(SIDE, time))
 
@@ -220,7 +242,10 @@ def _partial(
   value: Float[Array, "*stack keys head_dim"],
   mask: Bool[Array, "..."],
 ) -> Partial:
-  """Of queries whose leading axes are the stack's, and then any; mask: as the logits [*batch, keys], or of size 1."""
+  """Attention of queries whose leading axes are those of the keys' stack, followed by any others.
+
+  mask: [*batch, keys] like the logits, or broadcastable to it.
+  """
   leading = rows.shape[:-1]
   key, value = (x.reshape(-1, *x.shape[-2:]) for x in (key, value))
   flat = rows.reshape(key.shape[0], -1, rows.shape[-1])
@@ -234,10 +259,10 @@ def _partial(
 
 
 def merge_partials(parts: Sequence[Partial]) -> Float[Array, "*rows head_dim"]:
-  """The softmax over the keys of all parts."""
+  """Merges parts into the softmax over all their keys."""
   top = jnp.max(jnp.stack([part.top for part in parts]), axis=0)
   scales = [jnp.exp(part.top - top) for part in parts]
-  total = sum(scale * part.total for scale, part in zip(scales, parts, strict=True))
+  total = cast(Array, sum(scale * part.total for scale, part in zip(scales, parts, strict=True)))
   mixed = sum(scale[..., None] * part.mixed for scale, part in zip(scales, parts, strict=True))
   return mixed / total[..., None]
 
@@ -248,9 +273,9 @@ def in_chunks(
   axes: Sequence[int],
   size: int,
 ) -> Array:
-  """`function` of `inputs`, at most about `size` positions at a time; `axes`: where each input has them.
+  """Calls `function` on chunks of at most about `size` positions, recomputed in the backward pass.
 
-  The result has them where the first input has. A chunk is computed again in the backward pass.
+  axes: the axis of positions in each input; in the result it is that of the first input.
   """
   length = inputs[0].shape[axes[0]]
   if length <= max(size, 1):
@@ -273,7 +298,7 @@ def in_chunks(
 
 
 def _round_up(positions: int) -> int:
-  """Up to a multiple of `ROWS`, where they are more."""
+  """Rounds up to a multiple of `ROWS`, unless there are fewer."""
   return -(-positions // ROWS) * ROWS if positions > ROWS else positions
 
 
@@ -288,6 +313,6 @@ def _dot(equation: str, left: Array, right: Array) -> Float[Array, "..."]:
 
 
 def _grouped(query: Float[Array, "..."], kv_heads: int) -> Float[Array, "..."]:
-  """[…, heads, head_dim] as […, kv_heads, per_key, head_dim], scaled as the logits are to be."""
+  """Reshapes […, heads, head_dim] to […, kv_heads, per_key, head_dim], with the logits' scale."""
   *leading, heads, head_dim = query.shape
   return (query * head_dim**-0.5).reshape(*leading, kv_heads, heads // kv_heads, head_dim)

@@ -1,7 +1,7 @@
-"""Weights from a Hugging Face directory straight to the devices that hold them.
+"""Loading of Hugging Face weights straight to the devices that hold them.
 
-A parameter is filled in place, layer by layer (tables: some rows at a time), and of each layer a process reads only what
-its own devices hold. So the host never has more than a few pieces beside what the devices have.
+A parameter is filled in place, layer by layer (tables: some rows at a time), and a process reads
+only the shards of its own devices. So host memory holds no more than a few pieces at a time.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import pathlib
+from typing import Any
 
 from flax import nnx
 import jax
@@ -24,7 +25,7 @@ from vr_jax.models.common import tensor_file, weight_mapping
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PIECE_BYTES = 64 * 2**20  # of a parameter that are on the host at once, where one layer is not more
+PIECE_BYTES = 64 * 2**20  # bytes of a parameter on the host at once, unless one layer is larger
 
 Index = tuple[slice, ...]
 
@@ -38,18 +39,20 @@ def from_pretrained(
   piece_bytes: int = PIECE_BYTES,
   family: family_lib.ModelFamily,
 ) -> tuple[interface.ModelConfig, PyTree]:
-  """Reads a model: (its config, parameters in `dtype`), the state of `nnx.split(family.make_model(config, …))`.
+  """Reads a model's config and its parameters in `dtype`.
 
-  mesh: each parameter is cut over all devices of it, along the longest axis that they divide; None: the first device.
-  shardings: instead of that, a function from the abstract parameters to the NamedSharding of each. Training passes
-    `functools.partial(parallel.mesh.param_shardings, mesh=mesh)`, its table of rules.
-  piece_bytes: of a parameter that are read at once; a layer of it at least.
+  All processes of the mesh call this; each reads the shards of its own devices. The parameters are
+  the state of `nnx.split(family.make_model(config, …))`.
 
-  Where several processes share the mesh all call this, and each reads what its own devices hold.
+  mesh: each parameter is sharded over all its devices along the longest axis that they divide;
+    None: the first device.
+  shardings: instead of that, a function from abstract parameters to the NamedSharding of each.
+    Training passes `functools.partial(parallel.mesh.param_shardings, mesh=mesh)`.
+  piece_bytes: bytes of a parameter that are read at once, at least one layer.
 
   Raises:
-    InputError: no model of that family, an export that was not finished, a file missing or damaged, a tensor missing,
-      unknown, twice or of a wrong shape; the message names the file and the tensor.
+    InputError: not a model of the family, an unfinished export, a missing or damaged file, a tensor
+      that is missing, unknown, duplicated or of a wrong shape. It names the file and the tensor.
   """
   directory = pathlib.Path(path)
   _check_finished(directory)
@@ -71,12 +74,12 @@ def from_pretrained(
 
 
 def _spread(params: PyTree, mesh: Mesh) -> PyTree:
-  """Shardings that cut each parameter over all devices of a mesh, never between layers."""
+  """Shards each parameter over all devices of a mesh, never along the layers axis."""
 
   def place(variable: nnx.Variable) -> nnx.Variable:
-    axes, shape = variable.get_metadata().get("axes"), variable.shape
+    axes, shape = variable.get_metadata().get("axes", ()), variable.shape
     fits = [d for d, n in enumerate(shape) if axes[d] != "layers" and n % mesh.size == 0]
-    spec = [None] * len(shape)
+    spec: list[Any] = [None] * len(shape)
     if fits:
       spec[max(fits, key=lambda d: shape[d])] = mesh.axis_names
     return variable.replace(NamedSharding(mesh, PartitionSpec(*spec)))
@@ -90,7 +93,7 @@ def _read(
   dtype: np.dtype,
   index: Index,
 ) -> np.ndarray:
-  """The part `index` of a parameter, from the file. Each tensor is mapped, copied from, and let go."""
+  """Reads the slices `index` of a parameter; tensors are memory-mapped one at a time."""
   shape = (len(slot.names), *slot.shape) if slot.stacked else slot.shape
   target = np.empty([len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)], dtype)
   if not slot.stacked:
@@ -104,10 +107,10 @@ def _fill(
   shape: tuple[int, ...],
   dtype: np.dtype,
   sharding: NamedSharding,
-  read: Callable[[Index], np.ndarray],
+  read: Callable[[Any], np.ndarray],
   piece_bytes: int,
 ) -> Array:
-  """A global array of what `read` says, a few entries of every shard's first axis at a time."""
+  """Fills a global array by calls of `read`, some entries of every shard's first axis at a time."""
   local = sharding.shard_shape(shape)
   entry = math.prod(local[1:]) * dtype.itemsize * len(sharding.addressable_devices)
   count = max(piece_bytes // entry, 1)
@@ -118,22 +121,22 @@ def _fill(
   for start in range(0, local[0], count):
     first = min(start, local[0] - count)  # the last piece may overlap the one before
 
-    def part(index: Index, first: int = first) -> np.ndarray:
+    def part(index: Any, first: int = first) -> np.ndarray:
       shard = (index[0].start or 0) // count
       begin = shard * local[0] + first
       return read((slice(begin, begin + count), *index[1:]))
 
     piece = jax.make_array_from_callback(piece_shape, sharding, part)
     array = _write(array, piece, first, sharding)
-    array.block_until_ready()  # or pieces would be read faster than they are taken
+    array.block_until_ready()  # otherwise pieces are read faster than they are transferred
   return array
 
 
 @functools.partial(jax.jit, static_argnames="sharding", donate_argnums=0)
 def _write(array: Array, piece: Array, first: int | Array, sharding: NamedSharding) -> Array:
-  """In place: `piece` holds entries `first`, `first` + 1, … of every shard."""
+  """Writes `piece`, entries `first`, `first` + 1, … of every shard, into a donated array."""
 
-  def write(array: Array, piece: Array, first: Array) -> Array:
+  def write(array: Array, piece: Array, first: int | Array) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(array, piece, first, axis=0)
 
   spec = sharding.spec
@@ -142,7 +145,7 @@ def _write(array: Array, piece: Array, first: int | Array, sharding: NamedShardi
 
 
 def _check_finished(directory: pathlib.Path) -> None:
-  """Raises InputError where an export was cut short."""
+  """Raises InputError if an export to this directory was interrupted."""
   partial = directory.with_name(directory.name + atomic.PARTIAL)
   if directory.suffix == atomic.PARTIAL or (partial.is_dir() and not directory.is_dir()):
     unfinished = directory if directory.suffix == atomic.PARTIAL else partial
@@ -150,7 +153,7 @@ def _check_finished(directory: pathlib.Path) -> None:
 
 
 def _files(directory: pathlib.Path) -> dict[pathlib.Path, frozenset[str]]:
-  """The safetensors files of a model, and what its index (where there is one) says they hold."""
+  """The safetensors files of a model, with the tensors that its index, if any, lists for them."""
   index, single = directory / INDEX, directory / SINGLE
   if not index.is_file():
     if not single.is_file():
@@ -158,15 +161,15 @@ def _files(directory: pathlib.Path) -> dict[pathlib.Path, frozenset[str]]:
     return {single: frozenset()}
   try:
     weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    held = {directory / file: set() for file in sorted(set(weight_map.values()))}
+    names = {directory / file: set() for file in sorted(set(weight_map.values()))}
     for name, file in weight_map.items():
-      held[directory / file].add(name)
+      names[directory / file].add(name)
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise errors.InputError(f"{index}: no valid index ({error!r}); download it again") from error
-  for path in held:
+  for path in names:
     if not path.is_file():
       raise errors.InputError(f"{path}: no such file, but {index.name} names it; download it again")
-  return {path: frozenset(of_file) for path, of_file in held.items()}
+  return {path: frozenset(listed) for path, listed in names.items()}
 
 
 def _locate(
@@ -176,15 +179,15 @@ def _locate(
   *,
   tied: bool,
 ) -> dict[str, tensor_file.StoredTensor]:
-  """The tensors of a directory by bare name, once it is known that they are those of the model."""
+  """Finds the tensors of a directory by bare name, and checks that they are the model's."""
   by_tensor, found = weight_mapping.by_tensor(slots), {}
-  # Files of tied models may hold the embedding a second time under this name; it must be the same.
+  # Files of tied models may hold the embedding twice, also as the output matrix; it must be equal.
   known = by_tensor | ({mapping.head: by_tensor[mapping.embedding]} if tied else {})
   for path, expected in _files(directory).items():
-    held = tensor_file.tensors(path)
-    if absent := sorted(expected - held.keys()):
+    tensors = tensor_file.tensors(path)
+    if absent := sorted(expected - tensors.keys()):
       raise errors.InputError(f"{path}: no tensor {_some(absent)}, but {INDEX} says so")
-    for full, stored in held.items():
+    for full, stored in tensors.items():
       name = mapping.bare(full)
       if name in found:
         raise errors.InputError(f"{path}: tensor {full} is also in {found[name].path}")
@@ -194,7 +197,8 @@ def _locate(
         )
       if stored.shape != known[name].file_shape:
         raise errors.InputError(
-          f"{path}: tensor {full} has shape {stored.shape}, but config.json asks for {known[name].file_shape}"
+          f"{path}: tensor {full} has shape {stored.shape}, "
+          f"but config.json asks for {known[name].file_shape}"
         )
       found[name] = stored
   if missing := sorted(by_tensor.keys() - found.keys()):
@@ -215,5 +219,6 @@ def _check_tied(head: tensor_file.StoredTensor, embedding: tensor_file.StoredTen
     part = slice(start, start + rows)
     if not np.array_equal(head.view()[part], embedding.view()[part]):
       raise errors.InputError(
-        f"{head.path}: {head.name} is not the embedding, though config.json says tie_word_embeddings"
+        f"{head.path}: {head.name} is not the embedding, "
+        "though config.json says tie_word_embeddings"
       )

@@ -1,4 +1,4 @@
-"""Conversations with images and videos in them, and text as tokens that steer nothing."""
+"""Conversations with images and videos, and tokenization of plain text without special tokens."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ class Image:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoFrames:
-  """Frames and the time between two of them."""
+  """Frames of a video, and the seconds between two of them."""
 
   frames: UInt8[np.ndarray, "frames height width 3"]
   seconds_per_frame: float
@@ -28,7 +28,7 @@ class VideoFrames:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Message:
-  """What one side of a conversation said: `role` is system, user or assistant."""
+  """One turn of a conversation. role: system, user or assistant."""
 
   role: str
   parts: tuple[str | Image | VideoFrames, ...]
@@ -38,21 +38,19 @@ NO_VIDEO = VideoFrames(frames=np.zeros((0, 0, 0, 3), np.uint8), seconds_per_fram
 
 
 def most_tokens(text: str) -> int:
-  """At least as many as the tokens of a text, without encoding it: each token is one byte of it or more.
+  """An upper bound of a text's tokens, without encoding it: each token is at least one byte.
 
-  Text that is not ASCII is composed first (NFC), by which its bytes may become three times as many.
+  Text that is not ASCII is normalised first (NFC), which may triple its bytes.
   """
   return len(text) if text.isascii() else 3 * len(text.encode())
 
 
 class PlainText:
-  """Text to tokens over one tokenizer, none of them special.
+  """Tokenizes text without special tokens.
 
-  Tokens that steer the model (turns, media) come from a chat template alone. Where a text spells
-  one, it is encoded as the
-  signs that it is made of, as transformers does with `sanitize_control_tokens`: no question can end
-  its own turn or stand
-  for an image.
+  Only a chat template adds control tokens (turns, media). If a text spells one, its characters are
+  encoded instead, as transformers does with `sanitize_control_tokens`: so no question can end its
+  own turn or stand for an image.
   """
 
   def __init__(self, tokenizer: tokenizers.Tokenizer):
@@ -62,18 +60,18 @@ class PlainText:
     self._special = re.compile(f"({'|'.join(map(re.escape, special))})")
 
   def encode(self, text: str) -> list[int]:
-    """Tokens of text alone."""
+    """Tokenizes a text."""
     pieces = self._special.split(text)
     plain, spelled = pieces[::2], pieces[1::2]
     tokens = self._tokenizer.encode(plain[0], add_special_tokens=False).ids
-    for sign, piece in zip(spelled, plain[1:], strict=True):
-      tokens += self._literal.encode(sign, add_special_tokens=False).ids
+    for control, piece in zip(spelled, plain[1:], strict=True):
+      tokens += self._literal.encode(control, add_special_tokens=False).ids
       tokens += self._tokenizer.encode(piece, add_special_tokens=False).ids
     return tokens
 
   @functools.cached_property
   def _literal(self) -> tokenizers.Tokenizer:
-    """The tokenizer, blind to special tokens."""
-    blind = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
-    blind.encode_special_tokens = True
-    return blind
+    """A copy of the tokenizer that ignores special tokens."""
+    literal = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+    literal.encode_special_tokens = True
+    return literal

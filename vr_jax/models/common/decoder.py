@@ -1,14 +1,11 @@
-"""A decoder of stacked layers in the group layout: what language models of all families share.
+"""The decoder that language models of all families share: stacked layers in the group layout.
 
 A prompt is run once and leaves its keys and values; the replies of its group attend to them and to
-themselves, with one
-softmax over both. So a group of G replies of R tokens to a prompt of P tokens costs P + G R tokens,
-and the gradient of
-the replies flows into the prompt.
+themselves, with one softmax over both. So a group of G replies of R tokens to a prompt of P tokens
+costs P + G R tokens, and the gradient of the replies flows into the prompt.
 
-A family adds its weights and says what a layer computes (`project_qkv`, `finish_layer`), how
-positions become rotary angles
-(`media_angles`, `text_angles`), and its last norm.
+A family adds its weights and implements the computation of a layer (`project_qkv`,
+`finish_layer`), the rotary angles (`media_angles`, `text_angles`) and the final norm.
 """
 
 import abc
@@ -33,11 +30,11 @@ class Decoder(nnx.Module):
   """Token embedding, decoder layers, final norm and output matrix, if it is not the embedding.
 
   A subclass sets `layers`, a module of weights stacked along a leading layers axis, `embedding`
-  [vocab, embed] and, unless they
-  are tied, `head` [vocab, embed].
+  [vocab, embed] and, unless they are tied, `head` [vocab, embed].
   """
 
   embedding: nnx.Param
+  head: nnx.Param
   layers: nnx.Module
 
   def __init__(self, config: interface.ModelConfig, layout: layout_lib.Layout):
@@ -46,11 +43,11 @@ class Decoder(nnx.Module):
 
   @abc.abstractmethod
   def media_angles(self, positions: Int[Array, "*batch axes"]) -> Angles:
-    """Cosines and sines of rotary angles at positions on all axes of the family."""
+    """Cosines and sines of rotary angles of positions on all axes."""
 
   @abc.abstractmethod
   def text_angles(self, positions: Int[Array, "*batch"]) -> Angles:
-    """As `media_angles`, of text, whose positions are the same on all axes."""
+    """Like `media_angles` for text, whose position is the same on all axes."""
 
   @abc.abstractmethod
   def project_qkv(
@@ -60,7 +57,7 @@ class Decoder(nnx.Module):
     Float[Array, "*batch kv_heads head_dim"],
     Float[Array, "*batch kv_heads head_dim"],
   ]:
-    """Rotated queries and keys, and values, of one layer, whose weights these are."""
+    """Computes rotated queries, rotated keys, and values of one layer."""
 
   @abc.abstractmethod
   def finish_layer(
@@ -69,29 +66,29 @@ class Decoder(nnx.Module):
     mixed: Float[Array, "*batch heads head_dim"],
     weights: dict[str, Array],
   ) -> Float[Array, "*batch embed"]:
-    """What a layer makes of its input and of what attention mixed: its output."""
+    """Computes a layer's output from its input `x` and the attention output `mixed`."""
 
   @abc.abstractmethod
   def final_norm(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
-    """The norm behind the last layer."""
+    """Applies the norm after the last layer."""
 
   @property
   def dtype(self) -> jnp.dtype:
-    """What activations are computed in."""
+    """The dtype of activations."""
     return jnp.dtype(self.config.dtype)
 
   def embed(
     self, tokens: Int[Array, "..."], axes: layout_lib.Axes, *, whole: bool = False
   ) -> Float[Array, "... embed"]:
-    """Embeddings of tokens, whose logical axes these are; whole: every device has all of a row."""
+    """Embeds tokens. axes: their logical axes. whole: every device holds whole rows."""
     return self.layout.look_up(self.embedding[...], tokens, axes, self.dtype, whole=whole)
 
   def output_rows(self) -> Float[Array, "vocab embed"]:
-    """The matrix whose product with a hidden state scores the next token."""
+    """The output matrix, whose product with a hidden state gives logits."""
     return (self.embedding if self.config.tie_word_embeddings else self.head)[...]
 
   def logits(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
-    """Scores of the next token, float32."""
+    """Logits of the next token, float32."""
     flat = hidden.reshape(-1, hidden.shape[-1])
     scores = jnp.einsum(
       "ne,ve->nv",
@@ -112,7 +109,7 @@ class Decoder(nnx.Module):
     Float[Array, "layers prompts prefix kv_heads head_dim"],
     Float[Array, "layers prompts prefix kv_heads head_dim"],
   ]:
-    """Final-normed hidden states of whole prompts, and every layer's keys and values."""
+    """Computes final-normed hidden states of prompts, and every layer's keys and values."""
     cos, sin = self.media_angles(positions)
     axes = ("prompts", "prefix", None)
 
@@ -135,9 +132,9 @@ class Decoder(nnx.Module):
     prefix: attention.Block,
     forgetting: attention.Forgetting | None = None,
   ) -> Float[Array, "prompts group time embed"]:
-    """Final-normed hidden states of replies that continue their prompt's prefix.
+    """Computes final-normed hidden states of replies, which attend to their prompt's prefix.
 
-    positions: on all axes, or without that axis where all is text.
+    positions: on all axes, or without the axes dimension if all tokens are text.
     """
     cos, sin = self._angles(positions, x)
     axes = ("prompts", "group", "time", None)
@@ -161,7 +158,7 @@ class Decoder(nnx.Module):
     packing: packing_lib.Packing,
     forgetting: attention.Forgetting | None = None,
   ) -> Float[Array, "packed embed"]:
-    """As `extend`, on the valid tokens alone; only attention sees them as replies."""
+    """Like `extend`, on the valid tokens only; they are unpacked for attention alone."""
     cos, sin = self._angles(positions, x)
     axes, heads, kv_heads = ("slots", None), ("heads", None), ("kv_heads", None)
 
@@ -200,41 +197,45 @@ class Decoder(nnx.Module):
     Float[Array, "layers slots kv_heads head_dim length"] | tuple[Array, ...],
     Float[Array, "layers slots kv_heads length head_dim"] | tuple[Array, ...],
   ]:
-    """One step: final-normed hidden states, and the keys and values of `recent` with this token's.
+    """Runs one decoding step.
 
-    weights: of the layers; pasts: what replies left before the recent. Where the recent are tuples
-    of layers, all of these are,
-    and the prefix lies as they do; in stacks it lies as `prefill` gives it. A stack of layers is
-    only read in the loop over layers, so that a step writes one
-    position of it, behind the loop, instead of copying it.
+    Stacked keys and values are only read in the loop over layers. After the loop one position of
+    them is written, so that no step copies the whole stack.
+
+    weights: of the layers, by name.
+    recent: keys and values of the tokens fed so far.
+    pasts: earlier keys and values of the same replies.
+    If `recent` has tuples with one array a layer, so do weights, prefix and pasts, with axes in the
+    order of `KVCache`; otherwise the prefix has axes in the order of `prefill`.
+
+    Returns final-normed hidden states, and the keys and values of `recent` with this token's.
     """
     cos, sin = self.text_angles(positions)
     by_layer = isinstance(recent.key, tuple)
     places = jnp.arange(recent.key[0].shape[-1])
 
-    def put(past: Sequence[Array], new: Sequence[Array]) -> tuple[Array, Array]:
-      axes = past[0].ndim - 1, past[1].ndim - 2
+    def put(past: Sequence[Any], new: Sequence[Array]) -> tuple[Array, Array]:
       update = jax.lax.dynamic_update_slice_in_dim
-      return tuple(
-        update(*pair, recent.index, axis) for *pair, axis in zip(past, new, axes, strict=True)
-      )
+      keys = update(past[0], new[0], recent.index, past[0].ndim - 1)
+      return keys, update(past[1], new[1], recent.index, past[1].ndim - 2)
 
     def layer(x, inputs):
-      weights, of_prefix, own, others = inputs
+      weights, prompt, own, others = inputs
       query, key, value = self.project_qkv(x, weights, cos, sin)
       new = key[..., None], value[:, :, None]
       if by_layer:
         new = put(own, new)
-        blocks = [attention.Block(*new, places <= recent.index)]
+        blocks = [attention.Block(new[0], new[1], places <= recent.index)]
       else:
-        of_prefix = attention.transpose_for_decode(*of_prefix)
-        alone = attention.Block(*new, jnp.ones(1, bool))
-        blocks = [attention.Block(*own, places < recent.index), alone]
+        prompt = attention.transpose_for_decode(*prompt)
+        current = attention.Block(new[0], new[1], jnp.ones(1, bool))
+        blocks = [attention.Block(own[0], own[1], places < recent.index), current]
       blocks += [
-        attention.Block(*pair, past.valid) for pair, past in zip(others, pasts, strict=True)
+        attention.Block(key, value, past.valid)
+        for (key, value), past in zip(others, pasts, strict=True)
       ]
       mixed = self.attention.step(
-        query, decode_slots, attention.Block(*of_prefix, prefix.valid), *blocks
+        query, decode_slots, attention.Block(prompt[0], prompt[1], prefix.valid), *blocks
       )
       return self.layout.place(self.finish_layer(x, mixed, weights), ("slots", None)), new
 
@@ -252,14 +253,14 @@ class Decoder(nnx.Module):
     valid: Bool[Array, "rows time"],
     rows: slots_lib.CacheRows,
     prefix: attention.Block,
-    past_keys: Float[Array, "layers homes kv_heads head_dim length"] | tuple[Array, ...],
-    past_values: Float[Array, "layers homes kv_heads length head_dim"] | tuple[Array, ...],
+    past_keys: Float[Array, "layers cache_slots kv_heads head_dim length"] | tuple[Array, ...],
+    past_values: Float[Array, "layers cache_slots kv_heads length head_dim"] | tuple[Array, ...],
   ) -> tuple[
     Float[Array, "rows time embed"],
     Float[Array, "layers rows kv_heads head_dim time"] | tuple[Array, ...],
     Float[Array, "layers rows kv_heads time head_dim"] | tuple[Array, ...],
   ]:
-    """Final-normed hidden states of what some replies are shown next, with its keys and values."""
+    """Computes final-normed hidden states, keys and values of observations after replies."""
     cos, sin = self._angles(positions, x)
     axes = ("slots", None, None)
 
@@ -279,13 +280,13 @@ class Decoder(nnx.Module):
     return self.final_norm(x), keys, values
 
   def _angles(self, positions: Int[Array, "..."], x: Float[Array, "*batch embed"]) -> Angles:
-    """Of positions [*batch, axes], or [*batch] where all is text."""
+    """Rotary angles of positions [*batch, axes], or [*batch] if all tokens are text."""
     return (self.media_angles if positions.ndim == x.ndim else self.text_angles)(positions)
 
   def project(
     self, x: Float[Array, "..."], weights: dict[str, Array], name: str, *, contract: int = 1
   ) -> Float[Array, "..."]:
-    """`layers.project_with_adapter` by a layer's weight of that name, as the layout has it."""
+    """Projects `x` by the named weight of a layer, with its adapter."""
     return layers.project_with_adapter(
       x, weights, name, contract=contract, merge=self.layout.merges
     )

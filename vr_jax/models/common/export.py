@@ -1,4 +1,4 @@
-"""Parameters as directories that others read: a model for transformers, an adapter for PEFT."""
+"""Export of parameters: a model directory for transformers, an adapter directory for PEFT."""
 
 from collections.abc import Iterator, Mapping
 import dataclasses
@@ -17,9 +17,9 @@ from vr_jax.models import family as family_lib
 from vr_jax.models import interface
 from vr_jax.models.common import checkpoint, lora, streaming, weight_mapping
 
-FILE_BYTES = 5 * 10**9  # of a file; a larger tensor gets one of its own
+FILE_BYTES = 5 * 10**9  # size of a file; a larger tensor gets its own
 
-# What a source has beside its weights and its config.json, as far as it has it.
+# Files that are copied from a source directory, besides its weights and config.json.
 CARRIED = (
   "LICENSE",
   "added_tokens.json",
@@ -50,17 +50,20 @@ def save_pretrained(
   file_bytes: int = FILE_BYTES,
   piece_bytes: int = checkpoint.PIECE_BYTES,
 ) -> None:
-  """Writes a directory that `from_pretrained` and transformers read. It appears whole: written aside, then renamed.
+  """Writes a directory that `from_pretrained` and transformers read.
 
-  config: the model's. adapters: those that `params` hold; each is merged into its weight. source: a directory whose
-    config.json, tokenizer and other small files are carried over. files: further text files by name, which come first.
-  dtype: of the tensors; None: that of each parameter. file_bytes: at which size the next file is begun. piece_bytes: of
-    a parameter that are on the host at once; one tensor of a file at least.
+  It is written under a temporary name, then renamed. All processes that share `params` call this;
+  the first one writes, on a shared disk.
 
-  All processes that share `params` call this; the first writes, on a disk that all see.
+  adapters: the adapters in `params`; each is merged into its weight.
+  source: a directory whose config.json, tokenizer and other small files are copied.
+  files: more text files by name; they replace copied ones.
+  dtype: of the tensors; None: the dtype of each parameter.
+  file_bytes: size at which the next file is started.
+  piece_bytes: bytes of a parameter on the host at once, at least one tensor of a file.
 
   Raises:
-    InputError: `path` is there already or can't be written, or the parameters are not those of `config`.
+    InputError: `path` exists or can't be written, or the parameters don't match `config`.
   """
   base = weight_mapping.flat(lora.strip_adapters(params) if adapters else params)
   _check_shapes(base, family.abstract_params(config))
@@ -95,12 +98,12 @@ def save_adapter(
   family: family_lib.ModelFamily,
   files: Mapping[str, str] | None = None,
 ) -> None:
-  """Writes the adapters that `params` hold as a directory that PEFT loads onto transformers' model.
+  """Writes the adapters in `params` as a directory that PEFT loads. All processes call this.
 
-  base: the name or directory of the model that they adapt, as PEFT is to remember it. files: further text files by
-    name. All processes call this.
+  base: name or directory of the adapted model, for PEFT's `base_model_name_or_path`.
+  files: more text files by name.
 
-  Raises InputError where `path` is there already or can't be written.
+  Raises InputError if `path` exists or can't be written.
   """
   flat, slots = weight_mapping.flat(params), {}
   for parameter in adapters.parameters:
@@ -123,7 +126,7 @@ def save_adapter(
 def adapter_fields(
   adapters: lora.Adapters, base: str, family: family_lib.ModelFamily
 ) -> dict[str, Any]:
-  """The adapter_config.json of PEFT."""
+  """Builds the fields of PEFT's adapter_config.json."""
   modules = [family.weights.module(parameter) for parameter in adapters.parameters]
   return {
     "peft_type": "LORA",
@@ -135,7 +138,7 @@ def adapter_fields(
     "bias": "none",
     "fan_in_fan_out": False,
     "inference_mode": True,
-    # One expression, as vision and text have projections of the same names.
+    # A regular expression, since vision and text have projections of the same names.
     "target_modules": "|".join(re.escape(module).replace(r"\{\}", r"\d+") for module in modules),
   }
 
@@ -157,23 +160,23 @@ def _write_texts(
   files: Mapping[str, str],
   dtype: np.dtype,
 ) -> None:
-  """config.json, what the source has beside its weights, and `files`."""
-  fields = dict(fields)
+  """Writes config.json, copies the small files of the source, and writes `files`."""
+  contents = dict(fields)
   if source is not None:
-    fields = json.loads((pathlib.Path(source) / "config.json").read_text(encoding="utf-8"))
+    contents = json.loads((pathlib.Path(source) / "config.json").read_text(encoding="utf-8"))
     for name in CARRIED:
       if (found := pathlib.Path(source) / name).is_file():
         shutil.copyfile(found, directory / name)
-  for half in _halves(fields):
+  for half in _halves(contents):
     half |= {key: dtype.name for key in ("dtype", "torch_dtype") if key in half}
-  fields.setdefault("torch_dtype", dtype.name)
-  _write_json(directory / "config.json", fields)
+  contents.setdefault("torch_dtype", dtype.name)
+  _write_json(directory / "config.json", contents)
   for name, text in files.items():
     (directory / name).write_text(text, encoding="utf-8")
 
 
 def _halves(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
-  """The parts of a config.json that may each name a dtype."""
+  """The sections of a config.json that may have a dtype."""
   yield fields
   yield from (fields[half] for half in ("text_config", "vision_config") if half in fields)
 

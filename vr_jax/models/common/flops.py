@@ -1,6 +1,6 @@
 """FLOPs of a model's matrix products; a multiply-add is two.
 
-Of attention, only pairs of a query and a key that may see each other are counted. Norms, rotary and
+Attention counts only pairs of a query and a key that the mask allows. Norms, rotary embeddings and
 softmax are left out.
 """
 
@@ -11,7 +11,8 @@ import dataclasses
 class TextSizes:
   """Sizes of a language model.
 
-  layer_weights: numbers of one layer. kv_width: features of a token's keys and values in one layer.
+  layer_weights: number of weights in one layer.
+  kv_width: features of a token's keys and values in one layer.
   """
 
   layers: int
@@ -30,24 +31,23 @@ class Forward:
 
   @property
   def text(self) -> float:
-    """All but the vision tower."""
+    """FLOPs of everything but the vision tower."""
     return self.prefix + self.replies + self.head
 
   @property
   def total(self) -> float:
-    """All of it."""
+    """FLOPs of the whole model."""
     return self.vision + self.text
 
 
 def training(
   work: Forward, *, vision_frozen: bool, base_frozen: bool = False, rematerialised: bool = False
 ) -> float:
-  """A step on that work: forward, and backward where something is trained.
+  """FLOPs of a training step: forward, and backward of what is trained.
 
-  base_frozen: adapters alone are trained, so that the backward pass forms no gradient of the
-  weights (adapters
-  themselves are not counted). rematerialised: what has a backward pass is computed a second time
-  before it.
+  base_frozen: only adapters are trained, so that the backward pass computes no gradients of the
+    weights. The adapters' own FLOPs are not counted.
+  rematerialised: everything with a backward pass is computed a second time before it.
   """
   factor = 1 + (1 if base_frozen else 2) + rematerialised
   vision = work.vision * (1 if vision_frozen else factor)

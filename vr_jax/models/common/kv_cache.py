@@ -1,9 +1,10 @@
-"""Keys and values: of prompts, which their replies read, and of replies being sampled."""
+"""Key-value caches: those of prefilled prompts, and those of replies being sampled."""
 
 from collections.abc import Callable
 import dataclasses
 import functools
 import typing
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,13 @@ from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import attention
 
 
-# Tree transformations rebuild these with leaves that are no arrays, so their fields are not checked
-# at run time.
+# Tree transformations rebuild these with leaves that are not arrays, so their fields are not
+# checked at run time.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check
-class Prefix:
-  """What prompts leave behind for their replies."""
+class PrefixKV:
+  """Keys and values of prefilled prompts, which their replies attend to."""
 
   keys: Float[Array, "layers prompts prefix kv_heads head_dim"]
   values: Float[Array, "layers prompts prefix kv_heads head_dim"]
@@ -27,10 +28,10 @@ class Prefix:
   hidden: Float[Array, "prompts embed"]  # final-normed, at the last token of each prompt
   next_position: Int[Array, "prompts"]
 
-  def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "Prefix":
-    """Each array as `place(array, logical axes)` makes it: where `prefill` leaves it."""
+  def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "PrefixKV":
+    """Applies `place(array, logical axes)` to each array, with the axes that `prefill` uses."""
     block = (None, "prompts", None, "kv_heads", None)
-    return Prefix(
+    return PrefixKV(
       keys=place(self.keys, block),
       values=place(self.values, block),
       valid=place(self.valid, ("prompts", "prefix")),
@@ -43,11 +44,10 @@ class Prefix:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check
 class DecodeConstants:
-  """What every step of decoding reads: layer weights by name, prompts, starts of replies.
+  """What every decoding step reads: layer weights by name, prompts, first positions of replies.
 
-  Of few layers there are tuples of theirs, made once, keys and values as `Cache` has them: each
-  step would cut them out of
-  stacks, and turn them.
+  Up to `layers.UNROLLED` layers, weights, keys and values are tuples with one array a layer, in the
+  axis order of `KVCache`. Otherwise each step would slice them from a stack and transpose them.
   """
 
   weights: dict[str, Array | tuple[Array, ...]]
@@ -58,12 +58,11 @@ class DecodeConstants:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check
-class Cache:
+class KVCache:
   """Keys and values of replies being sampled; positions not yet written are 0.
 
-  They lie as the products of each step read them: otherwise a step would bring them in that order
-  first. Of few layers there
-  are tuples of theirs, as `DecodeConstants` has them.
+  Their axes are in the order in which a step's matrix products read them, so that no step
+  transposes them. For few layers they are tuples, as in `DecodeConstants`.
   """
 
   AXES: typing.ClassVar[layout_lib.Axes] = ("slots", "kv_heads", None, None)  # the last four
@@ -73,40 +72,40 @@ class Cache:
 
   @classmethod
   def axes(cls, x: Array) -> layout_lib.Axes:
-    """Those of its arrays."""
+    """Logical axes of an array of the cache."""
     return (None,) * (x.ndim - len(cls.AXES)) + cls.AXES
 
-  def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "Cache":
-    """Each array as `place(array, logical axes)` makes it."""
+  def placed(self, place: Callable[[Array, layout_lib.Axes], Array]) -> "KVCache":
+    """Applies `place(array, logical axes)` to each array."""
     return jax.tree.map(lambda x: place(x, self.axes(x)), self)
 
   @property
   def length(self) -> int:
-    """Positions that there is room for."""
+    """Number of positions that the cache can hold."""
     return self.keys[0].shape[-1]
 
-  def select_slots(self, layout: layout_lib.Layout, slots: Int[Array, "select_slots"]) -> "Cache":
-    """That of some slots, named by their places on the device that holds them."""
+  def select_slots(self, layout: layout_lib.Layout, slots: Int[Array, "select_slots"]) -> "KVCache":
+    """The cache of some slots. slots: their indices on the device that holds them."""
 
-    def of_device(x: Array, slots: Array) -> Array:
+    def take_local(x: Array, slots: Array) -> Array:
       return jnp.take(x, slots, axis=x.ndim - 4, mode="clip")
 
-    def of_array(x: Array) -> Array:
-      return layout.per_shard(of_device, ((x, self.axes(x)), (slots, ("slots",))))
+    def take(x: Array) -> Array:
+      return layout.per_shard(take_local, ((x, self.axes(x)), (slots, ("slots",))))
 
-    return jax.tree.map(of_array, self)
+    return jax.tree.map(take, self)
 
   def write_rows(
     self,
     layout: layout_lib.Layout,
-    new: "Cache",
+    new: "KVCache",
     slots: Int[Array, "rows"],
     starts: Int[Array, "rows"],
     counts: Int[Array, "rows"],
-  ) -> "Cache":
-    """With the first `counts` positions of each row of `new` in a slot, from a place there on.
+  ) -> "KVCache":
+    """Writes the first `counts` positions of each row of `new` into a slot, from `starts` on.
 
-    slots: as in `kept`; a row whose slot its device does not have is left out.
+    slots: as in `select_slots`; a row whose slot is out of range on its device is left out.
     """
 
     def put(
@@ -115,29 +114,29 @@ class Cache:
       first, axis = x.ndim - 4, x.ndim - back
       steps = jnp.arange(new.shape[axis])
       places = jnp.where(steps < counts[:, None], starts[:, None] + steps, x.shape[axis])
-      index = [slice(None)] * x.ndim
+      index: list[Any] = [slice(None)] * x.ndim
       index[first], index[axis] = slots[:, None], places
-      # Rows and places come first, where two separate indices put them.
+      # Two separated index arrays put rows and positions first.
       return x.at[tuple(index)].set(jnp.moveaxis(new, (first, axis), (0, 1)), mode="drop")
 
-    def of_arrays(x: Array, new: Array, back: int) -> Array:
+    def write(x: Array, new: Array, back: int) -> Array:
       rows = [(array, ("slots",)) for array in (slots, starts, counts)]
       both = ((x, self.axes(x)), (new, self.axes(new)))
       return layout.per_shard(functools.partial(put, back=back), (*both, *rows))
 
-    return Cache(
-      keys=jax.tree.map(functools.partial(of_arrays, back=1), self.keys, new.keys),
-      values=jax.tree.map(functools.partial(of_arrays, back=2), self.values, new.values),
+    return KVCache(
+      keys=jax.tree.map(functools.partial(write, back=1), self.keys, new.keys),
+      values=jax.tree.map(functools.partial(write, back=2), self.values, new.values),
     )
 
-  def grow(self, layout: layout_lib.Layout, length: int) -> "Cache":
-    """With room for so many positions."""
+  def grow(self, layout: layout_lib.Layout, length: int) -> "KVCache":
+    """Pads the cache with zeros to `length` positions."""
 
     def padded(x: Array, back: int) -> Array:
       widths = [(0, length - self.length if axis == x.ndim - back else 0) for axis in range(x.ndim)]
       return layout.place(jnp.pad(x, widths), self.axes(x))
 
-    return Cache(
+    return KVCache(
       keys=jax.tree.map(functools.partial(padded, back=1), self.keys),
       values=jax.tree.map(functools.partial(padded, back=2), self.values),
     )

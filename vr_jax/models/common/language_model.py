@@ -1,26 +1,28 @@
 """A vision language model in the group layout: prompts in, hidden states of replies out.
 
     prefix = model.prefill(prompt)                      each prompt once, its vision too
-    hidden = model.extend(prefix, tokens, valid)        all replies of all groups at once: what the
-    update runs
-    cache, read = model.start_cache(prefix, slots, length), model.prepare_decode(prefix)
-    hidden, cache = model.decode(read, cache, tokens, index, seats)     one token a slot: what the
-    sampler runs
-    hidden, new = model.append(prefix, cache, shown, media, rows)   what some replies are shown
-    next: texts and frames
+    # The update runs all replies of all groups at once:
+    hidden = model.extend(prefix, tokens, valid)
+    # The sampler runs one token a slot:
+    cache, constants = model.start_cache(prefix, slots, length), model.prepare_decode(prefix)
+    hidden, cache = model.decode(constants, cache, tokens, index, decode_slots)
+    # Between turns it appends observations, text and frames:
+    hidden, new = model.append(prefix, cache, shown, media, rows)
     model.logits(hidden)
 
 The first reply token's distribution comes from `prefix.hidden`, that of token t + 1 from the hidden
-state of token t.
-A family gives it a vision tower and a decoder; it implements `interface.LanguageModel`.
+state of token t. A family passes in a vision tower and a decoder. The class implements
+`interface.LanguageModel`.
 """
 
 from collections.abc import Callable
+from typing import Any, cast
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
+import numpy as np
 
 from vr_jax import records
 from vr_jax.models import interface
@@ -30,11 +32,12 @@ from vr_jax.models.common import packing as packing_lib
 from vr_jax.models.common import slots as slots_lib
 
 
-class LanguageModel(nnx.Module):
-  """The whole model. Parameters are float32, activations `config.dtype`, placed by `layout`.
+class DecoderLanguageModel(nnx.Module):
+  """The whole model: parameters are float32, activations `config.dtype`, sharded by `layout`.
 
-  vision: what the vision tower's inputs [prompts, frames, patches, …] become, features [prompts,
-  media, …]; text: the decoder.
+  vision: the vision tower, from inputs [prompts, frames, patches, …] to features
+    [prompts, media, …].
+  text: the decoder.
   """
 
   def __init__(
@@ -48,11 +51,11 @@ class LanguageModel(nnx.Module):
     self.vision, self.text = vision, text
 
   def encode_vision(self, vision: PyTree) -> PyTree:
-    """Features [prompts, media, …] of the media tokens of each prompt, padding included."""
+    """Runs the vision tower; returns features [prompts, media, …], also for padding."""
     return self.vision(vision)
 
   def embed(self, prompt: records.Prompt, media: PyTree) -> Float[Array, "prompts prefix embed"]:
-    """Token embeddings, with the media features where `media_index` points to one."""
+    """Embeds tokens, and puts features where `media_index` points to one."""
     tokens = self.text.embed(jnp.asarray(prompt.tokens), ("prompts", "prefix"))
     return self._with_media(tokens, jnp.asarray(prompt.media_index), media)
 
@@ -63,31 +66,33 @@ class LanguageModel(nnx.Module):
     media: PyTree,
     axis: str = "prompts",
   ) -> Float[Array, "rows *time embed"]:
-    """Embeddings with features where the index names one. axis: the logical axis of rows."""
+    """Replaces embeddings by features where the index is not -1.
+
+    axis: the logical axis of rows.
+    """
     return jnp.where(index[..., None] >= 0, self._features(index, media, axis).astype(x.dtype), x)
 
   def merge_features(self, media: PyTree) -> Float[Array, "rows media embed"]:
-    """The input embeddings of media tokens. A family with several feature arrays merges them."""
+    """Merges features into input embeddings of media tokens; families with several override it."""
     return media
 
   def _features(
     self, index: Int[Array, "rows *time"], media: PyTree, axis: str
   ) -> Float[Array, "rows *time embed"]:
-    """What stands at each index, any where it is below 0; zeros where there are no media."""
+    """Features at each index: any feature where it is below 0, zeros where there are no media."""
     media = self.merge_features(media)
     if media.shape[1] == 0:
       return jnp.zeros((*index.shape, media.shape[2]), media.dtype)
-    # Media of one frame may stand anywhere in the prompt: each device takes its tokens from all of
-    # them.
+    # A token may need features of any frame, so each device takes its tokens from all of them.
     media = self.layout.place(media, (axis, None, None))
     return jax.vmap(lambda media, index: media[index])(media, jnp.maximum(index, 0))
 
-  def prefill(self, prompt: records.Prompt) -> kv_cache.Prefix:
-    """Runs the prompts once, after the vision tower if they bring its inputs, not features."""
+  def prefill(self, prompt: records.Prompt) -> kv_cache.PrefixKV:
+    """Runs the prompts once; runs the vision tower first unless they bring features."""
     valid = jnp.asarray(prompt.kind) != records.Kind.PAD
     x = self.embed(prompt, self._media(prompt))
     hidden, keys, values = self.text.prefill(x, jnp.asarray(prompt.positions), valid)
-    return kv_cache.Prefix(
+    return kv_cache.PrefixKV(
       keys=keys,
       values=values,
       valid=valid,
@@ -96,7 +101,7 @@ class LanguageModel(nnx.Module):
     )
 
   def _media(self, shown: records.Prompt | records.EpisodeInputs) -> PyTree:
-    """The features that it brings, or those of its patches."""
+    """Returns the features that are given, or runs the vision tower."""
     return (
       self.encode_vision(shown.vision)
       if shown.media is None
@@ -105,16 +110,17 @@ class LanguageModel(nnx.Module):
 
   def extend(
     self,
-    prefix: kv_cache.Prefix,
+    prefix: kv_cache.PrefixKV,
     tokens: Int[Array, "prompts group time"],
     valid: Bool[Array, "prompts group time"],
     episode_inputs: records.EpisodeInputs | None = None,
   ) -> Float[Array, "prompts group time embed"]:
-    """Final-normed hidden states of replies; of several turns where there is a suffix.
+    """Computes final-normed hidden states of replies.
 
-    Token t sees its prompt and the valid tokens up to t of its own reply. Gradients flow into the
-    prefix, and into the tower
-    where a suffix brings patches and not its features.
+    Token t attends to its prompt and to the valid tokens of its own reply up to t. Gradients flow
+    into the prefix, and into the vision tower where `episode_inputs` has patches, not features.
+
+    episode_inputs: positions and observations of episodes with several turns.
     """
     embedded = self.text.embed(tokens, packing_lib.REPLIES)
     if episode_inputs is None:
@@ -127,13 +133,13 @@ class LanguageModel(nnx.Module):
 
   def extend_packed(
     self,
-    prefix: kv_cache.Prefix,
+    prefix: kv_cache.PrefixKV,
     tokens: Int[Array, "prompts group time"],
     valid: Bool[Array, "prompts group time"],
     packing: packing_lib.Packing,
     episode_inputs: records.EpisodeInputs | None = None,
   ) -> Float[Array, "packed embed"]:
-    """As `extend`, of the valid tokens alone."""
+    """Like `extend`, for the valid tokens only."""
     embedded = self.text.embed(packing.pack(tokens), ("slots",))
     if episode_inputs is None:
       positions = packing.pack(_positions(prefix, tokens))
@@ -148,19 +154,20 @@ class LanguageModel(nnx.Module):
 
   def append(
     self,
-    prefix: kv_cache.Prefix,
-    cache: kv_cache.Cache,
+    prefix: kv_cache.PrefixKV,
+    cache: kv_cache.KVCache,
     shown: records.Prompt,
     media: PyTree,
     rows: slots_lib.CacheRows,
-  ) -> tuple[Float[Array, "rows embed"], kv_cache.Cache]:
-    """Runs what some replies are shown next, each behind what it has written.
+  ) -> tuple[Float[Array, "rows embed"], kv_cache.KVCache]:
+    """Runs an observation after what each reply has written so far.
+
+    The cache is only read: `KVCache.write_rows` writes the new keys and values into it.
+
+    shown: the observations, encoded as prompts whose positions count from 0.
+    media: features [rows, media, …] of their frames.
 
     Returns the hidden state of the last token of each row, and the new keys and values.
-
-    shown: as prompts, whose positions count from 0; media: what the tower made of its frames. The
-    cache is only read:
-    `Cache.write_rows` puts the new keys and values into it.
     """
     valid = jnp.asarray(shown.kind) != records.Kind.PAD
     x = self.text.embed(jnp.asarray(shown.tokens), ("slots", None), whole=True)
@@ -168,7 +175,7 @@ class LanguageModel(nnx.Module):
     positions = jnp.asarray(shown.positions) + rows.position[:, None, None]
     past = cache.keys, cache.values
     hidden, keys, values = self.text.append(x, positions, valid, rows, _block(prefix), *past)
-    return _last(hidden, valid), kv_cache.Cache(keys=keys, values=values)
+    return _last(hidden, valid), kv_cache.KVCache(keys=keys, values=values)
 
   def start_media(self, slots: int, frames: int, patches: int) -> PyTree:
     """Zero buffer [slots, media, …] for the features of `frames` frames of `patches` patches."""
@@ -177,14 +184,13 @@ class LanguageModel(nnx.Module):
     return jax.tree.map(lambda x: self.layout.place(x, ("slots", *[None] * (x.ndim - 1))), empty)
 
   def decoding_params(self) -> PyTree:
-    """The parameters as each step of decoding reads them: gathered, in the dtype of activations.
+    """The parameters for decoding: gathered on every device, in the activations' dtype.
 
-    Split rows would be sent to all devices for every token; here they are sent once. Adapters keep
-    their dtype: they are
-    scaled before they are cast. The vision tower's stay as they are.
+    Sharded rows would be gathered again for every token. Adapters keep their dtype, since they are
+    scaled before they are cast. Parameters of the vision tower stay as they are.
     """
 
-    def whole(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+    def gather(path: tuple, variable: nnx.Variable) -> nnx.Variable:
       name = jax.tree_util.keystr(path, simple=True, separator=".")
       if not name.startswith("text."):
         return variable
@@ -194,27 +200,29 @@ class LanguageModel(nnx.Module):
       return variable.replace(self.layout.place(x, axes))
 
     params = nnx.split(self)[1]
-    return jax.tree.map_with_path(whole, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return jax.tree.map_with_path(gather, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
-  def start_cache(self, prefix: kv_cache.Prefix, slots: int, length: int) -> kv_cache.Cache:
+  def start_cache(self, prefix: kv_cache.PrefixKV, slots: int, length: int) -> kv_cache.KVCache:
     """An empty cache for replies of up to `length` tokens."""
     depth, _, _, kv_heads, head_dim = prefix.keys.shape
     keys = jnp.zeros((depth, slots, kv_heads, head_dim, length), prefix.keys.dtype)
-    empty = kv_cache.Cache(keys=keys, values=keys.swapaxes(-1, -2))
+    empty = kv_cache.KVCache(keys=keys, values=keys.swapaxes(-1, -2))
     if depth <= layers.UNROLLED:
-      empty = kv_cache.Cache(keys=tuple(empty.keys), values=tuple(empty.values))
+      empty = kv_cache.KVCache(keys=tuple(empty.keys), values=tuple(empty.values))
     return empty.placed(self.layout.place)
 
-  def prepare_decode(self, prefix: kv_cache.Prefix) -> kv_cache.DecodeConstants:
-    """Made once for a loop of steps."""
-    weights, block = layers.stack(self.text.layers, self.text.dtype), _block(prefix)
+  def prepare_decode(self, prefix: kv_cache.PrefixKV) -> kv_cache.DecodeConstants:
+    """Prepares what every decoding step reads, once for a loop of steps."""
+    weights: dict[str, Any] = dict(layers.stack(self.text.layers, self.text.dtype))
+    block = _block(prefix)
     if len(prefix.keys) <= layers.UNROLLED:
       weights = {name: tuple(stack) for name, stack in weights.items()}
-      turned = (
+      transposed = (
         attention.transpose_for_decode(*pair)
         for pair in zip(prefix.keys, prefix.values, strict=True)
       )
-      block = attention.Block(*zip(*turned, strict=True), prefix.valid)
+      keys, values = zip(*transposed, strict=True)
+      block = attention.Block(cast(Any, keys), cast(Any, values), prefix.valid)
     return kv_cache.DecodeConstants(
       weights=weights, prefix=block, next_position=prefix.next_position
     )
@@ -222,14 +230,14 @@ class LanguageModel(nnx.Module):
   def decode(
     self,
     constants: kv_cache.DecodeConstants,
-    cache: kv_cache.Cache,
+    cache: kv_cache.KVCache,
     tokens: Int[Array, "slots"],
     index: Int[Array, ""],
     decode_slots: slots_lib.DecodeSlots,
-  ) -> tuple[Float[Array, "slots embed"], kv_cache.Cache]:
-    """Feeds token number `index` of every slot: (final-normed hidden states, updated cache).
+  ) -> tuple[Float[Array, "slots embed"], kv_cache.KVCache]:
+    """Feeds token `index` of every slot; returns final-normed hidden states and the cache.
 
-    Positions before `index` must have been written by the calls before.
+    Earlier calls must have written the positions before `index`.
     """
     start = self.gather_for_slots(constants.next_position, decode_slots)
     return self._step(constants, cache, tokens, index, decode_slots, start)
@@ -237,47 +245,47 @@ class LanguageModel(nnx.Module):
   def decode_on(
     self,
     constants: kv_cache.DecodeConstants,
-    past: kv_cache.Cache,
-    recent: kv_cache.Cache,
+    past: kv_cache.KVCache,
+    recent: kv_cache.KVCache,
     tokens: Int[Array, "slots"],
     index: Int[Array, ""],
     rows: slots_lib.CacheRows,
     decode_slots: slots_lib.DecodeSlots,
-  ) -> tuple[Float[Array, "slots embed"], kv_cache.Cache]:
-    """Like `decode`, for replies that go on: each behind what its slot of `past` holds.
+  ) -> tuple[Float[Array, "slots embed"], kv_cache.KVCache]:
+    """Like `decode`, for replies that continue after what their slot of `past` holds.
 
-    recent: of the tokens fed since, as many for every slot; `Cache.write_rows` puts them behind the
-    past.
+    recent: the cache of the tokens fed since then, the same number for every slot;
+      `KVCache.write_rows` appends it to `past`.
     """
     places = jnp.arange(past.length)
     seen = places < rows.written[:, None]
     if rows.forgotten is not None:
       seen &= places >= rows.forgotten[:, None]
-    block = attention.Block(past.keys, past.values, seen)
+    block = attention.Block(cast(Any, past.keys), cast(Any, past.values), seen)
     return self._step(constants, recent, tokens, index, decode_slots, rows.position, block)
 
   def _step(
     self,
     constants: kv_cache.DecodeConstants,
-    cache: kv_cache.Cache,
+    cache: kv_cache.KVCache,
     tokens: Int[Array, "slots"],
     index: Int[Array, ""],
     decode_slots: slots_lib.DecodeSlots,
-    start: Int[Array, "slots"],
+    start: Int[Array | np.ndarray, "slots"],
     *past: attention.Block,
-  ) -> tuple[Float[Array, "slots embed"], kv_cache.Cache]:
-    # Split as a parameter is, the table would be sent for every token where it also makes the
-    # logits.
+  ) -> tuple[Float[Array, "slots embed"], kv_cache.KVCache]:
+    # whole: a tied table sharded like other parameters would be gathered for every token.
     x = self.text.embed(tokens, ("slots",), whole=True)
     recent = attention.Recent(cache.keys, cache.values, index)
     read = (constants.weights, constants.prefix, recent, *past)
-    hidden, keys, values = self.text.decode(x, start + index, decode_slots, *read)
-    return hidden, kv_cache.Cache(keys=keys, values=values)
+    positions = cast(Array, start + index)
+    hidden, keys, values = self.text.decode(x, positions, decode_slots, *read)
+    return hidden, kv_cache.KVCache(keys=keys, values=values)
 
   def gather_for_slots(
     self, x: Shaped[Array, "prompts *rest"], decode_slots: slots_lib.DecodeSlots
   ) -> Shaped[Array, "slots *rest"]:
-    """Of each slot, what its prompt has."""
+    """Copies each prompt's entry of `x` to the slots of its replies."""
     rest = (None,) * (x.ndim - 1)
     return self.layout.per_shard(
       lambda prompt, x: jnp.take(x, prompt, axis=0, mode="clip"),
@@ -286,20 +294,20 @@ class LanguageModel(nnx.Module):
 
   @property
   def logit_chunk(self) -> int:
-    """Rows of the vocabulary whose logits an update has in memory at once."""
+    """Rows of the vocabulary whose logits an update holds in memory at once."""
     return self.config.logit_chunk
 
   def output_rows(self) -> Float[Array, "vocab embed"]:
-    """The matrix whose product with a hidden state scores the next token."""
+    """The output matrix, whose product with a hidden state gives logits."""
     return self.text.output_rows()
 
   def logits(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
-    """Scores of the next token, float32."""
+    """Logits of the next token, float32."""
     return self.text.logits(hidden)
 
 
 def _positions(
-  prefix: kv_cache.Prefix, tokens: Int[Array, "prompts group time"]
+  prefix: kv_cache.PrefixKV, tokens: Int[Array, "prompts group time"]
 ) -> Int[Array, "prompts group time"]:
   positions = prefix.next_position[:, None, None] + jnp.arange(tokens.shape[2])
   return jnp.broadcast_to(positions, tokens.shape)
@@ -308,12 +316,12 @@ def _positions(
 def _last(
   hidden: Float[Array, "rows time embed"], valid: Bool[Array, "rows time"]
 ) -> Float[Array, "rows embed"]:
-  """At the last valid token of each row, whose first ones are valid."""
+  """Hidden state at the last valid token of each row, which is padded on the right."""
   last = jnp.maximum(valid.sum(axis=1) - 1, 0)
   return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
-def _block(prefix: kv_cache.Prefix) -> attention.Block:
+def _block(prefix: kv_cache.PrefixKV) -> attention.Block:
   return attention.Block(prefix.keys, prefix.values, prefix.valid)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 import math
-from typing import Any
+from typing import Any, cast
 
 from flax import nnx
 import jax
@@ -13,43 +13,48 @@ from jaxtyping import Array, Float, PyTree
 # Large enough that exp(x - max) is 0, small enough that a row without any key stays finite.
 MASKED = -1e30
 
-UNROLLED = 8  # layers at most, of a network that has few
+UNROLLED = 8  # networks of at most this many layers are unrolled, not scanned
 
-# Ends of the names of an adapter's two matrices (lora.py), which stand beside the weight that they adapt.
+# Suffixes of an adapter's two matrices (lora.py), appended to the name of the adapted weight.
 LORA_A, LORA_B = "_lora_a", "_lora_b"
 
 
 def parameter(
   rngs: nnx.Rngs, axes: tuple[str | None, ...], shape: tuple[int, ...], *, scale: float
 ) -> nnx.Param:
-  """A float32 weight drawn from a normal of standard deviation `scale`; `axes` are logical names."""
+  """A float32 weight, normal with standard deviation `scale`. axes: logical names."""
   return nnx.Param(scale * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes)
 
 
 def constant(axes: tuple[str | None, ...], shape: tuple[int, ...], *, value: float) -> nnx.Param:
-  """A float32 weight that starts at one value: biases at 0, scales of norms at 1."""
+  """A float32 weight with one initial value: 0 for biases, 1 for scales of norms."""
   return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)
 
 
 def stack(module: nnx.Module, dtype: jnp.dtype) -> dict[str, Array]:
-  """Arrays of a module of stacked layers by name, in the dtype to compute in: what a scan runs over.
+  """Arrays of a module of stacked layers by name, for a scan over layers.
 
-  The second matrix of an adapter comes multiplied by the adapter's scale.
+  The second matrix of an adapter is multiplied by the adapter's scale.
+
+  dtype: of the results.
   """
   arrays = {n: value[...] for n, value in vars(module).items() if isinstance(value, nnx.Param)}
-  scaled = {n: x * module.lora_scale for n, x in arrays.items() if n.endswith(LORA_B)}
+  scaled = {n: x * cast(Any, module).lora_scale for n, x in arrays.items() if n.endswith(LORA_B)}
   return {name: x.astype(dtype) for name, x in {**arrays, **scaled}.items()}
 
 
 def chain(
   layer: Callable[[Array, Any], tuple[Array, Any]], x: Float[Array, "..."], inputs: PyTree
 ) -> tuple[Float[Array, "..."], Any]:
-  """As `lax.scan`, unrolled, where some of the inputs (in lists and dicts) are tuples with an array for each layer, and so are all outputs."""
+  """Like `lax.scan`, unrolled, for inputs and outputs that are tuples with one array a layer.
+
+  inputs: lists and dicts of such tuples, or of stacked arrays.
+  """
   depth = len(jax.tree.leaves(inputs, is_leaf=_is_tuple)[0])
   outputs = []
   for number in range(depth):
-    of_layer = jax.tree.map(lambda stack, number=number: stack[number], inputs, is_leaf=_is_tuple)
-    x, output = layer(x, of_layer)
+    one = jax.tree.map(lambda stack, number=number: stack[number], inputs, is_leaf=_is_tuple)
+    x, output = layer(x, one)
     outputs.append(output)
   return x, jax.tree.map(lambda *layers: layers, *outputs)
 
@@ -59,17 +64,17 @@ def _is_tuple(x: PyTree) -> bool:
 
 
 def precision(dtype: jnp.dtype) -> lax.Precision:
-  """Float32 products stay float32 on accelerators too: no TF32 passes on GPU, no bfloat16 ones on TPU."""
+  """Precision of matrix products: float32 ones use no TF32 on GPU and no bfloat16 on TPU."""
   return lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
 
 
 def project(
   x: Float[Array, "..."], weight: Float[Array, "..."], *, contract: int = 1, merge: bool = True
 ) -> Float[Array, "..."]:
-  """Contracts the last `contract` axes of `x` with the first of `weight`, as one plain matrix product.
+  """Contracts the last `contract` axes of `x` with the first of `weight`, as one matrix product.
 
-  merge: the leading axes of `x` are made one. On CPU a dot with several free axes is lowered to a slow loop; where these
-  axes are split over devices, merging them would move data.
+  merge: reshape the leading axes of `x` into one. On CPU a dot with several free axes is lowered to
+    a slow loop; where these axes are sharded, merging them would move data between devices.
   """
   inner = math.prod(weight.shape[:contract])
   leading = x.shape[: x.ndim - contract]
@@ -86,7 +91,7 @@ def project_with_adapter(
   contract: int = 1,
   merge: bool = True,
 ) -> Float[Array, "..."]:
-  """`project` by the weight of that name, and by the low-rank path beside it where there is one."""
+  """Projects by the named weight, and adds its adapter's low-rank product if it has one."""
   product = project(x, weights[name], contract=contract, merge=merge)
   if name + LORA_A not in weights:
     return product
@@ -106,13 +111,16 @@ def rms_norm(
 def cosines_and_sines(
   angles: Float[Array, "*batch half"],
 ) -> tuple[Float[Array, "*batch half"], Float[Array, "*batch half"]]:
-  """Of rotary angles, computed once: on a CPU they come out of a loop, since XLA fuses them into every layer and head otherwise."""
+  """Cosines and sines of rotary angles.
+
+  On CPU they are computed in a loop, since XLA would otherwise fuse them into every layer and head.
+  """
 
   def looped(angles: Array) -> tuple[Array, Array]:
-    def one(of_sine: Array) -> Array:
-      return jnp.where(of_sine, jnp.sin(angles), jnp.cos(angles))
+    def evaluate(is_sine: Array) -> Array:
+      return jnp.where(is_sine, jnp.sin(angles), jnp.cos(angles))
 
-    return tuple(lax.map(one, jnp.arange(2) == 1))
+    return tuple(lax.map(evaluate, jnp.arange(2) == 1))
 
   return lax.platform_dependent(angles, cpu=looped, default=lambda x: (jnp.cos(x), jnp.sin(x)))
 
@@ -122,7 +130,7 @@ def rotate(
   cos: Float[Array, "... half"],
   sin: Float[Array, "... half"],
 ) -> Float[Array, "... heads head_dim"]:
-  """Rotary embedding: turns feature i together with feature i + half, in float32."""
+  """Applies the rotary embedding to features i and i + half, in float32."""
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   cos, sin = cos[..., None, :], sin[..., None, :]
   rotated = (first * cos - second * sin, second * cos + first * sin)
@@ -132,7 +140,7 @@ def rotate(
 def swiglu(
   x: Float[Array, "... embed"], weights: dict[str, Array], *, merge: bool = True
 ) -> Float[Array, "... embed"]:
-  """The gated feed-forward block; biases are added where the weights have them. merge: see `project`."""
+  """The gated feed-forward block, with biases if there are any. merge: see `project`."""
   gate = project_with_adapter(x, weights, "gate", merge=merge)
   up = project_with_adapter(x, weights, "up", merge=merge)
   if "gate_bias" in weights:

@@ -1,18 +1,17 @@
-"""LoRA: a low-rank path beside projections of stacked layers; the weights stay as they are.
+"""LoRA adapters on projections of stacked layers; the base weights stay unchanged.
 
-A projection by W becomes x W + (alpha / rank) (x A) B, A [*inputs, rank], B [rank, *outputs]: two
-thin products, and no
-weight of W's size is ever made. A starts at random and B at 0, so a model with fresh adapters
-computes what it did.
+A projection by W becomes x W + (alpha / rank) (x A) B, with A [*inputs, rank] and
+B [rank, *outputs]: two thin products, without another matrix of W's size. A starts at random and
+B at 0, so fresh adapters don't change the model.
 
-Source: Hu et al., LoRA, arXiv 2106.09685, section 4.1; initial A as in PEFT (uniform, bound 1 /
-sqrt(inputs)).
+Source: Hu et al., LoRA, arXiv 2106.09685, section 4.1; A is initialised as in PEFT (uniform, bound
+1 / sqrt(inputs)).
 """
 
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from flax import nnx
 import jax
@@ -22,14 +21,16 @@ from jaxtyping import Array, DTypeLike, Float, PyTree
 from vr_jax import errors
 from vr_jax.models.common import layers, weight_mapping
 
-ENDS = (layers.LORA_A, layers.LORA_B)  # of the names of an adapter's matrices
+Network = TypeVar("Network", bound=nnx.Module)
+
+ENDS = (layers.LORA_A, layers.LORA_B)  # suffixes of the names of an adapter's matrices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Targets:
   """Projections of a family that may get adapters: weights of `text_stack` and `vision_stack`.
 
-  merged_inputs: of these, those whose input has two axes, heads and their features.
+  merged_inputs: targets whose input has two axes, heads and head_dim.
   """
 
   text: tuple[str, ...] = ("query", "key", "value", "out", "gate", "up", "down")
@@ -41,7 +42,7 @@ class Targets:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapters:
-  """Which projections get adapters, of those that a family's `targets` name."""
+  """The projections that get adapters, among the family's `targets`."""
 
   rank: int
   alpha: float
@@ -64,7 +65,7 @@ class Adapters:
 
   @property
   def scale(self) -> float:
-    """What the low-rank path is multiplied by."""
+    """The factor of the low-rank product."""
     return self.alpha / self.rank
 
   @property
@@ -77,15 +78,15 @@ class Adapters:
 
   @property
   def fields(self) -> dict[str, Any]:
-    """What a checkpoint's adapters fit, by name."""
+    """Settings by name; adapters of a checkpoint fit a config with the same ones."""
     return {name: getattr(self, name) for name in ("rank", "alpha", "text", "vision")}
 
 
-def add(network: nnx.Module, adapters: Adapters, *, rngs: nnx.Rngs) -> nnx.Module:
-  """The network with fresh adapters (float32), which change nothing yet."""
+def add(network: Network, adapters: Adapters, *, rngs: nnx.Rngs) -> Network:
+  """Adds fresh float32 adapters to a network, which do not change its output yet."""
   for parameter in adapters.parameters:
     *path, name = parameter.split(".")
-    module = functools.reduce(getattr, path, network)
+    module = cast(Any, functools.reduce(getattr, path, network))
     weight = getattr(module, name)
     inputs = 3 if name in adapters.targets.merged_inputs else 2  # with the axis of layers
     axes, shape, rank = weight.get_metadata()["axes"], weight.shape, adapters.rank
@@ -101,19 +102,19 @@ def add(network: nnx.Module, adapters: Adapters, *, rngs: nnx.Rngs) -> nnx.Modul
 
 
 def is_adapter(parameter: str) -> bool:
-  """Whether a dotted name is that of an adapter's matrix."""
+  """Whether a dotted name is the name of an adapter's matrix."""
   return parameter.endswith(ENDS)
 
 
 def strip_adapters(params: PyTree) -> PyTree:
-  """The parameters of the model alone."""
+  """Returns the parameters without adapters."""
   flat = weight_mapping.flat(params)
   kept = {name: variable for name, variable in flat.items() if not is_adapter(name)}
   return weight_mapping.unflat(kept)
 
 
 def merge_adapter(params: PyTree, parameter: str, adapters: Adapters, dtype: DTypeLike) -> Array:
-  """One weight, in `dtype`, with its adapter, if it has one, merged in float32."""
+  """Returns one weight in `dtype`, with its adapter, if any, merged in float32."""
   flat = weight_mapping.flat(params)
   weight = flat[parameter].get_value()
   if parameter not in adapters.parameters:

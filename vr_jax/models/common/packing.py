@@ -1,8 +1,8 @@
-"""Replies without their padding: the layers of a network compute the tokens that there are, and attention sees replies again.
+"""Packing of replies: layers compute valid tokens only, and attention sees padded replies.
 
-Replies [prompts, group, time] of different lengths are mostly padding once one of them is long. Packed, the valid tokens of a
-device stand one after the other, in as many places as its fullest peer needs. What looks along time (attention) unpacks,
-and packs what it found.
+Replies [prompts, group, time] of different lengths are mostly padding once one of them is long.
+Packed, the valid tokens of a device are contiguous, in as many places as the device with the most
+tokens needs. Attention, which looks along time, unpacks its inputs and packs its output.
 """
 
 import dataclasses
@@ -21,18 +21,21 @@ REPLIES: layout_lib.Axes = ("prompts", "group", "time")
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-@typing.no_type_check  # tree transformations rebuild it with leaves that are no arrays
+@typing.no_type_check  # tree transformations rebuild it with leaves that are not arrays
 class Packing:
-  """Where tokens of replies stand packed, counted on the device that holds them; one past the last where they don't."""
+  """Indices between padded and packed tokens, counted on each device.
 
-  source: Int[Array, "packed"]  # place in [prompts, group, time] of each packed token
-  target: Int[Array, "prompts group time"]  # place among the packed tokens
+  An index one past the last means that there is no such token.
+  """
+
+  source: Int[Array, "packed"]  # flat index in [prompts, group, time] of each packed token
+  target: Int[Array, "prompts group time"]  # index among the packed tokens
   layout: layout_lib.Layout = dataclasses.field(metadata={"static": True})
 
   def pack(
     self, x: Shaped[Array, "prompts group time *rest"], axes: layout_lib.Axes = ()
   ) -> Shaped[Array, "packed *rest"]:
-    """The valid tokens of replies, and 0 behind them; axes: the logical ones of rest."""
+    """Packs valid tokens, with zeros after them. axes: logical axes of `rest`."""
     out = (("slots", *axes), (*self.source.shape, *x.shape[3:]))
     return self.layout.per_shard(
       _packed,
@@ -43,7 +46,7 @@ class Packing:
   def unpack(
     self, x: Shaped[Array, "packed *rest"], axes: layout_lib.Axes = ()
   ) -> Shaped[Array, "prompts group time *rest"]:
-    """Replies with what their tokens have, and 0 where they have none; axes: the logical ones of rest."""
+    """Unpacks to replies, with zeros for padding. axes: logical axes of `rest`."""
     out = ((*REPLIES, *axes), (*self.target.shape, *x.shape[1:]))
     return self.layout.per_shard(
       _unpacked,
@@ -53,9 +56,9 @@ class Packing:
 
 
 def make(layout: layout_lib.Layout, valid: Bool[Array, "prompts group time"], size: int) -> Packing:
-  """How the valid tokens of replies are packed to `size` places a device.
+  """Computes the packing of valid tokens into `size` places on each device.
 
-  What does not fit is left out: see `size_of`.
+  Tokens that do not fit are left out: see `size_of`.
   """
   ways = layout.ways("slots")
 
@@ -81,20 +84,25 @@ def size_of(
   *,
   ratio: float,
 ) -> int | None:
-  """Places a device that hold all tokens of replies of these lengths, of every part of a batch; None where packing saves nothing.
+  """Finds a packed size, in tokens a device, that fits replies of these lengths.
 
-  They are those of full replies, divided by a power of `ratio`: few sizes, since a program is compiled for each.
+  It is the size of full replies divided by a power of `ratio`: there are few sizes, since a program
+  is compiled for each.
+
+  lengths: of every microbatch.
+
+  Returns None where packing saves nothing.
   """
   parts, prompts, group = lengths.shape
   ways = layout.ways("slots")
-  blocks, of_group, of_time = layout.shards(REPLIES, (prompts, group, time))
-  if of_time > 1 or blocks * of_group != ways:
+  blocks, group_shards, time_shards = layout.shards(REPLIES, (prompts, group, time))
+  if time_shards > 1 or blocks * group_shards != ways:
     return None  # devices would hold the same tokens, or parts of replies
-  shares = lengths.reshape(parts, blocks, prompts // blocks, of_group, group // of_group)
+  shares = lengths.reshape(parts, blocks, prompts // blocks, group_shards, group // group_shards)
   most = shares.sum(axis=(2, 4)).max()
   full = prompts * group * time // ways
-  rung = math.floor(math.log(full / max(most, 1)) / math.log(ratio))
-  return math.ceil(full / ratio**rung) if rung > 0 else None
+  power = math.floor(math.log(full / max(most, 1)) / math.log(ratio))
+  return math.ceil(full / ratio**power) if power > 0 else None
 
 
 @jax.custom_vjp
@@ -110,7 +118,7 @@ def _unpacked(x: Array, source: Array, target: Array) -> Array:
   return jnp.take(x, target, axis=0, mode="fill", fill_value=0)
 
 
-# Each is the other's transpose, since no two tokens share a place: both ways gather, and none scatters.
+# Each is the other's transpose, since no two tokens share a place: both gather, neither scatters.
 _packed.defvjp(
   lambda *inputs: (_packed(*inputs), inputs[1:]),
   lambda places, outer: (_unpacked(outer, *places), None, None),

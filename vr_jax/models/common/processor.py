@@ -1,6 +1,6 @@
-"""Encoding text, images and videos for a model, and decoding its tokens: what families share.
+"""The processor that families share: encodes text, images and videos, and decodes tokens.
 
-NumPy on the host. What a family decides is in `rules`.
+NumPy on the host. A family implements the methods in `rules`.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ from vr_jax.models.common import conversation, prompts, resize, rules
 SYSTEM = "You are a helpful assistant."
 
 
-class Processor(rules.Rules):
-  """Rules of one model: its tokenizer, its vision constants, and the pixels a frame may have.
+class VideoProcessor(rules.Rules):
+  """Processor of one model: its config, its tokenizer and the pixel limits of a frame.
 
-  It implements `interface.Processor`; a family adds its `rules.Rules`.
+  It implements `interface.Processor`; a family implements `rules.Rules`.
   """
 
   def __init__(
@@ -36,15 +36,15 @@ class Processor(rules.Rules):
     system: str = SYSTEM,
     library: str = "torchvision",
   ):
-    """`min_pixels` and `max_pixels` are of one frame.
+    """Initialises the processor.
 
-    system: opens every conversation that brings no system turn of its own; empty for none.
-    library: whose pixels a resized frame has, torchvision's or pillow's (resize.py).
+    min_pixels, max_pixels: limits of one frame.
+    system: opens conversations that have no system turn; empty for none.
+    library: whose resizing to reproduce, torchvision or pillow (resize.py).
 
     Raises:
-      InputError: the tokenizer's special tokens are not those of the config, or it has more tokens
-      than the model, or
-        another library.
+      InputError: the tokenizer's special tokens are not those of the config, it has more tokens
+        than the model, or the library is unknown.
     """
     self.config = config
     self.tokenizer = tokenizer
@@ -70,7 +70,7 @@ class Processor(rules.Rules):
 
   @property
   def axes(self) -> int:
-    """Of positions."""
+    """Axes of a token's position."""
     return self.config.position_axes
 
   @property
@@ -80,22 +80,22 @@ class Processor(rules.Rules):
 
   @property
   def media_tokens(self) -> tuple[int, ...]:
-    """Tokens that may never be sampled: they stand for pixels, and a reply has none."""
+    """Placeholder tokens of images and videos, which are never sampled."""
     return self._ids(self.never_sampled)
 
   @property
   def pad_token(self) -> int:
-    """What fills the end of shorter prompts."""
+    """The token that pads shorter prompts."""
     return self._ids((self.pad_name,))[0]
 
   @property
   def end_token(self) -> int:
-    """What the assistant ends its turn with."""
+    """The token that ends the assistant's turn."""
     return self._ids((self.end_of_turn,))[0]
 
   @property
   def preprocessing(self) -> dict[str, Any]:
-    """What the pixels that the tower reads depend on, beside a clip's own."""
+    """Settings that the vision inputs of a clip depend on. JSON-able."""
     return {
       "min_pixels": self.min_pixels,
       "max_pixels": self.max_pixels,
@@ -111,11 +111,12 @@ class Processor(rules.Rules):
     question_first: bool = False,
     name: str = "prompt",
   ) -> prompts.EncodedPrompt:
-    """One question about one video, the assistant's turn opened. frames=None: the question alone.
+    """Encodes a question about a video, up to the start of the assistant's turn.
 
-    question_first: the text stands before the video, not after it.
-    timestamps: seconds of each frame, rising. Their mean distance is the video's rate.
-    name: what an error calls this prompt.
+    frames: None for a question without a video.
+    timestamps: seconds of each frame, increasing; positions use their mean distance.
+    question_first: put the text before the video, not after it.
+    name: of the prompt in error messages.
     """
     video = None
     if frames is not None:
@@ -133,9 +134,9 @@ class Processor(rules.Rules):
     question_first: bool = False,
     name: str = "prompt",
   ) -> prompts.EncodedPrompt:
-    """Like `encode`, for a video whose features are known.
+    """Like `encode`, for a video whose features [media, …] are known.
 
-    shape: number, height and width (pixels) of its frames.
+    shape: frames, height and width (pixels) of the video.
     """
     grid = self.grid(shape, _rate(timestamps, shape[0], name), name)
     turn = _question(text, conversation.NO_VIDEO, question_first)
@@ -143,11 +144,11 @@ class Processor(rules.Rules):
     return self.join(tokens, [grid], None, loss_mask, features=features, name=name)
 
   def count_media_tokens(self, shape: tuple[int, int, int], name: str) -> int:
-    """Those of a video, of whose frames number, height and width (pixels) are given."""
+    """Counts the media tokens of a video. shape: frames, height and width (pixels)."""
     return self._count(self.grid(shape, 1.0, name))
 
   def resized(self, size: tuple[int, int], name: str = "frame") -> tuple[int, int]:
-    """Height and width (pixels) that a frame of `size` is given to the tower with."""
+    """Height and width (pixels) to which a frame of `size` is resized."""
     return self.frame_size(self.grid((1, *size), 1.0, name))
 
   def check_prompt(
@@ -161,7 +162,7 @@ class Processor(rules.Rules):
     frame_buckets: Sequence[int],
     patch_buckets: Sequence[int],
   ) -> None:
-    """Raises what `encode` and `collate` would raise for a video of this shape.
+    """Raises the errors that `encode` and `collate` would raise for a video of this shape.
 
     shape: frames, height and width (pixels).
     """
@@ -180,11 +181,10 @@ class Processor(rules.Rules):
   ) -> prompts.EncodedPrompt:
     """Encodes a conversation with images and videos anywhere in it.
 
-    open_reply: ends with the head of the assistant's next turn.
+    open_reply: whether it ends with the start of the assistant's next turn.
 
     Raises:
-      InputError: media without pixels or too long for their width, or a role that the model does
-      not know.
+      InputError: media without pixels or of an extreme aspect ratio, or an unknown role.
     """
     grids, patches, counts = self._media(turns, name)
     tokens, loss_mask = self._tokenize(turns, counts, open_reply=open_reply)
@@ -197,11 +197,14 @@ class Processor(rules.Rules):
     after: Sequence[int] | Int[np.ndarray, "time"],
     name: str = "observation",
   ) -> prompts.EncodedPrompt:
-    """What follows the reply `after` (token ids): the end of its turn, turns, the next one opened.
+    """Encodes what follows a reply: the end of its turn, `turns`, the start of the next reply.
 
-    The end of the turn is there only where the reply was cut off before it. Positions count from 0,
-    wherever the reply
-    ended; none of it is the assistant's. Raises InputError as `encode_conversation` does.
+    The end of the turn is left out if the reply wrote it. Positions count from 0. The loss mask is
+    all False.
+
+    after: token ids of the reply.
+
+    Raises InputError as `encode_conversation` does.
     """
     grids, patches, counts = self._media(turns, name)
     ended = len(after) > 0 and int(after[-1]) == self.end_token
@@ -218,15 +221,14 @@ class Processor(rules.Rules):
     features: PyTree | None = None,
     name: str = "prompt",
   ) -> prompts.EncodedPrompt:
-    """Token ids and the patches that their media tokens stand for; every prompt is made here.
+    """Joins token ids and the patches of their media tokens; all prompts are built here.
 
-    It is the one place where media tokens are counted against what fills them. patches: None where
-    the features that the
-    tower makes of them are given.
+    This is the only place that checks the number of media tokens against patches or features.
+
+    patches: None if features are given.
 
     Raises:
-      InputError: the media tokens are not, one run for each, those of the grids; or patches are not
-      those of their grid.
+      InputError: the media tokens are not one run for each grid, or patches don't match their grid.
     """
     kind = self.kinds(tokens)
     self._check_media(kind, grids, patches, name)
@@ -248,26 +250,26 @@ class Processor(rules.Rules):
     )
 
   def encode_tokens(self, tokens: Sequence[int], name: str = "reply") -> prompts.EncodedPrompt:
-    """Tokens of text as they are. Positions count from 0."""
+    """Wraps text tokens as an encoded prompt. Positions count from 0."""
     return self.join(np.array(tokens, np.int32), [], [], name=name)
 
   def encode_reply(self, text: str) -> list[int]:
-    """Tokens of a whole reply behind an opened turn, the end of the turn included."""
+    """Tokenizes a whole reply, with the token that ends the turn."""
     return [*self._template.text(text), self.end_token]
 
   def reply_length(self, text: str, longest: int) -> int:
-    """The number of tokens of a reply, or an upper bound that is at most `longest`."""
+    """Counts the tokens of a reply, or returns an upper bound that is at most `longest`."""
     most = conversation.most_tokens(text) + 1
     return most if most <= longest else len(self.encode_reply(text))
 
   def decode(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> str:
-    """Text of a reply; special tokens, the end of the turn among them, leave nothing."""
+    """Decodes a reply to text, without special tokens."""
     return self.tokenizer.decode(np.asarray(ids, int).tolist(), skip_special_tokens=True)
 
   def ends(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> list[int]:
-    """How many characters of `decode` each token and those before it make.
+    """For each token, how many characters of `decode` end with it.
 
-    Half a character counts with what completes it.
+    A character of several tokens counts with the last of them.
     """
     stream, ends, end = decoders.DecodeStream(skip_special_tokens=True), [], 0
     for token in ids:
@@ -283,7 +285,7 @@ class Processor(rules.Rules):
     frame_buckets: Sequence[int],
     patch_buckets: Sequence[int],
   ) -> records.Prompt:
-    """Stacks prompts, padded on each axis to the smallest bucket that holds all of them."""
+    """Stacks prompts, each axis padded to the smallest bucket that holds all of them."""
     sizes = self.sizes(
       encoded,
       prefix_buckets=prefix_buckets,
@@ -300,10 +302,10 @@ class Processor(rules.Rules):
     frame_buckets: Sequence[int],
     patch_buckets: Sequence[int],
   ) -> prompts.PromptSizes:
-    """The smallest buckets that hold all of these prompts.
+    """Finds the smallest buckets that hold all of these prompts.
 
-    prefix_buckets: tokens of a prompt. frame_buckets: temporal patches of a prompt (0 for batches
-    without media).
+    prefix_buckets: tokens of a prompt.
+    frame_buckets: temporal patches of a prompt (0 for batches without media).
     patch_buckets: patches of one temporal patch, multiples of the patches of a media token.
 
     Raises:
@@ -326,14 +328,14 @@ class Processor(rules.Rules):
   def pad(
     self, encoded: Sequence[prompts.EncodedPrompt], sizes: prompts.PromptSizes
   ) -> records.Prompt:
-    """Prompts of at most these sizes, stacked: see `prompts.pad`."""
+    """Stacks prompts, padded to these sizes: see `prompts.pad`."""
     shapes = self.config.vision_shapes
     return prompts.pad(encoded, shapes, sizes, pad_token=self.pad_token)
 
   def stack_frames(
     self, encoded: Sequence[prompts.EncodedPrompt], sizes: prompts.PromptSizes
   ) -> PyTree:
-    """Vision inputs [prompts, frames, patches, …] of prompts whose features are not known."""
+    """Stacks vision inputs [prompts, frames, patches, …] of prompts without features."""
     return prompts.stack_frames(encoded, self.config.vision_shapes, sizes)
 
   def shuffle_frames(
@@ -342,13 +344,13 @@ class Processor(rules.Rules):
     encoded: Sequence[prompts.EncodedPrompt],
     rng: np.random.Generator,
   ) -> Int[np.ndarray, "prompts prefix"]:
-    """The media index of the prompts with each one's frames shuffled; their times stay."""
+    """Shuffles the frames of each prompt in its media index; positions in time stay."""
     return prompts.shuffle_media(media_index, [len(one.frames) for one in encoded], rng)
 
   def _media(
     self, turns: Sequence[conversation.Message], name: str
   ) -> tuple[list[prompts.Grid], list[np.ndarray], list[int]]:
-    """Grids of the media of a conversation, their patches, and how many tokens each has."""
+    """Grids, patches and token counts of the media of a conversation."""
     for turn in turns:
       if turn.role not in conversation.ROLES:
         known = ", ".join(conversation.ROLES)
@@ -361,14 +363,14 @@ class Processor(rules.Rules):
   def _tokenize(
     self, turns: Sequence[conversation.Message], media_tokens: Sequence[int], *, open_reply: bool
   ) -> tuple[Int[np.ndarray, "prefix"], Bool[np.ndarray, "prefix"]]:
-    """Tokens of a conversation and their loss mask. media_tokens: how many each medium has."""
+    """Tokens of a conversation and their loss mask. media_tokens: number of each medium's."""
     if self.system and (not turns or turns[0].role != "system"):
       turns = (conversation.Message(role="system", parts=(self.system,)), *turns)
     return self._template.apply(turns, media_tokens, open_reply=open_reply)
 
   @property
   def system_length(self) -> int:
-    """Tokens of the system turn, which open every conversation; 0 without one."""
+    """Number of tokens in the system turn that opens every prompt; 0 without one."""
     return len(self._tokenize([], [], open_reply=False)[0]) if self.system else 0
 
   def _ids(self, tokens: Sequence[str]) -> tuple[int, ...]:
@@ -377,14 +379,14 @@ class Processor(rules.Rules):
 
   @functools.cached_property
   def _around_question(self) -> int:
-    """At most how many tokens a prompt has beside those of its video and of its question's text."""
+    """Upper bound of a prompt's tokens without those of its video and of its question's text."""
     empty = _question("", conversation.NO_VIDEO, False)
     return len(self._tokenize([empty], [0], open_reply=True)[0]) + self._template.slack
 
   def _encode_media(
     self, part: conversation.Image | conversation.VideoFrames, name: str
   ) -> tuple[prompts.Grid, np.ndarray]:
-    """Patches of one image or video."""
+    """Resizes one image or video and cuts it into patches."""
     if isinstance(part, conversation.Image):
       frames, seconds = part.pixels[None], None
     else:
@@ -393,11 +395,11 @@ class Processor(rules.Rules):
       what = "an image" if seconds is None else "a video"
       raise errors.InputError(f"{name}: {what} without pixels")
     grid = self.grid(frames.shape[:3], seconds, name)
-    shown = resize.resample(frames, *self.frame_size(grid), self.library)
-    return grid, self.patchify(shown)
+    resized = resize.resample(frames, *self.frame_size(grid), self.library)
+    return grid, self.patchify(resized)
 
   def _count(self, grid: prompts.Grid) -> int:
-    """Media tokens of a whole grid."""
+    """Counts the media tokens of a grid."""
     return grid.frames * self.config.vision_shapes.media_tokens(grid.patches)
 
   def _check_media(
@@ -407,7 +409,7 @@ class Processor(rules.Rules):
     patches: Sequence[np.ndarray] | None,
     name: str,
   ) -> None:
-    """Raises InputError where media tokens are not those of the features that will fill them."""
+    """Raises InputError if media tokens don't match the grids and patches."""
     shapes = [(grid.frames, grid.patches, *self.patch_shape) for grid in grids]
     found = shapes if patches is None else [steps.shape for steps in patches]
     if found != shapes:
@@ -422,7 +424,8 @@ class Processor(rules.Rules):
       run = places[sum(counts[:number]) :][: counts[number]]
       if np.any(kind[run] != grid.kind) or run[-1] - run[0] >= len(run):
         raise errors.InputError(
-          f"{name}: medium {number} is a run of {len(run)} {grid.kind.name} tokens, but its tokens are not"
+          f"{name}: medium {number} is a run of {len(run)} {grid.kind.name} tokens, "
+          "but its tokens are not"
         )
 
 
@@ -434,7 +437,7 @@ def _question(
 
 
 def _rate(timestamps: Float[np.ndarray, "times"] | None, count: int, name: str) -> float:
-  """Seconds between frames, on average; of one frame it does not matter."""
+  """Mean seconds between frames; arbitrary for one frame."""
   if timestamps is None or len(timestamps) != count:
     raise errors.InputError(f"{name}: {count} frames need {count} timestamps")
   if count < 2:

@@ -1,9 +1,8 @@
-"""Prompts as a model takes them: one encoded conversation, and a batch of them padded.
+"""Encoded prompts, and their padding and stacking into the batches that a model reads.
 
-What a picture becomes is the family's business: a pytree of arrays for each frame, of which this
-module knows only that their
-leading axis is patches (`VisionShapes`). So is what the vision tower makes of it: a pytree whose
-leading axis is media tokens.
+The vision inputs of a frame are a pytree of arrays that a family defines; this module only knows
+that their leading axis is patches (`VisionShapes`). Features are a pytree as well, whose leading
+axis is media tokens.
 """
 
 from collections.abc import Sequence
@@ -22,15 +21,13 @@ from vr_jax import errors, records
 class VisionShapes:
   """The shapes of a family's vision inputs and features.
 
-  A frame (temporal patch) is what the vision tower reads at a time, an image or `images_per_frame`
-  frames of a video. It has
-  patches, and gives media tokens.
+  A frame (temporal patch) is what the vision tower reads at a time: an image, or `images_per_frame`
+  frames of a video. It has patches, and becomes media tokens.
 
-  patch: what pads a frame, a pytree of arrays: each is one patch of padding, its shape and dtype
-  those of every patch.
+  patch: one patch of padding, a pytree of arrays with the shape and dtype of every patch.
   feature: shapes and dtypes of the features of one media token, a pytree of `jax.ShapeDtypeStruct`.
-  patches_per_token: patches that become one media token. pixels_per_patch: height x width of a
-  patch.
+  patches_per_token: patches that become one media token.
+  pixels_per_patch: height x width of a patch.
   """
 
   patch: PyTree
@@ -41,11 +38,11 @@ class VisionShapes:
 
   @property
   def dtype(self) -> np.dtype:
-    """Of the features."""
+    """Dtype of the features."""
     return jax.tree.leaves(self.feature)[0].dtype
 
   def media_tokens(self, patches: int) -> int:
-    """Media tokens of a frame of so many patches."""
+    """Number of media tokens of a frame with this many patches."""
     return patches // self.patches_per_token
 
   def abstract_vision(self, rows: int, frames: int, patches: int) -> PyTree:
@@ -56,7 +53,7 @@ class VisionShapes:
     )
 
   def abstract_features(self, rows: int, frames: int, patches: int) -> PyTree:
-    """Shapes of what the tower makes of these: [rows, media, …]."""
+    """Shapes of the features of such vision inputs: [rows, media, …]."""
     return self.features(jax.ShapeDtypeStruct, rows, frames * self.media_tokens(patches))
 
   def features(self, make: Any, *leading: int) -> PyTree:
@@ -65,16 +62,16 @@ class VisionShapes:
 
   @property
   def feature_width(self) -> int:
-    """Numbers of the features of one media token."""
+    """How many numbers the features of one media token have in all."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(self.feature))
 
   def pack_features(self, features: PyTree) -> Shaped[np.ndarray, "media width"]:
-    """Features [media, …] as one array, of which a row holds those of a token."""
+    """Concatenates features [media, …] into one array with a row for each token."""
     rows = [x.reshape(len(x), -1) for x in jax.tree.leaves(features)]
     return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
 
   def unpack_features(self, rows: Shaped[np.ndarray, "media width"]) -> PyTree:
-    """What `pack_features` was given."""
+    """Inverts `pack_features`."""
     leaves, structure = jax.tree.flatten(self.feature)
     ends = np.cumsum([math.prod(x.shape) for x in leaves])
     parts = np.split(rows, ends[:-1], axis=1)
@@ -85,23 +82,23 @@ class VisionShapes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:
-  """The patches of one image or video: frames (temporal patches), rows and columns of patches."""
+  """Patches of one image or video: frames (temporal patches) and their rows and columns."""
 
   kind: records.Kind  # IMAGE or VIDEO
   frames: int
   height: int
   width: int
-  seconds: float = 1.0  # between two frames; of a video only
+  seconds: float = 1.0  # between two frames of a video
 
   @property
   def patches(self) -> int:
-    """Of each frame."""
+    """Patches of each frame."""
     return self.height * self.width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TemporalPatch:
-  """One temporal patch. vision: its arrays [patches, …]; None where its features are known."""
+  """One temporal patch. vision: arrays [patches, …]; None if its features are given."""
 
   vision: PyTree | None
   patches: int
@@ -111,11 +108,9 @@ class TemporalPatch:
 class EncodedPrompt:
   """One encoded conversation, not yet padded. Its media tokens are those of `frames`, in order.
 
-  loss_mask: the tokens that the assistant wrote, ends of its turns included: those that supervised
-  training learns.
-  features: of all its media tokens, a pytree of arrays [media, …], where the vision tower has read
-  them before; its frames
-  have no vision inputs then.
+  loss_mask: tokens that the assistant wrote, with the ends of its turns, for supervised training.
+  features: of all media tokens, a pytree of arrays [media, …], if the vision tower has already run;
+    the frames have no vision inputs then.
   """
 
   name: str
@@ -130,12 +125,12 @@ class EncodedPrompt:
 
   @property
   def patches(self) -> int:
-    """Of its largest frame; 0 where it has none."""
+    """Patches of the largest frame; 0 without frames."""
     return max((frame.patches for frame in self.frames), default=0)
 
 
 def nothing(axes: int) -> EncodedPrompt:
-  """A conversation without tokens. axes: of positions."""
+  """An encoded conversation without tokens. axes: of positions."""
   return EncodedPrompt(
     name="nothing",
     tokens=np.zeros(0, np.int32),
@@ -149,7 +144,7 @@ def nothing(axes: int) -> EncodedPrompt:
 
 
 def join(parts: Sequence[EncodedPrompt], *, name: str) -> EncodedPrompt:
-  """One conversation of parts without features; positions of each follow those before it."""
+  """Joins parts without features into one; positions of each part follow the one before."""
   starts = np.cumsum([0, *(part.next_position for part in parts)])
   places = [part.positions + start for part, start in zip(parts, starts, strict=False)]
   return EncodedPrompt(
@@ -166,7 +161,7 @@ def join(parts: Sequence[EncodedPrompt], *, name: str) -> EncodedPrompt:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptSizes:
-  """What prompts are padded to: tokens, frames (temporal patches), patches of one of these."""
+  """Sizes to which prompts are padded: tokens, frames, and patches of a frame."""
 
   prefix: int
   frames: int
@@ -174,15 +169,16 @@ class PromptSizes:
 
 
 def smallest_bucket(sizes: Sequence[tuple[str, int]], buckets: Sequence[int], what: str) -> int:
-  """The smallest bucket that holds all `sizes` (name, size).
+  """Finds the smallest bucket that holds all `sizes` (name, size).
 
-  Raises InputError naming the one that no bucket holds.
+  Raises InputError naming the largest one if no bucket holds it.
   """
   name, size = max(sizes, key=lambda entry: entry[1])
   fitting = [bucket for bucket in buckets if bucket >= size]
   if not fitting:
     raise errors.InputError(
-      f"{name}: {size} {what}, but the largest bucket has {max(buckets)}; shorten it or add a bucket"
+      f"{name}: {size} {what}, but the largest bucket has {max(buckets)}; "
+      "shorten it or add a bucket"
     )
   return min(fitting)
 
@@ -190,10 +186,9 @@ def smallest_bucket(sizes: Sequence[tuple[str, int]], buckets: Sequence[int], wh
 def pad(
   encoded: Sequence[EncodedPrompt], shapes: VisionShapes, sizes: PromptSizes, *, pad_token: int
 ) -> records.Prompt:
-  """Prompts of at most these sizes, stacked.
+  """Stacks prompts, padded to these sizes.
 
-  They hold vision inputs, or, where the features of any of them are known, features; those that are
-  not known are 0.
+  The batch has vision inputs, or, if any prompt has features, features: zeros for the others.
   """
   count = len(encoded)
   tokens = np.full((count, sizes.prefix), pad_token, np.int32)
@@ -222,7 +217,7 @@ def pad(
 def _media_index(
   one: EncodedPrompt, patches: int, shapes: VisionShapes
 ) -> Int[np.ndarray, "prefix"]:
-  """Where each media token's features lie once frames are padded to `patches`; -1 for text."""
+  """Index of each media token's features once frames are padded to `patches`; -1 for text."""
   index = np.full(one.tokens.shape, -1, np.int32)
   counts = [shapes.media_tokens(frame.patches) for frame in one.frames]
   stride = shapes.media_tokens(patches)
@@ -234,17 +229,15 @@ def _media_index(
 def shuffle_media(
   media_index: Int[np.ndarray, "prompts prefix"], frames: Sequence[int], rng: np.random.Generator
 ) -> Int[np.ndarray, "prompts prefix"]:
-  """The same prompts, each with its temporal patches in a random order of its own.
+  """Shuffles the temporal patches of each prompt in its media index; positions in time stay.
 
-  frames: how many each has, all of one size.
-
-  Their times stay where they are.
+  frames: number of temporal patches of each prompt, all of one size.
   """
-  mixed = media_index.copy()
-  for row, count in zip(mixed, frames, strict=True):
+  shuffled = media_index.copy()
+  for row, count in zip(shuffled, frames, strict=True):
     seen = row >= 0
     row[seen] = rng.permutation(row[seen].reshape(count, -1)).ravel()
-  return mixed
+  return shuffled
 
 
 def _stack_features(
@@ -253,7 +246,7 @@ def _stack_features(
   shapes: VisionShapes,
   sizes: PromptSizes,
 ) -> PyTree:
-  """Features [prompts, media, …] at the places that `media_index` names."""
+  """Stacks features to [prompts, media, …], at the indices in `media_index`."""
   known = {i: one.features for i, one in enumerate(encoded) if one.features is not None}
   leading = len(encoded), sizes.frames * shapes.media_tokens(sizes.patches)
 
@@ -269,7 +262,7 @@ def _stack_features(
 def stack_frames(
   encoded: Sequence[EncodedPrompt], shapes: VisionShapes, sizes: PromptSizes
 ) -> PyTree:
-  """The vision inputs [prompts, frames, patches, …] of prompts whose features are not known."""
+  """Stacks vision inputs [prompts, frames, patches, …] of prompts without features."""
   shape = (len(encoded), sizes.frames, sizes.patches)
   leaves, structure = jax.tree.flatten(shapes.patch)
   values = [np.zeros((*shape, *np.shape(leaf)), np.asarray(leaf).dtype) for leaf in leaves]

@@ -1,9 +1,9 @@
-"""What of a layer is kept for the backward pass, and what is computed again: policies by name.
+"""Rematerialisation policies: what of a layer is kept for the backward pass.
 
-none       everything is kept
-full       nothing but the layer's input: one more forward of every layer
-attention  as full, but the attention kernel is not run again (splash; the others recompute it)
-dots       as attention, and the results of matrix products are kept: what is cheap is computed again
+none       keeps everything
+full       keeps only the layer's input: one more forward pass of every layer
+attention  like full, but the attention kernel is not run again (splash; other backends rerun it)
+dots       like attention, and keeps the results of matrix products
 """
 
 from collections.abc import Callable
@@ -32,11 +32,13 @@ def scan(
   *,
   policy: str,
 ) -> tuple[Float[Array, "..."], Any]:
-  """`lax.scan` of `x` through stacked layers, of which the policy of this name says what is kept.
+  """Scans `x` through stacked layers under the rematerialisation policy of this name.
 
-  Few are unrolled where everything is: what the backward pass reads of each is then not copied to a stack and back. Where a
-  part is computed again they are not, since the compiler for CPUs would find that it is there already, and keep it.
-  Raises InputError where there is no such policy.
+  Under "none" a few layers are unrolled, so that residuals are not copied to a stack and back.
+  Other policies always scan: XLA for CPU would merge the recomputation of unrolled layers with
+  their forward pass, and keep the residuals.
+
+  Raises InputError if there is no such policy.
   """
   if policy == "none":
     depth = jax.tree.leaves(inputs)[0].shape[0]

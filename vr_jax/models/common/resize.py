@@ -1,8 +1,9 @@
-"""Resizing of frames: bicubic with antialiasing on 8-bit pixels, to the bit as either of the libraries that are in use.
+"""Resizing of frames: antialiased bicubic on 8-bit pixels, bit for bit as torchvision or Pillow.
 
-transformers resizes with torchvision, or with Pillow where it is asked to (`backend="pil"`). Both weigh pixels by the
-same curve and round after each of two passes, but keep the weights in 15 and in 22 bits: about one pixel in two hundred
-differs by a level. From version 13 on Pillow also takes rows before columns where that is cheaper, which differs by more.
+transformers resizes with torchvision, or with Pillow if it is asked to (`backend="pil"`). Both use
+the same filter and round after each of two passes, but torchvision keeps weights in 15 bits and
+Pillow in 22: about one pixel in two hundred differs by one level. From version 13 on Pillow also
+resizes rows before columns where that is cheaper, which differs by more.
 """
 
 import math
@@ -12,13 +13,13 @@ import numpy as np
 from PIL import Image
 
 SHARPNESS = -0.5  # the parameter of the cubic
-SUPPORT = 2  # pixels of the smaller scale that the cubic reaches to each side
+SUPPORT = 2  # pixels of the smaller image that the cubic reaches to each side
 
 
 def resample(
   frames: UInt8[np.ndarray, "frames height width 3"], height: int, width: int, library: str
 ) -> UInt8[np.ndarray, "frames new_height new_width 3"]:
-  """Each frame at a new size, with the pixels that `library` (a key of RESIZE) would give it."""
+  """Resizes frames as `library` (a key of RESIZE) does."""
   if frames.shape[1:3] == (height, width):
     return frames
   return np.stack([RESIZE[library](frame, height, width) for frame in frames])
@@ -33,18 +34,18 @@ def _pillow(
 def _torchvision(
   frame: UInt8[np.ndarray, "height width 3"], height: int, width: int
 ) -> UInt8[np.ndarray, "new_height new_width 3"]:
-  """Columns first, then rows, rounded to 8 bits after each: the kernel for 8-bit pictures that PyTorch has on CPUs."""
+  """Resizes columns, then rows, rounded to 8 bits after each, as PyTorch's CPU kernel does."""
   if frame.shape[1] != width:
-    # Whole rows of memory are weighed at once, so the side to be changed stands first.
-    turned = np.ascontiguousarray(frame.transpose(1, 0, 2))
-    frame = np.ascontiguousarray(_weigh(turned, width).transpose(1, 0, 2))
+    # The axis to be resized comes first, so that whole rows of memory are weighted at once.
+    columns = np.ascontiguousarray(frame.transpose(1, 0, 2))
+    frame = np.ascontiguousarray(_weigh(columns, width).transpose(1, 0, 2))
   return frame if frame.shape[0] == height else _weigh(frame, height)
 
 
 def _weigh(
   lines: UInt8[np.ndarray, "old across 3"], size: int
 ) -> UInt8[np.ndarray, "size across 3"]:
-  """Lines of pixels weighed into `size` new ones, in integers."""
+  """Resizes the first axis to `size` lines, in integer arithmetic."""
   index, weights = _taps(len(lines), size)
   whole, bits = _integers(weights)
   total = np.full((size, *lines.shape[1:]), 1 << (bits - 1), np.int32)  # a half, to round
@@ -54,9 +55,10 @@ def _weigh(
 
 
 def _taps(old: int, new: int) -> tuple[Int[np.ndarray, "new taps"], Float[np.ndarray, "new taps"]]:
-  """Which old lines each new one is made of, and their weights, which add up to 1.
+  """The old lines that each new line is computed from, and their weights, which add up to 1.
 
-  A picture that shrinks widens the curve by the same factor (antialiasing); at the border it is cut off.
+  For a smaller image the filter is widened by the same factor (antialiasing); at the border it is
+  cut off.
   """
   scale = old / new
   stretch = max(scale, 1.0)
@@ -77,7 +79,10 @@ def _cubic(x: Float[np.ndarray, "new taps"]) -> Float[np.ndarray, "new taps"]:
 
 
 def _integers(weights: Float[np.ndarray, "new taps"]) -> tuple[Int[np.ndarray, "new taps"], int]:
-  """Weights as 16-bit integers, and how many of their bits stand behind the point: as many as the largest allows."""
+  """Converts weights to 16-bit fixed point; returns them and their number of fractional bits.
+
+  There are as many fractional bits as the largest weight allows.
+  """
   bits = 0
   while bits < 22 and int(0.5 + weights.max() * (1 << (bits + 1))) < 1 << 15:
     bits += 1

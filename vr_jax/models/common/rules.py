@@ -1,4 +1,4 @@
-"""What a family decides of its prompts: tokens, pixels, positions and chat template."""
+"""Rules: what each model family defines for its prompts, from tokens to the chat template."""
 
 import abc
 from collections.abc import Sequence
@@ -13,36 +13,45 @@ from vr_jax.models.common import conversation, prompts
 
 @runtime_checkable
 class Template(Protocol):
-  """A chat template. slack: how many more tokens a text may make inside it than alone."""
+  """A chat template.
+
+  slack: at most how many more tokens a text has inside the template than alone.
+  """
 
   slack: int
 
   def apply(
     self, turns: Sequence[conversation.Message], media_tokens: Sequence[int], *, open_reply: bool
   ) -> tuple[Int[np.ndarray, "prefix"], Bool[np.ndarray, "prefix"]]:
-    """Tokens of a conversation, and which of them the assistant wrote, ends of turns included.
+    """Tokenizes a conversation; returns its tokens and the mask of those the assistant wrote.
 
-    media_tokens: how many each image or video has, in order. open_reply: ends with the head of the
-    next reply.
+    The mask includes the ends of the assistant's turns.
+
+    media_tokens: number of tokens of each image or video, in order.
+    open_reply: whether to end with the start of the next reply.
     """
+    ...
 
   def continuation(
     self, turns: Sequence[conversation.Message], media_tokens: Sequence[int], *, ended: bool
   ) -> Int[np.ndarray, "suffix"]:
-    """What follows a reply: the end of its turn, these turns, and the head of the next reply.
+    """Tokenizes what follows a reply: the end of its turn, `turns`, the start of the next reply.
 
-    ended: the reply has the end of its turn itself.
+    ended: whether the reply itself wrote the end of its turn.
     """
+    ...
 
   def text(self, text: str) -> list[int]:
-    """Tokens of text alone."""
+    """Tokenizes text without the template."""
+    ...
 
 
 class Rules(abc.ABC):
-  """The part of a `processor.Processor` that is the family's.
+  """The methods of a `processor.VideoProcessor` that each family implements.
 
-  end_of_turn, pad_name: as the tokenizer spells them. stops: what ends a reply. never_sampled: what
-  stands for pixels.
+  end_of_turn, pad_name: tokens, as the tokenizer spells them.
+  stops: tokens that end a reply.
+  never_sampled: placeholder tokens of images and videos.
   """
 
   end_of_turn: ClassVar[str]
@@ -52,43 +61,43 @@ class Rules(abc.ABC):
 
   @abc.abstractmethod
   def special_tokens(self) -> dict[str, int]:
-    """Tokens whose ids the config names."""
+    """Special tokens and their ids in the config."""
 
   @abc.abstractmethod
   def make_template(self, tokenizer: tokenizers.Tokenizer) -> Template:
-    """The chat template."""
+    """Makes the chat template."""
 
   @abc.abstractmethod
   def kinds(self, tokens: Int[np.ndarray, "prefix"]) -> Int[np.ndarray, "prefix"]:
-    """What each token is, of `records.Kind`: TEXT, IMAGE or VIDEO."""
+    """The `records.Kind` of each token: TEXT, IMAGE or VIDEO."""
 
   @abc.abstractmethod
   def grid(self, shape: tuple[int, int, int], seconds: float | None, name: str) -> prompts.Grid:
-    """The grid of a video of this shape, frames `seconds` apart; None: of an image."""
+    """The grid of a video whose frames are `seconds` apart; None: the grid of an image."""
 
   @abc.abstractmethod
   def frame_size(self, grid: prompts.Grid) -> tuple[int, int]:
-    """Height and width (pixels) at which the frames of a grid are shown."""
+    """Height and width (pixels) to which the frames of a grid are resized."""
 
   @property
   @abc.abstractmethod
   def patch_shape(self) -> tuple[int, ...]:
-    """The shape of what `patchify` makes of a patch."""
+    """The shape of one patch in the result of `patchify`."""
 
   @abc.abstractmethod
   def patchify(
     self, frames: UInt8[np.ndarray, "images height width 3"]
   ) -> Float[np.ndarray, "frames patches *patch"]:
-    """The patches of each temporal patch of images of the right size."""
+    """Cuts resized images into the patches of each temporal patch."""
 
   @abc.abstractmethod
   def frame_inputs(
     self, patches: Float[np.ndarray, "frames patches *patch"], grid: prompts.Grid
   ) -> list[PyTree]:
-    """What the tower reads of each frame: arrays [patches, …] in a tree like `VisionShapes.patch`."""
+    """Vision inputs of each frame: arrays [patches, …] in a tree like `VisionShapes.patch`."""
 
   @abc.abstractmethod
   def positions(
     self, kind: Int[np.ndarray, "prefix"], grids: Sequence[prompts.Grid]
   ) -> tuple[Int[np.ndarray, "prefix axes"], int]:
-    """Positions of every token of a prompt, and that of the first token after it."""
+    """Positions of all tokens of a prompt, and the position of the next token after it."""

@@ -1,7 +1,8 @@
-"""Replies being sampled, wherever they are kept: each slot holds one, and knows its seat beside its prompt.
+"""Decode slots: which reply each slot of a decoding batch holds.
 
-Slots are what decoding computes. They start as many as replies and become fewer as replies end; prompts stay where they
-are. So the layers run on slots, and only attention to the prompts brings the slots of a prompt together at their seats.
+There are as many slots as replies at first, and fewer as replies end; prompts stay where they are.
+Layers run on slots. Only attention to the prompts brings the slots of a prompt together, as
+[prompts, group].
 """
 
 import dataclasses
@@ -15,17 +16,17 @@ import numpy as np
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-@typing.no_type_check  # tree transformations rebuild it with leaves that are no arrays
+@typing.no_type_check  # tree transformations rebuild it with leaves that are not arrays
 class DecodeSlots:
-  """Where each slot sits, counted on the device that holds it: its prompt, its place among the prompt's `group`.
+  """The prompt and the group index of each slot's reply, counted on the slot's device.
 
-  An empty slot has a prompt that its device does not hold, one past the last.
+  An empty slot has an out-of-range prompt, one past the last of its device.
   """
 
   prompt: Int[Array | np.ndarray, "slots"]
   group_index: Int[Array | np.ndarray, "slots"]
   group: int = dataclasses.field(metadata={"static": True})
-  # Which slots see the first `kept` tokens of their prompt alone; None: all see all of it.
+  # Slots that attend to only the first `kept` tokens of their prompt; None: no slot does.
   forgets: Bool[Array, "slots"] | None = None
   kept: int = dataclasses.field(default=0, metadata={"static": True})
 
@@ -34,18 +35,20 @@ class DecodeSlots:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check
 class CacheRows:
-  """Some replies, each kept at a cache_slot: where that is and which its prompt is, counted on the device that holds them.
+  """Replies that are appended to: their slot in the cache and their prompt, on their device.
 
-  An empty row has a home that its device does not have, one past the last. written: tokens that the reply has so far.
-  position: that of its next token.
+  An empty row has an out-of-range cache_slot, one past the last of its device.
+
+  written: tokens that the reply has so far.
+  position: position of its next token.
   """
 
   cache_slot: Int[Array | np.ndarray, "rows"]
   prompt: Int[Array | np.ndarray, "rows"]
   written: Int[Array | np.ndarray, "rows"]
   position: Int[Array | np.ndarray, "rows"]
-  # How many of the written tokens a reply no longer sees; where it is above 0, of its prompt it sees
-  # the first `kept` tokens alone. None: every reply sees all.
+  # Number of written tokens that a reply no longer attends to. Where it is above 0, the reply also
+  # attends to only the first `kept` tokens of its prompt. None: every reply attends to all.
   forgotten: Int[Array | np.ndarray, "rows"] | None = None
   kept: int = dataclasses.field(default=0, metadata={"static": True})
 
@@ -56,7 +59,10 @@ def slots_to_groups(
   group_index: Int[Array, "slots"],
   shape: tuple[int, int],
 ) -> Shaped[Array, "prompts group *rest"]:
-  """What the slots hold, at their seats `shape` = (prompts, group); a seat that no slot has holds any slot's."""
+  """Scatters values of slots to [prompts, group, …]; replies without a slot get any slot's value.
+
+  shape: (prompts, group).
+  """
   prompts, group = shape
   slots = jnp.arange(x.shape[0])
   slot = jnp.zeros(prompts * group, slots.dtype)
@@ -69,6 +75,6 @@ def groups_to_slots(
   prompt: Int[Array, "slots"],
   group_index: Int[Array, "slots"],
 ) -> Shaped[Array, "slots *rest"]:
-  """What lies at the seats of the slots; an empty slot gets any."""
+  """Gathers the values of slots from [prompts, group, …]; an empty slot gets any value."""
   flat = x.reshape(-1, *x.shape[2:])
   return jnp.take(flat, prompt * x.shape[1] + group_index, axis=0, mode="clip")

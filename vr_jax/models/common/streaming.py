@@ -1,6 +1,6 @@
-"""Parameters on their way to files: from devices to the disk piece by piece, so that the host never holds a model.
+"""Writing of parameters from devices to files piece by piece, so that the host never holds a model.
 
-All processes that share the arrays take part in each piece; the first one writes, on a disk that all see.
+All processes that share the arrays take part in each piece; the first one writes, on a shared disk.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ import numpy as np
 from vr_jax import atomic, errors
 from vr_jax.models.common import checkpoint, tensor_file, weight_mapping
 
-METADATA = {"format": "pt"}  # readers take the layout of PyTorch from files that say so
+METADATA = {"format": "pt"}  # readers expect it in files with the layout of PyTorch
 
 
 def tensors(
@@ -27,18 +27,18 @@ def tensors(
   *,
   piece_bytes: int = checkpoint.PIECE_BYTES,
 ) -> Iterator[np.ndarray]:
-  """The tensors of all slots one after another, in the layout of a file; a table's in several pieces of rows.
+  """Yields the tensors of all slots in order, in file layout; tables in several pieces of rows.
 
-  array_of: gives the array of a slot by its key, when it is its turn. piece_bytes: of an array that are on the host at
-  once; one tensor of the file at least.
+  array_of: returns the array of a slot by its key, when it is needed.
+  piece_bytes: bytes of an array on the host at once, at least one tensor of the file.
   """
   for key, slot in slots.items():
     array = array_of(key)
     length = array.shape[0]
     entry = math.prod(array.shape[1:]) * array.dtype.itemsize
-    # An array whose first axis is that of layers, or also that of the file, can be taken apart there.
-    apart = slot.stacked or not slot.inputs
-    count = min(max(piece_bytes // entry, 1), length) if apart else length
+    # An array can be sliced along its first axis if that is layers, or also first in the file.
+    sliceable = slot.stacked or not slot.inputs
+    count = min(max(piece_bytes // entry, 1), length) if sliceable else length
     for start in range(0, length, count):
       piece = _on_host(_part(array, start, min(count, length - start)))
       for values in piece if slot.stacked else (piece,):
@@ -48,7 +48,7 @@ def tensors(
 def entries(
   slots: Mapping[str, weight_mapping.Slot], dtypes: Mapping[str, np.dtype]
 ) -> list[tensor_file.TensorEntry]:
-  """What `tensors` gives, in its order; the slots' names are those in the file."""
+  """The entries of what `tensors` yields, in its order. slots: with names as in the file."""
   return [
     tensor_file.TensorEntry(name=name, dtype=dtypes[key], shape=slot.file_shape)
     for key, slot in slots.items()
@@ -83,7 +83,10 @@ def write_files(
   stream: Iterator[np.ndarray],
   file_bytes: int,
 ) -> None:
-  """Files of about `file_bytes` and their index. `stream` gives the bytes of all listed entries in order."""
+  """Writes files of about `file_bytes` and their index.
+
+  stream: arrays with the bytes of all listed entries, in order.
+  """
   groups = _groups(listed, file_bytes)
   weight_map = {}
   for number, group in enumerate(groups, start=1):
@@ -98,7 +101,7 @@ def write_files(
 def write_file(
   path: pathlib.Path, listed: Sequence[tensor_file.TensorEntry], stream: Iterator[np.ndarray]
 ) -> None:
-  """One file of the next entries of a stream."""
+  """Writes one file of the next entries of a stream."""
   with path.open("wb") as file:
     file.write(tensor_file.header(listed, METADATA))
     for entry in listed:
@@ -110,13 +113,13 @@ def _write_tensor(
 ) -> None:
   written = 0
   while written < entry.bytes:
-    written += file.write(next(stream).reshape(-1).view(np.uint8))
+    written += file.write(next(stream).reshape(-1).view(np.uint8).data)
 
 
 def _groups(
   listed: Sequence[tensor_file.TensorEntry], file_bytes: int
 ) -> list[list[tensor_file.TensorEntry]]:
-  """Entries file by file, in order."""
+  """Groups entries by file, in order."""
   groups, size = [[]], 0
   for entry in listed:
     if groups[-1] and size + entry.bytes > file_bytes:
@@ -137,7 +140,7 @@ def _slice(array: Array, start: int | Array, count: int) -> Array:
 
 
 def _on_host(array: Array) -> np.ndarray:
-  """The whole array, wherever its shards lie; all processes must ask for it."""
+  """Gathers a sharded array on the host; all processes must call this."""
   if array.is_fully_addressable:
     return np.asarray(array)
   return multihost_utils.process_allgather(array, tiled=True)

@@ -1,9 +1,11 @@
-"""Safetensors files tensor by tensor: what lies where, seen without reading it, and written as it comes.
+"""Reading and writing of safetensors files one tensor at a time.
 
-The library `safetensors` checks that a file is whole. It maps files from end to end, though, and writes only what is
-complete in memory; here a tensor is mapped alone, and a file grows while its tensors are still being made.
+The library `safetensors` checks that a file is complete. But it maps whole files, and writes only
+what is complete in memory; here each tensor is mapped alone, and a file can be written while its
+tensors are still being computed.
 
-Format: eight bytes of header length (little endian), a JSON header of dtype, shape and offsets by name, the data.
+Format: eight bytes of header length (little endian), a JSON header with dtype, shape and offsets by
+name, the data.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,6 +13,7 @@ import dataclasses
 import json
 import math
 import pathlib
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,12 +23,17 @@ from vr_jax import errors
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 CODES = {name: code for code, name in DTYPES.items()}
-ALIGNMENT = 8  # bytes; the header is filled up with spaces
+ALIGNMENT = 8  # bytes; the header is padded with spaces
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-  """One tensor of a file. `name` is that in the file, `offset` in bytes from its start."""
+  """One tensor of a file.
+
+  name: as in the file.
+  code: dtype in the file's spelling.
+  offset: bytes from the start of the file.
+  """
 
   path: pathlib.Path
   name: str
@@ -35,7 +43,7 @@ class StoredTensor:
 
   @property
   def dtype(self) -> np.dtype:
-    """Raises InputError where it is none that a model is kept in."""
+    """The NumPy dtype. Raises InputError if models are not stored in it."""
     if self.code not in DTYPES:
       raise errors.InputError(
         f"{self.path}: tensor {self.name} is {self.code}, but only {', '.join(DTYPES)} can be read"
@@ -43,14 +51,14 @@ class StoredTensor:
     return jnp.dtype(DTYPES[self.code])
 
   def view(self) -> np.ndarray:
-    """The tensor, read-only, on disk until it is touched; the pages are given back with the array."""
+    """Maps the tensor read-only; it is unmapped with the array."""
     mapped = np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=self.shape)
     return mapped.view(np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-  """A tensor that is to be written."""
+  """A tensor to be written."""
 
   name: str
   dtype: np.dtype
@@ -58,12 +66,12 @@ class TensorEntry:
 
   @property
   def bytes(self) -> int:
-    """Its size in a file."""
+    """Size in the file, in bytes."""
     return math.prod(self.shape) * self.dtype.itemsize
 
 
 def tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
-  """All tensors of a file by name. Raises InputError where the file is damaged or shorter than it says."""
+  """Reads the header of a file. Raises InputError if the file is damaged or truncated."""
   try:
     with safetensors.safe_open(path, framework="np"):
       pass
@@ -86,8 +94,9 @@ def tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
 
 
 def header(entries: Iterable[TensorEntry], metadata: Mapping[str, str]) -> bytes:
-  """The first bytes of a file that holds these tensors, in this order."""
-  fields, offset = {"__metadata__": dict(metadata)}, 0
+  """The first bytes of a file with these tensors in this order."""
+  fields: dict[str, Any] = {"__metadata__": dict(metadata)}
+  offset = 0
   for entry in entries:
     fields[entry.name] = {
       "dtype": CODES[entry.dtype.name],

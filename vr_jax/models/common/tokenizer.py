@@ -1,4 +1,4 @@
-"""Tokenizers: byte-level BPE trained on one's own text, or any read from a file."""
+"""Training of byte-level BPE tokenizers, and loading of any tokenizer from a file."""
 
 from collections.abc import Iterable, Sequence
 import pathlib
@@ -8,8 +8,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from vr_jax import errors
 
-# How text is cut before bytes are merged: contractions, words with one sign before them, single
-# digits, signs, spaces.
+# How text is split before bytes are merged: contractions, words with one preceding character,
+# single digits, punctuation, spaces.
 # Source: tokenizer.json of Qwen2.
 PIECES = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -20,11 +20,10 @@ PIECES = (
 def train_tokenizer(
   texts: Iterable[str], vocab_size: int, *, special_tokens: Sequence[str]
 ) -> tokenizers.Tokenizer:
-  """Learns merges from texts; the same texts in the same order give the same tokenizer.
+  """Trains a tokenizer; the same texts in the same order give the same tokenizer.
 
-  Ids are the 256 bytes, then the merges, then the special tokens. Text too small for `vocab_size`
-  entries gives fewer: size a model by the tokenizer (`ModelFamily.tokenizer_fields`), not by what
-  was asked for.
+  Ids are the 256 bytes, then the merges, then the special tokens. Short texts may give fewer than
+  `vocab_size` entries, so size a model by the tokenizer (`ModelFamily.tokenizer_fields`).
 
   Raises:
     InputError: `vocab_size` leaves no room for bytes and special tokens.
@@ -58,9 +57,8 @@ def load_tokenizer(
   """Reads a tokenizer.json, or the one in a model directory.
 
   Raises:
-    InputError: no such file, not a tokenizer, or one of the special tokens that are `needed` is not
-    in it, so that it is not that of
-      `owner`.
+    InputError: the file is missing or not a tokenizer, or it lacks one of the special tokens in
+      `needed`, so that it is not a tokenizer of `owner`.
   """
   path = pathlib.Path(path)
   path = path / "tokenizer.json" if path.is_dir() else path
@@ -68,7 +66,7 @@ def load_tokenizer(
     raise errors.InputError(f"{path}: no such file; a model directory holds a tokenizer.json")
   try:
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
-  except Exception as error:  # the library raises bare Exception for all that is wrong with a file
+  except Exception as error:  # the library raises bare Exception for any invalid file
     raise errors.InputError(f"{path}: not a tokenizer ({error}); download it again") from error
   for token in needed:
     if tokenizer.token_to_id(token) is None:

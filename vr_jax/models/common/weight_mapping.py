@@ -1,8 +1,7 @@
-"""Which tensors of a Hugging Face file each parameter is, and how layouts are converted.
+"""Mapping between parameters and the tensors of Hugging Face files.
 
-Parameters of all layers are one stacked array here and one tensor a layer there. Matrices are
-[inputs…, outputs…] here
-and [outputs, inputs] there. A family says which names are which (`WeightMapping`).
+Here the parameters of all layers are one stacked array, in a file one tensor a layer. Here matrices
+are [inputs…, outputs…], in a file [outputs, inputs]. A family maps the names (`WeightMapping`).
 """
 
 import abc
@@ -16,16 +15,18 @@ import numpy as np
 
 from vr_jax.models import interface
 
-ROWS = 64  # of a matrix that are turned at a time: a block and its transpose stay in the caches
+ROWS = 64  # rows transposed at a time, so that a block and its transpose stay in CPU caches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slot:
   """The tensors of one parameter.
 
-  names: bare, one a layer, or the only one. shape: of one layer, ours; file_shape: the same in a
-  file. inputs: how many
-  leading axes of ours stand behind the others in a file; 0 where the order is the same.
+  names: bare tensor names, one a layer, or only one.
+  stacked: whether the parameter has a leading layers axis.
+  shape: of one layer of the parameter.
+  file_shape: of one tensor in a file.
+  inputs: how many leading axes of `shape` come last in a file; 0 if the order is the same.
   """
 
   names: tuple[str, ...]
@@ -37,7 +38,7 @@ class Slot:
   def from_file(
     self, tensor: np.ndarray, index: tuple[slice, ...], target: np.ndarray
   ) -> np.ndarray:
-    """Writes the part `index` (of our axes) of a file's tensor into `target`; returns it."""
+    """Writes the slices `index` (in parameter axes) of a file's tensor into `target`."""
     axes = self.shape[self.inputs :], self.shape[: self.inputs]
     source = tensor.reshape(*axes[0], *axes[1])
     source = source[(*index[self.inputs :], *index[: self.inputs])]
@@ -52,7 +53,7 @@ class Slot:
     return target
 
   def to_file(self, values: np.ndarray) -> np.ndarray:
-    """One layer of ours -> the file's tensor."""
+    """Converts one layer of the parameter to the file's tensor."""
     order = (*range(self.inputs, values.ndim), *range(self.inputs))
     return np.ascontiguousarray(values.transpose(order)).reshape(self.file_shape)
 
@@ -60,11 +61,10 @@ class Slot:
 class WeightMapping(abc.ABC):
   """The tensors of a family's parameters.
 
-  names: parameter -> the file's bare tensor name, {} standing for the layer. tables: [vocab, embed]
-  on both sides.
-  merged_inputs: weights whose two leading axes [heads, head_dim] are one in a file. head,
-  embedding: bare names of the output
-  matrix and the token embedding.
+  names: bare tensor name of each parameter, with {} for the layer.
+  tables: parameters that are [vocab, embed] here and in a file.
+  merged_inputs: weights whose two leading axes [heads, head_dim] are one axis in a file.
+  head, embedding: bare names of the output matrix and the token embedding.
   """
 
   names: Mapping[str, str]
@@ -75,25 +75,25 @@ class WeightMapping(abc.ABC):
 
   @abc.abstractmethod
   def bare(self, name: str) -> str:
-    """A tensor's name without the prefixes that come and go between versions."""
+    """Strips the prefixes of a tensor's name that differ between versions of transformers."""
 
   @abc.abstractmethod
   def released(self, name: str) -> str:
-    """A bare name as the releases have it, which every version reads."""
+    """The tensor name in released models, which every version reads, of a bare name."""
 
   @abc.abstractmethod
   def module(self, parameter: str) -> str:
-    """The module of transformers' model that holds a weight, {} standing for the layer."""
+    """The module of transformers' model that has a weight, with {} for the layer."""
 
   def file_shape(
     self, config: interface.ModelConfig, parameter: str, shape: tuple[int, ...]
   ) -> tuple[int, ...] | None:
-    """The shape in a file of a parameter (without layers) that follows no rule; None for others."""
+    """File shape of a parameter (without layers) with a special layout; None for others."""
     del config, parameter, shape
     return None
 
   def inputs(self, parameter: str) -> int:
-    """How many leading axes of a matrix (but that of layers) are its inputs."""
+    """How many leading axes of a matrix, without layers, are its inputs."""
     return 2 if parameter in self.merged_inputs else 1
 
   def slots(
@@ -105,7 +105,7 @@ class WeightMapping(abc.ABC):
     }
 
   def adapter_slots(self, parameter: str, shapes: Sequence[tuple[int, ...]]) -> tuple[Slot, Slot]:
-    """The tensors of a weight's adapter, A then B, in a file of PEFT's.
+    """The tensors of a weight's adapter matrices A and B in a PEFT file.
 
     shapes: of our two matrices, layers included.
     """
@@ -141,25 +141,25 @@ class WeightMapping(abc.ABC):
 
 
 def by_tensor(slots_by_name: Mapping[str, Slot]) -> dict[str, Slot]:
-  """The same by the bare names of the tensors."""
+  """Keys slots by the bare names of their tensors."""
   return {name: slot for slot in slots_by_name.values() for name in slot.names}
 
 
 def flat(params: PyTree) -> dict[str, nnx.Variable]:
-  """Variables by dotted name, in the order of the tree."""
+  """Flattens parameters to variables by dotted name, in tree order."""
   return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(params)}
 
 
 def part(params: PyTree, names: Sequence[str]) -> PyTree:
-  """The parameters of that name, or of what is named."""
-  found = {
+  """Selects the parameters with these names, or in the modules with these names."""
+  selected = {
     name: variable
     for name, variable in flat(params).items()
     if any(f"{name}.".startswith(f"{each}.") for each in names)
   }
-  return unflat(found)
+  return unflat(selected)
 
 
 def unflat(flat_params: Mapping[str, nnx.Variable]) -> PyTree:
-  """The tree of variables by dotted name."""
+  """Inverts `flat`."""
   return nnx.from_flat_state([(tuple(n.split(".")), v) for n, v in flat_params.items()])

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: the network, its processor, and its checkpoints as Hugging Face keeps them."""
+"""Qwen2.5-VL: the network, its processor, and Hugging Face checkpoints."""
 
 from vr_jax.models import family as family_lib
 from vr_jax.models.common import checkpoint, export

@@ -1,6 +1,7 @@
-"""Qwen2.5-VL's chat template, applied to tokens and not to text."""
+"""Qwen2.5-VL's chat template, which builds token ids directly, not text."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from jaxtyping import Bool, Int
 import numpy as np
@@ -9,10 +10,10 @@ import tokenizers
 from vr_jax.models.common import conversation
 
 
-class Template:
-  """The chat template over one tokenizer. Tokens of turns and media come from it alone.
+class ChatTemplate:
+  """The chat template of one tokenizer. Only it adds control tokens of turns and media.
 
-  slack: tokens that a text may make more between the words of the template than alone.
+  slack: at most how many more tokens a text has inside the template than alone.
   """
 
   slack = len("user\n")
@@ -25,10 +26,12 @@ class Template:
   def apply(
     self, turns: Sequence[conversation.Message], media_tokens: Sequence[int], *, open_reply: bool
   ) -> tuple[Int[np.ndarray, "prefix"], Bool[np.ndarray, "prefix"]]:
-    """Tokens of a conversation, and which of them the assistant wrote, ends of turns included.
+    """Tokenizes a conversation; returns its tokens and the mask of those the assistant wrote.
 
-    media_tokens: how many tokens each image or video has, in order.
-    open_reply: ends with the head of the assistant's next turn.
+    The mask includes the ends of the assistant's turns.
+
+    media_tokens: number of tokens of each image or video, in order.
+    open_reply: whether to end with the start of the assistant's next turn.
     """
     counts = iter(media_tokens)
     runs: list[tuple[Sequence[int], bool]] = []
@@ -48,14 +51,17 @@ class Template:
     if open_reply:
       runs.append((self._reply_head, False))
     tokens = np.array([token for run, _ in runs for token in run], np.int32)
-    return tokens, np.repeat([mine for _, mine in runs], [len(run) for run, _ in runs]).astype(bool)
+    return tokens, np.repeat(
+      [written for _, written in runs], [len(run) for run, _ in runs]
+    ).astype(bool)
 
   def continuation(
     self, turns: Sequence[conversation.Message], media_tokens: Sequence[int], *, ended: bool
   ) -> Int[np.ndarray, "suffix"]:
-    """What follows a reply: the end of its turn, these turns, and the head of the next reply.
+    """Tokenizes what follows a reply: the end of its turn, `turns`, the start of the next reply.
 
-    ended: whether the reply wrote the end of its turn itself. media_tokens: as `apply`.
+    media_tokens: as in `apply`.
+    ended: whether the reply itself wrote the end of its turn.
     """
     end = self._newline if ended else [*self._control("<|im_end|>"), *self._newline]
     return np.concatenate(
@@ -63,21 +69,22 @@ class Template:
     )
 
   def text(self, text: str) -> list[int]:
-    """Tokens of text alone; special tokens that it spells are not what they say."""
+    """Tokenizes text; special tokens that it spells are encoded as plain characters."""
     return self._plain.encode(text)
 
   def _text_runs(self, head: str, text: str, ours: bool) -> list[tuple[list[int], bool]]:
-    """Tokens of text that opens with `head`; the rest is the assistant's, if it is `ours`.
+    """Tokenizes text that starts with `head`, split where the assistant's text begins.
 
-    A token that ends the head and begins the rest (a line break before another) belongs to the
-    rest.
+    A token across the boundary (a line break before another) belongs to the text after the head.
+
+    ours: whether the text after the head is the assistant's.
     """
     tokens = self.text(text)
     if not ours:
       return [(tokens, False)]
     pairs = enumerate(zip(tokens, alone := self.text(head), strict=False))
-    cut = next((i for i, (one, other) in pairs if one != other), min(len(tokens), len(alone)))
-    return [(tokens[:cut], False), (tokens[cut:], True)]
+    split = next((i for i, (one, other) in pairs if one != other), min(len(tokens), len(alone)))
+    return [(tokens[:split], False), (tokens[split:], True)]
 
   def _medium(self, part: conversation.Image | conversation.VideoFrames, count: int) -> list[int]:
     pad = "<|image_pad|>" if isinstance(part, conversation.Image) else "<|video_pad|>"
@@ -85,4 +92,4 @@ class Template:
     return [*start, *self._control(pad) * count, *end]
 
   def _control(self, token: str) -> list[int]:
-    return [self._tokenizer.token_to_id(token)]
+    return [cast(int, self._tokenizer.token_to_id(token))]  # load_tokenizer made sure of it

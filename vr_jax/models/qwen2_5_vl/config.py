@@ -31,9 +31,9 @@ class VisionConfig:
   spatial_merge_size: int = 2
   window_size: int = 112  # pixels; side of the square in which window layers attend
   fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
-  tokens_per_second: int = 4  # steps of the temporal rotary position that make one second
+  tokens_per_second: int = 4  # steps of the temporal rotary position in one second
   rope_theta: float = 10000.0
-  # Where text goes on behind a medium: "sides" as transformers from 5.3 on, "largest" as before
+  # Position of text after a medium: "sides" as in transformers since 5.3, "largest" as before
   # (see positions.py).
   rope_after_video: str = "sides"
 
@@ -44,7 +44,7 @@ class VisionConfig:
 
   @property
   def patch_dim(self) -> int:
-    """Numbers in one patch: channels x frames x height x width."""
+    """Size of one patch: channels x frames x height x width."""
     return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
   @property
@@ -54,7 +54,7 @@ class VisionConfig:
 
   @property
   def pixel_factor(self) -> int:
-    """Height and width of a resized frame are multiples of this many pixels."""
+    """Height and width of a resized frame are multiples of this number of pixels."""
     return self.patch_size * self.spatial_merge_size
 
   @property
@@ -76,7 +76,7 @@ class TextConfig:
   rms_norm_eps: float = 1e-6
   rope_theta: float = 1000000.0
   mrope_section: tuple[int, ...] = (16, 24, 24)  # rotary frequencies of time, height, width
-  max_position_embeddings: int = 128000  # tokens of a prompt and its reply
+  max_position_embeddings: int = 128000  # most tokens of a prompt and its reply together
 
   @property
   def head_dim(self) -> int:
@@ -90,14 +90,13 @@ class TextConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-  """A whole model, and how it is computed.
+class Qwen2_5_VLConfig:  # noqa: N801
+  """Sizes of a whole model, and options of its computation.
 
-  dtype: of activations. remat: what of a layer is computed again in the backward pass
-  (rematerialisation.py). attention:
-  its kernel (attention.py), "" for that of the platform. logit_chunk: rows of the vocabulary whose
-  logits an update has
-  in memory at once.
+  dtype: of activations.
+  remat: rematerialisation policy (rematerialisation.py).
+  attention: backend (attention.py); "" for the platform's default.
+  logit_chunk: rows of the vocabulary whose logits an update holds in memory at once.
   """
 
   text: TextConfig
@@ -122,24 +121,24 @@ class Config:
 
   @property
   def hidden_size(self) -> int:
-    """Features of a hidden state of the language model."""
+    """Width of a hidden state of the language model."""
     return self.text.hidden_size
 
   @property
   def max_position_embeddings(self) -> int:
-    """Tokens that a prompt and its reply may have together."""
+    """The most tokens that a prompt and its reply may have together."""
     return self.text.max_position_embeddings
 
   @property
   def architecture(self) -> dict[str, Any]:
-    """What parameters of this config fit: sizes, by name."""
+    """Sizes by name; parameters fit any config with the same ones."""
     sizes = {"text": self.text, "vision": self.vision}
     flat = {f"{part}.{k}": v for part, s in sizes.items() for k, v in vars(s).items()}
     return {**flat, "tie_word_embeddings": self.tie_word_embeddings}
 
   @property
   def tower_fields(self) -> dict[str, Any]:
-    """What features of the same pixels depend on, beside the tower's weights and the dtype."""
+    """Config fields that features depend on, for the key of a feature cache. JSON-able."""
     return {k: v for k, v in vars(self.vision).items() if k != "rope_after_video"}
 
   @property
@@ -149,7 +148,7 @@ class Config:
 
   @property
   def text_sizes(self) -> flops.TextSizes:
-    """What planning asks of the language model."""
+    """Sizes of the language model, for FLOP counts and memory plans."""
     text = self.text
     heads = 2 * text.num_attention_heads + 2 * text.num_key_value_heads
     return flops.TextSizes(
@@ -160,9 +159,9 @@ class Config:
 
   @property
   def vision_shapes(self) -> prompts.VisionShapes:
-    """Patches with their rows, columns and windows in; one array of features out."""
+    """Inputs: patches with their rows, columns and windows. Features: one array."""
     vision = self.vision
-    patch = vision_inputs.Vision(
+    patch = vision_inputs.VisionInputs(
       patches=np.zeros(vision.patch_dim, np.float32),
       rows=np.zeros(2, np.int32),
       window=np.array(-1, np.int32),
@@ -176,14 +175,13 @@ class Config:
     )
 
   @classmethod
-  def from_dict(cls, fields: Mapping[str, Any]) -> "Config":
+  def from_dict(cls, fields: Mapping[str, Any]) -> "Qwen2_5_VLConfig":
     """Builds a config from Hugging Face's fields, flat (releases) or nested (transformers 5).
 
-    Fields of no consequence for the arithmetic (token ids of a generation, versions) are passed
-    over.
+    Fields that don't affect the computation (token ids for generation, versions) are ignored.
 
     Raises:
-      InputError: another `model_type`, a field missing, or sizes that do not fit together.
+      InputError: another `model_type`, a missing field, or contradictory sizes.
     """
     model_type = fields.get("model_type", MODEL_TYPE)
     if model_type != MODEL_TYPE:
@@ -217,8 +215,8 @@ class Config:
     return config
 
 
-def config_fields(config: Config) -> dict[str, Any]:
-  """The config.json of a model that has none yet, as transformers 5 writes it."""
+def config_fields(config: Qwen2_5_VLConfig) -> dict[str, Any]:
+  """Builds the fields of a new config.json, as transformers 5 writes it."""
   text = dataclasses.asdict(config.text)
   rotary = {"rope_theta": text.pop("rope_theta"), "mrope_section": text.pop("mrope_section")}
   named = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
@@ -233,7 +231,7 @@ def config_fields(config: Config) -> dict[str, Any]:
       "initializer_range": config.initializer_range,
       "rope_parameters": {"rope_type": "default", **rotary},
       "tie_word_embeddings": config.tie_word_embeddings,
-      "bos_token_id": None,  # those of the releases would lie outside a small vocabulary
+      "bos_token_id": None,  # the released ids may exceed a small vocabulary
       "eos_token_id": None,
     },
     "vision_config": {
@@ -253,7 +251,7 @@ def _get(fields: Mapping[str, Any], name: str) -> Any:
 
 
 def _build(kind: type, fields: Mapping[str, Any]) -> Any:
-  """Takes the fields that a dataclass has, lists made tuples; those without default must be there."""
+  """Builds a dataclass from its fields; lists become tuples, and other fields are ignored."""
   values = {}
   for field in dataclasses.fields(kind):
     if field.default is dataclasses.MISSING:
@@ -265,15 +263,15 @@ def _build(kind: type, fields: Mapping[str, Any]) -> Any:
 
 
 def _rotary(fields: Mapping[str, Any], *, kinds: tuple[str, ...]) -> dict[str, Any]:
-  """The rotary constants of one half, which old files keep flat and new ones in `rope_parameters`."""
+  """Rotary constants of text or vision: flat in old files, in `rope_parameters` in new ones."""
   rotary = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
   kind = rotary.get("rope_type", rotary.get("type", "default"))
   if kind not in kinds:
     raise errors.InputError(f"rope_type: is {kind!r}, but only {', '.join(kinds)} are supported")
   theta = rotary.get("rope_theta", fields.get("rope_theta"))
   section = rotary.get("mrope_section", fields.get("mrope_section"))
-  found = {"rope_theta": theta, "mrope_section": section}
-  return {name: value for name, value in found.items() if value is not None}
+  constants = {"rope_theta": theta, "mrope_section": section}
+  return {name: value for name, value in constants.items() if value is not None}
 
 
 def _check_activation(fields: Mapping[str, Any], half: str) -> None:
@@ -282,8 +280,8 @@ def _check_activation(fields: Mapping[str, Any], half: str) -> None:
     raise errors.InputError(f"hidden_act: {half} model has {activation!r}, but it must be 'silu'")
 
 
-def _check(config: Config) -> None:
-  """Raises InputError where sizes contradict each other, before they fail deep inside a matrix product."""
+def _check(config: Qwen2_5_VLConfig) -> None:
+  """Raises InputError if sizes contradict each other, before a matrix product fails on them."""
   text, vision = config.text, config.vision
   rules = (
     (config.dtype in DTYPES, f"dtype: is {config.dtype!r}, not one of {', '.join(DTYPES)}"),

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL for the registry."""
+"""The model family of Qwen2.5-VL, for the registry."""
 
 import dataclasses
 
@@ -12,9 +12,9 @@ from vr_jax.models.qwen2_5_vl import flops, hf_mapping, model, presets, processo
 
 
 def with_options(
-  config: config_lib.Config, section: ml_collections.ConfigDict
-) -> config_lib.Config:
-  """A model's sizes with what a recipe's section `model` says of them."""
+  config: config_lib.Qwen2_5_VLConfig, section: ml_collections.ConfigDict
+) -> config_lib.Qwen2_5_VLConfig:
+  """Applies the computation options of a recipe's section `model` to a config."""
   follows = section["rope_after_video"] or config.vision.rope_after_video
   vision = dataclasses.replace(config.vision, rope_after_video=follows)
   fields = {name: section[name] for name in ("dtype", "remat", "attention", "logit_chunk")}
@@ -22,10 +22,12 @@ def with_options(
 
 
 def make_processor(
-  config: config_lib.Config, words: tokenizers.Tokenizer, section: ml_collections.ConfigDict
-) -> processor.Processor:
-  """As a recipe's section `model` asks for it."""
-  return processor.Processor(
+  config: config_lib.Qwen2_5_VLConfig,
+  words: tokenizers.Tokenizer,
+  section: ml_collections.ConfigDict,
+) -> processor.Qwen2_5_VLProcessor:
+  """Makes a processor with the options of a recipe's section `model`."""
+  return processor.Qwen2_5_VLProcessor(
     config,
     words,
     section["min_pixels"],
@@ -37,7 +39,7 @@ def make_processor(
 
 FAMILY = family.ModelFamily(
   model_type=config_lib.MODEL_TYPE,
-  make_config=config_lib.Config.from_dict,
+  make_config=config_lib.Qwen2_5_VLConfig.from_dict,
   with_options=with_options,
   make_model=model.Qwen2_5_VL,
   config_fields=config_lib.config_fields,
@@ -54,8 +56,8 @@ FAMILY = family.ModelFamily(
     "head": ("text.head",),
   },
   lora_targets=lora.Targets(),
-  end_token=processor.Processor.end_of_turn,
-  pad_token=processor.Processor.pad_name,
+  end_token=processor.Qwen2_5_VLProcessor.end_of_turn,
+  pad_token=processor.Qwen2_5_VLProcessor.pad_name,
   template_words=("user\n", "assistant\n"),
   presets=presets.RELEASES,
   token_fields=presets.MEDIA_TOKENS,

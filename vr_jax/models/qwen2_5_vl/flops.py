@@ -1,15 +1,23 @@
-"""FLOPs of Qwen2.5-VL's matrix products, counted from its sizes (see `common.flops`)."""
+"""Counts FLOPs of Qwen2.5-VL's matrix products from its sizes (see `common.flops`)."""
 
 from vr_jax.models.common import flops
 from vr_jax.models.qwen2_5_vl import config as config_lib
 
 
 def forward(
-  config: config_lib.Config, *, frames: int, patches: int, prefix: int, group: int, time: int
+  config: config_lib.Qwen2_5_VLConfig,
+  *,
+  frames: int,
+  patches: int,
+  prefix: int,
+  group: int,
+  time: int,
 ) -> flops.Forward:
-  """Reading one prompt (`frames` temporal patches of `patches` patches, `prefix` tokens) and `group` replies of `time` tokens.
+  """Counts FLOPs of one prompt and its replies; sampling token by token takes the same number.
 
-  Sampling these replies token by token takes the same.
+  frames: temporal patches of the prompt, of `patches` patches each.
+  prefix: tokens of the prompt.
+  group, time: number of replies, and their tokens.
   """
   text = config.text
   own = prefix * time + time * (time + 1) // 2
@@ -22,7 +30,7 @@ def forward(
 
 
 def _layers(text: config_lib.TextConfig, tokens: int, pairs: int) -> float:
-  """All decoder layers over `tokens`, of which `pairs` of query and key see each other."""
+  """FLOPs of all decoder layers over `tokens`. pairs: queries times keys that the mask allows."""
   embed, head_dim = text.hidden_size, text.head_dim
   heads, kv_heads = text.num_attention_heads, text.num_key_value_heads
   weights = embed * head_dim * (2 * heads + 2 * kv_heads) + 3 * embed * text.intermediate_size

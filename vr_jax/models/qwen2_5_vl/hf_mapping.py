@@ -1,8 +1,7 @@
-"""Which tensors of a Hugging Face file each parameter of Qwen2.5-VL is.
+"""The tensors of a Hugging Face file for each parameter of Qwen2.5-VL.
 
-Names are those of the releases (`model.layers…`, `visual…`); newer versions of transformers put
-further prefixes before them,
-which `bare` takes off.
+Names are those of released models (`model.layers…`, `visual…`). Newer versions of transformers add
+prefixes, which `bare` strips.
 """
 
 from vr_jax.models.common import weight_mapping
@@ -10,7 +9,7 @@ from vr_jax.models.qwen2_5_vl import config as config_lib
 
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 
-# Our parameter -> the file's tensor, {} standing for the layer.
+# Our parameter -> the file's tensor, with {} for the layer.
 NAMES = {
   "text.embedding": EMBEDDING,
   "text.head": HEAD,
@@ -46,7 +45,7 @@ NAMES = {
   "vision.merger.out": "visual.merger.mlp.2.weight",
   "vision.merger.out_bias": "visual.merger.mlp.2.bias",
 }
-TABLES = ("text.embedding", "text.head")  # [vocab, embed] on both sides
+TABLES = ("text.embedding", "text.head")  # [vocab, embed] here and in a file
 
 
 class Mapping(weight_mapping.WeightMapping):
@@ -58,22 +57,22 @@ class Mapping(weight_mapping.WeightMapping):
   head, embedding = HEAD, EMBEDDING
 
   def bare(self, name: str) -> str:
-    """Without `model.` and `language_model.`."""
+    """Strips `model.` and `language_model.`."""
     return name.removeprefix("model.").removeprefix("language_model.").removeprefix("model.")
 
   def released(self, name: str) -> str:
-    """With `model.` before what belongs to the language model."""
+    """Adds `model.` to names of the language model."""
     return name if name.startswith(("visual.", "lm_head.")) else f"model.{name}"
 
   def module(self, parameter: str) -> str:
-    """Below `model.visual` or `model.language_model`."""
+    """Adds `model.visual` or `model.language_model`."""
     name = NAMES[parameter].removesuffix(".weight")
     return f"model.{name}" if name.startswith("visual.") else f"model.language_model.{name}"
 
   def file_shape(
-    self, config: config_lib.Config, parameter: str, shape: tuple[int, ...]
+    self, config: config_lib.Qwen2_5_VLConfig, parameter: str, shape: tuple[int, ...]
   ) -> tuple[int, ...] | None:
-    """The patch embedding is a convolution there."""
+    """The patch embedding is a convolution in a file."""
     if parameter != "vision.patch":
       return None
     vision = config.vision

@@ -8,12 +8,12 @@ from vr_jax.models.qwen2_5_vl import config as config_lib
 from vr_jax.models.qwen2_5_vl import text, vision
 
 
-class Qwen2_5_VL(language_model.LanguageModel):  # noqa: N801
-  """See `common.language_model.LanguageModel`."""
+class Qwen2_5_VL(language_model.DecoderLanguageModel):  # noqa: N801
+  """See `common.language_model.DecoderLanguageModel`."""
 
   def __init__(
     self,
-    config: config_lib.Config,
+    config: config_lib.Qwen2_5_VLConfig,
     *,
     rngs: nnx.Rngs,
     layout: layout_lib.Layout = layout_lib.OneDevice(),  # noqa: B008 it is frozen

@@ -1,4 +1,4 @@
-"""From pictures to patches: Qwen2.5-VL's size rule, normalisation and order, on the host."""
+"""Images to patches: Qwen2.5-VL's resizing rule, normalisation and patch order, in NumPy."""
 
 import math
 
@@ -17,10 +17,10 @@ LONGEST_SHAPE = 200
 def smart_resize(
   height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-  """The size (pixels) at which a frame is shown: multiples of `factor`, aspect ratio nearly kept.
+  """Size (pixels) to which a frame is resized: multiples of `factor`, nearly the same aspect ratio.
 
-  Sides are rounded to the nearest multiple; where the area then leaves the budget, both are scaled to it, rounding
-  inwards. A side is never less than `factor`.
+  Sides are rounded to the nearest multiple. If the area is then outside the limits, both sides are
+  scaled to the limit and rounded to its inside. A side is never less than `factor`.
 
   Raises:
     InputError: a frame more than 200 times as long as it is wide.
@@ -49,7 +49,9 @@ def patchify(
 ) -> Float[np.ndarray, "steps patches patch_dim"]:
   """Normalised patches of each temporal patch, in merge order; a last odd frame is repeated.
 
-  Height and width are multiples of `config.pixel_factor`. Numbers of a patch are ordered channel, frame, row, column.
+  A patch is ordered as channel, frame, row, column.
+
+  frames: height and width are multiples of `config.pixel_factor`.
   """
   span, merge, size = config.temporal_patch_size, config.spatial_merge_size, config.patch_size
   missing = -len(frames) % span
@@ -67,7 +69,8 @@ def patchify(
     size,
     3,
   )
-  # steps, block row, block column, row in block, column in block, channel, frame, pixel row, pixel column
+  # steps, block row, block column, row in block, column in block, channel, frame, pixel row,
+  # pixel column
   blocks = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
   per_channel = (3, 1, 1, 1)
   scaled = blocks.astype(np.float32) - (255 * MEAN).reshape(per_channel)

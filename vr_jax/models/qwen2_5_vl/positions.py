@@ -1,7 +1,7 @@
-"""Where tokens stand: multimodal rotary positions of a prompt, and rows, columns and windows of patches.
+"""Positions: multimodal rotary positions of prompts, and rows, columns and windows of patches.
 
-Source: Qwen2.5-VL, arXiv 2502.13923, section 2.1 (absolute time, window attention); rounding and order as in Hugging
-Face transformers (`get_rope_index`, `get_vision_window_index`).
+Source: Qwen2.5-VL, arXiv 2502.13923, section 2.1 (absolute time, window attention); rounding and
+order as in Hugging Face transformers (`get_rope_index`, `get_vision_window_index`).
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,15 @@ from vr_jax.models.qwen2_5_vl import config as config_lib
 def rope_index(
   kind: Int[np.ndarray, "prefix"], grids: Sequence[prompts.Grid], config: config_lib.VisionConfig
 ) -> tuple[Int[np.ndarray, "3 prefix"], int]:
-  """Positions (time, height, width) of every token of a prompt, and that of the first token after it.
+  """Positions (time, height, width) of all tokens of a prompt, and of the next token after it.
 
-  Text counts up on all three axes. A medium starts where text left off; its time counts `tokens_per_second` a
-  second, its height and width count media tokens. Where the text after it goes on is `config.rope_after_video`:
-  "sides", behind its longer side, even where the last times of a long video lie further on; or "largest", behind
-  the largest of all its positions. The reply starts behind the largest position of the prompt.
+  Text counts up on all three axes. A medium starts after the text before it; its time advances by
+  `tokens_per_second` a second, its height and width by one a media token. The position of text
+  after it depends on `config.rope_after_video`: "sides" continues after the longer side, even if
+  the times of a long video reach further; "largest" continues after the largest position of the
+  medium. The reply starts after the largest position of the prompt.
 
-  `grids` are the media in order of appearance; each stands in one unbroken run of its kind.
+  grids: of the media in order; the tokens of each are one contiguous run of its kind.
   """
   positions = np.zeros((3, kind.size), np.int32)
   is_media = np.isin(kind, (records.Kind.IMAGE, records.Kind.VIDEO))
@@ -46,7 +47,10 @@ def rope_index(
 def _grid_positions(
   grid: prompts.Grid, config: config_lib.VisionConfig
 ) -> Int[np.ndarray, "3 tokens"]:
-  """Positions of a medium's tokens from its start. Time is cut to whole steps in float32, as the reference does."""
+  """Positions of a medium's tokens from its start.
+
+  Time is truncated to whole steps in float32, as in the reference.
+  """
   merge = config.spatial_merge_size
   still = grid.kind == records.Kind.IMAGE
   step = 1.0 if still else config.tokens_per_second * np.float32(grid.seconds)
@@ -59,7 +63,7 @@ def _grid_positions(
 def patch_rows(
   height: int, width: int, config: config_lib.VisionConfig
 ) -> Int[np.ndarray, "patches 2"]:
-  """Row and column of each patch of a frame, in merge order: the patches of one media token stand together."""
+  """Row and column of each patch of a frame, in merge order: patches of a token are contiguous."""
   merge = config.spatial_merge_size
   rows, columns = np.divmod(np.arange(height * width, dtype=np.int32), width)
   order = np.arange(height * width).reshape(height // merge, merge, width // merge, merge)
@@ -70,7 +74,7 @@ def patch_rows(
 def patch_windows(
   rows: Int[np.ndarray, "patches 2"], config: config_lib.VisionConfig
 ) -> Int[np.ndarray, "patches"]:
-  """Which attention window of its frame each patch lies in: squares of `window_size` pixels, cut off at the border."""
+  """The attention window of each patch: squares of `window_size` pixels, cut off at the border."""
   window = rows // (config.spatial_merge_size * config.window_tokens)
   across = window[:, 1].max(initial=0) + 1
   return (window[:, 0] * across + window[:, 1]).astype(np.int32)

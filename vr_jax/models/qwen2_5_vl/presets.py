@@ -1,4 +1,4 @@
-"""Sizes of the released Qwen2.5-VL models, as their config.json states them: what can be known without their files.
+"""Sizes of the released Qwen2.5-VL models from their config.json, for use without their files.
 
 Source: config.json of Qwen/Qwen2.5-VL-{3B,7B,72B}-Instruct on Hugging Face.
 """
@@ -40,7 +40,7 @@ def _release(*, vision_mlp: int, tied: bool, **text: int) -> Mapping[str, Any]:
   }
 
 
-# By the name of the release, which is also what its directory is called.
+# By the name of the release, which is also the name of its directory.
 RELEASES: Mapping[str, Mapping[str, Any]] = {
   "Qwen2.5-VL-3B-Instruct": _release(
     vocab_size=151936,

@@ -1,4 +1,4 @@
-"""Encoding for Qwen2.5-VL: its pixel budgets, media tokens and positions."""
+"""The processor of Qwen2.5-VL: its frame sizes, media tokens and positions."""
 
 from collections.abc import Sequence
 import math
@@ -10,6 +10,7 @@ import tokenizers
 from vr_jax import errors, records
 from vr_jax.models.common import processor, prompts
 from vr_jax.models.qwen2_5_vl import chat_template, pixels, positions, vision_inputs
+from vr_jax.models.qwen2_5_vl import config as config_lib
 
 MEDIA_TOKENS = (
   "<|vision_start|>",
@@ -20,16 +21,17 @@ MEDIA_TOKENS = (
 )
 
 
-class Processor(processor.Processor):
-  """See `common.processor.Processor`."""
+class Qwen2_5_VLProcessor(processor.VideoProcessor):  # noqa: N801
+  """See `common.processor.VideoProcessor`."""
 
+  config: config_lib.Qwen2_5_VLConfig
   end_of_turn = "<|im_end|>"
   pad_name = "<|endoftext|>"
   stops = ("<|im_end|>", "<|endoftext|>")
   never_sampled = MEDIA_TOKENS
 
   def special_tokens(self) -> dict[str, int]:
-    """Those of media."""
+    """Special tokens of media and their ids in the config."""
     return {
       "<|image_pad|>": self.config.image_token_id,
       "<|video_pad|>": self.config.video_token_id,
@@ -37,19 +39,19 @@ class Processor(processor.Processor):
       "<|vision_end|>": self.config.vision_end_token_id,
     }
 
-  def make_template(self, tokenizer: tokenizers.Tokenizer) -> chat_template.Template:
-    """That of the releases."""
-    return chat_template.Template(tokenizer)
+  def make_template(self, tokenizer: tokenizers.Tokenizer) -> chat_template.ChatTemplate:
+    """Makes the chat template of the released models."""
+    return chat_template.ChatTemplate(tokenizer)
 
   def kinds(self, tokens: Int[np.ndarray, "prefix"]) -> Int[np.ndarray, "prefix"]:
-    """By the two tokens that stand for pixels."""
+    """Kinds of tokens, by the placeholder tokens of images and videos."""
     kind = np.full(tokens.shape, records.Kind.TEXT, np.int32)
     kind[tokens == self.config.image_token_id] = records.Kind.IMAGE
     kind[tokens == self.config.video_token_id] = records.Kind.VIDEO
     return kind
 
   def grid(self, shape: tuple[int, int, int], seconds: float | None, name: str) -> prompts.Grid:
-    """The grid of a video of this shape, frames `seconds` apart; None: of an image."""
+    """The grid of a video whose frames are `seconds` apart; None: the grid of an image."""
     config = self.config.vision
     count, height, width = shape
     if seconds is not None and not 0 < seconds < math.inf:
@@ -68,33 +70,33 @@ class Processor(processor.Processor):
     )
 
   def frame_size(self, grid: prompts.Grid) -> tuple[int, int]:
-    """Whole patches."""
+    """Height and width (pixels) of a grid."""
     patch = self.config.vision.patch_size
     return grid.height * patch, grid.width * patch
 
   @property
   def patch_shape(self) -> tuple[int, ...]:
-    """Numbers in one row."""
+    """Shape of a flattened patch."""
     return (self.config.vision.patch_dim,)
 
   def patchify(
     self, frames: UInt8[np.ndarray, "images height width 3"]
   ) -> Float[np.ndarray, "frames patches patch_dim"]:
-    """Normalised, in merge order."""
+    """Cuts resized frames into normalised patches, in merge order."""
     return pixels.patchify(frames, self.config.vision)
 
   def frame_inputs(
     self, patches: Float[np.ndarray, "frames patches patch_dim"], grid: prompts.Grid
-  ) -> list[vision_inputs.Vision]:
-    """With rows, columns and windows, which all frames of a grid have in common."""
+  ) -> list[vision_inputs.VisionInputs]:
+    """Adds rows, columns and windows to patches; all frames of a grid share them."""
     config = self.config.vision
     rows = positions.patch_rows(grid.height, grid.width, config)
     window = positions.patch_windows(rows, config)
-    return [vision_inputs.Vision(patches=one, rows=rows, window=window) for one in patches]
+    return [vision_inputs.VisionInputs(patches=one, rows=rows, window=window) for one in patches]
 
   def positions(
     self, kind: Int[np.ndarray, "prefix"], grids: Sequence[prompts.Grid]
   ) -> tuple[Int[np.ndarray, "prefix 3"], int]:
-    """Multimodal rotary."""
+    """Multimodal rotary positions (time, height, width)."""
     places, next_position = positions.rope_index(kind, grids, self.config.vision)
     return np.ascontiguousarray(places.T), next_position

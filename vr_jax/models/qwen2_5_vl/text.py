@@ -12,7 +12,7 @@ from vr_jax.models.common import decoder, layers
 from vr_jax.models.qwen2_5_vl import config as config_lib
 
 
-class Layers(nnx.Module):
+class TextLayers(nnx.Module):
   """Weights of all decoder layers, stacked along a leading layers axis."""
 
   def __init__(self, config: config_lib.TextConfig, *, scale: float, rngs: nnx.Rngs):
@@ -41,24 +41,28 @@ class Layers(nnx.Module):
 
 
 class TextModel(decoder.Decoder):
-  """Token embedding, decoder layers, final norm and output matrix, if it is not tied."""
+  """Token embedding, decoder layers, final norm and, unless tied, output matrix."""
 
-  def __init__(self, config: config_lib.Config, layout: layout_lib.Layout, *, rngs: nnx.Rngs):
+  config: config_lib.Qwen2_5_VLConfig
+
+  def __init__(
+    self, config: config_lib.Qwen2_5_VLConfig, layout: layout_lib.Layout, *, rngs: nnx.Rngs
+  ):
     super().__init__(config, layout)
     text, scale = config.text, config.initializer_range
     shape = (text.vocab_size, text.hidden_size)
     self.embedding = layers.parameter(rngs, ("vocab", "embed"), shape, scale=scale)
-    self.layers = Layers(text, scale=scale, rngs=rngs)
+    self.layers = TextLayers(text, scale=scale, rngs=rngs)
     self.norm = layers.constant(("embed",), (text.hidden_size,), value=1.0)
     if not config.tie_word_embeddings:
       self.head = layers.parameter(rngs, ("vocab", "embed"), shape, scale=scale)
 
   def media_angles(self, positions: Int[Array, "*batch axes"]) -> decoder.Angles:
-    """Of time, height and width."""
+    """Rotary angles of positions in time, height and width."""
     return rotary_angles(jnp.moveaxis(positions, -1, 0), self.config.text)
 
   def text_angles(self, positions: Int[Array, "*batch"]) -> decoder.Angles:
-    """Of text, whose three positions are one."""
+    """Rotary angles of text, whose position is the same on all three axes."""
     return text_angles(positions, self.config.text)
 
   def project_qkv(
@@ -72,7 +76,7 @@ class TextModel(decoder.Decoder):
     Float[Array, "*batch kv_heads head_dim"],
     Float[Array, "*batch kv_heads head_dim"],
   ]:
-    """Rotated queries and keys, and values, of one layer."""
+    """Computes rotated queries, rotated keys, and values of one layer."""
     normed = layers.rms_norm(x, weights["norm1"], epsilon=self.config.text.rms_norm_eps)
     query = self.project(normed, weights, "query") + weights["query_bias"]
     key = self.project(normed, weights, "key") + weights["key_bias"]
@@ -85,22 +89,22 @@ class TextModel(decoder.Decoder):
     mixed: Float[Array, "*batch heads head_dim"],
     weights: dict[str, Array],
   ) -> Float[Array, "*batch embed"]:
-    """What is left of a layer once its values are mixed."""
+    """Output projection and feed-forward block of a layer, with residuals."""
     x = x + self.project(mixed, weights, "out", contract=2)
     normed = layers.rms_norm(x, weights["norm2"], epsilon=self.config.text.rms_norm_eps)
     return x + layers.swiglu(normed, weights, merge=self.layout.merges)
 
   def final_norm(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch embed"]:
-    """Of root mean square."""
+    """Applies the final RMS norm."""
     return layers.rms_norm(x, self.norm[...], epsilon=self.config.text.rms_norm_eps)
 
 
 def rotary_angles(
   positions: Int[Array, "3 *batch"], config: config_lib.TextConfig
 ) -> tuple[Float[Array, "*batch half"], Float[Array, "*batch half"]]:
-  """Cosines and sines of multimodal rotary: each frequency turns with time, height or width.
+  """Cosines and sines of the multimodal rotary embedding.
 
-  `mrope_section` deals the frequencies out to the three axes in turn.
+  `mrope_section` assigns each frequency to time, height or width.
   """
   axis = [i % 3 for i, count in enumerate(config.mrope_section) for _ in range(count)]
   angles = positions[..., None].astype(jnp.float32) * _frequencies(config)
@@ -111,7 +115,7 @@ def rotary_angles(
 def text_angles(
   positions: Int[Array, "*batch"], config: config_lib.TextConfig
 ) -> tuple[Float[Array, "*batch half"], Float[Array, "*batch half"]]:
-  """As `rotary_angles` for text, whose three positions are one."""
+  """Like `rotary_angles` for text, whose position is the same on all three axes."""
   angles = positions[..., None].astype(jnp.float32) * _frequencies(config)
   return layers.cosines_and_sines(angles)
 

@@ -1,7 +1,8 @@
-"""Qwen2.5-VL's tokenizer: byte-level BPE, read from a file or trained on one's own text."""
+"""Qwen2.5-VL's tokenizer: byte-level BPE, loaded from a file or trained on new text."""
 
 from collections.abc import Iterable
 import pathlib
+from typing import cast
 
 import tokenizers
 
@@ -28,22 +29,23 @@ _NEEDED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-  """See `common.tokenizer.train_tokenizer`; ids are in the order of Qwen2.5's."""
+  """See `common.tokenizer.train_tokenizer`; special tokens are ordered as in Qwen2.5."""
   return tokenizer_lib.train_tokenizer(texts, vocab_size, special_tokens=SPECIAL_TOKENS)
 
 
 def load_tokenizer(path: str | pathlib.Path) -> tokenizers.Tokenizer:
-  """Reads a tokenizer.json, or the one in a directory. Raises InputError if it is another's."""
+  """Loads a tokenizer.json, also from a directory; InputError if it is another model's."""
   needed = (*_NEEDED, "<|image_pad|>", "<|video_pad|>")
   return tokenizer_lib.load_tokenizer(path, needed=needed, owner="Qwen2.5-VL")
 
 
 def config_fields(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
-  """What a model's config takes from its tokenizer: `vocab_size` and ids of media tokens."""
-  return {
+  """Config fields that depend on the tokenizer: `vocab_size` and ids of media tokens."""
+  fields = {
     "vocab_size": tokenizer.get_vocab_size(),
     "image_token_id": tokenizer.token_to_id("<|image_pad|>"),
     "video_token_id": tokenizer.token_to_id("<|video_pad|>"),
     "vision_start_token_id": tokenizer.token_to_id("<|vision_start|>"),
     "vision_end_token_id": tokenizer.token_to_id("<|vision_end|>"),
   }
+  return cast(dict[str, int], fields)  # load_tokenizer made sure that it has them all

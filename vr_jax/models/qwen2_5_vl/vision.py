@@ -1,11 +1,13 @@
 """The vision tower of Qwen2.5-VL: patches of pixels to media tokens.
 
-Media come padded, one frame (temporal patch) a row: [prompts, frames, patches, patch_dim]. No layer looks beyond its
-frame, so a frame is one batch entry. Which patches of a frame see each other is said by segments, one number a patch: its
-window, or in the layers with full attention the frame. Attention does not care in which order patches stand, so the
-patches of a window need not be brought together as the reference does.
+Inputs are padded, with one frame (temporal patch) a row: [prompts, frames, patches, patch_dim]. No
+layer attends across frames, so a frame is one batch entry. Segments, one number a patch, define
+which patches of a frame attend to each other: those of its window, or in layers with full attention
+all of the frame. Attention does not depend on the order of patches, so they are not reordered by
+window as in the reference.
 
-Source: Qwen2.5-VL, arXiv 2502.13923, section 2.1.1; Hugging Face transformers for what the paper leaves open.
+Source: Qwen2.5-VL, arXiv 2502.13923, section 2.1.1; Hugging Face transformers for details that the
+paper leaves out.
 """
 
 from flax import nnx
@@ -51,7 +53,7 @@ class Blocks(nnx.Module):
 
 
 class Merger(nnx.Module):
-  """Turns each square of patches into one media token of the language model's width."""
+  """Merges each square of patches into one media token of the language model's width."""
 
   def __init__(self, config: config_lib.VisionConfig, *, scale: float, rngs: nnx.Rngs):
     embed, out = config.hidden_size, config.out_hidden_size
@@ -65,7 +67,7 @@ class Merger(nnx.Module):
   def __call__(
     self, x: Float[Array, "prompts frames patches vision_embed"], *, unit: int, merge: bool
   ) -> Float[Array, "prompts frames tokens embed"]:
-    """Each `unit` consecutive patches make one token. merge: see `layers.project`."""
+    """Merges each `unit` consecutive patches into one token. merge: see `layers.project`."""
     *leading, patches, _ = x.shape
     weights = layers.stack(self, x.dtype)
     normed = layers.rms_norm(x, weights["norm"], epsilon=EPSILON)
@@ -78,7 +80,9 @@ class Merger(nnx.Module):
 class VisionTower(nnx.Module):
   """Patch embedding, transformer blocks, merger."""
 
-  def __init__(self, config: config_lib.Config, layout: layout_lib.Layout, *, rngs: nnx.Rngs):
+  def __init__(
+    self, config: config_lib.Qwen2_5_VLConfig, layout: layout_lib.Layout, *, rngs: nnx.Rngs
+  ):
     self.config, self.layout = config, layout
     self.attention = attention.make(config, layout)
     vision, scale = config.vision, config.initializer_range
@@ -88,10 +92,10 @@ class VisionTower(nnx.Module):
     self.blocks = Blocks(vision, scale=scale, rngs=rngs)
     self.merger = Merger(vision, scale=scale, rngs=rngs)
 
-  def __call__(self, vision: vision_inputs.Vision) -> Float[Array, "prompts media embed"]:
-    """Features of every media token, padding included, in the order of frames, then of patches.
+  def __call__(self, vision: vision_inputs.VisionInputs) -> Float[Array, "prompts media embed"]:
+    """Features of all media tokens, also for padding, ordered by frames, then patches.
 
-    Patches of a frame stand in merge order: each `merge_unit` consecutive ones make one token.
+    Patches of a frame are in merge order: each `merge_unit` consecutive ones become one token.
     """
     prompts, frames, patches, _ = vision.patches.shape
     config, dtype = self.config.vision, jnp.dtype(self.config.dtype)
@@ -112,7 +116,7 @@ class VisionTower(nnx.Module):
   ) -> Float[Array, "prompts frames patches vision_embed"]:
     config = self.config.vision
     cos, sin = rotary_angles(rows, config)
-    frame = jnp.minimum(window, 0)  # 0 for what is there, -1 for padding
+    frame = jnp.minimum(window, 0)  # 0 for patches, -1 for padding
 
     def block(x, inputs):
       weights, full = inputs
@@ -151,7 +155,7 @@ class VisionTower(nnx.Module):
 def rotary_angles(
   rows: Int[Array, "*batch 2"], config: config_lib.VisionConfig
 ) -> tuple[Float[Array, "*batch half"], Float[Array, "*batch half"]]:
-  """Cosines and sines: a quarter of a head's features turns with the row, a quarter with the column."""
+  """Cosines and sines of the rotary embedding: half of the frequencies each for row and column."""
   quarter = config.head_dim // 4
   frequency = 1.0 / config.rope_theta ** (jnp.arange(quarter, dtype=jnp.float32) / quarter)
   angles = rows[..., None].astype(jnp.float32) * frequency

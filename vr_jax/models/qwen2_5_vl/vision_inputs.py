@@ -1,4 +1,4 @@
-"""What the vision tower of Qwen2.5-VL reads."""
+"""Inputs of the vision tower of Qwen2.5-VL."""
 
 import dataclasses
 import typing
@@ -11,10 +11,11 @@ import numpy as np
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check  # tree transformations rebuild it with other leaves, or those of one patch
-class Vision:
-  """Media of the prompts as the tower takes them; a place that holds nothing has window -1.
+class VisionInputs:
+  """Patches of all media of the prompts; padding has window -1.
 
-  rows: row and column of the patch in its frame. window: patches of one attend to each other.
+  rows: row and column of each patch in its frame.
+  window: attention window of each patch; patches of one window attend to each other.
   """
 
   patches: Float[Array | np.ndarray, "prompts frames patches patch_dim"]
