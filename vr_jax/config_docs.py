@@ -123,25 +123,28 @@ def page() -> str:
 
 
 def _lines() -> Iterator[str]:
-  yield from _section("Run", "", config_fields.RunConfig)
+  yield from _section("config", config_fields.RunConfig)
   for name, cls in _sections():
-    yield from _section(f"config.{name}", f"{name}.", cls)
-  for name, environment in registry.ENVIRONMENTS.items():
-    yield from _section(f"config.env of {name}", "env.", environment)
+    yield from _section(f"config.{name}", cls, prefix=f"{name}.")
+  for name, cls in registry.ENVIRONMENTS.items():
+    about = f"Fields of the environment {cls.__name__} ({cls.__module__.replace('.', '/')}.py)."
+    yield from _section(f"config.env of {name}", cls, prefix="env.", about=about)
 
 
 def _sections() -> Iterator[tuple[str, type]]:
   """Names and classes of all sections, those of every recipe first."""
   hints = typing.get_type_hints(config_fields.RunConfig)
-  yield from ((name, cls) for name, cls in hints.items() if dataclasses.is_dataclass(cls))
+  for name, cls in hints.items():
+    if dataclasses.is_dataclass(cls) and isinstance(cls, type):
+      yield name, cls
   yield from optional_sections.OPTIONAL.items()
 
 
-def _section(title: str, prefix: str, cls: type) -> Iterator[str]:
-  """A heading, the first line of the class's docstring, and a table of the fields."""
+def _section(title: str, cls: type, *, prefix: str = "", about: str = "") -> Iterator[str]:
+  """A heading, a sentence (`about`, or the docstring of the class), and a table of the fields."""
   whole_run = cls is config_fields.RunConfig
   yield f"## {title}\n"
-  yield f"{(inspect.getdoc(cls) or '').splitlines()[0]}\n"
+  yield f"{about or inspect.getdoc(cls)}\n"
   yield "| field | type | default | meaning | TRL | verl |\n|---|---|---|---|---|---|"
   for field in schema.fields(cls, prefix):
     if not whole_run or "." not in field.name:  # the sections have tables of their own
