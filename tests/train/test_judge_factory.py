@@ -213,12 +213,12 @@ def test_what_several_workers_can_not_share_is_refused(changes, workers, said):
 
 
 def test_workers_share_what_an_endpoint_is_asked_at_a_time_and_a_minute(tmp_path, monkeypatch):
-  def build(section, cache):
+  def make_judge(section, cache):
     asked.append((section.in_flight, section.requests_per_minute))
     raise errors.InputError("enough")
 
   asked, chunk = [], trace_store.TraceChunk(split="train", number=0, indices=(0,))
-  monkeypatch.setattr(judge_factory, "build", build)
+  monkeypatch.setattr(judge_factory, "make_judge", make_judge)
   made = nano.config(
     "configs/videop2r.py",
     traces__workers=5,

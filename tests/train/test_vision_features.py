@@ -159,7 +159,7 @@ def test_what_another_process_with_the_same_rows_misses_is_made_here_too(
     of_other = np.concatenate([lost, own[len(lost) :]])  # in the same buckets
     return np.stack([own, of_other])
 
-  monkeypatch.setattr(vision_features.processes, "gathered", with_other)
+  monkeypatch.setattr(vision_features.processes, "all_gather", with_other)
   monkeypatch.setattr(
     batching.BatchBuilder, "read", functools.partialmethod(_whole_batches, read=READ)
   )
@@ -176,7 +176,7 @@ def test_a_batch_takes_the_buckets_of_the_process_whose_prompts_are_longest(
   own = next(context.builder.read("train", 4, repeat=False))
   expected = vision_features.prompt_with_features(context, params, own, None).prompt
   larger = np.array([96, own.sizes.frames, own.sizes.patches])
-  monkeypatch.setattr(vision_features.processes, "gathered", lambda own: np.stack([own, larger]))
+  monkeypatch.setattr(vision_features.processes, "all_gather", lambda own: np.stack([own, larger]))
   fed = vision_features.prompt_with_features(context, params, own, None)
   found = fed.prompt
   assert fed.batch.sizes.prefix == fed.batch.prompt.tokens.shape[1] == 96
