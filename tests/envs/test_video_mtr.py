@@ -44,12 +44,19 @@ def _task(**changes):
   return video_mtr.VideoMTR(**{**fields, **changes})
 
 
+def _observe(task, pool, replies) -> environment.Observation:
+  """The turn after these replies, which must not end the episode."""
+  shown = task.observe(EXAMPLE, pool, replies)
+  assert shown is not None
+  return shown
+
+
 def _texts(seen):
   return "".join(part for part in seen.parts if isinstance(part, str))
 
 
 def test_the_first_turn_shows_half_of_the_budget_over_the_whole_pool():
-  seen = _task().observe(EXAMPLE, 64, ())
+  seen = _observe(_task(), 64, ())
   assert seen.frames == (0, 9, 18, 27, 36, 45, 54, 63)
   assert seen.parts[:4] == (
     "Turn 1 of 3. Frames out of 0 to 63:\nframe_idx:0, ",
@@ -58,36 +65,36 @@ def test_the_first_turn_shows_half_of_the_budget_over_the_whole_pool():
     9,
   )
   assert seen.parts[-1] == "\nWhich colour?\nA. red\nB. green\nLook or answer."
-  assert seen.parts[-1].removeprefix("\n") == _task().question(EXAMPLE)
+  assert seen.texts[-1].removeprefix("\n") == _task().question(EXAMPLE)
 
 
 def test_every_frame_comes_right_after_its_index():
-  parts = _task().observe(EXAMPLE, 64, [look(3, 40)]).parts
+  parts = _observe(_task(), 64, [look(3, 40)]).parts
   for before, part in itertools.pairwise(parts):
     if isinstance(part, int):
-      assert before.endswith(f"frame_idx:{part}, ")
+      assert isinstance(before, str) and before.endswith(f"frame_idx:{part}, ")
 
 
 def test_a_retrieval_shows_at_most_a_quarter_of_the_budget_from_its_interval():
   task = _task()
-  assert task.observe(EXAMPLE, 64, [look(10, 40)]).frames == (10, 20, 30, 40)
-  assert task.observe(EXAMPLE, 64, [look(10, 11)]).frames == (10, 11)
-  assert task.observe(EXAMPLE, 64, [look(10, 40), look(63, 63)]).frames == (63,)
+  assert _observe(task, 64, [look(10, 40)]).frames == (10, 20, 30, 40)
+  assert _observe(task, 64, [look(10, 11)]).frames == (10, 11)
+  assert _observe(task, 64, [look(10, 40), look(63, 63)]).frames == (63,)
 
 
 def test_the_last_turn_asks_for_an_answer():
   task = _task()
-  assert "Look or answer." in _texts(task.observe(EXAMPLE, 64, [look(0, 1)]))
-  last = _texts(task.observe(EXAMPLE, 64, [look(0, 1)] * 2))
+  assert "Look or answer." in _texts(_observe(task, 64, [look(0, 1)]))
+  last = _texts(_observe(task, 64, [look(0, 1)] * 2))
   assert "Answer now." in last and "Look" not in last
 
 
 def test_an_invalid_reply_costs_a_turn_and_shows_no_frames():
   task = _task()
-  assert task.observe(EXAMPLE, 64, [JUNK]).parts == (RETHINK,)
-  assert task.observe(EXAMPLE, 64, [JUNK, JUNK]).frames == ()
+  assert _observe(task, 64, [JUNK]).parts == (RETHINK,)
+  assert _observe(task, 64, [JUNK, JUNK]).frames == ()
   assert task.observe(EXAMPLE, 64, [JUNK] * 3) is None
-  assert task.observe(EXAMPLE, 64, [JUNK, look(1, 2)]).frames == (1, 2)
+  assert _observe(task, 64, [JUNK, look(1, 2)]).frames == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +107,7 @@ def test_an_invalid_reply_costs_a_turn_and_shows_no_frames():
   ],
 )
 def test_as_an_option_it_is_told_what_was_wrong_and_asked_again(reply, says):
-  seen = _task(on_invalid_action="explain").observe(EXAMPLE, 64, [reply])
+  seen = _observe(_task(on_invalid_action="explain"), 64, [reply])
   assert seen.frames == () and says in _texts(seen) and "Which colour?" in _texts(seen)
 
 
@@ -114,7 +121,7 @@ def test_an_episode_ends_with_an_answer_and_with_the_last_turn():
 
 def test_with_one_turn_the_whole_budget_is_shown_and_an_answer_asked_for():
   task = _task(turns=1)
-  seen = task.observe(EXAMPLE, 64, ())
+  seen = _observe(task, 64, ())
   assert len(seen.frames) == 16 and "Answer now." in _texts(seen)
   assert task.question(EXAMPLE).endswith("Answer now.")
   assert task.observe(EXAMPLE, 64, [look(0, 1)]) is None
@@ -123,15 +130,14 @@ def test_with_one_turn_the_whole_budget_is_shown_and_an_answer_asked_for():
 @pytest.mark.parametrize("pool", [1, 2, 5])
 def test_a_pool_smaller_than_the_budget_is_shown_once_each(pool):
   task = _task()
-  assert task.observe(EXAMPLE, pool, ()).frames == tuple(range(pool))
-  assert task.observe(EXAMPLE, pool, [look(0, pool - 1)]).frames == retrieval_actions.spread(
-    0, pool - 1, 4
-  )
-  assert task.observe(EXAMPLE, pool, [look(0, pool)]).frames == ()
+  assert _observe(task, pool, ()).frames == tuple(range(pool))
+  again = _observe(task, pool, [look(0, pool - 1)])
+  assert again.frames == retrieval_actions.spread(0, pool - 1, 4)
+  assert _observe(task, pool, [look(0, pool)]).frames == ()
 
 
 def test_no_text_of_an_episode_is_left_out_where_there_is_no_instruction():
-  seen = _task(instruction="", last_instruction="").observe(EXAMPLE, 1, ())
+  seen = _observe(_task(instruction="", last_instruction=""), 1, ())
   assert seen.parts[-1] == "\nWhich colour?\nA. red\nB. green"
 
 

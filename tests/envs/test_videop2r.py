@@ -1,4 +1,7 @@
-"""VideoP2R: a reply taken apart, and what its two segments earn. The judge here says yes to observations with "seen"."""
+"""VideoP2R: parsing of replies, and the rewards of the two segments.
+
+The judge here accepts observations with the word "seen".
+"""
 
 import json
 import random
@@ -179,9 +182,10 @@ def test_without_a_verdict_there_is_no_perception_reward_and_it_is_not_zero_by_a
 
 
 def test_the_judge_is_asked_about_observations_that_say_something():
-  task = _task()
+  judge = ScriptedJudge()
+  task = _task(judge=judge)
   task.score([EXAMPLE], _said(RIGHT, reply(observation=" "), NO_TAGS))
-  assert task.judge.asked == [SEEN]
+  assert judge.asked == [SEEN]
   assert task.counts() == {"judge/asked": 1.0}
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# Shape, and lengths of the replies: padding, single tokens, replies and groups without any, and nothing at all.
+# Shape, and lengths of replies. There are padding, single tokens, and empty replies and groups.
 SHAPES = {
   "one token": ((1, 1, 1), [[1]]),
   "odd": ((3, 5, 7), [[7, 3, 1, 0, 5], [0, 0, 0, 0, 0], [2, 7, 6, 1, 1]]),

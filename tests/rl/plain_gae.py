@@ -1,10 +1,13 @@
-"""Bi-level GAE of one row at a time, as loops written from the formulas of the paper and its code (float64)."""
+"""Bi-level GAE of one row at a time, as loops after the formulas of paper and code, float64."""
 
 import numpy as np
 
 
 def episodes(rng, shape, turns):
-  """Rows of turns: observation tokens, then the model's, some turns without any; padded. (turn, mask)"""
+  """Random episodes as (turn, mask): each turn has observation tokens, then the model's, or none.
+
+  Rows are padded.
+  """
   turn, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
   for row in np.ndindex(*shape[:2]):
     place = 0
@@ -36,9 +39,9 @@ def placed(process, answer, turn, mask, gamma_turn, placement):
 
 
 def reference(rewards, values, turn, mask, gamma_turn, gamma_token, gae_lambda):
-  """One row's advantages: the turn pass replaces the rewards at the ends of turns, then the token pass runs.
+  """The advantages of one row: the turn pass replaces rewards at ends, then the token pass.
 
-  gamma_turn: 0 where the answer is placed at every end, and turns are episodes of their own.
+  gamma_turn: 0 if the answer is placed at every end, so that turns are episodes of their own.
   """
   ends, rewards = ends_of(turn, mask), rewards.astype(np.float64).copy()
   returns, advantage = {}, 0.0

@@ -1,4 +1,4 @@
-"""The policy loss token by token in NumPy, in double precision: what the tests of `vr_jax/rl/loss.py` compare with."""
+"""The policy loss token by token in NumPy, in double precision: a reference for tests."""
 
 import numpy as np
 
@@ -27,7 +27,10 @@ def token_losses(
   dual=None,
   weights_at=None,
 ):
-  """What each token costs, 0 outside the mask. weights_at: log-probs that CISPO's weights, constants, are computed at."""
+  """The loss of each token; 0 outside the mask.
+
+  weights_at: log-probs from which CISPO's weights, which are constants, are computed.
+  """
   at = log_probs if objective == "clip" or weights_at is None else weights_at
   ratios = np.exp(log_ratios(np.float64(at), np.float64(old), mask, level))
   losses = np.zeros(mask.shape)
@@ -58,7 +61,7 @@ def aggregated(losses, mask, aggregation, constant_length=7):
 
 def numerical_gradient(function, at, step=1e-6):
   """Central differences of a function of one array, in double precision."""
-  at = np.float64(at)
+  at = np.asarray(at, np.float64)
   gradient = np.zeros(at.shape)
   for place in np.ndindex(at.shape):
     moved = at.copy()

@@ -1,4 +1,4 @@
-"""Bi-level GAE against the formulas of the paper and its code as loops in NumPy (float64); tolerance 1e-5."""
+"""Bi-level GAE against loops in NumPy after paper and code, float64; tolerance 1e-5."""
 
 import functools
 
@@ -97,10 +97,11 @@ def test_an_answer_is_placed_at_every_end_discounted_or_at_the_last_alone():
   mask = jnp.array([[[1, 1, 1, 0, 1, 0]]], bool)
   process, answer = jnp.array([[[0.5, 0.1, 0.2]]]), jnp.array([[1.0]])
   ends = gae.turn_ends(turn, mask)
-  for placement, expected in [
+  cases: list[tuple[gae.Placement, list[float]]] = [
     ("every", [0, 0.5 + 0.81, 0.1 + 0.9, 0, 1.2, 0]),
     ("last", [0, 0.5, 0.1, 0, 1.2, 0]),
-  ]:
+  ]
+  for placement, expected in cases:
     rewards = gae.token_rewards(process, answer, turn, ends, gamma_turn=0.9, placement=placement)
     np.testing.assert_allclose(rewards[0, 0], expected, atol=1e-6)
 

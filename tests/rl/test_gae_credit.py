@@ -42,7 +42,7 @@ def test_credit_is_bi_level_gae_of_the_scores_and_the_penalty_and_skips_turns_wi
   credit = gae.make_credit(section, answer_reward="accuracy")
   found = credit(scores, rollout, values, reference if beta else None)
   advantages, returns, metrics = jax.tree.map(np.asarray, found)
-  counted = np.take_along_axis(scores.valid, rollout.turn, axis=2)
+  counted = np.take_along_axis(np.asarray(scores.valid), np.asarray(rollout.turn), axis=2)
   mask = counted & (rollout.kind == records.Kind.MODEL)
   expected = np.zeros(mask.shape)
   answers = np.where(scores.valid, scores.rewards["accuracy"], 0)

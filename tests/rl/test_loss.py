@@ -1,4 +1,4 @@
-"""The policy loss against the formulas written out in NumPy, in the settings of the papers and of TRL."""
+"""The policy loss against formulas written out in NumPy, with the settings of papers and of TRL."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def batch():
   }
 
 
-def _loss(batch, aggregation="sequence_mean", **options):
+def _loss(batch, aggregation: loss_lib.Aggregation = "sequence_mean", **options):
   settings = {"clip_epsilon_low": 0.2, "clip_epsilon_high": 0.2, **options}
   weights = loss_lib.token_weights(jnp.asarray(batch["mask"]), aggregation, constant_length=7)
   return loss_lib.policy_loss(
@@ -121,7 +121,7 @@ def test_no_sampled_token_at_all_gives_zero_loss(batch):
 
 
 def test_the_loss_equals_that_of_trl_in_its_common_settings(batch):
-  """TRL's GRPOTrainer, loss_type "grpo", beta 0.04: its lines written out (trl 1.16, _compute_loss)."""
+  """The loss of TRL's GRPOTrainer, loss_type "grpo", beta 0.04 (trl 1.16, _compute_loss)."""
   coef_1 = np.exp(batch["log_probs"] - batch["old"])
   coef_2 = np.clip(coef_1, 1 - 0.2, 1 + 0.2)
   per_token = -np.minimum(coef_1 * batch["advantages"], coef_2 * batch["advantages"])

@@ -1,4 +1,7 @@
-"""Sequence-level ratios, CISPO and dual clip against loops in NumPy: values, counts, gradients, micro-batches."""
+"""Sequence-level ratios, CISPO and dual clip against loops in NumPy.
+
+Compared are values, counts, gradients and micro-batches.
+"""
 
 import functools
 
@@ -25,7 +28,9 @@ OPTIONS = {
 AGGREGATIONS = ("sequence_mean", "token_mean", "constant_length")
 
 
-def computed(batch, options, aggregation="sequence_mean", *, log_probs=None, **more):
+def computed(
+  batch, options, aggregation: loss_lib.Aggregation = "sequence_mean", *, log_probs=None, **more
+):
   mask = jnp.asarray(batch["mask"])
   weights = loss_lib.token_weights(mask, aggregation, constant_length=7)
   return loss_lib.policy_loss(
@@ -98,7 +103,7 @@ def test_cispo_counts_every_weight_that_is_clipped_whatever_the_advantage():
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_gradient_is_that_of_finite_differences_of_the_formula(name, aggregation):
-  """With one advantage for a reply, of which GSPO speaks; CISPO's weights stay those of the point."""
+  """All tokens of a reply have one advantage, as in GSPO; CISPO's weights stay constant."""
   options, plain = OPTIONS[name]
   batch = batches.batch("odd", seed=4, by_reply=True)
 

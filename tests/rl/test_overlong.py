@@ -24,7 +24,7 @@ def scores(segments):
 
 
 def segment_of(*replies):
-  """[1, replies, 12]: the segment of each token, from how many tokens each segment of a reply has."""
+  """The segment of each token, [1, replies, 12], from the lengths of each reply's segments."""
   found = np.full((1, len(replies), 12), -1, np.int32)
   for row, counts in enumerate(replies):
     tokens = np.repeat(np.arange(len(counts)), counts)
@@ -38,7 +38,7 @@ def segment_of(*replies):
 )
 def test_the_penalty_is_that_of_the_equation(tokens, expected):
   penalty = overlong.overlong_penalty(np.array([tokens]), max_tokens=10, buffer=4)
-  np.testing.assert_array_equal(penalty, np.float32([expected]))
+  np.testing.assert_array_equal(penalty, np.array([expected], np.float32))
   assert penalty.dtype == np.float32
 
 

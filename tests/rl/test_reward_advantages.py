@@ -76,7 +76,10 @@ def test_a_group_whose_rewards_differ_by_less_than_the_floor_has_no_advantage(
 
 
 def _scores(seed, shape=(4, 5, 3)):
-  """Random totals, of which some are not valid: of a reply, of a whole group, and all but one of a group."""
+  """Random totals, some of them not valid.
+
+  One group has no valid entry, another only one valid reply.
+  """
   rng = np.random.default_rng(seed)
   total = rng.normal(size=shape).astype(np.float32)
   valid = rng.random(shape) < 0.8
@@ -110,7 +113,7 @@ def test_advantages_are_rewards_that_count_together_less_their_baseline(
     actual, signal = advantages_lib.segment_advantages(
       scores, credit=credit, baseline=baseline, normalize_by_std=normalize_by_std
     )
-    total, valid = np.float64(scores.total), np.asarray(scores.valid)
+    total, valid = np.asarray(scores.total, np.float64), np.asarray(scores.valid)
     for prompt, segment in np.ndindex(total.shape[0], total.shape[2]):
       pairs = [_combined(total[prompt, i], valid[prompt, i], credit) for i in range(5)]
       known = [float(r[segment]) for r, v in pairs if v[segment]]

@@ -1,4 +1,4 @@
-"""The options of loss and advantages against TRL's own trainers, live: the trainers compute, from log-probs and rewards that are given.
+"""The options of loss and advantages against TRL's trainers, which compute from given log-probs.
 
 Tolerance: 1e-5 relative, both in single precision.
 """
@@ -26,7 +26,10 @@ WORDS = ("<pad>", "<eos>", *"abcdef")
 
 @pytest.fixture(scope="module")
 def make_trainer(tmp_path_factory):
-  """make(kind, config, rewards=None, **settings): a trainer of TRL with a network of one small layer."""
+  """A function that makes a trainer of TRL with a network of one small layer.
+
+  make(kind, config, rewards=None, **settings)
+  """
 
   def make(kind, config, rewards=None, **settings):
     vocabulary = {word: number for number, word in enumerate(WORDS)}
@@ -74,7 +77,7 @@ def trainer(make_trainer):
   return trainer
 
 
-# Settings of TRL, and the same of `policy_loss`. CISPO's `epsilon_high` is the largest weight itself.
+# Settings of TRL, and the same ones of `policy_loss`. CISPO's `epsilon_high` is the largest weight.
 LOSSES = {
   "grpo": ({"loss_type": "grpo"}, "sequence_mean", {}),
   "gspo": (
@@ -134,7 +137,10 @@ def _losses_of_trl(trainer, monkeypatch, batch, settings):
 
 
 def _without_empty_replies(batch):
-  """The rows of a batch that hold a token, as groups of one: TRL never sees others, and counts them as replies of loss 0."""
+  """The rows of a batch that have a token, as groups of one.
+
+  TRL's trainers never get empty replies, and would count them as replies with loss 0.
+  """
   rows = {name: value.reshape(-1, 1, value.shape[-1]) for name, value in batch.items()}
   return {name: value[rows["mask"].any(-1)[:, 0]] for name, value in rows.items()}
 
@@ -202,7 +208,8 @@ def test_the_penalty_of_length_is_that_of_trl(longest, buffer):
   from trl import rewards
 
   lengths = np.arange(15)
-  expected = rewards.get_soft_overlong_punishment(longest, buffer)([[0] * n for n in lengths])
+  penalty = rewards.get_soft_overlong_punishment  # pyright: ignore[reportPrivateImportUsage]  # lazy
+  expected = penalty(longest, buffer)([[0] * n for n in lengths])
   actual = overlong.overlong_penalty(lengths, max_tokens=longest, buffer=buffer)
   np.testing.assert_allclose(actual, expected, rtol=1e-6)
   assert {-1.0, 0.0} <= set(expected)

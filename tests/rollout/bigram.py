@@ -1,4 +1,4 @@
-"""A model whose next token depends on the last one alone: what the sampler does with it can be worked out by hand."""
+"""A model whose next token depends on the last one alone; its samples can be derived by hand."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A small network and an environment that answers whatever is said with words and pictures drawn from it."""
+"""A small network, and an environment whose observations are random functions of the replies."""
 
 import dataclasses
 import threading
@@ -32,6 +32,7 @@ SIZES = dataclasses.replace(
 CONFIG = workload.model_config(SIZES)
 PROCESSOR = processor.Qwen2_5_VLProcessor(CONFIG, workload.BYTES, 28 * 28, 56 * 56, system="")
 END = workload.BYTES.token_to_id("<|im_end|>")
+assert END is not None
 STOPS = (END, *range(40, 80))  # many, so that replies are ragged
 ALLOWED = jnp.arange(SIZES.vocabulary) < 256
 ALLOWED = ALLOWED.at[END].set(True)
@@ -78,7 +79,10 @@ def decoding(**changes) -> sampler.Decoding:
 
 
 class Pool:
-  """So many frames of one colour each, `step` brighter than the one before; asked: what was read, a tuple each time."""
+  """`count` frames of one colour each, every one `step` brighter than the one before.
+
+  asked: the frames that were read, a tuple for each call.
+  """
 
   def __init__(self, count: int, step: int):
     self.count, self.step, self.asked = count, step, []
@@ -93,9 +97,11 @@ class Pool:
 
 
 class Chat:
-  """What it shows, and when an episode ends, follows from prompt, member and replies alone; how long it takes does not.
+  """Turns that depend on the prompt, the index in the group and the replies, but not on time.
 
-  threads: names of those that it was asked on; slow: seconds that every third answer takes; first: number of its first prompt.
+  threads: names of the threads that called `observe`.
+  slow: seconds that every third observation takes.
+  first: index of the first prompt.
   """
 
   axes = PROCESSOR.axes

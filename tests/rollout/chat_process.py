@@ -5,6 +5,7 @@ python -m tests.rollout.chat_process <coordinator host:port> <processes> <index>
 
 from concurrent import futures
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +40,8 @@ def main() -> None:
   arrays |= {
     name: getattr(rollout.episode_inputs, name) for name in ("positions", "media_index", "media")
   }
-  np.savez(sys.argv[4], **{name: mesh_lib.local_rows(x) for name, x in arrays.items()})
+  local: dict[str, Any] = {name: mesh_lib.local_rows(x) for name, x in arrays.items()}
+  np.savez(sys.argv[4], **local)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Nothing compiles twice: over batches of all lengths, a program is compiled once for each bucket."""
+"""No program is compiled twice: batches of all lengths compile one program for each bucket."""
 
 import logging
 import random

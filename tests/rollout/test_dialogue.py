@@ -1,4 +1,4 @@
-"""An environment's texts and frames as what a model reads: opening, turn by turn, and a whole conversation at once."""
+"""Texts and frames of an environment, encoded turn by turn or as a whole conversation."""
 
 import numpy as np
 
@@ -36,6 +36,13 @@ def _host(pool=None):
   return dialogue.Dialogue(environment=TASK, processor=chat.PROCESSOR, scenes=[scene])
 
 
+def _observe(host, *replies) -> prompts.EncodedPrompt:
+  """The turn after these replies (token ids), which must not end the episode."""
+  shown = host.observe(0, 0, replies)
+  assert shown is not None
+  return shown
+
+
 def _ids(text):
   return tuple(chat.PROCESSOR.encode_reply(text))
 
@@ -45,14 +52,14 @@ def test_only_the_frames_that_a_turn_shows_are_read():
   host = _host(pool)
   host.prompt(0)
   assert pool.asked == [(0, 5, 10, 15)]
-  shown = host.observe(0, 0, (_ids(LOOK),))
+  shown = _observe(host, _ids(LOOK))
   assert pool.asked == [(0, 5, 10, 15), (10, 13)]
   assert len(shown.frames) == 2
   assert shown.name == "q1, turn 2"
 
 
 def test_pixels_stand_where_their_index_is_said():
-  shown = _host().observe(0, 0, (_ids(LOOK),))
+  shown = _observe(_host(), _ids(LOOK))
   firsts = [float(frame.vision.patches.mean()) for frame in shown.frames]
   alone = _host().prompt(0)
   tenth = float(alone.frames[2].vision.patches.mean())
@@ -64,7 +71,7 @@ def test_pixels_stand_where_their_index_is_said():
 def test_an_answer_ends_an_episode_and_junk_does_not():
   host = _host()
   assert host.observe(0, 0, (_ids("<think></think><answer>A</answer>"),)) is None
-  again = host.observe(0, 0, (_ids("well"),))
+  again = _observe(host, _ids("well"))
   assert not again.frames and again.next_position == len(again.tokens)
 
 
@@ -72,8 +79,8 @@ def test_a_conversation_in_one_piece_is_that_of_its_turns():
   host, said = _host(), (_ids(LOOK), _ids("well"))
   whole = host.prompt(0, [LOOK, "well"])
   reply = [chat.PROCESSOR.join(np.array(ids, np.int32), [], []) for ids in said]
-  parts = [host.prompt(0), reply[0], host.observe(0, 0, said[:1]), reply[1]]
-  expected = prompts.join([*parts, host.observe(0, 0, said)], name="q1")
+  parts = [host.prompt(0), reply[0], _observe(host, said[0]), reply[1]]
+  expected = prompts.join([*parts, _observe(host, *said)], name="q1")
   for field in ("tokens", "kind", "positions"):
     np.testing.assert_array_equal(getattr(whole, field), getattr(expected, field))
   assert len(whole.frames) == 6 and whole.next_position == expected.next_position

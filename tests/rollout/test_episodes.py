@@ -1,4 +1,4 @@
-"""Rollouts of several turns: the same episodes however they are played, and with the log-probs of one forward over each."""
+"""Rollouts of several turns: independent of how they are played; log-probs of one forward pass."""
 
 from concurrent import futures
 import dataclasses
@@ -126,7 +126,10 @@ def _plain(params, prompt):
 
 @functools.cache
 def _conversations():
-  """(openings, whole conversations, and of each its log-probs and hidden states from one forward)"""
+  """First turns, whole conversations, and their log-probs and hidden states.
+
+  These are from one forward pass over each conversation.
+  """
   _, found = played(3, 3, PROMPTS)
   opening, whole = chat.opening(PROMPTS), []
   for row, group_index in np.ndindex(PROMPTS, 3):
@@ -214,7 +217,7 @@ def test_an_episode_is_the_same_to_the_bit_however_slow_its_environment_is():
 
 
 def test_what_comes_next_is_made_while_others_are_decoded(monkeypatch):
-  """An answer that waits for the chunk after it was asked for is there: nothing waits for it before."""
+  """An observation that needs the next chunk to run gets it: nothing waits for it before."""
   decoded, decode = threading.Condition(), turn_decode.decode
   chunks, beside = [0], []
 

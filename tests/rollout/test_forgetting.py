@@ -1,4 +1,4 @@
-"""Windows that forget turns: the update repeats the rollout, and what is forgotten has no influence."""
+"""Windows that forget turns: update and rollout agree, and forgotten tokens have no influence."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Sampler and trainer are one forward: of the same tokens they say the same, whatever stands beside them."""
+"""Sampler and trainer share one forward pass: the same log-probs, whatever else is in the batch."""
 
 import dataclasses
 

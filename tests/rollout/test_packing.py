@@ -1,4 +1,4 @@
-"""Packed replies: the tokens that there are, computed without their padding, say what padded ones say."""
+"""Packed replies, computed without padding, give the results of padded ones."""
 
 import jax
 import jax.numpy as jnp

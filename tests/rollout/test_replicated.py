@@ -1,4 +1,4 @@
-"""A group that shares its prompt says, scores and learns what it would with a prompt of its own for every reply."""
+"""A group that shares its prompt gives the results of replies with a prompt of their own."""
 
 from flax import nnx
 import jax
@@ -26,7 +26,10 @@ def _batches(group):
 
 
 def _replies(group):
-  """(tokens, valid, advantages, log-probs at the start), ragged; the shortest have one token, or none."""
+  """Random (tokens, valid, advantages, log-probs at the start) of replies of different lengths.
+
+  The shortest have one token, or none.
+  """
   rng = np.random.default_rng(group)
   lengths = rng.integers(0, TIME + 1, (PROMPTS, group))
   lengths[0, 0], lengths[-1, -1] = TIME, 1

@@ -154,7 +154,7 @@ def test_the_same_key_gives_the_same_replies_and_another_key_others():
 
 
 def _nucleus(log_probs, top_p):
-  """NumPy: tokens by falling probability until their mass reaches top_p; equals of the last one stay too."""
+  """The nucleus in NumPy: the most likely tokens until their mass reaches top_p, ties included."""
   kept = np.full(log_probs.shape, -np.inf)
   for place in np.ndindex(log_probs.shape[:-1]):
     row = log_probs[place]
@@ -216,7 +216,7 @@ def test_ended_replies_stop_costing():
     rollout, costs[rungs] = sampler.sample_counting(*arguments, decoding=decoding)
   lengths = _model(rollout).sum(-1)
   assert costs[()] == 64 * lengths.max()
-  # By hand: from each rung on, as many slots as the rung has, until no more replies go on than the next has.
+  # By hand: each size is used until no more replies are unfinished than the next size has slots.
   expected, slots = 0, 64
   sizes = [64, 48, 32, 20, 7, 1]
   for step in range(lengths.max()):

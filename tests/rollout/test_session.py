@@ -62,9 +62,9 @@ def _session(pool=None, says=Speaker.says, **changes):
   speaker.says = says
   graphdef, params = chat.network()
   fields = {
-    "graph": graphdef,
+    "graphdef": graphdef,
     "params": params,
-    "allowed": chat.ALLOWED,
+    "allowed_tokens": chat.ALLOWED,
     "processor": speaker,
     "environment": video_mtr.VideoMTR(
       instruction="Think.",
@@ -80,6 +80,13 @@ def _session(pool=None, says=Speaker.says, **changes):
     "pool": pool or Pool(),
   }
   return session.Session(**{**fields, **changes})
+
+
+def _ask(asking) -> tuple[list[session.SessionTurn], session.SessionOutcome]:
+  *turns, outcome = asking
+  assert isinstance(outcome, session.SessionOutcome)
+  assert all(isinstance(turn, session.SessionTurn) for turn in turns)
+  return turns, outcome
 
 
 def _play_episodes(one, seed):
@@ -115,28 +122,29 @@ def _play_episodes(one, seed):
 def test_turns_are_those_that_the_engine_plays_with_what_each_was_shown(seed):
   pool = Pool()
   one = _session(pool)
-  *told, outcome = one.ask("Which?", OPTIONS, seed=seed)
-  said = [turn.reply for turn in told]
+  turns, outcome = _ask(one.ask("Which?", OPTIONS, seed=seed))
+  said = [turn.reply for turn in turns]
   assert said == _play_episodes(one, seed)
-  assert [turn.number for turn in told] == list(range(1, len(told) + 1))
+  assert [turn.number for turn in turns] == list(range(1, len(turns) + 1))
   found = {LOOK: (2,), ODD: (), SAY: ()}
-  assert [turn.frames for turn in told] == [(0, 7), *(found[reply] for reply in said[:-1])]
-  for turn in told:
+  assert [turn.frames for turn in turns] == [(0, 7), *(found[reply] for reply in said[:-1])]
+  for turn in turns:
     assert [int(pixels[0, 0, 0]) for pixels in turn.pixels] == [30 * n for n in turn.frames]
   kinds = {LOOK: "retrieve", ODD: "invalid", SAY: "answer"}
-  assert [turn.action.kind for turn in told] == [kinds[reply] for reply in said]
+  assert [turn.action.kind for turn in turns] == [kinds[reply] for reply in said]
   ended = said[-1] == SAY
-  assert outcome == session.SessionOutcome(answer="B" if ended else None, turns=len(told))
-  assert ended or len(told) == 3
+  assert outcome == session.SessionOutcome(answer="B" if ended else None, turns=len(turns))
+  assert ended or len(turns) == 3
 
 
 def test_a_turn_is_told_before_the_next_is_shown():
   pool = Held()
   asking = _session(pool, (LOOK,)).ask("Which?", OPTIONS)
   first = next(asking)
+  assert isinstance(first, session.SessionTurn)
   assert (first.number, first.frames, pool.asked) == (1, (0, 7), [(0, 7)])
   pool.read_on.set()
-  *rest, outcome = asking
+  rest, outcome = _ask(asking)
   assert [turn.frames for turn in rest] == [(2,), (2,)]
   assert outcome == session.SessionOutcome(answer=None, turns=3)
 
@@ -158,7 +166,8 @@ def test_what_cant_be_read_is_raised_where_turns_are_read():
       return super().read(frames)
 
   asking = _session(Broken(), (LOOK,)).ask("Which?")
-  assert next(asking).action.kind == "retrieve"
+  first = next(asking)
+  assert isinstance(first, session.SessionTurn) and first.action.kind == "retrieve"
   with pytest.raises(errors.InputError, match="is damaged"):
     next(asking)
 

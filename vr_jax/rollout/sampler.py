@@ -384,7 +384,7 @@ def uniform(keys: Key[Array, "slots"], index: Int[Array, "*slots"]) -> Float[Arr
 def sample_inverse_cdf(
   weights: Float[Array, "slots vocab"], fraction: Float[Array, "slots"]
 ) -> Int[Array, "slots"]:
-  """Draws a token: the first at which the running sum of the weights exceeds `fraction` of the total.
+  """Draws the first token at which the running sum of the weights exceeds `fraction` of the total.
 
   A token of weight 0 is never drawn. This needs one random number, whereas the Gumbel trick needs
   one for each token of the vocabulary. The sum runs over blocks of the vocabulary, then within the
@@ -405,7 +405,7 @@ def sample_inverse_cdf(
 def _first_above(
   weights: Float[Array, "slots places"], wanted: Float[Array, "slots"]
 ) -> tuple[Int[Array, "slots"], Float[Array, "slots"]]:
-  """The index at which the running sum of the weights first exceeds `wanted`, and the sum before it.
+  """The first index at which the running sum of the weights exceeds `wanted`, and the sum before.
 
   If it never does because of rounding, the index of the largest weight.
   """

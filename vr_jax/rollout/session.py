@@ -7,7 +7,7 @@ The episode is played by `play.play` with a group of one: the prompt is read onc
 appended.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent import futures
 import dataclasses
 import queue
@@ -83,7 +83,7 @@ class Session:
     *,
     problem_type: str | None = None,
     seed: int = 0,
-  ) -> Iterator[SessionTurn | SessionOutcome]:
+  ) -> Generator[SessionTurn | SessionOutcome, None, None]:
     """Yields each turn when its reply has ended, then the outcome.
 
     If the iterator is closed early, the episode ends after the reply that is being sampled.
@@ -155,7 +155,7 @@ class Session:
 
 
 class _Host:
-  """Encodes the turns of the episode (`episodes.Turns`) and passes on each turn when it is complete.
+  """Encodes the turns of the episode (`episodes.Turns`), and passes on each when it is complete.
 
   cancelled: set to True to end the episode.
   """
