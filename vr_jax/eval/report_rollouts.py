@@ -208,7 +208,8 @@ def _cells(
       "x": left + column * CELL,
       "y": top + row * CELL,
       "opacity": f"{1 - 0.94 * min(max(cost, 0.0), 1.0):.3f}",
-      "tip": f"cost {cost:.2f}\n{sample.reference[row].text}\n{_shorten(sample.steps[column], 200)}",
+      "tip": f"cost {cost:.2f}\n{sample.reference[row].text}\n"
+      f"{_shorten(sample.steps[column], 200)}",
     }
     for row, costs in enumerate(alignment.cost)
     for column, cost in enumerate(costs)
