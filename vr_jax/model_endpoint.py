@@ -143,7 +143,7 @@ class Endpoint:
     """
     self._sdk = _sdk(section, kind)
     self._section, self._kind, self._model, self._limits = section, kind, model, limits
-    self._url = _checked_url(section, base_url or URLS[kind])
+    self._url = _check_url(section, base_url or URLS[kind])
     if not (key.isascii() and key.isprintable()) or " " in key:
       raise errors.InputError(
         f"{section}.key_variable: the key has characters that no key has "
@@ -392,7 +392,8 @@ def _seconds_to_wait(headers: Mapping[str, str]) -> float:
   return email.utils.mktime_tz(date) - time.time() if date else 0.0
 
 
-def _checked_url(section: str, url: str) -> str:
+def _check_url(section: str, url: str) -> str:
+  """Returns the URL; raises InputError if it is malformed."""
   try:
     parts = urllib.parse.urlsplit(url)
     fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0

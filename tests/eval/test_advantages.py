@@ -30,8 +30,8 @@ def rig(monkeypatch, context):
   monkeypatch.setattr(evaluate.encoder, "encode", lambda graphdef, params, prompt: prompt)
 
 
-# Right replies earn 2 for each segment, wrong ones 1 (their format). The evaluated reply's group has
-# one right and two wrong replies. T-GRPO adds 0.3 to the reasoning of right ones.
+# Right replies earn 2 for each segment, wrong ones 1 (their format). Evaluated replies join a group
+# of one right and two wrong replies. T-GRPO adds 0.3 to the reasoning of right ones.
 CASES = {
   "by the std": ({}, 1.0, 1.0),
   "not by the std": ({"rl__normalize_by_std": False}, 0.5, 0.5),

@@ -200,7 +200,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
   if text.strip() in ("", "[]"):
     raise InputError(f"{path}: holds no annotations")
   if text.lstrip().startswith("["):
-    values = _json(text, str(path))
+    values = _parse_json(text, str(path))
     for index, value in enumerate(values):
       yield f"{path}: record {index}", lambda value=value: value
     return
@@ -208,10 +208,10 @@ def _entries(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
   for number, line in enumerate(text.split("\n"), start=1):
     if line.strip():
       where = f"{path}:{number}"
-      yield where, lambda line=line, where=where: _json(line, where)
+      yield where, lambda line=line, where=where: _parse_json(line, where)
 
 
-def _json(text: str, where: str) -> Any:
+def _parse_json(text: str, where: str) -> Any:
   try:
     return json.loads(text)
   except (ValueError, RecursionError) as error:

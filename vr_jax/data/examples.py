@@ -92,7 +92,7 @@ class ExampleSource:
     Raises:
       InputError: the dataset or split doesn't exist, or can't be read.
     """
-    directory = _written(root)
+    directory = _find_directory(root)
     self._where = f"{directory} ({split})"
     try:
       builder = tfds.builder_from_directory(str(directory))
@@ -147,7 +147,7 @@ def _directory(root: Path) -> Path:
   return root / NAME / VERSION
 
 
-def _written(root: Path) -> Path:
+def _find_directory(root: Path) -> Path:
   """Finds the dataset below `root`, of any readable version; by default the path of `VERSION`."""
   paths = (root / NAME / version for version in _READABLE)
   return next((path for path in paths if path.is_dir()), _directory(root))

@@ -73,7 +73,7 @@ def claim(output: Path, about: Mapping[str, Any]) -> None:
   """
   path, wanted = output / _ABOUT, json.loads(json.dumps(about))
   if path.is_file():
-    written = _json(path)
+    written = _read_json(path)
     differ = sorted(key for key in {*written, *wanted} if written.get(key) != wanted.get(key))
     if differ:
       raise InputError(
@@ -109,7 +109,7 @@ def write_chunk(output: Path, chunk: TraceChunk, outcomes: Sequence[TraceOutcome
 
 def summary(output: Path) -> Mapping[str, Mapping[str, int]] | None:
   """Returns each split's counts: questions, accepted, each reason. None: traces are incomplete."""
-  return _json(output / _SUMMARY) if (output / _SUMMARY).is_file() else None
+  return _read_json(output / _SUMMARY) if (output / _SUMMARY).is_file() else None
 
 
 def assemble(output: Path, source: Path, chunks: Sequence[TraceChunk]) -> Mapping[str, Any]:
@@ -128,7 +128,7 @@ def assemble(output: Path, source: Path, chunks: Sequence[TraceChunk]) -> Mappin
   }
 
   def accepted() -> Iterator[dict[str, Any]]:
-    for split, example, outcome in _decided(output, source, chunks):
+    for split, example, outcome in _read_outcomes(output, source, chunks):
       counts[split].update(["questions", outcome.reason or "accepted"])
       if not outcome.reason:
         trace = {"observation": outcome.observation, "reasoning": outcome.reasoning}
@@ -136,7 +136,7 @@ def assemble(output: Path, source: Path, chunks: Sequence[TraceChunk]) -> Mappin
         yield to_released_format(splits[split][-1], outcome.reply or "")
 
   def rejected() -> Iterator[dict[str, Any]]:
-    for split, example, outcome in _decided(output, source, chunks):
+    for split, example, outcome in _read_outcomes(output, source, chunks):
       if outcome.reason:
         fields = {"reason": outcome.reason, "score": outcome.score, "output": outcome.reply}
         yield {"problem_id": example.id, "path": example.video, "split": split, **fields}
@@ -169,7 +169,7 @@ def to_released_format(example: records.Example, reply: str) -> dict[str, Any]:
   }
 
 
-def _decided(
+def _read_outcomes(
   output: Path, source: Path, chunks: Sequence[TraceChunk]
 ) -> Iterator[tuple[str, records.Example, TraceOutcome]]:
   """Yields all decided questions: split, example and outcome, in the order of the source."""
@@ -215,7 +215,7 @@ def _link(origin: str, target: str) -> None:
     shutil.copy2(origin, target)
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
   try:
     return json.loads(path.read_text())
   except (OSError, ValueError) as error:

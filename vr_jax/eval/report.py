@@ -1,12 +1,12 @@
-"""A run's report: one HTML file that holds everything it shows and asks the network for nothing.
+"""Writes a run's report: one self-contained HTML file, which makes no network requests.
 
     workdir/config.json      {"config": {"recipe", …}, "versions": {package: …}, "git_revision"}
     workdir/metrics.jsonl    {"stage": "sft", "step": 10, "values": {"loss": 1.9}}, one a line
     workdir/eval/*.json      report_data.Evaluation, its samples under "rollouts"
 
-Modules beside this one compute what is shown, as plain data; templates in report_assets/ are all of
-its markup. Model text is hostile: Jinja escapes whatever a template inserts, and the page's own
-policy allows no script but ours, should anything slip through.
+The other report_* modules compute plain data. The templates in report_assets/ hold all of the
+markup. Model text may be hostile: Jinja escapes what a template inserts, and in case that fails,
+the page's content security policy allows only our own script.
 """
 
 import base64
@@ -23,22 +23,22 @@ from vr_jax.eval import report_curves, report_data, report_rollouts, report_tabl
 
 
 def write_report(workdir: Path) -> Path:
-  """Writes report.html of a workdir anew, and returns its path.
+  """Writes report.html in a workdir, and returns its path.
 
-  What the run has not made yet is said in the report rather than left out.
+  The report says what is missing if the run is not complete.
 
   Raises:
-    InputError: there is no such workdir, or a file in it is not what a run writes.
+    InputError: there is no such workdir, or a file in it has a wrong format.
   """
   page = render(report_data.read_run(workdir))
   path = workdir / "report.html"
-  # A lone surrogate has no UTF-8.
+  # UTF-8 can't encode lone surrogates.
   atomic.write_bytes(path, [page.encode("utf-8", errors="replace")])
   return path
 
 
 def render(run: report_data.ReportRun) -> str:
-  """The page of a run."""
+  """Renders the report of a run as HTML."""
   script, style = _read_asset("report.js"), _read_asset("report.css")
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   workdir = run.workdir.resolve().name
@@ -63,7 +63,7 @@ def render(run: report_data.ReportRun) -> str:
 
 
 def make_environment() -> jinja2.Environment:
-  """Templates of report_assets/: they escape what they insert, and a missing value is an error."""
+  """Makes the Jinja environment of report_assets/: it escapes values; missing ones are errors."""
   return jinja2.Environment(
     loader=jinja2.FunctionLoader(_read_asset),
     autoescape=True,
@@ -74,7 +74,7 @@ def make_environment() -> jinja2.Environment:
 
 
 def _facts(config: dict) -> dict[str, object]:
-  """The code's revision, and versions of packages by name."""
+  """Returns the code's revision, and versions of packages by name."""
   versions = config.get("versions")
   revision = str(config.get("git_revision") or "not recorded")
   short = re.sub(r"^([0-9a-f]{12})[0-9a-f]+", r"\1", revision)

@@ -1,4 +1,4 @@
-"""The report's curves: one small chart a metric, grouped by stage and subject."""
+"""The report's curves: one small chart per metric, grouped by stage and subject."""
 
 from collections.abc import Callable, Sequence
 import math
@@ -7,17 +7,17 @@ from typing import Any
 
 from vr_jax.eval import report_data
 
-Scale = Callable[[float], float]  # from a step or a value to a place on the chart
+Scale = Callable[[float], float]  # maps a step or a value to a position on the chart
 
 WIDTH, HEIGHT = 320, 170  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 22  # margins
-LARGEST = 1e100  # beyond it a value is no measurement, and its differences overflow
-MOST_POINTS = 2000  # of a curve; a longer one keeps the extremes of each stretch
-SMOOTH_FROM = 24  # points; a shorter curve is easier to read as it is
+LARGEST = 1e100  # larger values are not drawn: their differences would overflow
+MOST_POINTS = 2000  # of a curve; longer ones keep the extremes of each interval
+SMOOTH_FROM = 24  # points; shorter curves get no moving average
 
-# Subjects in reading order; the first whose pattern occurs in a metric's name takes it.
+# A metric belongs to the first subject whose pattern occurs in its name.
 SUBJECTS = (
-  ("Reward", r"^rewards?[/_]"),  # whatever the name of a reward says
+  ("Reward", r"^rewards?[/_]"),  # whatever the reward's name is
   ("Speed and memory", r"^perf/|time|second|per_s|tokens/s|memory|byte|throughput"),
   ("Reward", r"reward|advantage|signal"),
   ("Quality of replies", r"accuracy|consistency|mismatch|reply|length|entropy"),
@@ -29,19 +29,19 @@ STAGE_TITLES = {"sft": "Supervised warm start", "rl": "Reinforcement learning"}
 
 
 def stages(curves: report_data.Curves) -> list[dict[str, Any]]:
-  """What curves.html shows: for each stage that has logged, its charts by subject."""
+  """Computes what curves.html shows: charts by stage and subject."""
   return [_stage(stage, metrics) for stage, metrics in curves.items() if metrics]
 
 
 def chart(name: str, steps: Sequence[int], values: Sequence[float]) -> dict[str, Any]:
-  """One metric over the steps of its stage. Values that are not finite leave gaps, and are counted.
+  """Computes the chart of one metric. Values that are not finite leave gaps, and are counted.
 
-  `curve` is None where no value is finite. Its paths are SVG's: `raw` joins all values, `mean`
-  (long curves alone) a moving average over a tenth of the curve.
+  `curve` is None if no value is finite. Its SVG paths are `raw`, all values, and for long curves
+  `mean`, a moving average over a tenth of the curve.
   """
-  lost = sum(not _drawable(value) for value in values)
-  steps, values = _thinned(steps, values)
-  finite = [_drawable(value) for value in values]
+  lost = sum(not _is_drawable(value) for value in values)
+  steps, values = _thin(steps, values)
+  finite = [_is_drawable(value) for value in values]
   curve = _curve(steps, values, finite) if any(finite) else None
   return {"name": name, "title": _title(name), "lost": lost, "curve": curve}
 
@@ -94,7 +94,7 @@ def _subject(name: str) -> str:
 
 
 def _reading_order(name: str) -> tuple[int, str]:
-  """Means before spreads, totals before parts."""
+  """Sort key of metrics: totals before parts, and means before standard deviations."""
   first = ("total", "accuracy", "loss", "kl", "entropy", "length")
   rank = next((rank for rank, word in enumerate(first) if word in name), len(first))
   return (len(first) + rank if re.search(r"std|zero|share", name) else rank, name)
@@ -114,17 +114,17 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-  """Smallest and largest value; a constant gets room above and below, to stand in the middle."""
+  """Smallest and largest value. A constant gets a margin, so that it is drawn in the middle."""
   low, high = min(values), max(values)
   size = max(abs(low), abs(high))
   if high - low > 1e-6 * size:
     return low, high
-  room = size / 2 or 1.0
-  return low - room, high + room
+  margin = size / 2 or 1.0
+  return low - margin, high + margin
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Scale:
-  """The linear map from [low, high] to [start, end]; a single value goes to the middle."""
+  """The linear map from [low, high] to [start, end]. If low == high, it maps to the middle."""
   if high == low:
     return lambda value: (start + end) / 2
   return lambda value: start + (value - low) / (high - low) * (end - start)
@@ -137,33 +137,32 @@ def _path(
   across: Scale,
   upward: Scale,
 ) -> str:
-  """Every finite point, joined to the point before it where that one is finite too."""
+  """An SVG path of all finite points, with a line between neighbours."""
   parts = []
   for index, good in enumerate(finite):
     if good:
       point = f"{across(steps[index]):.1f} {upward(values[index]):.1f}"
-      joins = index > 0 and finite[index - 1]
-      parts.append(
-        f"L{point}" if joins else f"M{point}h0"
-      )  # h0: a dot where no neighbour is finite
+      continues = index > 0 and finite[index - 1]
+      # h0 draws a dot if no neighbour is finite.
+      parts.append(f"L{point}" if continues else f"M{point}h0")
   return "".join(parts)
 
 
-def _thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], list[float]]:
-  """At most MOST_POINTS points: the lowest and the highest of each stretch."""
+def _thin(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], list[float]]:
+  """Reduces a curve to at most MOST_POINTS points: the lowest and highest of each interval."""
   if len(values) <= MOST_POINTS:
     return list(steps), list(values)
   stretch = math.ceil(2 * len(values) / MOST_POINTS)
   kept = set()
   for start in range(0, len(values), stretch):
     indices = range(start, min(start + stretch, len(values)))
-    finite = [index for index in indices if _drawable(values[index])] or [start]
+    finite = [index for index in indices if _is_drawable(values[index])] or [start]
     kept |= {min(finite, key=values.__getitem__), max(finite, key=values.__getitem__)}
   return [steps[index] for index in sorted(kept)], [values[index] for index in sorted(kept)]
 
 
 def _moving_average(values: Sequence[float], finite: Sequence[bool]) -> list[float]:
-  """Mean of the finite values in a centred window of a tenth of the curve, cut off at both ends."""
+  """Mean of finite values in a centred window, a tenth of the curve long; shorter at the ends."""
   half = max(len(values) // 20, 1)
   sums, counts = [0.0], [0]
   for value, good in zip(values, finite, strict=True):
@@ -175,5 +174,5 @@ def _moving_average(values: Sequence[float], finite: Sequence[bool]) -> list[flo
   return [(sums[end] - sums[start]) / max(counts[end] - counts[start], 1) for start, end in spans]
 
 
-def _drawable(value: float) -> bool:
+def _is_drawable(value: float) -> bool:
   return abs(value) < LARGEST  # false for NaN

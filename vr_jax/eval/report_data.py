@@ -1,7 +1,7 @@
-"""What a report shows, read from a workdir and checked: a run's config, metrics and evaluations.
+"""Reads and checks what a report shows: a run's config, metrics and evaluations.
 
-A file that is not there is a part that is not there yet. A file that is there but wrong is an
-InputError that names it.
+Missing files are allowed: the run may not have written them yet. A file with a wrong format raises
+an InputError that names it.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from vr_jax.envs import metric
 from vr_jax.eval import report_json
 from vr_jax.train import metrics as metrics_lib
 
-STAGES = ("sft", "rl")  # in the order in which a run goes through them
+STAGES = ("sft", "rl")  # in the order of training
 
 Curves = dict[str, dict[str, tuple[list[int], list[float]]]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReferenceStep:
-  """One step of the right reasoning; start and end in seconds."""
+  """One step of the reference reasoning; start and end in seconds."""
 
   text: str
   start: float
@@ -30,11 +30,11 @@ class ReferenceStep:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportAlignment:
-  """Generated steps aligned with reference steps.
+  """The alignment of generated steps with reference steps.
 
-  cost: [ref][gen] in [0, 1].
-  path: (ref, gen) pairs in order.
-  distance: None where no alignment exists.
+  cost: [reference step][generated step], in [0, 1].
+  path: (reference step, generated step) pairs in order.
+  distance: None if no alignment exists.
   """
 
   cost: tuple[tuple[float, ...], ...]
@@ -44,7 +44,7 @@ class ReportAlignment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportSegment:
-  """A part of a reply that belongs to the segment `name`; a segment may have several."""
+  """A part of a reply that belongs to the segment `name`. A segment may have several parts."""
 
   name: str
   text: str
@@ -52,12 +52,13 @@ class ReportSegment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportTurn:
-  """What one turn showed, and what was replied to that.
+  """One turn: the frames that it showed, and the reply.
 
-  kind: answer, retrieve or invalid; problem says why it is invalid.
-  first, last: of the frames that are asked for, by their index in the pool.
-  shown: frames that stand before the reply, by their index in the pool.
-  frames: those that were shown, as base64 JPEG.
+  kind: answer, retrieve or invalid.
+  problem: why the reply is invalid.
+  first, last: indices in the pool of the first and last frame that the reply asks for.
+  shown: indices in the pool of the frames before the reply.
+  frames: the same frames as base64 JPEG.
   rewards: by name.
   """
 
@@ -73,7 +74,7 @@ class ReportTurn:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportEpisode:
-  """Turns about a pool of frames.
+  """The turns of an episode about a pool of frames.
 
   times: of the pool's frames, in seconds.
   relevant: (start, end) of the evidence, in seconds.
@@ -86,14 +87,16 @@ class ReportEpisode:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-  """One reply to one question, with all that a reader needs to judge it.
+  """One reply to one question, with its rewards.
 
-  frames, times: base64 JPEG and their seconds.
-  steps: the reply's own reasoning steps.
-  segments: the reply in parts, together all of it; empty where it is rewarded as a whole.
-  segment_rewards: by segment, then by name; empty for a segment without a verdict.
+  frames: base64 JPEG; empty if there are several turns.
+  times: of the frames, in seconds.
+  reply: with several turns, the last one.
+  steps: reasoning steps of the reply.
+  segments: the whole reply in parts; empty if it is rewarded as a whole.
+  segment_rewards: by segment, then by name; {} for a segment without a verdict.
   segment_advantages: by segment.
-  episode: where there are several turns; frames are in them, and reply is that of the last.
+  episode: all turns and their frames; None if there is only one.
   """
 
   id: str
@@ -119,7 +122,7 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-  """One evaluation: its metrics over `examples` held-out questions, and samples to look at."""
+  """One evaluation: metrics over `examples` held-out questions, and some samples."""
 
   name: str
   title: str
@@ -133,10 +136,10 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportRun:
-  """A workdir as the report sees it.
+  """What the report shows of a workdir.
 
-  curves: stage -> metric -> (steps, values), steps ascending; of a step that a resumed run wrote
-  again the last value counts.
+  curves: stage -> metric -> (steps, values), steps ascending. If a resumed run logged a step again,
+    the last value counts.
   """
 
   workdir: Path
@@ -146,12 +149,12 @@ class ReportRun:
 
 
 def read_run(workdir: Path) -> ReportRun:
-  """Reads config.json, metrics.jsonl and eval/*.json of a workdir; any of them may be missing.
+  """Reads config.json, metrics.jsonl and eval/*.json of a workdir. Any of them may be missing.
 
-  Evaluations come in the order of training: by stage, step and name.
+  Evaluations are sorted in the order of training: by stage, step and name.
 
   Raises:
-    InputError: there is no such directory, or a file in it is not what a run writes.
+    InputError: there is no such directory, or a file in it has a wrong format.
   """
   if not workdir.is_dir():
     raise errors.InputError(f"{workdir}: no such directory; give the workdir of a run")
@@ -167,7 +170,7 @@ def read_run(workdir: Path) -> ReportRun:
 
 
 def read_curves(path: Path) -> Curves:
-  """The curves of a metrics.jsonl; a last line that a kill cut short is left out.
+  """Reads the curves of a metrics.jsonl. An incomplete last line is ignored.
 
   Raises:
     InputError: a line is no JSON object with stage, step and values; names file and line.
@@ -188,10 +191,10 @@ def read_curves(path: Path) -> Curves:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-  """One eval/<name>.json.
+  """Reads one eval/<name>.json.
 
   Raises:
-    InputError: not JSON, a field missing or of the wrong kind, or an alignment that does not fit
+    InputError: it is not JSON, a field is missing or has a wrong type, or an alignment doesn't fit
       its steps.
   """
   record = report_json.read_record(path)
@@ -208,7 +211,7 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def _shown_as(record: report_json.Record) -> metric.Metrics:
-  """How metrics are shown, in order."""
+  """Reads how to show metrics, in order."""
   if not record.has("shown_as"):
     return {}
   section = record.record("shown_as")

@@ -1,4 +1,4 @@
-"""JSON read field by field; errors name the place of a field that is missing or wrong."""
+"""Reads JSON field by field. Errors name the file and the missing or wrong field."""
 
 from collections.abc import Callable
 import json
@@ -10,7 +10,11 @@ from vr_jax import errors
 
 
 class Record:
-  """A JSON object and its place; a method reads one field or raises an InputError that names it."""
+  """A JSON object. Each method reads one field, or raises an InputError that names it.
+
+  values: the fields.
+  where: names the object in errors.
+  """
 
   def __init__(self, value: object, where: str):
     if not isinstance(value, dict):
@@ -19,20 +23,20 @@ class Record:
     self.where = where
 
   def has(self, name: str) -> bool:
-    """Whether the field is there and not null."""
+    """Whether the field exists and is not null."""
     return self.values.get(name) is not None
 
   def text(self, name: str) -> str:
     """A string."""
-    return self._checked(name, "a string", lambda value: isinstance(value, str))
+    return self._checked_field(name, "a string", lambda value: isinstance(value, str))
 
   def integer(self, name: str) -> int:
     """A whole number."""
-    return self._checked(name, "a whole number", _is_integer)
+    return self._checked_field(name, "a whole number", _is_integer)
 
   def number(self, name: str) -> float:
-    """A number; NaN and infinities pass, as Python writes them."""
-    return float(self._checked(name, "a number", _is_number))
+    """A number. NaN and infinities are allowed, in Python's notation."""
+    return float(self._checked_field(name, "a number", _is_number))
 
   def texts(self, name: str) -> tuple[str, ...]:
     """A list of strings."""
@@ -43,7 +47,7 @@ class Record:
     return tuple(float(value) for value in self._all(name, "numbers", _is_number))
 
   def named_numbers(self, name: str) -> dict[str, float]:
-    """An object of numbers by name; null reads as NaN (nothing to measure)."""
+    """An object of numbers by name. null becomes NaN: there was nothing to measure."""
     values = self.record(name).values
     for key, value in values.items():
       if value is not None and not _is_number(value):
@@ -57,7 +61,7 @@ class Record:
 
   def record(self, name: str) -> "Record":
     """An object."""
-    value = self._checked(name, "an object", lambda value: isinstance(value, dict))
+    value = self._checked_field(name, "an object", lambda value: isinstance(value, dict))
     return Record(value, f"{self.where}: {name}")
 
   def records(self, name: str) -> list["Record"]:
@@ -66,13 +70,13 @@ class Record:
     return [Record(value, f"{self.where}: {name}[{index}]") for index, value in enumerate(values)]
 
   def _all(self, name: str, what: str, valid: Callable[[Any], bool]) -> list:
-    return self._checked(
+    return self._checked_field(
       name,
       f"a list of {what}",
       lambda value: isinstance(value, list) and all(valid(item) for item in value),
     )
 
-  def _checked(self, name: str, what: str, valid: Callable[[Any], bool]) -> Any:
+  def _checked_field(self, name: str, what: str, valid: Callable[[Any], bool]) -> Any:
     if name not in self.values:
       raise errors.InputError(f"{self.where}: field {name!r} is missing")
     value = self.values[name]
@@ -82,16 +86,16 @@ class Record:
 
 
 def read_record(path: Path) -> Record:
-  """The JSON object that a file holds.
+  """Reads the JSON object in a file.
 
   Raises:
-    InputError: the file cannot be read, is not JSON or holds no object.
+    InputError: the file can't be read, is not JSON or holds no object.
   """
   return parse_record(read_text(path), str(path))
 
 
 def parse_record(text: str, where: str) -> Record:
-  """The JSON object that a text holds; `where` names the text in errors."""
+  """Parses a JSON object. `where` names the text in errors."""
   try:
     return Record(json.loads(text), where)
   except (json.JSONDecodeError, RecursionError) as error:
@@ -99,7 +103,7 @@ def parse_record(text: str, where: str) -> Record:
 
 
 def read_text(path: Path) -> str:
-  """A UTF-8 file."""
+  """Reads a UTF-8 file; raises InputError if that fails."""
   try:
     return path.read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:

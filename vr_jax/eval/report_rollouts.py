@@ -1,4 +1,4 @@
-"""The report's rollouts: questions with their frames, and what the model replied to each."""
+"""The report's rollouts: questions with their frames and the model's replies."""
 
 from collections.abc import Sequence
 import math
@@ -7,19 +7,19 @@ from typing import Any
 
 from vr_jax.eval import report_data, report_timeline
 
-OPEN = 3  # the first ones are unfolded
-COLOURS = 4  # of segments, in the style sheet
+OPEN = 3  # this many cards are unfolded at first
+COLOURS = 4  # of segments; the style sheet defines them
 TAG = re.compile(r"(</?(?:observation|think|retrieve|answer)>)")
-CELL = 34  # of the alignment matrix, in pixels
-GAP = 2
-LETTER = 6.6  # pixels that a letter takes, on average, in a wide font
-LETTERS = 32  # of a step's label, before it is cut
-SMALLEST = 0.8  # a narrow screen shrinks the matrix so far, then scrolls
-SLANT = 52  # degrees by which column labels lean
+CELL = 34  # size of a cell of the alignment matrix, in pixels
+GAP = 2  # between cells, in pixels
+LETTER = 6.6  # average width of a letter in a wide font, in pixels
+LETTERS = 32  # most letters of a step's label
+SMALLEST = 0.8  # least scale of the matrix on a narrow screen, before it scrolls
+SLANT = 52  # angle of column labels, in degrees
 
 
 def cards(evaluations: Sequence[report_data.Evaluation]) -> list[dict[str, Any]]:
-  """What rollouts.html shows: one card a question, its replies in the evaluations' order."""
+  """Computes what rollouts.html shows: a card per question, with a reply per evaluation."""
   questions: dict[str, list[tuple[report_data.Evaluation, report_data.Sample]]] = {}
   for evaluation in evaluations:
     for sample in evaluation.samples:
@@ -53,7 +53,7 @@ def _mark(evaluation: report_data.Evaluation, sample: report_data.Sample) -> dic
 
 
 def _is_right(option: str, sample: report_data.Sample) -> bool:
-  """Whether an option is the answer, in full or by its letter."""
+  """Whether an option is the answer, by its text or its letter."""
   answer = sample.answer.strip()
   return option.strip() == answer or re.match(rf"{re.escape(answer)}\b", option) is not None
 
@@ -63,7 +63,7 @@ def _frames(frames: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]
 
 
 def _reply(sample: report_data.Sample) -> dict[str, Any]:
-  """A reply with what it was scored by, or an episode turn by turn."""
+  """A reply and its scores, or an episode turn by turn."""
   whole = {} if sample.segment_rewards and not sample.episode else dict(sample.rewards)
   if sample.trace_consistency is not None:
     whole["trace consistency"] = sample.trace_consistency
@@ -88,7 +88,7 @@ def _reply(sample: report_data.Sample) -> dict[str, Any]:
 
 
 def _turn(number: int, turn: report_data.ReportTurn, times: Sequence[float]) -> dict[str, Any]:
-  """What a turn showed, what was replied, and what that earned."""
+  """A turn: its frames, the reply and its rewards."""
   names = [f"{frame} · {report_timeline.seconds(times[frame])}" for frame in turn.shown]
   return {
     "colour": number % COLOURS,
@@ -101,7 +101,7 @@ def _turn(number: int, turn: report_data.ReportTurn, times: Sequence[float]) -> 
 
 
 def _segments(sample: report_data.Sample) -> list[dict[str, Any]]:
-  """Segments of a reply in order, each with its name, rewards and advantage where it begins."""
+  """Segments of a reply in order. The first part of each has its name, rewards and advantage."""
   spoken = [segment.name for segment in sample.segments]
   names = list(dict.fromkeys([*sample.segment_rewards, *sample.segment_advantages, *spoken]))
   parts = [(segment.name, _spans(segment.text)) for segment in sample.segments if segment.text]
@@ -136,7 +136,7 @@ def _segment_chips(sample: report_data.Sample, name: str) -> list[dict[str, str 
 
 
 def _chips(numbers: dict[str, float]) -> list[dict[str, str | None]]:
-  """Numbers by name."""
+  """Makes a labelled chip for each number."""
   return [
     {"label": name.replace("_", " "), "number": _number(number, ".2f"), "tone": None}
     for name, number in numbers.items()
@@ -148,7 +148,7 @@ def _number(number: float, form: str) -> str:
 
 
 def _spans(text: str) -> list[dict[str, str]]:
-  """A text with its tags apart, and what stands inside each; any text is cut without loss."""
+  """Splits a text at its tags, without loss; each span knows the tag that it is inside of."""
   spans, inside = [], "outside"
   for piece in TAG.split(text):
     if TAG.fullmatch(piece):
@@ -160,15 +160,15 @@ def _spans(text: str) -> list[dict[str, str]]:
 
 
 def _matrix(sample: report_data.Sample) -> dict[str, Any] | None:
-  """Costs of aligning reference steps (rows) with the reply's (columns), and the path through them.
+  """The matrix of alignment costs: rows are reference steps, columns the reply's; and the path.
 
-  None where there is no alignment. Places are pixels.
+  None if there is no alignment. Positions are in pixels.
   """
   alignment = sample.alignment
   if alignment is None or not sample.reference or not sample.steps:
     return None
-  row_labels = [f"{row + 1}  {_cut(step.text)}" for row, step in enumerate(sample.reference)]
-  column_labels = [f"{column + 1}  {_cut(step)}" for column, step in enumerate(sample.steps)]
+  row_labels = [f"{row + 1}  {_shorten(step.text)}" for row, step in enumerate(sample.reference)]
+  column_labels = [f"{column + 1}  {_shorten(step)}" for column, step in enumerate(sample.steps)]
   slant = math.radians(SLANT)
   reach = LETTER * max(map(len, column_labels))  # of the longest column label, along its slant
   left, top = 12 + round(LETTER * max(map(len, row_labels))), 16 + round(reach * math.sin(slant))
@@ -202,18 +202,19 @@ def _matrix(sample: report_data.Sample) -> dict[str, Any] | None:
 def _cells(
   alignment: report_data.ReportAlignment, sample: report_data.Sample, left: int, top: int
 ) -> list[dict[str, Any]]:
-  """A square a pair of steps, the more opaque the cheaper."""
+  """A square for each pair of steps; the cheaper, the more opaque."""
   return [
     {
       "x": left + column * CELL,
       "y": top + row * CELL,
       "opacity": f"{1 - 0.94 * min(max(cost, 0.0), 1.0):.3f}",
-      "tip": f"cost {cost:.2f}\n{sample.reference[row].text}\n{_cut(sample.steps[column], 200)}",
+      "tip": f"cost {cost:.2f}\n{sample.reference[row].text}\n"
+      f"{_shorten(sample.steps[column], 200)}",
     }
     for row, costs in enumerate(alignment.cost)
     for column, cost in enumerate(costs)
   ]
 
 
-def _cut(text: str, letters: int = LETTERS) -> str:
+def _shorten(text: str, letters: int = LETTERS) -> str:
   return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"

@@ -1,4 +1,4 @@
-"""The report's results: a few large numbers, then every metric of every evaluation side by side."""
+"""The report's results: a few headline numbers, then a table of all metrics and evaluations."""
 
 from collections.abc import Sequence
 import math
@@ -12,7 +12,7 @@ ABSENT = "–"
 
 
 def results(evaluations: Sequence[report_data.Evaluation]) -> dict[str, Any]:
-  """What results.html shows: headlines, a column an evaluation, and a row a metric."""
+  """Computes what results.html shows: headlines, a column per evaluation and a row per metric."""
   return {
     "headlines": _headlines(evaluations),
     "columns": evaluations,
@@ -38,7 +38,7 @@ def _headlines(evaluations: Sequence[report_data.Evaluation]) -> list[dict[str, 
 
 
 def _row_names(evaluations: Sequence[report_data.Evaluation]) -> list[str]:
-  """Declared metrics in their order, each before its parts (`accuracy/OCR`); then others."""
+  """Sorts metrics: declared ones first, in order, each before its parts (`accuracy/OCR`)."""
   present = {name for each in evaluations for name in each.metrics}
   present = {name for name in present if not metric_lib.is_about_another(name)}
   ranks = {name: rank for rank, name in enumerate(_shown_as(evaluations))}
@@ -54,7 +54,7 @@ def _row(name: str, evaluations: Sequence[report_data.Evaluation]) -> dict[str, 
   cells = [
     {
       "number": _format(metric, each.metrics.get(name, math.nan)),
-      "interval": _spread(metric, each, name),
+      "interval": _format_interval(metric, each, name),
     }
     for each in evaluations
   ]
@@ -73,12 +73,12 @@ def _row(name: str, evaluations: Sequence[report_data.Evaluation]) -> dict[str, 
 def _change(
   metric: Metric, name: str, evaluations: Sequence[report_data.Evaluation]
 ) -> dict[str, Any]:
-  """From the first evaluation to the last, with a tone where it is larger than both intervals."""
+  """The change from the first to the last evaluation; coloured if it exceeds both intervals."""
   first, last = evaluations[0], evaluations[-1]
   if not (_known(first, name) and _known(last, name)):
     return {"text": ABSENT, "tone": None}
   difference = last.metrics[name] - first.metrics[name]
-  spread = math.hypot(_interval(first, name), _interval(last, name))  # nan where a side has none
+  spread = math.hypot(_interval(first, name), _interval(last, name))  # NaN if one has none
   tone = None
   if metric.better and abs(difference) > spread:
     tone = "good" if difference * metric.better > 0 else "bad"
@@ -86,7 +86,7 @@ def _change(
   return {"text": sign + _format(metric, abs(difference)).replace("%", "points"), "tone": tone}
 
 
-def _spread(metric: Metric, evaluation: report_data.Evaluation, name: str) -> str | None:
+def _format_interval(metric: Metric, evaluation: report_data.Evaluation, name: str) -> str | None:
   interval = _interval(evaluation, name)
   if math.isnan(interval) or not _known(evaluation, name):
     return None
@@ -94,7 +94,7 @@ def _spread(metric: Metric, evaluation: report_data.Evaluation, name: str) -> st
 
 
 def _interval(evaluation: report_data.Evaluation, name: str) -> float:
-  """That of `accuracy` is `accuracy_interval`, that of `accuracy/OCR` `accuracy_interval/OCR`."""
+  """Looks up the interval of a metric; for `accuracy/OCR` it is `accuracy_interval/OCR`."""
   head, slash, part = name.partition("/")
   return evaluation.metrics.get(f"{head}_interval{slash}{part}", math.nan)
 
