@@ -1,4 +1,4 @@
-"""What every test runs under: eight CPU devices, shapes checked at run time, compilations kept between runs.
+"""Settings of all tests: eight CPU devices, shapes checked at run time, a compilation cache.
 
 The environment is set before anything imports jax, and reaches the processes that tests start.
 """

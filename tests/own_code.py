@@ -1,4 +1,4 @@
-"""What docs tell a user to write and run, taken from the docs and run as they say, from another directory."""
+"""Takes files and commands out of the docs and runs them from another directory, as a user would."""
 
 import os
 from pathlib import Path

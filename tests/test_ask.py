@@ -146,7 +146,7 @@ def test_a_config_that_was_written_is_read_as_it_was(run):
   assert workdir_lib.config_of(run).to_dict() == _of_turns().to_dict()
 
 
-@pytest.mark.parametrize("block, field", [("data", "fps"), ("turns", "chunk")])
+@pytest.mark.parametrize("block, field", [("data", "fps"), ("turns", "decode_chunk")])
 def test_a_config_of_a_version_without_a_field_is_named(tmp_path, video, capsys, block, field):
   config = _of_turns().copy_and_resolve_references().unlock()
   del config[block][field]

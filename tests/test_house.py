@@ -1,4 +1,4 @@
-"""The rules of the house: which room may use which, and what no file holds. Read from the sources, not imported."""
+"""Rules for all sources: which folder may import which, and what no file may contain."""
 
 import ast
 import collections
@@ -67,7 +67,10 @@ def room_of(path: pathlib.Path) -> str:
 
 
 def imported_modules(tree: ast.AST) -> set[str]:
-  """Dotted names of every module a file may import, also inside functions; `from a import b` gives a.b."""
+  """Dotted names of the modules that a file imports, also inside functions.
+
+  `from a import b` gives a.b.
+  """
   names = set()
   for node in ast.walk(tree):
     if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Writes frame_sampling.json: frame indices as PyTorch's linspace and round choose them. Needs torch (extra parity).
+"""Writes frame_sampling.json: the frame indices of PyTorch's linspace and round (extra parity).
 
 python tests/golden/frame_sampling.py
 """

@@ -1,10 +1,11 @@
-"""Records what every tiny recipe logs in 6 SFT and 6 RL steps and in one evaluation, and compares two records.
+"""Records what the tiny recipes log in 6 SFT steps, 6 RL steps and an evaluation; compares records.
 
     python -m tests.golden.recipe_metrics record metrics.json [--only=NAME,…] [--workdir=DIR]
     python -m tests.golden.recipe_metrics compare before.json after.json [--tolerance=1e-6]
 
-A change that is to change no numbers is recorded before and after it, on one machine: `compare` prints each run's largest relative
-difference, and fails above the tolerance (default 0: the same bits). Records of two machines differ by rounding.
+For a change that must not change numbers, record before and after it on one machine. `compare`
+prints the largest relative difference of each run and fails if it is above the tolerance (default
+0: the same bits). Records of two machines differ by rounding.
 """
 
 import argparse
@@ -56,7 +57,10 @@ def record(path: Path, only: Sequence[str], workdir: Path) -> None:
 
 
 def run(name: str, workdir: Path) -> dict[str, Any]:
-  """Trains and evaluates one run: {"steps": its lines of metrics.jsonl, "evaluations": metrics by name}."""
+  """Trains and evaluates one run.
+
+  Returns {"steps": its lines of metrics.jsonl, "evaluations": metrics by name}.
+  """
   recipe, overrides = RUNS[name]
   where = workdir / name
   flags = [
@@ -93,7 +97,10 @@ def _run(module: str, *flags: str) -> None:
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float) -> bool:
-  """Prints each run's largest relative difference; whether none is above the tolerance and nothing is missing."""
+  """Prints each run's largest relative difference.
+
+  Returns whether no difference is above the tolerance and no value is missing.
+  """
   agrees = True
   for name, old in before.items():
     if name not in after:

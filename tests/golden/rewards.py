@@ -1,4 +1,4 @@
-"""Writes rewards.json: stems and ROUGE scores of rouge-score, and warping distances of dtaidistance (extra parity).
+"""Writes rewards.json: rouge-score's stems and scores, dtaidistance's distances (extra parity).
 
 python tests/golden/rewards.py
 """
