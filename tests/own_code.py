@@ -1,4 +1,4 @@
-"""Takes files and commands out of the docs and runs them from another directory, as a user would."""
+"""Takes files and commands out of the docs and runs them from another directory, as users do."""
 
 import os
 from pathlib import Path
