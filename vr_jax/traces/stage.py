@@ -91,7 +91,7 @@ def _about(
 ) -> dict[str, Any]:
   """Returns what the traces depend on, JSON-able. Fields that only affect speed are left out."""
   section = config.traces
-  fields = ("writer", "threshold", "examples", "batch", "max_tokens")
+  fields = ("writer", "threshold", "examples", "batch_size", "max_tokens")
   judge = {
     name: value
     for name, value in config.judge.to_dict().items()
