@@ -1,4 +1,9 @@
-"""Sizes of the arrays of one RL step, from its config: a step of full clips or full episodes."""
+"""Sizes of the arrays of one RL step, from its config: a step of full clips or full episodes.
+
+launch/plan.py compiles the programs of a step for these shapes, without data.
+
+As in the names of buckets, a frame is a temporal patch, which takes one or more images of a clip.
+"""
 
 from collections.abc import Sequence
 import dataclasses
@@ -13,7 +18,8 @@ from vr_jax.data import sampling
 from vr_jax.models import interface
 from vr_jax.train import paths
 
-TEXT_TOKENS = 256  # of a prompt besides its video, where the buckets leave the choice
+# A prompt gets room for this many tokens besides its video, if a bucket is large enough.
+TEXT_TOKENS = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +28,8 @@ class LaterTurns:
 
   turns: how many there are after the first.
   tokens: of the observation of one turn.
-  frames: temporal patches of the observation of one turn.
-  frames_in_all: temporal patches that an episode keeps of them.
+  frames: of the observation of one turn, in temporal patches.
+  frames_in_all: of all these observations of an episode together, in temporal patches.
   forgets: whether replies see fewer turns than an episode has.
   """
 
@@ -42,9 +48,10 @@ class StepShapes:
   group: replies to one prompt.
   time: tokens of a reply; with several turns, of an episode after its opening prompt.
   prefix: tokens of a prompt.
-  frames: temporal patches of a prompt.
-  patches: of one temporal patch.
-  later: None where there is one turn.
+  frames: of a prompt, in temporal patches.
+  patches: of one frame, i.e. of one temporal patch.
+  microbatches: equal parts in which an update is computed.
+  later: None if the config has no `turns` section.
   """
 
   prompts: int
@@ -64,7 +71,7 @@ def make_step_shapes(config: ml_collections.ConfigDict, model: interface.ModelCo
   the prompt's has room for `TEXT_TOKENS` besides the video, or else is the largest.
   Several turns: the largest buckets, but a turn's frames are an even share of those of all later
   turns.
-  Raises InputError where a bucket is too small for a clip.
+  Raises InputError if there is one turn and the buckets are too small for a clip.
   """
   return _episode_shapes(config) if "turns" in config else _clip_shapes(config, model)
 
@@ -78,6 +85,7 @@ def _clip_shapes(config: ml_collections.ConfigDict, model: interface.ModelConfig
   media = frames * vision.media_tokens(patches)
   _check_bucket(frames, "temporal patches", section.frame_buckets, "frame_buckets")
   _check_bucket(patches, "patches a frame", section.patch_buckets, "patch_buckets")
+  # A question has at least one token.
   _check_bucket(media + 1, "tokens with its question", section.prefix_buckets, "prefix_buckets")
   roomy = [size for size in section.prefix_buckets if size >= media + TEXT_TOKENS]
   return StepShapes(
@@ -95,6 +103,7 @@ def _episode_shapes(config: ml_collections.ConfigDict) -> StepShapes:
   section, turns, later = config.model, config.turns, config.env.turns - 1
   frames = max(turns.frame_buckets)
   share = -(-frames // max(later, 1))
+  history = config.env.get("history_turns")  # None: replies see all turns
   return StepShapes(
     prompts=config.rl.batch_size,
     group=config.rl.num_generations,
@@ -108,7 +117,7 @@ def _episode_shapes(config: ml_collections.ConfigDict) -> StepShapes:
       tokens=max(turns.observation_buckets),
       frames=min(size for size in turns.frame_buckets if size >= share),
       frames_in_all=frames,
-      forgets=config.env.get("history_turns", later) < later,
+      forgets=history is not None and history < later,
     ),
   )
 

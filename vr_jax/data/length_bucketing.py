@@ -23,7 +23,8 @@ class LengthBucketedOrder:
 
   - The element at an index depends on the seed and the stream alone, so reading may begin anywhere.
   - A window is within one epoch, so each epoch still has each example once.
-  - A batch that spans two epochs keeps its order, and so does a window of equal lengths.
+  - Batches that straddle two epochs, and windows whose elements all have the same length, are left
+    as they are.
   """
 
   def __init__(
@@ -43,9 +44,9 @@ class LengthBucketedOrder:
     length: returns the length of an element.
     seed: for the order of batches in a window, and of rows in a batch.
     """
-    self._stream, self._epoch, self._batch = stream, epoch, batch
+    self._stream, self._epoch_size, self._batch_size = stream, epoch, batch
     self._length, self._seed = length, seed
-    self._order = functools.lru_cache(maxsize=4)(self._sample_order)
+    self._order = functools.lru_cache(maxsize=4)(self._compute_order)
     # Prefetching threads reach a window at the same time; one of them computes its order.
     self._lock = threading.Lock()
 
@@ -54,30 +55,37 @@ class LengthBucketedOrder:
 
   def __getitem__(self, index: SupportsIndex) -> Any:
     position = index.__index__()
-    first, stop = self._window(position // self._batch)
-    if stop > first:
-      with self._lock:
-        order = self._order(first, stop)
-      position = int(order[position - first * self._batch])
-    return self._stream[position]
+    first, stop = self._window(position // self._batch_size)
+    if stop == first:
+      return self._stream[position]
+    with self._lock:
+      order = self._order(first, stop)
+    return self._stream[int(order[position - first * self._batch_size])]
 
-  def _window(self, batch: int) -> tuple[int, int]:
-    """The batches of a batch's window, [first, stop). Empty if the batch spans two epochs."""
-    epoch = batch * self._batch // self._epoch
-    first = -(-epoch * self._epoch // self._batch)
-    stop = (epoch + 1) * self._epoch // self._batch
-    if not first <= batch < stop:
-      return batch, batch
-    first += (batch - first) // BATCHES * BATCHES
+  def _window(self, batch_index: int) -> tuple[int, int]:
+    """The batches of a batch's window, [first, stop). Empty if the batch straddles two epochs."""
+    epoch_index = batch_index * self._batch_size // self._epoch_size
+    # The batches that lie in this epoch: the first that begins in it (rounded up), up to the last
+    # that ends in it (rounded down).
+    first = -(-epoch_index * self._epoch_size // self._batch_size)
+    stop = (epoch_index + 1) * self._epoch_size // self._batch_size
+    if not first <= batch_index < stop:
+      return batch_index, batch_index
+    # Windows of `BATCHES` batches follow one another from there; the last may be shorter.
+    first += (batch_index - first) // BATCHES * BATCHES
     return first, min(first + BATCHES, stop)
 
-  def _sample_order(self, first: int, stop: int) -> Int[np.ndarray, "positions"]:
-    """The stream positions of a window's elements, in their new order."""
-    positions = np.arange(first * self._batch, stop * self._batch)
+  def _compute_order(self, first: int, stop: int) -> Int[np.ndarray, "positions"]:
+    """The stream positions of a window's elements, in their new order.
+
+    Reads all elements of the window, to measure them.
+    """
+    positions = np.arange(first * self._batch_size, stop * self._batch_size)
     lengths = np.array([self._length(self._stream[int(position)]) for position in positions])
     if (lengths == lengths[0]).all():
       return positions
     rng = np.random.default_rng([self._seed, first])
-    batches = positions[np.argsort(lengths, kind="stable")].reshape(-1, self._batch)
-    # The rows of each batch are shuffled too. Else the last process would always read the longest.
+    batches = positions[np.argsort(lengths, kind="stable")].reshape(-1, self._batch_size)
+    # The rows of each batch are shuffled too. Each process takes a contiguous block of rows, so in
+    # sorted rows the last one would always read the longest.
     return rng.permuted(batches[rng.permutation(len(batches))], axis=1).reshape(-1)

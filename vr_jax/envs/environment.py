@@ -15,7 +15,8 @@ from vr_jax.rewards import accuracy
 # A function that sums numbers over the processes of a run.
 SumAcrossProcesses = Callable[[Float[np.ndarray, "numbers"]], Float[np.ndarray, "numbers"]]
 
-SegmentSpans = tuple[tuple[int, int], ...]  # (end, segment); the last end is that of the reply
+# (end character, segment index), ascending; the last end is len(reply).
+SegmentSpans = tuple[tuple[int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class Replies:
 
   @property
   def texts(self) -> list[list[str]]:
-    """The last reply of each episode, [prompts][group]."""
+    """The episodes' last replies, [prompts][group]; earlier replies are in `episodes` only."""
     return [[episode.replies[-1] for episode in group] for group in self.episodes]
 
   def lengths(self, segments: int) -> Int[np.ndarray, "prompts group {segments}"]:
@@ -98,10 +99,10 @@ class WholeClip:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Observation:
-  """The content of a turn in order: texts, frames by their index in the pool, or the whole clip.
+  """The content of a turn: texts, frames by their index in the pool, or the whole clip.
 
-  A turn with the whole clip has exactly one text; config.model.question_first decides which of the
-  two comes first.
+  Parts are shown in order, except with `WholeClip`: such a turn has exactly one text, and
+  config.model.question_first decides which of the two comes first.
   """
 
   parts: tuple[str | int | WholeClip, ...]
@@ -145,14 +146,14 @@ class Environment(Protocol):
 
   @property
   def turns(self) -> int:
-    """The most replies of an episode."""
+    """The maximum number of replies of an episode."""
     ...
 
   @property
   def history_turns(self) -> int | None:
     """How many earlier turns a reply can attend to; None: all of them.
 
-    Turns before these are forgotten, the first turn too, except for the system message.
+    Turns before these are forgotten, including the first turn; only the system message stays.
     """
     ...
 
@@ -186,7 +187,10 @@ class Environment(Protocol):
 
   @property
   def answer_reward(self) -> str:
-    """Name of the reward for the answer; a critic assigns it to the turns that led there."""
+    """Name of the reward for the answer.
+
+    The critic (rl.advantage_estimator=gae) spreads it over the turns that led to the answer.
+    """
     ...
 
   @property
@@ -225,7 +229,8 @@ class Environment(Protocol):
   def longest_replies(self, pool: int) -> tuple[str, ...]:
     """Replies that trigger the longest observation of each kind, for sizing buffers.
 
-    The episode does not end with the first of them.
+    Before training, `observe` is asked for the second turn and for the last one after each of them.
+    On the way to the last turn, the first of them is repeated, so it must not end the episode.
     """
 
   def reference_replies(
@@ -242,14 +247,15 @@ class Environment(Protocol):
     ...
 
   def segment_spans(self, reply: str, turn: int) -> SegmentSpans:
-    """How a reply splits into segments: (end, segment), where end counts characters."""
+    """How a reply splits into segments."""
     ...
 
   def score(self, examples: Sequence[records.Example], replies: Replies) -> records.Scores:
     """The rewards of a batch. Segments that a reply does not have are marked as not valid.
 
     It is called on a thread while other batches are sampled and trained on, and in evaluation. So
-    it must not change the environment. `finish_batch` adds what depends on other batches.
+    it must not change what `state` returns. It may update counters, which `counts`, called after it
+    on the same thread, returns and resets. `finish_batch` adds what depends on other batches.
     """
 
   def finish_batch(
@@ -262,8 +268,8 @@ class Environment(Protocol):
   ) -> tuple[records.Scores, Mapping[str, float]]:
     """Adds to the scores of a training batch what depends on other batches.
 
-    All processes call it together, once for each batch, in the order of the steps. It is the only
-    method that changes what `state` returns.
+    All processes call it together, once for each batch, in the order of the steps. Besides
+    `set_state`, it is the only method that changes what `state` returns.
 
     sum_processes: sums numbers over processes, each of which has some rows of the batch.
 
@@ -313,7 +319,7 @@ class Environment(Protocol):
     ...
 
   def counts(self) -> Mapping[str, float]:
-    """Metrics by name that `score` has counted since the last call."""
+    """Metrics by name that `score` has counted since the last call; resets them."""
     ...
 
   def close(self) -> None:
@@ -324,8 +330,9 @@ class Environment(Protocol):
 class Defaults:
   """Defaults for environments of one turn. Inherit from it and override what differs.
 
-  The turn shows the whole clip and `question`. A subclass has to implement `question`, `score`,
-  `accuracy`, `trace` and `explain`, and `reference_reply` if there are replies to train on.
+  The turn shows the whole clip and `question`. A subclass has to have `tags`, and to implement
+  `question`, `score`, `accuracy`, `trace` and `explain`; if there are replies to train on, also
+  `reference_reply`.
   """
 
   turns: ClassVar[int] = 1

@@ -2,13 +2,12 @@
 
     reply 1 -> observation (encoded on threads) -> appended to the reply's cache -> reply 2 -> …
 
-Observations are encoded on threads while the devices decode other replies. An observation has the
-time of one chunk of decoding steps; then the devices wait for it. If more episodes await an
-observation than are decoding, the devices wait at once. Observations are appended in batches,
-padded to a few lengths, and their episodes go on decoding. The order of the programs does not
-depend on how fast frames are read, so a run repeats bit for bit. Other replies in the batch change
-a reply by
-rounding only: its random key is folded from prompt, index in the group, turn and step.
+Encoding an observation may overlap with one decoding chunk; after that the devices block on it. If
+more episodes await an observation than are decoding, the devices block at once. Observations are
+appended in batches, padded to a few lengths, and their episodes go on decoding. The order of the
+programs does not depend on how fast frames are read, so a run repeats bit for bit. Other replies in
+the batch change a reply by rounding only: its random key is folded from prompt, index in the group,
+turn and step.
 
 Several processes run the same programs. Each knows the tokens and sizes of all episodes; before
 observations are appended, the processes exchange their sizes. Frames and texts stay with the
@@ -40,7 +39,8 @@ from vr_jax.rollout import slot_layout as slot_layout_lib
 _Ready = tuple[episodes_lib.ObservationSize, episodes_lib.EncodedObservation | None]
 
 # State of the observation that an episode awaits, as each process reports it; the lowest value
-# wins.
+# wins. Sizes share the table with the states, and _ELSEWHERE (another process has the prompt) fills
+# them too. So it is above any size.
 _OVER, _READY, _ELSEWHERE = 0, 1, 2**30
 
 
@@ -69,29 +69,32 @@ def play(
   )
   decoding_episodes = list(scheduler.episodes)
   awaiting_observation: list[episodes_lib.EpisodeState] = []
-  ended: list[episodes_lib.EpisodeState] = []
+  finished_replies: list[episodes_lib.EpisodeState] = []  # in the last chunk
   encoding: dict[
     episodes_lib.EpisodeState, futures.Future[episodes_lib.EncodedObservation | None]
   ] = {}
   idle = 0.0
   try:
     while decoding_episodes or awaiting_observation:
-      # A decoding step for a few replies takes about as long as one for all: wait for the others.
-      now = [
+      # Wait for an observation once it has had one chunk of decoding, or at once if more episodes
+      # wait than decode, because a step for few replies costs about as much as one for all.
+      due = [
         episode
         for episode in awaiting_observation
-        if episode not in ended or len(awaiting_observation) > len(decoding_episodes)
+        if episode not in finished_replies or len(awaiting_observation) > len(decoding_episodes)
       ]
       begun = time.perf_counter()
-      observations = {one: encoding.pop(one).result() for one in now if one in encoding}
+      observations = {one: encoding.pop(one).result() for one in due if one in encoding}
       idle += time.perf_counter() - begun
-      ready = scheduler.sync_observations(now, observations)
+      ready = scheduler.sync_observations(due, observations)
       scheduler.append(ready)
-      awaiting_observation = [episode for episode in awaiting_observation if episode not in now]
+      awaiting_observation = [episode for episode in awaiting_observation if episode not in due]
       decoding_episodes += ready
-      ended = scheduler.decode(decoding_episodes) if decoding_episodes else []
-      decoding_episodes = [episode for episode in decoding_episodes if episode not in ended]
-      for episode in ended:
+      finished_replies = scheduler.decode(decoding_episodes) if decoding_episodes else []
+      decoding_episodes = [
+        episode for episode in decoding_episodes if episode not in finished_replies
+      ]
+      for episode in finished_replies:
         if len(episode.replies) < schedule.turns:
           awaiting_observation.append(episode)
           if episode.own_row is not None:
@@ -107,7 +110,7 @@ def play(
 class EpisodeScheduler:
   """The episodes of a batch on the devices.
 
-  Each episode keeps a cache slot. It takes a decode slot while it is decoded, and a row of a batch
+  Each episode keeps a cache slot. It takes a decode slot while it is decoded, and a batch slot
   while an observation is appended.
   """
 
@@ -138,6 +141,7 @@ class EpisodeScheduler:
       frames=max(schedule.frame_buckets),
       patches=schedule.patches,
     )
+    # Media tokens of a frame; each cache slot has room for the largest number of frames.
     self._stride = jax.tree.leaves(self._state.media)[0].shape[1] // max(*schedule.frame_buckets, 1)
     self._params = (
       sampler.decoding_params(graphdef, params) if decoding.replicate_weights else params
@@ -146,6 +150,13 @@ class EpisodeScheduler:
     self.episodes = self._make_episodes(starts)
 
   def _make_episodes(self, starts: Int[np.ndarray, "prompts"]) -> list[episodes_lib.EpisodeState]:
+    """The episodes of all prompts, ordered by device and cache slot.
+
+    `own_row` is the index of the prompt among those of this process, or None: another process has
+    the prompt. If prompts are not split, each process has all of them.
+
+    starts: position of the first token after each prompt.
+    """
     places, group, episodes = self._places, self._decoding.group, []
     blocks = np.split(np.arange(len(starts)), places.blocks)
     parts = self._layout.parts_here("prompts") if places.blocks > 1 else (0,)
@@ -173,7 +184,7 @@ class EpisodeScheduler:
   def decode(
     self, decoding_episodes: Sequence[episodes_lib.EpisodeState]
   ) -> list[episodes_lib.EpisodeState]:
-    """Decodes a chunk of steps for these episodes; returns those whose reply has ended."""
+    """Decodes a chunk of steps for these episodes; returns those whose reply is finished."""
     places, decoding, schedule = self._places, self._decoding, self._schedule
     left = {one: decoding.max_new_tokens - len(one.replies[-1]) for one in decoding_episodes}
     self._grow(
@@ -183,16 +194,19 @@ class EpisodeScheduler:
     size = min(size for size in sizes if size >= self._most_per_device(decoding_episodes))
     all_slots = size == places.slots
     slots = self._arrange(decoding_episodes, size, by_cache_slot=all_slots)
-    rows = self._rows(slots, lambda one: len(one.replies) - 1)
+    cache_rows = self._cache_rows(slots, lambda one: len(one.replies) - 1)
     if all_slots:
-      rows = dataclasses.replace(rows, cache_slot=places.device_slot().astype(np.int32))
+      cache_slot = places.device_slot().astype(np.int32)
+      cache_rows = dataclasses.replace(cache_rows, cache_slot=cache_slot)
+    # The chunk ends early once the unfinished replies fit the next smaller number of slots.
+    next_size = max((fewer for fewer in sizes if fewer < size), default=0)
     self._state, decoded = turn_decode.decode(
       self._graph,
       self._params,
       self._prefix,
       self._state,
       turn_decode.ChunkSlots(
-        rows=rows,
+        rows=cache_rows,
         prompt=_field_array(slots, lambda one: one.row),
         group_index=_field_array(slots, lambda one: one.group_index),
         step=_field_array(
@@ -202,7 +216,7 @@ class EpisodeScheduler:
       ),
       self._allowed,
       self._key,
-      jnp.int32(max((fewer for fewer in sizes if fewer < size), default=0)),
+      jnp.int32(next_size),
       decoding=decoding,
       chunk=schedule.decode_chunk,
     )
@@ -212,14 +226,14 @@ class EpisodeScheduler:
       if one is not None:
         count = decoded.counts[slot]
         one.add_reply_tokens(decoded.tokens[slot, :count], decoded.log_probs[slot, :count])
-    return [one for one, ended in zip(slots, decoded.ended, strict=True) if one and ended]
+    return [one for one, finished in zip(slots, decoded.ended, strict=True) if one and finished]
 
   def sync_observations(
     self,
     awaiting_observation: Sequence[episodes_lib.EpisodeState],
     observations: dict[episodes_lib.EpisodeState, episodes_lib.EncodedObservation | None],
   ) -> dict[episodes_lib.EpisodeState, _Ready]:
-    """The observations of these episodes, without episodes that have ended.
+    """The observations of these episodes, without episodes that are over.
 
     Sizes are exchanged between processes. observations: those of this process.
     """
@@ -230,13 +244,13 @@ class EpisodeScheduler:
       _ELSEWHERE,
       np.int32,
     )
-    for row, one in zip(table, awaiting_observation, strict=True):
+    for report, one in zip(table, awaiting_observation, strict=True):
       if one not in observations:
         continue
-      shown, row[:] = observations[one], _OVER
+      shown, report[:] = observations[one], _OVER
       if shown is not None:
         one.check_fits(shown, self._decoding.max_new_tokens, self._schedule)
-        row[:] = _READY, *episodes_lib.ObservationSize.from_encoded(shown)
+        report[:] = _READY, *episodes_lib.ObservationSize.from_encoded(shown)
     states = processes.all_gather(table.reshape(-1)).min(axis=0).reshape(table.shape).tolist()
     return {
       one: (episodes_lib.ObservationSize(*size), observations.get(one))
@@ -264,18 +278,21 @@ class EpisodeScheduler:
   ) -> None:
     schedule = self._schedule
     self._grow(max(one.written + ready[one][0].tokens for one in episodes))
-    count = 1
-    while count < self._most_per_device(episodes):
-      count *= 2
-    rows = self._arrange(episodes, count)
+    per_device = 1
+    while per_device < self._most_per_device(episodes):
+      per_device *= 2
+    batch_slots = self._arrange(episodes, per_device)
+    length = _bucket(schedule.observation_buckets, max(ready[one][0].tokens for one in episodes))
     sizes = prompts_lib.PromptSizes(
-      prefix=_bucket(schedule.observation_buckets, max(ready[one][0].tokens for one in episodes)),
+      prefix=length,
       frames=_bucket(schedule.frame_buckets, max(ready[one][0].frames for one in episodes)),
       patches=schedule.patches,
     )
-    self._computed += len(rows) * sizes.prefix
+    self._computed += len(batch_slots) * length
     parts = self._layout.parts_here("slots")
-    here = [one for part in parts for one in rows[part * count : (part + 1) * count]]
+    here = [
+      one for part in parts for one in batch_slots[part * per_device : (part + 1) * per_device]
+    ]
     nothing = prompts_lib.nothing(self._turns.axes)
     # This process encoded the observations of all episodes on its devices.
     encoded = [nothing if one is None else ready[one][1] for one in here]
@@ -286,8 +303,8 @@ class EpisodeScheduler:
       self._prefix,
       self._state,
       _on_devices(self._layout, batch),
-      self._rows(rows, lambda one: len(one.replies)),
-      _field_array(rows, lambda one: one.frames),
+      self._cache_rows(batch_slots, lambda one: len(one.replies)),
+      _field_array(batch_slots, lambda one: one.frames),
       stride=self._stride,
     )
     index = dict(zip(here, batch.media_index, strict=True))
@@ -298,12 +315,12 @@ class EpisodeScheduler:
       one.start_next_turn(size)
 
   def finish(self, idle_seconds: float) -> episodes_lib.EpisodeRollout:
-    """The rollout of all episodes, after they have ended.
+    """The rollout of all episodes, after they are over.
 
     idle_seconds: see `episodes.EpisodeRollout`.
     """
     group = self._decoding.group
-    time = _bucket(self._schedule.episode_buckets, max(one.written for one in self.episodes))
+    length = _bucket(self._schedule.episode_buckets, max(one.written for one in self.episodes))
     frames = _bucket(self._schedule.frame_buckets, max(one.frames for one in self.episodes))
     shape = (len(self.episodes) // group, group)
     media = turn_decode.gather_media(self._layout, self._state, shape, frames * self._stride)
@@ -311,9 +328,9 @@ class EpisodeScheduler:
     groups = episodes_lib.in_groups(own, group)
     return episodes_lib.EpisodeRollout(
       rollout=_on_devices(
-        self._layout, episodes_lib.rollout(groups, media, time, self._schedule), "prompts"
+        self._layout, episodes_lib.rollout(groups, media, length, self._schedule), "prompts"
       ),
-      shown=[[one.shown for one in row] for row in groups],
+      shown=[[one.shown for one in of_prompt] for of_prompt in groups],
       frames=frames,
       computed_tokens=self._computed,
       idle_seconds=idle_seconds,
@@ -344,7 +361,7 @@ class EpisodeScheduler:
       counts[one.device] += 1
     return [one for of_device in slots for one in of_device]
 
-  def _rows(
+  def _cache_rows(
     self,
     slots: Sequence[episodes_lib.EpisodeState | None],
     turn: Callable[[episodes_lib.EpisodeState], int],

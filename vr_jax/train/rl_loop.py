@@ -5,9 +5,9 @@
 
 The host reads the next batch while the devices compute the update.
 
-With rl.one_step_off_policy the replies of step n + 1 are sampled before the update of step n. They
-are scored while that update runs, and while the replies of step n + 2 are sampled. The policy that
-sampled them is then one update old; truncated importance sampling (rl.tis_cap) corrects for that.
+With rl.one_step_off_policy the replies of step n + 1 are sampled before update n. Scoring of n + 1
+overlaps update n and the sampling of n + 2. When step n + 1 trains, its samples are one update
+stale; truncated importance sampling (rl.tis_cap) corrects for that.
 """
 
 from collections.abc import Mapping
@@ -46,62 +46,67 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     console.print_line(f"rl: complete at step {rl.steps}")
     store.close()
     return
-  start = initialization.describe_start(context, workdir)
+  origin = initialization.describe_start(context, workdir)
   initial = initialization.initial_params(context, workdir)
   learner = learner_lib.Learner.create(context, initial)
-  first, read = 0, None
+  last_step, iterator_state = 0, None
   if store.latest() is not None:
     restored = store.restore(learner.checkpoint_tree())
-    _check_origin(workdir / "checkpoints" / "rl", restored.loop.get("start"), start)
-    first, read = restored.step, restored.loop["iterator"]
+    _check_origin(workdir / "checkpoints" / "rl", restored.loop.get("start"), origin)
+    last_step, iterator_state = restored.step, restored.loop["iterator"]
     learner.restore(restored.tree)
     context.environment.set_state(restored.loop["reward"])
-  log = metrics.MetricsLog(workdir, "rl", first_step=first + 1)
+  log = metrics.MetricsLog(workdir, "rl", first_step=last_step + 1)
   with (
     contextlib.closing(store),
     contextlib.closing(log),
     vision_features.open_cache(context, learner.params, workdir) as cache,
     contextlib.closing(context.environment),
     scoring.scoring_thread() as thread,
-    console.progress("rl", rl.steps, done=first) as tick,
+    console.progress("rl", rl.steps, done=last_step) as tick,
   ):
     batches = context.builder.read(
       "train", rl.batch_size, cache=cache, by_length=rl.curriculum == "length"
     )
-    if read is not None:
-      batches.set_state(read)
+    if iterator_state is not None:
+      batches.set_state(iterator_state)
     key = jax.random.key(config.seed)
     source = experience.Collector(
       context=context, batches=batches, cache=cache, key=key, thread=thread
     )
     ahead = timer = None
-    for step in range(first + 1, rl.steps + 1):
+    for step in range(last_step + 1, rl.steps + 1):
       timer = step_timer_lib.StepTimer(after=timer)
-      collected, ahead = ahead or source.collect(learner.params, step, timer), None
+      if ahead is None:
+        collected = source.collect(learner.params, step, timer)
+      else:
+        collected, ahead = ahead, None
       if rl.one_step_off_policy and step < rl.steps:
         ahead = source.collect(learner.params, step + 1, timer)
       # If another batch is needed, the host reads it during the update.
-      more = step + rl.one_step_off_policy < rl.steps
-      values = learner.learn(collected, timer, source.prefetch if more else None)
+      prefetch_needed = step + rl.one_step_off_policy < rl.steps
+      values = learner.learn(collected, timer, source.prefetch if prefetch_needed else None)
       log.write(step, values)
       tick(step, rl.steps, shown(values))
       divergence.check_finite(values, rl.max_consecutive_nonfinite, "rl", step)
       if step % rl.checkpoint_every == 0 or step == rl.steps:
         log.wait()
         # A batch that was sampled ahead is sampled again on resuming, so its state is not saved.
+        # The restored policy samples it, so an interrupted off-policy run is not bit-equal to an
+        # uninterrupted one.
         loop_state = {
           "iterator": collected.read,
           "reward": collected.wait_for_scores().reward_state,
-          "start": start,
+          "start": origin,
         }
         store.save(step, learner.checkpoint_tree(), loop_state)
 
 
-def _check_origin(directory: Path, there: dict[str, Any] | None, here: dict[str, Any]) -> None:
+def _check_origin(directory: Path, saved: dict[str, Any] | None, current: dict[str, Any]) -> None:
   """Raises InputError if the run would resume with a reference other than its first one."""
-  if there != here:
+  if saved != current:
     raise errors.InputError(
-      f"{directory}: trained from {there}, but the start is now {here}; "
+      f"{directory}: trained from {saved}, but the start is now {current}; "
       "restore it or choose another --workdir"
     )
 
