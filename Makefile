@@ -19,6 +19,7 @@ test: lint
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/basedpyright
 
 format: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check --fix

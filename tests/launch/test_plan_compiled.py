@@ -55,7 +55,7 @@ def test_a_plan_compiles_every_program_of_a_recipe_and_ends_with_0(compiled):
   for one in compiled.values():
     memory = one["memory"]
     assert one["compiled"] and one["fits"]
-    assert memory["arguments"] + memory["held"] < memory["peak"] < 2**30
+    assert memory["arguments"] + memory["resident"] < memory["peak"] < 2**30
     for part in one["parts"]:
       assert part["bytes"] > 0 < max(part["seconds"].values())
       assert 0 < part["utilisation"] < 1

@@ -115,7 +115,7 @@ def test_padding_of_prompts_and_of_frames_changes_no_reply(context, params, item
     context,
     config=nano.config(model__prefix_buckets=(160,), model__frame_buckets=(7,)),
   )
-  wide = wider.prompt(wider.batch(items))
+  wide = wider.builder.prompt(wider.builder.batch(items))
   again = sampler.sample(
     context.graphdef,
     params,

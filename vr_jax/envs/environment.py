@@ -232,6 +232,7 @@ class Environment(Protocol):
     Before training, `observe` is asked for the second turn and for the last one after each of them.
     On the way to the last turn, the first of them is repeated, so it must not end the episode.
     """
+    ...
 
   def reference_replies(
     self, example: records.Example, times: Float[np.ndarray, "pool"]
@@ -257,6 +258,7 @@ class Environment(Protocol):
     it must not change what `state` returns. It may update counters, which `counts`, called after it
     on the same thread, returns and resets. `finish_batch` adds what depends on other batches.
     """
+    ...
 
   def finish_batch(
     self,
@@ -275,6 +277,7 @@ class Environment(Protocol):
 
     Returns the scores, and metrics by name.
     """
+    ...
 
   def episode_metrics(self, example: records.Example, episode: Episode) -> dict[str, float]:
     """Metrics of one episode for an evaluation, by name; `accuracy` is the task metric."""
