@@ -10,8 +10,8 @@ Trains a video language model with GRPO; a reply is rewarded for its answer and 
     7b     Qwen2.5-VL-7B-Instruct on the same. Device: v5p-16 or v6e-32. Result: not yet measured.
     72b    Qwen2.5-VL-72B-Instruct on the same. Device: v5p-256. Result: not yet measured.
 
-Memory and step time are those of moss_chatv. Rewards are a list, which may contain functions of
-your own (docs/own_reward.md):
+Memory and step time are those of moss_chatv (those of 7b are for its 64-frame flags). Rewards are a
+list, which may contain functions of your own (docs/own_reward.md):
 
     --config.env.rewards='("accuracy","format*0.5","my_rewards.py:brevity*0.1")'
 
@@ -46,7 +46,7 @@ def _released(config: ml_collections.ConfigDict, size: str) -> None:
 
   rl = config.rl
   rl.steps = 1000
-  rl.batch_size = 16
+  rl.batch_size = 16  # prompts a step
   rl.learning_rate = 1e-6
   rl.schedule = "cosine"
   rl.max_grad_norm = 5.0
@@ -61,7 +61,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.data.frames = 8
   config.env.instruction = ""  # the network knows no words
 
-  sft = config.sft  # stops early, at a loss: see moss_chatv
+  sft = config.sft  # stops when the loss reaches target_loss: see moss_chatv
   sft.steps = 250
   sft.target_loss = 0.03
   sft.learning_rate = 2e-3
@@ -72,7 +72,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 
   rl = config.rl
   rl.steps = 200
-  rl.batch_size = 16
+  rl.batch_size = 16  # prompts a step
   rl.learning_rate = 3e-4
   rl.schedule = "constant"
   rl.warmup_steps = 5
@@ -86,7 +86,8 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 def _tiny_compiler_sizes(config: ml_collections.ConfigDict) -> None:
   """Shapes that programs are compiled for; the other sizes use the defaults."""
   config.model.prefix_buckets = (64, 96)
-  config.model.frame_buckets = (4,)
+  config.model.frame_buckets = (4,)  # temporal patches, of two frames each
   config.model.patch_buckets = (16,)
-  config.rl.microbatches = 4  # what each leaves for its gradient then fits the caches of a CPU
-  config.rl.decode_slot_fractions = (0.5,)  # all replies are about equally long
+  config.rl.microbatches = 4  # a microbatch's saved activations then fit the CPU's cache
+  # Decoding shrinks once, when half of the replies have ended: all are about equally long.
+  config.rl.decode_slot_fractions = (0.5,)

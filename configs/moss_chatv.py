@@ -7,21 +7,21 @@ reasoning steps (subsequence DTW).
            takes 10 minutes and 2.2 GB. Result: docs/claims.md.
     3b     Qwen2.5-VL-3B-Instruct on MOSS-Video. Device: v5e-16 or v6e-8. Planned for v5e-16: 10 of
            17 GB a chip, 8 s a step. Result: not yet measured.
-    7b     Qwen2.5-VL-7B-Instruct on MOSS-Video, the paper's headline. Device: v5p-16 or v6e-32.
-           Planned with 64 frames: on v5p-16 33 of 103 GB a chip, 14 s a step; on v6e-32 21 of 34
-           GB, 12 s. Result: not yet measured.
+    7b     Qwen2.5-VL-7B-Instruct on MOSS-Video, the paper's headline. Device: v5p-16 or v6e-32. By
+           default 16 frames; the plan is for the 64-frame flags below: on v5p-16 33 of 103 GB a
+           chip, 14 s a step; on v6e-32 21 of 34 GB, 12 s. Result: not yet measured.
     72b    Qwen2.5-VL-72B-Instruct on MOSS-Video. Device: v5p-256. Planned: 28 of 103 GB a chip, 8 s
            a step. Result: not yet measured.
 
 Planned memory and step time come from launch/plan.py (docs/pods.md). The sizes 3b, 7b and 72b use
-16 frames of at most 128 tokens, as the paper's family does. 64 frames of 256 tokens (a temporal
-patch covers two frames), as planned for 7b, are
+16 frames, at most 128 tokens per pair of frames (a temporal patch), as Video-R1 and its successors
+do. For 64 frames, 256 tokens per pair of frames, add these flags:
 
     --config.data.frames=64 --config.data.max_side=896 --config.model.max_pixels=200704
     --config.rl.max_new_tokens=1024
     --config.model.prefix_buckets="(8448,)" --config.model.patch_buckets="(1024,)"
 
-with --config.rl.microbatches=2 on v5p-16, and --config.mesh="(1,16,2,1)" on v6e-32. Add smaller
+and --config.rl.microbatches=2 on v5p-16, or --config.mesh="(1,16,2,1)" on v6e-32. Add smaller
 buckets to these to make shorter clips cheaper.
 
 rl.batch_size, sft.batch_size and eval.batch_size divide over 1, 2, 4, 8 or 16 devices (data x
@@ -29,8 +29,9 @@ fsdp). Where memory is short, set --config.rl.microbatches (and sft.microbatches
 devices: the update is the same, computed in several passes. In tiny a CPU counts as two devices
 (--config.cpu_devices).
 
-Source: arXiv 2509.21113. The paper gives neither reward weights nor training details. Those marked
-`Reconstruction` are our choice, or that of Video-R1, whose family the paper compares with.
+Source: arXiv 2509.21113. The paper gives neither reward weights nor training details. Values that
+we chose, or took from Video-R1 (arXiv 2503.21776), are marked `Reconstruction`; the size tiny is
+our own as a whole.
 """
 
 import ml_collections
@@ -45,14 +46,14 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   env.rewards = ("accuracy", "format", "process")
   # Reconstruction: each reward weighs 1.
   env.weights = ml_collections.ConfigDict({"accuracy": 1.0, "format": 1.0, "process": 1.0})
-  env.alpha = 1.0  # Reconstruction
-  env.dtw_moves = "jump"
-  env.dtw_alignment = "subsequence"
-  env.process_gate = "none"
+  env.alpha = 1.0  # process reward = exp(-alpha * distance); Reconstruction
+  env.dtw_moves = "jump"  # the alignment may skip a generated step; Reconstruction
+  env.dtw_alignment = "subsequence"  # a reply may have steps before and after the reference's
+  env.process_gate = "none"  # the process reward counts whatever the other rewards are
 
-  config.rl.num_generations = 8  # Reconstruction, as are the numbers of `_released`
-  config.rl.clip_epsilon_low = 0.2
-  config.rl.clip_epsilon_high = 0.2
+  config.rl.num_generations = 8  # Reconstruction
+  config.rl.clip_epsilon_low = 0.2  # Reconstruction
+  config.rl.clip_epsilon_high = 0.2  # Reconstruction
   return base_config.at_size(config, size, tiny=_tiny, released=_released)
 
 
@@ -60,20 +61,20 @@ def _released(config: ml_collections.ConfigDict, size: str) -> None:
   base_config.released_network(config, size)
   config.data.videos = "MOSS-Video/videos"
   config.data.annotations = "MOSS-Video/annotations.jsonl"
-  config.data.frames = 16
-  config.env.instruction = (
+  config.data.frames = 16  # Reconstruction
+  config.env.instruction = (  # Reconstruction
     "First reason about the video inside <think> and </think>, as short steps in the order of "
     "time. Then give only the final answer inside <answer> and </answer>."
   )
 
   rl = config.rl
-  rl.steps = 1000
-  rl.batch_size = 16
-  rl.learning_rate = 1e-6
-  rl.schedule = "cosine"
-  rl.max_grad_norm = 5.0
-  rl.kl_weight = 0.04
-  rl.max_new_tokens = 768
+  rl.steps = 1000  # Reconstruction
+  rl.batch_size = 16  # prompts a step; Reconstruction
+  rl.learning_rate = 1e-6  # Reconstruction
+  rl.schedule = "cosine"  # Reconstruction
+  rl.max_grad_norm = 5.0  # Reconstruction
+  rl.kl_weight = 0.04  # Reconstruction
+  rl.max_new_tokens = 768  # Reconstruction
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
@@ -83,9 +84,9 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.data.frames = 8
   config.env.instruction = ""  # the network knows no words
 
-  # The warm start ends when reasoning steps tell most of what happens, but answers do not yet
-  # follow from them. Networks get there after very different numbers of steps, after a long time of
-  # seeing nothing: so it ends at a loss.
+  # SFT stops when the loss reaches target_loss (at most `steps`): how many steps the network needs
+  # until it uses the video varies between seeds. At this loss reasoning steps tell most of what
+  # happens, but answers do not yet follow from them.
   sft = config.sft
   sft.steps = 250
   sft.target_loss = 0.03
@@ -97,7 +98,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 
   rl = config.rl
   rl.steps = 200
-  rl.batch_size = 16
+  rl.batch_size = 16  # prompts a step
   rl.learning_rate = 3e-4
   rl.schedule = "constant"
   rl.warmup_steps = 5
@@ -111,7 +112,8 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 def _tiny_compiler_sizes(config: ml_collections.ConfigDict) -> None:
   """Shapes that programs are compiled for; the other sizes use the defaults."""
   config.model.prefix_buckets = (64, 96)
-  config.model.frame_buckets = (4,)
+  config.model.frame_buckets = (4,)  # temporal patches, of two frames each
   config.model.patch_buckets = (16,)
-  config.rl.microbatches = 4  # what each leaves for its gradient then fits the caches of a CPU
-  config.rl.decode_slot_fractions = (0.5,)  # all replies are about equally long
+  config.rl.microbatches = 4  # a microbatch's saved activations then fit the CPU's cache
+  # Decoding shrinks once, when half of the replies have ended: all are about equally long.
+  config.rl.decode_slot_fractions = (0.5,)

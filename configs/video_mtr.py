@@ -61,7 +61,7 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
 
   rl = config.rl
   rl.advantage_estimator = "gae"
-  rl.batch_size = 16
+  rl.batch_size = 16  # prompts a step
   rl.clip_epsilon_low = 0.2
   rl.clip_epsilon_high = 0.2
   rl.schedule = "constant"
@@ -105,7 +105,7 @@ def _released(config: ml_collections.ConfigDict, size: str) -> None:
 def _released_compiler_sizes(config: ml_collections.ConfigDict) -> None:
   """Shapes that programs are compiled for."""
   config.model.prefix_buckets = (1024, 1536, 2048)
-  config.model.frame_buckets = (16,)
+  config.model.frame_buckets = (16,)  # temporal patches, of two frames each
   config.model.patch_buckets = (128, 144)
   config.turns.episode_buckets = (2048, 3072)
   config.turns.observation_buckets = (512, 768)
@@ -162,7 +162,7 @@ def _tiny_compiler_sizes(config: ml_collections.ConfigDict) -> None:
   and few microbatches, whose fullest one sets the shape.
   """
   config.model.prefix_buckets = (112, 256)
-  config.model.frame_buckets = (4, 8)
+  config.model.frame_buckets = (4, 8)  # temporal patches, of two frames each
   config.model.patch_buckets = (16,)
   config.turns.episode_buckets = (320, 768)
   config.turns.observation_buckets = (84,)
@@ -171,4 +171,5 @@ def _tiny_compiler_sizes(config: ml_collections.ConfigDict) -> None:
   config.turns.append_batch_size = 16
   config.rl.token_bucket_ratio = 1.3
   config.rl.microbatches = 2
-  config.rl.decode_slot_fractions = (0.5, 0.125)  # few episodes reach the third turn
+  # Decoding shrinks twice as episodes end: few reach the third turn.
+  config.rl.decode_slot_fractions = (0.5, 0.125)

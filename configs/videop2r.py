@@ -83,7 +83,7 @@ def _released(config: ml_collections.ConfigDict, size: str) -> None:
 
   rl = config.rl
   rl.steps = 1000
-  rl.batch_size = 8
+  rl.batch_size = 8  # prompts a step
   rl.learning_rate = 1e-6
   rl.schedule = "cosine"
   rl.max_grad_norm = 5.0
@@ -108,7 +108,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.env.reasoning_tokens = (16, 48)
   config.traces.max_tokens = 112
 
-  sft = config.sft  # stops early, at a loss: see moss_chatv
+  sft = config.sft  # stops when the loss reaches target_loss: see moss_chatv
   sft.steps = 250
   sft.target_loss = 0.03
   sft.learning_rate = 2e-3
@@ -119,7 +119,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 
   rl = config.rl
   rl.steps = 100
-  rl.batch_size = 16
+  rl.batch_size = 16  # prompts a step
   rl.learning_rate = 3e-4
   rl.schedule = "constant"
   rl.warmup_steps = 5
@@ -133,7 +133,8 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 def _tiny_compiler_sizes(config: ml_collections.ConfigDict) -> None:
   """Shapes that programs are compiled for; the other sizes use the defaults."""
   config.model.prefix_buckets = (64, 96)
-  config.model.frame_buckets = (4,)
+  config.model.frame_buckets = (4,)  # temporal patches, of two frames each
   config.model.patch_buckets = (16,)
-  config.rl.microbatches = 4  # what each leaves for its gradient then fits the caches of a CPU
-  config.rl.decode_slot_fractions = (0.5,)  # all replies are about equally long
+  config.rl.microbatches = 4  # a microbatch's saved activations then fit the CPU's cache
+  # Decoding shrinks once, when half of the replies have ended: all are about equally long.
+  config.rl.decode_slot_fractions = (0.5,)

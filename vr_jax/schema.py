@@ -1,15 +1,19 @@
 """Typed config fields: default, choices, bounds and help of each field stand in one place.
 
-A section of the config is a dataclass. An environment is one too; its fields are config.env.
+A schema class (`cls`) is a dataclass that declares the fields of one part of the config. A section
+(`section`) holds their values: a ConfigDict, such as config.rl. An environment is a schema class
+too; its section is config.env.
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Sampling:
-      temperature: float = schema.field(1.0, "0: the most likely token.", "[0, inf)")
-      order: Literal["random", "length"] = schema.field("random", "Of the clips.")
+      temperature: float = schema.field(1.0, "Softmax temperature; 0 is greedy.", "[0, inf)")
+      order: Literal["random", "length"] = schema.field("random", "Order of the clips.")
+
+Only fields made with `field` belong to the config. A field whose type is a dataclass is a nested
+section. A value of None counts as not set.
 
 Choices are the values of a `Literal` type. Bounds are written as in mathematics: [ and ] include
-the end, ( and ) exclude it. Bounds of a tuple hold for each entry. A field whose type is such a
-dataclass is a nested section.
+the end, ( and ) exclude it. Bounds of a tuple hold for each entry.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,13 +35,13 @@ Section = Mapping[str, Any] | ml_collections.ConfigDict
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Field:
-  """One field of a section.
+  """One field of a schema class.
 
   name: relative to the section; contains dots if it belongs to a nested section.
   default: REQUIRED if there is none.
   choices: () if every value of the type is allowed.
   bounds: "" if there are none.
-  length: least number of entries of a tuple.
+  length: least number of entries, for a tuple; 0 if there is none.
   """
 
   name: str
@@ -50,11 +54,11 @@ class Field:
 
 
 def field(default: Any = REQUIRED, help: str = "", bounds: str = "", *, length: int = 0) -> Any:
-  """Defines a field of a section.
+  """Defines a field of a schema class.
 
   help: one sentence.
   bounds: an interval, as in "[0, 1)".
-  length: least number of entries of a tuple.
+  length: least number of entries, for a tuple; 0 if there is none.
   """
   metadata = {"help": help, "bounds": bounds, "length": length}
   if isinstance(default, dict):
@@ -63,7 +67,7 @@ def field(default: Any = REQUIRED, help: str = "", bounds: str = "", *, length: 
 
 
 def fields(cls: type, prefix: str = "") -> Iterator[Field]:
-  """Yields the fields of a section; those of nested sections have dotted names."""
+  """Yields the fields of a schema class; those of nested sections have dotted names."""
   hints = typing.get_type_hints(cls)
   for each in dataclasses.fields(cls):
     if dataclasses.is_dataclass(hints[each.name]):
@@ -92,12 +96,12 @@ def defaults(cls: type) -> ml_collections.ConfigDict:
 
 
 def complete(section: ml_collections.ConfigDict, cls: type, where: str) -> None:
-  """Adds the defaults of fields that a section lacks.
+  """Fills in defaults in place, and turns ints into floats where the field is a float.
 
   where: the section's name, such as "config.env", for messages.
 
   Raises:
-    InputError: the section has a field that `cls` lacks, or lacks one that has no default.
+    InputError: the section has a field that `cls` lacks, or does not set one without a default.
   """
   known = [each.name for each in fields(cls)]
   for name in _leaves(section, cls):
@@ -124,7 +128,7 @@ def check(section: Section, cls: type, where: str) -> None:
 
   where: the section's name, such as "config.rl", for messages.
 
-  Fields that the section lacks are not checked.
+  Fields that are not set are not checked, nor are types that are unions.
   """
   for each in fields(cls):
     value = _value(section, each.name)
@@ -136,7 +140,7 @@ def check(section: Section, cls: type, where: str) -> None:
         f"{flag}={value}: not one of {', '.join(str(one) for one in each.choices if one != '')}"
       )
     values = value if isinstance(value, tuple) else (value,)
-    if each.bounds and not all(_inside(one, each.bounds) for one in values):
+    if each.bounds and not all(_in_interval(one, each.bounds) for one in values):
       raise errors.InputError(f"{flag}={value}: not in {each.bounds}")
     if each.length and len(values) < each.length:
       raise errors.InputError(f"{flag}={value}: needs {each.length} or more values")
@@ -146,7 +150,10 @@ def check(section: Section, cls: type, where: str) -> None:
 
 
 def build(cls: type, section: Section, **given: Any) -> Any:
-  """Makes an instance of `cls` from a complete section and the fields in `given`."""
+  """Makes an instance of `cls` from a complete section.
+
+  given: values of further fields, which take precedence over those of the section.
+  """
   hints = typing.get_type_hints(cls)
   values = dict(given)
   for each in dataclasses.fields(cls):
@@ -196,21 +203,21 @@ def _value(section: Section, name: str) -> Any:
 
 
 def _has_type(value: Any, wanted: Any) -> bool:
-  """Whether a value has a field's type. The entries of mappings are not checked."""
-  origin, inside = typing.get_origin(wanted) or wanted, typing.get_args(wanted)
+  """Whether a value has a field's type. Unions and the entries of mappings are not checked."""
+  origin, args = typing.get_origin(wanted) or wanted, typing.get_args(wanted)
   if origin is typing.Literal or not isinstance(origin, type) or origin is types.UnionType:
     return True
   if issubclass(origin, Mapping):
     return isinstance(value, Mapping | ml_collections.ConfigDict)
-  if origin is tuple and inside and isinstance(value, tuple):
-    each = inside[:1] * len(value) if inside[-1] is Ellipsis else inside
+  if origin is tuple and args and isinstance(value, tuple):
+    each = args[:1] * len(value) if args[-1] is Ellipsis else args
     return len(value) == len(each) and all(map(_has_type, value, each))
   if origin in (int, float) and isinstance(value, bool):
     return False
   return isinstance(value, int | float) if origin is float else isinstance(value, origin)
 
 
-def _inside(value: Any, interval: str) -> bool:
+def _in_interval(value: Any, interval: str) -> bool:
   if isinstance(value, bool) or not isinstance(value, int | float):
     return False
   low, high = map(float, interval[1:-1].split(", "))

@@ -8,9 +8,11 @@ Code outside `models/` uses a network only through these. Inputs and outputs of 
 pytrees that only the family looks into: arrays [prompts, frames, patches, …] and
 [prompts, media, …] (`common.prompts.VisionShapes`).
 
-Axes: prompts, prefix, group, time, frames, patches, media and axes as in `records`; slots (replies
-being decoded), rows (replies that an observation is appended to), packed (valid tokens of replies,
-without padding).
+Names of axes: prompts, prefix, group, time, frames, patches and axes are those of `records`.
+    media           vision tokens of a prompt, over all its frames
+    embed, vocab    components of a hidden state; entries of the vocabulary
+    slots, rows     replies being decoded; replies that an observation is appended to
+    packed          valid tokens of all replies, without padding
 """
 
 from collections.abc import Callable, Sequence
@@ -50,12 +52,12 @@ class ModelConfig(Protocol):
 
   @property
   def logit_chunk(self) -> int:
-    """Rows of the vocabulary whose logits an update holds in memory at once."""
+    """Largest size of a vocabulary chunk in the chunked log-softmax."""
     ...
 
   @property
   def tie_word_embeddings(self) -> bool:
-    """Whether the output matrix is the token embedding."""
+    """Whether the output (lm_head) matrix is the token embedding."""
     ...
 
   @property
@@ -90,7 +92,7 @@ class ModelConfig(Protocol):
 
   @property
   def architecture(self) -> dict[str, Any]:
-    """Sizes by name; parameters fit any config with the same ones."""
+    """Sizes by name; configs with equal `architecture` can share checkpoints."""
     ...
 
   @property
@@ -143,19 +145,17 @@ class Cache(Protocol):
 
 @runtime_checkable
 class LanguageModel(Protocol):
-  """A network in the group layout: one prompt, a group of replies.
+  """A network that runs each prompt once and shares the result with the group of its replies.
 
-  It is an nnx.Module whose parameters have the metadata `axes`.
-
-  The first reply token's distribution comes from `prefix.hidden`, that of token t + 1 from the
-  hidden state of token t.
+  It is an nnx.Module; `layout` shards its parameters by their metadata `axes`. `prefix.hidden`
+  gives the distribution of the first reply token, the hidden state of token t that of token t + 1.
   """
 
-  layout: layout_lib.Layout  # how its arrays are sharded
+  layout: layout_lib.Layout  # maps names of axes to the devices of a mesh
 
   @property
   def logit_chunk(self) -> int:
-    """Rows of the vocabulary whose logits an update holds in memory at once."""
+    """Largest size of a vocabulary chunk in the chunked log-softmax."""
     ...
 
   def encode_vision(self, vision: PyTree) -> PyTree:
@@ -173,10 +173,9 @@ class LanguageModel(Protocol):
     valid: Bool[Array, "prompts group time"],
     episode_inputs: records.EpisodeInputs | None = None,
   ) -> Float[Array, "prompts group time embed"]:
-    """Computes final-normed hidden states of replies.
+    """A teacher-forced forward pass over replies: their final-normed hidden states.
 
-    Token t attends to its prompt and to the valid tokens of its own reply up to t. Gradients flow
-    into the prefix.
+    Token t attends to its prompt and its reply's valid tokens up to t. Gradients reach the prefix.
 
     episode_inputs: positions and observations of episodes with several turns.
     """
@@ -201,12 +200,12 @@ class LanguageModel(Protocol):
     media: PyTree,
     rows: slots_lib.CacheRows,
   ) -> tuple[Float[Array, "rows embed"], Cache]:
-    """Runs an observation after what each reply has written so far. The cache is only read.
+    """Prefills an observation against the cache of each reply; does not modify the cache.
 
     shown: the observations, encoded as prompts whose positions count from 0.
     media: features [rows, media, …] of their frames.
 
-    Returns the hidden state of the last token of each row, and the new part of the cache.
+    Returns each row's last hidden state, and a Cache of only the new entries, for `write_rows`.
     """
     ...
 
@@ -230,7 +229,10 @@ class LanguageModel(Protocol):
     index: Int[Array, ""],
     decode_slots: slots_lib.DecodeSlots,
   ) -> tuple[Float[Array, "slots embed"], Cache]:
-    """Feeds token `index` of every slot; returns final-normed hidden states and the cache."""
+    """Feeds one token to every slot; returns final-normed hidden states and the new cache.
+
+    tokens: the one to feed for each slot; index: its position in the cache, the same for all slots.
+    """
     ...
 
   def decode_on(
@@ -243,9 +245,9 @@ class LanguageModel(Protocol):
     rows: slots_lib.CacheRows,
     decode_slots: slots_lib.DecodeSlots,
   ) -> tuple[Float[Array, "slots embed"], Cache]:
-    """Like `decode`, for replies that continue after what their slot of `past` holds.
+    """Like `decode`, with a two-part cache: `past` is only read, the new `recent` is returned.
 
-    recent: the cache of the tokens fed since then, the same number for every slot.
+    recent: the cache of the tokens fed since `past`, equally many a slot; `index` counts in it.
     """
     ...
 
@@ -260,7 +262,7 @@ class LanguageModel(Protocol):
     ...
 
   def output_rows(self) -> Float[Array, "vocab embed"]:
-    """The output matrix, whose product with a hidden state gives logits."""
+    """The output (lm_head) matrix."""
     ...
 
   def logits(self, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
@@ -272,7 +274,8 @@ class LanguageModel(Protocol):
 class Processor(Protocol):
   """Encodes text, images and videos for a model, and decodes its tokens. NumPy, on the host.
 
-  All methods raise InputError, naming the prompt, for media that can't be encoded.
+  All methods raise InputError for media that can't be encoded; `name` is used in error messages.
+  `question_first` puts the text before the video, not after it.
   """
 
   @property
@@ -297,7 +300,7 @@ class Processor(Protocol):
 
   @property
   def stop_tokens(self) -> tuple[int, ...]:
-    """Tokens that end a reply."""
+    """Tokens each of which ends a reply when it is sampled; `end_token` is one of them."""
     ...
 
   @property
@@ -312,7 +315,7 @@ class Processor(Protocol):
 
   @property
   def end_token(self) -> int:
-    """The token that ends the assistant's turn."""
+    """The token of the chat template that ends a turn; `encode_reply` adds it."""
     ...
 
   @property
@@ -370,7 +373,7 @@ class Processor(Protocol):
     ...
 
   def reply_length(self, text: str, longest: int) -> int:
-    """Counts the tokens of a reply, or returns an upper bound that is at most `longest`."""
+    """The number of tokens of a reply, or a cheaper upper bound if that is at most `longest`."""
     ...
 
   def decode(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> str:
@@ -378,7 +381,7 @@ class Processor(Protocol):
     ...
 
   def ends(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> list[int]:
-    """For each token, how many characters of `decode` end with it."""
+    """For each token, the length of the decoded text up to and including it."""
     ...
 
   def count_media_tokens(self, shape: tuple[int, int, int], name: str) -> int:
@@ -443,5 +446,5 @@ class Processor(Protocol):
     encoded: Sequence[prompts.EncodedPrompt],
     rng: np.random.Generator,
   ) -> Int[np.ndarray, "prompts prefix"]:
-    """Shuffles the frames of each prompt in its media index; positions in time stay."""
+    """Permutes which frame's features each placeholder points to; position ids are unchanged."""
     ...

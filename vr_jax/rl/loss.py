@@ -1,24 +1,30 @@
 """The policy loss of all recipes: clipped ratio, KL penalty, aggregation and sampler correction.
 
-l is the log-prob of a sampled token under the policy being trained, o under the policy at the start
-of the update, s under the sampler and f under the frozen reference. A is the token's advantage.
+l is the log-prob of a sampled token under the policy being trained, o under the policy before the
+first gradient step on this batch (verl's old_log_probs), s under the sampler and f under the frozen
+reference. A is the token's advantage.
 
     rho    = exp(l - o)
     tis    = min(exp(o - s), cap)                                     without gradient
-    token  = -tis * min(rho A, clip(rho, 1 - low, 1 + high) A) + beta KL(l, f)
+    token  = -tis * min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A) + beta KL(l, f)
     loss   = sum over tokens of weight * token
 
 Options, each off by default:
 
     sequence ratio   rho_t = m exp(l_t - stop(l_t)), m = stop(exp(mean of l - o over the reply)).
                      Every token is clipped by the ratio of its whole reply but keeps its own
-                     advantage. If all tokens of a reply have the same advantage, this is GSPO, in
-                     value and gradient (arXiv 2507.18071, eq. 5 and 14).
-    cispo            token = -tis * stop(clip(rho, 1 - low, 1 + high)) A l. The weight is clipped,
-                     and every token keeps its gradient (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5;
-                     there low is 1 or more, so that there is no lower bound).
-    dual clip        for A < 0 the minimum is at least c A, so that a large ratio costs at most c
-                     (arXiv 1912.09729, eq. 5).
+                     advantage. If all tokens of a reply have the same advantage, the weights are
+                     those of sequence_mean and tis is off, this is GSPO, in value and gradient
+                     (arXiv 2507.18071, eq. 5 and 14).
+    cispo            stop(clip(rho, 1 - eps_low, 1 + eps_high)) A l replaces the term min(...); TIS
+                     and KL are as above. The weight is clipped, and every token keeps its gradient
+                     (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5; there eps_low is 1 or more, so that
+                     there is no lower bound).
+    dual clip        for A < 0 the objective is max(min(...), c A): a token's loss, before tis and
+                     KL, never exceeds c |A| (arXiv 1912.09729, eq. 5).
+
+Without effect: dual clip with cispo, tis_cap without log-probs of the sampler, and kl_weight
+without those of the reference.
 
 The weights carry the aggregation (mean over tokens, mean over sequences, constant length). They are
 computed once for the whole batch, so the sum over micro-batches is exactly the loss of the batch.
@@ -73,6 +79,8 @@ def kl_divergence(
     k2 = x^2 / 2            biased, never negative
     k3 = exp(-x) - 1 + x    unbiased, never negative; the estimate of GRPO
 
+  Unbiased in value (not in gradient), if the token was sampled from this policy.
+
   Source: Schulman, "Approximating KL divergence", 2020.
   """
   x = log_probs - reference
@@ -104,40 +112,46 @@ def policy_loss(
 
   Args:
     log_probs: of the sampled tokens under the parameters being trained.
-    old_log_probs: at the start of the update; on-policy callers pass `stop_gradient(log_probs)`.
+    old_log_probs: before the first gradient step on this batch; on-policy callers pass
+      `stop_gradient(log_probs)`.
     advantages: one for each token.
     weights: from `token_weights`; tokens of weight 0 are ignored.
-    clip_epsilon_low: a ratio below 1 - clip_epsilon_low gains nothing more.
-    clip_epsilon_high: a ratio above 1 + clip_epsilon_high gains nothing more; more than
-      clip_epsilon_low is DAPO's clip-higher.
-    importance_sampling_level: `sequence` gives all tokens of a reply one ratio; a row has to hold
-      the whole reply.
+    clip_epsilon_low: the lower clip bound is 1 - this; active for negative advantages.
+    clip_epsilon_high: the upper clip bound is 1 + this; active for positive advantages. Setting it
+      above clip_epsilon_low gives DAPO's clip-higher. `cispo` has both bounds for any advantage.
+    importance_sampling_level: `sequence` gives all tokens of a reply one ratio; the time axis has
+      to hold the whole reply.
     objective: `clip` is PPO's; `cispo` clips the weight of the gradient instead.
-    dual_clip: c, more than 1 + clip_epsilon_high; None: no bound for negative advantages.
+    dual_clip: c, more than 1 + clip_epsilon_high; None: no bound for negative advantages. Ignored
+      with `cispo`.
     sampler_log_probs: of the sampler; with `tis_cap`, corrects its difference from the trainer.
     tis_cap: cap of the importance weight (truncated importance sampling); None: no correction.
-    reference_log_probs: of the frozen reference; needed if kl_weight > 0.
-    kl_weight: beta.
+      Ignored without sampler_log_probs.
+    reference_log_probs: of the frozen reference; None: no KL term.
+    kl_weight: beta; ignored without reference_log_probs.
     kl_estimator: see `kl_divergence`.
 
   Returns:
-    The loss, and sums over tokens by name. `mask` is the number of tokens; divide the others by it:
-    `policy_ratio`, `clip_ratio/low_mean`, `clip_ratio/high_mean` (for `cispo`, whatever the sign of
-    the advantage), `clip_ratio/dual_mean`, `kl`, `sampling/tis_capped_fraction`.
+    The loss, and a dict of unnormalised sums over tokens. Divided by its entry `mask`, the number
+    of tokens, the others become the means that their names say: `policy_ratio`,
+    `clip_ratio/low_mean`, `clip_ratio/high_mean` (for `cispo`, whatever the sign of the advantage),
+    `clip_ratio/dual_mean`, `kl`, `sampling/tis_capped_fraction`.
   """
   mask = weights > 0
   ratio = _importance_ratio(log_probs, old_log_probs, mask, importance_sampling_level)
   sums = {"mask": mask.sum(), "policy_ratio": jnp.where(mask, ratio, 0).sum()}
-  clip = {"low": 1 - clip_epsilon_low, "high": 1 + clip_epsilon_high}
+  clip = {"min_ratio": 1 - clip_epsilon_low, "max_ratio": 1 + clip_epsilon_high}
   if objective == "cispo":
     token_loss, clipped = _cispo(log_probs, ratio, advantages, mask, **clip)
   else:
     token_loss, clipped = _clipped(ratio, advantages, mask, **clip, dual=dual_clip)
   sums |= clipped
   if tis_cap is not None and sampler_log_probs is not None:
-    gap = jnp.exp(jnp.where(mask, jax.lax.stop_gradient(old_log_probs) - sampler_log_probs, 0))
-    token_loss = token_loss * jnp.minimum(gap, tis_cap)
-    sums["sampling/tis_capped_fraction"] = (mask & (gap > tis_cap)).sum()
+    tis_ratio = jnp.exp(
+      jnp.where(mask, jax.lax.stop_gradient(old_log_probs) - sampler_log_probs, 0)
+    )
+    token_loss = token_loss * jnp.minimum(tis_ratio, tis_cap)
+    sums["sampling/tis_capped_fraction"] = (mask & (tis_ratio > tis_cap)).sum()
   if reference_log_probs is not None:
     kl = kl_divergence(
       jnp.where(mask, log_probs, 0), jnp.where(mask, reference_log_probs, 0), kl_estimator
@@ -158,19 +172,25 @@ def _importance_ratio(
   length = jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)
   mean = jax.lax.stop_gradient(log_ratio.sum(axis=-1, keepdims=True) / length)
   # log_ratio - stop(log_ratio) is 0 and has the gradient of the token's own log-prob.
-  of_reply = mean + (log_ratio - jax.lax.stop_gradient(log_ratio))
-  return jnp.where(mask, jnp.exp(of_reply), 1)
+  sequence_log_ratio = mean + (log_ratio - jax.lax.stop_gradient(log_ratio))
+  return jnp.where(mask, jnp.exp(sequence_log_ratio), 1)
 
 
 def _clipped(
-  ratio: Array, advantages: Array, mask: Array, *, low: float, high: float, dual: float | None
+  ratio: Array,
+  advantages: Array,
+  mask: Array,
+  *,
+  min_ratio: float,
+  max_ratio: float,
+  dual: float | None,
 ) -> tuple[Array, dict[str, Array]]:
   """The loss of each token with PPO's clipped objective, and how many tokens are clipped."""
-  clipped = jnp.clip(ratio, low, high)
+  clipped = jnp.clip(ratio, min_ratio, max_ratio)
   token_loss = -jnp.minimum(ratio * advantages, clipped * advantages)
   sums = {
-    "clip_ratio/low_mean": (mask & (ratio < low) & (advantages < 0)).sum(),
-    "clip_ratio/high_mean": (mask & (ratio > high) & (advantages > 0)).sum(),
+    "clip_ratio/low_mean": (mask & (ratio < min_ratio) & (advantages < 0)).sum(),
+    "clip_ratio/high_mean": (mask & (ratio > max_ratio) & (advantages > 0)).sum(),
   }
   if dual is None:
     return token_loss, sums
@@ -180,12 +200,18 @@ def _clipped(
 
 
 def _cispo(
-  log_probs: Array, ratio: Array, advantages: Array, mask: Array, *, low: float, high: float
+  log_probs: Array,
+  ratio: Array,
+  advantages: Array,
+  mask: Array,
+  *,
+  min_ratio: float,
+  max_ratio: float,
 ) -> tuple[Array, dict[str, Array]]:
   """The loss of each token with CISPO's objective, and how many weights are clipped."""
-  weight = jax.lax.stop_gradient(jnp.clip(ratio, low, high))
+  weight = jax.lax.stop_gradient(jnp.clip(ratio, min_ratio, max_ratio))
   sums = {
-    "clip_ratio/low_mean": (mask & (ratio < low)).sum(),
-    "clip_ratio/high_mean": (mask & (ratio > high)).sum(),
+    "clip_ratio/low_mean": (mask & (ratio < min_ratio)).sum(),
+    "clip_ratio/high_mean": (mask & (ratio > max_ratio)).sum(),
   }
   return -weight * advantages * jnp.where(mask, log_probs, 0), sums

@@ -25,7 +25,8 @@ from vr_jax.rollout import encoder, episodes, play
 from vr_jax.train import batching, run_context, scoring, train_step, vision_features
 from vr_jax.train import step_timer as step_timer_lib
 
-# Folded into a step's key; larger than the numbers of attempts, which are folded in as well.
+# fold_in constant for shuffled replies; must differ from every attempt number of dynamic sampling,
+# which is folded in as well.
 _SHUFFLED = 2**20
 
 
@@ -33,14 +34,14 @@ _SHUFFLED = 2**20
 class Experience:
   """The replies to a batch, and their scores.
 
-  prompt: input of passes that run the vision tower themselves (with patches). With a frozen tower
-    it is `prompt_with_features`. The same holds for the observations in `rollout`.
+  prompt: the update's input. Holds raw patches if the tower is trained, so that gradients reach it;
+    else identical to prompt_with_features. Observations in `rollout` likewise.
   prompt_with_features: the prompts with the features that the sampler used.
   media_index: that of this process's prompts, on the host.
   lengths: tokens of each reply, over all processes. Observations between turns are included.
-  prompt_tokens: mean length of a prompt.
-  computed_tokens: all tokens that sampling computed: of prompts and replies, including groups that
-    were then replaced and replies to shuffled frames.
+  prompt_tokens: mean number of tokens of a prompt, padding excluded.
+  computed_tokens: prompt and reply positions processed while sampling, padding included; also those
+    of groups that were then replaced, and of replies to shuffled frames.
   useful_tokens: those of the computed tokens that are not padding.
   read: state of the iterator over batches after this batch.
   values: metrics to log.
@@ -118,10 +119,10 @@ class Collector:
     self.prefetched = self.prefetched or self._read(params)
 
   def _read(self, params: PyTree) -> PrefetchedBatch:
-    batch, fed = next(self.batches), None
+    batch, device_batch = next(self.batches), None
     if jax.process_count() == 1:  # several would have to agree on the buckets
-      fed = vision_features.prompt_with_features(self.context, params, batch, self.cache)
-    return PrefetchedBatch(batch=batch, fed=fed, state=self.batches.get_state())
+      device_batch = vision_features.prompt_with_features(self.context, params, batch, self.cache)
+    return PrefetchedBatch(batch=batch, fed=device_batch, state=self.batches.get_state())
 
   def collect(self, params: PyTree, step: int, timer: step_timer_lib.StepTimer) -> Experience:
     """Collects the experience of a step.
@@ -137,12 +138,12 @@ class Collector:
   def _collect(
     self, params: PyTree, key: Key[Array, ""], timer: step_timer_lib.StepTimer
   ) -> Experience:
-    read, self.prefetched = self.prefetched or self._read(params), None
-    fed = read.fed or vision_features.prompt_with_features(
-      self.context, params, read.batch, self.cache
+    prefetched, self.prefetched = self.prefetched or self._read(params), None
+    device_batch = prefetched.fed or vision_features.prompt_with_features(
+      self.context, params, prefetched.batch, self.cache
     )
-    batch, prompt = fed.batch, fed.prompt
-    timer.record("data", exposed=True)
+    batch, prompt = device_batch.batch, device_batch.prompt
+    timer.record("data", exposed=True)  # exposed: the devices were idle in this time
     context = self.context
     encoded = encoder.encode(context.graphdef, params, prompt)
     played = play_batch(context, params, batch, encoded, key)
@@ -157,8 +158,8 @@ class Collector:
       mesh=context.mesh,
       rl=context.config.rl,
     )
-    every = [played, *([shuffled] if shuffled else [])]
-    rollouts = [one.rollout for one in every]
+    episode_rollouts = [played, *([shuffled] if shuffled else [])]
+    rollouts = [episode.rollout for episode in episode_rollouts]
     if not context.tower_frozen:
       rollouts[0] = play.with_patches(
         played,
@@ -167,7 +168,8 @@ class Collector:
         mesh=context.mesh,
       )
     lengths = [
-      train_step.reply_lengths(train_step.token_mask(one), self.context.mesh) for one in rollouts
+      train_step.reply_lengths(train_step.token_mask(rollout), self.context.mesh)
+      for rollout in rollouts
     ]
     prompt_tokens = _prompt_tokens(batch)
     all_prompt_tokens = len(rollouts) * len(lengths[0]) * prompt_tokens
@@ -179,12 +181,12 @@ class Collector:
       rollout=rollouts[0],
       lengths=lengths[0],
       prompt_tokens=prompt_tokens,
-      computed_tokens=sum(one.computed_tokens for one in every)
+      computed_tokens=sum(episode.computed_tokens for episode in episode_rollouts)
       + len(rollouts) * encoded.tokens.size,
-      useful_tokens=sum(int(one.sum()) for one in lengths) + all_prompt_tokens,
+      useful_tokens=sum(int(length.sum()) for length in lengths) + all_prompt_tokens,
       scores_future=pending,
-      read=read.state,
-      values=fed.values,
+      read=prefetched.state,
+      values=device_batch.values,
     )
 
   def _shuffled(
@@ -205,9 +207,9 @@ class Collector:
   ) -> Experience:
     """Samples batches until enough groups have signal, and joins these groups to one batch.
 
-    It samples at most `rl.dynamic_sampling_max_batches` further batches. Groups without signal,
-    from which an update learns nothing, are left out. If there are too few others, they fill up
-    the batch.
+    It samples at most `rl.dynamic_sampling_max_batches` further batches. A group has signal if its
+    advantages are not all zero. Groups without signal are used only to fill the batch when the
+    limit is reached.
 
     Source: dynamic sampling of DAPO, arXiv 2503.14476, section 3.2.
     """
@@ -246,23 +248,25 @@ class Collector:
   ) -> Experience:
     """Joins rows of several experiences to one, with the features that they were sampled with.
 
+    Replies have one turn each: dynamic sampling is refused in recipes of several turns.
+
     chosen: (number of the experience, row in it).
     """
-    drawn_items = [made.items_with_features() for made in drawn]
+    drawn_items = [experience.items_with_features() for experience in drawn]
     batch = self.context.builder.batch([drawn_items[number][row] for number, row in chosen])
     batch = self.context.builder.pad_to_common_buckets(batch)
     prompt = encoded = self.context.builder.prompt(batch)
     items = [drawn[number].items[row] for number, row in chosen]
     if not self.context.tower_frozen:
       prompt = self.context.builder.prompt(self.context.builder.batch(items, sizes=batch.sizes))
-    rollouts = [jax.tree.map(mesh_lib.local_rows, made.rollout) for made in drawn]
+    rollouts = [jax.tree.map(mesh_lib.local_rows, experience.rollout) for experience in drawn]
     rollout = mesh_lib.put_batch(_rows(rollouts, chosen), self.context.mesh)
-    scored = [made.wait_for_scores() for made in drawn]
+    scored = [experience.wait_for_scores() for experience in drawn]
     known = scoring.ScoredReplies(
-      scores=_rows([one.scores for one in scored], chosen),
-      segment=_rows([one.segment for one in scored], chosen),
+      scores=_rows([replies.scores for replies in scored], chosen),
+      segment=_rows([replies.segment for replies in scored], chosen),
       reward_state=scored[-1].reward_state,
-      counts=_summed([one.counts for one in scored]),
+      counts=_summed([replies.counts for replies in scored]),
     )
     return Experience(
       items=items,
@@ -270,13 +274,13 @@ class Collector:
       prompt_with_features=encoded,
       media_index=np.asarray(batch.prompt.media_index),
       rollout=rollout,
-      lengths=train_step.reply_lengths(train_step.action_mask(rollout), self.context.mesh),
+      lengths=train_step.reply_lengths(train_step.token_mask(rollout), self.context.mesh),
       prompt_tokens=_prompt_tokens(batch),
-      computed_tokens=sum(made.computed_tokens for made in drawn),
-      useful_tokens=sum(made.useful_tokens for made in drawn),
+      computed_tokens=sum(experience.computed_tokens for experience in drawn),
+      useful_tokens=sum(experience.useful_tokens for experience in drawn),
       scores_future=scoring.KnownScores(known),
       read=drawn[-1].read,
-      values=_summed([made.values for made in drawn]) | values,
+      values=_summed([experience.values for experience in drawn]) | values,
     )
 
 
@@ -325,7 +329,7 @@ def play_shuffled(
 
 
 def _summed(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-  return {name: sum(one[name] for one in counts) for name in counts[0]}
+  return {name: sum(count[name] for count in counts) for name in counts[0]}
 
 
 def _prompt_tokens(batch: batching.Batch) -> float:
