@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-SPLIT = "mesh.split_cpu(3)"
+SPLIT = "mesh.set_cpu_devices(3)"
 COUNT = "print(len(jax.devices()))"
 FLAG = "--xla_force_host_platform_device_count=2"
 
@@ -18,7 +18,7 @@ FLAG = "--xla_force_host_platform_device_count=2"
     (FLAG, (SPLIT, COUNT), "2"),
     ("", ("jax.config.update('jax_num_cpu_devices', 4)", SPLIT, COUNT), "4"),
     ("", ("jax.devices()", SPLIT, COUNT), "1"),
-    ("", ("mesh.split_cpu(0)", COUNT), "1"),
+    ("", ("mesh.set_cpu_devices(0)", COUNT), "1"),
   ],
   ids=["it is split", "XLA_FLAGS say", "JAX's config says", "JAX has started", "as JAX says"],
 )

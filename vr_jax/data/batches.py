@@ -97,7 +97,8 @@ def batches(
       return None.
     collate: converts a list of elements to a batch. Runs in the prefetch threads.
     length: the length of a clip, computed without its frames. If given, clips of similar lengths
-      share a batch of all processes (`length_bucketing.LengthBucketedOrder`). Needs `shuffle` and `repeat`.
+      share a batch of all processes (`length_bucketing.LengthBucketedOrder`). Needs `shuffle` and
+      `repeat`.
     process_index: of this process.
     process_count: number of processes that share the examples.
     shuffle: False keeps the order of the source.
