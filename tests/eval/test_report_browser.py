@@ -142,5 +142,5 @@ def test_pointing_at_a_curve_or_a_cell_shows_what_stands_there(workdir, dump):
   dom = dump(unguarded(report.write_report(workdir), POINTER))
   said = re.search(r'data-said="([^"]*)"', dom)[1].replace("&quot;", '"')
   curve, cell = json.loads(said)
-  assert re.fullmatch(r"reward · total\nstep 5[12]: 2\.\d+", curve)
+  assert re.fullmatch(r"rewards · total · mean\nstep 5[12]: 2\.\d+", curve)
   assert cell.startswith("cost 0.02\nAt 0s, the circle is red.")

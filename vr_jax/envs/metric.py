@@ -44,11 +44,13 @@ def guess(example: records.Example) -> float:
 
 
 def by_name(name: str, shown_as: Metrics) -> tuple[Metric, str]:
-  """The display settings of a metric, and the part of `name` after the slash ("" if there is none).
+  """The display settings of a metric, and which part of it `name` is ("": the whole).
 
-  "accuracy/numerical" gives the settings of "accuracy", and "numerical". A metric that was not
-  declared is displayed as a plain number under its whole name.
+  "accuracy/numerical" gives the settings of "accuracy", and "numerical"; a declared name may have a
+  slash itself. A metric that was not declared is displayed as a plain number under its whole name.
   """
+  if name in shown_as:
+    return shown_as[name], ""
   head, _, part = name.partition("/")
   if head in shown_as:
     return shown_as[head], part

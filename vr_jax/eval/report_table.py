@@ -42,7 +42,11 @@ def _row_names(evaluations: Sequence[report_data.Evaluation]) -> list[str]:
   present = {name for each in evaluations for name in each.metrics}
   present = {name for name in present if not metric_lib.is_about_another(name)}
   ranks = {name: rank for rank, name in enumerate(_shown_as(evaluations))}
-  return sorted(present, key=lambda name: (ranks.get(name.split("/")[0], len(ranks)), name))
+
+  def rank(name: str) -> int:
+    return ranks.get(name, ranks.get(name.split("/")[0], len(ranks)))
+
+  return sorted(present, key=lambda name: (rank(name), name))
 
 
 def _shown_as(evaluations: Sequence[report_data.Evaluation]) -> metric_lib.Metrics:
