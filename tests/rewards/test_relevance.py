@@ -192,7 +192,7 @@ def test_a_batch_earns_what_its_episodes_earn_alone(rule):
         truth=episodes.truth[prompt : prompt + 1],
         **{
           name: getattr(episodes, name)[prompt : prompt + 1, group_index : group_index + 1]
-          for name in ("found", "accuracy", "valid", "taken")
+          for name in ("retrieved_frames", "accuracy", "valid", "taken")
         },
       )
       np.testing.assert_array_equal(
