@@ -37,7 +37,7 @@ def test_the_page_shows_the_file_that_runs():
 def test_every_command_of_the_page_works(folder):
   train, export, ask = own_code.commands("own_reward.md")
   table = own_code.succeed(train, folder)
-  assert "Reward · brevity" in table and "Reward · in words" in table
+  assert "Rewards · brevity · mean" in table and "Rewards · in words · mean" in table
   lines = [json.loads(line) for line in (folder / "runs/words/metrics.jsonl").open()]
   values = next(line["values"] for line in lines if line["stage"] == "rl")
   assert 0 < values["rewards/brevity/mean"] < 1 and values["rewards/in_words/mean"] > 0

@@ -197,7 +197,7 @@ def test_a_run_without_a_judge_that_can_judge_ends_before_it_begins(
 @pytest.mark.parametrize(
   ("changes", "workers", "said"),
   [
-    ({"frame_budget": 100}, 2, r"config\.judge\.budget=100.*traces\.workers=2"),
+    ({"budget": 100}, 2, r"config\.judge\.budget=100.*traces\.workers=2"),
     ({"kind": "local"}, 2, r"config\.judge\.kind=local.*traces\.workers=2"),
     ({}, 33, r"config\.judge\.in_flight=32.*traces\.workers=33"),
   ],

@@ -22,7 +22,10 @@ _ANSWER = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)
 _TAG = re.compile(r"</?[a-z_]+>")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _REQUIRED = ("problem_id", "problem", "data_type", "solution", "problem_type", "path")
-_OPTIONAL = ("options", "data_source", "answer", "observation", "process", "relevant_sample_frames")
+_OPTIONAL = (
+  *("options", "data_source", "answer", "observation", "process", "relevant_sample_frames"),
+  "output",  # the whole reply, of which the other fields are parts
+)
 _MISSING = ("", "null", "None")
 
 
