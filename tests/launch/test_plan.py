@@ -133,7 +133,7 @@ def test_of_a_program_without_room_the_largest_tensor_and_a_remedy_are_named():
 
 def test_where_parameters_take_most_of_the_room_their_largest_and_the_mesh_are_named():
   verdict = report.as_text(planned(too_large(arguments=14e9, temporaries=9e9))).splitlines()[-1]
-  for word in ("13.0 lie", LEAF.name, LEAF.shape, "1.00 GiB", "config.mesh", "freeze"):
+  for word in ("13.0 are in memory", LEAF.name, LEAF.shape, "1.00 GiB", "config.mesh", "freeze"):
     assert word in verdict
 
 

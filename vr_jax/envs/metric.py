@@ -54,7 +54,7 @@ def by_name(name: str, shown_as: Metrics) -> tuple[Metric, str]:
   head, _, part = name.partition("/")
   if head in shown_as:
     return shown_as[head], part
-  title = " · ".join(filter(None, (head, part))).replace("_", " ")
+  title = name.replace("/", " · ").replace("_", " ")
   return Metric(title=title.capitalize(), unit="", digits=3, better=0), ""
 
 
