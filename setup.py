@@ -28,7 +28,7 @@ REQUIRES = [
   "rich>=14",
   "safetensors>=0.6.1",
   "simplejpeg>=1.9",
-  "tensorboardX>=2.6.4",
+  "tensorboard>=2.20",
   "tensorflow-datasets>=4.9.9",
   "tokenizers>=0.22",
 ]

@@ -4,14 +4,16 @@ from collections.abc import Mapping
 from concurrent import futures
 import json
 import math
+import os
 from pathlib import Path
 import resource
+import socket
 import time
 
 from google.protobuf.message import Message
 import jax
-from tensorboardX import event_file_writer
-from tensorboardX.proto import event_pb2, summary_pb2
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer import record_writer
 
 from vr_jax import atomic, errors
 from vr_jax.parallel import processes
@@ -49,8 +51,10 @@ class MetricsLog:
     self._file = path.open("a")
     board = workdir / "tensorboard" / stage
     board.mkdir(parents=True, exist_ok=True)
-    # Not SummaryWriter: an interrupted run might wait forever for its thread.
-    self._board = event_file_writer.EventsWriter(str(board / "events"))
+    # Not EventFileWriter: an interrupted run might wait forever for its thread.
+    name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+    self._board = record_writer.RecordWriter((board / name).open("wb"))
+    self._add_event(0, file_version="brain.Event:2")
     begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._add_event(first_step, session_log=begun)
     self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="metrics")
@@ -92,8 +96,9 @@ class MetricsLog:
       summary.value.add(tag=name, simple_value=value)
     self._add_event(step, summary=summary)
 
-  def _add_event(self, step: int, **what: Message) -> None:
-    self._board.write_event(event_pb2.Event(wall_time=time.time(), step=step, **what))
+  def _add_event(self, step: int, **what: Message | str) -> None:
+    event = event_pb2.Event(wall_time=time.time(), step=step, **what)
+    self._board.write(event.SerializeToString())
     self._board.flush()
 
 
