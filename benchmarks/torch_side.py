@@ -48,7 +48,7 @@ def inputs(
   if tokens is not None:
     words = np.concatenate([words, np.asarray(tokens).reshape(-1, tokens.shape[2])], axis=1)
   ids = torch.from_numpy(words).long()
-  pixels = [np.concatenate([frame.patches for frame in one.frames]) for one in work.encoded]
+  pixels = [np.concatenate([frame.vision.patches for frame in one.frames]) for one in work.encoded]
   grids = [[one.grids[0].frames, one.grids[0].height, one.grids[0].width] for one in work.encoded]
   fields = {
     "input_ids": ids,
@@ -65,7 +65,7 @@ def pictures(encoded: Sequence[prompts.EncodedPrompt]) -> Inputs:
   """The model's inputs for conversations of equal length whose media are images."""
   ids = torch.from_numpy(np.stack([one.tokens for one in encoded])).long()
   kinds = torch.from_numpy(np.stack([one.kind for one in encoded]))
-  frames = [frame.patches for one in encoded for frame in one.frames]
+  frames = [frame.vision.patches for one in encoded for frame in one.frames]
   grids = [[grid.frames, grid.height, grid.width] for one in encoded for grid in one.grids]
   fields = {
     "input_ids": ids,
