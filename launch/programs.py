@@ -218,7 +218,7 @@ def _slots(
     prompt=number,
     written=number,
     position=number,
-    forgotten=number if later.forgets else None,
+    visible_from=number if later.forgets else None,
   )
   return turn_decode.ChunkSlots(
     rows=rows, prompt=number, group_index=number, step=number, left=number

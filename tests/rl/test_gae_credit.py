@@ -26,7 +26,7 @@ def _episodes(seed=0, turns=3):
     turn=turn,
   )
   scores = records.Scores(
-    rewards={"accuracy": np.where(valid, accuracy, np.nan)}, valid=valid, total=total
+    rewards={"accuracy": np.where(valid, accuracy, np.nan)}, scored=valid, total=total
   )
   return scores, rollout, values, reference
 
@@ -42,10 +42,10 @@ def test_credit_is_bi_level_gae_of_the_scores_and_the_penalty_and_skips_turns_wi
   credit = gae.make_credit(section, answer_reward="accuracy")
   found = credit(scores, rollout, values, reference if beta else None)
   advantages, returns, metrics = jax.tree.map(np.asarray, found)
-  counted = np.take_along_axis(np.asarray(scores.valid), np.asarray(rollout.turn), axis=2)
+  counted = np.take_along_axis(np.asarray(scores.scored), np.asarray(rollout.turn), axis=2)
   mask = counted & (rollout.kind == records.Kind.MODEL)
   expected = np.zeros(mask.shape)
-  answers = np.where(scores.valid, scores.rewards["accuracy"], 0)
+  answers = np.where(scores.scored, scores.rewards["accuracy"], 0)
   between = 0.9 if placement == "last" else 0.0
   for row in np.ndindex(*mask.shape[:2]):
     process, answer = scores.total[row] - answers[row], answers[row].sum()

@@ -65,7 +65,7 @@ def _plain_values(context, params, batch):
   prompt, rollout = batch
   model = nano.merge(context, params["model"])
   prefix = model.prefill(prompt)
-  hidden = model.extend(prefix, rollout.tokens, jnp.asarray(MASK))
+  hidden = model.forward_replies(prefix, rollout.tokens, jnp.asarray(MASK))
   first = jnp.broadcast_to(prefix.hidden[:, None, None], hidden[:, :, :1].shape)
   before = jnp.concatenate([first, hidden[:, :, :-1]], axis=2)
   return jnp.where(MASK, before @ params["head"].weight[...] + params["head"].bias[...], 0)

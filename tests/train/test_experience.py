@@ -50,7 +50,7 @@ class Choosy:
       if len(self.seen) % self.nth == 0:
         total[row, :, 0] = [1 + zlib.crc32(reply.encode()) % 97 for reply in group]
       self.seen.append((examples[row].id, float(total[row].sum()) > 0))
-    return records.Scores(rewards={"luck": total}, valid=np.ones_like(total, bool), total=total)
+    return records.Scores(rewards={"luck": total}, scored=np.ones_like(total, bool), total=total)
 
 
 @pytest.fixture

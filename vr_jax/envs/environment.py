@@ -252,7 +252,7 @@ class Environment(Protocol):
     ...
 
   def score(self, examples: Sequence[records.Example], replies: Replies) -> records.Scores:
-    """The rewards of a batch. Segments that a reply does not have are marked as not valid.
+    """The rewards of a batch. Segments that a reply does not have are marked as not scored.
 
     It is called on a thread while other batches are sampled and trained on, and in evaluation. So
     it must not change what `state` returns. It may update counters, which `counts`, called after it

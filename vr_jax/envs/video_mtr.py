@@ -200,7 +200,7 @@ class VideoMTR(environment.Defaults):
   def score(
     self, examples: Sequence[records.Example], replies: environment.Replies
   ) -> records.Scores:
-    """The rewards of each turn, [prompts, group, turns]; turns that were not taken are not valid.
+    """The rewards of each turn, [prompts, group, turns]; turns that were not played are not scored.
 
     `accuracy`, `format` and `relevance` are the values after the gate (relevance.RelevanceRule);
     the total is their sum.
@@ -212,7 +212,7 @@ class VideoMTR(environment.Defaults):
       "format": earned.format,
       "relevance": earned.relevance,
     }
-    return records.Scores(rewards=parts, valid=batch.taken, total=earned.total)
+    return records.Scores(rewards=parts, scored=batch.taken, total=earned.total)
 
   def finish_batch(
     self,
@@ -246,7 +246,7 @@ class VideoMTR(environment.Defaults):
     self._bonus_state = step.next_state
     with_bonus = records.Scores(
       rewards={**scores.rewards, "exploration": step.bonus},
-      valid=scores.valid,
+      scored=scores.scored,
       total=scores.total + step.bonus,
     )
     return with_bonus, self._counts(batch, step, sum_processes)
@@ -265,7 +265,7 @@ class VideoMTR(environment.Defaults):
     taken = int(batch.taken.sum())
     found = {
       "accuracy": float(batch.accuracy.max()),
-      "format": float(batch.valid.sum()) / taken,
+      "format": float(batch.well_formed.sum()) / taken,
       "turns": float(taken),
       "retrievals": float(batch.retrieved.sum()),
     }
@@ -320,14 +320,14 @@ class VideoMTR(environment.Defaults):
   ) -> relevance_lib.EpisodeArrays:
     shape = (len(examples), len(episodes[0]), self.turns)
     pool = max(group[0].pool for group in episodes)
-    right, valid, taken = np.zeros(shape), np.zeros(shape, bool), np.zeros(shape, bool)
+    right, well_formed, taken = np.zeros(shape), np.zeros(shape, bool), np.zeros(shape, bool)
     found = np.zeros((*shape, pool), bool)
     for prompt, (example, group) in enumerate(zip(examples, episodes, strict=True)):
       for group_index, episode in enumerate(group):
         done = retrieval_actions_lib.actions(example, episode.pool, episode.replies[: self.turns])
         for turn, action in enumerate(done):
           place = prompt, group_index, turn
-          taken[place], valid[place] = True, action.kind != "invalid"
+          taken[place], well_formed[place] = True, action.kind != "invalid"
           found[place][list(self._retrieved_frames(action))] = True
           if action.kind == "answer":
             right[place] = environment.task_score(action.answer, example)
@@ -336,7 +336,7 @@ class VideoMTR(environment.Defaults):
       truth=_mask([group[0].relevant for group in episodes], pool),
       retrieved_frames=found,
       accuracy=right,
-      valid=valid,
+      well_formed=well_formed,
       taken=taken,
     )
 
@@ -352,7 +352,7 @@ class VideoMTR(environment.Defaults):
       "turns": batch.taken.sum(),
       "accuracy": batch.accuracy.max(-1).sum(),
       "retrieval_rate": batch.retrieved.sum(),
-      "invalid_action_rate": (batch.taken & ~batch.valid).sum(),
+      "invalid_action_rate": (batch.taken & ~batch.well_formed).sum(),
       "exploration/bonus_fraction": (step.bonus > 0).sum(),
       "unscored": batch.unscored.sum(),
       "recall": np.nansum(recall),

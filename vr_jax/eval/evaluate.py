@@ -195,7 +195,7 @@ def _advantages(
     )
     # Index 0 of each group is the evaluated reply.
     own_advantages = np.asarray(all_advantages[:, 0])
-    for advantages, valid in zip(own_advantages, scores.valid[:, 0], strict=True):
+    for advantages, valid in zip(own_advantages, scores.scored[:, 0], strict=True):
       yield {
         name: float(advantage) if has_verdict else None
         for name, advantage, has_verdict in zip(names, advantages, valid, strict=True)
@@ -231,7 +231,7 @@ def _rewards_by_segment(
     name: {
       reward: float(value[row, 0, number])
       for reward, value in rewards.items()
-      if scores.valid[row, 0, number] or number == len(names) - 1
+      if scores.scored[row, 0, number] or number == len(names) - 1
     }
     for number, name in enumerate(names)
   }

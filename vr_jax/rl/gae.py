@@ -46,7 +46,7 @@ def make_credit(
   """Makes a jitted `credit(scores, rollout, values, reference=None)`.
 
   The function returns (advantages, returns, metrics). Advantages are whitened over the batch.
-  Tokens of turns that are not valid get advantage 0 and their value as return, so nothing is
+  Tokens of turns that are not scored get advantage 0 and their value as return, so nothing is
   learned from them.
 
   Args:
@@ -73,10 +73,10 @@ def make_credit(
     reference: Float[Array, "prompts group time"] | None = None,
   ) -> tuple[Array, Array, dict[str, Array]]:
     turn, log_probs = cast(Array, rollout.turn), cast(Array, rollout.log_probs)
-    valid = jnp.take_along_axis(scores.valid, turn, axis=2)
-    mask = (rollout.kind == int(records.Kind.MODEL)) & valid
+    scored = jnp.take_along_axis(scores.scored, turn, axis=2)
+    mask = (rollout.kind == int(records.Kind.MODEL)) & scored
     ends = turn_ends(turn, mask)
-    answers = jnp.where(scores.valid, scores.rewards[answer_reward], 0)
+    answers = jnp.where(scores.scored, scores.rewards[answer_reward], 0)
     rewards = token_rewards(
       cast(Array, scores.total) - answers,
       answers.sum(axis=-1),

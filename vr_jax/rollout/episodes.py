@@ -180,8 +180,8 @@ class EpisodeState:
     self.position += size.positions
     self.frames += size.frames
 
-  def forgotten(self, turn: int, window: int) -> int:
-    """How many tokens after the prompt a turn, or the next one, can't attend to any more."""
+  def visible_from(self, turn: int, window: int) -> int:
+    """The first token after the prompt that a turn, or the next one, still attends to."""
     first = turn - window
     return [*self.starts, self.written][first] if first > 0 else 0
 
@@ -287,9 +287,9 @@ def rollout(
         array[row, group_index, : episode.written] = np.concatenate(parts)
       index = arrays.media_index[row, group_index]
       index[index >= 0] += group_index * each
-  forgotten = None
+  visible_from = None
   if schedule.window is not None and schedule.forgets:
-    forgotten = _forgotten(groups, arrays.turn, schedule.window)
+    visible_from = _visible_from(groups, arrays.turn, schedule.window)
   return records.Rollout(
     tokens=arrays.tokens,
     log_probs=arrays.log_probs,
@@ -300,21 +300,21 @@ def rollout(
       media_index=arrays.media_index,
       vision=None,
       media=media,
-      forgotten=forgotten,
+      visible_from=visible_from,
       kept=schedule.kept if schedule.forgets else 0,
     ),
   )
 
 
-def _forgotten(
+def _visible_from(
   groups: Sequence[Sequence[EpisodeState]],
   turn: Int[np.ndarray, "prompts group time"],
   window: int,
 ) -> Int[np.ndarray, "prompts group time"]:
-  """How many tokens after the prompt each token can't attend to any more."""
-  forgotten = np.zeros_like(turn)
+  """The first token after the prompt that each token still attends to."""
+  visible_from = np.zeros_like(turn)
   for row, episodes in enumerate(groups):
     for group_index, episode in enumerate(episodes):
-      by_turn = [episode.forgotten(number, window) for number in range(len(episode.replies))]
-      forgotten[row, group_index] = np.array(by_turn, np.int32)[turn[row, group_index]]
-  return forgotten
+      by_turn = [episode.visible_from(number, window) for number in range(len(episode.replies))]
+      visible_from[row, group_index] = np.array(by_turn, np.int32)[turn[row, group_index]]
+  return visible_from

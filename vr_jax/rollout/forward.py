@@ -52,7 +52,7 @@ def token_logits(
   Tokens that are not allowed get `chunked_logprobs.IMPOSSIBLE`.
   """
   flat = hidden.reshape(-1, hidden.shape[-1]) if model.layout.merges else hidden
-  logits = chunked_logprobs.token_logits(flat, model.output_rows(), allowed_tokens, temperature)
+  logits = chunked_logprobs.token_logits(flat, model.lm_head_weight(), allowed_tokens, temperature)
   return logits.reshape(*hidden.shape[:-1], -1)
 
 
@@ -137,12 +137,12 @@ def _apply_before_tokens(
   """
   prefix = model.prefill(prompt)
   if packed is None:
-    hidden = model.extend(prefix, tokens, valid, episode_inputs)
+    hidden = model.forward_replies(prefix, tokens, valid, episode_inputs)
     first = jnp.broadcast_to(prefix.hidden[:, None, None], hidden[:, :, :1].shape)
     before = jnp.concatenate([first.astype(hidden.dtype), hidden[:, :, :-1]], axis=2)
     return function(before, tokens, packing_lib.REPLIES)
   packing = packing_lib.make(model.layout, valid, packed)
-  hidden = model.extend_packed(prefix, tokens, valid, packing, episode_inputs)
+  hidden = model.forward_packed_replies(prefix, tokens, valid, packing, episode_inputs)
   # The previous token is on the same device, except for first tokens: theirs is in the prompt.
   before = model.layout.per_shard(lambda x: jnp.roll(x, 1, axis=0), ((hidden, ("slots", None)),))
   of_others = function(before, packing.pack(tokens), ("slots",))
@@ -170,7 +170,7 @@ def _scores(
 
   axes: logical axes of batch.
   """
-  shape, matrix = tokens.shape, model.output_rows()
+  shape, matrix = tokens.shape, model.lm_head_weight()
   if model.layout.merges:
     hidden, tokens, axes = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1), axes[:1]
   chunks = chunked_logprobs.count_chunks(matrix.shape[0], model.logit_chunk)

@@ -370,16 +370,16 @@ class EpisodeScheduler:
 
     An empty slot gets indices one past the last. turn: number of the turn that is computed next.
     """
-    window, forgotten = self._schedule.window, None
+    window, visible_from = self._schedule.window, None
     if window is not None and self._schedule.forgets:
-      forgotten = _field_array(slots, lambda one: one.forgotten(turn(one), cast(int, window)))
+      visible_from = _field_array(slots, lambda one: one.visible_from(turn(one), cast(int, window)))
     no_slot, no_prompt = self._places.slots, self._places.replies // self._decoding.group
     return slots_lib.CacheRows(
       cache_slot=_field_array(slots, lambda one: one.cache_slot, no_slot),
       prompt=_field_array(slots, lambda one: one.prompt_slot, no_prompt),
       written=_field_array(slots, lambda one: one.written),
       position=_field_array(slots, lambda one: one.position),
-      forgotten=forgotten,
+      visible_from=visible_from,
       kept=self._schedule.kept,
     )
 

@@ -175,7 +175,7 @@ def _start(
   return prefix, _State(
     index=jnp.int32(0),
     hidden=model.gather_for_slots(prefix.hidden, decode_slots),
-    cache=model.start_cache(prefix, slots, decoding.max_new_tokens),
+    cache=model.init_cache(prefix, slots, decoding.max_new_tokens),
     tokens=blank.astype(jnp.int32),
     log_probs=blank,
     lengths=of_slots(jnp.zeros(slots, jnp.int32)),

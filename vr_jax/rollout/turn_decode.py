@@ -105,8 +105,8 @@ def start(
   )
   return prefix, EpisodeDecodeState(
     hidden=model.gather_for_slots(prefix.hidden, decode_slots),
-    cache=model.start_cache(prefix, len(reply), length),
-    media=model.start_media(len(reply), frames, patches),
+    cache=model.init_cache(prefix, len(reply), length),
+    media=model.init_media_features(len(reply), frames, patches),
   )
 
 
@@ -142,7 +142,7 @@ def decode(
     prompt=rows.prompt,
     group_index=slots.group_index,
     group=decoding.group,
-    forgets=None if rows.forgotten is None else cast(Array, rows.forgotten) > 0,
+    forgets=None if rows.visible_from is None else cast(Array, rows.visible_from) > 0,
     kept=rows.kept,
   )
   keys = sampler.reply_keys(key, cast(Array, slots.prompt), cast(Array, slots.group_index))
@@ -159,7 +159,9 @@ def decode(
     logits = forward.token_logits(model, hidden, allowed_tokens, decoding.temperature or 1.0)
     token, log_prob = sampler.draw(logits, keys, slots.step + index, decoding)
     token, log_prob = (jnp.where(decoded.ended, 0, x) for x in (token, log_prob))
-    hidden, recent = model.decode_on(constants, past, recent, token, index, rows, decode_slots)
+    hidden, recent = model.decode_later_turn(
+      constants, past, recent, token, index, rows, decode_slots
+    )
     last = (token[:, None] == stops).any(axis=-1) | (index + 1 >= slots.left)
     put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=1)
     decoded = DecodedChunk(
@@ -177,7 +179,7 @@ def decode(
     ended=slots.left == 0,
   )
   hidden = _read_cache_slots(model.layout, state.hidden, cache_slot)
-  recent = model.start_cache(prefix, len(slots.step), chunk)
+  recent = model.init_cache(prefix, len(slots.step), chunk)
   carry = (jnp.int32(0), hidden, recent, decoded)
   _, hidden, recent, decoded = sampler.decode_loop(
     model.layout, goes_on, step, carry, index=lambda carry: carry[0], most=chunk
@@ -211,7 +213,7 @@ def append(
   rows = jax.tree.map(lambda x: place(jnp.asarray(x)), rows)
   cache_slot, written = cast(Array, rows.cache_slot), cast(Array, rows.written)
   media = model.encode_vision(shown.vision)
-  hidden, new = model.append(prefix, state.cache, shown, media, rows)
+  hidden, new = model.prefill_observation(prefix, state.cache, shown, media, rows)
   counts = place((jnp.asarray(shown.kind) != records.Kind.PAD).sum(axis=1))
   cache = state.cache.write_rows(model.layout, new, cache_slot, written, counts)
   first = place(jnp.asarray(seen)) * stride

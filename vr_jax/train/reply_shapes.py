@@ -73,7 +73,7 @@ def _truncate_episode_inputs(
   names = [
     "positions",
     "media_index",
-    *(["forgotten"] if episode_inputs.forgotten is not None else []),
+    *(["visible_from"] if episode_inputs.visible_from is not None else []),
   ]
   fields = {name: getattr(episode_inputs, name)[:, :, :time] for name in names}
   return dataclasses.replace(episode_inputs, **fields)
