@@ -150,7 +150,7 @@ def shares(seed, *, rungs, rl, buckets):
       scores_future=cast(Any, None),  # nothing waits for scores
       read={},
     )
-    updated = (fit.packed or lengths.size * fit.time // rl.microbatches) * rl.microbatches
+    updated = (fit.packed_length or lengths.size * fit.time // rl.microbatches) * rl.microbatches
     totals += [
       1 - lengths.sum() / decoded,
       1 - lengths.sum() / updated,

@@ -121,8 +121,9 @@ def _batches(
   )
   with console.progress(name) as tick:
     for number, batch in enumerate(read):
-      fed = vision_features.prompt_with_features(context, params, batch, cache)
-      yield fed.batch, fed.prompt, jax.random.fold_in(jax.random.key(context.config.seed), number)
+      featurized = vision_features.prompt_with_features(context, params, batch, cache)
+      key = jax.random.fold_in(jax.random.key(context.config.seed), number)
+      yield featurized.batch, featurized.prompt, key
       done += len(batch.items)
       tick(done)
 
@@ -173,10 +174,14 @@ def _advantages(
     batch = context.builder.batch(
       [context.builder.item(a.clip, cache=cache) for a in rows], size=config.eval.batch_size
     )
-    fed = vision_features.prompt_with_features(context, params, batch, cache)
+    featurized = vision_features.prompt_with_features(context, params, batch, cache)
     key = jax.random.fold_in(jax.random.key(config.seed), _GROUPS + first)
     group = _sample_group(
-      context, params, fed.batch, encoder.encode(context.graphdef, params, fed.prompt), key
+      context,
+      params,
+      featurized.batch,
+      encoder.encode(context.graphdef, params, featurized.prompt),
+      key,
     )
     evaluated = [environment.single_turn(a.reply) for a in rows]
     segment = np.stack([a.segment for a in rows if a.segment is not None])
