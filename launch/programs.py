@@ -106,7 +106,7 @@ def _encoder(run: abstract_state.AbstractTrainState) -> Program:
 def _rollout(run: abstract_state.AbstractTrainState) -> Program:
   return Program(
     name="rollout",
-    function=sampler.sample_at_once,
+    function=sampler.sample_without_compaction,
     arguments=(run.net.graphdef, run.state.params, run.encoded, *run.drawing),
     keywords={
       "decoding": run.net.decoding(group=run.step_shapes.group, max_new_tokens=run.step_shapes.time)

@@ -227,7 +227,7 @@ class Environment(Protocol):
     """
 
   def longest_replies(self, pool: int) -> tuple[str, ...]:
-    """Replies that trigger the longest observation of each kind, for sizing buffers.
+    """The replies after which the next observation is longest, one of each kind, to size buffers.
 
     Before training, `observe` is asked for the second turn and for the last one after each of them.
     On the way to the last turn, the first of them is repeated, so it must not end the episode.

@@ -199,7 +199,7 @@ class EpisodeScheduler:
       cache_slot = places.device_slot().astype(np.int32)
       cache_rows = dataclasses.replace(cache_rows, cache_slot=cache_slot)
     # The chunk ends early once the unfinished replies fit the next smaller number of slots.
-    next_size = max((fewer for fewer in sizes if fewer < size), default=0)
+    next_size = max((smaller for smaller in sizes if smaller < size), default=0)
     self._state, decoded = turn_decode.decode(
       self._graph,
       self._params,

@@ -121,12 +121,12 @@ def decode(
   slots: ChunkSlots,
   allowed_tokens: Bool[Array, "vocab"],
   key: Key[Array, ""],
-  fewer: Int[Array, ""],
+  stop_at_unfinished: Int[Array, ""],
   *,
   decoding: sampler.Decoding,
   chunk: int,
 ) -> tuple[EpisodeDecodeState, DecodedChunk]:
-  """Decodes up to `chunk` steps, and stops when no device has more than `fewer` unfinished replies.
+  """Decodes up to `chunk` steps; stops at `stop_at_unfinished` unfinished replies a device.
 
   Several devices check that now and then only, see `sampler.decode_loop`. The result is replicated
   over all devices.
@@ -150,14 +150,14 @@ def decode(
   past = state.cache if whole else state.cache.select_slots(model.layout, cache_slot)
   blank = model.layout.place(jnp.zeros((len(slots.step), chunk)), ("slots", None))
 
-  def goes_on(carry: tuple) -> Array:
+  def should_continue(carry: tuple) -> Array:
     ended = carry[-1].ended
-    return (~ended).reshape(model.layout.ways("slots"), -1).sum(axis=1).max() > fewer
+    return (~ended).reshape(model.layout.ways("slots"), -1).sum(axis=1).max() > stop_at_unfinished
 
   def step(carry: tuple) -> tuple:
     index, hidden, recent, decoded = carry
     logits = forward.token_logits(model, hidden, allowed_tokens, decoding.temperature or 1.0)
-    token, log_prob = sampler.draw(logits, keys, slots.step + index, decoding)
+    token, log_prob = sampler.sample_token(logits, keys, slots.step + index, decoding)
     token, log_prob = (jnp.where(decoded.ended, 0, x) for x in (token, log_prob))
     hidden, recent = model.decode_later_turn(
       constants, past, recent, token, index, rows, decode_slots
@@ -182,7 +182,7 @@ def decode(
   recent = model.init_cache(prefix, len(slots.step), chunk)
   carry = (jnp.int32(0), hidden, recent, decoded)
   _, hidden, recent, decoded = sampler.decode_loop(
-    model.layout, goes_on, step, carry, index=lambda carry: carry[0], most=chunk
+    model.layout, should_continue, step, carry, index=lambda carry: carry[0], most=chunk
   )
   cache = state.cache.write_rows(model.layout, recent, cache_slot, written, decoded.counts)
   hidden = _write_cache_slots(model.layout, state.hidden, cache_slot, hidden)
