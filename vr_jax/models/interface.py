@@ -288,7 +288,7 @@ class Processor(Protocol):
     ...
 
   @property
-  def axes(self) -> int:
+  def position_axes(self) -> int:
     """Axes of a token's position."""
     ...
 

@@ -110,9 +110,8 @@ def group_advantages(
   """Rewards minus the baseline of their group, divided by the group's standard deviation.
 
   If all replies of a group have the same reward, there is no signal: advantages are 0, not
-  noise / std_floor. Entries that are not scored are left out of mean and
-  standard deviation and get advantage 0. With `normalize_by_std=False` the scale of the rewards is
-  kept.
+  noise / std_floor. Entries that are not scored are left out of mean and standard deviation and get
+  advantage 0. With `normalize_by_std=False` the scale of the rewards is kept.
 
   The standard deviation is that of the population: the divisor is the number of scored replies.
 

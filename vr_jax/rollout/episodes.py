@@ -40,7 +40,7 @@ class Turns(Protocol):
     ...
 
   @property
-  def axes(self) -> int:
+  def position_axes(self) -> int:
     """Number of components of a position."""
     ...
 
@@ -123,7 +123,7 @@ class EpisodeState:
   cache_slot: index of its cache slot on that device.
   prompt_slot: index of its prompt on that device.
   position: position of the next token.
-  axes: components of a position.
+  position_axes: components of a position.
   replies: token ids of each turn; the last one is being sampled.
   shown: the observations.
   spans: all tokens in order, without the prompt.
@@ -139,7 +139,7 @@ class EpisodeState:
   cache_slot: int
   prompt_slot: int
   position: int
-  axes: int
+  position_axes: int
   replies: list[list[int]] = dataclasses.field(default_factory=lambda: [[]])
   shown: list[EncodedObservation] = dataclasses.field(default_factory=list)
   spans: list[_EpisodeSpan] = dataclasses.field(default_factory=list)
@@ -152,7 +152,7 @@ class EpisodeState:
   ) -> None:
     """Adds sampled tokens to the last reply."""
     self.replies[-1] += tokens.tolist()
-    places = np.broadcast_to(np.arange(len(tokens))[:, None], (len(tokens), self.axes))
+    places = np.broadcast_to(np.arange(len(tokens))[:, None], (len(tokens), self.position_axes))
     index, turn = np.full(tokens.shape, -1), len(self.replies) - 1
     self._keep(records.Kind.MODEL, turn, tokens, log_probs, places, index)
     self.written += len(tokens)
@@ -250,7 +250,7 @@ class EpisodeRollout:
     """
     longest = max(schedule.episode_buckets)
     sizes = prompts_lib.PromptSizes(prefix=longest, frames=self.frames, patches=schedule.patches)
-    nothing = prompts_lib.nothing(turns.axes)
+    nothing = prompts_lib.nothing(turns.position_axes)
     joined = [
       prompts_lib.join([nothing, *shown], name="suffix") for group in self.shown for shown in group
     ]
@@ -274,7 +274,7 @@ def rollout(
   media: features [prompts, media, …] of all processes; each episode of a group has an equal part.
   """
   shape = len(groups), len(groups[0]), time
-  each, axes = jax.tree.leaves(media)[0].shape[1] // len(groups[0]), groups[0][0].axes
+  each, axes = jax.tree.leaves(media)[0].shape[1] // len(groups[0]), groups[0][0].position_axes
   arrays = _EpisodeSpan(
     *(
       np.full(shape if name != "positions" else (*shape, axes), fill, dtype)

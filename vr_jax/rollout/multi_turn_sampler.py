@@ -176,7 +176,7 @@ class EpisodeScheduler:
             cache_slot=cache_slot,
             prompt_slot=reply // group,
             position=int(starts[row]),
-            axes=self._turns.axes,
+            position_axes=self._turns.position_axes,
           )
         )
     return episodes
@@ -293,7 +293,7 @@ class EpisodeScheduler:
     here = [
       one for part in parts for one in batch_slots[part * per_device : (part + 1) * per_device]
     ]
-    nothing = prompts_lib.nothing(self._turns.axes)
+    nothing = prompts_lib.nothing(self._turns.position_axes)
     # This process encoded the observations of all episodes on its devices.
     encoded = [nothing if one is None else ready[one][1] for one in here]
     batch = self._turns.pad(cast(list[episodes_lib.EncodedObservation], encoded), sizes)
