@@ -162,13 +162,13 @@ def timings(work: AcceleratorWork) -> dict[str, float]:
   whole, replies = median_seconds(lambda: sample(step_shapes.time))
   prompt = encoded if net.tower_frozen else work.prompt
   advantages = jax.random.normal(jax.random.key(1), replies.log_probs.shape)
-  signal = jnp.ones(step_shapes.prompts, bool)
+  group_mask = jnp.ones(step_shapes.prompts, bool)
   # Log-probs of old policy and reference; None where the recipe does without.
   others = [None if x is None else replies.log_probs for x in train.arguments[-2:]]
 
   def update() -> PyTree:
     nonlocal state
-    state, metrics = train.function(state, prompt, replies, advantages, signal, *others)
+    state, metrics = train.function(state, prompt, replies, advantages, group_mask, *others)
     return metrics
 
   return {

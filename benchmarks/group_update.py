@@ -75,8 +75,8 @@ class GroupUpdate:
     if replicate:
       prompt = workload.replicated_prompt(prompt, work.sizes.group)
       rollout, advantages = workload.replicated_rows((rollout, advantages))
-    signal = jnp.ones(prompt.tokens.shape[0], bool)
-    self._batch = (prompt, rollout, advantages, signal, None, None)
+    group_mask = jnp.ones(prompt.tokens.shape[0], bool)
+    self._batch = (prompt, rollout, advantages, group_mask, None, None)
     optimizer = optax.chain(_keep_gradients(), train_state_lib.make_optimizer(rl, work.params, ()))
     params = jax.tree.map(jnp.copy, work.params)
     self._state = train_state_lib.create(params, optimizer, mesh_lib.make_mesh((-1, 1, 1, 1)))

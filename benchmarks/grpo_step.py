@@ -67,7 +67,9 @@ class Varied(moss_chatv.MossChatV):
   ) -> records.Scores:
     """`variety` of each reply."""
     total = np.array([[[variety(reply)] for reply in group] for group in replies.texts], np.float32)
-    return records.Scores(rewards={"variety": total}, valid=np.ones(total.shape, bool), total=total)
+    return records.Scores(
+      rewards={"variety": total}, scored=np.ones(total.shape, bool), total=total
+    )
 
 
 def build(config: ml_collections.ConfigDict, workdir: Path) -> run_context.RunContext:

@@ -69,7 +69,7 @@ class Asking(videop2r.VideoP2R):
     verdicts = np.array([bool(verdict) for verdict in self.judge.verdicts(cases)], np.float32)
     luck = np.random.default_rng(0).random(replies.segment.shape[:2], np.float32)
     total = np.repeat((verdicts.reshape(luck.shape) + luck)[..., None], 2, axis=-1)
-    return records.Scores(rewards={"luck": total}, valid=np.ones(total.shape, bool), total=total)
+    return records.Scores(rewards={"luck": total}, scored=np.ones(total.shape, bool), total=total)
 
 
 class SlowJudgeHandler(server.BaseHTTPRequestHandler):

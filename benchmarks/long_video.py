@@ -100,7 +100,7 @@ class BenchmarkVideo:
       problem_type="multiple choice",
       shown=records.Span(start=0.0, end=end),
     )
-    clip = batches.load_clip(example, self._store, sampling.PoolRule(frames=round(end)))
+    clip = batches.select_clip(example, self._store, sampling.PoolRule(frames=round(end)))
     scene = dialogue.EpisodeScene(example=example, pool=clip)
     episode = dialogue.Dialogue(environment=TASK, processor=self._processor, scenes=[scene])
     shown = len(episode.prompt(0).frames)

@@ -78,7 +78,7 @@ class Scheduled(nnx.Module):
     """For each slot, the row of its prompt."""
     return jnp.take(x, decode_slots.prompt, axis=0, mode="clip")
 
-  def start_cache(self, prefix, slots, length):
+  def init_cache(self, prefix, slots, length):
     """An empty cache."""
     del prefix, slots, length
     return EmptyCache()
@@ -93,7 +93,7 @@ class Scheduled(nnx.Module):
     ends = self.lengths[...][decode_slots.prompt, decode_slots.group_index] <= index + 2
     return jax.nn.one_hot(jnp.where(ends, STOP, 0), 2), cache
 
-  def output_rows(self):
+  def lm_head_weight(self):
     """Output weights that make one of the two tokens certain."""
     return jnp.array([[1e3, -1e3], [-1e3, 1e3]])
 
@@ -150,7 +150,7 @@ def shares(seed, *, rungs, rl, buckets):
       scores_future=cast(Any, None),  # nothing waits for scores
       read={},
     )
-    updated = (fit.packed or lengths.size * fit.time // rl.microbatches) * rl.microbatches
+    updated = (fit.packed_length or lengths.size * fit.time // rl.microbatches) * rl.microbatches
     totals += [
       1 - lengths.sum() / decoded,
       1 - lengths.sum() / updated,

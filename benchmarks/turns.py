@@ -83,9 +83,9 @@ class Clips:
     return self.own.pad(encoded, sizes)
 
   @property
-  def axes(self) -> int:
+  def position_axes(self) -> int:
     """Number of position axes."""
-    return self.own.axes
+    return self.own.position_axes
 
   def whole(self, encoded: Sequence[prompts.EncodedPrompt]) -> records.Prompt:
     """A batch of prompts of equal length, without padding."""

@@ -137,7 +137,7 @@ def _episode_inputs(
     media_index=places,
     vision=None,
     media=vision_shapes.abstract_features(*rows) if net.tower_frozen else None,
-    forgotten=places if later.forgets else None,
+    visible_from=places if later.forgets else None,
   )
   vision = vision_shapes.abstract_vision(*rows)
   patches = (

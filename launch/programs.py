@@ -106,7 +106,7 @@ def _encoder(run: abstract_state.AbstractTrainState) -> Program:
 def _rollout(run: abstract_state.AbstractTrainState) -> Program:
   return Program(
     name="rollout",
-    function=sampler.sample_at_once,
+    function=sampler.sample_without_compaction,
     arguments=(run.net.graphdef, run.state.params, run.encoded, *run.drawing),
     keywords={
       "decoding": run.net.decoding(group=run.step_shapes.group, max_new_tokens=run.step_shapes.time)
@@ -218,7 +218,7 @@ def _slots(
     prompt=number,
     written=number,
     position=number,
-    forgotten=number if later.forgets else None,
+    visible_from=number if later.forgets else None,
   )
   return turn_decode.ChunkSlots(
     rows=rows, prompt=number, group_index=number, step=number, left=number
@@ -290,7 +290,7 @@ def _critic_step(run: abstract_state.AbstractTrainState) -> list[Program]:
 
 def _train_step(run: abstract_state.AbstractTrainState) -> Program:
   net, rl = run.net, run.net.config.rl
-  signal = jax.ShapeDtypeStruct((run.step_shapes.prompts,), bool)
+  group_mask = jax.ShapeDtypeStruct((run.step_shapes.prompts,), bool)
   old_log_probs = run.scored if rl.num_iterations > 1 else None
   reference_log_probs = run.scored if run.reference_params is not None else None
   return Program(
@@ -303,7 +303,7 @@ def _train_step(run: abstract_state.AbstractTrainState) -> Program:
       run.shared,
       run.replies,
       run.scored,
-      mesh_lib.abstract_batch(signal, net.mesh),
+      mesh_lib.abstract_batch(group_mask, net.mesh),
       old_log_probs,
       reference_log_probs,
     ),

@@ -137,9 +137,9 @@ class EpisodeInputs:
     text.
   vision, media: what the turns after the first show, as in a `Prompt`; their axes frames and media
     run over all episodes of a group.
-  forgotten: how many tokens after the prompt each token can't attend to any more; a token for which
-    this is above 0 attends to only the first `kept` tokens of the prompt. None: every token attends
-    to all tokens before it.
+  visible_from: index after the prompt of the first token that each token still attends to. A token
+    for which it is above 0 attends to only the first `kept` tokens of the prompt. None: every token
+    attends to all tokens before it.
   kept: length of the system turn, in tokens.
   """
 
@@ -147,7 +147,7 @@ class EpisodeInputs:
   media_index: Int[Array | np.ndarray, "prompts group time"]
   vision: PyTree | None
   media: PyTree | None = None
-  forgotten: Int[Array | np.ndarray, "prompts group time"] | None = None
+  visible_from: Int[Array | np.ndarray, "prompts group time"] | None = None
   kept: int = dataclasses.field(default=0, metadata={"static": True})
 
 
@@ -179,10 +179,11 @@ class Scores:
   """Rewards by name. The report shows these numbers and never computes them again.
 
   rewards: each reward before its weight.
-  valid: False for a segment that does not exist or has no verdict.
+  scored: segments that have a reward; False: a turn that was not played, or one that the judge
+    could not score.
   total: the weighted sum, from which advantages are computed.
   """
 
   rewards: Mapping[str, Float[Array | np.ndarray, "prompts group segments"]]
-  valid: Bool[Array | np.ndarray, "prompts group segments"]
+  scored: Bool[Array | np.ndarray, "prompts group segments"]
   total: Float[Array | np.ndarray, "prompts group segments"]

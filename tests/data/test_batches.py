@@ -23,7 +23,7 @@ def identity(clip):
 
 def iterate(split, **arguments):
   source, store = split
-  defaults = {"seed": 0, "batch_size": 5, "sampling": EIGHT, "transform": identity}
+  defaults = {"seed": 0, "batch_size": 5, "frame_rule": EIGHT, "transform": identity}
   return batches.batches(source, store, **defaults | arguments)
 
 
@@ -52,11 +52,11 @@ def test_a_batch_is_a_list_of_transformed_clips_with_frames_and_their_times(trai
 @pytest.mark.parametrize("threads", [0, 1, 3])
 @pytest.mark.parametrize("done", [0, 1, 4, 5, 11])
 def test_an_iterator_given_the_state_of_another_goes_on_exactly_there(train, done, threads, length):
-  first = iterate(train, threads=threads, length=length)
+  first = iterate(train, threads=threads, length_fn=length)
   take(first, done)
   state = json.loads(json.dumps(first.get_state()))
   expected = take(first, 12)
-  second = iterate(train, threads=2, length=length)
+  second = iterate(train, threads=2, length_fn=length)
   take(second, 3)  # a state must not depend on what the iterator did before
   second.set_state(state)
   assert take(second, 12) == expected
@@ -72,8 +72,8 @@ def test_an_evaluation_goes_on_exactly_where_it_stopped_too(train):
 
 @pytest.mark.parametrize("length", [None, ragged])
 def test_the_number_of_threads_changes_nothing(train, length):
-  expected = take(iterate(train, threads=0, length=length), 9)
-  assert take(iterate(train, threads=4, length=length), 9) == expected
+  expected = take(iterate(train, threads=0, length_fn=length), 9)
+  assert take(iterate(train, threads=4, length_fn=length), 9) == expected
 
 
 def test_every_epoch_holds_each_example_once_in_an_order_of_its_own(train):
@@ -115,21 +115,21 @@ def test_processes_share_each_epoch_without_overlap_or_gap(train, process_count,
 @pytest.mark.parametrize("process_count", [2, 3])
 def test_processes_read_together_what_one_would_read_alone(train, process_count, length):
   reads = [
-    iterate(train, batch_size=4, process_index=index, process_count=process_count, length=length)
+    iterate(train, batch_size=4, process_index=index, process_count=process_count, length_fn=length)
     for index in range(process_count)
   ]
   together = zip(*(take(read, 11) for read in reads), strict=True)
-  alone = take(iterate(train, batch_size=4 * process_count, length=length), 11)
+  alone = take(iterate(train, batch_size=4 * process_count, length_fn=length), 11)
   assert [list(itertools.chain(*rows)) for rows in together] == alone
 
 
 def test_clips_of_about_one_length_share_a_batch_where_lengths_are_given(train):
   padded = {}
   for length in (None, ragged):
-    read = iterate(train, batch_size=4, length=length, transform=ragged)
+    read = iterate(train, batch_size=4, length_fn=length, transform=ragged)
     padded[length] = sum(max(batch) for batch in take(read, 24))
   assert padded[ragged] < 0.9 * padded[None]
-  as_drawn = iterate(train, length=lambda clip: len(clip))
+  as_drawn = iterate(train, length_fn=lambda clip: len(clip))
   assert take(as_drawn, 12) == take(iterate(train), 12)
 
 
@@ -140,12 +140,18 @@ def test_an_evaluation_ends_with_a_smaller_batch(train):
 
 def test_a_clip_too_short_for_the_rule_is_an_error_that_names_the_example(train):
   with pytest.raises(InputError, match=r"example '.*' of video '.*': 0 to 8 s .* holds 8 stored"):
-    next(iterate(train, sampling=sampling.UniformRule(frames=10)))
+    next(iterate(train, frame_rule=sampling.UniformRule(frames=10)))
+
+
+@pytest.mark.parametrize("without", ["shuffle", "repeat"])
+def test_lengths_need_shuffled_epochs_without_end(train, without):
+  with pytest.raises(ValueError, match="length_fn needs"):
+    iterate(train, length_fn=ragged, **{without: False})
 
 
 def test_a_rate_above_the_stored_one_is_an_error_at_once(train):
   with pytest.raises(InputError, match="2 frames a second are more than the 1 stored"):
-    iterate(train, sampling=sampling.RateRule(fps=2.0))
+    iterate(train, frame_rule=sampling.RateRule(fps=2.0))
 
 
 def test_more_processes_than_examples_are_an_error_at_once(train):

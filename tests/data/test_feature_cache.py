@@ -12,7 +12,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from vr_jax.data import feature_cache, ingest, sampling
-from vr_jax.data.batches import load_clip
+from vr_jax.data.batches import select_clip
 from vr_jax.errors import InputError
 
 ABOUT = {"tower": {"weights": "abc", "depth": 2}, "preprocessing": {"max_pixels": 784}}
@@ -215,7 +215,9 @@ def test_a_directory_that_takes_nothing_is_an_error_of_a_later_call_or_of_close(
 
 def test_the_name_of_a_clip_says_which_frames_in_which_order_and_what_they_hold(ingested):
   source, store = ingest.open_split(ingested.output, "train")
-  clips = [load_clip(source[i], store, sampling.UniformRule(frames=8)) for i in range(len(source))]
+  clips = [
+    select_clip(source[i], store, sampling.UniformRule(frames=8)) for i in range(len(source))
+  ]
   clip = next(c for c in clips if c.example.video != clips[0].example.video)
   same = [c for c in clips if c.example.video == clip.example.video]
   assert len(same) == 3  # questions about the same video

@@ -88,7 +88,7 @@ def test_a_file_that_mixes_pictures_and_videos_is_ingested_and_broken_ones_are_c
   assert (report.videos, report.skipped_videos, report.skipped_records) == (2, 1, 1)
 
   source, store = ingest.open_split(tmp_path / "output", "train")
-  clips = {example.id: batches.load_clip(example, store, rule) for example in source}
+  clips = {example.id: batches.select_clip(example, store, rule) for example in source}
   assert clips["1"].shape == (4, 64, 64)
   still = clips["2"]
   assert still.example.shown == records.Span(start=0.0, end=0.0)

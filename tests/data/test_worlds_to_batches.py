@@ -23,7 +23,7 @@ def test_simulated_questions_arrive_as_they_were_made_with_the_frames_that_were_
     store,
     seed=0,
     batch_size=12,
-    sampling=rule,
+    frame_rule=rule,
     transform=lambda clip: clip,
     shuffle=False,
     repeat=False,

@@ -112,8 +112,8 @@ def test_a_trace_out_of_order_earns_less_and_alpha_says_how_much():
 def test_scores_have_the_shape_of_prompts_and_group_and_their_order():
   other = records.Example(**{**vars(EXAMPLE), "id": "q2", "answer": "A"})
   scores = _task().score([EXAMPLE, other], _said([[RIGHT, WRONG, EMPTY]] * 2))
-  assert scores.total.shape == scores.valid.shape == (2, 3, 1)
-  assert scores.valid.all()
+  assert scores.total.shape == scores.scored.shape == (2, 3, 1)
+  assert scores.scored.all()
   np.testing.assert_array_equal(scores.rewards["accuracy"][..., 0], [[1, 0, 0], [0, 1, 0]])
 
 

@@ -190,7 +190,7 @@ def test_turns_earn_by_what_they_look_at_and_by_the_answer():
   )
   expected = [[0.6, 1.1, 0], [0.1, 1.1, 0], [0, 0.1, 0], [0, 1.1, 0], [0, 0, 0.1]]
   np.testing.assert_allclose(scores.total[0], expected, atol=1e-6)
-  np.testing.assert_array_equal(scores.valid[0].sum(-1), [2, 2, 2, 2, 3])
+  np.testing.assert_array_equal(scores.scored[0].sum(-1), [2, 2, 2, 2, 3])
   np.testing.assert_allclose(sum(scores.rewards.values()), scores.total)
 
 

@@ -158,7 +158,7 @@ def test_each_segment_earns_its_own():
   formed = [[1, 1], [1, 1], [1, 1], [0, 1], [1, 0], [0, 0]]
   np.testing.assert_array_equal(scores.rewards["format"][0], formed)
   np.testing.assert_allclose(scores.total[0], np.add(expected, formed))
-  assert scores.valid.all()
+  assert scores.scored.all()
 
 
 def test_a_segment_of_the_wanted_length_earns_more_where_it_is_right():
@@ -178,7 +178,7 @@ def test_video_r1_rewards_length_of_reasoning_where_more_than_one_is_right():
 
 def test_without_a_verdict_there_is_no_perception_reward_and_it_is_not_zero_by_accident():
   scores = _task().score([EXAMPLE], _said(RIGHT, reply(observation="odd"), BLIND))
-  np.testing.assert_array_equal(scores.valid[0], [[True, True], [False, True], [True, True]])
+  np.testing.assert_array_equal(scores.scored[0], [[True, True], [False, True], [True, True]])
 
 
 def test_the_judge_is_asked_about_observations_that_say_something():

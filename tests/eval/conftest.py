@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 import pytest
 
 from vr_jax.envs import moss_chatv
-from vr_jax.eval import answered
+from vr_jax.eval import evaluated_episode
 
 HOSTILE = (
   "<think>At 0s, the circle is red."
@@ -103,7 +103,7 @@ def evaluation(name: str, stage: str, step: int, shift: float, rollouts: list[di
     },
     "shown_as": {
       name: each.to_json()
-      for name, each in {**moss_chatv.MossChatV.metrics, **answered.METRICS}.items()
+      for name, each in {**moss_chatv.MossChatV.metrics, **evaluated_episode.METRICS}.items()
     },
     "rollouts": rollouts,
   }

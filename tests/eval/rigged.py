@@ -23,7 +23,7 @@ def rig(
   read, seen = batching.BatchBuilder.prompt, []
 
   def remember(context, batch):
-    seen.append(batch.rows)
+    seen.append(batch.padded_items)
     return read(context, batch)
 
   def sample(graphdef, params, prompt, allowed_tokens, key, *, decoding):

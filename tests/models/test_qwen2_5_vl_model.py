@@ -1,4 +1,4 @@
-"""Group layout of Qwen2.5-VL: prefill, extend and decode against a plain forward pass."""
+"""Group layout of Qwen2.5-VL: prefill, forward_replies and decode against a plain forward pass."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ def inputs() -> tuple[records.Prompt, jax.Array, jax.Array]:
 @nnx.jit
 def extended(network, prompt, tokens, valid):
   prefix = network.prefill(prompt)
-  return prefix.hidden, network.extend(prefix, tokens, valid)
+  return prefix.hidden, network.forward_replies(prefix, tokens, valid)
 
 
 @nnx.jit
@@ -49,7 +49,7 @@ def decoded(network, prompt, tokens):
   prefix = network.prefill(prompt)
   slots = jnp.array(SLOTS)
   order = slots_lib.DecodeSlots(prompt=slots // GROUP, group_index=slots % GROUP, group=GROUP)
-  cache = network.start_cache(prefix, len(slots), TIME)
+  cache = network.init_cache(prefix, len(slots), TIME)
   hidden = []
   for index in range(TIME):
     token = tokens.reshape(-1, TIME)[slots, index]
@@ -177,7 +177,7 @@ def test_gradients_through_the_shared_prompt_equal_those_of_replicated_prompts()
 
   def shared(params):
     whole = nnx.merge(graphdef, params)
-    return score(whole.extend(whole.prefill(prompt), tokens, valid))
+    return score(whole.forward_replies(whole.prefill(prompt), tokens, valid))
 
   copies = replicated(prompt, np.asarray(tokens), np.asarray(valid))
   starts = np.repeat((prompt.kind != records.Kind.PAD).sum(axis=1), GROUP)
@@ -203,7 +203,7 @@ def gradient(remat, attention=""):
 
   def loss(params):
     whole = nnx.merge(graphdef, params)
-    return (whole.extend(whole.prefill(prompt), tokens, valid) ** 2).mean()
+    return (whole.forward_replies(whole.prefill(prompt), tokens, valid) ** 2).mean()
 
   return jax.jit(jax.grad(loss))
 

@@ -88,10 +88,10 @@ def expected() -> list[np.ndarray]:
 @nnx.jit
 def feed(network, prefix, cache, tokens, counts, rows, order):
   """Decodes given tokens behind what is written: (hidden states, cache)."""
-  recent = network.start_cache(prefix, *tokens.shape)
+  recent = network.init_cache(prefix, *tokens.shape)
 
   def step(recent, inputs):
-    hidden, recent = network.decode_on(
+    hidden, recent = network.decode_later_turn(
       network.prepare_decode(prefix), cache, recent, *inputs, rows, order
     )
     return recent, hidden
@@ -104,7 +104,7 @@ def feed(network, prefix, cache, tokens, counts, rows, order):
 @nnx.jit
 def show(network, prefix, cache, shown, rows):
   media = network.encode_vision(shown.vision)
-  hidden, new = network.append(prefix, cache, shown, media, rows)
+  hidden, new = network.prefill_observation(prefix, cache, shown, media, rows)
   counts = (shown.kind != records.Kind.PAD).sum(axis=1)
   return hidden, cache.write_rows(network.layout, new, rows.cache_slot, rows.written, counts)
 
@@ -115,7 +115,7 @@ def played(batches, *, spare=0):
   prefix = nnx.jit(type(network()).prefill)(network(), collated(first, spare=spare))
   slots = np.array(SLOTS)
   order = slots_lib.DecodeSlots(prompt=slots // GROUP, group_index=slots % GROUP, group=GROUP)
-  cache = network().start_cache(prefix, len(SLOTS), 40)
+  cache = network().init_cache(prefix, len(SLOTS), 40)
   written = np.zeros(len(SLOTS), np.int32)
   place = np.asarray(prefix.next_position)[slots // GROUP]
   found = {reply: [] for reply in SLOTS}
@@ -203,9 +203,11 @@ def suffix() -> tuple[np.ndarray, np.ndarray, records.EpisodeInputs]:
 def extended(network, prompt, tokens, valid, episode_inputs, packed):
   prefix = network.prefill(prompt)
   if not packed:
-    return network.extend(prefix, tokens, valid, episode_inputs)
+    return network.forward_replies(prefix, tokens, valid, episode_inputs)
   places = packing.make(network.layout, valid, packed)
-  return places.unpack(network.extend_packed(prefix, tokens, valid, places, episode_inputs))
+  return places.unpack(
+    network.forward_packed_replies(prefix, tokens, valid, places, episode_inputs)
+  )
 
 
 @pytest.mark.parametrize("packed", [None, 130])
@@ -236,7 +238,7 @@ def test_gradients_of_later_turns_reach_the_tower_as_in_a_plain_forward():
 
   def shared(params):
     made = nnx.merge(graphdef, params)
-    hidden = made.extend(made.prefill(collated(first)), tokens, valid, more)
+    hidden = made.forward_replies(made.prefill(collated(first)), tokens, valid, more)
     return jnp.where(valid[..., None], hidden * weight, 0).sum()
 
   def copied(params):

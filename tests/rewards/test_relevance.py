@@ -30,7 +30,7 @@ def _episodes(*retrieved, right=True, truth=TRUTH, first=FIRST, turns=None):
     truth=_mask(truth)[None],
     retrieved_frames=frames,
     accuracy=accuracy,
-    valid=taken.copy(),
+    well_formed=taken.copy(),
     taken=taken,
   )
 
@@ -130,7 +130,7 @@ def test_recall_is_of_all_that_was_shown_which_the_last_turns_frames_are_not():
 
 def test_a_reply_in_no_format_earns_nothing():
   episodes = _episodes(NONE, EXACT)
-  episodes.valid[0, 0, 0] = False
+  episodes.well_formed[0, 0, 0] = False
   np.testing.assert_allclose(
     relevance.turn_rewards(episodes, relevance.RelevanceRule()).total[0, 0],
     [0, 0.6, 1.1],
@@ -157,7 +157,7 @@ def _random(rng, shape=(4, 3, 5)):
     truth=rng.random((prompts, POOL)) < 0.2,
     retrieved_frames=found,
     accuracy=answers * rng.random(shape),
-    valid=valid,
+    well_formed=valid,
     taken=taken,
   )
 
@@ -192,7 +192,7 @@ def test_a_batch_earns_what_its_episodes_earn_alone(rule):
         truth=episodes.truth[prompt : prompt + 1],
         **{
           name: getattr(episodes, name)[prompt : prompt + 1, group_index : group_index + 1]
-          for name in ("retrieved_frames", "accuracy", "valid", "taken")
+          for name in ("retrieved_frames", "accuracy", "well_formed", "taken")
         },
       )
       np.testing.assert_array_equal(

@@ -1,4 +1,4 @@
-"""Credit by bi-level GAE from scores, rollout and values, against loops in NumPy."""
+"""Advantages by bi-level GAE from scores, rollout and values, against loops in NumPy."""
 
 import jax
 import ml_collections
@@ -13,7 +13,7 @@ TOLERANCE = 1e-5
 
 
 def _episodes(seed=0, turns=3):
-  """(scores, rollout, values, reference) of episodes; of some turns no score is valid."""
+  """(scores, rollout, values, reference) of episodes; some turns are not scored."""
   rng, shape = np.random.default_rng(seed), (3, 4, 29)
   turn, mask = plain_gae.episodes(rng, shape, turns)
   accuracy, total = rng.normal(size=(2, *shape[:2], turns)).astype(np.float32)
@@ -26,7 +26,7 @@ def _episodes(seed=0, turns=3):
     turn=turn,
   )
   scores = records.Scores(
-    rewards={"accuracy": np.where(valid, accuracy, np.nan)}, valid=valid, total=total
+    rewards={"accuracy": np.where(valid, accuracy, np.nan)}, scored=valid, total=total
   )
   return scores, rollout, values, reference
 
@@ -39,13 +39,13 @@ def test_credit_is_bi_level_gae_of_the_scores_and_the_penalty_and_skips_turns_wi
   scores, rollout, values, reference = _episodes()
   discounts = {"gamma_turn": 0.9, "gamma_token": 0.97, "gae_lambda": 0.8}
   section = ml_collections.ConfigDict({**discounts, "placement": placement, "kl_weight": beta})
-  credit = gae.make_credit(section, answer_reward="accuracy")
-  found = credit(scores, rollout, values, reference if beta else None)
+  compute_advantages = gae.make_advantage_fn(section, answer_reward="accuracy")
+  found = compute_advantages(scores, rollout, values, reference if beta else None)
   advantages, returns, metrics = jax.tree.map(np.asarray, found)
-  counted = np.take_along_axis(np.asarray(scores.valid), np.asarray(rollout.turn), axis=2)
+  counted = np.take_along_axis(np.asarray(scores.scored), np.asarray(rollout.turn), axis=2)
   mask = counted & (rollout.kind == records.Kind.MODEL)
   expected = np.zeros(mask.shape)
-  answers = np.where(scores.valid, scores.rewards["accuracy"], 0)
+  answers = np.where(scores.scored, scores.rewards["accuracy"], 0)
   between = 0.9 if placement == "last" else 0.0
   for row in np.ndindex(*mask.shape[:2]):
     process, answer = scores.total[row] - answers[row], answers[row].sum()

@@ -20,7 +20,7 @@ def section(**changes):
 
 def scores(segments):
   total = np.arange(4 * segments, dtype=np.float32).reshape(1, 4, segments)
-  return records.Scores(rewards={"accuracy": total}, valid=np.ones(total.shape, bool), total=total)
+  return records.Scores(rewards={"accuracy": total}, scored=np.ones(total.shape, bool), total=total)
 
 
 def segment_of(*replies):
@@ -51,7 +51,7 @@ def test_the_penalty_is_a_reward_of_its_own_and_its_weighted_value_is_in_the_tot
   np.testing.assert_allclose(found.total[0, :, 0], [0, 1 - 0.125, 2 - 0.5, 3])
   assert found.total.dtype == np.float32
   np.testing.assert_array_equal(found.rewards["accuracy"], before.total)
-  np.testing.assert_array_equal(found.valid, before.valid)
+  np.testing.assert_array_equal(found.scored, before.scored)
   assert "overlong" not in before.rewards
 
 

@@ -87,7 +87,7 @@ def _scores(seed, shape=(4, 5, 3)):
   valid[2, 1:] = False
   valid[2, 0] = True
   return records.Scores(
-    rewards={"accuracy": jnp.asarray(total)}, valid=jnp.asarray(valid), total=jnp.asarray(total)
+    rewards={"accuracy": jnp.asarray(total)}, scored=jnp.asarray(valid), total=jnp.asarray(total)
   )
 
 
@@ -113,7 +113,7 @@ def test_advantages_are_rewards_that_count_together_less_their_baseline(
     actual, signal = advantages_lib.segment_advantages(
       scores, credit=credit, baseline=baseline, normalize_by_std=normalize_by_std
     )
-    total, valid = np.asarray(scores.total, np.float64), np.asarray(scores.valid)
+    total, valid = np.asarray(scores.total, np.float64), np.asarray(scores.scored)
     for prompt, segment in np.ndindex(total.shape[0], total.shape[2]):
       pairs = [_combined(total[prompt, i], valid[prompt, i], credit) for i in range(5)]
       known = [float(r[segment]) for r, v in pairs if v[segment]]
@@ -143,7 +143,7 @@ def test_all_tokens_of_a_reply_share_a_joint_advantage_and_metrics_stay_by_segme
   segment = np.array([[[0, 1, -1], [0, 0, 1], [1, 1, 1]]], np.int32)
   scores = records.Scores(
     rewards={"accuracy": jnp.asarray(total)},
-    valid=jnp.ones(total.shape, bool),
+    scored=jnp.ones(total.shape, bool),
     total=jnp.asarray(total),
   )
   found, signal, metrics = advantages_lib.compute_advantages(

@@ -54,10 +54,10 @@ class Bigram(nnx.Module):
     tokens = jnp.take_along_axis(jnp.asarray(prompt.tokens), last[:, None], axis=1)[:, 0]
     return BigramPrefix(self._hidden(tokens))
 
-  def extend(self, prefix, tokens, valid, episode_inputs=None):
+  def forward_replies(self, prefix, tokens, valid, episode_inputs=None):
     return self._hidden(tokens)
 
-  def extend_packed(self, prefix, tokens, valid, packing, episode_inputs=None):
+  def forward_packed_replies(self, prefix, tokens, valid, packing, episode_inputs=None):
     return self._hidden(packing.pack(tokens))
 
   def decoding_params(self):
@@ -66,7 +66,7 @@ class Bigram(nnx.Module):
   def gather_for_slots(self, x, decode_slots):
     return jnp.take(x, decode_slots.prompt, axis=0, mode="clip")
 
-  def start_cache(self, prefix, slots, length):
+  def init_cache(self, prefix, slots, length):
     return BigramCache()
 
   def prepare_decode(self, prefix):
@@ -75,13 +75,13 @@ class Bigram(nnx.Module):
   def encode_vision(self, vision):
     return jnp.zeros((len(vision), 0, self.table[...].shape[0]))
 
-  def start_media(self, slots, frames, patches):
+  def init_media_features(self, slots, frames, patches):
     return jnp.zeros((slots, 0, self.table[...].shape[0]))
 
-  def append(self, prefix, cache, shown, media, rows):
+  def prefill_observation(self, prefix, cache, shown, media, rows):
     return self.prefill(shown).hidden, cache
 
-  def decode_on(self, constants, past, recent, tokens, index, rows, decode_slots):
+  def decode_later_turn(self, constants, past, recent, tokens, index, rows, decode_slots):
     return self._hidden(tokens), recent
 
   def logits(self, hidden):
@@ -90,7 +90,7 @@ class Bigram(nnx.Module):
   def decode(self, constants, cache, tokens, index, decode_slots):
     return self._hidden(tokens), cache
 
-  def output_rows(self):
+  def lm_head_weight(self):
     return self.table[...].T
 
 

@@ -104,7 +104,7 @@ class Chat:
   first: index of the first prompt.
   """
 
-  axes = PROCESSOR.axes
+  position_axes = PROCESSOR.position_axes
 
   def __init__(self, *, slow: float = 0.0, first: int = 0):
     self.slow, self.first, self.threads = slow, first, set()

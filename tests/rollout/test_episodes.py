@@ -73,7 +73,7 @@ def _scores(graphdef, params, prompt, rollout, packed):
     valid,
     chat.ALLOWED,
     0.9,
-    packed=packed,
+    packed_length=packed,
     scored=rollout.kind == records.Kind.MODEL,
     episode_inputs=rollout.episode_inputs,
   )[0]
@@ -84,7 +84,7 @@ def _values(graphdef, params, head, prompt, rollout, packed):
   valid = rollout.kind != records.Kind.PAD
   model, suffix = nnx.merge(graphdef, params), rollout.episode_inputs
   return forward.reply_values(
-    model, head, prompt, rollout.tokens, valid, packed=packed, episode_inputs=suffix
+    model, head, prompt, rollout.tokens, valid, packed_length=packed, episode_inputs=suffix
   )
 
 

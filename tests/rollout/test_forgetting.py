@@ -43,7 +43,7 @@ def test_the_update_repeats_the_log_probs_of_the_rollout(window):
     scores = _scores(prompt, found.rollout, packed)
     np.testing.assert_allclose(scores, found.rollout.log_probs, rtol=0, atol=1e-5)
   # Without the masks they would be others.
-  seen = dataclasses.replace(found.rollout.episode_inputs, forgotten=None, kept=0)
+  seen = dataclasses.replace(found.rollout.episode_inputs, visible_from=None, kept=0)
   scores = _scores(prompt, dataclasses.replace(found.rollout, episode_inputs=seen))
   last = _last_turn(found.rollout)
   assert abs(scores - np.asarray(found.rollout.log_probs))[last].max() > 1e-3
@@ -51,7 +51,7 @@ def test_the_update_repeats_the_log_probs_of_the_rollout(window):
 
 def test_a_window_that_holds_all_turns_is_none():
   (_, whole), (_, wide) = _play_episodes(None), _play_episodes(TURNS - 1)
-  assert wide.rollout.episode_inputs.forgotten is None
+  assert wide.rollout.episode_inputs.visible_from is None
   for one, other in zip(*map(jax.tree.leaves, (whole.rollout, wide.rollout)), strict=True):
     np.testing.assert_array_equal(one, other)
 

@@ -100,7 +100,7 @@ def test_greedy_replies_are_the_argmax_of_the_plain_forward(context, params, ite
   def likeliest(params, tokens, valid):
     model = nano.merge(context, params)
     prefix = model.prefill(prompt)
-    hidden = model.extend(prefix, tokens, valid)
+    hidden = model.forward_replies(prefix, tokens, valid)
     before = jnp.concatenate([prefix.hidden[:, None, None], hidden[:, :, :-1]], axis=2)
     return forward.token_logits(model, before, context.allowed_tokens, 1.0).argmax(-1)
 

@@ -88,7 +88,7 @@ def _scores(context, params, prompt, rollout, packed):
     model = nano.merge(context, params)
     valid = train_step.action_mask(rollout)
     scores = forward.reply_log_probs(
-      model, prompt, rollout.tokens, valid, context.allowed_tokens, 0.8, packed=packed
+      model, prompt, rollout.tokens, valid, context.allowed_tokens, 0.8, packed_length=packed
     )
     return (outer * jnp.stack(scores)).sum(), scores
 

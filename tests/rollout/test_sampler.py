@@ -202,7 +202,7 @@ def test_replies_are_the_same_whatever_slots_they_are_kept_in(group):
   prompt = bigram.prompts((1, 2, 3), (4,), (7, 8), (2,))
   arguments, decoding = _arguments(prompt, RUNGS, group=group)
   compacted, computed = sampler.sample_counting(*arguments, decoding=decoding)
-  whole = sampler.sample_at_once(*arguments, decoding=decoding)
+  whole = sampler.sample_without_compaction(*arguments, decoding=decoding)
   for left, right in zip(jax.tree.leaves(compacted), jax.tree.leaves(whole), strict=True):
     np.testing.assert_array_equal(left, right)
   assert _model(whole).sum() <= computed <= 4 * group * 24

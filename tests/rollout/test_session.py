@@ -133,7 +133,7 @@ def test_turns_are_those_that_the_engine_plays_with_what_each_was_shown(seed):
   kinds = {LOOK: "retrieve", ODD: "invalid", SAY: "answer"}
   assert [turn.action.kind for turn in turns] == [kinds[reply] for reply in said]
   ended = said[-1] == SAY
-  assert outcome == session.SessionOutcome(answer="B" if ended else None, turns=len(turns))
+  assert outcome == session.SessionOutcome(answer="B" if ended else None, num_turns=len(turns))
   assert ended or len(turns) == 3
 
 
@@ -146,7 +146,7 @@ def test_a_turn_is_told_before_the_next_is_shown():
   pool.read_on.set()
   rest, outcome = _ask(asking)
   assert [turn.frames for turn in rest] == [(2,), (2,)]
-  assert outcome == session.SessionOutcome(answer=None, turns=3)
+  assert outcome == session.SessionOutcome(answer=None, num_turns=3)
 
 
 def test_who_stops_reading_ends_the_episode():

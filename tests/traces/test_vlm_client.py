@@ -33,7 +33,7 @@ def config(data, server, **overrides):
 def images_of(data, example):
   """The stored JPEGs that the recipe shows of a question."""
   store = frame_store.FrameStore(data / "shards" / "frames")
-  clip = batches.load_clip(
+  clip = batches.select_clip(
     example, store, sampling.UniformRule(frames=trace_runs.config().data.frames)
   )
   return tuple(store.jpegs(example.video, clip.frame_indices))

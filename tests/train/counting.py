@@ -32,7 +32,7 @@ class Counting(moss_chatv.MossChatV):
     self._seen += len(flat)
     luck = (np.array(hashes) % 1000 / 1000).astype(np.float32).reshape(scores.total.shape)
     rewards = {**scores.rewards, "luck": luck}
-    return records.Scores(rewards=rewards, valid=scores.valid, total=scores.total + luck), {}
+    return records.Scores(rewards=rewards, scored=scores.scored, total=scores.total + luck), {}
 
   def state(self) -> Mapping[str, Any]:
     return {"seen": self._seen}

@@ -33,7 +33,7 @@ def context(data):
 @pytest.fixture(scope="module")
 def params(context):
   """The parameters of a critic whose head is not zero."""
-  made = critic.fresh_params(
+  made = critic.init_critic_params(
     initialization.fresh_params(context), embed=context.model.text.hidden_size
   )
   weight = 0.1 * jax.random.normal(jax.random.key(1), made["head"].weight.shape)
@@ -65,7 +65,7 @@ def _plain_values(context, params, batch):
   prompt, rollout = batch
   model = nano.merge(context, params["model"])
   prefix = model.prefill(prompt)
-  hidden = model.extend(prefix, rollout.tokens, jnp.asarray(MASK))
+  hidden = model.forward_replies(prefix, rollout.tokens, jnp.asarray(MASK))
   first = jnp.broadcast_to(prefix.hidden[:, None, None], hidden[:, :, :1].shape)
   before = jnp.concatenate([first, hidden[:, :, :-1]], axis=2)
   return jnp.where(MASK, before @ params["head"].weight[...] + params["head"].bias[...], 0)
@@ -114,7 +114,7 @@ def _gradients(state):
 
 def test_values_begin_at_zero_and_share_no_buffer_with_the_policy(context, batch):
   policy = initialization.fresh_params(context)
-  made = critic.fresh_params(policy, embed=context.model.text.hidden_size)
+  made = critic.init_critic_params(policy, embed=context.model.text.hidden_size)
   values = critic.make_value_fn(context.graphdef)(made, *batch)
   np.testing.assert_array_equal(values, np.zeros(MASK.shape))
   copies = zip(jax.tree.leaves(policy), jax.tree.leaves(made["model"]), strict=True)
@@ -129,7 +129,7 @@ def test_values_are_of_the_state_before_each_token_packed_or_not(context, params
   assert size < 0.7 * MASK.size
   value = critic.make_value_fn(context.graphdef)
   for packed in (None, size):
-    values = value(params, *batch, packed=packed)
+    values = value(params, *batch, packed_length=packed)
     np.testing.assert_allclose(values, plain[1], rtol=0, atol=TOLERANCE)
   assert np.abs(plain[1][MASK]).max() > 0.1
 

@@ -35,10 +35,10 @@ def run(data, tmp_path_factory):
   def watched_step(*arguments, **options):
     step = make_step(*arguments, **options)
 
-    def watched(state, *batch, packed):
+    def watched(state, *batch, packed_length):
       old = batch[-2]
       before = jax.tree.map(np.array, state.params)
-      state, values = step(state, *batch, packed=packed)
+      state, values = step(state, *batch, packed_length=packed_length)
       after = jax.tree.map(np.array, state.params)
       updates.append((before, after, np.array(old), jax.device_get(values)))
       return state, values
@@ -48,8 +48,8 @@ def run(data, tmp_path_factory):
   def watched_scorer(*arguments, **options):
     score = make_scorer(*arguments, **options)
 
-    def watched(params, prompt, rollout, packed):
-      log_probs = np.array(score(params, prompt, rollout, packed=packed))
+    def watched(params, prompt, rollout, packed_length):
+      log_probs = np.array(score(params, prompt, rollout, packed_length=packed_length))
       scored.append((jax.tree.map(np.array, params), log_probs))
       return jnp.asarray(scored[-1][1])
 

@@ -50,7 +50,7 @@ class Choosy:
       if len(self.seen) % self.nth == 0:
         total[row, :, 0] = [1 + zlib.crc32(reply.encode()) % 97 for reply in group]
       self.seen.append((examples[row].id, float(total[row].sum()) > 0))
-    return records.Scores(rewards={"luck": total}, valid=np.ones_like(total, bool), total=total)
+    return records.Scores(rewards={"luck": total}, scored=np.ones_like(total, bool), total=total)
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def test_groups_without_signal_are_replaced_until_the_batch_is_full(source, para
   lucky = [name for name, luck in seen if luck]
   assert len(seen) == 3 * PROMPTS  # with 12 there are 4
   assert [item.example.id for item in made.items] == lucky[:PROMPTS]
-  assert made.values["dynamic_sampling/batches"] == 3
-  assert made.values["dynamic_sampling/signal_fraction"] == pytest.approx(1 / 3)
+  assert made.metrics["dynamic_sampling/batches"] == 3
+  assert made.metrics["dynamic_sampling/signal_fraction"] == pytest.approx(1 / 3)
   assert (made.wait_for_scores().scores.total.std(axis=1) > 0).all()
   prompts = len(made.lengths) * made.prompt_tokens
   assert made.computed_tokens > made.useful_tokens > 2 * (made.lengths.sum() + prompts)
@@ -136,7 +136,7 @@ def test_prompts_of_several_batches_keep_the_features_that_they_were_sampled_wit
   monkeypatch.setattr(encoder, "features", lambda *args: towers.append(1) or run(*args))
   source = dataclasses.replace(source, batches=Ragged(context))
   made = source.collect(params, 1, step_timer.StepTimer())
-  assert len(towers) == made.values["dynamic_sampling/batches"] == 2
+  assert len(towers) == made.metrics["dynamic_sampling/batches"] == 2
 
   patches = context.builder.prompt(context.builder.batch(made.items))
   anew = encoder.encode(context.graphdef, params, patches)
@@ -194,9 +194,9 @@ def test_what_the_cache_had_of_each_batch_is_counted_once(data, params, tmp_path
         made = dataclasses.replace(source, batches=batches, cache=cache).collect(
           params, 1, step_timer.StepTimer()
         )
-      assert made.values["dynamic_sampling/batches"] == 2
-      assert made.values["vision/cache_rebuilt"] == 0
-      found.append(made.values["vision/cache_hits"])
+      assert made.metrics["dynamic_sampling/batches"] == 2
+      assert made.metrics["vision/cache_rebuilt"] == 0
+      found.append(made.metrics["vision/cache_hits"])
   # A clip of the second batch may be in the cache already, from the first batch.
   assert found[0] < found[1] == 2 * PROMPTS
 
@@ -292,15 +292,17 @@ def test_arrays_are_halved_while_they_hold_the_longest_reply_and_packed_to_the_f
   shapes = reply_shapes.choose_reply_shapes(_rl(), layout_lib.OneDevice(), LENGTHS, budget=64)
   assert shapes.time == 32
   # Rows 0 and 2 are one part, with 63 tokens of 256; 256 / 1.25^6 = 67.1.
-  assert shapes.packed == 68
-  assert shapes.packed_whole == int(np.ceil(512 / 1.25**8))  # at least 75
+  assert shapes.packed_length == 68
+  assert shapes.packed_length_of_batch == int(np.ceil(512 / 1.25**8))  # at least 75
 
 
 def test_without_packing_only_the_time_is_cut():
   shapes = reply_shapes.choose_reply_shapes(
     _rl(token_bucket_ratio=0), layout_lib.OneDevice(), LENGTHS, budget=64
   )
-  assert shapes == reply_shapes.ReplyShapes(time=32, packed=None, packed_whole=None)
+  assert shapes == reply_shapes.ReplyShapes(
+    time=32, packed_length=None, packed_length_of_batch=None
+  )
 
 
 @pytest.mark.parametrize("turns", [False, True])
@@ -329,10 +331,10 @@ def test_the_share_of_padding_is_that_of_a_count_by_hand(source, params):
   )
   layout, prefix = layout_lib.OneDevice(), drawn.prompt_with_features.tokens.shape[1]
   shapes = reply_shapes.choose_reply_shapes(_rl(), layout, LENGTHS, budget=64)
-  assert shapes.packed is not None
-  assert shapes.packed_whole is not None
+  assert shapes.packed_length is not None
+  assert shapes.packed_length_of_batch is not None
   # Two updates and two scorers, each over 4 prompts.
-  computed = 320 + 2 * 2 * shapes.packed + 2 * shapes.packed_whole + 4 * 4 * prefix
+  computed = 320 + 2 * 2 * shapes.packed_length + 2 * shapes.packed_length_of_batch + 4 * 4 * prefix
   wanted = 195 + 4 * 75 + 4 * 4 * 30
   assert reply_shapes.padding_fraction(_rl(), layout, made, shapes, scorers=2) == pytest.approx(
     1 - wanted / computed

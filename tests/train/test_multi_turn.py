@@ -144,7 +144,7 @@ def test_with_credit_by_episode_every_token_gets_what_all_turns_earned_together(
   total = np.array([[[1, 2], [3, 0], [0, 9]]], np.float32)
   valid = np.array([[[1, 1], [1, 0], [1, 1]]], bool)
   turn = np.array([[[0, -1, 1], [0, -1, -1], [0, -1, 1]]], np.int32)
-  scores = records.Scores(rewards={"accuracy": total}, valid=valid, total=total)
+  scores = records.Scores(rewards={"accuracy": total}, scored=valid, total=total)
   advantages, signal, values = advantages_lib.compute_advantages(
     jax.tree.map(jnp.asarray, scores),
     jnp.asarray(turn),

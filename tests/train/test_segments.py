@@ -22,7 +22,7 @@ def test_every_token_gets_the_advantage_of_its_own_segment_over_its_own_group():
   total = np.array([[[1, 5], [3, 5], [9, 2]]], np.float32)
   valid = np.array([[[1, 1], [1, 1], [0, 1]]], bool)
   segment = np.array([[[0, 1, -1], [0, 0, 1], [0, 1, 1]]], np.int32)
-  scores = records.Scores(rewards={"accuracy": total}, valid=valid, total=total)
+  scores = records.Scores(rewards={"accuracy": total}, scored=valid, total=total)
   advantages, signal, values = advantages_lib.compute_advantages(
     jax.tree.map(jnp.asarray, scores),
     jnp.asarray(segment),

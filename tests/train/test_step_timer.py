@@ -17,10 +17,10 @@ def test_laps_add_up_and_a_step_begins_where_the_one_before_ended(monkeypatch):
   times = iter((0.0, 1.0, 3.0, 6.0, 10.0, 12.0))
   monkeypatch.setattr(time, "perf_counter", lambda: next(times))
   first = step_timer.StepTimer()
-  first.record("data", exposed=True)
+  first.record("data", device_idle=True)
   first.record("rollout", idle_seconds=0.5)
   first.record("data")
-  values = first.values(tokens=12)
+  values = first.metrics(tokens=12)
   assert (values["perf/time/data"], values["perf/time/rollout"], values["perf/time/step"]) == (
     4,
     2,
@@ -30,7 +30,7 @@ def test_laps_add_up_and_a_step_begins_where_the_one_before_ended(monkeypatch):
   assert values["perf/tokens_per_second"] == 2
   second = step_timer.StepTimer(after=first)
   second.record("rollout")
-  values = second.values(tokens=0)
+  values = second.metrics(tokens=0)
   assert (values["perf/time/log"], values["perf/time/step"]) == (4, 6)
   assert values["perf/exposed_host_fraction"] == pytest.approx(4 / 6)
 

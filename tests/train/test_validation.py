@@ -22,12 +22,12 @@ FIELDS = {"data__validation_fraction": 0.25, "sft__validate_every": 1, "rl__step
 def test_the_validation_loss_is_the_mean_over_all_its_tokens_once(held_out):
   context = nano.build(held_out, **FIELDS, sft__batch_size=4)
   params = initialization.fresh_params(context)
-  likelihood = train_step.make_likelihood(context.graphdef, context.allowed_tokens)
-  found = sft_loop.validation_loss(context, params, likelihood, None)
+  log_likelihood = train_step.make_log_likelihood_fn(context.graphdef, context.allowed_tokens)
+  found = sft_loop.validation_loss(context, params, log_likelihood, None)
   total, tokens, count = 0.0, 0.0, 0
   for batch in context.builder.read("validation", 1, repeat=False):
     replies = mesh_lib.put_batch(batching.reply_arrays(batch.items, 80), context.mesh)
-    log_prob, length = np.asarray(likelihood(params, context.builder.prompt(batch), *replies))
+    log_prob, length = np.asarray(log_likelihood(params, context.builder.prompt(batch), *replies))
     total, tokens, count = total + log_prob, tokens + length, count + 1
   assert count % 4
   assert found == pytest.approx(-total / tokens, rel=1e-6)

@@ -12,9 +12,18 @@ import pytest
 from tests.train import nano
 from vr_jax import errors
 from vr_jax.data import frame_store
+from vr_jax.envs import environment
 from vr_jax.models.common import weight_mapping
 from vr_jax.rollout import encoder
-from vr_jax.train import batching, initialization, metrics, rl_loop, sft_loop, vision_features
+from vr_jax.train import (
+  batching,
+  check_examples,
+  initialization,
+  metrics,
+  rl_loop,
+  sft_loop,
+  vision_features,
+)
 
 ON = {"model__freeze_vision": True, "model__feature_cache_gib": 1.0, "data__threads": 0}
 CLIPS = 9  # of the training split, each with two questions
@@ -56,8 +65,10 @@ def epoch(context, params, workdir):
   """
   with vision_features.open_cache(context, params, workdir) as cache:
     read = context.builder.read("train", 4, repeat=False, cache=cache)
-    fed = [vision_features.prompt_with_features(context, params, batch, cache) for batch in read]
-  return [(one.prompt, one.values) for one in fed]
+    featurized = [
+      vision_features.prompt_with_features(context, params, batch, cache) for batch in read
+    ]
+  return [(one.prompt, one.metrics) for one in featurized]
 
 
 def plain(context, params):
@@ -110,7 +121,7 @@ def test_the_tower_runs_for_what_is_missing_alone_and_a_damaged_entry_is_counted
   read = list(context.builder.read("train", 4, repeat=False))
   with vision_features.open_cache(context, params, own_data) as cache:
     (row,) = [context.builder.item(item.clip, cache=cache) for item in read[1].items[1:2]]
-  (path,) = [path for path in entries(own_data) if path.stem == row.kept_as]
+  (path,) = [path for path in entries(own_data) if path.stem == row.cache_key]
   path.write_bytes(path.read_bytes()[:-100])
   encoded_rows.clear()
   found = epoch(context, params, own_data)
@@ -141,8 +152,8 @@ def test_what_is_deleted_between_two_batches_is_made_again(context, params, own_
   expected, found = plain(context, params), []
   with vision_features.open_cache(context, params, own_data) as cache:
     for batch in context.builder.read("train", 4, repeat=False, cache=cache):
-      fed = vision_features.prompt_with_features(context, params, batch, cache)
-      found.append((fed.prompt, fed.values))
+      featurized = vision_features.prompt_with_features(context, params, batch, cache)
+      found.append((featurized.prompt, featurized.metrics))
       shutil.rmtree(own_data / "features", ignore_errors=True)
   assert_same(found, expected)
 
@@ -177,9 +188,9 @@ def test_a_batch_takes_the_buckets_of_the_process_whose_prompts_are_longest(
   expected = vision_features.prompt_with_features(context, params, own, None).prompt
   larger = np.array([96, own.sizes.frames, own.sizes.patches])
   monkeypatch.setattr(vision_features.processes, "all_gather", lambda own: np.stack([own, larger]))
-  fed = vision_features.prompt_with_features(context, params, own, None)
-  found = fed.prompt
-  assert fed.batch.sizes.prefix == fed.batch.prompt.tokens.shape[1] == 96
+  featurized = vision_features.prompt_with_features(context, params, own, None)
+  found = featurized.prompt
+  assert featurized.batch.sizes.prefix == featurized.batch.prompt.tokens.shape[1] == 96
   assert own.sizes.prefix == expected.tokens.shape[1] == 64
   assert found.tokens.shape == (4, 96)
   np.testing.assert_array_equal(found.tokens[:, :64], expected.tokens)
@@ -202,9 +213,21 @@ def test_blind_and_shuffled_views_ask_for_no_features(context, params, own_data)
     for view in ("blind", "shuffled"):
       other = next(context.builder.read("train", 4, repeat=False, view=view, cache=cache)).items[0]
       assert other.encoded.features is None
-      assert other.kept_as is None
+      assert other.cache_key is None
       assert len(other.encoded.frames) == (0 if view == "blind" else 4)
   assert len(entries(own_data)) == CLIPS
+
+
+@pytest.mark.parametrize("view", ["blind", "shuffled"])
+def test_blind_and_shuffled_views_are_refused_where_the_first_turn_does_not_show_the_clip(
+  context, monkeypatch, view
+):
+  builder = context.builder
+  clip = next(builder.read("train", 4, repeat=False)).items[0].clip
+  frame = environment.Observation(parts=("frame_idx:0, ", 0, "\nWhat is it?"))
+  monkeypatch.setattr(check_examples, "first_observation", lambda *_: frame)
+  with pytest.raises(errors.InputError, match=f"^{view} evaluation needs a first observation"):
+    builder.item(clip, view=view)
 
 
 def test_a_run_from_the_cache_writes_the_metrics_of_one_that_fills_it(own_data, monkeypatch):

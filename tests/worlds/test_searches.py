@@ -177,7 +177,7 @@ def test_from_the_file_to_the_pool_the_relevant_frames_are_those_of_the_span(con
   )
   source, store = ingest.open_split(tmp_path / "out", "train")
   for index in range(3):
-    clip = batches.load_clip(source[index], store, rule)
+    clip = batches.select_clip(source[index], store, rule)
     assert len(clip.timestamps) == 64
     first = round(clip.example.relevant[0].start)
     assert retrieval_actions.relevant_frames(clip.example, clip.timestamps) == tuple(

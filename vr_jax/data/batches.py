@@ -63,10 +63,10 @@ def batches(
   *,
   seed: int,
   batch_size: int,
-  sampling: sampling.Rule,
+  frame_rule: sampling.Rule,
   transform: Callable[[Clip], Any],
   collate: Callable[[Sequence[Any]], Any] = list,
-  length: Callable[[Clip], int] | None = None,
+  length_fn: Callable[[Clip], int] | None = None,
   process_index: int = 0,
   process_count: int = 1,
   shuffle: bool = True,
@@ -81,24 +81,25 @@ def batches(
 
   Sharding: all processes share one order of examples.
 
-  - With `repeat=True` they take its batches in turn. Together they read what one process would read
-    as a batch of `process_count * batch_size`. A state fits any number of processes with the same
-    total batch.
-  - With `repeat=False` they take every `process_count`-th example. None is left out, and the shares
-    differ by at most one example. So count the batches before a collective operation.
+  - With `repeat=True` process p takes batches p, p + process_count, … of this order. Together they
+    read what one process would read as a batch of `process_count * batch_size`. A state fits any
+    number of processes with the same total batch.
+  - With `repeat=False` process p takes examples p, p + process_count, …. None is left out, and
+    processes differ by at most one example. So let them agree on the number of batches before any
+    collective operation, or it hangs.
 
   Args:
     source: the examples of a split, or some of them.
     store: the frames of the split's videos.
     seed: for shuffling, 0 or more; every epoch has its own order.
     batch_size: of this process.
-    sampling: which frames to take from the shown span.
+    frame_rule: which frames to take from the shown span.
     transform: converts a clip to an element of a batch. Runs in the prefetch threads; must not
       return None.
     collate: converts a list of elements to a batch. Runs in the prefetch threads.
-    length: the length of a clip, computed without its frames. If given, clips of similar lengths
-      share a batch of all processes (`length_bucketing.LengthBucketedOrder`). Needs `shuffle` and
-      `repeat`.
+    length_fn: the length of a clip, computed without its frames, in the unit that is padded (media
+      tokens in training). If given, clips of similar lengths share a batch of all processes
+      (`length_bucketing.LengthBucketedOrder`). Needs `shuffle` and `repeat`.
     process_index: of this process.
     process_count: number of processes that share the examples.
     shuffle: False keeps the order of the source.
@@ -110,8 +111,11 @@ def batches(
     InputError: at once, if a process would have no example or the rule samples more frames a second
       than are stored. From the iterator, if a clip is too short for the rule or a stored record
       that `transform` reads is damaged.
+    ValueError: `length_fn` is given without `shuffle` and `repeat`.
   """
-  _check(source, store, sampling, process_count)
+  if length_fn is not None and not (shuffle and repeat):
+    raise ValueError("length_fn needs shuffle=True and repeat=True")
+  _check(source, store, frame_rule, process_count)
   dataset = grain.MapDataset.source(source)
   # Grain adds the epoch to the seed. With the seed itself, seed 1 would begin with the second epoch
   # of seed 0.
@@ -120,23 +124,23 @@ def batches(
     dataset = dataset.shuffle(seed=grain_seed)
 
   def load(example: records.Example) -> Any:
-    return transform(load_clip(example, store, sampling))
+    return transform(select_clip(example, store, frame_rule))
 
-  share = slice(process_index, None, process_count)
+  own_part = slice(process_index, None, process_count)
   if repeat:
     dataset = dataset.repeat(_EPOCHS)
-    if length is not None and shuffle:
+    if length_fn is not None:
       by_length = length_bucketing.LengthBucketedOrder(
         dataset,
         epoch=len(source),
         batch=batch_size * process_count,
-        length=lambda example: length(load_clip(example, store, sampling)),
+        length=lambda example: length_fn(select_clip(example, store, frame_rule)),
         seed=grain_seed,
       )
       dataset = grain.MapDataset.source(by_length)
-    dataset = dataset.map(load).batch(batch_size, batch_fn=collate)[share]
+    dataset = dataset.map(load).batch(batch_size, batch_fn=collate)[own_part]
   else:
-    dataset = dataset[share].map(load).batch(batch_size, batch_fn=collate)
+    dataset = dataset[own_part].map(load).batch(batch_size, batch_fn=collate)
   prefetch = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(2, threads) if threads else 0
   )
@@ -148,7 +152,9 @@ def example_name(example: records.Example) -> str:
   return f"example {example.id!r} of video {example.video!r}"
 
 
-def load_clip(example: records.Example, store: frame_store.FrameStore, rule: sampling.Rule) -> Clip:
+def select_clip(
+  example: records.Example, store: frame_store.FrameStore, rule: sampling.Rule
+) -> Clip:
   """Chooses the frames that `rule` takes from the shown span, without reading them.
 
   Raises InputError if the span is too short for the rule.

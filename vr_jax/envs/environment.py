@@ -227,7 +227,7 @@ class Environment(Protocol):
     """
 
   def longest_replies(self, pool: int) -> tuple[str, ...]:
-    """Replies that trigger the longest observation of each kind, for sizing buffers.
+    """The replies after which the next observation is longest, one of each kind, to size buffers.
 
     Before training, `observe` is asked for the second turn and for the last one after each of them.
     On the way to the last turn, the first of them is repeated, so it must not end the episode.
@@ -252,7 +252,7 @@ class Environment(Protocol):
     ...
 
   def score(self, examples: Sequence[records.Example], replies: Replies) -> records.Scores:
-    """The rewards of a batch. Segments that a reply does not have are marked as not valid.
+    """The rewards of a batch. Segments that a reply does not have are marked as not scored.
 
     It is called on a thread while other batches are sampled and trained on, and in evaluation. So
     it must not change what `state` returns. It may update counters, which `counts`, called after it

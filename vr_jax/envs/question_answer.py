@@ -71,7 +71,7 @@ class QuestionAnswer(environment.Defaults):
     flat = [reply for group in texts for reply in group]
     owners = [example for example, group in zip(examples, texts, strict=True) for _ in group]
     rewards = {r.name: r(flat, owners).reshape(shape) for r in self.listed_rewards}
-    return records.Scores(rewards=rewards, valid=np.ones(shape, bool), total=self.total(rewards))
+    return records.Scores(rewards=rewards, scored=np.ones(shape, bool), total=self.total(rewards))
 
   def total(
     self, rewards: Mapping[str, Float[np.ndarray, "prompts group 1"]]

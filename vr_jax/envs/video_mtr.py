@@ -1,8 +1,10 @@
 """Video-MTR: the model sees some frames of a long video, asks for others, then answers.
 
     turn 1    frames of the whole pool, the question    <think>…</think><retrieve>40,55</retrieve>
-    turn 2    frames 40 to 55, the question             <think>…</think><answer>B</answer>
+    turn 2    frames from 40 to 55, the question        <think>…</think><answer>B</answer>
 
+A turn after a retrieval shows frames of the interval, spaced evenly: at most a quarter of the frame
+budget.
 An episode ends with an answer, or with the last turn. Each turn depends on the example, the size of
 the pool and the replies alone. So the engine can ask for any turn at any time, and it reads only
 the frames that a turn shows.
@@ -54,12 +56,11 @@ class VideoMTR(environment.Defaults):
   last_instruction: str = schema.field(help="The same in the last turn.")
   chooses_frames: ClassVar[bool] = True
   turns: int = schema.field(3, "Replies of an episode, at most.", "[1, inf)")
-  history_turns: int = schema.field(
-    2, "Turns before a reply that it sees; what lies before them it has forgotten.", "[0, inf)"
-  )
+  history_turns: int = schema.field(2, "How many previous turns stay in the context.", "[0, inf)")
   frame_budget: int = schema.field(
     32,
-    "Frames: half of them in the first turn, at most a quarter in each later one.",
+    "Frames of the first turn times two: half are shown first, at most a quarter after each "
+    "retrieval. A single turn shows all.",
     "[1, inf)",
   )
   on_invalid_action: Literal["rethink", "explain"] = schema.field(
@@ -67,7 +68,8 @@ class VideoMTR(environment.Defaults):
   )
   sft_retrieval_fraction: float = schema.field(
     0.0,
-    "Share of the supervised episodes that look before they answer; 0: there are none.",
+    "Probability that a supervised episode retrieves first, where evidence is annotated and there "
+    "are two or more turns; 0: no supervised episodes.",
     "[0, 1]",
   )
   relevance: relevance_lib.RelevanceRule = relevance_lib.RelevanceRule()
@@ -136,17 +138,17 @@ class VideoMTR(environment.Defaults):
       pool: number of frames to choose from, 1 or more.
       replies: of the turns so far; () for the first turn.
     """
-    done = retrieval_actions_lib.actions(example, pool, replies)
-    if len(done) >= self.turns or (done and done[-1].kind == "answer"):
+    actions = retrieval_actions_lib.actions(example, pool, replies)
+    if len(actions) >= self.turns or (actions and actions[-1].kind == "answer"):
       return None
-    turn = len(done)
+    turn = len(actions)
     head = f"Turn {turn + 1} of {self.turns}."
-    if done and done[-1].kind == "invalid":
+    if actions and actions[-1].kind == "invalid":
       if self.on_invalid_action == "rethink":
         return environment.Observation(parts=(f"{head}\n{_RETHINK}",))
-      why = f"The last reply can't be used. {_PROBLEMS[done[-1].problem]} Try again."
+      why = f"The last reply can't be used. {_PROBLEMS[actions[-1].problem]} Try again."
       return environment.Observation(parts=(f"{head}\n{why}\n{self._ask(example, turn)}",))
-    frames = self._retrieved_frames(done[-1]) if done else self.first_frames(pool)
+    frames = self._retrieved_frames(actions[-1]) if actions else self.first_frames(pool)
     parts: list[str | int] = []
     for frame in frames:
       before = "\n" if parts else f"{head} Frames out of 0 to {pool - 1}:\n"
@@ -164,10 +166,10 @@ class VideoMTR(environment.Defaults):
     return self._ask(example, 0)
 
   def longest_replies(self, pool: int) -> tuple[str, ...]:
-    """The longest retrieval, and an invalid reply for each kind of problem."""
-    looks = (max(0, pool - 1 - self.frame_budget), pool - 1), (1, 0), (0, pool)
+    """The replies after which the next observation is longest: a retrieval, and invalid replies."""
+    intervals = (max(0, pool - 1 - self.frame_budget), pool - 1), (1, 0), (0, pool)
     return (
-      *(f"<think></think><retrieve>{start},{end}</retrieve>" for start, end in looks),
+      *(f"<think></think><retrieve>{start},{end}</retrieve>" for start, end in intervals),
       "<think></think><answer></answer>",
       "",
     )
@@ -177,21 +179,25 @@ class VideoMTR(environment.Defaults):
   ) -> tuple[str, ...]:
     """A supervised episode that ends with the right answer; () if `sft_retrieval_fraction` is 0.
 
-    In that fraction of the examples, the evidence is retrieved first, if it is known where it is.
-    The example's id decides which examples do that. The reasoning describes the frames of its own
+    In that fraction of the examples, the annotated evidence is retrieved first. The example's id
+    decides which examples do that. The reasoning describes the frames of its own
     turn alone, so without a retrieval the answer is often a guess.
     """
     if not self.sft_retrieval_fraction:
       return ()
     first = f"<think>{_describe_frames(example, times[[*self.first_frames(len(times))]])}</think>"
     answer = f"<answer>{example.answer}</answer>"
-    where = self.relevant(example, times)
-    looks = zlib.crc32(example.id.encode()) / 2**32 < self.sft_retrieval_fraction
-    if self.turns == 1 or not where or not looks:
+    relevant = self.relevant(example, times)
+    retrieves_first = zlib.crc32(example.id.encode()) / 2**32 < self.sft_retrieval_fraction
+    if self.turns == 1 or not relevant or not retrieves_first:
       return (f"{first}\n{answer}",)
-    look = retrieval_actions_lib.Action(kind="retrieve", start=where[0], end=where[-1])
-    found = f"<think>{_describe_frames(example, times[[*self._retrieved_frames(look)]])}</think>"
-    return (f"{first}\n<retrieve>{look.start},{look.end}</retrieve>", f"{found}\n{answer}")
+    retrieval = retrieval_actions_lib.Action(kind="retrieve", start=relevant[0], end=relevant[-1])
+    seen = times[[*self._retrieved_frames(retrieval)]]
+    second = f"<think>{_describe_frames(example, seen)}</think>"
+    return (
+      f"{first}\n<retrieve>{retrieval.start},{retrieval.end}</retrieve>",
+      f"{second}\n{answer}",
+    )
 
   def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
     """Indices of the frames within the relevant spans."""
@@ -200,7 +206,7 @@ class VideoMTR(environment.Defaults):
   def score(
     self, examples: Sequence[records.Example], replies: environment.Replies
   ) -> records.Scores:
-    """The rewards of each turn, [prompts, group, turns]; turns that were not taken are not valid.
+    """The rewards of each turn, [prompts, group, turns]; turns that were not played are not scored.
 
     `accuracy`, `format` and `relevance` are the values after the gate (relevance.RelevanceRule);
     the total is their sum.
@@ -212,7 +218,7 @@ class VideoMTR(environment.Defaults):
       "format": earned.format,
       "relevance": earned.relevance,
     }
-    return records.Scores(rewards=parts, valid=batch.taken, total=earned.total)
+    return records.Scores(rewards=parts, scored=batch.taken, total=earned.total)
 
   def finish_batch(
     self,
@@ -234,11 +240,11 @@ class VideoMTR(environment.Defaults):
       exploration/ended: 1 once the bonus is switched off for good.
     """
     batch = self._arrays(examples, replies.episodes)
-    looked = batch.retrieved & (np.arange(self.turns) < self.turns - 1)
+    shown_retrievals = batch.retrieved & (np.arange(self.turns) < self.turns - 1)
     step = exploration_lib.compute_bonus(
       self.exploration,
       self._bonus_state,
-      retrieved=looked,
+      retrieved=shown_retrievals,
       taken=batch.taken,
       total=np.asarray(scores.total),
       sum_processes=sum_processes,
@@ -246,7 +252,7 @@ class VideoMTR(environment.Defaults):
     self._bonus_state = step.next_state
     with_bonus = records.Scores(
       rewards={**scores.rewards, "exploration": step.bonus},
-      valid=scores.valid,
+      scored=scores.scored,
       total=scores.total + step.bonus,
     )
     return with_bonus, self._counts(batch, step, sum_processes)
@@ -265,7 +271,7 @@ class VideoMTR(environment.Defaults):
     taken = int(batch.taken.sum())
     found = {
       "accuracy": float(batch.accuracy.max()),
-      "format": float(batch.valid.sum()) / taken,
+      "format": float(batch.well_formed.sum()) / taken,
       "turns": float(taken),
       "retrievals": float(batch.retrieved.sum()),
     }
@@ -320,23 +326,25 @@ class VideoMTR(environment.Defaults):
   ) -> relevance_lib.EpisodeArrays:
     shape = (len(examples), len(episodes[0]), self.turns)
     pool = max(group[0].pool for group in episodes)
-    right, valid, taken = np.zeros(shape), np.zeros(shape, bool), np.zeros(shape, bool)
-    found = np.zeros((*shape, pool), bool)
+    accuracy, well_formed, taken = np.zeros(shape), np.zeros(shape, bool), np.zeros(shape, bool)
+    retrieved_frames = np.zeros((*shape, pool), bool)
     for prompt, (example, group) in enumerate(zip(examples, episodes, strict=True)):
       for group_index, episode in enumerate(group):
-        done = retrieval_actions_lib.actions(example, episode.pool, episode.replies[: self.turns])
-        for turn, action in enumerate(done):
+        actions = retrieval_actions_lib.actions(
+          example, episode.pool, episode.replies[: self.turns]
+        )
+        for turn, action in enumerate(actions):
           place = prompt, group_index, turn
-          taken[place], valid[place] = True, action.kind != "invalid"
-          found[place][list(self._retrieved_frames(action))] = True
+          taken[place], well_formed[place] = True, action.kind != "invalid"
+          retrieved_frames[place][list(self._retrieved_frames(action))] = True
           if action.kind == "answer":
-            right[place] = environment.task_score(action.answer, example)
+            accuracy[place] = environment.task_score(action.answer, example)
     return relevance_lib.EpisodeArrays(
       first=_mask([self.first_frames(group[0].pool) for group in episodes], pool),
       truth=_mask([group[0].relevant for group in episodes], pool),
-      retrieved_frames=found,
-      accuracy=right,
-      valid=valid,
+      retrieved_frames=retrieved_frames,
+      accuracy=accuracy,
+      well_formed=well_formed,
       taken=taken,
     )
 
@@ -352,7 +360,7 @@ class VideoMTR(environment.Defaults):
       "turns": batch.taken.sum(),
       "accuracy": batch.accuracy.max(-1).sum(),
       "retrieval_rate": batch.retrieved.sum(),
-      "invalid_action_rate": (batch.taken & ~batch.valid).sum(),
+      "invalid_action_rate": (batch.taken & ~batch.well_formed).sum(),
       "exploration/bonus_fraction": (step.bonus > 0).sum(),
       "unscored": batch.unscored.sum(),
       "recall": np.nansum(recall),
@@ -360,13 +368,13 @@ class VideoMTR(environment.Defaults):
     }
     over_all = sum_processes(np.array(list(counts.values()), np.float32))
     counted = dict(zip(counts, over_all.tolist(), strict=True))
-    shares = ("retrieval_rate", "invalid_action_rate", "exploration/bonus_fraction")
+    per_turn = ("retrieval_rate", "invalid_action_rate", "exploration/bonus_fraction")
     return {
       "turns": counted["turns"] / counted["episodes"],
       "episode_accuracy": counted["accuracy"] / counted["episodes"],
       "relevance/unscored_retrievals": counted["unscored"],
       "exploration/ended": float(self._bonus_state.closed),
-      **{name: counted[name] / counted["turns"] for name in shares},
+      **{name: counted[name] / counted["turns"] for name in per_turn},
       **({"frame_recall": counted["recall"] / counted["known"]} if counted["known"] else {}),
     }
 

@@ -145,7 +145,7 @@ class VideoP2R(environment.Defaults):
   ) -> records.Scores:
     """Rewards `accuracy`, `format`, `length` and `temporal` of both segments, and their total.
 
-    A perception segment without a verdict of the judge is not valid: statistics leave it out.
+    A perception segment without a verdict of the judge is not scored: statistics leave it out.
     """
     group = len(replies.texts[0])
     owners = [example for example in examples for _ in range(group)]
@@ -161,10 +161,10 @@ class VideoP2R(environment.Defaults):
     rewards["length"] = self._length(rewards, replies.lengths(2))
     if replies.shuffled is not None:
       rewards["temporal"] = self._temporal(rewards["accuracy"], examples, replies.shuffled)
-    valid = np.stack([judged, np.ones_like(judged)], -1).reshape(shape)
+    scored = np.stack([judged, np.ones_like(judged)], -1).reshape(shape)
     total = sum(np.float32(self.weights[name]) * value for name, value in rewards.items())
     total = total * np.array([self.weights[name] for name in self.segments], np.float32)
-    return records.Scores(rewards=rewards, valid=valid, total=np.asarray(total, np.float32))
+    return records.Scores(rewards=rewards, scored=scored, total=np.asarray(total, np.float32))
 
   def accuracy(self, example: records.Example, reply: str) -> float:
     """The task metric of the answer after the reasoning; 0 without an answer."""

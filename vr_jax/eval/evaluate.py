@@ -14,7 +14,7 @@ from PIL import Image
 
 from vr_jax import records
 from vr_jax.envs import environment
-from vr_jax.eval import answered as answered_lib
+from vr_jax.eval import evaluated_episode
 from vr_jax.rewards import steps as steps_lib
 from vr_jax.rl import advantages as advantages_lib
 from vr_jax.rl import overlong
@@ -29,6 +29,7 @@ def evaluate(
 ) -> dict[str, Any]:
   """Evaluates a policy on the test split.
 
+  name: of the evaluation, shown with its progress.
   cache: of vision features; used for videos that are shown whole and in order.
 
   Returns {"examples", "metrics", "shown_as", "rollouts"}, as in eval/<name>.json. shown_as says how
@@ -45,32 +46,36 @@ def evaluate(
   - blind_accuracy (no frames) and shuffled_accuracy (frames in random order).
   """
   config = context.config.eval
-  whole = list(_answered(context, params, name, cache))
-  scores = [a.accuracy for a in whole]
+  evaluated = list(_evaluated(context, params, name, cache))
+  scores = [a.accuracy for a in evaluated]
   declared = context.environment.metrics
   metrics = {
     "accuracy": float(np.mean(scores)),
-    "accuracy_interval": answered_lib.interval(scores),
-    "completions/mean_length": float(np.mean([a.tokens for a in whole])),
-    **answered_lib.by_type(whole),
-    **answered_lib.trace_metrics(whole),
+    "accuracy_interval": evaluated_episode.interval(scores),
+    "completions/mean_length": float(np.mean([a.tokens for a in evaluated])),
+    **evaluated_episode.by_type(evaluated),
+    **evaluated_episode.trace_metrics(evaluated),
   }
   metrics |= {
-    name: x for name, x in answered_lib.reward_means(whole, declared).items() if name not in metrics
+    name: x
+    for name, x in evaluated_episode.reward_means(evaluated, declared).items()
+    if name not in metrics
   }
-  metrics |= answered_lib.chance_levels(whole, declared)
+  metrics |= evaluated_episode.chance_levels(evaluated, declared)
   for view, wanted in (("blind", config.blind), ("shuffled", config.shuffled_frames)):
     if wanted:
       metrics[f"{view}_accuracy"] = _accuracy(context, params, view, f"{name}, {view}")
-  rollouts = [_sample_json(context, answered) for answered in whole[: config.report_samples]]
+  rollouts = [_sample_json(context, each) for each in evaluated[: config.report_samples]]
   if len(context.environment.segments) > 1 and context.environment.turns == 1 and rollouts:
     for rollout, advantages in zip(
-      rollouts, _advantages(context, params, whole, cache), strict=False
+      rollouts, _advantages(context, params, evaluated, cache), strict=False
     ):
       rollout["segment_advantages"] = advantages
-  shown_as = {name: each.to_json() for name, each in {**declared, **answered_lib.METRICS}.items()}
+  shown_as = {
+    name: each.to_json() for name, each in {**declared, **evaluated_episode.METRICS}.items()
+  }
   return {
-    "examples": len(whole),
+    "examples": len(evaluated),
     "metrics": metrics,
     "shown_as": shown_as,
     "rollouts": rollouts,
@@ -78,7 +83,13 @@ def evaluate(
 
 
 def _accuracy(context: run_context.RunContext, params: PyTree, view: str, name: str) -> float:
-  """Computes the mean accuracy with a view ("blind" or "shuffled"). No judge is asked."""
+  """Computes the mean accuracy with a view ("blind" or "shuffled").
+
+  This is the rule-based accuracy: no judge model is asked, so it may differ from `accuracy` where a
+  judge scores it.
+
+  name: shown with the progress.
+  """
   return float(
     np.mean(
       [
@@ -121,15 +132,16 @@ def _batches(
   )
   with console.progress(name) as tick:
     for number, batch in enumerate(read):
-      fed = vision_features.prompt_with_features(context, params, batch, cache)
-      yield fed.batch, fed.prompt, jax.random.fold_in(jax.random.key(context.config.seed), number)
+      featurized = vision_features.prompt_with_features(context, params, batch, cache)
+      key = jax.random.fold_in(jax.random.key(context.config.seed), number)
+      yield featurized.batch, featurized.prompt, key
       done += len(batch.items)
       tick(done)
 
 
-def _answered(
+def _evaluated(
   context: run_context.RunContext, params: PyTree, name: str, cache: vision_features.Cache
-) -> Iterator[answered_lib.Answered]:
+) -> Iterator[evaluated_episode.EvaluatedEpisode]:
   """Plays and scores one episode about each example."""
   task = context.environment
   for items, replies in _replies(context, params, "whole", name, cache):
@@ -137,21 +149,21 @@ def _answered(
     tokens = (replies.segment >= 0).sum(axis=(1, 2))
     for row, (item, (episode,)) in enumerate(zip(items, replies.episodes, strict=True)):
       by_segment = _rewards_by_segment(task.segments, scores, row)
-      measured, reply = task.episode_metrics(item.example, episode), episode.replies[-1]
-      several = task.turns > 1
-      if several:
+      episode_metrics = task.episode_metrics(item.example, episode)
+      reply, multi_turn = episode.replies[-1], task.turns > 1
+      if multi_turn:
         by_segment = {name: by_segment[name] for name in task.segments[: len(episode.replies)]}
-      yield answered_lib.Answered(
+      yield evaluated_episode.EvaluatedEpisode(
         example=item.example,
         clip=item.clip,
         reply=reply,
         tokens=int(tokens[row]),
-        accuracy=measured["accuracy"],
+        accuracy=episode_metrics["accuracy"],
         steps=steps_lib.split_steps(task.trace(reply)),
         observation=task.observation(reply),
-        rewards=measured if several else by_segment[task.segments[-1]],
-        segment_rewards=by_segment if len(by_segment) > 1 or several else {},
-        episode=episode if several else None,
+        rewards=episode_metrics if multi_turn else by_segment[task.segments[-1]],
+        segment_rewards=by_segment if len(by_segment) > 1 or multi_turn else {},
+        episode=episode if multi_turn else None,
         segment=replies.segment[row, 0],
       )
 
@@ -159,29 +171,34 @@ def _answered(
 def _advantages(
   context: run_context.RunContext,
   params: PyTree,
-  answered: Sequence[answered_lib.Answered],
+  evaluated: Sequence[evaluated_episode.EvaluatedEpisode],
   cache: vision_features.Cache,
 ) -> Iterator[dict[str, float | None]]:
   """Computes the advantages, by segment, that an update would give to each evaluated reply.
 
   For this, a group is sampled for each example as in training, and the evaluated reply joins it.
-  So rewards that depend on the group (T-GRPO's) depend on this one. None: no verdict on a segment.
+  So rewards that depend on the group (T-GRPO's) depend on this one. An advantage is None where the
+  segment is not scored.
   """
   config, names = context.config, context.environment.segments
-  for first in range(0, len(answered), config.eval.batch_size):
-    rows = answered[first : first + config.eval.batch_size]
+  for first in range(0, len(evaluated), config.eval.batch_size):
+    rows = evaluated[first : first + config.eval.batch_size]
     batch = context.builder.batch(
       [context.builder.item(a.clip, cache=cache) for a in rows], size=config.eval.batch_size
     )
-    fed = vision_features.prompt_with_features(context, params, batch, cache)
+    featurized = vision_features.prompt_with_features(context, params, batch, cache)
     key = jax.random.fold_in(jax.random.key(config.seed), _GROUPS + first)
     group = _sample_group(
-      context, params, fed.batch, encoder.encode(context.graphdef, params, fed.prompt), key
+      context,
+      params,
+      featurized.batch,
+      encoder.encode(context.graphdef, params, featurized.prompt),
+      key,
     )
-    evaluated = [environment.single_turn(a.reply) for a in rows]
+    own_episodes = [environment.single_turn(a.reply) for a in rows]
     segment = np.stack([a.segment for a in rows if a.segment is not None])
     replies = environment.Replies(
-      episodes=[[one, *more] for one, more in zip(evaluated, group.episodes, strict=True)],
+      episodes=[[one, *more] for one, more in zip(own_episodes, group.episodes, strict=True)],
       segment=np.concatenate([segment[:, None], group.segment], 1),
       shuffled=group.shuffled,
     )
@@ -195,10 +212,10 @@ def _advantages(
     )
     # Index 0 of each group is the evaluated reply.
     own_advantages = np.asarray(all_advantages[:, 0])
-    for advantages, valid in zip(own_advantages, scores.valid[:, 0], strict=True):
+    for advantages, scored in zip(own_advantages, scores.scored[:, 0], strict=True):
       yield {
-        name: float(advantage) if has_verdict else None
-        for name, advantage, has_verdict in zip(names, advantages, valid, strict=True)
+        name: float(advantage) if is_scored else None
+        for name, advantage, is_scored in zip(names, advantages, scored, strict=True)
       }
 
 
@@ -225,23 +242,26 @@ def _sample_group(
 def _rewards_by_segment(
   names: Sequence[str], scores: records.Scores, row: int
 ) -> dict[str, dict[str, float]]:
-  """Rewards of a row's first reply, by segment and name; {} for a segment without a verdict."""
+  """Rewards of a row's first reply, by segment and name.
+
+  {} for a segment that is not scored; the last segment is always filled.
+  """
   rewards = {**scores.rewards, "total": scores.total}
   return {
     name: {
       reward: float(value[row, 0, number])
       for reward, value in rewards.items()
-      if scores.valid[row, 0, number] or number == len(names) - 1
+      if scores.scored[row, 0, number] or number == len(names) - 1
     }
     for number, name in enumerate(names)
   }
 
 
 def _sample_json(
-  context: run_context.RunContext, answered: answered_lib.Answered
+  context: run_context.RunContext, evaluated: evaluated_episode.EvaluatedEpisode
 ) -> dict[str, Any]:
   """One rollout as JSON for the report."""
-  example, clip = answered.example, answered.clip
+  example, clip = evaluated.example, evaluated.clip
   sample = {
     "id": example.id,
     "video": example.video,
@@ -249,22 +269,22 @@ def _sample_json(
     "options": list(example.options),
     "answer": example.answer,
     "problem_type": example.problem_type,
-    "reply": answered.reply,
-    "accuracy": answered.accuracy,
+    "reply": evaluated.reply,
+    "accuracy": evaluated.accuracy,
     "reference": [dataclasses.asdict(step) for step in example.steps],
-    "rewards": answered.rewards,
-    **context.environment.explain(example, answered.reply),
+    "rewards": evaluated.rewards,
+    **context.environment.explain(example, evaluated.reply),
   }
-  if answered.episode:
-    sample |= _episode_json(context, answered, answered.episode)
+  if evaluated.episode:
+    sample |= _episode_json(context, evaluated, evaluated.episode)
   else:
     frames = _observed_frames(context, example, len(clip), ())
     sample["frames"] = [_jpeg(frame) for frame in clip.read(frames)]
     sample["times"] = [float(time) for time in clip.timestamps[frames]]
-  if answered.segment_rewards and not answered.episode:
-    sample["segment_rewards"] = answered.segment_rewards
-  if answered_lib.has_truth(example):
-    sample["trace_consistency"] = answered_lib.consistency(answered).score
+  if evaluated.segment_rewards and not evaluated.episode:
+    sample["segment_rewards"] = evaluated.segment_rewards
+  if evaluated_episode.has_truth(example):
+    sample["trace_consistency"] = evaluated_episode.consistency(evaluated).score
   return sample
 
 
@@ -279,14 +299,14 @@ def _observed_frames(
 
 def _episode_json(
   context: run_context.RunContext,
-  answered: answered_lib.Answered,
+  evaluated: evaluated_episode.EvaluatedEpisode,
   episode: environment.Episode,
 ) -> dict[str, Any]:
   """The turns of an episode and the clip's frame times, as JSON for the report."""
-  example, pool = answered.example, answered.clip
+  example, pool = evaluated.example, evaluated.clip
   turns = []
   for number, (reply, rewards) in enumerate(
-    zip(episode.replies, answered.segment_rewards.values(), strict=True)
+    zip(episode.replies, evaluated.segment_rewards.values(), strict=True)
   ):
     shown = _observed_frames(context, example, len(pool), episode.replies[:number])
     action = context.environment.parse_action(example, len(pool), reply)

@@ -94,7 +94,7 @@ class Sample:
   reply: with several turns, the last one.
   steps: reasoning steps of the reply.
   segments: the whole reply in parts; empty if it is rewarded as a whole.
-  segment_rewards: by segment, then by name; {} for a segment without a verdict.
+  segment_rewards: by segment, then by name; {} for a segment that is not scored.
   segment_advantages: by segment.
   episode: all turns and their frames; None if there is only one.
   """

@@ -166,7 +166,7 @@ class LanguageModel(Protocol):
     """Runs the prompts once; runs the vision tower first unless they bring features."""
     ...
 
-  def extend(
+  def forward_replies(
     self,
     prefix: Prefix,
     tokens: Int[Array, "prompts group time"],
@@ -175,13 +175,12 @@ class LanguageModel(Protocol):
   ) -> Float[Array, "prompts group time embed"]:
     """A teacher-forced forward pass over replies: their final-normed hidden states.
 
-    Token t attends to its prompt and its reply's valid tokens up to t. Gradients reach the prefix.
-
-    episode_inputs: positions and observations of episodes with several turns.
+    Token t attends to its prompt and its reply's valid tokens up to t, but not to tokens of
+    forgotten turns. Gradients reach the prefix. episode_inputs: of episodes with several turns.
     """
     ...
 
-  def extend_packed(
+  def forward_packed_replies(
     self,
     prefix: Prefix,
     tokens: Int[Array, "prompts group time"],
@@ -189,10 +188,10 @@ class LanguageModel(Protocol):
     packing: packing_lib.Packing,
     episode_inputs: records.EpisodeInputs | None = None,
   ) -> Float[Array, "packed embed"]:
-    """Like `extend`, for the valid tokens only."""
+    """Like `forward_replies`, for the valid tokens only."""
     ...
 
-  def append(
+  def prefill_observation(
     self,
     prefix: Prefix,
     cache: Cache,
@@ -200,7 +199,7 @@ class LanguageModel(Protocol):
     media: PyTree,
     rows: slots_lib.CacheRows,
   ) -> tuple[Float[Array, "rows embed"], Cache]:
-    """Prefills an observation against the cache of each reply; does not modify the cache.
+    """Prefills an observation after what each reply's cache holds; does not modify the cache.
 
     shown: the observations, encoded as prompts whose positions count from 0.
     media: features [rows, media, …] of their frames.
@@ -209,11 +208,11 @@ class LanguageModel(Protocol):
     """
     ...
 
-  def start_media(self, slots: int, frames: int, patches: int) -> PyTree:
+  def init_media_features(self, slots: int, frames: int, patches: int) -> PyTree:
     """Zero buffer [slots, media, …] for the features of `frames` frames of `patches` patches."""
     ...
 
-  def start_cache(self, prefix: Prefix, slots: int, length: int) -> Cache:
+  def init_cache(self, prefix: Prefix, slots: int, length: int) -> Cache:
     """An empty cache for replies of up to `length` tokens."""
     ...
 
@@ -235,7 +234,7 @@ class LanguageModel(Protocol):
     """
     ...
 
-  def decode_on(
+  def decode_later_turn(
     self,
     constants: PyTree,
     past: Cache,
@@ -261,7 +260,7 @@ class LanguageModel(Protocol):
     """The parameters for decoding: gathered on every device, in the activations' dtype."""
     ...
 
-  def output_rows(self) -> Float[Array, "vocab embed"]:
+  def lm_head_weight(self) -> Float[Array, "vocab embed"]:
     """The output (lm_head) matrix."""
     ...
 
@@ -289,7 +288,7 @@ class Processor(Protocol):
     ...
 
   @property
-  def axes(self) -> int:
+  def position_axes(self) -> int:
     """Axes of a token's position."""
     ...
 

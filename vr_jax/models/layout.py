@@ -67,12 +67,12 @@ class Layout(Protocol):
     ...
 
   def look_up(
-    self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype, *, whole: bool = False
+    self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype, *, replicated: bool = False
   ) -> Array:
     """Looks up rows [*axes, embed] of a table [vocab, embed].
 
     dtype: of the result. The table's gradient keeps the table's dtype.
-    whole: every device holds whole rows of the table, not shards of them.
+    replicated: every device holds whole rows of the table, not shards of them.
     """
     ...
 
@@ -127,8 +127,8 @@ class OneDevice:
     return function(*(x for x, _ in inputs))
 
   def look_up(
-    self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype, *, whole: bool = False
+    self, table: Array, tokens: Array, axes: Axes, dtype: jnp.dtype, *, replicated: bool = False
   ) -> Array:
     """Looks up rows of the table."""
-    del axes, whole
+    del axes, replicated
     return table[tokens].astype(dtype)

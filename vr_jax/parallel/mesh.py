@@ -196,7 +196,7 @@ class MeshLayout:
     axes: tuple[str | None, ...],
     dtype: jnp.dtype,
     *,
-    whole: bool = False,
+    replicated: bool = False,
   ) -> Array:
     """Looks up rows of a table [vocab, embed] without moving the table.
 
@@ -204,14 +204,14 @@ class MeshLayout:
     columns. These devices then exchange columns for tokens.
 
     tokens: int, with the logical axes `axes`.
-    whole: the table's columns are not sharded.
+    replicated: the table's columns are not sharded.
     Returns [*axes, embed] of `dtype`.
     """
     if self.mesh.size == 1:
       return table[tokens].astype(dtype)
     columns, rows = (
       tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
-      for axes in (() if whole else RULES["embed"], RULES["vocab"])
+      for axes in (() if replicated else RULES["embed"], RULES["vocab"])
     )
     out = [part or () for part in spec_of(axes, tokens.shape, self.mesh)]
     out = [(part,) if isinstance(part, str) else part for part in out]

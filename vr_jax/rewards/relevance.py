@@ -75,7 +75,7 @@ class EpisodeArrays:
   truth: the relevant frames; none set if they are not known.
   retrieved_frames: the frames that each turn's reply retrieved.
   accuracy: of each turn's answer, in [0, 1]; 0 without an answer.
-  valid: whether the reply was an answer or a retrieval in the right format.
+  well_formed: whether the reply was an answer or a retrieval in the right format.
   taken: which turns exist; the first ones of each row.
   """
 
@@ -83,7 +83,7 @@ class EpisodeArrays:
   truth: Bool[np.ndarray, "prompts pool"]
   retrieved_frames: Bool[np.ndarray, "prompts group turns pool"]
   accuracy: Float[np.ndarray, "prompts group turns"]
-  valid: Bool[np.ndarray, "prompts group turns"]
+  well_formed: Bool[np.ndarray, "prompts group turns"]
   taken: Bool[np.ndarray, "prompts group turns"]
 
   @property
@@ -148,7 +148,7 @@ def turn_rewards(episodes: EpisodeArrays, rule: RelevanceRule) -> TurnRewards:
   scored = episodes.retrieved & ~episodes.unscored
   taken, last = episodes.taken, episodes.last
   right = (episodes.accuracy >= _RIGHT_ACCURACY).any(-1, keepdims=True) | (not rule.gate)
-  accuracy, format_reward = rule.accuracy * episodes.accuracy, rule.format * episodes.valid
+  accuracy, format_reward = rule.accuracy * episodes.accuracy, rule.format * episodes.well_formed
   if rule.variant == "paper":
     relevance = np.where(right & scored & ~last, _compare_with_best(iou, first, rule), 0)
     format_reward = np.where(right | last, format_reward, 0)

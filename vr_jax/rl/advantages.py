@@ -4,8 +4,8 @@ With r[i, k] the total reward of segment k (or turn k) of reply i, `credit` deci
 token's advantage is computed from:
 
     segments   the token's own segment                                       r[i, k]
-    joint      the sum; a reply with any segment not valid is left out       sum over k of r[i, k]
-    episode    the sum over valid segments                                   sum over k of r[i, k]
+    joint      the sum; a reply with a segment not scored is left out        sum over k of r[i, k]
+    episode    the sum over scored segments                                  sum over k of r[i, k]
     outcome    the last segment, which has the answer                        r[i, -1]
 
 `baseline` decides what is subtracted:
@@ -92,16 +92,16 @@ def segment_advantages(
 
   The second result has a column for each segment with `credit="segments"`, otherwise one column.
   """
-  rewards, valid = _combined_rewards(scores, credit)
+  rewards, scored = _combined_rewards(scores, credit)
   advantages = group_advantages(
-    rewards, valid, baseline=baseline, normalize_by_std=normalize_by_std
+    rewards, scored, baseline=baseline, normalize_by_std=normalize_by_std
   )
-  return jnp.broadcast_to(advantages, scores.total.shape), has_signal(rewards, valid)
+  return jnp.broadcast_to(advantages, scores.total.shape), has_signal(rewards, scored)
 
 
 def group_advantages(
   rewards: Float[Array, "prompts group segments"],
-  valid: Bool[Array, "prompts group segments"],
+  scored: Bool[Array, "prompts group segments"],
   *,
   baseline: Baseline = "group_mean",
   normalize_by_std: bool = True,
@@ -110,11 +110,10 @@ def group_advantages(
   """Rewards minus the baseline of their group, divided by the group's standard deviation.
 
   If all replies of a group have the same reward, there is no signal: advantages are 0, not
-  noise / std_floor. Entries that are not valid (the judge gave no verdict) are left out of mean and
-  standard deviation and get advantage 0. With `normalize_by_std=False` the scale of the rewards is
-  kept.
+  noise / std_floor. Entries that are not scored are left out of mean and standard deviation and get
+  advantage 0. With `normalize_by_std=False` the scale of the rewards is kept.
 
-  The standard deviation is that of the population: the divisor is the number of valid replies.
+  The standard deviation is that of the population: the divisor is the number of scored replies.
 
   Source:
     GRPO: DeepSeekMath, arXiv 2402.03300, section 4.1
@@ -122,8 +121,8 @@ def group_advantages(
     without the standard deviation: Dr. GRPO, arXiv 2503.20783
     leave_one_out: RLOO, arXiv 2402.14740, eq. 8
   """
-  count, mean, std = _group_moments(rewards, valid)
-  centred = jnp.where(valid, rewards - mean, 0)
+  count, mean, std = _group_moments(rewards, scored)
+  centred = jnp.where(scored, rewards - mean, 0)
   if baseline == "leave_one_out":
     # r_i - (sum of the others) / (n - 1) = (r_i - mean) n / (n - 1).
     centred = centred * (count / jnp.maximum(count - 1, 1))
@@ -133,12 +132,12 @@ def group_advantages(
 
 def has_signal(
   rewards: Float[Array, "prompts group segments"],
-  valid: Bool[Array, "prompts group segments"],
+  scored: Bool[Array, "prompts group segments"],
   *,
   std_floor: float = 1e-4,
 ) -> Bool[Array, "prompts segments"]:
   """Whether the rewards within a group differ; if they do not, there is nothing to learn from."""
-  _, _, std = _group_moments(rewards, valid)
+  _, _, std = _group_moments(rewards, scored)
   return (std > std_floor)[:, 0]
 
 
@@ -152,20 +151,20 @@ def token_advantages(
 
 def _combined_rewards(scores: records.Scores, credit: Credit) -> tuple[Array, Array]:
   """Rewards and their validity, [prompts, group, segments], or 1 in place of segments if shared."""
-  total, valid = cast(Array, scores.total), cast(Array, scores.valid)
+  total, scored = cast(Array, scores.total), cast(Array, scores.scored)
   if credit == "segments":
-    return total, valid
+    return total, scored
   if credit == "outcome":
-    return total[..., -1:], valid[..., -1:]
+    return total[..., -1:], scored[..., -1:]
   if credit == "joint":
-    return total.sum(axis=-1, keepdims=True), valid.all(axis=-1, keepdims=True)
-  total = jnp.where(valid, total, 0).sum(axis=-1, keepdims=True)
-  return total, valid.any(axis=-1, keepdims=True)
+    return total.sum(axis=-1, keepdims=True), scored.all(axis=-1, keepdims=True)
+  total = jnp.where(scored, total, 0).sum(axis=-1, keepdims=True)
+  return total, scored.any(axis=-1, keepdims=True)
 
 
-def _group_moments(rewards: Array, valid: Array) -> tuple[Array, Array, Array]:
-  """Number of valid replies, mean and standard deviation of each group, [prompts, 1, segments]."""
-  count = jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
-  mean = jnp.where(valid, rewards, 0).sum(axis=1, keepdims=True) / count
-  centred = jnp.where(valid, rewards - mean, 0)
+def _group_moments(rewards: Array, scored: Array) -> tuple[Array, Array, Array]:
+  """Number of scored replies, mean and standard deviation of each group, [prompts, 1, segments]."""
+  count = jnp.maximum(scored.sum(axis=1, keepdims=True), 1)
+  mean = jnp.where(scored, rewards, 0).sum(axis=1, keepdims=True) / count
+  centred = jnp.where(scored, rewards - mean, 0)
   return count, mean, jnp.sqrt((centred**2).sum(axis=1, keepdims=True) / count)

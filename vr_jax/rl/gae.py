@@ -1,29 +1,34 @@
 """Bi-level generalised advantage estimation: advantages over several turns, from a critic.
 
-An episode is a row of tokens; the mask marks those that the model wrote. The last token of turn i
-in the mask is its end e_i, for turns 1 … n. r is the reward of a token, V its value, gH the
-discount between turns, g the discount within a turn, and lambda the trace decay. From the last to
-the first:
+An episode is a row of tokens; the mask marks those that the model wrote, without the tokens of
+turns that are not scored. The last token of turn i in the mask is its end e_i, for turns 1 … n. r
+is the reward of a token, V its value (of the state before the token is sampled), gamma_turn the
+discount between turns, gamma_token the discount within a turn, and lambda the trace decay. From the
+last to the first:
 
-    turns:   D_i = r[e_i] + gH V[e_(i+1)] - V[e_i] + gH lambda D_(i+1)      V[e_(n+1)] = D_(n+1) = 0
-    tokens:  A_t = r_t + g V_next - V_t + g lambda A_next      next: the next token of the mask
+    turns:   D_i = r[e_i] + gamma_turn V[e_(i+1)] - V[e_i] + gamma_turn lambda D_(i+1)
+             V[e_(n+1)] = D_(n+1) = 0
+    tokens:  A_t = r_t + gamma_token V_next - V_t + gamma_token lambda A_next
+             next: the next token of the mask
              at t = e_i: A_t = D_i, as if r_t were D_i + V_t and nothing followed
 
 The return of a token, which the critic learns, is A_t + V_t.
 
-With lambda = 1 and g = 1 this is
+With lambda = 1 and gamma_token = 1 this is
 
     A_t = G_i + (rewards of the turn from t on, without its last one) - V_t
-    G_i = sum over j >= i of gH^(j - i) r[e_j]
+    G_i = sum over j >= i of gamma_turn^(j - i) r[e_j]
 
 Where the answer's reward is placed (`placement`):
 
-    every   gH^(n - i) answer at each end e_i; each turn is an episode of its own: gH = 0 above
+    every   each turn end e_i gets gamma_turn^(n - i) times the answer's reward, and no reward
+            propagates between turns (gamma_turn = 0 in the turn pass), since the answer is copied
+            to each turn already
     last    all of it at e_n; it reaches earlier turns through the turn pass
 
 `every` follows the paper (arXiv 2508.20478, section 3.3), `last` its released code.
-`Reconstruction:` the paper does not say that `every` leaves out the other rewards of later turns;
-with them, the answer would count twice.
+`Reconstruction:` the paper leaves open whether rewards propagate between turns with `every`; with
+that, the answer would count twice.
 """
 
 from collections.abc import Callable
@@ -40,14 +45,14 @@ from vr_jax.rl import loss
 Placement = Literal["every", "last"]
 
 
-def make_credit(
+def make_advantage_fn(
   config: ml_collections.ConfigDict, *, answer_reward: str
 ) -> Callable[..., tuple[Array, Array, Any]]:
-  """Makes a jitted `credit(scores, rollout, values, reference=None)`.
+  """Makes a jitted `compute_advantages(scores, rollout, values, ref_log_probs=None)`.
 
   The function returns (advantages, returns, metrics). Advantages are whitened over the batch.
-  Tokens of turns that are not valid get advantage 0 and their value as return, so nothing is
-  learned from them.
+  The mask leaves out tokens of turns that are not scored: like observations and padding, they get
+  advantage 0 and their value as return, so nothing is learned from them.
 
   Args:
     config: the section `critic`.
@@ -57,26 +62,25 @@ def make_credit(
   Arguments of the function:
     scores: of each turn.
     rollout: the episodes.
-    values: of the critic, for each token.
-    reference: log-probs of the frozen reference; needed if config.kl_weight > 0, when the KL is a
-      reward.
+    values: of the critic, each of the state before its token is sampled.
+    ref_log_probs: log-probs of the frozen reference; needed if config.kl_weight > 0, when the KL is
+      a reward.
 
   Metrics: critic/advantages/mean and critic/advantages/std, before whitening; critic/kl, the mean
-    of
-  k1 over tokens, if the KL is a reward.
+  of k1 over tokens, if the KL is a reward.
   """
 
-  def credit(
+  def compute_advantages(
     scores: records.Scores,
     rollout: records.Rollout,
     values: Float[Array, "prompts group time"],
-    reference: Float[Array, "prompts group time"] | None = None,
+    ref_log_probs: Float[Array, "prompts group time"] | None = None,
   ) -> tuple[Array, Array, dict[str, Array]]:
     turn, log_probs = cast(Array, rollout.turn), cast(Array, rollout.log_probs)
-    valid = jnp.take_along_axis(scores.valid, turn, axis=2)
-    mask = (rollout.kind == int(records.Kind.MODEL)) & valid
+    scored = jnp.take_along_axis(scores.scored, turn, axis=2)
+    mask = (rollout.kind == int(records.Kind.MODEL)) & scored
     ends = turn_ends(turn, mask)
-    answers = jnp.where(scores.valid, scores.rewards[answer_reward], 0)
+    answers = jnp.where(scores.scored, scores.rewards[answer_reward], 0)
     rewards = token_rewards(
       cast(Array, scores.total) - answers,
       answers.sum(axis=-1),
@@ -87,9 +91,9 @@ def make_credit(
     )
     metrics = {}
     if config.kl_weight:
-      reference = cast(Array, reference)
-      rewards += kl_rewards(log_probs, reference, mask, beta=config.kl_weight)
-      kl = loss.kl_divergence(log_probs, reference, "k1")
+      ref_log_probs = cast(Array, ref_log_probs)
+      rewards += kl_rewards(log_probs, ref_log_probs, mask, beta=config.kl_weight)
+      kl = loss.kl_divergence(log_probs, ref_log_probs, "k1")
       metrics["critic/kl"] = kl.mean(where=mask)
     raw, returns = advantages(
       rewards,
@@ -107,7 +111,7 @@ def make_credit(
     }
     return whiten(raw, mask), jnp.where(mask, returns, values), metrics
 
-  return jax.jit(credit)
+  return jax.jit(compute_advantages)
 
 
 def turn_ends(
@@ -151,13 +155,13 @@ def token_rewards(
 
 def kl_rewards(
   log_probs: Float[Array, "prompts group time"],
-  reference: Float[Array, "prompts group time"],
+  ref_log_probs: Float[Array, "prompts group time"],
   mask: Bool[Array, "prompts group time"],
   *,
   beta: float,
 ) -> Float[Array, "prompts group time"]:
-  """The KL penalty as a reward: -beta (log_probs - reference) on tokens of the mask, else 0."""
-  return jnp.where(mask, -beta * loss.kl_divergence(log_probs, reference, "k1"), 0)
+  """The KL penalty as a reward: -beta (log_probs - ref_log_probs) on tokens of the mask, else 0."""
+  return jnp.where(mask, -beta * loss.kl_divergence(log_probs, ref_log_probs, "k1"), 0)
 
 
 def advantages(
@@ -176,13 +180,13 @@ def advantages(
   Args:
     rewards: from `token_rewards`, plus `kl_rewards` if the KL is a reward. A reward before the end
       of a turn counts within that turn only.
-    values: of the critic, for each token.
-    mask: tokens that the model wrote.
+    values: of the critic, each of the state before its token is sampled.
+    mask: tokens that the model wrote, without those of turns that are not scored.
     ends: from `turn_ends`.
     gamma_turn: discount between turns.
     gamma_token: discount within a turn.
     gae_lambda: lambda of both passes.
-    placement: with `every`, each turn is an episode of its own.
+    placement: with `every`, no reward propagates between turns.
   """
   between = gamma_turn if placement == "last" else 0.0
   rewards, values = jnp.where(mask, rewards, 0), jnp.where(mask, values, 0)

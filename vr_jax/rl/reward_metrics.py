@@ -41,28 +41,28 @@ def score_metrics(
   """Mean, standard deviation and fraction of zeros of each reward and of the total.
 
   If there are several segments, each has metrics of its own. If they are segments of one reply, the
-  fraction without a verdict is added.
+  fraction that is not scored is added.
   """
   rewards = {**scores.rewards, "total": scores.total}
   if len(segments) == 1:
-    return _distribution(rewards, scores.valid)
+    return _distribution(rewards, scores.scored)
   metrics = {}
   for number, name in enumerate(segments):
     named = {f"{name}/{reward}": value[..., number] for reward, value in rewards.items()}
-    metrics |= _distribution(named, scores.valid[..., number])
+    metrics |= _distribution(named, scores.scored[..., number])
     if not multi_turn:
-      metrics[f"unscored_ratio/{name}"] = 1 - scores.valid[..., number].mean()
+      metrics[f"unscored_ratio/{name}"] = 1 - scores.scored[..., number].mean()
   return metrics
 
 
 def _distribution(
   rewards: Mapping[str, Float[Array | np.ndarray, "*shape"]],
-  valid: Bool[Array | np.ndarray, "*shape"],
+  scored: Bool[Array | np.ndarray, "*shape"],
 ) -> dict[str, Float[Array, ""]]:
-  """Mean, standard deviation and fraction of zeros of the valid entries."""
+  """Mean, standard deviation and fraction of zeros of the scored entries."""
   metrics = {}
   for name, reward in rewards.items():
-    metrics[f"rewards/{name}/mean"] = reward.mean(where=valid)
-    metrics[f"rewards/{name}/std"] = reward.std(where=valid)
-    metrics[f"rewards/{name}/zero_ratio"] = (reward == 0).mean(where=valid)
+    metrics[f"rewards/{name}/mean"] = reward.mean(where=scored)
+    metrics[f"rewards/{name}/std"] = reward.std(where=scored)
+    metrics[f"rewards/{name}/zero_ratio"] = (reward == 0).mean(where=scored)
   return metrics

@@ -107,9 +107,9 @@ class Dialogue:
     return self.processor.pad(encoded, sizes)
 
   @property
-  def axes(self) -> int:
+  def position_axes(self) -> int:
     """Number of components of a position."""
-    return self.processor.axes
+    return self.processor.position_axes
 
 
 def _message(scene: EpisodeScene, shown: environment.Observation) -> conversation.Message:

@@ -40,7 +40,7 @@ class Turns(Protocol):
     ...
 
   @property
-  def axes(self) -> int:
+  def position_axes(self) -> int:
     """Number of components of a position."""
     ...
 
@@ -123,7 +123,7 @@ class EpisodeState:
   cache_slot: index of its cache slot on that device.
   prompt_slot: index of its prompt on that device.
   position: position of the next token.
-  axes: components of a position.
+  position_axes: components of a position.
   replies: token ids of each turn; the last one is being sampled.
   shown: the observations.
   spans: all tokens in order, without the prompt.
@@ -139,7 +139,7 @@ class EpisodeState:
   cache_slot: int
   prompt_slot: int
   position: int
-  axes: int
+  position_axes: int
   replies: list[list[int]] = dataclasses.field(default_factory=lambda: [[]])
   shown: list[EncodedObservation] = dataclasses.field(default_factory=list)
   spans: list[_EpisodeSpan] = dataclasses.field(default_factory=list)
@@ -152,7 +152,7 @@ class EpisodeState:
   ) -> None:
     """Adds sampled tokens to the last reply."""
     self.replies[-1] += tokens.tolist()
-    places = np.broadcast_to(np.arange(len(tokens))[:, None], (len(tokens), self.axes))
+    places = np.broadcast_to(np.arange(len(tokens))[:, None], (len(tokens), self.position_axes))
     index, turn = np.full(tokens.shape, -1), len(self.replies) - 1
     self._keep(records.Kind.MODEL, turn, tokens, log_probs, places, index)
     self.written += len(tokens)
@@ -180,8 +180,8 @@ class EpisodeState:
     self.position += size.positions
     self.frames += size.frames
 
-  def forgotten(self, turn: int, window: int) -> int:
-    """How many tokens after the prompt a turn, or the next one, can't attend to any more."""
+  def visible_from(self, turn: int, window: int) -> int:
+    """The first token after the prompt that a turn, or the next one, still attends to."""
     first = turn - window
     return [*self.starts, self.written][first] if first > 0 else 0
 
@@ -250,7 +250,7 @@ class EpisodeRollout:
     """
     longest = max(schedule.episode_buckets)
     sizes = prompts_lib.PromptSizes(prefix=longest, frames=self.frames, patches=schedule.patches)
-    nothing = prompts_lib.nothing(turns.axes)
+    nothing = prompts_lib.nothing(turns.position_axes)
     joined = [
       prompts_lib.join([nothing, *shown], name="suffix") for group in self.shown for shown in group
     ]
@@ -274,7 +274,7 @@ def rollout(
   media: features [prompts, media, …] of all processes; each episode of a group has an equal part.
   """
   shape = len(groups), len(groups[0]), time
-  each, axes = jax.tree.leaves(media)[0].shape[1] // len(groups[0]), groups[0][0].axes
+  each, axes = jax.tree.leaves(media)[0].shape[1] // len(groups[0]), groups[0][0].position_axes
   arrays = _EpisodeSpan(
     *(
       np.full(shape if name != "positions" else (*shape, axes), fill, dtype)
@@ -287,9 +287,9 @@ def rollout(
         array[row, group_index, : episode.written] = np.concatenate(parts)
       index = arrays.media_index[row, group_index]
       index[index >= 0] += group_index * each
-  forgotten = None
+  visible_from = None
   if schedule.window is not None and schedule.forgets:
-    forgotten = _forgotten(groups, arrays.turn, schedule.window)
+    visible_from = _visible_from(groups, arrays.turn, schedule.window)
   return records.Rollout(
     tokens=arrays.tokens,
     log_probs=arrays.log_probs,
@@ -300,21 +300,21 @@ def rollout(
       media_index=arrays.media_index,
       vision=None,
       media=media,
-      forgotten=forgotten,
+      visible_from=visible_from,
       kept=schedule.kept if schedule.forgets else 0,
     ),
   )
 
 
-def _forgotten(
+def _visible_from(
   groups: Sequence[Sequence[EpisodeState]],
   turn: Int[np.ndarray, "prompts group time"],
   window: int,
 ) -> Int[np.ndarray, "prompts group time"]:
-  """How many tokens after the prompt each token can't attend to any more."""
-  forgotten = np.zeros_like(turn)
+  """The first token after the prompt that each token still attends to."""
+  visible_from = np.zeros_like(turn)
   for row, episodes in enumerate(groups):
     for group_index, episode in enumerate(episodes):
-      by_turn = [episode.forgotten(number, window) for number in range(len(episode.replies))]
-      forgotten[row, group_index] = np.array(by_turn, np.int32)[turn[row, group_index]]
-  return forgotten
+      by_turn = [episode.visible_from(number, window) for number in range(len(episode.replies))]
+      visible_from[row, group_index] = np.array(by_turn, np.int32)[turn[row, group_index]]
+  return visible_from

@@ -52,7 +52,7 @@ def token_logits(
   Tokens that are not allowed get `chunked_logprobs.IMPOSSIBLE`.
   """
   flat = hidden.reshape(-1, hidden.shape[-1]) if model.layout.merges else hidden
-  logits = chunked_logprobs.token_logits(flat, model.output_rows(), allowed_tokens, temperature)
+  logits = chunked_logprobs.token_logits(flat, model.lm_head_weight(), allowed_tokens, temperature)
   return logits.reshape(*hidden.shape[:-1], -1)
 
 
@@ -64,7 +64,7 @@ def reply_log_probs(
   allowed_tokens: Bool[Array, "vocab"],
   temperature: float = 1.0,
   *,
-  packed: int | None = None,
+  packed_length: int | None = None,
   scored: Bool[Array, "prompts group time"] | None = None,
   episode_inputs: records.EpisodeInputs | None = None,
 ) -> tuple[Float[Array, "prompts group time"], Float[Array, "prompts group time"]]:
@@ -75,9 +75,10 @@ def reply_log_probs(
   tokens: of the replies; with several turns, whole episodes without their prompt.
   valid: which tokens are not padding; padding comes last. Results are 0 for padding.
   allowed_tokens, temperature: as the sampler used them.
-  packed: size of the buffer, per device, that valid tokens are packed into
+  packed_length: number of tokens a device in the buffer that valid tokens are packed into
     (`models.common.packing`), so that no other padding is computed. None: padding is computed too.
-  scored: tokens that the model wrote; None: all valid ones. Results are 0 for other tokens.
+  scored: tokens that the model wrote; None: all valid ones. Results are 0 for all other tokens:
+    padding and observations.
   episode_inputs: of episodes of several turns.
   """
   scored = valid if scored is None else scored
@@ -86,7 +87,7 @@ def reply_log_probs(
     return _scores(model, hidden, tokens, allowed_tokens, temperature, axes)
 
   scores = _apply_before_tokens(
-    model, prompt, tokens, valid, score, packed=packed, episode_inputs=episode_inputs
+    model, prompt, tokens, valid, score, packed_length=packed_length, episode_inputs=episode_inputs
   )
   log_probs, entropy = (jnp.where(scored, x, 0) for x in scores)
   return log_probs, entropy
@@ -99,7 +100,7 @@ def reply_values(
   tokens: Int[Array, "prompts group time"],
   valid: Bool[Array, "prompts group time"],
   *,
-  packed: int | None = None,
+  packed_length: int | None = None,
   episode_inputs: records.EpisodeInputs | None = None,
 ) -> Float[Array, "prompts group time"]:
   """The critic's value of the state before each reply token; 0 for padding.
@@ -107,7 +108,7 @@ def reply_values(
   The state is the hidden state from which the token's log-prob would be computed.
 
   model: the critic's network.
-  valid, packed, episode_inputs: as in `reply_log_probs`.
+  valid, packed_length, episode_inputs: as in `reply_log_probs`.
   """
 
   def value(hidden: Array, tokens: Array, axes: layout_lib.Axes) -> Array:
@@ -115,7 +116,7 @@ def reply_values(
     return head(hidden)
 
   values = _apply_before_tokens(
-    model, prompt, tokens, valid, value, packed=packed, episode_inputs=episode_inputs
+    model, prompt, tokens, valid, value, packed_length=packed_length, episode_inputs=episode_inputs
   )
   return jnp.where(valid, values, 0)
 
@@ -127,7 +128,7 @@ def _apply_before_tokens(
   valid: Bool[Array, "prompts group time"],
   function: Callable[[Array, Array, layout_lib.Axes], PyTree],
   *,
-  packed: int | None,
+  packed_length: int | None,
   episode_inputs: records.EpisodeInputs | None,
 ) -> PyTree:
   """Applies `function(hidden, tokens, axes)` to the hidden state before each token.
@@ -136,13 +137,13 @@ def _apply_before_tokens(
   logical axes are `axes`, and must return arrays of that shape.
   """
   prefix = model.prefill(prompt)
-  if packed is None:
-    hidden = model.extend(prefix, tokens, valid, episode_inputs)
+  if packed_length is None:
+    hidden = model.forward_replies(prefix, tokens, valid, episode_inputs)
     first = jnp.broadcast_to(prefix.hidden[:, None, None], hidden[:, :, :1].shape)
     before = jnp.concatenate([first.astype(hidden.dtype), hidden[:, :, :-1]], axis=2)
     return function(before, tokens, packing_lib.REPLIES)
-  packing = packing_lib.make(model.layout, valid, packed)
-  hidden = model.extend_packed(prefix, tokens, valid, packing, episode_inputs)
+  packing = packing_lib.make(model.layout, valid, packed_length)
+  hidden = model.forward_packed_replies(prefix, tokens, valid, packing, episode_inputs)
   # The previous token is on the same device, except for first tokens: theirs is in the prompt.
   before = model.layout.per_shard(lambda x: jnp.roll(x, 1, axis=0), ((hidden, ("slots", None)),))
   of_others = function(before, packing.pack(tokens), ("slots",))
@@ -170,7 +171,7 @@ def _scores(
 
   axes: logical axes of batch.
   """
-  shape, matrix = tokens.shape, model.output_rows()
+  shape, matrix = tokens.shape, model.lm_head_weight()
   if model.layout.merges:
     hidden, tokens, axes = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1), axes[:1]
   chunks = chunked_logprobs.count_chunks(matrix.shape[0], model.logit_chunk)

@@ -176,7 +176,7 @@ class EpisodeScheduler:
             cache_slot=cache_slot,
             prompt_slot=reply // group,
             position=int(starts[row]),
-            axes=self._turns.axes,
+            position_axes=self._turns.position_axes,
           )
         )
     return episodes
@@ -199,7 +199,7 @@ class EpisodeScheduler:
       cache_slot = places.device_slot().astype(np.int32)
       cache_rows = dataclasses.replace(cache_rows, cache_slot=cache_slot)
     # The chunk ends early once the unfinished replies fit the next smaller number of slots.
-    next_size = max((fewer for fewer in sizes if fewer < size), default=0)
+    next_size = max((smaller for smaller in sizes if smaller < size), default=0)
     self._state, decoded = turn_decode.decode(
       self._graph,
       self._params,
@@ -293,7 +293,7 @@ class EpisodeScheduler:
     here = [
       one for part in parts for one in batch_slots[part * per_device : (part + 1) * per_device]
     ]
-    nothing = prompts_lib.nothing(self._turns.axes)
+    nothing = prompts_lib.nothing(self._turns.position_axes)
     # This process encoded the observations of all episodes on its devices.
     encoded = [nothing if one is None else ready[one][1] for one in here]
     batch = self._turns.pad(cast(list[episodes_lib.EncodedObservation], encoded), sizes)
@@ -370,16 +370,16 @@ class EpisodeScheduler:
 
     An empty slot gets indices one past the last. turn: number of the turn that is computed next.
     """
-    window, forgotten = self._schedule.window, None
+    window, visible_from = self._schedule.window, None
     if window is not None and self._schedule.forgets:
-      forgotten = _field_array(slots, lambda one: one.forgotten(turn(one), cast(int, window)))
+      visible_from = _field_array(slots, lambda one: one.visible_from(turn(one), cast(int, window)))
     no_slot, no_prompt = self._places.slots, self._places.replies // self._decoding.group
     return slots_lib.CacheRows(
       cache_slot=_field_array(slots, lambda one: one.cache_slot, no_slot),
       prompt=_field_array(slots, lambda one: one.prompt_slot, no_prompt),
       written=_field_array(slots, lambda one: one.written),
       position=_field_array(slots, lambda one: one.position),
-      forgotten=forgotten,
+      visible_from=visible_from,
       kept=self._schedule.kept,
     )
 

@@ -58,7 +58,8 @@ class Decoding:
 class _State:
   """The state of decoding between two steps.
 
-  cache_slot: the slot, on its device, in which each slot's reply started.
+  cache_slot: for each slot, the slot of the same device in which its reply started. Its results are
+    written there, so that replies keep their order when they move to fewer slots.
   """
 
   index: Int[Array, ""]
@@ -86,7 +87,7 @@ def sample(
 
   Each reply has a random key of its own, folded from `key`, the index of its prompt and its index
   in the group. So what is drawn does not depend on the length or the slots of other replies.
-  Decoding ends when every reply has ended.
+  Decoding ends when every reply has ended or has `max_new_tokens` tokens.
 
   Log-probs are of the distribution at the temperature (at temperature 0: at temperature 1), without
   the tokens that are not allowed and before top-p. `forward.reply_log_probs` computes the same.
@@ -103,21 +104,24 @@ def sample_counting(
   *,
   decoding: Decoding,
 ) -> tuple[records.Rollout, int]:
-  """Same as `sample`; also returns how many tokens were computed, in slots of ended replies too."""
+  """Same as `sample`; also returns how many tokens were computed.
+
+  Tokens of ended replies and of padding slots are counted too.
+  """
   layout = nnx.merge(graphdef, params).layout
   prefix, state = _start(graphdef, params, prompt, key, decoding=decoding)
   params = decoding_params(graphdef, params) if decoding.replicate_weights else params
-  slots = left = len(state.finished) // layout.ways("slots")
-  sizes = slot_sizes(slots, decoding.slot_fractions)
+  slots_per_device = max_unfinished = len(state.finished) // layout.ways("slots")
+  sizes = slot_sizes(slots_per_device, decoding.slot_fractions)
   results, computed, reached = None, 0, 0
-  while left:
-    size = min(size for size in sizes if size >= left)
-    if size < slots:
-      state, slots = _compact(layout, state, size), size
-    next_size = jnp.int32(max((fewer for fewer in sizes if fewer < size), default=0))
+  while max_unfinished:
+    size = min(size for size in sizes if size >= max_unfinished)
+    if size < slots_per_device:
+      state, slots_per_device = _compact(layout, state, size), size
+    next_size = jnp.int32(max((smaller for smaller in sizes if smaller < size), default=0))
     state = _decode(graphdef, params, prefix, state, allowed_tokens, next_size, decoding=decoding)
     results = _collect(layout, state, results) if results is not None else _results(state)
-    index, left = (int(x) for x in jax.device_get(_progress(layout, state)))
+    index, max_unfinished = (int(x) for x in jax.device_get(_progress(layout, state)))
     computed += (index - reached) * len(state.finished)
     reached = index
   shape = (prompt.tokens.shape[0], decoding.group)
@@ -125,7 +129,7 @@ def sample_counting(
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "decoding"))
-def sample_at_once(
+def sample_without_compaction(
   graphdef: nnx.GraphDef,
   params: PyTree,
   prompt: records.Prompt,
@@ -143,9 +147,12 @@ def sample_at_once(
   return _in_order(layout, _results(state), shape)
 
 
-def slot_sizes(slots: int, slot_fractions: tuple[float, ...]) -> set[int]:
+def slot_sizes(slots_per_device: int, slot_fractions: tuple[float, ...]) -> set[int]:
   """The numbers of slots per device that decoding may be compiled for."""
-  return {slots, *(max(1, math.ceil(slots * fraction)) for fraction in slot_fractions)}
+  return {
+    slots_per_device,
+    *(max(1, math.ceil(slots_per_device * fraction)) for fraction in slot_fractions),
+  }
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "decoding"))
@@ -162,26 +169,27 @@ def _start(
   prompts, group = prompt.tokens.shape[0], decoding.group
   prefix = model.prefill(prompt)
   places = slot_layout_lib.SlotLayout.for_groups(model.layout, prompts, group)
-  reply, block = places.reply(), places.block()
-  of_slots = functools.partial(model.layout.place, axes=("slots",))
+  reply_index, block = places.reply(), places.block()
+  place_slots = functools.partial(model.layout.place, axes=("slots",))
   decode_slots = slots_lib.DecodeSlots(
-    prompt=of_slots(jnp.asarray(reply // group)),
-    group_index=of_slots(jnp.asarray(reply % group)),
+    prompt=place_slots(jnp.asarray(reply_index // group)),
+    group_index=place_slots(jnp.asarray(reply_index % group)),
     group=group,
   )
-  first = block * (places.replies // group) + reply // group
-  slots = len(reply)
+  global_prompt = block * (places.replies // group) + reply_index // group
+  slots = len(reply_index)
   blank = model.layout.place(jnp.zeros((slots, decoding.max_new_tokens)), ("slots", None))
   return prefix, _State(
     index=jnp.int32(0),
     hidden=model.gather_for_slots(prefix.hidden, decode_slots),
-    cache=model.start_cache(prefix, slots, decoding.max_new_tokens),
+    cache=model.init_cache(prefix, slots, decoding.max_new_tokens),
     tokens=blank.astype(jnp.int32),
     log_probs=blank,
-    lengths=of_slots(jnp.zeros(slots, jnp.int32)),
-    finished=of_slots(jnp.asarray(reply == places.replies)),
-    keys=of_slots(reply_keys(key, jnp.asarray(first), jnp.asarray(reply % group))),
-    cache_slot=of_slots(jnp.asarray(places.device_slot())),
+    lengths=place_slots(jnp.zeros(slots, jnp.int32)),
+    # Padding slots, which hold no reply, start finished.
+    finished=place_slots(jnp.asarray(reply_index == places.replies)),
+    keys=place_slots(reply_keys(key, jnp.asarray(global_prompt), jnp.asarray(reply_index % group))),
+    cache_slot=place_slots(jnp.asarray(places.device_slot())),
     decode_slots=decode_slots,
   )
 
@@ -199,24 +207,24 @@ def _decode(
   prefix: interface.Prefix,
   state: _State,
   allowed_tokens: Bool[Array, "vocab"],
-  fewer: Int[Array, ""],
+  stop_at_unfinished: Int[Array, ""],
   *,
   decoding: Decoding,
 ) -> _State:
-  """Decodes until no device has more than `fewer` unfinished replies, or replies have full length.
+  """Decodes until no device has more than `stop_at_unfinished` unfinished replies.
 
-  See `decode_loop`.
+  It also ends once replies have `max_new_tokens` tokens. See `decode_loop`.
   """
   model = nnx.merge(graphdef, params)
   stops, constants = jnp.array(decoding.stop_tokens), model.prepare_decode(prefix)
 
-  def goes_on(state: _State) -> Array:
-    return _count_unfinished(model.layout, state) > fewer
+  def should_continue(state: _State) -> Array:
+    return _count_unfinished(model.layout, state) > stop_at_unfinished
 
   def step(state: _State) -> _State:
     index, done = state.index, state.finished
     logits = forward.token_logits(model, state.hidden, allowed_tokens, decoding.temperature or 1.0)
-    token, log_prob = draw(logits, state.keys, index, decoding)
+    token, log_prob = sample_token(logits, state.keys, index, decoding)
     token, log_prob = jnp.where(done, 0, token), jnp.where(done, 0, log_prob)
     hidden, cache = model.decode(constants, state.cache, token, index, state.decode_slots)
     return dataclasses.replace(
@@ -231,22 +239,24 @@ def _decode(
     )
 
   most = decoding.max_new_tokens
-  return decode_loop(model.layout, goes_on, step, state, index=lambda state: state.index, most=most)
+  return decode_loop(
+    model.layout, should_continue, step, state, index=lambda state: state.index, most=most
+  )
 
 
 def decode_loop(
   layout: layout_lib.Layout,
-  goes_on: Callable[[Any], Array],
+  should_continue: Callable[[Any], Array],
   step: Callable[[Any], Any],
   state: Any,
   *,
   index: Callable[[Any], Array],
   most: int,
 ) -> Any:
-  """Repeats `step` while `goes_on(state)` and index(state) < most.
+  """Repeats `step` while `should_continue(state)` and index(state) < most.
 
-  With several devices, `goes_on` makes them wait for each other. So it is evaluated only every
-  `_CHECK_EVERY` steps, and a few more steps than necessary may be done.
+  With several devices, `should_continue` makes them wait for each other. So it is evaluated only
+  every `_CHECK_EVERY` steps, and a few more steps than necessary may be done.
 
   index: the number of the next step.
   """
@@ -255,14 +265,14 @@ def decode_loop(
     return index(state) < most
 
   if layout.ways("slots") == 1:
-    return jax.lax.while_loop(lambda state: within(state) & goes_on(state), step, state)
+    return jax.lax.while_loop(lambda state: within(state) & should_continue(state), step, state)
 
   def stepped(carry: tuple[Any, Array]) -> tuple[Any, Array]:
     state = step(carry[0])
     check = index(state) % _CHECK_EVERY == 0
-    return state, jax.lax.cond(check, goes_on, lambda _: jnp.array(True), state)
+    return state, jax.lax.cond(check, should_continue, lambda _: jnp.array(True), state)
 
-  begun = (state, goes_on(state))
+  begun = (state, should_continue(state))
   return jax.lax.while_loop(lambda carry: carry[1] & within(carry[0]), stepped, begun)[0]
 
 
@@ -285,17 +295,17 @@ def _progress(layout: layout_lib.Layout, state: _State) -> tuple[Int[Array, ""],
 def _compact(layout: layout_lib.Layout, state: _State, slots: int) -> _State:
   """Moves unfinished replies to `slots` slots of each device; ended replies fill up the rest."""
 
-  def first(done: Array) -> Array:
+  def unfinished_first(done: Array) -> Array:
     return jnp.argsort(done, stable=True)[:slots]
 
-  kept = layout.per_shard(first, ((state.finished, ("slots",)),))
+  kept = layout.per_shard(unfinished_first, ((state.finished, ("slots",)),))
 
-  def of_kept(x: Array) -> Array:
+  def select_kept(x: Array) -> Array:
     axes = ("slots", *[None] * (x.ndim - 1))
     return layout.per_shard(lambda x, kept: x[kept], ((x, axes), (kept, ("slots",))))
 
   index, cache = state.index, state.cache.select_slots(layout, kept)
-  rest = jax.tree.map(of_kept, dataclasses.replace(state, index=None, cache=None))
+  rest = jax.tree.map(select_kept, dataclasses.replace(state, index=None, cache=None))
   return dataclasses.replace(rest, index=index, cache=cache)
 
 
@@ -311,14 +321,14 @@ def _results(state: _State) -> Results:
 def _collect(layout: layout_lib.Layout, state: _State, results: Results) -> Results:
   """Writes the slots' results to the slots in which their replies started."""
 
-  def at_home(results: Array, cache_slot: Array, x: Array) -> Array:
+  def write_home(results: Array, cache_slot: Array, x: Array) -> Array:
     return results.at[cache_slot].set(x)
 
-  def updated(result: Array, x: Array) -> Array:
+  def write_results(result: Array, x: Array) -> Array:
     axes = ("slots", *[None] * (x.ndim - 1))
-    return layout.per_shard(at_home, ((result, axes), (state.cache_slot, ("slots",)), (x, axes)))
+    return layout.per_shard(write_home, ((result, axes), (state.cache_slot, ("slots",)), (x, axes)))
 
-  tokens, log_probs, lengths = map(updated, results, _results(state))
+  tokens, log_probs, lengths = map(write_results, results, _results(state))
   return tokens, log_probs, lengths
 
 
@@ -344,20 +354,22 @@ def reply_keys(
 ) -> Key[Array, "slots"]:
   """A key for each reply, folded from the index of its prompt, then from its index in the group."""
 
-  def of_reply(prompt: Array, group_index: Array) -> Array:
+  def fold_in_reply(prompt: Array, group_index: Array) -> Array:
     return jax.random.fold_in(jax.random.fold_in(key, prompt), group_index)
 
-  return jax.vmap(of_reply)(prompt, group_index)
+  return jax.vmap(fold_in_reply)(prompt, group_index)
 
 
-def draw(
+def sample_token(
   logits: Float[Array, "slots vocab"],
   keys: Key[Array, "slots"],
   index: Int[Array, "*slots"],
   decoding: Decoding,
 ) -> tuple[Int[Array, "slots"], Float[Array, "slots"]]:
-  """Draws a token for each slot, and returns it with its log-prob at the temperature.
+  """Samples a token for each slot, and returns it with its log-prob.
 
+  logits: already divided by the temperature and without tokens that are not allowed, as
+    `forward.token_logits` returns them. `decoding.temperature` only tells whether to be greedy.
   index: number of the step, folded into the keys of the slots.
   """
   log_probs = jax.nn.log_softmax(logits)
@@ -373,12 +385,12 @@ def draw(
 def uniform(keys: Key[Array, "slots"], index: Int[Array, "*slots"]) -> Float[Array, "slots"]:
   """A random number in (0, 1) for each slot; `index` is folded into its key."""
 
-  def of_slot(key: Array, index: Array) -> Array:
+  def draw_uniform(key: Array, index: Array) -> Array:
     # `uniform` gives multiples of 2^-23 from 0 on. Half a step is added because 0 would draw the
     # first token, whatever its probability.
     return jax.random.uniform(jax.random.fold_in(key, index)) + 2.0**-24
 
-  return jax.vmap(of_slot)(keys, jnp.broadcast_to(index, keys.shape))
+  return jax.vmap(draw_uniform)(keys, jnp.broadcast_to(index, keys.shape))
 
 
 def sample_inverse_cdf(

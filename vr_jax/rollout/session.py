@@ -47,16 +47,15 @@ class SessionOutcome:
   """The end of an episode.
 
   answer: None if the last turn gave no answer.
-  turns: number of turns.
   """
 
   answer: str | None
-  turns: int
+  num_turns: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Session:
-  """A policy, and a video to ask it about.
+  """A policy, and a video to ask it about. Calls of `ask` are independent.
 
   allowed_tokens: tokens that a reply may contain.
   decoding: its group and slot_fractions are ignored.
@@ -86,7 +85,8 @@ class Session:
   ) -> Generator[SessionTurn | SessionOutcome, None, None]:
     """Yields each turn when its reply has ended, then the outcome.
 
-    If the iterator is closed early, the episode ends after the reply that is being sampled.
+    Closing the iterator early blocks until the reply that is being sampled has ended; then the
+    episode ends.
 
     Args:
       question: without the instruction, which the environment adds.
@@ -108,38 +108,38 @@ class Session:
       shown=records.Span(start=0.0, end=0.0),
     )
     turns: queue.SimpleQueue[SessionTurn | None] = queue.SimpleQueue()
-    host = _Host(self, example, turns.put)
+    streaming = _StreamingTurns(self, example, turns.put)
     last = None
     with futures.ThreadPoolExecutor(1) as thread:
-      playing = thread.submit(self._play, host, seed)
+      playing = thread.submit(self._play, streaming, seed)
       playing.add_done_callback(lambda _: turns.put(None))
       try:
         while (turn := turns.get()) is not None:
           last = turn
           yield turn
       finally:
-        host.cancelled = True
+        streaming.cancelled = True
     playing.result()
     assert last is not None  # an episode that was played has a turn
     answer = last.action.answer if last.action.kind == "answer" else None
-    yield SessionOutcome(answer=answer, turns=last.number)
+    yield SessionOutcome(answer=answer, num_turns=last.number)
 
-  def _play(self, host: "_Host", seed: int) -> None:
+  def _play(self, turns: "_StreamingTurns", seed: int) -> None:
     played = play_lib.play(
       self.graphdef,
       self.params,
-      self._prompt(host),
+      self._prompt(turns),
       self.allowed_tokens,
       jax.random.key(seed),
-      host,
+      turns,
       decoding=dataclasses.replace(self.decoding, group=1, slot_fractions=()),
       schedule=self.schedule,
       threads=1,
     )
-    host.publish_turn(played.replies[0][0])
+    turns.publish_turn(played.replies[0][0])
 
-  def _prompt(self, host: "_Host") -> records.Prompt:
-    encoded = host.opening()
+  def _prompt(self, turns: "_StreamingTurns") -> records.Prompt:
+    encoded = turns.first_observation()
     name = encoded.name
     prompts_lib.smallest_bucket(
       [(name, encoded.patches)], (self.schedule.patches,), "patches a frame"
@@ -151,20 +151,20 @@ class Session:
       frames=len(encoded.frames),
       patches=self.schedule.patches,
     )
-    return host.pad([encoded], sizes)
+    return turns.pad([encoded], sizes)
 
 
-class _Host:
+class _StreamingTurns:
   """Encodes the turns of the episode (`episodes.Turns`), and passes on each when it is complete.
 
   cancelled: set to True to end the episode.
   """
 
   def __init__(
-    self, session: Session, example: records.Example, put: Callable[[SessionTurn], None]
+    self, session: Session, example: records.Example, on_turn: Callable[[SessionTurn], None]
   ):
     self.cancelled = False
-    self._example, self._put, self._published = example, put, 0
+    self._example, self._on_turn, self._published = example, on_turn, 0
     self._processor, self._environment = session.processor, session.environment
     self._pool = _RecordingPool(session.pool)
     self._dialogue = dialogue.Dialogue(
@@ -174,8 +174,8 @@ class _Host:
       question_first=session.question_first,
     )
 
-  def opening(self) -> prompts_lib.EncodedPrompt:
-    """The first turn."""
+  def first_observation(self) -> prompts_lib.EncodedPrompt:
+    """Encodes the first observation, the prompt."""
     return self._dialogue.prompt(0)
 
   def observe(
@@ -192,9 +192,9 @@ class _Host:
     return self._dialogue.pad(encoded, sizes)
 
   @property
-  def axes(self) -> int:
+  def position_axes(self) -> int:
     """Number of components of a position."""
-    return self._processor.axes
+    return self._processor.position_axes
 
   def publish_turn(self, replies: episodes.ReplyTokens) -> None:
     """Passes on the turn of the last reply, unless that has been done."""
@@ -204,7 +204,7 @@ class _Host:
     reply, example = self._processor.decode(replies[-1]), self._example
     frames, pixels = self._pool.pop_frames()
     action = self._environment.parse_action(example, len(self._pool), reply)
-    self._put(
+    self._on_turn(
       SessionTurn(number=self._published, frames=frames, pixels=pixels, reply=reply, action=action)
     )
 

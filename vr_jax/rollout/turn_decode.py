@@ -105,8 +105,8 @@ def start(
   )
   return prefix, EpisodeDecodeState(
     hidden=model.gather_for_slots(prefix.hidden, decode_slots),
-    cache=model.start_cache(prefix, len(reply), length),
-    media=model.start_media(len(reply), frames, patches),
+    cache=model.init_cache(prefix, len(reply), length),
+    media=model.init_media_features(len(reply), frames, patches),
   )
 
 
@@ -121,12 +121,12 @@ def decode(
   slots: ChunkSlots,
   allowed_tokens: Bool[Array, "vocab"],
   key: Key[Array, ""],
-  fewer: Int[Array, ""],
+  stop_at_unfinished: Int[Array, ""],
   *,
   decoding: sampler.Decoding,
   chunk: int,
 ) -> tuple[EpisodeDecodeState, DecodedChunk]:
-  """Decodes up to `chunk` steps, and stops when no device has more than `fewer` unfinished replies.
+  """Decodes up to `chunk` steps; stops at `stop_at_unfinished` unfinished replies a device.
 
   Several devices check that now and then only, see `sampler.decode_loop`. The result is replicated
   over all devices.
@@ -142,7 +142,7 @@ def decode(
     prompt=rows.prompt,
     group_index=slots.group_index,
     group=decoding.group,
-    forgets=None if rows.forgotten is None else cast(Array, rows.forgotten) > 0,
+    forgets=None if rows.visible_from is None else cast(Array, rows.visible_from) > 0,
     kept=rows.kept,
   )
   keys = sampler.reply_keys(key, cast(Array, slots.prompt), cast(Array, slots.group_index))
@@ -150,16 +150,18 @@ def decode(
   past = state.cache if whole else state.cache.select_slots(model.layout, cache_slot)
   blank = model.layout.place(jnp.zeros((len(slots.step), chunk)), ("slots", None))
 
-  def goes_on(carry: tuple) -> Array:
+  def should_continue(carry: tuple) -> Array:
     ended = carry[-1].ended
-    return (~ended).reshape(model.layout.ways("slots"), -1).sum(axis=1).max() > fewer
+    return (~ended).reshape(model.layout.ways("slots"), -1).sum(axis=1).max() > stop_at_unfinished
 
   def step(carry: tuple) -> tuple:
     index, hidden, recent, decoded = carry
     logits = forward.token_logits(model, hidden, allowed_tokens, decoding.temperature or 1.0)
-    token, log_prob = sampler.draw(logits, keys, slots.step + index, decoding)
+    token, log_prob = sampler.sample_token(logits, keys, slots.step + index, decoding)
     token, log_prob = (jnp.where(decoded.ended, 0, x) for x in (token, log_prob))
-    hidden, recent = model.decode_on(constants, past, recent, token, index, rows, decode_slots)
+    hidden, recent = model.decode_later_turn(
+      constants, past, recent, token, index, rows, decode_slots
+    )
     last = (token[:, None] == stops).any(axis=-1) | (index + 1 >= slots.left)
     put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=1)
     decoded = DecodedChunk(
@@ -177,10 +179,10 @@ def decode(
     ended=slots.left == 0,
   )
   hidden = _read_cache_slots(model.layout, state.hidden, cache_slot)
-  recent = model.start_cache(prefix, len(slots.step), chunk)
+  recent = model.init_cache(prefix, len(slots.step), chunk)
   carry = (jnp.int32(0), hidden, recent, decoded)
   _, hidden, recent, decoded = sampler.decode_loop(
-    model.layout, goes_on, step, carry, index=lambda carry: carry[0], most=chunk
+    model.layout, should_continue, step, carry, index=lambda carry: carry[0], most=chunk
   )
   cache = state.cache.write_rows(model.layout, recent, cache_slot, written, decoded.counts)
   hidden = _write_cache_slots(model.layout, state.hidden, cache_slot, hidden)
@@ -211,7 +213,7 @@ def append(
   rows = jax.tree.map(lambda x: place(jnp.asarray(x)), rows)
   cache_slot, written = cast(Array, rows.cache_slot), cast(Array, rows.written)
   media = model.encode_vision(shown.vision)
-  hidden, new = model.append(prefix, state.cache, shown, media, rows)
+  hidden, new = model.prefill_observation(prefix, state.cache, shown, media, rows)
   counts = place((jnp.asarray(shown.kind) != records.Kind.PAD).sum(axis=1))
   cache = state.cache.write_rows(model.layout, new, cache_slot, written, counts)
   first = place(jnp.asarray(seen)) * stride

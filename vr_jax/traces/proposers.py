@@ -173,7 +173,7 @@ class Sampled:
       frame_store.FrameStore(self.context.data / "frames"),
       seed=config.seed,
       batch_size=size,
-      sampling=paths.sampling_rule(config.data),
+      frame_rule=paths.sampling_rule(config.data),
       transform=functools.partial(self.context.builder.item, cache=cache),
       collate=cast(
         Callable[[Sequence[Any]], Any], functools.partial(self.context.builder.batch, size=size)
@@ -242,7 +242,7 @@ class Asked:
     self.model.close()
 
   def _reply(self, example: records.Example, store: frame_store.FrameStore) -> str | None:
-    clip = batches.load_clip(example, store, paths.sampling_rule(self.config.data))
+    clip = batches.select_clip(example, store, paths.sampling_rule(self.config.data))
     images = store.jpegs(example.video, clip.frame_indices)
     return self.model.reply(self.environment.question(example), images)
 

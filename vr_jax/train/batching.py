@@ -29,7 +29,8 @@ class Item:
 
   encoded: the prompt.
   reply: token ids of the reference reply; empty where there is none.
-  kept_as: name of the clip's features in the cache; None without a cache.
+  cache_key: name of the clip's features in the cache. None without a cache, and for prompts that
+    don't show the whole clip in order: other views, later turns, openings that choose frames.
   damaged: whether the cache's entry was found damaged.
   """
 
@@ -37,7 +38,7 @@ class Item:
   encoded: prompts_lib.EncodedPrompt
   reply: tuple[int, ...]
   clip: batches.Clip
-  kept_as: str | None = None
+  cache_key: str | None = None
   damaged: bool = False
 
 
@@ -48,18 +49,18 @@ class Batch:
   The last batch of an epoch may have fewer items than prompts: the first prompt fills the rest.
 
   sizes: the buckets.
-  missing: rows whose features are not in the cache; without a cache all rows.
-  patches: input of the vision tower for the missing rows, padded to `mesh.bucket_size` rows.
+  missing: rows without features; without a cache all rows.
+  vision_inputs: input of the vision tower for the missing rows, padded to `mesh.bucket_size` rows.
   """
 
   items: list[Item]
   prompt: records.Prompt
   sizes: prompts_lib.PromptSizes
   missing: tuple[int, ...]
-  patches: PyTree
+  vision_inputs: PyTree
 
   @property
-  def rows(self) -> list[Item]:
+  def padded_items(self) -> list[Item]:
     """One item for each prompt: the items, then the first one again for prompts that fill up."""
     return [*self.items, *self.items[:1] * (len(self.prompt.tokens) - len(self.items))]
 
@@ -119,6 +120,7 @@ class BatchBuilder:
       whole: all frames of the clip.
       blind: no frames.
       shuffled: the frames in random order; their times stay in place.
+        Blind and shuffled need a first observation that shows the whole clip.
       supervised: as whole; with several turns, the conversation before the reply to learn.
     limit: take only the first examples; 0: all.
     repeat: False for a single epoch, in order.
@@ -135,9 +137,9 @@ class BatchBuilder:
     left_out = self.checks.find_unusable().get(split, ())
     kept = [index for index in range(len(source)) if index not in left_out]
     if by_length:
-      kept.sort(key=lambda index: _rank(source[index], self.config.seed))
-    share, shares = mesh_lib.process_shard(self.mesh)
-    size = batch_size // shares
+      kept.sort(key=lambda index: _curriculum_key(source[index], self.config.seed))
+    process_index, process_count = mesh_lib.process_shard(self.mesh)
+    size = batch_size // process_count
     rule = paths.sampling_rule(self.config.data)
     shuffle = repeat and not by_length
     return batches.batches(
@@ -145,12 +147,12 @@ class BatchBuilder:
       store,
       seed=self.config.seed,
       batch_size=size,
-      sampling=rule,
+      frame_rule=rule,
       transform=functools.partial(self.item, view=view, cache=cache),
       collate=functools.partial(self.batch, size=size),
-      length=self._media_tokens if shuffle and isinstance(rule, sampling.RateRule) else None,
-      process_index=share,
-      process_count=shares,
+      length_fn=self._media_tokens if shuffle and isinstance(rule, sampling.RateRule) else None,
+      process_index=process_index,
+      process_count=process_count,
       shuffle=shuffle,
       repeat=repeat,
       threads=self.config.data.threads,
@@ -167,7 +169,11 @@ class BatchBuilder:
     view: str = "whole",
     cache: feature_cache.FeatureCache | None = None,
   ) -> Item:
-    """Makes the prompt of a clip, and its reference reply. view, cache: see `read`."""
+    """Makes the prompt of a clip, and its reference reply. view, cache: see `read`.
+
+    Raises InputError if the view is blind or shuffled and the first observation does not show the
+    whole clip.
+    """
     replies = self.environment.reference_replies(clip.example, clip.timestamps)
     turn = 0
     if view == "supervised":
@@ -181,6 +187,11 @@ class BatchBuilder:
     )
     opening = check_examples.first_observation(self.environment, clip.example, len(clip))
     if turn or not opening.shows_clip:
+      if view in ("blind", "shuffled"):
+        raise errors.InputError(
+          f"{view} evaluation needs a first observation that shows the whole clip; "
+          "set eval.blind and eval.shuffled_frames to False"
+        )
       scene = dialogue_lib.EpisodeScene(example=clip.example, pool=clip)
       return item(encoded=self._dialogue([scene]).prompt(0, replies[:turn]))
     if cache is None or view != "whole":
@@ -189,7 +200,7 @@ class BatchBuilder:
     shapes = self.processor.config.vision_shapes
     found = cache.get(name, (self._media_tokens(clip), shapes.feature_width))
     if found.features is None:
-      return item(encoded=self._encoded(clip, view), kept_as=name, damaged=found.damaged)
+      return item(encoded=self._encoded(clip, view), cache_key=name, damaged=found.damaged)
     (text,) = opening.texts
     encoded = self.processor.encode_with_features(
       text,
@@ -199,12 +210,12 @@ class BatchBuilder:
       question_first=self.config.model.question_first,
       name=clip.example.id,
     )
-    return item(encoded=encoded, kept_as=name)
+    return item(encoded=encoded, cache_key=name)
 
   def dialogue(self, batch: Batch) -> dialogue_lib.Dialogue:
     """Makes the host's side of episodes about the clips of a batch."""
     scenes = [
-      dialogue_lib.EpisodeScene(example=item.example, pool=item.clip) for item in batch.rows
+      dialogue_lib.EpisodeScene(example=item.example, pool=item.clip) for item in batch.padded_items
     ]
     return self._dialogue(scenes)
 
@@ -256,26 +267,30 @@ class BatchBuilder:
     )
     prompt = processor.pad(encoded, sizes)
     missing = [row for row, each in enumerate(encoded) if each.features is None]
-    patches = prompt.vision
-    if patches is None:
+    vision_inputs = prompt.vision
+    if vision_inputs is None:
       rows = mesh_lib.bucket_size(len(missing), len(encoded), self.mesh)
       shown = [encoded[row] for row in [*missing, *missing[:1] * (rows - len(missing))]]
-      patches = processor.stack_frames(shown, sizes)
+      vision_inputs = processor.stack_frames(shown, sizes)
     return Batch(
-      items=list(items), prompt=prompt, sizes=sizes, missing=tuple(missing), patches=patches
+      items=list(items),
+      prompt=prompt,
+      sizes=sizes,
+      missing=tuple(missing),
+      vision_inputs=vision_inputs,
     )
 
   def rebuild(
-    self, batch: Batch, *, sizes: prompts_lib.PromptSizes, unknown: Sequence[int] = ()
+    self, batch: Batch, *, sizes: prompts_lib.PromptSizes, drop_features_of: Sequence[int] = ()
   ) -> Batch:
     """Pads the batch to other buckets.
 
-    unknown: rows whose features are to be dropped; their frames are read instead.
+    drop_features_of: rows to encode from their frames instead of their features.
     """
-    if sizes == batch.sizes and not len(unknown):
+    if sizes == batch.sizes and not len(drop_features_of):
       return batch
     items = list(batch.items)
-    for row in {row if row < len(items) else 0 for row in unknown}:
+    for row in {row if row < len(items) else 0 for row in drop_features_of}:
       encoded = self._encoded(items[row].clip, "whole")
       items[row] = dataclasses.replace(items[row], encoded=encoded)
     return self.batch(items, size=len(batch.prompt.tokens), sizes=sizes)
@@ -288,7 +303,7 @@ class BatchBuilder:
   def shuffled_index(self, batch: Batch, key: Key[Array, ""]) -> Int[np.ndarray, "prompts prefix"]:
     """Shuffles the frames of each prompt; returns the batch's new `media_index`."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    encoded = [item.encoded for item in batch.rows]
+    encoded = [item.encoded for item in batch.padded_items]
     return self.processor.shuffle_frames(np.asarray(batch.prompt.media_index), encoded, rng)
 
   def prompt(self, batch: Batch) -> records.Prompt:
@@ -330,7 +345,7 @@ def _seconds(example: records.Example) -> float:
   return example.shown.end - example.shown.start
 
 
-def _rank(example: records.Example, seed: int) -> tuple[float, int]:
+def _curriculum_key(example: records.Example, seed: int) -> tuple[float, int]:
   """Sort key of a curriculum by length.
 
   The order of examples of the same length is random, since questions about one video are stored

@@ -1,10 +1,12 @@
 """The critic of PPO: a network of the policy's architecture with a value head.
 
-    values              = value(critic.params, prompt, rollout)          before the update
-    advantages, returns = credit(scores, rollout, values, reference)     bi-level GAE: rl/gae.py
-    critic              = step(critic, prompt, rollout, values, returns)
+    advantages, targets, metrics = critic.advantages(
+      prompt, rollout, scores, ref_log_probs=ref_log_probs, packed_length=None
+    )
+    metrics = critic.learn(prompt, rollout, targets, packed_length=None)
 
-`Critic` holds the critic's state and these three functions.
+`advantages` computes the values before the update, and from them advantages and returns by bi-level
+GAE (rl/gae.py). `learn` updates the critic with these values and returns.
 
 Its parameters are {"model": as the policy's, "head": forward.ValueHead}, in a
 `train_state.TrainState` of their own, and it shares none of them with the policy. Where prompts and
@@ -32,23 +34,34 @@ from vr_jax.rollout import forward
 from vr_jax.train import model_setup, train_step
 from vr_jax.train import train_state as train_state_lib
 
-Targets = tuple[Array, Array]  # (values before the update, returns)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValueTargets:
+  """What a critic learns from on one batch.
+
+  old_values: values before the update: of the state before each token is sampled, 0 for padding.
+  returns: what the values should become; the old values where nothing is learned (padding,
+    observations, turns that are not scored).
+  """
+
+  old_values: Float[Array, "prompts group time"]
+  returns: Float[Array, "prompts group time"]
 
 
 @dataclasses.dataclass(kw_only=True)
 class Critic:
   """A critic in training.
 
-  epochs: updates on each batch.
+  num_iterations: updates on each batch.
   value: see `make_value_fn`.
-  credit: see `gae.make_credit`.
+  compute_advantages: see `gae.make_advantage_fn`.
   step: see `make_critic_step`.
   """
 
   state: train_state_lib.TrainState
-  epochs: int
+  num_iterations: int
   value: Callable[..., Array]
-  credit: Callable[..., tuple[Array, Array, train_step.Metrics]]
+  compute_advantages: Callable[..., tuple[Array, Array, train_step.Metrics]]
   step: Callable[..., tuple[train_state_lib.TrainState, train_step.Metrics]]
 
   @classmethod
@@ -62,14 +75,14 @@ class Critic:
   ) -> "Critic":
     """Makes a critic that starts from this state.
 
-    answer_reward: see `gae.make_credit`.
+    answer_reward: see `gae.make_advantage_fn`.
     """
     section, rl = net.config.critic, net.config.rl
     return cls(
       state=state,
-      epochs=rl.num_iterations,
+      num_iterations=rl.num_iterations,
       value=make_value_fn(net.graphdef),
-      credit=gae.make_credit(section, answer_reward=answer_reward),
+      compute_advantages=gae.make_advantage_fn(section, answer_reward=answer_reward),
       step=make_critic_step(
         net.graphdef,
         optimizer,
@@ -85,39 +98,46 @@ class Critic:
     rollout: records.Rollout,
     scores: records.Scores,
     *,
-    reference: Array | None,
-    packed: int | None,
-  ) -> tuple[Array, Targets, train_step.Metrics]:
+    ref_log_probs: Array | None,
+    packed_length: int | None,
+  ) -> tuple[Array, ValueTargets, train_step.Metrics]:
     """Computes advantages, and the targets of `learn`.
 
     Returns (advantages [prompts, group, time], targets, metrics).
 
-    reference: see `gae.make_credit`.
-    packed: see `make_value_fn`.
+    ref_log_probs: see `gae.make_advantage_fn`.
+    packed_length: tokens a device in the packed buffer of the batch; see `make_value_fn`.
     """
-    values = self.value(self.state.params, prompt, rollout, packed=packed)
-    advantages, returns, metrics = self.credit(scores, rollout, values, reference)
-    return advantages, (values, returns), metrics
+    values = self.value(self.state.params, prompt, rollout, packed_length=packed_length)
+    advantages, returns, metrics = self.compute_advantages(scores, rollout, values, ref_log_probs)
+    return advantages, ValueTargets(old_values=values, returns=returns), metrics
 
   def learn(
     self,
     prompt: records.Prompt,
     rollout: records.Rollout,
-    targets: Targets,
+    targets: ValueTargets,
     *,
-    packed: int | None,
+    packed_length: int | None,
   ) -> train_step.Metrics:
     """Updates the critic on a batch; returns the metrics of the last update.
 
     targets: from `advantages`.
-    packed: of one micro-batch.
+    packed_length: tokens a device in the packed buffer of one micro-batch.
     """
-    for _ in range(self.epochs):
-      self.state, metrics = self.step(self.state, prompt, rollout, *targets, packed=packed)
+    for _ in range(self.num_iterations):
+      self.state, metrics = self.step(
+        self.state,
+        prompt,
+        rollout,
+        targets.old_values,
+        targets.returns,
+        packed_length=packed_length,
+      )
     return metrics
 
 
-def fresh_params(policy: PyTree, *, embed: int) -> dict[str, Any]:
+def init_critic_params(policy: PyTree, *, embed: int) -> dict[str, Any]:
   """Makes the parameters of a critic that starts from a copy of the policy.
 
   It must be a copy, since updates donate the parameters. The head's weight and bias are 0, so all
@@ -149,14 +169,15 @@ def make_optimizer(
 
 
 def make_value_fn(graphdef: nnx.GraphDef) -> Callable[..., Array]:
-  """Makes a jitted `value(params, prompt, rollout, packed=None)`, for use without gradient.
+  """Makes a jitted `value(params, prompt, rollout, packed_length=None)`, for use without gradient.
 
-  It returns values [prompts, group, time].
+  It returns values [prompts, group, time]. The value at token t is that of the state before t is
+  sampled; at padding it is 0.
 
   graphdef: that of the policy's model.
-  packed: see `forward.reply_log_probs`.
+  packed_length: tokens a device in the packed buffer; see `forward.reply_log_probs`.
   """
-  return jax.jit(functools.partial(_values, graphdef), static_argnames="packed")
+  return jax.jit(functools.partial(_values, graphdef), static_argnames="packed_length")
 
 
 def make_critic_step(
@@ -167,43 +188,48 @@ def make_critic_step(
   microbatches: int,
   frozen: tuple[str, ...] = (),
 ) -> Callable[..., tuple[train_state_lib.TrainState, train_step.Metrics]]:
-  """Makes a jitted `step(state, prompt, rollout, old, returns, packed=None)`.
+  """Makes a jitted `step(state, prompt, rollout, old_values, returns, packed_length=None)`.
 
   It returns (state, metrics). The loss is `gae.value_loss`, the mean over the tokens that the model
   wrote. The state is donated.
 
   clip: config.critic.value_clip.
   frozen: see `frozen_names`.
-  old: [prompts, group, time], values before the first update on this batch.
-  returns: [prompts, group, time], the targets of the values.
-  packed: of one micro-batch.
+  old_values, returns: [prompts, group, time]; see `ValueTargets`.
+  packed_length: tokens a device in the packed buffer of one micro-batch.
 
   Metrics, all under `critic/`:
     loss, grad_norm;
     value, return: means;
-    value_clipped: fraction of tokens where the clipped loss is the larger one;
+    value_clip_ratio: fraction of tokens where the clipped loss is the larger one;
     explained_variance: 1 - var(return - value) / var(return) before this update; nan where all
       returns are the same;
     nonfinite_updates, consecutive_nonfinite_updates: updates skipped so far, and in a row.
   """
 
-  def loss(params: PyTree, part: PyTree, packed: int | None) -> tuple[Array, PyTree]:
-    values = _values(graphdef, params, part["prompt"], part["rollout"], packed)
-    return gae.value_loss(values, part["old"], part["returns"], part["weights"], clip=clip)
+  def loss(params: PyTree, part: PyTree, packed_length: int | None) -> tuple[Array, PyTree]:
+    values = _values(graphdef, params, part["prompt"], part["rollout"], packed_length)
+    return gae.value_loss(values, part["old_values"], part["returns"], part["weights"], clip=clip)
 
   def step(
     state: train_state_lib.TrainState,
     prompt: records.Prompt,
     rollout: records.Rollout,
-    old: Array,
+    old_values: Array,
     returns: Array,
-    packed: int | None = None,
+    packed_length: int | None = None,
   ) -> tuple[train_state_lib.TrainState, train_step.Metrics]:
     mask = train_step.action_mask(rollout)
     weights = loss_lib.token_weights(mask, "token_mean")
-    batch = {"prompt": prompt, "rollout": rollout, "old": old, "returns": returns}
-    parts = train_step.split_microbatches({**batch, "weights": weights}, microbatches)
-    of_part = functools.partial(loss, packed=packed)
+    batch = {
+      "prompt": prompt,
+      "rollout": rollout,
+      "old_values": old_values,
+      "returns": returns,
+      "weights": weights,
+    }
+    parts = train_step.split_microbatches(batch, microbatches)
+    of_part = functools.partial(loss, packed_length=packed_length)
     state, metrics, value, sums = train_step.apply_update(of_part, optimizer, state, parts, frozen)
     means = {name: x / jnp.maximum(sums["mask"], 1) for name, x in sums.items() if name != "mask"}
     unexplained = means.pop("squared_error") - (means["return"] - means["value"]) ** 2
@@ -212,7 +238,7 @@ def make_critic_step(
     metrics |= {"loss": value, **means, "explained_variance": explained}
     return state, {f"critic/{name}": x for name, x in metrics.items()}
 
-  return jax.jit(step, donate_argnums=0, static_argnames="packed")
+  return jax.jit(step, donate_argnums=0, static_argnames="packed_length")
 
 
 def _values(
@@ -220,7 +246,7 @@ def _values(
   params: PyTree,
   prompt: records.Prompt,
   rollout: records.Rollout,
-  packed: int | None = None,
+  packed_length: int | None = None,
 ) -> Float[Array, "prompts group time"]:
   return forward.reply_values(
     nnx.merge(graphdef, params["model"]),
@@ -228,6 +254,6 @@ def _values(
     prompt,
     cast(Array, rollout.tokens),
     train_step.token_mask(rollout),
-    packed=packed,
+    packed_length=packed_length,
     episode_inputs=rollout.episode_inputs,
   )

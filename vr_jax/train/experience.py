@@ -44,7 +44,7 @@ class Experience:
     of groups that were then replaced, and of replies to shuffled frames.
   useful_tokens: those of the computed tokens that are not padding.
   read: state of the iterator over batches after this batch.
-  values: metrics to log.
+  metrics: to log.
   """
 
   items: list[batching.Item]
@@ -58,7 +58,7 @@ class Experience:
   useful_tokens: float
   scores_future: scoring.PendingScores | scoring.KnownScores
   read: Mapping[str, Any]
-  values: dict[str, float] = dataclasses.field(default_factory=dict)
+  metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def wait_for_scores(self) -> scoring.ScoredReplies:
     """Waits for the scores; all processes must call this together, and in the order of steps."""
@@ -83,13 +83,13 @@ class Experience:
 class PrefetchedBatch:
   """A batch that was read ahead.
 
-  fed: the same batch on the devices; None with several processes, which first have to agree on its
-    buckets.
+  featurized: the same batch on the devices; None with several processes, which first have to agree
+    on its buckets.
   state: state of the iterator over batches after this batch.
   """
 
   batch: batching.Batch
-  fed: vision_features.Fed | None
+  featurized: vision_features.FeaturizedBatch | None
   state: Mapping[str, Any]
 
 
@@ -122,7 +122,7 @@ class Collector:
     batch, device_batch = next(self.batches), None
     if jax.process_count() == 1:  # several would have to agree on the buckets
       device_batch = vision_features.prompt_with_features(self.context, params, batch, self.cache)
-    return PrefetchedBatch(batch=batch, fed=device_batch, state=self.batches.get_state())
+    return PrefetchedBatch(batch=batch, featurized=device_batch, state=self.batches.get_state())
 
   def collect(self, params: PyTree, step: int, timer: step_timer_lib.StepTimer) -> Experience:
     """Collects the experience of a step.
@@ -139,11 +139,11 @@ class Collector:
     self, params: PyTree, key: Key[Array, ""], timer: step_timer_lib.StepTimer
   ) -> Experience:
     prefetched, self.prefetched = self.prefetched or self._read(params), None
-    device_batch = prefetched.fed or vision_features.prompt_with_features(
+    device_batch = prefetched.featurized or vision_features.prompt_with_features(
       self.context, params, prefetched.batch, self.cache
     )
     batch, prompt = device_batch.batch, device_batch.prompt
-    timer.record("data", exposed=True)  # exposed: the devices were idle in this time
+    timer.record("data", device_idle=True)
     context = self.context
     encoded = encoder.encode(context.graphdef, params, prompt)
     played = play_batch(context, params, batch, encoded, key)
@@ -186,7 +186,7 @@ class Collector:
       useful_tokens=sum(int(length.sum()) for length in lengths) + all_prompt_tokens,
       scores_future=pending,
       read=prefetched.state,
-      values=device_batch.values,
+      metrics=device_batch.metrics,
     )
 
   def _shuffled(
@@ -213,9 +213,9 @@ class Collector:
 
     Source: dynamic sampling of DAPO, arXiv 2503.14476, section 3.2.
     """
-    _, shares = mesh_lib.process_shard(self.context.mesh)
+    _, process_count = mesh_lib.process_shard(self.context.mesh)
     rl = self.context.config.rl
-    wanted = rl.batch_size // shares
+    wanted = rl.batch_size // process_count
     drawn, chosen, spare = [], [], []
     for attempt in range(1 + rl.dynamic_sampling_max_batches):
       attempt_key = jax.random.fold_in(key, attempt) if attempt else key
@@ -224,27 +224,27 @@ class Collector:
       _, signal = advantages.segment_advantages(
         scores, credit=rl.advantage_estimator, normalize_by_std=rl.normalize_by_std
       )
-      timer.record("reward", exposed=True)
+      timer.record("reward", device_idle=True)
       for row, has_signal in enumerate(np.logical_or.reduce(np.asarray(signal), axis=-1)):
         (chosen if has_signal else spare).append((len(drawn), row))
       drawn.append(sampled)
       if processes.all_min(len(chosen)) >= wanted:
         break
-    values = {
+    metrics = {
       "dynamic_sampling/batches": float(len(drawn)),
       "dynamic_sampling/signal_fraction": len(chosen) / (len(chosen) + len(spare)),
     }
     if len(drawn) == 1:
-      return dataclasses.replace(drawn[0], values=drawn[0].values | values)
-    joined = self._join(drawn, (chosen + spare)[:wanted], values)
-    timer.record("data", exposed=True)
+      return dataclasses.replace(drawn[0], metrics=drawn[0].metrics | metrics)
+    joined = self._join(drawn, (chosen + spare)[:wanted], metrics)
+    timer.record("data", device_idle=True)
     return joined
 
   def _join(
     self,
     drawn: Sequence[Experience],
     chosen: Sequence[tuple[int, int]],
-    values: dict[str, float],
+    metrics: dict[str, float],
   ) -> Experience:
     """Joins rows of several experiences to one, with the features that they were sampled with.
 
@@ -280,7 +280,7 @@ class Collector:
       useful_tokens=sum(experience.useful_tokens for experience in drawn),
       scores_future=scoring.KnownScores(known),
       read=drawn[-1].read,
-      values=_summed([experience.values for experience in drawn]) | values,
+      metrics=_summed([experience.metrics for experience in drawn]) | metrics,
     )
 
 

@@ -94,13 +94,19 @@ class Learner:
       rl, layout, collected.lengths, budget=collected.rollout.tokens.shape[2]
     )
     rollout = reply_shapes.truncate(collected.rollout, fit.time)
-    reference, old = self._scores(collected, rollout, fit)
-    if not (reference is None and old is None) and _idle(reference, old):
+    ref_log_probs, old_log_probs = self._scores(collected, rollout, fit)
+    if not (ref_log_probs is None and old_log_probs is None) and _idle(
+      ref_log_probs, old_log_probs
+    ):
       timer.record("update")  # launching was not asynchronous
     judged = collected.wait_for_scores()
-    timer.record("reward", exposed=_idle(reference, old))
-    advantages, signal, targets, values = self._advantages(collected, rollout, fit, reference)
-    timer.record("update", exposed=_idle(reference, old, advantages) and not self.critic)
+    timer.record("reward", device_idle=_idle(ref_log_probs, old_log_probs))
+    advantages, group_mask, targets, values = self._advantages(
+      collected, rollout, fit, ref_log_probs
+    )
+    timer.record(
+      "update", device_idle=_idle(ref_log_probs, old_log_probs, advantages) and not self.critic
+    )
     updates = []
     for _ in range(rl.num_iterations):
       self.state, updated = self.update(
@@ -108,20 +114,22 @@ class Learner:
         collected.prompt,
         rollout,
         advantages,
-        signal,
-        old,
-        reference,
-        packed=fit.packed,
+        group_mask,
+        old_log_probs,
+        ref_log_probs,
+        packed_length=fit.packed_length,
       )
       updates.append(updated)
     if self.critic and targets is not None:
-      values |= self.critic.learn(collected.prompt, rollout, targets, packed=fit.packed)
+      values |= self.critic.learn(
+        collected.prompt, rollout, targets, packed_length=fit.packed_length
+      )
     running = self.state.step, self.critic and self.critic.state.step
     if overlap and not _idle(*running):
       timer.record("update")
       overlap(self.params)
       late = _idle(*running)
-      timer.record("data" if late else "update", exposed=late)
+      timer.record("data" if late else "update", device_idle=late)
     values, updates = jax.device_get((values, updates))
     values = {n: float(v) for n, v in {**values, **combine_updates(updates)}.items()}
     values = {n: v for n, v in values.items() if not _undefined(n, v)}
@@ -133,35 +141,39 @@ class Learner:
       rl, layout, collected, fit, scorers=scorers
     )
     sampled = values["completions/mean_length"] * collected.lengths.size
-    return {**values, **collected.values, **judged.counts, **timer.values(sampled)}
+    return {**values, **collected.metrics, **judged.counts, **timer.metrics(sampled)}
 
   def _scores(
     self, collected: experience.Experience, rollout: records.Rollout, fit: reply_shapes.ReplyShapes
   ) -> tuple[Array | None, Array | None]:
     """Log-probs of the reference and of the policy before its update; None where not needed."""
-    reference, old = None, None
+    ref_log_probs, old_log_probs = None, None
     if self.reference_params is not None:
       shared = train_state_lib.split(self.params, self.context.frozen)[1]
       frozen = train_state_lib.join(self.reference_params, shared)
-      reference = self.score(frozen, collected.prompt, rollout, packed=fit.packed_whole)
+      ref_log_probs = self.score(
+        frozen, collected.prompt, rollout, packed_length=fit.packed_length_of_batch
+      )
     rl = self.context.config.rl
     if rl.num_iterations > 1:
       # Off policy, the tower was updated after it computed these features.
       prompt = collected.prompt if rl.one_step_off_policy else collected.prompt_with_features
-      old = self.score(self.params, prompt, rollout, packed=fit.packed_whole)
-    return reference, old
+      old_log_probs = self.score(
+        self.params, prompt, rollout, packed_length=fit.packed_length_of_batch
+      )
+    return ref_log_probs, old_log_probs
 
   def _advantages(
     self,
     collected: experience.Experience,
     rollout: records.Rollout,
     fit: reply_shapes.ReplyShapes,
-    reference: Array | None,
-  ) -> tuple[Array, Array, critic_lib.Targets | None, dict[str, Array]]:
-    """Returns (advantages [prompts, group, time], signal [prompts], critic's targets, metrics)."""
+    ref_log_probs: Array | None,
+  ) -> tuple[Array, Array, critic_lib.ValueTargets | None, dict[str, Array]]:
+    """Returns advantages of the tokens, group_mask [prompts], the critic's targets, metrics."""
     context, rl, judged = self.context, self.context.config.rl, collected.wait_for_scores()
     scores = mesh_lib.put_batch(judged.scores, context.mesh)
-    advantages, signal, values = advantages_lib.compute_advantages(
+    advantages, group_mask, values = advantages_lib.compute_advantages(
       scores,
       mesh_lib.put_batch(judged.segment[:, :, : fit.time], context.mesh),
       segments=context.environment.segments,
@@ -172,15 +184,15 @@ class Learner:
       max_tokens=rl.max_new_tokens,
     )
     if self.critic is None:
-      return advantages, signal, None, values
+      return advantages, group_mask, None, values
     advantages, targets, assessed = self.critic.advantages(
       collected.prompt,
       rollout,
       scores,
-      reference=reference,
-      packed=fit.packed_whole,
+      ref_log_probs=ref_log_probs,
+      packed_length=fit.packed_length_of_batch,
     )
-    return advantages, jnp.ones_like(signal), targets, values | assessed
+    return advantages, jnp.ones_like(group_mask), targets, values | assessed
 
 
 def _idle(*running: Array | None) -> bool:

@@ -42,7 +42,7 @@ def make_learner_state(
   optimizer = train_state_lib.make_optimizer(rl, net.abstract_params, net.frozen)
   critic_optimizer = critic = None
   if rl.advantage_estimator == "gae":
-    begin = functools.partial(critic_lib.fresh_params, embed=net.model.hidden_size)
+    begin = functools.partial(critic_lib.init_critic_params, embed=net.model.hidden_size)
     critic_params = jax.eval_shape(begin, params) if abstract else begin(params)
     critic_optimizer = critic_lib.make_optimizer(
       config, critic_params, critic_lib.frozen_names(net.frozen)

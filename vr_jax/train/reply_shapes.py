@@ -17,13 +17,13 @@ class ReplyShapes:
   """The shapes that the passes over the replies of a batch are compiled for.
 
   time: length of the padded replies.
-  packed: room for tokens on each device, for one micro-batch. None: not packed.
-  packed_whole: the same for the whole batch, for passes without micro-batches.
+  packed_length: tokens a device in the packed buffer of one micro-batch. None: not packed.
+  packed_length_of_batch: the same for the whole batch, for passes without micro-batches.
   """
 
   time: int
-  packed: int | None
-  packed_whole: int | None
+  packed_length: int | None
+  packed_length_of_batch: int | None
 
 
 def choose_reply_shapes(
@@ -44,14 +44,16 @@ def choose_reply_shapes(
   while time % 2 == 0 and time // 2 >= longest:
     time //= 2
   if section.token_bucket_ratio <= 1:
-    return ReplyShapes(time=time, packed=None, packed_whole=None)
+    return ReplyShapes(time=time, packed_length=None, packed_length_of_batch=None)
   # Row i of a batch is in micro-batch i mod microbatches.
   microbatches = lengths.reshape(-1, section.microbatches, lengths.shape[1]).swapaxes(0, 1)
-  packed, packed_whole = (
+  packed_length, packed_length_of_batch = (
     packing.size_of(layout, x, time, ratio=section.token_bucket_ratio)
     for x in (microbatches, lengths[None])
   )
-  return ReplyShapes(time=time, packed=packed, packed_whole=packed_whole)
+  return ReplyShapes(
+    time=time, packed_length=packed_length, packed_length_of_batch=packed_length_of_batch
+  )
 
 
 def truncate(rollout: records.Rollout, time: int) -> records.Rollout:
@@ -73,7 +75,7 @@ def _truncate_episode_inputs(
   names = [
     "positions",
     "media_index",
-    *(["forgotten"] if episode_inputs.forgotten is not None else []),
+    *(["visible_from"] if episode_inputs.visible_from is not None else []),
   ]
   fields = {name: getattr(episode_inputs, name)[:, :, :time] for name in names}
   return dataclasses.replace(episode_inputs, **fields)
@@ -97,8 +99,12 @@ def padding_fraction(
   lengths, devices = made.lengths, layout.ways("slots")
   full, prefix = lengths.size * chosen.time, made.prompt_with_features.tokens.shape[1]
   updates = rl.num_iterations * (1 + (rl.advantage_estimator == "gae"))
-  update_tokens = full if chosen.packed is None else chosen.packed * devices * rl.microbatches
-  scorer_tokens = full if chosen.packed_whole is None else chosen.packed_whole * devices
+  update_tokens = (
+    full if chosen.packed_length is None else chosen.packed_length * devices * rl.microbatches
+  )
+  scorer_tokens = (
+    full if chosen.packed_length_of_batch is None else chosen.packed_length_of_batch * devices
+  )
   passes = updates + scorers
   reads = len(lengths) * passes
   reply_tokens = updates * update_tokens + scorers * scorer_tokens

@@ -82,8 +82,8 @@ class PendingScores:
   def _finished(self) -> ScoredReplies:
     replies, scores, counts = self._scored.result()
     scores = mesh_lib.broadcast_from_first(scores, self._mesh)
-    _, shares = mesh_lib.process_shard(self._mesh)
-    summed = functools.partial(processes.all_sum, copies=jax.process_count() // shares)
+    _, process_count = mesh_lib.process_shard(self._mesh)
+    summed = functools.partial(processes.all_sum, copies=jax.process_count() // process_count)
     scores, counted = self._environment.finish_batch(
       self._examples, replies, scores, sum_processes=summed
     )

@@ -74,7 +74,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     microbatches=sft.microbatches,
     frozen=context.frozen,
   )
-  likelihood = train_step.make_likelihood(context.graphdef, context.allowed_tokens)
+  log_likelihood = train_step.make_log_likelihood_fn(context.graphdef, context.allowed_tokens)
   log = metrics.MetricsLog(workdir, "sft", first_step=first + 1)
   layout = mesh_lib.MeshLayout(context.mesh)
   with (
@@ -91,27 +91,29 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     ahead = timer = None
     for step in range(first + 1, sft.steps + 1):
       timer = step_timer_lib.StepTimer(after=timer)
-      fed, ahead = (
+      batch, ahead = (
         ahead or prepare_batch(context, state.params, next(iterator), iterator, cache),
         None,
       )
-      timer.record("data", exposed=True)
-      lengths = train_step.reply_lengths(fed.replies[1], context.mesh)
+      timer.record("data", device_idle=True)
+      lengths = train_step.reply_lengths(batch.replies[1], context.mesh)
       fit = reply_shapes.choose_reply_shapes(sft, layout, lengths, budget=sft.max_reply_tokens)
-      replies = [x[:, :, : fit.time] for x in fed.replies]
-      state, values = step_fn(state, fed.prompt, *replies, packed=fit.packed)
+      replies = [x[:, :, : fit.time] for x in batch.replies]
+      state, values = step_fn(state, batch.prompt, *replies, packed_length=fit.packed_length)
       timer.record("update")
       if step < sft.steps:
         ahead = prepare_batch(context, state.params, next(iterator), iterator, cache)
         late = cast(Any, values["loss"]).is_ready()  # the stub of jax.Array lacks it
-        timer.record("data" if late else "update", exposed=late)
+        timer.record("data" if late else "update", device_idle=late)
       values = {name: float(value) for name, value in jax.device_get(values).items()}
       timer.record("update")
       if sft.validate_every and step % sft.validate_every == 0:
-        loss = values["validation_loss"] = validation_loss(context, state.params, likelihood, cache)
+        loss = values["validation_loss"] = validation_loss(
+          context, state.params, log_likelihood, cache
+        )
         lowest, since = (loss, 0) if loss < lowest else (lowest, since + 1)
         timer.record("validation")
-      values |= fed.values | timer.values(sft.batch_size * values["completions/mean_length"])
+      values |= batch.metrics | timer.metrics(sft.batch_size * values["completions/mean_length"])
       log.write(step, values)
       tick(step, sft.steps, {"loss": values["loss"]})
       divergence.check_finite(values, sft.max_consecutive_nonfinite, "sft", step)
@@ -122,7 +124,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       if done or step % sft.checkpoint_every == 0:
         log.wait()
         loop = {
-          "iterator": fed.read,
+          "iterator": batch.read,
           "recent": list(recent),
           "validation": [lowest, since],
           "complete": done,
@@ -138,13 +140,13 @@ class SftBatch:
 
   replies: (tokens, valid), each [prompts, 1, time].
   read: state of the iterator over batches after this batch.
-  values: metrics to log.
+  metrics: to log.
   """
 
   prompt: records.Prompt
   replies: tuple[Array, Array]
   read: Mapping[str, Any]
-  values: dict[str, float]
+  metrics: dict[str, float]
 
 
 def prepare_batch(
@@ -155,16 +157,18 @@ def prepare_batch(
   cache: vision_features.Cache,
 ) -> SftBatch:
   """Puts a batch on the devices. batches: the iterator that gave it."""
-  fed = vision_features.prompt_with_features(context, params, batch, cache)
+  featurized = vision_features.prompt_with_features(context, params, batch, cache)
   replies = batching.reply_arrays(batch.items, context.config.sft.max_reply_tokens)
   replies = mesh_lib.put_batch(replies, context.mesh)
-  return SftBatch(prompt=fed.prompt, replies=replies, read=batches.get_state(), values=fed.values)
+  return SftBatch(
+    prompt=featurized.prompt, replies=replies, read=batches.get_state(), metrics=featurized.metrics
+  )
 
 
 def validation_loss(
   context: run_context.RunContext,
   params: PyTree,
-  likelihood: Callable[..., Array],
+  log_likelihood: Callable[..., Array],
   cache: vision_features.Cache,
 ) -> float:
   """The loss on the validation split: mean over the tokens of all reference replies (nats)."""
@@ -187,4 +191,4 @@ def validation_loss(
     tokens, valid = batching.reply_arrays(batch.items, sft.max_reply_tokens, rows=rows)
     # A process that has no batches left takes part with its last one, which then counts nothing.
     replies = mesh_lib.put_batch((tokens, valid & (more is not None)), context.mesh)
-    sums += jax.device_get(likelihood(params, prompt, *replies))
+    sums += jax.device_get(log_likelihood(params, prompt, *replies))

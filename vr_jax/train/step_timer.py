@@ -16,28 +16,28 @@ class StepTimer:
     """
     self._begun = self._last = after._last if after else time.perf_counter()
     self._laps: dict[str, float] = {}
-    self._exposed = 0.0
+    self._device_idle = 0.0
     if after:
-      self.record("log", exposed=True)
+      self.record("log", device_idle=True)
 
-  def record(self, name: str, *, exposed: bool = False, idle_seconds: float = 0.0) -> None:
+  def record(self, name: str, *, device_idle: bool = False, idle_seconds: float = 0.0) -> None:
     """Adds the time since the last record to the part `name`.
 
-    exposed: whether the devices were idle all that time.
+    device_idle: whether the devices were idle all that time.
     idle_seconds: otherwise, for how much of it they were idle.
     """
     now = time.perf_counter()
     spent, self._last = now - self._last, now
     self._laps[name] = self._laps.get(name, 0.0) + spent
-    self._exposed += spent if exposed else idle_seconds
+    self._device_idle += spent if device_idle else idle_seconds
 
-  def values(self, tokens: float) -> dict[str, float]:
+  def metrics(self, tokens: float) -> dict[str, float]:
     """The metrics of the step. tokens: number of tokens of its replies."""
     whole = self._last - self._begun
     return {
       **{f"perf/time/{name}": seconds for name, seconds in self._laps.items()},
       "perf/time/step": whole,
-      "perf/exposed_host_fraction": self._exposed / whole,
+      "perf/exposed_host_fraction": self._device_idle / whole,
       "perf/tokens_per_second": tokens / whole,
       **metrics.peak_memory(),
     }

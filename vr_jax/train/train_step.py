@@ -31,20 +31,26 @@ def make_sft_step(
   microbatches: int,
   frozen: tuple[str, ...] = (),
 ) -> Callable[..., tuple[train_state_lib.TrainState, Metrics]]:
-  """Makes the SFT step: a jitted `step(state, prompt, tokens, valid, packed=None)`.
+  """Makes the SFT step: a jitted `step(state, prompt, tokens, valid, packed_length=None)`.
 
   It returns (state, metrics). The loss is the cross-entropy of the reference replies, in nats, the
   mean over the tokens of all replies. The state is donated.
 
   tokens, valid: [prompts, 1, time].
-  packed: of one micro-batch; see `forward.reply_log_probs`.
+  packed_length: tokens a device in the packed buffer of one micro-batch; see
+    `forward.reply_log_probs`.
   frozen: names of parameters, or of modules, that get no gradient.
   """
 
-  def loss(params: PyTree, part: PyTree, packed: int | None) -> tuple[Array, PyTree]:
+  def loss(params: PyTree, part: PyTree, packed_length: int | None) -> tuple[Array, PyTree]:
     model = nnx.merge(graphdef, params)
     log_probs, entropy = forward.reply_log_probs(
-      model, part["prompt"], part["tokens"], part["valid"], allowed_tokens, packed=packed
+      model,
+      part["prompt"],
+      part["tokens"],
+      part["valid"],
+      allowed_tokens,
+      packed_length=packed_length,
     )
     return -(part["weights"] * log_probs).sum(), {"entropy": (part["weights"] * entropy).sum()}
 
@@ -53,12 +59,12 @@ def make_sft_step(
     prompt: records.Prompt,
     tokens: Array,
     valid: Array,
-    packed: int | None = None,
+    packed_length: int | None = None,
   ) -> tuple[train_state_lib.TrainState, Metrics]:
     weights = loss_lib.token_weights(valid, "token_mean")
     batch = {"prompt": prompt, "tokens": tokens, "valid": valid, "weights": weights}
     parts = split_microbatches(batch, microbatches)
-    of_part = functools.partial(loss, packed=packed)
+    of_part = functools.partial(loss, packed_length=packed_length)
     state, metrics, value, sums = apply_update(of_part, optimizer, state, parts, frozen)
     return state, {
       **metrics,
@@ -67,42 +73,47 @@ def make_sft_step(
       "completions/mean_length": valid.sum(-1).mean(),
     }
 
-  return jax.jit(step, donate_argnums=0, static_argnames="packed")
+  return jax.jit(step, donate_argnums=0, static_argnames="packed_length")
 
 
-def make_likelihood(
+def make_log_likelihood_fn(
   graphdef: nnx.GraphDef, allowed_tokens: Bool[Array, "vocab"]
 ) -> Callable[..., Array]:
-  """Makes a jitted `likelihood(params, prompt, tokens, valid)`.
+  """Makes a jitted `log_likelihood(params, prompt, tokens, valid)`.
 
   It returns [sum of the log-probs (nats) of all reply tokens, number of these tokens].
   """
 
-  def likelihood(
+  def log_likelihood(
     params: PyTree, prompt: records.Prompt, tokens: Array, valid: Array
   ) -> Float[Array, "2"]:
     model = nnx.merge(graphdef, params)
     log_probs, _ = forward.reply_log_probs(model, prompt, tokens, valid, allowed_tokens)
     return jnp.stack([log_probs.sum(), valid.sum().astype(jnp.float32)])
 
-  return jax.jit(likelihood)
+  return jax.jit(log_likelihood)
 
 
 def make_logprob_fn(
   graphdef: nnx.GraphDef, allowed_tokens: Bool[Array, "vocab"], *, temperature: float
 ) -> Callable[..., Array]:
-  """Makes a jitted `score(params, prompt, rollout, packed=None)`, for use without gradient.
+  """Makes a jitted `score(params, prompt, rollout, packed_length=None)`, for use without gradient.
 
-  It returns log-probs [prompts, group, time], in nats. packed: see `forward.reply_log_probs`.
+  It returns log-probs [prompts, group, time], in nats; 0 for padding and observations.
+
+  packed_length: tokens a device in the packed buffer; see `forward.reply_log_probs`.
   """
 
   def score(
-    params: PyTree, prompt: records.Prompt, rollout: records.Rollout, packed: int | None = None
+    params: PyTree,
+    prompt: records.Prompt,
+    rollout: records.Rollout,
+    packed_length: int | None = None,
   ) -> Array:
     model = nnx.merge(graphdef, params)
-    return _log_probs(model, prompt, rollout, allowed_tokens, temperature, packed)[0]
+    return _log_probs(model, prompt, rollout, allowed_tokens, temperature, packed_length)[0]
 
-  return jax.jit(score, static_argnames="packed")
+  return jax.jit(score, static_argnames="packed_length")
 
 
 def make_rl_step(
@@ -113,29 +124,33 @@ def make_rl_step(
   *,
   frozen: tuple[str, ...] = (),
 ) -> Callable[..., tuple[train_state_lib.TrainState, Metrics]]:
-  """Makes the RL step: `step(state, prompt, rollout, advantages, signal, old, reference, packed)`.
+  """Makes the jitted RL step.
 
-  It is jitted and returns (state, metrics). The state is donated.
+  It is called as `step(state, prompt, rollout, advantages, group_mask, old_log_probs,
+  ref_log_probs, packed_length=None)` and returns (state, metrics). The state is donated.
 
   config: the section `rl`.
   frozen: names of parameters, or of modules, that get no gradient.
   advantages: [prompts, group, time].
-  signal: [prompts], bool; groups without it count neither in the mean of the loss nor in its KL.
-  old: log-probs before the first update on this batch. None: those of this forward pass.
-  reference: log-probs of the frozen reference; None where kl_weight is 0.
-  packed: of one micro-batch; see `forward.reply_log_probs`. Default: None.
+  group_mask: [prompts], bool; False takes the group out of loss, KL, entropy bonus and token count.
+  old_log_probs: log-probs before the first update on this batch. None: those of this forward pass.
+  ref_log_probs: log-probs of the frozen reference; None where kl_weight is 0.
+  packed_length: tokens a device in the packed buffer of one micro-batch; see
+    `forward.reply_log_probs`.
   """
 
-  def loss(params: PyTree, part: PyTree, packed: int | None) -> tuple[Array, PyTree]:
+  def loss(params: PyTree, part: PyTree, packed_length: int | None) -> tuple[Array, PyTree]:
     model = nnx.merge(graphdef, params)
     rollout = part["rollout"]
     log_probs, entropy = _log_probs(
-      model, part["prompt"], rollout, allowed_tokens, config.temperature, packed
+      model, part["prompt"], rollout, allowed_tokens, config.temperature, packed_length
     )
-    old = jax.lax.stop_gradient(log_probs) if part["old"] is None else part["old"]
+    old_log_probs = part["old_log_probs"]
+    if old_log_probs is None:
+      old_log_probs = jax.lax.stop_gradient(log_probs)
     value, sums = loss_lib.policy_loss(
       log_probs,
-      old,
+      old_log_probs,
       part["advantages"],
       part["weights"],
       clip_epsilon_low=config.clip_epsilon_low,
@@ -145,14 +160,14 @@ def make_rl_step(
       dual_clip=config.dual_clip or None,
       sampler_log_probs=rollout.log_probs,
       tis_cap=config.tis_cap,
-      reference_log_probs=part["reference"],
+      reference_log_probs=part["ref_log_probs"],
       kl_weight=config.kl_weight,
       kl_estimator=config.kl_estimator,
     )
     if config.entropy_weight:
       value -= config.entropy_weight * (part["weights"] * entropy).sum()
-    gap = jnp.where(action_mask(rollout), jnp.exp(old - rollout.log_probs), 0)
-    sums |= {"entropy": entropy.sum(), "sampling/importance_sampling_ratio/mean": gap.sum()}
+    sampling_ratio = jnp.where(action_mask(rollout), jnp.exp(old_log_probs - rollout.log_probs), 0)
+    sums |= {"entropy": entropy.sum(), "sampling_ratio": sampling_ratio.sum()}
     return value, sums
 
   def step(
@@ -160,14 +175,14 @@ def make_rl_step(
     prompt: records.Prompt,
     rollout: records.Rollout,
     advantages: Array,
-    signal: Array,
-    old: Array | None,
-    reference: Array | None,
-    packed: int | None = None,
+    group_mask: Array,
+    old_log_probs: Array | None,
+    ref_log_probs: Array | None,
+    packed_length: int | None = None,
   ) -> tuple[train_state_lib.TrainState, Metrics]:
     mask = action_mask(rollout)
     weights = loss_lib.token_weights(
-      mask & signal[:, None, None],
+      mask & group_mask[:, None, None],
       config.aggregation,
       constant_length=config.max_new_tokens,
     )
@@ -176,15 +191,15 @@ def make_rl_step(
       "rollout": rollout,
       "advantages": advantages,
       "weights": weights,
-      "old": old,
-      "reference": reference,
+      "old_log_probs": old_log_probs,
+      "ref_log_probs": ref_log_probs,
     }
     parts = split_microbatches(batch, config.microbatches)
-    of_part = functools.partial(loss, packed=packed)
+    of_part = functools.partial(loss, packed_length=packed_length)
     state, metrics, value, sums = apply_update(of_part, optimizer, state, parts, frozen)
     return state, {**metrics, "loss": value, **_per_token(sums, mask.sum())}
 
-  return jax.jit(step, donate_argnums=0, static_argnames="packed")
+  return jax.jit(step, donate_argnums=0, static_argnames="packed_length")
 
 
 def _log_probs(
@@ -193,7 +208,7 @@ def _log_probs(
   rollout: records.Rollout,
   allowed_tokens: Bool[Array, "vocab"],
   temperature: float,
-  packed: int | None,
+  packed_length: int | None,
 ) -> tuple[Array, Array]:
   """Log-probs and entropies of the sampled tokens. Observations between turns are context only."""
   return forward.reply_log_probs(
@@ -203,7 +218,7 @@ def _log_probs(
     token_mask(rollout),
     allowed_tokens,
     temperature,
-    packed=packed,
+    packed_length=packed_length,
     scored=action_mask(rollout),
     episode_inputs=rollout.episode_inputs,
   )
@@ -281,10 +296,11 @@ def apply_update(
 def _per_token(sums: Metrics, tokens: Array) -> Metrics:
   """Turns sums into means: terms of the loss over its own tokens, the others over all tokens."""
   in_loss = jnp.maximum(sums["mask"], 1)
-  everywhere = ("entropy", "sampling/importance_sampling_ratio/mean")
+  everywhere = ("entropy", "sampling_ratio")
   means = {
     name: value / (jnp.maximum(tokens, 1) if name in everywhere else in_loss)
     for name, value in sums.items()
     if name != "mask"
   }
+  means["sampling/importance_sampling_ratio/mean"] = means.pop("sampling_ratio")
   return {**means, "loss_tokens": sums["mask"]}

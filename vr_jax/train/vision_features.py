@@ -2,7 +2,7 @@
 
 with vision_features.open_cache(context, params, workdir) as cache:
   iterator = context.builder.read("train", 16, cache=cache)
-  fed = vision_features.prompt_with_features(context, params, next(iterator), cache)
+  featurized = vision_features.prompt_with_features(context, params, next(iterator), cache)
 """
 
 from collections.abc import Callable, Iterator
@@ -105,22 +105,22 @@ def _scrambled(x: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Fed:
+class FeaturizedBatch:
   """A batch on the devices.
 
   batch: the batch in the buckets that all processes share.
   prompt: its prompts on the mesh.
-  values: metrics of the cache.
+  metrics: of the cache.
   """
 
   batch: batching.Batch
   prompt: records.Prompt
-  values: dict[str, float]
+  metrics: dict[str, float]
 
 
 def prompt_with_features(
   context: run_context.RunContext, params: PyTree, batch: batching.Batch, cache: Cache
-) -> Fed:
+) -> FeaturizedBatch:
   """Puts the prompts of a batch on the mesh; all processes must call this together.
 
   Without a cache the prompts have patches. With one they have features. The tower then runs only
@@ -131,19 +131,19 @@ def prompt_with_features(
   mesh = context.mesh
   if cache is None:
     batch = context.builder.pad_to_common_buckets(batch)
-    return Fed(batch=batch, prompt=context.builder.prompt(batch), values={})
-  batch, most, values = _agree_on_missing(context, batch)
-  fed = functools.partial(Fed, batch=batch, values=values)
+    return FeaturizedBatch(batch=batch, prompt=context.builder.prompt(batch), metrics={})
+  batch, most, metrics = _agree_on_missing(context, batch)
+  featurized = functools.partial(FeaturizedBatch, batch=batch, metrics=metrics)
   if not most:
-    return fed(prompt=context.builder.prompt(batch))
+    return featurized(prompt=context.builder.prompt(batch))
   size = len(batch.prompt.tokens)
   rows = mesh_lib.bucket_size(most, size, mesh)
-  patches = mesh_lib.put_batch(_pad_rows(batch.patches, rows), mesh, axes=mesh_lib.VISION)
+  patches = mesh_lib.put_batch(_pad_rows(batch.vision_inputs, rows), mesh, axes=mesh_lib.VISION)
   made = encoder.features(context.graphdef, params, patches)
   cache.put_later(_entries(batch, made, context.model.vision_shapes))
   bare = dataclasses.replace(batch.prompt, vision=None, media=None)
-  if not values["vision/cache_hits"]:
-    return fed(prompt=dataclasses.replace(mesh_lib.put_batch(bare, mesh), media=made))
+  if not metrics["vision/cache_hits"]:
+    return featurized(prompt=dataclasses.replace(mesh_lib.put_batch(bare, mesh), media=made))
   media = batch.prompt.media
   if media is None:  # only other processes had hits
     media = jax.tree.map(lambda x: np.zeros((size, *x.shape[1:]), x.dtype), made)
@@ -153,7 +153,7 @@ def prompt_with_features(
   known = mesh_lib.put_batch(dataclasses.replace(bare, media=media), mesh)
   source = mesh_lib.put_batch(source, mesh)
   media = _select_features(mesh_lib.MeshLayout(mesh), known.media, made, source)
-  return fed(prompt=dataclasses.replace(known, media=media))
+  return featurized(prompt=dataclasses.replace(known, media=media))
 
 
 def _agree_on_missing(
@@ -169,23 +169,23 @@ def _agree_on_missing(
   missing = np.zeros(len(batch.prompt.tokens), bool)
   missing[list(batch.missing)] = True
   damaged, buckets = sum(item.damaged for item in batch.items), batching.bucket_sizes(batch)
-  share, count = mesh_lib.process_shard(context.mesh)
-  own = [share, damaged, len(batch.items), *missing, *buckets]
+  process_index, process_count = mesh_lib.process_shard(context.mesh)
+  own = [process_index, damaged, len(batch.items), *missing, *buckets]
   gathered = processes.all_gather(np.array(own))
   gathered, buckets = np.split(gathered, [-len(buckets)], axis=1)
-  by_share = [gathered[gathered[:, 0] == number] for number in range(count)]
-  union = [np.logical_or.reduce(one[:, 3:], axis=0) for one in by_share]
+  by_process = [gathered[gathered[:, 0] == number] for number in range(process_count)]
+  union = [np.logical_or.reduce(one[:, 3:], axis=0) for one in by_process]
   batch = context.builder.rebuild(
     batch,
     sizes=batching.common_buckets(buckets),
-    unknown=np.flatnonzero(union[share] & ~missing).tolist(),
+    drop_features_of=np.flatnonzero(union[process_index] & ~missing).tolist(),
   )
-  hits = sum((~rows[: one[0, 2]]).sum() for one, rows in zip(by_share, union, strict=True))
-  values = {
+  hits = sum((~rows[: one[0, 2]]).sum() for one, rows in zip(by_process, union, strict=True))
+  metrics = {
     "vision/cache_hits": float(hits),
-    "vision/cache_rebuilt": float(sum(one[:, 1].max() for one in by_share)),
+    "vision/cache_rebuilt": float(sum(one[:, 1].max() for one in by_process)),
   }
-  return batch, max(int(rows.sum()) for rows in union), values
+  return batch, max(int(rows.sum()) for rows in union), metrics
 
 
 def _pad_rows(patches: PyTree, rows: int) -> PyTree:
@@ -227,7 +227,7 @@ def _entries(
   kept = [
     (place, name, index[row][index[row] >= 0])
     for place, row in enumerate(batch.missing)
-    if row < len(batch.items) and (name := batch.items[row].kept_as)
+    if row < len(batch.items) and (name := batch.items[row].cache_key)
   ]
 
   def make() -> feature_cache.Entries:

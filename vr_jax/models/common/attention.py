@@ -76,11 +76,11 @@ class Block(NamedTuple):
 class Forgetting(NamedTuple):
   """What tokens of replies no longer attend to.
 
-  forgotten: [prompts, group, time], the number of leading tokens of its own reply that a token does
-    not attend to. Where it is above 0, it attends to only the first `kept` tokens of the prompt.
+  visible_from: [prompts, group, time], the index of the first token of its own reply that a token
+    attends to. Where it is above 0, only the first `kept` tokens of the prompt are attended to.
   """
 
-  forgotten: Array
+  visible_from: Array
   kept: int
 
 
@@ -176,7 +176,7 @@ class Attention:
       local = functools.partial(
         attention_forgetting.attend_replies, kept=forgetting.kept, logits=self._logits
       )
-      more = ((forgetting.forgotten, ("prompts", "group", *self._time_axes(query))),)
+      more = ((forgetting.visible_from, ("prompts", "group", *self._time_axes(query))),)
     prefix_axes, own_axes = ("prompts", None, "kv_heads", None), ("prompts", "group", None)
     return self.layout.per_shard(
       local,
@@ -240,7 +240,7 @@ class Attention:
       ),
     )
 
-  def append(
+  def prefill_observation(
     self,
     query: Float[Array, "rows time heads head_dim"],
     own: Block,
@@ -256,16 +256,16 @@ class Attention:
     """
     row_axes, prefix_axes = ("slots", None, "kv_heads", None), ("prompts", None, "kv_heads", None)
     cache_axes = ("slots", "kv_heads", None, None)
-    append, more = functools.partial(attention_decode.append, logits=self._logits), ()
-    if rows.forgotten is not None:
-      append = functools.partial(
-        attention_decode.append,
+    attend, more = functools.partial(attention_decode.prefill_observation, logits=self._logits), ()
+    if rows.visible_from is not None:
+      attend = functools.partial(
+        attention_decode.prefill_observation,
         attend=functools.partial(attention_forgetting.attend_appended, kept=rows.kept),
         logits=self._logits,
       )
-      more = ((rows.forgotten, ("slots",)),)
+      more = ((rows.visible_from, ("slots",)),)
     return self.layout.per_shard(
-      append,
+      attend,
       (
         (query, ("slots", None, "heads", None)),
         (own.key, row_axes),

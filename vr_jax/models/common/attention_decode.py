@@ -67,7 +67,7 @@ def forgetting_step(
   return step(query, prompt, group_index, *shared, *pasts, group=group, seen=seen)
 
 
-def append(
+def prefill_observation(
   query: Float[Array, "rows time heads head_dim"],
   key: Float[Array, "rows time kv_heads head_dim"],
   value: Float[Array, "rows time kv_heads head_dim"],

@@ -20,31 +20,31 @@ def attend_replies(
   own_key: Float[Array, "batch group all_time kv_heads head_dim"],
   own_value: Float[Array, "batch group all_time kv_heads head_dim"],
   own_valid: Bool[Array, "batch group all_time"],
-  forgotten: Int[Array, "batch group time"],
+  visible_from: Int[Array, "batch group time"],
   *,
   kept: int,
   logits: int,
 ) -> Float[Array, "batch group time heads head_dim"]:
-  """Like `attention_xla.attend_replies`, without the first `forgotten` tokens of the own reply.
+  """Like `attention_xla.attend_replies`, but the own reply is visible only from `visible_from` on.
 
   Where that is above 0, only the first `kept` tokens of the prompt are attended to. Replies run one
   after the other.
   """
 
   def attend_prompt(inputs: tuple[Array, ...]) -> Array:
-    query, forgotten, key, value, valid, *prompt = inputs
+    query, visible_from, key, value, valid, *prompt = inputs
 
     def attend_reply(inputs: tuple[Array, ...]) -> Array:
-      query, forgotten, key, value, valid = inputs
+      query, visible_from, key, value, valid = inputs
       places = jnp.arange(key.shape[0])
-      seen = valid & (places <= index[:, None]) & (places >= forgotten[:, None])
-      return _attend(query, forgotten, prompt, (key, value), seen, kept, logits)
+      seen = valid & (places <= index[:, None]) & (places >= visible_from[:, None])
+      return _attend(query, visible_from, prompt, (key, value), seen, kept, logits)
 
-    return jax.lax.map(attend_reply, (query, forgotten, key, value, valid))
+    return jax.lax.map(attend_reply, (query, visible_from, key, value, valid))
 
   return jax.lax.map(
     attend_prompt,
-    (query, forgotten, own_key, own_value, own_valid, prefix_key, prefix_value, prefix_valid),
+    (query, visible_from, own_key, own_value, own_valid, prefix_key, prefix_value, prefix_valid),
   )
 
 
@@ -53,7 +53,7 @@ def attend_appended(
   own_key: Float[Array, "time kv_heads head_dim"],
   own_value: Float[Array, "time kv_heads head_dim"],
   own_valid: Bool[Array, "time"],
-  forgotten: Int[Array, ""],
+  visible_from: Int[Array, ""],
   prefix_key: Float[Array, "prefix kv_heads head_dim"],
   prefix_value: Float[Array, "prefix kv_heads head_dim"],
   prefix_valid: Bool[Array, "prefix"],
@@ -64,22 +64,22 @@ def attend_appended(
   kept: int,
   logits: int,
 ) -> Float[Array, "time heads head_dim"]:
-  """Like `attention_xla.attend_appended`, without the first `forgotten` of the `written` tokens."""
+  """Like `attention_xla.attend_appended`, for written tokens from `visible_from` on."""
   time, length = len(query), past_key.shape[-1]
   places = jnp.arange(length)
-  past = jnp.broadcast_to((places < written) & (places >= forgotten), (time, length))
+  past = jnp.broadcast_to((places < written) & (places >= visible_from), (time, length))
   own = own_valid & (jnp.arange(time) <= jnp.arange(time)[:, None])
   key = jnp.concatenate([jnp.moveaxis(past_key, -1, 0), own_key])
   value = jnp.concatenate([past_value.swapaxes(0, 1), own_value])
   seen = jnp.concatenate([past, own], axis=1)
   prompt = prefix_key, prefix_value, prefix_valid
-  every = jnp.broadcast_to(forgotten, (time,))
+  every = jnp.broadcast_to(visible_from, (time,))
   return _attend(query, every, prompt, (key, value), seen, kept, logits)
 
 
 def _attend(
   query: Float[Array, "queries heads head_dim"],
-  forgotten: Int[Array, "queries"],
+  visible_from: Int[Array, "queries"],
   prompt: tuple[Array, Array, Array] | list[Array],
   own: tuple[Array, Array],
   seen: Bool[Array, "queries keys"],
@@ -87,7 +87,7 @@ def _attend(
   logits: int,
 ) -> Float[Array, "queries heads head_dim"]:
   """One softmax over the keys of a prompt and of its reply. seen: mask of the reply's keys."""
-  prompt_mask = prompt[2] & ((forgotten[:, None] == 0) | (jnp.arange(len(prompt[2])) < kept))
+  prompt_mask = prompt[2] & ((visible_from[:, None] == 0) | (jnp.arange(len(prompt[2])) < kept))
   mask = jnp.concatenate([prompt_mask, seen], axis=1)
   key, value = (jnp.concatenate([prompt[n], own[n]])[None] for n in (0, 1))
 

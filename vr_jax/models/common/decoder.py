@@ -78,12 +78,12 @@ class Decoder(nnx.Module):
     return jnp.dtype(self.config.dtype)
 
   def embed(
-    self, tokens: Int[Array, "..."], axes: layout_lib.Axes, *, whole: bool = False
+    self, tokens: Int[Array, "..."], axes: layout_lib.Axes, *, replicated: bool = False
   ) -> Float[Array, "... embed"]:
-    """Embeds tokens. axes: their logical axes. whole: every device holds whole rows."""
-    return self.layout.look_up(self.embedding[...], tokens, axes, self.dtype, whole=whole)
+    """Embeds tokens. axes: their logical axes. replicated: every device holds whole rows."""
+    return self.layout.look_up(self.embedding[...], tokens, axes, self.dtype, replicated=replicated)
 
-  def output_rows(self) -> Float[Array, "vocab embed"]:
+  def lm_head_weight(self) -> Float[Array, "vocab embed"]:
     """The output matrix, whose product with a hidden state gives logits."""
     return (self.embedding if self.config.tie_word_embeddings else self.head)[...]
 
@@ -93,7 +93,7 @@ class Decoder(nnx.Module):
     scores = jnp.einsum(
       "ne,ve->nv",
       flat,
-      self.output_rows().astype(self.dtype),
+      self.lm_head_weight().astype(self.dtype),
       precision=layers.precision(self.dtype),
       preferred_element_type=jnp.float32,
     )
@@ -124,7 +124,7 @@ class Decoder(nnx.Module):
     )
     return self.final_norm(x), keys, values
 
-  def extend(
+  def forward_replies(
     self,
     x: Float[Array, "prompts group time embed"],
     positions: Int[Array, "prompts group time *axes"],
@@ -149,7 +149,7 @@ class Decoder(nnx.Module):
 
     return self._continue(layer, self.layout.place(x, axes), prefix)
 
-  def extend_packed(
+  def forward_packed_replies(
     self,
     x: Float[Array, "packed embed"],
     positions: Int[Array, "packed *axes"],
@@ -158,7 +158,7 @@ class Decoder(nnx.Module):
     packing: packing_lib.Packing,
     forgetting: attention.Forgetting | None = None,
   ) -> Float[Array, "packed embed"]:
-    """Like `extend`, on the valid tokens only; they are unpacked for attention alone."""
+    """Like `forward_replies`, on the valid tokens only; they are unpacked for attention alone."""
     cos, sin = self._angles(positions, x)
     axes, heads, kv_heads = ("slots", None), ("heads", None), ("kv_heads", None)
 
@@ -246,7 +246,7 @@ class Decoder(nnx.Module):
     keys, values = new if by_layer else put(own, new)
     return self.final_norm(x), keys, values
 
-  def append(
+  def prefill_observation(
     self,
     x: Float[Array, "rows time embed"],
     positions: Int[Array, "rows time axes"],
@@ -269,7 +269,7 @@ class Decoder(nnx.Module):
       query, key, value = self.project_qkv(x, weights, cos, sin)
       shared = attention.Block(prefix_key, prefix_value, prefix.valid)
       own = attention.Block(key, value, valid)
-      mixed = self.attention.append(query, own, rows, shared, *past)
+      mixed = self.attention.prefill_observation(query, own, rows, shared, *past)
       kept = attention.transpose_for_decode(key, value)
       return self.layout.place(self.finish_layer(x, mixed, weights), axes), kept
 

@@ -2,12 +2,15 @@
 
     prefix = model.prefill(prompt)                      each prompt once, its vision too
     # The update runs all replies of all groups at once:
-    hidden = model.extend(prefix, tokens, valid)
+    hidden = model.forward_replies(prefix, tokens, valid)
     # The sampler runs one token a slot:
-    cache, constants = model.start_cache(prefix, slots, length), model.prepare_decode(prefix)
+    cache, constants = model.init_cache(prefix, slots, length), model.prepare_decode(prefix)
     hidden, cache = model.decode(constants, cache, tokens, index, decode_slots)
-    # Between turns it appends observations, text and frames:
-    hidden, new = model.append(prefix, cache, shown, media, rows)
+    # Between turns it reads observations, text and frames, and writes them into the cache:
+    hidden, new = model.prefill_observation(prefix, cache, shown, media, rows)
+    cache = cache.write_rows(layout, new, rows.cache_slot, rows.written, counts)
+    # The replies of later turns continue in a second cache:
+    hidden, recent = model.decode_later_turn(constants, cache, recent, tokens, index, rows, …)
     model.logits(hidden)
 
 The first reply token's distribution comes from `prefix.hidden`, that of token t + 1 from the hidden
@@ -108,7 +111,7 @@ class DecoderLanguageModel(nnx.Module):
       else jax.tree.map(jnp.asarray, shown.media)
     )
 
-  def extend(
+  def forward_replies(
     self,
     prefix: kv_cache.PrefixKV,
     tokens: Int[Array, "prompts group time"],
@@ -117,21 +120,25 @@ class DecoderLanguageModel(nnx.Module):
   ) -> Float[Array, "prompts group time embed"]:
     """Computes final-normed hidden states of replies.
 
-    Token t attends to its prompt and to the valid tokens of its own reply up to t. Gradients flow
-    into the prefix, and into the vision tower where `episode_inputs` has patches, not features.
+    Token t attends to its prompt and to the valid tokens of its own reply up to t; with a
+    forgetting window, not to tokens of forgotten turns. Gradients flow into the prefix, and into
+    the vision tower where `episode_inputs` has patches, not features.
 
-    episode_inputs: positions and observations of episodes with several turns.
+    episode_inputs: positions and observations of episodes with several turns, and what each token
+      has forgotten.
     """
     embedded = self.text.embed(tokens, packing_lib.REPLIES)
     if episode_inputs is None:
-      return self.text.extend(embedded, _positions(prefix, tokens), valid, _block(prefix))
+      return self.text.forward_replies(embedded, _positions(prefix, tokens), valid, _block(prefix))
     embedded = self._with_media(
       embedded, jnp.asarray(episode_inputs.media_index), self._media(episode_inputs)
     )
     positions = jnp.asarray(episode_inputs.positions)
-    return self.text.extend(embedded, positions, valid, _block(prefix), _forgetting(episode_inputs))
+    return self.text.forward_replies(
+      embedded, positions, valid, _block(prefix), _forgetting(episode_inputs)
+    )
 
-  def extend_packed(
+  def forward_packed_replies(
     self,
     prefix: kv_cache.PrefixKV,
     tokens: Int[Array, "prompts group time"],
@@ -139,20 +146,20 @@ class DecoderLanguageModel(nnx.Module):
     packing: packing_lib.Packing,
     episode_inputs: records.EpisodeInputs | None = None,
   ) -> Float[Array, "packed embed"]:
-    """Like `extend`, for the valid tokens only."""
+    """Like `forward_replies`, for the valid tokens only."""
     embedded = self.text.embed(packing.pack(tokens), ("slots",))
     if episode_inputs is None:
       positions = packing.pack(_positions(prefix, tokens))
-      return self.text.extend_packed(embedded, positions, valid, _block(prefix), packing)
+      return self.text.forward_packed_replies(embedded, positions, valid, _block(prefix), packing)
     index = jnp.asarray(episode_inputs.media_index)
     features = packing.pack(self._features(index, self._media(episode_inputs), "prompts"), (None,))
     is_media = packing.pack(index >= 0)[:, None]
     embedded = jnp.where(is_media, features.astype(embedded.dtype), embedded)
     positions = packing.pack(jnp.asarray(episode_inputs.positions), (None,))
     read = _block(prefix), packing, _forgetting(episode_inputs)
-    return self.text.extend_packed(embedded, positions, valid, *read)
+    return self.text.forward_packed_replies(embedded, positions, valid, *read)
 
-  def append(
+  def prefill_observation(
     self,
     prefix: kv_cache.PrefixKV,
     cache: kv_cache.KVCache,
@@ -162,7 +169,7 @@ class DecoderLanguageModel(nnx.Module):
   ) -> tuple[Float[Array, "rows embed"], kv_cache.KVCache]:
     """Runs an observation after what each reply has written so far.
 
-    The cache is only read: `KVCache.write_rows` writes the new keys and values into it.
+    The cache is only read; write the new keys and values into it with `KVCache.write_rows`.
 
     shown: the observations, encoded as prompts whose positions count from 0.
     media: features [rows, media, …] of their frames.
@@ -170,14 +177,16 @@ class DecoderLanguageModel(nnx.Module):
     Returns the hidden state of the last token of each row, and the new keys and values.
     """
     valid = jnp.asarray(shown.kind) != records.Kind.PAD
-    x = self.text.embed(jnp.asarray(shown.tokens), ("slots", None), whole=True)
+    x = self.text.embed(jnp.asarray(shown.tokens), ("slots", None), replicated=True)
     x = self._with_media(x, jnp.asarray(shown.media_index), media, "slots")
     positions = jnp.asarray(shown.positions) + rows.position[:, None, None]
     past = cache.keys, cache.values
-    hidden, keys, values = self.text.append(x, positions, valid, rows, _block(prefix), *past)
+    hidden, keys, values = self.text.prefill_observation(
+      x, positions, valid, rows, _block(prefix), *past
+    )
     return _last(hidden, valid), kv_cache.KVCache(keys=keys, values=values)
 
-  def start_media(self, slots: int, frames: int, patches: int) -> PyTree:
+  def init_media_features(self, slots: int, frames: int, patches: int) -> PyTree:
     """Zero buffer [slots, media, …] for the features of `frames` frames of `patches` patches."""
     shapes = self.config.vision_shapes
     empty = shapes.features(jnp.zeros, slots, frames * shapes.media_tokens(patches))
@@ -202,7 +211,7 @@ class DecoderLanguageModel(nnx.Module):
     params = nnx.split(self)[1]
     return jax.tree.map_with_path(gather, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
-  def start_cache(self, prefix: kv_cache.PrefixKV, slots: int, length: int) -> kv_cache.KVCache:
+  def init_cache(self, prefix: kv_cache.PrefixKV, slots: int, length: int) -> kv_cache.KVCache:
     """An empty cache for replies of up to `length` tokens."""
     depth, _, _, kv_heads, head_dim = prefix.keys.shape
     keys = jnp.zeros((depth, slots, kv_heads, head_dim, length), prefix.keys.dtype)
@@ -242,7 +251,7 @@ class DecoderLanguageModel(nnx.Module):
     start = self.gather_for_slots(constants.next_position, decode_slots)
     return self._step(constants, cache, tokens, index, decode_slots, start)
 
-  def decode_on(
+  def decode_later_turn(
     self,
     constants: kv_cache.DecodeConstants,
     past: kv_cache.KVCache,
@@ -259,8 +268,8 @@ class DecoderLanguageModel(nnx.Module):
     """
     places = jnp.arange(past.length)
     seen = places < rows.written[:, None]
-    if rows.forgotten is not None:
-      seen &= places >= rows.forgotten[:, None]
+    if rows.visible_from is not None:
+      seen &= places >= rows.visible_from[:, None]
     block = attention.Block(cast(Any, past.keys), cast(Any, past.values), seen)
     return self._step(constants, recent, tokens, index, decode_slots, rows.position, block)
 
@@ -274,8 +283,8 @@ class DecoderLanguageModel(nnx.Module):
     start: Int[Array | np.ndarray, "slots"],
     *past: attention.Block,
   ) -> tuple[Float[Array, "slots embed"], kv_cache.KVCache]:
-    # whole: a tied table sharded like other parameters would be gathered for every token.
-    x = self.text.embed(tokens, ("slots",), whole=True)
+    # replicated: a tied table sharded like other parameters would be gathered for every token.
+    x = self.text.embed(tokens, ("slots",), replicated=True)
     recent = attention.Recent(cache.keys, cache.values, index)
     read = (constants.weights, constants.prefix, recent, *past)
     positions = cast(Array, start + index)
@@ -297,9 +306,9 @@ class DecoderLanguageModel(nnx.Module):
     """Rows of the vocabulary whose logits an update holds in memory at once."""
     return self.config.logit_chunk
 
-  def output_rows(self) -> Float[Array, "vocab embed"]:
+  def lm_head_weight(self) -> Float[Array, "vocab embed"]:
     """The output matrix, whose product with a hidden state gives logits."""
-    return self.text.output_rows()
+    return self.text.lm_head_weight()
 
   def logits(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
     """Logits of the next token, float32."""
@@ -326,6 +335,6 @@ def _block(prefix: kv_cache.PrefixKV) -> attention.Block:
 
 
 def _forgetting(episode_inputs: records.EpisodeInputs) -> attention.Forgetting | None:
-  if episode_inputs.forgotten is None:
+  if episode_inputs.visible_from is None:
     return None
-  return attention.Forgetting(jnp.asarray(episode_inputs.forgotten), episode_inputs.kept)
+  return attention.Forgetting(jnp.asarray(episode_inputs.visible_from), episode_inputs.kept)

@@ -69,7 +69,7 @@ class VideoProcessor(rules.Rules):
     self._template = self.make_template(tokenizer)
 
   @property
-  def axes(self) -> int:
+  def position_axes(self) -> int:
     """Axes of a token's position."""
     return self.config.position_axes
 

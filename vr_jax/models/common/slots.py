@@ -47,9 +47,9 @@ class CacheRows:
   prompt: Int[Array | np.ndarray, "rows"]
   written: Int[Array | np.ndarray, "rows"]
   position: Int[Array | np.ndarray, "rows"]
-  # Number of written tokens that a reply no longer attends to. Where it is above 0, the reply also
+  # Index of the first written token that a reply still attends to. Where it is above 0, the reply
   # attends to only the first `kept` tokens of its prompt. None: every reply attends to all.
-  forgotten: Int[Array | np.ndarray, "rows"] | None = None
+  visible_from: Int[Array | np.ndarray, "rows"] | None = None
   kept: int = dataclasses.field(default=0, metadata={"static": True})
 
 

@@ -1,4 +1,7 @@
-"""Replies to held-out examples, and metrics over all of them."""
+"""Evaluated episodes about held-out examples, and metrics over all of them.
+
+Segments are the parts of a reply that are rewarded apart; with several turns, the turns.
+"""
 
 from collections.abc import Sequence
 import dataclasses
@@ -33,8 +36,8 @@ METRICS: metric_lib.Metrics = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Answered:
-  """One held-out example with its reply and scores.
+class EvaluatedEpisode:
+  """The episode about one held-out example, with its scores.
 
   reply: with several turns, the last one.
   tokens: number of sampled tokens, of all turns.
@@ -42,7 +45,7 @@ class Answered:
   steps: reasoning steps of the reply.
   observation: the part of the reply that describes the video; None if the recipe has none.
   rewards: by name, of the last segment, which answers; with several turns, metrics of the episode.
-  segment_rewards: by segment, then by name; empty if there is only one segment. Each turn is one.
+  segment_rewards: by segment, then by name; empty if there is only one segment.
   episode: all turns; None if there is only one.
   segment: index of each token's segment; -1 if it has none.
   """
@@ -65,7 +68,9 @@ def interval(values: Sequence[float]) -> float:
   return float(1.96 * np.std(values) / np.sqrt(len(values)))
 
 
-def reward_means(answered: Sequence[Answered], declared: metric_lib.Metrics) -> dict[str, float]:
+def reward_means(
+  episodes: Sequence[EvaluatedEpisode], declared: metric_lib.Metrics
+) -> dict[str, float]:
   """Computes the mean of each reward.
 
   Named after the metric that declares the reward, else `rewards/<name>/mean`. With several turns,
@@ -73,7 +78,7 @@ def reward_means(answered: Sequence[Answered], declared: metric_lib.Metrics) -> 
   """
   names = {each.reward: name for name, each in declared.items() if each.reward}
   values: dict[str, list[float]] = {}
-  for a in answered:
+  for a in episodes:
     for name, value in a.rewards.items():
       own = name if a.episode or name in declared else names.get(name, f"rewards/{name}/mean")
       values.setdefault(own, []).append(value)
@@ -83,27 +88,29 @@ def reward_means(answered: Sequence[Answered], declared: metric_lib.Metrics) -> 
   return {name: float(np.mean(each)) for name, each in values.items()}
 
 
-def chance_levels(answered: Sequence[Answered], declared: metric_lib.Metrics) -> dict[str, float]:
+def chance_levels(
+  episodes: Sequence[EvaluatedEpisode], declared: metric_lib.Metrics
+) -> dict[str, float]:
   """Computes `<metric>_chance`, what guessing would score, for metrics that define it."""
   return {
-    f"{name}_chance": float(np.mean([each.chance(a.example) for a in answered]))
+    f"{name}_chance": float(np.mean([each.chance(a.example) for a in episodes]))
     for name, each in declared.items()
     if each.chance
   }
 
 
-def by_type(answered: Sequence[Answered]) -> dict[str, float]:
+def by_type(episodes: Sequence[EvaluatedEpisode]) -> dict[str, float]:
   """Accuracy of each problem type, and the half-width of its confidence interval."""
   values: dict[str, list[float]] = {}
-  for a in answered:
+  for a in episodes:
     values.setdefault(a.example.problem_type, []).append(a.accuracy)
   means = {f"accuracy/{kind}": float(np.mean(v)) for kind, v in values.items()}
   return means | {f"accuracy_interval/{kind}": interval(v) for kind, v in values.items()}
 
 
-def trace_metrics(answered: Sequence[Answered]) -> dict[str, float]:
+def trace_metrics(episodes: Sequence[EvaluatedEpisode]) -> dict[str, float]:
   """Measures whether traces are true, by the states of simulated examples; {} if there are none."""
-  known = [a for a in answered if has_truth(a.example)]
+  known = [a for a in episodes if has_truth(a.example)]
   if not known:
     return {}
   values = {"trace_consistency": float(np.mean([consistency(a).score for a in known]))}
@@ -125,15 +132,15 @@ def has_truth(example: records.Example) -> bool:
   return example.source == "simulator" and bool(example.states)
 
 
-def _says(answered: Answered, value: str) -> bool:
+def _says(evaluated: EvaluatedEpisode, value: str) -> bool:
   """Whether a reply answers `value` (a letter of a multiple choice, or a phrase)."""
-  example = answered.example
+  example = evaluated.example
   kind, options = example.problem_type, example.options
-  return accuracy_lib.accuracy(answered.reply, value, kind, options) == 1
+  return accuracy_lib.accuracy(evaluated.reply, value, kind, options) == 1
 
 
-def consistency(answered: Answered) -> consistency_lib.Consistency:
+def consistency(evaluated: EvaluatedEpisode) -> consistency_lib.Consistency:
   """Compares the trace of a reply with the true states."""
-  example = answered.example
+  example = evaluated.example
   reference = [step.text for step in example.steps]
-  return consistency_lib.trace_consistency(answered.steps, example.states, reference=reference)
+  return consistency_lib.trace_consistency(evaluated.steps, example.states, reference=reference)
