@@ -154,8 +154,12 @@ class Work:
 
   @property
   def forbidden(self) -> tuple[int, ...]:
-    """Tokens that no reply may contain: media tokens, and the pad and end tokens of other sides."""
-    return (*self.media_tokens, self.sizes.vocabulary - 2, self.sizes.vocabulary - 1)
+    """Tokens that no reply may contain: media, ends of turns, and other sides' pad and end.
+
+    A conversation goes on differently behind a reply that ended its turn itself.
+    """
+    own = (*self.media_tokens, _token_id("<|im_end|>"))
+    return (*own, self.sizes.vocabulary - 2, self.sizes.vocabulary - 1)
 
   @property
   def allowed_tokens(self) -> Bool[Array, "vocab"]:

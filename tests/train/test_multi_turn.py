@@ -41,7 +41,7 @@ OVERRIDES = {
   "critic__warmup_steps": 0,
   "sft__steps": 0,
   "sft__max_reply_tokens": 96,
-  "rl__token_bucket_ratio": 1.1,
+  "rl__token_bucket_ratio": 2.0,
   "rl__temperature": 0.9,
 }
 
