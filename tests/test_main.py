@@ -1,6 +1,7 @@
 """The command line: what it overrides, and what it says of a mistake: one line, and exit code 2."""
 
 from pathlib import Path
+import signal
 import subprocess
 import sys
 
@@ -183,6 +184,28 @@ def test_a_workdir_that_is_a_file_is_named(capsys, tmp_path):
 def test_a_stage_without_data_says_which_stage_comes_first(capsys, tmp_path, mode):
   line = _fails(capsys, CONFIG, f"--workdir={tmp_path}", f"--mode={mode}")
   assert "--mode=data" in line
+
+
+def test_an_interrupt_that_became_another_error_is_still_an_interrupt(capsys, monkeypatch):
+  def interrupted(*_):
+    try:
+      signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt as error:
+      raise RuntimeError("INTERNAL: KeyboardInterrupt: ") from error
+
+  monkeypatch.setattr(main, "run", interrupted)
+  assert main.cli(["vr-jax", CONFIG, "--workdir=run"]) == 130
+  assert capsys.readouterr().err.startswith("vr-jax: interrupted")
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_error_of_ours_without_an_interrupt_has_its_traceback(monkeypatch):
+  def broken(*_):
+    raise RuntimeError("a mistake of ours")
+
+  monkeypatch.setattr(main, "run", broken)
+  with pytest.raises(RuntimeError, match="a mistake of ours"):
+    main.cli(["vr-jax", CONFIG, "--workdir=run"])
 
 
 def test_help_speaks_of_the_flags(capsys):

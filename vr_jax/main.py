@@ -25,10 +25,13 @@ interrupted (the same command goes on from the last checkpoint).
 (vr_jax/ask.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import difflib
 from pathlib import Path
+import signal
 import sys
+import threading
 
 from absl import flags
 import ml_collections
@@ -42,6 +45,45 @@ MODES = ("data", "sft", "rl", "eval", "all", "traces", "export")
 def cli(argv: Sequence[str] | None = None) -> int:
   """Runs the command line (default: this process's) and returns its exit code."""
   words = list(sys.argv if argv is None else argv)
+  with _noted_interrupts() as interrupts:
+    try:
+      return _run_command(words)
+    except KeyboardInterrupt:
+      interrupts.append(signal.SIGINT)
+    except Exception:
+      if not interrupts:
+        raise
+  print("vr-jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+  return 130
+
+
+@contextlib.contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+  """Yields a list to which each Ctrl-C is added.
+
+  C++ code that is interrupted while it calls Python may raise an error of its own instead of
+  KeyboardInterrupt.
+  """
+  interrupts: list[int] = []
+
+  def note(number: int, frame: object) -> None:
+    interrupts.append(number)
+    raise KeyboardInterrupt
+
+  # Another handler is left alone: an interrupt is ignored in the background of a script, say.
+  by_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  if not by_default or threading.current_thread() is not threading.main_thread():
+    yield interrupts
+    return
+  signal.signal(signal.SIGINT, note)
+  try:
+    yield interrupts
+  finally:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _run_command(words: Sequence[str]) -> int:
+  """Runs a command; what is wrong with its input becomes one line and an exit code."""
   try:
     if words[1:2] == ["ask"]:
       from vr_jax import ask  # here, because ask imports this module
@@ -60,9 +102,6 @@ def cli(argv: Sequence[str] | None = None) -> int:
     where = f"{error.filename}: " if error.filename else ""
     print(f"vr-jax: {where}{error.strerror or error}", file=sys.stderr)
     return 2
-  except KeyboardInterrupt:
-    print("vr-jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-    return 130
   return 0
 
 
