@@ -55,6 +55,7 @@ EXTRAS = {
     "basedpyright>=1.40.2",
     "beartype>=0.22.1",
     "hypothesis>=6.140",
+    "imageio-ffmpeg>=0.6",  # FFmpeg's command, the independent decoder
     "nbclient>=0.10",
     "nbformat>=5.10",
     "pytest>=9",

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests.data import annotation_files, videos
+from tests.data import annotation_files, ffmpeg, videos
 from vr_jax import records
 from vr_jax.data import batches, ingest, picture_file, sampling
 from vr_jax.errors import InputError
@@ -94,3 +94,14 @@ def test_a_file_that_mixes_pictures_and_videos_is_ingested_and_broken_ones_are_c
   assert still.example.shown == records.Span(start=0.0, end=0.0)
   assert (still.shape, still.timestamps.tolist()) == ((1, 40, 60), [0.0])
   np.testing.assert_allclose(still.frames[0, 20, 30], RED, atol=8)
+
+
+def test_sixteen_bits_of_grey_keep_their_brightness(tmp_path):
+  path = tmp_path / "grey16.png"
+  ramp = np.tile(np.linspace(0, 255, 64).round(), (48, 1))
+  Image.fromarray((ramp * 257).astype(np.uint16)).save(path)
+  shown = ffmpeg.first_picture(path, 64, 48)
+  (jpeg,) = picture_file.cut(path, quality=95, max_side=448).jpegs
+  found = np.asarray(Image.open(io.BytesIO(jpeg))).astype(float)
+  np.testing.assert_allclose(found, shown, atol=3)
+  np.testing.assert_allclose(found[..., 0], ramp, atol=3)

@@ -49,6 +49,8 @@ def cut(path: Path, *, quality: int, max_side: int) -> video_file.CutVideo:
 
 
 def _pixels(image: Image.Image, max_side: int) -> UInt8[np.ndarray, "height width 3"]:
+  if image.mode.startswith("I;16"):  # Pillow would clip it to 255
+    image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
   if image.has_transparency_data:
     image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

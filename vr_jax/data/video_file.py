@@ -1,14 +1,17 @@
 """Decodes a video file once, and keeps JPEG frames at a fixed rate with their times."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import dataclasses
+import heapq
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import av
 import av.container
 import av.error
+import av.sidedata.sidedata
 import av.stream
 import av.video.reformatter
 from jaxtyping import Float, UInt8
@@ -23,6 +26,15 @@ TIME_TOLERANCE = 1e-4
 
 # FFmpeg opens pictures (also as "png_pipe" and the like) and plain text as video streams.
 _PICTURE_FORMATS = ("image2", "tty")
+
+# FFmpeg's AVFMT_TS_DISCONT: formats (MPEG-TS and the like) whose clock may start anew.
+_RESTARTING_CLOCKS = 0x0200
+
+# Seconds; a longer gap between frames of such a format is a new clock, as for FFmpeg's command.
+_LONGEST_GAP = 10.0
+
+# The most frames that codecs hold back to put them in order (H.264 and H.265).
+_REORDERED = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,40 +129,110 @@ def decode(path: Path) -> Iterator[_TimedFrame]:
 
 
 def _video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
+  """Returns FFmpeg's choice: the default one, then the largest, never a cover picture."""
   format_name = container.format.name
   if format_name in _PICTURE_FORMATS or format_name.endswith("_pipe"):
     raise InputError(f"{path}: is not a video (FFmpeg reads it as {format_name})")
-  # The cover picture of a song is a video stream too.
+  stream = container.streams.best("video")
   cover = av.stream.Disposition.attached_pic
-  streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-  if not streams:
+  if not isinstance(stream, av.VideoStream) or stream.disposition & cover:
     raise InputError(f"{path}: has no video stream (audio only?)")
-  streams[0].thread_type = "AUTO"
-  return streams[0]
+  stream.thread_type = "AUTO"
+  return stream
 
 
 def _decode_stream(
   path: Path, container: av.container.InputContainer, stream: av.VideoStream
 ) -> Iterator[_TimedFrame]:
-  first = None
-  start = end = seconds = 0.0
-  for packet in container.demux(stream):
-    frames = packet.decode()
+  restarts = container.format.flags & _RESTARTING_CLOCKS != 0
+  clock = _Clock(path=path, restarts=restarts)
+  ends: dict[int, float] = {}  # of every stream, on the container's clock
+  seconds = 0.0
+  # Sound and subtitles are read, not decoded: their ends tell a cut file from a short picture.
+  for packet in container.demux():
+    if packet.pts is not None and packet.time_base is not None:
+      end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+      ends[packet.stream.index] = max(end, ends.get(packet.stream.index, 0.0))
+    if packet.stream.index != stream.index:
+      continue
+    frames = [frame for frame in packet.decode() if isinstance(frame, av.VideoFrame)]
     if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
-      raise InputError(f"{path}: is damaged after {end:.2f} s")
+      raise InputError(f"{path}: is damaged after {clock.end:.2f} s")
     for frame in frames:
-      if frame.time is None:
-        raise InputError(f"{path}: the frame after {end:.2f} s has no time; remux the file as .mp4")
-      first = frame.time if first is None else first
-      start = frame.time - first
       seconds = _frame_seconds(frame, stream)
-      end = start + seconds
-      yield _TimedFrame(frame=frame, start=start, end=end)
-  declared = _declared_seconds(container, stream)
-  # Headers are right to within a few frames. A file that was cut off between two packets can only
-  # be recognized by its length.
-  if first is not None and declared is not None and declared - end > max(3 * seconds, 0.25):
-    raise InputError(f"{path}: is truncated: it ends at {end:.2f} s of {declared:.2f} s")
+      yield from clock.add(frame, seconds)
+  yield from clock.flush()
+  if not restarts and clock.end:
+    _check_complete(path, container, stream, ends, video_end=clock.end, slack=seconds)
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Clock:
+  """Gives decoded frames their times in seconds since the first frame.
+
+  Frames come in the order in which they are shown. Some files (H.264 in AVI, or copied from a
+  stream without times) store times in the order of decoding; within `_REORDERED` frames these are
+  put in order. In a format whose clock may start anew (recordings that were joined) the later part
+  follows the one before, as FFmpeg's command joins them.
+
+  restarts: whether the format is one of those.
+  end: of the last frame yielded, in seconds.
+  """
+
+  path: Path
+  restarts: bool
+  end: float = 0.0
+  _frames: list[tuple[av.VideoFrame, float]] = dataclasses.field(default_factory=list)
+  _times: list[float] = dataclasses.field(default_factory=list)
+  _origin: float | None = None
+  _newest: float = -math.inf
+  _last: float = -math.inf
+
+  def add(self, frame: av.VideoFrame, seconds: float) -> Iterator[_TimedFrame]:
+    """Takes the next frame; yields those whose times are known by now.
+
+    seconds: the frame's duration.
+    """
+    if frame.time is None:
+      raise InputError(
+        f"{self.path}: its frames have no times; give them a rate: "
+        f"ffmpeg -r RATE -i {self.path.name} -c:v libx264 NEW.mp4"
+      )
+    restarted = frame.time < self._newest - max(_REORDERED * seconds, 0.1)
+    skipped = frame.time > self._newest + _LONGEST_GAP
+    if self.restarts and self._frames and (restarted or skipped):
+      yield from self.flush()
+      self._origin = frame.time - self.end
+      self._newest = -math.inf
+    elif restarted:
+      raise InputError(
+        f"{self.path}: its clock goes back from {self._newest:.2f} s to {frame.time:.2f} s; "
+        f"write it anew: ffmpeg -i {self.path.name} -c:v libx264 NEW.mp4"
+      )
+    self._newest = max(self._newest, frame.time)
+    self._frames.append((frame, seconds))
+    heapq.heappush(self._times, frame.time)
+    if len(self._frames) > _REORDERED:
+      yield self._pop()
+
+  def flush(self) -> Iterator[_TimedFrame]:
+    """Yields the frames that are left."""
+    while self._frames:
+      yield self._pop()
+
+  def _pop(self) -> _TimedFrame:
+    frame, seconds = self._frames.pop(0)
+    time = heapq.heappop(self._times)
+    if self._origin is None:
+      self._origin = time
+    start = time - self._origin
+    if start <= self._last:
+      raise InputError(
+        f"{self.path}: two frames have the time {start:.2f} s, or times go back there; "
+        f"write it anew: ffmpeg -i {self.path.name} -c:v libx264 NEW.mp4"
+      )
+    self._last, self.end = start, start + seconds
+    return _TimedFrame(frame=frame, start=start, end=self.end)
 
 
 def _frame_seconds(frame: av.VideoFrame, stream: av.VideoStream) -> float:
@@ -159,15 +241,34 @@ def _frame_seconds(frame: av.VideoFrame, stream: av.VideoStream) -> float:
   return float(1 / stream.average_rate) if stream.average_rate else 0.0
 
 
-def _declared_seconds(
-  container: av.container.InputContainer, stream: av.VideoStream
-) -> float | None:
+def _check_complete(
+  path: Path,
+  container: av.container.InputContainer,
+  stream: av.VideoStream,
+  ends: Mapping[int, float],
+  *,
+  video_end: float,
+  slack: float,
+) -> None:
+  """Raises InputError if the file ends before the times that its header declares.
+
+  Headers are right to within a few frames. A file that was cut off between two packets can only be
+  recognized by its length: that of the video stream, or else that of the longest stream.
+
+  ends: of each stream that has packets, in seconds of the container's clock.
+  slack: seconds of a frame.
+  """
+  start = (container.start_time or 0) / av.time_base
+  longest = max(ends.values(), default=0.0)
+  # Matroska counts its duration from 0, also where the first frame comes later.
+  reached = longest if "matroska" in container.format.name else longest - start
+  declared = None if container.duration is None else container.duration / av.time_base
   if stream.duration is not None and stream.time_base is not None:
-    return float(stream.duration * stream.time_base)
-  # The container's length is that of its longest stream, so it counts only if there is one stream.
-  if container.duration is not None and len(container.streams) == 1:
-    return container.duration / av.time_base
-  return None
+    # FFmpeg shortens an AVI's duration to what its file can hold; the header's count stays.
+    units = stream.frames if container.format.name == "avi" else stream.duration
+    declared, reached = float(units * stream.time_base), video_end
+  if declared is not None and declared - reached > max(3 * slack, 0.25):
+    raise InputError(f"{path}: is truncated: it ends at {reached:.2f} s of {declared:.2f} s")
 
 
 def _upright_image(
@@ -181,15 +282,30 @@ def _upright_image(
 
   size: (width, height) in pixels; (0, 0) scales to `max_side` instead.
   """
-  quarter_turns = round(frame.rotation / 90) % 4
+  sideways, flip_x, flip_y = _orientation(frame)
   width, height = size
   if not width:
     scale = min(1.0, max_side / max(frame.width, frame.height))
     width, height = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
-  elif quarter_turns % 2:
+  elif sideways:
     width, height = height, width
   rgb = reformatter.reformat(frame, width, height, format="rgb24", interpolation="AREA")
-  return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), quarter_turns))
+  image = rgb.to_ndarray()
+  image = image.transpose(1, 0, 2) if sideways else image
+  return np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+  """How the file says that a frame is to be shown: (swap axes, then mirror x, mirror y)."""
+  side_data: Any = frame.side_data  # PyAV's stub knows names of types alone as keys
+  matrix = side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
+  if matrix is None:
+    return False, False, False
+  # A point (x, y) of the frame is shown at (a x + c y, b x + d y).
+  a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+  if abs(b) + abs(c) < abs(a) + abs(d):
+    return False, a < 0, d < 0
+  return True, c < 0, b < 0
 
 
 def encode(image: UInt8[np.ndarray, "height width 3"], quality: int) -> bytes:

@@ -1,0 +1,185 @@
+"""Files whose times, ends, streams or orientation are unusual: the right frames, or one right line.
+
+The files are written by FFmpeg's command, which is also the independent decoder.
+"""
+
+import io
+import struct
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from tests.data import ffmpeg
+from vr_jax.data import video_file
+from vr_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+  return ffmpeg.index_video(tmp_path_factory.mktemp("index"))
+
+
+def cut(path, fps=8.0):
+  return video_file.cut(path, fps=fps, quality=95, max_side=448)
+
+
+def pixels(jpeg):
+  return np.asarray(Image.open(io.BytesIO(jpeg))).astype(float)
+
+
+def numbers(result):
+  """Which frame of index.mp4 each kept frame is."""
+  return [round((pixels(jpeg).mean() - 20) / 2.5) for jpeg in result.jpegs]
+
+
+def assert_whole(result, seconds=1 / 8):
+  assert numbers(result) == list(range(80))
+  np.testing.assert_allclose(result.timestamps, np.arange(80) * seconds, atol=2e-3)
+  assert result.duration == pytest.approx(80 * seconds, abs=2e-3)
+
+
+def test_the_file_itself_is_read_frame_by_frame(index):
+  assert_whole(cut(index))
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mov", ".ts", ".flv", ".webm", ".mpg"])
+def test_frames_keep_their_places_in_every_container(index, tmp_path, suffix):
+  codec = {".webm": ("libvpx-vp9", "-crf", "4"), ".mpg": ("mpeg2video", "-q:v", "1", "-r", "25")}
+  path = tmp_path / f"a{suffix}"
+  ffmpeg.run("-i", index, "-c:v", *codec.get(suffix, ("libx264", "-qp", "4", "-bf", "3")), path)
+  if suffix == ".mpg":  # MPEG-2 has no 8 frames a second: frames are repeated
+    assert numbers(cut(path, fps=1.0)) == pytest.approx(list(range(0, 80, 8)), abs=1)
+  else:
+    assert_whole(cut(path))
+
+
+def test_times_in_the_order_of_decoding_are_put_in_order(index, tmp_path):
+  path = tmp_path / "reordered.avi"
+  ffmpeg.run(*("-i", index, "-vf", "setpts=8*PTS", "-r", "1"), *("-c:v", "libx264"),
+             *("-qp", "4", "-bf", "3", "-g", "30", "-color_range", "pc"), path)  # fmt: skip
+  assert_whole(cut(path, fps=1.0), seconds=1)
+
+
+def test_of_a_stream_without_times_the_advice_works(index, tmp_path):
+  raw, mended = tmp_path / "raw.h264", tmp_path / "NEW.mp4"
+  ffmpeg.run("-i", index, "-c", "copy", "-bsf:v", "h264_mp4toannexb", raw)
+  with pytest.raises(InputError, match=r"raw\.h264: its frames have no times") as error:
+    cut(raw)
+  advice = str(error.value).partition("ffmpeg ")[2].replace("RATE", "8").split()
+  advice = [str(raw) if word == raw.name else word for word in advice]
+  ffmpeg.run(*advice[:-1], "-qp", "4", mended)
+  assert_whole(cut(mended))
+
+
+def test_recordings_that_were_joined_follow_each_other(index, tmp_path):
+  first, second, joined = (tmp_path / name for name in ("1.ts", "2.ts", "joined.ts"))
+  plain = ("-c:v", "libx264", "-qp", "4", "-g", "8", "-bf", "0")
+  ffmpeg.run("-i", index, "-t", "5", *plain, first)
+  again = ("-mpegts_flags", "initial_discontinuity")
+  ffmpeg.run("-ss", "5", "-i", index, *plain, *again, second)
+  joined.write_bytes(first.read_bytes() + second.read_bytes())
+  assert_whole(cut(joined))
+
+
+def test_a_clock_that_jumps_an_hour_ahead_is_joined_as_well(index, tmp_path):
+  first, second, joined = (tmp_path / name for name in ("1.ts", "2.ts", "joined.ts"))
+  plain = ("-c:v", "libx264", "-qp", "4", "-g", "8", "-bf", "0")
+  ffmpeg.run("-i", index, "-t", "5", *plain, first)
+  again = ("-mpegts_flags", "initial_discontinuity", "-output_ts_offset", "3600")
+  ffmpeg.run("-ss", "5", "-i", index, *plain, *again, second)
+  joined.write_bytes(first.read_bytes() + second.read_bytes())
+  assert_whole(cut(joined))
+
+
+@pytest.fixture(scope="module")
+def with_sound(index, tmp_path_factory):
+  """Writes index.mp4 with sound in another container; the suffix may have options after a space."""
+  root = tmp_path_factory.mktemp("sound")
+
+  def write(name):
+    suffix, _, options = name.partition(" ")
+    path = root / f"{len(list(root.iterdir()))}{suffix}"
+    webm = ("-c:v", "libvpx-vp9", "-crf", "4", "-c:a", "libopus", "-g", "16")
+    codecs = webm if suffix == ".webm" else ("-c:v", "libx264", "-qp", "4", "-c:a", "aac")
+    sound = ("-f", "lavfi", "-i", "sine=duration=10")
+    ffmpeg.run("-i", index, *sound, *codecs, *options.split(), path)
+    return path
+
+  return write
+
+
+@pytest.mark.parametrize("name", [".mkv", ".webm", ".flv", ".avi", ".mp4 -movflags faststart"])
+@pytest.mark.parametrize("part", [0.3, 0.5, 0.7])
+def test_a_cut_file_with_sound_is_refused(with_sound, name, part):
+  whole = with_sound(name)
+  assert_whole(cut(whole))
+  whole.write_bytes(whole.read_bytes()[: int(part * whole.stat().st_size)])
+  with pytest.raises(InputError, match=r"truncated|damaged") as error:
+    cut(whole)
+  assert len(str(error.value).splitlines()) == 1 and whole.name in str(error.value)
+
+
+def test_a_picture_that_ends_before_its_sound_is_whole(index, tmp_path):
+  path = tmp_path / "a.mkv"
+  ffmpeg.run("-i", index, "-f", "lavfi", "-i", "sine=duration=15", "-c:v", "copy", path)
+  assert_whole(cut(path))
+
+
+def test_whole_parts_of_a_segmented_recording_are_read(index, tmp_path):
+  copied = ("-c:v", "libx264", "-qp", "4", "-g", "16", "-bf", "2")
+  cutting = ("-f", "segment", "-segment_time", "4")
+  ffmpeg.run("-i", index, *copied, *cutting, tmp_path / "part%03d.mkv")
+  parts = [cut(path) for path in sorted(tmp_path.glob("part*.mkv"))]
+  assert len(parts) == 3
+  assert [n for part in parts for n in numbers(part)] == list(range(80))
+  assert all(part.timestamps[0] == 0 for part in parts)
+
+
+def test_a_cut_part_of_a_segmented_recording_is_refused(index, tmp_path):
+  cutting = ("-f", "segment", "-segment_time", "4")
+  ffmpeg.run("-i", index, "-c", "copy", *cutting, tmp_path / "part%03d.mkv")
+  path = tmp_path / "part001.mkv"
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  with pytest.raises(InputError, match=r"truncated|damaged"):
+    cut(path)
+
+
+def test_of_two_streams_the_one_that_ffmpeg_chooses_is_read(tmp_path):
+  path = tmp_path / "thumbnail_first.mp4"
+  sources = ("-f", "lavfi", "-i", "testsrc=size=32x24:rate=1:duration=4")
+  sources += ("-f", "lavfi", "-i", "testsrc2=size=320x240:rate=8:duration=4")
+  default = ("-disposition:v:0", "0", "-disposition:v:1", "default")
+  ffmpeg.run(*sources, "-map", "0:v", "-map", "1:v", *("-c:v", "libx264"), *default, path)
+  result = cut(path, fps=1.0)
+  assert (result.width, result.height) == (320, 240)
+  shown = ffmpeg.first_picture(path, 320, 240)
+  assert np.abs(pixels(result.jpegs[0]) - shown).mean() < 4
+
+
+# The eight ways to show a picture by quarter turns and mirrors: a, b, c, d of the matrix.
+ORIENTATIONS = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)]
+ORIENTATIONS += [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]
+
+
+@pytest.mark.parametrize("matrix", ORIENTATIONS)
+def test_frames_are_turned_and_mirrored_as_ffmpeg_shows_them(tmp_path, matrix):
+  path = tmp_path / "a.mp4"
+  corners = "color=c=gray:s=96x64:r=8:d=1,drawbox=0:0:24:24:red:fill"
+  corners += ",drawbox=72:0:24:24:lime:fill,drawbox=0:40:24:24:blue:fill"
+  ffmpeg.run("-f", "lavfi", "-i", corners, *("-c:v", "libx264", "-qp", "4"), path)
+  _write_matrix(path, matrix)
+  height, width = (64, 96) if matrix[0] else (96, 64)
+  shown = ffmpeg.first_picture(path, width, height)
+  result = cut(path)
+  assert (result.height, result.width) == (height, width)
+  assert np.abs(pixels(result.jpegs[0]) - shown).mean() < 4
+
+
+def _write_matrix(path, matrix):
+  """Writes the display matrix into the track header of an MP4 file."""
+  a, b, c, d = (value << 16 for value in matrix)
+  data = bytearray(path.read_bytes())
+  place = data.index(b"tkhd") + 4 + 40
+  data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+  path.write_bytes(data)
