@@ -194,9 +194,13 @@ def test_an_interrupt_that_became_another_error_is_still_an_interrupt(capsys, mo
       raise RuntimeError("INTERNAL: KeyboardInterrupt: ") from error
 
   monkeypatch.setattr(main, "run", interrupted)
-  assert main.cli(["vr-jax", CONFIG, "--workdir=run"]) == 130
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored
+  try:
+    assert main.cli(["vr-jax", CONFIG, "--workdir=run"]) == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  finally:
+    signal.signal(signal.SIGINT, before)
   assert capsys.readouterr().err.startswith("vr-jax: interrupted")
-  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_error_of_ours_without_an_interrupt_has_its_traceback(monkeypatch):
