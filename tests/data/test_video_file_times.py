@@ -62,7 +62,7 @@ def test_times_in_the_order_of_decoding_are_put_in_order(index, tmp_path):
 
 
 def test_of_a_stream_without_times_the_advice_works(index, tmp_path):
-  raw, mended = tmp_path / "raw.h264", tmp_path / "NEW.mp4"
+  raw, mended, copied = (tmp_path / name for name in ("raw.h264", "NEW.mp4", "copied.mp4"))
   ffmpeg.run("-i", index, "-c", "copy", "-bsf:v", "h264_mp4toannexb", raw)
   with pytest.raises(InputError, match=r"raw\.h264: its frames have no times") as error:
     cut(raw)
@@ -70,6 +70,9 @@ def test_of_a_stream_without_times_the_advice_works(index, tmp_path):
   advice = [str(raw) if word == raw.name else word for word in advice]
   ffmpeg.run(*advice[:-1], "-qp", "4", mended)
   assert_whole(cut(mended))
+  ffmpeg.run("-i", raw, "-c", "copy", copied)  # loses the first frame
+  with pytest.raises(InputError, match=r"copied\.mp4: its times go back at .* from its source"):
+    cut(copied)
 
 
 def test_recordings_that_were_joined_follow_each_other(index, tmp_path):

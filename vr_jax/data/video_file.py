@@ -145,7 +145,9 @@ def _decode_stream(
   path: Path, container: av.container.InputContainer, stream: av.VideoStream
 ) -> Iterator[_TimedFrame]:
   restarts = container.format.flags & _RESTARTING_CLOCKS != 0
-  clock = _Clock(path=path, restarts=restarts)
+  # AVI has no times of showing: FFmpeg counts its frames as they are decoded.
+  held = _REORDERED if container.format.name == "avi" else 0
+  clock = _Clock(path=path, restarts=restarts, held=held)
   ends: dict[int, float] = {}  # of every stream, on the container's clock
   seconds = 0.0
   # Sound and subtitles are read, not decoded: their ends tell a cut file from a short picture.
@@ -170,17 +172,18 @@ def _decode_stream(
 class _Clock:
   """Gives decoded frames their times in seconds since the first frame.
 
-  Frames come in the order in which they are shown. Some files (H.264 in AVI, or copied from a
-  stream without times) store times in the order of decoding; within `_REORDERED` frames these are
-  put in order. In a format whose clock may start anew (recordings that were joined) the later part
-  follows the one before, as FFmpeg's command joins them.
+  Frames come in the order in which they are shown. Where the format has times of decoding alone,
+  these are put in order. In a format whose clock may start anew (recordings that were joined) the
+  later part follows the one before, as FFmpeg's command joins them.
 
   restarts: whether the format is one of those.
+  held: frames that are held back until their times are in order.
   end: of the last frame yielded, in seconds.
   """
 
   path: Path
   restarts: bool
+  held: int
   end: float = 0.0
   _frames: list[tuple[av.VideoFrame, float]] = dataclasses.field(default_factory=list)
   _times: list[float] = dataclasses.field(default_factory=list)
@@ -200,7 +203,7 @@ class _Clock:
       )
     restarted = frame.time < self._newest - max(_REORDERED * seconds, 0.1)
     skipped = frame.time > self._newest + _LONGEST_GAP
-    if self.restarts and self._frames and (restarted or skipped):
+    if self.restarts and self._newest > -math.inf and (restarted or skipped):
       yield from self.flush()
       self._origin = frame.time - self.end
       self._newest = -math.inf
@@ -212,7 +215,7 @@ class _Clock:
     self._newest = max(self._newest, frame.time)
     self._frames.append((frame, seconds))
     heapq.heappush(self._times, frame.time)
-    if len(self._frames) > _REORDERED:
+    if len(self._frames) > self.held:
       yield self._pop()
 
   def flush(self) -> Iterator[_TimedFrame]:
@@ -228,8 +231,8 @@ class _Clock:
     start = time - self._origin
     if start <= self._last:
       raise InputError(
-        f"{self.path}: two frames have the time {start:.2f} s, or times go back there; "
-        f"write it anew: ffmpeg -i {self.path.name} -c:v libx264 NEW.mp4"
+        f"{self.path}: its times go back at {start:.2f} s (copied from a stream without times?); "
+        "write it anew from its source: ffmpeg -r RATE -i SOURCE -c:v libx264 NEW.mp4"
       )
     self._last, self.end = start, start + seconds
     return _TimedFrame(frame=frame, start=start, end=self.end)
