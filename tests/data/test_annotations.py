@@ -350,3 +350,14 @@ def test_relevant_frames_that_are_none_of_the_pool_are_named(tmp_path, frames, s
   value = video_r1_record(relevant_sample_frames=frames)
   with pytest.raises(InputError, match=f"field 'relevant_sample_frames': {says}"):
     place_in_video(tmp_path, value, duration=64.0)
+
+
+def test_a_name_in_another_unicode_form_is_the_file_on_disk(tmp_path):
+  composed, decomposed = "caf\u00e9.mp4", "cafe\u0301.mp4"
+  for disk, told in ((composed, decomposed), (decomposed, composed)):
+    path = annotation_files.write(tmp_path / "notes.jsonl", record(video=told))
+    (found,) = annotations.read(path, {disk}, on_bad=fail)
+    assert found.example.video == disk
+  path = annotation_files.write(tmp_path / "notes.jsonl", record(video=composed))
+  (found,) = annotations.read(path, {composed, decomposed}, on_bad=fail)
+  assert found.example.video == composed

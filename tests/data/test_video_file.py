@@ -154,3 +154,15 @@ def test_videos_are_found_in_sub_directories(tmp_path):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
   assert video_file.find(tmp_path) == ("a/c.mp4", "b.mp4")
+
+
+def test_videos_are_found_in_linked_directories_and_a_loop_ends(tmp_path):
+  elsewhere, videos_directory = tmp_path / "elsewhere", tmp_path / "videos"
+  (elsewhere / "deep").mkdir(parents=True)
+  (elsewhere / "deep" / "a.mp4").touch()
+  videos_directory.mkdir()
+  for name in ("one", "two"):
+    (videos_directory / name).symlink_to(elsewhere, target_is_directory=True)
+  (elsewhere / "deep" / "up").symlink_to(elsewhere, target_is_directory=True)
+  (videos_directory / "b.mp4").symlink_to(elsewhere / "deep" / "a.mp4")
+  assert video_file.find(videos_directory) == ("b.mp4", "one/deep/a.mp4", "two/deep/a.mp4")

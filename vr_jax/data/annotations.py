@@ -14,6 +14,7 @@ import math
 from pathlib import Path, PurePosixPath
 import re
 from typing import Any
+import unicodedata
 import zlib
 
 from jaxtyping import Float
@@ -63,14 +64,18 @@ def read(path: Path, videos: Set[str], *, on_bad: BadRecord) -> list[Annotation]
     InputError: the file can't be read or holds no record; also what `on_bad` raises.
   """
   annotations, seen = [], {}
+  by_form = _by_unicode_form(videos)
   for where, parse in itertools.chain.from_iterable(map(_entries, find_files(path))):
     try:
       value = parse()
       example, pool_frames = _example(value, where), _pool_frames(value, where)
       if example.video not in videos:
-        raise InputError(
-          f"{where}: field 'video': there is no file {example.video!r} among the videos"
-        )
+        same = by_form.get(unicodedata.normalize("NFC", example.video))
+        if same is None:
+          raise InputError(
+            f"{where}: field 'video': there is no file {example.video!r} among the videos"
+          )
+        example = dataclasses.replace(example, video=same)
       if example.id in seen:
         raise InputError(f"{where}: field 'id': {example.id!r} is taken by {seen[example.id]}")
     except InputError as error:
@@ -79,6 +84,17 @@ def read(path: Path, videos: Set[str], *, on_bad: BadRecord) -> list[Annotation]
     seen[example.id] = where
     annotations.append(Annotation(where=where, example=example, pool_frames=pool_frames))
   return annotations
+
+
+def _by_unicode_form(videos: Set[str]) -> dict[str, str]:
+  """Maps names in composed form to names on disk: file systems may store "é" in another form.
+
+  Left out are names that differ in their form alone.
+  """
+  named: dict[str, list[str]] = {}
+  for video in videos:
+    named.setdefault(unicodedata.normalize("NFC", video), []).append(video)
+  return {form: same[0] for form, same in named.items() if len(same) == 1}
 
 
 def read_first(path: Path) -> records.Example:

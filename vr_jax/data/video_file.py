@@ -5,6 +5,7 @@ import dataclasses
 import heapq
 import io
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +66,22 @@ class _TimedFrame:
 def find(directory: Path) -> tuple[str, ...]:
   """Returns the files under `directory`, as sorted relative paths with forward slashes.
 
+  Linked files and directories are followed, except into a directory that holds the link.
+
   Raises:
     InputError: the directory does not exist or has no file.
   """
   if not directory.is_dir():
     raise InputError(f"{directory}: there is no such directory of videos")
-  files = sorted(
-    path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()
-  )
+  files = []
+  for folder, folders, names in os.walk(directory, followlinks=True):
+    here = Path(folder).resolve()
+    folders[:] = [each for each in folders if not here.is_relative_to((here / each).resolve())]
+    paths = (Path(folder) / name for name in names)
+    files += [path.relative_to(directory).as_posix() for path in paths if path.is_file()]
   if not files:
     raise InputError(f"{directory}: the directory holds no videos")
-  return tuple(files)
+  return tuple(sorted(files))
 
 
 def cut(path: Path, *, fps: float, quality: int, max_side: int) -> CutVideo:
