@@ -95,6 +95,12 @@ def test_a_clock_that_jumps_an_hour_ahead_is_joined_as_well(index, tmp_path):
   assert_whole(cut(joined))
 
 
+def test_slides_that_last_longer_than_a_jump_of_the_clock_keep_their_times(tmp_path):
+  path = tmp_path / "slides.ts"
+  ffmpeg.run("-f", "lavfi", "-i", "testsrc=s=64x64:r=1/30:d=120", "-c:v", "libx264", path)
+  np.testing.assert_allclose(cut(path, fps=1.0).timestamps, [0, 30, 60, 90], atol=1e-3)
+
+
 @pytest.fixture(scope="module")
 def with_sound(index, tmp_path_factory):
   """Writes index.mp4 with sound in another container; the suffix may have options after a space."""

@@ -208,7 +208,7 @@ class _Clock:
         f"ffmpeg -r RATE -i {self.path.name} -c:v libx264 NEW.mp4"
       )
     restarted = frame.time < self._newest - max(_REORDERED * seconds, 0.1)
-    skipped = frame.time > self._newest + _LONGEST_GAP
+    skipped = frame.time > self._newest + seconds + _LONGEST_GAP
     if self.restarts and self._newest > -math.inf and (restarted or skipped):
       yield from self.flush()
       self._origin = frame.time - self.end
@@ -267,16 +267,18 @@ def _check_complete(
   ends: of each stream that has packets, in seconds of the container's clock.
   slack: seconds of a frame.
   """
-  start = (container.start_time or 0) / av.time_base
-  longest = max(ends.values(), default=0.0)
-  # Matroska counts its duration from 0, also where the first frame comes later.
-  reached = longest if "matroska" in container.format.name else longest - start
-  declared = None if container.duration is None else container.duration / av.time_base
   if stream.duration is not None and stream.time_base is not None:
     # FFmpeg shortens an AVI's duration to what its file can hold; the header's count stays.
     units = stream.frames if container.format.name == "avi" else stream.duration
     declared, reached = float(units * stream.time_base), video_end
-  if declared is not None and declared - reached > max(3 * slack, 0.25):
+  elif container.duration is not None:
+    declared, reached = container.duration / av.time_base, max(ends.values(), default=0.0)
+    # Matroska counts its duration from 0, also where the first frame comes later.
+    if "matroska" not in container.format.name:
+      reached -= (container.start_time or 0) / av.time_base
+  else:
+    return
+  if declared - reached > max(3 * slack, 0.25):
     raise InputError(f"{path}: is truncated: it ends at {reached:.2f} s of {declared:.2f} s")
 
 
