@@ -33,6 +33,70 @@ def ask(observation, *, threshold=None, **changes):
     ("judgement: Yes", None),
     ("Yes", None),
     ("", None),
+    *(
+      (f"It is there.\n<judgement>{word}</judgement>", True)
+      for word in (
+        "**Yes**",
+        "Yes.",
+        '"Yes"',
+        "'yes'",
+        "“Yes”",
+        "(Yes)",
+        "[YES]",
+        "`yes`",
+        "**Yes.**",
+        "Yes!",
+        '["Yes"]',
+        '{"judgement": "Yes"}',
+        '{"verdict": true}',
+        '{"judgement": "**yes**"}',
+        '```json\n{"judgment": "Yes"}\n```',
+      )
+    ),
+    *(
+      (f"<judgement>{word}</judgement>", False)
+      for word in (
+        "**No**",
+        "No.",
+        "«no»",
+        "{No}",
+        '{"judgement": false}',
+        '{"reason": "Yes", "verdict": "no"}',
+      )
+    ),
+    *(
+      (f"<judgement>{word}</judgement>", None)
+      for word in (
+        "Yes?",
+        "Yes/No",
+        "Yes and no",
+        "not Yes",
+        "~~Yes~~",
+        "Yes, but",
+        "yes no",
+        '"Yes" "No"',
+        '["Yes", "No"]',
+        '{"judgement": "Yes", "verdict": "No"}',
+        '{"judgement": "Yes", "judgement": 1}',
+        '{"judgement": 1}',
+        '{"reason": "Yes"}',
+        '{"judgement": ["Yes"]}',
+        "true",
+        "[]",
+        "****",
+        "{" * 9999,
+      )
+    ),
+    ("<judgment>Yes</judgment>", True),
+    ("<Judgement>No</judgement>", False),
+    ("<judgement>Yes</judgement> or <judgment>No</judgment>", False),
+    ('{"reason": "all is there", "judgement": "Yes"}', True),
+    ('```json\n{"verdict": "No."}\n```', False),
+    ('{"judgement": "Yes"} or {"judgement": "No"}', None),
+    ("<think>Not <judgement>No</judgement>, so</think>\n<judgement>Yes</judgement>", True),
+    ("so <judgement>Yes</judgement>?</think> <judgement>No</judgement>", False),
+    ("<think>Perhaps <judgement>Yes</judgement>, but", None),
+    ("<think>It is <judgement>Yes</judgement></think>", None),
   ],
 )
 def test_a_verdict_is_what_the_last_complete_tag_says(reply, verdict):
@@ -68,6 +132,8 @@ def test_a_blinded_question_does_not_show_the_answer():
     ("free-form", "green and large", "unknown", False),
     ("OCR", "a b c d e", "a b c", True),
     ("OCR", "a b c d e", "a b", False),
+    ("multiple choice", "B", "**B**", True),
+    ("numerical", "3", '"4"', False),
   ],
 )
 def test_a_blinded_answer_suffices_where_the_task_metric_gives_it_six_tenths(
@@ -78,7 +144,16 @@ def test_a_blinded_answer_suffices_where_the_task_metric_gives_it_six_tenths(
 
 
 @pytest.mark.parametrize(
-  "reply", ["", "red", "<answer>", "<answer> </answer>", "</answer>B<answer>"]
+  "reply",
+  [
+    "",
+    "red",
+    "<answer>",
+    "<answer> </answer>",
+    "</answer>B<answer>",
+    "<answer>**</answer>",
+    "<think>so <answer>B</answer>",
+  ],
 )
 def test_a_blinded_reply_without_an_answer_is_no_verdict(reply):
   assert ask("seen", threshold=0.6).read(reply) is None

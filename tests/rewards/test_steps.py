@@ -53,3 +53,19 @@ def test_the_trace_is_what_the_first_think_block_holds(reply, think):
 )
 def test_traces_are_split(think, expected):
   assert steps.split_steps(think) == expected
+
+
+@pytest.mark.parametrize(
+  ("reply", "rest"),
+  [
+    ("<think>a</think>\n b ", "b"),
+    ("a</think>b", "b"),
+    ("<think>a</think>b</think>c", "c"),
+    (" <think>never ends", ""),
+    ("a <think> is a tag", "a <think> is a tag"),
+    ("<think>a</think>", ""),
+    ("", ""),
+  ],
+)
+def test_a_reply_without_its_thoughts_is_what_follows_them(reply, rest):
+  assert steps.without_thoughts(reply) == rest

@@ -89,6 +89,33 @@ def test_what_cannot_be_read_or_is_refused_is_left_out_and_counted_by_its_reason
   assert found.dropped == {"short": 1, "not rewritten": 3, "unsuitable": 1}
 
 
+OTHER = json.dumps(GOOD | {"answer": "A"})
+
+
+@pytest.mark.parametrize(
+  ("reply", "problem"),
+  [
+    (f"<think>Perhaps {{a hat}} or {OTHER}?</think>\n{json.dumps(GOOD)}", ""),
+    (f'say {{"suitable": false}}, no</think>{json.dumps(GOOD)}', ""),
+    (f"For {{Moment 1}}:\n{json.dumps(GOOD)}\nI hope that {{it}} fits.", ""),
+    (f'{{"note": 1}} {json.dumps(GOOD)}', ""),
+    (f"{json.dumps(GOOD)} Again: {json.dumps(GOOD)}", ""),
+    (f"{json.dumps(GOOD)} or {OTHER}", "several JSON objects"),
+    (f'{json.dumps(GOOD)} {{"suitable": false}}', "several JSON objects"),
+    (f"<think>It could be {json.dumps(GOOD)}", "no JSON object"),
+    (f"<think>{json.dumps(GOOD)}</think>", "no JSON object"),
+    ("{" * 20_000, "no JSON object"),
+    ('{"a":' * 2_000, "no JSON object"),
+    ("[1]", "no JSON object"),
+    ('{"question": "What?"}', "field 'suitable': true or false is needed"),
+  ],
+)
+def test_a_rewrite_is_the_one_object_behind_the_thoughts(released, reply, problem):
+  question = rewrite_qvhighlights.RewriteQuestion(moment=qvhighlights.moments(released).kept[0])
+  found = question.read(reply)
+  assert (question.problem, found) == (problem, {"qid": "0", **GOOD} if not problem else None)
+
+
 @pytest.mark.parametrize(
   ("options", "problem"),
   [

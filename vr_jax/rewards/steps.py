@@ -39,6 +39,16 @@ def think_text(reply: str) -> str:
   return text if closed else rest.partition("<answer>")[0]
 
 
+def without_thoughts(reply: str) -> str:
+  """The part of a reply behind a reasoning model's own thoughts, stripped.
+
+  Thoughts end at the last </think>. The <think> before them may be missing, since the chat
+  templates of some models write it. Thoughts that never end (the reply ran out of tokens) leave "".
+  """
+  _, ended, rest = reply.rpartition(_THINK_END)
+  return "" if not ended and rest.lstrip().startswith(_THINK) else rest.strip()
+
+
 def split_steps(think: str) -> list[str]:
   """Splits a trace into its steps, in order, stripped and without list numbers.
 

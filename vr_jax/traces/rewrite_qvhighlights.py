@@ -28,6 +28,7 @@ from ml_collections import config_flags
 
 from vr_jax import atomic, base_config, errors, optional_sections, schema
 from vr_jax.data import qvhighlights
+from vr_jax.rewards import steps
 from vr_jax.train import console, judge_factory
 
 _SYSTEM = """\
@@ -64,14 +65,15 @@ class RewriteQuestion:
     return f"Sentence: {json.dumps(self.moment.query)}"
 
   def read(self, reply: str) -> dict[str, Any] | None:
-    """Parses a rewrite, with or without text around it; None if it is unusable."""
-    try:
-      value = json.loads(reply[reply.find("{") : reply.rfind("}") + 1])
-    except (ValueError, RecursionError):
-      value = None
-    if not isinstance(value, dict):
-      self.problem = "no JSON object"
+    """Parses a rewrite, with or without text around it; None if it is unusable.
+
+    What a reasoning model thinks first does not count, and two rewrites that differ are none.
+    """
+    found = _json_objects(steps.without_thoughts(reply))
+    if len(found) != 1:
+      self.problem = "several JSON objects" if found else "no JSON object"
       return None
+    (value,) = found
     self.problem = qvhighlights.find_problem(value)
     if not self.problem and value["suitable"] and len(value["options"]) != _OPTIONS:
       self.problem = "field 'options': four are needed"
@@ -121,6 +123,20 @@ def rewrite(
         counts[_outcome(question, reply)] += 1
       tick(start + len(questions), len(left))
   return counts
+
+
+def _json_objects(text: str) -> list[dict[str, Any]]:
+  """The JSON objects in a text that differ: those of a rewrite's kind, else all."""
+  decoder, objects, start = json.JSONDecoder(), [], text.find("{")
+  while start >= 0:
+    try:
+      value, end = decoder.raw_decode(text, start)
+    except (ValueError, RecursionError):
+      end = start + 1
+    else:
+      objects += [value] if value not in objects else []
+    start = text.find("{", end)
+  return [value for value in objects if "suitable" in value] or objects
 
 
 def _outcome(question: RewriteQuestion, reply: Mapping[str, Any] | None) -> str:
