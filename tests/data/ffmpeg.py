@@ -1,6 +1,7 @@
 """FFmpeg's command line: writes the files of real people, and decodes them independently of us."""
 
 from pathlib import Path
+import struct
 import subprocess
 
 import imageio_ffmpeg
@@ -28,7 +29,18 @@ def index_video(directory: Path) -> Path:
   return path
 
 
-def first_picture(path: Path, width: int, height: int) -> np.ndarray:
+def first_picture(path: Path, width: int, height: int, filters: str = "null") -> np.ndarray:
   """The first frame as FFmpeg shows it, [height, width, 3]; its size is checked."""
-  raw = run("-i", path, "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
+  raw = run(
+    *("-i", path, "-vf", filters, "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
+  )
   return np.frombuffer(raw, np.uint8).reshape(height, width, 3)
+
+
+def write_matrix(path: Path, a: int, b: int, c: int, d: int) -> None:
+  """Writes the display matrix into the track header of an MP4 file."""
+  parts = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+  data = bytearray(path.read_bytes())
+  place = data.index(b"tkhd") + 4 + 40
+  data[place : place + 36] = struct.pack(">9i", *parts)
+  path.write_bytes(data)

@@ -4,7 +4,6 @@ The files are written by FFmpeg's command, which is also the independent decoder
 """
 
 import io
-import struct
 
 import numpy as np
 from PIL import Image
@@ -177,18 +176,9 @@ def test_frames_are_turned_and_mirrored_as_ffmpeg_shows_them(tmp_path, matrix):
   corners = "color=c=gray:s=96x64:r=8:d=1,drawbox=0:0:24:24:red:fill"
   corners += ",drawbox=72:0:24:24:lime:fill,drawbox=0:40:24:24:blue:fill"
   ffmpeg.run("-f", "lavfi", "-i", corners, *("-c:v", "libx264", "-qp", "4"), path)
-  _write_matrix(path, matrix)
+  ffmpeg.write_matrix(path, *matrix)
   height, width = (64, 96) if matrix[0] else (96, 64)
   shown = ffmpeg.first_picture(path, width, height)
   result = cut(path)
   assert (result.height, result.width) == (height, width)
   assert np.abs(pixels(result.jpegs[0]) - shown).mean() < 4
-
-
-def _write_matrix(path, matrix):
-  """Writes the display matrix into the track header of an MP4 file."""
-  a, b, c, d = (value << 16 for value in matrix)
-  data = bytearray(path.read_bytes())
-  place = data.index(b"tkhd") + 4 + 40
-  data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-  path.write_bytes(data)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+from fractions import Fraction
 import heapq
 import io
 import math
@@ -56,11 +57,16 @@ class CutVideo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _TimedFrame:
-  """A decoded frame. start, end: seconds since the first frame."""
+  """A decoded frame.
+
+  start, end: seconds since the first frame.
+  pixel_aspect: width of a pixel, in units of its height.
+  """
 
   frame: av.VideoFrame
   start: float
   end: float
+  pixel_aspect: float
 
 
 def find(directory: Path) -> tuple[str, ...]:
@@ -88,8 +94,9 @@ def cut(path: Path, *, fps: float, quality: int, max_side: int) -> CutVideo:
   """Decodes a whole video and keeps `fps` frames a second as JPEG.
 
   For each tick k / fps the first frame at or after it is kept, once. So a video with fewer frames a
-  second keeps each of its frames once. Frames are rotated as the file says, and scaled down if a
-  side is longer than `max_side`.
+  second keeps each of its frames once. Frames are rotated as the file says, stretched in width
+  where its pixels are not square, and scaled down if a side is longer than `max_side`. Frames of
+  another shape than the first are fitted into its size, with black bars.
 
   quality: of JPEG, 1 to 95.
   max_side: in pixels.
@@ -108,7 +115,7 @@ def cut(path: Path, *, fps: float, quality: int, max_side: int) -> CutVideo:
     if timed.start + TIME_TOLERANCE < tick / fps:
       continue
     tick = math.floor((timed.start + TIME_TOLERANCE) * fps) + 1
-    image = _upright_image(timed.frame, reformatter, max_side, size=(width, height))
+    image = _upright_image(timed, reformatter, max_side, size=(width, height))
     height, width = image.shape[:2]
     jpegs.append(encode(image, quality))
     timestamps.append(timed.start)
@@ -156,6 +163,7 @@ def _decode_stream(
   clock = _Clock(path=path, restarts=restarts, held=held)
   ends: dict[int, float] = {}  # of every stream, on the container's clock
   seconds = 0.0
+  declared = stream.codec_context.sample_aspect_ratio
   # Sound and subtitles are read, not decoded: their ends tell a cut file from a short picture.
   for packet in container.demux():
     if packet.pts is not None and packet.time_base is not None:
@@ -168,7 +176,7 @@ def _decode_stream(
       raise InputError(f"{path}: is damaged after {clock.end:.2f} s")
     for frame in frames:
       seconds = _frame_seconds(frame, stream)
-      yield from clock.add(frame, seconds)
+      yield from clock.add(frame, seconds, _pixel_aspect(stream, declared))
   yield from clock.flush()
   if not restarts and clock.end:
     _check_complete(path, container, stream, ends, video_end=clock.end, slack=seconds)
@@ -191,23 +199,26 @@ class _Clock:
   restarts: bool
   held: int
   end: float = 0.0
-  _frames: list[tuple[av.VideoFrame, float]] = dataclasses.field(default_factory=list)
+  _frames: list[tuple[av.VideoFrame, float, float]] = dataclasses.field(default_factory=list)
   _times: list[float] = dataclasses.field(default_factory=list)
   _origin: float | None = None
   _newest: float = -math.inf
   _last: float = -math.inf
 
-  def add(self, frame: av.VideoFrame, seconds: float) -> Iterator[_TimedFrame]:
+  def add(self, frame: av.VideoFrame, seconds: float, pixel_aspect: float) -> Iterator[_TimedFrame]:
     """Takes the next frame; yields those whose times are known by now.
 
     seconds: the frame's duration.
+    pixel_aspect: width of its pixels, in units of their height.
     """
     if frame.time is None:
       raise InputError(
         f"{self.path}: its frames have no times; give them a rate: "
         f"ffmpeg -r RATE -i {self.path.name} -c:v libx264 NEW.mp4"
       )
-    restarted = frame.time < self._newest - max(_REORDERED * seconds, 0.1)
+    # FFmpeg's tolerance; in other formats a file may have its frames in the order of decoding.
+    tolerance = 0.1 if self.restarts else max(_REORDERED * seconds, 0.1)
+    restarted = frame.time < self._newest - tolerance
     skipped = frame.time > self._newest + seconds + _LONGEST_GAP
     if self.restarts and self._newest > -math.inf and (restarted or skipped):
       yield from self.flush()
@@ -219,7 +230,7 @@ class _Clock:
         f"write it anew: ffmpeg -i {self.path.name} -c:v libx264 NEW.mp4"
       )
     self._newest = max(self._newest, frame.time)
-    self._frames.append((frame, seconds))
+    self._frames.append((frame, seconds, pixel_aspect))
     heapq.heappush(self._times, frame.time)
     if len(self._frames) > self.held:
       yield self._pop()
@@ -230,7 +241,7 @@ class _Clock:
       yield self._pop()
 
   def _pop(self) -> _TimedFrame:
-    frame, seconds = self._frames.pop(0)
+    frame, seconds, pixel_aspect = self._frames.pop(0)
     time = heapq.heappop(self._times)
     if self._origin is None:
       self._origin = time
@@ -241,13 +252,24 @@ class _Clock:
         "write it anew from its source: ffmpeg -r RATE -i SOURCE -c:v libx264 NEW.mp4"
       )
     self._last, self.end = start, start + seconds
-    return _TimedFrame(frame=frame, start=start, end=self.end)
+    return _TimedFrame(frame=frame, start=start, end=self.end, pixel_aspect=pixel_aspect)
 
 
 def _frame_seconds(frame: av.VideoFrame, stream: av.VideoStream) -> float:
   if frame.duration and frame.time_base:
     return float(frame.duration * frame.time_base)
   return float(1 / stream.average_rate) if stream.average_rate else 0.0
+
+
+def _pixel_aspect(stream: av.VideoStream, declared: Fraction | None) -> float:
+  """Width of a pixel, in units of its height: the container's, or else that of the last frame.
+
+  declared: what the codec said before the first frame.
+  """
+  aspect, newest = stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio
+  if aspect == declared and newest:
+    aspect = newest  # the container has none of its own, and recordings change theirs
+  return float(aspect) if aspect else 1.0
 
 
 def _check_complete(
@@ -283,27 +305,49 @@ def _check_complete(
 
 
 def _upright_image(
-  frame: av.VideoFrame,
+  timed: _TimedFrame,
   reformatter: av.video.reformatter.VideoReformatter,
   max_side: int,
   *,
   size: tuple[int, int],
 ) -> UInt8[np.ndarray, "height width 3"]:
-  """Converts a frame to upright RGB.
+  """Converts a frame to upright RGB with square pixels.
 
-  size: (width, height) in pixels; (0, 0) scales to `max_side` instead.
+  size: (width, height) in pixels that the frame is fitted into; (0, 0) scales to `max_side`
+    instead.
   """
+  frame = timed.frame
   sideways, flip_x, flip_y = _orientation(frame)
-  width, height = size
-  if not width:
-    scale = min(1.0, max_side / max(frame.width, frame.height))
-    width, height = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
-  elif sideways:
-    width, height = height, width
+  shown = (frame.width * timed.pixel_aspect, float(frame.height))
+  shown = (shown[1], shown[0]) if sideways else shown
+  fitted = _scaled(shown, min(1.0, max_side / max(shown)))
+  size = size if all(size) else fitted
+  if size != fitted:
+    fitted = _scaled(shown, min(size[0] / shown[0], size[1] / shown[1]))
+    if all(abs(a - b) <= 1 for a, b in zip(size, fitted, strict=True)):
+      fitted = size  # the same shape, up to whole pixels
+  width, height = fitted[::-1] if sideways else fitted
   rgb = reformatter.reformat(frame, width, height, format="rgb24", interpolation="AREA")
   image = rgb.to_ndarray()
   image = image.transpose(1, 0, 2) if sideways else image
-  return np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+  image = np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+  return image if size == fitted else _with_bars(image, size)
+
+
+def _scaled(shown: tuple[float, float], scale: float) -> tuple[int, int]:
+  """Whole pixels of a (width, height) that is scaled."""
+  return max(1, round(shown[0] * scale)), max(1, round(shown[1] * scale))
+
+
+def _with_bars(
+  image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "bar_height bar_width 3"]:
+  """Puts an image in the middle of a black one. size: (width, height), at least the image's."""
+  height, width, _ = image.shape
+  top, left = (size[1] - height) // 2, (size[0] - width) // 2
+  canvas = np.zeros((size[1], size[0], 3), np.uint8)
+  canvas[top : top + height, left : left + width] = image
+  return canvas
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
