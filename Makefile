@@ -8,7 +8,7 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 MUTATION_ARGS ?=
 
-.PHONY: demo test lint format parity lowest mutation clean
+.PHONY: demo test lint format parity lowest mutation wheel clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m vr_jax.main --config=configs/moss_chatv.py:tiny --workdir=runs/demo --mode=all
@@ -33,6 +33,15 @@ parity: $(VENV)/.installed-parity
 mutation: $(VENV)/.installed-test
 	$(PIP) -e '.[mutation]'
 	$(VENV)/bin/python -m benchmarks.mutation $(MUTATION_ARGS)
+
+# Builds dist/*.whl, installs it in an empty environment, and runs it from an empty directory.
+wheel: $(VENV)/.installed-test
+	rm -rf dist build && $(VENV)/bin/python -m build
+	dir=$$(mktemp -d) && $(PYTHON) -m venv $$dir/venv && \
+	  $$dir/venv/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl && \
+	  cd $$dir && JAX_PLATFORMS=cpu venv/bin/vr-jax --config=grpo:tiny --workdir=run --mode=all \
+	    --config.data.simulate.videos=8 --config.data.test_fraction=0.25 --config.sft.steps=4 \
+	    --config.rl.steps=1 --config.eval.examples=4 && test -s run/report.html && rm -r $$dir
 
 # The tests with the oldest versions that setup.py admits, in an environment of their own.
 lowest:
@@ -62,4 +71,4 @@ $(VENV)/.installed-parity: setup.py vr_jax/__init__.py | $(VENV)/bin/python
 	touch $(VENV)/.installed $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) .jax_cache .hypothesis .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(LOWEST) .jax_cache .hypothesis .pytest_cache .ruff_cache build dist *.egg-info

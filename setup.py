@@ -54,6 +54,7 @@ EXTRAS = {
     *BEAM,
     "basedpyright>=1.40.2",
     "beartype>=0.22.1",
+    "build>=1.3",
     "hypothesis>=6.140",
     "imageio-ffmpeg>=0.6",  # FFmpeg's command, the independent decoder
     "nbclient>=0.10",
@@ -61,6 +62,8 @@ EXTRAS = {
     "pytest>=9",
     "pytest-xdist>=3.8",
     "ruff>=0.17,<0.18",  # a formatter's next version may format differently
+    "setuptools>=77",
+    "wheel>=0.45",
     # Programs are compiled for chips that no test machine has; wheels exist for Linux on x86-64.
     f"{TPU} ; sys_platform == 'linux' and platform_machine == 'x86_64'",
   ],

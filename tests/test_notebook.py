@@ -23,7 +23,8 @@ def _printed(name, parameters):
     notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": NOTEBOOKS}}
   )
   # One device, as on a reader's machine; the tests' eight would share one core.
-  client.execute(env={**os.environ, "XLA_FLAGS": ""})
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+  client.execute(env={**os.environ, "XLA_FLAGS": flags})
   outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
   pictures = sum("image/png" in out.get("data", {}) for out in outputs)
   text = "".join(out.text for out in outputs if out.output_type == "stream")

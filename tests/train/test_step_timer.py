@@ -35,9 +35,9 @@ def test_laps_add_up_and_a_step_begins_where_the_one_before_ended(monkeypatch):
   assert values["perf/exposed_host_fraction"] == pytest.approx(4 / 6)
 
 
-def _slowly(function):
+def _slowly(function, seconds=SLOW):
   def slow(*arguments, **options):
-    time.sleep(SLOW)
+    time.sleep(seconds)
     return function(*arguments, **options)
 
   return slow
@@ -100,7 +100,9 @@ def test_replies_of_turns_that_wait_for_frames_and_their_judging_leave_devices_i
   tmp_path, monkeypatch
 ):
   nano.use_devices(monkeypatch, 1)
-  monkeypatch.setattr(dialogue.Dialogue, "observe", _slowly(dialogue.Dialogue.observe))
+  # Each of the sixteen episodes of a step observes once or twice.
+  observe = _slowly(dialogue.Dialogue.observe, seconds=SLOW / 16)
+  monkeypatch.setattr(dialogue.Dialogue, "observe", observe)
   finish_batch = _slowly(video_mtr.VideoMTR.finish_batch)
   monkeypatch.setattr(video_mtr.VideoMTR, "finish_batch", finish_batch)
   config = test_multi_turn.config(
