@@ -137,11 +137,6 @@ def test_options_get_letters_where_they_have_none(run, video):
     assert (asked.options, asked.problem_type) == (shown, "multiple choice")
 
 
-def test_what_would_steer_a_terminal_is_printed_as_its_escape():
-  text = "a\x1b[31m\r\u202eb\ud800\tµ日本 [bold]x[/bold]\n"
-  assert ask.printable(text) == "a\\x1b[31m\\r\\u202eb\\ud800\tµ日本 [bold]x[/bold]\n"
-
-
 def test_a_config_that_was_written_is_read_as_it_was(run):
   assert workdir_lib.config_of(run).to_dict() == _of_turns().to_dict()
 

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-import unicodedata
 
 from absl import flags
 import ml_collections
@@ -189,15 +188,11 @@ def _add_letters(options: Sequence[str]) -> tuple[str, ...]:
 
 def _load_policy(context: "run_context.RunContext", workdir: Path | None) -> tuple["PyTree", str]:
   """Returns the parameters, and a name to print for them."""
-  import jax
-
-  from vr_jax.train import export_stage, initialization
+  from vr_jax.train import compilations, export_stage, initialization
 
   if workdir is None:
     return initialization.fresh_params(context), str(context.config.model.pretrained)
-  directory = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] (JAX adds it later)
-  if not directory:
-    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilations"))
+  compilations.use_cache(workdir)
   stage, step = export_stage.last_stage(context, workdir)
   params = initialization.load_params(context, workdir / "checkpoints" / stage)
   return params, f"{workdir}, {stage} step {step}"
@@ -237,14 +232,17 @@ def _print_episode(
 def _print_turn(
   title: str, frames: Sequence[int], reply: str, video: "video_clip.VideoClip", out: Any
 ) -> None:
+  from vr_jax.train import console
+
   times = ", ".join(f"{frame} ({video.timestamps[frame]:g} s)" for frame in frames)
   out.print(f"\n{title}", style="bold")
   out.print(f"shown: {f'frames {times}' if frames else 'no frames'}", style="dim")
-  out.print(printable(reply))
+  out.print(console.printable(reply))
 
 
 def _print_answer(answer: str | None, arguments: AskArguments, out: Any) -> None:
   from vr_jax.rewards import accuracy
+  from vr_jax.train import console
 
   if answer is None:
     out.print("\nNo answer.", style="bold")
@@ -252,14 +250,4 @@ def _print_answer(answer: str | None, arguments: AskArguments, out: Any) -> None
   options = arguments.options
   letter = accuracy.option_letter(answer, options) if options else None
   chosen = [o for o in options if letter and accuracy.option_letter(o, options) == letter]
-  out.print(f"\nAnswer: {printable(chosen[0] if chosen else answer)}", style="bold green")
-
-
-def printable(text: str) -> str:
-  """Makes model text safe for a terminal: control and direction characters become escapes."""
-  return "".join(
-    c
-    if c in "\n\t" or not unicodedata.category(c).startswith("C")
-    else c.encode("unicode_escape").decode()
-    for c in text
-  )
+  out.print(f"\nAnswer: {console.printable(chosen[0] if chosen else answer)}", style="bold green")

@@ -110,10 +110,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   # JAX and the modules that use it import slowly: a mistyped flag should not wait for them.
   import jax
 
-  from vr_jax.eval import stage as eval_stage
   from vr_jax.parallel import mesh, processes
-  from vr_jax.traces import stage as traces_stage
-  from vr_jax.train import config_checks, data_stage, export_stage, judge_factory, rl_loop, sft_loop
+  from vr_jax.train import compilations, config_checks, console, judge_factory
   from vr_jax.train import workdir as workdir_lib
 
   config_checks.check(config)
@@ -126,9 +124,18 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
       "run data, sft and rl, then eval alone"
     )
   processes.first_alone("claim", lambda: workdir_lib.claim(workdir, config, mode))
-  directory = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] (JAX adds it later)
-  if not directory:
-    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilations"))
+  cache = compilations.use_cache(workdir)
+  network = [config.model.pretrained, config.model.architecture.to_dict()]
+  with console.heartbeat(), compilations.announced(cache, network):
+    _run_stages(config, workdir, mode)
+
+
+def _run_stages(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
+  from vr_jax.eval import stage as eval_stage
+  from vr_jax.parallel import processes
+  from vr_jax.traces import stage as traces_stage
+  from vr_jax.train import data_stage, export_stage, rl_loop, sft_loop
+
   if mode in ("data", "all"):
     processes.first_alone("data", lambda: data_stage.prepare(config, workdir))
   if mode in ("sft", "all"):

@@ -118,6 +118,10 @@ def test_every_line_tells_how_training_goes_and_where_its_time_went(untouched):
     "loss",
     "perf/host_peak_mib",
     "completions/mean_length",
+    "completions/min_length",
+    "completions/max_length",
+    "learning_rate",
+    "num_tokens",
     "nonfinite_updates",
   }
   times = {"perf/tokens_per_second", *(f"perf/time/{name}" for name in ("data", "update", "step"))}
@@ -139,6 +143,26 @@ def test_every_line_tells_how_training_goes_and_where_its_time_went(untouched):
     parts = ("log", "data", "rollout", "reward", "update")
     whole = sum(line["values"].get(f"perf/time/{name}", 0) for name in parts)
     assert whole == pytest.approx(line["values"]["perf/time/step"])
+
+
+def test_lengths_enclose_their_mean_and_tokens_add_up(untouched):
+  before = {"sft": 0, "rl": 0}
+  for line in metrics.read(untouched / "metrics.jsonl"):
+    values, (prompts, group) = line["values"], {"sft": (4, 1), "rl": (4, 4)}[line["stage"]]
+    low, mean, high = (values[f"completions/{name}_length"] for name in ("min", "mean", "max"))
+    assert 1 <= low <= mean <= high <= 80
+    seen = values["num_tokens"] - before[line["stage"]]
+    before[line["stage"]] = values["num_tokens"]
+    # What is no reply is one prompt of 16 to 96 tokens a group.
+    assert 16 * prompts <= seen - prompts * group * mean <= 96 * prompts
+    assert values["learning_rate"] == pytest.approx(_learning_rate(line["stage"], line["step"]))
+
+
+def _learning_rate(stage: str, step: int) -> float:
+  """The stages' schedules are constant, at 2e-3 behind one warm-up step, and at 3e-4."""
+  if stage == "rl":
+    return 3e-4
+  return 2e-3 if step > 1 else 0.0
 
 
 def test_training_moved_the_parameters(untouched):

@@ -117,12 +117,14 @@ class _Device:
     self.memory_stats = lambda: stats
 
 
-def test_peak_memory_of_the_device_is_told_where_it_is_counted(monkeypatch):
-  monkeypatch.setattr(metrics.jax, "local_devices", lambda: [_Device({"peak_bytes_in_use": 2**21})])
-  assert metrics.peak_memory()["perf/device_peak_mib"] == 2
-  for stats in (None, {"bytes_in_use": 5}):
+def test_memory_of_the_device_is_told_where_it_is_counted(monkeypatch):
+  counted = {"peak_bytes_in_use": 2**21, "bytes_in_use": 2**20}
+  monkeypatch.setattr(metrics.jax, "local_devices", lambda: [_Device(counted)])
+  found = metrics.memory()
+  assert (found["perf/device_peak_mib"], found["perf/device_memory_mib"]) == (2, 1)
+  for stats in (None, {"bytes_limit": 5}):
     monkeypatch.setattr(metrics.jax, "local_devices", lambda stats=stats: [_Device(stats)])
-    assert list(metrics.peak_memory()) == ["perf/host_peak_mib"]
+    assert list(metrics.memory()) == ["perf/host_peak_mib"]
 
 
 def _write(path, stage, steps, first_step=1):

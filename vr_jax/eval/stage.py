@@ -34,7 +34,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
     ]
     if trained.is_dir():
       results.append(_evaluate(context, workdir, "after_rl", "After RL", trained))
-  path = report.write_report(workdir)
+  with console.doing("writing the report", announce=True):
+    path = report.write_report(workdir)
   _print_table(results)
   console.print_line(f"report: {path}")
 

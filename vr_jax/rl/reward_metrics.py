@@ -15,7 +15,7 @@ def length_metrics(
   multi_turn: bool,
   max_tokens: int,
 ) -> dict[str, Float[Array, ""]]:
-  """Mean length of replies and segments in tokens, and the fraction of replies of full length.
+  """Lengths of replies and segments in tokens, and the fraction of replies of full length.
 
   segment: index of the segment that each token belongs to; -1 for none.
   segments: names of the segments.
@@ -26,6 +26,8 @@ def length_metrics(
   reply = tokens if multi_turn else tokens.sum(-1)
   metrics = {
     "completions/mean_length": tokens.sum(-1).mean(),
+    "completions/min_length": tokens.sum(-1).min(),
+    "completions/max_length": tokens.sum(-1).max(),
     "completions/clipped_ratio": (reply == max_tokens).sum() / jnp.maximum((reply > 0).sum(), 1),
   }
   named = {

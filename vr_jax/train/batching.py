@@ -322,6 +322,12 @@ def common_buckets(sizes: Int[np.ndarray, "processes buckets"]) -> prompts_lib.P
   return prompts_lib.PromptSizes(**dict(zip(names, sizes.max(axis=0).tolist(), strict=True)))
 
 
+def mean_prompt_tokens(batch: Batch) -> float:
+  """Mean number of tokens of a prompt, over all processes, which must call this together."""
+  lengths = (np.asarray(batch.prompt.kind) != records.Kind.PAD).sum(axis=1)
+  return float(processes.all_gather(lengths).mean())
+
+
 def reply_arrays(
   items: list[Item], length: int, *, rows: int | None = None
 ) -> tuple[Int[np.ndarray, "prompts 1 time"], Bool[np.ndarray, "prompts 1 time"]]:

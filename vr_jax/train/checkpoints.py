@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 import orbax.checkpoint as ocp
 
 from vr_jax import errors
+from vr_jax.train import console
 
 _GO_BACK = "delete it to go back to the one before"
 
@@ -73,7 +74,7 @@ class Checkpoints:
     """Starts writing a checkpoint; the arrays are copied first, so the caller may donate them."""
     flat = _flat(tree)
     about = {"architecture": self._architecture, "checksums": _checksums(flat)}
-    with self._writing():
+    with self._writing(), _saving():
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -83,12 +84,12 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Waits until all saved checkpoints are on disk."""
-    with self._writing():
+    with self._writing(), _saving():
       self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits like `wait`, then frees the writer's threads."""
-    with self._writing():
+    with self._writing(), _saving():
       self._manager.close()
 
   def restore(self, like: PyTree, *, step: int | None = None) -> Restored:
@@ -162,10 +163,15 @@ class Checkpoints:
 
   def _read(self, where: str, step: int, **items: Any) -> Any:
     try:
-      return self._manager.restore(step, args=ocp.args.Composite(**items))
+      with console.doing(f"reading the checkpoint {where}", announce=True):
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
     except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
       reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error)
       raise errors.InputError(f"{where}: can't be read: {reason}; {_GO_BACK}") from error
+
+
+def _saving() -> contextlib.AbstractContextManager[None]:
+  return console.doing("saving a checkpoint")
 
 
 def _is_not_orbax_traceback(record: logging.LogRecord) -> bool:

@@ -1,46 +1,204 @@
-"""Terminal output: progress bars on stderr, or single lines if stderr is not a terminal."""
+"""Terminal output: progress bars on stderr; without a terminal, a line at least once a minute.
+
+with console.heartbeat():                       # lines that say where the run is
+  with console.progress("rl", 200) as tick:     # a bar, or a line for each tenth
+    with console.doing("sampling replies"):     # what bar and lines say the run waits for
+      ...
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import dataclasses
 import io
 import sys
+import threading
+import time
 from typing import TextIO
+import unicodedata
 
 import jax
 from rich import console as rich_console
 from rich import progress as rich_progress
+from rich import text as rich_text
 
 Tick = Callable[..., None]
+
+MINUTE = 60.0  # seconds without a line after which the heartbeat prints one
+_ANNOUNCE_AFTER = 2.0  # seconds after which something slow is announced
+
+
+@dataclasses.dataclass(eq=False)
+class _Task:
+  """What a bar shows. values: the text behind it."""
+
+  name: str
+  total: int | None
+  done: int
+  values: str = ""
+
+  def __str__(self) -> str:
+    return f"{self.name} {self.done}/{self.total}" if self.total else f"{self.name} {self.done}"
+
+
+@dataclasses.dataclass(eq=False)
+class Activity:
+  """Something that a run waits for. started: time.monotonic()."""
+
+  text: str
+  announced: bool
+  started: float = dataclasses.field(default_factory=time.monotonic)
+
+
+class _ValuesColumn(rich_progress.ProgressColumn):
+  """The values of a task, and what it waits for if that takes longer."""
+
+  max_refresh = 0.5
+
+  def render(self, task: rich_progress.Task) -> rich_text.Text:
+    activity, shown = _innermost(), rich_text.Text(task.fields["values"])
+    if activity and task.id == max(task_id for task_id in _bar.task_ids):
+      seconds = time.monotonic() - activity.started
+      if seconds > _ANNOUNCE_AFTER:
+        shown.append(f"  {activity.text}, {duration(seconds)}", style="dim")
+    return shown
+
+
+# What is going on in this process: one terminal, so one of each.
+_tasks: list[_Task] = []
+_activities: list[Activity] = []
+_bar = rich_progress.Progress(disable=True)
+_last_line = time.monotonic()
 
 
 @contextlib.contextmanager
 def progress(name: str, total: int | None = None, *, done: int = 0) -> Iterator[Tick]:
   """Yields `tick(done, total=None, values={})`, which moves the bar and shows the values.
 
-  Only process 0 prints.
+  Values are numbers or texts. Only process 0 prints. Inside another `progress`, the bar is drawn
+  below the outer one and disappears at the end.
   """
-  bar = rich_progress.Progress(
+  task = _Task(name, total, done)
+  with _drawn() as bar:
+    shown = bar.add_task(name, total=total, completed=done, values="")
+    _tasks.append(task)
+
+    def tick(
+      done: int, total: int | None = None, values: Mapping[str, float | str] | None = None
+    ) -> None:
+      task.done, task.total = done, total or task.total
+      task.values = "  ".join(
+        f"{key} {value if isinstance(value, str) else f'{value:.3g}'}"
+        for key, value in (values or {}).items()
+      )
+      bar.update(shown, total=task.total, completed=done, values=task.values)
+      if bar.disable and jax.process_index() == 0 and values and _milestone(done, task.total):
+        _write(f"{task}  {task.values}", sys.stderr)
+
+    try:
+      yield tick
+    finally:
+      _tasks.remove(task)
+      if _tasks:
+        bar.remove_task(shown)
+
+
+@contextlib.contextmanager
+def _drawn() -> Iterator[rich_progress.Progress]:
+  """Yields the bar that is being drawn, or draws one."""
+  global _bar
+  if _tasks:
+    yield _bar
+    return
+  _bar = rich_progress.Progress(
     rich_progress.TextColumn("{task.description:>9}"),
-    rich_progress.BarColumn(bar_width=30),
+    rich_progress.BarColumn(bar_width=20),
     rich_progress.MofNCompleteColumn(),
     rich_progress.TimeElapsedColumn(),
     rich_progress.TimeRemainingColumn(),
-    rich_progress.TextColumn("{task.fields[values]}", table_column=None),
+    _ValuesColumn(),
     console=rich_console.Console(file=sys.stderr),
+    redirect_stdout=sys.stdout.isatty(),  # lines for a file would else appear above the bar
     disable=jax.process_index() != 0 or not sys.stderr.isatty(),
   )
-  with bar:
-    task = bar.add_task(name, total=total, completed=done, values="")
+  with _bar:
+    yield _bar
 
-    def tick(
-      done: int, total: int | None = None, values: Mapping[str, float] | None = None
-    ) -> None:
-      shown = "  ".join(f"{key} {value:.3g}" for key, value in (values or {}).items())
-      bar.update(task, total=total, completed=done, values=shown)
-      if bar.disable and jax.process_index() == 0 and values and _milestone(done, total):
-        _write(f"{name} {done}/{total}  {shown}", sys.stderr)
 
-    yield tick
+@contextlib.contextmanager
+def doing(text: str, *, announce: bool = False) -> Iterator[None]:
+  """Names what the run waits for in this block, for bars and heartbeats.
+
+  announce: prints a line, unless a bar shows it, if the block takes more than 2 seconds.
+  """
+  activity = begin(text, announce=announce)
+  try:
+    yield
+  finally:
+    end(activity)
+
+
+def begin(text: str, *, announce: bool = False) -> Activity:
+  """As `doing`, for where a block doesn't fit: give the result to `end`. Any thread may call it."""
+  activity = Activity(text, announced=not announce)
+  _activities.append(activity)
+  return activity
+
+
+def end(activity: Activity) -> None:
+  """Ends what `begin` began."""
+  _activities.remove(activity)
+
+
+@contextlib.contextmanager
+def heartbeat() -> Iterator[None]:
+  """Prints where the run is when nothing was printed for a minute; only in process 0.
+
+  The line goes to stderr if that is no terminal, else to stdout if that is none. Where both are
+  terminals it is printed only while no bar is drawn.
+  """
+  if jax.process_index() != 0:
+    yield
+    return
+  stop = threading.Event()
+  thread = threading.Thread(target=_beat, args=(stop,), name="heartbeat", daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    stop.set()
+    thread.join()
+
+
+def _beat(stop: threading.Event) -> None:
+  while not stop.wait(min(0.5, MINUTE / 4)):
+    where, activity = _line_stream(), _innermost()
+    if where is None:
+      continue
+    now, subject = time.monotonic(), str(_tasks[-1]) if _tasks else "vr-jax"
+    line = ""
+    if activity and not activity.announced and now - activity.started > _ANNOUNCE_AFTER:
+      activity.announced = True
+      line = f"{subject}: {activity.text}"
+    elif now - _last_line >= MINUTE:
+      doing = f"{activity.text}, {duration(now - activity.started)} so far" if activity else ""
+      values = _tasks[-1].values if _tasks else ""
+      line = f"{subject}: {'  '.join(part for part in (values, doing) if part) or 'at work'}"
+    if line:
+      with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+        _write(line, where)
+
+
+def _line_stream() -> io.TextIOBase | TextIO | None:
+  """Where lines about the progress go; None while a terminal shows a bar instead."""
+  if not sys.stderr.isatty():
+    return sys.stderr
+  if not sys.stdout.isatty():
+    return sys.stdout
+  return None if _tasks else sys.stderr
+
+
+def _innermost() -> Activity | None:
+  return next(iter(_activities[-1:]), None)
 
 
 def print_line(text: str) -> None:
@@ -49,11 +207,38 @@ def print_line(text: str) -> None:
     _write(text, sys.stdout)
 
 
+def print_note(text: str) -> None:
+  """Prints lines on stderr, above the bar if there is one, in process 0 only."""
+  if jax.process_index() == 0:
+    _write(text, sys.stderr)
+
+
 def _write(line: str, where: io.TextIOBase | TextIO) -> None:
   """Writes a line at once. `print` writes its end separately, and Ctrl-C might come between."""
+  global _last_line
+  _last_line = time.monotonic()
   where.write(f"{line}\n")
   where.flush()
 
 
 def _milestone(done: int, total: int | None) -> bool:
   return bool(total) and (done == total or done % max(1, total // 10) == 0)
+
+
+def duration(seconds: float) -> str:
+  """A duration as a person says it: "40 s", "3 min", "2 h 5 min"."""
+  if seconds < 90:
+    return f"{seconds:.0f} s"
+  minutes = round(seconds / 60)
+  hours, rest = divmod(minutes, 60)
+  return f"{hours} h {rest} min" if hours else f"{minutes} min"
+
+
+def printable(text: str) -> str:
+  """Makes model text safe for a terminal: control and direction characters become escapes."""
+  return "".join(
+    c
+    if c in "\n\t" or not unicodedata.category(c).startswith("C")
+    else c.encode("unicode_escape").decode()
+    for c in text
+  )

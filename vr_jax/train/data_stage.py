@@ -26,8 +26,10 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
   if (
     config.model.tokenizer == paths.TRAINED and not paths.tokenizer_path(config, workdir).is_file()
   ):
-    _train_tokenizer(config, workdir)
-  left_out = run_context.make_example_checks(config, workdir).find_unusable()
+    with console.doing("training the tokenizer", announce=True):
+      _train_tokenizer(config, workdir)
+  with console.doing("checking that prompts and replies fit", announce=True):
+    left_out = run_context.make_example_checks(config, workdir).find_unusable()
   if any(left_out.values()):
     counts = ", ".join(f"{len(indices)} {split}" for split, indices in left_out.items())
     console.print_line(f"data: left out, as no prompt or reply for them fits: {counts}")

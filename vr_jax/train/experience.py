@@ -22,7 +22,7 @@ from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.rl import advantages
 from vr_jax.rollout import encoder, episodes, play
-from vr_jax.train import batching, run_context, scoring, train_step, vision_features
+from vr_jax.train import batching, console, run_context, scoring, train_step, vision_features
 from vr_jax.train import step_timer as step_timer_lib
 
 # fold_in constant for shuffled replies; must differ from every attempt number of dynamic sampling,
@@ -131,9 +131,10 @@ class Collector:
     needs the scores to replace groups without signal.
     """
     key = jax.random.fold_in(self.key, step)
-    if not self.context.config.rl.dynamic_sampling_max_batches:
-      return self._collect(params, key, timer)
-    return self._collect_groups_with_signal(params, key, timer)
+    with console.doing("sampling replies"):
+      if not self.context.config.rl.dynamic_sampling_max_batches:
+        return self._collect(params, key, timer)
+      return self._collect_groups_with_signal(params, key, timer)
 
   def _collect(
     self, params: PyTree, key: Key[Array, ""], timer: step_timer_lib.StepTimer
@@ -171,7 +172,7 @@ class Collector:
       train_step.reply_lengths(train_step.token_mask(rollout), self.context.mesh)
       for rollout in rollouts
     ]
-    prompt_tokens = _prompt_tokens(batch)
+    prompt_tokens = batching.mean_prompt_tokens(batch)
     all_prompt_tokens = len(rollouts) * len(lengths[0]) * prompt_tokens
     return Experience(
       items=batch.items,
@@ -275,7 +276,7 @@ class Collector:
       media_index=np.asarray(batch.prompt.media_index),
       rollout=rollout,
       lengths=train_step.reply_lengths(train_step.token_mask(rollout), self.context.mesh),
-      prompt_tokens=_prompt_tokens(batch),
+      prompt_tokens=batching.mean_prompt_tokens(batch),
       computed_tokens=sum(experience.computed_tokens for experience in drawn),
       useful_tokens=sum(experience.useful_tokens for experience in drawn),
       scores_future=scoring.KnownScores(known),
@@ -330,12 +331,6 @@ def play_shuffled(
 
 def _summed(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
   return {name: sum(count[name] for count in counts) for name in counts[0]}
-
-
-def _prompt_tokens(batch: batching.Batch) -> float:
-  """Mean number of tokens of a prompt, over all processes."""
-  lengths = (np.asarray(batch.prompt.kind) != records.Kind.PAD).sum(axis=1)
-  return float(processes.all_gather(lengths).mean())
 
 
 def _rows(trees: Sequence[Any], chosen: Sequence[tuple[int, int]]) -> Any:

@@ -46,16 +46,17 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
     export_lib.save_adapter(
       params, alone, adapters=context.adapters, base=base, family=context.family, files=record
     )
-  export_lib.save_pretrained(
-    params,
-    target,
-    config=context.model,
-    family=context.family,
-    adapters=context.adapters,
-    source=config.model.pretrained or None,
-    files={**_tokenizer_files(context, workdir), **record},
-    dtype=config.export.dtype,
-  )
+  with console.doing(f"writing {target}", announce=True):
+    export_lib.save_pretrained(
+      params,
+      target,
+      config=context.model,
+      family=context.family,
+      adapters=context.adapters,
+      source=config.model.pretrained or None,
+      files={**_tokenizer_files(context, workdir), **record},
+      dtype=config.export.dtype,
+    )
   console.print_line(f"export: {stage} step {step} -> {target}")
 
 

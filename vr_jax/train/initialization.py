@@ -12,7 +12,7 @@ from vr_jax.models.common import checkpoint as pretrained
 from vr_jax.models.common import lora, weight_mapping
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import checkpoints as checkpoints_lib
-from vr_jax.train import model_setup
+from vr_jax.train import console, model_setup
 
 
 def fresh_params(net: model_setup.ModelSetup) -> PyTree:
@@ -21,13 +21,14 @@ def fresh_params(net: model_setup.ModelSetup) -> PyTree:
   With config.model.lora these weights are the base; its fresh adapters don't change the output yet.
   """
   shardings = jax.tree.map(lambda x: x.sharding, net.abstract_params)
-  if net.config.model.pretrained:
-    _, base = pretrained.from_pretrained(
-      net.config.model.pretrained,
-      dtype=net.config.model.lora.base_dtype if net.adapters else "float32",
-      shardings=functools.partial(mesh_lib.param_shardings, mesh=net.mesh),
-      family=net.family,
-    )
+  if directory := net.config.model.pretrained:
+    with console.doing(f"loading the weights of {directory}", announce=True):
+      _, base = pretrained.from_pretrained(
+        directory,
+        dtype=net.config.model.lora.base_dtype if net.adapters else "float32",
+        shardings=functools.partial(mesh_lib.param_shardings, mesh=net.mesh),
+        family=net.family,
+      )
     return _add_adapters(net, base, shardings) if net.adapters else base
   return jax.jit(net.random_params, out_shardings=shardings)()
 

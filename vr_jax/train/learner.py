@@ -16,8 +16,8 @@ import numpy as np
 from vr_jax import records
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rl import advantages as advantages_lib
+from vr_jax.train import console, experience, learner_state, reply_shapes, run_context, train_step
 from vr_jax.train import critic as critic_lib
-from vr_jax.train import experience, learner_state, reply_shapes, run_context, train_step
 from vr_jax.train import step_timer as step_timer_lib
 from vr_jax.train import train_state as train_state_lib
 
@@ -30,6 +30,7 @@ class Learner:
     shared with the policy. None without a reference.
   update: the jitted step of `train_step.make_rl_step`.
   score: the jitted log-prob function of `train_step.make_logprob_fn`.
+  learning_rate: see `train_state.make_last_learning_rate_fn`.
   """
 
   context: run_context.RunContext
@@ -38,6 +39,7 @@ class Learner:
   critic: critic_lib.Critic | None
   update: Callable[..., tuple[train_state_lib.TrainState, train_step.Metrics]]
   score: Callable[..., Array]
+  learning_rate: Callable[[train_state_lib.TrainState], Array]
 
   @classmethod
   def create(cls, context: run_context.RunContext, initial: PyTree) -> "Learner":
@@ -60,6 +62,7 @@ class Learner:
         graphdef, start.optimizer, allowed_tokens, rl, frozen=context.frozen
       ),
       score=train_step.make_logprob_fn(graphdef, allowed_tokens, temperature=rl.temperature),
+      learning_rate=train_state_lib.make_last_learning_rate_fn(rl),
     )
 
   @property
@@ -99,7 +102,8 @@ class Learner:
       ref_log_probs, old_log_probs
     ):
       timer.record("update")  # launching was not asynchronous
-    judged = collected.wait_for_scores()
+    with console.doing("scoring replies"):
+      judged = collected.wait_for_scores()
     timer.record("reward", device_idle=_idle(ref_log_probs, old_log_probs))
     advantages, group_mask, targets, values = self._advantages(
       collected, rollout, fit, ref_log_probs
@@ -130,6 +134,7 @@ class Learner:
       overlap(self.params)
       late = _idle(*running)
       timer.record("data" if late else "update", device_idle=late)
+    values["learning_rate"] = self.learning_rate(self.state)
     values, updates = jax.device_get((values, updates))
     values = {n: float(v) for n, v in {**values, **combine_updates(updates)}.items()}
     values = {n: v for n, v in values.items() if not _undefined(n, v)}

@@ -126,14 +126,16 @@ def read(path: Path, *, complete: bool = True) -> list[dict]:
   return parsed
 
 
-def peak_memory() -> dict[str, float]:
-  """The peak memory of this process so far, in MiB.
+def memory() -> dict[str, float]:
+  """The memory of this process, in MiB.
 
-  perf/host_peak_mib: resident memory.
-  perf/device_peak_mib: on its first device, if the backend counts it.
+  perf/host_peak_mib: most resident memory so far.
+  perf/device_peak_mib: most memory so far on its first device, if the backend counts it.
+  perf/device_memory_mib: what is in use there now.
   """
-  peaks = {"perf/host_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+  found = {"perf/host_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
   counted = jax.local_devices()[0].memory_stats() or {}
-  if "peak_bytes_in_use" in counted:
-    peaks["perf/device_peak_mib"] = counted["peak_bytes_in_use"] / 2**20
-  return peaks
+  for name, field in (("peak", "peak_bytes_in_use"), ("memory", "bytes_in_use")):
+    if field in counted:
+      found[f"perf/device_{name}_mib"] = counted[field] / 2**20
+  return found

@@ -10,7 +10,6 @@ overlaps update n and the sampling of n + 2. When step n + 1 trains, its samples
 stale; truncated importance sampling (rl.tis_cap) corrects for that.
 """
 
-from collections.abc import Mapping
 import contextlib
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from vr_jax.train import (
   metrics,
   run_context,
   scoring,
+  step_summary,
   vision_features,
 )
 from vr_jax.train import learner as learner_lib
@@ -49,11 +49,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   origin = initialization.describe_start(context, workdir)
   initial = initialization.initial_params(context, workdir)
   learner = learner_lib.Learner.create(context, initial)
-  last_step, iterator_state = 0, None
+  last_step, iterator_state, num_tokens = 0, None, 0
   if store.latest() is not None:
     restored = store.restore(learner.checkpoint_tree())
     _check_origin(workdir / "checkpoints" / "rl", restored.loop.get("start"), origin)
     last_step, iterator_state = restored.step, restored.loop["iterator"]
+    num_tokens = restored.loop.get("num_tokens", 0)  # older checkpoints lack it
     learner.restore(restored.tree)
     context.environment.set_state(restored.loop["reward"])
   log = metrics.MetricsLog(workdir, "rl", first_step=last_step + 1)
@@ -85,9 +86,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         ahead = source.collect(learner.params, step + 1, timer)
       # If another batch is needed, the host reads it during the update.
       prefetch_needed = step + rl.one_step_off_policy < rl.steps
-      values = learner.learn(collected, timer, source.prefetch if prefetch_needed else None)
+      with console.doing("updating the policy"):
+        values = learner.learn(collected, timer, source.prefetch if prefetch_needed else None)
+      num_tokens += round(collected.useful_tokens)
+      values["num_tokens"] = num_tokens
       log.write(step, values)
-      tick(step, rl.steps, shown(values))
+      tick(step, rl.steps, step_summary.summarize(values))
       divergence.check_finite(values, rl.max_consecutive_nonfinite, "rl", step)
       if step % rl.checkpoint_every == 0 or step == rl.steps:
         log.wait()
@@ -98,6 +102,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
           "iterator": collected.read,
           "reward": collected.wait_for_scores().reward_state,
           "start": origin,
+          "num_tokens": num_tokens,
         }
         store.save(step, learner.checkpoint_tree(), loop_state)
 
@@ -109,13 +114,3 @@ def _check_origin(directory: Path, saved: dict[str, Any] | None, current: dict[s
       f"{directory}: trained from {saved}, but the start is now {current}; "
       "restore it or choose another --workdir"
     )
-
-
-def shown(values: Mapping[str, float]) -> dict[str, float]:
-  """The metrics shown next to the progress bar: mean rewards and the mean length of replies."""
-  rewards = {
-    name.removeprefix("rewards/").removesuffix("/mean"): value
-    for name, value in values.items()
-    if name.startswith("rewards/") and name.endswith("/mean")
-  }
-  return {**rewards, "completions/mean_length": values["completions/mean_length"]}

@@ -28,6 +28,7 @@ from vr_jax.train import (
   metrics,
   reply_shapes,
   run_context,
+  step_summary,
   train_step,
   vision_features,
 )
@@ -61,9 +62,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     None,
   )
   recent, lowest, since = collections.deque(maxlen=_RECENT), math.inf, 0
+  num_tokens = 0
   if store.latest() is not None:
     restored = store.restore(state)
     state, read = restored.tree, restored.loop["iterator"]
+    num_tokens = restored.loop.get("num_tokens", 0)  # older checkpoints lack it
     recent.extend(restored.loop["recent"])
     lowest, since = restored.loop["validation"]
   first = int(state.step)
@@ -74,6 +77,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     microbatches=sft.microbatches,
     frozen=context.frozen,
   )
+  learning_rate = train_state_lib.make_last_learning_rate_fn(sft)
   log_likelihood = train_step.make_log_likelihood_fn(context.graphdef, context.allowed_tokens)
   log = metrics.MetricsLog(workdir, "sft", first_step=first + 1)
   layout = mesh_lib.MeshLayout(context.mesh)
@@ -99,23 +103,30 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       lengths = train_step.reply_lengths(batch.replies[1], context.mesh)
       fit = reply_shapes.choose_reply_shapes(sft, layout, lengths, budget=sft.max_reply_tokens)
       replies = [x[:, :, : fit.time] for x in batch.replies]
-      state, values = step_fn(state, batch.prompt, *replies, packed_length=fit.packed_length)
+      with console.doing("updating the policy"):
+        state, values = step_fn(state, batch.prompt, *replies, packed_length=fit.packed_length)
+        values["learning_rate"] = learning_rate(state)
       timer.record("update")
       if step < sft.steps:
         ahead = prepare_batch(context, state.params, next(iterator), iterator, cache)
         late = cast(Any, values["loss"]).is_ready()  # the stub of jax.Array lacks it
         timer.record("data" if late else "update", device_idle=late)
-      values = {name: float(value) for name, value in jax.device_get(values).items()}
+      with console.doing("updating the policy"):
+        values = {name: float(value) for name, value in jax.device_get(values).items()}
+      values["completions/min_length"] = float(lengths.min())
+      values["completions/max_length"] = float(lengths.max())
+      num_tokens += int(lengths.sum()) + round(batch.prompt_tokens * len(lengths))
+      values["num_tokens"] = num_tokens
       timer.record("update")
       if sft.validate_every and step % sft.validate_every == 0:
-        loss = values["validation_loss"] = validation_loss(
-          context, state.params, log_likelihood, cache
-        )
+        with console.doing("measuring the validation loss"):
+          loss = validation_loss(context, state.params, log_likelihood, cache)
+        values["validation_loss"] = loss
         lowest, since = (loss, 0) if loss < lowest else (lowest, since + 1)
         timer.record("validation")
       values |= batch.metrics | timer.metrics(sft.batch_size * values["completions/mean_length"])
       log.write(step, values)
-      tick(step, sft.steps, {"loss": values["loss"]})
+      tick(step, sft.steps, step_summary.summarize(values))
       divergence.check_finite(values, sft.max_consecutive_nonfinite, "sft", step)
       recent.append(values["loss"])
       reached = len(recent) == _RECENT and sum(recent) / _RECENT <= sft.target_loss
@@ -128,6 +139,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
           "recent": list(recent),
           "validation": [lowest, since],
           "complete": done,
+          "num_tokens": num_tokens,
         }
         store.save(step, state, loop)
       if done:
@@ -140,12 +152,14 @@ class SftBatch:
 
   replies: (tokens, valid), each [prompts, 1, time].
   read: state of the iterator over batches after this batch.
+  prompt_tokens: mean number of tokens of a prompt, padding excluded.
   metrics: to log.
   """
 
   prompt: records.Prompt
   replies: tuple[Array, Array]
   read: Mapping[str, Any]
+  prompt_tokens: float
   metrics: dict[str, float]
 
 
@@ -161,7 +175,11 @@ def prepare_batch(
   replies = batching.reply_arrays(batch.items, context.config.sft.max_reply_tokens)
   replies = mesh_lib.put_batch(replies, context.mesh)
   return SftBatch(
-    prompt=featurized.prompt, replies=replies, read=batches.get_state(), metrics=featurized.metrics
+    prompt=featurized.prompt,
+    replies=replies,
+    read=batches.get_state(),
+    prompt_tokens=batching.mean_prompt_tokens(featurized.batch),
+    metrics=featurized.metrics,
   )
 
 

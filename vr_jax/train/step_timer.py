@@ -39,5 +39,5 @@ class StepTimer:
       "perf/time/step": whole,
       "perf/exposed_host_fraction": self._device_idle / whole,
       "perf/tokens_per_second": tokens / whole,
-      **metrics.peak_memory(),
+      **metrics.memory(),
     }

@@ -1,12 +1,13 @@
 """Everything that training changes, in one pytree."""
 
+from collections.abc import Callable
 import dataclasses
 import typing
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 import ml_collections
 import optax
 
@@ -46,20 +47,11 @@ def make_optimizer(
   update changes it by less than bfloat16 can represent. Weight decay skips vectors (norm scales,
   biases): parameters that have fewer than two logical axes, not counting `layers`.
   """
-  epochs = config.get("num_iterations", 1)
-  decay = {"constant": 1.0, "cosine": 0.0}[config.schedule]
-  schedule = optax.warmup_cosine_decay_schedule(
-    init_value=0.0 if config.warmup_steps else config.learning_rate,
-    peak_value=config.learning_rate,
-    warmup_steps=config.warmup_steps * epochs,
-    decay_steps=max(config.steps, config.warmup_steps + 1) * epochs,
-    end_value=decay * config.learning_rate,
-  )
   matrices = jax.tree.map(_is_matrix, params, is_leaf=_is_variable)
   trained = optax.chain(
     optax.clip_by_global_norm(config.max_grad_norm),
     optax.adamw(
-      schedule,
+      learning_rate_schedule(config),
       b1=config.b1,
       b2=config.b2,
       mu_dtype=config.moment_dtype,
@@ -73,6 +65,36 @@ def make_optimizer(
     lambda path, _: "frozen" if _is_frozen(path, frozen) else "trained", params
   )
   return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+
+
+def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+  """The learning rate by number of updates so far. config: as in `make_optimizer`."""
+  epochs = config.get("num_iterations", 1)
+  decay = {"constant": 1.0, "cosine": 0.0}[config.schedule]
+  return optax.warmup_cosine_decay_schedule(
+    init_value=0.0 if config.warmup_steps else config.learning_rate,
+    peak_value=config.learning_rate,
+    warmup_steps=config.warmup_steps * epochs,
+    decay_steps=max(config.steps, config.warmup_steps + 1) * epochs,
+    end_value=decay * config.learning_rate,
+  )
+
+
+def make_last_learning_rate_fn(
+  config: ml_collections.ConfigDict,
+) -> Callable[[TrainState], Array]:
+  """Makes a function of a state: the learning rate of the update that led to it.
+
+  config: as in `make_optimizer`.
+  """
+  schedule = learning_rate_schedule(config)
+
+  @jax.jit
+  def last(step: Array, skipped: Array, skipped_in_a_row: Array) -> Array:
+    # The optimizer counts the updates that were not skipped.
+    return jnp.asarray(schedule(step - skipped - (skipped_in_a_row == 0)))
+
+  return lambda state: last(state.step, state.skipped, state.skipped_in_a_row)
 
 
 def split(params: PyTree, frozen: tuple[str, ...]) -> tuple[PyTree, PyTree]:

@@ -1,0 +1,159 @@
+"""Compiled programs: the cache that all runs share, and what is being compiled.
+
+The cache is the first of these:
+  1. JAX's own setting, as JAX_COMPILATION_CACHE_DIR;
+  2. $XDG_CACHE_HOME/vr_jax/jax/<host>, or ~/.cache/vr_jax/jax/<host>, for runs of one process;
+  3. <workdir>/compilations, for several processes (whose hosts may share no home) and where the
+     home can't be written.
+
+<host> names the kind of CPU: programs compiled for one kind may not run on another, and homes are
+often shared by different machines.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+import platform
+import tempfile
+import threading
+from typing import Any
+
+import jax
+from jax import monitoring
+
+from vr_jax import atomic
+from vr_jax.parallel import processes
+from vr_jax.train import console
+
+SECONDS = "compile_seconds.json"  # in the cache: how long programs took to compile
+_WORTH_SAVING = 5.0  # seconds
+_COMPILE = "/jax/core/compile/backend_compile_duration"
+_CACHE_HIT = "/jax/compilation_cache/cache_hits"
+
+# What the slow programs are for, by the names of their functions.
+PROGRAMS = {
+  "_start": "the sampler's pass over prompts",
+  "start": "the sampler's pass over prompts",
+  "_decode": "the sampler",
+  "decode": "the sampler",
+  "append": "the sampler's pass over observations",
+  "sample_without_compaction": "the sampler",
+  "step": "the update",
+  "score": "the log-probs of replies",
+  "features": "the vision tower",
+  "log_likelihood": "the validation loss",
+  "random_params": "the network's random weights",
+  "_values": "the critic's values",
+}
+
+
+def use_cache(workdir: Path) -> Path:
+  """Points JAX to its compilation cache, see above, and returns it."""
+  configured = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] (JAX adds it later)
+  directory = Path(configured) if configured else _default(workdir)
+  if not configured:
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+  return directory
+
+
+def _default(workdir: Path) -> Path:
+  own = workdir.absolute() / "compilations"
+  if jax.process_count() > 1:
+    return own
+  given = os.environ.get("XDG_CACHE_HOME", "")
+  try:
+    home = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
+    shared = home / "vr_jax" / "jax" / _host()
+    shared.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=shared):
+      return shared
+  except (OSError, RuntimeError):  # there is no home, or it can't be written
+    return own
+
+
+@functools.cache
+def _host() -> str:
+  """Names the kind of this machine's CPU: its architecture and a hash of its features."""
+  try:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    features = next(line for line in lines if line.lower().startswith(("flags", "features")))
+  except (OSError, StopIteration):
+    features = platform.processor()
+  return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
+
+
+@contextlib.contextmanager
+def announced(directory: Path, network: Any) -> Iterator[None]:
+  """Announces programs whose compilation takes longer, and how long it took the last time.
+
+  directory: the cache, where these times are kept.
+  network: what identifies the network, as JSON: times are those of the same network and devices.
+  """
+  devices = jax.devices()
+  about = json.dumps([devices[0].device_kind, len(devices), network], sort_keys=True)
+  watch = _Watch(directory / SECONDS, hashlib.sha256(about.encode()).hexdigest()[:16])
+  monitoring.register_scalar_listener(watch.begin)
+  monitoring.register_event_listener(watch.note_hit)
+  monitoring.register_event_duration_secs_listener(watch.end)
+  try:
+    yield
+  finally:
+    monitoring.unregister_scalar_listener(watch.begin)
+    monitoring.unregister_event_listener(watch.note_hit)
+    monitoring.unregister_event_duration_listener(watch.end)
+
+
+class _Watch:
+  """Listens to JAX's events about compilations, which come on the thread that compiles."""
+
+  def __init__(self, path: Path, key: str) -> None:
+    self._path, self._key = path, key
+    self._thread = threading.local()
+
+  def begin(self, event: str, value: float, **about: Any) -> None:
+    """A compilation begins."""
+    if event != _COMPILE:
+      return
+    del value
+    program = _program(about)
+    before = self._read().get(self._key, {}).get(program)
+    times = f"; {console.duration(before)} the last time" if before else ""
+    self._thread.hit = False
+    self._thread.activity = console.begin(f"compiling {program} (first time{times})", announce=True)
+
+  def note_hit(self, event: str, **about: Any) -> None:
+    """The program was in the cache."""
+    if event == _CACHE_HIT:
+      self._thread.hit = True
+
+  def end(self, event: str, duration_secs: float, **about: Any) -> None:
+    """A compilation has ended."""
+    activity = getattr(self._thread, "activity", None)
+    if event != _COMPILE or activity is None:
+      return
+    self._thread.activity = None
+    console.end(activity)
+    if duration_secs >= _WORTH_SAVING and not self._thread.hit and processes.is_first():
+      with contextlib.suppress(OSError):
+        self._save(_program(about), duration_secs)
+
+  def _save(self, program: str, seconds: float) -> None:
+    known = self._read()
+    known.setdefault(self._key, {})[program] = round(seconds, 1)
+    with atomic.file(self._path) as partial:
+      partial.write_text(json.dumps(known, indent=2) + "\n")
+
+  def _read(self) -> dict[str, dict[str, float]]:
+    try:
+      return json.loads(self._path.read_text())
+    except (OSError, ValueError):
+      return {}
+
+
+def _program(about: dict[str, Any]) -> str:
+  name = str(about.get("fun_name", "a program")).removeprefix("jit(").removesuffix(")")
+  return PROGRAMS.get(name, name)
