@@ -37,6 +37,8 @@ def run(words: list[str], where: Path) -> subprocess.CompletedProcess:
   """A command of the docs, in a directory that is not the project's; trains a nano network."""
   assert words[0] == "vr-jax"
   given = {word.partition("=")[0] for word in words}
+  if "--config.data.videos" in given:  # then nothing is simulated, without a flag that says so
+    given.add("--config.data.simulate.videos")
   small = [f"--config.{name}={x}" for name, x in FLAGS.items() if f"--config.{name}" not in given]
   added = [] if words[1] == "ask" else small
   flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"

@@ -25,6 +25,7 @@ MAY_USE = {
   "optional_sections": frozenset({"config_fields"}),
   "config_docs": frozenset({"config_fields", "optional_sections", "envs"}),
   "recipe_config": frozenset({"envs"}),
+  "overrides": frozenset(),
   "worlds": frozenset(),
   "models": frozenset(),
   "rewards": frozenset(),
@@ -37,7 +38,7 @@ MAY_USE = {
   "train": ALL_ROOMS - {"traces", "eval"} | {"base_config", "config_fields", "optional_sections"},
   "traces": ALL_ROOMS - {"eval"} | {"base_config", "config_fields", "optional_sections"},
   "eval": ALL_ROOMS,
-  "main": ALL_ROOMS | {"ask", "recipe_config"},
+  "main": ALL_ROOMS | {"ask", "recipe_config", "overrides"},
   "ask": ALL_ROOMS | {"main", "recipe_config"},
   "__init__": frozenset(),
 }

@@ -19,7 +19,10 @@ class SimulateSection:
   """Videos that the data stage simulates."""
 
   videos: int = field(
-    0, "Number of simulated videos; 0: data.videos and data.annotations are read.", "[0, inf)"
+    0,
+    "Number of simulated videos; 0: data.videos and data.annotations are read, also if these are "
+    "set on the command line and this is not.",
+    "[0, inf)",
   )
   questions_per_video: int = field(1, "Number of questions about each video.", "[1, inf)")
   seed: int = field(0, "Seed of the simulation.")
@@ -57,10 +60,12 @@ class DataSection:
   )
   frames: int = field(16, "Number of frames of a clip (uniform), or the most of a pool (pool).")
   sample_fps: float = field(
-    2.0, "Frames for each second of a clip (fps), within min_frames and max_frames."
+    2.0,
+    "Frames for each second of a clip (fps), within min_frames and max_frames.",
+    only_with="sampling=fps",
   )
-  min_frames: int = field(4, "Fewest frames of a clip (fps).")
-  max_frames: int = field(64, "Most frames of a clip (fps).")
+  min_frames: int = field(4, "Fewest frames of a clip (fps).", only_with="sampling=fps")
+  max_frames: int = field(64, "Most frames of a clip (fps).", only_with="sampling=fps")
   threads: int = field(
     4,
     "Threads that prepare batches ahead of the step; 0: none, batches are made on demand.",
@@ -76,15 +81,22 @@ class LoraSection:
   rank: int = field(
     0, "Rank of the adapters, which alone are trained; 0: no adapters, all weights are trained."
   )
-  alpha: float = field(32.0, "The output of an adapter is multiplied by alpha / rank.")
+  alpha: float = field(
+    32.0, "The output of an adapter is multiplied by alpha / rank.", only_with="rank"
+  )
   text: tuple[str, ...] = field(
     ("query", "key", "value", "out", "gate", "up", "down"),
     "Projections of the language model that get an adapter.",
+    only_with="rank",
   )
   vision: tuple[str, ...] = field(
-    (), "Projections of the vision tower that get an adapter: of qkv, out, gate, up, down."
+    (),
+    "Projections of the vision tower that get an adapter: of qkv, out, gate, up, down.",
+    only_with="rank",
   )
-  base_dtype: Dtype = field("bfloat16", "Dtype of all weights that are not trained.")
+  base_dtype: Dtype = field(
+    "bfloat16", "Dtype of all weights that are not trained.", only_with="rank"
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -314,7 +326,9 @@ class RlSection(LoopSection):
     "Weight, in the loss, of the KL divergence from the reference policy; 0: no such term.",
     "[0, inf)",
   )
-  kl_estimator: Literal["k1", "k2", "k3"] = field("k3", "Estimator of that KL divergence.")
+  kl_estimator: Literal["k1", "k2", "k3"] = field(
+    "k3", "Estimator of that KL divergence.", only_with="kl_weight"
+  )
   entropy_weight: float = field(
     0.0, "Weight of the entropy bonus in the loss; 0: no bonus.", "[0, inf)"
   )
@@ -334,7 +348,10 @@ class RlSection(LoopSection):
     0, "Reply length at which that penalty is full; 0: rl.max_new_tokens.", "[0, inf)"
   )
   overlong_weight: float = field(
-    1.0, "Weight in the total reward of that penalty, which goes from 0 to -1.", "[0, inf)"
+    1.0,
+    "Weight in the total reward of that penalty, which goes from 0 to -1.",
+    "[0, inf)",
+    only_with="overlong_buffer",
   )
   tis_cap: float = field(
     2.0,

@@ -16,7 +16,8 @@ colon and a size.
     export    writes the last checkpoint as a directory that transformers reads
 
 A stage that was interrupted resumes, and one that is complete is skipped. Any field of the config
-can be overridden, as in `--config.rl.learning_rate=2e-6`.
+can be overridden, as in `--config.rl.learning_rate=2e-6`. It goes before what the size sets: with
+`--config.data.videos`, no videos are simulated.
 
 Exit codes: 0 done; 2 bad input (one line on stderr says which); 3 training diverged; 130
 interrupted (the same command goes on from the last checkpoint).
@@ -37,7 +38,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from vr_jax import errors, recipe_config
+from vr_jax import errors, overrides, recipe_config
 
 MODES = ("data", "sft", "rl", "eval", "all", "traces", "export")
 
@@ -180,7 +181,9 @@ def parse_recipe(argv: Sequence[str]) -> flags.FlagValues:
   recipe_config.complete(config, (path.parent, Path.cwd()))
   check_fields(argv, config)
   values = _parse([word for word in argv if word not in recipe], config)
-  recipe_config.complete(config_value(values), (Path.cwd(), path.parent))
+  config = config_value(values)
+  recipe_config.complete(config, (Path.cwd(), path.parent))
+  overrides.reconcile(config, {*config_flags.get_override_values(values["config"])})
   return values
 
 

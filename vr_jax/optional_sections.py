@@ -16,10 +16,18 @@ class JudgeSection:
     "rule: the truth of the simulator; local: a model that is loaded here; openai, anthropic: an "
     "endpoint.",
   )
-  model: str = field("", "Name of the model at its endpoint; local: a Hugging Face directory.")
-  base_url: str = field("", "URL of the endpoint; empty: the provider's own.")
+  model: str = field(
+    "",
+    "Name of the model at its endpoint; local: a Hugging Face directory.",
+    only_with="kind=local|openai|anthropic",
+  )
+  base_url: str = field(
+    "", "URL of the endpoint; empty: the provider's own.", only_with="kind=openai|anthropic"
+  )
   key_variable: str = field(
-    "", "Environment variable that holds the key; empty: the provider's own."
+    "",
+    "Environment variable that holds the key; empty: the provider's own.",
+    only_with="kind=openai|anthropic",
   )
   in_flight: int = field(32, "Most requests at the same time.", "[1, inf)")
   requests_per_minute: float = field(0.0, "Most requests a minute; 0: no limit.", "[0, inf)")
@@ -65,9 +73,15 @@ class TracesSection:
     16, "Questions that are asked, filtered and written together.", "[1, inf)"
   )
   max_tokens: int = field(1024, "Most tokens of a reply.", "[1, inf)")
-  model: str = field("", "Name of the model at its endpoint (openai).")
-  base_url: str = field("", "URL of the endpoint (openai); empty: OpenAI's own.")
-  key_variable: str = field("OPENAI_API_KEY", "Environment variable that holds the key (openai).")
+  model: str = field("", "Name of the model at its endpoint (openai).", only_with="writer=openai")
+  base_url: str = field(
+    "", "URL of the endpoint (openai); empty: OpenAI's own.", only_with="writer=openai"
+  )
+  key_variable: str = field(
+    "OPENAI_API_KEY",
+    "Environment variable that holds the key (openai).",
+    only_with="writer=openai",
+  )
   in_flight: int = field(16, "Most requests at the same time (openai).", "[1, inf)")
   retries: int = field(4, "Most further requests after one that failed (openai).", "[0, inf)")
   timeout: float = field(120.0, "Seconds that a request may take (openai).", "(0, inf)")

@@ -14,6 +14,9 @@ section. A value of None counts as not set.
 
 Choices are the values of a `Literal` type. Bounds are written as in mathematics: [ and ] include
 the end, ( and ) exclude it. Bounds of a tuple hold for each entry.
+
+A field that has an effect only with certain values of another one of its section says so:
+only_with="writer=openai", "kind=local|openai" or, for any value but 0, "rank".
 """
 
 from collections.abc import Iterator, Mapping
@@ -42,6 +45,7 @@ class Field:
   choices: () if every value of the type is allowed.
   bounds: "" if there are none.
   length: least number of entries, for a tuple; 0 if there is none.
+  only_with: the field, and its values, without which this one has no effect; "" if there is none.
   """
 
   name: str
@@ -50,17 +54,26 @@ class Field:
   choices: tuple[Any, ...]
   bounds: str
   length: int
+  only_with: str
   help: str
 
 
-def field(default: Any = REQUIRED, help: str = "", bounds: str = "", *, length: int = 0) -> Any:
+def field(
+  default: Any = REQUIRED,
+  help: str = "",
+  bounds: str = "",
+  *,
+  length: int = 0,
+  only_with: str = "",
+) -> Any:
   """Defines a field of a schema class.
 
   help: one sentence.
   bounds: an interval, as in "[0, 1)".
   length: least number of entries, for a tuple; 0 if there is none.
+  only_with: the field without which this one has no effect; see above.
   """
-  metadata = {"help": help, "bounds": bounds, "length": length}
+  metadata = {"help": help, "bounds": bounds, "length": length, "only_with": only_with}
   if isinstance(default, dict):
     return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
   return dataclasses.field(default=default, metadata=metadata)
@@ -126,6 +139,9 @@ def complete(section: ml_collections.ConfigDict, cls: type, where: str) -> None:
 def check(section: Section, cls: type, where: str) -> None:
   """Raises InputError for the first value of a wrong type, or outside its choices or bounds.
 
+  So it does for one that was changed from its default and has no effect with what another field is
+  set to.
+
   where: the section's name, such as "config.rl", for messages.
 
   Fields that are not set are not checked, nor are types that are unions.
@@ -147,6 +163,22 @@ def check(section: Section, cls: type, where: str) -> None:
     if not _has_type(value, each.type):
       kind = each.type.__name__ if type(each.type) is type else each.type
       raise errors.InputError(f"{flag}={value}: is no {kind}")
+    if each.only_with and value != each.default:
+      _check_effect(section, each, where)
+
+
+def _check_effect(section: Section, each: Field, where: str) -> None:
+  """Raises InputError if another field is set so that this one has no effect."""
+  other, _, allowed = each.only_with.partition("=")
+  other = ".".join([*each.name.split(".")[:-1], other])
+  actual = _value(section, other)
+  if actual not in allowed.split("|") if allowed else not actual:
+    needed = f"to {allowed.replace('|', ' or ')}" if allowed else "above 0"
+    named = f"{where}.{other}".removeprefix("config.")
+    raise errors.InputError(
+      f"--{where}.{each.name}={_value(section, each.name)}: has no effect with {named}={actual}; "
+      f"set {named} {needed}, or leave it out"
+    )
 
 
 def build(cls: type, section: Section, **given: Any) -> Any:

@@ -135,7 +135,7 @@ def test_only_a_network_that_knows_no_words_is_told_nothing(path):
   own = nano.recipe("tiny", path)
   own.env.instruction = ""
   config_checks.check(own)
-  own.model.pretrained = "export"  # as it was written by this project
+  own.model.pretrained, own.model.tokenizer = "export", ""  # as it was written by this project
   config_checks.check(own)
   with pytest.raises(errors.InputError, match=r"config\.env\.instruction"):
     config_checks.check_template(own, told=True)

@@ -36,6 +36,17 @@ def test_simulated_videos_of_another_world_are_refused(data, tmp_path):
   assert str(data) in str(error.value)
 
 
+def test_nothing_is_simulated_next_to_data_that_was_not(tmp_path):
+  own = _given(tmp_path)
+  data_stage.prepare(nano.config(**own), tmp_path)
+  before = sorted(tmp_path.rglob("*"))
+  again = nano.config(data__directory=str(tmp_path))
+  with pytest.raises(errors.InputError, match="holds data that was not simulated") as error:
+    data_stage.prepare(again, tmp_path)
+  assert "data.simulate.videos=12" in str(error.value)
+  assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_video_too_short_for_the_frames_of_a_clip_is_found_when_it_is_read_in(tmp_path):
   with pytest.raises(
     errors.InputError, match=r"annotations\.jsonl:1: .* holds 8 stored frames, .* 16"

@@ -176,7 +176,7 @@ NO_STATES = annotation_files.record(states=None)
     ({"judge.kind": "openai", "judge.model": "m"}, "OPENAI_API_KEY"),
     ({"judge.kind": "openai"}, "config.judge.model"),
     ({"judge.kind": "local", "judge.model": "{here}"}, "{here}/config.json"),
-    ({"data.simulate.videos": 0, "data.annotations": "{here}/a.jsonl"}, "one: has no true states"),
+    ({"data.videos": "{here}", "data.annotations": "{here}/a.jsonl"}, "one: has no true states"),
   ],
 )
 def test_a_run_without_a_judge_that_can_judge_ends_before_it_begins(
@@ -185,7 +185,7 @@ def test_a_run_without_a_judge_that_can_judge_ends_before_it_begins(
   monkeypatch.delenv("OPENAI_API_KEY", raising=False)
   here = annotation_files.write(tmp_path / "a.jsonl", NO_STATES).parent
   small = {"data.simulate.videos": 4, "sft.steps": 0, "data.directory": "{here}/data"}
-  flags = {**small, **flags}
+  flags = {**small, **flags} if "data.videos" not in flags else flags
   words = [f"--config.{name}={value}".format(here=here) for name, value in flags.items()]
   recipe = f"--config={nano.ROOT}/configs/videop2r.py:tiny"
   assert main.cli(["vr-jax", recipe, f"--workdir={here}/run", "--mode=all", *words]) == 2

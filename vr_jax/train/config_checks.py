@@ -5,8 +5,10 @@ import re
 import ml_collections
 
 from vr_jax import config_fields, errors, optional_sections, schema
+from vr_jax.data import sampling
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
+from vr_jax.train import paths
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -52,6 +54,7 @@ def _check_together(
   config: ml_collections.ConfigDict, environment: environment_lib.Environment
 ) -> None:
   """Raises InputError for a field that has no effect, or a wrong one, together with the others."""
+  _check_sources(config)
   check_template(config, told=False)
   if config.sft.patience and not config.sft.validate_every:
     raise errors.InputError("--config.sft.patience: needs --config.sft.validate_every > 0")
@@ -62,6 +65,8 @@ def _check_together(
     )
   if environment.chooses_frames:
     _check_pool(config)
+  else:
+    _check_frame_buckets(config)
   if environment.turns > 1 or environment.chooses_frames:
     _check_turns(config)
   if "critic" in config:
@@ -78,6 +83,43 @@ def _check_together(
   judge = config.get("judge", {})
   if judge.get("blinded") and judge.kind == "rule":
     raise errors.InputError("--config.judge.blinded: the rule judges by the truth; choose a model")
+
+
+def _check_sources(config: ml_collections.ConfigDict) -> None:
+  """Raises InputError if two sources of data, or of a tokenizer, are set, or half of one."""
+  data, model = config.data, config.model
+  own = [name for name in ("videos", "annotations") if data[name]]
+  if own and data.simulate.videos:
+    raise errors.InputError(
+      f"--config.data.{own[0]}={data[own[0]]}: would not be read, as "
+      f"data.simulate.videos={data.simulate.videos} asks for simulated videos; "
+      "set data.simulate.videos=0, or leave out data.videos and data.annotations"
+    )
+  if len(own) == 1:
+    (missing,) = {"videos", "annotations"} - {*own}
+    raise errors.InputError(
+      f"--config.data.{own[0]}={data[own[0]]}: needs data.{missing} as well (docs/data.md)"
+    )
+  if model.pretrained and model.tokenizer == paths.TRAINED:
+    raise errors.InputError(
+      f"--config.model.tokenizer={model.tokenizer}: "
+      f"model.pretrained={model.pretrained} knows the tokens of its own tokenizer alone; "
+      "leave model.tokenizer empty"
+    )
+
+
+def _check_frame_buckets(config: ml_collections.ConfigDict) -> None:
+  """Raises InputError if no bucket holds a clip of the least number of frames."""
+  data, largest = config.data, max(config.model.frame_buckets)
+  name = {"uniform": "frames", "fps": "min_frames"}.get(data.sampling)
+  needed = -(-data[name] // sampling.TEMPORAL_PATCH) if name else 0
+  if needed > largest:
+    raise errors.InputError(
+      f"--config.data.{name}={data[name]}: makes {needed} temporal patches, and "
+      f"model.frame_buckets={tuple(config.model.frame_buckets)} holds {largest}; "
+      f'add --config.model.frame_buckets="({needed},)", and prompt lengths that hold their tokens '
+      "to model.prefix_buckets"
+    )
 
 
 def _check_loss(rl: ml_collections.ConfigDict) -> None:

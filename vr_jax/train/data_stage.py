@@ -41,6 +41,11 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
   videos, annotations = Path(data.videos), Path(data.annotations)
   if data.simulate.videos:
     raw = output / "simulated"
+    if paths.shards_directory(config, workdir).exists() and not raw.with_suffix(".json").exists():
+      raise errors.InputError(
+        f"--config.data.simulate.videos={data.simulate.videos}: {output} holds data that was not "
+        "simulated; give its data.videos and data.annotations, or another data.directory"
+      )
     _simulate(data.simulate, raw)
     videos, annotations = raw / "videos", raw / "annotations.jsonl"
   elif not (data.videos and data.annotations):
