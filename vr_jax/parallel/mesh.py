@@ -18,7 +18,7 @@ from jaxtyping import Array, PyTree
 import numpy as np
 
 from vr_jax import errors, records
-from vr_jax.parallel import processes
+from vr_jax.parallel import absent_tpu, processes
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
@@ -59,6 +59,7 @@ def set_cpu_devices(devices: int) -> None:
   No effect if XLA_FLAGS or jax_num_cpu_devices already set the number of devices, or JAX has
   started.
   """
+  absent_tpu.leave_out()
   set_by_flags = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
   number = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue] JAX adds it
   if not devices or set_by_flags or number >= 0:
@@ -77,6 +78,7 @@ def make_mesh(
 
   Raises InputError if the shape does not use each device exactly once.
   """
+  absent_tpu.leave_out()
   devices = jax.devices() if devices is None else devices
   shape = tuple(shape)
   fixed = int(np.prod([size for size in shape if size != -1]))
