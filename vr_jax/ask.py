@@ -72,6 +72,7 @@ def ask(argv: Sequence[str]) -> None:
     quality=data.quality,
     max_side=data.max_side,
     rule=paths.sampling_rule(data),
+    limits=paths.decode_limits(data),
   )
   context = run_context.make_run_context(
     config, arguments.workdir or Path(), judged=False, read=False

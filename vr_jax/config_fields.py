@@ -30,6 +30,24 @@ class SimulateSection:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeSection:
+  """The processes that decode videos, and limits on what a bad file may take (docs/data.md)."""
+
+  processes: int = field(
+    0, "Processes that decode videos during ingestion; 0: one a core, at most 8.", "[0, inf)"
+  )
+  seconds: float = field(
+    120.0, "Seconds without a frame to store, after which a file counts as bad.", "(0, inf)"
+  )
+  memory_gib: float = field(
+    8.0, "GiB of memory that decoding one file may take; only Linux has this limit.", "(0, inf)"
+  )
+  megapixels: float = field(
+    100.0, "Most million pixels of a picture or a video's frame in its file.", "(0, inf)"
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSection:
   """Videos, questions, and the frames that the model sees."""
 
@@ -71,6 +89,7 @@ class DataSection:
     "Threads that prepare batches ahead of the step; 0: none, batches are made on demand.",
     "[0, inf)",
   )
+  decode: DecodeSection = DecodeSection()
   simulate: SimulateSection = SimulateSection()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data import annotation_files, videos
-from vr_jax.data import examples, ingest, sampling, video_file
+from vr_jax.data import examples, guarded_reader, ingest, sampling
 from vr_jax.errors import InputError
 
 record = annotation_files.record
@@ -58,8 +58,13 @@ def test_each_video_is_decoded_once_and_only_if_asked_about(inputs, monkeypatch)
   values = [record(id=str(index), video="a.mp4") for index in range(9)]
   annotation_files.write(inputs / "notes.jsonl", *values)
   opened = []
-  decode = video_file.decode
-  monkeypatch.setattr(video_file, "decode", lambda path: opened.append(path.name) or decode(path))
+  cut_all = guarded_reader.cut_all
+
+  def note(paths, **settings):
+    opened.extend(path.name for path in paths)
+    return cut_all(paths, **settings)
+
+  monkeypatch.setattr(guarded_reader, "cut_all", note)
   run(inputs)
   assert opened == ["a.mp4"]
 
@@ -72,7 +77,7 @@ def test_progress_is_told_after_each_video(inputs):
 
 def test_a_complete_output_is_left_as_it_is(inputs, monkeypatch):
   report = run(inputs)
-  monkeypatch.setattr(video_file, "cut", None)
+  monkeypatch.setattr(guarded_reader, "cut_all", None)
   assert run(inputs) == report
 
 

@@ -9,6 +9,7 @@ The output directory has:
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,7 +23,7 @@ from vr_jax.data import (
   annotations,
   examples,
   frame_store,
-  picture_file,
+  guarded_reader,
   sampling,
   video_file,
 )
@@ -91,6 +92,7 @@ def ingest(
   output: Path,
   config: IngestConfig,
   *,
+  limits: guarded_reader.DecodeLimits = guarded_reader.DecodeLimits(),
   progress: Callable[[int, int], None] | None = None,
 ) -> Report:
   """Cuts every video that a question refers to, and writes frames and examples to `output`.
@@ -105,6 +107,7 @@ def ingest(
       docs/data.md.
     output: directory to create.
     config: what to keep.
+    limits: of the processes that decode.
     progress: called after each video with (videos done, all videos).
 
   Raises:
@@ -116,7 +119,7 @@ def ingest(
   if output.is_dir() and any(output.iterdir()):
     return _read_report(output, fingerprint)
   with atomic.directory(output) as partial:
-    report = _fill(partial, videos, files, annotations, config, progress)
+    report = _fill(partial, videos, files, annotations, config, limits, progress)
     outcome = {"fingerprint": fingerprint, "report": dataclasses.asdict(report)}
     (partial / _REPORT_FILE).write_text(json.dumps(outcome, indent=2) + "\n")
   return report
@@ -179,13 +182,14 @@ def _fill(
   files: Sequence[str],
   annotation_file: Path,
   config: IngestConfig,
+  limits: guarded_reader.DecodeLimits,
   progress: Callable[[int, int], None] | None,
 ) -> Report:
   """Writes everything but `ingest.json`."""
   bad = _BadInputs(config.on_bad)
   questions = annotations.read(annotation_file, frozenset(files), on_bad=bad)
   unreadable = len(bad.entries)
-  bad_videos = _cut_videos(videos, questions, directory / "frames", config, bad, progress)
+  bad_videos = _cut_videos(videos, questions, directory / "frames", config, limits, bad, progress)
   store = frame_store.FrameStore(directory / "frames")
   kept = _check_spans(questions, store, bad_videos, config, bad)
   if not kept:
@@ -212,6 +216,7 @@ def _cut_videos(
   questions: Sequence[annotations.Annotation],
   directory: Path,
   config: IngestConfig,
+  limits: guarded_reader.DecodeLimits,
   bad: _BadInputs,
   progress: Callable[[int, int], None] | None,
 ) -> dict[str, InputError]:
@@ -222,26 +227,24 @@ def _cut_videos(
     directory, fps=config.fps, shard_megabytes=config.shard_megabytes
   )
   bad_videos = {}
-  for done, name in enumerate(names, start=1):
-    path = videos / name
-    try:
-      cut = _cut(path, config)
-    except InputError as error:
-      bad(str(path), error)
-      bad_videos[name] = error
-    else:
-      writer.add(name, cut)
-    if progress:
-      progress(done, len(names))
+  results = guarded_reader.cut_all(
+    [videos / name for name in names],
+    fps=config.fps,
+    quality=config.quality,
+    max_side=config.max_side,
+    limits=limits,
+  )
+  with contextlib.closing(results):
+    for done, (name, result) in enumerate(zip(names, results, strict=True), start=1):
+      if isinstance(result, InputError):
+        bad(str(videos / name), result)
+        bad_videos[name] = result
+      else:
+        writer.add(name, result)
+      if progress:
+        progress(done, len(names))
   writer.close()
   return bad_videos
-
-
-def _cut(path: Path, config: IngestConfig) -> video_file.CutVideo:
-  size = {"quality": config.quality, "max_side": config.max_side}
-  if picture_file.is_picture(path.name):
-    return picture_file.cut(path, **size)
-  return video_file.cut(path, fps=config.fps, **size)
 
 
 def _check_spans(

@@ -17,7 +17,9 @@ def is_picture(name: str) -> bool:
   return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
-def cut(path: Path, *, quality: int, max_side: int) -> video_file.CutVideo:
+def cut(
+  path: Path, *, quality: int, max_side: int, max_pixels: int = video_file.MAX_PIXELS
+) -> video_file.CutVideo:
   """Reads a picture as a video of one frame at 0 s and without duration.
 
   The picture is rotated as its file says, drawn on white if transparent, and scaled down if a side
@@ -25,13 +27,15 @@ def cut(path: Path, *, quality: int, max_side: int) -> video_file.CutVideo:
 
   quality: of JPEG, 1 to 95.
   max_side: in pixels.
+  max_pixels: of the picture as it is in the file.
 
   Raises:
     InputError: the file cannot be read, is not a picture that Pillow knows, is damaged, or is
-      larger than Pillow opens.
+      larger.
   """
   try:
     with Image.open(path) as image:
+      video_file.check_size(path, *image.size, max_pixels)
       pixels = _pixels(ImageOps.exif_transpose(image), max_side)
   # Decoders of some formats raise SyntaxError or ValueError for damaged files.
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 
 from vr_jax import records
-from vr_jax.data import picture_file, sampling, video_file
+from vr_jax.data import guarded_reader, sampling
 from vr_jax.errors import InputError
 
 
@@ -35,21 +35,25 @@ class VideoClip:
     )
 
 
-def load(path: Path, *, fps: float, quality: int, max_side: int, rule: sampling.Rule) -> VideoClip:
+def load(
+  path: Path,
+  *,
+  fps: float,
+  quality: int,
+  max_side: int,
+  rule: sampling.Rule,
+  limits: guarded_reader.DecodeLimits = guarded_reader.DecodeLimits(),
+) -> VideoClip:
   """Decodes a whole file, as `ingest` would, and keeps the frames that the rule takes.
 
   Raises:
-    InputError: the file does not exist, is bad (see `video_file.cut`, `picture_file.cut`), or is
-      too short for the rule.
+    InputError: the file does not exist, is bad (see `video_file.cut`, `picture_file.cut`), breaks
+      a limit, or is too short for the rule.
   """
   if not path.is_file():
     raise InputError(f"{path}: no such file")
   sampling.check_rate(rule, fps)
-  size = {"quality": quality, "max_side": max_side}
-  if picture_file.is_picture(path.name):
-    cut = picture_file.cut(path, **size)
-  else:
-    cut = video_file.cut(path, fps=fps, **size)
+  cut = guarded_reader.cut(path, fps=fps, quality=quality, max_side=max_side, limits=limits)
   span = records.Span(start=0.0, end=cut.duration)
   indices = sampling.choose(cut.timestamps, span, rule, where=str(path))
   return VideoClip(

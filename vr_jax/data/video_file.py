@@ -1,6 +1,6 @@
 """Decodes a video file once, and keeps JPEG frames at a fixed rate with their times."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 from fractions import Fraction
 import heapq
@@ -25,6 +25,9 @@ from vr_jax.errors import InputError
 # In seconds. Containers round times to their own clock, so a tick at 1 s may take the frame at
 # 0.99999 s.
 TIME_TOLERANCE = 1e-4
+
+# Of a frame or picture, by default.
+MAX_PIXELS = 100_000_000
 
 # FFmpeg opens pictures (also as "png_pipe" and the like) and plain text as video streams.
 _PICTURE_FORMATS = ("image2", "tty")
@@ -90,7 +93,15 @@ def find(directory: Path) -> tuple[str, ...]:
   return tuple(sorted(files))
 
 
-def cut(path: Path, *, fps: float, quality: int, max_side: int) -> CutVideo:
+def cut(
+  path: Path,
+  *,
+  fps: float,
+  quality: int,
+  max_side: int,
+  max_pixels: int = MAX_PIXELS,
+  kept: Callable[[], None] = lambda: None,
+) -> CutVideo:
   """Decodes a whole video and keeps `fps` frames a second as JPEG.
 
   For each tick k / fps the first frame at or after it is kept, once. So a video with fewer frames a
@@ -100,17 +111,19 @@ def cut(path: Path, *, fps: float, quality: int, max_side: int) -> CutVideo:
 
   quality: of JPEG, 1 to 95.
   max_side: in pixels.
+  max_pixels: of a frame as it is in the file.
+  kept: is called after each frame that is kept.
 
   Raises:
     InputError: the file cannot be read, is not a video, has no video stream or no frames, is
-      damaged, or ends before the time that its header declares.
+      damaged, ends before the time that its header declares, or has larger frames.
   """
   jpegs, timestamps = [], []
   # One for the whole video: setting up a conversion costs more than converting a small frame.
   reformatter = av.video.reformatter.VideoReformatter()
   height = width = tick = 0
   end = 0.0
-  for timed in decode(path):
+  for timed in decode(path, max_pixels):
     end = timed.end
     if timed.start + TIME_TOLERANCE < tick / fps:
       continue
@@ -119,6 +132,7 @@ def cut(path: Path, *, fps: float, quality: int, max_side: int) -> CutVideo:
     height, width = image.shape[:2]
     jpegs.append(encode(image, quality))
     timestamps.append(timed.start)
+    kept()
   if not jpegs:
     raise InputError(f"{path}: the video has no frames")
   return CutVideo(
@@ -130,15 +144,30 @@ def cut(path: Path, *, fps: float, quality: int, max_side: int) -> CutVideo:
   )
 
 
-def decode(path: Path) -> Iterator[_TimedFrame]:
+def decode(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[_TimedFrame]:
   """Yields all frames of a video file with their times. Raises InputError as `cut` does."""
   try:
     with av.open(str(path)) as container:
-      yield from _decode_stream(path, container, _video_stream(path, container))
+      stream = _video_stream(path, container)
+      check_size(path, stream.width, stream.height, max_pixels)
+      for timed in _decode_stream(path, container, stream):
+        check_size(path, timed.frame.width, timed.frame.height, max_pixels)
+        yield timed
+  except (MemoryError, BlockingIOError):  # FFmpeg's, too: no memory, or none for a thread
+    raise
   except av.error.FFmpegError as error:
     raise InputError(
       f"{path}: cannot be decoded ({error.strerror}); it is truncated, damaged or not a video"
     ) from error
+
+
+def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
+  """Raises InputError if a frame or picture is too large."""
+  if width * height > max_pixels:
+    raise InputError(
+      f"{path}: its {width} x {height} pixels are more than {max_pixels / 1e6:g} million; "
+      "make it smaller, or raise config.data.decode.megapixels"
+    )
 
 
 def _video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:

@@ -64,7 +64,9 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
   )
   shards = paths.shards_directory(config, workdir)
   with console.progress("ingest") as tick:
-    report = ingest.ingest(videos, annotations, shards, options, progress=tick)
+    report = ingest.ingest(
+      videos, annotations, shards, options, limits=paths.decode_limits(data), progress=tick
+    )
   counts = ", ".join(f"{count} {split}" for split, count in report.examples.items())
   console.print_line(
     f"data: {report.videos} videos, {report.frames} frames; examples: {counts}; "

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import ml_collections
 
-from vr_jax import errors
-from vr_jax.data import sampling
+from vr_jax import errors, schema
+from vr_jax.data import guarded_reader, sampling
 
 # Value of config.model.tokenizer: train a tokenizer on the texts of the training split.
 TRAINED = "trained"
@@ -47,3 +47,8 @@ def sampling_rule(data: ml_collections.ConfigDict) -> sampling.Rule:
   if data.sampling == "pool":
     return sampling.PoolRule(frames=data.frames)
   raise errors.InputError(f"config.data.sampling={data.sampling}: uniform, fps or pool")
+
+
+def decode_limits(data: ml_collections.ConfigDict) -> guarded_reader.DecodeLimits:
+  """The limits of processes that decode files. data: the section `data`."""
+  return schema.build(guarded_reader.DecodeLimits, data.decode)

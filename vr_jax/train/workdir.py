@@ -45,7 +45,7 @@ JUDGE_OPERATION = (
 )
 # Fields that don't affect training.
 MAY_CHANGE = (
-  *("eval.", "export.", "traces.", "model.feature_cache_gib"),
+  *("eval.", "export.", "traces.", "data.decode.", "model.feature_cache_gib"),
   *(f"judge.{name}" for name in JUDGE_OPERATION),
 )
 

@@ -1,0 +1,103 @@
+"""Reads videos and pictures in a process of its own, which a bad file can end or keep for ever.
+
+`guarded_reader` starts it as `python -m vr_jax.data.decode_worker` and writes one line of JSON to
+its stdin for each file. On stdout it answers with an empty line as a sign of life, at the start and
+for each frame that is kept; then with one line of JSON, which the frames' JPEGs follow.
+"""
+
+from collections.abc import Iterator
+import json
+import os
+from pathlib import Path
+import queue
+import resource
+import sys
+import threading
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from vr_jax.data import picture_file, video_file
+from vr_jax.errors import InputError
+
+LIFE = b"\n"  # the sign of life
+
+
+def main() -> None:
+  """Answers until stdin is closed. The argument is the most memory in bytes for one file."""
+  answers = os.fdopen(os.dup(1), "wb")
+  # What a library prints would come between the answers, or on the terminal.
+  with open(os.devnull, "wb") as nowhere:
+    os.dup2(nowhere.fileno(), 1)
+    os.dup2(nowhere.fileno(), 2)
+  _limit_memory(int(sys.argv[1]))
+  Image.MAX_IMAGE_PIXELS = None  # each request has a limit of its own
+  _send(answers, LIFE)
+  for request in _requests():
+    _send(answers, *_answer(request, answers))
+
+
+def _requests() -> Iterator[dict[str, Any]]:
+  """Yields the requests. A thread reads them, so that the end of stdin ends a decoder at work."""
+  lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+  def read() -> None:
+    for line in sys.stdin:
+      lines.put(line)
+    os._exit(0)
+
+  threading.Thread(target=read, daemon=True).start()
+  while True:
+    yield json.loads(lines.get())
+
+
+def _limit_memory(most: int) -> None:
+  """Limits what this process may take beyond what it has now. Only Linux keeps to such a limit."""
+  if sys.platform != "linux":
+    return
+  pages = int(Path("/proc/self/statm").read_text().split()[0])
+  _, hard = resource.getrlimit(resource.RLIMIT_AS)
+  limit = pages * resource.getpagesize() + most
+  if hard != resource.RLIM_INFINITY:
+    limit = min(limit, hard)
+  resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _answer(request: dict[str, Any], answers: BinaryIO) -> tuple[bytes, ...]:
+  """Reads one file; returns the line of JSON and the JPEGs, or a line that says what is wrong."""
+  path, fps = Path(request.pop("path")), request.pop("fps")
+  try:
+    if picture_file.is_picture(path.name):
+      cut = picture_file.cut(path, **request)
+    else:
+      cut = video_file.cut(path, fps=fps, kept=lambda: _send(answers, LIFE), **request)
+  except InputError as error:
+    return (_line({"problem": str(error)}),)
+  except (MemoryError, BlockingIOError):  # the latter: no memory for another thread
+    return (_line({"memory": True}),)
+  except Exception as error:
+    problem = f"{path}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
+    return (_line({"problem": problem}),)
+  sizes = [len(jpeg) for jpeg in cut.jpegs]
+  fields = {
+    "sizes": sizes,
+    "bytes": sum(sizes),
+    "timestamps": cut.timestamps.tolist(),
+    "height": cut.height,
+    "width": cut.width,
+    "duration": cut.duration,
+  }
+  return _line(fields), *cut.jpegs
+
+
+def _line(value: Any) -> bytes:
+  return json.dumps(value).encode() + b"\n"
+
+
+def _send(answers: BinaryIO, *chunks: bytes) -> None:
+  answers.writelines(chunks)
+  answers.flush()
+
+
+if __name__ == "__main__":
+  main()
