@@ -1,6 +1,7 @@
 """Files that crash or hang the decoder, or want too much: named, and the next file is read.
 
-The workers are real processes. A named pipe hangs one: opening and reading it wait for a writer.
+The workers are real processes. A named pipe hangs one: opening and reading it wait for another
+process.
 """
 
 import json
@@ -114,12 +115,21 @@ def test_a_file_at_which_the_decoder_ends_is_named(good, hanging, number, says):
   assert len(before.jpegs) == len(after.jpegs) == 3
 
 
+@pytest.fixture
+def one_core():
+  """One thread in FFmpeg, so that what it needs does not depend on the machine."""
+  cores = os.sched_getaffinity(0)
+  os.sched_setaffinity(0, {min(cores)})
+  yield
+  os.sched_setaffinity(0, cores)
+
+
 def large_picture(path: Path) -> Path:
   Image.new("L", (6000, 6000), 128).save(path, compress_level=1)
   return path
 
 
-def test_a_file_that_needs_too_much_memory_is_named(good, tmp_path):
+def test_a_file_that_needs_too_much_memory_is_named(good, tmp_path, one_core):
   large, video = large_picture(tmp_path / "large.png"), tmp_path / "large.mkv"
   source = "color=gray:s=6000x6000:r=1:d=1"
   ffmpeg.run("-f", "lavfi", "-i", source, "-c:v", "ffv1", "-threads", "1", video)
@@ -151,7 +161,7 @@ def test_a_file_that_declares_too_many_pixels_is_named(good, tmp_path):
   assert isinstance(read(good, megapixels=0.005)[0], video_file.CutVideo)
 
 
-def test_what_breaks_a_limit_stops_an_ingestion_or_is_listed(good, tmp_path):
+def test_what_breaks_a_limit_stops_an_ingestion_or_is_listed(good, tmp_path, one_core):
   folder, output = tmp_path / "videos", tmp_path / "output"
   folder.mkdir()
   (folder / "a.mp4").write_bytes(good.read_bytes())

@@ -266,7 +266,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(inputs):
   make_noise_videos(inputs)
   failures = 0
   try:
-    for size in [*range(8, 600, 24), 2000]:
+    for size in [*range(8, 600, 48), 2000]:
       subprocess.run(["mount", "-o", f"remount,size={size}k", str(disk)], check=True)
       try:
         ingest.ingest(inputs / "videos", inputs / "notes.jsonl", disk / "output", CONFIG)
