@@ -1,8 +1,8 @@
 """Reads videos and pictures in a process of its own, which a bad file can end or keep for ever.
 
 `guarded_reader` starts it as `python -m vr_jax.data.decode_worker` and writes one line of JSON to
-its stdin for each file. On stdout it answers with an empty line as a sign of life, at the start and
-for each frame that is kept; then with one line of JSON, which the frames' JPEGs follow.
+its stdin for each file. On stdout it answers with empty lines as signs of life, at the start and
+while frames are kept; then with one line of JSON, which the frames' JPEGs follow.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ import queue
 import resource
 import sys
 import threading
+import time
 from typing import Any, BinaryIO
 
 from PIL import Image
@@ -21,6 +22,7 @@ from vr_jax.data import picture_file, video_file
 from vr_jax.errors import InputError
 
 LIFE = b"\n"  # the sign of life
+_LIFE_SECONDS = 0.1  # between two of them, at least
 
 
 def main() -> None:
@@ -66,11 +68,19 @@ def _limit_memory(most: int) -> None:
 def _answer(request: dict[str, Any], answers: BinaryIO) -> tuple[bytes, ...]:
   """Reads one file; returns the line of JSON and the JPEGs, or a line that says what is wrong."""
   path, fps = Path(request.pop("path")), request.pop("fps")
+  last = time.monotonic()
+
+  def kept() -> None:
+    nonlocal last
+    if time.monotonic() > last + _LIFE_SECONDS:
+      last = time.monotonic()
+      _send(answers, LIFE)
+
   try:
     if picture_file.is_picture(path.name):
       cut = picture_file.cut(path, **request)
     else:
-      cut = video_file.cut(path, fps=fps, kept=lambda: _send(answers, LIFE), **request)
+      cut = video_file.cut(path, fps=fps, kept=kept, **request)
   except InputError as error:
     return (_line({"problem": str(error)}),)
   except (MemoryError, BlockingIOError):  # the latter: no memory for another thread
