@@ -36,7 +36,9 @@ def _trained(workdir, config):
   tokenizer_lib.train_tokenizer([], size).save(str(where))
   context = run_context.make_run_context(config, workdir, judged=False, read=False)
   store = initialization.open_checkpoints(context, workdir / "checkpoints" / "sft")
-  store.save(3, {"params": initialization.fresh_params(context)}, {"complete": True})
+  store.save(
+    3, {"params": initialization.fresh_params(context)}, {"recent": [], "validation": [1.0, 0]}
+  )
   store.close()
   return workdir
 

@@ -111,6 +111,18 @@ include the end, `(` and `)` do not; the bounds of a tuple hold for each of its 
 is what a recipe gets that does not set the field. What each recipe sets is in its file in
 [configs/](../configs).
 
+A workdir has its config: `vr-jax --workdir=runs/mine --mode=eval` reads it from there, and flags
+change it. The column "may change" says until when; another change is refused, with the field, both
+values and what to do.
+
+{changes}
+
+So `vr-jax --workdir=runs/mine --config.rl.steps=200` extends a run that had 100 steps. With
+`rl.schedule=constant` it ends, bit for bit, where a run of 200 steps ends. With `cosine` the
+learning rate depends on the number of steps: it rises again at step 101, and the log says from what
+to what. To go on at a low rate, set `rl.schedule=constant` and a lower `rl.learning_rate` as well.
+The warm start can be extended as long as rl has not begun.
+
 The last two columns give the names in [TRL](https://huggingface.co/docs/trl) and
 [verl](https://verl.readthedocs.io). "–" means that they have no such field, or that we know of
 none. Brackets say where a name is found, or what it counts differently.
@@ -119,7 +131,8 @@ none. Brackets say where a name is found, or what it counts differently.
 
 def page() -> str:
   """Returns docs/config.md."""
-  return "\n".join([_INTRODUCTION, *_lines()])
+  changes = "\n".join(f"- {name}: {meaning}" for name, meaning in schema.CHANGES.items())
+  return "\n".join([_INTRODUCTION.replace("{changes}", changes), *_lines()])
 
 
 def _lines() -> Iterator[str]:
@@ -145,7 +158,8 @@ def _section(title: str, cls: type, *, prefix: str = "", about: str = "") -> Ite
   whole_run = cls is config_fields.RunConfig
   yield f"## {title}\n"
   yield f"{about or inspect.getdoc(cls)}\n"
-  yield "| field | type | default | meaning | TRL | verl |\n|---|---|---|---|---|---|"
+  yield "| field | type | default | meaning | may change | TRL | verl |"
+  yield "|---|---|---|---|---|---|---|"
   for field in schema.fields(cls, prefix):
     if not whole_run or "." not in field.name:  # the sections have tables of their own
       yield _row(field)
@@ -156,7 +170,7 @@ def _row(field: schema.Field) -> str:
   default = "none; a recipe sets it" if field.default is schema.REQUIRED else _code(field.default)
   trl, verl = (name or "–" for name in OTHER_NAMES.get(field.name, ("", "")))
   meaning = field.help.replace("<", "&lt;").replace("|", "\\|")
-  cells = (f"`{field.name}`", _values(field), default, meaning, trl, verl)
+  cells = (f"`{field.name}`", _values(field), default, meaning, field.change, trl, verl)
   return f"| {' | '.join(cells)} |"
 
 

@@ -1,5 +1,8 @@
 """The fields that every recipe has, a class for each section: default, meaning, choices, bounds.
 
+`change` and `CHANGE` say until when a run may change a field, or the fields of a section
+(`schema.CHANGES`); other fields may change until the workdir has a checkpoint.
+
 Sections that only some recipes have are in optional_sections.py. The fields of config.env belong to
 the environment of a recipe (vr_jax/envs). base_config.py makes configs from these classes;
 config_docs.py writes docs/config.md from them.
@@ -7,7 +10,7 @@ config_docs.py writes docs/config.md from them.
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from vr_jax.schema import field
 
@@ -17,6 +20,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulateSection:
   """Videos that the data stage simulates."""
+
+  CHANGE: ClassVar[str] = "never"
 
   videos: int = field(
     0,
@@ -32,6 +37,8 @@ class SimulateSection:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodeSection:
   """The processes that decode videos, and limits on what a bad file may take (docs/data.md)."""
+
+  CHANGE: ClassVar[str] = "any time"
 
   processes: int = field(
     0, "Processes that decode videos during ingestion; 0: one a core, at most 8.", "[0, inf)"
@@ -51,13 +58,17 @@ class DecodeSection:
 class DataSection:
   """Videos, questions, and the frames that the model sees."""
 
+  CHANGE: ClassVar[str] = "never"
+
   directory: str = field(
     "", "Directory of the frame store and the examples; empty: <workdir>/data."
   )
   videos: str = field("", "Directory of videos; empty if they are simulated.")
   annotations: str = field("", "Annotation file (docs/data.md); empty if videos are simulated.")
   on_bad: Literal["stop", "skip"] = field(
-    "stop", "A bad record stops the run, or is skipped and listed in bad_records.jsonl."
+    "stop",
+    "A bad record stops the run, or is skipped and listed in bad_records.jsonl.",
+    change="any time",
   )
   fps: float = field(2.0, "Frames that are stored for each second of video.")
   quality: int = field(90, "JPEG quality of stored frames.")
@@ -88,6 +99,7 @@ class DataSection:
     4,
     "Threads that prepare batches ahead of the step; 0: none, batches are made on demand.",
     "[0, inf)",
+    change="any time",
   )
   decode: DecodeSection = DecodeSection()
   simulate: SimulateSection = SimulateSection()
@@ -152,13 +164,18 @@ class ModelSection:
     "full",
     "What the backward pass computes again: none: nothing; full: each layer; attention: each layer "
     "but its attention kernel; dots: all but attention kernels and matrix products.",
+    change="rounding",
   )
   attention: Literal["", "xla", "splash", "cudnn"] = field(
     "",
     "Attention kernel; splash is for TPUs, cudnn for GPUs; empty: the platform's own choice.",
+    change="rounding",
   )
   logit_chunk: int = field(
-    8192, "Vocabulary entries whose logits an update has in memory at once.", "[1, inf)"
+    8192,
+    "Vocabulary entries whose logits an update has in memory at once.",
+    "[1, inf)",
+    change="rounding",
   )
   freeze_vision: bool = field(
     True, "Whether the vision tower stays as it is. Reconstruction: optional in the family."
@@ -169,6 +186,7 @@ class ModelSection:
     "Most GiB of disk for cached features of a frozen vision tower; 0: no cache, as recipes of "
     "several turns need.",
     "[0, inf)",
+    change="any time",
   )
   lora: LoraSection = LoraSection()
   prefix_buckets: tuple[int, ...] = field(
@@ -196,9 +214,9 @@ class ModelSection:
 class OptimizerSection:
   """AdamW, for the policy and for a critic."""
 
-  learning_rate: float = field(1e-6, "Highest learning rate.", "[0, inf)")
+  learning_rate: float = field(1e-6, "Highest learning rate.", "[0, inf)", change="from here on")
   schedule: Literal["cosine", "constant"] = field(
-    "cosine", "Course of the learning rate after the warm-up."
+    "cosine", "Course of the learning rate after the warm-up.", change="from here on"
   )
   warmup_steps: int = field(
     0, "Updates over which the learning rate rises from 0; 0: no warm-up.", "[0, inf)"
@@ -221,16 +239,18 @@ class LoopSection(OptimizerSection):
     "Number of equal parts in which an update is computed, to save memory; at most one for each "
     "prompt of a device.",
     "[1, inf)",
+    change="rounding",
   )
-  checkpoint_every: int = field(50, "Steps between two checkpoints.", "[1, inf)")
+  checkpoint_every: int = field(50, "Steps between two checkpoints.", "[1, inf)", change="any time")
   max_consecutive_nonfinite: int = field(
-    5, "Number of non-finite updates in a row that ends the run.", "[1, inf)"
+    5, "Number of non-finite updates in a row that ends the run.", "[1, inf)", change="any time"
   )
   token_bucket_ratio: float = field(
     1.1,
     "Ratio between the numbers of reply tokens that updates are compiled for; 0: one program, "
     "which computes the padding too.",
     "[0, inf)",
+    change="rounding",
   )
 
 
@@ -238,11 +258,14 @@ class LoopSection(OptimizerSection):
 class SftSection(LoopSection):
   """The supervised warm start."""
 
-  steps: int = field(0, "Most updates; 0: no supervised warm start.", "[0, inf)")
+  steps: int = field(
+    0, "Most updates; 0: no supervised warm start.", "[0, inf)", change="from here on"
+  )
   target_loss: float = field(
     0.0,
     "Mean loss of 10 updates, in nats a token, at which the stage ends; 0: it runs all its steps.",
     "[0, inf)",
+    change="from here on",
   )
   examples: int = field(0, "Number of training examples that are used; 0: all.", "[0, inf)")
   batch_size: int = field(16, "Examples an update.", "[1, inf)")
@@ -250,13 +273,17 @@ class SftSection(LoopSection):
     768, "Most tokens of a reference reply; a longer one is a bad record.", "[1, inf)"
   )
   validate_every: int = field(
-    0, "Updates between two measurements of the validation loss; 0: none.", "[0, inf)"
+    0,
+    "Updates between two measurements of the validation loss; 0: none.",
+    "[0, inf)",
+    change="from here on",
   )
   patience: int = field(
     0,
     "Measurements of the validation loss in a row without a new minimum that end the stage; 0: "
     "they never end it.",
     "[0, inf)",
+    change="from here on",
   )
 
 
@@ -264,10 +291,14 @@ class SftSection(LoopSection):
 class RlSection(LoopSection):
   """Reinforcement learning."""
 
+  CHANGE: ClassVar[str] = "before rl"
+
   init_checkpoint: str = field(
     "", "Directory of checkpoints to start from; empty: checkpoints/sft of the workdir."
   )
-  steps: int = field(1000, "Number of batches of prompts that are sampled for.", "[0, inf)")
+  steps: int = field(
+    1000, "Number of batches of prompts that are sampled for.", "[0, inf)", change="from here on"
+  )
   batch_size: int = field(16, "Prompts a step.", "[1, inf)")
   num_generations: int = field(8, "Replies to each prompt: the size of a group.", "[1, inf)")
   num_iterations: int = field(1, "Updates on each batch of replies.", "[1, inf)")
@@ -283,11 +314,13 @@ class RlSection(LoopSection):
     "Fractions of the batch that decoding shrinks to as replies end, each compiled once; (): it "
     "never shrinks.",
     "(0, 1)",
+    change="rounding",
   )
   replicate_weights_for_decode: bool = field(
     True,
     "Whether each device holds whole weights while it decodes, which takes memory and saves "
     "traffic.",
+    change="rounding",
   )
   dynamic_sampling_max_batches: int = field(
     0,
@@ -383,6 +416,8 @@ class RlSection(LoopSection):
 class EvalSection:
   """Evaluation on the test split."""
 
+  CHANGE: ClassVar[str] = "any time"
+
   examples: int = field(0, "Number of test examples that are used; 0: all.", "[0, inf)")
   batch_size: int = field(16, "Prompts a batch.", "[1, inf)")
   temperature: float = field(
@@ -397,6 +432,8 @@ class EvalSection:
 class ExportSection:
   """What --mode=export writes."""
 
+  CHANGE: ClassVar[str] = "any time"
+
   directory: str = field("", "Directory of the export; empty: <workdir>/export.")
   dtype: Dtype = field("float32", "Dtype of the exported tensors.")
 
@@ -406,17 +443,22 @@ class RunConfig:
   """The sections and fields of every recipe."""
 
   recipe: str = field(
-    "", "The environment: a registered name, module:Class or file.py:Class of your own."
+    "",
+    "The environment: a registered name, module:Class or file.py:Class of your own.",
+    change="never",
   )
   seed: int = field(0, "Seed of initial weights, order of data and sampling.")
   mesh: tuple[int, ...] = field(
-    (-1, 1, 1, 1), "Devices on the axes data, fsdp, sequence, tensor; -1: all that are left."
+    (-1, 1, 1, 1),
+    "Devices on the axes data, fsdp, sequence, tensor; -1: all that are left.",
+    change="rounding",
   )
   cpu_devices: int = field(
     0,
     "Number of devices that a CPU counts as; 0: as JAX says. Without effect if XLA_FLAGS or JAX "
     "already sets it.",
     "[0, inf)",
+    change="rounding",
   )
   data: DataSection = DataSection()
   model: ModelSection = ModelSection()

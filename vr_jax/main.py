@@ -3,7 +3,8 @@
     vr-jax --config=moss_chatv:tiny --workdir=runs/demo --mode=all
 
 `--config` is the name of a recipe of this project, or a file with a function get_config; then a
-colon and a size.
+colon and a size. A workdir that has been started has its config, so that
+`--workdir=runs/demo --mode=eval` is enough.
 
 `--mode` is one of:
 
@@ -17,7 +18,8 @@ colon and a size.
 
 A stage that was interrupted resumes, and one that is complete is skipped. Any field of the config
 can be overridden, as in `--config.rl.learning_rate=2e-6`. It goes before what the size sets: with
-`--config.data.videos`, no videos are simulated.
+`--config.data.videos`, no videos are simulated. Which fields a workdir that has been started lets
+change, docs/config.md says; more steps extend a run: `--workdir=runs/demo --config.rl.steps=200`.
 
 Exit codes: 0 done; 2 bad input (one line on stderr says which); 3 training diverged; 130
 interrupted (the same command goes on from the last checkpoint).
@@ -159,9 +161,13 @@ def parse_flags(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, Path, s
   if any(word in ("-h", "--help", "-help") for word in argv[1:]):
     print(__doc__, _define().main_module_help(), sep="\n")
     raise SystemExit(0)
-  if not all(any(word.startswith(flag) for word in argv) for flag in ("--config=", "--workdir=")):
+  workdir = [word for word in argv if word.startswith("--workdir=")]
+  if not workdir:
     raise errors.InputError("needs --config=<recipe>:<size> and --workdir=<directory>")
-  values = parse_recipe(argv)
+  if any(word.startswith("--config=") for word in argv):
+    values = parse_recipe(argv)
+  else:
+    values = parse_run(argv, Path(workdir[-1].removeprefix("--workdir=")))
   return config_value(values), Path(str(values["workdir"].value)), str(values["mode"].value)
 
 
@@ -183,6 +189,23 @@ def parse_recipe(argv: Sequence[str]) -> flags.FlagValues:
   values = _parse([word for word in argv if word not in recipe], config)
   config = config_value(values)
   recipe_config.complete(config, (Path.cwd(), path.parent))
+  overrides.reconcile(config, {*config_flags.get_override_values(values["config"])})
+  return values
+
+
+def parse_run(argv: Sequence[str], workdir: Path) -> flags.FlagValues:
+  """Parses a command line whose config is that of a workdir; InputError names the flag at fault."""
+  from vr_jax.train import workdir as workdir_lib
+
+  if not (workdir / "config.json").is_file():
+    raise errors.InputError(
+      f"--workdir={workdir}: has no config.json yet; give --config=<recipe>:<size> as well"
+    )
+  config = workdir_lib.config_of(workdir).lock()
+  check_fields(argv, config)
+  values = _parse(argv, config)
+  config = config_value(values)
+  recipe_config.complete(config, (Path.cwd(),))
   overrides.reconcile(config, {*config_flags.get_override_values(values["config"])})
   return values
 

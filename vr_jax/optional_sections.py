@@ -1,7 +1,7 @@
 """Sections of the config that only some recipes have; otherwise as config_fields.py."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vr_jax import config_fields
 from vr_jax.schema import field
@@ -10,6 +10,8 @@ from vr_jax.schema import field
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeSection:
   """The judge, for recipes that need one (docs/judges.md)."""
+
+  CHANGE: ClassVar[str] = "before rl"
 
   kind: Literal["rule", "local", "openai", "anthropic"] = field(
     "rule",
@@ -28,17 +30,24 @@ class JudgeSection:
     "",
     "Environment variable that holds the key; empty: the provider's own.",
     only_with="kind=openai|anthropic",
+    change="any time",
   )
-  in_flight: int = field(32, "Most requests at the same time.", "[1, inf)")
-  requests_per_minute: float = field(0.0, "Most requests a minute; 0: no limit.", "[0, inf)")
-  timeout: float = field(30.0, "Seconds that a request may take.", "(0, inf)")
+  in_flight: int = field(32, "Most requests at the same time.", "[1, inf)", change="any time")
+  requests_per_minute: float = field(
+    0.0, "Most requests a minute; 0: no limit.", "[0, inf)", change="any time"
+  )
+  timeout: float = field(30.0, "Seconds that a request may take.", "(0, inf)", change="any time")
   retries: int = field(
-    4, "Most further requests after one that failed; then there is no verdict.", "[0, inf)"
+    4,
+    "Most further requests after one that failed; then there is no verdict.",
+    "[0, inf)",
+    change="any time",
   )
   budget: int = field(
     0,
     "Most requests of a process, retries included, counted anew at each start; 0: no limit.",
     "[0, inf)",
+    change="any time",
   )
   max_tokens: int = field(256, "Most tokens of a verdict.", "[1, inf)")
   blinded: bool = field(
@@ -59,6 +68,8 @@ class JudgeSection:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TracesSection:
   """Writing supervised traces, by --mode=traces (docs/traces.md)."""
+
+  CHANGE: ClassVar[str] = "any time"
 
   writer: Literal["sampler", "openai"] = field(
     "sampler",
@@ -122,15 +133,21 @@ class TurnsSection:
     32,
     "Decoding steps of one program, during which the next observations are prepared.",
     "[1, inf)",
+    change="rounding",
   )
   append_batch_size: int = field(
-    8, "Most replies of a device that get their observation together.", "[1, inf)"
+    8,
+    "Most replies of a device that get their observation together.",
+    "[1, inf)",
+    change="rounding",
   )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CriticSection(config_fields.OptimizerSection):
   """The critic of PPO (docs/video_mtr.md)."""
+
+  CHANGE: ClassVar[str] = "before rl"
 
   placement: Literal["every", "last"] = field(
     "every", "Which turn ends receive the reward of the answer."
@@ -146,9 +163,9 @@ class CriticSection(config_fields.OptimizerSection):
   value_clip: float = field(
     0.5, "Largest change of a value in an update that counts in the critic's loss.", "(0, inf)"
   )
-  learning_rate: float = field(1e-5, "Highest learning rate.", "[0, inf)")
+  learning_rate: float = field(1e-5, "Highest learning rate.", "[0, inf)", change="from here on")
   schedule: Literal["cosine", "constant"] = field(
-    "constant", "Course of the learning rate after the warm-up."
+    "constant", "Course of the learning rate after the warm-up.", change="from here on"
   )
   max_grad_norm: float = field(
     1.0, "Norm that a larger gradient is scaled down to before the update.", "(0, inf)"

@@ -12,6 +12,9 @@ too; its section is config.env.
 Only fields made with `field` belong to the config. A field whose type is a dataclass is a nested
 section. A value of None counts as not set.
 
+`change` says until when a run may change the field (`CHANGES`). Where a field does not say so, the
+attribute `CHANGE` of its class does.
+
 Choices are the values of a `Literal` type. Bounds are written as in mathematics: [ and ] include
 the end, ( and ) exclude it. Bounds of a tuple hold for each entry.
 
@@ -33,6 +36,16 @@ from vr_jax import errors
 
 REQUIRED = dataclasses.MISSING  # default of a field that the config must set
 
+# Until when a run in a workdir may change a field, by the name that `field` takes.
+CHANGES: Mapping[str, str] = {
+  "never": "a workdir keeps it once it has data",
+  "before sft": "until the workdir has a checkpoint",
+  "before rl": "until the workdir has a checkpoint of rl",
+  "any time": "training does not depend on it",
+  "rounding": "at any time; results then differ by rounding errors",
+  "from here on": "at any time; the steps that follow are trained with the new value",
+}
+
 Section = Mapping[str, Any] | ml_collections.ConfigDict
 
 
@@ -46,6 +59,7 @@ class Field:
   bounds: "" if there are none.
   length: least number of entries, for a tuple; 0 if there is none.
   only_with: the field, and its values, without which this one has no effect; "" if there is none.
+  change: one of CHANGES.
   """
 
   name: str
@@ -56,6 +70,7 @@ class Field:
   length: int
   only_with: str
   help: str
+  change: str
 
 
 def field(
@@ -65,6 +80,7 @@ def field(
   *,
   length: int = 0,
   only_with: str = "",
+  change: str = "",
 ) -> Any:
   """Defines a field of a schema class.
 
@@ -72,8 +88,15 @@ def field(
   bounds: an interval, as in "[0, 1)".
   length: least number of entries, for a tuple; 0 if there is none.
   only_with: the field without which this one has no effect; see above.
+  change: one of CHANGES; empty: that of the class.
   """
-  metadata = {"help": help, "bounds": bounds, "length": length, "only_with": only_with}
+  metadata = {
+    "help": help,
+    "bounds": bounds,
+    "length": length,
+    "only_with": only_with,
+    "change": change,
+  }
   if isinstance(default, dict):
     return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
   return dataclasses.field(default=default, metadata=metadata)
@@ -87,7 +110,10 @@ def fields(cls: type, prefix: str = "") -> Iterator[Field]:
       yield from fields(hints[each.name], f"{prefix}{each.name}.")
     elif "help" in each.metadata:
       literal = typing.get_origin(hints[each.name]) is typing.Literal
-      default = each.default
+      default, change = (
+        each.default,
+        each.metadata["change"] or getattr(cls, "CHANGE", "before sft"),
+      )
       if each.default_factory is not dataclasses.MISSING:
         default = each.default_factory()
       yield Field(
@@ -95,7 +121,7 @@ def fields(cls: type, prefix: str = "") -> Iterator[Field]:
         type=hints[each.name],
         default=default,
         choices=typing.get_args(hints[each.name]) if literal else (),
-        **each.metadata,
+        **{**each.metadata, "change": change},
       )
 
 
@@ -134,6 +160,18 @@ def complete(section: ml_collections.ConfigDict, cls: type, where: str) -> None:
         parent = _parent(section, each.name)
         with parent.ignore_type():
           parent[each.name.split(".")[-1]] = float(value)
+
+
+def fill_in(section: ml_collections.ConfigDict, cls: type, *, change: str) -> None:
+  """Adds the missing fields that may change as `change` says, with their defaults, in place.
+
+  Raises InputError naming the first missing field that may not.
+  """
+  for each in fields(cls):
+    if _value(section, each.name) is None:
+      if each.change != change:
+        raise errors.InputError(each.name)
+      _add_default(section, each)
 
 
 def check(section: Section, cls: type, where: str) -> None:

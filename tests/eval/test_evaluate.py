@@ -152,7 +152,7 @@ def test_a_complete_evaluation_is_not_made_again_and_the_report_is_written(
   monkeypatch.setattr(stage.evaluate_lib, "evaluate", made)
   monkeypatch.setattr(stage.initialization, "load_params", lambda context, where: {})
   monkeypatch.setattr(stage.initialization, "last_step", lambda context, where: 4)
-  monkeypatch.setattr(stage.initialization, "is_complete", lambda store: True)
+  monkeypatch.setattr(stage.initialization, "is_complete", lambda store, sft: True)
   for _ in range(2):
     stage.evaluate(config, tmp_path)
     assert calls == ["before rl", "after rl"]

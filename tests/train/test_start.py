@@ -10,6 +10,8 @@ from vr_jax.train import checkpoints as checkpoints_lib
 from vr_jax.train import initialization, metrics, rl_loop, run_context, sft_loop
 from vr_jax.train import train_state as train_state_lib
 
+WARMED = {"recent": [2.0], "validation": [1.0, 0]}  # of a checkpoint of the warm start
+
 
 @pytest.fixture
 def context(data, monkeypatch):
@@ -26,12 +28,12 @@ def _save(context, directory, step, tree, loop):
 
 def test_rl_does_not_start_from_half_a_warm_start(context, tmp_path):
   tree = {"params": initialization.fresh_params(context)}
-  _save(context, tmp_path / "checkpoints" / "sft", 2, tree, {"complete": False})
+  _save(context, tmp_path / "checkpoints" / "sft", 2, tree, WARMED)
   with pytest.raises(
     errors.InputError, match=r"sft: at step 2, before the warm start was done; finish"
   ):
     rl_loop.train(context.config, tmp_path)
-  _save(context, tmp_path / "checkpoints" / "sft", 4, tree, {"complete": True})
+  _save(context, tmp_path / "checkpoints" / "sft", 4, tree, WARMED)
   assert initialization.describe_start(context, tmp_path) == {"path": "checkpoints/sft", "step": 4}
 
 
@@ -71,7 +73,7 @@ def test_a_warm_start_from_elsewhere_may_end_at_any_step(context, tmp_path):
 
 def test_a_run_does_not_go_on_from_another_start_than_it_began_with(context, tmp_path):
   params = initialization.fresh_params(context)
-  _save(context, tmp_path / "checkpoints" / "sft", 4, {"params": params}, {"complete": True})
+  _save(context, tmp_path / "checkpoints" / "sft", 4, {"params": params}, WARMED)
   optimizer = train_state_lib.make_optimizer(context.config.rl, context.abstract_params, ())
   state = train_state_lib.create(params, optimizer, context.mesh)
   begun = {"path": "checkpoints/sft", "step": 3}

@@ -53,8 +53,8 @@ def test_another_config_is_refused_with_the_field_that_differs(tmp_path):
   _made(tmp_path)
   before = (tmp_path / "config.json").read_text()
   with pytest.raises(errors.InputError) as error:
-    workdir.claim(tmp_path, nano.config(rl__steps=9), "all")
-  assert "config.rl.steps=4, now 9" in str(error.value)
+    workdir.claim(tmp_path, nano.config(data__quality=80), "all")
+  assert "config.data.quality=90, now 80" in str(error.value)
   assert str(tmp_path / "config.json") in str(error.value)
   assert (tmp_path / "config.json").read_text() == before
 
@@ -79,6 +79,7 @@ def test_a_field_that_a_newer_version_added_counts_as_empty(tmp_path):
   older = nano.config()
   with older.unlocked():
     del older.model["rope_after_video"]
+  (tmp_path / "checkpoints" / "sft" / "4").mkdir(parents=True)
   _made(tmp_path)
   workdir.claim(tmp_path, older, "all")
   workdir.claim(tmp_path, nano.config(), "all")

@@ -24,18 +24,19 @@ class MossChatV(question_answer.QuestionAnswer):
     ("accuracy", "format", "process"),
     "Names of rewards, or file.py:function of your own; *0.5 behind one is its weight.",
     length=1,
+    change="before rl",
   )
   alpha: float = schema.field(
-    1.0, "Process reward = exp(-alpha * distance). Reconstruction.", "(0, inf)"
+    1.0, "Process reward = exp(-alpha * distance). Reconstruction.", "(0, inf)", change="before rl"
   )
   dtw_moves: Literal["strict", "jump", "classic"] = schema.field(
-    "jump", "How the alignment goes from one pair of steps to the next."
+    "jump", "How the alignment goes from one pair of steps to the next.", change="before rl"
   )
   dtw_alignment: Literal["subsequence", "naive"] = schema.field(
-    "subsequence", "naive: of the whole reply, the paper's ablation."
+    "subsequence", "naive: of the whole reply, the paper's ablation.", change="before rl"
   )
   process_gate: Literal["none", "format", "accuracy"] = schema.field(
-    "none", "The process reward counts always, or where this reward is 1."
+    "none", "The process reward counts always, or where this reward is 1.", change="before rl"
   )
   metrics: ClassVar[metric.Metrics] = {
     **question_answer.QuestionAnswer.metrics,

@@ -30,9 +30,10 @@ class QuestionAnswer(environment.Defaults):
     ("accuracy", "format"),
     "Names of rewards, or file.py:function of your own; *0.5 behind one is its weight.",
     length=1,
+    change="before rl",
   )
   weights: Mapping[str, float] = schema.field(
-    {}, "Weights of rewards by name; 1 where there is none."
+    {}, "Weights of rewards by name; 1 where there is none.", change="before rl"
   )
   tags: ClassVar[tuple[str, ...]] = ("<think>", "</think>\n<answer>", "</answer>")
 

@@ -15,7 +15,7 @@ from vr_jax.envs import metric
 from vr_jax.eval import evaluate as evaluate_lib
 from vr_jax.eval import report
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import console, initialization, run_context, vision_features
+from vr_jax.train import config_changes, console, initialization, run_context, vision_features
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -34,6 +34,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
     ]
     if trained.is_dir():
       results.append(_evaluate(context, workdir, "after_rl", "After RL", trained))
+    else:  # an earlier evaluation is of checkpoints that were deleted
+      (workdir / "eval" / "after_rl.json").unlink(missing_ok=True)
   with console.doing("writing the report", announce=True):
     path = report.write_report(workdir)
   _print_table(results)
@@ -50,7 +52,7 @@ def _evaluate(
   step = 0 if where is None else initialization.last_step(context, where)
   path = workdir / "eval" / f"{name}.json"
   made_of = hashlib.sha256(
-    json.dumps([context.config.to_dict(), str(where), step], sort_keys=True).encode()
+    json.dumps([_fields(context.config), str(where), step], sort_keys=True).encode()
   ).hexdigest()
   if (result := _read_complete(path, made_of)) is None:
     params = (
@@ -65,6 +67,18 @@ def _evaluate(
     result = {**about, **measured}
     _write(path, result)
   return result
+
+
+def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The fields that an evaluation of a given checkpoint depends on, by dotted name."""
+  flat = config_changes.flatten(config.to_dict())
+  declared = config_changes.declared_fields(config.recipe)
+  later = ("any time", "rounding", "from here on")
+  return {
+    name: value
+    for name, value in flat.items()
+    if name.startswith("eval.") or name not in declared or declared[name].change not in later
+  }
 
 
 def _read_complete(path: Path, made_of: str) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ The variant `code` does what the paper's released code does:
 
 from collections.abc import Callable
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Bool, Float
 import numpy as np
@@ -30,6 +30,8 @@ from vr_jax import errors, schema
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExplorationRule:
   """When turns that retrieve get a bonus, and how much (docs/video_mtr.md)."""
+
+  CHANGE: ClassVar[str] = "before rl"
 
   variant: Literal["paper", "code"] = schema.field("paper", "code: what the released code does.")
   stages: tuple[tuple[float, float], ...] = schema.field(

@@ -15,13 +15,12 @@ from typing import Any
 import jax
 import ml_collections
 
-from vr_jax import atomic, errors
+from vr_jax import atomic, errors, optional_sections, schema
 from vr_jax.data import examples, trace_store
 from vr_jax.envs import registry
 from vr_jax.traces import beam, proposers
 from vr_jax.traces import filter as filter_lib
 from vr_jax.train import config_checks, console, paths
-from vr_jax.train import workdir as workdir_lib
 
 
 def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -92,11 +91,9 @@ def _about(
   """Returns what the traces depend on, JSON-able. Fields that only affect speed are left out."""
   section = config.traces
   fields = ("writer", "threshold", "examples", "batch_size", "max_tokens")
-  judge = {
-    name: value
-    for name, value in config.judge.to_dict().items()
-    if name not in workdir_lib.JUDGE_OPERATION
-  }
+  # How the judge is asked may change at any time: it does not affect the answers.
+  declared = schema.fields(optional_sections.JudgeSection)
+  judge = {field.name: config.judge[field.name] for field in declared if field.change != "any time"}
   return {
     **{name: section[name] for name in fields},
     **writer.identity(),

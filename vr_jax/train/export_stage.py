@@ -3,14 +3,18 @@
 `config.model.pretrained` reads such a directory as well.
 """
 
+from collections.abc import Iterator, Mapping
+import contextlib
 import json
 from pathlib import Path
+import shutil
 from typing import Any
 
 import ml_collections
 
 from vr_jax import errors
 from vr_jax.models.common import export as export_lib
+from vr_jax.parallel import processes
 from vr_jax.train import console, initialization, paths, run_context
 
 RECORD = "vr_jax.json"  # file of an export that says which checkpoint it is of
@@ -20,13 +24,14 @@ STAGES = ("rl", "sft")  # the later stage first
 def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """Writes config.export.directory (empty: <workdir>/export).
 
-  A directory that exists and is of the same checkpoint is left as it is.
+  A directory that exists and is of the same checkpoint is left as it is; one of an earlier
+  checkpoint of this workdir is replaced.
 
   Adapters are first written alone, in PEFT's format, to a directory with the suffix `-adapter`;
   then they are merged into the model. All processes of a run must call this; process 0 writes.
 
   Raises:
-    InputError: there is no checkpoint, or the directory exists and is something else.
+    InputError: there is no checkpoint, or the directory exists and is no export of this workdir.
   """
   context = run_context.make_run_context(config, workdir, judged=False)
   target = Path(config.export.directory) if config.export.directory else workdir / "export"
@@ -43,13 +48,17 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
   alone = target.with_name(f"{target.name}-adapter")
   if context.adapters and _record(alone) != checkpoint:
     base = config.model.pretrained
-    export_lib.save_adapter(
-      params, alone, adapters=context.adapters, base=base, family=context.family, files=record
-    )
-  with console.doing(f"writing {target}", announce=True):
+    with _replace_own(alone, checkpoint) as path:
+      export_lib.save_adapter(
+        params, path, adapters=context.adapters, base=base, family=context.family, files=record
+      )
+  with (
+    console.doing(f"writing {target}", announce=True),
+    _replace_own(target, checkpoint) as path,
+  ):
     export_lib.save_pretrained(
       params,
-      target,
+      path,
       config=context.model,
       family=context.family,
       adapters=context.adapters,
@@ -73,6 +82,31 @@ def last_stage(context: run_context.RunContext, workdir: Path) -> tuple[str, int
   raise errors.InputError(
     f"{workdir / 'checkpoints'}: holds no complete checkpoint; run --mode=sft or --mode=rl first"
   )
+
+
+@contextlib.contextmanager
+def _replace_own(target: Path, checkpoint: Mapping[str, Any]) -> Iterator[Path]:
+  """Yields the directory to write: `target`, or another one that takes the place of `target`.
+
+  The latter where `target` is the export of another checkpoint of the same workdir. It stays until
+  the new one is complete. All processes of a run must call this.
+
+  checkpoint: the record of the new export.
+  """
+  there = _record(target) or {}
+  of, new_of = (Path(str(record.get("checkpoints", ""))) for record in (there, checkpoint))
+  if of.parent != new_of.parent or (of, there["step"]) == (new_of, checkpoint["step"]):
+    yield target
+    return
+  new = target.with_name(f"{target.name}-new")
+  processes.first_alone(f"{new}: old", lambda: shutil.rmtree(new, ignore_errors=True))
+  yield new
+
+  def swap() -> None:
+    shutil.rmtree(target)
+    new.rename(target)
+
+  processes.first_alone(f"{new}: done", swap)
 
 
 def _record(target: Path) -> dict[str, Any] | None:

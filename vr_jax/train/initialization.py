@@ -1,11 +1,13 @@
 """The parameters that a stage starts from: fresh ones, or those of a checkpoint."""
 
+from collections.abc import Sequence
 import functools
 from pathlib import Path
 from typing import Any
 
 import jax
 from jaxtyping import PyTree
+import ml_collections
 
 from vr_jax import errors
 from vr_jax.models.common import checkpoint as pretrained
@@ -13,6 +15,8 @@ from vr_jax.models.common import lora, weight_mapping
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import checkpoints as checkpoints_lib
 from vr_jax.train import console, model_setup
+
+RECENT_LOSSES = 10  # updates whose mean loss is compared with config.sft.target_loss
 
 
 def fresh_params(net: model_setup.ModelSetup) -> PyTree:
@@ -76,10 +80,24 @@ def last_step(net: model_setup.ModelSetup, directory: Path) -> int | None:
   return step
 
 
-def is_complete(store: checkpoints_lib.Checkpoints) -> bool:
-  """Whether the last checkpoint is that of a finished warm start."""
+def is_warm(sft: ml_collections.ConfigDict, step: int, recent: Sequence[float], since: int) -> bool:
+  """Whether a warm start that has made `step` updates is done.
+
+  recent: losses of the last updates, at most RECENT_LOSSES.
+  since: measurements of the validation loss in a row without a new minimum.
+  """
+  mean = sum(recent) / RECENT_LOSSES
+  reached = len(recent) == RECENT_LOSSES and mean <= sft.target_loss
+  return reached or 0 < sft.patience <= since or step >= sft.steps
+
+
+def is_complete(store: checkpoints_lib.Checkpoints, sft: ml_collections.ConfigDict) -> bool:
+  """Whether the last checkpoint is that of a finished warm start, by the config as it is now."""
   step = store.latest()
-  return step is not None and store.loop(step)["complete"]
+  if step is None:
+    return False
+  loop = store.loop(step)
+  return is_warm(sft, step, loop["recent"], loop["validation"][1])
 
 
 def find_start(net: model_setup.ModelSetup, workdir: Path) -> Path | None:
@@ -120,7 +138,7 @@ def initial_params(net: model_setup.ModelSetup, workdir: Path) -> PyTree:
 
 def _check_complete(net: model_setup.ModelSetup, directory: Path) -> None:
   store = open_checkpoints(net, directory)
-  step, done = store.latest(), is_complete(store)
+  step, done = store.latest(), is_complete(store, net.config.sft)
   store.close()
   if not done:
     raise errors.InputError(

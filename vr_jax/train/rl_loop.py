@@ -42,8 +42,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   rl = context.config.rl
   mesh_lib.check_batch(rl.batch_size, context.mesh, "config.rl.batch_size", parts=rl.microbatches)
   store = initialization.open_checkpoints(context, workdir / "checkpoints" / "rl")
-  if store.latest() == rl.steps:
-    console.print_line(f"rl: complete at step {rl.steps}")
+  if (store.latest() or 0) >= rl.steps:
+    console.print_line(f"rl: complete at step {store.latest()}")
     store.close()
     return
   origin = initialization.describe_start(context, workdir)

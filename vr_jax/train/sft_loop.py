@@ -35,8 +35,6 @@ from vr_jax.train import (
 from vr_jax.train import step_timer as step_timer_lib
 from vr_jax.train import train_state as train_state_lib
 
-_RECENT = 10  # updates whose mean loss is compared with config.sft.target_loss
-
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """Trains for config.sft.steps steps, from fresh parameters or from the last checkpoint.
@@ -52,7 +50,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     sft.batch_size, context.mesh, "config.sft.batch_size", parts=sft.microbatches
   )
   store = initialization.open_checkpoints(context, workdir / "checkpoints" / "sft")
-  if initialization.is_complete(store):
+  if initialization.is_complete(store, sft):
     console.print_line(f"sft: complete at step {store.latest()}")
     store.close()
     return
@@ -61,7 +59,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     train_state_lib.create(initialization.fresh_params(context), optimizer, context.mesh),
     None,
   )
-  recent, lowest, since = collections.deque(maxlen=_RECENT), math.inf, 0
+  recent = collections.deque(maxlen=initialization.RECENT_LOSSES)
+  lowest, since = math.inf, 0
   num_tokens = 0
   if store.latest() is not None:
     restored = store.restore(state)
@@ -129,16 +128,13 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       tick(step, sft.steps, step_summary.summarize(values))
       divergence.check_finite(values, sft.max_consecutive_nonfinite, "sft", step)
       recent.append(values["loss"])
-      reached = len(recent) == _RECENT and sum(recent) / _RECENT <= sft.target_loss
-      stopped = 0 < sft.patience <= since
-      done = reached or stopped or step == sft.steps
+      done = initialization.is_warm(sft, step, recent, since)
       if done or step % sft.checkpoint_every == 0:
         log.wait()
         loop = {
           "iterator": batch.read,
           "recent": list(recent),
           "validation": [lowest, since],
-          "complete": done,
           "num_tokens": num_tokens,
         }
         store.save(step, state, loop)

@@ -70,14 +70,15 @@ def make_optimizer(
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
   """The learning rate by number of updates so far. config: as in `make_optimizer`."""
   epochs = config.get("num_iterations", 1)
-  decay = {"constant": 1.0, "cosine": 0.0}[config.schedule]
-  return optax.warmup_cosine_decay_schedule(
-    init_value=0.0 if config.warmup_steps else config.learning_rate,
-    peak_value=config.learning_rate,
-    warmup_steps=config.warmup_steps * epochs,
-    decay_steps=max(config.steps, config.warmup_steps + 1) * epochs,
-    end_value=decay * config.learning_rate,
-  )
+  warmup = {
+    "init_value": 0.0 if config.warmup_steps else config.learning_rate,
+    "peak_value": config.learning_rate,
+    "warmup_steps": config.warmup_steps * epochs,
+  }
+  if config.schedule == "constant":  # no program depends on the number of steps
+    return optax.warmup_constant_schedule(**warmup)
+  steps = max(config.steps, config.warmup_steps + 1)
+  return optax.warmup_cosine_decay_schedule(**warmup, decay_steps=steps * epochs)
 
 
 def make_last_learning_rate_fn(

@@ -1,7 +1,7 @@
 """The directory of a run: the config that it belongs to, and a record of every start.
 
 config.json      the resolved config; versions and git revision of the last start, and in `history`
-                 those of every start
+                 those of every start, with the fields that it changed
 data/            frame store and examples (unless config.data.directory says where)
 checkpoints/     one directory a stage
 metrics.jsonl    one object a line: stage, step, values
@@ -22,7 +22,8 @@ from typing import Any
 import ml_collections
 
 import vr_jax
-from vr_jax import atomic, base_config, errors
+from vr_jax import atomic, config_fields, errors, optional_sections, schema
+from vr_jax.train import config_changes
 
 PACKAGES = (
   "jax",
@@ -34,40 +35,28 @@ PACKAGES = (
   "tensorflow-datasets",
   "numpy",
 )
-# Fields of config.judge that say how it is asked, and don't affect its answers.
-JUDGE_OPERATION = (
-  "key_variable",
-  "in_flight",
-  "requests_per_minute",
-  "timeout",
-  "retries",
-  "budget",
-)
-# Fields that don't affect training.
-MAY_CHANGE = (
-  *("eval.", "export.", "traces.", "data.decode.", "model.feature_cache_gib"),
-  *(f"judge.{name}" for name in JUDGE_OPERATION),
-)
 
 
 def claim(workdir: Path, config: ml_collections.ConfigDict, mode: str) -> None:
-  """Writes config.json and records this start in its history.
+  """Writes config.json and records this start in its history; prints what has changed.
 
   mode: the stages that this start runs. The history has it with time (UTC), versions and git
     revision.
 
-  Raises InputError if the workdir has results of another config, or can't be written.
+  Raises InputError if the workdir has results of another config, but for fields that may change, or
+  can't be written.
   """
   path = workdir / "config.json"
   resolved = json.loads(json.dumps(config.to_dict()))
-  history = []
+  history, changes = [], []
   if path.exists():
     written, history = _written(path)
     if _made_anything(workdir, written):
-      _compare(path, written, resolved)
+      changes = _check_changes(workdir, written, resolved)
   made_by = provenance()
   now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-  history.append({"time": now, "mode": mode, **made_by})
+  changed = {"changed": {each.name: [each.old, each.new] for each in changes}} if changes else {}
+  history.append({"time": now, "mode": mode, **made_by, **changed})
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"config": resolved, **made_by, "history": history}, indent=2)
@@ -77,12 +66,26 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, mode: str) -> None:
     raise errors.InputError(f"--workdir={workdir}: can't be written: {error.strerror}") from error
 
 
+def _check_changes(
+  workdir: Path, written: dict[str, Any], wanted: dict[str, Any]
+) -> list[config_changes.Change]:
+  """Returns the fields that change. Raises InputError if one of them must not."""
+  from vr_jax.train import console  # here, because it imports JAX
+
+  before, now = config_changes.flatten(written), config_changes.flatten(wanted)
+  changes = config_changes.find_changes(before, now)
+  config_changes.check(workdir, now, changes)
+  for line in config_changes.describe(workdir, before, now, changes):
+    console.print_line(line)
+  return changes
+
+
 def _made_anything(workdir: Path, written: dict[str, Any]) -> bool:
   """Whether a stage has written a file, here or in config.data.directory.
 
   If not, the config may still be changed: perhaps its first start failed on bad input.
   """
-  elsewhere = _flat(written).get("data.directory")
+  elsewhere = config_changes.flatten(written).get("data.directory")
   places = [path for path in workdir.iterdir() if path.name not in ("config.json", "compilations")]
   places += [Path(elsewhere)] if elsewhere else []
   # The search ends at the first file, and does not list a whole frame store at each start.
@@ -94,26 +97,26 @@ def _made_anything(workdir: Path, written: dict[str, Any]) -> bool:
 def config_of(workdir: Path) -> ml_collections.ConfigDict:
   """Reads the config of a workdir.
 
-  Raises InputError if there is none, it is damaged, or lacks a field that this version reads.
+  Fields of a newer version on which training does not depend get their defaults.
+
+  Raises InputError if there is none, it is damaged, or lacks another field that this version reads.
   """
   path = workdir / "config.json"
   if not path.is_file():
     raise errors.InputError(f"{path}: no such file; give the workdir of a run")
   written = _written(path)[0]
-  if lacking := sorted(_expected(written) - {*_flat(written)}):
-    raise errors.InputError(
-      f"{path}: another version's, without config.{lacking[0]}; its git_revision says which"
-    )
-  return ml_collections.ConfigDict(_with_tuples(written))
-
-
-def _expected(written: dict[str, Any]) -> set[str]:
-  """Names of the fields that every recipe has, and those of the optional sections of this one."""
-  config = base_config.base("")
-  for block in (base_config.judge, base_config.traces, base_config.turns):
-    if block.__name__ in written:
-      block(config)
-  return {*_flat(config.to_dict())}
+  config = ml_collections.ConfigDict(_with_tuples(written))
+  sections = {name: cls for name, cls in optional_sections.OPTIONAL.items() if name in written}
+  for prefix, cls in {"": config_fields.RunConfig, **sections}.items():
+    section = config[prefix] if prefix else config
+    try:
+      schema.fill_in(section, cls, change="any time")
+    except errors.InputError as error:
+      raise errors.InputError(
+        f"{path}: another version's, without config.{f'{prefix}.' if prefix else ''}{error}; "
+        "its git_revision says which"
+      ) from error
+  return config
 
 
 def _with_tuples(value: Any) -> Any:
@@ -155,30 +158,3 @@ def _git_revision() -> str | None:
   except (OSError, subprocess.TimeoutExpired):
     return None
   return described.stdout.strip() or None
-
-
-def _compare(path: Path, written: dict[str, Any], wanted: dict[str, Any]) -> None:
-  there, here = _flat(written), _flat(wanted)
-  # A field of a newer version, left empty, is no difference: the behaviour is the same.
-  differ = [
-    name
-    for name in sorted({*there, *here})
-    if there.get(name, "") != here.get(name, "") and not name.startswith(MAY_CHANGE)
-  ]
-  if differ:
-    name = differ[0]
-    more = f" (and {len(differ) - 1} more fields)" if len(differ) > 1 else ""
-    raise errors.InputError(
-      f"{path}: written with config.{name}={there.get(name)!r}, now {here.get(name)!r}{more}; "
-      "choose another --workdir"
-    )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flat(value, f"{prefix}{name}.")
-    else:
-      flat[prefix + name] = value
-  return flat

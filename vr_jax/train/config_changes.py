@@ -1,0 +1,179 @@
+"""Which fields of a run's config may differ from those that its workdir was made with.
+
+Each field says until when (`schema.CHANGES`). So a run can be extended (more steps), write
+checkpoints more often, or go on with smaller batches where its first step did not fit in memory.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from vr_jax import config_fields, errors, optional_sections, schema
+
+STAGES = ("sft", "rl")
+
+Flat = Mapping[str, Any]  # dotted names of fields -> their values
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Change:
+  """A field whose value is another one than that which the workdir was made with."""
+
+  name: str
+  old: Any
+  new: Any
+
+  def __str__(self) -> str:
+    return f"config.{self.name}={self.old!r}, now {self.new!r}"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """The values of a config by their dotted names."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def find_changes(written: Flat, wanted: Flat) -> list[Change]:
+  """The fields that differ, sorted by name.
+
+  A field of a newer version, left empty, is no difference: the behaviour is the same.
+  """
+  return [
+    Change(name=name, old=written.get(name), new=wanted.get(name))
+    for name in sorted({*written, *wanted})
+    if written.get(name, "") != wanted.get(name, "")
+  ]
+
+
+def refusals(workdir: Path, wanted: Flat, changes: Sequence[Change]) -> list[str]:
+  """Says of each change that the workdir does not allow why, and what to do. One line each."""
+  steps = {stage: last_step(workdir, stage) for stage in STAGES}
+  declared = declared_fields(str(wanted.get("recipe", "")))
+  lines = []
+  for change in changes:
+    when = _when(change.name, wanted, declared)
+    if problem := _problem(workdir, change, when, wanted, steps):
+      lines.append(f"{workdir / 'config.json'}: written with {change}; {problem}")
+  return lines
+
+
+def check(workdir: Path, wanted: Flat, changes: Sequence[Change]) -> None:
+  """Raises InputError naming the first change that the workdir does not allow."""
+  if lines := refusals(workdir, wanted, changes):
+    more = f" ({len(lines) - 1} more fields are refused)" if len(lines) > 1 else ""
+    raise errors.InputError(lines[0] + more)
+
+
+def describe(workdir: Path, written: Flat, wanted: Flat, changes: Sequence[Change]) -> list[str]:
+  """Lines for the log: which fields change, and what that does to the learning rate."""
+  if not changes:
+    return []
+  fields = "; ".join(map(str, changes))
+  return [
+    f"{workdir / 'config.json'}: changes {fields}",
+    *_new_learning_rates(workdir, written, wanted),
+  ]
+
+
+def last_step(workdir: Path, stage: str) -> int:
+  """The step of a stage's last complete checkpoint; 0 if there is none."""
+  directory = workdir / "checkpoints" / stage
+  names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+  return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def declared_fields(recipe: str) -> dict[str, schema.Field]:
+  """The declarations of all fields that a recipe's config may have, by dotted name."""
+  from vr_jax.envs import registry  # here, because it imports JAX
+
+  fields = {field.name: field for field in schema.fields(config_fields.RunConfig)}
+  for name, section in optional_sections.OPTIONAL.items():
+    fields |= {field.name: field for field in schema.fields(section, f"{name}.")}
+  if recipe:
+    environment = registry.environment_class(recipe)
+    fields |= {field.name: field for field in schema.fields(environment, "env.")}
+  return fields
+
+
+def _when(name: str, wanted: Flat, declared: Mapping[str, schema.Field]) -> str:
+  """Until when a field may change: one of schema.CHANGES."""
+  parts = name.split(".")
+  # A mapping, such as model.architecture, is one field.
+  owners = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+  when = next((declared[owner].change for owner in owners if owner in declared), "never")
+  # A tokenizer that the data stage trains has read the texts of the environment.
+  trained = wanted.get("model.tokenizer") == "trained" and name.startswith("env.")
+  return "never" if trained and when == "before sft" else when
+
+
+def _problem(
+  workdir: Path, change: Change, when: str, wanted: Flat, steps: Mapping[str, int]
+) -> str:
+  """Why the change is refused, and what to do; empty if it is allowed."""
+  checkpoints, stage = workdir / "checkpoints", change.name.split(".")[0]
+  other = "or choose another --workdir"
+  if when == "never":
+    return f"the data were made with it: give that value, {other}"
+  if when == "before rl" and steps["rl"]:
+    return (
+      f"rl has been trained with it for {steps['rl']} steps: give that value, delete "
+      f"{checkpoints / 'rl'} to train anew, {other}"
+    )
+  if when == "before sft" and any(steps.values()):
+    return f"it was trained with: give that value, delete {checkpoints} to train anew, {other}"
+  if when == "from here on":
+    if stage == "sft" and steps["rl"] and not wanted.get("rl.init_checkpoint"):
+      return (
+        f"rl has started from the warm start as it is: give that value, delete "
+        f"{checkpoints / 'rl'} to train it anew, {other}"
+      )
+    if change.name in ("sft.steps", "rl.steps") and change.new < steps[stage]:
+      return f"{steps[stage]} steps are done: give {steps[stage]} or more, {other}"
+  return ""
+
+
+def _new_learning_rates(workdir: Path, written: Flat, wanted: Flat) -> list[str]:
+  """A line for each stage that has begun, whose next learning rate is not what it was to be."""
+  from vr_jax.train import train_state  # here, because it imports JAX
+
+  lines = []
+  for section in (*STAGES, "critic"):
+    stage = "rl" if section == "critic" else section
+    done = last_step(workdir, stage)
+    if not done or f"{section}.learning_rate" not in wanted:
+      continue
+    updates = done * int(wanted.get(f"{stage}.num_iterations", 1))
+    before, after = (
+      float(
+        np.asarray(train_state.learning_rate_schedule(_optimizer(flat, section, stage))(updates))
+      )
+      for flat in (written, wanted)
+    )
+    if before != after:
+      steps = wanted[f"{stage}.steps"]
+      lines.append(
+        f"{section}: step {done + 1} has a learning rate of {after:.3g} instead of {before:.3g} "
+        f"({section}.schedule={wanted[f'{section}.schedule']}, {steps} steps)"
+      )
+  return lines
+
+
+def _optimizer(flat: Flat, section: str, stage: str) -> ml_collections.ConfigDict:
+  """The fields of an optimizer that its schedule reads."""
+  names = ("learning_rate", "schedule", "warmup_steps")
+  return ml_collections.ConfigDict(
+    {
+      **{name: flat[f"{section}.{name}"] for name in names},
+      "steps": flat[f"{stage}.steps"],
+      "num_iterations": flat.get(f"{stage}.num_iterations", 1),
+    }
+  )
