@@ -1,6 +1,5 @@
 """Which fields a workdir lets change, and that a run that is extended is one that had all steps."""
 
-import dataclasses
 import json
 
 import jax
