@@ -12,7 +12,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*
 # --config.a.b in a command, or `rl.a`, `config.rl.a` in a sentence.
 FLAG = re.compile(r"--config\.([a-z_]+(?:\.[a-z_0-9]+)*)")
 FIELD = re.compile(
-  r"`(?:config\.)?((?:data|model|sft|rl|eval|export|env|judge|traces|turns|critic)"
+  r"`(?:config\.)?((?:data|model|sft|rl|eval|export|log|env|judge|traces|turns|critic)"
   r"\.[a-z_0-9]+(?:\.[a-z_0-9]+)*)(?:=[^`]*)?`"
 )
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)]*))?\)")

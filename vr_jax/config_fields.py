@@ -439,6 +439,29 @@ class ExportSection:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LogSection:
+  """What can be watched while a run trains (docs/watching.md)."""
+
+  CHANGE: ClassVar[str] = "any time"
+
+  rollouts_every: int = field(
+    1,
+    "Steps of RL between two files rollouts/step-*.jsonl, with all replies of a step, their "
+    "rewards and advantages; 0: none.",
+    "[0, inf)",
+  )
+  rollouts_kept: int = field(
+    500, "Number of steps whose files are kept: the latest ones.", "[1, inf)"
+  )
+  completions_every: int = field(
+    20,
+    "Steps of RL between two looks at two replies, on the terminal and, with their frames, in "
+    "TensorBoard; 0: none.",
+    "[0, inf)",
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
   """The sections and fields of every recipe."""
 
@@ -466,3 +489,4 @@ class RunConfig:
   rl: RlSection = RlSection()
   eval: EvalSection = EvalSection()
   export: ExportSection = ExportSection()
+  log: LogSection = LogSection()

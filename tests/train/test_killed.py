@@ -111,6 +111,13 @@ def test_metrics_are_those_of_the_run_that_was_not_killed(interrupted, untouched
   assert json.dumps(_reproducible(interrupted[0])) == json.dumps(expected)
 
 
+def test_rollouts_are_those_of_the_run_that_was_not_killed(interrupted, untouched):
+  expected = {path.name: path.read_bytes() for path in (untouched / "rollouts").iterdir()}
+  actual = {path.name: path.read_bytes() for path in (interrupted[0] / "rollouts").iterdir()}
+  assert sorted(expected) == [f"step-00000{step}.jsonl" for step in (1, 2, 3, 4)]
+  assert actual == expected
+
+
 def test_every_line_tells_how_training_goes_and_where_its_time_went(untouched):
   always = {
     "entropy",

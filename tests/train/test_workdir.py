@@ -175,7 +175,7 @@ def test_a_line_that_can_not_be_written_is_an_error_of_the_run(tmp_path, monkeyp
   log = metrics.MetricsLog(tmp_path, "rl", first_step=1)
   monkeypatch.setattr(log, "_put", full)
   log.write(1, {"loss": 0.5})
-  futures.wait(log._unwritten)
+  futures.wait(log._writer._unwritten)
   arguments = (2, {"loss": 0.5}) if asked == "write" else ()
   with pytest.raises(OSError, match="No space left"):
     getattr(log, asked)(*arguments)

@@ -264,6 +264,7 @@ class Collector:
     rollout = mesh_lib.put_batch(_rows(rollouts, chosen), self.context.mesh)
     scored = [experience.wait_for_scores() for experience in drawn]
     known = scoring.ScoredReplies(
+      episodes=[scored[number].episodes[row] for number, row in chosen],
       scores=_rows([replies.scores for replies in scored], chosen),
       segment=_rows([replies.segment for replies in scored], chosen),
       reward_state=scored[-1].reward_state,

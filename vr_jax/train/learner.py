@@ -31,6 +31,7 @@ class Learner:
   update: the jitted step of `train_step.make_rl_step`.
   score: the jitted log-prob function of `train_step.make_logprob_fn`.
   learning_rate: see `train_state.make_last_learning_rate_fn`.
+  advantages: of the tokens of the last step, [prompts, group, time]; None before the first step.
   """
 
   context: run_context.RunContext
@@ -40,6 +41,7 @@ class Learner:
   update: Callable[..., tuple[train_state_lib.TrainState, train_step.Metrics]]
   score: Callable[..., Array]
   learning_rate: Callable[[train_state_lib.TrainState], Array]
+  advantages: Array | None = None
 
   @classmethod
   def create(cls, context: run_context.RunContext, initial: PyTree) -> "Learner":
@@ -108,6 +110,7 @@ class Learner:
     advantages, group_mask, targets, values = self._advantages(
       collected, rollout, fit, ref_log_probs
     )
+    self.advantages = advantages
     timer.record(
       "update", device_idle=_idle(ref_log_probs, old_log_probs, advantages) and not self.critic
     )

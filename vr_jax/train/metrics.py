@@ -1,22 +1,18 @@
 """Writes the metrics of a run: as JSON, one object a line, and for TensorBoard."""
 
 from collections.abc import Mapping
-from concurrent import futures
 import json
 import math
-import os
 from pathlib import Path
 import resource
-import socket
-import time
 
-from google.protobuf.message import Message
 import jax
-from tensorboard.compat.proto import event_pb2, summary_pb2
-from tensorboard.summary.writer import record_writer
+from jaxtyping import UInt8
+import numpy as np
 
 from vr_jax import atomic, errors
 from vr_jax.parallel import processes
+from vr_jax.train import background, rollout_samples, tensorboard_log
 
 
 class MetricsLog:
@@ -50,39 +46,36 @@ class MetricsLog:
     atomic.write_json_lines(path, keep)
     self._file = path.open("a")
     board = workdir / "tensorboard" / stage
-    board.mkdir(parents=True, exist_ok=True)
-    # Not EventFileWriter: an interrupted run might wait forever for its thread.
-    name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-    self._board = record_writer.RecordWriter((board / name).open("wb"))
-    self._add_event(0, file_version="brain.Event:2")
-    begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._add_event(first_step, session_log=begun)
-    self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="metrics")
-    self._unwritten: list[futures.Future[None]] = []
+    self._board = tensorboard_log.TensorBoardLog(board, first_step=first_step)
+    self._writer = background.Writer("metrics")
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes the values of a step. Values that are not finite become null: JSON has no nan."""
-    if not self._writes:
-      return
-    while self._unwritten and self._unwritten[0].done():
-      self._unwritten.pop(0).result()
-    self._unwritten.append(self._thread.submit(self._put, step, dict(values)))
+    if self._writes:
+      self._writer.submit(self._put, step, dict(values))
+
+  def write_samples(
+    self,
+    step: int,
+    pair: rollout_samples.SampledPair,
+    frames: UInt8[np.ndarray, "height width 3"] | None,
+  ) -> None:
+    """Writes two replies of a step, for TensorBoard alone. frames: a picture of what was shown."""
+    if self._writes:
+      self._writer.submit(self._put_samples, step, pair, frames)
 
   def wait(self) -> None:
     """Waits until all is written. Call it before saving a checkpoint of the same step."""
-    if not self._writes:
-      return
-    while self._unwritten:
-      self._unwritten.pop(0).result()
+    if self._writes:
+      self._writer.wait()
 
   def close(self) -> None:
     """Waits, then closes both files."""
     if not self._writes:
       return
     try:
-      self.wait()
+      self._writer.close()
     finally:
-      self._thread.shutdown()
       self._file.close()
       self._board.close()
 
@@ -91,15 +84,20 @@ class MetricsLog:
     finite = {name: value if math.isfinite(value) else None for name, value in clean.items()}
     self._file.write(json.dumps({"stage": self._stage, "step": step, "values": finite}) + "\n")
     self._file.flush()
-    summary = summary_pb2.Summary()
-    for name, value in clean.items():
-      summary.value.add(tag=name, simple_value=value)
-    self._add_event(step, summary=summary)
+    self._board.write_scalars(step, clean)
 
-  def _add_event(self, step: int, **what: Message | str) -> None:
-    event = event_pb2.Event(wall_time=time.time(), step=step, **what)
-    self._board.write(event.SerializeToString())
-    self._board.flush()
+  def _put_samples(
+    self,
+    step: int,
+    pair: rollout_samples.SampledPair,
+    frames: UInt8[np.ndarray, "height width 3"] | None,
+  ) -> None:
+    for name, reply in pair.replies().items():
+      self._board.write_text(
+        step, f"completions/{name}", rollout_samples.markdown(pair.line, reply)
+      )
+    if frames is not None:
+      self._board.write_image(step, "completions/frames", frames)
 
 
 def read(path: Path, *, complete: bool = True) -> list[dict]:

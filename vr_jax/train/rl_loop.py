@@ -25,6 +25,7 @@ from vr_jax.train import (
   experience,
   initialization,
   metrics,
+  rollout_log,
   run_context,
   scoring,
   step_summary,
@@ -58,9 +59,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     learner.restore(restored.tree)
     context.environment.set_state(restored.loop["reward"])
   log = metrics.MetricsLog(workdir, "rl", first_step=last_step + 1)
+  rollouts = rollout_log.RolloutLog(context, workdir, log, first_step=last_step + 1)
   with (
     contextlib.closing(store),
     contextlib.closing(log),
+    contextlib.closing(rollouts),
     vision_features.open_cache(context, learner.params, workdir) as cache,
     contextlib.closing(context.environment),
     scoring.scoring_thread() as thread,
@@ -91,9 +94,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       num_tokens += round(collected.useful_tokens)
       values["num_tokens"] = num_tokens
       log.write(step, values)
+      rollouts.write(step, collected, learner.advantages)
       tick(step, rl.steps, step_summary.summarize(values))
       divergence.check_finite(values, rl.max_consecutive_nonfinite, "rl", step)
       if step % rl.checkpoint_every == 0 or step == rl.steps:
+        rollouts.wait()
         log.wait()
         # A batch that was sampled ahead is sampled again on resuming, so its state is not saved.
         # The restored policy samples it, so an interrupted off-policy run is not bit-equal to an

@@ -7,7 +7,7 @@ slow. `finish_batch` runs on the loop's thread when a step asks for its scores: 
 operations, which all processes must start in the same order.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses
@@ -30,12 +30,14 @@ from vr_jax.rollout import dialogue as dialogue_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoredReplies:
-  """The scores of the replies to this process's prompts, and the segment of each token.
+  """The replies to this process's prompts: texts, scores, and the segment of each token.
 
+  episodes: [prompts][group].
   reward_state: state of the environment after this batch, as JSON.
   counts: metrics of the environment.
   """
 
+  episodes: Sequence[Sequence[environment_lib.Episode]]
   scores: records.Scores
   segment: Int[np.ndarray, "prompts group time"]
   reward_state: Mapping[str, Any]
@@ -91,6 +93,7 @@ class PendingScores:
       scores, replies.segment, self._rl, multi_turn=self._environment.turns > 1
     )
     return ScoredReplies(
+      episodes=replies.episodes,
       scores=scores,
       segment=replies.segment,
       reward_state=self._environment.state(),

@@ -6,6 +6,7 @@ data/            frame store and examples (unless config.data.directory says whe
 checkpoints/     one directory a stage
 metrics.jsonl    one object a line: stage, step, values
 tensorboard/     the same for TensorBoard
+rollouts/        one file a step of RL: prompts, replies, rewards, advantages
 eval/            one JSON file an evaluation
 report.html      the report
 """

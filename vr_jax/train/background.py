@@ -1,0 +1,38 @@
+"""Writes files on another thread, in order, while the next step runs."""
+
+from collections.abc import Callable
+from concurrent import futures
+import threading
+from typing import Any
+
+
+class Writer:
+  """One thread that writes.
+
+  If a write fails, the next call of `submit`, `wait` or `close` raises its error.
+  """
+
+  def __init__(self, name: str) -> None:
+    self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix=name)
+    self._unwritten: list[futures.Future[None]] = []
+    self._lock = threading.Lock()
+
+  def submit(self, write: Callable[..., None], *arguments: Any) -> None:
+    """Calls `write(*arguments)` after all that was submitted before. Any thread may submit."""
+    with self._lock:
+      while self._unwritten and self._unwritten[0].done():
+        self._unwritten.pop(0).result()
+      self._unwritten.append(self._thread.submit(write, *arguments))
+
+  def wait(self) -> None:
+    """Waits until all is written."""
+    with self._lock:
+      while self._unwritten:
+        self._unwritten.pop(0).result()
+
+  def close(self) -> None:
+    """Waits, then ends the thread."""
+    try:
+      self.wait()
+    finally:
+      self._thread.shutdown()
