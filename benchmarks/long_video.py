@@ -59,6 +59,7 @@ def write_store(directory: Path, minutes: int, side: int) -> None:
   cut = video_file.CutVideo(
     jpegs=tuple(jpegs[number % len(jpegs)] for number in range(count)),
     timestamps=np.arange(count, dtype=np.float64),
+    ends=np.arange(1, count + 1, dtype=np.float64),
     height=side,
     width=side,
     duration=float(count),

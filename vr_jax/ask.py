@@ -61,7 +61,7 @@ def ask(argv: Sequence[str]) -> None:
   # As in main.run: a mistyped flag should not wait until JAX has been imported.
   from rich import console as rich_console
 
-  from vr_jax.data import video_clip
+  from vr_jax.data import sampling, video_clip
   from vr_jax.train import config_checks, run_context
 
   config, data = arguments.config, arguments.config.data
@@ -79,7 +79,11 @@ def ask(argv: Sequence[str]) -> None:
   )
   params, policy = _load_policy(context, arguments.workdir)
   out = rich_console.Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-  out.print(f"{policy} · {arguments.video}: {video.duration:g} s, {len(video)} frames", style="dim")
+  frames = f"{len(video)} frame{'s' if len(video) > 1 else ''}"
+  usual = sampling.usual_frames(paths.sampling_rule(data))
+  if len(video) < usual and video.duration:
+    frames += f", fewer than the {usual} of a clip"
+  out.print(f"{policy} · {arguments.video}: {video.duration:g} s, {frames}", style="dim")
   _print_episode(context, params, video, arguments, out)
 
 

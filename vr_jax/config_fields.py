@@ -95,6 +95,12 @@ class DataSection:
   )
   min_frames: int = field(4, "Fewest frames of a clip (fps).", only_with="sampling=fps")
   max_frames: int = field(64, "Most frames of a clip (fps).", only_with="sampling=fps")
+  required_frames: int = field(
+    1,
+    "Fewest stored frames of a question, or it is a bad record; with fewer than its clip should "
+    "have, it shows fewer.",
+    "[1, inf)",
+  )
   threads: int = field(
     4,
     "Threads that prepare batches ahead of the step; 0: none, batches are made on demand.",

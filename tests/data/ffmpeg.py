@@ -37,6 +37,12 @@ def first_picture(path: Path, width: int, height: int, filters: str = "null") ->
   return np.frombuffer(raw, np.uint8).reshape(height, width, 3)
 
 
+def picture_at(path: Path, seconds: float, width: int, height: int) -> np.ndarray:
+  """What FFmpeg shows at a time: a picture stays until the next one. [height, width, 3]."""
+  filters = f"fps=8:round=up:start_time=0,trim=start={seconds},setpts=PTS-STARTPTS"
+  return first_picture(path, width, height, filters)
+
+
 def write_matrix(path: Path, a: int, b: int, c: int, d: int) -> None:
   """Writes the display matrix into the track header of an MP4 file."""
   parts = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)

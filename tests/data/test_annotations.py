@@ -28,7 +28,7 @@ def read(tmp_path, *values):
 def place_in_video(tmp_path, value, duration=10.0):
   (annotation,) = read(tmp_path, value)
   times = np.arange(max(1, int(2 * duration))) / 2
-  return annotations.place_in_video(annotation, duration, times, tolerance=0.05)
+  return annotations.place_in_video(annotation, duration, times, times, tolerance=0.05)
 
 
 def test_a_record_becomes_an_example(tmp_path):
@@ -321,7 +321,8 @@ def test_relevant_frames_of_a_pool_become_spans_that_hold_them(tmp_path, duratio
   value = video_r1_record(relevant_sample_frames=frames)
   example = place_in_video(tmp_path, value, duration=duration)
   times = np.arange(int(2 * duration)) / 2
-  pool = times[sampling.choose(times, example.shown, sampling.PoolRule(frames=count), where="")]
+  rule = sampling.PoolRule(frames=count)
+  pool = times[sampling.choose(times, times, example.shown, rule, where="")]
   assert retrieval_actions.relevant_frames(example, pool) == tuple(sorted(frames))
   assert len(example.relevant) == (2 if 20 in frames else 1)
 

@@ -138,9 +138,9 @@ def test_an_evaluation_ends_with_a_smaller_batch(train):
   assert sizes == [5, 5, 5, 5, 4]
 
 
-def test_a_clip_too_short_for_the_rule_is_an_error_that_names_the_example(train):
+def test_a_clip_shorter_than_required_is_an_error_that_names_the_example(train):
   with pytest.raises(InputError, match=r"example '.*' of video '.*': 0 to 8 s .* holds 8 stored"):
-    next(iterate(train, frame_rule=sampling.UniformRule(frames=10)))
+    next(iterate(train, frame_rule=sampling.UniformRule(frames=10, required=10)))
 
 
 @pytest.mark.parametrize("without", ["shuffle", "repeat"])

@@ -88,6 +88,7 @@ def test_files_come_in_order_and_as_they_are_read_without_a_worker(good, tmp_pat
     assert (result.jpegs, result.duration) == (same.jpegs, same.duration)
     assert (result.height, result.width) == (same.height, same.width)
     np.testing.assert_array_equal(result.timestamps, same.timestamps)
+    np.testing.assert_array_equal(result.ends, same.ends)
 
 
 def test_a_file_that_hangs_the_decoder_is_named(good, hanging):

@@ -178,9 +178,14 @@ def test_bad_input_stops_the_run_and_leaves_nothing(inputs, name):
 
 
 @pytest.mark.parametrize(
-  "rule", [sampling.UniformRule(frames=10), sampling.RateRule(fps=1.0, min_frames=10)], ids=str
+  "rule",
+  [
+    sampling.UniformRule(frames=10, required=10),
+    sampling.RateRule(fps=1.0, min_frames=10, required=10),
+  ],
+  ids=str,
 )
-def test_a_question_that_is_shown_fewer_frames_than_its_clip_needs_is_bad(inputs, rule):
+def test_a_question_that_is_shown_fewer_frames_than_required_is_bad(inputs, rule):
   config = ingest.IngestConfig(fps=1.0, rule=rule)
   with pytest.raises(InputError, match=r"notes\.jsonl:1: 0 to 8 s .* holds 8 stored frames, .* 10"):
     run(inputs, config)
@@ -195,7 +200,7 @@ def test_skipping_leaves_out_counts_and_lists_what_is_bad(inputs):
     record(id="5", video="bad.mp4"),
     record(id="6", video="bad.mp4"),
     record(id="7", shown=[0, 20], masked=None),
-    record(id="8", shown=[0, 1], masked=None),
+    record(id="8", shown=[0.2, 0.7], masked=None),
   ]
   annotation_files.write(inputs / "notes.jsonl", *good, *bad)
   report = run(inputs, SKIP)
@@ -211,7 +216,7 @@ def test_skipping_leaves_out_counts_and_lists_what_is_bad(inputs):
   ]
   assert listed[f"{notes}:6"] == f"field 'id': '0' is taken by {notes}:1"
   assert listed[f"{notes}:7"].startswith("its video is bad")
-  assert "fewer than the 2 asked for" in listed[f"{notes}:10"]
+  assert "of 0.2 to 0.7 s no frame is stored" in listed[f"{notes}:10"]
   assert run(inputs, SKIP) == report
 
 

@@ -100,6 +100,27 @@ def test_slides_that_last_longer_than_a_jump_of_the_clock_keep_their_times(tmp_p
   np.testing.assert_allclose(cut(path, fps=1.0).timestamps, [0, 30, 60, 90], atol=1e-3)
 
 
+def test_each_frame_ends_where_the_next_one_starts(index, tmp_path):
+  every = cut(index)
+  np.testing.assert_allclose(every.ends, np.arange(1, 81) / 8, atol=2e-3)
+  slides = tmp_path / "slides.mp4"
+  ffmpeg.run("-f", "lavfi", "-i", "color=s=64x64:r=1/30:d=90", "-c:v", "libx264", slides)
+  np.testing.assert_allclose(cut(slides, fps=1.0).ends, [30, 60, 90], atol=2e-3)
+  np.testing.assert_allclose(cut(index, fps=1.0).ends, np.arange(10) + 1 / 8, atol=2e-3)
+
+
+def test_a_picture_that_freezes_between_two_ticks_is_kept_until_it_moves(index, tmp_path):
+  path = tmp_path / "frozen.mkv"  # frames 0 to 5, the last for 4 s; then 6, 7, …
+  times = "setpts='(if(lte(N,5),N,N+31)/8)/TB'"
+  ffmpeg.run("-i", index, "-vf", times, "-fps_mode", "vfr", "-c:v", "libx264", "-qp", "4", path)
+  result = cut(path, fps=1.0)
+  assert numbers(result)[:4] == [0, 5, 6, 9]
+  np.testing.assert_allclose(result.timestamps[:4], [0, 5 / 8, 37 / 8, 5], atol=2e-3)
+  np.testing.assert_allclose(result.ends[:2], [1 / 8, 37 / 8], atol=2e-3)
+  shown = ffmpeg.picture_at(path, 3.0, 64, 64)  # the screen at 3 s
+  assert np.abs(pixels(result.jpegs[1]) - shown).mean() < 4
+
+
 @pytest.fixture(scope="module")
 def with_sound(index, tmp_path_factory):
   """Writes index.mp4 with sound in another container; the suffix may have options after a space."""

@@ -47,11 +47,11 @@ def test_nothing_is_simulated_next_to_data_that_was_not(tmp_path):
   assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_video_too_short_for_the_frames_of_a_clip_is_found_when_it_is_read_in(tmp_path):
+def test_a_video_shorter_than_required_is_found_when_it_is_read_in(tmp_path):
   with pytest.raises(
     errors.InputError, match=r"annotations\.jsonl:1: .* holds 8 stored frames, .* 16"
   ):
-    nano.make_data(tmp_path, data__frames=16)
+    nano.make_data(tmp_path, data__required_frames=16)
   assert not (tmp_path / "shards").exists()
 
 

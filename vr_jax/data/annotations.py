@@ -124,6 +124,7 @@ def place_in_video(
   annotation: Annotation,
   duration: float,
   times: Float[np.ndarray, "stored"],
+  ends: Float[np.ndarray, "stored"],
   *,
   tolerance: float,
 ) -> records.Example:
@@ -136,6 +137,7 @@ def place_in_video(
     annotation: of one record.
     duration: of the video, in seconds.
     times: of the stored frames, in seconds.
+    ends: when they left the screen, in seconds.
     tolerance: times may exceed the duration by this many seconds.
 
   Raises:
@@ -147,18 +149,18 @@ def place_in_video(
     whole = records.Span(start=0.0, end=_microsecond(duration))
     example = dataclasses.replace(example, shown=whole)
   if annotation.pool_frames and not example.relevant:
-    spans = _spans(annotation.pool_frames, times, example.shown, where)
+    spans = _spans(annotation.pool_frames, times, ends, example.shown, where)
     example = dataclasses.replace(example, relevant=spans)
   shown = dataclasses.asdict(example.shown)
   steps = tuple(
     dataclasses.replace(step, **shown) if math.isinf(step.end) else step for step in example.steps
   )
   example = dataclasses.replace(example, steps=steps)
-  ends = [("shown", example.shown.end), *(("relevant", span.end) for span in example.relevant)]
-  ends += [("masked", example.masked.end)] if example.masked else []
-  ends += [("steps", step.end) for step in example.steps]
-  ends += [("states", state.time) for state in example.states]
-  for field, end in ends:
+  latest = [("shown", example.shown.end), *(("relevant", span.end) for span in example.relevant)]
+  latest += [("masked", example.masked.end)] if example.masked else []
+  latest += [("steps", step.end) for step in example.steps]
+  latest += [("states", state.time) for state in example.states]
+  for field, end in latest:
     if end > duration + tolerance:
       raise InputError(
         f"{where}: field {field!r}: {end:g} s is outside the video {example.video!r} "
@@ -173,18 +175,20 @@ def place_in_video(
 def _spans(
   frames: tuple[int, ...],
   times: Float[np.ndarray, "stored"],
+  ends: Float[np.ndarray, "stored"],
   shown: records.Span,
   where: str,
 ) -> tuple[records.Span, ...]:
   """Turns pool frames into spans in seconds. Adjacent frames share one span."""
   least, most = video_r1.POOL
   count = max(least, min(most, int(shown.end - shown.start))) // 2 * 2
-  pool = sampling.choose(times, shown, sampling.PoolRule(frames=count), where=where)
-  edges = [*map(_microsecond, times[pool].tolist()), shown.end]
+  pool = sampling.choose(times, ends, shown, sampling.PoolRule(frames=count), where=where)
+  starts = sampling.shown_times(times, pool, shown)
+  edges = [*map(_microsecond, starts.tolist()), shown.end]
   if len(pool) < count:
     raise InputError(
       f"{where}: field 'relevant_sample_frames': counts {count} frames, but {len(pool)} are "
-      "stored; ingest at 1 fps or more"
+      "stored; drop the field, or store more a second (config.data.fps) if the video has more"
     )
   if frames[-1] >= count:
     raise InputError(

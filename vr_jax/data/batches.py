@@ -21,7 +21,7 @@ _EPOCHS = 2**32
 class Clip:
   """One example with the frames that the model sees.
 
-  timestamps: in seconds.
+  timestamps: when each frame is shown first, in seconds.
   frame_indices: the frames' indices in the store.
   """
 
@@ -109,8 +109,8 @@ def batches(
 
   Raises:
     InputError: at once, if a process would have no example or the rule samples more frames a second
-      than are stored. From the iterator, if a clip is too short for the rule or a stored record
-      that `transform` reads is damaged.
+      than are stored. From the iterator, if a clip has fewer frames than the rule requires, or a
+      stored record that `transform` reads is damaged.
     ValueError: `length_fn` is given without `shuffle` and `repeat`.
   """
   if length_fn is not None and not (shuffle and repeat):
@@ -157,14 +157,16 @@ def select_clip(
 ) -> Clip:
   """Chooses the frames that `rule` takes from the shown span, without reading them.
 
-  Raises InputError if the span is too short for the rule.
+  Raises InputError if the span has no frame, or fewer than the rule requires.
   """
   timestamps = store.timestamps(example.video)
-  indices = sampling.choose(timestamps, example.shown, rule, where=example_name(example))
+  indices = sampling.choose(
+    timestamps, store.ends(example.video), example.shown, rule, where=example_name(example)
+  )
   return Clip(
     example=example,
     store=store,
-    timestamps=timestamps[indices],
+    timestamps=sampling.shown_times(timestamps, indices, example.shown),
     frame_indices=indices,
   )
 

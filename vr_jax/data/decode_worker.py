@@ -93,6 +93,7 @@ def _answer(request: dict[str, Any], answers: BinaryIO) -> tuple[bytes, ...]:
     "sizes": sizes,
     "bytes": sum(sizes),
     "timestamps": cut.timestamps.tolist(),
+    "ends": cut.ends.tolist(),
     "height": cut.height,
     "width": cut.width,
     "duration": cut.duration,

@@ -3,7 +3,8 @@
 On disk, in one directory:
 
     frames-00000.array_record   JPEG frames, one a record; a video is never split over two shards
-    times.npz                   timestamp (seconds) and CRC-32 of every record, in the order written
+    times.npz                   timestamp, end (seconds) and CRC-32 of every record, in the order
+                                written; stores of older versions have no ends
     index.json                  shard, records, size and duration of each video; written last
 """
 
@@ -82,6 +83,7 @@ class FrameStoreWriter:
     self._shards = 0
     self._entries: dict[str, StoredVideo] = {}
     self._times: list[Float[np.ndarray, "frames"]] = []
+    self._ends: list[Float[np.ndarray, "frames"]] = []
     self._checksums: list[int] = []
 
   def add(self, video: str, cut: video_file.CutVideo) -> None:
@@ -102,6 +104,7 @@ class FrameStoreWriter:
     except RuntimeError as error:  # ArrayRecord raises nothing else
       raise _write_error(shard, error) from error
     self._times.append(cut.timestamps)
+    self._ends.append(cut.ends)
     self._checksums.extend(zlib.crc32(jpeg) for jpeg in cut.jpegs)
     shard.records += len(cut.jpegs)
     shard.bytes += sum(len(jpeg) for jpeg in cut.jpegs)
@@ -116,6 +119,7 @@ class FrameStoreWriter:
       np.savez(
         self._directory / "times.npz",
         timestamps=np.concatenate([*self._times, np.zeros(0)]),
+        ends=np.concatenate([*self._ends, np.zeros(0)]),
         checksums=np.array(self._checksums, np.uint32),
       )
       videos = {video: dataclasses.asdict(entry) for video, entry in self._entries.items()}
@@ -159,6 +163,7 @@ class FrameStore:
     try:
       with np.load(times_path) as arrays:
         self._timestamps, self._checksums = arrays["timestamps"], arrays["checksums"]
+        self._ends = arrays.get("ends", self._timestamps)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
       raise InputError(f"{times_path}: is damaged: {_one_line(error)}; ingest again") from error
     self._readers: dict[str, array_record_module.ArrayRecordReader] = {}
@@ -182,6 +187,14 @@ class FrameStore:
     """The time of each stored frame: float64 seconds since the first frame, increasing."""
     entry = self._entry(video)
     return self._timestamps[entry.first : entry.first + entry.count]
+
+  def ends(self, video: str) -> Float[np.ndarray, "frames"]:
+    """When each stored frame left the screen: float64 seconds, at least its time.
+
+    In stores of older versions, that is a frame's time itself.
+    """
+    entry = self._entry(video)
+    return self._ends[entry.first : entry.first + entry.count]
 
   def checksums(self, video: str) -> UInt32[np.ndarray, "frames"]:
     """The CRC-32 of each stored frame of `video`."""

@@ -190,10 +190,11 @@ class _Worker:
       return self._memory_error()
     if "problem" in header:
       return InputError(header["problem"])
-    ends = np.cumsum([0, *header["sizes"]]).tolist()
+    borders = np.cumsum([0, *header["sizes"]]).tolist()
     return video_file.CutVideo(
-      jpegs=tuple(bytes(jpegs[a:b]) for a, b in itertools.pairwise(ends)),
+      jpegs=tuple(bytes(jpegs[a:b]) for a, b in itertools.pairwise(borders)),
       timestamps=np.array(header["timestamps"], np.float64),
+      ends=np.array(header["ends"], np.float64),
       height=header["height"],
       width=header["width"],
       duration=header["duration"],

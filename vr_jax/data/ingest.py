@@ -46,7 +46,7 @@ class IngestConfig:
   validation_fraction: float = 0.1  # of the videos
   test_fraction: float = 0.1  # of the videos; the rest is for training
   split_seed: int = 0
-  # How batches will sample. A question whose span has too few stored frames for it is a bad record.
+  # How batches will sample. A question with fewer stored frames than it requires is a bad record.
   rule: sampling.Rule = sampling.LEAST
   span_tolerance: float = 0.05  # seconds that an annotated time may be after the video's end
   on_bad: str = "stop"  # or "skip": leave out bad videos and records, and list them
@@ -261,11 +261,11 @@ def _check_spans(
     try:
       if video in bad_videos:
         raise InputError(f"{where}: its video is bad: {bad_videos[video]}")
-      times = store.timestamps(video)
+      times, ends = store.timestamps(video), store.ends(video)
       example = annotations.place_in_video(
-        question, store.duration(video), times, tolerance=config.span_tolerance
+        question, store.duration(video), times, ends, tolerance=config.span_tolerance
       )
-      sampling.choose(times, example.shown, config.rule, where=where)
+      sampling.choose(times, ends, example.shown, config.rule, where=where)
     except InputError as error:
       bad(where, error)
     else:

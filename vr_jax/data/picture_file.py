@@ -46,6 +46,7 @@ def cut(
   return video_file.CutVideo(
     jpegs=(video_file.encode(pixels, quality),),
     timestamps=np.zeros(1),
+    ends=np.zeros(1),
     height=pixels.shape[0],
     width=pixels.shape[1],
     duration=0.0,

@@ -1,11 +1,13 @@
 """Chooses which stored frames of a span the model sees: a number of frames, or a rate with bounds.
 
-Source: smart_nframes and the choice of indices in qwen-vl-utils 0.0.14. Two differences are
+Source: smart_nframes and the choice of indices in qwen-vl-utils 0.0.14. Three differences are
 intended:
 
 - A span is half-open: a span shown up to 8 s excludes the frame at 8 s, where the masked future
   may begin.
-- A span with fewer frames than requested is an error. The original uses the frames that exist.
+- The frame that is on the screen when a span starts belongs to it, if it is stored.
+- A span with fewer frames than asked for shows those it has, and if it has only one, that one. The
+  original fails below two.
 """
 
 import dataclasses
@@ -23,9 +25,13 @@ TEMPORAL_PATCH = 2  # frames that the vision tower merges into one
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformRule:
-  """`frames` frames, rounded to an even number, spread evenly over the span."""
+  """`frames` frames, rounded to an even number, spread evenly over the span.
+
+  required: a span with fewer stored frames is an error; one with fewer than `frames` shows fewer.
+  """
 
   frames: int
+  required: int = 1
 
   def __post_init__(self):
     if round(self.frames / TEMPORAL_PATCH) < 1:
@@ -36,11 +42,16 @@ class UniformRule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RateRule:
-  """`fps` frames a second, spread evenly over the span, within `min_frames` and `max_frames`."""
+  """`fps` frames a second, spread evenly over the span, within `min_frames` and `max_frames`.
+
+  required: a span with fewer stored frames is an error; one with fewer than `min_frames` shows
+    fewer.
+  """
 
   fps: float
   min_frames: int = 4
   max_frames: int = 768
+  required: int = 1
 
   def __post_init__(self):
     if not self.fps > 0:
@@ -57,9 +68,12 @@ class PoolRule:
   """The frames that turns choose from: at most `frames`, spread evenly over the span.
 
   A short span gives a smaller pool.
+
+  required: a span with fewer stored frames is an error.
   """
 
   frames: int
+  required: int = 1
 
   def __post_init__(self):
     if self.frames < 1:
@@ -68,7 +82,7 @@ class PoolRule:
 
 Rule = UniformRule | RateRule | PoolRule
 
-LEAST = UniformRule(frames=TEMPORAL_PATCH)  # the minimum that every clip has
+LEAST = UniformRule(frames=TEMPORAL_PATCH)  # the fewest frames to ask for
 
 
 def check_rate(rule: Rule, stored: float) -> None:
@@ -81,45 +95,85 @@ def check_rate(rule: Rule, stored: float) -> None:
 
 
 def choose(
-  timestamps: Float[np.ndarray, "stored"], span: records.Span, rule: Rule, *, where: str
+  timestamps: Float[np.ndarray, "stored"],
+  ends: Float[np.ndarray, "stored"],
+  span: records.Span,
+  rule: Rule,
+  *,
+  where: str,
 ) -> Int[np.ndarray, "frames"]:
   """Chooses stored frames of a video.
 
   Args:
     timestamps: of all stored frames of the video, in seconds, increasing.
-    span: frames at or after its start and before its end may be chosen. The span of a still picture
-      starts and ends at the same time.
+    ends: when each frame left the screen, in seconds.
+    span: frames at or after its start and before its end may be chosen, and the one that is on the
+      screen at its start. The span of a still picture starts and ends at the same time.
     rule: how many frames.
     where: names the example in errors.
 
   Returns:
-    Increasing indices. Their number is even, except for a `Pool`, or 1 for a still picture.
+    Increasing indices. Their number is even, except for a pool, or 1 if the span has one frame.
 
   Raises:
-    InputError: the span has fewer frames than the rule needs.
+    InputError: the span has no frame, or fewer than the rule requires.
   """
   if len(timestamps) == 1 and span.start == span.end:
     return np.zeros(1, np.int64)
-  first, stop = np.searchsorted(timestamps + video_file.TIME_TOLERANCE, [span.start, span.end])
-  available = int(stop - first)
-  needed = _min_frames(rule)
-  if available < needed:
-    raise InputError(
-      f"{where}: {span.start:g} to {span.end:g} s of the video holds {available} stored frames, "
-      f"fewer than the {needed} asked for; ask for fewer, ingest at a higher fps or drop it"
-    )
+  tolerance = video_file.TIME_TOLERANCE
+  first, stop = np.searchsorted(timestamps + tolerance, [span.start, span.end]).tolist()
+  if first and ends[first - 1] > span.start + tolerance:
+    first -= 1  # still on the screen
+  available = stop - first
+  if available < rule.required:
+    raise InputError(f"{where}: {_shortage(available, ends, span, rule)}")
   if isinstance(rule, PoolRule):
-    return np.linspace(first, stop - 1, min(rule.frames, available)).round().astype(np.int64)
-  count = needed if isinstance(rule, UniformRule) else _rate_count(timestamps[first:stop], rule)
-  return _linspace_rounded(int(first), int(stop) - 1, count)
+    count = min(rule.frames, available)
+    return np.linspace(first, stop - 1, count).round().astype(np.int64)
+  if available == 1:
+    return np.array([first])
+  if isinstance(rule, UniformRule):
+    count = min(usual_frames(rule), _round_down(available))
+  else:
+    count = _rate_count(timestamps[first:stop], rule)
+  return _linspace_rounded(first, stop - 1, count)
 
 
-def _min_frames(rule: Rule) -> int:
+def shown_times(
+  timestamps: Float[np.ndarray, "stored"], indices: Int[np.ndarray, "frames"], span: records.Span
+) -> Float[np.ndarray, "frames"]:
+  """The times of the chosen frames, in seconds; never before the span's start."""
+  times = timestamps[indices]
+  return np.where(times + video_file.TIME_TOLERANCE < span.start, span.start, times)
+
+
+def usual_frames(rule: Rule) -> int:
+  """The fewest frames that a rule takes of a span that is long enough for it."""
   if isinstance(rule, PoolRule):
     return 1
   if isinstance(rule, UniformRule):
     return round(rule.frames / TEMPORAL_PATCH) * TEMPORAL_PATCH
   return min(_round_up(rule.min_frames), _round_down(rule.max_frames))
+
+
+def _shortage(
+  available: int, ends: Float[np.ndarray, "stored"], span: records.Span, rule: Rule
+) -> str:
+  """Says that a span has too few frames, and what can be done about it."""
+  seconds = f"{span.start:g} to {span.end:g} s"
+  if available:
+    return (
+      f"{seconds} of the video holds {available} stored frames, fewer than the {rule.required} of "
+      "config.data.required_frames; lower that, or drop the question"
+    )
+  if span.start + video_file.TIME_TOLERANCE >= ends[-1]:
+    return (
+      f"{seconds} shows nothing: the video's last frame ends at {ends[-1]:g} s; correct 'shown'"
+    )
+  return (
+    f"of {seconds} no frame is stored; store more of them a second (config.data.fps), or drop the "
+    "question"
+  )
 
 
 def _rate_count(timestamps: Float[np.ndarray, "span"], rule: RateRule) -> int:

@@ -55,9 +55,9 @@ def load(
   sampling.check_rate(rule, fps)
   cut = guarded_reader.cut(path, fps=fps, quality=quality, max_side=max_side, limits=limits)
   span = records.Span(start=0.0, end=cut.duration)
-  indices = sampling.choose(cut.timestamps, span, rule, where=str(path))
+  indices = sampling.choose(cut.timestamps, cut.ends, span, rule, where=str(path))
   return VideoClip(
     jpegs=tuple(cut.jpegs[index] for index in indices),
-    timestamps=cut.timestamps[indices],
+    timestamps=sampling.shown_times(cut.timestamps, indices, span),
     duration=cut.duration,
   )

@@ -1,6 +1,6 @@
 """Decodes a video file once, and keeps JPEG frames at a fixed rate with their times."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 from fractions import Fraction
 import heapq
@@ -47,12 +47,14 @@ class CutVideo:
   """The frames kept from one video, in order of time.
 
   timestamps: seconds since the first frame of the video.
+  ends: when each frame left the screen, as the next frame came or the video ended; in seconds.
   height, width: of every frame, in pixels.
   duration: the end of the video's last frame, kept or not, in seconds; 0 for a still picture.
   """
 
   jpegs: tuple[bytes, ...]
   timestamps: Float[np.ndarray, "frames"]
+  ends: Float[np.ndarray, "frames"]
   height: int
   width: int
   duration: float
@@ -105,7 +107,8 @@ def cut(
   """Decodes a whole video and keeps `fps` frames a second as JPEG.
 
   For each tick k / fps the first frame at or after it is kept, once. So a video with fewer frames a
-  second keeps each of its frames once. Frames are rotated as the file says, stretched in width
+  second keeps each of its frames once. A frame that stays on the screen for longer than 1 / fps is
+  kept, too. Frames are rotated as the file says, stretched in width
   where its pixels are not square, and scaled down if a side is longer than `max_side`. Frames of
   another shape than the first are fitted into its size, with black bars.
 
@@ -118,30 +121,45 @@ def cut(
     InputError: the file cannot be read, is not a video, has no video stream or no frames, is
       damaged, ends before the time that its header declares, or has larger frames.
   """
-  jpegs, timestamps = [], []
+  jpegs, timestamps, ends = [], [], []
   # One for the whole video: setting up a conversion costs more than converting a small frame.
   reformatter = av.video.reformatter.VideoReformatter()
   height = width = tick = 0
   end = 0.0
-  for timed in decode(path, max_pixels):
+  for timed in _until_next(decode(path, max_pixels)):
     end = timed.end
-    if timed.start + TIME_TOLERANCE < tick / fps:
+    is_due = timed.start + TIME_TOLERANCE >= tick / fps
+    if is_due:
+      tick = math.floor((timed.start + TIME_TOLERANCE) * fps) + 1
+    elif timed.end - timed.start <= 1 / fps + TIME_TOLERANCE:
       continue
-    tick = math.floor((timed.start + TIME_TOLERANCE) * fps) + 1
     image = _upright_image(timed, reformatter, max_side, size=(width, height))
     height, width = image.shape[:2]
     jpegs.append(encode(image, quality))
     timestamps.append(timed.start)
+    ends.append(timed.end)
     kept()
   if not jpegs:
     raise InputError(f"{path}: the video has no frames")
   return CutVideo(
     jpegs=tuple(jpegs),
     timestamps=np.array(timestamps, np.float64),
+    ends=np.array(ends, np.float64),
     height=height,
     width=width,
     duration=end,
   )
+
+
+def _until_next(frames: Iterable[_TimedFrame]) -> Iterator[_TimedFrame]:
+  """Makes each frame end where the next one starts, as it stays on the screen until then."""
+  previous = None
+  for timed in frames:
+    if previous is not None:
+      yield dataclasses.replace(previous, end=timed.start)
+    previous = timed
+  if previous is not None:
+    yield previous
 
 
 def decode(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[_TimedFrame]:

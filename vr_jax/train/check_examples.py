@@ -1,7 +1,8 @@
 """Finds examples that would fail in mid-training, before training: prompts and replies too long.
 
-Only their tokens are counted; no frame is read. The result is written next to the shards, one file
-for each set of inputs (`left-out-<fingerprint>.json`), and read from there the next time.
+Only their tokens are counted; no frame is read. It also counts those with fewer frames than the
+recipe asks for. The result is written next to the shards, one file for each set of inputs
+(`left-out-<fingerprint>.json`), and read from there the next time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,20 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckResult:
+  """What the checks found.
+
+  left_out: indices of each split's examples that can't be used.
+  short: number of usable examples that show fewer frames than the recipe asks for.
+  fewest_frames: of these examples; 0 if there are none.
+  """
+
+  left_out: Mapping[str, frozenset[int]]
+  short: int
+  fewest_frames: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Checks:
   """The checks that examples must pass: their prompts and replies must fit the recipe's buckets.
 
@@ -38,10 +53,13 @@ class Checks:
   environment: environment_lib.Environment
 
   def find_unusable(self) -> Mapping[str, frozenset[int]]:
-    """Finds the indices of each split's examples that can't be used.
+    """Finds the indices of each split's examples that can't be used; see `run`."""
+    return self.run().left_out
 
-    It checks all examples, unless a file with the result exists. With on_bad "skip" each unusable
-    example is listed in bad_records.jsonl, once.
+  def run(self) -> CheckResult:
+    """Checks all examples, unless a file with the result exists.
+
+    With on_bad "skip" each unusable example is listed in bad_records.jsonl, once.
 
     Raises:
       InputError: on_bad is "stop" and an example can't be used; or no example of a split can.
@@ -50,23 +68,38 @@ class Checks:
     if not path.is_file():
       self._write(path)
     try:
-      return {split: frozenset(indices) for split, indices in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+      found = json.loads(path.read_text())
+      left_out = {split: frozenset(indices) for split, indices in found.pop("left_out").items()}
+      return CheckResult(left_out=left_out, **found)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
       raise errors.InputError(f"{path}: is damaged; remove it") from error
 
   def _write(self, path: Path) -> None:
     store = frame_store.FrameStore(self.shards / "frames")
     splits = [name for name in SPLITS if name != "validation" or self.config.sft.validate_every]
-    found = {split: self._problems(split, store) for split in splits}
+    lengths: list[int] = []
+    found = {split: self._problems(split, store, lengths) for split in splits}
     bad = [entry for problems in found.values() for entry in problems.values()]
     try:
       _list_bad(self.shards / "bad_records.jsonl", bad)
     except OSError as error:
       raise errors.InputError(f"{path}: cannot be written ({error.strerror})") from error
-    atomic.write_json_lines(path, [{split: list(problems) for split, problems in found.items()}])
+    usual = sampling.usual_frames(paths.sampling_rule(self.config.data))
+    short = [length for length in lengths if length < usual]
+    result = {
+      "left_out": {split: list(problems) for split, problems in found.items()},
+      "short": len(short),
+      "fewest_frames": min(short, default=0),
+    }
+    atomic.write_json_lines(path, [result])
 
-  def _problems(self, split: str, store: frame_store.FrameStore) -> dict[int, dict[str, str]]:
-    """Checks a split; returns entries of bad_records.jsonl, by index of the example."""
+  def _problems(
+    self, split: str, store: frame_store.FrameStore, lengths: list[int]
+  ) -> dict[int, dict[str, str]]:
+    """Checks a split; returns entries of bad_records.jsonl, by index of the example.
+
+    lengths: gets the number of frames of each good example about a video.
+    """
     source = examples.ExampleSource(self.shards, split)
     sft, problems = self.config.sft, {}
     for index in range(len(source)):
@@ -75,12 +108,15 @@ class Checks:
       supervised = split != "test" and sft.steps and not beyond
       where = batches.example_name(example)
       try:
-        self._check(example, store, where, supervised=bool(supervised))
+        frames = self._check(example, store, where, supervised=bool(supervised))
       except errors.InputError as error:
         problem = str(error).removeprefix(f"{where}: ").removeprefix(f"{example.id}: ")
         if self.config.data.on_bad == "stop":
           raise errors.InputError(f"{where}: {problem}") from error
         problems[index] = {"where": where, "problem": problem}
+      else:
+        if example.shown.start < example.shown.end:
+          lengths.append(frames)
     if problems and len(problems) == len(source):
       first = problems[0]
       raise errors.InputError(
@@ -95,13 +131,16 @@ class Checks:
     where: str,
     *,
     supervised: bool,
-  ) -> None:
+  ) -> int:
+    """Checks an example; returns the number of its clip's frames."""
     model, rule = self.config.model, paths.sampling_rule(self.config.data)
     times, size = store.timestamps(example.video), store.size(example.video)
-    chosen = sampling.choose(times, example.shown, rule, where=where)
+    ends = store.ends(example.video)
+    chosen = sampling.choose(times, ends, example.shown, rule, where=where)
+    times = sampling.shown_times(times, chosen, example.shown)
     count, environment = len(chosen), self.environment
-    replies = environment.reference_replies(example, times[chosen]) if supervised else ()
-    pool = _Blank(times[chosen], self.processor, size)
+    replies = environment.reference_replies(example, times) if supervised else ()
+    pool = _Blank(times, self.processor, size)
     host = dialogue.Dialogue(
       environment=environment,
       processor=self.processor,
@@ -128,6 +167,7 @@ class Checks:
       longest = self.config.sft.max_reply_tokens
       lengths = [self.processor.reply_length(reply, longest) for reply in replies]
       check_reply(max(lengths, default=0), longest, where)
+    return count
 
   def _check_later_turns(self, host: dialogue.Dialogue, pool: int) -> None:
     """Raises InputError if a later turn may show more tokens than the largest bucket holds."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import ml_collections
 
 from vr_jax import atomic, errors
-from vr_jax.data import examples, ingest, trace_store
+from vr_jax.data import examples, ingest, sampling, trace_store
 from vr_jax.envs import registry
 from vr_jax.train import console, model_setup, paths, run_context
 from vr_jax.worlds import config as world_config
@@ -29,10 +29,16 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
     with console.doing("training the tokenizer", announce=True):
       _train_tokenizer(config, workdir)
   with console.doing("checking that prompts and replies fit", announce=True):
-    left_out = run_context.make_example_checks(config, workdir).find_unusable()
-  if any(left_out.values()):
-    counts = ", ".join(f"{len(indices)} {split}" for split, indices in left_out.items())
+    checked = run_context.make_example_checks(config, workdir).run()
+  if any(checked.left_out.values()):
+    counts = ", ".join(f"{len(indices)} {split}" for split, indices in checked.left_out.items())
     console.print_line(f"data: left out, as no prompt or reply for them fits: {counts}")
+  if checked.short:
+    usual = sampling.usual_frames(paths.sampling_rule(config.data))
+    console.print_line(
+      f"data: {checked.short} questions have fewer stored frames than the {usual} of a clip; they "
+      f"show fewer, at least {checked.fewest_frames} (config.data.required_frames, config.data.fps)"
+    )
 
 
 def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:

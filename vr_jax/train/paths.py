@@ -38,14 +38,18 @@ def tokenizer_path(config: ml_collections.ConfigDict, workdir: Path) -> Path:
 
 def sampling_rule(data: ml_collections.ConfigDict) -> sampling.Rule:
   """The rule by which the recipe samples frames of a clip. data: the section `data`."""
+  required = data.required_frames
   if data.sampling == "uniform":
-    return sampling.UniformRule(frames=data.frames)
+    return sampling.UniformRule(frames=data.frames, required=required)
   if data.sampling == "fps":
     return sampling.RateRule(
-      fps=data.sample_fps, min_frames=data.min_frames, max_frames=data.max_frames
+      fps=data.sample_fps,
+      min_frames=data.min_frames,
+      max_frames=data.max_frames,
+      required=required,
     )
   if data.sampling == "pool":
-    return sampling.PoolRule(frames=data.frames)
+    return sampling.PoolRule(frames=data.frames, required=required)
   raise errors.InputError(f"config.data.sampling={data.sampling}: uniform, fps or pool")
 
 
