@@ -22,8 +22,8 @@ class Ingested:
 def ingested(tmp_path_factory) -> Ingested:
   root = tmp_path_factory.mktemp("ingested")
   names = [f"{index:02d}.mp4" for index in range(10)]
-  for name in names:
-    videos.write(root / "videos" / name)
+  for index, name in enumerate(names):
+    videos.write(root / "videos" / name, mark=20 * index)
   values = [
     annotation_files.record(id=f"{name} {question}", video=name)
     for question in range(3)

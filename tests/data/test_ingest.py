@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from tests.data import annotation_files, videos
+from tests.data import annotation_files, ffmpeg, videos
 from vr_jax.data import examples, guarded_reader, ingest, sampling
 from vr_jax.errors import InputError
 
@@ -19,8 +19,8 @@ SKIP = ingest.IngestConfig(fps=1.0, on_bad="skip")
 @pytest.fixture
 def inputs(tmp_path):
   """Two videos with one question each."""
-  for name in ("a.mp4", "b.mp4"):
-    videos.write(tmp_path / "videos" / name)
+  for mark, name in enumerate(("a.mp4", "b.mp4")):
+    videos.write(tmp_path / "videos" / name, mark=20 + 40 * mark)
   values = [record(id=name, video=name) for name in ("a.mp4", "b.mp4")]
   annotation_files.write(tmp_path / "notes.jsonl", *values)
   return tmp_path
@@ -245,6 +245,38 @@ def test_an_output_for_another_rule_is_named(inputs):
   run(inputs)
   with pytest.raises(InputError, match=r"output: was ingested from .* with another config"):
     run(inputs, ingest.IngestConfig(fps=1.0, rule=sampling.UniformRule(frames=4)))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_copies_of_a_video_are_on_one_side_of_the_split_and_named(inputs, seed):
+  videos_directory = inputs / "videos"
+  videos.write(videos_directory / "c.mp4", mark=140)
+  shutil.copy(videos_directory / "a.mp4", videos_directory / "renamed.mp4")
+  ffmpeg.run("-i", videos_directory / "b.mp4", "-c", "copy", videos_directory / "remuxed.mkv")
+  (videos_directory / "linked.mp4").symlink_to("c.mp4")
+  copies = {"renamed.mp4": "a.mp4", "remuxed.mkv": "b.mp4", "linked.mp4": "c.mp4"}
+  names = [*copies.values(), *copies]
+  annotation_files.write(inputs / "notes.jsonl", *(record(id=name, video=name) for name in names))
+  report = run(
+    inputs,
+    ingest.IngestConfig(
+      fps=1.0, split_seed=seed, rule=sampling.UniformRule(frames=8),
+      validation_fraction=0.33, test_fraction=0.33,
+    ),
+  )  # fmt: skip
+  assert report.copies == copies
+  assert report.examples == {"train": 2, "validation": 2, "test": 2}
+  for split in examples.SPLITS:
+    source = examples.ExampleSource(inputs / "output", split)
+    first, second = sorted((example.video for example in source), key=names.index)
+    assert copies[second] == first
+
+
+def test_videos_that_differ_in_one_frame_are_no_copies(inputs):
+  pictures = [videos.picture(index) for index in range(80)]
+  pictures[40] = videos.picture(0, mark=200)
+  videos.write(inputs / "videos" / "b.mp4", pictures=pictures)
+  assert run(inputs).copies == {}
 
 
 def test_split_fractions_over_one_are_an_error(inputs):

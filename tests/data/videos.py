@@ -8,10 +8,13 @@ from jaxtyping import UInt8
 import numpy as np
 
 
-def picture(index: int, *, size: int = 64) -> UInt8[np.ndarray, "size size 3"]:
-  """Frame `index` of a test video: a grey that encodes the index, a red mark at the top left."""
+def picture(index: int, *, size: int = 64, mark: int = 20) -> UInt8[np.ndarray, "size size 3"]:
+  """Frame `index` of a test video: a grey that encodes the index, a red mark at the top left.
+
+  mark: green of the mark's colour; videos with other marks are other videos.
+  """
   image = np.full((size, size, 3), 10 + 3 * (index % 80), np.uint8)
-  image[: size // 4, : size // 4] = (220, 20, 20)
+  image[: size // 4, : size // 4] = (220, mark, 20)
   return image
 
 
@@ -25,6 +28,7 @@ def write(
   times: list[float] | None = None,
   pictures: list[UInt8[np.ndarray, "height width 3"]] | None = None,
   container_options: dict[str, str] | None = None,
+  mark: int = 20,
 ) -> Path:
   """Writes an H.264 file. `times` (seconds) and `pictures` replace the default times and frames."""
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +39,7 @@ def write(
     stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
     for index in range(frames):
       time = times[index] if times else start + index / fps
-      image = pictures[index] if pictures else picture(index, size=size)
+      image = pictures[index] if pictures else picture(index, size=size, mark=mark)
       frame = av.VideoFrame.from_ndarray(image, format="rgb24")
       frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
       container.mux(stream.encode(frame))

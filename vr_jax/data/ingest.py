@@ -8,7 +8,7 @@ The output directory has:
     ingest.json          fingerprint of inputs and config, and the report
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import hashlib
@@ -64,13 +64,18 @@ class IngestConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-  """How much an ingestion kept and skipped. examples: number by split."""
+  """How much an ingestion kept and skipped.
+
+  examples: number by split.
+  copies: videos with the same frames as another one, and that one. Both are in one split.
+  """
 
   videos: int
   frames: int
   examples: dict[str, int]
   skipped_videos: int
   skipped_records: int
+  copies: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class _BadInputs:
@@ -197,7 +202,8 @@ def _fill(
     raise InputError(
       f"{annotation_file}: not one good record is left; first, {first['where']}: {first['problem']}"
     )
-  splits = _split(kept, config)
+  copies = _find_copies(store)
+  splits = _split(kept, copies, config)
   examples.write(directory, splits)
   if config.on_bad == "skip":
     lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad.entries)
@@ -208,6 +214,7 @@ def _fill(
     examples={split: len(part) for split, part in splits.items()},
     skipped_videos=len(bad_videos),
     skipped_records=unreadable + len(questions) - len(kept),
+    copies=copies,
   )
 
 
@@ -273,17 +280,37 @@ def _check_spans(
   return kept
 
 
+def _find_copies(store: frame_store.FrameStore) -> dict[str, str]:
+  """Finds videos with the same stored frames, as of a file that was copied or put into another
+  container. Maps each of them to the first of its kind, by name.
+  """
+  alike: dict[bytes, list[str]] = {}
+  for video in sorted(store.videos):
+    alike.setdefault(store.checksums(video).tobytes(), []).append(video)
+  copies, first = {}, {}
+  for videos in alike.values():
+    if len(videos) == 1:
+      continue
+    for video in videos:  # the checksums of a few frames may be the same by chance
+      jpegs = store.jpegs(video, range(len(store.checksums(video))))
+      digest = hashlib.sha256(b"".join(hashlib.sha256(jpeg).digest() for jpeg in jpegs)).digest()
+      if first.setdefault(digest, video) != video:
+        copies[video] = first[digest]
+  return copies
+
+
 def _split(
-  kept: Sequence[records.Example], config: IngestConfig
+  kept: Sequence[records.Example], copies: Mapping[str, str], config: IngestConfig
 ) -> dict[str, list[records.Example]]:
+  """Divides the examples by video; copies count as one video."""
   train = 1 - config.validation_fraction - config.test_fraction
   fractions: dict[str, float] = dict(
     zip(examples.SPLITS, (train, config.validation_fraction, config.test_fraction), strict=True)
   )
-  names = sorted({example.video for example in kept})
+  names = sorted({copies.get(example.video, example.video) for example in kept})
   parts = examples.split_videos(names, fractions, seed=config.split_seed)
   split_of = {video: split for split, part in parts.items() for video in part}
   splits = {split: [] for split in examples.SPLITS}
   for example in kept:
-    splits[split_of[example.video]].append(example)
+    splits[split_of[copies.get(example.video, example.video)]].append(example)
   return splits

@@ -78,6 +78,12 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
     f"data: {report.videos} videos, {report.frames} frames; examples: {counts}; "
     f"skipped {report.skipped_videos} videos, {report.skipped_records} records"
   )
+  if report.copies:
+    copy, original = min(report.copies.items())
+    console.print_line(
+      f"data: {len(report.copies)} videos have the same frames as another one ({copy} as "
+      f"{original}); such videos are in one split"
+    )
 
 
 def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
