@@ -68,7 +68,7 @@ def test_turns_are_printed_with_their_frames_and_the_answer_or_none(run, video):
 
 
 def test_a_recipe_of_a_single_reply_answers_in_one_turn_also_from_a_hugging_face_directory(
-  tmp_path, video, capsys
+  tmp_path, capsys
 ):
   config = nano.config()
   run = _trained(tmp_path / "run", config)
@@ -76,10 +76,12 @@ def test_a_recipe_of_a_single_reply_answers_in_one_turn_also_from_a_hugging_face
   export_stage.export(config, run)
   capsys.readouterr()
   where = ["--checkpoint", str(run / "export"), f"--config={nano.ROOT / nano.RECIPE}:tiny"]
-  assert main.cli(["vr-jax", "ask", str(video), "Which colour?", OPTIONS, *where]) == 0
+  short = videos.write(tmp_path / "short.mp4", frames=40)
+  assert main.cli(["vr-jax", "ask", str(short), "Which colour?", OPTIONS, *where]) == 0
   out = capsys.readouterr().out
-  assert out.startswith(f"{run / 'export'} · {video}: 10 s, 8 frames\n")
-  assert "\nOne turn\nshown: frames 0 (0 s), 1 (1 s), " in out
+  told = "5 s, 4 frames, fewer than the 8 of a clip"
+  assert out.startswith(f"{run / 'export'} · {short}: {told}\n")
+  assert "\nOne turn\nshown: frames 0 (0 s), 1 (1 s), 2 (3 s), 3 (4 s)\n" in out
   assert out.splitlines()[-1].startswith(("Answer: ", "No answer."))
 
 
