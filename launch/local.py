@@ -27,9 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("flags", nargs="+", help="-- and the flags of vr_jax.main")
   arguments = parser.parse_args(argv)
   address = f"localhost:{free_port()}"
+  flags = os.environ.get("XLA_FLAGS", "")  # of a flag that is there twice, XLA takes the last
   platform = {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={arguments.devices}",
+    "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={arguments.devices}",
   }
   started = [
     subprocess.Popen(

@@ -17,7 +17,7 @@ FIELD = re.compile(
 )
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)]*))?\)")
 # Written as examples of what is wrong, or of a user's own recipe.
-OTHERS = {"rl.learning_rte", "env.wanted", "env.weights.brevity"}
+OTHERS = {"rl.learning_rte", "field", "env.wanted", "env.weights.brevity"}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Runs with several processes on this host match a run with one process and as many devices."""
 
-import os
 from pathlib import Path
 import subprocess
 import sys
@@ -40,8 +39,6 @@ RECIPES = {nano.RECIPE: LONGER, "configs/video_mtr.py": TURNS}
 def launch(
   workdir: Path, mode: str, *flags: str, processes: int, devices: int, recipe: str = nano.RECIPE
 ):
-  # A single step spends most of its time compiling.
-  haste = {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(RECIPES[recipe]["rl.steps"] == 1))}
   counts = [f"--processes={processes}", f"--devices={devices}"]
   fields = [f"--config.{name}={value}" for name, value in RECIPES[recipe].items()]
   return subprocess.run(
@@ -50,7 +47,6 @@ def launch(
       *nano.arguments(workdir, *fields, *flags, mode=mode, recipe=recipe),
     ],
     cwd=nano.ROOT,
-    env={**os.environ, **haste},
     capture_output=True,
     text=True,
     timeout=240,
