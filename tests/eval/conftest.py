@@ -11,6 +11,7 @@ import pytest
 
 from vr_jax.envs import moss_chatv
 from vr_jax.eval import evaluated_episode
+from vr_jax.rewards import accuracy
 
 HOSTILE = (
   "<think>At 0s, the circle is red."
@@ -51,10 +52,13 @@ def rollout(identity: str, steps: list[str], reply: str, correct: bool) -> dict:
     "options": ["A. red", "B. green", "C. blue", "D. yellow"],
     "answer": "B",
     "problem_type": "multiple choice",
-    "frames": [frame(COLOURS[index // 2], index / 8) for index in range(8)],
+    "shown": [0.0, 8.0],
     "times": [float(index) for index in range(8)],
     "reply": reply,
+    "parsed_answer": accuracy.answer_text(reply),
     "accuracy": float(correct),
+    "tokens": 40 + len(steps),
+    "truncated": False,
     "reference": [
       {"text": text, "start": 2.0 * index, "end": 2.0 * index + 2}
       for index, text in enumerate(reference)
@@ -66,15 +70,41 @@ def rollout(identity: str, steps: list[str], reply: str, correct: bool) -> dict:
       "format": 1.0,
       "process": math.exp(-distance) if feasible else 0.0,
     },
-    "trace_consistency": 0.75 if feasible else 0.2,
+    "metrics": {
+      "accuracy": float(correct),
+      "accuracy/multiple choice": float(correct),
+      "process_reward": math.exp(-distance) if feasible else 0.0,
+      "trace_consistency": 0.75 if feasible else 0.2,
+      "completions/mean_length": 40.0 + len(steps),
+    },
   }
+
+
+def frames(identity: str, count: int = 8) -> dict:
+  """The frames of a question."""
+  return {
+    "id": identity,
+    "frames": {str(i): frame(COLOURS[4 * i // count], i / count) for i in range(count)},
+  }
+
+
+def write_evaluation(workdir, evaluation: dict, replies: list[dict]) -> None:
+  """Writes an evaluation and its replies, as the stage does."""
+  path = workdir / "eval" / f"{evaluation['name']}.json"
+  path.write_text(json.dumps(evaluation))
+  path.with_suffix(".jsonl").write_text("".join(json.dumps(each) + "\n" for each in replies))
+
+
+def read_replies(path) -> list[dict]:
+  """The replies of eval/<name>.jsonl."""
+  return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def replied(steps: list[str], answer: str) -> str:
   return "<think>" + "\n".join(steps) + f"</think>\n<answer>{answer}</answer>"
 
 
-def evaluation(name: str, stage: str, step: int, shift: float, rollouts: list[dict]) -> dict:
+def evaluation(name: str, stage: str, step: int, shift: float) -> dict:
   return {
     "name": name,
     "title": name.replace("_", " ").capitalize().replace("rl", "RL"),
@@ -90,22 +120,26 @@ def evaluation(name: str, stage: str, step: int, shift: float, rollouts: list[di
       "accuracy_interval/numerical": 0.102,
       "accuracy/free-form": None,
       "process_reward": 0.517 + shift,
-      "process_reward_interval": 0.02,
       "trace_consistency": 0.583 + shift / 2,
-      "trace_consistency_interval": 0.03,
       "think_answer_mismatch": 0.305 - shift / 2,
-      "think_answer_mismatch_interval": 0.05,
       "format": 0.962,
       "blind_accuracy": 0.263,
       "shuffled_accuracy": 0.301,
       "completions/mean_length": 61.25,
       "decode_seconds": 1.75,
+      "accuracy_chance": 0.25,
     },
+    "intervals": {
+      "accuracy": {"low": 0.352 + shift, "high": 0.472 + shift},
+      "accuracy/multiple choice": {"low": 0.306 + shift, "high": 0.468 + shift},
+      "process_reward": {"low": 0.497 + shift, "high": 0.537 + shift},
+    },
+    "device": "1 x TPU v5e",
+    "seconds": 75.0,
     "shown_as": {
       name: each.to_json()
       for name, each in {**moss_chatv.MossChatV.metrics, **evaluated_episode.METRICS}.items()
     },
-    "rollouts": rollouts,
   }
 
 
@@ -131,6 +165,7 @@ def metric_lines() -> list[dict]:
       "completions/mean_length": 62 - 6 * learnt + 20 * noise[0],
       "learning_rate": 2e-6,
       "perf/time/rollout": 0.9,
+      "perf/time/step": 1.1 + 0.1 * (step % 2),
       "tokens_per_second": 5200 + 800 * noise[1],
     }
     lines.append({"stage": "rl", "step": step, "values": values})
@@ -155,6 +190,8 @@ def workdir(tmp_path):
   config = {
     "versions": {"vr_jax": "0.1.0", "jax": "0.10.2", "flax": "0.12.8"},
     "git_revision": "3d844ac0f1e2d3c4b5a697887766554433221100-dirty",
+    "device": "4 x TPU v6e",
+    "history": [{"mode": "all", "device": "4 x TPU v6e"}, {"mode": "eval", "device": "1 x cpu"}],
     "config": {
       "recipe": "moss_chatv",
       "rl": {"learning_rate": 2e-6, "num_generations": 8},
@@ -165,9 +202,8 @@ def workdir(tmp_path):
   lines = [json.dumps(line) for line in metric_lines()]
   (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
   (tmp_path / "eval").mkdir()
-  for each in (
-    evaluation("after_rl", "rl", 120, 0.31, after),
-    evaluation("before_rl", "sft", 300, 0.0, before),
-  ):
-    (tmp_path / "eval" / f"{each['name']}.json").write_text(json.dumps(each))
+  write_evaluation(tmp_path, evaluation("after_rl", "rl", 120, 0.31), after)
+  write_evaluation(tmp_path, evaluation("before_rl", "sft", 300, 0.0), before)
+  shown = [json.dumps(frames(each["id"])) + "\n" for each in after]
+  (tmp_path / "eval" / "frames.jsonl").write_text("".join(shown))
   return tmp_path

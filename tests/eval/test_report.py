@@ -9,6 +9,7 @@ import re
 import jinja2
 import pytest
 
+from tests.eval import conftest as runs
 from vr_jax import errors
 from vr_jax.envs import metric
 from vr_jax.eval import report, report_curves, report_data, report_rollouts
@@ -39,6 +40,18 @@ def rewrite(path, **fields):
   path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
+def rewrite_replies(workdir, name, change):
+  """Replaces the replies of an evaluation by `change` of them."""
+  path = workdir / "eval" / f"{name}.jsonl"
+  replies = change(runs.read_replies(path))
+  path.write_text("".join(json.dumps(each) + "\n" for each in replies))
+
+
+def remove(workdir, name):
+  for path in (workdir / "eval").glob(f"{name}.*"):
+    path.unlink()
+
+
 def test_an_empty_workdir_gives_a_report_that_says_what_is_missing(tmp_path):
   text = report.write_report(tmp_path).read_text()
   for missing in ("No evaluation yet", "No metrics yet", "No rollouts yet", "No config.json"):
@@ -57,14 +70,16 @@ def test_the_report_stands_alone(workdir):
   assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
   assert not page.all("link")
   assert not any({"src", "srcset"} & set(attributes) for attributes in page.all("script"))
-  assert all(attributes["href"].startswith("#") for attributes in page.all("a"))
+  links = {attributes["href"] for attributes in page.all("a")}
+  files = {link for link in links if not link.startswith("#")}
+  assert files == {"eval/before_rl.jsonl", "eval/after_rl.jsonl"}  # only for who clicks
   [policy] = [each["content"] for each in page.all("meta") if "http-equiv" in each]
   assert policy.startswith("default-src 'none'; img-src data:;")
 
 
 def test_the_header_says_what_ran(workdir):
   header = report.write_report(workdir).read_text().split("<header>")[1].split("</header>")[0]
-  for fact in ("<h1>moss_chatv</h1>", "3d844ac0f1e2-dirty", "0.10.2", "flax"):
+  for fact in ("<h1>moss_chatv</h1>", "3d844ac0f1e2-dirty", "0.10.2", "4 x TPU v6e", "2 min"):
     assert fact in header
 
 
@@ -96,31 +111,35 @@ def test_a_question_stands_once_with_the_replies_of_both_evaluations(workdir):
 
 
 def test_a_question_of_one_evaluation_only_is_shown_too(workdir):
-  path = workdir / "eval" / "after_rl.json"
-  rewrite(path, rollouts=json.loads(path.read_text())["rollouts"][1:])
+  rewrite_replies(workdir, "after_rl", lambda replies: replies[1:])
   text = report.write_report(workdir).read_text()
   assert 'data-id="q-001"' in text
 
 
 def test_a_rollout_without_alignment_frames_or_reference_says_so(workdir):
-  path = workdir / "eval" / "before_rl.json"
-  sample = json.loads(path.read_text())["rollouts"][0]
-  bare = {"frames": [], "times": [], "reference": [], "alignment": None, "trace_consistency": None}
-  rewrite(path, rollouts=[sample | bare])
-  (workdir / "eval" / "after_rl.json").unlink()
+  bare = {"times": [], "reference": [], "alignment": None, "metrics": {}}
+  rewrite_replies(workdir, "before_rl", lambda replies: [replies[0] | bare])
+  remove(workdir, "after_rl")
   text = report.write_report(workdir).read_text()
   for missing in ("No frames were shown", "No reference steps", "No alignment"):
     assert missing in text
 
 
-def test_a_change_within_its_intervals_is_not_coloured(workdir):
-  path = workdir / "eval" / "after_rl.json"
-  metrics = json.loads(path.read_text())["metrics"]
-  rewrite(path, metrics=metrics | {"accuracy": 0.45, "think_answer_mismatch": 0.9})
+def test_a_change_is_coloured_where_its_interval_leaves_out_0(workdir):
   text = report.write_report(workdir).read_text()
-  assert row(text, "accuracy").endswith("<td>+3.8 points</td></tr>")
-  assert row(text, "think_answer_mismatch").endswith('<td class="bad">+59.5 points</td></tr>')
-  assert row(text, "process_reward").endswith('<td class="good">+0.310</td></tr>')
+  change = row(text, "accuracy").rpartition("<td>")[2]
+  assert change.startswith("+66.7 points")  # wrong, right, wrong became right, right, right
+  assert "(−" in change
+
+  def repeated(replies):
+    """Twenty questions about as many videos that behave as the first one."""
+    return [replies[0] | {"id": f"q{i}", "video": f"{i}.mp4"} for i in range(20)]
+
+  for name in ("before_rl", "after_rl"):
+    rewrite_replies(workdir, name, repeated)
+  text = report.write_report(workdir).read_text()
+  assert '<td class="good">+100.0 points' in row(text, "accuracy")
+  assert row(text, "think_answer_mismatch").endswith("<td>−15.5 points</td></tr>")  # no interval
   assert row(text, "completions/mean_length").endswith("<td>±0.0</td></tr>")
 
 
@@ -141,7 +160,7 @@ def test_a_metric_that_the_table_does_not_know_is_shown_by_its_name(workdir):
     ("[]", r"before_rl\.json: should be a JSON object, is list"),
     (
       '{"name": "x"}',
-      r"before_rl\.json: field 'rollouts'|before_rl\.json: field 'title' is missing",
+      r"before_rl\.json: field 'intervals' is missing",
     ),
     ("[" * 100_000, r"before_rl\.json: is not JSON"),
   ],
@@ -159,26 +178,28 @@ def test_a_malformed_evaluation_is_named(workdir, content, complaint):
   [
     ("question", None, "question should be a string, is None"),
     ("options", ["A", 1], "options should be a list of strings"),
-    ("times", [0.0], "8 frames but 1 times"),
+    ("times", ["0 s"], "times should be a list of numbers"),
+    ("shown", [0.0], "shown should be [start, end]"),
+    ("tokens", None, "tokens should be a whole number"),
     ("rewards", {"accuracy": "high"}, "rewards.accuracy should be a number, is 'high'"),
     ("steps", ["one"], "alignment: cost should be 4 reference x 1 reply steps"),
     ("alignment", {"cost": [[0], [0], [0], [0]], "path": [], "distance": True}, "cost should be 4"),
   ],
 )
 def test_a_wrong_field_of_a_rollout_is_named(workdir, field, value, complaint):
-  path = workdir / "eval" / "before_rl.json"
-  sample = json.loads(path.read_text())["rollouts"][0]
-  rewrite(path, rollouts=[sample | {field: value}])
+  rewrite_replies(workdir, "before_rl", lambda replies: [replies[1], replies[0] | {field: value}])
   with pytest.raises(errors.InputError) as caught:
     report.write_report(workdir)
-  assert str(caught.value).startswith(f"{path}: rollouts[0]")
+  assert str(caught.value).startswith(f"{workdir / 'eval' / 'before_rl.jsonl'}:2: ")
   assert complaint in str(caught.value)
 
 
 def test_a_path_outside_its_matrix_is_refused(workdir):
-  path = workdir / "eval" / "after_rl.json"
-  sample = json.loads(path.read_text())["rollouts"][0]
-  rewrite(path, rollouts=[sample | {"alignment": sample["alignment"] | {"path": [[0, 4]]}}])
+  rewrite_replies(
+    workdir,
+    "after_rl",
+    lambda replies: [replies[0] | {"alignment": replies[0]["alignment"] | {"path": [[0, 4]]}}],
+  )
   with pytest.raises(errors.InputError, match="path leaves the 4 x 4 matrix"):
     report.write_report(workdir)
 
@@ -254,7 +275,8 @@ def test_a_curve_without_a_finite_value_says_so(tmp_path):
   assert "<svg" not in chart
 
 
-FILES = {"config", "recipe", "versions", "git_revision", "stage", "step", "values", "rollouts"}
+FILES = {"config", "recipe", "versions", "git_revision", "stage", "step", "values", "alignment"}
+FILES |= {*map(str, range(8)), "frames", "low", "high", "turns", "history", "mode", "accuracy"}
 RECORDS = (
   report_data.Evaluation,
   report_data.Sample,
@@ -281,7 +303,8 @@ def _with_hostile_texts(value: object) -> object:
 def test_no_text_of_any_file_becomes_markup(workdir):
   tags = Page(report.write_report(workdir).read_text(encoding="utf-8")).tags
   for path in (workdir / "config.json", *(workdir / "eval").iterdir()):
-    path.write_text(json.dumps(_with_hostile_texts(json.loads(path.read_text()))))
+    lines = [_with_hostile_texts(json.loads(line)) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   hostile = [json.dumps(_with_hostile_texts(json.loads(line))) for line in lines]
   (workdir / "metrics.jsonl").write_text("\n".join(hostile) + "\n")
@@ -299,7 +322,7 @@ def test_no_text_of_any_file_becomes_markup(workdir):
 def test_templates_trust_our_own_style_and_script_alone():
   assets = Path(report.__file__).parent / "report_assets"
   templates = [path.read_text(encoding="utf-8") for path in assets.glob("*.html")]
-  assert len(templates) == 4
+  assert len(templates) == 5
   trusted = re.findall(r"\{\{[^}]*\|\s*safe\b[^}]*\}\}|autoescape", "".join(templates))
   assert trusted == ["{{ style|safe }}", "{{ script|safe }}"]
   assert report.make_environment().autoescape is True
@@ -319,8 +342,6 @@ def test_any_reply_is_cut_without_loss(reply):
 
 
 def test_an_empty_reply_is_said_to_be(workdir):
-  path = workdir / "eval" / "before_rl.json"
-  sample = json.loads(path.read_text())["rollouts"][0]
-  rewrite(path, rollouts=[sample | {"reply": ""}])
+  rewrite_replies(workdir, "before_rl", lambda replies: [replies[0] | {"reply": ""}])
   text = report.write_report(workdir).read_text()
   assert text.count("(an empty reply)") == 1

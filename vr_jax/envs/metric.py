@@ -16,6 +16,8 @@ class Metric:
   digits: digits after the decimal point.
   better: 1 if higher is better, -1 if lower is better, 0 if neither.
   headline: whether it is one of the large numbers at the top.
+  fraction: whether the value of each example is within [0, 1], as always with the unit "%". Then
+    the mean has a confidence interval.
   chance: the expected value for a random guess on an example, if that is known.
   reward: name of the reward whose mean is the metric, if the evaluation does not measure it.
   """
@@ -26,12 +28,18 @@ class Metric:
   digits: int = 1
   better: int = 1
   headline: bool = False
+  fraction: bool = False
   chance: Callable[[records.Example], float] | None = None
   reward: str = ""
 
+  @property
+  def is_fraction(self) -> bool:
+    """Whether the values of examples are within [0, 1]."""
+    return self.fraction or self.unit == "%"
+
   def to_json(self) -> dict[str, Any]:
     """The settings for the files of an evaluation, in which chance is a metric of its own."""
-    names = ("title", "note", "unit", "digits", "better", "headline")
+    names = ("title", "note", "unit", "digits", "better", "headline", "fraction")
     return {name: getattr(self, name) for name in names}
 
 

@@ -46,6 +46,7 @@ class MossChatV(question_answer.QuestionAnswer):
       unit="",
       digits=3,
       headline=True,
+      fraction=True,
       reward="process",
     ),
   }

@@ -1,20 +1,17 @@
 """Evaluates a policy on held-out videos: accuracy, truth of its traces, and use of the frames."""
 
-import base64
 from collections.abc import Iterator, Sequence
 import dataclasses
-import io
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 import numpy as np
-from PIL import Image
 
 from vr_jax import records
 from vr_jax.envs import environment
-from vr_jax.eval import evaluated_episode
+from vr_jax.eval import evaluated_episode, evaluated_replies
 from vr_jax.rewards import steps as steps_lib
 from vr_jax.rl import advantages as advantages_lib
 from vr_jax.rl import overlong
@@ -32,73 +29,74 @@ def evaluate(
   name: of the evaluation, shown with its progress.
   cache: of vision features; used for videos that are shown whole and in order.
 
-  Returns {"examples", "metrics", "shown_as", "rollouts"}, as in eval/<name>.json. shown_as says how
-  to show each metric, in order. The metrics are:
+  Returns {"examples", "metrics", "intervals", "shown_as", "replies"}: the first four as in
+  eval/<name>.json, the replies as in eval/<name>.jsonl (docs/evaluation.md). shown_as says how to
+  show each metric, in order. The metrics are:
 
-  - accuracy, and by problem type, each with the half-width of its 95 % confidence interval (normal
-    approximation) under accuracy_interval;
-  - those that the environment declares, and <name>_chance, what guessing scores, if it is known;
+  - accuracy, and by problem type;
+  - those that the environment declares;
   - means of all other rewards: rewards/<name>/mean of the last segment, <segment>/<name> of others;
   - completions/mean_length, in tokens;
   - for simulated examples, by their true states: trace_consistency, observation_sufficiency, and
     think_answer_mismatch (of replies whose trace concludes a value, the fraction with a different
     answer);
-  - blind_accuracy (no frames) and shuffled_accuracy (frames in random order).
+  - blind_accuracy (no frames) and shuffled_accuracy (frames in random order);
+  - accuracy_interval, also by problem type: half the width of the interval;
+  - <name>_chance, what guessing scores, if it is known.
   """
   config = context.config.eval
   evaluated = list(_evaluated(context, params, name, cache))
-  scores = [a.accuracy for a in evaluated]
   declared = context.environment.metrics
-  metrics = {
-    "accuracy": float(np.mean(scores)),
-    "accuracy_interval": evaluated_episode.interval(scores),
-    "completions/mean_length": float(np.mean([a.tokens for a in evaluated])),
-    **evaluated_episode.by_type(evaluated),
-    **evaluated_episode.trace_metrics(evaluated),
-  }
-  metrics |= {
-    name: x
-    for name, x in evaluated_episode.reward_means(evaluated, declared).items()
-    if name not in metrics
-  }
-  metrics |= evaluated_episode.chance_levels(evaluated, declared)
+  values = evaluated_episode.values_by_metric(evaluated, declared)
   for view, wanted in (("blind", config.blind), ("shuffled", config.shuffled_frames)):
     if wanted:
-      metrics[f"{view}_accuracy"] = _accuracy(context, params, view, f"{name}, {view}")
-  rollouts = [_sample_json(context, each) for each in evaluated[: config.report_samples]]
-  if len(context.environment.segments) > 1 and context.environment.turns == 1 and rollouts:
-    for rollout, advantages in zip(
-      rollouts, _advantages(context, params, evaluated, cache), strict=False
-    ):
-      rollout["segment_advantages"] = advantages
-  shown_as = {
-    name: each.to_json() for name, each in {**declared, **evaluated_episode.METRICS}.items()
+      accuracies = _accuracies(context, params, view, f"{name}, {view}")
+      values[f"{view}_accuracy"] = dict(enumerate(accuracies))
+  shown_as = evaluated_episode.with_chance_of_accuracy({**declared, **evaluated_episode.METRICS})
+  intervals = evaluated_episode.intervals(values, evaluated, shown_as)
+  metrics = {name: float(np.mean(list(each.values()))) for name, each in values.items()}
+  metrics |= {
+    name.replace("accuracy", "accuracy_interval"): (each.high - each.low) / 2
+    for name, each in intervals.items()
+    if name.split("/")[0] == "accuracy"
   }
+  metrics |= evaluated_episode.chance_levels(evaluated, values, shown_as)
+  replies = [
+    evaluated_replies.to_json(
+      context.environment, each, {name: v[index] for name, v in values.items() if index in v}
+    )
+    for index, each in enumerate(evaluated)
+  ]
+  if len(context.environment.segments) > 1 and context.environment.turns == 1:
+    first = evaluated[: config.report_samples]
+    for reply, advantages in zip(
+      replies, _advantages(context, params, first, cache), strict=False
+    ):
+      reply["segment_advantages"] = advantages
   return {
     "examples": len(evaluated),
     "metrics": metrics,
-    "shown_as": shown_as,
-    "rollouts": rollouts,
+    "intervals": {name: dataclasses.asdict(each) for name, each in intervals.items()},
+    "shown_as": {name: each.to_json() for name, each in shown_as.items()},
+    "replies": replies,
   }
 
 
-def _accuracy(context: run_context.RunContext, params: PyTree, view: str, name: str) -> float:
-  """Computes the mean accuracy with a view ("blind" or "shuffled").
+def _accuracies(
+  context: run_context.RunContext, params: PyTree, view: str, name: str
+) -> list[float]:
+  """Computes the accuracy about each example with a view ("blind" or "shuffled").
 
   This is the rule-based accuracy: no judge model is asked, so it may differ from `accuracy` where a
   judge scores it.
 
   name: shown with the progress.
   """
-  return float(
-    np.mean(
-      [
-        context.environment.accuracy(item.example, reply)
-        for items, replies in _replies(context, params, view, name)
-        for item, (reply,) in zip(items, replies.texts, strict=True)
-      ]
-    )
-  )
+  return [
+    context.environment.accuracy(item.example, reply)
+    for items, replies, _ in _replies(context, params, view, name)
+    for item, (reply,) in zip(items, replies.texts, strict=True)
+  ]
 
 
 def _replies(
@@ -107,15 +105,35 @@ def _replies(
   view: str,
   name: str,
   cache: vision_features.Cache = None,
-) -> Iterator[tuple[list[batching.Item], environment.Replies]]:
-  """Plays one episode about each example, and yields batches of them."""
+) -> Iterator[tuple[list[batching.Item], environment.Replies, list[bool]]]:
+  """Plays one episode about each example, and yields batches of them.
+
+  Of each episode: its example, its replies, and whether one of these was truncated.
+  """
   temperature = context.config.eval.temperature
   for batch, prompt, key in _batches(context, params, view, name, cache):
     played = experience.play_batch(
       context, params, batch, prompt, key, group=1, temperature=temperature
     )
     dialogue, rows = context.builder.dialogue(batch), len(batch.items)
-    yield batch.items, decode_replies.decode_replies(dialogue, played.rollout, rows=rows)
+    replies = decode_replies.decode_replies(dialogue, played.rollout, rows=rows)
+    yield batch.items, replies, _truncated(context, played.rollout)[:rows]
+
+
+def _truncated(context: run_context.RunContext, rollout: records.Rollout) -> list[bool]:
+  """Whether a reply of each episode has as many tokens as allowed, and no end."""
+  limit = context.config.rl.max_new_tokens
+  rows = zip(
+    *(np.asarray(each)[:, 0] for each in (rollout.tokens, rollout.kind, rollout.turn)), strict=True
+  )
+  return [
+    any(
+      len(ids := tokens[(kind == records.Kind.MODEL) & (turn == number)]) >= limit
+      and ids[-1] not in context.stop_tokens
+      for number in range(context.environment.turns)
+    )
+    for tokens, kind, turn in rows
+  ]
 
 
 def _batches(
@@ -144,10 +162,11 @@ def _evaluated(
 ) -> Iterator[evaluated_episode.EvaluatedEpisode]:
   """Plays and scores one episode about each example."""
   task = context.environment
-  for items, replies in _replies(context, params, "whole", name, cache):
+  for items, replies, truncated in _replies(context, params, "whole", name, cache):
     scores = task.score([item.example for item in items], replies)
     tokens = (replies.segment >= 0).sum(axis=(1, 2))
     for row, (item, (episode,)) in enumerate(zip(items, replies.episodes, strict=True)):
+      action = task.parse_action(item.example, len(item.clip), episode.replies[-1])
       by_segment = _rewards_by_segment(task.segments, scores, row)
       episode_metrics = task.episode_metrics(item.example, episode)
       reply, multi_turn = episode.replies[-1], task.turns > 1
@@ -158,6 +177,8 @@ def _evaluated(
         clip=item.clip,
         reply=reply,
         tokens=int(tokens[row]),
+        truncated=truncated[row],
+        answer=action.answer if action.kind == "answer" else None,
         accuracy=episode_metrics["accuracy"],
         steps=steps_lib.split_steps(task.trace(reply)),
         observation=task.observation(reply),
@@ -255,82 +276,3 @@ def _rewards_by_segment(
     }
     for number, name in enumerate(names)
   }
-
-
-def _sample_json(
-  context: run_context.RunContext, evaluated: evaluated_episode.EvaluatedEpisode
-) -> dict[str, Any]:
-  """One rollout as JSON for the report."""
-  example, clip = evaluated.example, evaluated.clip
-  sample = {
-    "id": example.id,
-    "video": example.video,
-    "question": example.question,
-    "options": list(example.options),
-    "answer": example.answer,
-    "problem_type": example.problem_type,
-    "reply": evaluated.reply,
-    "accuracy": evaluated.accuracy,
-    "reference": [dataclasses.asdict(step) for step in example.steps],
-    "rewards": evaluated.rewards,
-    **context.environment.explain(example, evaluated.reply),
-  }
-  if evaluated.episode:
-    sample |= _episode_json(context, evaluated, evaluated.episode)
-  else:
-    frames = _observed_frames(context, example, len(clip), ())
-    sample["frames"] = [_jpeg(frame) for frame in clip.read(frames)]
-    sample["times"] = [float(time) for time in clip.timestamps[frames]]
-  if evaluated.segment_rewards and not evaluated.episode:
-    sample["segment_rewards"] = evaluated.segment_rewards
-  if evaluated_episode.has_truth(example):
-    sample["trace_consistency"] = evaluated_episode.consistency(evaluated).score
-  return sample
-
-
-def _observed_frames(
-  context: run_context.RunContext, example: records.Example, pool: int, replies: Sequence[str]
-) -> list[int]:
-  """Indices of the frames that the next turn shows, in a clip of `pool` frames."""
-  observation = context.environment.observe(example, pool, replies)
-  assert observation is not None, "the episode has ended"
-  return list(range(pool) if observation.shows_clip else observation.frames)
-
-
-def _episode_json(
-  context: run_context.RunContext,
-  evaluated: evaluated_episode.EvaluatedEpisode,
-  episode: environment.Episode,
-) -> dict[str, Any]:
-  """The turns of an episode and the clip's frame times, as JSON for the report."""
-  example, pool = evaluated.example, evaluated.clip
-  turns = []
-  for number, (reply, rewards) in enumerate(
-    zip(episode.replies, evaluated.segment_rewards.values(), strict=True)
-  ):
-    shown = _observed_frames(context, example, len(pool), episode.replies[:number])
-    action = context.environment.parse_action(example, len(pool), reply)
-    retrieves = action.kind == "retrieve"
-    turns.append(
-      {
-        "reply": reply,
-        "kind": action.kind,
-        "problem": action.problem,
-        "first": action.start if retrieves else None,
-        "last": action.end if retrieves else None,
-        "shown": shown,
-        "frames": [_jpeg(frame) for frame in (pool.read(shown) if shown else ())],
-        "rewards": rewards,
-      }
-    )
-  return {
-    "turns": turns,
-    "pool_times": [float(time) for time in pool.timestamps],
-    "relevant": [[span.start, span.end] for span in example.relevant],
-  }
-
-
-def _jpeg(frame: np.ndarray) -> str:
-  stream = io.BytesIO()
-  Image.fromarray(frame).save(stream, "JPEG", quality=85)
-  return base64.b64encode(stream.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""Evaluated episodes about held-out examples, and metrics over all of them.
+"""Evaluated episodes about held-out examples, and what they contribute to metrics.
 
 Segments are the parts of a reply that are rewarded apart; with several turns, the turns.
 """
@@ -13,6 +13,7 @@ from vr_jax import records
 from vr_jax.data import batches
 from vr_jax.envs import environment
 from vr_jax.envs import metric as metric_lib
+from vr_jax.eval import intervals as intervals_lib
 from vr_jax.rewards import accuracy as accuracy_lib
 from vr_jax.worlds import consistency as consistency_lib
 from vr_jax.worlds import sufficiency
@@ -33,6 +34,7 @@ METRICS: metric_lib.Metrics = {
   ),
   "completions/mean_length": metric_lib.Metric(title="Reply tokens", unit="", better=0),
 }
+VIEWS = ("blind_accuracy", "shuffled_accuracy")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class EvaluatedEpisode:
 
   reply: with several turns, the last one.
   tokens: number of sampled tokens, of all turns.
+  truncated: whether a reply reached the token limit before it ended.
+  answer: the answer as it was read from the reply; None if the reply has none.
   accuracy: the task metric of the answer.
   steps: reasoning steps of the reply.
   observation: the part of the reply that describes the video; None if the recipe has none.
@@ -54,6 +58,8 @@ class EvaluatedEpisode:
   clip: batches.Clip
   reply: str
   tokens: int
+  truncated: bool
+  answer: str | None
   accuracy: float
   steps: list[str]
   observation: str | None
@@ -63,68 +69,100 @@ class EvaluatedEpisode:
   segment: Int[np.ndarray, "time"] | None = None
 
 
-def interval(values: Sequence[float]) -> float:
-  """Half-width of the 95 % confidence interval of a mean."""
-  return float(1.96 * np.std(values) / np.sqrt(len(values)))
+# The value of each metric for each episode that has one: metric -> index of the episode -> value.
+Values = dict[str, dict[int, float]]
 
 
-def reward_means(
+def values_by_metric(
   episodes: Sequence[EvaluatedEpisode], declared: metric_lib.Metrics
-) -> dict[str, float]:
-  """Computes the mean of each reward.
+) -> Values:
+  """Lists what each episode contributes to each metric, which is the mean of these values."""
+  by_type: Values = {}
+  for index, each in enumerate(episodes):
+    name = f"accuracy/{each.example.problem_type}"
+    by_type.setdefault(name, {})[index] = each.accuracy
+  values = {
+    "accuracy": {index: each.accuracy for index, each in enumerate(episodes)},
+    "completions/mean_length": {index: float(a.tokens) for index, a in enumerate(episodes)},
+    **by_type,
+    **_trace_values(episodes),
+  }
+  rewards = _reward_values(episodes, declared)
+  return values | {name: each for name, each in rewards.items() if name not in values}
 
-  Named after the metric that declares the reward, else `rewards/<name>/mean`. With several turns,
-  the means of the environment's episode metrics, under their own names.
+
+def _reward_values(episodes: Sequence[EvaluatedEpisode], declared: metric_lib.Metrics) -> Values:
+  """Values of rewards, named after the metric that declares them, else `rewards/<name>/mean`.
+
+  With several turns, the environment's episode metrics, under their own names.
   """
   names = {each.reward: name for name, each in declared.items() if each.reward}
-  values: dict[str, list[float]] = {}
-  for a in episodes:
+  values: Values = {}
+  for index, a in enumerate(episodes):
     for name, value in a.rewards.items():
       own = name if a.episode or name in declared else names.get(name, f"rewards/{name}/mean")
-      values.setdefault(own, []).append(value)
+      values.setdefault(own, {})[index] = value
     for segment, rewards in [] if a.episode else list(a.segment_rewards.items())[:-1]:
       for name, value in rewards.items():
-        values.setdefault(f"{segment}/{name}", []).append(value)
-  return {name: float(np.mean(each)) for name, each in values.items()}
+        values.setdefault(f"{segment}/{name}", {})[index] = value
+  return values
 
 
-def chance_levels(
-  episodes: Sequence[EvaluatedEpisode], declared: metric_lib.Metrics
-) -> dict[str, float]:
-  """Computes `<metric>_chance`, what guessing would score, for metrics that define it."""
+def _trace_values(episodes: Sequence[EvaluatedEpisode]) -> Values:
+  """Whether traces are true, by the states of simulated examples; {} if there are none."""
+  known = {index: a for index, a in enumerate(episodes) if has_truth(a.example)}
+  if not known:
+    return {}
+  values = {"trace_consistency": {index: consistency(a).score for index, a in known.items()}}
+  if any(a.observation is not None for a in known.values()):
+    values["observation_sufficiency"] = {
+      index: float(sufficiency.sufficient(a.example, a.observation or ""))
+      for index, a in known.items()
+    }
+  implied = {
+    index: float(not _says(a, value))
+    for index, a in known.items()
+    if (value := consistency_lib.implied_answer(a.steps, a.example)) is not None
+  }
+  return values | ({"think_answer_mismatch": implied} if implied else {})
+
+
+def with_chance_of_accuracy(shown_as: metric_lib.Metrics) -> metric_lib.Metrics:
+  """Adds to accuracies of other views what guessing would score: as much as in accuracy itself."""
+  chance = shown_as["accuracy"].chance if "accuracy" in shown_as else None
   return {
-    f"{name}_chance": float(np.mean([each.chance(a.example) for a in episodes]))
-    for name, each in declared.items()
-    if each.chance
+    name: dataclasses.replace(each, chance=chance) if name in VIEWS else each
+    for name, each in shown_as.items()
   }
 
 
-def by_type(episodes: Sequence[EvaluatedEpisode]) -> dict[str, float]:
-  """Accuracy of each problem type, and the half-width of its confidence interval."""
-  values: dict[str, list[float]] = {}
-  for a in episodes:
-    values.setdefault(a.example.problem_type, []).append(a.accuracy)
-  means = {f"accuracy/{kind}": float(np.mean(v)) for kind, v in values.items()}
-  return means | {f"accuracy_interval/{kind}": interval(v) for kind, v in values.items()}
+def intervals(
+  values: Values, episodes: Sequence[EvaluatedEpisode], shown_as: metric_lib.Metrics
+) -> dict[str, intervals_lib.Interval]:
+  """Computes the 95 % confidence interval of each metric whose values are within [0, 1]."""
+  found = {}
+  for name, each in values.items():
+    if metric_lib.by_name(name, shown_as)[0].is_fraction and all(0 <= x <= 1 for x in each.values()):
+      videos = [episodes[index].example.video for index in each]
+      found[name] = intervals_lib.mean_interval(list(each.values()), videos)
+  return found
 
 
-def trace_metrics(episodes: Sequence[EvaluatedEpisode]) -> dict[str, float]:
-  """Measures whether traces are true, by the states of simulated examples; {} if there are none."""
-  known = [a for a in episodes if has_truth(a.example)]
-  if not known:
-    return {}
-  values = {"trace_consistency": float(np.mean([consistency(a).score for a in known]))}
-  if known[0].observation is not None:
-    enough = [sufficiency.sufficient(a.example, a.observation or "") for a in known]
-    values["observation_sufficiency"] = float(np.mean(enough))
-  implied = [
-    (a, value)
-    for a in known
-    if (value := consistency_lib.implied_answer(a.steps, a.example)) is not None
-  ]
-  if implied:
-    values["think_answer_mismatch"] = float(np.mean([not _says(a, value) for a, value in implied]))
-  return values
+def chance_levels(
+  episodes: Sequence[EvaluatedEpisode], values: Values, shown_as: metric_lib.Metrics
+) -> dict[str, float]:
+  """Computes what guessing would score, for metrics that define it.
+
+  Named `<metric>_chance`, or `<metric>_chance/<part>` for a part of a metric.
+  """
+  levels = {}
+  for name, each in values.items():
+    chance = metric_lib.by_name(name, shown_as)[0].chance
+    if chance:
+      head, slash, part = name.partition("/")
+      mean = float(np.mean([chance(episodes[index].example) for index in each]))
+      levels[f"{head}_chance{slash}{part}"] = mean
+  return levels
 
 
 def has_truth(example: records.Example) -> bool:

@@ -2,7 +2,7 @@
 
     workdir/config.json      {"config": {"recipe", …}, "versions": {package: …}, "git_revision"}
     workdir/metrics.jsonl    {"stage": "sft", "step": 10, "values": {"loss": 1.9}}, one a line
-    workdir/eval/*.json      report_data.Evaluation, its samples under "rollouts"
+    workdir/eval/            what stage.py writes; docs/evaluation.md describes it
 
 The other report_* modules compute plain data. The templates in report_assets/ hold all of the
 markup. Model text may be hostile: Jinja escapes what a template inserts, and in case that fails,
@@ -14,12 +14,18 @@ import hashlib
 import importlib.resources
 import json
 from pathlib import Path
-import re
 
 import jinja2
 
 from vr_jax import atomic
-from vr_jax.eval import report_curves, report_data, report_rollouts, report_table
+from vr_jax.eval import (
+  report_changes,
+  report_curves,
+  report_data,
+  report_facts,
+  report_rollouts,
+  report_table,
+)
 
 
 def write_report(workdir: Path) -> Path:
@@ -43,18 +49,22 @@ def render(run: report_data.ReportRun) -> str:
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   workdir = run.workdir.resolve().name
   config = None if run.config is None else run.config.get("config", run.config)
-  recipe = config.get("recipe") if isinstance(config, dict) else None
+  cards = report_rollouts.cards(run)
+  facts = report_facts.facts(run)
   return (
     make_environment()
     .get_template("report.html")
     .render(
-      name=recipe or workdir,
+      name=facts.pop("recipe", None) or workdir,
       workdir=workdir,
-      facts=_facts(run.config or {}),
+      facts=facts,
+      stages_done=[*report_facts.stages(run), *report_facts.evaluations(run)],
       config=None if config is None else json.dumps(config, indent=2, ensure_ascii=False),
+      summary=report_changes.summary(run.evaluations),
       results=report_table.results(run.evaluations),
       stages=report_curves.stages(run.curves),
-      cards=report_rollouts.cards(run.evaluations),
+      cards=cards,
+      filters=report_rollouts.filters(cards),
       style=style,
       script=script,
       digest=digest,
@@ -71,14 +81,6 @@ def make_environment() -> jinja2.Environment:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-
-
-def _facts(config: dict) -> dict[str, object]:
-  """Returns the code's revision, and versions of packages by name."""
-  versions = config.get("versions")
-  revision = str(config.get("git_revision") or "not recorded")
-  short = re.sub(r"^([0-9a-f]{12})[0-9a-f]+", r"\1", revision)
-  return {"revision": short, **(versions if isinstance(versions, dict) else {})}
 
 
 def _read_asset(name: str) -> str:

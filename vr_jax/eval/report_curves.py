@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from vr_jax.eval import report_data
+from vr_jax.train import metric_meanings
 
 Scale = Callable[[float], float]  # maps a step or a value to a position on the chart
 
@@ -43,7 +44,7 @@ def chart(name: str, steps: Sequence[int], values: Sequence[float]) -> dict[str,
   steps, values = _thin(steps, values)
   finite = [_is_drawable(value) for value in values]
   curve = _curve(steps, values, finite) if any(finite) else None
-  return {"name": name, "title": _title(name), "lost": lost, "curve": curve}
+  return {**_naming(name), "lost": lost, "curve": curve}
 
 
 def _curve(steps: Sequence[int], values: Sequence[float], finite: Sequence[bool]) -> dict[str, Any]:
@@ -75,8 +76,13 @@ def _curve(steps: Sequence[int], values: Sequence[float], finite: Sequence[bool]
 
 def _stage(stage: str, metrics: dict[str, tuple[list[int], list[float]]]) -> dict[str, Any]:
   subjects: dict[str, list[dict[str, Any]]] = {subject: [] for subject in ORDER}
+  constants = []
   for name in sorted(metrics, key=_reading_order):
-    subjects[_subject(name)].append(chart(name, *metrics[name]))
+    steps, values = metrics[name]
+    if _is_constant(values):
+      constants.append({**_naming(name), "value": f"{values[0]:.6g}"})
+    else:
+      subjects[_subject(name)].append(chart(name, steps, values))
   return {
     "name": stage,
     "title": STAGE_TITLES.get(stage, stage),
@@ -86,7 +92,13 @@ def _stage(stage: str, metrics: dict[str, tuple[list[int], list[float]]]) -> dic
       for subject, charts in subjects.items()
       if charts
     ],
+    "constants": constants,
   }
+
+
+def _is_constant(values: Sequence[float]) -> bool:
+  """Whether a curve of several points has one value: a number says as much as a chart."""
+  return len(values) > 1 and _is_drawable(values[0]) and len(set(values)) == 1
 
 
 def _subject(name: str) -> str:
@@ -100,8 +112,14 @@ def _reading_order(name: str) -> tuple[int, str]:
   return (len(first) + rank if re.search(r"std|zero|share", name) else rank, name)
 
 
-def _title(name: str) -> str:
-  return name.replace("_", " ").replace("/", " · ")
+def _naming(name: str) -> dict[str, str]:
+  """The name of a metric, as it is logged and as a title, and what it means."""
+  meaning = metric_meanings.meaning(name)
+  return {
+    "name": name,
+    "title": name.replace("_", " ").replace("/", " · "),
+    "about": f"{name}\n{meaning}".strip(),
+  }
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vr_jax import errors
 from vr_jax.envs import metric
-from vr_jax.eval import report_json
+from vr_jax.eval import evaluated_replies, report_json
 from vr_jax.train import metrics as metrics_lib
 
 STAGES = ("sft", "rl")  # in the order of training
@@ -58,7 +58,6 @@ class ReportTurn:
   problem: why the reply is invalid.
   first, last: indices in the pool of the first and last frame that the reply asks for.
   shown: indices in the pool of the frames before the reply.
-  frames: the same frames as base64 JPEG.
   rewards: by name.
   """
 
@@ -68,7 +67,6 @@ class ReportTurn:
   first: int | None
   last: int | None
   shown: tuple[int, ...]
-  frames: tuple[str, ...]
   rewards: dict[str, float]
 
 
@@ -87,42 +85,61 @@ class ReportEpisode:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-  """One reply to one question, with its rewards.
+  """One evaluated reply to one question, with its scores.
 
-  frames: base64 JPEG; empty if there are several turns.
-  times: of the frames, in seconds.
+  shown: (start, end) of the part of the video that the model could see, in seconds.
+  times: of the clip's frames, in seconds.
   reply: with several turns, the last one.
+  parsed_answer: the answer as it was read from the reply; None if it has none.
+  truncated: whether a reply reached the token limit before it ended.
+  metrics: what the reply contributes to each metric of the evaluation.
+  rewards: by name; with several turns, metrics of the episode.
   steps: reasoning steps of the reply.
   segments: the whole reply in parts; empty if it is rewarded as a whole.
   segment_rewards: by segment, then by name; {} for a segment that is not scored.
   segment_advantages: by segment.
-  episode: all turns and their frames; None if there is only one.
+  episode: all turns; None if there is only one.
   """
 
   id: str
   video: str
+  shown: tuple[float, float]
   question: str
   options: tuple[str, ...]
   answer: str
   problem_type: str
-  frames: tuple[str, ...]
   times: tuple[float, ...]
   reply: str
+  parsed_answer: str | None
   accuracy: float | None
+  tokens: int
+  truncated: bool
+  metrics: dict[str, float]
   reference: tuple[ReferenceStep, ...]
   steps: tuple[str, ...]
   alignment: ReportAlignment | None
   rewards: dict[str, float]
-  trace_consistency: float | None
   segments: tuple[ReportSegment, ...]
   segment_rewards: dict[str, dict[str, float]]
   segment_advantages: dict[str, float]
   episode: ReportEpisode | None
 
+  @property
+  def frames_seen(self) -> list[int]:
+    """Indices in the clip of the frames that the reply saw."""
+    if self.episode:
+      return [index for turn in self.episode.turns for index in turn.shown]
+    return list(range(len(self.times)))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-  """One evaluation: metrics over `examples` held-out questions, and some samples."""
+  """One evaluation: metrics over `examples` held-out questions, and all replies.
+
+  intervals: (low, high) of the 95 % confidence interval of a metric, by name.
+  device: that it ran on; "" if it is not recorded.
+  seconds: how long it took; None if it is not recorded.
+  """
 
   name: str
   title: str
@@ -130,8 +147,15 @@ class Evaluation:
   step: int
   examples: int
   metrics: dict[str, float]
+  intervals: dict[str, tuple[float, float]]
   shown_as: metric.Metrics
-  samples: tuple[Sample, ...]
+  device: str
+  seconds: float | None
+  replies: tuple[Sample, ...]
+
+
+# Frames of the questions that the report shows: id -> index in the clip -> base64 JPEG.
+Frames = dict[str, dict[int, str]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,10 +170,11 @@ class ReportRun:
   config: dict | None
   curves: Curves
   evaluations: tuple[Evaluation, ...]
+  frames: Frames
 
 
 def read_run(workdir: Path) -> ReportRun:
-  """Reads config.json, metrics.jsonl and eval/*.json of a workdir. Any of them may be missing.
+  """Reads config.json, metrics.jsonl and eval/ of a workdir. Any of them may be missing.
 
   Evaluations are sorted in the order of training: by stage, step and name.
 
@@ -161,11 +186,13 @@ def read_run(workdir: Path) -> ReportRun:
   config, metrics = workdir / "config.json", workdir / "metrics.jsonl"
   evaluations = [read_evaluation(path) for path in sorted((workdir / "eval").glob("*.json"))]
   evaluations.sort(key=lambda each: (_order(each.stage), each.step, each.name))
+  frames = workdir / "eval" / evaluated_replies.FRAMES
   return ReportRun(
     workdir=workdir,
     config=report_json.read_record(config).values if config.exists() else None,
     curves=read_curves(metrics) if metrics.exists() else {},
     evaluations=tuple(evaluations),
+    frames=read_frames(frames, evaluations) if frames.exists() else {},
   )
 
 
@@ -191,13 +218,17 @@ def read_curves(path: Path) -> Curves:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-  """Reads one eval/<name>.json.
+  """Reads eval/<name>.json, and its replies from eval/<name>.jsonl.
 
   Raises:
-    InputError: it is not JSON, a field is missing or has a wrong type, or an alignment doesn't fit
-      its steps.
+    InputError: one is not JSON or missing, a field is missing or has a wrong type, or an alignment
+      doesn't fit its steps.
   """
   record = report_json.read_record(path)
+  replies = path.with_suffix(".jsonl")
+  if not replies.exists():
+    raise errors.InputError(f"{replies}: no such file; run --mode=eval, or delete {path}")
+  shown = record.record("intervals")
   return Evaluation(
     name=record.text("name"),
     title=record.text("title"),
@@ -205,9 +236,38 @@ def read_evaluation(path: Path) -> Evaluation:
     step=record.integer("step"),
     examples=record.integer("examples"),
     metrics=record.named_numbers("metrics"),
+    intervals={
+      name: (each.number("low"), each.number("high"))
+      for name in shown.values
+      for each in [shown.record(name)]
+    },
     shown_as=_shown_as(record),
-    samples=tuple(_sample(each) for each in record.records("rollouts")),
+    device=record.text("device") if record.has("device") else "",
+    seconds=record.number("seconds") if record.has("seconds") else None,
+    replies=tuple(_sample(each) for each in report_json.read_records(replies)),
   )
+
+
+def read_frames(path: Path, evaluations: Sequence[Evaluation]) -> Frames:
+  """Reads the frames of the questions that the report shows.
+
+  Raises:
+    InputError: the file has a wrong format, or lacks a frame that a reply saw.
+  """
+  frames: Frames = {}
+  for record in report_json.read_records(path):
+    named = record.record("frames")
+    if odd := [name for name in named.values if not name.isdecimal()]:
+      raise errors.InputError(f"{named.where}: {odd[0]!r} should be the index of a frame")
+    frames[record.text("id")] = {int(name): named.text(name) for name in named.values}
+  for evaluation in evaluations:
+    for reply in evaluation.replies:
+      kept = frames.get(reply.id)
+      if kept is not None and (lacking := set(reply.frames_seen) - kept.keys()):
+        raise errors.InputError(
+          f"{path}: question {reply.id!r} lacks frame {min(lacking)}; run --mode=eval again"
+        )
+  return frames
 
 
 def _shown_as(record: report_json.Record) -> metric.Metrics:
@@ -224,66 +284,66 @@ def _shown_as(record: report_json.Record) -> metric.Metrics:
       digits=each.integer("digits"),
       better=each.integer("better"),
       headline=bool(each.values.get("headline")),
+      fraction=bool(each.values.get("fraction")),
     )
     for name, each in shown.items()
   }
 
 
 def _sample(record: report_json.Record) -> Sample:
-  episode = _episode(record) if record.has("turns") else None
-  frames, times = ((), ()) if episode else (record.texts("frames"), record.numbers("times"))
-  if len(frames) != len(times):
-    raise errors.InputError(f"{record.where}: {len(frames)} frames but {len(times)} times")
+  times = record.numbers("times")
   reference = tuple(
     ReferenceStep(text=step.text("text"), start=step.number("start"), end=step.number("end"))
     for step in record.records("reference")
   )
-  steps = record.texts("steps")
-  aligned, judged = record.has("alignment"), record.has("trace_consistency")
+  steps, shown = record.texts("steps"), record.numbers("shown")
+  if len(shown) != 2:
+    raise errors.InputError(f"{record.where}: shown should be [start, end]")
   return Sample(
     id=record.text("id"),
     video=record.text("video"),
+    shown=(shown[0], shown[1]),
     question=record.text("question"),
     options=record.texts("options"),
     answer=record.text("answer"),
     problem_type=record.text("problem_type"),
-    frames=frames,
     times=times,
     reply=record.text("reply"),
+    parsed_answer=record.text("parsed_answer") if record.has("parsed_answer") else None,
     accuracy=record.number("accuracy") if record.has("accuracy") else None,
+    tokens=record.integer("tokens"),
+    truncated=bool(record.values.get("truncated")),
+    metrics=record.named_numbers("metrics"),
     reference=reference,
     steps=steps,
     alignment=_alignment(record.record("alignment"), len(reference), len(steps))
-    if aligned
+    if record.has("alignment")
     else None,
     rewards=record.named_numbers("rewards"),
-    trace_consistency=record.number("trace_consistency") if judged else None,
     segments=_segments(record),
     segment_rewards=_segment_rewards(record),
     segment_advantages=record.named_numbers("segment_advantages")
     if record.has("segment_advantages")
     else {},
-    episode=episode,
+    episode=_episode(record, times) if record.has("turns") else None,
   )
 
 
-def _episode(record: report_json.Record) -> ReportEpisode:
-  times, relevant = record.numbers("pool_times"), record.rows("relevant")
+def _episode(record: report_json.Record, times: Sequence[float]) -> ReportEpisode:
+  relevant = record.rows("relevant")
   turns = tuple(_turn(each, times) for each in record.records("turns"))
   if not times or not turns:
-    raise errors.InputError(f"{record.where}: turns or pool_times are empty")
+    raise errors.InputError(f"{record.where}: turns or times are empty")
   if list(times) != sorted(times) or not all(len(span) == 2 for span in relevant):
-    raise errors.InputError(f"{record.where}: pool_times should rise, relevant be [start, end]")
-  return ReportEpisode(turns=turns, times=times, relevant=tuple((a, b) for a, b in relevant))
+    raise errors.InputError(f"{record.where}: times should rise, relevant be [start, end]")
+  return ReportEpisode(turns=turns, times=tuple(times), relevant=tuple((a, b) for a, b in relevant))
 
 
 def _turn(record: report_json.Record, times: Sequence[float]) -> ReportTurn:
   first, last = (record.integer(n) if record.has(n) else None for n in ("first", "last"))
-  shown, frames = record.numbers("shown"), record.texts("frames")
+  shown = record.numbers("shown")
   if record.text("kind") == "retrieve" and None in (first, last):
     raise errors.InputError(f"{record.where}: a retrieval without first and last")
-  if len(shown) != len(frames):
-    raise errors.InputError(f"{record.where}: {len(shown)} shown but {len(frames)} frames")
   named = [*shown, *(index for index in (first, last) if index is not None)]
   if odd := [index for index in named if index not in range(len(times))]:
     raise errors.InputError(f"{record.where}: frame {odd[0]:g} is not in a pool of {len(times)}")
@@ -294,7 +354,6 @@ def _turn(record: report_json.Record, times: Sequence[float]) -> ReportTurn:
     first=first,
     last=last,
     shown=tuple(map(int, shown)),
-    frames=frames,
     rewards=record.named_numbers("rewards"),
   )
 

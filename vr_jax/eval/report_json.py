@@ -94,6 +94,14 @@ def read_record(path: Path) -> Record:
   return parse_record(read_text(path), str(path))
 
 
+def read_records(path: Path) -> list[Record]:
+  """Reads a file of one JSON object a line; raises as `read_record`, and names the line."""
+  lines = read_text(path).split("\n")  # not splitlines: texts may hold other line ends
+  return [
+    parse_record(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line
+  ]
+
+
 def parse_record(text: str, where: str) -> Record:
   """Parses a JSON object. `where` names the text in errors."""
   try:

@@ -1,13 +1,14 @@
 """The report's rollouts: questions with their frames and the model's replies."""
 
-from collections.abc import Sequence
+import collections
+from collections.abc import Mapping, Sequence
+import json
 import math
 import re
 from typing import Any
 
-from vr_jax.eval import report_data, report_timeline
+from vr_jax.eval import report_changes, report_data, report_timeline
 
-OPEN = 3  # this many cards are unfolded at first
 COLOURS = 4  # of segments; the style sheet defines them
 TAG = re.compile(r"(</?(?:observation|think|retrieve|answer)>)")
 CELL = 34  # size of a cell of the alignment matrix, in pixels
@@ -18,29 +19,82 @@ SMALLEST = 0.8  # least scale of the matrix on a narrow screen, before it scroll
 SLANT = 52  # angle of column labels, in degrees
 
 
-def cards(evaluations: Sequence[report_data.Evaluation]) -> list[dict[str, Any]]:
-  """Computes what rollouts.html shows: a card per question, with a reply per evaluation."""
-  questions: dict[str, list[tuple[report_data.Evaluation, report_data.Sample]]] = {}
-  for evaluation in evaluations:
-    for sample in evaluation.samples:
-      questions.setdefault(sample.id, []).append((evaluation, sample))
-  return [_card(replies, index < OPEN) for index, replies in enumerate(questions.values())]
+def cards(run: report_data.ReportRun) -> list[dict[str, Any]]:
+  """Computes what rollouts.html shows: a card per question, with a reply per evaluation.
+
+  They have the order of `run.frames`. The first one of each outcome that training changed is open.
+  """
+  replies: dict[str, list[tuple[report_data.Evaluation, report_data.Sample]]] = {}
+  for evaluation in run.evaluations:
+    for sample in evaluation.replies:
+      replies.setdefault(sample.id, []).append((evaluation, sample))
+  outcomes = report_changes.outcomes(run.evaluations)
+  opened, found = set(), []
+  for identity, frames in run.frames.items():
+    if identity in replies:
+      outcome = outcomes.get(identity, "wrong")
+      unfolded = outcome not in opened and (outcome in report_changes.CHANGED or not opened)
+      opened.add(outcome)
+      found.append({"outcome": outcome, "unfolded": unfolded, **_card(replies[identity], frames)})
+  return found
+
+
+def filters(cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """The choices of the filters above the cards: outcomes with their counts, types and rewards."""
+  samples = [reply["sample"] for card in cards for reply in card["replies"]]
+  counts = collections.Counter(card["outcome"] for card in cards)
+  changed = sum(counts[name] for name in report_changes.CHANGED)
+  return {
+    "changed": changed,
+    "total": len(cards),
+    "outcomes": [
+      {"name": name, "title": title, "count": counts[name]}
+      for name, title in report_changes.OUTCOMES.items()
+      if counts[name]
+    ],
+    "types": sorted({sample.problem_type for sample in samples}),
+    "rewards": list(dict.fromkeys(name for each in samples for name in _named_rewards(each))),
+    "graded": any(each.accuracy not in (0, 1, None) for each in samples),
+    "right_from": report_changes.RIGHT_FROM,
+  }
 
 
 def _card(
-  replies: list[tuple[report_data.Evaluation, report_data.Sample]], unfolded: bool
+  replies: list[tuple[report_data.Evaluation, report_data.Sample]], frames: Mapping[int, str]
 ) -> dict[str, Any]:
-  _, sample = replies[0]
-  names = [f"{time:g} s" for time in sample.times]
+  _, sample = replies[-1]
   marks = [_mark(evaluation, reply) for evaluation, reply in replies]
   return {
     "sample": sample,
-    "unfolded": unfolded,
     "marks": [mark for mark in marks if mark],
-    "frames": None if sample.episode else _frames(sample.frames, names),
+    "frames": None
+    if sample.episode
+    else [
+      {"jpeg": frames[index], "name": f"{time:g} s"} for index, time in enumerate(sample.times)
+    ],
     "options": [{"text": each, "right": _is_right(each, sample)} for each in sample.options],
-    "replies": [{"evaluation": evaluation, **_reply(reply)} for evaluation, reply in replies],
+    "replies": [
+      {
+        "evaluation": evaluation,
+        "sample": reply,
+        "right": report_changes.is_right(reply.accuracy),
+        "rewards": json.dumps(_named_rewards(reply)),
+        **_reply(reply, frames),
+      }
+      for evaluation, reply in replies
+    ],
   }
+
+
+def _named_rewards(sample: report_data.Sample) -> dict[str, float]:
+  """All rewards of a reply by name, those of segments under `<segment> <name>`."""
+  whole = {} if sample.segment_rewards and not sample.episode else sample.rewards
+  named = dict(whole) | {
+    f"{segment} {name}": value
+    for segment, rewards in sample.segment_rewards.items()
+    for name, value in rewards.items()
+  }
+  return {name.replace("_", " "): value for name, value in named.items() if math.isfinite(value)}
 
 
 def _mark(evaluation: report_data.Evaluation, sample: report_data.Sample) -> dict[str, str] | None:
@@ -48,7 +102,7 @@ def _mark(evaluation: report_data.Evaluation, sample: report_data.Sample) -> dic
     return None
   return {
     "text": f"{evaluation.title} {sample.accuracy:.2g}",
-    "tone": "good" if sample.accuracy >= 0.5 else "bad",
+    "tone": "good" if report_changes.is_right(sample.accuracy) else "bad",
   }
 
 
@@ -58,21 +112,17 @@ def _is_right(option: str, sample: report_data.Sample) -> bool:
   return option.strip() == answer or re.match(rf"{re.escape(answer)}\b", option) is not None
 
 
-def _frames(frames: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:
-  return [{"jpeg": frame, "name": name} for frame, name in zip(frames, names, strict=True)]
-
-
-def _reply(sample: report_data.Sample) -> dict[str, Any]:
+def _reply(sample: report_data.Sample, frames: Mapping[int, str]) -> dict[str, Any]:
   """A reply and its scores, or an episode turn by turn."""
   whole = {} if sample.segment_rewards and not sample.episode else dict(sample.rewards)
-  if sample.trace_consistency is not None:
-    whole["trace consistency"] = sample.trace_consistency
+  if "trace_consistency" in sample.metrics:
+    whole["trace consistency"] = sample.metrics["trace_consistency"]
   if sample.episode:
     return {
       "chips": _chips(whole),
       "timeline": report_timeline.timeline(sample.episode, COLOURS),
       "turns": [
-        _turn(number, turn, sample.episode.times)
+        _turn(number, turn, sample.episode.times, frames)
         for number, turn in enumerate(sample.episode.turns)
       ],
     }
@@ -87,15 +137,22 @@ def _reply(sample: report_data.Sample) -> dict[str, Any]:
   }
 
 
-def _turn(number: int, turn: report_data.ReportTurn, times: Sequence[float]) -> dict[str, Any]:
+def _turn(
+  number: int,
+  turn: report_data.ReportTurn,
+  times: Sequence[float],
+  frames: Mapping[int, str],
+) -> dict[str, Any]:
   """A turn: its frames, the reply and its rewards."""
-  names = [f"{frame} · {report_timeline.seconds(times[frame])}" for frame in turn.shown]
   return {
     "colour": number % COLOURS,
     "name": f"turn {number + 1}",
     "action": report_timeline.action(turn, times),
     "chips": _chips(turn.rewards),
-    "frames": _frames(turn.frames, names),
+    "frames": [
+      {"jpeg": frames[index], "name": f"{index} · {report_timeline.seconds(times[index])}"}
+      for index in turn.shown
+    ],
     "spans": _spans(turn.reply),
   }
 

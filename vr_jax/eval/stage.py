@@ -1,9 +1,18 @@
-"""Stage `eval`: evaluates the policy before and after RL on held-out videos; writes the report."""
+"""Stage `eval`: evaluates the policy before and after RL on held-out videos; writes the report.
 
+eval/<name>.json    {"name", "title", "stage", "step", "made_of", "device", "seconds"} and what
+                    evaluate.evaluate returns, without the replies
+eval/<name>.jsonl   the replies
+eval/frames.jsonl   frames of the questions that the report shows
+report.html
+"""
+
+from collections.abc import Sequence
 import contextlib
 import hashlib
 import json
 from pathlib import Path
+import time
 from typing import Any
 
 import ml_collections
@@ -11,62 +20,73 @@ from rich import console as rich_console
 from rich import table as rich_table
 
 from vr_jax import atomic
-from vr_jax.envs import metric
+from vr_jax.data import batches, examples, frame_store
 from vr_jax.eval import evaluate as evaluate_lib
-from vr_jax.eval import report
+from vr_jax.eval import evaluated_replies, report, report_changes, report_data, report_table
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import config_changes, console, initialization, run_context, vision_features
+from vr_jax.train import (
+  config_changes,
+  console,
+  initialization,
+  paths,
+  run_context,
+  vision_features,
+)
+from vr_jax.train import workdir as workdir_lib
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """Evaluates the policy before RL, and after RL if there is a checkpoint.
 
-  Writes eval/<name>.json and report.html, and prints a table.
+  Writes the files of eval/ and report.html, and prints a table.
   """
   context = run_context.make_run_context(config, workdir)
   mesh_lib.check_batch(config.eval.batch_size, context.mesh, "config.eval.batch_size")
   trained = workdir / "checkpoints" / "rl"
   with contextlib.closing(context.environment):
-    results = [
-      _evaluate(
-        context, workdir, "before_rl", "Before RL", initialization.find_start(context, workdir)
-      )
-    ]
+    start = initialization.find_start(context, workdir)
+    _evaluate(context, workdir, "before_rl", "Before RL", start)
     if trained.is_dir():
-      results.append(_evaluate(context, workdir, "after_rl", "After RL", trained))
+      _evaluate(context, workdir, "after_rl", "After RL", trained)
     else:  # an earlier evaluation is of checkpoints that were deleted
-      (workdir / "eval" / "after_rl.json").unlink(missing_ok=True)
+      for suffix in (".json", ".jsonl"):
+        (workdir / "eval" / f"after_rl{suffix}").unlink(missing_ok=True)
   with console.doing("writing the report", announce=True):
+    _write_frames(context, workdir)
     path = report.write_report(workdir)
-  _print_table(results)
-  console.print_line(f"report: {path}")
+  _print_table(report_data.read_run(workdir).evaluations)
+  console.print_line(f"report: {path} ({path.stat().st_size / 2**20:.1f} MiB)")
 
 
 def _evaluate(
   context: run_context.RunContext, workdir: Path, name: str, title: str, where: Path | None
-) -> dict[str, Any]:
+) -> None:
   """Evaluates the last checkpoint in `where` (None: fresh parameters) and writes eval/<name>.json.
 
-  If the file already has the result of this config and checkpoint, it is read instead.
+  Does nothing if the files already have the result of this config and checkpoint.
   """
   step = 0 if where is None else initialization.last_step(context, where)
   path = workdir / "eval" / f"{name}.json"
   made_of = hashlib.sha256(
     json.dumps([_fields(context.config), str(where), step], sort_keys=True).encode()
   ).hexdigest()
-  if (result := _read_complete(path, made_of)) is None:
-    params = (
-      initialization.fresh_params(context)
-      if where is None
-      else initialization.load_params(context, where)
-    )
-    stage = "base" if where is None else where.name
-    with vision_features.open_cache(context, params, workdir) as cache:
-      measured = evaluate_lib.evaluate(context, params, name=title.lower(), cache=cache)
-    about = {"name": name, "title": title, "stage": stage, "step": step, "made_of": made_of}
-    result = {**about, **measured}
-    _write(path, result)
-  return result
+  if _is_complete(path, made_of):
+    return
+  begun = time.monotonic()
+  params = (
+    initialization.fresh_params(context)
+    if where is None
+    else initialization.load_params(context, where)
+  )
+  stage = "base" if where is None else where.name
+  with vision_features.open_cache(context, params, workdir) as cache:
+    measured = evaluate_lib.evaluate(context, params, name=title.lower(), cache=cache)
+  replies = measured.pop("replies")
+  about = {"name": name, "title": title, "stage": stage, "step": step, "made_of": made_of}
+  about |= {"device": workdir_lib.device(), "seconds": time.monotonic() - begun}
+  path.parent.mkdir(parents=True, exist_ok=True)
+  atomic.write_json_lines(path.with_suffix(".jsonl"), replies)
+  atomic.write_json_lines(path, [{**about, **measured}])
 
 
 def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -81,34 +101,48 @@ def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
   }
 
 
-def _read_complete(path: Path, made_of: str) -> dict[str, Any] | None:
-  """Reads an earlier evaluation, if it is of this config and checkpoint."""
+def _is_complete(path: Path, made_of: str) -> bool:
+  """Whether there is an earlier evaluation of this config and checkpoint, with its replies."""
   try:
     result = json.loads(path.read_text())
+    replies = path.with_suffix(".jsonl").read_bytes()
   except (OSError, json.JSONDecodeError):
-    return None  # missing or incomplete: evaluate again
-  return result if result.get("made_of") == made_of else None
+    return False  # missing or incomplete: evaluate again
+  return result.get("made_of") == made_of and replies.count(b"\n") == result.get("examples")
 
 
-def _write(path: Path, result: dict[str, Any]) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  atomic.write_json_lines(path, [result])
+def _write_frames(context: run_context.RunContext, workdir: Path) -> None:
+  """Chooses the questions that the report shows, and writes the frames that their replies saw."""
+  evaluations = report_data.read_run(workdir).evaluations
+  asked = {each.id: each for each in examples.ExampleSource(context.data, "test")}
+  outcomes = {k: v for k, v in report_changes.outcomes(evaluations).items() if k in asked}
+  chosen = report_changes.choose_shown(outcomes, context.config.eval.report_samples)
+  store = frame_store.FrameStore(context.data / "frames")
+  rule = paths.sampling_rule(context.config.data)
+  seen: dict[str, list[int]] = {identity: [] for identity in chosen}
+  for reply in (reply for each in evaluations for reply in each.replies if reply.id in seen):
+    seen[reply.id] += reply.frames_seen
+  atomic.write_json_lines(
+    workdir / "eval" / evaluated_replies.FRAMES,
+    (
+      evaluated_replies.frames_to_json(batches.select_clip(asked[identity], store, rule), frames)
+      for identity, frames in seen.items()
+    ),
+  )
 
 
-def _print_table(results: list[dict[str, Any]]) -> None:
-  table = rich_table.Table(title="held-out videos")
+def _print_table(evaluations: Sequence[report_data.Evaluation]) -> None:
+  """Prints the metrics of all evaluations, as the report has them, without their parts."""
+  table = rich_table.Table(title="held-out videos, with 95 % intervals", title_justify="left")
   table.add_column("")
-  for result in results:
-    table.add_column(result["title"], justify="right")
-  shown_as = {n: metric.Metric(**each) for r in results for n, each in r["shown_as"].items()}
-  named = dict.fromkeys(name for result in results for name in result["metrics"])
-  for name in [*(name for name in shown_as if name in named), *named]:
-    about, part = metric.by_name(name, shown_as)
-    if part or metric.is_about_another(name) or name not in named:
-      continue
-    del named[name]
-    values = [result["metrics"].get(name) for result in results]
-    chance = results[-1]["metrics"].get(f"{name}_chance")
-    label = f"{about.title} (chance {chance:.3f})" if chance else about.title
-    table.add_row(label, *("–" if value is None else f"{value:.3f}" for value in values))
+  for evaluation in evaluations:
+    table.add_column(evaluation.title, justify="right")
+  if len(evaluations) > 1:
+    table.add_column("Change", justify="right")
+  for row in report_table.results(evaluations)["rows"]:
+    if not row["part"]:
+      cells = [*row["cells"], *([row["change"]] if row["change"] else [])]
+      label = "\n".join(filter(None, (row["title"], row["chance"])))
+      texts = ("\n".join(filter(None, (each["number"], each["interval"]))) for each in cells)
+      table.add_row(label, *texts)
   rich_console.Console().print(table)

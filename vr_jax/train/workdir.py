@@ -1,13 +1,13 @@
 """The directory of a run: the config that it belongs to, and a record of every start.
 
-config.json      the resolved config; versions and git revision of the last start, and in `history`
-                 those of every start, with the fields that it changed
+config.json      the resolved config; versions, git revision and device of the last start, and in
+                 `history` those of every start, with the fields that it changed
 data/            frame store and examples (unless config.data.directory says where)
 checkpoints/     one directory a stage
 metrics.jsonl    one object a line: stage, step, values
 tensorboard/     the same for TensorBoard
 rollouts/        one file a step of RL: prompts, replies, rewards, advantages
-eval/            one JSON file an evaluation
+eval/            an evaluation: metrics in a JSON file, replies in a file of JSON lines
 report.html      the report
 """
 
@@ -15,11 +15,13 @@ import datetime
 from importlib import metadata
 import itertools
 import json
+import os
 from pathlib import Path
 import platform
 import subprocess
 from typing import Any
 
+import jax
 import ml_collections
 
 import vr_jax
@@ -140,10 +142,29 @@ def _written(path: Path) -> tuple[dict[str, Any], list[Any]]:
 
 
 def provenance() -> dict[str, Any]:
-  """Versions of the packages, Python and this project, and the git revision of the sources."""
+  """Versions of packages, Python and this project, git revision of the sources, and the device."""
   packages = {name: metadata.version(name) for name in PACKAGES}
   versions = {"python": platform.python_version(), "vr_jax": vr_jax.__version__, **packages}
-  return {"versions": versions, "git_revision": _git_revision()}
+  return {"versions": versions, "git_revision": _git_revision(), "device": device()}
+
+
+def device() -> str:
+  """Names the devices of all processes, such as "8 x TPU v5e" or "2 x cpu (Intel Xeon, 2 cores)"."""
+  devices = jax.devices()
+  name = devices[0].device_kind
+  if devices[0].platform == "cpu":
+    name = f"{name} ({_processor()}, {os.cpu_count()} cores)"
+  return f"{len(devices)} x {name}"
+
+
+def _processor() -> str:
+  """The model of this host's processor."""
+  try:
+    about = Path("/proc/cpuinfo").read_text()
+  except OSError:  # not Linux
+    return platform.processor() or platform.machine()
+  models = [line.partition(":")[2] for line in about.splitlines() if line.startswith("model name")]
+  return models[0].strip() if models else platform.machine()
 
 
 def _git_revision() -> str | None:
