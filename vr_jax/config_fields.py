@@ -429,7 +429,9 @@ class EvalSection:
   temperature: float = field(
     0.0, "Temperature of sampling; 0: always the most likely token.", "[0, inf)"
   )
-  report_samples: int = field(24, "Number of replies in the report.", "[0, inf)")
+  report_samples: int = field(
+    24, "Number of questions whose replies are in the report.", "[0, inf)"
+  )
   blind: bool = field(True, "Whether to evaluate without frames as well.")
   shuffled_frames: bool = field(True, "Whether to evaluate with frames in random order as well.")
 

@@ -95,6 +95,15 @@ def write_evaluation(workdir, evaluation: dict, replies: list[dict]) -> None:
   path.with_suffix(".jsonl").write_text("".join(json.dumps(each) + "\n" for each in replies))
 
 
+def keep_one_reply(workdir, reply: dict, frames: dict) -> None:
+  """Leaves one evaluation with one reply, whose frames are shown."""
+  evaluation = json.loads((workdir / "eval" / "before_rl.json").read_text())
+  for path in (workdir / "eval").iterdir():
+    path.unlink()
+  write_evaluation(workdir, evaluation, [reply])
+  (workdir / "eval" / "frames.jsonl").write_text(json.dumps(frames) + "\n")
+
+
 def read_replies(path) -> list[dict]:
   """The replies of eval/<name>.jsonl."""
   return [json.loads(line) for line in path.read_text().splitlines()]

@@ -61,8 +61,8 @@ def test_an_evaluated_reply_has_the_advantages_of_an_update(data, monkeypatch, n
     },
   )
   rig(monkeypatch, context)
-  shown = evaluate.evaluate(context, {}, name="test")["rollouts"]
-  assert len(shown) == 2
-  for rollout in shown:
-    made = rollout["segment_advantages"]
+  replies = evaluate.evaluate(context, {}, name="test")["replies"]
+  assert ["segment_advantages" in reply for reply in replies] == [True, True, False]
+  for reply in replies[:2]:
+    made = reply["segment_advantages"]
     assert made == pytest.approx({"perception": perception, "reasoning": reasoning}, abs=1e-5)

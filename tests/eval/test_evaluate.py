@@ -9,7 +9,7 @@ import pytest
 
 from tests.eval import rigged
 from tests.train import nano
-from vr_jax.eval import evaluate, stage
+from vr_jax.eval import evaluate, evaluated_episode, evaluated_replies, intervals, stage
 from vr_jax.rollout import sampler
 from vr_jax.train import batching
 
@@ -42,7 +42,10 @@ def test_a_policy_that_gives_the_reference_scores_full_marks(context, monkeypatc
   for name in ("accuracy", "process_reward", "format", "trace_consistency", "blind_accuracy"):
     assert metrics[name] == pytest.approx(1, abs=1e-6), name
   assert metrics["think_answer_mismatch"] == 0
-  assert metrics["accuracy_interval"] == 0
+  interval = result["intervals"]["accuracy"]  # three videos of two questions each
+  assert (interval["low"], interval["high"]) == pytest.approx((0.43850, 1), abs=1e-5)
+  assert (interval["questions"], interval["videos"], interval["effective"]) == (6, 3, 3)
+  assert metrics["accuracy_interval"] == pytest.approx(0.28075, abs=1e-5)
   assert metrics["completions/mean_length"] == pytest.approx(
     np.mean([len(i.reply) for i in _items(context)])
   )
@@ -67,7 +70,9 @@ def test_the_examples_of_a_last_batch_count_once(context, monkeypatch):
   metrics = evaluate.evaluate(context, {}, name="test")["metrics"]
   assert [len(batch) for batch in seen] == [BATCH] * 6  # three views of two batches
   assert metrics["accuracy"] == pytest.approx(3 / 6)
-  assert metrics["accuracy_interval"] == pytest.approx(1.96 * 0.5 / np.sqrt(6))
+  videos = [item.example.video for item in items]
+  found = intervals.mean_interval([item.example.id in right for item in items], videos)
+  assert metrics["accuracy_interval"] == pytest.approx((found.high - found.low) / 2)
   kinds = [item.example.problem_type for item in items]
   for kind in set(kinds):
     scores = [i.example.id in right for i in items if i.example.problem_type == kind]
@@ -88,7 +93,7 @@ def test_traces_are_judged_where_the_examples_are_simulated_ones_only(context, m
   result = evaluate.evaluate(context, {}, name="test")
   assert result["metrics"]["accuracy"] == pytest.approx(1)
   assert not {"trace_consistency", "think_answer_mismatch"} & result["metrics"].keys()
-  assert not any("trace_consistency" in rollout for rollout in result["rollouts"])
+  assert not any("trace_consistency" in reply["metrics"] for reply in result["replies"])
 
 
 def test_batches_are_sampled_with_different_keys(context, monkeypatch):
@@ -128,12 +133,30 @@ def test_each_view_is_counted_under_its_own_name_and_only_what_is_seen_whole_is_
   )
 
 
-def test_shown_rollouts_are_as_many_as_asked_and_json(context, monkeypatch):
-  rigged.rig(monkeypatch, lambda item, **_: item.reply)
-  rollouts = evaluate.evaluate(context, {}, name="test")["rollouts"]
-  assert len(json.loads(json.dumps(rollouts))) == 2
-  assert rollouts[0]["rewards"]["total"] == pytest.approx(3, abs=1e-5)
-  assert len(rollouts[0]["frames"]) == 8
+def test_every_reply_is_kept_with_its_answer_its_rewards_and_whether_it_was_cut(
+  context, monkeypatch
+):
+  limit, stop = context.config.rl.max_new_tokens, context.processor.stop_tokens[0]
+  items = _items(context)
+  word = next(t for t in items[0].reply if t not in context.processor.stop_tokens)
+  cut, full = items[1].example.id, items[2].example.id  # full ends with the last token it may have
+  odd = {cut: [word] * limit, full: [word] * (limit - 1) + [stop]}
+  rigged.rig(monkeypatch, lambda item, **_: odd.get(item.example.id, item.reply))
+  replies = evaluate.evaluate(context, {}, name="test")["replies"]
+  assert json.loads(json.dumps(replies, allow_nan=False)) == replies
+  assert [reply["id"] for reply in replies] == [item.example.id for item in items]
+  by_id = {reply["id"]: reply for reply in replies}
+  assert [by_id[each]["tokens"] for each in (cut, full)] == [limit, limit]
+  assert [reply["id"] for reply in replies if reply["truncated"]] == [cut]
+  assert by_id[cut]["parsed_answer"] is None
+  for item in (items[0], items[3]):
+    reply = by_id[item.example.id]
+    assert reply["parsed_answer"] == item.example.answer
+    assert reply["rewards"]["total"] == pytest.approx(3, abs=1e-5)
+    assert reply["metrics"]["accuracy"] == reply["accuracy"] == 1
+    assert reply["shown"] == [item.example.shown.start, item.example.shown.end]
+    assert len(reply["times"]) == 8 and reply["tokens"] == len(item.reply)
+    assert len(reply["alignment"]["cost"]) == len(reply["reference"]) == len(item.example.steps)
 
 
 def test_a_complete_evaluation_is_not_made_again_and_the_report_is_written(
@@ -147,7 +170,23 @@ def test_a_complete_evaluation_is_not_made_again_and_the_report_is_written(
 
   def made(context, params, *, name, cache):
     calls.append(name)
-    return {"examples": 1, "metrics": {"accuracy": 0.5}, "shown_as": {}, "rollouts": []}
+    (item, *_) = next(iter(context.builder.read("test", 1, repeat=False))).items
+    episode = evaluated_episode.EvaluatedEpisode(
+      example=item.example,
+      clip=item.clip,
+      reply="<answer>?</answer>",
+      tokens=3,
+      truncated=False,
+      answer="?",
+      accuracy=float(name == "after rl"),
+      steps=[],
+      observation=None,
+      rewards={"total": 0.5},
+      segment_rewards={},
+    )
+    reply = evaluated_replies.to_json(context.environment, episode, {"accuracy": episode.accuracy})
+    empty = {"intervals": {}, "shown_as": {}}
+    return {"examples": 1, "metrics": {"accuracy": 0.5}, "replies": [reply], **empty}
 
   monkeypatch.setattr(stage.evaluate_lib, "evaluate", made)
   monkeypatch.setattr(stage.initialization, "load_params", lambda context, where: {})
@@ -156,14 +195,20 @@ def test_a_complete_evaluation_is_not_made_again_and_the_report_is_written(
   for _ in range(2):
     stage.evaluate(config, tmp_path)
     assert calls == ["before rl", "after rl"]
-  assert (tmp_path / "report.html").is_file()
+  assert "questions went from wrong to right" in (tmp_path / "report.html").read_text()
+  (frames,) = map(json.loads, (tmp_path / "eval" / "frames.jsonl").read_text().splitlines())
+  assert list(frames["frames"]) == [str(index) for index in range(8)]
   written = json.loads((tmp_path / "eval" / "after_rl.json").read_text())
   assert written["metrics"]["accuracy"] == 0.5
+  assert "cpu" in written["device"] and written["seconds"] > 0
   (tmp_path / "eval" / "after_rl.json").write_text("{")
   stage.evaluate(config, tmp_path)
   assert calls == ["before rl", "after rl", "after rl"]
+  (tmp_path / "eval" / "after_rl.jsonl").unlink()
+  stage.evaluate(config, tmp_path)
+  assert calls[3:] == ["after rl"]
   monkeypatch.setattr(
     stage.initialization, "last_step", lambda context, where: 4 if where.name == "sft" else 6
   )
   stage.evaluate(config, tmp_path)
-  assert calls[3:] == ["after rl"]
+  assert calls[4:] == ["after rl"]

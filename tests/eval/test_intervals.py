@@ -1,4 +1,4 @@
-"""Confidence intervals: the values of statsmodels, and the effect of questions that share videos."""
+"""Confidence intervals: statsmodels' values, and the effect of questions that share videos."""
 
 import math
 
@@ -118,4 +118,6 @@ def test_scores_that_have_no_such_interval_are_refused(values):
   with pytest.raises(ValueError, match="within"):
     intervals.mean_interval(values, range(len(values)))
   with pytest.raises(ValueError, match="within"):
-    intervals.change_interval([0.0] * len(values), [3 * value for value in values], [0] * len(values))
+    intervals.change_interval(
+      [0.0] * len(values), [3 * value for value in values], [0] * len(values)
+    )

@@ -105,7 +105,12 @@ def test_evaluations_stand_in_the_order_of_training(workdir):
 def test_a_question_stands_once_with_the_replies_of_both_evaluations(workdir):
   page = page_of(workdir)
   cards = [each for each in page.all("details") if each.get("class") == "rollout"]
-  assert [each["data-id"] for each in cards] == ["q-001", "q-002", "q-003"]
+  assert [(each["data-id"], each["data-outcome"]) for each in cards] == [
+    ("q-001", "wrong-to-right"),
+    ("q-003", "wrong-to-right"),
+    ("q-002", "right"),
+  ]
+  assert ["open" in each for each in cards] == [True, False, False]
   replies = [each["data-evaluation"] for each in page.all("section") if "data-evaluation" in each]
   assert replies == ["before_rl", "after_rl"] * 3
 

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from tests.eval import conftest as runs
 from vr_jax.eval import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -29,6 +30,7 @@ for (const mark of [document.querySelector("svg.curve"), document.querySelector(
 }
 document.body.dataset.said = JSON.stringify(said);
 """
+ORDER = ("q-001", "q-003", "q-002")  # of the cards: what changed stands first
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def test_the_policy_stops_a_script_that_escaping_would_have_missed(workdir, dump
 def test_the_numbers_of_every_evaluation_are_in_the_table(dom):
   [accuracy] = re.findall('<tr data-metric="accuracy".*?</tr>', dom)
   cells = re.sub("<[^>]*>", "|", accuracy)
-  for text in ("41.2 %", "± 6.0", "72.2 %", "+31.0 points"):
+  for text in ("41.2 %", "(35.2 to 47.2)", "72.2 %", "+66.7 points"):
     assert text in cells
   assert dom.count("<tr data-metric=") == 12
   assert "0.827" in dom
@@ -108,13 +110,19 @@ def test_a_curve_has_a_point_for_every_value_logged(workdir, dom):
     for name, value in record["values"].items():
       key = record["stage"], name
       logged[key] = logged.get(key, 0) + (value == value)
-  drawn = {}
+  drawn, constant = {}, {}
   for stage, charts in re.findall(r'data-stage="(\w+)">(.*?)(?=data-stage=|<h2)', dom, re.DOTALL):
     for name, chart in re.findall(r'data-metric="([^"]+)">(.*?)</figure>', charts, re.DOTALL):
       path = re.search(r' d="([^"]*)" class="raw"', chart)[1]
       drawn[stage, name] = len(re.findall("[ML]", path))
       assert len(re.search('data-steps="([^"]*)"', chart)[1].split()) == drawn[stage, name]
-  assert drawn == logged
+    for name, value in re.findall(
+      r'<li data-metric="([^"]+)">.*?"last">([^<]*)<', charts, re.DOTALL
+    ):
+      constant[stage, name] = value
+  assert constant == {("rl", "learning_rate"): "2e-06", ("rl", "perf/time/rollout"): "0.9"}
+  assert drawn.keys().isdisjoint(constant)
+  assert drawn == {key: count for key, count in logged.items() if key not in constant}
 
 
 def test_every_alignment_is_drawn_with_its_path(workdir, dom):
@@ -123,8 +131,8 @@ def test_every_alignment_is_drawn_with_its_path(workdir, dom):
     sample
     for pair in zip(
       *(
-        json.loads((workdir / "eval" / name).read_text())["rollouts"]
-        for name in ("before_rl.json", "after_rl.json")
+        sorted(runs.read_replies(workdir / "eval" / name), key=lambda each: ORDER.index(each["id"]))
+        for name in ("before_rl.jsonl", "after_rl.jsonl")
       ),
       strict=True,
     )

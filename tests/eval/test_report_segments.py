@@ -1,10 +1,10 @@
 """Replies of several segments in the report, each with its own rewards and advantage."""
 
-import json
 import re
 
 import pytest
 
+from tests.eval import conftest as runs
 from vr_jax import errors
 from vr_jax.eval import report
 
@@ -30,13 +30,10 @@ def shown(workdir):
   """shown(**fields) -> the replies of a report whose only rollout has these fields."""
 
   def write(**fields):
-    path = workdir / "eval" / "before_rl.json"
-    evaluation = json.loads(path.read_text())
-    sample = evaluation["rollouts"][0] | FIELDS | fields
-    path.write_text(json.dumps(evaluation | {"rollouts": [sample]}))
-    (workdir / "eval" / "after_rl.json").unlink()
+    [reply, *_] = runs.read_replies(workdir / "eval" / "before_rl.jsonl")
+    runs.keep_one_reply(workdir, reply | FIELDS | fields, runs.frames(reply["id"]))
     page = report.write_report(workdir).read_text(encoding="utf-8")
-    return page[page.index('<div class="replies">') : page.index('<details class="configuration">')]
+    return page[page.index('<div class="chips">') : page.index('<div class="steps">')]
 
   return write
 
@@ -126,4 +123,4 @@ def test_a_hostile_segment_stays_text(shown):
 def test_a_wrong_field_of_segments_is_named(shown, fields, complaint):
   with pytest.raises(errors.InputError, match=complaint) as caught:
     shown(**fields)
-  assert "before_rl.json: rollouts[0]" in str(caught.value)
+  assert "before_rl.jsonl:1: " in str(caught.value)

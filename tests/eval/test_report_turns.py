@@ -1,6 +1,5 @@
 """Episodes of several turns in the report: the time line, and each turn's frames and rewards."""
 
-import json
 import re
 
 import pytest
@@ -16,14 +15,12 @@ HOSTILE = "</svg></pre><img src=x onerror=alert(1)><script>alert(1)</script>"
 
 def _turn(reply, shown, **fields):
   rewards = {"accuracy": 0.0, "format": 0.1, "relevance": -0.25, "total": -0.15}
-  frames = [runs.frame("red", number / 40) for number in shown]
   known = {"kind": "answer", "problem": "", "first": None, "last": None}
-  return {"reply": reply, "shown": shown, "frames": frames, "rewards": rewards, **known, **fields}
+  return {"reply": reply, "shown": shown, "rewards": rewards, **known, **fields}
 
 
 def _rollout(**fields):
   made = runs.rollout("q-001", ["He falls."], SAY, correct=True)
-  del made["frames"], made["times"]
   turns = [
     _turn(LOOK, [0, 13, 26, 39], kind="retrieve", first=20, last=29),
     _turn("<b>hm", [20, 29], kind="invalid", problem="format"),
@@ -34,7 +31,7 @@ def _rollout(**fields):
     **made,
     "alignment": None,
     "turns": turns,
-    "pool_times": times,
+    "times": times,
     "relevant": [[40.0, 50.0], [70.0, 80.0]],
     **fields,
   }
@@ -42,15 +39,12 @@ def _rollout(**fields):
 
 @pytest.fixture
 def page(workdir):
-  """page(**fields) -> the rollouts of a report whose only one has these fields."""
+  """page(**fields) -> the replies of a report whose only one has these fields."""
 
   def write(**fields):
-    path = workdir / "eval" / "before_rl.json"
-    evaluation = json.loads(path.read_text())
-    path.write_text(json.dumps(evaluation | {"rollouts": [_rollout(**fields)]}))
-    (workdir / "eval" / "after_rl.json").unlink()
+    runs.keep_one_reply(workdir, _rollout(**fields), runs.frames("q-001", 40))
     text = report.write_report(workdir).read_text(encoding="utf-8")
-    return text[text.index('<div class="replies">') : text.index('<details class="configuration">')]
+    return text[text.index('<div class="chips">') : text.index('<div class="steps">')]
 
   return write
 
@@ -102,7 +96,7 @@ def test_evidence_that_is_not_known_is_said_to_be(page):
 
 def test_a_pool_of_one_frame_and_a_look_at_one_frame_are_seen(page):
   turn = _turn(LOOK, [0], kind="retrieve", first=0, last=0)
-  text = page(turns=[turn], pool_times=[0.0], relevant=[])
+  text = page(turns=[turn], times=[0.0], relevant=[])
   assert _bars(text, "look") == [(0.0, 0.6)]
 
 
@@ -113,23 +107,28 @@ def test_what_the_model_wrote_stays_text(page):
   assert text.count("&lt;script&gt;") == 3
 
 
+def test_a_frame_that_was_shown_and_is_not_kept_is_named(workdir):
+  runs.keep_one_reply(workdir, _rollout(), runs.frames("q-001", 39))
+  with pytest.raises(errors.InputError, match=r"frames\.jsonl: question 'q-001' lacks frame 39"):
+    report.write_report(workdir)
+
+
 @pytest.mark.parametrize(
   ("fields", "complaint"),
   [
-    ({"turns": []}, "turns or pool_times are empty"),
-    ({"pool_times": []}, r"turns\[0\]: frame 0 is not in a pool of 0"),
-    ({"pool_times": [3.0, 1.0] * 20}, "pool_times should rise"),
+    ({"turns": []}, "turns or times are empty"),
+    ({"times": []}, r"turns\[0\]: frame 0 is not in a pool of 0"),
+    ({"times": [3.0, 1.0] * 20}, "times should rise"),
     ({"relevant": [[1.0]]}, "relevant be [start, end]"),
     ({"turns": [_turn(SAY, [40])]}, "turns[0]: frame 40 is not in a pool of 40"),
     ({"turns": [_turn(SAY, [1.5])]}, "turns[0]: frame 1.5 is not in a pool of 40"),
     ({"turns": [_turn(LOOK, [], last=-1)]}, "turns[0]: frame -1 is not in a pool of 40"),
     ({"turns": [_turn(LOOK, [], kind="retrieve")]}, "turns[0]: a retrieval without first and last"),
-    ({"turns": [_turn(SAY, []) | {"frames": ["x"]}]}, "turns[0]: 0 shown but 1 frames"),
     ({"turns": [{"reply": SAY}]}, "turns[0]: field 'shown' is missing"),
   ],
 )
 def test_a_wrong_field_of_turns_is_named(page, fields, complaint):
   with pytest.raises(errors.InputError) as caught:
     page(**fields)
-  assert "before_rl.json: rollouts[0]" in str(caught.value)
+  assert "before_rl.jsonl:1: " in str(caught.value)
   assert complaint.replace("\\", "") in str(caught.value)

@@ -204,9 +204,15 @@ def test_a_run_goes_from_episodes_to_a_report_and_resumes_as_if_never_stopped(
   stage.evaluate(run, second)
   found = json.loads((second / "eval" / "after_rl.json").read_text())
   assert 1 <= found["metrics"]["turns"] <= 2
-  shown = found["rollouts"][0]
-  assert len(shown["turns"][0]["frames"]) == len(shown["turns"][0]["shown"]) == 4
-  assert len(shown["pool_times"]) == 8
+  replies = (second / "eval" / "after_rl.jsonl").read_text().splitlines()
+  reply = json.loads(replies[0])
+  assert len(reply["turns"][0]["shown"]) == 4
+  assert len(reply["times"]) == 8
+  lines = (second / "eval" / "frames.jsonl").read_text().splitlines()
+  frames = {each["id"]: each["frames"] for each in map(json.loads, lines)}
+  assert len(frames) == run.eval.report_samples
+  for shown in (each for each in map(json.loads, replies) if each["id"] in frames):
+    assert {str(i) for turn in shown["turns"] for i in turn["shown"]} <= frames[shown["id"]].keys()
 
 
 @pytest.fixture(scope="module")

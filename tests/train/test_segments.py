@@ -81,8 +81,11 @@ def test_videop2r_trains_and_asks_for_replies_to_shuffled_frames(tmp_path, monke
     assert values[f"unscored_ratio/{name}"] == 0
   assert np.isfinite(values["loss"])
   stage.evaluate(config, tmp_path)
-  shown = json.loads((tmp_path / "eval" / "after_rl.json").read_text())["rollouts"]
-  assert len(shown) == 2
-  for rollout in shown:
-    assert "".join(segment["text"] for segment in rollout["segments"]) == rollout["reply"]
-    assert rollout["segment_rewards"].keys() == rollout["segment_advantages"].keys() == set(NAMES)
+  lines = (tmp_path / "eval" / "after_rl.jsonl").read_text().splitlines()
+  replies = [json.loads(line) for line in lines]
+  for reply in replies:
+    assert "".join(segment["text"] for segment in reply["segments"]) == reply["reply"]
+    assert reply["segment_rewards"].keys() == set(NAMES)
+  with_advantages = [each for each in replies if "segment_advantages" in each]
+  assert with_advantages == replies[: config.eval.report_samples]
+  assert all(each["segment_advantages"].keys() == set(NAMES) for each in with_advantages)

@@ -69,9 +69,7 @@ def evaluate(
   ]
   if len(context.environment.segments) > 1 and context.environment.turns == 1:
     first = evaluated[: config.report_samples]
-    for reply, advantages in zip(
-      replies, _advantages(context, params, first, cache), strict=False
-    ):
+    for reply, advantages in zip(replies, _advantages(context, params, first, cache), strict=False):
       reply["segment_advantages"] = advantages
   return {
     "examples": len(evaluated),

@@ -73,9 +73,7 @@ class EvaluatedEpisode:
 Values = dict[str, dict[int, float]]
 
 
-def values_by_metric(
-  episodes: Sequence[EvaluatedEpisode], declared: metric_lib.Metrics
-) -> Values:
+def values_by_metric(episodes: Sequence[EvaluatedEpisode], declared: metric_lib.Metrics) -> Values:
   """Lists what each episode contributes to each metric, which is the mean of these values."""
   by_type: Values = {}
   for index, each in enumerate(episodes):
@@ -142,7 +140,9 @@ def intervals(
   """Computes the 95 % confidence interval of each metric whose values are within [0, 1]."""
   found = {}
   for name, each in values.items():
-    if metric_lib.by_name(name, shown_as)[0].is_fraction and all(0 <= x <= 1 for x in each.values()):
+    if metric_lib.by_name(name, shown_as)[0].is_fraction and all(
+      0 <= x <= 1 for x in each.values()
+    ):
       videos = [episodes[index].example.video for index in each]
       found[name] = intervals_lib.mean_interval(list(each.values()), videos)
   return found

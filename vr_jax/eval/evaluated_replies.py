@@ -1,8 +1,8 @@
 """Evaluated replies as JSON, and the frames of those that the report shows.
 
-    eval/<name>.jsonl   all replies of an evaluation, one a line (docs/evaluation.md)
-    eval/frames.jsonl   {"id": of a question, "frames": {index in the clip: base64 JPEG}}, one a line,
-                        in the order of the report
+eval/<name>.jsonl   all replies of an evaluation, one a line (docs/evaluation.md)
+eval/frames.jsonl   {"id": of a question, "frames": {index in the clip: base64 JPEG}}, one a line,
+                    in the order of the report
 """
 
 import base64

@@ -49,7 +49,7 @@ def render(run: report_data.ReportRun) -> str:
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   workdir = run.workdir.resolve().name
   config = None if run.config is None else run.config.get("config", run.config)
-  cards = report_rollouts.cards(run)
+  groups = report_rollouts.groups(run)
   facts = report_facts.facts(run)
   return (
     make_environment()
@@ -63,8 +63,8 @@ def render(run: report_data.ReportRun) -> str:
       summary=report_changes.summary(run.evaluations),
       results=report_table.results(run.evaluations),
       stages=report_curves.stages(run.curves),
-      cards=cards,
-      filters=report_rollouts.filters(cards),
+      groups=groups,
+      filters=report_rollouts.filters(groups),
       style=style,
       script=script,
       digest=digest,

@@ -1,6 +1,6 @@
 """What training changed: which questions became right or wrong, and by how much metrics changed.
 
-It compares the first evaluation with the last one, question by question.
+The first evaluation is compared with the last one, question by question.
 """
 
 import collections
@@ -31,20 +31,19 @@ def is_right(accuracy: float | None) -> bool:
 
 
 def outcomes(evaluations: Sequence[report_data.Evaluation]) -> dict[str, str]:
-  """The outcome of each question of the last evaluation, by its id.
+  """The outcome of each question, by its id, from its first evaluation to its last.
 
-  A question that only one evaluation asked is "right" or "wrong".
+  A question that was evaluated once is "right" or "wrong".
   """
-  if not evaluations:
-    return {}
-  first = {reply.id: is_right(reply.accuracy) for reply in evaluations[0].replies}
-  found = {}
-  for reply in evaluations[-1].replies:
-    after = is_right(reply.accuracy)
-    before = first.get(reply.id, after)
-    names = ("wrong", "right")
-    found[reply.id] = names[after] if before == after else f"{names[before]}-to-{names[after]}"
-  return found
+  replies: dict[str, list[bool]] = {}
+  for evaluation in evaluations:
+    for reply in evaluation.replies:
+      replies.setdefault(reply.id, []).append(is_right(reply.accuracy))
+  names = ("wrong", "right")
+  return {
+    identity: names[each[-1]] if each[0] == each[-1] else f"{names[each[0]]}-to-{names[each[-1]]}"
+    for identity, each in replies.items()
+  }
 
 
 def choose_shown(outcome: Mapping[str, str], limit: int) -> list[str]:

@@ -66,7 +66,7 @@ def evaluations(run: report_data.ReportRun) -> list[dict[str, Any]]:
 def _device(config: Mapping[str, Any], stage: str) -> str:
   """The device of the last start that ran a stage."""
   history = config.get("history")
-  starts = [start for start in history if isinstance(start, dict)] if history else []
+  starts = [each for each in history if isinstance(each, dict)] if isinstance(history, list) else []
   devices = [start.get("device") for start in starts if start.get("mode") in (stage, "all")]
   return str((devices and devices[-1]) or NOT_RECORDED)
 

@@ -19,38 +19,45 @@ SMALLEST = 0.8  # least scale of the matrix on a narrow screen, before it scroll
 SLANT = 52  # angle of column labels, in degrees
 
 
-def cards(run: report_data.ReportRun) -> list[dict[str, Any]]:
-  """Computes what rollouts.html shows: a card per question, with a reply per evaluation.
+def groups(run: report_data.ReportRun) -> list[dict[str, Any]]:
+  """Computes what rollouts.html shows: by outcome, a card per question with all replies to it.
 
-  They have the order of `run.frames`. The first one of each outcome that training changed is open.
+  Groups and cards have the order of `run.frames`. In the groups that training changed, the first
+  card is open; if there are none, in the first group.
   """
   replies: dict[str, list[tuple[report_data.Evaluation, report_data.Sample]]] = {}
   for evaluation in run.evaluations:
     for sample in evaluation.replies:
       replies.setdefault(sample.id, []).append((evaluation, sample))
   outcomes = report_changes.outcomes(run.evaluations)
-  opened, found = set(), []
+  cards: dict[str, list[dict[str, Any]]] = {}
   for identity, frames in run.frames.items():
-    if identity in replies:
-      outcome = outcomes.get(identity, "wrong")
-      unfolded = outcome not in opened and (outcome in report_changes.CHANGED or not opened)
-      opened.add(outcome)
-      found.append({"outcome": outcome, "unfolded": unfolded, **_card(replies[identity], frames)})
-  return found
+    if identity in outcomes:
+      cards.setdefault(outcomes[identity], []).append(_card(replies[identity], frames))
+  opened = set(report_changes.CHANGED) & cards.keys() or {*list(cards)[:1]}
+  counts = collections.Counter(outcomes.values())
+  return [
+    {
+      "outcome": outcome,
+      "title": report_changes.OUTCOMES[outcome],
+      "count": counts[outcome],
+      "cards": each,
+      "unfolded": outcome in opened,
+    }
+    for outcome, each in cards.items()
+  ]
 
 
-def filters(cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def filters(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
   """The choices of the filters above the cards: outcomes with their counts, types and rewards."""
-  samples = [reply["sample"] for card in cards for reply in card["replies"]]
-  counts = collections.Counter(card["outcome"] for card in cards)
-  changed = sum(counts[name] for name in report_changes.CHANGED)
+  samples = [r["sample"] for group in groups for card in group["cards"] for r in card["replies"]]
+  counts = {group["outcome"]: len(group["cards"]) for group in groups}
   return {
-    "changed": changed,
-    "total": len(cards),
+    "changed": sum(counts.get(name, 0) for name in report_changes.CHANGED),
+    "total": sum(counts.values()),
     "outcomes": [
-      {"name": name, "title": title, "count": counts[name]}
-      for name, title in report_changes.OUTCOMES.items()
-      if counts[name]
+      {"name": group["outcome"], "title": group["title"], "count": len(group["cards"])}
+      for group in groups
     ],
     "types": sorted({sample.problem_type for sample in samples}),
     "rewards": list(dict.fromkeys(name for each in samples for name in _named_rewards(each))),
@@ -98,10 +105,14 @@ def _named_rewards(sample: report_data.Sample) -> dict[str, float]:
 
 
 def _mark(evaluation: report_data.Evaluation, sample: report_data.Sample) -> dict[str, str] | None:
+  """What a reply answered, and whether that is right, in a few words."""
   if sample.accuracy is None:
     return None
+  answer = "no answer" if sample.parsed_answer is None else _shorten(sample.parsed_answer, 24)
+  graded = "" if sample.accuracy in (0, 1) else f" ({sample.accuracy:.2f})"
   return {
-    "text": f"{evaluation.title} {sample.accuracy:.2g}",
+    "text": f"{answer}{graded}",
+    "title": evaluation.title,
     "tone": "good" if report_changes.is_right(sample.accuracy) else "bad",
   }
 

@@ -110,9 +110,7 @@ def _row(
   }
 
 
-def _format_chance(
-  metric: Metric, evaluations: Sequence[report_data.Evaluation], name: str
-) -> str:
+def _format_chance(metric: Metric, evaluations: Sequence[report_data.Evaluation], name: str) -> str:
   """What guessing scores, or "" if that is not known or nothing."""
   head, slash, part = name.partition("/")
   chance = evaluations[-1].metrics.get(f"{head}_chance{slash}{part}", 0.0)

@@ -1,7 +1,7 @@
 """What the metrics of training mean, in a sentence each; docs/metrics.md has the same sentences.
 
-In names, <name> stands for a reward or `total`, <segment> for a segment of a reply or a turn, <part>
-for a part of a step, and … for one of several ends.
+In names, <name> stands for a reward or `total`, <segment> for a segment of a reply or a turn,
+<part> for a part of a step, and … for one of several ends.
 """
 
 from collections.abc import Mapping
@@ -70,8 +70,7 @@ MEANINGS: Mapping[str, str] = {
   "completions/<segment>/mean_length": "Mean number of tokens of a segment.",
   "completions/clipped_ratio": "Fraction of replies that reached rl.max_new_tokens.",
   "padding_fraction": (
-    "Fraction of the tokens computed in a step that are padding or lie behind the end of a "
-    "reply."
+    "Fraction of the tokens computed in a step that are padding or lie behind the end of a reply."
   ),
   "critic/loss": "Clipped squared error of the values.",
   "critic/grad_norm": "Norm of the critic's gradient before clipping.",

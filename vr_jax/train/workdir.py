@@ -149,7 +149,7 @@ def provenance() -> dict[str, Any]:
 
 
 def device() -> str:
-  """Names the devices of all processes, such as "8 x TPU v5e" or "2 x cpu (Intel Xeon, 2 cores)"."""
+  """Names the devices of all processes: "8 x TPU v5e" or "2 x cpu (Intel Xeon, 2 cores)"."""
   devices = jax.devices()
   name = devices[0].device_kind
   if devices[0].platform == "cpu":

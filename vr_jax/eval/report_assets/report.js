@@ -102,6 +102,9 @@ function applyFilters() {
   cards.forEach((card) => {
     card.hidden = !isWanted(card, wanted);
   });
+  document.querySelectorAll(".outcome").forEach((group) => {
+    group.hidden = !group.querySelector(".rollout:not([hidden])");
+  });
   const shown = cards.filter((card) => !card.hidden).length;
   filters.elements.count.textContent = `${shown} of ${cards.length} questions`;
 }
