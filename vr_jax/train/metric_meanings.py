@@ -17,7 +17,12 @@ MEANINGS: Mapping[str, str] = {
     "SFT: negative log-likelihood of the reference replies of the validation split."
   ),
   "loss_tokens": "Number of tokens in the loss.",
+  "num_tokens": (
+    "Tokens seen so far in this stage, of prompts and replies, padding excluded. A prompt counts once "
+    "for its group."
+  ),
   "grad_norm": "Norm of the gradient before clipping.",
+  "learning_rate": "Learning rate of the last update.",
   "entropy": "Mean entropy of the policy over sampled tokens.",
   "kl": "Mean estimated KL divergence from the reference policy.",
   "policy_ratio": (
@@ -67,6 +72,8 @@ MEANINGS: Mapping[str, str] = {
     "Fraction of the groups sampled for a step whose replies differ in reward."
   ),
   "completions/mean_length": "Mean number of sampled tokens of an episode.",
+  "completions/min_length": "Fewest sampled tokens of an episode.",
+  "completions/max_length": "Most sampled tokens of an episode.",
   "completions/<segment>/mean_length": "Mean number of tokens of a segment.",
   "completions/clipped_ratio": "Fraction of replies that reached rl.max_new_tokens.",
   "padding_fraction": (
@@ -114,6 +121,9 @@ MEANINGS: Mapping[str, str] = {
   "perf/exposed_host_fraction": "Fraction of a step in which the devices waited for the host.",
   "perf/host_peak_mib": "Largest resident memory of the process so far.",
   "perf/device_peak_mib": "Largest memory used so far on the process's first device.",
+  "perf/device_memory_mib": (
+    "Memory in use on the process's first device, where the backend counts it."
+  ),
   "vision/cache_hits": "Clips of the batch whose features were in the cache.",
   "vision/cache_rebuilt": "Damaged cache entries that were computed again.",
 }
