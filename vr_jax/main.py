@@ -114,11 +114,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   import jax
 
   from vr_jax.parallel import mesh, processes
-  from vr_jax.train import compilations, config_checks, console, judge_factory
+  from vr_jax.train import compilations, config_checks, console, judge_factory, model_checks
   from vr_jax.train import workdir as workdir_lib
 
   config_checks.check(config)
   mesh.set_cpu_devices(config.cpu_devices)
+  model_checks.check(config, workdir, mode)
   if mode in ("rl", "eval", "traces", "all") and "judge" in config:
     judge_factory.check(config, workdir)
   if mode in ("eval", "all") and jax.process_count() > 1:
@@ -141,6 +142,8 @@ def _run_stages(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> 
 
   if mode in ("data", "all"):
     processes.first_alone("data", lambda: data_stage.prepare(config, workdir))
+  if mode in ("sft", "all"):
+    data_stage.check_before_training(config, workdir, mode)
   if mode in ("sft", "all"):
     sft_loop.train(config, workdir)
   if mode in ("rl", "all"):

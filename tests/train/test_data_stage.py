@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+from pathlib import Path
 import shutil
 
 from PIL import Image
@@ -9,7 +11,7 @@ import pytest
 
 from tests.train import nano
 from vr_jax import errors, main, records
-from vr_jax.data import examples
+from vr_jax.data import examples, ingest
 from vr_jax.train import data_stage, run_context
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import write
@@ -152,3 +154,68 @@ def test_examples_are_checked_again_only_where_something_changed(data, monkeypat
   longer = nano.config(data__directory=str(data), model__prefix_buckets=(64, 97))
   dataclasses.replace(context, config=longer).builder.checks.find_unusable()
   assert len(checked) == 24
+
+
+def _refused(given, tmp_path) -> str:
+  with pytest.raises(errors.InputError) as error:
+    data_stage.prepare(nano.config(**given), tmp_path)
+  assert not (tmp_path / "shards").exists()
+  return str(error.value)
+
+
+def test_what_examples_lack_together_is_said_before_videos_are_read(tmp_path, monkeypatch):
+  given = _given(tmp_path)
+  monkeypatch.setattr(
+    ingest.guarded_reader, "cut_all", lambda *_, **__: pytest.fail("reads videos")
+  )
+  for split in ("test", "validation"):
+    line = _refused({**given, f"data__{split}_fraction": 0.05}, tmp_path)
+    assert line.startswith(f"--config.data.{split}_fraction=0.05: leaves none of 8 videos for the")
+    assert "give 0.13 or more, or 0" in line
+  assert "none of 8 videos is left for" in _refused(
+    {**given, "data__test_fraction": 0.99}, tmp_path
+  )
+  path = Path(given["data__annotations"])
+  lines = [{**json.loads(line), "steps": []} for line in path.read_text().splitlines()]
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  line = _refused(given, tmp_path)
+  assert line.startswith("config.env.rewards: process has the weight 1, but none of 8 examples")
+  for rewards in (("accuracy", "format"), ("accuracy", "process*0")):
+    with pytest.raises(pytest.fail.Exception, match="reads videos"):
+      data_stage.prepare(nano.config(**given, env__rewards=rewards), tmp_path)
+
+
+def test_the_fraction_that_is_advised_leaves_a_video():
+  for videos in range(1, 40):
+    config = nano.config(data__test_fraction=min(math.ceil(100 / videos) / 100, 0.99))
+    names = [f"{number}.mp4" for number in range(videos)]
+    parts = examples.split_videos(
+      names, {"train": 1 - config.data.test_fraction, "test": config.data.test_fraction}, seed=0
+    )
+    assert parts["test"]
+
+
+def test_data_for_another_recipe_are_checked_for_this_one_before_training(tmp_path):
+  given = _given(tmp_path)
+  path = Path(given["data__annotations"])
+  lines = [{**json.loads(line), "steps": []} for line in path.read_text().splitlines()]
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  plain = nano.config(**given, env__rewards=("accuracy",), sft__steps=0)
+  data_stage.prepare(plain, tmp_path)
+  with pytest.raises(errors.InputError, match="process has the weight 1, but none of 8 examples"):
+    data_stage.prepare(nano.config(**given, sft__steps=0), tmp_path)
+  with pytest.raises(
+    errors.InputError, match=r"\(test\)\): holds no example that can be used; run"
+  ):
+    data_stage.check_before_training(plain, tmp_path, "all")
+  data_stage.check_before_training(plain, tmp_path, "rl")
+  # Where nothing was left out, on_bad makes no difference.
+  plain.data.on_bad = "skip"
+  data_stage.prepare(plain, tmp_path)
+
+
+def test_data_with_records_left_out_are_not_those_of_a_run_that_stops(tmp_path):
+  given = {**_given(tmp_path, question=""), "data__on_bad": "skip"}
+  data_stage.prepare(nano.config(**given), tmp_path)
+  with pytest.raises(errors.InputError, match="on_bad=skip, which left out 0 videos and 1 records"):
+    data_stage.prepare(nano.config(**{**given, "data__on_bad": "stop"}), tmp_path)

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+import types
 from typing import Any
 import zlib
 
@@ -28,6 +29,8 @@ from vr_jax.data import (
   video_file,
 )
 from vr_jax.errors import InputError
+
+Splits = Mapping[str, Sequence[records.Example]]
 
 _FORMAT = 1
 # Bytes at a video's start, middle and end that go into the fingerprint.
@@ -98,13 +101,16 @@ def ingest(
   config: IngestConfig,
   *,
   limits: guarded_reader.DecodeLimits = guarded_reader.DecodeLimits(),
+  check: Callable[[Splits], None] = lambda _: None,
   progress: Callable[[int, int], None] | None = None,
 ) -> Report:
   """Cuts every video that a question refers to, and writes frames and examples to `output`.
 
   The directory is written completely or not at all. If it already exists, made from the same inputs
-  and config, nothing is done and its report is returned. Videos are compared by name, size and the
-  bytes at their start, middle and end, but not by their modification time, which copying changes.
+  and config, nothing is done and its report is returned. Then `on_bad` may differ, if nothing was
+  skipped.
+  Videos are compared by name, size and the bytes at their start, middle and end, but not by their
+  modification time, which copying changes.
 
   Args:
     videos: directory of video and picture files; may have sub-directories.
@@ -113,6 +119,8 @@ def ingest(
     output: directory to create.
     config: what to keep.
     limits: of the processes that decode.
+    check: is called with the examples of each split before any video is cut; may raise InputError.
+      Examples of bad videos are among them.
     progress: called after each video with (videos done, all videos).
 
   Raises:
@@ -120,11 +128,12 @@ def ingest(
       `output` made from other inputs, with another config, or by something else.
   """
   files = video_file.find(videos)
-  fingerprint = _fingerprint(videos, files, annotations, config)
+  inputs = _digest_inputs(videos, files, annotations)
   if output.is_dir() and any(output.iterdir()):
-    return _read_report(output, fingerprint)
+    return _read_report(output, inputs, config)
   with atomic.directory(output) as partial:
-    report = _fill(partial, videos, files, annotations, config, limits, progress)
+    report = _fill(partial, videos, files, annotations, config, limits, check, progress)
+    fingerprint = _fingerprint(inputs, config)
     outcome = {"fingerprint": fingerprint, "report": dataclasses.asdict(report)}
     (partial / _REPORT_FILE).write_text(json.dumps(outcome, indent=2) + "\n")
   return report
@@ -135,18 +144,21 @@ def open_split(output: Path, split: str) -> tuple[examples.ExampleSource, frame_
   return examples.ExampleSource(output, split), frame_store.FrameStore(output / "frames")
 
 
-def _fingerprint(
-  videos: Path, files: Sequence[str], annotation_file: Path, config: IngestConfig
-) -> str:
-  digest = hashlib.sha256()
-  digest.update(json.dumps([_FORMAT, dataclasses.asdict(config)]).encode())
+def _digest_inputs(videos: Path, files: Sequence[str], annotation_file: Path) -> bytes:
+  """What the fingerprint depends on besides the config."""
+  digests = []
   for path in annotations.find_files(annotation_file):
     try:
-      digest.update(hashlib.sha256(path.read_bytes()).digest())
+      digests.append(hashlib.sha256(path.read_bytes()).digest())
     except OSError as error:
       raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-  digest.update(json.dumps([[file, *_size_and_checksum(videos / file)] for file in files]).encode())
-  return digest.hexdigest()
+  sums = json.dumps([[file, *_size_and_checksum(videos / file)] for file in files])
+  return b"".join([*digests, sums.encode()])
+
+
+def _fingerprint(inputs: bytes, config: IngestConfig) -> str:
+  described = json.dumps([_FORMAT, dataclasses.asdict(config)])
+  return hashlib.sha256(described.encode() + inputs).hexdigest()
 
 
 def _size_and_checksum(path: Path) -> tuple[int, int]:
@@ -163,19 +175,29 @@ def _size_and_checksum(path: Path) -> tuple[int, int]:
   return size, checksum
 
 
-def _read_report(output: Path, fingerprint: str) -> Report:
+def _read_report(output: Path, inputs: bytes, config: IngestConfig) -> Report:
   """Reads the report of an earlier ingestion. Raises InputError if it had other inputs."""
   path = output / _REPORT_FILE
+  other = dataclasses.replace(config, on_bad="skip" if config.on_bad == "stop" else "stop")
   try:
     outcome: dict[str, Any] = json.loads(path.read_text())
-    if outcome["fingerprint"] == fingerprint:
-      return Report(**outcome["report"])
+    fingerprint, report = outcome["fingerprint"], Report(**outcome["report"])
   except FileNotFoundError as error:
     raise InputError(
       f"{output}: is not empty and holds no ingested data; give another directory"
     ) from error
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise InputError(f"{path}: is damaged; remove {output} and ingest again") from error
+  if fingerprint == _fingerprint(inputs, config):
+    return report
+  if fingerprint == _fingerprint(inputs, other):
+    # Where nothing was skipped, `on_bad` makes no difference.
+    if not (report.skipped_videos or report.skipped_records):
+      return report
+    raise InputError(
+      f"{output}: ingested with data.on_bad=skip, which left out {report.skipped_videos} videos "
+      f"and {report.skipped_records} records (bad_records.jsonl); give it, or another directory"
+    )
   raise InputError(
     f"{output}: was ingested from other inputs or with another config; give another directory"
   )
@@ -188,12 +210,14 @@ def _fill(
   annotation_file: Path,
   config: IngestConfig,
   limits: guarded_reader.DecodeLimits,
+  check: Callable[[Splits], None],
   progress: Callable[[int, int], None] | None,
 ) -> Report:
   """Writes everything but `ingest.json`."""
   bad = _BadInputs(config.on_bad)
   questions = annotations.read(annotation_file, frozenset(files), on_bad=bad)
   unreadable = len(bad.entries)
+  check(split([question.example for question in questions], config))
   bad_videos = _cut_videos(videos, questions, directory / "frames", config, limits, bad, progress)
   store = frame_store.FrameStore(directory / "frames")
   kept = _check_spans(questions, store, bad_videos, config, bad)
@@ -203,7 +227,7 @@ def _fill(
       f"{annotation_file}: not one good record is left; first, {first['where']}: {first['problem']}"
     )
   copies = _find_copies(store)
-  splits = _split(kept, copies, config)
+  splits = split(kept, config, copies)
   examples.write(directory, splits)
   if config.on_bad == "skip":
     lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad.entries)
@@ -299,10 +323,15 @@ def _find_copies(store: frame_store.FrameStore) -> dict[str, str]:
   return copies
 
 
-def _split(
-  kept: Sequence[records.Example], copies: Mapping[str, str], config: IngestConfig
+def split(
+  kept: Sequence[records.Example],
+  config: IngestConfig,
+  copies: Mapping[str, str] = types.MappingProxyType({}),
 ) -> dict[str, list[records.Example]]:
-  """Divides the examples by video; copies count as one video."""
+  """Divides the examples by video; copies count as one video.
+
+  copies: video -> the one that it is a copy of.
+  """
   train = 1 - config.validation_fraction - config.test_fraction
   fractions: dict[str, float] = dict(
     zip(examples.SPLITS, (train, config.validation_fraction, config.test_fraction), strict=True)

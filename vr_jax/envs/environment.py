@@ -1,15 +1,20 @@
 """The interface of environments: what a recipe shows, turn by turn, and how it scores replies."""
 
 from collections.abc import Callable, Mapping, Sequence
-import dataclasses
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 import numpy as np
 
 from vr_jax import records
 from vr_jax.envs import metric
 from vr_jax.envs import retrieval_actions as retrieval_actions
+from vr_jax.envs.episodes import Episode as Episode
+from vr_jax.envs.episodes import Observation as Observation
+from vr_jax.envs.episodes import Replies as Replies
+from vr_jax.envs.episodes import Trace as Trace
+from vr_jax.envs.episodes import WholeClip as WholeClip
+from vr_jax.envs.episodes import single_turn as single_turn
 from vr_jax.rewards import accuracy
 
 # A function that sums numbers over the processes of a run.
@@ -17,61 +22,6 @@ SumAcrossProcesses = Callable[[Float[np.ndarray, "numbers"]], Float[np.ndarray, 
 
 # (end character, segment index), ascending; the last end is len(reply).
 SegmentSpans = tuple[tuple[int, int], ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Episode:
-  """The replies of a policy about one example, turn by turn.
-
-  pool: number of frames of the clip.
-  relevant: indices of the frames that hold the evidence; () if unknown.
-  replies: texts, one for each turn.
-  """
-
-  pool: int
-  relevant: tuple[int, ...]
-  replies: tuple[str, ...]
-
-
-def single_turn(text: str) -> Episode:
-  """An episode of one reply, without a pool of frames."""
-  return Episode(pool=0, relevant=(), replies=(text,))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Replies:
-  """The replies of a policy to a batch of examples.
-
-  episodes: [prompts][group].
-  segment: index of the segment that each token belongs to; -1 for tokens in no segment.
-  shuffled: replies to the same frames in random order, [prompts][any number]; None if none were
-    sampled.
-  """
-
-  episodes: Sequence[Sequence[Episode]]
-  segment: Int[np.ndarray, "prompts group time"]
-  shuffled: Sequence[Sequence[str]] | None = None
-
-  @classmethod
-  def from_texts(
-    cls,
-    texts: Sequence[Sequence[str]],
-    segment: Int[np.ndarray, "prompts group time"],
-    *,
-    shuffled: Sequence[Sequence[str]] | None = None,
-  ) -> "Replies":
-    """Replies of one turn each. texts: [prompts][group]."""
-    episodes = [[single_turn(text) for text in group] for group in texts]
-    return cls(episodes=episodes, segment=segment, shuffled=shuffled)
-
-  @property
-  def texts(self) -> list[list[str]]:
-    """The episodes' last replies, [prompts][group]; earlier replies are in `episodes` only."""
-    return [[episode.replies[-1] for episode in group] for group in self.episodes]
-
-  def lengths(self, segments: int) -> Int[np.ndarray, "prompts group {segments}"]:
-    """Number of tokens of each segment."""
-    return np.stack([(self.segment == number).sum(-1) for number in range(segments)], axis=-1)
 
 
 def question_text(example: records.Example, instruction: str) -> str:
@@ -90,46 +40,6 @@ def task_scores(
   """`task_score` of each answer to the example of the same index, computed in one batch."""
   replies = ["" if answer is None else f"<answer>{answer}</answer>" for answer in answers]
   return accuracy.accuracies(replies, examples)
-
-
-@dataclasses.dataclass(frozen=True)
-class WholeClip:
-  """The part of an observation that stands for the whole clip, shown as one video."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Observation:
-  """The content of a turn: texts, frames by their index in the pool, or the whole clip.
-
-  Parts are shown in order, except with `WholeClip`: such a turn has exactly one text, and
-  config.model.question_first decides which of the two comes first.
-  """
-
-  parts: tuple[str | int | WholeClip, ...]
-
-  @property
-  def frames(self) -> tuple[int, ...]:
-    """Indices of the single frames."""
-    return tuple(part for part in self.parts if isinstance(part, int))
-
-  @property
-  def texts(self) -> tuple[str, ...]:
-    """The texts."""
-    return tuple(part for part in self.parts if isinstance(part, str))
-
-  @property
-  def shows_clip(self) -> bool:
-    """Whether the whole clip is shown."""
-    return any(isinstance(part, WholeClip) for part in self.parts)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trace:
-  """The texts of a supervised trace, as parsed from a reply."""
-
-  observation: str
-  reasoning: str
-  answer: str
 
 
 @runtime_checkable
@@ -209,6 +119,10 @@ class Environment(Protocol):
   @classmethod
   def check_config(cls, config: Any) -> None:
     """Raises InputError if other sections of the config contradict config.env."""
+    ...
+
+  def check_examples(self, examples: Sequence[records.Example]) -> None:
+    """Raises InputError if no example to train on has what a reward with a weight needs."""
     ...
 
   def question(self, example: records.Example) -> str:
@@ -355,6 +269,10 @@ class Defaults:
   def check_config(cls, config: Any) -> None:
     """Every config is accepted."""
     del config
+
+  def check_examples(self, examples: Sequence[records.Example]) -> None:
+    """All examples will do."""
+    del examples
 
   def observe(
     self, example: records.Example, pool: int, replies: Sequence[str]

@@ -59,6 +59,16 @@ class MossChatV(question_answer.QuestionAnswer):
         f"({', '.join(names)})"
       )
 
+  def check_examples(self, examples: Sequence[records.Example]) -> None:
+    """Raises InputError if the process reward has a weight and no example has steps."""
+    weight = sum(reward.weight for reward in self.listed_rewards if reward.name == "process")
+    if weight and examples and not any(example.steps for example in examples):
+      raise errors.InputError(
+        f"config.env.rewards: process has the weight {weight:g}, but none of {len(examples)} "
+        "examples to train on has reference steps; add the field 'steps' to the annotations, or "
+        "use the recipe grpo"
+      )
+
   def reward_functions(self) -> Mapping[str, reward_function.Function]:
     """The rewards of question answering, and `process`; each is in [0, 1]."""
     return {**super().reward_functions(), "process": self._process_rewards}

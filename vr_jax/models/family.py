@@ -44,6 +44,7 @@ class ModelFamily:
   end_token, pad_token: as the tokenizer spells them.
   template_words: text that the chat template adds, for training a tokenizer.
   presets: config.json fields of released models, by name.
+  organization: of the released models on the Hugging Face Hub.
   token_fields: ids of special tokens, for use without a tokenizer; no shape depends on them.
   """
 
@@ -66,6 +67,7 @@ class ModelFamily:
   pad_token: str
   template_words: tuple[str, ...] = ()
   presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  organization: str = ""
   token_fields: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ A family outside this package registers itself: `registry.register(family)`.
 from collections.abc import Callable, Mapping
 import importlib
 import pathlib
+import re
 from typing import Any
 
 from jaxtyping import DTypeLike, PyTree
@@ -95,6 +96,32 @@ def preset_config(directory: str | pathlib.Path) -> interface.ModelConfig:
   raise errors.InputError(
     f"config.model.pretrained={path}: holds no config.json, and is none of {', '.join(names)}"
   )
+
+
+def check_directory(directory: str | pathlib.Path, field: str) -> None:
+  """Raises InputError if there is no such directory with a config.json; says how to get one.
+
+  directory: of a Hugging Face model; it may also be a Hub id, or the name of a released model.
+  field: the config field that names it.
+  """
+  path = pathlib.Path(directory)
+  if path.is_dir() and not (path / "config.json").is_file():
+    snapshots = sorted(path.glob("snapshots/*/config.json"))
+    then = f"; it is a cache of the Hub: give {snapshots[-1].parent}" if snapshots else ""
+    raise errors.InputError(f"{field}={directory}: holds no config.json{then}")
+  if not path.is_dir():
+    hub_id = _hub_id(str(directory))
+    fetch = f"; fetch it: hf download {hub_id} --local-dir={path.name}" if hub_id else ""
+    then = f", then give --{field}={path.name}" if hub_id and path.name != str(directory) else ""
+    raise errors.InputError(f"{field}={directory}: no such directory{fetch}{then}")
+
+
+def _hub_id(directory: str) -> str:
+  """The id on the Hub that a directory's name looks like; empty if it looks like none."""
+  if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", directory):
+    return directory
+  found = _preset(directory)
+  return f"{found[0].organization}/{directory}" if found and "/" not in directory else ""
 
 
 def from_pretrained(

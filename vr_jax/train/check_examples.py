@@ -77,6 +77,8 @@ class Checks:
   def _write(self, path: Path) -> None:
     store = frame_store.FrameStore(self.shards / "frames")
     splits = [name for name in SPLITS if name != "validation" or self.config.sft.validate_every]
+    source = examples.ExampleSource(self.shards, "train")
+    self.environment.check_examples([source[index] for index in range(len(source))])
     lengths: list[int] = []
     found = {split: self._problems(split, store, lengths) for split in splits}
     bad = [entry for problems in found.values() for entry in problems.values()]

@@ -3,7 +3,10 @@
 Where the recipe asks for it, this stage trains the tokenizer as well.
 """
 
+from collections.abc import Iterator
+import functools
 import json
+import math
 from pathlib import Path
 
 import ml_collections
@@ -58,20 +61,17 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
     raise errors.InputError(
       "config.data: needs videos and annotations (docs/data.md), or simulate.videos > 0"
     )
-  options = ingest.IngestConfig(
-    fps=data.fps,
-    quality=data.quality,
-    max_side=data.max_side,
-    validation_fraction=data.validation_fraction,
-    test_fraction=data.test_fraction,
-    split_seed=data.split_seed,
-    rule=paths.sampling_rule(data),
-    on_bad=data.on_bad,
-  )
+  options = ingest_config(data)
   shards = paths.shards_directory(config, workdir)
   with console.progress("ingest") as tick:
     report = ingest.ingest(
-      videos, annotations, shards, options, limits=paths.decode_limits(data), progress=tick
+      videos,
+      annotations,
+      shards,
+      options,
+      limits=paths.decode_limits(data),
+      check=functools.partial(check_splits, config),
+      progress=tick,
     )
   counts = ", ".join(f"{count} {split}" for split, count in report.examples.items())
   console.print_line(
@@ -84,6 +84,68 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
       f"data: {len(report.copies)} videos have the same frames as another one ({copy} as "
       f"{original}); such videos are in one split"
     )
+
+
+def ingest_config(data: ml_collections.ConfigDict) -> ingest.IngestConfig:
+  """How the section `data` has videos ingested."""
+  return ingest.IngestConfig(
+    fps=data.fps,
+    quality=data.quality,
+    max_side=data.max_side,
+    validation_fraction=data.validation_fraction,
+    test_fraction=data.test_fraction,
+    split_seed=data.split_seed,
+    rule=paths.sampling_rule(data),
+    on_bad=data.on_bad,
+  )
+
+
+def check_splits(config: ml_collections.ConfigDict, splits: ingest.Splits) -> None:
+  """Raises InputError if a split that will be needed has no example, or none that can be used."""
+  for problem in split_problems(config, splits):
+    raise problem
+
+
+def split_problems(
+  config: ml_collections.ConfigDict, splits: ingest.Splits
+) -> Iterator[errors.InputError]:
+  """Yields what is wrong with the examples of each split taken together."""
+  videos = len({example.video for part in splits.values() for example in part})
+  for split in ("test", "validation"):
+    fraction = config.data[f"{split}_fraction"]
+    if fraction and videos and not splits[split]:
+      yield errors.InputError(
+        f"--config.data.{split}_fraction={fraction:g}: leaves none of {videos} videos for the "
+        f"{split} split; give {math.ceil(100 / videos) / 100:g} or more, or 0 for no such split"
+      )
+  if videos and not splits["train"]:
+    yield errors.InputError(
+      f"config.data: none of {videos} videos is left for training; "
+      "lower --config.data.test_fraction and --config.data.validation_fraction"
+    )
+  try:
+    registry.make_environment(config).check_examples(splits["train"])
+  except errors.InputError as error:
+    yield error
+
+
+def check_before_training(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
+  """Raises InputError if a split is empty that a stage of `mode` would need after hours."""
+  shards = paths.shards_directory(config, workdir)
+  if not shards.is_dir():
+    return  # the stage says so
+  left_out = run_context.make_example_checks(config, workdir).find_unusable()
+  needed = {"test": mode == "all", "validation": config.sft.steps and config.sft.validate_every}
+  for split, leave in (
+    ("test", "run --mode=sft and --mode=rl alone"),
+    ("validation", "set --config.sft.validate_every=0"),
+  ):
+    source = examples.ExampleSource(shards, split) if needed[split] else None
+    if source is not None and len(source) == len(left_out[split]):
+      raise errors.InputError(
+        f"{source}: holds no example that can be used; {leave}, or ingest into another directory "
+        f"with a larger --config.data.{split}_fraction"
+      )
 
 
 def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:

@@ -17,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from vr_jax import errors, records
+from vr_jax import records
 from vr_jax.models import registry
 from vr_jax.models.common import checkpoint, conversation
 from vr_jax.models.common import prompts as prompts_lib
@@ -38,11 +38,7 @@ def check(directory: Path) -> None:
 
   The weights are not checked.
   """
-  if not directory.is_dir():
-    raise errors.InputError(
-      f"config.judge.model={directory}: no such directory; "
-      "a local judge is a Hugging Face directory"
-    )
+  registry.check_directory(directory, "config.judge.model")
   family = registry.family_in(directory)
   family.read_config(directory / "config.json")
   family.load_tokenizer(directory)

@@ -61,6 +61,8 @@ def from_pretrained(
   flat = weight_mapping.flat(params)
   slots = family.weights.slots(config, flat)
   stored = _locate(directory, slots, family.weights, tied=config.tie_word_embeddings)
+  if config.tie_word_embeddings and family.weights.head in stored:
+    _check_tied(stored[family.weights.head], stored[family.weights.embedding])
   if shardings is None:
     devices = np.array(jax.local_devices()[:1])
     shardings = functools.partial(_spread, mesh=mesh or Mesh(devices, ("all",)))
@@ -71,6 +73,25 @@ def from_pretrained(
     value = _fill(variable.shape, dtype, placed[name].get_value(), read, piece_bytes)
     filled[name] = variable.replace(value)
   return config, weight_mapping.unflat(filled)
+
+
+def check_files(path: str | pathlib.Path, *, family: family_lib.ModelFamily) -> None:
+  """Checks that the files of a model are complete and hold its tensors, without reading these.
+
+  Raises InputError as `from_pretrained` does.
+  """
+  directory = pathlib.Path(path)
+  _check_finished(directory)
+  config = family.read_config(directory / "config.json")
+  flat = weight_mapping.flat(family.abstract_params(config))
+  slots = family.weights.slots(config, flat)
+  _locate(directory, slots, family.weights, tied=config.tie_word_embeddings)
+
+
+def has_weights(path: str | pathlib.Path) -> bool:
+  """Whether a directory has files of weights, which need not be complete."""
+  directory = pathlib.Path(path)
+  return (directory / INDEX).is_file() or any(directory.glob("*.safetensors"))
 
 
 def _spread(params: PyTree, mesh: Mesh) -> PyTree:
@@ -157,7 +178,9 @@ def _files(directory: pathlib.Path) -> dict[pathlib.Path, frozenset[str]]:
   index, single = directory / INDEX, directory / SINGLE
   if not index.is_file():
     if not single.is_file():
-      raise errors.InputError(f"{directory}: has neither {SINGLE} nor {INDEX}")
+      other = sorted(directory.glob("*.bin")) or sorted(directory.glob("*.gguf"))
+      why = f"; {other[0].name} can't be read, fetch the safetensors files" if other else ""
+      raise errors.InputError(f"{directory}: has neither {SINGLE} nor {INDEX}{why}")
     return {single: frozenset()}
   try:
     weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -203,8 +226,6 @@ def _locate(
       found[name] = stored
   if missing := sorted(by_tensor.keys() - found.keys()):
     raise errors.InputError(f"{directory}: no tensor {_some(missing)}")
-  if tied and mapping.head in found:
-    _check_tied(found[mapping.head], found[mapping.embedding])
   return found
 
 

@@ -23,6 +23,7 @@ from vr_jax import errors
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 CODES = {name: code for code, name in DTYPES.items()}
+_POINTER = b"version https://git-lfs"
 ALIGNMENT = 8  # bytes; the header is padded with spaces
 
 
@@ -76,6 +77,11 @@ def tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
     with safetensors.safe_open(path, framework="np"):
       pass
   except (safetensors.SafetensorError, OSError) as error:
+    if path.is_file() and path.open("rb").read(len(_POINTER)) == _POINTER:
+      raise errors.InputError(
+        f"{path}: is a pointer of Git LFS, not the file; run git lfs pull, or fetch the model with "
+        "hf download"
+      ) from error
     raise errors.InputError(f"{path}: damaged safetensors ({error}); download it again") from error
   with path.open("rb") as file:
     length = int.from_bytes(file.read(8), "little")

@@ -60,5 +60,6 @@ FAMILY = family.ModelFamily(
   pad_token=processor.Qwen2_5_VLProcessor.pad_name,
   template_words=("user\n", "assistant\n"),
   presets=presets.RELEASES,
+  organization=presets.ORGANIZATION,
   token_fields=presets.MEDIA_TOKENS,
 )

@@ -6,6 +6,8 @@ Source: config.json of Qwen/Qwen2.5-VL-{3B,7B,72B}-Instruct on Hugging Face.
 from collections.abc import Mapping
 from typing import Any
 
+ORGANIZATION = "Qwen"  # on the Hub
+
 MEDIA_TOKENS: Mapping[str, int] = {
   "vision_start_token_id": 151652,
   "vision_end_token_id": 151653,

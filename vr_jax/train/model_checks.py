@@ -1,0 +1,75 @@
+"""Checks the model of a run before anything takes long: its directory, tokenizer and weights."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ml_collections
+
+from vr_jax import errors
+from vr_jax.models import registry
+from vr_jax.models.common import checkpoint
+from vr_jax.train import config_changes, model_setup, paths
+
+# Modes that load the weights of config.model.pretrained.
+_LOADING = ("sft", "rl", "eval", "all", "check")
+
+
+def check(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
+  """Raises InputError for the first problem that the stages of `mode` would meet with the model."""
+  for problem in problems(config, workdir, mode):
+    raise problem
+
+
+def problems(
+  config: ml_collections.ConfigDict, workdir: Path, mode: str
+) -> Iterator[errors.InputError]:
+  """Yields the problems that the stages of `mode` would meet with the model.
+
+  Weights are needed until the workdir has a checkpoint of its own, and with adapters always. Only
+  their names and shapes are read.
+  """
+  if config.rl.init_checkpoint and config.rl.steps:
+    yield from _problem(lambda: _check_start(Path(config.rl.init_checkpoint)))
+  pretrained = config.model.pretrained
+  sizes = list(_problem(lambda: _check_sizes(config)))
+  yield from sizes
+  if sizes:
+    return  # what follows depends on them
+  yield from _problem(lambda: model_setup.check_context(config, model_setup.model_of(config)))
+  family = model_setup.family_of(config)
+  if config.model.tokenizer != paths.TRAINED:
+    yield from _problem(lambda: family.load_tokenizer(paths.tokenizer_path(config, workdir)))
+  if pretrained and _loads_weights(config, workdir, mode):
+    yield from _problem(lambda: checkpoint.check_files(pretrained, family=family))
+
+
+def _check_sizes(config: ml_collections.ConfigDict) -> None:
+  """Raises InputError if the model's directory or its config.json is missing or can't be used."""
+  if pretrained := config.model.pretrained:
+    registry.check_directory(pretrained, "config.model.pretrained")
+    registry.family_in(pretrained).read_config(Path(pretrained) / "config.json")
+  model_setup.model_of(config)
+
+
+def _problem(check: Callable[[], object]) -> Iterator[errors.InputError]:
+  """Yields the error of a check, if it has one."""
+  try:
+    check()
+  except errors.InputError as error:
+    yield error
+
+
+def _loads_weights(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> bool:
+  trained = any(config_changes.last_step(workdir, stage) for stage in config_changes.STAGES)
+  needed = config.model.lora.rank or not trained
+  # For --mode=data, the directory may have the tokenizer alone.
+  return bool(needed and (mode in _LOADING or checkpoint.has_weights(config.model.pretrained)))
+
+
+def _check_start(directory: Path) -> None:
+  names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+  if not any(name.isdigit() for name in names):
+    raise errors.InputError(
+      f"config.rl.init_checkpoint={directory}: holds no checkpoint; give the directory of a stage, "
+      "such as runs/mine/checkpoints/sft"
+    )
