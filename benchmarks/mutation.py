@@ -49,11 +49,17 @@ COPIED = ("vr_jax", "tests", "configs", "pyproject.toml")
 
 # Each file, and the tests that are its own.
 TESTS = {
-  "vr_jax/rl/advantages.py": ("tests/rl/test_reward_advantages.py",),
+  "vr_jax/rl/advantages.py": (
+    "tests/rl/test_reward_advantages.py",
+    "tests/rl/test_reward_metrics.py",
+  ),
   "vr_jax/rl/gae.py": ("tests/rl/test_gae.py", "tests/rl/test_gae_credit.py"),
   "vr_jax/rl/loss.py": ("tests/rl/test_loss.py", "tests/rl/test_loss_options.py"),
   "vr_jax/rl/overlong.py": ("tests/rl/test_overlong.py",),
-  "vr_jax/rl/reward_metrics.py": ("tests/rl/test_reward_advantages.py",),
+  "vr_jax/rl/reward_metrics.py": (
+    "tests/rl/test_reward_metrics.py",
+    "tests/rl/test_reward_advantages.py",
+  ),
   "vr_jax/rl/update.py": ("tests/rl/test_update.py",),
   "vr_jax/rewards/accuracy.py": ("tests/rewards/test_accuracy.py",),
   "vr_jax/rewards/alignment.py": ("tests/rewards/test_alignment.py",),
