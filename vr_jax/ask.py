@@ -198,9 +198,8 @@ def _load_policy(context: "run_context.RunContext", workdir: Path | None) -> tup
   if workdir is None:
     return initialization.fresh_params(context), str(context.config.model.pretrained)
   compilations.use_cache(workdir)
-  stage, step = export_stage.last_stage(context, workdir)
-  params = initialization.load_params(context, workdir / "checkpoints" / stage)
-  return params, f"{workdir}, {stage} step {step}"
+  where, step = export_stage.find_checkpoint(context, workdir, context.config.eval.checkpoint)
+  return initialization.load_params(context, where), f"{workdir}, {where.name} step {step}"
 
 
 def _print_episode(

@@ -312,6 +312,23 @@ class RlSection(LoopSection):
     "(0, inf)",
   )
 
+  eval_every: int = field(
+    0,
+    "Steps between two evaluations on held-out videos, of which the best checkpoint is kept; 0: "
+    "none (docs/watching.md).",
+    "[0, inf)",
+    change="any time",
+  )
+  eval_split: Literal["validation", "test"] = field(
+    "validation",
+    "Split that these evaluations use; with test, the last evaluation is of a checkpoint that was "
+    "chosen by the same videos.",
+    change="any time",
+  )
+  eval_examples: int = field(
+    0, "Number of its examples that are used; 0: all.", "[0, inf)", change="any time"
+  )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalSection:
@@ -319,6 +336,11 @@ class EvalSection:
 
   CHANGE: ClassVar[str] = "any time"
 
+  checkpoint: Literal["last", "best"] = field(
+    "last",
+    "Checkpoint of RL that is evaluated, and that answers `vr-jax ask`; best: that of "
+    "rl.eval_every.",
+  )
   examples: int = field(0, "Number of test examples that are used; 0: all.", "[0, inf)")
   batch_size: int = field(16, "Prompts a batch.", "[1, inf)")
   temperature: float = field(
@@ -337,6 +359,9 @@ class ExportSection:
 
   CHANGE: ClassVar[str] = "any time"
 
+  checkpoint: Literal["last", "best"] = field(
+    "last", "Checkpoint of RL that is exported; best: that of rl.eval_every."
+  )
   directory: str = field("", "Directory of the export; empty: <workdir>/export.")
   dtype: model_fields.Dtype = field("float32", "Dtype of the exported tensors.")
 

@@ -124,11 +124,17 @@ def test_an_export_that_is_there_is_kept_and_another_is_not_overwritten(
 
 def test_rl_is_what_counts_where_there_was_rl(trained, data, tmp_path):
   context = run_context.make_run_context(config(data), trained)
-  assert export_stage.last_stage(context, trained) == ("sft", 2)
+  assert export_stage.find_checkpoint(context, trained, "last") == (
+    trained / "checkpoints" / "sft",
+    2,
+  )
   rl = tmp_path / "checkpoints" / "rl"
   rl.parent.mkdir()
   rl.symlink_to(trained / "checkpoints" / "sft")
-  assert export_stage.last_stage(context, tmp_path) == ("rl", 2)
+  assert export_stage.find_checkpoint(context, tmp_path, "last") == (
+    tmp_path / "checkpoints" / "rl",
+    2,
+  )
 
 
 def test_a_run_without_checkpoints_has_nothing_to_export(data, tmp_path):

@@ -91,6 +91,15 @@ class Environment(Protocol):
     ...
 
   @property
+  def best_metric(self) -> str:
+    """Name of the metric by which RL keeps its best checkpoint (rl.eval_every).
+
+    One of `episode_metrics`, rewards/<name>/mean (of several segments rewards/<segment>/<name>/mean)
+    or completions/mean_length. Higher is better, unless `metrics` declares it otherwise.
+    """
+    ...
+
+  @property
   def needs(self) -> tuple[str, ...]:
     """Services that the constructor takes besides the fields of the config, see registry.NEEDS."""
     ...
@@ -260,6 +269,7 @@ class Defaults:
     "accuracy": metric.Metric(title="Accuracy", headline=True, chance=metric.guess),
     "format": metric.Metric(title="Right format", reward="format"),
   }
+  best_metric: ClassVar[str] = "accuracy"
   needs: ClassVar[tuple[str, ...]] = ()
   answer_reward: ClassVar[str] = "accuracy"
   has_observation: ClassVar[bool] = False

@@ -27,6 +27,7 @@ from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import (
   config_changes,
   console,
+  export_stage,
   initialization,
   paths,
   run_context,
@@ -42,12 +43,13 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """
   context = run_context.make_run_context(config, workdir)
   mesh_lib.check_batch(config.eval.batch_size, context.mesh, "config.eval.batch_size")
-  trained = workdir / "checkpoints" / "rl"
+  trained, best = workdir / "checkpoints" / "rl", config.eval.checkpoint == "best"
   with contextlib.closing(context.environment):
     start = initialization.find_start(context, workdir)
     _evaluate(context, workdir, "before_rl", "Before RL", start)
     if trained.is_dir():
-      _evaluate(context, workdir, "after_rl", "After RL", trained)
+      where, _ = export_stage.find_checkpoint(context, workdir, "best") if best else (trained, 0)
+      _evaluate(context, workdir, "after_rl", "After RL (best)" if best else "After RL", where)
     else:  # an earlier evaluation is of checkpoints that were deleted
       for suffix in (".json", ".jsonl"):
         (workdir / "eval" / f"after_rl{suffix}").unlink(missing_ok=True)
@@ -78,7 +80,7 @@ def _evaluate(
     if where is None
     else initialization.load_params(context, where)
   )
-  stage = "base" if where is None else where.name
+  stage = "base" if where is None else where.name.removesuffix("_best")
   with vision_features.open_cache(context, params, workdir) as cache:
     measured = evaluate_lib.evaluate(context, params, name=title.lower(), cache=cache)
   replies = measured.pop("replies")
@@ -97,7 +99,8 @@ def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return {
     name: value
     for name, value in flat.items()
-    if name.startswith("eval.") or name not in declared or declared[name].change not in later
+    if name != "eval.checkpoint"
+    and (name.startswith("eval.") or name not in declared or declared[name].change not in later)
   }
 
 

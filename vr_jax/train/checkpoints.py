@@ -82,6 +82,10 @@ class Checkpoints:
         ),
       )
 
+  def delete(self, step: int) -> None:
+    """Deletes a checkpoint, so that another one of the same step can be saved."""
+    self._manager.delete(step)
+
   def wait(self) -> None:
     """Waits until all saved checkpoints are on disk."""
     with self._writing(), _saving():

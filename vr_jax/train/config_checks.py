@@ -58,6 +58,13 @@ def _check_together(
   check_template(config, told=False)
   if config.sft.patience and not config.sft.validate_every:
     raise errors.InputError("--config.sft.patience: needs --config.sft.validate_every > 0")
+  if config.rl.eval_every and config.rl.eval_split == "validation":
+    if not config.data.validation_fraction:
+      raise errors.InputError(
+        f"--config.rl.eval_every={config.rl.eval_every}: needs a validation split, "
+        "--config.data.validation_fraction > 0 (or --config.rl.eval_split=test; the best "
+        "checkpoint is then chosen by the videos of the last evaluation, whose result is too good)"
+      )
   if config.rl.num_shuffled_generations and not environment.compares_shuffled:
     raise errors.InputError(
       f"--config.rl.num_shuffled_generations={config.rl.num_shuffled_generations}: "

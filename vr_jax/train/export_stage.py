@@ -35,8 +35,8 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """
   context = run_context.make_run_context(config, workdir, judged=False)
   target = Path(config.export.directory) if config.export.directory else workdir / "export"
-  stage, step = last_stage(context, workdir)
-  where = workdir / "checkpoints" / stage
+  where, step = find_checkpoint(context, workdir, config.export.checkpoint)
+  stage = where.name
   checkpoint = {"checkpoints": str(where.absolute()), "step": step, "dtype": config.export.dtype}
   if _record(target) == checkpoint:
     console.print_line(f"export: {target} is that of {stage} step {step}")
@@ -69,18 +69,24 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
   console.print_line(f"export: {stage} step {step} -> {target}")
 
 
-def last_stage(context: run_context.RunContext, workdir: Path) -> tuple[str, int]:
-  """The latest stage that has a complete checkpoint, and its last step.
+def find_checkpoint(context: run_context.RunContext, workdir: Path, which: str) -> tuple[Path, int]:
+  """Finds the directory of the checkpoints to use, and the step of the last one in it.
 
-  Raises InputError if no stage has one.
+  which: "last" is the last checkpoint of the latest stage that has one; "best" the one that RL kept
+    by rl.eval_every.
+
+  Raises InputError if there is none.
   """
-  for stage in STAGES:
-    where = workdir / "checkpoints" / stage
+  names = ("rl_best",) if which == "best" else STAGES
+  for name in names:
+    where = workdir / "checkpoints" / name
     step = initialization.last_step(context, where) if where.is_dir() else None
     if step is not None:
-      return stage, step
+      return where, step
+  todo = "train with --config.rl.eval_every" if which == "best" else "run --mode=sft or --mode=rl"
   raise errors.InputError(
-    f"{workdir / 'checkpoints'}: holds no complete checkpoint; run --mode=sft or --mode=rl first"
+    f"{workdir / 'checkpoints'}: holds no {which if which == 'best' else 'complete'} checkpoint; "
+    f"{todo} first"
   )
 
 

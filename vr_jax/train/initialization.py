@@ -54,12 +54,16 @@ def _add_adapters(net: model_setup.ModelSetup, base: PyTree, shardings: PyTree) 
   )
 
 
-def open_checkpoints(net: model_setup.ModelSetup, directory: Path) -> checkpoints_lib.Checkpoints:
+def open_checkpoints(
+  net: model_setup.ModelSetup, directory: Path, *, keep: int = 2
+) -> checkpoints_lib.Checkpoints:
   """Opens the checkpoints of a stage. With adapters they leave out the base; see `fresh_params`."""
   fixed = net.frozen if net.adapters else ()
   trees = ("params", "critic.params.model")
   left_out = tuple(f"{tree}.{name}" for tree in trees for name in fixed)
-  return checkpoints_lib.Checkpoints(directory, architecture=net.architecture, left_out=left_out)
+  return checkpoints_lib.Checkpoints(
+    directory, architecture=net.architecture, left_out=left_out, keep=keep
+  )
 
 
 def load_params(net: model_setup.ModelSetup, directory: Path) -> PyTree:

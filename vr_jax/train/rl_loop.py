@@ -23,6 +23,7 @@ from vr_jax.train import (
   console,
   divergence,
   experience,
+  held_out,
   initialization,
   metrics,
   rollout_log,
@@ -60,10 +61,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     context.environment.set_state(restored.loop["reward"])
   log = metrics.MetricsLog(workdir, "rl", first_step=last_step + 1)
   rollouts = rollout_log.RolloutLog(context, workdir, log, first_step=last_step + 1)
+  best = None
+  if rl.eval_every:
+    best = held_out.BestCheckpoint(context, workdir, first_step=last_step + 1)
   with (
     contextlib.closing(store),
     contextlib.closing(log),
     contextlib.closing(rollouts),
+    contextlib.closing(best) if best else contextlib.nullcontext(),
     vision_features.open_cache(context, learner.params, workdir) as cache,
     contextlib.closing(context.environment),
     scoring.scoring_thread() as thread,
@@ -74,6 +79,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     )
     if iterator_state is not None:
       batches.set_state(iterator_state)
+    evaluation = held_out.HeldOut(context=context, cache=cache, thread=thread)
+    if best:
+      evaluation.check()
     key = jax.random.key(config.seed)
     source = experience.Collector(
       context=context, batches=batches, cache=cache, key=key, thread=thread
@@ -93,13 +101,19 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         values = learner.learn(collected, timer, source.prefetch if prefetch_needed else None)
       num_tokens += round(collected.useful_tokens)
       values["num_tokens"] = num_tokens
+      if best and (step % rl.eval_every == 0 or step == rl.steps):
+        with console.doing("evaluating on held-out videos"):
+          found = evaluation.evaluate(learner.params)
+        best.offer(step, learner.params, found)
+        values |= {**found, "perf/time/evaluation": timer.record("evaluation")}
       log.write(step, values)
       rollouts.write(step, collected, learner.advantages)
       tick(step, rl.steps, step_summary.summarize(values))
       divergence.check_finite(values, rl.max_consecutive_nonfinite, "rl", step)
       if step % rl.checkpoint_every == 0 or step == rl.steps:
-        rollouts.wait()
-        log.wait()
+        for writer in (rollouts, log, best):
+          if writer:
+            writer.wait()
         # A batch that was sampled ahead is sampled again on resuming, so its state is not saved.
         # The restored policy samples it, so an interrupted off-policy run is not bit-equal to an
         # uninterrupted one.

@@ -8,7 +8,8 @@ _GIB = 1024  # MiB
 def summarize(values: Mapping[str, float]) -> dict[str, float | str]:
   """Picks what is shown of a step's metrics, in order.
 
-  Rewards by name, or the loss of the warm start; the mean length of replies (shortest to longest);
+  Rewards by name, or the loss of the warm start; accuracy on held-out videos, in steps that
+  evaluate; the mean length of replies (shortest to longest);
   the learning rate; tokens seen so far; and memory: that in use on the device where it is counted,
   else the largest of the process so far.
   """
@@ -20,6 +21,8 @@ def summarize(values: Mapping[str, float]) -> dict[str, float | str]:
   if not shown:
     shown["loss"] = values["loss"]
   mean, low, high = (values[f"completions/{name}_length"] for name in ("mean", "min", "max"))
+  if "eval/accuracy" in values:
+    shown["held out"] = values["eval/accuracy"]
   shown["length"] = f"{mean:.3g} ({low:.0f}-{high:.0f})"
   shown["lr"] = values["learning_rate"]
   shown["tokens"] = count(values["num_tokens"])

@@ -20,8 +20,8 @@ class StepTimer:
     if after:
       self.record("log", device_idle=True)
 
-  def record(self, name: str, *, device_idle: bool = False, idle_seconds: float = 0.0) -> None:
-    """Adds the time since the last record to the part `name`.
+  def record(self, name: str, *, device_idle: bool = False, idle_seconds: float = 0.0) -> float:
+    """Adds the time since the last record to the part `name`; returns it, in seconds.
 
     device_idle: whether the devices were idle all that time.
     idle_seconds: otherwise, for how much of it they were idle.
@@ -30,6 +30,7 @@ class StepTimer:
     spent, self._last = now - self._last, now
     self._laps[name] = self._laps.get(name, 0.0) + spent
     self._device_idle += spent if device_idle else idle_seconds
+    return spent
 
   def metrics(self, tokens: float) -> dict[str, float]:
     """The metrics of the step. tokens: number of tokens of its replies."""

@@ -1,0 +1,205 @@
+"""Evaluates the policy on held-out videos while RL trains it, and keeps the best checkpoint.
+
+The best is that of the highest `best_metric` of the environment (the lowest, where the metric
+declares so); of equal ones the first. It is in <workdir>/checkpoints/rl_best, parameters alone.
+
+An evaluation changes nothing that training depends on: it has a data iterator and random keys of
+its own, and the environment's counters are read and reset after it.
+"""
+
+from collections.abc import Iterator, Mapping
+from concurrent import futures
+import dataclasses
+import json
+import math
+from pathlib import Path
+import shutil
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+import numpy as np
+
+from vr_jax import errors
+from vr_jax.envs import environment as environment_lib
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.parallel import processes
+from vr_jax.rollout import decode_replies
+from vr_jax.train import batching, console, experience, initialization, run_context, vision_features
+
+PREFIX = "eval/"  # of the metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOut:
+  """The evaluation of a run.
+
+  cache: features of a frozen tower; None without a cache.
+  thread: where training scores replies, too: environments score one batch after the other.
+  """
+
+  context: run_context.RunContext
+  cache: vision_features.Cache
+  thread: futures.ThreadPoolExecutor
+
+  def check(self) -> None:
+    """Raises InputError if the batch doesn't fit the mesh, or the split holds no examples."""
+    config = self.context.config
+    mesh_lib.check_batch(config.eval.batch_size, self.context.mesh, "config.eval.batch_size")
+    self._read()
+
+  def evaluate(self, params: PyTree) -> dict[str, float]:
+    """Plays one episode about each example; returns means, under eval/.
+
+    All processes must call this together. accuracy and the environment's other metrics of an
+    episode; rewards/<name>/mean as in training; completions/mean_length, in tokens.
+    """
+    sums: dict[str, list[float]] = {}
+    for items, replies in self._replies(params):
+      scored = self.thread.submit(_score, self.context.environment, items, replies).result()
+      for name, value in scored:
+        total = sums.setdefault(name, [0.0, 0.0])
+        total[0], total[1] = total[0] + value, total[1] + 1
+    return {
+      f"{PREFIX}{name}": total / count for name, (total, count) in _over_processes(sums).items()
+    }
+
+  def _read(self) -> batching.BatchIterator:
+    config = self.context.config
+    return self.context.builder.read(
+      config.rl.eval_split,
+      config.eval.batch_size,
+      limit=config.rl.eval_examples,
+      repeat=False,
+      cache=self.cache,
+    )
+
+  def _replies(
+    self, params: PyTree
+  ) -> Iterator[tuple[list[batching.Item], environment_lib.Replies]]:
+    """Yields this process's items and replies to them, batch by batch."""
+    context, batches, batch, number = self.context, self._read(), None, 0
+    while True:
+      more = next(batches, None)
+      if not processes.all_gather(np.array([int(more is not None)])).any():
+        return
+      # A process that has no batches left takes part with its last one, which counts nothing.
+      batch = more or batch
+      if batch is None:
+        raise errors.InputError(
+          f"config.rl.eval_split={context.config.rl.eval_split}: "
+          "has fewer examples than there are processes"
+        )
+      featurized = vision_features.prompt_with_features(context, params, batch, self.cache)
+      key = jax.random.fold_in(jax.random.key(context.config.seed), number)
+      played = experience.play_batch(
+        context,
+        params,
+        featurized.batch,
+        featurized.prompt,
+        key,
+        group=1,
+        temperature=context.config.eval.temperature,
+      )
+      if more is not None:
+        dialogue, rows = context.builder.dialogue(featurized.batch), len(batch.items)
+        yield (
+          batch.items,
+          decode_replies.decode_replies(dialogue, played.rollout, rows=rows),
+        )
+      number += 1
+
+
+def _score(
+  environment: environment_lib.Environment,
+  items: list[batching.Item],
+  replies: environment_lib.Replies,
+) -> list[tuple[str, float]]:
+  """Scores a batch on the scoring thread; returns (name, value) of each reply's metrics."""
+  examples = [item.example for item in items]
+  scores = environment.score(examples, replies)
+  environment.counts()  # what was counted is no metric of a training step
+  values = []
+  rewards = {**scores.rewards, "total": scores.total}
+  for row, (example, (episode,)) in enumerate(zip(examples, replies.episodes, strict=True)):
+    values += environment.episode_metrics(example, episode).items()
+    values.append(("completions/mean_length", float((replies.segment[row] >= 0).sum())))
+    for number, segment in enumerate(environment.segments):
+      if scores.scored[row, 0, number]:
+        of = f"{segment}/" if len(environment.segments) > 1 else ""
+        values += [
+          (f"rewards/{of}{name}/mean", float(value[row, 0, number]))
+          for name, value in rewards.items()
+        ]
+  return values
+
+
+def _over_processes(sums: Mapping[str, list[float]]) -> dict[str, list[float]]:
+  """Adds the [sum, count] of each name over all processes, which must call this together."""
+  own = np.frombuffer(json.dumps(sums).encode(), np.uint8)
+  sizes = processes.all_gather(np.array([len(own)]))[:, 0]
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[: len(own)] = own
+  merged: dict[str, list[float]] = {}
+  for size, text in zip(sizes, processes.all_gather(padded), strict=True):
+    for name, (total, count) in json.loads(text[:size].tobytes()).items():
+      before = merged.get(name, [0.0, 0.0])
+      merged[name] = [before[0] + total, before[1] + count]
+  return merged
+
+
+class BestCheckpoint:
+  """The best checkpoint of a run so far."""
+
+  def __init__(self, context: run_context.RunContext, workdir: Path, *, first_step: int) -> None:
+    """Opens it. If the stage begins anew (first_step is 1), an earlier run's is removed."""
+    self._name = context.environment.best_metric
+    declared = context.environment.metrics.get(self._name)
+    self._sign = -1 if declared and declared.better < 0 else 1
+    self._split = context.config.rl.eval_split
+    directory = directory_of(workdir)
+    if first_step == 1:
+      processes.first_alone("best", lambda: shutil.rmtree(directory, ignore_errors=True))
+    self._store = initialization.open_checkpoints(context, directory, keep=1)
+    step = self._store.latest()
+    self._record: dict[str, Any] | None = None if step is None else self._store.loop(step)
+
+  def offer(self, step: int, params: PyTree, values: Mapping[str, float]) -> None:
+    """Keeps these parameters if their evaluation is the best so far.
+
+    values: of `HeldOut.evaluate`.
+
+    Raises InputError if they lack the metric.
+    """
+    value = values.get(f"{PREFIX}{self._name}")
+    if value is None:
+      found = ", ".join(name.removeprefix(PREFIX) for name in sorted(values))
+      raise errors.InputError(
+        f"best_metric={self._name!r} of the environment: no metric of its evaluation; one of {found}"
+      )
+    before = (self._record or {}).get("value", -math.inf * self._sign)
+    if not self._sign * value > self._sign * before:  # also where it is not a number
+      return
+    self._record = {"step": step, "metric": self._name, "value": value, "split": self._split}
+    if self._store.latest() == step:  # a run that was interrupted comes here again
+      self._store.delete(step)
+    self._store.save(step, {"params": params}, self._record)
+
+  def wait(self) -> None:
+    """Waits until it is written. Call it before saving a checkpoint of the same step."""
+    self._store.wait()
+
+  def close(self) -> None:
+    """Waits, and prints which step is the best."""
+    self._store.close()
+    if record := self._record:
+      console.print_line(
+        f"rl: the best {record['metric']} on the {record['split']} split is {record['value']:.4g}, "
+        f"of step {record['step']}; it is used with --config.eval.checkpoint=best and "
+        "--config.export.checkpoint=best"
+      )
+
+
+def directory_of(workdir: Path) -> Path:
+  """Where a run keeps its best checkpoint."""
+  return workdir / "checkpoints" / "rl_best"
