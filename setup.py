@@ -80,6 +80,7 @@ EXTRAS = {
   # What `benchmarks/text_rollout.py` compares with; in an environment of its own, since it excludes
   # what parity needs.
   "peers": ["google-tunix>=0.1.7"],
+  "wandb": ["wandb>=0.31"],
   "mutation": ["cosmic-ray>=8.7"],
   "judge": JUDGE,
   "beam": BEAM,  # brings releases of Pillow below 13, of protobuf below 7 and of pyarrow below 26

@@ -1,5 +1,7 @@
 """Runs with several processes on this host match a run with one process and as many devices."""
 
+import json
+import operator
 from pathlib import Path
 import subprocess
 import sys
@@ -17,6 +19,10 @@ LONGER = {
   "sft.checkpoint_every": 150,
   "rl.steps": 2,
   "rl.max_new_tokens": 72,
+  # Five examples in batches of two a process: one has a batch more than the other.
+  "rl.eval_every": 2,
+  "rl.eval_split": "test",
+  "rl.eval_examples": 5,
 }
 # Several turns: an untrained reply leads to another turn.
 TURNS = {
@@ -56,7 +62,7 @@ def launch(
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-  """Metrics of RL from the same warm start: with one process of two devices, and two of one."""
+  """Workdirs of RL from the same warm start: with one process of two devices, and two of one."""
   root = tmp_path_factory.mktemp("launch")
   data = f"--config.data.directory={nano.make_data(root / 'data')}"
   started = launch(root / "start", "sft", data, processes=1, devices=1)
@@ -67,7 +73,7 @@ def runs(tmp_path_factory):
     initial = f"--config.rl.init_checkpoint={root / 'start' / 'checkpoints' / 'sft'}"
     done = launch(workdir, "rl", data, initial, processes=processes, devices=2 // processes)
     assert done.returncode == 0, done.stderr
-    found.append(metrics.read(workdir / "metrics.jsonl"))
+    found.append(workdir)
   return found
 
 
@@ -77,14 +83,44 @@ def reproducible(line):
 
 
 def test_two_processes_train_as_one_process_with_two_devices_does(runs):
-  one, two = ([reproducible(line) for line in lines] for lines in runs)
+  one, two = (
+    [reproducible(line) for line in metrics.read(workdir / "metrics.jsonl")] for workdir in runs
+  )
   assert len(one) == len(two) == LONGER["rl.steps"]
   for alone, together in zip(one, two, strict=True):
     assert together["values"] == pytest.approx(alone["values"], rel=1e-5, abs=1e-7)
 
 
 def test_the_runs_compared_have_rewards_to_carry_between_processes(runs):
-  assert runs[0][-1]["values"]["rewards/total/std"] > 0.1
+  last = metrics.read(runs[0] / "metrics.jsonl")[-1]["values"]
+  assert last["rewards/total/std"] > 0.1
+  assert last["eval/rewards/total/mean"] > 0.1
+  assert last["eval/completions/mean_length"] > 1
+
+
+def test_each_process_writes_the_rollouts_that_it_scored(runs):
+  one, two = (
+    {path.name: path.read_text().splitlines() for path in (workdir / "rollouts").iterdir()}
+    for workdir in runs
+  )
+  for step in (1, 2):
+    parts = [two.pop(f"step-00000{step}.{share}-of-2.jsonl") for share in (0, 1)]
+    together = [json.loads(line) for part in parts for line in part]
+    alone = [json.loads(line) for line in one.pop(f"step-00000{step}.jsonl")]
+    assert [len(part) for part in parts] == [2, 2]
+    key = operator.itemgetter("example", "prompt")
+    for left, right in zip(sorted(alone, key=key), sorted(together, key=key), strict=True):
+      for mine, theirs in zip(left.pop("replies"), right.pop("replies"), strict=True):
+        for name in ("rewards", "advantages"):
+          assert theirs.pop(name) == pytest.approx(mine.pop(name), rel=1e-4, abs=1e-5)
+        assert mine == theirs
+      assert left == right
+  assert not one and not two
+
+
+def test_processes_keep_the_best_checkpoint_together(runs):
+  kept = [sorted(p.name for p in (w / "checkpoints" / "rl_best").iterdir()) for w in runs]
+  assert kept == [["2"], ["2"]]
 
 
 def test_processes_play_learn_and_count_episodes_as_one_does(tmp_path):

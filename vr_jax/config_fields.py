@@ -323,10 +323,15 @@ class RlSection(LoopSection):
     "validation",
     "Split that these evaluations use; with test, the last evaluation is of a checkpoint that was "
     "chosen by the same videos.",
+    only_with="eval_every",
     change="any time",
   )
   eval_examples: int = field(
-    0, "Number of its examples that are used; 0: all.", "[0, inf)", change="any time"
+    0,
+    "Number of its examples that are used; 0: all.",
+    "[0, inf)",
+    only_with="eval_every",
+    change="any time",
   )
 
 
@@ -379,13 +384,21 @@ class LogSection:
     "[0, inf)",
   )
   rollouts_kept: int = field(
-    500, "Number of steps whose files are kept: the latest ones.", "[1, inf)"
+    500,
+    "Number of steps whose files are kept: the latest ones.",
+    "[1, inf)",
+    only_with="rollouts_every",
   )
   completions_every: int = field(
     20,
     "Steps of RL between two looks at two replies, on the terminal and, with their frames, in "
     "TensorBoard; 0: none.",
     "[0, inf)",
+  )
+  wandb: str = field(
+    "",
+    "Project of Weights & Biases that metrics and replies are sent to as well (docs/watching.md); "
+    "empty: none.",
   )
 
 

@@ -92,11 +92,7 @@ class Environment(Protocol):
 
   @property
   def best_metric(self) -> str:
-    """Name of the metric by which RL keeps its best checkpoint (rl.eval_every).
-
-    One of `episode_metrics`, rewards/<name>/mean (of several segments rewards/<segment>/<name>/mean)
-    or completions/mean_length. Higher is better, unless `metrics` declares it otherwise.
-    """
+    """The evaluation metric by which RL keeps its best checkpoint (docs/own_recipe.md)."""
     ...
 
   @property
@@ -114,10 +110,7 @@ class Environment(Protocol):
 
   @property
   def has_observation(self) -> bool:
-    """Whether a reply describes what it sees before it reasons.
-
-    `parse_trace` then parses such replies, and supervised traces can be generated for the recipe.
-    """
+    """Whether a reply describes what it sees before it reasons, and `parse_trace` reads it."""
     ...
 
   @property

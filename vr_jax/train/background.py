@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 
-class Writer:
+class BackgroundWriter:
   """One thread that writes.
 
   If a write fails, the next call of `submit`, `wait` or `close` raises its error.

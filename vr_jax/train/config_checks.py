@@ -8,7 +8,7 @@ from vr_jax import config_fields, errors, optional_sections, schema
 from vr_jax.data import sampling
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
-from vr_jax.train import paths
+from vr_jax.train import paths, wandb_log
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -58,13 +58,14 @@ def _check_together(
   check_template(config, told=False)
   if config.sft.patience and not config.sft.validate_every:
     raise errors.InputError("--config.sft.patience: needs --config.sft.validate_every > 0")
-  if config.rl.eval_every and config.rl.eval_split == "validation":
-    if not config.data.validation_fraction:
-      raise errors.InputError(
-        f"--config.rl.eval_every={config.rl.eval_every}: needs a validation split, "
-        "--config.data.validation_fraction > 0 (or --config.rl.eval_split=test; the best "
-        "checkpoint is then chosen by the videos of the last evaluation, whose result is too good)"
-      )
+  wandb_log.check(config.log.wandb)
+  by_validation = config.rl.eval_every and config.rl.eval_split == "validation"
+  if by_validation and not config.data.validation_fraction:
+    raise errors.InputError(
+      f"--config.rl.eval_every={config.rl.eval_every}: needs a validation split, "
+      "--config.data.validation_fraction > 0 (or --config.rl.eval_split=test; the best "
+      "checkpoint is then chosen by the videos of the last evaluation, whose result is too good)"
+    )
   if config.rl.num_shuffled_generations and not environment.compares_shuffled:
     raise errors.InputError(
       f"--config.rl.num_shuffled_generations={config.rl.num_shuffled_generations}: "

@@ -175,7 +175,8 @@ class BestCheckpoint:
     if value is None:
       found = ", ".join(name.removeprefix(PREFIX) for name in sorted(values))
       raise errors.InputError(
-        f"best_metric={self._name!r} of the environment: no metric of its evaluation; one of {found}"
+        f"best_metric={self._name!r} of the environment: not a metric of its evaluation, "
+        f"which are {found}"
       )
     before = (self._record or {}).get("value", -math.inf * self._sign)
     if not self._sign * value > self._sign * before:  # also where it is not a number

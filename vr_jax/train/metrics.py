@@ -8,11 +8,12 @@ import resource
 
 import jax
 from jaxtyping import UInt8
+import ml_collections
 import numpy as np
 
 from vr_jax import atomic, errors
 from vr_jax.parallel import processes
-from vr_jax.train import background, rollout_samples, tensorboard_log
+from vr_jax.train import background, rollout_samples, tensorboard_log, wandb_log
 
 
 class MetricsLog:
@@ -26,12 +27,22 @@ class MetricsLog:
   all others bit for bit.
   """
 
-  def __init__(self, workdir: Path, stage: str, *, first_step: int) -> None:
+  def __init__(
+    self,
+    workdir: Path,
+    stage: str,
+    *,
+    first_step: int,
+    config: ml_collections.ConfigDict | None = None,
+  ) -> None:
     """Opens the files, and drops lines of this stage that are newer than the resumed checkpoint.
 
     Only the first process writes; in the others all methods do nothing.
 
     first_step: the next step; its line and all later ones of this stage are dropped.
+    config: of the run; None: nothing is sent to Weights & Biases.
+
+    Raises InputError if Weights & Biases refuses the run.
     """
     self._writes = processes.is_first()
     if not self._writes:
@@ -47,7 +58,9 @@ class MetricsLog:
     self._file = path.open("a")
     board = workdir / "tensorboard" / stage
     self._board = tensorboard_log.TensorBoardLog(board, first_step=first_step)
-    self._writer = background.Writer("metrics")
+    project = config.log.wandb if config is not None else ""
+    self._wandb = wandb_log.WandbLog(project, workdir, stage, config) if project else None
+    self._writer = background.BackgroundWriter("metrics")
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes the values of a step. Values that are not finite become null: JSON has no nan."""
@@ -60,7 +73,10 @@ class MetricsLog:
     pair: rollout_samples.SampledPair,
     frames: UInt8[np.ndarray, "height width 3"] | None,
   ) -> None:
-    """Writes two replies of a step, for TensorBoard alone. frames: a picture of what was shown."""
+    """Writes two replies of a step, for TensorBoard and Weights & Biases.
+
+    frames: a picture of what was shown.
+    """
     if self._writes:
       self._writer.submit(self._put_samples, step, pair, frames)
 
@@ -70,7 +86,7 @@ class MetricsLog:
       self._writer.wait()
 
   def close(self) -> None:
-    """Waits, then closes both files."""
+    """Waits, then closes all."""
     if not self._writes:
       return
     try:
@@ -78,6 +94,8 @@ class MetricsLog:
     finally:
       self._file.close()
       self._board.close()
+      if self._wandb:
+        self._wandb.close()
 
   def _put(self, step: int, values: Mapping[str, float]) -> None:
     clean = {name: float(value) for name, value in values.items()}
@@ -85,6 +103,8 @@ class MetricsLog:
     self._file.write(json.dumps({"stage": self._stage, "step": step, "values": finite}) + "\n")
     self._file.flush()
     self._board.write_scalars(step, clean)
+    if self._wandb:
+      self._wandb.write_scalars(step, clean)
 
   def _put_samples(
     self,
@@ -98,6 +118,8 @@ class MetricsLog:
       )
     if frames is not None:
       self._board.write_image(step, "completions/frames", frames)
+    if self._wandb:
+      self._wandb.write_samples(step, pair, frames)
 
 
 def read(path: Path, *, complete: bool = True) -> list[dict]:

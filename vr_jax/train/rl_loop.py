@@ -59,7 +59,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     num_tokens = restored.loop.get("num_tokens", 0)  # older checkpoints lack it
     learner.restore(restored.tree)
     context.environment.set_state(restored.loop["reward"])
-  log = metrics.MetricsLog(workdir, "rl", first_step=last_step + 1)
+  log = metrics.MetricsLog(workdir, "rl", first_step=last_step + 1, config=config)
   rollouts = rollout_log.RolloutLog(context, workdir, log, first_step=last_step + 1)
   best = None
   if rl.eval_every:

@@ -73,7 +73,7 @@ class RolloutLog:
     self._context, self._log, self._config = context, log, context.config.log
     self._directory = workdir / "rollouts"
     self._shard = _shard(context.mesh)
-    self._writer = background.Writer("rollouts")
+    self._writer = background.BackgroundWriter("rollouts")
     if processes.is_first() and self._directory.is_dir():
       oldest = first_step - self._config.rollouts_kept * self._config.rollouts_every
       for path in self._directory.iterdir():

@@ -78,7 +78,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   )
   learning_rate = train_state_lib.make_last_learning_rate_fn(sft)
   log_likelihood = train_step.make_log_likelihood_fn(context.graphdef, context.allowed_tokens)
-  log = metrics.MetricsLog(workdir, "sft", first_step=first + 1)
+  log = metrics.MetricsLog(workdir, "sft", first_step=first + 1, config=config)
   layout = mesh_lib.MeshLayout(context.mesh)
   with (
     contextlib.closing(store),
