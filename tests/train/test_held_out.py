@@ -54,11 +54,11 @@ def runs(data, tmp_path_factory):
   return found
 
 
-def _config(data, every, **more):
-  fields = (
-    {"rl__eval_every": every, "rl__eval_split": "test", "rl__eval_examples": 5} if every else {}
+def _config(data, every):
+  fields = {"rl__eval_split": "test", "rl__eval_examples": 5} if every else {}
+  return nano.config(
+    data__directory=str(data), sft__steps=0, rl__steps=STEPS, rl__eval_every=every, **fields
   )
-  return nano.config(data__directory=str(data), sft__steps=0, rl__steps=STEPS, **fields, **more)
 
 
 def _values(workdir, *, evaluated):
@@ -171,7 +171,7 @@ def test_a_metric_that_no_evaluation_has_is_named(context, tmp_path):
 
 
 def test_evaluations_need_a_split_to_evaluate_on():
-  with pytest.raises(errors.InputError, match="rl.eval_every=2: needs a validation split"):
+  with pytest.raises(errors.InputError, match=r"rl\.eval_every=2: needs a validation split"):
     config_checks.check(nano.config(rl__eval_every=2))
   config_checks.check(nano.config(rl__eval_every=2, data__validation_fraction=0.2))
   config_checks.check(nano.config(rl__eval_every=2, rl__eval_split="test"))

@@ -75,6 +75,7 @@ def _pair():
 
 
 def test_all_stages_and_restarts_of_a_workdir_are_one_run(sent, tmp_path):
+  (tmp_path / "run").mkdir()
   for stage in ("sft", "rl", "rl"):
     log = metrics.MetricsLog(tmp_path / "run", stage, first_step=1, config=_config())
     log.write(1, {"loss": 0.5, "kl": float("nan")})

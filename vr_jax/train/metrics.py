@@ -58,8 +58,9 @@ class MetricsLog:
     self._file = path.open("a")
     board = workdir / "tensorboard" / stage
     self._board = tensorboard_log.TensorBoardLog(board, first_step=first_step)
-    project = config.log.wandb if config is not None else ""
-    self._wandb = wandb_log.WandbLog(project, workdir, stage, config) if project else None
+    self._wandb = None
+    if config is not None and config.log.wandb:
+      self._wandb = wandb_log.WandbLog(workdir, stage, config)
     self._writer = background.BackgroundWriter("metrics")
 
   def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -36,13 +36,12 @@ def check(project: str) -> None:
 class WandbLog:
   """One stage of a run. Metrics are called <stage>/<name>, over <stage>/step."""
 
-  def __init__(
-    self, project: str, workdir: Path, stage: str, config: ml_collections.ConfigDict
-  ) -> None:
+  def __init__(self, workdir: Path, stage: str, config: ml_collections.ConfigDict) -> None:
     """Starts or resumes the run of a workdir.
 
     Raises InputError if Weights & Biases refuses it: no key, no such entity, no connection.
     """
+    project = config.log.wandb
     check(project)
     self._wandb, self._stage = importlib.import_module("wandb"), stage
     try:
@@ -76,8 +75,10 @@ class WandbLog:
     """Sends two replies of a step as a table, and the frames that they were about."""
     line = pair.line
     rows = [
-      [step, which, line["example"], line["prompt"], line["answer"]]
-      + [rollout_samples.reply_text(reply), str(reply["rewards"]), str(reply["advantages"])]
+      [
+        *(step, which, line["example"], line["prompt"], line["answer"]),
+        *(rollout_samples.reply_text(reply), str(reply["rewards"]), str(reply["advantages"])),
+      ]
       for which, reply in pair.replies().items()
     ]
     columns = ["step", "which", "example", "prompt", "answer", "reply", "rewards", "advantages"]
