@@ -212,3 +212,8 @@ def test_a_complete_evaluation_is_not_made_again_and_the_report_is_written(
   )
   stage.evaluate(config, tmp_path)
   assert calls[4:] == ["after rl"]
+  (tmp_path / "checkpoints" / "rl_best").mkdir()
+  config.eval.checkpoint = "best"
+  stage.evaluate(config, tmp_path)
+  assert calls[5:] == ["after rl (best)"]
+  assert json.loads((tmp_path / "eval" / "after_rl.json").read_text())["stage"] == "rl"

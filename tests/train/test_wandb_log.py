@@ -40,7 +40,7 @@ def sent(monkeypatch):
 
   def init(**options):
     if options["project"] == "forbidden":
-      raise _Refused("api_key not configured (no-tty)\nsecond line")
+      raise _Refused("api_key not configured (no-tty).\nsecond line")
     runs.append((options, _Run()))
     return runs[-1][1]
 

@@ -18,8 +18,8 @@ MEANINGS: Mapping[str, str] = {
   ),
   "loss_tokens": "Number of tokens in the loss.",
   "num_tokens": (
-    "Tokens seen so far in this stage, of prompts and replies, padding excluded. A prompt counts once "
-    "for its group."
+    "Tokens seen so far in this stage, of prompts and replies, padding excluded. A prompt counts "
+    "once for its group."
   ),
   "grad_norm": "Norm of the gradient before clipping.",
   "learning_rate": "Learning rate of the last update.",

@@ -55,7 +55,7 @@ class WandbLog:
         settings=self._wandb.Settings(console="off"),
       )
     except self._wandb.Error as error:
-      reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+      reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
       raise errors.InputError(
         f"--config.log.wandb={project}: {reason}; set WANDB_API_KEY, or WANDB_MODE=offline"
       ) from error
