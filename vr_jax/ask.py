@@ -236,17 +236,14 @@ def _print_episode(
 def _print_turn(
   title: str, frames: Sequence[int], reply: str, video: "video_clip.VideoClip", out: Any
 ) -> None:
-  from vr_jax.train import console
-
   times = ", ".join(f"{frame} ({video.timestamps[frame]:g} s)" for frame in frames)
   out.print(f"\n{title}", style="bold")
   out.print(f"shown: {f'frames {times}' if frames else 'no frames'}", style="dim")
-  out.print(console.printable(reply))
+  out.print(errors.printable(reply))
 
 
 def _print_answer(answer: str | None, arguments: AskArguments, out: Any) -> None:
   from vr_jax.rewards import accuracy
-  from vr_jax.train import console
 
   if answer is None:
     out.print("\nNo answer.", style="bold")
@@ -254,4 +251,4 @@ def _print_answer(answer: str | None, arguments: AskArguments, out: Any) -> None
   options = arguments.options
   letter = accuracy.option_letter(answer, options) if options else None
   chosen = [o for o in options if letter and accuracy.option_letter(o, options) == letter]
-  out.print(f"\nAnswer: {console.printable(chosen[0] if chosen else answer)}", style="bold green")
+  out.print(f"\nAnswer: {errors.printable(chosen[0] if chosen else answer)}", style="bold green")

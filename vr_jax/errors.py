@@ -1,5 +1,7 @@
 """Errors for the user: the message is one line, and the command prints it without a traceback."""
 
+import unicodedata
+
 
 class InputError(Exception):
   """A file, a record or a flag that the user gave is wrong.
@@ -14,3 +16,13 @@ class Diverged(Exception):
 
   The command line prints the message and exits with code 3.
   """
+
+
+def printable(text: str) -> str:
+  """Makes a text safe for a terminal: control and direction characters become escapes."""
+  return "".join(
+    c
+    if c in "\n\t" or not unicodedata.category(c).startswith("C")
+    else c.encode("unicode_escape").decode()
+    for c in text
+  )

@@ -95,15 +95,15 @@ def _run_command(words: Sequence[str]) -> int:
     else:
       run(*parse_flags(words))
   except errors.InputError as error:
-    print(f"vr-jax: {error}", file=sys.stderr)
+    print(errors.printable(f"vr-jax: {error}"), file=sys.stderr)
     return 2
   except errors.Diverged as error:
-    print(f"vr-jax: {error}", file=sys.stderr)
+    print(errors.printable(f"vr-jax: {error}"), file=sys.stderr)
     return 3
   except OSError as error:
     # A full disk or a missing permission: the file and the reason are all that helps.
     where = f"{error.filename}: " if error.filename else ""
-    print(f"vr-jax: {where}{error.strerror or error}", file=sys.stderr)
+    print(errors.printable(f"vr-jax: {where}{error.strerror or error}"), file=sys.stderr)
     return 2
   return 0
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from vr_jax import errors
 from vr_jax.train import console
 
 
@@ -106,9 +107,15 @@ def test_a_run_that_prints_enough_has_no_heartbeat(monkeypatch):
   assert not err.getvalue()
 
 
-def test_what_would_steer_a_terminal_is_printed_as_its_escape():
-  text = "a\x1b[31m\r\u202eb\ud800\tµ日本 [bold]x[/bold]\n"
-  assert console.printable(text) == "a\\x1b[31m\\r\\u202eb\\ud800\tµ日本 [bold]x[/bold]\n"
+def test_what_would_steer_a_terminal_is_printed_as_its_escape(capsys):
+  text = "a\x1b[31m\r\u202eb\ud800\tµ日本 [bold]x[/bold]"
+  shown = "a\\x1b[31m\\r\\u202eb\\ud800\tµ日本 [bold]x[/bold]"
+  assert errors.printable(text) == shown
+  console.print_line(text)
+  with console.progress(text, 1) as tick:
+    tick(1, 1, {"answer": text})
+  captured = capsys.readouterr()
+  assert (captured.out, captured.err) == (f"{shown}\n", f"{shown} 1/1  answer {shown}\n")
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,9 @@ def test_replies_stay_with_their_prompts_when_groups_of_several_batches_come_tog
     strict=True,
   ):
     np.testing.assert_array_equal(total, [1 + zlib.crc32(text.encode()) % 97 for text in group])
+  assert [
+    [episode.replies[-1] for episode in group] for group in made.wait_for_scores().episodes
+  ] == decode_replies.decode_replies(host, made.rollout).texts
 
 
 @pytest.mark.parametrize("frozen", [True, False])

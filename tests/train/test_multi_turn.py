@@ -201,6 +201,7 @@ def test_a_run_goes_from_episodes_to_a_report_and_resumes_as_if_never_stopped(
   rl_loop.train(run, second)
   for name in ("loss", "critic/loss", "rewards/turn 1/total/mean", "retrieval_rate"):
     assert values_of(first, name)[-1] == values_of(second, name)[-1], name
+  _check_rollouts(first, second)
   stage.evaluate(run, second)
   found = json.loads((second / "eval" / "after_rl.json").read_text())
   assert 1 <= found["metrics"]["turns"] <= 2
@@ -213,6 +214,26 @@ def test_a_run_goes_from_episodes_to_a_report_and_resumes_as_if_never_stopped(
   assert len(frames) == run.eval.report_samples
   for shown in (each for each in map(json.loads, replies) if each["id"] in frames):
     assert {str(i) for turn in shown["turns"] for i in turn["shown"]} <= frames[shown["id"]].keys()
+
+
+def _check_rollouts(first, second):
+  """Rollouts have all turns with what they showed, and are the same in a run that was resumed."""
+  written = {path.name: path.read_bytes() for path in (first / "rollouts").iterdir()}
+  assert len(written) == 3
+  assert written == {path.name: path.read_bytes() for path in (second / "rollouts").iterdir()}
+  replies = [
+    reply
+    for line in written["step-000003.jsonl"].splitlines()
+    for reply in json.loads(line)["replies"]
+  ]
+  for reply in replies:
+    turns = reply["turns"]
+    assert len(turns[0]["times"]) == 4 and reply["text"] == turns[-1]["text"]
+    names = {f"turn {number}" for number in range(1, 1 + len(turns))}
+    assert reply["advantages"].keys() == names == {n.split("/")[0] for n in reply["rewards"]}
+  totals = [reply["rewards"]["turn 1/total"] for reply in replies]
+  expected = values_of(first, "rewards/turn 1/total/mean")[-1]
+  assert np.mean(totals) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.fixture(scope="module")

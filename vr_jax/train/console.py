@@ -14,12 +14,13 @@ import sys
 import threading
 import time
 from typing import TextIO
-import unicodedata
 
 import jax
 from rich import console as rich_console
 from rich import progress as rich_progress
 from rich import text as rich_text
+
+from vr_jax import errors
 
 Tick = Callable[..., None]
 
@@ -214,10 +215,14 @@ def print_note(text: str) -> None:
 
 
 def _write(line: str, where: io.TextIOBase | TextIO) -> None:
-  """Writes a line at once. `print` writes its end separately, and Ctrl-C might come between."""
+  """Writes a line at once. `print` writes its end separately, and Ctrl-C might come between.
+
+  Names from files, and texts of models, can't steer a terminal: their control characters become
+  escapes.
+  """
   global _last_line
   _last_line = time.monotonic()
-  where.write(f"{line}\n")
+  where.write(f"{errors.printable(line)}\n")
   where.flush()
 
 
@@ -232,13 +237,3 @@ def duration(seconds: float) -> str:
   minutes = round(seconds / 60)
   hours, rest = divmod(minutes, 60)
   return f"{hours} h {rest} min" if hours else f"{minutes} min"
-
-
-def printable(text: str) -> str:
-  """Makes model text safe for a terminal: control and direction characters become escapes."""
-  return "".join(
-    c
-    if c in "\n\t" or not unicodedata.category(c).startswith("C")
-    else c.encode("unicode_escape").decode()
-    for c in text
-  )

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 import numpy as np
 from PIL import Image
 
-from vr_jax.train import console
+from vr_jax import errors
 
 _LINES, _CHARACTERS = 12, 1200  # most of a reply on the terminal
 _FRAMES, _SIDE, _GAP = 16, 112, 2  # of a strip: most frames in a row, longer side and gap in pixels
@@ -75,14 +75,15 @@ def terminal_text(pair: SampledPair, where: str) -> str:
 
 def _quoted(text: str, *, where: str = "") -> list[str]:
   """Lines of a text behind a bar, so that none of them looks like one of our own."""
-  kept = console.printable(text)[:_CHARACTERS].split("\n")[:_LINES]
+  text = errors.printable(text)
+  kept = text[:_CHARACTERS].split("\n")[:_LINES]
   more = len(text) - len("\n".join(kept))
   lines = [f"  │ {line}" for line in kept]
   return [*lines, f"  │ … {more} more characters: {where}"] if more > 0 and where else lines
 
 
 def _one_line(text: str) -> str:
-  return console.printable(" ".join(text.split()))
+  return errors.printable(" ".join(text.split()))
 
 
 def reply_text(reply: Mapping[str, Any]) -> str:
@@ -110,7 +111,7 @@ def markdown(line: Mapping[str, Any], reply: Mapping[str, Any]) -> str:
   """A reply as Markdown. Its text is an indented block, in which no markup counts."""
   about = f"{line['example']}, {line['video']}, answer {line['answer']}, {_scores(reply)}"
   text = f"{_one_line(about)}\n\n{line['prompt']}\n\n→\n\n{reply_text(reply)}"
-  return "\n".join(f"    {each}" for each in console.printable(text).split("\n"))
+  return "\n".join(f"    {each}" for each in errors.printable(text).split("\n"))
 
 
 def strip(
