@@ -79,6 +79,13 @@ MEANINGS: Mapping[str, str] = {
   "padding_fraction": (
     "Fraction of the tokens computed in a step that are padding or lie behind the end of a reply."
   ),
+  "eval/accuracy": "Mean task score of the answers, at eval.temperature.",
+  "eval/<metric>": ("Mean of another metric of the environment's episodes, as eval/frame_recall."),
+  "eval/rewards/<name>/mean": "Mean of a reward over the replies that have a score.",
+  "eval/rewards/<segment>/<name>/mean": (
+    "Mean of a reward of one segment over the replies that have a score."
+  ),
+  "eval/completions/mean_length": "Mean number of sampled tokens of a held-out episode.",
   "critic/loss": "Clipped squared error of the values.",
   "critic/grad_norm": "Norm of the critic's gradient before clipping.",
   "critic/value": "Mean value.",
@@ -115,7 +122,9 @@ MEANINGS: Mapping[str, str] = {
   "judge/over_budget": "Questions not sent to the endpoint because the budget was spent.",
   "judge/unanswered": "Questions to the endpoint whose last retry failed too.",
   "judge/too_long": "Questions that exceed the context of the local judge.",
-  "perf/time/<part>": "Time of a part of a step: data, rollout, reward, update, log, validation.",
+  "perf/time/<part>": (
+    "Time of a part of a step: data, rollout, reward, update, log, validation, evaluation."
+  ),
   "perf/time/step": "Time of the whole step.",
   "perf/tokens_per_second": "Reply tokens of a step divided by its time.",
   "perf/exposed_host_fraction": "Fraction of a step in which the devices waited for the host.",
