@@ -305,8 +305,9 @@ def _check_spans(
 
 
 def _find_copies(store: frame_store.FrameStore) -> dict[str, str]:
-  """Finds videos with the same stored frames, as of a file that was copied or put into another
-  container. Maps each of them to the first of its kind, by name.
+  """Finds videos with the same stored frames, such as a file under another name or a remuxed one.
+
+  Maps each of them to the first of its kind, by name.
   """
   alike: dict[bytes, list[str]] = {}
   for video in sorted(store.videos):
