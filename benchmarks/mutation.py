@@ -45,7 +45,7 @@ import numpy  # noqa: F401
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("vr_jax", "tests", "configs", "pyproject.toml")
+COPIED = ("vr_jax", "tests", "configs", "benchmarks", "pyproject.toml")
 
 # Each file, and the tests that are its own.
 TESTS = {
