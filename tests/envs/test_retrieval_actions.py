@@ -183,3 +183,9 @@ def test_relevant_frames_are_those_within_a_span():
   assert retrieval_actions.relevant_frames(_example(relevant=beyond), times) == (8, 9)
   between = (records.Span(start=2.2, end=2.8),)
   assert retrieval_actions.relevant_frames(_example(relevant=between), times) == ()
+
+
+def test_a_number_with_more_digits_than_any_pool_has_is_no_frame_of_a_large_one():
+  reply = f"<think>t</think><retrieve>0,{10**12}</retrieve>"
+  action = retrieval_actions.parse(reply, pool=100_000, problem_type="free-form")
+  assert action == retrieval_actions.Action(kind="invalid", problem="range")

@@ -8,15 +8,17 @@ import pytest
 from vr_jax import records
 from vr_jax.rl import advantages, reward_metrics
 
-# [2 prompts, 2 replies, 6 tokens]; -1: no token of the policy's.
+# [2 prompts, 3 replies, 6 tokens]; -1: no token of the policy's.
 SEGMENT = np.array(
   [
-    [[0, 0, 1, 1, 1, 1], [0, 1, -1, -1, -1, -1]],
-    [[0, 0, 0, -1, -1, -1], [-1, -1, -1, -1, -1, -1]],
+    [[0, 0, 1, 1, 1, 1], [0, 1, -1, -1, -1, -1], [0, 0, 1, -1, -1, -1]],
+    [[0, 0, 0, -1, -1, -1], [-1, -1, -1, -1, -1, -1], [0, 1, 1, 1, 1, -1]],
   ]
 )
-TOTAL = np.array([[[1.0, 0.0], [3.0, 0.0]], [[2.0, 5.0], [2.0, 0.0]]], np.float32)
-SCORED = np.array([[[1, 1], [1, 1]], [[1, 0], [1, 1]]], bool)
+TOTAL = np.array(
+  [[[1.0, 0.0], [3.0, 0.0], [0.0, 0.0]], [[2.0, 5.0], [2.0, 0.0], [2.0, 0.0]]], np.float32
+)
+SCORED = np.array([[[1, 1], [1, 1], [1, 1]], [[1, 0], [1, 1], [1, 1]]], bool)
 SCORES = records.Scores(
   rewards={"accuracy": jnp.asarray(TOTAL / 2)}, scored=jnp.asarray(SCORED), total=jnp.asarray(TOTAL)
 )
@@ -31,12 +33,12 @@ def _lengths(multi_turn, segment=SEGMENT, names=NAMES):
 def test_lengths_are_those_of_whole_replies_and_of_each_segment():
   found = _lengths(multi_turn=False)
   assert found == {
-    "mean_length": (6 + 2 + 3 + 0) / 4,
+    "mean_length": pytest.approx((6 + 2 + 3 + 3 + 0 + 5) / 6),
     "min_length": 0,
     "max_length": 6,
-    "clipped_ratio": pytest.approx(1 / 3),  # of the replies that have tokens
-    "seen/mean_length": (2 + 1 + 3) / 4,
-    "thought/mean_length": (4 + 1) / 4,
+    "clipped_ratio": pytest.approx(1 / 5),  # of the replies that have tokens
+    "seen/mean_length": pytest.approx((2 + 1 + 2 + 3 + 0 + 1) / 6),
+    "thought/mean_length": pytest.approx((4 + 1 + 1 + 0 + 0 + 4) / 6),
   }
 
 
@@ -68,7 +70,7 @@ def test_each_segment_has_the_mean_std_and_zeros_of_its_scored_replies(multi_tur
       np.testing.assert_allclose(found[f"{prefix}/zero_ratio"], (kept == 0).mean(), rtol=1e-6)
   unscored = {name: value for name, value in found.items() if name.startswith("unscored")}
   assert unscored == (
-    {} if multi_turn else {"unscored_ratio/seen": 0, "unscored_ratio/thought": 0.25}
+    {} if multi_turn else {"unscored_ratio/seen": 0, "unscored_ratio/thought": pytest.approx(1 / 6)}
   )
 
 

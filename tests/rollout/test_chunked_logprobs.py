@@ -1,5 +1,7 @@
 """Log-probs in chunks of the vocabulary are those of all logits at once."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,3 +79,13 @@ def test_released_vocabularies_have_chunks_near_the_default():
     4748,
     6912,
   }
+
+
+@pytest.mark.parametrize(
+  ("dtype", "precision"), [(jnp.float32, "Precision.HIGHEST"), (jnp.bfloat16, "Precision.DEFAULT")]
+)
+def test_products_of_float32_are_exact_on_accelerators_as_well(dtype, precision):
+  """By default TPUs multiply float32 in bfloat16; a CPU's results would not show it."""
+  text = str(jax.make_jaxpr(_chunked(5))(HIDDEN.astype(dtype), MATRIX.astype(dtype)))
+  precisions = set(re.findall(r"Precision\.[A-Z]+", text))
+  assert precisions == {precision}
