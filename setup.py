@@ -106,7 +106,10 @@ setuptools.setup(
   license_files=["LICENSE"],
   packages=[*setuptools.find_packages(include=["vr_jax", "vr_jax.*"]), "vr_jax.configs"],
   package_dir={"vr_jax.configs": "configs"},  # recipes by name, from any directory
-  package_data={"vr_jax.eval": ["report_assets/*"]},
+  package_data={
+    "vr_jax.eval": ["report_assets/*"],
+    "vr_jax.models.qwen2_5_vl": ["exported/*"],
+  },
   python_requires=">=3.11",
   install_requires=REQUIRES,
   extras_require=EXTRAS,

@@ -151,6 +151,7 @@ def tiny_network(config: ml_collections.ConfigDict) -> None:
         "tokens_per_second": 2,
         "window_size": 56,
         "fullatt_block_indexes": (2,),
+        "rope_after_video": "sides",  # transformers then reads an export without code of ours
       },
     }
   )
@@ -168,7 +169,6 @@ def released_network(
     tensor, one for each of its key heads.
   """
   config.model.pretrained = RELEASES[size]
-  config.model.rope_after_video = "largest"  # as the released weights were trained
   config.model.resize_backend = "torchvision"  # as transformers resizes frames for them
   config.export.dtype = "bfloat16"  # as the releases
   config.mesh = mesh or ((1, -1, 1, 8) if size == "72b" else (1, -1, 1, 1))

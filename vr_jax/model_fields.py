@@ -61,7 +61,7 @@ class ModelSection:
   rope_after_video: Literal["", "sides", "largest"] = field(
     "",
     "Position of the text after a video: behind its longer side, or behind its largest position "
-    "(docs/design.md); empty: as the model's config says.",
+    "(docs/checkpoints.md); empty: as the model's config.json says, or else largest.",
   )
   dtype: Dtype = field("bfloat16", "Dtype of activations; trained parameters stay float32.")
   remat: Literal["none", "full", "attention", "dots"] = field(

@@ -43,7 +43,7 @@ class ModelCase:
   def config(self) -> dict[str, Any]:
     """The config.json of transformers 5."""
     text = {"vocab_size": VOCAB, "rms_norm_eps": 1e-6, **self.text}
-    vision = {"out_hidden_size": text["hidden_size"], **self.vision}
+    vision = {"out_hidden_size": text["hidden_size"], "rope_after_video": "sides", **self.vision}
     return {
       "model_type": "qwen2_5_vl",
       "text_config": text,
@@ -54,7 +54,9 @@ class ModelCase:
 
   def tensors(self) -> dict[str, np.ndarray]:
     """Weights by the name they have in a file, without prefixes."""
-    return {name: _weight(self.seed, name, shape) for name, shape in _shapes(self.config()).items()}
+    return {
+      name: _weight(self.seed, name, shape) for name, shape in tensor_shapes(self.config()).items()
+    }
 
   def prompt(self, index: int) -> tuple[np.ndarray, list[tuple[tuple, np.ndarray]]]:
     """Tokens of a prompt, and its media: (part, patches [frames, patches, patch_dim])."""
@@ -241,14 +243,14 @@ def reference_outputs(case: ModelCase, model: Any, index: int) -> dict[str, np.n
   if seconds:
     inputs["second_per_grid_ts"] = torch.tensor(seconds)
   places = {name: inputs.get(name) for name in ("image_grid_thw", "video_grid_thw")}
-  positions, delta = model.model.get_rope_index(
+  positions, _ = model.model.get_rope_index(
     ids, kinds, second_per_grid_ts=inputs.get("second_per_grid_ts"), **places
   )
   with torch.no_grad():
     logits = model(**inputs, position_ids=positions).logits
   return {
     "positions": positions[:, 0].numpy().astype(np.int32),
-    "next_position": np.asarray(delta.item() + len(tokens), np.int32),
+    "next_position": np.asarray(positions[0, 0, -1] + 1, np.int32),  # where `generate` continues
     "logits": logits[0].float().numpy(),
   }
 
@@ -261,14 +263,14 @@ def _weight(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
   return np.float32(0.1) * values + np.float32("norm" in name or "ln_q" in name)
 
 
-def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
   """What a Qwen2.5-VL file holds, without prefixes."""
-  text, vision = config["text_config"], config["vision_config"]
+  text, vision = config.get("text_config", config), config["vision_config"]
   embed, mlp = text["hidden_size"], text["intermediate_size"]
   head_dim = embed // text["num_attention_heads"]
   kv = head_dim * text["num_key_value_heads"]
   shapes = {"embed_tokens.weight": (VOCAB, embed), "norm.weight": (embed,)}
-  if not config["tie_word_embeddings"]:
+  if not config.get("tie_word_embeddings", text.get("tie_word_embeddings")):
     shapes["lm_head.weight"] = (VOCAB, embed)
   for i in range(text["num_hidden_layers"]):
     layer = f"layers.{i}"

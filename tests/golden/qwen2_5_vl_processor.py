@@ -203,12 +203,19 @@ def reference_processor() -> Any:
     video = video_lib.Qwen2VLVideoProcessor(size=SIZE, cap_pixels_per_frame=False)
     return Qwen2_5_VLProcessor(image, theirs, video, chat_template=TEMPLATE)
 
+  return without_torchvision(theirs, TEMPLATE, SIZE)
+
+
+def without_torchvision(tokenizer: Any, template: str, size: dict[str, int]) -> Any:
+  """Makes transformers' processor with pixels by `FrameByFrame`. size: limits of a frame."""
+  from transformers import Qwen2_5_VLProcessor
+
   class WithoutTorchvision(Qwen2_5_VLProcessor):
     def check_argument_for_proper_class(self, argument_name, argument):
       return type(argument)
 
-  frames = FrameByFrame()
-  return WithoutTorchvision(frames, theirs, frames, chat_template=TEMPLATE)
+  frames = FrameByFrame(size)
+  return WithoutTorchvision(frames, tokenizer, frames, chat_template=template)
 
 
 class FrameByFrame:
@@ -220,6 +227,9 @@ class FrameByFrame:
 
   merge_size = temporal_patch_size = 2
   model_input_names: tuple[str, ...] = ()
+
+  def __init__(self, size: dict[str, int]):
+    self._size = size
 
   def fetch_images(self, images: list) -> list:
     return images
@@ -252,7 +262,10 @@ class FrameByFrame:
     from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as reference
 
     height, width = reference.smart_resize(
-      *frame.shape[:2], factor=28, min_pixels=SIZE["shortest_edge"], max_pixels=SIZE["longest_edge"]
+      *frame.shape[:2],
+      factor=28,
+      min_pixels=self._size["shortest_edge"],
+      max_pixels=self._size["longest_edge"],
     )
     if frame.shape[:2] != (height, width):
       channels_first = torch.from_numpy(frame).permute(2, 0, 1)[None].contiguous()
@@ -260,7 +273,7 @@ class FrameByFrame:
         channels_first, size=(height, width), mode="bicubic", antialias=True
       )
       frame = resized[0].permute(1, 2, 0).numpy()
-    outputs = reference.Qwen2VLImageProcessorPil(size=SIZE, do_resize=False)(
+    outputs = reference.Qwen2VLImageProcessorPil(size=self._size, do_resize=False)(
       frame, input_data_format="channels_last"
     )
     return outputs["pixel_values"], np.asarray(outputs["image_grid_thw"])[0]
@@ -325,7 +338,7 @@ def _reference_positions(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   )
   grids = {name: found.get(name) for name in ("image_grid_thw", "video_grid_thw")}
   seconds = found.get("second_per_grid_ts")
-  positions, delta = cast(Any, model.get_rope_index)(
+  positions, _ = cast(Any, model.get_rope_index)(
     bare,
     torch.from_numpy(found["input_ids"])[None],
     torch.from_numpy(found["mm_token_type_ids"])[None],
@@ -334,7 +347,7 @@ def _reference_positions(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   )
   return {
     "positions": positions[:, 0].numpy(),
-    "next_position": np.asarray(delta.item() + len(found["input_ids"]), np.int64),
+    "next_position": np.asarray(positions[0, 0, -1] + 1, np.int64),  # where `generate` continues
   }
 
 

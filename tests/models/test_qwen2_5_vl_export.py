@@ -6,6 +6,7 @@ Reference: transformers 5.23 with eager attention, float32 on CPU. Tolerance: no
 the same bits.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -24,7 +25,6 @@ from safetensors import numpy as safetensors
 from vr_jax import atomic, errors
 from vr_jax.models import qwen2_5_vl
 from vr_jax.models.common import checkpoint, export, weight_mapping
-from vr_jax.models.qwen2_5_vl import config as config_lib
 from vr_jax.models.qwen2_5_vl import hf_mapping
 from vr_jax.parallel import mesh as mesh_lib
 
@@ -168,11 +168,33 @@ def test_tokenizer_and_generation_files_come_along_and_the_dtype_is_told(tmp_pat
   assert written == fields | {"torch_dtype": "bfloat16"}
 
 
+def test_an_export_says_where_text_after_a_video_continues_and_brings_code_for_it(tmp_path, source):
+  path = source / "config.json"
+  released = json.loads(path.read_text())
+  del released["vision_config"]["rope_after_video"]
+  path.write_text(json.dumps(released))
+  config, params = qwen2_5_vl.from_pretrained(source)
+  for name, before in (("first", source), ("second", tmp_path / "first")):
+    qwen2_5_vl.save_pretrained(params, tmp_path / name, config=config, source=before)
+    written = json.loads((tmp_path / name / "config.json").read_text())
+    assert written["vision_config"].pop("rope_after_video") == "largest"
+    module, _ = written.pop("auto_map")["AutoModelForImageTextToText"].split(".")
+    assert (tmp_path / name / f"{module}.py").is_file()
+    assert written == {**released, "torch_dtype": "float32"}
+  vision = dataclasses.replace(config.vision, rope_after_video="sides")
+  config = dataclasses.replace(config, vision=vision)
+  qwen2_5_vl.save_pretrained(params, tmp_path / "third", config=config, source=tmp_path / "second")
+  written = json.loads((tmp_path / "third" / "config.json").read_text())
+  assert written["vision_config"]["rope_after_video"] == "sides"
+  assert "auto_map" not in written
+  assert not list((tmp_path / "third").glob("*.py"))
+
+
 def test_a_config_made_here_says_what_was_read(tmp_path, source):
   for case in (UNTIED, TIED, OTHER_PATCHES):
     config = builders.load(case).config
     path = tmp_path / f"{case.name}.json"
-    path.write_text(json.dumps(config_lib.config_fields(config)))
+    path.write_text(json.dumps(qwen2_5_vl.FAMILY.model_files(config, None)[0]))
     assert qwen2_5_vl.FAMILY.read_config(path) == config
 
 

@@ -134,7 +134,7 @@ def test_time_counts_seconds_and_text_goes_on_where_the_config_says():
   assert places[1, 3:7].tolist() == [3, 3, 4, 4]
   assert places[2, 3:7].tolist() == [3, 4, 3, 4]
   assert places[:, 19:].tolist() == [[5, 6]] * 3
-  assert after == 13
+  assert after == 7
   old = dataclasses.replace(CONFIG.vision, rope_after_video="largest")
   places, after = positions.rope_index(kind, [video], old)
   assert places[:, 19:].tolist() == [[13, 14]] * 3

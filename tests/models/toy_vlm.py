@@ -272,10 +272,13 @@ FAMILY = family.ModelFamily(
   make_config=make_config,
   with_options=with_options,
   make_model=Toy,
-  config_fields=lambda config: {
-    "model_type": config.model_type,
-    **{k: v for k, v in dataclasses.asdict(config).items() if k not in ("remat", "attention")},
-  },
+  model_files=lambda config, _: (
+    {
+      "model_type": config.model_type,
+      **{k: v for k, v in dataclasses.asdict(config).items() if k not in ("remat", "attention")},
+    },
+    {},
+  ),
   make_processor=lambda config, words, section: ToyProcessor(
     config, words, 1, 10**6, system=section.system, library=section.resize_backend
   ),

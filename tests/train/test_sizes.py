@@ -88,15 +88,24 @@ def test_the_flags_for_64_frames_of_256_tokens_are_those_that_the_recipe_names(s
   assert max(model.prefix_buckets) > 32 * 256
 
 
-@pytest.mark.parametrize(("size", "text"), [("tiny", [5, 6]), ("3b", [13, 14]), ("7b", [13, 14])])
-def test_text_behind_a_video_goes_on_where_the_weights_were_trained_to(data, tmp_path, size, text):
-  """Four patches of 2 x 2 tokens, 1.5 s apart, at two steps a second.
+@pytest.mark.parametrize("size", ["tiny", "3b", "7b"])
+@pytest.mark.parametrize(
+  ("said", "text"), [({}, [13, 14]), ({"rope_after_video": "sides"}, [5, 6])]
+)
+def test_text_after_a_video_continues_as_the_file_of_the_weights_says(
+  data, tmp_path, size, said, text
+):
+  """A released config.json says nothing, and means the largest position; our exports say it.
+
+  Four patches of 2 x 2 tokens, 1.5 s apart, at two steps a second.
 
   Their times are 3, 6, 9 and 12; the sides of a frame end at 5.
   """
   context = nano.build(data)
   fields = {**context.config.model.architecture.to_dict(), "image_token_id": 1, "video_token_id": 2}
   fields |= {"vision_start_token_id": 3, "vision_end_token_id": 4}
+  del fields["vision_config"]["rope_after_video"]
+  fields["vision_config"] |= said
   (tmp_path / "config.json").write_text(json.dumps(fields))
   config = nano.recipe(size)
   config.model.pretrained = str(tmp_path)

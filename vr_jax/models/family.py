@@ -28,7 +28,9 @@ class ModelFamily:
   with_options(config, section): applies the dtype, kernels and other computation options of a
     recipe's section `config.model`.
   make_model(config, rngs=…, layout=…): builds the network with random weights.
-  config_fields(config): returns the fields of a new config.json.
+  model_files(config, source): returns the fields of an exported config.json, and other texts by
+    file name that it refers to. source: the fields of the config.json that the weights started
+    from, or None.
   make_processor(config, tokenizer, section): the section has min_pixels, max_pixels, system and
     resize_backend.
   load_tokenizer(path): reads a tokenizer.json, or that of a model directory. Raises InputError.
@@ -36,6 +38,9 @@ class ModelFamily:
   tokenizer_fields(tokenizer): returns the config fields that depend on the tokenizer.
   forward_flops(config, frames=, patches=, prefix=, group=, time=): counts FLOPs of one prompt and
     its replies.
+  processor_files(processor, sampling): returns the texts of an export's processor files by name,
+    None for one that must not be copied. sampling: fields of transformers' video processors by
+    which frames are chosen.
 
   weights: maps parameters to the tensors of a Hugging Face file.
   parameter_groups: for each of GROUPS, dotted names of modules or parameters; each parameter is in
@@ -52,7 +57,7 @@ class ModelFamily:
   make_config: Callable[[Mapping[str, Any]], interface.ModelConfig]
   with_options: Callable[[Any, ml_collections.ConfigDict], interface.ModelConfig]
   make_model: Callable[..., nnx.Module]
-  config_fields: Callable[[Any], dict[str, Any]]
+  model_files: Callable[[Any, Mapping[str, Any] | None], tuple[dict[str, Any], Mapping[str, str]]]
   make_processor: Callable[
     [Any, tokenizers.Tokenizer, ml_collections.ConfigDict], interface.Processor
   ]
@@ -65,6 +70,7 @@ class ModelFamily:
   lora_targets: lora.Targets
   end_token: str
   pad_token: str
+  processor_files: Callable[[Any, Mapping[str, Any]], Mapping[str, str | None]] = lambda *_: {}
   template_words: tuple[str, ...] = ()
   presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   organization: str = ""

@@ -10,7 +10,9 @@ from pathlib import Path
 import shutil
 from typing import Any
 
+from jaxtyping import PyTree
 import ml_collections
+import numpy as np
 
 from vr_jax import errors
 from vr_jax.models.common import export as export_lib
@@ -56,17 +58,37 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
     console.doing(f"writing {target}", announce=True),
     _replace_own(target, checkpoint) as path,
   ):
-    export_lib.save_pretrained(
-      params,
-      path,
-      config=context.model,
-      family=context.family,
-      adapters=context.adapters,
-      source=config.model.pretrained or None,
-      files={**_tokenizer_files(context, workdir), **record},
-      dtype=config.export.dtype,
-    )
+    write_model(params, path, context, workdir, files=record)
   console.print_line(f"export: {stage} step {step} -> {target}")
+
+
+def write_model(
+  params: PyTree,
+  target: Path,
+  context: run_context.RunContext,
+  workdir: Path,
+  *,
+  files: Mapping[str, str] | None = None,
+) -> None:
+  """Writes parameters, and all that transformers needs to reply as the run's evaluation does.
+
+  Adapters are merged into the weights. All processes of a run must call this.
+
+  files: more text files by name.
+
+  Raises InputError as `common.export.save_pretrained` does.
+  """
+  config = context.config
+  export_lib.save_pretrained(
+    params,
+    target,
+    config=context.model,
+    family=context.family,
+    adapters=context.adapters,
+    source=config.model.pretrained or None,
+    files={**_texts(context, workdir), **(files or {})},
+    dtype=config.export.dtype,
+  )
 
 
 def find_checkpoint(context: run_context.RunContext, workdir: Path, which: str) -> tuple[Path, int]:
@@ -123,19 +145,59 @@ def _record(target: Path) -> dict[str, Any] | None:
     return None
 
 
-def _tokenizer_files(context: run_context.RunContext, workdir: Path) -> dict[str, str]:
-  """The tokenizer's files, by name; none if those of the pretrained model are copied."""
-  model = context.config.model
+def _texts(context: run_context.RunContext, workdir: Path) -> dict[str, str | None]:
+  """Texts of the files by which transformers makes prompts and samples replies as the run does.
+
+  Keys are names of files. None: the pretrained model's file must not be copied.
+  """
+  model, family = context.config.model, context.family
+  texts = {
+    **family.processor_files(context.processor, _frame_sampling(context.config.data)),
+    "generation_config.json": _json(_generation_fields(context)),
+  }
   if model.pretrained and not model.tokenizer:
-    return {}
+    return texts
   path = paths.tokenizer_path(context.config, workdir)
   path = path / "tokenizer.json" if path.is_dir() else path
-  files = {"tokenizer.json": path.read_text(encoding="utf-8")}
-  if model.pretrained:
-    return files
-  end, pad = context.family.end_token, context.family.pad_token
-  stop = list(context.processor.stop_tokens)
-  about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": pad}
-  sampling = {"eos_token_id": stop, "pad_token_id": context.processor.pad_token}
-  texts = {"tokenizer_config.json": about, "generation_config.json": sampling}
-  return files | {name: json.dumps(fields, indent=2) + "\n" for name, fields in texts.items()}
+  texts["tokenizer.json"] = path.read_text(encoding="utf-8")
+  if not model.pretrained:
+    about = {
+      "tokenizer_class": "PreTrainedTokenizerFast",
+      "eos_token": family.end_token,
+      "pad_token": family.pad_token,
+      "padding_side": "left",  # replies of a batch start at one index
+      "clean_up_tokenization_spaces": False,
+    }
+    texts["tokenizer_config.json"] = _json(about)
+  return texts
+
+
+def _frame_sampling(data: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Fields of transformers' video processors that choose frames of a whole video as `data` does.
+
+  A pool has none: frames are chosen turn by turn.
+  """
+  if data.sampling == "uniform":
+    return {"do_sample_frames": True, "num_frames": data.frames}
+  if data.sampling == "fps":
+    bounds = {"min_frames": data.min_frames, "max_frames": data.max_frames}
+    return {"do_sample_frames": True, "fps": data.sample_fps, **bounds}
+  return {}
+
+
+def _generation_fields(context: run_context.RunContext) -> dict[str, Any]:
+  """Fields of generation_config.json: replies are sampled as in the run's evaluation."""
+  decoding = context.decoding(temperature=context.config.eval.temperature)
+  sampled = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+  return {
+    "eos_token_id": list(decoding.stop_tokens),
+    "pad_token_id": context.processor.pad_token,
+    "max_new_tokens": decoding.max_new_tokens,
+    "suppress_tokens": np.flatnonzero(~np.asarray(context.allowed_tokens)).tolist(),
+    "do_sample": decoding.temperature > 0,
+    **(sampled if decoding.temperature > 0 else {}),
+  }
+
+
+def _json(fields: dict[str, Any]) -> str:
+  return json.dumps(fields, indent=2) + "\n"

@@ -45,7 +45,7 @@ def save_pretrained(
   family: family_lib.ModelFamily,
   adapters: lora.Adapters | None = None,
   source: str | pathlib.Path | None = None,
-  files: Mapping[str, str] | None = None,
+  files: Mapping[str, str | None] | None = None,
   dtype: DTypeLike | None = None,
   file_bytes: int = FILE_BYTES,
   piece_bytes: int = checkpoint.PIECE_BYTES,
@@ -57,7 +57,7 @@ def save_pretrained(
 
   adapters: the adapters in `params`; each is merged into its weight.
   source: a directory whose config.json, tokenizer and other small files are copied.
-  files: more text files by name; they replace copied ones.
+  files: more text files by name; they replace copied ones. None: the file is not copied.
   dtype: of the tensors; None: the dtype of each parameter.
   file_bytes: size at which the next file is started.
   piece_bytes: bytes of a parameter on the host at once, at least one tensor of a file.
@@ -83,8 +83,10 @@ def save_pretrained(
   def write(directory: pathlib.Path) -> None:
     streaming.write_files(directory, streaming.entries(slots, dtypes), stream, file_bytes)
     widest = max(dtypes.values(), key=lambda d: d.itemsize)
-    texts = files or {}
-    _write_texts(directory, family.config_fields(config), source, texts, widest)
+    origin = None if source is None else pathlib.Path(source)
+    read = None if origin is None else family_lib.read_fields(origin / "config.json")
+    fields, beside = family.model_files(config, read)
+    _write_texts(directory, fields, origin, {**beside, **(files or {})}, widest)
 
   streaming.write_directory(pathlib.Path(path), stream, write)
 
@@ -155,24 +157,22 @@ def _check_shapes(given: Mapping[str, Any], abstract_params: PyTree) -> None:
 
 def _write_texts(
   directory: pathlib.Path,
-  fields: Mapping[str, Any],
-  source: str | pathlib.Path | None,
-  files: Mapping[str, str],
+  fields: dict[str, Any],
+  source: pathlib.Path | None,
+  files: Mapping[str, str | None],
   dtype: np.dtype,
 ) -> None:
   """Writes config.json, copies the small files of the source, and writes `files`."""
-  contents = dict(fields)
-  if source is not None:
-    contents = json.loads((pathlib.Path(source) / "config.json").read_text(encoding="utf-8"))
-    for name in CARRIED:
-      if (found := pathlib.Path(source) / name).is_file():
-        shutil.copyfile(found, directory / name)
-  for half in _halves(contents):
+  for name in CARRIED:
+    if source and name not in files and (found := source / name).is_file():
+      shutil.copyfile(found, directory / name)
+  for half in _halves(fields):
     half |= {key: dtype.name for key in ("dtype", "torch_dtype") if key in half}
-  contents.setdefault("torch_dtype", dtype.name)
-  _write_json(directory / "config.json", contents)
+  fields.setdefault("torch_dtype", dtype.name)
+  _write_json(directory / "config.json", fields)
   for name, text in files.items():
-    (directory / name).write_text(text, encoding="utf-8")
+    if text is not None:
+      (directory / name).write_text(text, encoding="utf-8")
 
 
 def _halves(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:

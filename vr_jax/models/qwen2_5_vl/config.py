@@ -33,9 +33,9 @@ class VisionConfig:
   fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
   tokens_per_second: int = 4  # steps of the temporal rotary position in one second
   rope_theta: float = 10000.0
-  # Position of text after a medium: "sides" as in transformers since 5.3, "largest" as before
-  # (see positions.py).
-  rope_after_video: str = "sides"
+  # Position of text after a medium (see positions.py). "largest": as the released weights were
+  # trained, whose files lack this field. "sides": as transformers counts since 5.3.
+  rope_after_video: str = "largest"
 
   @property
   def head_dim(self) -> int:
@@ -216,9 +216,12 @@ class Qwen2_5_VLConfig:  # noqa: N801
 
 
 def config_fields(config: Qwen2_5_VLConfig) -> dict[str, Any]:
-  """Builds the fields of a new config.json, as transformers 5 writes it."""
+  """Builds the fields of a new config.json, nested as in transformers 5.
+
+  Rotary constants are named as in the releases, which all versions read.
+  """
   text = dataclasses.asdict(config.text)
-  rotary = {"rope_theta": text.pop("rope_theta"), "mrope_section": text.pop("mrope_section")}
+  section = text.pop("mrope_section")
   named = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
   ids = {name: value for name, value in named.items() if name.endswith("_token_id")}
   return {
@@ -229,7 +232,7 @@ def config_fields(config: Qwen2_5_VLConfig) -> dict[str, Any]:
       **text,
       "hidden_act": "silu",
       "initializer_range": config.initializer_range,
-      "rope_parameters": {"rope_type": "default", **rotary},
+      "rope_scaling": {"type": "mrope", "mrope_section": section},
       "tie_word_embeddings": config.tie_word_embeddings,
       "bos_token_id": None,  # the released ids may exceed a small vocabulary
       "eos_token_id": None,

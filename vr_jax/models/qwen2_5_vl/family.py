@@ -8,7 +8,15 @@ import tokenizers
 from vr_jax.models import family
 from vr_jax.models.common import lora
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import flops, hf_mapping, model, presets, processor, tokenizer
+from vr_jax.models.qwen2_5_vl import (
+  flops,
+  hf_mapping,
+  model,
+  presets,
+  processor,
+  tokenizer,
+  transformers_files,
+)
 
 
 def with_options(
@@ -42,7 +50,7 @@ FAMILY = family.ModelFamily(
   make_config=config_lib.Qwen2_5_VLConfig.from_dict,
   with_options=with_options,
   make_model=model.Qwen2_5_VL,
-  config_fields=config_lib.config_fields,
+  model_files=transformers_files.model_files,
   make_processor=make_processor,
   load_tokenizer=tokenizer.load_tokenizer,
   train_tokenizer=tokenizer.train_tokenizer,
@@ -58,6 +66,7 @@ FAMILY = family.ModelFamily(
   lora_targets=lora.Targets(),
   end_token=processor.Qwen2_5_VLProcessor.end_of_turn,
   pad_token=processor.Qwen2_5_VLProcessor.pad_name,
+  processor_files=transformers_files.processor_files,
   template_words=("user\n", "assistant\n"),
   presets=presets.RELEASES,
   organization=presets.ORGANIZATION,

@@ -23,7 +23,7 @@ def rope_index(
   `tokens_per_second` a second, its height and width by one a media token. The position of text
   after it depends on `config.rope_after_video`: "sides" continues after the longer side, even if
   the times of a long video reach further; "largest" continues after the largest position of the
-  medium. The reply starts after the largest position of the prompt.
+  medium. A reply is text, too: it continues after the last token of the prompt.
 
   grids: of the media in order; the tokens of each are one contiguous run of its kind.
   """
@@ -41,7 +41,7 @@ def rope_index(
     else:
       start += max(grid.height, grid.width) // config.spatial_merge_size
   positions[:, here:] = start + np.arange(kind.size - here)
-  return positions, int(positions.max(initial=-1)) + 1
+  return positions, start + kind.size - here
 
 
 def _grid_positions(
