@@ -5,6 +5,8 @@ from concurrent import futures
 import threading
 from typing import Any
 
+_MOST = 16  # writes that wait
+
 
 class BackgroundWriter:
   """One thread that writes.
@@ -18,9 +20,12 @@ class BackgroundWriter:
     self._lock = threading.Lock()
 
   def submit(self, write: Callable[..., None], *arguments: Any) -> None:
-    """Calls `write(*arguments)` after all that was submitted before. Any thread may submit."""
+    """Calls `write(*arguments)` after all that was submitted before. Any thread may submit.
+
+    If a slow disk leaves many writes waiting, it waits for the first of them: they hold memory.
+    """
     with self._lock:
-      while self._unwritten and self._unwritten[0].done():
+      while self._unwritten and (self._unwritten[0].done() or len(self._unwritten) >= _MOST):
         self._unwritten.pop(0).result()
       self._unwritten.append(self._thread.submit(write, *arguments))
 
