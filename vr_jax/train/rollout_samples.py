@@ -114,13 +114,13 @@ def markdown(line: Mapping[str, Any], reply: Mapping[str, Any]) -> str:
   return "\n".join(f"    {each}" for each in errors.printable(text).split("\n"))
 
 
-def strip(
-  rows: Sequence[UInt8[np.ndarray, "frames height width 3"]],
-) -> UInt8[np.ndarray, "strip_height strip_width 3"] | None:
+def strip(rows: Sequence[np.ndarray]) -> UInt8[np.ndarray, "height width 3"] | None:
   """One picture of the frames: a row for each turn, from left to right in the order shown.
 
   Frames are scaled down to 112 pixels; of more than 16 in a row, 16 are shown, evenly chosen. None
   without frames.
+
+  rows: RGB frames [frames, height, width, 3] of each turn.
   """
   drawn = [_row(frames) for frames in rows if len(frames)]
   if not drawn:
