@@ -41,7 +41,7 @@ class DecodeSection:
   CHANGE: ClassVar[str] = "any time"
 
   processes: int = field(
-    0, "Processes that decode videos during ingestion; 0: one a core, at most 8.", "[0, inf)"
+    0, "Most processes that decode videos during ingestion; 0: one a core, at most 16.", "[0, inf)"
   )
   seconds: float = field(
     120.0, "Seconds without a frame to store, after which a file counts as bad.", "(0, inf)"

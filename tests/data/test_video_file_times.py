@@ -138,7 +138,15 @@ def with_sound(index, tmp_path_factory):
   return write
 
 
-@pytest.mark.parametrize("name", [".mkv", ".webm", ".flv", ".avi", ".mp4 -movflags faststart"])
+WITHOUT_LENGTH = [
+  ".mp4 -movflags frag_keyframe+empty_moov+default_base_moof",
+  ".flv -flvflags no_duration_filesize",
+]
+
+
+@pytest.mark.parametrize(
+  "name", [".mkv", ".webm", ".flv", ".avi", ".mp4 -movflags faststart", *WITHOUT_LENGTH]
+)
 @pytest.mark.parametrize("part", [0.3, 0.5, 0.7])
 def test_a_cut_file_with_sound_is_refused(with_sound, name, part):
   whole = with_sound(name)
@@ -147,6 +155,36 @@ def test_a_cut_file_with_sound_is_refused(with_sound, name, part):
   with pytest.raises(InputError, match=r"truncated|damaged") as error:
     cut(whole)
   assert len(str(error.value).splitlines()) == 1 and whole.name in str(error.value)
+
+
+@pytest.mark.parametrize("name", [".ts", ".m2ts"])
+@pytest.mark.parametrize("part", [0.3, 0.5, 0.7])
+def test_a_transport_stream_that_is_cut_within_a_packet_is_refused(with_sound, name, part):
+  path, packet = with_sound(name), 192 if name == ".m2ts" else 188
+  data = path.read_bytes()
+  packets = int(part * len(data)) // packet
+  path.write_bytes(data[: packets * packet + 100])
+  with pytest.raises(InputError, match=r"truncated|damaged"):
+    cut(path)
+  path.write_bytes(data[: packets * packet])  # which can't be told from a shorter recording
+  shorter = cut(path)
+  assert numbers(shorter)[:20] == list(range(20))
+  assert shorter.duration == pytest.approx(10 * part, abs=0.8)
+
+
+def test_of_fragmented_mp4_a_missing_part_of_a_fragment_is_told_and_a_missing_fragment_is_not(
+  with_sound,
+):
+  path = with_sound(WITHOUT_LENGTH[0])
+  data = path.read_bytes()
+  third = [place.start() - 4 for place in re.finditer(b"moof", data)][2]
+  within = data.index(b"mdat", third) - 4
+  path.write_bytes(data[:third])
+  assert numbers(cut(path)) == list(range(32))  # two fragments of 16 frames
+  for end in (third + 4, third + 50, within, within + 8, within + 500):
+    path.write_bytes(data[:end])
+    with pytest.raises(InputError, match=r"truncated|damaged"):
+      cut(path)
 
 
 def test_a_picture_that_ends_before_its_sound_is_whole(index, tmp_path):

@@ -33,15 +33,15 @@ _POLL = 0.1
 _LONGEST_WAIT = 1.0
 # Files that each worker may be ahead of the one that the caller waits for.
 _AHEAD = 4
-# An own process is worth its start for so many files.
-_FILES_PER_PROCESS = 16
+# A process is worth its start for so many bytes of files.
+_BYTES_PER_PROCESS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodeLimits:
   """Number of worker processes, and what one file may take.
 
-  processes: 0: one a CPU core, at most 8.
+  processes: at most; 0: one a CPU core, at most 16.
   seconds: without a new frame to store, after which a file counts as one that hangs the decoder.
   memory_gib: of a worker, beyond what it takes when it starts.
   megapixels: of a picture or a video's frame, as they are in the file.
@@ -89,8 +89,9 @@ def cut_all(
     "max_side": max_side,
     "max_pixels": round(limits.megapixels * 1e6),
   }
-  most = limits.processes or min(_cores(), 8)
-  count = max(1, min(most, math.ceil(len(paths) / _FILES_PER_PROCESS)))
+  size = sum(path.stat().st_size for path in paths if path.is_file())
+  most = min(limits.processes or min(_cores(), 16), len(paths))
+  count = max(1, min(most, math.ceil(size / _BYTES_PER_PROCESS)))
   workers = [_Worker(limits) for _ in range(count)]
   waiting = deque(enumerate(paths))
   results: dict[int, _Result] = {}

@@ -20,6 +20,7 @@ from jaxtyping import Float, UInt8
 import numpy as np
 from PIL import Image
 
+from vr_jax.data import file_structure
 from vr_jax.errors import InputError
 
 # In seconds. Containers round times to their own clock, so a tick at 1 s may take the frame at
@@ -34,6 +35,9 @@ _PICTURE_FORMATS = ("image2", "tty")
 
 # FFmpeg's AVFMT_TS_DISCONT: formats (MPEG-TS and the like) whose clock may start anew.
 _RESTARTING_CLOCKS = 0x0200
+
+# Seconds; a larger step back of such a format is a new clock, as for FFmpeg's command.
+_STEP_BACK = 0.1
 
 # Seconds; a longer gap between frames of such a format is a new clock, as for FFmpeg's command.
 _LONGEST_GAP = 10.0
@@ -197,7 +201,8 @@ def _video_stream(path: Path, container: av.container.InputContainer) -> av.Vide
   cover = av.stream.Disposition.attached_pic
   if not isinstance(stream, av.VideoStream) or stream.disposition & cover:
     raise InputError(f"{path}: has no video stream (audio only?)")
-  stream.thread_type = "AUTO"
+  # PyAV hides the error of a frame that another thread decodes ahead, and loses those behind it.
+  stream.codec_context.thread_count = 1
   return stream
 
 
@@ -218,6 +223,8 @@ def _decode_stream(
       ends[packet.stream.index] = max(end, ends.get(packet.stream.index, 0.0))
     if packet.stream.index != stream.index:
       continue
+    if packet.dts is not None and packet.time_base is not None:
+      clock.note_decoding(float(packet.dts * packet.time_base))
     frames = [frame for frame in packet.decode() if isinstance(frame, av.VideoFrame)]
     if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
       raise InputError(f"{path}: is damaged after {clock.end:.2f} s")
@@ -225,6 +232,10 @@ def _decode_stream(
       seconds = _frame_seconds(frame, stream)
       yield from clock.add(frame, seconds, _pixel_aspect(stream, declared))
   yield from clock.flush()
+  if not file_structure.is_whole(path, container.format.name):
+    raise InputError(
+      f"{path}: is damaged or truncated: a part of the file ends where no other begins"
+    )
   if not restarts and clock.end:
     _check_complete(path, container, stream, ends, video_end=clock.end, slack=seconds)
 
@@ -251,6 +262,14 @@ class _Clock:
   _origin: float | None = None
   _newest: float = -math.inf
   _last: float = -math.inf
+  _decoded: float = -math.inf  # the last time of decoding
+  _jumps: int = 0  # of it, that times of showing have yet to follow
+
+  def note_decoding(self, time: float) -> None:
+    """Notes the time of decoding of the next packet, which has all its frames' jumps."""
+    jumped = not self._decoded - _STEP_BACK <= time <= self._decoded + _LONGEST_GAP
+    self._jumps += jumped and self._decoded > -math.inf
+    self._decoded = time
 
   def add(self, frame: av.VideoFrame, seconds: float, pixel_aspect: float) -> Iterator[_TimedFrame]:
     """Takes the next frame; yields those whose times are known by now.
@@ -264,10 +283,13 @@ class _Clock:
         f"ffmpeg -r RATE -i {self.path.name} -c:v libx264 NEW.mp4"
       )
     # FFmpeg's tolerance; in other formats a file may have its frames in the order of decoding.
-    tolerance = 0.1 if self.restarts else max(_REORDERED * seconds, 0.1)
+    tolerance = _STEP_BACK if self.restarts else max(_REORDERED * seconds, _STEP_BACK)
     restarted = frame.time < self._newest - tolerance
     skipped = frame.time > self._newest + seconds + _LONGEST_GAP
     if self.restarts and self._newest > -math.inf and (restarted or skipped):
+      if not self._jumps:  # frames in a wrong order, as behind a gap
+        raise InputError(f"{self.path}: is damaged after {self.end:.2f} s")
+      self._jumps -= 1
       yield from self.flush()
       self._origin = frame.time - self.end
       self._newest = -math.inf
@@ -305,7 +327,8 @@ class _Clock:
 def _frame_seconds(frame: av.VideoFrame, stream: av.VideoStream) -> float:
   if frame.duration and frame.time_base:
     return float(frame.duration * frame.time_base)
-  return float(1 / stream.average_rate) if stream.average_rate else 0.0
+  rate = stream.average_rate or stream.guessed_rate
+  return float(1 / rate) if rate else 0.0
 
 
 def _pixel_aspect(stream: av.VideoStream, declared: Fraction | None) -> float:
@@ -328,7 +351,7 @@ def _check_complete(
   video_end: float,
   slack: float,
 ) -> None:
-  """Raises InputError if the file ends before the times that its header declares.
+  """Raises InputError if the file ends before the times that its header declares, AVI also after.
 
   Headers are right to within a few frames. A file that was cut off between two packets can only be
   recognized by its length: that of the video stream, or else that of the longest stream.
@@ -349,6 +372,10 @@ def _check_complete(
     return
   if declared - reached > max(3 * slack, 0.25):
     raise InputError(f"{path}: is truncated: it ends at {reached:.2f} s of {declared:.2f} s")
+  if container.format.name == "avi" and reached - declared > max(3 * slack, 0.25):
+    raise InputError(
+      f"{path}: is damaged: it has {reached:.2f} s, its header says {declared:.2f} s"
+    )
 
 
 def _upright_image(

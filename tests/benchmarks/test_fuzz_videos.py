@@ -1,0 +1,26 @@
+"""The short form of benchmarks/fuzz_videos.py: a few damaged files of each container."""
+
+import random
+
+import pytest
+
+from benchmarks import fuzz_videos
+
+
+@pytest.mark.parametrize("container", fuzz_videos.CONTAINERS)
+def test_damaged_files_are_refused_or_read_as_ffmpeg_reads_them(container):
+  outcome = fuzz_videos.run(container, 3)
+  assert outcome["violations"] == []
+  assert outcome["accepted"] + outcome["refused"] == 3
+  assert outcome["ended the decoder"] == 0
+
+
+def test_every_damage_changes_a_file_and_is_the_same_in_each_run():
+  whole = random.Random(1).randbytes(5000)
+  for damage in fuzz_videos.DAMAGES:
+    first, second = bytearray(whole), bytearray(whole)
+    damage(random.Random(2), first)
+    damage(random.Random(2), second)
+    assert first == second != whole
+  assert fuzz_videos.damaged(whole, "mp4", 7, 0) == fuzz_videos.damaged(whole, "mp4", 7, 0)
+  assert fuzz_videos.damaged(whole, "mp4", 7, 0) != fuzz_videos.damaged(whole, "mp4", 8, 0)
