@@ -4,6 +4,7 @@ The files are written by FFmpeg's command, which is also the independent decoder
 """
 
 import io
+import re
 
 import numpy as np
 from PIL import Image
