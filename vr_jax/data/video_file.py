@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 from fractions import Fraction
-import heapq
 import io
 import math
 import os
@@ -20,7 +19,7 @@ from jaxtyping import Float, UInt8
 import numpy as np
 from PIL import Image
 
-from vr_jax.data import file_structure
+from vr_jax.data import file_structure, video_clock
 from vr_jax.errors import InputError
 
 # In seconds. Containers round times to their own clock, so a tick at 1 s may take the frame at
@@ -35,15 +34,6 @@ _PICTURE_FORMATS = ("image2", "tty")
 
 # FFmpeg's AVFMT_TS_DISCONT: formats (MPEG-TS and the like) whose clock may start anew.
 _RESTARTING_CLOCKS = 0x0200
-
-# Seconds; a larger step back of such a format is a new clock, as for FFmpeg's command.
-_STEP_BACK = 0.1
-
-# Seconds; a longer gap between frames of such a format is a new clock, as for FFmpeg's command.
-_LONGEST_GAP = 10.0
-
-# The most frames that codecs hold back to put them in order (H.264 and H.265).
-_REORDERED = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,20 +52,6 @@ class CutVideo:
   height: int
   width: int
   duration: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _TimedFrame:
-  """A decoded frame.
-
-  start, end: seconds since the first frame.
-  pixel_aspect: width of a pixel, in units of its height.
-  """
-
-  frame: av.VideoFrame
-  start: float
-  end: float
-  pixel_aspect: float
 
 
 def find(directory: Path) -> tuple[str, ...]:
@@ -155,7 +131,7 @@ def cut(
   )
 
 
-def _until_next(frames: Iterable[_TimedFrame]) -> Iterator[_TimedFrame]:
+def _until_next(frames: Iterable[video_clock.TimedFrame]) -> Iterator[video_clock.TimedFrame]:
   """Makes each frame end where the next one starts, as it stays on the screen until then."""
   previous = None
   for timed in frames:
@@ -166,7 +142,7 @@ def _until_next(frames: Iterable[_TimedFrame]) -> Iterator[_TimedFrame]:
     yield previous
 
 
-def decode(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[_TimedFrame]:
+def decode(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[video_clock.TimedFrame]:
   """Yields all frames of a video file with their times. Raises InputError as `cut` does."""
   try:
     with av.open(str(path)) as container:
@@ -208,11 +184,11 @@ def _video_stream(path: Path, container: av.container.InputContainer) -> av.Vide
 
 def _decode_stream(
   path: Path, container: av.container.InputContainer, stream: av.VideoStream
-) -> Iterator[_TimedFrame]:
+) -> Iterator[video_clock.TimedFrame]:
   restarts = container.format.flags & _RESTARTING_CLOCKS != 0
   # AVI has no times of showing: FFmpeg counts its frames as they are decoded.
-  held = _REORDERED if container.format.name == "avi" else 0
-  clock = _Clock(path=path, restarts=restarts, held=held)
+  held = video_clock.REORDERED if container.format.name == "avi" else 0
+  clock = video_clock.VideoClock(path=path, restarts=restarts, held=held)
   ends: dict[int, float] = {}  # of every stream, on the container's clock
   seconds = 0.0
   declared = stream.codec_context.sample_aspect_ratio
@@ -238,90 +214,6 @@ def _decode_stream(
     )
   if not restarts and clock.end:
     _check_complete(path, container, stream, ends, video_end=clock.end, slack=seconds)
-
-
-@dataclasses.dataclass(kw_only=True)
-class _Clock:
-  """Gives decoded frames their times in seconds since the first frame.
-
-  Frames come in the order in which they are shown. Where the format has times of decoding alone,
-  these are put in order. In a format whose clock may start anew (recordings that were joined) the
-  later part follows the one before, as FFmpeg's command joins them.
-
-  restarts: whether the format is one of those.
-  held: frames that are held back until their times are in order.
-  end: of the last frame yielded, in seconds.
-  """
-
-  path: Path
-  restarts: bool
-  held: int
-  end: float = 0.0
-  _frames: list[tuple[av.VideoFrame, float, float]] = dataclasses.field(default_factory=list)
-  _times: list[float] = dataclasses.field(default_factory=list)
-  _origin: float | None = None
-  _newest: float = -math.inf
-  _last: float = -math.inf
-  _decoded: float = -math.inf  # the last time of decoding
-  _jumps: int = 0  # of it, that times of showing have yet to follow
-
-  def note_decoding(self, time: float) -> None:
-    """Notes the time of decoding of the next packet, which has all its frames' jumps."""
-    jumped = not self._decoded - _STEP_BACK <= time <= self._decoded + _LONGEST_GAP
-    self._jumps += jumped and self._decoded > -math.inf
-    self._decoded = time
-
-  def add(self, frame: av.VideoFrame, seconds: float, pixel_aspect: float) -> Iterator[_TimedFrame]:
-    """Takes the next frame; yields those whose times are known by now.
-
-    seconds: the frame's duration.
-    pixel_aspect: width of its pixels, in units of their height.
-    """
-    if frame.time is None:
-      raise InputError(
-        f"{self.path}: its frames have no times; give them a rate: "
-        f"ffmpeg -r RATE -i {self.path.name} -c:v libx264 NEW.mp4"
-      )
-    # FFmpeg's tolerance; in other formats a file may have its frames in the order of decoding.
-    tolerance = _STEP_BACK if self.restarts else max(_REORDERED * seconds, _STEP_BACK)
-    restarted = frame.time < self._newest - tolerance
-    skipped = frame.time > self._newest + seconds + _LONGEST_GAP
-    if self.restarts and self._newest > -math.inf and (restarted or skipped):
-      if not self._jumps:  # frames in a wrong order, as behind a gap
-        raise InputError(f"{self.path}: is damaged after {self.end:.2f} s")
-      self._jumps -= 1
-      yield from self.flush()
-      self._origin = frame.time - self.end
-      self._newest = -math.inf
-    elif restarted:
-      raise InputError(
-        f"{self.path}: its clock goes back from {self._newest:.2f} s to {frame.time:.2f} s; "
-        f"write it anew: ffmpeg -i {self.path.name} -c:v libx264 NEW.mp4"
-      )
-    self._newest = max(self._newest, frame.time)
-    self._frames.append((frame, seconds, pixel_aspect))
-    heapq.heappush(self._times, frame.time)
-    if len(self._frames) > self.held:
-      yield self._pop()
-
-  def flush(self) -> Iterator[_TimedFrame]:
-    """Yields the frames that are left."""
-    while self._frames:
-      yield self._pop()
-
-  def _pop(self) -> _TimedFrame:
-    frame, seconds, pixel_aspect = self._frames.pop(0)
-    time = heapq.heappop(self._times)
-    if self._origin is None:
-      self._origin = time
-    start = time - self._origin
-    if start <= self._last:
-      raise InputError(
-        f"{self.path}: its times go back at {start:.2f} s (copied from a stream without times?); "
-        "write it anew from its source: ffmpeg -r RATE -i SOURCE -c:v libx264 NEW.mp4"
-      )
-    self._last, self.end = start, start + seconds
-    return _TimedFrame(frame=frame, start=start, end=self.end, pixel_aspect=pixel_aspect)
 
 
 def _frame_seconds(frame: av.VideoFrame, stream: av.VideoStream) -> float:
@@ -379,7 +271,7 @@ def _check_complete(
 
 
 def _upright_image(
-  timed: _TimedFrame,
+  timed: video_clock.TimedFrame,
   reformatter: av.video.reformatter.VideoReformatter,
   max_side: int,
   *,
