@@ -11,10 +11,10 @@ one that is accepted with a length that differs from what FFmpeg's command finds
 frames, unless it is read like the undamaged file.
 
 Prints one JSON line for each container: how many files were accepted, refused, and ended their
-decoder (a crash, which the reader survives and names); of the accepted ones, how many were
-read like the undamaged file (some of these unlike by FFmpeg's command), and how many have another
-number of frames than FFmpeg's command finds; and the violations. Exit code 1 after a violation; `--keep` is a directory for
-those files. Needs imageio-ffmpeg, as the tests do.
+decoder (a crash, which the reader survives and names); of the accepted ones, how many were read
+like the undamaged file (some of these unlike by FFmpeg's command), and how many have another number
+of frames than FFmpeg's command finds; and the violations. Exit code 1 after a violation; `--keep`
+is a directory for those files. Needs imageio-ffmpeg, as the tests do.
 """
 
 from collections import Counter
