@@ -1,6 +1,7 @@
 import io
 import struct
 
+import av
 import numpy as np
 from PIL import Image
 import pytest
@@ -133,6 +134,18 @@ def test_a_bad_file_is_an_error_of_one_line_that_names_it(tmp_path, name):
     cut(tmp_path / name)
   assert str(error.value).startswith(f"{tmp_path / name}: ")
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", [40, 77, 78, 79])
+def test_a_frame_that_cannot_be_decoded_is_never_passed_over(tmp_path, number):
+  path = videos.write(tmp_path / "a.mp4")
+  with av.open(str(path)) as container:
+    packet = [each for each in container.demux(video=0) if each.size][number]
+  data = bytearray(path.read_bytes())
+  data[packet.pos : packet.pos + 4] = b"\x7f\xff\xff\xff"  # the size of a part of the frame
+  path.write_bytes(data)
+  with pytest.raises(InputError, match=r"a\.mp4: cannot be decoded"):
+    cut(path)
 
 
 def test_a_file_with_a_track_for_frames_but_none_in_it_is_bad(tmp_path, monkeypatch):

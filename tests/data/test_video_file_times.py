@@ -188,6 +188,17 @@ def test_of_fragmented_mp4_a_missing_part_of_a_fragment_is_told_and_a_missing_fr
       cut(path)
 
 
+@pytest.mark.parametrize("name", [".mkv", ".mkv -live 1", ".flv", ".ts", WITHOUT_LENGTH[0]])
+def test_a_file_without_its_middle_is_refused(with_sound, name):
+  path = with_sound(name)
+  assert_whole(cut(path))
+  data = path.read_bytes()
+  for start, end in ((0.5, 0.6), (0.4, 0.401)):
+    path.write_bytes(data[: int(start * len(data))] + data[int(end * len(data)) :])
+    with pytest.raises(InputError, match=r"truncated|damaged"):
+      cut(path)
+
+
 def test_a_picture_that_ends_before_its_sound_is_whole(index, tmp_path):
   path = tmp_path / "a.mkv"
   ffmpeg.run("-i", index, "-f", "lavfi", "-i", "sine=duration=15", "-c:v", "copy", path)

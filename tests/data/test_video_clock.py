@@ -1,0 +1,40 @@
+"""When a clock starts anew, and when frames are only out of order."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+
+from vr_jax.data import video_clock
+from vr_jax.errors import InputError
+
+
+def times(shown, decoded, *, restarts=True):
+  """Gives a clock frames of 0.1 s: times of showing and of decoding in tenths of seconds."""
+  clock = video_clock.VideoClock(path=Path("a.ts"), restarts=restarts, held=0)
+  found = []
+  for at, to_decode in zip(shown, decoded, strict=True):
+    clock.note_decoding(to_decode / 10)
+    frame = av.VideoFrame(16, 16, "rgb24")
+    frame.pts, frame.time_base = at, Fraction(1, 10)
+    found += [timed.start for timed in clock.add(frame, 0.1, 1.0)]
+  return found
+
+
+def test_where_times_of_decoding_go_back_the_clock_starts_anew():
+  assert times([20, 21, 22, 5, 6], [20, 21, 22, 5, 6]) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_where_they_jump_ahead_as_well():
+  assert times([20, 21, 922, 923], [20, 21, 922, 923]) == pytest.approx([0, 0.1, 0.2, 0.3])
+
+
+def test_frames_out_of_order_alone_are_damage():
+  with pytest.raises(InputError, match=r"a\.ts: is damaged after 0\.30 s"):
+    times([20, 21, 22, 17, 23], [20, 21, 22, 23, 24])
+
+
+def test_a_format_with_one_clock_has_no_second():
+  with pytest.raises(InputError, match=r"its clock goes back"):
+    times([20, 21, 22, 1], [20, 21, 22, 1], restarts=False)
