@@ -44,7 +44,7 @@ class DecodeSection:
     0, "Most processes that decode videos during ingestion; 0: one a core, at most 16.", "[0, inf)"
   )
   seconds: float = field(
-    120.0, "Seconds without a frame to store, after which a file counts as bad.", "(0, inf)"
+    120.0, "Seconds without a new frame, after which a file counts as bad.", "(0, inf)"
   )
   memory_gib: float = field(
     8.0, "GiB of memory that decoding one file may take; only Linux has this limit.", "(0, inf)"

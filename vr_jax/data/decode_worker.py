@@ -2,7 +2,7 @@
 
 `guarded_reader` starts it as `python -m vr_jax.data.decode_worker` and writes one line of JSON to
 its stdin for each file. On stdout it answers with empty lines as signs of life, at the start and
-while frames are kept; then with one line of JSON, which the frames' JPEGs follow.
+while frames are decoded; then with one line of JSON, which the frames' JPEGs follow.
 """
 
 from collections.abc import Iterator
@@ -70,7 +70,7 @@ def _answer(request: dict[str, Any], answers: BinaryIO) -> tuple[bytes, ...]:
   path, fps = Path(request.pop("path")), request.pop("fps")
   last = time.monotonic()
 
-  def kept() -> None:
+  def progress() -> None:
     nonlocal last
     if time.monotonic() > last + _LIFE_SECONDS:
       last = time.monotonic()
@@ -80,7 +80,7 @@ def _answer(request: dict[str, Any], answers: BinaryIO) -> tuple[bytes, ...]:
     if picture_file.is_picture(path.name):
       cut = picture_file.cut(path, **request)
     else:
-      cut = video_file.cut(path, fps=fps, kept=kept, **request)
+      cut = video_file.cut(path, fps=fps, progress=progress, **request)
   except InputError as error:
     return (_line({"problem": str(error)}),)
   except (MemoryError, BlockingIOError):  # the latter: no memory for another thread

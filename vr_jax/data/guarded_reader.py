@@ -42,7 +42,7 @@ class DecodeLimits:
   """Number of worker processes, and what one file may take.
 
   processes: at most; 0: one a CPU core, at most 16.
-  seconds: without a new frame to store, after which a file counts as one that hangs the decoder.
+  seconds: without a new frame, after which a file counts as one that hangs the decoder.
   memory_gib: of a worker, beyond what it takes when it starts.
   megapixels: of a picture or a video's frame, as they are in the file.
   """

@@ -82,7 +82,7 @@ def cut(
   quality: int,
   max_side: int,
   max_pixels: int = MAX_PIXELS,
-  kept: Callable[[], None] = lambda: None,
+  progress: Callable[[], None] = lambda: None,
 ) -> CutVideo:
   """Decodes a whole video and keeps `fps` frames a second as JPEG.
 
@@ -95,7 +95,7 @@ def cut(
   quality: of JPEG, 1 to 95.
   max_side: in pixels.
   max_pixels: of a frame as it is in the file.
-  kept: is called after each frame that is kept.
+  progress: is called after each frame, kept or not.
 
   Raises:
     InputError: the file cannot be read, is not a video, has no video stream or no frames, is
@@ -107,6 +107,7 @@ def cut(
   height = width = tick = 0
   end = 0.0
   for timed in _until_next(decode(path, max_pixels)):
+    progress()
     end = timed.end
     is_due = timed.start + TIME_TOLERANCE >= tick / fps
     if is_due:
@@ -118,7 +119,6 @@ def cut(
     jpegs.append(encode(image, quality))
     timestamps.append(timed.start)
     ends.append(timed.end)
-    kept()
   if not jpegs:
     raise InputError(f"{path}: the video has no frames")
   return CutVideo(
