@@ -162,24 +162,41 @@ def test_a_file_that_declares_too_many_pixels_is_named(good, tmp_path):
   assert isinstance(read(good, megapixels=0.005)[0], video_file.CutVideo)
 
 
+def write_playlist(path: Path, end: str = "") -> Path:
+  """Writes a list of one piece of video; without its end FFmpeg waits for more, as for a channel."""
+  videos.write(path.with_suffix(".ts"), frames=8)
+  lines = ("#EXTM3U", "#EXT-X-TARGETDURATION:9", "#EXTINF:1,", f"{path.stem}.ts", end)
+  path.write_text("\n".join(lines))
+  return path
+
+
 def test_what_breaks_a_limit_stops_an_ingestion_or_is_listed(good, tmp_path, one_core):
   folder, output = tmp_path / "videos", tmp_path / "output"
   folder.mkdir()
   (folder / "a.mp4").write_bytes(good.read_bytes())
-  large = large_picture(folder / "b.png")
+  large, endless = large_picture(folder / "b.png"), write_playlist(folder / "c.m3u8")
   spans = {"shown": [0, 2], "masked": None, "relevant": None, "steps": None}
-  values = [annotation_files.record(id=name, video=name, **spans) for name in ("a.mp4", "b.png")]
+  names = ("a.mp4", "b.png", "c.m3u8")
+  values = [annotation_files.record(id=name, video=name, **spans) for name in names]
   notes = annotation_files.write(tmp_path / "notes.jsonl", *values)
-  limits = guarded_reader.DecodeLimits(memory_gib=0.12)
+  limits = guarded_reader.DecodeLimits(memory_gib=0.12, seconds=1.0)
   with pytest.raises(InputError, match=r"b\.png: needs more than 0.12 GiB"):
     ingest.ingest(folder, notes, output, ingest.IngestConfig(fps=1.0), limits=limits)
   assert not list(tmp_path.glob("output*"))
   skip = ingest.IngestConfig(fps=1.0, on_bad="skip")
   report = ingest.ingest(folder, notes, output, skip, limits=limits)
-  assert (report.videos, report.skipped_videos, report.skipped_records) == (1, 1, 1)
-  lines = (output / "bad_records.jsonl").read_text().splitlines()
-  assert [json.loads(line)["where"] for line in lines] == [str(large), f"{notes}:2"]
-  assert "needs more than" in json.loads(lines[0])["problem"]
+  assert (report.videos, report.skipped_videos, report.skipped_records) == (1, 2, 2)
+  lines = [json.loads(line) for line in (output / "bad_records.jsonl").read_text().splitlines()]
+  listed = {line["where"]: line["problem"] for line in lines}
+  assert list(listed) == [str(large), str(endless), f"{notes}:2", f"{notes}:3"]
+  assert listed[str(large)].startswith("needs more than 0.12 GiB of memory")
+  assert listed[str(endless)].startswith("keeps the decoder busy for 1 s")
+  assert not workers(os.getpid())
+
+
+def test_a_list_of_files_is_no_video(tmp_path):
+  path = write_playlist(tmp_path / "a.m3u8", "#EXT-X-ENDLIST")
+  assert_named(read(path)[0], path, "is not a video (FFmpeg reads it as hls)")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

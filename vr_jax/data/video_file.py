@@ -29,8 +29,9 @@ TIME_TOLERANCE = 1e-4
 # Of a frame or picture, by default.
 MAX_PIXELS = 100_000_000
 
-# FFmpeg opens pictures (also as "png_pipe" and the like) and plain text as video streams.
-_PICTURE_FORMATS = ("image2", "tty")
+# FFmpeg opens pictures (also as "png_pipe" and the like), plain text and lists of other files as
+# video streams.
+_OTHER_FORMATS = ("image2", "tty", "hls", "dash", "concat")
 
 # FFmpeg's AVFMT_TS_DISCONT: formats (MPEG-TS and the like) whose clock may start anew.
 _RESTARTING_CLOCKS = 0x0200
@@ -171,7 +172,7 @@ def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
 def _video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
   """Returns FFmpeg's choice: the default one, then the largest, never a cover picture."""
   format_name = container.format.name
-  if format_name in _PICTURE_FORMATS or format_name.endswith("_pipe"):
+  if format_name in _OTHER_FORMATS or format_name.endswith("_pipe"):
     raise InputError(f"{path}: is not a video (FFmpeg reads it as {format_name})")
   stream = container.streams.best("video")
   cover = av.stream.Disposition.attached_pic
