@@ -163,7 +163,7 @@ def test_a_file_that_declares_too_many_pixels_is_named(good, tmp_path):
 
 
 def write_playlist(path: Path, end: str = "") -> Path:
-  """Writes a list of one piece of video; without its end FFmpeg waits for more, as for a channel."""
+  """Writes a list of one piece of video. Without its end FFmpeg waits for more, as live."""
   videos.write(path.with_suffix(".ts"), frames=8)
   lines = ("#EXTM3U", "#EXT-X-TARGETDURATION:9", "#EXTINF:1,", f"{path.stem}.ts", end)
   path.write_text("\n".join(lines))
