@@ -140,7 +140,7 @@ def with_sound(index, tmp_path_factory):
 
 
 WITHOUT_LENGTH = [
-  ".mp4 -movflags frag_keyframe+empty_moov+default_base_moof",
+  ".mp4 -g 16 -movflags frag_keyframe+empty_moov+default_base_moof",
   ".flv -flvflags no_duration_filesize",
 ]
 
