@@ -26,6 +26,10 @@ _IN_SEGMENT |= {0x1941A469, 0xEC, 0xBF}
 # check sum.
 _IN_CLUSTER = {0xE7, 0xA3, 0xA0, 0xAF, 0xA7, 0xAB, 0x5854, 0xEC, 0xBF}
 
+# What fragmented MP4 may hold.
+_MP4_BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"mfra", b"sidx", b"ssix", b"prft"}
+_MP4_BOXES |= {b"emsg", b"free", b"skip", b"wide", b"uuid", b"pdin", b"meta", b"udta", b"mfro"}
+
 
 def is_whole(path: Path, format_name: str) -> bool:
   """Whether each part of a file ends where the next one begins, and the last at the file's end.
@@ -120,15 +124,17 @@ def _read_element(file: BinaryIO, start: int) -> tuple[int, int, int | None] | N
 
 def _has_whole_fragments(file: BinaryIO, size: int) -> bool:
   """MP4: boxes, each of which begins with its size. A fragment is `moof`, then `mdat`."""
-  place, fragmented, kind = 0, False, b""
+  place, kinds = 0, []
   while place < size:
     file.seek(place)
     header = file.read(16)
-    length, kind = int.from_bytes(header[:4], "big"), header[4:8]
+    length = int.from_bytes(header[:4], "big")
     if length == 1:
       length = int.from_bytes(header[8:], "big")
-    fragmented |= kind == b"moof"
+    kinds.append(header[4:8])
     if length < 8:  # 0: to the end of the file
-      return not fragmented or len(header) >= 8
+      length = size - place if len(header) >= 8 else size
     place += length
-  return not fragmented or (place == size and kind != b"moof")
+  if b"moof" not in kinds:
+    return True
+  return place == size and kinds[-1] != b"moof" and _MP4_BOXES.issuperset(kinds)
