@@ -1,9 +1,11 @@
 """The command line: what it overrides, and what it says of a mistake: one line, and exit code 2."""
 
+import gc
 from pathlib import Path
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -201,6 +203,27 @@ def test_an_interrupt_that_became_another_error_is_still_an_interrupt(capsys, mo
   finally:
     signal.signal(signal.SIGINT, before)
   assert capsys.readouterr().err.startswith("vr-jax: interrupted")
+
+
+def test_an_interrupt_during_a_garbage_collection_is_still_an_interrupt(capsys, monkeypatch):
+  def interrupt(*_):
+    gc.callbacks.remove(interrupt)
+    signal.raise_signal(signal.SIGINT)  # Python drops the exception
+
+  def collect(*_):
+    gc.callbacks.append(interrupt)
+    gc.collect()
+    time.sleep(60)
+
+  monkeypatch.setattr(main, "run", collect)
+  before, hook = signal.signal(signal.SIGINT, signal.default_int_handler), sys.unraisablehook
+  try:
+    assert main.cli(["vr-jax", CONFIG, "--workdir=run"]) == 130
+  finally:
+    signal.signal(signal.SIGINT, before)
+  assert sys.unraisablehook is hook
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 1 and lines[0].startswith("vr-jax: interrupted")
 
 
 def test_an_error_of_ours_without_an_interrupt_has_its_traceback(monkeypatch):

@@ -65,7 +65,7 @@ def _noted_interrupts() -> Iterator[list[int]]:
   """Yields a list to which each Ctrl-C is added.
 
   C++ code that is interrupted while it calls Python may raise an error of its own instead of
-  KeyboardInterrupt.
+  KeyboardInterrupt. During a garbage collection Python drops the exception; then it comes again.
   """
   interrupts: list[int] = []
 
@@ -73,15 +73,24 @@ def _noted_interrupts() -> Iterator[list[int]]:
     interrupts.append(number)
     raise KeyboardInterrupt
 
+  def note_dropped(dropped: "sys.UnraisableHookArgs") -> None:
+    if dropped.exc_type is not KeyboardInterrupt:
+      hook(dropped)
+      return
+    main_thread = threading.main_thread().ident or 0
+    threading.Timer(0.05, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
+
   # Another handler is left alone: an interrupt is ignored in the background of a script, say.
   by_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
   if not by_default or threading.current_thread() is not threading.main_thread():
     yield interrupts
     return
+  hook, sys.unraisablehook = sys.unraisablehook, note_dropped
   signal.signal(signal.SIGINT, note)
   try:
     yield interrupts
   finally:
+    sys.unraisablehook = hook
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

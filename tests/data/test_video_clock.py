@@ -38,3 +38,9 @@ def test_frames_out_of_order_alone_are_damage():
 def test_a_format_with_one_clock_has_no_second():
   with pytest.raises(InputError, match=r"its clock goes back"):
     times([20, 21, 22, 1], [20, 21, 22, 1], restarts=False)
+
+
+def test_nor_does_it_jump_by_days():
+  assert times([20, 21, 600_000], [20, 21, 600_000], restarts=False)[2] == pytest.approx(59_998)
+  with pytest.raises(InputError, match=r"its clock jumps from 2\.10 s to 200000\.00 s"):
+    times([20, 21, 2_000_000], [20, 21, 2_000_000], restarts=False)

@@ -19,6 +19,9 @@ _STEP_BACK = 0.1
 # Seconds; a longer gap between frames of such a format is a new clock, as for FFmpeg's command.
 _LONGEST_GAP = 10.0
 
+# Seconds (30 hours); no frame of any format is on the screen for longer, as for FFmpeg's command.
+_LONGEST_FRAME = 30 * 3600.0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TimedFrame:
@@ -93,6 +96,11 @@ class VideoClock:
     elif restarted:
       raise InputError(
         f"{self.path}: its clock goes back from {self._newest:.2f} s to {frame.time:.2f} s; "
+        f"write it anew: ffmpeg -i {self.path.name} -c:v libx264 NEW.mp4"
+      )
+    elif self._newest > -math.inf and frame.time - self._newest + seconds > _LONGEST_FRAME:
+      raise InputError(
+        f"{self.path}: its clock jumps from {self._newest:.2f} s to {frame.time:.2f} s; "
         f"write it anew: ffmpeg -i {self.path.name} -c:v libx264 NEW.mp4"
       )
     self._newest = max(self._newest, frame.time)
