@@ -43,6 +43,16 @@ def test_times_and_durations_are_kept(store):
   for index, name in enumerate(NAMES):
     assert store.duration(name) == 5.0 + index
     np.testing.assert_allclose(store.timestamps(name), np.arange(10 + 2 * index) / 2)
+    np.testing.assert_allclose(store.ends(name), store.timestamps(name) + 1 / 8)
+
+
+def test_in_a_store_of_an_older_version_no_frame_stays_on_the_screen(store, tmp_path):
+  times = tmp_path / "store" / "times.npz"
+  with np.load(times) as arrays:
+    older = {name: arrays[name] for name in ("timestamps", "checksums")}
+  np.savez(times, **older)
+  opened = frame_store.FrameStore(tmp_path / "store")
+  np.testing.assert_array_equal(opened.ends("d.mp4"), store.timestamps("d.mp4"))
 
 
 def test_threads_may_read_one_store(store):

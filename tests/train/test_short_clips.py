@@ -67,12 +67,17 @@ def run(given, tmp_path_factory):
   return workdir, out
 
 
+def read_lines(path):
+  """The objects of a file of JSON lines."""
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def test_each_stage_takes_short_clips_and_says_so_once(run):
   workdir, out = run
   (told,) = (line for line in out.splitlines() if "fewer stored frames" in line)
   assert told.startswith("data: 10 questions have fewer stored frames than the 8 of a clip; they")
   assert "show fewer, at least 1 (config.data.required_frames, " in told
-  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  lines = read_lines(workdir / "metrics.jsonl")
   assert [line["stage"] for line in lines] == ["sft", "sft", "rl"]
   losses = [line["values"]["loss"] for line in lines]
   assert np.isfinite(losses).all() and losses[0] > 1
@@ -80,12 +85,13 @@ def test_each_stage_takes_short_clips_and_says_so_once(run):
 
 def test_the_report_shows_the_frames_on_the_screen(run):
   workdir, _ = run
-  found = json.loads((workdir / "eval" / "after_rl.json").read_text())
-  assert found["examples"] == len(found["rollouts"]) == 6
-  for rollout in found["rollouts"]:
-    expected = VIDEOS[rollout["video"].rpartition(" ")[0]][-1]
-    np.testing.assert_allclose(rollout["times"], expected, atol=1e-3)
-    assert len(rollout["frames"]) == len(expected)
+  replies = read_lines(workdir / "eval" / "after_rl.jsonl")
+  frames = {line["id"]: line["frames"] for line in read_lines(workdir / "eval" / "frames.jsonl")}
+  assert len(replies) == len(frames) == 6
+  for reply in replies:
+    expected = VIDEOS[reply["video"].rpartition(" ")[0]][-1]
+    np.testing.assert_allclose(reply["times"], expected, atol=1e-3)
+    assert len(frames[reply["id"]]) == len(expected)
 
 
 def test_prompts_have_the_positions_of_their_times_also_from_the_cache(run):
@@ -111,7 +117,11 @@ def test_prompts_have_the_positions_of_their_times_also_from_the_cache(run):
         builder.environment, item.example, len(times)
       ).texts
       cached = builder.processor.encode_with_features(
-        text, item.clip.shape, item.clip.timestamps, features=None
+        text,
+        item.clip.shape,
+        item.clip.timestamps,
+        features=None,
+        question_first=config.model.question_first,
       )
       np.testing.assert_array_equal(cached.positions, encoded.positions)
       seen.add(kind)

@@ -82,7 +82,7 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
     copy, original = min(report.copies.items())
     console.print_line(
       f"data: {len(report.copies)} videos have the same frames as another one ({copy} as "
-      f"{original}); such videos are in one split"
+      f"{original}; all: {shards}/ingest.json); such videos are in one split"
     )
 
 
