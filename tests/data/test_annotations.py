@@ -353,6 +353,23 @@ def test_relevant_frames_that_are_none_of_the_pool_are_named(tmp_path, frames, s
     place_in_video(tmp_path, value, duration=64.0)
 
 
+@pytest.mark.parametrize(
+  ("answer", "text"), [(3.0, "3"), (2.5, "2.5"), (1e3, "1000"), ("3.0", "3.0")]
+)
+def test_a_whole_number_of_json_has_no_decimals_and_a_text_stays_as_it_is(tmp_path, answer, text):
+  value = record(answer=answer, problem_type="numerical", options=None, id=7.0)
+  (found,) = read(tmp_path, value)
+  assert (found.example.answer, found.example.id) == (text, "7")
+  assert annotations.find_lines(tmp_path / "notes.jsonl") == {"7": f"{tmp_path}/notes.jsonl:1"}
+
+
+def test_a_check_of_examples_is_asked_about_each_and_named_by_line(tmp_path):
+  path = annotation_files.write(tmp_path / "notes.jsonl", record(id="a"), record(id="b"))
+  problems = {"a": "", "b": "field 'answer': is odd"}
+  with pytest.raises(InputError, match=r"notes\.jsonl:2: field 'answer': is odd"):
+    annotations.read(path, VIDEOS, on_bad=fail, check=lambda example: problems[example.id])
+
+
 def test_a_name_in_another_unicode_form_is_the_file_on_disk(tmp_path):
   composed, decomposed = "caf\u00e9.mp4", "cafe\u0301.mp4"
   for disk, told in ((composed, decomposed), (decomposed, composed)):

@@ -1,5 +1,6 @@
 """The task of MOSS-ChatV: what it asks, and what replies are worth under each gate and weight."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -120,7 +121,8 @@ def test_scores_have_the_shape_of_prompts_and_group_and_their_order():
 @pytest.mark.parametrize("reply", [RIGHT, EMPTY, "<think></think>", "\x00 <think>é🎉"])
 def test_the_explanation_is_json_with_steps_and_alignment(reply):
   explained = json.loads(json.dumps(_task().explain(EXAMPLE, reply)))
-  assert explained.keys() == {"steps", "alignment"}
+  assert explained.keys() == {"reference", "steps", "alignment"}
+  assert [step["text"] for step in explained["reference"]] == list(STEPS)
   assert explained["alignment"].keys() == {"cost", "path", "distance"}
   cost = explained["alignment"]["cost"]
   assert len(cost) == len(STEPS)
@@ -138,3 +140,18 @@ def test_nothing_is_remembered():
   task = _task()
   assert task.state() == {}
   task.set_state({})
+
+
+def test_a_step_of_several_sentences_is_explained_as_what_the_reward_compares():
+  step = records.Step(text="1. It moves. Then it stops.", start=0.0, end=2.0)
+  example = dataclasses.replace(EXAMPLE, steps=(step, EXAMPLE.steps[1]))
+  explained = _task().explain(example, RIGHT)
+  texts = ["It moves. Then it stops.", STEPS[1]]
+  assert [each["text"] for each in explained["reference"]] == texts
+  assert len(explained["alignment"]["cost"]) == 2
+  explained = _task().explain(dataclasses.replace(example, steps=(_step("It. Is."),)), RIGHT)
+  assert [each["text"] for each in explained["reference"]] == ["It.", "Is."]
+
+
+def _step(text):
+  return records.Step(text=text, start=0.0, end=2.0)

@@ -107,10 +107,10 @@ def test_a_retrieval_outside_the_pool_is_out_of_range(body):
     ("multiple choice", ["A", "b"], ["", "C", "A.", "red", "AB"]),
     (
       "numerical",
-      ["3", "-2.50", "1e3", "1,000", "3."],
-      ["", "three", "nan", "inf", "1e999", "1_0", "٣", "1,00", "9" * 51],
+      ["3", "-2.50", "1e3", "1,000", "3.", "three", "50%", "٣", "5 km/h"],
+      ["", "none", "nan", "inf", "1e999", "1_0", "3 or 4", "1,00", "9" * 51],
     ),
-    ("regression", ["3.5"], ["about 3", "1_0", "٣"]),
+    ("regression", ["3.5"], ["about 3", "1_0", "3,5"]),
     ("free-form", ["a red ball", "x" * 50], ["", "x" * 51]),
     ("OCR", ["x" * 51], [""]),
   ],

@@ -1,6 +1,9 @@
-"""Writes rewards.json: rouge-score's stems and scores, dtaidistance's distances (extra parity).
+"""Writes rewards.json with the reference packages of the extra parity.
 
-python tests/golden/rewards.py
+It has rouge-score's stems and scores, also of other scripts with BERT's words; dtaidistance's
+distances; and numbers in words as Whisper's normalizer of transformers reads them.
+
+python -m tests.golden.rewards
 """
 
 import json
@@ -11,6 +14,9 @@ from dtaidistance import dtw
 from nltk.stem import porter
 import numpy as np
 from rouge_score import rouge_scorer
+from transformers.models.whisper import english_normalizer
+
+from tests.rewards import number_words, scripts
 
 SUFFIXES = [
   "ational",
@@ -138,9 +144,18 @@ def text(rng):
   return " ".join(rng.choice(VOCABULARY) for _ in range(rng.choice((0, 1, 2, 5, 12, 31, 33, 66))))
 
 
-def rouge_f1(a, b):
-  scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+def rouge_f1(a, b, tokenizer=None):
+  kinds = ["rouge1", "rouge2", "rougeL"]
+  scorer = rouge_scorer.RougeScorer(kinds, use_stemmer=True, tokenizer=tokenizer)
   return [score.fmeasure for score in scorer.score(a, b).values()]
+
+
+def script_pairs(rng):
+  """Pairs of random texts from the words of a language."""
+  languages = ("Chinese", "Russian", "Arabic", "Hindi", "Korean", "Greek", "French")
+  for language in languages * 6:
+    tokens = scripts.BertWords().tokenize(" ".join(scripts.SENTENCES[language]))
+    yield [" ".join(rng.choices(tokens, k=rng.choice((1, 2, 5, 12, 33)))) for _ in range(2)]
 
 
 def warping(a, b):
@@ -161,7 +176,12 @@ def main():
   for _ in range(40):
     a, b = (series.random(series.integers(1, 12)).round(3) for _ in range(2))
     warped.append([a.tolist(), b.tolist(), warping(a, b)])
+  other_scripts = [[a, b, rouge_f1(a, b, scripts.BertWords())] for a, b in script_pairs(rng)]
+  normalizer = english_normalizer.EnglishNumberNormalizer()
+  in_words = [number_words.write(rng) for _ in range(200)]
+  numbers = [[text, normalizer(text).rstrip("%")] for text in in_words]
   parts = {"stems": stems, "rouge": rouge, "dtw": warped}
+  parts |= {"rouge_of_other_scripts": other_scripts, "numbers": numbers}
   blocks = [
     f'"{name}": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]" for name, rows in parts.items()
   ]

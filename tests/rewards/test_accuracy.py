@@ -1,8 +1,10 @@
 import random
+import unicodedata
 
 import numpy as np
 import pytest
 
+from tests.rewards import scripts
 from vr_jax import errors, records
 from vr_jax.rewards import accuracy
 
@@ -95,13 +97,28 @@ def test_without_options_any_letter_is_a_letter():
     ("3.0", "3", 0),
     ("3", "3.0", 0),
     ("12,34", "1234", 0),
-    ("three", "3", 0),
+    ("three", "3", 1),
     ("3 balls", "3", 0),
-    ("٣", "3", 0),
+    ("3 balls", "3 balls", 1),
+    ("4 balls", "3 balls", 0),
+    ("3 kg", "3 m", 0),
+    ("٣", "3", 1),
+    ("９", "9", 1),
+    ("50%", "50 percent", 1),
+    ("50%", "0.5", 1),
+    ("0.5", "1/2", 1),
+    ("60%", "50%", 0),
+    ("50", "50%", 0),
+    ("12.4%", "12.3%", 0),
+    ("$5", "$5", 1),
+    ("€5", "$5", 0),
+    ("3,5", "3.5", 0),
+    ("9007199254740993", "9007199254740992", 0),
     ("nan", "nan", 0),
     ("1e9999", "1e9999", 0),
     ("e5", "1", 0),
-    ("3", "three", 0),
+    ("3", "N/A", 0),
+    ("N/A", "N/A", 0),
   ],
 )
 def test_numbers_are_equal_at_two_decimals(given, answer, expected):
@@ -118,6 +135,10 @@ def test_numbers_are_equal_at_two_decimals(given, answer, expected):
     ("0", "0", 1),
     ("1", "0", 0),
     ("x", "1", 0),
+    ("9 kg", "10 kg", 0.9),
+    ("9 kg", "10 m", 0),
+    ("45%", "50%", 0.9),
+    ("0.45", "50%", 0.9),
   ],
 )
 def test_regression_pays_by_relative_error(given, answer, expected):
@@ -133,6 +154,10 @@ def test_regression_pays_by_relative_error(given, answer, expected):
     ("Exit", "exit", 0),
     ("a b c d e f", "exit now", 0),
     ("x", "", 0),
+    ("小心地滑", "小心地滑", 1),
+    ("小心地板", "小心地滑", 0.75),
+    ("Ausgang １２", "Ausgang 12", 1),
+    ("Cafe\u0301", "Caf\u00e9", 1),
   ],
 )
 def test_ocr_pays_by_word_error_rate(given, answer, expected):
@@ -164,6 +189,40 @@ def test_free_form_pays_the_mean_of_three_rouge_scores():
   expected = (one + two + in_order) / 3
   assert score("Red circle", "red circles moving", "free-form") == pytest.approx(expected)
   assert score("red circle", "red circle", "free-form") == 1
+
+
+@pytest.mark.parametrize(
+  ("given", "answer", "expected"),
+  [
+    ("红色 3", "红色 3", 1),
+    ("红色 3", "蓝色 3", (2 / 3 + 1 / 2 + 2 / 3) / 3),
+    ("красный круг", "синий круг", (1 / 2 + 0 + 1 / 2) / 3),
+    ("КРАСНЫЙ", "красный.", 1),
+    ("красный", "синий", 0),
+    ("caf\u00e9", "cafe\u0301", 1),
+    ("café", "cafe", 0),
+    ("１２", "12", 1),
+    ("👍", "👍", 0),
+  ],
+)
+def test_free_form_answers_in_other_scripts_are_compared_by_their_words(given, answer, expected):
+  assert score(given, answer, "free-form") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("language", scripts.SENTENCES)
+@pytest.mark.parametrize("problem_type", ["free-form", "OCR"])
+def test_in_every_language_the_right_answer_earns_one_and_another_less(language, problem_type):
+  right, wrong = scripts.SENTENCES[language]
+  for form in ("NFC", "NFD"):
+    assert score(unicodedata.normalize(form, right), right, problem_type) == 1
+  assert score(wrong, right, problem_type) < 0.7
+  assert score(f"{right} {wrong}", right, problem_type) < 1
+
+
+def test_letters_of_options_may_be_wide_and_stand_before_a_chinese_comma():
+  assert accuracy.option_letter("Ｂ", ("A、红", "B、蓝")) == "B"
+  assert accuracy.option_letter("蓝", ("A、红", "B、蓝")) == "B"
+  assert accuracy.option_letter("B、蓝", ("Ａ．红", "Ｂ．蓝")) == "B"
 
 
 def test_without_an_answer_block_nothing_is_earned():

@@ -1,8 +1,12 @@
 import json
+import unicodedata
 
+import hypothesis
+from hypothesis import strategies
 import numpy as np
 import pytest
 
+from tests.rewards import scripts
 from vr_jax import errors
 from vr_jax.rewards import dtw, process, rouge, steps, words
 
@@ -144,3 +148,57 @@ def test_steps_that_the_report_shows_are_those_that_were_scored():
 def test_mistyped_options_are_named(options, message):
   with pytest.raises(errors.InputError, match=message):
     process.process_reward([], [], **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"moves": "strict"}, {"alignment": "naive"}])
+@pytest.mark.parametrize("language", scripts.SENTENCES)
+def test_in_every_language_a_copy_earns_one_and_other_sentences_less(language, options):
+  reference = scripts.SENTENCES[language]
+  copies = [unicodedata.normalize(form, reply(reference)) for form in ("NFC", "NFD")]
+  scored = process.process_reward(
+    [*copies, reply(reference[::-1]), reply(reference[:1])], [reference] * 4, **options
+  )
+  np.testing.assert_array_equal(scored.reward[:2], 1)
+  assert (scored.reward[2:] < 0.8).all()
+
+
+@pytest.mark.parametrize(
+  "reference",
+  [
+    ["Left."],
+    ["红。"],
+    ["It moves. Then it stops!", "3"],
+    ["1. It moves.", "- It stops.", "Step 3: It waits."],
+    ["At 2s, it moves. At 4s, it stops.", "…", "Wait"],
+    ["它移动。然后停下。", "左"],
+  ],
+)
+def test_a_copy_earns_one_however_its_steps_are_written(reference):
+  scored = process.process_reward([reply(reference)], [reference])
+  assert scored.reward[0] == 1 and scored.references == scored.steps
+
+
+STEP_TEXTS = strategies.text(
+  strategies.sampled_from("aé1 .!?。\n-3)红ท🎈<>/think") | strategies.characters(), max_size=12
+)
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(strategies.lists(STEP_TEXTS, max_size=4))
+def test_a_reference_without_a_problem_is_one_whose_copy_earns_one(reference):
+  copy = reply(reference)
+  problem = process.find_reference_problem(copy, reference)
+  assert (not problem) == (process.process_reward([copy], [reference]).reward[0] == 1)
+  assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+  ("reference", "says"),
+  [
+    (["👍"], "'👍' has no word"),
+    (["see </think> there"], "is split into other steps; leave out <think>"),
+  ],
+)
+def test_a_reference_whose_copy_earns_less_is_named(reference, says):
+  problem = process.find_reference_problem(reply(reference), reference)
+  assert says in problem

@@ -28,6 +28,11 @@ def test_scores_are_those_of_the_stored_reference(golden):
   np.testing.assert_allclose(scores(first, second), expected, atol=1e-6)
 
 
+def test_scores_of_other_scripts_are_those_of_rouge_score_with_berts_words(golden):
+  first, second, expected = zip(*golden["rouge_of_other_scripts"], strict=True)
+  np.testing.assert_allclose(scores(first, second), expected, atol=1e-6)
+
+
 def test_scores_of_fresh_random_texts_equal_rouge_score():
   scorer_lib = pytest.importorskip(
     "rouge_score.rouge_scorer", reason="the reference is not installed"
@@ -115,3 +120,9 @@ def test_after_warm_up_batches_of_other_sizes_compile_nothing():
   for pairs, longest in ((1, 5), (2, 9), (33, 32), (64, 17)):
     score(pairs, longest)
   assert rouge._mean._cache_size() == compiled
+
+
+def test_a_reference_of_one_word_is_scored_without_its_pairs():
+  texts = [words.Vocabulary().ids("红")] * 2 + [np.array([0, 1], np.int32)]
+  compared = rouge.reference_f1(texts, np.array([1, 2, 0]), np.array([0, 0, 2]))
+  np.testing.assert_allclose(compared, [1, 2 / 3, (2 / 3 + 0 + 2 / 3) / 3], atol=1e-6)

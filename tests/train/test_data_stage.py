@@ -105,6 +105,36 @@ def test_an_example_that_would_fail_in_training_stops_the_data_stage_or_is_left_
   ]
 
 
+UNWINNABLE = {"answer": "N/A", "problem_type": "numerical", "options": None}
+
+
+def test_a_reference_that_nothing_can_match_is_named_by_its_line_before_any_video_is_read(tmp_path):
+  given = _given(tmp_path, **UNWINNABLE)
+  (tmp_path / "raw" / "videos" / "000000.mp4").write_bytes(b"is not decoded")
+  with pytest.raises(errors.InputError) as error:
+    data_stage.prepare(nano.config(**given), tmp_path)
+  where = f"{tmp_path}/raw/annotations.jsonl:3: "
+  assert str(error.value).startswith(
+    f"{where}field 'answer': no reply can be right, since 'N/A' is"
+  )
+  steps = [{"text": "👍", "start": 0, "end": 2}]
+  shutil.rmtree(tmp_path / "raw")
+  with pytest.raises(errors.InputError, match=r"\.jsonl:3: field 'steps': '👍' has no word"):
+    data_stage.prepare(nano.config(**_given(tmp_path, steps=steps)), tmp_path)
+
+
+def test_a_reference_that_one_recipe_cannot_win_is_left_out_by_it_alone(tmp_path):
+  given = _given(tmp_path, steps=[{"text": "👍", "start": 0, "end": 2}])
+  given |= {"data__on_bad": "skip", "sft__steps": 0}
+  data_stage.prepare(nano.config(**given), tmp_path)
+  (listed,) = map(json.loads, (tmp_path / "shards/bad_records.jsonl").read_text().splitlines())
+  assert listed["where"] == "example '000002-0' of video '000002.mp4'"
+  assert listed["problem"].startswith("field 'steps': '👍' has no word")
+  assert listed["problem"].endswith(f" ({tmp_path}/raw/annotations.jsonl:3)")
+  other = nano.config(**given, env__rewards=("accuracy", "format"))
+  assert not any(run_context.make_example_checks(other, tmp_path).find_unusable().values())
+
+
 def test_pictures_and_videos_share_batches(tmp_path):
   given, raw = _given(tmp_path), tmp_path / "raw"
   Image.new("RGB", (64, 64), "red").save(raw / "videos" / "still.png")

@@ -35,6 +35,7 @@ _POOL_FRAMES = "relevant_sample_frames"
 _OPTION = re.compile(r"\s*([A-Z])[.):]\s*\S")
 
 BadRecord = Callable[[str, InputError], None]
+Check = Callable[[records.Example], str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,9 @@ class Annotation:
   pool_frames: tuple[int, ...] = ()
 
 
-def read(path: Path, videos: Set[str], *, on_bad: BadRecord) -> list[Annotation]:
+def read(
+  path: Path, videos: Set[str], *, on_bad: BadRecord, check: Check | None = None
+) -> list[Annotation]:
   """Reads the valid records of an annotation file, or of all files that match a pattern.
 
   Args:
@@ -59,6 +62,7 @@ def read(path: Path, videos: Set[str], *, on_bad: BadRecord) -> list[Annotation]
       data/rl.part*.json.gz.
     videos: names of the existing video files.
     on_bad: called with file:line and the error of each bad record; may raise the error.
+    check: says what is wrong with an example; "" if nothing is.
 
   Raises:
     InputError: the file can't be read or holds no record; also what `on_bad` raises.
@@ -78,6 +82,8 @@ def read(path: Path, videos: Set[str], *, on_bad: BadRecord) -> list[Annotation]
         example = dataclasses.replace(example, video=same)
       if example.id in seen:
         raise InputError(f"{where}: field 'id': {example.id!r} is taken by {seen[example.id]}")
+      if check and (problem := check(example)):
+        raise InputError(f"{where}: {problem}")
     except InputError as error:
       on_bad(where, error)
       continue
@@ -105,6 +111,19 @@ def read_first(path: Path) -> records.Example:
   """
   where, parse = next(_entries(find_files(path)[0]))
   return _example(parse(), where)
+
+
+def find_lines(path: Path) -> dict[str, str]:
+  """File and line of each record by its id, of records that have one."""
+  lines = {}
+  for where, parse in itertools.chain.from_iterable(map(_entries, find_files(path))):
+    try:
+      value = parse()
+    except InputError:
+      continue
+    if isinstance(value, dict):
+      lines[str(_whole(value.get("id", value.get("problem_id"))))] = where
+  return lines
 
 
 def find_files(path: Path) -> list[Path]:
@@ -381,6 +400,7 @@ def _microsecond(seconds: float) -> float:
 
 def _text(value: Any, field: str, where: str) -> str:
   # Many files have numbers instead of texts, as ids and numerical answers.
+  value = _whole(value)
   if isinstance(value, int | float) and not isinstance(value, bool):
     value = str(value)
   if not isinstance(value, str):
@@ -392,6 +412,11 @@ def _text(value: Any, field: str, where: str) -> str:
   except UnicodeEncodeError as error:
     raise InputError(f"{where}: field {field!r}: holds half a surrogate pair") from error
   return value
+
+
+def _whole(value: Any) -> Any:
+  """The JSON number 3.0 as 3: programs that write tables make decimals of whole numbers."""
+  return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _kind(value: Any) -> str:

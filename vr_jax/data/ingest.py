@@ -102,6 +102,7 @@ def ingest(
   *,
   limits: guarded_reader.DecodeLimits = guarded_reader.DecodeLimits(),
   check: Callable[[Splits], None] = lambda _: None,
+  check_record: annotations.Check | None = None,
   progress: Callable[[int, int], None] | None = None,
 ) -> Report:
   """Cuts every video that a question refers to, and writes frames and examples to `output`.
@@ -121,6 +122,7 @@ def ingest(
     limits: of the processes that decode.
     check: is called with the examples of each split before any video is cut; may raise InputError.
       Examples of bad videos are among them.
+    check_record: says what is wrong with an example, "" if nothing is; asked before videos are decoded.
     progress: called after each video with (videos done, all videos).
 
   Raises:
@@ -132,7 +134,9 @@ def ingest(
   if output.is_dir() and any(output.iterdir()):
     return _read_report(output, inputs, config)
   with atomic.directory(output) as partial:
-    report = _fill(partial, videos, files, annotations, config, limits, check, progress)
+    report = _fill(
+      partial, videos, files, annotations, config, limits, check, check_record, progress
+    )
     fingerprint = _fingerprint(inputs, config)
     outcome = {"fingerprint": fingerprint, "report": dataclasses.asdict(report)}
     (partial / _REPORT_FILE).write_text(json.dumps(outcome, indent=2) + "\n")
@@ -211,11 +215,12 @@ def _fill(
   config: IngestConfig,
   limits: guarded_reader.DecodeLimits,
   check: Callable[[Splits], None],
+  check_record: annotations.Check | None,
   progress: Callable[[int, int], None] | None,
 ) -> Report:
   """Writes everything but `ingest.json`."""
   bad = _BadInputs(config.on_bad)
-  questions = annotations.read(annotation_file, frozenset(files), on_bad=bad)
+  questions = annotations.read(annotation_file, frozenset(files), on_bad=bad, check=check_record)
   unreadable = len(bad.entries)
   check(split([question.example for question in questions], config))
   bad_videos = _cut_videos(videos, questions, directory / "frames", config, limits, bad, progress)

@@ -61,18 +61,12 @@ class Environment(Protocol):
 
   @property
   def history_turns(self) -> int | None:
-    """How many earlier turns a reply can attend to; None: all of them.
-
-    Turns before these are forgotten, including the first turn; only the system message stays.
-    """
+    """How many earlier turns a reply can attend to, besides the system message; None: all."""
     ...
 
   @property
   def chooses_frames(self) -> bool:
-    """Whether turns show single frames, with the clip as the pool to choose from.
-
-    If not, the first turn shows the whole clip.
-    """
+    """Whether turns show single frames of the clip; if not, the first turn shows all of it."""
     ...
 
   @property
@@ -157,6 +151,10 @@ class Environment(Protocol):
 
     times: of the frames of the pool, seconds.
     """
+    ...
+
+  def reference_problem(self, example: records.Example) -> str:
+    """Why a copy of the reference earns less than it can, as an error to the user; else ""."""
     ...
 
   def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
@@ -303,6 +301,12 @@ class Defaults:
     reply = self.reference_reply(example)
     return () if reply is None else (reply,)
 
+  def reference_problem(self, example: records.Example) -> str:
+    """Why the right answer, between <answer> tags, earns less than 1."""
+    problem = accuracy.find_reference_problem(example)
+    copy = f"<think></think>\n<answer>{example.answer}</answer>"
+    return "" if problem and cast(Environment, self).accuracy(example, copy) == 1 else problem
+
   def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
     """Unknown, so ()."""
     del example, times
@@ -335,9 +339,8 @@ class Defaults:
     """The text between the answer tags; nothing else in the reply matters."""
     del example, pool
     answer = accuracy.answer_text(reply)
-    if answer is None:
-      return retrieval_actions.Action(kind="invalid")
-    return retrieval_actions.Action(kind="answer", answer=answer)
+    kind = "invalid" if answer is None else "answer"
+    return retrieval_actions.Action(kind=kind, answer=answer or "")
 
   def parse_trace(self, reply: str) -> Trace | None:
     """None: replies contain no observation."""

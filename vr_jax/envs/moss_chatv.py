@@ -83,9 +83,31 @@ class MossChatV(question_answer.QuestionAnswer):
       {**rewards, "process": rewards["process"] * (rewards[self.process_gate] == 1)}
     )
 
+  def reference_problem(self, example: records.Example) -> str:
+    """As for question answering, and why a copy of the reference steps has no full process reward.
+
+    Examples without steps have none to copy.
+    """
+    problem = super().reference_problem(example)
+    reply = self.reference_reply(example)
+    weighted = any(each.name == "process" and each.weight for each in self.listed_rewards)
+    if problem or reply is None or not weighted:
+      return problem
+    problem = process.find_reference_problem(reply, [step.text for step in example.steps])
+    return f"field 'steps': {problem}" if problem else ""
+
   def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
-    """{"steps", "alignment": {"cost", "path", "distance"}} of one reply."""
+    """{"reference", "steps", "alignment": {"cost", "path", "distance"}} of one reply.
+
+    reference: the reference steps as the process reward splits them.
+    """
+    reference = [
+      dataclasses.replace(step, text=text)
+      for step in example.steps
+      for text in process.split_reference([step.text])
+    ]
     return {
+      "reference": [dataclasses.asdict(step) for step in reference],
       "steps": steps.split_steps(self.trace(reply)),
       "alignment": self._process([reply], [example]).alignment(0),
     }

@@ -15,7 +15,7 @@ from jaxtyping import Float
 import numpy as np
 
 from vr_jax import records
-from vr_jax.rewards import accuracy
+from vr_jax.rewards import accuracy, numbers
 
 _THINK = "<think>"
 _KINDS = ("answer", "retrieve")
@@ -23,7 +23,7 @@ _OPEN = {kind: re.compile(rf"</think>\s*<{kind}>") for kind in _KINDS}
 _TAG = re.compile(r"</?(?:think|answer|retrieve)>")
 _INTERVAL = re.compile(r"\s*([0-9]+)\s*,\s*([0-9]+)\s*")
 _INDEX_DIGITS = 9  # more digits are outside any pool, and int() refuses thousands of them
-_ANSWER_CHARACTERS = 50  # at most, in a free-form answer or a number
+ANSWER_CHARACTERS = 50  # at most, in a free-form answer or a number
 # Seconds. Containers round times to a clock of their own: the frame at 1 s may say 0.99999 s.
 _TICK = 1e-4
 
@@ -119,5 +119,5 @@ def _answers(text: str, problem_type: str, options: Sequence[str]) -> bool:
   if problem_type == "multiple choice":
     return len(text) == 1 and accuracy.option_letter(text, options) == text.upper()
   if problem_type in ("numerical", "regression"):
-    return len(text) <= _ANSWER_CHARACTERS and accuracy.as_number(text) is not None
-  return len(text) > 0 and (problem_type != "free-form" or len(text) <= _ANSWER_CHARACTERS)
+    return len(text) <= ANSWER_CHARACTERS and numbers.read_number(text) is not None
+  return len(text) > 0 and (problem_type != "free-form" or len(text) <= ANSWER_CHARACTERS)

@@ -199,6 +199,16 @@ class VideoMTR(environment.Defaults):
       f"{second}\n{answer}",
     )
 
+  def reference_problem(self, example: records.Example) -> str:
+    """Why the right answer, given as a reply, earns less than 1 or is no valid action."""
+    problem = super().reference_problem(example)
+    if problem or self.accuracy(example, f"<think></think><answer>{example.answer}</answer>") == 1:
+      return problem
+    return (
+      f"field 'answer': no reply can be right, since {example.answer!r:.80} holds tags or more "
+      f"than the {retrieval_actions_lib.ANSWER_CHARACTERS} characters that this recipe reads"
+    )
+
   def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
     """Indices of the frames within the relevant spans."""
     return retrieval_actions_lib.relevant_frames(example, times)

@@ -143,6 +143,13 @@ class VideoP2R(environment.Defaults):
       observation, think = "\n".join(shown), "\n".join(later)
     return format_reply(observation, think, example.answer) if observation and think else None
 
+  def reference_problem(self, example: records.Example) -> str:
+    """Why the right answer, given as a reply, earns less than 1; tags in it are one reason."""
+    problem = super().reference_problem(example)
+    if problem or self.accuracy(example, format_reply("seen", "so", example.answer)) == 1:
+      return problem
+    return f"field 'answer': no reply can be right, since {example.answer!r:.80} holds tags"
+
   def segment_spans(self, reply: str, turn: int) -> environment.SegmentSpans:
     """The observation without its last character, then the rest; see the module's docstring."""
     del turn

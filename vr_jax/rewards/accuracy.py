@@ -6,21 +6,18 @@ uses too. Rules that the papers leave open are marked `Reconstruction:` in the f
 
 from collections.abc import Sequence
 import functools
-import math
+import itertools
 import re
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 import numpy as np
 
 from vr_jax import errors, records
-from vr_jax.rewards import rouge, words
+from vr_jax.rewards import numbers, rouge, words
 
 _ANSWER, _ANSWER_END = "<answer>", "</answer>"
-_LABEL = re.compile(r"\(?([A-Za-z])[.):]\s*")
-_LETTER = re.compile(r"\(?([A-Za-z])[.):]{0,2}")
-_NUMBER = re.compile(
-  r"[+-]?(?=\.?\d)(?:\d{1,3}(?:,\d{3})+|\d*)(\.\d*)?(?:e[+-]?\d{1,4})?", re.ASCII | re.IGNORECASE
-)
+_LABEL = re.compile(r"\(?([A-Za-z])[.):、]\s*")
+_LETTER = re.compile(r"\(?([A-Za-z])[.):、]{0,2}")
 
 
 def answer_text(reply: str) -> str | None:
@@ -81,6 +78,27 @@ def accuracies(
   )
 
 
+def find_reference_problem(example: records.Example) -> str:
+  """Why the right answer, given as a reply, earns less than 1; "" if it earns 1."""
+  answer, kind = example.answer, example.problem_type
+  if accuracy(f"{_ANSWER}{answer}{_ANSWER_END}", answer, kind, example.options) == 1:
+    return ""
+  if answer_text(f"{_ANSWER}{answer}{_ANSWER_END}") != answer.strip():
+    reason = "holds tags; leave them out"
+  elif kind == "multiple choice":
+    reason = "is the letter of no option"
+  elif kind not in ("numerical", "regression"):
+    reason = "has no letter or digit; say it in words"
+  elif re.search(r"\d,\d", answer):
+    reason = "is no number with one meaning; write 3.5 with a point, 1,000 or 1000 without one"
+  else:
+    reason = (
+      f"is no number for a {kind} question; write it as 12, 2.5, 1/2, 50% or 5 kg, or choose "
+      "another problem_type, such as free-form"
+    )
+  return f"field 'answer': no reply can be right, since {answer!r:.80} {reason}"
+
+
 def option_letter(answer: str, options: Sequence[str] = ()) -> str | None:
   """The upper-case letter of the option that an answer names; None if it names none or several.
 
@@ -95,7 +113,7 @@ def option_letter(answer: str, options: Sequence[str] = ()) -> str | None:
 
   Reconstruction: the papers compare letters and do not say how they are read.
   """
-  answer = answer.strip()
+  answer = words.normalize_encoding(answer).strip()
   letters, texts = _split_labels(tuple(options))
   match = _LETTER.fullmatch(answer) or _LABEL.match(answer)
   if match and (not options or match[1].upper() in letters):
@@ -108,32 +126,17 @@ def option_letter(answer: str, options: Sequence[str] = ()) -> str | None:
   return matches[0] if len(matches) == 1 else None
 
 
-def as_number(text: str) -> tuple[float, bool] | None:
-  """Parses a number: its value, and whether it was written with a decimal point.
-
-  Returns None if the text is not one finite number.
-
-  Reconstruction: commas between groups of three digits are thousands separators; a final full stop
-  is punctuation.
-  """
-  text = text.strip().removesuffix(".")
-  match = _NUMBER.fullmatch(text)
-  if not match:
-    return None
-  value = float(text.replace(",", ""))
-  return (value, match[1] is not None) if math.isfinite(value) else None
-
-
 @functools.lru_cache(1024)  # a question's options are split again for each reply
 def _split_labels(options: tuple[str, ...]) -> tuple[list[str], list[str]]:
   """Splits options into letters and texts.
 
   If not all options start with a letter, or two with the same, the letters are A, B, C, ….
   """
-  labels = [_LABEL.match(option.strip()) for option in options]
+  options = tuple(words.normalize_encoding(option).strip() for option in options)
+  labels = [_LABEL.match(option) for option in options]
   letters = [label[1].upper() for label in labels if label]
   if len(set(letters)) == len(options):
-    return letters, [_LABEL.sub("", option.strip(), count=1) for option in options]
+    return letters, [_LABEL.sub("", option, count=1) for option in options]
   return [chr(ord("A") + index) for index in range(len(options))], list(options)
 
 
@@ -147,26 +150,39 @@ def _multiple_choice(given: str, answer: str, options: Sequence[str]) -> float:
 
 
 def _numerical(given: str, answer: str) -> float:
-  """1 if both numbers are equal to two decimals and both, or neither, have a decimal point."""
-  ours, right = as_number(given), as_number(answer)
-  if ours is None or right is None:
+  """1 if both numbers are equal to two decimals and both, or neither, are decimal.
+
+  Reconstruction: whole numbers are equal only if they are the same; `numbers.Number.is_decimal`.
+  """
+  if (pair := _comparable(given, answer)) is None:
     return 0.0
-  return float(ours[1] == right[1] and round(ours[0], 2) == round(right[0], 2))
+  ours, right = pair
+  if ours.value.denominator == right.value.denominator == 1:
+    equal = ours.value == right.value
+  else:
+    equal = round(float(ours.value), 2) == round(float(right.value), 2)
+  return float(equal and ours.is_decimal == right.is_decimal)
 
 
 def _regression(given: str, answer: str) -> float:
   """1 - |p - g| / |g|, at least 0. Reconstruction: for g = 0, 1 if p is 0, else 0."""
-  ours, right = as_number(given), as_number(answer)
-  if ours is None or right is None:
+  if (pair := _comparable(given, answer)) is None:
     return 0.0
-  if right[0] == 0:
-    return float(ours[0] == 0)
-  return 1 - min(1.0, abs(ours[0] - right[0]) / abs(right[0]))
+  ours, right = (float(number.value) for number in pair)
+  if right == 0:
+    return float(ours == 0)
+  return 1 - min(1.0, abs(ours - right) / abs(right))
+
+
+def _comparable(given: str, answer: str) -> tuple[numbers.Number, numbers.Number] | None:
+  """The numbers of both texts in one unit; None if a text is no number, or their units differ."""
+  ours, right = numbers.read_number(given), numbers.read_number(answer)
+  return None if ours is None or right is None else numbers.as_comparable(ours, right)
 
 
 def _ocr(given: str, answer: str) -> float:
-  """1 - word error rate, at least 0. Words are separated by white space."""
-  ours, right = given.split(), answer.split()
+  """1 - word error rate, at least 0. See `words.split_written_words`."""
+  ours, right = words.split_written_words(given), words.split_written_words(answer)
   if not right or abs(len(ours) - len(right)) >= len(right):
     return 0.0
   return 1 - min(1.0, _edit_distance(right, ours) / len(right))
@@ -197,15 +213,17 @@ def _edit_distance(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def _free_form(pairs: Sequence[tuple[str, str]]) -> Float[np.ndarray, "pairs"]:
-  """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L of each (given answer, right answer).
-
-  Reconstruction: a right answer of one word has no pair of words, so ROUGE-2 would always be 0. It
-  is left out of the mean for such answers, so that the right word scores 1 and not 2/3.
-  """
+  """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L of each (given answer, right answer)."""
   vocabulary = words.Vocabulary()
-  number = {pair: index for index, pair in enumerate(dict.fromkeys(pairs))}
-  ids = [vocabulary.ids(text) for pair in number for text in pair]
-  mean = rouge.mean_f1(ids, *np.arange(len(ids)).reshape(-1, 2).T).astype(np.float64)
-  one_word = np.array([len(answer) == 1 for answer in ids[1::2]], bool)
-  scores = np.where(one_word, np.minimum(1, 1.5 * mean), mean)
-  return scores[[number[pair] for pair in pairs]]
+  ids = {text: vocabulary.ids(text) for text in dict.fromkeys(itertools.chain(*pairs))}
+  scores = {pair: _same_words(ids[pair[0]], ids[pair[1]]) for pair in pairs}
+  differ = [pair for pair, score in scores.items() if not score]
+  texts = [ids[text] for pair in differ for text in pair]
+  compared = rouge.reference_f1(texts, *np.arange(len(texts)).reshape(-1, 2).T)
+  scores |= zip(differ, compared, strict=True)
+  return np.array([scores[pair] for pair in pairs], np.float64)
+
+
+def _same_words(ours: Int[np.ndarray, "_"], right: Int[np.ndarray, "_"]) -> float:
+  """1 for the same words in the same order, without asking the device; else 0."""
+  return float(len(right) > 0 and np.array_equal(ours, right))

@@ -6,10 +6,11 @@
     DTW        distance d of the best alignment
     reward     exp(-alpha d)
 
-A step of one word has no pair of words for ROUGE-2, so even its exact copy costs 1/3.
+The reference is split like a reply, so the reward of its exact copy is 1.
 
 Source: MOSS-ChatV, arXiv 2509.21113. Reconstruction: the split into steps, cost = 1 - mean F1 of
-ROUGE-1/2/L, the moves, the normalisation by the reference's length, alpha = 1.
+ROUGE-1/2/L (see rouge.reference_f1), the moves, the normalisation by the reference's length,
+alpha = 1.
 """
 
 from collections.abc import Sequence
@@ -38,12 +39,14 @@ class ProcessReward:
 
   reward: in [0, 1], float32.
   distance: mean cost of a reference step, float32; +inf if no alignment exists.
+  references: the steps of each reference, split like replies.
   steps: the steps of each reply.
   costs: of each reply, [ref, gen] in [0, 1], float32.
   """
 
   reward: Float[np.ndarray, "replies"]
   distance: Float[np.ndarray, "replies"]
+  references: tuple[tuple[str, ...], ...]
   steps: tuple[tuple[str, ...], ...]
   costs: tuple[Float[np.ndarray, "_ _"], ...]
   moves: dtw.Moves
@@ -79,7 +82,7 @@ def process_reward(
 
   Args:
     replies: whole replies, any text.
-    references: the steps of each reply's reference, in order.
+    references: the texts of each reply's reference in order, each one step or several.
     alpha: how fast the reward falls with the distance; above 0 and finite.
     moves: "strict", "jump" or "classic", for the subsequence alignment; see dtw.subsequence_dtw.
     alignment: "subsequence", or "naive" for the ablation. The latter is classic DTW of the whole
@@ -106,12 +109,37 @@ def process_reward(
       names = ", ".join(get_args(known))
       raise errors.InputError(f"process reward: {name} {value!r} is unknown; use one of {names}")
   steps = tuple(tuple(steps_lib.split_steps(steps_lib.think_text(reply))) for reply in replies)
+  split_references = tuple(tuple(split_reference(texts)) for texts in references)
   known_moves, kind = cast(dtw.Moves, moves), cast(Alignments, alignment)  # as checked above
-  costs, distance = _align(references, steps, known_moves, kind)
+  costs, distance = _align(split_references, steps, known_moves, kind)
   reward = np.exp(-np.float32(alpha) * distance)
   return ProcessReward(
-    reward=reward, distance=distance, steps=steps, costs=costs, moves=known_moves, kind=kind
+    reward=reward,
+    distance=distance,
+    references=split_references,
+    steps=steps,
+    costs=costs,
+    moves=known_moves,
+    kind=kind,
   )
+
+
+def split_reference(texts: Sequence[str]) -> list[str]:
+  """The steps of a reference: those that its exact copy in a reply has."""
+  return [step for text in texts for step in steps_lib.split_steps(text)]
+
+
+def find_reference_problem(reply: str, texts: Sequence[str]) -> str:
+  """Why a reply that copies these reference texts has a reward below 1; "" if it is 1."""
+  reference = split_reference(texts)
+  if steps_lib.split_steps(steps_lib.think_text(reply)) != reference:
+    return "its copy in a reply is split into other steps; leave out <think>, </think> and <answer>"
+  wordless = [step for step in reference if not words.split_words(step)]
+  if wordless or not reference:
+    return (
+      f"{next(iter((*wordless, *texts)), '')!r} has no word; write what happens, or leave it out"
+    )
+  return ""
 
 
 def _align(
@@ -150,7 +178,7 @@ def _costs(
   reference: Int[np.ndarray, "replies ref"],
   generated: Int[np.ndarray, "replies gen"],
 ) -> Float[np.ndarray, "replies ref gen"]:
-  """1 - mean F1 of the texts with these numbers; 0 if either is padding.
+  """1 - F1 of the texts with these numbers (rouge.reference_f1); 0 if either is padding.
 
   Each pair of texts is scored once, since the replies of a group share the reference and many
   steps.
@@ -160,7 +188,9 @@ def _costs(
   pairs = first[valid].astype(np.int64) << 32 | second[valid]
   pairs, inverse = np.unique(pairs, return_inverse=True)
   cost = np.zeros(valid.shape, np.float32)
-  cost[valid] = np.clip(1 - rouge.mean_f1(texts, pairs >> 32, pairs & 0xFFFFFFFF), 0, 1)[inverse]
+  cost[valid] = np.clip(1 - rouge.reference_f1(texts, pairs & 0xFFFFFFFF, pairs >> 32), 0, 1)[
+    inverse
+  ]
   return cost
 
 

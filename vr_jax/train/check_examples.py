@@ -1,12 +1,14 @@
-"""Finds examples that would fail in mid-training, before training: prompts and replies too long.
+"""Finds examples that would fail in mid-training, before training, or that nothing can win.
 
-Only their tokens are counted; no frame is read. It also counts those with fewer frames than the
-recipe asks for. The result is written next to the shards, one file for each set of inputs
+Prompts and replies may be too long, and a reference may be one that earns less than 1 when it is
+the reply. Only tokens are counted; no frame is read. It also counts those with fewer frames than
+the recipe asks for. The result is written next to the shards, one file for each set of inputs
 (`left-out-<fingerprint>.json`), and read from there the next time.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -16,7 +18,7 @@ import ml_collections
 import numpy as np
 
 from vr_jax import atomic, errors, records
-from vr_jax.data import batches, examples, frame_store, sampling
+from vr_jax.data import annotations, batches, examples, frame_store, sampling
 from vr_jax.envs import environment as environment_lib
 from vr_jax.models import interface
 from vr_jax.models.common import prompts
@@ -42,7 +44,9 @@ class CheckResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checks:
-  """The checks that examples must pass: their prompts and replies must fit the recipe's buckets.
+  """The checks that examples must pass.
+
+  Prompts and replies must fit the recipe's buckets, and the reference must be a right reply.
 
   shards: the directory with the examples and frames.
   """
@@ -113,6 +117,7 @@ class Checks:
         frames = self._check(example, store, where, supervised=bool(supervised))
       except errors.InputError as error:
         problem = str(error).removeprefix(f"{where}: ").removeprefix(f"{example.id}: ")
+        problem += f" ({self._lines[example.id]})" if example.id in self._lines else ""
         if self.config.data.on_bad == "stop":
           raise errors.InputError(f"{where}: {problem}") from error
         problems[index] = {"where": where, "problem": problem}
@@ -126,6 +131,15 @@ class Checks:
       )
     return problems
 
+  @functools.cached_property
+  def _lines(self) -> Mapping[str, str]:
+    """File and line of the examples by id, as far as the annotation file is there."""
+    try:
+      path = self.config.data.annotations
+      return annotations.find_lines(Path(path)) if path else {}
+    except errors.InputError:
+      return {}
+
   def _check(
     self,
     example: records.Example,
@@ -135,6 +149,8 @@ class Checks:
     supervised: bool,
   ) -> int:
     """Checks an example; returns the number of its clip's frames."""
+    if problem := self.environment.reference_problem(example):
+      raise errors.InputError(f"{where}: {problem}")
     model, rule = self.config.model, paths.sampling_rule(self.config.data)
     times, size = store.timestamps(example.video), store.size(example.video)
     ends = store.ends(example.video)
@@ -205,6 +221,7 @@ class Checks:
         config.sft.max_reply_tokens,
         bool(config.sft.validate_every),
       ],
+      "references": "checked",
       "rule": repr(paths.sampling_rule(config.data)),
       "on_bad": config.data.on_bad,
       "turns": config.get("turns", ml_collections.ConfigDict()).to_dict(),

@@ -35,7 +35,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
     checked = run_context.make_example_checks(config, workdir).run()
   if any(checked.left_out.values()):
     counts = ", ".join(f"{len(indices)} {split}" for split, indices in checked.left_out.items())
-    console.print_line(f"data: left out, as no prompt or reply for them fits: {counts}")
+    console.print_line(f"data: left out, as they can't be used with this recipe: {counts}")
   if checked.short:
     usual = sampling.usual_frames(paths.sampling_rule(config.data))
     console.print_line(
@@ -63,6 +63,9 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
     )
   options = ingest_config(data)
   shards = paths.shards_directory(config, workdir)
+  # Recipes may share the directory, so what this one can't use is left out by `check_examples`.
+  # But a run that stops does so before hours of decoding.
+  stops = data.on_bad == "stop"
   with console.progress("ingest") as tick:
     report = ingest.ingest(
       videos,
@@ -71,6 +74,7 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
       options,
       limits=paths.decode_limits(data),
       check=functools.partial(check_splits, config),
+      check_record=registry.make_environment(config).reference_problem if stops else None,
       progress=tick,
     )
   counts = ", ".join(f"{count} {split}" for split, count in report.examples.items())
