@@ -122,7 +122,7 @@ def ingest(
     limits: of the processes that decode.
     check: is called with the examples of each split before any video is cut; may raise InputError.
       Examples of bad videos are among them.
-    check_record: says what is wrong with an example, "" if nothing is; asked before videos are decoded.
+    check_record: says what is wrong with an example, "" if nothing is; asked before videos are cut.
     progress: called after each video with (videos done, all videos).
 
   Raises:
