@@ -55,7 +55,8 @@ class GenerateCase:
     config.model.dtype = config.model.lora.base_dtype = "float32"
     config.model.resize_backend = "torchvision"
     config.model.tokenizer = str(directory / "tokenizer.json")
-    config.export.dtype = "bfloat16"
+    # Merged adapters would be rounded in bfloat16; the weights read from a file are not.
+    config.export.dtype = "bfloat16" if self.layers else "float32"
     config.rl.max_new_tokens = self.new_tokens
     if config.model.pretrained:
       config.model.pretrained = str(directory)

@@ -78,7 +78,7 @@ def test_the_reply_is_the_one_that_transformers_gave(case, encoded, said):
   assert encoded.tokens.tolist() == saved["prompt"]
   assert said == saved["tokens"]
   assert len(said) == case.new_tokens
-  assert saved["margin"] > 0.01  # the sides differ by about 1e-4
+  assert saved["margin"] > 5e-3  # so that no rounding decides
 
 
 @needs_reference
