@@ -50,24 +50,24 @@ class Activity:
   started: float = dataclasses.field(default_factory=time.monotonic)
 
 
-class _ValuesColumn(rich_progress.ProgressColumn):
-  """The values of a task, and what it waits for if that takes longer."""
+class _Bars(rich_progress.Progress):
+  """A bar for each task, and below them their values, and what is waited for if that takes long."""
 
-  max_refresh = 0.5
-
-  def render(self, task: rich_progress.Task) -> rich_text.Text:
-    activity, shown = _innermost(), rich_text.Text(task.fields["values"])
-    if activity and task.id == max(task_id for task_id in _bar.task_ids):
-      seconds = time.monotonic() - activity.started
-      if seconds > _ANNOUNCE_AFTER:
-        shown.append(f"  {activity.text}, {duration(seconds)}", style="dim")
-    return shown
+  def get_renderables(self) -> Iterator[rich_console.RenderableType]:
+    """What is drawn: called many times a second, on a thread."""
+    yield self.make_tasks_table(self.tasks)
+    below = rich_text.Text("  ".join(task.values for task in list(_tasks) if task.values))
+    activity = _innermost()
+    if activity and (seconds := time.monotonic() - activity.started) > _ANNOUNCE_AFTER:
+      below.append(f"  {activity.text}, {duration(seconds)}", style="dim")
+    if below:
+      yield below
 
 
 # What is going on in this process: one terminal, so one of each.
 _tasks: list[_Task] = []
 _activities: list[Activity] = []
-_bar = rich_progress.Progress(disable=True)
+_bars: _Bars | None = None
 _last_line = time.monotonic()
 
 
@@ -78,10 +78,9 @@ def progress(name: str, total: int | None = None, *, done: int = 0) -> Iterator[
   Values are numbers or texts. Only process 0 prints. Inside another `progress`, the bar is drawn
   below the outer one and disappears at the end.
   """
-  task = _Task(name, total, done)
-  with _drawn() as bar:
-    shown = bar.add_task(name, total=total, completed=done, values="")
-    _tasks.append(task)
+  task, nested = _Task(name, total, done), _bars is not None
+  with _listed(task), _drawn() as bars:
+    shown = bars.add_task(name, total=total, completed=done)
 
     def tick(
       done: int, total: int | None = None, values: Mapping[str, float | str] | None = None
@@ -91,38 +90,48 @@ def progress(name: str, total: int | None = None, *, done: int = 0) -> Iterator[
         f"{key} {value if isinstance(value, str) else f'{value:.3g}'}"
         for key, value in (values or {}).items()
       )
-      bar.update(shown, total=task.total, completed=done, values=task.values)
-      if bar.disable and jax.process_index() == 0 and values and _milestone(done, task.total):
+      bars.update(shown, total=task.total, completed=done)
+      if bars.disable and jax.process_index() == 0 and values and _milestone(done, task.total):
         _write(f"{task}  {task.values}", sys.stderr)
 
     try:
       yield tick
     finally:
-      _tasks.remove(task)
-      if _tasks:
-        bar.remove_task(shown)
+      if nested:
+        bars.remove_task(shown)
 
 
 @contextlib.contextmanager
-def _drawn() -> Iterator[rich_progress.Progress]:
-  """Yields the bar that is being drawn, or draws one."""
-  global _bar
-  if _tasks:
-    yield _bar
+def _listed(task: _Task) -> Iterator[None]:
+  _tasks.append(task)
+  try:
+    yield
+  finally:
+    _tasks.remove(task)
+
+
+@contextlib.contextmanager
+def _drawn() -> Iterator[_Bars]:
+  """Yields the bars that are being drawn, or draws some."""
+  global _bars
+  if _bars is not None:
+    yield _bars
     return
-  _bar = rich_progress.Progress(
+  _bars = _Bars(
     rich_progress.TextColumn("{task.description:>9}"),
-    rich_progress.BarColumn(bar_width=20),
+    rich_progress.BarColumn(bar_width=30),
     rich_progress.MofNCompleteColumn(),
     rich_progress.TimeElapsedColumn(),
     rich_progress.TimeRemainingColumn(),
-    _ValuesColumn(),
     console=rich_console.Console(file=sys.stderr),
     redirect_stdout=sys.stdout.isatty(),  # lines for a file would else appear above the bar
     disable=jax.process_index() != 0 or not sys.stderr.isatty(),
   )
-  with _bar:
-    yield _bar
+  try:
+    with _bars:
+      yield _bars
+  finally:
+    _bars = None
 
 
 @contextlib.contextmanager
