@@ -111,7 +111,7 @@ class GenerateCase:
 TINY = {"layers": None, "new_tokens": 24}
 CASES = (
   GenerateCase(
-    name="tiny", recipe="configs/grpo.py:tiny", shape=(8, 112, 112), seconds=1.0, **TINY
+    name="tiny", recipe="configs/grpo.py:tiny", shape=(8, 112, 112), seconds=2.5, **TINY
   ),
   GenerateCase(
     name="adapters",

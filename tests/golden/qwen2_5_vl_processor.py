@@ -244,6 +244,9 @@ class FrameByFrame:
     grids = np.array([grid for _, grid in found])
     if video_metadata is None:
       return {"pixel_values": patches, "image_grid_thw": grids}
+    from transformers import video_utils
+
+    video_metadata = video_utils.make_batched_metadata(cast(Any, media), video_metadata)
     outputs = {"pixel_values_videos": patches, "video_grid_thw": grids}
     return {**outputs, "video_metadata": video_metadata}
 
