@@ -98,6 +98,13 @@ def test_a_terminal_shows_in_its_bar_what_is_being_waited_for_and_no_lines(monke
   assert not out.getvalue()
 
 
+def test_a_minute_starts_with_the_run_and_not_with_an_earlier_one(monkeypatch, capsys):
+  monkeypatch.setattr(console, "_last_line", -console.MINUTE)
+  with console.heartbeat():
+    time.sleep(0.7)  # the first look at the clock comes after half a second
+  assert capsys.readouterr().err == ""
+
+
 def test_a_run_that_prints_enough_has_no_heartbeat(monkeypatch):
   err = _Stream()
   monkeypatch.setattr(sys, "stderr", err)

@@ -169,6 +169,8 @@ def heartbeat() -> Iterator[None]:
   if jax.process_index() != 0:
     yield
     return
+  global _last_line
+  _last_line = time.monotonic()  # that of an earlier run in this process may be long ago
   stop = threading.Event()
   thread = threading.Thread(target=_beat, args=(stop,), name="heartbeat", daemon=True)
   thread.start()
