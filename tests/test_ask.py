@@ -60,7 +60,8 @@ def test_turns_are_printed_with_their_frames_and_the_answer_or_none(run, video):
   out, err = process.communicate(timeout=120)
   assert process.returncode == 0, err
   head, *turns = re.split(r"\nTurn ", out)
-  assert head == f"{run}, sft step 3 · {video}: 10 s, 10 frames\n"
+  shown = "seconds shown: 0 to 10, all of it"
+  assert head == f"{run}, sft step 3 · {video}: 10 s, 10 frames\n{shown}\n"
   assert [turn[:6] for turn in turns] == ["1 of 2", "2 of 2"][: len(turns)]
   shown = "0 (0 s), 1 (1 s), 2 (2 s), 3 (3 s), 5 (5 s), 6 (6 s), 7 (7 s), 9 (9 s)"
   assert turns[0].splitlines()[1] == f"shown: frames {shown}"

@@ -8,6 +8,8 @@ import nbclient
 import nbformat
 import pytest
 
+from tests.train import nano
+
 NOTEBOOKS = pathlib.Path(__file__).resolve().parent.parent / "notebooks"
 
 
@@ -25,6 +27,11 @@ def _printed(name, parameters):
   # One device, as on a reader's machine; the tests' eight would share one core.
   flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
   client.execute(env={**os.environ, "XLA_FLAGS": flags})
+  return _outputs(notebook)
+
+
+def _outputs(notebook):
+  """The printed text of a notebook, and its number of pictures."""
   outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
   pictures = sum("image/png" in out.get("data", {}) for out in outputs)
   text = "".join(out.text for out in outputs if out.output_type == "stream")
@@ -59,18 +66,32 @@ def test_the_update_raises_better_replies_above_worse_ones(printed):
   assert better > worse + 0.5
 
 
-def test_a_question_is_asked_turn_by_turn_with_the_frames_of_each(tmp_path):
-  text, pictures = _printed("ask.ipynb", f"\nworkdir = {str(tmp_path / 'run')!r}")
-  assert re.search(r"the pool: \d+ frames, up to \d", text)
-  assert text.splitlines()[-1].startswith("answer: ")
-  said = len(
-    re.findall(r"^(?:answer|retrieve|invalid) (?:format|interval|range|answer)?$", text, re.M)
-  )
-  assert said >= 1
-  assert pictures >= 3  # two turns by hand, and the first of the policy
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+  """Output of the notebook that asks a run, with a run of several turns and random weights."""
+  workdir = tmp_path_factory.mktemp("asked") / "run"
+  config = nano.config("configs/video_mtr.py", **nano.SHORT_TURNS)
+  with pytest.MonkeyPatch.context() as patched:
+    nano.use_devices(patched, 1)
+    nano.untrained_run(config, workdir)
+  return _printed("ask.ipynb", f"\nrun = {str(workdir)!r}")
+
+
+def test_a_run_of_several_turns_is_asked_turn_by_turn_with_the_frames_of_each(asked):
+  text, pictures = asked
+  assert pictures >= 2  # the first turn of both questions that are shown
+  assert re.search(r"^seconds shown: 0 to 64, as in question \S+ of the run's test", text, re.M)
+  assert re.search(r"^seconds shown: 0 to 32, as --shown says$", text, re.M)
+  assert re.search(r"\{'before RL': '\d+ of \d+ right', 'after RL': '\d+ of \d+ right'\}", text)
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)
-def test_a_notebook_is_committed_without_outputs(path):
-  cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+def test_a_notebook_holds_no_path_of_the_machine_that_ran_it(path):
+  found = re.search(r"/(?:home|root|tmp|Users|work|usr|opt)/", path.read_text(encoding="utf-8"))
+  assert found is None, found
+
+
+def test_the_quickstart_is_committed_without_outputs():
+  notebook = nbformat.read(NOTEBOOKS / "quickstart.ipynb", as_version=4)
+  cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
   assert all(not cell.outputs and cell.execution_count is None for cell in cells)

@@ -5,20 +5,29 @@
 Each turn is printed when it is complete. A recipe with one turn prints one.
 
 `--checkpoint` is the workdir of a run. Its config is used, and its last checkpoint: that of rl if
-there is one, else that of sft. With `--config=video_mtr:3b`, `--checkpoint` is a directory of
-weights in the Hugging Face layout; the default is config.model.pretrained. `--options` makes the
-question multiple choice. Without it, `--problem_type` applies, by default free-form. Any field of
-the config can be overridden, as in `--config.eval.temperature=0.7`.
+there is one, else that of sft; with `--before_rl`, the policy that RL started from. With
+`--config=video_mtr:3b`, `--checkpoint` is a directory of weights in the Hugging Face layout; the
+default is config.model.pretrained.
+
+VIDEO is a file, or the name of a video in the run's data. What is shown of a video of the run's
+data is what the run's questions show of it; a question of the data gets its options and its span.
+`--shown=0,8` shows another span, in seconds. Of other videos, all is shown unless it is given.
+
+`--options` makes the question multiple choice. Without it, `--problem_type` applies, by default
+free-form. Any field of the config can be overridden, as in `--config.eval.temperature=0.7`.
 """
 
 from collections.abc import Sequence
 import dataclasses
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
+from jaxtyping import Float
 import ml_collections
 from ml_collections import config_flags
+import numpy as np
 
 from vr_jax import errors, main, recipe_config, records
 from vr_jax.train import paths
@@ -27,10 +36,9 @@ from vr_jax.train import workdir as workdir_lib
 if TYPE_CHECKING:
   from jaxtyping import PyTree
 
-  from vr_jax.data import video_clip
   from vr_jax.rollout import dialogue
   from vr_jax.rollout import session as session_lib
-  from vr_jax.train import run_context
+  from vr_jax.train import asked_clip, run_context
 
 _MISSING = 'needs a video and a question: vr-jax ask match.mp4 "Who falls?" --checkpoint=runs/mine'
 
@@ -39,6 +47,10 @@ _MISSING = 'needs a video and a question: vr-jax ask match.mp4 "Who falls?" --ch
 class AskArguments:
   """A parsed command line.
 
+  options: () if none are given.
+  problem_type: "" if none is given.
+  shown: in seconds; None if it is not given.
+  before_rl: whether the policy answers that RL started from.
   workdir: of the run whose checkpoint answers; None if config.model.pretrained is used.
   """
 
@@ -46,6 +58,8 @@ class AskArguments:
   question: str
   options: tuple[str, ...]
   problem_type: str
+  shown: records.Span | None
+  before_rl: bool
   seed: int
   config: ml_collections.ConfigDict
   workdir: Path | None
@@ -61,30 +75,39 @@ def ask(argv: Sequence[str]) -> None:
   # As in main.run: a mistyped flag should not wait until JAX has been imported.
   from rich import console as rich_console
 
-  from vr_jax.data import sampling, video_clip
-  from vr_jax.train import config_checks, run_context
+  from vr_jax.data import sampling
+  from vr_jax.train import asked_clip, config_checks, run_context
 
-  config, data = arguments.config, arguments.config.data
+  config = arguments.config
   config_checks.check(config)
-  video = video_clip.load(
+  clip = asked_clip.open_clip(
     arguments.video,
-    fps=data.fps,
-    quality=data.quality,
-    max_side=data.max_side,
-    rule=paths.sampling_rule(data),
-    limits=paths.decode_limits(data),
+    arguments.question,
+    options=arguments.options,
+    problem_type=arguments.problem_type,
+    config=config,
+    workdir=arguments.workdir,
+    shown=arguments.shown,
   )
   context = run_context.make_run_context(
     config, arguments.workdir or Path(), judged=False, read=False
   )
-  params, policy = _load_policy(context, arguments.workdir)
+  params, policy = load_policy(context, arguments.workdir, before_rl=arguments.before_rl)
   out = rich_console.Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-  frames = f"{len(video)} frame{'s' if len(video) > 1 else ''}"
-  usual = sampling.usual_frames(paths.sampling_rule(data))
-  if len(video) < usual and video.duration:
+  count, usual = len(clip.pool), sampling.usual_frames(paths.sampling_rule(config.data))
+  frames = f"{count} frame{'s' if count > 1 else ''}"
+  if count < usual and clip.duration:
     frames += f", fewer than the {usual} of a clip"
-  out.print(f"{policy} · {arguments.video}: {video.duration:g} s, {frames}", style="dim")
-  _print_episode(context, params, video, arguments, out)
+  out.print(f"{policy} · {arguments.video}: {clip.duration:g} s, {frames}", style="dim")
+  out.print(describe(clip), style="dim")
+  _print_episode(context, params, clip, arguments.seed, out)
+
+
+def describe(clip: "asked_clip.AskedClip") -> str:
+  """Says in a line which seconds are shown, and why."""
+  shown, masked = clip.example.shown, clip.example.masked
+  hidden = f"; masked: {masked.start:g} to {masked.end:g} s" if masked else ""
+  return f"seconds shown: {shown.start:g} to {shown.end:g}, {clip.origin}{hidden}"
 
 
 def session(
@@ -114,7 +137,9 @@ def parse(argv: Sequence[str]) -> AskArguments:
   flags.DEFINE_string("checkpoint", None, "Workdir of a run, or a directory.", flag_values=values)
   flags.DEFINE_list("options", [], "Answers to choose from.", flag_values=values)
   kinds = [kind for kind in records.PROBLEM_TYPES if kind != "multiple choice"]
-  flags.DEFINE_enum("problem_type", "free-form", kinds, "Of the question.", flag_values=values)
+  flags.DEFINE_enum("problem_type", None, kinds, "Of the question.", flag_values=values)
+  flags.DEFINE_string("shown", None, "Seconds to show, as 0,8.", flag_values=values)
+  flags.DEFINE_boolean("before_rl", False, "Ask the policy before RL.", flag_values=values)
   flags.DEFINE_integer("seed", 0, "Of sampling.", flag_values=values)
   values.set_gnu_getopt()
   if any(word in ("-h", "--help", "-help") for word in argv):
@@ -131,11 +156,16 @@ def parse(argv: Sequence[str]) -> AskArguments:
     raise errors.InputError(_MISSING)
   checkpoint = None if values.checkpoint is None else Path(values.checkpoint)
   config, workdir = _load_config(checkpoint, overrides)
+  if values.before_rl and workdir is None:
+    raise errors.InputError("--before_rl: needs --checkpoint=<workdir of a run>")
+  options = values.options
   return AskArguments(
     video=Path(rest[0]),
     question=rest[1],
-    options=_add_letters(values.options),
-    problem_type="multiple choice" if values.options else values.problem_type,
+    options=_add_letters(options),
+    problem_type="multiple choice" if options else values.problem_type or "",
+    shown=None if values.shown is None else _parse_span(values.shown),
+    before_rl=values.before_rl,
     seed=values.seed,
     config=config,
     workdir=workdir,
@@ -176,6 +206,16 @@ def _load_config(
   return config, checkpoint
 
 
+def _parse_span(text: str) -> records.Span:
+  try:
+    start, end = map(float, text.split(","))
+  except ValueError as error:
+    raise errors.InputError(f"--shown={text}: needs two times in seconds, as 0,8") from error
+  if not (math.isfinite(start) and math.isfinite(end) and 0 <= start < end):
+    raise errors.InputError(f"--shown={text}: needs 0 or more seconds, and then a later time")
+  return records.Span(start=start, end=end)
+
+
 def _add_letters(options: Sequence[str]) -> tuple[str, ...]:
   """Puts A, B, C, … before the options, unless each of them starts with a letter of its own."""
   from vr_jax.rewards import accuracy
@@ -191,13 +231,22 @@ def _add_letters(options: Sequence[str]) -> tuple[str, ...]:
   return tuple(f"{chr(ord('A') + number)}. {option}" for number, option in enumerate(options))
 
 
-def _load_policy(context: "run_context.RunContext", workdir: Path | None) -> tuple["PyTree", str]:
-  """Returns the parameters, and a name to print for them."""
+def load_policy(
+  context: "run_context.RunContext", workdir: Path | None, *, before_rl: bool = False
+) -> tuple["PyTree", str]:
+  """Loads the parameters of a run's policy, and returns them with a name to print.
+
+  workdir: of the run; None: config.model.pretrained is the policy.
+  before_rl: load what RL started from instead of the last checkpoint.
+  """
   from vr_jax.train import compilations, export_stage, initialization
 
   if workdir is None:
     return initialization.fresh_params(context), str(context.config.model.pretrained)
   compilations.use_cache(workdir)
+  if before_rl:
+    params = initialization.initial_params(context, workdir)
+    return params, f"{workdir}, before RL"
   where, step = export_stage.find_checkpoint(context, workdir, context.config.eval.checkpoint)
   return initialization.load_params(context, where), f"{workdir}, {where.name} step {step}"
 
@@ -205,50 +254,56 @@ def _load_policy(context: "run_context.RunContext", workdir: Path | None) -> tup
 def _print_episode(
   context: "run_context.RunContext",
   params: "PyTree",
-  video: "video_clip.VideoClip",
-  arguments: AskArguments,
+  clip: "asked_clip.AskedClip",
+  seed: int,
   out: Any,
 ) -> None:
   """Plays an episode and prints it."""
   from vr_jax.rollout import session as session_lib
 
-  max_turns = context.environment.turns
-  pool = cast("dialogue.FramePool", video)  # whose timestamps are read-only
-  for event in session(context, params, pool).ask(
-    arguments.question,
-    arguments.options,
-    problem_type=arguments.problem_type,
-    seed=arguments.seed,
-  ):
+  max_turns, times = context.environment.turns, clip.pool.timestamps
+  for event in session(context, params, clip.pool).play(clip.example, seed=seed):
     if isinstance(event, session_lib.SessionOutcome):
-      _print_answer(event.answer, arguments, out)
+      _print_answer(event.answer, clip.example, out)
       return
     title = f"Turn {event.number} of {max_turns}" if max_turns > 1 else "One turn"
-    _print_turn(title, event.frames, event.reply, video, out)
+    _print_turn(title, event, times, out)
     action = event.action
     if action.kind == "retrieve":
-      start, end = video.timestamps[[action.start, action.end]]
+      start, end = times[[action.start, action.end]]
       out.print(f"→ frames {action.start} to {action.end}, {start:g} to {end:g} s", style="cyan")
     elif action.problem:
       out.print(f"→ can't be used: {action.problem}", style="red")
 
 
 def _print_turn(
-  title: str, frames: Sequence[int], reply: str, video: "video_clip.VideoClip", out: Any
+  title: str,
+  turn: "session_lib.SessionTurn",
+  times: Float[np.ndarray, "frames"],
+  out: Any,
 ) -> None:
-  times = ", ".join(f"{frame} ({video.timestamps[frame]:g} s)" for frame in frames)
+  frames = ", ".join(f"{frame} ({times[frame]:g} s)" for frame in turn.frames)
   out.print(f"\n{title}", style="bold")
-  out.print(f"shown: {f'frames {times}' if frames else 'no frames'}", style="dim")
-  out.print(errors.printable(reply))
+  out.print(f"shown: {f'frames {frames}' if frames else 'no frames'}", style="dim")
+  out.print(errors.printable(turn.reply))
 
 
-def _print_answer(answer: str | None, arguments: AskArguments, out: Any) -> None:
-  from vr_jax.rewards import accuracy
-
+def _print_answer(answer: str | None, example: records.Example, out: Any) -> None:
+  """Prints the answer and, for a question of the run's data, the right one."""
   if answer is None:
     out.print("\nNo answer.", style="bold")
-    return
-  options = arguments.options
+  else:
+    text = errors.printable(_with_option(answer, example.options))
+    out.print(f"\nAnswer: {text}", style="bold green")
+  if example.answer:
+    text = errors.printable(_with_option(example.answer, example.options))
+    out.print(f"The data's answer: {text}", style="dim")
+
+
+def _with_option(answer: str, options: Sequence[str]) -> str:
+  """The option that an answer chooses; the answer itself if it chooses none."""
+  from vr_jax.rewards import accuracy
+
   letter = accuracy.option_letter(answer, options) if options else None
   chosen = [o for o in options if letter and accuracy.option_letter(o, options) == letter]
-  out.print(f"\nAnswer: {errors.printable(chosen[0] if chosen else answer)}", style="bold green")
+  return chosen[0] if chosen else answer

@@ -7,6 +7,7 @@ from PIL import Image
 import pytest
 
 from tests.data import ffmpeg
+from vr_jax import records
 from vr_jax.data import frame_store, sampling, video_clip, video_file
 
 CUT = {"fps": 1.0, "quality": 95, "max_side": 448}
@@ -60,7 +61,9 @@ def test_the_longer_side_as_shown_is_scaled_to_the_limit_in_every_path(tmp_path)
   (stored,) = store.jpegs("wide.mp4", [0])
   expected = ffmpeg.first_picture(path, 448, 246, f"{SQUARE},scale=448:246:flags=area")
   assert_same_picture(stored, expected)
-  asked = video_clip.load(path, **CUT, rule=sampling.PoolRule(frames=1))
+  cut = video_file.cut(path, **CUT)
+  span = records.Span(start=0.0, end=cut.duration)
+  asked = video_clip.take(cut, span, sampling.PoolRule(frames=1), where=str(path))
   assert asked.jpegs == (stored,)
 
 

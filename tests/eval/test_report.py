@@ -1,10 +1,12 @@
 """The report as a document: what it holds, what it says is missing, and which input it refuses."""
 
 import dataclasses
+import html
 from html.parser import HTMLParser
 import json
 from pathlib import Path
 import re
+import shlex
 
 import jinja2
 import pytest
@@ -350,3 +352,17 @@ def test_an_empty_reply_is_said_to_be(workdir):
   rewrite_replies(workdir, "before_rl", lambda replies: [replies[0] | {"reply": ""}])
   text = report.write_report(workdir).read_text()
   assert text.count("(an empty reply)") == 1
+
+
+def test_below_each_reply_stands_the_command_that_asks_for_it_again(workdir):
+  text = report.write_report(workdir).read_text(encoding="utf-8")
+  found = re.findall(r"Ask again: <code>(.*?)</code>", text, re.DOTALL)
+  commands = [shlex.split(html.unescape(command)) for command in found]
+  question = "Which colour will the circle have at 9s?"
+  options = "--options=A. red,B. green,C. blue,D. yellow"
+  checkpoint = f"--checkpoint={workdir}"
+  assert sorted(commands) == sorted(
+    ["vr-jax", "ask", f"q-00{number}.mp4", question, checkpoint, options, *flags]
+    for number in (1, 2, 3)
+    for flags in ([], ["--before_rl"])
+  )

@@ -19,7 +19,8 @@ import pytest
 
 from vr_jax import recipe_config
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import batching, data_stage, run_context
+from vr_jax.train import batching, data_stage, initialization, run_context
+from vr_jax.train import workdir as workdir_lib
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "configs/moss_chatv.py"
@@ -71,6 +72,19 @@ OVERRIDES: Mapping[str, Any] = {
   "eval.report_samples": 2,
 }
 
+# Of video_mtr: two turns about eight frames.
+SHORT_TURNS: Mapping[str, Any] = {
+  "data__simulate__world__lives": ("flicker",),
+  "data__simulate__world__families": ("moment",),
+  "data__simulate__videos": 8,
+  "data__frames": 8,
+  "env__turns": 2,
+  "env__frame_budget": 4,
+  "model__prefix_buckets": (256,),
+  "model__frame_buckets": (2, 4),
+  "turns__frame_buckets": (1, 2),
+}
+
 
 def recipe(size: str, path: str = RECIPE) -> ml_collections.ConfigDict:
   """The config of a recipe at a size, unchanged."""
@@ -117,6 +131,21 @@ def make_data(directory: Path, recipe: str = RECIPE, **overrides: Any) -> Path:
   """Simulates and ingests videos; returns the directory, for `data.directory`."""
   data_stage.prepare(config(recipe, data__directory=str(directory), **overrides), directory)
   return directory
+
+
+def untrained_run(
+  config: ml_collections.ConfigDict, workdir: Path
+) -> tuple[run_context.RunContext, Any]:
+  """Makes a run with data whose warm start ended with random weights; returns these, too."""
+  workdir_lib.claim(workdir, config, "data")
+  data_stage.prepare(config, workdir)
+  context = run_context.make_run_context(config, workdir, judged=False)
+  store = initialization.open_checkpoints(context, workdir / "checkpoints" / "sft")
+  params = sharpened(initialization.fresh_params(context))
+  ended = {"recent": [], "validation": [1.0, 0]}
+  store.save(config.sft.steps, {"params": params}, ended)
+  store.close()
+  return context, params
 
 
 def build(

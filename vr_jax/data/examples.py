@@ -8,7 +8,7 @@ A tf.Example stores floats as float32, which is too coarse for times in a long v
 int64 microseconds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 import dataclasses
 import hashlib
 import json
@@ -121,6 +121,18 @@ class ExampleSource:
       raise InputError(
         f"{self._where}: record {position} is damaged: {error}; ingest again"
       ) from error
+
+  def about(self, videos: Set[str]) -> Iterator[records.Example]:
+    """Yields the examples about some videos, in order.
+
+    Only records in which a name stands as bytes are parsed: a large split has many others.
+    """
+    written = [video.encode() for video in videos]
+    for position in range(len(self)):
+      if any(name in self._source[position] for name in written):
+        example = self[position]
+        if example.video in videos:
+          yield example
 
   def __repr__(self) -> str:
     return f"ExampleSource({self._where})"

@@ -201,6 +201,16 @@ class FrameStore:
     entry = self._entry(video)
     return self._checksums[entry.first : entry.first + entry.count]
 
+  def find(self, cut: video_file.CutVideo) -> tuple[str, ...]:
+    """Names of the videos of which exactly these frames were stored, at these times."""
+    checksums = np.array([zlib.crc32(jpeg) for jpeg in cut.jpegs], np.uint32)
+    return tuple(
+      name
+      for name in self.videos
+      if np.array_equal(self.checksums(name), checksums)
+      and np.array_equal(self.timestamps(name), cut.timestamps)
+    )
+
   def read(
     self, video: str, indices: Sequence[int] | Int[np.ndarray, "frames"]
   ) -> UInt8[np.ndarray, "frames height width 3"]:

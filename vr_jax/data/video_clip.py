@@ -1,28 +1,25 @@
-"""Loads one video or picture file into memory, cut as ingestion would cut it, for one question."""
+"""A clip of one file that is not in a frame store, in memory, for one question."""
 
 from collections.abc import Sequence
 import dataclasses
-from pathlib import Path
 
 from jaxtyping import Float, UInt8
 import numpy as np
 import simplejpeg
 
 from vr_jax import records
-from vr_jax.data import guarded_reader, sampling
-from vr_jax.errors import InputError
+from vr_jax.data import sampling, video_file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoClip:
   """The frames that a rule takes from a file, as JPEGs.
 
-  timestamps, duration: in seconds, as in a frame store.
+  timestamps: in seconds, as in a frame store.
   """
 
   jpegs: tuple[bytes, ...]
   timestamps: Float[np.ndarray, "frames"]
-  duration: float
 
   def __len__(self) -> int:
     """The number of frames."""
@@ -35,29 +32,18 @@ class VideoClip:
     )
 
 
-def load(
-  path: Path,
-  *,
-  fps: float,
-  quality: int,
-  max_side: int,
-  rule: sampling.Rule,
-  limits: guarded_reader.DecodeLimits = guarded_reader.DecodeLimits(),
+def take(
+  cut: video_file.CutVideo, span: records.Span, rule: sampling.Rule, *, where: str
 ) -> VideoClip:
-  """Decodes a whole file, as `ingest` would, and keeps the frames that the rule takes.
+  """Keeps the frames that the rule takes of a span.
+
+  where: names the video in errors.
 
   Raises:
-    InputError: the file does not exist, is bad (see `video_file.cut`, `picture_file.cut`), breaks
-      a limit, or is too short for the rule.
+    InputError: the span has no frame, or fewer than the rule requires.
   """
-  if not path.is_file():
-    raise InputError(f"{path}: no such file")
-  sampling.check_rate(rule, fps)
-  cut = guarded_reader.cut(path, fps=fps, quality=quality, max_side=max_side, limits=limits)
-  span = records.Span(start=0.0, end=cut.duration)
-  indices = sampling.choose(cut.timestamps, cut.ends, span, rule, where=str(path))
+  indices = sampling.choose(cut.timestamps, cut.ends, span, rule, where=where)
   return VideoClip(
     jpegs=tuple(cut.jpegs[index] for index in indices),
     timestamps=sampling.shown_times(cut.timestamps, indices, span),
-    duration=cut.duration,
   )

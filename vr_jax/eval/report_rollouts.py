@@ -4,10 +4,11 @@ import collections
 from collections.abc import Mapping, Sequence
 import json
 import math
+from pathlib import Path
 import re
 from typing import Any
 
-from vr_jax.eval import report_changes, report_data, report_timeline
+from vr_jax.eval import ask_command, report_changes, report_data, report_timeline
 
 COLOURS = 4  # of segments; the style sheet defines them
 TAG = re.compile(r"(</?(?:observation|think|retrieve|answer)>)")
@@ -33,7 +34,7 @@ def groups(run: report_data.ReportRun) -> list[dict[str, Any]]:
   cards: dict[str, list[dict[str, Any]]] = {}
   for identity, frames in run.frames.items():
     if identity in outcomes:
-      cards.setdefault(outcomes[identity], []).append(_card(replies[identity], frames))
+      cards.setdefault(outcomes[identity], []).append(_card(run.workdir, replies[identity], frames))
   opened = set(report_changes.CHANGED) & cards.keys() or {*list(cards)[:1]}
   counts = collections.Counter(outcomes.values())
   return [
@@ -67,7 +68,9 @@ def filters(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _card(
-  replies: list[tuple[report_data.Evaluation, report_data.Sample]], frames: Mapping[int, str]
+  workdir: Path,
+  replies: list[tuple[report_data.Evaluation, report_data.Sample]],
+  frames: Mapping[int, str],
 ) -> dict[str, Any]:
   _, sample = replies[-1]
   marks = [_mark(evaluation, reply) for evaluation, reply in replies]
@@ -86,6 +89,14 @@ def _card(
         "sample": reply,
         "right": report_changes.is_right(reply.accuracy),
         "rewards": json.dumps(_named_rewards(reply)),
+        "command": ask_command.make(
+          workdir,
+          evaluation.name,
+          video=reply.video,
+          question=reply.question,
+          options=reply.options,
+          problem_type=reply.problem_type,
+        ),
         **_reply(reply, frames),
       }
       for evaluation, reply in replies

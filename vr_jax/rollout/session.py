@@ -83,20 +83,13 @@ class Session:
     problem_type: str | None = None,
     seed: int = 0,
   ) -> Generator[SessionTurn | SessionOutcome, None, None]:
-    """Yields each turn when its reply has ended, then the outcome.
+    """Plays an episode about a new question, as `play` does.
 
-    Closing the iterator early blocks until the reply that is being sampled has ended; then the
-    episode ends.
-
-    Args:
-      question: without the instruction, which the environment adds.
-      options: of a multiple-choice question, with their letters.
-      problem_type: one of `records.PROBLEM_TYPES`; None: "multiple choice" if there are options,
-        otherwise "free-form".
-      seed: of the sampler.
-
-    Raises:
-      InputError: from the iterator, if frames can't be read or the episode outgrows its buckets.
+    question: without the instruction, which the environment adds.
+    options: of a multiple-choice question, with their letters.
+    problem_type: one of `records.PROBLEM_TYPES`; None: "multiple choice" if there are options,
+      otherwise "free-form".
+    seed: of the sampler.
     """
     example = records.Example(
       id="question",
@@ -107,6 +100,19 @@ class Session:
       problem_type=problem_type or ("multiple choice" if options else "free-form"),
       shown=records.Span(start=0.0, end=0.0),
     )
+    yield from self.play(example, seed=seed)
+
+  def play(
+    self, example: records.Example, *, seed: int = 0
+  ) -> Generator[SessionTurn | SessionOutcome, None, None]:
+    """Yields each turn when its reply has ended, then the outcome.
+
+    The prompts are those that evaluation makes of this example with these frames. Closing the
+    iterator early blocks until the reply that is being sampled has ended; then the episode ends.
+
+    Raises:
+      InputError: from the iterator, if frames can't be read or the episode outgrows its buckets.
+    """
     turns: queue.SimpleQueue[SessionTurn | None] = queue.SimpleQueue()
     streaming = _StreamingTurns(self, example, turns.put)
     last = None

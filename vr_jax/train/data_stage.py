@@ -49,7 +49,7 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
   output = paths.data_directory(config, workdir)
   videos, annotations = Path(data.videos), Path(data.annotations)
   if data.simulate.videos:
-    raw = output / "simulated"
+    raw = paths.videos_directory(config, workdir).parent
     if paths.shards_directory(config, workdir).exists() and not raw.with_suffix(".json").exists():
       raise errors.InputError(
         f"--config.data.simulate.videos={data.simulate.videos}: {output} holds data that was not "

@@ -21,6 +21,13 @@ def shards_directory(config: ml_collections.ConfigDict, workdir: Path) -> Path:
   return data_directory(config, workdir) / "shards"
 
 
+def videos_directory(config: ml_collections.ConfigDict, workdir: Path) -> Path:
+  """The directory of this run's videos: simulated, or the user's own."""
+  if config.data.simulate.videos:
+    return data_directory(config, workdir) / "simulated" / "videos"
+  return Path(config.data.videos)
+
+
 def features_directory(config: ml_collections.ConfigDict, workdir: Path) -> Path:
   """The directory of the cached features of frozen towers."""
   return data_directory(config, workdir) / "features"
