@@ -208,7 +208,7 @@ BAD_RECORDS = {
   "step with half a span": (record(steps=[{"text": "x", "start": 1}]), "field 'steps': needs obj"),
   "step no object": (record(steps=["x"]), "field 'steps': needs objects"),
   "misspelt field": (
-    record(mask=None, maskd=[8, 10]),
+    record(masked=None, maskd=[8, 10]),
     "field 'maskd' is unknown; is 'masked' meant",
   ),
   "image in a video": (

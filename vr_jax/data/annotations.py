@@ -6,7 +6,6 @@ file holds one JSON object a line, or one JSON list of objects. It may be gzippe
 
 from collections.abc import Callable, Iterator, Set
 import dataclasses
-import difflib
 import gzip
 import itertools
 import json
@@ -21,7 +20,7 @@ from jaxtyping import Float
 import numpy as np
 
 from vr_jax import records
-from vr_jax.data import sampling, video_r1
+from vr_jax.data import foreign_records, sampling, video_r1
 from vr_jax.errors import InputError
 
 # Times are rounded to microseconds, and stored as integers.
@@ -32,7 +31,10 @@ _REQUIRED = ("id", "video", "question", "answer", "problem_type")
 _TRACE = ("observation", "reasoning")
 _OPTIONAL = ("options", "shown", "masked", "relevant", "states", "steps", "source", *_TRACE)
 _POOL_FRAMES = "relevant_sample_frames"
-_OPTION = re.compile(r"\s*([A-Z])[.):]\s*\S")
+_OPTION = re.compile(r"\s*([A-Z])[.):、]\s*\S")
+_LABEL = re.compile(r"\s*\(?[A-Za-z][.):、]?\s*")
+# Our fields that records of the Video-R1 family may have, too.
+_LISTS = ("shown", "masked", "relevant", "steps", "states")
 
 BadRecord = Callable[[str, InputError], None]
 Check = Callable[[records.Example], str]
@@ -76,9 +78,7 @@ def read(
       if example.video not in videos:
         same = by_form.get(unicodedata.normalize("NFC", example.video))
         if same is None:
-          raise InputError(
-            f"{where}: field 'video': there is no file {example.video!r} among the videos"
-          )
+          raise foreign_records.unknown_video(example.video, videos, where)
         example = dataclasses.replace(example, video=same)
       if example.id in seen:
         raise InputError(f"{where}: field 'id': {example.id!r} is taken by {seen[example.id]}")
@@ -133,6 +133,7 @@ def find_files(path: Path) -> list[Path]:
     InputError: no file matches the pattern.
   """
   if path.exists() or not any(sign in path.name for sign in "*?["):
+    foreign_records.check_place(path, "config.data.annotations")
     return [path]
   if not (files := sorted(path.parent.glob(path.name))):
     raise InputError(f"{path}: there is no annotation file of this pattern")
@@ -231,6 +232,10 @@ def _entries(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
   except FileNotFoundError as error:
     raise InputError(f"{path}: there is no such annotation file") from error
   except UnicodeDecodeError as error:
+    if kind := foreign_records.binary_kind(content):
+      raise InputError(
+        f"{path}: is {kind}; write one JSON object a line ({foreign_records.OTHER_FORMATS})"
+      ) from error
     raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from error
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
     raise InputError(f"{path}: is damaged gzip ({error}); fetch it again") from error
@@ -243,6 +248,8 @@ def _entries(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     for index, value in enumerate(values):
       yield f"{path}: record {index}", lambda value=value: value
     return
+  if problem := foreign_records.wrapping(text):
+    raise InputError(f"{path}: {problem}")
   # Not splitlines: it would also split at U+2028 and similar, which JSON strings may contain.
   for number, line in enumerate(text.split("\n"), start=1):
     if line.strip():
@@ -260,16 +267,20 @@ def _parse_json(text: str, where: str) -> Any:
 def _example(value: Any, where: str) -> records.Example:
   if not isinstance(value, dict):
     raise InputError(f"{where}: is {_kind(value)}, not a JSON object")
+  foreign_records.check_record(value, where)
+  foreign_records.check_times(value, where)
+  known = (*_REQUIRED, *_OPTIONAL, _POOL_FRAMES)
   if video_r1.is_record(value):
     extra, value = video_r1.extra_fields(value), video_r1.to_record(value, where)
+    given = {field: entry for field, entry in extra.items() if field in _LISTS and entry}
+    extra = {field: entry for field, entry in extra.items() if field not in given}
+    value |= given
   else:
-    known = (*_REQUIRED, *_OPTIONAL, _POOL_FRAMES)
     extra = {field: entry for field, entry in value.items() if field not in known}
   for field in _REQUIRED:
     if field not in value:
-      raise InputError(f"{where}: field {field!r} is missing")
-  for field in value:
-    _check_spelling(field, where)
+      raise foreign_records.missing_field(field, value, known, where)
+  foreign_records.check_spelling(value, known, where)
   problem_type = _text(value["problem_type"], "problem_type", where)
   if problem_type not in records.PROBLEM_TYPES:
     known = ", ".join(records.PROBLEM_TYPES)
@@ -307,13 +318,6 @@ def _pool_frames(value: dict[str, Any], where: str) -> tuple[int, ...]:
   return tuple(sorted(set(frames)))
 
 
-def _check_spelling(field: str, where: str) -> None:
-  """Rejects a field whose name is almost one of ours. All other unknown fields become `extra`."""
-  known = (*_REQUIRED, *_OPTIONAL)
-  if field not in known and (near := difflib.get_close_matches(field, known, n=1, cutoff=0.8)):
-    raise InputError(f"{where}: field {field!r} is unknown; is {near[0]!r} meant?")
-
-
 def _check_answer(answer: str, options: tuple[str, ...], problem_type: str, where: str) -> None:
   if problem_type != "multiple choice":
     if options:
@@ -322,6 +326,10 @@ def _check_answer(answer: str, options: tuple[str, ...], problem_type: str, wher
   letters = []
   for option in options:
     match = _OPTION.match(option)
+    if _LABEL.fullmatch(option):
+      raise InputError(
+        f"{where}: field 'options': {option!r} is a letter without a text; write what it stands for"
+      )
     if not match:
       raise InputError(
         f"{where}: field 'options': {option!r} does not begin with a letter as 'A. '"

@@ -23,6 +23,7 @@ from vr_jax import atomic, records
 from vr_jax.data import (
   annotations,
   examples,
+  foreign_records,
   frame_store,
   guarded_reader,
   sampling,
@@ -129,6 +130,7 @@ def ingest(
     InputError: a bad input (unless those are skipped), no good record at all, a full disk, or an
       `output` made from other inputs, with another config, or by something else.
   """
+  foreign_records.check_place(videos, "config.data.videos")
   files = video_file.find(videos)
   inputs = _digest_inputs(videos, files, annotations)
   if output.is_dir() and any(output.iterdir()):
