@@ -181,9 +181,8 @@ def metric_lines() -> list[dict]:
   return lines
 
 
-@pytest.fixture
-def workdir(tmp_path):
-  """A complete run."""
+def make_workdir(tmp_path):
+  """Makes a complete run."""
   right = [f"At {2 * index}s, the circle is {colour}." for index, colour in enumerate(COLOURS)]
   chatter = ["Let me look at the video.", *right]
   before = [
@@ -216,3 +215,9 @@ def workdir(tmp_path):
   shown = [json.dumps(frames(each["id"])) + "\n" for each in after]
   (tmp_path / "eval" / "frames.jsonl").write_text("".join(shown))
   return tmp_path
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  """A complete run."""
+  return make_workdir(tmp_path)

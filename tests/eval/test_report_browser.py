@@ -1,5 +1,6 @@
 """The report in a real browser: what its reader's machine runs, computes and draws."""
 
+import html
 import json
 import os
 import re
@@ -33,10 +34,38 @@ document.body.dataset.said = JSON.stringify(said);
 ORDER = ("q-001", "q-003", "q-002")  # of the cards: what changed stands first
 
 
-@pytest.fixture
-def dump(tmp_path):
+# What a reader does with the filters and the keyboard; the page says what came of it.
+READER = """
+const form = document.getElementById("filters");
+const visible = (selector) =>
+  [...document.querySelectorAll(selector)].filter((each) => each.checkVisibility());
+const shown = () => visible(".rollout").map((each) => each.dataset.id);
+function filtered(values) {
+  form.reset();
+  Object.entries(values).forEach(([name, value]) => { form.elements[name].value = value; });
+  form.dispatchEvent(new Event("input", { bubbles: true }));
+  return [shown(), form.elements.count.textContent];
+}
+const said = { at_first: [shown(), form.elements.count.textContent] };
+for (const [name, values] of Object.entries(%s)) said[name] = filtered(values);
+said.groups = visible(".outcome").length;
+const name = document.querySelector(".results [data-metric=accuracy] .explained");
+name.focus();
+said.focused = [document.activeElement === name, document.getElementById("tip").textContent];
+document.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape" }));
+said.escaped = document.getElementById("tip").hidden;
+const inputs = [...form.querySelectorAll("select, input, button")];
+const isNamed = (each) => each.labels?.length || each.ariaLabel || each.textContent;
+said.reachable = inputs.every((each) => each.tabIndex === 0 && isNamed(each));
+document.body.dataset.said = JSON.stringify(said);
+"""
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory):
   """dump(path) -> the page's DOM as the browser has it once scripts have run."""
   assert CHROMIUM, "no chromium: CI has to install it"
+  profile = tmp_path_factory.mktemp("browser")
 
   def run(path):
     command = [
@@ -48,7 +77,7 @@ def dump(tmp_path):
       "--disable-background-networking",
       "--disable-component-update",
       "--disable-sync",
-      f"--user-data-dir={tmp_path / 'browser'}",
+      f"--user-data-dir={profile}",
       "--dump-dom",
       path.as_uri(),
     ]
@@ -58,9 +87,20 @@ def dump(tmp_path):
   return run
 
 
-@pytest.fixture
-def dom(workdir, dump):
-  return dump(report.write_report(workdir))
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+  """A complete run, only to be read."""
+  return runs.make_workdir(tmp_path_factory.mktemp("complete"))
+
+
+@pytest.fixture(scope="module")
+def dom(complete, dump):
+  return dump(report.write_report(complete))
+
+
+def read_said(dom):
+  """What a script left in the page."""
+  return json.loads(html.unescape(re.search(r'data-said="([^"]*)"', dom)[1]))
 
 
 def unguarded(path, script: str = ""):
@@ -103,9 +143,9 @@ def test_the_numbers_of_every_evaluation_are_in_the_table(dom):
   assert "0.827" in dom
 
 
-def test_a_curve_has_a_point_for_every_value_logged(workdir, dom):
+def test_a_curve_has_a_point_for_every_value_logged(complete, dom):
   logged: dict[tuple[str, str], int] = {}
-  for line in (workdir / "metrics.jsonl").read_text().splitlines():
+  for line in (complete / "metrics.jsonl").read_text().splitlines():
     record = json.loads(line)
     for name, value in record["values"].items():
       key = record["stage"], name
@@ -125,13 +165,15 @@ def test_a_curve_has_a_point_for_every_value_logged(workdir, dom):
   assert drawn == {key: count for key, count in logged.items() if key not in constant}
 
 
-def test_every_alignment_is_drawn_with_its_path(workdir, dom):
+def test_every_alignment_is_drawn_with_its_path(complete, dom):
   matrices = re.findall(r'<svg [^>]*class="matrix">.*?</svg>', dom, re.DOTALL)
   samples = [
     sample
     for pair in zip(
       *(
-        sorted(runs.read_replies(workdir / "eval" / name), key=lambda each: ORDER.index(each["id"]))
+        sorted(
+          runs.read_replies(complete / "eval" / name), key=lambda each: ORDER.index(each["id"])
+        )
         for name in ("before_rl.jsonl", "after_rl.jsonl")
       ),
       strict=True,
@@ -148,7 +190,41 @@ def test_every_alignment_is_drawn_with_its_path(workdir, dom):
 
 def test_pointing_at_a_curve_or_a_cell_shows_what_stands_there(workdir, dump):
   dom = dump(unguarded(report.write_report(workdir), POINTER))
-  said = re.search(r'data-said="([^"]*)"', dom)[1].replace("&quot;", '"')
-  curve, cell = json.loads(said)
+  curve, cell = read_said(dom)
   assert re.fullmatch(r"rewards · total · mean\nstep 5[12]: 2\.\d+", curve)
   assert cell.startswith("cost 0.02\nAt 0s, the circle is red.")
+
+
+def test_the_filters_leave_what_the_reader_asks_for_and_the_keyboard_reaches_all(workdir, dump):
+  """Three questions of the run, and one that became wrong, of another type."""
+  for name, changes in (
+    ("before_rl", {"accuracy": 1.0, "rewards": {"accuracy": 1.0, "process": 0.9}}),
+    ("after_rl", {"accuracy": 0.0, "rewards": {"accuracy": 0.0, "process": 0.125}}),
+  ):
+    path = workdir / "eval" / f"{name}.jsonl"
+    replies = runs.read_replies(path)
+    other = {"id": "q-004", "problem_type": "numerical", "options": [], **changes}
+    path.write_text("".join(json.dumps(e) + "\n" for e in [*replies, replies[0] | other]))
+  with (workdir / "eval" / "frames.jsonl").open("a") as stream:
+    stream.write(json.dumps(runs.frames("q-004")) + "\n")
+  asked = {
+    "all": {"outcome": ""},
+    "to_wrong": {"outcome": "right-to-wrong"},
+    "type": {"outcome": "", "type": "numerical"},
+    "low_after": {"outcome": "", "reward": "process", "most": "0.125"},
+    "low_before": {"reward": "process", "evaluation": "before_rl", "most": "0.5"},
+    "between": {"outcome": "", "reward": "process", "least": "0.2", "most": "0.3"},
+  }
+  dom = dump(unguarded(report.write_report(workdir), READER % json.dumps(asked)))
+  said = read_said(dom)
+  changed, every = ["q-001", "q-003", "q-004"], ["q-001", "q-003", "q-004", "q-002"]
+  assert said["at_first"] == [changed, "3 of 4 questions"]
+  assert said["all"] == [every, "4 of 4 questions"]
+  assert said["to_wrong"] == said["type"] == said["low_after"] == [["q-004"], "1 of 4 questions"]
+  assert said["low_before"][0] == ["q-001"]  # q-003 is aligned, q-002 has not changed
+  assert said["between"] == [[], "0 of 4 questions"]
+  assert said["groups"] == 0
+  assert said["focused"][0] and said["focused"][1].endswith("Higher is better.")
+  assert said["escaped"] and said["reachable"]
+  headings = re.findall(r'<div class="outcome"[^>]*>\n<h3>([^<]*)<', dom)
+  assert headings == ["Wrong → right", "Right → wrong", "Right"]
