@@ -224,7 +224,8 @@ def test_the_filters_leave_what_the_reader_asks_for_and_the_keyboard_reaches_all
   assert said["low_before"][0] == ["q-001"]  # q-003 is aligned, q-002 has not changed
   assert said["between"] == [[], "0 of 4 questions"]
   assert said["groups"] == 0
-  assert said["focused"][0] and said["focused"][1].endswith("Higher is better.")
+  explained = "Mean score of answers, by the rule of their problem type. Higher is better."
+  assert said["focused"] == [True, explained]
   assert said["escaped"] and said["reachable"]
   headings = re.findall(r'<div class="outcome"[^>]*>\n<h3>([^<]*)<', dom)
   assert headings == ["Wrong → right", "Right → wrong", "Right"]

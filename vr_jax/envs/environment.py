@@ -257,8 +257,15 @@ class Defaults:
   chooses_frames: ClassVar[bool] = False
   segments: tuple[str, ...] = ("reply",)  # an instance may have its own
   metrics: ClassVar[metric.Metrics] = {
-    "accuracy": metric.Metric(title="Accuracy", headline=True, chance=metric.guess),
-    "format": metric.Metric(title="Right format", reward="format"),
+    "accuracy": metric.Metric(
+      title="Accuracy",
+      note="mean score of answers, by the rule of their problem type",
+      headline=True,
+      chance=metric.guess,
+    ),
+    "format": metric.Metric(
+      title="Right format", note="replies with exactly the tags asked for", reward="format"
+    ),
   }
   best_metric: ClassVar[str] = "accuracy"
   needs: ClassVar[tuple[str, ...]] = ()

@@ -121,10 +121,11 @@ def _mark(evaluation: report_data.Evaluation, sample: report_data.Sample) -> dic
     return None
   answer = "no answer" if sample.parsed_answer is None else _shorten(sample.parsed_answer, 24)
   graded = "" if sample.accuracy in (0, 1) else f" ({sample.accuracy:.2f})"
+  right = report_changes.is_right(sample.accuracy)
   return {
-    "text": f"{answer}{graded}",
+    "text": f"{answer}{graded} {'✓' if right else '✗'}",
     "title": evaluation.title,
-    "tone": "good" if report_changes.is_right(sample.accuracy) else "bad",
+    "tone": "good" if right else "bad",
   }
 
 
