@@ -23,7 +23,7 @@ SLANT = 52  # angle of column labels, in degrees
 def groups(run: report_data.ReportRun) -> list[dict[str, Any]]:
   """Computes what rollouts.html shows: by outcome, a card per question with all replies to it.
 
-  Groups and cards have the order of `run.frames`. In the groups that training changed, the first
+  Groups have the order of OUTCOMES, their cards that of `run.frames`. In the groups that training changed, the first
   card is open; if there are none, in the first group.
   """
   replies: dict[str, list[tuple[report_data.Evaluation, report_data.Sample]]] = {}
@@ -31,10 +31,11 @@ def groups(run: report_data.ReportRun) -> list[dict[str, Any]]:
     for sample in evaluation.replies:
       replies.setdefault(sample.id, []).append((evaluation, sample))
   outcomes = report_changes.outcomes(run.evaluations)
-  cards: dict[str, list[dict[str, Any]]] = {}
+  found: dict[str, list[dict[str, Any]]] = {name: [] for name in report_changes.OUTCOMES}
   for identity, frames in run.frames.items():
     if identity in outcomes:
-      cards.setdefault(outcomes[identity], []).append(_card(run.workdir, replies[identity], frames))
+      found[outcomes[identity]].append(_card(run.workdir, replies[identity], frames))
+  cards = {outcome: each for outcome, each in found.items() if each}
   opened = set(report_changes.CHANGED) & cards.keys() or {*list(cards)[:1]}
   counts = collections.Counter(outcomes.values())
   return [
