@@ -23,8 +23,8 @@ SLANT = 52  # angle of column labels, in degrees
 def groups(run: report_data.ReportRun) -> list[dict[str, Any]]:
   """Computes what rollouts.html shows: by outcome, a card per question with all replies to it.
 
-  Groups have the order of OUTCOMES, their cards that of `run.frames`. In the groups that training changed, the first
-  card is open; if there are none, in the first group.
+  Groups have the order of OUTCOMES, their cards that of `run.frames`. In the groups that training
+  changed, the first card is open; if there are none, in the first group.
   """
   replies: dict[str, list[tuple[report_data.Evaluation, report_data.Sample]]] = {}
   for evaluation in run.evaluations:
