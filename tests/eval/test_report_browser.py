@@ -212,7 +212,7 @@ def test_the_filters_leave_what_the_reader_asks_for_and_the_keyboard_reaches_all
     "to_wrong": {"outcome": "right-to-wrong"},
     "type": {"outcome": "", "type": "numerical"},
     "low_after": {"outcome": "", "reward": "process", "most": "0.125"},
-    "low_before": {"reward": "process", "evaluation": "before_rl", "most": "0.5"},
+    "low_before": {"reward": "process", "evaluation": "before_rl", "most": "0.1"},
     "between": {"outcome": "", "reward": "process", "least": "0.2", "most": "0.3"},
   }
   dom = dump(unguarded(report.write_report(workdir), READER % json.dumps(asked)))
