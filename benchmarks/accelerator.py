@@ -35,7 +35,7 @@ from jaxtyping import PyTree
 import numpy as np
 
 from benchmarks import measure
-from launch import abstract_state, programs, step_shapes
+from launch import abstract_state, programs
 from vr_jax import errors, records
 from vr_jax import main as vr_jax
 from vr_jax.models.common import flops as flops_lib
@@ -43,7 +43,7 @@ from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import flops, positions, vision_inputs
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder
-from vr_jax.train import model_setup
+from vr_jax.train import model_setup, step_shapes
 from vr_jax.train import train_state as train_state_lib
 
 REPEATS = 5

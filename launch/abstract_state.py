@@ -13,11 +13,10 @@ from jaxtyping import PyTree
 import ml_collections
 import optax
 
-from launch import step_shapes
 from vr_jax import records
 from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import learner_state, model_setup
+from vr_jax.train import learner_state, model_setup, step_shapes
 from vr_jax.train import train_state as train_state_lib
 
 STOP_TOKENS = (0,)  # their values change no program

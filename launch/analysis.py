@@ -7,12 +7,12 @@ import re
 import jax
 import ml_collections
 
-from launch import costs, hlo, programs, roofline, step_shapes, topology
+from launch import costs, hlo, programs, roofline, topology
 from vr_jax import errors, records
 from vr_jax.models import interface, registry
 from vr_jax.models.common import flops
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import model_setup
+from vr_jax.train import model_setup, step_shapes
 
 LARGEST = 3  # temporaries that a plan names
 # The compiler goes on where all temporaries together have no room, until a single array has none.

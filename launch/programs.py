@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 import ml_collections
 import numpy as np
 
-from launch import abstract_state, step_shapes
+from launch import abstract_state
 from vr_jax import records
 from vr_jax.models import interface
 from vr_jax.models.common import slots as slots_lib
@@ -25,8 +25,8 @@ from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder, sampler, turn_decode
 from vr_jax.rollout import slot_layout as slot_layout_lib
 from vr_jax.train import critic as critic_lib
+from vr_jax.train import step_shapes, train_step
 from vr_jax.train import train_state as train_state_lib
-from vr_jax.train import train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

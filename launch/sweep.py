@@ -11,11 +11,11 @@ from typing import Any
 
 import ml_collections
 
-from launch import analysis, chips, programs, report, step_shapes, topology
+from launch import analysis, chips, programs, report, topology
 from vr_jax import errors
 from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import model_setup
+from vr_jax.train import model_setup, step_shapes
 
 MESHES = 4  # compiled before the search stops; more while none fits
 PREFIX_STEP = 512  # a sweep pads prompts to a multiple of it

@@ -175,7 +175,13 @@ def fill_in(section: ml_collections.ConfigDict, cls: type, *, change: str) -> No
 
 
 def check(section: Section, cls: type, where: str) -> None:
-  """Raises InputError for the first value of a wrong type, or outside its choices or bounds.
+  """Raises the first of the `problems`."""
+  for problem in problems(section, cls, where):
+    raise problem
+
+
+def problems(section: Section, cls: type, where: str) -> Iterator[errors.InputError]:
+  """Yields an error for each value of a wrong type, or outside its choices or bounds.
 
   So it does for one that was changed from its default and has no effect with what another field is
   set to.
@@ -186,34 +192,38 @@ def check(section: Section, cls: type, where: str) -> None:
   """
   for each in fields(cls):
     value = _value(section, each.name)
-    if value is None:
-      continue
-    flag = f"--{where}.{each.name}"
-    if each.choices and value not in each.choices:
-      raise errors.InputError(
-        f"{flag}={value}: not one of {', '.join(str(one) for one in each.choices if one != '')}"
-      )
-    values = value if isinstance(value, tuple) else (value,)
-    if each.bounds and not all(_in_interval(one, each.bounds) for one in values):
-      raise errors.InputError(f"{flag}={value}: not in {each.bounds}")
-    if each.length and len(values) < each.length:
-      raise errors.InputError(f"{flag}={value}: needs {each.length} or more values")
-    if not _has_type(value, each.type):
-      kind = each.type.__name__ if type(each.type) is type else each.type
-      raise errors.InputError(f"{flag}={value}: is no {kind}")
-    if each.only_with and value != each.default:
-      _check_effect(section, each, where)
+    if value is not None:
+      yield from _problems(section, each, value, where)
 
 
-def _check_effect(section: Section, each: Field, where: str) -> None:
-  """Raises InputError if another field is set so that this one has no effect."""
+def _problems(section: Section, each: Field, value: Any, where: str) -> Iterator[errors.InputError]:
+  """Yields the first thing that is wrong with a field."""
+  flag = f"--{where}.{each.name}"
+  values = value if isinstance(value, tuple) else (value,)
+  if each.choices and value not in each.choices:
+    yield errors.InputError(
+      f"{flag}={value}: not one of {', '.join(str(one) for one in each.choices if one != '')}"
+    )
+  elif each.bounds and not all(_in_interval(one, each.bounds) for one in values):
+    yield errors.InputError(f"{flag}={value}: not in {each.bounds}")
+  elif each.length and len(values) < each.length:
+    yield errors.InputError(f"{flag}={value}: needs {each.length} or more values")
+  elif not _has_type(value, each.type):
+    kind = each.type.__name__ if type(each.type) is type else each.type
+    yield errors.InputError(f"{flag}={value}: is no {kind}")
+  elif each.only_with and value != each.default:
+    yield from _effect_problems(section, each, where)
+
+
+def _effect_problems(section: Section, each: Field, where: str) -> Iterator[errors.InputError]:
+  """Yields an error if another field is set so that this one has no effect."""
   other, _, allowed = each.only_with.partition("=")
   other = ".".join([*each.name.split(".")[:-1], other])
   actual = _value(section, other)
   if actual not in allowed.split("|") if allowed else not actual:
     needed = f"to {allowed.replace('|', ' or ')}" if allowed else "above 0"
     named = f"{where}.{other}".removeprefix("config.")
-    raise errors.InputError(
+    yield errors.InputError(
       f"--{where}.{each.name}={_value(section, each.name)}: has no effect with {named}={actual}; "
       f"set {named} {needed}, or leave it out"
     )

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from launch import analysis, costs, hlo, plan, report, step_shapes, sweep, topology
+from launch import analysis, costs, hlo, plan, report, sweep, topology
 from tests.train import nano
 from vr_jax import errors
-from vr_jax.train import model_setup
+from vr_jax.train import model_setup, step_shapes
 
 CONFIG = f"--config={nano.ROOT / nano.RECIPE}"
 

@@ -5,7 +5,7 @@ import math
 import jax
 import pytest
 
-from launch import programs, step_shapes, topology
+from launch import programs, topology
 from tests.train import nano
 from vr_jax import errors, records
 from vr_jax.models.common import flops as flops_lib
@@ -13,7 +13,7 @@ from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import flops, presets
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
-from vr_jax.train import model_setup
+from vr_jax.train import model_setup, step_shapes
 
 
 def built(config, shape=(1, 2, 1, 1)):

@@ -1,5 +1,6 @@
 """Checks a whole config before anything runs: each field, then combinations of fields."""
 
+from collections.abc import Callable, Iterator
 import re
 
 import ml_collections
@@ -10,25 +11,54 @@ from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
 from vr_jax.train import paths, wandb_log
 
+Problems = Iterator[errors.InputError]
+
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises InputError naming the first field that is invalid, alone or in combination with others.
 
   It makes the environment as well, so as to find what the environment refuses.
   """
+  for problem in problems(config):
+    raise problem
+
+
+def problems(config: ml_collections.ConfigDict) -> Problems:
+  """Yields the problems of single fields or, if there are none, those of their combinations."""
   recipe = registry.environment_class(config.recipe)
-  schema.check(config, config_fields.RunConfig, "config")
-  for name, section in optional_sections.OPTIONAL.items():
-    if name in config:
-      schema.check(config[name], section, f"config.{name}")
-  schema.check(config.env, recipe, "config.env")
-  _check_together(config, registry.make_environment(config))
-  recipe.check_config(config)
+  sections = {name: cls for name, cls in optional_sections.OPTIONAL.items() if name in config}
+  alone = [
+    *schema.problems(config, config_fields.RunConfig, "config"),
+    *(
+      problem
+      for name, section in sections.items()
+      for problem in schema.problems(config[name], section, f"config.{name}")
+    ),
+    *schema.problems(config.env, recipe, "config.env"),
+  ]
+  if alone:
+    yield from alone
+    return
+  try:
+    environment = registry.make_environment(config)
+  except errors.InputError as error:
+    yield error
+    return
+  yield from _check_together(config, environment)
+  yield from as_problems(lambda: recipe.check_config(config))
   if len(config.mesh) != 4 or not all(isinstance(size, int) for size in config.mesh):
-    raise errors.InputError(
+    yield errors.InputError(
       f"--config.mesh={config.mesh}: needs four numbers (data, fsdp, sequence, tensor), "
       "at most one -1"
     )
+
+
+def as_problems(check: Callable[[], object]) -> Problems:
+  """Yields the InputError that a check raises, if it does."""
+  try:
+    check()
+  except errors.InputError as error:
+    yield error
 
 
 def check_template(config: ml_collections.ConfigDict, *, told: bool) -> None:
@@ -52,77 +82,77 @@ def check_template(config: ml_collections.ConfigDict, *, told: bool) -> None:
 
 def _check_together(
   config: ml_collections.ConfigDict, environment: environment_lib.Environment
-) -> None:
-  """Raises InputError for a field that has no effect, or a wrong one, together with the others."""
-  _check_sources(config)
-  check_template(config, told=False)
+) -> Problems:
+  """Yields a problem for a field that has no effect, or a wrong one, together with the others."""
+  yield from _check_sources(config)
+  yield from as_problems(lambda: check_template(config, told=False))
   if config.sft.patience and not config.sft.validate_every:
-    raise errors.InputError("--config.sft.patience: needs --config.sft.validate_every > 0")
-  wandb_log.check(config.log.wandb)
+    yield errors.InputError("--config.sft.patience: needs --config.sft.validate_every > 0")
+  yield from as_problems(lambda: wandb_log.check(config.log.wandb))
   by_validation = config.rl.eval_every and config.rl.eval_split == "validation"
   if by_validation and not config.data.validation_fraction:
-    raise errors.InputError(
+    yield errors.InputError(
       f"--config.rl.eval_every={config.rl.eval_every}: needs a validation split, "
       "--config.data.validation_fraction > 0 (or --config.rl.eval_split=test; the best "
       "checkpoint is then chosen by the videos of the last evaluation, whose result is too good)"
     )
   if config.rl.num_shuffled_generations and not environment.compares_shuffled:
-    raise errors.InputError(
+    yield errors.InputError(
       f"--config.rl.num_shuffled_generations={config.rl.num_shuffled_generations}: "
       f"{config.recipe} has no reward of temporal order"
     )
   if environment.chooses_frames:
-    _check_pool(config)
+    yield from _check_pool(config)
   else:
-    _check_frame_buckets(config)
+    yield from _check_frame_buckets(config)
   if environment.turns > 1 or environment.chooses_frames:
-    _check_turns(config)
+    yield from _check_turns(config)
   if "critic" in config:
-    _check_critic(config)
+    yield from _check_critic(config)
   elif config.rl.advantage_estimator == "gae":
-    raise errors.InputError(f"--config.rl.advantage_estimator=gae: {config.recipe} has no critic")
+    yield errors.InputError(f"--config.rl.advantage_estimator=gae: {config.recipe} has no critic")
   if config.rl.steps and config.rl.num_generations == 1 and config.rl.advantage_estimator != "gae":
-    raise errors.InputError(
+    yield errors.InputError(
       f"--config.rl.num_generations=1: rl.advantage_estimator={config.rl.advantage_estimator} "
       "compares the replies of a group, and one alone has no advantage; "
       "set it to 2 or more, or rl.steps=0"
     )
-  _check_loss(config.rl)
+  yield from _check_loss(config.rl)
   judge = config.get("judge", {})
   if judge.get("blinded") and judge.kind == "rule":
-    raise errors.InputError("--config.judge.blinded: the rule judges by the truth; choose a model")
+    yield errors.InputError("--config.judge.blinded: the rule judges by the truth; choose a model")
 
 
-def _check_sources(config: ml_collections.ConfigDict) -> None:
-  """Raises InputError if two sources of data, or of a tokenizer, are set, or half of one."""
+def _check_sources(config: ml_collections.ConfigDict) -> Problems:
+  """Yields a problem if two sources of data, or of a tokenizer, are set, or half of one."""
   data, model = config.data, config.model
   own = [name for name in ("videos", "annotations") if data[name]]
   if own and data.simulate.videos:
-    raise errors.InputError(
+    yield errors.InputError(
       f"--config.data.{own[0]}={data[own[0]]}: would not be read, as "
       f"data.simulate.videos={data.simulate.videos} asks for simulated videos; "
       "set data.simulate.videos=0, or leave out data.videos and data.annotations"
     )
   if len(own) == 1:
     (missing,) = {"videos", "annotations"} - {*own}
-    raise errors.InputError(
+    yield errors.InputError(
       f"--config.data.{own[0]}={data[own[0]]}: needs data.{missing} as well (docs/data.md)"
     )
   if model.pretrained and model.tokenizer == paths.TRAINED:
-    raise errors.InputError(
+    yield errors.InputError(
       f"--config.model.tokenizer={model.tokenizer}: "
       f"model.pretrained={model.pretrained} knows the tokens of its own tokenizer alone; "
       "leave model.tokenizer empty"
     )
 
 
-def _check_frame_buckets(config: ml_collections.ConfigDict) -> None:
-  """Raises InputError if no bucket holds a clip of the least number of frames."""
+def _check_frame_buckets(config: ml_collections.ConfigDict) -> Problems:
+  """Yields a problem if no bucket holds a clip of the least number of frames."""
   data, largest = config.data, max(config.model.frame_buckets)
   name = {"uniform": "frames", "fps": "min_frames"}.get(data.sampling)
   needed = -(-data[name] // sampling.TEMPORAL_PATCH) if name else 0
   if needed > largest:
-    raise errors.InputError(
+    yield errors.InputError(
       f"--config.data.{name}={data[name]}: makes {needed} temporal patches, and "
       f"model.frame_buckets={tuple(config.model.frame_buckets)} holds {largest}; "
       f'add --config.model.frame_buckets="({needed},)", and prompt lengths that hold their tokens '
@@ -130,65 +160,65 @@ def _check_frame_buckets(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def _check_loss(rl: ml_collections.ConfigDict) -> None:
-  """Raises InputError for a bad combination of options of advantages, loss and length penalty."""
+def _check_loss(rl: ml_collections.ConfigDict) -> Problems:
+  """Yields a problem for a bad combination of options of advantages, loss and length penalty."""
   if rl.dual_clip and rl.objective == "cispo":
-    raise errors.InputError(
+    yield errors.InputError(
       f"--config.rl.dual_clip={rl.dual_clip}: bounds the loss of rl.objective=clip; "
       "cispo has none to bound; set it to 0"
     )
   if rl.dual_clip and rl.dual_clip <= 1 + rl.clip_epsilon_high:
-    raise errors.InputError(
+    yield errors.InputError(
       f"--config.rl.dual_clip={rl.dual_clip}: must exceed 1 + rl.clip_epsilon_high = "
       f"{1 + rl.clip_epsilon_high:g}; the paper has 3"
     )
   if rl.objective == "cispo" and rl.importance_sampling_level == "sequence":
-    raise errors.InputError(
+    yield errors.InputError(
       "--config.rl.importance_sampling_level=sequence: "
       "cispo weighs each token by its own ratio; set it to token"
     )
   if rl.baseline == "leave_one_out" and rl.advantage_estimator == "gae":
-    raise errors.InputError(
+    yield errors.InputError(
       "--config.rl.baseline=leave_one_out: "
       "the baseline of rl.advantage_estimator=gae is its critic; set it to group_mean"
     )
   if rl.baseline == "leave_one_out" and rl.normalize_by_std:
-    raise errors.InputError(
+    yield errors.InputError(
       "--config.rl.baseline=leave_one_out: "
       "keeps the scale of rewards; set rl.normalize_by_std to False"
     )
   longest = rl.overlong_max_tokens or rl.max_new_tokens
   if rl.overlong_max_tokens > rl.max_new_tokens:
-    raise errors.InputError(
+    yield errors.InputError(
       f"--config.rl.overlong_max_tokens={rl.overlong_max_tokens}: "
       f"no reply is longer than rl.max_new_tokens={rl.max_new_tokens}"
     )
   if rl.overlong_buffer > longest:
-    raise errors.InputError(
+    yield errors.InputError(
       f"--config.rl.overlong_buffer={rl.overlong_buffer}: "
       f"must be at most the longest reply's {longest} tokens"
     )
   if rl.overlong_max_tokens and not rl.overlong_buffer:
-    raise errors.InputError(
+    yield errors.InputError(
       f"--config.rl.overlong_max_tokens={rl.overlong_max_tokens}: needs rl.overlong_buffer > 0"
     )
 
 
-def _check_pool(config: ml_collections.ConfigDict) -> None:
-  """Raises InputError for fields that don't work with turns that choose frames."""
+def _check_pool(config: ml_collections.ConfigDict) -> Problems:
+  """Yields a problem for fields that don't work with turns that choose frames."""
   if config.data.sampling != "pool":
-    raise errors.InputError(f"--config.data.sampling={config.data.sampling}: turns need a pool")
+    yield errors.InputError(f"--config.data.sampling={config.data.sampling}: turns need a pool")
   if config.model.feature_cache_gib:
-    raise errors.InputError(
+    yield errors.InputError(
       f"--config.model.feature_cache_gib={config.model.feature_cache_gib}: "
       "features of clips that turns show a few frames of are not kept; set it to 0"
     )
 
 
-def _check_turns(config: ml_collections.ConfigDict) -> None:
-  """Raises InputError for fields that don't work with several turns."""
+def _check_turns(config: ml_collections.ConfigDict) -> Problems:
+  """Yields a problem for fields that don't work with several turns."""
   if config.rl.advantage_estimator not in ("episode", "gae"):
-    raise errors.InputError(
+    yield errors.InputError(
       f"--config.rl.advantage_estimator={config.rl.advantage_estimator}: "
       "turns are credited by episode or gae"
     )
@@ -199,19 +229,19 @@ def _check_turns(config: ml_collections.ConfigDict) -> None:
     ("rl", "num_shuffled_generations"),
   ):
     if config[section][name]:
-      raise errors.InputError(f"--config.{section}.{name}: not in recipes of several turns")
+      yield errors.InputError(f"--config.{section}.{name}: not in recipes of several turns")
 
 
-def _check_critic(config: ml_collections.ConfigDict) -> None:
-  """Raises InputError if the critic's KL penalty has no effect, or is applied twice."""
+def _check_critic(config: ml_collections.ConfigDict) -> Problems:
+  """Yields a problem if the critic's KL penalty has no effect, or is applied twice."""
   if config.rl.advantage_estimator != "gae" and config.critic.kl_weight:
-    raise errors.InputError(
+    yield errors.InputError(
       f"--config.critic.kl_weight={config.critic.kl_weight}: there is no critic with "
       f"rl.advantage_estimator={config.rl.advantage_estimator}; "
       "set it to 0, and rl.kl_weight to what the loss is to have"
     )
   if config.rl.kl_weight and config.critic.kl_weight:
-    raise errors.InputError(
+    yield errors.InputError(
       f"--config.rl.kl_weight={config.rl.kl_weight}: "
       "the penalty is a reward already (critic.kl_weight); set one to 0"
     )

@@ -3,7 +3,6 @@
 Where the recipe asks for it, this stage trains the tokenizer as well.
 """
 
-from collections.abc import Iterator
 import functools
 import json
 import math
@@ -14,7 +13,7 @@ import ml_collections
 from vr_jax import atomic, errors
 from vr_jax.data import examples, ingest, sampling, trace_store
 from vr_jax.envs import registry
-from vr_jax.train import console, model_setup, paths, run_context
+from vr_jax.train import config_checks, console, model_setup, paths, run_context
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import write
 
@@ -112,7 +111,7 @@ def check_splits(config: ml_collections.ConfigDict, splits: ingest.Splits) -> No
 
 def split_problems(
   config: ml_collections.ConfigDict, splits: ingest.Splits
-) -> Iterator[errors.InputError]:
+) -> config_checks.Problems:
   """Yields what is wrong with the examples of each split taken together."""
   videos = len({example.video for part in splits.values() for example in part})
   for split in ("test", "validation"):
@@ -127,10 +126,8 @@ def split_problems(
       f"config.data: none of {videos} videos is left for training; "
       "lower --config.data.test_fraction and --config.data.validation_fraction"
     )
-  try:
-    registry.make_environment(config).check_examples(splits["train"])
-  except errors.InputError as error:
-    yield error
+  environment = registry.make_environment(config)
+  yield from config_checks.as_problems(lambda: environment.check_examples(splits["train"]))
 
 
 def check_before_training(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:

@@ -1,6 +1,5 @@
 """Checks the model of a run before anything takes long: its directory, tokenizer and weights."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_collections
@@ -8,7 +7,7 @@ import ml_collections
 from vr_jax import errors
 from vr_jax.models import registry
 from vr_jax.models.common import checkpoint
-from vr_jax.train import config_changes, model_setup, paths
+from vr_jax.train import config_changes, config_checks, model_setup, paths
 
 # Modes that load the weights of config.model.pretrained.
 _LOADING = ("sft", "rl", "eval", "all", "check")
@@ -20,27 +19,29 @@ def check(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
     raise problem
 
 
-def problems(
-  config: ml_collections.ConfigDict, workdir: Path, mode: str
-) -> Iterator[errors.InputError]:
+def problems(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> config_checks.Problems:
   """Yields the problems that the stages of `mode` would meet with the model.
 
   Weights are needed until the workdir has a checkpoint of its own, and with adapters always. Only
   their names and shapes are read.
   """
   if config.rl.init_checkpoint and config.rl.steps:
-    yield from _problem(lambda: _check_start(Path(config.rl.init_checkpoint)))
+    yield from config_checks.as_problems(lambda: _check_start(Path(config.rl.init_checkpoint)))
   pretrained = config.model.pretrained
-  sizes = list(_problem(lambda: _check_sizes(config)))
+  sizes = list(config_checks.as_problems(lambda: _check_sizes(config)))
   yield from sizes
   if sizes:
     return  # what follows depends on them
-  yield from _problem(lambda: model_setup.check_context(config, model_setup.model_of(config)))
+  yield from config_checks.as_problems(
+    lambda: model_setup.check_context(config, model_setup.model_of(config))
+  )
   family = model_setup.family_of(config)
   if config.model.tokenizer != paths.TRAINED:
-    yield from _problem(lambda: family.load_tokenizer(paths.tokenizer_path(config, workdir)))
+    yield from config_checks.as_problems(
+      lambda: family.load_tokenizer(paths.tokenizer_path(config, workdir))
+    )
   if pretrained and _loads_weights(config, workdir, mode):
-    yield from _problem(lambda: checkpoint.check_files(pretrained, family=family))
+    yield from config_checks.as_problems(lambda: checkpoint.check_files(pretrained, family=family))
 
 
 def _check_sizes(config: ml_collections.ConfigDict) -> None:
@@ -49,14 +50,6 @@ def _check_sizes(config: ml_collections.ConfigDict) -> None:
     registry.check_directory(pretrained, "config.model.pretrained")
     registry.family_in(pretrained).read_config(Path(pretrained) / "config.json")
   model_setup.model_of(config)
-
-
-def _problem(check: Callable[[], object]) -> Iterator[errors.InputError]:
-  """Yields the error of a check, if it has one."""
-  try:
-    check()
-  except errors.InputError as error:
-    yield error
 
 
 def _loads_weights(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> bool:

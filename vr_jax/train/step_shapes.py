@@ -1,6 +1,6 @@
 """Sizes of the arrays of one RL step, from its config: a step of full clips or full episodes.
 
-launch/plan.py compiles the programs of a step for these shapes, without data.
+For planning (launch/plan.py) and estimates, without data.
 
 As in the names of buckets, a frame is a temporal patch, which takes one or more images of a clip.
 """
