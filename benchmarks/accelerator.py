@@ -41,6 +41,7 @@ from vr_jax import main as vr_jax
 from vr_jax.models.common import flops as flops_lib
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import flops, positions, vision_inputs
+from vr_jax.parallel import accelerators
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import encoder
 from vr_jax.train import model_setup, step_shapes
@@ -57,13 +58,6 @@ FIELDS = {
   "model.prefix_buckets": "(1152,)",
   "model.frame_buckets": "(8,)",
   "model.patch_buckets": "(512,)",
-}
-# bfloat16 FLOP/s without sparsity and bytes/s of main memory, by a part of the device's kind.
-# Source: NVIDIA's data sheets.
-DEVICES = {
-  "H200": (989e12, 4.8e12),
-  "H100": (989e12, 3.35e12),
-  "A100": (312e12, 2.04e12),
 }
 # Packages besides jax that the times may depend on.
 PACKAGES = r"jax-(cuda\d+|rocm\d+)-plugin|nvidia-cu(dnn|blas)-cu\d+|libtpu"
@@ -249,8 +243,8 @@ def bytes_of_a_token(work: AcceleratorWork) -> float:
 def limits() -> tuple[float | None, float | None]:
   """FLOP/s and bytes/s of all devices together; None where they are not known."""
   kind, count = jax.devices()[0].device_kind, len(jax.devices())
-  found = [limit for name, limit in DEVICES.items() if name in kind]
-  return (found[0][0] * count, found[0][1] * count) if found else (None, None)
+  speed = accelerators.find_speed(kind)
+  return (speed.flops * count, speed.bandwidth * count) if speed else (None, None)
 
 
 def main(argv: Sequence[str]) -> int:

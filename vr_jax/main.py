@@ -15,6 +15,7 @@ colon and a size. A workdir that has been started has its config, so that
     all       the four above, in this order
     traces    supervised traces that a model proposes, to train on (docs/traces.md)
     export    writes the last checkpoint as a directory that transformers reads
+    check     lists all problems of flags, data, model and machine, and estimates what a run takes
 
 A stage that was interrupted resumes, and one that is complete is skipped. Any field of the config
 can be overridden, as in `--config.rl.learning_rate=2e-6`. It goes before what the size sets: with
@@ -30,6 +31,7 @@ interrupted (the same command goes on from the last checkpoint).
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import dataclasses
 import difflib
 from pathlib import Path
 import signal
@@ -42,7 +44,7 @@ from ml_collections import config_flags
 
 from vr_jax import errors, overrides, recipe_config
 
-MODES = ("data", "sft", "rl", "eval", "all", "traces", "export")
+MODES = ("data", "sft", "rl", "eval", "all", "traces", "export", "check")
 
 
 def cli(argv: Sequence[str] | None = None) -> int:
@@ -101,6 +103,8 @@ def _run_command(words: Sequence[str]) -> int:
       from vr_jax import ask  # here, because ask imports this module
 
       ask.ask(words[1:])
+    elif "--mode=check" in words:
+      return check(words)
     else:
       run(*parse_flags(words))
   except errors.InputError as error:
@@ -115,6 +119,16 @@ def _run_command(words: Sequence[str]) -> int:
     print(errors.printable(f"vr-jax: {where}{error.strerror or error}"), file=sys.stderr)
     return 2
   return 0
+
+
+def check(argv: Sequence[str]) -> int:
+  """Prints all problems that a run would meet, and what it takes; returns the exit code."""
+  from vr_jax.train import dry_run
+
+  found = parse_all_flags(argv)
+  return (
+    2 if dry_run.report(found.config, found.workdir, found.problems, fallback=found.base) else 0
+  )
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
@@ -181,6 +195,44 @@ def parse_flags(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, Path, s
   else:
     values = parse_run(argv, Path(workdir[-1].removeprefix("--workdir=")))
   return config_value(values), Path(str(values["workdir"].value)), str(values["mode"].value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParsedFlags:
+  """A command line with all its mistakes.
+
+  config: of the flags that are right; None if they contradict each other.
+  base: that of the recipe or workdir, without flags; None if it can't be read.
+  problems: a line for each mistake.
+  """
+
+  config: ml_collections.ConfigDict | None
+  base: ml_collections.ConfigDict | None
+  workdir: Path
+  problems: tuple[str, ...]
+
+
+def parse_all_flags(argv: Sequence[str]) -> ParsedFlags:
+  """Parses a command line without stopping at its first mistake."""
+  names = ("--config=", "--workdir=")
+  bare = [word for place, word in enumerate(argv) if place == 0 or word.startswith(names)]
+  right, problems = list(bare), []
+  try:
+    base, workdir, _ = parse_flags(bare)
+  except errors.InputError as error:
+    return ParsedFlags(config=None, base=None, workdir=Path(), problems=(str(error),))
+  config = None
+  for word in (word for word in argv if word not in bare):
+    try:
+      parse_flags([*bare, word])
+      right.append(word)
+    except errors.InputError as error:
+      problems.append(str(error))
+  try:
+    config = parse_flags(right)[0]
+  except errors.InputError as error:
+    problems.append(str(error))
+  return ParsedFlags(config=config, base=base, workdir=workdir, problems=tuple(problems))
 
 
 def config_value(values: flags.FlagValues) -> ml_collections.ConfigDict:

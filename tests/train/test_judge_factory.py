@@ -175,7 +175,7 @@ NO_STATES = annotation_files.record(states=None)
   [
     ({"judge.kind": "openai", "judge.model": "m"}, "OPENAI_API_KEY"),
     ({"judge.kind": "openai"}, "config.judge.model"),
-    ({"judge.kind": "local", "judge.model": "{here}"}, "{here}/config.json"),
+    ({"judge.kind": "local", "judge.model": "{here}"}, "{here}: holds no config.json"),
     ({"data.videos": "{here}", "data.annotations": "{here}/a.jsonl"}, "one: has no true states"),
   ],
 )

@@ -82,7 +82,7 @@ class Report:
   copies: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-class _BadInputs:
+class BadInputs:
   """Raises at the first bad video or record, or collects them with on_bad "skip"."""
 
   def __init__(self, on_bad: str):
@@ -90,6 +90,7 @@ class _BadInputs:
     self.entries: list[dict[str, str]] = []
 
   def __call__(self, where: str, error: InputError) -> None:
+    """Raises the error of a record (file:line) or video, or collects it."""
     if self._stop:
       raise error
     self.entries.append({"where": where, "problem": str(error).removeprefix(f"{where}: ")})
@@ -221,13 +222,13 @@ def _fill(
   progress: Callable[[int, int], None] | None,
 ) -> Report:
   """Writes everything but `ingest.json`."""
-  bad = _BadInputs(config.on_bad)
+  bad = BadInputs(config.on_bad)
   questions = annotations.read(annotation_file, frozenset(files), on_bad=bad, check=check_record)
   unreadable = len(bad.entries)
   check(split([question.example for question in questions], config))
   bad_videos = _cut_videos(videos, questions, directory / "frames", config, limits, bad, progress)
   store = frame_store.FrameStore(directory / "frames")
-  kept = _check_spans(questions, store, bad_videos, config, bad)
+  kept = check_spans(questions, store, bad_videos, config, bad)
   if not kept:
     first = bad.entries[0]
     raise InputError(
@@ -255,7 +256,7 @@ def _cut_videos(
   directory: Path,
   config: IngestConfig,
   limits: guarded_reader.DecodeLimits,
-  bad: _BadInputs,
+  bad: BadInputs,
   progress: Callable[[int, int], None] | None,
 ) -> dict[str, InputError]:
   """Writes the frame store, and returns the error of each bad video."""
@@ -285,12 +286,12 @@ def _cut_videos(
   return bad_videos
 
 
-def _check_spans(
+def check_spans(
   questions: Sequence[annotations.Annotation],
   store: frame_store.FrameStore,
   bad_videos: dict[str, InputError],
   config: IngestConfig,
-  bad: _BadInputs,
+  bad: BadInputs,
 ) -> list[records.Example]:
   """Returns the examples whose spans fit their videos."""
   kept = []

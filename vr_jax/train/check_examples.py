@@ -6,7 +6,7 @@ the recipe asks for. The result is written next to the shards, one file for each
 (`left-out-<fingerprint>.json`), and read from there the next time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -59,6 +59,18 @@ class Checks:
   def find_unusable(self) -> Mapping[str, frozenset[int]]:
     """Finds the indices of each split's examples that can't be used; see `run`."""
     return self.run().left_out
+
+  def problems(
+    self, source: Iterable[records.Example], store: frame_store.FrameStore, split: str
+  ) -> Iterator[str]:
+    """Yields one line for each example that can't be used; nothing is raised or written."""
+    for example in source:
+      where = batches.example_name(example)
+      try:
+        supervised = split != "test" and bool(self.config.sft.steps)
+        self._check(example, store, where, supervised=supervised)
+      except errors.InputError as error:
+        yield f"{where}: {str(error).removeprefix(f'{where}: ').removeprefix(f'{example.id}: ')}"
 
   def run(self) -> CheckResult:
     """Checks all examples, unless a file with the result exists.

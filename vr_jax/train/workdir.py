@@ -11,6 +11,7 @@ eval/            an evaluation: metrics in a JSON file, replies in a file of JSO
 report.html      the report
 """
 
+from collections.abc import Iterator
 import datetime
 from importlib import metadata
 import itertools
@@ -67,6 +68,22 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, mode: str) -> None:
       partial.write_text(text + "\n")
   except OSError as error:
     raise errors.InputError(f"--workdir={workdir}: can't be written: {error.strerror}") from error
+
+
+def problems(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[errors.InputError]:
+  """Yields an error for each field that the workdir does not let change; writes nothing."""
+  path = workdir / "config.json"
+  if not path.exists():
+    return
+  try:
+    written = _written(path)[0]
+  except errors.InputError as error:
+    yield error
+    return
+  if _made_anything(workdir, written):
+    wanted = config_changes.flatten(json.loads(json.dumps(config.to_dict())))
+    changes = config_changes.find_changes(config_changes.flatten(written), wanted)
+    yield from map(errors.InputError, config_changes.refusals(workdir, wanted, changes))
 
 
 def _check_changes(

@@ -1,0 +1,234 @@
+"""--mode=check lists all problems of a run, and estimates what it takes; it writes nothing."""
+
+import json
+import math
+
+import jax
+import pytest
+
+from launch import chips
+from tests.train import nano
+from vr_jax import main
+from vr_jax.models.common import flops
+from vr_jax.parallel import accelerators
+from vr_jax.train import dry_run, estimates, initialization, learner_state
+from vr_jax.worlds import config as world_config
+from vr_jax.worlds import write
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+  """Four videos with a question each, the fields that name them, and the records."""
+  raw = tmp_path_factory.mktemp("given") / "raw"
+  world = world_config.WorldConfig(**nano.config().data.simulate.world)
+  write.write_dataset(raw, world, videos=4, seed=0, questions_per_video=1)
+  records = [json.loads(line) for line in (raw / "annotations.jsonl").read_text().splitlines()]
+  return raw, records
+
+
+@pytest.fixture(scope="module")
+def context(data):
+  return nano.build(data, rl__kl_weight=0.1)
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  nano.use_devices(monkeypatch, 1)
+
+
+def _fields(raw, records, **more):
+  path = raw.parent / "records.jsonl"
+  path.write_text("".join(json.dumps(record) + "\n" for record in records))
+  return {
+    "data__simulate__videos": 0,
+    "data__videos": str(raw / "videos"),
+    "data__annotations": str(path),
+    **more,
+  }
+
+
+def _report(capsys, config, workdir, **more) -> tuple[int, list[str], list[str]]:
+  """The number of problems, their lines, and the other lines."""
+  count = dry_run.report(config, workdir, **more)
+  lines = capsys.readouterr().out.splitlines()
+  problems = [each.removeprefix("problem: ") for each in lines if each.startswith("problem: ")]
+  assert len(problems) == count
+  return count, problems, [each for each in lines if not each.startswith("problem: ")]
+
+
+def test_all_problems_of_flags_workdir_model_data_and_machine_are_listed(given, capsys, tmp_path):
+  raw, records = given
+  workdir, broken = tmp_path / "run", tmp_path / "videos"
+  broken.mkdir()
+  for path in (raw / "videos").iterdir():
+    (broken / path.name).symlink_to(path)
+  (broken / records[0]["video"]).unlink()
+  (broken / records[0]["video"]).write_bytes(b"no video")
+  bad = [{**records[1], "id": f"bad-{number}", "question": ""} for number in range(25)]
+  gone = {**records[2], "video": "gone.mp4"}
+  late = {**records[3], "shown": [0, 999], "masked": None}
+  config = nano.config(
+    **_fields(raw, [records[0], gone, late, *bad], data__videos=str(broken)),
+    data__test_fraction=0.01,
+    rl__dual_clip=0.5,
+    rl__overlong_buffer=999,
+    rl__init_checkpoint=str(tmp_path / "nowhere"),
+    mesh=(3, 1, 1, 1),
+    model__pretrained="some-lab/Model",
+    model__tokenizer="",
+  )
+  _, problems, _ = _report(capsys, config, workdir, fallback=nano.config())
+  says = [
+    "config.rl.dual_clip=0.5",
+    "config.rl.overlong_buffer=999",
+    "config.rl.init_checkpoint",
+    "hf download some-lab/Model",
+    "records.jsonl:2: field 'video': there is no file 'gone.mp4' among the videos",
+    *(f"records.jsonl:{line}: field 'question' is empty" for line in range(4, 22)),
+  ]
+  for part in says:
+    assert sum(part in problem for problem in problems) == 1, part
+  assert len([each for each in problems if "records.jsonl" in each]) == dry_run.SHOWN
+  assert sum("more records and videos have problems; mend these" in each for each in problems) == 1
+  assert not workdir.exists()
+  # Without the records that can't be read, what is behind them is seen.
+  fields = {"data__test_fraction": 0.01, "mesh": (3, 1, 1, 1), "data__videos": str(broken)}
+  config = nano.config(**_fields(raw, [records[0], late], **fields))
+  _, problems, _ = _report(capsys, config, workdir)
+  says = ("cannot be decoded", "999 s is outside", "test_fraction=0.01", "config.mesh=(3")
+  for part in says:
+    assert sum(part in problem for problem in problems) == 1, part
+  assert len(problems) == 4
+
+
+def test_prompts_that_are_too_long_are_found_before_ingestion(given, data, capsys, tmp_path):
+  raw, records = given
+  long = [{**records[0], "question": "What? " * 100}, *records[1:]]
+  workdir = tmp_path / "run"
+  tokenizer = next(data.glob("tokenizer-*.json"))
+  fields = _fields(raw, long, model__tokenizer=str(tokenizer), data__test_fraction=0.25)
+  count, problems, _ = _report(capsys, nano.config(**fields), workdir)
+  assert count == 1
+  assert "tokens, but the largest bucket" in problems[0]
+  good = {**fields, "data__annotations": str(raw / "annotations.jsonl")}
+  count, _, lines = _report(capsys, nano.config(**good), workdir)
+  assert count == 0
+  assert any(line.startswith("data: 4 of 4 videos were read") for line in lines)
+
+
+def test_data_and_a_workdir_that_exist_are_checked_as_they_are(data, capsys, tmp_path):
+  from vr_jax.train import workdir as workdir_lib
+
+  fields = {"data__directory": str(data)}
+  workdir = tmp_path / "run"
+  workdir_lib.claim(workdir, nano.config(**fields), "all")
+  before = (workdir / "config.json").read_bytes()
+  count, _, lines = _report(capsys, nano.config(**fields), workdir)
+  assert count == 0
+  assert f"data: {data} is complete" in lines
+  config = nano.config(**fields, sft__max_reply_tokens=20, data__quality=50)
+  count, problems, _ = _report(capsys, config, workdir)
+  assert "config.data.quality=90, now 50; the data were made with it" in problems[0]
+  assert all("its reference reply has" in each for each in problems[1:])
+  assert count == len(problems) > 2
+  assert (workdir / "config.json").read_bytes() == before
+
+
+def test_all_mistakes_of_a_command_line_are_listed_and_end_with_code_2(capsys, tmp_path):
+  words = nano.arguments(tmp_path / "run", mode="check")
+  config = "--config."
+  wrong = [f"{config}rl.stps=1", f"{config}rl.steps=many", f"{config}rl.top_p=0.0"]
+  wrong += ["--wron", "stray"]
+  assert main.cli(["vr-jax", *words, *wrong]) == 2
+  out = capsys.readouterr().out
+  says = ("config.rl.stps: no", "steps=many", "wron", "stray: not a flag", "top_p=0.0: not in")
+  for part in says:
+    assert part in out
+  assert out.count("problem: ") == len(says)
+  assert "memory: a device" in out  # the rest is checked with the value of the recipe
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_problems_ends_with_code_0(capsys, tmp_path):
+  assert main.cli(["vr-jax", *nano.arguments(tmp_path / "run", mode="check")]) == 0
+  out = capsys.readouterr().out
+  assert out.endswith("check: no problems\n")
+  assert "data: 4 of 12 videos were read" in out
+  assert "time: rl: not known for cpu" in out
+  assert not (tmp_path / "run").exists()
+
+
+def _bytes(tree):
+  return sum(x.nbytes for x in jax.tree.leaves(tree))
+
+
+def test_the_estimated_state_is_that_of_a_learner(context, data):
+  config = nano.config(data__directory=str(data), rl__kl_weight=0.1)
+  estimate = estimates.estimate(config, context.mesh)
+  params = initialization.fresh_params(context)
+  learner = learner_state.make_learner_state(context, params)
+  assert estimate.memory.state == _bytes((learner.policy, learner.anchor))
+  assert estimate.memory.gradient == _bytes(params)
+  saved = 2 * _bytes((learner.policy.params, learner.policy.optimizer_state))
+  assert estimate.checkpoint_bytes == estimates.CHECKPOINTS * saved
+  text = config.model.architecture.text_config
+  head = text.hidden_size // text.num_attention_heads
+  width = 2 * text.num_key_value_heads * head * text.num_hidden_layers
+  prompt = max(config.model.prefix_buckets)
+  most = 4 * width * config.rl.batch_size * (prompt + config.rl.num_generations * 16)
+  assert 0 < estimate.memory.sampling <= most  # float32 on one device: keys and values alone
+  assert (estimate.sft_step, estimate.rl_step) == (None, None)
+
+
+def test_a_device_with_too_little_memory_is_a_problem(data, capsys, tmp_path, monkeypatch):
+  monkeypatch.setattr(estimates, "_available_bytes", lambda mesh: 1000)
+  config = nano.config(data__directory=str(data))
+  count, problems, _ = _report(capsys, config, tmp_path / "run")
+  assert count == 1
+  assert "config.mesh" in problems[0] and "config.model.lora.rank" in problems[0]
+
+
+def test_time_is_that_of_products_and_of_reading_the_weights(context, data, monkeypatch):
+  config = nano.config(data__directory=str(data))
+  speeds = (
+    accelerators.Speed(flops=1e9, bandwidth=math.inf),
+    accelerators.Speed(flops=math.inf, bandwidth=1e6),
+  )
+  products, reading = [], []
+  for speed, found in zip(speeds, (products, reading), strict=True):
+    monkeypatch.setattr(accelerators, "find_speed", lambda kind, speed=speed: speed)
+    found.append(estimates.estimate(config, context.mesh))
+  weights = sum(x.size for x in jax.tree.leaves(context.abstract_params))
+  assert reading[0].rl_step == pytest.approx(16 * 4 * weights / 1e6)
+  assert reading[0].sft_step == 0
+  forward = 0.0
+  for group, time in ((4, 16), (1, 80)):
+    sizes = {"frames": 4, "patches": 16, "prefix": max(config.model.prefix_buckets)}
+    work = context.family.forward_flops(context.model, **sizes, group=group, time=time)
+    assert isinstance(work, flops.Forward)
+    forward += work.total
+  assert 4 * forward / 1e9 < products[0].rl_step + products[0].sft_step < 6 * 4 * forward / 1e9
+
+
+@pytest.mark.parametrize(
+  ("kind", "name"),
+  [
+    ("NVIDIA H200", "h200"),
+    ("NVIDIA A100-SXM4-80GB", "a100"),
+    ("TPU v5 lite", "tpu v5 lite"),
+    ("TPU v5", "tpu v5"),
+    ("TPU v6 lite", "tpu v6"),
+    ("TPU7x", "tpu7x"),
+  ],
+)
+def test_devices_are_known_by_their_names(kind, name):
+  assert accelerators.find_speed(kind) == accelerators.SPEEDS[name]
+  assert accelerators.find_speed("cpu") is None
+
+
+def test_peak_rates_of_tpus_are_those_of_plans():
+  names = {"v5e": "tpu v5 lite", "v5p": "tpu v5", "v6e": "tpu v6", "tpu7x": "tpu7x"}
+  assert names.keys() == chips.CHIPS.keys()
+  for chip, name in names.items():
+    speed, known = accelerators.SPEEDS[name], chips.CHIPS[chip]
+    assert (speed.flops, speed.bandwidth) == (known.peak, known.bandwidth)

@@ -1,0 +1,106 @@
+"""Reads a data set as ingestion would, but only for some seconds, and keeps nothing.
+
+All records are checked, and all problems collected instead of stopping at the first one.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import hashlib
+from pathlib import Path
+import tempfile
+import time
+
+from vr_jax import records
+from vr_jax.data import annotations, frame_store, guarded_reader, ingest, video_file
+from vr_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+  """What was found, while the store of the frames exists.
+
+  problems: one line for each bad record or video.
+  splits: all valid records, by split; spans may still be unbounded.
+  examples: those about the videos that were read.
+  store: the frames of these videos.
+  videos: number of videos that records refer to.
+  read: number of these that were read, bad ones included.
+  seconds_per_video: that reading took, without the start of the processes if two were read.
+  stored_bytes: of their frames.
+  """
+
+  problems: list[str]
+  splits: ingest.Splits
+  examples: list[records.Example]
+  store: frame_store.FrameStore
+  videos: int
+  read: int
+  seconds_per_video: float
+  stored_bytes: int
+
+
+@contextlib.contextmanager
+def try_ingest(
+  videos: Path,
+  annotation_file: Path,
+  config: ingest.IngestConfig,
+  *,
+  limits: guarded_reader.DecodeLimits,
+  seconds: float,
+) -> Iterator[Trial]:
+  """Yields what ingestion would find; see `ingest.ingest`.
+
+  seconds: no further video is read after this time. The first ones are drawn by a hash.
+
+  Raises InputError if the directory or the annotation file can't be read at all.
+  """
+  bad = ingest.BadInputs("skip")
+  files = video_file.find(videos)
+  questions = annotations.read(annotation_file, frozenset(files), on_bad=bad)
+  named = {question.example.video for question in questions}
+  names = sorted(named, key=lambda name: hashlib.sha256(name.encode()).digest())
+  with tempfile.TemporaryDirectory() as directory:
+    writer = frame_store.FrameStoreWriter(
+      Path(directory), fps=config.fps, shard_megabytes=config.shard_megabytes
+    )
+    begun, stored, read, bad_videos = time.monotonic(), 0, [], {}
+    times = [begun]
+    results = guarded_reader.cut_all(
+      [videos / name for name in names],
+      fps=config.fps,
+      quality=config.quality,
+      max_side=config.max_side,
+      limits=limits,
+    )
+    with contextlib.closing(results):
+      for name, result in zip(names, results, strict=False):
+        read.append(name)
+        if isinstance(result, InputError):
+          bad(str(videos / name), result)
+          bad_videos[name] = result
+        else:
+          writer.add(name, result)
+          stored += sum(map(len, result.jpegs))
+        times.append(time.monotonic())
+        if times[-1] > begun + seconds:
+          break
+    times = times[1:] if len(times) > 2 else times
+    writer.close()
+    store = frame_store.FrameStore(Path(directory))
+    about = [q for q in questions if q.example.video in read and q.example.video not in bad_videos]
+    examples = ingest.check_spans(about, store, {}, config, bad)
+    yield Trial(
+      problems=[f"{entry['where']}: {_one_line(entry)}" for entry in bad.entries],
+      splits=ingest.split([question.example for question in questions], config),
+      examples=examples,
+      store=store,
+      videos=len(names),
+      read=len(read),
+      seconds_per_video=(times[-1] - times[0]) / max(len(times) - 1, 1),
+      stored_bytes=stored,
+    )
+
+
+def _one_line(entry: dict[str, str]) -> str:
+  return entry["problem"].removeprefix(f"{entry['where']}: ")

@@ -1,0 +1,299 @@
+"""--mode=check: lists all problems that a run would meet, and estimates what it takes.
+
+Nothing is written to the workdir, and nothing is trained.
+"""
+
+from collections.abc import Iterable, Iterator
+import contextlib
+import functools
+import os
+from pathlib import Path
+import shutil
+import tempfile
+
+import ml_collections
+
+from vr_jax import errors
+from vr_jax.data import examples, frame_store, ingest_trial, trace_store
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.train import (
+  check_examples,
+  config_checks,
+  console,
+  data_stage,
+  estimates,
+  judge_factory,
+  model_checks,
+  paths,
+  run_context,
+)
+from vr_jax.train import workdir as workdir_lib
+from vr_jax.worlds import config as world_config
+from vr_jax.worlds import write
+
+SHOWN = 20  # problems of records that are listed; of more, only the number is
+SIMULATED = 4  # videos that are simulated for the estimates
+
+
+def report(
+  config: ml_collections.ConfigDict | None,
+  workdir: Path,
+  flags: Iterable[str] = (),
+  *,
+  fallback: ml_collections.ConfigDict | None = None,
+  seconds: float = 10.0,
+) -> int:
+  """Prints all problems and the estimates; returns the number of problems.
+
+  config: None if the command line is so wrong that there is none.
+  flags: problems that the command line has.
+  fallback: has the values with which the rest is checked, of fields that are wrong in `config`.
+  seconds: that are spent on reading videos.
+  """
+  mesh_lib.set_cpu_devices(config.cpu_devices if config else 0)
+  found, lines = list(flags), []
+  if config is not None:
+    of_config = [str(problem) for problem in config_checks.problems(config)]
+    found += of_config
+    config = _mended(config, fallback, of_config)
+  if config is not None:
+    found += _problems(config, workdir, lines, seconds)
+  else:
+    lines.append("data, model and machine: not checked, as the config is wrong")
+  for problem in found:
+    console.print_line(f"problem: {problem}")
+  for line in lines:
+    console.print_line(line)
+  console.print_line(f"check: {len(found) or 'no'} problem{'s' * (len(found) != 1)}")
+  return len(found)
+
+
+def _mended(
+  config: ml_collections.ConfigDict,
+  fallback: ml_collections.ConfigDict | None,
+  problems: Iterable[str],
+) -> ml_collections.ConfigDict | None:
+  """The config with other values for the fields that problems name; None if that does not help."""
+  mended = ml_collections.ConfigDict(config.to_dict(), type_safe=False)
+  for problem in problems:
+    name = problem.removeprefix("--config.").partition("=")[0].partition(":")[0]
+    with contextlib.suppress(KeyError, AttributeError, TypeError):
+      value = fallback
+      for part in name.split("."):
+        value = value[part]  # pyright: ignore[reportOptionalSubscript] (suppressed)
+      *sections, field = name.split(".")
+      functools.reduce(getattr, sections, mended)[field] = value
+  return None if any(config_checks.problems(mended)) else mended
+
+
+def _problems(
+  config: ml_collections.ConfigDict, workdir: Path, lines: list[str], seconds: float
+) -> Iterator[str]:
+  """Yields the problems of workdir, model, machine and data; adds estimates to `lines`."""
+  yield from _as_lines(workdir_lib.problems(workdir, config))
+  of_model = [str(problem) for problem in model_checks.problems(config, workdir, "check")]
+  yield from of_model
+  if "judge" in config:
+    yield from _as_lines(config_checks.as_problems(lambda: judge_factory.check(config, workdir)))
+  taken = [0]  # bytes of disk
+  yield from _data_problems(config, workdir, lines, taken, seconds, model_is_good=not of_model)
+  if not of_model:
+    yield from _machine_problems(config, lines, taken)
+  yield from _disk_problems(config, workdir, lines, taken[0])
+
+
+def _as_lines(problems: Iterable[errors.InputError]) -> Iterator[str]:
+  yield from map(str, problems)
+
+
+def _data_problems(
+  config: ml_collections.ConfigDict,
+  workdir: Path,
+  lines: list[str],
+  taken: list[int],
+  seconds: float,
+  *,
+  model_is_good: bool,
+) -> Iterator[str]:
+  shards, directory = paths.shards_directory(config, workdir), paths.data_directory(config, workdir)
+  if shards.is_dir() or trace_store.summary(directory) is not None:
+    lines.append(f"data: {directory} is complete")
+    yield from _stored_problems(config, workdir, shards)
+    return
+  with contextlib.ExitStack() as stack:
+    try:
+      videos, annotation_file, scale = _find_videos(config, stack)
+      trial = stack.enter_context(
+        ingest_trial.try_ingest(
+          videos,
+          annotation_file,
+          data_stage.ingest_config(config.data),
+          limits=paths.decode_limits(config.data),
+          seconds=seconds,
+        )
+      )
+    except errors.InputError as error:
+      yield str(error)
+      return
+    found = trial.problems if config.data.on_bad == "stop" else []
+    if scale == 1:
+      found += _as_lines(data_stage.split_problems(config, trial.splits))
+    checks = _make_checks(config, workdir, shards) if model_is_good else None
+    if checks is not None:
+      test = {example.id for example in trial.splits["test"]}
+      for split, part in (
+        ("test", [each for each in trial.examples if each.id in test]),
+        ("train", [each for each in trial.examples if each.id not in test]),
+      ):
+        found += checks.problems(part, trial.store, split)
+    yield from _first_ones(found, "records and videos")
+    count = round(scale * trial.videos)
+    stored = trial.stored_bytes * count / max(trial.read, 1)
+    taken[0] += round(stored)
+    lines.append(
+      f"data: {trial.read} of {count} videos were read; all of them take about "
+      f"{_duration(trial.seconds_per_video * count)} and {_size(stored)} of disk"
+    )
+    if trial.problems and config.data.on_bad == "skip":
+      lines.append(f"data: {len(trial.problems)} of them or their records would be left out")
+
+
+def _find_videos(
+  config: ml_collections.ConfigDict, stack: contextlib.ExitStack
+) -> tuple[Path, Path, float]:
+  """The videos and annotations of a run, and how many times as many the run has.
+
+  A few are simulated where the run simulates its videos. Raises InputError if there are none.
+  """
+  data = config.data
+  if not data.simulate.videos:
+    if not (data.videos and data.annotations):
+      raise errors.InputError(
+        "config.data: needs videos and annotations (docs/data.md), or simulate.videos > 0"
+      )
+    return Path(data.videos), Path(data.annotations), 1.0
+  raw = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "simulated"
+  count = min(SIMULATED, data.simulate.videos)
+  write.write_dataset(
+    raw,
+    world_config.WorldConfig(**data.simulate.world),
+    videos=count,
+    seed=data.simulate.seed,
+    questions_per_video=data.simulate.questions_per_video,
+  )
+  return raw / "videos", raw / "annotations.jsonl", data.simulate.videos / count
+
+
+def _stored_problems(
+  config: ml_collections.ConfigDict, workdir: Path, shards: Path
+) -> Iterator[str]:
+  checks = _make_checks(config, workdir, shards)
+  try:
+    store = frame_store.FrameStore(shards / "frames")
+    sources = {split: examples.ExampleSource(shards, split) for split in check_examples.SPLITS}
+  except errors.InputError as error:
+    yield str(error)
+    return
+  found = []
+  if checks is not None and config.data.on_bad == "stop":
+    for split, source in sources.items():
+      found += checks.problems((source[index] for index in range(len(source))), store, split)
+  yield from _first_ones(found, "examples")
+  if checks is not None and not found:
+    yield from _as_lines(
+      config_checks.as_problems(lambda: data_stage.check_before_training(config, workdir, "all"))
+    )
+
+
+def _make_checks(
+  config: ml_collections.ConfigDict, workdir: Path, shards: Path
+) -> check_examples.Checks | None:
+  """The checks of prompts and replies; None as long as the tokenizer is not trained."""
+  if (
+    config.model.tokenizer == paths.TRAINED and not paths.tokenizer_path(config, workdir).is_file()
+  ):
+    return None
+  return run_context.make_example_checks(config, workdir)
+
+
+def _first_ones(found: list[str], what: str) -> Iterator[str]:
+  yield from found[:SHOWN]
+  if len(found) > SHOWN:
+    yield f"{len(found) - SHOWN} more {what} have problems; mend these first, then check again"
+
+
+def _machine_problems(
+  config: ml_collections.ConfigDict, lines: list[str], taken: list[int]
+) -> Iterator[str]:
+  """Checks the devices; adds estimates to `lines` and to the bytes of disk that are `taken`."""
+  try:
+    mesh = mesh_lib.make_mesh(config.mesh)
+  except errors.InputError as error:
+    yield str(error)
+    return
+  sections = [name for name in ("sft", "rl") if config[name].steps]
+  for name in (*sections, "eval"):
+    check = functools.partial(
+      mesh_lib.check_batch, config[name].batch_size, mesh, f"config.{name}.batch_size"
+    )
+    yield from _as_lines(config_checks.as_problems(check))
+  try:
+    estimate = estimates.estimate(config, mesh)
+  except errors.InputError as error:
+    yield str(error)
+    return
+  kind, memory = mesh.devices.flat[0].device_kind, estimate.memory
+  known = f" of {_size(memory.available)}" if memory.available else ""
+  lines.append(
+    f"memory: a device ({kind}, {mesh.size} of them) needs at least {_size(memory.total)}{known}: "
+    f"state {_size(memory.state)}, gradient {_size(memory.gradient)}, or sampling "
+    f"{_size(memory.sampling)}; activations are not counted"
+  )
+  if memory.available and memory.total > memory.available:
+    yield (
+      f"{kind}: a device has {_size(memory.available)} of memory, and the run needs at least "
+      f"{_size(memory.total)}; use more devices (config.mesh), adapters (config.model.lora.rank) "
+      "or fewer replies (config.rl.batch_size)"
+    )
+  taken[0] += estimate.checkpoint_bytes
+  lines.append(f"disk: {_size(estimate.checkpoint_bytes)} of checkpoints, while one is written")
+  if estimate.feature_bytes:
+    most = config.model.feature_cache_gib * estimates.GIB
+    taken[0] += round(most)
+    lines.append(
+      f"disk: {_size(estimate.feature_bytes)} of features a clip, at most {_size(most)} "
+      "(config.model.feature_cache_gib)"
+    )
+  for stage, step in (("sft", estimate.sft_step), ("rl", estimate.rl_step)):
+    if steps := config[stage].steps:
+      lines.append(
+        f"time: {stage}: not known for {kind}; the first steps tell"
+        if step is None
+        else f"time: {stage}: at least {step:.3g} s a step by the device's peak rates, "
+        f"{_duration(step * steps)} for {steps} steps"
+      )
+
+
+def _disk_problems(
+  config: ml_collections.ConfigDict, workdir: Path, lines: list[str], taken: int
+) -> Iterator[str]:
+  data = paths.data_directory(config, workdir)
+  for place in dict.fromkeys((workdir, data)):
+    there = next(each for each in (place.absolute(), *place.absolute().parents) if each.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+      yield f"{place}: {there} can't be written"
+  there = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+  free = shutil.disk_usage(there).free
+  lines.append(f"disk: about {_size(taken)} in all, {_size(free)} are free")
+  if taken > free:
+    yield f"{workdir}: has {_size(free)} of free disk, and the run takes about {_size(taken)}"
+
+
+def _size(number: float) -> str:
+  return f"{number / estimates.GIB:.3g} GiB" if number >= 2**27 else f"{number / 2**20:.3g} MiB"
+
+
+def _duration(seconds: float) -> str:
+  if seconds < 100:
+    return f"{seconds:.2g} s"
+  return f"{seconds / 60:.2g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"

@@ -1,0 +1,181 @@
+"""Estimates of the memory, disk and time that a run takes, from its config alone."""
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+import ml_collections
+
+from vr_jax.models.common import flops
+from vr_jax.parallel import accelerators
+from vr_jax.train import learner_state, model_setup, step_shapes
+from vr_jax.train import train_state as train_state_lib
+
+GIB = 2**30
+CHECKPOINTS = 3  # of a stage: two are kept while another one is written
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+  """Bytes of one device that an RL step takes at the least. Activations are left out.
+
+  state: parameters, optimizer, reference and critic.
+  gradient: of the parameters that are trained.
+  sampling: the weights that decoding reads, and the keys and values of prompts and replies.
+  available: of the device, or of the host's memory that a CPU device has a share of; None: unknown.
+  """
+
+  state: int
+  gradient: int
+  sampling: int
+  available: int | None
+
+  @property
+  def total(self) -> int:
+    """Bytes at the worst moment: an update and sampling follow each other."""
+    return self.state + max(self.gradient, self.sampling)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+  """What a run takes.
+
+  checkpoint_bytes: of all stages, while one is written.
+  feature_bytes: of the cached features of one clip; 0 without a cache.
+  sft_step, rl_step: seconds that a step takes at the least, by the device's peak rates; None where
+    these are not known, as for CPUs.
+  """
+
+  memory: Memory
+  checkpoint_bytes: int
+  feature_bytes: int
+  sft_step: float | None
+  rl_step: float | None
+
+
+def estimate(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Estimate:
+  """Estimates a run on this machine's devices. Nothing is computed or allocated.
+
+  Raises InputError if the buckets are too small for a clip, or the mesh does not divide the model.
+  """
+  model = model_setup.model_of(config)
+  net = model_setup.ModelSetup(
+    config=model_setup.clamp_microbatches(config, mesh),
+    mesh=mesh,
+    model=model,
+    allowed_tokens=jnp.ones(model.vocab_size, bool),
+    stop_tokens=(0,),  # its value changes no size
+  )
+  shapes = step_shapes.make_step_shapes(net.config, model)
+  learner = learner_state.make_learner_state(net, net.abstract_params, abstract=True)
+  trained = train_state_lib.split(learner.policy.params, net.frozen)[0]
+  state = (learner.policy, learner.anchor, learner.critic)
+  speed = accelerators.find_speed(mesh.devices.flat[0].device_kind)
+  saved = trained if net.adapters else learner.policy.params
+  moments = learner.policy.optimizer_state
+  stages = bool(config.sft.steps) + bool(config.rl.steps)
+  critic = _whole_bytes(learner.critic) if config.rl.steps else 0
+  one = stages * (_whole_bytes(saved) + _whole_bytes(moments)) + critic
+  return Estimate(
+    memory=Memory(
+      state=_device_bytes(state),
+      gradient=_device_bytes(trained),
+      sampling=_sampling_bytes(net, shapes),
+      available=_available_bytes(mesh),
+    ),
+    checkpoint_bytes=CHECKPOINTS * one,
+    feature_bytes=_feature_bytes(net, shapes),
+    sft_step=_sft_seconds(net, shapes, speed),
+    rl_step=_rl_seconds(net, shapes, speed),
+  )
+
+
+def _leaves(tree: PyTree) -> list[Any]:
+  return [x for x in jax.tree.leaves(tree) if hasattr(x, "dtype")]
+
+
+def _whole_bytes(tree: PyTree) -> int:
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in _leaves(tree))
+
+
+def _device_bytes(tree: PyTree) -> int:
+  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in _leaves(tree))
+
+
+def _sampling_bytes(net: model_setup.ModelSetup, shapes: step_shapes.StepShapes) -> int:
+  """Bytes of a device for weights in the activations' dtype, and for keys and values."""
+  params, itemsize = net.abstract_params, jnp.dtype(net.model.dtype).itemsize
+  whole = net.config.rl.replicate_weights_for_decode
+  count = sum(
+    math.prod(x.shape if whole else x.sharding.shard_shape(x.shape)) for x in _leaves(params)
+  )
+  if itemsize == 4 and net.mesh.size == 1:
+    count = 0  # the parameters themselves are read
+  text = net.model.text_sizes
+  tokens = shapes.prompts * (shapes.prefix + shapes.group * shapes.time)
+  return itemsize * (count + text.layers * text.kv_width * tokens // net.mesh.size)
+
+
+def _feature_bytes(net: model_setup.ModelSetup, shapes: step_shapes.StepShapes) -> int:
+  """Bytes of one clip in the feature cache; 0 without a cache."""
+  if not (net.tower_frozen and net.config.model.feature_cache_gib) or "turns" in net.config:
+    return 0
+  return _whole_bytes(net.model.vision_shapes.abstract_features(1, shapes.frames, shapes.patches))
+
+
+def _forward(net: model_setup.ModelSetup, shapes: step_shapes.StepShapes, **more: int) -> Any:
+  sizes = {"frames": shapes.frames, "patches": shapes.patches, "prefix": shapes.prefix}
+  return net.family.forward_flops(net.model, **sizes, **more)
+
+
+def _training_flops(net: model_setup.ModelSetup, work: flops.Forward) -> float:
+  return flops.training(
+    work,
+    vision_frozen=net.tower_frozen,
+    base_frozen=bool(net.adapters),
+    rematerialised=net.model.remat == "full",
+  )
+
+
+def _sft_seconds(
+  net: model_setup.ModelSetup, shapes: step_shapes.StepShapes, speed: accelerators.Speed | None
+) -> float | None:
+  sft = net.config.sft
+  if speed is None:
+    return None
+  work = _training_flops(net, _forward(net, shapes, group=1, time=sft.max_reply_tokens))
+  return sft.batch_size * work / (net.mesh.size * speed.flops)
+
+
+def _rl_seconds(
+  net: model_setup.ModelSetup, shapes: step_shapes.StepShapes, speed: accelerators.Speed | None
+) -> float | None:
+  """Sampling reads the weights once a token; scoring and updating are bound by products."""
+  rl = net.config.rl
+  if speed is None:
+    return None
+  forward = _forward(net, shapes, group=shapes.group, time=shapes.time)
+  scorers = bool(rl.kl_weight) + (rl.num_iterations > 1)
+  work = forward.total + scorers * forward.text
+  work += rl.num_iterations * _training_flops(net, forward)
+  itemsize = jnp.dtype(net.model.dtype).itemsize
+  weights = itemsize * sum(math.prod(x.shape) for x in _leaves(net.abstract_params))
+  ways = 1 if rl.replicate_weights_for_decode else net.mesh.shape["tensor"]
+  decoding = shapes.time * weights / ways / speed.bandwidth
+  return shapes.prompts * work / (net.mesh.size * speed.flops) + decoding
+
+
+def _available_bytes(mesh: jax.sharding.Mesh) -> int | None:
+  """Bytes that one device may use, as far as the device or the system says so."""
+  device = mesh.devices.flat[0]
+  stats = device.memory_stats() or {}
+  if "bytes_limit" in stats:
+    return stats["bytes_limit"]
+  if device.platform != "cpu":
+    return None
+  pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+  return pages * size // mesh.size
