@@ -47,6 +47,7 @@ def try_ingest(
   config: ingest.IngestConfig,
   *,
   limits: guarded_reader.DecodeLimits,
+  check_record: annotations.Check | None,
   seconds: float,
 ) -> Iterator[Trial]:
   """Yields what ingestion would find; see `ingest.ingest`.
@@ -57,7 +58,7 @@ def try_ingest(
   """
   bad = ingest.BadInputs("skip")
   files = video_file.find(videos)
-  questions = annotations.read(annotation_file, frozenset(files), on_bad=bad)
+  questions = annotations.read(annotation_file, frozenset(files), on_bad=bad, check=check_record)
   named = {question.example.video for question in questions}
   names = sorted(named, key=lambda name: hashlib.sha256(name.encode()).digest())
   with tempfile.TemporaryDirectory() as directory:

@@ -15,6 +15,7 @@ import ml_collections
 
 from vr_jax import errors
 from vr_jax.data import examples, frame_store, ingest_trial, trace_store
+from vr_jax.envs import registry
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import (
   check_examples,
@@ -129,6 +130,7 @@ def _data_problems(
           annotation_file,
           data_stage.ingest_config(config.data),
           limits=paths.decode_limits(config.data),
+          check_record=registry.make_environment(config).reference_problem,
           seconds=seconds,
         )
       )
