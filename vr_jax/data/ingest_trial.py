@@ -17,7 +17,7 @@ from vr_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Trial:
+class IngestTrial:
   """What was found, while the store of the frames exists.
 
   problems: one line for each bad record or video.
@@ -49,7 +49,7 @@ def try_ingest(
   limits: guarded_reader.DecodeLimits,
   check_record: annotations.Check | None,
   seconds: float,
-) -> Iterator[Trial]:
+) -> Iterator[IngestTrial]:
   """Yields what ingestion would find; see `ingest.ingest`.
 
   seconds: no further video is read after this time. The first ones are drawn by a hash.
@@ -91,7 +91,7 @@ def try_ingest(
     store = frame_store.FrameStore(Path(directory))
     about = [q for q in questions if q.example.video in read and q.example.video not in bad_videos]
     examples = ingest.check_spans(about, store, {}, config, bad)
-    yield Trial(
+    yield IngestTrial(
       problems=[f"{entry['where']}: {_one_line(entry)}" for entry in bad.entries],
       splits=ingest.split([question.example for question in questions], config),
       examples=examples,

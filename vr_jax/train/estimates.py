@@ -20,7 +20,7 @@ CHECKPOINTS = 3  # of a stage: two are kept while another one is written
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Memory:
+class DeviceMemory:
   """Bytes of one device that an RL step takes at the least. Activations are left out.
 
   state: parameters, optimizer, reference and critic.
@@ -50,7 +50,7 @@ class Estimate:
     these are not known, as for CPUs.
   """
 
-  memory: Memory
+  memory: DeviceMemory
   checkpoint_bytes: int
   feature_bytes: int
   sft_step: float | None
@@ -81,7 +81,7 @@ def estimate(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Esti
   critic = _whole_bytes(learner.critic) if config.rl.steps else 0
   one = stages * (_whole_bytes(saved) + _whole_bytes(moments)) + critic
   return Estimate(
-    memory=Memory(
+    memory=DeviceMemory(
       state=_device_bytes(state),
       gradient=_device_bytes(trained),
       sampling=_sampling_bytes(net, shapes),
