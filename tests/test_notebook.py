@@ -85,6 +85,22 @@ def test_a_run_of_several_turns_is_asked_turn_by_turn_with_the_frames_of_each(as
   assert re.search(r"\{'before RL': '\d+ of \d+ right', 'after RL': '\d+ of \d+ right'\}", text)
 
 
+def test_the_notebook_that_asks_the_demo_is_stored_with_what_it_printed():
+  notebook = nbformat.read(NOTEBOOKS / "ask.ipynb", as_version=4)
+  text, pictures = _outputs(notebook)
+  counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+  assert counts == list(range(1, len(counts) + 1))
+  assert not [
+    out for cell in notebook.cells for out in cell.get("outputs", []) if out.output_type == "error"
+  ]
+  assert "before RL: runs/demo, before RL\nafter RL: runs/demo, rl step 200\n" in text
+  assert pictures == 2
+  answer, right = re.findall(r"^answer: (\S+); right: (\S+)$", text, re.M)[0]
+  assert answer == right
+  before, after = map(int, re.findall(r"'(\d+) of \d+ right'", text))
+  assert before < after == 24
+
+
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)
 def test_a_notebook_holds_no_path_of_the_machine_that_ran_it(path):
   found = re.search(r"/(?:home|root|tmp|Users|work|usr|opt)/", path.read_text(encoding="utf-8"))
