@@ -1,6 +1,7 @@
 """`--mode=export`: other programs read the checkpoint, whatever the number of processes."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -140,3 +141,28 @@ def test_rl_is_what_counts_where_there_was_rl(trained, data, tmp_path):
 def test_a_run_without_checkpoints_has_nothing_to_export(data, tmp_path):
   with pytest.raises(errors.InputError, match=r"checkpoints: holds no complete checkpoint; run"):
     export_stage.export(config(data), tmp_path)
+
+
+def test_an_export_of_an_earlier_checkpoint_of_the_workdir_is_replaced_when_the_new_one_is_whole(
+  tmp_path,
+):
+  target, checkpoints = tmp_path / "export", tmp_path / "run" / "checkpoints"
+  earlier, later = ({"checkpoints": str(checkpoints / "rl"), "step": step} for step in (4, 6))
+  target.mkdir()
+  (target / export_stage.RECORD).write_text(json.dumps(earlier))
+  with (
+    pytest.raises(OSError, match="full"),
+    export_stage._replace_own(target, later) as path,
+  ):
+    path.mkdir()
+    raise OSError("full")
+  assert export_stage._record(target) == earlier
+  with export_stage._replace_own(target, later) as path:
+    path.mkdir()
+    (path / export_stage.RECORD).write_text(json.dumps(later))
+  assert export_stage._record(target) == later
+  assert [each.name for each in tmp_path.iterdir()] == ["export"]
+  elsewhere = {"checkpoints": str(tmp_path / "other" / "checkpoints" / "rl"), "step": 6}
+  for same in (later, elsewhere):  # what is not an earlier one of this workdir is left alone
+    with export_stage._replace_own(target, same) as path:
+      assert path == target
