@@ -15,7 +15,7 @@ can't be sampled, so every reply has its full length. Prints one JSON line:
 - rollout: seconds with the encoder's, sampled tokens/s, and seconds of a decoded token (without the
   prefill) over the time to read the weights and the keys and values once. Goal: at most 1.5.
 
-Ratios to peak or bandwidth are null for a device that `DEVICES` does not list.
+Ratios to peak or bandwidth are null for a device that `accelerators.SPEEDS` does not list.
 """
 
 from collections.abc import Callable, Sequence

@@ -7,6 +7,7 @@ import pytest
 from benchmarks import accelerator
 from tests.train import nano
 from vr_jax.models.qwen2_5_vl import flops
+from vr_jax.parallel import accelerators
 
 TOY = {
   **{name: value for name, value in nano.OVERRIDES.items() if name.startswith("model.arch")},
@@ -57,7 +58,8 @@ def test_the_line_holds_times_and_what_they_depend_on(capsys, fields):
 def test_vision_is_counted_and_where_it_is_frozen_its_time_is_added(
   monkeypatch, frozen, seconds, passes
 ):
-  monkeypatch.setattr(accelerator, "DEVICES", {"cpu": (1e6, 1e6)})
+  speed = accelerators.Speed(flops=1e6, bandwidth=1e6)
+  monkeypatch.setattr(accelerators, "SPEEDS", {"cpu": speed})
   work = accelerator.prepare(arguments(model__freeze_vision=frozen))
   taken = {"encoder": 2.0, "prefill": 1.0, "rollout": 3.0, "update": 4.0}
   line = accelerator.results(work, taken)
