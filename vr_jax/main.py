@@ -98,6 +98,9 @@ def _noted_interrupts() -> Iterator[list[int]]:
 
 def _run_command(words: Sequence[str]) -> int:
   """Runs a command; what is wrong with its input becomes one line and an exit code."""
+  if "--mode" in words[:-1]:
+    place = words.index("--mode")
+    words = [*words[:place], f"--mode={words[place + 1]}", *words[place + 2 :]]
   try:
     if words[1:2] == ["ask"]:
       from vr_jax import ask  # here, because ask imports this module

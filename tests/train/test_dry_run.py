@@ -150,7 +150,10 @@ def test_all_mistakes_of_a_command_line_are_listed_and_end_with_code_2(capsys, t
 
 
 def test_a_run_without_problems_ends_with_code_0(capsys, tmp_path):
-  assert main.cli(["vr-jax", *nano.arguments(tmp_path / "run", mode="check")]) == 0
+  words = nano.arguments(tmp_path / "run", mode="check")
+  place = words.index("--mode=check")
+  words[place : place + 1] = ["--mode", "check"]  # both spellings
+  assert main.cli(["vr-jax", *words]) == 0
   out = capsys.readouterr().out
   assert out.endswith("check: no problems\n")
   assert "data: 4 of 12 videos were read" in out
