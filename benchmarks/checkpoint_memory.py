@@ -104,7 +104,8 @@ def write_checkpoint(directory: Path, megabytes: int) -> int:
       yield np.resize(np.roll(block, number), entry.shape)
 
   streaming.write_files(directory, entries, stream(), 10**9)
-  (directory / "config.json").write_text(json.dumps(family.config_fields(config)))
+  fields, _ = family.model_files(config, None)
+  (directory / "config.json").write_text(json.dumps(fields))
   return max(entry.bytes for entry in entries)
 
 

@@ -310,6 +310,12 @@ def read_flags(
   """
   try:
     return values(list(argv), known_only=known_only)[1:]
+  except flags.UnrecognizedFlagError as error:
+    if "." not in error.flagname:
+      raise errors.InputError(str(error).strip().splitlines()[-1]) from error
+    raise errors.InputError(
+      f"--{error.flagname}: not a flag; fields are overridden as --config.field=value"
+    ) from error
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
     raise errors.InputError(str(error).strip().splitlines()[-1]) from error
 

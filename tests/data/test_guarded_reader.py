@@ -4,6 +4,7 @@ The workers are real processes. A named pipe hangs one: opening and reading it w
 process.
 """
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -205,7 +206,14 @@ def test_a_reader_that_is_ended_leaves_no_worker_behind(hanging, number):
   code += "reader.cut(Path(sys.argv[1]), fps=1.0, quality=90, max_side=448, "
   code += "limits=reader.DecodeLimits())"
   command = [sys.executable, "-c", code, str(hanging)]
-  reader = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+  reader = subprocess.Popen(
+    command,
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+    # A test run in the background of a script ignores SIGINT, and its children would inherit that.
+    preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+  )
   writer = wait_for_reader(hanging)
   (worker,) = workers(reader.pid)
   reader.send_signal(number)

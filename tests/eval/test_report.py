@@ -99,7 +99,10 @@ def test_nothing_is_left_beside_the_report(workdir):
   assert set(workdir.iterdir()) - before == {path}
 
 
-def test_evaluations_stand_in_the_order_of_training(workdir):
+@pytest.mark.parametrize("start", ["sft", "base"])
+def test_evaluations_stand_in_the_order_of_training(workdir, start):
+  path = workdir / "eval" / "before_rl.json"
+  path.write_text(json.dumps({**json.loads(path.read_text()), "stage": start, "step": 0}))
   run = report_data.read_run(workdir)
   assert [each.name for each in run.evaluations] == ["before_rl", "after_rl"]
 

@@ -75,7 +75,8 @@ def test_a_segment_that_the_reply_lacks_is_said_to_be_missing(shown):
   parts = [{"name": "perception", "text": ""}, {"name": "reasoning", "text": THOUGHT}]
   found = pieces(shown(reply=THOUGHT, segments=parts))
   assert [colour for colour, _ in found] == ["1", "0"]
-  assert found[1][1].endswith("advantage +0.71 (not in the reply)")
+  lacking, _, _ = found[1][1].partition(" Ask again")
+  assert lacking.endswith("advantage +0.71 (not in the reply)")
 
 
 def test_a_segment_without_a_verdict_says_so(shown):

@@ -77,7 +77,10 @@ def _given(directory, **fields):
 LONG_STEPS = [{"text": "At 0s, the circle is red. " * 40, "start": 0, "end": 2}]
 UNUSABLE = {
   "a reply that is too long": ({"steps": LONG_STEPS}, r"its reference reply has \d+ tokens"),
-  "no steps": ({"steps": []}, r"it has no reference reply \(.*\); needs 1 to 80"),
+  "no steps": (
+    {"steps": []},
+    r"it has no reference reply \(.*\); add one, or .*--config.sft.steps=0",
+  ),
   "a prompt that is too long": (
     {"question": "What? " * 100},
     r"\d+ tokens, but the largest bucket",

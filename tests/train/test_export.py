@@ -161,6 +161,15 @@ def test_an_export_of_an_earlier_checkpoint_of_the_workdir_is_replaced_when_the_
     path.mkdir()
     (path / export_stage.RECORD).write_text(json.dumps(later))
   assert export_stage._record(target) == later
+  (target / "NOTES.md").write_text("mine")
+  with (
+    pytest.raises(errors.InputError, match=r"export: holds NOTES\.md"),
+    export_stage._replace_own(target, {**later, "step": 8}) as path,
+  ):
+    path.mkdir()
+    (path / export_stage.RECORD).write_text("{}")
+  assert export_stage._record(target) == later and (target / "NOTES.md").read_text() == "mine"
+  (target / "NOTES.md").unlink()
   assert [each.name for each in tmp_path.iterdir()] == ["export"]
   elsewhere = {"checkpoints": str(tmp_path / "other" / "checkpoints" / "rl"), "step": 6}
   for same in (later, elsewhere):  # what is not an earlier one of this workdir is left alone

@@ -14,7 +14,7 @@ from vr_jax.envs import metric
 from vr_jax.eval import evaluated_replies, report_json
 from vr_jax.train import metrics as metrics_lib
 
-STAGES = ("sft", "rl")  # in the order of training
+STAGES = ("base", "sft", "rl")  # in the order of training; base: the weights to start from
 
 Curves = dict[str, dict[str, tuple[list[int], list[float]]]]
 

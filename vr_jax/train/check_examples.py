@@ -271,10 +271,12 @@ def first_observation(
 def check_reply(length: int, longest: int, where: str) -> None:
   """Raises InputError if a reference reply has no tokens, or too many to train on."""
   if not 0 < length <= longest:
-    none = "it has no reference reply (steps, or observation and reasoning)"
-    problem = f"its reference reply has {length} tokens" if length else none
+    if length:
+      problem = f"its reference reply has {length} tokens; the most is {longest}"
+      raise errors.InputError(f"{where}: {problem} (config.sft.max_reply_tokens)")
     raise errors.InputError(
-      f"{where}: {problem}; needs 1 to {longest} (config.sft.max_reply_tokens)"
+      f"{where}: it has no reference reply (steps, or observation and reasoning); add one, or "
+      "train without a warm start: --config.sft.steps=0"
     )
 
 

@@ -131,6 +131,13 @@ def _replace_own(target: Path, checkpoint: Mapping[str, Any]) -> Iterator[Path]:
   yield new
 
   def swap() -> None:
+    names = [{path.name for path in directory.iterdir()} for directory in (target, new)]
+    if others := sorted(names[0] - names[1]):
+      shutil.rmtree(new)
+      raise errors.InputError(
+        f"{target}: holds {others[0]}, which is not of the export; move it, or give another "
+        "config.export.directory"
+      )
     shutil.rmtree(target)
     new.rename(target)
 

@@ -131,13 +131,13 @@ class Learner:
       values |= self.critic.learn(
         collected.prompt, rollout, targets, packed_length=fit.packed_length
       )
+    values["learning_rate"] = self.learning_rate(self.state)
     running = self.state.step, self.critic and self.critic.state.step
     if overlap and not _idle(*running):
       timer.record("update")
       overlap(self.params)
       late = _idle(*running)
       timer.record("data" if late else "update", device_idle=late)
-    values["learning_rate"] = self.learning_rate(self.state)
     values, updates = jax.device_get((values, updates))
     values = {n: float(v) for n, v in {**values, **combine_updates(updates)}.items()}
     values = {n: v for n, v in values.items() if not _undefined(n, v)}

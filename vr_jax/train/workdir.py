@@ -155,6 +155,11 @@ def _written(path: Path) -> tuple[dict[str, Any], list[Any]]:
       return config, history
   except (ValueError, KeyError, TypeError):
     pass  # raised below, as for a config that is not an object
+  if b'"model_type"' in path.read_bytes():
+    raise errors.InputError(
+      f"{path}: is a model's, not a run's; to use a model directory, give --config=<recipe>:<size> "
+      "as well"
+    )
   raise errors.InputError(f"{path}: damaged; delete it or choose another --workdir")
 
 
