@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from tests.train import counting, nano
-from vr_jax import records
+from vr_jax import errors, records
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
 from vr_jax.train import metrics, rl_loop, rollout_log, rollout_samples, scoring
@@ -88,7 +88,8 @@ def test_tensorboard_shows_two_replies_and_the_frames_that_were_shown(run):
   pair = rollout_samples.choose(_lines(workdir, 2))
   shown = best[1].tensor_proto.string_val[0].decode()
   assert all(line.startswith("    ") for line in shown.split("\n"))
-  assert pair.line["replies"][pair.best]["text"].split("\n")[0] in shown
+  text = errors.printable(pair.line["replies"][pair.best]["text"])
+  assert text.split("\n")[0] in shown
   (first, second) = reader.Images("completions/frames")
   # Eight frames of 64 pixels, with gaps of two between them.
   assert (second.height, second.width) == (64, 8 * 64 + 7 * 2)
