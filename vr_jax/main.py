@@ -170,7 +170,6 @@ def _run_stages(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> 
     processes.first_alone("data", lambda: data_stage.prepare(config, workdir))
   if mode in ("sft", "all"):
     data_stage.check_before_training(config, workdir, mode)
-  if mode in ("sft", "all"):
     sft_loop.train(config, workdir)
   if mode in ("rl", "all"):
     rl_loop.train(config, workdir)

@@ -2,7 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
+
+from vr_jax.data import annotations
+from vr_jax.errors import InputError
+
+VIDEOS = frozenset({"a.mp4", "deep/b.mp4", "chart.PNG"})
 
 
 def record(**fields: Any) -> dict[str, Any]:
@@ -51,3 +56,14 @@ def write(path: Path, *values: Any) -> Path:
   lines = [value if isinstance(value, str) else json.dumps(value) for value in values]
   path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
   return path
+
+
+def fail(where: str, error: InputError) -> Never:
+  """Raises the error of a bad record."""
+  raise error
+
+
+def read(tmp_path: Path, *values: Any) -> list[annotations.Annotation]:
+  """Writes records to a file and reads them as annotations of VIDEOS; a bad one raises."""
+  path = write(tmp_path / "notes.jsonl", *values)
+  return annotations.read(path, VIDEOS, on_bad=fail)

@@ -15,16 +15,7 @@ from vr_jax.errors import InputError
 
 record = annotation_files.record
 video_r1_record = annotation_files.video_r1_record
-VIDEOS = frozenset({"a.mp4", "deep/b.mp4", "chart.PNG"})
-
-
-def fail(where, error):
-  raise error
-
-
-def read(tmp_path, *values):
-  path = annotation_files.write(tmp_path / "notes.jsonl", *values)
-  return annotations.read(path, VIDEOS, on_bad=fail)
+VIDEOS, fail, read = annotation_files.VIDEOS, annotation_files.fail, annotation_files.read
 
 
 FOREIGN = {

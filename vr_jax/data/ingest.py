@@ -8,7 +8,7 @@ The output directory has:
     ingest.json          fingerprint of inputs and config, and the report
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 import contextlib
 import dataclasses
 import hashlib
@@ -266,6 +266,28 @@ def _cut_videos(
     directory, fps=config.fps, shard_megabytes=config.shard_megabytes
   )
   bad_videos = {}
+  with contextlib.closing(cut_each(videos, names, writer, config, limits, bad)) as results:
+    for done, (name, result) in enumerate(results, start=1):
+      if isinstance(result, InputError):
+        bad_videos[name] = result
+      if progress:
+        progress(done, len(names))
+  writer.close()
+  return bad_videos
+
+
+def cut_each(
+  videos: Path,
+  names: Sequence[str],
+  writer: frame_store.FrameStoreWriter,
+  config: IngestConfig,
+  limits: guarded_reader.DecodeLimits,
+  bad: BadInputs,
+) -> Generator[tuple[str, video_file.CutVideo | InputError], None, None]:
+  """Reads videos in the order of `names`; yields (name, result) once it is written or noted as bad.
+
+  The processes that decode end when the iterator is closed.
+  """
   results = guarded_reader.cut_all(
     [videos / name for name in names],
     fps=config.fps,
@@ -274,16 +296,12 @@ def _cut_videos(
     limits=limits,
   )
   with contextlib.closing(results):
-    for done, (name, result) in enumerate(zip(names, results, strict=True), start=1):
+    for name, result in zip(names, results, strict=True):
       if isinstance(result, InputError):
         bad(str(videos / name), result)
-        bad_videos[name] = result
       else:
         writer.add(name, result)
-      if progress:
-        progress(done, len(names))
-  writer.close()
-  return bad_videos
+      yield name, result
 
 
 def check_spans(

@@ -65,23 +65,15 @@ def try_ingest(
     writer = frame_store.FrameStoreWriter(
       Path(directory), fps=config.fps, shard_megabytes=config.shard_megabytes
     )
-    begun, stored, read, bad_videos = time.monotonic(), 0, [], {}
+    begun, stored, read, bad_videos = time.monotonic(), 0, [], set()
     times = [begun]
-    results = guarded_reader.cut_all(
-      [videos / name for name in names],
-      fps=config.fps,
-      quality=config.quality,
-      max_side=config.max_side,
-      limits=limits,
-    )
+    results = ingest.cut_each(videos, names, writer, config, limits, bad)
     with contextlib.closing(results):
-      for name, result in zip(names, results, strict=False):
+      for name, result in results:
         read.append(name)
         if isinstance(result, InputError):
-          bad(str(videos / name), result)
-          bad_videos[name] = result
+          bad_videos.add(name)
         else:
-          writer.add(name, result)
           stored += sum(map(len, result.jpegs))
         times.append(time.monotonic())
         if times[-1] > begun + seconds:

@@ -147,9 +147,9 @@ def _find(
   if not shards.is_dir():
     return None
   store = frame_store.FrameStore(shards / "frames")
-  if cut is None:
-    names = (video.as_posix(),)
-  elif not (names := store.find(cut)):
+  alike = (video.as_posix(),) if cut is None else store.find(cut)
+  names = alike
+  if not names:
     names = (os.path.relpath(video.resolve(), paths.videos_directory(config, workdir).resolve()),)
   names = tuple(name for name in names if name in store.videos)
   if not names:
@@ -157,7 +157,7 @@ def _find(
   return _Found(
     store=store,
     names=names,
-    same_frames=cut is None or bool(store.find(cut)),
+    same_frames=bool(alike),
     questions=tuple(
       (split, example)
       for split in examples.SPLITS

@@ -43,6 +43,14 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
     )
 
 
+def require_videos(data: ml_collections.ConfigDict) -> None:
+  """Raises InputError unless the section `data` names videos and annotations."""
+  if not (data.videos and data.annotations):
+    raise errors.InputError(
+      "config.data: needs videos and annotations (docs/data.md), or simulate.videos > 0"
+    )
+
+
 def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
   data = config.data
   output = paths.data_directory(config, workdir)
@@ -56,10 +64,8 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
       )
     _simulate(data.simulate, raw)
     videos, annotations = raw / "videos", raw / "annotations.jsonl"
-  elif not (data.videos and data.annotations):
-    raise errors.InputError(
-      "config.data: needs videos and annotations (docs/data.md), or simulate.videos > 0"
-    )
+  else:
+    require_videos(data)
   options = ingest_config(data)
   shards = paths.shards_directory(config, workdir)
   # Recipes may share the directory, so what this one can't use is left out by `check_examples`.

@@ -169,10 +169,7 @@ def _find_videos(
   """
   data = config.data
   if not data.simulate.videos:
-    if not (data.videos and data.annotations):
-      raise errors.InputError(
-        "config.data: needs videos and annotations (docs/data.md), or simulate.videos > 0"
-      )
+    data_stage.require_videos(data)
     return Path(data.videos), Path(data.annotations), 1.0
   raw = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "simulated"
   count = min(SIMULATED, data.simulate.videos)
