@@ -81,14 +81,12 @@ def test_a_complete_output_is_left_as_it_is(inputs, monkeypatch):
   assert run(inputs) == report
 
 
-@pytest.mark.parametrize("change", ["config", "annotations", "another video", "a video"])
+@pytest.mark.parametrize("change", ["config", "another video", "a video"])
 def test_an_output_of_other_inputs_or_another_config_is_named(inputs, change):
   run(inputs)
   config = CONFIG
   if change == "config":
     config = ingest.IngestConfig(fps=2.0)
-  elif change == "annotations":
-    annotation_files.write(inputs / "notes.jsonl", record(video="b.mp4"))
   elif change == "another video":
     videos.write(inputs / "videos" / "c.mp4")
   else:
@@ -97,6 +95,27 @@ def test_an_output_of_other_inputs_or_another_config_is_named(inputs, change):
     InputError, match="output: was ingested from other inputs or with another con"
   ):
     run(inputs, config)
+
+
+def test_annotations_that_are_edited_or_more_are_named_and_ones_that_are_missing_do_no_harm(inputs):
+  pattern, second = inputs / "notes*.jsonl", inputs / "notes2.jsonl"
+  annotation_files.write(second, record(id="c", video="a.mp4"))
+  ingest.ingest(inputs / "videos", pattern, inputs / "output", CONFIG)
+  ingest.check_annotations(inputs / "output", pattern)
+  (inputs / "notes.jsonl").rename(inputs / "moved.jsonl")
+  ingest.check_annotations(inputs / "output", pattern)
+  ingest.check_annotations(inputs / "output", inputs / "moved.jsonl")
+  ingest.check_annotations(inputs / "output", inputs / "gone" / "notes*.jsonl")
+  annotation_files.write(inputs / "notes3.jsonl", record(id="d", video="a.mp4"))
+  with pytest.raises(InputError, match=r"notes3\.jsonl: is not as it was when .*/output was inges"):
+    ingest.check_annotations(inputs / "output", pattern)
+  (inputs / "moved.jsonl").rename(inputs / "notes.jsonl")
+  with pytest.raises(InputError, match=r"notes3\.jsonl: is not as it was when .*/output was inges"):
+    ingest.ingest(inputs / "videos", pattern, inputs / "output", CONFIG)
+  older = json.loads((inputs / "output" / "ingest.json").read_text())
+  del older["annotations"]
+  (inputs / "output" / "ingest.json").write_text(json.dumps(older))
+  ingest.check_annotations(inputs / "output", pattern)
 
 
 @pytest.mark.parametrize("place", [100, 70_000, -1])

@@ -87,8 +87,9 @@ def test_what_is_compiled_is_announced_and_the_next_time_how_long_it_took(
     with console.heartbeat(), compilations.announced(tmp_path, network):
       _compile("_decode", 3.5 + number)
   said = re.findall(r"^vr-jax: (compiling the sampler.*)$", capsys.readouterr().err, re.MULTILINE)
-  first, again = "compiling the sampler (first time)", "compiling the sampler (first time; 0 s"
-  assert [one for one in said if "so far" not in one] == [first, f"{again} the last time)", first]
+  first = "compiling the sampler (once for each size)"
+  again = "compiling the sampler (once for each size; 0 s the last time)"
+  assert [one for one in said if "so far" not in one] == [first, again, first]
   kept = json.loads((tmp_path / compilations.SECONDS).read_text())
   assert [times["the sampler"] >= 0.2 for times in kept.values()] == [True, True]
 
@@ -97,4 +98,26 @@ def test_a_damaged_file_of_times_does_no_harm(impatient, tmp_path, capsys):
   (tmp_path / compilations.SECONDS).write_text('{"half')
   with console.heartbeat(), compilations.announced(tmp_path, "mine"):
     _compile("step", 7.25)
-  assert "vr-jax: compiling the update (first time)\n" in capsys.readouterr().err
+  assert "vr-jax: compiling the update (once for each size)\n" in capsys.readouterr().err
+
+
+def test_a_program_without_a_name_for_users_is_not_called_by_its_private_one(
+  impatient, tmp_path, capsys
+):
+  with console.heartbeat(), compilations.announced(tmp_path, "mine"):
+    _compile("_helper_of_ours", 9.25)
+  said = capsys.readouterr().err
+  assert "compiling a small program" in said and "_helper" not in said
+
+
+def test_a_run_that_compiles_many_updates_is_told_once_how_to_need_fewer(
+  tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(compilations, "_MANY", 2)
+  monkeypatch.setattr(compilations, "_LONG", 0.3)
+  said = []
+  with compilations.announced(tmp_path, "mine"):
+    for number in range(3):
+      _compile("step", 11.5 + number)
+      said.append(capsys.readouterr().err)
+  assert [text.count("token_bucket_ratio") for text in said] == [0, 2, 0]

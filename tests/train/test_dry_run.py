@@ -2,16 +2,25 @@
 
 import json
 import math
+import re
 
 import jax
 import pytest
 
 from launch import chips
 from tests.train import nano
-from vr_jax import main
+from vr_jax import errors, main
+from vr_jax.data import ingest_trial
 from vr_jax.models.common import flops
 from vr_jax.parallel import accelerators
-from vr_jax.train import dry_run, estimates, initialization, learner_state
+from vr_jax.train import (
+  data_stage,
+  dry_run,
+  estimates,
+  initialization,
+  learner_state,
+  run_context,
+)
 from vr_jax.worlds import config as world_config
 from vr_jax.worlds import write
 
@@ -94,7 +103,8 @@ def test_all_problems_of_flags_workdir_model_data_and_machine_are_listed(given, 
   # Without the records that can't be read, what is behind them is seen.
   fields = {"data__test_fraction": 0.01, "mesh": (3, 1, 1, 1), "data__videos": str(broken)}
   config = nano.config(**_fields(raw, [records[0], late], **fields))
-  _, problems, _ = _report(capsys, config, workdir)
+  _, problems, lines = _report(capsys, config, workdir)
+  assert any(each.startswith("data: 1 of 2 videos were read, and 1 could not be") for each in lines)
   says = ("cannot be decoded", "999 s is outside", "test_fraction=0.01", "config.mesh=(3")
   for part in says:
     assert sum(part in problem for problem in problems) == 1, part
@@ -114,6 +124,58 @@ def test_prompts_that_are_too_long_are_found_before_ingestion(given, data, capsy
   count, _, lines = _report(capsys, nano.config(**good), workdir)
   assert count == 0
   assert any(line.startswith("data: 4 of 4 videos were read") for line in lines)
+
+
+@pytest.mark.parametrize("model", ["its tokenizer is yet to be trained", "its files are missing"])
+def test_what_needs_no_tokenizer_is_found_without_one(given, capsys, tmp_path, model):
+  raw, records = given
+  plain = {**records[0], "steps": []}
+  long = {**records[1], "question": "What? " * 400}
+  fields = _fields(raw, [plain, long, *records[2:]], data__test_fraction=0.25)
+  missing = model == "its files are missing"
+  if missing:
+    name = "Qwen2.5-VL-3B-Instruct"
+    fields |= {"model__pretrained": name, "model__tokenizer": "", "mesh": (1, 1, 1, 1)}
+  _, problems, lines = _report(capsys, nano.config(**fields), tmp_path / "run")
+  assert sum("it has no reference reply" in each for each in problems) == 1
+  assert sum("tokens, but the largest bucket" in each for each in problems) == (not missing)
+  assert sum("hf download Qwen/Qwen2.5-VL-3B-Instruct" in each for each in problems) == missing
+  (memory,) = (each for each in lines if each.startswith("memory: "))
+  size = re.search(r"needs at least ([\d.]+) GiB", memory)
+  # Of 3.75e9 weights: float32, and their two moments.
+  assert missing == (size is not None and float(size[1]) > 3.75e9 * 12 / 2**30)
+
+
+def test_annotations_that_were_edited_are_noticed_by_all_that_read_the_store(
+  data, capsys, tmp_path
+):
+  own = tmp_path / "data"
+  (own / "simulated").mkdir(parents=True)
+  for name in ("shards", next(data.glob("tokenizer-*.json")).name):
+    (own / name).symlink_to(data / name)
+  config, edited = nano.config(data__directory=str(own)), own / "simulated" / "annotations.jsonl"
+  assert _report(capsys, config, tmp_path / "run")[0] == 0  # the frames and examples alone
+  text = (data / "simulated" / "annotations.jsonl").read_text()
+  edited.write_text(text)
+  run_context.make_run_context(config, tmp_path / "run", judged=False)
+  edited.write_text(text.replace("colour", "color"))
+  says = rf"^{edited}: is not as it was when {own}/shards was ingested; restore it, or choose ano"
+  (problem,) = _report(capsys, config, tmp_path / "run")[1]
+  assert re.match(says, problem)
+  for stage in (
+    lambda: run_context.make_run_context(config, tmp_path / "run", judged=False),
+    lambda: data_stage.check_before_training(config, tmp_path / "run", "sft"),
+  ):
+    with pytest.raises(errors.InputError, match=says):
+      stage()
+
+
+def test_the_time_of_few_videos_is_shared_by_all_and_of_many_that_of_the_later_ones():
+  # The second of two that were read together comes at once.
+  assert ingest_trial._seconds_per_video([5.0, 7.0, 7.0002]) == pytest.approx(1.0001)
+  steady = [0.0, *(3 + 0.5 * each for each in range(40))]
+  assert ingest_trial._seconds_per_video(steady) == pytest.approx(0.5)
+  assert ingest_trial._seconds_per_video([5.0]) == 0
 
 
 def test_data_and_a_workdir_that_exist_are_checked_as_they_are(data, capsys, tmp_path):

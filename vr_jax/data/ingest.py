@@ -5,7 +5,7 @@ The output directory has:
     frames/              the frame store
     moss_video/1.2.0/    the examples, a TFDS dataset with splits train, validation and test
     bad_records.jsonl    with on_bad "skip": what was skipped, and why
-    ingest.json          fingerprint of inputs and config, and the report
+    ingest.json          fingerprint of inputs and config, hashes of the annotations, the report
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -133,15 +133,21 @@ def ingest(
   """
   foreign_records.check_place(videos, "config.data.videos")
   files = video_file.find(videos)
-  inputs = _digest_inputs(videos, files, annotations)
+  hashes = _hash_annotations(annotations)
+  inputs = _digest_inputs(videos, files, hashes)
   if output.is_dir() and any(output.iterdir()):
+    check_annotations(output, annotations)
     return _read_report(output, inputs, config)
   with atomic.directory(output) as partial:
     report = _fill(
       partial, videos, files, annotations, config, limits, check, check_record, progress
     )
     fingerprint = _fingerprint(inputs, config)
-    outcome = {"fingerprint": fingerprint, "report": dataclasses.asdict(report)}
+    outcome = {
+      "fingerprint": fingerprint,
+      "annotations": hashes,
+      "report": dataclasses.asdict(report),
+    }
     (partial / _REPORT_FILE).write_text(json.dumps(outcome, indent=2) + "\n")
   return report
 
@@ -151,16 +157,41 @@ def open_split(output: Path, split: str) -> tuple[examples.ExampleSource, frame_
   return examples.ExampleSource(output, split), frame_store.FrameStore(output / "frames")
 
 
-def _digest_inputs(videos: Path, files: Sequence[str], annotation_file: Path) -> bytes:
-  """What the fingerprint depends on besides the config."""
-  digests = []
-  for path in annotations.find_files(annotation_file):
-    try:
-      digests.append(hashlib.sha256(path.read_bytes()).digest())
-    except OSError as error:
-      raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+def check_annotations(output: Path, annotation_file: Path) -> None:
+  """Raises InputError if an annotation file is not one that `output` was ingested from.
+
+  Files that are missing are no error: frames and examples may have been copied alone. Nor are data
+  of an older version, which does not know its annotations, or data that were not ingested.
+  """
+  try:
+    known = json.loads((output / _REPORT_FILE).read_text()).get("annotations")
+    files = annotations.find_files(annotation_file)
+  except (OSError, ValueError, AttributeError, InputError):
+    return
+  for path in files if known else ():
+    if path.is_file() and _hash_file(path) not in known.values():
+      raise InputError(
+        f"{path}: is not as it was when {output} was ingested; restore it, or choose another "
+        "--workdir (config.data.directory) and run --mode=data for it as it is now"
+      )
+
+
+def _hash_annotations(annotation_file: Path) -> dict[str, str]:
+  """The hash of each annotation file, by its name."""
+  return {path.name: _hash_file(path) for path in annotations.find_files(annotation_file)}
+
+
+def _hash_file(path: Path) -> str:
+  try:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+  except OSError as error:
+    raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _digest_inputs(videos: Path, files: Sequence[str], hashes: Mapping[str, str]) -> bytes:
+  """What the fingerprint depends on besides the config. hashes: of the annotation files."""
   sums = json.dumps([[file, *_size_and_checksum(videos / file)] for file in files])
-  return b"".join([*digests, sums.encode()])
+  return b"".join([*map(bytes.fromhex, hashes.values()), sums.encode()])
 
 
 def _fingerprint(inputs: bytes, config: IngestConfig) -> str:

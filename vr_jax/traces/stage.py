@@ -16,7 +16,7 @@ import jax
 import ml_collections
 
 from vr_jax import atomic, errors, optional_sections, schema
-from vr_jax.data import examples, trace_store
+from vr_jax.data import examples, ingest, trace_store
 from vr_jax.envs import registry
 from vr_jax.traces import beam, proposers
 from vr_jax.traces import filter as filter_lib
@@ -35,6 +35,7 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
   section, source = config.traces, paths.shards_directory(config, workdir)
   if not source.is_dir():
     raise errors.InputError(f"{source}: no such data; run --mode=data first")
+  ingest.check_annotations(source, paths.annotation_file(config, workdir))
   output = Path(section.directory) if section.directory else workdir / "traces"
   if section.workers and trace_store.summary(output) is None:
     beam.load(config)

@@ -26,6 +26,10 @@ from vr_jax.rollout import dialogue
 from vr_jax.train import paths
 
 SPLITS = ("train", "validation", "test")
+_NO_REPLY = (
+  "it has no reference reply (steps, or observation and reasoning); add one, or train without a "
+  "warm start: --config.sft.steps=0"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,22 +47,15 @@ class CheckResult:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Checks:
-  """The checks that examples must pass.
+class ReferenceChecks:
+  """The checks that need no tokenizer.
 
-  Prompts and replies must fit the recipe's buckets, and the reference must be a right reply.
-
-  shards: the directory with the examples and frames.
+  The reference must be a right reply, some frame must be shown, and an example of the warm start
+  needs a reference reply.
   """
 
   config: ml_collections.ConfigDict
-  shards: Path
-  processor: interface.Processor
   environment: environment_lib.Environment
-
-  def find_unusable(self) -> Mapping[str, frozenset[int]]:
-    """Finds the indices of each split's examples that can't be used; see `run`."""
-    return self.run().left_out
 
   def problems(
     self, source: Iterable[records.Example], store: frame_store.FrameStore, split: str
@@ -71,6 +68,52 @@ class Checks:
         self._check(example, store, where, supervised=supervised)
       except errors.InputError as error:
         yield f"{where}: {str(error).removeprefix(f'{where}: ').removeprefix(f'{example.id}: ')}"
+
+  def _check(
+    self,
+    example: records.Example,
+    store: frame_store.FrameStore,
+    where: str,
+    *,
+    supervised: bool,
+  ) -> int:
+    """Checks an example; returns the number of its clip's frames."""
+    times, replies = self._clip(example, store, where, supervised=supervised)
+    if supervised and not any(replies):
+      raise errors.InputError(f"{where}: {_NO_REPLY}")
+    return len(times)
+
+  def _clip(
+    self,
+    example: records.Example,
+    store: frame_store.FrameStore,
+    where: str,
+    *,
+    supervised: bool,
+  ) -> tuple[Float[np.ndarray, "frames"], tuple[str, ...]]:
+    """Times of the frames that are shown, and the replies that the warm start trains on."""
+    if problem := self.environment.reference_problem(example):
+      raise errors.InputError(f"{where}: {problem}")
+    rule = paths.sampling_rule(self.config.data)
+    times, ends = store.timestamps(example.video), store.ends(example.video)
+    chosen = sampling.choose(times, ends, example.shown, rule, where=where)
+    times = sampling.shown_times(times, chosen, example.shown)
+    return times, self.environment.reference_replies(example, times) if supervised else ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checks(ReferenceChecks):
+  """All checks that examples must pass: prompts and replies must fit the recipe's buckets, too.
+
+  shards: the directory with the examples and frames.
+  """
+
+  shards: Path
+  processor: interface.Processor
+
+  def find_unusable(self) -> Mapping[str, frozenset[int]]:
+    """Finds the indices of each split's examples that can't be used; see `run`."""
+    return self.run().left_out
 
   def run(self) -> CheckResult:
     """Checks all examples, unless a file with the result exists.
@@ -161,15 +204,9 @@ class Checks:
     supervised: bool,
   ) -> int:
     """Checks an example; returns the number of its clip's frames."""
-    if problem := self.environment.reference_problem(example):
-      raise errors.InputError(f"{where}: {problem}")
-    model, rule = self.config.model, paths.sampling_rule(self.config.data)
-    times, size = store.timestamps(example.video), store.size(example.video)
-    ends = store.ends(example.video)
-    chosen = sampling.choose(times, ends, example.shown, rule, where=where)
-    times = sampling.shown_times(times, chosen, example.shown)
-    count, environment = len(chosen), self.environment
-    replies = environment.reference_replies(example, times) if supervised else ()
+    times, replies = self._clip(example, store, where, supervised=supervised)
+    model, size = self.config.model, store.size(example.video)
+    count, environment = len(times), self.environment
     pool = _Blank(times, self.processor, size)
     host = dialogue.Dialogue(
       environment=environment,
@@ -274,10 +311,7 @@ def check_reply(length: int, longest: int, where: str) -> None:
     if length:
       problem = f"its reference reply has {length} tokens; the most is {longest}"
       raise errors.InputError(f"{where}: {problem} (config.sft.max_reply_tokens)")
-    raise errors.InputError(
-      f"{where}: it has no reference reply (steps, or observation and reasoning); add one, or "
-      "train without a warm start: --config.sft.steps=0"
-    )
+    raise errors.InputError(f"{where}: {_NO_REPLY}")
 
 
 def _list_bad(path: Path, entries: list[dict[str, str]]) -> None:

@@ -31,10 +31,13 @@ from vr_jax.train import console
 
 SECONDS = "compile_seconds.json"  # in the cache: how long programs took to compile
 _WORTH_SAVING = 5.0  # seconds
+# A run is told how to need fewer programs after so many of one kind, if they took so many seconds.
+_MANY, _LONG = 8, 60.0
 _COMPILE = "/jax/core/compile/backend_compile_duration"
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
-# What the slow programs are for, by the names of their functions.
+_UPDATE = "the update"
+# What the programs are for, by the names of their functions.
 PROGRAMS = {
   "_start": "the sampler's pass over prompts",
   "start": "the sampler's pass over prompts",
@@ -42,13 +45,22 @@ PROGRAMS = {
   "decode": "the sampler",
   "append": "the sampler's pass over observations",
   "sample_without_compaction": "the sampler",
-  "step": "the update",
+  "decoding_params": "the sampler's copy of the weights",
+  "step": _UPDATE,
   "score": "the log-probs of replies",
   "features": "the vision tower",
   "log_likelihood": "the validation loss",
   "random_params": "the network's random weights",
+  "draw": "the adapters' random weights",
   "_values": "the critic's values",
+  "compute_advantages": "the advantages",
+  "rouge": "the comparison of reasoning steps",
+  "dtw": "the alignment of reasoning steps",
+  "subsequence_dtw": "the alignment of reasoning steps",
+  "_bit_sums": "a checkpoint's checksum",
+  "_sums": "the checksum of the vision tower's weights",
 }
+_OTHER = "a small program"  # one of ours that is not listed, of JAX, or of a user's reward
 
 
 def use_cache(workdir: Path) -> Path:
@@ -113,6 +125,7 @@ class _Watch:
   def __init__(self, path: Path, key: str) -> None:
     self._path, self._key = path, key
     self._thread = threading.local()
+    self._updates: list[float] = []  # seconds of each program of the update
 
   def begin(self, event: str, value: float, **about: Any) -> None:
     """A compilation begins."""
@@ -123,7 +136,8 @@ class _Watch:
     before = self._read().get(self._key, {}).get(program)
     times = f"; {console.duration(before)} the last time" if before else ""
     self._thread.hit = False
-    self._thread.activity = console.begin(f"compiling {program} (first time{times})", announce=True)
+    text = f"compiling {program} (once for each size{times})"
+    self._thread.activity = console.begin(text, announce=True)
 
   def note_hit(self, event: str, **about: Any) -> None:
     """The program was in the cache."""
@@ -137,9 +151,25 @@ class _Watch:
       return
     self._thread.activity = None
     console.end(activity)
-    if duration_secs >= _WORTH_SAVING and not self._thread.hit and processes.is_first():
+    if self._thread.hit:
+      return
+    program = _program(about)
+    if duration_secs >= _WORTH_SAVING and processes.is_first():
       with contextlib.suppress(OSError):
-        self._save(_program(about), duration_secs)
+        self._save(program, duration_secs)
+    if program == _UPDATE:
+      self._note_update(duration_secs)
+
+  def _note_update(self, seconds: float) -> None:
+    """Says once how a run that compiles many updates needs fewer of them."""
+    self._updates.append(seconds)
+    if len(self._updates) == _MANY and sum(self._updates) >= _LONG:
+      console.print_note(
+        f"vr-jax: {_UPDATE} was compiled for {_MANY} sizes of batches so far, in "
+        f"{console.duration(sum(self._updates))}; fewer sizes, with more padding: raise "
+        "config.rl.token_bucket_ratio and config.sft.token_bucket_ratio (1.5, say; 0: one size), "
+        "or give fewer config.model.prefix_buckets"
+      )
 
   def _save(self, program: str, seconds: float) -> None:
     known = self._read()
@@ -156,4 +186,4 @@ class _Watch:
 
 def _program(about: dict[str, Any]) -> str:
   name = str(about.get("fun_name", "a program")).removeprefix("jit(").removesuffix(")")
-  return PROGRAMS.get(name, name)
+  return PROGRAMS.get(name, _OTHER)

@@ -3,14 +3,16 @@
 Where the recipe asks for it, this stage trains the tokenizer as well.
 """
 
+from collections.abc import Iterable
 import functools
 import json
 import math
 from pathlib import Path
 
 import ml_collections
+import tokenizers
 
-from vr_jax import atomic, errors
+from vr_jax import atomic, errors, records
 from vr_jax.data import examples, ingest, sampling, trace_store
 from vr_jax.envs import registry
 from vr_jax.train import config_checks, console, model_setup, paths, run_context
@@ -29,7 +31,10 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
     config.model.tokenizer == paths.TRAINED and not paths.tokenizer_path(config, workdir).is_file()
   ):
     with console.doing("training the tokenizer", announce=True):
-      _train_tokenizer(config, workdir)
+      source = examples.ExampleSource(paths.shards_directory(config, workdir), "train")
+      tokenizer = train_tokenizer(config, (source[index] for index in range(len(source))))
+      with atomic.file(paths.tokenizer_path(config, workdir)) as partial:
+        tokenizer.save(str(partial))
   with console.doing("checking that prompts and replies fit", announce=True):
     checked = run_context.make_example_checks(config, workdir).run()
   if any(checked.left_out.values()):
@@ -54,7 +59,6 @@ def require_videos(data: ml_collections.ConfigDict) -> None:
 def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
   data = config.data
   output = paths.data_directory(config, workdir)
-  videos, annotations = Path(data.videos), Path(data.annotations)
   if data.simulate.videos:
     raw = paths.videos_directory(config, workdir).parent
     if paths.shards_directory(config, workdir).exists() and not raw.with_suffix(".json").exists():
@@ -63,7 +67,6 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
         "simulated; give its data.videos and data.annotations, or another data.directory"
       )
     _simulate(data.simulate, raw)
-    videos, annotations = raw / "videos", raw / "annotations.jsonl"
   else:
     require_videos(data)
   options = ingest_config(data)
@@ -73,8 +76,8 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
   stops = data.on_bad == "stop"
   with console.progress("ingest") as tick:
     report = ingest.ingest(
-      videos,
-      annotations,
+      paths.videos_directory(config, workdir),
+      paths.annotation_file(config, workdir),
       shards,
       options,
       limits=paths.decode_limits(data),
@@ -141,6 +144,7 @@ def check_before_training(config: ml_collections.ConfigDict, workdir: Path, mode
   shards = paths.shards_directory(config, workdir)
   if not shards.is_dir():
     return  # the stage says so
+  ingest.check_annotations(shards, paths.annotation_file(config, workdir))
   left_out = run_context.make_example_checks(config, workdir).find_unusable()
   needed = {"test": mode == "all", "validation": config.sft.steps and config.sft.validate_every}
   for split, leave in (
@@ -182,12 +186,14 @@ def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
     )
 
 
-def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  source = examples.ExampleSource(paths.shards_directory(config, workdir), "train")
+def train_tokenizer(
+  config: ml_collections.ConfigDict, training: Iterable[records.Example]
+) -> tokenizers.Tokenizer:
+  """Trains the recipe's tokenizer on the texts of the examples to train on."""
   environment, family = registry.make_environment(config), model_setup.family_of(config)
   texts = (
     text
-    for example in (source[index] for index in range(len(source)))
+    for example in training
     for text in (
       *environment.tokenizer_texts(example, config.data.frames),
       *(step.text for step in example.steps),
@@ -197,7 +203,4 @@ def _train_tokenizer(config: ml_collections.ConfigDict, workdir: Path) -> None:
   )
   # Words of the chat template and tags of replies, repeated so that each becomes a single token.
   markup = [*family.template_words, *environment.tags] * 1000
-  size = model_setup.model_of(config).vocab_size
-  path = paths.tokenizer_path(config, workdir)
-  with atomic.file(path) as partial:
-    family.train_tokenizer([*texts, *markup], size).save(str(partial))
+  return family.train_tokenizer([*texts, *markup], model_setup.model_of(config).vocab_size)

@@ -6,6 +6,7 @@ Nothing is written to the workdir, and nothing is trained.
 from collections.abc import Iterable, Iterator
 import contextlib
 import functools
+import itertools
 import os
 from pathlib import Path
 import shutil
@@ -13,8 +14,8 @@ import tempfile
 
 import ml_collections
 
-from vr_jax import errors
-from vr_jax.data import examples, frame_store, ingest_trial, trace_store
+from vr_jax import errors, records
+from vr_jax.data import examples, frame_store, ingest, ingest_trial, trace_store
 from vr_jax.envs import registry
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import (
@@ -25,6 +26,7 @@ from vr_jax.train import (
   estimates,
   judge_factory,
   model_checks,
+  model_setup,
   paths,
   run_context,
 )
@@ -34,6 +36,7 @@ from vr_jax.worlds import write
 
 SHOWN = 20  # problems of records that are listed; of more, only the number is
 SIMULATED = 4  # videos that are simulated for the estimates
+TRAINED_ON = 10_000  # examples at most, where the tokenizer is trained for the checks alone
 
 
 def report(
@@ -94,12 +97,13 @@ def _problems(
   yield from _as_lines(workdir_lib.problems(workdir, config))
   of_model = [str(problem) for problem in model_checks.problems(config, workdir, "check")]
   yield from of_model
+  if of_model:
+    lines.append("data: lengths of prompts and replies are not checked, as the model has problems")
   if "judge" in config:
     yield from _as_lines(config_checks.as_problems(lambda: judge_factory.check(config, workdir)))
   taken = [0]  # bytes of disk
   yield from _data_problems(config, workdir, lines, taken, seconds, model_is_good=not of_model)
-  if not of_model:
-    yield from _machine_problems(config, lines, taken)
+  yield from _machine_problems(config, lines, taken)
   yield from _disk_problems(config, workdir, lines, taken[0])
 
 
@@ -119,7 +123,7 @@ def _data_problems(
   shards, directory = paths.shards_directory(config, workdir), paths.data_directory(config, workdir)
   if shards.is_dir() or trace_store.summary(directory) is not None:
     lines.append(f"data: {directory} is complete")
-    yield from _stored_problems(config, workdir, shards)
+    yield from _stored_problems(config, workdir, shards, model_is_good=model_is_good)
     return
   with contextlib.ExitStack() as stack:
     try:
@@ -134,26 +138,26 @@ def _data_problems(
           seconds=seconds,
         )
       )
+      checks = _make_checks(config, workdir, trial.splits["train"], model_is_good=model_is_good)
     except errors.InputError as error:
       yield str(error)
       return
     found = trial.problems if config.data.on_bad == "stop" else []
     if scale == 1:
       found += _as_lines(data_stage.split_problems(config, trial.splits))
-    checks = _make_checks(config, workdir, shards) if model_is_good else None
-    if checks is not None:
-      test = {example.id for example in trial.splits["test"]}
-      for split, part in (
-        ("test", [each for each in trial.examples if each.id in test]),
-        ("train", [each for each in trial.examples if each.id not in test]),
-      ):
-        found += checks.problems(part, trial.store, split)
+    test = {example.id for example in trial.splits["test"]}
+    for split, part in (
+      ("test", [each for each in trial.examples if each.id in test]),
+      ("train", [each for each in trial.examples if each.id not in test]),
+    ):
+      found += checks.problems(part, trial.store, split)
     yield from _first_ones(found, "records and videos")
     count = round(scale * trial.videos)
     stored = trial.stored_bytes * count / max(trial.read, 1)
     taken[0] += round(stored)
+    bad = f", and {trial.bad} could not be" if trial.bad else ""
     lines.append(
-      f"data: {trial.read} of {count} videos were read; all of them take about "
+      f"data: {trial.read - trial.bad} of {count} videos were read{bad}; all of them take about "
       f"{_duration(trial.seconds_per_video * count)} and {_size(stored)} of disk"
     )
     if trial.problems and config.data.on_bad == "skip":
@@ -184,35 +188,53 @@ def _find_videos(
 
 
 def _stored_problems(
-  config: ml_collections.ConfigDict, workdir: Path, shards: Path
+  config: ml_collections.ConfigDict, workdir: Path, shards: Path, *, model_is_good: bool
 ) -> Iterator[str]:
-  checks = _make_checks(config, workdir, shards)
   try:
+    ingest.check_annotations(shards, paths.annotation_file(config, workdir))
     store = frame_store.FrameStore(shards / "frames")
     sources = {split: examples.ExampleSource(shards, split) for split in check_examples.SPLITS}
+    checks = _make_checks(config, workdir, _all(sources["train"]), model_is_good=model_is_good)
   except errors.InputError as error:
     yield str(error)
     return
   found = []
-  if checks is not None and config.data.on_bad == "stop":
+  if config.data.on_bad == "stop":
     for split, source in sources.items():
-      found += checks.problems((source[index] for index in range(len(source))), store, split)
+      found += checks.problems(_all(source), store, split)
   yield from _first_ones(found, "examples")
-  if checks is not None and not found:
+  if isinstance(checks, check_examples.Checks) and not found:
     yield from _as_lines(
       config_checks.as_problems(lambda: data_stage.check_before_training(config, workdir, "all"))
     )
 
 
+def _all(source: examples.ExampleSource) -> Iterator[records.Example]:
+  return (source[index] for index in range(len(source)))
+
+
 def _make_checks(
-  config: ml_collections.ConfigDict, workdir: Path, shards: Path
-) -> check_examples.Checks | None:
-  """The checks of prompts and replies; None as long as the tokenizer is not trained."""
+  config: ml_collections.ConfigDict,
+  workdir: Path,
+  training: Iterable[records.Example],
+  *,
+  model_is_good: bool,
+) -> check_examples.ReferenceChecks:
+  """The checks of examples; those that need no tokenizer, if the model has problems.
+
+  training: examples on whose texts the tokenizer is trained, as the data stage would, if the recipe
+    asks for that and it has yet to be done.
+  """
+  if not model_is_good:
+    return check_examples.ReferenceChecks(
+      config=config, environment=registry.make_environment(config)
+    )
+  tokenizer = None
   if (
     config.model.tokenizer == paths.TRAINED and not paths.tokenizer_path(config, workdir).is_file()
   ):
-    return None
-  return run_context.make_example_checks(config, workdir)
+    tokenizer = data_stage.train_tokenizer(config, itertools.islice(training, TRAINED_ON))
+  return run_context.make_example_checks(config, workdir, tokenizer=tokenizer)
 
 
 def _first_ones(found: list[str], what: str) -> Iterator[str]:
@@ -236,6 +258,9 @@ def _machine_problems(
       mesh_lib.check_batch, config[name].batch_size, mesh, f"config.{name}.batch_size"
     )
     yield from _as_lines(config_checks.as_problems(check))
+  if list(config_checks.as_problems(lambda: model_setup.model_of(config))):
+    lines.append("memory, checkpoints and time: not estimated, as the model's sizes are not known")
+    return
   try:
     estimate = estimates.estimate(config, mesh)
   except errors.InputError as error:
@@ -276,16 +301,19 @@ def _machine_problems(
 def _disk_problems(
   config: ml_collections.ConfigDict, workdir: Path, lines: list[str], taken: int
 ) -> Iterator[str]:
-  data = paths.data_directory(config, workdir)
-  for place in dict.fromkeys((workdir, data)):
-    there = next(each for each in (place.absolute(), *place.absolute().parents) if each.exists())
+  for place in dict.fromkeys((workdir, paths.data_directory(config, workdir))):
+    there = _existing(place)
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
       yield f"{place}: {there} can't be written"
-  there = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
-  free = shutil.disk_usage(there).free
+  free = shutil.disk_usage(_existing(workdir)).free
   lines.append(f"disk: about {_size(taken)} in all, {_size(free)} are free")
   if taken > free:
     yield f"{workdir}: has {_size(free)} of free disk, and the run takes about {_size(taken)}"
+
+
+def _existing(path: Path) -> Path:
+  """The path itself, or the nearest directory above it that exists."""
+  return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
 
 
 def _size(number: float) -> str:
@@ -293,6 +321,8 @@ def _size(number: float) -> str:
 
 
 def _duration(seconds: float) -> str:
+  if seconds < 1:
+    return "a second"
   if seconds < 100:
     return f"{seconds:.2g} s"
   return f"{seconds / 60:.2g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"

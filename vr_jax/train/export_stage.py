@@ -35,7 +35,7 @@ def export(config: ml_collections.ConfigDict, workdir: Path) -> None:
   Raises:
     InputError: there is no checkpoint, or the directory exists and is no export of this workdir.
   """
-  context = run_context.make_run_context(config, workdir, judged=False)
+  context = run_context.make_run_context(config, workdir, judged=False, read=False)
   target = Path(config.export.directory) if config.export.directory else workdir / "export"
   where, step = find_checkpoint(context, workdir, config.export.checkpoint)
   stage = where.name

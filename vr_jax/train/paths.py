@@ -28,6 +28,13 @@ def videos_directory(config: ml_collections.ConfigDict, workdir: Path) -> Path:
   return Path(config.data.videos)
 
 
+def annotation_file(config: ml_collections.ConfigDict, workdir: Path) -> Path:
+  """The annotations of this run's videos: a file, or a pattern of several."""
+  if config.data.simulate.videos:
+    return videos_directory(config, workdir).parent / "annotations.jsonl"
+  return Path(config.data.annotations)
+
+
 def features_directory(config: ml_collections.ConfigDict, workdir: Path) -> Path:
   """The directory of the cached features of frozen towers."""
   return data_directory(config, workdir) / "features"

@@ -10,7 +10,7 @@ import numpy as np
 import tokenizers
 
 from vr_jax import errors
-from vr_jax.data import frame_store
+from vr_jax.data import frame_store, ingest
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
 from vr_jax.models import family as family_lib
@@ -54,12 +54,14 @@ def make_run_context(
   read: whether examples will be read; with False the data may be missing.
 
   Raises:
-    InputError: the data, or a section that the recipe needs, is missing; or a reply to the longest
-      prompt could exceed the model's context.
+    InputError: the data, or a section that the recipe needs, is missing; the annotations were
+      edited since the data stage; or the longest prompt and reply could exceed the model's context.
   """
   data = paths.shards_directory(config, workdir)
   if read and not data.is_dir():
     raise errors.InputError(f"{data}: no such data; run --mode=data first")
+  if read:
+    ingest.check_annotations(data, paths.annotation_file(config, workdir))
   processor = _make_processor(config, workdir)
   model, tokenizer = processor.config, processor.tokenizer
   model_setup.check_context(config, model)
@@ -84,19 +86,29 @@ def make_run_context(
   )
 
 
-def make_example_checks(config: ml_collections.ConfigDict, workdir: Path) -> check_examples.Checks:
-  """Makes the checks of a run's examples. The machine needn't have the devices of the mesh."""
+def make_example_checks(
+  config: ml_collections.ConfigDict,
+  workdir: Path,
+  *,
+  tokenizer: tokenizers.Tokenizer | None = None,
+) -> check_examples.Checks:
+  """Makes the checks of a run's examples. The machine needn't have the devices of the mesh.
+
+  tokenizer: None: that of the run.
+  """
   return check_examples.Checks(
     config=config,
     shards=paths.shards_directory(config, workdir),
-    processor=_make_processor(config, workdir),
+    processor=_make_processor(config, workdir, tokenizer),
     environment=registry.make_environment(config),
   )
 
 
-def _make_processor(config: ml_collections.ConfigDict, workdir: Path) -> interface.Processor:
+def _make_processor(
+  config: ml_collections.ConfigDict, workdir: Path, tokenizer: tokenizers.Tokenizer | None = None
+) -> interface.Processor:
   family = model_setup.family_of(config)
-  tokenizer = family.load_tokenizer(paths.tokenizer_path(config, workdir))
+  tokenizer = tokenizer or family.load_tokenizer(paths.tokenizer_path(config, workdir))
   return family.make_processor(
     _model_config(config.model, family, tokenizer), tokenizer, config.model
   )
