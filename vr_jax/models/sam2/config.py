@@ -185,9 +185,8 @@ def read_config(path: pathlib.Path) -> Sam2Config:
     kind = fields.get("model_type")
   except (OSError, ValueError, AttributeError) as error:
     raise errors.InputError(f"{path}: no valid config.json ({error})") from error
-  # A checkpoint of the older single-image class has the same weights under the same names.
-  if kind not in (MODEL_TYPE, "sam2"):
-    raise errors.InputError(f"{path}: model_type is {kind!r}, not {MODEL_TYPE!r}: no SAM2")
+  if kind != MODEL_TYPE:
+    raise errors.InputError(f"{path}: model_type is {kind!r}, not {MODEL_TYPE!r}")
   try:
     return from_dict(fields)
   except errors.InputError as error:
