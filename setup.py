@@ -25,6 +25,7 @@ REQUIRES = [
   "orbax-checkpoint>=0.12",
   "pillow>=12.1.1",
   "protobuf>=6.31.1",
+  "pycocotools>=2.0.10",  # run-length masks
   "rich>=14",
   "safetensors>=0.6.1",
   "simplejpeg>=1.9",

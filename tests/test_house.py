@@ -12,7 +12,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vr_jax"
 
 # Anyone may stand on these.
-GROUND = frozenset({"records", "errors", "atomic", "model_endpoint", "schema", "user_code"})
+GROUND = frozenset(
+  {"records", "errors", "atomic", "model_endpoint", "schema", "user_code", "run_length"}
+)
 ALL_ROOMS = frozenset(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 MAY_USE = {
   "records": frozenset(),
@@ -21,6 +23,7 @@ MAY_USE = {
   "model_endpoint": frozenset(),
   "schema": frozenset(),
   "user_code": frozenset(),
+  "run_length": frozenset(),
   "model_fields": frozenset(),
   "config_fields": frozenset({"model_fields"}),
   "optional_sections": frozenset({"config_fields"}),

@@ -26,7 +26,10 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 import numpy as np
 
+# Whose answer is a text.
 PROBLEM_TYPES = ("multiple choice", "numerical", "OCR", "free-form", "regression")
+# Whose answer is where an object is: `Example.object_track`. There is no text, so `answer` is "".
+SEGMENTATION = "segmentation"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,68 @@ class State:
   value: str
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ObjectTrack:
+  """Where the object that a query means is in the annotated frames of its video.
+
+  Where a query means several instances, they are one object: the union of their masks.
+
+  times: of the annotated frames, in seconds, increasing.
+  boxes: float32 (left, top, right, bottom) in pixels of the original video, right and bottom
+    exclusive; NaN where the object isn't visible.
+  height, width: of the original video, in pixels.
+  instances: names of the instances in the mask store.
+  """
+
+  times: Float[np.ndarray, "frames"]
+  boxes: Float[np.ndarray, "frames 4"]
+  height: int
+  width: int
+  instances: tuple[str, ...] = ()
+
+  @property
+  def visible(self) -> Bool[np.ndarray, "frames"]:
+    """Whether the object is seen in each annotated frame."""
+    return ~np.isnan(self.boxes[:, 0])
+
+  def boxes_at(self, times: Float[np.ndarray, "times"]) -> Float[np.ndarray, "times 4"]:
+    """The box at each time: float32 as `boxes`, NaN where the object isn't visible.
+
+    Between two annotated frames that both show the object, sides move in a straight line. If one
+    of them does not show it, the nearer one counts. Before the first and after the last annotated
+    frame, that frame's box holds.
+    """
+    times = np.asarray(times, np.float64)
+    if not len(self.times):
+      return np.full((len(times), 4), np.nan, np.float32)
+    after = np.clip(np.searchsorted(self.times, times), 0, len(self.times) - 1)
+    before = np.maximum(after - 1, 0)
+    length = np.maximum(self.times[after] - self.times[before], 1e-9)
+    way = np.clip((times - self.times[before]) / length, 0, 1)
+    # Times are kept to the microsecond: those of a frame and of its annotation may differ by one.
+    way = np.where(way * length < _SAME_TIME, 0, np.where((1 - way) * length < _SAME_TIME, 1, way))
+    way = way[:, None]
+    first, last = self.boxes[before].astype(np.float64), self.boxes[after].astype(np.float64)
+    nearer = np.where(way < 0.5, first, last)
+    both = ~np.isnan(first) & ~np.isnan(last) & (way > 0) & (way < 1)
+    return np.where(both, first + way * (last - first), nearer).astype(np.float32)
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, ObjectTrack) and self._key() == other._key()
+
+  def __hash__(self) -> int:
+    return hash(self._key())
+
+  def _key(self) -> tuple[Any, ...]:
+    arrays = (self.times.tobytes(), self.boxes.tobytes())
+    return (*arrays, self.height, self.width, self.instances)
+
+
+# In seconds. Containers round times to their own clock, so two times may differ by this much and
+# still be of the same frame.
+_SAME_TIME = 1e-4
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
   """One question about a video.
@@ -69,6 +134,7 @@ class Example:
   steps: the reference reasoning.
   states: facts about the objects of a simulated video.
   observation, reasoning: the two texts of a supervised trace, without tags; "" if there is none.
+  object_track: where the object is that a query of problem type SEGMENTATION means; else None.
   extra: the other fields of the annotation, as in the JSON; a user's own rewards may read them.
   """
 
@@ -86,6 +152,7 @@ class Example:
   source: str = ""
   observation: str = ""
   reasoning: str = ""
+  object_track: ObjectTrack | None = None
   extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 

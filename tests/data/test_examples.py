@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 from hypothesis import given, strategies
+import numpy as np
 import pytest
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -61,6 +62,22 @@ spans = strategies.tuples(times, times).map(
 )
 steps = strategies.builds(records.Step, text=texts, start=times, end=times)
 states = strategies.builds(records.State, object=texts, time=times, attribute=texts, value=texts)
+whole = strategies.integers(1, 4000)
+sides = strategies.floats(0, 4000, width=32) | strategies.just(float("nan"))
+tracks = strategies.integers(0, 4).flatmap(
+  lambda frames: strategies.builds(
+    lambda times, boxes, **fields: records.ObjectTrack(
+      times=np.array(sorted(times), np.float64),
+      boxes=np.array(boxes, np.float32).reshape(frames, 4),
+      **fields,
+    ),
+    times=strategies.lists(times, min_size=frames, max_size=frames, unique=True),
+    boxes=strategies.lists(sides, min_size=4 * frames, max_size=4 * frames),
+    height=whole,
+    width=whole,
+    instances=strategies.lists(texts, max_size=2).map(tuple),
+  )
+)
 any_example = strategies.builds(
   records.Example,
   id=texts,
@@ -77,6 +94,7 @@ any_example = strategies.builds(
   source=texts,
   observation=texts,
   reasoning=texts,
+  object_track=strategies.none() | tracks,
 )
 
 
@@ -97,6 +115,17 @@ def test_other_fields_of_an_annotation_come_back_as_they_were(tmp_path, extra):
   assert examples.ExampleSource(tmp_path, "train")[0] == example(extra=extra)
 
 
+def test_a_data_set_of_the_version_before_object_tracks_is_read_without_them(tmp_path):
+  record = FEATURES.serialize_example(examples._to_features(example()))
+  old = tf_example_pb2.Example.FromString(record)
+  for field in [name for name in old.features.feature if name.startswith("track/")]:
+    del old.features.feature[field]
+  assert examples._from_record(old.SerializeToString()) == example()
+  examples.write(tmp_path, {"train": [example()]})
+  (tmp_path / "moss_video" / "1.3.0").rename(tmp_path / "moss_video" / "1.2.0")
+  assert examples.ExampleSource(tmp_path, "train")[0] == example()
+
+
 def test_a_data_set_of_the_version_before_extra_fields_is_read_without_them(tmp_path):
   record = FEATURES.serialize_example(examples._to_features(example(extra={"a": 1})))
   old = tf_example_pb2.Example.FromString(record)
@@ -104,14 +133,14 @@ def test_a_data_set_of_the_version_before_extra_fields_is_read_without_them(tmp_
   assert examples._from_record(old.SerializeToString()) == example()
   examples.write(tmp_path, {"train": [example()]})
   versions = tmp_path / "moss_video"
-  (versions / "1.2.0").rename(versions / "1.1.0")
+  (versions / "1.3.0").rename(versions / "1.1.0")
   assert examples.ExampleSource(tmp_path, "train")[0] == example()
 
 
 def test_a_data_set_of_the_version_before_traces_is_read_without_them(tmp_path):
   examples.write(tmp_path, {"train": [example(observation="seen", reasoning="thought")]})
   versions = tmp_path / "moss_video"
-  (versions / "1.2.0").rename(versions / "1.0.0")
+  (versions / "1.3.0").rename(versions / "1.0.0")
   record = FEATURES.serialize_example(examples._to_features(example(observation="seen")))
   old = tf_example_pb2.Example.FromString(record)
   for field in ("observation", "reasoning"):
@@ -165,7 +194,7 @@ example = records.Example(
 )
 examples.write(root, {"train": [example], "test": []})
 assert examples.ExampleSource(root, "train")[0] == example
-builder = tfds.builder_from_directory(str(root / "moss_video" / "1.2.0"))
+builder = tfds.builder_from_directory(str(root / "moss_video" / "1.3.0"))
 assert builder.info.splits["train"].num_examples == 1
 features = builder.as_data_source("train")[0]
 assert features["video"] == b"a.mp4" and features["shown"].tolist() == [0, 8_100_000]

@@ -4,33 +4,37 @@ Two record formats are read and recognized by their fields: ours (docs/data.md) 
 file holds one JSON object a line, or one JSON list of objects. It may be gzipped.
 """
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Set
 import dataclasses
-import gzip
 import itertools
-import json
 import math
 from pathlib import Path, PurePosixPath
 import re
 from typing import Any
 import unicodedata
-import zlib
 
 from jaxtyping import Float
 import numpy as np
 
 from vr_jax import records
-from vr_jax.data import foreign_records, sampling, video_r1
+from vr_jax.data import (
+  foreign_records,
+  image_folder,
+  mask_files,
+  record_files,
+  sampling,
+  video_r1,
+)
 from vr_jax.errors import InputError
 
 # Times are rounded to microseconds, and stored as integers.
 MICROSECONDS = 1_000_000
 
-_GZIP = b"\x1f\x8b"
 _REQUIRED = ("id", "video", "question", "answer", "problem_type")
 _TRACE = ("observation", "reasoning")
 _OPTIONAL = ("options", "shown", "masked", "relevant", "states", "steps", "source", *_TRACE)
 _POOL_FRAMES = "relevant_sample_frames"
+_MASK_FIELDS = ("masks", "instances", "frame_rate")  # of queries whose answer is a mask
 _OPTION = re.compile(r"\s*([A-Z])[.):、]\s*\S")
 _LABEL = re.compile(r"\s*\(?[A-Za-z][.):、]?\s*")
 # Our fields that records of the Video-R1 family may have, too.
@@ -47,11 +51,13 @@ class Annotation:
   where: its file and line.
   example: spans end at infinity if the file has no shown span, or no times for a step.
   pool_frames: indices of relevant frames in a pool of video_r1.POOL frames, increasing.
+  reference: to the masks of a query whose answer is a mask; else None.
   """
 
   where: str
   example: records.Example
   pool_frames: tuple[int, ...] = ()
+  reference: mask_files.MaskReference | None = None
 
 
 def read(
@@ -62,7 +68,8 @@ def read(
   Args:
     path: JSON lines, or one JSON list; may be gzipped. The file name may be a pattern, such as
       data/rl.part*.json.gz.
-    videos: names of the existing video files.
+    videos: names of the existing video files, and of pictures; a folder of pictures is a video,
+      too.
     on_bad: called with file:line and the error of each bad record; may raise the error.
     check: says what is wrong with an example; "" if nothing is.
 
@@ -70,8 +77,11 @@ def read(
     InputError: the file can't be read or holds no record; also what `on_bad` raises.
   """
   annotations, seen = [], {}
+  folders = image_folder.find_all(videos)
+  videos = {*videos, *folders}
   by_form = _by_unicode_form(videos)
-  for where, parse in itertools.chain.from_iterable(map(_entries, find_files(path))):
+  for where, parse in itertools.chain.from_iterable(map(record_files.entries, find_files(path))):
+    reference = None
     try:
       value = parse()
       example, pool_frames = _example(value, where), _pool_frames(value, where)
@@ -80,6 +90,16 @@ def read(
         if same is None:
           raise foreign_records.unknown_video(example.video, videos, where)
         example = dataclasses.replace(example, video=same)
+      folder = folders.get(example.video)
+      if example.problem_type == records.SEGMENTATION:
+        reference = mask_files.parse_reference(value, path.parent, folder, where)
+        track = mask_files.object_track(reference, folder, where)
+        example = dataclasses.replace(example, object_track=track)
+      elif folder is not None:
+        raise InputError(
+          f"{where}: field 'video': {example.video!r} is a folder of pictures, which only a "
+          f"{records.SEGMENTATION} query can be about; make a video file of it (ffmpeg)"
+        )
       if example.id in seen:
         raise InputError(f"{where}: field 'id': {example.id!r} is taken by {seen[example.id]}")
       if check and (problem := check(example)):
@@ -88,7 +108,9 @@ def read(
       on_bad(where, error)
       continue
     seen[example.id] = where
-    annotations.append(Annotation(where=where, example=example, pool_frames=pool_frames))
+    annotations.append(
+      Annotation(where=where, example=example, pool_frames=pool_frames, reference=reference)
+    )
   return annotations
 
 
@@ -109,14 +131,14 @@ def read_first(path: Path) -> records.Example:
   Raises:
     InputError: the file can't be read or holds no record, or its first record is bad.
   """
-  where, parse = next(_entries(find_files(path)[0]))
+  where, parse = next(record_files.entries(find_files(path)[0]))
   return _example(parse(), where)
 
 
 def find_lines(path: Path) -> dict[str, str]:
   """File and line of each record by its id, of records that have one."""
   lines = {}
-  for where, parse in itertools.chain.from_iterable(map(_entries, find_files(path))):
+  for where, parse in itertools.chain.from_iterable(map(record_files.entries, find_files(path))):
     try:
       value = parse()
     except InputError:
@@ -180,6 +202,8 @@ def place_in_video(
   latest += [("masked", example.masked.end)] if example.masked else []
   latest += [("steps", step.end) for step in example.steps]
   latest += [("states", state.time) for state in example.states]
+  if example.object_track:
+    latest += [("masks", time) for time in example.object_track.times[-1:].tolist()]
   for field, end in latest:
     if end > duration + tolerance:
       raise InputError(
@@ -223,47 +247,6 @@ def _spans(
   return tuple(spans)
 
 
-def _entries(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
-  """Yields each record's file and line, and a function that parses it or raises InputError."""
-  try:
-    content = path.read_bytes()
-    packed = content.startswith(_GZIP)
-    text = (gzip.decompress(content) if packed else content).decode("utf-8-sig")
-  except FileNotFoundError as error:
-    raise InputError(f"{path}: there is no such annotation file") from error
-  except UnicodeDecodeError as error:
-    if kind := foreign_records.binary_kind(content):
-      raise InputError(
-        f"{path}: is {kind}; write one JSON object a line ({foreign_records.OTHER_FORMATS})"
-      ) from error
-    raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise InputError(f"{path}: is damaged gzip ({error}); fetch it again") from error
-  except OSError as error:
-    raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-  if text.strip() in ("", "[]"):
-    raise InputError(f"{path}: holds no annotations")
-  if text.lstrip().startswith("["):
-    values = _parse_json(text, str(path))
-    for index, value in enumerate(values):
-      yield f"{path}: record {index}", lambda value=value: value
-    return
-  if problem := foreign_records.wrapping(text):
-    raise InputError(f"{path}: {problem}")
-  # Not splitlines: it would also split at U+2028 and similar, which JSON strings may contain.
-  for number, line in enumerate(text.split("\n"), start=1):
-    if line.strip():
-      where = f"{path}:{number}"
-      yield where, lambda line=line, where=where: _parse_json(line, where)
-
-
-def _parse_json(text: str, where: str) -> Any:
-  try:
-    return json.loads(text)
-  except (ValueError, RecursionError) as error:
-    raise InputError(f"{where}: is not JSON: {error}") from error
-
-
 def _example(value: Any, where: str) -> records.Example:
   if not isinstance(value, dict):
     raise InputError(f"{where}: is {_kind(value)}, not a JSON object")
@@ -277,16 +260,20 @@ def _example(value: Any, where: str) -> records.Example:
     value |= given
   else:
     extra = {field: entry for field, entry in value.items() if field not in known}
+  is_query = value.get("problem_type") == records.SEGMENTATION
+  if is_query:
+    known = (*known, *_MASK_FIELDS)
+    extra = {field: entry for field, entry in extra.items() if field not in known}
   for field in _REQUIRED:
-    if field not in value:
+    if field not in value and not (is_query and field == "answer"):
       raise foreign_records.missing_field(field, value, known, where)
   foreign_records.check_spelling(value, known, where)
   problem_type = _text(value["problem_type"], "problem_type", where)
-  if problem_type not in records.PROBLEM_TYPES:
-    known = ", ".join(records.PROBLEM_TYPES)
-    raise InputError(f"{where}: field 'problem_type': {problem_type!r} is none of {known}")
+  if problem_type not in (*records.PROBLEM_TYPES, records.SEGMENTATION):
+    types = ", ".join((*records.PROBLEM_TYPES, records.SEGMENTATION))
+    raise InputError(f"{where}: field 'problem_type': {problem_type!r} is none of {types}")
   options = tuple(_text(option, "options", where) for option in _list(value, "options", where))
-  answer = _text(value["answer"], "answer", where)
+  answer = "" if is_query and not value.get("answer") else _text(value["answer"], "answer", where)
   _check_answer(answer, options, problem_type, where)
   whole = records.Span(start=0.0, end=math.inf)
   return records.Example(
@@ -319,6 +306,8 @@ def _pool_frames(value: dict[str, Any], where: str) -> tuple[int, ...]:
 
 
 def _check_answer(answer: str, options: tuple[str, ...], problem_type: str, where: str) -> None:
+  if problem_type == records.SEGMENTATION and answer:
+    raise InputError(f"{where}: field 'answer': a {problem_type} query has masks instead")
   if problem_type != "multiple choice":
     if options:
       raise InputError(f"{where}: field 'options': a {problem_type} question has none")

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from vr_jax.data import picture_file, video_file
+from vr_jax.data import image_folder, picture_file, video_file
 from vr_jax.errors import InputError
 
 LIFE = b"\n"  # the sign of life
@@ -77,7 +77,9 @@ def _answer(request: dict[str, Any], answers: BinaryIO) -> tuple[bytes, ...]:
       _send(answers, LIFE)
 
   try:
-    if picture_file.is_picture(path.name):
+    if "frame_rate" in request:
+      cut = image_folder.cut(path, fps=fps, progress=progress, **request)
+    elif picture_file.is_picture(path.name):
       cut = picture_file.cut(path, **request)
     else:
       cut = video_file.cut(path, fps=fps, progress=progress, **request)
@@ -97,6 +99,8 @@ def _answer(request: dict[str, Any], answers: BinaryIO) -> tuple[bytes, ...]:
     "height": cut.height,
     "width": cut.width,
     "duration": cut.duration,
+    "original_height": cut.original_height,
+    "original_width": cut.original_width,
   }
   return _line(fields), *cut.jpegs
 

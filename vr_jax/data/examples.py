@@ -25,9 +25,10 @@ from vr_jax.data import annotations
 from vr_jax.errors import InputError
 
 NAME = "moss_video"
-VERSION = "1.2.0"
-# 1.1.0 lacks `extra`; 1.0.0 also lacks `observation` and `reasoning`. They are empty then.
-_READABLE = (VERSION, "1.1.0", "1.0.0")
+VERSION = "1.3.0"
+# 1.2.0 lacks `object_track`, 1.1.0 also `extra`, and 1.0.0 also `observation` and `reasoning`. They
+# are empty then.
+_READABLE = (VERSION, "1.2.0", "1.1.0", "1.0.0")
 SPLITS = ("train", "validation", "test")
 _EXAMPLES_PER_SHARD = 100_000
 
@@ -185,6 +186,13 @@ def _dataset_info(directory: Path) -> tfds.core.DatasetInfo:
         "states": tfds.features.Sequence(
           {"object": text, "time": np.int64, "attribute": text, "value": text}
         ),
+        # Zero or one track, whose frames are numbered through; a box that is not there is NaN.
+        "track": {
+          "size": tfds.features.Sequence(np.int64),  # height and width, in pixels
+          "times": tfds.features.Sequence(np.int64),
+          "boxes": tfds.features.Sequence(np.float32),  # four a frame
+          "instances": tfds.features.Sequence(text),
+        },
       }
     ),
   )
@@ -215,6 +223,18 @@ def _to_features(example: records.Example) -> dict[str, Any]:
       }
       for state in example.states
     ],
+    "track": _track_to_features(example.object_track),
+  }
+
+
+def _track_to_features(track: records.ObjectTrack | None) -> dict[str, Any]:
+  if track is None:
+    return {"size": [], "times": [], "boxes": [], "instances": []}
+  return {
+    "size": [track.height, track.width],
+    "times": [round(time * annotations.MICROSECONDS) for time in track.times.tolist()],
+    "boxes": track.boxes.ravel().tolist(),
+    "instances": list(track.instances),
   }
 
 
@@ -234,6 +254,7 @@ def _from_record(record: bytes) -> records.Example:
   return records.Example(
     **{name: _only(fields[name].bytes_list.value).decode() for name in _TEXTS if name in fields},
     extra=json.loads(extra) if extra else {},
+    object_track=_track(fields) if "track/size" in fields else None,
     options=tuple(texts["options"]),
     shown=_only(_spans(times["shown"])),
     masked=_only(masked) if masked else None,
@@ -252,6 +273,21 @@ def _from_record(record: bytes) -> records.Example:
         strict=True,
       )
     ),
+  )
+
+
+def _track(fields: Mapping[str, Any]) -> records.ObjectTrack | None:
+  if not (size := fields["track/size"].int64_list.value):
+    return None
+  height, width = size
+  times = np.array(fields["track/times"].int64_list.value, np.float64) / annotations.MICROSECONDS
+  boxes = np.array(fields["track/boxes"].float_list.value, np.float32)
+  return records.ObjectTrack(
+    times=times,
+    boxes=boxes.reshape(len(times), 4),
+    height=height,
+    width=width,
+    instances=tuple(name.decode() for name in fields["track/instances"].bytes_list.value),
   )
 
 

@@ -43,6 +43,7 @@ class StoredVideo:
   count: number of frames.
   height, width: in pixels.
   duration: in seconds.
+  original_height, original_width: of the video before it was scaled down; 0 in older stores.
   """
 
   shard: str
@@ -52,6 +53,8 @@ class StoredVideo:
   height: int
   width: int
   duration: float
+  original_height: int = 0
+  original_width: int = 0
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -97,6 +100,8 @@ class FrameStoreWriter:
       height=cut.height,
       width=cut.width,
       duration=cut.duration,
+      original_height=cut.original_height,
+      original_width=cut.original_width,
     )
     try:
       for jpeg in cut.jpegs:
@@ -182,6 +187,15 @@ class FrameStore:
     """Height and width of the stored frames of `video`, in pixels."""
     entry = self._entry(video)
     return entry.height, entry.width
+
+  def original_size(self, video: str) -> tuple[int, int] | None:
+    """Height and width of `video` before it was scaled down, in pixels.
+
+    None in stores of older versions.
+    """
+    entry = self._entry(video)
+    size = entry.original_height, entry.original_width
+    return size if all(size) else None
 
   def timestamps(self, video: str) -> Float[np.ndarray, "frames"]:
     """The time of each stored frame: float64 seconds since the first frame, increasing."""

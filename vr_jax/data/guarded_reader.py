@@ -7,7 +7,7 @@ error like any other bad file, and the next file gets a new worker.
 """
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 import contextlib
 import dataclasses
 import itertools
@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,13 @@ def cut(
 
 
 def cut_all(
-  paths: Sequence[Path], *, fps: float, quality: int, max_side: int, limits: DecodeLimits
+  paths: Sequence[Path],
+  *,
+  fps: float,
+  quality: int,
+  max_side: int,
+  limits: DecodeLimits,
+  frame_rates: Mapping[Path, float] = types.MappingProxyType({}),
 ) -> Generator[_Result, None, None]:
   """Yields what `video_file.cut` or `picture_file.cut` gives for each file, in their order.
 
@@ -79,6 +86,7 @@ def cut_all(
   the iterator is closed.
 
   fps, quality, max_side: see `video_file.cut`.
+  frame_rates: of the paths that are folders of pictures, in frames a second.
 
   Raises:
     RuntimeError: a worker could not start.
@@ -89,7 +97,7 @@ def cut_all(
     "max_side": max_side,
     "max_pixels": round(limits.megapixels * 1e6),
   }
-  size = sum(path.stat().st_size for path in paths if path.is_file())
+  size = sum(map(_bytes, paths))
   most = min(limits.processes or min(_cores(), 16), len(paths))
   count = max(1, min(most, math.ceil(size / _BYTES_PER_PROCESS)))
   workers = [_Worker(limits) for _ in range(count)]
@@ -100,12 +108,20 @@ def cut_all(
       while place not in results:
         for worker in workers:
           if worker.place is None and waiting and waiting[0][0] < place + _AHEAD * count:
-            worker.request(*waiting.popleft(), settings)
+            request_place, path = waiting.popleft()
+            rate = {"frame_rate": frame_rates[path]} if path in frame_rates else {}
+            worker.request(request_place, path, settings | rate)
         results |= _wait(workers)
       yield results.pop(place)
   finally:
     for worker in workers:
       worker.kill()
+
+
+def _bytes(path: Path) -> int:
+  """Size of a file, or of the files in a folder."""
+  files = [path] if path.is_file() else path.iterdir() if path.is_dir() else []
+  return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _cores() -> int:
@@ -199,6 +215,8 @@ class _Worker:
       height=header["height"],
       width=header["width"],
       duration=header["duration"],
+      original_height=header["original_height"],
+      original_width=header["original_width"],
     )
 
   def wait(self, seconds: float) -> InputError | None:

@@ -3,7 +3,8 @@
 The output directory has:
 
     frames/              the frame store
-    moss_video/1.2.0/    the examples, a TFDS dataset with splits train, validation and test
+    masks/               the masks of objects, if queries ask for them
+    moss_video/1.3.0/    the examples, a TFDS dataset with splits train, validation and test
     bad_records.jsonl    with on_bad "skip": what was skipped, and why
     ingest.json          fingerprint of inputs and config, hashes of the annotations, the report
 """
@@ -26,6 +27,8 @@ from vr_jax.data import (
   foreign_records,
   frame_store,
   guarded_reader,
+  mask_files,
+  mask_store,
   sampling,
   video_file,
 )
@@ -268,6 +271,11 @@ def _fill(
   copies = _find_copies(store)
   splits = split(kept, config, copies)
   examples.write(directory, splits)
+  mask_store.write(
+    directory / "masks",
+    {q.example.video: q.reference.masks for q in questions if q.reference is not None},
+    {example.video for example in kept if example.object_track},
+  )
   if config.on_bad == "skip":
     lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad.entries)
     (directory / "bad_records.jsonl").write_text(lines, encoding="utf-8")
@@ -292,12 +300,13 @@ def _cut_videos(
 ) -> dict[str, InputError]:
   """Writes the frame store, and returns the error of each bad video."""
   names = sorted({question.example.video for question in questions})
+  rates = frame_rates(questions)
   directory.mkdir()
   writer = frame_store.FrameStoreWriter(
     directory, fps=config.fps, shard_megabytes=config.shard_megabytes
   )
   bad_videos = {}
-  with contextlib.closing(cut_each(videos, names, writer, config, limits, bad)) as results:
+  with contextlib.closing(cut_each(videos, names, writer, config, limits, bad, rates)) as results:
     for done, (name, result) in enumerate(results, start=1):
       if isinstance(result, InputError):
         bad_videos[name] = result
@@ -307,6 +316,26 @@ def _cut_videos(
   return bad_videos
 
 
+def frame_rates(questions: Sequence[annotations.Annotation]) -> dict[str, float]:
+  """The frames a second of each video that is a folder of pictures.
+
+  Raises InputError if two records about a video differ, also in the file of its masks.
+  """
+  references: dict[str, tuple[str, mask_files.MaskReference]] = {}
+  for question in questions:
+    if question.reference is None:
+      continue
+    video, mine = question.example.video, question.reference
+    where, first = references.setdefault(video, (question.where, mine))
+    for field in ("frame_rate", "masks"):
+      if (one := getattr(first, field)) != (other := getattr(mine, field)):
+        raise InputError(
+          f"{question.where}: field {field!r}: is {other} here and {one} at {where}, of the same "
+          f"video {video!r}; one of them is wrong"
+        )
+  return {video: first.frame_rate for video, (_, first) in references.items() if first.frame_rate}
+
+
 def cut_each(
   videos: Path,
   names: Sequence[str],
@@ -314,10 +343,13 @@ def cut_each(
   config: IngestConfig,
   limits: guarded_reader.DecodeLimits,
   bad: BadInputs,
+  rates: Mapping[str, float] = types.MappingProxyType({}),
 ) -> Generator[tuple[str, video_file.CutVideo | InputError], None, None]:
   """Reads videos in the order of `names`; yields (name, result) once it is written or noted as bad.
 
   The processes that decode end when the iterator is closed.
+
+  rates: see `frame_rates`.
   """
   results = guarded_reader.cut_all(
     [videos / name for name in names],
@@ -325,6 +357,7 @@ def cut_each(
     quality=config.quality,
     max_side=config.max_side,
     limits=limits,
+    frame_rates={videos / name: rate for name, rate in rates.items()},
   )
   with contextlib.closing(results):
     for name, result in zip(names, results, strict=True):
@@ -354,11 +387,21 @@ def check_spans(
         question, store.duration(video), times, ends, tolerance=config.span_tolerance
       )
       sampling.choose(times, ends, example.shown, config.rule, where=where)
+      _check_mask_size(example, store, where)
     except InputError as error:
       bad(where, error)
     else:
       kept.append(example)
   return kept
+
+
+def _check_mask_size(example: records.Example, store: frame_store.FrameStore, where: str) -> None:
+  track, size = example.object_track, store.original_size(example.video)
+  if track and size and (track.height, track.width) != size:
+    raise InputError(
+      f"{where}: field 'masks': they are of {track.width} x {track.height} pixels, the frames of "
+      f"{example.video!r} of {size[1]} x {size[0]}; give masks of the frames' size"
+    )
 
 
 def _find_copies(store: frame_store.FrameStore) -> dict[str, str]:

@@ -36,13 +36,12 @@ def cut(
   try:
     with Image.open(path) as image:
       video_file.check_size(path, *image.size, max_pixels)
-      pixels = _pixels(ImageOps.exif_transpose(image), max_side)
+      upright = ImageOps.exif_transpose(image)
+      width, height = upright.size
+      pixels = _pixels(upright, max_side)
   # Decoders of some formats raise SyntaxError or ValueError for damaged files.
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-    problem = " ".join(str(error).removesuffix(f" {str(path)!r}").split())
-    raise InputError(
-      f"{path}: cannot be read as a picture ({problem}); it is damaged or not a picture"
-    ) from error
+    raise bad_picture(path, error) from error
   return video_file.CutVideo(
     jpegs=(video_file.encode(pixels, quality),),
     timestamps=np.zeros(1),
@@ -50,6 +49,16 @@ def cut(
     height=pixels.shape[0],
     width=pixels.shape[1],
     duration=0.0,
+    original_height=height,
+    original_width=width,
+  )
+
+
+def bad_picture(path: Path, error: Exception) -> InputError:
+  """The error about a file that Pillow can't read."""
+  problem = " ".join(str(error).removesuffix(f" {str(path)!r}").split())
+  return InputError(
+    f"{path}: cannot be read as a picture ({problem}); it is damaged or not a picture"
   )
 
 

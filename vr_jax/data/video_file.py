@@ -45,6 +45,7 @@ class CutVideo:
   ends: when each frame left the screen, as the next frame came or the video ended; in seconds.
   height, width: of every frame, in pixels.
   duration: the end of the video's last frame, kept or not, in seconds; 0 for a still picture.
+  original_height, original_width: as it is shown, before it was scaled down, in pixels; 0: unknown.
   """
 
   jpegs: tuple[bytes, ...]
@@ -53,6 +54,8 @@ class CutVideo:
   height: int
   width: int
   duration: float
+  original_height: int = 0
+  original_width: int = 0
 
 
 def find(directory: Path) -> tuple[str, ...]:
@@ -106,6 +109,7 @@ def cut(
   # One for the whole video: setting up a conversion costs more than converting a small frame.
   reformatter = av.video.reformatter.VideoReformatter()
   height = width = tick = 0
+  original = (0, 0)
   end = 0.0
   for timed in _until_next(decode(path, max_pixels)):
     progress()
@@ -117,6 +121,8 @@ def cut(
       continue
     image = _upright_image(timed, reformatter, max_side, size=(width, height))
     height, width = image.shape[:2]
+    if not jpegs:
+      original = _scaled(_shown_size(timed), 1.0)
     jpegs.append(encode(image, quality))
     timestamps.append(timed.start)
     ends.append(timed.end)
@@ -129,6 +135,8 @@ def cut(
     height=height,
     width=width,
     duration=end,
+    original_height=original[1],
+    original_width=original[0],
   )
 
 
@@ -285,8 +293,7 @@ def _upright_image(
   """
   frame = timed.frame
   sideways, flip_x, flip_y = _orientation(frame)
-  shown = (frame.width * timed.pixel_aspect, float(frame.height))
-  shown = (shown[1], shown[0]) if sideways else shown
+  shown = _shown_size(timed)
   fitted = _scaled(shown, min(1.0, max_side / max(shown)))
   size = size if all(size) else fitted
   if size != fitted:
@@ -299,6 +306,12 @@ def _upright_image(
   image = image.transpose(1, 0, 2) if sideways else image
   image = np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
   return image if size == fitted else _with_bars(image, size)
+
+
+def _shown_size(timed: video_clock.TimedFrame) -> tuple[float, float]:
+  """(width, height) of an upright frame with square pixels."""
+  shown = (timed.frame.width * timed.pixel_aspect, float(timed.frame.height))
+  return shown[::-1] if _orientation(timed.frame)[0] else shown
 
 
 def _scaled(shown: tuple[float, float], scale: float) -> tuple[int, int]:

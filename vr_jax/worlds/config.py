@@ -18,9 +18,13 @@ DISPLAYS = ("count", "charge")
 #            LAMP_MARGIN cells before and after
 SEARCH_LIVES = ("flicker", "peek")
 LAMP_MARGIN = 1
+# The life for queries about where an object is (tracks.py): tiny, and in the colour that all share,
+# but for a few cells in which the object is large and in its own colour. Nothing repeats, the whole
+# video is shown, and there is no other life.
+TRACK_LIVES = ("approach",)
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "pink", "cyan")
-SIZES = ("small", "medium", "large")
+SIZES = ("small", "medium", "large")  # "tiny", too, with TRACK_LIVES
 VISIBILITY = ("visible", "hidden")
 BOX = ("inside", "outside")
 # In percent. Each is twice the one before. The regression reward depends on the relative error, so
@@ -29,6 +33,7 @@ CHARGES = ("6.25", "12.5", "25", "50", "100")
 FAMILIES = ("choice", "name", "look", "visits", "changes", "occupancy")
 DISPLAY_FAMILIES = ("read", "measure")
 SEARCH_FAMILIES = ("moment", "lamp")
+TRACK_FAMILIES = ("described", "recoloured", "returned", "covered", "stayed", "absent")
 WORDINGS = 4
 _LONGEST_PERIOD = 4
 
@@ -58,6 +63,7 @@ FAMILY_LIVES = {
   "measure": ("charge",),
   "moment": ("flicker",),
   "lamp": ("peek",),
+  **dict.fromkeys(TRACK_FAMILIES, TRACK_LIVES),
 }
 
 _ROWS = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
@@ -95,6 +101,7 @@ class WorldConfig:
   families: tuple[str, ...] = FAMILIES
   options_in_order: bool = False  # options in the order of the values above instead of shuffled
   wordings: int = WORDINGS  # how many of the wordings of questions and steps to use
+  large_cells: int = 2  # with TRACK_LIVES: cells in which an object is large and in its own colour
 
   def __post_init__(self):
     """Checks each field, then that the fields fit together."""
@@ -119,6 +126,11 @@ class WorldConfig:
     return bool(set(self.lives) & set(SEARCH_LIVES))
 
   @property
+  def is_tracking(self) -> bool:
+    """Whether queries are about where an object is, with masks as answers."""
+    return bool(set(self.lives) & set(TRACK_LIVES))
+
+  @property
   def places(self) -> tuple[str, ...]:
     """Names of the zones, row by row."""
     return place_names(self.rows, self.columns)
@@ -138,10 +150,10 @@ class WorldConfig:
 
   def _check_names(self):
     known = {
-      "lives": LIVES + DISPLAYS + SEARCH_LIVES,
+      "lives": LIVES + DISPLAYS + SEARCH_LIVES + TRACK_LIVES,
       "shapes": SHAPES,
       "colours": COLOURS,
-      "families": FAMILIES + DISPLAY_FAMILIES + SEARCH_FAMILIES,
+      "families": FAMILIES + DISPLAY_FAMILIES + SEARCH_FAMILIES + TRACK_FAMILIES,
     }
     for field, names in known.items():
       values = getattr(self, field)
@@ -185,6 +197,9 @@ class WorldConfig:
     if self.is_search:
       self._check_search()
       return
+    if self.is_tracking:
+      self._check_tracking()
+      return
     if not 0 < self.shown < self.seconds:
       raise _error("shown", f"{self.shown} s must be positive and below seconds, {self.seconds}")
     # A period is certain once it was seen to repeat. Lives with two values need a little more: by
@@ -206,6 +221,26 @@ class WorldConfig:
       raise _error(
         "seconds", f"{self.seconds} s are fewer than the {2 * LAMP_MARGIN + 1} cells of a search"
       )
+
+  def _check_tracking(self):
+    if set(self.lives) != set(TRACK_LIVES):
+      raise _error("lives", f"{' and '.join(TRACK_LIVES)} can't be mixed with other lives")
+    if self.shown != self.seconds:
+      raise _error("shown", f"{self.shown} s must equal seconds with {' or '.join(TRACK_LIVES)}")
+    if not 1 <= self.large_cells < self.cells:
+      raise _error("large_cells", f"{self.large_cells} must lie in 1..{self.cells - 1}")
+    if self.objects_max > self.cells - self.large_cells:
+      raise _error(
+        "seconds",
+        f"{self.cells} cells are too few for {self.objects_max} objects to approach one by one",
+      )
+    if self.objects_max + 2 > len(self.colours):
+      raise _error("colours", f"{self.objects_max} objects need at least {self.objects_max + 2}")
+    needed = 1 if set(self.families) <= {"described", "absent"} else 2
+    if self.objects_min < needed:
+      raise _error("objects_min", f"{self.objects_min} must be {needed} for these families")
+    if self.objects_max > self.rows * self.columns:
+      raise _error("objects_max", f"{self.objects_max} objects need a place each")
 
   def _check_families(self):
     for family in self.families:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 import dataclasses
 import functools
 import itertools
+import math
 import pathlib
 
 import av
@@ -146,7 +147,8 @@ def _draw(scene: scene_lib.Scene, poses: tuple[scene_lib.Pose, ...]) -> Frame:
   for index, (thing, pose) in enumerate(zip(scene.objects, poses, strict=True)):
     diameter = round(4 * pose.diameter) / 4  # to a quarter of a pixel, so that sprites are shared
     sprite = sprites.shape_sprite(thing.shape, diameter, pose.x % 1, pose.y % 1)
-    _paste(image, owner, index, sprite, RGB[pose.colour], (int(pose.x), int(pose.y)))
+    centre = math.floor(pose.x), math.floor(pose.y)
+    _paste(image, owner, index, sprite, RGB[pose.colour], centre)
   for pose in poses:
     if pose.covered > 0:
       _cover(image, owner, pose, _COVER_SIDE * side)
@@ -190,6 +192,8 @@ def _paste(
   x, y = centre[0] - reach, centre[1] - reach
   rows = slice(max(y, 0), min(y + 2 * reach, image.shape[0]))
   columns = slice(max(x, 0), min(x + 2 * reach, image.shape[1]))
+  if rows.start >= rows.stop or columns.start >= columns.stop:
+    return  # beyond the picture's edge
   part = (slice(rows.start - y, rows.stop - y), slice(columns.start - x, columns.stop - x))
   area = image[rows, columns]
   area *= 1 - sprite.shadow[part][..., None]

@@ -18,9 +18,10 @@ from vr_jax.worlds import config as config_lib
 
 _GLIDE = 0.25  # objects move or grow to the next cell's state in this last fraction of a cell
 # As fractions of a zone's side.
-_DIAMETER = {"small": 0.36, "medium": 0.58, "large": 0.82}
+_DIAMETER = {"tiny": 0.18, "small": 0.36, "medium": 0.58, "large": 0.82}
 _SLOT = 0.21  # from the box's centre to the centre of a quarter, along each axis
 _LIFT = 0.24  # how far an object with a display is above its zone's centre
+_BEYOND = "beyond "
 _MAX_CASTS = 1000  # attempts to draw a cast that fits on the canvas
 
 
@@ -213,10 +214,17 @@ def zone_side(scene: Scene) -> float:
   return min(scene.height / scene.rows, scene.width / scene.columns)
 
 
+def beyond(place: str) -> str:
+  """The place outside of the picture at the height of a zone, on the side that is nearer to it."""
+  return f"{_BEYOND}{place}"
+
+
 def zone_centre(scene: Scene, place: str) -> Float[np.ndarray, "2"]:
-  """Centre (x, y) of a zone, in pixels."""
-  index = config_lib.place_names(scene.rows, scene.columns).index(place)
+  """Centre (x, y) of a zone, or of the place `beyond` it, in pixels."""
+  index = config_lib.place_names(scene.rows, scene.columns).index(place.removeprefix(_BEYOND))
   row, column = divmod(index, scene.columns)
+  if place.startswith(_BEYOND):
+    column = -1 if column < scene.columns / 2 else scene.columns
   return np.array(
     [(column + 0.5) * scene.width / scene.columns, (row + 0.5) * scene.height / scene.rows]
   )

@@ -1,16 +1,20 @@
-"""Writes simulated data sets: videos/*.mp4 and annotations.jsonl, all or nothing."""
+"""Writes simulated data sets: videos/*.mp4 and annotations.jsonl, all or nothing.
+
+Where the world's queries have masks as answers, there is masks/*.json, too.
+"""
 
 from collections.abc import Callable, Iterator
 import dataclasses
 import json
 import pathlib
 
+from jaxtyping import UInt8
 import numpy as np
 
 from vr_jax import atomic, errors, records
 from vr_jax.worlds import config as config_lib
 from vr_jax.worlds import questions as questions_lib
-from vr_jax.worlds import render
+from vr_jax.worlds import render, tracks
 from vr_jax.worlds import scene as scene_lib
 
 _MAX_ATTEMPTS = 100  # to draw a scene that no earlier video shows
@@ -52,8 +56,15 @@ def sample_video(
   attempt: another number gives another scene.
   """
   rng = np.random.default_rng([seed, index, attempt] if attempt else [seed, index])
-  scene, asked = questions_lib.sample(rng, config, questions)
   name = f"{index:06d}"
+  if config.is_tracking:
+    scene, queries = tracks.sample(rng, config, questions)
+    files = {"video": f"{name}.mp4", "masks": f"masks/{name}.json"}
+    return scene, tuple(
+      tracks.example(scene, query, name=f"{name}-{number}", **files)
+      for number, query in enumerate(queries)
+    )
+  scene, asked = questions_lib.sample(rng, config, questions)
   return scene, tuple(
     questions_lib.example(
       scene,
@@ -95,12 +106,14 @@ def distinct_videos(
 def to_json(example: records.Example) -> dict:
   """Converts an example to its line of annotations.jsonl. Spans are [start, end] in seconds."""
   masked = {} if example.masked is None else {"masked": _pair(example.masked)}
+  # Where the answer is a track, there is no text.
+  answer = {"answer": example.answer} if example.answer else {}
   return {
     "id": example.id,
     "video": example.video,
     "question": example.question,
     "options": list(example.options),
-    "answer": example.answer,
+    **answer,
     "problem_type": example.problem_type,
     "shown": _pair(example.shown),
     **masked,
@@ -108,6 +121,7 @@ def to_json(example: records.Example) -> dict:
     "states": [dataclasses.asdict(state) for state in example.states],
     "steps": [dataclasses.asdict(step) for step in example.steps],
     "source": example.source,
+    **example.extra,
   }
 
 
@@ -129,11 +143,26 @@ def _write(
     for index, (scene, examples) in enumerate(
       distinct_videos(config, videos=videos, seed=seed, questions=questions_per_video)
     ):
-      frames = (frame.image for frame in render.iterate_frames(scene))
+      masks = tracks.MaskWriter(scene) if config.is_tracking else None
+      frames = _images(scene, masks)
       render.write_video(partial / "videos" / examples[0].video, frames, scene.fps)
+      if masks is not None:
+        path = partial / examples[0].extra["masks"]
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(masks.to_json(), separators=(",", ":")) + "\n")
       for example in examples:
         annotations.write(json.dumps(to_json(example), separators=(",", ":")) + "\n")
       count += len(examples)
       if progress is not None:
         progress(index + 1, videos)
   return count
+
+
+def _images(
+  scene: scene_lib.Scene, masks: tracks.MaskWriter | None
+) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+  """Renders the frames of a scene; `masks` gets each frame's masks."""
+  for frame in render.iterate_frames(scene):
+    if masks is not None:
+      masks.add(frame)
+    yield frame.image

@@ -1,0 +1,111 @@
+"""Reads a folder of pictures, one a frame, as a video of a stated frame rate."""
+
+from collections.abc import Callable, Iterable, Sequence
+import math
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from vr_jax.data import picture_file, video_file
+from vr_jax.errors import InputError
+
+
+def find_all(files: Iterable[str]) -> dict[str, tuple[str, ...]]:
+  """The folders that hold pictures, among files by their relative paths.
+
+  Returns the file names of each folder's pictures, in the order of frames.
+  """
+  folders: dict[str, list[str]] = {}
+  for file in files:
+    folder, _, name = file.rpartition("/")
+    if folder and picture_file.is_picture(name):
+      folders.setdefault(folder, []).append(name)
+  return {folder: order_frames(names) for folder, names in folders.items()}
+
+
+def order_frames(names: Iterable[str]) -> tuple[str, ...]:
+  """File names in the order of frames: by number if all are numbers, else by name."""
+  names = sorted(names)
+  stems = [PurePosixPath(name).stem for name in names]
+  if all(stem.isdecimal() for stem in stems):
+    names.sort(key=lambda name: int(PurePosixPath(name).stem))
+  return tuple(names)
+
+
+def cut(
+  path: Path,
+  *,
+  frame_rate: float,
+  fps: float,
+  quality: int,
+  max_side: int,
+  max_pixels: int = video_file.MAX_PIXELS,
+  progress: Callable[[], None] = lambda: None,
+) -> video_file.CutVideo:
+  """Keeps `fps` frames a second of a folder of pictures, as `video_file.cut` does of a video.
+
+  frame_rate: pictures a second.
+
+  Raises:
+    InputError: the folder holds no picture, one of them is bad or of another size than the first,
+      or two are the same frame.
+  """
+  names = order_frames(
+    entry.name for entry in path.iterdir() if picture_file.is_picture(entry.name)
+  )
+  if not names:
+    raise InputError(f"{path}: the folder holds no pictures")
+  _check_distinct(path, names)
+  jpegs, kept, tick = [], [], 0
+  size, scaled = (0, 0), (0, 0)
+  for index, name in enumerate(names):
+    progress()
+    time = index / frame_rate
+    original = _size(path / name, max_pixels)
+    size = size if index else original
+    if original != size:
+      raise InputError(
+        f"{path / name}: has {original[0]} x {original[1]} pixels, the first frame of its folder "
+        f"{size[0]} x {size[1]}"
+      )
+    if time + video_file.TIME_TOLERANCE < tick / fps:
+      continue
+    tick = math.floor((time + video_file.TIME_TOLERANCE) * fps) + 1
+    frame = picture_file.cut(path / name, quality=quality, max_side=max_side, max_pixels=max_pixels)
+    scaled = frame.height, frame.width
+    jpegs += frame.jpegs
+    kept.append(index)
+  return video_file.CutVideo(
+    jpegs=tuple(jpegs),
+    timestamps=np.array(kept, np.float64) / frame_rate,
+    ends=(np.array(kept, np.float64) + 1) / frame_rate,
+    height=scaled[0],
+    width=scaled[1],
+    duration=len(names) / frame_rate,
+    original_height=size[1],
+    original_width=size[0],
+  )
+
+
+def _check_distinct(path: Path, names: Sequence[str]) -> None:
+  """Raises InputError for a frame that is there twice, as 00001.jpg and 00001.png."""
+  seen: dict[str, str] = {}
+  for name in names:
+    stem = PurePosixPath(name).stem
+    if (other := seen.setdefault(stem, name)) != name:
+      raise InputError(f"{path}: {other} and {name} are the same frame; remove one of them")
+
+
+def _size(path: Path, max_pixels: int) -> tuple[int, int]:
+  """Width and height of a picture as it is shown, from its header."""
+  try:
+    with Image.open(path) as image:
+      video_file.check_size(path, *image.size, max_pixels)
+      sideways = image.getexif().get(_ORIENTATION, 1) >= 5
+      return image.size[::-1] if sideways else image.size
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    raise picture_file.bad_picture(path, error) from error
+
+
+_ORIENTATION = 0x0112  # the tag of Exif

@@ -1,0 +1,130 @@
+"""The mask store: run-length masks of the instances in each video, beside its frames.
+
+On disk, in one directory:
+
+    masks.array_record   one record a video: its mask file (mask_files.py) as JSON
+    index.json           the record of each video; written last
+"""
+
+from collections.abc import Mapping, Sequence, Set
+import functools
+import json
+from pathlib import Path
+
+from array_record.python import (
+  array_record_module,  # pyright: ignore[reportAttributeAccessIssue] a C extension without stubs
+)
+from jaxtyping import Bool
+import numpy as np
+
+from vr_jax import run_length
+from vr_jax.data import mask_files
+from vr_jax.errors import InputError
+
+_FORMAT = 1
+_FILE = "masks.array_record"
+
+
+def write(directory: Path, files: Mapping[str, Path], videos: Set[str]) -> None:
+  """Writes the masks of some videos into a new directory; nothing is written if there are none.
+
+  files: the mask file of each video.
+
+  Raises:
+    InputError: a mask file is bad, or writing fails.
+  """
+  names = [name for name in files if name in videos]
+  if not names:
+    return
+  directory.mkdir()
+  try:
+    writer = array_record_module.ArrayRecordWriter(str(directory / _FILE), "group_size:1")
+    for name in names:
+      mask_files.read(files[name])  # checked once more: it is copied as it is now
+      writer.write(files[name].read_bytes())
+    writer.close()
+  except RuntimeError as error:  # the only exception that ArrayRecord raises
+    raise InputError(f"{directory / _FILE}: cannot write masks: {error}") from error
+  index = {"format": _FORMAT, "videos": {name: record for record, name in enumerate(names)}}
+  (directory / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+class MaskStore:
+  """Random access to the masks of videos. Safe to use from several threads."""
+
+  def __init__(self, directory: Path):
+    """Opens the store in `directory`. Raises InputError if there is none or it is damaged."""
+    self._path = directory / _FILE
+    index_path = directory / "index.json"
+    try:
+      index = json.loads(index_path.read_text(encoding="utf-8"))
+      if index["format"] != _FORMAT:
+        raise InputError(f"{index_path}: has format {index['format']}, not {_FORMAT}; ingest again")
+      self._records: dict[str, int] = dict(index["videos"])
+      self._reader = array_record_module.ArrayRecordReader(
+        str(self._path), options="readahead_buffer_size:0", file_reader_buffer_size=32768
+      )
+    except FileNotFoundError as error:
+      raise InputError(f"{directory}: holds no mask store (no index.json)") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+      raise InputError(f"{directory}: is damaged: {error}; ingest again") from error
+    self._parsed = functools.lru_cache(maxsize=4)(self._parse)
+
+  @property
+  def videos(self) -> tuple[str, ...]:
+    """The names of the videos that have masks."""
+    return tuple(self._records)
+
+  def size(self, video: str) -> tuple[int, int]:
+    """Height and width of a video's masks, which are those of its original frames, in pixels."""
+    masks = self._parsed(video)
+    return masks.height, masks.width
+
+  def instances(self, video: str) -> tuple[str, ...]:
+    """The names of the instances in a video."""
+    return tuple(self._parsed(video).instances)
+
+  def frames(self, video: str) -> tuple[str, ...]:
+    """Names of the annotated frames of a video that is a folder of pictures; else ()."""
+    return self._parsed(video).frames
+
+  def read(
+    self, video: str, instances: Sequence[str], frames: Sequence[int] | None = None
+  ) -> Bool[np.ndarray, "frames height width"]:
+    """Reads the union of the masks of some instances, as a query means them.
+
+    instances: as in `ObjectTrack.instances`; () gives masks without a pixel.
+    frames: indices of annotated frames, as in `ObjectTrack.times`; None: all of them.
+
+    Raises:
+      InputError: the store has no such video or instance, or a record is damaged.
+      IndexError: a frame is not among the annotated ones.
+    """
+    masks = self._parsed(video)
+    for name in instances:
+      if name not in masks.instances:
+        raise InputError(f"{self._path}: video {video!r} has no instance {name!r}")
+    count = len(masks.frames or masks.times)
+    chosen = range(count) if frames is None else frames
+    if outside := [frame for frame in chosen if not 0 <= frame < count]:
+      raise IndexError(f"{video}: no annotated frame {outside[0]} among {count}")
+    height, width = masks.height, masks.width
+    found = [
+      run_length.decode(
+        run_length.union([masks.instances[name][frame] for name in instances]), height, width
+      )
+      for frame in chosen
+    ]
+    return np.stack(found) if found else np.zeros((0, height, width), bool)
+
+  def _parse(self, video: str) -> mask_files.MaskFile:
+    if video not in self._records:
+      raise InputError(f"{self._path}: the mask store has no video {video!r}")
+    record = self._records[video]
+    try:
+      (content,) = self._reader.read([record])
+      return mask_files.parse(json.loads(content), f"{self._path}: record {record}")
+    except (RuntimeError, IndexError, ValueError) as error:
+      raise InputError(
+        f"{self._path}: record {record} is damaged: {' '.join(str(error).split())}; ingest again"
+      ) from error
