@@ -68,7 +68,7 @@ assert ONE is not None
   ],
 )
 def test_a_mask_that_the_library_would_read_wrongly_is_named(value, problem):
-  with pytest.raises(InputError, match=f"^a.json: {problem}|^a.json: is a damaged.*{problem}"):
+  with pytest.raises(InputError, match=f"^a.json: .*{problem}"):
     run_length.check(value, 4, 6, "a.json")
   run_length.check(None, 4, 6, "a.json")
 

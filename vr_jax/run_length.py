@@ -19,7 +19,7 @@ def encode(mask: Bool[np.ndarray, "height width"]) -> dict[str, Any] | None:
   """Encodes a mask; None if it has no pixel."""
   if not mask.any():
     return None
-  encoded = coco.encode(np.asfortranarray(mask, np.uint8))
+  encoded: Any = coco.encode(np.asfortranarray(mask, np.uint8))  # whose stub says text, not bytes
   return {"size": [*map(int, encoded["size"])], "counts": encoded["counts"].decode("ascii")}
 
 
@@ -104,11 +104,12 @@ def _count_pixels(counts: Any) -> int:
   return int(runs.sum())
 
 
-def _as_bytes(mask: RunLength) -> dict[str, Any]:
+def _as_bytes(mask: RunLength) -> Any:
   """The mask with its counts as the library takes them."""
   counts = mask["counts"]
   height, width = mask["size"]
   if isinstance(counts, list):
-    return coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    plain: Any = {"size": [height, width], "counts": counts}
+    return coco.frPyObjects(plain, height, width)
   data = counts.encode("ascii") if isinstance(counts, str) else counts
   return {"size": [height, width], "counts": data}

@@ -289,7 +289,7 @@ def _example(value: Any, where: str) -> records.Example:
     steps=tuple(_step(step, where) for step in _list(value, "steps", where)),
     states=tuple(_state(state, where) for state in _list(value, "states", where)),
     source=_text(value["source"], "source", where) if value.get("source") else "",
-    **{
+    **{  # pyright: ignore[reportArgumentType] these fields are texts
       field: video_r1.strip_tags(_text(value[field], field, where))
       for field in _TRACE
       if value.get(field)

@@ -103,7 +103,8 @@ def _size(path: Path, max_pixels: int) -> tuple[int, int]:
     with Image.open(path) as image:
       video_file.check_size(path, *image.size, max_pixels)
       sideways = image.getexif().get(_ORIENTATION, 1) >= 5
-      return image.size[::-1] if sideways else image.size
+      width, height = image.size
+      return (height, width) if sideways else (width, height)
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
     raise picture_file.bad_picture(path, error) from error
 

@@ -81,7 +81,8 @@ def parse(value: Any, where: str) -> MaskFile:
   height, width, instances = value["height"], value["width"], value["instances"]
   if not all(type(side) is int and side > 0 for side in (height, width)):
     raise InputError(f"{where}: 'height' and 'width' are no numbers of pixels")
-  names, times = value.get("frames"), value.get("times")
+  names: Any = value.get("frames")
+  times: Any = value.get("times")
   if (names is None) == (times is None):
     raise InputError(
       f"{where}: needs the annotated frames: 'frames', their names, for a folder of pictures, or "

@@ -310,8 +310,8 @@ def _upright_image(
 
 def _shown_size(timed: video_clock.TimedFrame) -> tuple[float, float]:
   """(width, height) of an upright frame with square pixels."""
-  shown = (timed.frame.width * timed.pixel_aspect, float(timed.frame.height))
-  return shown[::-1] if _orientation(timed.frame)[0] else shown
+  width, height = timed.frame.width * timed.pixel_aspect, float(timed.frame.height)
+  return (height, width) if _orientation(timed.frame)[0] else (width, height)
 
 
 def _scaled(shown: tuple[float, float], scale: float) -> tuple[int, int]:

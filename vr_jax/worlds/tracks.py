@@ -27,7 +27,7 @@ from vr_jax.worlds import config as config_lib
 from vr_jax.worlds import render
 from vr_jax.worlds import scene as scene_lib
 
-_MAX_SCENES = 2000  # attempts to draw a scene in which every query has one answer
+_MAX_SCENES = 500  # attempts to draw a scene in which every query has one answer
 _LONGEST_AWAY = 2  # cells that an object is out of the picture
 
 _QUERIES = {
@@ -61,7 +61,8 @@ def sample(
 
   Raises errors.InputError if the config allows too few queries about a scene.
   """
-  for _ in range(_MAX_SCENES):
+  most = sum(config.objects_max if family == "described" else 1 for family in config.families)
+  for _ in range(_MAX_SCENES if count <= most else 0):
     scene = _sample_scene(rng, config)
     if scene is None:
       continue
@@ -119,7 +120,7 @@ def object_track(
 ) -> records.ObjectTrack:
   """Where the objects of some shapes are, together, in every frame of a scene."""
   chosen = [index for index, thing in enumerate(scene.objects) if thing.shape in shapes]
-  boxes = render.compute_boxes(rendering.masks[chosen].any(axis=0, keepdims=True))[0]
+  boxes = render.compute_boxes(np.any(rendering.masks[chosen], axis=0)[None])[0]
   return records.ObjectTrack(
     times=np.round(np.arange(scene.frames) / scene.fps, 6),
     boxes=np.where(boxes[:, 2:3] > 0, boxes, np.nan).astype(np.float32),
@@ -223,7 +224,17 @@ def _choose(is_large: list[bool], large: str, other: str) -> tuple[str, ...]:
 def _hidden(scene: scene_lib.Scene) -> set[str]:
   """The shapes of objects whose centre is ever within the circle around one in front of them."""
   found = set()
+  # At rest at home, objects are too far from each other.
+  moving = {
+    cell
+    for cell in range(scene.cells)
+    for thing in scene.objects
+    for places in [scene.script(thing.shape, "place")]
+    if {places[cell], places[cell + 1]} != {places[-1]} or places[-1] != places[0]
+  }
   for frame in range(scene.frames):
+    if int(frame / scene.fps / scene.dwell + 1e-9) not in moving:
+      continue
     poses = [scene_lib.pose(scene, thing, frame / scene.fps) for thing in scene.objects]
     pairs = itertools.combinations(zip(scene.objects, poses, strict=True), 2)
     for (back, behind), (_, front) in pairs:
