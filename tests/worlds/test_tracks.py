@@ -111,7 +111,7 @@ def test_a_query_means_the_objects_that_do_what_it_says_and_no_other(family):
         cells = tracks._is_away(scene, meant[0])
         resting = [scene.fps * cell for cell in cells]
         assert {*meant} == away and not seen[shapes.index(meant[0]), resting].any()
-        assert 0 < cells[0] and cells[-1] < scene.cells - 1
+        assert cells[0] > 0 and cells[-1] < scene.cells - 1
       elif family == "covered":
         # Out of sight while in the picture: that is behind another object.
         assert {*meant} == gone - away or {*meant} == away & gone
