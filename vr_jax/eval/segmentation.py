@@ -83,7 +83,7 @@ def boundary_f(
   tolerance: radius of the disk, as a fraction of the diagonal (rounded up), or in pixels from 1 on.
   """
   _check(prediction, truth, void)
-  radius = boundary_radius(*truth.shape[1:], tolerance)
+  radius = boundary_radius(truth.shape[1], truth.shape[2], tolerance)
   scores = np.empty(len(truth))
   for frame in range(len(truth)):
     mine, right = _without_void(prediction, truth, void, frame)
