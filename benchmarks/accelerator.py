@@ -39,6 +39,7 @@ from launch import abstract_state, programs
 from vr_jax import errors, records
 from vr_jax import main as vr_jax
 from vr_jax.models.common import flops as flops_lib
+from vr_jax.models.common import image_patches
 from vr_jax.models.qwen2_5_vl import config as model_config
 from vr_jax.models.qwen2_5_vl import flops, positions, vision_inputs
 from vr_jax.parallel import accelerators
@@ -116,7 +117,7 @@ def random_prompt(
   vision, shape = model.vision, (load.prompts, load.prefix)
   tokens, merge = load.patches // vision.merge_unit, vision.spatial_merge_size
   height = max(n for n in range(1, tokens + 1) if tokens % n == 0 and n**2 <= tokens)
-  rows = positions.patch_rows(height * merge, tokens // height * merge, vision)
+  rows = image_patches.patch_rows(height * merge, tokens // height * merge, merge=merge)
   window = positions.patch_windows(rows, vision)
   media, place = load.frames * tokens, np.arange(load.prefix)
   patches = (load.prompts, load.frames, load.patches)

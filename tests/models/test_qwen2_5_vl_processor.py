@@ -16,7 +16,7 @@ import pytest
 import qwen2_5_vl_builders as builders
 
 from vr_jax import errors, records
-from vr_jax.models.common import conversation, prompts
+from vr_jax.models.common import conversation, image_patches, prompts
 from vr_jax.models.qwen2_5_vl import config as config_lib
 from vr_jax.models.qwen2_5_vl import pixels, positions
 
@@ -75,7 +75,7 @@ def test_each_frame_of_a_video_is_patched_like_an_image_and_an_odd_last_one_is_r
 def test_a_patch_holds_its_own_pixels_channel_first_then_frames():
   video = picture(56, 84, frames=2)
   (patches,) = pixels.patchify(video, CONFIG.vision)
-  rows = positions.patch_rows(4, 6, CONFIG.vision)
+  rows = image_patches.patch_rows(4, 6, merge=2)
   assert rows[:6].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3]]
   for (row, column), patch in zip(rows, patches, strict=True):
     square = video[:, 14 * row : 14 * row + 14, 14 * column : 14 * column + 14]
@@ -93,9 +93,9 @@ def test_resized_frames_are_of_whole_tokens_within_the_budget(height, width, bud
   limits = {"min_pixels": 4 * factor**2, "max_pixels": budget * factor**2}
   if max(height, width) > 200 * min(height, width):
     with pytest.raises(errors.InputError, match="over 200 times"):
-      pixels.smart_resize(height, width, factor=factor, **limits)
+      image_patches.smart_resize(height, width, factor=factor, **limits)
     return
-  tall, wide = pixels.smart_resize(height, width, factor=factor, **limits)
+  tall, wide = image_patches.smart_resize(height, width, factor=factor, **limits)
   assert tall % factor == 0 and wide % factor == 0
   assert tall >= factor and wide >= factor
   longest = (
@@ -115,11 +115,11 @@ def test_resized_frames_are_of_whole_tokens_within_the_budget(height, width, bud
 )
 def test_smart_resize_of_known_sizes(size, tokens, expected):
   limits = {"min_pixels": 4 * 28**2, "max_pixels": tokens * 28**2}
-  assert pixels.smart_resize(*size, factor=28, **limits) == expected
+  assert image_patches.smart_resize(*size, factor=28, **limits) == expected
 
 
 def test_windows_are_squares_of_the_frame_cut_off_at_its_border():
-  rows = positions.patch_rows(6, 10, CONFIG.vision)  # 3 x 5 tokens in windows of 2 x 2 tokens
+  rows = image_patches.patch_rows(6, 10, merge=2)  # 3 x 5 tokens in windows of 2 x 2 tokens
   window = positions.patch_windows(rows, CONFIG.vision)
   expected = rows[:, 0] // 4 * 3 + rows[:, 1] // 4
   np.testing.assert_array_equal(window, expected)
@@ -164,7 +164,7 @@ def test_without_frames_the_prompt_is_text_alone():
 
 def test_a_conversation_may_hold_images_and_videos_and_earlier_replies():
   image = conversation.Image(pixels=picture(56, 84)[0])
-  video = conversation.VideoFrames(frames=picture(56, 56, frames=4), seconds_per_frame=0.5)
+  video = conversation.VideoFrames(frames=picture(56, 56, frames=4), timestamps=np.arange(4) / 2)
   turns = [
     conversation.Message(role="system", parts=("Be brief.",)),
     conversation.Message(role="user", parts=(image, "or", video, "?")),
@@ -287,9 +287,9 @@ def test_media_tokens_of_one_medium_stand_together():
     (
       conversation.Message(
         role="user",
-        parts=(conversation.VideoFrames(frames=picture(9, 9, frames=2), seconds_per_frame=0.0),),
+        parts=(conversation.VideoFrames(frames=picture(9, 9, frames=2), timestamps=np.zeros(2)),),
       ),
-      "clip: a video of 0.0 seconds a frame; it must be above 0",
+      "clip: timestamps of its frames do not rise",
     ),
   ],
 )
@@ -319,11 +319,17 @@ def test_a_prompt_is_checked_by_its_shape_as_encoding_and_padding_would(shape, q
     "frame_buckets": len(one.frames),
     "patch_buckets": one.frames[0].patches,
   }
-  made.check_prompt(" What moves?", shape, **order, **{k: (v,) for k, v in sizes.items()})
+  made.check_prompt(
+    " What moves?",
+    shape,
+    np.arange(float(shape[0])),
+    **order,
+    **{k: (v,) for k, v in sizes.items()},
+  )
   for name in sizes:
     buckets = {k: (v - (k == name),) for k, v in sizes.items()}
     with pytest.raises(errors.InputError) as cheap:
-      made.check_prompt(" What moves?", shape, **order, **buckets)
+      made.check_prompt(" What moves?", shape, np.arange(float(shape[0])), **order, **buckets)
     with pytest.raises(errors.InputError) as real:
       made.collate([one], **buckets)
     assert str(cheap.value) == str(real.value)

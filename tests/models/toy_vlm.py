@@ -162,13 +162,15 @@ class ToyTemplate:
     self._plain = conversation.PlainText(words)
     self._end, self._image = words.token_to_id("<end>"), words.token_to_id("<image>")
 
-  def apply(self, turns, media_tokens, *, open_reply):
-    counts, tokens, ours = iter(media_tokens), [], []
+  def apply(self, turns, media, *, open_reply):
+    remaining, tokens, ours = iter(media), [], []
     for turn in turns:
       runs = [(self.text(f"{turn.role.capitalize()}: "), False)]
       for part in turn.parts:
-        said = isinstance(part, str)
-        run = self.text(part) if said else [self._image] * next(counts)
+        if isinstance(part, str):
+          run = self.text(part)
+        else:
+          run = [self._image] * sum(each.tokens for each in next(remaining))
         runs.append((run, turn.role == "assistant"))
       runs.append(([self._end], turn.role == "assistant"))
       tokens += [token for run, _ in runs for token in run]
@@ -176,8 +178,8 @@ class ToyTemplate:
     opened = self.text("Assistant: ") if open_reply else []
     return np.array(tokens + opened, np.int32), np.array(ours + [False] * len(opened), bool)
 
-  def continuation(self, turns, media_tokens, *, ended):
-    rest = self.apply(turns, media_tokens, open_reply=True)[0]
+  def continuation(self, turns, media, *, ended):
+    rest = self.apply(turns, media, open_reply=True)[0]
     return np.concatenate([np.array([] if ended else [self._end], np.int32), rest])
 
   def text(self, text):
@@ -203,7 +205,10 @@ class ToyProcessor(processor.VideoProcessor):
     is_image = tokens == self.config.image_token_id
     return np.where(is_image, records.Kind.IMAGE, records.Kind.TEXT).astype(np.int32)
 
-  def grid(self, shape, seconds, name):
+  def image_grid(self, size, seconds, name):
+    return prompts.Grid(kind=records.Kind.IMAGE, frames=1, height=1, width=1)
+
+  def video_grid(self, shape, timestamps, name):
     return prompts.Grid(kind=records.Kind.IMAGE, frames=shape[0], height=1, width=1)
 
   def frame_size(self, grid):

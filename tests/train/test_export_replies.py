@@ -123,7 +123,8 @@ def conversations(rng: np.random.Generator) -> tuple[list[Any], list[dict], list
         frames, every = drawn[part], seconds[part]
         content.append({"type": "video", "video": frames})
         metadata.append({"total_num_frames": len(frames), "fps": 1 / every})
-        mine.append(conversation.VideoFrames(frames=frames, seconds_per_frame=every))
+        times = np.arange(len(frames)) * every
+        mine.append(conversation.VideoFrames(frames=frames, timestamps=times))
     theirs.append([{"role": "user", "content": content}])
     parts.append(tuple(mine))
   return theirs, metadata, parts

@@ -11,8 +11,9 @@ import pytest
 
 from tests.train import nano
 from vr_jax import main, records
+from vr_jax.models.common import image_patches
 from vr_jax.models.common import prompts as prompts_lib
-from vr_jax.models.qwen2_5_vl import pixels, positions
+from vr_jax.models.qwen2_5_vl import positions
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import model_setup
 
@@ -78,7 +79,7 @@ def test_the_flags_for_64_frames_of_256_tokens_are_those_that_the_recipe_names(s
   recipe = f"--config={nano.ROOT / nano.RECIPE}:{size}"
   config = main.parse_flags(["vr-jax", recipe, "--workdir=x", *flags])[0]
   model = config.model
-  side, _ = pixels.smart_resize(
+  side, _ = image_patches.smart_resize(
     896, 896, factor=28, min_pixels=model.min_pixels, max_pixels=model.max_pixels
   )
   patches = (side // 14) ** 2

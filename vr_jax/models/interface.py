@@ -395,6 +395,7 @@ class Processor(Protocol):
     self,
     text: str,
     shape: tuple[int, int, int],
+    timestamps: Float[np.ndarray, "times"],
     *,
     question_first: bool,
     name: str,

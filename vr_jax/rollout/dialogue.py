@@ -114,9 +114,11 @@ class Dialogue:
 
 def _message(scene: EpisodeScene, shown: environment.Observation) -> conversation.Message:
   """A turn of texts and single frames, with the pixels of its frames."""
-  pixels = iter(scene.pool.read(shown.frames) if shown.frames else ())
-  parts = (
-    part if isinstance(part, str) else conversation.Image(pixels=next(pixels))
-    for part in shown.parts
+  chosen = list(shown.frames)
+  pixels = scene.pool.read(chosen) if chosen else ()
+  times = scene.pool.timestamps[chosen].tolist()
+  images = (
+    conversation.Image(pixels=one, seconds=time) for one, time in zip(pixels, times, strict=True)
   )
+  parts = (part if isinstance(part, str) else next(images) for part in shown.parts)
   return conversation.Message(role="user", parts=tuple(parts))

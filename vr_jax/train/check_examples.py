@@ -224,6 +224,7 @@ class Checks(ReferenceChecks):
       self.processor.check_prompt(
         text,
         (count, *size),
+        times,
         question_first=model.question_first,
         name=where,
         **buckets,

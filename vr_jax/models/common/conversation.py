@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 import numpy as np
 import tokenizers
 
@@ -13,17 +13,18 @@ ROLES = ("system", "user", "assistant")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Image:
-  """A still picture."""
+  """A still picture. seconds: its time, if it is a frame of a video."""
 
   pixels: UInt8[np.ndarray, "height width 3"]
+  seconds: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoFrames:
-  """Frames of a video, and the seconds between two of them."""
+  """Frames of a video. timestamps: their times in it, seconds."""
 
   frames: UInt8[np.ndarray, "frames height width 3"]
-  seconds_per_frame: float
+  timestamps: Float[np.ndarray, "times"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Message:
   parts: tuple[str | Image | VideoFrames, ...]
 
 
-NO_VIDEO = VideoFrames(frames=np.zeros((0, 0, 0, 3), np.uint8), seconds_per_frame=1.0)
+NO_VIDEO = VideoFrames(frames=np.zeros((0, 0, 0, 3), np.uint8), timestamps=np.zeros(0))
 
 
 def most_tokens(text: str) -> int:

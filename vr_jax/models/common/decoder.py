@@ -15,7 +15,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
@@ -104,12 +104,16 @@ class Decoder(nnx.Module):
     x: Float[Array, "prompts prefix embed"],
     positions: Int[Array, "prompts prefix axes"],
     valid: Bool[Array, "prompts prefix"],
+    added: Float[Array, "prompts prefix levels embed"] | None = None,
   ) -> tuple[
     Float[Array, "prompts prefix embed"],
     Float[Array, "layers prompts prefix kv_heads head_dim"],
     Float[Array, "layers prompts prefix kv_heads head_dim"],
   ]:
-    """Computes final-normed hidden states of prompts, and every layer's keys and values."""
+    """Computes final-normed hidden states of prompts, and every layer's keys and values.
+
+    added: what is added to each token behind the first layers, one level a layer.
+    """
     cos, sin = self.media_angles(positions)
     axes = ("prompts", "prefix", None)
 
@@ -119,9 +123,8 @@ class Decoder(nnx.Module):
       return self.layout.place(self.finish_layer(x, mixed, weights), axes), (key, value)
 
     x = self.layout.place(x, axes)
-    x, (keys, values) = rematerialisation.scan(
-      layer, x, layers.stack(self.layers, self.dtype), policy=self.config.remat
-    )
+    run, inputs = self._adding(layer, layers.stack(self.layers, self.dtype), added, axes)
+    x, (keys, values) = rematerialisation.scan(run, x, inputs, policy=self.config.remat)
     return self.final_norm(x), keys, values
 
   def forward_replies(
@@ -131,10 +134,12 @@ class Decoder(nnx.Module):
     valid: Bool[Array, "prompts group time"],
     prefix: attention.Block,
     forgetting: attention.Forgetting | None = None,
+    added: Float[Array, "prompts group time levels embed"] | None = None,
   ) -> Float[Array, "prompts group time embed"]:
     """Computes final-normed hidden states of replies, which attend to their prompt's prefix.
 
     positions: on all axes, or without the axes dimension if all tokens are text.
+    added: as in `prefill`.
     """
     cos, sin = self._angles(positions, x)
     axes = ("prompts", "group", "time", None)
@@ -147,7 +152,7 @@ class Decoder(nnx.Module):
       mixed = self.attention.replies(query, shared, own, forgetting)
       return self.layout.place(self.finish_layer(x, mixed, weights), axes), None
 
-    return self._continue(layer, self.layout.place(x, axes), prefix)
+    return self._continue(layer, x, prefix, added, axes)
 
   def forward_packed_replies(
     self,
@@ -157,6 +162,7 @@ class Decoder(nnx.Module):
     prefix: attention.Block,
     packing: packing_lib.Packing,
     forgetting: attention.Forgetting | None = None,
+    added: Float[Array, "packed levels embed"] | None = None,
   ) -> Float[Array, "packed embed"]:
     """Like `forward_replies`, on the valid tokens only; they are unpacked for attention alone."""
     cos, sin = self._angles(positions, x)
@@ -171,17 +177,48 @@ class Decoder(nnx.Module):
       mixed = packing.pack(mixed, heads)
       return self.layout.place(self.finish_layer(x, mixed, weights), axes), None
 
-    return self._continue(layer, self.layout.place(x, axes), prefix)
+    return self._continue(layer, x, prefix, added, axes)
 
   def _continue(
     self,
     layer: Callable[[Array, Any], tuple[Array, Any]],
     x: Float[Array, "*batch embed"],
     prefix: attention.Block,
+    added: Float[Array, "*batch levels embed"] | None,
+    axes: layout_lib.Axes,
   ) -> Float[Array, "*batch embed"]:
-    inputs = (layers.stack(self.layers, self.dtype), prefix.key, prefix.value)
-    x, _ = rematerialisation.scan(layer, x, inputs, policy=self.config.remat)
+    inputs = [layers.stack(self.layers, self.dtype), prefix.key, prefix.value]
+    layer, inputs = self._adding(layer, inputs, added, axes)
+    x, _ = rematerialisation.scan(
+      layer, self.layout.place(x, axes), inputs, policy=self.config.remat
+    )
     return self.final_norm(x)
+
+  def _adding(
+    self,
+    layer: Callable[[Array, Any], tuple[Array, Any]],
+    inputs: PyTree,
+    added: Float[Array, "*batch levels embed"] | None,
+    axes: layout_lib.Axes,
+  ) -> tuple[Callable[[Array, Any], tuple[Array, Any]], PyTree]:
+    """Adds level i of `added` behind layer i, for a scan over `inputs`; returns layer and inputs.
+
+    axes: logical axes of a layer's output.
+    """
+    if added is None:
+      return layer, inputs
+    # Levels lead, so that each is contiguous.
+    levels = jnp.moveaxis(added.astype(self.dtype), -2, 0)
+    levels = self.layout.place(levels, (None, *axes))
+    depth = len(jax.tree.leaves(inputs, is_leaf=lambda x: isinstance(x, tuple))[0])
+
+    def and_add(x: Array, numbered: Any) -> tuple[Array, Any]:
+      number, one = numbered
+      x, output = layer(x, one)
+      x = jax.lax.cond(number < len(levels), lambda x: x + levels[number], lambda x: x, x)
+      return self.layout.place(x, axes), output
+
+    return and_add, [jnp.arange(depth), inputs]
 
   def decode(
     self,
@@ -255,12 +292,16 @@ class Decoder(nnx.Module):
     prefix: attention.Block,
     past_keys: Float[Array, "layers cache_slots kv_heads head_dim length"] | tuple[Array, ...],
     past_values: Float[Array, "layers cache_slots kv_heads length head_dim"] | tuple[Array, ...],
+    added: Float[Array, "rows time levels embed"] | None = None,
   ) -> tuple[
     Float[Array, "rows time embed"],
     Float[Array, "layers rows kv_heads head_dim time"] | tuple[Array, ...],
     Float[Array, "layers rows kv_heads time head_dim"] | tuple[Array, ...],
   ]:
-    """Computes final-normed hidden states, keys and values of observations after replies."""
+    """Computes final-normed hidden states, keys and values of observations after replies.
+
+    added: as in `prefill`.
+    """
     cos, sin = self._angles(positions, x)
     axes = ("slots", None, None)
 
@@ -275,8 +316,9 @@ class Decoder(nnx.Module):
 
     weights = layers.stack(self.layers, self.dtype)
     inputs = [weights, prefix.key, prefix.value, past_keys, past_values]
+    adding, inputs = self._adding(layer, inputs, added, axes)
     run = layers.chain if isinstance(past_keys, tuple) else jax.lax.scan
-    x, (keys, values) = run(layer, self.layout.place(x, axes), inputs)
+    x, (keys, values) = run(adding, self.layout.place(x, axes), inputs)
     return self.final_norm(x), keys, values
 
   def _angles(self, positions: Int[Array, "..."], x: Float[Array, "*batch embed"]) -> Angles:

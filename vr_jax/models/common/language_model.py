@@ -73,28 +73,44 @@ class DecoderLanguageModel(nnx.Module):
 
     axis: the logical axis of rows.
     """
-    return jnp.where(index[..., None] >= 0, self._features(index, media, axis).astype(x.dtype), x)
+    found = self._at(index, self.merge_features(media), axis)
+    return jnp.where(index[..., None] >= 0, found.astype(x.dtype), x)
 
   def merge_features(self, media: PyTree) -> Float[Array, "rows media embed"]:
     """Merges features into input embeddings of media tokens; families with several override it."""
     return media
 
-  def _features(
-    self, index: Int[Array, "rows *time"], media: PyTree, axis: str
-  ) -> Float[Array, "rows *time embed"]:
+  def layer_features(self, media: PyTree) -> Float[Array, "rows media levels embed"] | None:
+    """Features that are added behind the first layers of the decoder, one level a layer.
+
+    None: the family has no such features.
+    """
+    del media
+    return None
+
+  def _at_layers(
+    self, index: Int[Array, "rows *time"], media: PyTree, axis: str = "prompts"
+  ) -> Float[Array, "rows *time levels embed"] | None:
+    """What is added to each token behind the first layers: zeros where the index is -1."""
+    levels = self.layer_features(media)
+    if levels is None or levels.shape[1] == 0:
+      return None
+    return jnp.where((index >= 0)[..., None, None], self._at(index, levels, axis), 0)
+
+  def _at(
+    self, index: Int[Array, "rows *time"], media: Float[Array, "rows media ..."], axis: str
+  ) -> Float[Array, "rows ..."]:
     """Features at each index: any feature where it is below 0, zeros where there are no media."""
-    media = self.merge_features(media)
     if media.shape[1] == 0:
-      return jnp.zeros((*index.shape, media.shape[2]), media.dtype)
+      return jnp.zeros((*index.shape, *media.shape[2:]), media.dtype)
     # A token may need features of any frame, so each device takes its tokens from all of them.
-    media = self.layout.place(media, (axis, None, None))
+    media = self.layout.place(media, (axis, *[None] * (media.ndim - 1)))
     return jax.vmap(lambda media, index: media[index])(media, jnp.maximum(index, 0))
 
   def prefill(self, prompt: records.Prompt) -> kv_cache.PrefixKV:
     """Runs the prompts once; runs the vision tower first unless they bring features."""
     valid = jnp.asarray(prompt.kind) != records.Kind.PAD
-    x = self.embed(prompt, self._media(prompt))
-    hidden, keys, values = self.text.prefill(x, jnp.asarray(prompt.positions), valid)
+    hidden, keys, values = self.run_prompts(prompt, self._media(prompt))
     return kv_cache.PrefixKV(
       keys=keys,
       values=values,
@@ -102,6 +118,19 @@ class DecoderLanguageModel(nnx.Module):
       hidden=_last(hidden, valid),
       next_position=jnp.asarray(prompt.next_position),
     )
+
+  def run_prompts(
+    self, prompt: records.Prompt, media: PyTree
+  ) -> tuple[
+    Float[Array, "prompts prefix embed"],
+    Float[Array, "layers prompts prefix kv_heads head_dim"],
+    Float[Array, "layers prompts prefix kv_heads head_dim"],
+  ]:
+    """Computes final-normed hidden states of prompts with these features, keys and values."""
+    valid = jnp.asarray(prompt.kind) != records.Kind.PAD
+    added = self._at_layers(jnp.asarray(prompt.media_index), media)
+    x, positions = self.embed(prompt, media), jnp.asarray(prompt.positions)
+    return self.text.prefill(x, positions, valid, added)
 
   def _media(self, shown: records.Prompt | records.EpisodeInputs) -> PyTree:
     """Returns the features that are given, or runs the vision tower."""
@@ -130,13 +159,11 @@ class DecoderLanguageModel(nnx.Module):
     embedded = self.text.embed(tokens, packing_lib.REPLIES)
     if episode_inputs is None:
       return self.text.forward_replies(embedded, _positions(prefix, tokens), valid, _block(prefix))
-    embedded = self._with_media(
-      embedded, jnp.asarray(episode_inputs.media_index), self._media(episode_inputs)
-    )
+    index, media = jnp.asarray(episode_inputs.media_index), self._media(episode_inputs)
+    embedded = self._with_media(embedded, index, media)
     positions = jnp.asarray(episode_inputs.positions)
-    return self.text.forward_replies(
-      embedded, positions, valid, _block(prefix), _forgetting(episode_inputs)
-    )
+    more = _forgetting(episode_inputs), self._at_layers(index, media)
+    return self.text.forward_replies(embedded, positions, valid, _block(prefix), *more)
 
   def forward_packed_replies(
     self,
@@ -151,12 +178,15 @@ class DecoderLanguageModel(nnx.Module):
     if episode_inputs is None:
       positions = packing.pack(_positions(prefix, tokens))
       return self.text.forward_packed_replies(embedded, positions, valid, _block(prefix), packing)
-    index = jnp.asarray(episode_inputs.media_index)
-    features = packing.pack(self._features(index, self._media(episode_inputs), "prompts"), (None,))
+    index, media = jnp.asarray(episode_inputs.media_index), self._media(episode_inputs)
+    features = packing.pack(self._at(index, self.merge_features(media), "prompts"), (None,))
+    added = self._at_layers(index, media)
+    if added is not None:
+      added = packing.pack(added, (None, None))
     is_media = packing.pack(index >= 0)[:, None]
     embedded = jnp.where(is_media, features.astype(embedded.dtype), embedded)
     positions = packing.pack(jnp.asarray(episode_inputs.positions), (None,))
-    read = _block(prefix), packing, _forgetting(episode_inputs)
+    read = _block(prefix), packing, _forgetting(episode_inputs), added
     return self.text.forward_packed_replies(embedded, positions, valid, *read)
 
   def prefill_observation(
@@ -178,11 +208,12 @@ class DecoderLanguageModel(nnx.Module):
     """
     valid = jnp.asarray(shown.kind) != records.Kind.PAD
     x = self.text.embed(jnp.asarray(shown.tokens), ("slots", None), replicated=True)
-    x = self._with_media(x, jnp.asarray(shown.media_index), media, "slots")
+    index = jnp.asarray(shown.media_index)
+    x = self._with_media(x, index, media, "slots")
     positions = jnp.asarray(shown.positions) + rows.position[:, None, None]
     past = cache.keys, cache.values
     hidden, keys, values = self.text.prefill_observation(
-      x, positions, valid, rows, _block(prefix), *past
+      x, positions, valid, rows, _block(prefix), *past, self._at_layers(index, media, "slots")
     )
     return _last(hidden, valid), kv_cache.KVCache(keys=keys, values=values)
 

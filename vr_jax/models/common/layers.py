@@ -108,6 +108,21 @@ def rms_norm(
   return scale.astype(x.dtype) * normed.astype(x.dtype)
 
 
+def layer_norm(
+  x: Float[Array, "... embed"],
+  scale: Float[Array, "embed"],
+  bias: Float[Array, "embed"],
+  *,
+  epsilon: float,
+) -> Float[Array, "... embed"]:
+  """Subtracts the mean and divides by the standard deviation, with float32 statistics."""
+  wide = x.astype(jnp.float32)
+  centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+  normed = centred * lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + epsilon)
+  scaled = normed * scale.astype(jnp.float32) + bias.astype(jnp.float32)
+  return scaled.astype(x.dtype)
+
+
 def cosines_and_sines(
   angles: Float[Array, "*batch half"],
 ) -> tuple[Float[Array, "*batch half"], Float[Array, "*batch half"]]:

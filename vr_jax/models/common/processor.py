@@ -5,7 +5,6 @@ NumPy on the host. A family implements the methods in `rules`.
 
 from collections.abc import Sequence
 import functools
-import math
 from typing import Any
 
 from jaxtyping import Bool, Float, Int, PyTree, UInt8
@@ -114,14 +113,14 @@ class VideoProcessor(rules.Rules):
     """Encodes a question about a video, up to the start of the assistant's turn.
 
     frames: None for a question without a video.
-    timestamps: seconds of each frame, increasing; positions use their mean distance.
+    timestamps: seconds of each frame, increasing.
     question_first: put the text before the video, not after it.
     name: of the prompt in error messages.
     """
     video = None
     if frames is not None:
-      rate = _rate(timestamps, len(frames), name)
-      video = conversation.VideoFrames(frames=frames, seconds_per_frame=rate)
+      times = np.zeros(0) if timestamps is None else timestamps
+      video = conversation.VideoFrames(frames=frames, timestamps=times)
     return self.encode_conversation([_question(text, video, question_first)], name=name)
 
   def encode_with_features(
@@ -138,23 +137,24 @@ class VideoProcessor(rules.Rules):
 
     shape: frames, height and width (pixels) of the video.
     """
-    grid = self.grid(shape, _rate(timestamps, shape[0], name), name)
+    grid = self._video_grid(shape, timestamps, name)
     turn = _question(text, conversation.NO_VIDEO, question_first)
-    tokens, loss_mask = self._tokenize([turn], [self._count(grid)], open_reply=True)
+    tokens, loss_mask = self._tokenize([turn], [self.media_runs(grid)], open_reply=True)
     return self.join(tokens, [grid], None, loss_mask, features=features, name=name)
 
   def count_media_tokens(self, shape: tuple[int, int, int], name: str) -> int:
     """Counts the media tokens of a video. shape: frames, height and width (pixels)."""
-    return self._count(self.grid(shape, 1.0, name))
+    return self._count(self.video_grid(shape, np.arange(float(shape[0])), name))
 
   def resized(self, size: tuple[int, int], name: str = "frame") -> tuple[int, int]:
     """Height and width (pixels) to which a frame of `size` is resized."""
-    return self.frame_size(self.grid((1, *size), 1.0, name))
+    return self.frame_size(self.image_grid(size, None, name))
 
   def check_prompt(
     self,
     text: str,
     shape: tuple[int, int, int],
+    timestamps: Float[np.ndarray, "times"],
     *,
     question_first: bool,
     name: str,
@@ -166,12 +166,13 @@ class VideoProcessor(rules.Rules):
 
     shape: frames, height and width (pixels).
     """
-    grid = self.grid(shape, 1.0, name)
-    media = self._count(grid)
-    length = self._around_question + conversation.most_tokens(text) + media
+    grid = self._video_grid(shape, timestamps, name)
+    runs = self.media_runs(grid)
+    length = self._around_question + conversation.most_tokens(text)
+    length += sum(run.most_tokens for run in runs)
     if length > max(prefix_buckets):
       turn = _question(text, conversation.NO_VIDEO, question_first)
-      length = len(self._tokenize([turn], [media], open_reply=True)[0])
+      length = len(self._tokenize([turn], [runs], open_reply=True)[0])
     prompts.smallest_bucket([(name, length)], prefix_buckets, "tokens")
     prompts.smallest_bucket([(name, grid.frames)], frame_buckets, "temporal patches")
     prompts.smallest_bucket([(name, grid.patches)], patch_buckets, "patches a frame")
@@ -186,8 +187,8 @@ class VideoProcessor(rules.Rules):
     Raises:
       InputError: media without pixels or of an extreme aspect ratio, or an unknown role.
     """
-    grids, patches, counts = self._media(turns, name)
-    tokens, loss_mask = self._tokenize(turns, counts, open_reply=open_reply)
+    grids, patches = self._media(turns, name)
+    tokens, loss_mask = self._tokenize(turns, self._runs(grids), open_reply=open_reply)
     return self.join(tokens, grids, patches, loss_mask, name=name)
 
   def continue_conversation(
@@ -206,9 +207,9 @@ class VideoProcessor(rules.Rules):
 
     Raises InputError as `encode_conversation` does.
     """
-    grids, patches, counts = self._media(turns, name)
+    grids, patches = self._media(turns, name)
     ended = len(after) > 0 and int(after[-1]) == self.end_token
-    tokens = self._template.continuation(turns, counts, ended=ended)
+    tokens = self._template.continuation(turns, self._runs(grids), ended=ended)
     return self.join(tokens, grids, patches, name=name)
 
   def join(
@@ -228,7 +229,7 @@ class VideoProcessor(rules.Rules):
     patches: None if features are given.
 
     Raises:
-      InputError: the media tokens are not one run for each grid, or patches don't match their grid.
+      InputError: the media tokens are not the runs of each grid, or patches don't match their grid.
     """
     kind = self.kinds(tokens)
     self._check_media(kind, grids, patches, name)
@@ -349,24 +350,30 @@ class VideoProcessor(rules.Rules):
 
   def _media(
     self, turns: Sequence[conversation.Message], name: str
-  ) -> tuple[list[prompts.Grid], list[np.ndarray], list[int]]:
-    """Grids, patches and token counts of the media of a conversation."""
+  ) -> tuple[list[prompts.Grid], list[np.ndarray]]:
+    """Grids and patches of the media of a conversation."""
     for turn in turns:
       if turn.role not in conversation.ROLES:
         known = ", ".join(conversation.ROLES)
         raise errors.InputError(f"{name}: a turn of {turn.role!r}; roles are {known}")
     media = [part for turn in turns for part in turn.parts if not isinstance(part, str)]
     encoded = [self._encode_media(part, name) for part in media]
-    counts = [self._count(grid) for grid, _ in encoded]
-    return [grid for grid, _ in encoded], [patches for _, patches in encoded], counts
+    return [grid for grid, _ in encoded], [patches for _, patches in encoded]
+
+  def _runs(self, grids: Sequence[prompts.Grid]) -> list[tuple[prompts.MediaRun, ...]]:
+    return [self.media_runs(grid) for grid in grids]
 
   def _tokenize(
-    self, turns: Sequence[conversation.Message], media_tokens: Sequence[int], *, open_reply: bool
+    self,
+    turns: Sequence[conversation.Message],
+    media: Sequence[Sequence[prompts.MediaRun]],
+    *,
+    open_reply: bool,
   ) -> tuple[Int[np.ndarray, "prefix"], Bool[np.ndarray, "prefix"]]:
-    """Tokens of a conversation and their loss mask. media_tokens: number of each medium's."""
+    """Tokens of a conversation and their loss mask. media: the runs of each medium's tokens."""
     if self.system and (not turns or turns[0].role != "system"):
       turns = (conversation.Message(role="system", parts=(self.system,)), *turns)
-    return self._template.apply(turns, media_tokens, open_reply=open_reply)
+    return self._template.apply(turns, media, open_reply=open_reply)
 
   @property
   def system_length(self) -> int:
@@ -381,26 +388,41 @@ class VideoProcessor(rules.Rules):
   def _around_question(self) -> int:
     """Upper bound of a prompt's tokens without those of its video and of its question's text."""
     empty = _question("", conversation.NO_VIDEO, False)
-    return len(self._tokenize([empty], [0], open_reply=True)[0]) + self._template.slack
+    return len(self._tokenize([empty], [()], open_reply=True)[0]) + self._template.slack
 
   def _encode_media(
     self, part: conversation.Image | conversation.VideoFrames, name: str
   ) -> tuple[prompts.Grid, np.ndarray]:
     """Resizes one image or video and cuts it into patches."""
-    if isinstance(part, conversation.Image):
-      frames, seconds = part.pixels[None], None
-    else:
-      frames, seconds = part.frames, part.seconds_per_frame
+    is_image = isinstance(part, conversation.Image)
+    frames = part.pixels[None] if is_image else part.frames
     if not frames.size:
-      what = "an image" if seconds is None else "a video"
-      raise errors.InputError(f"{name}: {what} without pixels")
-    grid = self.grid(frames.shape[:3], seconds, name)
+      raise errors.InputError(f"{name}: {'an image' if is_image else 'a video'} without pixels")
+    if is_image:
+      grid = self.image_grid(frames.shape[1:3], part.seconds, name)
+    else:
+      grid = self._video_grid(frames.shape[:3], part.timestamps, name)
     resized = resize.resample(frames, *self.frame_size(grid), self.library)
     return grid, self.patchify(resized)
 
+  def _video_grid(
+    self, shape: tuple[int, int, int], timestamps: Float[np.ndarray, "times"], name: str
+  ) -> prompts.Grid:
+    """Checks the timestamps of a video's frames, and returns its grid."""
+    if len(timestamps) != shape[0]:
+      raise errors.InputError(f"{name}: {shape[0]} frames need {shape[0]} timestamps")
+    if not (np.all(np.isfinite(timestamps)) and np.all(np.diff(timestamps) > 0)):
+      raise errors.InputError(f"{name}: timestamps of its frames do not rise")
+    return self.video_grid(shape, timestamps, name)
+
+  def media_runs(self, grid: prompts.Grid) -> tuple[prompts.MediaRun, ...]:
+    """One run of all tokens of an image or video, unless a family overrides this."""
+    tokens = self.config.vision_shapes.media_tokens(grid.patches)
+    return (prompts.MediaRun(tokens=grid.frames * tokens),)
+
   def _count(self, grid: prompts.Grid) -> int:
     """Counts the media tokens of a grid."""
-    return grid.frames * self.config.vision_shapes.media_tokens(grid.patches)
+    return sum(run.tokens for run in self.media_runs(grid))
 
   def _check_media(
     self,
@@ -415,16 +437,17 @@ class VideoProcessor(rules.Rules):
     if found != shapes:
       raise errors.InputError(f"{name}: patches of shape {found}, but its media need {shapes}")
     places = np.flatnonzero(kind != records.Kind.TEXT)
-    counts = [self._count(grid) for grid in grids]
-    if len(places) != sum(counts):
+    runs = [(i, run.tokens) for i, grid in enumerate(grids) for run in self.media_runs(grid)]
+    total = sum(tokens for _, tokens in runs)
+    if len(places) != total:
       raise errors.InputError(
-        f"{name}: {len(places)} media tokens for {sum(counts)} media features; they must be as many"
+        f"{name}: {len(places)} media tokens for {total} media features; they must be as many"
       )
-    for number, grid in enumerate(grids):
-      run = places[sum(counts[:number]) :][: counts[number]]
-      if np.any(kind[run] != grid.kind) or run[-1] - run[0] >= len(run):
+    for number, tokens in runs:
+      run, places = places[:tokens], places[tokens:]
+      if np.any(kind[run] != grids[number].kind) or run[-1] - run[0] >= len(run):
         raise errors.InputError(
-          f"{name}: medium {number} is a run of {len(run)} {grid.kind.name} tokens, "
+          f"{name}: medium {number} is a run of {len(run)} {grids[number].kind.name} tokens, "
           "but its tokens are not"
         )
 
@@ -434,15 +457,3 @@ def _question(
 ) -> conversation.Message:
   parts = (text,) if video is None else (text, video) if question_first else (video, text)
   return conversation.Message(role="user", parts=parts)
-
-
-def _rate(timestamps: Float[np.ndarray, "times"] | None, count: int, name: str) -> float:
-  """Mean seconds between frames; arbitrary for one frame."""
-  if timestamps is None or len(timestamps) != count:
-    raise errors.InputError(f"{name}: {count} frames need {count} timestamps")
-  if count < 2:
-    return 1.0
-  rate = float(timestamps[-1] - timestamps[0]) / (count - 1)
-  if not (math.isfinite(rate) and np.all(np.diff(timestamps) > 0)):
-    raise errors.InputError(f"{name}: timestamps of its frames do not rise")
-  return rate

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int, PyTree, Shaped
 import numpy as np
 
 from vr_jax import errors, records
+from vr_jax.models.common import conversation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,18 +83,38 @@ class VisionShapes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:
-  """Patches of one image or video: frames (temporal patches) and their rows and columns."""
+  """Patches of one image or video: frames (temporal patches) and their rows and columns.
+
+  times: of each frame, seconds, if the prompt's text tells them.
+  """
 
   kind: records.Kind  # IMAGE or VIDEO
   frames: int
   height: int
   width: int
   seconds: float = 1.0  # between two frames of a video
+  times: tuple[float, ...] = ()
 
   @property
   def patches(self) -> int:
     """Patches of each frame."""
     return self.height * self.width
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MediaRun:
+  """Media tokens of one image or video that stand together. text: tells what they are, before them.
+
+  A chat template opens and closes each run with at most one token.
+  """
+
+  tokens: int
+  text: str = ""
+
+  @property
+  def most_tokens(self) -> int:
+    """An upper bound of the tokens of the run, its text, and what opens and closes it."""
+    return self.tokens + conversation.most_tokens(self.text) + 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

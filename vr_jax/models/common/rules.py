@@ -21,22 +21,31 @@ class Template(Protocol):
   slack: int
 
   def apply(
-    self, turns: Sequence[conversation.Message], media_tokens: Sequence[int], *, open_reply: bool
+    self,
+    turns: Sequence[conversation.Message],
+    media: Sequence[Sequence[prompts.MediaRun]],
+    *,
+    open_reply: bool,
   ) -> tuple[Int[np.ndarray, "prefix"], Bool[np.ndarray, "prefix"]]:
     """Tokenizes a conversation; returns its tokens and the mask of those the assistant wrote.
 
     The mask includes the ends of the assistant's turns.
 
-    media_tokens: number of tokens of each image or video, in order.
+    media: the runs of tokens of each image or video, in order.
     open_reply: whether to end with the start of the next reply.
     """
     ...
 
   def continuation(
-    self, turns: Sequence[conversation.Message], media_tokens: Sequence[int], *, ended: bool
+    self,
+    turns: Sequence[conversation.Message],
+    media: Sequence[Sequence[prompts.MediaRun]],
+    *,
+    ended: bool,
   ) -> Int[np.ndarray, "suffix"]:
     """Tokenizes what follows a reply: the end of its turn, `turns`, the start of the next reply.
 
+    media: as in `apply`.
     ended: whether the reply itself wrote the end of its turn.
     """
     ...
@@ -72,8 +81,21 @@ class Rules(abc.ABC):
     """The `records.Kind` of each token: TEXT, IMAGE or VIDEO."""
 
   @abc.abstractmethod
-  def grid(self, shape: tuple[int, int, int], seconds: float | None, name: str) -> prompts.Grid:
-    """The grid of a video whose frames are `seconds` apart; None: the grid of an image."""
+  def image_grid(self, size: tuple[int, int], seconds: float | None, name: str) -> prompts.Grid:
+    """The grid of an image of this height and width (pixels). seconds: see `Image`."""
+
+  @abc.abstractmethod
+  def video_grid(
+    self, shape: tuple[int, int, int], timestamps: Float[np.ndarray, "times"], name: str
+  ) -> prompts.Grid:
+    """The grid of a video. shape: frames, height and width (pixels). timestamps: of its frames.
+
+    There is a timestamp for each frame, and they rise. Raises InputError as `encode` does.
+    """
+
+  @abc.abstractmethod
+  def media_runs(self, grid: prompts.Grid) -> tuple[prompts.MediaRun, ...]:
+    """The runs in which the tokens of an image or video stand, in order."""
 
   @abc.abstractmethod
   def frame_size(self, grid: prompts.Grid) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vr_jax import errors
-from vr_jax.models.common import flops, prompts
+from vr_jax.models.common import config_json, flops, prompts
 from vr_jax.models.qwen2_5_vl import vision_inputs
 
 MODEL_TYPE = "qwen2_5_vl"
@@ -188,24 +188,26 @@ class Qwen2_5_VLConfig:  # noqa: N801
       raise errors.InputError(f"model_type: is {model_type!r}, but only {MODEL_TYPE!r} can be read")
     nested_text = fields.get("text_config")
     text_fields = fields if nested_text is None else nested_text
-    vision_fields = dict(_get(fields, "vision_config"))
-    vision_fields.setdefault("out_hidden_size", _get(text_fields, "hidden_size"))
+    vision_fields = dict(config_json.required(fields, "vision_config"))
+    vision_fields.setdefault("out_hidden_size", config_json.required(text_fields, "hidden_size"))
     if "in_chans" in vision_fields:
       vision_fields.setdefault("in_channels", vision_fields["in_chans"])
-    vision_fields.update(_rotary(vision_fields, kinds=("axial", "default")))
-    _check_activation(text_fields, "text")
-    _check_activation(vision_fields, "vision")
+    vision_fields.update(config_json.rotary(vision_fields, kinds=("axial", "default")))
+    config_json.check_activation(text_fields, "text", "silu")
+    config_json.check_activation(vision_fields, "vision", "silu")
     if text_fields.get("use_sliding_window"):
       raise errors.InputError("use_sliding_window: is true, but only full attention is supported")
-    text = _build(TextConfig, {**text_fields, **_rotary(text_fields, kinds=("mrope", "default"))})
+    text = config_json.build(
+      TextConfig, {**text_fields, **config_json.rotary(text_fields, kinds=("mrope", "default"))}
+    )
     tied = fields.get("tie_word_embeddings", text_fields.get("tie_word_embeddings", False))
     dtype = fields.get("dtype") or fields.get("torch_dtype") or text_fields.get("dtype")
-    config = _build(
+    config = config_json.build(
       cls,
       {
         **fields,
         "text": text,
-        "vision": _build(VisionConfig, vision_fields),
+        "vision": config_json.build(VisionConfig, vision_fields),
         "tie_word_embeddings": bool(tied),
         "initializer_range": text_fields.get("initializer_range", 0.02),
         "dtype": dtype or "float32",
@@ -245,42 +247,6 @@ def config_fields(config: Qwen2_5_VLConfig) -> dict[str, Any]:
     "tie_word_embeddings": config.tie_word_embeddings,
     **ids,
   }
-
-
-def _get(fields: Mapping[str, Any], name: str) -> Any:
-  if fields.get(name) is None:
-    raise errors.InputError(f"{name}: the field is missing")
-  return fields[name]
-
-
-def _build(kind: type, fields: Mapping[str, Any]) -> Any:
-  """Builds a dataclass from its fields; lists become tuples, and other fields are ignored."""
-  values = {}
-  for field in dataclasses.fields(kind):
-    if field.default is dataclasses.MISSING:
-      value = _get(fields, field.name)
-    else:
-      value = fields.get(field.name, field.default)
-    values[field.name] = tuple(value) if isinstance(field.default, tuple) else value
-  return kind(**values)
-
-
-def _rotary(fields: Mapping[str, Any], *, kinds: tuple[str, ...]) -> dict[str, Any]:
-  """Rotary constants of text or vision: flat in old files, in `rope_parameters` in new ones."""
-  rotary = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
-  kind = rotary.get("rope_type", rotary.get("type", "default"))
-  if kind not in kinds:
-    raise errors.InputError(f"rope_type: is {kind!r}, but only {', '.join(kinds)} are supported")
-  theta = rotary.get("rope_theta", fields.get("rope_theta"))
-  section = rotary.get("mrope_section", fields.get("mrope_section"))
-  constants = {"rope_theta": theta, "mrope_section": section}
-  return {name: value for name, value in constants.items() if value is not None}
-
-
-def _check_activation(fields: Mapping[str, Any], half: str) -> None:
-  activation = fields.get("hidden_act", "silu")
-  if activation != "silu":
-    raise errors.InputError(f"hidden_act: {half} model has {activation!r}, but it must be 'silu'")
 
 
 def _check(config: Qwen2_5_VLConfig) -> None:

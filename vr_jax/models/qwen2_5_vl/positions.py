@@ -1,4 +1,4 @@
-"""Positions: multimodal rotary positions of prompts, and rows, columns and windows of patches.
+"""Positions: multimodal rotary positions of prompts, and attention windows of patches.
 
 Source: Qwen2.5-VL, arXiv 2502.13923, section 2.1 (absolute time, window attention); rounding and
 order as in Hugging Face transformers (`get_rope_index`, `get_vision_window_index`).
@@ -6,7 +6,7 @@ order as in Hugging Face transformers (`get_rope_index`, `get_vision_window_inde
 
 from collections.abc import Sequence
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 import numpy as np
 
 from vr_jax import records
@@ -60,17 +60,6 @@ def _grid_positions(
   return np.stack([axis.reshape(-1) for axis in axes]).astype(np.int32)
 
 
-def patch_rows(
-  height: int, width: int, config: config_lib.VisionConfig
-) -> Int[np.ndarray, "patches 2"]:
-  """Row and column of each patch of a frame, in merge order: patches of a token are contiguous."""
-  merge = config.spatial_merge_size
-  rows, columns = np.divmod(np.arange(height * width, dtype=np.int32), width)
-  order = np.arange(height * width).reshape(height // merge, merge, width // merge, merge)
-  order = order.transpose(0, 2, 1, 3).reshape(-1)
-  return np.stack([rows, columns], axis=-1)[order]
-
-
 def patch_windows(
   rows: Int[np.ndarray, "patches 2"], config: config_lib.VisionConfig
 ) -> Int[np.ndarray, "patches"]:
@@ -78,3 +67,10 @@ def patch_windows(
   window = rows // (config.spatial_merge_size * config.window_tokens)
   across = window[:, 1].max(initial=0) + 1
   return (window[:, 0] * across + window[:, 1]).astype(np.int32)
+
+
+def mean_distance(timestamps: Float[np.ndarray, "times"]) -> float:
+  """Mean seconds between frames; 1 for one frame."""
+  if len(timestamps) < 2:
+    return 1.0
+  return float(timestamps[-1] - timestamps[0]) / (len(timestamps) - 1)

@@ -1,16 +1,15 @@
 """The processor of Qwen2.5-VL: its frame sizes, media tokens and positions."""
 
 from collections.abc import Sequence
-import math
 
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 import tokenizers
 
 from vr_jax import errors, records
-from vr_jax.models.common import processor, prompts
-from vr_jax.models.qwen2_5_vl import chat_template, pixels, positions, vision_inputs
+from vr_jax.models.common import chatml, image_patches, processor, prompts
 from vr_jax.models.qwen2_5_vl import config as config_lib
+from vr_jax.models.qwen2_5_vl import pixels, positions, vision_inputs
 
 MEDIA_TOKENS = (
   "<|vision_start|>",
@@ -39,9 +38,9 @@ class Qwen2_5_VLProcessor(processor.VideoProcessor):  # noqa: N801
       "<|vision_end|>": self.config.vision_end_token_id,
     }
 
-  def make_template(self, tokenizer: tokenizers.Tokenizer) -> chat_template.ChatTemplate:
+  def make_template(self, tokenizer: tokenizers.Tokenizer) -> chatml.ChatTemplate:
     """Makes the chat template of the released models."""
-    return chat_template.ChatTemplate(tokenizer)
+    return chatml.ChatTemplate(tokenizer)
 
   def kinds(self, tokens: Int[np.ndarray, "prefix"]) -> Int[np.ndarray, "prefix"]:
     """Kinds of tokens, by the placeholder tokens of images and videos."""
@@ -50,23 +49,34 @@ class Qwen2_5_VLProcessor(processor.VideoProcessor):  # noqa: N801
     kind[tokens == self.config.video_token_id] = records.Kind.VIDEO
     return kind
 
-  def grid(self, shape: tuple[int, int, int], seconds: float | None, name: str) -> prompts.Grid:
-    """The grid of a video whose frames are `seconds` apart; None: the grid of an image."""
+  def image_grid(self, size: tuple[int, int], seconds: float | None, name: str) -> prompts.Grid:
+    """The grid of an image; its time is not told."""
+    del seconds
+    return self._grid(records.Kind.IMAGE, size, 1, 1.0, name)
+
+  def video_grid(
+    self, shape: tuple[int, int, int], timestamps: Float[np.ndarray, "times"], name: str
+  ) -> prompts.Grid:
+    """The grid of a video; positions use the mean distance of its frames."""
+    span = self.config.vision.temporal_patch_size
+    seconds = positions.mean_distance(timestamps) * span
+    return self._grid(records.Kind.VIDEO, shape[1:], -(-shape[0] // span), seconds, name)
+
+  def _grid(
+    self, kind: records.Kind, size: tuple[int, int], frames: int, seconds: float, name: str
+  ) -> prompts.Grid:
     config = self.config.vision
-    count, height, width = shape
-    if seconds is not None and not 0 < seconds < math.inf:
-      raise errors.InputError(f"{name}: a video of {seconds} seconds a frame; it must be above 0")
     limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
     try:
-      height, width = pixels.smart_resize(height, width, factor=config.pixel_factor, **limits)
+      height, width = image_patches.smart_resize(*size, factor=config.pixel_factor, **limits)
     except errors.InputError as error:
       raise errors.InputError(f"{name}: {error}") from error
     return prompts.Grid(
-      kind=records.Kind.IMAGE if seconds is None else records.Kind.VIDEO,
-      frames=-(-count // config.temporal_patch_size),
+      kind=kind,
+      frames=frames,
       height=height // config.patch_size,
       width=width // config.patch_size,
-      seconds=1.0 if seconds is None else seconds * config.temporal_patch_size,
+      seconds=seconds,
     )
 
   def frame_size(self, grid: prompts.Grid) -> tuple[int, int]:
@@ -90,7 +100,7 @@ class Qwen2_5_VLProcessor(processor.VideoProcessor):  # noqa: N801
   ) -> list[vision_inputs.VisionInputs]:
     """Adds rows, columns and windows to patches; all frames of a grid share them."""
     config = self.config.vision
-    rows = positions.patch_rows(grid.height, grid.width, config)
+    rows = image_patches.patch_rows(grid.height, grid.width, merge=config.spatial_merge_size)
     window = positions.patch_windows(rows, config)
     return [vision_inputs.VisionInputs(patches=one, rows=rows, window=window) for one in patches]
 

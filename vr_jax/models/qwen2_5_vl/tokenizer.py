@@ -25,7 +25,15 @@ SPECIAL_TOKENS = (
   "<|video_pad|>",
 )
 
-_NEEDED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+NEEDED = (
+  "<|endoftext|>",
+  "<|im_start|>",
+  "<|im_end|>",
+  "<|vision_start|>",
+  "<|vision_end|>",
+  "<|image_pad|>",
+  "<|video_pad|>",
+)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
@@ -35,8 +43,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokeniz
 
 def load_tokenizer(path: str | pathlib.Path) -> tokenizers.Tokenizer:
   """Loads a tokenizer.json, also from a directory; InputError if it is another model's."""
-  needed = (*_NEEDED, "<|image_pad|>", "<|video_pad|>")
-  return tokenizer_lib.load_tokenizer(path, needed=needed, owner="Qwen2.5-VL")
+  return tokenizer_lib.load_tokenizer(path, needed=NEEDED, owner="Qwen2.5-VL")
 
 
 def config_fields(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's chat template, which builds token ids directly, not text."""
+"""The chat template ChatML with images and videos; it builds token ids directly, not text."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -7,11 +7,13 @@ from jaxtyping import Bool, Int
 import numpy as np
 import tokenizers
 
-from vr_jax.models.common import conversation
+from vr_jax.models.common import conversation, prompts
 
 
 class ChatTemplate:
   """The chat template of one tokenizer. Only it adds control tokens of turns and media.
+
+  Each run of media tokens stands between the tokens that start and end vision, behind its text.
 
   slack: at most how many more tokens a text has inside the template than alone.
   """
@@ -24,16 +26,20 @@ class ChatTemplate:
     self._reply_head = [*self._control("<|im_start|>"), *self.text("assistant\n")]
 
   def apply(
-    self, turns: Sequence[conversation.Message], media_tokens: Sequence[int], *, open_reply: bool
+    self,
+    turns: Sequence[conversation.Message],
+    media: Sequence[Sequence[prompts.MediaRun]],
+    *,
+    open_reply: bool,
   ) -> tuple[Int[np.ndarray, "prefix"], Bool[np.ndarray, "prefix"]]:
     """Tokenizes a conversation; returns its tokens and the mask of those the assistant wrote.
 
     The mask includes the ends of the assistant's turns.
 
-    media_tokens: number of tokens of each image or video, in order.
+    media: the runs of tokens of each image or video, in order.
     open_reply: whether to end with the start of the assistant's next turn.
     """
-    counts = iter(media_tokens)
+    remaining = iter(media)
     runs: list[tuple[Sequence[int], bool]] = []
     for turn in turns:
       ours = turn.role == "assistant"
@@ -43,9 +49,10 @@ class ChatTemplate:
         if isinstance(part, str):
           text += part
           continue
-        runs += self._text_runs(head, text, ours)
-        runs.append((self._medium(part, next(counts)), False))
-        head = text = ""
+        for run in next(remaining):
+          runs += self._text_runs(head, text + run.text, ours)
+          runs.append((self._medium(part, run.tokens), False))
+          head = text = ""
       runs += self._text_runs(head, text, ours)
       runs += [(self._control("<|im_end|>"), ours), (self._newline, False)]
     if open_reply:
@@ -56,17 +63,19 @@ class ChatTemplate:
     ).astype(bool)
 
   def continuation(
-    self, turns: Sequence[conversation.Message], media_tokens: Sequence[int], *, ended: bool
+    self,
+    turns: Sequence[conversation.Message],
+    media: Sequence[Sequence[prompts.MediaRun]],
+    *,
+    ended: bool,
   ) -> Int[np.ndarray, "suffix"]:
     """Tokenizes what follows a reply: the end of its turn, `turns`, the start of the next reply.
 
-    media_tokens: as in `apply`.
+    media: as in `apply`.
     ended: whether the reply itself wrote the end of its turn.
     """
     end = self._newline if ended else [*self._control("<|im_end|>"), *self._newline]
-    return np.concatenate(
-      [np.array(end, np.int32), self.apply(turns, media_tokens, open_reply=True)[0]]
-    )
+    return np.concatenate([np.array(end, np.int32), self.apply(turns, media, open_reply=True)[0]])
 
   def text(self, text: str) -> list[int]:
     """Tokenizes text; special tokens that it spells are encoded as plain characters."""
