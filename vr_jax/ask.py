@@ -18,20 +18,21 @@ free-form. Any field of the config can be overridden, as in `--config.eval.tempe
 """
 
 from collections.abc import Sequence
+import contextlib
 import dataclasses
+import difflib
 import math
 from pathlib import Path
+import sys
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from jaxtyping import Float
 import ml_collections
-from ml_collections import config_flags
 import numpy as np
 
-from vr_jax import errors, main, recipe_config, records
+from vr_jax import errors, main, records
 from vr_jax.train import paths
-from vr_jax.train import workdir as workdir_lib
 
 if TYPE_CHECKING:
   from jaxtyping import PyTree
@@ -75,32 +76,45 @@ def ask(argv: Sequence[str]) -> None:
   # As in main.run: a mistyped flag should not wait until JAX has been imported.
   from rich import console as rich_console
 
-  from vr_jax.data import sampling
-  from vr_jax.train import asked_clip, config_checks, run_context
+  from vr_jax.train import asked_clip, compilations, config_checks, console, run_context
 
-  config = arguments.config
+  config, workdir = arguments.config, arguments.workdir or Path()
   config_checks.check(config)
-  clip = asked_clip.open_clip(
-    arguments.video,
-    arguments.question,
-    options=arguments.options,
-    problem_type=arguments.problem_type,
-    config=config,
-    workdir=arguments.workdir,
-    shown=arguments.shown,
-  )
-  context = run_context.make_run_context(
-    config, arguments.workdir or Path(), judged=False, read=False
-  )
-  params, policy = load_policy(context, arguments.workdir, before_rl=arguments.before_rl)
-  out = rich_console.Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-  count, usual = len(clip.pool), sampling.usual_frames(paths.sampling_rule(config.data))
+  with console.heartbeat(stream=sys.stderr), contextlib.ExitStack() as waiting:
+    with console.doing("reading the video", announce=True):
+      clip = asked_clip.open_clip(
+        arguments.video,
+        arguments.question,
+        options=arguments.options,
+        problem_type=arguments.problem_type,
+        config=config,
+        workdir=arguments.workdir,
+        shown=arguments.shown,
+      )
+    context = run_context.make_run_context(config, workdir, judged=False, read=False)
+    cache = compilations.use_cache(workdir)
+    waiting.enter_context(compilations.announced(cache, compilations.network(config)))
+    with console.doing("loading the weights", announce=True):
+      params, policy = load_policy(context, arguments.workdir, before_rl=arguments.before_rl)
+    out = rich_console.Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    _print_head(clip, policy, arguments, out)
+    waiting.enter_context(console.doing("waiting for the reply", announce=True))
+    _print_episode(context, params, clip, arguments.seed, out)
+
+
+def _print_head(
+  clip: "asked_clip.AskedClip", policy: str, arguments: AskArguments, out: Any
+) -> None:
+  """Prints who is asked about what."""
+  from vr_jax.data import sampling
+
+  count = len(clip.pool)
+  usual = sampling.usual_frames(paths.sampling_rule(arguments.config.data))
   frames = f"{count} frame{'s' if count > 1 else ''}"
   if count < usual and clip.duration:
     frames += f", fewer than the {usual} of a clip"
   out.print(f"{policy} · {arguments.video}: {clip.duration:g} s, {frames}", style="dim")
   out.print(describe(clip), style="dim")
-  _print_episode(context, params, clip, arguments.seed, out)
 
 
 def describe(clip: "asked_clip.AskedClip") -> str:
@@ -148,9 +162,12 @@ def parse(argv: Sequence[str]) -> AskArguments:
   words = main.read_flags(values, argv, known_only=True)
   overrides = [word for word in words if word.startswith("--config")]
   rest = [word for word in words if word not in overrides]
-  if unknown := [word for word in rest if word.startswith("--")]:
+  if unknown := [word for word in rest if word.startswith("-")]:
+    near = difflib.get_close_matches(unknown[0].partition("=")[0].lstrip("-"), list(values), n=1)
     raise errors.InputError(
-      f"{unknown[0]}: not a flag; fields are overridden as --config.field=value"
+      f"{unknown[0]}: not a flag of vr-jax ask"
+      + (f"; is --{near[0]} meant?" if near else f", which are --{', --'.join(sorted(values))}")
+      + "; fields of the config are overridden as --config.field=value"
     )
   if len(rest) != 2:
     raise errors.InputError(_MISSING)
@@ -159,6 +176,11 @@ def parse(argv: Sequence[str]) -> AskArguments:
   if values.before_rl and workdir is None:
     raise errors.InputError("--before_rl: needs --checkpoint=<workdir of a run>")
   options = values.options
+  if values["options"].present and len(options) < 2:
+    raise errors.InputError(
+      f"--options={','.join(options)}: needs two or more answers, with commas between; without "
+      "--options the answer is free"
+    )
   return AskArguments(
     video=Path(rest[0]),
     question=rest[1],
@@ -195,15 +217,8 @@ def _load_config(
     return config, None
   if checkpoint is None:
     raise errors.InputError("needs --checkpoint=<workdir of a run>, or --config=<recipe>:<size>")
-  config = workdir_lib.config_of(checkpoint)
-  main.check_fields(words, config)
-  values = flags.FlagValues()
-  argv = ["ask", *words]
-  config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-  main.read_flags(values, argv)
-  config = main.config_value(values)
-  recipe_config.complete(config, (Path.cwd(),))
-  return config, checkpoint
+  values = main.parse_run(["ask", *words], checkpoint, flag="--checkpoint")
+  return main.config_value(values), checkpoint
 
 
 def _parse_span(text: str) -> records.Span:

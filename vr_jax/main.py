@@ -155,8 +155,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
     )
   processes.first_alone("claim", lambda: workdir_lib.claim(workdir, config, mode))
   cache = compilations.use_cache(workdir)
-  network = [config.model.pretrained, config.model.architecture.to_dict()]
-  with console.heartbeat(), compilations.announced(cache, network):
+  with console.heartbeat(), compilations.announced(cache, compilations.network(config)):
     _run_stages(config, workdir, mode)
 
 
@@ -259,13 +258,16 @@ def parse_recipe(argv: Sequence[str]) -> flags.FlagValues:
   return values
 
 
-def parse_run(argv: Sequence[str], workdir: Path) -> flags.FlagValues:
-  """Parses a command line whose config is that of a workdir; InputError names the flag at fault."""
+def parse_run(argv: Sequence[str], workdir: Path, *, flag: str = "--workdir") -> flags.FlagValues:
+  """Parses a command line whose config is that of a workdir; InputError names the flag at fault.
+
+  flag: that gave the workdir.
+  """
   from vr_jax.train import workdir as workdir_lib
 
   if not (workdir / "config.json").is_file():
     raise errors.InputError(
-      f"--workdir={workdir}: has no config.json yet; give --config=<recipe>:<size> as well"
+      f"{flag}={workdir}: has no config.json yet; give --config=<recipe>:<size> as well"
     )
   config = workdir_lib.config_of(workdir).lock()
   check_fields(argv, config)

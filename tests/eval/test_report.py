@@ -127,12 +127,42 @@ def test_a_question_of_one_evaluation_only_is_shown_too(workdir):
 
 
 def test_a_rollout_without_alignment_frames_or_reference_says_so(workdir):
-  bare = {"times": [], "reference": [], "alignment": None, "metrics": {}}
+  none = {"cost": [], "path": [], "distance": None}
+  bare = {"times": [], "reference": [], "alignment": none, "metrics": {}}
   rewrite_replies(workdir, "before_rl", lambda replies: [replies[0] | bare])
   remove(workdir, "after_rl")
   text = report.write_report(workdir).read_text()
   for missing in ("No frames were shown", "No reference steps", "No alignment"):
     assert missing in text
+
+
+def test_a_recipe_without_reference_steps_and_alignments_misses_none(workdir):
+  bare = {"reference": [], "alignment": None}
+  for name in ("before_rl", "after_rl"):
+    rewrite_replies(workdir, name, lambda replies: [each | bare for each in replies])
+  text = report.write_report(workdir).read_text()
+  assert "No reference steps" not in text and "No alignment" not in text
+
+
+def test_one_thing_is_not_counted_as_several(workdir):
+  for name in ("before_rl", "after_rl"):
+    rewrite_replies(workdir, name, lambda replies: [each | {"tokens": 1} for each in replies[:1]])
+  text = report.write_report(workdir).read_text()
+  assert "On 1 held-out question about 1 video, accuracy" in text
+  assert "· 1 token<" in text and not re.search(r"\b1 (question|video|token)s", text)
+
+
+def test_a_run_that_learned_nothing_says_so_first(workdir):
+  assert 'class="warning"' not in report.write_report(workdir).read_text()
+  path = workdir / "metrics.jsonl"
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  for line in lines:
+    line["values"] |= {"frac_reward_zero_std": 1.0} if line["stage"] == "rl" else {}
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  says = "Nothing was learned from the rewards: in 120 of 120 steps all replies of each group earne"
+  text = report.write_report(workdir).read_text()
+  assert f'<p class="warning">{says}' in text
+  assert text.index(says) < text.index('class="cards"')
 
 
 def test_a_change_is_coloured_where_its_interval_leaves_out_0(workdir):

@@ -67,7 +67,7 @@ def dump(tmp_path_factory):
   assert CHROMIUM, "no chromium: CI has to install it"
   profile = tmp_path_factory.mktemp("browser")
 
-  def run(path):
+  def run(path, width=800):
     command = [
       CHROMIUM,
       "--headless",
@@ -78,6 +78,7 @@ def dump(tmp_path_factory):
       "--disable-component-update",
       "--disable-sync",
       f"--user-data-dir={profile}",
+      f"--window-size={width},2000",
       "--dump-dom",
       path.as_uri(),
     ]
@@ -111,6 +112,26 @@ def unguarded(path, script: str = ""):
   copy = path.with_name("unguarded.html")
   copy.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
   return copy
+
+
+# Says which of our boxes are wider than a phone, or than what they scroll in. The window has the
+# least width that a headless browser allows, so that the style for phones holds.
+WIDE = """
+document.documentElement.style.width = "420px";
+document.querySelectorAll("details").forEach((each) => { each.open = true; });
+const wide = [...document.querySelectorAll("body, .results, .run, .card, .rollout, #filters")]
+  .filter((each) => each.getBoundingClientRect().right > 420.5
+    || each.scrollWidth > each.clientWidth + 1);
+document.body.dataset.said = JSON.stringify(wide.map((each) => each.className));
+"""
+
+
+def test_nothing_but_frames_and_matrices_runs_over_a_phone(workdir, dump):
+  path = workdir / "eval" / "before_rl.json"
+  content = json.loads(path.read_text())
+  wide = {name: {"low": 0.101, "high": 0.999} for name in content["metrics"]}
+  path.write_text(json.dumps(content | {"intervals": wide}))
+  assert read_said(dump(unguarded(report.write_report(workdir), WIDE), 500)) == []
 
 
 def test_no_text_of_the_model_became_markup(dom):

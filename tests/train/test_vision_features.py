@@ -230,7 +230,9 @@ def test_blind_and_shuffled_views_are_refused_where_the_first_turn_does_not_show
     builder.item(clip, view=view)
 
 
-def test_a_run_from_the_cache_writes_the_metrics_of_one_that_fills_it(own_data, monkeypatch):
+def test_a_run_from_the_cache_writes_the_metrics_of_one_that_fills_it(
+  own_data, monkeypatch, capsys
+):
   nano.use_devices(monkeypatch, 1)
   lines = []
   for name in ("first", "second"):
@@ -247,6 +249,9 @@ def test_a_run_from_the_cache_writes_the_metrics_of_one_that_fills_it(own_data, 
   for first, second in zip(*lines, strict=True):
     same = [n for n in first if not n.startswith(("perf/", "vision/"))]
     assert {n: second[n] for n in same} == pytest.approx({n: first[n] for n in same}, abs=1e-5)
+  # Replies of an untrained network earn nothing, and the runs say so.
+  assert [values["frac_reward_zero_std"] for values in lines[0][2:]] == [1, 1]
+  assert capsys.readouterr().out.count("nothing was learned from the rewards: in 2 of 2 steps") == 2
 
 
 def test_a_cache_is_kept_of_frozen_towers_only_and_where_it_has_room(data, params, tmp_path):

@@ -60,6 +60,7 @@ def render(run: report_data.ReportRun) -> str:
       facts=facts,
       stages_done=[*report_facts.stages(run), *report_facts.evaluations(run)],
       config=None if config is None else json.dumps(config, indent=2, ensure_ascii=False),
+      warning=report_facts.warning(run),
       summary=report_changes.summary(run.evaluations),
       results=report_table.results(run.evaluations),
       stages=report_curves.stages(run.curves),
@@ -74,13 +75,15 @@ def render(run: report_data.ReportRun) -> str:
 
 def make_environment() -> jinja2.Environment:
   """Makes the Jinja environment of report_assets/: it escapes values; missing ones are errors."""
-  return jinja2.Environment(
+  environment = jinja2.Environment(
     loader=jinja2.FunctionLoader(_read_asset),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
   )
+  environment.filters["counted"] = report_facts.counted
+  return environment
 
 
 def _read_asset(name: str) -> str:

@@ -105,9 +105,14 @@ def summary(evaluations: Sequence[report_data.Evaluation]) -> dict[str, Any] | N
     "last": last,
     "before": metric_lib.formatted(ACCURACY, first.metrics["accuracy"]),
     "after": metric_lib.formatted(ACCURACY, last.metrics["accuracy"]),
-    "change": f"{100 * found.mean:+.1f}",
-    "low": f"{100 * found.low:+.1f}",
-    "high": f"{100 * found.high:+.1f}",
+    "change": _points(found.mean),
+    "low": _points(found.low),
+    "high": _points(found.high),
     "is_clear": not found.low <= 0 <= found.high,
     "counts": {name: counts[name] for name in OUTCOMES},
   }
+
+
+def _points(fraction: float) -> str:
+  """A change in points, with its sign."""
+  return f"{100 * fraction:+.1f}".replace("-", "−")

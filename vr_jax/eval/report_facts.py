@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from vr_jax.eval import report_curves, report_data
+from vr_jax.train import learning_signal
 
 NOT_RECORDED = "not recorded"
 
@@ -41,7 +42,7 @@ def stages(run: report_data.ReportRun) -> list[dict[str, Any]]:
     rows.append(
       {
         "title": report_curves.STAGE_TITLES.get(stage, stage),
-        "work": f"{steps:,} steps",
+        "work": counted(steps, "step"),
         "seconds": seconds or None,
         "time": _duration(seconds),
         "device": _device(run.config or {}, stage),
@@ -55,12 +56,24 @@ def evaluations(run: report_data.ReportRun) -> list[dict[str, Any]]:
   return [
     {
       "title": f"Evaluation: {each.title}",
-      "work": f"{each.examples:,} questions",
+      "work": counted(each.examples, "question"),
       "time": _duration(each.seconds or 0),
       "device": each.device or NOT_RECORDED,
     }
     for each in run.evaluations
   ]
+
+
+def warning(run: report_data.ReportRun) -> str:
+  """Says that RL learned nothing, or little, if its rewards say so; else empty."""
+  _, fractions = run.curves.get("rl", {}).get(learning_signal.METRIC, ((), ()))
+  rl = _section(_section(run.config or {}, "config"), "rl")
+  return learning_signal.describe(fractions, str(rl.get("advantage_estimator", "")))
+
+
+def counted(number: int, noun: str) -> str:
+  """A number of things: "1 video", "1,200 videos"."""
+  return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _device(config: Mapping[str, Any], stage: str) -> str:

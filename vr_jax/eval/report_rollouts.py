@@ -31,10 +31,14 @@ def groups(run: report_data.ReportRun) -> list[dict[str, Any]]:
     for sample in evaluation.replies:
       replies.setdefault(sample.id, []).append((evaluation, sample))
   outcomes = report_changes.outcomes(run.evaluations)
+  samples = [sample for each in replies.values() for _, sample in each]
+  # Where neither data nor recipe know reference steps, none is missed.
+  has_steps = any(sample.reference or sample.alignment for sample in samples)
   found: dict[str, list[dict[str, Any]]] = {name: [] for name in report_changes.OUTCOMES}
   for identity, frames in run.frames.items():
     if identity in outcomes:
-      found[outcomes[identity]].append(_card(run.workdir, replies[identity], frames))
+      card = _card(run.workdir, replies[identity], frames, has_steps=has_steps)
+      found[outcomes[identity]].append(card)
   cards = {outcome: each for outcome, each in found.items() if each}
   opened = set(report_changes.CHANGED) & cards.keys() or {*list(cards)[:1]}
   counts = collections.Counter(outcomes.values())
@@ -72,7 +76,10 @@ def _card(
   workdir: Path,
   replies: list[tuple[report_data.Evaluation, report_data.Sample]],
   frames: Mapping[int, str],
+  *,
+  has_steps: bool,
 ) -> dict[str, Any]:
+  """A question with all replies to it. has_steps: whether the run knows reference steps."""
   _, sample = replies[-1]
   marks = [_mark(evaluation, reply) for evaluation, reply in replies]
   return {
@@ -83,6 +90,7 @@ def _card(
     else [
       {"jpeg": frames[index], "name": f"{time:g} s"} for index, time in enumerate(sample.times)
     ],
+    "misses_steps": has_steps and not sample.reference,
     "options": [{"text": each, "right": _is_right(each, sample)} for each in sample.options],
     "replies": [
       {
@@ -157,7 +165,7 @@ def _reply(sample: report_data.Sample, frames: Mapping[int, str]) -> dict[str, A
     "segments": _segments(sample),
     "spans": None if sample.segments else _spans(sample.reply),
     "matrix": matrix,
-    "unaligned": matrix is None and (sample.alignment is not None or not sample.segments),
+    "unaligned": matrix is None and sample.alignment is not None,
   }
 
 

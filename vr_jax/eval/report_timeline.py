@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from vr_jax.eval import report_data
+from vr_jax.eval import report_data, report_facts
 
 NARROWEST = 0.6  # of a bar, in percent of the line
 
@@ -18,7 +18,8 @@ def timeline(episode: report_data.ReportEpisode, colours: int) -> dict[str, Any]
   evidence = [f"{seconds(start)} to {seconds(stop)}" for start, stop in episode.relevant]
   bands = [_bar(start, stop, end) for start, stop in episode.relevant]
   opening = episode.turns[0].shown
-  rows = [_row(f"shown first: {len(opening)} frames", 0, [], _ticks(opening, episode.times, end))]
+  first = report_facts.counted(len(opening), "frame")
+  rows = [_row(f"shown first: {first}", 0, [], _ticks(opening, episode.times, end))]
   if bands:
     bars = [
       band | {"kind": "truth", "tip": f"evidence\n{span}"}

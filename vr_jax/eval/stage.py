@@ -22,7 +22,14 @@ from rich import table as rich_table
 from vr_jax import atomic
 from vr_jax.data import batches, examples, frame_store
 from vr_jax.eval import evaluate as evaluate_lib
-from vr_jax.eval import evaluated_replies, report, report_changes, report_data, report_table
+from vr_jax.eval import (
+  evaluated_replies,
+  report,
+  report_changes,
+  report_data,
+  report_facts,
+  report_table,
+)
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import (
   config_changes,
@@ -56,7 +63,10 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
   with console.doing("writing the report", announce=True):
     _write_frames(context, workdir)
     path = report.write_report(workdir)
-  _print_table(report_data.read_run(workdir).evaluations)
+  run = report_data.read_run(workdir)
+  _print_table(run.evaluations)
+  if warning := report_facts.warning(run):
+    console.print_line(f"rl: {warning}")
   console.print_line(f"report: {path} ({path.stat().st_size / 2**20:.1f} MiB)")
 
 

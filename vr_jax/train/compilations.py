@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 from jax import monitoring
+import ml_collections
 
 from vr_jax import atomic
 from vr_jax.parallel import processes
@@ -70,6 +71,11 @@ def use_cache(workdir: Path) -> Path:
   if not configured:
     jax.config.update("jax_compilation_cache_dir", str(directory))
   return directory
+
+
+def network(config: ml_collections.ConfigDict) -> list[Any]:
+  """What tells the network of a run from others, as JSON; see `announced`."""
+  return [config.model.pretrained, config.model.architecture.to_dict()]
 
 
 def _default(workdir: Path) -> Path:

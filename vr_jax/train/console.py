@@ -160,11 +160,11 @@ def end(activity: Activity) -> None:
 
 
 @contextlib.contextmanager
-def heartbeat() -> Iterator[None]:
+def heartbeat(*, stream: io.TextIOBase | TextIO | None = None) -> Iterator[None]:
   """Prints where the run is when nothing was printed for a minute; only in process 0.
 
-  The line goes to stderr if that is no terminal, else to stdout if that is none. Where both are
-  terminals it is printed only while no bar is drawn.
+  stream: where to. None: stderr if that is no terminal, else stdout if that is none. Where both are
+    terminals, stderr, but only while no bar is drawn.
   """
   if jax.process_index() != 0:
     yield
@@ -172,7 +172,7 @@ def heartbeat() -> Iterator[None]:
   global _last_line
   _last_line = time.monotonic()  # that of an earlier run in this process may be long ago
   stop = threading.Event()
-  thread = threading.Thread(target=_beat, args=(stop,), name="heartbeat", daemon=True)
+  thread = threading.Thread(target=_beat, args=(stop, stream), name="heartbeat", daemon=True)
   thread.start()
   try:
     yield
@@ -181,9 +181,9 @@ def heartbeat() -> Iterator[None]:
     thread.join()
 
 
-def _beat(stop: threading.Event) -> None:
+def _beat(stop: threading.Event, stream: io.TextIOBase | TextIO | None) -> None:
   while not stop.wait(min(0.5, MINUTE / 4)):
-    where, activity = _line_stream(), _innermost()
+    where, activity = stream or _line_stream(), _innermost()
     if where is None:
       continue
     now, subject = time.monotonic(), str(_tasks[-1]) if _tasks else "vr-jax"

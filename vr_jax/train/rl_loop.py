@@ -25,6 +25,7 @@ from vr_jax.train import (
   experience,
   held_out,
   initialization,
+  learning_signal,
   metrics,
   rollout_log,
   run_context,
@@ -86,6 +87,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     source = experience.Collector(
       context=context, batches=batches, cache=cache, key=key, thread=thread
     )
+    signal = learning_signal.SignalWatch(rl.advantage_estimator)
     ahead = timer = None
     for step in range(last_step + 1, rl.steps + 1):
       timer = step_timer_lib.StepTimer(after=timer)
@@ -109,6 +111,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       log.write(step, values)
       rollouts.write(step, collected, learner.advantages)
       tick(step, rl.steps, step_summary.summarize(values))
+      signal.note(step, values)
       divergence.check_finite(values, rl.max_consecutive_nonfinite, "rl", step)
       if step % rl.checkpoint_every == 0 or step == rl.steps:
         for writer in (rollouts, log, best):
@@ -124,6 +127,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
           "num_tokens": num_tokens,
         }
         store.save(step, learner.checkpoint_tree(), loop_state)
+  learning_signal.print_summary(workdir, rl.advantage_estimator)
 
 
 def _check_origin(directory: Path, saved: dict[str, Any] | None, current: dict[str, Any]) -> None:
