@@ -83,3 +83,16 @@ class Session:
       assert masks is not None and scores is not None
       found[out.frame_idx] = masks[:, 0].numpy().copy(), scores[:, 0].numpy().copy()
     return found
+
+  def kept(self) -> dict[int, dict[str, dict[int, dict[str, np.ndarray]]]]:
+    """A copy of all that the reference keeps: by object, kind of frame, frame and name."""
+    return {
+      number: {
+        kind: {
+          frame: {name: value.float().numpy().copy() for name, value in output.items()}
+          for frame, output in frames.items()
+        }
+        for kind, frames in outputs.items()
+      }
+      for number, outputs in self.state.output_dict_per_obj.items()
+    }

@@ -32,7 +32,8 @@ def load(
   """Reads a model's config and parameters.
 
   path: a directory with one .safetensors file, or that file. With transformers' names there is
-    a config.json beside it; with Facebook's names the file itself tells which model it is.
+    a config.json beside it. With Facebook's names the file itself tells which release it is; other
+    sizes need a config.json, too.
 
   Raises:
     InputError: nothing there, no SAM2, a pickled or damaged file, a tensor that is missing, unknown
@@ -108,6 +109,9 @@ Sources = dict[str, list[tensor_file.StoredTensor]]
 def _facebook(file: pathlib.Path, stored: Stored) -> tuple[config_lib.Sam2Config, Sources]:
   shapes = {name: tensor.shape for name, tensor in stored.items()}
   config = facebook_names.recognise(shapes)
+  if config is None and (file.parent / CONFIG).is_file():
+    config = config_lib.read_config(file.parent / CONFIG)
+    _check(file, facebook_names.expected_shapes(config), stored)
   if config is None:
     # Say what differs from the release that shares the most tensors.
     candidates = [

@@ -5,14 +5,14 @@ from collections.abc import Callable
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 import numpy as np
 
 from vr_jax.models.common import layers as common
 from vr_jax.models.sam2 import parameters
 
 Weights = parameters.Weights
-Image = Float[Array, "batch height width features"]
+Image = Float[Array, "batch _ _ _"]
 
 # Logits that attention holds at once, in bytes; more queries are computed in blocks.
 LOGIT_BYTES = 64 * 2**20
@@ -135,7 +135,7 @@ def _blocks(queries: int, bytes_per_query: int) -> int:
   return next((n for n in counts if queries // n * bytes_per_query <= LOGIT_BYTES), queries)
 
 
-def resize(x: Float[Array, "... height width"], height: int, width: int, *, smooth: bool = False):
+def resize(x: Shaped[Array, "... _ _"], height: int, width: int, *, smooth: bool = False):
   """Resizes images bilinearly, in float32. smooth: antialias where they get smaller."""
   if x.shape[-2:] == (height, width):
     return x.astype(jnp.float32)

@@ -54,6 +54,9 @@ class Pass(NamedTuple):
   known: int
 
 
+NO_PASS = Pass(range(0), 1, 0, 0)
+
+
 def passes(start: int, count: int, *, fresh_reverse: bool) -> list[Pass]:
   """The passes over a video of `count` frames: forwards from `start`, then backwards from it.
 

@@ -33,7 +33,7 @@ def encode(
   masks: Float[Array, "objects image_size image_size"],
   visible: Bool[Array, "objects"],
 ) -> Float[Array, "objects positions memory_width"]:
-  """Encodes memories; bfloat16, as the reference stores them.
+  """Encodes memories.
 
   coarse: features of each video's frame, without memories. Its objects are in a row in `masks`.
   visible: whether the object is in sight.
@@ -53,7 +53,7 @@ def encode(
   if config.occlusion_embedding:
     hidden = weights["occlusion_spatial_embedding_parameter"][0]
     memory = jnp.where(visible[:, None, None, None], memory, memory + hidden)
-  return memory.astype(jnp.bfloat16).reshape(len(masks), -1, config.memory_width)
+  return memory.reshape(len(masks), -1, config.memory_width)
 
 
 def _fuse(weights: layers.Weights, x: layers.Image) -> layers.Image:

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array
 import numpy as np
 
 from vr_jax.models.sam2 import config as config_lib
@@ -88,11 +87,10 @@ def parameters(config: config_lib.Sam2Config) -> dict[str, Parameter]:
   ]))  # fmt: skip
 
 
-def initialise(config: config_lib.Sam2Config, key: PRNGKeyArray) -> dict[str, Array]:
+def initialise(config: config_lib.Sam2Config, seed: int) -> dict[str, Array]:
   """Fresh float32 parameters, for training from scratch."""
-  specs = parameters(config)
-  keys = jax.random.split(key, len(specs))
-  params = {name: _start(spec, k) for (name, spec), k in zip(specs.items(), keys, strict=True)}
+  rng = np.random.default_rng(seed)
+  params = {name: jnp.asarray(_start(spec, rng)) for name, spec in parameters(config).items()}
   # Points and the image's own positions are embedded alike.
   params["prompt_encoder.shared_embedding.positional_embedding"] = params[
     "shared_image_embedding.positional_embedding"
@@ -100,12 +98,12 @@ def initialise(config: config_lib.Sam2Config, key: PRNGKeyArray) -> dict[str, Ar
   return params
 
 
-def _start(spec: Parameter, key: PRNGKeyArray) -> Array:
+def _start(spec: Parameter, rng: np.random.Generator) -> np.ndarray:
   if isinstance(spec.start, int | float):
-    return jnp.full(spec.own_shape, spec.start, jnp.float32)
+    return np.full(spec.own_shape, spec.start, np.float32)
   fan_in = math.prod(spec.own_shape[:-1]) // (4 if spec.layout == "transposed" else 1)
   scale = {FAN_IN: 1 / math.sqrt(max(fan_in, 1)), SMALL: 0.02, UNIT: 1.0}[spec.start]
-  return scale * jax.random.normal(key, spec.own_shape, jnp.float32)
+  return (scale * rng.standard_normal(spec.own_shape)).astype(np.float32)
 
 
 def _linear(name: str, inputs: int, outputs: int) -> Named:

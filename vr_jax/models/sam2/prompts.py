@@ -43,11 +43,11 @@ class PointPrompt:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class MaskPrompt:
-  """An object's mask on a frame, which is taken as it is. mask: of the size of the video."""
+  """An object's mask on a frame, which is taken as it is. mask: bool, of the size of the video."""
 
   object: int
   frame: int
-  mask: Bool[np.ndarray, "height width"]
+  mask: np.ndarray
 
 
 Prompt = BoxPrompt | PointPrompt | MaskPrompt

@@ -4,13 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import pathlib
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, UInt8
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 import numpy as np
 
-from vr_jax import errors
-from vr_jax.models.sam2 import checkpoint, memory, tracker
+from vr_jax.models.sam2 import checkpoint, propagation, tracker
 from vr_jax.models.sam2 import config as config_lib
 from vr_jax.models.sam2 import prompts as prompts_lib
 
@@ -109,7 +106,7 @@ def track_videos(
   chunk: int = CHUNK,
 ) -> list[TrackedMasks]:
   """Like `track` for several videos at once, of any lengths and sizes, each with its prompts."""
-  tracks = _prepare(segmenter, videos, prompts)
+  tracks = propagation.prepare(segmenter.config, videos, prompts)
   masks = [np.zeros((len(t.objects), *t.frames.shape[:3]), bool) for t in tracks]
   scores = [np.zeros(m.shape[:2], np.float32) for m in masks]
   for part in _run(segmenter, tracks, fresh_reverse, on_progress, chunk):
@@ -134,205 +131,42 @@ def track_chunks(
 
   The first prompted frame comes again in the backward pass, if there is one; the later masks count.
   """
-  tracks = _prepare(segmenter, [frames], [prompts])
+  tracks = propagation.prepare(segmenter.config, [frames], [prompts])
   return _run(segmenter, tracks, fresh_reverse, on_progress, chunk)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Track:
-  """A video and its prompts. prompted: ascending frames of each object."""
-
-  frames: prompts_lib.Frames
-  inputs: list[prompts_lib.ObjectInput]
-  objects: tuple[int, ...]
-  prompted: tuple[tuple[int, ...], ...]
-
-  @property
-  def start(self) -> int:
-    return min(each[0] for each in self.prompted)
-
-
-def _prepare(
-  segmenter: Segmenter,
-  videos: Sequence[prompts_lib.Frames],
-  prompts: Sequence[Sequence[prompts_lib.Prompt]],
-) -> list[_Track]:
-  if not videos or len(videos) != len(prompts):
-    raise errors.InputError(f"videos: {len(videos)}, with {len(prompts)} lists of prompts")
-  tracks = []
-  for frames, given in zip(videos, prompts, strict=True):
-    prompts_lib.check_frames(frames)
-    inputs = prompts_lib.gather(given, frames.shape, segmenter.config.image_size)
-    objects = tuple(sorted({each.object for each in inputs}))
-    prompted = tuple(tuple(i.frame for i in inputs if i.object == each) for each in objects)
-    tracks.append(_Track(frames=frames, inputs=inputs, objects=objects, prompted=prompted))
-  return tracks
 
 
 def _run(
   segmenter: Segmenter,
-  tracks: Sequence[_Track],
+  tracks: Sequence[propagation.Track],
   fresh_reverse: bool,
   on_progress: Progress | None,
   chunk: int,
 ) -> Iterator[MaskChunk]:
-  """Both passes over all videos. Each chunk is read while the device computes the next one."""
-  if chunk < 1:
-    raise errors.InputError(f"chunk: is {chunk}, must be at least 1")
-  config = segmenter.config
-  most_objects = max(len(t.objects) for t in tracks)
-  most_prompted = max(len(frames) for t in tracks for frames in t.prompted)
-  prompted = _look_at_prompts(segmenter, tracks, most_objects, most_prompted)
-  passes = [memory.passes(t.start, t.frames.shape[0], fresh_reverse=fresh_reverse) for t in tracks]
+  """Both passes over all videos. Masks are fetched while the device computes the next ones."""
+  passes = propagation.passes(tracks, fresh_reverse=fresh_reverse)
   total = sum(len(one.frames) for each in passes for one in each)
-  ring = tracker.empty_ring(config, len(tracks) * most_objects, prompted.pointer.dtype)
   done, waiting = 0, []
-  for number in range(max(map(len, passes))):
-    # A video without a backward pass waits.
-    now = [each[number] if number < len(each) else None for each in passes]
-    steps = max(len(one.frames) for one in now if one is not None)
-    steps_padded = -(-steps // chunk) * chunk if steps > chunk else steps
-    plan = memory.join(
-      [
-        memory.plan(
-          one or memory.Pass(range(0), 1, 0, 0),
-          t.prompted,
-          t.frames.shape[0],
-          config,
-          most_prompted=most_prompted,
-        )
-        for t, one in zip(tracks, now, strict=True)
-      ],
-      config,
-      objects=most_objects,
-      steps=steps_padded,
-    )
-    for begin in range(0, steps, chunk):
-      size = min(chunk, steps_padded)
-      here = [range(0) if one is None else one.frames[begin : begin + size] for one in now]
-      pixels = _pixels(tracks, here, config.image_size, size)
-      ring, logits, scores = tracker.follow(
-        segmenter.params, config, pixels, memory.cut(plan, begin, begin + size), prompted, ring
-      )
-      found = _resize(tracks, here, logits, scores, most_objects)
-      for part in waiting:
-        yield _fetch(part)
-        done += len(part.frames)
-        if on_progress is not None:
-          on_progress(done, total)
-      waiting = found
-  for part in waiting:
-    yield _fetch(part)
-    done += len(part.frames)
-    if on_progress is not None:
-      on_progress(done, total)
+  found = propagation.run(segmenter.params, segmenter.config, tracks, passes, chunk=chunk)
+  for part in found:
+    height, width = tracks[part.video].frames.shape[1:3]
+    waiting.append((part, tracker.masks_at(part.logits, height, width)))
+    if len(waiting) > len(tracks):
+      yield _fetch(*waiting.pop(0))
+      done += len(part.frames)
+      if on_progress is not None:
+        on_progress(done, total)
+  for part, masks in waiting:
+    yield _fetch(part, masks)
+  if on_progress is not None:
+    on_progress(total, total)
 
 
-def _pixels(
-  tracks: Sequence[_Track], here: Sequence[range], side: int, size: int
-) -> UInt8[Array, "steps videos side side 3"]:
-  """The frames of a chunk, resized; where a video has none, black."""
-  columns = []
-  for t, indices in zip(tracks, here, strict=True):
-    padded = np.zeros((size, *t.frames.shape[1:]), np.uint8)
-    if indices:
-      low, high = min(indices), max(indices) + 1
-      read = np.asarray(t.frames[low:high])
-      if read.shape != (high - low, *t.frames.shape[1:]) or read.dtype != np.uint8:
-        raise errors.InputError(
-          f"frames {low} to {high - 1}: {read.shape} of {read.dtype}, expected "
-          f"{(high - low, *t.frames.shape[1:])} of uint8"
-        )
-      padded[: len(indices)] = read[:: indices.step]
-    columns.append(tracker.resize_frames(padded, side))
-  return jnp.stack(columns, axis=1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class _Waiting:
-  """A MaskChunk that the device still computes."""
-
-  video: int
-  objects: tuple[int, ...]
-  frames: range
-  masks: Array
-  scores: Array
-
-
-def _resize(
-  tracks: Sequence[_Track],
-  here: Sequence[range],
-  logits: Array,
-  scores: Array,
-  most_objects: int,
-) -> list[_Waiting]:
-  parts = []
-  for video, (t, indices) in enumerate(zip(tracks, here, strict=True)):
-    if indices:
-      own = slice(video * most_objects, video * most_objects + len(t.objects))
-      height, width = t.frames.shape[1:3]
-      parts.append(
-        _Waiting(
-          video=video,
-          objects=t.objects,
-          frames=indices,
-          masks=tracker.masks_at(logits[:, own], height, width),
-          scores=scores[:, own],
-        )
-      )
-  return parts
-
-
-def _fetch(part: _Waiting) -> MaskChunk:
+def _fetch(part: propagation.LogitChunk, masks: Array) -> MaskChunk:
   count = len(part.frames)
   return MaskChunk(
     video=part.video,
     objects=part.objects,
     frames=np.array(part.frames),
-    masks=np.asarray(part.masks)[:, :count],
+    masks=np.asarray(masks)[:, :count],
     object_scores=np.asarray(part.scores)[:count].T,
   )
-
-
-def _look_at_prompts(
-  segmenter: Segmenter, tracks: Sequence[_Track], most_objects: int, most_prompted: int
-) -> tracker.Prompted:
-  """Finds all objects on the frames where they are prompted; the rest is padding."""
-  config, params = segmenter.config, segmenter.params
-  rows, parts = [], []
-  for video, t in enumerate(tracks):
-    for frame in sorted({each.frame for each in t.inputs}):
-      pixels = tracker.resize_frames(np.asarray(t.frames[frame : frame + 1]), config.image_size)
-      inputs = [each for each in t.inputs if each.frame == frame]
-      by_points = [each for each in inputs if each.mask is None]
-      by_mask = [each for each in inputs if each.mask is not None]
-      if by_points:
-        parts.append(tracker.prompt_with_points(params, config, pixels, *_pad_points(by_points)))
-      if by_mask:
-        masks = np.stack([each.mask for each in by_mask if each.mask is not None])
-        parts.append(tracker.prompt_with_masks(params, config, pixels, masks))
-      for each in (*by_points, *by_mask):
-        number = t.objects.index(each.object)
-        rows.append((video * most_objects + number, t.prompted[number].index(frame)))
-  found = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-  objects, slots = np.array(rows).T
-  shape = (len(tracks) * most_objects, most_prompted)
-
-  def place(x: Array) -> Array:
-    return jnp.zeros((*shape, *x.shape[1:]), x.dtype).at[objects, slots].set(x)
-
-  return tracker.Prompted(*map(place, found))
-
-
-def _pad_points(
-  inputs: Sequence[prompts_lib.ObjectInput],
-) -> tuple[Float[np.ndarray, "objects points 2"], Int[np.ndarray, "objects points"]]:
-  """Points of all objects, padded to an even number of them."""
-  most = max(len(each.points) for each in inputs)
-  most += most % 2
-  points = np.zeros((len(inputs), most, 2), np.float32)
-  labels = np.full((len(inputs), most), prompts_lib.PADDING, np.int32)
-  for row, each in enumerate(inputs):
-    points[row, : len(each.points)] = each.points
-    labels[row, : len(each.labels)] = each.labels
-  return points, labels

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, UInt8
 
 from vr_jax.models.sam2 import config as config_lib
 from vr_jax.models.sam2 import (
@@ -65,7 +65,7 @@ def make_constants(params: Params, config: config_lib.Sam2Config) -> Constants:
 
 
 def empty_ring(
-  config: config_lib.Sam2Config, objects: int, dtype: jnp.dtype
+  config: config_lib.Sam2Config, objects: int, dtype: DTypeLike
 ) -> memory_attention.Bank:
   """A ring without memories."""
   slots, pointer_slots = memory.ring_sizes(config)
@@ -144,13 +144,16 @@ def remember(
   *,
   binary: bool,
 ) -> Remembered:
-  """Encodes the memory of a frame's chosen masks."""
+  """Encodes the memory of a frame's chosen masks; bfloat16, as the reference stores it."""
   masks = memory_encoder.mask_for_memory(chosen.logits, config, binary=binary)
   encoded = memory_encoder.encode(
     parameters.Weights(params), config, features.coarse, masks, chosen.score > 0
   )
   return Remembered(
-    logits=chosen.logits, score=chosen.score, memory=encoded, pointer=chosen.pointer
+    logits=chosen.logits,
+    score=chosen.score,
+    memory=encoded.astype(jnp.bfloat16),
+    pointer=chosen.pointer,
   )
 
 
@@ -239,8 +242,8 @@ def resize_frames(
   """Resizes frames to a square, bilinearly and antialiased, rounded after columns and rows."""
   x = jnp.moveaxis(frames, 3, 1)
   height = x.shape[2]
-  x = jnp.round(layers.resize(x, height, side, smooth=True))
-  x = jnp.round(layers.resize(x, side, side, smooth=True))
+  x = jnp.floor(layers.resize(x, height, side, smooth=True) + 0.5)
+  x = jnp.floor(layers.resize(x, side, side, smooth=True) + 0.5)
   return jnp.moveaxis(jnp.clip(x, 0, 255).astype(jnp.uint8), 1, 3)
 
 
