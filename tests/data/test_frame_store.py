@@ -1,4 +1,5 @@
 from concurrent import futures
+import dataclasses
 import io
 import json
 
@@ -111,13 +112,11 @@ def test_a_frame_of_another_size_than_the_index_says_is_an_error(store, tmp_path
     frame_store.FrameStore(tmp_path / "store").read("a.mp4", [2])
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no shard" * 20_000, "half"])
-def test_a_shard_that_is_missing_or_cut_off_is_named(store, tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"no shard" * 20_000, "half"])
+def test_a_shard_that_is_cut_off_is_named(store, tmp_path, content):
   shard = tmp_path / "store" / "frames-00000.array_record"
   data = shard.read_bytes()
-  shard.unlink()
-  if content is not None:
-    shard.write_bytes(data[: len(data) // 2] if content == "half" else content)
+  shard.write_bytes(data[: len(data) // 2] if content == "half" else content)
   with pytest.raises(InputError, match=r"frames-00000\.array_record: record 2 is damaged") as error:
     frame_store.FrameStore(tmp_path / "store").read("a.mp4", [2])
   assert "\n" not in str(error.value)
@@ -132,6 +131,35 @@ def test_a_damaged_index_is_named(store, tmp_path, name, content):
   with pytest.raises(InputError, match=f"{name}: is damaged") as error:
     frame_store.FrameStore(tmp_path / "store")
   assert "\n" not in str(error.value)
+
+
+def test_a_missing_shard_is_named_before_it_is_read(store, tmp_path):
+  (tmp_path / "store" / "frames-00001.array_record").unlink()
+  with pytest.raises(InputError, match=r"frames-00001\.array_record: is missing"):
+    frame_store.FrameStore(tmp_path / "store")
+
+
+@pytest.mark.parametrize("name", ["timestamps", "ends", "checksums"])
+def test_times_that_are_not_those_of_all_frames_are_refused(store, tmp_path, name):
+  path = tmp_path / "store" / "times.npz"
+  with np.load(path) as arrays:
+    changed = dict(arrays) | {name: arrays[name][1:]}
+  np.savez(path, **changed)
+  with pytest.raises(InputError, match=r"times\.npz: is damaged: not for 36 frames"):
+    frame_store.FrameStore(tmp_path / "store")
+
+
+def test_neither_two_videos_of_a_name_nor_frames_without_times_are_stored(tmp_path):
+  videos.write(tmp_path / "a.mp4", frames=8, size=64)
+  cut = video_file.cut(tmp_path / "a.mp4", **CUT)
+  writer = frame_store.FrameStoreWriter(tmp_path, fps=2.0, shard_megabytes=1.0)
+  with pytest.raises(ValueError, match="numbers of frames and times"):
+    writer.add("a.mp4", dataclasses.replace(cut, timestamps=cut.timestamps[1:]))
+  writer.add("a.mp4", cut)
+  with pytest.raises(ValueError, match=r"a\.mp4: was added before"):
+    writer.add("a.mp4", cut)
+  writer.close()
+  assert frame_store.FrameStore(tmp_path).videos == ("a.mp4",)
 
 
 def test_a_store_of_another_format_is_refused(store, tmp_path):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import workload
-from vr_jax import records
+from vr_jax import errors, records
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import conversation, prompts
 from vr_jax.models.qwen2_5_vl import model, processor
@@ -102,15 +102,18 @@ class Chat:
   threads: names of the threads that called `observe`.
   slow: seconds that every third observation takes.
   first: index of the first prompt.
+  fails: whether no observation can be made.
   """
 
   position_axes = PROCESSOR.position_axes
 
-  def __init__(self, *, slow: float = 0.0, first: int = 0):
-    self.slow, self.first, self.threads = slow, first, set()
+  def __init__(self, *, slow: float = 0.0, first: int = 0, fails: bool = False):
+    self.slow, self.first, self.fails, self.threads = slow, first, fails, set()
 
   def observe(self, row, group_index, replies):
     self.threads.add(threading.current_thread().name)
+    if self.fails:
+      raise errors.InputError("clip.mp4: cannot be read")
     seed = zlib.crc32(repr((self.first + row, group_index, replies)).encode())
     rng = np.random.default_rng(seed)
     time.sleep(self.slow * (seed % 3 == 0))

@@ -1,6 +1,10 @@
 """One of several processes that play episodes of `chat.Chat` together.
 
-python -m tests.rollout.chat_process <coordinator host:port> <processes> <index> <file>.npz
+python -m tests.rollout.chat_process <coordinator> <processes> <index> <file>.npz <axis> [<fails>]
+
+coordinator: host:port.
+axis: the mesh axis that the processes share, data or sequence. Only data splits prompts.
+fails: the process that can't make an observation.
 """
 
 from concurrent import futures
@@ -20,9 +24,11 @@ def main() -> None:
   jax.distributed.initialize(coordinator, processes, index)
   from tests.rollout import chat  # it computes
 
-  mesh = mesh_lib.make_mesh((processes, 1, 1, 1))
+  axis, fails = sys.argv[5], [int(process) for process in sys.argv[6:]]
+  mesh = mesh_lib.make_mesh([processes if name == axis else 1 for name in mesh_lib.AXES])
   graphdef, params = chat.network(mesh)
-  prompt = mesh_lib.put_batch(chat.batch(chat.opening(processes)[index : index + 1]), mesh)
+  own = slice(index, index + 1) if axis == "data" else slice(processes)
+  prompt = mesh_lib.put_batch(chat.batch(chat.opening(processes)[own]), mesh)
   with futures.ThreadPoolExecutor(2) as threads:
     played = multi_turn_sampler.play(
       graphdef,
@@ -30,7 +36,7 @@ def main() -> None:
       prompt,
       chat.ALLOWED,
       jax.random.key(3),
-      chat.Chat(first=index, slow=0.02 * index),
+      chat.Chat(first=own.start or 0, slow=0.02 * index, fails=index in fails),
       decoding=chat.decoding(),
       schedule=chat.SCHEDULE,
       threads=threads,

@@ -271,24 +271,34 @@ def test_what_fails_on_a_thread_fails_here():
     _play(Broken())
 
 
-def test_processes_play_together_what_one_plays_alone(tmp_path):
-  """Each has a prompt; one of them takes longer to answer."""
+def _run_processes(tmp_path, axis, *options):
+  """Plays episodes in two processes; returns their exit codes, errors and files."""
   address = f"localhost:{local.free_port()}"
   files = [tmp_path / f"{index}.npz" for index in range(2)]
   command = (sys.executable, "-m", "tests.rollout.chat_process", address, "2")
   flags = os.environ["XLA_FLAGS"]
   started = [
     subprocess.Popen(
-      [*command, str(index), str(file)],
+      [*command, str(index), str(file), axis, *options],
       env={**os.environ, "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=1"},
+      stderr=subprocess.PIPE,
+      text=True,
     )
     for index, file in enumerate(files)
   ]
   try:
-    assert [process.wait(timeout=240) for process in started] == [0, 0]
+    said = [process.communicate(timeout=240)[1] for process in started]
+    return [process.returncode for process in started], said, files
   finally:
     for process in started:
       process.kill()
+
+
+@pytest.mark.parametrize("axis", ["data", "sequence"])
+def test_processes_play_together_what_one_plays_alone(tmp_path, axis):
+  """Each has a prompt, or slots of all prompts; one of them takes longer to answer."""
+  codes, said, files = _run_processes(tmp_path, axis)
+  assert codes == [0, 0], said
   parts = [np.load(file) for file in files]
   alone = _host(played(3, 3, 2)[1].rollout)
   wanted = {
@@ -299,5 +309,13 @@ def test_processes_play_together_what_one_plays_alone(tmp_path):
   wanted["media_index"] = alone.episode_inputs.media_index
   assert (wanted["media_index"] >= 0).any()
   for name in parts[0]:
-    found = np.concatenate([part[name] for part in parts])
-    np.testing.assert_allclose(found, wanted[name], rtol=0, atol=TOLERANCE, err_msg=name)
+    arrays = [part[name] for part in parts]
+    for found in [np.concatenate(arrays)] if axis == "data" else arrays:
+      np.testing.assert_allclose(found, wanted[name], rtol=0, atol=TOLERANCE, err_msg=name)
+
+
+def test_an_observation_that_fails_in_one_process_stops_all(tmp_path):
+  codes, said, _ = _run_processes(tmp_path, "data", "1")
+  assert 0 not in codes
+  assert "clip.mp4: cannot be read" in said[1]
+  assert "failed in another process" in said[0]

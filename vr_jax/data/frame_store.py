@@ -39,7 +39,7 @@ class StoredVideo:
 
   shard: name of the file.
   record: index of the first frame's record in the shard.
-  first: the same, counted over all shards.
+  first: index of the first frame's record in the whole store.
   count: number of frames.
   height, width: in pixels.
   duration: in seconds.
@@ -70,13 +70,13 @@ class _Shard:
 class FrameStoreWriter:
   """Writes a frame store into an existing, empty directory. It can't be read before `close`.
 
-  Every method raises InputError if writing fails.
+  Every method raises InputError if a file can't be written; the store is of no use then.
   """
 
   def __init__(self, directory: Path, *, fps: float, shard_megabytes: float):
     """Starts an empty store.
 
-    fps: the rate at which the videos were cut.
+    fps: frames sampled a second.
     shard_megabytes: a shard is closed after the video that makes it this large.
     """
     self._directory = directory
@@ -90,9 +90,15 @@ class FrameStoreWriter:
     self._checksums: list[int] = []
 
   def add(self, video: str, cut: video_file.CutVideo) -> None:
-    """Writes the frames of one video under the name `video`."""
+    """Writes the frames of one video under the name `video`.
+
+    Raises ValueError if the store has a video of this name.
+    """
+    counts = {len(cut.jpegs), len(cut.timestamps), len(cut.ends)}
+    if video in self._entries or len(counts) != 1:
+      raise ValueError(f"{video}: was added before, or has numbers of frames and times {counts}")
     shard = self._shard or self._open_shard()
-    self._entries[video] = StoredVideo(
+    entry = StoredVideo(
       shard=shard.path.name,
       record=shard.records,
       first=len(self._checksums),
@@ -107,7 +113,8 @@ class FrameStoreWriter:
       for jpeg in cut.jpegs:
         shard.writer.write(jpeg)
     except RuntimeError as error:  # ArrayRecord raises nothing else
-      raise _write_error(shard, error) from error
+      raise _write_error(shard.path, error) from error
+    self._entries[video] = entry
     self._times.append(cut.timestamps)
     self._ends.append(cut.ends)
     self._checksums.extend(zlib.crc32(jpeg) for jpeg in cut.jpegs)
@@ -136,7 +143,10 @@ class FrameStoreWriter:
   def _open_shard(self) -> _Shard:
     path = self._directory / f"frames-{self._shards:05d}.array_record"
     self._shards += 1
-    writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+    try:
+      writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+    except RuntimeError as error:
+      raise _write_error(path, error) from error
     self._shard = _Shard(path=path, writer=writer)
     return self._shard
 
@@ -144,7 +154,7 @@ class FrameStoreWriter:
     try:
       shard.writer.close()
     except RuntimeError as error:
-      raise _write_error(shard, error) from error
+      raise _write_error(shard.path, error) from error
     self._shard = None
 
 
@@ -152,7 +162,10 @@ class FrameStore:
   """Random access to the frames of a store. Safe to use from several threads."""
 
   def __init__(self, directory: Path):
-    """Opens the store in `directory`. Raises InputError if there is none or it is damaged."""
+    """Opens the store in `directory`.
+
+    Raises InputError if there is none, a file is missing, or the index or the times are damaged.
+    """
     self._directory = directory
     index_path, times_path = directory / "index.json", directory / "times.npz"
     try:
@@ -163,7 +176,9 @@ class FrameStore:
       self._entries = {video: StoredVideo(**entry) for video, entry in index["videos"].items()}
     except FileNotFoundError as error:
       raise InputError(f"{directory}: holds no frame store (no index.json)") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+      raise InputError(f"{index_path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise InputError(f"{index_path}: is damaged: {_one_line(error)}; ingest again") from error
     try:
       with np.load(times_path) as arrays:
@@ -171,6 +186,12 @@ class FrameStore:
         self._ends = arrays.get("ends", self._timestamps)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
       raise InputError(f"{times_path}: is damaged: {_one_line(error)}; ingest again") from error
+    frames = sum(entry.count for entry in self._entries.values())
+    if {len(self._timestamps), len(self._ends), len(self._checksums)} != {frames}:
+      raise InputError(f"{times_path}: is damaged: not for {frames} frames; ingest again")
+    for shard in sorted({entry.shard for entry in self._entries.values()}):
+      if not (directory / shard).is_file():
+        raise InputError(f"{directory / shard}: is missing; copy it here, or ingest again")
     self._readers: dict[str, array_record_module.ArrayRecordReader] = {}
     self._lock = threading.Lock()
 
@@ -203,9 +224,9 @@ class FrameStore:
     return self._timestamps[entry.first : entry.first + entry.count]
 
   def ends(self, video: str) -> Float[np.ndarray, "frames"]:
-    """When each stored frame left the screen: float64 seconds, at least its time.
+    """When each stored frame left the screen: float64 seconds, not before its timestamp.
 
-    In stores of older versions, that is a frame's time itself.
+    In stores of older versions frames have no length: these are the timestamps again.
     """
     entry = self._entry(video)
     return self._ends[entry.first : entry.first + entry.count]
@@ -216,7 +237,7 @@ class FrameStore:
     return self._checksums[entry.first : entry.first + entry.count]
 
   def find(self, cut: video_file.CutVideo) -> tuple[str, ...]:
-    """Names of the videos of which exactly these frames were stored, at these times."""
+    """Names of the stored videos that have exactly these frames at these times."""
     checksums = np.array([zlib.crc32(jpeg) for jpeg in cut.jpegs], np.uint32)
     return tuple(
       name
@@ -233,7 +254,7 @@ class FrameStore:
     indices: 0 is the video's first stored frame.
 
     Raises:
-      InputError: the store has no such video, or a record or shard is damaged; names both.
+      InputError: the store has no such video, or a record is damaged; names shard and record.
       IndexError: an index is outside the stored frames of the video.
     """
     entry = self._entry(video)
@@ -307,6 +328,9 @@ def write(
   """Writes videos, given as (name, file), into a new store.
 
   directory: exists and is empty.
+  fps: frames sampled a second.
+  quality: of JPEG, 1 to 100.
+  max_side: pixels of a stored frame's longer side, at most.
 
   Raises InputError at the first bad video.
   """
@@ -317,8 +341,8 @@ def write(
   return FrameStore(directory)
 
 
-def _write_error(shard: _Shard, error: RuntimeError) -> InputError:
-  return InputError(f"{shard.path}: cannot write frames: {_one_line(error)}")
+def _write_error(path: Path, error: RuntimeError) -> InputError:
+  return InputError(f"{path}: cannot write frames: {_one_line(error)}")
 
 
 def _one_line(error: Exception) -> str:

@@ -194,10 +194,10 @@ def _video_stream(path: Path, container: av.container.InputContainer) -> av.Vide
 def _decode_stream(
   path: Path, container: av.container.InputContainer, stream: av.VideoStream
 ) -> Iterator[video_clock.TimedFrame]:
-  restarts = container.format.flags & _RESTARTING_CLOCKS != 0
-  # AVI has no times of showing: FFmpeg counts its frames as they are decoded.
-  held = video_clock.REORDERED if container.format.name == "avi" else 0
-  clock = video_clock.VideoClock(path=path, restarts=restarts, held=held)
+  may_restart = container.format.flags & _RESTARTING_CLOCKS != 0
+  # AVI has no PTS: FFmpeg counts its frames as they are decoded.
+  depth = video_clock.MAX_REORDERED if container.format.name == "avi" else 0
+  clock = video_clock.VideoClock(path=path, may_restart=may_restart, reorder_depth=depth)
   ends: dict[int, float] = {}  # of every stream, on the container's clock
   seconds = 0.0
   declared = stream.codec_context.sample_aspect_ratio
@@ -209,7 +209,7 @@ def _decode_stream(
     if packet.stream.index != stream.index:
       continue
     if packet.dts is not None and packet.time_base is not None:
-      clock.note_decoding(float(packet.dts * packet.time_base))
+      clock.observe_dts(float(packet.dts * packet.time_base))
     frames = [frame for frame in packet.decode() if isinstance(frame, av.VideoFrame)]
     if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
       raise InputError(f"{path}: is damaged after {clock.end:.2f} s")
@@ -221,7 +221,7 @@ def _decode_stream(
     raise InputError(
       f"{path}: is damaged or truncated: a part of the file ends where no other begins"
     )
-  if not restarts and clock.end:
+  if not may_restart and clock.end:
     _check_complete(path, container, stream, ends, video_end=clock.end, slack=seconds)
 
 

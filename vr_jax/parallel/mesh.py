@@ -22,8 +22,8 @@ from vr_jax.parallel import absent_tpu, processes
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
-# Logical axis -> the mesh axes that it is sharded over, outermost first. A logical axis that is not
-# listed is replicated. An array uses each mesh axis at most once: its first logical axis gets it.
+# Logical axis -> the mesh axes that it is sharded over, outermost first. An array uses each mesh axis
+# at most once: its first logical axis gets it, of those whose size it divides.
 RULES: Mapping[str, tuple[str, ...]] = {
   # Parameters.
   "embed": ("fsdp", "sequence"),
@@ -87,8 +87,9 @@ def make_mesh(
       f"config.mesh={shape}: needs four sizes (data, fsdp, sequence, tensor), at most one -1"
     )
   if len(devices) % fixed or (-1 not in shape and fixed != len(devices)):
+    needed = f"a multiple of {fixed}" if -1 in shape else fixed
     raise errors.InputError(
-      f"config.mesh={shape}: does not divide the {len(devices)} devices of this run"
+      f"config.mesh={shape}: needs {needed} devices, this run has {len(devices)}"
     )
   sizes = [len(devices) // fixed if size == -1 else size for size in shape]
   return Mesh(np.asarray(devices).reshape(sizes), AXES)
@@ -104,7 +105,7 @@ def spec_of(
   used: set[str] = set()
   spec: list[tuple[str, ...] | None] = []
   for name, size in zip(axes, shape, strict=True):
-    free = tuple(axis for axis in RULES.get(name, ()) if axis not in used) if name else ()
+    free = tuple(axis for axis in RULES[name] if axis not in used) if name else ()
     ways = math.prod(mesh.shape[axis] for axis in free)
     split = ways > 1 and size % ways == 0
     spec.append(free if split else None)
@@ -260,7 +261,7 @@ def param_shardings(params: PyTree, mesh: Mesh) -> PyTree:
   def sharding(path: tuple, variable: nnx.Variable) -> nnx.Variable:
     axes = variable.get_metadata().get("axes") or (None,) * variable.get_value().ndim
     shape = variable.get_value().shape
-    spec = [RULES.get(name) if name else None for name in axes]
+    spec = [RULES[name] if name else None for name in axes]
     for size, split, name in zip(shape, spec, axes, strict=True):
       ways = math.prod(mesh.shape[axis] for axis in split or ())
       if size % ways:
@@ -286,8 +287,8 @@ def put_batch(batch: PyTree, mesh: Mesh, *, axes: Sequence[str | None] = ("promp
 
   Raises InputError if the mesh does not divide the prefix.
   """
-  _, readers = process_shard(mesh)
-  target = jax.tree.leaves(abstract_batch(batch, mesh, readers=readers, axes=axes))
+  _, num_shares = process_shard(mesh)
+  target = jax.tree.leaves(abstract_batch(batch, mesh, num_shares=num_shares, axes=axes))
   shardings, shapes = [x.sharding for x in target], [x.shape for x in target]
   # One call for all leaves: a call for each leaf would hand the interpreter lock to the prefetch
   # threads each time.
@@ -296,12 +297,12 @@ def put_batch(batch: PyTree, mesh: Mesh, *, axes: Sequence[str | None] = ("promp
 
 
 def abstract_batch(
-  batch: PyTree, mesh: Mesh, *, readers: int = 1, axes: Sequence[str | None] = ("prompts",)
+  batch: PyTree, mesh: Mesh, *, num_shares: int = 1, axes: Sequence[str | None] = ("prompts",)
 ) -> PyTree:
   """Shapes, dtypes and shardings of a global batch.
 
   batch: arrays or shapes of one share of its rows.
-  readers: the number of equal shares.
+  num_shares: the number of equal shares.
 
   Raises InputError if the mesh does not divide the prefix of a `Prompt`.
   """
@@ -311,7 +312,7 @@ def abstract_batch(
   def target(path: tuple, x: np.ndarray | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     named = _leading_axes(path) if isinstance(batch, records.Prompt) else axes
     whole = (*named[: x.ndim], *[None] * (x.ndim - len(named)))
-    shape = (x.shape[0] * readers, *x.shape[1:])
+    shape = (x.shape[0] * num_shares, *x.shape[1:])
     sharding = NamedSharding(mesh, spec_of(whole, shape, mesh))
     return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
 
@@ -330,16 +331,16 @@ def process_shard(mesh: Mesh) -> tuple[int, int]:
 
   Raises InputError if the rows on this process's devices are not exactly one share.
   """
-  rows = mesh.shape["sequence"] * mesh.shape["tensor"]
+  per_shard = mesh.shape["sequence"] * mesh.shape["tensor"]  # devices with the same rows
   owners = [
     frozenset(device.process_index for device in devices)
-    for devices in mesh.devices.reshape(-1, rows)
+    for devices in mesh.devices.reshape(-1, per_shard)
   ]
   shares = list(dict.fromkeys(owners))
   own = [index for index, share in enumerate(shares) if jax.process_index() in share]
   if len(own) != 1:
     raise errors.InputError(
-      f"config.mesh: sequence x tensor={rows} does not fit the devices of a process; "
+      f"config.mesh: sequence x tensor={per_shard} does not fit the devices of a process; "
       "choose a divisor or a multiple of their number"
     )
   return own[0], len(shares)
@@ -365,9 +366,13 @@ def bucket_size(rows: int, most: int, mesh: Mesh) -> int:
   Buckets: 0, and the number of data shards of this process times a power of two, at most `most`.
 
   most: the rows of this process in a whole batch.
+
+  Raises ValueError if there are more.
   """
-  _, readers = process_shard(mesh)
-  size = max(1, mesh.shape["data"] * mesh.shape["fsdp"] // readers)
+  if rows > most:
+    raise ValueError(f"{rows} rows, of a batch with {most}")
+  _, num_shares = process_shard(mesh)
+  size = max(1, mesh.shape["data"] * mesh.shape["fsdp"] // num_shares)
   while size < rows:
     size *= 2
   return min(size, most) if rows else 0
@@ -397,8 +402,13 @@ def check_batch(prompts: int, mesh: Mesh | AbstractMesh, flag: str, *, parts: in
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
-  """Copies this process's rows (axis 0) of a batch array to the host, in order."""
+  """Copies this process's rows (axis 0) of a batch array to the host, in order.
+
+  Raises ValueError if this process has only parts of them.
+  """
   if x.is_fully_addressable:
     return np.asarray(x)
+  if x.sharding.shard_shape(x.shape)[1:] != x.shape[1:]:
+    raise ValueError(f"an array {x.shape}, sharded as {x.sharding}, has rows in several processes")
   shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
   return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

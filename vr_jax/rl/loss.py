@@ -20,8 +20,8 @@ Options, each off by default:
                      and KL are as above. The weight is clipped, and every token keeps its gradient
                      (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5; there eps_low is 1 or more, so that
                      there is no lower bound).
-    dual clip        for A < 0 the objective is max(min(...), c A): a token's loss, before tis and
-                     KL, never exceeds c |A| (arXiv 1912.09729, eq. 5).
+    dual clip        for A < 0 max(min(...), c A) replaces the term min(...), so that a token's
+                     loss, before tis and KL, never exceeds c |A| (arXiv 1912.09729, eq. 5).
 
 Without effect: dual clip with cispo, tis_cap without log-probs of the sampler, and kl_weight
 without those of the reference.
@@ -64,6 +64,8 @@ def token_weights(
     return mask / jnp.maximum(length, 1) / replies
   if aggregation == "token_mean":
     return mask / jnp.maximum(mask.sum(), 1)
+  if aggregation != "constant_length":
+    raise ValueError(f"unknown aggregation {aggregation!r}")
   if constant_length is None:
     raise ValueError("aggregation constant_length needs a length")
   return mask / constant_length / replies
@@ -79,7 +81,8 @@ def kl_divergence(
     k2 = x^2 / 2            biased, never negative
     k3 = exp(-x) - 1 + x    unbiased, never negative; the estimate of GRPO
 
-  Unbiased in value (not in gradient), if the token was sampled from this policy.
+  Unbiased in value, if the token was sampled from this policy, but not in gradient. The gradient of
+  k1 has mean 0: as a term of the loss it does not hold the policy near the reference.
 
   Source: Schulman, "Approximating KL divergence", 2020.
   """
@@ -88,7 +91,9 @@ def kl_divergence(
     return x
   if estimator == "k2":
     return 0.5 * x**2
-  return jnp.exp(-x) - 1 + x
+  if estimator == "k3":
+    return jnp.exp(-x) - 1 + x
+  raise ValueError(f"unknown KL estimator {estimator!r}")
 
 
 def policy_loss(
@@ -112,8 +117,8 @@ def policy_loss(
 
   Args:
     log_probs: of the sampled tokens under the parameters being trained.
-    old_log_probs: before the first gradient step on this batch; on-policy callers pass
-      `stop_gradient(log_probs)`.
+    old_log_probs: before the first gradient step on this batch, or `log_probs` again if this is
+      that step. No gradient flows through them.
     advantages: one for each token.
     weights: from `token_weights`; tokens of weight 0 are ignored.
     clip_epsilon_low: the lower clip bound is 1 - this; active for negative advantages.
@@ -137,19 +142,20 @@ def policy_loss(
     `clip_ratio/low_mean`, `clip_ratio/high_mean` (for `cispo`, whatever the sign of the advantage),
     `clip_ratio/dual_mean`, `kl`, `sampling/tis_capped_fraction`.
   """
+  old_log_probs = jax.lax.stop_gradient(old_log_probs)
   mask = weights > 0
   ratio = _importance_ratio(log_probs, old_log_probs, mask, importance_sampling_level)
   sums = {"mask": mask.sum(), "policy_ratio": jnp.where(mask, ratio, 0).sum()}
   clip = {"min_ratio": 1 - clip_epsilon_low, "max_ratio": 1 + clip_epsilon_high}
   if objective == "cispo":
     token_loss, clipped = _cispo(log_probs, ratio, advantages, mask, **clip)
-  else:
+  elif objective == "clip":
     token_loss, clipped = _clipped(ratio, advantages, mask, **clip, dual=dual_clip)
+  else:
+    raise ValueError(f"unknown objective {objective!r}")
   sums |= clipped
   if tis_cap is not None and sampler_log_probs is not None:
-    tis_ratio = jnp.exp(
-      jnp.where(mask, jax.lax.stop_gradient(old_log_probs) - sampler_log_probs, 0)
-    )
+    tis_ratio = jnp.exp(jnp.where(mask, old_log_probs - sampler_log_probs, 0))
     token_loss = token_loss * jnp.minimum(tis_ratio, tis_cap)
     sums["sampling/tis_capped_fraction"] = (mask & (tis_ratio > tis_cap)).sum()
   if reference_log_probs is not None:
@@ -169,6 +175,8 @@ def _importance_ratio(
   log_ratio = jnp.where(mask, log_probs - old_log_probs, 0)
   if level == "token":
     return jnp.exp(log_ratio)
+  if level != "sequence":
+    raise ValueError(f"unknown importance sampling level {level!r}")
   length = jnp.maximum(mask.sum(axis=-1, keepdims=True), 1)
   mean = jax.lax.stop_gradient(log_ratio.sum(axis=-1, keepdims=True) / length)
   # log_ratio - stop(log_ratio) is 0 and has the gradient of the token's own log-prob.

@@ -5,16 +5,26 @@
 Encoding an observation may overlap with one decoding chunk; after that the devices block on it. If
 more episodes await an observation than are decoding, the devices block at once. Observations are
 appended in batches, padded to a few lengths, and their episodes go on decoding. The order of the
-programs does not depend on how fast frames are read, so a run repeats bit for bit. Other replies in
-the batch change a reply by rounding only: its random key is folded from prompt, index in the group,
-turn and step.
+programs does not depend on how fast frames are read, so a run repeats bit for bit. A reply's random
+key is folded from its prompt, index in the group, turn and step, so other replies in the batch
+change it by rounding only.
 
 Several processes run the same programs. Each knows the tokens and sizes of all episodes; before
 observations are appended, the processes exchange their sizes. Frames and texts stay with the
-process that has the prompt.
+process that has the prompt. If an observation can't be made in one process, all of them stop.
+
+What the numbers of an episode count:
+
+    row           prompts of the whole batch
+    own_row       prompts of this process
+    prompt_slot   prompts of the episode's device
+    group_index   episodes of its prompt
+    cache_slot    caches of its device; an episode keeps its own
+    decode slot   episodes of its device that are decoded in this chunk
+    batch slot    those to which an observation is appended now
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 import dataclasses
 import time
@@ -38,10 +48,10 @@ from vr_jax.rollout import slot_layout as slot_layout_lib
 # The size of an observation, and the observation itself in the process that has the prompt.
 _Ready = tuple[episodes_lib.ObservationSize, episodes_lib.EncodedObservation | None]
 
-# State of the observation that an episode awaits, as each process reports it; the lowest value
-# wins. Sizes share the table with the states, and _ELSEWHERE (another process has the prompt) fills
-# them too. So it is above any size.
-_OVER, _READY, _ELSEWHERE = 0, 1, 2**30
+# State of the observation that an episode awaits, as each process reports it. The processes' tables
+# are combined by an elementwise minimum. One that does not have the prompt fills in _ELSEWHERE, for
+# the sizes as well, so it is above any size.
+_FAILED, _OVER, _READY, _ELSEWHERE = -1, 0, 1, 2**30
 
 
 def play(
@@ -69,7 +79,7 @@ def play(
   )
   decoding_episodes = list(scheduler.episodes)
   awaiting_observation: list[episodes_lib.EpisodeState] = []
-  finished_replies: list[episodes_lib.EpisodeState] = []  # in the last chunk
+  just_finished: list[episodes_lib.EpisodeState] = []  # their reply ended in the last chunk
   encoding: dict[
     episodes_lib.EpisodeState, futures.Future[episodes_lib.EncodedObservation | None]
   ] = {}
@@ -81,20 +91,19 @@ def play(
       due = [
         episode
         for episode in awaiting_observation
-        if episode not in finished_replies or len(awaiting_observation) > len(decoding_episodes)
+        if episode not in just_finished or len(awaiting_observation) > len(decoding_episodes)
       ]
       begun = time.perf_counter()
-      observations = {one: encoding.pop(one).result() for one in due if one in encoding}
+      futures.wait([encoding[episode] for episode in due if episode in encoding])
       idle += time.perf_counter() - begun
+      observations = {episode: encoding.pop(episode) for episode in due if episode in encoding}
       ready = scheduler.sync_observations(due, observations)
       scheduler.append(ready)
       awaiting_observation = [episode for episode in awaiting_observation if episode not in due]
-      decoding_episodes += ready
-      finished_replies = scheduler.decode(decoding_episodes) if decoding_episodes else []
-      decoding_episodes = [
-        episode for episode in decoding_episodes if episode not in finished_replies
-      ]
-      for episode in finished_replies:
+      decoding_episodes += ready.keys()
+      just_finished = scheduler.decode(decoding_episodes) if decoding_episodes else []
+      decoding_episodes = [episode for episode in decoding_episodes if episode not in just_finished]
+      for episode in just_finished:
         if len(episode.replies) < schedule.turns:
           awaiting_observation.append(episode)
           if episode.own_row is not None:
@@ -131,18 +140,20 @@ class EpisodeScheduler:
     self._places = slot_layout_lib.SlotLayout.for_groups(
       self._layout, prompt.tokens.shape[0], decoding.group
     )
-    self._length, self._computed = min(schedule.episode_buckets), 0
+    self._cache_length, self._computed_tokens = min(schedule.episode_buckets), 0
     self._prefix, self._state = turn_decode.start(
       graphdef,
       params,
       prompt,
       group=decoding.group,
-      length=self._length,
+      length=self._cache_length,
       frames=max(schedule.frame_buckets),
       patches=schedule.patches,
     )
-    # Media tokens of a frame; each cache slot has room for the largest number of frames.
-    self._stride = jax.tree.leaves(self._state.media)[0].shape[1] // max(*schedule.frame_buckets, 1)
+    # Each cache slot has room for the largest number of frames.
+    self._tokens_per_frame = jax.tree.leaves(self._state.media)[0].shape[1] // max(
+      *schedule.frame_buckets, 1
+    )
     self._params = (
       sampler.decoding_params(graphdef, params) if decoding.replicate_weights else params
     )
@@ -152,8 +163,8 @@ class EpisodeScheduler:
   def _make_episodes(self, starts: Int[np.ndarray, "prompts"]) -> list[episodes_lib.EpisodeState]:
     """The episodes of all prompts, ordered by device and cache slot.
 
-    `own_row` is the index of the prompt among those of this process, or None: another process has
-    the prompt. If prompts are not split, each process has all of them.
+    `own_row` is None if another process has the prompt. If the mesh does not split prompts, each
+    process has all of them, also those of other processes' slots.
 
     starts: position of the first token after each prompt.
     """
@@ -163,18 +174,18 @@ class EpisodeScheduler:
     here = np.concatenate([blocks[part] for part in parts])
     own_rows = {int(row): own_row for own_row, row in enumerate(here)}
     numbers = zip(places.reply().tolist(), places.block().tolist(), strict=True)
-    for slot, (reply, block) in enumerate(numbers):
-      if reply < places.replies:
-        row = block * (places.replies // group) + reply // group
+    for slot, (in_block, block) in enumerate(numbers):
+      if in_block < places.replies:
+        row = block * (places.replies // group) + in_block // group
         device, cache_slot = divmod(slot, places.slots)
         episodes.append(
           episodes_lib.EpisodeState(
             row=row,
             own_row=own_rows.get(row),
-            group_index=reply % group,
+            group_index=in_block % group,
             device=device,
             cache_slot=cache_slot,
-            prompt_slot=reply // group,
+            prompt_slot=in_block // group,
             position=int(starts[row]),
             position_axes=self._turns.position_axes,
           )
@@ -196,6 +207,8 @@ class EpisodeScheduler:
     slots = self._arrange(decoding_episodes, size, by_cache_slot=all_slots)
     cache_rows = self._cache_rows(slots, lambda one: len(one.replies) - 1)
     if all_slots:
+      # Decode slot i then has cache slot i, and the cache is used where it stands. Empty slots have
+      # no tokens left to decode, so they write nothing.
       cache_slot = places.device_slot().astype(np.int32)
       cache_rows = dataclasses.replace(cache_rows, cache_slot=cache_slot)
     # The chunk ends early once the unfinished replies fit the next smaller number of slots.
@@ -221,7 +234,7 @@ class EpisodeScheduler:
       chunk=schedule.decode_chunk,
     )
     decoded = jax.device_get(decoded)
-    self._computed += int(decoded.counts.max()) * len(slots)
+    self._computed_tokens += int(decoded.counts.max()) * len(slots)
     for slot, one in enumerate(slots):
       if one is not None:
         count = decoded.counts[slot]
@@ -231,32 +244,48 @@ class EpisodeScheduler:
   def sync_observations(
     self,
     awaiting_observation: Sequence[episodes_lib.EpisodeState],
-    observations: dict[episodes_lib.EpisodeState, episodes_lib.EncodedObservation | None],
+    observations: Mapping[
+      episodes_lib.EpisodeState, futures.Future[episodes_lib.EncodedObservation | None]
+    ],
   ) -> dict[episodes_lib.EpisodeState, _Ready]:
-    """The observations of these episodes, without episodes that are over.
+    """The observations of these episodes, without those of episodes that are over.
 
-    Sizes are exchanged between processes. observations: those of this process.
+    Processes exchange the sizes.
+
+    observations: those that this process makes; they are complete.
+
+    Raises the error of an observation that could not be made. If that happened in another process:
+      RuntimeError.
     """
     if not awaiting_observation:
       return {}
-    table = np.full(
-      (len(awaiting_observation), 1 + len(episodes_lib.ObservationSize._fields)),
-      _ELSEWHERE,
-      np.int32,
-    )
-    for report, one in zip(table, awaiting_observation, strict=True):
-      if one not in observations:
+    made: dict[episodes_lib.EpisodeState, episodes_lib.EncodedObservation | None] = {}
+    failure, sizes = None, len(episodes_lib.ObservationSize._fields)
+    table = np.full((len(awaiting_observation), 1 + sizes), _ELSEWHERE, np.int32)
+    for report, episode in zip(table, awaiting_observation, strict=True):
+      if episode not in observations:
         continue
-      shown, report[:] = observations[one], _OVER
-      if shown is not None:
-        one.check_fits(shown, self._decoding.max_new_tokens, self._schedule)
-        report[:] = _READY, *episodes_lib.ObservationSize.from_encoded(shown)
+      try:
+        observation = made[episode] = observations[episode].result()
+        if observation is not None:
+          episode.check_fits(observation, self._decoding.max_new_tokens, self._schedule)
+      except Exception as error:  # others wait for this process's table: first they are told
+        report[:], failure = _FAILED, error
+        continue
+      report[:] = _OVER
+      if observation is not None:
+        report[:] = _READY, *episodes_lib.ObservationSize.from_encoded(observation)
     states = processes.all_gather(table.reshape(-1)).min(axis=0).reshape(table.shape).tolist()
-    return {
-      one: (episodes_lib.ObservationSize(*size), observations.get(one))
-      for one, (state, *size) in zip(awaiting_observation, states, strict=True)
-      if state == _READY
-    }
+    if failure is not None:
+      raise failure
+    ready = {}
+    for episode, (state, *size) in zip(awaiting_observation, states, strict=True):
+      if state not in (_OVER, _READY):
+        what = "failed in another process" if state == _FAILED else "was made by no process"
+        raise RuntimeError(f"the next observation of prompt {episode.row} {what}")
+      if state == _READY:
+        ready[episode] = episodes_lib.ObservationSize(*size), made.get(episode)
+    return ready
 
   def append(self, ready: dict[episodes_lib.EpisodeState, _Ready]) -> None:
     """Appends observations to their episodes, in batches of about the same length."""
@@ -282,19 +311,20 @@ class EpisodeScheduler:
     while per_device < self._most_per_device(episodes):
       per_device *= 2
     batch_slots = self._arrange(episodes, per_device)
-    length = _bucket(schedule.observation_buckets, max(ready[one][0].tokens for one in episodes))
+    tokens = [("observation", ready[one][0].tokens) for one in episodes]
+    frames = [("observation", ready[one][0].frames) for one in episodes]
     sizes = prompts_lib.PromptSizes(
-      prefix=length,
-      frames=_bucket(schedule.frame_buckets, max(ready[one][0].frames for one in episodes)),
+      prefix=prompts_lib.smallest_bucket(tokens, schedule.observation_buckets, "tokens"),
+      frames=prompts_lib.smallest_bucket(frames, schedule.frame_buckets, "frames"),
       patches=schedule.patches,
     )
-    self._computed += len(batch_slots) * length
+    self._computed_tokens += len(batch_slots) * sizes.prefix
     parts = self._layout.parts_here("slots")
     here = [
       one for part in parts for one in batch_slots[part * per_device : (part + 1) * per_device]
     ]
     nothing = prompts_lib.nothing(self._turns.position_axes)
-    # This process encoded the observations of all episodes on its devices.
+    # This process has made the observations of all episodes on its devices.
     encoded = [nothing if one is None else ready[one][1] for one in here]
     batch = self._turns.pad(cast(list[episodes_lib.EncodedObservation], encoded), sizes)
     self._state = turn_decode.append(
@@ -305,13 +335,21 @@ class EpisodeScheduler:
       _on_devices(self._layout, batch),
       self._cache_rows(batch_slots, lambda one: len(one.replies)),
       _field_array(batch_slots, lambda one: one.frames),
-      stride=self._stride,
+      stride=self._tokens_per_frame,
     )
-    index = dict(zip(here, batch.media_index, strict=True))
+    media_index = dict(zip(here, batch.media_index, strict=True))
+    # Where the mesh does not split prompts, this process also has those of other processes' slots.
+    absent = {one: ready[one][1] for one in episodes if one not in media_index}
+    absent = {one: observation for one, observation in absent.items() if observation is not None}
+    if absent:
+      media_index |= zip(
+        absent, self._turns.pad([*absent.values()], sizes).media_index, strict=True
+      )
     for one in episodes:
-      size, shown = ready[one]
-      if shown is not None:
-        one.add_observation(shown, index[one][: size.tokens], self._stride)
+      size, observation = ready[one]
+      if observation is not None:
+        index = media_index[one][: size.tokens]
+        one.add_observation(observation, index, self._tokens_per_frame)
       one.start_next_turn(size)
 
   def finish(self, idle_seconds: float) -> episodes_lib.EpisodeRollout:
@@ -320,10 +358,15 @@ class EpisodeScheduler:
     idle_seconds: see `episodes.EpisodeRollout`.
     """
     group = self._decoding.group
-    length = _bucket(self._schedule.episode_buckets, max(one.written for one in self.episodes))
-    frames = _bucket(self._schedule.frame_buckets, max(one.frames for one in self.episodes))
+    schedule, bucket = self._schedule, prompts_lib.smallest_bucket
+    written = [("episode", one.written) for one in self.episodes]
+    length = bucket(written, schedule.episode_buckets, "tokens")
+    shown = [("episode", one.frames) for one in self.episodes]
+    frames = bucket(shown, schedule.frame_buckets, "frames")
     shape = (len(self.episodes) // group, group)
-    media = turn_decode.gather_media(self._layout, self._state, shape, frames * self._stride)
+    media = turn_decode.gather_media(
+      self._layout, self._state, shape, frames * self._tokens_per_frame
+    )
     own = [one for one in self.episodes if one.own_row is not None]
     groups = episodes_lib.in_groups(own, group)
     return episodes_lib.EpisodeRollout(
@@ -332,15 +375,16 @@ class EpisodeScheduler:
       ),
       shown=[[one.shown for one in of_prompt] for of_prompt in groups],
       frames=frames,
-      computed_tokens=self._computed,
+      computed_tokens=self._computed_tokens,
       idle_seconds=idle_seconds,
     )
 
   def _grow(self, length: int) -> None:
-    if length > self._length:
-      buckets = self._schedule.episode_buckets
-      self._length = prompts_lib.smallest_bucket([("episode", length)], buckets, "tokens")
-      self._state = turn_decode.grow(self._layout, self._state, self._length)
+    if length > self._cache_length:
+      self._cache_length = prompts_lib.smallest_bucket(
+        [("episode", length)], self._schedule.episode_buckets, "tokens"
+      )
+      self._state = turn_decode.grow(self._layout, self._state, self._cache_length)
 
   def _most_per_device(self, episodes: Sequence[episodes_lib.EpisodeState]) -> int:
     """The largest number of these episodes on one device."""
@@ -368,7 +412,9 @@ class EpisodeScheduler:
   ) -> slots_lib.CacheRows:
     """Cache slots, prompts and progress of the episodes in some slots.
 
-    An empty slot gets indices one past the last. turn: number of the turn that is computed next.
+    An empty slot gets indices one past the last; `decode` may give it its own.
+
+    turn: number of the turn that is computed next.
     """
     window, visible_from = self._schedule.window, None
     if window is not None and self._schedule.forgets:
@@ -393,10 +439,6 @@ def _on_devices(layout: layout_lib.Layout, tree: PyTree, axis: str = "slots") ->
     return layout.from_host(x, (axis, *[None] * (x.ndim - 1)))
 
   return jax.tree.map(put, tree)
-
-
-def _bucket(buckets: tuple[int, ...], size: int) -> int:
-  return min(bucket for bucket in buckets if bucket >= size)
 
 
 def _field_array(

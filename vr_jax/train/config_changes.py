@@ -1,7 +1,8 @@
 """Which fields of a run's config may differ from those that its workdir was made with.
 
-Each field says until when (`schema.CHANGES`). So a run can be extended (more steps), write
-checkpoints more often, or go on with smaller batches where its first step did not fit in memory.
+Each field declares until when it may change (`schema.CHANGES`). So a run can be extended (more
+steps), write checkpoints more often, or go on with smaller batches where its first step did not fit
+in memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,17 +19,23 @@ STAGES = ("sft", "rl")
 
 Flat = Mapping[str, Any]  # dotted names of fields -> their values
 
+_ABSENT = object()
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Change:
-  """A field whose value is another one than that which the workdir was made with."""
+  """A field whose value is not the one that the workdir was made with.
+
+  old, new: `_ABSENT` in a version that has no such field.
+  """
 
   name: str
   old: Any
   new: Any
 
   def __str__(self) -> str:
-    return f"config.{self.name}={self.old!r}, now {self.new!r}"
+    old = "nothing" if self.old is _ABSENT else repr(self.old)
+    return f"config.{self.name}={old}, now {'gone' if self.new is _ABSENT else repr(self.new)}"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -45,10 +52,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def find_changes(written: Flat, wanted: Flat) -> list[Change]:
   """The fields that differ, sorted by name.
 
-  A field of a newer version, left empty, is no difference: the behaviour is the same.
+  A field that one version does not have is no difference while the other's value is "", which
+  switches off what the field is about.
   """
   return [
-    Change(name=name, old=written.get(name), new=wanted.get(name))
+    Change(name=name, old=written.get(name, _ABSENT), new=wanted.get(name, _ABSENT))
     for name in sorted({*written, *wanted})
     if written.get(name, "") != wanted.get(name, "")
   ]
@@ -110,9 +118,9 @@ def _when(name: str, wanted: Flat, declared: Mapping[str, schema.Field]) -> str:
   # A mapping, such as model.architecture, is one field.
   owners = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
   when = next((declared[owner].change for owner in owners if owner in declared), "never")
-  # A tokenizer that the data stage trains has read the texts of the environment.
-  trained = wanted.get("model.tokenizer") == "trained" and name.startswith("env.")
-  return "never" if trained and when == "before sft" else when
+  # A tokenizer that the data stage trains has read the environment's texts: they must not change.
+  reads_env = wanted.get("model.tokenizer") == "trained" and name.startswith("env.")
+  return "never" if reads_env and when == "before sft" else when
 
 
 def _problem(
@@ -121,6 +129,10 @@ def _problem(
   """Why the change is refused, and what to do; empty if it is allowed."""
   checkpoints, stage = workdir / "checkpoints", change.name.split(".")[0]
   other = "or choose another --workdir"
+  if when not in schema.CHANGES:
+    raise ValueError(f"config.{change.name}: declared to change {when!r}, not in {schema.CHANGES}")
+  if when == "never" and _ABSENT in (change.old, change.new):
+    return f"only one of the two versions has this field: go on with the other version, {other}"
   if when == "never":
     return f"the data were made with it: give that value, {other}"
   if when == "before rl" and steps["rl"]:
@@ -136,28 +148,27 @@ def _problem(
         f"rl has started from the warm start as it is: give that value, delete "
         f"{checkpoints / 'rl'} to train it anew, {other}"
       )
-    if change.name in ("sft.steps", "rl.steps") and change.new < steps[stage]:
+    if change.name in ("sft.steps", "rl.steps") and int(wanted[change.name]) < steps[stage]:
       return f"{steps[stage]} steps are done: give {steps[stage]} or more, {other}"
   return ""
 
 
 def _new_learning_rates(workdir: Path, written: Flat, wanted: Flat) -> list[str]:
-  """A line for each stage that has begun, whose next learning rate is not what it was to be."""
+  """A line for each stage that has begun and whose next step gets another learning rate."""
   from vr_jax.train import train_state  # here, because it imports JAX
 
   lines = []
   for section in (*STAGES, "critic"):
     stage = "rl" if section == "critic" else section
     done = last_step(workdir, stage)
-    if not done or f"{section}.learning_rate" not in wanted:
+    if not done or any(f"{section}.learning_rate" not in flat for flat in (written, wanted)):
       continue
-    updates = done * int(wanted.get(f"{stage}.num_iterations", 1))
-    before, after = (
-      float(
-        np.asarray(train_state.learning_rate_schedule(_optimizer(flat, section, stage))(updates))
-      )
+    updates = done * int(written.get(f"{stage}.num_iterations", 1))  # that have been made
+    schedules = (
+      train_state.learning_rate_schedule(_schedule_fields(flat, section, stage))
       for flat in (written, wanted)
     )
+    before, after = (float(np.asarray(schedule(updates))) for schedule in schedules)
     if before != after:
       steps = wanted[f"{stage}.steps"]
       lines.append(
@@ -167,8 +178,8 @@ def _new_learning_rates(workdir: Path, written: Flat, wanted: Flat) -> list[str]
   return lines
 
 
-def _optimizer(flat: Flat, section: str, stage: str) -> ml_collections.ConfigDict:
-  """The fields of an optimizer that its schedule reads."""
+def _schedule_fields(flat: Flat, section: str, stage: str) -> ml_collections.ConfigDict:
+  """The fields that a learning rate schedule reads."""
   names = ("learning_rate", "schedule", "warmup_steps")
   return ml_collections.ConfigDict(
     {

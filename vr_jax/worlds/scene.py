@@ -1,10 +1,11 @@
 """Scenes: objects that change as pure functions of time, and how scenes are sampled.
 
-Nothing here knows about questions. A scene is sampled in two parts: the cast (how many objects,
-which shapes, which lives), then the details (colours, places, periods, phases). Given the cast, the
-distribution of the details is symmetric: it stays the same if colours or places are permuted or a
-phase is shifted. This keeps answers from being guessable. The colours of a flickering object are
-independent from cell to cell.
+Nothing here knows about questions. Time is divided into cells: intervals of `dwell` seconds in
+which discrete attributes stay as they are. A scene is sampled in two parts: the cast (how many
+objects, which shapes, which lives), then the details (colours, places, periods, phases). Given the
+cast, the distribution of the details is symmetric: it stays the same if colours or places are
+permuted or the phase of a repeating life is shifted. This keeps answers from being guessable. The
+colours of a flickering object are independent from cell to cell.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ _DIAMETER = {"tiny": 0.18, "small": 0.36, "medium": 0.58, "large": 0.82}
 _SLOT = 0.21  # from the box's centre to the centre of a quarter, along each axis
 _LIFT = 0.24  # how far an object with a display is above its zone's centre
 _BEYOND = "beyond "
+_MAX_BOXED = 4  # a box has four quarters
 _MAX_CASTS = 1000  # attempts to draw a cast that fits on the canvas
 
 
@@ -252,7 +254,8 @@ def _spot(scene: Scene, thing: Object, cell: int) -> Float[np.ndarray, "2"]:
 def sample_cast(rng: np.random.Generator, config: config_lib.WorldConfig) -> tuple[Role, ...]:
   """Samples shapes and kinds of lives.
 
-  A scene uses one or two kinds of lives only, so that scenes differ from each other.
+  Objects share one or two kinds of lives, so that scenes differ from each other; each may have
+  another kind beside.
 
   Raises errors.InputError if the canvas has too few places for any cast of this config.
   """
@@ -264,11 +267,13 @@ def sample_cast(rng: np.random.Generator, config: config_lib.WorldConfig) -> tup
       Role(shape=str(shape), kinds=_sample_kinds(rng, config, str(rng.choice(kinds))))
       for shape in shapes
     )
-    if _places_needed(cast, config) <= len(config.places):
+    boxed = sum("box" in role.kinds for role in cast)
+    if _places_needed(cast, config) <= len(config.places) and boxed <= _MAX_BOXED:
       return cast
   raise errors.InputError(
     f"worlds.objects_min: {config.objects_min} objects with these lives don't fit on "
-    f"{config.rows} x {config.columns} places; lower it, or add rows or columns"
+    f"{config.rows} x {config.columns} places, or more than {_MAX_BOXED} in the box; lower it, or "
+    "add rows, columns or lives"
   )
 
 
@@ -301,7 +306,7 @@ def two_valued_patterns(values: Sequence[str], period: int) -> tuple[tuple[str, 
   """Every script of a period in which one value holds in one cell and the other in all others."""
   first, second = values
   scripts = [(first,) * (period - 1) + (second,), (second,) * (period - 1) + (first,)]
-  return tuple(script[turn:] + script[:turn] for script in scripts for turn in range(period))
+  return tuple(script[start:] + script[:start] for script in scripts for start in range(period))
 
 
 def _sample_kinds(
@@ -354,7 +359,11 @@ def _sample_object(
 def _sample_life(
   rng: np.random.Generator, config: config_lib.WorldConfig, kind: str, free: list[str]
 ) -> Life:
-  """Samples a life of a kind, with its period and phase. Removes its places from `free`."""
+  """Samples a life of a kind. Removes its places from `free`.
+
+  A period is drawn for every kind, so that a world's other details don't depend on its kinds; grow,
+  bounce, flicker and peek have a length of their own.
+  """
   period = int(rng.choice(config.periods))
   if kind in ("cycle", *config_lib.DISPLAYS):
     pool = config.values(config_lib.ATTRIBUTE[kind])
@@ -362,16 +371,18 @@ def _sample_life(
   elif kind in ("move", "bounce"):
     values = tuple(free.pop() for _ in range(2 if kind == "bounce" else period))
   elif kind == "grow":
-    turn = int(rng.integers(len(config_lib.SIZES)))
-    values = config_lib.SIZES[turn:] + config_lib.SIZES[:turn]
+    first = int(rng.integers(len(config_lib.SIZES)))
+    values = config_lib.SIZES[first:] + config_lib.SIZES[:first]
   elif kind == "flicker":
     values = tuple(str(value) for value in rng.choice(config.colours, config.cells))
   elif kind == "peek":
     margin = config_lib.LAMP_MARGIN
     visible_cell = int(rng.integers(margin, config.cells - margin))
     values = tuple("visible" if cell == visible_cell else "hidden" for cell in range(config.cells))
-  else:
+  elif kind in ("box", "hide"):
     pool = config_lib.BOX if kind == "box" else config_lib.VISIBILITY
     patterns = two_valued_patterns(pool, period)
     values = patterns[int(rng.integers(len(patterns)))]
+  else:
+    raise ValueError(f"unknown kind of life {kind!r}")
   return Life(kind=kind, values=values)
