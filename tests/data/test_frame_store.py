@@ -154,7 +154,7 @@ def test_neither_two_videos_of_a_name_nor_frames_without_times_are_stored(tmp_pa
   cut = video_file.cut(tmp_path / "a.mp4", **CUT)
   writer = frame_store.FrameStoreWriter(tmp_path, fps=2.0, shard_megabytes=1.0)
   with pytest.raises(ValueError, match="numbers of frames and times"):
-    writer.add("a.mp4", dataclasses.replace(cut, timestamps=cut.timestamps[1:]))
+    writer.add("a.mp4", dataclasses.replace(cut, jpegs=cut.jpegs[1:]))
   writer.add("a.mp4", cut)
   with pytest.raises(ValueError, match=r"a\.mp4: was added before"):
     writer.add("a.mp4", cut)

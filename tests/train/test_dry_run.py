@@ -232,7 +232,7 @@ def test_the_estimated_state_is_that_of_a_learner(context, data):
   estimate = estimates.estimate(config, context.mesh)
   params = initialization.fresh_params(context)
   learner = learner_state.make_learner_state(context, params)
-  assert estimate.memory.state == _bytes((learner.policy, learner.anchor))
+  assert estimate.memory.state == _bytes((learner.policy, learner.reference_params))
   assert estimate.memory.gradient == _bytes(params)
   saved = 2 * _bytes((learner.policy.params, learner.policy.optimizer_state))
   assert estimate.checkpoint_bytes == estimates.CHECKPOINTS * saved

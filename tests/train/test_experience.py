@@ -68,7 +68,7 @@ def _source(data, thread, nth, **overrides):
     batches=context.builder.read("train", PROMPTS),
     cache=None,
     key=jax.random.key(0),
-    thread=thread,
+    scoring_thread=thread,
   )
 
 
@@ -83,7 +83,7 @@ def test_what_is_read_ahead_is_drawn_next_and_does_not_count_as_read_before(sour
     expected, made = (one.collect(params, step, step_timer.StepTimer()) for one in (plain, reader))
     reader.prefetch(params)
     assert [item.example.id for item in made.items] == [item.example.id for item in expected.items]
-    assert made.read == expected.read
+    assert made.iterator_state == expected.iterator_state
     np.testing.assert_array_equal(made.rollout.tokens, expected.rollout.tokens)
   assert reader.batches.get_state() != plain.batches.get_state()
 

@@ -30,7 +30,7 @@ def run(data, tmp_path_factory):
 
   def watched(learner, collected, *arguments):
     values = learn(learner, collected, *arguments)
-    used.append((collected, np.asarray(learner.advantages)))
+    used.append((collected, np.asarray(learner.last_advantages)))
     return values
 
   with pytest.MonkeyPatch.context() as patch:

@@ -75,14 +75,14 @@ def test_a_slow_judge_is_the_reward_and_devices_without_a_reference_wait_for_it(
 
 
 def test_a_pass_that_launching_waits_for_is_no_time_of_the_host(run, monkeypatch):
-  scores = learner.Learner._scores
+  scores = learner.Learner._log_probs
 
   def waited_for(self, *arguments):
     found = scores(self, *arguments)
     time.sleep(SLOW)
     return [x if x is None else x.block_until_ready() for x in found]
 
-  monkeypatch.setattr(learner.Learner, "_scores", waited_for)
+  monkeypatch.setattr(learner.Learner, "_log_probs", waited_for)
   values = run("rl", rl__kl_weight=0.1)
   assert values["perf/time/update"] > 0.9 * SLOW
   assert values["perf/time/reward"] < 0.5 * SLOW

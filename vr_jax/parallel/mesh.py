@@ -22,8 +22,9 @@ from vr_jax.parallel import absent_tpu, processes
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 
-# Logical axis -> the mesh axes that it is sharded over, outermost first. An array uses each mesh axis
-# at most once: its first logical axis gets it, of those whose size it divides.
+# Logical axis -> the mesh axes that it is sharded over, outermost first. A logical axis that is not
+# listed is replicated. An array uses each mesh axis at most once: the first of its logical axes
+# gets it whose size it divides.
 RULES: Mapping[str, tuple[str, ...]] = {
   # Parameters.
   "embed": ("fsdp", "sequence"),
@@ -105,7 +106,7 @@ def spec_of(
   used: set[str] = set()
   spec: list[tuple[str, ...] | None] = []
   for name, size in zip(axes, shape, strict=True):
-    free = tuple(axis for axis in RULES[name] if axis not in used) if name else ()
+    free = tuple(axis for axis in RULES.get(name, ()) if axis not in used) if name else ()
     ways = math.prod(mesh.shape[axis] for axis in free)
     split = ways > 1 and size % ways == 0
     spec.append(free if split else None)
@@ -261,7 +262,7 @@ def param_shardings(params: PyTree, mesh: Mesh) -> PyTree:
   def sharding(path: tuple, variable: nnx.Variable) -> nnx.Variable:
     axes = variable.get_metadata().get("axes") or (None,) * variable.get_value().ndim
     shape = variable.get_value().shape
-    spec = [RULES[name] if name else None for name in axes]
+    spec = [RULES.get(name) if name else None for name in axes]
     for size, split, name in zip(shape, spec, axes, strict=True):
       ways = math.prod(mesh.shape[axis] for axis in split or ())
       if size % ways:

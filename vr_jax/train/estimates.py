@@ -73,7 +73,7 @@ def estimate(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Esti
   shapes = step_shapes.make_step_shapes(net.config, model)
   learner = learner_state.make_learner_state(net, net.abstract_params, abstract=True)
   trained = train_state_lib.split(learner.policy.params, net.frozen)[0]
-  state = (learner.policy, learner.anchor, learner.critic)
+  state = (learner.policy, learner.reference_params, learner.critic)
   speed = accelerators.find_speed(mesh.devices.flat[0].device_kind)
   saved = trained if net.adapters else learner.policy.params
   moments = learner.policy.optimizer_state

@@ -25,26 +25,26 @@ from vr_jax.rollout import encoder, episodes, play
 from vr_jax.train import batching, console, run_context, scoring, train_step, vision_features
 from vr_jax.train import step_timer as step_timer_lib
 
-# fold_in constant for shuffled replies; must differ from every attempt number of dynamic sampling,
-# which is folded in as well.
-_SHUFFLED = 2**20
+# Folded into the key of replies to shuffled frames. Attempts of dynamic sampling fold in their
+# number, which is less.
+_SHUFFLED_KEY_SALT = 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experience:
   """The replies to a batch, and their scores.
 
-  prompt: the update's input. Holds raw patches if the tower is trained, so that gradients reach it;
-    else identical to prompt_with_features. Observations in `rollout` likewise.
+  prompt: the update's input. If the tower is trained, it holds raw patches, so that gradients reach
+    the tower, and so do the observations in `rollout`; else it is `prompt_with_features`.
   prompt_with_features: the prompts with the features that the sampler used.
-  media_index: that of this process's prompts, on the host.
+  media_index: `Prompt.media_index` of this process's prompts, on the host.
   lengths: tokens of each reply, over all processes. Observations between turns are included.
   prompt_tokens: mean number of tokens of a prompt, padding excluded.
-  computed_tokens: prompt and reply positions processed while sampling, padding included; also those
-    of groups that were then replaced, and of replies to shuffled frames.
+  computed_tokens: positions of prompts and replies that sampling processed, with padding, groups
+    that were then replaced, and replies to shuffled frames.
   useful_tokens: those of the computed tokens that are not padding.
-  read: state of the iterator over batches after this batch.
-  metrics: to log.
+  iterator_state: of the iterator over batches, after this batch.
+  metrics: counts to log; those of joined batches are added.
   """
 
   items: list[batching.Item]
@@ -57,11 +57,14 @@ class Experience:
   computed_tokens: int
   useful_tokens: float
   scores_future: scoring.PendingScores | scoring.KnownScores
-  read: Mapping[str, Any]
+  iterator_state: Mapping[str, Any]
   metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def wait_for_scores(self) -> scoring.ScoredReplies:
-    """Waits for the scores; all processes must call this together, and in the order of steps."""
+    """Waits for the scores; a later call returns the same.
+
+    All processes must make the first call together, and in the order of steps.
+    """
     return self.scores_future.wait()
 
   def items_with_features(self) -> list[batching.Item]:
@@ -83,14 +86,14 @@ class Experience:
 class PrefetchedBatch:
   """A batch that was read ahead.
 
-  featurized: the same batch on the devices; None with several processes, which first have to agree
-    on its buckets.
-  state: state of the iterator over batches after this batch.
+  featurized: the same batch on the devices. None with several processes: they agree on its buckets
+    when it is used.
+  iterator_state: of the iterator over batches, after this batch.
   """
 
   batch: batching.Batch
   featurized: vision_features.FeaturizedBatch | None
-  state: Mapping[str, Any]
+  iterator_state: Mapping[str, Any]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -100,7 +103,7 @@ class Collector:
   batches: the iterator over batches.
   cache: features of a frozen tower; None without a cache.
   key: of the run; the step's number is folded in.
-  thread: where replies are scored.
+  scoring_thread: an executor with one thread, since batches are scored one after the other.
   prefetched: the next batch, if it was read ahead.
   """
 
@@ -108,7 +111,7 @@ class Collector:
   batches: batching.BatchIterator
   cache: feature_cache.FeatureCache | None
   key: Key[Array, ""]
-  thread: futures.ThreadPoolExecutor
+  scoring_thread: futures.ThreadPoolExecutor
   prefetched: PrefetchedBatch | None = None
 
   def prefetch(self, params: PyTree) -> None:
@@ -119,10 +122,12 @@ class Collector:
     self.prefetched = self.prefetched or self._read(params)
 
   def _read(self, params: PyTree) -> PrefetchedBatch:
-    batch, device_batch = next(self.batches), None
-    if jax.process_count() == 1:  # several would have to agree on the buckets
-      device_batch = vision_features.prompt_with_features(self.context, params, batch, self.cache)
-    return PrefetchedBatch(batch=batch, featurized=device_batch, state=self.batches.get_state())
+    batch, featurized = next(self.batches), None
+    if jax.process_count() == 1:
+      featurized = vision_features.prompt_with_features(self.context, params, batch, self.cache)
+    return PrefetchedBatch(
+      batch=batch, featurized=featurized, iterator_state=self.batches.get_state()
+    )
 
   def collect(self, params: PyTree, step: int, timer: step_timer_lib.StepTimer) -> Experience:
     """Collects the experience of a step.
@@ -140,10 +145,10 @@ class Collector:
     self, params: PyTree, key: Key[Array, ""], timer: step_timer_lib.StepTimer
   ) -> Experience:
     prefetched, self.prefetched = self.prefetched or self._read(params), None
-    device_batch = prefetched.featurized or vision_features.prompt_with_features(
+    featurized = prefetched.featurized or vision_features.prompt_with_features(
       self.context, params, prefetched.batch, self.cache
     )
-    batch, prompt = device_batch.batch, device_batch.prompt
+    batch, prompt = featurized.batch, featurized.prompt
     timer.record("data", device_idle=True)
     context = self.context
     encoded = encoder.encode(context.graphdef, params, prompt)
@@ -152,7 +157,7 @@ class Collector:
     timer.record("rollout", idle_seconds=played.idle_seconds)
     dialogue = context.builder.dialogue(batch)
     pending = scoring.PendingScores(
-      self.thread,
+      self.scoring_thread,
       dialogue,
       played.rollout,
       shuffled and shuffled.rollout,
@@ -186,8 +191,8 @@ class Collector:
       + len(rollouts) * encoded.tokens.size,
       useful_tokens=sum(int(length.sum()) for length in lengths) + all_prompt_tokens,
       scores_future=pending,
-      read=prefetched.state,
-      metrics=device_batch.metrics,
+      iterator_state=prefetched.iterator_state,
+      metrics=featurized.metrics,
     )
 
   def _shuffled(
@@ -200,7 +205,7 @@ class Collector:
     count = self.context.config.rl.num_shuffled_generations
     if not count:
       return None
-    key = jax.random.fold_in(key, _SHUFFLED)
+    key = jax.random.fold_in(key, _SHUFFLED_KEY_SALT)
     return play_shuffled(self.context, params, batch, encoded, key, group=count)
 
   def _collect_groups_with_signal(
@@ -214,9 +219,9 @@ class Collector:
 
     Source: dynamic sampling of DAPO, arXiv 2503.14476, section 3.2.
     """
-    _, process_count = mesh_lib.process_shard(self.context.mesh)
+    _, num_shares = mesh_lib.process_shard(self.context.mesh)
     rl = self.context.config.rl
-    wanted = rl.batch_size // process_count
+    wanted = rl.batch_size // num_shares
     drawn, chosen, spare = [], [], []
     for attempt in range(1 + rl.dynamic_sampling_max_batches):
       attempt_key = jax.random.fold_in(key, attempt) if attempt else key
@@ -249,7 +254,7 @@ class Collector:
   ) -> Experience:
     """Joins rows of several experiences to one, with the features that they were sampled with.
 
-    Replies have one turn each: dynamic sampling is refused in recipes of several turns.
+    Replies have one turn each: the check of a config refuses dynamic sampling with several turns.
 
     chosen: (number of the experience, row in it).
     """
@@ -281,7 +286,7 @@ class Collector:
       computed_tokens=sum(experience.computed_tokens for experience in drawn),
       useful_tokens=sum(experience.useful_tokens for experience in drawn),
       scores_future=scoring.KnownScores(known),
-      read=drawn[-1].read,
+      iterator_state=drawn[-1].iterator_state,
       metrics=_summed([experience.metrics for experience in drawn]) | metrics,
     )
 
@@ -331,6 +336,7 @@ def play_shuffled(
 
 
 def _summed(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+  """Adds counts of the same names."""
   return {name: sum(count[name] for count in counts) for name in counts[0]}
 
 

@@ -29,9 +29,9 @@ class Learner:
   reference_params: the reference's values of the parameters that are trained; the frozen ones are
     shared with the policy. None without a reference.
   update: the jitted step of `train_step.make_rl_step`.
-  score: the jitted log-prob function of `train_step.make_logprob_fn`.
+  log_prob_fn: the jitted function of `train_step.make_logprob_fn`.
   learning_rate: see `train_state.make_last_learning_rate_fn`.
-  advantages: of the tokens of the last step, [prompts, group, time]; None before the first step.
+  last_advantages: of the tokens of the last step, [prompts, group, time]; None before the first.
   """
 
   context: run_context.RunContext
@@ -39,15 +39,15 @@ class Learner:
   reference_params: PyTree | None
   critic: critic_lib.Critic | None
   update: Callable[..., tuple[train_state_lib.TrainState, train_step.Metrics]]
-  score: Callable[..., Array]
+  log_prob_fn: Callable[..., Array]
   learning_rate: Callable[[train_state_lib.TrainState], Array]
-  advantages: Array | None = None
+  last_advantages: Array | None = None
 
   @classmethod
-  def create(cls, context: run_context.RunContext, initial: PyTree) -> "Learner":
-    """Makes a learner that starts from `initial`, and owns them: updates donate them."""
+  def create(cls, context: run_context.RunContext, initial_params: PyTree) -> "Learner":
+    """Makes a learner that starts from these parameters. It owns them: updates donate them."""
     rl, graphdef, allowed_tokens = context.config.rl, context.graphdef, context.allowed_tokens
-    start, critic = learner_state.make_learner_state(context, initial), None
+    start, critic = learner_state.make_learner_state(context, initial_params), None
     if start.critic is not None and start.critic_optimizer is not None:
       critic = critic_lib.Critic.create(
         context,
@@ -58,12 +58,12 @@ class Learner:
     return cls(
       context=context,
       state=start.policy,
-      reference_params=start.anchor,
+      reference_params=start.reference_params,
       critic=critic,
       update=train_step.make_rl_step(
         graphdef, start.optimizer, allowed_tokens, rl, frozen=context.frozen
       ),
-      score=train_step.make_logprob_fn(graphdef, allowed_tokens, temperature=rl.temperature),
+      log_prob_fn=train_step.make_logprob_fn(graphdef, allowed_tokens, temperature=rl.temperature),
       learning_rate=train_state_lib.make_last_learning_rate_fn(rl),
     )
 
@@ -89,28 +89,29 @@ class Learner:
     timer: step_timer_lib.StepTimer,
     overlap: Callable[[PyTree], None] | None = None,
   ) -> dict[str, float]:
-    """Waits for the scores, updates policy and critic, and returns the metrics of the step.
+    """Waits for the rewards, updates policy and critic, and returns the metrics of the step.
 
     overlap: called with the new parameters while the devices still compute them. It is not called
-      on a backend where launching the update has already waited for its result.
+      if they are done by then, as on backends that launch programs synchronously. Processes may
+      differ in that, so it must not wait for other processes.
     """
     rl, layout = self.context.config.rl, mesh_lib.MeshLayout(self.context.mesh)
-    fit = reply_shapes.choose_reply_shapes(
+    shapes = reply_shapes.choose_reply_shapes(
       rl, layout, collected.lengths, budget=collected.rollout.tokens.shape[2]
     )
-    rollout = reply_shapes.truncate(collected.rollout, fit.time)
-    ref_log_probs, old_log_probs = self._scores(collected, rollout, fit)
+    rollout = reply_shapes.truncate(collected.rollout, shapes.time)
+    ref_log_probs, old_log_probs = self._log_probs(collected, rollout, shapes)
     if not (ref_log_probs is None and old_log_probs is None) and _idle(
       ref_log_probs, old_log_probs
     ):
       timer.record("update")  # launching was not asynchronous
     with console.doing("scoring replies"):
-      judged = collected.wait_for_scores()
+      scored = collected.wait_for_scores()
     timer.record("reward", device_idle=_idle(ref_log_probs, old_log_probs))
-    advantages, group_mask, targets, values = self._advantages(
-      collected, rollout, fit, ref_log_probs
+    advantages, group_mask, targets, metrics = self._advantages(
+      collected, rollout, shapes, ref_log_probs
     )
-    self.advantages = advantages
+    self.last_advantages = advantages
     timer.record(
       "update", device_idle=_idle(ref_log_probs, old_log_probs, advantages) and not self.critic
     )
@@ -122,52 +123,55 @@ class Learner:
         rollout,
         advantages,
         group_mask,
-        old_log_probs,
-        ref_log_probs,
-        packed_length=fit.packed_length,
+        old_log_probs=old_log_probs,
+        ref_log_probs=ref_log_probs,
+        packed_length=shapes.packed_length,
       )
       updates.append(updated)
     if self.critic and targets is not None:
-      values |= self.critic.learn(
-        collected.prompt, rollout, targets, packed_length=fit.packed_length
+      metrics |= self.critic.learn(
+        collected.prompt, rollout, targets, packed_length=shapes.packed_length
       )
-    values["learning_rate"] = self.learning_rate(self.state)
+    metrics["learning_rate"] = self.learning_rate(self.state)
     running = self.state.step, self.critic and self.critic.state.step
     if overlap and not _idle(*running):
       timer.record("update")
       overlap(self.params)
       late = _idle(*running)
       timer.record("data" if late else "update", device_idle=late)
-    values, updates = jax.device_get((values, updates))
-    values = {n: float(v) for n, v in {**values, **combine_updates(updates)}.items()}
-    values = {n: v for n, v in values.items() if not _undefined(n, v)}
+    metrics, updates = jax.device_get((metrics, updates))
+    metrics = {n: float(v) for n, v in {**metrics, **combine_updates(updates)}.items()}
+    metrics = {n: v for n, v in metrics.items() if not _undefined(n, v)}
     timer.record("update")
-    scorers = (
+    log_prob_passes = (
       (self.reference_params is not None) + (rl.num_iterations > 1) + (self.critic is not None)
     )
-    values["padding_fraction"] = reply_shapes.padding_fraction(
-      rl, layout, collected, fit, scorers=scorers
+    metrics["padding_fraction"] = reply_shapes.padding_fraction(
+      rl, layout, collected, shapes, scorers=log_prob_passes
     )
-    sampled = values["completions/mean_length"] * collected.lengths.size
-    return {**values, **collected.metrics, **judged.counts, **timer.metrics(sampled)}
+    sampled = metrics["completions/mean_length"] * collected.lengths.size
+    return {**metrics, **collected.metrics, **scored.counts, **timer.metrics(sampled)}
 
-  def _scores(
-    self, collected: experience.Experience, rollout: records.Rollout, fit: reply_shapes.ReplyShapes
+  def _log_probs(
+    self,
+    collected: experience.Experience,
+    rollout: records.Rollout,
+    shapes: reply_shapes.ReplyShapes,
   ) -> tuple[Array | None, Array | None]:
     """Log-probs of the reference and of the policy before its update; None where not needed."""
     ref_log_probs, old_log_probs = None, None
     if self.reference_params is not None:
       shared = train_state_lib.split(self.params, self.context.frozen)[1]
-      frozen = train_state_lib.join(self.reference_params, shared)
-      ref_log_probs = self.score(
-        frozen, collected.prompt, rollout, packed_length=fit.packed_length_of_batch
+      reference = train_state_lib.join(self.reference_params, shared)
+      ref_log_probs = self.log_prob_fn(
+        reference, collected.prompt, rollout, packed_length=shapes.packed_length_of_batch
       )
     rl = self.context.config.rl
     if rl.num_iterations > 1:
-      # Off policy, the tower was updated after it computed these features.
+      # One step off policy, the features are those of the tower before its last update.
       prompt = collected.prompt if rl.one_step_off_policy else collected.prompt_with_features
-      old_log_probs = self.score(
-        self.params, prompt, rollout, packed_length=fit.packed_length_of_batch
+      old_log_probs = self.log_prob_fn(
+        self.params, prompt, rollout, packed_length=shapes.packed_length_of_batch
       )
     return ref_log_probs, old_log_probs
 
@@ -175,15 +179,15 @@ class Learner:
     self,
     collected: experience.Experience,
     rollout: records.Rollout,
-    fit: reply_shapes.ReplyShapes,
+    shapes: reply_shapes.ReplyShapes,
     ref_log_probs: Array | None,
   ) -> tuple[Array, Array, critic_lib.ValueTargets | None, dict[str, Array]]:
     """Returns advantages of the tokens, group_mask [prompts], the critic's targets, metrics."""
-    context, rl, judged = self.context, self.context.config.rl, collected.wait_for_scores()
-    scores = mesh_lib.put_batch(judged.scores, context.mesh)
-    advantages, group_mask, values = advantages_lib.compute_advantages(
+    context, rl, scored = self.context, self.context.config.rl, collected.wait_for_scores()
+    scores = mesh_lib.put_batch(scored.scores, context.mesh)
+    advantages, group_mask, metrics = advantages_lib.compute_advantages(
       scores,
-      mesh_lib.put_batch(judged.segment[:, :, : fit.time], context.mesh),
+      mesh_lib.put_batch(scored.segment[:, :, : shapes.time], context.mesh),
       segments=context.environment.segments,
       multi_turn=context.environment.turns > 1,
       credit=rl.advantage_estimator,
@@ -192,15 +196,16 @@ class Learner:
       max_tokens=rl.max_new_tokens,
     )
     if self.critic is None:
-      return advantages, group_mask, None, values
-    advantages, targets, assessed = self.critic.advantages(
+      return advantages, group_mask, None, metrics
+    # The group's advantages are left for their metrics alone: the critic judges single replies.
+    advantages, targets, critic_metrics = self.critic.advantages(
       collected.prompt,
       rollout,
       scores,
       ref_log_probs=ref_log_probs,
-      packed_length=fit.packed_length_of_batch,
+      packed_length=shapes.packed_length_of_batch,
     )
-    return advantages, jnp.ones_like(group_mask), targets, values | assessed
+    return advantages, jnp.ones_like(group_mask), targets, metrics | critic_metrics
 
 
 def _idle(*running: Array | None) -> bool:
@@ -210,7 +215,10 @@ def _idle(*running: Array | None) -> bool:
 
 
 def _undefined(name: str, value: float) -> bool:
-  """Whether a metric has no value: a mean over no replies, or over none that has a score."""
+  """Whether a metric has no value: a mean over no replies, or over none with that reward.
+
+  A reward function that returns NaN for a reply that it was asked about is an error before this.
+  """
   return name.startswith(("reward", "critic/explained")) and math.isnan(value)
 
 

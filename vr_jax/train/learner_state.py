@@ -17,14 +17,14 @@ from vr_jax.train import train_state as train_state_lib
 class LearnerState:
   """The states and optimizers of the policy and the critic, and the reference.
 
-  anchor: the `reference_params` of the learner: the reference's values of the parameters that are
+  reference_params: the reference's values of the parameters that are
     trained; None without a reference.
   critic: None without a critic.
   """
 
   optimizer: optax.GradientTransformation
   policy: train_state_lib.TrainState
-  anchor: PyTree | None
+  reference_params: PyTree | None
   critic_optimizer: optax.GradientTransformation | None
   critic: train_state_lib.TrainState | None
 
@@ -49,12 +49,12 @@ def make_learner_state(
     )
     critic = create(critic_params, critic_optimizer, net.mesh)
   # The reference shares all frozen parameters with the policy (with adapters, the whole base).
-  anchored = rl.kl_weight or (critic and config.critic.kl_weight)
-  anchor = train_state_lib.split(params, net.frozen)[0] if anchored else None
+  has_reference = rl.kl_weight or (critic and config.critic.kl_weight)
+  reference = train_state_lib.split(params, net.frozen)[0] if has_reference else None
   return LearnerState(
     optimizer=optimizer,
     policy=create(params, optimizer, net.mesh),
-    anchor=anchor if abstract else jax.tree.map(jnp.copy, anchor),
+    reference_params=reference if abstract else jax.tree.map(jnp.copy, reference),
     critic_optimizer=critic_optimizer,
     critic=critic,
   )

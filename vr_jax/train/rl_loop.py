@@ -85,7 +85,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       evaluation.check()
     key = jax.random.key(config.seed)
     source = experience.Collector(
-      context=context, batches=batches, cache=cache, key=key, thread=thread
+      context=context, batches=batches, cache=cache, key=key, scoring_thread=thread
     )
     signal = learning_signal.SignalWatch(rl.advantage_estimator)
     ahead = timer = None
@@ -109,7 +109,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         best.offer(step, learner.params, found)
         values |= {**found, "perf/time/evaluation": timer.record("evaluation")}
       log.write(step, values)
-      rollouts.write(step, collected, learner.advantages)
+      rollouts.write(step, collected, learner.last_advantages)
       tick(step, rl.steps, step_summary.summarize(values))
       signal.note(step, values)
       divergence.check_finite(values, rl.max_consecutive_nonfinite, "rl", step)
@@ -121,7 +121,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         # The restored policy samples it, so an interrupted off-policy run is not bit-equal to an
         # uninterrupted one.
         loop_state = {
-          "iterator": collected.read,
+          "iterator": collected.iterator_state,
           "reward": collected.wait_for_scores().reward_state,
           "start": origin,
           "num_tokens": num_tokens,
