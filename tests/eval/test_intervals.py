@@ -113,11 +113,22 @@ def test_intervals_of_clustered_scores_hold_the_true_value_about_as_often_as_the
   assert held / 400 > 0.925 > 0.905 > plain / 400
 
 
-@pytest.mark.parametrize("values", [[], [1.2], [-0.4, 0.5], [math.nan]])
+@pytest.mark.parametrize("values", [[1.2], [-0.4, 0.5], [math.nan]])
 def test_scores_that_have_no_such_interval_are_refused(values):
   with pytest.raises(ValueError, match="within"):
     intervals.mean_interval(values, range(len(values)))
-  with pytest.raises(ValueError, match="within"):
+  with pytest.raises(ValueError, match="of at most 1"):
     intervals.change_interval(
       [0.0] * len(values), [3 * value for value in values], [0] * len(values)
     )
+
+
+@pytest.mark.parametrize(
+  ("before", "after", "videos"), [(0, 0, 0), (1, 3, 3), (3, 1, 3), (3, 3, 1)]
+)
+def test_each_question_has_a_score_and_a_video(before, after, videos):
+  with pytest.raises(ValueError, match="needs as many scores as videos"):
+    intervals.change_interval([0.5] * before, [0.5] * after, ["a"] * videos)
+  if after != videos or not after:
+    with pytest.raises(ValueError, match="needs as many scores as videos"):
+      intervals.mean_interval([0.5] * after, ["a"] * videos)
