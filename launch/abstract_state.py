@@ -113,7 +113,7 @@ def make_abstract_state(
     step_shapes=shapes,
     optimizer=learner.optimizer,
     state=learner.policy,
-    reference_params=learner.anchor,
+    reference_params=learner.reference_params,
     critic_optimizer=learner.critic_optimizer,
     critic=learner.critic,
     prompt=mesh_lib.abstract_batch(prompt, mesh),
