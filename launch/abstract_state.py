@@ -14,6 +14,7 @@ import ml_collections
 import optax
 
 from vr_jax import records
+from vr_jax.envs import registry
 from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import learner_state, model_setup, step_shapes
@@ -51,8 +52,9 @@ class AbstractTrainState:
   @property
   def ahead(self) -> records.Prompt | None:
     """The next step's prompts, on the devices during an update; None with a feature cache."""
-    model = self.net.config.model
-    cached = self.net.tower_frozen and model.feature_cache_gib and "turns" not in self.net.config
+    config = self.net.config
+    kept = not registry.environment_class(config.recipe).chooses_frames
+    cached = self.net.tower_frozen and config.model.feature_cache_gib and kept
     return None if cached else self.prompt
 
   @property
@@ -129,7 +131,7 @@ def _episode_inputs(
 ) -> records.EpisodeInputs:
   """Episode inputs of an update: with patches where it trains the tower, else with features."""
   vision_shapes = net.model.vision_shapes
-  rows = shapes.prompts, shapes.group * later.frames_in_all, shapes.patches
+  rows = shapes.prompts, shapes.group * later.frames_in_all, later.patches
   places = step_shapes.abstract_array((shapes.prompts, shapes.group, shapes.time), jnp.int32)
   episode_inputs = records.EpisodeInputs(
     positions=step_shapes.abstract_array((*places.shape, net.model.position_axes), jnp.int32),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import re
 
 import jax
@@ -159,14 +160,7 @@ def _work(
   shapes: step_shapes.StepShapes,
 ) -> dict[str, CountedFlops]:
   """The counted FLOPs of the parts of a program, by name."""
-  forward = registry.family_of(model).forward_flops(
-    model,
-    frames=program.frames,
-    patches=shapes.patches,
-    prefix=shapes.prefix,
-    group=shapes.group,
-    time=shapes.time,
-  )
+  forward = _forward(program, model, shapes.prefix, shapes.group, shapes.time)
   if program.name == "encoder":
     parts = {"encoder": (forward.vision,) * 2}
   elif program.name == "rollout":
@@ -189,6 +183,17 @@ def _work(
   }
 
 
+def _forward(
+  program: programs.Program, model: interface.ModelConfig, prefix: int, group: int, time: int
+) -> flops.Forward:
+  """FLOPs of a row of the batch, with all frames that the program sends through the tower."""
+  count = functools.partial(
+    registry.family_of(model).forward_flops, model, prefix=prefix, group=group, time=time
+  )
+  vision = [count(frames=frames, patches=patches).vision for frames, patches in program.frames]
+  return dataclasses.replace(count(frames=0, patches=1), vision=float(sum(vision)))
+
+
 def _continuing(
   program: programs.Program, model: interface.ModelConfig, shapes: step_shapes.StepShapes
 ) -> CountedFlops:
@@ -196,18 +201,11 @@ def _continuing(
 
   Each reply is taken to be behind its opening prompt and half of its episode.
   """
-  rows, tokens = shapes.prompts * shapes.group, program.turns
+  rows, tokens = shapes.prompts * shapes.group, program.turns or 0
   if program.name == "append":
     (observation,) = (x for x in program.arguments if isinstance(x, records.Prompt))
     rows, tokens = observation.tokens.shape
-  forward = registry.family_of(model).forward_flops(
-    model,
-    frames=program.frames,
-    patches=shapes.patches,
-    prefix=shapes.prefix + shapes.time // 2,
-    group=1,
-    time=tokens,
-  )
+  forward = _forward(program, model, shapes.prefix + shapes.time // 2, 1, tokens)
   head = forward.head if program.name == "decode" else 0.0
   total = rows * (forward.vision + forward.replies + head)
   return CountedFlops(model=total, executed=total)

@@ -49,16 +49,20 @@ class Program:
   vision: PyTree = None
 
   @property
-  def frames(self) -> int:
-    """Temporal patches that it sends through the vision tower, for each row of its batch."""
+  def frames(self) -> list[tuple[int, int]]:
+    """What it sends through the vision tower for each row of its batch.
+
+    (temporal patches, patches of each), once for each size.
+    """
     leaves = jax.tree.leaves(self.arguments, is_leaf=_has_vision)
     inputs = [self.vision, *(x.vision for x in leaves if _has_vision(x))]
-    return sum(jax.tree.leaves(x)[0].shape[1] for x in inputs if x is not None)
+    shapes = [jax.tree.leaves(x)[0].shape for x in inputs if x is not None]
+    return [(shape[1], shape[2]) for shape in shapes]
 
   @property
   def tower(self) -> bool:
     """Whether it runs the vision tower."""
-    return self.frames > 0
+    return bool(self.frames)
 
 
 def programs_of_step(
@@ -124,7 +128,7 @@ def _episodes(
   places = slot_layout_lib.SlotLayout.for_groups(
     mesh_lib.MeshLayout(net.mesh), shapes.prompts, shapes.group
   )
-  room = {"group": shapes.group, "frames": later.frames_in_all, "patches": shapes.patches}
+  room = {"group": shapes.group, "frames": later.frames_in_all, "patches": later.patches}
   start = Program(
     name="prefill",
     function=turn_decode.start,
@@ -153,7 +157,7 @@ def _episodes(
     size *= 2
   rows = _slots(run, later, places.devices * size).rows
   observation = step_shapes.prompt(
-    len(rows.cache_slot), later.tokens, later.frames, shapes.patches, net.model
+    len(rows.cache_slot), later.tokens, later.frames, later.patches, net.model
   )
   append = Program(
     name="append",
@@ -162,7 +166,7 @@ def _episodes(
       *(net.graphdef, params, prefix, state),
       *(mesh_lib.abstract_batch(observation, net.mesh), rows, rows.cache_slot),
     ),
-    keywords={"stride": net.model.vision_shapes.media_tokens(shapes.patches)},
+    keywords={"stride": net.model.vision_shapes.media_tokens(later.patches)},
     runs_per_step=later.turns * -(-places.slots // section.append_batch_size),
     resident_arrays=(
       *(run.text if gather else None, run.others),

@@ -140,6 +140,7 @@ def session(
     decoding=context.decoding(temperature=context.config.eval.temperature),
     schedule=play.make_schedule(context.config, context.environment, context.processor),
     prefix_buckets=tuple(context.config.model.prefix_buckets),
+    patch_buckets=tuple(context.config.model.patch_buckets),
     pool=pool,
     question_first=context.config.model.question_first,
   )

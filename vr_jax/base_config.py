@@ -44,10 +44,11 @@ def traces(config: ml_collections.ConfigDict) -> None:
   config.traces = schema.defaults(optional_sections.TracesSection)
 
 
-def turns(config: ml_collections.ConfigDict) -> None:
-  """Adds config.turns and config.critic, for recipes of several turns (docs/video_mtr.md)."""
+def turns(config: ml_collections.ConfigDict, *, critic: bool = True) -> None:
+  """Adds config.turns, and config.critic, for recipes of several turns (docs/video_mtr.md)."""
   config.turns = schema.defaults(optional_sections.TurnsSection)
-  config.critic = schema.defaults(optional_sections.CriticSection)
+  if critic:
+    config.critic = schema.defaults(optional_sections.CriticSection)
 
 
 def at_size(

@@ -108,7 +108,7 @@ class TracesSection:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TurnsSection:
-  """Sizes for recipes whose replies ask for frames (docs/video_mtr.md)."""
+  """Sizes for recipes of several turns (docs/video_mtr.md, docs/revseg.md)."""
 
   episode_buckets: tuple[int, ...] = field(
     (2048, 3072, 4096),
@@ -128,6 +128,12 @@ class TurnsSection:
     "observations of an episode together.",
     "[1, inf)",
     length=1,
+  )
+  patch_buckets: tuple[int, ...] = field(
+    (),
+    "Numbers of patches a frame that turns after the first are compiled for; empty: those of "
+    "model.patch_buckets.",
+    "[1, inf)",
   )
   decode_chunk: int = field(
     32,

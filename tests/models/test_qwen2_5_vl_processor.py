@@ -344,3 +344,19 @@ def test_what_is_known_of_a_text_without_encoding_it_is_never_too_little(text):
   assert length <= made.reply_length(text, 10_000) <= 10_000
   exact = len(made.encode(text, picture(56, 56, frames=2), np.arange(2.0)).tokens)
   assert exact <= made._around_question + conversation.most_tokens(text) + 4
+
+
+@pytest.mark.parametrize(
+  ("asked", "shown"), [((56, 56), (56, 56)), ((70, 60), (84, 56)), ((30, 60), (28, 56))]
+)
+def test_frames_are_shown_at_the_size_asked_for_whatever_their_shape(asked, shown):
+  made = builders.make_processor(CONFIG)
+  assert made.resized(asked) == shown
+  assert made.box_scale(asked) == shown  # boxes count pixels of the frame as it is shown
+  tokens = shown[0] * shown[1] // 28**2
+  assert made.count_media_tokens((3, *asked), "clip") == 2 * tokens
+  encoded = made.encode("Where?", picture(90, 160, frames=3), np.arange(3.0), size=asked)
+  assert (encoded.kind == records.Kind.VIDEO).sum() == 2 * tokens
+  image = conversation.Image(pixels=picture(90, 160)[0], size=asked)
+  encoded = made.encode_conversation([conversation.Message(role="user", parts=(image,))])
+  assert (encoded.kind == records.Kind.IMAGE).sum() == tokens

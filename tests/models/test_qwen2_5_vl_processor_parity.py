@@ -162,6 +162,53 @@ def test_an_episode_of_several_turns_is_the_conversation_that_transformers_makes
   np.testing.assert_allclose(pixels, theirs["pixel_values"], rtol=0, atol=TOLERANCE)
 
 
+def shown_at(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Frames [frames, height, width, 3] resized by PyTorch, as qwen-vl-utils resizes to a size."""
+  import torch
+
+  tensor = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+  resized = torch.nn.functional.interpolate(tensor, size=list(size), mode="bicubic", antialias=True)
+  return resized.permute(0, 2, 3, 1).numpy()
+
+
+@needs_reference
+def test_an_image_of_another_size_after_a_video_is_where_transformers_has_it():
+  """The video's frames and the image are shown at sizes of their own, whatever their shape."""
+  drawn = np.random.default_rng(4).integers(0, 256, (4, 60, 90, 3), np.uint8)
+  clip, picture = shown_at(drawn, (56, 84)), shown_at(drawn[2:3], (112, 112))
+
+  class Resized(golden.ProcessorCase):
+    def media(self):
+      return [(("video", 4, 56, 84, 2.0), clip), (("image", 112, 112), picture)]
+
+  said = "<think>then</think><answer>[{'frame_idx': 2}]</answer>"
+  case = Resized(
+    name="two sizes",
+    turns=(
+      ("user", (("video", 4, 56, 84, 2.0), "Where is it?")),
+      ("assistant", (said,)),
+      ("user", (("image", 112, 112), "\nIts box?")),
+    ),
+  )
+  theirs = golden.reference_outputs(case, golden.reference_processor())
+  del theirs["assistant_masks"]
+  made = make_processor()
+  reply = np.array(made.encode_reply(said), np.int32)
+  image = conversation.Image(pixels=drawn[2], size=(116, 100))  # rounded to 112
+  parts = [
+    made.encode("Where is it?", drawn, np.arange(4) / 2, size=(60, 90)),  # to 56 x 84
+    made.join(reply, [], []),
+    made.continue_conversation(
+      [conversation.Message(role="user", parts=(image, "\nIts box?"))], after=reply
+    ),
+  ]
+  mine = prompts.join(parts, name=case.name)
+  check_all_but_pixels(mine, theirs, case.name)
+  for kind, name in ((records.Kind.IMAGE, ""), (records.Kind.VIDEO, "_videos")):
+    expected = theirs[f"pixel_values{name}"]
+    np.testing.assert_allclose(patches(mine, kind), expected, rtol=0, atol=TOLERANCE)
+
+
 @needs_reference
 @pytest.mark.skipif(golden.has_torchvision(), reason="the stand-in is for where torchvision is not")
 @pytest.mark.parametrize("case", CASES)

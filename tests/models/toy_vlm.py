@@ -189,6 +189,7 @@ class ToyTemplate:
 class ToyProcessor(processor.VideoProcessor):
   end_of_turn, pad_name = "<end>", "<pad>"
   stops, never_sampled = ("<end>", "<pad>"), ("<image>",)
+  box_units = "thousandths"
   config: ToyConfig
 
   @property

@@ -77,6 +77,7 @@ def _session(pool=None, says=Speaker.says, **changes):
     "decoding": chat.decoding(),
     "schedule": SCHEDULE,
     "prefix_buckets": (256, 512),
+    "patch_buckets": (SCHEDULE.patches,),
     "pool": pool or Pool(),
   }
   return session.Session(**{**fields, **changes})

@@ -224,7 +224,9 @@ def test_blind_and_shuffled_views_are_refused_where_the_first_turn_does_not_show
 ):
   builder = context.builder
   clip = next(builder.read("train", 4, repeat=False)).items[0].clip
-  frame = environment.Observation(parts=("frame_idx:0, ", 0, "\nWhat is it?"))
+  frame = environment.Observation(
+    parts=("frame_idx:0, ", environment.ShownFrame(0), "\nWhat is it?")
+  )
   monkeypatch.setattr(check_examples, "first_observation", lambda *_: frame)
   with pytest.raises(errors.InputError, match=f"^{view} evaluation needs a first observation"):
     builder.item(clip, view=view)

@@ -188,9 +188,14 @@ class FeatureCache:
       ) from error
 
 
-def entry_name(clip: batches.Clip) -> str:
-  """The name of a clip's entry: a hash of its video's name, frame indices and checksums."""
+def entry_name(clip: batches.Clip, size: tuple[int, int] | None = None) -> str:
+  """The name of a clip's entry: a hash of its video's name, frame indices and checksums.
+
+  size: height and width that its frames are shown at; None: as the limits of pixels say.
+  """
   identity = [clip.example.video, clip.frame_indices.tolist(), clip.checksums.tolist()]
+  if size is not None:
+    identity.append(list(size))
   return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:40]
 
 

@@ -12,6 +12,8 @@ from vr_jax.envs import retrieval_actions as retrieval_actions
 from vr_jax.envs.episodes import Episode as Episode
 from vr_jax.envs.episodes import Observation as Observation
 from vr_jax.envs.episodes import Replies as Replies
+from vr_jax.envs.episodes import ShownFrame as ShownFrame
+from vr_jax.envs.episodes import Size as Size
 from vr_jax.envs.episodes import Trace as Trace
 from vr_jax.envs.episodes import WholeClip as WholeClip
 from vr_jax.envs.episodes import single_turn as single_turn
@@ -158,7 +160,10 @@ class Environment(Protocol):
     ...
 
   def relevant(self, example: records.Example, times: Float[np.ndarray, "pool"]) -> tuple[int, ...]:
-    """Indices of the frames that hold the evidence; () if that is unknown."""
+    """Indices of the frames that hold the evidence; () if that is unknown.
+
+    Raises InputError if the annotation lacks one of these frames.
+    """
     ...
 
   def segment_spans(self, reply: str, turn: int) -> SegmentSpans:
@@ -202,9 +207,9 @@ class Environment(Protocol):
     ...
 
   def parse_action(
-    self, example: records.Example, pool: int, reply: str
+    self, example: records.Example, pool: int, reply: str, turn: int
   ) -> retrieval_actions.Action:
-    """The action of a reply: an answer, a request for frames, or an invalid one."""
+    """The action of the reply of a turn: an answer, a request for frames, or an invalid one."""
     ...
 
   def observation(self, reply: str) -> str | None:
@@ -341,10 +346,10 @@ class Defaults:
     return {"accuracy": float(np.float32(reward))}
 
   def parse_action(
-    self, example: records.Example, pool: int, reply: str
+    self, example: records.Example, pool: int, reply: str, turn: int
   ) -> retrieval_actions.Action:
     """The text between the answer tags; nothing else in the reply matters."""
-    del example, pool
+    del example, pool, turn
     answer = accuracy.answer_text(reply)
     kind = "invalid" if answer is None else "answer"
     return retrieval_actions.Action(kind=kind, answer=answer or "")

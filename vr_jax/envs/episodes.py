@@ -14,11 +14,13 @@ class Episode:
   pool: number of frames of the clip.
   relevant: indices of the frames that hold the evidence; () if unknown.
   replies: texts, one for each turn.
+  times: of the frames of the clip, in seconds; () without a clip.
   """
 
   pool: int
   relevant: tuple[int, ...]
   replies: tuple[str, ...]
+  times: tuple[float, ...] = ()
 
 
 def single_turn(text: str) -> Episode:
@@ -62,25 +64,47 @@ class Replies:
     return np.stack([(self.segment == number).sum(-1) for number in range(segments)], axis=-1)
 
 
+# Height and width in pixels.
+Size = tuple[int, int]
+
+
 @dataclasses.dataclass(frozen=True)
 class WholeClip:
-  """The part of an observation that stands for the whole clip, shown as one video."""
+  """The part of an observation that stands for the whole clip, shown as one video.
+
+  size: of its frames, whatever their aspect ratio; rounded as in `Processor.resized`. None: as
+    config.model.min_pixels and max_pixels say, with nearly their aspect ratio.
+  """
+
+  size: Size | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ShownFrame:
+  """The part of an observation that is one frame of the clip, shown as a picture.
+
+  index: in the pool.
+  size: as in `WholeClip`.
+  """
+
+  index: int
+  size: Size | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Observation:
-  """The content of a turn: texts, frames by their index in the pool, or the whole clip.
+  """The content of a turn: texts, single frames of the pool, or the whole clip.
 
   Parts are shown in order, except with `WholeClip`: such a turn has exactly one text, and
   config.model.question_first decides which of the two comes first.
   """
 
-  parts: tuple[str | int | WholeClip, ...]
+  parts: tuple[str | ShownFrame | WholeClip, ...]
 
   @property
   def frames(self) -> tuple[int, ...]:
     """Indices of the single frames."""
-    return tuple(part for part in self.parts if isinstance(part, int))
+    return tuple(part.index for part in self.parts if isinstance(part, ShownFrame))
 
   @property
   def texts(self) -> tuple[str, ...]:
@@ -90,7 +114,12 @@ class Observation:
   @property
   def shows_clip(self) -> bool:
     """Whether the whole clip is shown."""
-    return any(isinstance(part, WholeClip) for part in self.parts)
+    return self.clip is not None
+
+  @property
+  def clip(self) -> WholeClip | None:
+    """The part that stands for the whole clip; None if there is none."""
+    return next((part for part in self.parts if isinstance(part, WholeClip)), None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -149,10 +149,10 @@ class VideoMTR(environment.Defaults):
       why = f"The last reply can't be used. {_PROBLEMS[actions[-1].problem]} Try again."
       return environment.Observation(parts=(f"{head}\n{why}\n{self._ask(example, turn)}",))
     frames = self._retrieved_frames(actions[-1]) if actions else self.first_frames(pool)
-    parts: list[str | int] = []
+    parts: list[str | environment.ShownFrame] = []
     for frame in frames:
       before = "\n" if parts else f"{head} Frames out of 0 to {pool - 1}:\n"
-      parts += [f"{before}frame_idx:{frame}, ", frame]
+      parts += [f"{before}frame_idx:{frame}, ", environment.ShownFrame(frame)]
     return environment.Observation(parts=(*parts, f"\n{self._ask(example, turn)}"))
 
   def first_frames(self, pool: int) -> tuple[int, ...]:
@@ -290,13 +290,14 @@ class VideoMTR(environment.Defaults):
 
   def accuracy(self, example: records.Example, reply: str) -> float:
     """The task metric of the answer in a reply; 0 without an answer."""
-    action = self.parse_action(example, 0, reply)
+    action = self.parse_action(example, 0, reply, 0)
     return environment.task_score(action.answer if action.kind == "answer" else None, example)
 
   def parse_action(
-    self, example: records.Example, pool: int, reply: str
+    self, example: records.Example, pool: int, reply: str, turn: int
   ) -> retrieval_actions_lib.Action:
     """An answer, a retrieval within the pool, or an invalid action with its problem."""
+    del turn
     return retrieval_actions_lib.parse(reply, pool, example.problem_type, example.options)
 
   def tokenizer_texts(self, example: records.Example, pool: int) -> tuple[str, ...]:

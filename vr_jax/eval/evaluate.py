@@ -164,7 +164,8 @@ def _evaluated(
     scores = task.score([item.example for item in items], replies)
     tokens = (replies.segment >= 0).sum(axis=(1, 2))
     for row, (item, (episode,)) in enumerate(zip(items, replies.episodes, strict=True)):
-      action = task.parse_action(item.example, len(item.clip), episode.replies[-1])
+      last = len(episode.replies) - 1
+      action = task.parse_action(item.example, len(item.clip), episode.replies[last], last)
       by_segment = _rewards_by_segment(task.segments, scores, row)
       episode_metrics = task.episode_metrics(item.example, episode)
       reply, multi_turn = episode.replies[-1], task.turns > 1

@@ -86,7 +86,7 @@ def _turns(
   for number, (reply, rewards) in enumerate(
     zip(episode.replies, evaluated.segment_rewards.values(), strict=True)
   ):
-    action = environment.parse_action(example, len(pool), reply)
+    action = environment.parse_action(example, len(pool), reply, number)
     retrieves = action.kind == "retrieve"
     turns.append(
       {

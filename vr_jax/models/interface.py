@@ -16,7 +16,7 @@ Names of axes: prompts, prefix, group, time, frames, patches and axes are those 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped, UInt8
 import numpy as np
@@ -24,81 +24,10 @@ import tokenizers
 
 from vr_jax import records
 from vr_jax.models import layout as layout_lib
-from vr_jax.models.common import conversation, flops, prompts
+from vr_jax.models.common import conversation, prompts
 from vr_jax.models.common import packing as packing_lib
 from vr_jax.models.common import slots as slots_lib
-
-
-@runtime_checkable
-class ModelConfig(Protocol):
-  """Sizes and constants of a model: a frozen, hashable dataclass."""
-
-  model_type: ClassVar[str]  # as in config.json; the registry finds the family by it
-
-  @property
-  def dtype(self) -> str:
-    """Dtype of activations: float32, bfloat16 or float16."""
-    ...
-
-  @property
-  def remat(self) -> str:
-    """Rematerialisation policy: a name in common/rematerialisation.py."""
-    ...
-
-  @property
-  def attention(self) -> str:
-    """Attention backend (common/attention.py); "" for the platform's default."""
-    ...
-
-  @property
-  def logit_chunk(self) -> int:
-    """Largest size of a vocabulary chunk in the chunked log-softmax."""
-    ...
-
-  @property
-  def tie_word_embeddings(self) -> bool:
-    """Whether the output (lm_head) matrix is the token embedding."""
-    ...
-
-  @property
-  def vocab_size(self) -> int:
-    """Rows of the token embedding."""
-    ...
-
-  @property
-  def hidden_size(self) -> int:
-    """Width of a hidden state of the language model."""
-    ...
-
-  @property
-  def max_position_embeddings(self) -> int:
-    """The most tokens that a prompt and its reply may have together."""
-    ...
-
-  @property
-  def position_axes(self) -> int:
-    """Axes of a token's position: 1, or 3 for time, height and width."""
-    ...
-
-  @property
-  def text_sizes(self) -> flops.TextSizes:
-    """Sizes of the language model, for FLOP counts and memory plans."""
-    ...
-
-  @property
-  def vision_shapes(self) -> prompts.VisionShapes:
-    """Shapes of the vision tower's inputs and features."""
-    ...
-
-  @property
-  def architecture(self) -> dict[str, Any]:
-    """Sizes by name; configs with equal `architecture` can share checkpoints."""
-    ...
-
-  @property
-  def tower_fields(self) -> dict[str, Any]:
-    """Config fields that features depend on, for the key of a feature cache. JSON-able."""
-    ...
+from vr_jax.models.model_config import ModelConfig as ModelConfig
 
 
 @runtime_checkable
@@ -328,10 +257,14 @@ class Processor(Protocol):
     frames: UInt8[np.ndarray, "frames height width 3"] | None,
     timestamps: Float[np.ndarray, "times"] | None = None,
     *,
+    size: conversation.Size | None = None,
     question_first: bool = False,
     name: str = "prompt",
   ) -> prompts.EncodedPrompt:
-    """Encodes a question about a video (None: without), up to the start of the assistant's turn."""
+    """Encodes a question about a video (None: without), up to the start of the assistant's turn.
+
+    size: of the frames as shown, see `conversation.Image`.
+    """
     ...
 
   def encode_with_features(
@@ -389,6 +322,13 @@ class Processor(Protocol):
 
   def resized(self, size: tuple[int, int], name: str = "frame") -> tuple[int, int]:
     """Height and width (pixels) to which a frame of `size` is resized."""
+    ...
+
+  def box_scale(self, size: conversation.Size) -> tuple[float, float]:
+    """The numbers for the lower and the right edge of a frame in the boxes that the model writes.
+
+    size: at which the frame is shown. Families differ: pixels of it, or thousandths of its sides.
+    """
     ...
 
   def check_prompt(

@@ -81,11 +81,11 @@ class BoxRewards:
   iou: of the box with the true one of the key frame; 0 without one of the two.
   """
 
-  format: Float[Array, "prompts group turns"]
-  temporal: Float[Array, "prompts group"]
-  spatial: Float[Array, "prompts group"]
-  visible: Bool[Array, "prompts group"]
-  iou: Float[Array, "prompts group"]
+  format: Float[Array | np.ndarray, "prompts group turns"]
+  temporal: Float[Array | np.ndarray, "prompts group"]
+  spatial: Float[Array | np.ndarray, "prompts group"]
+  visible: Bool[Array | np.ndarray, "prompts group"]
+  iou: Float[Array | np.ndarray, "prompts group"]
 
 
 @functools.partial(jax.jit, static_argnames="rule")
@@ -108,15 +108,16 @@ def rewards(episodes: GroundedEpisodes, rule: BoxRule) -> BoxRewards:
   )
 
 
-def area(boxes: Float[Array, "*batch 4"]) -> Float[Array, "*batch"]:
+def area(boxes: Float[Array | np.ndarray, "*batch 4"]) -> Float[Array | np.ndarray, "*batch"]:
   """The areas of boxes; 0 where a box is NaN, or has no extent."""
   width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
   return jnp.where((width > 0) & (height > 0), width * height, 0)
 
 
 def frame_values(
-  areas: Float[Array, "prompts frames"], shown: Bool[Array, "prompts frames"]
-) -> Float[Array, "prompts frames"]:
+  areas: Float[Array | np.ndarray, "prompts frames"],
+  shown: Bool[Array | np.ndarray, "prompts frames"],
+) -> Float[Array | np.ndarray, "prompts frames"]:
   """The soft temporal reward of each frame: 0 for the smallest box, 1 for the largest.
 
   1 where all boxes are equally large, and 0 where the object is not visible. Padding gets 0.
@@ -128,8 +129,8 @@ def frame_values(
 
 
 def box_iou(
-  one: Float[Array, "*batch 4"], other: Float[Array, "*batch 4"]
-) -> Float[Array, "*batch"]:
+  one: Float[Array | np.ndarray, "*batch 4"], other: Float[Array | np.ndarray, "*batch 4"]
+) -> Float[Array | np.ndarray, "*batch"]:
   """Intersection over union of pairs of boxes; 0 where one of them has no area or is NaN."""
   corners = (jnp.maximum(one[..., :2], other[..., :2]), jnp.minimum(one[..., 2:], other[..., 2:]))
   shared = area(jnp.concatenate(corners, axis=-1))

@@ -33,6 +33,7 @@ def decode_replies(
   episodes = []
   for row, scene in enumerate(dialogue.scenes[: len(tokens)]):
     relevant = environment.relevant(scene.example, scene.pool.timestamps)
+    times = tuple(np.asarray(scene.pool.timestamps, float).tolist())
     episodes.append([])
     for group_index in range(tokens.shape[1]):
       index, replies = (row, group_index), []
@@ -43,7 +44,7 @@ def decode_replies(
         spans = environment.segment_spans(replies[-1], number)
         segment[index][mask] = _segments(processor, ids, spans)
       episode = environment_lib.Episode(
-        pool=len(scene.pool), relevant=relevant, replies=tuple(replies)
+        pool=len(scene.pool), relevant=relevant, replies=tuple(replies), times=times
       )
       episodes[-1].append(episode)
   return environment_lib.Replies(

@@ -75,7 +75,7 @@ class Dialogue:
     shown = self.environment.observe(scene.example, len(scene.pool), ())
     if shown is None:
       raise ValueError(f"{scene.example.id}: the environment shows nothing in the first turn")
-    if not shown.shows_clip:
+    if shown.clip is None:
       turn = _message(scene, shown)
       return self.processor.encode_conversation([turn], name=scene.example.id)
     (text,) = shown.texts
@@ -83,6 +83,7 @@ class Dialogue:
       text,
       scene.pool.read(range(len(scene.pool))),
       scene.pool.timestamps,
+      size=shown.clip.size,
       question_first=self.question_first,
       name=scene.example.id,
     )
@@ -115,10 +116,13 @@ class Dialogue:
 def _message(scene: EpisodeScene, shown: environment.Observation) -> conversation.Message:
   """A turn of texts and single frames, with the pixels of its frames."""
   chosen = list(shown.frames)
-  pixels = scene.pool.read(chosen) if chosen else ()
-  times = scene.pool.timestamps[chosen].tolist()
-  images = (
-    conversation.Image(pixels=one, seconds=time) for one, time in zip(pixels, times, strict=True)
+  pixels = iter(scene.pool.read(chosen) if chosen else ())
+  times = scene.pool.timestamps
+  parts = (
+    conversation.Image(pixels=next(pixels), seconds=float(times[part.index]), size=part.size)
+    if isinstance(part, environment.ShownFrame)
+    else part
+    for part in shown.parts
+    if not isinstance(part, environment.WholeClip)
   )
-  parts = (part if isinstance(part, str) else next(images) for part in shown.parts)
   return conversation.Message(role="user", parts=tuple(parts))

@@ -50,7 +50,7 @@ class Schedule:
   """The sizes with which episodes are played. Each combination that occurs is compiled once.
 
   turns: the most replies of an episode.
-  patches: patches of a frame, padding included.
+  patches: patches of a frame that a later turn shows, padding included.
   window: how many earlier turns a token can attend to; None: all.
   kept: length of the system turn, in tokens; that is all a token can attend to of a prompt that it
     has forgotten.

@@ -31,7 +31,8 @@ def make_schedule(
   processor: interface.Processor,
 ) -> episodes.Schedule:
   """The schedule of a recipe's episodes, from its environment and config."""
-  turns, patches = environment.turns, max(config.model.patch_buckets)
+  turns = environment.turns
+  patches = max(later_patch_buckets(config) if turns > 1 else config.model.patch_buckets)
   if turns == 1:
     return episodes.Schedule(turns=1, patches=patches)
   section = config.turns
@@ -46,6 +47,17 @@ def make_schedule(
     decode_chunk=section.decode_chunk,
     append_batch_size=section.append_batch_size,
   )
+
+
+def later_patch_buckets(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+  """Patches a frame of the turns after the first, if there are any."""
+  return tuple(config.turns.patch_buckets or config.model.patch_buckets)
+
+
+def prompt_patch_buckets(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+  """Patches a frame of prompts: of first turns, or of conversations to learn, with later turns."""
+  later = later_patch_buckets(config) if "turns" in config else ()
+  return tuple(sorted({*config.model.patch_buckets, *later}))
 
 
 def play(

@@ -59,7 +59,7 @@ class Session:
 
   allowed_tokens: tokens that a reply may contain.
   decoding: its group and slot_fractions are ignored.
-  prefix_buckets: lengths that the first turn is padded to.
+  prefix_buckets, patch_buckets: tokens, and patches a frame, that the first turn is padded to.
   pool: the frames that turns choose from, or that the first turn shows.
   question_first: as in a `Dialogue`.
   """
@@ -72,6 +72,7 @@ class Session:
   decoding: sampler.Decoding
   schedule: episodes.Schedule
   prefix_buckets: Sequence[int]
+  patch_buckets: Sequence[int]
   pool: dialogue.FramePool
   question_first: bool = False
 
@@ -147,15 +148,14 @@ class Session:
   def _prompt(self, turns: "_StreamingTurns") -> records.Prompt:
     encoded = turns.first_observation()
     name = encoded.name
-    prompts_lib.smallest_bucket(
-      [(name, encoded.patches)], (self.schedule.patches,), "patches a frame"
-    )
+    patches = max(self.patch_buckets)
+    prompts_lib.smallest_bucket([(name, encoded.patches)], (patches,), "patches a frame")
     sizes = prompts_lib.PromptSizes(
       prefix=prompts_lib.smallest_bucket(
         [(name, len(encoded.tokens))], self.prefix_buckets, "tokens"
       ),
       frames=len(encoded.frames),
-      patches=self.schedule.patches,
+      patches=patches,
     )
     return turns.pad([encoded], sizes)
 
@@ -209,7 +209,8 @@ class _StreamingTurns:
     self._published = len(replies)
     reply, example = self._processor.decode(replies[-1]), self._example
     frames, pixels = self._pool.pop_frames()
-    action = self._environment.parse_action(example, len(self._pool), reply)
+    turn = self._published - 1
+    action = self._environment.parse_action(example, len(self._pool), reply, turn)
     self._on_turn(
       SessionTurn(number=self._published, frames=frames, pixels=pixels, reply=reply, action=action)
     )

@@ -20,6 +20,7 @@ from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
 from vr_jax.rollout import dialogue as dialogue_lib
+from vr_jax.rollout import play
 from vr_jax.train import check_examples, paths
 
 
@@ -159,8 +160,9 @@ class BatchBuilder:
     )
 
   def _media_tokens(self, clip: batches.Clip) -> int:
-    """The number of media tokens in the clip's prompt."""
-    return self.processor.count_media_tokens(clip.shape, clip.example.id)
+    """The number of media tokens in the prompt of a clip that is shown whole."""
+    opening = check_examples.first_observation(self.environment, clip.example, len(clip))
+    return self.processor.count_media_tokens(_shown_shape(clip, opening), clip.example.id)
 
   def item(
     self,
@@ -186,7 +188,7 @@ class BatchBuilder:
       clip=clip,
     )
     opening = check_examples.first_observation(self.environment, clip.example, len(clip))
-    if turn or not opening.shows_clip:
+    if turn or opening.clip is None:
       if view in ("blind", "shuffled"):
         raise errors.InputError(
           f"{view} evaluation needs a first observation that shows the whole clip; "
@@ -196,7 +198,7 @@ class BatchBuilder:
       return item(encoded=self._dialogue([scene]).prompt(0, replies[:turn]))
     if cache is None or view != "whole":
       return item(encoded=self._encoded(clip, view))
-    name = feature_cache.entry_name(clip)
+    name = feature_cache.entry_name(clip, opening.clip.size)
     shapes = self.processor.config.vision_shapes
     found = cache.get(name, (self._media_tokens(clip), shapes.feature_width))
     if found.features is None:
@@ -204,7 +206,7 @@ class BatchBuilder:
     (text,) = opening.texts
     encoded = self.processor.encode_with_features(
       text,
-      clip.shape,
+      _shown_shape(clip, opening),
       clip.timestamps,
       shapes.unpack_features(found.features),
       question_first=self.config.model.question_first,
@@ -236,11 +238,13 @@ class BatchBuilder:
       if view == "shuffled":
         seed = zlib.crc32(clip.example.id.encode())
         frames = frames[np.random.default_rng(seed).permutation(len(frames))]
-    (text,) = check_examples.first_observation(self.environment, clip.example, len(clip)).texts
+    opening = check_examples.first_observation(self.environment, clip.example, len(clip))
+    (text,) = opening.texts
     return self.processor.encode(
       text,
       frames,
       timestamps,
+      size=opening.clip.size if opening.clip else None,
       question_first=self.config.model.question_first,
       name=clip.example.id,
     )
@@ -263,7 +267,7 @@ class BatchBuilder:
       encoded,
       prefix_buckets=model.prefix_buckets,
       frame_buckets=model.frame_buckets,
-      patch_buckets=model.patch_buckets,
+      patch_buckets=play.prompt_patch_buckets(self.config),
     )
     prompt = processor.pad(encoded, sizes)
     missing = [row for row, each in enumerate(encoded) if each.features is None]
@@ -309,6 +313,13 @@ class BatchBuilder:
   def prompt(self, batch: Batch) -> records.Prompt:
     """Puts the prompts of a batch on the mesh."""
     return mesh_lib.put_batch(batch.prompt, self.mesh)
+
+
+def _shown_shape(clip: batches.Clip, opening: environment_lib.Observation) -> tuple[int, int, int]:
+  """Frames, height and width (pixels) of a clip that is shown whole, at the size asked for."""
+  frames, *stored = clip.shape
+  height, width = (opening.clip and opening.clip.size) or stored
+  return frames, height, width
 
 
 def bucket_sizes(batch: Batch) -> tuple[int, ...]:

@@ -22,13 +22,13 @@ from vr_jax.data import annotations, batches, examples, frame_store, sampling
 from vr_jax.envs import environment as environment_lib
 from vr_jax.models import interface
 from vr_jax.models.common import prompts
-from vr_jax.rollout import dialogue
+from vr_jax.rollout import dialogue, play
 from vr_jax.train import paths
 
 SPLITS = ("train", "validation", "test")
 _NO_REPLY = (
-  "it has no reference reply (steps, or observation and reasoning); add one, or train without a "
-  "warm start: --config.sft.steps=0"
+  "it has no reference reply (steps, or observation and reasoning; for a query, an object that is "
+  "visible in a frame shown); add one, or train without a warm start: --config.sft.steps=0"
 )
 
 
@@ -98,6 +98,7 @@ class ReferenceChecks:
     times, ends = store.timestamps(example.video), store.ends(example.video)
     chosen = sampling.choose(times, ends, example.shown, rule, where=where)
     times = sampling.shown_times(times, chosen, example.shown)
+    self.environment.relevant(example, times)  # raises InputError if frames lack their annotation
     return times, self.environment.reference_replies(example, times) if supervised else ()
 
 
@@ -215,15 +216,19 @@ class Checks(ReferenceChecks):
       question_first=model.question_first,
     )
     self._check_later_turns(host, count)
-    buckets = {name: model[name] for name in ("prefix_buckets", "frame_buckets", "patch_buckets")}
+    buckets = {
+      "prefix_buckets": model.prefix_buckets,
+      "frame_buckets": model.frame_buckets,
+      "patch_buckets": play.prompt_patch_buckets(self.config),
+    }
     opening = first_observation(environment, example, count)
     conversations = {(), replies[:-1]}
-    if opening.shows_clip:  # counted without making frames
+    if opening.clip is not None:  # counted without making frames
       conversations.remove(())
       (text,) = opening.texts
       self.processor.check_prompt(
         text,
-        (count, *size),
+        (count, *(opening.clip.size or size)),
         times,
         question_first=model.question_first,
         name=where,
@@ -238,20 +243,34 @@ class Checks(ReferenceChecks):
     return count
 
   def _check_later_turns(self, host: dialogue.Dialogue, pool: int) -> None:
-    """Raises InputError if a later turn may show more tokens than the largest bucket holds."""
-    turns = self.environment.turns
-    probes = [
-      tuple(self.processor.encode_reply(reply)) for reply in self.environment.longest_replies(pool)
-    ]
+    """Raises InputError if a later turn may show more than the largest buckets hold."""
+    environment, (scene,) = self.environment, host.scenes
+    probes, size = environment.longest_replies(pool), scene.pool.read((0,)).shape
     # The second turn and the last one, whose texts may differ.
-    for before in {0, turns - 2} if turns > 1 else ():
+    for before in {0, environment.turns - 2} if environment.turns > 1 else ():
       for reply in probes:
-        shown = host.observe(0, 0, (*probes[:1] * before, reply))
+        replies = (*probes[:1] * before, reply)
+        observation = environment.observe(scene.example, pool, replies)
+        if observation is None or (observation, size) in self._fitting:
+          continue
+        shown = host.observe(0, 0, tuple(map(self._encode_reply, replies)))
         if shown is not None:
-          longest = self.config.turns.observation_buckets
-          prompts.smallest_bucket(
-            [(shown.name, len(shown.tokens))], longest, "tokens shown in a turn"
-          )
+          section, patches = self.config.turns, play.later_patch_buckets(self.config)
+          for count, buckets, what in (
+            (len(shown.tokens), section.observation_buckets, "tokens shown in a turn"),
+            (len(shown.frames), section.frame_buckets, "temporal patches shown in a turn"),
+            (shown.patches, patches, "patches a frame shown in a later turn"),
+          ):
+            prompts.smallest_bucket([(shown.name, count)], buckets, what)
+          self._fitting.add((observation, size))
+
+  @functools.cached_property
+  def _fitting(self) -> set[tuple[environment_lib.Observation, tuple[int, ...]]]:
+    """Observations of later turns that fit the buckets, with the size of their frames."""
+    return set()
+
+  def _encode_reply(self, reply: str) -> tuple[int, ...]:
+    return tuple(self.processor.encode_reply(reply))
 
   def _fingerprint(self) -> str:
     """A hash of everything that the checks depend on."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 import ml_collections
 
+from vr_jax.envs import registry
 from vr_jax.models.common import flops
 from vr_jax.parallel import accelerators
 from vr_jax.train import learner_state, model_setup, step_shapes
@@ -122,7 +123,8 @@ def _sampling_bytes(net: model_setup.ModelSetup, shapes: step_shapes.StepShapes)
 
 def _feature_bytes(net: model_setup.ModelSetup, shapes: step_shapes.StepShapes) -> int:
   """Bytes of one clip in the feature cache; 0 without a cache."""
-  if not (net.tower_frozen and net.config.model.feature_cache_gib) or "turns" in net.config:
+  chooses_frames = registry.environment_class(net.config.recipe).chooses_frames
+  if not (net.tower_frozen and net.config.model.feature_cache_gib) or chooses_frames:
     return 0
   return _whole_bytes(net.model.vision_shapes.abstract_features(1, shapes.frames, shapes.patches))
 

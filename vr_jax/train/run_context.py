@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
@@ -68,11 +69,11 @@ def make_run_context(
   allowed_tokens = np.arange(model.vocab_size) < tokenizer.get_vocab_size()
   allowed_tokens[list(processor.media_tokens)] = False
   mesh = mesh_lib.make_mesh(config.mesh)
-  needs = registry.environment_class(config.recipe).needs if judged else ()
-  services = {}
-  if "judge" in needs:
+  needs = registry.environment_class(config.recipe).needs
+  services: dict[str, Any] = {"box_scale": processor.box_scale}
+  if "judge" in needs and judged:
     services["judge"] = _make_judge(config, workdir)
-  if "frame_reader" in needs and read:
+  if "frame_reader" in needs and judged and read:
     services["frame_reader"] = frame_store.FrameStore(data / "frames")
   return RunContext(
     config=model_setup.clamp_microbatches(config, mesh),
@@ -96,11 +97,12 @@ def make_example_checks(
 
   tokenizer: None: that of the run.
   """
+  processor = _make_processor(config, workdir, tokenizer)
   return check_examples.Checks(
     config=config,
     shards=paths.shards_directory(config, workdir),
-    processor=_make_processor(config, workdir, tokenizer),
-    environment=registry.make_environment(config),
+    processor=processor,
+    environment=registry.make_environment(config, box_scale=processor.box_scale),
   )
 
 

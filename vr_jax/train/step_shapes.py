@@ -15,7 +15,9 @@ import ml_collections
 
 from vr_jax import errors, records
 from vr_jax.data import sampling
+from vr_jax.envs import registry
 from vr_jax.models import interface
+from vr_jax.rollout import play
 from vr_jax.train import paths
 
 # A prompt gets room for this many tokens besides its video, if a bucket is large enough.
@@ -30,6 +32,7 @@ class LaterTurns:
   tokens: of the observation of one turn.
   frames: of the observation of one turn, in temporal patches.
   frames_in_all: of all these observations of an episode together, in temporal patches.
+  patches: of one of these frames.
   forgets: whether replies see fewer turns than an episode has.
   """
 
@@ -37,6 +40,7 @@ class LaterTurns:
   tokens: int
   frames: int
   frames_in_all: int
+  patches: int
   forgets: bool
 
 
@@ -49,7 +53,7 @@ class StepShapes:
   time: tokens of a reply; with several turns, of an episode after its opening prompt.
   prefix: tokens of a prompt.
   frames: of a prompt, in temporal patches.
-  patches: of one frame, i.e. of one temporal patch.
+  patches: of one frame of a prompt, i.e. of one temporal patch.
   microbatches: equal parts in which an update is computed.
   later: None if the config has no `turns` section.
   """
@@ -100,10 +104,11 @@ def _clip_shapes(config: ml_collections.ConfigDict, model: interface.ModelConfig
 
 
 def _episode_shapes(config: ml_collections.ConfigDict) -> StepShapes:
-  section, turns, later = config.model, config.turns, config.env.turns - 1
+  environment = registry.make_environment(config)
+  section, turns, later = config.model, config.turns, environment.turns - 1
   frames = max(turns.frame_buckets)
   share = -(-frames // max(later, 1))
-  history = config.env.get("history_turns")  # None: replies see all turns
+  history = environment.history_turns  # None: replies see all turns
   return StepShapes(
     prompts=config.rl.batch_size,
     group=config.rl.num_generations,
@@ -117,6 +122,7 @@ def _episode_shapes(config: ml_collections.ConfigDict) -> StepShapes:
       tokens=max(turns.observation_buckets),
       frames=min(size for size in turns.frame_buckets if size >= share),
       frames_in_all=frames,
+      patches=max(play.later_patch_buckets(config)),
       forgets=history is not None and history < later,
     ),
   )

@@ -11,20 +11,31 @@ import tokenizers
 ROLES = ("system", "user", "assistant")
 
 
+# Height and width in pixels.
+Size = tuple[int, int]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Image:
-  """A still picture. seconds: its time, if it is a frame of a video."""
+  """A still picture.
+
+  seconds: its time, if it is a frame of a video.
+  size: to show it at, whatever its aspect ratio, as far as `Processor.resized` keeps that; None:
+    its own.
+  """
 
   pixels: UInt8[np.ndarray, "height width 3"]
   seconds: float | None = None
+  size: Size | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoFrames:
-  """Frames of a video. timestamps: their times in it, seconds."""
+  """Frames of a video. timestamps: their times in it, seconds. size: as of an image."""
 
   frames: UInt8[np.ndarray, "frames height width 3"]
   timestamps: Float[np.ndarray, "times"]
+  size: Size | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +47,12 @@ class Message:
 
 
 NO_VIDEO = VideoFrames(frames=np.zeros((0, 0, 0, 3), np.uint8), timestamps=np.zeros(0))
+
+
+def question(text: str, video: VideoFrames | None, question_first: bool) -> Message:
+  """A turn that asks about a video."""
+  parts = (text,) if video is None else (text, video) if question_first else (video, text)
+  return Message(role="user", parts=parts)
 
 
 def most_tokens(text: str) -> int:

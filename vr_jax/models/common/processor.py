@@ -107,6 +107,7 @@ class VideoProcessor(rules.Rules):
     frames: UInt8[np.ndarray, "frames height width 3"] | None,
     timestamps: Float[np.ndarray, "times"] | None = None,
     *,
+    size: conversation.Size | None = None,
     question_first: bool = False,
     name: str = "prompt",
   ) -> prompts.EncodedPrompt:
@@ -114,14 +115,15 @@ class VideoProcessor(rules.Rules):
 
     frames: None for a question without a video.
     timestamps: seconds of each frame, increasing.
+    size: see `conversation.Image`.
     question_first: put the text before the video, not after it.
     name: of the prompt in error messages.
     """
     video = None
     if frames is not None:
       times = np.zeros(0) if timestamps is None else timestamps
-      video = conversation.VideoFrames(frames=frames, timestamps=times)
-    return self.encode_conversation([_question(text, video, question_first)], name=name)
+      video = conversation.VideoFrames(frames=frames, timestamps=times, size=size)
+    return self.encode_conversation([conversation.question(text, video, question_first)], name=name)
 
   def encode_with_features(
     self,
@@ -138,7 +140,7 @@ class VideoProcessor(rules.Rules):
     shape: frames, height and width (pixels) of the video.
     """
     grid = self._video_grid(shape, timestamps, name)
-    turn = _question(text, conversation.NO_VIDEO, question_first)
+    turn = conversation.question(text, conversation.NO_VIDEO, question_first)
     tokens, loss_mask = self._tokenize([turn], [self.media_runs(grid)], open_reply=True)
     return self.join(tokens, [grid], None, loss_mask, features=features, name=name)
 
@@ -149,6 +151,11 @@ class VideoProcessor(rules.Rules):
   def resized(self, size: tuple[int, int], name: str = "frame") -> tuple[int, int]:
     """Height and width (pixels) to which a frame of `size` is resized."""
     return self.frame_size(self.image_grid(size, None, name))
+
+  def box_scale(self, size: conversation.Size) -> tuple[float, float]:
+    """The numbers for the lower and the right edge of a frame shown at `size`, in boxes."""
+    height, width = (1000, 1000) if self.box_units == "thousandths" else self.resized(size)
+    return float(height), float(width)
 
   def check_prompt(
     self,
@@ -171,7 +178,7 @@ class VideoProcessor(rules.Rules):
     length = self._around_question + conversation.most_tokens(text)
     length += sum(run.most_tokens for run in runs)
     if length > max(prefix_buckets):
-      turn = _question(text, conversation.NO_VIDEO, question_first)
+      turn = conversation.question(text, conversation.NO_VIDEO, question_first)
       length = len(self._tokenize([turn], [runs], open_reply=True)[0])
     prompts.smallest_bucket([(name, length)], prefix_buckets, "tokens")
     prompts.smallest_bucket([(name, grid.frames)], frame_buckets, "temporal patches")
@@ -232,7 +239,11 @@ class VideoProcessor(rules.Rules):
       InputError: the media tokens are not the runs of each grid, or patches don't match their grid.
     """
     kind = self.kinds(tokens)
-    self._check_media(kind, grids, patches, name)
+    shapes = [(grid.frames, grid.patches, *self.patch_shape) for grid in grids]
+    found = shapes if patches is None else [steps.shape for steps in patches]
+    if found != shapes:
+      raise errors.InputError(f"{name}: patches of shape {found}, but its media need {shapes}")
+    prompts.check_media_tokens(kind, grids, self._runs(grids), name)
     places, next_position = self.positions(kind, grids)
     frames = []
     for number, grid in enumerate(grids):
@@ -387,7 +398,7 @@ class VideoProcessor(rules.Rules):
   @functools.cached_property
   def _around_question(self) -> int:
     """Upper bound of a prompt's tokens without those of its video and of its question's text."""
-    empty = _question("", conversation.NO_VIDEO, False)
+    empty = conversation.question("", conversation.NO_VIDEO, False)
     return len(self._tokenize([empty], [()], open_reply=True)[0]) + self._template.slack
 
   def _encode_media(
@@ -399,9 +410,10 @@ class VideoProcessor(rules.Rules):
     if not frames.size:
       raise errors.InputError(f"{name}: {'an image' if is_image else 'a video'} without pixels")
     if is_image:
-      grid = self.image_grid(frames.shape[1:3], part.seconds, name)
+      grid = self.image_grid(part.size or frames.shape[1:3], part.seconds, name)
     else:
-      grid = self._video_grid(frames.shape[:3], part.timestamps, name)
+      height, width = part.size or frames.shape[1:3]
+      grid = self._video_grid((len(frames), height, width), part.timestamps, name)
     resized = resize.resample(frames, *self.frame_size(grid), self.library)
     return grid, self.patchify(resized)
 
@@ -423,37 +435,3 @@ class VideoProcessor(rules.Rules):
   def _count(self, grid: prompts.Grid) -> int:
     """Counts the media tokens of a grid."""
     return sum(run.tokens for run in self.media_runs(grid))
-
-  def _check_media(
-    self,
-    kind: Int[np.ndarray, "prefix"],
-    grids: Sequence[prompts.Grid],
-    patches: Sequence[np.ndarray] | None,
-    name: str,
-  ) -> None:
-    """Raises InputError if media tokens don't match the grids and patches."""
-    shapes = [(grid.frames, grid.patches, *self.patch_shape) for grid in grids]
-    found = shapes if patches is None else [steps.shape for steps in patches]
-    if found != shapes:
-      raise errors.InputError(f"{name}: patches of shape {found}, but its media need {shapes}")
-    places = np.flatnonzero(kind != records.Kind.TEXT)
-    runs = [(i, run.tokens) for i, grid in enumerate(grids) for run in self.media_runs(grid)]
-    total = sum(tokens for _, tokens in runs)
-    if len(places) != total:
-      raise errors.InputError(
-        f"{name}: {len(places)} media tokens for {total} media features; they must be as many"
-      )
-    for number, tokens in runs:
-      run, places = places[:tokens], places[tokens:]
-      if np.any(kind[run] != grids[number].kind) or run[-1] - run[0] >= len(run):
-        raise errors.InputError(
-          f"{name}: medium {number} is a run of {len(run)} {grids[number].kind.name} tokens, "
-          "but its tokens are not"
-        )
-
-
-def _question(
-  text: str, video: conversation.VideoFrames | None, question_first: bool
-) -> conversation.Message:
-  parts = (text,) if video is None else (text, video) if question_first else (video, text)
-  return conversation.Message(role="user", parts=parts)

@@ -117,6 +117,29 @@ class MediaRun:
     return self.tokens + conversation.most_tokens(self.text) + 2
 
 
+def check_media_tokens(
+  kind: Int[np.ndarray, "prefix"],
+  grids: Sequence[Grid],
+  runs: Sequence[Sequence[MediaRun]],
+  name: str,
+) -> None:
+  """Raises InputError if the media tokens are not the runs of each grid."""
+  places = np.flatnonzero(kind != records.Kind.TEXT)
+  numbered = [(number, run.tokens) for number, each in enumerate(runs) for run in each]
+  total = sum(tokens for _, tokens in numbered)
+  if len(places) != total:
+    raise errors.InputError(
+      f"{name}: {len(places)} media tokens for {total} media features; they must be as many"
+    )
+  for number, tokens in numbered:
+    run, places = places[:tokens], places[tokens:]
+    if np.any(kind[run] != grids[number].kind) or run[-1] - run[0] >= len(run):
+      raise errors.InputError(
+        f"{name}: medium {number} is a run of {len(run)} {grids[number].kind.name} tokens, "
+        "but its tokens are not"
+      )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TemporalPatch:
   """One temporal patch. vision: arrays [patches, …]; None if its features are given."""

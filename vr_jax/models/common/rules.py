@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int, PyTree, UInt8
 import numpy as np
@@ -61,12 +61,16 @@ class Rules(abc.ABC):
   end_of_turn, pad_name: tokens, as the tokenizer spells them.
   stops: tokens that end a reply.
   never_sampled: placeholder tokens of images and videos.
+  box_units: what the numbers of a box in a reply count.
+    pixels       pixels of the frame as it is shown
+    thousandths  thousandths of its height and width
   """
 
   end_of_turn: ClassVar[str]
   pad_name: ClassVar[str]
   stops: ClassVar[tuple[str, ...]]
   never_sampled: ClassVar[tuple[str, ...]]
+  box_units: ClassVar[Literal["pixels", "thousandths"]]
 
   @abc.abstractmethod
   def special_tokens(self) -> dict[str, int]:

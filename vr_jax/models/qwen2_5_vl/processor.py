@@ -28,6 +28,7 @@ class Qwen2_5_VLProcessor(processor.VideoProcessor):  # noqa: N801
   pad_name = "<|endoftext|>"
   stops = ("<|im_end|>", "<|endoftext|>")
   never_sampled = MEDIA_TOKENS
+  box_units = "pixels"
 
   def special_tokens(self) -> dict[str, int]:
     """Special tokens of media and their ids in the config."""
