@@ -9,11 +9,12 @@ import ml_collections
 
 from vr_jax import errors, schema, user_code
 from vr_jax.envs import environment as environment_lib
-from vr_jax.envs import moss_chatv, question_answer, video_mtr, videop2r
+from vr_jax.envs import moss_chatv, question_answer, revseg, video_mtr, videop2r
 
 ENVIRONMENTS: dict[str, type] = {
   "grpo": question_answer.QuestionAnswer,
   "moss_chatv": moss_chatv.MossChatV,
+  "revseg": revseg.ReVSeg,
   "videop2r": videop2r.VideoP2R,
   "video_mtr": video_mtr.VideoMTR,
 }

@@ -110,6 +110,12 @@ MEANINGS: Mapping[str, str] = {
   "retrieval_rate": "Fraction of turns whose reply asks for frames.",
   "invalid_action_rate": "Fraction of turns whose reply is no valid action.",
   "frame_recall": "Fraction of the relevant frames that an episode was shown.",
+  "episode_format": "Mean fraction of the format checks that an episode's replies pass.",
+  "key_frame_visible": "Fraction of episodes whose key frame shows the object.",
+  "key_frame_value": (
+    "Mean size of the object in the key frame: 0 at its smallest in the clip, 1 at its largest."
+  ),
+  "box_iou": "Mean IoU of the box with the true one of the key frame; 0 without a box.",
   "relevance/unscored_retrievals": "Retrievals on examples whose relevant frames are unknown.",
   "exploration/bonus_fraction": "Fraction of turns that got the exploration bonus.",
   "exploration/ended": "1 after the bonus has ended for good.",

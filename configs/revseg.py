@@ -1,0 +1,151 @@
+"""ReVSeg: replies choose the frame that shows an object best, then give the object's box in it.
+
+Trains a video language model with GRPO on rewards of the format, of the key frame and of the box. A
+tracker turns the box into masks (docs/revseg.md).
+
+    tiny   Data: simulated videos in which an object is large, and in a colour of its own, for some
+           seconds only. Network: random, 1 M parameters. Device: two cores of a CPU.
+    3b     Qwen2.5-VL-3B-Instruct on data sets of referring video segmentation (docs/revseg.md).
+           Result: not yet measured.
+    7b     Qwen2.5-VL-7B-Instruct on the same, the paper's. Result: not yet measured.
+
+Source: arXiv 2512.02835. Its code is not public. `Reconstruction:` are the prompts, sampling, the
+lengths of replies, a frozen vision tower, the mean over replies in the loss and the size of stored
+frames.
+"""
+
+import ml_collections
+
+from vr_jax import base_config
+
+
+def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
+  """The recipe at a size: tiny, 3b or 7b."""
+  config = base_config.base("revseg")
+  base_config.turns(config, critic=False)
+  config.env.reward = ml_collections.ConfigDict(  # section 3.3, eq. 8: not weighted
+    {
+      "format": 1.0,
+      "temporal": 1.0,
+      "spatial": 1.0,
+      "temporal_kind": "soft",  # eq. 7; table 5 compares it with visible and none
+      "spatial_kind": "hard",
+      "spatial_threshold": 0.5,
+    }
+  )
+  config.data.sampling = "uniform"
+  config.data.frames = 16  # section 4.1, in training and testing
+  config.eval.blind = False
+  config.eval.shuffled_frames = False
+
+  rl = config.rl
+  rl.advantage_estimator = "episode"  # one advantage for both replies
+  rl.num_generations = 8  # section 4.1
+  rl.num_iterations = 1  # strictly on policy
+  rl.schedule = "constant"
+  rl.max_grad_norm = 1.0
+  rl.aggregation = "sequence_mean"
+  return base_config.at_size(config, size, tiny=_tiny, released=_released)
+
+
+def _released(config: ml_collections.ConfigDict, size: str) -> None:
+  base_config.released_network(config, size)
+  config.data.videos = "videos"
+  config.data.annotations = "annotations.jsonl"
+  config.data.max_side = 1280
+  env = config.env
+  env.frame_size = (448, 448)  # section 4.1
+  env.key_frame_size = (840, 840)
+  env.instruction = (
+    "These are {frames} frames, 0 to {last}, of a video of {seconds} seconds, two a second. Find "
+    "the object that the text above asks for. First think: go through the video in time, compare "
+    "all objects that could be meant, and decide on one. Then choose the frame from which it is "
+    "easiest to cut the object out: there it should be in full view, hardly covered, large, sharp, "
+    "unlike what is around it, and near the middle. Say what the object looks like in that frame, "
+    "not what it does. Put your thoughts inside <think> and </think>, then the frame and the "
+    "description as JSON inside <answer> and </answer>, like this: "
+    '<think>...</think> <answer>[{"frame_idx": 7, "object description": "..."}]</answer>'
+  )
+  env.box_instruction = (
+    "This is the frame that you chose. Detect '{description}' in it. Put your thoughts inside "
+    "<think> and </think>, then the coordinates of its bounding box as JSON inside <answer> and "
+    '</answer>, like this: <answer>[{"bbox_2d": [x1, y1, x2, y2]}]</answer>'
+  )
+
+  rl = config.rl
+  rl.steps = 525  # the paper's curves: one epoch of 67,000 queries
+  rl.batch_size = 128  # prompts a step, section 4.1
+  rl.learning_rate = 1e-6
+  rl.kl_weight = 1e-3
+  rl.max_new_tokens = 512  # a turn; the paper's two replies have 200 to 310 together
+  _released_compiler_sizes(config)
+
+
+def _released_compiler_sizes(config: ml_collections.ConfigDict) -> None:
+  """Shapes that programs are compiled for."""
+  config.model.prefix_buckets = (2304, 2560)
+  config.model.frame_buckets = (8,)  # temporal patches, of two frames each
+  config.model.patch_buckets = (1024,)  # 448 x 448 pixels
+  config.turns.patch_buckets = (3600,)  # 840 x 840 pixels
+  config.turns.frame_buckets = (1,)
+  config.turns.observation_buckets = (1152, 1536)
+  config.turns.episode_buckets = (2048, 2560)
+  config.rl.microbatches = 8
+
+
+def _tiny(config: ml_collections.ConfigDict) -> None:
+  base_config.tiny_simulation(
+    config,
+    videos=1000,
+    questions_per_video=2,
+    seconds=16.0,
+    shown=16.0,
+    fps=4,
+    objects_min=2,
+    objects_max=2,
+    lives=("approach",),
+    families=("described",),
+    large_cells=2,
+  )
+  base_config.tiny_network(config)
+  config.data.fps = 1.0
+  env = config.env
+  env.frame_size, env.key_frame_size = (56, 56), (112, 112)
+  env.instruction, env.box_instruction = "", "{description}"  # the network knows no words
+  env.description_bytes = 40
+
+  # It ends while boxes are still often wrong, so that RL has something to improve.
+  sft = config.sft
+  sft.steps = 250
+  sft.learning_rate = 2e-3
+  sft.schedule = "constant"
+  sft.warmup_steps = 20
+  sft.max_grad_norm = 1.0
+  sft.max_reply_tokens = 64
+
+  rl = config.rl
+  rl.steps = 100
+  rl.batch_size = 16  # prompts a step
+  rl.learning_rate = 3e-4
+  rl.warmup_steps = 5
+  rl.kl_weight = 1e-3
+  rl.temperature = 1.0
+  rl.top_p = 1.0
+  rl.max_new_tokens = 64  # a turn
+  _tiny_compiler_sizes(config)
+
+
+def _tiny_compiler_sizes(config: ml_collections.ConfigDict) -> None:
+  """Shapes that programs are compiled for."""
+  config.model.prefix_buckets = (64, 160)  # the second holds conversations to learn from
+  config.model.frame_buckets = (8, 9)  # temporal patches, of two frames each
+  config.model.patch_buckets = (16,)
+  config.turns.patch_buckets = (64,)
+  config.turns.frame_buckets = (1,)
+  config.turns.observation_buckets = (64, 80)
+  config.turns.episode_buckets = (160, 208)
+  config.turns.decode_chunk = 12
+  config.turns.append_batch_size = 16
+  config.rl.token_bucket_ratio = 1.3
+  config.rl.microbatches = 2
+  config.rl.decode_slot_fractions = (0.5,)
