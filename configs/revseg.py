@@ -90,7 +90,7 @@ def _released_compiler_sizes(config: ml_collections.ConfigDict) -> None:
   config.turns.frame_buckets = (1,)
   config.turns.observation_buckets = (1152, 1536)
   config.turns.episode_buckets = (2048, 2560)
-  config.rl.microbatches = 8
+  config.rl.microbatches = 16  # one prompt of each of eight devices
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:

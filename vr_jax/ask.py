@@ -287,7 +287,10 @@ def _print_episode(
     action = event.action
     if action.kind == "retrieve":
       start, end = times[[action.start, action.end]]
-      out.print(f"→ frames {action.start} to {action.end}, {start:g} to {end:g} s", style="cyan")
+      if action.start == action.end:
+        out.print(f"→ frame {action.start}, {start:g} s", style="cyan")
+      else:
+        out.print(f"→ frames {action.start} to {action.end}, {start:g} to {end:g} s", style="cyan")
     elif action.problem:
       out.print(f"→ can't be used: {action.problem}", style="red")
 

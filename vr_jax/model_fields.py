@@ -87,8 +87,8 @@ class ModelSection:
   # A clip of 16 frames takes 4 MiB with 3b, 7 MiB with 7b, and 16 MiB with 72b.
   feature_cache_gib: float = field(
     64.0,
-    "Most GiB of disk for cached features of a frozen vision tower; 0: no cache, as recipes of "
-    "several turns need.",
+    "Most GiB of disk for cached features of a frozen vision tower; 0: no cache, as recipes "
+    "whose turns choose frames need.",
     "[0, inf)",
     change="any time",
   )

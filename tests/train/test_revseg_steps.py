@@ -1,0 +1,184 @@
+"""ReVSeg through an RL step: a clip and a key frame of another size, and what episodes earn."""
+
+import functools
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from tests.train import nano
+from vr_jax import errors, records
+from vr_jax.data import examples, frame_store
+from vr_jax.envs import registry, revseg
+from vr_jax.models.qwen2_5_vl import processor
+from vr_jax.rollout import dialogue
+from vr_jax.train import check_examples, data_stage, metrics, paths, rl_loop, run_context
+
+RECIPE = "configs/revseg.py"
+OVERRIDES = {
+  "data__simulate__videos": 4,
+  "data__simulate__world__lives": ("approach",),
+  "data__simulate__world__families": ("described",),
+  "data__frames": 8,
+  "env__description_bytes": 16,
+  "model__prefix_buckets": (96, 160),
+  "model__frame_buckets": (4, 5),
+  "turns__episode_buckets": (128,),
+  "turns__observation_buckets": (64,),
+  "turns__decode_chunk": 16,
+  "sft__steps": 0,
+  "rl__steps": 1,
+  "rl__token_bucket_ratio": 2.0,
+}
+
+
+def config(tmp_path, **changes):
+  overrides = {**OVERRIDES, **changes, "data__directory": str(tmp_path / "data")}
+  return nano.config(RECIPE, **overrides)
+
+
+def frame(index):
+  answer = [{"frame_idx": index, "object description": "the star"}]
+  return f"<think></think>\n<answer>{json.dumps(answer)}</answer>"
+
+
+BOX = '<think></think>\n<answer>[{"bbox_2d": [0, 0, 56, 112]}]</answer>'  # the left half
+
+
+def test_a_step_plays_learns_and_scores_episodes_that_show_frames_of_two_sizes(
+  tmp_path, monkeypatch
+):
+  nano.use_devices(monkeypatch, 1)
+  texts, said = {}, functools.partial(next, itertools.cycle([*map(frame, range(8)), "none"]))
+  turns, earned, played = {}, [], []
+  play, finish = processor.Qwen2_5_VLProcessor.continue_conversation, revseg.ReVSeg.finish_batch
+
+  def continued(self, messages, **options):
+    turns[tuple(map(int, options["after"]))] = play(self, messages, **options)
+    return turns[tuple(map(int, options["after"]))]
+
+  def decoded(_, ids):
+    """First replies choose a frame, or none; replies that are first read at the end give a box."""
+    return texts.setdefault(tuple(map(int, ids)), BOX if played else said())
+
+  def spans(task, reply, turn):
+    played.append(turn)
+    return ((len(reply), turn),)
+
+  def finished(task, asked, replies, scores, **options):
+    earned.append((asked, replies, scores))
+    return finish(task, asked, replies, scores, **options)
+
+  monkeypatch.setattr(processor.Qwen2_5_VLProcessor, "continue_conversation", continued)
+  monkeypatch.setattr(processor.Qwen2_5_VLProcessor, "decode", decoded)
+  monkeypatch.setattr(revseg.ReVSeg, "segment_spans", spans)
+  monkeypatch.setattr(revseg.ReVSeg, "finish_batch", finished)
+  run = config(tmp_path)
+  data_stage.prepare(run, tmp_path)
+  turns.clear()  # of the checks of the data
+  rl_loop.train(run, tmp_path)
+  (values,) = [each["values"] for each in metrics.read(tmp_path / "metrics.jsonl")]
+  # Sampler and update see the same frames at the same places, so the ratio is 1.
+  assert values["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-4)
+  assert np.isfinite(values["loss"])
+  assert {shown.patches for shown in turns.values()} == {64}  # 112 x 112 pixels
+  ((asked, replies, scores),) = earned
+  totals = []
+  for example, group, total in zip(asked, replies.episodes, scores.total, strict=True):
+    for episode, given in zip(group, total, strict=True):
+      expected = expected_rewards(example, episode)
+      np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
+      totals.append(sum(expected))
+  assert len(set(totals)) > 3
+  assert 1 < values["turns"] < 2
+  assert 0 < values["key_frame_visible"] <= 1
+
+
+def expected_rewards(example, episode):
+  """What an episode of the replies above earns in each turn, from the boxes at its frames."""
+  if episode.replies[0] == "none":
+    return 0, 0
+  track = example.object_track
+  boxes = [
+    track.boxes[int(np.argmin(np.abs(track.times - time)))].astype(float) for time in episode.times
+  ]
+  areas = [0 if np.isnan(b[0]) else (b[2] - b[0]) * (b[3] - b[1]) for b in boxes]
+  chosen = json.loads(episode.replies[0].split("<answer>")[1][:-9])[0]["frame_idx"]
+  value = (areas[chosen] - min(areas)) / (max(areas) - min(areas)) if areas[chosen] else 0
+  left, top, right, bottom = boxes[chosen]
+  shared = max(0, min(right, track.width / 2) - left) * (bottom - top)
+  union = areas[chosen] + track.width / 2 * track.height - shared
+  return 0.5 + value, 0.5 + (areas[chosen] > 0 and shared / union > 0.5)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+  """A run whose data is there: its config, its context and the first example to train on."""
+  folder = tmp_path_factory.mktemp("revseg")
+  run = config(folder, sft__steps=1)
+  with pytest.MonkeyPatch.context() as patch:
+    nano.use_devices(patch, 1)
+    data_stage.prepare(run, folder)
+    context = run_context.make_run_context(run, folder)
+  shards = paths.shards_directory(run, folder)
+  return run, context, shards, examples.ExampleSource(shards, "train")[0]
+
+
+def test_a_supervised_conversation_has_frames_of_both_sizes(prepared):
+  run, context, shards, example = prepared
+  store = frame_store.FrameStore(shards / "frames")
+  iterator = context.builder.read("train", 4, view="supervised")
+  items = next(iterator).items
+  sizes = {tuple(frame.patches for frame in item.encoded.frames) for item in items}
+  assert sizes <= {(16,) * 4, (16, 16, 16, 16, 64)}
+  clip = next(item.clip for item in items)
+  replies = context.environment.reference_replies(clip.example, clip.timestamps)
+  scene = dialogue.EpisodeScene(example=clip.example, pool=clip)
+  host = dialogue.Dialogue(
+    environment=context.environment,
+    processor=context.processor,
+    scenes=(scene,),
+    question_first=run.model.question_first,
+  )
+  whole = host.prompt(0, replies[:1])
+  assert [frame.patches for frame in whole.frames] == [16, 16, 16, 16, 64]
+  kinds = [grid.kind for grid in whole.grids]
+  assert kinds == [records.Kind.VIDEO, records.Kind.IMAGE]
+  assert store.size(example.video) == (64, 64)
+
+
+def test_what_can_be_known_before_training_is_an_error_before_training(prepared):
+  run, context, shards, example = prepared
+  store = frame_store.FrameStore(shards / "frames")
+  checks = functools.partial(check_examples.Checks, shards=shards, processor=context.processor)
+
+  def problem(changes, of=example):
+    changed = run.copy_and_resolve_references()
+    changed.update_from_flattened_dict(changes)
+    environment = registry.make_environment(changed, box_scale=context.processor.box_scale)
+    made = checks(config=changed, environment=environment)
+    return next(iter(made.problems([of], store, "train")), "")
+
+  assert problem({}) == ""
+  assert "64 patches a frame shown in a later turn" in problem({"turns.patch_buckets": (16,)})
+  assert "tokens shown in a turn" in problem({"env.description_bytes": 400})
+  assert "16 patches a frame" in problem({"model.patch_buckets": (4,), "turns.patch_buckets": (4,)})
+  track = example.object_track
+  late = records.ObjectTrack(
+    times=track.times + 0.1, boxes=track.boxes, height=track.height, width=track.width
+  )
+  absent = records.ObjectTrack(
+    times=track.times, boxes=np.full_like(track.boxes, np.nan), height=64, width=64
+  )
+  replace = functools.partial(examples.dataclasses.replace, example)
+  assert "field 'masks': has none of the frame at 0 s" in problem({}, replace(object_track=late))
+  assert "for a query, an object that is visible" in problem({}, replace(object_track=absent))
+  assert problem({"sft.steps": 0}, replace(object_track=absent)) == ""
+  assert "field 'masks': is missing" in problem({}, replace(object_track=None))
+
+
+def test_too_small_buckets_and_stored_frames_are_named(tmp_path):
+  for field, value in (("turns__episode_buckets", (64,)), ("data__max_side", 56)):
+    with pytest.raises(errors.InputError, match=field.replace("__", r"\.")):
+      revseg.ReVSeg.check_config(config(tmp_path, **{field: value}))
