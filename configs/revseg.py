@@ -56,6 +56,7 @@ def _released(config: ml_collections.ConfigDict, size: str) -> None:
   env = config.env
   env.frame_size = (448, 448)  # section 4.1
   env.key_frame_size = (840, 840)
+  config.model.max_pixels = 840 * 840
   env.instruction = (
     "These are {frames} frames, 0 to {last}, of a video of {seconds} seconds, two a second. Find "
     "the object that the text above asks for. First think: go through the video in time, compare "
@@ -111,6 +112,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   config.data.fps = 1.0
   env = config.env
   env.frame_size, env.key_frame_size = (56, 56), (112, 112)
+  config.model.max_pixels = 112 * 112
   env.instruction, env.box_instruction = "", "{description}"  # the network knows no words
   env.description_bytes = 40
 

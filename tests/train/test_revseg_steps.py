@@ -179,6 +179,11 @@ def test_what_can_be_known_before_training_is_an_error_before_training(prepared)
 
 
 def test_too_small_buckets_and_stored_frames_are_named(tmp_path):
-  for field, value in (("turns__episode_buckets", (64,)), ("data__max_side", 56)):
+  for field, value in (
+    ("turns__episode_buckets", (64,)),
+    ("data__max_side", 56),
+    ("env__key_frame_size", (56, 280)),
+    ("env__frame_size", (28, 56)),
+  ):
     with pytest.raises(errors.InputError, match=field.replace("__", r"\.")):
       revseg.ReVSeg.check_config(config(tmp_path, **{field: value}))

@@ -72,8 +72,8 @@ Size = tuple[int, int]
 class WholeClip:
   """The part of an observation that stands for the whole clip, shown as one video.
 
-  size: of its frames, whatever their aspect ratio; rounded as in `Processor.resized`. None: as
-    config.model.min_pixels and max_pixels say, with nearly their aspect ratio.
+  size: of its frames as shown, whatever their aspect ratio, as far as `Processor.resized` keeps
+    it. None: that to which it resizes stored frames.
   """
 
   size: Size | None = None

@@ -15,6 +15,7 @@ public; the wording of the prompts, the keys of the box's JSON and the longest d
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
+import math
 from typing import Any, ClassVar
 
 import jax
@@ -104,7 +105,14 @@ class ReVSeg(environment.Defaults):
 
   @classmethod
   def check_config(cls, config: Any) -> None:
-    """Raises InputError if two turns do not fit the buckets, or stored frames are too small."""
+    """Raises InputError if frames can't be shown at their size, or turns don't fit the buckets."""
+    model = config.model
+    for name in ("frame_size", "key_frame_size"):
+      if not model.min_pixels <= math.prod(config.env[name]) <= model.max_pixels:
+        raise errors.InputError(
+          f"--config.env.{name}={tuple(config.env[name])}: must have model.min_pixels="
+          f"{model.min_pixels} to model.max_pixels={model.max_pixels} pixels; change one of them"
+        )
     largest = max(config.env.key_frame_size)
     if config.data.max_side < largest:
       raise errors.InputError(
