@@ -118,12 +118,12 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 
   # It ends while boxes are still often wrong, so that RL has something to improve.
   sft = config.sft
-  sft.steps = 250
+  sft.steps = 300
   sft.learning_rate = 2e-3
-  sft.schedule = "constant"
+  sft.schedule = "cosine"
   sft.warmup_steps = 20
   sft.max_grad_norm = 1.0
-  sft.max_reply_tokens = 64
+  sft.max_reply_tokens = 80
 
   rl = config.rl
   rl.steps = 100
@@ -133,19 +133,19 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   rl.kl_weight = 1e-3
   rl.temperature = 1.0
   rl.top_p = 1.0
-  rl.max_new_tokens = 64  # a turn
+  rl.max_new_tokens = 80  # a turn
   _tiny_compiler_sizes(config)
 
 
 def _tiny_compiler_sizes(config: ml_collections.ConfigDict) -> None:
   """Shapes that programs are compiled for."""
-  config.model.prefix_buckets = (64, 160)  # the second holds conversations to learn from
+  config.model.prefix_buckets = (64, 176)  # the second holds conversations to learn from
   config.model.frame_buckets = (8, 9)  # temporal patches, of two frames each
   config.model.patch_buckets = (16,)
   config.turns.patch_buckets = (64,)
   config.turns.frame_buckets = (1,)
   config.turns.observation_buckets = (64, 80)
-  config.turns.episode_buckets = (160, 208)
+  config.turns.episode_buckets = (192, 240)
   config.turns.decode_chunk = 12
   config.turns.append_batch_size = 16
   config.rl.token_bucket_ratio = 1.3

@@ -221,8 +221,10 @@ def test_the_reference_shows_the_largest_box_and_earns_everything():
   for task in (TASK, make(box_scale=lambda size: (1000.0, 1000.0))):
     replies = task.reference_replies(EXAMPLE, TIMES)
     assert '"frame_idx": 3, "object description": "the red star"' in replies[0]
-    assert replies[0].startswith("<think>At 3s, the star is large.</think>")
     np.testing.assert_allclose(score(episode(*replies), task=task).total.sum(), 3, rtol=1e-6)
+  assert replies[0].startswith("<think>0 gone, 1 small, 2 small, 3 large.</think>")
+  place = "top left: yes, top right: no, bottom left: no, bottom right: no."
+  assert replies[1].startswith(f"<think>{place}</think>")
   assert '"bbox_2d": [168, 84, 672, 588]' in TASK.reference_replies(EXAMPLE, TIMES)[1]
   described = dataclasses.replace(EXAMPLE, extra={"description": "the red one"})
   assert "the red one" in TASK.reference_replies(described, TIMES)[0]

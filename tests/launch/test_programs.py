@@ -242,12 +242,12 @@ def test_a_critic_lies_beside_its_policy():
 def test_patches_of_all_turns_go_to_the_programs_that_train_the_tower(frozen):
   found = of_turns((2, 1, 1, 1), model__freeze_vision=frozen)[0]
   frames = {program.name: program.frames for program in found}
-  trained = 0 if frozen else 8 + 4 * 4
+  trained = [] if frozen else [(8, 16), (4 * 4, 16)]  # of 16 patches each
   assert frames == {
-    "encoder": 8,
-    "prefill": 0,
-    "decode": 0,
-    "append": 2,
+    "encoder": [(8, 16)],
+    "prefill": [],
+    "decode": [],
+    "append": [(2, 16)],
     "reference log-probs": trained,
     "values": trained,
     "train step": trained,

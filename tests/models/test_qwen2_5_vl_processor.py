@@ -347,7 +347,7 @@ def test_what_is_known_of_a_text_without_encoding_it_is_never_too_little(text):
 
 
 @pytest.mark.parametrize(
-  ("asked", "shown"), [((56, 56), (56, 56)), ((70, 60), (84, 56)), ((30, 60), (28, 56))]
+  ("asked", "shown"), [((56, 56), (56, 56)), ((75, 60), (84, 56)), ((30, 120), (28, 112))]
 )
 def test_frames_are_shown_at_the_size_asked_for_whatever_their_shape(asked, shown):
   made = builders.make_processor(CONFIG)

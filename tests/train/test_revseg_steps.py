@@ -90,7 +90,7 @@ def test_a_step_plays_learns_and_scores_episodes_that_show_frames_of_two_sizes(
       expected = expected_rewards(example, episode)
       np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
       totals.append(sum(expected))
-  assert len(set(totals)) > 3
+  assert len(set(totals)) > 2
   assert 1 < values["turns"] < 2
   assert 0 < values["key_frame_visible"] <= 1
 
@@ -163,7 +163,7 @@ def test_what_can_be_known_before_training_is_an_error_before_training(prepared)
   assert problem({}) == ""
   assert "64 patches a frame shown in a later turn" in problem({"turns.patch_buckets": (16,)})
   assert "tokens shown in a turn" in problem({"env.description_bytes": 400})
-  assert "16 patches a frame" in problem({"model.patch_buckets": (4,), "turns.patch_buckets": (4,)})
+  assert "temporal patches" in problem({"model.frame_buckets": (3,)})
   track = example.object_track
   late = records.ObjectTrack(
     times=track.times + 0.1, boxes=track.boxes, height=track.height, width=track.width

@@ -14,6 +14,7 @@ public; the wording of the prompts, the keys of the box's JSON and the longest d
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import itertools
 import json
 import math
 from typing import Any, ClassVar
@@ -30,6 +31,7 @@ from vr_jax.rewards import boxes, steps
 from vr_jax.rewards import format as format_lib
 
 _HALF = "</think>\n<answer>"
+_DESCRIBED_FRAMES = 8  # of a clip, in the thoughts of a reference
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -154,8 +156,10 @@ class ReVSeg(environment.Defaults):
   ) -> tuple[str, ...]:
     """The frame in which the object's box is largest, and that box; () if it is in none.
 
-    The box is rounded to whole units of a reply. Without a description in the annotation
-    ("description"), the query stands for it.
+    The thoughts go through the clip, then through the quarters of the key frame, as an untrained
+    network learns sooner to look at a given place than to say where something is. The box is
+    rounded to whole units of a reply. Without a description in the annotation ("description"), the
+    query stands for it.
     """
     if example.object_track is None:
       return ()
@@ -168,12 +172,12 @@ class ReVSeg(environment.Defaults):
     corners = grounding_lib.to_reply(
       (left, top, right, bottom), self._scale(), (track.height, track.width)
     )
-    thoughts = " ".join(step.text for step in example.steps)
+    place = (top + bottom > track.height, left + right > track.width)
     left, top, right, bottom = map(round, corners)
     box = [{"bbox_2d": [left, top, max(right, left + 1), max(bottom, top + 1)]}]
     return (
-      _key_frame_reply(thoughts, key_frame, self._describe(example)),
-      f"<think>{_HALF}{json.dumps(box)}</answer>",
+      _key_frame_reply(_describe_clip(areas), key_frame, self._describe(example)),
+      f"<think>{_describe_place(place)}{_HALF}{json.dumps(box)}</answer>",
     )
 
   def reference_problem(self, example: records.Example) -> str:
@@ -290,9 +294,11 @@ class ReVSeg(environment.Defaults):
     return dataclasses.replace(found, box=inside, problem="" if inside else "outside")
 
   def tokenizer_texts(self, example: records.Example, pool: int) -> tuple[str, ...]:
-    """All texts of both turns and of the reference's description."""
-    description = self._describe(example)
-    return (self._query(example, pool), self._ask_box(description), description)
+    """All texts of both turns, the reference's description, and thoughts of references."""
+    description, areas = self._describe(example), np.arange(pool) % 3 / 2
+    thoughts = (_describe_clip(np.roll(areas, shift)) for shift in range(3))
+    texts = (self._query(example, pool), self._ask_box(description), description)
+    return (*texts, *thoughts, _describe_place((False, False)))
 
   def trace(self, reply: str) -> str:
     """The text between the think tags."""
@@ -390,6 +396,24 @@ class ReVSeg(environment.Defaults):
 def _key_frame_reply(thoughts: str, index: int, description: str) -> str:
   answer = [{"frame_idx": index, "object description": description}]
   return f"<think>{thoughts}{_HALF}{json.dumps(answer, ensure_ascii=False)}</answer>"
+
+
+def _describe_clip(areas: Float[np.ndarray, "pool"]) -> str:
+  """How large the object is in some frames: "0 gone, 2 small, 4 large."."""
+  words = np.where(areas == 0, "gone", np.where(areas >= areas.max() / 2, "large", "small"))
+  every = max(1, len(areas) // _DESCRIBED_FRAMES)
+  return ", ".join(f"{index} {words[index]}" for index in range(0, len(areas), every)) + "."
+
+
+def _describe_place(place: tuple[bool, bool]) -> str:
+  """In which quarter of the frame the object is. place: whether it is below, and to the right."""
+  quarters = itertools.product((False, True), repeat=2)
+  names = ("top left", "top right", "bottom left", "bottom right")
+  told = (
+    f"{name}: {'yes' if each == place else 'no'}"
+    for name, each in zip(names, quarters, strict=True)
+  )
+  return ", ".join(told) + "."
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:

@@ -249,11 +249,12 @@ class Checks(ReferenceChecks):
     # The second turn and the last one, whose texts may differ.
     for before in {0, environment.turns - 2} if environment.turns > 1 else ():
       for reply in probes:
-        replies = (*probes[:1] * before, reply)
-        observation = environment.observe(scene.example, pool, replies)
+        replies = tuple(map(self._encode_reply, (*probes[:1] * before, reply)))
+        texts = [self.processor.decode(each) for each in replies]
+        observation = environment.observe(scene.example, pool, texts)
         if observation is None or (observation, size) in self._fitting:
           continue
-        shown = host.observe(0, 0, tuple(map(self._encode_reply, replies)))
+        shown = host.observe(0, 0, replies)
         if shown is not None:
           section, patches = self.config.turns, play.later_patch_buckets(self.config)
           for count, buckets, what in (
