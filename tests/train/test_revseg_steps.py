@@ -9,8 +9,10 @@ import pytest
 
 from tests.train import nano
 from vr_jax import errors, records
-from vr_jax.data import examples, frame_store
+from vr_jax.data import batches, examples, frame_store
+from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry, revseg
+from vr_jax.eval import evaluated_episode, evaluated_replies
 from vr_jax.models.qwen2_5_vl import processor
 from vr_jax.rollout import dialogue
 from vr_jax.train import check_examples, data_stage, metrics, paths, rl_loop, run_context
@@ -22,12 +24,13 @@ OVERRIDES = {
   "data__simulate__world__families": ("described",),
   "data__frames": 8,
   "env__description_bytes": 16,
-  "model__prefix_buckets": (96, 160),
+  "model__prefix_buckets": (96, 224),
   "model__frame_buckets": (4, 5),
   "turns__episode_buckets": (128,),
   "turns__observation_buckets": (64,),
   "turns__decode_chunk": 16,
   "sft__steps": 0,
+  "sft__max_reply_tokens": 112,
   "rl__steps": 1,
   "rl__token_bucket_ratio": 2.0,
 }
@@ -146,6 +149,67 @@ def test_a_supervised_conversation_has_frames_of_both_sizes(prepared):
   kinds = [grid.kind for grid in whole.grids]
   assert kinds == [records.Kind.VIDEO, records.Kind.IMAGE]
   assert store.size(example.video) == (64, 64)
+
+
+@pytest.fixture
+def evaluated(prepared):
+  """evaluated(*replies) -> an evaluated episode of the example, and its frames' times."""
+  run, context, shards, example = prepared
+  store = frame_store.FrameStore(shards / "frames")
+  clip = batches.select_clip(example, store, paths.sampling_rule(run.data))
+  times = tuple(clip.timestamps.tolist())
+
+  def make(*replies):
+    return evaluated_episode.EvaluatedEpisode(
+      example=example,
+      clip=clip,
+      reply=replies[-1],
+      tokens=1,
+      truncated=False,
+      answer=None,
+      accuracy=0.0,
+      steps=[],
+      observation=None,
+      rewards={},
+      segment_rewards={f"turn {turn + 1}": {} for turn in range(len(replies))},
+      episode=environment_lib.Episode(
+        pool=len(clip), relevant=(), replies=tuple(replies), times=times
+      ),
+      grounding=context.environment.grounding(replies, len(clip), (64, 64)),
+    )
+
+  return make
+
+
+def test_an_evaluated_reply_says_what_was_found_and_what_is_true(prepared, evaluated):
+  _, context, _, example = prepared
+  clip = evaluated("none").clip
+  replies = context.environment.reference_replies(example, clip.timestamps)
+
+  def record(*replies):
+    return evaluated_replies.to_json(context.environment, evaluated(*replies), {})["grounding"]
+
+  found = record(*replies)
+  track = example.object_track
+  largest = int(np.nanargmax([np.prod(b[2:] - b[:2]) for b in track.boxes_at(clip.timestamps)]))
+  true_box = track.boxes[np.argmin(np.abs(track.times - clip.timestamps[largest]))]
+  assert (found["frame"], found["time"]) == (largest, clip.timestamps[largest])
+  assert (found["height"], found["width"], found["problem"]) == (64, 64, "")
+  assert found["true_box"] == true_box.tolist()
+  # A reply counts whole pixels of 112, and the video has 64.
+  np.testing.assert_allclose(found["box"], true_box, atol=0.5 * 64 / 112 + 1e-6)
+  assert found["description"] == example.extra["description"][:16]
+  for frame_alone in (record(replies[0]), record(replies[0], "no box")):
+    assert (frame_alone["frame"], frame_alone["box"]) == (largest, None)
+    assert frame_alone["true_box"] == found["true_box"]
+  nothing = record("none")
+  assert nothing == {
+    **dict.fromkeys(("frame", "time", "box", "true_box")),
+    "description": "",
+    "problem": "json",
+    "height": 64,
+    "width": 64,
+  }
 
 
 def test_what_can_be_known_before_training_is_an_error_before_training(prepared):

@@ -11,6 +11,7 @@ import numpy as np
 
 from vr_jax import records
 from vr_jax.envs import environment
+from vr_jax.envs import grounding as grounding_lib
 from vr_jax.eval import evaluated_episode, evaluated_replies
 from vr_jax.rewards import steps as steps_lib
 from vr_jax.rl import advantages as advantages_lib
@@ -185,7 +186,18 @@ def _evaluated(
         segment_rewards=by_segment if len(by_segment) > 1 or multi_turn else {},
         episode=episode if multi_turn else None,
         segment=replies.segment[row, 0],
+        grounding=_grounding(task, item, episode),
       )
+
+
+def _grounding(
+  task: environment.Environment, item: batching.Item, episode: environment.Episode
+) -> grounding_lib.Grounding | None:
+  """What an episode found; None if the recipe does not look for objects."""
+  track = item.example.object_track
+  if track is None or not isinstance(task, grounding_lib.GroundingEnvironment):
+    return None
+  return task.grounding(episode.replies, len(item.clip), (track.height, track.width))
 
 
 def _advantages(

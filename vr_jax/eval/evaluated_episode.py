@@ -12,6 +12,7 @@ import numpy as np
 from vr_jax import records
 from vr_jax.data import batches
 from vr_jax.envs import environment
+from vr_jax.envs import grounding as grounding_lib
 from vr_jax.envs import metric as metric_lib
 from vr_jax.eval import intervals as intervals_lib
 from vr_jax.rewards import accuracy as accuracy_lib
@@ -52,6 +53,7 @@ class EvaluatedEpisode:
   segment_rewards: by segment, then by name; empty if there is only one segment.
   episode: all turns; None if there is only one.
   segment: index of each token's segment; -1 if it has none.
+  grounding: the object that the episode found; None if the recipe does not look for one.
   """
 
   example: records.Example
@@ -67,6 +69,7 @@ class EvaluatedEpisode:
   segment_rewards: dict[str, dict[str, float]]
   episode: environment.Episode | None = None
   segment: Int[np.ndarray, "time"] | None = None
+  grounding: grounding_lib.Grounding | None = None
 
 
 # The value of each metric for each episode that has one: metric -> index of the episode -> value.

@@ -18,6 +18,7 @@ from PIL import Image
 from vr_jax import records
 from vr_jax.data import batches
 from vr_jax.envs import environment as environment_lib
+from vr_jax.envs import grounding as grounding_lib
 from vr_jax.eval import evaluated_episode
 
 FRAMES = "frames.jsonl"
@@ -59,6 +60,8 @@ def to_json(
     reply["relevant"] = [[span.start, span.end] for span in example.relevant]
   elif evaluated.segment_rewards:
     reply["segment_rewards"] = evaluated.segment_rewards
+  if (found := evaluated.grounding) is not None:
+    reply["grounding"] = _grounding(evaluated, found)
   return _finite(reply)
 
 
@@ -100,6 +103,28 @@ def _turns(
       }
     )
   return turns
+
+
+def _grounding(
+  evaluated: evaluated_episode.EvaluatedEpisode, found: grounding_lib.Grounding
+) -> dict[str, Any]:
+  """What an episode found, and where the object is in its key frame (docs/evaluation.md)."""
+  track, time, true_box = evaluated.example.object_track, None, None
+  assert track is not None  # or there would be nothing to find
+  if found.key_frame is not None:
+    time = float(evaluated.clip.timestamps[found.key_frame])
+    (corners,) = grounding_lib.boxes_at(evaluated.example, np.array([time])).tolist()
+    true_box = None if math.isnan(corners[0]) else corners
+  return {
+    "frame": found.key_frame,
+    "time": time,
+    "description": found.description,
+    "box": None if found.box is None else list(found.box),
+    "true_box": true_box,
+    "problem": found.problem,
+    "height": track.height,
+    "width": track.width,
+  }
 
 
 def _observed_frames(
