@@ -112,6 +112,7 @@ setuptools.setup(
   package_data={
     "vr_jax.eval": ["report_assets/*"],
     "vr_jax.models.qwen2_5_vl": ["exported/*"],
+    "vr_jax.models.qwen3_vl": ["exported/*"],
   },
   python_requires=">=3.11",
   install_requires=REQUIRES,

@@ -27,7 +27,7 @@ LONGEST = (
   *("train/test_multi_turn", "train/test_lora", "test_notebook", "rollout/test_episodes"),
   *("train/test_critic", "benchmarks/test_group_layout", "rollout/test_packing"),
   *("train/test_vision_features", "train/test_vision_once", "train/test_validation", "test_ask"),
-  *("train/test_segments", "models/test_qwen2_5_vl_model", "models/test_qwen2_5_vl_turns"),
+  *("train/test_segments", "models/test_family_groups", "models/test_family_turns"),
   *("train/test_start", "benchmarks/test_turn_by_turn", "train/test_export"),
   *("traces/test_beam", "models/test_qwen2_5_vl_tpu", "rollout/test_compilations"),
   *("launch/test_plan_compiled", "launch/test_plan", "rollout/test_replicated"),

@@ -54,9 +54,8 @@ class ModelCase:
 
   def tensors(self) -> dict[str, np.ndarray]:
     """Weights by the name they have in a file, without prefixes."""
-    return {
-      name: _weight(self.seed, name, shape) for name, shape in tensor_shapes(self.config()).items()
-    }
+    shapes = tensor_shapes(self.config())
+    return {name: draw_weight(self.seed, name, shape) for name, shape in shapes.items()}
 
   def prompt(self, index: int) -> tuple[np.ndarray, list[tuple[tuple, np.ndarray]]]:
     """Tokens of a prompt, and its media: (part, patches [frames, patches, patch_dim])."""
@@ -223,11 +222,10 @@ def reference_model(case: ModelCase) -> Any:
   return model
 
 
-def reference_outputs(case: ModelCase, model: Any, index: int) -> dict[str, np.ndarray]:
-  """Runs transformers on a prompt: positions [3, prefix], next position, logits [prefix, vocab]."""
+def media_inputs(tokens: np.ndarray, media: list[tuple[tuple, np.ndarray]]) -> dict[str, Any]:
+  """What transformers' model takes for a prompt: tokens, kinds, pixels and grids."""
   import torch
 
-  tokens, media = case.prompt(index)
   ids = torch.from_numpy(tokens).long()[None]
   kinds = (ids == SPECIAL["image_token_id"]).int() + 2 * (ids == SPECIAL["video_token_id"]).int()
   inputs = {"input_ids": ids, "mm_token_type_ids": kinds}
@@ -239,9 +237,27 @@ def reference_outputs(case: ModelCase, model: Any, index: int) -> dict[str, np.n
       grid = [part[1:4] for part, _ in mine]
       flat = np.concatenate([patches.reshape(-1, patches.shape[-1]) for _, patches in mine])
       inputs[pixels], inputs[grids] = torch.from_numpy(flat), torch.tensor(grid)
+  return inputs
+
+
+def reference_inputs(case: ModelCase, index: int) -> dict[str, Any]:
+  """What transformers' model takes for a prompt."""
+  import torch
+
+  tokens, media = case.prompt(index)
+  inputs = media_inputs(tokens, media)
   seconds = [part[4] for part, _ in media if part[0] == "video"]
   if seconds:
     inputs["second_per_grid_ts"] = torch.tensor(seconds)
+  return inputs
+
+
+def reference_outputs(case: ModelCase, model: Any, index: int) -> dict[str, np.ndarray]:
+  """Runs transformers on a prompt: positions [3, prefix], next position, logits [prefix, vocab]."""
+  import torch
+
+  inputs = reference_inputs(case, index)
+  ids, kinds = inputs["input_ids"], inputs["mm_token_type_ids"]
   places = {name: inputs.get(name) for name in ("image_grid_thw", "video_grid_thw")}
   positions, _ = model.model.get_rope_index(
     ids, kinds, second_per_grid_ts=inputs.get("second_per_grid_ts"), **places
@@ -255,7 +271,8 @@ def reference_outputs(case: ModelCase, model: Any, index: int) -> dict[str, np.n
   }
 
 
-def _weight(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def draw_weight(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
+  """Random values of a tensor, which depend on its name."""
   rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
   values = rng.standard_normal(shape, np.float32)
   if len(shape) > 1:

@@ -57,7 +57,8 @@ TEMPLATE = """
 class ProcessorCase:
   """A conversation of turns (role, parts).
 
-  A part is text, ("image", height, width) or ("video", frames, height, width, frames a second).
+  A part is text, ("image", height, width) or ("video", frames, height, width, frames a second), to
+  which the numbers of the frames may be added; otherwise they count from 0.
   """
 
   name: str
@@ -165,6 +166,11 @@ def random_case(seed: int) -> ProcessorCase:
   )
 
 
+def frame_numbers(part: tuple) -> list[int]:
+  """Numbers of a video's frames in the file that they come from."""
+  return list(part[5]) if len(part) > 5 else list(range(part[1]))
+
+
 def make_tokenizer() -> tokenizers.Tokenizer:
   """Bytes, a few merges and Qwen2's special tokens, the same in every version of the library."""
   fields = json.loads(tokenizer_lib.train_tokenizer([], 270).to_str())
@@ -182,9 +188,8 @@ def has_torchvision() -> bool:
   return importlib.util.find_spec("torchvision") is not None
 
 
-def reference_processor() -> Any:
-  """Makes transformers' processor; without torchvision, with pixels by `FrameByFrame`."""
-  from transformers import Qwen2_5_VLProcessor
+def reference_tokenizer() -> Any:
+  """Makes transformers' tokenizer with the tokens of ours."""
   from transformers.models.qwen2 import tokenization_qwen2
 
   ours = make_tokenizer()
@@ -195,6 +200,14 @@ def reference_processor() -> Any:
   )
   theirs.add_tokens(list(tokenizer_lib.SPECIAL_TOKENS), special_tokens=True)
   assert theirs.get_vocab() == ours.get_vocab()
+  return theirs
+
+
+def reference_processor() -> Any:
+  """Makes transformers' processor; without torchvision, with pixels by `FrameByFrame`."""
+  from transformers import Qwen2_5_VLProcessor
+
+  theirs = reference_tokenizer()
   if has_torchvision():
     from transformers.models.qwen2_vl import image_processing_qwen2_vl as image_lib
     from transformers.models.qwen2_vl import video_processing_qwen2_vl as video_lib
@@ -283,11 +296,20 @@ class FrameByFrame:
 
 
 def reference_outputs(case: ProcessorCase, processor: Any) -> dict[str, np.ndarray]:
+  """Encodes a case with transformers, as `reference_encoding`, and adds positions.
+
+  positions [3, prefix]; next_position.
+  """
+  found = reference_encoding(case, processor)
+  return {**found, **_reference_positions(found)}
+
+
+def reference_encoding(case: ProcessorCase, processor: Any) -> dict[str, np.ndarray]:
   """Encodes a case with transformers; special tokens that its text spells are sanitised.
 
   Returns input_ids, attention_mask, mm_token_type_ids [prefix]; image_grid_thw, video_grid_thw
   [media, 3]; second_per_grid_ts [videos]; pixel_values, pixel_values_videos [patches, patch_dim];
-  positions [3, prefix]; next_position; and, if the text spells no token, assistant_masks [prefix].
+  and, if the text spells no token, assistant_masks [prefix].
   """
   from transformers.video_utils import VideoMetadata
 
@@ -302,7 +324,9 @@ def reference_outputs(case: ProcessorCase, processor: Any) -> dict[str, np.ndarr
       drawn = next(media)[1]
       content.append({"type": part[0], part[0]: drawn if part[0] == "video" else drawn[0]})
       if part[0] == "video":
-        metadata.append(VideoMetadata(total_num_frames=part[1], fps=part[4]))
+        numbers = frame_numbers(part)
+        told = {"total_num_frames": numbers[-1] + 1, "frames_indices": numbers}
+        metadata.append(VideoMetadata(fps=part[4], **told))
     messages.append({"role": role, "content": content})
   videos = {"video_metadata": metadata, "do_sample_frames": False} if metadata else {}
   options = {"add_generation_prompt": case.open_reply, "tokenize": True, "return_dict": True}
@@ -326,7 +350,7 @@ def reference_outputs(case: ProcessorCase, processor: Any) -> dict[str, np.ndarr
       processor_kwargs=dict(media_options),
     )
     found["assistant_masks"] = np.asarray(marked["assistant_masks"]).reshape(-1)
-  return {**found, **_reference_positions(found)}
+  return found
 
 
 def _reference_positions(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -354,10 +378,12 @@ def _reference_positions(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   }
 
 
-def levels(patches: np.ndarray) -> np.ndarray:
+def levels(
+  patches: np.ndarray, mean: np.ndarray = pixels.MEAN, std: np.ndarray = pixels.STD
+) -> np.ndarray:
   """8-bit levels of normalised patches [patches, patch_dim]."""
   channels = patches.reshape(len(patches), 3, patches.shape[1] // 3)
-  return np.rint(255 * (channels * pixels.STD[:, None] + pixels.MEAN[:, None])).astype(np.uint8)
+  return np.rint(255 * (channels * std[:, None] + mean[:, None])).astype(np.uint8)
 
 
 def main() -> None:

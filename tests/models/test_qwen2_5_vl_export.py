@@ -17,9 +17,9 @@ from typing import Any, cast
 from golden import qwen2_5_vl as golden
 import jax
 import ml_dtypes
+import model_builders as builders
 import numpy as np
 import pytest
-import qwen2_5_vl_builders as builders
 from safetensors import numpy as safetensors
 
 from vr_jax import atomic, errors

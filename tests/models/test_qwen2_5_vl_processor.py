@@ -11,9 +11,9 @@ import importlib.util
 from golden import qwen2_5_vl as golden
 from hypothesis import assume, given
 from hypothesis import strategies as st
+import model_builders as builders
 import numpy as np
 import pytest
-import qwen2_5_vl_builders as builders
 
 from vr_jax import errors, records
 from vr_jax.models.common import conversation, image_patches, prompts

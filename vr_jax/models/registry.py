@@ -23,6 +23,7 @@ from vr_jax.models.common import checkpoint
 # model_type -> the module that defines its FAMILY, imported on first use.
 _BUILT_IN = {
   "qwen2_5_vl": "vr_jax.models.qwen2_5_vl.family",
+  "qwen3_vl": "vr_jax.models.qwen3_vl.family",
 }
 _registered: dict[str, family_lib.ModelFamily] = {}
 

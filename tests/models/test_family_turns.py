@@ -7,16 +7,14 @@ from flax import nnx
 from golden import qwen2_5_vl as golden
 import jax
 import jax.numpy as jnp
+import model_builders as builders
 import numpy as np
 import pytest
-import qwen2_5_vl_builders as builders
 
 from vr_jax import records
 from vr_jax.models.common import packing, prompts
 from vr_jax.models.common import slots as slots_lib
-from vr_jax.models.qwen2_5_vl import model
 
-CASE = golden.CASES[0]
 GROUP = 3
 REPLIES = np.array([[3, 5], [1, 2], [4, 0], [5, 1], [2, 4], [0, 3]])  # tokens of two replies each
 # Rows and columns of patches of the images in observations; the third observation is text only.
@@ -25,41 +23,49 @@ SLOTS = (4, 0, 5, 2, 1, 3)  # where the replies are kept: any order will do
 TOLERANCE = 1e-5
 
 
-@functools.cache
-def network() -> model.Qwen2_5_VL:
-  return builders.load(CASE)
+@pytest.fixture(params=list(builders.FIRST_CASES))
+def family(request):
+  return request.param
 
 
 @functools.cache
-def inputs() -> tuple[list, list, list]:
+def network(family):
+  return builders.load(builders.FIRST_CASES[family])
+
+
+@functools.cache
+def inputs(family: str) -> tuple[list, list, list]:
   """Prompts; what replies are shown; tokens of their two replies."""
-  made, rng = builders.make_processor(network().config), np.random.default_rng(1)
+  made, rng = builders.make_processor(network(family).config), np.random.default_rng(1)
 
   def shown(sides):
     tokens, grids, patches = [rng.integers(0, golden.BYTES, 2)], [], []
     for height, width in sides:
       grids.append(prompts.Grid(kind=records.Kind.IMAGE, frames=1, height=height, width=width))
-      patches.append(rng.standard_normal((1, height * width, 1176), np.float32))
+      patches.append(rng.standard_normal((1, height * width, *made.patch_shape), np.float32))
       media = np.full(height * width // 4, made.config.image_token_id)
       tokens += [media, rng.integers(0, golden.BYTES, rng.integers(1, 4))]
     return made.join(np.concatenate(tokens).astype(np.int32), grids, patches)
 
-  first = [builders.encode(CASE, network().config, index) for index in range(2)]
+  first = [
+    builders.encode(builders.FIRST_CASES[family], network(family).config, index)
+    for index in range(2)
+  ]
   texts = [[rng.integers(0, golden.BYTES, n).astype(np.int32) for n in two] for two in REPLIES]
   return first, [shown(sides) for sides in SHOWN], texts
 
 
-def said(tokens) -> prompts.EncodedPrompt:
+def said(family, tokens) -> prompts.EncodedPrompt:
   """A reply as a conversation of its own."""
-  return builders.make_processor(network().config).join(tokens, [], [])
+  return builders.make_processor(network(family).config).join(tokens, [], [])
 
 
 def joined(*parts: prompts.EncodedPrompt) -> prompts.EncodedPrompt:
   return prompts.join(parts, name="joined")
 
 
-def collated(encoded, *, spare=0) -> records.Prompt:
-  return builders.make_processor(network().config).collate(
+def collated(family, encoded, *, spare=0) -> records.Prompt:
+  return builders.make_processor(network(family).config).collate(
     encoded,
     prefix_buckets=(max(len(one.tokens) for one in encoded) + spare,),
     frame_buckets=(max(len(one.frames) for one in encoded) + spare,),
@@ -69,17 +75,19 @@ def collated(encoded, *, spare=0) -> records.Prompt:
 
 @nnx.jit
 def plain(network, prompt):
-  x = network.embed(prompt, network.encode_vision(prompt.vision))
-  return network.text.prefill(x, prompt.positions, prompt.kind != records.Kind.PAD)[0]
+  return network.run_prompts(prompt, network.encode_vision(prompt.vision))[0]
 
 
 @functools.cache
-def expected() -> list[np.ndarray]:
+def expected(family: str) -> list[np.ndarray]:
   """Hidden states of each reply's suffix, from one forward over its whole conversation."""
-  first, shown, texts = inputs()
-  parts = [(said(one), obs, said(two)) for (one, two), obs in zip(texts, shown, strict=True)]
-  whole = collated([joined(first[i // GROUP], *three) for i, three in enumerate(parts)])
-  hidden = np.asarray(plain(network(), whole))
+  first, shown, texts = inputs(family)
+  parts = [
+    (said(family, one), obs, said(family, two))
+    for (one, two), obs in zip(texts, shown, strict=True)
+  ]
+  whole = collated(family, [joined(first[i // GROUP], *three) for i, three in enumerate(parts)])
+  hidden = np.asarray(plain(network(family), whole))
   cuts = [len(first[i // GROUP].tokens) for i in range(len(parts))]
   lengths = [sum(len(part.tokens) for part in three) for three in parts]
   return [h[a : a + n] for h, a, n in zip(hidden, cuts, lengths, strict=True)]
@@ -109,13 +117,15 @@ def show(network, prefix, cache, shown, rows):
   return hidden, cache.write_rows(network.layout, new, rows.cache_slot, rows.written, counts)
 
 
-def played(batches, *, spare=0):
+def played(family, batches, *, spare=0):
   """Hidden states of replies with observations appended in batches; `None` is an empty row."""
-  first, shown, texts = inputs()
-  prefix = nnx.jit(type(network()).prefill)(network(), collated(first, spare=spare))
+  first, shown, texts = inputs(family)
+  prefix = nnx.jit(type(network(family)).prefill)(
+    network(family), collated(family, first, spare=spare)
+  )
   slots = np.array(SLOTS)
   order = slots_lib.DecodeSlots(prompt=slots // GROUP, group_index=slots % GROUP, group=GROUP)
-  cache = network().init_cache(prefix, len(SLOTS), 40)
+  cache = network(family).init_cache(prefix, len(SLOTS), 40)
   written = np.zeros(len(SLOTS), np.int32)
   place = np.asarray(prefix.next_position)[slots // GROUP]
   found = {reply: [] for reply in SLOTS}
@@ -137,7 +147,7 @@ def played(batches, *, spare=0):
       tokens[slot, : REPLIES[reply, turn]] = texts[reply][turn]
     counts = REPLIES[slots, turn].astype(np.int32)
     everyone = rows(np.arange(len(SLOTS)))
-    hidden, cache = feed(network(), prefix, cache, tokens, counts, everyone, order)
+    hidden, cache = feed(network(family), prefix, cache, tokens, counts, everyone, order)
     for slot, reply in enumerate(SLOTS):
       found[reply].append(hidden[slot, : counts[slot]])
     written[:] += counts
@@ -147,7 +157,9 @@ def played(batches, *, spare=0):
   for batch in batches:
     homes = [len(SLOTS) if reply is None else SLOTS.index(reply) for reply in batch]
     seen = [shown[reply or 0] for reply in batch]
-    hidden, cache = show(network(), prefix, cache, collated(seen, spare=spare), rows(homes))
+    hidden, cache = show(
+      network(family), prefix, cache, collated(family, seen, spare=spare), rows(homes)
+    )
     for row, reply in enumerate(batch):
       if reply is not None:
         found[reply].append((len(seen[row].tokens), hidden[row]))
@@ -165,9 +177,11 @@ def played(batches, *, spare=0):
     ([(5, None), (2, 0), (1, 3), (None, 4)], 3),
   ],
 )
-def test_what_is_shown_and_said_next_equals_a_plain_forward_over_the_conversation(batches, spare):
-  found = played(batches, spare=spare)
-  for reply, whole in enumerate(expected()):
+def test_what_is_shown_and_said_next_equals_a_plain_forward_over_the_conversation(
+  family, batches, spare
+):
+  found = played(family, batches, spare=spare)
+  for reply, whole in enumerate(expected(family)):
     one, (count, last), two = found[reply]
     np.testing.assert_allclose(one, whole[: len(one)], rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(last, whole[len(one) + count - 1], rtol=0, atol=TOLERANCE)
@@ -175,12 +189,15 @@ def test_what_is_shown_and_said_next_equals_a_plain_forward_over_the_conversatio
 
 
 @functools.cache
-def suffix() -> tuple[np.ndarray, np.ndarray, records.EpisodeInputs]:
+def suffix(family: str) -> tuple[np.ndarray, np.ndarray, records.EpisodeInputs]:
   """Tokens of all suffixes, which are there, and what else they need."""
-  first, shown, texts = inputs()
+  first, shown, texts = inputs(family)
   starts = [first[i // GROUP].next_position for i in range(len(texts))]
-  parts = [(said(one), obs, said(two)) for (one, two), obs in zip(texts, shown, strict=True)]
-  rows = collated([joined(*three) for three in parts], spare=1)
+  parts = [
+    (said(family, one), obs, said(family, two))
+    for (one, two), obs in zip(texts, shown, strict=True)
+  ]
+  rows = collated(family, [joined(*three) for three in parts], spare=1)
   shape = (2, GROUP, rows.tokens.shape[1])
   media = rows.vision.patches.shape[1] * 16
   index = rows.media_index + np.where(
@@ -212,25 +229,32 @@ def extended(network, prompt, tokens, valid, episode_inputs, packed):
 
 @pytest.mark.parametrize("packed", [None, 130])
 @pytest.mark.parametrize("encoded", [False, True])
-def test_whole_suffixes_at_once_equal_a_plain_forward_over_each_conversation(packed, encoded):
-  tokens, valid, more = suffix()
+def test_whole_suffixes_at_once_equal_a_plain_forward_over_each_conversation(
+  family, packed, encoded
+):
+  tokens, valid, more = suffix(family)
   if encoded:
-    media = network().encode_vision(more.vision)
+    media = network(family).encode_vision(more.vision)
     more = dataclasses.replace(more, vision=None, media=media)
   assert packed is None or valid.sum() <= packed < valid.size
-  hidden = extended(network(), collated(inputs()[0]), tokens, valid, more, packed)
-  for reply, whole in enumerate(expected()):
+  hidden = extended(
+    network(family), collated(family, inputs(family)[0]), tokens, valid, more, packed
+  )
+  for reply, whole in enumerate(expected(family)):
     mine = np.asarray(hidden)[reply // GROUP, reply % GROUP, : len(whole)]
     np.testing.assert_allclose(mine, whole, rtol=0, atol=TOLERANCE)
 
 
-def test_gradients_of_later_turns_reach_the_tower_as_in_a_plain_forward():
-  tokens, valid, more = suffix()
-  first, shown, texts = inputs()
-  graphdef, params = nnx.split(network())
+def test_gradients_of_later_turns_reach_the_tower_as_in_a_plain_forward(family):
+  tokens, valid, more = suffix(family)
+  first, shown, texts = inputs(family)
+  graphdef, params = nnx.split(network(family))
   weight = np.random.default_rng(5).standard_normal((*tokens.shape, 32), np.float32)
-  parts = [(said(one), obs, said(two)) for (one, two), obs in zip(texts, shown, strict=True)]
-  whole = collated([joined(first[i // GROUP], *three) for i, three in enumerate(parts)])
+  parts = [
+    (said(family, one), obs, said(family, two))
+    for (one, two), obs in zip(texts, shown, strict=True)
+  ]
+  whole = collated(family, [joined(first[i // GROUP], *three) for i, three in enumerate(parts)])
   starts = [len(first[i // GROUP].tokens) for i in range(len(parts))]
   places = np.minimum(
     np.array(starts)[:, None] + np.arange(tokens.shape[2]), whole.tokens.shape[1] - 1
@@ -238,7 +262,7 @@ def test_gradients_of_later_turns_reach_the_tower_as_in_a_plain_forward():
 
   def shared(params):
     made = nnx.merge(graphdef, params)
-    hidden = made.forward_replies(made.prefill(collated(first)), tokens, valid, more)
+    hidden = made.forward_replies(made.prefill(collated(family, first)), tokens, valid, more)
     return jnp.where(valid[..., None], hidden * weight, 0).sum()
 
   def copied(params):

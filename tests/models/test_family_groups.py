@@ -1,4 +1,4 @@
-"""Group layout of Qwen2.5-VL: prefill, forward_replies and decode against a plain forward pass."""
+"""Group layout of each family: prefill, forward_replies and decode against a plain forward pass."""
 
 import dataclasses
 import functools
@@ -9,31 +9,35 @@ from golden import qwen2_5_vl as golden
 import jax
 from jax import extend
 import jax.numpy as jnp
+import model_builders as builders
 import numpy as np
 import pytest
-import qwen2_5_vl_builders as builders
 
 from vr_jax import records
+from vr_jax.models import registry
 from vr_jax.models.common import rematerialisation
 from vr_jax.models.common import slots as slots_lib
-from vr_jax.models.qwen2_5_vl import model
 
-CASE = golden.CASES[0]  # two prompts of different length, images and videos of several frames
 GROUP, TIME = 3, 6
 SLOTS = (4, 0, 5, 2, 1, 3)  # in which the replies are decoded: any order will do
 LENGTHS = np.array([[6, 1, 4], [0, 5, 6]])  # of the replies; one is empty
 TOLERANCE = 1e-5
 
 
-@functools.cache
-def network() -> model.Qwen2_5_VL:
-  return builders.load(CASE)
+@pytest.fixture(params=list(builders.FIRST_CASES))
+def family(request):
+  return request.param
 
 
 @functools.cache
-def inputs() -> tuple[records.Prompt, jax.Array, jax.Array]:
+def network(family):
+  return builders.load(builders.FIRST_CASES[family])
+
+
+@functools.cache
+def inputs(family: str) -> tuple[records.Prompt, jax.Array, jax.Array]:
   """Prompts with padding on every axis, reply tokens and which of them count."""
-  prompt = builders.prompt(CASE, network().config, spare=(4, 1, 1))
+  prompt = builders.prompt(builders.FIRST_CASES[family], network(family).config, spare=(4, 1, 1))
   tokens = np.random.default_rng(7).integers(0, golden.BYTES, (2, GROUP, TIME))
   return prompt, jnp.asarray(tokens), jnp.asarray(np.arange(TIME) < LENGTHS[..., None])
 
@@ -62,8 +66,7 @@ def decoded(network, prompt, tokens):
 
 @nnx.jit
 def plain(network, prompt):
-  x = network.embed(prompt, network.encode_vision(prompt.vision))
-  return network.text.prefill(x, prompt.positions, prompt.kind != records.Kind.PAD)[0]
+  return network.run_prompts(prompt, network.encode_vision(prompt.vision))[0]
 
 
 def replicated(prompt: records.Prompt, tokens, valid) -> records.Prompt:
@@ -106,41 +109,46 @@ def assert_same_where(valid, left, right, tolerance=TOLERANCE):
   np.testing.assert_allclose(left, right, rtol=0, atol=tolerance)
 
 
-def test_replies_on_a_shared_prompt_equal_a_plain_forward_of_each():
-  prompt, tokens, valid = inputs()
-  _, hidden = extended(network(), prompt, tokens, valid)
-  assert_same_where(valid, hidden, plain_replies(network(), prompt, tokens, valid))
+def test_replies_on_a_shared_prompt_equal_a_plain_forward_of_each(family):
+  prompt, tokens, valid = inputs(family)
+  _, hidden = extended(network(family), prompt, tokens, valid)
+  assert_same_where(valid, hidden, plain_replies(network(family), prompt, tokens, valid))
 
 
 @pytest.mark.usefixtures("decoding_layers")
-def test_decoding_token_by_token_gives_the_hidden_states_of_the_update():
-  prompt, tokens, valid = inputs()
-  _, hidden = extended(network(), prompt, tokens, valid)
-  assert_same_where(valid, decoded(network(), prompt, tokens), hidden)
+def test_decoding_token_by_token_gives_the_hidden_states_of_the_update(family):
+  prompt, tokens, valid = inputs(family)
+  _, hidden = extended(network(family), prompt, tokens, valid)
+  assert_same_where(valid, decoded(network(family), prompt, tokens), hidden)
 
 
-def test_the_prefix_keeps_the_hidden_state_of_each_prompts_last_token():
-  prompt, tokens, valid = inputs()
-  last, _ = extended(network(), prompt, tokens, valid)
-  whole = plain(network(), prompt)
+def test_the_prefix_keeps_the_hidden_state_of_each_prompts_last_token(family):
+  prompt, tokens, valid = inputs(family)
+  last, _ = extended(network(family), prompt, tokens, valid)
+  whole = plain(network(family), prompt)
   for row, length in enumerate((prompt.kind != records.Kind.PAD).sum(axis=1)):
     np.testing.assert_allclose(last[row], whole[row, length - 1], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("spare", [(0, 0, 0), (9, 0, 0), (0, 2, 0), (0, 0, 5), (1, 1, 1)])
-def test_padding_of_tokens_frames_or_patches_changes_no_result(spare):
-  prompt, tokens, valid = inputs()
-  last, hidden = extended(network(), prompt, tokens, valid)
-  other = builders.prompt(CASE, network().config, spare=spare)
-  other_last, other_hidden = extended(network(), other, tokens, valid)
+def test_padding_of_tokens_frames_or_patches_changes_no_result(family, spare):
+  prompt, tokens, valid = inputs(family)
+  last, hidden = extended(network(family), prompt, tokens, valid)
+  other = builders.prompt(builders.FIRST_CASES[family], network(family).config, spare=spare)
+  other_last, other_hidden = extended(network(family), other, tokens, valid)
   np.testing.assert_allclose(other_last, last, rtol=0, atol=TOLERANCE)
   assert_same_where(valid, other_hidden, hidden)
 
 
-def test_what_stands_in_padding_reaches_no_result():
-  prompt, tokens, valid = inputs()
+def padding_of(vision):
+  """Which patches are padding, by the field of the family that says so."""
+  return (vision.segment if hasattr(vision, "segment") else vision.window) < 0
+
+
+def test_what_stands_in_padding_reaches_no_result(family):
+  prompt, tokens, valid = inputs(family)
   rng = np.random.default_rng(3)
-  empty = prompt.vision.window < 0
+  empty = padding_of(prompt.vision)
   noise = 50 * rng.standard_normal(prompt.vision.patches.shape, np.float32)
   vision = dataclasses.replace(
     prompt.vision, patches=np.where(empty[..., None], noise, prompt.vision.patches)
@@ -150,26 +158,26 @@ def test_what_stands_in_padding_reaches_no_result():
     prompt, tokens=np.where(pad, 77, prompt.tokens).astype(np.int32), vision=vision
   )
   dirty_tokens = jnp.where(valid, tokens, 99)
-  last, hidden = extended(network(), prompt, tokens, valid)
-  dirty_last, dirty_hidden = extended(network(), dirty, dirty_tokens, valid)
+  last, hidden = extended(network(family), prompt, tokens, valid)
+  dirty_last, dirty_hidden = extended(network(family), dirty, dirty_tokens, valid)
   np.testing.assert_array_equal(dirty_last, last)
   assert_same_where(valid, dirty_hidden, hidden, tolerance=0)
 
 
-def test_a_reply_sees_neither_the_others_of_its_group_nor_its_own_future():
-  prompt, tokens, valid = inputs()
-  _, hidden = extended(network(), prompt, tokens, valid)
+def test_a_reply_sees_neither_the_others_of_its_group_nor_its_own_future(family):
+  prompt, tokens, valid = inputs(family)
+  _, hidden = extended(network(family), prompt, tokens, valid)
   changed = tokens.at[0, 0, 3].set((tokens[0, 0, 3] + 1) % golden.BYTES)
-  _, other = extended(network(), prompt, changed, valid)
+  _, other = extended(network(family), prompt, changed, valid)
   moved = np.abs(np.asarray(other - hidden)).max(axis=-1) > 1e-6
   expected = np.zeros_like(moved)
   expected[0, 0, 3:] = True
   np.testing.assert_array_equal(moved, expected)
 
 
-def test_gradients_through_the_shared_prompt_equal_those_of_replicated_prompts():
-  prompt, tokens, valid = inputs()
-  graphdef, params = nnx.split(network())
+def test_gradients_through_the_shared_prompt_equal_those_of_replicated_prompts(family):
+  prompt, tokens, valid = inputs(family)
+  graphdef, params = nnx.split(network(family))
   weight = jnp.asarray(np.random.default_rng(5).standard_normal((2, GROUP, TIME, 32)))
 
   def score(hidden):
@@ -195,11 +203,11 @@ def test_gradients_through_the_shared_prompt_equal_those_of_replicated_prompts()
 
 
 @functools.cache
-def gradient(remat, attention=""):
+def gradient(family, remat, attention=""):
   """Gradient of a loss on replies as a function of parameters, under a rematerialisation policy."""
-  prompt, tokens, valid = inputs()
-  config = dataclasses.replace(network().config, remat=remat, attention=attention)
-  graphdef = nnx.graphdef(nnx.eval_shape(lambda: model.Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
+  prompt, tokens, valid = inputs(family)
+  config = dataclasses.replace(network(family).config, remat=remat, attention=attention)
+  graphdef = builders.graphdef(config)
 
   def loss(params):
     whole = nnx.merge(graphdef, params)
@@ -209,19 +217,19 @@ def gradient(remat, attention=""):
 
 
 @pytest.mark.parametrize("policy", rematerialisation.POLICIES)
-def test_recomputing_layers_changes_no_gradient(policy):
-  params = nnx.state(network())
+def test_recomputing_layers_changes_no_gradient(family, policy):
+  params = nnx.state(network(family))
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6),
-    gradient(policy)(params),
-    gradient("none")(params),
+    gradient(family, policy)(params),
+    gradient(family, "none")(params),
   )
 
 
-def test_policies_compute_again_what_they_say():
+def test_policies_compute_again_what_they_say(family):
   def counted(primitive, attention=""):
-    params, names = nnx.state(network()), ("none", *rematerialisation.POLICIES)
-    made = {name: jax.make_jaxpr(gradient(name, attention))(params) for name in names}
+    params, names = nnx.state(network(family)), ("none", *rematerialisation.POLICIES)
+    made = {name: jax.make_jaxpr(gradient(family, name, attention))(params) for name in names}
     return {name: _count(jaxpr.jaxpr, primitive) for name, jaxpr in made.items()}
 
   products, kernels = counted("dot_general"), counted("pallas_call", "splash")
@@ -229,9 +237,9 @@ def test_policies_compute_again_what_they_say():
   assert 0 < kernels["none"] == kernels["dots"] == kernels["attention"] < kernels["full"], kernels
 
 
-def test_a_compiled_program_of_few_layers_keeps_less_where_they_are_computed_again():
-  params = nnx.state(network())
-  compiled = {name: gradient(name).lower(params).compile() for name in ("none", "full")}
+def test_a_compiled_program_of_few_layers_keeps_less_where_they_are_computed_again(family):
+  params = nnx.state(network(family))
+  compiled = {name: gradient(family, name).lower(params).compile() for name in ("none", "full")}
   memory = {
     name: cast(Any, program.memory_analysis()).temp_size_in_bytes
     for name, program in compiled.items()
@@ -246,19 +254,19 @@ def _count(jaxpr, primitive):
   return own + sum(_count(each, primitive) for each in inner)
 
 
-def test_a_batch_without_media_needs_no_frames():
-  case = dataclasses.replace(CASE, prompts=((("text", 9),),))
-  bare = builders.prompt(case, network().config)
-  padded = builders.prompt(case, network().config, spare=(0, 2, 3))
+def test_a_batch_without_media_needs_no_frames(family):
+  case = dataclasses.replace(builders.FIRST_CASES[family], prompts=((("text", 9),),))
+  bare = builders.prompt(case, network(family).config)
+  padded = builders.prompt(case, network(family).config, spare=(0, 2, 3))
   assert bare.vision.patches.shape[1] == 0
   np.testing.assert_allclose(
-    plain(network(), bare), plain(network(), padded), rtol=0, atol=TOLERANCE
+    plain(network(family), bare), plain(network(family), padded), rtol=0, atol=TOLERANCE
   )
 
 
-def test_parameters_start_random_in_float32_and_name_every_axis():
-  config = network().config
-  fresh = model.Qwen2_5_VL(config, rngs=nnx.Rngs(0))
+def test_parameters_start_random_in_float32_and_name_every_axis(family):
+  config = network(family).config
+  fresh = registry.family_of(config).make_model(config, rngs=nnx.Rngs(0))
   known = {"layers", "embed", "heads", "kv_heads", "mlp", "vocab", "patch", None}
   known |= {"vision_embed", "vision_heads", "vision_mlp"}
   for path, leaf in nnx.to_flat_state(nnx.state(fresh)):
@@ -269,13 +277,13 @@ def test_parameters_start_random_in_float32_and_name_every_axis():
   assert abs(float(fresh.text.embedding[...].std()) - config.initializer_range) < 1e-3
 
 
-def test_bfloat16_activations_stay_close_to_float32_and_logits_are_float32():
-  prompt, tokens, valid = inputs()
-  config = dataclasses.replace(network().config, dtype="bfloat16")
-  graphdef = nnx.graphdef(nnx.eval_shape(lambda: model.Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
-  half = nnx.merge(graphdef, nnx.state(network()))
+def test_bfloat16_activations_stay_close_to_float32_and_logits_are_float32(family):
+  prompt, tokens, valid = inputs(family)
+  config = dataclasses.replace(network(family).config, dtype="bfloat16")
+  graphdef = builders.graphdef(config)
+  half = nnx.merge(graphdef, nnx.state(network(family)))
   _, rough = extended(half, prompt, tokens, valid)
-  _, exact = extended(network(), prompt, tokens, valid)
+  _, exact = extended(network(family), prompt, tokens, valid)
   assert rough.dtype == jnp.bfloat16
   assert half.logits(rough).dtype == jnp.float32
   error = np.abs(np.asarray(rough, np.float32) - np.asarray(exact))[np.asarray(valid)]
