@@ -1,6 +1,6 @@
 """Times one GRPO update of a group with a shared prompt, against a replicated prompt and PyTorch.
 
-    python -m benchmarks.group_update
+    python -m benchmarks.group_update [--family=qwen3_vl]
 
 One prompt of 1,024 video tokens, 8 replies of 128 tokens, float32 (bfloat16 on an accelerator):
 log-probs, loss, gradients of all parameters, vision tower included, clipping and AdamW. Three
@@ -186,9 +186,9 @@ def model_flops(sizes: workload.WorkloadSizes) -> float:
   return sizes.prompts * flops.training(one, vision_frozen=False)
 
 
-def grown_megabytes(side: str) -> dict[str, float]:
+def grown_megabytes(side: str, sizes: workload.WorkloadSizes) -> dict[str, float]:
   """Growth of this process when one side runs twice; call it in a fresh process."""
-  work = workload.make(workload.ISSUE)
+  work = workload.make(sizes)
   rollout = workload.replies(work)
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   with tempfile.TemporaryDirectory() as directory:
@@ -204,15 +204,18 @@ def grown_megabytes(side: str) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> None:
   """Runs the comparison and prints its line."""
-  if argv:
-    print(json.dumps(grown_megabytes(argv[0])))
+  words = [word for word in argv if not word.startswith("--")]
+  flags = [word for word in argv if word.startswith("--")]
+  sizes, names = workload.of_family(workload.ISSUE, flags, SIDES)
+  if words:
+    print(json.dumps(grown_megabytes(words[0], sizes)))
     return
   about = measure.About("torch", "transformers")
-  result = compare(workload.ISSUE)
-  command = [sys.executable, "-m", "benchmarks.group_update"]
+  result = compare(sizes, names=names)
+  command = [sys.executable, "-m", "benchmarks.group_update", *flags]
   processes = {
     side: json.loads(subprocess.run([*command, side], check=True, capture_output=True).stdout)
-    for side in SIDES
+    for side in names
   }
   found = {"benchmark": "group_update", **result, "process_megabytes": processes, "goal": GOALS}
   print(json.dumps({**found, **about.fields()}))

@@ -20,6 +20,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+import sys
 import tempfile
 from typing import Any
 
@@ -142,12 +143,13 @@ def compare(
   }
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
   """Runs the comparison and prints its line."""
   about = measure.About("torch", "transformers")
-  result = compare(SIZES)
+  sizes, names = workload.of_family(SIZES, argv, SIDES)
+  result = compare(sizes, names=names)
   print(json.dumps({"benchmark": "rollout", **result, "goal": GOALS, **about.fields()}))
 
 
 if __name__ == "__main__":
-  main()
+  main(sys.argv[1:])

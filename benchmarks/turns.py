@@ -1,6 +1,6 @@
 """Times episodes of three turns, against a new prefill of the whole conversation each turn.
 
-    python -m benchmarks.turns
+    python -m benchmarks.turns [--family=qwen3_vl]
 
 8 prompts x 4 episodes, float32: 16 frames of 64 tokens each, a reply of 128 tokens, 8 frames of a
 pool of 128, a reply, 8 more, the last reply. There is no stop token, so that all sides compute all
@@ -24,6 +24,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+import sys
 import tempfile
 from typing import Any
 
@@ -36,9 +37,8 @@ import numpy as np
 
 from benchmarks import measure, rollout, workload
 from vr_jax import records
+from vr_jax.models import registry
 from vr_jax.models.common import conversation, prompts
-from vr_jax.models.qwen2_5_vl import model as model_lib
-from vr_jax.models.qwen2_5_vl import processor
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import episodes, forward, multi_turn_sampler, sampler
 
@@ -144,9 +144,10 @@ def make(
   config, devices = workload.model_config(sizes), devices or jax.devices()[:1]
   mesh = mesh_lib.make_mesh((len(devices), 1, 1, 1), devices)
   layout = mesh_lib.MeshLayout(mesh)
-  graphdef, params = nnx.split(model_lib.Qwen2_5_VL(config, rngs=nnx.Rngs(0), layout=layout))
+  make_model = registry.family_of(config).make_model
+  graphdef, params = nnx.split(make_model(config, rngs=nnx.Rngs(0), layout=layout))
   side = sizes.side * config.vision.patch_size
-  own = processor.Qwen2_5_VLProcessor(config, workload.BYTES, side**2, side**2, system="")
+  own = workload.make_processor(config, side**2, side**2, system="")
   shape = (sizes.prompts, pool, side, side, 3)
   pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   clips = Clips(sizes=sizes, own=own, pool=pixels, shown=shown)
@@ -326,13 +327,14 @@ def compare(
   }
 
 
-def main() -> None:
-  """Runs the comparison and prints its line."""
+def main(argv: Sequence[str]) -> None:
+  """Runs the comparison and prints its line. Qwen3-VL is compared with our other side alone."""
   mesh_lib.set_cpu_devices(2)
   about = measure.About("torch", "transformers")
-  result = compare(SIZES, devices=jax.devices())
+  sizes, names = workload.of_family(SIZES, argv, SIDES)
+  result = compare(sizes, devices=jax.devices(), names=names)
   print(json.dumps({"benchmark": "turns", **result, "goal": GOALS, **about.fields()}))
 
 
 if __name__ == "__main__":
-  main()
+  main(sys.argv[1:])

@@ -1,37 +1,42 @@
-"""The workload of several benchmarks: a random Qwen2.5-VL, prompts of one video each, and replies.
+"""The workload of several benchmarks: a random model, prompts of one video each, and replies.
 
 The same can be had with a copy of the prompt for each reply. `ISSUE` is the size that goals are
 stated for; tests use smaller ones.
 """
 
+import argparse
+from collections.abc import Sequence
 import dataclasses
 import pathlib
-from typing import cast
+from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
+import ml_collections
 import numpy as np
 
 from vr_jax import records
-from vr_jax.models import qwen2_5_vl
+from vr_jax.models import interface, registry
+from vr_jax.models.common import export, prompts
 from vr_jax.models.common import flops as flops_lib
-from vr_jax.models.common import prompts
 from vr_jax.models.qwen2_5_vl import config as config_lib
-from vr_jax.models.qwen2_5_vl import flops, processor, tokenizer
-from vr_jax.models.qwen2_5_vl import model as model_lib
+from vr_jax.models.qwen2_5_vl import processor, tokenizer
+from vr_jax.models.qwen3_vl import config as qwen3_config
 
 BYTES = tokenizer.train_tokenizer([], 256 + len(tokenizer.SPECIAL_TOKENS))
 # Between two temporal patches. After a long video, transformers gives a reply other positions in
 # `forward` than in `generate`; ours are the latter. With this value the two are the same.
 SECONDS = 0.25
+SYSTEM = "You are a helpful assistant."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkloadSizes:
   """The sizes of a model and its batch.
 
+  family: model_type of the model.
   frames: temporal patches of a prompt.
   side: patches along each side of a temporal patch.
   text: words around the video.
@@ -53,16 +58,22 @@ class WorkloadSizes:
   prompts: int
   group: int
   time: int
+  family: str = "qwen2_5_vl"
+
+  @property
+  def blocks(self) -> int:
+    """Runs of video tokens in a prompt."""
+    return self.frames if self.family == qwen3_config.MODEL_TYPE else min(self.frames, 1)
 
   @property
   def video_tokens(self) -> int:
-    """Video tokens of one prompt, without the two special tokens around them."""
+    """Video tokens of one prompt, without the two special tokens around each block of them."""
     return self.frames * self.side**2 // 4
 
   @property
   def prefix(self) -> int:
     """Tokens of one prompt."""
-    return self.video_tokens + (2 if self.frames else 0) + self.text
+    return self.video_tokens + 2 * self.blocks + self.text
 
 
 ISSUE = WorkloadSizes(
@@ -85,11 +96,14 @@ ISSUE = WorkloadSizes(
 )
 
 
-def model_config(sizes: WorkloadSizes) -> config_lib.Qwen2_5_VLConfig:
+def model_config(sizes: WorkloadSizes) -> config_lib.Qwen2_5_VLConfig | qwen3_config.Qwen3VLConfig:
   """The model of these sizes, float32.
 
-  As in the releases, every fourth layer of the vision tower has full attention.
+  As in the releases, every fourth layer of Qwen2.5-VL's vision tower has full attention. Of
+  Qwen3-VL's, the first three layers give features to the text layers.
   """
+  if sizes.family == qwen3_config.MODEL_TYPE:
+    return _qwen3_config(sizes)
   eighth = sizes.embed // sizes.heads // 8
   return config_lib.Qwen2_5_VLConfig(
     text=config_lib.TextConfig(
@@ -117,6 +131,36 @@ def model_config(sizes: WorkloadSizes) -> config_lib.Qwen2_5_VLConfig:
   )
 
 
+def _qwen3_config(sizes: WorkloadSizes) -> qwen3_config.Qwen3VLConfig:
+  head_dim = sizes.embed // sizes.heads
+  minor = head_dim // 2 * 5 // 16
+  return qwen3_config.Qwen3VLConfig(
+    text=qwen3_config.TextConfig(
+      vocab_size=sizes.vocabulary,
+      hidden_size=sizes.embed,
+      intermediate_size=sizes.mlp,
+      num_hidden_layers=sizes.layers,
+      num_attention_heads=sizes.heads,
+      num_key_value_heads=sizes.kv_heads,
+      head_dim=head_dim,
+      mrope_section=(head_dim // 2 - 2 * minor, minor, minor),
+    ),
+    vision=qwen3_config.VisionConfig(
+      depth=sizes.vision_layers,
+      hidden_size=sizes.vision_embed,
+      intermediate_size=sizes.vision_mlp,
+      num_heads=sizes.vision_heads,
+      out_hidden_size=sizes.embed,
+      deepstack_visual_indexes=tuple(range(min(3, sizes.layers, sizes.vision_layers))),
+    ),
+    image_token_id=_token_id("<|image_pad|>"),
+    video_token_id=_token_id("<|video_pad|>"),
+    vision_start_token_id=_token_id("<|vision_start|>"),
+    vision_end_token_id=_token_id("<|vision_end|>"),
+    tie_word_embeddings=True,
+  )
+
+
 def _token_id(token: str) -> int:
   number = BYTES.token_to_id(token)
   if number is None:
@@ -126,8 +170,9 @@ def _token_id(token: str) -> int:
 
 def forward_flops(sizes: WorkloadSizes) -> flops_lib.Forward:
   """FLOPs of one forward pass over one prompt and its group, in the group layout."""
-  return flops.forward(
-    model_config(sizes),
+  config = model_config(sizes)
+  return registry.family_of(config).forward_flops(
+    config,
     frames=sizes.frames,
     patches=sizes.side**2,
     prefix=sizes.prefix,
@@ -141,7 +186,7 @@ class Work:
   """A random model and its prompts, each as one conversation and all as a batch."""
 
   sizes: WorkloadSizes
-  config: config_lib.Qwen2_5_VLConfig
+  config: Any
   graphdef: nnx.GraphDef
   params: PyTree
   encoded: tuple[prompts.EncodedPrompt, ...]
@@ -168,7 +213,13 @@ class Work:
 
   def save(self, directory: pathlib.Path) -> None:
     """Writes the model for transformers, in the dtype that our weights are cast to in each pass."""
-    qwen2_5_vl.save_pretrained(self.params, directory, config=self.config, dtype=self.config.dtype)
+    export.save_pretrained(
+      self.params,
+      directory,
+      config=self.config,
+      family=registry.family_of(self.config),
+      dtype=self.config.dtype,
+    )
 
 
 def platform_dtype() -> str:
@@ -179,8 +230,8 @@ def platform_dtype() -> str:
 def make(sizes: WorkloadSizes, *, remat: str = "none") -> Work:
   """Random weights, pixels and words, from one seed. remat: see `rematerialisation.py`."""
   config = dataclasses.replace(model_config(sizes), remat=remat, dtype=platform_dtype())
-  graphdef, params = nnx.split(model_lib.Qwen2_5_VL(config, rngs=nnx.Rngs(0)))
-  own = processor.Qwen2_5_VLProcessor(config, BYTES, 4 * 28 * 28, 1024 * 28 * 28)
+  graphdef, params = nnx.split(registry.family_of(config).make_model(config, rngs=nnx.Rngs(0)))
+  own = make_processor(config, 4 * 28 * 28, 1024 * 28 * 28)
   rng = np.random.default_rng(0)
   encoded = tuple(_conversation(sizes, own, rng, f"prompt {i}") for i in range(sizes.prompts))
   batch = own.collate(
@@ -199,16 +250,32 @@ def make(sizes: WorkloadSizes, *, remat: str = "none") -> Work:
   )
 
 
+def make_processor(
+  config: interface.ModelConfig, min_pixels: int, max_pixels: int, *, system: str = SYSTEM
+) -> Any:
+  """The processor of a model, with limits of a frame."""
+  section = {
+    "min_pixels": min_pixels,
+    "max_pixels": max_pixels,
+    "min_video_pixels": 0,
+    "max_video_pixels": 0,
+    "system": system,
+    "resize_backend": "torchvision",
+  }
+  family = registry.family_of(config)
+  return family.make_processor(config, BYTES, ml_collections.ConfigDict(section))
+
+
 def _conversation(
-  sizes: WorkloadSizes, own: processor.Qwen2_5_VLProcessor, rng: np.random.Generator, name: str
+  sizes: WorkloadSizes, own: Any, rng: np.random.Generator, name: str
 ) -> prompts.EncodedPrompt:
   """Words, a video, words; without frames the words alone."""
-  config, before = cast(config_lib.Qwen2_5_VLConfig, own.config), sizes.text // 2
+  config, before = own.config, sizes.text // 2
   words = rng.integers(1, 256, sizes.text)
   if not sizes.frames:
     return own.join(words.astype(np.int32), [], [], name=name)
-  video = [config.video_token_id] * sizes.video_tokens
-  middle = [config.vision_start_token_id, *video, config.vision_end_token_id]
+  video = [config.video_token_id] * (sizes.video_tokens // sizes.blocks)
+  middle = [config.vision_start_token_id, *video, config.vision_end_token_id] * sizes.blocks
   tokens = np.array([*words[:before], *middle, *words[before:]], np.int32)
   grid = prompts.Grid(
     kind=records.Kind.VIDEO,
@@ -242,3 +309,17 @@ def replicated_prompt(prompt: records.Prompt, group: int) -> records.Prompt:
 def replicated_rows(tree: PyTree) -> PyTree:
   """[prompts, group, …] -> [prompts x group, 1, …]: every reply a group of its own."""
   return jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), tree)
+
+
+def of_family(
+  sizes: WorkloadSizes, flags: Sequence[str], sides: Sequence[str]
+) -> tuple[WorkloadSizes, tuple[str, ...]]:
+  """Sizes and sides of a benchmark with the flag --family=<model_type>, if it is given.
+
+  The PyTorch sides know Qwen2.5-VL alone.
+  """
+  parser = argparse.ArgumentParser(allow_abbrev=False)
+  parser.add_argument("--family", choices=("qwen2_5_vl", "qwen3_vl"), default="qwen2_5_vl")
+  family = parser.parse_args(list(flags)).family
+  kept = tuple(side for side in sides if side != "torch" or family == "qwen2_5_vl")
+  return dataclasses.replace(sizes, family=family), kept

@@ -9,6 +9,9 @@ Trains a video language model with GRPO; a reply is rewarded for its answer and 
            Result: not yet measured.
     7b     Qwen2.5-VL-7B-Instruct on the same. Device: v5p-16 or v6e-32. Result: not yet measured.
     72b    Qwen2.5-VL-72B-Instruct on the same. Device: v5p-256. Result: not yet measured.
+    qwen3vl_2b, qwen3vl_4b, qwen3vl_8b, qwen3vl_32b
+           Qwen3-VL-2B-, -4B-, -8B- and -32B-Instruct on the same. Device: docs/pods.md.
+           Result: not yet measured.
 
 Memory and step time are those of moss_chatv (those of 7b are for its 64-frame flags). Rewards are a
 list, which may contain functions of your own (docs/own_reward.md):
@@ -25,7 +28,7 @@ from vr_jax import base_config
 
 
 def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
-  """The recipe at a size: tiny, 3b, 7b or 72b."""
+  """The recipe at a size: tiny, 3b, 7b, 72b or qwen3vl_2b, _4b, _8b, _32b."""
   config = base_config.base("grpo")
   config.env.rewards = ("accuracy", "format")
   config.rl.num_generations = 8
@@ -36,6 +39,7 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
 
 def _released(config: ml_collections.ConfigDict, size: str) -> None:
   base_config.released_network(config, size)
+  base_config.released_limits(config, size)
   config.data.videos = "videos"
   config.data.annotations = "annotations.jsonl"
   config.data.frames = 16

@@ -5,6 +5,8 @@ reasoning steps (subsequence DTW).
 
     tiny   Data: simulated videos. Network: random, 1 M parameters. Device: two cores of a CPU. It
            takes 10 minutes and 2.2 GB. Result: docs/claims.md.
+    tiny_qwen3vl
+           The same with a random network of Qwen3-VL's kind, 1 M parameters.
     3b     Qwen2.5-VL-3B-Instruct on MOSS-Video. Device: v5e-16 or v6e-8. Planned for v5e-16: 10 of
            17 GB a chip, 8 s a step. Result: not yet measured.
     7b     Qwen2.5-VL-7B-Instruct on MOSS-Video, the paper's headline. Device: v5p-16 or v6e-32. By
@@ -12,6 +14,9 @@ reasoning steps (subsequence DTW).
            chip, 14 s a step; on v6e-32 21 of 34 GB, 12 s. Result: not yet measured.
     72b    Qwen2.5-VL-72B-Instruct on MOSS-Video. Device: v5p-256. Planned: 28 of 103 GB a chip, 8 s
            a step. Result: not yet measured.
+    qwen3vl_2b, qwen3vl_4b, qwen3vl_8b, qwen3vl_32b
+           Qwen3-VL-2B-, -4B-, -8B- and -32B-Instruct on MOSS-Video. Device: docs/pods.md.
+           Result: not yet measured.
 
 Planned memory and step time come from launch/plan.py (docs/pods.md). The sizes 3b, 7b and 72b use
 16 frames, at most 128 tokens per pair of frames (a temporal patch), as Video-R1 and its successors
@@ -40,7 +45,7 @@ from vr_jax import base_config
 
 
 def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
-  """The recipe at a size: tiny, 3b, 7b or 72b."""
+  """The recipe at a size: tiny, tiny_qwen3vl, 3b, 7b, 72b or qwen3vl_2b, _4b, _8b, _32b."""
   config = base_config.base("moss_chatv")
   env = config.env
   env.rewards = ("accuracy", "format", "process")
@@ -54,11 +59,14 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   config.rl.num_generations = 8  # Reconstruction
   config.rl.clip_epsilon_low = 0.2  # Reconstruction
   config.rl.clip_epsilon_high = 0.2  # Reconstruction
-  return base_config.at_size(config, size, tiny=_tiny, released=_released)
+  return base_config.at_size(
+    config, size, tiny=_tiny, released=_released, tiny_qwen3vl=_tiny_qwen3vl
+  )
 
 
 def _released(config: ml_collections.ConfigDict, size: str) -> None:
   base_config.released_network(config, size)
+  base_config.released_limits(config, size)
   config.data.videos = "MOSS-Video/videos"
   config.data.annotations = "MOSS-Video/annotations.jsonl"
   config.data.frames = 16  # Reconstruction
@@ -78,8 +86,19 @@ def _released(config: ml_collections.ConfigDict, size: str) -> None:
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
-  base_config.tiny_simulation(config)
   base_config.tiny_network(config)
+  _tiny_training(config)
+  config.model.prefix_buckets = (64, 96)
+
+
+def _tiny_qwen3vl(config: ml_collections.ConfigDict) -> None:
+  base_config.tiny_qwen3vl_network(config)
+  _tiny_training(config)
+  config.model.prefix_buckets = (96, 128)  # the times of frames are text
+
+
+def _tiny_training(config: ml_collections.ConfigDict) -> None:
+  base_config.tiny_simulation(config)
   config.data.fps = 1.0
   config.data.frames = 8
   config.env.instruction = ""  # the network knows no words
@@ -111,7 +130,6 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 
 def _tiny_compiler_sizes(config: ml_collections.ConfigDict) -> None:
   """Shapes that programs are compiled for; the other sizes use the defaults."""
-  config.model.prefix_buckets = (64, 96)
   config.model.frame_buckets = (4,)  # temporal patches, of two frames each
   config.model.patch_buckets = (16,)
   config.rl.microbatches = 4  # a microbatch's saved activations then fit the CPU's cache

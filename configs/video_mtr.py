@@ -12,6 +12,9 @@ Trains a video language model with PPO: a critic, bi-level GAE and rewards of ea
            103 GB a chip, 22 s a step. Result: not yet measured.
     72b    Qwen2.5-VL-72B-Instruct on the same. Device: v5p-256. Planned: 46 of 103 GB a chip, 17 s
            a step. Result: not yet measured.
+    qwen3vl_2b, qwen3vl_4b, qwen3vl_8b, qwen3vl_32b
+           Qwen3-VL-2B-, -4B-, -8B- and -32B-Instruct on the same. Device: docs/pods.md.
+           Result: not yet measured.
 
 Policy, critic, the moments of both and the reference take 28 bytes a parameter over all chips: 13
 of 34 GB a chip for 3b on v6e-8, 58 of 103 for 7b on v5p-8, 2,055 GB in all for 72b. Programs and
@@ -32,7 +35,7 @@ from vr_jax import base_config
 
 
 def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
-  """The recipe at a size: tiny, 3b, 7b or 72b."""
+  """The recipe at a size: tiny, 3b, 7b, 72b or qwen3vl_2b, _4b, _8b, _32b."""
   config = base_config.base("video_mtr")
   base_config.turns(config)
   env = config.env
@@ -77,8 +80,8 @@ def _released(config: ml_collections.ConfigDict, size: str) -> None:
   config.data.annotations = "annotations.jsonl"
   config.data.frames = 128  # most frames of a pool
   config.model.freeze_vision = False  # the released code trains the vision tower
-  config.model.min_pixels = 128 * 14 * 14
-  config.model.max_pixels = 128 * 14 * 14
+  config.model.min_pixels = 32 * base_config.token_pixels(size)
+  config.model.max_pixels = 32 * base_config.token_pixels(size)
 
   think = "Think inside <think> and </think>. Then "
   answer = "give only the final answer inside <answer> and </answer>"

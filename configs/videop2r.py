@@ -12,6 +12,9 @@ gets the advantage of its own rewards.
            Planned for v5p-16: 32 of 103 GB a chip, 8 s a step. Result: not yet measured.
     72b    Qwen2.5-VL-72B-Instruct on the same. Device: v5p-256. Planned: 28 of 103 GB a chip, 10 s
            a step. Result: not yet measured.
+    qwen3vl_2b, qwen3vl_4b, qwen3vl_8b, qwen3vl_32b
+           Qwen3-VL-2B-, -4B-, -8B- and -32B-Instruct on the same. Device: docs/pods.md.
+           Result: not yet measured.
 
 Planned memory and step time come from launch/plan.py (docs/pods.md). The released data is two
 files, traces for the warm start and questions for RL. The sizes 3b, 7b and 72b read the second. The
@@ -38,7 +41,7 @@ from vr_jax import base_config
 
 
 def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
-  """The recipe at a size: tiny, 3b, 7b or 72b."""
+  """The recipe at a size: tiny, 3b, 7b, 72b or qwen3vl_2b, _4b, _8b, _32b."""
   config = base_config.base("videop2r")
   base_config.judge(config)
   base_config.traces(config)
@@ -68,6 +71,7 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
 def _released(config: ml_collections.ConfigDict, size: str) -> None:
   # 8 prompts on the 128 chips of v5p-256: 2 chips on the sequence axis, 8 on tensor.
   base_config.released_network(config, size, mesh=(1, 8, -1, 8) if size == "72b" else None)
+  base_config.released_limits(config, size)
   config.data.videos = "VideoP2R"
   config.data.annotations = "VideoP2R/rl.json"
   config.data.frames = 16

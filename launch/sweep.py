@@ -240,6 +240,8 @@ def _show(config: ml_collections.ConfigDict, frames: int) -> None:
   """Sets the number of frames, and the smallest buckets with room for them."""
   vision = model_setup.model_of(config).vision_shapes
   config.data.frames = config.data.max_frames = frames
+  if config.model.max_video_pixels:
+    config.model.max_video_pixels = frames * config.model.max_pixels
   patches = config.model.max_pixels // vision.pixels_per_patch
   temporal = -(-frames // vision.images_per_frame)
   tokens = temporal * vision.media_tokens(patches) + step_shapes.TEXT_TOKENS

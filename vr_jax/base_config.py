@@ -19,7 +19,8 @@ import ml_collections
 from vr_jax import config_fields, optional_sections, schema
 
 # The released networks by size, named as on Hugging Face.
-RELEASES = {size: f"Qwen2.5-VL-{size.upper()}-Instruct" for size in ("3b", "7b", "72b")}
+QWEN3_VL = {f"qwen3vl_{n}": f"Qwen3-VL-{n.upper()}-Instruct" for n in ("2b", "4b", "8b", "32b")}
+RELEASES = {size: f"Qwen2.5-VL-{size.upper()}-Instruct" for size in ("3b", "7b", "72b")} | QWEN3_VL
 
 
 def base(recipe: str) -> ml_collections.ConfigDict:
@@ -57,18 +58,20 @@ def at_size(
   *,
   tiny: Callable[[ml_collections.ConfigDict], None],
   released: Callable[[ml_collections.ConfigDict, str], None],
+  tiny_qwen3vl: Callable[[ml_collections.ConfigDict], None] | None = None,
 ) -> ml_collections.ConfigDict:
-  """Returns the config at a size, locked: calls `tiny(config)` or `released(config, size)`.
+  """Returns the config at a size, locked: calls the function of that name, or `released`.
 
   Raises:
-    ValueError: the size is none of tiny, 3b, 7b and 72b.
+    ValueError: the recipe has no such size.
   """
-  if size == "tiny":
-    tiny(config)
+  own = {"tiny": tiny} | ({"tiny_qwen3vl": tiny_qwen3vl} if tiny_qwen3vl else {})
+  if size in own:
+    own[size](config)
   elif size in RELEASES:
     released(config, size)
   else:
-    known = ", ".join(("tiny", *RELEASES))
+    known = ", ".join((*own, *RELEASES))
     raise ValueError(f"{size}: no such size; one of {known}")
   return config.lock()
 
@@ -116,13 +119,8 @@ def tiny_simulation(
 def tiny_network(config: ml_collections.ConfigDict) -> None:
   """Sets up a random network of 1 M parameters, for which two cores of a CPU are enough."""
   model = config.model
-  model.tokenizer = "trained"
   model.min_pixels = model.max_pixels = 56 * 56
-  model.system = ""
-  model.question_first = True  # frames at a fixed distance from the reply are learned sooner
-  model.dtype = "float32"
-  model.remat = "none"
-  model.freeze_vision = False
+  _tiny_options(config)
   model.architecture = ml_collections.ConfigDict(
     {
       "model_type": "qwen2_5_vl",
@@ -156,6 +154,61 @@ def tiny_network(config: ml_collections.ConfigDict) -> None:
       },
     }
   )
+
+
+def tiny_qwen3vl_network(config: ml_collections.ConfigDict) -> None:
+  """Sets up a random network of 1 M parameters like `tiny_network`, of Qwen3-VL's kind."""
+  model = config.model
+  model.min_pixels = model.max_pixels = 64 * 64
+  model.min_video_pixels = model.max_video_pixels = 8 * 64 * 64  # of 8 frames
+  _tiny_options(config)
+  model.architecture = ml_collections.ConfigDict(
+    {
+      "model_type": "qwen3_vl",
+      "text_config": {
+        "vocab_size": 448,
+        "hidden_size": 128,
+        "intermediate_size": 352,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "rope_scaling": {
+          "mrope_section": (6, 5, 5),
+          "mrope_interleaved": True,
+          "rope_type": "default",
+        },
+        "initializer_range": 0.08,
+      },
+      "vision_config": {
+        "depth": 3,
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_heads": 4,
+        "out_hidden_size": 128,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": (0, 1),
+      },
+      "tie_word_embeddings": True,
+    }
+  )
+
+
+def _tiny_options(config: ml_collections.ConfigDict) -> None:
+  """What all tiny networks share."""
+  model = config.model
+  model.tokenizer = "trained"
+  model.system = ""
+  model.question_first = True  # frames at a fixed distance from the reply are learned sooner
+  model.dtype = "float32"
+  model.remat = "none"
+  model.freeze_vision = False
   config.eval.batch_size = 64
   config.cpu_devices = 2  # one per core
 
@@ -165,11 +218,31 @@ def released_network(
 ) -> None:
   """Sets up a released network, read from the directory that bears its name.
 
-  size: 3b, 7b or 72b.
-  mesh: devices on the axes data, fsdp, sequence, tensor. None: all on fsdp, but for 72b 8 on
-    tensor, one for each of its key heads.
+  size: a key of RELEASES.
+  mesh: devices on the axes data, fsdp, sequence, tensor. None: all on fsdp, but for 72b and
+    qwen3vl_32b 8 on tensor, one for each of their key heads.
   """
-  config.model.pretrained = RELEASES[size]
-  config.model.resize_backend = "torchvision"  # as transformers resizes frames for them
+  model = config.model
+  model.pretrained = RELEASES[size]
+  model.resize_backend = "torchvision"  # as transformers resizes frames for them
   config.export.dtype = "bfloat16"  # as the releases
-  config.mesh = mesh or ((1, -1, 1, 8) if size == "72b" else (1, -1, 1, 1))
+  config.mesh = mesh or ((1, -1, 1, 8) if size in ("72b", "qwen3vl_32b") else (1, -1, 1, 1))
+  if size in QWEN3_VL:
+    model.system = ""  # the released template has none
+    # Of 16 frames the same 128 tokens a temporal patch as with the other sizes. Shorter clips may
+    # have larger frames.
+    model.min_video_pixels = 4 * 32 * 32
+    model.max_video_pixels = 16 * 128 * 32 * 32
+
+
+def token_pixels(size: str) -> int:
+  """Pixels of a frame that become one media token of a released network."""
+  return 32 * 32 if size in QWEN3_VL else 28 * 28
+
+
+def released_limits(config: ml_collections.ConfigDict, size: str) -> None:
+  """Limits of a single frame for Qwen3-VL in tokens, as the defaults of other sizes are."""
+  if size in QWEN3_VL:
+    config.model.min_pixels = 4 * token_pixels(size)
+    config.model.max_pixels = 128 * token_pixels(size)
+    config.model.patch_buckets = (256, 512, 784)  # 784: a square frame of data.max_side

@@ -51,6 +51,15 @@ class ModelSection:
   max_pixels: int = field(
     128 * 28 * 28, "Most pixels of a frame; the default is Video-R1's.", "[1, inf)"
   )
+  min_video_pixels: int = field(
+    0,
+    "Fewest pixels of all frames of a video together, for models that limit whole videos; 0: as "
+    "they were released.",
+    "[0, inf)",
+  )
+  max_video_pixels: int = field(
+    0, "Most pixels of all frames of a video together; 0: as min_video_pixels.", "[0, inf)"
+  )
   resize_backend: Literal["torchvision", "pillow"] = field(
     "pillow", "Library whose bicubic filter frames are resized with (docs/design.md)."
   )

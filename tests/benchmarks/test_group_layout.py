@@ -36,12 +36,17 @@ TOY = dataclasses.replace(
 TEXT = dataclasses.replace(TOY, frames=0)
 
 
-@pytest.mark.parametrize("dtype", group_update.TOLERANCES)
+@pytest.mark.parametrize(
+  ("family", "dtype"),
+  [*(("qwen2_5_vl", dtype) for dtype in group_update.TOLERANCES), ("qwen3_vl", "float32")],
+)
 def test_an_update_of_groups_has_the_loss_and_the_gradients_of_the_replicated_one(
-  monkeypatch, dtype
+  monkeypatch, family, dtype
 ):
   monkeypatch.setattr(workload, "platform_dtype", lambda: dtype)
-  found = group_update.compare(TOY, names=("ours", "replicated"), repeats=1)
+  sizes, names = workload.of_family(TOY, [f"--family={family}"], group_update.SIDES)
+  assert ("torch" in names) == (family == "qwen2_5_vl")
+  found = group_update.compare(sizes, names=("ours", "replicated"), repeats=1)
   for what, largest in group_update.TOLERANCES[dtype].items():
     assert found["differences"][f"{what}_replicated"] <= largest
   assert found["dtype"] == dtype

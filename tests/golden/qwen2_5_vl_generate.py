@@ -79,6 +79,14 @@ class GenerateCase:
     blocks = {"depth": vision, "fullatt_block_indexes": [vision - 1]}
     return {**fields, "vision_config": {**WIDE["vision_config"], **blocks}}
 
+  def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors by their released names."""
+    shapes = models.tensor_shapes(self.model_fields())
+    return {
+      name if name.startswith(("visual.", "lm_head.")) else f"model.{name}": shape
+      for name, shape in shapes.items()
+    }
+
   def write_source(self, directory: pathlib.Path) -> None:
     """Writes random weights, config.json and tokenizer as a release has them.
 
@@ -86,11 +94,11 @@ class GenerateCase:
     """
     fields, tensors = self.model_fields(), {}
     (directory / "config.json").write_text(json.dumps(fields))
-    for name, shape in models.tensor_shapes(fields).items():
+    for full, shape in self.tensor_shapes().items():
+      name = full.removeprefix("model.")
       rng = np.random.default_rng([zlib.crc32(self.name.encode()), zlib.crc32(name.encode())])
       deviation = SCALE / np.prod(shape[1:]) ** 0.5 if len(shape) > 1 else 0.1
       levels = np.linspace(-1, 1, 256) * 3**0.5 * deviation + ("norm" in name or "ln_q" in name)
-      full = name if name.startswith(("visual.", "lm_head.")) else f"model.{name}"
       tensors[full] = levels.astype(ml_dtypes.bfloat16)[rng.integers(0, 256, shape, np.uint8)]
     safetensors.save_file(tensors, directory / "model.safetensors")
     TOKENIZER.save(str(directory / "tokenizer.json"))

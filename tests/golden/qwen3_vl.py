@@ -91,7 +91,7 @@ CASES = (
     name="image_and_video",
     seed=1,
     text=text_config(32, 3, 4, 2, [2, 1, 1]),
-    vision=vision_config(32, 4, 2, 6, [0, 2]),
+    vision=vision_config(32, 2, 2, 6, [0, 1]),
     tied=False,
     prompts=(
       (("text", 5), ("image", 1, 6, 10, 1.0), ("text", 3), ("video", 3, 4, 6, 1.0), ("text", 7)),
@@ -102,7 +102,7 @@ CASES = (
     name="one_key_head_tied",
     seed=2,
     text=text_config(48, 2, 6, 1, [4, 2, 2]),
-    vision=vision_config(24, 3, 3, 4, [0, 1]),
+    vision=vision_config(24, 4, 3, 4, [0, 2]),
     tied=True,
     prompts=((("text", 4), ("image", 1, 14, 10, 1.0), ("text", 9)),),
   ),

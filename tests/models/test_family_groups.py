@@ -17,6 +17,7 @@ from vr_jax import records
 from vr_jax.models import registry
 from vr_jax.models.common import rematerialisation
 from vr_jax.models.common import slots as slots_lib
+from vr_jax.parallel import mesh as mesh_lib
 
 GROUP, TIME = 3, 6
 SLOTS = (4, 0, 5, 2, 1, 3)  # in which the replies are decoded: any order will do
@@ -27,6 +28,10 @@ TOLERANCE = 1e-5
 @pytest.fixture(params=list(builders.FIRST_CASES))
 def family(request):
   return request.param
+
+
+# For what the decoder does alike for all families, one of them is enough.
+one_family = pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
 
 
 @functools.cache
@@ -130,7 +135,14 @@ def test_the_prefix_keeps_the_hidden_state_of_each_prompts_last_token(family):
     np.testing.assert_allclose(last[row], whole[row, length - 1], rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("spare", [(0, 0, 0), (9, 0, 0), (0, 2, 0), (0, 0, 5), (1, 1, 1)])
+@pytest.mark.parametrize(
+  ("family", "spare"),
+  [
+    *(("qwen2_5_vl", spare) for spare in [(0, 0, 0), (9, 0, 0), (0, 2, 0), (0, 0, 5), (1, 1, 1)]),
+    ("qwen3_vl", (9, 2, 5)),
+  ],
+  indirect=["family"],
+)
 def test_padding_of_tokens_frames_or_patches_changes_no_result(family, spare):
   prompt, tokens, valid = inputs(family)
   last, hidden = extended(network(family), prompt, tokens, valid)
@@ -216,6 +228,7 @@ def gradient(family, remat, attention=""):
   return jax.jit(jax.grad(loss))
 
 
+@one_family
 @pytest.mark.parametrize("policy", rematerialisation.POLICIES)
 def test_recomputing_layers_changes_no_gradient(family, policy):
   params = nnx.state(network(family))
@@ -226,6 +239,7 @@ def test_recomputing_layers_changes_no_gradient(family, policy):
   )
 
 
+@one_family
 def test_policies_compute_again_what_they_say(family):
   def counted(primitive, attention=""):
     params, names = nnx.state(network(family)), ("none", *rematerialisation.POLICIES)
@@ -237,6 +251,7 @@ def test_policies_compute_again_what_they_say(family):
   assert 0 < kernels["none"] == kernels["dots"] == kernels["attention"] < kernels["full"], kernels
 
 
+@one_family
 def test_a_compiled_program_of_few_layers_keeps_less_where_they_are_computed_again(family):
   params = nnx.state(network(family))
   compiled = {name: gradient(family, name).lower(params).compile() for name in ("none", "full")}
@@ -288,3 +303,44 @@ def test_bfloat16_activations_stay_close_to_float32_and_logits_are_float32(famil
   assert half.logits(rough).dtype == jnp.float32
   error = np.abs(np.asarray(rough, np.float32) - np.asarray(exact))[np.asarray(valid)]
   assert error.mean() < 0.05
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl"], indirect=True)
+@pytest.mark.parametrize("policy", ["full", "dots"])
+def test_features_behind_the_first_layers_are_recomputed_with_them(family, policy):
+  params = nnx.state(network(family))
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6),
+    gradient(family, policy)(params),
+    gradient(family, "none")(params),
+  )
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl"], indirect=True)
+def test_a_mesh_gives_the_gradients_of_one_device(family):
+  """The other family runs whole steps on meshes in tests/parallel/test_mesh.py."""
+  config, (_, tokens, valid) = network(family).config, inputs(family)
+  case = builders.FIRST_CASES[family]
+  length = builders.prompt(case, config).tokens.shape[1]
+  prompt = builders.prompt(case, config, spare=(length % 2, 0, 0))
+  mesh = mesh_lib.make_mesh((1, 2, 2, 2))
+  make = registry.family_of(config).make_model
+  layout = mesh_lib.MeshLayout(mesh)
+  split = nnx.graphdef(nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0), layout=layout)))
+
+  def loss(graphdef, params):
+    whole = nnx.merge(graphdef, params)
+    hidden = whole.forward_replies(whole.prefill(prompt), tokens, valid)
+    return jnp.where(valid[..., None], whole.logits(hidden) ** 2, 0).sum()
+
+  gradient = jax.jit(jax.grad(loss, argnums=1), static_argnums=0)
+  params = nnx.state(network(family))
+  expected = gradient(nnx.graphdef(network(family)), params)
+  sharded = jax.tree.map(jax.device_put, params, mesh_lib.param_shardings(params, mesh))
+  found = gradient(split, sharded)
+  for (path, one), (_, other) in zip(
+    nnx.to_flat_state(expected), nnx.to_flat_state(found), strict=True
+  ):
+    scale = np.abs(one[...]).max()
+    assert scale > 0, path
+    np.testing.assert_allclose(other[...], one[...], rtol=0, atol=1e-4 * scale, err_msg=str(path))

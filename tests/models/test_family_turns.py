@@ -171,11 +171,13 @@ def played(family, batches, *, spare=0):
 
 @pytest.mark.usefixtures("decoding_layers")
 @pytest.mark.parametrize(
-  ("batches", "spare"),
+  ("family", "batches", "spare"),
   [
-    ([(0, 1, 2, 3, 4, 5)], 0),
-    ([(5, None), (2, 0), (1, 3), (None, 4)], 3),
+    ("qwen2_5_vl", [(0, 1, 2, 3, 4, 5)], 0),
+    ("qwen2_5_vl", [(5, None), (2, 0), (1, 3), (None, 4)], 3),
+    ("qwen3_vl", [(5, None), (2, 0), (1, 3), (None, 4)], 3),
   ],
+  indirect=["family"],
 )
 def test_what_is_shown_and_said_next_equals_a_plain_forward_over_the_conversation(
   family, batches, spare
@@ -227,8 +229,15 @@ def extended(network, prompt, tokens, valid, episode_inputs, packed):
   )
 
 
-@pytest.mark.parametrize("packed", [None, 130])
-@pytest.mark.parametrize("encoded", [False, True])
+@pytest.mark.parametrize(
+  ("family", "packed", "encoded"),
+  [
+    *(("qwen2_5_vl", packed, encoded) for packed in (None, 130) for encoded in (False, True)),
+    ("qwen3_vl", None, True),
+    ("qwen3_vl", 130, False),
+  ],
+  indirect=["family"],
+)
 def test_whole_suffixes_at_once_equal_a_plain_forward_over_each_conversation(
   family, packed, encoded
 ):

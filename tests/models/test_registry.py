@@ -42,13 +42,10 @@ def test_a_config_of_no_family_is_named_with_its_file(tmp_path, fields, says):
     registry.read_config(tmp_path / "config.json")
 
 
-@pytest.mark.parametrize("model_type", ["toy_vlm", "qwen2_5_vl"])
-def test_each_parameter_is_in_one_group_and_has_its_tensors(model_type):
-  family = registry.family(model_type)
-  if model_type == "toy_vlm":
-    config = family.make_config(FIELDS)
-  else:
-    config = registry.preset_config("Qwen2.5-VL-7B-Instruct")
+@pytest.mark.parametrize("release", ["", "Qwen2.5-VL-7B-Instruct", "Qwen3-VL-2B-Instruct"])
+def test_each_parameter_is_in_one_group_and_has_its_tensors(release):
+  config = registry.preset_config(release) if release else toy_vlm.make_config(FIELDS)
+  family = registry.family_of(config)
   flat = weight_mapping.flat(family.abstract_params(config))
   for name in flat:
     groups = [

@@ -1,4 +1,4 @@
-"""Exports the models of tests/golden/qwen2_5_vl_generate.py, and lets our sampler reply."""
+"""Exports the models of the golden files of generation, and lets our sampler reply."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vr_jax import records
-from vr_jax.models import qwen2_5_vl
+from vr_jax.models import registry
 from vr_jax.models.common import lora, prompts, weight_mapping
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rollout import sampler
@@ -35,7 +35,7 @@ def read(case: golden.GenerateCase, directory: pathlib.Path) -> Exported:
   )
   mesh = mesh_lib.make_mesh((1, 1, 1, 1), jax.devices()[:1])
   context = dataclasses.replace(context, mesh=mesh)
-  _, params = qwen2_5_vl.from_pretrained(directory)
+  _, params = registry.from_pretrained(directory)
   if context.adapters:
     params = _with_adapters(params, context)
   return Exported(context=context, params=params, path=directory / "export")

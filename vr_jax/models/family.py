@@ -17,6 +17,7 @@ from vr_jax.models import interface
 from vr_jax.models.common import flops, lora, weight_mapping
 
 GROUPS = ("vision", "connector", "text", "head")
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,8 @@ class ModelFamily:
   model_files(config, source): returns the fields of an exported config.json, and other texts by
     file name that it refers to. source: the fields of the config.json that the weights started
     from, or None.
-  make_processor(config, tokenizer, section): the section has min_pixels, max_pixels, system and
-    resize_backend.
+  make_processor(config, tokenizer, section): the section has min_pixels, max_pixels, those of
+    videos, system and resize_backend. Raises InputError naming a field of the section.
   load_tokenizer(path): reads a tokenizer.json, or that of a model directory. Raises InputError.
   train_tokenizer(texts, vocab_size): trains a tokenizer.
   tokenizer_fields(tokenizer): returns the config fields that depend on the tokenizer.
@@ -41,6 +42,9 @@ class ModelFamily:
   processor_files(processor, sampling): returns the texts of an export's processor files by name,
     None for one that must not be copied. sampling: fields of transformers' video processors by
     which frames are chosen.
+
+  patch_fields(config): returns the sizes of patches, named as in the files of a processor; these
+    must say the same.
 
   weights: maps parameters to the tensors of a Hugging Face file.
   parameter_groups: for each of GROUPS, dotted names of modules or parameters; each parameter is in
@@ -71,6 +75,7 @@ class ModelFamily:
   end_token: str
   pad_token: str
   processor_files: Callable[[Any, Mapping[str, Any]], Mapping[str, str | None]] = lambda *_: {}
+  patch_fields: Callable[[Any], Mapping[str, int]] = lambda _: {}
   template_words: tuple[str, ...] = ()
   presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   organization: str = ""
@@ -86,13 +91,27 @@ class ModelFamily:
     return (*self.parameter_groups["vision"], *self.parameter_groups.get("connector", ()))
 
   def read_config(self, path: str | pathlib.Path) -> interface.ModelConfig:
-    """Reads a config.json. Raises InputError naming the file if this family can't use it."""
+    """Reads a config.json.
+
+    Raises InputError naming the file if this family can't use it, or if a processor's file beside
+    it contradicts it.
+    """
     path = pathlib.Path(path)
     fields = read_fields(path)
     try:
-      return self.make_config(fields)
+      config = self.make_config(fields)
     except errors.InputError as error:
       raise errors.InputError(f"{path}: {error}") from error
+    for name in PROCESSOR_FILES:
+      beside = path.parent / name
+      told = read_fields(beside) if beside.is_file() else {}
+      for field, size in self.patch_fields(config).items():
+        if told.get(field, size) != size:
+          raise errors.InputError(
+            f"{beside}: {field} is {told[field]}, but {path.name} says {size}; "
+            "take both files from one model"
+          )
+    return config
 
   def abstract_params(self, config: interface.ModelConfig) -> PyTree:
     """Returns shapes and logical axes of a model's parameters, without allocating them."""

@@ -276,13 +276,14 @@ class Checks(ReferenceChecks):
   def _fingerprint(self) -> str:
     """A hash of everything that the checks depend on."""
     config, model = self.config, self.config.model
-    limits = ("min_pixels", "max_pixels", "system", "question_first")
+    limits = ("system", "question_first")
     buckets = ("prefix_buckets", "frame_buckets", "patch_buckets")
     depends = {
       "ingested": (self.shards / "ingest.json").read_text(),
       "tokenizer": self.processor.tokenizer.to_str(),
       "model_sizes": self.processor.config.architecture,
       "model": {name: model[name] for name in limits + buckets},
+      "preprocessing": self.processor.preprocessing,
       "recipe": config.recipe,
       "env": config.env.to_dict(),
       "sft": [

@@ -29,7 +29,14 @@ _ROWS = 16  # questions answered at once
 _LENGTHS = (512, 1024, 2048, 4096)
 # Options of the processor; no system text, since questions have a system turn of their own.
 _SECTION = ml_collections.ConfigDict(
-  {"min_pixels": 1, "max_pixels": 1, "system": "", "resize_backend": "torchvision"}
+  {
+    "min_pixels": 1,
+    "max_pixels": 1,
+    "min_video_pixels": 0,
+    "max_video_pixels": 0,
+    "system": "",
+    "resize_backend": "torchvision",
+  }
 )
 
 

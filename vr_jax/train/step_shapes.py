@@ -80,12 +80,17 @@ def make_step_shapes(config: ml_collections.ConfigDict, model: interface.ModelCo
   return _episode_shapes(config) if "turns" in config else _clip_shapes(config, model)
 
 
+def frame_pixels(section: ml_collections.ConfigDict, images: int) -> int:
+  """The most pixels of a frame of a video of `images` frames, by a recipe's section `model`."""
+  return section.max_video_pixels // images or section.max_pixels
+
+
 def _clip_shapes(config: ml_collections.ConfigDict, model: interface.ModelConfig) -> StepShapes:
   section, vision = config.model, model.vision_shapes
   rule = paths.sampling_rule(config.data)
   images = rule.max_frames if isinstance(rule, sampling.RateRule) else rule.frames
   frames = -(-images // vision.images_per_frame)
-  patches = section.max_pixels // vision.pixels_per_patch
+  patches = frame_pixels(section, frames * vision.images_per_frame) // vision.pixels_per_patch
   media = frames * vision.media_tokens(patches)
   _check_bucket(frames, "temporal patches", section.frame_buckets, "frame_buckets")
   _check_bucket(patches, "patches a frame", section.patch_buckets, "patch_buckets")

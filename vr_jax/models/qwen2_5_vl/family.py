@@ -5,6 +5,7 @@ import dataclasses
 import ml_collections
 import tokenizers
 
+from vr_jax import errors
 from vr_jax.models import family
 from vr_jax.models.common import lora
 from vr_jax.models.qwen2_5_vl import config as config_lib
@@ -35,6 +36,12 @@ def make_processor(
   section: ml_collections.ConfigDict,
 ) -> processor.Qwen2_5_VLProcessor:
   """Makes a processor with the options of a recipe's section `model`."""
+  for name in ("min_video_pixels", "max_video_pixels"):
+    if section[name]:
+      raise errors.InputError(
+        f"config.model.{name}={section[name]}: Qwen2.5-VL limits the pixels of each frame, not "
+        "of a video; set 0, or take a size of another model"
+      )
   return processor.Qwen2_5_VLProcessor(
     config,
     words,
@@ -68,6 +75,7 @@ FAMILY = family.ModelFamily(
   pad_token=processor.Qwen2_5_VLProcessor.pad_name,
   processor_files=transformers_files.processor_files,
   template_words=("user\n", "assistant\n"),
+  patch_fields=transformers_files.patch_fields,
   presets=presets.RELEASES,
   organization=presets.ORGANIZATION,
   token_fields=presets.MEDIA_TOKENS,

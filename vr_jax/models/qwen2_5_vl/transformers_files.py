@@ -37,6 +37,16 @@ def model_files(
   return {**fields, "auto_map": AUTO_MAP}, {f"{MODULE}.py": code}
 
 
+def patch_fields(config: config_lib.Qwen2_5_VLConfig) -> dict[str, int]:
+  """Sizes of patches, named as in the files of a processor."""
+  vision = config.vision
+  return {
+    "patch_size": vision.patch_size,
+    "temporal_patch_size": vision.temporal_patch_size,
+    "merge_size": vision.spatial_merge_size,
+  }
+
+
 def processor_files(
   made: processor.Qwen2_5_VLProcessor, sampling: Mapping[str, Any]
 ) -> dict[str, str | None]:
@@ -44,15 +54,12 @@ def processor_files(
 
   sampling: fields of transformers' video processors by which frames of a whole video are chosen.
   """
-  vision = made.config.vision
   limits = {"min_pixels": made.min_pixels, "max_pixels": made.max_pixels}
   shared = {
     "processor_class": "Qwen2_5_VLProcessor",
     **limits,
     "size": {"shortest_edge": made.min_pixels, "longest_edge": made.max_pixels},
-    "patch_size": vision.patch_size,
-    "temporal_patch_size": vision.temporal_patch_size,
-    "merge_size": vision.spatial_merge_size,
+    **patch_fields(made.config),
     "image_mean": [float(x) for x in pixels.MEAN.astype(str)],
     "image_std": [float(x) for x in pixels.STD.astype(str)],
   }

@@ -44,8 +44,8 @@ def make_processor(
     words,
     section["min_pixels"],
     section["max_pixels"],
-    min_video_pixels=section["min_video_pixels"],
-    max_video_pixels=section["max_video_pixels"],
+    min_video_pixels=section["min_video_pixels"] or presets.VIDEO_PIXELS[0],
+    max_video_pixels=section["max_video_pixels"] or presets.VIDEO_PIXELS[1],
     system=section["system"],
     library=section["resize_backend"],
   )
@@ -74,6 +74,7 @@ FAMILY = family.ModelFamily(
   pad_token=processor.Qwen3VLProcessor.pad_name,
   processor_files=transformers_files.processor_files,
   template_words=("user\n", "assistant\n", "<0.5 seconds>"),
+  patch_fields=transformers_files.patch_fields,
   presets=presets.RELEASES,
   organization=presets.ORGANIZATION,
   token_fields=presets.MEDIA_TOKENS,

@@ -15,6 +15,8 @@ MEDIA_TOKENS: Mapping[str, int] = {
   "video_token_id": 151656,
 }
 
+VIDEO_PIXELS = (4096, 25165824)  # limits of a whole video in the released processor's files
+
 SMALL_TOWER = {
   "depth": 24,
   "hidden_size": 1024,

@@ -26,6 +26,16 @@ def model_files(
   return fields, {}
 
 
+def patch_fields(config: config_lib.Qwen3VLConfig) -> dict[str, int]:
+  """Sizes of patches, named as in the files of a processor."""
+  vision = config.vision
+  return {
+    "patch_size": vision.patch_size,
+    "temporal_patch_size": vision.temporal_patch_size,
+    "merge_size": vision.spatial_merge_size,
+  }
+
+
 def processor_files(
   made: processor.Qwen3VLProcessor, sampling: Mapping[str, Any]
 ) -> dict[str, str | None]:
@@ -33,12 +43,9 @@ def processor_files(
 
   sampling: fields of transformers' video processors by which frames of a whole video are chosen.
   """
-  vision = made.config.vision
   shared = {
     "processor_class": "Qwen3VLProcessor",
-    "patch_size": vision.patch_size,
-    "temporal_patch_size": vision.temporal_patch_size,
-    "merge_size": vision.spatial_merge_size,
+    **patch_fields(made.config),
     "image_mean": pixels.MEAN.tolist(),
     "image_std": pixels.STD.tolist(),
   }

@@ -1,0 +1,124 @@
+"""Golden replies of transformers to a video, with an exported directory of Qwen3-VL's tiny size.
+
+Form and random weights are those of qwen2_5_vl_generate.py. To write qwen3_vl_generate.json (needs
+torch, torchvision and transformers):
+
+    PYTHONPATH=.:tests python tests/golden/qwen3_vl_generate.py
+"""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+from typing import Any
+
+from golden import qwen2_5_vl as shared_models
+from golden import qwen2_5_vl_generate as shared
+from golden import qwen2_5_vl_processor as processors
+from golden import qwen3_vl as models
+import numpy as np
+
+from vr_jax import recipe_config
+from vr_jax.models.common import prompts
+
+FILE = pathlib.Path(__file__).with_suffix(".json")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateCase(shared.GenerateCase):
+  """See qwen2_5_vl_generate.GenerateCase; `numbers` are those of the frames in their file."""
+
+  numbers: tuple[int, ...]
+
+  def model_fields(self) -> dict[str, Any]:
+    """The config.json of the model."""
+    fields = recipe_config.load(f"{shared.ROOT / self.recipe}").model.architecture.to_dict()
+    fields["text_config"]["vocab_size"] = shared_models.VOCAB
+    return {**fields, **shared_models.SPECIAL}
+
+  def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors by their released names."""
+    shapes = models.tensor_shapes(self.model_fields())
+    return {
+      f"model.{name}" if name.startswith("visual.") else f"model.language_model.{name}": shape
+      for name, shape in shapes.items()
+    }
+
+  @property
+  def times(self) -> np.ndarray:
+    """Seconds of each frame."""
+    return np.array(self.numbers) / (1 / self.seconds)
+
+
+TINY = {"recipe": "configs/moss_chatv.py:tiny_qwen3vl", "layers": None, "new_tokens": 24}
+CASES = (
+  GenerateCase(
+    name="uneven",
+    shape=(8, 112, 112),
+    seconds=0.5,
+    numbers=(0, 1, 2, 9, 30, 31, 47, 90),
+    **TINY,
+  ),
+  GenerateCase(
+    name="odd_adapters",
+    shape=(7, 90, 130),
+    seconds=0.04,
+    numbers=tuple(range(500, 535, 5)),
+    fields={
+      "model.question_first": False,
+      "model.system": 'Say "yes".\n{{No}} tools, ü.',
+      "model.max_video_pixels": 20 * 64 * 64,
+      "model.lora.rank": 3,
+      "model.lora.text": ("query", "value", "down"),
+      "model.lora.vision": ("qkv", "up"),
+    },
+    **TINY,
+  ),
+)
+
+
+def case_inputs(processor: Any, case: GenerateCase, *, question_first: bool) -> Any:
+  """Encodes a case with transformers; all frames of the video are shown."""
+  told = {"total_num_frames": case.numbers[-1] + 1, "frames_indices": list(case.numbers)}
+  conversation = shared.messages(case, question_first=question_first)
+  metadata = [{"fps": 1 / case.seconds, **told}]
+  return shared.reference_inputs(processor, [conversation], metadata, do_sample_frames=False)
+
+
+def encoded_inputs(encoded: prompts.EncodedPrompt) -> Any:
+  """What transformers' model takes for a prompt with videos, from our encoding of it."""
+  grids = [("video", g.frames, g.height, g.width) for g in encoded.grids]
+  patches = [frame.vision.patches for frame in encoded.frames if frame.vision is not None]
+  media = [(grid, np.stack(patches)) for grid in grids]
+  assert len(media) == 1, "one video"
+  return shared_models.media_inputs(encoded.tokens, media)
+
+
+def main() -> None:
+  import torch
+  import transformers
+
+  from tests.train import exported_cases
+
+  if not processors.has_torchvision():
+    raise SystemExit("torchvision: not installed, but AutoProcessor needs it")
+  golden = {"transformers": transformers.__version__, "torch": torch.__version__}
+  for case in CASES:
+    with tempfile.TemporaryDirectory() as directory:
+      made = exported_cases.export(case, pathlib.Path(directory))
+      first = made.context.config.model.question_first
+      processor = transformers.AutoProcessor.from_pretrained(made.path)
+      inputs = case_inputs(processor, case, question_first=first)
+      model = shared.reference_model(made.path, trust_remote_code=False)
+      tokens, margin = shared.reference_reply(model, inputs)
+    golden[case.name] = {
+      "prompt": inputs["input_ids"][0].tolist(),
+      "tokens": tokens,
+      "margin": round(margin, 4),
+    }
+  FILE.write_text(json.dumps(golden, indent=1) + "\n")
+  print(f"{FILE}: {FILE.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+  main()
