@@ -8,6 +8,9 @@ tracker turns the box into masks (docs/revseg.md).
     3b     Qwen2.5-VL-3B-Instruct on data sets of referring video segmentation (docs/revseg.md).
            Result: not yet measured.
     7b     Qwen2.5-VL-7B-Instruct on the same, the paper's. Result: not yet measured.
+    qwen3vl_2b, qwen3vl_4b, qwen3vl_8b, qwen3vl_32b
+           Qwen3-VL-2B-, -4B-, -8B- and -32B-Instruct on the same; they write boxes in thousandths
+           of a frame. Result: not yet measured.
 
 Source: arXiv 2512.02835. Its code is not public. `Reconstruction:` are the prompts, sampling, the
 lengths of replies, a frozen vision tower, the mean over replies in the loss and the size of stored
@@ -20,7 +23,7 @@ from vr_jax import base_config
 
 
 def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
-  """The recipe at a size: tiny, 3b or 7b."""
+  """The recipe at a size: tiny, 3b, 7b or qwen3vl_2b, _4b, _8b, _32b."""
   config = base_config.base("revseg")
   base_config.turns(config, critic=False)
   config.env.reward = ml_collections.ConfigDict(  # section 3.3, eq. 8: not weighted
@@ -49,14 +52,15 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
 
 
 def _released(config: ml_collections.ConfigDict, size: str) -> None:
-  base_config.released_network(config, size)
+  base_config.released_network(config, size, max_video_pixels=16 * 448 * 448)
   config.data.videos = "videos"
   config.data.annotations = "annotations.jsonl"
   config.data.max_side = 1280
   env = config.env
   env.frame_size = (448, 448)  # section 4.1
-  env.key_frame_size = (840, 840)
-  config.model.max_pixels = 840 * 840
+  side = 832 if size in base_config.QWEN3_VL else 840  # a multiple of 32, or of 28
+  env.key_frame_size = (side, side)
+  config.model.max_pixels = side * side
   env.instruction = (
     "These are {frames} frames, 0 to {last}, of a video of {seconds} seconds, two a second. Find "
     "the object that the text above asks for. First think: go through the video in time, compare "

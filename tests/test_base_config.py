@@ -38,7 +38,7 @@ def assigned(config, values, prefix=""):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("size", ["tiny", "3b", "7b", "72b"])
+@pytest.mark.parametrize("size", ["tiny", "3b", "7b", "72b", "qwen3vl_8b"])
 def test_a_field_has_its_default_and_at_most_one_other_assignment(path, size, assignments):
   config, _ = recipe_config.read(f"{path}:{size}")
   found = dict(assigned(config, assignments))

@@ -214,13 +214,19 @@ def _tiny_options(config: ml_collections.ConfigDict) -> None:
 
 
 def released_network(
-  config: ml_collections.ConfigDict, size: str, *, mesh: tuple[int, int, int, int] | None = None
+  config: ml_collections.ConfigDict,
+  size: str,
+  *,
+  mesh: tuple[int, int, int, int] | None = None,
+  max_video_pixels: int = 16 * 128 * 32 * 32,
 ) -> None:
   """Sets up a released network, read from the directory that bears its name.
 
   size: a key of RELEASES.
   mesh: devices on the axes data, fsdp, sequence, tensor. None: all on fsdp, but for 72b and
     qwen3vl_32b 8 on tensor, one for each of their key heads.
+  max_video_pixels: for Qwen3-VL. By default 16 frames have 128 tokens a temporal patch, as with the
+    other sizes; shorter clips may have larger frames.
   """
   model = config.model
   model.pretrained = RELEASES[size]
@@ -229,10 +235,8 @@ def released_network(
   config.mesh = mesh or ((1, -1, 1, 8) if size in ("72b", "qwen3vl_32b") else (1, -1, 1, 1))
   if size in QWEN3_VL:
     model.system = ""  # the released template has none
-    # Of 16 frames the same 128 tokens a temporal patch as with the other sizes. Shorter clips may
-    # have larger frames.
     model.min_video_pixels = 4 * 32 * 32
-    model.max_video_pixels = 16 * 128 * 32 * 32
+    model.max_video_pixels = max_video_pixels
 
 
 def token_pixels(size: str) -> int:

@@ -11,17 +11,21 @@ import json
 import secrets
 import zlib
 
+from golden import qwen2_5_vl as shared_models
 from golden import qwen2_5_vl_processor as shared
 from golden import qwen3_vl as models
 from golden import qwen3_vl_processor as golden
+import model_builders as builders
 import numpy as np
 import pytest
 
 from vr_jax import errors, records
+from vr_jax.envs import grounding
 from vr_jax.models import registry
 from vr_jax.models.common import conversation, prompts
 from vr_jax.models.qwen3_vl import config as config_lib
 from vr_jax.models.qwen3_vl import pixels, positions, processor, transformers_files
+from vr_jax.rewards import boxes
 
 TOLERANCE = 1e-3
 TOKENIZER = shared.make_tokenizer()
@@ -224,3 +228,18 @@ def test_exported_files_give_transformers_the_limits_and_one_block_a_patch():
   assert video["size"] == golden.VIDEO_SIZE and video["fps"] is None
   assert json.loads(files["preprocessor_config.json"])["size"] == golden.IMAGE_SIZE
   assert '"<|video_pad|>"' in files["chat_template.jinja"]
+
+
+def test_a_box_in_either_family_s_numbers_is_the_same_box_of_the_video():
+  video, box = (720, 1280), (100.0, 50.0, 500.0, 300.0)
+  other = builders.make_processor(builders.load(shared_models.CASES[0]).config)
+  scales = {"thousandths": make_processor().box_scale((832, 832)), "pixels": other.box_scale(video)}
+  assert scales == {"thousandths": (1000, 1000), "pixels": other.resized(video)}
+  written = {name: grounding.to_reply(box, scale, video) for name, scale in scales.items()}
+  assert [round(x) for x in written["thousandths"]] == [78, 69, 391, 417]
+  for name, scale in scales.items():
+    found = grounding.to_video(written[name], scale, video)
+    np.testing.assert_allclose(found, box, rtol=1e-12)
+  mixed = grounding.to_video(written["thousandths"], scales["pixels"], video)
+  overlap = 0.0 if mixed is None else float(boxes.box_iou(np.array(mixed), np.array(box)))
+  assert overlap < 0.5

@@ -29,7 +29,7 @@ def set_field(name, value):
 
 
 @pytest.mark.parametrize("path", RECIPES)
-@pytest.mark.parametrize("size", ["tiny", "3b", "7b", "72b"])
+@pytest.mark.parametrize("size", ["tiny", "3b", "7b", "72b", "qwen3vl_2b", "qwen3vl_32b"])
 def test_every_size_is_within_its_own_choices(path, size):
   config_checks.check(nano.recipe(size, path))
 

@@ -18,7 +18,7 @@ from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import model_setup
 
 
-@pytest.mark.parametrize("size", ["tiny", "3b", "7b"])
+@pytest.mark.parametrize("size", ["tiny", "tiny_qwen3vl", "3b", "7b", "qwen3vl_8b"])
 @pytest.mark.parametrize("devices", [1, 4, 8, 16])
 def test_batches_of_every_size_divide_over_one_to_sixteen_devices(size, devices):
   config = nano.recipe(size)
@@ -63,9 +63,11 @@ def test_parts_that_are_not_equal_are_refused(data, tmp_path, capsys, monkeypatc
   assert f"config.{flag}: not a multiple of 3 =" in line
 
 
-@pytest.mark.parametrize("devices", [8, 64, 128])
-def test_the_largest_size_divides_over_slices_of_a_pod(devices):
-  config = nano.recipe("72b")
+@pytest.mark.parametrize(
+  ("size", "devices"), [("72b", 8), ("72b", 64), ("72b", 128), ("qwen3vl_32b", 32)]
+)
+def test_the_largest_sizes_divide_over_slices_of_a_pod(size, devices):
+  config = nano.recipe(size)
   sizes = [devices // 8 if axis == -1 else axis for axis in config.mesh]
   mesh = jax.sharding.AbstractMesh(tuple(sizes), mesh_lib.AXES)
   for section in ("sft", "rl", "eval"):

@@ -34,6 +34,7 @@ class Qwen3VLProcessor(processor.VideoProcessor):
   pad_name = "<|endoftext|>"
   stops = ("<|im_end|>", "<|endoftext|>")
   never_sampled = MEDIA_TOKENS
+  box_units = "thousandths"
 
   def __init__(
     self,
