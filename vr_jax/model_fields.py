@@ -26,8 +26,8 @@ class LoraSection:
   )
   vision: tuple[str, ...] = field(
     (),
-    "Projections of the vision tower that get an adapter: of qkv, out, up, down, and gate if it has "
-    "one.",
+    "Projections of the vision tower that get an adapter: of qkv, out, up, down, and gate if "
+    "there is one.",
     only_with="rank",
   )
   base_dtype: Dtype = field(
