@@ -42,7 +42,8 @@ MAY_USE = {
   "train": ALL_ROOMS - {"traces", "eval"} | {"base_config", "config_fields", "optional_sections"},
   "traces": ALL_ROOMS - {"eval"} | {"base_config", "config_fields", "optional_sections"},
   "eval": ALL_ROOMS,
-  "main": ALL_ROOMS | {"ask", "recipe_config", "overrides"},
+  "main": ALL_ROOMS | {"ask", "segment", "recipe_config", "overrides"},
+  "segment": ALL_ROOMS | {"ask"},
   "ask": ALL_ROOMS | {"main", "recipe_config"},
   "__init__": frozenset(),
 }

@@ -156,24 +156,11 @@ def parse(argv: Sequence[str]) -> AskArguments:
   flags.DEFINE_string("shown", None, "Seconds to show, as 0,8.", flag_values=values)
   flags.DEFINE_boolean("before_rl", False, "Ask the policy before RL.", flag_values=values)
   flags.DEFINE_integer("seed", 0, "Of sampling.", flag_values=values)
-  values.set_gnu_getopt()
-  if any(word in ("-h", "--help", "-help") for word in argv):
-    print(__doc__, values.get_help(), sep="\n")
-    raise SystemExit(0)
-  words = main.read_flags(values, argv, known_only=True)
-  overrides = [word for word in words if word.startswith("--config")]
-  rest = [word for word in words if word not in overrides]
-  if unknown := [word for word in rest if word.startswith("-")]:
-    near = difflib.get_close_matches(unknown[0].partition("=")[0].lstrip("-"), list(values), n=1)
-    raise errors.InputError(
-      f"{unknown[0]}: not a flag of vr-jax ask"
-      + (f"; is --{near[0]} meant?" if near else f", which are --{', --'.join(sorted(values))}")
-      + "; fields of the config are overridden as --config.field=value"
-    )
+  rest, overrides = read_words("ask", values, argv, help_text=__doc__)
   if len(rest) != 2:
     raise errors.InputError(_MISSING)
   checkpoint = None if values.checkpoint is None else Path(values.checkpoint)
-  config, workdir = _load_config(checkpoint, overrides)
+  config, workdir = load_config(checkpoint, overrides)
   if values.before_rl and workdir is None:
     raise errors.InputError("--before_rl: needs --checkpoint=<workdir of a run>")
   options = values.options
@@ -187,7 +174,7 @@ def parse(argv: Sequence[str]) -> AskArguments:
     question=rest[1],
     options=_add_letters(options),
     problem_type="multiple choice" if options else values.problem_type or "",
-    shown=None if values.shown is None else _parse_span(values.shown),
+    shown=None if values.shown is None else parse_span(values.shown),
     before_rl=values.before_rl,
     seed=values.seed,
     config=config,
@@ -195,10 +182,40 @@ def parse(argv: Sequence[str]) -> AskArguments:
   )
 
 
-def _load_config(
+def read_words(
+  command: str, values: flags.FlagValues, argv: Sequence[str], *, help_text: str | None
+) -> tuple[list[str], list[str]]:
+  """Sets the flags of a command line; returns its other words, and those that override the config.
+
+  command: its name, as in "vr-jax ask".
+  help_text: is printed with the flags if the words ask for help; then the program ends.
+
+  Raises InputError naming a flag that the command does not have.
+  """
+  values.set_gnu_getopt()
+  if any(word in ("-h", "--help", "-help") for word in argv):
+    print(help_text, values.get_help(), sep="\n")
+    raise SystemExit(0)
+  words = main.read_flags(values, argv, known_only=True)
+  overrides = [word for word in words if word.startswith("--config")]
+  rest = [word for word in words if word not in overrides]
+  if unknown := [word for word in rest if word.startswith("-")]:
+    near = difflib.get_close_matches(unknown[0].partition("=")[0].lstrip("-"), list(values), n=1)
+    raise errors.InputError(
+      f"{unknown[0]}: not a flag of vr-jax {command}"
+      + (f"; is --{near[0]} meant?" if near else f", which are --{', --'.join(sorted(values))}")
+      + "; fields of the config are overridden as --config.field=value"
+    )
+  return rest, overrides
+
+
+def load_config(
   checkpoint: Path | None, words: Sequence[str]
 ) -> tuple[ml_collections.ConfigDict, Path | None]:
-  """Loads the config and overrides the fields that `words` set.
+  """Loads the config of a policy and overrides the fields that `words` set.
+
+  checkpoint: the flag --checkpoint; None if it is not given.
+  words: of the command line, those that begin with --config.
 
   Returns (config, workdir of the run that the config belongs to, or None).
   """
@@ -222,7 +239,8 @@ def _load_config(
   return main.config_value(values), checkpoint
 
 
-def _parse_span(text: str) -> records.Span:
+def parse_span(text: str) -> records.Span:
+  """Parses the flag --shown; raises InputError if it is no span."""
   try:
     start, end = map(float, text.split(","))
   except ValueError as error:

@@ -26,7 +26,8 @@ Exit codes: 0 done; 2 bad input (one line on stderr says which); 3 training dive
 interrupted (the same command goes on from the last checkpoint).
 
 `vr-jax ask VIDEO "question" --checkpoint=runs/demo` puts a question to a trained policy
-(vr_jax/ask.py).
+(vr_jax/ask.py). `vr-jax segment VIDEO "query" --checkpoint=runs/mine --sam2=WEIGHTS` writes the
+masks of what a query means (vr_jax/segment.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -106,6 +107,10 @@ def _run_command(words: Sequence[str]) -> int:
       from vr_jax import ask  # here, because ask imports this module
 
       ask.ask(words[1:])
+    elif words[1:2] == ["segment"]:
+      from vr_jax import segment  # here, because segment imports this module
+
+      segment.segment(words[1:])
     elif "--mode=check" in words:
       return check(words)
     else:

@@ -120,18 +120,18 @@ def track_videos(
 
 def track_chunks(
   segmenter: Segmenter,
-  frames: prompts_lib.Frames,
-  prompts: Sequence[prompts_lib.Prompt],
+  videos: Sequence[prompts_lib.Frames],
+  prompts: Sequence[Sequence[prompts_lib.Prompt]],
   *,
   fresh_reverse: bool = False,
   on_progress: Progress | None = None,
   chunk: int = CHUNK,
 ) -> Iterator[MaskChunk]:
-  """Like `track`, some frames at a time, so that memory does not grow with the video.
+  """Like `track_videos`, some frames at a time, so that memory does not grow with the videos.
 
   The first prompted frame comes again in the backward pass, if there is one; the later masks count.
   """
-  tracks = propagation.prepare(segmenter.config, [frames], [prompts])
+  tracks = propagation.prepare(segmenter.config, videos, prompts)
   return _run(segmenter, tracks, fresh_reverse, on_progress, chunk)
 
 
