@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vr_jax import errors
 from vr_jax.envs import metric
-from vr_jax.eval import evaluated_replies, report_json
+from vr_jax.eval import evaluated_replies, report_grounding, report_json
 from vr_jax.train import metrics as metrics_lib
 
 STAGES = ("base", "sft", "rl")  # in the order of training; base: the weights to start from
@@ -99,6 +99,7 @@ class Sample:
   segment_rewards: by segment, then by name; {} for a segment that is not scored.
   segment_advantages: by segment.
   episode: all turns; None if there is only one.
+  grounding: where it found an object; None if the recipe looks for none.
   """
 
   id: str
@@ -123,12 +124,14 @@ class Sample:
   segment_rewards: dict[str, dict[str, float]]
   segment_advantages: dict[str, float]
   episode: ReportEpisode | None
+  grounding: report_grounding.ReportGrounding | None
 
   @property
   def frames_seen(self) -> list[int]:
-    """Indices in the clip of the frames that the reply saw."""
+    """Indices in the clip of the frames that the reply saw, and of those with what it found."""
     if self.episode:
-      return [index for turn in self.episode.turns for index in turn.shown]
+      found = self.grounding.frames if self.grounding else []
+      return [index for turn in self.episode.turns for index in turn.shown] + found
     return list(range(len(self.times)))
 
 
@@ -326,6 +329,9 @@ def _sample(record: report_json.Record) -> Sample:
     if record.has("segment_advantages")
     else {},
     episode=_episode(record, times) if record.has("turns") else None,
+    grounding=report_grounding.read(record.record("grounding"), len(times))
+    if record.has("grounding")
+    else None,
   )
 
 

@@ -8,7 +8,13 @@ from pathlib import Path
 import re
 from typing import Any
 
-from vr_jax.eval import ask_command, report_changes, report_data, report_timeline
+from vr_jax.eval import (
+  ask_command,
+  report_changes,
+  report_data,
+  report_grounding,
+  report_timeline,
+)
 
 COLOURS = 4  # of segments; the style sheet defines them
 TAG = re.compile(r"(</?(?:observation|think|retrieve|answer)>)")
@@ -149,9 +155,13 @@ def _reply(sample: report_data.Sample, frames: Mapping[int, str]) -> dict[str, A
   whole = {} if sample.segment_rewards and not sample.episode else dict(sample.rewards)
   if "trace_consistency" in sample.metrics:
     whole["trace consistency"] = sample.metrics["trace_consistency"]
+  found, picture = sample.grounding, None
+  if found is not None:
+    picture = report_grounding.picture(found, frames, sample.times)
   if sample.episode:
     return {
       "chips": _chips(whole),
+      "picture": picture,
       "timeline": report_timeline.timeline(sample.episode, COLOURS),
       "turns": [
         _turn(number, turn, sample.episode.times, frames)
@@ -161,6 +171,7 @@ def _reply(sample: report_data.Sample, frames: Mapping[int, str]) -> dict[str, A
   matrix = _matrix(sample)
   return {
     "chips": _chips(whole),
+    "picture": picture,
     "timeline": None,
     "segments": _segments(sample),
     "spans": None if sample.segments else _spans(sample.reply),
