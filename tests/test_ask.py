@@ -4,11 +4,12 @@ import re
 
 import pytest
 
+from tests import untrained
 from tests.data import videos
 from tests.train import nano
 from vr_jax import ask, main
 from vr_jax.models.qwen2_5_vl import tokenizer as tokenizer_lib
-from vr_jax.train import console, export_stage, initialization, paths, run_context
+from vr_jax.train import console, export_stage, paths
 from vr_jax.train import workdir as workdir_lib
 
 OPTIONS = "--options=red,blue"
@@ -27,22 +28,6 @@ def _of_turns():
   )
 
 
-def _trained(workdir, config):
-  """A run that got as far as its third supervised step, with nothing learnt and no data left."""
-  workdir_lib.claim(workdir, config, "sft")
-  where = paths.tokenizer_path(config, workdir)
-  where.parent.mkdir(parents=True)
-  size = config.model.architecture.text_config.vocab_size
-  tokenizer_lib.train_tokenizer([], size).save(str(where))
-  context = run_context.make_run_context(config, workdir, judged=False, read=False)
-  store = initialization.open_checkpoints(context, workdir / "checkpoints" / "sft")
-  store.save(
-    3, {"params": initialization.fresh_params(context)}, {"recent": [], "validation": [1.0, 0]}
-  )
-  store.close()
-  return workdir
-
-
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
   return videos.write(tmp_path_factory.mktemp("video") / "clip.mp4")
@@ -51,7 +36,7 @@ def video(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   """A run of several turns."""
-  return _trained(tmp_path_factory.mktemp("mtr") / "run", _of_turns())
+  return untrained.make_run(tmp_path_factory.mktemp("mtr") / "run", _of_turns())
 
 
 def test_turns_are_printed_with_their_frames_and_the_answer_or_none(run, video):
@@ -72,7 +57,7 @@ def test_a_recipe_of_a_single_reply_answers_in_one_turn_also_from_a_hugging_face
   tmp_path, capsys, monkeypatch
 ):
   config = nano.config()
-  run = _trained(tmp_path / "run", config)
+  run = untrained.make_run(tmp_path / "run", config)
   export_stage.export(config, run)
   capsys.readouterr()
   where = ["--checkpoint", str(run / "export"), f"--config={nano.ROOT / nano.RECIPE}:tiny"]

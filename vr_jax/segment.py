@@ -29,6 +29,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
+from jaxtyping import Float
 import ml_collections
 import numpy as np
 
@@ -47,6 +48,8 @@ _MISSING = (
 )
 # Of the frames that SAM2 reads; at 95 the difference to the video's own frames can't be seen.
 _QUALITY = 95
+_EVERY_FRAME = 1e6  # frames a second, more than any video has
+_ANY_SIDE = 2**31  # pixels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,7 @@ def segment(argv: Sequence[str]) -> None:
   config, workdir = arguments.config, arguments.workdir or Path()
   config_checks.check(config)
   context = run_context.make_run_context(config, workdir, judged=False, read=False)
-  if not hasattr(context.environment, "grounding"):
+  if not context.environment.finds_objects:
     raise errors.InputError(
       f"config.recipe={config.recipe}: its replies give no boxes; give a run of configs/revseg.py"
     )
@@ -113,10 +116,6 @@ def segment(argv: Sequence[str]) -> None:
     with console.doing("writing masks and overlay"), atomic.directory(arguments.out) as partial:
       mask_output.write(partial, str(arguments.video), video, found, masks)
   print(f"masks of {len(found)} objects: {arguments.out}")
-
-
-_EVERY_FRAME = 1e6  # frames a second, more than any video has
-_ANY_SIDE = 2**31
 
 
 def parse(argv: Sequence[str]) -> SegmentArguments:
@@ -192,7 +191,7 @@ def _ground(
   grounding = context.environment.grounding(replies, len(clip.pool), size)
   frame = None
   if grounding.key_frame is not None:
-    frame = frame_at(video, float(clip.pool.timestamps[grounding.key_frame]))
+    frame = frame_at(video.timestamps, float(clip.pool.timestamps[grounding.key_frame]))
   found = mask_output.FoundObject(
     query=query,
     replies=tuple(replies),
@@ -205,14 +204,16 @@ def _ground(
   return found
 
 
-def frame_at(video: "video_file.CutVideo", time: float) -> int:
+def frame_at(times: Float[np.ndarray, "frames"], time: float) -> int:
   """The index of the frame that has this time, in seconds.
+
+  times: of all frames.
 
   Raises ValueError if no frame has it: the key frame's box would be put on another one.
   """
-  index = int(np.argmin(np.abs(video.timestamps - time)))
-  if abs(video.timestamps[index] - time) > 1e-3:
-    raise ValueError(f"no frame at {time:g} s; the nearest is at {video.timestamps[index]:g} s")
+  index = int(np.argmin(np.abs(times - time)))
+  if abs(times[index] - time) > 1e-3:
+    raise ValueError(f"no frame at {time:g} s; the nearest is at {times[index]:g} s")
   return index
 
 

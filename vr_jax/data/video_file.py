@@ -186,6 +186,10 @@ def _video_stream(path: Path, container: av.container.InputContainer) -> av.Vide
   cover = av.stream.Disposition.attached_pic
   if not isinstance(stream, av.VideoStream) or stream.disposition & cover:
     raise InputError(f"{path}: has no video stream (audio only?)")
+  if stream.codec_context is None:  # in spite of PyAV's types
+    raise InputError(
+      f"{path}: cannot be decoded (no known codec); it is truncated, damaged or not a video"
+    )
   # PyAV hides the error of a frame that another thread decodes ahead, and loses those behind it.
   stream.codec_context.thread_count = 1
   return stream

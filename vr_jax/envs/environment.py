@@ -7,6 +7,7 @@ from jaxtyping import Float
 import numpy as np
 
 from vr_jax import records
+from vr_jax.envs import grounding as grounding_lib
 from vr_jax.envs import metric
 from vr_jax.envs import retrieval_actions as retrieval_actions
 from vr_jax.envs.episodes import Episode as Episode
@@ -69,6 +70,11 @@ class Environment(Protocol):
   @property
   def chooses_frames(self) -> bool:
     """Whether turns show single frames of the clip; if not, the first turn shows all of it."""
+    ...
+
+  @property
+  def finds_objects(self) -> bool:
+    """Whether replies give the box of an object in a frame, which `grounding` reads."""
     ...
 
   @property
@@ -212,6 +218,14 @@ class Environment(Protocol):
     """The action of the reply of a turn: an answer, a request for frames, or an invalid one."""
     ...
 
+  def grounding(self, replies: Sequence[str], pool: int, size: Size) -> grounding_lib.Grounding:
+    """The frame and the box that an episode gave.
+
+    pool: number of frames of the clip.
+    size: height and width of the video, in whose pixels the box is.
+    """
+    ...
+
   def observation(self, reply: str) -> str | None:
     """The observation in a reply, "" if it has none; None if the recipe does not ask for one."""
     ...
@@ -260,6 +274,7 @@ class Defaults:
   turns: ClassVar[int] = 1
   history_turns: ClassVar[int | None] = None
   chooses_frames: ClassVar[bool] = False
+  finds_objects: ClassVar[bool] = False
   segments: tuple[str, ...] = ("reply",)  # an instance may have its own
   metrics: ClassVar[metric.Metrics] = {
     "accuracy": metric.Metric(
@@ -323,6 +338,11 @@ class Defaults:
     """Unknown, so ()."""
     del example, times
     return ()
+
+  def grounding(self, replies: Sequence[str], pool: int, size: Size) -> grounding_lib.Grounding:
+    """Nothing: the recipe does not look for objects."""
+    del replies, pool, size
+    return grounding_lib.Grounding(problem="not asked for")
 
   def segment_spans(self, reply: str, turn: int) -> SegmentSpans:
     """The whole reply belongs to the segment of its turn."""

@@ -66,6 +66,7 @@ class ReVSeg(environment.Defaults):
   box_scale: grounding_lib.BoxScale | None = None
 
   turns: ClassVar[int] = 2
+  finds_objects: ClassVar[bool] = True
   segments: tuple[str, ...] = ("turn 1", "turn 2")
   needs: ClassVar[tuple[str, ...]] = ("box_scale",)
   answer_reward: ClassVar[str] = "spatial"
