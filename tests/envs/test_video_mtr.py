@@ -60,9 +60,9 @@ def test_the_first_turn_shows_half_of_the_budget_over_the_whole_pool():
   assert seen.frames == (0, 9, 18, 27, 36, 45, 54, 63)
   assert seen.parts[:4] == (
     "Turn 1 of 3. Frames out of 0 to 63:\nframe_idx:0, ",
-    0,
+    environment.ShownFrame(0),
     "\nframe_idx:9, ",
-    9,
+    environment.ShownFrame(9),
   )
   assert seen.parts[-1] == "\nWhich colour?\nA. red\nB. green\nLook or answer."
   assert seen.texts[-1].removeprefix("\n") == _task().question(EXAMPLE)
@@ -70,9 +70,11 @@ def test_the_first_turn_shows_half_of_the_budget_over_the_whole_pool():
 
 def test_every_frame_comes_right_after_its_index():
   parts = _observe(_task(), 64, [look(3, 40)]).parts
-  for before, part in itertools.pairwise(parts):
-    if isinstance(part, int):
-      assert isinstance(before, str) and before.endswith(f"frame_idx:{part}, ")
+  frames = [pair for pair in itertools.pairwise(parts) if not isinstance(pair[1], str)]
+  assert len(frames) == 4
+  for before, part in frames:
+    assert isinstance(part, environment.ShownFrame)
+    assert isinstance(before, str) and before.endswith(f"frame_idx:{part.index}, ")
 
 
 def test_a_retrieval_shows_at_most_a_quarter_of_the_budget_from_its_interval():
