@@ -97,14 +97,12 @@ def prepare(argv: Sequence[str]) -> AcceleratorWork:
     allowed_tokens=jnp.ones(model.text.vocab_size, bool),
     stop_tokens=abstract_state.STOP_TOKENS,
   )
-  shardings = jax.tree.map(lambda x: x.sharding, net.abstract_params)
-  params = jax.jit(net.random_params, out_shardings=shardings)()
   optimizer = train_state_lib.make_optimizer(config.rl, net.abstract_params, net.frozen)
   return AcceleratorWork(
     net=net,
     step_shapes=load,
     programs={each.name: each for each in programs.programs_of_step(config, model, mesh, load)},
-    state=train_state_lib.create(params, optimizer, mesh),
+    state=train_state_lib.create(net.draw_params(), optimizer, mesh),
     prompt=mesh_lib.put_batch(random_prompt(model, load), mesh),
   )
 

@@ -3,6 +3,7 @@
 The environment is set before anything imports jax, and reaches the processes that tests start.
 """
 
+import gc
 import os
 import pathlib
 
@@ -45,13 +46,21 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import hypothesis  # noqa: E402
 import jaxtyping  # noqa: E402
+import made_once  # noqa: E402
 
 # Not vr_jax.records: pytrees are rebuilt around objects that are no arrays while jax traces them.
 jaxtyping.install_import_hook([f"vr_jax.{room}" for room in ROOMS], "shape_checks.check")
 
+# Programs are made of many small objects, hardly any of them garbage.
+gc.set_threshold(200_000, 50, 100)
+
 # The first example of a property compiles; a deadline would measure that.
 hypothesis.settings.register_profile("vr_jax", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("vr_jax")
+
+
+def pytest_collection_finish():
+  made_once.install()
 
 
 def pytest_collection_modifyitems(items):

@@ -44,7 +44,7 @@ def planned(**changes) -> tuple[int, dict]:
 
 
 @pytest.fixture(scope="module")
-def compiled():
+def compiled(little_effort):
   code, found = planned()
   assert code == 0
   return {one["name"]: one for one in found["programs"]}

@@ -426,11 +426,17 @@ def test_a_reply_that_could_pass_the_models_context_is_an_error_that_names_its_f
 
 
 @pytest.mark.parametrize(
-  "fields",
+  ("field", "without_model", "with_model"),
   [
-    {"sft__max_reply_tokens": 2000, "sft__steps": 0},
-    {"traces__max_tokens": 2000, "traces__writer": "openai"},
+    ("sft__max_reply_tokens", {"sft__steps": 0}, {"sft__steps": 1}),
+    ("traces__max_tokens", {"traces__writer": "openai"}, {"traces__writer": "sampler"}),
   ],
 )
-def test_replies_that_the_model_does_not_write_or_learn_are_not_held_to_its_context(data, fields):
-  nano.build(data, recipe="configs/videop2r.py", **fields)
+def test_replies_that_the_model_does_not_write_or_learn_are_not_held_to_its_context(
+  data, field, without_model, with_model
+):
+  build = functools.partial(nano.build, data, recipe="configs/videop2r.py", **{field: 2000})
+  section, _, name = field.partition("__")
+  assert build(**without_model).config[section][name] == 2000
+  with pytest.raises(errors.InputError, match=f"config.{section}.{name}=2000"):
+    build(**with_model)

@@ -24,7 +24,6 @@ def fresh_params(net: model_setup.ModelSetup) -> PyTree:
 
   With config.model.lora these weights are the base; its fresh adapters don't change the output yet.
   """
-  shardings = jax.tree.map(lambda x: x.sharding, net.abstract_params)
   if directory := net.config.model.pretrained:
     with console.doing(f"loading the weights of {directory}", announce=True):
       _, base = pretrained.from_pretrained(
@@ -33,12 +32,13 @@ def fresh_params(net: model_setup.ModelSetup) -> PyTree:
         shardings=functools.partial(mesh_lib.param_shardings, mesh=net.mesh),
         family=net.family,
       )
-    return _add_adapters(net, base, shardings) if net.adapters else base
-  return jax.jit(net.random_params, out_shardings=shardings)()
+    return _add_adapters(net, base) if net.adapters else base
+  return net.draw_params()
 
 
-def _add_adapters(net: model_setup.ModelSetup, base: PyTree, shardings: PyTree) -> PyTree:
+def _add_adapters(net: model_setup.ModelSetup, base: PyTree) -> PyTree:
   """Adds fresh adapters to the base; returns one tree."""
+  shardings = jax.tree.map(lambda x: x.sharding, net.abstract_params)
   placed = {
     n: v.get_value() for n, v in weight_mapping.flat(shardings).items() if lora.is_adapter(n)
   }

@@ -4,6 +4,7 @@ All of it follows from the config, the model's sizes and the mesh. This machine 
 devices of the mesh.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
@@ -89,6 +90,12 @@ class ModelSetup:
     return jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings
     )
+
+  @functools.cached_property
+  def draw_params(self) -> Callable[[], PyTree]:
+    """A jitted `random_params`; the parameters lie on the mesh."""
+    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_params)
+    return jax.jit(self.random_params, out_shardings=shardings)
 
   def random_model(self) -> nnx.Module:
     """Makes the model with random weights, seeded by config.seed."""
