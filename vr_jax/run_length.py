@@ -19,8 +19,7 @@ def encode(mask: Bool[np.ndarray, "height width"]) -> dict[str, Any] | None:
   """Encodes a mask; None if it has no pixel."""
   if not mask.any():
     return None
-  encoded: Any = coco.encode(np.asfortranarray(mask, np.uint8))  # whose stub says text, not bytes
-  return {"size": [*map(int, encoded["size"])], "counts": encoded["counts"].decode("ascii")}
+  return as_text(coco.encode(np.asfortranarray(mask, np.uint8)))
 
 
 def decode(mask: RunLength | None, height: int, width: int) -> Bool[np.ndarray, "height width"]:
@@ -36,6 +35,14 @@ def union(masks: Sequence[RunLength | None]) -> RunLength | None:
   if len(given) < 2:
     return given[0] if given else None
   return coco.merge(given)
+
+
+def as_text(mask: RunLength | None) -> dict[str, Any] | None:
+  """A mask as JSON can hold it, compressed."""
+  if mask is None:
+    return None
+  encoded = _as_bytes(mask)
+  return {"size": [*map(int, encoded["size"])], "counts": encoded["counts"].decode("ascii")}
 
 
 def box(mask: RunLength | None) -> Float[np.ndarray, "4"]:

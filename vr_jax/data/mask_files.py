@@ -3,8 +3,8 @@
     {"height": 480, "width": 854, "frames": ["00000", "00005", …], "instances": {"1": [mask, …]}}
 
 The masks are in the form of run_length.py, one for each annotated frame, null where an instance is
-not visible. Annotated frames are file names without suffix where the video is a folder of pictures,
-and "times" in seconds where it is a video file.
+not visible and false where it was not annotated. Annotated frames are file names without suffix
+where the video is a folder of pictures, and "times" in seconds where it is a video file.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from vr_jax import records, run_length
+from vr_jax.data import segmented_video
 from vr_jax.errors import InputError
 
 _MICROSECONDS = 1_000_000
@@ -31,14 +32,20 @@ class MaskFile:
   height, width: of the video's frames, in pixels.
   frames: names of the annotated frames, in their order; () if they are given by their times.
   times: of the annotated frames, in seconds; () if they are given by their names.
-  instances: run-length masks of each, one a frame; None where it isn't visible.
+  instances: run-length masks of each, one a frame; None where it isn't visible, False where it
+    wasn't annotated.
   """
 
   height: int
   width: int
   frames: tuple[str, ...]
   times: tuple[float, ...]
-  instances: dict[str, list[run_length.RunLength | None]]
+  instances: dict[str, list[run_length.RunLength | bool | None]]
+
+  def object_masks(self, names: Sequence[str]) -> dict[int, run_length.RunLength | None]:
+    """See `segmented_video.object_masks`."""
+    frames = len(self.frames or self.times)
+    return segmented_video.object_masks(self.instances, names, frames)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +105,8 @@ def parse(value: Any, where: str) -> MaskFile:
       found = f"{len(masks)} masks" if isinstance(masks, list) else "no list of masks"
       raise InputError(f"{here}: has {found} for {count} annotated frames")
     for frame, mask in enumerate(masks):
+      if mask is False:
+        continue
       run_length.check(mask, height, width, f"{here}, frame {names[frame] if names else frame}")
   return MaskFile(
     height=height,
@@ -187,10 +196,9 @@ def object_track(
     times = tuple(places[name] / reference.frame_rate for name in masks.frames)
     if list(times) != sorted(times):
       raise InputError(f"{where}: {path}: 'frames' are not in the order of the folder's")
-  boxes = [
-    run_length.box(run_length.union([masks.instances[name][frame] for name in reference.instances]))
-    for frame in range(len(times))
-  ]
+  found = masks.object_masks(reference.instances)
+  times = [times[frame] for frame in found]
+  boxes = [run_length.box(mask) for mask in found.values()]
   return records.ObjectTrack(
     times=np.round(np.array(times, np.float64) * _MICROSECONDS) / _MICROSECONDS,
     boxes=np.array(boxes, np.float32).reshape(len(times), 4),

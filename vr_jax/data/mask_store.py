@@ -84,9 +84,14 @@ class MaskStore:
     """The names of the instances in a video."""
     return tuple(self._parsed(video).instances)
 
-  def frames(self, video: str) -> tuple[str, ...]:
-    """Names of the annotated frames of a video that is a folder of pictures; else ()."""
-    return self._parsed(video).frames
+  def frames(self, video: str, instances: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of the frames in which some instances are annotated, as `read` gives their masks.
+
+    () for a video that is a file, whose frames have no names.
+    """
+    masks = self._parsed(video)
+    found = masks.object_masks(instances)
+    return tuple(masks.frames[frame] for frame in found) if masks.frames else ()
 
   def read(
     self, video: str, instances: Sequence[str], frames: Sequence[int] | None = None
@@ -94,7 +99,8 @@ class MaskStore:
     """Reads the union of the masks of some instances, as a query means them.
 
     instances: as in `ObjectTrack.instances`; () gives masks without a pixel.
-    frames: indices of annotated frames, as in `ObjectTrack.times`; None: all of them.
+    frames: indices of the frames in which all of them are annotated, as in `ObjectTrack.times`;
+      None: all of these.
 
     Raises:
       InputError: the store has no such video or instance, or a record is damaged.
@@ -104,17 +110,12 @@ class MaskStore:
     for name in instances:
       if name not in masks.instances:
         raise InputError(f"{self._path}: video {video!r} has no instance {name!r}")
-    count = len(masks.frames or masks.times)
-    chosen = range(count) if frames is None else frames
-    if outside := [frame for frame in chosen if not 0 <= frame < count]:
-      raise IndexError(f"{video}: no annotated frame {outside[0]} among {count}")
+    each = list(masks.object_masks(instances).values())
+    chosen = range(len(each)) if frames is None else frames
+    if outside := [frame for frame in chosen if not 0 <= frame < len(each)]:
+      raise IndexError(f"{video}: no annotated frame {outside[0]} among {len(each)}")
     height, width = masks.height, masks.width
-    found = [
-      run_length.decode(
-        run_length.union([masks.instances[name][frame] for name in instances]), height, width
-      )
-      for frame in chosen
-    ]
+    found = [run_length.decode(each[frame], height, width) for frame in chosen]
     return np.stack(found) if found else np.zeros((0, height, width), bool)
 
   def _parse(self, video: str) -> mask_files.MaskFile:
