@@ -26,6 +26,7 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   """The recipe at a size: tiny, 3b, 7b or qwen3vl_2b, _4b, _8b, _32b."""
   config = base_config.base("revseg")
   base_config.turns(config, critic=False)
+  base_config.mask_filter(config)
   config.env.reward = ml_collections.ConfigDict(  # section 3.3, eq. 8: not weighted
     {
       "format": 1.0,

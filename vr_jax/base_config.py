@@ -45,6 +45,11 @@ def traces(config: ml_collections.ConfigDict) -> None:
   config.traces = schema.defaults(optional_sections.TracesSection)
 
 
+def mask_filter(config: ml_collections.ConfigDict) -> None:
+  """Adds config.mask_filter, for recipes that train on masks (docs/data.md)."""
+  config.mask_filter = schema.defaults(optional_sections.MaskFilterSection)
+
+
 def turns(config: ml_collections.ConfigDict, *, critic: bool = True) -> None:
   """Adds config.turns, and config.critic, for recipes of several turns (docs/video_mtr.md)."""
   config.turns = schema.defaults(optional_sections.TurnsSection)

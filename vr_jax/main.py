@@ -14,6 +14,7 @@ colon and a size. A workdir that has been started has its config, so that
     eval      evaluation on held-out videos, and the report
     all       the four above, in this order
     traces    supervised traces that a model proposes, to train on (docs/traces.md)
+    filter    finds videos whose masks SAM2 can't reproduce, to leave them out (docs/data.md)
     export    writes the last checkpoint as a directory that transformers reads
     check     lists all problems of flags, data, model and machine, and estimates what a run takes
 
@@ -45,7 +46,7 @@ from ml_collections import config_flags
 
 from vr_jax import errors, overrides, recipe_config
 
-MODES = ("data", "sft", "rl", "eval", "all", "traces", "export", "check")
+MODES = ("data", "sft", "rl", "eval", "all", "traces", "filter", "export", "check")
 
 
 def cli(argv: Sequence[str] | None = None) -> int:
@@ -168,10 +169,12 @@ def _run_stages(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> 
   from vr_jax.eval import stage as eval_stage
   from vr_jax.parallel import processes
   from vr_jax.traces import stage as traces_stage
-  from vr_jax.train import data_stage, export_stage, rl_loop, sft_loop
+  from vr_jax.train import data_stage, export_stage, mask_filter, rl_loop, sft_loop
 
   if mode in ("data", "all"):
     processes.first_alone("data", lambda: data_stage.prepare(config, workdir))
+  if mode == "filter" or (mode == "all" and mask_filter.is_wanted(config)):
+    processes.first_alone("filter", lambda: mask_filter.write(config, workdir))
   if mode in ("sft", "all"):
     data_stage.check_before_training(config, workdir, mode)
     sft_loop.train(config, workdir)

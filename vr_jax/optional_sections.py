@@ -179,7 +179,25 @@ class CriticSection(config_fields.OptimizerSection):
 
 
 # By the name that each has in a config.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskFilterSection:
+  """Leaving out videos whose masks a tracker can't reproduce, by --mode=filter (docs/data.md)."""
+
+  CHANGE: ClassVar[str] = "before sft"
+
+  sam2: str = field(
+    "", "Directory or .safetensors file of SAM2's weights; empty: nothing is left out."
+  )
+  threshold: float = field(
+    0.6,
+    "Queries about a video are not trained on if the mean IoU of its masks is below this.",
+    "[0, 1]",
+    only_with="sam2",
+  )
+
+
 OPTIONAL = {
+  "mask_filter": MaskFilterSection,
   "judge": JudgeSection,
   "traces": TracesSection,
   "turns": TurnsSection,

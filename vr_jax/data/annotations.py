@@ -148,6 +148,23 @@ def find_lines(path: Path) -> dict[str, str]:
   return lines
 
 
+def find_mask_files(path: Path) -> list[Path]:
+  """The mask files that records of queries name, as far as they are there, sorted."""
+  found = set()
+  for file in find_files(path):
+    content = file.read_bytes() if file.is_file() else b""
+    if not content.startswith(record_files.GZIP) and records.SEGMENTATION.encode() not in content:
+      continue
+    for _, parse in record_files.entries(file):
+      try:
+        value = parse()
+      except InputError:
+        continue
+      if isinstance(value, dict) and value.get("problem_type") == records.SEGMENTATION:
+        found.add(file.parent / str(value.get("masks")))
+  return sorted(path for path in found if path.is_file())
+
+
 def find_files(path: Path) -> list[Path]:
   """Finds the annotation files of a path or a pattern, sorted by name.
 

@@ -27,6 +27,7 @@ from vr_jax.data import (
   foreign_records,
   frame_store,
   guarded_reader,
+  image_folder,
   mask_files,
   mask_store,
   sampling,
@@ -137,7 +138,7 @@ def ingest(
   foreign_records.check_place(videos, "config.data.videos")
   files = video_file.find(videos)
   hashes = _hash_annotations(annotations)
-  inputs = _digest_inputs(videos, files, hashes)
+  inputs = _digest_inputs(videos, files, annotations, hashes)
   if output.is_dir() and any(output.iterdir()):
     check_annotations(output, annotations)
     return _read_report(output, inputs, config)
@@ -191,8 +192,15 @@ def _hash_file(path: Path) -> str:
     raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _digest_inputs(videos: Path, files: Sequence[str], hashes: Mapping[str, str]) -> bytes:
+def _digest_inputs(
+  videos: Path, files: Sequence[str], annotation_file: Path, hashes: Mapping[str, str]
+) -> bytes:
   """What the fingerprint depends on besides the config. hashes: of the annotation files."""
+  # Records may stay as they are when the masks that they name change.
+  hashes = {
+    **hashes,
+    **{str(p): _hash_file(p) for p in annotations.find_mask_files(annotation_file)},
+  }
   sums = json.dumps([[file, *_size_and_checksum(videos / file)] for file in files])
   return b"".join([*map(bytes.fromhex, hashes.values()), sums.encode()])
 
@@ -271,11 +279,7 @@ def _fill(
   copies = _find_copies(store)
   splits = split(kept, config, copies)
   examples.write(directory, splits)
-  mask_store.write(
-    directory / "masks",
-    {q.example.video: q.reference.masks for q in questions if q.reference is not None},
-    {example.video for example in kept if example.object_track},
-  )
+  mask_store.write(directory / "masks", _mask_files(questions, kept, files))
   if config.on_bad == "skip":
     lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad.entries)
     (directory / "bad_records.jsonl").write_text(lines, encoding="utf-8")
@@ -393,6 +397,24 @@ def check_spans(
     else:
       kept.append(example)
   return kept
+
+
+def _mask_files(
+  questions: Sequence[annotations.Annotation],
+  kept: Sequence[records.Example],
+  files: Sequence[str],
+) -> dict[str, tuple[Path, tuple[float, ...]]]:
+  """The mask file of each video that kept queries are about, and the times of its frames."""
+  videos, folders = {example.video for example in kept}, image_folder.find_all(files)
+  references = {q.example.video: (q.reference, q.where) for q in questions if q.reference}
+  return {
+    video: (
+      reference.masks,
+      mask_files.annotated_times(reference, folders.get(video), where),
+    )
+    for video, (reference, where) in references.items()
+    if video in videos
+  }
 
 
 def _check_mask_size(example: records.Example, store: frame_store.FrameStore, where: str) -> None:

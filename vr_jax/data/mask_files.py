@@ -177,10 +177,33 @@ def object_track(
   Raises:
     InputError: the mask file is bad, or lacks an instance; or an annotated frame is not there.
   """
-  masks, path = read(reference.masks), reference.masks
+  masks = read(reference.masks)
   for name in reference.instances:
     if name not in masks.instances:
-      raise InputError(f"{where}: field 'instances': {path} has no {name!r}")
+      raise InputError(f"{where}: field 'instances': {reference.masks} has no {name!r}")
+  times = annotated_times(reference, folder, where)
+  found = masks.object_masks(reference.instances)
+  boxes = [run_length.box(mask) for mask in found.values()]
+  return records.ObjectTrack(
+    times=np.array([times[frame] for frame in found], np.float64),
+    boxes=np.array(boxes, np.float32).reshape(len(boxes), 4),
+    height=masks.height,
+    width=masks.width,
+    instances=reference.instances,
+  )
+
+
+def annotated_times(
+  reference: MaskReference, folder: Sequence[str] | None, where: str
+) -> tuple[float, ...]:
+  """The times of all annotated frames of a mask file, in seconds, to the microsecond.
+
+  folder: see `object_track`.
+
+  Raises:
+    InputError: an annotated frame is not there.
+  """
+  masks, path = read(reference.masks), reference.masks
   if (folder is None) == bool(masks.frames):
     needed = "'times', as the video is a file" if folder is None else "'frames', as it is a folder"
     raise InputError(f"{where}: {path} needs {needed}")
@@ -196,13 +219,4 @@ def object_track(
     times = tuple(places[name] / reference.frame_rate for name in masks.frames)
     if list(times) != sorted(times):
       raise InputError(f"{where}: {path}: 'frames' are not in the order of the folder's")
-  found = masks.object_masks(reference.instances)
-  times = [times[frame] for frame in found]
-  boxes = [run_length.box(mask) for mask in found.values()]
-  return records.ObjectTrack(
-    times=np.round(np.array(times, np.float64) * _MICROSECONDS) / _MICROSECONDS,
-    boxes=np.array(boxes, np.float32).reshape(len(times), 4),
-    height=masks.height,
-    width=masks.width,
-    instances=reference.instances,
-  )
+  return tuple(round(time * _MICROSECONDS) / _MICROSECONDS for time in times)

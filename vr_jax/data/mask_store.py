@@ -3,10 +3,10 @@
 On disk, in one directory:
 
     masks.array_record   one record a video: its mask file (mask_files.py) as JSON
-    index.json           the record of each video; written last
+    index.json           the record and the times of annotated frames of each video; written last
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 import functools
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from array_record.python import (
   array_record_module,  # pyright: ignore[reportAttributeAccessIssue] a C extension without stubs
 )
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 import numpy as np
 
 from vr_jax import run_length
@@ -25,27 +25,30 @@ _FORMAT = 1
 _FILE = "masks.array_record"
 
 
-def write(directory: Path, files: Mapping[str, Path], videos: Set[str]) -> None:
-  """Writes the masks of some videos into a new directory; nothing is written if there are none.
+def write(directory: Path, files: Mapping[str, tuple[Path, Sequence[float]]]) -> None:
+  """Writes the masks of videos into a new directory; nothing is written if there are none.
 
-  files: the mask file of each video.
+  files: the mask file of each video, and the times of its annotated frames in seconds.
 
   Raises:
     InputError: a mask file is bad, or writing fails.
   """
-  names = [name for name in files if name in videos]
-  if not names:
+  if not files:
     return
   directory.mkdir()
   try:
     writer = array_record_module.ArrayRecordWriter(str(directory / _FILE), "group_size:1")
-    for name in names:
-      mask_files.read(files[name])  # checked once more: it is copied as it is now
-      writer.write(files[name].read_bytes())
+    for path, _ in files.values():
+      mask_files.read(path)  # checked once more: it is copied as it is now
+      writer.write(path.read_bytes())
     writer.close()
   except RuntimeError as error:  # the only exception that ArrayRecord raises
     raise InputError(f"{directory / _FILE}: cannot write masks: {error}") from error
-  index = {"format": _FORMAT, "videos": {name: record for record, name in enumerate(names)}}
+  videos = {
+    name: {"record": record, "times": list(times)}
+    for record, (name, (_, times)) in enumerate(files.items())
+  }
+  index = {"format": _FORMAT, "videos": videos}
   (directory / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
@@ -60,7 +63,8 @@ class MaskStore:
       index = json.loads(index_path.read_text(encoding="utf-8"))
       if index["format"] != _FORMAT:
         raise InputError(f"{index_path}: has format {index['format']}, not {_FORMAT}; ingest again")
-      self._records: dict[str, int] = dict(index["videos"])
+      self._records = {name: int(entry["record"]) for name, entry in index["videos"].items()}
+      self._times = {name: tuple(entry["times"]) for name, entry in index["videos"].items()}
       self._reader = array_record_module.ArrayRecordReader(
         str(self._path), options="readahead_buffer_size:0", file_reader_buffer_size=32768
       )
@@ -92,6 +96,14 @@ class MaskStore:
     masks = self._parsed(video)
     found = masks.object_masks(instances)
     return tuple(masks.frames[frame] for frame in found) if masks.frames else ()
+
+  def times(self, video: str, instances: Sequence[str]) -> Float[np.ndarray, "frames"]:
+    """Times of the frames in which some instances are annotated, as `read` gives their masks.
+
+    In seconds, as in `ObjectTrack.times`.
+    """
+    found = self._parsed(video).object_masks(instances)
+    return np.array([self._times[video][frame] for frame in found], np.float64)
 
   def read(
     self, video: str, instances: Sequence[str], frames: Sequence[int] | None = None

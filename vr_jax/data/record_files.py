@@ -10,14 +10,14 @@ import zlib
 from vr_jax.data import foreign_records
 from vr_jax.errors import InputError
 
-_GZIP = b"\x1f\x8b"
+GZIP = b"\x1f\x8b"
 
 
 def entries(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
   """Yields each record's file and line, and a function that parses it or raises InputError."""
   try:
     content = path.read_bytes()
-    packed = content.startswith(_GZIP)
+    packed = content.startswith(GZIP)
     text = (gzip.decompress(content) if packed else content).decode("utf-8-sig")
   except FileNotFoundError as error:
     raise InputError(f"{path}: there is no such annotation file") from error

@@ -23,7 +23,7 @@ from vr_jax.envs import environment as environment_lib
 from vr_jax.models import interface
 from vr_jax.models.common import prompts
 from vr_jax.rollout import dialogue, play
-from vr_jax.train import paths
+from vr_jax.train import mask_filter, paths
 
 SPLITS = ("train", "validation", "test")
 _NO_REPLY = (
@@ -113,8 +113,31 @@ class Checks(ReferenceChecks):
   processor: interface.Processor
 
   def find_unusable(self) -> Mapping[str, frozenset[int]]:
-    """Finds the indices of each split's examples that can't be used; see `run`."""
-    return self.run().left_out
+    """Finds the indices of each split's examples that can't be used; see `run`.
+
+    For training, those about videos that --mode=filter found can't be used, either.
+
+    Raises:
+      InputError: also if the config asks for that filter, and it has not run, or it leaves nothing.
+    """
+    left_out = self.run().left_out
+    dropped = mask_filter.dropped_videos(self.config, self.shards)
+    if dropped is None:
+      raise errors.InputError(
+        f"--config.mask_filter.sam2={self.config.mask_filter.sam2}: run --mode=filter first, to "
+        'find the videos that are left out; or set it to "" to train on all of them'
+      )
+    if not dropped:
+      return left_out
+    source = examples.ExampleSource(self.shards, "train")
+    filtered = {index for index in range(len(source)) if source[index].video in dropped}
+    left_out = {**left_out, "train": left_out.get("train", frozenset()) | filtered}
+    if len(left_out["train"]) == len(source):
+      raise errors.InputError(
+        f"{source}: the filter of --mode=filter leaves no query; lower "
+        "--config.mask_filter.threshold"
+      )
+    return left_out
 
   def run(self) -> CheckResult:
     """Checks all examples, unless a file with the result exists.
