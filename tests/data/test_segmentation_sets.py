@@ -22,8 +22,7 @@ def converted(tmp_path, layout, *, root=None, **arguments):
   if root is None:
     root = getattr(released_sets, layout)(tmp_path / "set")
   segmentation_sets.convert(layout, root, tmp_path / "out", **arguments)
-  notes = tmp_path / "out" / "annotations.jsonl"
-  ingest.ingest(root, notes, tmp_path / "shards", CONFIG)
+  ingest.ingest(root, tmp_path / "out" / "*.jsonl", tmp_path / "shards", CONFIG)
   source, store = ingest.open_split(tmp_path / "shards", "train")
   masks = mask_store.MaskStore(tmp_path / "shards" / "masks")
   return {source[index].id: source[index] for index in range(len(source))}, store, masks
@@ -110,7 +109,7 @@ def test_the_masks_of_other_splits_are_not_released(tmp_path):
   for layout, folder in (("ref_youtube_vos", root), ("mevis", mevis)):
     with pytest.raises(InputError, match="this split has no masks"):
       segmentation_sets.convert(layout, folder, tmp_path / "out", split="valid")
-  assert not (tmp_path / "out").exists()
+  assert not list((tmp_path / "out").rglob("*.json*"))
 
 
 def test_ref_davis17_reads_four_annotators_in_two_encodings_and_string_order(tmp_path):
@@ -240,7 +239,7 @@ def test_what_is_wrong_with_a_set_is_named_and_nothing_is_left(tmp_path, fault):
   with pytest.raises(InputError, match=problem):
     converted(tmp_path, "mevis", root=root)
   assert not (tmp_path / "shards").exists()
-  assert {path.name for path in tmp_path.iterdir()} <= {"set", "out"}
+  assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 def test_labels_that_are_no_labels_are_named(tmp_path):
@@ -264,7 +263,7 @@ def test_masks_of_another_size_than_the_frames_are_an_error_of_ingestion(tmp_pat
   folder = root / "train" / "JPEGImages" / "park"
   for path in folder.iterdir():  # frames at half the size, as another download has them
     Image.open(path).resize((WIDTH // 2, HEIGHT // 2)).save(path)
-  notes = tmp_path / "out" / "annotations.jsonl"
+  notes = tmp_path / "out" / "mevis_train.jsonl"
   with pytest.raises(InputError, match=r"'masks': they are of 40 x 24 pixels, .* of 20 x 12"):
     ingest.ingest(root, notes, tmp_path / "shards", CONFIG)
   small = dataclasses.replace(CONFIG, on_bad="skip")
@@ -283,19 +282,19 @@ def test_the_command_converts_and_says_what_is_wrong(tmp_path):
   given = ["mevis", str(root), str(tmp_path / "out"), f"--videos={tmp_path / 'sets'}"]
   done = subprocess.run([*command, *given], capture_output=True, text=True, check=True)
   assert done.stdout == f"{tmp_path / 'out'}: 6 queries about 2 videos\n"
-  first = json.loads((tmp_path / "out" / "annotations.jsonl").read_text().splitlines()[0])
+  first = json.loads((tmp_path / "out" / "mevis_train.jsonl").read_text().splitlines()[0])
   assert first == {
     "id": "mevis_park_0",
     "video": "MeViS/train/JPEGImages/park",
     "question": "the square that moves",
     "problem_type": "segmentation",
-    "masks": "masks/mevis/park.json",
+    "masks": "masks/mevis_train/park.json",
     "instances": ["1"],
     "frame_rate": 6.0,
     "source": "MeViS",
   }
   again = subprocess.run([*command, *given], capture_output=True, text=True, check=False)
-  assert (again.returncode, again.stdout) == (2, "") and "is not empty" in again.stderr
+  assert (again.returncode, again.stdout) == (2, "") and "is already there" in again.stderr
   for arguments, problem in (
     (["mevi", *given[1:2], "new"], "mevi: no such layout; one of mevis, "),
     (["mevis", "nowhere", "new"], "nowhere: there is no such directory"),

@@ -1,11 +1,11 @@
 """Converts released segmentation sets to records and mask files that ingestion reads.
 
-    python -m vr_jax.data.segmentation_sets mevis sets/MeViS converted/mevis --split=train \\
-      --videos=sets
+    python -m vr_jax.data.segmentation_sets mevis sets/MeViS converted --split=train --videos=sets
 
 The layouts: mevis, ref_youtube_vos, ref_davis17, revos, lv_vis, reason_vos (docs/data.md). Written
-are annotations.jsonl, whose videos are folders of pictures below --videos, and masks/; the pictures
-stay where they are. Records of several sets may be ingested together.
+are mevis_train.jsonl, whose videos are folders of pictures below --videos, and the files that it
+names in masks/; the pictures stay where they are. Several sets may share the directory, and be
+ingested together as converted/*.jsonl.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 
 from vr_jax import atomic, records
-from vr_jax.data import expression_sets, label_sets, segmented_video
+from vr_jax.data import expression_sets, label_sets, mask_files, segmented_video
 from vr_jax.errors import InputError
 
 _USAGE = "LAYOUT ROOT OUTPUT [--split=train] [--videos=DIRECTORY] [--frame_rate=RATE]"
@@ -82,39 +82,44 @@ def convert(
   videos: Path | None = None,
   frame_rate: float | None = None,
 ) -> ConvertedSet:
-  """Writes the records and mask files of a set's split into a new directory, all or nothing.
+  """Writes the records and mask files of a set's split into a directory, all or nothing.
 
   videos: the directory that will be config.data.videos; default: `root`.
   frame_rate: of the set's frames, a second; None: as in LAYOUTS.
 
   Raises:
     InputError: what `read` raises; the split has no masks, or a video is outside of `videos`; or
-      `output` is not empty.
+      `output` has this split already.
   """
-  if output.is_dir() and any(output.iterdir()):
-    raise InputError(f"{output}: is not empty; choose another directory")
-  rate = LAYOUTS[layout].frame_rate if frame_rate is None and layout in LAYOUTS else frame_rate
-  below, count, queries = (root if videos is None else videos).resolve(), 0, 0
   found = read(layout, root, split)
-  with (
-    atomic.directory(output.absolute()) as partial,
-    (partial / "annotations.jsonl").open("w", encoding="utf-8") as annotations,
-  ):
+  split = LAYOUTS[layout].split if split is None else split
+  rate = LAYOUTS[layout].frame_rate if frame_rate is None else frame_rate
+  name = "_".join(filter(None, (layout, split)))
+  annotations, masks = output / f"{name}.jsonl", output / "masks" / name
+  for path in (annotations, masks):
+    if path.exists():
+      raise InputError(f"{path}: is already there; remove it, or choose another directory")
+  below, count, lines = (root if videos is None else videos).resolve(), 0, []
+  with atomic.directory(masks.absolute()) as partial:
     for video in found:
       if video.instances is None:
         raise InputError(
           f"{root}: this split has no masks, so it can't be trained on; give a --split that has"
         )
-      masks = Path("masks") / layout / f"{video.name}.json"
-      (partial / masks).parent.mkdir(parents=True, exist_ok=True)
-      (partial / masks).write_text(json.dumps(_mask_file(video), separators=(",", ":")) + "\n")
+      value = _mask_file(video)
+      mask_files.parse(value, f"{root}: video {video.name!r}")
+      file = partial / f"{video.name}.json"
+      file.parent.mkdir(parents=True, exist_ok=True)
+      file.write_text(json.dumps(value, separators=(",", ":")) + "\n")
       for query in video.queries:
-        record = _record(layout, video, query, below, masks, rate)
-        annotations.write(json.dumps(record, ensure_ascii=False) + "\n")
-      count, queries = count + 1, queries + len(video.queries)
-    if not queries:
+        place = f"masks/{name}/{video.name}.json"
+        record = _record(layout, video, query, below, place, rate)
+        lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+      count += 1
+    if not lines:
       raise InputError(f"{root}: this split has no queries")
-  return ConvertedSet(videos=count, queries=queries)
+  atomic.write_bytes(annotations, lines)
+  return ConvertedSet(videos=count, queries=len(lines))
 
 
 def _mask_file(video: segmented_video.SegmentedVideo) -> dict[str, Any]:
@@ -131,8 +136,8 @@ def _record(
   video: segmented_video.SegmentedVideo,
   query: segmented_video.SegmentedQuery,
   below: Path,
-  masks: Path,
-  frame_rate: float | None,
+  masks: str,
+  frame_rate: float,
 ) -> dict[str, Any]:
   folder = video.folder.resolve()
   if not folder.is_relative_to(below):
@@ -142,7 +147,7 @@ def _record(
     "video": folder.relative_to(below).as_posix(),
     "question": query.text,
     "problem_type": records.SEGMENTATION,
-    "masks": masks.as_posix(),
+    "masks": masks,
     "instances": list(query.instances),
     "frame_rate": frame_rate,
     "source": LAYOUTS[layout].title,
