@@ -124,3 +124,11 @@ def test_steps_that_no_copy_can_match_are_refused_where_the_process_reward_count
     moss_chatv.MossChatV(rewards=("accuracy", "process*0")),
   ):
     assert task.reference_problem(asked) == ""
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_query_whose_answer_is_a_mask_is_refused_by_recipes_whose_answers_are_texts(recipe):
+  problem = RECIPES[recipe].reference_problem(example("", records.SEGMENTATION))
+  assert problem == (
+    "field 'problem_type': the answer to a segmentation query is a mask, not a text to score"
+  )

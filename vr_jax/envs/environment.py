@@ -331,6 +331,8 @@ class Defaults:
   def reference_problem(self, example: records.Example) -> str:
     """Why the right answer, between <answer> tags, earns less than 1."""
     problem = accuracy.find_reference_problem(example)
+    if example.problem_type == records.SEGMENTATION:
+      return problem
     copy = f"<think></think>\n<answer>{example.answer}</answer>"
     return "" if problem and cast(Environment, self).accuracy(example, copy) == 1 else problem
 

@@ -81,6 +81,8 @@ def accuracies(
 def find_reference_problem(example: records.Example) -> str:
   """Why the right answer, given as a reply, earns less than 1; "" if it earns 1."""
   answer, kind = example.answer, example.problem_type
+  if kind == records.SEGMENTATION:
+    return f"field 'problem_type': the answer to a {kind} query is a mask, not a text to score"
   if accuracy(f"{_ANSWER}{answer}{_ANSWER_END}", answer, kind, example.options) == 1:
     return ""
   if answer_text(f"{_ANSWER}{answer}{_ANSWER_END}") != answer.strip():
