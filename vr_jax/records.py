@@ -86,28 +86,6 @@ class ObjectTrack:
     """Whether the object is seen in each annotated frame."""
     return ~np.isnan(self.boxes[:, 0])
 
-  def boxes_at(self, times: Float[np.ndarray, "times"]) -> Float[np.ndarray, "times 4"]:
-    """The box at each time: float32 as `boxes`, NaN where the object isn't visible.
-
-    Between two annotated frames that both show the object, sides move in a straight line. If one
-    of them does not show it, the nearer one counts. Before the first and after the last annotated
-    frame, that frame's box holds.
-    """
-    times = np.asarray(times, np.float64)
-    if not len(self.times):
-      return np.full((len(times), 4), np.nan, np.float32)
-    after = np.clip(np.searchsorted(self.times, times), 0, len(self.times) - 1)
-    before = np.maximum(after - 1, 0)
-    length = np.maximum(self.times[after] - self.times[before], 1e-9)
-    way = np.clip((times - self.times[before]) / length, 0, 1)
-    # Times are kept to the microsecond: those of a frame and of its annotation may differ by one.
-    way = np.where(way * length < _SAME_TIME, 0, np.where((1 - way) * length < _SAME_TIME, 1, way))
-    way = way[:, None]
-    first, last = self.boxes[before].astype(np.float64), self.boxes[after].astype(np.float64)
-    nearer = np.where(way < 0.5, first, last)
-    both = ~np.isnan(first) & ~np.isnan(last) & (way > 0) & (way < 1)
-    return np.where(both, first + way * (last - first), nearer).astype(np.float32)
-
   def __eq__(self, other: object) -> bool:
     return isinstance(other, ObjectTrack) and self._key() == other._key()
 
@@ -117,11 +95,6 @@ class ObjectTrack:
   def _key(self) -> tuple[Any, ...]:
     arrays = (self.times.tobytes(), self.boxes.tobytes())
     return (*arrays, self.height, self.width, self.instances)
-
-
-# In seconds. Containers round times to their own clock, so two times may differ by this much and
-# still be of the same frame.
-_SAME_TIME = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

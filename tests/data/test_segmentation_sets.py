@@ -10,7 +10,7 @@ import pytest
 
 from tests.data import released_sets
 from vr_jax import run_length
-from vr_jax.data import ingest, mask_store, sampling, segmentation_sets
+from vr_jax.data import ingest, mask_store, segmentation_sets
 from vr_jax.errors import InputError
 
 HEIGHT, WIDTH, mask = released_sets.HEIGHT, released_sets.WIDTH, released_sets.mask
@@ -67,9 +67,6 @@ def test_mevis_end_to_end_with_a_query_for_several_instances(tmp_path):
     assert store.read(example.video, [count - 1])[0, -1, -1].tolist() == [20 + 20 * count] * 3
   late = found["mevis_park_2"].object_track
   assert late.visible.tolist() == [False] * 4 + [True]
-  # Where nothing moves, the box at a sampled frame is that of the frame itself.
-  times = sampling.shown_times(store.timestamps(example.video), np.arange(3), example.shown)
-  np.testing.assert_array_equal(example.object_track.boxes_at(times), example.object_track.boxes)
 
 
 def test_ref_youtube_vos_has_labels_in_palettes_and_every_fifth_frame(tmp_path):
@@ -84,7 +81,7 @@ def test_ref_youtube_vos_has_labels_in_palettes_and_every_fifth_frame(tmp_path):
   assert len(store.timestamps(example.video)) == 5
 
 
-def test_frames_without_annotation_are_stored_and_their_boxes_lie_between(tmp_path):
+def test_pictures_that_a_set_does_not_list_are_no_frames_of_its_video(tmp_path):
   root = released_sets.ref_youtube_vos(tmp_path / "set")
   folder = root / "train" / "JPEGImages" / "park"
   for index in range(21):  # all frames of the original video, as another download has them
@@ -92,12 +89,18 @@ def test_frames_without_annotation_are_stored_and_their_boxes_lie_between(tmp_pa
       Image.fromarray(np.full((HEIGHT, WIDTH, 3), 8 * index, np.uint8)).save(
         folder / f"{index:05d}.jpg"
       )
-  found, store, masks = converted(tmp_path, "ref_youtube_vos", root=root, frame_rate=30.0)
+  found, store, masks = converted(tmp_path, "ref_youtube_vos", root=root)
   example = found["ref_youtube_vos_park_0"]
   check_track(example, masks, [1], 5, rate=6)
-  assert len(store.timestamps(example.video)) == 21
-  boxes = example.object_track.boxes_at(store.timestamps(example.video))
-  np.testing.assert_allclose(boxes[:, 0], 3 + 2 * np.arange(21) / 5, rtol=1e-5)
+  np.testing.assert_allclose(store.timestamps(example.video), example.object_track.times, atol=1e-6)
+  assert store.read(example.video, [4])[0, -1, -1].tolist() == [120] * 3  # the fifth that is listed
+  Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "00005.png")
+  with pytest.raises(InputError, match=r"00005.jpg and 00005.png are the same frame"):
+    ingest.ingest(root, tmp_path / "out" / "*.jsonl", tmp_path / "other", CONFIG)
+  (folder / "00005.png").unlink()
+  (folder / "00010.jpg").unlink()
+  with pytest.raises(InputError, match=r"'00010' is not among the 20 pictures .*1 of 5 are miss"):
+    ingest.ingest(root, tmp_path / "out" / "*.jsonl", tmp_path / "other", CONFIG)
 
 
 def test_the_masks_of_other_splits_are_not_released(tmp_path):

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from vr_jax.data import decode_worker, video_file
+from vr_jax.data import decode_worker, image_folder, video_file
 from vr_jax.errors import InputError
 
 # Seconds between two looks at the workers. A longer wait counts as one second at most: a run that
@@ -78,7 +78,7 @@ def cut_all(
   quality: int,
   max_side: int,
   limits: DecodeLimits,
-  frame_rates: Mapping[Path, float] = types.MappingProxyType({}),
+  folders: Mapping[Path, image_folder.FolderFrames] = types.MappingProxyType({}),
 ) -> Generator[_Result, None, None]:
   """Yields what `video_file.cut` or `picture_file.cut` gives for each file, in their order.
 
@@ -86,7 +86,7 @@ def cut_all(
   the iterator is closed.
 
   fps, quality, max_side: see `video_file.cut`.
-  frame_rates: of the paths that are folders of pictures, in frames a second.
+  folders: the frames of the paths that are folders of pictures.
 
   Raises:
     RuntimeError: a worker could not start.
@@ -109,8 +109,8 @@ def cut_all(
         for worker in workers:
           if worker.place is None and waiting and waiting[0][0] < place + _AHEAD * count:
             request_place, path = waiting.popleft()
-            rate = {"frame_rate": frame_rates[path]} if path in frame_rates else {}
-            worker.request(request_place, path, settings | rate)
+            frames = dataclasses.asdict(folders[path]) if path in folders else {}
+            worker.request(request_place, path, settings | frames)
         results |= _wait(workers)
       yield results.pop(place)
   finally:

@@ -1,6 +1,7 @@
 """Reads a folder of pictures, one a frame, as a video of a stated frame rate."""
 
 from collections.abc import Callable, Iterable, Sequence
+import dataclasses
 import math
 from pathlib import Path, PurePosixPath
 
@@ -9,6 +10,18 @@ from PIL import Image
 
 from vr_jax.data import picture_file, video_file
 from vr_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderFrames:
+  """The frames of a video in a folder, which may hold other pictures, too.
+
+  names: file names, in the order of frames.
+  frame_rate: frames a second.
+  """
+
+  names: tuple[str, ...]
+  frame_rate: float
 
 
 def find_all(files: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -33,9 +46,31 @@ def order_frames(names: Iterable[str]) -> tuple[str, ...]:
   return tuple(names)
 
 
+def find_frames(
+  folder: Iterable[str], frames: Sequence[str], frame_rate: float, where: str
+) -> FolderFrames:
+  """The pictures of a folder that are the frames of these names without suffix.
+
+  Raises:
+    InputError: a frame is missing, or there twice, as 00001.jpg and 00001.png.
+  """
+  files: dict[str, list[str]] = {}
+  for name in folder:
+    files.setdefault(PurePosixPath(name).stem, []).append(name)
+  if missing := [frame for frame in frames if frame not in files]:
+    raise InputError(
+      f"{where}: the frame {missing[0]!r} is not among the {len(files)} pictures of its video "
+      f"({len(missing)} of {len(frames)} are missing)"
+    )
+  if twice := [files[frame] for frame in frames if len(files[frame]) > 1]:
+    raise InputError(f"{where}: {' and '.join(twice[0])} are the same frame; remove one of them")
+  return FolderFrames(names=tuple(files[frame][0] for frame in frames), frame_rate=frame_rate)
+
+
 def cut(
   path: Path,
   *,
+  names: Sequence[str],
   frame_rate: float,
   fps: float,
   quality: int,
@@ -43,20 +78,15 @@ def cut(
   max_pixels: int = video_file.MAX_PIXELS,
   progress: Callable[[], None] = lambda: None,
 ) -> video_file.CutVideo:
-  """Keeps `fps` frames a second of a folder of pictures, as `video_file.cut` does of a video.
+  """Keeps `fps` frames a second of pictures in a folder, as `video_file.cut` does of a video.
 
-  frame_rate: pictures a second.
+  names, frame_rate: see FolderFrames.
 
   Raises:
-    InputError: the folder holds no picture, one of them is bad or of another size than the first,
-      or two are the same frame.
+    InputError: there is no frame, or one of them is bad or of another size than the first.
   """
-  names = order_frames(
-    entry.name for entry in path.iterdir() if picture_file.is_picture(entry.name)
-  )
   if not names:
-    raise InputError(f"{path}: the folder holds no pictures")
-  _check_distinct(path, names)
+    raise InputError(f"{path}: the video has no frames")
   jpegs, kept, tick = [], [], 0
   size, scaled = (0, 0), (0, 0)
   for index, name in enumerate(names):
@@ -86,15 +116,6 @@ def cut(
     original_height=size[1],
     original_width=size[0],
   )
-
-
-def _check_distinct(path: Path, names: Sequence[str]) -> None:
-  """Raises InputError for a frame that is there twice, as 00001.jpg and 00001.png."""
-  seen: dict[str, str] = {}
-  for name in names:
-    stem = PurePosixPath(name).stem
-    if (other := seen.setdefault(stem, name)) != name:
-      raise InputError(f"{path}: {other} and {name} are the same frame; remove one of them")
 
 
 def _size(path: Path, max_pixels: int) -> tuple[int, int]:

@@ -268,7 +268,11 @@ def _fill(
   questions = annotations.read(annotation_file, frozenset(files), on_bad=bad, check=check_record)
   unreadable = len(bad.entries)
   check(split([question.example for question in questions], config))
-  bad_videos = _cut_videos(videos, questions, directory / "frames", config, limits, bad, progress)
+  names = sorted({question.example.video for question in questions})
+  folders = folder_frames(questions, files)
+  bad_videos = _cut_videos(
+    videos, names, folders, directory / "frames", config, limits, bad, progress
+  )
   store = frame_store.FrameStore(directory / "frames")
   kept = check_spans(questions, store, bad_videos, config, bad)
   if not kept:
@@ -295,7 +299,8 @@ def _fill(
 
 def _cut_videos(
   videos: Path,
-  questions: Sequence[annotations.Annotation],
+  names: Sequence[str],
+  folders: Mapping[str, image_folder.FolderFrames],
   directory: Path,
   config: IngestConfig,
   limits: guarded_reader.DecodeLimits,
@@ -303,14 +308,13 @@ def _cut_videos(
   progress: Callable[[int, int], None] | None,
 ) -> dict[str, InputError]:
   """Writes the frame store, and returns the error of each bad video."""
-  names = sorted({question.example.video for question in questions})
-  rates = frame_rates(questions)
   directory.mkdir()
   writer = frame_store.FrameStoreWriter(
     directory, fps=config.fps, shard_megabytes=config.shard_megabytes
   )
   bad_videos = {}
-  with contextlib.closing(cut_each(videos, names, writer, config, limits, bad, rates)) as results:
+  results = cut_each(videos, names, writer, config, limits, bad, folders)
+  with contextlib.closing(results):
     for done, (name, result) in enumerate(results, start=1):
       if isinstance(result, InputError):
         bad_videos[name] = result
@@ -320,24 +324,32 @@ def _cut_videos(
   return bad_videos
 
 
-def frame_rates(questions: Sequence[annotations.Annotation]) -> dict[str, float]:
-  """The frames a second of each video that is a folder of pictures.
+def folder_frames(
+  questions: Sequence[annotations.Annotation], files: Sequence[str]
+) -> dict[str, image_folder.FolderFrames]:
+  """The frames of each video that is a folder of pictures.
 
-  Raises InputError if two records about a video differ, also in the file of its masks.
+  files: names of all video files and pictures.
+
+  Raises InputError if two records about a video name other masks or frame rates.
   """
-  references: dict[str, tuple[str, mask_files.MaskReference]] = {}
+  pictures = image_folder.find_all(files)
+  first: dict[str, annotations.Annotation] = {}
+  found = {}
   for question in questions:
-    if question.reference is None:
-      continue
     video, mine = question.example.video, question.reference
-    where, first = references.setdefault(video, (question.where, mine))
+    other = first.setdefault(video, question)
+    if mine is None or other.reference is None:
+      continue
     for field in ("frame_rate", "masks"):
-      if (one := getattr(first, field)) != (other := getattr(mine, field)):
+      if (here := getattr(mine, field)) != (there := getattr(other.reference, field)):
         raise InputError(
-          f"{question.where}: field {field!r}: is {other} here and {one} at {where}, of the same "
-          f"video {video!r}; one of them is wrong"
+          f"{question.where}: field {field!r}: is {here} here and {there} at {other.where}, of the "
+          f"same video {video!r}; one of them is wrong"
         )
-  return {video: first.frame_rate for video, (_, first) in references.items() if first.frame_rate}
+    if video in pictures and video not in found:
+      found[video] = mask_files.folder_frames(mine, pictures[video], question.where)
+  return {video: frames for video, frames in found.items() if frames}
 
 
 def cut_each(
@@ -347,13 +359,13 @@ def cut_each(
   config: IngestConfig,
   limits: guarded_reader.DecodeLimits,
   bad: BadInputs,
-  rates: Mapping[str, float] = types.MappingProxyType({}),
+  folders: Mapping[str, image_folder.FolderFrames] = types.MappingProxyType({}),
 ) -> Generator[tuple[str, video_file.CutVideo | InputError], None, None]:
   """Reads videos in the order of `names`; yields (name, result) once it is written or noted as bad.
 
   The processes that decode end when the iterator is closed.
 
-  rates: see `frame_rates`.
+  folders: see `folder_frames`.
   """
   results = guarded_reader.cut_all(
     [videos / name for name in names],
@@ -361,7 +373,7 @@ def cut_each(
     quality=config.quality,
     max_side=config.max_side,
     limits=limits,
-    frame_rates={videos / name: rate for name, rate in rates.items()},
+    folders={videos / name: frames for name, frames in folders.items()},
   )
   with contextlib.closing(results):
     for name, result in zip(names, results, strict=True):

@@ -71,8 +71,8 @@ def try_ingest(
     )
     begun, stored, read, bad_videos = time.monotonic(), 0, [], set()
     times = [begun]
-    rates = ingest.frame_rates(questions)
-    results = ingest.cut_each(videos, names, writer, config, limits, bad, rates)
+    folders = ingest.folder_frames(questions, files)
+    results = ingest.cut_each(videos, names, writer, config, limits, bad, folders)
     with contextlib.closing(results):
       for name, result in results:
         read.append(name)

@@ -2,9 +2,10 @@
 
     {"height": 480, "width": 854, "frames": ["00000", "00005", …], "instances": {"1": [mask, …]}}
 
-The masks are in the form of run_length.py, one for each annotated frame, null where an instance is
-not visible and false where it was not annotated. Annotated frames are file names without suffix
-where the video is a folder of pictures, and "times" in seconds where it is a video file.
+The masks are in the form of run_length.py, one a frame: null where an instance is not visible, and
+false where it was not annotated. Where the video is a folder of pictures, "frames" are the names of
+its frames without suffix; other pictures there are none of it. Where it is a video file, "times"
+are those of the annotated frames, in seconds.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from vr_jax import records, run_length
-from vr_jax.data import segmented_video
+from vr_jax.data import image_folder, segmented_video
 from vr_jax.errors import InputError
 
 _MICROSECONDS = 1_000_000
@@ -30,8 +31,8 @@ class MaskFile:
   """The masks of a video.
 
   height, width: of the video's frames, in pixels.
-  frames: names of the annotated frames, in their order; () if they are given by their times.
-  times: of the annotated frames, in seconds; () if they are given by their names.
+  frames: names of the video's frames, in their order; () if the masks' times are given.
+  times: of the masks, in seconds; () if they are given by frames.
   instances: run-length masks of each, one a frame; None where it isn't visible, False where it
     wasn't annotated.
   """
@@ -92,8 +93,8 @@ def parse(value: Any, where: str) -> MaskFile:
   times: Any = value.get("times")
   if (names is None) == (times is None):
     raise InputError(
-      f"{where}: needs the annotated frames: 'frames', their names, for a folder of pictures, or "
-      "'times' in seconds for a video file"
+      f"{where}: needs either 'frames', their names, for a folder of pictures, or 'times' in "
+      "seconds for a video file"
     )
   _check_frames(names, times, where)
   count = len(names if names is not None else times)
@@ -103,7 +104,7 @@ def parse(value: Any, where: str) -> MaskFile:
     here = f"{where}: instance {name!r}"
     if not isinstance(masks, list) or len(masks) != count:
       found = f"{len(masks)} masks" if isinstance(masks, list) else "no list of masks"
-      raise InputError(f"{here}: has {found} for {count} annotated frames")
+      raise InputError(f"{here}: has {found} for {count} frames")
     for frame, mask in enumerate(masks):
       if mask is False:
         continue
@@ -140,7 +141,7 @@ def parse_reference(
   """Checks what a record says about its masks.
 
   directory: of the annotation file, which the path of masks starts from.
-  folder: the frames of a video that is a folder of pictures, None if it is a file.
+  folder: the pictures of a video that is a folder, None if it is a file.
   """
   masks, instances, rate = (value.get(field) for field in ("masks", "instances", "frame_rate"))
   if not isinstance(masks, str) or not masks or PurePosixPath(masks).is_absolute():
@@ -172,10 +173,10 @@ def object_track(
 ) -> records.ObjectTrack:
   """Makes the track of the object that a record means.
 
-  folder: the frames of a video that is a folder of pictures, None if it is a file.
+  folder: the pictures of a video that is a folder, None if it is a file.
 
   Raises:
-    InputError: the mask file is bad, or lacks an instance; or an annotated frame is not there.
+    InputError: the mask file is bad, or lacks an instance; or a frame is not there.
   """
   masks = read(reference.masks)
   for name in reference.instances:
@@ -196,27 +197,33 @@ def object_track(
 def annotated_times(
   reference: MaskReference, folder: Sequence[str] | None, where: str
 ) -> tuple[float, ...]:
-  """The times of all annotated frames of a mask file, in seconds, to the microsecond.
+  """The times of all masks of a file, in seconds, to the microsecond.
 
   folder: see `object_track`.
 
   Raises:
-    InputError: an annotated frame is not there.
+    InputError: a frame is not there.
   """
-  masks, path = read(reference.masks), reference.masks
+  frames = folder_frames(reference, folder, where)
+  if frames is None:
+    times = read(reference.masks).times
+  else:
+    times = tuple(index / frames.frame_rate for index in range(len(frames.names)))
+  return tuple(round(time * _MICROSECONDS) / _MICROSECONDS for time in times)
+
+
+def folder_frames(
+  reference: MaskReference, folder: Sequence[str] | None, where: str
+) -> image_folder.FolderFrames | None:
+  """The frames of a video that is a folder of pictures; None if it is a file.
+
+  Raises:
+    InputError: a frame is not there, or the mask file is for the other kind of video.
+  """
+  masks = read(reference.masks)
   if (folder is None) == bool(masks.frames):
     needed = "'times', as the video is a file" if folder is None else "'frames', as it is a folder"
-    raise InputError(f"{where}: {path} needs {needed}")
-  times = masks.times
-  if folder is not None and reference.frame_rate:
-    places = {PurePosixPath(name).stem: place for place, name in enumerate(folder)}
-    missing = [name for name in masks.frames if name not in places]
-    if missing:
-      raise InputError(
-        f"{where}: the annotated frame {missing[0]!r} is not among the {len(folder)} pictures of "
-        f"its video ({len(missing)} are missing)"
-      )
-    times = tuple(places[name] / reference.frame_rate for name in masks.frames)
-    if list(times) != sorted(times):
-      raise InputError(f"{where}: {path}: 'frames' are not in the order of the folder's")
-  return tuple(round(time * _MICROSECONDS) / _MICROSECONDS for time in times)
+    raise InputError(f"{where}: {reference.masks} needs {needed}")
+  if folder is None or reference.frame_rate is None:
+    return None
+  return image_folder.find_frames(folder, masks.frames, reference.frame_rate, where)
