@@ -1,8 +1,10 @@
 """ReVSeg through an RL step: a clip and a key frame of another size, and what episodes earn."""
 
+import dataclasses
 import functools
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -240,6 +242,32 @@ def test_what_can_be_known_before_training_is_an_error_before_training(prepared)
   assert "for a query, an object that is visible" in problem({}, replace(object_track=absent))
   assert problem({"sft.steps": 0}, replace(object_track=absent)) == ""
   assert "field 'masks': is missing" in problem({}, replace(object_track=None))
+
+
+def test_queries_about_videos_that_the_filter_found_are_not_trained_on(prepared):
+  run, context, shards, example = prepared
+  changed = run.copy_and_resolve_references()
+  changed.mask_filter.sam2 = "weights"
+  before = context.builder.checks.find_unusable()
+  checks = dataclasses.replace(context.builder.checks, config=changed)
+  with pytest.raises(errors.InputError, match="run --mode=filter first"):
+    checks.find_unusable()
+  source = examples.ExampleSource(shards, "train")
+  videos = [source[index].video for index in range(len(source))]
+  ious = {video: 0.59 if video == example.video else 0.6 for video in videos}
+  folder = shards.parent / "mask_filter"
+  folder.mkdir()
+  (folder / "summary.json").write_text(json.dumps({"ious": ious}))
+  try:
+    about = {index for index, video in enumerate(videos) if video == example.video}
+    found = checks.find_unusable()
+    assert found == {**before, "train": before["train"] | about}
+    assert 0 < len(about) < len(source)
+    changed.mask_filter.threshold = 0.7
+    with pytest.raises(errors.InputError, match="leaves no query; lower"):
+      checks.find_unusable()
+  finally:
+    shutil.rmtree(folder)
 
 
 def test_too_small_buckets_and_stored_frames_are_named(tmp_path):
