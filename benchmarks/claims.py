@@ -5,7 +5,7 @@
 
 Each (arm, seed) is a run of the recipe at its tiny size. Its result is a small JSON file under
 docs/claims/<recipe>/. A run whose file exists is skipped, so an interrupted command continues where
-it stopped. At the end it writes docs/claims/<recipe>.md.
+it stopped. After each run it writes docs/claims/<recipe>.md.
 
 Arms of one seed share the warm start and the data. Data and seeds differ from the recipe's
 defaults, which the recipe was tuned on. Every arm is evaluated by the same rewards (the recipe's
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import claims_arms, claims_page, recorded_names
+from benchmarks import claims_arms, claims_page, claims_tracker, recorded_names
 from vr_jax import atomic
 from vr_jax.train import metrics
 
@@ -36,12 +36,22 @@ _TRAINING = (
   "frame_recall",
   "episode_accuracy",
   "exploration/",
+  "key_frame_",
+  "box_iou",
 )
 _SPREADS = ("/std", "/zero_ratio")  # metrics of rewards that are not recorded
 # Overrides of an arm that apply to its evaluation as well.
 _SEEN = tuple(
   f"--config.{name}="
-  for name in ("env.turns", "env.history_turns", "rl.max_new_tokens", "sft.max_reply_tokens")
+  for name in (
+    "env.turns",
+    "env.history_turns",
+    "env.decompose",
+    "model.prefix_buckets",
+    "rl.max_new_tokens",
+    "sft.max_reply_tokens",
+    "turns.episode_buckets",
+  )
 )
 
 
@@ -82,6 +92,7 @@ def main(argv: Sequence[str]) -> int:
     for arm, path in missing:
       run_arm(recipe, arm, seed, workdir, extra, path)
       print(path.read_text().strip())
+      claims_page.write(recipe, seeds, results, results.with_suffix(".md"), extra)
   claims_page.write(recipe, seeds, results, results.with_suffix(".md"), extra)
   return 0
 
@@ -115,20 +126,29 @@ def run_arm(
   recipe: str, arm: claims_arms.Arm, seed: int, workdir: Path, extra: Sequence[str], path: Path
 ) -> None:
   """Trains and evaluates one arm of one seed; writes its result."""
-  home = workdir / f"seed{seed}"
+  home, claims = workdir / f"seed{seed}", claims_arms.CLAIMS[recipe]
   common = _common(recipe, seed, workdir, extra)
   begun = time.perf_counter()
-  checkpoints = _warm(workdir, seed) / "checkpoints" / "sft"
+  own = {"shared": _warm(workdir, seed), "own": home / arm.name}
+  warm = own.get(arm.start, home / arm.start)
+  checkpoints = warm / "checkpoints" / "sft"
   training, tenths = {}, {}
   if arm.overrides is not None:
-    start = {"none": "--config.sft.steps=0", "shared": f"--config.rl.init_checkpoint={checkpoints}"}
-    flags = [*common, *arm.overrides, f"--workdir={home / arm.name}"]
-    for mode in ("sft", "rl") if arm.start == "own" else ("rl",):
-      _launch(*flags, *filter(None, [start.get(arm.start)]), f"--mode={mode}")
-    checkpoints = home / arm.name / "checkpoints" / "rl"
-    training, tenths = _over_training(home / arm.name)
+    flags = [*common, *arm.overrides]
+    if arm.start not in ("shared", "none"):  # ends at once if it is there
+      _launch(*flags, f"--workdir={warm}", "--mode=sft")
+    if arm.rl:
+      starts = {"none": ["--config.sft.steps=0"], "own": []}
+      start = starts.get(arm.start, [f"--config.rl.init_checkpoint={checkpoints}"])
+      _launch(*flags, f"--workdir={home / arm.name}", *start, "--mode=rl")
+      checkpoints = home / arm.name / "checkpoints" / "rl"
+      training, tenths = _over_training(home / arm.name)
   seen = tuple(flag for flag in arm.overrides or () if flag.startswith(_SEEN))
+  common = (*common, *claims.evaluation)
   evaluation, record = _evaluated((*common, *seen), checkpoints, home / f"{arm.name}-eval")
+  if claims.tracks:
+    score = claims_tracker.score(home / f"{arm.name}-eval", claims_tracker.weights(workdir))
+    training["j_and_f@sam2"] = score
   for name, flags in arm.views:
     where = home / f"{arm.name}-eval-{name.replace(' ', '-')}"
     view, _ = _evaluated((*common, *flags), checkpoints, where)

@@ -1,7 +1,6 @@
 """The arms that benchmarks.claims trains for each recipe, and the metrics that it reports."""
 
 import dataclasses
-from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -9,7 +8,8 @@ class Arm:
   """One way to train: overrides of the recipe, or None for the warm start alone.
 
   start: shared, the warm start that the arms of a seed share; own, one trained with the same
-    overrides; none, random weights.
+    overrides; none, random weights; or the name of an arm whose own one it starts from.
+  rl: whether RL follows; if not, the result is that of the warm start.
   views: further evaluations of the trained model, (name, overrides); their accuracy is reported as
     accuracy@name.
   """
@@ -17,7 +17,8 @@ class Arm:
   name: str
   title: str
   overrides: tuple[str, ...] | None
-  start: Literal["shared", "own", "none"] = "shared"
+  start: str = "shared"
+  rl: bool = True
   views: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
@@ -29,6 +30,9 @@ class Claims:
   columns: (title, metric).
   pairs: arms whose differences are reported.
   curves: (title, metric of training), reported for each tenth of training.
+  evaluation: overrides of all evaluations.
+  tracks: whether what evaluated replies find is followed by a SAM2 as well, which the command
+    trains (claims_tracker.py).
   """
 
   seeds: tuple[int, ...]
@@ -36,6 +40,8 @@ class Claims:
   columns: tuple[tuple[str, str], ...]
   pairs: tuple[tuple[str, str], ...]
   curves: tuple[tuple[str, str], ...] = ()
+  evaluation: tuple[str, ...] = ()
+  tracks: bool = False
 
 
 # One turn shows the whole frame budget, and the thoughts describe each frame.
@@ -53,6 +59,14 @@ TURNS = (
     (f"{turns} turns", (f"--config.env.turns={turns}", f"--config.env.history_turns={turns - 1}"))
     for turns in (2, 5)
   ),
+)
+# One reply names the key frame and the box, from the frames of the first turn.
+DIRECT = (
+  "--config.env.decompose=False",
+  "--config.rl.max_new_tokens=144",
+  "--config.sft.max_reply_tokens=144",
+  "--config.model.prefix_buckets=(64, 208)",
+  "--config.turns.episode_buckets=(192, 368)",
 )
 CLAIMS = {
   "moss_chatv": Claims(
@@ -189,5 +203,54 @@ CLAIMS = {
       ("full", "grpo"),
       ("no_bootstrapping", "no_turn_rewards"),
     ),
+  ),
+  "revseg": Claims(
+    seeds=(51, 52, 53),
+    arms=(
+      Arm(
+        name="direct_sft",
+        title="neither: one reply gives frame and box, before RL",
+        overrides=DIRECT,
+        start="own",
+        rl=False,
+      ),
+      Arm(name="direct", title="RL alone", overrides=DIRECT, start="direct_sft"),
+      Arm(name="sft", title="decomposition alone: two turns, before RL", overrides=None),
+      Arm(name="full", title="both: two turns, RL with the soft temporal reward", overrides=()),
+      Arm(
+        name="visible",
+        title="the same, temporal reward 0 or 1 (visible)",
+        overrides=("--config.env.reward.temporal_kind=visible",),
+      ),
+      Arm(
+        name="none",
+        title="the same, no temporal reward",
+        overrides=("--config.env.reward.temporal_kind=none",),
+      ),
+    ),
+    columns=(
+      ("J&F, exact tracker", "j_and_f"),
+      ("J&F, our small SAM2", "j_and_f@sam2"),
+      ("key frame visible", "key_frame_visible"),
+      ("key frame value", "key_frame_value"),
+      ("box IoU", "box_iou"),
+      ("IoU above 0.5", "accuracy"),
+      ("right format", "format"),
+    ),
+    pairs=(
+      ("direct", "direct_sft"),
+      ("full", "sft"),
+      ("sft", "direct_sft"),
+      ("full", "direct"),
+      ("full", "visible"),
+      ("full", "none"),
+      ("visible", "none"),
+    ),
+    curves=(
+      ("Boxes with an IoU above 0.5", "episode_accuracy"),
+      ("Key frame value", "key_frame_value"),
+    ),
+    evaluation=("--config.eval.tracker=exact",),
+    tracks=True,
   ),
 }

@@ -356,6 +356,11 @@ class EvalSection:
   )
   blind: bool = field(True, "Whether to evaluate without frames as well.")
   shuffled_frames: bool = field(True, "Whether to evaluate with frames in random order as well.")
+  tracker: str = field(
+    "",
+    "What follows the boxes of ReVSeg through the video: a path of SAM2's weights, or exact, the "
+    "masks of simulated videos; empty: nothing, and there are no masks.",
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,17 @@ import pytest
 from benchmarks import claims, claims_arms, claims_page, recorded_names
 
 RECORDED = pathlib.Path(__file__).parents[2] / "docs" / "claims"
-# What docs/claims/videop2r.md was recorded with.
-EXTRA = {"videop2r": ("--config.rl.steps=60", "--config.rl.checkpoint_every=60")}
+# What docs/claims/<recipe>.md was recorded with.
+EXTRA = {
+  "revseg": ("--config.rl.steps=40",),
+  "videop2r": ("--config.rl.steps=60", "--config.rl.checkpoint_every=60"),
+}
+# Runs that no time was left for; their page says so.
+UNMEASURED = {
+  f"{arm.name}-seed{seed}.json"
+  for arm in claims_arms.CLAIMS["revseg"].arms
+  for seed in (51, 52, 53)
+}
 ACCURACY = {"sft": 0.5, "grpo": 0.6, "prr": 0.7, "naive": 0.6}
 
 
@@ -111,6 +120,40 @@ def test_an_arm_starts_from_the_shared_warm_start_its_own_or_none(tmp_path, monk
   assert "--config.sft.steps=0" in none
 
 
+def test_the_warm_start_of_an_arm_is_a_result_and_the_start_of_another(tmp_path, monkeypatch):
+  launched, evaluated, scored = [], [], []
+
+  def evaluate(flags, checkpoints, workdir):
+    evaluated.append((flags, checkpoints))
+    return {"examples": 1, "metrics": {}}, {"versions": {}, "git_revision": ""}
+
+  def score(workdir, weights):
+    scored.append((workdir, weights))
+    return 0.25
+
+  monkeypatch.setattr(claims, "_launch", lambda *flags: launched.append(flags))
+  monkeypatch.setattr(claims, "_evaluated", evaluate)
+  monkeypatch.setattr(claims, "_over_training", lambda _: ({}, {}))
+  monkeypatch.setattr(claims.claims_tracker, "score", score)
+  (tmp_path / "sam2").mkdir()  # else it would be trained
+  warm, trained = (arm for arm in claims_arms.CLAIMS["revseg"].arms if "direct" in arm.name)
+  for arm in (warm, trained):
+    claims.run_arm("revseg", arm, 7, tmp_path, [], tmp_path / f"{arm.name}.json")
+  home = tmp_path / "seed7"
+  first, again, rl = launched
+  assert first[-2:] == again[-2:] == (f"--workdir={home / 'direct_sft'}", "--mode=sft")
+  assert rl[-1] == "--mode=rl"
+  assert f"--config.rl.init_checkpoint={home / 'direct_sft' / 'checkpoints' / 'sft'}" in rl
+  assert [path.relative_to(home).as_posix() for _, path in evaluated] == [
+    "direct_sft/checkpoints/sft",
+    "direct/checkpoints/rl",
+  ]
+  for flags, _ in evaluated:
+    assert {"--config.eval.tracker=exact", "--config.env.decompose=False"} < {*flags}
+  assert scored == [(home / f"{arm.name}-eval", tmp_path / "sam2") for arm in (warm, trained)]
+  assert json.loads((tmp_path / "direct.json").read_text())["metrics"] == {"j_and_f@sam2": 0.25}
+
+
 @pytest.mark.parametrize("recipe", claims_arms.CLAIMS)
 def test_each_recorded_result_has_the_flags_of_its_arm_under_todays_names(recipe):
   recorded = claims_arms.CLAIMS[recipe]
@@ -118,6 +161,8 @@ def test_each_recorded_result_has_the_flags_of_its_arm_under_todays_names(recipe
     flags = [*(arm.overrides or ()), *EXTRA.get(recipe, ())]
     for seed in recorded.seeds:
       path = RECORDED / recipe / f"{arm.name}-seed{seed}.json"
+      if path.name in UNMEASURED and not path.exists():
+        continue
       assert recorded_names.current(path.read_text())["flags"] == flags, path
 
 

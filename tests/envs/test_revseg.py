@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from vr_jax import errors, records
+from vr_jax import errors, recipe_config, records
 from vr_jax.envs import environment, grounding, revseg
 from vr_jax.rewards import boxes
 
@@ -301,3 +301,57 @@ def test_actions_are_read_by_the_turn_of_the_reply():
 def test_sizes_need_two_numbers():
   with pytest.raises(errors.InputError, match=r"--config\.env\.frame_size=\(448, 448, 3\)"):
     make(frame_size=(448, 448, 3))
+
+
+def combined(index, *corners):
+  """One reply with the key frame and the box."""
+  answer = {"frame_idx": index, "object description": "a star", "bbox_2d": corners}
+  return f"<think>t</think> <answer>{json.dumps([answer])}</answer>"
+
+
+def test_without_decomposition_one_reply_gives_frame_and_box_in_the_frames_of_the_first_turn():
+  task = make(decompose=False)
+  first = task.observe(EXAMPLE, POOL, ())
+  assert first == TASK.observe(EXAMPLE, POOL, ())
+  assert task.longest_replies(POOL) == ()
+  small = shown(TRUTH[3], (448, 448))
+  right = combined(3, *small)
+  assert task.observe(EXAMPLE, POOL, (right,)) is None
+  found = task.grounding((right,), POOL, (240, 480))
+  assert (found.key_frame, found.problem) == (3, "")
+  np.testing.assert_allclose(found.box, TRUTH[3], rtol=1e-9)
+  scores = score(
+    episode(right),
+    episode(combined(3, *shown(TRUTH[3]))),
+    episode(frame(3)),
+    episode("3"),
+    task=task,
+  )
+  np.testing.assert_allclose(scores.total[0], [[3, 0], [2, 0], [2 / 3 + 1, 0], [0, 0]], rtol=1e-6)
+  assert scores.scored[0].tolist() == [[True, False]] * 4
+  assert scores.rewards["spatial"][0, 0].tolist() == [1, 0]
+  assert task.episode_metrics(EXAMPLE, episode(right)) == {
+    "accuracy": 1,
+    "key_frame_visible": 1,
+    "box_iou": pytest.approx(1),
+    "key_frame_value": 1,
+    "format": 1,
+    "turns": 1,
+  }
+  kinds = [task.parse_action(EXAMPLE, POOL, reply, 0).kind for reply in (right, frame(3), "3")]
+  assert kinds == ["answer", "invalid", "invalid"]
+
+
+def test_without_decomposition_the_reference_is_one_reply_that_earns_three():
+  task = make(decompose=False)
+  (reply,) = task.reference_replies(EXAMPLE, TIMES)
+  assert score(episode(reply), task=task).total[0, 0].tolist() == [3, 0]
+
+
+def test_an_instruction_without_the_box_is_refused_without_decomposition():
+  run = recipe_config.load("configs/revseg.py:7b")
+  run.env.decompose = False
+  with pytest.raises(errors.InputError, match="does not ask for bbox_2d"):
+    revseg.ReVSeg.check_config(run)
+  run.env.instruction += ' "bbox_2d"'
+  revseg.ReVSeg.check_config(run)

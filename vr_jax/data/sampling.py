@@ -120,10 +120,7 @@ def choose(
   """
   if len(timestamps) == 1 and span.start == span.end:
     return np.zeros(1, np.int64)
-  tolerance = video_file.TIME_TOLERANCE
-  first, stop = np.searchsorted(timestamps + tolerance, [span.start, span.end]).tolist()
-  if first and ends[first - 1] > span.start + tolerance:
-    first -= 1  # still on the screen
+  first, stop = shown_range(timestamps, ends, span)
   available = stop - first
   if available < rule.required:
     raise InputError(f"{where}: {_shortage(available, ends, span, rule)}")
@@ -137,6 +134,17 @@ def choose(
   else:
     count = _rate_count(timestamps[first:stop], rule)
   return _linspace_rounded(first, stop - 1, count)
+
+
+def shown_range(
+  timestamps: Float[np.ndarray, "stored"], ends: Float[np.ndarray, "stored"], span: records.Span
+) -> tuple[int, int]:
+  """The first frame of a span, and the one after the last: those that `choose` chooses from."""
+  tolerance = video_file.TIME_TOLERANCE
+  first, stop = np.searchsorted(timestamps + tolerance, [span.start, span.end]).tolist()
+  if first and ends[first - 1] > span.start + tolerance:
+    first -= 1  # still on the screen
+  return first, stop
 
 
 def shown_times(

@@ -6,7 +6,8 @@
                                            773]}]</answer>
 
 A tracker follows the object from there (models/sam2). An episode ends after turn 1 if no key frame
-can be read from it. Both turns are one conversation.
+can be read from it. Both turns are one conversation. Without `decompose`, for comparison, the first
+reply has to give the box as well, in the frames of the first turn, and ends the episode.
 
 Source: arXiv 2512.02835, sections 3.2 and 3.3, appendix C. `Reconstruction:` the code is not
 public; the wording of the prompts, the keys of the box's JSON and the longest description are ours.
@@ -14,8 +15,6 @@ public; the wording of the prompts, the keys of the box's JSON and the longest d
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import itertools
-import json
 import math
 from typing import Any, ClassVar
 
@@ -24,14 +23,11 @@ from jaxtyping import Float
 import numpy as np
 
 from vr_jax import errors, records, schema
-from vr_jax.envs import environment, json_answers, metric
+from vr_jax.envs import environment, grounding_replies, json_answers, metric
 from vr_jax.envs import grounding as grounding_lib
 from vr_jax.envs import retrieval_actions as retrieval_actions_lib
 from vr_jax.rewards import boxes, steps
 from vr_jax.rewards import format as format_lib
-
-_HALF = "</think>\n<answer>"
-_DESCRIBED_FRAMES = 8  # of a clip, in the thoughts of a reference
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -62,6 +58,11 @@ class ReVSeg(environment.Defaults):
     "Bytes of the longest description that is accepted; the second turn repeats it.",
     "[1, inf)",
   )
+  decompose: bool = schema.field(
+    True,
+    "Whether the box is asked for in a second turn, which shows the key frame; else the first "
+    "reply has to give it too, as bbox_2d beside frame_idx, and there is no second.",
+  )
   reward: boxes.BoxRule = boxes.BoxRule()
   box_scale: grounding_lib.BoxScale | None = None
 
@@ -73,7 +74,7 @@ class ReVSeg(environment.Defaults):
   # The punctuation of the JSON, so that a trained tokenizer has a token for each of its parts.
   tags: ClassVar[tuple[str, ...]] = (
     "<think>",
-    _HALF,
+    grounding_replies.HALF,
     "</answer>",
     '[{"frame_idx": ',
     ', "object description": "',
@@ -122,6 +123,12 @@ class ReVSeg(environment.Defaults):
         f"--config.data.max_side={config.data.max_side}: key frames are shown at {largest} pixels; "
         "store frames that are as large"
       )
+    instruction = config.env.instruction
+    if not config.env.decompose and instruction and "bbox_2d" not in instruction:
+      raise errors.InputError(
+        "--config.env.instruction: does not ask for bbox_2d, which the first reply has to give "
+        "without env.decompose; add it"
+      )
     section = config.turns
     needed = cls.turns * config.rl.max_new_tokens + max(section.observation_buckets)
     if max(section.episode_buckets) < needed:
@@ -137,6 +144,8 @@ class ReVSeg(environment.Defaults):
     if not replies:
       clip = environment.WholeClip(self._size("frame_size"))
       return environment.Observation(parts=(clip, self._query(example, pool)))
+    if not self.decompose:
+      return None
     key = json_answers.read_key_frame(replies[0], pool, self.description_bytes)
     if key.problem or len(replies) >= self.turns:
       return None
@@ -149,13 +158,17 @@ class ReVSeg(environment.Defaults):
 
   def longest_replies(self, pool: int) -> tuple[str, ...]:
     """A key frame with the longest description: digits, each of which is a token."""
+    if not self.decompose:
+      return ()
     digits = "".join(str(number % 10) for number in range(self.description_bytes))
-    return (_key_frame_reply("", pool - 1, digits),)
+    return (grounding_replies.key_frame_reply("", pool - 1, digits),)
 
   def reference_replies(
     self, example: records.Example, times: Float[np.ndarray, "pool"]
   ) -> tuple[str, ...]:
     """The frame in which the object's box is largest, and that box; () if it is in none.
+
+    Without `decompose`, both in one reply.
 
     The thoughts go through the clip, then through the quarters of the key frame, as an untrained
     network learns sooner to look at a given place than to say where something is. The box is
@@ -175,10 +188,14 @@ class ReVSeg(environment.Defaults):
     )
     place = (top + bottom > track.height, left + right > track.width)
     left, top, right, bottom = map(round, corners)
-    box = [{"bbox_2d": [left, top, max(right, left + 1), max(bottom, top + 1)]}]
+    box = (left, top, max(right, left + 1), max(bottom, top + 1))
+    thoughts, description = grounding_replies.describe_clip(areas), self._describe(example)
+    if not self.decompose:
+      thoughts += f" {grounding_replies.describe_place(place)}"
+      return (grounding_replies.key_frame_reply(thoughts, key_frame, description, box),)
     return (
-      _key_frame_reply(_describe_clip(areas), key_frame, self._describe(example)),
-      f"<think>{_describe_place(place)}{_HALF}{json.dumps(box)}</answer>",
+      grounding_replies.key_frame_reply(thoughts, key_frame, description),
+      grounding_replies.box_reply(grounding_replies.describe_place(place), box),
     )
 
   def reference_problem(self, example: records.Example) -> str:
@@ -201,15 +218,16 @@ class ReVSeg(environment.Defaults):
   ) -> records.Scores:
     """The rewards of each turn, [prompts, group, turns]; a turn that is missing is not scored.
 
-    `temporal` belongs to the first turn, `spatial` to the second, `format` to both. The total is
-    their weighted sum (boxes.BoxRule).
+    `temporal` belongs to the first turn, `spatial` to the one that gives the box, `format` to each.
+    The total is their weighted sum (boxes.BoxRule).
     """
     earned = self._rewards(examples, replies.episodes)
     nothing = np.zeros_like(earned.temporal)
+    spatial = (nothing, earned.spatial) if self.decompose else (earned.spatial, nothing)
     parts = {
       "format": np.asarray(earned.format),
       "temporal": np.stack([earned.temporal, nothing], axis=-1),
-      "spatial": np.stack([nothing, earned.spatial], axis=-1),
+      "spatial": np.stack(spatial, axis=-1),
     }
     taken = np.array([[len(each.replies) for each in group] for group in replies.episodes])
     total = sum(np.float32(getattr(self.reward, name)) * part for name, part in parts.items())
@@ -266,7 +284,8 @@ class ReVSeg(environment.Defaults):
       if key.problem:
         problem = "range" if key.problem == "range" else "format"
         return retrieval_actions_lib.Action(kind="invalid", problem=problem)
-      return retrieval_actions_lib.Action(kind="retrieve", start=key.index, end=key.index)
+      if self.decompose:
+        return retrieval_actions_lib.Action(kind="retrieve", start=key.index, end=key.index)
     box = json_answers.read_box(reply)
     if box.problem:
       problem = "answer" if box.problem == "box" else "format"
@@ -286,9 +305,10 @@ class ReVSeg(environment.Defaults):
     if key.problem:
       return grounding_lib.Grounding(problem=key.problem)
     found = grounding_lib.Grounding(key_frame=key.index, description=key.description)
-    if len(replies) < self.turns:
+    last = int(self.decompose)
+    if len(replies) <= last:
       return dataclasses.replace(found, problem="turns")
-    box = json_answers.read_box(replies[1])
+    box = json_answers.read_box(replies[last])
     if box.problem:
       return dataclasses.replace(found, problem=box.problem)
     inside = grounding_lib.to_video(box.corners, self._scale(), size)
@@ -297,9 +317,9 @@ class ReVSeg(environment.Defaults):
   def tokenizer_texts(self, example: records.Example, pool: int) -> tuple[str, ...]:
     """All texts of both turns, the reference's description, and thoughts of references."""
     description, areas = self._describe(example), np.arange(pool) % 3 / 2
-    thoughts = (_describe_clip(np.roll(areas, shift)) for shift in range(3))
+    thoughts = (grounding_replies.describe_clip(np.roll(areas, shift)) for shift in range(3))
     texts = (self._query(example, pool), self._ask_box(description), description)
-    return (*texts, *thoughts, _describe_place((False, False)))
+    return (*texts, *thoughts, grounding_replies.describe_place((False, False)))
 
   def trace(self, reply: str) -> str:
     """The text between the think tags."""
@@ -314,8 +334,8 @@ class ReVSeg(environment.Defaults):
     return height, width
 
   def _scale(self) -> tuple[float, float]:
-    """How the model writes boxes; without a model, in pixels of the key frame as asked for."""
-    height, width = self._size("key_frame_size")
+    """How the model writes boxes; without a model, in pixels of the frame as asked for."""
+    height, width = self._size("key_frame_size" if self.decompose else "frame_size")
     return self.box_scale((height, width)) if self.box_scale else (float(height), float(width))
 
   def _query(self, example: records.Example, pool: int) -> str:
@@ -385,36 +405,19 @@ class ReVSeg(environment.Defaults):
     )
 
   def _checks(self, episode: environment.Episode) -> list[float]:
-    """Of the tags and the JSON of each reply, which are right: a quarter each, summed by turn."""
+    """Of the tags and the JSON of each reply, which are right: a quarter each, summed by turn.
+
+    Of one reply alone the tags, the key frame and the box, a third each.
+    """
     first, *second = episode.replies
     key = json_answers.read_key_frame(first, episode.pool, self.description_bytes)
+    if not self.decompose:
+      has_box = not json_answers.read_box(first).problem
+      return [(format_lib.format_reward(first) + (key.problem in ("", "range")) + has_box) / 3, 0.0]
     passed = [format_lib.format_reward(first) + (key.problem in ("", "range"))]
     for reply in second or [""]:
       passed.append(format_lib.format_reward(reply) + (not json_answers.read_box(reply).problem))
     return [each / 4 for each in passed]
-
-
-def _key_frame_reply(thoughts: str, index: int, description: str) -> str:
-  answer = [{"frame_idx": index, "object description": description}]
-  return f"<think>{thoughts}{_HALF}{json.dumps(answer, ensure_ascii=False)}</answer>"
-
-
-def _describe_clip(areas: Float[np.ndarray, "pool"]) -> str:
-  """How large the object is in some frames: "0 gone, 2 small, 4 large."."""
-  words = np.where(areas == 0, "gone", np.where(areas >= areas.max() / 2, "large", "small"))
-  every = max(1, len(areas) // _DESCRIBED_FRAMES)
-  return ", ".join(f"{index} {words[index]}" for index in range(0, len(areas), every)) + "."
-
-
-def _describe_place(place: tuple[bool, bool]) -> str:
-  """In which quarter of the frame the object is. place: whether it is below, and to the right."""
-  quarters = itertools.product((False, True), repeat=2)
-  names = ("top left", "top right", "bottom left", "bottom right")
-  told = (
-    f"{name}: {'yes' if each == place else 'no'}"
-    for name, each in zip(names, quarters, strict=True)
-  )
-  return ", ".join(told) + "."
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from vr_jax import records
 from vr_jax.envs import environment
 from vr_jax.envs import grounding as grounding_lib
-from vr_jax.eval import evaluated_episode, evaluated_replies
+from vr_jax.eval import evaluated_episode, evaluated_replies, tracking
 from vr_jax.rewards import steps as steps_lib
 from vr_jax.rl import advantages as advantages_lib
 from vr_jax.rl import overlong
@@ -43,10 +43,20 @@ def evaluate(
     answer);
   - blind_accuracy (no frames) and shuffled_accuracy (frames in random order);
   - accuracy_interval, also by problem type: half the width of the interval;
+  - region_similarity, boundary_f and j_and_f of the masks that a tracker finds (eval.tracker);
   - <name>_chance, what guessing scores, if it is known.
   """
   config = context.config.eval
+  # Before the replies, which take long: it may find that weights are missing.
+  tracker = tracking.Tracker(config.tracker, context.data) if config.tracker else None
   evaluated = list(_evaluated(context, params, name, cache))
+  if tracker is not None:
+    found = [(each.clip, each.grounding) for each in evaluated if each.grounding is not None]
+    tracked = iter(tracker.follow(found))
+    evaluated = [
+      dataclasses.replace(each, tracked=None if each.grounding is None else next(tracked))
+      for each in evaluated
+    ]
   declared = context.environment.metrics
   values = evaluated_episode.values_by_metric(evaluated, declared)
   for view, wanted in (("blind", config.blind), ("shuffled", config.shuffled_frames)):

@@ -3,13 +3,13 @@
 Segments are the parts of a reply that are rewarded apart; with several turns, the turns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 from jaxtyping import Int
 import numpy as np
 
-from vr_jax import records
+from vr_jax import records, run_length
 from vr_jax.data import batches
 from vr_jax.envs import environment
 from vr_jax.envs import grounding as grounding_lib
@@ -33,9 +33,39 @@ METRICS: metric_lib.Metrics = {
   "shuffled_accuracy": metric_lib.Metric(
     title="Shuffled-frame accuracy", note="frames out of order", better=0
   ),
+  "j_and_f": metric_lib.Metric(
+    title="J&F", note="mean of J and F of the tracked masks", headline=True
+  ),
+  "region_similarity": metric_lib.Metric(
+    title="J", note="overlap of the tracked masks with the true ones"
+  ),
+  "boundary_f": metric_lib.Metric(title="F", note="accuracy of the tracked masks' boundaries"),
   "completions/mean_length": metric_lib.Metric(title="Reply tokens", unit="", better=0),
 }
 VIEWS = ("blind_accuracy", "shuffled_accuracy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrackedObject:
+  """The masks that a tracker found, and how right they are (segmentation.py).
+
+  region_similarity, boundary_f: means over the annotated frames of what is shown.
+  masks: by index in the clip; None where no pixel is marked.
+  """
+
+  region_similarity: float
+  boundary_f: float
+  masks: Mapping[int, run_length.RunLength | None]
+
+  @property
+  def metrics(self) -> dict[str, float]:
+    """What it contributes to each metric."""
+    mean = (self.region_similarity + self.boundary_f) / 2
+    return {
+      "j_and_f": mean,
+      "region_similarity": self.region_similarity,
+      "boundary_f": self.boundary_f,
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +84,7 @@ class EvaluatedEpisode:
   episode: all turns; None if there is only one.
   segment: index of each token's segment; -1 if it has none.
   grounding: the object that the episode found; None if the recipe does not look for one.
+  tracked: its masks; None without a tracker.
   """
 
   example: records.Example
@@ -70,6 +101,7 @@ class EvaluatedEpisode:
   episode: environment.Episode | None = None
   segment: Int[np.ndarray, "time"] | None = None
   grounding: grounding_lib.Grounding | None = None
+  tracked: TrackedObject | None = None
 
 
 # The value of each metric for each episode that has one: metric -> index of the episode -> value.
@@ -88,6 +120,9 @@ def values_by_metric(episodes: Sequence[EvaluatedEpisode], declared: metric_lib.
     **by_type,
     **_trace_values(episodes),
   }
+  for index, each in enumerate(episodes):
+    for name, value in each.tracked.metrics.items() if each.tracked else ():
+      values.setdefault(name, {})[index] = value
   rewards = _reward_values(episodes, declared)
   return values | {name: each for name, each in rewards.items() if name not in values}
 

@@ -115,6 +115,7 @@ def _grounding(
     time = float(evaluated.clip.timestamps[found.key_frame])
     (corners,) = grounding_lib.boxes_at(evaluated.example, np.array([time])).tolist()
     true_box = None if math.isnan(corners[0]) else corners
+  tracked = evaluated.tracked
   return {
     "frame": found.key_frame,
     "time": time,
@@ -124,6 +125,7 @@ def _grounding(
     "problem": found.problem,
     "height": track.height,
     "width": track.width,
+    **({"masks": {str(index): mask for index, mask in tracked.masks.items()}} if tracked else {}),
   }
 
 

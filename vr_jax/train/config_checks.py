@@ -8,7 +8,7 @@ import ml_collections
 from vr_jax import config_fields, errors, optional_sections, schema
 from vr_jax.data import sampling
 from vr_jax.envs import environment as environment_lib
-from vr_jax.envs import registry
+from vr_jax.envs import grounding, registry
 from vr_jax.train import paths, wandb_log
 
 Problems = Iterator[errors.InputError]
@@ -118,9 +118,27 @@ def _check_together(
       "set it to 2 or more, or rl.steps=0"
     )
   yield from _check_loss(config.rl)
+  yield from _check_tracker(config, environment)
   judge = config.get("judge", {})
   if judge.get("blinded") and judge.kind == "rule":
     yield errors.InputError("--config.judge.blinded: the rule judges by the truth; choose a model")
+
+
+def _check_tracker(
+  config: ml_collections.ConfigDict, environment: environment_lib.Environment
+) -> Problems:
+  """Yields a problem if there is nothing to track, or no mask of it is known."""
+  tracker = config.eval.tracker
+  if tracker and not isinstance(environment, grounding.GroundingEnvironment):
+    yield errors.InputError(
+      f"--config.eval.tracker={tracker}: the replies of {config.recipe} give no boxes to follow; "
+      "leave it out"
+    )
+  elif tracker == "exact" and not config.data.simulate.videos:
+    yield errors.InputError(
+      "--config.eval.tracker=exact: knows the masks of simulated videos alone; give the path of "
+      "SAM2's weights (docs/revseg.md)"
+    )
 
 
 def _check_sources(config: ml_collections.ConfigDict) -> Problems:

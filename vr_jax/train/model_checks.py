@@ -7,6 +7,7 @@ import ml_collections
 from vr_jax import errors
 from vr_jax.models import registry
 from vr_jax.models.common import checkpoint
+from vr_jax.models.sam2 import checkpoint as sam2_checkpoint
 from vr_jax.train import config_changes, config_checks, model_setup, paths
 
 # Modes that load the weights of config.model.pretrained.
@@ -27,6 +28,9 @@ def problems(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> con
   """
   if config.rl.init_checkpoint and config.rl.steps:
     yield from config_checks.as_problems(lambda: _check_start(Path(config.rl.init_checkpoint)))
+  tracker = config.eval.tracker
+  if tracker not in ("", "exact") and mode in ("eval", "all", "check"):
+    yield from config_checks.as_problems(lambda: sam2_checkpoint.find(Path(tracker)))
   pretrained = config.model.pretrained
   sizes = list(config_checks.as_problems(lambda: _check_sizes(config)))
   yield from sizes

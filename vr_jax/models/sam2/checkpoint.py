@@ -39,7 +39,7 @@ def load(
     InputError: nothing there, no SAM2, a pickled or damaged file, a tensor that is missing, unknown
       or of a wrong shape.
   """
-  file = _find(pathlib.Path(path))
+  file = find(pathlib.Path(path))
   stored = tensor_file.tensors(file)
   if any(name.startswith("sam_mask_decoder.") for name in stored):
     config, sources = _facebook(file, stored)
@@ -75,8 +75,11 @@ def _how_to_get(path: pathlib.Path) -> str:
   )
 
 
-def _find(path: pathlib.Path) -> pathlib.Path:
-  """The one safetensors file that a path means."""
+def find(path: pathlib.Path) -> pathlib.Path:
+  """The one safetensors file that a path means.
+
+  Raises InputError if there is none; it says where to get one.
+  """
   if not path.exists():
     raise errors.InputError(f"{path}: no such SAM2 weights; {_how_to_get(path)}")
   if path.is_dir():

@@ -123,6 +123,7 @@ def track_chunks(
   videos: Sequence[prompts_lib.Frames],
   prompts: Sequence[Sequence[prompts_lib.Prompt]],
   *,
+  sizes: Sequence[tuple[int, int]] | None = None,
   fresh_reverse: bool = False,
   on_progress: Progress | None = None,
   chunk: int = CHUNK,
@@ -130,9 +131,11 @@ def track_chunks(
   """Like `track_videos`, some frames at a time, so that memory does not grow with the videos.
 
   The first prompted frame comes again in the backward pass, if there is one; the later masks count.
+
+  sizes: height and width of each video's masks; None: those of its frames.
   """
   tracks = propagation.prepare(segmenter.config, videos, prompts)
-  return _run(segmenter, tracks, fresh_reverse, on_progress, chunk)
+  return _run(segmenter, tracks, fresh_reverse, on_progress, chunk, sizes)
 
 
 def _run(
@@ -141,6 +144,7 @@ def _run(
   fresh_reverse: bool,
   on_progress: Progress | None,
   chunk: int,
+  sizes: Sequence[tuple[int, int]] | None = None,
 ) -> Iterator[MaskChunk]:
   """Both passes over all videos. Masks are fetched while the device computes the next ones."""
   passes = propagation.passes(tracks, fresh_reverse=fresh_reverse)
@@ -148,7 +152,7 @@ def _run(
   done, waiting = 0, []
   found = propagation.run(segmenter.params, segmenter.config, tracks, passes, chunk=chunk)
   for part in found:
-    height, width = tracks[part.video].frames.shape[1:3]
+    height, width = tracks[part.video].frames.shape[1:3] if sizes is None else sizes[part.video]
     waiting.append((part, tracker.masks_at(part.logits, height, width)))
     if len(waiting) > len(tracks):
       yield _fetch(*waiting.pop(0))
