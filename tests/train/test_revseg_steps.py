@@ -13,7 +13,7 @@ from tests.train import nano
 from vr_jax import errors, records
 from vr_jax.data import batches, examples, frame_store
 from vr_jax.envs import environment as environment_lib
-from vr_jax.envs import registry, revseg
+from vr_jax.envs import grounding, registry, revseg
 from vr_jax.eval import evaluated_episode, evaluated_replies
 from vr_jax.models.qwen2_5_vl import processor
 from vr_jax.rollout import dialogue
@@ -193,7 +193,9 @@ def test_an_evaluated_reply_says_what_was_found_and_what_is_true(prepared, evalu
 
   found = record(*replies)
   track = example.object_track
-  largest = int(np.nanargmax([np.prod(b[2:] - b[:2]) for b in track.boxes_at(clip.timestamps)]))
+  largest = int(
+    np.nanargmax([np.prod(b[2:] - b[:2]) for b in grounding.boxes_at(example, clip.timestamps)])
+  )
   true_box = track.boxes[np.argmin(np.abs(track.times - clip.timestamps[largest]))]
   assert (found["frame"], found["time"]) == (largest, clip.timestamps[largest])
   assert (found["height"], found["width"], found["problem"]) == (64, 64, "")

@@ -4,9 +4,8 @@ A reply gives a box in numbers of the model's family: pixels of the frame as it 
 thousandths of its sides. `Processor.box_scale` says which numbers the edges of the frame have.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
-from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 import numpy as np
@@ -37,19 +36,6 @@ class Grounding:
   description: str = ""
   box: Corners | None = None
   problem: str = ""
-
-
-@runtime_checkable
-class GroundingEnvironment(Protocol):
-  """An environment whose episodes look for an object, and give its box in a frame."""
-
-  def grounding(self, replies: Sequence[str], pool: int, size: episodes.Size) -> Grounding:
-    """What an episode found.
-
-    pool: how many frames of the clip were shown.
-    size: height and width of the video, in whose pixels the box is.
-    """
-    ...
 
 
 def to_video(box: Corners, scale: tuple[float, float], size: episodes.Size) -> Corners | None:

@@ -205,7 +205,7 @@ def _grounding(
 ) -> grounding_lib.Grounding | None:
   """What an episode found; None if the recipe does not look for objects."""
   track = item.example.object_track
-  if track is None or not isinstance(task, grounding_lib.GroundingEnvironment):
+  if track is None or not task.finds_objects:
     return None
   return task.grounding(episode.replies, len(item.clip), (track.height, track.width))
 

@@ -8,7 +8,7 @@ import ml_collections
 from vr_jax import config_fields, errors, optional_sections, schema
 from vr_jax.data import sampling
 from vr_jax.envs import environment as environment_lib
-from vr_jax.envs import grounding, registry
+from vr_jax.envs import registry
 from vr_jax.train import paths, wandb_log
 
 Problems = Iterator[errors.InputError]
@@ -129,7 +129,7 @@ def _check_tracker(
 ) -> Problems:
   """Yields a problem if there is nothing to track, or no mask of it is known."""
   tracker = config.eval.tracker
-  if tracker and not isinstance(environment, grounding.GroundingEnvironment):
+  if tracker and not environment.finds_objects:
     yield errors.InputError(
       f"--config.eval.tracker={tracker}: the replies of {config.recipe} give no boxes to follow; "
       "leave it out"
