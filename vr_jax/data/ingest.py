@@ -28,7 +28,7 @@ from vr_jax.data import (
   frame_store,
   guarded_reader,
   image_folder,
-  mask_files,
+  ingest_masks,
   mask_store,
   sampling,
   video_file,
@@ -269,7 +269,7 @@ def _fill(
   unreadable = len(bad.entries)
   check(split([question.example for question in questions], config))
   names = sorted({question.example.video for question in questions})
-  folders = folder_frames(questions, files)
+  folders = ingest_masks.folder_frames(questions, files)
   bad_videos = _cut_videos(
     videos, names, folders, directory / "frames", config, limits, bad, progress
   )
@@ -283,7 +283,7 @@ def _fill(
   copies = _find_copies(store)
   splits = split(kept, config, copies)
   examples.write(directory, splits)
-  mask_store.write(directory / "masks", _mask_files(questions, kept, files))
+  mask_store.write(directory / "masks", ingest_masks.mask_files_of(questions, kept, files))
   if config.on_bad == "skip":
     lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad.entries)
     (directory / "bad_records.jsonl").write_text(lines, encoding="utf-8")
@@ -324,34 +324,6 @@ def _cut_videos(
   return bad_videos
 
 
-def folder_frames(
-  questions: Sequence[annotations.Annotation], files: Sequence[str]
-) -> dict[str, image_folder.FolderFrames]:
-  """The frames of each video that is a folder of pictures.
-
-  files: names of all video files and pictures.
-
-  Raises InputError if two records about a video name other masks or frame rates.
-  """
-  pictures = image_folder.find_all(files)
-  first: dict[str, annotations.Annotation] = {}
-  found = {}
-  for question in questions:
-    video, mine = question.example.video, question.reference
-    other = first.setdefault(video, question)
-    if mine is None or other.reference is None:
-      continue
-    for field in ("frame_rate", "masks"):
-      if (here := getattr(mine, field)) != (there := getattr(other.reference, field)):
-        raise InputError(
-          f"{question.where}: field {field!r}: is {here} here and {there} at {other.where}, of the "
-          f"same video {video!r}; one of them is wrong"
-        )
-    if video in pictures and video not in found:
-      found[video] = mask_files.folder_frames(mine, pictures[video], question.where)
-  return {video: frames for video, frames in found.items() if frames}
-
-
 def cut_each(
   videos: Path,
   names: Sequence[str],
@@ -365,7 +337,7 @@ def cut_each(
 
   The processes that decode end when the iterator is closed.
 
-  folders: see `folder_frames`.
+  folders: see `ingest_masks.folder_frames`.
   """
   results = guarded_reader.cut_all(
     [videos / name for name in names],
@@ -403,39 +375,12 @@ def check_spans(
         question, store.duration(video), times, ends, tolerance=config.span_tolerance
       )
       sampling.choose(times, ends, example.shown, config.rule, where=where)
-      _check_mask_size(example, store, where)
+      ingest_masks.check_size(example, store, where)
     except InputError as error:
       bad(where, error)
     else:
       kept.append(example)
   return kept
-
-
-def _mask_files(
-  questions: Sequence[annotations.Annotation],
-  kept: Sequence[records.Example],
-  files: Sequence[str],
-) -> dict[str, tuple[Path, tuple[float, ...]]]:
-  """The mask file of each video that kept queries are about, and the times of its frames."""
-  videos, folders = {example.video for example in kept}, image_folder.find_all(files)
-  references = {q.example.video: (q.reference, q.where) for q in questions if q.reference}
-  return {
-    video: (
-      reference.masks,
-      mask_files.annotated_times(reference, folders.get(video), where),
-    )
-    for video, (reference, where) in references.items()
-    if video in videos
-  }
-
-
-def _check_mask_size(example: records.Example, store: frame_store.FrameStore, where: str) -> None:
-  track, size = example.object_track, store.original_size(example.video)
-  if track and size and (track.height, track.width) != size:
-    raise InputError(
-      f"{where}: field 'masks': they are of {track.width} x {track.height} pixels, the frames of "
-      f"{example.video!r} of {size[1]} x {size[0]}; give masks of the frames' size"
-    )
 
 
 def _find_copies(store: frame_store.FrameStore) -> dict[str, str]:

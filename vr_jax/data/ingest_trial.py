@@ -12,7 +12,14 @@ import tempfile
 import time
 
 from vr_jax import records
-from vr_jax.data import annotations, frame_store, guarded_reader, ingest, video_file
+from vr_jax.data import (
+  annotations,
+  frame_store,
+  guarded_reader,
+  ingest,
+  ingest_masks,
+  video_file,
+)
 from vr_jax.errors import InputError
 
 _MANY = 20  # videos after which the start of the processes is left out of the time
@@ -71,7 +78,7 @@ def try_ingest(
     )
     begun, stored, read, bad_videos = time.monotonic(), 0, [], set()
     times = [begun]
-    folders = ingest.folder_frames(questions, files)
+    folders = ingest_masks.folder_frames(questions, files)
     results = ingest.cut_each(videos, names, writer, config, limits, bad, folders)
     with contextlib.closing(results):
       for name, result in results:
