@@ -279,6 +279,39 @@ def test_masks_of_another_size_than_the_frames_are_an_error_of_ingestion(tmp_pat
     ingest.ingest(root, notes, tmp_path / "other", CONFIG)
 
 
+def test_records_about_a_video_that_contradict_each_other_are_bad_ones(tmp_path):
+  root = released_sets.mevis(tmp_path / "set")
+  segmentation_sets.convert("mevis", root, tmp_path / "out")
+  notes = tmp_path / "out" / "mevis_train.jsonl"
+  lines = [json.loads(line) for line in notes.read_text().splitlines()]
+  (tmp_path / "out" / "masks" / "copy.json").write_bytes(
+    (tmp_path / "out" / lines[0]["masks"]).read_bytes()
+  )
+  for change, field in (
+    ({"frame_rate": 5.0}, "frame_rate"),
+    ({"masks": "masks/copy.json"}, "masks"),
+  ):
+    changed = [lines[0], {**lines[1], **change}, *lines[2:]]
+    notes.write_text("".join(json.dumps(line) + "\n" for line in changed))
+    with pytest.raises(InputError, match=rf"mevis_train.jsonl:2: field '{field}': is .* at .*:1, "):
+      ingest.ingest(root, notes, tmp_path / "shards", CONFIG)
+    skip = dataclasses.replace(CONFIG, on_bad="skip")
+    report = ingest.ingest(root, notes, tmp_path / f"shards_{field}", skip)
+    assert (report.skipped_records, report.examples["train"]) == (1, 5)
+
+
+def test_masks_that_changed_since_are_noticed(tmp_path):
+  root = released_sets.mevis(tmp_path / "set")
+  segmentation_sets.convert("mevis", root, tmp_path / "out")
+  notes = tmp_path / "out" / "mevis_train.jsonl"
+  report = ingest.ingest(root, notes, tmp_path / "shards", CONFIG)
+  assert ingest.ingest(root, notes, tmp_path / "shards", CONFIG) == report
+  path = tmp_path / "out" / "masks" / "mevis_train" / "park.json"
+  edit(path, lambda value: value["instances"].update({"1": value["instances"]["2"]}))
+  with pytest.raises(InputError, match="was ingested from other inputs"):
+    ingest.ingest(root, notes, tmp_path / "shards", CONFIG)
+
+
 def test_the_command_converts_and_says_what_is_wrong(tmp_path):
   root = released_sets.mevis(tmp_path / "sets" / "MeViS")
   command = [sys.executable, "-m", "vr_jax.data.segmentation_sets"]

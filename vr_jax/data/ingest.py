@@ -266,6 +266,7 @@ def _fill(
   """Writes everything but `ingest.json`."""
   bad = BadInputs(config.on_bad)
   questions = annotations.read(annotation_file, frozenset(files), on_bad=bad, check=check_record)
+  questions = ingest_masks.without_conflicts(questions, bad)
   unreadable = len(bad.entries)
   check(split([question.example for question in questions], config))
   names = sorted({question.example.video for question in questions})

@@ -8,32 +8,52 @@ from vr_jax.data import annotations, frame_store, image_folder, mask_files
 from vr_jax.errors import InputError
 
 
+def without_conflicts(
+  questions: Sequence[annotations.Annotation], on_bad: annotations.BadRecord
+) -> list[annotations.Annotation]:
+  """Leaves out records that name other masks or another frame rate than an earlier one of a video.
+
+  on_bad: called with file:line and the error of each; may raise the error.
+  """
+  first: dict[str, annotations.Annotation] = {}
+  kept = []
+  for question in questions:
+    other = first.setdefault(question.example.video, question)
+    try:
+      _check_same(question, other)
+    except InputError as error:
+      on_bad(question.where, error)
+    else:
+      kept.append(question)
+  return kept
+
+
+def _check_same(question: annotations.Annotation, other: annotations.Annotation) -> None:
+  mine, first = question.reference, other.reference
+  for field in ("frame_rate", "masks"):
+    if mine and first and (here := getattr(mine, field)) != (there := getattr(first, field)):
+      raise InputError(
+        f"{question.where}: field {field!r}: is {here} here and {there} at {other.where}, of the "
+        f"same video {question.example.video!r}; one of them is wrong"
+      )
+
+
 def folder_frames(
   questions: Sequence[annotations.Annotation], files: Sequence[str]
 ) -> dict[str, image_folder.FolderFrames]:
   """The frames of each video that is a folder of pictures.
 
   files: names of all video files and pictures.
-
-  Raises InputError if two records about a video name other masks or frame rates.
   """
   pictures = image_folder.find_all(files)
-  first: dict[str, annotations.Annotation] = {}
+  asked = {q.example.video: q for q in questions if q.reference and q.example.video in pictures}
   found = {}
-  for question in questions:
-    video, mine = question.example.video, question.reference
-    other = first.setdefault(video, question)
-    if mine is None or other.reference is None:
-      continue
-    for field in ("frame_rate", "masks"):
-      if (here := getattr(mine, field)) != (there := getattr(other.reference, field)):
-        raise InputError(
-          f"{question.where}: field {field!r}: is {here} here and {there} at {other.where}, of the "
-          f"same video {video!r}; one of them is wrong"
-        )
-    if video in pictures and video not in found:
-      found[video] = mask_files.folder_frames(mine, pictures[video], question.where)
-  return {video: frames for video, frames in found.items() if frames}
+  for video, question in asked.items():
+    assert question.reference is not None
+    frames = mask_files.folder_frames(question.reference, pictures[video], question.where)
+    if frames is not None:
+      found[video] = frames
+  return found
 
 
 def mask_files_of(

@@ -70,6 +70,7 @@ def try_ingest(
   bad = ingest.BadInputs("skip")
   files = video_file.find(videos)
   questions = annotations.read(annotation_file, frozenset(files), on_bad=bad, check=check_record)
+  questions = ingest_masks.without_conflicts(questions, bad)
   named = {question.example.video for question in questions}
   names = sorted(named, key=lambda name: hashlib.sha256(name.encode()).digest())
   with tempfile.TemporaryDirectory() as directory:
