@@ -207,6 +207,8 @@ CLAIMS = {
   "revseg": Claims(
     seeds=(51, 52, 53),
     arms=(
+      Arm(name="sft", title="decomposition alone: two turns, before RL", overrides=None),
+      Arm(name="full", title="both: two turns, RL with the soft temporal reward", overrides=()),
       Arm(
         name="direct_sft",
         title="neither: one reply gives frame and box, before RL",
@@ -215,8 +217,6 @@ CLAIMS = {
         rl=False,
       ),
       Arm(name="direct", title="RL alone", overrides=DIRECT, start="direct_sft"),
-      Arm(name="sft", title="decomposition alone: two turns, before RL", overrides=None),
-      Arm(name="full", title="both: two turns, RL with the soft temporal reward", overrides=()),
       Arm(
         name="visible",
         title="the same, temporal reward 0 or 1 (visible)",
