@@ -128,7 +128,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   sft.schedule = "cosine"
   sft.warmup_steps = 20
   sft.max_grad_norm = 1.0
-  sft.max_reply_tokens = 80
+  sft.max_reply_tokens = 72
 
   rl = config.rl
   rl.steps = 100
@@ -138,7 +138,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
   rl.kl_weight = 1e-3
   rl.temperature = 1.0
   rl.top_p = 1.0
-  rl.max_new_tokens = 80  # a turn
+  rl.max_new_tokens = 72  # a turn
   _tiny_compiler_sizes(config)
 
 
@@ -150,7 +150,7 @@ def _tiny_compiler_sizes(config: ml_collections.ConfigDict) -> None:
   config.turns.patch_buckets = (64,)
   config.turns.frame_buckets = (1,)
   config.turns.observation_buckets = (64, 80)
-  config.turns.episode_buckets = (192, 240)
+  config.turns.episode_buckets = (160, 224)
   config.turns.decode_chunk = 12
   config.turns.append_batch_size = 16
   config.rl.token_bucket_ratio = 1.3
