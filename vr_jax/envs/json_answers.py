@@ -144,7 +144,8 @@ def _value(text: str, place: int, depth: int) -> tuple[Any, int]:
       raise ValueError("too deep")
     return _list(text, place, depth) if first == "[" else _object(text, place, depth)
   if first in _TEXTS and (match := _TEXTS[first].match(text, place)):
-    return _ESCAPE.sub(_unescape, match[1]), match.end()
+    value = _ESCAPE.sub(_unescape, match[1]).encode("utf-16", "surrogatepass")
+    return value.decode("utf-16", "replace"), match.end()  # pairs of escapes are one character
   if match := _NUMBER.match(text, place):
     return float(match[0]), match.end()
   if (match := _WORD.match(text, place)) and match[0] in _WORDS:
