@@ -180,6 +180,7 @@ def test_a_rule_that_asks_for_no_frames_is_an_error(make):
 def test_a_still_is_its_one_frame_whatever_the_rule(rule):
   moment = records.Span(start=0.0, end=0.0)
   assert sampling.choose(np.zeros(1), np.zeros(1), moment, rule, where="x").tolist() == [0]
+  assert sampling.shown_range(np.zeros(1), np.zeros(1), moment) == (0, 1)
 
 
 def _pool(timestamps, start, end, size):

@@ -118,9 +118,9 @@ def choose(
   Raises:
     InputError: the span has no frame, or fewer than the rule requires.
   """
-  if len(timestamps) == 1 and span.start == span.end:
-    return np.zeros(1, np.int64)
   first, stop = shown_range(timestamps, ends, span)
+  if _is_still(timestamps, span):
+    return np.array([first])
   available = stop - first
   if available < rule.required:
     raise InputError(f"{where}: {_shortage(available, ends, span, rule)}")
@@ -140,11 +140,18 @@ def shown_range(
   timestamps: Float[np.ndarray, "stored"], ends: Float[np.ndarray, "stored"], span: records.Span
 ) -> tuple[int, int]:
   """The first frame of a span, and the one after the last: those that `choose` chooses from."""
+  if _is_still(timestamps, span):
+    return 0, 1
   tolerance = video_file.TIME_TOLERANCE
   first, stop = np.searchsorted(timestamps + tolerance, [span.start, span.end]).tolist()
   if first and ends[first - 1] > span.start + tolerance:
     first -= 1  # still on the screen
   return first, stop
+
+
+def _is_still(timestamps: Float[np.ndarray, "stored"], span: records.Span) -> bool:
+  """Whether this is a picture, whose span starts and ends at the same time."""
+  return len(timestamps) == 1 and span.start == span.end
 
 
 def shown_times(
