@@ -47,7 +47,6 @@ _SEEN = tuple(
     "env.turns",
     "env.history_turns",
     "env.decompose",
-    "model.prefix_buckets",
     "rl.max_new_tokens",
     "sft.max_reply_tokens",
     "turns.episode_buckets",

@@ -63,10 +63,9 @@ TURNS = (
 # One reply names the key frame and the box, from the frames of the first turn.
 DIRECT = (
   "--config.env.decompose=False",
-  "--config.rl.max_new_tokens=144",
-  "--config.sft.max_reply_tokens=144",
-  "--config.model.prefix_buckets=(64, 208)",
-  "--config.turns.episode_buckets=(192, 368)",
+  "--config.rl.max_new_tokens=112",
+  "--config.sft.max_reply_tokens=112",
+  "--config.turns.episode_buckets=(160, 304)",
 )
 CLAIMS = {
   "moss_chatv": Claims(
