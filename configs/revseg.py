@@ -6,7 +6,8 @@ tracker turns the box into masks (docs/revseg.md).
     tiny   Data: simulated videos in which an object is large, and in a colour of its own, for some
            seconds only. Network: random, 1 M parameters. Device: two cores of a CPU.
     3b     Qwen2.5-VL-3B-Instruct on data sets of referring video segmentation (docs/revseg.md).
-           Result: not yet measured.
+           Device: more than v6e-8 for all 128 prompts at once (docs/pods.md). Result: not yet
+           measured.
     7b     Qwen2.5-VL-7B-Instruct on the same, the paper's. Result: not yet measured.
     qwen3vl_2b, qwen3vl_4b, qwen3vl_8b, qwen3vl_32b
            Qwen3-VL-2B-, -4B-, -8B- and -32B-Instruct on the same; they write boxes in thousandths
@@ -83,7 +84,7 @@ def _released(config: ml_collections.ConfigDict, size: str) -> None:
   rl.batch_size = 128  # prompts a step, section 4.1
   rl.learning_rate = 1e-6
   rl.kl_weight = 1e-3
-  rl.max_new_tokens = 512  # a turn; the paper's two replies have 200 to 310 together
+  rl.max_new_tokens = 384  # a turn; the paper's two replies have 200 to 310 together
   _released_compiler_sizes(config)
 
 
@@ -95,7 +96,7 @@ def _released_compiler_sizes(config: ml_collections.ConfigDict) -> None:
   config.turns.patch_buckets = (3600,)  # 840 x 840 pixels
   config.turns.frame_buckets = (1,)
   config.turns.observation_buckets = (1152, 1536)
-  config.turns.episode_buckets = (2048, 2560)
+  config.turns.episode_buckets = (1536, 2304)
   config.rl.microbatches = 16  # one prompt of each of eight devices
 
 
