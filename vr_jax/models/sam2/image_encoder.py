@@ -111,18 +111,26 @@ def _block(
 def _attend(
   weights: layers.Weights, x: layers.Image, *, heads: int, window: int, pool: bool
 ) -> layers.Image:
-  """Attention within windows. Padding of the last ones takes part, as in training."""
+  """Attention within windows.
+
+  The last ones are padded with zeros, which take part, as in training: their queries, keys and
+  values are the projection's bias. So only real patches are projected.
+  """
   height, width = x.shape[1:3]
+  qkv = layers.linear(weights / "qkv", x)
   if not window:
-    window_rows, window_columns, cut = height, width, x
+    window_rows, window_columns = height, width
   else:
     window_rows = window_columns = window
-    cut = jnp.pad(x, ((0, 0), (0, -height % window), (0, -width % window), (0, 0)))
-  batch, rows, columns = len(x), cut.shape[1] // window_rows, cut.shape[2] // window_columns
-  cut = cut.reshape(batch, rows, window_rows, columns, window_columns, -1).swapaxes(2, 3)
-  cut = cut.reshape(-1, window_rows, window_columns, x.shape[-1])
-  qkv = layers.linear(weights / "qkv", cut)
-  query, key, value = jnp.split(qkv, 3, axis=-1)
+    bias = weights["qkv.bias"]
+    room = ((0, 0), (0, -height % window), (0, -width % window), (0, 0))
+    if height % window or width % window:
+      real = jnp.pad(jnp.ones((1, height, width, 1), bool), room)
+      qkv = jnp.where(real, jnp.pad(qkv, room), bias)
+  batch, rows, columns = len(x), qkv.shape[1] // window_rows, qkv.shape[2] // window_columns
+  cut = qkv.reshape(batch, rows, window_rows, columns, window_columns, -1).swapaxes(2, 3)
+  cut = cut.reshape(-1, window_rows, window_columns, qkv.shape[-1])
+  query, key, value = jnp.split(cut, 3, axis=-1)
   if pool:
     query = _halve(query)
   query_rows, query_columns = query.shape[1:3]
@@ -131,10 +139,10 @@ def _attend(
     return part.reshape(len(part), part.shape[1] * part.shape[2], heads, -1)
 
   mixed = layers.attend(split(query), split(key), split(value))
-  mixed = layers.linear(weights / "proj", mixed.reshape(*mixed.shape[:2], -1))
   mixed = mixed.reshape(batch, rows, columns, query_rows, query_columns, -1).swapaxes(2, 3)
   whole = mixed.reshape(batch, rows * query_rows, columns * query_columns, -1)
-  return whole[:, : height // (2 if pool else 1), : width // (2 if pool else 1)]
+  whole = whole[:, : height // (2 if pool else 1), : width // (2 if pool else 1)]
+  return layers.linear(weights / "proj", whole)
 
 
 def _halve(x: layers.Image) -> layers.Image:
