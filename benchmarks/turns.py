@@ -59,7 +59,7 @@ class Clips:
   """
 
   sizes: workload.WorkloadSizes
-  own: processor.Qwen2_5_VLProcessor
+  own: Any
   pool: np.ndarray
   shown: int
 

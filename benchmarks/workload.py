@@ -135,7 +135,7 @@ def _qwen3_config(sizes: WorkloadSizes) -> qwen3_config.Qwen3VLConfig:
   head_dim = sizes.embed // sizes.heads
   minor = head_dim // 2 * 5 // 16
   return qwen3_config.Qwen3VLConfig(
-    text=qwen3_config.TextConfig(
+    text=qwen3_config.Qwen3TextConfig(
       vocab_size=sizes.vocabulary,
       hidden_size=sizes.embed,
       intermediate_size=sizes.mlp,
@@ -145,7 +145,7 @@ def _qwen3_config(sizes: WorkloadSizes) -> qwen3_config.Qwen3VLConfig:
       head_dim=head_dim,
       mrope_section=(head_dim // 2 - 2 * minor, minor, minor),
     ),
-    vision=qwen3_config.VisionConfig(
+    vision=qwen3_config.Qwen3VisionConfig(
       depth=sizes.vision_layers,
       hidden_size=sizes.vision_embed,
       intermediate_size=sizes.vision_mlp,

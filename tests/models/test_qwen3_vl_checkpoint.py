@@ -86,7 +86,8 @@ def test_a_round_trip_over_a_mesh_changes_no_bit(tmp_path, source):
   shardings = functools.partial(mesh_lib.param_shardings, mesh=mesh)
   config, params = qwen3_vl.from_pretrained(source, shardings=shardings)
   qwen3_vl.save_pretrained(params, tmp_path / "exported", config=config, source=source)
-  written = safetensors.load_file(tmp_path / "exported" / "model.safetensors")
+  (file,) = (tmp_path / "exported").glob("*.safetensors")
+  written = safetensors.load_file(file)
   kept = safetensors.load_file(source / "model.safetensors")
   assert written.keys() == kept.keys()
   for name, value in kept.items():
@@ -144,7 +145,7 @@ def test_a_processor_s_file_of_another_model_is_refused(tmp_path, case, file, fi
 def test_weights_of_another_family_or_size_are_refused_by_their_tensor(tmp_path, source):
   config = source / "config.json"
   config.write_text(json.dumps(TIED.config()))
-  with pytest.raises(errors.InputError, match=r"tensor .* none of this model's; wrong config"):
+  with pytest.raises(errors.InputError, match=r"tensor .*(none of this model's|has shape)"):
     qwen3_vl.from_pretrained(source)
   builders.save(golden2.CASES[0], source)
   config.write_text(json.dumps(CASE.config()))

@@ -19,7 +19,7 @@ VISION_ACTIVATION = "gelu_pytorch_tanh"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VisionConfig:
+class Qwen3VisionConfig:
   """The vision tower: patches of pixels in, features of `out_hidden_size` out."""
 
   depth: int
@@ -32,7 +32,7 @@ class VisionConfig:
   temporal_patch_size: int = 2
   spatial_merge_size: int = 2
   num_position_embeddings: int = 2304  # of the learned table, a square
-  # Blocks whose outputs become features too, added behind the first text layers (DeepStack).
+  # Qwen3Blocks whose outputs become features too, added behind the first text layers (DeepStack).
   deepstack_visual_indexes: tuple[int, ...] = (8, 16, 24)
   rope_theta: float = 10000.0
 
@@ -68,7 +68,7 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextConfig:
+class Qwen3TextConfig:
   """The language model."""
 
   vocab_size: int
@@ -100,8 +100,8 @@ class Qwen3VLConfig:
   logit_chunk: rows of the vocabulary whose logits an update holds in memory at once.
   """
 
-  text: TextConfig
-  vision: VisionConfig
+  text: Qwen3TextConfig
+  vision: Qwen3VisionConfig
   image_token_id: int
   video_token_id: int
   vision_start_token_id: int
@@ -162,7 +162,7 @@ class Qwen3VLConfig:
   def vision_shapes(self) -> prompts.VisionShapes:
     """Inputs: patches with their places. Features: input embeddings, and DeepStack's levels."""
     vision, dtype = self.vision, jnp.dtype(self.dtype)
-    patch = vision_inputs.VisionInputs(
+    patch = vision_inputs.Qwen3VisionInputs(
       patches=np.zeros(vision.patch_dim, np.float32),
       rows=np.zeros(2, np.int32),
       table_rows=np.zeros(4, np.int32),
@@ -212,8 +212,8 @@ class Qwen3VLConfig:
       cls,
       {
         **fields,
-        "text": config_json.build(TextConfig, text_fields),
-        "vision": config_json.build(VisionConfig, vision_fields),
+        "text": config_json.build(Qwen3TextConfig, text_fields),
+        "vision": config_json.build(Qwen3VisionConfig, vision_fields),
         "tie_word_embeddings": bool(tied),
         "initializer_range": text_fields.get("initializer_range", 0.02),
         "dtype": dtype or "float32",

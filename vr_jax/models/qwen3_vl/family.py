@@ -62,7 +62,7 @@ FAMILY = family.ModelFamily(
   train_tokenizer=tokenizer.train_tokenizer,
   tokenizer_fields=tokenizer.config_fields,
   forward_flops=flops.forward,
-  weights=hf_mapping.Mapping(),
+  weights=hf_mapping.Qwen3Mapping(),
   parameter_groups={
     "vision": ("vision.patch", "vision.patch_bias", "vision.positions", "vision.blocks"),
     "connector": ("vision.merger", "vision.deepstack"),

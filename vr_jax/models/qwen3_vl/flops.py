@@ -36,7 +36,7 @@ def _layers(config: config_lib.Qwen3VLConfig, tokens: int, pairs: int) -> float:
   return sizes.layers * (2.0 * tokens * sizes.layer_weights + 4.0 * pairs * width)
 
 
-def _vision(vision: config_lib.VisionConfig, frames: int, patches: int) -> float:
+def _vision(vision: config_lib.Qwen3VisionConfig, frames: int, patches: int) -> float:
   embed, square = vision.hidden_size, vision.hidden_size * vision.merge_unit
   count = frames * patches
   pairs = vision.depth * count * patches

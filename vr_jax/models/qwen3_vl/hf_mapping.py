@@ -50,7 +50,7 @@ for _module, _name in (
 TABLES = ("text.embedding", "text.head", "vision.positions")  # the same order here and in a file
 
 
-class Mapping(weight_mapping.WeightMapping):
+class Qwen3Mapping(weight_mapping.WeightMapping):
   """See `WeightMapping`."""
 
   names = NAMES

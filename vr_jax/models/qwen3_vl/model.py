@@ -20,8 +20,8 @@ class Qwen3VL(language_model.DecoderLanguageModel):
     rngs: nnx.Rngs,
     layout: layout_lib.Layout = layout_lib.OneDevice(),  # noqa: B008 it is frozen
   ):
-    tower = vision.VisionTower(config, layout, rngs=rngs)
-    super().__init__(config, layout, tower, text.TextModel(config, layout, rngs=rngs))
+    tower = vision.Qwen3VisionTower(config, layout, rngs=rngs)
+    super().__init__(config, layout, tower, text.Qwen3TextModel(config, layout, rngs=rngs))
 
   def merge_features(self, media: vision_inputs.VisionFeatures) -> Float[Array, "rows media embed"]:
     """Returns what replaces the embeddings of media tokens."""

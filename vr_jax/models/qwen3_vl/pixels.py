@@ -56,7 +56,7 @@ def video_resize(
 
 
 def patchify(
-  frames: UInt8[np.ndarray, "frames height width 3"], config: config_lib.VisionConfig
+  frames: UInt8[np.ndarray, "frames height width 3"], config: config_lib.Qwen3VisionConfig
 ) -> Float[np.ndarray, "steps patches patch_dim"]:
   """See `common.image_patches.patchify`."""
   return image_patches.patchify(

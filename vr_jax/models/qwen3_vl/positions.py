@@ -15,7 +15,9 @@ from vr_jax.models.qwen3_vl import config as config_lib
 
 
 def rope_index(
-  kind: Int[np.ndarray, "prefix"], grids: Sequence[prompts.Grid], config: config_lib.VisionConfig
+  kind: Int[np.ndarray, "prefix"],
+  grids: Sequence[prompts.Grid],
+  config: config_lib.Qwen3VisionConfig,
 ) -> tuple[Int[np.ndarray, "3 prefix"], int]:
   """Positions (time, height, width) of all tokens of a prompt, and of the next token after it.
 
@@ -44,7 +46,7 @@ def rope_index(
 
 
 def table_places(
-  rows: Int[np.ndarray, "patches 2"], height: int, width: int, config: config_lib.VisionConfig
+  rows: Int[np.ndarray, "patches 2"], height: int, width: int, config: config_lib.Qwen3VisionConfig
 ) -> tuple[Int[np.ndarray, "patches 4"], Float[np.ndarray, "patches 4"]]:
   """Rows of the learned table around each patch, and their bilinear weights.
 

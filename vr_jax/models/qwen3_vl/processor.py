@@ -151,14 +151,16 @@ class Qwen3VLProcessor(processor.VideoProcessor):
 
   def frame_inputs(
     self, patches: Float[np.ndarray, "frames patches patch_dim"], grid: prompts.Grid
-  ) -> list[vision_inputs.VisionInputs]:
+  ) -> list[vision_inputs.Qwen3VisionInputs]:
     """Adds the places of patches; all frames of a grid share them."""
     config = self.config.vision
     rows = image_patches.patch_rows(grid.height, grid.width, merge=config.spatial_merge_size)
     table_rows, weights = positions.table_places(rows, grid.height, grid.width, config)
     places = {"rows": rows, "table_rows": table_rows, "table_weights": weights}
     segment = np.zeros(len(rows), np.int32)
-    return [vision_inputs.VisionInputs(patches=one, segment=segment, **places) for one in patches]
+    return [
+      vision_inputs.Qwen3VisionInputs(patches=one, segment=segment, **places) for one in patches
+    ]
 
   def positions(
     self, kind: Int[np.ndarray, "prefix"], grids: Sequence[prompts.Grid]

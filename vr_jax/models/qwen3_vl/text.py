@@ -13,10 +13,10 @@ from vr_jax.models.common import decoder, layers
 from vr_jax.models.qwen3_vl import config as config_lib
 
 
-class TextLayers(nnx.Module):
+class Qwen3TextLayers(nnx.Module):
   """Weights of all decoder layers, stacked along a leading layers axis."""
 
-  def __init__(self, config: config_lib.TextConfig, *, scale: float, rngs: nnx.Rngs):
+  def __init__(self, config: config_lib.Qwen3TextConfig, *, scale: float, rngs: nnx.Rngs):
     depth, embed, mlp = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     head_dim = config.head_dim
@@ -40,7 +40,7 @@ class TextLayers(nnx.Module):
     self.down = weight(("mlp", "embed"), mlp, embed)
 
 
-class TextModel(decoder.Decoder):
+class Qwen3TextModel(decoder.Decoder):
   """Token embedding, decoder layers, final norm and, unless tied, output matrix."""
 
   config: config_lib.Qwen3VLConfig
@@ -52,7 +52,7 @@ class TextModel(decoder.Decoder):
     text, scale = config.text, config.initializer_range
     shape = (text.vocab_size, text.hidden_size)
     self.embedding = layers.parameter(rngs, ("vocab", "embed"), shape, scale=scale)
-    self.layers = TextLayers(text, scale=scale, rngs=rngs)
+    self.layers = Qwen3TextLayers(text, scale=scale, rngs=rngs)
     self.norm = layers.constant(("embed",), (text.hidden_size,), value=1.0)
     if not config.tie_word_embeddings:
       self.head = layers.parameter(rngs, ("vocab", "embed"), shape, scale=scale)
@@ -103,7 +103,7 @@ class TextModel(decoder.Decoder):
     return layers.rms_norm(x, self.norm[...], epsilon=self.config.text.rms_norm_eps)
 
 
-def frequency_axes(config: config_lib.TextConfig) -> list[int]:
+def frequency_axes(config: config_lib.Qwen3TextConfig) -> list[int]:
   """The axis (time 0, height 1, width 2) of each rotary frequency, interleaved.
 
   Of each three frequencies one is of height and one of width, as many as `mrope_section` says; the
@@ -115,6 +115,6 @@ def frequency_axes(config: config_lib.TextConfig) -> list[int]:
   ]
 
 
-def _frequencies(config: config_lib.TextConfig) -> Float[Array, "half"]:
+def _frequencies(config: config_lib.Qwen3TextConfig) -> Float[Array, "half"]:
   half = config.head_dim // 2
   return 1.0 / config.rope_theta ** (jnp.arange(half, dtype=jnp.float32) / half)

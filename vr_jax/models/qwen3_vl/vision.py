@@ -21,10 +21,10 @@ EPSILON = 1e-6
 AXES = ("prompts", "frames", None, None)  # of activations
 
 
-class Blocks(nnx.Module):
+class Qwen3Blocks(nnx.Module):
   """Weights of all transformer blocks, stacked along a leading layers axis."""
 
-  def __init__(self, config: config_lib.VisionConfig, *, scale: float, rngs: nnx.Rngs):
+  def __init__(self, config: config_lib.Qwen3VisionConfig, *, scale: float, rngs: nnx.Rngs):
     depth, embed, mlp = config.depth, config.hidden_size, config.intermediate_size
     heads, head_dim = config.num_heads, config.head_dim
 
@@ -48,7 +48,7 @@ class Blocks(nnx.Module):
     self.down_bias = constant(("vision_embed",), embed)
 
 
-class Merger(nnx.Module):
+class Qwen3Merger(nnx.Module):
   """Weights that merge each square of patches into one media token; or those of several levels.
 
   normalised: components of a patch, or of the whole square, over which the norm runs.
@@ -56,7 +56,7 @@ class Merger(nnx.Module):
 
   def __init__(
     self,
-    config: config_lib.VisionConfig,
+    config: config_lib.Qwen3VisionConfig,
     *,
     normalised: int,
     scale: float,
@@ -80,7 +80,7 @@ class Merger(nnx.Module):
     self.out_bias = constant("embed", out)
 
 
-class VisionTower(nnx.Module):
+class Qwen3VisionTower(nnx.Module):
   """Patch embedding with a learned table of positions, transformer blocks, mergers."""
 
   def __init__(
@@ -95,12 +95,14 @@ class VisionTower(nnx.Module):
     self.patch_bias = layers.constant(("vision_embed",), (embed,), value=0.0)
     table = (vision.num_position_embeddings, embed)
     self.positions = layers.parameter(rngs, (None, "vision_embed"), table, scale=scale)
-    self.blocks = Blocks(vision, scale=scale, rngs=rngs)
-    self.merger = Merger(vision, normalised=embed, scale=scale, rngs=rngs)
+    self.blocks = Qwen3Blocks(vision, scale=scale, rngs=rngs)
+    self.merger = Qwen3Merger(vision, normalised=embed, scale=scale, rngs=rngs)
     square = embed * vision.merge_unit
-    self.deepstack = Merger(vision, normalised=square, levels=vision.levels, scale=scale, rngs=rngs)
+    self.deepstack = Qwen3Merger(
+      vision, normalised=square, levels=vision.levels, scale=scale, rngs=rngs
+    )
 
-  def __call__(self, vision: vision_inputs.VisionInputs) -> vision_inputs.VisionFeatures:
+  def __call__(self, vision: vision_inputs.Qwen3VisionInputs) -> vision_inputs.VisionFeatures:
     """Features of all media tokens, also for padding, ordered by frames, then patches.
 
     Patches of a frame are in merge order: each `merge_unit` consecutive ones become one token.
@@ -136,7 +138,8 @@ class VisionTower(nnx.Module):
     weights: Float[Array, "prompts frames patches 4"],
   ) -> Float[Array, "prompts frames patches vision_embed"]:
     """The learned positions of patches, interpolated in float32."""
-    table = self.positions[...]
+    # Whole on every device: it is small, and patches need rows from anywhere in it.
+    table = self.layout.place(self.positions[...], (None, None))
     # One row after the other: all four at once would take four times the memory.
     corners = (table[rows[..., i]] * weights[..., i, None] for i in range(4))
     return self.layout.place(sum(corners, start=jnp.zeros(())), AXES).astype(self.config.dtype)
@@ -225,7 +228,7 @@ def _layer_norm(
 
 
 def rotary_angles(
-  rows: Int[Array, "*batch 2"], config: config_lib.VisionConfig
+  rows: Int[Array, "*batch 2"], config: config_lib.Qwen3VisionConfig
 ) -> tuple[Float[Array, "*batch half"], Float[Array, "*batch half"]]:
   """Cosines and sines of the rotary embedding: half of the frequencies each for row and column."""
   quarter = config.head_dim // 4

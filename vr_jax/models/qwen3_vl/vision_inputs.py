@@ -11,7 +11,7 @@ import numpy as np
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 @typing.no_type_check  # tree transformations rebuild it with other leaves, or those of one patch
-class VisionInputs:
+class Qwen3VisionInputs:
   """Patches of all media of the prompts.
 
   rows: row and column of each patch in its frame.
