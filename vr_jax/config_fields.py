@@ -25,8 +25,8 @@ class SimulateSection:
 
   videos: int = field(
     0,
-    "Number of simulated videos; 0: data.videos and data.annotations are read, also if these are "
-    "set on the command line and this is not.",
+    "Number of simulated videos; 0: data.videos and data.annotations are read. Giving one of these "
+    "on the command line makes it 0.",
     "[0, inf)",
   )
   questions_per_video: int = field(1, "Number of questions about each video.", "[1, inf)")
@@ -50,7 +50,9 @@ class DecodeSection:
     8.0, "GiB of memory that decoding one file may take; only Linux has this limit.", "(0, inf)"
   )
   megapixels: float = field(
-    100.0, "Most million pixels of a picture or a video's frame in its file.", "(0, inf)"
+    100.0,
+    "Most million pixels of a picture or a video's frame, before it is scaled down.",
+    "(0, inf)",
   )
 
 
@@ -97,8 +99,8 @@ class DataSection:
   max_frames: int = field(64, "Most frames of a clip (fps).", only_with="sampling=fps")
   required_frames: int = field(
     1,
-    "Fewest stored frames of a question, or it is a bad record; with fewer than its clip should "
-    "have, it shows fewer.",
+    "Stored frames that a question needs; with fewer, it is a bad record. One that has enough, but "
+    "fewer than a clip usually has, shows those.",
     "[1, inf)",
   )
   threads: int = field(
@@ -198,7 +200,10 @@ class RlSection(LoopSection):
     "", "Directory of checkpoints to start from; empty: checkpoints/sft of the workdir."
   )
   steps: int = field(
-    1000, "Number of batches of prompts that are sampled for.", "[0, inf)", change="from here on"
+    1000,
+    "Number of steps; each samples replies to a batch of prompts.",
+    "[0, inf)",
+    change="from here on",
   )
   batch_size: int = field(16, "Prompts a step.", "[1, inf)")
   num_generations: int = field(8, "Replies to each prompt: the size of a group.", "[1, inf)")
@@ -225,8 +230,8 @@ class RlSection(LoopSection):
   )
   dynamic_sampling_max_batches: int = field(
     0,
-    "Most further batches a step, whose groups replace those without a signal (DAPO); 0: no "
-    "dynamic sampling.",
+    "Most further batches that a step samples, to replace groups whose replies all earn the same "
+    "(DAPO); 0: none.",
     "[0, inf)",
   )
   num_shuffled_generations: int = field(
@@ -241,7 +246,9 @@ class RlSection(LoopSection):
     "longest.",
   )
   one_step_off_policy: bool = field(
-    False, "Whether the replies of the next step are scored while this one updates."
+    False,
+    "Whether the replies of the next step are sampled before the update of this step, and scored "
+    "during it.",
   )
   normalize_by_std: bool = field(
     True, "Whether advantages are divided by the standard deviation of their group."
@@ -302,27 +309,28 @@ class RlSection(LoopSection):
   )
   overlong_weight: float = field(
     1.0,
-    "Weight in the total reward of that penalty, which goes from 0 to -1.",
+    "Weight of that penalty in the total reward; the penalty itself goes from 0 to -1.",
     "[0, inf)",
     only_with="overlong_buffer",
   )
   tis_cap: float = field(
     2.0,
-    "Cap of the importance weight that corrects the sampler's probabilities to the trainer's.",
+    "Highest importance weight; the weights correct for probabilities that sampler and trainer "
+    "compute differently.",
     "(0, inf)",
   )
 
   eval_every: int = field(
     0,
-    "Steps between two evaluations on held-out videos, of which the best checkpoint is kept; 0: "
-    "none (docs/watching.md).",
+    "Steps between two evaluations on held-out videos; the best checkpoint is kept. 0: none "
+    "(docs/watching.md).",
     "[0, inf)",
     change="any time",
   )
   eval_split: Literal["validation", "test"] = field(
     "validation",
-    "Split that these evaluations use; with test, the last evaluation is of a checkpoint that was "
-    "chosen by the same videos.",
+    "Split that these evaluations use. With test, the final evaluation is too good: its checkpoint "
+    "was chosen by the same videos.",
     only_with="eval_every",
     change="any time",
   )
@@ -343,8 +351,8 @@ class EvalSection:
 
   checkpoint: Literal["last", "best"] = field(
     "last",
-    "Checkpoint of RL that is evaluated, and that answers `vr-jax ask`; best: that of "
-    "rl.eval_every.",
+    "Checkpoint of RL that is evaluated, and that answers `vr-jax ask`; best: the one that "
+    "rl.eval_every kept.",
   )
   examples: int = field(0, "Number of test examples that are used; 0: all.", "[0, inf)")
   batch_size: int = field(16, "Prompts a batch.", "[1, inf)")
@@ -370,7 +378,7 @@ class ExportSection:
   CHANGE: ClassVar[str] = "any time"
 
   checkpoint: Literal["last", "best"] = field(
-    "last", "Checkpoint of RL that is exported; best: that of rl.eval_every."
+    "last", "Checkpoint of RL that is exported; best: the one that rl.eval_every kept."
   )
   directory: str = field("", "Directory of the export; empty: <workdir>/export.")
   dtype: model_fields.Dtype = field("float32", "Dtype of the exported tensors.")
@@ -396,8 +404,8 @@ class LogSection:
   )
   completions_every: int = field(
     20,
-    "Steps of RL between two looks at two replies, on the terminal and, with their frames, in "
-    "TensorBoard; 0: none.",
+    "Two replies are shown every so many steps of RL: on the terminal and, with their frames, in "
+    "TensorBoard; 0: never.",
     "[0, inf)",
   )
   wandb: str = field(

@@ -92,7 +92,7 @@ class ModelSection:
     change="rounding",
   )
   freeze_vision: bool = field(
-    True, "Whether the vision tower stays as it is. Reconstruction: optional in the family."
+    True, "Whether the vision tower stays as it is. Our choice: papers leave it open."
   )
   # A clip of 16 frames takes 4 MiB with 3b, 7 MiB with 7b, and 16 MiB with 72b.
   feature_cache_gib: float = field(
@@ -112,13 +112,13 @@ class ModelSection:
   )
   frame_buckets: tuple[int, ...] = field(
     (8, 32),
-    "Numbers of temporal patches a prompt that programs are compiled for.",
+    "Numbers of temporal patches in a prompt that programs are compiled for.",
     "[1, inf)",
     length=1,
   )
   patch_buckets: tuple[int, ...] = field(
     (256, 512),
-    "Numbers of patches a frame that programs are compiled for.",
+    "Numbers of patches in a frame that programs are compiled for.",
     "[1, inf)",
     length=1,
   )

@@ -57,7 +57,7 @@ class JudgeSection:
   )
   threshold: float = field(
     0.6,
-    "Lowest task metric of a blinded judge's answer with which the observation suffices.",
+    "Task metric that a blinded judge's answer must reach for the observation to suffice.",
     "[0, 1]",
   )
   leak_filter: bool = field(
@@ -167,7 +167,10 @@ class CriticSection(config_fields.OptimizerSection):
     "[0, inf)",
   )
   value_clip: float = field(
-    0.5, "Largest change of a value in an update that counts in the critic's loss.", "(0, inf)"
+    0.5,
+    "Largest change of a value, from before a batch's updates, that still counts in the critic's "
+    "loss.",
+    "(0, inf)",
   )
   learning_rate: float = field(1e-5, "Highest learning rate.", "[0, inf)", change="from here on")
   schedule: Literal["cosine", "constant"] = field(

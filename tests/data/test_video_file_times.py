@@ -199,6 +199,28 @@ def test_a_file_without_its_middle_is_refused(with_sound, name):
       cut(path)
 
 
+PACKS = ".mpg -c:v mpeg2video -r 25 -c:a mp2"
+
+
+@pytest.mark.parametrize("name", [PACKS, ".wmv -c:v wmv2 -c:a wmav2"])
+def test_packs_and_windows_media_without_a_part_are_refused(with_sound, name):
+  path = with_sound(name)
+  data = path.read_bytes()
+  assert cut(path).duration == pytest.approx(10, abs=0.3)
+  for start, end in ((0.5, 0.6), (0.4, 0.401), (0.7, 1.0)):
+    path.write_bytes(data[: int(start * len(data))] + data[int(end * len(data)) :])
+    with pytest.raises(InputError, match=r"truncated|damaged"):
+      cut(path)
+
+
+def test_what_stands_behind_the_last_pack_is_no_part_of_the_video(with_sound):
+  path = with_sound(PACKS)
+  data = path.read_bytes()
+  for more in (bytes(3000), b"\0\0\1\xb9", b"\0\0\1\xb9" + b"a tag of the program"):
+    path.write_bytes(data + more)
+    assert cut(path).duration == pytest.approx(10, abs=0.3)
+
+
 def test_a_picture_that_ends_before_its_sound_is_whole(index, tmp_path):
   path = tmp_path / "a.mkv"
   ffmpeg.run("-i", index, "-f", "lavfi", "-i", "sine=duration=15", "-c:v", "copy", path)

@@ -75,6 +75,12 @@ def test_videop2r_trains_and_asks_for_replies_to_shuffled_frames(tmp_path, monke
   monkeypatch.setattr(registry.ENVIRONMENTS["videop2r"], "score", watched)
   rl_loop.train(config, tmp_path)
   assert [[len(texts) for texts in replies.shuffled] for replies in asked] == [[2] * 4] * 2
+  for step, scored in enumerate(asked, start=1):
+    path = tmp_path / "rollouts" / f"step-{step:06d}.jsonl"
+    groups = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    texts = [[reply["text"] for reply in group["shuffled_replies"]] for group in groups]
+    assert texts == scored.shuffled
+    assert all(len(group["replies"]) == config.rl.num_generations for group in groups)
   values = metrics.read(tmp_path / "metrics.jsonl")[-1]["values"]
   for name in NAMES:
     assert values[f"rewards/{name}/temporal/mean"] >= 0

@@ -138,6 +138,10 @@ class ExampleSource:
   def __repr__(self) -> str:
     return f"ExampleSource({self._where})"
 
+  def __str__(self) -> str:
+    """The directory and the split, for messages; Grain compares the representation on resuming."""
+    return self._where
+
 
 @dataclasses.dataclass(frozen=True)
 class ExampleSubset:

@@ -26,6 +26,18 @@ _IN_SEGMENT |= {0x1941A469, 0xEC, 0xBF}
 # check sum.
 _IN_CLUSTER = {0xE7, 0xA3, 0xA0, 0xAF, 0xA7, 0xAB, 0x5854, 0xEC, 0xBF}
 
+# Windows Media (ASF): the kinds of objects, each of which begins with its kind and its size.
+_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+_ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_ASF_PACKETS = 50  # bytes of the data object before its packets
+_ASF_LIVE = 1  # flag: the file was written while it was recorded, and has no sizes
+_ASF_PACKET = b"\x82\0\0"  # how nearly all programs begin each packet of data
+
+# MPEG-PS: a start code, then its kind: a pack, the end of the program; other parts have a length.
+_PS_START, _PS_PACK, _PS_END = b"\0\0\1", 0xBA, 0xB9
+_PS_MPEG1, _PS_MPEG1_SIZE, _PS_SIZE = 0x20, 12, 14  # of a pack's head
+
 # What fragmented MP4 may hold.
 _MP4_BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"mfra", b"sidx", b"ssix", b"prft"}
 _MP4_BOXES |= {b"emsg", b"free", b"skip", b"wide", b"uuid", b"pdin", b"meta", b"udta", b"mfro"}
@@ -34,13 +46,15 @@ _MP4_BOXES |= {b"emsg", b"free", b"skip", b"wide", b"uuid", b"pdin", b"meta", b"
 def is_whole(path: Path, format_name: str) -> bool:
   """Whether each part of a file ends where the next one begins, and the last at the file's end.
 
-  format_name: as FFmpeg calls its format. MPEG-TS, FLV, Matroska (WebM) and fragmented MP4 are
-    looked at; others pass.
+  format_name: as FFmpeg calls its format. MPEG-TS, MPEG-PS, FLV, Matroska (WebM), Windows Media
+    and fragmented MP4 are looked at; others pass.
 
   Raises OSError if the file can't be read.
   """
   checks: dict[str, Callable[[BinaryIO, int], bool]] = {
     "mpegts": _has_whole_packets,
+    "mpeg": _has_whole_packs,
+    "asf": _has_whole_objects,
     "flv": _has_whole_tags,
     "matroska": _has_whole_elements,
     "mp4": _has_whole_fragments,
@@ -67,6 +81,72 @@ def _has_whole_packets(file: BinaryIO, size: int) -> bool:
     if syncs.count(_TS_SYNC) < len(syncs):
       return False
   return size % packet == 0
+
+
+def _has_whole_packs(file: BinaryIO, size: int) -> bool:
+  """MPEG-PS: packs, and packets that tell their length. Zeros may stand between them."""
+  place = 0
+  while place < size:
+    file.seek(place)
+    head = file.read(_PS_SIZE)
+    kind = head[3] if len(head) >= 6 and head[:3] == _PS_START else 0
+    if place == 0 and kind != _PS_PACK:
+      return True  # begins within a packet, or has a wrapper, as a video CD has
+    if kind == _PS_PACK:
+      mpeg1 = head[4] & 0xF0 == _PS_MPEG1
+      place += _PS_MPEG1_SIZE if mpeg1 else _PS_SIZE + (head[-1] & 7)
+    elif kind == _PS_END:
+      place += 4
+    elif kind > _PS_PACK:
+      length = int.from_bytes(head[4:6], "big")
+      if not length:
+        return True  # not allowed, but some recordings have packets without a length
+      place += 6 + length
+    elif head.startswith(b"\0"):
+      place += 1
+    else:  # what stands behind the last pack is no part of the video
+      return not _follows(file, place, _PS_START + bytes([_PS_PACK]))
+  return place == size
+
+
+def _follows(file: BinaryIO, place: int, sign: bytes) -> bool:
+  """Whether a few bytes occur somewhere behind a place."""
+  file.seek(place)
+  before = b""
+  while chunk := file.read(1 << 20):
+    if sign in before + chunk:
+      return True
+    before = chunk[1 - len(sign) :]
+  return False
+
+
+def _has_whole_objects(file: BinaryIO, size: int) -> bool:
+  """Windows Media: a header, then data in packets, whose sizes they tell, then perhaps an index."""
+  header = file.read(24)
+  length = int.from_bytes(header[16:], "little")
+  header += file.read(min(length, size))
+  fields = header[header.find(_ASF_FILE) :][:104]
+  if not header.startswith(_ASF_HEADER) or len(fields) < 104:
+    return True  # a form in which it is sent over a network, or without sizes
+  flags, smallest, packet = (int.from_bytes(fields[at : at + 4], "little") for at in (88, 92, 96))
+  file.seek(length)
+  data = file.read(24)
+  if flags & _ASF_LIVE or smallest != packet or not packet or data[:16] != _ASF_DATA:
+    return True
+  end = length + int.from_bytes(data[16:], "little")
+  return end <= size and _has_packets(file, length + _ASF_PACKETS, end, packet)
+
+
+def _has_packets(file: BinaryIO, start: int, end: int, packet: int) -> bool:
+  """Whether packets of a fixed size fill a part of a Windows Media file."""
+  file.seek(start)
+  if file.read(len(_ASF_PACKET)) != _ASF_PACKET:
+    return True  # written in another form, which says nothing
+  for place in range(start, end, packet):
+    file.seek(place)
+    if file.read(len(_ASF_PACKET)) != _ASF_PACKET:
+      return False
+  return (end - start) % packet == 0
 
 
 def _has_whole_tags(file: BinaryIO, size: int) -> bool:

@@ -33,10 +33,15 @@ class MossChatV(question_answer.QuestionAnswer):
     "jump", "How the alignment goes from one pair of steps to the next.", change="before rl"
   )
   dtw_alignment: Literal["subsequence", "naive"] = schema.field(
-    "subsequence", "naive: of the whole reply, the paper's ablation.", change="before rl"
+    "subsequence",
+    "Which steps of a reply are aligned: the stretch that fits best, or (naive, the paper's "
+    "ablation) all.",
+    change="before rl",
   )
   process_gate: Literal["none", "format", "accuracy"] = schema.field(
-    "none", "The process reward counts always, or where this reward is 1.", change="before rl"
+    "none",
+    "Reward that must be 1 for the process reward to count; none: it always counts.",
+    change="before rl",
   )
   metrics: ClassVar[metric.Metrics] = {
     **question_answer.QuestionAnswer.metrics,

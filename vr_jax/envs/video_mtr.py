@@ -53,14 +53,16 @@ class VideoMTR(environment.Defaults):
   """
 
   instruction: str = schema.field(help="Stands below the question; it has to ask for all tags.")
-  last_instruction: str = schema.field(help="The same in the last turn.")
+  last_instruction: str = schema.field(
+    help="Stands below the question in the last turn; it has to ask for all tags."
+  )
   chooses_frames: ClassVar[bool] = True
   turns: int = schema.field(3, "Replies of an episode, at most.", "[1, inf)")
   history_turns: int = schema.field(2, "How many previous turns stay in the context.", "[0, inf)")
   frame_budget: int = schema.field(
     32,
-    "Frames of the first turn times two: half are shown first, at most a quarter after each "
-    "retrieval. A single turn shows all.",
+    "The first turn shows half as many frames as this, and each retrieval at most a quarter. With "
+    "a single turn, it shows all of them.",
     "[1, inf)",
   )
   on_invalid_action: Literal["rethink", "explain"] = schema.field(

@@ -86,7 +86,7 @@ class VideoP2R(environment.Defaults):
 
   instruction: str = schema.field(help="Stands below the question; it has to ask for all tags.")
   weights: Mapping[str, float] = schema.field(
-    help="Of the two segments, and of the rewards.", change="before rl"
+    help="Weights of the two segments, and of the rewards.", change="before rl"
   )
   length: Literal["segment", "video_r1"] = schema.field(
     "segment",
@@ -95,19 +95,26 @@ class VideoP2R(environment.Defaults):
   )
   perception_tokens: tuple[int, int] = schema.field(
     (128, 320),
-    "Of a perception that earns the length reward, tags included.",
+    "Fewest and most tokens of a perception that earns the length reward, tags included.",
     "[0, inf)",
     length=2,
     change="before rl",
   )
   reasoning_tokens: tuple[int, int] = schema.field(
-    (320, 512), "The same of a reasoning.", "[0, inf)", length=2, change="before rl"
+    (320, 512),
+    "Fewest and most tokens of a reasoning that earns it, tags included.",
+    "[0, inf)",
+    length=2,
+    change="before rl",
   )
   length_accuracy: float = schema.field(
     0.1, "Accuracy that the length reward needs to exceed.", change="before rl"
   )
   temporal_ratio: float = schema.field(
-    0.8, "Of the accuracy on shuffled frames that the ordered ones must reach.", change="before rl"
+    0.8,
+    "Fraction of the accuracy on shuffled frames that the accuracy on ordered ones must reach, for "
+    "the reward of temporal order.",
+    change="before rl",
   )
   judge: judge_lib.Judge | None = None
   segments: ClassVar[tuple[str, ...]] = ("perception", "reasoning")

@@ -33,13 +33,16 @@ class ExplorationRule:
 
   CHANGE: ClassVar[str] = "before rl"
 
-  variant: Literal["paper", "code"] = schema.field("paper", "code: what the released code does.")
+  variant: Literal["paper", "code"] = schema.field(
+    "paper", "Whose rule: the paper's, or what its released code does."
+  )
   stages: tuple[tuple[float, float], ...] = schema.field(
     ((0.1, 1.0), (0.5, 0.5)),
-    "Pairs (share of turns that retrieve, bonus below it), the lowest share first; (): no bonus.",
+    "Pairs of a share of turns that retrieve, and the bonus while the share is lower; the lowest "
+    "share first; (): no bonus.",
   )
   patience: int = schema.field(
-    3, "Batches in a row above the last share, which end it.", "[1, inf)"
+    3, "Batches in a row above the last share that end the bonus.", "[1, inf)"
   )
 
   def __post_init__(self):

@@ -44,14 +44,18 @@ _RIGHT_ACCURACY = 0.5
 class RelevanceRule:
   """What a turn earns, at most, in its parts (docs/video_mtr.md)."""
 
-  variant: Literal["paper", "code"] = schema.field("paper", "code: what the released code does.")
+  variant: Literal["paper", "code"] = schema.field(
+    "paper", "Whose rule: the paper's, or what its released code does."
+  )
   accuracy: float = schema.field(1.0, "What a right answer earns.", "[0, inf)")
   relevance: float = schema.field(
-    0.5, "What a better look earns; 0: no rewards of turns but the format.", "[0, inf)"
+    0.5,
+    "What a look earns that is better than all before; 0: turns are rewarded for their form alone.",
+    "[0, inf)",
   )
   format: float = schema.field(0.1, "What the right form earns in a turn.", "[0, inf)")
   slope: float = schema.field(
-    1.0, "Of the penalty for a look that is worse than the best so far.", "[0, inf)"
+    1.0, "Slope of the penalty for a look that is worse than the best so far.", "[0, inf)"
   )
   gate: bool = schema.field(True, "Wrong episodes earn nothing for their looks.")
 

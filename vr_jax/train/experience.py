@@ -9,7 +9,7 @@ Replies are scored on another thread as soon as they are sampled, one batch afte
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -268,12 +268,16 @@ class Collector:
     rollouts = [jax.tree.map(mesh_lib.local_rows, experience.rollout) for experience in drawn]
     rollout = mesh_lib.put_batch(_rows(rollouts, chosen), self.context.mesh)
     scored = [experience.wait_for_scores() for experience in drawn]
+    shuffled = None
+    if all(replies.shuffled is not None for replies in scored):
+      shuffled = [cast(Any, scored[number].shuffled)[row] for number, row in chosen]
     known = scoring.ScoredReplies(
       episodes=[scored[number].episodes[row] for number, row in chosen],
       scores=_rows([replies.scores for replies in scored], chosen),
       segment=_rows([replies.segment for replies in scored], chosen),
       reward_state=scored[-1].reward_state,
       counts=_summed([replies.counts for replies in scored]),
+      shuffled=shuffled,
     )
     return Experience(
       items=items,

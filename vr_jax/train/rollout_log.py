@@ -160,9 +160,17 @@ def group_lines(
         _reply(context.environment, item, judged, (row, index), local[row, index])
         for index in range(local.shape[1])
       ],
+      **_shuffled(judged, row),
     }
     for row, item in enumerate(items)
   ]
+
+
+def _shuffled(judged: scoring.ScoredReplies, row: int) -> dict[str, list[dict[str, str]]]:
+  """The replies to the prompt's frames in random order, where some were sampled."""
+  if judged.shuffled is None:
+    return {}
+  return {"shuffled_replies": [{"text": text} for text in judged.shuffled[row]]}
 
 
 def _reply(

@@ -35,6 +35,7 @@ class ScoredReplies:
   episodes: [prompts][group].
   reward_state: state of the environment after this batch, as JSON.
   counts: metrics of the environment.
+  shuffled: replies to the frames in random order, [prompts][any number]; None if none were sampled.
   """
 
   episodes: Sequence[Sequence[environment_lib.Episode]]
@@ -42,6 +43,7 @@ class ScoredReplies:
   segment: Int[np.ndarray, "prompts group time"]
   reward_state: Mapping[str, Any]
   counts: Mapping[str, float]
+  shuffled: Sequence[Sequence[str]] | None = None
 
 
 class PendingScores:
@@ -98,6 +100,7 @@ class PendingScores:
       segment=replies.segment,
       reward_state=self._environment.state(),
       counts={**counts, **counted},
+      shuffled=replies.shuffled,
     )
 
 
