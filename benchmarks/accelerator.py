@@ -36,7 +36,7 @@ import numpy as np
 
 from benchmarks import measure
 from launch import abstract_state, programs
-from vr_jax import errors, records
+from vr_jax import errors, optional_sections, records
 from vr_jax import main as vr_jax
 from vr_jax.models.common import flops as flops_lib
 from vr_jax.models.common import image_patches
@@ -84,7 +84,7 @@ def prepare(argv: Sequence[str]) -> AcceleratorWork:
   fields |= dict(word.split("=", 1) for word in argv if word.startswith("--config."))
   flags = [f"{name}={value}" for name, value in fields.items()]
   config, _, _ = vr_jax.parse_flags(["accelerator", "--workdir=.", *recipe, *flags])
-  if "turns" in config:
+  if optional_sections.takes_turns(config):
     raise errors.InputError(f"{recipe[-1]}: has several turns; choose a recipe with one")
   model = cast(model_config.Qwen2_5_VLConfig, model_setup.model_of(config))
   mesh = mesh_lib.make_mesh(config.mesh)

@@ -167,7 +167,7 @@ def _work(
     parts = {"prefill": (forward.prefix,) * 2, "decode": (forward.replies + forward.head,) * 2}
   elif program.name == "prefill":
     parts = {"prefill": (forward.prefix,) * 2}
-  elif program.name in ("decode", "append"):
+  elif program.name in ("decode", "append observations"):
     return {program.name: _continuing(program, model, shapes)}
   elif program.name == "train step":
     parts = {"train step": _training(forward, config)}
@@ -202,7 +202,7 @@ def _continuing(
   Each reply is taken to be behind its opening prompt and half of its episode.
   """
   rows, tokens = shapes.prompts * shapes.group, program.turns or 0
-  if program.name == "append":
+  if program.name == "append observations":
     (observation,) = (x for x in program.arguments if isinstance(x, records.Prompt))
     rows, tokens = observation.tokens.shape
   forward = _forward(program, model, shapes.prefix + shapes.time // 2, 1, tokens)

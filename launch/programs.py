@@ -160,8 +160,8 @@ def _episodes(
     len(rows.cache_slot), later.tokens, later.frames, later.patches, net.model
   )
   append = Program(
-    name="append",
-    function=turn_decode.append,
+    name="append observations",
+    function=turn_decode.append_observations,
     arguments=(
       *(net.graphdef, params, prefix, state),
       *(mesh_lib.abstract_batch(observation, net.mesh), rows, rows.cache_slot),

@@ -173,7 +173,7 @@ def _shrink_state(plan: analysis.SlicePlan, one: analysis.Analysis) -> list[str]
   model, full = plan.config.model, plan.config.model.lora.rank == 0
   remedies = {
     "give the devices of data to fsdp or tensor in config.mesh": plan.mesh["data"] > 1,
-    "set rl.replicate_weights_for_decode=False": one.name in ("decode", "append")
+    "set rl.replicate_weights_for_decode=False": one.name in ("decode", "append observations")
     and plan.config.rl.replicate_weights_for_decode,
     "freeze the vision tower (model.freeze_vision)": full and not model.freeze_vision,
     "set rl.kl_weight=0": full and plan.config.rl.kl_weight > 0,

@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 
 from launch import analysis, chips, programs, report, topology
-from vr_jax import errors
+from vr_jax import errors, optional_sections
 from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import model_setup, step_shapes
@@ -260,14 +260,14 @@ def _more_microbatches(config: ml_collections.ConfigDict) -> ml_collections.Conf
 
 
 def _more_frames(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
-  if "turns" in config:  # the environment chooses the frames of a turn
+  if optional_sections.takes_turns(config):  # the environment chooses the frames of a turn
     return None
   return _changed(config, frames=2 * _frames(config))
 
 
 def _fewer_frames(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
   frames = _frames(config)
-  if "turns" in config or frames % 4:  # a temporal patch holds two
+  if optional_sections.takes_turns(config) or frames % 4:  # a temporal patch holds two
     return None
   return _changed(config, frames=frames // 2)
 

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import ClassVar, Literal
 
+import ml_collections
+
 from vr_jax import config_fields
 from vr_jax.schema import field
 
@@ -206,3 +208,8 @@ OPTIONAL = {
   "turns": TurnsSection,
   "critic": CriticSection,
 }
+
+
+def takes_turns(config: ml_collections.ConfigDict) -> bool:
+  """Whether replies may ask for frames, turn by turn: the recipe has the section `turns`."""
+  return "turns" in config

@@ -208,12 +208,19 @@ def of_turns(shape, **changes):
 
 def test_episodes_are_played_by_programs_of_their_own_and_a_critic_has_two():
   found = of_turns((2, 1, 1, 1), rl__num_iterations=2)[0]
-  names = ["encoder", "prefill", "decode", "append", "reference log-probs", "policy log-probs"]
+  names = [
+    "encoder",
+    "prefill",
+    "decode",
+    "append observations",
+    "reference log-probs",
+    "policy log-probs",
+  ]
   assert [program.name for program in found] == [*names, "values", "train step", "critic step"]
   runs = {program.name: program.runs_per_step for program in found}
   # Three replies of 16 tokens in chunks of 12. Eight replies a device get an observation, three at
   # a time, twice.
-  assert (runs["decode"], runs["append"]) == (3 * 2, 2 * 3)
+  assert (runs["decode"], runs["append observations"]) == (3 * 2, 2 * 3)
   assert runs["train step"] == runs["critic step"] == 2
   without = of_turns((2, 1, 1, 1), critic__kl_weight=0.0, rl__advantage_estimator="episode")[0]
   assert [program.name for program in without] == [*names[:4], "train step"]
@@ -247,7 +254,7 @@ def test_patches_of_all_turns_go_to_the_programs_that_train_the_tower(frozen):
     "encoder": [(8, 16)],
     "prefill": [],
     "decode": [],
-    "append": [(2, 16)],
+    "append observations": [(2, 16)],
     "reference log-probs": trained,
     "values": trained,
     "train step": trained,

@@ -88,7 +88,7 @@ def test_the_sampler_is_corrected_by_a_truncated_weight_without_gradient(batch):
   )
   np.testing.assert_allclose(actual, expected, rtol=1e-5)
   over = np.exp(batch["old"] - batch["sampler"]) > 1.5
-  assert sums["sampling/tis_capped_fraction"] == (over & batch["mask"]).sum()
+  assert sums["sampling/tis_capped"] == (over & batch["mask"]).sum()
 
 
 def test_on_policy_the_gradient_is_that_of_the_plain_policy_gradient(batch):

@@ -91,35 +91,35 @@ def _scores(seed, shape=(4, 5, 3)):
   )
 
 
-def _combined(total, valid, credit):
-  """(reward, whether it is known) of each segment of a reply, as `credit` says."""
-  if credit == "segments":
+def _combined(total, valid, estimator):
+  """(reward, whether it is known) of each segment of a reply, as `estimator` says."""
+  if estimator == "segments":
     return total, valid
-  if credit == "outcome":
+  if estimator == "outcome":
     return np.full(total.shape, total[-1]), np.full(total.shape, valid[-1])
-  known = valid.all() if credit == "joint" else valid.any()
+  known = valid.all() if estimator == "joint" else valid.any()
   return np.full(total.shape, total[valid].sum()), np.full(total.shape, known)
 
 
 @pytest.mark.parametrize("normalize_by_std", [True, False])
 @pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out"])
-@pytest.mark.parametrize("credit", ["segments", "joint", "episode", "outcome", "gae"])
+@pytest.mark.parametrize("estimator", ["segments", "joint", "episode", "outcome", "gae"])
 def test_advantages_are_rewards_that_count_together_less_their_baseline(
-  credit, baseline, normalize_by_std
+  estimator, baseline, normalize_by_std
 ):
   checked = 0
   for seed in range(3):
     scores = _scores(seed)
     actual, signal = advantages_lib.segment_advantages(
-      scores, credit=credit, baseline=baseline, normalize_by_std=normalize_by_std
+      scores, estimator=estimator, baseline=baseline, normalize_by_std=normalize_by_std
     )
     total, valid = np.asarray(scores.total, np.float64), np.asarray(scores.scored)
     for prompt, segment in np.ndindex(total.shape[0], total.shape[2]):
-      pairs = [_combined(total[prompt, i], valid[prompt, i], credit) for i in range(5)]
+      pairs = [_combined(total[prompt, i], valid[prompt, i], estimator) for i in range(5)]
       known = [float(r[segment]) for r, v in pairs if v[segment]]
       differ = len(known) > 1
       found = np.asarray(signal)[prompt]
-      assert found[segment if credit == "segments" else 0] == differ
+      assert found[segment if estimator == "segments" else 0] == differ
       for reply, (rewards, judged) in enumerate(pairs):
         expected = 0.0
         if judged[segment] and differ:
@@ -137,8 +137,8 @@ def test_leave_one_out_in_a_group_of_one_gives_zeros():
   np.testing.assert_array_equal(found, 0)
 
 
-@pytest.mark.parametrize("credit", ["joint", "outcome"])
-def test_all_tokens_of_a_reply_share_a_joint_advantage_and_metrics_stay_by_segment(credit):
+@pytest.mark.parametrize("estimator", ["joint", "outcome"])
+def test_all_tokens_of_a_reply_share_a_joint_advantage_and_metrics_stay_by_segment(estimator):
   total = np.array([[[1, 5], [3, 5], [2, 2]]], np.float32)
   segment = np.array([[[0, 1, -1], [0, 0, 1], [1, 1, 1]]], np.int32)
   scores = records.Scores(
@@ -150,11 +150,11 @@ def test_all_tokens_of_a_reply_share_a_joint_advantage_and_metrics_stay_by_segme
     scores,
     jnp.asarray(segment),
     segments=("seen", "thought"),
-    credit=credit,
+    estimator=estimator,
     normalize_by_std=False,
     max_tokens=3,
   )
-  each = {"joint": [0, 2, -2], "outcome": [1, 1, -2]}[credit]
+  each = {"joint": [0, 2, -2], "outcome": [1, 1, -2]}[estimator]
   np.testing.assert_allclose(found[0], np.where(segment[0] >= 0, np.array(each)[:, None], 0))
   assert signal.all() and metrics["frac_reward_zero_std"] == 0
   assert metrics["rewards/seen/total/mean"] == pytest.approx(2)

@@ -81,7 +81,7 @@ def test_a_group_has_signal_where_one_of_its_segments_has():
     jnp.asarray(SEGMENT),
     segments=NAMES,
     multi_turn=False,
-    credit="segments",
+    estimator="segments",
     normalize_by_std=True,
     max_tokens=6,
   )

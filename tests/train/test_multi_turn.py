@@ -150,7 +150,7 @@ def test_with_credit_by_episode_every_token_gets_what_all_turns_earned_together(
     jnp.asarray(turn),
     segments=("turn 1", "turn 2"),
     multi_turn=True,
-    credit="episode",
+    estimator="episode",
     normalize_by_std=False,
     max_tokens=1,
   )

@@ -27,7 +27,7 @@ def test_every_token_gets_the_advantage_of_its_own_segment_over_its_own_group():
     jax.tree.map(jnp.asarray, scores),
     jnp.asarray(segment),
     segments=NAMES,
-    credit="segments",
+    estimator="segments",
     normalize_by_std=True,
     max_tokens=3,
   )

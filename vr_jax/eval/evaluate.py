@@ -17,7 +17,14 @@ from vr_jax.rewards import steps as steps_lib
 from vr_jax.rl import advantages as advantages_lib
 from vr_jax.rl import overlong
 from vr_jax.rollout import decode_replies, encoder
-from vr_jax.train import batching, console, experience, run_context, vision_features
+from vr_jax.train import (
+  batching,
+  console,
+  experience,
+  run_context,
+  split_episodes,
+  vision_features,
+)
 
 _GROUPS = 2**20  # folded into the key: groups get other keys than the batches
 
@@ -103,30 +110,28 @@ def _accuracies(
   """
   return [
     context.environment.accuracy(item.example, reply)
-    for items, replies, _ in _replies(context, params, view, name)
-    for item, (reply,) in zip(items, replies.texts, strict=True)
+    for batch in _played(context, params, view, name)
+    for item, (reply,) in zip(batch.items, batch.replies.texts, strict=True)
   ]
 
 
-def _replies(
+def _played(
   context: run_context.RunContext,
   params: PyTree,
   view: str,
   name: str,
   cache: vision_features.Cache = None,
-) -> Iterator[tuple[list[batching.Item], environment.Replies, list[bool]]]:
-  """Plays one episode about each example, and yields batches of them.
-
-  Of each episode: its example, its replies, and whether one of these was truncated.
-  """
-  temperature = context.config.eval.temperature
-  for batch, prompt, key in _batches(context, params, view, name, cache):
-    played = experience.play_batch(
-      context, params, batch, prompt, key, group=1, temperature=temperature
-    )
-    dialogue, rows = context.builder.dialogue(batch), len(batch.items)
-    replies = decode_replies.decode_replies(dialogue, played.rollout, rows=rows)
-    yield batch.items, replies, _truncated(context, played.rollout)[:rows]
+) -> Iterator[split_episodes.PlayedBatch]:
+  """Plays one episode about each example of the test split with a view; shows the progress."""
+  config, done = context.config.eval, 0
+  read = context.builder.read(
+    "test", config.batch_size, view=view, limit=config.examples, repeat=False, cache=cache
+  )
+  with console.progress(name) as tick:
+    for batch in split_episodes.play_split(context, params, read, split="test", cache=cache):
+      yield batch
+      done += len(batch.items)
+      tick(done)
 
 
 def _truncated(context: run_context.RunContext, rollout: records.Rollout) -> list[bool]:
@@ -145,33 +150,13 @@ def _truncated(context: run_context.RunContext, rollout: records.Rollout) -> lis
   ]
 
 
-def _batches(
-  context: run_context.RunContext,
-  params: PyTree,
-  view: str,
-  name: str,
-  cache: vision_features.Cache,
-) -> Iterator[tuple[batching.Batch, records.Prompt, Key[Array, ""]]]:
-  """Yields all examples once: batches, their prompts on the devices, and random keys."""
-  config, done = context.config.eval, 0
-  read = context.builder.read(
-    "test", config.batch_size, view=view, limit=config.examples, repeat=False, cache=cache
-  )
-  with console.progress(name) as tick:
-    for number, batch in enumerate(read):
-      featurized = vision_features.prompt_with_features(context, params, batch, cache)
-      key = jax.random.fold_in(jax.random.key(context.config.seed), number)
-      yield featurized.batch, featurized.prompt, key
-      done += len(batch.items)
-      tick(done)
-
-
 def _evaluated(
   context: run_context.RunContext, params: PyTree, name: str, cache: vision_features.Cache
 ) -> Iterator[evaluated_episode.EvaluatedEpisode]:
   """Plays and scores one episode about each example."""
   task = context.environment
-  for items, replies, truncated in _replies(context, params, "whole", name, cache):
+  for batch in _played(context, params, "whole", name, cache):
+    items, replies, truncated = batch.items, batch.replies, _truncated(context, batch.rollout)
     scores = task.score([item.example for item in items], replies)
     tokens = (replies.segment >= 0).sum(axis=(1, 2))
     for row, (item, (episode,)) in enumerate(zip(items, replies.episodes, strict=True)):
@@ -248,7 +233,7 @@ def _advantages(
     scores = overlong.add_overlong_penalty(scores, replies.segment, config.rl, multi_turn=False)
     all_advantages, _ = advantages_lib.segment_advantages(
       jax.tree.map(jnp.asarray, scores),
-      credit=config.rl.advantage_estimator,
+      estimator=config.rl.advantage_estimator,
       baseline=config.rl.baseline,
       normalize_by_std=config.rl.normalize_by_std,
     )

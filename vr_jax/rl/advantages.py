@@ -1,7 +1,7 @@
 """Advantages from rewards alone: each reply is compared with the other replies to its prompt.
 
-With r[i, k] the total reward of segment k (or turn k) of reply i, `credit` decides which rewards a
-token's advantage is computed from:
+With r[i, k] the total reward of segment k (or turn k) of reply i, `estimator` decides which rewards
+a token's advantage is computed from:
 
     segments   the token's own segment                                       r[i, k]
     joint      the sum; a reply with a segment not scored is left out        sum over k of r[i, k]
@@ -13,7 +13,7 @@ token's advantage is computed from:
     group_mean      the mean over the group (GRPO)
     leave_one_out   the mean over the other replies of the group (RLOO)
 
-Advantages from a critic (`credit="gae"`) are in rl/gae.py.
+Advantages from a critic (`estimator="gae"`) are in rl/gae.py.
 """
 
 import functools
@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vr_jax import records
 from vr_jax.rl import reward_metrics
 
-Credit = Literal["segments", "joint", "episode", "outcome", "gae"]
+AdvantageEstimator = Literal["segments", "joint", "episode", "outcome", "gae"]
 Baseline = Literal["group_mean", "leave_one_out"]
 
 
@@ -35,7 +35,7 @@ Baseline = Literal["group_mean", "leave_one_out"]
   static_argnames=(
     "segments",
     "multi_turn",
-    "credit",
+    "estimator",
     "baseline",
     "normalize_by_std",
     "max_tokens",
@@ -47,7 +47,7 @@ def compute_advantages(
   *,
   segments: tuple[str, ...],
   multi_turn: bool = False,
-  credit: Credit,
+  estimator: AdvantageEstimator,
   baseline: Baseline = "group_mean",
   normalize_by_std: bool,
   max_tokens: int,
@@ -59,7 +59,7 @@ def compute_advantages(
     segment: index of the segment that each token belongs to; -1 for none.
     segments: names of the segments.
     multi_turn: whether segments are turns, each with a reply of its own.
-    credit: see above; `gae` is treated as `episode`, to get the metrics.
+    estimator: see above; `gae` is treated as `episode`, to get the metrics.
     baseline: see above.
     normalize_by_std: whether advantages are divided by the group's standard deviation.
     max_tokens: the most tokens of a reply.
@@ -68,14 +68,14 @@ def compute_advantages(
     Advantages; whether the replies to each prompt differ in reward; metrics by name.
   """
   advantages, signal = segment_advantages(
-    scores, credit=credit, baseline=baseline, normalize_by_std=normalize_by_std
+    scores, estimator=estimator, baseline=baseline, normalize_by_std=normalize_by_std
   )
   metrics = {
     "frac_reward_zero_std": 1 - signal.mean(),
     **reward_metrics.length_metrics(segment, segments, multi_turn, max_tokens),
     **reward_metrics.score_metrics(scores, segments, multi_turn),
   }
-  if len(segments) > 1 and credit == "segments":
+  if len(segments) > 1 and estimator == "segments":
     for number, name in enumerate(segments):
       metrics[f"frac_reward_zero_std/{name}"] = 1 - signal[:, number].mean()
   return token_advantages(advantages, segment), signal.any(axis=-1), metrics
@@ -84,15 +84,15 @@ def compute_advantages(
 def segment_advantages(
   scores: records.Scores,
   *,
-  credit: Credit,
+  estimator: AdvantageEstimator,
   baseline: Baseline = "group_mean",
   normalize_by_std: bool,
 ) -> tuple[Float[Array, "prompts group segments"], Bool[Array, "prompts _"]]:
   """The advantage of each segment, and whether the rewards within a group differ.
 
-  The second result has a column for each segment with `credit="segments"`, otherwise one column.
+  The second result has a column for each segment with `estimator="segments"`, otherwise one column.
   """
-  rewards, scored = _combined_rewards(scores, credit)
+  rewards, scored = _combined_rewards(scores, estimator)
   advantages = group_advantages(
     rewards, scored, baseline=baseline, normalize_by_std=normalize_by_std
   )
@@ -149,14 +149,14 @@ def token_advantages(
   return jnp.where(segment >= 0, chosen, 0)
 
 
-def _combined_rewards(scores: records.Scores, credit: Credit) -> tuple[Array, Array]:
+def _combined_rewards(scores: records.Scores, estimator: AdvantageEstimator) -> tuple[Array, Array]:
   """Rewards and their validity, [prompts, group, segments], or 1 in place of segments if shared."""
   total, scored = cast(Array, scores.total), cast(Array, scores.scored)
-  if credit == "segments":
+  if estimator == "segments":
     return total, scored
-  if credit == "outcome":
+  if estimator == "outcome":
     return total[..., -1:], scored[..., -1:]
-  if credit == "joint":
+  if estimator == "joint":
     return total.sum(axis=-1, keepdims=True), scored.all(axis=-1, keepdims=True)
   total = jnp.where(scored, total, 0).sum(axis=-1, keepdims=True)
   return total, scored.any(axis=-1, keepdims=True)

@@ -137,10 +137,9 @@ def policy_loss(
     kl_estimator: see `kl_divergence`.
 
   Returns:
-    The loss, and a dict of unnormalised sums over tokens. Divided by its entry `mask`, the number
-    of tokens, the others become the means that their names say: `policy_ratio`,
-    `clip_ratio/low_mean`, `clip_ratio/high_mean` (for `cispo`, whatever the sign of the advantage),
-    `clip_ratio/dual_mean`, `kl`, `sampling/tis_capped_fraction`.
+    The loss, and sums over tokens by name: `mask` (the number of tokens), `policy_ratio`, `kl`; and
+    the numbers of tokens at a bound, `clip_ratio/low`, `clip_ratio/high` (for `cispo`, whatever the
+    sign of the advantage), `clip_ratio/dual` and `sampling/tis_capped`.
   """
   old_log_probs = jax.lax.stop_gradient(old_log_probs)
   mask = weights > 0
@@ -157,7 +156,7 @@ def policy_loss(
   if tis_cap is not None and sampler_log_probs is not None:
     tis_ratio = jnp.exp(jnp.where(mask, old_log_probs - sampler_log_probs, 0))
     token_loss = token_loss * jnp.minimum(tis_ratio, tis_cap)
-    sums["sampling/tis_capped_fraction"] = (mask & (tis_ratio > tis_cap)).sum()
+    sums["sampling/tis_capped"] = (mask & (tis_ratio > tis_cap)).sum()
   if reference_log_probs is not None:
     kl = kl_divergence(
       jnp.where(mask, log_probs, 0), jnp.where(mask, reference_log_probs, 0), kl_estimator
@@ -197,13 +196,13 @@ def _clipped(
   clipped = jnp.clip(ratio, min_ratio, max_ratio)
   token_loss = -jnp.minimum(ratio * advantages, clipped * advantages)
   sums = {
-    "clip_ratio/low_mean": (mask & (ratio < min_ratio) & (advantages < 0)).sum(),
-    "clip_ratio/high_mean": (mask & (ratio > max_ratio) & (advantages > 0)).sum(),
+    "clip_ratio/low": (mask & (ratio < min_ratio) & (advantages < 0)).sum(),
+    "clip_ratio/high": (mask & (ratio > max_ratio) & (advantages > 0)).sum(),
   }
   if dual is None:
     return token_loss, sums
   bounded = jnp.minimum(token_loss, -dual * advantages)
-  sums["clip_ratio/dual_mean"] = (mask & (ratio > dual) & (advantages < 0)).sum()
+  sums["clip_ratio/dual"] = (mask & (ratio > dual) & (advantages < 0)).sum()
   return jnp.where(advantages < 0, bounded, token_loss), sums
 
 
@@ -219,7 +218,7 @@ def _cispo(
   """The loss of each token with CISPO's objective, and how many weights are clipped."""
   weight = jax.lax.stop_gradient(jnp.clip(ratio, min_ratio, max_ratio))
   sums = {
-    "clip_ratio/low_mean": (mask & (ratio < min_ratio)).sum(),
-    "clip_ratio/high_mean": (mask & (ratio > max_ratio)).sum(),
+    "clip_ratio/low": (mask & (ratio < min_ratio)).sum(),
+    "clip_ratio/high": (mask & (ratio > max_ratio)).sum(),
   }
   return -weight * advantages * jnp.where(mask, log_probs, 0), sums

@@ -327,7 +327,7 @@ class EpisodeScheduler:
     # This process has made the observations of all episodes on its devices.
     encoded = [nothing if one is None else ready[one][1] for one in here]
     batch = self._turns.pad(cast(list[episodes_lib.EncodedObservation], encoded), sizes)
-    self._state = turn_decode.append(
+    self._state = turn_decode.append_observations(
       self._graph,
       self._params,
       self._prefix,

@@ -190,7 +190,7 @@ def decode(
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "stride"), donate_argnames="state")
-def append(
+def append_observations(
   graphdef: nnx.GraphDef,
   params: PyTree,
   prefix: interface.Prefix,

@@ -44,7 +44,7 @@ PROGRAMS = {
   "start": "the sampler's pass over prompts",
   "_decode": "the sampler",
   "decode": "the sampler",
-  "append": "the sampler's pass over observations",
+  "append_observations": "the sampler's pass over observations",
   "sample_without_compaction": "the sampler",
   "decoding_params": "the sampler's copy of the weights",
   "step": _UPDATE,

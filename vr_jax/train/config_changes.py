@@ -64,7 +64,7 @@ def find_changes(written: Flat, wanted: Flat) -> list[Change]:
 
 def refusals(workdir: Path, wanted: Flat, changes: Sequence[Change]) -> list[str]:
   """Says of each change that the workdir does not allow why, and what to do. One line each."""
-  steps = {stage: last_step(workdir, stage) for stage in STAGES}
+  steps = {stage: last_step(workdir / "checkpoints" / stage) for stage in STAGES}
   declared = declared_fields(str(wanted.get("recipe", "")))
   lines = []
   for change in changes:
@@ -92,9 +92,11 @@ def describe(workdir: Path, written: Flat, wanted: Flat, changes: Sequence[Chang
   ]
 
 
-def last_step(workdir: Path, stage: str) -> int:
-  """The step of a stage's last complete checkpoint; 0 if there is none."""
-  directory = workdir / "checkpoints" / stage
+def last_step(directory: Path) -> int:
+  """The step of the last complete checkpoint of a stage; 0 if there is none.
+
+  directory: of the stage's checkpoints.
+  """
   names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
   return max((int(name) for name in names if name.isdigit()), default=0)
 
@@ -160,7 +162,7 @@ def _new_learning_rates(workdir: Path, written: Flat, wanted: Flat) -> list[str]
   lines = []
   for section in (*STAGES, "critic"):
     stage = "rl" if section == "critic" else section
-    done = last_step(workdir, stage)
+    done = last_step(workdir / "checkpoints" / stage)
     if not done or any(f"{section}.learning_rate" not in flat for flat in (written, wanted)):
       continue
     updates = done * int(written.get(f"{stage}.num_iterations", 1))  # that have been made

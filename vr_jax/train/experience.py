@@ -228,7 +228,7 @@ class Collector:
       sampled = self._collect(params, attempt_key, timer)
       scores = jax.tree.map(jnp.asarray, sampled.wait_for_scores().scores)
       _, signal = advantages.segment_advantages(
-        scores, credit=rl.advantage_estimator, normalize_by_std=rl.normalize_by_std
+        scores, estimator=rl.advantage_estimator, normalize_by_std=rl.normalize_by_std
       )
       timer.record("reward", device_idle=True)
       for row, has_signal in enumerate(np.logical_or.reduce(np.asarray(signal), axis=-1)):

@@ -7,7 +7,7 @@ An evaluation changes nothing that training depends on: it has a data iterator a
 its own, and the environment's counters are read and reset after it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent import futures
 import dataclasses
 import json
@@ -16,7 +16,6 @@ from pathlib import Path
 import shutil
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 import numpy as np
 
@@ -24,8 +23,14 @@ from vr_jax import errors
 from vr_jax.envs import environment as environment_lib
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.parallel import processes
-from vr_jax.rollout import decode_replies
-from vr_jax.train import batching, console, experience, initialization, run_context, vision_features
+from vr_jax.train import (
+  batching,
+  console,
+  initialization,
+  run_context,
+  split_episodes,
+  vision_features,
+)
 
 PREFIX = "eval/"  # of the metrics
 
@@ -55,8 +60,17 @@ class HeldOut:
     episode; rewards/<name>/mean as in training; completions/mean_length, in tokens.
     """
     sums: dict[str, list[float]] = {}
-    for items, replies in self._replies(params):
-      scored = self.thread.submit(_score, self.context.environment, items, replies).result()
+    played = split_episodes.play_split(
+      self.context,
+      params,
+      self._read(),
+      split=f"config.rl.eval_split={self.context.config.rl.eval_split}",
+      cache=self.cache,
+    )
+    for batch in played:
+      scored = self.thread.submit(
+        _score, self.context.environment, batch.items, batch.replies
+      ).result()
       for name, value in scored:
         total = sums.setdefault(name, [0.0, 0.0])
         total[0], total[1] = total[0] + value, total[1] + 1
@@ -73,41 +87,6 @@ class HeldOut:
       repeat=False,
       cache=self.cache,
     )
-
-  def _replies(
-    self, params: PyTree
-  ) -> Iterator[tuple[list[batching.Item], environment_lib.Replies]]:
-    """Yields this process's items and replies to them, batch by batch."""
-    context, batches, batch, number = self.context, self._read(), None, 0
-    while True:
-      more = next(batches, None)
-      if not processes.all_gather(np.array([int(more is not None)])).any():
-        return
-      # A process that has no batches left takes part with its last one, which counts nothing.
-      batch = more or batch
-      if batch is None:
-        raise errors.InputError(
-          f"config.rl.eval_split={context.config.rl.eval_split}: "
-          "has fewer examples than there are processes"
-        )
-      featurized = vision_features.prompt_with_features(context, params, batch, self.cache)
-      key = jax.random.fold_in(jax.random.key(context.config.seed), number)
-      played = experience.play_batch(
-        context,
-        params,
-        featurized.batch,
-        featurized.prompt,
-        key,
-        group=1,
-        temperature=context.config.eval.temperature,
-      )
-      if more is not None:
-        dialogue, rows = context.builder.dialogue(featurized.batch), len(batch.items)
-        yield (
-          batch.items,
-          decode_replies.decode_replies(dialogue, played.rollout, rows=rows),
-        )
-      number += 1
 
 
 def _score(

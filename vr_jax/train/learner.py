@@ -190,7 +190,7 @@ class Learner:
       mesh_lib.put_batch(scored.segment[:, :, : shapes.time], context.mesh),
       segments=context.environment.segments,
       multi_turn=context.environment.turns > 1,
-      credit=rl.advantage_estimator,
+      estimator=rl.advantage_estimator,
       baseline=rl.baseline,
       normalize_by_std=rl.normalize_by_std,
       max_tokens=rl.max_new_tokens,

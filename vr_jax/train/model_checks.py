@@ -57,15 +57,15 @@ def _check_sizes(config: ml_collections.ConfigDict) -> None:
 
 
 def _loads_weights(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> bool:
-  trained = any(config_changes.last_step(workdir, stage) for stage in config_changes.STAGES)
+  stages = (workdir / "checkpoints" / stage for stage in config_changes.STAGES)
+  trained = any(map(config_changes.last_step, stages))
   needed = config.model.lora.rank or not trained
   # For --mode=data, the directory may have the tokenizer alone.
   return bool(needed and (mode in _LOADING or checkpoint.has_weights(config.model.pretrained)))
 
 
 def _check_start(directory: Path) -> None:
-  names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-  if not any(name.isdigit() for name in names):
+  if not config_changes.last_step(directory):
     raise errors.InputError(
       f"config.rl.init_checkpoint={directory}: holds no checkpoint; give the directory of a stage, "
       "such as runs/mine/checkpoints/sft"

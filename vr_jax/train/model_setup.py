@@ -14,7 +14,7 @@ import jax
 from jaxtyping import Array, Bool, PyTree
 import ml_collections
 
-from vr_jax import errors
+from vr_jax import errors, optional_sections
 from vr_jax.models import family as family_lib
 from vr_jax.models import interface, registry
 from vr_jax.models.common import lora, weight_mapping
@@ -164,7 +164,7 @@ def check_context(config: ml_collections.ConfigDict, model: interface.ModelConfi
     fields.append(("sft.max_reply_tokens", config.sft.max_reply_tokens))
   if "traces" in config and config.traces.writer == "sampler":
     fields.append(("traces.max_tokens", config.traces.max_tokens))
-  if "turns" in config:
+  if optional_sections.takes_turns(config):
     fields.append(("turns.episode_buckets", max(config.turns.episode_buckets)))
   for field, reply in fields:
     if prompt + reply > context:

@@ -55,19 +55,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     store.close()
     return
   optimizer = train_state_lib.make_optimizer(sft, context.abstract_params, context.frozen)
-  state, read = (
-    train_state_lib.create(initialization.fresh_params(context), optimizer, context.mesh),
-    None,
-  )
-  recent = collections.deque(maxlen=initialization.RECENT_LOSSES)
-  lowest, since = math.inf, 0
-  num_tokens = 0
+  state = train_state_lib.create(initialization.fresh_params(context), optimizer, context.mesh)
+  progress = SftProgress()
   if store.latest() is not None:
     restored = store.restore(state)
-    state, read = restored.tree, restored.loop["iterator"]
-    num_tokens = restored.loop.get("num_tokens", 0)  # older checkpoints lack it
-    recent.extend(restored.loop["recent"])
-    lowest, since = restored.loop["validation"]
+    state, progress = restored.tree, SftProgress.from_json(restored.loop)
   first = int(state.step)
   step_fn = train_step.make_sft_step(
     context.graphdef,
@@ -89,8 +81,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     iterator = context.builder.read(
       "train", sft.batch_size, view="supervised", limit=sft.examples, cache=cache
     )
-    if read is not None:
-      iterator.set_state(read)
+    if progress.iterator is not None:
+      iterator.set_state(progress.iterator)
     ahead = timer = None
     for step in range(first + 1, sft.steps + 1):
       timer = step_timer_lib.StepTimer(after=timer)
@@ -114,32 +106,72 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         values = {name: float(value) for name, value in jax.device_get(values).items()}
       values["completions/min_length"] = float(lengths.min())
       values["completions/max_length"] = float(lengths.max())
-      num_tokens += int(lengths.sum()) + round(batch.prompt_tokens * len(lengths))
-      values["num_tokens"] = num_tokens
+      progress.num_tokens += int(lengths.sum()) + round(batch.prompt_tokens * len(lengths))
+      values["num_tokens"] = progress.num_tokens
       timer.record("update")
       if sft.validate_every and step % sft.validate_every == 0:
         with console.doing("measuring the validation loss"):
-          loss = validation_loss(context, state.params, log_likelihood, cache)
-        values["validation_loss"] = loss
-        lowest, since = (loss, 0) if loss < lowest else (lowest, since + 1)
+          values["validation_loss"] = validation_loss(context, state.params, log_likelihood, cache)
+        progress.note_validation(values["validation_loss"])
         timer.record("validation")
       values |= batch.metrics | timer.metrics(sft.batch_size * values["completions/mean_length"])
       log.write(step, values)
       tick(step, sft.steps, step_summary.summarize(values))
       divergence.check_finite(values, sft.max_consecutive_nonfinite, "sft", step)
-      recent.append(values["loss"])
-      done = initialization.is_warm(sft, step, recent, since)
+      progress.recent.append(values["loss"])
+      done = initialization.is_warm(sft, step, progress.recent, progress.since)
       if done or step % sft.checkpoint_every == 0:
         log.wait()
-        loop = {
-          "iterator": batch.read,
-          "recent": list(recent),
-          "validation": [lowest, since],
-          "num_tokens": num_tokens,
-        }
-        store.save(step, state, loop)
+        progress.iterator = batch.read
+        store.save(step, state, progress.to_json())
       if done:
         break
+
+
+@dataclasses.dataclass(kw_only=True)
+class SftProgress:
+  """What a checkpoint keeps of the loop, besides the state of the training.
+
+  iterator: state of the iterator over batches; None before the first batch.
+  recent: losses of the last updates.
+  lowest: validation loss so far.
+  since: measurements of the validation loss in a row without a new minimum.
+  num_tokens: of prompts and replies seen so far.
+  """
+
+  iterator: Mapping[str, Any] | None = None
+  recent: collections.deque[float] = dataclasses.field(
+    default_factory=lambda: collections.deque(maxlen=initialization.RECENT_LOSSES)
+  )
+  lowest: float = math.inf
+  since: int = 0
+  num_tokens: int = 0
+
+  @classmethod
+  def from_json(cls, loop: Mapping[str, Any]) -> "SftProgress":
+    """What `to_json` gave; older checkpoints lack `num_tokens`."""
+    lowest, since = loop["validation"]
+    progress = cls(
+      iterator=loop["iterator"],
+      lowest=lowest,
+      since=since,
+      num_tokens=loop.get("num_tokens", 0),
+    )
+    progress.recent.extend(loop["recent"])
+    return progress
+
+  def to_json(self) -> dict[str, Any]:
+    """For a checkpoint."""
+    return {
+      "iterator": self.iterator,
+      "recent": list(self.recent),
+      "validation": [self.lowest, self.since],
+      "num_tokens": self.num_tokens,
+    }
+
+  def note_validation(self, loss: float) -> None:
+    """Takes a new measurement of the validation loss."""
+    self.lowest, self.since = (loss, 0) if loss < self.lowest else (self.lowest, self.since + 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from vr_jax import errors, records
+from vr_jax import errors, optional_sections, records
 from vr_jax.data import sampling
 from vr_jax.envs import registry
 from vr_jax.models import interface
@@ -77,7 +77,11 @@ def make_step_shapes(config: ml_collections.ConfigDict, model: interface.ModelCo
   turns.
   Raises InputError if there is one turn and the buckets are too small for a clip.
   """
-  return _episode_shapes(config) if "turns" in config else _clip_shapes(config, model)
+  return (
+    _episode_shapes(config)
+    if optional_sections.takes_turns(config)
+    else _clip_shapes(config, model)
+  )
 
 
 def frame_pixels(section: ml_collections.ConfigDict, images: int) -> int:

@@ -22,6 +22,15 @@ from vr_jax.train import train_state as train_state_lib
 
 Metrics = dict[str, Array]
 
+# What the means of sums over tokens are logged as, where not by their own name.
+_MEANS = {
+  "clip_ratio/low": "clip_ratio/low_mean",
+  "clip_ratio/high": "clip_ratio/high_mean",
+  "clip_ratio/dual": "clip_ratio/dual_mean",
+  "sampling/tis_capped": "sampling/tis_capped_fraction",
+  "sampling_ratio": "sampling/importance_sampling_ratio/mean",
+}
+
 
 def make_sft_step(
   graphdef: nnx.GraphDef,
@@ -298,9 +307,8 @@ def _per_token(sums: Metrics, tokens: Array) -> Metrics:
   in_loss = jnp.maximum(sums["mask"], 1)
   everywhere = ("entropy", "sampling_ratio")
   means = {
-    name: value / (jnp.maximum(tokens, 1) if name in everywhere else in_loss)
+    _MEANS.get(name, name): value / (jnp.maximum(tokens, 1) if name in everywhere else in_loss)
     for name, value in sums.items()
     if name != "mask"
   }
-  means["sampling/importance_sampling_ratio/mean"] = means.pop("sampling_ratio")
   return {**means, "loss_tokens": sums["mask"]}
