@@ -1,7 +1,8 @@
 """Advantages from rewards alone: each reply is compared with the other replies to its prompt.
 
-With r[i, k] the total reward of segment k (or turn k) of reply i, `estimator` decides which rewards
-a token's advantage is computed from:
+A segment is a part of an episode with rewards of its own: a part of a reply, or a turn. With
+r[i, k] the total reward of segment k of episode i, `estimator` decides which rewards a token's
+advantage is computed from:
 
     segments   the token's own segment                                       r[i, k]
     joint      the sum; a reply with a segment not scored is left out        sum over k of r[i, k]
