@@ -18,7 +18,7 @@ import jax
 from jaxtyping import Array, Bool, Key, PyTree
 import ml_collections
 
-from vr_jax import records
+from vr_jax import optional_sections, records
 from vr_jax.envs import environment as environment_lib
 from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
@@ -56,7 +56,7 @@ def later_patch_buckets(config: ml_collections.ConfigDict) -> tuple[int, ...]:
 
 def prompt_patch_buckets(config: ml_collections.ConfigDict) -> tuple[int, ...]:
   """Patches a frame of prompts: of first turns, or of conversations to learn, with later turns."""
-  later = later_patch_buckets(config) if "turns" in config else ()
+  later = later_patch_buckets(config) if optional_sections.takes_turns(config) else ()
   return tuple(sorted({*config.model.patch_buckets, *later}))
 
 
