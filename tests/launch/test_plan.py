@@ -58,7 +58,7 @@ def test_without_the_tpu_compiler_nothing_else_is_taken_for_it(monkeypatch):
 @pytest.mark.parametrize(
   ("flags", "words"),
   [
-    (["--config.mesh=(1,3,1,1)"], ["config.mesh", "4 devices"]),
+    (["--config.mesh=(1,3,1,1)"], ["config.mesh", "needs 3 devices, this run has 4"]),
     (["--config.mesh=(1,1,1,4)"], ["config.mesh", "does not divide"]),
     (["--config.mesh=(1,1)"], ["config.mesh", "four"]),
     (["--config.rl.batch_size=6"], ["config.rl.batch_size=6", "not a multiple"]),
