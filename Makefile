@@ -8,12 +8,16 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 MUTATION_ARGS ?=
 
-.PHONY: demo test lint format parity lowest mutation wheel clean
+.PHONY: demo test pytest lint format parity lowest mutation wheel clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m vr_jax.main --config=configs/moss_chatv.py:tiny --workdir=runs/demo --mode=all
 
-test: lint
+# Style and types are checked beside the tests, in the time that these wait.
+test: $(VENV)/.installed-test
+	$(MAKE) --no-print-directory --jobs=2 lint pytest
+
+pytest: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.train import nano
+from vr_jax import main
 from vr_jax.train import metrics
 
 # Enough supervised steps for replies that get rewards, so that the processes share rewards as well.
@@ -64,9 +65,13 @@ def launch(
 def runs(tmp_path_factory):
   """Workdirs of RL from the same warm start: with one process of two devices, and two of one."""
   root = tmp_path_factory.mktemp("launch")
-  data = f"--config.data.directory={nano.make_data(root / 'data')}"
-  started = launch(root / "start", "sft", data, processes=1, devices=1)
-  assert started.returncode == 0, started.stderr
+  directory = nano.make_data(root / "data")
+  data = f"--config.data.directory={directory}"
+  fields = {name.replace(".", "__"): value for name, value in LONGER.items()}
+  with pytest.MonkeyPatch.context() as patch:
+    nano.use_devices(patch, 1)
+    config = nano.config(**fields, data__directory=str(directory))
+    main.run(config, root / "start", "sft")
   found = []
   for processes in (1, 2):
     workdir = root / f"processes-{processes}"
@@ -126,11 +131,15 @@ def test_processes_keep_the_best_checkpoint_together(runs):
 def test_processes_play_learn_and_count_episodes_as_one_does(tmp_path):
   recipe, found = "configs/video_mtr.py", []
   fields = {name.replace(".", "__"): value for name, value in TURNS.items()}
-  data = f"--config.data.directory={nano.make_data(tmp_path / 'data', recipe, **fields)}"
-  for processes in (1, 2):
-    workdir, devices = tmp_path / f"processes-{processes}", 2 // processes
-    done = launch(workdir, "rl", data, processes=processes, devices=devices, recipe=recipe)
-    assert done.returncode == 0, done.stderr
+  directory = nano.make_data(tmp_path / "data", recipe, **fields)
+  with pytest.MonkeyPatch.context() as patch:
+    nano.use_devices(patch, 2)
+    config = nano.config(recipe, **fields, data__directory=str(directory))
+    main.run(config, tmp_path / "one", "rl")
+  data = f"--config.data.directory={directory}"
+  done = launch(tmp_path / "two", "rl", data, processes=2, devices=1, recipe=recipe)
+  assert done.returncode == 0, done.stderr
+  for workdir in (tmp_path / "one", tmp_path / "two"):
     found += [reproducible(line)["values"] for line in metrics.read(workdir / "metrics.jsonl")]
   alone, together = found
   assert together == pytest.approx(alone, rel=1e-5, abs=1e-7)

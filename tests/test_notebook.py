@@ -13,14 +13,28 @@ from tests.train import nano
 NOTEBOOKS = pathlib.Path(__file__).resolve().parent.parent / "notebooks"
 
 
-def _printed(name, parameters):
+# Half the layers of the size tiny: they are most of what is compiled.
+FEWER_LAYERS = {
+  "model.architecture.text_config.num_hidden_layers": 2,
+  "model.architecture.vision_config.depth": 2,
+  "model.architecture.vision_config.fullatt_block_indexes": (1,),
+}
+
+
+def _printed(name, parameters, overrides=None):
   """Runs a notebook; returns its printed text and its number of pictures.
 
   parameters: lines that are appended to its cell of parameters.
+  overrides: fields that are added to its `overrides`, where there are some.
   """
   notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
   (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
   cell.source += parameters
+  if overrides:
+    (cell,) = [cell for cell in notebook.cells if cell.source.count("overrides = {") == 2]
+    cell.source = cell.source.replace(
+      "config, workdir, _ =", f"overrides |= {overrides}\nconfig, workdir, _ ="
+    )
   client = nbclient.NotebookClient(
     notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": NOTEBOOKS}}
   )
@@ -42,7 +56,8 @@ def _outputs(notebook):
 def printed(tmp_path_factory):
   """Output of the quickstart, with a shorter warm start, run in a directory of the test."""
   workdir = tmp_path_factory.mktemp("notebook") / "run"
-  return _printed("quickstart.ipynb", f"\nworkdir, sft_steps = {str(workdir)!r}, 40")
+  parameters = f"\nworkdir, sft_steps = {str(workdir)!r}, 40"
+  return _printed("quickstart.ipynb", parameters, FEWER_LAYERS)
 
 
 def test_the_notebook_runs_and_draws_frames_rewards_path_and_change(printed):
