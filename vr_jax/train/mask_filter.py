@@ -55,6 +55,10 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
     InputError: there are no weights, no data or no masks, or the directory holds results of other
       weights or data.
   """
+  if "mask_filter" not in config:
+    raise errors.InputError(
+      f"config.recipe={config.recipe}: does not train on masks, so --mode=filter has nothing to find"
+    )
   if not is_wanted(config):
     raise errors.InputError("--config.mask_filter.sam2: --mode=filter needs the weights of SAM2")
   shards = paths.shards_directory(config, workdir)
