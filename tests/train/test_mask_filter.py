@@ -143,7 +143,7 @@ def test_what_is_left_out_depends_on_the_threshold(data, tmp_path):
 )
 def test_what_is_missing_is_named(tmp_path, sam2, problem):
   config = ml_collections.ConfigDict({"data": {"directory": ""}, "recipe": "grpo"})
-  with pytest.raises(InputError, match="config.recipe=grpo: does not train on masks"):
+  with pytest.raises(InputError, match="grpo: trains on no masks"):
     mask_filter.write(config, tmp_path)
   base_config.mask_filter(config)
   config.mask_filter.sam2 = sam2

@@ -57,7 +57,7 @@ def write(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """
   if "mask_filter" not in config:
     raise errors.InputError(
-      f"config.recipe={config.recipe}: does not train on masks, so --mode=filter has nothing to find"
+      f"config.recipe={config.recipe}: trains on no masks that --mode=filter could look at"
     )
   if not is_wanted(config):
     raise errors.InputError("--config.mask_filter.sam2: --mode=filter needs the weights of SAM2")
