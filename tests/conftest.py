@@ -24,15 +24,28 @@ ROOMS = (
 
 # What takes longest goes first, so that both workers end together; of these the first ones.
 LONGEST = (
-  *("test_launch", "train/test_killed", "parallel/test_mesh", "train/test_train_steps"),
-  *("train/test_multi_turn", "train/test_lora", "test_notebook", "rollout/test_episodes"),
-  *("train/test_critic", "benchmarks/test_group_layout", "rollout/test_packing"),
-  *("train/test_vision_features", "train/test_vision_once", "train/test_validation", "test_ask"),
-  *("train/test_segments", "models/test_family_groups", "models/test_family_turns"),
-  *("train/test_start", "benchmarks/test_turn_by_turn", "train/test_export"),
-  *("traces/test_beam", "models/test_qwen2_5_vl_tpu", "rollout/test_compilations"),
-  *("launch/test_plan_compiled", "launch/test_plan", "rollout/test_replicated"),
-  *("rollout/test_one_forward", "models/test_qwen2_5_vl_attention", "train/test_experience"),
+  *("train/test_multi_turn", "parallel/test_mesh", "test_launch", "train/test_killed"),
+  *("train/test_train_steps", "models/test_toy_family", "test_notebook"),
+  *("train/test_export_replies", "train/test_export_replies_qwen3_vl", "train/test_revseg_steps"),
+  *("launch/test_plan_compiled", "benchmarks/test_group_layout", "rollout/test_episodes"),
+  *("train/test_critic", "train/test_rl_options", "train/test_experience", "train/test_step_timer"),
+  *("models/test_family_groups", "models/test_family_turns", "traces/test_beam"),
+  *("rollout/test_replicated", "rollout/test_packing", "models/test_qwen2_5_vl_tpu"),
+  *("train/test_lora", "train/test_vision_features", "train/test_vision_once", "test_ask_data"),
+  *("launch/test_tpu_compiler", "rollout/test_sampler", "models/test_qwen2_5_vl_attention"),
+  *(
+    "test_own_reward",
+    "test_own_recipe",
+    "benchmarks/test_turn_by_turn",
+    "rollout/test_forgetting",
+  ),
+  *(
+    "train/test_validation",
+    "train/test_segments",
+    "rollout/test_compilations",
+    "launch/test_plan",
+  ),
+  *("benchmarks/test_accelerator", "benchmarks/test_padding", "rollout/test_one_forward"),
 )
 
 os.environ["JAX_PLATFORMS"] = "cpu"
