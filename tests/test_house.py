@@ -4,6 +4,7 @@ import ast
 import collections
 import pathlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -237,3 +238,11 @@ def test_no_file_names_a_place_on_one_machine(path):
   lines = path.read_text(encoding="utf-8").splitlines()
   found = [number for number, line in enumerate(lines, start=1) if homes.search(line)]
   assert not found, f"lines {found}"
+
+
+def test_no_stored_file_is_a_link_that_another_machine_can_not_follow():
+  """A link into nowhere in place of a folder of caches leaves fresh clones without a cache."""
+  words = ("git", "-C", str(ROOT), "ls-files", "--stage")
+  listed = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+  links = [line for line in listed.splitlines() if line.startswith("120000")]
+  assert not links
