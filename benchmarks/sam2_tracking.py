@@ -71,7 +71,7 @@ def measure_long(frames: int, side: int, *, chunk: int = 8) -> dict[str, Any]:
   laps: list[tuple[int, float, int, int]] = []
   masked = 0
   begun = time.perf_counter()
-  for part in sam2.track_chunks(segmenter, video, prompts, chunk=chunk):
+  for part in sam2.track_chunks(segmenter, [video], [prompts], chunk=chunk):
     masked += int(part.masks.sum())
     arrays = sum(x.nbytes for x in jax.live_arrays())
     laps.append((int(part.frames[-1]) + 1, time.perf_counter() - begun, arrays, _resident()))

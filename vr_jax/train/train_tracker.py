@@ -58,7 +58,7 @@ def simulated(world: world_lib.WorldConfig, seed: int) -> World:
 
 def sample_clips(
   videos: Sequence[tuple[np.ndarray, np.ndarray]], side: int, rng: np.random.Generator
-) -> losses.Clip:
+) -> losses.PromptedClip:
   """Draws a batch of clips from videos: start, stride, direction, objects and prompts."""
   pixels, masks, points, labels = [], [], [], []
   while len(pixels) < VIDEOS:
@@ -79,7 +79,7 @@ def sample_clips(
       masks.append(own)
       points.append(place)
       labels.append(kind)
-  return losses.Clip(
+  return losses.PromptedClip(
     pixels=np.stack(pixels),  # pyright: ignore[reportArgumentType] goes to the device with the step
     points=np.stack(points),  # pyright: ignore[reportArgumentType]
     labels=np.stack(labels),  # pyright: ignore[reportArgumentType]

@@ -29,7 +29,7 @@ FOCAL, DICE, QUALITY, SCORE = 20.0, 1.0, 1.0, 1.0
 FOCUS, BALANCE = 2.0, 0.25  # of the focal loss
 
 
-class Clip(NamedTuple):
+class PromptedClip(NamedTuple):
   """Clips to train on, as many objects in each. `videos x objects` are in a row.
 
   points, labels: the prompt of each object on its clip's first frame, as in prompts.py.
@@ -57,7 +57,7 @@ class Losses(NamedTuple):
 
 
 def track_clip(
-  params: tracker.Params, config: config_lib.Sam2Config, clip: Clip
+  params: tracker.Params, config: config_lib.Sam2Config, clip: PromptedClip
 ) -> mask_decoder.Decoded:
   """All that the decoder says on each frame, as tracking would go. A leading axis of frames."""
   weights = parameters.Weights(params)
@@ -171,7 +171,7 @@ def iou(
 def train_step(
   params: tracker.Params,
   state: optax.OptState,
-  clip: Clip,
+  clip: PromptedClip,
   *,
   config: config_lib.Sam2Config,
   optimizer: optax.GradientTransformation,

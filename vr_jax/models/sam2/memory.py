@@ -18,7 +18,7 @@ import numpy as np
 from vr_jax.models.sam2 import config as config_lib
 
 
-class Plan(NamedTuple):
+class MemoryPlan(NamedTuple):
   """One pass over a video, or several videos, one row a step.
 
   Slots count prompted frames first, then those of the ring.
@@ -80,7 +80,7 @@ def plan(
   config: config_lib.Sam2Config,
   *,
   most_prompted: int,
-) -> Plan:
+) -> MemoryPlan:
   """Plans a pass.
 
   prompted: ascending frames of each object's prompts, at least one.
@@ -93,7 +93,7 @@ def plan(
     given[number, : len(each)] = each
   is_given = given >= 0
   steps, objects = len(frames), len(prompted)
-  memories, pointers = config.memories - 1, min(count, config.pointers) - 1
+  pointers = min(count, config.pointers) - 1
   ring, pointer_ring = config.memories - 1, config.pointers - 1
   ages, pointer_ages = np.arange(1, ring + 1), np.arange(1, pointer_ring + 1)
 
@@ -109,17 +109,15 @@ def plan(
     own = (before[..., None] == given[None, :, None]).any(axis=-1)
     return before, (passed | left) & (ages <= most) & (before < count) & (before >= 0) & ~own
 
-  before, valid = tracked(ages, memories)
+  before, valid = tracked(ages, ring)
   before_pointer, pointer_valid = tracked(pointer_ages, pointers)
   since = (frames - given) * one.step
   offset = np.arange(most_prompted)
   age = np.concatenate([along(np.full(most_prompted, config.memories - 1)), along(ages - 1)], -1)
-  longest = max(pointers, 1)
-  pointer_age = np.concatenate([along(since), along(pointer_ages)], -1) / longest
+  pointer_age = np.concatenate([along(since), along(pointer_ages)], -1) / max(pointers, 1)
   here = frames == given
   position = np.where(here.any(-1), here.argmax(-1), -1)
-  own = frames[..., 0]
-  return Plan(
+  return MemoryPlan(
     slot=np.concatenate([along(offset), most_prompted + _slot(before, one.start, ring)], -1).astype(
       np.int32
     ),
@@ -130,9 +128,9 @@ def plan(
     ).astype(np.int32),
     pointer_valid=np.concatenate([is_given & (since >= 0), pointer_valid], -1),
     pointer_age=pointer_age.astype(np.float32),
-    write=np.where(position < 0, _slot(own, one.start, ring), 2 * ring).astype(np.int32),
+    write=np.where(position < 0, _slot(frames[..., 0], one.start, ring), 2 * ring).astype(np.int32),
     pointer_write=np.where(
-      position < 0, _slot(own, one.start, pointer_ring), 2 * pointer_ring
+      position < 0, _slot(frames[..., 0], one.start, pointer_ring), 2 * pointer_ring
     ).astype(np.int32),
     prompted=position.astype(np.int32),
   )
@@ -144,7 +142,9 @@ def _slot(frame: np.ndarray, start: int, ring: int) -> np.ndarray:
   return np.where((after >= 1) & (after <= ring), ring + after - 1, frame % ring)
 
 
-def join(plans: Sequence[Plan], config: config_lib.Sam2Config, *, objects: int, steps: int) -> Plan:
+def join(
+  plans: Sequence[MemoryPlan], config: config_lib.Sam2Config, *, objects: int, steps: int
+) -> MemoryPlan:
   """Plans of several videos as one, padded to `objects` each and to `steps`.
 
   Padding attends to nothing, and writes where nobody reads.
@@ -159,9 +159,9 @@ def join(plans: Sequence[Plan], config: config_lib.Sam2Config, *, objects: int, 
       padded.append(np.pad(part, room, constant_values=filler.get(name, 0)))
     return np.concatenate(padded, axis=1)
 
-  return Plan(*(fill(name, [getattr(p, name) for p in plans]) for name in Plan._fields))
+  return MemoryPlan(*(fill(name, [getattr(p, name) for p in plans]) for name in MemoryPlan._fields))
 
 
-def cut(plan_: Plan, start: int, stop: int) -> Plan:
+def cut(plan_: MemoryPlan, start: int, stop: int) -> MemoryPlan:
   """Some steps of a plan."""
-  return Plan(*(array[start:stop] for array in plan_))
+  return MemoryPlan(*(array[start:stop] for array in plan_))

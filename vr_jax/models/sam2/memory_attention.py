@@ -42,7 +42,7 @@ class Choice(NamedTuple):
   pointer_age: Float[Array | np.ndarray, "objects pointers"]
 
 
-class Keys(NamedTuple):
+class MemoryKeys(NamedTuple):
   """What a frame attends to: memories, position by position, then pieces of pointers.
 
   values, places: features and where they are in space and time.
@@ -55,7 +55,7 @@ class Keys(NamedTuple):
 
 def gather(
   weights: layers.Weights, config: config_lib.Sam2Config, bank: Bank, choice: Choice
-) -> Keys:
+) -> MemoryKeys:
   """Collects the chosen memories and pointers with their positions in space and time."""
   take = jax.vmap(lambda stored, slot: stored[slot])
   dtype = weights["no_memory_embedding"].dtype
@@ -73,7 +73,7 @@ def gather(
   def flat(x: Array) -> Array:
     return x.reshape(objects, -1, width)
 
-  return Keys(
+  return MemoryKeys(
     values=jnp.concatenate([flat(memories), flat(pointers)], axis=1),
     places=jnp.concatenate([flat(places), times], axis=1).astype(dtype),
     valid=jnp.concatenate(
@@ -133,7 +133,7 @@ def attend(
   weights: layers.Weights,
   config: config_lib.Sam2Config,
   coarse: Float[Array, "videos positions width"],
-  keys: Keys,
+  keys: MemoryKeys,
   memories: int,
 ) -> Float[Array, "objects positions width"]:
   """Features of each object's frame that know its memories.
@@ -174,7 +174,7 @@ def _attend_self(
 def _attend_memories(
   weights: layers.Weights,
   x: Float[Array, "objects positions width"],
-  keys: Keys,
+  keys: MemoryKeys,
   memories: int,
   turn: Float[Array, "2 positions half"],
 ) -> Float[Array, "objects positions width"]:

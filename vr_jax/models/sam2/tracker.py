@@ -183,7 +183,7 @@ def join_banks(prompted: Prompted, ring: memory_attention.Bank) -> memory_attent
 
 
 def write(
-  ring: memory_attention.Bank, found: Remembered, step: memory.Plan
+  ring: memory_attention.Bank, found: Remembered, step: memory.MemoryPlan
 ) -> memory_attention.Bank:
   """The ring with a frame's memory and pointer in their slots."""
   place = jax.vmap(lambda stored, slot, new: stored.at[slot].set(new))
@@ -193,7 +193,7 @@ def write(
   )
 
 
-def choice_of(step: memory.Plan) -> memory_attention.Choice:
+def choice_of(step: memory.MemoryPlan) -> memory_attention.Choice:
   """What a step of a plan attends to."""
   return memory_attention.Choice(*step[: len(memory_attention.Choice._fields)])
 
@@ -203,7 +203,7 @@ def follow(
   params: Params,
   config: config_lib.Sam2Config,
   pixels: UInt8[Array, "steps videos image_size image_size 3"],
-  plan: memory.Plan,
+  plan: memory.MemoryPlan,
   prompted: Prompted,
   ring: memory_attention.Bank,
 ) -> tuple[
