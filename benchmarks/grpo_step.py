@@ -97,7 +97,7 @@ class TrainerStep:
       batches=context.builder.read("train", context.config.rl.batch_size),
       cache=None,
       key=jax.random.key(context.config.seed),
-      thread=futures.ThreadPoolExecutor(max_workers=1),
+      scoring_thread=futures.ThreadPoolExecutor(max_workers=1),
     )
     self.counts: list[int] = []  # tokens that each step sampled
     self.prompt_tokens = 0

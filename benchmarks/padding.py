@@ -148,7 +148,7 @@ def shares(seed, *, rungs, rl, buckets):
       computed_tokens=decoded + encoded.tokens.size,
       useful_tokens=float(lengths.sum() + prompts.sum()),
       scores_future=cast(Any, None),  # nothing waits for scores
-      read={},
+      iterator_state={},
     )
     updated = (fit.packed_length or lengths.size * fit.time // rl.microbatches) * rl.microbatches
     totals += [

@@ -177,7 +177,7 @@ def test_a_prompt_is_checked_by_its_shape_as_encoding_and_padding_would(shape):
 
 def test_the_limits_are_of_the_whole_video_so_that_more_frames_are_smaller():
   made = make_processor()
-  sizes = [made.video_grid((n, 300, 300), np.arange(n), "clip") for n in (2, 8, 24)]
+  sizes = [made.video_grid((n, 300, 300), np.arange(float(n)), "clip") for n in (2, 8, 24)]
   assert [grid.height // 2 for grid in sizes] == [4, 2, 1]
   for grid in sizes:
     assert 2 * grid.frames * grid.patches * 256 <= golden.VIDEO_SIZE["longest_edge"]
@@ -209,7 +209,7 @@ def test_times_that_cannot_be_told_are_refused(times, message):
 
 def test_frames_that_are_too_long_and_limits_that_hold_no_frame_are_refused():
   with pytest.raises(errors.InputError, match="clip: frame of 32x9600 pixels: one side is over"):
-    make_processor().video_grid((2, 1, 300), np.arange(2), "clip")
+    make_processor().video_grid((2, 1, 300), np.arange(2.0), "clip")
   for limits in ({"max_video_pixels": 2047}, {"min_video_pixels": 10**6}):
     with pytest.raises(errors.InputError, match=r"max_video_pixels: is .* one media token, 2048"):
       make_processor(**limits)

@@ -67,8 +67,7 @@ def test_facebooks_names_are_those_of_its_checkpoints():
 @pytest.fixture(scope="module")
 def params():
   """Fresh parameters of the smallest model."""
-  made = parameters.initialise(SMALLEST, 0)
-  return {name: np.asarray(x) for name, x in made.items()}
+  return parameters.initialise(SMALLEST, 0)
 
 
 @pytest.fixture
@@ -142,7 +141,9 @@ def test_absent_weights_say_where_to_get_them(tmp_path):
 def test_a_pickled_checkpoint_is_refused_and_the_advice_converts_it(params, tmp_path, monkeypatch):
   torch = pytest.importorskip("torch")
   specs = parameters.parameters(SMALLEST)
-  tensors = facebook({name: specs[name].to_file(value) for name, value in params.items()})
+  tensors = facebook(
+    {name: specs[name].to_file(np.asarray(value)) for name, value in params.items()}
+  )
   state = {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in tensors.items()}
   torch.save({"model": state}, tmp_path / "sam2.1_hiera_tiny.pt")
   text = message(tmp_path)
