@@ -47,6 +47,8 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   rl.advantage_estimator = "episode"  # one advantage for both replies
   rl.num_generations = 8  # section 4.1
   rl.num_iterations = 1  # strictly on policy
+  rl.clip_epsilon_low = 0.2  # without effect on policy
+  rl.clip_epsilon_high = 0.2
   rl.schedule = "constant"
   rl.max_grad_norm = 1.0
   rl.aggregation = "sequence_mean"
@@ -114,11 +116,10 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     families=("described",),
     large_cells=2,
   )
-  base_config.tiny_network(config)
+  base_config.tiny_network(config, max_pixels=112 * 112)
   config.data.fps = 1.0
   env = config.env
   env.frame_size, env.key_frame_size = (56, 56), (112, 112)
-  config.model.max_pixels = 112 * 112
   env.instruction, env.box_instruction = "", "{description}"  # the network knows no words
   env.description_bytes = 40
 

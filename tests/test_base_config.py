@@ -60,7 +60,7 @@ def test_what_a_reader_looks_for_first_stands_in_the_file_of_the_recipe(path, si
     named += ["rl.clip_epsilon_low", "rl.clip_epsilon_high", "rl.batch_size", "rl.steps"]
     named += ["data.frames", "rl.max_new_tokens"]
   assert [name for name in named if len(found[name]) != 2] == []
-  assert {"rewards", "weights", "relevance"} & set(config.env)
+  assert {"reward", "rewards", "weights", "relevance"} & set(config.env)
 
 
 def test_a_field_that_is_set_again_is_recorded(assignments):

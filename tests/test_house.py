@@ -39,7 +39,7 @@ MAY_USE = {
   "base_config": frozenset({"config_fields", "optional_sections"}),
   "data": frozenset({"worlds"}),
   "envs": frozenset({"rewards"}),
-  "rollout": frozenset({"models", "envs", "parallel"}),
+  "rollout": frozenset({"models", "envs", "parallel", "optional_sections"}),
   "train": ALL_ROOMS - {"traces", "eval"} | {"base_config", "config_fields", "optional_sections"},
   "traces": ALL_ROOMS - {"eval"} | {"base_config", "config_fields", "optional_sections"},
   "eval": ALL_ROOMS,

@@ -121,10 +121,10 @@ def tiny_simulation(
   data.threads = 1
 
 
-def tiny_network(config: ml_collections.ConfigDict) -> None:
+def tiny_network(config: ml_collections.ConfigDict, *, max_pixels: int = 56 * 56) -> None:
   """Sets up a random network of 1 M parameters, for which two cores of a CPU are enough."""
   model = config.model
-  model.min_pixels = model.max_pixels = 56 * 56
+  model.min_pixels, model.max_pixels = 56 * 56, max_pixels
   _tiny_options(config)
   model.architecture = ml_collections.ConfigDict(
     {
