@@ -237,9 +237,7 @@ def test_data_for_another_recipe_are_checked_for_this_one_before_training(tmp_pa
   data_stage.prepare(plain, tmp_path)
   with pytest.raises(errors.InputError, match="process has the weight 1, but none of 8 examples"):
     data_stage.prepare(nano.config(**given, sft__steps=0), tmp_path)
-  with pytest.raises(
-    errors.InputError, match=r"\(test\)\): holds no example that can be used; run"
-  ):
+  with pytest.raises(errors.InputError, match=r"\(test\): holds no example that can be used; run"):
     data_stage.check_before_training(plain, tmp_path, "all")
   data_stage.check_before_training(plain, tmp_path, "rl")
   # Where nothing was left out, on_bad makes no difference.

@@ -35,12 +35,11 @@ def run(data, tmp_path_factory):
   def watched_step(*arguments, **options):
     step = make_step(*arguments, **options)
 
-    def watched(state, *batch, packed_length):
-      old = batch[-2]
+    def watched(state, *batch, old_log_probs, **options):
       before = jax.tree.map(np.array, state.params)
-      state, values = step(state, *batch, packed_length=packed_length)
+      state, values = step(state, *batch, old_log_probs=old_log_probs, **options)
       after = jax.tree.map(np.array, state.params)
-      updates.append((before, after, np.array(old), jax.device_get(values)))
+      updates.append((before, after, np.array(old_log_probs), jax.device_get(values)))
       return state, values
 
     return watched

@@ -316,7 +316,7 @@ class ReVSeg(environment.Defaults):
 
   def tokenizer_texts(self, example: records.Example, pool: int) -> tuple[str, ...]:
     """All texts of both turns, the reference's description, and thoughts of references."""
-    description, areas = self._describe(example), (np.arange(pool) % 3) ** 2
+    description, areas = self._describe(example), (np.arange(float(pool)) % 3) ** 2
     thoughts = (grounding_replies.describe_clip(np.roll(areas, shift)) for shift in range(3))
     texts = (self._query(example, pool), self._ask_box(description), description)
     return (*texts, *thoughts, grounding_replies.describe_place((False, False)))
