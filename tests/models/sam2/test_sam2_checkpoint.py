@@ -6,11 +6,11 @@ Reference: transformers' Sam2VideoModel on PyTorch's meta device, no tolerance.
 import json
 from pathlib import Path
 
-from conftest import HAS_REFERENCE, SMALLEST
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.models.sam2.conftest import HAS_REFERENCE, SMALLEST
 from vr_jax import errors
 from vr_jax.models import sam2
 from vr_jax.models.sam2 import checkpoint, facebook_names, parameters

@@ -7,12 +7,12 @@ memories, and free over 12 frames each way.
 
 import functools
 
-from conftest import HAS_REFERENCE
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.sam2.conftest import HAS_REFERENCE
 from vr_jax.models import sam2
 from vr_jax.models.sam2 import (
   image_encoder,
@@ -24,7 +24,7 @@ from vr_jax.models.sam2 import (
   tracker,
 )
 
-from conftest import FRAMES, PROMPTS, START, make_frames, prompt_session  # isort: skip
+from tests.models.sam2.conftest import FRAMES, PROMPTS, START, make_frames, prompt_session  # isort: skip
 
 TOLERANCE = 1e-3
 ROUNDING = 2.0**-7  # of bfloat16, relative
