@@ -32,7 +32,7 @@ class Qwen3VisionConfig:
   temporal_patch_size: int = 2
   spatial_merge_size: int = 2
   num_position_embeddings: int = 2304  # of the learned table, a square
-  # Qwen3Blocks whose outputs become features too, added behind the first text layers (DeepStack).
+  # Blocks whose outputs become features too, added behind the first text layers (DeepStack).
   deepstack_visual_indexes: tuple[int, ...] = (8, 16, 24)
   rope_theta: float = 10000.0
 
