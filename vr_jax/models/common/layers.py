@@ -123,6 +123,12 @@ def layer_norm(
   return scaled.astype(x.dtype)
 
 
+def rotary_frequencies(head_dim: int, theta: float) -> Float[Array, "half"]:
+  """The angle by which each pair of a head's features turns from a position to the next."""
+  half = head_dim // 2
+  return 1.0 / theta ** (jnp.arange(half, dtype=jnp.float32) / half)
+
+
 def cosines_and_sines(
   angles: Float[Array, "*batch half"],
 ) -> tuple[Float[Array, "*batch half"], Float[Array, "*batch half"]]:

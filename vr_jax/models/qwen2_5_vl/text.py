@@ -121,5 +121,4 @@ def text_angles(
 
 
 def _frequencies(config: config_lib.TextConfig) -> Float[Array, "half"]:
-  half = config.head_dim // 2
-  return 1.0 / config.rope_theta ** (jnp.arange(half, dtype=jnp.float32) / half)
+  return layers.rotary_frequencies(config.head_dim, config.rope_theta)

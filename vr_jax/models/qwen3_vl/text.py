@@ -116,5 +116,4 @@ def frequency_axes(config: config_lib.Qwen3TextConfig) -> list[int]:
 
 
 def _frequencies(config: config_lib.Qwen3TextConfig) -> Float[Array, "half"]:
-  half = config.head_dim // 2
-  return 1.0 / config.rope_theta ** (jnp.arange(half, dtype=jnp.float32) / half)
+  return layers.rotary_frequencies(config.head_dim, config.rope_theta)
