@@ -16,7 +16,7 @@ REQUIRES = [
   "av>=17",  # 15 and 16 decode BT.709, BT.2020 and full-range 10 bit to wrong colours
   "flax>=0.12.8",
   "grain>=0.2.15",
-  "jax>=0.10,<0.12",
+  "jax>=0.10.2,<0.12",
   "jaxtyping>=0.3.6",
   "jinja2>=3.1.6",
   "ml-collections>=1.1",
@@ -41,14 +41,14 @@ NOTEBOOK = ["ipykernel>=7", "matplotlib>=3.10"]
 
 # libtpu is TPU's runtime and compiler; jax's own extra names the version that fits it, so that
 # neither is pinned here.
-TPU = "jax[tpu]>=0.10,<0.12"
+TPU = "jax[tpu]>=0.10.2,<0.12"
 
 # The major versions whose requests vr_jax/model_endpoint.py speaks.
 JUDGE = ["anthropic>=2,<3", "openai>=3,<4"]
 
 EXTRAS = {
   "tpu": [TPU],
-  "cuda": ["jax[cuda12]>=0.10,<0.12"],
+  "cuda": ["jax[cuda12]>=0.10.2,<0.12"],
   "notebook": [*NOTEBOOK, "jupyterlab>=4.4"],
   "test": [
     *NOTEBOOK,
@@ -65,7 +65,7 @@ EXTRAS = {
     "pytest>=9",
     "pytest-xdist>=3.8",
     "ruff>=0.17,<0.18",  # a formatter's next version may format differently
-    "setuptools>=77",
+    "setuptools>=77.0.3",
     "wheel>=0.45",
     # Programs are compiled for chips that no test machine has; wheels exist for Linux on x86-64.
     f"{TPU} ; sys_platform == 'linux' and platform_machine == 'x86_64'",

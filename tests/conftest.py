@@ -59,11 +59,11 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import hypothesis  # noqa: E402
-import jaxtyping  # noqa: E402
 import made_once  # noqa: E402
+import shape_checks  # noqa: E402
 
 # Not vr_jax.records: pytrees are rebuilt around objects that are no arrays while jax traces them.
-jaxtyping.install_import_hook([f"vr_jax.{room}" for room in ROOMS], "shape_checks.check")
+shape_checks.install([f"vr_jax.{room}" for room in ROOMS])
 
 # Programs are made of many small objects, hardly any of them garbage.
 gc.set_threshold(200_000, 50, 100)
