@@ -97,6 +97,9 @@ class Scheduled(nnx.Module):
     """Output weights that make one of the two tokens certain."""
     return jnp.array([[1e3, -1e3], [-1e3, 1e3]])
 
+  def lm_head_bias(self):
+    """None: there is no bias."""
+
 
 def draw_batch(rng, *, rungs):
   """A random batch, with the decoded tokens that the sampler counts."""

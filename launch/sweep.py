@@ -242,8 +242,8 @@ def _show(config: ml_collections.ConfigDict, frames: int) -> None:
   config.data.frames = config.data.max_frames = frames
   if config.model.max_video_pixels:
     config.model.max_video_pixels = frames * config.model.max_pixels
-  patches = config.model.max_pixels // vision.pixels_per_patch
-  temporal = -(-frames // vision.images_per_frame)
+  patches = vision.most_patches(frames, config.model.max_pixels)
+  temporal = vision.count_frames(frames)
   tokens = temporal * vision.media_tokens(patches) + step_shapes.TEXT_TOKENS
   config.model.frame_buckets = (temporal,)
   config.model.prefix_buckets = (PREFIX_STEP * math.ceil(tokens / PREFIX_STEP),)

@@ -8,6 +8,7 @@ from typing import Any
 from flax import nnx
 from golden import qwen2_5_vl as golden
 from golden import qwen3_vl as golden3
+from golden import tinyllava as golden_tiny
 from safetensors import numpy as safetensors
 
 from vr_jax import records
@@ -16,9 +17,12 @@ from vr_jax.models import registry
 from vr_jax.models.common import prompts
 from vr_jax.models.qwen2_5_vl import processor, tokenizer
 from vr_jax.models.qwen3_vl import processor as processor3
+from vr_jax.models.tinyllava import processor as processor_tiny
+from vr_jax.models.tinyllava import tokenizer as tokenizer_tiny
 
 BYTES = tokenizer.train_tokenizer([], 256 + len(tokenizer.SPECIAL_TOKENS))
-GOLDEN = {"qwen2_5_vl": golden, "qwen3_vl": golden3}
+PHI_BYTES = tokenizer_tiny.train_tokenizer([], 256 + len(tokenizer_tiny.SPECIAL_TOKENS) + 1)
+GOLDEN = {"qwen2_5_vl": golden, "qwen3_vl": golden3, "tinyllava": golden_tiny}
 # Of each family one with two prompts of different length, images and videos of several frames.
 FIRST_CASES = {name: golden_file.CASES[0] for name, golden_file in GOLDEN.items()}
 
@@ -52,6 +56,8 @@ def graphdef(config: Any) -> nnx.GraphDef:
 def make_processor(config: Any, **options) -> Any:
   if config.model_type == "qwen2_5_vl":
     return processor.Qwen2_5_VLProcessor(config, BYTES, 56 * 56, 28 * 28 * 16, **options)
+  if config.model_type == "tinyllava":
+    return processor_tiny.TinyLlavaProcessor(config, PHI_BYTES, **options)
   video = {"min_video_pixels": 2 * 32 * 32, "max_video_pixels": 128 * 32 * 32}
   return processor3.Qwen3VLProcessor(config, BYTES, 4 * 32 * 32, 16 * 32 * 32, **video, **options)
 
@@ -77,5 +83,5 @@ def prompt(
     encoded,
     prefix_buckets=(max(len(one.tokens) for one in encoded) + spare[0],),
     frame_buckets=(max(len(one.frames) for one in encoded) + spare[1],),
-    patch_buckets=(patches + spare[2] * config.vision.merge_unit,),
+    patch_buckets=(patches + spare[2] * config.vision_shapes.patch_unit[0],),
   )

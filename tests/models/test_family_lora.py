@@ -148,9 +148,11 @@ def test_an_adapter_is_the_same_file_from_any_mesh(tmp_path, family):
 def test_an_adapter_s_names_and_shapes_are_those_of_peft(tmp_path, family):
   save_adapter(family, adapted(family, SOME), tmp_path / "a", SOME)
   held = safetensors.load_file(tmp_path / "a" / "adapter_model.safetensors")
-  layer = "base_model.model.model.language_model.layers.2.self_attn"
+  layer, out = "base_model.model.model.language_model.layers.2.self_attn", "o_proj"
+  if family == "tinyllava":
+    layer, out = "base_model.model.language_model.model.layers.2.self_attn", "dense"
   assert held[f"{layer}.q_proj.lora_A.weight"].shape == (2, 32)
-  assert held[f"{layer}.o_proj.lora_B.weight"].shape == (32, 2)
+  assert held[f"{layer}.{out}.lora_B.weight"].shape == (32, 2)
   assert len(held) == 2 * 2 * 3
   fields = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
   assert (fields["peft_type"], fields["r"], fields["lora_alpha"]) == ("LORA", 2, 8.0)

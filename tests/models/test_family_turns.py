@@ -41,9 +41,13 @@ def inputs(family: str) -> tuple[list, list, list]:
   def shown(sides):
     tokens, grids, patches = [rng.integers(0, golden.BYTES, 2)], [], []
     for height, width in sides:
-      grids.append(prompts.Grid(kind=records.Kind.IMAGE, frames=1, height=height, width=width))
-      patches.append(rng.standard_normal((1, height * width, *made.patch_shape), np.float32))
-      media = np.full(height * width // 4, made.config.image_token_id)
+      grid = prompts.Grid(kind=records.Kind.IMAGE, frames=1, height=height, width=width)
+      if family == "tinyllava":  # all images have one size
+        grid = made.image_grid((1, 1), None, "image")
+      grids.append(grid)
+      patches.append(rng.standard_normal((1, grid.patches, *made.patch_shape), np.float32))
+      (run,) = made.media_runs(grid)
+      media = np.full(run.tokens, made.config.image_token_id)
       tokens += [media, rng.integers(0, golden.BYTES, rng.integers(1, 4))]
     return made.join(np.concatenate(tokens).astype(np.int32), grids, patches)
 
@@ -125,7 +129,7 @@ def played(family, batches, *, spare=0):
   )
   slots = np.array(SLOTS)
   order = slots_lib.DecodeSlots(prompt=slots // GROUP, group_index=slots % GROUP, group=GROUP)
-  cache = network(family).init_cache(prefix, len(SLOTS), 40)
+  cache = network(family).init_cache(prefix, len(SLOTS), 60)
   written = np.zeros(len(SLOTS), np.int32)
   place = np.asarray(prefix.next_position)[slots // GROUP]
   found = {reply: [] for reply in SLOTS}
@@ -176,6 +180,7 @@ def played(family, batches, *, spare=0):
     ("qwen2_5_vl", [(0, 1, 2, 3, 4, 5)], 0),
     ("qwen2_5_vl", [(5, None), (2, 0), (1, 3), (None, 4)], 3),
     ("qwen3_vl", [(5, None), (2, 0), (1, 3), (None, 4)], 3),
+    ("tinyllava", [(5, None), (2, 0), (1, 3), (None, 4)], 3),
   ],
   indirect=["family"],
 )
@@ -201,7 +206,8 @@ def suffix(family: str) -> tuple[np.ndarray, np.ndarray, records.EpisodeInputs]:
   ]
   rows = collated(family, [joined(*three) for three in parts], spare=1)
   shape = (2, GROUP, rows.tokens.shape[1])
-  media = rows.vision.patches.shape[1] * 16
+  _, frames, patches = rows.vision.patches.shape[:3]
+  media = frames * network(family).config.vision_shapes.media_tokens(patches)
   index = rows.media_index + np.where(
     rows.media_index >= 0, np.arange(6)[:, None] % GROUP * media, 0
   )
@@ -211,7 +217,7 @@ def suffix(family: str) -> tuple[np.ndarray, np.ndarray, records.EpisodeInputs]:
     jnp.asarray(rows.tokens.reshape(shape)),
     jnp.asarray((rows.kind != records.Kind.PAD).reshape(shape)),
     records.EpisodeInputs(
-      positions=places.astype(np.int32).reshape(*shape, 3),
+      positions=places.astype(np.int32).reshape(*shape, -1),
       media_index=index.astype(np.int32).reshape(shape),
       vision=vision,
     ),
@@ -235,6 +241,8 @@ def extended(network, prompt, tokens, valid, episode_inputs, packed):
     *(("qwen2_5_vl", packed, encoded) for packed in (None, 130) for encoded in (False, True)),
     ("qwen3_vl", None, True),
     ("qwen3_vl", 130, False),
+    ("tinyllava", None, True),
+    ("tinyllava", 170, False),
   ],
   indirect=["family"],
 )

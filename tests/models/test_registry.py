@@ -42,7 +42,10 @@ def test_a_config_of_no_family_is_named_with_its_file(tmp_path, fields, says):
     registry.read_config(tmp_path / "config.json")
 
 
-@pytest.mark.parametrize("release", ["", "Qwen2.5-VL-7B-Instruct", "Qwen3-VL-2B-Instruct"])
+RELEASES = ("Qwen2.5-VL-7B-Instruct", "Qwen3-VL-2B-Instruct", "TinyLLaVA-Video-Phi2-Naive-16-512")
+
+
+@pytest.mark.parametrize("release", ["", *RELEASES])
 def test_each_parameter_is_in_one_group_and_has_its_tensors(release):
   config = registry.preset_config(release) if release else toy_vlm.make_config(FIELDS)
   family = registry.family_of(config)

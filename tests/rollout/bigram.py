@@ -93,6 +93,9 @@ class Bigram(nnx.Module):
   def lm_head_weight(self):
     return self.table[...].T
 
+  def lm_head_bias(self):
+    return None
+
 
 def split(table):
   """(graph, params) of a bigram model."""

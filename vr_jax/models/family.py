@@ -43,8 +43,8 @@ class ModelFamily:
     None for one that must not be copied. sampling: fields of transformers' video processors by
     which frames are chosen.
 
-  patch_fields(config): returns the sizes of patches, named as in the files of a processor; these
-    must say the same.
+  patch_fields(config): returns the sizes of patches or images, named as in the files of a
+    processor; these must say the same.
 
   weights: maps parameters to the tensors of a Hugging Face file.
   parameter_groups: for each of GROUPS, dotted names of modules or parameters; each parameter is in
@@ -75,7 +75,7 @@ class ModelFamily:
   end_token: str
   pad_token: str
   processor_files: Callable[[Any, Mapping[str, Any]], Mapping[str, str | None]] = lambda *_: {}
-  patch_fields: Callable[[Any], Mapping[str, int]] = lambda _: {}
+  patch_fields: Callable[[Any], Mapping[str, Any]] = lambda _: {}
   template_words: tuple[str, ...] = ()
   presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   organization: str = ""

@@ -193,6 +193,10 @@ class LanguageModel(Protocol):
     """The output (lm_head) matrix."""
     ...
 
+  def lm_head_bias(self) -> Float[Array, "vocab"] | None:
+    """What is added to the product with it; None: nothing."""
+    ...
+
   def logits(self, hidden: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
     """Logits of the next token, float32."""
     ...

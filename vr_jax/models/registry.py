@@ -24,6 +24,7 @@ from vr_jax.models.common import checkpoint
 _BUILT_IN = {
   "qwen2_5_vl": "vr_jax.models.qwen2_5_vl.family",
   "qwen3_vl": "vr_jax.models.qwen3_vl.family",
+  "tinyllava": "vr_jax.models.tinyllava.family",
 }
 _registered: dict[str, family_lib.ModelFamily] = {}
 

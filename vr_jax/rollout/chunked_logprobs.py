@@ -10,6 +10,7 @@ row of the matrix gets its gradient in one piece, from all positions.
 
 import dataclasses
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +26,17 @@ def token_logits(
   rows: Float[Array, "rows embed"],
   allowed_tokens: Bool[Array, "rows"],
   temperature: float,
+  bias: Float[Array, "rows"] | None = None,
 ) -> Float[Array, "*batch rows"]:
   """Logits of some rows of the vocabulary divided by the temperature, float32.
 
   Tokens that are not allowed get `IMPOSSIBLE`.
+
+  bias: is added to the product of hidden states and rows, in the dtype of hidden states.
   """
   scores = _dot("...e,ve->...v", hidden, rows.astype(hidden.dtype))
+  if bias is not None:
+    scores = scores + bias.astype(hidden.dtype)
   return jnp.where(allowed_tokens, scores / temperature, IMPOSSIBLE)
 
 
@@ -40,9 +46,10 @@ def logprobs_unchunked(
   allowed_tokens: Bool[Array, "vocab"],
   tokens: Int[Array, "*batch"],
   temperature: float,
+  bias: Float[Array, "vocab"] | None = None,
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
   """The log-prob of each token, and the entropy (nats) of the distribution it is drawn from."""
-  every = jax.nn.log_softmax(token_logits(hidden, matrix, allowed_tokens, temperature))
+  every = jax.nn.log_softmax(token_logits(hidden, matrix, allowed_tokens, temperature, bias))
   log_probs = jnp.take_along_axis(every, tokens[..., None], axis=-1)[..., 0]
   return log_probs, -(jnp.exp(every) * every).sum(axis=-1)
 
@@ -69,6 +76,7 @@ def logprobs_chunked(
   allowed_tokens: Bool[Array, "vocab"],
   tokens: Int[Array, "*batch"],
   temperature: float,
+  bias: Float[Array, "vocab"] | None = None,
   *,
   chunks: int,
   layout: layout_lib.Layout,
@@ -80,27 +88,37 @@ def logprobs_chunked(
   axes: logical axes of batch.
   """
   return _scored(
-    _Setting(chunks, temperature, layout, axes), hidden, matrix, allowed_tokens, tokens
+    _Setting(chunks, temperature, layout, axes), hidden, matrix, bias, allowed_tokens, tokens
   )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scored(
-  setting: _Setting, hidden: Array, matrix: Array, allowed_tokens: Array, tokens: Array
+  setting: _Setting,
+  hidden: Array,
+  matrix: Array,
+  bias: Array | None,
+  allowed_tokens: Array,
+  tokens: Array,
 ) -> tuple[Array, Array]:
-  return _forward(setting, hidden, matrix, allowed_tokens, tokens)[0]
+  return _forward(setting, hidden, matrix, bias, allowed_tokens, tokens)[0]
 
 
 def _forward(
-  setting: _Setting, hidden: Array, matrix: Array, allowed_tokens: Array, tokens: Array
-) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+  setting: _Setting,
+  hidden: Array,
+  matrix: Array,
+  bias: Array | None,
+  allowed_tokens: Array,
+  tokens: Array,
+) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
   """Results, and what the backward pass needs.
 
   The scan carries the maximum, the sum of exp(logit - maximum), the sum of that times
   (logit - maximum), and the logit of the token.
   """
 
-  def of_chunk(carry: tuple[Array, ...], chunk: tuple[Array, ...]) -> tuple[tuple, None]:
+  def of_chunk(carry: tuple[Array, ...], chunk: _Chunk) -> tuple[tuple, None]:
     top, mass, spread, chosen = carry
     logits, is_token = _chunk_logits(setting, hidden, tokens, chunk)
     highest = jnp.maximum(top, logits.max(axis=-1))
@@ -114,66 +132,85 @@ def _forward(
   zero = jnp.zeros(tokens.shape, jnp.float32)
   start = (zero + 10 * IMPOSSIBLE, zero, zero, zero)
   (top, mass, spread, chosen), _ = jax.lax.scan(
-    of_chunk, start, _chunks(setting, matrix, allowed_tokens, hidden.dtype)
+    of_chunk, start, _chunks(setting, matrix, bias, allowed_tokens, hidden.dtype)
   )
   normaliser, entropy = top + jnp.log(mass), jnp.log(mass) - spread / mass
   log_probs = chosen - normaliser
-  return (log_probs, entropy), (hidden, matrix, allowed_tokens, tokens, normaliser, entropy)
+  saved = (hidden, matrix, bias, allowed_tokens, tokens, normaliser, entropy)
+  return (log_probs, entropy), saved
 
 
 def _backward(
-  setting: _Setting, saved: tuple[Array, ...], outer: tuple[Array, Array]
+  setting: _Setting, saved: tuple[Any, ...], outer: tuple[Array, Array]
 ) -> tuple[Array | None, ...]:
   """d log_prob / d logit = [is token] - p; d entropy / d logit = -p (log p + entropy)."""
-  hidden, matrix, allowed_tokens, tokens, normaliser, entropy = saved
+  hidden, matrix, bias, allowed_tokens, tokens, normaliser, entropy = saved
   by_log_prob, by_entropy = (x[..., None] for x in outer)
 
-  def of_chunk(total: Array, chunk: tuple[Array, ...]) -> tuple[Array, Array]:
-    rows, allowed_tokens, _ = chunk
+  def of_chunk(total: Array, chunk: _Chunk) -> tuple[Array, tuple[Array, Array | None]]:
     logits, is_token = _chunk_logits(setting, hidden, tokens, chunk)
     log_p = logits - normaliser[..., None]
     p = jnp.exp(log_p)
     slope = by_log_prob * (is_token - p) - by_entropy * p * (log_p + entropy[..., None])
-    slope = (jnp.where(allowed_tokens, slope, 0) / setting.temperature).astype(hidden.dtype)
+    slope = (jnp.where(chunk.allowed_tokens, slope, 0) / setting.temperature).astype(hidden.dtype)
     of_rows = _dot("...v,...e->ve", slope, hidden)
-    total = total + _dot("...v,ve->...e", slope, rows)
-    return total, setting.layout.place(of_rows, ("vocab", "embed"))
+    total = total + _dot("...v,ve->...e", slope, chunk.rows)
+    of_rows = setting.layout.place(of_rows, ("vocab", "embed"))
+    if chunk.bias is None:
+      return total, (of_rows, None)
+    of_bias = slope.astype(jnp.float32).sum(axis=tuple(range(slope.ndim - 1)))
+    return total, (of_rows, setting.layout.place(of_bias, ("vocab",)))
 
-  total, of_rows = jax.lax.scan(
+  total, (of_rows, of_bias) = jax.lax.scan(
     of_chunk,
     jnp.zeros(hidden.shape, jnp.float32),
-    _chunks(setting, matrix, allowed_tokens, hidden.dtype),
+    _chunks(setting, matrix, bias, allowed_tokens, hidden.dtype),
   )
   of_rows = jnp.moveaxis(of_rows, 0, 1).reshape(matrix.shape)
   of_matrix = setting.layout.place(of_rows, ("vocab", "embed")).astype(matrix.dtype)
-  return total.astype(hidden.dtype), of_matrix, None, None
+  if bias is not None and of_bias is not None:
+    of_bias = setting.layout.place(of_bias.T.reshape(-1), ("vocab",)).astype(bias.dtype)
+  return total.astype(hidden.dtype), of_matrix, of_bias, None, None
 
 
 _scored.defvjp(_forward, _backward)
 
 
+class _Chunk(NamedTuple):
+  """Part of the vocabulary, or all parts stacked. number: index of the chunk."""
+
+  rows: Array
+  bias: Array | None
+  allowed_tokens: Array
+  number: Array
+
+
 def _chunks(
-  setting: _Setting, matrix: Array, allowed_tokens: Array, dtype: jnp.dtype
-) -> tuple[Array, Array, Array]:
-  """Rows, allowed tokens and index of each chunk.
+  setting: _Setting, matrix: Array, bias: Array | None, allowed_tokens: Array, dtype: jnp.dtype
+) -> _Chunk:
+  """All chunks.
 
   Row v is in chunk v mod chunks, so that a vocabulary that is split over devices stays split.
   """
   count = setting.chunks
   rows = matrix.astype(dtype).reshape(-1, count, matrix.shape[1])
   rows = setting.layout.place(jnp.moveaxis(rows, 1, 0), (None, "vocab", "embed"))
-  return rows, allowed_tokens.reshape(-1, count).T, jnp.arange(count)
+  return _Chunk(
+    rows=rows,
+    bias=None if bias is None else bias.reshape(-1, count).T,
+    allowed_tokens=allowed_tokens.reshape(-1, count).T,
+    number=jnp.arange(count),
+  )
 
 
 def _chunk_logits(
-  setting: _Setting, hidden: Array, tokens: Array, chunk: tuple[Array, ...]
+  setting: _Setting, hidden: Array, tokens: Array, chunk: _Chunk
 ) -> tuple[Array, Array]:
   """Logits of a chunk, and a mask of the logit that belongs to the token."""
-  rows, allowed_tokens, number = chunk
-  rows = setting.layout.place(rows, ("vocab", None))
-  logits = token_logits(hidden, rows, allowed_tokens, setting.temperature)
+  rows = setting.layout.place(chunk.rows, ("vocab", None))
+  logits = token_logits(hidden, rows, chunk.allowed_tokens, setting.temperature, chunk.bias)
   logits = setting.layout.place(logits, (*setting.axes, "vocab"))
-  vocabulary = jnp.arange(rows.shape[0]) * setting.chunks + number
+  vocabulary = jnp.arange(rows.shape[0]) * setting.chunks + chunk.number
   return logits, tokens[..., None] == vocabulary
 
 

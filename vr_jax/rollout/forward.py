@@ -52,7 +52,9 @@ def token_logits(
   Tokens that are not allowed get `chunked_logprobs.IMPOSSIBLE`.
   """
   flat = hidden.reshape(-1, hidden.shape[-1]) if model.layout.merges else hidden
-  logits = chunked_logprobs.token_logits(flat, model.lm_head_weight(), allowed_tokens, temperature)
+  logits = chunked_logprobs.token_logits(
+    flat, model.lm_head_weight(), allowed_tokens, temperature, model.lm_head_bias()
+  )
   return logits.reshape(*hidden.shape[:-1], -1)
 
 
@@ -171,13 +173,13 @@ def _scores(
 
   axes: logical axes of batch.
   """
-  shape, matrix = tokens.shape, model.lm_head_weight()
+  shape, matrix, bias = tokens.shape, model.lm_head_weight(), model.lm_head_bias()
   if model.layout.merges:
     hidden, tokens, axes = hidden.reshape(-1, hidden.shape[-1]), tokens.reshape(-1), axes[:1]
   chunks = chunked_logprobs.count_chunks(matrix.shape[0], model.logit_chunk)
   if chunks == 1:
     scores = chunked_logprobs.logprobs_unchunked(
-      hidden, matrix, allowed_tokens, tokens, temperature
+      hidden, matrix, allowed_tokens, tokens, temperature, bias
     )
   else:
     scores = chunked_logprobs.logprobs_chunked(
@@ -186,6 +188,7 @@ def _scores(
       allowed_tokens,
       tokens,
       temperature,
+      bias,
       chunks=chunks,
       layout=model.layout,
       axes=axes,

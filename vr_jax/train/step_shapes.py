@@ -93,8 +93,9 @@ def _clip_shapes(config: ml_collections.ConfigDict, model: interface.ModelConfig
   section, vision = config.model, model.vision_shapes
   rule = paths.sampling_rule(config.data)
   images = rule.max_frames if isinstance(rule, sampling.RateRule) else rule.frames
-  frames = -(-images // vision.images_per_frame)
-  patches = frame_pixels(section, frames * vision.images_per_frame) // vision.pixels_per_patch
+  frames = vision.count_frames(images)
+  shown = frames * vision.images_per_frame or images
+  patches = vision.most_patches(images, frame_pixels(section, shown))
   media = frames * vision.media_tokens(patches)
   _check_bucket(frames, "temporal patches", section.frame_buckets, "frame_buckets")
   _check_bucket(patches, "patches a frame", section.patch_buckets, "patch_buckets")

@@ -138,21 +138,25 @@ class Attention:
   def frames(
     self,
     query: Float[Array, "prompts frames patches heads head_dim"],
-    key: Float[Array, "prompts frames patches heads head_dim"],
-    value: Float[Array, "prompts frames patches heads head_dim"],
+    key: Float[Array, "prompts frames keys heads head_dim"],
+    value: Float[Array, "prompts frames keys heads head_dim"],
     segment: Int[Array, "prompts frames patches"],
+    key_segment: Int[Array, "prompts frames keys"] | None = None,
   ) -> Float[Array, "prompts frames patches heads head_dim"]:
-    """Attention of every patch to the patches of its frame with the same segment."""
+    """Attention of every patch to the patches of its frame with the same segment.
 
-    def local(query, key, value, segment):
+    key_segment: None: keys are of the patches that ask. Otherwise others ask, say learned queries.
+    """
+
+    def local(query, key, value, segment, key_segment):
       index = jnp.arange(query.shape[2])
-      batch = [x.reshape(-1, *x.shape[2:]) for x in (query, key, value, segment, segment)]
+      batch = [x.reshape(-1, *x.shape[2:]) for x in (query, key, value, segment, key_segment)]
       return self._function("attend_segments")(*batch, index, causal=False).reshape(query.shape)
 
     axes = ("prompts", "frames", None, "vision_heads", None)
-    return self.layout.per_shard(
-      local, ((query, axes), (key, axes), (value, axes), (segment, ("prompts", "frames", None)))
-    )
+    of_keys = segment if key_segment is None else key_segment
+    segments = ((x, ("prompts", "frames", None)) for x in (segment, of_keys))
+    return self.layout.per_shard(local, ((query, axes), (key, axes), (value, axes), *segments))
 
   def replies(
     self,

@@ -5,6 +5,7 @@ only the shards of its own devices. So host memory holds no more than a few piec
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import functools
 import json
 import math
@@ -60,7 +61,7 @@ def from_pretrained(
   params = family.abstract_params(config)
   flat = weight_mapping.flat(params)
   slots = family.weights.slots(config, flat)
-  stored = _locate(directory, slots, family.weights, tied=config.tie_word_embeddings)
+  stored = _locate(directory, slots, family.weights, config)
   if config.tie_word_embeddings and family.weights.head in stored:
     _check_tied(stored[family.weights.head], stored[family.weights.embedding])
   if shardings is None:
@@ -85,7 +86,20 @@ def check_files(path: str | pathlib.Path, *, family: family_lib.ModelFamily) -> 
   config = family.read_config(directory / "config.json")
   flat = weight_mapping.flat(family.abstract_params(config))
   slots = family.weights.slots(config, flat)
-  _locate(directory, slots, family.weights, tied=config.tie_word_embeddings)
+  _locate(directory, slots, family.weights, config)
+
+
+def unused_tensors(
+  path: str | pathlib.Path, config: interface.ModelConfig, *, family: family_lib.ModelFamily
+) -> list[tensor_file.StoredTensor]:
+  """The tensors of a model's files that the family reads but does not use, by their bare names."""
+  found = []
+  for file in _files(pathlib.Path(path)):
+    for full, stored in tensor_file.tensors(file).items():
+      name = family.weights.bare(full)
+      if family.weights.unused(config, name):
+        found.append(dataclasses.replace(stored, name=name))
+  return found
 
 
 def has_weights(path: str | pathlib.Path) -> bool:
@@ -199,13 +213,13 @@ def _locate(
   directory: pathlib.Path,
   slots: Mapping[str, weight_mapping.Slot],
   mapping: weight_mapping.WeightMapping,
-  *,
-  tied: bool,
+  config: interface.ModelConfig,
 ) -> dict[str, tensor_file.StoredTensor]:
   """Finds the tensors of a directory by bare name, and checks that they are the model's."""
   by_tensor, found = weight_mapping.by_tensor(slots), {}
   # Files of tied models may hold the embedding twice, also as the output matrix; it must be equal.
-  known = by_tensor | ({mapping.head: by_tensor[mapping.embedding]} if tied else {})
+  tied = {mapping.head: by_tensor[mapping.embedding]} if config.tie_word_embeddings else {}
+  known = by_tensor | tied
   for path, expected in _files(directory).items():
     tensors = tensor_file.tensors(path)
     if absent := sorted(expected - tensors.keys()):
@@ -214,6 +228,8 @@ def _locate(
       name = mapping.bare(full)
       if name in found:
         raise errors.InputError(f"{path}: tensor {full} is also in {found[name].path}")
+      if mapping.unused(config, name):
+        continue
       if name not in known:
         raise errors.InputError(
           f"{path}: tensor {full} is none of this model's; wrong config.json?"

@@ -87,6 +87,10 @@ class Decoder(nnx.Module):
     """The output matrix, whose product with a hidden state gives logits."""
     return (self.embedding if self.config.tie_word_embeddings else self.head)[...]
 
+  def lm_head_bias(self) -> Float[Array, "vocab"] | None:
+    """What is added to that product; None, unless a family overrides it."""
+    return None
+
   def logits(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
     """Logits of the next token, float32."""
     flat = hidden.reshape(-1, hidden.shape[-1])
@@ -97,6 +101,9 @@ class Decoder(nnx.Module):
       precision=layers.precision(self.dtype),
       preferred_element_type=jnp.float32,
     )
+    bias = self.lm_head_bias()
+    if bias is not None:
+      scores = scores + bias.astype(self.dtype)
     return scores.reshape(*hidden.shape[:-1], -1)
 
   def prefill(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
@@ -15,7 +16,7 @@ import numpy as np
 from vr_jax import errors
 from vr_jax.models import family as family_lib
 from vr_jax.models import interface
-from vr_jax.models.common import checkpoint, lora, streaming, weight_mapping
+from vr_jax.models.common import checkpoint, lora, streaming, tensor_file, weight_mapping
 
 FILE_BYTES = 5 * 10**9  # size of a file; a larger tensor gets its own
 
@@ -81,9 +82,13 @@ def save_pretrained(
   stream = streaming.tensors(slots, array_of, piece_bytes=piece_bytes)
 
   def write(directory: pathlib.Path) -> None:
-    streaming.write_files(directory, streaming.entries(slots, dtypes), stream, file_bytes)
-    widest = max(dtypes.values(), key=lambda d: d.itemsize)
     origin = None if source is None else pathlib.Path(source)
+    # What the network does not use is copied, so that readers of the release miss nothing.
+    copied = _unused(origin, config, family, dtype)
+    listed = [*streaming.entries(slots, dtypes), *copied]
+    values = (stored.view().astype(entry.dtype) for entry, stored in copied.items())
+    streaming.write_files(directory, listed, itertools.chain(stream, values), file_bytes)
+    widest = max(dtypes.values(), key=lambda d: d.itemsize)
     read = None if origin is None else family_lib.read_fields(origin / "config.json")
     fields, beside = family.model_files(config, read)
     _write_texts(directory, fields, origin, {**beside, **(files or {})}, widest)
@@ -118,7 +123,8 @@ def save_adapter(
   def write(directory: pathlib.Path) -> None:
     entries = streaming.entries(slots, dtypes)
     streaming.write_file(directory / "adapter_model.safetensors", entries, stream)
-    _write_json(directory / "adapter_config.json", adapter_fields(adapters, base, family))
+    depths = {name: flat[name].shape[0] for name in adapters.parameters}
+    _write_json(directory / "adapter_config.json", adapter_fields(adapters, base, family, depths))
     for name, text in (files or {}).items():
       (directory / name).write_text(text, encoding="utf-8")
 
@@ -126,10 +132,16 @@ def save_adapter(
 
 
 def adapter_fields(
-  adapters: lora.Adapters, base: str, family: family_lib.ModelFamily
+  adapters: lora.Adapters, base: str, family: family_lib.ModelFamily, depths: Mapping[str, int]
 ) -> dict[str, Any]:
-  """Builds the fields of PEFT's adapter_config.json."""
-  modules = [family.weights.module(parameter) for parameter in adapters.parameters]
+  """Builds the fields of PEFT's adapter_config.json. depths: layers of each adapted parameter."""
+  # Layers by number: a model may have more of them than are used.
+  modules = [
+    re.escape(family.weights.module(name)).replace(
+      r"\{\}", f"({'|'.join(map(str, range(depths[name])))})"
+    )
+    for name in adapters.parameters
+  ]
   return {
     "peft_type": "LORA",
     "task_type": None,
@@ -141,7 +153,29 @@ def adapter_fields(
     "fan_in_fan_out": False,
     "inference_mode": True,
     # A regular expression, since vision and text have projections of the same names.
-    "target_modules": "|".join(re.escape(module).replace(r"\{\}", r"\d+") for module in modules),
+    "target_modules": "|".join(modules),
+  }
+
+
+def _unused(
+  source: pathlib.Path | None,
+  config: interface.ModelConfig,
+  family: family_lib.ModelFamily,
+  dtype: DTypeLike | None,
+) -> dict[tensor_file.TensorEntry, tensor_file.StoredTensor]:
+  """The tensors of a source's files that the family has no parameters for, and their new entries.
+
+  dtype: of the entries; None: as they are stored.
+  """
+  if source is None or not checkpoint.has_weights(source):
+    return {}
+  return {
+    tensor_file.TensorEntry(
+      name=family.weights.released(stored.name),
+      dtype=jnp.dtype(dtype or stored.dtype),
+      shape=stored.shape,
+    ): stored
+    for stored in checkpoint.unused_tensors(source, config, family=family)
   }
 
 

@@ -341,6 +341,10 @@ class DecoderLanguageModel(nnx.Module):
     """The output matrix, whose product with a hidden state gives logits."""
     return self.text.lm_head_weight()
 
+  def lm_head_bias(self) -> Float[Array, "vocab"] | None:
+    """What is added to that product, if the family has it."""
+    return self.text.lm_head_bias()
+
   def logits(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
     """Logits of the next token, float32."""
     return self.text.logits(hidden)

@@ -151,7 +151,13 @@ def rotate(
   cos: Float[Array, "... half"],
   sin: Float[Array, "... half"],
 ) -> Float[Array, "... heads head_dim"]:
-  """Applies the rotary embedding to features i and i + half, in float32."""
+  """Applies the rotary embedding to features i and i + half, in float32.
+
+  Features of a head beyond twice `half` are left as they are (partial rotary).
+  """
+  turned = 2 * cos.shape[-1]
+  if turned < x.shape[-1]:
+    return jnp.concatenate([rotate(x[..., :turned], cos, sin), x[..., turned:]], axis=-1)
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   cos, sin = cos[..., None, :], sin[..., None, :]
   rotated = (first * cos - second * sin, second * cos + first * sin)

@@ -267,27 +267,29 @@ class VideoProcessor(rules.Rules):
 
   def encode_reply(self, text: str) -> list[int]:
     """Tokenizes a whole reply, with the token that ends the turn."""
-    return [*self._template.text(text), self.end_token]
+    return [*self._template.text(self.reply_start + text), self.end_token]
 
   def reply_length(self, text: str, longest: int) -> int:
     """Counts the tokens of a reply, or returns an upper bound that is at most `longest`."""
-    most = conversation.most_tokens(text) + 1
+    most = conversation.most_tokens(self.reply_start + text) + 1
     return most if most <= longest else len(self.encode_reply(text))
 
   def decode(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> str:
-    """Decodes a reply to text, without special tokens."""
-    return self.tokenizer.decode(np.asarray(ids, int).tolist(), skip_special_tokens=True)
+    """Decodes a reply to text, without special tokens and what starts every reply."""
+    text = self.tokenizer.decode(np.asarray(ids, int).tolist(), skip_special_tokens=True)
+    return text.removeprefix(self.reply_start)
 
   def ends(self, ids: Sequence[int] | Int[np.ndarray, "time"]) -> list[int]:
     """For each token, how many characters of `decode` end with it.
 
     A character of several tokens counts with the last of them.
     """
-    stream, ends, end = decoders.DecodeStream(skip_special_tokens=True), [], 0
+    stream, ends, text = decoders.DecodeStream(skip_special_tokens=True), [], ""
     for token in ids:
-      end += len(stream.step(self.tokenizer, int(token)) or "")
-      ends.append(end)
-    return ends
+      text += stream.step(self.tokenizer, int(token)) or ""
+      ends.append(len(text))
+    start = len(self.reply_start) if text.startswith(self.reply_start) else 0
+    return [max(end - start, 0) for end in ends]
 
   def collate(
     self,
@@ -330,10 +332,10 @@ class VideoProcessor(rules.Rules):
     frames = prompts.smallest_bucket(counts, frame_buckets, "temporal patches")
     sizes = [(e.name, e.patches) for e in encoded]
     patches = prompts.smallest_bucket(sizes, patch_buckets, "patches a frame")
-    unit = self.config.vision_shapes.patches_per_token
+    unit, owner = self.config.vision_shapes.patch_unit
     if patches % unit:
       raise errors.InputError(
-        f"patch_buckets: {patches} is no multiple of {unit}, the patches of a media token"
+        f"patch_buckets: {patches} is no multiple of {unit}, the patches of {owner}"
       )
     return prompts.PromptSizes(prefix=prefix, frames=frames, patches=patches)
 

@@ -28,7 +28,10 @@ class VisionShapes:
   patch: one patch of padding, a pytree of arrays with the shape and dtype of every patch.
   feature: shapes and dtypes of the features of one media token, a pytree of `jax.ShapeDtypeStruct`.
   patches_per_token: patches that become one media token.
+  images_per_frame: 0: all images of a video.
   pixels_per_patch: height x width of a patch.
+  tokens_per_frame: media tokens of every frame, where their number does not depend on its patches.
+  patches_per_image: where all images have one size.
   """
 
   patch: PyTree
@@ -36,6 +39,15 @@ class VisionShapes:
   patches_per_token: int = 1
   images_per_frame: int = 1
   pixels_per_patch: int = 1
+  tokens_per_frame: int = 0
+  patches_per_image: int = 0
+
+  @property
+  def patch_unit(self) -> tuple[int, str]:
+    """A number that divides the patches of every frame, and what has so many."""
+    if self.patches_per_image:
+      return self.patches_per_image, "an image"
+    return self.patches_per_token, "a media token"
 
   @property
   def dtype(self) -> np.dtype:
@@ -44,7 +56,17 @@ class VisionShapes:
 
   def media_tokens(self, patches: int) -> int:
     """Number of media tokens of a frame with this many patches."""
-    return patches // self.patches_per_token
+    return self.tokens_per_frame or patches // self.patches_per_token
+
+  def count_frames(self, images: int) -> int:
+    """Number of frames of a video of this many images."""
+    return -(-images // self.images_per_frame) if self.images_per_frame else min(images, 1)
+
+  def most_patches(self, images: int, pixels: int) -> int:
+    """The most patches of a frame of a video of this many images of at most `pixels` pixels."""
+    if self.patches_per_image:
+      return (self.images_per_frame or images) * self.patches_per_image
+    return pixels // self.pixels_per_patch
 
   def abstract_vision(self, rows: int, frames: int, patches: int) -> PyTree:
     """Shapes of the vision inputs of `rows` prompts: [rows, frames, patches, …]."""

@@ -85,6 +85,11 @@ class WeightMapping(abc.ABC):
   def module(self, parameter: str) -> str:
     """The module of transformers' model that has a weight, with {} for the layer."""
 
+  def unused(self, config: interface.ModelConfig, name: str) -> bool:
+    """Whether a model has no parameter for a tensor of its files, by the tensor's bare name."""
+    del config, name
+    return False
+
   def file_shape(
     self, config: interface.ModelConfig, parameter: str, shape: tuple[int, ...]
   ) -> tuple[int, ...] | None:

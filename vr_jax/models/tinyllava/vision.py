@@ -1,0 +1,141 @@
+"""The vision tower of TinyLLaVA-Video, SigLIP, and the connector behind it.
+
+A frame of the inputs is a whole video: the patches of one image after the other. The tower reads
+each image alone; the resampler (resampler.py) reads the features of all of them.
+
+Source: SigLIP, arXiv 2303.15343; TinyLLaVA-Video, arXiv 2501.15513; Hugging Face transformers for
+the arithmetic of the tower.
+"""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vr_jax.models import layout as layout_lib
+from vr_jax.models.common import attention, layers, rematerialisation
+from vr_jax.models.tinyllava import config as config_lib
+from vr_jax.models.tinyllava import resampler, vision_inputs
+
+AXES = ("prompts", "frames", None, None)  # of activations
+
+
+class SiglipBlocks(nnx.Module):
+  """Weights of the transformer blocks that are used, stacked along a leading layers axis."""
+
+  def __init__(self, config: config_lib.SiglipConfig, *, scale: float, rngs: nnx.Rngs):
+    depth, embed, mlp = config.depth, config.hidden_size, config.intermediate_size
+    heads, head_dim = config.num_attention_heads, config.head_dim
+
+    def weight(axes, *shape):
+      return layers.parameter(rngs, ("layers", *axes), (depth, *shape), scale=scale)
+
+    def constant(axes, *shape, value=0.0):
+      return layers.constant(("layers", *axes), (depth, *shape), value=value)
+
+    self.norm1 = constant(("vision_embed",), embed, value=1.0)
+    self.norm1_bias = constant(("vision_embed",), embed)
+    for name in ("query", "key", "value"):
+      setattr(self, name, weight(("vision_embed", "vision_heads", None), embed, heads, head_dim))
+      setattr(self, f"{name}_bias", constant(("vision_heads", None), heads, head_dim))
+    self.out = weight(("vision_heads", None, "vision_embed"), heads, head_dim, embed)
+    self.out_bias = constant(("vision_embed",), embed)
+    self.norm2 = constant(("vision_embed",), embed, value=1.0)
+    self.norm2_bias = constant(("vision_embed",), embed)
+    self.up = weight(("vision_embed", "vision_mlp"), embed, mlp)
+    self.up_bias = constant(("vision_mlp",), mlp)
+    self.down = weight(("vision_mlp", "vision_embed"), mlp, embed)
+    self.down_bias = constant(("vision_embed",), embed)
+
+
+class SiglipTower(nnx.Module):
+  """Patch embedding with a learned table of positions, transformer blocks, connector."""
+
+  def __init__(
+    self, config: config_lib.TinyLlavaConfig, layout: layout_lib.Layout, *, rngs: nnx.Rngs
+  ):
+    self.config, self.layout = config, layout
+    self.attention = attention.make(config, layout)
+    vision, scale = config.vision, config.initializer_range
+    embed = vision.hidden_size
+    shape = (vision.patch_dim, embed)
+    self.patch = layers.parameter(rngs, ("patch", "vision_embed"), shape, scale=scale)
+    self.patch_bias = layers.constant(("vision_embed",), (embed,), value=0.0)
+    table = (vision.patches, embed)
+    self.positions = layers.parameter(rngs, (None, "vision_embed"), table, scale=scale)
+    self.blocks = SiglipBlocks(vision, scale=scale, rngs=rngs)
+    self.connector = resampler.Resampler(config, layout, rngs=rngs)
+
+  def __call__(self, vision: vision_inputs.VideoPatches) -> Float[Array, "prompts media embed"]:
+    """Features of all media tokens, also for padding: `queries` of each frame, a whole video."""
+    prompts, frames, patches, _ = vision.patches.shape
+    config, dtype = self.config.vision, jnp.dtype(self.config.dtype)
+    queries, width = self.config.resampler.queries, self.config.hidden_size
+    if frames == 0:
+      return jnp.zeros((prompts, 0, width), dtype)
+    images = patches // config.patches
+    each = (prompts, frames * images, config.patches)
+    pixels = jnp.asarray(vision.patches, dtype).reshape(*each, -1)
+    segment = jnp.asarray(vision.segment).reshape(each)
+    x = self._run_blocks(self._embed(pixels), segment)
+    kept = slice(1, None) if config.drops_first else slice(None)
+    x, segment = (y[:, :, kept].reshape(prompts, frames, -1, *y.shape[3:]) for y in (x, segment))
+    return self.connector(x, segment).reshape(prompts, frames * queries, width)
+
+  def _embed(
+    self, pixels: Float[Array, "prompts images patches patch_dim"]
+  ) -> Float[Array, "prompts images patches vision_embed"]:
+    """Embeds the patches of images, each of which has all of them, in order."""
+    weight = self.patch[...].astype(pixels.dtype)
+    x = layers.project(self.layout.place(pixels, AXES), weight, merge=self.layout.merges)
+    # Whole on every device: it is small.
+    table = self.layout.place(self.positions[...], (None, None))
+    return x + self.patch_bias[...].astype(x.dtype) + table.astype(x.dtype)
+
+  def _run_blocks(
+    self,
+    x: Float[Array, "prompts images patches vision_embed"],
+    segment: Int[Array, "prompts images patches"],
+  ) -> Float[Array, "prompts images patches vision_embed"]:
+    """Runs the blocks up to the one whose output is taken; there is no norm behind it."""
+
+    def block(x, weights):
+      x = x + self._attend(self._norm(x, weights, "norm1"), weights, segment)
+      x = x + self._feed_forward(self._norm(x, weights, "norm2"), weights)
+      return self.layout.place(x, AXES), None
+
+    weights = layers.stack(self.blocks, x.dtype)
+    return rematerialisation.scan(
+      block, self.layout.place(x, AXES), weights, policy=self.config.remat
+    )[0]
+
+  def _attend(
+    self,
+    x: Float[Array, "prompts images patches vision_embed"],
+    weights: dict[str, Array],
+    segment: Int[Array, "prompts images patches"],
+  ) -> Float[Array, "prompts images patches vision_embed"]:
+    """Attention of one block, of each patch to all of its image."""
+    merge = self.layout.merges
+    query, key, value = (
+      layers.project_with_adapter(x, weights, name, merge=merge) + weights[f"{name}_bias"]
+      for name in ("query", "key", "value")
+    )
+    mixed = self.attention.frames(query, key, value, segment)
+    out = layers.project_with_adapter(mixed, weights, "out", contract=2, merge=merge)
+    return out + weights["out_bias"]
+
+  def _feed_forward(
+    self, x: Float[Array, "prompts images patches vision_embed"], weights: dict[str, Array]
+  ) -> Float[Array, "prompts images patches vision_embed"]:
+    """Feed-forward block of one block."""
+    merge = self.layout.merges
+    up = layers.project_with_adapter(x, weights, "up", merge=merge) + weights["up_bias"]
+    up = jax.nn.gelu(up, approximate=True)
+    return layers.project_with_adapter(up, weights, "down", merge=merge) + weights["down_bias"]
+
+  def _norm(
+    self, x: Float[Array, "... embed"], weights: dict[str, Array], name: str
+  ) -> Float[Array, "... embed"]:
+    epsilon = self.config.vision.layer_norm_eps
+    return layers.layer_norm(x, weights[name], weights[f"{name}_bias"], epsilon=epsilon)
