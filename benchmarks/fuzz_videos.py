@@ -166,9 +166,9 @@ def damaged(whole: bytes, container: str, number: int, seed: int) -> bytes:
 def _read(paths: Sequence[Path]) -> Iterator[tuple[Path, _Length | str]]:
   """What our reader finds in each file, or its error."""
   # A rate so high that each frame is kept.
-  results = guarded_reader.cut_all(paths, fps=5000.0, quality=50, max_side=64, limits=_LIMITS)
+  results = guarded_reader.extract_all(paths, fps=5000.0, quality=50, max_side=64, limits=_LIMITS)
   for path, result in zip(paths, results, strict=True):
-    if isinstance(result, video_file.CutVideo):
+    if isinstance(result, video_file.ExtractedVideo):
       yield path, _Length(len(result.jpegs), result.duration)
     else:
       yield path, str(result).removeprefix(f"{path}: ")

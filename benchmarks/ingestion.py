@@ -4,8 +4,8 @@
 
 All sides cut the same simulated H.264 videos at 2 frames a second, and run in turn:
 
-- here: `video_file.cut` in this process, one video after the other;
-- one: `guarded_reader.cut_all` with one worker process;
+- here: `video_file.extract` in this process, one video after the other;
+- one: `guarded_reader.extract_all` with one worker process;
 - all: the same with the default number of processes, one a core.
 
 Starting the workers is included. Two kinds of videos: many short ones of the tiny size (112 x 112
@@ -55,9 +55,9 @@ def measure_kind(paths: list[Path]) -> dict[str, Any]:
   every = guarded_reader.DecodeLimits()
   rounds = measure.in_turn(
     {
-      "here": side("here", lambda: [video_file.cut(path, **CUT) for path in paths]),
-      "one": side("one", lambda: list(guarded_reader.cut_all(paths, limits=one, **CUT))),
-      "all": side("all", lambda: list(guarded_reader.cut_all(paths, limits=every, **CUT))),
+      "here": side("here", lambda: [video_file.extract(path, **CUT) for path in paths]),
+      "one": side("one", lambda: list(guarded_reader.extract_all(paths, limits=one, **CUT))),
+      "all": side("all", lambda: list(guarded_reader.extract_all(paths, limits=every, **CUT))),
     },
     repeats=REPEATS,
   )

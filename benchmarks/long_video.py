@@ -56,7 +56,7 @@ def write_store(directory: Path, minutes: int, side: int) -> None:
   coarse = rng.integers(0, 256, (7, side // 28, side // 28, 3), np.uint8)
   jpegs = [simplejpeg.encode_jpeg(np.kron(c, np.ones((28, 28, 1), np.uint8)), 90) for c in coarse]
   count = 60 * minutes
-  cut = video_file.CutVideo(
+  extracted = video_file.ExtractedVideo(
     jpegs=tuple(jpegs[number % len(jpegs)] for number in range(count)),
     timestamps=np.arange(count, dtype=np.float64),
     ends=np.arange(1, count + 1, dtype=np.float64),
@@ -66,7 +66,7 @@ def write_store(directory: Path, minutes: int, side: int) -> None:
   )
   directory.mkdir()
   writer = frame_store.FrameStoreWriter(directory, fps=1.0, shard_megabytes=256.0)
-  writer.add("0.mp4", cut)
+  writer.add("0.mp4", extracted)
   writer.close()
 
 

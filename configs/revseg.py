@@ -112,7 +112,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     fps=4,
     objects_min=2,
     objects_max=2,
-    lives=("approach",),
+    behaviours=("approach",),
     families=("described",),
     large_cells=2,
   )

@@ -122,7 +122,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     shown=64.0,
     fps=1,
     dwell=4.0,  # seconds that the answer is visible: in the first frames of one question in four
-    lives=("flicker",),
+    behaviours=("flicker",),
     families=("moment",),
   )
   base_config.tiny_network(config)

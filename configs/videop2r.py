@@ -100,7 +100,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     config,
     videos=2000,
     questions_per_video=1,
-    lives=("cycle", "count", "charge"),
+    behaviours=("cycle", "count", "charge"),
     families=("choice", "name", "visits", "read", "measure"),  # one of each problem type
     digits=1,
   )

@@ -14,7 +14,10 @@ PACKAGE = ROOT / "vr_jax"
 
 # Anyone may stand on these.
 GROUND = frozenset(
-  {"records", "errors", "atomic", "model_endpoint", "schema", "user_code", "run_length"}
+  (
+    *("records", "errors", "atomic", "model_endpoint"),
+    *("schema", "user_code", "run_length", "frame_times"),
+  )
 )
 ALL_ROOMS = frozenset(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 MAY_USE = {
@@ -25,6 +28,7 @@ MAY_USE = {
   "schema": frozenset(),
   "user_code": frozenset(),
   "run_length": frozenset(),
+  "frame_times": frozenset(),
   "model_fields": frozenset(),
   "config_fields": frozenset({"model_fields"}),
   "optional_sections": frozenset({"config_fields"}),

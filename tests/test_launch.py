@@ -27,7 +27,7 @@ LONGER = {
 }
 # Several turns: an untrained reply leads to another turn.
 TURNS = {
-  "data.simulate.world.lives": ("flicker",),
+  "data.simulate.world.behaviours": ("flicker",),
   "data.simulate.world.families": ("moment",),
   "data.simulate.world.fps": 1,
   "data.frames": 8,

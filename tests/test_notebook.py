@@ -9,6 +9,8 @@ import nbformat
 import pytest
 
 from tests.train import nano
+from vr_jax.models import sam2
+from vr_jax.models.sam2 import parameters
 
 NOTEBOOKS = pathlib.Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -98,6 +100,30 @@ def test_a_run_of_several_turns_is_asked_turn_by_turn_with_the_frames_of_each(as
   assert re.search(r"^seconds shown: 0 to 64, as in question \S+ of the run's test", text, re.M)
   assert re.search(r"^seconds shown: 0 to 32, as --shown says$", text, re.M)
   assert re.search(r"\{'before RL': '\d+ of \d+ right', 'after RL': '\d+ of \d+ right'\}", text)
+
+
+@pytest.fixture(scope="module")
+def segmented(tmp_path_factory):
+  """Output of the notebook that segments, with a policy and a SAM2 of random weights."""
+  directory = tmp_path_factory.mktemp("segmented")
+  network, weights = sam2.smallest(), directory / "sam2"
+  sam2.save(sam2.Segmenter(network, parameters.initialise(network, seed=0)), weights)
+  with pytest.MonkeyPatch.context() as patched:
+    nano.use_devices(patched, 1)
+    config = nano.config("configs/revseg.py", **nano.SHORT_GROUNDING)
+    nano.untrained_run(config, directory / "run")
+  places = f"\nrun, weights = {str(directory / 'run')!r}, {str(weights)!r}"
+  return _printed("segment.ipynb", places)
+
+
+def test_a_query_is_segmented_from_the_box_of_the_policy_and_from_the_true_one(segmented):
+  text, pictures = segmented
+  assert pictures == 2
+  assert re.search(r"^turn 1 shows \d+ frames$", text, re.M)
+  assert re.search(r"^key frame: .*; box: .*; problem: \w+$", text, re.M)
+  scores = re.findall(r"^box of the (policy|truth): J (\S+), F (\S+)$", text, re.M)
+  assert [name for name, *_ in scores] == ["policy", "truth"]
+  assert all(0 <= float(score) <= 1 for _, *both in scores for score in both)
 
 
 def test_the_notebook_that_asks_the_demo_is_stored_with_what_it_printed():

@@ -90,7 +90,7 @@ def test_masks_start_at_the_box_of_the_frame_that_the_policy_chose(
   out, _ = _run(capsys, video, *said, *where, "--fresh_reverse")
   assert out.count("a mark, box") == 2
   record = json.loads((tmp_path / "m" / "masks.json").read_text())
-  frames = video_file.cut(video, fps=1e6, quality=95, max_side=2**31)
+  frames = video_file.extract(video, fps=1e6, quality=95, max_side=2**31)
   for found, pool, (place, box) in zip(record["objects"], pools, said.values(), strict=True):
     assert frames.timestamps[found["frame"]] == pytest.approx(pool[place])
     assert found["box"] == pytest.approx([64 / 112 * side for side in box])
@@ -102,8 +102,8 @@ def test_masks_start_at_the_box_of_the_frame_that_the_policy_chose(
 
 def test_a_key_frame_is_found_by_its_time_alone():
   times = np.array([0.0, 0.125, 0.25])
-  assert segment.frame_at(times, 0.1251) == 1
-  with pytest.raises(ValueError, match=r"no frame at 0\.2 s; the nearest is at 0\.25 s"):
+  assert segment.frame_at(times, 0.12505) == 1
+  with pytest.raises(ValueError, match=r"no frame at 0\.2 s"):
     segment.frame_at(times, 0.2)
 
 

@@ -107,9 +107,9 @@ def tiny_simulation(
       "shown": 8.0,  # seconds from the start that the model may see
       "objects_min": 1,
       "objects_max": 1,
-      "lives": ("cycle",),
-      "lives_per_object": 1,
-      "periods": (2, 3),  # number of changes after which a life repeats
+      "behaviours": ("cycle",),
+      "behaviours_per_object": 1,
+      "periods": (2, 3),  # number of changes after which a behaviour repeats
       "shapes": ("circle", "square", "triangle", "star", "cross", "diamond"),
       "colours": ("red", "green", "blue", "yellow"),
       "families": ("choice", "name"),

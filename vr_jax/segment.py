@@ -33,7 +33,7 @@ from jaxtyping import Float
 import ml_collections
 import numpy as np
 
-from vr_jax import ask, atomic, errors, records
+from vr_jax import ask, atomic, errors, frame_times, records
 
 if TYPE_CHECKING:
   from jaxtyping import PyTree
@@ -87,7 +87,7 @@ def segment(argv: Sequence[str]) -> None:
   from vr_jax.data import guarded_reader
   from vr_jax.eval import mask_output
   from vr_jax.models import sam2
-  from vr_jax.train import compilations, config_checks, console, paths, run_context
+  from vr_jax.train import asked_clip, compilations, config_checks, console, paths, run_context
 
   config, workdir = arguments.config, arguments.workdir or Path()
   config_checks.check(config)
@@ -102,13 +102,16 @@ def segment(argv: Sequence[str]) -> None:
     with console.doing("reading the video", announce=True):
       limits = paths.decode_limits(config.data)
       settings: dict[str, Any] = {"fps": _EVERY_FRAME, "quality": _QUALITY, "max_side": _ANY_SIDE}
-      video = guarded_reader.cut(arguments.video, limits=limits, **settings)
+      video = guarded_reader.extract(arguments.video, limits=limits, **settings)
+      asked = asked_clip.decode(arguments.video, config)
     cache = compilations.use_cache(workdir)
     waiting.enter_context(compilations.announced(cache, compilations.network(config)))
     with console.doing("loading the weights", announce=True):
       params, policy = ask.load_policy(context, arguments.workdir, before_rl=arguments.before_rl)
     print(f"{policy} · {arguments.video}: {video.duration:g} s, {len(video.jpegs)} frames")
-    found = [_ground(arguments, query, context, params, video) for query in arguments.queries]
+    found = [
+      _ground(arguments, query, context, params, video, asked) for query in arguments.queries
+    ]
     with console.progress("tracking") as tick:
       masks = mask_output.track(
         segmenter, video, found, fresh_reverse=arguments.fresh_reverse, on_progress=tick
@@ -166,9 +169,14 @@ def _ground(
   query: str,
   context: "run_context.RunContext",
   params: "PyTree",
-  video: "video_file.CutVideo",
+  video: "video_file.ExtractedVideo",
+  asked: "video_file.ExtractedVideo",
 ) -> "mask_output.FoundObject":
-  """Plays the episode of a query, prints it, and returns what it found."""
+  """Plays the episode of a query, prints it, and returns what it found.
+
+  video: the file with all of its frames, at their full size.
+  asked: the file as the policy's data is stored.
+  """
   from vr_jax.eval import mask_output
   from vr_jax.rollout import session as session_lib
   from vr_jax.train import asked_clip, console
@@ -179,6 +187,7 @@ def _ground(
     config=arguments.config,
     workdir=arguments.workdir,
     shown=arguments.shown,
+    extracted=asked,
   )
   print(f"\n{query}\n{ask.describe(clip)}")
   session, replies = ask.session(context, params, clip.pool), []
@@ -211,13 +220,13 @@ def frame_at(times: Float[np.ndarray, "frames"], time: float) -> int:
 
   Raises ValueError if no frame has it: the key frame's box would be put on another one.
   """
-  index = int(np.argmin(np.abs(times - time)))
-  if abs(times[index] - time) > 1e-3:
-    raise ValueError(f"no frame at {time:g} s; the nearest is at {times[index]:g} s")
+  index = int(frame_times.find(times, np.array([time]))[0])
+  if index < 0:
+    raise ValueError(f"no frame at {time:g} s")
   return index
 
 
-def describe(found: "mask_output.FoundObject", video: "video_file.CutVideo") -> str:
+def describe(found: "mask_output.FoundObject", video: "video_file.ExtractedVideo") -> str:
   """Says in a line what a query found."""
   if found.frame is None:
     return f"→ no key frame ({found.problem}); its masks are empty"

@@ -74,7 +74,7 @@ def test_colours_are_those_that_the_file_means(tmp_path, matrix, colour_range, b
   """To 5 of 255: rounding to 8 bits, twice, and JPEG. PyAV below 17 was wrong by 15 to 36."""
   path = tmp_path / "patches.mp4"
   _write_patches(path, matrix, colour_range, bits)
-  video = video_file.cut(path, fps=4, quality=95, max_side=max_side)
+  video = video_file.extract(path, fps=4, quality=95, max_side=max_side)
   image = np.asarray(Image.open(io.BytesIO(video.jpegs[0])), int)
   side = video.width // len(PATCHES)
   middles = image[video.height // 2, side // 2 :: side]

@@ -26,7 +26,7 @@ def store(tmp_path):
 
 
 def decoded(path):
-  jpegs = video_file.cut(path, **CUT).jpegs
+  jpegs = video_file.extract(path, **CUT).jpegs
   return np.stack([np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in jpegs])
 
 
@@ -78,7 +78,7 @@ def test_a_flipped_byte_is_an_error_that_names_shard_and_record_and_spares_the_o
 ):
   shard = tmp_path / "store" / "frames-00000.array_record"
   data = bytearray(shard.read_bytes())
-  jpeg = video_file.cut(tmp_path / "videos" / "a.mp4", **CUT).jpegs[4]
+  jpeg = video_file.extract(tmp_path / "videos" / "a.mp4", **CUT).jpegs[4]
   data[data.index(jpeg) + len(jpeg) // 2] ^= 1
   shard.write_bytes(data)
   damaged = frame_store.FrameStore(tmp_path / "store")
@@ -151,7 +151,7 @@ def test_times_that_are_not_those_of_all_frames_are_refused(store, tmp_path, nam
 
 def test_neither_two_videos_of_a_name_nor_frames_without_times_are_stored(tmp_path):
   videos.write(tmp_path / "a.mp4", frames=8, size=64)
-  cut = video_file.cut(tmp_path / "a.mp4", **CUT)
+  cut = video_file.extract(tmp_path / "a.mp4", **CUT)
   writer = frame_store.FrameStoreWriter(tmp_path, fps=2.0, shard_megabytes=1.0)
   with pytest.raises(ValueError, match="numbers of frames and times"):
     writer.add("a.mp4", dataclasses.replace(cut, jpegs=cut.jpegs[1:]))

@@ -30,7 +30,7 @@ SIZE = {"quality": 90, "max_side": 448}
 
 def read(*paths, **limits):
   limits = guarded_reader.DecodeLimits(**{"processes": 1} | limits)
-  return list(guarded_reader.cut_all(paths, fps=1.0, **SIZE, limits=limits))
+  return list(guarded_reader.extract_all(paths, fps=1.0, **SIZE, limits=limits))
 
 
 def workers(parent: int) -> list[int]:
@@ -80,7 +80,7 @@ def test_files_come_in_order_and_as_they_are_read_without_a_worker(good, tmp_pat
   Image.fromarray(videos.picture(3)).save(picture)
   paths = [good, picture, tmp_path / "missing.mp4"] * 6  # enough for two processes
   results = read(*paths, processes=2)
-  expected = video_file.cut(good, fps=1.0, **SIZE), picture_file.cut(picture, **SIZE)
+  expected = video_file.extract(good, fps=1.0, **SIZE), picture_file.extract(picture, **SIZE)
   for place, result in enumerate(results):
     if place % 3 == 2:
       assert_named(result, paths[2], "cannot be decoded (No such file")
@@ -160,7 +160,7 @@ def test_a_file_that_declares_too_many_pixels_is_named(good, tmp_path):
   assert_named(errors[1], video, "12000 x 12000", "config.data.decode.megapixels")
   assert_named(errors[2], beyond, "cannot be decoded")  # FFmpeg itself refuses such a size
   assert isinstance(read(good, megapixels=0.004)[0], InputError)
-  assert isinstance(read(good, megapixels=0.005)[0], video_file.CutVideo)
+  assert isinstance(read(good, megapixels=0.005)[0], video_file.ExtractedVideo)
 
 
 def write_playlist(path: Path, end: str = "") -> Path:
@@ -203,7 +203,7 @@ def test_a_list_of_files_is_no_video(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_reader_that_is_ended_leaves_no_worker_behind(hanging, number):
   code = "import sys; from pathlib import Path; from vr_jax.data import guarded_reader as reader; "
-  code += "reader.cut(Path(sys.argv[1]), fps=1.0, quality=90, max_side=448, "
+  code += "reader.extract(Path(sys.argv[1]), fps=1.0, quality=90, max_side=448, "
   code += "limits=reader.DecodeLimits())"
   command = [sys.executable, "-c", code, str(hanging)]
   reader = subprocess.Popen(
@@ -231,7 +231,7 @@ def test_modules_in_the_current_directory_are_not_taken_for_those_of_a_worker(go
   (tmp_path / "queue.py").write_text("raise RuntimeError('not the right one')")
   code = "import sys; sys.path.pop(0); from pathlib import Path; "
   code += "from vr_jax.data import guarded_reader as reader; "
-  code += "print(len(reader.cut(Path(sys.argv[1]), fps=1.0, quality=90, max_side=448, "
+  code += "print(len(reader.extract(Path(sys.argv[1]), fps=1.0, quality=90, max_side=448, "
   code += "limits=reader.DecodeLimits()).jpegs))"
   command = [sys.executable, "-c", code, str(good)]
   environment = {**os.environ, "PYTHONPATH": str(ROOT)}

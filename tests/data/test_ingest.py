@@ -58,13 +58,13 @@ def test_each_video_is_decoded_once_and_only_if_asked_about(inputs, monkeypatch)
   values = [record(id=str(index), video="a.mp4") for index in range(9)]
   annotation_files.write(inputs / "notes.jsonl", *values)
   opened = []
-  cut_all = guarded_reader.cut_all
+  extract_all = guarded_reader.extract_all
 
   def note(paths, **settings):
     opened.extend(path.name for path in paths)
-    return cut_all(paths, **settings)
+    return extract_all(paths, **settings)
 
-  monkeypatch.setattr(guarded_reader, "cut_all", note)
+  monkeypatch.setattr(guarded_reader, "extract_all", note)
   run(inputs)
   assert opened == ["a.mp4"]
 
@@ -77,7 +77,7 @@ def test_progress_is_told_after_each_video(inputs):
 
 def test_a_complete_output_is_left_as_it_is(inputs, monkeypatch):
   report = run(inputs)
-  monkeypatch.setattr(guarded_reader, "cut_all", None)
+  monkeypatch.setattr(guarded_reader, "extract_all", None)
   assert run(inputs) == report
 
 

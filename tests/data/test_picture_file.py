@@ -27,20 +27,20 @@ def pixels(cut):
 
 @pytest.mark.parametrize("suffix", picture_file.SUFFIXES)
 def test_a_picture_is_one_frame_at_once(tmp_path, suffix):
-  cut = picture_file.cut(write(tmp_path / f"a{suffix}"), quality=95, max_side=448)
+  cut = picture_file.extract(write(tmp_path / f"a{suffix}"), quality=95, max_side=448)
   assert (cut.height, cut.width, cut.duration, cut.timestamps.tolist()) == (40, 60, 0.0, [0.0])
   np.testing.assert_allclose(pixels(cut)[20, 30], RED, atol=6)
 
 
 def test_a_picture_is_scaled_down_turned_upright_and_laid_on_white(tmp_path):
-  large = picture_file.cut(write(tmp_path / "a.png", size=(300, 3)), quality=90, max_side=100)
+  large = picture_file.extract(write(tmp_path / "a.png", size=(300, 3)), quality=90, max_side=100)
   assert (large.height, large.width) == (1, 100)
   exif = Image.Exif()
   exif[0x0112] = 6  # Orientation: a quarter turn
-  turned = picture_file.cut(write(tmp_path / "b.jpg", exif=exif), quality=90, max_side=448)
+  turned = picture_file.extract(write(tmp_path / "b.jpg", exif=exif), quality=90, max_side=448)
   assert (turned.height, turned.width) == (60, 40)
   path = write(tmp_path / "c.png", mode="RGBA", colour=(0, 0, 0, 0))
-  clear = picture_file.cut(path, quality=90, max_side=448)
+  clear = picture_file.extract(path, quality=90, max_side=448)
   np.testing.assert_allclose(pixels(clear)[20, 30], (255, 255, 255), atol=2)
 
 
@@ -63,7 +63,7 @@ BROKEN = {
 def test_a_broken_picture_is_named(tmp_path, name):
   BROKEN[name](tmp_path / name)
   with pytest.raises(InputError, match=rf"{name}: cannot be read as a picture") as error:
-    picture_file.cut(tmp_path / name, quality=90, max_side=448)
+    picture_file.extract(tmp_path / name, quality=90, max_side=448)
   assert "\n" not in str(error.value)
 
 
@@ -101,7 +101,7 @@ def test_sixteen_bits_of_grey_keep_their_brightness(tmp_path):
   ramp = np.tile(np.linspace(0, 255, 64).round(), (48, 1))
   Image.fromarray((ramp * 257).astype(np.uint16)).save(path)
   shown = ffmpeg.first_picture(path, 64, 48)
-  (jpeg,) = picture_file.cut(path, quality=95, max_side=448).jpegs
+  (jpeg,) = picture_file.extract(path, quality=95, max_side=448).jpegs
   found = np.asarray(Image.open(io.BytesIO(jpeg))).astype(float)
   np.testing.assert_allclose(found, shown, atol=3)
   np.testing.assert_allclose(found[..., 0], ramp, atol=3)

@@ -14,7 +14,7 @@ FASTSTART = {"movflags": "faststart"}
 
 
 def cut(path, *, fps=1.0, max_side=448):
-  return video_file.cut(path, fps=fps, quality=90, max_side=max_side)
+  return video_file.extract(path, fps=fps, quality=90, max_side=max_side)
 
 
 def pixels(jpeg):

@@ -47,7 +47,7 @@ def test_a_picture_has_the_shape_in_which_it_is_shown(
   tmp_path, size, aspect, shown, options, suffix
 ):
   path = write(tmp_path / f"a{suffix}", size, aspect, *options)
-  result = video_file.cut(path, **CUT)
+  result = video_file.extract(path, **CUT)
   assert (result.width, result.height) == shown
   assert_same_picture(result.jpegs[0], ffmpeg.first_picture(path, *shown, SQUARE))
 
@@ -61,7 +61,7 @@ def test_the_longer_side_as_shown_is_scaled_to_the_limit_in_every_path(tmp_path)
   (stored,) = store.jpegs("wide.mp4", [0])
   expected = ffmpeg.first_picture(path, 448, 246, f"{SQUARE},scale=448:246:flags=area")
   assert_same_picture(stored, expected)
-  cut = video_file.cut(path, **CUT)
+  cut = video_file.extract(path, **CUT)
   span = records.Span(start=0.0, end=cut.duration)
   asked = video_clip.take(cut, span, sampling.PoolRule(frames=1), where=str(path))
   assert asked.jpegs == (stored,)
@@ -70,7 +70,7 @@ def test_the_longer_side_as_shown_is_scaled_to_the_limit_in_every_path(tmp_path)
 def test_a_turned_picture_is_stretched_in_the_width_that_it_was_recorded_in(tmp_path):
   path = write(tmp_path / "a.mp4", "176x144", "12/11")
   ffmpeg.write_matrix(path, 0, 1, -1, 0)
-  result = video_file.cut(path, **CUT)
+  result = video_file.extract(path, **CUT)
   assert (result.width, result.height) == (144, 192)
   assert_same_picture(result.jpegs[0], ffmpeg.first_picture(path, 144, 192, "scale=144:192"))
 
@@ -84,7 +84,7 @@ def test_a_picture_that_changes_its_shape_gets_black_bars(tmp_path, size, aspect
   second = write(tmp_path / "2.ts", size, aspect, "-mpegts_flags", "initial_discontinuity")
   joined = tmp_path / "joined.ts"
   joined.write_bytes(first.read_bytes() + second.read_bytes())
-  result = video_file.cut(joined, **CUT)
+  result = video_file.extract(joined, **CUT)
   assert len(result.jpegs) == 2
   assert_same_picture(result.jpegs[0], ffmpeg.first_picture(first, 192, 144, SQUARE))
   bars = f"scale={inside},pad=192:144:(ow-iw)/2:(oh-ih)/2"
@@ -96,6 +96,6 @@ def test_a_picture_that_changes_its_size_alone_fills_the_first_ones(tmp_path):
   second = write(tmp_path / "2.ts", "64x48", "1", "-mpegts_flags", "initial_discontinuity")
   joined = tmp_path / "joined.ts"
   joined.write_bytes(first.read_bytes() + second.read_bytes())
-  result = video_file.cut(joined, **CUT)
+  result = video_file.extract(joined, **CUT)
   expected = ffmpeg.first_picture(second, 192, 144, "scale=192:144")
   assert_same_picture(result.jpegs[1], expected)

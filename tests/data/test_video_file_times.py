@@ -21,7 +21,7 @@ def index(tmp_path_factory):
 
 
 def cut(path, fps=8.0):
-  return video_file.cut(path, fps=fps, quality=95, max_side=448)
+  return video_file.extract(path, fps=fps, quality=95, max_side=448)
 
 
 def pixels(jpeg):

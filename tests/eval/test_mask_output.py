@@ -29,7 +29,7 @@ def video(tmp_path_factory):
   path = tmp_path_factory.mktemp("video") / "a.mp4"
   times = [0.0, 0.1, 0.2, 0.5, 0.6, 0.7, 1.1]
   videos.write(path, frames=FRAMES, size=64, times=times)
-  return video_file.cut(path, fps=1e6, quality=95, max_side=2**31)
+  return video_file.extract(path, fps=1e6, quality=95, max_side=2**31)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_the_overlay_has_the_times_of_the_video_and_shows_box_and_masks(tmp_path
 
 def test_an_odd_size_loses_a_row_of_the_overlay_and_none_of_the_masks(tmp_path, segmenter):
   image = np.random.default_rng(0).integers(0, 256, (45, 63, 3), np.uint8)
-  cut = video_file.CutVideo(
+  cut = video_file.ExtractedVideo(
     jpegs=(video_file.encode(image, 95),),
     timestamps=np.zeros(1),
     ends=np.ones(1),

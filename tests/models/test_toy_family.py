@@ -27,7 +27,7 @@ TOY = {
   "cpu_devices": 0,
 }
 TURNS = {
-  "data__simulate__world__lives": ("flicker",),
+  "data__simulate__world__behaviours": ("flicker",),
   "data__simulate__world__families": ("moment",),
   "data__simulate__world__fps": 1,
   "data__simulate__world__seconds": 16.0,

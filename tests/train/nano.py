@@ -32,7 +32,7 @@ OVERRIDES: Mapping[str, Any] = {
   "data.simulate.world.width": 64,
   "data.simulate.world.fps": 4,
   "data.simulate.world.wordings": 3,
-  "data.simulate.world.lives": ("cycle", "grow"),
+  "data.simulate.world.behaviours": ("cycle", "grow"),
   "data.simulate.world.families": ("choice", "name", "visits"),
   "data.simulate.world.shapes": ("circle", "square", "triangle"),
   "data.test_fraction": 0.25,
@@ -72,9 +72,27 @@ OVERRIDES: Mapping[str, Any] = {
   "eval.report_samples": 2,
 }
 
+# Of revseg: eight frames, and nothing learned before RL.
+SHORT_GROUNDING: Mapping[str, Any] = {
+  "data__simulate__videos": 4,
+  "data__simulate__world__behaviours": ("approach",),
+  "data__simulate__world__families": ("described",),
+  "data__frames": 8,
+  "env__description_bytes": 16,
+  "model__prefix_buckets": (96, 224),
+  "model__frame_buckets": (4, 5),
+  "turns__episode_buckets": (128,),
+  "turns__observation_buckets": (64,),
+  "turns__decode_chunk": 16,
+  "sft__steps": 0,
+  "sft__max_reply_tokens": 112,
+  "rl__steps": 1,
+  "rl__token_bucket_ratio": 2.0,
+}
+
 # Of video_mtr: two turns about eight frames.
 SHORT_TURNS: Mapping[str, Any] = {
-  "data__simulate__world__lives": ("flicker",),
+  "data__simulate__world__behaviours": ("flicker",),
   "data__simulate__world__families": ("moment",),
   "data__simulate__videos": 8,
   "data__frames": 8,

@@ -199,7 +199,7 @@ def _refused(given, tmp_path) -> str:
 def test_what_examples_lack_together_is_said_before_videos_are_read(tmp_path, monkeypatch):
   given = _given(tmp_path)
   monkeypatch.setattr(
-    ingest.guarded_reader, "cut_all", lambda *_, **__: pytest.fail("reads videos")
+    ingest.guarded_reader, "extract_all", lambda *_, **__: pytest.fail("reads videos")
   )
   for split in ("test", "validation"):
     line = _refused({**given, f"data__{split}_fraction": 0.05}, tmp_path)

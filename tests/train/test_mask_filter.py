@@ -22,7 +22,7 @@ WORLD = config_lib.WorldConfig(
   dwell=1.0,
   objects_min=2,
   objects_max=2,
-  lives=config_lib.TRACK_LIVES,
+  behaviours=config_lib.TRACK_BEHAVIOURS,
   families=("described", "recoloured", "stayed"),
 )
 

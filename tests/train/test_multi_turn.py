@@ -20,7 +20,7 @@ from vr_jax.train import data_stage, experience, metrics, rl_loop, train_step
 
 RECIPE = "configs/video_mtr.py"
 OVERRIDES = {
-  "data__simulate__world__lives": ("flicker",),
+  "data__simulate__world__behaviours": ("flicker",),
   "data__simulate__world__families": ("moment",),
   "data__simulate__world__fps": 1,
   "data__simulate__world__seconds": 16.0,

@@ -20,26 +20,10 @@ from vr_jax.rollout import dialogue
 from vr_jax.train import check_examples, data_stage, metrics, paths, rl_loop, run_context
 
 RECIPE = "configs/revseg.py"
-OVERRIDES = {
-  "data__simulate__videos": 4,
-  "data__simulate__world__lives": ("approach",),
-  "data__simulate__world__families": ("described",),
-  "data__frames": 8,
-  "env__description_bytes": 16,
-  "model__prefix_buckets": (96, 224),
-  "model__frame_buckets": (4, 5),
-  "turns__episode_buckets": (128,),
-  "turns__observation_buckets": (64,),
-  "turns__decode_chunk": 16,
-  "sft__steps": 0,
-  "sft__max_reply_tokens": 112,
-  "rl__steps": 1,
-  "rl__token_bucket_ratio": 2.0,
-}
 
 
 def config(tmp_path, **changes):
-  overrides = {**OVERRIDES, **changes, "data__directory": str(tmp_path / "data")}
+  overrides = {**nano.SHORT_GROUNDING, **changes, "data__directory": str(tmp_path / "data")}
   return nano.config(RECIPE, **overrides)
 
 

@@ -58,7 +58,7 @@ def test_videop2r_trains_and_asks_for_replies_to_shuffled_frames(tmp_path, monke
   config = nano.config(
     "configs/videop2r.py",
     data__directory=str(tmp_path / "data"),
-    data__simulate__world__lives=("cycle", "count", "charge"),
+    data__simulate__world__behaviours=("cycle", "count", "charge"),
     data__simulate__world__families=("choice", "read", "measure"),
     sft__steps=0,
     rl__steps=2,

@@ -10,7 +10,7 @@ from vr_jax.worlds import claims as claims_lib
 from vr_jax.worlds import config as config_lib
 from vr_jax.worlds import consistency, write
 
-FULL = config_lib.WorldConfig(lives_per_object=2, objects_max=4)
+FULL = config_lib.WorldConfig(behaviours_per_object=2, objects_max=4)
 LONG = config_lib.WorldConfig(seconds=18, shown=12, periods=(2, 3, 4), dwell=1.5)
 STATES = tuple(
   records.State(object="circle", time=2.0 * cell, attribute="colour", value=value)
@@ -52,9 +52,11 @@ def test_reference_traces_are_wholly_consistent(family, config):
     assert result.claims >= len(example.steps) and result.contradicted == result.uncovered == 0
 
 
-@pytest.mark.parametrize("life", [life for life in config_lib.LIVES if life != "still"])
-def test_reference_traces_of_each_life_are_wholly_consistent(life):
-  for example in examples(FULL, 20, lives=(life,), families=("choice",), objects_max=2):
+@pytest.mark.parametrize(
+  "behaviour", [behaviour for behaviour in config_lib.BEHAVIOURS if behaviour != "still"]
+)
+def test_reference_traces_of_each_life_are_wholly_consistent(behaviour):
+  for example in examples(FULL, 20, behaviours=(behaviour,), families=("choice",), objects_max=2):
     assert consistency.trace_consistency(texts(example), example.states).score == 1.0
 
 
@@ -202,7 +204,7 @@ def test_a_reference_trace_implies_the_answer():
 
 
 def test_a_conclusion_that_is_no_option_implies_no_answer():
-  example = next(e for e in examples(FULL, 50, families=("choice",), lives=("cycle",)))
+  example = next(e for e in examples(FULL, 50, families=("choice",), behaviours=("cycle",)))
   wrong = [*texts(example)[:-1], f"At 8s, the {example.states[0].object} will be cyan."]
   assert consistency.implied_answer(wrong, example) is None
 

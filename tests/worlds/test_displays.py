@@ -20,12 +20,12 @@ WORLD = config_lib.WorldConfig(
   rows=2,
   columns=2,
   objects_max=2,
-  lives=config_lib.DISPLAYS,
+  behaviours=config_lib.DISPLAYS,
   families=config_lib.DISPLAY_FAMILIES,
 )
 MIXED = dataclasses.replace(
   WORLD,
-  lives=("cycle", "move", *config_lib.DISPLAYS),
+  behaviours=("cycle", "move", *config_lib.DISPLAYS),
   families=("choice", *config_lib.DISPLAY_FAMILIES),
 )
 
@@ -42,7 +42,7 @@ def at_56_pixels(image):
 
 def test_a_world_has_displays_only_where_it_names_them():
   world = config_lib.WorldConfig()
-  assert not set(world.lives) & set(config_lib.DISPLAYS)
+  assert not set(world.behaviours) & set(config_lib.DISPLAYS)
   assert not set(world.families) & set(config_lib.DISPLAY_FAMILIES)
   for example in examples(world, 20):
     assert not {state.attribute for state in example.states} & {"label", "charge"}
@@ -104,8 +104,8 @@ def charge_of(plate, config):
 
 
 def test_a_bar_glides_and_a_number_jumps():
-  charge = scene_lib.Life(kind="charge", values=("50", "100"))
-  count = scene_lib.Life(kind="count", values=("7", "42"))
+  charge = scene_lib.Behaviour(kind="charge", values=("50", "100"))
+  count = scene_lib.Behaviour(kind="count", values=("7", "42"))
   fields = {"colour": "red", "size": "small"}
   scene = scene_lib.Scene(
     height=112,
@@ -116,8 +116,8 @@ def test_a_bar_glides_and_a_number_jumps():
     fps=8,
     dwell=2.0,
     objects=(
-      scene_lib.Object(shape="star", place="top left", lives=(charge,), **fields),
-      scene_lib.Object(shape="circle", place="top right", lives=(count,), **fields),
+      scene_lib.Object(shape="star", place="top left", behaviours=(charge,), **fields),
+      scene_lib.Object(shape="circle", place="top right", behaviours=(count,), **fields),
     ),
   )
   poses = [[scene_lib.pose(scene, t, time) for t in scene.objects] for time in (1.0, 1.75, 2.0)]
@@ -167,7 +167,7 @@ def test_a_number_alone_is_no_label(text):
 @pytest.fixture(scope="module")
 def many():
   """Questions of one scene each, with labels of one digit: ten labels can be learnt from 1800."""
-  config = dataclasses.replace(MIXED, lives=config_lib.DISPLAYS, digits=1)
+  config = dataclasses.replace(MIXED, behaviours=config_lib.DISPLAYS, digits=1)
   rngs = (np.random.default_rng([9, index]) for index in range(1800))
   return [questions_lib.sample(rng, config, 1)[1][0] for rng in rngs]
 
@@ -195,8 +195,8 @@ def test_no_constant_answer_earns_much_of_a_regression_reward(many):
   ("fields", "named"),
   [
     ({"digits": 3}, r"worlds\.digits: 3 must be 1 or 2"),
-    ({"lives": ("count",)}, r"worlds\.families: 'measure' needs one of the lives charge"),
-    ({"families": ("name",)}, r"worlds\.families: 'name' needs one of the lives move"),
+    ({"behaviours": ("count",)}, r"worlds\.families: 'measure' needs one of the behaviours charge"),
+    ({"families": ("name",)}, r"worlds\.families: 'name' needs one of the behaviours move"),
   ],
 )
 def test_a_world_that_cannot_ask_what_it_names_is_refused(fields, named):

@@ -9,14 +9,14 @@ from vr_jax import errors
 from vr_jax.worlds import config as config_lib
 from vr_jax.worlds import questions as questions_lib
 
-FULL = config_lib.WorldConfig(lives_per_object=2)
+FULL = config_lib.WorldConfig(behaviours_per_object=2)
 TINY = config_lib.WorldConfig(
   height=112,
   width=112,
   rows=2,
   columns=2,
   objects_max=2,
-  lives=("cycle", "grow", "move"),
+  behaviours=("cycle", "grow", "move"),
   families=("choice", "name", "visits"),
 )
 LONG = config_lib.WorldConfig(seconds=18, shown=12, periods=(2, 3, 4), objects_max=4)
@@ -89,7 +89,7 @@ def test_options_are_distinct_lettered_and_hold_the_answer():
     (shape, attribute) = question.plan.asked[0]
     assert len(texts) == min(4, len(FULL.values(attribute)))
     # Having seen a value isn't enough to rule the others out.
-    assert set(scene.object(shape).life(attribute).values) <= set(texts)
+    assert set(scene.object(shape).behaviour(attribute).values) <= set(texts)
     offered.add(attribute)
   assert offered == {"colour", "place", "size", "visibility", "box"}
 
@@ -129,7 +129,7 @@ def test_questions_never_name_what_they_ask_for():
 
 
 def test_too_many_questions_for_a_scene_are_refused():
-  config = dataclasses.replace(TINY, lives=("grow",), families=("choice",), objects_max=1)
+  config = dataclasses.replace(TINY, behaviours=("grow",), families=("choice",), objects_max=1)
   with pytest.raises(errors.InputError, match=r"worlds\.families: no scene allows 2 different"):
     questions_lib.sample(np.random.default_rng(0), config, 2)
 
@@ -151,7 +151,7 @@ def test_a_blind_predictor_scores_chance(many, problem_type, predictor):
 
 @pytest.mark.parametrize("predictor", [blind.naive_bayes, blind.option_scores])
 def test_the_blind_predictors_find_a_leak_where_there_is_one(predictor):
-  config = dataclasses.replace(TINY, lives=("cycle",), families=("choice",))
+  config = dataclasses.replace(TINY, behaviours=("cycle",), families=("choice",))
   asked = [question for _, question in sample(config, 1500, each=1)]
   rng = np.random.default_rng(0)
   for index, question in enumerate(asked):

@@ -10,7 +10,7 @@ from vr_jax.worlds import scene as scene_lib
 
 SMALL = {"height": 112, "width": 112, "rows": 2, "columns": 2, "objects_max": 2}
 WORLD = config_lib.WorldConfig(**SMALL)
-WIDE = config_lib.WorldConfig(height=120, width=200, lives_per_object=2)
+WIDE = config_lib.WorldConfig(height=120, width=200, behaviours_per_object=2)
 
 
 def rendered(config, seed):
@@ -84,16 +84,18 @@ def test_masks_lie_in_the_zone_of_the_state():
 
 
 def test_a_larger_size_covers_more_pixels():
-  life = scene_lib.Life(kind="grow", values=("small", "medium", "large"))
+  behaviour = scene_lib.Behaviour(kind="grow", values=("small", "medium", "large"))
   for shape in config_lib.SHAPES:
-    video = render_lib.render(make_scene(make_object(shape=shape, place="top left", lives=(life,))))
+    video = render_lib.render(
+      make_scene(make_object(shape=shape, place="top left", behaviours=(behaviour,)))
+    )
     small, medium, large = (video.masks[0, 16 * cell].sum() for cell in range(3))
     assert 1.8 * small < medium < large / 1.5
 
 
 def test_an_object_in_front_hides_what_is_behind_it():
-  bounce = scene_lib.Life(kind="bounce", values=("top left", "top right"))
-  passing = make_object(shape="square", colour="blue", place="top left", lives=(bounce,))
+  bounce = scene_lib.Behaviour(kind="bounce", values=("top left", "top right"))
+  passing = make_object(shape="square", colour="blue", place="top left", behaviours=(bounce,))
   behind = make_object(place="top right")
   scene = make_scene(behind, passing)
   video = render_lib.render(scene)
@@ -105,8 +107,8 @@ def test_an_object_in_front_hides_what_is_behind_it():
 
 
 def test_a_cover_rises_over_the_object_and_hides_all_of_it():
-  life = scene_lib.Life(kind="hide", values=("visible", "hidden"))
-  video = render_lib.render(make_scene(make_object(place="bottom right", lives=(life,))))
+  behaviour = scene_lib.Behaviour(kind="hide", values=("visible", "hidden"))
+  video = render_lib.render(make_scene(make_object(place="bottom right", behaviours=(behaviour,))))
   seen = video.masks[0].sum(axis=(1, 2))
   assert seen[12] == seen[0] > seen[13] > seen[14] > seen[15]
   assert (seen[16:28] == 0).all() and seen[32] == seen[0]
@@ -114,9 +116,9 @@ def test_a_cover_rises_over_the_object_and_hides_all_of_it():
 
 
 def test_objects_share_the_box_without_touching():
-  life = scene_lib.Life(kind="box", values=("inside", "outside"))
+  behaviour = scene_lib.Behaviour(kind="box", values=("inside", "outside"))
   things = [
-    make_object(shape=shape, size="small", place=place, lives=(life,), slot=slot)
+    make_object(shape=shape, size="small", place=place, behaviours=(behaviour,), slot=slot)
     for slot, (shape, place) in enumerate([("circle", "top left"), ("star", "top right")])
   ]
   video = render_lib.render(make_scene(*things, box="bottom left"))
@@ -153,7 +155,9 @@ def test_the_mp4_is_h264_and_decodes_to_the_drawn_colours(tmp_path):
 
 
 def test_at_56_pixels_colour_place_and_size_can_still_be_read_from_the_file(tmp_path):
-  config = config_lib.WorldConfig(**SMALL, lives=("cycle", "grow", "move"), families=("choice",))
+  config = config_lib.WorldConfig(
+    **SMALL, behaviours=("cycle", "grow", "move"), families=("choice",)
+  )
   for seed in range(12):
     scene, video = rendered(config, seed)
     render_lib.write_video(tmp_path / "a.mp4", video.frames, scene.fps)

@@ -7,7 +7,7 @@ from vr_jax import errors
 from vr_jax.worlds import config as config_lib
 from vr_jax.worlds import scene as scene_lib
 
-WORLD = config_lib.WorldConfig(objects_max=4, lives_per_object=2)
+WORLD = config_lib.WorldConfig(objects_max=4, behaviours_per_object=2)
 
 
 def scenes(config, count):
@@ -45,14 +45,16 @@ def test_at_the_start_of_a_cell_the_pose_is_that_cells_state():
 
 
 def test_all_but_bouncing_objects_rest_for_three_quarters_of_a_cell():
-  config = dataclasses.replace(WORLD, lives=("move", "grow", "box", "hide"), families=("choice",))
+  config = dataclasses.replace(
+    WORLD, behaviours=("move", "grow", "box", "hide"), families=("choice",)
+  )
   for scene in scenes(config, 50):
     for thing in scene.objects:
       assert scene_lib.pose(scene, thing, 4.0) == scene_lib.pose(scene, thing, 5.4)
 
 
 def test_a_bouncing_object_travels_at_constant_speed():
-  config = config_lib.WorldConfig(lives=("bounce",), families=("choice",))
+  config = config_lib.WorldConfig(behaviours=("bounce",), families=("choice",))
   for scene in scenes(config, 10):
     thing = scene.objects[0]
     x = [scene_lib.pose(scene, thing, time).x for time in np.arange(0, 2, 0.125)]
@@ -62,20 +64,23 @@ def test_a_bouncing_object_travels_at_constant_speed():
     assert np.hypot(x[-1] - x[0], y[-1] - y[0]) > 30
 
 
-@pytest.mark.parametrize("life", config_lib.LIVES)
-def test_each_life_can_be_switched_off_and_be_the_only_one(life):
-  others = tuple(other for other in config_lib.LIVES if other != life)
-  without = dataclasses.replace(WORLD, lives=others, families=("choice",))
+@pytest.mark.parametrize("behaviour", config_lib.BEHAVIOURS)
+def test_each_life_can_be_switched_off_and_be_the_only_one(behaviour):
+  others = tuple(other for other in config_lib.BEHAVIOURS if other != behaviour)
+  without = dataclasses.replace(WORLD, behaviours=others, families=("choice",))
   kinds = {
-    own.kind for scene in scenes(without, 100) for thing in scene.objects for own in thing.lives
+    own.kind
+    for scene in scenes(without, 100)
+    for thing in scene.objects
+    for own in thing.behaviours
   }
   assert kinds == set(others) - {"still"}
-  if life != "still":
-    alone = dataclasses.replace(WORLD, lives=(life,), objects_max=2, families=("choice",))
+  if behaviour != "still":
+    alone = dataclasses.replace(WORLD, behaviours=(behaviour,), objects_max=2, families=("choice",))
     found = {
-      own.kind for scene in scenes(alone, 20) for thing in scene.objects for own in thing.lives
+      own.kind for scene in scenes(alone, 20) for thing in scene.objects for own in thing.behaviours
     }
-    assert found == {life}
+    assert found == {behaviour}
 
 
 def test_the_number_of_objects_keeps_to_the_config():
@@ -86,8 +91,8 @@ def test_the_number_of_objects_keeps_to_the_config():
 @pytest.mark.parametrize(
   ("fields", "named"),
   [
-    ({"lives": ("fly",)}, "worlds.lives: 'fly' is unknown"),
-    ({"lives": ()}, "worlds.lives"),
+    ({"behaviours": ("fly",)}, "worlds.behaviours: 'fly' is unknown"),
+    ({"behaviours": ()}, "worlds.behaviours"),
     ({"colours": ("red", "red", "blue", "green")}, "worlds.colours"),
     ({"colours": ("red", "blue", "green")}, "worlds.colours"),
     ({"height": 113}, "worlds.height"),
@@ -102,8 +107,8 @@ def test_the_number_of_objects_keeps_to_the_config():
     ({"periods": (1, 2)}, "worlds.periods"),
     ({"dwell": 0.3}, "worlds.dwell"),
     ({"wordings": 9}, "worlds.wordings"),
-    ({"lives_per_object": 3}, "worlds.lives_per_object"),
-    ({"lives": ("cycle",)}, "worlds.families: 'changes' needs one of the lives"),
+    ({"behaviours_per_object": 3}, "worlds.behaviours_per_object"),
+    ({"behaviours": ("cycle",)}, "worlds.families: 'changes' needs one of the behaviours"),
     ({"periods": (2,)}, "worlds.families: 'changes' has only one answer"),
     ({"objects_max": 1}, "worlds.families: 'occupancy'"),
   ],
@@ -117,7 +122,7 @@ def test_an_impossible_world_is_refused_with_the_field_named(fields, named):
 
 def test_more_objects_than_places_is_refused():
   config = config_lib.WorldConfig(
-    rows=2, columns=2, objects_min=3, lives=("move",), families=("choice",)
+    rows=2, columns=2, objects_min=3, behaviours=("move",), families=("choice",)
   )
   with pytest.raises(errors.InputError, match="don't fit on 2 x 2 places"):
     scene_lib.sample_scene(np.random.default_rng(0), config)

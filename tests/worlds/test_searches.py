@@ -23,10 +23,10 @@ MOMENT = config_lib.WorldConfig(
   fps=1,
   dwell=4.0,
   objects_max=2,
-  lives=("flicker",),
+  behaviours=("flicker",),
   families=("moment",),
 )
-LAMP = dataclasses.replace(MOMENT, lives=("peek",), families=("lamp",))
+LAMP = dataclasses.replace(MOMENT, behaviours=("peek",), families=("lamp",))
 WORLDS = pytest.mark.parametrize("config", [MOMENT, LAMP], ids=["moment", "lamp"])
 
 
@@ -50,10 +50,10 @@ def with_answer(scene, plan, colour):
   thing = scene.object(shape)
   other = dataclasses.replace(thing, colour=colour)
   if plan.family == "moment":
-    values = list(thing.lives[0].values)
+    values = list(thing.behaviours[0].values)
     values[plan.cell] = colour
     other = dataclasses.replace(
-      thing, lives=(scene_lib.Life(kind="flicker", values=tuple(values)),)
+      thing, behaviours=(scene_lib.Behaviour(kind="flicker", values=tuple(values)),)
     )
   objects = tuple(other if each is thing else each for each in scene.objects)
   return dataclasses.replace(scene, objects=objects)
@@ -98,7 +98,7 @@ def test_options_that_were_never_seen_elsewhere_are_not_right_more_often():
   hits, questions = [], []
   for scene, (question,) in asked(dataclasses.replace(MOMENT, seconds=16.0, shown=16.0), 1500):
     ((shape, _),) = question.plan.asked
-    values = list(scene.object(shape).lives[0].values)
+    values = list(scene.object(shape).behaviours[0].values)
     del values[question.plan.cell]
     rarest = min(question.options, key=lambda option: values.count(option[3:]))
     hits.append(rarest[0] == question.answer)
@@ -189,9 +189,12 @@ def test_from_the_file_to_the_pool_the_relevant_frames_are_those_of_the_span(con
   ("fields", "named"),
   [
     ({"shown": 60.0}, r"worlds\.shown: 60\.0 s must equal seconds"),
-    ({"lives": ("flicker", "cycle")}, r"worlds\.lives: flicker and peek can't be mixed with lives"),
-    ({"families": ("choice",)}, r"worlds\.families: 'choice' needs one of the lives move"),
-    ({"families": ("lamp",)}, r"worlds\.families: 'lamp' needs one of the lives peek"),
+    (
+      {"behaviours": ("flicker", "cycle")},
+      r"worlds\.behaviours: flicker and peek can't be mixed with behaviours",
+    ),
+    ({"families": ("choice",)}, r"worlds\.families: 'choice' needs one of the behaviours move"),
+    ({"families": ("lamp",)}, r"worlds\.families: 'lamp' needs one of the behaviours peek"),
     ({"seconds": 8.0, "shown": 8.0}, r"worlds\.seconds: 8\.0 s are fewer than the 3 cells"),
   ],
 )

@@ -9,10 +9,16 @@ from vr_jax import records
 from vr_jax.worlds import claims, sufficiency, write
 from vr_jax.worlds import config as config_lib
 
-FULL = config_lib.WorldConfig(lives_per_object=2, objects_max=4)
+FULL = config_lib.WorldConfig(behaviours_per_object=2, objects_max=4)
 LONG = config_lib.WorldConfig(seconds=18, shown=12, periods=(2, 3, 4), dwell=1.5)
 TINY = config_lib.WorldConfig(
-  height=112, width=112, rows=2, columns=2, objects_max=1, lives=("cycle",), families=("choice",)
+  height=112,
+  width=112,
+  rows=2,
+  columns=2,
+  objects_max=1,
+  behaviours=("cycle",),
+  families=("choice",),
 )
 
 

@@ -21,7 +21,7 @@ WORLD = config_lib.WorldConfig(
   dwell=1.0,
   objects_min=2,
   objects_max=4,
-  lives=config_lib.TRACK_LIVES,
+  behaviours=config_lib.TRACK_BEHAVIOURS,
   families=config_lib.TRACK_FAMILIES,
 )
 
@@ -162,7 +162,7 @@ def test_the_exact_tracker_follows_the_object_of_the_best_box():
 @pytest.mark.parametrize(
   ("fields", "field"),
   [
-    ({"lives": ("approach", "move")}, "lives"),
+    ({"behaviours": ("approach", "move")}, "behaviours"),
     ({"shown": 8.0}, "shown"),
     ({"large_cells": 10}, "large_cells"),
     ({"objects_max": 5}, "objects_max"),

@@ -6,10 +6,10 @@ from vr_jax.worlds import scene as scene_lib
 from vr_jax.worlds import truth
 
 SHOWN = records.Span(start=0.0, end=8.0)
-CYCLE = scene_lib.Life(kind="cycle", values=("red", "green", "blue"))
-BOX = scene_lib.Life(kind="box", values=("outside", "inside"))
+CYCLE = scene_lib.Behaviour(kind="cycle", values=("red", "green", "blue"))
+BOX = scene_lib.Behaviour(kind="box", values=("outside", "inside"))
 CIRCLE = scene_lib.Object(
-  shape="circle", colour="red", place="top left", size="small", lives=(CYCLE, BOX)
+  shape="circle", colour="red", place="top left", size="small", behaviours=(CYCLE, BOX)
 )
 STAR = scene_lib.Object(shape="star", colour="pink", place="top right", size="large")
 SCENE = scene_lib.Scene(
@@ -48,7 +48,7 @@ def test_states_are_those_of_the_scripts():
 
 
 def test_a_scene_without_a_box_has_nothing_inside_or_outside():
-  config = config_lib.WorldConfig(lives=("cycle",), families=("choice",))
+  config = config_lib.WorldConfig(behaviours=("cycle",), families=("choice",))
   scene = scene_lib.sample_scene(np.random.default_rng(0), config)
   assert {s.attribute for s in truth.states(scene)} == {"colour", "place", "size", "visibility"}
 

@@ -14,10 +14,10 @@ TINY = config_lib.WorldConfig(
   rows=2,
   columns=2,
   objects_max=2,
-  lives=("cycle", "grow", "move"),
+  behaviours=("cycle", "grow", "move"),
   families=("choice", "name", "visits"),
 )
-# One shape, one life: few enough scenes that two videos soon draw the same.
+# One shape, one behaviour: few enough scenes that two videos soon draw the same.
 SMALL = config_lib.WorldConfig(
   height=32,
   width=32,
@@ -27,7 +27,7 @@ SMALL = config_lib.WorldConfig(
   objects_max=1,
   shapes=("circle",),
   colours=("red", "green", "blue", "yellow"),
-  lives=("grow",),
+  behaviours=("grow",),
   families=("name",),
 )
 

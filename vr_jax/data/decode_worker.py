@@ -78,11 +78,11 @@ def _answer(request: dict[str, Any], answers: BinaryIO) -> tuple[bytes, ...]:
 
   try:
     if "frame_rate" in request:
-      cut = image_folder.cut(path, fps=fps, progress=progress, **request)
+      extracted = image_folder.extract(path, fps=fps, progress=progress, **request)
     elif picture_file.is_picture(path.name):
-      cut = picture_file.cut(path, **request)
+      extracted = picture_file.extract(path, **request)
     else:
-      cut = video_file.cut(path, fps=fps, progress=progress, **request)
+      extracted = video_file.extract(path, fps=fps, progress=progress, **request)
   except InputError as error:
     return (_line({"problem": str(error)}),)
   except (MemoryError, BlockingIOError):  # the latter: no memory for another thread
@@ -90,19 +90,19 @@ def _answer(request: dict[str, Any], answers: BinaryIO) -> tuple[bytes, ...]:
   except Exception as error:
     problem = f"{path}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
     return (_line({"problem": problem}),)
-  sizes = [len(jpeg) for jpeg in cut.jpegs]
+  sizes = [len(jpeg) for jpeg in extracted.jpegs]
   fields = {
     "sizes": sizes,
     "bytes": sum(sizes),
-    "timestamps": cut.timestamps.tolist(),
-    "ends": cut.ends.tolist(),
-    "height": cut.height,
-    "width": cut.width,
-    "duration": cut.duration,
-    "original_height": cut.original_height,
-    "original_width": cut.original_width,
+    "timestamps": extracted.timestamps.tolist(),
+    "ends": extracted.ends.tolist(),
+    "height": extracted.height,
+    "width": extracted.width,
+    "duration": extracted.duration,
+    "original_height": extracted.original_height,
+    "original_width": extracted.original_width,
   }
-  return _line(fields), *cut.jpegs
+  return _line(fields), *extracted.jpegs
 
 
 def _line(value: Any) -> bytes:

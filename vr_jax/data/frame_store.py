@@ -89,12 +89,12 @@ class FrameStoreWriter:
     self._ends: list[Float[np.ndarray, "frames"]] = []
     self._checksums: list[int] = []
 
-  def add(self, video: str, cut: video_file.CutVideo) -> None:
+  def add(self, video: str, extracted: video_file.ExtractedVideo) -> None:
     """Writes the frames of one video under the name `video`.
 
     Raises ValueError if the store has a video of this name.
     """
-    counts = {len(cut.jpegs), len(cut.timestamps), len(cut.ends)}
+    counts = {len(extracted.jpegs), len(extracted.timestamps), len(extracted.ends)}
     if video in self._entries or len(counts) != 1:
       raise ValueError(f"{video}: was added before, or has numbers of frames and times {counts}")
     shard = self._shard or self._open_shard()
@@ -102,24 +102,24 @@ class FrameStoreWriter:
       shard=shard.path.name,
       record=shard.records,
       first=len(self._checksums),
-      count=len(cut.jpegs),
-      height=cut.height,
-      width=cut.width,
-      duration=cut.duration,
-      original_height=cut.original_height,
-      original_width=cut.original_width,
+      count=len(extracted.jpegs),
+      height=extracted.height,
+      width=extracted.width,
+      duration=extracted.duration,
+      original_height=extracted.original_height,
+      original_width=extracted.original_width,
     )
     try:
-      for jpeg in cut.jpegs:
+      for jpeg in extracted.jpegs:
         shard.writer.write(jpeg)
     except RuntimeError as error:  # ArrayRecord raises nothing else
       raise _write_error(shard.path, error) from error
     self._entries[video] = entry
-    self._times.append(cut.timestamps)
-    self._ends.append(cut.ends)
-    self._checksums.extend(zlib.crc32(jpeg) for jpeg in cut.jpegs)
-    shard.records += len(cut.jpegs)
-    shard.bytes += sum(len(jpeg) for jpeg in cut.jpegs)
+    self._times.append(extracted.timestamps)
+    self._ends.append(extracted.ends)
+    self._checksums.extend(zlib.crc32(jpeg) for jpeg in extracted.jpegs)
+    shard.records += len(extracted.jpegs)
+    shard.bytes += sum(len(jpeg) for jpeg in extracted.jpegs)
     if shard.bytes >= self._shard_bytes:
       self._close_shard(shard)
 
@@ -236,14 +236,14 @@ class FrameStore:
     entry = self._entry(video)
     return self._checksums[entry.first : entry.first + entry.count]
 
-  def find(self, cut: video_file.CutVideo) -> tuple[str, ...]:
+  def find(self, extracted: video_file.ExtractedVideo) -> tuple[str, ...]:
     """Names of the stored videos that have exactly these frames at these times."""
-    checksums = np.array([zlib.crc32(jpeg) for jpeg in cut.jpegs], np.uint32)
+    checksums = np.array([zlib.crc32(jpeg) for jpeg in extracted.jpegs], np.uint32)
     return tuple(
       name
       for name in self.videos
       if np.array_equal(self.checksums(name), checksums)
-      and np.array_equal(self.timestamps(name), cut.timestamps)
+      and np.array_equal(self.timestamps(name), extracted.timestamps)
     )
 
   def read(
@@ -336,7 +336,7 @@ def write(
   """
   writer = FrameStoreWriter(directory, fps=fps, shard_megabytes=shard_megabytes)
   for video, path in videos:
-    writer.add(video, video_file.cut(path, fps=fps, quality=quality, max_side=max_side))
+    writer.add(video, video_file.extract(path, fps=fps, quality=quality, max_side=max_side))
   writer.close()
   return FrameStore(directory)
 

@@ -54,24 +54,24 @@ class DecodeLimits:
   megapixels: float = 100.0
 
 
-_Result = video_file.CutVideo | InputError
+_Result = video_file.ExtractedVideo | InputError
 
 
-def cut(
+def extract(
   path: Path, *, fps: float, quality: int, max_side: int, limits: DecodeLimits
-) -> video_file.CutVideo:
-  """Reads one file; the arguments are those of `cut_all`.
+) -> video_file.ExtractedVideo:
+  """Reads one file; the arguments are those of `extract_all`.
 
   Raises:
     InputError: the file is bad, or breaks a limit.
   """
-  (result,) = cut_all([path], fps=fps, quality=quality, max_side=max_side, limits=limits)
+  (result,) = extract_all([path], fps=fps, quality=quality, max_side=max_side, limits=limits)
   if isinstance(result, InputError):
     raise result
   return result
 
 
-def cut_all(
+def extract_all(
   paths: Sequence[Path],
   *,
   fps: float,
@@ -80,12 +80,12 @@ def cut_all(
   limits: DecodeLimits,
   folders: Mapping[Path, image_folder.FolderFrames] = types.MappingProxyType({}),
 ) -> Generator[_Result, None, None]:
-  """Yields what `video_file.cut` or `picture_file.cut` gives for each file, in their order.
+  """Yields what `video_file.extract` or `picture_file.extract` gives for each file, in their order.
 
   For a file that is bad, or breaks a limit, yields the error that says so. The workers end when
   the iterator is closed.
 
-  fps, quality, max_side: see `video_file.cut`.
+  fps, quality, max_side: see `video_file.extract`.
   folders: the frames of the paths that are folders of pictures.
 
   Raises:
@@ -208,7 +208,7 @@ class _Worker:
     if "problem" in header:
       return InputError(header["problem"])
     borders = np.cumsum([0, *header["sizes"]]).tolist()
-    return video_file.CutVideo(
+    return video_file.ExtractedVideo(
       jpegs=tuple(bytes(jpegs[a:b]) for a, b in itertools.pairwise(borders)),
       timestamps=np.array(header["timestamps"], np.float64),
       ends=np.array(header["ends"], np.float64),

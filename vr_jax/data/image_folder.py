@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from vr_jax import frame_times
 from vr_jax.data import picture_file, video_file
 from vr_jax.errors import InputError
 
@@ -67,7 +68,7 @@ def find_frames(
   return FolderFrames(names=tuple(files[frame][0] for frame in frames), frame_rate=frame_rate)
 
 
-def cut(
+def extract(
   path: Path,
   *,
   names: Sequence[str],
@@ -77,8 +78,8 @@ def cut(
   max_side: int,
   max_pixels: int = video_file.MAX_PIXELS,
   progress: Callable[[], None] = lambda: None,
-) -> video_file.CutVideo:
-  """Keeps `fps` frames a second of pictures in a folder, as `video_file.cut` does of a video.
+) -> video_file.ExtractedVideo:
+  """Keeps `fps` frames a second of pictures in a folder, as `video_file.extract` does of a video.
 
   names, frame_rate: see FolderFrames.
 
@@ -99,14 +100,16 @@ def cut(
         f"{path / name}: has {original[0]} x {original[1]} pixels, the first frame of its folder "
         f"{size[0]} x {size[1]}"
       )
-    if time + video_file.TIME_TOLERANCE < tick / fps:
+    if time + frame_times.TOLERANCE < tick / fps:
       continue
-    tick = math.floor((time + video_file.TIME_TOLERANCE) * fps) + 1
-    frame = picture_file.cut(path / name, quality=quality, max_side=max_side, max_pixels=max_pixels)
+    tick = math.floor((time + frame_times.TOLERANCE) * fps) + 1
+    frame = picture_file.extract(
+      path / name, quality=quality, max_side=max_side, max_pixels=max_pixels
+    )
     scaled = frame.height, frame.width
     jpegs += frame.jpegs
     kept.append(index)
-  return video_file.CutVideo(
+  return video_file.ExtractedVideo(
     jpegs=tuple(jpegs),
     timestamps=np.array(kept, np.float64) / frame_rate,
     ends=(np.array(kept, np.float64) + 1) / frame_rate,

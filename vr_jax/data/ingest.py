@@ -126,9 +126,9 @@ def ingest(
     output: directory to create.
     config: what to keep.
     limits: of the processes that decode.
-    check: is called with the examples of each split before any video is cut; may raise InputError.
-      Examples of bad videos are among them.
-    check_record: says what is wrong with an example, "" if nothing is; asked before videos are cut.
+    check: is called with the examples of each split before any frame is extracted; may raise
+      InputError. Examples of bad videos are among them.
+    check_record: says what is wrong with an example, "" if nothing is; asked before that.
     progress: called after each video with (videos done, all videos).
 
   Raises:
@@ -271,7 +271,7 @@ def _fill(
   check(split([question.example for question in questions], config))
   names = sorted({question.example.video for question in questions})
   folders = ingest_masks.folder_frames(questions, files)
-  bad_videos = _cut_videos(
+  bad_videos = _extract_videos(
     videos, names, folders, directory / "frames", config, limits, bad, progress
   )
   store = frame_store.FrameStore(directory / "frames")
@@ -298,7 +298,7 @@ def _fill(
   )
 
 
-def _cut_videos(
+def _extract_videos(
   videos: Path,
   names: Sequence[str],
   folders: Mapping[str, image_folder.FolderFrames],
@@ -314,7 +314,7 @@ def _cut_videos(
     directory, fps=config.fps, shard_megabytes=config.shard_megabytes
   )
   bad_videos = {}
-  results = cut_each(videos, names, writer, config, limits, bad, folders)
+  results = extract_each(videos, names, writer, config, limits, bad, folders)
   with contextlib.closing(results):
     for done, (name, result) in enumerate(results, start=1):
       if isinstance(result, InputError):
@@ -325,7 +325,7 @@ def _cut_videos(
   return bad_videos
 
 
-def cut_each(
+def extract_each(
   videos: Path,
   names: Sequence[str],
   writer: frame_store.FrameStoreWriter,
@@ -333,14 +333,14 @@ def cut_each(
   limits: guarded_reader.DecodeLimits,
   bad: BadInputs,
   folders: Mapping[str, image_folder.FolderFrames] = types.MappingProxyType({}),
-) -> Generator[tuple[str, video_file.CutVideo | InputError], None, None]:
+) -> Generator[tuple[str, video_file.ExtractedVideo | InputError], None, None]:
   """Reads videos in the order of `names`; yields (name, result) once it is written or noted as bad.
 
   The processes that decode end when the iterator is closed.
 
   folders: see `ingest_masks.folder_frames`.
   """
-  results = guarded_reader.cut_all(
+  results = guarded_reader.extract_all(
     [videos / name for name in names],
     fps=config.fps,
     quality=config.quality,

@@ -80,7 +80,7 @@ def try_ingest(
     begun, stored, read, bad_videos = time.monotonic(), 0, [], set()
     times = [begun]
     folders = ingest_masks.folder_frames(questions, files)
-    results = ingest.cut_each(videos, names, writer, config, limits, bad, folders)
+    results = ingest.extract_each(videos, names, writer, config, limits, bad, folders)
     with contextlib.closing(results):
       for name, result in results:
         read.append(name)

@@ -17,9 +17,9 @@ def is_picture(name: str) -> bool:
   return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
-def cut(
+def extract(
   path: Path, *, quality: int, max_side: int, max_pixels: int = video_file.MAX_PIXELS
-) -> video_file.CutVideo:
+) -> video_file.ExtractedVideo:
   """Reads a picture as a video of one frame at 0 s and without duration.
 
   The picture is rotated as its file says, drawn on white if transparent, and scaled down if a side
@@ -42,7 +42,7 @@ def cut(
   # Decoders of some formats raise SyntaxError or ValueError for damaged files.
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
     raise bad_picture(path, error) from error
-  return video_file.CutVideo(
+  return video_file.ExtractedVideo(
     jpegs=(video_file.encode(pixels, quality),),
     timestamps=np.zeros(1),
     ends=np.zeros(1),

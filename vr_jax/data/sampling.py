@@ -16,8 +16,7 @@ import math
 from jaxtyping import Float, Int
 import numpy as np
 
-from vr_jax import records
-from vr_jax.data import video_file
+from vr_jax import frame_times, records
 from vr_jax.errors import InputError
 
 TEMPORAL_PATCH = 2  # frames that the vision tower merges into one
@@ -142,7 +141,7 @@ def shown_range(
   """The first frame of a span, and the one after the last: those that `choose` chooses from."""
   if _is_still(timestamps, span):
     return 0, 1
-  tolerance = video_file.TIME_TOLERANCE
+  tolerance = frame_times.TOLERANCE
   first, stop = np.searchsorted(timestamps + tolerance, [span.start, span.end]).tolist()
   if first and ends[first - 1] > span.start + tolerance:
     first -= 1  # still on the screen
@@ -159,7 +158,7 @@ def shown_times(
 ) -> Float[np.ndarray, "frames"]:
   """The times of the chosen frames, in seconds; never before the span's start."""
   times = timestamps[indices]
-  return np.where(times + video_file.TIME_TOLERANCE < span.start, span.start, times)
+  return np.where(times + frame_times.TOLERANCE < span.start, span.start, times)
 
 
 def usual_frames(rule: Rule) -> int:
@@ -181,7 +180,7 @@ def _shortage(
       f"{seconds} of the video holds {available} stored frames, fewer than the {rule.required} of "
       "config.data.required_frames; lower that, or drop the question"
     )
-  if span.start + video_file.TIME_TOLERANCE >= ends[-1]:
+  if span.start + frame_times.TOLERANCE >= ends[-1]:
     return (
       f"{seconds} shows nothing: the video's last frame ends at {ends[-1]:g} s; correct 'shown'"
     )
@@ -195,7 +194,7 @@ def _rate_count(timestamps: Float[np.ndarray, "span"], rule: RateRule) -> int:
   total = len(timestamps)
   seconds = total * float(timestamps[-1] - timestamps[0]) / (total - 1)
   # Times may be rounded: 7.9999 s at one frame a second must give 8 frames, not 6.
-  frames = seconds * rule.fps + video_file.TIME_TOLERANCE
+  frames = seconds * rule.fps + frame_times.TOLERANCE
   bounded = min(max(frames, _round_up(rule.min_frames)), _round_down(rule.max_frames), total)
   return _round_down(bounded)
 

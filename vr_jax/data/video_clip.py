@@ -33,7 +33,7 @@ class VideoClip:
 
 
 def take(
-  cut: video_file.CutVideo, span: records.Span, rule: sampling.Rule, *, where: str
+  extracted: video_file.ExtractedVideo, span: records.Span, rule: sampling.Rule, *, where: str
 ) -> VideoClip:
   """Keeps the frames that the rule takes of a span.
 
@@ -42,8 +42,8 @@ def take(
   Raises:
     InputError: the span has no frame, or fewer than the rule requires.
   """
-  indices = sampling.choose(cut.timestamps, cut.ends, span, rule, where=where)
+  indices = sampling.choose(extracted.timestamps, extracted.ends, span, rule, where=where)
   return VideoClip(
-    jpegs=tuple(cut.jpegs[index] for index in indices),
-    timestamps=sampling.shown_times(cut.timestamps, indices, span),
+    jpegs=tuple(extracted.jpegs[index] for index in indices),
+    timestamps=sampling.shown_times(extracted.timestamps, indices, span),
   )

@@ -19,12 +19,9 @@ from jaxtyping import Float, UInt8
 import numpy as np
 from PIL import Image
 
+from vr_jax import frame_times
 from vr_jax.data import file_structure, video_clock
 from vr_jax.errors import InputError
-
-# In seconds. Containers round times to their own clock, so a tick at 1 s may take the frame at
-# 0.99999 s.
-TIME_TOLERANCE = 1e-4
 
 # Of a frame or picture, by default.
 MAX_PIXELS = 100_000_000
@@ -38,7 +35,7 @@ _RESTARTING_CLOCKS = 0x0200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CutVideo:
+class ExtractedVideo:
   """The frames kept from one video, in order of time.
 
   timestamps: seconds since the first frame of the video.
@@ -79,7 +76,7 @@ def find(directory: Path) -> tuple[str, ...]:
   return tuple(sorted(files))
 
 
-def cut(
+def extract(
   path: Path,
   *,
   fps: float,
@@ -87,7 +84,7 @@ def cut(
   max_side: int,
   max_pixels: int = MAX_PIXELS,
   progress: Callable[[], None] = lambda: None,
-) -> CutVideo:
+) -> ExtractedVideo:
   """Decodes a whole video and keeps `fps` frames a second as JPEG.
 
   For each tick k / fps the first frame at or after it is kept, once. So a video with fewer frames a
@@ -114,10 +111,10 @@ def cut(
   for timed in _until_next(decode(path, max_pixels)):
     progress()
     end = timed.end
-    is_due = timed.start + TIME_TOLERANCE >= tick / fps
+    is_due = timed.start + frame_times.TOLERANCE >= tick / fps
     if is_due:
-      tick = math.floor((timed.start + TIME_TOLERANCE) * fps) + 1
-    elif timed.end - timed.start <= 1 / fps + TIME_TOLERANCE:
+      tick = math.floor((timed.start + frame_times.TOLERANCE) * fps) + 1
+    elif timed.end - timed.start <= 1 / fps + frame_times.TOLERANCE:
       continue
     image = _upright_image(timed, reformatter, max_side, size=(width, height))
     height, width = image.shape[:2]
@@ -128,7 +125,7 @@ def cut(
     ends.append(timed.end)
   if not jpegs:
     raise InputError(f"{path}: the video has no frames")
-  return CutVideo(
+  return ExtractedVideo(
     jpegs=tuple(jpegs),
     timestamps=np.array(timestamps, np.float64),
     ends=np.array(ends, np.float64),
@@ -152,7 +149,7 @@ def _until_next(frames: Iterable[video_clock.TimedFrame]) -> Iterator[video_cloc
 
 
 def decode(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[video_clock.TimedFrame]:
-  """Yields all frames of a video file with their times. Raises InputError as `cut` does."""
+  """Yields all frames of a video file with their times. Raises InputError as `extract` does."""
   try:
     with av.open(str(path)) as container:
       stream = _video_stream(path, container)

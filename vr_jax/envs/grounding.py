@@ -10,15 +10,12 @@ import dataclasses
 from jaxtyping import Float
 import numpy as np
 
-from vr_jax import errors, records
+from vr_jax import errors, frame_times, records
 from vr_jax.envs import episodes
 
 # Height and width of a frame as shown -> the numbers for its lower and its right edge in a box.
 BoxScale = Callable[[episodes.Size], tuple[float, float]]
 Corners = tuple[float, float, float, float]
-
-# Seconds. Containers round times to a clock of their own.
-_TICK = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,17 +75,14 @@ def boxes_at(
       "(docs/data.md), or choose another recipe"
     )
   times = np.asarray(times, float)
-  after = np.clip(np.searchsorted(track.times, times), 0, max(len(track.times) - 1, 0))
-  before = np.maximum(after - 1, 0)
   if not len(track.times):
     raise errors.InputError(f"{example.id}: field 'masks': has no frames")
-  nearer = np.abs(track.times[before] - times) < np.abs(track.times[after] - times)
-  nearest = np.where(nearer, before, after)
-  apart = np.abs(track.times[nearest] - times)
-  if np.any(apart > _TICK):
-    first = int(np.argmax(apart > _TICK))
+  found = frame_times.find(track.times, times)
+  if np.any(found < 0):
+    missing = times[np.argmax(found < 0)][None]
+    nearest = track.times[frame_times.nearest(track.times, missing)[0]]
     raise errors.InputError(
-      f"{example.id}: field 'masks': has none of the frame at {times[first]:g} s, the nearest is "
-      f"at {track.times[nearest[first]]:g} s; store the frames that are annotated (config.data.fps)"
+      f"{example.id}: field 'masks': has none of the frame at {missing[0]:g} s, the nearest is at "
+      f"{nearest:g} s; store the frames that are annotated (config.data.fps)"
     )
-  return np.asarray(track.boxes, np.float32)[nearest]
+  return np.asarray(track.boxes, np.float32)[found]

@@ -398,18 +398,20 @@ def _describe_frames(example: records.Example, times: Float[np.ndarray, "frames"
   It names colours and sizes that change during a simulated video, each with the time since when it
   has had that value, and adds the text of the reasoning steps about these times.
   """
-  lives: dict[tuple[str, str], list[records.State]] = {}
+  histories: dict[tuple[str, str], list[records.State]] = {}
   for state in sorted(example.states, key=lambda state: state.time):
-    lives.setdefault((state.object, state.attribute), []).append(state)
+    histories.setdefault((state.object, state.attribute), []).append(state)
   sentences = []
   for time in times:
-    latest = {pair: [s for s in life if s.time <= time][-1:] for pair, life in lives.items()}
+    latest = {
+      pair: [s for s in history if s.time <= time][-1:] for pair, history in histories.items()
+    }
     values = {pair: state[0].value for pair, state in latest.items() if state}
     sentences += [
       f"At {latest[name, attribute][0].time:g}s, the {name} is {value}."
       for (name, attribute), value in values.items()
       if attribute in ("colour", "size") and values.get((name, "visibility")) != "hidden"
-      if len({state.value for state in lives[name, attribute]}) > 1
+      if len({state.value for state in histories[name, attribute]}) > 1
     ]
     sentences += [step.text for step in example.steps if step.start <= time < step.end]
   return " ".join(dict.fromkeys(sentences))

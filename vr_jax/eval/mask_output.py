@@ -18,6 +18,7 @@ import simplejpeg
 
 from vr_jax import run_length
 from vr_jax.data import video_file
+from vr_jax.eval import box_tracking
 from vr_jax.models import sam2
 
 # Red, green and blue of the objects' masks, in order; they repeat.
@@ -49,7 +50,7 @@ class FoundObject:
 
 def track(
   segmenter: sam2.Segmenter,
-  video: video_file.CutVideo,
+  video: video_file.ExtractedVideo,
   found: Sequence[FoundObject],
   *,
   fresh_reverse: bool = False,
@@ -57,39 +58,38 @@ def track(
 ) -> Masks:
   """Follows each object from its key frame to both ends of the video; all at the same time.
 
-  Objects without a box get empty masks. Frames are decoded some at a time, and masks kept in
-  run-length form, so that memory hardly grows with the video.
+  Objects without a box get empty masks.
   """
-  masks: list[list[run_length.RunLength | None]] = [[None] * len(video.jpegs) for _ in found]
+  count = len(video.jpegs)
   prompts = {
     number: sam2.BoxPrompt(object=0, frame=each.frame, box=each.box)
     for number, each in enumerate(found)
     if each.frame is not None and each.box is not None
   }
-  if not prompts:
-    return masks
-  frames = sam2.LazyFrames(
-    shape=(len(video.jpegs), video.height, video.width, 3),
-    read=lambda start, stop: np.stack([_decode(jpeg) for jpeg in video.jpegs[start:stop]]),
-  )
-  numbers = [*prompts]
-  chunks = sam2.track_chunks(
-    segmenter,
-    [frames] * len(prompts),
-    [[prompt] for prompt in prompts.values()],
-    fresh_reverse=fresh_reverse,
-    on_progress=on_progress,
-  )
-  for chunk in chunks:
-    for frame, mask in zip(chunk.frames.tolist(), chunk.masks[0], strict=True):
-      masks[numbers[chunk.video]][frame] = run_length.encode(mask)
-  return masks
+  followed = {}
+  if prompts:
+    frames = sam2.LazyFrames(
+      shape=(count, video.height, video.width, 3),
+      read=lambda start, stop: np.stack([_decode(jpeg) for jpeg in video.jpegs[start:stop]]),
+    )
+    masks = box_tracking.follow(
+      segmenter,
+      [frames] * len(prompts),
+      [*prompts.values()],
+      fresh_reverse=fresh_reverse,
+      on_progress=on_progress,
+    )
+    followed = dict(zip(prompts, masks, strict=True))
+  return [
+    [followed[number][frame] if number in followed else None for frame in range(count)]
+    for number in range(len(found))
+  ]
 
 
 def write(
   directory: Path,
   name: str,
-  video: video_file.CutVideo,
+  video: video_file.ExtractedVideo,
   found: Sequence[FoundObject],
   masks: Masks,
 ) -> None:
@@ -109,7 +109,7 @@ def write(
 
 
 def _record(
-  name: str, video: video_file.CutVideo, found: Sequence[FoundObject], masks: Masks
+  name: str, video: video_file.ExtractedVideo, found: Sequence[FoundObject], masks: Masks
 ) -> dict[str, Any]:
   return {
     "video": name,
@@ -124,7 +124,7 @@ def _record(
 
 
 def _overlays(
-  video: video_file.CutVideo, found: Sequence[FoundObject], masks: Masks
+  video: video_file.ExtractedVideo, found: Sequence[FoundObject], masks: Masks
 ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
   """The frames with the masks over them, and the boxes in their key frames."""
   for index, jpeg in enumerate(video.jpegs):
@@ -151,7 +151,9 @@ def _outline(
 
 
 def _write_video(
-  path: Path, video: video_file.CutVideo, frames: Iterator[UInt8[np.ndarray, "height width 3"]]
+  path: Path,
+  video: video_file.ExtractedVideo,
+  frames: Iterator[UInt8[np.ndarray, "height width 3"]],
 ) -> None:
   """Writes frames at the times of the video's. Odd sides lose a row or column of pixels."""
   height, width = (max(2, side - side % 2) for side in (video.height, video.width))

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vr_jax import errors, records, run_length
-from vr_jax.data import batches, mask_store, sampling, video_file
+from vr_jax import errors, frame_times, records, run_length
+from vr_jax.data import batches, mask_store, sampling
 from vr_jax.envs import grounding as grounding_lib
-from vr_jax.eval import evaluated_episode, segmentation
+from vr_jax.eval import box_tracking, evaluated_episode, segmentation
 from vr_jax.models import sam2
 from vr_jax.train import console
 from vr_jax.worlds import exact_tracker
@@ -126,12 +126,8 @@ def _annotated(track: records.ObjectTrack, times: Mapping[int, float]) -> dict[i
 
   times: of frames, in seconds.
   """
-  found = {}
-  for frame, time in times.items():
-    apart = np.abs(track.times - time)
-    if len(apart) and apart.min() <= video_file.TIME_TOLERANCE:
-      found[frame] = int(apart.argmin())
-  return found
+  found = frame_times.find(track.times, np.array([*times.values()]))
+  return {frame: int(index) for frame, index in zip(times, found, strict=True) if index >= 0}
 
 
 def _track_with_sam2(segmenter: sam2.Segmenter, scenes: Sequence[_Scene]) -> list[_Masks]:
@@ -139,23 +135,21 @@ def _track_with_sam2(segmenter: sam2.Segmenter, scenes: Sequence[_Scene]) -> lis
 
   SAM2 gets the stored frames, which may be smaller than the video; masks are those of the video.
   """
-  found: list[dict[int, run_length.RunLength | None]] = [{} for _ in scenes]
   boxed = [index for index, scene in enumerate(scenes) if scene.prompt is not None]
   if not boxed:
-    return list(found)
+    return [{} for _ in scenes]
   # The last one fills up, as another number of videos would be compiled again.
   numbers = [*boxed, *boxed[-1:] * (_TOGETHER - len(boxed))]
-  chunks = sam2.track_chunks(
+  followed = box_tracking.follow(
     segmenter,
     [_frames(scenes[number]) for number in numbers],
-    [[_prompt(scenes[number])] for number in numbers],
+    [_prompt(scenes[number]) for number in numbers],
     sizes=[(scenes[n].track.height, scenes[n].track.width) for n in numbers],
   )
-  for chunk in chunks:
-    number = numbers[chunk.video]
-    for frame, mask in zip(chunk.frames.tolist(), chunk.masks[0], strict=True):
-      found[number][scenes[number].shown[frame]] = run_length.encode(mask)
-  return list(found)
+  found: list[_Masks] = [{} for _ in scenes]
+  for number, masks in zip(boxed, followed, strict=False):
+    found[number] = {scenes[number].shown[frame]: mask for frame, mask in masks.items()}
+  return found
 
 
 def _frames(scene: _Scene) -> sam2.LazyFrames:

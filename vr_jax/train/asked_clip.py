@@ -76,6 +76,7 @@ def open_clip(
   config: ml_collections.ConfigDict,
   workdir: Path | None = None,
   shown: records.Span | None = None,
+  extracted: video_file.ExtractedVideo | None = None,
 ) -> AskedClip:
   """Opens the clip that a question is asked about.
 
@@ -88,17 +89,21 @@ def open_clip(
     config: of the run; says how frames are stored and sampled.
     workdir: of the run; None if there is none.
     shown: what to show of the video, in seconds; None: what the run's data shows, or else all.
+    extracted: the file, as `decode` returns it; None: it is decoded.
 
   Raises:
     InputError: there is no such video, it can't be decoded, the run's data shows different spans of
       it, or a span is not inside of it.
   """
-  cut = _decode(video, config) if video.is_file() else None
-  found = _find(video, cut, config, workdir) if workdir else None
-  if cut is None and found is None:
+  if extracted is None and video.is_file():
+    extracted = decode(video, config)
+  found = _find(video, extracted, config, workdir) if workdir else None
+  if extracted is None and found is None:
     other = ", nor a video of the run's data" if workdir else ""
     raise errors.InputError(f"{video}: no such file{other}")
-  duration = found.duration if cut is None and found else cut.duration if cut else 0.0
+  duration = (
+    found.duration if extracted is None and found else extracted.duration if extracted else 0.0
+  )
   if shown and not shown.start < shown.end <= duration + _TOLERANCE:
     raise errors.InputError(
       f"--shown={shown.start:g},{shown.end:g}: is no part of {video}, which has {duration:g} s"
@@ -117,17 +122,17 @@ def open_clip(
     origin += "; the file's frames are not those of the data"
   return AskedClip(
     example=example,
-    pool=_pool(example, video, cut, found, config),
+    pool=_pool(example, video, extracted, found, config),
     duration=duration,
     origin=origin,
   )
 
 
-def _decode(video: Path, config: ml_collections.ConfigDict) -> video_file.CutVideo:
+def decode(video: Path, config: ml_collections.ConfigDict) -> video_file.ExtractedVideo:
   """Decodes a file as ingestion would."""
   data = config.data
   sampling.check_rate(paths.sampling_rule(data), data.fps)
-  return guarded_reader.cut(
+  return guarded_reader.extract(
     video,
     fps=data.fps,
     quality=data.quality,
@@ -137,7 +142,10 @@ def _decode(video: Path, config: ml_collections.ConfigDict) -> video_file.CutVid
 
 
 def _find(
-  video: Path, cut: video_file.CutVideo | None, config: ml_collections.ConfigDict, workdir: Path
+  video: Path,
+  extracted: video_file.ExtractedVideo | None,
+  config: ml_collections.ConfigDict,
+  workdir: Path,
 ) -> _Found | None:
   """Finds a video in the run's data; None if it is none of them, or the data was deleted.
 
@@ -147,7 +155,7 @@ def _find(
   if not shards.is_dir():
     return None
   store = frame_store.FrameStore(shards / "frames")
-  alike = (video.as_posix(),) if cut is None else store.find(cut)
+  alike = (video.as_posix(),) if extracted is None else store.find(extracted)
   names = alike
   if not names:
     names = (os.path.relpath(video.resolve(), paths.videos_directory(config, workdir).resolve()),)
@@ -233,7 +241,7 @@ def _texts(options: Sequence[str]) -> list[str]:
 def _pool(
   example: records.Example,
   video: Path,
-  cut: video_file.CutVideo | None,
+  extracted: video_file.ExtractedVideo | None,
   found: _Found | None,
   config: ml_collections.ConfigDict,
 ) -> dialogue.FramePool:
@@ -241,5 +249,5 @@ def _pool(
   rule = paths.sampling_rule(config.data)
   if found and found.same_frames:
     return batches.select_clip(example, found.store, rule)
-  assert cut is not None
-  return video_clip.take(cut, example.shown, rule, where=str(video))
+  assert extracted is not None
+  return video_clip.take(extracted, example.shown, rule, where=str(video))

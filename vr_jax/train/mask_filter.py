@@ -22,8 +22,8 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from vr_jax import atomic, errors, run_length
-from vr_jax.data import examples, frame_store, ingest, mask_store, video_file
+from vr_jax import atomic, errors, frame_times, run_length
+from vr_jax.data import examples, frame_store, ingest, mask_store
 from vr_jax.models import sam2
 from vr_jax.train import console, paths
 
@@ -170,9 +170,8 @@ def _video_ious(
   size, times = frames.size(video), frames.timestamps(video)
   shown: dict[int, list[tuple[Box, np.ndarray]]] = {}
   for name in instances:
-    for place, time in enumerate(masks.times(video, [name])):
-      stored = int(np.abs(times - time).argmin())
-      if abs(times[stored] - time) > video_file.TIME_TOLERANCE:
+    for place, stored in enumerate(frame_times.find(times, masks.times(video, [name])).tolist()):
+      if stored < 0:
         continue
       (true,) = masks.read(video, [name], [place])
       scaled = _scale(true, size)

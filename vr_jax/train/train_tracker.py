@@ -37,7 +37,7 @@ def tracking_world(side: int) -> world_lib.WorldConfig:
   return world_lib.WorldConfig(
     height=side,
     width=side,
-    lives=world_lib.TRACK_LIVES,
+    behaviours=world_lib.TRACK_BEHAVIOURS,
     objects_min=2,
     objects_max=3,
     shown=10.0,

@@ -1,30 +1,30 @@
 """The settings of a simulated world: one frozen dataclass that checks itself when it is made.
 
-A `life` is the way in which one attribute of an object changes over time. A question `family` is
-a kind of question.
+A `behaviour` is the way in which one attribute of an object changes over time. A question `family`
+is a kind of question.
 """
 
 import dataclasses
 
 from vr_jax import errors
 
-LIVES = ("still", "move", "bounce", "cycle", "grow", "box", "hide")
-# Lives of a display below the object. A world has them only if its config names them.
+BEHAVIOURS = ("still", "move", "bounce", "cycle", "grow", "box", "hide")
+# Behaviours of a display below the object. A world has them only if its config names them.
 DISPLAYS = ("count", "charge")
-# Lives for search questions. Nothing repeats, so only a look at the right time gives the answer.
-# A world with these lives shows its whole video and allows no other life but "still".
+# Behaviours for search questions. Nothing repeats, so only a look at the right time gives the
+# answer. A world with these shows its whole video and allows no other behaviour but "still".
 #   flicker  a colour drawn anew for each cell
 #   peek     covered in all cells but one; a lamp around the object is lit in that cell and
 #            LAMP_MARGIN cells before and after
-SEARCH_LIVES = ("flicker", "peek")
+SEARCH_BEHAVIOURS = ("flicker", "peek")
 LAMP_MARGIN = 1
-# The life for queries about where an object is (tracks.py): tiny, and in the colour that all share,
-# but for a few cells in which the object is large and in its own colour. Nothing repeats, the whole
-# video is shown, and there is no other life.
-TRACK_LIVES = ("approach",)
+# The behaviour for queries about where an object is (tracks.py): tiny, and in the colour that all
+# share, but for a few cells in which the object is large and in its own colour. Nothing repeats,
+# the whole video is shown, and there is no other behaviour.
+TRACK_BEHAVIOURS = ("approach",)
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "pink", "cyan")
-SIZES = ("small", "medium", "large")  # "tiny", too, with TRACK_LIVES
+SIZES = ("small", "medium", "large")  # "tiny", too, with TRACK_BEHAVIOURS
 VISIBILITY = ("visible", "hidden")
 BOX = ("inside", "outside")
 # In percent. Each is twice the one before. The regression reward depends on the relative error, so
@@ -37,7 +37,7 @@ TRACK_FAMILIES = ("described", "recoloured", "returned", "covered", "stayed", "a
 WORDINGS = 4
 _LONGEST_PERIOD = 4
 
-# The attribute that each life changes; a still object changes none.
+# The attribute that each behaviour changes; a still object changes none.
 ATTRIBUTE = {
   "move": "place",
   "bounce": "place",
@@ -51,10 +51,10 @@ ATTRIBUTE = {
   "peek": "visibility",
 }
 
-# A question family needs at least one of these lives.
-FAMILY_LIVES = {
-  "choice": (*LIVES[1:], *DISPLAYS),
-  "name": LIVES[1:],
+# A question family needs at least one of these behaviours.
+FAMILY_BEHAVIOURS = {
+  "choice": (*BEHAVIOURS[1:], *DISPLAYS),
+  "name": BEHAVIOURS[1:],
   "look": ("cycle", "grow"),
   "visits": ("cycle", "move"),
   "changes": ("box", "hide"),
@@ -63,7 +63,7 @@ FAMILY_LIVES = {
   "measure": ("charge",),
   "moment": ("flicker",),
   "lamp": ("peek",),
-  **dict.fromkeys(TRACK_FAMILIES, TRACK_LIVES),
+  **dict.fromkeys(TRACK_FAMILIES, TRACK_BEHAVIOURS),
 }
 
 _ROWS = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
@@ -75,8 +75,8 @@ class WorldConfig:
   """The distribution that scenes and questions are drawn from.
 
   Time is divided into cells of `dwell` seconds. Discrete attributes (colour, place, size, …)
-  change at the start of a cell. A life repeats after one of `periods` cells, so whoever sees more
-  than a period can tell the future. Lives in SEARCH_LIVES are the exception: they never repeat.
+  change at the start of a cell. A behaviour repeats after one of `periods` cells, so whoever sees
+  more than a period can tell the future. SEARCH_BEHAVIOURS are the exception: they never repeat.
 
   Raises errors.InputError, naming the field, if a value is impossible or fields contradict.
   """
@@ -88,20 +88,22 @@ class WorldConfig:
   seconds: float = 10.0
   fps: int = 8
   dwell: float = 2.0  # seconds between two changes
-  # Seconds from the start that the model may see; the rest is masked. With SEARCH_LIVES: all.
+  # Seconds from the start that the model may see; the rest is masked. With SEARCH_BEHAVIOURS: all.
   shown: float = 8.0
   objects_min: int = 1
   objects_max: int = 3
-  lives: tuple[str, ...] = LIVES
-  lives_per_object: int = 1  # 2: an object may change colour while it moves
-  periods: tuple[int, ...] = (2, 3)  # cells after which a life repeats
+  behaviours: tuple[str, ...] = BEHAVIOURS
+  behaviours_per_object: int = 1  # 2: an object may change colour while it moves
+  periods: tuple[int, ...] = (2, 3)  # cells after which a behaviour repeats
   shapes: tuple[str, ...] = SHAPES
   colours: tuple[str, ...] = COLOURS[:6]
   digits: int = 2  # digits of the largest label on a counting display
   families: tuple[str, ...] = FAMILIES
   options_in_order: bool = False  # options in the order of the values above instead of shuffled
   wordings: int = WORDINGS  # how many of the wordings of questions and steps to use
-  large_cells: int = 2  # with TRACK_LIVES: cells in which an object is large and in its own colour
+  large_cells: int = (
+    2  # with TRACK_BEHAVIOURS: cells in which an object is large and in its own colour
+  )
 
   def __post_init__(self):
     """Checks each field, then that the fields fit together."""
@@ -123,12 +125,12 @@ class WorldConfig:
   @property
   def is_search(self) -> bool:
     """Whether questions are about a short moment that is shown, not about a masked future."""
-    return bool(set(self.lives) & set(SEARCH_LIVES))
+    return bool(set(self.behaviours) & set(SEARCH_BEHAVIOURS))
 
   @property
   def is_tracking(self) -> bool:
     """Whether queries are about where an object is, with masks as answers."""
-    return bool(set(self.lives) & set(TRACK_LIVES))
+    return bool(set(self.behaviours) & set(TRACK_BEHAVIOURS))
 
   @property
   def places(self) -> tuple[str, ...]:
@@ -150,7 +152,7 @@ class WorldConfig:
 
   def _check_names(self):
     known = {
-      "lives": LIVES + DISPLAYS + SEARCH_LIVES + TRACK_LIVES,
+      "behaviours": BEHAVIOURS + DISPLAYS + SEARCH_BEHAVIOURS + TRACK_BEHAVIOURS,
       "shapes": SHAPES,
       "colours": COLOURS,
       "families": FAMILIES + DISPLAY_FAMILIES + SEARCH_FAMILIES + TRACK_FAMILIES,
@@ -179,8 +181,8 @@ class WorldConfig:
       raise _error("objects_max", f"{self.objects_max} objects need as many distinct shapes")
     if len(self.colours) < 4:
       raise _error("colours", "a multiple choice needs at least 4 colours")
-    if self.lives_per_object not in (1, 2):
-      raise _error("lives_per_object", f"{self.lives_per_object} must be 1 or 2")
+    if self.behaviours_per_object not in (1, 2):
+      raise _error("behaviours_per_object", f"{self.behaviours_per_object} must be 1 or 2")
     if self.digits not in (1, 2):
       raise _error("digits", f"{self.digits} must be 1 or 2")
     if not 1 <= self.wordings <= WORDINGS:
@@ -202,10 +204,10 @@ class WorldConfig:
       return
     if not 0 < self.shown < self.seconds:
       raise _error("shown", f"{self.shown} s must be positive and below seconds, {self.seconds}")
-    # A period is certain once it was seen to repeat. Lives with two values need a little more: by
-    # the theorem of Fine and Wilf, periods p and p - 1 can't both fit a sequence of 2p - 2 cells
+    # A period is certain once it was seen to repeat. Behaviours with two values need a little more:
+    # by the theorem of Fine and Wilf, periods p and p - 1 can't both fit a sequence of 2p - 2 cells
     # unless it is constant.
-    longest = max(3 if "grow" in self.lives else 2, *self.periods)
+    longest = max(3 if "grow" in self.behaviours else 2, *self.periods)
     needed = max(longest + 1, 2 * max(self.periods) - 2)
     if self.shown_cells < needed:
       raise _error(
@@ -213,20 +215,29 @@ class WorldConfig:
       )
 
   def _check_search(self):
-    if not set(self.lives) <= {"still", *SEARCH_LIVES}:
-      raise _error("lives", f"{' and '.join(SEARCH_LIVES)} can't be mixed with lives that repeat")
+    if not set(self.behaviours) <= {"still", *SEARCH_BEHAVIOURS}:
+      raise _error(
+        "behaviours",
+        f"{' and '.join(SEARCH_BEHAVIOURS)} can't be mixed with behaviours that repeat",
+      )
     if self.shown != self.seconds:
-      raise _error("shown", f"{self.shown} s must equal seconds with {' or '.join(SEARCH_LIVES)}")
+      raise _error(
+        "shown", f"{self.shown} s must equal seconds with {' or '.join(SEARCH_BEHAVIOURS)}"
+      )
     if self.cells < 2 * LAMP_MARGIN + 1:
       raise _error(
         "seconds", f"{self.seconds} s are fewer than the {2 * LAMP_MARGIN + 1} cells of a search"
       )
 
   def _check_tracking(self):
-    if set(self.lives) != set(TRACK_LIVES):
-      raise _error("lives", f"{' and '.join(TRACK_LIVES)} can't be mixed with other lives")
+    if set(self.behaviours) != set(TRACK_BEHAVIOURS):
+      raise _error(
+        "behaviours", f"{' and '.join(TRACK_BEHAVIOURS)} can't be mixed with other behaviours"
+      )
     if self.shown != self.seconds:
-      raise _error("shown", f"{self.shown} s must equal seconds with {' or '.join(TRACK_LIVES)}")
+      raise _error(
+        "shown", f"{self.shown} s must equal seconds with {' or '.join(TRACK_BEHAVIOURS)}"
+      )
     if not 1 <= self.large_cells < self.cells:
       raise _error("large_cells", f"{self.large_cells} must lie in 1..{self.cells - 1}")
     if self.objects_max > self.cells - self.large_cells:
@@ -244,9 +255,9 @@ class WorldConfig:
 
   def _check_families(self):
     for family in self.families:
-      needed = FAMILY_LIVES[family]
-      if not set(needed) & set(self.lives):
-        raise _error("families", f"{family!r} needs one of the lives {', '.join(needed)}")
+      needed = FAMILY_BEHAVIOURS[family]
+      if not set(needed) & set(self.behaviours):
+        raise _error("families", f"{family!r} needs one of the behaviours {', '.join(needed)}")
     if "changes" in self.families and len(self.periods) == 1 and self.periods[0] == 2:
       raise _error("families", "'changes' has only one answer if every period is 2; add a period")
     if "occupancy" in self.families and self.objects_max < 2:

@@ -1,6 +1,6 @@
 """Samples questions about the masked future, or about a short moment, of a scene.
 
-The answers can't be guessed from a question's words. A question is planned for a cast, before the
+The answers can't be guessed from a question's words. A question is planned for roles, before the
 details of the scene are drawn: which object it is about and, for a numerical question, which answer
 it must have. Details are then drawn until every plan holds, so a numerical answer is uniform
 whatever the words are. The other answers are uniform because the law of the details is symmetric in
@@ -46,7 +46,7 @@ PROBLEM_TYPE = {
 _OPEN_FAMILY = {"label": "read", "charge": "measure"}
 _LETTERS = "ABCD"
 _MOST_INSIDE = 2  # the answers of `occupancy` are 0.._MOST_INSIDE
-_MAX_CASTS = 5000  # attempts to draw a cast that offers enough questions
+_MAX_DRAWS = 5000  # attempts to draw roles that offer enough questions
 _MAX_SCENES = 20_000  # attempts to draw a scene in which the plans hold
 
 
@@ -93,9 +93,9 @@ def sample(
 
   Raises errors.InputError if the config allows too few questions about a scene.
   """
-  cast, plans = _plan(rng, config, count)
+  roles, plans = _plan(rng, config, count)
   for _ in range(_MAX_SCENES):
-    scene = scene_lib.sample_scene(rng, config, cast)
+    scene = scene_lib.sample_scene(rng, config, roles)
     values = [_named_value(scene, plan, config, rng) for plan in plans]
     if None not in values:
       pairs = zip(plans, values, strict=True)
@@ -168,20 +168,20 @@ def numbers(family: str, attribute: str, config: config_lib.WorldConfig) -> tupl
 def _plan(
   rng: np.random.Generator, config: config_lib.WorldConfig, count: int
 ) -> tuple[tuple[scene_lib.Role, ...], tuple[Plan, ...]]:
-  """Samples a cast and plans of questions about it.
+  """Samples roles, and plans of questions about them.
 
-  The first plan's family is drawn before the cast, so that no family is rare.
+  The first plan's family is drawn before the roles, so that no family is rare.
   """
   family = str(rng.choice(config.families))
-  for _ in range(_MAX_CASTS):
-    cast = scene_lib.sample_cast(rng, config)
-    candidates = _possible_plans(cast, config)
+  for _ in range(_MAX_DRAWS):
+    roles = scene_lib.sample_roles(rng, config)
+    candidates = _possible_plans(roles, config)
     if len(candidates) >= count and any(plan.family == family for plan in candidates):
       break
   else:
     raise errors.InputError(
       f"worlds.families: no scene allows {count} different questions, one of them {family!r}; "
-      "ask fewer a video, or allow more families, lives or objects"
+      "ask fewer a video, or allow more families, behaviours or objects"
     )
   plans = []
   while len(plans) < count:
@@ -191,13 +191,13 @@ def _plan(
     plans.append(_with_target(rng, config, plan))
     families = sorted({plan.family for plan in candidates})
     family = str(rng.choice(families)) if families else ""
-  return cast, tuple(plans)
+  return roles, tuple(plans)
 
 
-def _possible_plans(cast: Sequence[scene_lib.Role], config: config_lib.WorldConfig) -> list[Plan]:
-  """Everything that could be asked about a cast; targets and most cells are not drawn yet."""
+def _possible_plans(roles: Sequence[scene_lib.Role], config: config_lib.WorldConfig) -> list[Plan]:
+  """Everything that could be asked about the roles; targets and most cells are not drawn yet."""
   plans = []
-  for role in cast:
+  for role in roles:
     changing = [config_lib.ATTRIBUTE[kind] for kind in role.kinds if kind != "still"]
     for attribute in changing:
       plans += [
@@ -216,7 +216,7 @@ def _possible_plans(cast: Sequence[scene_lib.Role], config: config_lib.WorldConf
     for family, kinds in (("visits", ("cycle", "move")), ("changes", ("box", "hide"))):
       attributes = [config_lib.ATTRIBUTE[kind] for kind in role.kinds if kind in kinds]
       plans += [Plan(family=family, asked=((role.shape, attribute),)) for attribute in attributes]
-  boxed = tuple((role.shape, "box") for role in cast if "box" in role.kinds)
+  boxed = tuple((role.shape, "box") for role in roles if "box" in role.kinds)
   if len(boxed) >= _MOST_INSIDE:
     plans.append(Plan(family="occupancy", asked=boxed))
   return [plan for plan in plans if plan.family in config.families]

@@ -1,11 +1,11 @@
 """Scenes: objects that change as pure functions of time, and how scenes are sampled.
 
 Nothing here knows about questions. Time is divided into cells: intervals of `dwell` seconds in
-which discrete attributes stay as they are. A scene is sampled in two parts: the cast (how many
-objects, which shapes, which lives), then the details (colours, places, periods, phases). Given the
-cast, the distribution of the details is symmetric: it stays the same if colours or places are
-permuted or the phase of a repeating life is shifted. This keeps answers from being guessable. The
-colours of a flickering object are independent from cell to cell.
+which discrete attributes stay as they are. A scene is sampled in two parts: the roles (how many
+objects, which shapes, which behaviours), then the details (colours, places, periods, phases).
+Given the roles, the distribution of the details is symmetric: it stays the same if colours or
+places are permuted or the phase of a repeating behaviour is shifted. This keeps answers from being
+guessable. The colours of a flickering object are independent from cell to cell.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ _SLOT = 0.21  # from the box's centre to the centre of a quarter, along each axi
 _LIFT = 0.24  # how far an object with a display is above its zone's centre
 _BEYOND = "beyond "
 _MAX_BOXED = 4  # a box has four quarters
-_MAX_CASTS = 1000  # attempts to draw a cast that fits on the canvas
+_MAX_DRAWS = 1000  # attempts to draw roles that fit on the canvas
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Life:
+class Behaviour:
   """How one attribute of an object changes: values[0] for a cell, then values[1], …, repeated."""
 
   kind: str
@@ -36,7 +36,7 @@ class Life:
 
   @property
   def attribute(self) -> str:
-    """The attribute that this life changes."""
+    """The attribute that this behaviour changes."""
     return config_lib.ATTRIBUTE[self.kind]
 
   def value(self, cell: int) -> str:
@@ -61,7 +61,7 @@ class Life:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Object:
-  """An object: its shape, its initial colour, place and size, and the lives that change them.
+  """An object: its shape, its initial colour, place and size, and the behaviours that change them.
 
   slot: which quarter of the box it uses; None for the whole box.
   """
@@ -70,17 +70,21 @@ class Object:
   colour: str
   place: str
   size: str
-  lives: tuple[Life, ...] = ()
+  behaviours: tuple[Behaviour, ...] = ()
   slot: int | None = None
 
-  def life(self, attribute: str) -> Life | None:
-    """The life that changes an attribute, if any."""
-    return next((life for life in self.lives if life.attribute == attribute), None)
+  def behaviour(self, attribute: str) -> Behaviour | None:
+    """The behaviour that changes an attribute, if any."""
+    return next(
+      (behaviour for behaviour in self.behaviours if behaviour.attribute == attribute), None
+    )
 
   @property
   def displayed(self) -> tuple[str, ...]:
     """The attributes that the object's display shows."""
-    return tuple(life.attribute for life in self.lives if life.kind in config_lib.DISPLAYS)
+    return tuple(
+      behaviour.attribute for behaviour in self.behaviours if behaviour.kind in config_lib.DISPLAYS
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,21 +131,21 @@ class Scene:
 
     Raises ValueError if the attribute does not change.
     """
-    life = self.object(shape).life(attribute)
-    if life is None:
+    behaviour = self.object(shape).behaviour(attribute)
+    if behaviour is None:
       raise ValueError(f"{attribute} of {shape} does not change")
-    return life.values
+    return behaviour.values
 
   def value(self, thing: Object, attribute: str, cell: int) -> str:
     """The value of an object's attribute in a cell."""
-    life = thing.life(attribute)
-    if life is not None:
-      return life.value(cell)
+    behaviour = thing.behaviour(attribute)
+    if behaviour is not None:
+      return behaviour.value(cell)
     if attribute == "visibility":
       return "visible"
     if attribute == "box":
       return "outside"
-    if attribute == "place" and thing.life("box") is not None and self.box is not None:
+    if attribute == "place" and thing.behaviour("box") is not None and self.box is not None:
       return self.box if self.value(thing, "box", cell) == "inside" else thing.place
     return getattr(thing, attribute)
 
@@ -169,7 +173,7 @@ class Pose:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Role:
-  """One member of a cast: a shape and the kinds of its lives."""
+  """What is drawn first of an object: its shape, and the kinds of its behaviours."""
 
   shape: str
   kinds: tuple[str, ...]
@@ -186,12 +190,12 @@ def pose(scene: Scene, thing: Object, time: float) -> Pose:
   phase = max(0.0, position - cell - 1e-9)
 
   def interpolate(attribute, measure):
-    life = thing.life(attribute)
-    fraction = life.blend(phase) if life is not None else 0.0
+    behaviour = thing.behaviour(attribute)
+    fraction = behaviour.blend(phase) if behaviour is not None else 0.0
     now = measure(cell)
     return now if fraction == 0 else now + fraction * (measure(cell + 1) - now)
 
-  moving_attribute = "box" if thing.life("box") is not None else "place"
+  moving_attribute = "box" if thing.behaviour("box") is not None else "place"
   spot = interpolate(moving_attribute, lambda at: _spot(scene, thing, at))
   diameter = interpolate("size", lambda at: _DIAMETER[scene.value(thing, "size", at)])
   covered = interpolate(
@@ -203,9 +207,9 @@ def pose(scene: Scene, thing: Object, time: float) -> Pose:
     diameter=float(diameter * zone_side(scene)),
     colour=scene.value(thing, "colour", cell),
     covered=float(covered),
-    label=scene.value(thing, "label", cell) if thing.life("label") else "",
+    label=scene.value(thing, "label", cell) if thing.behaviour("label") else "",
     charge=float(interpolate("charge", lambda at: float(scene.value(thing, "charge", at))))
-    if thing.life("charge")
+    if thing.behaviour("charge")
     else None,
     lit=_is_lit(thing, cell),
   )
@@ -234,10 +238,10 @@ def zone_centre(scene: Scene, place: str) -> Float[np.ndarray, "2"]:
 
 def _is_lit(thing: Object, cell: int) -> bool:
   """Whether the lamp around an object is lit: when it peeks, and just before and after."""
-  life = thing.life("visibility")
-  if life is None or life.kind != "peek":
+  behaviour = thing.behaviour("visibility")
+  if behaviour is None or behaviour.kind != "peek":
     return False
-  return abs(life.values.index("visible") - cell) <= config_lib.LAMP_MARGIN
+  return abs(behaviour.values.index("visible") - cell) <= config_lib.LAMP_MARGIN
 
 
 def _spot(scene: Scene, thing: Object, cell: int) -> Float[np.ndarray, "2"]:
@@ -251,44 +255,46 @@ def _spot(scene: Scene, thing: Object, cell: int) -> Float[np.ndarray, "2"]:
   return centre + _SLOT * zone_side(scene) * np.array([2 * column - 1, 2 * row - 1])
 
 
-def sample_cast(rng: np.random.Generator, config: config_lib.WorldConfig) -> tuple[Role, ...]:
-  """Samples shapes and kinds of lives.
+def sample_roles(rng: np.random.Generator, config: config_lib.WorldConfig) -> tuple[Role, ...]:
+  """Samples shapes and kinds of behaviours.
 
-  Objects share one or two kinds of lives, so that scenes differ from each other; each may have
+  Objects share one or two kinds of behaviours, so that scenes differ from each other; each may have
   another kind beside.
 
-  Raises errors.InputError if the canvas has too few places for any cast of this config.
+  Raises errors.InputError if the canvas has too few places for any roles of this config.
   """
-  for _ in range(_MAX_CASTS):
+  for _ in range(_MAX_DRAWS):
     count = int(rng.integers(config.objects_min, config.objects_max + 1))
     shapes = rng.choice(config.shapes, count, replace=False)
-    kinds = rng.choice(config.lives, min(int(rng.integers(1, 3)), len(config.lives)), replace=False)
-    cast = tuple(
+    kinds = rng.choice(
+      config.behaviours, min(int(rng.integers(1, 3)), len(config.behaviours)), replace=False
+    )
+    roles = tuple(
       Role(shape=str(shape), kinds=_sample_kinds(rng, config, str(rng.choice(kinds))))
       for shape in shapes
     )
-    boxed = sum("box" in role.kinds for role in cast)
-    if _places_needed(cast, config) <= len(config.places) and boxed <= _MAX_BOXED:
-      return cast
+    boxed = sum("box" in role.kinds for role in roles)
+    if _places_needed(roles, config) <= len(config.places) and boxed <= _MAX_BOXED:
+      return roles
   raise errors.InputError(
-    f"worlds.objects_min: {config.objects_min} objects with these lives don't fit on "
+    f"worlds.objects_min: {config.objects_min} objects with these behaviours don't fit on "
     f"{config.rows} x {config.columns} places, or more than {_MAX_BOXED} in the box; lower it, or "
-    "add rows, columns or lives"
+    "add rows, columns or behaviours"
   )
 
 
 def sample_scene(
   rng: np.random.Generator,
   config: config_lib.WorldConfig,
-  cast: Sequence[Role] | None = None,
+  roles: Sequence[Role] | None = None,
 ) -> Scene:
-  """Samples a scene for a cast (a new one if None). No two objects rest in the same place."""
-  cast = sample_cast(rng, config) if cast is None else cast
+  """Samples a scene for roles (new ones if None). No two objects rest in the same place."""
+  roles = sample_roles(rng, config) if roles is None else roles
   free = [str(place) for place in rng.permutation(config.places)]
-  boxed = [role for role in cast if "box" in role.kinds]
+  boxed = [role for role in roles if "box" in role.kinds]
   box = free.pop() if boxed else None
   slots = {role.shape: index for index, role in enumerate(boxed)} if len(boxed) > 1 else {}
-  objects = tuple(_sample_object(rng, config, role, free, slots.get(role.shape)) for role in cast)
+  objects = tuple(_sample_object(rng, config, role, free, slots.get(role.shape)) for role in roles)
   return Scene(
     height=config.height,
     width=config.width,
@@ -312,7 +318,7 @@ def two_valued_patterns(values: Sequence[str], period: int) -> tuple[tuple[str, 
 def _sample_kinds(
   rng: np.random.Generator, config: config_lib.WorldConfig, kind: str
 ) -> tuple[str, ...]:
-  """Returns the kind and, if objects may have two lives, perhaps a second one that fits it."""
+  """Returns the kind and, if objects may have two behaviours, perhaps a second one that fits it."""
   partners = {
     "cycle": ("move", "bounce", "grow", "box"),
     "grow": ("move", "bounce", "cycle"),
@@ -320,17 +326,17 @@ def _sample_kinds(
     "bounce": ("cycle", "grow"),
     "box": ("cycle",),
   }
-  candidates = [other for other in partners.get(kind, ()) if other in config.lives]
-  if config.lives_per_object == 1 or not candidates or rng.random() < 0.5:
+  candidates = [other for other in partners.get(kind, ()) if other in config.behaviours]
+  if config.behaviours_per_object == 1 or not candidates or rng.random() < 0.5:
     return (kind,)
   return (kind, str(rng.choice(candidates)))
 
 
-def _places_needed(cast: Sequence[Role], config: config_lib.WorldConfig) -> int:
-  """How many places a cast needs at most, if no two objects share one."""
+def _places_needed(roles: Sequence[Role], config: config_lib.WorldConfig) -> int:
+  """How many places the roles need at most, if no two objects share one."""
   needs = {"move": max(config.periods), "bounce": 2}
-  for_objects = sum(max(needs.get(kind, 1) for kind in role.kinds) for role in cast)
-  return for_objects + any("box" in role.kinds for role in cast)
+  for_objects = sum(max(needs.get(kind, 1) for kind in role.kinds) for role in roles)
+  return for_objects + any("box" in role.kinds for role in roles)
 
 
 def _sample_object(
@@ -340,10 +346,10 @@ def _sample_object(
   free: list[str],
   slot: int | None,
 ) -> Object:
-  """Samples an object of a cast. Removes its places from `free`."""
+  """Samples an object with a role. Removes its places from `free`."""
   kinds = [kind for kind in role.kinds if kind != "still"]
-  lives = tuple(_sample_life(rng, config, kind, free) for kind in kinds)
-  initial = {life.attribute: life.values[0] for life in lives}
+  behaviours = tuple(_sample_behaviour(rng, config, kind, free) for kind in kinds)
+  initial = {behaviour.attribute: behaviour.values[0] for behaviour in behaviours}
   must_be_small = {"box", "label", "charge"} & set(initial)
   size = "small" if must_be_small else str(rng.choice(config_lib.SIZES))
   return Object(
@@ -351,15 +357,15 @@ def _sample_object(
     colour=initial.get("colour") or str(rng.choice(config.colours)),
     place=initial["place"] if "place" in initial else free.pop(),
     size=initial.get("size", size),
-    lives=lives,
+    behaviours=behaviours,
     slot=slot,
   )
 
 
-def _sample_life(
+def _sample_behaviour(
   rng: np.random.Generator, config: config_lib.WorldConfig, kind: str, free: list[str]
-) -> Life:
-  """Samples a life of a kind. Removes its places from `free`.
+) -> Behaviour:
+  """Samples a behaviour of a kind. Removes its places from `free`.
 
   A period is drawn for every kind, so that a world's other details don't depend on its kinds; grow,
   bounce, flicker and peek have a length of their own.
@@ -384,5 +390,5 @@ def _sample_life(
     patterns = two_valued_patterns(pool, period)
     values = patterns[int(rng.integers(len(patterns)))]
   else:
-    raise ValueError(f"unknown kind of life {kind!r}")
-  return Life(kind=kind, values=values)
+    raise ValueError(f"unknown kind of behaviour {kind!r}")
+  return Behaviour(kind=kind, values=values)

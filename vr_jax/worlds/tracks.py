@@ -190,18 +190,18 @@ def _sample_scene(
     is_large = [cell in windows[index] for cell in range(cells)]
     is_large.append(is_large[-1])  # what is interpolated goes on beyond the last cell
     places[index][cells] = places[index][cells - 1]
-    lives = (
-      scene_lib.Life(kind="cycle", values=_choose(is_large, own[index], shared)),
-      scene_lib.Life(kind="grow", values=_choose(is_large, "large", "tiny")),
-      scene_lib.Life(kind="move", values=tuple(places[index])),
+    behaviours = (
+      scene_lib.Behaviour(kind="cycle", values=_choose(is_large, own[index], shared)),
+      scene_lib.Behaviour(kind="grow", values=_choose(is_large, "large", "tiny")),
+      scene_lib.Behaviour(kind="move", values=tuple(places[index])),
     )
     objects.append(
       scene_lib.Object(
         shape=shapes[index],
-        colour=lives[0].values[0],
-        size=lives[1].values[0],
-        place=lives[2].values[0],
-        lives=lives,
+        colour=behaviours[0].values[0],
+        size=behaviours[1].values[0],
+        place=behaviours[2].values[0],
+        behaviours=behaviours,
       )
     )
   scene = scene_lib.Scene(

@@ -97,7 +97,7 @@ def distinct_videos(
     else:
       raise errors.InputError(
         f"worlds: no new scene after {index} of {videos} videos; "
-        "simulate fewer, or allow more shapes, colours or lives"
+        "simulate fewer, or allow more shapes, colours or behaviours"
       )
     seen.add(scene)
     yield scene, examples

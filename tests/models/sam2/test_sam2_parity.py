@@ -114,7 +114,7 @@ def test_each_tracked_frame_is_that_of_the_reference_given_its_memories(referenc
     plan = memory.plan(one, PROMPTED, FRAMES, config, most_prompted=2)
     for step, frame in enumerate(one.frames):
       pixels = reference.frames[frame][None, None]
-      own = memory.cut(plan, step, step + 1)
+      own = memory.slice_plan(plan, step, step + 1)
       given = jax.tree.map(jnp.array, ring)
       new, logits, scores = tracker.follow(params, config, pixels, own, prompted, given)
       close(logits[0], outputs[frame][0])

@@ -128,9 +128,9 @@ def _attend(
       real = jnp.pad(jnp.ones((1, height, width, 1), bool), room)
       qkv = jnp.where(real, jnp.pad(qkv, room), bias)
   batch, rows, columns = len(x), qkv.shape[1] // window_rows, qkv.shape[2] // window_columns
-  cut = qkv.reshape(batch, rows, window_rows, columns, window_columns, -1).swapaxes(2, 3)
-  cut = cut.reshape(-1, window_rows, window_columns, qkv.shape[-1])
-  query, key, value = jnp.split(cut, 3, axis=-1)
+  windows = qkv.reshape(batch, rows, window_rows, columns, window_columns, -1).swapaxes(2, 3)
+  windows = windows.reshape(-1, window_rows, window_columns, qkv.shape[-1])
+  query, key, value = jnp.split(windows, 3, axis=-1)
   if pool:
     query = _halve(query)
   query_rows, query_columns = query.shape[1:3]

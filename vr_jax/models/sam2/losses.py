@@ -94,7 +94,7 @@ def track_clip(
     found = tracker.remember(params, config, features, chosen, binary=False)
     return tracker.write(ring, found, own), decoded
 
-  _, later = lax.scan(step, ring, (rest, memory.cut(plan, 1, frames)))
+  _, later = lax.scan(step, ring, (rest, memory.slice_plan(plan, 1, frames)))
   return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), decoded, later)
 
 

@@ -162,6 +162,6 @@ def join(
   return MemoryPlan(*(fill(name, [getattr(p, name) for p in plans]) for name in MemoryPlan._fields))
 
 
-def cut(plan_: MemoryPlan, start: int, stop: int) -> MemoryPlan:
+def slice_plan(plan_: MemoryPlan, start: int, stop: int) -> MemoryPlan:
   """Some steps of a plan."""
   return MemoryPlan(*(array[start:stop] for array in plan_))

@@ -94,7 +94,7 @@ def run(
     for begin in range(0, steps, size):
       here = [one.frames[begin : begin + size] for one in now]
       pixels = _read(tracks, here, config.image_size, size)
-      part = memory.cut(plan, begin, begin + size)
+      part = memory.slice_plan(plan, begin, begin + size)
       ring, logits, scores = tracker.follow(params, config, pixels, part, prompted, ring)
       for video, (t, frames) in enumerate(zip(tracks, here, strict=True)):
         own = slice(video * most_objects, video * most_objects + len(t.objects))
