@@ -7,6 +7,9 @@ reasoning steps (subsequence DTW).
            takes 10 minutes and 2.2 GB. Result: docs/claims.md.
     tiny_qwen3vl
            The same with a random network of Qwen3-VL's kind, 1 M parameters.
+    tiny_phi2
+           The same with a random network of the kind of TinyLLaVA-Video with Phi-2, 1.5 M
+           parameters.
     3b     Qwen2.5-VL-3B-Instruct on MOSS-Video. Device: v5e-16 or v6e-8. Planned for v5e-16: 10 of
            17 GB a chip, 8 s a step. Result: not yet measured.
     7b     Qwen2.5-VL-7B-Instruct on MOSS-Video, the paper's headline. Device: v5p-16 or v6e-32. By
@@ -17,6 +20,9 @@ reasoning steps (subsequence DTW).
     qwen3vl_2b, qwen3vl_4b, qwen3vl_8b, qwen3vl_32b
            Qwen3-VL-2B-, -4B-, -8B- and -32B-Instruct on MOSS-Video. Device: docs/pods.md.
            Result: not yet measured.
+    phi2   TinyLLaVA-Video with Phi-2 (naive resampler, 16 frames, 512 queries) on MOSS-Video, the
+           paper's second architecture. Reconstruction: which resampler it had; 3.1 B parameters.
+           Device: as 3b. Result: not yet measured.
 
 Planned memory and step time come from launch/plan.py (docs/pods.md). The sizes 3b, 7b and 72b use
 16 frames, at most 128 tokens per pair of frames (a temporal patch), as Video-R1 and its successors
@@ -45,7 +51,7 @@ from vr_jax import base_config
 
 
 def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
-  """The recipe at a size: tiny, tiny_qwen3vl, 3b, 7b, 72b or qwen3vl_2b, _4b, _8b, _32b."""
+  """The recipe at a size: tiny, tiny_qwen3vl, tiny_phi2, phi2, or one of base_config.RELEASES."""
   config = base_config.base("moss_chatv")
   env = config.env
   env.rewards = ("accuracy", "format", "process")
@@ -60,13 +66,28 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   config.rl.clip_epsilon_low = 0.2  # Reconstruction
   config.rl.clip_epsilon_high = 0.2  # Reconstruction
   return base_config.at_size(
-    config, size, tiny=_tiny, released=_released, tiny_qwen3vl=_tiny_qwen3vl
+    config,
+    size,
+    tiny=_tiny,
+    tiny_qwen3vl=_tiny_qwen3vl,
+    tiny_phi2=_tiny_phi2,
+    phi2=_phi2,
+    released=_released,
   )
 
 
 def _released(config: ml_collections.ConfigDict, size: str) -> None:
   base_config.released_network(config, size)
   base_config.released_limits(config, size)
+  _moss_video(config)
+
+
+def _phi2(config: ml_collections.ConfigDict) -> None:
+  base_config.phi2_network(config)
+  _moss_video(config)
+
+
+def _moss_video(config: ml_collections.ConfigDict) -> None:
   config.data.videos = "MOSS-Video/videos"
   config.data.annotations = "MOSS-Video/annotations.jsonl"
   config.data.frames = 16  # Reconstruction
@@ -95,6 +116,14 @@ def _tiny_qwen3vl(config: ml_collections.ConfigDict) -> None:
   base_config.tiny_qwen3vl_network(config)
   _tiny_training(config)
   config.model.prefix_buckets = (96, 128)  # the times of frames are text
+
+
+def _tiny_phi2(config: ml_collections.ConfigDict) -> None:
+  base_config.tiny_phi2_network(config)
+  _tiny_training(config)
+  config.model.prefix_buckets = (64, 96)
+  config.model.frame_buckets = (1,)  # a video is one frame of the tower's input
+  config.model.patch_buckets = (8 * 16,)  # of all its images
 
 
 def _tiny_training(config: ml_collections.ConfigDict) -> None:

@@ -26,7 +26,7 @@ ROOMS = (
 LONGEST = (
   *("train/test_multi_turn", "parallel/test_mesh", "test_launch", "train/test_killed"),
   *("train/test_train_steps", "models/test_toy_family", "test_notebook"),
-  *("train/test_export_replies", "train/test_export_replies_qwen3_vl", "train/test_revseg_steps"),
+  *("train/test_export_replies", "train/test_export_replies_families", "train/test_revseg_steps"),
   *("launch/test_plan_compiled", "benchmarks/test_group_layout", "rollout/test_episodes"),
   *("train/test_critic", "train/test_rl_options", "train/test_experience", "train/test_step_timer"),
   *("models/test_family_groups", "models/test_family_turns", "traces/test_beam"),

@@ -22,6 +22,8 @@ from vr_jax import config_fields, optional_sections, schema
 QWEN3_VL = {f"qwen3vl_{n}": f"Qwen3-VL-{n.upper()}-Instruct" for n in ("2b", "4b", "8b", "32b")}
 RELEASES = {size: f"Qwen2.5-VL-{size.upper()}-Instruct" for size in ("3b", "7b", "72b")} | QWEN3_VL
 
+PHI2 = "TinyLLaVA-Video-Phi2-Naive-16-512"
+
 
 def base(recipe: str) -> ml_collections.ConfigDict:
   """Returns every field with its default; config.env is empty.
@@ -63,14 +65,16 @@ def at_size(
   *,
   tiny: Callable[[ml_collections.ConfigDict], None],
   released: Callable[[ml_collections.ConfigDict, str], None],
-  tiny_qwen3vl: Callable[[ml_collections.ConfigDict], None] | None = None,
+  **others: Callable[[ml_collections.ConfigDict], None],
 ) -> ml_collections.ConfigDict:
   """Returns the config at a size, locked: calls the function of that name, or `released`.
+
+  others: sizes that not all recipes have, by name.
 
   Raises:
     ValueError: the recipe has no such size.
   """
-  own = {"tiny": tiny} | ({"tiny_qwen3vl": tiny_qwen3vl} if tiny_qwen3vl else {})
+  own = {"tiny": tiny, **others}
   if size in own:
     own[size](config)
   elif size in RELEASES:
@@ -205,6 +209,43 @@ def tiny_qwen3vl_network(config: ml_collections.ConfigDict) -> None:
   )
 
 
+def tiny_phi2_network(config: ml_collections.ConfigDict) -> None:
+  """Sets up a random network like `tiny_network`, of the kind of TinyLLaVA-Video with Phi-2."""
+  model = config.model
+  model.min_pixels = model.max_pixels = 56 * 56
+  _tiny_options(config)
+  model.architecture = ml_collections.ConfigDict(
+    {
+      "model_type": "tinyllava",
+      "connector_type": "groupresampler",
+      "num_queries": 32,
+      "group": 8,  # as many as frames: each frame has queries of its own
+      "num_resampler_layers": 1,
+      "tokenizer_model_max_length": 2048,
+      "text_config": {
+        "model_type": "phi",
+        "vocab_size": 448,
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "partial_rotary_factor": 0.5,
+        "initializer_range": 0.08,
+      },
+      "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,  # three of which are used
+        "num_attention_heads": 4,
+        "image_size": 56,
+        "patch_size": 14,
+      },
+    }
+  )
+
+
 def _tiny_options(config: ml_collections.ConfigDict) -> None:
   """What all tiny networks share."""
   model = config.model
@@ -242,6 +283,26 @@ def released_network(
     model.system = ""  # the released template has none
     model.min_video_pixels = 4 * 32 * 32
     model.max_video_pixels = max_video_pixels
+
+
+def phi2_network(config: ml_collections.ConfigDict) -> None:
+  """Sets up TinyLLaVA-Video with Phi-2, read from the directory that bears its name.
+
+  A video of any length becomes 512 media tokens. The context has 3,072 tokens.
+  """
+  model = config.model
+  model.pretrained = PHI2
+  model.min_pixels = model.max_pixels = 384 * 384  # images of one size
+  model.resize_backend = "pillow"  # as the released code resizes frames
+  model.system = (  # of the released template
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+  )
+  model.prefix_buckets = (640, 768, 1024, 1536, 2048)
+  model.frame_buckets = (1,)  # a video is one frame of the tower's input
+  model.patch_buckets = (8 * 729, 16 * 729)  # of all its images
+  config.export.dtype = "float16"  # as the release
+  config.mesh = (1, -1, 1, 1)
 
 
 def token_pixels(size: str) -> int:

@@ -3,10 +3,9 @@
 `change` and `CHANGE` say until when a run may change a field, or the fields of a section
 (`schema.CHANGES`); other fields may change until the workdir has a checkpoint.
 
-Fields of the section `model` are in model_fields.py, sections that only some recipes have in
-optional_sections.py. The fields of config.env belong to
-the environment of a recipe (vr_jax/envs). base_config.py makes configs from these classes;
-config_docs.py writes docs/config.md from them.
+Fields of the section `model` are in model_fields.py, sections of some recipes alone in
+optional_sections.py. The fields of config.env belong to the environment of a recipe (vr_jax/envs).
+base_config.py makes configs from these classes; config_docs.py writes docs/config.md from them.
 """
 
 from collections.abc import Mapping
@@ -292,6 +291,12 @@ class RlSection(LoopSection):
   entropy_weight: float = field(
     0.0, "Weight of the entropy bonus in the loss; 0: no bonus.", "[0, inf)"
   )
+  advantage_noise: float = field(
+    0.0,
+    "Standard deviation of normal noise on the advantage of each reply; 0: none. arXiv 2504.09641 "
+    "has 0.02. Groups whose replies all earn the same are then trained on, too.",
+    "[0, inf)",
+  )
   advantage_estimator: Literal["segments", "joint", "episode", "outcome", "gae"] = field(
     "segments",
     "Which rewards make the advantage of a token. segments: those of its own segment. joint: the "
@@ -322,8 +327,7 @@ class RlSection(LoopSection):
 
   eval_every: int = field(
     0,
-    "Steps between two evaluations on held-out videos; the best checkpoint is kept. 0: none "
-    "(docs/watching.md).",
+    "Steps between evaluations on held-out videos (docs/watching.md); the best is kept. 0: none.",
     "[0, inf)",
     change="any time",
   )

@@ -20,14 +20,15 @@ class LoraSection:
     32.0, "The output of an adapter is multiplied by alpha / rank.", only_with="rank"
   )
   text: tuple[str, ...] = field(
-    ("query", "key", "value", "out", "gate", "up", "down"),
-    "Projections of the language model that get an adapter.",
+    ("all",),
+    "Projections of the language model that get an adapter: of query, key, value, out, up, down, "
+    'and gate if there is one; "all": all of them.',
     only_with="rank",
   )
   vision: tuple[str, ...] = field(
     (),
-    "Projections of the vision tower that get an adapter: of qkv, out, up, down, and gate if "
-    "there is one.",
+    "Projections of the vision tower that get an adapter: of qkv (or query, key, value), out, up, "
+    'down, and gate if there is one; "all": all of them.',
     only_with="rank",
   )
   base_dtype: Dtype = field(

@@ -85,8 +85,19 @@ def case_inputs(processor: Any, case: GenerateCase, *, question_first: bool) -> 
   return shared.reference_inputs(processor, [conversation], metadata, do_sample_frames=False)
 
 
-def encoded_inputs(encoded: prompts.EncodedPrompt) -> Any:
+def reference_model(directory: pathlib.Path) -> Any:
+  """Loads transformers' model from a directory, in float32; it needs no code of ours."""
+  return shared.reference_model(directory, trust_remote_code=False)
+
+
+def reference_reply(model: Any, inputs: Any) -> tuple[list[int], float]:
+  """See qwen2_5_vl_generate.reference_reply."""
+  return shared.reference_reply(model, inputs)
+
+
+def reference_inputs(encoded: prompts.EncodedPrompt, model: Any) -> Any:
   """What transformers' model takes for a prompt with videos, from our encoding of it."""
+  del model
   grids = [("video", g.frames, g.height, g.width) for g in encoded.grids]
   patches = [frame.vision.patches for frame in encoded.frames if frame.vision is not None]
   media = [(grid, np.stack(patches)) for grid in grids]
@@ -109,8 +120,7 @@ def main() -> None:
       first = made.context.config.model.question_first
       processor = transformers.AutoProcessor.from_pretrained(made.path)
       inputs = case_inputs(processor, case, question_first=first)
-      model = shared.reference_model(made.path, trust_remote_code=False)
-      tokens, margin = shared.reference_reply(model, inputs)
+      tokens, margin = reference_reply(reference_model(made.path), inputs)
     golden[case.name] = {
       "prompt": inputs["input_ids"][0].tolist(),
       "tokens": tokens,

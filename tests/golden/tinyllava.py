@@ -224,7 +224,7 @@ def _tower_shapes(vision: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 def _connector_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
   embed = config["text_config"]["hidden_size"]
   inner, top = HEADS * HEAD_DIM, "connector._connector"
-  latents = config["num_queries"] // config.get("group", 1)
+  latents = config["num_queries"] // groups(config)
   shapes: dict[str, tuple[int, ...]] = {
     f"{top}.latents": (latents, embed),
     f"{top}.linear.weight": (embed, config["vision_config"]["hidden_size"]),
@@ -240,6 +240,11 @@ def _connector_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes[f"{forward}.1.weight"] = (WIDENING * embed, embed)
     shapes[f"{forward}.3.weight"] = (embed, WIDENING * embed)
   return shapes | {f"{name}.{end}": (embed,) for name in norms for end in ("weight", "bias")}
+
+
+def groups(config: dict[str, Any]) -> int:
+  """Parts into which the resampler divides a video; a naive one may have the field, too."""
+  return config["group"] if config["connector_type"] == "groupresampler" else 1
 
 
 def bare(name: str) -> str:

@@ -61,7 +61,7 @@ class Resampler(nn.Module):
 
   def __init__(self, config: dict[str, Any]):
     super().__init__()
-    self.kind, self.group = config["connector_type"], config.get("group", 1)
+    self.kind, self.group = config["connector_type"], golden.groups(config)
     width = config["text_config"]["hidden_size"]
     self.latents = nn.Parameter(torch.zeros(config["num_queries"] // self.group, width))
     self.linear = nn.Linear(config["vision_config"]["hidden_size"], width)
@@ -93,7 +93,7 @@ class Model(nn.Module):
 
   def __init__(self, config: dict[str, Any]):
     super().__init__()
-    text = dict(config["text_config"])
+    text = {k: v for k, v in config["text_config"].items() if not k.endswith("_token_id")}
     tokens = {"bos_token_id": None, "eos_token_id": config["eos_token_id"]}
     phi = transformers.PhiConfig(**text, **tokens, pad_token_id=config["eos_token_id"])
     siglip = transformers.SiglipVisionConfig(**config["vision_config"])

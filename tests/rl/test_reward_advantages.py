@@ -1,5 +1,6 @@
 """Advantages of groups and segments against the formulas in plain NumPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,6 +46,37 @@ def test_a_group_in_which_nothing_is_valid_gives_zeros_and_no_nan():
   rewards = jnp.full((1, 4, 1), jnp.nan)
   nobody = jnp.zeros((1, 4, 1), bool)
   np.testing.assert_array_equal(advantages_lib.group_advantages(rewards, nobody), 0)
+
+
+@pytest.mark.parametrize("estimator", ["segments", "episode"])
+def test_noise_gives_replies_that_all_earn_the_same_an_advantage(estimator):
+  shape, rng = (40, 50, 2), np.random.default_rng(0)
+  scored = rng.random(shape) < 0.9
+  if estimator == "episode":  # else the sums of rewards would differ
+    scored = np.broadcast_to(scored[..., :1], shape)
+  scores = records.Scores(rewards={}, scored=jnp.asarray(scored), total=jnp.ones(shape))
+  options = {"segments": ("seen", "thought"), "normalize_by_std": True, "max_tokens": 4}
+  segment = jnp.broadcast_to(jnp.array([0, 0, 1, -1]), (*shape[:2], 4))
+
+  def advantages(step, noise=0.02):
+    key = jax.random.fold_in(jax.random.key(0), step)
+    return advantages_lib.compute_advantages(
+      scores, segment, estimator=estimator, noise=noise, key=key, **options
+    )
+
+  found, signal, metrics = advantages(0)
+  found = np.asarray(found)
+  assert metrics["frac_reward_zero_std"] == 1 and signal.all()
+  np.testing.assert_array_equal(found[..., 0], found[..., 1])  # one number a reply and segment
+  assert (found[..., 1:3] != 0)[scored].all() and not found[..., 1:3][~scored].any()
+  assert not found[..., 3].any()
+  assert found[..., 2][scored[..., 1]].std() == pytest.approx(0.02, rel=0.1)
+  assert abs(found[..., 2][scored[..., 1]].mean()) < 2e-3
+  assert np.array_equal(found[..., 0], found[..., 2]) == (estimator == "episode")
+  np.testing.assert_array_equal(advantages(0)[0], found)
+  assert (np.asarray(advantages(1)[0]) != found).any()
+  plain, signal, _ = advantages(0, noise=0.0)
+  assert not np.asarray(plain).any() and not signal.any()
 
 
 def test_tokens_take_the_advantage_of_their_segment():

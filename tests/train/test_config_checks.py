@@ -61,6 +61,7 @@ def test_every_size_is_within_its_own_choices(path, size):
     ("configs/video_mtr.py", "turns.episode_buckets", (128,)),
     ("configs/video_mtr.py", "turns.episode_buckets", ()),
     ("configs/video_mtr.py", "turns.observation_buckets", ()),
+    ("configs/video_mtr.py", "rl.advantage_noise", 0.02),
     ("configs/video_mtr.py", "env.exploration.stages", ((0.5,),)),
     ("configs/video_mtr.py", "env.exploration.stages", (0.1, 1.0)),
   ],
@@ -106,6 +107,22 @@ def test_options_of_the_loss_that_go_together_are_taken(fields):
   config = nano.recipe("tiny", nano.RECIPE)
   config.rl.update(fields)
   config_checks.check(config)
+
+
+def test_shuffled_replies_are_refused_for_a_network_whose_features_have_no_order():
+  config = nano.recipe("tiny", "configs/videop2r.py")
+  config.rl.num_shuffled_generations = 2
+  config_checks.check(config)
+  config.model.architecture = nano.recipe("tiny_phi2").model.architecture
+  with pytest.raises(errors.InputError, match="num_shuffled_generations=2: the queries of Tiny"):
+    config_checks.check(config)
+
+
+def test_frames_that_fit_one_frame_of_the_tower_need_one_bucket():
+  config = nano.recipe("tiny_phi2")
+  for frames in (2, 8, 64):
+    config.data.frames = frames
+    config_checks.check(config)
 
 
 @pytest.mark.parametrize(("estimator", "steps"), [("gae", 50), ("episode", 0)])

@@ -74,6 +74,7 @@ def test_a_run_logs_what_its_options_count(data, tmp_path, monkeypatch):
     rl__normalize_by_std=False,
     rl__overlong_buffer=16,
     rl__overlong_weight=0.5,
+    rl__advantage_noise=0.02,
   )
   rl_loop.train(config, tmp_path)
   lines = metrics_lib.read(tmp_path / "metrics.jsonl")

@@ -18,7 +18,9 @@ from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import model_setup
 
 
-@pytest.mark.parametrize("size", ["tiny", "tiny_qwen3vl", "3b", "7b", "qwen3vl_8b"])
+@pytest.mark.parametrize(
+  "size", ["tiny", "tiny_qwen3vl", "tiny_phi2", "phi2", "3b", "7b", "qwen3vl_8b"]
+)
 @pytest.mark.parametrize("devices", [1, 4, 8, 16])
 def test_batches_of_every_size_divide_over_one_to_sixteen_devices(size, devices):
   config = nano.recipe(size)

@@ -57,6 +57,7 @@ class MossChatV(question_answer.QuestionAnswer):
   }
 
   def __post_init__(self):
+    super().__post_init__()
     names = [reward.name for reward in self.listed_rewards]
     if self.process_gate not in ("none", *names):
       raise errors.InputError(

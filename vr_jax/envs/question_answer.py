@@ -10,15 +10,17 @@ rewards and override what they do differently.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 import numpy as np
 
-from vr_jax import records, schema
+from vr_jax import errors, records, schema
 from vr_jax.envs import environment
-from vr_jax.rewards import accuracy, reward_function, steps
+from vr_jax.rewards import accuracy, length, reward_function, steps
 from vr_jax.rewards import format as format_lib
+
+SIGNED = ("accuracy", "length")  # rewards that combination=signed multiplies
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,17 +37,38 @@ class QuestionAnswer(environment.Defaults):
   weights: Mapping[str, float] = schema.field(
     {}, "Weights of rewards by name; 1 where there is none.", change="before rl"
   )
+  combination: Literal["sum", "signed"] = schema.field(
+    "sum",
+    "How rewards make the total. sum: each times its weight. signed: the same, but accuracy and "
+    "length count as accuracy + (2 accuracy - 1) length, or -2 where that is 0 (arXiv 2504.09641).",
+    change="before rl",
+  )
+  length_characters: int = schema.field(
+    1200,
+    "Characters of reasoning from which on the reward length is full (arXiv 2504.09641).",
+    "[1, inf)",
+    change="before rl",
+  )
   tags: ClassVar[tuple[str, ...]] = ("<think>", "</think>\n<answer>", "</answer>")
 
   def __post_init__(self):
-    self.listed_rewards  # noqa: B018  # raises here, before anything runs
+    weights = {reward.name: reward.weight for reward in self.listed_rewards}
+    if self.combination == "signed" and any(weights.get(name) != 1 for name in SIGNED):
+      raise errors.InputError(
+        "config.env.combination=signed: needs the rewards accuracy and length, each with the "
+        f"weight 1; config.env.rewards={self.rewards}"
+      )
 
   def reward_functions(self) -> Mapping[str, reward_function.Function]:
     """The functions that config.env.rewards may name.
 
     Each takes replies and the example of each, and returns a number for each reply.
     """
-    return {"accuracy": accuracy.accuracies, "format": format_lib.format_rewards}
+    return {
+      "accuracy": accuracy.accuracies,
+      "format": format_lib.format_rewards,
+      "length": lambda replies, _: length.length_rewards(replies, self.length_characters),
+    }
 
   @functools.cached_property
   def listed_rewards(self) -> tuple[reward_function.Reward, ...]:
@@ -77,8 +100,15 @@ class QuestionAnswer(environment.Defaults):
   def total(
     self, rewards: Mapping[str, Float[np.ndarray, "prompts group 1"]]
   ) -> Float[np.ndarray, "prompts group 1"]:
-    """The weighted sum of the rewards."""
-    weighted = (np.float32(each.weight) * rewards[each.name] for each in self.listed_rewards)
+    """The weighted sum of the rewards; see `combination`."""
+    signed = self.combination == "signed"
+    weighted = [
+      np.float32(each.weight) * rewards[each.name]
+      for each in self.listed_rewards
+      if not (signed and each.name in SIGNED)
+    ]
+    if signed:
+      weighted.append(length.signed_total(*(rewards[name] for name in SIGNED)))
     return np.asarray(sum(weighted))
 
   def accuracy(self, example: records.Example, reply: str) -> float:

@@ -55,6 +55,7 @@ class ModelFamily:
   presets: config.json fields of released models, by name.
   organization: of the released models on the Hugging Face Hub.
   token_fields: ids of special tokens, for use without a tokenizer; no shape depends on them.
+  cannot_shuffle: why frames can't be reordered among their features; empty if they can.
   """
 
   model_type: str
@@ -80,6 +81,7 @@ class ModelFamily:
   presets: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   organization: str = ""
   token_fields: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  cannot_shuffle: str = ""
 
   def __post_init__(self) -> None:
     if set(self.parameter_groups) - set(GROUPS):
@@ -121,7 +123,10 @@ class ModelFamily:
     """The adapters of a recipe's section `config.model.lora`; None if its rank is 0."""
     if not section["rank"]:
       return None
-    chosen = {"text": tuple(section["text"]), "vision": tuple(section["vision"])}
+    chosen = {
+      half: known if tuple(section[half]) == ("all",) else tuple(section[half])
+      for half, known in (("text", self.lora_targets.text), ("vision", self.lora_targets.vision))
+    }
     return lora.Adapters(
       rank=section["rank"], alpha=section["alpha"], targets=self.lora_targets, **chosen
     )

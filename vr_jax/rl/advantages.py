@@ -22,7 +22,7 @@ from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from vr_jax import records
 from vr_jax.rl import reward_metrics
@@ -39,6 +39,7 @@ Baseline = Literal["group_mean", "leave_one_out"]
     "estimator",
     "baseline",
     "normalize_by_std",
+    "noise",
     "max_tokens",
   ),
 )
@@ -51,6 +52,8 @@ def compute_advantages(
   estimator: AdvantageEstimator,
   baseline: Baseline = "group_mean",
   normalize_by_std: bool,
+  noise: float = 0.0,
+  key: Key[Array, ""] | None = None,
   max_tokens: int,
 ) -> tuple[Float[Array, "prompts group time"], Bool[Array, "prompts"], dict[str, Float[Array, ""]]]:
   """The advantage of every sampled token, and metrics of the rewards.
@@ -63,10 +66,11 @@ def compute_advantages(
     estimator: see above; `gae` is treated as `episode`, to get the metrics.
     baseline: see above.
     normalize_by_std: whether advantages are divided by the group's standard deviation.
+    noise, key: see `add_noise`; no key is needed where noise is 0.
     max_tokens: the most tokens of a reply.
 
   Returns:
-    Advantages; whether the replies to each prompt differ in reward; metrics by name.
+    Advantages; whether the advantages of the replies to each prompt differ; metrics by name.
   """
   advantages, signal = segment_advantages(
     scores, estimator=estimator, baseline=baseline, normalize_by_std=normalize_by_std
@@ -79,6 +83,10 @@ def compute_advantages(
   if len(segments) > 1 and estimator == "segments":
     for number, name in enumerate(segments):
       metrics[f"frac_reward_zero_std/{name}"] = 1 - signal[:, number].mean()
+  if noise and key is not None:
+    scored = _combined_rewards(scores, estimator)[1]
+    advantages = add_noise(advantages, scored, key, noise)
+    signal = scored.any(axis=1)
   return token_advantages(advantages, segment), signal.any(axis=-1), metrics
 
 
@@ -98,6 +106,23 @@ def segment_advantages(
     rewards, scored, baseline=baseline, normalize_by_std=normalize_by_std
   )
   return jnp.broadcast_to(advantages, scores.total.shape), has_signal(rewards, scored)
+
+
+def add_noise(
+  advantages: Float[Array, "prompts group segments"],
+  scored: Bool[Array, "prompts group _"],
+  key: Key[Array, ""],
+  noise: float,
+) -> Float[Array, "prompts group segments"]:
+  """Adds normal noise of this standard deviation to what is scored.
+
+  So replies that all earn the same do not stay without a gradient.
+
+  scored: of each segment, or one for all segments of a reply, which then share the noise.
+
+  Source: TinyLLaVA-Video-R1, arXiv 2504.09641, section 3.3.
+  """
+  return advantages + jnp.where(scored, noise * jax.random.normal(key, scored.shape), 0)
 
 
 def group_advantages(

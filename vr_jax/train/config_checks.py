@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 import re
+from typing import Any
 
 import ml_collections
 
 from vr_jax import config_fields, errors, optional_sections, schema
-from vr_jax.data import sampling
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
 from vr_jax.train import paths, wandb_log
@@ -101,6 +101,7 @@ def _check_together(
       f"--config.rl.num_shuffled_generations={config.rl.num_shuffled_generations}: "
       f"{config.recipe} has no reward of temporal order"
     )
+  yield from _check_shuffling(config)
   if environment.chooses_frames:
     yield from _check_pool(config)
   else:
@@ -168,7 +169,8 @@ def _check_frame_buckets(config: ml_collections.ConfigDict) -> Problems:
   """Yields a problem if no bucket holds a clip of the least number of frames."""
   data, largest = config.data, max(config.model.frame_buckets)
   name = {"uniform": "frames", "fps": "min_frames"}.get(data.sampling)
-  needed = -(-data[name] // sampling.TEMPORAL_PATCH) if name else 0
+  vision = _vision_shapes(config)
+  needed = vision.count_frames(data[name]) if name and vision else 0
   if needed > largest:
     yield errors.InputError(
       f"--config.data.{name}={data[name]}: makes {needed} temporal patches, and "
@@ -176,6 +178,29 @@ def _check_frame_buckets(config: ml_collections.ConfigDict) -> Problems:
       f'add --config.model.frame_buckets="({needed},)", and prompt lengths that hold their tokens '
       "to model.prefix_buckets"
     )
+
+
+def _vision_shapes(config: ml_collections.ConfigDict) -> Any:
+  """The shapes of the vision tower's inputs; None if the model can't be read, which others say."""
+  from vr_jax.train import model_setup  # late, since it imports JAX
+
+  try:
+    return model_setup.model_of(config).vision_shapes
+  except errors.InputError:
+    return None
+
+
+def _check_shuffling(config: ml_collections.ConfigDict) -> Problems:
+  """Yields a problem if replies to shuffled frames are asked for, but features have no order."""
+  from vr_jax.train import model_setup  # late, since it imports JAX
+
+  try:
+    why = model_setup.family_of(config).cannot_shuffle
+  except errors.InputError:
+    return
+  count = config.rl.num_shuffled_generations
+  if count and why:
+    yield errors.InputError(f"--config.rl.num_shuffled_generations={count}: {why}; set it to 0")
 
 
 def _check_loss(rl: ml_collections.ConfigDict) -> Problems:
@@ -199,6 +224,11 @@ def _check_loss(rl: ml_collections.ConfigDict) -> Problems:
     yield errors.InputError(
       "--config.rl.baseline=leave_one_out: "
       "the baseline of rl.advantage_estimator=gae is its critic; set it to group_mean"
+    )
+  if rl.advantage_noise and rl.advantage_estimator == "gae":
+    yield errors.InputError(
+      f"--config.rl.advantage_noise={rl.advantage_noise}: has no effect on the advantages of "
+      "rl.advantage_estimator=gae; set it to 0"
     )
   if rl.baseline == "leave_one_out" and rl.normalize_by_std:
     yield errors.InputError(

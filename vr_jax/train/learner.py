@@ -21,6 +21,8 @@ from vr_jax.train import critic as critic_lib
 from vr_jax.train import step_timer as step_timer_lib
 from vr_jax.train import train_state as train_state_lib
 
+_NOISE_SALT = 2**21  # folded into the run's key: other numbers than those of sampling
+
 
 @dataclasses.dataclass(kw_only=True)
 class Learner:
@@ -193,6 +195,8 @@ class Learner:
       estimator=rl.advantage_estimator,
       baseline=rl.baseline,
       normalize_by_std=rl.normalize_by_std,
+      noise=rl.advantage_noise,
+      key=self._noise_key(),
       max_tokens=rl.max_new_tokens,
     )
     if self.critic is None:
@@ -206,6 +210,14 @@ class Learner:
       packed_length=shapes.packed_length_of_batch,
     )
     return advantages, jnp.ones_like(group_mask), targets, metrics | critic_metrics
+
+  def _noise_key(self) -> Array | None:
+    """The key of a step's noise on advantages, by seed and step; None without noise."""
+    config = self.context.config
+    if not config.rl.advantage_noise:
+      return None
+    key = jax.random.fold_in(jax.random.key(config.seed), _NOISE_SALT)
+    return jax.random.fold_in(key, jnp.asarray(self.state.step))
 
 
 def _idle(*running: Array | None) -> bool:

@@ -65,8 +65,6 @@ class Rules(abc.ABC):
     pixels       pixels of the frame as it is shown
     thousandths  thousandths of its height and width
   reply_start: what the assistant writes before every reply, which is no part of its text.
-  cannot_shuffle: why the frames of an encoded prompt can't be brought into another order, and what
-    to do instead; empty if they can.
   """
 
   end_of_turn: ClassVar[str]
@@ -75,7 +73,6 @@ class Rules(abc.ABC):
   never_sampled: ClassVar[tuple[str, ...]]
   box_units: ClassVar[Literal["pixels", "thousandths"]]
   reply_start: ClassVar[str] = ""
-  cannot_shuffle: ClassVar[str] = ""
 
   @abc.abstractmethod
   def special_tokens(self) -> dict[str, int]:

@@ -81,4 +81,5 @@ FAMILY = family.ModelFamily(
   presets=presets.RELEASES,
   organization=presets.ORGANIZATION,
   token_fields=presets.TOKENS,
+  cannot_shuffle=processor.CANNOT_SHUFFLE,
 )

@@ -15,6 +15,11 @@ from vr_jax.models.tinyllava import template, vision_inputs
 # Mean and standard deviation of each channel, in units of full intensity.
 MEAN = STD = np.full(3, 0.5, np.float32)
 
+CANNOT_SHUFFLE = (
+  "the queries of TinyLLaVA-Video's resampler mix the frames of a video, so that features have no "
+  "order to be changed"
+)
+
 
 class TinyLlavaProcessor(processor.VideoProcessor):
   """See `common.processor.VideoProcessor`.
@@ -30,10 +35,6 @@ class TinyLlavaProcessor(processor.VideoProcessor):
   never_sampled = ()  # media have a row of the embedding that no token has
   box_units = "thousandths"
   reply_start = template.REPLY_START
-  cannot_shuffle = (
-    "the queries of TinyLLaVA-Video's resampler mix the frames of a video, so that their order "
-    "can't be changed behind it"
-  )
 
   def __init__(
     self,
@@ -130,4 +131,4 @@ class TinyLlavaProcessor(processor.VideoProcessor):
     rng: np.random.Generator,
   ) -> Int[np.ndarray, "prompts prefix"]:
     """Raises InputError: no media token is of one frame alone."""
-    raise errors.InputError(self.cannot_shuffle)
+    raise errors.InputError(CANNOT_SHUFFLE)
