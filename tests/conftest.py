@@ -56,7 +56,7 @@ os.environ["XLA_FLAGS"] = (
   "--xla_cpu_parallel_codegen_split_count=1 --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
 
 import hypothesis  # noqa: E402
 import made_once  # noqa: E402
