@@ -95,6 +95,12 @@ class ModelSection:
   freeze_vision: bool = field(
     True, "Whether the vision tower stays as it is. Our choice: papers leave it open."
   )
+  train_connector: bool = field(
+    False,
+    "Whether the connector between vision tower and language model is trained, though the tower is "
+    "not; features of clips are then not cached.",
+    only_with="freeze_vision",
+  )
   # A clip of 16 frames takes 4 MiB with 3b, 7 MiB with 7b, and 16 MiB with 72b.
   feature_cache_gib: float = field(
     64.0,

@@ -130,6 +130,7 @@ def test_loss_and_gradients_are_those_of_the_tower_inside_the_update(context, bo
   [
     ({"model__freeze_vision": True}, True),
     ({"model__freeze_vision": False}, False),
+    ({"model__freeze_vision": True, "model__train_connector": True}, False),
     ({"model__freeze_vision": False, "model__lora__rank": 2}, True),
     (
       {"model__freeze_vision": True, "model__lora__rank": 2, "model__lora__vision": ("qkv",)},

@@ -70,12 +70,18 @@ class ModelSetup:
       return tuple(
         name for name in weight_mapping.flat(self.abstract_params) if not lora.is_adapter(name)
       )
-    return self.family.tower if self.config.model.freeze_vision else ()
+    if not self.config.model.freeze_vision:
+      return ()
+    groups = self.family.parameter_groups
+    return groups["vision"] if self.config.model.train_connector else self.family.tower
 
   @property
   def tower_frozen(self) -> bool:
-    """Whether no part of the vision tower is trained, so that its features never change."""
-    return not self.adapters.vision if self.adapters else self.config.model.freeze_vision
+    """Whether no part of tower and connector is trained, so that their features never change."""
+    section = self.config.model
+    if self.adapters:
+      return not self.adapters.vision
+    return section.freeze_vision and not section.train_connector
 
   @functools.cached_property
   def graphdef(self) -> nnx.GraphDef:

@@ -61,7 +61,7 @@ class Resampler(nnx.Module):
     self.linear_bias = layers.constant(("embed",), (embed,), value=0.0)
     # They start as different as the released ones did, whatever the scale of the weights.
     latents = (config.resampler.latents, embed)
-    self.latents = layers.parameter(rngs, (None, "embed"), latents, scale=1.0)
+    self.latents = layers.parameter(rngs, (None, "embed"), latents, scale=scale)
     self.layers = ResamplerLayers(config, scale=scale, rngs=rngs)
     self.norm = layers.constant(("embed",), (embed,), value=1.0)
     self.norm_bias = layers.constant(("embed",), (embed,), value=0.0)

@@ -62,7 +62,8 @@ class SiglipTower(nnx.Module):
     self.patch = layers.parameter(rngs, ("patch", "vision_embed"), shape, scale=scale)
     self.patch_bias = layers.constant(("vision_embed",), (embed,), value=0.0)
     table = (vision.patches, embed)
-    self.positions = layers.parameter(rngs, (None, "vision_embed"), table, scale=scale)
+    # At 0, so that what has no pixels of its own, say a grey background, starts as nothing.
+    self.positions = layers.constant((None, "vision_embed"), table, value=0.0)
     self.blocks = SiglipBlocks(vision, scale=scale, rngs=rngs)
     self.connector = resampler.Resampler(config, layout, rngs=rngs)
 
