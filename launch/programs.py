@@ -219,13 +219,13 @@ def _slots(
   )
   rows = slots_lib.CacheRows(
     cache_slot=number,
-    prompt=number,
+    prompt_slot=number,
     written=number,
     position=number,
     visible_from=number if later.forgets else None,
   )
   return turn_decode.ChunkSlots(
-    rows=rows, prompt=number, group_index=number, step=number, left=number
+    rows=rows, row=number, group_index=number, step=number, left=number
   )
 
 

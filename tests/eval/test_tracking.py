@@ -136,7 +136,7 @@ def test_a_mask_of_another_time_is_no_mask_of_a_frame(stored):
   assert tracking._annotated(track, frames) == {3: 3, 5: 5}
   late = examples.dataclasses.replace(track, times=track.times + 0.1)
   with pytest.raises(errors.InputError, match=r"'masks': has none of a frame that is stored"):
-    tracking._scene(
+    tracking._target(
       examples.dataclasses.replace(
         clip, example=examples.dataclasses.replace(clip.example, object_track=late)
       ),

@@ -139,7 +139,7 @@ def played(family, batches, *, spare=0):
     kept = np.minimum(homes, len(SLOTS) - 1)
     return slots_lib.CacheRows(
       cache_slot=homes,
-      prompt=np.where(homes < len(SLOTS), slots[kept] // GROUP, 2),
+      prompt_slot=np.where(homes < len(SLOTS), slots[kept] // GROUP, 2),
       written=written[kept],
       position=place[kept],
     )

@@ -19,6 +19,8 @@ from tests.rollout import chat
 from vr_jax import errors, records
 from vr_jax.models.common import packing, prompts
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.parallel import processes
+from vr_jax.rollout import episodes as episodes_lib
 from vr_jax.rollout import forward, multi_turn_sampler, sampler, turn_decode
 
 PROMPTS = 2
@@ -312,6 +314,16 @@ def test_processes_play_together_what_one_plays_alone(tmp_path, axis):
     arrays = [part[name] for part in parts]
     for found in [np.concatenate(arrays)] if axis == "data" else arrays:
       np.testing.assert_allclose(found, wanted[name], rtol=0, atol=TOLERANCE, err_msg=name)
+
+
+def test_an_observation_that_is_another_one_in_another_process_stops_all(monkeypatch):
+  made = futures.Future()
+  made.set_result(None)  # the episode is over, says this process
+  ready = np.ones(1 + len(episodes_lib.ObservationSize._fields), np.int32)
+  monkeypatch.setattr(processes, "all_gather", lambda table: np.stack([table, ready]))
+  episode = type("Episode", (), {"row": 3})()
+  with pytest.raises(RuntimeError, match="prompt 3 is another one in another process"):
+    multi_turn_sampler.EpisodeBatch.sync_observations(None, [episode], {episode: made})
 
 
 def test_an_observation_that_fails_in_one_process_stops_all(tmp_path):

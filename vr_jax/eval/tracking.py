@@ -1,8 +1,16 @@
-"""Follows what evaluated episodes found through their videos, and scores its masks.
+"""Follows, through its video, the object that an evaluated episode boxed, and scores the masks.
 
-A box belongs to the key frame's place in the frame store. From there it is followed, both ways,
-through all stored frames of what is shown. J and F are means over those of them that are annotated.
-An episode without a box has empty masks.
+The box is in the key frame, which the episode chose. From there it is followed, both ways, through
+all stored frames of the span that is shown; the exact tracker gives masks for the annotated ones
+alone. J (region similarity) and F (accuracy of the boundary) are means over the annotated frames.
+An episode without a box has empty masks, right where the object isn't visible either.
+
+What the indices of a frame range over:
+
+    stored     frames of the video in the frame store
+    shown      stored frames of the span that is shown
+    annotated  masks of the track
+    clip       frames that the model saw
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,21 +30,22 @@ from vr_jax.worlds import exact_tracker
 EXACT = "exact"
 _TOGETHER = 4  # episodes that SAM2 follows at once
 
-# By the place in the frame store; None where no pixel is marked.
+# By the stored frame; None where no pixel is marked.
 _Masks = Mapping[int, run_length.RunLength | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Scene:
-  """A video as it is tracked. Frames are places in the frame store.
+class _Target:
+  """What is to be tracked in a video. Frames are stored ones.
 
-  shown: all frames of what is shown.
-  annotated: those of them that have masks -> the frame's index in the track.
+  truth: the object that the query means.
+  shown: all frames of the span that is shown.
+  annotated: those of them that have masks -> the mask's index in the truth.
   prompt: the key frame, and the box in pixels of the video; None if the episode found none.
   """
 
   clip: batches.Clip
-  track: records.ObjectTrack
+  truth: records.ObjectTrack
   shown: range
   annotated: Mapping[int, int]
   prompt: tuple[int, grounding_lib.Corners] | None
@@ -63,108 +72,113 @@ class Tracker:
 
     Raises InputError if a frame or mask is damaged, or no frame has a mask.
     """
+    targets = [_target(*each) for each in found]
     result = []
     with console.progress("tracking", len(found)) as tick:
       for first in range(0, len(found), _TOGETHER):
-        scenes = [_scene(*each) for each in found[first : first + _TOGETHER]]
-        tracked = zip(scenes, self._track(scenes), strict=True)
-        result += [self._score(scene, masks) for scene, masks in tracked]
+        some = targets[first : first + _TOGETHER]
+        tracked = zip(some, self._track(some), strict=True)
+        result += [self._score(target, masks) for target, masks in tracked]
         tick(len(result))
     return result
 
-  def _track(self, scenes: Sequence[_Scene]) -> list[_Masks]:
+  def _track(self, targets: Sequence[_Target]) -> list[_Masks]:
     if self._segmenter is None:
-      return [self._track_exactly(scene) for scene in scenes]
-    return _track_with_sam2(self._segmenter, scenes)
+      return [self._track_exactly(target) for target in targets]
+    return _track_with_sam2(self._segmenter, targets)
 
-  def _track_exactly(self, scene: _Scene) -> _Masks:
-    if scene.prompt is None:
+  def _track_exactly(self, target: _Target) -> _Masks:
+    """The masks in the annotated frames of the object that the box fits best.
+
+    Simulated videos have a mask of every object for every stored frame.
+    """
+    if target.prompt is None:
       return {}
-    (key, box), video = scene.prompt, scene.clip.example.video
-    frames = list(scene.annotated.values())
-    objects = [self._masks.read(video, [name], frames) for name in self._masks.instances(video)]
-    place = list(scene.annotated).index(key)
-    found = exact_tracker.track(np.stack(objects), place, np.array(box))
+    (key, box), video = target.prompt, target.clip.example.video
+    indices = list(target.annotated.values())
+    objects = [self._masks.read(video, [name], indices) for name in self._masks.instances(video)]
+    at = list(target.annotated).index(key)
+    found = exact_tracker.track(np.stack(objects), at, np.array(box))
     return {
-      frame: run_length.encode(mask) for frame, mask in zip(scene.annotated, found, strict=True)
+      stored: run_length.encode(mask) for stored, mask in zip(target.annotated, found, strict=True)
     }
 
-  def _score(self, scene: _Scene, masks: _Masks) -> evaluated_episode.TrackedObject:
-    track, scores = scene.track, []
-    for frame, index in scene.annotated.items():
-      truth = self._masks.read(scene.clip.example.video, track.instances, [index])
-      found = run_length.decode(masks.get(frame), track.height, track.width)
-      scores.append(segmentation.j_and_f(found[None], truth))
-    shown = scene.clip.frame_indices.tolist()
+  def _score(self, target: _Target, masks: _Masks) -> evaluated_episode.TrackedObject:
+    truth, scores = target.truth, []
+    for stored, index in target.annotated.items():
+      true_mask = self._masks.read(target.clip.example.video, truth.instances, [index])
+      mask = run_length.decode(masks.get(stored), truth.height, truth.width)
+      scores.append(segmentation.j_and_f(mask[None], true_mask))
+    in_clip = target.clip.frame_indices.tolist()
     return evaluated_episode.TrackedObject(
       region_similarity=float(np.mean([each.j for each in scores])),
       boundary_f=float(np.mean([each.f for each in scores])),
-      masks={index: masks.get(frame) for index, frame in enumerate(shown)},
+      masks={clip_index: masks.get(stored) for clip_index, stored in enumerate(in_clip)},
     )
 
 
-def _scene(clip: batches.Clip, found: grounding_lib.Grounding) -> _Scene:
+def _target(clip: batches.Clip, grounding: grounding_lib.Grounding) -> _Target:
   example, video = clip.example, clip.example.video
-  track = example.object_track
-  assert track is not None  # or there would be nothing to find
+  truth = example.object_track
+  assert truth is not None  # or the environment would not have found anything
   times = clip.store.timestamps(video)
   shown = range(*sampling.shown_range(times, clip.store.ends(video), example.shown))
   prompt = None
-  if found.key_frame is not None and found.box is not None:
-    prompt = int(clip.frame_indices[found.key_frame]), found.box
-  annotated = _annotated(track, {frame: float(times[frame]) for frame in shown})
+  if grounding.key_frame is not None and grounding.box is not None:
+    prompt = int(clip.frame_indices[grounding.key_frame]), grounding.box
+  annotated = _annotated(truth, {stored: float(times[stored]) for stored in shown})
   if not annotated:
     raise errors.InputError(
       f"{example.id}: field 'masks': has none of a frame that is stored; store the frames that are "
       "annotated (config.data.fps)"
     )
-  return _Scene(clip=clip, track=track, shown=shown, annotated=annotated, prompt=prompt)
+  return _Target(clip=clip, truth=truth, shown=shown, annotated=annotated, prompt=prompt)
 
 
-def _annotated(track: records.ObjectTrack, times: Mapping[int, float]) -> dict[int, int]:
-  """The frames that have a mask, which is one of the same time -> its index in the track.
+def _annotated(truth: records.ObjectTrack, times: Mapping[int, float]) -> dict[int, int]:
+  """Maps stored frames to the index of the mask at the same time; those without one are left out.
 
-  times: of frames, in seconds.
+  times: of stored frames, in seconds.
   """
-  found = frame_times.find(track.times, np.array([*times.values()]))
-  return {frame: int(index) for frame, index in zip(times, found, strict=True) if index >= 0}
+  found = frame_times.find(truth.times, np.array([*times.values()]))
+  return {stored: int(index) for stored, index in zip(times, found, strict=True) if index >= 0}
 
 
-def _track_with_sam2(segmenter: sam2.Segmenter, scenes: Sequence[_Scene]) -> list[_Masks]:
-  """Follows the boxes of all scenes that have one, at once.
+def _track_with_sam2(segmenter: sam2.Segmenter, targets: Sequence[_Target]) -> list[_Masks]:
+  """Follows the boxes of all targets that have one, at once.
 
   SAM2 gets the stored frames, which may be smaller than the video; masks are those of the video.
   """
-  boxed = [index for index, scene in enumerate(scenes) if scene.prompt is not None]
+  masks: list[_Masks] = [{} for _ in targets]
+  boxed = [number for number, target in enumerate(targets) if target.prompt is not None]
   if not boxed:
-    return [{} for _ in scenes]
-  # The last one fills up, as another number of videos would be compiled again.
-  numbers = [*boxed, *boxed[-1:] * (_TOGETHER - len(boxed))]
+    return masks
+  # The last one again, up to the usual number: SAM2 would be compiled anew for another.
+  tracked = [targets[number] for number in [*boxed, *boxed[-1:] * (_TOGETHER - len(boxed))]]
   followed = box_tracking.follow(
     segmenter,
-    [_frames(scenes[number]) for number in numbers],
-    [_prompt(scenes[number]) for number in numbers],
-    sizes=[(scenes[n].track.height, scenes[n].track.width) for n in numbers],
+    [_frames(target) for target in tracked],
+    [_prompt(target) for target in tracked],
+    sizes=[(target.truth.height, target.truth.width) for target in tracked],
   )
-  found: list[_Masks] = [{} for _ in scenes]
-  for number, masks in zip(boxed, followed, strict=False):
-    found[number] = {scenes[number].shown[frame]: mask for frame, mask in masks.items()}
-  return found
+  for number, of_shown in zip(boxed, followed[: len(boxed)], strict=True):
+    masks[number] = {targets[number].shown[index]: mask for index, mask in of_shown.items()}
+  return masks
 
 
-def _frames(scene: _Scene) -> sam2.LazyFrames:
-  store, video, shown = scene.clip.store, scene.clip.example.video, scene.shown
+def _frames(target: _Target) -> sam2.LazyFrames:
+  store, video, shown = target.clip.store, target.clip.example.video, target.shown
   return sam2.LazyFrames(
     shape=(len(shown), *store.size(video), 3),
     read=lambda start, stop: store.read(video, np.array(shown[start:stop])),
   )
 
 
-def _prompt(scene: _Scene) -> sam2.BoxPrompt:
-  """The box in pixels of the stored frames."""
-  assert scene.prompt is not None
-  (key, box), track = scene.prompt, scene.track
-  height, width = scene.clip.store.size(scene.clip.example.video)
-  left, right = (min(side * width / track.width, float(width)) for side in box[::2])
-  top, bottom = (min(side * height / track.height, float(height)) for side in box[1::2])
-  return sam2.BoxPrompt(object=0, frame=scene.shown.index(key), box=(left, top, right, bottom))
+def _prompt(target: _Target) -> sam2.BoxPrompt:
+  """The box, (left, top, right, bottom), in pixels of the stored frames."""
+  assert target.prompt is not None
+  (key, box), truth = target.prompt, target.truth
+  height, width = target.clip.store.size(target.clip.example.video)
+  left, right = (min(x * width / truth.width, float(width)) for x in box[::2])
+  top, bottom = (min(y * height / truth.height, float(height)) for y in box[1::2])
+  return sam2.BoxPrompt(object=0, frame=target.shown.index(key), box=(left, top, right, bottom))

@@ -7,6 +7,7 @@ model code never names a mesh axis.
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 
@@ -23,8 +24,11 @@ from vr_jax.parallel import absent_tpu, processes
 AXES = ("data", "fsdp", "sequence", "tensor")
 
 # Logical axis -> the mesh axes that it is sharded over, outermost first. A logical axis that is not
-# listed is replicated. An array uses each mesh axis at most once: the first of its logical axes
-# gets it whose size it divides.
+# listed is replicated.
+# Activations (`spec_of`): from left to right, an axis is sharded over those of its mesh axes that
+# no earlier axis of the array uses: over all of them or, if their product does not divide its size,
+# over none. So in [prompts, group, time], a group of 6 leaves sequence=4 to the time.
+# Parameters (`param_shardings`): the sizes have to divide.
 RULES: Mapping[str, tuple[str, ...]] = {
   # Parameters.
   "embed": ("fsdp", "sequence"),
@@ -46,8 +50,9 @@ RULES: Mapping[str, tuple[str, ...]] = {
 
 VISION = ("prompts", "frames")  # the leading axes of what a vision tower reads
 
-# Leading axes of a prompt's fields, if they are not [prompts, prefix, …].
+# Leading axes of a prompt's fields.
 _PROMPT_AXES = {
+  **dict.fromkeys(("tokens", "kind", "positions", "media_index"), ("prompts", "prefix")),
   "next_position": ("prompts",),
   "media": ("prompts",),
   "vision": VISION,
@@ -127,7 +132,7 @@ class MeshLayout:
 
   @property
   def merges(self) -> bool:
-    """Whether only the first axis of activations is sharded, so that leading axes can be merged."""
+    """Whether leading axes, as [prompts, time], can be merged: only the first is then sharded."""
     return self.mesh.shape["sequence"] == 1
 
   def place(self, x: Array, axes: tuple[str | None, ...]) -> Array:
@@ -207,44 +212,45 @@ class MeshLayout:
     Each device looks up its shard's columns, for the tokens of all devices that hold the other
     columns. These devices then exchange columns for tokens.
 
-    tokens: int, with the logical axes `axes`.
-    replicated: the table's columns are not sharded.
+    tokens: int, from 0 to the table's last row, with the logical axes `axes`.
+    replicated: the table's columns are not sharded; its rows may be.
     Returns [*axes, embed] of `dtype`.
     """
     if self.mesh.size == 1:
       return table[tokens].astype(dtype)
-    columns, rows = (
+    column_axes, row_axes = (
       tuple(axis for axis in axes if self.mesh.shape[axis] > 1)
       for axes in (() if replicated else RULES["embed"], RULES["vocab"])
     )
     out = [part or () for part in spec_of(axes, tokens.shape, self.mesh)]
     out = [(part,) if isinstance(part, str) else part for part in out]
-    gathered = [tuple(axis for axis in part if axis not in columns) for part in out]
-    dims = [next((d for d, part in enumerate(out) if axis in part), None) for axis in columns]
+    gathered = [tuple(axis for axis in part if axis not in column_axes) for part in out]
+    dims = [next((d for d, part in enumerate(out) if axis in part), None) for axis in column_axes]
     # The innermost mesh axis first, so that the columns end up in order. If all mesh axes shard the
     # same dimension they are exchanged at once, since its order matters too.
-    exchanged = list(zip(columns, dims, strict=True))[::-1]
+    exchanged = list(zip(column_axes, dims, strict=True))[::-1]
     if dims and dims[0] is not None and len(set(dims)) == 1:
-      exchanged = [(columns, dims[0])]
+      exchanged = [(column_axes, dims[0])]
 
-    def local(table: Array, tokens: Array) -> Array:
-      if not rows and not exchanged:
-        return table[tokens].astype(dtype)
-      row = tokens - jax.lax.axis_index(rows) * table.shape[0]
-      is_local = (row >= 0) & (row < table.shape[0])
-      x = table[jnp.where(is_local, row, 0)].astype(dtype)
-      x = jax.lax.psum(jnp.where(is_local[..., None], x, 0), rows)
-      for axes, dim in exchanged:
+    def look_up_shard(own_table: Array, own_tokens: Array) -> Array:
+      if not row_axes and not exchanged:
+        return own_table[own_tokens].astype(dtype)
+      # Of no axes, the index is 0 and the sum is the array itself.
+      row = own_tokens - jax.lax.axis_index(row_axes) * own_table.shape[0]
+      is_own = (row >= 0) & (row < own_table.shape[0])
+      x = own_table[jnp.where(is_own, row, 0)].astype(dtype)
+      x = jax.lax.psum(jnp.where(is_own[..., None], x, 0), row_axes)
+      for mesh_axes, dim in exchanged:
         if dim is None:
-          x = jax.lax.all_gather(x, axes, axis=x.ndim - 1, tiled=True)
+          x = jax.lax.all_gather(x, mesh_axes, axis=x.ndim - 1, tiled=True)
         else:
-          x = jax.lax.all_to_all(x, axes, dim, x.ndim - 1, tiled=True)
+          x = jax.lax.all_to_all(x, mesh_axes, dim, x.ndim - 1, tiled=True)
       return x
 
     mapped = jax.shard_map(
-      local,
+      look_up_shard,
       mesh=self.mesh,
-      in_specs=(PartitionSpec(rows or None, columns or None), PartitionSpec(*gathered)),
+      in_specs=(PartitionSpec(row_axes or None, column_axes or None), PartitionSpec(*gathered)),
       out_specs=PartitionSpec(*out, None),
       check_vma=False,
     )
@@ -322,13 +328,15 @@ def abstract_batch(
 
 def _leading_axes(path: tuple) -> tuple[str, ...]:
   """The leading axes of a field of a prompt."""
-  return _PROMPT_AXES.get(jax.tree_util.keystr(path[:1], simple=True), ("prompts", "prefix"))
+  return _PROMPT_AXES[jax.tree_util.keystr(path[:1], simple=True)]
 
 
 def process_shard(mesh: Mesh) -> tuple[int, int]:
   """Which share of a batch's rows this process reads: (index, number of shares).
 
   Processes that shard the same rows (along sequence or tensor) read the same share.
+
+  Shares are equal, and in the order of the rows.
 
   Raises InputError if the rows on this process's devices are not exactly one share.
   """
@@ -337,14 +345,14 @@ def process_shard(mesh: Mesh) -> tuple[int, int]:
     frozenset(device.process_index for device in devices)
     for devices in mesh.devices.reshape(-1, per_shard)
   ]
-  shares = list(dict.fromkeys(owners))
-  own = [index for index, share in enumerate(shares) if jax.process_index() in share]
-  if len(own) != 1:
+  runs = [(share, len(list(same))) for share, same in itertools.groupby(owners)]
+  own = [index for index, (share, _) in enumerate(runs) if jax.process_index() in share]
+  if len(own) != 1 or len({length for _, length in runs}) > 1:
     raise errors.InputError(
       f"config.mesh: sequence x tensor={per_shard} does not fit the devices of a process; "
       "choose a divisor or a multiple of their number"
     )
-  return own[0], len(shares)
+  return own[0], len(runs)
 
 
 def broadcast_from_first(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -368,7 +376,7 @@ def bucket_size(rows: int, most: int, mesh: Mesh) -> int:
 
   most: the rows of this process in a whole batch.
 
-  Raises ValueError if there are more.
+  Raises ValueError if there are more rows than that.
   """
   if rows > most:
     raise ValueError(f"{rows} rows, of a batch with {most}")

@@ -6,22 +6,25 @@ Encoding an observation may overlap with one decoding chunk; after that the devi
 more episodes await an observation than are decoding, the devices block at once. Observations are
 appended in batches, padded to a few lengths, and their episodes go on decoding. The order of the
 programs does not depend on how fast frames are read, so a run repeats bit for bit. A reply's random
-key is folded from its prompt, index in the group, turn and step, so other replies in the batch
-change it by rounding only.
+key is folded from its prompt, index in the group, turn and step, so a reply does not depend on the
+rest of the batch, up to rounding.
 
 Several processes run the same programs. Each knows the tokens and sizes of all episodes; before
 observations are appended, the processes exchange their sizes. Frames and texts stay with the
-process that has the prompt. If an observation can't be made in one process, all of them stop.
+process that has the prompt. If an observation can't be made in one process, all of them stop. Where
+the mesh does not split prompts, every process makes every observation, and they have to be equal.
 
-What the numbers of an episode count:
+"Device" stands for a shard of the mesh's slots (data x fsdp x sequence); with tensor > 1, several
+chips are one such device. A block is the devices that share some prompts. What the indices of an
+episode range over:
 
     row           prompts of the whole batch
     own_row       prompts of this process
-    prompt_slot   prompts of the episode's device
+    prompt_slot   prompts of the episode's block
     group_index   episodes of its prompt
     cache_slot    caches of its device; an episode keeps its own
-    decode slot   episodes of its device that are decoded in this chunk
-    batch slot    those to which an observation is appended now
+    decode slot   the replies of a device that are decoded in this chunk
+    batch slot    the episodes of a device to which an observation is appended now
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,9 +51,9 @@ from vr_jax.rollout import slot_layout as slot_layout_lib
 # The size of an observation, and the observation itself in the process that has the prompt.
 _Ready = tuple[episodes_lib.ObservationSize, episodes_lib.EncodedObservation | None]
 
-# State of the observation that an episode awaits, as each process reports it. The processes' tables
-# are combined by an elementwise minimum. One that does not have the prompt fills in _ELSEWHERE, for
-# the sizes as well, so it is above any size.
+# State of the observation that an episode awaits, as each process reports it. A process that does
+# not have the prompt fills in _ELSEWHERE, for the sizes as well: it is above any size, so an
+# elementwise minimum finds what those that have it report.
 _FAILED, _OVER, _READY, _ELSEWHERE = -1, 0, 1, 2**30
 
 
@@ -73,11 +76,11 @@ def play(
 
   Raises:
     InputError: an episode does not fit the largest bucket.
+    RuntimeError: an observation could not be made in another process, or differs between processes.
+    Exception: what `turns.observe` raised in this one.
   """
-  scheduler = EpisodeScheduler(
-    graphdef, params, prompt, allowed_tokens, key, turns, decoding, schedule
-  )
-  decoding_episodes = list(scheduler.episodes)
+  batch = EpisodeBatch(graphdef, params, prompt, allowed_tokens, key, turns, decoding, schedule)
+  decoding_episodes = list(batch.episodes)
   awaiting_observation: list[episodes_lib.EpisodeState] = []
   just_finished: list[episodes_lib.EpisodeState] = []  # their reply ended in the last chunk
   encoding: dict[
@@ -97,11 +100,11 @@ def play(
       futures.wait([encoding[episode] for episode in due if episode in encoding])
       idle += time.perf_counter() - begun
       observations = {episode: encoding.pop(episode) for episode in due if episode in encoding}
-      ready = scheduler.sync_observations(due, observations)
-      scheduler.append(ready)
+      ready = batch.sync_observations(due, observations)
+      batch.append(ready)
       awaiting_observation = [episode for episode in awaiting_observation if episode not in due]
       decoding_episodes += ready.keys()
-      just_finished = scheduler.decode(decoding_episodes) if decoding_episodes else []
+      just_finished = batch.decode(decoding_episodes) if decoding_episodes else []
       decoding_episodes = [episode for episode in decoding_episodes if episode not in just_finished]
       for episode in just_finished:
         if len(episode.replies) < schedule.turns:
@@ -113,10 +116,10 @@ def play(
   finally:
     for future in encoding.values():
       future.cancel()
-  return scheduler.finish(idle)
+  return batch.finish(idle)
 
 
-class EpisodeScheduler:
+class EpisodeBatch:
   """The episodes of a batch on the devices.
 
   Each episode keeps a cache slot. It takes a decode slot while it is decoded, and a batch slot
@@ -220,7 +223,7 @@ class EpisodeScheduler:
       self._state,
       turn_decode.ChunkSlots(
         rows=cache_rows,
-        prompt=_field_array(slots, lambda one: one.row),
+        row=_field_array(slots, lambda one: one.row),
         group_index=_field_array(slots, lambda one: one.group_index),
         step=_field_array(
           slots, lambda one: (len(one.replies) - 1) * decoding.max_new_tokens + len(one.replies[-1])
@@ -254,8 +257,8 @@ class EpisodeScheduler:
 
     observations: those that this process makes; they are complete.
 
-    Raises the error of an observation that could not be made. If that happened in another process:
-      RuntimeError.
+    Raises the first error of an observation that this process could not make; RuntimeError if
+      another process could not, or if processes made different ones.
     """
     if not awaiting_observation:
       return {}
@@ -270,18 +273,24 @@ class EpisodeScheduler:
         if observation is not None:
           episode.check_fits(observation, self._decoding.max_new_tokens, self._schedule)
       except Exception as error:  # others wait for this process's table: first they are told
-        report[:], failure = _FAILED, error
+        report[:] = _FAILED
+        failure = failure or error
         continue
       report[:] = _OVER
       if observation is not None:
         report[:] = _READY, *episodes_lib.ObservationSize.from_encoded(observation)
-    states = processes.all_gather(table.reshape(-1)).min(axis=0).reshape(table.shape).tolist()
+    tables = processes.all_gather(table.reshape(-1)).reshape(-1, *table.shape)
     if failure is not None:
       raise failure
+    combined = tables.min(axis=0)
+    agree = ((tables == combined) | (tables == _ELSEWHERE)).all(axis=(0, 2))
     ready = {}
-    for episode, (state, *size) in zip(awaiting_observation, states, strict=True):
-      if state not in (_OVER, _READY):
-        what = "failed in another process" if state == _FAILED else "was made by no process"
+    for episode, (state, *size), agreed in zip(
+      awaiting_observation, combined.tolist(), agree, strict=True
+    ):
+      wrong = {_FAILED: "failed in another process", _ELSEWHERE: "was made by no process"}
+      if state in wrong or not agreed:
+        what = wrong.get(state, "is another one in another process")
         raise RuntimeError(f"the next observation of prompt {episode.row} {what}")
       if state == _READY:
         ready[episode] = episodes_lib.ObservationSize(*size), made.get(episode)
@@ -309,7 +318,7 @@ class EpisodeScheduler:
     self._grow(max(one.written + ready[one][0].tokens for one in episodes))
     per_device = 1
     while per_device < self._most_per_device(episodes):
-      per_device *= 2
+      per_device = min(2 * per_device, schedule.append_batch_size)
     batch_slots = self._arrange(episodes, per_device)
     tokens = [("observation", ready[one][0].tokens) for one in episodes]
     frames = [("observation", ready[one][0].frames) for one in episodes]
@@ -324,7 +333,7 @@ class EpisodeScheduler:
       one for part in parts for one in batch_slots[part * per_device : (part + 1) * per_device]
     ]
     nothing = prompts_lib.nothing(self._turns.position_axes)
-    # This process has made the observations of all episodes on its devices.
+    # This process has made the observations of all episodes on its devices: none of them is None.
     encoded = [nothing if one is None else ready[one][1] for one in here]
     batch = self._turns.pad(cast(list[episodes_lib.EncodedObservation], encoded), sizes)
     self._state = turn_decode.append_observations(
@@ -338,7 +347,8 @@ class EpisodeScheduler:
       stride=self._tokens_per_frame,
     )
     media_index = dict(zip(here, batch.media_index, strict=True))
-    # Where the mesh does not split prompts, this process also has those of other processes' slots.
+    # Where the mesh does not split prompts, this process has also made those of episodes on other
+    # processes' devices; its records of the episodes need them.
     absent = {one: ready[one][1] for one in episodes if one not in media_index}
     absent = {one: observation for one, observation in absent.items() if observation is not None}
     if absent:
@@ -355,7 +365,7 @@ class EpisodeScheduler:
   def finish(self, idle_seconds: float) -> episodes_lib.EpisodeRollout:
     """The rollout of all episodes, after they are over.
 
-    idle_seconds: see `episodes.EpisodeRollout`.
+    idle_seconds: that this process waited for observations that it made itself.
     """
     group = self._decoding.group
     schedule, bucket = self._schedule, prompts_lib.smallest_bucket
@@ -412,7 +422,8 @@ class EpisodeScheduler:
   ) -> slots_lib.CacheRows:
     """Cache slots, prompts and progress of the episodes in some slots.
 
-    An empty slot gets indices one past the last; `decode` may give it its own.
+    An empty slot gets indices one past the last (see `CacheRows`); where all slots are decoded,
+    `decode` gives it its own cache slot, and no tokens to decode.
 
     turn: number of the turn that is computed next.
     """
@@ -422,7 +433,7 @@ class EpisodeScheduler:
     no_slot, no_prompt = self._places.slots, self._places.replies // self._decoding.group
     return slots_lib.CacheRows(
       cache_slot=_field_array(slots, lambda one: one.cache_slot, no_slot),
-      prompt=_field_array(slots, lambda one: one.prompt_slot, no_prompt),
+      prompt_slot=_field_array(slots, lambda one: one.prompt_slot, no_prompt),
       written=_field_array(slots, lambda one: one.written),
       position=_field_array(slots, lambda one: one.position),
       visible_from=visible_from,

@@ -49,14 +49,14 @@ class ChunkSlots:
   """The replies that a chunk of steps decodes.
 
   rows: their cache slots.
-  prompt: index of the prompt in the batch.
+  row: index of the prompt in the batch.
   group_index: index of the reply in its group.
   step: number of the next token, counted over all turns.
   left: tokens that the reply may still get; 0 for an empty slot.
   """
 
   rows: slots_lib.CacheRows
-  prompt: Int[Array | np.ndarray, "slots"]
+  row: Int[Array | np.ndarray, "slots"]
   group_index: Int[Array | np.ndarray, "slots"]
   step: Int[Array | np.ndarray, "slots"]
   left: Int[Array | np.ndarray, "slots"]
@@ -139,13 +139,13 @@ def decode(
   rows, whole = slots.rows, len(slots.step) == len(state.hidden)
   cache_slot, written = cast(Array, rows.cache_slot), cast(Array, rows.written)
   decode_slots = slots_lib.DecodeSlots(
-    prompt=rows.prompt,
+    prompt=rows.prompt_slot,
     group_index=slots.group_index,
     group=decoding.group,
     forgets=None if rows.visible_from is None else cast(Array, rows.visible_from) > 0,
     kept=rows.kept,
   )
-  keys = sampler.reply_keys(key, cast(Array, slots.prompt), cast(Array, slots.group_index))
+  keys = sampler.reply_keys(key, cast(Array, slots.row), cast(Array, slots.group_index))
   stops, constants = jnp.array(decoding.stop_tokens), model.prepare_decode(prefix)
   past = state.cache if whole else state.cache.select_slots(model.layout, cache_slot)
   blank = model.layout.place(jnp.zeros((len(slots.step), chunk)), ("slots", None))

@@ -29,11 +29,13 @@ class Learner:
   """A policy in training, with its reference and its critic where the recipe has them.
 
   reference_params: the reference's values of the parameters that are trained; the frozen ones are
-    shared with the policy. None without a reference.
+    shared with the policy. None without a reference. No checkpoint holds them: they are the run's
+    initial parameters, that `create` gets.
   update: the jitted step of `train_step.make_rl_step`.
   log_prob_fn: the jitted function of `train_step.make_logprob_fn`.
   learning_rate: see `train_state.make_last_learning_rate_fn`.
-  last_advantages: of the tokens of the last step, [prompts, group, time]; None before the first.
+  last_advantages: of the tokens of the last step, [prompts, group, time], with time as
+    `reply_shapes.truncate` leaves it; None before the first.
   """
 
   context: run_context.RunContext
@@ -47,7 +49,11 @@ class Learner:
 
   @classmethod
   def create(cls, context: run_context.RunContext, initial_params: PyTree) -> "Learner":
-    """Makes a learner that starts from these parameters. It owns them: updates donate them."""
+    """Makes a learner that starts from these parameters, which are the reference's, too.
+
+    It owns them: updates donate them. A run that goes on from a checkpoint gives its initial
+    parameters here, too, and then calls `restore`.
+    """
     rl, graphdef, allowed_tokens = context.config.rl, context.graphdef, context.allowed_tokens
     start, critic = learner_state.make_learner_state(context, initial_params), None
     if start.critic is not None and start.critic_optimizer is not None:
@@ -160,7 +166,11 @@ class Learner:
     rollout: records.Rollout,
     shapes: reply_shapes.ReplyShapes,
   ) -> tuple[Array | None, Array | None]:
-    """Log-probs of the reference and of the policy before its update; None where not needed."""
+    """Log-probs of the reference and of the policy before its update; None where not needed.
+
+    The second are those that a batch's updates are clipped around, and the first of its updates
+    computes them itself. The policy that sampled has its own in `rollout.log_probs`.
+    """
     ref_log_probs, old_log_probs = None, None
     if self.reference_params is not None:
       shared = train_state_lib.split(self.params, self.context.frozen)[1]
@@ -170,7 +180,8 @@ class Learner:
       )
     rl = self.context.config.rl
     if rl.num_iterations > 1:
-      # One step off policy, the features are those of the tower before its last update.
+      # The features are those of the tower that sampled. One step off policy it has been updated
+      # since, so they are computed anew.
       prompt = collected.prompt if rl.one_step_off_policy else collected.prompt_with_features
       old_log_probs = self.log_prob_fn(
         self.params, prompt, rollout, packed_length=shapes.packed_length_of_batch
@@ -201,7 +212,8 @@ class Learner:
     )
     if self.critic is None:
       return advantages, group_mask, None, metrics
-    # The group's advantages are left for their metrics alone: the critic judges single replies.
+    # Of the group's advantages, only the metrics of rewards are used. The critic judges single
+    # replies, so a group whose rewards are all equal is learned from, too.
     advantages, targets, critic_metrics = self.critic.advantages(
       collected.prompt,
       rollout,

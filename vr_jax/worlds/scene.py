@@ -48,7 +48,8 @@ class Behaviour:
 
     phase: position within this cell, in [0, 1).
 
-    A bouncing object moves all the time at constant speed. A peeking object changes at once. All
+    Of places, sizes, boxes, covers and charges; other attributes jump at the start of a cell. A
+    bouncing object moves all the time at constant speed. A peeking object changes at once. All
     others rest, then glide.
     """
     if self.kind == "bounce":
@@ -273,10 +274,13 @@ def sample_roles(rng: np.random.Generator, config: config_lib.WorldConfig) -> tu
       Role(shape=str(shape), kinds=_sample_kinds(rng, config, str(rng.choice(kinds))))
       for shape in shapes
     )
-    boxed = sum("box" in role.kinds for role in roles)
-    if _places_needed(roles, config) <= len(config.places) and boxed <= _MAX_BOXED:
+    if _fit(roles, config):
       return roles
-  raise errors.InputError(
+  raise _no_room(config)
+
+
+def _no_room(config: config_lib.WorldConfig) -> errors.InputError:
+  return errors.InputError(
     f"worlds.objects_min: {config.objects_min} objects with these behaviours don't fit on "
     f"{config.rows} x {config.columns} places, or more than {_MAX_BOXED} in the box; lower it, or "
     "add rows, columns or behaviours"
@@ -288,8 +292,13 @@ def sample_scene(
   config: config_lib.WorldConfig,
   roles: Sequence[Role] | None = None,
 ) -> Scene:
-  """Samples a scene for roles (new ones if None). No two objects rest in the same place."""
+  """Samples a scene for roles (new ones if None). Outside of the box, objects share no place.
+
+  Raises errors.InputError if these roles don't fit on the canvas or into the box.
+  """
   roles = sample_roles(rng, config) if roles is None else roles
+  if not _fit(roles, config):
+    raise _no_room(config)
   free = [str(place) for place in rng.permutation(config.places)]
   boxed = [role for role in roles if "box" in role.kinds]
   box = free.pop() if boxed else None
@@ -332,11 +341,12 @@ def _sample_kinds(
   return (kind, str(rng.choice(candidates)))
 
 
-def _places_needed(roles: Sequence[Role], config: config_lib.WorldConfig) -> int:
-  """How many places the roles need at most, if no two objects share one."""
+def _fit(roles: Sequence[Role], config: config_lib.WorldConfig) -> bool:
+  """Whether there are places for all objects, whatever is drawn, and quarters for those boxed."""
   needs = {"move": max(config.periods), "bounce": 2}
-  for_objects = sum(max(needs.get(kind, 1) for kind in role.kinds) for role in roles)
-  return for_objects + any("box" in role.kinds for role in roles)
+  places = sum(max(needs.get(kind, 1) for kind in role.kinds) for role in roles)
+  boxed = sum("box" in role.kinds for role in roles)
+  return places + bool(boxed) <= len(config.places) and boxed <= _MAX_BOXED
 
 
 def _sample_object(
@@ -367,8 +377,8 @@ def _sample_behaviour(
 ) -> Behaviour:
   """Samples a behaviour of a kind. Removes its places from `free`.
 
-  A period is drawn for every kind, so that a world's other details don't depend on its kinds; grow,
-  bounce, flicker and peek have a length of their own.
+  A period is drawn for every kind, also for grow, bounce, flicker and peek, which have a length of
+  their own: without it, the seeds of worlds that exist would give other scenes.
   """
   period = int(rng.choice(config.periods))
   if kind in ("cycle", *config_lib.DISPLAYS):

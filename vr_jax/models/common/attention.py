@@ -275,7 +275,7 @@ class Attention:
         (own.key, row_axes),
         (own.value, row_axes),
         (own.valid, ("slots", None)),
-        (rows.prompt, ("slots",)),
+        (rows.prompt_slot, ("slots",)),
         (rows.cache_slot, ("slots",)),
         (rows.written, ("slots",)),
         (prefix.key, prefix_axes),

@@ -37,14 +37,16 @@ class DecodeSlots:
 class CacheRows:
   """Replies that are appended to: their slot in the cache and their prompt, on their device.
 
-  An empty row has an out-of-range cache_slot, one past the last of its device.
+  An empty row has an out-of-range cache_slot, one past the last of its device: writes there are
+  dropped. What it reads is any reply's, and nobody uses it.
 
+  prompt_slot: index of the prompt among those of the device.
   written: tokens that the reply has so far.
   position: position of its next token.
   """
 
   cache_slot: Int[Array | np.ndarray, "rows"]
-  prompt: Int[Array | np.ndarray, "rows"]
+  prompt_slot: Int[Array | np.ndarray, "rows"]
   written: Int[Array | np.ndarray, "rows"]
   position: Int[Array | np.ndarray, "rows"]
   # Index of the first written token that a reply still attends to. Where it is above 0, the reply
