@@ -321,7 +321,8 @@ def test_an_observation_that_is_another_one_in_another_process_stops_all(monkeyp
   made.set_result(None)  # the episode is over, says this process
   ready = np.ones(1 + len(episodes_lib.ObservationSize._fields), np.int32)
   monkeypatch.setattr(processes, "all_gather", lambda table: np.stack([table, ready]))
-  episode = type("Episode", (), {"row": 3})()
+  numbers = dict.fromkeys(("own_row", "group_index", "device", "cache_slot", "prompt_slot"), 0)
+  episode = episodes_lib.EpisodeState(row=3, position=0, position_axes=1, **numbers)
   with pytest.raises(RuntimeError, match="prompt 3 is another one in another process"):
     multi_turn_sampler.EpisodeBatch.sync_observations(None, [episode], {episode: made})
 
