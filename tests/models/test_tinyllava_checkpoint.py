@@ -176,6 +176,14 @@ def test_weights_of_another_resampler_family_or_size_are_refused_by_their_tensor
     tinyllava.from_pretrained(source)
 
 
+def test_a_directory_of_parts_as_training_writes_it_is_refused(tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(CASE.config()))
+  (tmp_path / "language_model").mkdir()
+  (tmp_path / "language_model" / "pytorch_model.bin").touch()
+  with pytest.raises(errors.InputError, match=r"; language_model/pytorch_model\.bin is a part of"):
+    tinyllava.from_pretrained(tmp_path)
+
+
 def test_a_processor_s_file_of_another_image_size_is_refused(tmp_path):
   builders.save(CASE, tmp_path)
   file = tmp_path / "preprocessor_config.json"

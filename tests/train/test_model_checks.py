@@ -36,6 +36,14 @@ def test_a_whole_model_has_no_problem(model):
   assert _problems(model) == []
 
 
+def test_prompts_that_alone_fill_the_context_are_refused(model):
+  (problem,) = _problems(model, model__prefix_buckets=(64, 4096))
+  assert problem == (
+    "--config.model.prefix_buckets=(64, 4096): prompts of 4096 tokens alone fill the model's "
+    "context of 2048; leave that size out"
+  )
+
+
 def _drop(name):
   return lambda path: next(path.glob(name)).unlink()
 

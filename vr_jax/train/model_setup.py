@@ -165,6 +165,11 @@ def model_of(config: ml_collections.ConfigDict) -> interface.ModelConfig:
 def check_context(config: ml_collections.ConfigDict, model: interface.ModelConfig) -> None:
   """Raises InputError if a reply to the longest prompt could exceed the model's context."""
   prompt, context = max(config.model.prefix_buckets), model.max_position_embeddings
+  if prompt >= context:
+    raise errors.InputError(
+      f"--config.model.prefix_buckets={tuple(config.model.prefix_buckets)}: prompts of {prompt} "
+      f"tokens alone fill the model's context of {context}; leave that size out"
+    )
   fields = [("rl.max_new_tokens", config.rl.max_new_tokens)]
   if config.sft.steps:
     fields.append(("sft.max_reply_tokens", config.sft.max_reply_tokens))

@@ -194,6 +194,9 @@ def _files(directory: pathlib.Path) -> dict[pathlib.Path, frozenset[str]]:
     if not single.is_file():
       other = sorted(directory.glob("*.bin")) or sorted(directory.glob("*.gguf"))
       why = f"; {other[0].name} can't be read, fetch the safetensors files" if other else ""
+      if not other and (parts := sorted(directory.glob("*/pytorch_model.bin"))):
+        part = parts[0].relative_to(directory)
+        why = f"; {part} is a part of a model, save the whole model as safetensors"
       raise errors.InputError(f"{directory}: has neither {SINGLE} nor {INDEX}{why}")
     return {single: frozenset()}
   try:

@@ -59,7 +59,6 @@ class Resampler(nnx.Module):
     shape = (config.vision.hidden_size, embed)
     self.linear = layers.parameter(rngs, ("vision_embed", None), shape, scale=scale)
     self.linear_bias = layers.constant(("embed",), (embed,), value=0.0)
-    # They start as different as the released ones did, whatever the scale of the weights.
     latents = (config.resampler.latents, embed)
     self.latents = layers.parameter(rngs, (None, "embed"), latents, scale=scale)
     self.layers = ResamplerLayers(config, scale=scale, rngs=rngs)
