@@ -218,15 +218,16 @@ def tiny_phi2_network(config: ml_collections.ConfigDict) -> None:
     {
       "model_type": "tinyllava",
       "connector_type": "groupresampler",
-      "num_queries": 32,
-      "group": 8,  # as many as frames: each frame has queries of its own
+      "num_queries": 8,
+      "group": 8,  # as many as frames: each frame has a query of its own
       "num_resampler_layers": 1,
+      "vision_feature_select_strategy": "cls_patch",  # all patches: each is a cell of the world
       "tokenizer_model_max_length": 2048,
       "text_config": {
         "model_type": "phi",
         "vocab_size": 448,
         "hidden_size": 128,
-        "intermediate_size": 512,
+        "intermediate_size": 256,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
@@ -240,7 +241,7 @@ def tiny_phi2_network(config: ml_collections.ConfigDict) -> None:
         "num_hidden_layers": 4,  # three of which are used
         "num_attention_heads": 4,
         "image_size": 56,
-        "patch_size": 14,
+        "patch_size": 28,
       },
     }
   )

@@ -61,7 +61,8 @@ class PhiTextModel(decoder.Decoder):
     self.layers = PhiLayers(text, scale=scale, rngs=rngs)
     self.norm = layers.constant(("embed",), (text.hidden_size,), value=1.0)
     self.norm_bias = layers.constant(("embed",), (text.hidden_size,), value=0.0)
-    self.head = layers.parameter(rngs, ("vocab", "embed"), shape, scale=scale)
+    # A copy, as if tied: a network that starts from nothing then learns sooner to repeat words.
+    self.head = nnx.Param(jnp.array(self.embedding[...], copy=True), axes=("vocab", "embed"))
     self.head_bias = layers.constant(("vocab",), (text.vocab_size,), value=0.0)
 
   def lm_head_bias(self) -> Float[Array, "vocab"]:
