@@ -224,9 +224,7 @@ def _slots(
     position=number,
     visible_from=number if later.forgets else None,
   )
-  return turn_decode.ChunkSlots(
-    rows=rows, row=number, group_index=number, step=number, left=number
-  )
+  return turn_decode.ChunkSlots(rows=rows, row=number, group_index=number, step=number, left=number)
 
 
 def _scorers(run: abstract_state.AbstractTrainState) -> list[Program]:
