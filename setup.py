@@ -13,11 +13,11 @@ TORCH = "torch>=2.10,<3"
 REQUIRES = [
   "absl-py>=2.3",
   "array_record>=0.8.1",
-  "av>=17",  # 15 and 16 decode BT.709, BT.2020 and full-range 10 bit to wrong colours
+  "av>=18",  # 15 and 16 decode BT.709, BT.2020 and full-range 10 bit to wrong colours
   "flax>=0.12.8",
   "grain>=0.2.15",
   "jax>=0.10.2,<0.12",
-  "jaxtyping>=0.3.6",
+  "jaxtyping>=0.3.11",
   "jinja2>=3.1.6",
   "ml-collections>=1.1",
   "numpy>=2.1",
@@ -26,7 +26,7 @@ REQUIRES = [
   "pillow>=12.1.1",
   "protobuf>=6.31.1",
   "pycocotools>=2.0.10",  # run-length masks
-  "rich>=14",
+  "rich>=15",
   "safetensors>=0.6.1",
   "scipy>=1.14",  # matches proposals with objects; JAX brings it, too
   "simplejpeg>=1.9",
@@ -55,10 +55,10 @@ EXTRAS = {
     *JUDGE,
     *BEAM,
     "basedpyright>=1.40.2",
-    "beartype>=0.22.1",
+    "beartype>=0.22.9",
     "build>=1.3",
     "hypothesis>=6.140",
-    "imageio-ffmpeg>=0.6",  # FFmpeg's command, the independent decoder
+    "imageio-ffmpeg>=0.8",  # FFmpeg's command, the independent decoder
     "nbclient>=0.10",
     "nbformat>=5.10",
     "opencv-python-headless>=4.12.0.88",  # what DAVIS's program dilates with

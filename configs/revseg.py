@@ -52,7 +52,9 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   rl.schedule = "constant"
   rl.max_grad_norm = 1.0
   rl.aggregation = "sequence_mean"
-  return base_config.at_size(config, size, tiny=_tiny, released=_released)
+  return base_config.at_size(
+    config, size, tiny=_tiny, tiny_qwen3vl=_tiny_qwen3vl, released=_released
+  )
 
 
 def _released(config: ml_collections.ConfigDict, size: str) -> None:
@@ -103,34 +105,56 @@ def _released_compiler_sizes(config: ml_collections.ConfigDict) -> None:
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
+  _tiny_world(config, side=112)
+  base_config.tiny_network(config, max_pixels=112 * 112)
+  config.env.frame_size, config.env.key_frame_size = (56, 56), (112, 112)
+  _tiny_training(config)
+
+
+def _tiny_qwen3vl(config: ml_collections.ConfigDict) -> None:
+  _tiny_world(config, side=128)
+  base_config.tiny_qwen3vl_network(config)
+  config.model.max_pixels = 128 * 128
+  config.env.frame_size, config.env.key_frame_size = (64, 64), (128, 128)
+  _tiny_training(config)
+  config.model.prefix_buckets = (96, 208)  # the times of frames are text
+
+
+def _tiny_world(config: ml_collections.ConfigDict, *, side: int) -> None:
+  """Eight frames, in two of which the object of a query is large; frames are `side` pixels."""
   base_config.tiny_simulation(
     config,
-    videos=1000,
+    videos=300,  # few: the network learns to see sooner from videos that it sees again
     questions_per_video=2,
-    seconds=16.0,
-    shown=16.0,
+    height=side,
+    width=side,
+    seconds=8.0,
+    shown=8.0,
     fps=4,
     objects_min=2,
     objects_max=2,
     behaviours=("approach",),
     families=("described",),
-    large_cells=2,
+    large_cells=1,
   )
-  base_config.tiny_network(config, max_pixels=112 * 112)
   config.data.fps = 1.0
+  config.data.frames = 8
+
+
+def _tiny_training(config: ml_collections.ConfigDict) -> None:
   env = config.env
-  env.frame_size, env.key_frame_size = (56, 56), (112, 112)
   env.instruction, env.box_instruction = "", "{description}"  # the network knows no words
   env.description_bytes = 40
 
   # It ends while boxes are still often wrong, so that RL has something to improve.
   sft = config.sft
-  sft.steps = 300
+  sft.steps = 600
   sft.learning_rate = 2e-3
   sft.schedule = "cosine"
   sft.warmup_steps = 20
   sft.max_grad_norm = 1.0
   sft.max_reply_tokens = 72
+  sft.token_bucket_ratio = 0.0  # one program for all lengths
 
   rl = config.rl
   rl.steps = 100
@@ -147,7 +171,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
 def _tiny_compiler_sizes(config: ml_collections.ConfigDict) -> None:
   """Shapes that programs are compiled for."""
   config.model.prefix_buckets = (64, 176)  # the second holds conversations to learn from
-  config.model.frame_buckets = (8, 9)  # temporal patches, of two frames each
+  config.model.frame_buckets = (4, 5)  # temporal patches, of two frames each
   config.model.patch_buckets = (16,)
   config.turns.patch_buckets = (64,)
   config.turns.frame_buckets = (1,)

@@ -32,7 +32,7 @@ def token_losses(
   weights_at: log-probs from which CISPO's weights, which are constants, are computed.
   """
   at = log_probs if objective == "clip" or weights_at is None else weights_at
-  ratios = np.exp(log_ratios(np.float64(at), np.float64(old), mask, level))
+  ratios = np.exp(log_ratios(np.asarray(at, np.float64), np.asarray(old, np.float64), mask, level))
   losses = np.zeros(mask.shape)
   for place in zip(*np.nonzero(mask), strict=True):
     ratio, advantage = ratios[place], np.float64(advantages[place])
