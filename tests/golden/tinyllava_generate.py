@@ -115,8 +115,7 @@ def reference_inputs(encoded: prompts.EncodedPrompt, model: Any) -> dict[str, An
     grid = frame.vision.patches.reshape(-1, side, side, 3, size, size)
     pixels = grid.transpose(0, 3, 1, 4, 2, 5).reshape(-1, 3, side * size, side * size)
     videos.append(torch.from_numpy(np.ascontiguousarray(pixels)))
-  ids = np.where(encoded.tokens == shared_models.VOCAB - 1, models.MEDIA, encoded.tokens)
-  return {"input_ids": torch.from_numpy(ids).long()[None], "videos": videos}
+  return {"input_ids": torch.from_numpy(encoded.tokens).long()[None], "videos": videos}
 
 
 def reference_reply(model: Any, inputs: dict[str, Any]) -> tuple[list[int], float]:

@@ -104,6 +104,7 @@ class Model(nn.Module):
     self.vision_tower._vision_tower.vision_model = modeling_siglip.SiglipVisionModel(siglip)
     self.connector = nn.Module()
     self.connector._connector = Resampler(config)
+    self.media = config["text_config"]["vocab_size"] - 1  # the id where features of a video stand
     self.layer = config.get("vision_feature_layer", -2)
     self.first = int(config.get("vision_feature_select_strategy", "patch") == "patch")
 
@@ -122,7 +123,7 @@ class Model(nn.Module):
       return embedded
     states = (self.tower_states(video)[self.layer][:, self.first :] for video in videos)
     features = torch.cat([self.connector._connector(state.flatten(0, 1)) for state in states])
-    place = (input_ids == golden.MEDIA).unsqueeze(2).expand_as(embedded)
+    place = (input_ids == self.media).unsqueeze(2).expand_as(embedded)
     return embedded.masked_scatter(place, features)
 
   def forward(
