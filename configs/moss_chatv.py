@@ -9,7 +9,8 @@ reasoning steps (subsequence DTW).
            The same with a random network of Qwen3-VL's kind, 1 M parameters.
     tiny_phi2
            The same with a random network of the kind of TinyLLaVA-Video with Phi-2, 1.3 M
-           parameters.
+           parameters. With 800 videos and 80 steps of RL its accuracy went from 53 to 64 % (64
+           questions, one seed); more is not yet measured.
     3b     Qwen2.5-VL-3B-Instruct on MOSS-Video. Device: v5e-16 or v6e-8. Planned for v5e-16: 10 of
            17 GB a chip, 8 s a step. Result: not yet measured.
     7b     Qwen2.5-VL-7B-Instruct on MOSS-Video, the paper's headline. Device: v5p-16 or v6e-32. By
