@@ -13,7 +13,7 @@ TORCH = "torch>=2.10,<3"
 REQUIRES = [
   "absl-py>=2.3",
   "array_record>=0.8.1",
-  "av>=18",  # 15 and 16 decode BT.709, BT.2020 and full-range 10 bit to wrong colours
+  "av>=17",  # 15 and 16 decode BT.709, BT.2020 and full-range 10 bit to wrong colours
   "flax>=0.12.8",
   "grain>=0.2.15",
   "jax>=0.10.2,<0.12",

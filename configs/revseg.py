@@ -39,7 +39,6 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
     }
   )
   config.data.sampling = "uniform"
-  config.data.frames = 16  # section 4.1, in training and testing
   config.eval.blind = False
   config.eval.shuffled_frames = False
 
@@ -62,6 +61,7 @@ def _released(config: ml_collections.ConfigDict, size: str) -> None:
   config.data.videos = "videos"
   config.data.annotations = "annotations.jsonl"
   config.data.max_side = 1280
+  config.data.frames = 16  # section 4.1, in training and testing
   env = config.env
   env.frame_size = (448, 448)  # section 4.1
   side = 832 if size in base_config.QWEN3_VL else 840  # a multiple of 32, or of 28

@@ -14,9 +14,7 @@ observations are appended, the processes exchange their sizes. Frames and texts 
 process that has the prompt. If an observation can't be made in one process, all of them stop. Where
 the mesh does not split prompts, every process makes every observation, and they have to be equal.
 
-"Device" stands for a shard of the mesh's slots (data x fsdp x sequence); with tensor > 1, several
-chips are one such device. A block is the devices that share some prompts. What the indices of an
-episode range over:
+What the indices of an episode range over (see `SlotLayout` for devices and blocks):
 
     row           prompts of the whole batch
     own_row       prompts of this process
@@ -40,7 +38,6 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 import numpy as np
 
 from vr_jax import records
-from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.models.common import slots as slots_lib
 from vr_jax.parallel import processes
@@ -341,7 +338,7 @@ class EpisodeBatch:
       self._params,
       self._prefix,
       self._state,
-      _on_devices(self._layout, batch),
+      slot_layout_lib.put_on_devices(self._layout, batch),
       self._cache_rows(batch_slots, lambda one: len(one.replies)),
       _field_array(batch_slots, lambda one: one.frames),
       stride=self._tokens_per_frame,
@@ -380,7 +377,7 @@ class EpisodeBatch:
     own = [one for one in self.episodes if one.own_row is not None]
     groups = episodes_lib.in_groups(own, group)
     return episodes_lib.EpisodeRollout(
-      rollout=_on_devices(
+      rollout=slot_layout_lib.put_on_devices(
         self._layout, episodes_lib.rollout(groups, media, length, self._schedule), "prompts"
       ),
       shown=[[one.shown for one in of_prompt] for of_prompt in groups],
@@ -439,17 +436,6 @@ class EpisodeBatch:
       visible_from=visible_from,
       kept=self._schedule.kept,
     )
-
-
-def _on_devices(layout: layout_lib.Layout, tree: PyTree, axis: str = "slots") -> PyTree:
-  """Puts host arrays, whose rows are split along a logical axis, on the devices."""
-
-  def put(x: np.ndarray | Array) -> Array:
-    if isinstance(x, jax.Array):
-      return x
-    return layout.from_host(x, (axis, *[None] * (x.ndim - 1)))
-
-  return jax.tree.map(put, tree)
 
 
 def _field_array(

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from jaxtyping import Array, Int
+import jax
+from jaxtyping import Array, Int, PyTree
 import numpy as np
 
 from vr_jax.models import layout as layout_lib
@@ -12,8 +13,9 @@ from vr_jax.models import layout as layout_lib
 class SlotLayout:
   """Which reply each decode slot starts with.
 
-  Prompts are split into blocks. The devices that hold a block take equal numbers of its replies,
-  one device after the other; the last slots may be empty.
+  A device is a shard of the mesh's slots (data x fsdp x sequence); with tensor > 1, several chips
+  are one. Prompts are split into blocks. The devices that hold a block take equal numbers of its
+  replies, one device after the other; the last slots may be empty.
 
   devices: devices that slots are split over.
   blocks: blocks that prompts are split into.
@@ -56,3 +58,14 @@ class SlotLayout:
     rest = x.shape[1:]
     replies = x.reshape(self.blocks, len(x) // self.blocks, *rest)[:, : self.replies]
     return replies.reshape(self.blocks * self.replies, *rest)
+
+
+def put_on_devices(layout: layout_lib.Layout, tree: PyTree, axis: str = "slots") -> PyTree:
+  """Puts host arrays, whose rows are split along a logical axis, on the devices."""
+
+  def put(x: np.ndarray | Array) -> Array:
+    if isinstance(x, jax.Array):
+      return x
+    return layout.from_host(x, (axis, *[None] * (x.ndim - 1)))
+
+  return jax.tree.map(put, tree)
