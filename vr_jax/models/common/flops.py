@@ -5,6 +5,42 @@ softmax are left out.
 """
 
 import dataclasses
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class DecoderSizes(Protocol):
+  """Sizes of a decoder, by the names of its checkpoint's config."""
+
+  @property
+  def num_hidden_layers(self) -> int:
+    """Layers."""
+    ...
+
+  @property
+  def hidden_size(self) -> int:
+    """Features of a token."""
+    ...
+
+  @property
+  def intermediate_size(self) -> int:
+    """Features within the MLP."""
+    ...
+
+  @property
+  def num_attention_heads(self) -> int:
+    """Heads of queries."""
+    ...
+
+  @property
+  def num_key_value_heads(self) -> int:
+    """Heads of keys and values."""
+    ...
+
+  @property
+  def head_dim(self) -> int:
+    """Features of a head."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,6 +54,17 @@ class TextSizes:
   layers: int
   layer_weights: int
   kv_width: int
+
+  @classmethod
+  def of_config(cls, text: DecoderSizes, *, mlp_matrices: int) -> "TextSizes":
+    """Of a decoder with these sizes. mlp_matrices: 3 of a gated MLP, 2 of a plain one."""
+    heads = 2 * text.num_attention_heads + 2 * text.num_key_value_heads
+    width = heads * text.head_dim + mlp_matrices * text.intermediate_size
+    return cls(
+      layers=text.num_hidden_layers,
+      layer_weights=text.hidden_size * width,
+      kv_width=2 * text.num_key_value_heads * text.head_dim,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

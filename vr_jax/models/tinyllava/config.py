@@ -196,13 +196,7 @@ class TinyLlavaConfig:
   @property
   def text_sizes(self) -> flops.TextSizes:
     """Sizes of the language model, for FLOP counts and memory plans."""
-    text = self.text
-    heads = 2 * text.num_attention_heads + 2 * text.num_key_value_heads
-    return flops.TextSizes(
-      layers=text.num_hidden_layers,
-      layer_weights=text.hidden_size * (heads * text.head_dim + 2 * text.intermediate_size),
-      kv_width=2 * text.num_key_value_heads * text.head_dim,
-    )
+    return flops.TextSizes.of_config(self.text, mlp_matrices=2)
 
   @property
   def vision_shapes(self) -> prompts.VisionShapes:
