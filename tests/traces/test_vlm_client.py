@@ -128,7 +128,8 @@ def test_an_outage_stops_the_run_instead_of_leaving_a_question_out_for_good(
 ):
   fails, problem = PASSING[name]
   server.answer = lambda request: fails if shown(request)[0] else judge_server.Reply()
-  made = config(data, server, traces__batch_size=1, traces__timeout=0.2)
+  limit = 0.2 if fails.delay else 5.0
+  made = config(data, server, traces__batch_size=1, traces__timeout=limit)
   with pytest.raises(errors.InputError, match=f"{problem}.*the same command goes on"):
     traces_stage.write(made, tmp_path)
   assert not list((tmp_path / "traces" / "chunks").iterdir())
