@@ -17,7 +17,7 @@ def train(ingested):
   return ingest.open_split(ingested.output, "train")
 
 
-def identity(clip):
+def identity(clip, epoch):
   return clip.example.id
 
 
@@ -27,7 +27,7 @@ def iterate(split, **arguments):
   return batches.batches(source, store, **defaults | arguments)
 
 
-def ragged(clip):
+def ragged(clip, epoch=0):
   """A length that few clips share."""
   return zlib.crc32(clip.example.id.encode()) % 7
 
@@ -38,7 +38,7 @@ def take(iterator, count):
 
 def test_a_batch_is_a_list_of_transformed_clips_with_frames_and_their_times(train):
   source, store = train
-  iterator = iterate(train, transform=lambda clip: clip, shuffle=False)
+  iterator = iterate(train, transform=lambda clip, epoch: clip, shuffle=False)
   (batch,) = take(iterator, 1)
   assert [clip.example for clip in batch] == [source[index] for index in range(5)]
   for clip in batch:
@@ -123,6 +123,16 @@ def test_processes_read_together_what_one_would_read_alone(train, process_count,
   assert [list(itertools.chain(*rows)) for rows in together] == alone
 
 
+@pytest.mark.parametrize("arguments", [{}, {"length_fn": ragged}, {"shuffle": False}])
+def test_a_transform_is_told_the_epoch(train, arguments):
+  """24 examples in batches of 2 of 3 processes: an epoch has 4 batches of each process."""
+  for process in range(3):
+    numbers = {"process_index": process, "process_count": 3, "batch_size": 2}
+    read = iterate(train, transform=lambda clip, epoch: epoch, **numbers, **arguments)
+    assert take(read, 12) == [[epoch] * 2 for epoch in range(3) for _ in range(4)]
+  assert set(sum(iterate(train, transform=lambda clip, epoch: epoch, repeat=False), [])) == {0}
+
+
 def test_clips_of_about_one_length_share_a_batch_where_lengths_are_given(train):
   padded = {}
   for length in (None, ragged):
@@ -182,5 +192,5 @@ def test_a_damaged_shard_stops_the_batches(ingested, tmp_path):
   source = examples.ExampleSource(ingested.output, "train")
   split = (source, frame_store.FrameStore(tmp_path))
   with pytest.raises(InputError, match=r"frames-.*\.array_record: record .* is damaged"):
-    next(iterate(split, transform=lambda clip: clip.frames))
-  assert next(iterate(split, transform=lambda clip: clip.shape)) == [(8, 64, 64)] * 5
+    next(iterate(split, transform=lambda clip, epoch: clip.frames))
+  assert next(iterate(split, transform=lambda clip, epoch: clip.shape)) == [(8, 64, 64)] * 5

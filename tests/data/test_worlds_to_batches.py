@@ -24,7 +24,7 @@ def test_simulated_questions_arrive_as_they_were_made_with_the_frames_that_were_
     seed=0,
     batch_size=12,
     frame_rule=rule,
-    transform=lambda clip: clip,
+    transform=lambda clip, epoch: clip,
     shuffle=False,
     repeat=False,
   )

@@ -114,13 +114,21 @@ def prepared(tmp_path_factory):
   return run, context, shards, examples.ExampleSource(shards, "train")[0]
 
 
-def test_a_supervised_conversation_has_frames_of_both_sizes(prepared):
+def test_supervised_conversations_teach_a_reply_an_epoch_with_frames_of_both_sizes(prepared):
   run, context, shards, example = prepared
   store = frame_store.FrameStore(shards / "frames")
   iterator = context.builder.read("train", 4, view="supervised")
   items = next(iterator).items
-  sizes = {tuple(frame.patches for frame in item.encoded.frames) for item in items}
-  assert sizes <= {(16,) * 4, (16, 16, 16, 16, 64)}
+  learnt = {}
+  for epoch in range(3):
+    for clip in (item.clip for item in items):
+      item = context.builder.item(clip, epoch, view="supervised")
+      patches = [frame.patches for frame in item.encoded.frames]
+      assert patches in ([16] * 4, [16, 16, 16, 16, 64])
+      assert ("bbox_2d" in context.processor.decode(item.reply)) == (len(patches) == 5)
+      learnt.setdefault(clip.example.id, []).append(len(patches))
+  for turns in learnt.values():  # each epoch another reply
+    assert turns in ([4, 5, 4], [5, 4, 5])
   clip = next(item.clip for item in items)
   replies = context.environment.reference_replies(clip.example, clip.timestamps)
   scene = dialogue.EpisodeScene(example=clip.example, pool=clip)

@@ -64,7 +64,7 @@ def batches(
   seed: int,
   batch_size: int,
   frame_rule: sampling.Rule,
-  transform: Callable[[Clip], Any],
+  transform: Callable[[Clip, int], Any],
   collate: Callable[[Sequence[Any]], Any] = list,
   length_fn: Callable[[Clip], int] | None = None,
   process_index: int = 0,
@@ -94,8 +94,8 @@ def batches(
     seed: for shuffling, 0 or more; every epoch has its own order.
     batch_size: of this process.
     frame_rule: which frames to take from the shown span.
-    transform: converts a clip to an element of a batch. Runs in the prefetch threads; must not
-      return None.
+    transform: converts a clip to an element of a batch; gets the number of the epoch, from 0, too.
+      Runs in the prefetch threads; must not return None.
     collate: converts a list of elements to a batch. Runs in the prefetch threads.
     length_fn: the length of a clip, computed without its frames, in the unit that is padded (media
       tokens in training). If given, clips of similar lengths share a batch of all processes
@@ -123,8 +123,8 @@ def batches(
   if shuffle:
     dataset = dataset.shuffle(seed=grain_seed)
 
-  def load(example: records.Example) -> Any:
-    return transform(select_clip(example, store, frame_rule))
+  def load(index: int, example: records.Example) -> Any:
+    return transform(select_clip(example, store, frame_rule), index // len(source))
 
   own_part = slice(process_index, None, process_count)
   if repeat:
@@ -138,9 +138,9 @@ def batches(
         seed=grain_seed,
       )
       dataset = grain.MapDataset.source(by_length)
-    dataset = dataset.map(load).batch(batch_size, batch_fn=collate)[own_part]
+    dataset = dataset.map_with_index(load).batch(batch_size, batch_fn=collate)[own_part]
   else:
-    dataset = dataset[own_part].map(load).batch(batch_size, batch_fn=collate)
+    dataset = dataset[own_part].map_with_index(load).batch(batch_size, batch_fn=collate)
   prefetch = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(2, threads) if threads else 0
   )

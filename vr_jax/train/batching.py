@@ -122,7 +122,8 @@ class BatchBuilder:
       blind: no frames.
       shuffled: the frames in random order; their times stay in place.
         Blind and shuffled need a first observation that shows the whole clip.
-      supervised: as whole; with several turns, the conversation before the reply to learn.
+      supervised: as whole; with several turns, the conversation before the reply to learn, which
+        is that of another turn in every epoch.
     limit: take only the first examples; 0: all.
     repeat: False for a single epoch, in order.
     cache: features of whole clips. Frames are read only of clips that it doesn't have.
@@ -167,11 +168,14 @@ class BatchBuilder:
   def item(
     self,
     clip: batches.Clip,
+    epoch: int = 0,
     *,
     view: str = "whole",
     cache: feature_cache.FeatureCache | None = None,
   ) -> Item:
     """Makes the prompt of a clip, and its reference reply. view, cache: see `read`.
+
+    epoch: a supervised conversation learns another turn in every epoch.
 
     Raises InputError if the view is blind or shuffled and the first observation does not show the
     whole clip.
@@ -179,7 +183,8 @@ class BatchBuilder:
     replies = self.environment.reference_replies(clip.example, clip.timestamps)
     turn = 0
     if view == "supervised":
-      turn = zlib.crc32(f"turn of {clip.example.id}".encode()) % max(1, len(replies))
+      first = zlib.crc32(f"turn of {clip.example.id}".encode())
+      turn = (first + epoch) % max(1, len(replies))
       view = "whole"
     item = functools.partial(
       Item,
