@@ -288,6 +288,13 @@ class RlSection(LoopSection):
   kl_estimator: Literal["k1", "k2", "k3"] = field(
     "k3", "Estimator of that KL divergence.", only_with="kl_weight"
   )
+  kl_clamp: float = field(
+    0.0,
+    "Largest KL divergence of a token that counts, in either direction; 0: no bound. TinyLLaVA-"
+    "Video-R1 (arXiv 2504.09641) has 100.",
+    "[0, inf)",
+    only_with="kl_weight",
+  )
   entropy_weight: float = field(
     0.0, "Weight of the entropy bonus in the loss; 0: no bonus.", "[0, inf)"
   )

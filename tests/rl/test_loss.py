@@ -80,6 +80,34 @@ def test_the_kl_term_is_that_of_its_estimator(batch, estimator):
   np.testing.assert_allclose(sums["kl"], kl[batch["mask"]].sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_a_token_beyond_the_clamp_of_the_kl_term_counts_with_the_bound_and_has_no_gradient(
+  batch, estimator
+):
+  x = batch["log_probs"] - batch["reference"]
+  kl = {"k1": x, "k3": np.exp(-x) + x - 1}[estimator]
+  bound = 1.01 * float(np.median(np.abs(kl[batch["mask"]])))
+  beyond = np.abs(kl) > bound
+
+  def term(log_probs, **clamp):
+    made = {**batch, "log_probs": log_probs, "advantages": np.zeros_like(x)}
+    reference = jnp.asarray(batch["reference"])
+    return _loss(
+      made, reference_log_probs=reference, kl_weight=0.3, kl_estimator=estimator, **clamp
+    )
+
+  loss, sums = term(batch["log_probs"], kl_clamp=bound)
+  clamped = np.clip(kl, -bound, bound)
+  np.testing.assert_allclose(
+    loss, _aggregate(0.3 * clamped, batch["mask"], "sequence_mean"), rtol=1e-5
+  )
+  np.testing.assert_allclose(sums["kl"], clamped[batch["mask"]].sum(), rtol=1e-5)
+  at = jnp.asarray(batch["log_probs"])
+  clamp, free = (jax.grad(lambda p, c=c: term(p, kl_clamp=c)[0])(at) for c in (bound, None))
+  np.testing.assert_allclose(clamp, np.where(beyond, 0, free), rtol=1e-6)
+  assert 0 < (beyond & batch["mask"]).sum() < batch["mask"].sum()
+
+
 def test_the_sampler_is_corrected_by_a_truncated_weight_without_gradient(batch):
   weight = np.minimum(np.exp(batch["old"] - batch["sampler"]), 1.5)
   expected = _aggregate(weight * _token_terms(batch), batch["mask"], "token_mean")

@@ -112,6 +112,7 @@ def policy_loss(
   reference_log_probs: Float[Array, "prompts group time"] | None = None,
   kl_weight: float = 0.0,
   kl_estimator: KlEstimator = "k3",
+  kl_clamp: float | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
   """The loss in this module's docstring, and its metrics.
 
@@ -135,6 +136,8 @@ def policy_loss(
     reference_log_probs: of the frozen reference; None: no KL term.
     kl_weight: beta; ignored without reference_log_probs.
     kl_estimator: see `kl_divergence`.
+    kl_clamp: bound of a token's KL estimate, both ways; a token beyond it has no gradient from this
+      term. None: no bound.
 
   Returns:
     The loss, and sums over tokens by name: `mask` (the number of tokens), `policy_ratio`, `kl`; and
@@ -161,6 +164,8 @@ def policy_loss(
     kl = kl_divergence(
       jnp.where(mask, log_probs, 0), jnp.where(mask, reference_log_probs, 0), kl_estimator
     )
+    if kl_clamp is not None:
+      kl = jnp.clip(kl, -kl_clamp, kl_clamp)
     token_loss = token_loss + kl_weight * kl
     sums["kl"] = jnp.where(mask, kl, 0).sum()
   loss = jnp.where(mask, weights * token_loss, 0).sum()

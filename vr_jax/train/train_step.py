@@ -172,6 +172,7 @@ def make_rl_step(
       reference_log_probs=part["ref_log_probs"],
       kl_weight=config.kl_weight,
       kl_estimator=config.kl_estimator,
+      kl_clamp=config.kl_clamp or None,
     )
     if config.entropy_weight:
       value -= config.entropy_weight * (part["weights"] * entropy).sum()
