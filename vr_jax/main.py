@@ -145,12 +145,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   # JAX and the modules that use it import slowly: a mistyped flag should not wait for them.
   import jax
 
-  from vr_jax.parallel import mesh, processes
+  from vr_jax.parallel import cpu_memory, mesh, processes
   from vr_jax.train import compilations, config_checks, console, judge_factory, model_checks
   from vr_jax.train import workdir as workdir_lib
 
   config_checks.check(config)
   mesh.set_cpu_devices(config.cpu_devices)
+  if config.model.lora.rank:
+    cpu_memory.keep_narrow_weights()
   model_checks.check(config, workdir, mode)
   if mode in ("rl", "eval", "traces", "all") and "judge" in config:
     judge_factory.check(config, workdir)

@@ -7,12 +7,16 @@ Adapters are trained on three simulated clips: two updates of the warm start, on
 is exported, the reference reads, and its greedy reply to a clip has to be ours, token for token. It
 needs torch, transformers and some GB of memory, so it is a command and no test; it prints one line
 of JSON, and fails where replies differ.
+
+With `--whole` the network has all its layers, adapters train in the same way, and what is printed
+is the memory that this takes. Nothing is exported or compared then.
 """
 
 import argparse
 from collections.abc import Mapping
 import dataclasses
 import json
+import multiprocessing
 import pathlib
 import resource
 import time
@@ -162,6 +166,35 @@ def reference_reply(
 SPECIAL = ("image_token_id", "video_token_id")
 
 
+def train_whole(model_type: str, workdir: pathlib.Path) -> dict[str, Any]:
+  """Trains adapters of a network with all its layers; returns what is printed."""
+  began, width = time.time(), dataclasses.replace(FAMILIES[model_type], fewer={})
+  source = workdir / "source"
+  if not source.exists():  # in a process of its own, whose memory does not count
+    writer = multiprocessing.get_context("spawn").Process(
+      target=write_source, args=(width, model_type, source)
+    )
+    writer.start()
+    writer.join()
+  config = make_config(width, source)
+  config.rl.num_generations, config.rl.max_new_tokens = 4, 6
+  peaks = {}
+  for stage in ("data", "sft", "rl"):
+    main.run(config, workdir / "run", stage)
+    peaks[stage] = _peak_gb()
+  return {
+    "family": model_type,
+    "release": width.release,
+    "seconds": round(time.time() - began),
+    "peak_gb": peaks,
+  }
+
+
+def _peak_gb() -> float:
+  """The most memory that this process has held so far."""
+  return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 1)
+
+
 def run(model_type: str, workdir: pathlib.Path) -> dict[str, Any]:
   """Does all of it; returns what is printed."""
   began, width = time.time(), FAMILIES[model_type]
@@ -186,7 +219,7 @@ def run(model_type: str, workdir: pathlib.Path) -> dict[str, Any]:
     "tokens": said,
     "margin": round(margin, 5),
     "seconds": round(time.time() - began),
-    "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1),
+    "peak_gb": _peak_gb(),
   }
 
 
@@ -194,7 +227,11 @@ if __name__ == "__main__":
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--family", choices=FAMILIES, required=True)
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
+  parser.add_argument("--whole", action="store_true", help="all layers; print the memory alone")
   arguments = parser.parse_args()
+  if arguments.whole:
+    print(json.dumps(train_whole(arguments.family, arguments.workdir)))
+    raise SystemExit(0)
   found = run(arguments.family, arguments.workdir)
   print(json.dumps(found))
   raise SystemExit(0 if found["same"] else 1)

@@ -16,6 +16,7 @@ from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
 from vr_jax.models import family as family_lib
 from vr_jax.models import interface
+from vr_jax.parallel import cpu_memory
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rewards import judge as judge_lib
 from vr_jax.train import batching, check_examples, judge_factory, model_setup, paths
@@ -68,6 +69,8 @@ def make_run_context(
   model_setup.check_context(config, model)
   allowed_tokens = np.arange(model.vocab_size) < tokenizer.get_vocab_size()
   allowed_tokens[list(processor.media_tokens)] = False
+  if config.model.lora.rank:
+    cpu_memory.keep_narrow_weights()
   mesh = mesh_lib.make_mesh(config.mesh)
   needs = registry.environment_class(config.recipe).needs
   services: dict[str, Any] = {"box_scale": processor.box_scale}
