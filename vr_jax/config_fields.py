@@ -3,16 +3,17 @@
 `change` and `CHANGE` say until when a run may change a field, or the fields of a section
 (`schema.CHANGES`); other fields may change until the workdir has a checkpoint.
 
-Fields of the section `model` are in model_fields.py, sections of some recipes alone in
-optional_sections.py. The fields of config.env belong to the environment of a recipe (vr_jax/envs).
-base_config.py makes configs from these classes; config_docs.py writes docs/config.md from them.
+Fields of the section `model` are in model_fields.py, those of `export` and `log` in
+output_fields.py, sections of some recipes alone in optional_sections.py. The fields of config.env
+belong to the environment of a recipe (vr_jax/envs). base_config.py makes configs from these
+classes; config_docs.py writes docs/config.md from them.
 """
 
 from collections.abc import Mapping
 import dataclasses
 from typing import Any, ClassVar, Literal
 
-from vr_jax import model_fields
+from vr_jax import model_fields, output_fields
 from vr_jax.schema import field
 
 
@@ -290,8 +291,8 @@ class RlSection(LoopSection):
   )
   kl_clamp: float = field(
     0.0,
-    "Largest KL divergence of a token that counts, in either direction; 0: no bound. TinyLLaVA-"
-    "Video-R1 (arXiv 2504.09641) has 100.",
+    "Largest KL divergence of a token that counts, in either direction; 0: no bound. arXiv "
+    "2504.09641 has 100.",
     "[0, inf)",
     only_with="kl_weight",
   )
@@ -383,50 +384,6 @@ class EvalSection:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportSection:
-  """What --mode=export writes."""
-
-  CHANGE: ClassVar[str] = "any time"
-
-  checkpoint: Literal["last", "best"] = field(
-    "last", "Checkpoint of RL that is exported; best: the one that rl.eval_every kept."
-  )
-  directory: str = field("", "Directory of the export; empty: <workdir>/export.")
-  dtype: model_fields.Dtype = field("float32", "Dtype of the exported tensors.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LogSection:
-  """What can be watched while a run trains (docs/watching.md)."""
-
-  CHANGE: ClassVar[str] = "any time"
-
-  rollouts_every: int = field(
-    1,
-    "Steps of RL between two files rollouts/step-*.jsonl, with all replies of a step, their "
-    "rewards and advantages; 0: none.",
-    "[0, inf)",
-  )
-  rollouts_kept: int = field(
-    500,
-    "Number of steps whose files are kept: the latest ones.",
-    "[1, inf)",
-    only_with="rollouts_every",
-  )
-  completions_every: int = field(
-    20,
-    "Two replies are shown every so many steps of RL: on the terminal and, with their frames, in "
-    "TensorBoard; 0: never.",
-    "[0, inf)",
-  )
-  wandb: str = field(
-    "",
-    "Project of Weights & Biases that metrics and replies are sent to as well (docs/watching.md); "
-    "empty: none.",
-  )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
   """The sections and fields of every recipe."""
 
@@ -453,5 +410,7 @@ class RunConfig:
   sft: SftSection = SftSection()
   rl: RlSection = RlSection()
   eval: EvalSection = EvalSection()
-  export: ExportSection = ExportSection()
-  log: LogSection = LogSection()
+  export: output_fields.ExportSection = dataclasses.field(
+    default_factory=output_fields.ExportSection
+  )
+  log: output_fields.LogSection = dataclasses.field(default_factory=output_fields.LogSection)
