@@ -17,15 +17,19 @@ HIDDEN = 0.3 * jax.random.normal(KEYS[0], (POSITIONS, EMBED))
 MATRIX = jax.random.normal(KEYS[1], (VOCAB, EMBED))
 ALLOWED = jnp.arange(VOCAB) % 7 != 3
 TOKENS = jnp.arange(POSITIONS) * 7 % VOCAB
+BIAS = jax.random.normal(KEYS[3], (VOCAB,))
 
 
 def _loss(function, **options):
-  def loss(hidden, matrix):
-    log_probs, entropy = function(hidden, matrix, ALLOWED, TOKENS, 0.7, **options)
+  def loss(hidden, matrix, bias=None):
+    log_probs, entropy = function(hidden, matrix, ALLOWED, TOKENS, 0.7, bias, **options)
     weights = jax.random.normal(KEYS[2], (2, POSITIONS))
     return (weights[0] * log_probs + weights[1] * entropy).sum(), (log_probs, entropy)
 
-  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+  def gradients(*operands):  # the bias is optional
+    return jax.value_and_grad(loss, argnums=tuple(range(len(operands))), has_aux=True)(*operands)
+
+  return jax.jit(gradients)
 
 
 def _chunked(chunks, axes=("prompts",)):
@@ -34,11 +38,12 @@ def _chunked(chunks, axes=("prompts",)):
   )
 
 
+@pytest.mark.parametrize("operands", [(HIDDEN, MATRIX), (HIDDEN, MATRIX, BIAS)], ids=len)
 @pytest.mark.parametrize("chunks", [2, 5, 60])
-def test_chunks_give_the_values_and_gradients_of_all_logits_at_once(chunks):
+def test_chunks_give_the_values_and_gradients_of_all_logits_at_once(chunks, operands):
   expected, actual = (
-    _loss(chunked_logprobs.logprobs_unchunked)(HIDDEN, MATRIX),
-    _chunked(chunks)(HIDDEN, MATRIX),
+    _loss(chunked_logprobs.logprobs_unchunked)(*operands),
+    _chunked(chunks)(*operands),
   )
   for wanted, given in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
     np.testing.assert_allclose(given, wanted, atol=TOLERANCE * float(jnp.abs(wanted).max()))
@@ -65,6 +70,18 @@ def test_the_matrix_gets_its_gradient_in_float32_where_activations_are_bfloat16(
   rough = _chunked(4)(HIDDEN.astype(jnp.bfloat16), MATRIX)[1][1]
   assert rough.dtype == jnp.float32
   np.testing.assert_allclose(rough, exact, atol=0.03 * float(jnp.abs(exact).max()))
+
+
+def test_a_bias_is_added_to_logits_before_the_temperature_and_has_a_gradient():
+  # A token's log-prob, from the definition, in NumPy.
+  logits = (np.asarray(HIDDEN) @ np.asarray(MATRIX).T + np.asarray(BIAS)) / 0.7
+  logits = np.where(ALLOWED, logits, -np.inf)
+  wanted = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+  wanted = wanted[np.arange(POSITIONS), TOKENS]
+  (_, (log_probs, _)), (*_, of_bias) = _chunked(5)(HIDDEN, MATRIX, BIAS)
+  allowed = np.asarray(ALLOWED)[TOKENS]
+  np.testing.assert_allclose(np.asarray(log_probs)[allowed], wanted[allowed], atol=1e-5)
+  assert (np.asarray(of_bias) != 0).tolist() == np.asarray(ALLOWED).tolist()
 
 
 @pytest.mark.parametrize(
