@@ -136,6 +136,7 @@ def _tiny_world(config: ml_collections.ConfigDict, *, side: int) -> None:
     behaviours=("approach",),
     families=("described",),
     large_cells=1,
+    graded=True,
   )
   config.data.fps = 1.0
   config.data.frames = 8
@@ -146,8 +147,9 @@ def _tiny_training(config: ml_collections.ConfigDict) -> None:
   env.instruction, env.box_instruction = "", "{description}"  # the network knows no words
   env.description_bytes = 40
 
-  # SFT stops when the loss reaches target_loss (at most `steps`), while boxes are still often wrong,
-  # so that RL has something to improve. It is 0.021 before the network sees where an object is.
+  # SFT stops when the loss reaches target_loss (at most `steps`), while boxes are still often
+  # wrong, so that RL has something to improve. Before the network sees where objects are, the loss
+  # is 0.021.
   sft = config.sft
   sft.steps = 900
   sft.target_loss = 0.012

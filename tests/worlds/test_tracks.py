@@ -195,3 +195,17 @@ def test_tracks_are_equal_where_their_numbers_are():
   empty = dataclasses.replace(TRACK, times=np.zeros(0), boxes=np.zeros((0, 4), np.float32))
   assert empty != TRACK and dataclasses.replace(TRACK) == TRACK
   assert len({TRACK, dataclasses.replace(TRACK), empty}) == 2
+
+
+def test_graded_ground_tells_places_apart_and_changes_nothing_else():
+  plain, graded = (dataclasses.replace(WORLD, graded=value) for value in (False, True))
+  scenes = [tracks.sample(np.random.default_rng(3), world, 1) for world in (plain, graded)]
+  assert scenes[0][1] == scenes[1][1]
+  flat, shaded = (render.render(scene) for scene, _ in scenes)
+  np.testing.assert_array_equal(flat.masks, shaded.masks)
+  ground = ~flat.masks.any(axis=0)
+  red, blue = (shaded.frames[..., channel].astype(int) for channel in (0, 2))
+  left, right = (np.s_[:, :, :20], np.s_[:, :, -20:])
+  top, bottom = (np.s_[:, :20], np.s_[:, -20:])
+  assert red[right][ground[right]].mean() - red[left][ground[left]].mean() > 80
+  assert blue[bottom][ground[bottom]].mean() - blue[top][ground[top]].mean() > 80

@@ -101,9 +101,11 @@ class WorldConfig:
   families: tuple[str, ...] = FAMILIES
   options_in_order: bool = False  # options in the order of the values above instead of shuffled
   wordings: int = WORDINGS  # how many of the wordings of questions and steps to use
-  large_cells: int = (
-    2  # with TRACK_BEHAVIOURS: cells in which an object is large and in its own colour
-  )
+  # With TRACK_BEHAVIOURS: cells in which an object is large and in its own colour.
+  large_cells: int = 2
+  # Whether the ground gets redder to the right and bluer downwards, so that it tells places apart,
+  # as most real scenes do. A network that starts from nothing then learns sooner where things are.
+  graded: bool = False
 
   def __post_init__(self):
     """Checks each field, then that the fields fit together."""

@@ -17,6 +17,7 @@ from vr_jax.worlds import scene as scene_lib
 
 _BACKGROUND = (120, 116, 105)  # about the mean of natural images, where normalised pixels are 0
 _GRID = (130, 126, 115)
+_GRADE = 60  # levels that red and blue of graded ground lie above or below at an edge
 _TRAY = (146, 130, 104)
 _TRAY_RIM = (139, 108, 72)
 _COVER = (128, 136, 148)
@@ -161,6 +162,9 @@ def _backdrop(scene: scene_lib.Scene) -> Float[np.ndarray, "height width 3"]:
   """Draws the empty canvas: faint lines between zones, and the box as a tray seen from above."""
   image = np.empty((scene.height, scene.width, 3), np.float32)
   image[:] = _BACKGROUND
+  if scene.graded:
+    image[..., 0] += _GRADE * np.linspace(-1, 1, scene.width)
+    image[..., 2] += _GRADE * np.linspace(-1, 1, scene.height)[:, None]
   for row in range(1, scene.rows):
     image[round(row * scene.height / scene.rows)] = _GRID
   for column in range(1, scene.columns):

@@ -96,6 +96,7 @@ class Scene:
   seconds, dwell: length of the video and of a cell, in seconds.
   objects: from back to front.
   box: the place of the box, if there is one.
+  graded: whether the ground's colour depends on the place.
   """
 
   height: int
@@ -107,6 +108,7 @@ class Scene:
   dwell: float
   objects: tuple[Object, ...]
   box: str | None = None
+  graded: bool = False
 
   @property
   def cells(self) -> int:
@@ -314,6 +316,7 @@ def sample_scene(
     dwell=config.dwell,
     objects=objects,
     box=box,
+    graded=config.graded,
   )
 
 

@@ -213,6 +213,7 @@ def _sample_scene(
     fps=config.fps,
     dwell=config.dwell,
     objects=tuple(objects),
+    graded=config.graded,
   )
   return scene if _hidden(scene) <= ({shapes[behind]} if behind is not None else set()) else None
 
