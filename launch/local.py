@@ -35,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   started = [
     subprocess.Popen(
       [
-        *(sys.executable, "-m", "launch.worker", address, str(arguments.processes), str(index)),
-        *arguments.flags,
+        *(sys.executable, "-m", "vr_jax.main", *arguments.flags),
+        *(f"--coordinator_address={address}", f"--num_processes={arguments.processes}"),
+        f"--process_id={index}",
       ],
       env={**os.environ, **platform},
     )

@@ -3,11 +3,14 @@
 import json
 import operator
 from pathlib import Path
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+from launch import local
 from tests.train import nano
 from vr_jax import main
 from vr_jax.train import metrics
@@ -144,6 +147,32 @@ def test_processes_play_learn_and_count_episodes_as_one_does(tmp_path):
   alone, together = found
   assert together == pytest.approx(alone, rel=1e-5, abs=1e-7)
   assert alone["turns"] > 1 and alone["invalid_action_rate"] > 0
+
+
+def test_when_one_process_is_taken_away_all_save_the_same_step_and_stop(runs, tmp_path):
+  address = f"localhost:{local.free_port()}"
+  fields = {**LONGER, "rl.steps": 500, "rl.eval_every": 500, "rl.checkpoint_every": 500}
+  start = runs[0].parent / "start" / "checkpoints" / "sft"
+  flags = [
+    *(f"--config.{name}={value}" for name, value in fields.items()),
+    *(f"--config.data.directory={runs[0].parent / 'data'}", "--num_processes=2"),
+    *(f"--config.rl.init_checkpoint={start}", f"--coordinator_address={address}"),
+  ]
+  together = [
+    nano.start(nano.arguments(tmp_path, *flags, f"--process_id={index}", mode="rl"))
+    for index in range(2)
+  ]
+  log, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 120
+  while not (log.exists() and log.read_text().count("\n") > 1) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  together[1].send_signal(signal.SIGTERM)
+  said = [process.communicate(timeout=120)[1] for process in together]
+  assert [process.returncode for process in together] == [75, 75], said
+  step = metrics.read(log)[-1]["step"]
+  assert step < fields["rl.steps"]
+  for each in said:
+    assert f"vr-jax: SIGTERM: rl is saved at step {step}; the same command goes on" in each
+  assert [path.name for path in (tmp_path / "checkpoints" / "rl").iterdir()] == [str(step)]
 
 
 def test_bad_input_in_one_process_ends_all_with_its_exit_code(tmp_path):

@@ -18,6 +18,16 @@ class Diverged(Exception):
   """
 
 
+class Preempted(BaseException):
+  """The machine is taken away; what was done is saved as the message says.
+
+  As KeyboardInterrupt, it comes from a signal: code that catches Exception must not swallow it.
+
+  The command line prints the message and exits with code 75, so that whoever started it starts it
+  again.
+  """
+
+
 def printable(text: str) -> str:
   """Makes a text safe for a terminal: control and direction characters become escapes."""
   return "".join(

@@ -23,8 +23,9 @@ can be overridden, as in `--config.rl.learning_rate=2e-6`. It goes before what t
 `--config.data.videos`, no videos are simulated. Which fields a workdir that has been started lets
 change, docs/config.md says; more steps extend a run: `--workdir=runs/demo --config.rl.steps=200`.
 
-Exit codes: 0 done; 2 bad input (one line on stderr says which); 3 training diverged; 130
-interrupted (the same command goes on from the last checkpoint).
+Exit codes: 0 done; 2 bad input (one line on stderr says which); 3 training diverged; 75 the machine
+is taken away (SIGTERM), after saving the step; 130 interrupted. After 75 and 130 the same command
+goes on.
 
 `vr-jax ask VIDEO "question" --checkpoint=runs/demo` puts a question to a trained policy
 (vr_jax/ask.py). `vr-jax segment VIDEO "query" --checkpoint=runs/mine --sam2=WEIGHTS` writes the
@@ -35,23 +36,52 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import difflib
+import os
 from pathlib import Path
 import signal
 import sys
 import threading
+import traceback
 
 from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
 from vr_jax import errors, overrides, recipe_config
+from vr_jax.parallel import cluster_flags
 
 MODES = ("data", "sft", "rl", "eval", "all", "traces", "filter", "export", "check")
 
 
 def cli(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line (default: this process's) and returns its exit code."""
+  """Runs the command line (default: this process's) and returns its exit code.
+
+  With several processes one that fails ends at once: a normal exit would wait for the others, who
+  wait for it.
+  """
   words = list(sys.argv if argv is None else argv)
+  try:
+    code = _interruptible(words)
+  except Exception:
+    if not _has_joined():
+      raise
+    traceback.print_exc()
+    code = 1
+  if code and _has_joined():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  return code
+
+
+def _has_joined() -> bool:
+  """Whether this is one of several processes of a run."""
+  jax = sys.modules.get("jax")
+  return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _interruptible(words: Sequence[str]) -> int:
+  """Runs a command; Ctrl-C becomes a line and an exit code."""
   with _noted_interrupts() as interrupts:
     try:
       return _run_command(words)
@@ -115,7 +145,7 @@ def _run_command(words: Sequence[str]) -> int:
     elif "--mode=check" in words:
       return check(words)
     else:
-      run(*parse_flags(words))
+      return _run_in_cluster(words)
   except errors.InputError as error:
     print(errors.printable(f"vr-jax: {error}"), file=sys.stderr)
     return 2
@@ -128,6 +158,27 @@ def _run_command(words: Sequence[str]) -> int:
     print(errors.printable(f"vr-jax: {where}{error.strerror or error}"), file=sys.stderr)
     return 2
   return 0
+
+
+def _run_in_cluster(words: Sequence[str]) -> int:
+  """Runs stages, together with the other processes of the run; returns the exit code."""
+  values = _values(words)
+  processes = cluster_flags.Cluster.from_flags(values)
+  from vr_jax.parallel import cluster, preemption
+
+  cluster.join(processes)
+  try:
+    with preemption.noticed():
+      run(config_value(values), Path(str(values["workdir"].value)), str(values["mode"].value))
+    return 0
+  except errors.Preempted as error:
+    saved = str(error)
+  except Exception:  # C++ code that is interrupted while it calls Python may raise its own
+    if not preemption.came():
+      raise
+    saved = preemption.OUTSIDE
+  print(errors.printable(f"vr-jax: SIGTERM: {saved}; the same command goes on"), file=sys.stderr)
+  return preemption.EXIT_CODE
 
 
 def check(argv: Sequence[str]) -> int:
@@ -195,6 +246,12 @@ def parse_flags(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, Path, s
 
   Returns (config, workdir, mode).
   """
+  values = _values(argv)
+  return config_value(values), Path(str(values["workdir"].value)), str(values["mode"].value)
+
+
+def _values(argv: Sequence[str]) -> flags.FlagValues:
+  """Parses a command line to flags; raises InputError naming the flag at fault."""
   if any(word in ("-h", "--help", "-help") for word in argv[1:]):
     print(__doc__, _define().main_module_help(), sep="\n")
     raise SystemExit(0)
@@ -202,10 +259,8 @@ def parse_flags(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, Path, s
   if not workdir:
     raise errors.InputError("needs --config=<recipe>:<size> and --workdir=<directory>")
   if any(word.startswith("--config=") for word in argv):
-    values = parse_recipe(argv)
-  else:
-    values = parse_run(argv, Path(workdir[-1].removeprefix("--workdir=")))
-  return config_value(values), Path(str(values["workdir"].value)), str(values["mode"].value)
+    return parse_recipe(argv)
+  return parse_run(argv, Path(workdir[-1].removeprefix("--workdir=")))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -302,6 +357,7 @@ def _define(
     )
   flags.DEFINE_string("workdir", None, "Directory of this run.", flag_values=values)
   flags.DEFINE_enum("mode", "all", MODES, "Which stages.", flag_values=values)
+  cluster_flags.define_flags(values)
   return values
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import json
 from pathlib import Path
+import re
 import signal
 import time
 
@@ -37,7 +38,7 @@ MOMENTS = (
   ("before the first checkpoint", _wrote("sft", 1), signal.SIGKILL),
   ("while a checkpoint is written", _checkpoint_half_written("sft"), signal.SIGKILL),
   ("at the end of a stage", _wrote("sft", 4), signal.SIGTERM),
-  ("before RL's first checkpoint", _wrote("rl", 1), signal.SIGKILL),
+  ("before RL's first checkpoint", _wrote("rl", 1), signal.SIGTERM),
   ("while RL's checkpoint is written", _checkpoint_half_written("rl"), signal.SIGKILL),
   ("between two checkpoints", _wrote("rl", 3), signal.SIGINT),
 )
@@ -100,8 +101,14 @@ def _saved(workdir: Path, stage: str) -> dict:
 def test_every_signal_came_while_the_run_was_under_way(interrupted):
   _, ends = interrupted
   codes = {name: code for name, (code, _) in ends.items()}
-  expected = {name: 130 if number == signal.SIGINT else -number for name, _, number in MOMENTS}
-  assert codes == expected
+  own = {signal.SIGINT: 130, signal.SIGTERM: 75}
+  assert codes == {name: own.get(number, -number) for name, _, number in MOMENTS}
+
+
+def test_a_machine_that_is_taken_away_first_saves_the_step_that_it_is_in(interrupted):
+  _, said = interrupted[1]["before RL's first checkpoint"]
+  step = re.search(r"vr-jax: SIGTERM: rl is saved at step (\d); the same command goes on", said)
+  assert step and 1 <= int(step[1]) <= 2, said
 
 
 def test_metrics_are_those_of_the_run_that_was_not_killed(interrupted, untouched):

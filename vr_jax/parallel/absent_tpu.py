@@ -10,6 +10,11 @@ import jax
 CHIPS = ("/dev/accel*", "/dev/vfio/[0-9]*")
 
 
+def has_chips() -> bool:
+  """Whether this machine has TPU chips, and libtpu to use them."""
+  return util.find_spec("libtpu") is not None and any(map(glob.glob, CHIPS))
+
+
 def leave_out() -> None:
   """Makes JAX use the CPU alone where libtpu is installed, but neither a TPU nor a GPU can be.
 
@@ -22,6 +27,6 @@ def leave_out() -> None:
   chosen = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue] JAX adds it
   if chosen or "JAX_FORCE_TPU_INIT" in os.environ or util.find_spec("libtpu") is None:
     return
-  if any(map(glob.glob, CHIPS)) or metadata.entry_points(group="jax_plugins"):
+  if has_chips() or metadata.entry_points(group="jax_plugins"):
     return
   jax.config.update("jax_platforms", "cpu")

@@ -19,6 +19,7 @@ import ml_collections
 
 from vr_jax import errors
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.parallel import preemption
 from vr_jax.train import (
   console,
   divergence,
@@ -72,6 +73,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     contextlib.closing(best) if best else contextlib.nullcontext(),
     vision_features.open_cache(context, learner.params, workdir) as cache,
     contextlib.closing(context.environment),
+    preemption.stops_between_steps(),
     scoring.scoring_thread() as thread,
     console.progress("rl", rl.steps, done=last_step) as tick,
   ):
@@ -113,7 +115,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       tick(step, rl.steps, step_summary.summarize(values))
       signal.note(step, values)
       divergence.check_finite(values, rl.max_consecutive_nonfinite, "rl", step)
-      if step % rl.checkpoint_every == 0 or step == rl.steps:
+      preempted = preemption.stops_after()
+      if preempted or step % rl.checkpoint_every == 0 or step == rl.steps:
         for writer in (rollouts, log, best):
           if writer:
             writer.wait()
@@ -127,6 +130,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
           "num_tokens": num_tokens,
         }
         store.save(step, learner.checkpoint_tree(), loop_state)
+      if preempted:
+        store.wait()
+        raise errors.Preempted(f"rl is saved at step {step}")
   learning_signal.print_summary(workdir, rl.advantage_estimator)
 
 

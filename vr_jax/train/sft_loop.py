@@ -19,7 +19,7 @@ import numpy as np
 
 from vr_jax import errors, records
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.parallel import processes
+from vr_jax.parallel import preemption, processes
 from vr_jax.train import (
   batching,
   console,
@@ -75,6 +75,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   with (
     contextlib.closing(store),
     contextlib.closing(log),
+    preemption.stops_between_steps(),
     vision_features.open_cache(context, state.params, workdir) as cache,
     console.progress("sft", sft.steps, done=first) as tick,
   ):
@@ -120,10 +121,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       divergence.check_finite(values, sft.max_consecutive_nonfinite, "sft", step)
       progress.recent.append(values["loss"])
       done = initialization.is_warm(sft, step, progress.recent, progress.since)
-      if done or step % sft.checkpoint_every == 0:
+      preempted = preemption.stops_after()
+      if done or preempted or step % sft.checkpoint_every == 0:
         log.wait()
         progress.iterator = batch.read
         store.save(step, state, progress.to_json())
+      if preempted:
+        store.wait()
+        raise errors.Preempted(f"sft is saved at step {step}")
       if done:
         break
 

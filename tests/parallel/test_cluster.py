@@ -1,0 +1,107 @@
+"""Processes of a run find each other, by flags and under Slurm, or say in one line why not."""
+
+import os
+import subprocess
+import sys
+
+from absl import flags
+import pytest
+
+from launch import local
+from vr_jax import errors
+from vr_jax.parallel import cluster_flags
+
+SCRIPT = """
+import pathlib, sys
+from absl import flags
+import jax
+from vr_jax.parallel import cluster, cluster_flags
+values = flags.FlagValues()
+cluster_flags.define_flags(values)
+values(sys.argv)
+cluster.join(cluster_flags.Cluster.from_flags(values))
+listening = [
+  line.split()[1].rpartition(":")[0]
+  for kind in ("tcp", "tcp6")
+  for line in pathlib.Path(f"/proc/net/{kind}").read_text().splitlines()[1:]
+  if line.split()[1].endswith(f":{int(sys.argv[1]):04X}") and line.split()[3] == "0A"
+]
+print(jax.process_index(), jax.process_count(), *listening)
+"""
+LOOPBACK = {  # 127.0.0.1, ::1, and the former written as the latter, as /proc has them
+  "0100007F",
+  "00000000000000000000000001000000",
+  "0000000000000000FFFF00000100007F",
+}
+
+
+def start(port, *words, **environment):
+  return subprocess.Popen(
+    [sys.executable, "-c", SCRIPT, str(port), *words],
+    env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(processes):
+  """The last line that each prints."""
+  said = [process.communicate(timeout=60) for process in processes]
+  assert [process.returncode for process in processes] == [0] * len(processes), said
+  return [out.splitlines()[-1].split() for out, _ in said]
+
+
+def test_processes_join_by_flags_and_nobody_else_can_connect_to_a_local_one():
+  port = local.free_port()
+  words = (f"--coordinator_address=localhost:{port}", "--num_processes=2")
+  found = finish([start(port, *words, f"--process_id={index}") for index in range(2)])
+  assert [line[:2] for line in found] == [["0", "2"], ["1", "2"]]
+  listening = {address for line in found for address in line[2:]}
+  assert listening and listening <= LOOPBACK
+
+
+def test_processes_join_by_themselves_under_slurm_unless_told_not_to():
+  port = local.free_port()
+  step = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+  ranks = [{"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)} for index in range(2)]
+  chosen = f"--coordinator_address=localhost:{port}"
+  together = finish([start(port, chosen, **step, **rank) for rank in ranks])
+  assert [line[:2] for line in together] == [["0", "2"], ["1", "2"]]
+  (alone,) = finish([start(port, "--distributed=off", **step, **ranks[1])])
+  assert alone[:2] == ["0", "1"]
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_that_waits_in_vain_says_so_in_one_line(index):
+  port = local.free_port()
+  words = (f"--coordinator_address=localhost:{port}", "--num_processes=2")
+  process = start(port, *words, f"--process_id={index}", "--initialization_timeout=2")
+  _, said = process.communicate(timeout=60)
+  assert process.returncode == 2
+  (line,) = [each for each in said.splitlines() if "vr-jax: " in each]
+  assert f", process {index}: can't join the others at localhost:{port}: not all" in line
+
+
+def test_processes_that_jax_can_not_find_need_all_three_flags():
+  process = start(1, "--num_processes=2")
+  _, said = process.communicate(timeout=60)
+  assert "InputError: --coordinator_address, --process_id: missing; JAX does not find it" in said
+
+
+@pytest.mark.parametrize(
+  ("words", "said"),
+  [
+    (("--coordinator_address=somewhere",), "--coordinator_address=somewhere: needs a host and"),
+    (("--coordinator_address=:80",), "--coordinator_address=:80: needs a host and a port"),
+    (("--coordinator_address=a:99999",), "--coordinator_address=a:99999: needs a host and a port"),
+    (("--process_id=2", "--num_processes=2"), "--process_id=2: is none of 0 to 1"),
+    (("--distributed=off", "--process_id=0"), "--process_id: has no effect with --distributed=off"),
+  ],
+)
+def test_flags_that_can_not_be_are_refused(words, said):
+  values = flags.FlagValues()
+  cluster_flags.define_flags(values)
+  values(["", *words])
+  with pytest.raises(errors.InputError, match=said):
+    cluster_flags.Cluster.from_flags(values)

@@ -1,0 +1,51 @@
+"""The fields of config.export and config.log; otherwise as config_fields.py."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+from vr_jax import model_fields
+from vr_jax.schema import field
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportSection:
+  """What --mode=export writes."""
+
+  CHANGE: ClassVar[str] = "any time"
+
+  checkpoint: Literal["last", "best"] = field(
+    "last", "Checkpoint of RL that is exported; best: the one that rl.eval_every kept."
+  )
+  directory: str = field("", "Directory of the export; empty: <workdir>/export.")
+  dtype: model_fields.Dtype = field("float32", "Dtype of the exported tensors.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogSection:
+  """What can be watched while a run trains (docs/watching.md)."""
+
+  CHANGE: ClassVar[str] = "any time"
+
+  rollouts_every: int = field(
+    1,
+    "Steps of RL between two files rollouts/step-*.jsonl, with all replies of a step, their "
+    "rewards and advantages; 0: none.",
+    "[0, inf)",
+  )
+  rollouts_kept: int = field(
+    500,
+    "Number of steps whose files are kept: the latest ones.",
+    "[1, inf)",
+    only_with="rollouts_every",
+  )
+  completions_every: int = field(
+    20,
+    "Two replies are shown every so many steps of RL: on the terminal and, with their frames, in "
+    "TensorBoard; 0: never.",
+    "[0, inf)",
+  )
+  wandb: str = field(
+    "",
+    "Project of Weights & Biases that metrics and replies are sent to as well (docs/watching.md); "
+    "empty: none.",
+  )

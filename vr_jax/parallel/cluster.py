@@ -1,0 +1,82 @@
+"""Joins the processes of a run: on Cloud TPU, GKE and Slurm by themselves, elsewhere by flags."""
+
+from collections.abc import Mapping
+import os
+import socket
+import sys
+import threading
+
+import jax
+
+from vr_jax import errors
+from vr_jax.parallel import absent_tpu, cluster_flags
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
+
+
+def join(cluster: cluster_flags.Cluster) -> None:
+  """Connects this process to the others of its run, if there are any. Call it before JAX starts.
+
+  If they don't come together in time, it prints a line and ends the process with exit code 2: JAX
+  would abort it without one.
+
+  Raises InputError if the flags don't say enough.
+  """
+  absent_tpu.leave_out()
+  missing = [f"--{name}" for name in cluster_flags.PLACE if getattr(cluster, name) is None]
+  known = _find_kind(os.environ)
+  if not cluster.automatic or not (known or len(missing) < len(cluster_flags.PLACE)):
+    return
+  if missing and not known:
+    raise errors.InputError(f"{', '.join(missing)}: missing; JAX does not find it on this machine")
+  address = cluster.coordinator_address
+  # The coordinator listens on this machine alone if all processes are here.
+  host = (address or "").rpartition(":")[0]
+  late = threading.Timer(cluster.timeout, _give_up, (cluster,))
+  late.daemon = True
+  late.start()
+  try:
+    jax.distributed.initialize(
+      address,
+      cluster.num_processes,
+      cluster.process_id,
+      initialization_timeout=cluster.timeout + 60,
+      coordinator_bind_address=address if host in LOOPBACK else None,
+    )
+  except (RuntimeError, ValueError, OSError) as error:
+    if known == "tpu" and str(error) == "coordinator_address should be defined.":
+      return  # a TPU machine that is alone
+    raise errors.InputError(_line(cluster, _reason(error))) from error
+  finally:
+    late.cancel()
+
+
+def _give_up(cluster: cluster_flags.Cluster) -> None:
+  """Ends this process, which has waited for the others long enough."""
+  reason = f"not all processes are there after {cluster.timeout} s"
+  print(f"vr-jax: {_line(cluster, reason)}", file=sys.stderr, flush=True)
+  os._exit(2)
+
+
+def _line(cluster: cluster_flags.Cluster, reason: str) -> str:
+  where = cluster.coordinator_address or "the coordinator that JAX found"
+  which = "" if cluster.process_id is None else f", process {cluster.process_id}"
+  return (
+    f"{socket.gethostname()}{which}: can't join the others at {where}: {reason}; run the command "
+    "on all hosts, and let the firewall pass that port (--coordinator_address chooses another)"
+  )
+
+
+def _find_kind(environment: Mapping[str, str]) -> str:
+  """Names the kind of cluster in which JAX finds the other processes; "" if there is none."""
+  several = environment.get("SLURM_NTASKS", "1") != "1"
+  if several and all(name in environment for name in _SLURM):
+    return "slurm"
+  platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue] JAX adds it
+  return "tpu" if absent_tpu.has_chips() and platforms != "cpu" else ""
+
+
+def _reason(error: Exception) -> str:
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  return lines[0][:200] if lines else type(error).__name__
