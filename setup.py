@@ -59,6 +59,7 @@ EXTRAS = {
     "build>=1.3",
     "hypothesis>=6.140",
     "imageio-ffmpeg>=0.8",  # FFmpeg's command, the independent decoder
+    "jsonschema>=4.26",  # checks the JobSets that launch.gke writes
     "nbclient>=0.10",
     "nbformat>=5.10",
     "opencv-python-headless>=4.12.0.88",  # what DAVIS's program dilates with

@@ -3,52 +3,130 @@
     python -m launch.local --processes=2 -- --config=configs/moss_chatv.py:tiny \\
       --workdir=runs/two --mode=rl
 
-The flags of `vr_jax.main` follow `--`. Each process has one CPU device, or `--devices` of them;
-they connect over localhost. The first process that fails ends the others, and its exit code
-becomes that of the launch.
+    python -m launch.local COMMAND JOB.toml [--processes=2] [--dry-run] [--workdir=runs/two]
+
+In the first form the flags of `vr_jax.main` follow `--`; in the second a job has them, as for
+launch.tpu_vm and launch.gke (docs/tpu.md). Each process has one CPU device, or `--devices` of them;
+they connect over localhost. The first process that fails ends the others, and its exit code becomes
+that of the launch. A job starts again after a crash or a preemption, as it would on a pod.
 """
 
 import argparse
-from collections.abc import Sequence
+import codecs
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
 import os
+from pathlib import Path
+import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
 
+from launch import commands, jobset, steps
+from vr_jax import errors
+
 POLL = 0.1  # seconds
+_PAUSE = 1.0  # seconds before a restart
+_PATIENCE = 5.0  # seconds for the last words of a process that has ended
+_INTERRUPTED = 130
+_WORKER = (sys.executable, "-m", "vr_jax.main")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Starts the processes, waits, and returns the exit code."""
-  parser = argparse.ArgumentParser(prog="python -m launch.local")
+  """Runs a command line (default: this process's) and returns its exit code."""
+  words = list(sys.argv[1:] if argv is None else argv)
+  if words[:1] and words[0] in commands.COMMANDS:
+    actions = {
+      "create": _create,
+      "run": _run,
+      "status": _status,
+      "logs": _logs,
+      "resume": _run,
+      "fetch": _fetch,
+      "delete": _delete,
+    }
+    return commands.main("local", __doc__ or "", actions, _prepare, words)
+  parser = argparse.ArgumentParser(
+    prog="python -m launch.local",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  _add_sizes(parser)
+  parser.add_argument("flags", nargs="+", help="-- and the flags of vr_jax.main")
+  options = parser.parse_args(words)
+  return launch(options.flags, processes=options.processes, devices=options.devices)
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--processes", type=int, default=2)
   parser.add_argument("--devices", type=int, default=1, help="CPU devices of each process")
-  parser.add_argument("flags", nargs="+", help="-- and the flags of vr_jax.main")
-  arguments = parser.parse_args(argv)
-  address = f"localhost:{free_port()}"
-  flags = os.environ.get("XLA_FLAGS", "")  # of a flag that is there twice, XLA takes the last
-  platform = {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={arguments.devices}",
-  }
-  started = [
-    subprocess.Popen(
-      [
-        *(sys.executable, "-m", "vr_jax.main", *arguments.flags),
-        *(f"--coordinator_address={address}", f"--num_processes={arguments.processes}"),
-        f"--process_id={index}",
-      ],
-      env={**os.environ, **platform},
-    )
-    for index in range(arguments.processes)
-  ]
+
+
+def launch(flags: Sequence[str], *, processes: int, devices: int, logs: Path | None = None) -> int:
+  """Starts the processes, waits, and returns the exit code.
+
+  flags: of vr_jax.main.
+  logs: directory that gets what each process prints; the terminal gets the first one's. Without
+    it the terminal gets all.
+  """
+  address = f"localhost:{free_port()}"  # a port of its own: the last attempt's may still be held
+  started, readers = [], []
   try:
+    for index in range(processes):
+      started.append(
+        subprocess.Popen(
+          [*_WORKER, *flags, *_place(address, processes, index)],
+          env={**os.environ, **_platform(devices)},
+          stdout=subprocess.PIPE if logs else None,
+          stderr=subprocess.STDOUT if logs else None,
+        )
+      )
+      if logs:
+        path = logs / f"process-{index}.log"
+        readers.append(_keep(started[-1], path, shown=index == 0))
     return _wait(started)
   finally:
     for process in started:
       process.kill()
       process.wait()
+    for reader in readers:  # a process that outlives its parent may hold the pipe
+      reader.join(timeout=_PATIENCE)
+
+
+def _place(address: str, processes: int, index: int) -> tuple[str, ...]:
+  """Flags that say which process of how many this is."""
+  count = f"--num_processes={processes}"
+  return (f"--coordinator_address={address}", count, f"--process_id={index}")
+
+
+def _platform(devices: int) -> Mapping[str, str]:
+  flags = os.environ.get("XLA_FLAGS", "")  # of a flag that is there twice, XLA takes the last
+  return {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}".strip(),
+  }
+
+
+def _keep(process: subprocess.Popen, path: Path, *, shown: bool) -> threading.Thread:
+  """Appends what a process prints to a file, and shows it, on a thread that ends with it."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+  def copy() -> None:
+    assert process.stdout is not None
+    with path.open("ab", buffering=0) as file:
+      while chunk := os.read(process.stdout.fileno(), 1 << 16):
+        file.write(chunk)
+        if shown:
+          sys.stdout.write(decoder.decode(chunk))
+          sys.stdout.flush()
+
+  thread = threading.Thread(target=copy, daemon=True)
+  thread.start()
+  return thread
 
 
 def _wait(started: Sequence[subprocess.Popen]) -> int:
@@ -66,6 +144,103 @@ def free_port() -> int:
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     return probe.getsockname()[1]
+
+
+def _prepare(parser: argparse.ArgumentParser) -> None:
+  _add_sizes(parser)
+  commands.add_log_options(parser)
+
+
+def _flags(call: commands.Call) -> tuple[str, ...]:
+  """The flags of a job's run on this machine. Raises InputError for what only a pod has."""
+  if call.options.processes < 1 or call.options.devices < 1:
+    raise errors.InputError("--processes, --devices: need numbers above 0")
+  job = dataclasses.replace(call.job, mount=False)
+  texts = {"workdir": job.run_directory, **{f"overrides.{k}": v for k, v in job.fields.items()}}
+  for field, text in texts.items():
+    if "gs://" in text:
+      instead = "--workdir=runs/…" if field == "workdir" else f"--config.{field.split('.', 1)[1]}=…"
+      raise errors.InputError(
+        f"{call.read.where(field)}: {text} is in a bucket, launch.local has files of this machine; "
+        f"add {instead}"
+      )
+  for variable in job.secrets:
+    if variable not in os.environ:
+      place = call.read.where(f"secrets.{variable}")
+      raise errors.InputError(f"{place}: {variable} is not set here; export it")
+  return job.flags
+
+
+def _log_directory(call: commands.Call) -> Path:
+  return Path("runs") / "launch" / call.job.name
+
+
+def _create(call: commands.Call) -> None:
+  _flags(call)
+  print(f"{call.job.name}: nothing to create; its processes run on this machine")
+
+
+def _run(call: commands.Call) -> int:
+  """Runs the job until it is done, and again after a crash or a preemption."""
+  flags, options = _flags(call), call.options
+  if call.runner.dry_run:
+    address = "localhost:PORT"  # a free one
+    settings = [f"{name}={shlex.quote(text)}" for name, text in _platform(options.devices).items()]
+    for index in range(options.processes):
+      words = (*_WORKER, *flags, *_place(address, options.processes, index))
+      print(" ".join([*settings, shlex.join(words), "&"]))
+    return 0
+  code = 0
+  for restarts in range(call.job.restarts + 1):
+    code = launch(
+      flags, processes=options.processes, devices=options.devices, logs=_log_directory(call)
+    )
+    if code in (0, *jobset.FINAL_CODES, _INTERRUPTED):
+      return code
+    print(
+      f"local: {call.job.name} ended with {code} after {restarts} restarts",
+      file=sys.stderr,
+      flush=True,
+    )
+    time.sleep(_PAUSE)
+  return code if code > 0 else 128 - code  # a negative code is the signal that ended a process
+
+
+def _status(call: commands.Call) -> None:
+  """Prints the last line of the run's metrics."""
+  _flags(call)
+  workdir = Path(call.job.run_directory)
+  lines = []
+  if (workdir / "metrics.jsonl").is_file():
+    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+  if not lines:
+    started = (workdir / "config.json").is_file()
+    print(f"{workdir}: {'has started, no step yet' if started else 'has not started'}")
+    return
+  last = json.loads(lines[-1])
+  print(f"{workdir}: step {last['step']} of {last['stage']}")
+
+
+def _logs(call: commands.Call) -> None:
+  commands.check_log_options(call.options)
+  name = "*" if call.options.worker == "all" else call.options.worker
+  files = sorted(_log_directory(call).glob(f"process-{name}.log"))
+  if not files and not call.runner.dry_run:
+    raise errors.InputError(f"{_log_directory(call)}: has no output of process {name}; run the job")
+  follow = ("-F",) if call.options.follow else ()
+  shown = map(str, files or [_log_directory(call) / f"process-{name}.log"])
+  call.runner.run(steps.CommandStep(words=("tail", "-n", str(call.options.lines), *follow, *shown)))
+
+
+def _fetch(call: commands.Call) -> None:
+  _flags(call)
+  source = Path(call.job.run_directory) / commands.path_in_workdir(call.options)
+  call.runner.run(steps.CommandStep(words=("cp", "-R", str(source), call.options.to)))
+
+
+def _delete(call: commands.Call) -> None:
+  _flags(call)
+  print(f"{call.job.name}: nothing to delete; results stay in {call.job.run_directory}")
 
 
 if __name__ == "__main__":

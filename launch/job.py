@@ -1,0 +1,126 @@
+"""A training job as one description, for launch.local, launch.tpu_vm and launch.gke.
+
+docs/tpu.md shows a job's file; launch/job_file.py reads it, launch/job_checks.py checks it.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import re
+from typing import Any
+
+MOUNTED = "/gcs/"  # below it hosts see buckets
+_BUCKET = re.compile(r"gs://([a-z0-9][-._a-z0-9]*)")
+# Config fields that the table `data` sets.
+DATA_FIELDS = {
+  "videos": "data.videos",
+  "annotations": "data.annotations",
+  "pretrained": "model.pretrained",
+}
+
+
+def _option(default: Any, about: str) -> Any:
+  """A field that a file and a flag can set."""
+  return dataclasses.field(default=default, metadata={"about": about})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataPaths:
+  """Where a job's data and weights are: on every host, or in a bucket."""
+
+  videos: str = _option("", "config.data.videos")
+  annotations: str = _option("", "config.data.annotations")
+  pretrained: str = _option("", "config.model.pretrained")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TpuVmOptions:
+  """What launch.tpu_vm alone needs."""
+
+  runtime_version: str = _option("", "TPU software version; empty: that of the generation")
+  service_account: str = _option("", "e-mail of the machines' account; empty: the default one")
+  network: str = _option("", "VPC network; empty: default")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GkeOptions:
+  """What launch.gke alone needs."""
+
+  cluster: str = _option("", "name of the GKE cluster")
+  location: str = _option("", "region or zone of the cluster; empty: the region of `zone`")
+  namespace: str = _option("default", "Kubernetes namespace")
+  queue: str = _option("", "Kueue's LocalQueue, if the cluster has one")
+  service_account: str = _option("default", "Kubernetes service account that may use the bucket")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+  """What to run, where, and what to do when it stops.
+
+  overrides: config fields by name, as text: {"rl.steps": "200"}.
+  secrets: environment variables, and the name of the secret that has the value of each.
+  """
+
+  name: str = _option("", "of the job and of what it creates; lowercase letters, digits, -")
+  recipe: str = _option("", "as in --config: moss_chatv:7b")
+  mode: str = _option("all", "as in --mode")
+  slice: str = _option("", "Google Cloud's name: v5e-16, v6e-8, v5p-16, tpu7x-64, 2xv5p-64")
+  project: str = _option("", "Google Cloud project")
+  zone: str = _option("", "zone of the slice: us-east5-a")
+  provisioning: str = _option("on_demand", "on_demand, spot, reserved or flex_start")
+  reservation: str = _option("", "name of the reservation, for reserved")
+  max_run_duration: str = _option("", "for flex_start, at most 7 days: 48h")
+  image: str = _option("", "container image with vr-jax")
+  install: str = _option("", "what pip installs on TPU VMs without an image")
+  bucket: str = _option("", "gs://name")
+  workdir: str = _option("", "empty: runs/NAME of the bucket")
+  mount: bool = _option(True, "hosts see gs://BUCKET as /gcs/BUCKET (Cloud Storage FUSE)")
+  restarts: int = _option(20, "how often a run that was preempted or crashed starts again")
+  grace_seconds: int = _option(300, "between the notice of a preemption and the end, on GKE")
+  coordinator_port: int = _option(0, "TCP port of the first host; 0: JAX's own, 8482")
+  data: DataPaths = DataPaths()
+  tpu_vm: TpuVmOptions = TpuVmOptions()
+  gke: GkeOptions = GkeOptions()
+  overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  secrets: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  @property
+  def run_directory(self) -> str:
+    """The workdir, without an empty default."""
+    return self.workdir or "/".join(filter(None, (self.bucket.rstrip("/"), "runs", self.name)))
+
+  @property
+  def fields(self) -> dict[str, str]:
+    """All config fields that the job sets, as text, with paths as the job has them."""
+    paths = {DATA_FIELDS[key]: path for key, path in vars(self.data).items() if path}
+    return {**paths, **self.overrides}
+
+  @property
+  def buckets(self) -> tuple[str, ...]:
+    """Names of the buckets that the run reads or writes, sorted."""
+    texts = (self.run_directory, self.install, *self.fields.values())
+    return tuple(sorted({name for text in texts for name in _BUCKET.findall(text)}))
+
+  def on_host(self, text: str) -> str:
+    """A text with the paths that hosts see: below /gcs where buckets are mounted."""
+    return text.replace("gs://", MOUNTED) if self.mount else text
+
+  @property
+  def flags(self) -> tuple[str, ...]:
+    """The flags of vr_jax.main, with paths as hosts see them."""
+    return (
+      f"--config={self.recipe}",
+      *(f"--config.{name}={self.on_host(text)}" for name, text in self.fields.items()),
+      f"--workdir={self.on_host(self.run_directory)}",
+      f"--mode={self.mode}",
+    )
+
+  @property
+  def command(self) -> tuple[str, ...]:
+    """The words that every host of a pod runs: the processes find each other."""
+    return ("vr-jax", *self.flags, "--distributed=auto")
+
+  @property
+  def environment(self) -> dict[str, str]:
+    """Variables of the command that are no secrets."""
+    port = self.coordinator_port
+    return {"JAX_COORDINATOR_PORT": str(port)} if port else {}

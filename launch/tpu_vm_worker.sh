@@ -1,0 +1,142 @@
+# Runs on every host of a TPU slice, behind the settings that launch/tpu_vm.py writes above:
+#   NAME, PROJECT, IMAGE, INSTALL, STOPPED, RESTARTS and the lists BUCKETS, SECRETS, SETTINGS, COMMAND.
+# Use: bash FILE setup | start | status | logs LINES [follow]
+
+state=$HOME/.vr_jax/$NAME
+log=$state/log
+venv=$HOME/.vr_jax/environment
+pause=${VR_JAX_PAUSE:-20} # seconds before a restart
+mkdir -p "$state"
+
+say() { echo "$(hostname): $*"; }
+
+# Buckets become directories, and the image or the package is fetched. Before `start`, on all hosts.
+setup() {
+  local bucket
+  for bucket in ${BUCKETS[@]+"${BUCKETS[@]}"}; do
+    mountpoint -q "/gcs/$bucket" && continue
+    command -v gcsfuse >/dev/null || sudo apt-get install --yes --quiet gcsfuse >>"$log" 2>&1 || {
+      say "gcsfuse is not installed, and apt does not know it; see Google's page on Cloud Storage FUSE"
+      return 1
+    }
+    sudo mkdir -p "/gcs/$bucket" &&
+      sudo gcsfuse -o allow_other --uid="$(id -u)" --gid="$(id -g)" --implicit-dirs \
+        --metadata-cache-ttl-secs=0 "$bucket" "/gcs/$bucket" >>"$log" 2>&1 || {
+      say "gs://$bucket can't be mounted; may the machines' service account use it? $(tail -n 1 "$log")"
+      return 1
+    }
+  done
+  if [ -n "$IMAGE" ]; then
+    case ${IMAGE%%/*} in
+      *.pkg.dev | gcr.io | *.gcr.io) sudo gcloud auth configure-docker "${IMAGE%%/*}" --quiet >>"$log" 2>&1 ;;
+    esac
+    sudo docker pull --quiet "$IMAGE"
+  else
+    # The system's Python is older than vr-jax needs.
+    python3 -m pip install --quiet --user uv &&
+      { [ -x "$venv/bin/python" ] || python3 -m uv venv --quiet --python=3.12 "$venv"; } &&
+      python3 -m uv pip install --quiet --python="$venv/bin/python" "$INSTALL"
+  fi || {
+    say "the software could not be installed"
+    return 1
+  }
+  rm -f "$STOPPED"
+  say "is ready"
+}
+
+# A process of this script, not another that got its number after a reboot.
+is_running() {
+  [ -e "$state/pid" ] && [ ! -e "$state/ended" ] &&
+    [[ $(tr '\0' ' ' 2>/dev/null <"/proc/$(cat "$state/pid")/cmdline") == *"$0 loop"* ]]
+} 2>/dev/null
+
+start() {
+  if is_running; then
+    say "is running already (process $(cat "$state/pid"))"
+    return 0
+  fi
+  local holders
+  holders=$(sudo lsof -t /dev/vfio/[0-9]* /dev/accel[0-9]* 2>/dev/null | tr '\n' ' ')
+  if [ -n "$holders" ]; then
+    say "its TPU is held by process ${holders% }; end that (sudo kill -9 ${holders% }), or delete the slice and create it again"
+    return 1
+  fi
+  rm -f "$state/ended" "$state/restarts"
+  setsid nohup bash "$0" loop >>"$log" 2>&1 </dev/null &
+  echo $! >"$state/pid"
+  say "started (process $!)"
+}
+
+# Runs the command until it is done, its input is wrong (2), it diverges (3), or nothing is left.
+# A host that stops for good says so in the bucket: the others would wait for it in vain.
+loop() {
+  local code restarts=0
+  while :; do
+    run_once
+    code=$?
+    say "vr-jax ended with $code after $restarts restarts"
+    case $code in
+      0) break ;;
+      2 | 3)
+        mkdir -p "$(dirname "$STOPPED")" && say "ended with $code" >"$STOPPED"
+        break
+        ;;
+    esac
+    sleep "$pause"
+    if [ -e "$STOPPED" ]; then
+      say "does not start again: $(cat "$STOPPED")"
+      break
+    fi
+    if [ "$restarts" -ge "$RESTARTS" ]; then
+      say "does not start again: $RESTARTS restarts are used up"
+      break
+    fi
+    restarts=$((restarts + 1))
+    echo "$restarts" >"$state/restarts"
+  done
+  echo "$code" >"$state/ended"
+  return "$code"
+}
+
+# In a shell of its own, so that secrets are in no other process's environment.
+run_once() (
+  names=()
+  for pair in ${SECRETS[@]+"${SECRETS[@]}"}; do
+    value=$(gcloud secrets versions access latest --secret="${pair#*=}" --project="$PROJECT") || {
+      say "the secret ${pair#*=} can't be read; the machines' service account needs roles/secretmanager.secretAccessor"
+      exit 2
+    }
+    export "${pair%%=*}=$value"
+    names+=("${pair%%=*}")
+  done
+  for pair in ${SETTINGS[@]+"${SETTINGS[@]}"}; do
+    export "${pair?}"
+    names+=("${pair%%=*}")
+  done
+  if [ -z "$IMAGE" ]; then
+    PATH="$venv/bin:$PATH" exec "${COMMAND[@]}"
+  fi
+  keep=$(IFS=,; echo "${names[*]-}")
+  passed=()
+  for name in ${names[@]+"${names[@]}"}; do passed+=(--env "$name"); done
+  sudo docker rm --force "$NAME" >/dev/null 2>&1 # of a run that was killed
+  exec sudo ${keep:+"--preserve-env=$keep"} docker run --rm --name="$NAME" --privileged --net=host \
+    --volume=/gcs:/gcs ${passed[@]+"${passed[@]}"} "$IMAGE" "${COMMAND[@]}"
+)
+
+status() {
+  if is_running; then
+    say "is running (process $(cat "$state/pid"), restarts: $(cat "$state/restarts" 2>/dev/null || echo 0))"
+  elif [ -e "$state/ended" ]; then
+    say "ended with exit code $(cat "$state/ended")"
+  elif [ -e "$state/pid" ]; then
+    say "was interrupted; resume starts it again"
+  else
+    say "has not started"
+  fi
+  [ ! -e "$log" ] || tail -n 1 "$log"
+}
+
+logs() { tail -n "$1" ${2:+-F} "$log"; }
+
+"$@"

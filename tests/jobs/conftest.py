@@ -1,0 +1,46 @@
+"""A job's file, and recording commands on PATH."""
+
+import os
+
+import pytest
+
+from tests.jobs import recorders
+
+JOB = """
+name = "lamps"
+recipe = "moss_chatv:7b"
+slice = "v5p-16"
+project = "my-project"
+zone = "us-east5-a"
+image = "us-docker.pkg.dev/my-project/images/vr-jax:1"
+bucket = "gs://my-bucket"
+restarts = 5
+
+[data]
+videos = "gs://my-bucket/videos"
+annotations = "gs://my-bucket/lamps.jsonl"
+pretrained = "gs://my-bucket/Qwen2.5-VL-7B-Instruct"
+
+[overrides]
+rl.steps = 200
+rl.microbatches = 2
+
+[gke]
+cluster = "my-cluster"
+"""
+
+
+@pytest.fixture
+def job_toml(tmp_path, monkeypatch):
+  """Path of a job's file, in the working directory."""
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "job.toml").write_text(JOB)
+  return "job.toml"
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+  """Recording gcloud, kubectl and gcluster, before all others on PATH."""
+  found = recorders.Recorders(tmp_path / "bin", "gcloud", "kubectl", "gcluster")
+  monkeypatch.setenv("PATH", f"{found.directory}{os.pathsep}{os.environ['PATH']}")
+  return found

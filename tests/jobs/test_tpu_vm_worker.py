@@ -1,0 +1,199 @@
+"""The script of a host, run by bash with stand-ins for docker, sudo and the like."""
+
+import os
+from pathlib import Path
+import subprocess
+import time
+
+import pytest
+
+from launch import job_file, tpu_vm
+from tests.jobs import recorders, test_job_file
+
+SUDO = """#!/bin/bash
+while [[ $1 == --preserve-env* ]]; do shift; done
+exec "$@"
+"""
+
+
+class Host:
+  """A host with its own home and commands; `exits` are the codes of vr-jax, run by run."""
+
+  def __init__(self, root: Path, name: str, shared: Path):
+    self.home, self.name = root / name, name
+    self.shared = shared
+    self.tools = recorders.Recorders(self.home / "bin", "docker", "gcloud", "lsof", "mountpoint")
+    self.tools.add("sudo", SUDO)
+    self.tools.add("hostname", f"#!/bin/bash\necho {name}\n")
+
+  def answer(self, *answers):
+    held = ("lsof", 1, "", "")
+    self.tools.answer(*answers, held)
+
+  def write(self, flags=(), overrides=()):
+    settings = {"name": "lamps", "recipe": "grpo:3b", "image": "us-docker.pkg.dev/p/i/vr:1"}
+    read = job_file.read("job.toml" if Path("job.toml").exists() else "", settings, overrides)
+    job = read.job
+    text = tpu_vm.worker_settings(job) + tpu_vm._SCRIPT.read_text()
+    # The bucket of this test is a directory that its hosts share.
+    text = text.replace("STOPPED=", f"STOPPED={self.shared}")
+    (self.home / "job.sh").write_text(text)
+    return job
+
+  def run(self, *words, check=True):
+    environment = {
+      "HOME": str(self.home),
+      "PATH": f"{self.tools.directory}{os.pathsep}/usr/bin{os.pathsep}/bin",
+      "VR_JAX_PAUSE": "0.05",
+    }
+    done = subprocess.run(
+      ["bash", "job.sh", *words],
+      cwd=self.home,
+      env=environment,
+      capture_output=True,
+      text=True,
+      stdin=subprocess.DEVNULL,
+      timeout=20,
+      check=False,
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+  def wait(self):
+    until = time.monotonic() + 10
+    while not (self.home / ".vr_jax/lamps/ended").exists():
+      assert time.monotonic() < until, "the run did not end"
+      time.sleep(0.02)
+    return (self.home / ".vr_jax/lamps/ended").read_text().strip()
+
+  def runs(self):
+    return [
+      c["words"] for c in self.tools.calls() if c["program"] == "docker" and "run" in c["words"]
+    ]
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "job.toml").write_text("restarts = 2\nbucket = 'gs://my-bucket'\nname = 'x'\n")
+  found = Host(tmp_path, "host-0", tmp_path / "shared")
+  found.answer()
+  return found
+
+
+def test_a_run_that_is_done_starts_once_with_its_words_unchanged(host):
+  job = host.write(overrides=[f"--config.env.instruction={' '.join(test_job_file.NASTY)}"])
+  assert host.run("status").stdout == "host-0: has not started\n"
+  assert "host-0: started" in host.run("start").stdout
+  assert host.wait() == "0"
+  (words,) = host.runs()
+  assert tuple(words[words.index("us-docker.pkg.dev/p/i/vr:1") + 1 :]) == job.command
+  assert "--net=host" in words and "--privileged" in words and "--volume=/gcs:/gcs" in words
+  lines = host.run("status").stdout.splitlines()
+  assert lines == [
+    "host-0: ended with exit code 0",
+    "host-0: vr-jax ended with 0 after 0 restarts",
+  ]
+  assert host.run("logs", "1").stdout == "host-0: vr-jax ended with 0 after 0 restarts\n"
+
+
+@pytest.mark.parametrize("code", [75, 1, 137])
+def test_a_preempted_or_crashed_run_starts_again_as_often_as_the_job_says(host, code):
+  host.write()
+  host.answer(("docker run", code, "", ""))
+  host.run("start")
+  assert host.wait() == str(code)
+  assert len(host.runs()) == 3
+  assert "does not start again: 2 restarts are used up" in host.run("logs", "1").stdout
+  assert not (host.shared.parent / "shared").exists()
+
+
+@pytest.mark.parametrize("code", [2, 3])
+def test_bad_input_and_divergence_are_final_on_this_host_and_on_the_others(host, code, tmp_path):
+  host.write()
+  host.answer(("docker run", code, "", ""))
+  host.run("start")
+  assert host.wait() == str(code) and len(host.runs()) == 1
+  other = Host(tmp_path, "host-1", tmp_path / "shared")
+  other.write()
+  other.answer(("docker run", 134, "", ""))
+  other.run("start")
+  assert other.wait() == "134" and len(other.runs()) == 1
+  line = f"host-1: does not start again: host-0: ended with {code}\n"
+  assert other.run("logs", "1").stdout == line
+
+
+def test_setup_fetches_the_image_and_forgets_how_the_last_run_ended(host):
+  host.write()
+  stopped = Path(str(host.shared) + "/gcs/my-bucket/runs/lamps.stopped")
+  stopped.parent.mkdir(parents=True)
+  stopped.touch()
+  assert host.run("setup").stdout == "host-0: is ready\n"
+  assert host.tools.lines() == [
+    "mountpoint -q /gcs/my-bucket",
+    "gcloud auth configure-docker us-docker.pkg.dev --quiet",
+    "docker pull --quiet us-docker.pkg.dev/p/i/vr:1",
+  ]
+  assert not stopped.exists()
+  host.answer(("docker pull", 1, "", "denied"))
+  done = host.run("setup", check=False)
+  assert done.returncode == 1 and "host-0: the software could not be installed" in done.stdout
+
+
+def test_a_tpu_that_another_process_holds_is_named(host):
+  host.write()
+  host.tools.answer(("lsof -t", 0, "41\n42\n", ""))
+  done = host.run("start", check=False)
+  assert done.returncode == 1
+  assert done.stdout == (
+    "host-0: its TPU is held by process 41 42; end that (sudo kill -9 41 42), or delete the slice "
+    "and create it again\n"
+  )
+  assert not host.runs()
+
+
+def test_a_second_start_leaves_the_run_alone(host):
+  host.write()
+  host.tools.add("docker", "#!/bin/bash\n[[ $1 == run ]] && exec sleep 30\n")
+  host.run("start")
+  pid = (host.home / ".vr_jax/lamps/pid").read_text().strip()
+  try:
+    assert host.run("start").stdout == f"host-0: is running already (process {pid})\n"
+    assert host.run("status").stdout == f"host-0: is running (process {pid}, restarts: 0)\n"
+  finally:
+    os.killpg(int(pid), 9)
+  while (path := Path(f"/proc/{pid}/cmdline")).exists() and path.read_bytes():
+    time.sleep(0.01)
+  assert host.run("status").stdout == "host-0: was interrupted; resume starts it again\n"
+
+
+def test_secrets_reach_the_run_by_name_and_appear_nowhere(host, tmp_path):
+  text = (tmp_path / "job.toml").read_text() + "[secrets]\nWANDB_API_KEY = 'wandb-key'\n"
+  (tmp_path / "job.toml").write_text(text.replace("name = 'x'", "project = 'p'\nname = 'x'"))
+  host.write(overrides=["--config.rl.steps=1"])
+  seen = tmp_path / "seen"
+  host.tools.add(
+    "docker",
+    f'#!/bin/bash\necho "$@" >>{seen}.words\n[[ $1 == run ]] && echo "$WANDB_API_KEY" >{seen}\n',
+  )
+  host.answer(("secrets versions access latest --secret=wandb-key --project=p", 0, "canary", ""))
+  host.run("start")
+  assert host.wait() == "0"
+  assert seen.read_text() == "canary\n"
+  assert "--env WANDB_API_KEY" in Path(f"{seen}.words").read_text()
+  seen.unlink()
+  everything = [path for path in host.home.rglob("*") if path.is_file()] + [Path(f"{seen}.words")]
+  kept = [
+    path for path in everything if path.name != "answers.json" and "canary" in path.read_text()
+  ]
+  assert not kept
+
+
+def test_a_secret_that_can_not_be_read_ends_the_run_with_a_line(host, tmp_path):
+  text = (tmp_path / "job.toml").read_text() + "[secrets]\nWANDB_API_KEY = 'wandb-key'\n"
+  (tmp_path / "job.toml").write_text(text)
+  host.write()
+  host.answer(("secrets", 1, "", "PERMISSION_DENIED"))
+  host.run("start")
+  assert host.wait() == "2" and not host.runs()
+  assert "the secret wandb-key can't be read" in host.run("logs", "9").stdout
