@@ -75,7 +75,6 @@ class TrainingJob:
   workdir: str = _option("", "empty: runs/NAME of the bucket")
   mount: bool = _option(True, "hosts see gs://BUCKET as /gcs/BUCKET (Cloud Storage FUSE)")
   restarts: int = _option(20, "how often a run that was preempted or crashed starts again")
-  grace_seconds: int = _option(300, "between the notice of a preemption and the end, on GKE")
   coordinator_port: int = _option(0, "TCP port of the first host; 0: JAX's own, 8482")
   data: DataPaths = DataPaths()
   tpu_vm: TpuVmOptions = TpuVmOptions()

@@ -11,6 +11,7 @@ from launch import slices
 from vr_jax import errors, recipe_config
 from vr_jax import main as vr_jax
 
+ONE_PROCESS_MODES = ("all", "eval")
 PROVISIONING = ("on_demand", "spot", "reserved", "flex_start")
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 _BUCKET = re.compile(r"gs://[a-z0-9][-._a-z0-9]{1,220}[a-z0-9]")
@@ -60,7 +61,6 @@ def _problems(job: job_lib.TrainingJob) -> Iterator[tuple[str, str]]:
   both = job.image and job.install
   yield "install", "has no effect with an image; leave one of them out" if both else ""
   yield "restarts", _range(job.restarts, 0, 1000)
-  yield "grace_seconds", _range(job.grace_seconds, 10, 3600)
   yield (
     "coordinator_port",
     _range(job.coordinator_port, 1024, 65535) if job.coordinator_port else "",
@@ -175,6 +175,16 @@ def _values_here(secrets: Mapping[str, str]) -> dict[str, str]:
   """Values that the secrets have in this process's environment, if they have any."""
   values = {variable: os.environ.get(variable, "") for variable in secrets}
   return {name: value for name, value in values.items() if len(value) >= _SHORTEST_SECRET}
+
+
+def check_mode(job: job_lib.TrainingJob, slice_: slices.NamedSlice, where: Where) -> None:
+  """Raises InputError for stages that several processes can't run (vr_jax.main refuses them)."""
+  hosts = slice_.count * slice_.hosts
+  if hosts > 1 and job.mode in ONE_PROCESS_MODES:
+    raise errors.InputError(
+      f"{where('mode')}: {job.mode} evaluates, which one process does, and {slice_.name} has "
+      f"{hosts} hosts; run --mode=data, sft and rl in turn, and eval on a slice of one host"
+    )
 
 
 def require(job: job_lib.TrainingJob, where: Where, launcher: str, *fields: str) -> None:

@@ -8,7 +8,7 @@ import tomllib
 from typing import Any
 
 from launch import job as job_lib
-from launch import job_checks
+from launch import job_checks, slices
 from vr_jax import errors
 
 _TABLES = {"data": job_lib.DataPaths, "tpu_vm": job_lib.TpuVmOptions, "gke": job_lib.GkeOptions}
@@ -35,6 +35,10 @@ class ReadJob:
   def require(self, launcher: str, *fields: str) -> None:
     """Raises InputError for the first of these fields that is empty."""
     job_checks.require(self.job, self.where, launcher, *fields)
+
+  def check_mode(self, slice_: slices.NamedSlice) -> None:
+    """Raises InputError if the slice has too many hosts for the job's mode."""
+    job_checks.check_mode(self.job, slice_, self.where)
 
 
 def options() -> Iterator[tuple[str, Any, str]]:

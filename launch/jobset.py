@@ -15,6 +15,7 @@ CONTAINER = "vr-jax"
 # Exit codes of vr-jax after which it would end in the same way again: bad input, divergence. Any
 # other starts all hosts again, among them 75: a run that was preempted and has saved.
 FINAL_CODES = (2, 3)
+GRACE = 60  # seconds from SIGTERM to SIGKILL: more than vr_jax.parallel.preemption.GRACE
 
 
 def manifest(job: job_lib.TrainingJob, slice_: slices.NamedSlice) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def _pod(job: job_lib.TrainingJob, slice_: slices.NamedSlice) -> dict[str, Any]:
   pod: dict[str, Any] = {
     # Any other policy contradicts podFailurePolicy: the JobSet would be accepted and start nothing.
     "restartPolicy": "Never",
-    "terminationGracePeriodSeconds": job.grace_seconds,
+    "terminationGracePeriodSeconds": GRACE,
     "serviceAccountName": job.gke.service_account,
     "nodeSelector": selector,
     "containers": [_container(job, slice_, buckets)],

@@ -1,5 +1,6 @@
 """Commands that a launcher runs, one after the other, or prints as a shell script (--dry-run)."""
 
+from collections.abc import Iterable
 import dataclasses
 from pathlib import Path
 import shlex
@@ -11,6 +12,7 @@ from typing import IO
 from vr_jax import errors
 
 _END = "END_OF_FILE"
+_WIDTH = 96  # characters of a printed line
 _INSTALL = {
   "gcloud": "install the Google Cloud CLI",
   "kubectl": "gcloud components install kubectl",
@@ -31,7 +33,7 @@ class CommandStep:
 
   def as_shell(self) -> str:
     """The command as a shell would need it."""
-    line = shlex.join(self.words)
+    line = _broken(shlex.quote(word) for word in self.words)
     return _with_note(self.note, f"{line} {_heredoc(self.stdin)}" if self.stdin else line)
 
 
@@ -150,6 +152,16 @@ def _from_here(path: Path) -> Path:
   """A path relative to the working directory, if it is below it."""
   here = Path.cwd()
   return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _broken(words: Iterable[str]) -> str:
+  """A command line, with a backslash where the page ends."""
+  lines = [""]
+  for word in words:
+    if lines[-1] and len(lines[-1]) + len(word) > _WIDTH:
+      lines.append("")
+    lines[-1] += f" {word}" if lines[-1] else word
+  return " \\\n  ".join(lines)
 
 
 def _heredoc(text: str) -> str:

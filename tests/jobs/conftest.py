@@ -9,6 +9,7 @@ from tests.jobs import recorders
 JOB = """
 name = "lamps"
 recipe = "moss_chatv:7b"
+mode = "rl"
 slice = "v5p-16"
 project = "my-project"
 zone = "us-east5-a"

@@ -285,7 +285,7 @@ def test_gcluster_submits_the_same_words(job_toml, commands, tmp_path):
     *("--name=lamps", "--cluster=my-cluster", "--location=us-east5", "--project=my-project"),
     "--image=us-docker.pkg.dev/my-project/images/vr-jax:1",
     *("--compute-type=tpu7x-standard-4t", "--topology=2x4x4", "--num-slices=2", "--restarts=5"),
-    *("--restart-on-exit-codes=1,75,134,135,137,139,143", "--grace-period=300s"),
+    *("--restart-on-exit-codes=1,75,134,135,137,139,143", "--grace-period=60s"),
     *("--placement-policy=lamps", "--service-account=default"),
     "--mount=gs://my-bucket:/gcs/my-bucket:rw",
   ]
