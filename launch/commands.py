@@ -93,7 +93,7 @@ def _parse(launcher: str, about: str, prepare: Prepare, words: list[str]) -> tup
   prepare(parser)
   fields = parser.add_argument_group("fields of a job, which go before those of its file")
   for name, default, meaning in job_file.options():
-    shown = f"{meaning}; default {default}" if default not in ("", None) else meaning
+    shown = f"{meaning}; default {default}" if default not in ("", 0) else meaning
     fields.add_argument(f"--{name}", help=shown.replace("%", "%%"), metavar="VALUE")
   overrides = [word for word in words if word.startswith("--config.")]
   try:

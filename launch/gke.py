@@ -87,7 +87,7 @@ def _connect(call: commands.Call) -> steps.CommandStep:
 
 
 def _kubectl(call: commands.Call, *words: str, stdin: str = "") -> steps.CommandStep:
-  namespace = f"--namespace={call.job.gke.namespace}"
+  namespace = f"--namespace={call.job.gke.namespace or 'default'}"
   return steps.CommandStep(words=("kubectl", namespace, *words), stdin=stdin)
 
 
@@ -170,8 +170,8 @@ def _submit(call: commands.Call, slice_: slices.NamedSlice) -> steps.CommandStep
       f"--grace-period={jobset.GRACE}s",
       *([f"--queue={job.gke.queue}"] if job.gke.queue else []),
       *([f"--placement-policy={job.name}"] if _needs_policy(slice_) else []),
-      f"--service-account={job.gke.service_account}",
-      *(f"--mount=gs://{name}:/gcs/{name}:rw" for name in (job.buckets if job.mount else ())),
+      f"--service-account={job.gke.service_account or 'default'}",
+      *(f"--mount=gs://{name}:/gcs/{name}:rw" for name in job.buckets),
       f"--command={words}",
     )
   )

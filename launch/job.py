@@ -10,8 +10,8 @@ from typing import Any
 
 MOUNTED = "/gcs/"  # below it hosts see buckets
 _BUCKET = re.compile(r"gs://([a-z0-9][-._a-z0-9]*)")
-# Config fields that the table `data` sets.
-DATA_FIELDS = {
+# Config fields that the table `paths` sets.
+PATH_FIELDS = {
   "videos": "data.videos",
   "annotations": "data.annotations",
   "pretrained": "model.pretrained",
@@ -24,7 +24,7 @@ def _option(default: Any, about: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataPaths:
+class InputPaths:
   """Where a job's data and weights are: on every host, or in a bucket."""
 
   videos: str = _option("", "config.data.videos")
@@ -47,9 +47,9 @@ class GkeOptions:
 
   cluster: str = _option("", "name of the GKE cluster")
   location: str = _option("", "region or zone of the cluster; empty: the region of `zone`")
-  namespace: str = _option("default", "Kubernetes namespace")
+  namespace: str = _option("", "Kubernetes namespace; empty: default")
   queue: str = _option("", "Kueue's LocalQueue, if the cluster has one")
-  service_account: str = _option("default", "Kubernetes service account that may use the bucket")
+  service_account: str = _option("", "Kubernetes service account; empty: default")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,10 +73,9 @@ class TrainingJob:
   install: str = _option("", "what pip installs on TPU VMs without an image")
   bucket: str = _option("", "gs://name")
   workdir: str = _option("", "empty: runs/NAME of the bucket")
-  mount: bool = _option(True, "hosts see gs://BUCKET as /gcs/BUCKET (Cloud Storage FUSE)")
   restarts: int = _option(20, "how often a run that was preempted or crashed starts again")
   coordinator_port: int = _option(0, "TCP port of the first host; 0: JAX's own, 8482")
-  data: DataPaths = DataPaths()
+  paths: InputPaths = InputPaths()
   tpu_vm: TpuVmOptions = TpuVmOptions()
   gke: GkeOptions = GkeOptions()
   overrides: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -90,7 +89,7 @@ class TrainingJob:
   @property
   def fields(self) -> dict[str, str]:
     """All config fields that the job sets, as text, with paths as the job has them."""
-    paths = {DATA_FIELDS[key]: path for key, path in vars(self.data).items() if path}
+    paths = {PATH_FIELDS[key]: path for key, path in vars(self.paths).items() if path}
     return {**paths, **self.overrides}
 
   @property
@@ -100,8 +99,8 @@ class TrainingJob:
     return tuple(sorted({name for text in texts for name in _BUCKET.findall(text)}))
 
   def on_host(self, text: str) -> str:
-    """A text with the paths that hosts see: below /gcs where buckets are mounted."""
-    return text.replace("gs://", MOUNTED) if self.mount else text
+    """A text with the paths that hosts see: buckets are directories there."""
+    return text.replace("gs://", MOUNTED)
 
   @property
   def flags(self) -> tuple[str, ...]:

@@ -66,9 +66,9 @@ def _problems(job: job_lib.TrainingJob) -> Iterator[tuple[str, str]]:
     _range(job.coordinator_port, 1024, 65535) if job.coordinator_port else "",
   )
   # A process that is killed between two writes would leave the run in two places.
-  twice = [name for name in job_lib.DATA_FIELDS.values() if name in job.overrides]
-  set_twice = [name for name in twice if getattr(job.data, name.rpartition(".")[2])]
-  yield "data", f"sets config.{set_twice[0]}, as the overrides do" if set_twice else ""
+  twice = [name for name in job_lib.PATH_FIELDS.values() if name in job.overrides]
+  set_twice = [name for name in twice if getattr(job.paths, name.rpartition(".")[2])]
+  yield "paths", f"sets config.{set_twice[0]}, as the overrides do" if set_twice else ""
 
 
 def _needs(value: str, what: str) -> str:

@@ -11,7 +11,7 @@ from launch import job as job_lib
 from launch import job_checks, slices
 from vr_jax import errors
 
-_TABLES = {"data": job_lib.DataPaths, "tpu_vm": job_lib.TpuVmOptions, "gke": job_lib.GkeOptions}
+_TABLES = {"paths": job_lib.InputPaths, "tpu_vm": job_lib.TpuVmOptions, "gke": job_lib.GkeOptions}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,9 +79,9 @@ def read(file: str, flags: Mapping[str, str], overrides: Sequence[str]) -> ReadJ
       raise errors.InputError(f"{word}: needs =value")
     changed[name] = text
     set_by_flag.add(f"overrides.{name}")
-    path = next((key for key, field in job_lib.DATA_FIELDS.items() if field == name), "")
-    if f"data.{path}" not in flags:
-      values.pop(f"data.{path}", None)  # a flag goes before the file
+    path = next((key for key, field in job_lib.PATH_FIELDS.items() if field == name), "")
+    if f"paths.{path}" not in flags:
+      values.pop(f"paths.{path}", None)  # a flag goes before the file
   found = ReadJob(job=_build(values, changed, secrets), file=file, flags=frozenset(set_by_flag))
   job_checks.check(found.job, found.where)
   return found
@@ -117,17 +117,13 @@ def _typed(value: Any, default: Any, where: str, *, is_secret: bool = False) -> 
   """A value of a file, if it is of the default's type."""
   if type(value) is type(default):
     return value
-  wanted = {str: "text in quotes", int: "a whole number", bool: "true or false"}[type(default)]
+  wanted = {str: "text in quotes", int: "a whole number"}[type(default)]
   # What stands at a secret's place may be the secret.
   raise errors.InputError(f"{where}: needs {wanted}" + ("" if is_secret else f", is {value!r}"))
 
 
 def _from_text(text: str, default: Any, where: str) -> Any:
   """A flag's text, as a value of the default's type."""
-  if isinstance(default, bool):
-    if text.lower() not in ("true", "false"):
-      raise errors.InputError(f"{where}={text}: needs true or false")
-    return text.lower() == "true"
   if isinstance(default, int):
     if not text.removeprefix("-").isdecimal():
       raise errors.InputError(f"{where}={text}: needs a whole number")

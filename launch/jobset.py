@@ -25,7 +25,7 @@ def manifest(job: job_lib.TrainingJob, slice_: slices.NamedSlice) -> dict[str, A
     labels["kueue.x-k8s.io/queue-name"] = job.gke.queue
   metadata: dict[str, Any] = {
     "name": job.name,
-    "namespace": job.gke.namespace,
+    "namespace": job.gke.namespace or "default",
     "labels": labels,
   }
   if not _has_own_pool(job):
@@ -73,7 +73,7 @@ def pool_name(job: job_lib.TrainingJob, index: int) -> str:
 def _slice_job(job: job_lib.TrainingJob, slice_: slices.NamedSlice) -> dict[str, Any]:
   """The Job of one slice: a pod for each host, of which none is replaced alone."""
   pod = {"spec": _pod(job, slice_)}
-  if job.mount and job.buckets:
+  if job.buckets:
     pod = {"metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}}, **pod}
   return {
     "parallelism": slice_.hosts,
@@ -97,7 +97,6 @@ def _slice_job(job: job_lib.TrainingJob, slice_: slices.NamedSlice) -> dict[str,
 
 
 def _pod(job: job_lib.TrainingJob, slice_: slices.NamedSlice) -> dict[str, Any]:
-  buckets = job.buckets if job.mount else ()
   selector = {
     "cloud.google.com/gke-tpu-accelerator": slice_.kind.label,
     "cloud.google.com/gke-tpu-topology": slice_.topology,
@@ -108,11 +107,11 @@ def _pod(job: job_lib.TrainingJob, slice_: slices.NamedSlice) -> dict[str, Any]:
     # Any other policy contradicts podFailurePolicy: the JobSet would be accepted and start nothing.
     "restartPolicy": "Never",
     "terminationGracePeriodSeconds": GRACE,
-    "serviceAccountName": job.gke.service_account,
+    "serviceAccountName": job.gke.service_account or "default",
     "nodeSelector": selector,
-    "containers": [_container(job, slice_, buckets)],
+    "containers": [_container(job, slice_)],
   }
-  if buckets:
+  if job.buckets:
     pod["volumes"] = [
       {
         "name": _volume(index),
@@ -125,14 +124,12 @@ def _pod(job: job_lib.TrainingJob, slice_: slices.NamedSlice) -> dict[str, Any]:
           },
         },
       }
-      for index, bucket in enumerate(buckets)
+      for index, bucket in enumerate(job.buckets)
     ]
   return pod
 
 
-def _container(
-  job: job_lib.TrainingJob, slice_: slices.NamedSlice, buckets: tuple[str, ...]
-) -> dict[str, Any]:
+def _container(job: job_lib.TrainingJob, slice_: slices.NamedSlice) -> dict[str, Any]:
   tpu = {"google.com/tpu": slice_.chips_per_host}
   container: dict[str, Any] = {
     "name": CONTAINER,
@@ -152,10 +149,10 @@ def _container(
   ]
   if variables:
     container["env"] = variables
-  if buckets:
+  if job.buckets:
     container["volumeMounts"] = [
       {"name": _volume(index), "mountPath": f"{job_lib.MOUNTED}{bucket}"}
-      for index, bucket in enumerate(buckets)
+      for index, bucket in enumerate(job.buckets)
     ]
   return container
 

@@ -14,7 +14,6 @@ that of the launch. A job starts again after a crash or a preemption, as it woul
 import argparse
 import codecs
 from collections.abc import Mapping, Sequence
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -155,7 +154,7 @@ def _flags(call: commands.Call) -> tuple[str, ...]:
   """The flags of a job's run on this machine. Raises InputError for what only a pod has."""
   if call.options.processes < 1 or call.options.devices < 1:
     raise errors.InputError("--processes, --devices: need numbers above 0")
-  job = dataclasses.replace(call.job, mount=False)
+  job = call.job
   texts = {"workdir": job.run_directory, **{f"overrides.{k}": v for k, v in job.fields.items()}}
   for field, text in texts.items():
     if "gs://" in text:

@@ -167,7 +167,7 @@ def worker_settings(job: job_lib.TrainingJob) -> str:
     "RESTARTS": str(job.restarts),
   }
   lists = {
-    "BUCKETS": job.buckets if job.mount else (),
+    "BUCKETS": job.buckets,
     "SECRETS": [f"{variable}={name}" for variable, name in job.secrets.items()],
     "SETTINGS": [f"{name}={value}" for name, value in job.environment.items()],
     "COMMAND": job.command,

@@ -1,6 +1,6 @@
 # Runs on every host of a TPU slice, behind the settings that launch/tpu_vm.py writes above:
 #   NAME, PROJECT, IMAGE, INSTALL, STOPPED, RESTARTS and the lists BUCKETS, SECRETS, SETTINGS, COMMAND.
-# Use: bash FILE setup | start | status | logs LINES [follow]
+# Use: bash FILE setup | start | stop | status | logs LINES [follow]
 
 state=$HOME/.vr_jax/$NAME
 log=$state/log
@@ -13,6 +13,7 @@ say() { echo "$(hostname): $*"; }
 # Buckets become directories, and the image or the package is fetched. Before `start`, on all hosts.
 setup() {
   local bucket
+  rm -f "$state/ready"
   for bucket in ${BUCKETS[@]+"${BUCKETS[@]}"}; do
     mountpoint -q "/gcs/$bucket" && continue
     command -v gcsfuse >/dev/null || sudo apt-get install --yes --quiet gcsfuse >>"$log" 2>&1 || {
@@ -40,7 +41,8 @@ setup() {
     say "the software could not be installed"
     return 1
   }
-  rm -f "$STOPPED"
+  is_running || rm -f "$STOPPED"
+  touch "$state/ready"
   say "is ready"
 }
 
@@ -52,8 +54,12 @@ is_running() {
 
 start() {
   if is_running; then
-    say "is running already (process $(cat "$state/pid"))"
-    return 0
+    say "is running already (process $(cat "$state/pid")); wait for its end, or end it on all hosts: bash $0 stop"
+    return 1
+  fi
+  if [ ! -e "$state/ready" ]; then
+    say "is not ready, so it starts nothing: setup has failed"
+    return 1
   fi
   local holders
   holders=$(sudo lsof -t /dev/vfio/[0-9]* /dev/accel[0-9]* 2>/dev/null | tr '\n' ' ')
@@ -65,6 +71,11 @@ start() {
   setsid nohup bash "$0" loop >>"$log" 2>&1 </dev/null &
   echo $! >"$state/pid"
   say "started (process $!)"
+}
+
+# A run that is told to stop saves the step first.
+stop() {
+  is_running && kill -TERM -- "-$(cat "$state/pid")" && say "is told to stop"
 }
 
 # Runs the command until it is done, its input is wrong (2), it diverges (3), or nothing is left.
@@ -139,4 +150,4 @@ status() {
 
 logs() { tail -n "$1" ${2:+-F} "$log"; }
 
-"$@"
+"$@"; exit # on one line, for the file may be replaced while this runs

@@ -17,7 +17,7 @@ image = "us-docker.pkg.dev/my-project/images/vr-jax:1"
 bucket = "gs://my-bucket"
 restarts = 5
 
-[data]
+[paths]
 videos = "gs://my-bucket/videos"
 annotations = "gs://my-bucket/lamps.jsonl"
 pretrained = "gs://my-bucket/Qwen2.5-VL-7B-Instruct"

@@ -155,7 +155,7 @@ def test_a_secret_is_a_reference_and_its_value_nowhere(
 
 
 def test_buckets_are_mounted_where_the_words_say(job_toml):
-  manifest = manifest_of(job_toml, {"data.videos": "gs://third-bucket/videos"})
+  manifest = manifest_of(job_toml, {"paths.videos": "gs://third-bucket/videos"})
   check(manifest)
   template, pod = job_of(manifest)["template"], pod_of(manifest)
   assert template["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
@@ -163,9 +163,6 @@ def test_buckets_are_mounted_where_the_words_say(job_toml):
   volumes = {v["name"]: v["csi"]["volumeAttributes"]["bucketName"] for v in pod["volumes"]}
   assert mounts == {"bucket-0": "/gcs/my-bucket", "bucket-1": "/gcs/third-bucket"}
   assert volumes == {"bucket-0": "my-bucket", "bucket-1": "third-bucket"}
-  plain = manifest_of(job_toml, {"mount": "false"})
-  check(plain)
-  assert "volumes" not in pod_of(plain) and "metadata" not in job_of(plain)["template"]
 
 
 def test_a_port_of_the_coordinator_and_a_queue_are_passed_on(job_toml):

@@ -68,10 +68,11 @@ def test_flags_go_before_the_file_also_for_data_paths(job_toml):
   assert not any("my-bucket/videos" in word for word in job.command)
 
 
-def test_flags_alone_are_a_job_and_unmounted_buckets_stay_as_they_are():
-  flags = {"name": "a", "recipe": "grpo:3b", "bucket": "gs://my-bucket", "mount": "false"}
+def test_flags_alone_are_a_job():
+  flags = {"name": "a", "recipe": "grpo:3b", "bucket": "gs://my-bucket"}
   job = read(flags=flags).job
-  assert job.command[1:3] == ("--config=grpo:3b", "--workdir=gs://my-bucket/runs/a")
+  assert job.command[1:3] == ("--config=grpo:3b", "--workdir=/gcs/my-bucket/runs/a")
+  assert read(flags={"name": "a", "recipe": "grpo:3b"}).job.run_directory == "runs/a"
 
 
 def test_values_of_a_file_become_what_flags_need(job_toml, tmp_path):
@@ -137,7 +138,6 @@ def test_words_arrive_unchanged_through_a_shell(tmp_path):
     ({"install": "vr_jax"}, "--install: has no effect with an image; leave one of them out"),
     ({"restarts": "-1"}, "--restarts: -1 is not between 0 and 1000"),
     ({"restarts": "many"}, "--restarts=many: needs a whole number"),
-    ({"mount": "1"}, "--mount=1: needs true or false"),
     ({"coordinator_port": "80"}, "--coordinator_port: 80 is not between 1024 and 65535"),
     ({"gke.clusters": "a"}, "--gke.clusters: a job has no such field; the nearest is gke.cluster"),
   ],
@@ -150,7 +150,6 @@ def test_a_wrong_flag_is_one_line(job_toml, flags, line):
   ("text", "line"),
   [
     ("name = 3", "job.toml: name: needs text in quotes, is 3"),
-    ("name = 'a'\nmount = 'yes'", "job.toml: mount: needs true or false, is 'yes'"),
     ("name = 'a'\nrestarts = true", "job.toml: restarts: needs a whole number, is True"),
     ("name = ", "job.toml: is not TOML: "),
     ("nmae = 'a'", "job.toml: nmae: a job has no such field; the nearest is name"),
@@ -166,8 +165,8 @@ def test_a_wrong_flag_is_one_line(job_toml, flags, line):
       "job.toml: overrides.rl.steps: needs text, a number, true, false, or a list of these",
     ),
     (
-      "name='a'\nrecipe='grpo:3b'\n[data]\nvideos='v'\n[overrides]\ndata.videos='w'",
-      "job.toml: data: sets config.data.videos, as the overrides do",
+      "name='a'\nrecipe='grpo:3b'\n[paths]\nvideos='v'\n[overrides]\ndata.videos='w'",
+      "job.toml: paths: sets config.data.videos, as the overrides do",
     ),
     (
       "name='a'\nrecipe='grpo:3b'\n[secrets]\nwandb='wandb-key'",

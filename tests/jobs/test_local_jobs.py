@@ -21,7 +21,7 @@ open(f"attempts/{attempt}-{index}", "w").write(json.dumps([address, words]))
 time.sleep(0.2)
 sys.exit(codes[min(attempt, len(codes) - 1)])
 """
-HERE = ["--workdir=runs/lamps", "--data.videos=v", "--data.annotations=a", "--data.pretrained="]
+HERE = ["--workdir=runs/lamps", "--paths.videos=v", "--paths.annotations=a", "--paths.pretrained="]
 
 
 @pytest.fixture

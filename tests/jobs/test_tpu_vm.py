@@ -71,7 +71,7 @@ def test_run_copies_the_script_to_all_hosts_then_installs_then_starts(job_toml, 
   script = (tmp_path / "runs/launch/lamps.sh").read_text()
   assert script.startswith("#!/bin/bash\nNAME=lamps\nPROJECT=my-project\nIMAGE=us-docker.pkg.dev/")
   assert "\nRESTARTS=5\nBUCKETS=(my-bucket)\nSECRETS=()\n" in script
-  assert script.endswith('\n"$@"\n')
+  assert '\n"$@"; exit' in script
 
 
 def test_several_slices_are_reached_as_one_queued_resource(job_toml, commands):
@@ -253,3 +253,18 @@ def test_the_lines_of_a_dry_run_do_in_a_shell_what_the_command_does(
   subprocess.run(["bash", "-e", "-c", printed], check=True, stdin=subprocess.DEVNULL)
   assert commands.calls() == calls + calls
   assert (tmp_path / "runs/launch/lamps.sh").read_text() == script
+
+
+def test_the_value_of_a_secret_appears_nowhere(job_toml, commands, capfd, tmp_path, monkeypatch):
+  with (tmp_path / "job.toml").open("a") as file:
+    file.write('[secrets]\nWANDB_API_KEY = "wandb-key"\n')
+  monkeypatch.setenv("WANDB_API_KEY", "canary-8fK2")
+  commands.answer(state("ACTIVE"))
+  for command in ("create", "run", "status", "logs", "resume", "fetch", "delete"):
+    assert tpu_vm.main([command, job_toml, "--dry-run"]) == 0
+    assert tpu_vm.main([command, job_toml]) == 0
+  printed = capfd.readouterr()
+  files = [path for path in tmp_path.rglob("*") if path.is_file()]
+  written = "".join(path.read_text() for path in files)
+  assert "SECRETS=(WANDB_API_KEY=wandb-key)" in printed.out and "secrets versions" in written
+  assert "canary" not in printed.out + printed.err + written

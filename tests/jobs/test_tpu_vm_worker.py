@@ -59,6 +59,10 @@ class Host:
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 
+  def start(self):
+    self.run("setup")
+    return self.run("start")
+
   def wait(self):
     until = time.monotonic() + 10
     while not (self.home / ".vr_jax/lamps/ended").exists():
@@ -84,7 +88,7 @@ def host(tmp_path, monkeypatch):
 def test_a_run_that_is_done_starts_once_with_its_words_unchanged(host):
   job = host.write(overrides=[f"--config.env.instruction={' '.join(test_job_file.NASTY)}"])
   assert host.run("status").stdout == "host-0: has not started\n"
-  assert "host-0: started" in host.run("start").stdout
+  assert "host-0: started" in host.start().stdout
   assert host.wait() == "0"
   (words,) = host.runs()
   assert tuple(words[words.index("us-docker.pkg.dev/p/i/vr:1") + 1 :]) == job.command
@@ -101,7 +105,7 @@ def test_a_run_that_is_done_starts_once_with_its_words_unchanged(host):
 def test_a_preempted_or_crashed_run_starts_again_as_often_as_the_job_says(host, code):
   host.write()
   host.answer(("docker run", code, "", ""))
-  host.run("start")
+  host.start()
   assert host.wait() == str(code)
   assert len(host.runs()) == 3
   assert "does not start again: 2 restarts are used up" in host.run("logs", "1").stdout
@@ -110,13 +114,13 @@ def test_a_preempted_or_crashed_run_starts_again_as_often_as_the_job_says(host, 
 
 @pytest.mark.parametrize("code", [2, 3])
 def test_bad_input_and_divergence_are_final_on_this_host_and_on_the_others(host, code, tmp_path):
-  host.write()
-  host.answer(("docker run", code, "", ""))
+  other = Host(tmp_path, "host-1", tmp_path / "shared")
+  for each, end in ((host, code), (other, 134)):
+    each.write()
+    each.answer(("docker run", end, "", ""))
+    each.run("setup")
   host.run("start")
   assert host.wait() == str(code) and len(host.runs()) == 1
-  other = Host(tmp_path, "host-1", tmp_path / "shared")
-  other.write()
-  other.answer(("docker run", 134, "", ""))
   other.run("start")
   assert other.wait() == "134" and len(other.runs()) == 1
   line = f"host-1: does not start again: host-0: ended with {code}\n"
@@ -142,6 +146,7 @@ def test_setup_fetches_the_image_and_forgets_how_the_last_run_ended(host):
 
 def test_a_tpu_that_another_process_holds_is_named(host):
   host.write()
+  host.run("setup")
   host.tools.answer(("lsof -t", 0, "41\n42\n", ""))
   done = host.run("start", check=False)
   assert done.returncode == 1
@@ -152,19 +157,47 @@ def test_a_tpu_that_another_process_holds_is_named(host):
   assert not host.runs()
 
 
-def test_a_second_start_leaves_the_run_alone(host):
+def wait_for_end(pid):
+  until = time.monotonic() + 10
+  while (path := Path(f"/proc/{pid}/cmdline")).exists() and path.read_bytes():
+    assert time.monotonic() < until
+    time.sleep(0.01)
+
+
+def test_a_second_start_leaves_the_run_alone_until_it_is_stopped(host):
   host.write()
-  host.tools.add("docker", "#!/bin/bash\n[[ $1 == run ]] && exec sleep 30\n")
-  host.run("start")
+  # The run says that it saves when it is told to stop.
+  saves = f"trap 'echo saved >>{host.home}/saved; exit 75' TERM; sleep 30 & wait"
+  host.tools.add("docker", f"#!/bin/bash\n[[ $1 == run ]] || exit 0\n{saves}\n")
+  host.start()
   pid = (host.home / ".vr_jax/lamps/pid").read_text().strip()
   try:
-    assert host.run("start").stdout == f"host-0: is running already (process {pid})\n"
+    host.run("setup")
+    again = host.run("start", check=False)
+    assert again.returncode == 1
+    assert again.stdout.startswith(f"host-0: is running already (process {pid}); wait for its end")
     assert host.run("status").stdout == f"host-0: is running (process {pid}, restarts: 0)\n"
+    # Another job's script takes the place of the file while bash runs it.
+    (host.home / "job.sh").write_text((host.home / "job.sh").read_text() + "\ntouch replaced\n")
+    assert host.run("stop").stdout == "host-0: is told to stop\n"
+    wait_for_end(pid)
   finally:
-    os.killpg(int(pid), 9)
-  while (path := Path(f"/proc/{pid}/cmdline")).exists() and path.read_bytes():
-    time.sleep(0.01)
+    if Path(f"/proc/{pid}").exists():
+      os.killpg(int(pid), 9)
+  assert (host.home / "saved").read_text() == "saved\n"
+  assert not (host.home / "replaced").exists()
   assert host.run("status").stdout == "host-0: was interrupted; resume starts it again\n"
+  assert host.run("stop", check=False).returncode == 1
+
+
+def test_a_host_that_could_not_be_set_up_starts_nothing(host):
+  host.write()
+  host.answer(("docker pull", 1, "", "denied"))
+  host.run("setup", check=False)
+  done = host.run("start", check=False)
+  assert done.returncode == 1
+  assert done.stdout == "host-0: is not ready, so it starts nothing: setup has failed\n"
+  assert not host.runs()
 
 
 def test_secrets_reach_the_run_by_name_and_appear_nowhere(host, tmp_path):
@@ -172,12 +205,10 @@ def test_secrets_reach_the_run_by_name_and_appear_nowhere(host, tmp_path):
   (tmp_path / "job.toml").write_text(text.replace("name = 'x'", "project = 'p'\nname = 'x'"))
   host.write(overrides=["--config.rl.steps=1"])
   seen = tmp_path / "seen"
-  host.tools.add(
-    "docker",
-    f'#!/bin/bash\necho "$@" >>{seen}.words\n[[ $1 == run ]] && echo "$WANDB_API_KEY" >{seen}\n',
-  )
+  keep = f'[[ $1 == run ]] && echo "$WANDB_API_KEY" >{seen}'
+  host.tools.add("docker", f'#!/bin/bash\necho "$@" >>{seen}.words\n{keep}\nexit 0\n')
   host.answer(("secrets versions access latest --secret=wandb-key --project=p", 0, "canary", ""))
-  host.run("start")
+  host.start()
   assert host.wait() == "0"
   assert seen.read_text() == "canary\n"
   assert "--env WANDB_API_KEY" in Path(f"{seen}.words").read_text()
@@ -194,6 +225,6 @@ def test_a_secret_that_can_not_be_read_ends_the_run_with_a_line(host, tmp_path):
   (tmp_path / "job.toml").write_text(text)
   host.write()
   host.answer(("secrets", 1, "", "PERMISSION_DENIED"))
-  host.run("start")
+  host.start()
   assert host.wait() == "2" and not host.runs()
   assert "the secret wandb-key can't be read" in host.run("logs", "9").stdout
