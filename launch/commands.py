@@ -8,7 +8,9 @@ A launcher gives an action for each command; flags that are fields of a job go b
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import os
 from pathlib import Path
+import signal
 import sys
 
 from launch import job as job_lib
@@ -64,13 +66,18 @@ def main(
     call, command = _parse(launcher, about, prepare, words)
     if command == "cost":
       return job_cost.print_cost(call.read, call.options)
-    return actions[command](call) or 0
+    code = actions[command](call) or 0
+    sys.stdout.flush()
+    return code
   except errors.InputError as error:
     print(errors.printable(f"{launcher}: {error}"), file=sys.stderr)
     return 2
   except steps.StepFailed as error:
     print(errors.printable(f"{launcher}: {error}"), file=sys.stderr)
     return error.code
+  except BrokenPipeError:  # what reads the output has ended, as `| head` does
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
   except KeyboardInterrupt:
     print(f"{launcher}: interrupted", file=sys.stderr)
     return 130

@@ -246,21 +246,25 @@ def _delete_jobset(call: commands.Call) -> steps.CommandStep:
 
 
 def _delete(call: commands.Call) -> None:
-  """Deletes the run, its node pools and its policy, and lists the pools that are left."""
+  """Deletes the run, its node pools and its policy, and lists the pools that are left.
+
+  It goes on where one of them can't be deleted: the others cost money, too.
+  """
   slice_ = _slice(call)
   if call.options.by == "gcluster":
-    call.runner.run(_gcluster(call, "cancel", call.job.name))
+    found = [_gcluster(call, "cancel", call.job.name)]
   else:
-    call.runner.run(_connect(call), _delete_jobset(call))
+    found = [_connect(call), _delete_jobset(call)]
   cluster = (f"--cluster={call.job.gke.cluster}", *_in_cluster(call))
   for index in range(slice_.count):
     words = ("gcloud", "container", "node-pools", "delete", jobset.pool_name(call.job, index))
-    call.runner.run(steps.CommandStep(words=(*words, *cluster, "--quiet")))
+    found.append(steps.CommandStep(words=(*words, *cluster, "--quiet")))
   if _needs_policy(slice_):
     words = ("gcloud", "compute", "resource-policies", "delete", call.job.name)
     place = (f"--region={_region(call)}", f"--project={call.job.project}")
-    call.runner.run(steps.CommandStep(words=(*words, *place, "--quiet")))
-  call.runner.run(steps.CommandStep(words=("gcloud", "container", "node-pools", "list", *cluster)))
+    found.append(steps.CommandStep(words=(*words, *place, "--quiet")))
+  listing = ("gcloud", "container", "node-pools", "list", *cluster)
+  call.runner.run_all(*found, steps.CommandStep(words=listing))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from vr_jax import main as vr_jax
 ONE_PROCESS_MODES = ("all", "eval")
 PROVISIONING = ("on_demand", "spot", "reserved", "flex_start")
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
+_ZONE = re.compile(r"[a-z]+(-[a-z]+)+\d+-[a-z0-9]+")
 _BUCKET = re.compile(r"gs://[a-z0-9][-._a-z0-9]{1,220}[a-z0-9]")
 _DURATION = re.compile(r"([1-9]\d{0,6})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -56,6 +57,8 @@ def _problems(job: job_lib.TrainingJob) -> Iterator[tuple[str, str]]:
   yield "provisioning", "" if known else _one_of(job.provisioning, PROVISIONING)
   yield "reservation", _reservation(job)
   yield "max_run_duration", _duration(job)
+  wrong = job.zone and not _ZONE.fullmatch(job.zone)
+  yield "zone", _needs(job.zone, "the name of a zone, such as us-east5-a") if wrong else ""
   wrong = job.bucket and not _BUCKET.fullmatch(job.bucket)
   yield "bucket", _needs(job.bucket, "gs:// and the bucket's name, no more") if wrong else ""
   both = job.image and job.install

@@ -86,6 +86,17 @@ class Runner:
       else:
         _execute(step, keep_output=False)
 
+  def run_all(self, *steps: CommandStep) -> None:
+    """Runs all steps, also after one that fails; then raises StepFailed for the first that did."""
+    failures = []
+    for step in steps:
+      try:
+        self.run(step)
+      except StepFailed as failure:
+        failures.append(failure)
+    if failures:
+      raise failures[0]
+
   def ask(self, step: CommandStep) -> str:
     """Runs a step and returns what it prints; a dry run prints the step and returns nothing.
 
@@ -100,6 +111,7 @@ class Runner:
 def _execute(step: CommandStep, *, keep_output: bool) -> str:
   """Runs a command, passes its messages on as they come, and returns its output if it is kept."""
   program = step.words[0]
+  sys.stdout.flush()  # what was printed here comes before what the command prints
   try:
     process = subprocess.Popen(
       step.words,

@@ -242,7 +242,7 @@ def _delete_step(call: commands.Call, note: str = "") -> steps.CommandStep:
 def _delete(call: commands.Call) -> None:
   """Deletes the slice, and lists what is left in the zone."""
   _slice(call)
-  call.runner.run(
+  call.runner.run_all(
     _delete_step(call),
     steps.CommandStep(words=(*_GCLOUD, "queued-resources", "list", *_place(call.job))),
     steps.CommandStep(words=(*_GCLOUD, "tpu-vm", "list", *_place(call.job))),

@@ -2,6 +2,7 @@
 
 import json
 import operator
+import os
 from pathlib import Path
 import signal
 import subprocess
@@ -175,15 +176,25 @@ def test_when_one_process_is_taken_away_all_save_the_same_step_and_stop(runs, tm
   assert [path.name for path in (tmp_path / "checkpoints" / "rl").iterdir()] == [str(step)]
 
 
-def test_bad_input_in_one_process_ends_all_with_its_exit_code(tmp_path):
-  flags = [
-    "--config.data.simulate.videos=0",
-    "--config.data.videos=none",
-    "--config.data.annotations=none",
-  ]
-  done = launch(tmp_path / "run", "data", *flags, processes=2, devices=1)
-  assert done.returncode == 2
-  assert done.stderr.count("vr-jax: ") == 1
+def test_bad_input_of_a_job_ends_all_processes_with_its_exit_code(tmp_path):
+  job = ["--name=bad", "--recipe=grpo:tiny", "--mode=data", f"--workdir={tmp_path / 'run'}"]
+  done = subprocess.run(
+    [
+      *(sys.executable, "-m", "launch.local", "run", *job, "--processes=2"),
+      *("--config.data.simulate.videos=0", "--paths.videos=none", "--paths.annotations=none"),
+    ],
+    cwd=tmp_path,
+    env={**os.environ, "PYTHONPATH": str(nano.ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=240,
+    check=False,
+  )
+  assert done.returncode == 2, done.stderr
+  logs = sorted((tmp_path / "runs" / "launch" / "bad").iterdir())
+  assert [path.name for path in logs] == ["process-0.log", "process-1.log"]
+  assert sum(path.read_text().count("vr-jax: ") for path in logs) == 1
+  assert logs[0].read_text() == done.stdout
 
 
 def test_an_evaluation_in_two_processes_is_refused(tmp_path):

@@ -324,6 +324,21 @@ def test_what_gke_can_not_do_is_refused_before_anything_runs(
   assert not commands.calls()
 
 
+def test_delete_goes_on_where_something_can_not_be_deleted(job_toml, commands, capsys):
+  commands.answer(
+    ("kubectl", 1, "", "error: the server has no resource type jobset\n"),
+    ("pools delete lamps-0", 3, "", "not found\n"),
+  )
+  assert gke.main(["delete", job_toml, "--slice=2xv5p-16"]) == 1
+  assert [line.split()[:5] for line in commands.lines()[2:]] == [
+    ["gcloud", "container", "node-pools", "delete", "lamps-0"],
+    ["gcloud", "container", "node-pools", "delete", "lamps-1"],
+    ["gcloud", "container", "node-pools", "list", "--cluster=my-cluster"],
+  ]
+  last = capsys.readouterr().err.splitlines()[-1]
+  assert last == "gke: kubectl ended with 1: error: the server has no resource type jobset"
+
+
 def test_gcluster_gets_no_secrets(job_toml, commands, tmp_path, capsys):
   with (tmp_path / "job.toml").open("a") as file:
     file.write('[secrets]\nWANDB_API_KEY = "wandb-key"\n')

@@ -133,6 +133,7 @@ def test_words_arrive_unchanged_through_a_shell(tmp_path):
       "--max_run_duration: 169h is more than the 7 days that flex start gives",
     ),
     ({"max_run_duration": "1h"}, "--max_run_duration: has no effect with provisioning=on_demand"),
+    ({"zone": "us-east5"}, "--zone: 'us-east5' is not the name of a zone, such as us-east5-a"),
     ({"bucket": "my-bucket"}, "--bucket: 'my-bucket' is not gs:// and the bucket's name, no more"),
     ({"bucket": "gs://b/runs"}, "--bucket: 'gs://b/runs' is not gs:// and "),
     ({"install": "vr_jax"}, "--install: has no effect with an image; leave one of them out"),

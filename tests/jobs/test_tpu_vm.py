@@ -1,10 +1,17 @@
 """launch.tpu_vm calls gcloud as its reference says, and passes on what it answers."""
 
+import importlib
+import os
+from pathlib import Path
 import subprocess
+import sys
 
 import pytest
 
+from launch import commands as commands_lib
 from launch import tpu_vm
+
+ROOT = Path(__file__).resolve().parents[2]
 
 PLACE = "--project=my-project --zone=us-east5-a"
 CREATE = f"gcloud compute tpus queued-resources create lamps {PLACE} --node-id=lamps"
@@ -127,7 +134,8 @@ def test_an_exit_code_of_gcloud_is_passed_on_with_its_last_line(
   lines = capsys.readouterr().err.splitlines()
   assert lines[0] == "ERROR: first"
   assert lines[-1] == "tpu_vm: gcloud ended with 7: ERROR: (gcloud) quota of TPUs exceeded"
-  assert len(commands.calls()) == 1
+  # Only deletion goes on: it lists what still costs money.
+  assert len(commands.calls()) == (3 if command == "delete" else 1)
 
 
 def test_resume_replaces_a_slice_that_was_preempted(job_toml, commands, capsys, monkeypatch):
@@ -237,6 +245,32 @@ def test_a_dry_run_prints_what_would_run_and_runs_nothing(
   assert capsys.readouterr().out.strip()
   assert not commands.calls()
   assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("launcher", ["tpu_vm", "gke", "local"])
+def test_help_lists_commands_and_fields(capsys, launcher):
+  module = importlib.import_module(f"launch.{launcher}")
+  with pytest.raises(SystemExit) as ended:
+    module.main(["create", "--help"])
+  assert ended.value.code == 0
+  printed = capsys.readouterr().out
+  for name in (*commands_lib.COMMANDS, "--zone", "--gke.cluster", "--price_per_chip_hour"):
+    assert name in printed
+
+
+def test_output_that_nobody_reads_is_no_error(job_toml):
+  words = [*(sys.executable, "-m", "launch.tpu_vm", "run", job_toml, "--dry-run")]
+  with subprocess.Popen(
+    words,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+  ) as process:
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+  assert process.returncode == 141
 
 
 def test_the_lines_of_a_dry_run_do_in_a_shell_what_the_command_does(

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+import shutil
 import subprocess
 import time
 
@@ -30,10 +31,10 @@ class Host:
     held = ("lsof", 1, "", "")
     self.tools.answer(*answers, held)
 
-  def write(self, flags=(), overrides=()):
-    settings = {"name": "lamps", "recipe": "grpo:3b", "image": "us-docker.pkg.dev/p/i/vr:1"}
-    read = job_file.read("job.toml" if Path("job.toml").exists() else "", settings, overrides)
-    job = read.job
+  def write(self, overrides=(), install=""):
+    software = {"install": install} if install else {"image": "us-docker.pkg.dev/p/i/vr:1"}
+    settings = {"name": "lamps", "recipe": "grpo:3b", **software}
+    job = job_file.read("job.toml", settings, overrides).job
     text = tpu_vm.worker_settings(job) + tpu_vm._SCRIPT.read_text()
     # The bucket of this test is a directory that its hosts share.
     text = text.replace("STOPPED=", f"STOPPED={self.shared}")
@@ -142,6 +143,43 @@ def test_setup_fetches_the_image_and_forgets_how_the_last_run_ended(host):
   host.answer(("docker pull", 1, "", "denied"))
   done = host.run("setup", check=False)
   assert done.returncode == 1 and "host-0: the software could not be installed" in done.stdout
+
+
+def test_setup_mounts_buckets_and_installs_where_there_is_no_image(host, tmp_path):
+  shutil.copy(host.tools.directory / "docker", host.tools.directory / "gcsfuse")
+  shutil.copy(host.tools.directory / "docker", host.tools.directory / "python3")
+  host.tools.add(
+    "mkdir", '#!/bin/bash\nfor a; do [[ $a == /gcs* ]] && exit 0; done\nexec /bin/mkdir "$@"\n'
+  )
+  host.write(install="vr_jax[tpu] @ git+https://example.org/vr_jax@1f3")
+  host.answer(("mountpoint", 1, "", ""))
+  assert host.run("setup").stdout == "host-0: is ready\n"
+  lines = [line.replace(str(host.home), "~") for line in host.tools.lines()]
+  numbers = f"--uid={os.getuid()} --gid={os.getgid()}"
+  assert lines == [
+    "mountpoint -q /gcs/my-bucket",
+    f"gcsfuse -o allow_other {numbers} --implicit-dirs --metadata-cache-ttl-secs=0 my-bucket "
+    "/gcs/my-bucket",
+    "python3 -m pip install --quiet --user uv",
+    "python3 -m uv venv --quiet --python=3.12 ~/.vr_jax/environment",
+    "python3 -m uv pip install --quiet --python=~/.vr_jax/environment/bin/python vr_jax[tpu] @ "
+    "git+https://example.org/vr_jax@1f3",
+  ]
+  # What is installed comes first on PATH of the run.
+  vr_jax = host.home / ".vr_jax/environment/bin/vr-jax"
+  vr_jax.parent.mkdir(parents=True)
+  vr_jax.write_text(f'#!/bin/bash\necho "$@" >{host.home}/words\n')
+  vr_jax.chmod(0o755)
+  host.run("start")
+  assert host.wait() == "0" and not host.runs()
+  assert (host.home / "words").read_text().startswith("--config=grpo:3b ")
+  host.answer(("mountpoint", 1, "", ""), ("gcsfuse", 1, "", "403 forbidden\n"))
+  done = host.run("setup", check=False)
+  assert done.returncode == 1
+  assert done.stdout == (
+    "host-0: gs://my-bucket can't be mounted; may the machines' service account use it? "
+    "403 forbidden\n"
+  )
 
 
 def test_a_tpu_that_another_process_holds_is_named(host):
