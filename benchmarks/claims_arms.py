@@ -204,7 +204,7 @@ CLAIMS = {
     ),
   ),
   "revseg": Claims(
-    seeds=(51, 52, 53),
+    seeds=(54, 55, 56),
     arms=(
       Arm(name="sft", title="decomposition alone: two turns, before RL", overrides=None),
       Arm(name="full", title="both: two turns, RL with the soft temporal reward", overrides=()),

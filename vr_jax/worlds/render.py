@@ -17,7 +17,7 @@ from vr_jax.worlds import scene as scene_lib
 
 _BACKGROUND = (120, 116, 105)  # about the mean of natural images, where normalised pixels are 0
 _GRID = (130, 126, 115)
-_GRADE = 60  # levels that red and blue of graded ground lie above or below at an edge
+_GRADE = 15  # levels that red and blue of graded ground lie above or below at an edge
 _TRAY = (146, 130, 104)
 _TRAY_RIM = (139, 108, 72)
 _COVER = (128, 136, 148)
