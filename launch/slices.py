@@ -7,8 +7,8 @@ Sources:
   Google Cloud's pages "TPU v5e", "TPU v5p", "TPU v6e", "TPU software versions" and "Plan TPUs in
     GKE" (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, runtimes;
     docs.cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus), read 2026-11.
-  That a tpu7x name counts TensorCores is not on these pages; it is what XPK prints (tpu7x-128 for
-    4x4x4), and verl's and vLLM's launchers assume.
+  That a tpu7x name counts TensorCores is not on these pages. Google's own recipes say it
+    (llm-on-gke/tpu-recipes, training/ironwood), and XPK prints it: tpu7x-128 for 4x4x4.
 """
 
 from collections.abc import Mapping

@@ -5,7 +5,10 @@
 state=$HOME/.vr_jax/$NAME
 log=$state/log
 venv=$HOME/.vr_jax/environment
-pause=${VR_JAX_PAUSE:-20} # seconds before a restart
+# Seconds before a restart. A run that saved has stopped on all hosts at once. After a crash the others
+# notice it within JAX's 100 s; until then the first one would send this host away.
+pause_saved=${VR_JAX_PAUSE:-20}
+pause_crashed=${VR_JAX_PAUSE:-120}
 mkdir -p "$state"
 
 say() { echo "$(hostname): $*"; }
@@ -93,7 +96,7 @@ loop() {
         break
         ;;
     esac
-    sleep "$pause"
+    if [ "$code" = 75 ]; then sleep "$pause_saved"; else sleep "$pause_crashed"; fi
     if [ -e "$STOPPED" ]; then
       say "does not start again: $(cat "$STOPPED")"
       break
