@@ -197,7 +197,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   import jax
 
   from vr_jax.parallel import cpu_memory, mesh, processes
-  from vr_jax.train import compilations, config_checks, console, judge_factory, model_checks
+  from vr_jax.train import (
+    compilations,
+    config_checks,
+    console,
+    judge_factory,
+    model_checks,
+    preflight,
+  )
   from vr_jax.train import workdir as workdir_lib
 
   config_checks.check(config)
@@ -214,6 +221,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
     )
   processes.first_alone("claim", lambda: workdir_lib.claim(workdir, config, mode))
   cache = compilations.use_cache(workdir)
+  preflight.check(config, workdir, mode, cache)
   with console.heartbeat(), compilations.announced(cache, compilations.network(config)):
     _run_stages(config, workdir, mode)
 

@@ -1,11 +1,16 @@
 """Coordination between the processes of a run: work for the first one alone, and reductions."""
 
 from collections.abc import Callable
+import itertools
 
 import jax
+from jax._src import distributed  # JAX has no public name for the coordinator's store
 from jax.experimental import multihost_utils
 from jaxtyping import Float, Num
 import numpy as np
+
+WAIT = 600  # seconds to wait for a text of another process
+_exchanges = itertools.count()
 
 
 def is_first() -> bool:
@@ -24,6 +29,22 @@ def first_alone(name: str, work: Callable[[], None]) -> None:
     work()
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def gather_texts(text: str) -> list[str]:
+  """The texts of all processes, in order, through the coordinator: no device takes part.
+
+  Every process must call this, in the same order as other exchanges.
+  """
+  client = distributed.global_state.client
+  if client is None:
+    return [text]
+  exchange = f"vr_jax/exchange {next(_exchanges)}"
+  client.key_value_set(f"{exchange}/{jax.process_index()}", text)
+  return [
+    client.blocking_key_value_get(f"{exchange}/{index}", 1000 * WAIT)
+    for index in range(jax.process_count())
+  ]
 
 
 def all_min(number: int) -> int:

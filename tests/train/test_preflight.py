@@ -1,0 +1,86 @@
+"""What differs between the processes of a run is said before the first step, with the host."""
+
+import dataclasses
+
+import pytest
+
+from launch import local
+from tests.train import nano
+from vr_jax import errors
+from vr_jax.train import preflight
+
+FINE = tuple(
+  preflight.ProcessFacts(
+    host=f"host-{index}",
+    index=index,
+    code="git revision abc, jax 0.10.2",
+    config="c",
+    workdir="w",
+    clock=1000.0 + index,
+    unwritable="",
+    free=2**33,
+    chips=True,
+    backend="tpu",
+    devices="4 x TPU v5e",
+  )
+  for index in range(4)
+)
+CASES = {
+  "an id twice": ({"index": 1}, "host-2: is process 1, but 2 was to follow"),
+  "a silent CPU": ({"backend": "cpu"}, "host-2: has TPU chips, but JAX runs on the CPU: another"),
+  "another backend": (
+    {"backend": "cpu", "chips": False},
+    "host-2: JAX runs on cpu, but on tpu on host-0",
+  ),
+  "fewer devices": ({"devices": "3 x TPU v5e"}, "host-2: has 3 x TPU v5e, but host-0 has 4 x TPU"),
+  "other code": (
+    {"code": "git revision def"},
+    "host-2: runs git revision def, but host-0 runs git",
+  ),
+  "another config": (
+    {"config": "d"},
+    "host-2: was started with another config or --mode than",
+  ),
+  "its own disk": ({"workdir": ""}, "host-2: does not see the config.json that host-0 has written"),
+  "a full disk": ({"unwritable": "--workdir=x: can't be written"}, "host-2: --workdir=x: can't be"),
+  "no memory": ({"free": 2**28}, "host-2: has 256 MiB of memory free, less than 1024"),
+  "a wrong clock": ({"clock": 1070.0}, "host-2: its clock is 70 s ahead of that of host-0"),
+  "a late clock": ({"clock": 900.0}, "host-3: its clock is 103 s ahead of that of host-2"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_host_that_differs_is_named(name):
+  changes, line = CASES[name]
+  assert not list(preflight.problems(FINE))
+  everyone = [*FINE[:2], dataclasses.replace(FINE[2], **changes), FINE[3]]
+  found = list(preflight.problems(everyone))
+  assert found[0].startswith(line)
+  assert all("\n" not in each for each in found)
+
+
+def test_a_process_that_is_alone_finds_that_it_can_not_write(tmp_path):
+  config = nano.config()
+  (tmp_path / "config.json").write_text("{}")
+  preflight.check(config, tmp_path, "rl", tmp_path / "cache")
+  file = tmp_path / "file"
+  file.write_text("")
+  with pytest.raises(errors.InputError, match=r"the compilation cache=.*file/cache: can't be writ"):
+    preflight.check(config, tmp_path, "rl", file / "cache")
+
+
+def test_processes_with_other_configs_all_stop_with_the_same_line(tmp_path):
+  at = (f"--coordinator_address=localhost:{local.free_port()}", "--num_processes=2")
+  together = [
+    nano.start(
+      nano.arguments(tmp_path, *at, f"--process_id={index}", f"--config.seed={index}", mode="data")
+    )
+    for index in range(2)
+  ]
+  said = [process.communicate(timeout=120)[1] for process in together]
+  assert [process.returncode for process in together] == [2, 2], said
+  lines = [[line for line in each.splitlines() if "vr-jax: " in line] for each in said]
+  assert lines[0] == lines[1]
+  (line,) = lines[0]
+  assert "was started with another config or --mode than" in line
+  assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

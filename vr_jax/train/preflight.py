@@ -1,0 +1,164 @@
+"""Checks before the first step: that all processes of a run are able to run it, and run the same.
+
+What differs between hosts shows later as a hang, or not at all. So each process says what it is,
+through the coordinator, and all raise the same error, which names the host.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+import socket
+import tempfile
+import time
+from typing import Any
+
+import jax
+import ml_collections
+
+from vr_jax import errors
+from vr_jax.parallel import absent_tpu, processes
+from vr_jax.train import workdir as workdir_lib
+
+CLOCKS = 60.0  # seconds that the clocks of hosts may differ
+LEAST_MEMORY = 2**30  # bytes that a host must have free to start
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessFacts:
+  """What a process says of itself.
+
+  config: hash of config and stages; workdir: hash of the workdir's config.json, "" without one.
+  clock: seconds since 1970, at about the same moment in all processes.
+  unwritable: a directory that it can't write to, and the reason; "" if there is none.
+  free: bytes of the host's memory; None if unknown.
+  chips: whether the host has TPU chips.
+  """
+
+  host: str
+  index: int
+  code: str
+  config: str
+  workdir: str
+  clock: float
+  unwritable: str
+  free: int | None
+  chips: bool
+  backend: str
+  devices: str
+
+
+def check(config: ml_collections.ConfigDict, workdir: Path, mode: str, cache: Path) -> None:
+  """Checks that this process, and all others of the run, can go on. All call this together.
+
+  cache: directory of compiled programs.
+
+  Raises InputError for the first problem of any process, in all of them.
+  """
+  own = _facts(config, workdir, mode, cache)
+  texts = processes.gather_texts(json.dumps(dataclasses.asdict(own)))
+  everyone = [ProcessFacts(**json.loads(text)) for text in texts]
+  if problem := next(problems(everyone), None):
+    raise errors.InputError(problem)
+
+
+def problems(everyone: Sequence[ProcessFacts]) -> Iterator[str]:
+  """Yields a line for each problem, with the name of the host. everyone: in order of index."""
+  first = everyone[0]
+  for place, each in enumerate(everyone):
+    if each.index != place:
+      yield (
+        f"{each.host}: is process {each.index}, but {place} was to follow; give each process "
+        f"another --process_id, 0 to {len(everyone) - 1}"
+      )
+    if each.chips and each.backend == "cpu":
+      yield (
+        f"{each.host}: has TPU chips, but JAX runs on the CPU: another process holds them, or "
+        "libtpu can't be loaded; end that process, or set JAX_PLATFORMS=cpu if it is meant"
+      )
+    if each.unwritable:
+      yield f"{each.host}: {each.unwritable}"
+    if each.free is not None and each.free < LEAST_MEMORY:
+      yield (
+        f"{each.host}: has {each.free / 2**20:.0f} MiB of memory free, less than "
+        f"{LEAST_MEMORY / 2**20:.0f}; end what else runs there"
+      )
+  for name, what in _SAME.items():
+    for each in everyone:
+      theirs, ours = getattr(each, name), getattr(first, name)
+      if theirs != ours:
+        yield f"{each.host}: {what(theirs, ours, first.host)}"
+  early, late = (pick(everyone, key=lambda each: each.clock) for pick in (min, max))
+  if late.clock - early.clock > CLOCKS:
+    yield (
+      f"{late.host}: its clock is {late.clock - early.clock:.0f} s ahead of that of {early.host}; "
+      "synchronise them (NTP)"
+    )
+
+
+# What has to be the same everywhere -> the rest of the line, from (there, on the first, its host).
+_SAME: Mapping[str, Callable[[str, str, str], str]] = {
+  "code": lambda theirs, ours, first: (
+    f"runs {theirs}, but {first} runs {ours}; install the same on all hosts"
+  ),
+  "config": lambda theirs, ours, first: (
+    f"was started with another config or --mode than {first}; start the same command on all hosts"
+  ),
+  "workdir": lambda theirs, ours, first: (
+    f"does not see the config.json that {first} has written; --workdir has to be one directory "
+    "that all hosts share"
+  ),
+  "backend": lambda theirs, ours, first: f"JAX runs on {theirs}, but on {ours} on {first}",
+  "devices": lambda theirs, ours, first: f"has {theirs}, but {first} has {ours}",
+}
+
+
+def _facts(
+  config: ml_collections.ConfigDict, workdir: Path, mode: str, cache: Path
+) -> ProcessFacts:
+  about = workdir_lib.provenance()
+  code = {"git revision": about["git_revision"], **about["versions"]}
+  resolved = json.dumps([config.to_dict(), mode], sort_keys=True)
+  written = workdir / "config.json"
+  local = jax.local_devices()
+  return ProcessFacts(
+    host=socket.gethostname(),
+    index=jax.process_index(),
+    code=", ".join(f"{name} {version}" for name, version in code.items()),
+    config=_digest(resolved.encode()),
+    workdir=_digest(written.read_bytes()) if written.is_file() else "",
+    clock=time.time(),
+    unwritable=_unwritable({"--workdir": workdir, "the compilation cache": cache}),
+    free=_free_memory(),
+    chips=absent_tpu.has_chips() and os.environ.get("JAX_PLATFORMS") != "cpu",
+    backend=jax.default_backend(),
+    devices=f"{len(local)} x {local[0].device_kind}",
+  )
+
+
+def _digest(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()
+
+
+def _unwritable(directories: Mapping[str, Path]) -> str:
+  """What can't be written to, of directories by what they are; "" if there is none."""
+  for what, directory in directories.items():
+    try:
+      directory.mkdir(parents=True, exist_ok=True)
+      with tempfile.TemporaryFile(dir=directory) as probe:
+        probe.write(b"probe")
+    except OSError as error:
+      return f"{what}={directory}: can't be written: {error.strerror}"
+  return ""
+
+
+def _free_memory() -> int | None:
+  """Bytes of memory that Linux could give to a new process."""
+  try:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+  except OSError:
+    return None
+  found: dict[str, Any] = dict(line.split(":", 1) for line in lines)
+  return int(found["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in found else None
