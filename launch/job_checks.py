@@ -13,7 +13,8 @@ from vr_jax import main as vr_jax
 
 ONE_PROCESS_MODES = ("all", "eval")
 PROVISIONING = ("on_demand", "spot", "reserved", "flex_start")
-_NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
+# A node pool of GKE has at most 40 characters, and its number behind the name.
+_NAME = re.compile(r"[a-z]([-a-z0-9]{0,33}[a-z0-9])?")
 _ZONE = re.compile(r"[a-z]+(-[a-z]+)+\d+-[a-z0-9]+")
 _BUCKET = re.compile(r"gs://[a-z0-9][-._a-z0-9]{1,220}[a-z0-9]")
 _DURATION = re.compile(r"([1-9]\d{0,6})([smhd])")
@@ -49,7 +50,7 @@ def _problems(job: job_lib.TrainingJob) -> Iterator[tuple[str, str]]:
     "name",
     ""
     if _NAME.fullmatch(job.name)
-    else _needs(job.name, "at most 40 lowercase letters, digits and -, beginning with a letter"),
+    else _needs(job.name, "at most 35 lowercase letters, digits and -, beginning with a letter"),
   )
   yield "recipe", "" if job.recipe else "needs a recipe, such as moss_chatv:7b"
   yield "mode", "" if job.mode in vr_jax.MODES else _one_of(job.mode, vr_jax.MODES)

@@ -110,8 +110,8 @@ def test_words_arrive_unchanged_through_a_shell(tmp_path):
 @pytest.mark.parametrize(
   ("flags", "line"),
   [
-    ({"name": "Lamps"}, "--name: 'Lamps' is not at most 40 lowercase letters, digits and -"),
-    ({"name": "a" * 41}, "--name: 'aaaa"),
+    ({"name": "Lamps"}, "--name: 'Lamps' is not at most 35 lowercase letters, digits and -"),
+    ({"name": "a" * 36}, "--name: 'aaaa"),
     ({"recipe": "mos:7b"}, "--recipe: --config=mos: no such recipe; one of grpo, "),
     ({"recipe": "grpo:8b"}, "--recipe: --config=grpo:8b: 8b: no such size; one of "),
     ({"mode": "train"}, "--mode: 'train' is none of data, sft, rl, "),
@@ -155,7 +155,7 @@ def test_a_wrong_flag_is_one_line(job_toml, flags, line):
     ("name = ", "job.toml: is not TOML: "),
     ("nmae = 'a'", "job.toml: nmae: a job has no such field; the nearest is name"),
     ("name = 'a'", "job.toml: recipe: needs a recipe, such as moss_chatv:7b"),
-    ("recipe = 'grpo:3b'", "job.toml: name: is missing; it is at most 40 lowercase letters"),
+    ("recipe = 'grpo:3b'", "job.toml: name: is missing; it is at most 35 lowercase letters"),
     (
       "name='a'\nrecipe='grpo:3b'\n[overrides]\nrl.stepz = 3",
       "job.toml: overrides.rl.stepz: --config.rl.stepz: no such field; the nearest is "
