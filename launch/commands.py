@@ -102,6 +102,13 @@ def _parse(launcher: str, about: str, prepare: Prepare, words: list[str]) -> tup
   for name, default, meaning in job_file.options():
     shown = f"{meaning}; default {default}" if default not in ("", 0) else meaning
     fields.add_argument(f"--{name}", help=shown.replace("%", "%%"), metavar="VALUE")
+  fields.add_argument(
+    "--secret",
+    action="append",
+    default=[],
+    metavar="VARIABLE=NAME",
+    help="an environment variable, and the name of the secret that has its value",
+  )
   overrides = [word for word in words if word.startswith("--config.")]
   try:
     options, rest = parser.parse_known_args([word for word in words if word not in overrides])
@@ -114,7 +121,7 @@ def _parse(launcher: str, about: str, prepare: Prepare, words: list[str]) -> tup
     raise errors.InputError(f"{rest[0]}: not a flag; --help lists them")
   values = vars(options)
   flags = {name: values[name] for name, _, _ in job_file.options() if values[name] is not None}
-  read = job_file.read(options.file, flags, overrides)
+  read = job_file.read(options.file, flags, overrides, options.secret)
   return Call(
     read=read, options=options, runner=steps.Runner(dry_run=options.dry_run)
   ), options.command
@@ -134,10 +141,7 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
 def fetch(call: Call) -> None:
   """Copies a file or directory of the workdir from the bucket."""
   job, path = call.job, path_in_workdir(call.options)
-  if not job.run_directory.startswith("gs://"):
-    raise errors.InputError(
-      f"{call.read.where('workdir')}: {job.run_directory} is in no bucket, so nothing keeps it"
-    )
+  call.read.check_shared()
   source = f"{job.run_directory.rstrip('/')}/{path}"
   project = (f"--project={job.project}",) if job.project else ()
   words = ("gcloud", "storage", "cp", "--recursive", source, call.options.to, *project)

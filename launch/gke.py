@@ -54,6 +54,7 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
 def _slice(call: commands.Call) -> slices.NamedSlice:
   """Checks what every command needs, and returns the job's slice."""
   call.read.require("launch.gke", "slice", "project", "zone", "bucket", "gke.cluster", "image")
+  call.read.check_shared()
   job, found = call.job, slices.parse(call.job.slice, call.read.where("slice"))
   if found.count > 1 and found.hosts == 1:
     raise errors.InputError(

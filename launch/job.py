@@ -9,7 +9,8 @@ import re
 from typing import Any
 
 MOUNTED = "/gcs/"  # below it hosts see buckets
-_BUCKET = re.compile(r"gs://([a-z0-9][-._a-z0-9]*)")
+# A path: a whole value, or a text of a tuple. In the middle of a sentence it is left alone.
+_BUCKET = re.compile(r"""(?:^|(?<=['"]))gs://([a-z0-9][-._a-z0-9]*)""")
 # Config fields that the table `paths` sets.
 PATH_FIELDS = {
   "videos": "data.videos",
@@ -92,15 +93,20 @@ class TrainingJob:
     paths = {PATH_FIELDS[key]: path for key, path in vars(self.paths).items() if path}
     return {**paths, **self.overrides}
 
+  def origin(self, name: str) -> str:
+    """Which field of the job sets a config field: `paths.videos`, or `overrides.data.videos`."""
+    paths = {field: f"paths.{key}" for key, field in PATH_FIELDS.items()}
+    return f"overrides.{name}" if name in self.overrides else paths.get(name, f"overrides.{name}")
+
   @property
   def buckets(self) -> tuple[str, ...]:
     """Names of the buckets that the run reads or writes, sorted."""
-    texts = (self.run_directory, self.install, *self.fields.values())
+    texts = (self.run_directory, self.install, *self.fields.values())  # `on_host` sees these
     return tuple(sorted({name for text in texts for name in _BUCKET.findall(text)}))
 
   def on_host(self, text: str) -> str:
-    """A text with the paths that hosts see: buckets are directories there."""
-    return text.replace("gs://", MOUNTED)
+    """A value with the paths that hosts see: buckets are directories there."""
+    return _BUCKET.sub(rf"{MOUNTED}\1", text)
 
   @property
   def flags(self) -> tuple[str, ...]:

@@ -69,7 +69,6 @@ def _problems(job: job_lib.TrainingJob) -> Iterator[tuple[str, str]]:
     "coordinator_port",
     _range(job.coordinator_port, 1024, 65535) if job.coordinator_port else "",
   )
-  # A process that is killed between two writes would leave the run in two places.
   twice = [name for name in job_lib.PATH_FIELDS.values() if name in job.overrides]
   set_twice = [name for name in twice if getattr(job.paths, name.rpartition(".")[2])]
   yield "paths", f"sets config.{set_twice[0]}, as the overrides do" if set_twice else ""
@@ -145,13 +144,13 @@ def _check_fields(job: job_lib.TrainingJob, where: Where) -> None:
     raise errors.InputError(f"{where('recipe')}: {error}") from error
   for name, text in job.fields.items():
     if "\0" in text:
-      raise errors.InputError(f"{where(f'overrides.{name}')}: no value may have a NUL character")
+      raise errors.InputError(f"{where(job.origin(name))}: no value may have a NUL character")
     if name.startswith("env."):
       continue
     try:
       vr_jax.check_fields([f"--config.{name}={text}"], config)
     except errors.InputError as error:
-      place = where(f"overrides.{name}")
+      place = where(job.origin(name))
       line = str(error)
       raise errors.InputError(line if place in line else f"{place}: {line}") from error
 
@@ -188,6 +187,15 @@ def check_mode(job: job_lib.TrainingJob, slice_: slices.NamedSlice, where: Where
     raise errors.InputError(
       f"{where('mode')}: {job.mode} evaluates, which one process does, and {slice_.name} has "
       f"{hosts} hosts; run --mode=data, sft and rl in turn, and eval on a slice of one host"
+    )
+
+
+def check_shared(job: job_lib.TrainingJob, where: Where) -> None:
+  """Raises InputError if the workdir is on a disk of one host."""
+  if not job.run_directory.startswith("gs://"):
+    raise errors.InputError(
+      f"{where('workdir')}: {job.run_directory} is on the disk of one host, and gone with it; "
+      "give gs://BUCKET/…, or leave it out"
     )
 
 

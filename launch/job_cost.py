@@ -69,6 +69,8 @@ def _planned(
     steps = int(steps)
   except ValueError as error:
     raise errors.InputError(f"config.rl.steps={steps}: is no whole number") from error
+  if steps < 1:
+    raise errors.InputError(f"config.rl.steps={steps}: needs a number above 0")
   seconds = float(plan["step"]["seconds"])
   return steps * seconds / 3600, f" ({steps} steps of {seconds:.1f} s)"
 

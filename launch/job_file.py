@@ -28,6 +28,8 @@ class ReadJob:
 
   def where(self, field: str) -> str:
     """How the user wrote a field: `job.toml: zone`, `--zone`, or `--config.rl.steps`."""
+    if field.startswith("secrets.") and (field in self.flags or not self.file):
+      return f"--secret={field.removeprefix('secrets.')}"
     if field in self.flags or not self.file:
       return f"--{'config.' if field.startswith('overrides.') else ''}{_flag(field)}"
     return f"{self.file}: {field}"
@@ -35,6 +37,10 @@ class ReadJob:
   def require(self, launcher: str, *fields: str) -> None:
     """Raises InputError for the first of these fields that is empty."""
     job_checks.require(self.job, self.where, launcher, *fields)
+
+  def check_shared(self) -> None:
+    """Raises InputError if the workdir is on a disk of one host."""
+    job_checks.check_shared(self.job, self.where)
 
   def check_mode(self, slice_: slices.NamedSlice) -> None:
     """Raises InputError if the slice has too many hosts for the job's mode."""
@@ -51,12 +57,15 @@ def options() -> Iterator[tuple[str, Any, str]]:
       yield field.name, field.default, field.metadata["about"]
 
 
-def read(file: str, flags: Mapping[str, str], overrides: Sequence[str]) -> ReadJob:
+def read(
+  file: str, flags: Mapping[str, str], overrides: Sequence[str], secret_flags: Sequence[str] = ()
+) -> ReadJob:
   """Reads and checks a job.
 
   file: path of a TOML file, or nothing.
   flags: text of job fields by name.
   overrides: words of the form --config.field=value.
+  secret_flags: texts of the form VARIABLE=name.
 
   Raises InputError for the first mistake, on one line that names file and field, or the flag.
   """
@@ -82,6 +91,10 @@ def read(file: str, flags: Mapping[str, str], overrides: Sequence[str]) -> ReadJ
     path = next((key for key, field in job_lib.PATH_FIELDS.items() if field == name), "")
     if f"paths.{path}" not in flags:
       values.pop(f"paths.{path}", None)  # a flag goes before the file
+  for text in secret_flags:
+    variable, _, secret = text.partition("=")
+    secrets[variable] = secret
+    set_by_flag.add(f"secrets.{variable}")
   found = ReadJob(job=_build(values, changed, secrets), file=file, flags=frozenset(set_by_flag))
   job_checks.check(found.job, found.where)
   return found

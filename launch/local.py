@@ -155,13 +155,15 @@ def _flags(call: commands.Call) -> tuple[str, ...]:
   if call.options.processes < 1 or call.options.devices < 1:
     raise errors.InputError("--processes, --devices: need numbers above 0")
   job = call.job
-  texts = {"workdir": job.run_directory, **{f"overrides.{k}": v for k, v in job.fields.items()}}
+  texts = {"workdir": job.run_directory}
+  texts |= {job.origin(name): text for name, text in job.fields.items()}
   for field, text in texts.items():
-    if "gs://" in text:
-      instead = "--workdir=runs/…" if field == "workdir" else f"--config.{field.split('.', 1)[1]}=…"
+    if job.on_host(text) != text:
+      flag = field.removeprefix("overrides.") if field.startswith("overrides.") else field
+      prefix = "config." if field.startswith("overrides.") else ""
       raise errors.InputError(
         f"{call.read.where(field)}: {text} is in a bucket, launch.local has files of this machine; "
-        f"add {instead}"
+        f"add --{prefix}{flag}=…"
       )
   for variable in job.secrets:
     if variable not in os.environ:

@@ -55,6 +55,7 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
 def _slice(call: commands.Call) -> slices.NamedSlice:
   """Checks what every command needs, and returns the job's slice."""
   call.read.require("launch.tpu_vm", "slice", "project", "zone", "bucket")
+  call.read.check_shared()
   found = slices.parse(call.job.slice, call.read.where("slice"))
   if not found.kind.accelerator:
     raise errors.InputError(

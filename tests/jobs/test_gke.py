@@ -307,6 +307,7 @@ def test_gcluster_submits_the_same_words(job_toml, commands, tmp_path):
   [
     (["--gke.cluster="], "--gke.cluster: launch.gke needs it"),
     (["--image="], "--image: launch.gke needs it"),
+    (["--workdir=runs/a"], "--workdir: runs/a is on the disk of one host, and gone with it; "),
     (["--slice=2xv6e-8"], "--slice: 2xv6e-8 has slices of one host; several slices need several"),
     (
       ["--slice=2xv5p-16", "--provisioning=flex_start", "--max_run_duration=1h"],

@@ -52,6 +52,10 @@ def test_without_an_override_the_steps_are_the_recipes(tmp_path, monkeypatch, ca
     (["--hours=1", "--price_per_chip_hour=nan"], "--price_per_chip_hour: needs your price"),
     (["--price_per_chip_hour=1"], "--hours: needs hours, or --plan=FILE with what plan.py"),
     (["--hours=0", "--price_per_chip_hour=1"], "--hours=0.0: needs a number above 0"),
+    (
+      ["--plan=plan.json", "--price_per_chip_hour=1", "--steps=0"],
+      "config.rl.steps=0: needs a number above 0",
+    ),
     (["--plan=no.json", "--price_per_chip_hour=1"], "--plan=no.json: No such file or directory"),
     (
       ["--plan=plan.json", "--price_per_chip_hour=1", "--slice=v5p-32"],

@@ -75,6 +75,30 @@ def test_flags_alone_are_a_job():
   assert read(flags={"name": "a", "recipe": "grpo:3b"}).job.run_directory == "runs/a"
 
 
+def test_paths_in_buckets_are_directories_of_the_hosts_and_sentences_stay_as_they_are():
+  values = {
+    "gs://b-1/x": "/gcs/b-1/x",
+    "('gs://b-2/x', \"gs://b-3/y\", 'see gs://b-4')": "('/gcs/b-2/x', \"/gcs/b-3/y\", 'see gs://b-4')",
+    "Files are in gs://b-5, it's true.": "Files are in gs://b-5, it's true.",
+  }
+  for value, seen in values.items():
+    word = f"--config.env.instruction={value}"
+    job = read(flags={"name": "a", "recipe": "moss_chatv:7b"}, overrides=[word]).job
+    assert f"--config.env.instruction={seen}" in job.command
+    found = {name for name in ("b-1", "b-2", "b-3", "b-4", "b-5") if f"/gcs/{name}" in seen}
+    assert set(job.buckets) == found
+
+
+def test_secrets_are_flags_as_well(job_toml):
+  job = job_file.read(job_toml, {}, [], ["WANDB_API_KEY=wandb-key", "API_KEY=other"]).job
+  assert job.secrets == {"WANDB_API_KEY": "wandb-key", "API_KEY": "other"}
+  for text in ("WANDB_API_KEY", "WANDB_API_KEY=Canary_1"):
+    with pytest.raises(errors.InputError) as caught:
+      job_file.read(job_toml, {}, [], [text])
+    assert str(caught.value).startswith("--secret=WANDB_API_KEY: needs the name of a secret")
+    assert "Canary" not in str(caught.value)
+
+
 def test_values_of_a_file_become_what_flags_need(job_toml, tmp_path):
   text = """
 name = "a"

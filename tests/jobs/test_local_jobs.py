@@ -77,7 +77,7 @@ def test_a_job_ends_with_its_exit_code(job_toml, worker, tmp_path, code, count):
   ("flags", "line"),
   [
     ([], "job.toml: workdir: gs://my-bucket/runs/lamps is in a bucket, launch.local has files"),
-    (["--workdir=runs/a"], "job.toml: overrides.data.videos: gs://my-bucket/videos is in a bucket"),
+    (["--workdir=runs/a"], "job.toml: paths.videos: gs://my-bucket/videos is in a bucket"),
     ([*HERE, "--processes=0"], "--processes, --devices: need numbers above 0"),
     ([*HERE, "--name=Lamps"], "--name: 'Lamps' is not"),
   ],

@@ -189,7 +189,7 @@ def test_fetch_copies_from_the_bucket(job_toml, commands, capsys):
   ]
   assert tpu_vm.main(["fetch", job_toml, "--path=../other"]) == 2
   assert tpu_vm.main(["fetch", job_toml, "--workdir=/tmp/a"]) == 2
-  assert "is in no bucket, so nothing keeps it" in capsys.readouterr().err
+  assert "/tmp/a is on the disk of one host, and gone with it" in capsys.readouterr().err
 
 
 def test_delete_deletes_the_slice_and_lists_what_still_costs_money(job_toml, commands):
@@ -208,6 +208,7 @@ def test_delete_deletes_the_slice_and_lists_what_still_costs_money(job_toml, com
     (["--image="], "--image: launch.tpu_vm needs an image, or what to install: "),
     (["--zone="], "--zone: launch.tpu_vm needs it"),
     (["--bucket="], "--bucket: launch.tpu_vm needs it"),
+    (["--workdir=runs/a"], "--workdir: runs/a is on the disk of one host, and gone with it; "),
     (["--processes=2"], "--processes=2: not a flag; --help lists them"),
     (["--zne=a"], "--zne=a: not a flag; --help lists them"),
     (["other.toml"], "other.toml: not a flag; --help lists them"),
