@@ -104,7 +104,7 @@ def test_every_line_that_the_page_explains_is_one_that_the_code_can_say():
   for text in (
     "can't join the others at ",
     "not all processes are there",
-    "its TPU is held by process ",
+    "its TPU is held by process",
     "does not start again: ",
     " restarts are used up",
     " can't be mounted",

@@ -185,7 +185,13 @@ def test_setup_mounts_buckets_and_installs_where_there_is_no_image(host, tmp_pat
 def test_a_tpu_that_another_process_holds_is_named(host):
   host.write()
   host.run("setup")
-  host.tools.answer(("lsof -t", 0, "41\n42\n", ""))
+  shutil.copy(host.tools.directory / "docker", host.tools.directory / "ps")
+  host.tools.answer(
+    ("lsof -t", 0, "41\n42\n43\n", ""),
+    ("ps -o comm= -p 41", 0, "python3\n", ""),
+    ("ps -o comm= -p 42", 0, "vr-jax\n", ""),
+    ("ps -o comm= -p 43", 0, "healthagent\n", ""),
+  )
   done = host.run("start", check=False)
   assert done.returncode == 1
   assert done.stdout == (
