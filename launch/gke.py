@@ -95,7 +95,6 @@ def _kubectl(call: commands.Call, *words: str, stdin: str = "") -> steps.Command
 def _create(call: commands.Call) -> None:
   """Adds a node pool for each slice; one of several TPU7x hosts needs a placement policy."""
   slice_ = _slice(call)
-  call.read.check_mode(slice_)
   policy = _needs_policy(slice_)
   if policy:
     words = ("gcloud", "compute", "resource-policies", "create", "workload-policy", call.job.name)
@@ -144,7 +143,6 @@ def _bought(call: commands.Call, slice_: slices.NamedSlice) -> tuple[str, ...]:
 
 def _run(call: commands.Call) -> None:
   slice_ = _slice(call)
-  call.read.check_mode(slice_)
   if call.options.by == "gcluster":
     call.runner.run(_submit(call, slice_))
     return
@@ -233,7 +231,6 @@ def _logs(call: commands.Call) -> None:
 def _resume(call: commands.Call) -> None:
   """Submits the job again: what is there of it is deleted first, as a JobSet can't be changed."""
   slice_ = _slice(call)
-  call.read.check_mode(slice_)
   if call.options.by == "gcluster":
     call.runner.run(_gcluster(call, "cancel", call.job.name), _submit(call, slice_))
     return

@@ -11,7 +11,6 @@ from launch import slices
 from vr_jax import errors, recipe_config
 from vr_jax import main as vr_jax
 
-ONE_PROCESS_MODES = ("all", "eval")
 PROVISIONING = ("on_demand", "spot", "reserved", "flex_start")
 # A node pool of GKE has at most 40 characters, and its number behind the name.
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,33}[a-z0-9])?")
@@ -178,16 +177,6 @@ def _values_here(secrets: Mapping[str, str]) -> dict[str, str]:
   """Values that the secrets have in this process's environment, if they have any."""
   values = {variable: os.environ.get(variable, "") for variable in secrets}
   return {name: value for name, value in values.items() if len(value) >= _SHORTEST_SECRET}
-
-
-def check_mode(job: job_lib.TrainingJob, slice_: slices.NamedSlice, where: Where) -> None:
-  """Raises InputError for stages that several processes can't run (vr_jax.main refuses them)."""
-  hosts = slice_.count * slice_.hosts
-  if hosts > 1 and job.mode in ONE_PROCESS_MODES:
-    raise errors.InputError(
-      f"{where('mode')}: {job.mode} evaluates, which one process does, and {slice_.name} has "
-      f"{hosts} hosts; run --mode=data, sft and rl in turn, and eval on a slice of one host"
-    )
 
 
 def check_shared(job: job_lib.TrainingJob, where: Where) -> None:

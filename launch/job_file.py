@@ -8,7 +8,7 @@ import tomllib
 from typing import Any
 
 from launch import job as job_lib
-from launch import job_checks, slices
+from launch import job_checks
 from vr_jax import errors
 
 _TABLES = {"paths": job_lib.InputPaths, "tpu_vm": job_lib.TpuVmOptions, "gke": job_lib.GkeOptions}
@@ -41,10 +41,6 @@ class ReadJob:
   def check_shared(self) -> None:
     """Raises InputError if the workdir is on a disk of one host."""
     job_checks.check_shared(self.job, self.where)
-
-  def check_mode(self, slice_: slices.NamedSlice) -> None:
-    """Raises InputError if the slice has too many hosts for the job's mode."""
-    job_checks.check_mode(self.job, slice_, self.where)
 
 
 def options() -> Iterator[tuple[str, Any, str]]:

@@ -74,7 +74,6 @@ def _place(job: job_lib.TrainingJob) -> tuple[str, ...]:
 
 
 def _create(call: commands.Call) -> None:
-  call.read.check_mode(_slice(call))
   call.runner.run(_create_step(call))
 
 
@@ -137,7 +136,6 @@ def _wait(call: commands.Call) -> None:
 
 
 def _run(call: commands.Call) -> None:
-  call.read.check_mode(_slice(call))
   _wait(call)
   _start(call)
 
@@ -216,7 +214,6 @@ def _logs(call: commands.Call) -> None:
 
 def _resume(call: commands.Call) -> None:
   """Replaces a slice that was lost; starts the run where the slice is there."""
-  call.read.check_mode(_slice(call))
   lost = f"if it is {' or '.join(_LOST)}"
   try:
     state = _state(call)

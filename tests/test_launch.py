@@ -1,5 +1,6 @@
 """Runs with several processes on this host match a run with one process and as many devices."""
 
+import dataclasses
 import json
 import operator
 import os
@@ -14,6 +15,7 @@ import pytest
 from launch import local
 from tests.train import nano
 from vr_jax import main
+from vr_jax.eval import evaluated_parts
 from vr_jax.train import metrics
 
 # Enough supervised steps for replies that get rewards, so that the processes share rewards as well.
@@ -197,8 +199,45 @@ def test_bad_input_of_a_job_ends_all_processes_with_its_exit_code(tmp_path):
   assert logs[0].read_text() == done.stdout
 
 
-def test_an_evaluation_in_two_processes_is_refused(tmp_path):
-  done = launch(tmp_path / "run", "eval", processes=2, devices=1)
-  assert done.returncode == 2
-  assert "--mode=eval: several processes train, one evaluates" in done.stderr
-  assert not (tmp_path / "run").exists()
+def test_two_processes_evaluate_as_one_does(runs):
+  """Both ways of RL ended with the same policy, to rounding; here one policy is evaluated twice."""
+  found = []
+  for processes in (1, 2):
+    workdir = runs[0].parent / f"evaluated-{processes}"
+    data = f"--config.data.directory={runs[0].parent / 'data'}"
+    policy = f"--config.rl.init_checkpoint={runs[0].parent / 'start' / 'checkpoints' / 'sft'}"
+    # Five questions in batches of two a process: one process has a batch more than the other.
+    flags = (data, policy, "--config.eval.examples=5", "--config.eval.report_samples=3")
+    done = launch(workdir, "eval", *flags, processes=processes, devices=2 // processes)
+    assert done.returncode == 0, done.stderr
+    assert (workdir / "report.html").stat().st_size > 10_000
+    result = json.loads((workdir / "eval" / "before_rl.json").read_text())
+    lines = (workdir / "eval" / "before_rl.jsonl").read_text().splitlines()
+    found.append((result, [json.loads(line) for line in lines]))
+  (one, alone), (two, together) = found
+  assert [line["id"] for line in together] == [line["id"] for line in alone]
+  assert len(alone) == one["examples"] == 5
+  for mine, theirs in zip(alone, together, strict=True):
+    assert theirs == mine
+  assert two["metrics"] == pytest.approx(one["metrics"])
+  assert two["intervals"] == one["intervals"]
+  assert one["metrics"]["accuracy_chance"] > 0
+
+
+def test_parts_of_processes_come_together_in_the_order_of_the_examples(monkeypatch):
+  def part(*ids):
+    values = {"length": dict(enumerate(map(float, ids))), "odd": {0: 1.0} if ids[0] % 2 else {}}
+    replies = [{"id": each} for each in ids]
+    return evaluated_parts.EvaluatedPart(values=values, chances={}, replies=replies)
+
+  parts = [part(0, 3, 6), part(1, 4), part(2, 5)]
+  gathered = [[each % 3, dataclasses.asdict(parts[each % 3])] for each in range(6)]
+  monkeypatch.setattr(
+    evaluated_parts.processes,
+    "all_gather_json",
+    lambda own: json.loads(json.dumps(gathered)),
+  )
+  whole = evaluated_parts.merge(parts[1], 1, 3)
+  assert [reply["id"] for reply in whole.replies] == list(range(7))
+  assert whole.values["length"] == {index: float(index) for index in range(7)}
+  assert whole.values["odd"] == {1: 1.0}

@@ -194,8 +194,6 @@ def check(argv: Sequence[str]) -> int:
 def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   """Runs the stages of `mode` in a workdir. A notebook calls this instead of the command line."""
   # JAX and the modules that use it import slowly: a mistyped flag should not wait for them.
-  import jax
-
   from vr_jax.parallel import cpu_memory, mesh, processes
   from vr_jax.train import (
     compilations,
@@ -214,11 +212,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   model_checks.check(config, workdir, mode)
   if mode in ("rl", "eval", "traces", "all") and "judge" in config:
     judge_factory.check(config, workdir)
-  if mode in ("eval", "all") and jax.process_count() > 1:
-    raise errors.InputError(
-      f"--mode={mode}: several processes train, one evaluates; "
-      "run data, sft and rl, then eval alone"
-    )
   processes.first_alone("claim", lambda: workdir_lib.claim(workdir, config, mode))
   cache = compilations.use_cache(workdir)
   preflight.check(config, workdir, mode, cache)

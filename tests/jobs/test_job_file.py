@@ -1,6 +1,5 @@
 """A job is read from a file and flags; each mistake is one line; its words arrive unchanged."""
 
-import inspect
 from pathlib import Path
 import re
 import shlex
@@ -9,10 +8,9 @@ import sys
 
 import pytest
 
-from launch import gke, job_checks, job_file, jobset, slices, tpu_vm
+from launch import job_checks, job_file, jobset, slices
 from tests.jobs import recorders
 from vr_jax import errors
-from vr_jax import main as vr_jax
 
 NASTY = (
   "two words",
@@ -280,25 +278,6 @@ def test_no_job_needs_jax():
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
   assert done.stdout.splitlines()[-1] == "False"
-
-
-@pytest.mark.parametrize("launcher", [tpu_vm, gke])
-def test_a_stage_of_one_process_is_refused_for_several_hosts_before_they_are_rented(
-  job_toml, commands, capsys, launcher
-):
-  for command in ("create", "run", "resume"):
-    assert launcher.main([command, job_toml, "--mode=all"]) == 2
-    line = "--mode: all evaluates, which one process does, and v5p-16 has 2 hosts; run --mode=data"
-    assert line in capsys.readouterr().err
-    assert launcher.main([command, job_toml, "--mode=all", "--slice=v6e-8", "--dry-run"]) == 0
-  assert not commands.calls()
-
-
-def test_the_stages_of_one_process_are_those_that_the_run_refuses_to_several():
-  """If vr_jax.main refuses no longer, job_checks.check_mode has to go as well."""
-  assert f"mode in {job_checks.ONE_PROCESS_MODES[::-1]}".replace("'", '"') in inspect.getsource(
-    vr_jax.run
-  )
 
 
 def test_a_pod_is_given_longer_than_a_run_needs_to_save():

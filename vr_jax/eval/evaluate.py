@@ -12,7 +12,9 @@ import numpy as np
 from vr_jax import records
 from vr_jax.envs import environment
 from vr_jax.envs import grounding as grounding_lib
-from vr_jax.eval import evaluated_episode, evaluated_replies, tracking
+from vr_jax.eval import evaluated_episode, evaluated_parts, evaluated_replies, tracking
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.parallel import processes
 from vr_jax.rewards import steps as steps_lib
 from vr_jax.rl import advantages as advantages_lib
 from vr_jax.rl import overlong
@@ -36,6 +38,8 @@ def evaluate(
 
   name: of the evaluation, shown with its progress.
   cache: of vision features; used for videos that are shown whole and in order.
+
+  All processes must call this together. Each plays its own examples, and returns the whole.
 
   Returns {"examples", "metrics", "intervals", "shown_as", "replies"}: the first four as in
   eval/<name>.json, the replies as in eval/<name>.jsonl (docs/evaluation.md). shown_as says how to
@@ -71,30 +75,39 @@ def evaluate(
       accuracies = _accuracies(context, params, view, f"{name}, {view}")
       values[f"{view}_accuracy"] = dict(enumerate(accuracies))
   shown_as = evaluated_episode.with_chance_of_accuracy({**declared, **evaluated_episode.METRICS})
-  intervals = evaluated_episode.intervals(values, evaluated, shown_as)
-  metrics = {name: float(np.mean(list(each.values()))) for name, each in values.items()}
-  metrics |= {
-    name.replace("accuracy", "accuracy_interval"): (each.high - each.low) / 2
-    for name, each in intervals.items()
-    if name.split("/")[0] == "accuracy"
-  }
-  metrics |= evaluated_episode.chance_levels(evaluated, values, shown_as)
   replies = [
     evaluated_replies.to_json(
       context.environment, each, {name: v[index] for name, v in values.items() if index in v}
     )
     for index, each in enumerate(evaluated)
   ]
+  share, shares = mesh_lib.process_shard(context.mesh)
   if len(context.environment.segments) > 1 and context.environment.turns == 1:
-    first = evaluated[: config.report_samples]
-    for reply, advantages in zip(replies, _advantages(context, params, first, cache), strict=False):
+    reported = len(range(share, config.report_samples, shares))
+    found = _advantages(context, params, evaluated, reported, cache)
+    for reply, advantages in zip(replies, found, strict=False):
       reply["segment_advantages"] = advantages
+  part = evaluated_parts.EvaluatedPart(
+    values=values,
+    chances=evaluated_episode.chances(evaluated, values, shown_as),
+    replies=replies,
+  )
+  whole = evaluated_parts.merge(part, share, shares)
+  videos = {index: reply["video"] for index, reply in enumerate(whole.replies)}
+  intervals = evaluated_episode.intervals(whole.values, videos, shown_as)
+  metrics = {name: float(np.mean(list(each.values()))) for name, each in whole.values.items()}
+  metrics |= {
+    name.replace("accuracy", "accuracy_interval"): (each.high - each.low) / 2
+    for name, each in intervals.items()
+    if name.split("/")[0] == "accuracy"
+  }
+  metrics |= {name: float(np.mean(list(each.values()))) for name, each in whole.chances.items()}
   return {
-    "examples": len(evaluated),
+    "examples": len(whole.replies),
     "metrics": metrics,
     "intervals": {name: dataclasses.asdict(each) for name, each in intervals.items()},
     "shown_as": {name: each.to_json() for name, each in shown_as.items()},
-    "replies": replies,
+    "replies": whole.replies,
   }
 
 
@@ -134,19 +147,18 @@ def _played(
       tick(done)
 
 
-def _truncated(context: run_context.RunContext, rollout: records.Rollout) -> list[bool]:
+def _truncated(context: run_context.RunContext, rollout: records.Rollout, rows: int) -> list[bool]:
   """Whether a reply of each episode has as many tokens as allowed, and no end."""
   limit = context.config.rl.max_new_tokens
-  rows = zip(
-    *(np.asarray(each)[:, 0] for each in (rollout.tokens, rollout.kind, rollout.turn)), strict=True
-  )
+  arrays = (rollout.tokens, rollout.kind, rollout.turn)
+  own = zip(*(mesh_lib.local_rows(x)[:rows, 0] for x in arrays), strict=True)
   return [
     any(
       len(ids := tokens[(kind == records.Kind.MODEL) & (turn == number)]) >= limit
       and ids[-1] not in context.stop_tokens
       for number in range(context.environment.turns)
     )
-    for tokens, kind, turn in rows
+    for tokens, kind, turn in own
   ]
 
 
@@ -156,7 +168,8 @@ def _evaluated(
   """Plays and scores one episode about each example."""
   task = context.environment
   for batch in _played(context, params, "whole", name, cache):
-    items, replies, truncated = batch.items, batch.replies, _truncated(context, batch.rollout)
+    items, replies = batch.items, batch.replies
+    truncated = _truncated(context, batch.rollout, len(items))
     scores = task.score([item.example for item in items], replies)
     tokens = (replies.segment >= 0).sum(axis=(1, 2))
     for row, (item, (episode,)) in enumerate(zip(items, replies.episodes, strict=True)):
@@ -199,21 +212,26 @@ def _advantages(
   context: run_context.RunContext,
   params: PyTree,
   evaluated: Sequence[evaluated_episode.EvaluatedEpisode],
+  count: int,
   cache: vision_features.Cache,
 ) -> Iterator[dict[str, float | None]]:
-  """Computes the advantages, by segment, that an update would give to each evaluated reply.
+  """Computes the advantages, by segment, that an update would give to the first `count` replies.
 
   For this, a group is sampled for each example as in training, and the evaluated reply joins it.
   So rewards that depend on the group (T-GRPO's) depend on this one. An advantage is None where the
   segment is not scored.
   """
   config, names = context.config, context.environment.segments
-  for first in range(0, len(evaluated), config.eval.batch_size):
-    rows = evaluated[first : first + config.eval.batch_size]
+  size = config.eval.batch_size // mesh_lib.process_shard(context.mesh)[1]
+  count = min(count, len(evaluated))
+  for number in range(processes.all_max(-(-count // size))):
+    own = evaluated[number * size : min((number + 1) * size, count)]
+    rows = own or evaluated[:1]  # takes part in what the others sample
     batch = context.builder.batch(
-      [context.builder.item(a.clip, cache=cache) for a in rows], size=config.eval.batch_size
+      [context.builder.item(a.clip, cache=cache) for a in rows], size=size
     )
     featurized = vision_features.prompt_with_features(context, params, batch, cache)
+    first = number * config.eval.batch_size
     key = jax.random.fold_in(jax.random.key(config.seed), _GROUPS + first)
     group = _sample_group(
       context,
@@ -238,8 +256,8 @@ def _advantages(
       normalize_by_std=config.rl.normalize_by_std,
     )
     # Index 0 of each group is the evaluated reply.
-    own_advantages = np.asarray(all_advantages[:, 0])
-    for advantages, scored in zip(own_advantages, scores.scored[:, 0], strict=True):
+    own_advantages = np.asarray(all_advantages[: len(own), 0])
+    for advantages, scored in zip(own_advantages, scores.scored[: len(own), 0], strict=True):
       yield {
         name: float(advantage) if is_scored else None
         for name, advantage, is_scored in zip(names, advantages, scored, strict=True)

@@ -173,33 +173,36 @@ def with_chance_of_accuracy(shown_as: metric_lib.Metrics) -> metric_lib.Metrics:
 
 
 def intervals(
-  values: Values, episodes: Sequence[EvaluatedEpisode], shown_as: metric_lib.Metrics
+  values: Values, videos: Mapping[int, str], shown_as: metric_lib.Metrics
 ) -> dict[str, intervals_lib.Interval]:
-  """Computes the 95 % confidence interval of each metric whose values are within [0, 1]."""
+  """Computes the 95 % confidence interval of each metric whose values are within [0, 1].
+
+  videos: of the episodes, by index; those of one video are not independent.
+  """
   found = {}
   for name, each in values.items():
     if metric_lib.by_name(name, shown_as)[0].is_fraction and all(
       0 <= x <= 1 for x in each.values()
     ):
-      videos = [episodes[index].example.video for index in each]
-      found[name] = intervals_lib.mean_interval(list(each.values()), videos)
+      clusters = [videos[index] for index in each]
+      found[name] = intervals_lib.mean_interval(list(each.values()), clusters)
   return found
 
 
-def chance_levels(
+def chances(
   episodes: Sequence[EvaluatedEpisode], values: Values, shown_as: metric_lib.Metrics
-) -> dict[str, float]:
-  """Computes what guessing would score, for metrics that define it.
+) -> Values:
+  """Lists what guessing would score in each episode, for metrics that define it.
 
   Named `<metric>_chance`, or `<metric>_chance/<part>` for a part of a metric.
   """
-  levels = {}
+  levels: Values = {}
   for name, each in values.items():
     chance = metric_lib.by_name(name, shown_as)[0].chance
     if chance:
       head, slash, part = name.partition("/")
-      mean = float(np.mean([chance(episodes[index].example) for index in each]))
-      levels[f"{head}_chance{slash}{part}"] = mean
+      by_index = {index: float(chance(episodes[index].example)) for index in each}
+      levels[f"{head}_chance{slash}{part}"] = by_index
   return levels
 
 

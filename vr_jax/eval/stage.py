@@ -31,6 +31,7 @@ from vr_jax.eval import (
   report_table,
 )
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.parallel import processes
 from vr_jax.train import (
   config_changes,
   console,
@@ -46,7 +47,8 @@ from vr_jax.train import workdir as workdir_lib
 def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """Evaluates the policy before RL, and after RL if there is a checkpoint.
 
-  Writes the files of eval/ and report.html, and prints a table.
+  Writes the files of eval/ and report.html, and prints a table. Several processes play the episodes
+  together; the first one writes.
   """
   context = run_context.make_run_context(config, workdir)
   mesh_lib.check_batch(config.eval.batch_size, context.mesh, "config.eval.batch_size")
@@ -57,9 +59,14 @@ def evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if trained.is_dir():
       where, _ = export_stage.find_checkpoint(context, workdir, "best") if best else (trained, 0)
       _evaluate(context, workdir, "after_rl", "After RL (best)" if best else "After RL", where)
-    else:  # an earlier evaluation is of checkpoints that were deleted
+    elif processes.is_first():  # an earlier evaluation is of checkpoints that were deleted
       for suffix in (".json", ".jsonl"):
         (workdir / "eval" / f"after_rl{suffix}").unlink(missing_ok=True)
+  processes.first_alone("report", lambda: _write_report(context, workdir))
+
+
+def _write_report(context: run_context.RunContext, workdir: Path) -> None:
+  """Writes report.html from the files of eval/, and prints a table."""
   with console.doing("writing the report", announce=True):
     _write_frames(context, workdir)
     path = report.write_report(workdir)
@@ -82,7 +89,7 @@ def _evaluate(
   made_of = hashlib.sha256(
     json.dumps([_fields(context.config), str(where), step], sort_keys=True).encode()
   ).hexdigest()
-  if _is_complete(path, made_of):
+  if processes.all_min(int(_is_complete(path, made_of))):
     return
   begun = time.monotonic()
   params = (
@@ -93,6 +100,8 @@ def _evaluate(
   stage = "base" if where is None else where.name.removesuffix("_best")
   with vision_features.open_cache(context, params, workdir) as cache:
     measured = evaluate_lib.evaluate(context, params, name=title.lower(), cache=cache)
+  if not processes.is_first():
+    return
   replies = measured.pop("replies")
   about = {"name": name, "title": title, "stage": stage, "step": step, "made_of": made_of}
   about |= {"device": workdir_lib.device(), "seconds": time.monotonic() - begun}

@@ -5,11 +5,12 @@ import os
 import socket
 import sys
 import threading
+from typing import NoReturn
 
 import jax
 
 from vr_jax import errors
-from vr_jax.parallel import absent_tpu, cluster_flags
+from vr_jax.parallel import absent_tpu, cluster_flags, preemption
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
@@ -18,8 +19,8 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"
 def join(cluster: cluster_flags.Cluster) -> None:
   """Connects this process to the others of its run, if there are any. Call it before JAX starts.
 
-  If they don't come together in time, it prints a line and ends the process with exit code 2: JAX
-  would abort it without one.
+  If they don't come together in time, it prints a line and ends the process, as JAX would abort it
+  without one. The exit code is 75: a host may still come, and the same command is worth a new try.
 
   Raises InputError if the flags don't say enough.
   """
@@ -47,25 +48,26 @@ def join(cluster: cluster_flags.Cluster) -> None:
   except (RuntimeError, ValueError, OSError) as error:
     if known == "tpu" and str(error) == "coordinator_address should be defined.":
       return  # a TPU machine that is alone
-    raise errors.InputError(_line(cluster, _reason(error))) from error
+    _end(cluster, _reason(error))
   finally:
     late.cancel()
 
 
 def _give_up(cluster: cluster_flags.Cluster) -> None:
   """Ends this process, which has waited for the others long enough."""
-  reason = f"not all processes are there after {cluster.timeout} s"
-  print(f"vr-jax: {_line(cluster, reason)}", file=sys.stderr, flush=True)
-  os._exit(2)
+  _end(cluster, f"not all processes are there after {cluster.timeout} s")
 
 
-def _line(cluster: cluster_flags.Cluster, reason: str) -> str:
+def _end(cluster: cluster_flags.Cluster, reason: str) -> NoReturn:
   where = cluster.coordinator_address or "the coordinator that JAX found"
   which = "" if cluster.process_id is None else f", process {cluster.process_id}"
-  return (
-    f"{socket.gethostname()}{which}: can't join the others at {where}: {reason}; run the command "
-    "on all hosts, and let the firewall pass that port (--coordinator_address chooses another)"
+  line = (
+    f"vr-jax: {socket.gethostname()}{which}: can't join the others at {where}: {reason}; run the "
+    "command on all hosts, and let the firewall pass that port (--coordinator_address chooses "
+    "another)"
   )
+  print(line, file=sys.stderr, flush=True)
+  os._exit(preemption.EXIT_CODE)
 
 
 def _find_kind(environment: Mapping[str, str]) -> str:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 import itertools
+import json
+from typing import Any
 
 import jax
 from jax._src import distributed  # JAX has no public name for the coordinator's store
@@ -45,6 +47,25 @@ def gather_texts(text: str) -> list[str]:
     client.blocking_key_value_get(f"{exchange}/{index}", 1000 * WAIT)
     for index in range(jax.process_count())
   ]
+
+
+def all_gather_json(value: Any) -> list[Any]:
+  """The values of all processes, in order; every process must call this. value: JSON."""
+  if jax.process_count() == 1:
+    return [value]
+  own = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = all_gather(np.array([len(own)]))[:, 0]
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[: len(own)] = own
+  texts = all_gather(padded)
+  return [
+    json.loads(text[:size].tobytes()) for size, text in zip(sizes.tolist(), texts, strict=True)
+  ]
+
+
+def all_max(number: int) -> int:
+  """Maximum over processes. Every process must call this."""
+  return int(all_gather(np.array([number])).max())
 
 
 def all_min(number: int) -> int:

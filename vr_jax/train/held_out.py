@@ -10,14 +10,12 @@ its own, and the environment's counters are read and reset after it.
 from collections.abc import Mapping
 from concurrent import futures
 import dataclasses
-import json
 import math
 from pathlib import Path
 import shutil
 from typing import Any
 
 from jaxtyping import PyTree
-import numpy as np
 
 from vr_jax import errors
 from vr_jax.envs import environment as environment_lib
@@ -115,13 +113,9 @@ def _score(
 
 def _over_processes(sums: Mapping[str, list[float]]) -> dict[str, list[float]]:
   """Adds the [sum, count] of each name over all processes, which must call this together."""
-  own = np.frombuffer(json.dumps(sums).encode(), np.uint8)
-  sizes = processes.all_gather(np.array([len(own)]))[:, 0]
-  padded = np.zeros(sizes.max(), np.uint8)
-  padded[: len(own)] = own
   merged: dict[str, list[float]] = {}
-  for size, text in zip(sizes, processes.all_gather(padded), strict=True):
-    for name, (total, count) in json.loads(text[:size].tobytes()).items():
+  for each in processes.all_gather_json(sums):
+    for name, (total, count) in each.items():
       before = merged.get(name, [0.0, 0.0])
       merged[name] = [before[0] + total, before[1] + count]
   return merged
