@@ -410,12 +410,12 @@ def check_batch(prompts: int, mesh: Mesh | AbstractMesh, flag: str, *, parts: in
     )
 
 
-def local_rows(x: jax.Array) -> np.ndarray:
+def local_rows(x: jax.Array | np.ndarray) -> np.ndarray:
   """Copies this process's rows (axis 0) of a batch array to the host, in order.
 
   Raises ValueError if this process has only parts of them.
   """
-  if x.is_fully_addressable:
+  if isinstance(x, np.ndarray) or x.is_fully_addressable:
     return np.asarray(x)
   if x.sharding.shard_shape(x.shape)[1:] != x.shape[1:]:
     raise ValueError(f"an array {x.shape}, sharded as {x.sharding}, has rows in several processes")

@@ -1,9 +1,8 @@
 """Decodes sampled tokens into texts, and finds the segment that each token belongs to."""
 
 import bisect
-from typing import cast
 
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Bool, Int
 import numpy as np
 
 from vr_jax import records
@@ -27,7 +26,7 @@ def decode_replies(
   rows: decode only so many first rows; None: all.
   """
   environment, processor = dialogue.environment, dialogue.processor
-  tokens, turn = (_local_rows(x)[:rows] for x in (rollout.tokens, rollout.turn))
+  tokens, turn = (mesh_lib.local_rows(x)[:rows] for x in (rollout.tokens, rollout.turn))
   sampled = _sampled(rollout)[:rows]
   segment = np.where(sampled, 0, -1).astype(np.int32)
   episodes = []
@@ -56,7 +55,7 @@ def decode_replies(
 
 def _texts(processor: interface.Processor, rollout: records.Rollout) -> list[list[str]]:
   """The replies of episodes of one turn, [prompts][group]."""
-  tokens, sampled = _local_rows(rollout.tokens), _sampled(rollout)
+  tokens, sampled = mesh_lib.local_rows(rollout.tokens), _sampled(rollout)
   return [
     [processor.decode(row[mask]) for row, mask in zip(group, masks, strict=True)]
     for group, masks in zip(tokens, sampled, strict=True)
@@ -65,11 +64,7 @@ def _texts(processor: interface.Processor, rollout: records.Rollout) -> list[lis
 
 def _sampled(rollout: records.Rollout) -> Bool[np.ndarray, "prompts group time"]:
   """Which tokens of this process's rows were sampled."""
-  return _local_rows(rollout.kind) == records.Kind.MODEL
-
-
-def _local_rows(x: Array | np.ndarray) -> np.ndarray:
-  return mesh_lib.local_rows(cast(Array, x))  # a sampler's rollout is on devices
+  return mesh_lib.local_rows(rollout.kind) == records.Kind.MODEL
 
 
 def _segments(
