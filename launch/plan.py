@@ -51,7 +51,7 @@ def _run(argv: list[str]) -> int:
     raise errors.InputError(str(error)) from error
   if not options.topology or not any(word.startswith("--config=") for word in rest):
     raise errors.InputError(
-      "needs --config=configs/<recipe>.py:<size> and --topology=<generation>:<shape>"
+      "needs --config=configs/<recipe>.py:<size> and --topology=<slice>, as v5p-16 or v5p:2x2x2"
     )
   # A plan has no workdir; the entry point's own parser reads the rest and checks each field.
   config, _, _ = vr_jax.parse_flags(["launch/plan.py", "--workdir=.", *rest])

@@ -7,7 +7,7 @@ import os
 
 import jax
 
-from launch import chips
+from launch import chips, slices
 from vr_jax import errors
 
 
@@ -49,10 +49,15 @@ def prepare() -> None:
 
 
 def find(name: str) -> Slice:
-  """The slice of a topology: `v5p:4x4x4` and the like.
+  """The slice of a topology, `v5p:4x4x4`, or of Google Cloud's name for one, `v5p-128`.
 
   Raises InputError where there is no such topology, or no TPU compiler.
   """
+  if ":" not in name:
+    named = slices.parse(name, "--topology")
+    if named.count > 1:
+      raise errors.InputError(f"--topology={name}: a plan is of one slice, not of {named.count}")
+    name = f"{named.generation}:{named.topology}"
   generation, _, shape = name.partition(":")
   if generation not in chips.CHIPS:
     raise errors.InputError(f"--topology={name}: unknown; {known()}")
@@ -85,4 +90,4 @@ def find(name: str) -> Slice:
 def known() -> str:
   """The topologies that exist, on one line."""
   names = (f"{name}:{{{','.join(chip.shapes)}}}" for name, chip in chips.CHIPS.items())
-  return f"known are {', '.join(names)}"
+  return f"known are {', '.join(names)}, or Google Cloud's names, as v5p-16"

@@ -22,7 +22,7 @@ def refused(capsys, *flags: str) -> str:
 
 
 def test_an_unknown_topology_is_answered_with_the_known_ones(capsys):
-  for name in ("v9:2x2", "v5p-16", "", "nonsense"):
+  for name in ("v9:2x2", "v5p-17", "2xv5p-64", "", "nonsense"):
     line = refused(capsys, f"{CONFIG}:tiny", f"--topology={name}", "--config.rl.steps=1")
     assert "topology" in line
   line = refused(capsys, f"{CONFIG}:tiny", "--topology=v9:2x2")
@@ -36,7 +36,8 @@ def test_a_shape_that_no_slice_has_is_refused(capsys, name):
 
 
 @pytest.mark.parametrize(
-  ("name", "devices"), [("v5e:2x4", 8), ("v6e:2x4", 8), ("v5p:2x2x2", 8), ("tpu7x:2x2x1", 8)]
+  ("name", "devices"),
+  [("v5e:2x4", 8), ("v6e-8", 8), ("v5p:2x2x2", 8), ("v5p-16", 8), ("tpu7x-8", 8)],
 )
 def test_every_chip_of_a_slice_has_its_place(name, devices):
   where = topology.find(name)
