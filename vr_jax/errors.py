@@ -1,5 +1,6 @@
 """Errors for the user: the message is one line, and the command prints it without a traceback."""
 
+import re
 import unicodedata
 
 
@@ -26,6 +27,18 @@ class Preempted(BaseException):
   The command line prints the message and exits with code 75, so that whoever started it starts it
   again.
   """
+
+
+def check_path(flag: str, path: str) -> None:
+  """Raises InputError for an address such as gs://bucket/run, which is not a path of this machine.
+
+  flag: that gave it. Written to, it would become a directory named `gs:`.
+  """
+  if re.match(r"[a-z][a-z0-9+.-]*://", path):
+    raise InputError(
+      f"{flag}={path}: is no path on this machine; mount the bucket (gcsfuse, docs/tpu.md) and give "
+      "the path there"
+    )
 
 
 def printable(text: str) -> str:

@@ -259,6 +259,7 @@ def _values(argv: Sequence[str]) -> flags.FlagValues:
   workdir = [word for word in argv if word.startswith("--workdir=")]
   if not workdir:
     raise errors.InputError("needs --config=<recipe>:<size> and --workdir=<directory>")
+  errors.check_path("--workdir", workdir[-1].removeprefix("--workdir="))
   if any(word.startswith("--config=") for word in argv):
     return parse_recipe(argv)
   return parse_run(argv, Path(workdir[-1].removeprefix("--workdir=")))

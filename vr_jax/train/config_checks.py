@@ -1,6 +1,7 @@
 """Checks a whole config before anything runs: each field, then combinations of fields."""
 
 from collections.abc import Callable, Iterator
+import functools
 import re
 from typing import Any
 
@@ -9,7 +10,7 @@ import ml_collections
 from vr_jax import config_fields, errors, optional_sections, schema
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
-from vr_jax.train import paths, wandb_log
+from vr_jax.train import config_changes, paths, wandb_log
 
 Problems = Iterator[errors.InputError]
 
@@ -35,6 +36,7 @@ def problems(config: ml_collections.ConfigDict) -> Problems:
       for problem in schema.problems(config[name], section, f"config.{name}")
     ),
     *schema.problems(config.env, recipe, "config.env"),
+    *_addresses(config),
   ]
   if alone:
     yield from alone
@@ -51,6 +53,13 @@ def problems(config: ml_collections.ConfigDict) -> Problems:
       f"--config.mesh={config.mesh}: needs four numbers (data, fsdp, sequence, tensor), "
       "at most one -1"
     )
+
+
+def _addresses(config: ml_collections.ConfigDict) -> Problems:
+  """Yields an error for each path that is the address of something elsewhere."""
+  for name, value in config_changes.flatten(config.to_dict()).items():
+    if isinstance(value, str) and not name.endswith(".base_url"):
+      yield from as_problems(functools.partial(errors.check_path, f"--config.{name}", value))
 
 
 def as_problems(check: Callable[[], object]) -> Problems:
