@@ -16,7 +16,7 @@ PACKAGE = ROOT / "vr_jax"
 GROUND = frozenset(
   (
     *("records", "errors", "atomic", "model_endpoint"),
-    *("schema", "user_code", "run_length", "frame_times"),
+    *("schema", "user_code", "run_length", "frame_times", "process_state"),
   )
 )
 ALL_ROOMS = frozenset(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
@@ -29,6 +29,8 @@ MAY_USE = {
   "user_code": frozenset(),
   "run_length": frozenset(),
   "frame_times": frozenset(),
+  "process_state": frozenset(),
+  "status": frozenset(),
   "model_fields": frozenset(),
   "output_fields": frozenset({"model_fields"}),
   "config_fields": frozenset({"model_fields", "output_fields"}),
@@ -48,7 +50,7 @@ MAY_USE = {
   "train": ALL_ROOMS - {"traces", "eval"} | {"base_config", "config_fields", "optional_sections"},
   "traces": ALL_ROOMS - {"eval"} | {"base_config", "config_fields", "optional_sections"},
   "eval": ALL_ROOMS,
-  "main": ALL_ROOMS | {"ask", "segment", "recipe_config", "overrides"},
+  "main": ALL_ROOMS | {"ask", "segment", "status", "recipe_config", "overrides"},
   "segment": ALL_ROOMS | {"ask"},
   "ask": ALL_ROOMS | {"main", "recipe_config"},
   "__init__": frozenset(),

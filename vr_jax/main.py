@@ -29,7 +29,8 @@ goes on.
 
 `vr-jax ask VIDEO "question" --checkpoint=runs/demo` puts a question to a trained policy
 (vr_jax/ask.py). `vr-jax segment VIDEO "query" --checkpoint=runs/mine --sam2=WEIGHTS` writes the
-masks of what a query means (vr_jax/segment.py).
+masks of what a query means (vr_jax/segment.py). `vr-jax status runs/demo` says where a run is
+(vr_jax/status.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,7 +48,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from vr_jax import errors, overrides, recipe_config
+from vr_jax import errors, overrides, recipe_config, status
 from vr_jax.parallel import cluster_flags
 
 MODES = ("data", "sft", "rl", "eval", "all", "traces", "filter", "export", "check")
@@ -142,6 +143,8 @@ def _run_command(words: Sequence[str]) -> int:
       from vr_jax import segment  # here, because segment imports this module
 
       segment.segment(words[1:])
+    elif words[1:2] == ["status"]:
+      status.status(words[1:])
     elif "--mode=check" in words:
       return check(words)
     else:
@@ -199,6 +202,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
     compilations,
     config_checks,
     console,
+    health,
     judge_factory,
     model_checks,
     preflight,
@@ -215,7 +219,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   processes.first_alone("claim", lambda: workdir_lib.claim(workdir, config, mode))
   cache = compilations.use_cache(workdir)
   preflight.check(config, workdir, mode, cache)
-  with console.heartbeat(), compilations.announced(cache, compilations.network(config)):
+  timeout = config.log.hang_timeout
+  with (
+    console.heartbeat(),
+    health.watched(workdir, timeout),
+    compilations.announced(cache, compilations.network(config)),
+  ):
     _run_stages(config, workdir, mode)
 
 

@@ -38,6 +38,12 @@ class LogSection:
     "[1, inf)",
     only_with="rollouts_every",
   )
+  hang_timeout: float = field(
+    1800.0,
+    "Seconds without any progress after which a process ends itself and leaves the stacks of its "
+    "threads in <workdir>/health; 0: never.",
+    "[0, inf)",
+  )
   completions_every: int = field(
     20,
     "Two replies are shown every so many steps of RL: on the terminal and, with their frames, in "

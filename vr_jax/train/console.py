@@ -209,6 +209,39 @@ def _line_stream() -> io.TextIOBase | TextIO | None:
   return None if _tasks else sys.stderr
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Snapshot:
+  """What a process is doing: its innermost task and what it waits for, for how many seconds."""
+
+  task: str
+  done: int
+  total: int | None
+  activity: str
+  seconds: float
+
+
+def snapshot() -> Snapshot:
+  """What this process is doing now. Any thread may call it."""
+  task, activity = next(iter(_tasks[-1:]), None), _innermost()
+  return Snapshot(
+    task=task.name if task else "",
+    done=task.done if task else 0,
+    total=task.total if task else None,
+    activity=activity.text if activity else "",
+    seconds=time.monotonic() - activity.started if activity else 0.0,
+  )
+
+
+def progress_mark() -> tuple[object, ...]:
+  """Another value than before if anything has begun, ended or advanced. Any thread may call it."""
+  activity = _innermost()
+  return (
+    *((id(task), task.done) for task in list(_tasks)),
+    id(activity),
+    activity and activity.started,
+  )
+
+
 def _innermost() -> Activity | None:
   return next(iter(_activities[-1:]), None)
 

@@ -6,6 +6,7 @@ data/            frame store and examples (unless config.data.directory says whe
 checkpoints/     one directory a stage
 metrics.jsonl    one object a line: stage, step, values
 tensorboard/     the same for TensorBoard
+health/          what each process is doing, for `vr-jax status`; stacks of one that hung
 rollouts/        one file a step of RL: prompts, replies, rewards, advantages
 eval/            an evaluation: metrics in a JSON file, replies in a file of JSON lines
 report.html      the report
@@ -29,6 +30,7 @@ import vr_jax
 from vr_jax import atomic, config_fields, errors, optional_sections, schema
 from vr_jax.train import config_changes
 
+_NO_RESULTS = ("config.json", "compilations", "health")
 PACKAGES = (
   "jax",
   "jaxlib",
@@ -106,7 +108,7 @@ def _made_anything(workdir: Path, written: dict[str, Any]) -> bool:
   If not, the config may still be changed: perhaps its first start failed on bad input.
   """
   elsewhere = config_changes.flatten(written).get("data.directory")
-  places = [path for path in workdir.iterdir() if path.name not in ("config.json", "compilations")]
+  places = [path for path in workdir.iterdir() if path.name not in _NO_RESULTS]
   places += [Path(elsewhere)] if elsewhere else []
   # The search ends at the first file, and does not list a whole frame store at each start.
   return any(

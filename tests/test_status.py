@@ -1,0 +1,156 @@
+"""Where a run is, told without JAX; and the end of a process in which nothing happens."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.train import nano
+from vr_jax import errors, main, process_state, status
+
+NOW = 1_000_000.0
+FINE = tuple(
+  process_state.ProcessState(
+    host=f"host-{index}",
+    process=index,
+    pid=7,
+    time=NOW - 3,
+    state="running",
+    task="rl",
+    done=12,
+    total=60,
+    activity="updating the policy",
+    seconds=4.0,
+  )
+  for index in range(4)
+)
+
+
+def write(workdir, states):
+  for each in states:
+    file = process_state.path(workdir, each.process)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(dataclasses.asdict(each)))
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  config = {"recipe": "moss_chatv", "rl": {"steps": 60}, "sft": {"steps": 9}}
+  (tmp_path / "config.json").write_text(json.dumps({"config": config}))
+  lines = [
+    {"stage": "rl", "step": step, "values": {"perf/time/step": 30.0, "rewards/total/mean": 1.5}}
+    for step in (11, 12)
+  ]
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  (tmp_path / "metrics.jsonl").write_text(text + '{"stage": "rl", "st')  # being written
+  (tmp_path / "rollouts").mkdir()
+  group = {"step": 12, "question": "What?", "replies": [{"text": "<answer>red</answer>\x1b[2J"}]}
+  (tmp_path / "rollouts" / "step-000012.jsonl").write_text(json.dumps(group) + "\n")
+  return tmp_path
+
+
+def test_a_run_says_where_it_is(workdir, capsys):
+  write(workdir, FINE)
+  assert main.cli(["vr-jax", "status", str(workdir)]) == 0
+  told = capsys.readouterr().out
+  assert "rl: step 12 of 60, 30 s a step, 24 min left" in told
+  assert "rewards/total 1.5" in told
+  assert "<answer>red</answer>" in told and "\x1b[2J" not in told
+  lines = list(status.report(workdir, {"recipe": "x", "rl": {"steps": 60}}, NOW))
+  assert "process 2 on host-2: running, rl 12 of 60, updating the policy for 4 s, 3 s ago" in lines
+
+
+def test_a_process_that_ended_or_is_silent_is_told_with_its_last_words(workdir):
+  changes = ({"time": NOW - 200}, {"state": "failed", "error": "data/x: broken"}, {}, {})
+  write(workdir, [dataclasses.replace(a, **b) for a, b in zip(FINE, changes, strict=True)])
+  lines = list(status.report(workdir, {}, NOW))
+  assert (
+    "process 0 on host-0: silent since 3 min; it was at: rl 12 of 60, updating the"
+    in "\n".join(lines)
+  )
+  assert "process 1 on host-1: failed 3 s ago: data/x: broken" in lines
+
+
+def test_no_workdir_is_one_line(tmp_path, capsys):
+  for words, says in (
+    ([], "needs one workdir"),
+    ([str(tmp_path)], "is no workdir of a run"),
+    (["gs://b/run"], "is no path on this machine"),
+  ):
+    assert main.cli(["vr-jax", "status", *words]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("changes", "late"),
+  [
+    ({}, []),
+    ({1: {"time": NOW - 100}}, [1]),
+    ({2: {"state": "failed"}}, [2]),
+    ({3: {"done": 11}}, [3]),
+    ({0: {"activity": "reading the next batch"}}, [0]),
+    ({0: {"activity": "a"}, 1: {"activity": "b"}}, []),  # nobody can tell
+    ({1: {"time": NOW - 100}, 3: {"done": 11}}, [1]),
+  ],
+)
+def test_the_process_that_the_others_wait_for_is_found(changes, late):
+  states = [dataclasses.replace(each, **changes.get(each.process, {})) for each in FINE]
+  assert [each.process for each in process_state.find_late(states, NOW)] == late
+
+
+HANG = """
+import pathlib, sys, time
+from vr_jax.train import console, health
+health.PERIOD = 0.1
+
+def waits_for_ever():
+  time.sleep(600)
+
+with health.watched(pathlib.Path(sys.argv[1]), 1.0), console.progress("rl", 60) as tick:
+  for step in range(1, 4):
+    time.sleep(0.7)
+    tick(step)
+  with console.doing("sampling replies"):
+    waits_for_ever()
+"""
+
+
+def test_a_process_in_which_nothing_happens_ends_with_its_stacks(tmp_path):
+  late = dataclasses.replace(FINE[1], done=2, time=4e9)
+  write(tmp_path, [late])
+  code = HANG.replace("health.PERIOD", "import jax; jax.process_count = lambda: 2; health.PERIOD")
+  done = subprocess.run(
+    [sys.executable, "-c", code, str(tmp_path)],
+    cwd=nano.ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
+  assert done.returncode == 1
+  (line,) = [each for each in done.stderr.splitlines() if each.startswith("vr-jax: ")]
+  assert "nothing has happened for" in line and "(rl 3 of 60, sampling replies for" in line
+  assert "waited for process 1 on host-1 (rl 2 of 60" in line
+  assert "waits_for_ever" in (tmp_path / "health" / "0.stacks").read_text()
+  own = process_state.read_all(tmp_path)[0]
+  assert own.state == "failed" and own.error in line
+
+
+def test_a_run_leaves_word_of_how_it_ended(tmp_path):
+  from vr_jax.train import health
+
+  with health.watched(tmp_path, 0.0):
+    (running,) = process_state.read_all(tmp_path)
+    assert (running.state, running.pid) == ("running", os.getpid())
+  assert process_state.read_all(tmp_path)[0].state == "done"
+  for error, state in (
+    (errors.InputError("x: bad"), "failed"),
+    (errors.Preempted("y"), "preempted"),
+  ):
+    with pytest.raises(type(error)), health.watched(tmp_path, 0.0):
+      raise error
+    assert process_state.read_all(tmp_path)[0].state == state

@@ -1,0 +1,82 @@
+"""What each process of a run is doing, in <workdir>/health/<process>.json; without JAX.
+
+A process writes its file every few seconds (train/health.py); `vr-jax status` (status.py) and the
+watch over processes that hang read them.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+from pathlib import Path
+
+DIRECTORY = "health"
+SILENT = 60.0  # seconds without a new file after which a process counts as silent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessState:
+  """What a process is doing.
+
+  time: when this was written, seconds since 1970.
+  state: running, done, failed or preempted.
+  task: what has a bar: a stage, a download; "" if there is none. done, total: its count.
+  activity: what it waits for, and for how many seconds so far.
+  error: the line that it ended with.
+  """
+
+  host: str
+  process: int
+  pid: int
+  time: float
+  state: str
+  task: str
+  done: int
+  total: int | None
+  activity: str
+  seconds: float
+  error: str = ""
+
+  @property
+  def place(self) -> str:
+    """Task and activity, as a person says them."""
+    count = f" {self.done}" + (f" of {self.total}" if self.total else "") if self.task else ""
+    waits = f"{self.activity} for {self.seconds:.0f} s" if self.activity else ""
+    return ", ".join(filter(None, (f"{self.task}{count}", waits))) or "at work"
+
+
+def path(workdir: Path, process: int) -> Path:
+  """The file of a process."""
+  return workdir / DIRECTORY / f"{process}.json"
+
+
+def read_all(workdir: Path) -> list[ProcessState]:
+  """The states of all processes that have a readable file, in order."""
+  found = []
+  for file in (workdir / DIRECTORY).glob("*.json"):
+    try:
+      found.append(ProcessState(**json.loads(file.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError):
+      continue  # it is being written, or of another version
+  return sorted(found, key=lambda each: each.process)
+
+
+def find_late(states: Sequence[ProcessState], now: float) -> list[ProcessState]:
+  """The processes that the others wait for: those that are silent, else those behind in a task.
+
+  None if all are at the same place: then they wait for each other.
+  """
+  running = [each for each in states if each.state == "running"]
+  silent = [each for each in running if now - each.time > SILENT]
+  if silent:
+    return silent
+  ended = [each for each in states if each.state in ("failed", "preempted")]
+  if ended:
+    return ended
+  furthest = max((each.done for each in running), default=0)
+  behind = [each for each in running if each.done < furthest]
+  if behind:
+    return behind
+  activities = [each.activity for each in running]
+  common = max(set(activities), key=activities.count, default="")
+  alone = [each for each in running if each.activity != common]
+  return alone if 2 * len(alone) < len(running) else []

@@ -1,0 +1,120 @@
+"""`vr-jax status WORKDIR`: where a run is, how fast it goes, and what it last said; without JAX.
+
+vr-jax status runs/demo
+"""
+
+from collections.abc import Iterator, Sequence
+import json
+from pathlib import Path
+import sys
+import time
+from typing import Any
+
+from vr_jax import errors, process_state
+
+_RECENT = 10  # steps whose mean time is the rate
+_SHOWN = ("accuracy", "loss", "key_frame_value", "box_iou", "kl")
+_LONGEST = 400  # characters of a reply
+
+
+def status(words: Sequence[str]) -> None:
+  """Prints the status of the run in a directory.
+
+  words: the command line after `vr-jax`.
+
+  Raises errors.InputError if it is no workdir.
+  """
+  if len(words) != 2 or words[1].startswith("-"):
+    raise errors.InputError("status: needs one workdir: vr-jax status runs/demo")
+  errors.check_path("status", words[1])
+  workdir = Path(words[1])
+  try:
+    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise errors.InputError(
+      f"{workdir}: is no workdir of a run (no readable config.json)"
+    ) from error
+  for line in report(workdir, config, time.time()):
+    sys.stdout.write(errors.printable(line) + "\n")
+
+
+def report(workdir: Path, config: dict[str, Any], now: float) -> Iterator[str]:
+  """Yields the lines of the status. now: seconds since 1970."""
+  yield f"{workdir}: {config.get('recipe')}"
+  steps = _steps(workdir)
+  if steps:
+    yield from _progress(steps, config)
+  states = process_state.read_all(workdir)
+  for each in states:
+    age = now - each.time
+    said = f"{each.state}, {each.place}, {_duration(age)} ago"
+    if each.state != "running":
+      said = f"{each.state} {_duration(age)} ago{f': {each.error}' if each.error else ''}"
+    elif age > process_state.SILENT:
+      said = f"silent since {_duration(age)}; it was at: {each.place}"
+    yield f"process {each.process} on {each.host}: {said}"
+  if not states:
+    yield "no process has said yet what it does"
+  yield from _last_completion(workdir)
+
+
+def _progress(steps: list[dict[str, Any]], config: dict[str, Any]) -> Iterator[str]:
+  """Step, rate, time left and the last metrics."""
+  last = steps[-1]
+  stage, step = last["stage"], last["step"]
+  total = config.get(stage, {}).get("steps")
+  recent = [each["values"] for each in steps if each["stage"] == stage][-_RECENT:]
+  times = [each["perf/time/step"] for each in recent if each.get("perf/time/step")]
+  line = f"{stage}: step {step}" + (f" of {total}" if total else "")
+  if times:
+    seconds = sum(times) / len(times)
+    line += f", {seconds:.3g} s a step"
+    if total and step < total:
+      line += f", {_duration((total - step) * seconds)} left"
+  yield line
+  shown = {
+    name: value
+    for name, value in last["values"].items()
+    if value is not None
+    and (name in _SHOWN or (name.startswith("rewards/") and name.endswith("/mean")))
+  }
+  if shown:
+    yield "  " + "  ".join(f"{name.removesuffix('/mean')} {v:.3g}" for name, v in shown.items())
+
+
+def _last_completion(workdir: Path) -> Iterator[str]:
+  """The first reply of the last step whose rollouts are there."""
+  files = sorted((workdir / "rollouts").glob("step-*.jsonl"))
+  if not files:
+    return
+  try:
+    with files[-1].open(encoding="utf-8") as lines:
+      group = json.loads(next(lines))
+    reply = group["replies"][0]
+    text, total = str(reply["text"]), reply.get("rewards", {}).get("total")
+  except (OSError, ValueError, KeyError, IndexError, StopIteration):
+    return  # it is being written
+  yield f"a reply of step {group['step']} to {group['question']!r} (reward {total}):"
+  yield from (f"  {line}" for line in text[:_LONGEST].splitlines())
+
+
+def _steps(workdir: Path) -> list[dict[str, Any]]:
+  """The lines of metrics.jsonl that are whole."""
+  try:
+    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+  except OSError:
+    return []
+  found = []
+  for line in lines:
+    try:
+      found.append(json.loads(line))
+    except ValueError:
+      continue  # the last one, while it is written
+  return found
+
+
+def _duration(seconds: float) -> str:
+  if seconds < 90:
+    return f"{seconds:.0f} s"
+  minutes = round(seconds / 60)
+  return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,120 @@
+"""Writes what this process is doing to its file, and ends it if nothing happens for too long.
+
+A process that waits in a collective operation for one that is gone or stuck would wait for ever.
+So each process looks at itself: where its task and what it waits for have not changed for
+config.log.hang_timeout, it writes the stacks of its threads to <workdir>/health/<process>.stacks,
+names the process that the others wait for, and ends with exit code 1. Whoever started it starts it
+again.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import faulthandler
+import json
+import os
+from pathlib import Path
+import socket
+import sys
+import threading
+import time
+
+import jax
+
+from vr_jax import atomic, errors, process_state
+from vr_jax.parallel import processes
+from vr_jax.train import console
+
+PERIOD = 5.0  # seconds between two files
+
+
+@contextlib.contextmanager
+def watched(workdir: Path, hang_timeout: float) -> Iterator[None]:
+  """Within it, this process's file says what it does; at the end, how it ended.
+
+  hang_timeout: seconds without any progress after which the process is ended; 0: never.
+  """
+  watch = _HealthWatch(workdir, hang_timeout)
+  if processes.is_first():  # of an earlier start with more processes
+    for each in process_state.read_all(workdir):
+      if each.process >= jax.process_count():
+        process_state.path(workdir, each.process).unlink(missing_ok=True)
+  watch.write("running")
+  thread = threading.Thread(target=watch.run, name="health", daemon=True)
+  thread.start()
+  state, error = "done", ""
+  try:
+    yield
+  except errors.Preempted as preempted:
+    state, error = "preempted", str(preempted)
+    raise
+  except BaseException as failure:
+    state, error = "failed", errors.printable(str(failure) or type(failure).__name__)
+    raise
+  finally:
+    watch.stop.set()
+    thread.join()
+    watch.write(state, error)
+
+
+class _HealthWatch:
+  """The thread that writes the file and looks at the clock."""
+
+  def __init__(self, workdir: Path, hang_timeout: float) -> None:
+    self.stop = threading.Event()
+    self._workdir, self._hang_timeout = workdir, hang_timeout
+    self._host, self._process = socket.gethostname(), jax.process_index()
+
+  def run(self) -> None:
+    """Writes every PERIOD, until the watch is stopped or nothing has happened for too long."""
+    last, since = console.progress_mark(), time.monotonic()
+    while not self.stop.wait(PERIOD):
+      mark = console.progress_mark()
+      if mark != last:
+        last, since = mark, time.monotonic()
+      self.write("running")
+      if self._hang_timeout and time.monotonic() - since > self._hang_timeout:
+        self._end(time.monotonic() - since)
+
+  def write(self, state: str, error: str = "") -> None:
+    """Writes the file. A disk that is full for a moment is no reason to stop a run."""
+    content = json.dumps(dataclasses.asdict(self._state(state, error)))
+    file = process_state.path(self._workdir, self._process)
+    with contextlib.suppress(OSError):
+      file.parent.mkdir(parents=True, exist_ok=True)
+      with atomic.file(file) as partial:
+        partial.write_text(content + "\n", encoding="utf-8")
+
+  def _state(self, state: str, error: str = "") -> process_state.ProcessState:
+    now = console.snapshot()
+    return process_state.ProcessState(
+      host=self._host,
+      process=self._process,
+      pid=os.getpid(),
+      time=time.time(),
+      state=state,
+      task=now.task,
+      done=now.done,
+      total=now.total,
+      activity=now.activity,
+      seconds=round(now.seconds, 1),
+      error=error,
+    )
+
+  def _end(self, seconds: float) -> None:
+    """Ends a process in which nothing happens, with its stacks and the name of the late one."""
+    stacks = process_state.path(self._workdir, self._process).with_suffix(".stacks")
+    with contextlib.suppress(OSError), stacks.open("w", encoding="utf-8") as file:
+      faulthandler.dump_traceback(file=file, all_threads=True)
+    own = self._state("running")
+    late = process_state.find_late(process_state.read_all(self._workdir), time.time())
+    names = ", ".join(f"process {each.process} on {each.host} ({each.place})" for each in late)
+    others = f"; waited for {names}" if late else ""
+    error = (
+      f"process {self._process} on {self._host}: nothing has happened for "
+      f"{console.duration(seconds)} ({own.place}){others}; stacks are in {stacks}; the same "
+      "command goes on from the last checkpoint"
+    )
+    self.write("failed", error)
+    print(errors.printable(f"vr-jax: {error}"), file=sys.stderr, flush=True)
+    os._exit(1)
