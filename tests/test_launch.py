@@ -5,6 +5,7 @@ import json
 import operator
 import os
 from pathlib import Path
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,30 @@ def test_each_process_writes_the_rollouts_that_it_scored(runs):
 def test_processes_keep_the_best_checkpoint_together(runs):
   kept = [sorted(p.name for p in (w / "checkpoints" / "rl_best").iterdir()) for w in runs]
   assert kept == [["2"], ["2"]]
+
+
+def test_a_checkpoint_goes_on_with_other_devices_and_processes(runs, tmp_path):
+  """Two processes of a device each, then one of four: as two devices that stay two."""
+  found = []
+  for number, (workdir, devices) in enumerate(zip(runs, (2, 4), strict=True)):
+    own = tmp_path / str(number)
+    shutil.copytree(workdir, own)
+    data = f"--config.data.directory={runs[0].parent / 'data'}"
+    initial = f"--config.rl.init_checkpoint={runs[0].parent / 'start' / 'checkpoints' / 'sft'}"
+    done = launch(own, "rl", data, initial, "--config.rl.steps=4", processes=1, devices=devices)
+    assert done.returncode == 0, done.stderr
+    lines = [reproducible(line) for line in metrics.read(own / "metrics.jsonl")]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    groups = (own / "rollouts" / "step-000003.jsonl").read_text().splitlines()
+    replies = [
+      (group["example"], [reply["text"] for reply in group["replies"]])
+      for group in map(json.loads, groups)
+    ]
+    found.append((lines, replies))
+  (two, texts_of_two), (four, texts_of_four) = found
+  assert texts_of_four == texts_of_two
+  for one, other in zip(two, four, strict=True):
+    assert other["values"] == pytest.approx(one["values"], rel=1e-4, abs=1e-6)
 
 
 def test_processes_play_learn_and_count_episodes_as_one_does(tmp_path):
