@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -154,3 +157,25 @@ def test_a_run_leaves_word_of_how_it_ended(tmp_path):
     with pytest.raises(type(error)), health.watched(tmp_path, 0.0):
       raise error
     assert process_state.read_all(tmp_path)[0].state == state
+
+
+def test_a_second_run_in_a_workdir_is_refused_while_the_first_is_alive(tmp_path, monkeypatch):
+  from vr_jax.train import health
+
+  monkeypatch.setattr(health, "PERIOD", 0.2)
+  here = dataclasses.replace(FINE[0], host=socket.gethostname(), pid=os.getppid(), time=time.time())
+  write(tmp_path, [here])
+  began = time.monotonic()
+  health.check_alone(tmp_path)  # it is not renewed
+  assert 0.4 < time.monotonic() - began < 5
+  renewed = dataclasses.replace(here, time=time.time() + 1)
+  threading.Timer(0.1, write, (tmp_path, [renewed])).start()
+  with pytest.raises(errors.InputError, match=r"another run works in it \(process 0 on .*rl 12 of"):
+    health.check_alone(tmp_path)
+  gone = subprocess.Popen([sys.executable, "-c", ""])
+  gone.wait()
+  for change in ({"pid": gone.pid}, {"state": "done"}, {"time": time.time() - 100}):
+    write(tmp_path, [dataclasses.replace(here, **change)])
+    began = time.monotonic()
+    health.check_alone(tmp_path)
+    assert time.monotonic() - began < 0.3

@@ -216,6 +216,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   model_checks.check(config, workdir, mode)
   if mode in ("rl", "eval", "traces", "all") and "judge" in config:
     judge_factory.check(config, workdir)
+  processes.first_alone("alone", lambda: health.check_alone(workdir))
   processes.first_alone("claim", lambda: workdir_lib.claim(workdir, config, mode))
   cache = compilations.use_cache(workdir)
   preflight.check(config, workdir, mode, cache)

@@ -28,6 +28,43 @@ from vr_jax.train import console
 PERIOD = 5.0  # seconds between two files
 
 
+def check_alone(workdir: Path) -> None:
+  """Raises InputError if another run works in this workdir: if its files are renewed.
+
+  It waits to see that, unless it knows that the process is gone: two periods after a kill.
+  """
+  seen = {each.process: each for each in process_state.read_all(workdir) if _may_run(each)}
+  end = time.monotonic() + (2 * PERIOD + 1 if seen else 0)
+  while seen and time.monotonic() < end:
+    for each in process_state.read_all(workdir):
+      before = seen.get(each.process)
+      if before and each.state != "running":
+        del seen[each.process]
+      elif before and each.time > before.time:
+        raise errors.InputError(
+          f"--workdir={workdir}: another run works in it (process {each.process} on {each.host}, "
+          f"pid {each.pid}: {each.place}); end that one, or choose another --workdir"
+        )
+    time.sleep(PERIOD / 10)
+
+
+def _may_run(state: process_state.ProcessState) -> bool:
+  """Whether the process may still be there."""
+  if state.state != "running" or time.time() - state.time > process_state.SILENT:
+    return False
+  if state.host != socket.gethostname():
+    return True
+  if state.pid == os.getpid():
+    return False  # an earlier container had the same name and number
+  try:
+    os.kill(state.pid, 0)
+  except ProcessLookupError:
+    return False
+  except OSError:
+    pass  # it belongs to somebody else
+  return True
+
+
 @contextlib.contextmanager
 def watched(workdir: Path, hang_timeout: float) -> Iterator[None]:
   """Within it, this process's file says what it does; at the end, how it ended.
