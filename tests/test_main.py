@@ -81,6 +81,8 @@ def test_the_mode_is_a_flag(mode):
   [
     ("--workdir=gs://bucket/run", "--workdir=gs://bucket/run: is no path on this machine; mount"),
     ("--config.data.videos=s3://b/v", "--config.data.videos=s3://b/v: is no path on this machine"),
+    ("--config.log.profile_steps=5", "--config.log.profile_steps=5: needs the first and the last"),
+    ("--config.log.profile_steps=7:5", "--config.log.profile_steps=7:5: needs the first and the"),
     ("--config.rl.learning_rat=1", "config.rl.learning_rate"),
     ("--config.rll.steps=1", "config.rl"),
     ("--config.sft.batch_siz=1", "config.sft.batch_size"),

@@ -44,6 +44,11 @@ class LogSection:
     "threads in <workdir>/health; 0: never.",
     "[0, inf)",
   )
+  profile_steps: str = field(
+    "",
+    "First and last step to profile, as 10:15, in each stage that has them; empty: none. Traces "
+    "for XProf, TensorBoard and Perfetto are in <workdir>/profile.",
+  )
   completions_every: int = field(
     20,
     "Two replies are shown every so many steps of RL: on the terminal and, with their frames, in "

@@ -48,12 +48,12 @@ def _arguments(workdir: Path) -> list[str]:
   return nano.arguments(workdir, "--config.eval.blind=False", "--config.eval.shuffled_frames=False")
 
 
-def _start(workdir: Path):
-  return nano.start(_arguments(workdir), module="tests.train.counting")
+def _start(workdir: Path, *more: str):
+  return nano.start([*_arguments(workdir), *more], module="tests.train.counting")
 
 
-def _finish(workdir: Path) -> None:
-  process = _start(workdir)
+def _finish(workdir: Path, *more: str) -> None:
+  process = _start(workdir, *more)
   _, errors = process.communicate(timeout=SECONDS)
   assert process.returncode == 0, errors
 
@@ -72,7 +72,7 @@ def _interrupt(workdir: Path, moment: Callable[[Path], bool], number: signal.Sig
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory) -> Path:
   workdir = tmp_path_factory.mktemp("untouched")
-  _finish(workdir)
+  _finish(workdir, "--config.log.profile_steps=2:3")
   return workdir
 
 
@@ -109,6 +109,13 @@ def test_a_machine_that_is_taken_away_first_saves_the_step_that_it_is_in(interru
   _, said = interrupted[1]["before RL's first checkpoint"]
   step = re.search(r"vr-jax: SIGTERM: rl is saved at step (\d); the same command goes on", said)
   assert step and 1 <= int(step[1]) <= 2, said
+
+
+def test_each_stage_has_a_trace_of_the_steps_that_were_asked_for(untouched):
+  for stage in ("sft", "rl"):
+    for name in ("*.xplane.pb", "perfetto_trace.json.gz"):
+      (trace,) = (untouched / "profile" / stage).rglob(name)
+      assert trace.stat().st_size > 1000
 
 
 def test_metrics_are_those_of_the_run_that_was_not_killed(interrupted, untouched):

@@ -10,7 +10,7 @@ import ml_collections
 from vr_jax import config_fields, errors, optional_sections, schema
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
-from vr_jax.train import config_changes, paths, wandb_log
+from vr_jax.train import config_changes, paths, profiling, wandb_log
 
 Problems = Iterator[errors.InputError]
 
@@ -47,6 +47,7 @@ def problems(config: ml_collections.ConfigDict) -> Problems:
     yield error
     return
   yield from _check_together(config, environment)
+  yield from as_problems(lambda: profiling.parse_steps(config.log.profile_steps))
   yield from as_problems(lambda: recipe.check_config(config))
   if len(config.mesh) != 4 or not all(isinstance(size, int) for size in config.mesh):
     yield errors.InputError(

@@ -28,6 +28,7 @@ from vr_jax.train import (
   initialization,
   learning_signal,
   metrics,
+  profiling,
   rollout_log,
   run_context,
   scoring,
@@ -75,6 +76,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     contextlib.closing(context.environment),
     preemption.stops_between_steps(),
     scoring.scoring_thread() as thread,
+    profiling.profiler(workdir, "rl", config.log.profile_steps) as profile,
     console.progress("rl", rl.steps, done=last_step) as tick,
   ):
     batches = context.builder.read(
@@ -92,6 +94,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     signal = learning_signal.SignalWatch(rl.advantage_estimator)
     ahead = timer = None
     for step in range(last_step + 1, rl.steps + 1):
+      profile.begin(step)
       timer = step_timer_lib.StepTimer(after=timer)
       if ahead is None:
         collected = source.collect(learner.params, step, timer)
@@ -103,6 +106,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       prefetch_needed = step + rl.one_step_off_policy < rl.steps
       with console.doing("updating the policy"):
         values = learner.learn(collected, timer, source.prefetch if prefetch_needed else None)
+      profile.end(step)
       num_tokens += round(collected.useful_tokens)
       values["num_tokens"] = num_tokens
       if best and (step % rl.eval_every == 0 or step == rl.steps):

@@ -26,6 +26,7 @@ from vr_jax.train import (
   divergence,
   initialization,
   metrics,
+  profiling,
   reply_shapes,
   run_context,
   step_summary,
@@ -77,6 +78,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     contextlib.closing(log),
     preemption.stops_between_steps(),
     vision_features.open_cache(context, state.params, workdir) as cache,
+    profiling.profiler(workdir, "sft", config.log.profile_steps) as profile,
     console.progress("sft", sft.steps, done=first) as tick,
   ):
     iterator = context.builder.read(
@@ -86,6 +88,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       iterator.set_state(progress.iterator)
     ahead = timer = None
     for step in range(first + 1, sft.steps + 1):
+      profile.begin(step)
       timer = step_timer_lib.StepTimer(after=timer)
       batch, ahead = (
         ahead or prepare_batch(context, state.params, next(iterator), iterator, cache),
@@ -115,6 +118,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
           values["validation_loss"] = validation_loss(context, state.params, log_likelihood, cache)
         progress.note_validation(values["validation_loss"])
         timer.record("validation")
+      profile.end(step)
       values |= batch.metrics | timer.metrics(sft.batch_size * values["completions/mean_length"])
       log.write(step, values)
       tick(step, sft.steps, step_summary.summarize(values))

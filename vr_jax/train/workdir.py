@@ -8,6 +8,7 @@ metrics.jsonl    one object a line: stage, step, values
 tensorboard/     the same for TensorBoard
 health/          what each process is doing, for `vr-jax status`; stacks of one that hung
 rollouts/        one file a step of RL: prompts, replies, rewards, advantages
+profile/         traces of the steps of log.profile_steps
 eval/            an evaluation: metrics in a JSON file, replies in a file of JSON lines
 report.html      the report
 """
