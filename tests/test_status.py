@@ -163,7 +163,13 @@ def test_a_second_run_in_a_workdir_is_refused_while_the_first_is_alive(tmp_path,
   from vr_jax.train import health
 
   monkeypatch.setattr(health, "PERIOD", 0.2)
-  here = dataclasses.replace(FINE[0], host=socket.gethostname(), pid=os.getppid(), time=time.time())
+  here = dataclasses.replace(
+    FINE[0],
+    host=socket.gethostname(),
+    namespace=os.readlink("/proc/self/ns/pid"),
+    pid=os.getppid(),
+    time=time.time(),
+  )
   write(tmp_path, [here])
   began = time.monotonic()
   health.check_alone(tmp_path)  # it is not renewed

@@ -69,6 +69,10 @@ def cli(argv: Sequence[str] | None = None) -> int:
     traceback.print_exc()
     code = 1
   if code and _has_joined():
+    from vr_jax.parallel import preemption, processes
+
+    if code == preemption.EXIT_CODE:  # all have saved: the first one must not leave the others
+      processes.meet(10.0)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -220,7 +224,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   processes.first_alone("claim", lambda: workdir_lib.claim(workdir, config, mode))
   cache = compilations.use_cache(workdir)
   preflight.check(config, workdir, mode, cache)
-  timeout = config.log.hang_timeout
+  # Other stages do some things that take long in one piece, as writing an export to a bucket.
+  timeout = config.log.hang_timeout if mode in ("sft", "rl", "eval", "all") else 0.0
   with (
     console.heartbeat(),
     health.watched(workdir, timeout),

@@ -22,6 +22,7 @@ class ProcessState:
   task: what has a bar: a stage, a download; "" if there is none. done, total: its count.
   activity: what it waits for, and for how many seconds so far.
   error: the line that it ended with.
+  namespace: what the pid belongs to: a machine, or a container.
   """
 
   host: str
@@ -35,6 +36,7 @@ class ProcessState:
   activity: str
   seconds: float
   error: str = ""
+  namespace: str = ""
 
   @property
   def place(self) -> str:

@@ -19,8 +19,16 @@ FLAG = "--xla_force_host_platform_device_count=2"
     ("", ("jax.config.update('jax_num_cpu_devices', 4)", SPLIT, COUNT), "4"),
     ("", ("jax.devices()", SPLIT, COUNT), "1"),
     ("", ("mesh.set_cpu_devices(0)", COUNT), "1"),
+    (
+      "",
+      ("from vr_jax.parallel import preemption", f"with preemption.noticed(): {SPLIT}; {COUNT}"),
+      "3",
+    ),
   ],
-  ids=["it is split", "XLA_FLAGS say", "JAX's config says", "JAX has started", "as JAX says"],
+  ids=[
+    *("it is split", "XLA_FLAGS say", "JAX's config says", "JAX has started", "as JAX says"),
+    "as the command line does it",
+  ],
 )
 def test_a_cpu_counts_as_as_many_devices_as_a_config_says_unless_that_is_settled(
   flags, lines, devices

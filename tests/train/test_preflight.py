@@ -43,7 +43,7 @@ CASES = {
   ),
   "its own disk": ({"workdir": ""}, "host-2: does not see the config.json that host-0 has written"),
   "a full disk": ({"unwritable": "--workdir=x: can't be written"}, "host-2: --workdir=x: can't be"),
-  "no memory": ({"free": 2**28}, "host-2: has 256 MiB of memory free, less than 1024"),
+  "no memory": ({"free": 2**26}, "host-2: has 64 MiB of memory free, less than 128"),
   "a wrong clock": ({"clock": 1070.0}, "host-2: its clock is 70 s ahead of that of host-0"),
   "a late clock": ({"clock": 900.0}, "host-3: its clock is 103 s ahead of that of host-2"),
 }

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 import numpy as np
 
-from vr_jax import records
+from vr_jax import errors, records
 from vr_jax.envs import environment
 from vr_jax.envs import grounding as grounding_lib
 from vr_jax.eval import evaluated_episode, evaluated_parts, evaluated_replies, tracking
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.parallel import processes
+from vr_jax.parallel import preemption, processes
 from vr_jax.rewards import steps as steps_lib
 from vr_jax.rl import advantages as advantages_lib
 from vr_jax.rl import overlong
@@ -84,7 +84,8 @@ def evaluate(
   share, shares = mesh_lib.process_shard(context.mesh)
   if len(context.environment.segments) > 1 and context.environment.turns == 1:
     reported = len(range(share, config.report_samples, shares))
-    found = _advantages(context, params, evaluated, reported, cache)
+    # All of it, as every process has to take part in what the others sample.
+    found = list(_advantages(context, params, evaluated, reported, cache))
     for reply, advantages in zip(replies, found, strict=False):
       reply["segment_advantages"] = advantages
   part = evaluated_parts.EvaluatedPart(
@@ -145,6 +146,8 @@ def _played(
       yield batch
       done += len(batch.items)
       tick(done)
+      if processes.count_joined() > 1 and preemption.stops_after():
+        raise errors.Preempted(preemption.OUTSIDE)
 
 
 def _truncated(context: run_context.RunContext, rollout: records.Rollout, rows: int) -> list[bool]:

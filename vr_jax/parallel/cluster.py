@@ -48,6 +48,8 @@ def join(cluster: cluster_flags.Cluster) -> None:
   except (RuntimeError, ValueError, OSError) as error:
     if known == "tpu" and str(error) == "coordinator_address should be defined.":
       return  # a TPU machine that is alone
+    if isinstance(error, ValueError):
+      raise errors.InputError(f"{socket.gethostname()}: {_reason(error)}") from error
     _end(cluster, _reason(error))
   finally:
     late.cancel()

@@ -14,10 +14,10 @@ import signal
 import sys
 import threading
 
-import jax
 from jax.experimental import multihost_utils
 
 from vr_jax import errors
+from vr_jax.parallel import processes
 
 EXIT_CODE = 75  # EX_TEMPFAIL: the same command goes on
 OUTSIDE = "all that was complete is kept"
@@ -31,6 +31,7 @@ class _Received:
     self.signals: list[int] = []
     self.loops = 0
     self.calls = itertools.count(1)
+    self.clock: threading.Timer | None = None
 
 
 _received = _Received()
@@ -43,7 +44,7 @@ def noticed() -> Iterator[None]:
   Call it in the main thread, once the processes of a run have joined. Another handler than the
   system's own is left alone.
   """
-  alone = jax.process_count() == 1  # else JAX's own handler tells all processes
+  alone = processes.count_joined() == 1  # else JAX's own handler tells all processes
   default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
   if not (alone and default and threading.current_thread() is threading.main_thread()):
     yield
@@ -60,9 +61,9 @@ def _note(number: int, frame: object) -> None:
   """Takes note of a signal. Only the first one starts the clock."""
   _received.signals.append(number)
   if len(_received.signals) == 1:
-    late = threading.Timer(GRACE, _give_up)
-    late.daemon = True
-    late.start()
+    _received.clock = threading.Timer(GRACE, _give_up)
+    _received.clock.daemon = True
+    _received.clock.start()
   if not _received.loops:
     raise errors.Preempted(OUTSIDE)
 
@@ -101,6 +102,8 @@ def came() -> bool:
 def stops_after() -> bool:
   """Whether the step that has just ended is the last one. All processes ask after every step."""
   call = next(_received.calls)
-  if jax.process_count() == 1:
+  if processes.count_joined() == 1:
+    if came() and _received.clock:
+      _received.clock.cancel()  # from here on there is a step to save
     return came()
   return multihost_utils.reached_preemption_sync_point(call)

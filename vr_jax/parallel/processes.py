@@ -1,6 +1,7 @@
 """Coordination between the processes of a run: work for the first one alone, and reductions."""
 
 from collections.abc import Callable
+import contextlib
 import itertools
 import json
 from typing import Any
@@ -31,6 +32,19 @@ def first_alone(name: str, work: Callable[[], None]) -> None:
     work()
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def count_joined() -> int:
+  """How many processes have joined (cluster.py). Unlike jax.process_count it starts no backend."""
+  return distributed.global_state.num_processes or 1
+
+
+def meet(seconds: float) -> None:
+  """Waits until all processes are here, or for so long; no device takes part."""
+  client = distributed.global_state.client
+  if client is not None:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      client.wait_at_barrier(f"vr_jax/meeting {next(_exchanges)}", round(1000 * seconds))
 
 
 def gather_texts(text: str) -> list[str]:

@@ -35,6 +35,17 @@ class Restored:
   loop: dict[str, Any]
 
 
+class _StepwiseManager(ocp.CheckpointManager):
+  """Leaves preemptions to the training loops (parallel/preemption.py).
+
+  Orbax would ask JAX, too, with numbers of its own, and JAX agrees on a number at which to stop.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    """No."""
+    return False
+
+
 class Checkpoints:
   """The checkpoints under one directory.
 
@@ -59,7 +70,7 @@ class Checkpoints:
     self._directory = directory.absolute()
     self._architecture = json.loads(json.dumps(dict(architecture)))
     self._left_out = tuple(f"{name}." for name in left_out)
-    self._manager = ocp.CheckpointManager(
+    self._manager = _StepwiseManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=True, enable_async_checkpointing=True

@@ -26,6 +26,7 @@ from vr_jax.parallel import processes
 from vr_jax.train import console
 
 PERIOD = 5.0  # seconds between two files
+LOOK = 60.0  # seconds between two looks at the other processes, before one that hangs is ended
 
 
 def check_alone(workdir: Path) -> None:
@@ -52,10 +53,10 @@ def _may_run(state: process_state.ProcessState) -> bool:
   """Whether the process may still be there."""
   if state.state != "running" or time.time() - state.time > process_state.SILENT:
     return False
-  if state.host != socket.gethostname():
+  if (state.host, state.namespace) != (socket.gethostname(), _namespace()):
     return True
   if state.pid == os.getpid():
-    return False  # an earlier container had the same name and number
+    return False
   try:
     os.kill(state.pid, 0)
   except ProcessLookupError:
@@ -63,6 +64,14 @@ def _may_run(state: process_state.ProcessState) -> bool:
   except OSError:
     pass  # it belongs to somebody else
   return True
+
+
+def _namespace() -> str:
+  """Names what the number of this process belongs to: the machine, or a container."""
+  try:
+    return os.readlink("/proc/self/ns/pid")
+  except OSError:
+    return ""
 
 
 @contextlib.contextmanager
@@ -105,13 +114,28 @@ class _HealthWatch:
   def run(self) -> None:
     """Writes every PERIOD, until the watch is stopped or nothing has happened for too long."""
     last, since = console.progress_mark(), time.monotonic()
+    places, next_look = None, since
     while not self.stop.wait(PERIOD):
       mark = console.progress_mark()
       if mark != last:
         last, since = mark, time.monotonic()
       self.write("running")
-      if self._hang_timeout and time.monotonic() - since > self._hang_timeout:
-        self._end(time.monotonic() - since)
+      waited = time.monotonic() - since
+      if not self._hang_timeout or waited <= self._hang_timeout or time.monotonic() < next_look:
+        continue
+      # It may wait for a process that is at work alone, as in ingestion: look twice at the others.
+      places, before = self._places(), places
+      if places == before:
+        self._end(waited)
+      next_look = time.monotonic() + min(self._hang_timeout, LOOK)
+
+  def _places(self) -> list[tuple[int, str, int, str]]:
+    """Where the other processes are."""
+    return [
+      (each.process, each.task, each.done, each.activity)
+      for each in process_state.read_all(self._workdir)
+      if each.process != self._process
+    ]
 
   def write(self, state: str, error: str = "") -> None:
     """Writes the file. A disk that is full for a moment is no reason to stop a run."""
@@ -136,6 +160,7 @@ class _HealthWatch:
       activity=now.activity,
       seconds=round(now.seconds, 1),
       error=error,
+      namespace=_namespace(),
     )
 
   def _end(self, seconds: float) -> None:

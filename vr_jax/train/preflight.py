@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 import socket
 import tempfile
@@ -23,7 +22,7 @@ from vr_jax.parallel import absent_tpu, processes
 from vr_jax.train import workdir as workdir_lib
 
 CLOCKS = 60.0  # seconds that the clocks of hosts may differ
-LEAST_MEMORY = 2**30  # bytes that a host must have free to start
+LEAST_MEMORY = 2**27  # bytes that a host must have free to start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +56,11 @@ def check(config: ml_collections.ConfigDict, workdir: Path, mode: str, cache: Pa
 
   Raises InputError for the first problem of any process, in all of them.
   """
+  if jax.process_count() > processes.count_joined():
+    raise errors.InputError(
+      f"{socket.gethostname()}: is one of {jax.process_count()} hosts of a slice, but has joined "
+      "none of them; leave out --distributed=off"
+    )
   own = _facts(config, workdir, mode, cache)
   texts = processes.gather_texts(json.dumps(dataclasses.asdict(own)))
   everyone = [ProcessFacts(**json.loads(text)) for text in texts]
@@ -132,10 +136,14 @@ def _facts(
     clock=time.time(),
     unwritable=_unwritable({"--workdir": workdir, "the compilation cache": cache}),
     free=_free_memory(),
-    chips=absent_tpu.has_chips() and os.environ.get("JAX_PLATFORMS") != "cpu",
+    chips=absent_tpu.has_chips() and not _cpu_is_meant(),
     backend=jax.default_backend(),
     devices=f"{len(local)} x {local[0].device_kind}",
   )
+
+
+def _cpu_is_meant() -> bool:
+  return jax.config.jax_platforms == "cpu"  # pyright: ignore[reportAttributeAccessIssue] JAX adds it
 
 
 def _digest(content: bytes) -> str:

@@ -33,7 +33,8 @@ class StepProfiler:
   """
 
   def __init__(self, workdir: Path, stage: str, steps: str) -> None:
-    self._directory, self._range = workdir / "profile" / stage, parse_steps(steps)
+    own = f"process-{jax.process_index()}" if jax.process_count() > 1 else ""
+    self._directory, self._range = workdir / "profile" / stage / own, parse_steps(steps)
     self._running = False
 
   def begin(self, step: int) -> None:
@@ -52,7 +53,11 @@ class StepProfiler:
     if self._running:
       self._running = False
       with console.doing("writing the profile", announce=True):
-        jax.profiler.stop_trace()
+        try:
+          jax.profiler.stop_trace()
+        except (OSError, ValueError, RuntimeError) as error:  # no reason to stop a run
+          console.print_note(f"vr-jax: {self._directory}: the profile can't be written: {error}")
+          return
       console.print_line(f"profile: {self._directory}")
 
 

@@ -231,19 +231,22 @@ def validation_loss(
   batches = context.builder.read(
     "validation", sft.batch_size, view="supervised", repeat=False, cache=cache
   )
-  batch = None
-  while True:
-    more = next(batches, None)
-    if not processes.all_gather(np.array([int(more is not None)])).any():
-      return float(-sums[0] / sums[1])
-    batch = more or batch
-    if batch is None:
-      raise errors.InputError(
-        "config.data.validation_fraction: leaves fewer examples than there are processes"
-      )
-    prompt = vision_features.prompt_with_features(context, params, batch, cache).prompt
-    rows = len(batch.prompt.tokens)
-    tokens, valid = batching.reply_arrays(batch.items, sft.max_reply_tokens, rows=rows)
-    # A process that has no batches left takes part with its last one, which then counts nothing.
-    replies = mesh_lib.put_batch((tokens, valid & (more is not None)), context.mesh)
-    sums += jax.device_get(log_likelihood(params, prompt, *replies))
+  batch, done = None, 0
+  with console.progress("validation") as tick:
+    while True:
+      more = next(batches, None)
+      if not processes.all_gather(np.array([int(more is not None)])).any():
+        return float(-sums[0] / sums[1])
+      batch = more or batch
+      if batch is None:
+        raise errors.InputError(
+          "config.data.validation_fraction: leaves fewer examples than there are processes"
+        )
+      prompt = vision_features.prompt_with_features(context, params, batch, cache).prompt
+      rows = len(batch.prompt.tokens)
+      tokens, valid = batching.reply_arrays(batch.items, sft.max_reply_tokens, rows=rows)
+      # A process that has no batches left takes part with its last one, which then counts nothing.
+      replies = mesh_lib.put_batch((tokens, valid & (more is not None)), context.mesh)
+      sums += jax.device_get(log_likelihood(params, prompt, *replies))
+      done += 1
+      tick(done)
