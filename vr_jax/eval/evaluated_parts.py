@@ -53,9 +53,9 @@ def merge(part: EvaluatedPart, share: int, shares: int) -> EvaluatedPart:
 
 
 def _from_json(fields: Mapping[str, Any]) -> EvaluatedPart:
-  """A part whose indices JSON has made strings."""
+  """A part whose indices JSON has made strings, if it came through JSON."""
 
-  def indexed(values: Mapping[str, Mapping[str, float]]) -> evaluated_episode.Values:
+  def indexed(values: Mapping[str, Mapping[Any, float]]) -> evaluated_episode.Values:
     return {name: {int(i): value for i, value in each.items()} for name, each in values.items()}
 
   return EvaluatedPart(
