@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests.train import nano
+from vr_jax import process_state
 from vr_jax.train import metrics
 
 DIFFERS = ("perf/",)  # prefixes of metrics that differ from run to run
@@ -58,11 +59,21 @@ def _finish(workdir: Path, *more: str) -> None:
   assert process.returncode == 0, errors
 
 
+def _is_at_work(workdir: Path, pid: int) -> bool:
+  states = process_state.read_all(workdir)
+  return any(each.pid == pid and each.state == "running" for each in states)
+
+
 def _interrupt(workdir: Path, moment: Callable[[Path], bool], number: signal.Signals):
-  """Sends the signal at this moment of a run; returns (exit code, stderr)."""
+  """Sends the signal at this moment of a run; returns (exit code, stderr).
+
+  What an earlier process has written may look like that moment: this one has to be at work.
+  """
   process = _start(workdir)
   deadline = time.monotonic() + SECONDS
-  while not moment(workdir) and process.poll() is None and time.monotonic() < deadline:
+  while not _is_at_work(workdir, process.pid) or not moment(workdir):
+    if process.poll() is not None or time.monotonic() > deadline:
+      break
     time.sleep(0.001)
   process.send_signal(number)
   _, errors = process.communicate(timeout=SECONDS)
