@@ -84,8 +84,8 @@ def test_traces_are_judged_where_the_examples_are_simulated_ones_only(context, m
   assert {item.example.source for item in items} == {"simulator"}
   make = batching.BatchBuilder.item
 
-  def of_another_source(context, clip, **options):
-    item = make(context, clip, **options)
+  def of_another_source(context, clip, *epoch, **options):
+    item = make(context, clip, *epoch, **options)
     return dataclasses.replace(item, example=dataclasses.replace(item.example, source="elsewhere"))
 
   monkeypatch.setattr(batching.BatchBuilder, "item", of_another_source)
