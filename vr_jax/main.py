@@ -71,8 +71,8 @@ def cli(argv: Sequence[str] | None = None) -> int:
   if code and _has_joined():
     from vr_jax.parallel import preemption, processes
 
-    if code == preemption.EXIT_CODE:  # all have saved: the first one must not leave the others
-      processes.meet(10.0)
+    # If all end, as after saving, the first one must not leave before: JAX would abort the others.
+    processes.meet(10.0 if code == preemption.EXIT_CODE else 3.0)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -169,14 +169,14 @@ def _run_command(words: Sequence[str]) -> int:
 
 def _run_in_cluster(words: Sequence[str]) -> int:
   """Runs stages, together with the other processes of the run; returns the exit code."""
-  values = _values(words)
-  processes = cluster_flags.Cluster.from_flags(values)
+  config, workdir, mode = parse_flags(words)
+  processes = cluster_flags.parse(words)
   from vr_jax.parallel import cluster, preemption
 
   cluster.join(processes)
   try:
     with preemption.noticed():
-      run(config_value(values), Path(str(values["workdir"].value)), str(values["mode"].value))
+      run(config, workdir, mode)
     return 0
   except errors.Preempted as error:
     saved = str(error)
@@ -262,12 +262,6 @@ def parse_flags(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, Path, s
 
   Returns (config, workdir, mode).
   """
-  values = _values(argv)
-  return config_value(values), Path(str(values["workdir"].value)), str(values["mode"].value)
-
-
-def _values(argv: Sequence[str]) -> flags.FlagValues:
-  """Parses a command line to flags; raises InputError naming the flag at fault."""
   if any(word in ("-h", "--help", "-help") for word in argv[1:]):
     print(__doc__, _define().main_module_help(), sep="\n")
     raise SystemExit(0)
@@ -276,8 +270,10 @@ def _values(argv: Sequence[str]) -> flags.FlagValues:
     raise errors.InputError("needs --config=<recipe>:<size> and --workdir=<directory>")
   errors.check_path("--workdir", workdir[-1].removeprefix("--workdir="))
   if any(word.startswith("--config=") for word in argv):
-    return parse_recipe(argv)
-  return parse_run(argv, Path(workdir[-1].removeprefix("--workdir=")))
+    values = parse_recipe(argv)
+  else:
+    values = parse_run(argv, Path(workdir[-1].removeprefix("--workdir=")))
+  return config_value(values), Path(str(values["workdir"].value)), str(values["mode"].value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

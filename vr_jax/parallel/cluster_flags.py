@@ -9,6 +9,7 @@
 On a cluster that JAX knows, a flag that is not given is what JAX finds there.
 """
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -82,3 +83,11 @@ def define_flags(values: flags.FlagValues) -> None:
     lower_bound=1,
     flag_values=values,
   )
+
+
+def parse(words: Sequence[str]) -> Cluster:
+  """Reads the flags above from a command line, whose other words have been checked elsewhere."""
+  values = flags.FlagValues()
+  define_flags(values)
+  values(list(words), known_only=True)
+  return Cluster.from_flags(values)
