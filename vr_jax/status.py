@@ -41,10 +41,9 @@ def status(words: Sequence[str]) -> None:
 def report(workdir: Path, config: dict[str, Any], now: float) -> Iterator[str]:
   """Yields the lines of the status. now: seconds since 1970."""
   yield f"{workdir}: {config.get('recipe')}"
-  steps = _steps(workdir)
+  steps, states = _steps(workdir), process_state.read_all(workdir)
   if steps:
-    yield from _progress(steps, config)
-  states = process_state.read_all(workdir)
+    yield from _progress(steps, config, any(each.state == "running" for each in states))
   for each in states:
     age = now - each.time
     said = f"{each.state}, {each.place}, {_duration(age)} ago"
@@ -58,8 +57,8 @@ def report(workdir: Path, config: dict[str, Any], now: float) -> Iterator[str]:
   yield from _last_completion(workdir)
 
 
-def _progress(steps: list[dict[str, Any]], config: dict[str, Any]) -> Iterator[str]:
-  """Step, rate, time left and the last metrics."""
+def _progress(steps: list[dict[str, Any]], config: dict[str, Any], running: bool) -> Iterator[str]:
+  """Step, rate, time left of a run that goes on, and the last metrics."""
   last = steps[-1]
   stage, step = last["stage"], last["step"]
   total = config.get(stage, {}).get("steps")
@@ -69,7 +68,7 @@ def _progress(steps: list[dict[str, Any]], config: dict[str, Any]) -> Iterator[s
   if times:
     seconds = sum(times) / len(times)
     line += f", {seconds:.3g} s a step"
-    if total and step < total:
+    if running and total and step < total:
       line += f", {_duration((total - step) * seconds)} left"
   yield line
   shown = {
