@@ -16,7 +16,7 @@ PACKAGE = ROOT / "vr_jax"
 GROUND = frozenset(
   (
     *("records", "errors", "atomic", "model_endpoint"),
-    *("schema", "user_code", "run_length", "frame_times", "process_state"),
+    *("schema", "user_code", "run_length", "frame_times", "process_state", "durations"),
   )
 )
 ALL_ROOMS = frozenset(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
@@ -30,6 +30,7 @@ MAY_USE = {
   "run_length": frozenset(),
   "frame_times": frozenset(),
   "process_state": frozenset(),
+  "durations": frozenset(),
   "status": frozenset(),
   "model_fields": frozenset(),
   "output_fields": frozenset({"model_fields"}),

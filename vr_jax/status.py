@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from vr_jax import errors, process_state
+from vr_jax import durations, errors, process_state
 
 _RECENT = 10  # steps whose mean time is the rate
 _SHOWN = ("accuracy", "loss", "key_frame_value", "box_iou", "kl")
@@ -46,11 +46,11 @@ def report(workdir: Path, config: dict[str, Any], now: float) -> Iterator[str]:
     yield from _progress(steps, config, any(each.state == "running" for each in states))
   for each in states:
     age = now - each.time
-    said = f"{each.state}, {each.place}, {_duration(age)} ago"
+    said = f"{each.state}, {each.place}, {durations.as_text(age)} ago"
     if each.state != "running":
-      said = f"{each.state} {_duration(age)} ago{f': {each.error}' if each.error else ''}"
+      said = f"{each.state} {durations.as_text(age)} ago{f': {each.error}' if each.error else ''}"
     elif age > process_state.SILENT:
-      said = f"silent since {_duration(age)}; it was at: {each.place}"
+      said = f"silent since {durations.as_text(age)}; it was at: {each.place}"
     yield f"process {each.process} on {each.host}: {said}"
   if not states:
     yield "no process has said yet what it does"
@@ -69,7 +69,7 @@ def _progress(steps: list[dict[str, Any]], config: dict[str, Any], running: bool
     seconds = sum(times) / len(times)
     line += f", {seconds:.3g} s a step"
     if running and total and step < total:
-      line += f", {_duration((total - step) * seconds)} left"
+      line += f", {durations.as_text((total - step) * seconds)} left"
   yield line
   shown = {
     name: value
@@ -110,10 +110,3 @@ def _steps(workdir: Path) -> list[dict[str, Any]]:
     except ValueError:
       continue  # the last one, while it is written
   return found
-
-
-def _duration(seconds: float) -> str:
-  if seconds < 90:
-    return f"{seconds:.0f} s"
-  minutes = round(seconds / 60)
-  return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

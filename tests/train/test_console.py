@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from vr_jax import errors
+from vr_jax import durations, errors
 from vr_jax.train import console
 
 
@@ -129,4 +129,4 @@ def test_what_would_steer_a_terminal_is_printed_as_its_escape(capsys):
   ("seconds", "text"), [(5.4, "5 s"), (89, "89 s"), (91, "2 min"), (3600, "1 h 0 min")]
 )
 def test_durations_are_said_as_people_say_them(seconds, text):
-  assert console.duration(seconds) == text
+  assert durations.as_text(seconds) == text

@@ -26,7 +26,7 @@ import jax
 from jax import monitoring
 import ml_collections
 
-from vr_jax import atomic
+from vr_jax import atomic, durations
 from vr_jax.parallel import processes
 from vr_jax.train import console
 
@@ -140,7 +140,7 @@ class _Watch:
     del value
     program = _program(about)
     before = self._read().get(self._key, {}).get(program)
-    times = f"; {console.duration(before)} the last time" if before else ""
+    times = f"; {durations.as_text(before)} the last time" if before else ""
     self._thread.hit = False
     text = f"compiling {program} (once for each size{times})"
     self._thread.activity = console.begin(text, announce=True)
@@ -172,7 +172,7 @@ class _Watch:
     if len(self._updates) == _MANY and sum(self._updates) >= _LONG:
       console.print_note(
         f"vr-jax: {_UPDATE} was compiled for {_MANY} sizes of batches so far, in "
-        f"{console.duration(sum(self._updates))}; fewer sizes, with more padding: raise "
+        f"{durations.as_text(sum(self._updates))}; fewer sizes, with more padding: raise "
         "config.rl.token_bucket_ratio and config.sft.token_bucket_ratio (1.5, say; 0: one size), "
         "or give fewer config.model.prefix_buckets"
       )

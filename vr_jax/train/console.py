@@ -20,7 +20,7 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 from rich import text as rich_text
 
-from vr_jax import errors
+from vr_jax import durations, errors
 
 Tick = Callable[..., None]
 
@@ -59,7 +59,7 @@ class _Bars(rich_progress.Progress):
     below = rich_text.Text("  ".join(task.values for task in list(_tasks) if task.values))
     activity = _innermost()
     if activity and (seconds := time.monotonic() - activity.started) > _ANNOUNCE_AFTER:
-      below.append(f"  {activity.text}, {duration(seconds)}", style="dim")
+      below.append(f"  {activity.text}, {durations.as_text(seconds)}", style="dim")
     if below:
       yield below
 
@@ -192,7 +192,9 @@ def _beat(stop: threading.Event, stream: io.TextIOBase | TextIO | None) -> None:
       activity.announced = True
       line = f"{subject}: {activity.text}"
     elif now - _last_line >= MINUTE:
-      doing = f"{activity.text}, {duration(now - activity.started)} so far" if activity else ""
+      doing = (
+        f"{activity.text}, {durations.as_text(now - activity.started)} so far" if activity else ""
+      )
       values = _tasks[-1].values if _tasks else ""
       line = f"{subject}: {'  '.join(part for part in (values, doing) if part) or 'at work'}"
     if line:
@@ -272,12 +274,3 @@ def _write(line: str, where: io.TextIOBase | TextIO) -> None:
 
 def _milestone(done: int, total: int | None) -> bool:
   return bool(total) and (done == total or done % max(1, total // 10) == 0)
-
-
-def duration(seconds: float) -> str:
-  """A duration as a person says it: "40 s", "3 min", "2 h 5 min"."""
-  if seconds < 90:
-    return f"{seconds:.0f} s"
-  minutes = round(seconds / 60)
-  hours, rest = divmod(minutes, 60)
-  return f"{hours} h {rest} min" if hours else f"{minutes} min"

@@ -21,7 +21,7 @@ import time
 
 import jax
 
-from vr_jax import atomic, errors, process_state
+from vr_jax import atomic, durations, errors, process_state
 from vr_jax.parallel import processes
 from vr_jax.train import console
 
@@ -174,7 +174,7 @@ class _HealthWatch:
     others = f"; waited for {names}" if late else ""
     error = (
       f"process {self._process} on {self._host}: nothing has happened for "
-      f"{console.duration(seconds)} ({own.place}){others}; stacks are in {stacks}; the same "
+      f"{durations.as_text(seconds)} ({own.place}){others}; stacks are in {stacks}; the same "
       "command goes on from the last checkpoint"
     )
     self.write("failed", error)

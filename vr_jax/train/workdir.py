@@ -15,6 +15,7 @@ report.html      the report
 
 from collections.abc import Iterator
 import datetime
+import functools
 from importlib import metadata
 import itertools
 import json
@@ -192,6 +193,7 @@ def _processor() -> str:
   return models[0].strip() if models else platform.machine()
 
 
+@functools.cache
 def _git_revision() -> str | None:
   source = Path(vr_jax.__file__).parent
   try:
