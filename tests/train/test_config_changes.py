@@ -101,6 +101,36 @@ def test_another_change_is_refused_with_field_values_and_what_to_do(tmp_path, do
   assert "choose another --workdir" in line
 
 
+def _older(path, *names):
+  """Takes fields out of config.json, as a version wrote it that did not have them."""
+  content = json.loads((path / "config.json").read_text())
+  for name in names:
+    section, field = name.split(".")
+    del content["config"][section][field]
+  (path / "config.json").write_text(json.dumps(content))
+
+
+def test_a_new_field_at_its_default_lets_an_older_run_go_on(tmp_path, capsys):
+  path = _made(tmp_path, sft=4, rl=4)
+  _older(path, "rl.kl_clamp", "log.hang_timeout")
+  workdir.claim(path, nano.config(), "all")
+  assert "changes" not in capsys.readouterr().out
+  assert "changed" not in json.loads((path / "config.json").read_text())["history"][1]
+
+
+def test_a_new_field_at_another_value_is_a_change(tmp_path, capsys):
+  path = _made(tmp_path, rl=4)
+  _older(path, "rl.kl_clamp", "log.hang_timeout")
+  workdir.claim(path, nano.config(log__hang_timeout=60.0), "all")
+  written = json.loads((path / "config.json").read_text())
+  assert written["history"][1]["changed"] == {"log.hang_timeout": [None, 60.0]}
+  assert "config.log.hang_timeout=nothing, now 60.0" in capsys.readouterr().out
+  _older(path, "rl.kl_clamp")
+  line = _refusal(path, rl__kl_clamp=2.0)
+  assert "config.rl.kl_clamp=nothing, now 2.0; rl has been trained with it" in line
+  assert "go on with the version that wrote it" in line
+
+
 def test_the_advice_of_a_refusal_works(tmp_path):
   path = _made(tmp_path, sft=4, rl=4)
   assert f"delete {path}/checkpoints/rl to train anew" in _refusal(path, rl__batch_size=2)

@@ -19,14 +19,12 @@ STAGES = ("sft", "rl")
 
 Flat = Mapping[str, Any]  # dotted names of fields -> their values
 
-_ABSENT = object()
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Change:
   """A field whose value is not the one that the workdir was made with.
 
-  old, new: `_ABSENT` in a version that has no such field.
+  old, new: None in a version that has no such field.
   """
 
   name: str
@@ -34,8 +32,8 @@ class Change:
   new: Any
 
   def __str__(self) -> str:
-    old = "nothing" if self.old is _ABSENT else repr(self.old)
-    return f"config.{self.name}={old}, now {'gone' if self.new is _ABSENT else repr(self.new)}"
+    old = "nothing" if self.old is None else repr(self.old)
+    return f"config.{self.name}={old}, now {'gone' if self.new is None else repr(self.new)}"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -52,14 +50,24 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def find_changes(written: Flat, wanted: Flat) -> list[Change]:
   """The fields that differ, sorted by name.
 
-  A field that one version does not have is no difference while the other's value is "", which
-  switches off what the field is about.
+  A field that one version does not have is no difference while the other's value is the default,
+  with which a new field leaves everything as it was before, or "", which switches a section off.
   """
+  declared = declared_fields(str(wanted.get("recipe", "")))
   return [
-    Change(name=name, old=written.get(name, _ABSENT), new=wanted.get(name, _ABSENT))
+    Change(name=name, old=written.get(name), new=wanted.get(name))
     for name in sorted({*written, *wanted})
-    if written.get(name, "") != wanted.get(name, "")
+    if not _same(name, written, wanted, declared)
   ]
+
+
+def _same(name: str, written: Flat, wanted: Flat, declared: Mapping[str, schema.Field]) -> bool:
+  """Whether a field, which at least one of the versions has, means the same in both."""
+  if name in written and name in wanted:
+    return written[name] == wanted[name]
+  default = declared[name].default if name in declared else ""
+  as_in_json = list(default) if isinstance(default, tuple) else default
+  return written.get(name, wanted.get(name)) in ("", as_in_json)
 
 
 def refusals(workdir: Path, wanted: Flat, changes: Sequence[Change]) -> list[str]:
@@ -133,21 +141,21 @@ def _problem(
   other = "or choose another --workdir"
   if when not in schema.CHANGES:
     raise ValueError(f"config.{change.name}: declared to change {when!r}, not in {schema.CHANGES}")
-  if when == "never" and _ABSENT in (change.old, change.new):
-    return f"only one of the two versions has this field: go on with the other version, {other}"
+  one_has_it = None in (change.old, change.new)
+  give = "go on with the version that wrote it" if one_has_it else "give that value"
   if when == "never":
-    return f"the data were made with it: give that value, {other}"
+    return f"the data were made with it: {give}, {other}"
   if when == "before rl" and steps["rl"]:
     return (
-      f"rl has been trained with it for {steps['rl']} steps: give that value, delete "
+      f"rl has been trained with it for {steps['rl']} steps: {give}, delete "
       f"{checkpoints / 'rl'} to train anew, {other}"
     )
   if when == "before sft" and any(steps.values()):
-    return f"it was trained with: give that value, delete {checkpoints} to train anew, {other}"
+    return f"it was trained with: {give}, delete {checkpoints} to train anew, {other}"
   if when == "from here on":
     if stage == "sft" and steps["rl"] and not wanted.get("rl.init_checkpoint"):
       return (
-        f"rl has started from the warm start as it is: give that value, delete "
+        f"rl has started from the warm start as it is: {give}, delete "
         f"{checkpoints / 'rl'} to train it anew, {other}"
       )
     if change.name in ("sft.steps", "rl.steps") and int(wanted[change.name]) < steps[stage]:
