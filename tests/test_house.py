@@ -16,7 +16,7 @@ PACKAGE = ROOT / "vr_jax"
 GROUND = frozenset(
   (
     *("records", "errors", "atomic", "model_endpoint"),
-    *("schema", "user_code", "run_length", "frame_times", "process_state", "durations"),
+    *("schema", "user_code", "run_length", "frame_times", "process_state", "durations", "goodput"),
   )
 )
 ALL_ROOMS = frozenset(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
@@ -31,6 +31,7 @@ MAY_USE = {
   "frame_times": frozenset(),
   "process_state": frozenset(),
   "durations": frozenset(),
+  "goodput": frozenset({"durations"}),
   "status": frozenset(),
   "model_fields": frozenset(),
   "output_fields": frozenset({"model_fields"}),
@@ -48,7 +49,8 @@ MAY_USE = {
   "data": frozenset({"worlds"}),
   "envs": frozenset({"rewards"}),
   "rollout": frozenset({"models", "envs", "parallel", "optional_sections"}),
-  "train": ALL_ROOMS - {"traces", "eval"} | {"base_config", "config_fields", "optional_sections"},
+  "train": ALL_ROOMS - {"traces", "eval"}
+  | {"base_config", "config_fields", "optional_sections", "status"},
   "traces": ALL_ROOMS - {"eval"} | {"base_config", "config_fields", "optional_sections"},
   "eval": ALL_ROOMS,
   "main": ALL_ROOMS | {"ask", "segment", "status", "recipe_config", "overrides"},

@@ -48,7 +48,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from vr_jax import errors, overrides, recipe_config, status
+from vr_jax import errors, goodput, overrides, recipe_config, status
 from vr_jax.parallel import cluster_flags
 
 MODES = ("data", "sft", "rl", "eval", "all", "traces", "filter", "export", "check")
@@ -207,6 +207,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
     config_checks,
     console,
     health,
+    health_endpoint,
     judge_factory,
     model_checks,
     preflight,
@@ -229,9 +230,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   with (
     console.heartbeat(),
     health.watched(workdir, timeout),
+    health_endpoint.served(workdir, config.log.health_address, config.log.health_port),
     compilations.announced(cache, compilations.network(config)),
   ):
     _run_stages(config, workdir, mode)
+  if mode in ("sft", "rl", "all") and (times := goodput.read(workdir)):
+    console.print_line(str(times))
 
 
 def _run_stages(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:

@@ -44,6 +44,18 @@ class LogSection:
     "threads in <workdir>/health; 0: never.",
     "[0, inf)",
   )
+  health_port: int = field(
+    0,
+    "Port at which process 0 says over HTTP whether the run is well, and what `vr-jax status` "
+    "says; 0: none.",
+    "[0, 65535]",
+  )
+  health_address: str = field(
+    "127.0.0.1",
+    "Address of this machine to answer at: the default one for this machine only, 0.0.0.0 for all "
+    "that can reach it, who then read replies too.",
+    only_with="health_port",
+  )
   profile_steps: str = field(
     "",
     "First and last step to profile, as 10:15, in each stage that has them; empty: none. Traces "

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from vr_jax import durations, errors, process_state
+from vr_jax import durations, errors, goodput, process_state
 
 _RECENT = 10  # steps whose mean time is the rate
 _SHOWN = ("accuracy", "loss", "key_frame_value", "box_iou", "kl")
@@ -28,14 +28,18 @@ def status(words: Sequence[str]) -> None:
     raise errors.InputError("status: needs one workdir: vr-jax status runs/demo")
   errors.check_path("status", words[1])
   workdir = Path(words[1])
+  for line in report(workdir, read_config(workdir), time.time()):
+    sys.stdout.write(errors.printable(line) + "\n")
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+  """The config of a run. Raises errors.InputError if the directory is no workdir."""
   try:
-    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"]
+    return json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise errors.InputError(
       f"{workdir}: is no workdir of a run (no readable config.json)"
     ) from error
-  for line in report(workdir, config, time.time()):
-    sys.stdout.write(errors.printable(line) + "\n")
 
 
 def report(workdir: Path, config: dict[str, Any], now: float) -> Iterator[str]:
@@ -44,6 +48,8 @@ def report(workdir: Path, config: dict[str, Any], now: float) -> Iterator[str]:
   steps, states = _steps(workdir), process_state.read_all(workdir)
   if steps:
     yield from _progress(steps, config, any(each.state == "running" for each in states))
+  if times := goodput.read(workdir):
+    yield str(times)
   for each in states:
     age = now - each.time
     said = f"{each.state}, {each.place}, {durations.as_text(age)} ago"

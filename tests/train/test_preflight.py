@@ -22,6 +22,7 @@ FINE = tuple(
     chips=True,
     backend="tpu",
     devices="4 x TPU v5e",
+    compiler="",
   )
   for index in range(4)
 )
@@ -40,6 +41,10 @@ CASES = {
   "another config": (
     {"config": "d"},
     "host-2: was started with another config or --mode than",
+  ),
+  "other flags of XLA": (
+    {"compiler": "XLA_FLAGS: --xla_a"},
+    "host-2: XLA gets XLA_FLAGS: --xla_a, but none on host-0; set the same",
   ),
   "its own disk": ({"workdir": ""}, "host-2: does not see the config.json that host-0 has written"),
   "a full disk": ({"unwritable": "--workdir=x: can't be written"}, "host-2: --workdir=x: can't be"),

@@ -13,6 +13,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from vr_jax import records
+from vr_jax.parallel import same_programs
 
 
 def encode(graphdef: nnx.GraphDef, params: PyTree, prompt: records.Prompt) -> records.Prompt:
@@ -23,6 +24,7 @@ def encode(graphdef: nnx.GraphDef, params: PyTree, prompt: records.Prompt) -> re
   return dataclasses.replace(prompt, vision=None, media=media)
 
 
+@same_programs.compared
 @functools.partial(jax.jit, static_argnames="graphdef")
 def features(graphdef: nnx.GraphDef, params: PyTree, vision: PyTree) -> PyTree:
   """The features of the media tokens, [prompts, media, …], in the model's dtype.

@@ -21,6 +21,7 @@ from vr_jax import records
 from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import slots as slots_lib
+from vr_jax.parallel import same_programs
 from vr_jax.rollout import chunked_logprobs, forward
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
@@ -155,6 +156,7 @@ def slot_sizes(slots_per_device: int, slot_fractions: tuple[float, ...]) -> set[
   }
 
 
+@same_programs.compared
 @functools.partial(jax.jit, static_argnames=("graphdef", "decoding"))
 def _start(
   graphdef: nnx.GraphDef,
@@ -194,12 +196,14 @@ def _start(
   )
 
 
+@same_programs.compared
 @functools.partial(jax.jit, static_argnames="graphdef")
 def decoding_params(graphdef: nnx.GraphDef, params: PyTree) -> PyTree:
   """The parameters in the form that decoding uses, see the model's method."""
   return nnx.merge(graphdef, params).decoding_params()
 
 
+@same_programs.compared
 @functools.partial(jax.jit, static_argnames=("graphdef", "decoding"), donate_argnames="state")
 def _decode(
   graphdef: nnx.GraphDef,

@@ -22,6 +22,7 @@ from vr_jax import records
 from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import slots as slots_lib
+from vr_jax.parallel import same_programs
 from vr_jax.rollout import forward, sampler
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
@@ -78,6 +79,7 @@ class DecodedChunk:
   ended: Bool[Array, "slots"]
 
 
+@same_programs.compared
 @functools.partial(jax.jit, static_argnames=("graphdef", "group", "length", "frames", "patches"))
 def start(
   graphdef: nnx.GraphDef,
@@ -110,6 +112,7 @@ def start(
   )
 
 
+@same_programs.compared
 @functools.partial(
   jax.jit, static_argnames=("graphdef", "decoding", "chunk"), donate_argnames="state"
 )
@@ -189,6 +192,7 @@ def decode(
   return dataclasses.replace(state, hidden=hidden, cache=cache), replicate(model.layout, decoded)
 
 
+@same_programs.compared
 @functools.partial(jax.jit, static_argnames=("graphdef", "stride"), donate_argnames="state")
 def append_observations(
   graphdef: nnx.GraphDef,

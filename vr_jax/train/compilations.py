@@ -35,6 +35,9 @@ _WORTH_SAVING = 5.0  # seconds
 # A run is told how to need fewer programs after so many of one kind, if they took so many seconds.
 _MANY, _LONG = 8, 60.0
 _COMPILE = "/jax/core/compile/backend_compile_duration"
+# What the time of making a program is made of. Tracing is left out: JAX times a function that is
+# traced inside of another one twice.
+_PARTS = (_COMPILE, "/jax/core/compile/jaxpr_to_mlir_module_duration")
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 _UPDATE = "the update"
@@ -62,6 +65,14 @@ PROGRAMS = {
   "_sums": "the checksum of the vision tower's weights",
 }
 _OTHER = "a small program"  # one of ours that is not listed, of JAX, or of a user's reward
+
+
+_main_thread_seconds = 0.0
+
+
+def seconds() -> float:
+  """How long this process's main thread has made programs, within `announced`, so far."""
+  return _main_thread_seconds
 
 
 def use_cache(workdir: Path) -> Path:
@@ -151,7 +162,10 @@ class _Watch:
       self._thread.hit = True
 
   def end(self, event: str, duration_secs: float, **about: Any) -> None:
-    """A compilation has ended."""
+    """A compilation, or a part of the work before it, has ended."""
+    global _main_thread_seconds
+    if event in _PARTS and threading.current_thread() is threading.main_thread():
+      _main_thread_seconds += duration_secs
     activity = getattr(self._thread, "activity", None)
     if event != _COMPILE or activity is None:
       return

@@ -28,6 +28,7 @@ import ml_collections
 import optax
 
 from vr_jax import records
+from vr_jax.parallel import same_programs
 from vr_jax.rl import gae
 from vr_jax.rl import loss as loss_lib
 from vr_jax.rollout import forward
@@ -177,7 +178,9 @@ def make_value_fn(graphdef: nnx.GraphDef) -> Callable[..., Array]:
   graphdef: that of the policy's model.
   packed_length: tokens a device in the packed buffer; see `forward.reply_log_probs`.
   """
-  return jax.jit(functools.partial(_values, graphdef), static_argnames="packed_length")
+  values = functools.partial(_values, graphdef)
+  functools.update_wrapper(values, _values)
+  return same_programs.compared(jax.jit(values, static_argnames="packed_length"))
 
 
 def make_critic_step(
@@ -238,7 +241,7 @@ def make_critic_step(
     metrics |= {"loss": value, **means, "explained_variance": explained}
     return state, {f"critic/{name}": x for name, x in metrics.items()}
 
-  return jax.jit(step, donate_argnums=0, static_argnames="packed_length")
+  return same_programs.compared(jax.jit(step, donate_argnums=0, static_argnames="packed_length"))
 
 
 def _values(

@@ -21,7 +21,7 @@ import time
 
 import jax
 
-from vr_jax import atomic, durations, errors, process_state
+from vr_jax import atomic, durations, errors, goodput, process_state
 from vr_jax.parallel import processes
 from vr_jax.train import console
 
@@ -81,10 +81,13 @@ def watched(workdir: Path, hang_timeout: float) -> Iterator[None]:
   hang_timeout: seconds without any progress after which the process is ended; 0: never.
   """
   watch = _HealthWatch(workdir, hang_timeout)
-  if processes.is_first():  # of an earlier start with more processes
-    for each in process_state.read_all(workdir):
-      if each.process >= jax.process_count():
+  if processes.is_first():
+    before = process_state.read_all(workdir)
+    for each in before:
+      if each.process >= jax.process_count():  # of an earlier start with more processes
         process_state.path(workdir, each.process).unlink(missing_ok=True)
+    alive = max((each.time for each in before), default=0.0)
+    goodput.note(workdir, "start", alive=alive)
   watch.write("running")
   thread = threading.Thread(target=watch.run, name="health", daemon=True)
   thread.start()
@@ -101,6 +104,8 @@ def watched(workdir: Path, hang_timeout: float) -> Iterator[None]:
     watch.stop.set()
     thread.join()
     watch.write(state, error)
+    if processes.is_first():
+      goodput.note(workdir, "end", state=state)
 
 
 class _HealthWatch:

@@ -132,6 +132,7 @@ MEANINGS: Mapping[str, str] = {
     "Time of a part of a step: data, rollout, reward, update, log, validation, evaluation."
   ),
   "perf/time/step": "Time of the whole step.",
+  "perf/compilation_time": "Time of the step in which programs were compiled.",
   "perf/tokens_per_second": "Reply tokens of a step divided by its time.",
   "perf/exposed_host_fraction": "Fraction of a step in which the devices waited for the host.",
   "perf/host_peak_mib": "Largest resident memory of the process so far.",

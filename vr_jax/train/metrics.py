@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 import ml_collections
 import numpy as np
 
-from vr_jax import atomic, errors
+from vr_jax import atomic, errors, goodput
 from vr_jax.parallel import processes
 from vr_jax.train import background, rollout_samples, tensorboard_log, wandb_log
 
@@ -48,7 +48,7 @@ class MetricsLog:
     if not self._writes:
       return
     path = workdir / "metrics.jsonl"
-    self._stage = stage
+    self._workdir, self._stage = workdir, stage
     keep = [
       line
       for line in read(path, complete=False)
@@ -62,6 +62,7 @@ class MetricsLog:
     if config is not None and config.log.wandb:
       self._wandb = wandb_log.WandbLog(workdir, stage, config)
     self._writer = background.BackgroundWriter("metrics")
+    goodput.note(workdir, "stage", stage=stage, first=first_step)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes the values of a step. Values that are not finite become null: JSON has no nan."""
@@ -103,6 +104,7 @@ class MetricsLog:
     finite = {name: value if math.isfinite(value) else None for name, value in clean.items()}
     self._file.write(json.dumps({"stage": self._stage, "step": step, "values": finite}) + "\n")
     self._file.flush()
+    goodput.note_step(self._workdir, self._stage, step, clean)
     self._board.write_scalars(step, clean)
     if self._wandb:
       self._wandb.write_scalars(step, clean)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 import socket
 import tempfile
@@ -34,6 +35,7 @@ class ProcessFacts:
   unwritable: a directory that it can't write to, and the reason; "" if there is none.
   free: bytes of the host's memory; None if unknown.
   chips: whether the host has TPU chips.
+  compiler: what XLA is told by environment variables.
   """
 
   host: str
@@ -47,6 +49,7 @@ class ProcessFacts:
   chips: bool
   backend: str
   devices: str
+  compiler: str
 
 
 def check(config: ml_collections.ConfigDict, workdir: Path, mode: str, cache: Path) -> None:
@@ -116,6 +119,9 @@ _SAME: Mapping[str, Callable[[str, str, str], str]] = {
   ),
   "backend": lambda theirs, ours, first: f"JAX runs on {theirs}, but on {ours} on {first}",
   "devices": lambda theirs, ours, first: f"has {theirs}, but {first} has {ours}",
+  "compiler": lambda theirs, ours, first: (
+    f"XLA gets {theirs or 'no flags'}, but {ours or 'none'} on {first}; set the same everywhere"
+  ),
 }
 
 
@@ -139,7 +145,19 @@ def _facts(
     chips=absent_tpu.has_chips() and not _cpu_is_meant(),
     backend=jax.default_backend(),
     devices=f"{len(local)} x {local[0].device_kind}",
+    compiler=_compiler_flags(os.environ),
   )
+
+
+def _compiler_flags(environment: Mapping[str, str]) -> str:
+  """What changes compiled programs, in one order; where XLA writes its dumps does not."""
+  words = [
+    f"{name}: {word}"
+    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+    for word in sorted(set(environment.get(name, "").split()))
+    if not word.startswith("--xla_dump")
+  ]
+  return ", ".join(words)
 
 
 def _cpu_is_meant() -> bool:

@@ -2,7 +2,7 @@
 
 import time
 
-from vr_jax.train import metrics
+from vr_jax.train import compilations, metrics
 
 
 class StepTimer:
@@ -17,6 +17,7 @@ class StepTimer:
     self._begun = self._last = after._last if after else time.perf_counter()
     self._laps: dict[str, float] = {}
     self._device_idle = 0.0
+    self._compiled = compilations.seconds()
     if after:
       self.record("log", device_idle=True)
 
@@ -38,6 +39,7 @@ class StepTimer:
     return {
       **{f"perf/time/{name}": seconds for name, seconds in self._laps.items()},
       "perf/time/step": whole,
+      "perf/compilation_time": compilations.seconds() - self._compiled,
       "perf/exposed_host_fraction": self._device_idle / whole,
       "perf/tokens_per_second": tokens / whole,
       **metrics.memory(),

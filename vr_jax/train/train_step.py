@@ -15,6 +15,7 @@ import optax
 from vr_jax import records
 from vr_jax.models import interface
 from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.parallel import same_programs
 from vr_jax.rl import loss as loss_lib
 from vr_jax.rl import update
 from vr_jax.rollout import forward
@@ -82,7 +83,7 @@ def make_sft_step(
       "completions/mean_length": valid.sum(-1).mean(),
     }
 
-  return jax.jit(step, donate_argnums=0, static_argnames="packed_length")
+  return same_programs.compared(jax.jit(step, donate_argnums=0, static_argnames="packed_length"))
 
 
 def make_log_likelihood_fn(
@@ -100,7 +101,7 @@ def make_log_likelihood_fn(
     log_probs, _ = forward.reply_log_probs(model, prompt, tokens, valid, allowed_tokens)
     return jnp.stack([log_probs.sum(), valid.sum().astype(jnp.float32)])
 
-  return jax.jit(log_likelihood)
+  return same_programs.compared(jax.jit(log_likelihood))
 
 
 def make_logprob_fn(
@@ -122,7 +123,7 @@ def make_logprob_fn(
     model = nnx.merge(graphdef, params)
     return _log_probs(model, prompt, rollout, allowed_tokens, temperature, packed_length)[0]
 
-  return jax.jit(score, static_argnames="packed_length")
+  return same_programs.compared(jax.jit(score, static_argnames="packed_length"))
 
 
 def make_rl_step(
@@ -209,7 +210,7 @@ def make_rl_step(
     state, metrics, value, sums = apply_update(of_part, optimizer, state, parts, frozen)
     return state, {**metrics, "loss": value, **_per_token(sums, mask.sum())}
 
-  return jax.jit(step, donate_argnums=0, static_argnames="packed_length")
+  return same_programs.compared(jax.jit(step, donate_argnums=0, static_argnames="packed_length"))
 
 
 def _log_probs(
