@@ -3,7 +3,8 @@
     python -m benchmarks.claims moss_chatv [--seeds=21,22,23,24,25] [--workdir=runs/claims] \\
       [--config.field=value …]
 
-Each (arm, seed) is a run of the recipe at its tiny size. Its result is a small JSON file under
+Each (arm, seed) is a run of the recipe at its tiny size, or at that of another network
+(moss_chatv_phi2, moss_chatv_qwen3vl). Its result is a small JSON file under
 docs/claims/<recipe>/. A run whose file exists is skipped, so an interrupted command continues where
 it stopped. After each run it writes docs/claims/<recipe>.md.
 
@@ -111,7 +112,7 @@ def _warm(workdir: Path, seed: int) -> Path:
 def _common(recipe: str, seed: int, workdir: Path, extra: Sequence[str]) -> tuple[str, ...]:
   """Flags of every run of a seed."""
   return (
-    f"--config=configs/{recipe}.py:tiny",
+    f"--config={claims_arms.CLAIMS[recipe].config}",
     f"--config.seed={seed}",
     f"--config.data.simulate.seed={claims_page.DATA_SEED}",
     f"--config.data.directory={workdir / 'data'}",

@@ -26,6 +26,7 @@ class Arm:
 class Claims:
   """The arms and metrics of a recipe's report.
 
+  config: the recipe and its size, as `--config` takes it.
   seeds: of its runs.
   columns: (title, metric).
   pairs: arms whose differences are reported.
@@ -35,6 +36,7 @@ class Claims:
     trains (claims_tracker.py).
   """
 
+  config: str
   seeds: tuple[int, ...]
   arms: tuple[Arm, ...]
   columns: tuple[tuple[str, str], ...]
@@ -69,6 +71,7 @@ DIRECT = (
 )
 CLAIMS = {
   "moss_chatv": Claims(
+    config="configs/moss_chatv.py:tiny",
     seeds=(21, 22, 23, 24, 25),
     arms=(
       Arm(name="sft", title="SFT only", overrides=None),
@@ -94,6 +97,7 @@ CLAIMS = {
     pairs=(("grpo", "sft"), ("prr", "sft"), ("prr", "grpo"), ("prr", "naive")),
   ),
   "videop2r": Claims(
+    config="configs/videop2r.py:tiny",
     seeds=(31, 32, 33),
     arms=(
       Arm(name="sft", title="SFT only", overrides=None),
@@ -149,6 +153,7 @@ CLAIMS = {
     ),
   ),
   "video_mtr": Claims(
+    config="configs/video_mtr.py:tiny",
     seeds=(41, 42, 43),
     arms=(
       Arm(name="sft", title="SFT only", overrides=None),
@@ -204,6 +209,7 @@ CLAIMS = {
     ),
   ),
   "revseg": Claims(
+    config="configs/revseg.py:tiny",
     seeds=(54, 55, 56),
     arms=(
       Arm(name="sft", title="decomposition alone: two turns, before RL", overrides=None),
@@ -251,5 +257,14 @@ CLAIMS = {
     ),
     evaluation=("--config.eval.tracker=exact",),
     tracks=True,
+  ),
+}
+# The same arms on other networks: are the gains the same?
+CLAIMS |= {
+  "moss_chatv_phi2": dataclasses.replace(
+    CLAIMS["moss_chatv"], config="configs/moss_chatv.py:tiny_phi2", seeds=(61, 62, 63)
+  ),
+  "moss_chatv_qwen3vl": dataclasses.replace(
+    CLAIMS["moss_chatv"], config="configs/moss_chatv.py:tiny_qwen3vl", seeds=(64, 65, 66)
   ),
 }

@@ -40,8 +40,9 @@ def write(
   lines = [
     f"# Claims of {recipe}: what came out",
     "",
-    f"`{command}`: the tiny recipe, seeds {', '.join(map(str, seeds))}, simulated videos of "
-    f"data seed {DATA_SEED} (neither was used to tune the recipe), held-out videos, greedy "
+    f"`{command}`: `{claims_arms.CLAIMS[recipe].config}`, seeds "
+    f"{', '.join(map(str, seeds))}, simulated videos of data seed {DATA_SEED} (neither "
+    "was used to tune the recipe), held-out videos, greedy "
     "decoding. Mean over seeds ± half the 95 % interval of that mean (Student's t). One JSON file "
     "a run stands beside this page.",
     "",
