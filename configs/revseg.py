@@ -102,6 +102,7 @@ def _released_compiler_sizes(config: ml_collections.ConfigDict) -> None:
   config.turns.observation_buckets = (1152, 1536)
   config.turns.episode_buckets = (1536, 2304)
   config.rl.microbatches = 16  # one prompt of each of eight devices
+  config.rl.log_prob_microbatches = 16
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:

@@ -98,7 +98,8 @@ def make_abstract_state(
   Raises InputError where the mesh does not divide the model or the batch.
   """
   model_setup.check_context(config, model)
-  mesh_lib.check_batch(shapes.prompts, mesh, "config.rl.batch_size", parts=shapes.microbatches)
+  for parts in (shapes.microbatches, config.rl.log_prob_microbatches):
+    mesh_lib.check_batch(shapes.prompts, mesh, "config.rl.batch_size", parts=parts)
   allowed_tokens = jnp.ones(model.vocab_size, bool)
   net = model_setup.ModelSetup(
     config=config, mesh=mesh, model=model, allowed_tokens=allowed_tokens, stop_tokens=STOP_TOKENS

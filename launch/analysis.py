@@ -8,7 +8,7 @@ import re
 import jax
 import ml_collections
 
-from launch import costs, hlo, programs, roofline, topology
+from launch import costs, expected_time, hlo, programs, roofline, topology
 from vr_jax import errors, records
 from vr_jax.models import interface, registry
 from vr_jax.models.common import flops
@@ -115,6 +115,10 @@ class SlicePlan:
     """Seconds of one RL step by the roofline, without work on the host."""
     return sum(a.runs * p.roofline.seconds for a in self.analyses for p in a.parts)
 
+  def seconds_of(self, resource: str) -> float:
+    """Seconds of one RL step in which one of `roofline.RESOURCES` is needed."""
+    return sum(a.runs * getattr(p.roofline, resource) for a in self.analyses for p in a.parts)
+
   @property
   def chip_hours(self) -> float:
     """Chip-hours of one RL step."""
@@ -143,11 +147,13 @@ def analyse(
   model = model_setup.model_of(config)
   shapes = step_shapes.make_step_shapes(config, model)
   analyses = []
-  for program in programs.programs_of_step(config, model, mesh, shapes):
-    if only(program):
-      progress(f"compiling {program.name} for {where.name}")
-      work = _work(program, config, model, shapes)
-      analyses.append(examine(program, where, mesh, work, blame=blame))
+  chosen = [p for p in programs.programs_of_step(config, model, mesh, shapes) if only(p)]
+  expected = expected_time.ExpectedTime([program.name for program in chosen])
+  for program in chosen:
+    progress(f"compiling {program.name} for {where.name} ({expected})")
+    work = _work(program, config, model, shapes)
+    analyses.append(examine(program, where, mesh, work, blame=blame))
+    expected.finish(program.name)
   return SlicePlan(
     config=config, slice=where, mesh=dict(mesh.shape), step_shapes=shapes, analyses=analyses
   )
@@ -247,7 +253,9 @@ def examine(
       return dataclasses.replace(failure, largest=_find_unplaceable(lowered))
     return failure
   module = hlo.parse(hlo.text_of(compiled))
-  places = [where.place(device) for device in mesh.devices.flat]
+  # Of several slices, the program is that of one: it counts the devices of its own.
+  of_a_slice = mesh.devices.size // where.count
+  places = [where.place(device) for device in mesh.devices.flat[:of_a_slice]]
   spent = costs.count(module, turns=program.turns)
   if len(work) == 1:
     spent = (spent[0].with_turned(spent[1]),)

@@ -3,7 +3,8 @@
 Sources:
   Google Cloud's pages "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x (Ironwood)"
     (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, tpu7x), read 2026-11. They state the bandwidth
-    between chips for both directions of all links together.
+    between chips for both directions of all links together. The network of the data centre: Gb/s a
+    chip on the page of TPU7x, for v5e 6.4 Tb/s for the 256 chips of a pod.
   The memory that a program may use: the error of libtpu 0.0.42's compiler where one does not fit.
 """
 
@@ -23,6 +24,7 @@ class Chip:
   link: bytes/s of one link in one direction; there are two links for each of `dimensions`.
   ring: where a side of the slice is a multiple of it, its ends are linked as well.
   shapes: of the slices that exist, in chips.
+  dcn: bytes/s in one direction over the network of the data centre, which joins slices.
   between_halves: bytes/s in one direction between the two devices of a chip, where it has two.
   dtypes: of inputs of its matrix units.
   """
@@ -34,6 +36,7 @@ class Chip:
   link: float
   dimensions: int
   ring: int
+  dcn: float
   shapes: tuple[str, ...]
   devices_per_chip: int = 1
   between_halves: float = 0.0
@@ -52,6 +55,7 @@ CHIPS: Mapping[str, Chip] = {
     link=400 * GIGA / 8,
     dimensions=2,
     ring=16,
+    dcn=6400 / 256 * GIGA / 8,
     shapes=_FLAT,
   ),
   "v5p": Chip(
@@ -62,6 +66,7 @@ CHIPS: Mapping[str, Chip] = {
     link=1200 * GIGA / 12,
     dimensions=3,
     ring=4,
+    dcn=50 * GIGA / 8,
     shapes=_CUBES,
   ),
   "v6e": Chip(
@@ -72,6 +77,7 @@ CHIPS: Mapping[str, Chip] = {
     link=800 * GIGA / 8,
     dimensions=2,
     ring=16,
+    dcn=100 * GIGA / 8,
     shapes=_FLAT,
   ),
   # The halves share the chip's links. Source: the page says that the connection between them is six
@@ -84,6 +90,7 @@ CHIPS: Mapping[str, Chip] = {
     link=1200 * GIGA / 12 / 2,
     dimensions=3,
     ring=4,
+    dcn=100 * GIGA / 8 / 2,
     shapes=_CUBES,
     devices_per_chip=2,
     between_halves=6 * 1200 * GIGA / 12,

@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-from launch import hlo, kernels, loops
+from launch import exchanges, hlo, kernels, loops
 
 COLLECTIVES = (
   "all-gather",
@@ -42,8 +42,11 @@ class Transfer:
   """A collective operation.
 
   bytes: of its result (all-gather) or its operands (all others), on one device, in one run.
-  devices: indices in the mesh's order of the devices in the first device's group.
+    Between slices, those of the operands.
+  devices: indices in the mesh's order of the devices in the first device's group; () between
+    slices, where each device exchanges with its counterparts.
   times: how often it runs.
+  slices: how many exchange over the network of the data centre; 1: the chips of one, over links.
   """
 
   kind: str
@@ -51,6 +54,7 @@ class Transfer:
   devices: tuple[int, ...]
   times: int
   op_name: str = ""
+  slices: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +80,20 @@ class Costs:
   bytes: float = 0.0
   transfers: list[Transfer] = dataclasses.field(default_factory=list)
 
-  def collectives(self) -> dict[str, float]:
-    """Bytes by kind of collective."""
-    kinds = {transfer.kind for transfer in self.transfers}
+  def collectives(self, *, between_slices: bool = False) -> dict[str, float]:
+    """Bytes by kind of collective: of those within a slice, or of those between slices."""
+    those = [t for t in self.transfers if (t.slices > 1) == between_slices]
+    kinds = {transfer.kind for transfer in those}
     return {
-      kind: sum(t.bytes * t.times for t in self.transfers if t.kind == kind)
+      kind: sum(t.bytes * t.times for t in those if t.kind == kind)
       for kind in COLLECTIVES
       if kind in kinds
     }
+
+  @property
+  def exchanges(self) -> int:
+    """How often slices exchange something: each time, they wait for one another."""
+    return sum(t.times for t in self.transfers if t.slices > 1)
 
   def with_turned(self, turned: "Costs") -> "Costs":
     """The sum with the costs of its loops of unknown length."""
@@ -227,7 +237,15 @@ def _positions(
 def transfer(
   computation: hlo.Computation, instruction: hlo.Instruction, times: int
 ) -> Transfer | None:
-  """The collective that an instruction starts; None for other instructions."""
+  """The collective that an instruction starts; None for other instructions.
+
+  Raises ValueError where the text has an unknown form.
+  """
+  exchange = exchanges.read(instruction)
+  if exchange is not None:
+    size = computation.operand(instruction, 0).shapes[0].bytes
+    kind, slices = exchange
+    return Transfer(kind, size, (), times, instruction.op_name, slices)
   kind = instruction.operation.removesuffix("-start")
   if kind not in COLLECTIVES or _carries_on(instruction):
     return None
@@ -305,6 +323,10 @@ def traffic(
     return part.bytes * ((part.space == 0) + (instruction.shapes[0].space == 0))
   if instruction.operation == "copy-start":
     return _main(instruction.shapes[:2])
+  if instruction.operation == "send":
+    return _main(computation.operand(instruction, 0).shapes[:1])
+  if instruction.operation == "recv":
+    return _main(instruction.shapes[:1])
   if instruction.operation == "fusion":
     inner = module.computations[instruction.called[0]]
     operands = [computation.by_name[name].shapes for name in instruction.operands]

@@ -231,7 +231,10 @@ def _scorers(run: abstract_state.AbstractTrainState) -> list[Program]:
   """Log-probs under reference and policy, where the recipe needs them."""
   rl, frozen = run.net.config.rl, run.net.tower_frozen
   score = train_step.make_logprob_fn(
-    run.net.graphdef, run.net.allowed_tokens, temperature=rl.temperature
+    run.net.graphdef,
+    run.net.allowed_tokens,
+    temperature=rl.temperature,
+    microbatches=rl.log_prob_microbatches,
   )
   trained = train_state_lib.split(run.state.params, run.net.frozen)[0]
   reference = Program(
@@ -257,7 +260,9 @@ def _valuer(run: abstract_state.AbstractTrainState) -> list[Program]:
   tower = train_state_lib.split(run.critic.params, names)[1]
   values = Program(
     name="values",
-    function=critic_lib.make_value_fn(run.net.graphdef),
+    function=critic_lib.make_value_fn(
+      run.net.graphdef, microbatches=run.net.config.rl.log_prob_microbatches
+    ),
     arguments=(run.critic.params, run.shared, run.replies),
     resident_arrays=(
       *(run.state, run.reference_params, run.critic.optimizer_state),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launch import analysis, chips
+from launch import analysis, chips, roofline
 
 _LOAD = ("prompts", "group", "time", "prefix", "frames", "patches", "microbatches")
 
@@ -11,6 +11,7 @@ def as_json(plan: analysis.SlicePlan) -> dict[str, Any]:
   """All numbers: bytes, FLOPs and seconds of one device; model_flops of all devices together."""
   return {
     "topology": plan.slice.name,
+    "slices": plan.slice.count,
     "chip": plan.slice.chip.name,
     "chips": plan.slice.chips,
     "devices": len(plan.slice.devices),
@@ -19,7 +20,14 @@ def as_json(plan: analysis.SlicePlan) -> dict[str, Any]:
     "load": _load(plan),
     "programs": [_program(plan, one) for one in plan.analyses],
     "fits": plan.fits,
-    "step": {"seconds": plan.seconds, "chip_hours": plan.chip_hours} if plan.fits else None,
+    "step": {
+      "seconds": plan.seconds,
+      "chip_hours": plan.chip_hours,
+      "network": plan.seconds_of("network"),
+      "dcn": plan.seconds_of("dcn"),
+    }
+    if plan.fits
+    else None,
   }
 
 
@@ -53,7 +61,9 @@ def _part(plan: analysis.SlicePlan, part: analysis.ProgramPart) -> dict[str, Any
     "over_count": over_count(plan, part),
     "bytes": part.costs.bytes,
     "collectives": part.costs.collectives(),
-    "seconds": {name: getattr(line, name) for name in ("compute", "memory", "network")},
+    "between_slices": part.costs.collectives(between_slices=True),
+    "exchanges": part.costs.exchanges,
+    "seconds": {name: getattr(line, name) for name in roofline.RESOURCES},
     "bound": line.bound,
     "utilisation": utilisation(plan, part),
   }
@@ -76,8 +86,8 @@ def as_text(plan: analysis.SlicePlan) -> str:
   step_shapes = ", ".join(f"{name} {size}" for name, size in _load(plan).items())
   chip = plan.slice.chip
   lines = [
-    f"{plan.slice.name}: {plan.slice.chips} chips, {len(plan.slice.devices)} devices of "
-    f"{chip.name}; mesh {mesh}",
+    f"{plan.slice.name}: {_slices(plan)}{plan.slice.chips} chips, {len(plan.slice.devices)} "
+    f"devices of {chip.name}; mesh {mesh}",
     f"one RL step: {step_shapes}",
     "",
     f"GiB on each device, of {chip.memory / chips.GIB:.2f} that a program may use",
@@ -96,6 +106,11 @@ def as_text(plan: analysis.SlicePlan) -> str:
 
 _MEMORY = (22, 10, 12, 8, 8, 8, 5)
 _TIME = (22, 6, 9, 9, 9, 10, 9, 9, 9, 9, 6)
+_TIME_OF_SLICES = (*_TIME[:6], 9, *_TIME[6:9], 9, *_TIME[9:])
+
+
+def _slices(plan: analysis.SlicePlan) -> str:
+  return f"{plan.slice.count} slices, " if plan.slice.count > 1 else ""
 
 
 def _row(*cells: str, widths: tuple[int, ...]) -> str:
@@ -107,12 +122,16 @@ def _row(*cells: str, widths: tuple[int, ...]) -> str:
 
 
 def _time_table(plan: analysis.SlicePlan) -> list[str]:
-  counts, times = ("TFLOP", "x count", "GB", "GB links"), ("compute", "memory", "network")
+  several = plan.slice.count > 1
+  widths = _TIME_OF_SLICES if several else _TIME
+  times = roofline.RESOURCES if several else roofline.RESOURCES[:-1]
+  counts = ("TFLOP", "x count", "GB", "GB links", *["GB DCN"] * several)
   heads = ("part", "runs", *counts, *times, "bound", "MFU")
-  lines = ["one run on each device; seconds by the roofline", _row(*heads, widths=_TIME)]
+  lines = ["one run on each device; seconds by the roofline", _row(*heads, widths=widths)]
   for one in plan.analyses:
     for part in one.parts:
       line, moved = part.roofline, part.costs.collectives()
+      between = part.costs.collectives(between_slices=True)
       cells = [
         part.name,
         str(one.runs),
@@ -120,12 +139,17 @@ def _time_table(plan: analysis.SlicePlan) -> list[str]:
         f"{over_count(plan, part):.2f}",
         f"{part.costs.bytes / chips.GIGA:.1f}",
         f"{sum(moved.values()) / chips.GIGA:.2f}",
-        *(f"{getattr(line, name):.3f}" for name in ("compute", "memory", "network")),
+        *[f"{sum(between.values()) / chips.GIGA:.3f}"] * several,
+        *(f"{getattr(line, name):.3f}" for name in times),
         line.bound,
         f"{utilisation(plan, part):.0%}",
       ]
-      lines.append(_row(*cells, widths=_TIME))
+      lines.append(_row(*cells, widths=widths))
       lines += [f"    {kind}: {size / chips.GIGA:.3f} GB" for kind, size in moved.items()]
+      lines += [
+        f"    {kind} between slices: {size / chips.GIGA:.3f} GB" for kind, size in between.items()
+      ]
+      lines += [f"    exchanges between slices: {part.costs.exchanges}"] * bool(between)
   return lines
 
 
@@ -136,9 +160,25 @@ def _largest(one: analysis.Analysis) -> str:
 
 
 def _verdict(plan: analysis.SlicePlan) -> list[str]:
-  if plan.fits:
-    return [f"fits; {plan.seconds:.2f} s and {plan.chip_hours:.3f} chip-hours an RL step at best"]
-  return [f"does not fit: {explain(plan, one)}" for one in plan.analyses if not one.fits]
+  advice = []
+  if plan.mesh["data"] % plan.slice.count:
+    sizes = ",".join(map(str, (plan.slice.count, -1, *list(plan.mesh.values())[2:])))
+    advice = [
+      f"config.mesh: data={plan.mesh['data']} is no multiple of the {plan.slice.count} slices, so "
+      "weights or activations travel between slices too; gradients alone do with "
+      f'--config.mesh="({sizes})"'
+    ]
+  if not plan.fits:
+    return [
+      *(f"does not fit: {explain(plan, one)}" for one in plan.analyses if not one.fits),
+      *advice,
+    ]
+  lines = [f"fits; {plan.seconds:.2f} s and {plan.chip_hours:.3f} chip-hours an RL step at best"]
+  shares = [f"links {plan.seconds_of('network') / plan.seconds:.0%}"]
+  if plan.slice.count > 1:
+    shares.append(f"DCN {plan.seconds_of('dcn') / plan.seconds:.0%}")
+  lines.append(f"busy with collectives for this share of it: {', '.join(shares)}")
+  return [*lines, *advice]
 
 
 def explain(plan: analysis.SlicePlan, one: analysis.Analysis) -> str:
@@ -187,13 +227,16 @@ def _shrink_state(plan: analysis.SlicePlan, one: analysis.Analysis) -> list[str]
 def _shrink_activations(plan: analysis.SlicePlan, one: analysis.Analysis) -> list[str]:
   """Remedies that shrink activations and are not yet taken."""
   step_shapes, training = plan.step_shapes, one.name in ("train step", "critic step")
-  rows = plan.mesh["data"] * plan.mesh["fsdp"] * step_shapes.microbatches
+  scoring = one.name in ("reference log-probs", "policy log-probs", "values")
+  ways = plan.mesh["data"] * plan.mesh["fsdp"]
   fewer = "show fewer frames (data.frames)"
   if step_shapes.later:
     fewer = "lower env.frame_budget, and with it the largest of turns.episode_buckets"
   remedies = {
     "set model.remat=full": training and plan.config.model.remat != "full",
-    "raise rl.microbatches": training and rows < step_shapes.prompts,
+    "raise rl.microbatches": training and ways * step_shapes.microbatches < step_shapes.prompts,
+    "raise rl.log_prob_microbatches": scoring
+    and ways * plan.config.rl.log_prob_microbatches < step_shapes.prompts,
     "lower rl.batch_size": not training,
     "set rl.replicate_weights_for_decode=False": one.name == "rollout"
     and plan.config.rl.replicate_weights_for_decode,

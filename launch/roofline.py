@@ -1,6 +1,8 @@
-"""A lower bound of a program's time: the slowest of matrix units, memory and links.
+"""A lower bound of a program's time: the slowest of matrix units, memory, links and DCN.
 
-Each is taken to run at its peak rate and in parallel with the others; collectives run one by one.
+Links are those between the chips of a slice; DCN, the network of the data centre, joins slices.
+Each is taken to run at its peak rate and in parallel with the others; collectives over the same
+one run one by one.
 """
 
 from collections.abc import Sequence
@@ -8,6 +10,7 @@ import dataclasses
 
 from launch import chips, costs
 
+RESOURCES = ("compute", "memory", "network", "dcn")
 Place = tuple[int, ...]  # of a device: its chip along each dimension of the slice
 
 
@@ -18,27 +21,47 @@ class Roofline:
   compute: float
   memory: float
   network: float
+  dcn: float = 0.0
 
   @property
   def seconds(self) -> float:
     """Seconds of the resource that is needed longest."""
-    return max(self.compute, self.memory, self.network)
+    return max(self.compute, self.memory, self.network, self.dcn)
 
   @property
   def bound(self) -> str:
     """The name of that resource."""
-    return max(("compute", "memory", "network"), key=lambda name: getattr(self, name))
+    return max(RESOURCES, key=lambda name: getattr(self, name))
 
 
 def estimate(
   spent: costs.Costs, chip: chips.Chip, places: Sequence[Place], sides: Sequence[int]
 ) -> Roofline:
-  """The roofline of one device's costs. places: of the devices, in the order of the mesh."""
+  """The roofline of one device's costs.
+
+  places: of the devices of a slice, in the order of the mesh.
+  """
   return Roofline(
     compute=spent.passes / chip.peak,
     memory=spent.bytes / chip.bandwidth,
-    network=sum(t.times * transfer_seconds(t, chip, places, sides) for t in spent.transfers),
+    network=sum(
+      t.times * transfer_seconds(t, chip, places, sides) for t in spent.transfers if t.slices == 1
+    ),
+    dcn=sum(t.times * sent_between_slices(t) for t in spent.transfers if t.slices > 1) / chip.dcn,
   )
+
+
+def sent_between_slices(transfer: costs.Transfer) -> float:
+  """Bytes that each device sends to other slices in one run of a collective between slices.
+
+  For the reductions those of a ring. A device's part of an all-gather goes to each other slice.
+  """
+  others = transfer.slices - 1
+  if transfer.kind == "all-gather":
+    return transfer.bytes * others
+  if transfer.kind == "collective-permute":
+    return transfer.bytes
+  return transfer.bytes * others / transfer.slices * (2 if transfer.kind == "all-reduce" else 1)
 
 
 def transfer_seconds(

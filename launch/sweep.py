@@ -155,7 +155,8 @@ def candidates(config: ml_collections.ConfigDict, where: topology.Slice) -> list
   """Meshes that divide model and batch and have room for the state that stays in memory.
 
   The config's own comes first, then the others, fastest by `estimate` first. Of meshes that
-  differ in data and fsdp alone, only the one that needs least memory is listed.
+  differ in data and fsdp alone, only the one that needs least memory is listed. Only data spans
+  several slices.
   """
   model = model_setup.model_of(config)
   shapes = step_shapes.make_step_shapes(config, model)
@@ -169,7 +170,7 @@ def candidates(config: ml_collections.ConfigDict, where: topology.Slice) -> list
       continue
     if all(size in (-1, wanted) for size, wanted in zip(config.mesh, shape, strict=True)):
       own.append(shape)
-    if resident < where.chip.memory:
+    if resident < where.chip.memory and shape[0] % where.count == 0:
       best = resident, shape
       least[shape[2:]] = min(best, least.get(shape[2:], best))
   ranked = sorted(least.values(), key=lambda pair: estimate(model, shapes, pair[1], where.chip))

@@ -1,9 +1,11 @@
-"""Devices of a TPU slice that is not attached: programs can be compiled for them, but not run."""
+"""Devices of TPU slices that are not attached: programs can be compiled for them, but not run."""
 
 from collections.abc import Sequence
 import dataclasses
 import importlib.util
 import os
+import re
+from typing import Any
 
 import jax
 
@@ -13,23 +15,32 @@ from vr_jax import errors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slice:
-  """The devices of a topology and the chip that they belong to. sides: chips a dimension."""
+  """The devices of a slice, or of several of one kind, and the chip that they belong to.
+
+  sides: chips a dimension of a slice.
+  devices: one slice after the other.
+  count: slices.
+  """
 
   name: str
   chip: chips.Chip
   sides: tuple[int, ...]
   devices: Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm] a C++ class
+  count: int = 1
 
   @property
   def chips(self) -> int:
-    """How many chips there are."""
+    """How many chips there are, in all slices."""
     return len(self.devices) // self.chip.devices_per_chip
 
   def place(
     self,
     device: jax.Device,  # pyright: ignore[reportInvalidTypeForm] a C++ class
   ) -> tuple[int, ...]:
-    """Coordinates of a device's chip, one a side; JAX gives flat slices a third, always 0."""
+    """Coordinates of a device's chip in its slice, one a side.
+
+    JAX gives flat slices a third, always 0.
+    """
     return tuple(device.coords[: len(self.sides)])
 
 
@@ -51,14 +62,17 @@ def prepare() -> None:
 def find(name: str) -> Slice:
   """The slice of a topology, `v5p:4x4x4`, or of Google Cloud's name for one, `v5p-128`.
 
+  `2x` in front stands for two such slices.
   Raises InputError where there is no such topology, or no TPU compiler.
   """
   if ":" not in name:
     named = slices.parse(name, "--topology")
-    if named.count > 1:
-      raise errors.InputError(f"--topology={name}: a plan is of one slice, not of {named.count}")
-    name = f"{named.generation}:{named.topology}"
+    several = f"{named.count}x" if named.count > 1 else ""
+    name = f"{several}{named.generation}:{named.topology}"
   generation, _, shape = name.partition(":")
+  count, joined = 1, re.fullmatch(r"([1-9]\d*)x(.*)", generation)
+  if joined:
+    count, generation = int(joined[1]), joined[2]
   if generation not in chips.CHIPS:
     raise errors.InputError(f"--topology={name}: unknown; {known()}")
   chip = chips.CHIPS[generation]
@@ -72,8 +86,13 @@ def find(name: str) -> Slice:
     )
   from jax.experimental import topologies  # imports libtpu
 
+  options: dict[str, Any] = {"num_slices": count} if count > 1 else {}
+  if set(sides) == {"1"}:
+    options["chips_per_host_bounds"] = (1, 1, 1)  # it takes hosts of four otherwise
   try:
-    description = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    description = topologies.get_topology_desc(
+      platform="tpu", topology_name=f"{generation}:{shape}", **options
+    )
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).splitlines()[0]
     raise errors.InputError(f"--topology={name}: {reason}; {known()}") from error
@@ -84,10 +103,11 @@ def find(name: str) -> Slice:
     chip=chip,
     sides=tuple(map(int, sides)),
     devices=description.devices,
+    count=count,
   )
 
 
 def known() -> str:
   """The topologies that exist, on one line."""
   names = (f"{name}:{{{','.join(chip.shapes)}}}" for name, chip in chips.CHIPS.items())
-  return f"known are {', '.join(names)}, or Google Cloud's names, as v5p-16"
+  return f"known are {', '.join(names)}, or Google Cloud's names, as v5p-16, 2xv5p-64 or v6e-1"

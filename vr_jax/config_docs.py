@@ -50,6 +50,7 @@ OTHER_NAMES: Mapping[str, tuple[str, str]] = {
     "gradient_accumulation_steps",
     f"{_POLICY}.ppo_micro_batch_size_per_gpu (a size)",
   ),
+  "rl.log_prob_microbatches": ("", f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu (a size)"),
   "rl.learning_rate": ("learning_rate", f"{_POLICY}.optim.lr"),
   "rl.schedule": ("lr_scheduler_type", f"{_POLICY}.optim.lr_scheduler_type"),
   "rl.warmup_steps": ("warmup_steps", f"{_POLICY}.optim.lr_warmup_steps"),

@@ -208,6 +208,14 @@ class RlSection(LoopSection):
   batch_size: int = field(16, "Prompts a step.", "[1, inf)")
   num_generations: int = field(8, "Replies to each prompt: the size of a group.", "[1, inf)")
   num_iterations: int = field(1, "Updates on each batch of replies.", "[1, inf)")
+  log_prob_microbatches: int = field(
+    1,
+    "Number of equal parts in which the passes without gradient are computed, to save memory: "
+    "log-probs of the reference and of the policy before its update, values of a critic; at most "
+    "one for each prompt of a device.",
+    "[1, inf)",
+    change="rounding",
+  )
   temperature: float = field(1.0, "Temperature of sampling.", "(0, inf)")
   top_p: float = field(
     0.95, "Probability mass of the tokens that are sampled from; 1: all tokens.", "(0, 1]"

@@ -127,8 +127,8 @@ def test_values_are_of_the_state_before_each_token_packed_or_not(context, params
   size = packing.size_of(layout_lib.OneDevice(), LENGTHS[None], TIME, ratio=1.1)
   assert size is not None
   assert size < 0.7 * MASK.size
-  value = critic.make_value_fn(context.graphdef)
-  for packed in (None, size):
+  for microbatches, packed in ((1, None), (1, size), (2, None)):
+    value = critic.make_value_fn(context.graphdef, microbatches=microbatches)
     values = value(params, *batch, packed_length=packed)
     np.testing.assert_allclose(values, plain[1], rtol=0, atol=TOLERANCE)
   assert np.abs(plain[1][MASK]).max() > 0.1

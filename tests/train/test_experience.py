@@ -281,6 +281,7 @@ def _rl(**changes):
     "max_new_tokens": 64,
     "token_bucket_ratio": 1.25,
     "microbatches": 2,
+    "log_prob_microbatches": 1,
     "num_generations": GROUP,
     "num_iterations": 2,
     "kl_weight": 0.1,
@@ -296,7 +297,11 @@ def test_arrays_are_halved_while_they_hold_the_longest_reply_and_packed_to_the_f
   assert shapes.time == 32
   # Rows 0 and 2 are one part, with 63 tokens of 256; 256 / 1.25^6 = 67.1.
   assert shapes.packed_length == 68
-  assert shapes.packed_length_of_batch == int(np.ceil(512 / 1.25**8))  # at least 75
+  assert shapes.packed_length_of_scorers == int(np.ceil(512 / 1.25**8))  # at least 75
+  shapes = reply_shapes.choose_reply_shapes(
+    _rl(log_prob_microbatches=2), layout_lib.OneDevice(), LENGTHS, budget=64
+  )
+  assert shapes.packed_length_of_scorers == 68
 
 
 def test_without_packing_only_the_time_is_cut():
@@ -304,7 +309,7 @@ def test_without_packing_only_the_time_is_cut():
     _rl(token_bucket_ratio=0), layout_lib.OneDevice(), LENGTHS, budget=64
   )
   assert shapes == reply_shapes.ReplyShapes(
-    time=32, packed_length=None, packed_length_of_batch=None
+    time=32, packed_length=None, packed_length_of_scorers=None
   )
 
 
@@ -335,12 +340,18 @@ def test_the_share_of_padding_is_that_of_a_count_by_hand(source, params):
   layout, prefix = layout_lib.OneDevice(), drawn.prompt_with_features.tokens.shape[1]
   shapes = reply_shapes.choose_reply_shapes(_rl(), layout, LENGTHS, budget=64)
   assert shapes.packed_length is not None
-  assert shapes.packed_length_of_batch is not None
+  assert shapes.packed_length_of_scorers is not None
   # Two updates and two scorers, each over 4 prompts.
-  computed = 320 + 2 * 2 * shapes.packed_length + 2 * shapes.packed_length_of_batch + 4 * 4 * prefix
+  scored = 2 * shapes.packed_length_of_scorers
+  computed = 320 + 2 * 2 * shapes.packed_length + scored + 4 * 4 * prefix
   wanted = 195 + 4 * 75 + 4 * 4 * 30
   assert reply_shapes.padding_fraction(_rl(), layout, made, shapes, scorers=2) == pytest.approx(
     1 - wanted / computed
+  )
+  halves = _rl(log_prob_microbatches=2)
+  twice = 1 - wanted / (computed + scored)
+  assert reply_shapes.padding_fraction(halves, layout, made, shapes, scorers=2) == pytest.approx(
+    twice
   )
 
 

@@ -172,10 +172,29 @@ def _poison(vision, bad):
   return type(vision)(**{**vars(vision), "patches": vision.patches.at[0, 0, 0, 0].set(bad)})
 
 
+def _rollout(tokens, valid):
+  kind = jnp.where(valid, int(records.Kind.MODEL), int(records.Kind.PAD))
+  return records.Rollout(tokens=tokens, log_probs=valid * -1.0, kind=kind, turn=kind * 0)
+
+
+def test_log_probs_of_micro_batches_are_those_of_the_whole_batch_in_its_order(context, batch):
+  prompt, tokens, valid = batch
+  params = nano.sharpened(initialization.fresh_params(context))
+  whole, parts = (
+    np.asarray(
+      train_step.make_logprob_fn(
+        context.graphdef, context.allowed_tokens, temperature=1.0, microbatches=count
+      )(params, prompt, _rollout(tokens, valid))
+    )
+    for count in (1, 2)
+  )
+  np.testing.assert_allclose(parts, whole, rtol=2e-6, atol=0)
+  assert len({float(row.sum()) for row in whole}) == len(whole)  # a row in another's place shows
+
+
 def test_nothing_is_learnt_from_a_group_without_signal(context, batch):
   prompt, tokens, valid = batch
-  kind = jnp.where(valid, int(records.Kind.MODEL), int(records.Kind.PAD))
-  rollout = records.Rollout(tokens=tokens, log_probs=valid * -1.0, kind=kind, turn=kind * 0)
+  rollout = _rollout(tokens, valid)
   optimizer = train_state_lib.make_optimizer(nano.config().rl, context.abstract_params, ())
   step = train_step.make_rl_step(
     context.graphdef, optimizer, context.allowed_tokens, nano.config().rl

@@ -82,7 +82,7 @@ class Critic:
     return cls(
       state=state,
       num_iterations=rl.num_iterations,
-      value=make_value_fn(net.graphdef),
+      value=make_value_fn(net.graphdef, microbatches=rl.log_prob_microbatches),
       compute_advantages=gae.make_advantage_fn(section, answer_reward=answer_reward),
       step=make_critic_step(
         net.graphdef,
@@ -107,7 +107,7 @@ class Critic:
     Returns (advantages [prompts, group, time], targets, metrics).
 
     ref_log_probs: see `gae.make_advantage_fn`.
-    packed_length: tokens a device in the packed buffer of the batch; see `make_value_fn`.
+    packed_length: tokens a device in the packed buffer; see `make_value_fn`.
     """
     values = self.value(self.state.params, prompt, rollout, packed_length=packed_length)
     advantages, returns, metrics = self.compute_advantages(scores, rollout, values, ref_log_probs)
@@ -169,18 +169,30 @@ def make_optimizer(
   return train_state_lib.make_optimizer(section, params, frozen)
 
 
-def make_value_fn(graphdef: nnx.GraphDef) -> Callable[..., Array]:
+def make_value_fn(graphdef: nnx.GraphDef, *, microbatches: int = 1) -> Callable[..., Array]:
   """Makes a jitted `value(params, prompt, rollout, packed_length=None)`, for use without gradient.
 
   It returns values [prompts, group, time]. The value at token t is that of the state before t is
   sampled; at padding it is 0.
 
   graphdef: that of the policy's model.
-  packed_length: tokens a device in the packed buffer; see `forward.reply_log_probs`.
+  microbatches: equal parts that are computed one after the other.
+  packed_length: tokens a device in the packed buffer of one micro-batch; see
+    `forward.reply_log_probs`.
   """
-  values = functools.partial(_values, graphdef)
-  functools.update_wrapper(values, _values)
-  return same_programs.compared(jax.jit(values, static_argnames="packed_length"))
+
+  def value(
+    params: PyTree,
+    prompt: records.Prompt,
+    rollout: records.Rollout,
+    packed_length: int | None = None,
+  ) -> Array:
+    def value_part(part: PyTree) -> Array:
+      return _values(graphdef, params, *part, packed_length)
+
+    return train_step.map_microbatches(value_part, (prompt, rollout), microbatches)
+
+  return same_programs.compared(jax.jit(value, static_argnames="packed_length"))
 
 
 def make_critic_step(

@@ -71,7 +71,12 @@ class Learner:
       update=train_step.make_rl_step(
         graphdef, start.optimizer, allowed_tokens, rl, frozen=context.frozen
       ),
-      log_prob_fn=train_step.make_logprob_fn(graphdef, allowed_tokens, temperature=rl.temperature),
+      log_prob_fn=train_step.make_logprob_fn(
+        graphdef,
+        allowed_tokens,
+        temperature=rl.temperature,
+        microbatches=rl.log_prob_microbatches,
+      ),
       learning_rate=train_state_lib.make_last_learning_rate_fn(rl),
     )
 
@@ -176,7 +181,7 @@ class Learner:
       shared = train_state_lib.split(self.params, self.context.frozen)[1]
       reference = train_state_lib.join(self.reference_params, shared)
       ref_log_probs = self.log_prob_fn(
-        reference, collected.prompt, rollout, packed_length=shapes.packed_length_of_batch
+        reference, collected.prompt, rollout, packed_length=shapes.packed_length_of_scorers
       )
     rl = self.context.config.rl
     if rl.num_iterations > 1:
@@ -184,7 +189,7 @@ class Learner:
       # since, so they are computed anew.
       prompt = collected.prompt if rl.one_step_off_policy else collected.prompt_with_features
       old_log_probs = self.log_prob_fn(
-        self.params, prompt, rollout, packed_length=shapes.packed_length_of_batch
+        self.params, prompt, rollout, packed_length=shapes.packed_length_of_scorers
       )
     return ref_log_probs, old_log_probs
 
@@ -219,7 +224,7 @@ class Learner:
       rollout,
       scores,
       ref_log_probs=ref_log_probs,
-      packed_length=shapes.packed_length_of_batch,
+      packed_length=shapes.packed_length_of_scorers,
     )
     return advantages, jnp.ones_like(group_mask), targets, metrics | critic_metrics
 

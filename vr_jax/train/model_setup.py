@@ -30,6 +30,9 @@ def clamp_microbatches(
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
   for section, rows in ((copy.sft, copy.sft.batch_size), (copy.rl, copy.rl.batch_size)):
     section.microbatches = max(1, min(section.microbatches, rows // ways))
+  copy.rl.log_prob_microbatches = max(
+    1, min(copy.rl.log_prob_microbatches, copy.rl.batch_size // ways)
+  )
   return copy
 
 

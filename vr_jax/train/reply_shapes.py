@@ -18,12 +18,12 @@ class ReplyShapes:
 
   time: length of the padded replies.
   packed_length: tokens a device in the packed buffer of one micro-batch. None: not packed.
-  packed_length_of_batch: the same for the whole batch, for passes without micro-batches.
+  packed_length_of_scorers: the same for one of the micro-batches of the passes without gradient.
   """
 
   time: int
   packed_length: int | None
-  packed_length_of_batch: int | None
+  packed_length_of_scorers: int | None
 
 
 def choose_reply_shapes(
@@ -37,22 +37,25 @@ def choose_reply_shapes(
 
   `time` is the budget, halved as long as the longest reply fits.
 
-  section: `rl` or `sft`, for token_bucket_ratio and microbatches.
+  section: `rl` or `sft`, for token_bucket_ratio and the numbers of micro-batches.
   budget: largest number of tokens of a reply.
   """
   time, longest = budget, max(int(lengths.max()), 1)
   while time % 2 == 0 and time // 2 >= longest:
     time //= 2
   if section.token_bucket_ratio <= 1:
-    return ReplyShapes(time=time, packed_length=None, packed_length_of_batch=None)
-  # Row i of a batch is in micro-batch i mod microbatches.
-  microbatches = lengths.reshape(-1, section.microbatches, lengths.shape[1]).swapaxes(0, 1)
-  packed_length, packed_length_of_batch = (
-    packing.size_of(layout, x, time, ratio=section.token_bucket_ratio)
-    for x in (microbatches, lengths[None])
-  )
+    return ReplyShapes(time=time, packed_length=None, packed_length_of_scorers=None)
+
+  def packed(microbatches: int) -> int | None:
+    # Row i of a batch is in micro-batch i mod microbatches.
+    parts = lengths.reshape(-1, microbatches, lengths.shape[1]).swapaxes(0, 1)
+    return packing.size_of(layout, parts, time, ratio=section.token_bucket_ratio)
+
   return ReplyShapes(
-    time=time, packed_length=packed_length, packed_length_of_batch=packed_length_of_batch
+    time=time,
+    packed_length=packed(section.microbatches),
+    # `sft` has no such passes.
+    packed_length_of_scorers=packed(section.get("log_prob_microbatches", 1)),
   )
 
 
@@ -103,7 +106,9 @@ def padding_fraction(
     full if chosen.packed_length is None else chosen.packed_length * devices * rl.microbatches
   )
   scorer_tokens = (
-    full if chosen.packed_length_of_batch is None else chosen.packed_length_of_batch * devices
+    full
+    if chosen.packed_length_of_scorers is None
+    else chosen.packed_length_of_scorers * devices * rl.log_prob_microbatches
   )
   passes = updates + scorers
   reads = len(lengths) * passes

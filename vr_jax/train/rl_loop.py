@@ -45,7 +45,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     return
   context = run_context.make_run_context(config, workdir)
   rl = context.config.rl
-  mesh_lib.check_batch(rl.batch_size, context.mesh, "config.rl.batch_size", parts=rl.microbatches)
+  for parts in (rl.microbatches, rl.log_prob_microbatches):
+    mesh_lib.check_batch(rl.batch_size, context.mesh, "config.rl.batch_size", parts=parts)
   store = initialization.open_checkpoints(context, workdir / "checkpoints" / "rl")
   if (store.latest() or 0) >= rl.steps:
     console.print_line(f"rl: complete at step {store.latest()}")

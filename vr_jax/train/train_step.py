@@ -105,13 +105,19 @@ def make_log_likelihood_fn(
 
 
 def make_logprob_fn(
-  graphdef: nnx.GraphDef, allowed_tokens: Bool[Array, "vocab"], *, temperature: float
+  graphdef: nnx.GraphDef,
+  allowed_tokens: Bool[Array, "vocab"],
+  *,
+  temperature: float,
+  microbatches: int = 1,
 ) -> Callable[..., Array]:
   """Makes a jitted `score(params, prompt, rollout, packed_length=None)`, for use without gradient.
 
   It returns log-probs [prompts, group, time], in nats; 0 for padding and observations.
 
-  packed_length: tokens a device in the packed buffer; see `forward.reply_log_probs`.
+  microbatches: equal parts that are computed one after the other.
+  packed_length: tokens a device in the packed buffer of one micro-batch; see
+    `forward.reply_log_probs`.
   """
 
   def score(
@@ -120,8 +126,11 @@ def make_logprob_fn(
     rollout: records.Rollout,
     packed_length: int | None = None,
   ) -> Array:
-    model = nnx.merge(graphdef, params)
-    return _log_probs(model, prompt, rollout, allowed_tokens, temperature, packed_length)[0]
+    def score_part(part: PyTree) -> Array:
+      model = nnx.merge(graphdef, params)
+      return _log_probs(model, *part, allowed_tokens, temperature, packed_length)[0]
+
+    return map_microbatches(score_part, (prompt, rollout), microbatches)
 
   return same_programs.compared(jax.jit(score, static_argnames="packed_length"))
 
@@ -269,6 +278,18 @@ def split_microbatches(batch: PyTree, parts: int) -> PyTree:
     return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
   return jax.tree.map(split, batch)
+
+
+def map_microbatches(function: Callable[[PyTree], Array], batch: PyTree, parts: int) -> Array:
+  """Applies a function to one micro-batch after the other, with the memory of one.
+
+  function: from a part of the batch to an array [prompts of the part, …].
+  Returns the results in the order of the batch.
+  """
+  if parts == 1:
+    return function(batch)
+  x = jax.lax.map(function, split_microbatches(batch, parts))
+  return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
 
 def apply_update(
