@@ -203,3 +203,55 @@ def test_the_largest_temporaries_come_first_and_results_are_none():
   assert str(found[0].shape) == "bf16[8,16]"
   assert any("dot_general" in temporary.op_name for temporary in found)
   assert not any(temporary.shape.sizes == (16, 16) for temporary in found)
+
+
+SEND = (
+  "(bf16[4,8,128]{{2,1,0}}, u32[], token[]) send(%p0, %p1), channel_id=2, is_host_transfer=true, "
+  'frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime",'
+  "_xla_host_transfer_rendezvous=\"all-reduce.1_0\",_xla_megascale_target={target},"
+  '_xla_megascale_transfer_type="{kind}"}}'
+)
+SENT = 4 * 8 * 128 * 2
+
+
+def exchanged(kind: str, target: str) -> costs.Transfer | None:
+  line = f"%send = {SEND.format(kind=kind, target=target)}"
+  return costs.transfer(*instruction(line, "bf16[4,8,128]{2,1,0}", "token[]"), 3)
+
+
+@pytest.mark.parametrize(
+  ("kind", "target", "expected"),
+  [
+    ("ALL_REDUCE", '"{1,2,3,4}x{0:3}"', ("all-reduce", 4)),
+    ("ALL_GATHER", '"{1,2}x{0:63}"', ("all-gather", 2)),
+    ("REDUCE_SCATTER", "{{100000,300000},{100001,300001}}", ("reduce-scatter", 2)),
+    # Two devices of each of three slices.
+    ("ALL_TO_ALL", "{{100000,100002,200000,200002,300000,300002}}", ("all-to-all", 3)),
+    ("ONE_TO_ONE", "{{100001->200000},{200000->100002}}", ("collective-permute", 2)),
+  ],
+)
+def test_what_slices_exchange_is_told_from_what_chips_of_a_slice_do(kind, target, expected):
+  found = exchanged(kind, target)
+  assert found is not None
+  assert (found.kind, found.slices) == expected
+  assert (found.bytes, found.times, found.devices) == (SENT, 3, ())
+  spent = costs.Costs(transfers=[found, costs.Transfer("all-reduce", 8.0, (0, 1), 2)])
+  assert spent.collectives() == {"all-reduce": 16.0}
+  assert spent.collectives(between_slices=True) == {found.kind: 3 * SENT}
+  assert spent.exchanges == 3
+
+
+def test_a_send_to_the_host_is_no_exchange_and_reads_its_operand_once():
+  main, root = instruction(
+    "%send = (f32[64]{0}, u32[], token[]) send(%p0, %p1), is_host_transfer=true",
+    "f32[64]{0}",
+    "token[]",
+  )
+  assert costs.transfer(main, root, 1) is None
+  assert costs.traffic(hlo.Module("main", {"main": main}), main, root) == 256
+
+
+def test_an_unknown_exchange_is_not_counted_as_nothing():
+  for kind, target in (("SOMETHING", '"{1,2}x{0:3}"'), ("ALL_REDUCE", "everyone")):
+    with pytest.raises(ValueError, match="send: unknown exchange between slices"):
+      exchanged(kind, target)

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from launch import analysis, costs, hlo, plan, report, sweep, topology
+from launch import analysis, costs, expected_time, hlo, plan, report, sweep, topology
 from tests.train import nano
 from vr_jax import errors
+from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import model_setup, step_shapes
 
 CONFIG = f"--config={nano.ROOT / nano.RECIPE}"
@@ -22,7 +23,7 @@ def refused(capsys, *flags: str) -> str:
 
 
 def test_an_unknown_topology_is_answered_with_the_known_ones(capsys):
-  for name in ("v9:2x2", "v5p-17", "2xv5p-64", "", "nonsense"):
+  for name in ("v9:2x2", "v5p-17", "0xv5p-64", "2xv9:2x2", "", "nonsense"):
     line = refused(capsys, f"{CONFIG}:tiny", f"--topology={name}", "--config.rl.steps=1")
     assert "topology" in line
   line = refused(capsys, f"{CONFIG}:tiny", "--topology=v9:2x2")
@@ -30,7 +31,7 @@ def test_an_unknown_topology_is_answered_with_the_known_ones(capsys):
     assert known in line
 
 
-@pytest.mark.parametrize("name", ["v5e:4x4x4", "v5p:4x4", "v5p:3x3x3", "v6e:1x1", "v5p:axb"])
+@pytest.mark.parametrize("name", ["v5e:4x4x4", "v5p:4x4", "v5p:3x3x3", "v6e:1x2", "v5p:axb", "2xv5p:3x3x3"])
 def test_a_shape_that_no_slice_has_is_refused(capsys, name):
   assert f"--topology={name}" in refused(capsys, f"{CONFIG}:tiny", f"--topology={name}")
 
@@ -45,6 +46,23 @@ def test_every_chip_of_a_slice_has_its_place(name, devices):
   assert len(places) == devices
   assert len(set(places)) == where.chips
   assert tuple(max(axis) + 1 for axis in zip(*places, strict=True)) == where.sides
+
+
+@pytest.mark.parametrize("name", ["v6e-1", "v5e:1x1"])
+def test_a_single_chip_is_a_slice_too(name):
+  where = topology.find(name)
+  assert (where.chips, where.sides, where.place(where.devices[0])) == (1, (1, 1), (0, 0))
+
+
+@pytest.mark.parametrize("name", ["3xv5p-16", "3xv5p:2x2x2"])
+def test_of_several_slices_each_has_all_places_and_its_devices_follow_one_another(name):
+  where = topology.find(name)
+  assert (where.name, where.count, where.chips) == ("3xv5p:2x2x2", 3, 24)
+  assert [device.slice_index for device in where.devices] == [0] * 8 + [1] * 8 + [2] * 8
+  mesh = mesh_lib.make_mesh((3, -1, 1, 1), where.devices)
+  for number, row in enumerate(mesh.devices):  # data goes from slice to slice
+    assert {device.slice_index for device in row.flat} == {number}
+    assert len({where.place(device) for device in row.flat}) == 8
 
 
 def test_without_the_tpu_compiler_nothing_else_is_taken_for_it(monkeypatch):
@@ -188,6 +206,38 @@ def test_of_episodes_the_plan_says_what_they_show_and_what_a_critic_takes():
 def test_a_plan_becomes_json():
   found = report.as_json(planned(too_large(arguments=2e9, temporaries=30e9)))
   assert json.loads(json.dumps(found))["programs"][0]["memory"]["temporaries"] == 30e9
+
+
+def test_where_other_axes_than_data_span_slices_the_plan_says_which_mesh_sends_less():
+  found = planned(too_large(arguments=2e9, temporaries=30e9))
+  found = dataclasses.replace(found, slice=dataclasses.replace(found.slice, count=2))
+  assert "slices, so" not in report.as_text(found)  # data is 4
+  assert "2 slices, 4 chips" in report.as_text(found)
+  found.mesh.update(data=1, fsdp=4)
+  advice = report.as_text(found).splitlines()[-1]
+  assert '--config.mesh="(2,-1,1,1)"' in advice
+  assert "data=1 is no multiple of the 2 slices" in advice
+
+
+def test_a_sweep_of_several_slices_lets_data_alone_span_them():
+  found = sweep.candidates(nano.recipe("7b"), topology.find("2xv5p-16"))
+  assert found
+  assert all(data % 2 == 0 for data, *_ in found[1:])
+
+
+def test_the_time_that_is_left_follows_the_pace_of_what_is_done():
+  now = [0.0]
+  names = ["encoder", "rollout", "train step"]
+  expected = expected_time.ExpectedTime(names, clock=lambda: now[0])
+  assert expected.left == sum(expected_time.SECONDS[name] for name in names)
+  assert str(expected).startswith("1 of 3, about ")
+  now[0] = 3 * expected_time.SECONDS["encoder"]
+  expected.finish("encoder")
+  assert expected.left == 3 * sum(expected_time.SECONDS[name] for name in names[1:])
+  assert str(expected).startswith("2 of 3, about ")
+  expected.finish("rollout")
+  expected.finish("train step")
+  assert expected.left == 0
 
 
 def test_meshes_of_a_sweep_use_every_device_and_divide_the_model():

@@ -63,16 +63,31 @@ def test_the_bound_is_what_takes_longest():
   assert (found.bound, found.seconds) == ("memory", pytest.approx(2))
 
 
+def test_between_slices_each_chip_has_its_share_of_the_data_centres_network():
+  for kind, sent in (
+    ("all-reduce", 2 * 3 / 4),
+    ("reduce-scatter", 3 / 4),
+    ("all-to-all", 3 / 4),
+    ("all-gather", 3),  # its own part, to three other slices
+    ("collective-permute", 1),
+  ):
+    spent = costs.Costs(transfers=[costs.Transfer(kind, GB, (), 5, slices=4)])
+    found = roofline.estimate(spent, V5P, [(0, 0, 0)], (2, 2, 2))
+    assert found.dcn == pytest.approx(5 * sent * GB / 6.25e9)
+    assert (found.network, found.bound, found.seconds) == (0, "dcn", found.dcn)
+
+
 def test_the_table_is_of_whole_chips_and_counts_each_link_once():
-  """Peak TFLOP/s, GB/s of HBM and of all links both ways, as Google Cloud states them."""
+  """Peak TFLOP/s, GB/s of HBM and of all links both ways, Gb/s of DCN, as Google Cloud states."""
   stated = {
-    "v5e": (197, 819, 400),
-    "v5p": (459, 2765, 1200),
-    "v6e": (918, 1638, 800),
-    "tpu7x": (2307, 7380, 1200),
+    "v5e": (197, 819, 400, 6400 / 256),
+    "v5p": (459, 2765, 1200, 50),
+    "v6e": (918, 1638, 800, 100),
+    "tpu7x": (2307, 7380, 1200, 100),
   }
   for name, chip in chips.CHIPS.items():
     halves = chip.devices_per_chip
     links = 2 * chip.dimensions
-    found = (chip.peak / 1e12, chip.bandwidth / 1e9, 2 * links * chip.link / 1e9)
+    both_ways = 2 * links * chip.link / 1e9
+    found = (chip.peak / 1e12, chip.bandwidth / 1e9, both_ways, 8 * chip.dcn / 1e9)
     assert [halves * number for number in found] == pytest.approx(stated[name])

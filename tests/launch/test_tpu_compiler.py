@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import analysis, costs, hlo, programs, report, topology
+from launch import analysis, costs, hlo, programs, report, roofline, topology
 from tests.train import nano
 from vr_jax import errors
 from vr_jax.models.common import attention_splash
@@ -172,6 +172,29 @@ def test_an_attention_kernel_counts_the_blocks_that_its_mask_lets_through(where)
   product = 2 * 2 * 4096 * 4096 * 128 * (side + 1) / (2 * side)
   assert counted(repeated, query, segment)[0].flops == 3 * 2 * product
   assert counted(jax.grad(attend), query, segment)[0].flops == 9 * product
+
+
+def test_of_several_slices_gradients_are_reduced_within_each_and_then_exchanged():
+  """Weights are split within a slice of four chips, batches over all; four slices."""
+  where = topology.find("4xv5e-4")
+  mesh = jax.sharding.Mesh(np.asarray(where.devices).reshape(4, 4), ("rows", "columns"))
+  w = abstract(mesh, (WIDTH, WIDTH), "columns")
+  x = abstract(mesh, (64, WIDTH), ("rows", "columns"))
+
+  def gradient(w, x):
+    grad = jax.grad(lambda w: (jnp.tanh(x @ w) ** 2).astype(jnp.float32).sum())(w)
+    spec = jax.sharding.PartitionSpec("columns")
+    return jax.lax.with_sharding_constraint(grad, jax.sharding.NamedSharding(mesh, spec))
+
+  once, _ = counted(gradient, w, x)
+  part = WIDTH * WIDTH * 2 / 4
+  assert once.collectives(between_slices=True) == {"all-reduce": part}
+  assert once.exchanges == 1
+  assert once.collectives()["all-gather"] == 4 * part  # within a slice
+  places = [where.place(device) for device in where.devices[:4]]
+  found = roofline.estimate(once, where.chip, places, where.sides)
+  assert found.dcn == pytest.approx(2 * 3 / 4 * part / where.chip.dcn)
+  assert 0 < found.network < found.dcn
 
 
 def test_a_plan_of_the_smallest_recipe():

@@ -298,9 +298,8 @@ def test_arrays_are_halved_while_they_hold_the_longest_reply_and_packed_to_the_f
   # Rows 0 and 2 are one part, with 63 tokens of 256; 256 / 1.25^6 = 67.1.
   assert shapes.packed_length == 68
   assert shapes.packed_length_of_scorers == int(np.ceil(512 / 1.25**8))  # at least 75
-  shapes = reply_shapes.choose_reply_shapes(
-    _rl(log_prob_microbatches=2), layout_lib.OneDevice(), LENGTHS, budget=64
-  )
+  halves = _rl(log_prob_microbatches=2)
+  shapes = reply_shapes.choose_reply_shapes(halves, layout_lib.OneDevice(), LENGTHS, budget=64)
   assert shapes.packed_length_of_scorers == 68
 
 
@@ -348,11 +347,9 @@ def test_the_share_of_padding_is_that_of_a_count_by_hand(source, params):
   assert reply_shapes.padding_fraction(_rl(), layout, made, shapes, scorers=2) == pytest.approx(
     1 - wanted / computed
   )
-  halves = _rl(log_prob_microbatches=2)
-  twice = 1 - wanted / (computed + scored)
-  assert reply_shapes.padding_fraction(halves, layout, made, shapes, scorers=2) == pytest.approx(
-    twice
-  )
+  twice = _rl(log_prob_microbatches=2)
+  found = reply_shapes.padding_fraction(twice, layout, made, shapes, scorers=2)
+  assert found == pytest.approx(1 - wanted / (computed + scored))
 
 
 def test_a_curriculum_goes_from_the_shortest_clips_to_the_longest_epoch_after_epoch(
