@@ -208,7 +208,7 @@ def test_the_largest_temporaries_come_first_and_results_are_none():
 SEND = (
   "(bf16[4,8,128]{{2,1,0}}, u32[], token[]) send(%p0, %p1), channel_id=2, is_host_transfer=true, "
   'frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime",'
-  "_xla_host_transfer_rendezvous=\"all-reduce.1_0\",_xla_megascale_target={target},"
+  '_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_target={target},'
   '_xla_megascale_transfer_type="{kind}"}}'
 )
 SENT = 4 * 8 * 128 * 2

@@ -31,7 +31,9 @@ def test_an_unknown_topology_is_answered_with_the_known_ones(capsys):
     assert known in line
 
 
-@pytest.mark.parametrize("name", ["v5e:4x4x4", "v5p:4x4", "v5p:3x3x3", "v6e:1x2", "v5p:axb", "2xv5p:3x3x3"])
+@pytest.mark.parametrize(
+  "name", ["v5e:4x4x4", "v5p:4x4", "v5p:3x3x3", "v6e:1x2", "v5p:axb", "2xv5p:3x3x3"]
+)
 def test_a_shape_that_no_slice_has_is_refused(capsys, name):
   assert f"--topology={name}" in refused(capsys, f"{CONFIG}:tiny", f"--topology={name}")
 
