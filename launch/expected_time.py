@@ -1,4 +1,4 @@
-"""How long compiling the programs of a plan will take: a guess, corrected by those that are done."""
+"""How long the programs of a plan take to compile: a guess, corrected by those that are done."""
 
 from collections.abc import Callable, Mapping, Sequence
 import time
