@@ -187,7 +187,7 @@ def make_value_fn(graphdef: nnx.GraphDef, *, microbatches: int = 1) -> Callable[
     rollout: records.Rollout,
     packed_length: int | None = None,
   ) -> Array:
-    def value_part(part: PyTree) -> Array:
+    def value_part(part: tuple[records.Prompt, records.Rollout]) -> Array:
       return _values(graphdef, params, *part, packed_length)
 
     return train_step.map_microbatches(value_part, (prompt, rollout), microbatches)

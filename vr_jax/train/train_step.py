@@ -126,7 +126,7 @@ def make_logprob_fn(
     rollout: records.Rollout,
     packed_length: int | None = None,
   ) -> Array:
-    def score_part(part: PyTree) -> Array:
+    def score_part(part: tuple[records.Prompt, records.Rollout]) -> Array:
       model = nnx.merge(graphdef, params)
       return _log_probs(model, *part, allowed_tokens, temperature, packed_length)[0]
 
@@ -280,7 +280,7 @@ def split_microbatches(batch: PyTree, parts: int) -> PyTree:
   return jax.tree.map(split, batch)
 
 
-def map_microbatches(function: Callable[[PyTree], Array], batch: PyTree, parts: int) -> Array:
+def map_microbatches(function: Callable[..., Array], batch: PyTree, parts: int) -> Array:
   """Applies a function to one micro-batch after the other, with the memory of one.
 
   function: from a part of the batch to an array [prompts of the part, …].
