@@ -13,6 +13,7 @@ import socket
 from typing import Any
 
 import jax
+from jax import core
 
 from vr_jax import errors
 from vr_jax.parallel import processes
@@ -51,7 +52,7 @@ class ComparedProgram:
 
   def _compare(self, arguments: Any, keywords: Any) -> None:
     leaves, structure = jax.tree.flatten((arguments, keywords))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if any(isinstance(leaf, core.Tracer) for leaf in leaves):
       return
     signature = (structure, *map(_kind, leaves))
     if signature in self._compared:
