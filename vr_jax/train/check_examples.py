@@ -147,7 +147,7 @@ class Checks(ReferenceChecks):
     Raises:
       InputError: on_bad is "stop" and an example can't be used; or no example of a split can.
     """
-    path = self.shards / f"left-out-{self._fingerprint()}.json"
+    path = self.result_file
     if not path.is_file():
       self._write(path)
     try:
@@ -156,6 +156,11 @@ class Checks(ReferenceChecks):
       return CheckResult(left_out=left_out, **found)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
       raise errors.InputError(f"{path}: is damaged; remove it") from error
+
+  @property
+  def result_file(self) -> Path:
+    """The file that says which examples can't be used with this recipe."""
+    return self.shards / f"left-out-{self._fingerprint()}.json"
 
   def _write(self, path: Path) -> None:
     store = frame_store.FrameStore(self.shards / "frames")
