@@ -1,5 +1,6 @@
 """Checkpoints: saved state is restored, and errors name the checkpoint that can't be read."""
 
+import json
 import pathlib
 import resource
 
@@ -168,3 +169,52 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line_and_the_one_before_stay
   store.close()
   assert _open(saved).latest() == 10
   assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("damage", [_truncate, _flip, pathlib.Path.unlink])
+def test_a_loop_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(saved, capsys, damage):
+  path = max(_files(saved / "4" / "state"), key=lambda path: path.stat().st_size)
+  damage(path)
+  store = _open(saved)
+  store.set_damaged_aside()
+  assert store.latest() == 2
+  _assert_equal(store.restore(_tree()).tree, _tree(2))
+  line = capsys.readouterr().err.strip()
+  assert line.startswith(f"{saved / '4'}: {path.relative_to(saved / '4')} ")
+  assert line.endswith("renamed to 4.damaged, to go on from the one before")
+  store.save(4, _tree(4), {})
+  store.close()
+  again = _open(saved)
+  again.set_damaged_aside()
+  _assert_equal(again.restore(_tree()).tree, _tree(4))
+  assert sorted(path.name for path in saved.iterdir()) == ["2", "4", "4.damaged"]
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_renamed(saved):
+  for step in (2, 4):
+    _flip(max(_files(saved / str(step) / "state"), key=lambda path: path.stat().st_size))
+  with pytest.raises(errors.InputError, match="no other checkpoint is whole") as error:
+    _open(saved).set_damaged_aside()
+  assert str(error.value).startswith(f"{saved / '4'}: ")
+  assert sorted(path.name for path in saved.iterdir()) == ["2", "4"]
+
+
+def test_a_checkpoint_without_checksums_is_no_damaged_one(saved):
+  (sums,) = (saved / "4").glob("checksums-*.json")
+  sums.unlink()
+  store = _open(saved)
+  store.set_damaged_aside()
+  assert store.restore(_tree()).step == 4
+
+
+def test_many_saves_in_a_row_leave_checksums_of_those_that_are_kept(tmp_path):
+  store = _open(tmp_path)
+  for step in range(1, 8):
+    store.save(step, _tree(step), {})
+  store.close()
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["6", "7"]
+  for step in ("6", "7"):
+    (sums,) = (tmp_path / step).glob("checksums-0-of-1.json")
+    listed = json.loads(sums.read_text())
+    files = [path for path in (tmp_path / step).rglob("*") if path.is_file() and path != sums]
+    assert listed.keys() == {path.relative_to(tmp_path / step).as_posix() for path in files}

@@ -4,6 +4,8 @@ from collections.abc import Callable
 import contextlib
 import itertools
 import json
+import threading
+import time
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ import numpy as np
 
 WAIT = 600  # seconds to wait for a text of another process
 _exchanges = itertools.count()
+_waited, _lock = 0.0, threading.Lock()  # seconds in all_gather
 
 
 def is_first() -> bool:
@@ -101,4 +104,14 @@ def all_gather(numbers: Num[np.ndarray, "numbers"]) -> Num[np.ndarray, "processe
   """Stacks the numbers of all processes, in order. Every process must call this."""
   if jax.process_count() == 1:
     return numbers[None]
-  return np.asarray(multihost_utils.process_allgather(numbers))
+  global _waited
+  begun = time.monotonic()
+  gathered = np.asarray(multihost_utils.process_allgather(numbers))
+  with _lock:
+    _waited += time.monotonic() - begun
+  return gathered
+
+
+def seconds_waited() -> float:
+  """Seconds that this process has spent in all_gather so far, on any thread."""
+  return _waited

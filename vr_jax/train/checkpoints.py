@@ -4,15 +4,20 @@ The checkpoint of a step has two parts:
   state: the train state, flat, name -> array. Orbax writes it asynchronously, each process its own
     shards.
   loop: a JSON object: the data iterator, the reward state, and the model's architecture.
+
+Once it is complete, the checksums of its files are written beside them (checksums.py). A training
+loop that finds its last checkpoint damaged sets it aside and goes on from the one before.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 from pathlib import Path
 import re
+import shutil
 from typing import Any
 
 import jax
@@ -21,9 +26,11 @@ from jaxtyping import PyTree
 import orbax.checkpoint as ocp
 
 from vr_jax import errors
-from vr_jax.train import console
+from vr_jax.parallel import processes
+from vr_jax.train import checksums, console
 
 _GO_BACK = "delete it to go back to the one before"
+_ASIDE = ".damaged"  # suffix of a checkpoint that was set aside
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +83,9 @@ class Checkpoints:
         max_to_keep=keep, create=True, enable_async_checkpointing=True
       ),
     )
+    self._checksums = checksums.ChecksumWriter()
+    self._keep = keep
+    self._damage: dict[int, str] = {}  # of the steps whose files were compared
 
   def latest(self) -> int | None:
     """The last complete step, or None."""
@@ -86,12 +96,15 @@ class Checkpoints:
     flat = _flat(tree)
     about = {"architecture": self._architecture, "checksums": _checksums(flat)}
     with self._writing(), _saving():
+      self._checksums.leave(self._keep - 1)
+      self._damage.pop(step, None)
       self._manager.save(
         step,
         args=ocp.args.Composite(
           state=ocp.args.PyTreeSave(self._written(flat)), loop=ocp.args.JsonSave({**loop, **about})
         ),
       )
+      self._checksums.begin(self._path(step))
 
   def delete(self, step: int) -> None:
     """Deletes a checkpoint, so that another one of the same step can be saved."""
@@ -103,9 +116,48 @@ class Checkpoints:
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits like `wait`, then frees the writer's threads."""
+    """Waits like `wait`, and for the checksums, then frees the writers' threads."""
     with self._writing(), _saving():
-      self._manager.close()
+      try:
+        self._manager.close()
+      finally:
+        self._checksums.close()
+
+  def set_damaged_aside(self) -> None:
+    """Renames the last checkpoints whose files are damaged, so that the one before is the last.
+
+    All processes call it together, before they ask for the last step. It prints a line for each.
+
+    Raises InputError if all are damaged: whether to begin anew is the user's choice.
+    """
+    damaged = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      if not (damage := self._find_damage(step)):
+        break
+      damaged[step] = damage
+    else:
+      for step, damage in damaged.items():
+        raise errors.InputError(
+          f"{self._path(step)}: {damage}, and no other checkpoint is whole; delete "
+          f"{self._directory} to begin the stage anew"
+        )
+    for step, damage in damaged.items():
+      path = self._path(step)
+      aside = path.with_name(f"{step}{_ASIDE}")
+      processes.first_alone(f"{path} is damaged", functools.partial(_replace, path, aside))
+      console.print_note(f"{path}: {damage}; renamed to {aside.name}, to go on from the one before")
+    if damaged:
+      self._manager.reload()
+
+  def _find_damage(self, step: int) -> str:
+    """Compares the files of a checkpoint with their checksums, once."""
+    if step not in self._damage:
+      with console.doing(f"checking the files of {self._path(step)}"):
+        self._damage[step] = checksums.find_damage(self._path(step))
+    return self._damage[step]
+
+  def _path(self, step: int) -> Path:
+    return self._directory / str(step)
 
   def restore(self, like: PyTree, *, step: int | None = None) -> Restored:
     """Reads a checkpoint into the structure, dtypes and shardings of `like`.
@@ -119,9 +171,11 @@ class Checkpoints:
         that are left out are not those of the save.
     """
     step = self.latest() if step is None else step
-    where = f"{self._directory}/{step}"
     if step is None:
       raise errors.InputError(f"{self._directory}: holds no complete checkpoint")
+    where = str(self._path(step))
+    if damage := self._find_damage(step):
+      raise errors.InputError(f"{where}: {damage}; {_GO_BACK}")
     loop = self.loop(step)
     if loop.get("architecture") != self._architecture:
       names = _differences(loop.get("architecture") or {}, self._architecture)
@@ -183,6 +237,11 @@ class Checkpoints:
     except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
       reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error)
       raise errors.InputError(f"{where}: can't be read: {reason}; {_GO_BACK}") from error
+
+
+def _replace(old: Path, new: Path) -> None:
+  shutil.rmtree(new, ignore_errors=True)
+  old.rename(new)
 
 
 def _saving() -> contextlib.AbstractContextManager[None]:

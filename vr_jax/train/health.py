@@ -26,6 +26,7 @@ from vr_jax.parallel import processes
 from vr_jax.train import console
 
 PERIOD = 5.0  # seconds between two files
+LONG_GONE = 3600.0  # seconds without a new file after which a process of another host has ended
 LOOK = 60.0  # seconds between two looks at the other processes, before one that hangs is ended
 
 
@@ -41,7 +42,7 @@ def check_alone(workdir: Path) -> None:
       before = seen.get(each.process)
       if before and each.state != "running":
         del seen[each.process]
-      elif before and each.time > before.time:
+      elif before and each.time != before.time:  # a clock may have been set back
         raise errors.InputError(
           f"--workdir={workdir}: another run works in it (process {each.process} on {each.host}, "
           f"pid {each.pid}: {each.place}); end that one, or choose another --workdir"
@@ -51,10 +52,11 @@ def check_alone(workdir: Path) -> None:
 
 def _may_run(state: process_state.ProcessState) -> bool:
   """Whether the process may still be there."""
-  if state.state != "running" or time.time() - state.time > process_state.SILENT:
+  if state.state != "running":
     return False
   if (state.host, state.namespace) != (socket.gethostname(), _namespace()):
-    return True
+    # Its clock, or this one, may have jumped: only what is very old is gone for sure.
+    return time.time() - state.time <= LONG_GONE
   if state.pid == os.getpid():
     return False
   try:

@@ -135,6 +135,15 @@ MEANINGS: Mapping[str, str] = {
   "perf/compilation_time": "Time of the step in which programs were compiled.",
   "perf/tokens_per_second": "Reply tokens of a step divided by its time.",
   "perf/exposed_host_fraction": "Fraction of a step in which the devices waited for the host.",
+  "perf/slowest_process": (
+    "With several processes: the index of the one whose own work took longest, which is reading, "
+    "scoring and writing while its devices wait."
+  ),
+  "perf/slowest_process_ratio": (
+    "How many times as long the step took as it would if that process were as fast as the median "
+    "of the others."
+  ),
+  "perf/time/slowest_process": "Time of that process's own work.",
   "perf/host_peak_mib": "Largest resident memory of the process so far.",
   "perf/device_peak_mib": "Largest memory used so far on the process's first device.",
   "perf/device_memory_mib": (

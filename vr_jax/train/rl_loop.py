@@ -32,6 +32,7 @@ from vr_jax.train import (
   rollout_log,
   run_context,
   scoring,
+  slow_process,
   step_summary,
   vision_features,
 )
@@ -48,6 +49,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   for parts in (rl.microbatches, rl.log_prob_microbatches):
     mesh_lib.check_batch(rl.batch_size, context.mesh, "config.rl.batch_size", parts=parts)
   store = initialization.open_checkpoints(context, workdir / "checkpoints" / "rl")
+  store.set_damaged_aside()
   if (store.latest() or 0) >= rl.steps:
     console.print_line(f"rl: complete at step {store.latest()}")
     store.close()
@@ -93,6 +95,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       context=context, batches=batches, cache=cache, key=key, scoring_thread=thread
     )
     signal = learning_signal.SignalWatch(rl.advantage_estimator)
+    slow = slow_process.SlowProcessWatch("rl")
     ahead = timer = None
     for step in range(last_step + 1, rl.steps + 1):
       profile.begin(step)
@@ -115,6 +118,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
           found = evaluation.evaluate(learner.params)
         best.offer(step, learner.params, found)
         values |= {**found, "perf/time/evaluation": timer.record("evaluation")}
+      values |= slow.note(step, timer)
       log.write(step, values)
       rollouts.write(step, collected, learner.last_advantages)
       tick(step, rl.steps, step_summary.summarize(values))

@@ -29,6 +29,7 @@ from vr_jax.train import (
   profiling,
   reply_shapes,
   run_context,
+  slow_process,
   step_summary,
   train_step,
   vision_features,
@@ -51,6 +52,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     sft.batch_size, context.mesh, "config.sft.batch_size", parts=sft.microbatches
   )
   store = initialization.open_checkpoints(context, workdir / "checkpoints" / "sft")
+  store.set_damaged_aside()
   if initialization.is_complete(store, sft):
     console.print_line(f"sft: complete at step {store.latest()}")
     store.close()
@@ -86,6 +88,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     )
     if progress.iterator is not None:
       iterator.set_state(progress.iterator)
+    slow = slow_process.SlowProcessWatch("sft")
     ahead = timer = None
     for step in range(first + 1, sft.steps + 1):
       profile.begin(step)
@@ -120,6 +123,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         timer.record("validation")
       profile.end(step)
       values |= batch.metrics | timer.metrics(sft.batch_size * values["completions/mean_length"])
+      values |= slow.note(step, timer)
       log.write(step, values)
       tick(step, sft.steps, step_summary.summarize(values))
       divergence.check_finite(values, sft.max_consecutive_nonfinite, "sft", step)

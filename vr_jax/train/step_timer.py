@@ -2,7 +2,10 @@
 
 import time
 
+from vr_jax.parallel import processes
 from vr_jax.train import compilations, metrics
+
+_OWN = ("data", "reward", "log")  # parts in which a process works while its devices wait
 
 
 class StepTimer:
@@ -18,6 +21,8 @@ class StepTimer:
     self._laps: dict[str, float] = {}
     self._device_idle = 0.0
     self._compiled = compilations.seconds()
+    self.own_seconds = 0.0  # of this process's own work, without waiting for other processes
+    self._waited = after._waited if after else processes.seconds_waited()
     if after:
       self.record("log", device_idle=True)
 
@@ -31,11 +36,19 @@ class StepTimer:
     spent, self._last = now - self._last, now
     self._laps[name] = self._laps.get(name, 0.0) + spent
     self._device_idle += spent if device_idle else idle_seconds
+    before, self._waited = self._waited, processes.seconds_waited()
+    if name in _OWN:
+      self.own_seconds += max(0.0, spent - (self._waited - before))
     return spent
+
+  @property
+  def seconds(self) -> float:
+    """Seconds of the step so far, until the last record."""
+    return self._last - self._begun
 
   def metrics(self, tokens: float) -> dict[str, float]:
     """The metrics of the step. tokens: number of tokens of its replies."""
-    whole = self._last - self._begun
+    whole = self.seconds
     return {
       **{f"perf/time/{name}": seconds for name, seconds in self._laps.items()},
       "perf/time/step": whole,
