@@ -7,6 +7,7 @@ process notes, in <workdir>/seen/<process>.jsonl, which examples every step has 
 
 import collections
 from collections.abc import Mapping, Sequence
+import itertools
 import json
 import os
 from pathlib import Path
@@ -25,6 +26,9 @@ from vr_jax.train import metrics, rollout_log, sft_loop
 DIRECTORY = "seen"
 # Seconds that this process takes longer to read a batch, as a host with a slow disk would.
 SLOW = "VR_JAX_FAULT_SLOW_READS"
+# Seconds by which the clock of this process jumps.
+CLOCK = "VR_JAX_FAULT_CLOCK"
+_now = time.time
 
 
 class Luck:
@@ -78,7 +82,7 @@ def note_examples(workdir: Path) -> None:
     path = workdir / DIRECTORY / f"{jax.process_index()}.jsonl"
     path.parent.mkdir(exist_ok=True)
     line = {"stage": stage, "step": step, "examples": list(examples), "pid": os.getpid()}
-    line["time"] = time.time()
+    line["time"] = _now()
     with path.open("a") as file:
       file.write(json.dumps(line) + "\n")
 
@@ -92,18 +96,30 @@ def note_examples(workdir: Path) -> None:
     if batches:
       note("sft", step, batches.popleft())
 
-  def rolled(self: rollout_log.RolloutLog, step: int, collected: Any, *others: Any) -> None:
-    roll(self, step, collected, *others)
+  def rolled(self: rollout_log.RolloutLog, step: int, collected: Any, advantages: Any) -> None:
+    roll(self, step, collected, advantages)
     note("rl", step, [item.example.id for item in collected.items])
 
-  setattr(sft_loop, "prepare_batch", prepared)
-  setattr(metrics.MetricsLog, "write", written)
-  setattr(rollout_log.RolloutLog, "write", rolled)
+  sft_loop.prepare_batch = prepared
+  metrics.MetricsLog.write = written
+  rollout_log.RolloutLog.write = rolled
+
+
+def let_clock_jump(seconds: float) -> None:
+  """Makes the clock (not the monotonic one) jump ahead and back again, every few looks at it."""
+  looks = itertools.count()
+
+  def jumped() -> float:
+    return _now() + seconds * (next(looks) // 20 % 2)
+
+  time.time = jumped
 
 
 if __name__ == "__main__":
   for name, cls in list(registry.ENVIRONMENTS.items()):
     registry.ENVIRONMENTS[name] = type(f"Lucky{cls.__name__}", (Luck, cls), {})
+  if CLOCK in os.environ:
+    let_clock_jump(float(os.environ[CLOCK]))
   place = next(word for word in sys.argv if word.startswith("--workdir="))
   note_examples(Path(place.removeprefix("--workdir=")))
   sys.exit(main.cli())
