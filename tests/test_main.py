@@ -79,7 +79,7 @@ def test_the_mode_is_a_flag(mode):
 @pytest.mark.parametrize(
   ("flag", "says"),
   [
-    ("--workdir=gs://bucket/run", "--workdir=gs://bucket/run: is no path on this machine; mount"),
+    ("--workdir=s3://bucket/run", "--workdir=s3://bucket/run: is no path on this machine; give"),
     ("--config.data.videos=s3://b/v", "--config.data.videos=s3://b/v: is no path on this machine"),
     ("--config.log.profile_steps=5", "--config.log.profile_steps=5: needs the first and the last"),
     ("--config.log.profile_steps=7:5", "--config.log.profile_steps=7:5: needs the first and the"),

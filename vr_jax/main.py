@@ -48,7 +48,7 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from vr_jax import errors, goodput, overrides, recipe_config, status
+from vr_jax import buckets, errors, goodput, overrides, recipe_config, status
 from vr_jax.parallel import cluster_flags
 
 MODES = ("data", "sft", "rl", "eval", "all", "traces", "filter", "export", "check")
@@ -139,6 +139,7 @@ def _run_command(words: Sequence[str]) -> int:
     place = words.index("--mode")
     words = [*words[:place], f"--mode={words[place + 1]}", *words[place + 2 :]]
   try:
+    words = buckets.mounted(words)
     if words[1:2] == ["ask"]:
       from vr_jax import ask  # here, because ask imports this module
 
@@ -211,6 +212,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
     judge_factory,
     model_checks,
     preflight,
+    shared_cache,
   )
   from vr_jax.train import workdir as workdir_lib
 
@@ -230,12 +232,13 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   with (
     console.heartbeat(),
     health.watched(workdir, timeout),
+    shared_cache.synchronized(cache, workdir),
     health_endpoint.served(workdir, config.log.health_address, config.log.health_port),
     compilations.announced(cache, compilations.network(config)),
   ):
     _run_stages(config, workdir, mode)
   if mode in ("sft", "rl", "all") and (times := goodput.read(workdir)):
-    console.print_line(str(times))
+    console.print_line(f"{times}; {compilations.summary()}")
 
 
 def _run_stages(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:

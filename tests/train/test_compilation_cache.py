@@ -50,9 +50,13 @@ def test_where_the_home_can_not_be_written_the_workdir_has_it(unset, monkeypatch
   assert compilations.use_cache(unset / "run") == unset / "run" / "compilations"
 
 
-def test_several_processes_use_the_workdir_which_they_share(unset, monkeypatch):
+def test_several_processes_have_a_cache_for_each_workdir_on_their_own_disk(unset, monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  assert compilations.use_cache(unset / "run") == unset / "run" / "compilations"
+  found = compilations.use_cache(unset / "run")
+  assert found.parent.parent == unset / "home" / ".cache" / "vr_jax" / "jax"
+  assert compilations.is_of_run(found, unset / "run")
+  assert not compilations.is_of_run(found, unset / "other")
+  assert not compilations.is_of_run(unset / "own", unset / "run")
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 The cache is the first of these:
   1. JAX's own setting, as JAX_COMPILATION_CACHE_DIR;
-  2. $XDG_CACHE_HOME/vr_jax/jax/<host>, or ~/.cache/vr_jax/jax/<host>, for runs of one process;
-  3. <workdir>/compilations, for several processes (whose hosts may share no home) and where the
-     home can't be written.
+  2. $XDG_CACHE_HOME/vr_jax/jax/<host>, or ~/.cache/vr_jax/jax/<host>; of several processes, a
+     directory in it for this workdir, which has a copy for all hosts (shared_cache.py);
+  3. <workdir>/compilations, where the home can't be written.
 
 <host> names the kind of CPU: programs compiled for one kind may not run on another, and homes are
 often shared by different machines.
@@ -38,6 +38,7 @@ _COMPILE = "/jax/core/compile/backend_compile_duration"
 # What the time of making a program is made of. Tracing is left out: JAX times a function that is
 # traced inside of another one twice.
 _PARTS = (_COMPILE, "/jax/core/compile/jaxpr_to_mlir_module_duration")
+_CACHE_REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 _UPDATE = "the update"
@@ -68,11 +69,17 @@ _OTHER = "a small program"  # one of ours that is not listed, of JAX, or of a us
 
 
 _main_thread_seconds = 0.0
+_requests = _hits = 0
 
 
 def seconds() -> float:
   """How long this process's main thread has made programs, within `announced`, so far."""
   return _main_thread_seconds
+
+
+def summary() -> str:
+  """A line: how many programs were in the cache so far, and how many were compiled."""
+  return f"programs: {_hits} were in the cache, {_requests - _hits} were compiled"
 
 
 def use_cache(workdir: Path) -> Path:
@@ -91,17 +98,26 @@ def network(config: ml_collections.ConfigDict) -> list[Any]:
 
 def _default(workdir: Path) -> Path:
   own = workdir.absolute() / "compilations"
-  if jax.process_count() > 1:
-    return own
   given = os.environ.get("XDG_CACHE_HOME", "")
   try:
     home = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
     shared = home / "vr_jax" / "jax" / _host()
+    if jax.process_count() > 1:
+      shared /= _run_name(workdir)
     shared.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=shared):
       return shared
   except (OSError, RuntimeError):  # there is no home, or it can't be written
     return own
+
+
+def is_of_run(cache: Path, workdir: Path) -> bool:
+  """Whether a cache that `use_cache` gave is on this host, for this workdir alone."""
+  return cache.name == _run_name(workdir)
+
+
+def _run_name(workdir: Path) -> str:
+  return hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
 
 
 @functools.cache
@@ -157,8 +173,12 @@ class _Watch:
     self._thread.activity = console.begin(text, announce=True)
 
   def note_hit(self, event: str, **about: Any) -> None:
-    """The program was in the cache."""
-    if event == _CACHE_HIT:
+    """A program is looked for in the cache, or was there."""
+    global _requests, _hits
+    if event == _CACHE_REQUEST:
+      _requests += 1
+    elif event == _CACHE_HIT:
+      _hits += 1
       self._thread.hit = True
 
   def end(self, event: str, duration_secs: float, **about: Any) -> None:

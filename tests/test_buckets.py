@@ -1,0 +1,70 @@
+"""gs:// paths on a command line become those of mounted buckets."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vr_jax import buckets, errors, main
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+  """A machine without mounts. `gcsfuse` counts its calls and marks the directory as a mount."""
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
+  monkeypatch.setattr(buckets, "MOUNTS", tmp_path / "gcs")
+  monkeypatch.setattr(os.path, "ismount", lambda path: Path(path, ".mounted").exists())
+  return tmp_path
+
+
+def install(machine, monkeypatch, body):
+  script = machine / "bin" / "gcsfuse"
+  script.parent.mkdir()
+  script.write_text(f"#!/bin/sh\n{body}\n")
+  script.chmod(0o755)
+  monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+
+
+def test_buckets_of_a_machine_that_launch_started_are_where_it_mounts_them(machine):
+  for bucket in ("a-1", "b.2"):
+    (machine / "gcs" / bucket).mkdir(parents=True)
+    (machine / "gcs" / bucket / ".mounted").touch()
+  root = machine / "gcs"
+  for word, expected in {
+    "gs://a-1/clip.mp4": f"{root}/a-1/clip.mp4",
+    "--workdir=gs://a-1/runs/x": f"--workdir={root}/a-1/runs/x",
+    "--workdir=gs://a-1": f"--workdir={root}/a-1",
+    "--config.x=('gs://a-1/y', \"gs://b.2/z\")": f"--config.x=('{root}/a-1/y', \"{root}/b.2/z\")",
+    "--config.env.instruction=Say gs://c/d": "--config.env.instruction=Say gs://c/d",
+    "--config.data.videos=videos": "--config.data.videos=videos",
+    "--workdir=gs://A_B/x": "--workdir=gs://A_B/x",  # is no bucket's name: refused later
+  }.items():
+    assert buckets.mounted([word]) == [expected]
+
+
+def test_elsewhere_a_bucket_is_mounted_once(machine, monkeypatch):
+  calls = machine / "calls"
+  install(
+    machine, monkeypatch, f'for last; do :; done; echo "$@" >> {calls}; touch "$last/.mounted"'
+  )
+  own = machine / "home" / ".cache" / "vr_jax" / "gcs" / "mine"
+  words = ["--workdir=gs://mine/run", "--config.data.videos=gs://mine/videos"]
+  for _ in range(2):
+    assert buckets.mounted(words) == [f"--workdir={own}/run", f"--config.data.videos={own}/videos"]
+  assert calls.read_text().splitlines() == [
+    f"--implicit-dirs --metadata-cache-ttl-secs=0 mine {own}"
+  ]
+
+
+def test_what_gcsfuse_says_is_the_line(machine, monkeypatch, capsys):
+  install(machine, monkeypatch, "echo Starting; echo 'bucket mine: 403 forbidden' >&2; exit 1")
+  with pytest.raises(errors.InputError, match="gs://mine can't be mounted: bucket mine: 403"):
+    buckets.mounted(["--workdir=gs://mine/run"])
+  assert main.cli(["vr-jax", "status", "gs://mine/run"]) == 2
+  assert "vr-jax: gs://mine/run: gs://mine can't be mounted" in capsys.readouterr().err
+
+
+def test_without_gcsfuse_the_line_says_what_to_install(machine, monkeypatch):
+  monkeypatch.setenv("PATH", str(machine))
+  with pytest.raises(errors.InputError, match=r"install gcsfuse .*, or mount gs://mine at"):
+    buckets.mounted(["--workdir=gs://mine/run"])

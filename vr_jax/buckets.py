@@ -1,0 +1,77 @@
+"""gs:// paths on the command line: the bucket is mounted (Cloud Storage FUSE) and the path is there.
+
+Videos, shards of frames and weights are read by libraries that know files alone, so a bucket has to
+look like a directory. It is at /gcs/<bucket> on the machines that launch/ starts; elsewhere `gcsfuse`
+mounts it at ~/.cache/vr_jax/gcs/<bucket>, and it stays mounted.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+import re
+import shutil
+import subprocess
+
+from vr_jax import errors
+
+MOUNTS = Path("/gcs")  # where machines have their buckets
+# At the start of a word, of a flag's value, or of a text in a tuple.
+_ADDRESS = re.compile(r"""(?:^|(?<=['"=]))gs://([a-z0-9][-._a-z0-9]*)(?=/|['"]|$)""")
+_SECONDS = 60  # in which gcsfuse has to be done
+# Directories without an object of their own are seen, and so is what other hosts write.
+_OPTIONS = ("--implicit-dirs", "--metadata-cache-ttl-secs=0")
+
+
+def mounted(words: Sequence[str]) -> list[str]:
+  """The words of a command line, with the paths of mounted buckets for their gs:// paths.
+
+  Raises InputError if a bucket can't be mounted.
+  """
+  return [_ADDRESS.sub(lambda match: str(_find_mount(match[1], word)), word) for word in words]
+
+
+def _find_mount(bucket: str, word: str) -> Path:
+  """Where a bucket is mounted; mounts it if it is nowhere. word: that names it."""
+  shared = MOUNTS / bucket
+  if os.path.ismount(shared):
+    return shared
+  if not shutil.which("gcsfuse"):
+    raise errors.InputError(
+      f"{word}: needs the bucket as a directory: install gcsfuse (Cloud Storage FUSE), or mount "
+      f"gs://{bucket} at {shared}"
+    )
+  own = Path.home() / ".cache" / "vr_jax" / "gcs" / bucket
+  with _locked(own.with_name(f"{bucket}.lock")):
+    if not os.path.ismount(own):
+      _mount(bucket, own, word)
+  return own
+
+
+def _mount(bucket: str, directory: Path, word: str) -> None:
+  directory.mkdir(parents=True, exist_ok=True)
+  try:
+    done = subprocess.run(
+      ["gcsfuse", *_OPTIONS, bucket, str(directory)],
+      capture_output=True,
+      text=True,
+      timeout=_SECONDS,
+      check=False,
+    )
+    said = (done.stdout + done.stderr).strip().splitlines()
+  except subprocess.TimeoutExpired:
+    said = [f"gcsfuse was not done within {_SECONDS} s"]
+  if not os.path.ismount(directory):
+    raise errors.InputError(
+      f"{word}: gs://{bucket} can't be mounted: {said[-1] if said else 'gcsfuse says nothing'}"
+    )
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+  """One process of a host mounts, the others wait."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open("w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield

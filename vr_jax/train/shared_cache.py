@@ -1,0 +1,83 @@
+"""Compiled programs of several processes: on the disk of each host, and in the workdir for all.
+
+A compilation cache in a bucket is slow to read, and JAX writes to it from process 0 alone. So each
+host has a directory of its own for the run. Before the first step it gets what the workdir has for
+the same kind and number of devices; what process 0 compiles is copied to the workdir while the run
+goes on. A cache that JAX itself is given (JAX_COMPILATION_CACHE_DIR) is not copied.
+"""
+
+from collections.abc import Iterator
+import contextlib
+from pathlib import Path
+import re
+import shutil
+import threading
+import time
+
+import jax
+
+from vr_jax import atomic
+from vr_jax.parallel import processes
+from vr_jax.train import compilations
+
+PERIOD = 60.0  # seconds between two copies to the workdir
+_SETTLED = 5.0  # seconds after which JAX has finished writing an entry
+_ENTRY = "*-cache"  # files of JAX's cache
+
+
+def directory(workdir: Path) -> Path:
+  """The cache of a workdir for these devices: programs fit no others."""
+  devices = jax.devices()
+  about = f"{devices[0].device_kind} {len(devices)} in {jax.process_count()} jax {jax.__version__}"
+  return workdir / "compilations" / re.sub(r"[^A-Za-z0-9.]+", "-", about)
+
+
+@contextlib.contextmanager
+def synchronized(local: Path, workdir: Path) -> Iterator[None]:
+  """Copies programs from the workdir to this host; within it, new ones back.
+
+  local: the cache that JAX uses (compilations.py). Where it is not one of this run alone, nothing
+    is copied; nor is it for one process.
+
+  Programs that can't be copied only cost time: they are compiled again.
+  """
+  if jax.process_count() == 1 or not compilations.is_of_run(local, workdir):
+    yield
+    return
+  shared = directory(workdir)
+  copy_missing(shared, local)
+  if not processes.is_first():
+    yield
+    return
+  stop = threading.Event()
+
+  def copy_now_and_then() -> None:
+    while not stop.wait(PERIOD):
+      copy_missing(local, shared, settled=_SETTLED)
+
+  thread = threading.Thread(target=copy_now_and_then, name="shared cache", daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    stop.set()
+    thread.join()
+    copy_missing(local, shared)
+
+
+def copy_missing(source: Path, target: Path, *, settled: float = 0.0) -> int:
+  """Copies the entries that `target` lacks; returns how many.
+
+  settled: seconds since the last change of an entry that is copied.
+  """
+  copied = 0
+  with contextlib.suppress(OSError):
+    present = {path.name for path in target.glob(_ENTRY)}
+    for path in source.glob(_ENTRY):
+      if path.name in present or time.time() - path.stat().st_mtime < settled:
+        continue
+      target.mkdir(parents=True, exist_ok=True)
+      with atomic.file(target / path.name) as partial:
+        shutil.copyfile(path, partial)
+      copied += 1
+  return copied
