@@ -44,9 +44,8 @@ def test_buckets_of_a_machine_that_launch_started_are_where_it_mounts_them(machi
 
 def test_elsewhere_a_bucket_is_mounted_once(machine, monkeypatch):
   calls = machine / "calls"
-  install(
-    machine, monkeypatch, f'for last; do :; done; echo "$@" >> {calls}; touch "$last/.mounted"'
-  )
+  mark = 'for last; do :; done; touch "$last/.mounted"'
+  install(machine, monkeypatch, f'echo "$@" >> {calls}; {mark}')
   own = machine / "home" / ".cache" / "vr_jax" / "gcs" / "mine"
   words = ["--workdir=gs://mine/run", "--config.data.videos=gs://mine/videos"]
   for _ in range(2):

@@ -81,7 +81,7 @@ def test_no_workdir_is_one_line(tmp_path, capsys):
   for words, says in (
     ([], "needs one workdir"),
     ([str(tmp_path)], "is no workdir of a run"),
-    (["gs://b/run"], "is no path on this machine"),
+    (["s3://b/run"], "is no path on this machine"),
   ):
     assert main.cli(["vr-jax", "status", *words]) == 2
     assert says in capsys.readouterr().err

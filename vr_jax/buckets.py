@@ -1,8 +1,8 @@
-"""gs:// paths on the command line: the bucket is mounted (Cloud Storage FUSE) and the path is there.
+"""gs:// paths on the command line: the bucket is mounted (Cloud Storage FUSE), the path is in it.
 
-Videos, shards of frames and weights are read by libraries that know files alone, so a bucket has to
-look like a directory. It is at /gcs/<bucket> on the machines that launch/ starts; elsewhere `gcsfuse`
-mounts it at ~/.cache/vr_jax/gcs/<bucket>, and it stays mounted.
+Videos, shards of frames and weights are read by libraries that know files alone, so a bucket has
+to look like a directory. It is at /gcs/<bucket> on the machines that launch/ starts; elsewhere
+`gcsfuse` mounts it at ~/.cache/vr_jax/gcs/<bucket>, and it stays mounted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,11 @@ def mounted(words: Sequence[str]) -> list[str]:
 
   Raises InputError if a bucket can't be mounted.
   """
-  return [_ADDRESS.sub(lambda match: str(_find_mount(match[1], word)), word) for word in words]
+  return [_mounted(word) for word in words]
+
+
+def _mounted(word: str) -> str:
+  return _ADDRESS.sub(lambda match: str(_find_mount(match[1], word)), word)
 
 
 def _find_mount(bucket: str, word: str) -> Path:

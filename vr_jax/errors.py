@@ -36,8 +36,8 @@ def check_path(flag: str, path: str) -> None:
   """
   if re.match(r"[a-z][a-z0-9+.-]*://", path):
     raise InputError(
-      f"{flag}={path}: is no path on this machine; give one, or gs://BUCKET/PATH on the command line "
-      "(docs/tpu.md)"
+      f"{flag}={path}: is no path on this machine; give one, or, on the command line, "
+      "gs://BUCKET/PATH (docs/tpu.md)"
     )
 
 
