@@ -31,6 +31,7 @@ VERSION = "1.3.0"
 _READABLE = (VERSION, "1.2.0", "1.1.0", "1.0.0")
 SPLITS = ("train", "validation", "test")
 _EXAMPLES_PER_SHARD = 100_000
+_EXAMPLES_AT_ONCE = 1000  # converted before they are written: each takes kilobytes then
 
 
 def split_videos(
@@ -74,9 +75,10 @@ def write(root: Path, splits: Mapping[str, Sequence[records.Example]]) -> None:
       file_format="array_record",
     )
     writer.initialize_splits(list(splits))
-    writer.add_examples(
-      {split: [_to_features(example) for example in part] for split, part in splits.items()}
-    )
+    for split, part in splits.items():
+      for start in range(0, len(part), _EXAMPLES_AT_ONCE):
+        some = part[start : start + _EXAMPLES_AT_ONCE]
+        writer.add_examples({split: [_to_features(example) for example in some]})
     writer.close_all()
   except OSError as error:
     raise InputError(f"{directory}: cannot write examples: {error.strerror or error}") from error

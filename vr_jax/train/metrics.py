@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import json
 import math
+import os
 from pathlib import Path
 import resource
 
@@ -83,9 +84,10 @@ class MetricsLog:
       self._writer.submit(self._put_samples, step, pair, frames)
 
   def wait(self) -> None:
-    """Waits until all is written. Call it before saving a checkpoint of the same step."""
+    """Waits until all is on disk. Call it before saving a checkpoint of the same step."""
     if self._writes:
       self._writer.wait()
+      os.fsync(self._file.fileno())  # a mounted bucket sends a file that stays open only then
 
   def close(self) -> None:
     """Waits, then closes all."""
