@@ -1,0 +1,155 @@
+"""Times what a run of several processes, a save and a restart cost.
+
+    python -m benchmarks.pods [processes] [save] [restart]
+
+Prints a JSON line for each (default: all):
+
+processes  four processes with a device each against one process with four devices, in turn: the
+           median time of a step of RL of `moss_chatv:tiny`, and the ratio. The goal is 1.25.
+save       a warm start whose train state has 1 GB, of a wider network, with a checkpoint after each
+           step and with none, in turn: the median time of a step, with what the save takes of the
+           next one, and the ratio. The goal is 1.10.
+restart    a run of `moss_chatv:tiny` is killed by SIGKILL and started again, with its programs in
+           the compilation cache: seconds from the start to the end of the next step. The goal: 25.
+
+Each run is a command of its own, with the compilation cache of this machine; what is compiled is
+run once before it is timed.
+"""
+
+from collections.abc import Callable, Sequence
+import json
+import os
+from pathlib import Path
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from vr_jax.train import metrics
+
+ROUNDS = 3
+VIDEOS = "--config.data.simulate.videos=24"
+SHORT = (
+  "--config=moss_chatv:tiny",
+  VIDEOS,
+  "--config.sft.steps=4",
+  "--config.rl.checkpoint_every=100",
+  "--config.mesh=(4, 1, 1, 1)",
+)
+# 84 M parameters with two moments each, in float32.
+WIDE = (
+  "--config=moss_chatv:tiny",
+  VIDEOS,
+  "--config.model.architecture.text_config.hidden_size=1024",
+  "--config.model.architecture.text_config.intermediate_size=5120",
+  "--config.model.architecture.vision_config.out_hidden_size=1024",
+  "--config.sft.batch_size=4",
+)
+
+
+def time_processes(home: Path) -> dict[str, float]:
+  """Median seconds of a step with four processes, and with one."""
+  _vr_jax(home / "data", "data", SHORT)
+  _vr_jax(home / "sft", "sft", (*SHORT, f"--config.data.directory={home / 'data' / 'data'}"))
+  flags = (
+    *SHORT,
+    f"--config.data.directory={home / 'data' / 'data'}",
+    f"--config.rl.init_checkpoint={home / 'sft' / 'checkpoints' / 'sft'}",
+    "--config.rl.steps=8",
+  )
+  times: dict[int, list[float]] = {4: [], 1: []}
+  for number in range(ROUNDS + 1):
+    for count, found in times.items():
+      run = home / f"{count}-{number}"
+      command = ["-m", "launch.local", f"--processes={count}", f"--devices={4 // count}", "--"]
+      _python([*command, *flags, f"--workdir={run}", "--mode=rl"])
+      found += _steps(run, "rl") if number else []  # the first round compiles
+  several, one = (statistics.median(times[count]) for count in (4, 1))
+  return {"four_processes": several, "one_process": one, "ratio": several / one}
+
+
+def time_saves(home: Path) -> dict[str, float]:
+  """Median seconds of a step with a save after each, and without."""
+  _vr_jax(home / "data", "data", WIDE)
+  times: dict[int, list[float]] = {1: [], 1000: []}
+  for number in range(ROUNDS + 1):
+    for every, found in times.items():
+      run = home / f"{every}-{number}"
+      flags = (
+        *WIDE,
+        f"--config.data.directory={home / 'data' / 'data'}",
+        f"--config.sft.checkpoint_every={every}",
+        "--config.sft.steps=5",
+      )
+      _vr_jax(run, "sft", flags)
+      found += _steps(run, "sft") if number else []
+  state = sum(path.stat().st_size for path in (home / "1-1").rglob("d/*") if path.is_file())
+  saving, plain = (statistics.median(times[every]) for every in (1, 1000))
+  return {
+    "with_saves": saving,
+    "without": plain,
+    "ratio": saving / plain,
+    "checkpoints_gb": state / 1e9,  # of the last two
+  }
+
+
+def time_restart(home: Path) -> dict[str, float]:
+  """Seconds from a restart after a kill to the end of the next step."""
+  run, times = home / "run", []
+  flags = (*SHORT[:3], "--config.rl.checkpoint_every=1", "--config.rl.steps=1000")
+  _vr_jax(run, "data", flags)
+  _vr_jax(run, "sft", flags)
+  for _ in range(ROUNDS + 1):
+    done, begun = _last_step(run), time.perf_counter()
+    command = [sys.executable, "-m", "vr_jax.main", *flags, f"--workdir={run}", "--mode=rl"]
+    process = subprocess.Popen(
+      command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while _last_step(run) <= done:
+      time.sleep(0.1)
+    times.append(time.perf_counter() - begun)
+    while not (run / "checkpoints" / "rl" / str(done + 1)).is_dir():
+      time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+  return {"seconds": statistics.median(times[1:])}
+
+
+def _last_step(run: Path) -> int:
+  """The last step of RL that was written and whose checkpoint a restart would go on from."""
+  steps = [
+    each["step"]
+    for each in metrics.read(run / "metrics.jsonl", complete=False)
+    if each["stage"] == "rl"
+  ]
+  return max(steps, default=0)
+
+
+def _steps(run: Path, stage: str) -> list[float]:
+  """Seconds of the steps after the first two."""
+  lines = [each for each in metrics.read(run / "metrics.jsonl") if each["stage"] == stage]
+  return [each["values"]["perf/time/step"] for each in lines[2:]]
+
+
+def _vr_jax(run: Path, mode: str, flags: Sequence[str]) -> None:
+  _python(["-m", "vr_jax.main", *flags, f"--workdir={run}", f"--mode={mode}"])
+
+
+def _python(words: Sequence[str]) -> None:
+  subprocess.run(
+    [sys.executable, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+  )
+
+
+TIMED: dict[str, Callable[[Path], dict[str, float]]] = {
+  "processes": time_processes,
+  "save": time_saves,
+  "restart": time_restart,
+}
+
+if __name__ == "__main__":
+  for name in sys.argv[1:] or TIMED:
+    with tempfile.TemporaryDirectory() as directory:
+      print(json.dumps({name: TIMED[name](Path(directory))}), flush=True)
