@@ -5,6 +5,10 @@
 prints what the key frame is worth in the videos of a run: scores of boxes in the frame in which the
 object is largest, and in one that shows it and is drawn at random. Boxes are the true ones, and the
 same off by some pixels, as replies are; trackers are the exact one and SAM2.
+
+    python -m benchmarks.claims_tracker --rescore=RUNS/revseg --sam2=WEIGHTS
+
+scores the replies of all recorded runs again, with other weights, and writes the results.
 """
 
 import argparse
@@ -16,6 +20,7 @@ import sys
 
 import numpy as np
 
+from vr_jax import atomic
 from vr_jax.data import batches, examples, frame_store
 from vr_jax.envs import grounding
 from vr_jax.eval import tracking
@@ -23,7 +28,7 @@ from vr_jax.rewards import boxes
 from vr_jax.train import paths
 from vr_jax.train import workdir as workdir_lib
 
-STEPS = 400  # of the training of SAM2
+STEPS = 2000  # of the training of SAM2
 SIDE = 128  # pixels of its input
 OFF = (0, 2, 4, 8)  # pixels to the right and down that boxes are off
 
@@ -50,6 +55,21 @@ def score(workdir: Path, sam2: Path) -> float:
   return _mean(tracking.Tracker(str(sam2), _shards(workdir)), found)
 
 
+def rescore(workdir: Path, sam2: Path, results: Path) -> None:
+  """Scores the replies of recorded runs again, with other weights of SAM2.
+
+  workdir: of the claims, with a directory for each seed.
+  results: a JSON file a run, which get the new score.
+  """
+  for path in sorted(results.glob("*.json")):
+    result = json.loads(path.read_text())
+    run = workdir / f"seed{result['seed']}" / f"{result['arm']}-eval"
+    result["metrics"]["j_and_f@sam2"] = score(run, sam2)
+    with atomic.file(path) as partial:
+      partial.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{path}: {result['metrics']['j_and_f@sam2']:.3f}", flush=True)
+
+
 def _shards(workdir: Path) -> Path:
   return paths.shards_directory(workdir_lib.config_of(workdir), workdir)
 
@@ -72,9 +92,16 @@ def _mean(
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints what a key frame is worth."""
   parser = argparse.ArgumentParser(prog="python -m benchmarks.claims_tracker", description=__doc__)
-  parser.add_argument("--run", type=Path, required=True)
+  parser.add_argument("--run", type=Path, help="prints what a key frame of this run is worth")
+  parser.add_argument("--rescore", type=Path, help="scores all runs of these claims again")
+  parser.add_argument("--results", type=Path, default=Path("docs/claims/revseg"))
   parser.add_argument("--sam2", type=Path)
   options = parser.parse_args(argv)
+  if options.rescore and options.sam2:
+    rescore(options.rescore, options.sam2, options.results)
+    return 0
+  if not options.run:
+    parser.error("needs --run, or --rescore and --sam2")
   clips, shards = _clips(options.run), _shards(options.run)
   truths = [grounding.boxes_at(clip.example, clip.timestamps) for clip in clips]
   areas = [np.asarray(boxes.area(truth)) for truth in truths]
