@@ -145,6 +145,13 @@ class LoopSection(OptimizerSection):
     change="rounding",
   )
   checkpoint_every: int = field(50, "Steps between two checkpoints.", "[1, inf)", change="any time")
+  copy_every: int = field(
+    0,
+    "Steps between two copies of the train state on each host's own disk, from which a run goes on "
+    "that starts again on the same hosts; 0: none.",
+    "[0, inf)",
+    change="any time",
+  )
   max_consecutive_nonfinite: int = field(
     5, "Number of non-finite updates in a row that ends the run.", "[1, inf)", change="any time"
   )

@@ -63,6 +63,8 @@ class Checkpoints:
   left_out: names of arrays, or of subtrees, that are not written. To restore, the caller passes
     them in; their checksums must be the saved ones.
   keep: number of checkpoints to keep.
+
+  identity: tells the checkpoint that was saved or read last from all others; None before that.
   """
 
   def __init__(
@@ -86,6 +88,7 @@ class Checkpoints:
     self._checksums = checksums.ChecksumWriter()
     self._keep = keep
     self._damage: dict[int, str] = {}  # of the steps whose files were compared
+    self.identity: dict[str, Any] | None = None
 
   def latest(self) -> int | None:
     """The last complete step, or None."""
@@ -93,21 +96,23 @@ class Checkpoints:
 
   def save(self, step: int, tree: PyTree, loop: Mapping[str, Any]) -> None:
     """Starts writing a checkpoint; the arrays are copied first, so the caller may donate them."""
-    flat = _flat(tree)
-    about = {"architecture": self._architecture, "checksums": _checksums(flat)}
+    flat = flatten(tree)
+    about = {"architecture": self._architecture, "checksums": sum_bits(flat)}
     with self._writing(), _saving():
       self._checksums.leave(self._keep - 1)
       self._damage.pop(step, None)
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.PyTreeSave(self._written(flat)), loop=ocp.args.JsonSave({**loop, **about})
+          state=ocp.args.PyTreeSave(self.written(flat)), loop=ocp.args.JsonSave({**loop, **about})
         ),
       )
       self._checksums.begin(self._path(step))
+    self.identity = {"step": step, "checksums": about["checksums"]}
 
   def delete(self, step: int) -> None:
     """Deletes a checkpoint, so that another one of the same step can be saved."""
+    self._checksums.leave(0)  # or it might write into the directory meanwhile
     self._manager.delete(step)
 
   def wait(self) -> None:
@@ -182,7 +187,7 @@ class Checkpoints:
       raise errors.InputError(f"{where}: a checkpoint of another architecture: {names}")
     wanted = {
       name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
-      for name, x in self._written(_flat(like)).items()
+      for name, x in self.written(flatten(like)).items()
     }
     read = self._read(
       where,
@@ -193,8 +198,8 @@ class Checkpoints:
         partial_restore=True,
       ),
     ).state
-    flat = {name: read[name] if name in wanted else x for name, x in _flat(like).items()}
-    found = _checksums(flat)
+    flat = {name: read[name] if name in wanted else x for name, x in flatten(like).items()}
+    found = sum_bits(flat)
     saved = loop.get("checksums", found)
     if differ := [name for name in flat if saved.get(name) != found[name]]:
       what = (
@@ -204,12 +209,17 @@ class Checkpoints:
         "restore config.model.pretrained"
       )
       raise errors.InputError(f"{where}: {what}")
+    self.identity = self.identity_of(step)
     tree = jax.tree.unflatten(jax.tree.structure(like), list(flat.values()))
     return Restored(step=step, tree=tree, loop=loop)
 
-  def _written(self, flat: Mapping[str, Any]) -> dict[str, Any]:
+  def written(self, flat: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays that are written: all but those left out."""
     return {n: x for n, x in flat.items() if not f"{n}.".startswith(self._left_out)}
+
+  def identity_of(self, step: int) -> dict[str, Any]:
+    """The identity of a step's checkpoint. Raises InputError if its JSON part is damaged."""
+    return {"step": step, "checksums": self.loop(step).get("checksums")}
 
   def loop(self, step: int) -> dict[str, Any]:
     """Reads the JSON part of a step's checkpoint. Raises InputError if it is damaged."""
@@ -253,14 +263,15 @@ def _is_not_orbax_traceback(record: logging.LogRecord) -> bool:
   return not (record.exc_info and "orbax" in record.pathname)
 
 
-def _flat(tree: PyTree) -> dict[str, Any]:
+def flatten(tree: PyTree) -> dict[str, Any]:
+  """The arrays of a tree by their dotted names."""
   return {
     jax.tree_util.keystr(path, simple=True, separator="."): leaf
     for path, leaf in jax.tree.leaves_with_path(tree)
   }
 
 
-def _checksums(flat: Mapping[str, Any]) -> dict[str, int]:
+def sum_bits(flat: Mapping[str, Any]) -> dict[str, int]:
   """Sums each array's bits as integers. Orbax itself does not notice a flipped bit."""
   sums = jax.device_get(_bit_sums(dict(flat)))
   return {name: int(value) for name, value in sums.items()}

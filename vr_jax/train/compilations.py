@@ -103,7 +103,7 @@ def _default(workdir: Path) -> Path:
     home = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
     shared = home / "vr_jax" / "jax" / _host()
     if jax.process_count() > 1:
-      shared /= _run_name(workdir)
+      shared /= run_name(workdir)
     shared.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=shared):
       return shared
@@ -113,10 +113,11 @@ def _default(workdir: Path) -> Path:
 
 def is_of_run(cache: Path, workdir: Path) -> bool:
   """Whether a cache that `use_cache` gave is on this host, for this workdir alone."""
-  return cache.name == _run_name(workdir)
+  return cache.name == run_name(workdir)
 
 
-def _run_name(workdir: Path) -> str:
+def run_name(workdir: Path) -> str:
+  """Names a workdir in directories of a host that all runs share."""
   return hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
 
 

@@ -27,6 +27,7 @@ from vr_jax.train import (
   held_out,
   initialization,
   learning_signal,
+  local_copies,
   metrics,
   profiling,
   rollout_log,
@@ -54,12 +55,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     console.print_line(f"rl: complete at step {store.latest()}")
     store.close()
     return
+  copies = local_copies.LocalCopies(store, workdir, "rl", every=rl.copy_every)
   origin = initialization.describe_start(context, workdir)
   initial = initialization.initial_params(context, workdir)
   learner = learner_lib.Learner.create(context, initial)
   last_step, iterator_state, num_tokens = 0, None, 0
   if store.latest() is not None:
-    restored = store.restore(learner.checkpoint_tree())
+    like = learner.checkpoint_tree()
+    restored = copies.newest(like) or store.restore(like)
     _check_origin(workdir / "checkpoints" / "rl", restored.loop.get("start"), origin)
     last_step, iterator_state = restored.step, restored.loop["iterator"]
     num_tokens = restored.loop.get("num_tokens", 0)  # older checkpoints lack it
@@ -72,6 +75,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     best = held_out.BestCheckpoint(context, workdir, first_step=last_step + 1)
   with (
     contextlib.closing(store),
+    contextlib.closing(copies),
     contextlib.closing(log),
     contextlib.closing(rollouts),
     contextlib.closing(best) if best else contextlib.nullcontext(),
@@ -125,7 +129,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       signal.note(step, values)
       divergence.check_finite(values, rl.max_consecutive_nonfinite, "rl", step)
       preempted = preemption.stops_after()
-      if preempted or step % rl.checkpoint_every == 0 or step == rl.steps:
+      saves = preempted or step % rl.checkpoint_every == 0 or step == rl.steps
+      if saves or copies.is_due(step):
         for writer in (rollouts, log, best):
           if writer:
             writer.wait()
@@ -138,7 +143,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
           "start": origin,
           "num_tokens": num_tokens,
         }
-        store.save(step, learner.checkpoint_tree(), loop_state)
+        (store if saves else copies).save(step, learner.checkpoint_tree(), loop_state)
       if preempted:
         store.wait()
         raise errors.Preempted(f"rl is saved at step {step}")

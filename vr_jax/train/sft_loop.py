@@ -25,6 +25,7 @@ from vr_jax.train import (
   console,
   divergence,
   initialization,
+  local_copies,
   metrics,
   profiling,
   reply_shapes,
@@ -59,9 +60,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     return
   optimizer = train_state_lib.make_optimizer(sft, context.abstract_params, context.frozen)
   state = train_state_lib.create(initialization.fresh_params(context), optimizer, context.mesh)
+  copies = local_copies.LocalCopies(store, workdir, "sft", every=sft.copy_every)
   progress = SftProgress()
   if store.latest() is not None:
-    restored = store.restore(state)
+    restored = copies.newest(state) or store.restore(state)
     state, progress = restored.tree, SftProgress.from_json(restored.loop)
   first = int(state.step)
   step_fn = train_step.make_sft_step(
@@ -77,6 +79,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   layout = mesh_lib.MeshLayout(context.mesh)
   with (
     contextlib.closing(store),
+    contextlib.closing(copies),
     contextlib.closing(log),
     preemption.stops_between_steps(),
     vision_features.open_cache(context, state.params, workdir) as cache,
@@ -130,10 +133,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
       progress.recent.append(values["loss"])
       done = initialization.is_warm(sft, step, progress.recent, progress.since)
       preempted = preemption.stops_after()
-      if done or preempted or step % sft.checkpoint_every == 0:
+      saves = done or preempted or step % sft.checkpoint_every == 0
+      if saves or copies.is_due(step):
         log.wait()
         progress.iterator = batch.read
-        store.save(step, state, progress.to_json())
+        (store if saves else copies).save(step, state, progress.to_json())
       if preempted:
         store.wait()
         raise errors.Preempted(f"sft is saved at step {step}")
