@@ -1,11 +1,12 @@
 """Plans a recipe on a TPU slice before one is rented: compiles it without weights or a TPU.
 
     python launch/plan.py --config=configs/moss_chatv.py:7b --topology=v5p:4x4x4 \\
-      [--json] [--sweep] [--config.x=y …]
+      [--quick] [--sweep] [--json] [--config.x=y …]
 
 Prints for each program its bytes on a chip, its FLOPs, the bytes that it moves in memory and
 between chips, and its time by the roofline. --sweep searches for the fastest mesh and the largest
-load that fit. The programs are those of an RL step (launch/programs.py); the compiler is that of
+load that fit. With --quick the compiler takes about a third of the time; memory and seconds are
+then upper bounds, up to a tenth and some GB too high (docs/pods.md). The programs are those of an RL step (launch/programs.py); the compiler is that of
 TPUs (libtpu). Exit codes: 0 fits; 1 does not; 2 bad input.
 """
 
@@ -45,6 +46,7 @@ def _run(argv: list[str]) -> int:
   parser.add_argument(
     "--sweep", action="store_true", help="find the fastest mesh and the largest load"
   )
+  parser.add_argument("--quick", action="store_true", help="compile with little effort")
   try:
     options, rest = parser.parse_known_args(argv)
   except argparse.ArgumentError as error:
@@ -55,7 +57,7 @@ def _run(argv: list[str]) -> int:
     )
   # A plan has no workdir; the entry point's own parser reads the rest and checks each field.
   config, _, _ = vr_jax.parse_flags(["launch/plan.py", "--workdir=.", *rest])
-  topology.prepare()
+  topology.prepare(quick=options.quick)
   from launch import analysis, report, sweep  # import only now: `prepare` comes before jax starts
   from vr_jax.parallel import mesh
   from vr_jax.train import config_checks, model_setup

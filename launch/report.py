@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+
 from launch import analysis, chips, roofline
 
 _LOAD = ("prompts", "group", "time", "prefix", "frames", "patches", "microbatches")
@@ -11,6 +13,7 @@ def as_json(plan: analysis.SlicePlan) -> dict[str, Any]:
   """All numbers: bytes, FLOPs and seconds of one device; model_flops of all devices together."""
   return {
     "topology": plan.slice.name,
+    "quick": jax.config.jax_exec_time_optimization_effort < 0,
     "slices": plan.slice.count,
     "chip": plan.slice.chip.name,
     "chips": plan.slice.chips,

@@ -44,9 +44,14 @@ class Slice:
     return tuple(device.coords[: len(self.sides)])
 
 
-def prepare() -> None:
-  """Lets libtpu compile where there is no TPU. Call it before jax starts a backend."""
+def prepare(*, quick: bool = False) -> None:
+  """Lets libtpu compile where there is no TPU. Call it before jax starts a backend.
+
+  quick: the compiler spends less time on making programs fast and small.
+  """
   jax.config.update("jax_platforms", "cpu")
+  if quick:
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
   # A program for a device that is not attached can't be loaded from the cache.
   jax.config.update("jax_enable_compilation_cache", False)
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no metadata server to answer

@@ -6,6 +6,7 @@ import json
 import math
 import re
 
+import jax
 import pytest
 
 from launch import analysis, plan, programs
@@ -39,14 +40,15 @@ def planned(**changes) -> tuple[int, dict]:
   flags = [f"--config.{name}={value}" for name, value in fields]
   recipe = f"--config={nano.ROOT / nano.RECIPE}:tiny"
   with contextlib.redirect_stdout(io.StringIO()) as printed:
-    code = plan.main([recipe, "--topology=v5e:2x2", "--json", *flags])
+    code = plan.main([recipe, "--topology=v5e:2x2", "--json", "--quick", *flags])
   return code, json.loads(printed.getvalue())
 
 
 @pytest.fixture(scope="module")
-def compiled(little_effort):
+def compiled():
   code, found = planned()
   assert code == 0
+  assert jax.config.jax_exec_time_optimization_effort == -1.0
   return {one["name"]: one for one in found["programs"]}
 
 
