@@ -5,9 +5,9 @@
 
 Prints for each program its bytes on a chip, its FLOPs, the bytes that it moves in memory and
 between chips, and its time by the roofline. --sweep searches for the fastest mesh and the largest
-load that fit. With --quick the compiler takes about a third of the time; memory and seconds are
-then upper bounds, up to a tenth and some GB too high (docs/pods.md). The programs are those of an RL step (launch/programs.py); the compiler is that of
-TPUs (libtpu). Exit codes: 0 fits; 1 does not; 2 bad input.
+load that fit. With --quick the compiler takes about half as long; memory and seconds are then upper
+bounds (docs/pods.md). The programs are those of an RL step (launch/programs.py); the compiler is
+that of TPUs (libtpu). Exit codes: 0 fits; 1 does not; 2 bad input.
 """
 
 import argparse
