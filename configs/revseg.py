@@ -6,7 +6,7 @@ tracker turns the box into masks (docs/revseg.md).
     tiny   Data: simulated videos in which an object is large, and in a colour of its own, for some
            seconds only. Network: random, 1 M parameters. Device: two cores of a CPU.
     3b     Qwen2.5-VL-3B-Instruct on data sets of referring video segmentation (docs/revseg.md).
-           Device: more than v6e-8 for all 128 prompts at once (docs/pods.md). Result: not yet
+           Device: v6e-16. Planned: 19 of 34 GB a chip, 37 s a step (docs/pods.md). Result: not yet
            measured.
     7b     Qwen2.5-VL-7B-Instruct on the same, the paper's. Result: not yet measured.
     qwen3vl_2b, qwen3vl_4b, qwen3vl_8b, qwen3vl_32b
