@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import jax
-
-from launch import analysis, chips, roofline
+from launch import analysis, chips, roofline, topology
 
 _LOAD = ("prompts", "group", "time", "prefix", "frames", "patches", "microbatches")
 
@@ -13,7 +11,7 @@ def as_json(plan: analysis.SlicePlan) -> dict[str, Any]:
   """All numbers: bytes, FLOPs and seconds of one device; model_flops of all devices together."""
   return {
     "topology": plan.slice.name,
-    "quick": jax.config.jax_exec_time_optimization_effort < 0,
+    "quick": topology.is_quick(),
     "slices": plan.slice.count,
     "chip": plan.slice.chip.name,
     "chips": plan.slice.chips,

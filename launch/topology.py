@@ -12,6 +12,8 @@ import jax
 from launch import chips, slices
 from vr_jax import errors
 
+_EFFORT = "jax_exec_time_optimization_effort"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slice:
@@ -51,7 +53,7 @@ def prepare(*, quick: bool = False) -> None:
   """
   jax.config.update("jax_platforms", "cpu")
   if quick:
-    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    jax.config.update(_EFFORT, -1.0)
   # A program for a device that is not attached can't be loaded from the cache.
   jax.config.update("jax_enable_compilation_cache", False)
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no metadata server to answer
@@ -62,6 +64,11 @@ def prepare(*, quick: bool = False) -> None:
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
   os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+
+
+def is_quick() -> bool:
+  """Whether the compiler spends less time than usual, by `prepare` or by JAX's own setting."""
+  return jax.config.values[_EFFORT] < 0
 
 
 def find(name: str) -> Slice:
