@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 
-from vr_jax.train import metrics
+from vr_jax.train import config_changes, metrics
 
 ROUNDS = 3
 VIDEOS = "--config.data.simulate.videos=24"
@@ -102,29 +102,38 @@ def time_restart(home: Path) -> dict[str, float]:
   _vr_jax(run, "data", flags)
   _vr_jax(run, "sft", flags)
   for _ in range(ROUNDS + 1):
-    done, begun = _last_step(run), time.perf_counter()
+    done, begun = _saved(run), time.perf_counter()
     command = [sys.executable, "-m", "vr_jax.main", *flags, f"--workdir={run}", "--mode=rl"]
     process = subprocess.Popen(
       command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    while _last_step(run) <= done:
-      time.sleep(0.1)
-    times.append(time.perf_counter() - begun)
-    while not (run / "checkpoints" / "rl" / str(done + 1)).is_dir():
-      time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+      _wait(process, _logged, run, done)
+      times.append(time.perf_counter() - begun)
+      _wait(process, _saved, run, done)
+    finally:
+      os.killpg(process.pid, signal.SIGKILL)
+      process.wait()
   return {"seconds": statistics.median(times[1:])}
 
 
-def _last_step(run: Path) -> int:
-  """The last step of RL that was written and whose checkpoint a restart would go on from."""
-  steps = [
-    each["step"]
-    for each in metrics.read(run / "metrics.jsonl", complete=False)
-    if each["stage"] == "rl"
-  ]
-  return max(steps, default=0)
+def _wait(process: subprocess.Popen, step: Callable[[Path], int], run: Path, done: int) -> None:
+  """Waits for a step of a run after `done`. Raises RuntimeError if the run ends before."""
+  while step(run) <= done:
+    if process.poll() is not None:
+      raise RuntimeError(f"the run ended with exit code {process.returncode}")
+    time.sleep(0.1)
+
+
+def _logged(run: Path) -> int:
+  """The last step of RL whose metrics are written."""
+  lines = metrics.read(run / "metrics.jsonl", complete=False)
+  return max((each["step"] for each in lines if each["stage"] == "rl"), default=0)
+
+
+def _saved(run: Path) -> int:
+  """The last step of RL that a restart would go on from."""
+  return config_changes.last_step(run / "checkpoints" / "rl")
 
 
 def _steps(run: Path, stage: str) -> list[float]:

@@ -1,7 +1,8 @@
 """Which share of a run's time went into steps that counted, and what took the rest; without JAX.
 
 Process 0 appends a line to <workdir>/health/times.jsonl at each of these events:
-  start  a process starts; `alive` is when the one before was last seen alive
+  start  a process has started; `alive` is when the one before was last seen alive
+  other  a stage without steps, such as ingestion, has ended
   stage  the loop of a stage begins at step `first`
   step   a step has ended; `seconds` is its time, and `lost` what of it was no training
   end    the process ends; `state` says how
@@ -26,12 +27,20 @@ _LOST = {
   "perf/time/validation": "evaluation",
 }
 _DOWN, _AGAIN, _STARTING = "no process running", "steps done again", "starting"
-_REST = "other stages"
+_REST = "other"
+_FIELDS: Mapping[str, tuple[str, ...]] = {  # of an event, besides its time
+  "start": ("alive",),
+  "other": (),
+  "stage": ("stage", "first"),
+  "step": ("stage", "step", "seconds", "lost"),
+  "end": ("state",),
+}
 
 
 def note(workdir: Path, event: str, **about: Any) -> None:
-  """Appends an event that happens now. A disk that is full for a moment loses it."""
-  line = json.dumps({"event": event, "time": time.time(), **about})
+  """Appends an event that happens now, or at `time`. A disk that is full loses it."""
+  # An earlier line that a kill has cut must not take this one with it.
+  line = "\n" + json.dumps({"event": event, "time": time.time(), **about})
   try:
     (workdir / _FILE).parent.mkdir(parents=True, exist_ok=True)
     with (workdir / _FILE).open("a", encoding="utf-8") as file:
@@ -88,7 +97,7 @@ def account(events: Iterable[Mapping[str, Any]]) -> Account | None:
     now, kind = event["time"], event["event"]
     if kind == "start":
       if last is not None and ended != "done":
-        alive = min(max(event.get("alive", last), last), now)
+        alive = min(max(event["alive"], last), now)
         lost[_AGAIN] += alive - last  # in the step that a kill ended
         lost[_DOWN] += now - alive
         wall += now - last
@@ -112,17 +121,17 @@ def account(events: Iterable[Mapping[str, Any]]) -> Account | None:
   for step in steps.values():
     counted += max(0.0, step["seconds"] - sum(step["lost"].values()))
     for cause, seconds in step["lost"].items():
-      lost[cause] += seconds
+      lost[cause] = lost.get(cause, 0.0) + seconds
   rest = max(0.0, wall - counted - sum(lost.values()))
   return Account(wall=wall, counted=counted, lost={**lost, _REST: rest})
 
 
 def _parsed(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
-  """The lines that are whole: a kill may cut one."""
+  """The lines that are whole, and of this version: a kill may cut one."""
   for line in lines:
     try:
       event = json.loads(line)
-    except ValueError:
+      if {"time", *_FIELDS[event["event"]]} <= event.keys():
+        yield event
+    except (ValueError, KeyError, TypeError, AttributeError):
       continue
-    if isinstance(event, dict) and {"event", "time"} <= event.keys():
-      yield event

@@ -237,7 +237,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
     compilations.announced(cache, compilations.network(config)),
   ):
     _run_stages(config, workdir, mode)
-  if mode in ("sft", "rl", "all") and (times := goodput.read(workdir)):
+  if mode in ("sft", "rl", "all") and processes.is_first() and (times := goodput.read(workdir)):
     console.print_line(f"{times}; {compilations.summary()}")
 
 
@@ -251,6 +251,8 @@ def _run_stages(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> 
     processes.first_alone("data", lambda: data_stage.prepare(config, workdir))
   if mode == "filter" or (mode == "all" and mask_filter.is_wanted(config)):
     processes.first_alone("filter", lambda: mask_filter.write(config, workdir))
+  if processes.is_first():
+    goodput.note(workdir, "other")
   if mode in ("sft", "all"):
     data_stage.check_before_training(config, workdir, mode)
     sft_loop.train(config, workdir)

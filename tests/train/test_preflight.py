@@ -22,7 +22,7 @@ FINE = tuple(
     chips=True,
     backend="tpu",
     devices="4 x TPU v5e",
-    compiler="",
+    compiler="libtpu 1",
   )
   for index in range(4)
 )
@@ -43,8 +43,8 @@ CASES = {
     "host-2: was started with another config or --mode than",
   ),
   "other flags of XLA": (
-    {"compiler": "XLA_FLAGS: --xla_a"},
-    "host-2: XLA gets XLA_FLAGS: --xla_a, but none on host-0; set the same",
+    {"compiler": "libtpu 1, XLA_FLAGS: --xla_a"},
+    "host-2: compiles with libtpu 1, XLA_FLAGS: --xla_a, but host-0 with libtpu 1; have the",
   ),
   "its own disk": ({"workdir": ""}, "host-2: does not see the config.json that host-0 has written"),
   "a full disk": ({"unwritable": "--workdir=x: can't be written"}, "host-2: --workdir=x: can't be"),

@@ -29,7 +29,7 @@ def test_what_a_process_waits_for_others_is_not_its_own_work(monkeypatch):
 
 
 def test_one_that_stays_slow_is_named_once_and_again_after_it_was_fast(monkeypatch, capsys):
-  monkeypatch.setattr(processes, "gather_texts", lambda text: ["host-0", "host-1"])
+  monkeypatch.setattr(processes, "gather_texts", lambda kind, text: ["host-0", "host-1"])
   watch = slow_process.SlowProcessWatch("rl")
   timer = step_timer.StepTimer()
   timer.record("data")

@@ -14,6 +14,8 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float, Num
 import numpy as np
 
+from vr_jax import errors
+
 WAIT = 600  # seconds to wait for a text of another process
 _exchanges = itertools.count()
 _waited, _lock = 0.0, threading.Lock()  # seconds in all_gather
@@ -50,20 +52,34 @@ def meet(seconds: float) -> None:
       client.wait_at_barrier(f"vr_jax/meeting {next(_exchanges)}", round(1000 * seconds))
 
 
-def gather_texts(text: str) -> list[str]:
+def gather_texts(kind: str, text: str, *, wait: float = WAIT) -> list[str]:
   """The texts of all processes, in order, through the coordinator: no device takes part.
 
-  Every process must call this, in the same order as other exchanges.
+  Every process must call this, on its main thread, in the same order as other exchanges.
+
+  kind: what is exchanged, in a word or two.
+  wait: seconds for one that does not come.
+
+  Raises:
+    InputError: another process is at another exchange.
+    JaxRuntimeError: it does not come, or the coordinator is gone.
   """
   client = distributed.global_state.client
   if client is None:
     return [text]
   exchange = f"vr_jax/exchange {next(_exchanges)}"
-  client.key_value_set(f"{exchange}/{jax.process_index()}", text)
-  return [
-    client.blocking_key_value_get(f"{exchange}/{index}", 1000 * WAIT)
-    for index in range(jax.process_count())
-  ]
+  client.key_value_set(f"{exchange}/{jax.process_index()}", json.dumps([kind, text]))
+  found = []
+  for index in range(jax.process_count()):
+    said = client.blocking_key_value_get(f"{exchange}/{index}", round(1000 * wait))
+    theirs, other = json.loads(said)
+    if theirs != kind:
+      raise errors.InputError(
+        f"process {index} is at its exchange about {theirs}, but process {jax.process_index()} at "
+        f"one about {kind}; the same command, data and code have to be on all hosts"
+      )
+    found.append(other)
+  return found
 
 
 def all_gather_json(value: Any) -> list[Any]:

@@ -18,6 +18,8 @@ from jax import core
 from vr_jax import errors
 from vr_jax.parallel import processes
 
+_WAIT = 86_400.0  # seconds: the watch over processes that hang is to end them, not this
+
 
 def compared(function: Callable[..., Any]) -> "ComparedProgram":
   """Makes a jitted function compare its programs; a decorator. See `ComparedProgram`."""
@@ -27,12 +29,12 @@ def compared(function: Callable[..., Any]) -> "ComparedProgram":
 class ComparedProgram:
   """A jitted function whose programs all processes compare, each before its first run.
 
-  With one process, and inside of another jitted function, nothing is compared. A program is
-  compared as it is before XLA compiles it; versions and flags of XLA are compared at the start
-  (train/preflight.py).
+  Programs of one process alone are not compared: those of arrays on its own devices, as a judge
+  has them, and those inside of another jitted function. A program is compared as it is before XLA
+  compiles it; versions and flags of XLA are compared at the start (train/preflight.py).
 
-  A call raises InputError, in all processes, if one of them is about to run another program, and in
-  this one if the others are not about to run any.
+  A call raises InputError, in all processes, if one of them is about to run another program. It
+  waits as long as the others take to come; a watch (train/health.py) ends a process that hangs.
   """
 
   def __init__(self, function: Callable[..., Any]) -> None:
@@ -52,7 +54,10 @@ class ComparedProgram:
 
   def _compare(self, arguments: Any, keywords: Any) -> None:
     leaves, structure = jax.tree.flatten((arguments, keywords))
-    if any(isinstance(leaf, core.Tracer) for leaf in leaves):
+    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+    if any(isinstance(x, core.Tracer) for x in arrays) or all(
+      x.is_fully_addressable for x in arrays
+    ):
       return
     signature = (structure, *map(_kind, leaves))
     if signature in self._compared:
@@ -66,13 +71,8 @@ class ComparedProgram:
 def check_same(name: str, text: str) -> None:
   """Raises InputError if the text of a program is not the same in all processes."""
   own = {"host": socket.gethostname(), "program": name, "hash": _digest(text)}
-  try:
-    everyone = [json.loads(each) for each in processes.gather_texts(json.dumps(own))]
-  except jax.errors.JaxRuntimeError as error:
-    raise errors.InputError(
-      f"{own['host']}: is about to run {name}, but not all other processes came to do the same "
-      f"within {processes.WAIT} s; their logs, or vr-jax status, say what they do"
-    ) from error
+  texts = processes.gather_texts("programs", json.dumps(own), wait=_WAIT)
+  everyone = [json.loads(each) for each in texts]
   first = everyone[0]
   for index, each in enumerate(everyone):
     if each["program"] != first["program"]:

@@ -104,7 +104,7 @@ def find_damage(directory: Path) -> str:
     unreadable = f"{error.filename}: can't be read: {error.strerror}"
   except (ValueError, TypeError, AttributeError):
     damage = f"its {_PREFIX}-*.json are damaged"
-  texts = processes.gather_texts(json.dumps([damage, unreadable]))
+  texts = processes.gather_texts("checksums", json.dumps([damage, unreadable]))
   damages, others = zip(*map(json.loads, texts), strict=True)
   if any(others):
     raise errors.InputError(next(filter(None, others)))

@@ -38,7 +38,6 @@ _COMPILE = "/jax/core/compile/backend_compile_duration"
 # What the time of making a program is made of. Tracing is left out: JAX times a function that is
 # traced inside of another one twice.
 _PARTS = (_COMPILE, "/jax/core/compile/jaxpr_to_mlir_module_duration")
-_CACHE_REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 _UPDATE = "the update"
@@ -69,7 +68,7 @@ _OTHER = "a small program"  # one of ours that is not listed, of JAX, or of a us
 
 
 _main_thread_seconds = 0.0
-_requests = _hits = 0
+_hits = _misses = 0
 
 
 def seconds() -> float:
@@ -78,8 +77,8 @@ def seconds() -> float:
 
 
 def summary() -> str:
-  """A line: how many programs were in the cache so far, and how many were compiled."""
-  return f"programs: {_hits} were in the cache, {_requests - _hits} were compiled"
+  """A line: how many programs were in the cache so far, and how many, worth it, were not."""
+  return f"programs: {_hits} were in the cache, {_misses} were compiled"
 
 
 def use_cache(workdir: Path) -> Path:
@@ -101,7 +100,7 @@ def _default(workdir: Path) -> Path:
   given = os.environ.get("XDG_CACHE_HOME", "")
   try:
     home = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
-    shared = home / "vr_jax" / "jax" / _host()
+    shared = home / "vr_jax" / "jax" / host_kind()
     if jax.process_count() > 1:
       shared /= run_name(workdir)
     shared.mkdir(parents=True, exist_ok=True)
@@ -122,7 +121,7 @@ def run_name(workdir: Path) -> str:
 
 
 @functools.cache
-def _host() -> str:
+def host_kind() -> str:
   """Names the kind of this machine's CPU: its architecture and a hash of its features."""
   try:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -174,17 +173,15 @@ class _Watch:
     self._thread.activity = console.begin(text, announce=True)
 
   def note_hit(self, event: str, **about: Any) -> None:
-    """A program is looked for in the cache, or was there."""
-    global _requests, _hits
-    if event == _CACHE_REQUEST:
-      _requests += 1
-    elif event == _CACHE_HIT:
+    """The program was in the cache."""
+    global _hits
+    if event == _CACHE_HIT:
       _hits += 1
       self._thread.hit = True
 
   def end(self, event: str, duration_secs: float, **about: Any) -> None:
     """A compilation, or a part of the work before it, has ended."""
-    global _main_thread_seconds
+    global _main_thread_seconds, _misses
     if event in _PARTS and threading.current_thread() is threading.main_thread():
       _main_thread_seconds += duration_secs
     activity = getattr(self._thread, "activity", None)
@@ -194,6 +191,8 @@ class _Watch:
     console.end(activity)
     if self._thread.hit:
       return
+    worth_it = jax.config.jax_persistent_cache_min_compile_time_secs  # pyright: ignore[reportAttributeAccessIssue] (JAX adds it later)
+    _misses += duration_secs >= worth_it
     program = _program(about)
     if duration_secs >= _WORTH_SAVING and processes.is_first():
       with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@ in memory.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def find_changes(written: Flat, wanted: Flat) -> list[Change]:
   """The fields that differ, sorted by name.
 
   A field that one version does not have is no difference while the other's value is the default,
-  with which a new field leaves everything as it was before, or "", which switches a section off.
+  with which a new field leaves everything as it was before. Of a field that is declared no more,
+  that is "".
   """
   declared = declared_fields(str(wanted.get("recipe", "")))
   return [
@@ -65,9 +67,11 @@ def _same(name: str, written: Flat, wanted: Flat, declared: Mapping[str, schema.
   """Whether a field, which at least one of the versions has, means the same in both."""
   if name in written and name in wanted:
     return written[name] == wanted[name]
-  default = declared[name].default if name in declared else ""
-  as_in_json = list(default) if isinstance(default, tuple) else default
-  return written.get(name, wanted.get(name)) in ("", as_in_json)
+  value = written.get(name, wanted.get(name))
+  if name not in declared:
+    return value == ""
+  default = declared[name].default
+  return default is not schema.REQUIRED and value == json.loads(json.dumps(default))
 
 
 def refusals(workdir: Path, wanted: Flat, changes: Sequence[Change]) -> list[str]:

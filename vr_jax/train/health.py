@@ -89,7 +89,7 @@ def watched(workdir: Path, hang_timeout: float) -> Iterator[None]:
       if each.process >= jax.process_count():  # of an earlier start with more processes
         process_state.path(workdir, each.process).unlink(missing_ok=True)
     alive = max((each.time for each in before), default=0.0)
-    goodput.note(workdir, "start", alive=alive)
+    goodput.note(workdir, "start", time=_started(), alive=alive)
   watch.write("running")
   thread = threading.Thread(target=watch.run, name="health", daemon=True)
   thread.start()
@@ -108,6 +108,16 @@ def watched(workdir: Path, hang_timeout: float) -> Iterator[None]:
     watch.write(state, error)
     if processes.is_first():
       goodput.note(workdir, "end", state=state)
+
+
+def _started() -> float:
+  """When this process has started, before it imported anything: seconds since 1970."""
+  try:
+    ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    up = float(Path("/proc/uptime").read_text().split()[0])
+    return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
+  except (OSError, ValueError, IndexError):  # not Linux
+    return time.time()
 
 
 class _HealthWatch:

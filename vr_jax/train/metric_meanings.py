@@ -132,7 +132,9 @@ MEANINGS: Mapping[str, str] = {
     "Time of a part of a step: data, rollout, reward, update, log, validation, evaluation."
   ),
   "perf/time/step": "Time of the whole step.",
-  "perf/compilation_time": "Time of the step in which programs were compiled.",
+  "perf/compilation_time": (
+    "Time in which programs were compiled, of the parts of a step that sample, score and update."
+  ),
   "perf/tokens_per_second": "Reply tokens of a step divided by its time.",
   "perf/exposed_host_fraction": "Fraction of a step in which the devices waited for the host.",
   "perf/slowest_process": (

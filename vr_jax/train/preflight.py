@@ -35,7 +35,7 @@ class ProcessFacts:
   unwritable: a directory that it can't write to, and the reason; "" if there is none.
   free: bytes of the host's memory; None if unknown.
   chips: whether the host has TPU chips.
-  compiler: what XLA is told by environment variables.
+  compiler: the version of the backend, and what environment variables tell XLA.
   """
 
   host: str
@@ -65,9 +65,14 @@ def check(config: ml_collections.ConfigDict, workdir: Path, mode: str, cache: Pa
       "none of them; leave out --distributed=off"
     )
   own = _facts(config, workdir, mode, cache)
-  texts = processes.gather_texts(json.dumps(dataclasses.asdict(own)))
-  everyone = [ProcessFacts(**json.loads(text)) for text in texts]
-  if problem := next(problems(everyone), None):
+  texts = processes.gather_texts("preflight", json.dumps(dataclasses.asdict(own)))
+  said = [json.loads(text) for text in texts]
+  # Other code may say other things, so it is compared first.
+  for each in said:
+    if each["code"] != said[0]["code"]:
+      line = _SAME["code"](each["code"], said[0]["code"], said[0]["host"])
+      raise errors.InputError(f"{each['host']}: {line}")
+  if problem := next(problems([ProcessFacts(**each) for each in said]), None):
     raise errors.InputError(problem)
 
 
@@ -120,7 +125,7 @@ _SAME: Mapping[str, Callable[[str, str, str], str]] = {
   "backend": lambda theirs, ours, first: f"JAX runs on {theirs}, but on {ours} on {first}",
   "devices": lambda theirs, ours, first: f"has {theirs}, but {first} has {ours}",
   "compiler": lambda theirs, ours, first: (
-    f"XLA gets {theirs or 'no flags'}, but {ours or 'none'} on {first}; set the same everywhere"
+    f"compiles with {theirs}, but {first} with {ours}; have the same everywhere"
   ),
 }
 
@@ -145,19 +150,18 @@ def _facts(
     chips=absent_tpu.has_chips() and not _cpu_is_meant(),
     backend=jax.default_backend(),
     devices=f"{len(local)} x {local[0].device_kind}",
-    compiler=_compiler_flags(os.environ),
+    compiler=", ".join([local[0].client.platform_version, *_compiler_flags(os.environ)]),
   )
 
 
-def _compiler_flags(environment: Mapping[str, str]) -> str:
-  """What changes compiled programs, in one order; where XLA writes its dumps does not."""
-  words = [
+def _compiler_flags(environment: Mapping[str, str]) -> list[str]:
+  """Flags that change compiled programs; where XLA writes its dumps does not."""
+  return [
     f"{name}: {word}"
     for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
-    for word in sorted(set(environment.get(name, "").split()))
+    for word in environment.get(name, "").split()
     if not word.startswith("--xla_dump")
   ]
-  return ", ".join(words)
 
 
 def _cpu_is_meant() -> bool:

@@ -121,7 +121,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         with console.doing("evaluating on held-out videos"):
           found = evaluation.evaluate(learner.params)
         best.offer(step, learner.params, found)
-        values |= {**found, "perf/time/evaluation": timer.record("evaluation")}
+        timer.record("evaluation")
+        tokens = values["perf/tokens_per_second"] * values["perf/time/step"]
+        values |= {**found, **timer.metrics(tokens)}
       values |= slow.note(step, timer)
       log.write(step, values)
       rollouts.write(step, collected, learner.last_advantages)

@@ -18,7 +18,7 @@ import jax
 
 from vr_jax import atomic
 from vr_jax.parallel import processes
-from vr_jax.train import compilations
+from vr_jax.train import compilations, console
 
 PERIOD = 60.0  # seconds between two copies to the workdir
 _SETTLED = 5.0  # seconds after which JAX has finished writing an entry
@@ -28,7 +28,10 @@ _ENTRY = "*-cache"  # files of JAX's cache
 def directory(workdir: Path) -> Path:
   """The cache of a workdir for these devices: programs fit no others."""
   devices = jax.devices()
-  about = f"{devices[0].device_kind} {len(devices)} in {jax.process_count()} jax {jax.__version__}"
+  kind = devices[0].device_kind
+  if devices[0].platform == "cpu":
+    kind = f"cpu {compilations.host_kind()}"
+  about = f"{kind} {len(devices)} in {jax.process_count()} jax {jax.__version__}"
   return workdir / "compilations" / re.sub(r"[^A-Za-z0-9.]+", "-", about)
 
 
@@ -45,7 +48,8 @@ def synchronized(local: Path, workdir: Path) -> Iterator[None]:
     yield
     return
   shared = directory(workdir)
-  copy_missing(shared, local)
+  with console.doing("copying compiled programs from the workdir", announce=True):
+    copy_missing(shared, local)
   if not processes.is_first():
     yield
     return

@@ -25,7 +25,7 @@ class SlowProcessWatch:
 
   def __init__(self, stage: str) -> None:
     self._stage = stage
-    self._hosts = processes.gather_texts(socket.gethostname())
+    self._hosts = processes.gather_texts("hosts", socket.gethostname())
     self._slow: tuple[int, int] = (-1, 0)  # a process, and in how many steps in a row it was slow
 
   def note(self, step: int, timer: step_timer_lib.StepTimer) -> dict[str, float]:

@@ -6,6 +6,7 @@ from vr_jax.parallel import processes
 from vr_jax.train import compilations, metrics
 
 _OWN = ("data", "reward", "log")  # parts in which a process works while its devices wait
+_NO_TRAINING = ("data", "log", "validation", "evaluation")
 
 
 class StepTimer:
@@ -20,7 +21,7 @@ class StepTimer:
     self._begun = self._last = after._last if after else time.perf_counter()
     self._laps: dict[str, float] = {}
     self._device_idle = 0.0
-    self._compiled = compilations.seconds()
+    self._compiled, self._compiled_before = 0.0, compilations.seconds()
     self.own_seconds = 0.0  # of this process's own work, without waiting for other processes
     self._waited = after._waited if after else processes.seconds_waited()
     if after:
@@ -36,6 +37,10 @@ class StepTimer:
     spent, self._last = now - self._last, now
     self._laps[name] = self._laps.get(name, 0.0) + spent
     self._device_idle += spent if device_idle else idle_seconds
+    compiled = compilations.seconds()
+    if name not in _NO_TRAINING:
+      self._compiled += compiled - self._compiled_before
+    self._compiled_before = compiled
     before, self._waited = self._waited, processes.seconds_waited()
     if name in _OWN:
       self.own_seconds += max(0.0, spent - (self._waited - before))
@@ -52,7 +57,7 @@ class StepTimer:
     return {
       **{f"perf/time/{name}": seconds for name, seconds in self._laps.items()},
       "perf/time/step": whole,
-      "perf/compilation_time": compilations.seconds() - self._compiled,
+      "perf/compilation_time": self._compiled,
       "perf/exposed_host_fraction": self._device_idle / whole,
       "perf/tokens_per_second": tokens / whole,
       **metrics.memory(),
