@@ -55,6 +55,14 @@ def test_elsewhere_a_bucket_is_mounted_once(machine, monkeypatch):
   ]
 
 
+def test_a_path_in_a_bucket_is_the_same_wherever_it_is_mounted(machine):
+  own = machine / "home" / ".cache" / "vr_jax" / "gcs"
+  for root in (machine / "gcs", own):
+    assert buckets.as_addresses(f'"{root}/mine/videos"') == '"gs://mine/videos"'
+  other = f'"/data{machine}/gcs/mine"'
+  assert buckets.as_addresses(other) == other
+
+
 def test_what_gcsfuse_says_is_the_line(machine, monkeypatch, capsys):
   install(machine, monkeypatch, "echo Starting; echo 'bucket mine: 403 forbidden' >&2; exit 1")
   with pytest.raises(errors.InputError, match="gs://mine can't be mounted: bucket mine: 403"):

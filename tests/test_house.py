@@ -51,7 +51,7 @@ MAY_USE = {
   "envs": frozenset({"rewards"}),
   "rollout": frozenset({"models", "envs", "parallel", "optional_sections"}),
   "train": ALL_ROOMS - {"traces", "eval"}
-  | {"base_config", "config_fields", "optional_sections", "status"},
+  | {"base_config", "config_fields", "optional_sections", "status", "buckets"},
   "traces": ALL_ROOMS - {"eval"} | {"base_config", "config_fields", "optional_sections"},
   "eval": ALL_ROOMS,
   "main": ALL_ROOMS | {"ask", "segment", "status", "buckets", "recipe_config", "overrides"},

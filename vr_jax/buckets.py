@@ -36,6 +36,16 @@ def _mounted(word: str) -> str:
   return _ADDRESS.sub(lambda match: str(_find_mount(match[1], word)), word)
 
 
+def as_addresses(text: str) -> str:
+  """A text with gs:// addresses for paths in mounted buckets, which differ between hosts."""
+  roots = "|".join(re.escape(str(root)) for root in (MOUNTS, _own_mounts()))
+  return re.sub(rf"(?:^|(?<=['\"=]))(?:{roots})/([a-z0-9][-._a-z0-9]*)", r"gs://\1", text)
+
+
+def _own_mounts() -> Path:
+  return Path.home() / ".cache" / "vr_jax" / "gcs"
+
+
 def _find_mount(bucket: str, word: str) -> Path:
   """Where a bucket is mounted; mounts it if it is nowhere. word: that names it."""
   shared = MOUNTS / bucket
@@ -46,7 +56,7 @@ def _find_mount(bucket: str, word: str) -> Path:
       f"{word}: needs the bucket as a directory: install gcsfuse (Cloud Storage FUSE), or mount "
       f"gs://{bucket} at {shared}"
     )
-  own = Path.home() / ".cache" / "vr_jax" / "gcs" / bucket
+  own = _own_mounts() / bucket
   with _locked(own.with_name(f"{bucket}.lock")):
     if not os.path.ismount(own):
       _mount(bucket, own, word)

@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from vr_jax import config_fields, errors, optional_sections, schema
+from vr_jax import buckets, config_fields, errors, optional_sections, schema
 
 STAGES = ("sft", "rl")
 
@@ -66,7 +66,8 @@ def find_changes(written: Flat, wanted: Flat) -> list[Change]:
 def _same(name: str, written: Flat, wanted: Flat, declared: Mapping[str, schema.Field]) -> bool:
   """Whether a field, which at least one of the versions has, means the same in both."""
   if name in written and name in wanted:
-    return written[name] == wanted[name]
+    one, other = (buckets.as_addresses(json.dumps(flat[name])) for flat in (written, wanted))
+    return one == other
   value = written.get(name, wanted.get(name))
   if name not in declared:
     return value == ""

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from vr_jax import errors
+from vr_jax import buckets, errors
 from vr_jax.parallel import absent_tpu, processes
 from vr_jax.train import workdir as workdir_lib
 
@@ -135,7 +135,7 @@ def _facts(
 ) -> ProcessFacts:
   about = workdir_lib.provenance()
   code = {"git revision": about["git_revision"], **about["versions"]}
-  resolved = json.dumps([config.to_dict(), mode], sort_keys=True)
+  resolved = buckets.as_addresses(json.dumps([config.to_dict(), mode], sort_keys=True))
   written = workdir / "config.json"
   local = jax.local_devices()
   return ProcessFacts(
