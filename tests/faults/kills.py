@@ -105,7 +105,7 @@ def run_alone(words: Sequence[str], workdir: Path, processes: int) -> runs.Ended
 def draw(rng: random.Random, phase: str, processes: int, start: float) -> Kill:
   """Draws a kill. start: seconds that a start takes until its first step."""
   kind = rng.choices(KINDS, (0.2, 0.45, 0.35))[0] if phase in STAGES else "start"
-  low, high = {"eval": (0.6 * start, 1.2 * start), "data": (0.0, 0.6 * start)}.get(
+  low, high = {"eval": (0.3 * start, 0.9 * start), "data": (0.0, 0.6 * start)}.get(
     phase, (0.0, start)
   )
   seconds = {"start": rng.uniform(low, high), "step": rng.uniform(0, 0.3)}
@@ -123,8 +123,13 @@ def phase_of(share: float) -> str:
   return "data" if share < 0.06 else "sft" if share < 0.48 else "rl" if share < 0.9 else "eval"
 
 
-def kill(words: Sequence[str], workdir: Path, steps: int, processes: int, wanted: Kill) -> Kill:
-  """Starts the run and kills it at this moment. Raises RuntimeError if it ended before."""
+def kill(
+  words: Sequence[str], workdir: Path, steps: int, processes: int, wanted: Kill
+) -> Kill | None:
+  """Starts the run and kills it at this moment; None if it was complete before.
+
+  Raises RuntimeError if it failed by itself.
+  """
   run = runs.LocalRun.start(words, workdir, processes=processes)
   last = workdir / "checkpoints" / "rl" / str(steps)
   try:
@@ -140,9 +145,9 @@ def kill(words: Sequence[str], workdir: Path, steps: int, processes: int, wanted
     place = states[0].place if states and run.is_at_work() else "starting"
     if not run.is_running():
       ended = run.finish()
-      raise RuntimeError(
-        f"{wanted}: came too late, exit codes {ended.codes}:\n" + "\n".join(ended.said)[-4000:]
-      )
+      if any(ended.codes):
+        raise RuntimeError(f"exit codes {ended.codes}:\n" + "\n".join(ended.said)[-4000:])
+      return None
     writing = any(run.is_writing_checkpoint(stage) for stage in STAGES)
     pid = run.processes[0].pid
     return dataclasses.replace(wanted, place=place, writing=writing, pid=pid)
@@ -188,13 +193,18 @@ def epoch_faults(workdir: Path, stage: str) -> list[str]:
   return found
 
 
-def differences(one: Path, other: Path) -> list[str]:
+def differences(
+  one: Path,
+  other: Path,
+  stages: Sequence[str] = STAGES,
+  patterns: Sequence[str] = ("rollouts/*.jsonl", "eval/*.jsonl"),
+) -> list[str]:
   """What differs between two runs: names of files and arrays; [] if nothing does."""
   found = []
   lines = [_reproducible(workdir) for workdir in (one, other)]
   if json.dumps(lines[0]) != json.dumps(lines[1]):
     found.append("metrics.jsonl")
-  for pattern in ("rollouts/*.jsonl", "eval/*.jsonl"):
+  for pattern in patterns:
     names = {path.relative_to(each) for each in (one, other) for path in each.glob(pattern)}
     if not names:
       found.append(f"{pattern}: none")
@@ -202,7 +212,7 @@ def differences(one: Path, other: Path) -> list[str]:
       contents = [(each / name).read_bytes() for each in (one, other) if (each / name).is_file()]
       if len(contents) < 2 or contents[0] != contents[1]:
         found.append(str(name))
-  for stage in STAGES:
+  for stage in stages:
     arrays = [_last_checkpoint(each / "checkpoints" / stage) for each in (one, other)]
     if arrays[0].keys() != arrays[1].keys() or not arrays[0]:
       found.append(f"checkpoints/{stage}")
@@ -245,13 +255,16 @@ def measure(
     start = statistics.median(starts) if starts else whole.seconds / 2
     wanted = draw(rng, phase, processes, start)
     started = time.time()
-    done.append(kill(words, killed, steps, processes, wanted))
+    hit = kill(words, killed, steps, processes, wanted)
+    if hit is None:
+      break
+    done.append(hit)
     starts += _first_step(killed, started)
     print(f"kill {len(done)}: {done[-1]}", file=sys.stderr, flush=True)
   run_alone(words, killed, processes)
   again = redone(killed)
   outside = [again.get(each.pid, 0) for each in done if not each.writing]
-  hit = [each.place.split()[0].strip(",") for each in done]
+  tasks = [each.place.split()[0].strip(",") for each in done]
   return {
     "recipe": recipe,
     "kills": len(done),
@@ -261,7 +274,7 @@ def measure(
     "steps_of_a_stage": steps,
     "save_interval": INTERVAL,
     "kills_by_kind": {kind: sum(each.kind == kind for each in done) for kind in KINDS},
-    "kills_by_task": {task: hit.count(task) for task in sorted(set(hit))},
+    "kills_by_task": {task: tasks.count(task) for task in sorted(set(tasks))},
     "kills_inside_a_checkpoint_write": sum(each.writing for each in done),
     "differences": differences(alone, killed),
     "epoch_faults": [fault for stage in STAGES for fault in epoch_faults(killed, stage)],

@@ -62,25 +62,28 @@ class LocalRun:
     devices: int = 1,
     module: str = "tests.faults.witness",
     environments: Mapping[int, Mapping[str, str]] | None = None,
+    output: Path | None = None,
   ) -> "LocalRun":
     """Starts `python -m module`, once for each process; they connect over localhost.
 
     environments: variables that only some processes have, by index.
+    output: directory of what they print. None: one beside the workdir.
     """
-    place, address = workdir.parent / f"{workdir.name}.output", f"localhost:{local.free_port()}"
+    place = output or workdir.with_name(f"{workdir.name}.output")
+    address = f"localhost:{local.free_port()}"
     place.mkdir(parents=True, exist_ok=True)
     started, outputs = [], []
     for index in range(processes):
       flags = [f"--coordinator_address={address}", f"--num_processes={processes}"]
       joined = [*flags, f"--process_id={index}"] if processes > 1 else []
       outputs.append(place / f"{index}.txt")
-      with outputs[-1].open("wb") as output:
+      with outputs[-1].open("wb") as file:
         started.append(
           subprocess.Popen(
             [sys.executable, "-m", module, *arguments, *joined],
             cwd=ROOT,
-            env=_environment(devices) | dict((environments or {}).get(index, {})),
-            stdout=output,
+            env=environment(devices) | dict((environments or {}).get(index, {})),
+            stdout=file,
             stderr=subprocess.STDOUT,
             # One in the background of a script ignores SIGINT, and its children would inherit that.
             preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
@@ -176,7 +179,8 @@ def _whole_lines(path: Path) -> list[str]:
   return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def _environment(devices: int) -> dict[str, str]:
+def environment(devices: int) -> dict[str, str]:
+  """The environment of a process with so many CPU devices."""
   return {
     **os.environ,
     "JAX_PLATFORMS": "cpu",

@@ -1,0 +1,270 @@
+"""Does to a run what a pod does to it, and measures what the table of docs/reliability.md promises.
+
+    python -m tests.faults.several [--only=coordinator_gone,full_disk] [--out=FILE]
+
+Runs of one or two processes of the smallest MOSS-ChatV; `full_disk` mounts a small file system and
+needs root. Each fault's result is printed as JSON, with `right`: whether it is as promised. Exit
+code 1 if one is not.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+import contextlib
+import json
+import os
+from pathlib import Path
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from tests.faults import kills, runs
+from tests.train import nano
+from vr_jax import atomic
+
+LONG = 2000  # steps of a run that a fault ends
+HANG = 70.0  # seconds; longer than a process may be silent
+FULL = 2**20 * 64  # bytes of the file system that is to become full
+_ENDLESS = {"sft.steps": LONG, "sft.checkpoint_every": 2, "log.hang_timeout": HANG}
+
+
+def process_gone(root: Path) -> dict[str, Any]:
+  """SIGKILL of the second process, where no launcher looks: the first one must end, too."""
+  return _without(root, killed=1, left=0)
+
+
+def coordinator_gone(root: Path) -> dict[str, Any]:
+  """SIGKILL of the first process, which holds the coordinator."""
+  return _without(root, killed=0, left=1)
+
+
+def _without(root: Path, *, killed: int, left: int) -> dict[str, Any]:
+  run = _start(root, **_ENDLESS)
+  _wait_for_steps(run, 3)
+  run.signal(killed, signal.SIGKILL)
+  began = time.monotonic()
+  with contextlib.suppress(subprocess.TimeoutExpired):
+    run.processes[left].wait(600)
+  seconds = time.monotonic() - began
+  ended = run.finish(0)
+  code = ended.codes[left]
+  last = [line for line in ended.said[left].splitlines() if line.strip()][-1][:300]
+  # Any code but 0, 2 and 3, after which nobody would start it again.
+  right = seconds < 300 and code not in (0, 2, 3)
+  return {"right": right, "code": code, "seconds": round(seconds, 1), "last_line": last}
+
+
+def process_hangs(root: Path) -> dict[str, Any]:
+  """SIGSTOP of the second process: the first one ends within log.hang_timeout, and names it."""
+  run = _start(root, **_ENDLESS)
+  _wait_for_steps(run, 3)
+  run.signal(1, signal.SIGSTOP)
+  began = time.monotonic()
+  with contextlib.suppress(subprocess.TimeoutExpired):
+    run.processes[0].wait(HANG + 200)
+  seconds = time.monotonic() - began
+  ended = run.finish(0)
+  lines = [line for line in ended.said[0].splitlines() if "nothing has happened for" in line]
+  stacks = run.workdir / "health" / "0.stacks"
+  named = bool(lines) and "waited for process 1 on " in lines[0]
+  return {
+    "right": named and ended.codes[0] == 1 and stacks.is_file() and seconds < HANG + 150,
+    "code": ended.codes[0],
+    "seconds": round(seconds, 1),
+    "line": lines[0] if lines else ended.said[0][-300:],
+  }
+
+
+def slow_host(root: Path) -> dict[str, Any]:
+  """The second process takes two seconds longer to read each batch: a line has to name it."""
+  slow = {1: {"VR_JAX_FAULT_SLOW_READS": "2"}}
+  run = _start(root, environments=slow, **{**_ENDLESS, "sft.steps": 6})
+  ended = run.finish()
+  found = re.findall(r"sft step (\d+): all wait for process 1 on .*", ended.said[0])
+  line = re.search(r"sft step \d+: all wait for .*", ended.said[0])
+  return {
+    "right": bool(found) and ended.codes == (0, 0),
+    "codes": ended.codes,
+    "line": line[0] if line else ended.said[0][-300:],
+  }
+
+
+def full_disk(root: Path) -> dict[str, Any]:
+  """A file fills the disk during a run; once it is deleted the same command goes on."""
+  alone, place = root / "alone", root / "small"
+  words = {each: _words(root, each, **{"sft.steps": 40}) for each in (alone, place / "run")}
+  kills.run_alone(words[alone], alone, 1)
+  place.mkdir()
+  subprocess.run(("mount", "-t", "tmpfs", "-o", f"size={FULL}", "tmpfs", place), check=True)
+  try:
+    run = runs.LocalRun.start(words[place / "run"], place / "run")
+    _wait_for_steps(run, 5)
+    with contextlib.suppress(OSError), (place / "filler").open("wb") as file:
+      while True:
+        file.write(bytes(2**16))
+        file.flush()
+    ended = run.finish()
+    said = [line for line in ended.said[0].splitlines() if line.startswith("vr-jax: ")]
+    traced = "Traceback" in ended.said[0]
+    (place / "filler").unlink()
+    kills.run_alone(words[place / "run"], place / "run", 1)
+    differ = _differences(alone, place / "run")
+  finally:
+    subprocess.run(("umount", place), check=True)
+  return {
+    "right": ended.codes == (2,) and len(said) == 1 and not traced and not differ,
+    "code": ended.codes[0],
+    "lines": said or ended.said[0][-500:],
+    "traceback": traced,
+    "differences": differ,
+  }
+
+
+def damaged_checkpoint(root: Path) -> dict[str, Any]:
+  """A bit of the last checkpoint flips after a kill: the one before is used, and said."""
+  alone, killed = root / "alone", root / "killed"
+  words = {each: _words(root, each, **{"sft.steps": 8}) for each in (alone, killed)}
+  kills.run_alone(words[alone], alone, 1)
+  run = runs.LocalRun.start(words[killed], killed)
+  run.wait_until(lambda: run.own_steps("sft") >= 7)
+  run.kill(0)
+  path = flip_a_bit(killed / "checkpoints" / "sft")
+  again = kills.run_alone(words[killed], killed, 1)
+  lines = [line for line in again.said[0].splitlines() if ".damaged" in line]
+  differ = _differences(alone, killed)
+  return {
+    "right": len(lines) == 1 and path.name in lines[0] and not differ,
+    "lines": lines,
+    "differences": differ,
+  }
+
+
+def damaged_frames(root: Path) -> dict[str, Any]:
+  """A bit of a stored frame flips: one line names shard and record, and the run ends."""
+  data = root / "damaged"
+  _make_data(data)
+  (shard,) = (data / "shards" / "frames").glob("*.array_record")
+  content = bytearray(shard.read_bytes())
+  for place in range(len(content) // 4, len(content), len(content) // 40):
+    content[place] ^= 1
+  shard.write_bytes(content)
+  workdir = root / "frames"
+  words = _words(root, workdir, **{"data.directory": data, "sft.steps": 40})
+  ended = runs.LocalRun.start(words, workdir).finish()
+  lines = [line for line in ended.said[0].splitlines() if line.startswith("vr-jax: ")]
+  named = len(lines) == 1 and str(shard) in lines[0] and "record" in lines[0]
+  return {
+    "right": named and ended.codes == (2,) and "Traceback" not in ended.said[0],
+    "code": ended.codes[0],
+    "lines": lines or ended.said[0][-500:],
+  }
+
+
+def second_run(root: Path) -> dict[str, Any]:
+  """A second run in the same workdir is refused, and the first one doesn't notice it."""
+  alone, shared = root / "alone", root / "shared"
+  words = {each: _words(root, each, **{"sft.steps": 200}) for each in (alone, shared)}
+  kills.run_alone(words[alone], alone, 1)
+  first = runs.LocalRun.start(words[shared], shared)
+  first.wait_until(first.is_at_work)
+  second = runs.LocalRun.start(words[shared], shared, output=root / "second.output")
+  refused, ended = second.finish(), first.finish()
+  differ = _differences(alone, shared)
+  line = refused.said[0].strip().splitlines()[-1]
+  return {
+    "right": refused.codes == (2,)
+    and "another run works in it" in line
+    and ended.codes == (0,)
+    and not differ,
+    "code": refused.codes[0],
+    "line": line,
+    "differences": differ,
+  }
+
+
+FAULTS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
+  each.__name__: each
+  for each in (
+    damaged_checkpoint,
+    damaged_frames,
+    full_disk,
+    second_run,
+    slow_host,
+    process_hangs,
+    coordinator_gone,
+    process_gone,
+  )
+}
+
+
+def flip_a_bit(directory: Path) -> Path:
+  """Flips a bit in the largest file of the last checkpoint under a directory; returns the file."""
+  steps = [path for path in directory.iterdir() if path.name.isdigit()]
+  last = max(steps, key=lambda path: int(path.name))
+  files = [path for path in (last / "state").rglob("*") if path.is_file()]
+  path = max(files, key=lambda path: path.stat().st_size)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  return path
+
+
+def _make_data(directory: Path) -> Path:
+  if not directory.exists():
+    nano.make_data(directory)
+  return directory
+
+
+def _words(root: Path, workdir: Path, **fields: Any) -> list[str]:
+  fields = {
+    **nano.OVERRIDES,
+    "sft.steps": 4,
+    "data.directory": _make_data(root / "data"),
+    "sft.checkpoint_every": 2,
+    **fields,
+  }
+  flags = [f"--config.{name}={value}" for name, value in fields.items()]
+  return [f"--config={nano.RECIPE}:tiny", f"--workdir={workdir}", "--mode=sft", *flags]
+
+
+def _start(
+  root: Path, environments: Mapping[int, Mapping[str, str]] | None = None, **fields: Any
+) -> runs.LocalRun:
+  """Starts a run of two processes in a workdir of its own."""
+  workdir = Path(tempfile.mkdtemp(dir=root)) / "run"
+  words = _words(root, workdir, **fields)
+  return runs.LocalRun.start(words, workdir, processes=2, environments=environments)
+
+
+def _wait_for_steps(run: runs.LocalRun, steps: int) -> None:
+  if not run.wait_until(lambda: run.own_steps("sft") >= steps):
+    raise RuntimeError("the run ended too early:\n" + "\n".join(run.finish(0).said)[-3000:])
+
+
+def _differences(one: Path, other: Path) -> list[str]:
+  """Differences of the warm starts of two runs."""
+  return kills.differences(one, other, stages=("sft",), patterns=())
+
+
+def main() -> int:
+  """Runs the command; returns the exit code."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--only", default=",".join(FAULTS))
+  parser.add_argument("--out", type=Path)
+  options = parser.parse_args()
+  os.environ.update(runs.environment(1))
+  found = {}
+  for name in options.only.split(","):
+    with tempfile.TemporaryDirectory() as root:
+      found[name] = FAULTS[name](Path(root))
+    print(f"{name}: {json.dumps(found[name], indent=2)}", flush=True)
+    if options.out:
+      atomic.write_bytes(options.out, [json.dumps(found, indent=2).encode() + b"\n"])
+  return 0 if all(each["right"] for each in found.values()) else 1
+
+
+if __name__ == "__main__":
+  sys.exit(main())
