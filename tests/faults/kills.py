@@ -12,7 +12,7 @@ one differs.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import itertools
 import json
@@ -105,9 +105,7 @@ def run_alone(words: Sequence[str], workdir: Path, processes: int) -> runs.Ended
 def draw(rng: random.Random, phase: str, processes: int, start: float) -> Kill:
   """Draws a kill. start: seconds that a start takes until its first step."""
   kind = rng.choices(KINDS, (0.2, 0.45, 0.35))[0] if phase in STAGES else "start"
-  low, high = {"eval": (0.3 * start, 0.9 * start), "data": (0.0, 0.6 * start)}.get(
-    phase, (0.0, start)
-  )
+  low, high = {"eval": (0.0, 0.15 * start), "data": (0.0, 0.6 * start)}.get(phase, (0.0, start))
   seconds = {"start": rng.uniform(low, high), "step": rng.uniform(0, 0.3)}
   return Kill(
     phase=phase,
@@ -134,7 +132,7 @@ def kill(
   last = workdir / "checkpoints" / "rl" / str(steps)
   try:
     if wanted.phase == "eval":
-      run.wait_until(last.exists)
+      run.wait_until(lambda: any(last.glob("checksums-*.json")))
     if wanted.kind == "step":
       run.wait_until(lambda: run.own_steps(wanted.phase) > wanted.steps)
     elif wanted.kind == "checkpoint":
@@ -240,9 +238,20 @@ def _last_checkpoint(directory: Path) -> dict[str, Any]:
 
 
 def measure(
-  recipe: str, root: Path, *, kills: int, seed: int, processes: int, minutes: float = math.inf
+  recipe: str,
+  root: Path,
+  *,
+  kills: int,
+  seed: int,
+  processes: int,
+  minutes: float = math.inf,
+  after_a_kill: Callable[[int, Path], None] = lambda number, workdir: None,
 ) -> dict[str, Any]:
-  """Runs both, and returns the results; see the module. minutes: after which it kills no more."""
+  """Runs both, and returns the results; see the module.
+
+  minutes: after which it kills no more.
+  after_a_kill: is called with the number of kills so far and the workdir.
+  """
   begun, steps = time.monotonic(), max(8, kills)
   alone, killed = (root / f"{recipe}-{name}" for name in ("alone", "killed"))
   words = arguments(recipe, killed, steps)
@@ -259,6 +268,7 @@ def measure(
     if hit is None:
       break
     done.append(hit)
+    after_a_kill(len(done), killed)
     starts += _first_step(killed, started)
     print(f"kill {len(done)}: {done[-1]}", file=sys.stderr, flush=True)
   run_alone(words, killed, processes)

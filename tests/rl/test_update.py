@@ -69,3 +69,27 @@ def test_a_finite_gradient_moves_the_parameters_as_the_optimizer_says():
   assert applied
   np.testing.assert_allclose(norm, 5)
   np.testing.assert_allclose(moved["w"], [0.7, 0.6, 1.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("device", [0, 3])
+def test_a_gradient_that_is_not_finite_on_one_device_changes_nothing_on_any(problem, device):
+  params, batch = problem
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  optimizer = optax.adam(0.1)
+
+  @jax.jit
+  def step(params, state, batch):
+    parts = jax.tree.map(lambda x: x[None], batch)
+    value, _, gradients = update.accumulated_gradients(_loss, params, parts)
+    return update.guarded_update(optimizer, gradients, state, params, value)
+
+  bad = {**batch, "x": batch["x"].copy()}
+  bad["x"][3 * device, 1] = np.nan  # three rows a device
+  for given, is_applied in ((batch, True), (bad, False)):
+    placed = jax.device_put(params, everywhere)
+    moved, _, applied, _ = step(placed, optimizer.init(placed), jax.device_put(given, rows))
+    for copy in moved["w"].addressable_shards:
+      assert (np.asarray(copy.data) == np.asarray(params["w"])).all() != is_applied
+    assert all(bool(copy.data) == is_applied for copy in applied.addressable_shards)

@@ -1,0 +1,64 @@
+"""Five kills, clocks that jump and a damaged checkpoint, and the run is what it would have been.
+
+The short form of `python -m tests.faults.kills`, for Video-MTR: two turns, a critic, and an
+environment whose state is kept; tests/train/test_killed.py does the like to MOSS-ChatV.
+"""
+
+import pytest
+
+from tests.faults import kills, several, witness
+
+KILLS = 5
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+  """The results, and the workdir of the run that was killed."""
+  root = tmp_path_factory.mktemp("kills")
+
+  def damage(number, workdir):
+    """After the last kill, when RL is complete, flips a bit in its last checkpoint."""
+    if number == KILLS:
+      several.flip_a_bit(workdir / "checkpoints" / "rl")
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv(witness.CLOCK, "7200")
+    results = kills.measure(
+      "video_mtr", root, kills=KILLS, seed=3, processes=1, after_a_kill=damage
+    )
+  return results, root / "video_mtr-killed"
+
+
+def test_all_is_bit_for_bit_that_of_the_run_that_was_left_alone(found):
+  assert found[0]["kills"] == KILLS
+  assert found[0]["steps_of_a_stage"] == STEPS
+  assert found[0]["differences"] == []
+
+
+def test_no_example_is_lost_or_seen_twice_in_an_epoch(found):
+  results, workdir = found
+  assert results["epoch_faults"] == results["stages_in_other_order"] == []
+  seen = [example for step in kills.order(workdir, "rl") for example in step]
+  assert len(seen) > len(set(seen)) > 1  # it came to a second epoch
+
+
+def test_a_kill_costs_no_more_than_a_save_interval_and_the_steps_during_a_write(found):
+  assert 0 < found[0]["most_steps_redone"] <= 2 * kills.INTERVAL
+
+
+def test_the_damaged_checkpoint_was_set_aside_and_said(found):
+  workdir = found[1]
+  assert (workdir / "checkpoints" / "rl" / f"{STEPS}.damaged").is_dir()
+  said = workdir.with_name(f"{workdir.name}.output") / "0.txt"
+  lines = [line for line in said.read_text().splitlines() if ".damaged" in line]
+  assert len(lines) == 1 and "to go on from the one before" in lines[0]
+
+
+def test_an_example_that_is_lost_or_there_twice_is_noticed(found, monkeypatch):
+  workdir = found[1]
+  steps = kills.order(workdir, "sft")
+  spoilt = [list(step) for step in steps]
+  spoilt[0][0] = spoilt[0][1]
+  monkeypatch.setattr(kills, "order", lambda *_: spoilt)
+  assert kills.epoch_faults(workdir, "sft") == ["sft, epoch 0: 1 twice, 1 lost"]
