@@ -189,3 +189,25 @@ def test_a_second_run_in_a_workdir_is_refused_while_the_first_is_alive(tmp_path,
     began = time.monotonic()
     health.check_alone(tmp_path)
     assert time.monotonic() - began < 0.3
+
+
+def test_a_process_that_gives_no_sign_is_named_once_whatever_the_clocks_say(
+  tmp_path, monkeypatch, capsys
+):
+  from vr_jax.train import health
+
+  seconds = 0.0
+  monkeypatch.setattr(health.time, "monotonic", lambda: seconds)
+  watch = health._SilenceWatch(tmp_path, 0)
+  said = {}
+  for look in range(24):  # every 10 s; process 2 gives no sign in looks 8 to 13, process 3 is done
+    ahead = dataclasses.replace(FINE[2], time=4e9 + look * (not 8 <= look < 14))
+    done = dataclasses.replace(FINE[3], state="done")
+    write(tmp_path, [FINE[0], dataclasses.replace(FINE[1], time=1.0), ahead, done])
+    watch.look()
+    said[look] = [line.partition(" on ")[0] for line in capsys.readouterr().err.splitlines()]
+    seconds += 10.0
+  assert {look: names for look, names in said.items() if names} == {
+    3: ["process 1"],
+    11: ["process 2"],
+  }

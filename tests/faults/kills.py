@@ -14,6 +14,7 @@ one differs.
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -133,10 +134,13 @@ def kill(
   try:
     if wanted.phase == "eval":
       run.wait_until(lambda: any(last.glob("checksums-*.json")))
+    end_of_phase = workdir / "checkpoints" / wanted.phase / str(steps)
     if wanted.kind == "step":
-      run.wait_until(lambda: run.own_steps(wanted.phase) > wanted.steps)
+      moment = functools.partial(run.has_done, wanted.phase, wanted.steps + 1)
+      run.wait_until(lambda: moment() or end_of_phase.exists())
     elif wanted.kind == "checkpoint":
-      run.wait_until(lambda: run.is_writing_checkpoint(wanted.phase))
+      moment = functools.partial(run.is_writing_checkpoint, wanted.phase)
+      run.wait_until(lambda: moment() or end_of_phase.exists())
     end = time.monotonic() + wanted.seconds
     run.wait_until(lambda: time.monotonic() > end)
     states = process_state.read_all(workdir)
@@ -261,7 +265,7 @@ def measure(
   while len(done) < kills and time.monotonic() < end:
     left = (end - time.monotonic()) / (60 * minutes) if minutes < math.inf else 1.0
     phase = phase_of(max((len(done) + 0.5) / kills, 1 - left))
-    start = statistics.median(starts) if starts else whole.seconds / 2
+    start = statistics.median(starts) if starts else min(30.0, whole.seconds / 2)
     wanted = draw(rng, phase, processes, start)
     started = time.time()
     hit = kill(words, killed, steps, processes, wanted)

@@ -125,6 +125,10 @@ class LocalRun:
     pid, lines = self.processes[0].pid, seen(self.workdir).get(0, [])
     return sum(line["pid"] == pid and line["stage"] == stage for line in lines)
 
+  def has_done(self, stage: str, steps: int) -> bool:
+    """Whether this start has noted so many steps of a stage."""
+    return self.own_steps(stage) >= steps
+
   def is_writing_checkpoint(self, stage: str) -> bool:
     """Whether a checkpoint of a stage is half written, by this start."""
     for path in (self.workdir / "checkpoints" / stage).glob("*.orbax-checkpoint-tmp*"):

@@ -7,7 +7,6 @@ process notes, in <workdir>/seen/<process>.jsonl, which examples every step has 
 
 import collections
 from collections.abc import Mapping, Sequence
-import itertools
 import json
 import os
 from pathlib import Path
@@ -29,6 +28,7 @@ SLOW = "VR_JAX_FAULT_SLOW_READS"
 # Seconds by which the clock of this process jumps.
 CLOCK = "VR_JAX_FAULT_CLOCK"
 _now = time.time
+_steps: list[int] = []  # that were logged
 
 
 class Luck:
@@ -79,6 +79,7 @@ def note_examples(workdir: Path) -> None:
   )
 
   def note(stage: str, step: int, examples: Sequence[str]) -> None:
+    _steps.append(step)
     path = workdir / DIRECTORY / f"{jax.process_index()}.jsonl"
     path.parent.mkdir(exist_ok=True)
     line = {"stage": stage, "step": step, "examples": list(examples), "pid": os.getpid()}
@@ -106,13 +107,8 @@ def note_examples(workdir: Path) -> None:
 
 
 def let_clock_jump(seconds: float) -> None:
-  """Makes the clock (not the monotonic one) jump ahead and back again, every few looks at it."""
-  looks = itertools.count()
-
-  def jumped() -> float:
-    return _now() + seconds * (next(looks) // 20 % 2)
-
-  time.time = jumped
+  """Makes the clock (not the monotonic one) jump ahead, or back again, at every second step."""
+  time.time = lambda: _now() + seconds * (next(reversed(_steps), 0) // 2 % 2)
 
 
 if __name__ == "__main__":

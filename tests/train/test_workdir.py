@@ -1,15 +1,19 @@
 """A workdir belongs to one config, and its metrics survive a kill in the middle of a line."""
 
 from concurrent import futures
+import contextlib
 import datetime
 import errno
 import json
+import os
+import pathlib
 
 import pytest
+from tensorboard.backend.event_processing import event_file_loader
 
 from tests.train import nano
 from vr_jax import errors, main
-from vr_jax.train import metrics, workdir
+from vr_jax.train import metrics, tensorboard_log, workdir
 
 
 def test_a_workdir_says_what_made_it(tmp_path):
@@ -179,6 +183,37 @@ def test_a_line_that_can_not_be_written_is_an_error_of_the_run(tmp_path, monkeyp
   arguments = (2, {"loss": 0.5}) if asked == "write" else ()
   with pytest.raises(OSError, match="No space left"):
     getattr(log, asked)(*arguments)
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="a device of Linux")
+def test_where_the_disk_is_full_the_metrics_file_is_named(tmp_path):
+  log = metrics.MetricsLog(tmp_path, "rl", first_step=1)
+  path = tmp_path / "metrics.jsonl"
+  log = metrics.MetricsLog(tmp_path, "rl", first_step=1)
+  full = os.open("/dev/full", os.O_WRONLY)
+  os.dup2(full, log._file.fileno())
+  os.close(full)
+  log.write(1, {"loss": 0.5})
+  with pytest.raises(OSError, match="No space left on device") as error, contextlib.closing(log):
+    log.wait()
+  assert error.value.filename == str(path)
+
+
+def test_what_is_written_after_a_clock_was_set_back_is_shown_by_tensorboard(tmp_path, monkeypatch):
+  now = 2e9
+  monkeypatch.setattr(tensorboard_log.time, "time", lambda: now)
+  for first in (1, 3, 5):
+    log = tensorboard_log.TensorBoardLog(tmp_path, first_step=first)
+    log.write_scalars(first, {"loss": first})
+    log.close()
+    now -= 3600
+  steps = [
+    event.step
+    for path in sorted(tmp_path.iterdir())
+    for event in event_file_loader.EventFileLoader(str(path)).Load()
+    if event.summary.value
+  ]
+  assert steps == [1, 3, 5]
 
 
 def test_values_that_are_not_finite_are_written_as_null(tmp_path):

@@ -30,6 +30,9 @@ from vr_jax.parallel import processes
 from vr_jax.train import checksums, console
 
 _GO_BACK = "delete it to go back to the one before"
+# Seconds; a week. Orbax measures them with a clock that may be set, and a bucket may be slow. What
+# hangs, the watch ends (health.py).
+_LONGEST_WRITE = 604_800
 _ASIDE = ".damaged"  # suffix of a checkpoint that was set aside
 
 
@@ -82,7 +85,10 @@ class Checkpoints:
     self._manager = _StepwiseManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=True, enable_async_checkpointing=True
+        max_to_keep=keep,
+        create=True,
+        enable_async_checkpointing=True,
+        async_options=ocp.AsyncOptions(timeout_secs=_LONGEST_WRITE),
       ),
     )
     self._checksums = checksums.ChecksumWriter()

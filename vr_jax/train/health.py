@@ -27,6 +27,8 @@ from vr_jax.train import console
 
 PERIOD = 5.0  # seconds between two files
 LONG_GONE = 3600.0  # seconds without a new file after which a process of another host has ended
+SILENCE_LOOK = 10.0  # seconds between two looks of process 0 for others that are silent
+SILENCE = 30.0  # seconds without a sign after which they are named: JAX ends all after 50 to 100
 LOOK = 60.0  # seconds between two looks at the other processes, before one that hangs is ended
 
 
@@ -120,6 +122,40 @@ def _started() -> float:
     return time.time()
 
 
+class _SilenceWatch:
+  """Names the processes that give no sign any more, before JAX ends all for their sake.
+
+  It compares their files with what it saw of them, not their clocks with its own.
+  """
+
+  def __init__(self, workdir: Path, process: int) -> None:
+    self._workdir, self._process = workdir, process
+    self._seen: dict[int, tuple[float, float]] = {}  # process -> time in its file, when first seen
+    self._named: set[int] = set()
+    self._next = 0.0
+
+  def look(self) -> None:
+    """Looks, if it is time to; prints a line for each process that has become silent."""
+    now = time.monotonic()
+    if now < self._next:
+      return
+    self._next = now + SILENCE_LOOK
+    for each in process_state.read_all(self._workdir):
+      if each.process == self._process or each.state != "running":
+        continue
+      if self._seen.get(each.process, (None, 0.0))[0] != each.time:
+        self._seen[each.process] = each.time, now
+        self._named.discard(each.process)
+        continue
+      silent = now - self._seen[each.process][1]
+      if silent >= SILENCE and each.process not in self._named:
+        self._named.add(each.process)
+        console.print_note(
+          f"process {each.process} on {each.host} has given no sign for "
+          f"{durations.as_text(silent)}; it was at: {each.place}"
+        )
+
+
 class _HealthWatch:
   """The thread that writes the file and looks at the clock."""
 
@@ -131,12 +167,14 @@ class _HealthWatch:
   def run(self) -> None:
     """Writes every PERIOD, until the watch is stopped or nothing has happened for too long."""
     last, since = console.progress_mark(), time.monotonic()
-    places, next_look = None, since
+    places, next_look, silence = None, since, _SilenceWatch(self._workdir, self._process)
     while not self.stop.wait(PERIOD):
       mark = console.progress_mark()
       if mark != last:
         last, since = mark, time.monotonic()
       self.write("running")
+      if processes.is_first() and jax.process_count() > 1:
+        silence.look()
       waited = time.monotonic() - since
       if not self._hang_timeout or waited <= self._hang_timeout or time.monotonic() < next_look:
         continue

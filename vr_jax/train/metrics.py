@@ -1,6 +1,7 @@
 """Writes the metrics of a run: as JSON, one object a line, and for TensorBoard."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import json
 import math
 import os
@@ -56,7 +57,7 @@ class MetricsLog:
       if line["stage"] != stage or line["step"] < first_step
     ]
     atomic.write_json_lines(path, keep)
-    self._file = path.open("a")
+    self._file = path.open("ab", buffering=0)  # a full disk is noticed by the write, not by close
     board = workdir / "tensorboard" / stage
     self._board = tensorboard_log.TensorBoardLog(board, first_step=first_step)
     self._wandb = None
@@ -104,10 +105,13 @@ class MetricsLog:
   def _put(self, step: int, values: Mapping[str, float]) -> None:
     clean = {name: float(value) for name, value in values.items()}
     finite = {name: value if math.isfinite(value) else None for name, value in clean.items()}
-    self._file.write(json.dumps({"stage": self._stage, "step": step, "values": finite}) + "\n")
-    self._file.flush()
+    with _named(self._workdir / "metrics.jsonl"):
+      line = json.dumps({"stage": self._stage, "step": step, "values": finite}).encode() + b"\n"
+      while line:  # a disk that is nearly full takes a part of it
+        line = line[self._file.write(line) :]
     goodput.note_step(self._workdir, self._stage, step, clean)
-    self._board.write_scalars(step, clean)
+    with _named(self._workdir / "tensorboard"):
+      self._board.write_scalars(step, clean)
     if self._wandb:
       self._wandb.write_scalars(step, clean)
 
@@ -125,6 +129,15 @@ class MetricsLog:
       self._board.write_image(step, "completions/frames", frames)
     if self._wandb:
       self._wandb.write_samples(step, pair, frames)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+  """Gives an OSError, as of a full disk, the name of the file: what writes to it knows none."""
+  try:
+    yield
+  except OSError as error:
+    raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read(path: Path, *, complete: bool = True) -> list[dict]:

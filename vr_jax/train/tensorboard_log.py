@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import io
 import os
 from pathlib import Path
+import re
 import socket
 import time
 
@@ -14,6 +15,8 @@ from PIL import Image
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
 from tensorboard.summary.writer import record_writer
 
+_NAME = re.compile(r"events\.out\.tfevents\.(\d+\.\d{6})\.")
+
 
 class TensorBoardLog:
   """One event file. If a step is written again after a restart, TensorBoard shows the last one."""
@@ -22,7 +25,7 @@ class TensorBoardLog:
     """Opens a new file; what older files have of first_step and later is no longer shown."""
     directory.mkdir(parents=True, exist_ok=True)
     # Not EventFileWriter: an interrupted run might wait forever for its thread.
-    name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+    name = f"events.out.tfevents.{_after(directory):.6f}.{socket.gethostname()}.{os.getpid()}"
     self._records = record_writer.RecordWriter((directory / name).open("wb"))
     self._add_event(0, file_version="brain.Event:2")
     begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -67,3 +70,12 @@ class TensorBoardLog:
     event = event_pb2.Event(wall_time=time.time(), step=step, **what)
     self._records.write(event.SerializeToString())
     self._records.flush()
+
+
+def _after(directory: Path) -> float:
+  """Seconds since 1970, but later than any older file says, whose clock may have been ahead.
+
+  TensorBoard reads files in the order of their names, and never an earlier one.
+  """
+  names = (_NAME.match(path.name) for path in directory.iterdir())
+  return max([time.time(), *(float(match[1]) + 1 for match in names if match)])
