@@ -4,6 +4,8 @@ The short form of `python -m tests.faults.kills`, for Video-MTR: two turns, a cr
 environment whose state is kept; tests/train/test_killed.py does the like to MOSS-ChatV.
 """
 
+import shutil
+
 import pytest
 
 from tests.faults import kills, several, witness
@@ -53,6 +55,17 @@ def test_the_damaged_checkpoint_was_set_aside_and_said(found):
   said = workdir.with_name(f"{workdir.name}.output") / "0.txt"
   lines = [line for line in said.read_text().splitlines() if ".damaged" in line]
   assert len(lines) == 1 and "to go on from the one before" in lines[0]
+
+
+def test_what_differs_by_one_digit_is_noticed(found, tmp_path):
+  workdir = found[1]
+  other = shutil.copytree(workdir, tmp_path / "other")
+  assert kills.differences(workdir, other) == []
+  for name, old in (("metrics.jsonl", '"entropy": '), ("rollouts/step-000002.jsonl", '"text": "')):
+    text = (other / name).read_text()
+    assert old in text
+    (other / name).write_text(text.replace(old, f"{old}1", 1))
+  assert kills.differences(workdir, other) == ["metrics.jsonl", "rollouts/step-000002.jsonl"]
 
 
 def test_an_example_that_is_lost_or_there_twice_is_noticed(found, monkeypatch):
