@@ -25,6 +25,7 @@ ROOMS = (
 # What takes longest goes first, so that both workers end together; of these the first ones.
 LONGEST = (
   *("train/test_multi_turn", "parallel/test_mesh", "test_launch", "train/test_killed"),
+  "faults/test_kills",
   *("train/test_train_steps", "models/test_toy_family", "test_notebook"),
   *("train/test_export_replies", "train/test_export_replies_families", "train/test_revseg_steps"),
   *("launch/test_plan_compiled", "benchmarks/test_group_layout", "rollout/test_episodes"),

@@ -1,7 +1,7 @@
 """Five kills, clocks that jump and a damaged checkpoint, and the run is what it would have been.
 
-The short form of `python -m tests.faults.kills`, for Video-MTR: two turns, a critic, and an
-environment whose state is kept; tests/train/test_killed.py does the like to MOSS-ChatV.
+The short form of `python -m tests.faults.kills`, for VideoP2R: two kills hit the write of a
+checkpoint. tests/train/test_killed.py stops MOSS-ChatV in other ways.
 """
 
 import shutil
@@ -27,13 +27,14 @@ def found(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv(witness.CLOCK, "7200")
     results = kills.measure(
-      "video_mtr", root, kills=KILLS, seed=3, processes=1, after_a_kill=damage
+      "videop2r", root, kills=KILLS, seed=13, processes=1, after_a_kill=damage
     )
-  return results, root / "video_mtr-killed"
+  return results, root / "videop2r-killed"
 
 
 def test_all_is_bit_for_bit_that_of_the_run_that_was_left_alone(found):
   assert found[0]["kills"] == KILLS
+  assert found[0]["kills_by_kind"] == {"start": 1, "step": 2, "checkpoint": 2}
   assert found[0]["steps_of_a_stage"] == STEPS
   assert found[0]["differences"] == []
 
