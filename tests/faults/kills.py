@@ -235,10 +235,13 @@ def _reproducible(workdir: Path) -> list[dict]:
 
 
 def _last_checkpoint(directory: Path) -> dict[str, Any]:
-  """The step, and the arrays of its state."""
+  """The step, and the arrays of its state, whatever devices they were on."""
   steps = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+  path = directory / str(max(steps)) / "state"
   with ocp.PyTreeCheckpointer() as reader:
-    return {"": max(steps), **reader.restore(directory / str(max(steps)) / "state")}
+    saved = reader.metadata(path).item_metadata.tree
+    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in saved}
+    return {"": max(steps), **reader.restore(path, restore_args=as_numpy)}
 
 
 def measure(
