@@ -23,7 +23,7 @@ reasoning steps (subsequence DTW).
            Result: not yet measured.
     phi2   TinyLLaVA-Video with Phi-2 (naive resampler, 16 frames, 512 queries) on MOSS-Video, the
            paper's second architecture. Reconstruction: which resampler it had; 3.1 B parameters.
-           Device: as 3b. Result: not yet measured.
+           Device: v6e-8. Planned: 18 of 34 GB a chip, 7 s a step. Result: not yet measured.
 
 Planned memory and step time come from launch/plan.py (docs/pods.md). The sizes 3b, 7b and 72b use
 16 frames, at most 128 tokens per pair of frames (a temporal patch), as Video-R1 and its successors
