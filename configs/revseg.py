@@ -8,7 +8,8 @@ tracker turns the box into masks (docs/revseg.md).
     3b     Qwen2.5-VL-3B-Instruct on data sets of referring video segmentation (docs/revseg.md).
            Device: v6e-16. Planned: 19 of 34 GB a chip, 37 s a step (docs/pods.md). Result: not yet
            measured.
-    7b     Qwen2.5-VL-7B-Instruct on the same, the paper's. Result: not yet measured.
+    7b     Qwen2.5-VL-7B-Instruct on the same, the paper's. Device: v5p-64. Planned: 27 of 103 GB a
+           chip, 26 s a step. Result: not yet measured.
     qwen3vl_2b, qwen3vl_4b, qwen3vl_8b, qwen3vl_32b
            Qwen3-VL-2B-, -4B-, -8B- and -32B-Instruct on the same; they write boxes in thousandths
            of a frame. Result: not yet measured.
