@@ -18,7 +18,7 @@ is a directory for those files. Needs imageio-ffmpeg, as the tests do.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import json
 from pathlib import Path
@@ -33,6 +33,7 @@ from typing import Any, cast
 from absl import flags
 import imageio_ffmpeg
 
+from benchmarks import damage
 from vr_jax.data import guarded_reader, video_file
 
 SECONDS, RATE = 5, 8
@@ -57,7 +58,6 @@ _LIMITS = guarded_reader.DecodeLimits(processes=1, seconds=10.0, memory_gib=2.0)
 _FFMPEG_SECONDS = 60  # of one run of FFmpeg's command
 _AT_ONCE = 50  # files on disk
 _FRAMES = 3.1  # by which lengths may differ; the reader lets headers be wrong by three
-_ODD_NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,65 +101,11 @@ def measure_with_ffmpeg(path: Path) -> _Length:
   return _Length(len(starts), ends[-1] - starts[0]) if starts else _Length(0, 0.0)
 
 
-def _flip_bits(rng: random.Random, data: bytearray) -> None:
-  for _ in range(rng.choice((1, 1, 2, 8, 64))):
-    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-
-
-def _cut(rng: random.Random, data: bytearray) -> None:
-  del data[rng.randrange(1, len(data)) :]
-
-
-def _block(rng: random.Random, data: bytearray) -> slice:
-  """A random part of a file: of any size up to a quarter, often a small one."""
-  size = min(len(data), max(1, int(len(data) / 4 * rng.random() ** rng.choice((1, 4)))))
-  start = rng.randrange(len(data) - size + 1)
-  return slice(start, start + size)
-
-
-def _remove(rng: random.Random, data: bytearray) -> None:
-  del data[_block(rng, data)]
-
-
-def _double(rng: random.Random, data: bytearray) -> None:
-  block = _block(rng, data)
-  data[block.stop : block.stop] = data[block]
-
-
-def _move(rng: random.Random, data: bytearray) -> None:
-  block = _block(rng, data)
-  moved = data[block]
-  del data[block]
-  place = rng.randrange(len(data) + 1)
-  data[place:place] = moved
-
-
-def _overwrite(rng: random.Random, data: bytearray) -> None:
-  block = _block(rng, data)
-  size = block.stop - block.start
-  data[block] = rng.choice((bytes(size), b"\xff" * size, rng.randbytes(size)))
-
-
-def _edit_header(rng: random.Random, data: bytearray) -> None:
-  """Sets numbers near the start, or near the end, where some containers have their index."""
-  for _ in range(rng.choice((1, 1, 2, 4))):
-    size, order = rng.choice((1, 2, 4)), cast(Any, rng.choice(("big", "little")))
-    near = min(len(data) - size, 2048)
-    place = rng.randrange(near) if rng.random() < 0.6 else len(data) - size - rng.randrange(near)
-    number = rng.choice((*_ODD_NUMBERS, rng.getrandbits(32))) % (1 << 8 * size)
-    data[place : place + size] = number.to_bytes(size, order)
-
-
-DAMAGES: tuple[Callable[[random.Random, bytearray], None], ...] = (
-  *(_flip_bits, _cut, _remove, _double, _move, _overwrite, _edit_header, _edit_header),
-)
-
-
 def damaged(whole: bytes, container: str, number: int, seed: int) -> bytes:
   """The damaged file of this number, the same in every run."""
   rng, data = random.Random(f"{seed} {container} {number}"), bytearray(whole)
   for _ in range(rng.choice((1, 1, 1, 2))):
-    rng.choice(DAMAGES)(rng, data)
+    rng.choice(damage.BYTES)(rng, data)
   return bytes(data)
 
 

@@ -4,13 +4,12 @@ No price is written here: published ones differ by region, contract and source.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from launch import job as job_lib
 from launch import job_file, slices
-from vr_jax import errors, recipe_config
+from vr_jax import errors, plain_json, recipe_config
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +76,7 @@ def _planned(
 
 def _read_plan(file: str) -> dict[str, Any]:
   try:
-    plan = json.loads(Path(file).read_text(encoding="utf-8"))
+    plan = plain_json.parse(Path(file).read_bytes())
     missing = {"chips", "topology", "fits", "step"} - set(plan)
     if missing or (plan["fits"] and not float(plan["step"]["seconds"]) > 0):
       raise ValueError(missing)

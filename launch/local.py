@@ -14,7 +14,6 @@ that of the launch. A job starts again after a crash or a preemption, as it woul
 import argparse
 import codecs
 from collections.abc import Mapping, Sequence
-import json
 import os
 from pathlib import Path
 import shlex
@@ -25,7 +24,7 @@ import threading
 import time
 
 from launch import commands, jobset, steps
-from vr_jax import errors
+from vr_jax import errors, status
 
 POLL = 0.1  # seconds
 _PAUSE = 1.0  # seconds before a restart
@@ -211,15 +210,12 @@ def _status(call: commands.Call) -> None:
   """Prints the last line of the run's metrics."""
   _flags(call)
   workdir = Path(call.job.run_directory)
-  lines = []
-  if (workdir / "metrics.jsonl").is_file():
-    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-  if not lines:
+  done = status.read_steps(workdir)
+  if not done:
     started = (workdir / "config.json").is_file()
     print(f"{workdir}: {'has started, no step yet' if started else 'has not started'}")
     return
-  last = json.loads(lines[-1])
-  print(f"{workdir}: step {last['step']} of {last['stage']}")
+  print(f"{workdir}: step {done[-1]['step']} of {done[-1]['stage']}")
 
 
 def _logs(call: commands.Call) -> None:

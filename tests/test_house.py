@@ -17,6 +17,7 @@ GROUND = frozenset(
   (
     *("records", "errors", "atomic", "model_endpoint"),
     *("schema", "user_code", "run_length", "frame_times", "process_state", "durations", "goodput"),
+    "plain_json",
   )
 )
 ALL_ROOMS = frozenset(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
@@ -32,6 +33,7 @@ MAY_USE = {
   "process_state": frozenset(),
   "durations": frozenset(),
   "goodput": frozenset({"durations"}),
+  "plain_json": frozenset(),
   "status": frozenset(),
   "buckets": frozenset(),
   "model_fields": frozenset(),

@@ -3,13 +3,23 @@
 import re
 import unicodedata
 
+_LINE_BREAKS = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+
+
+def _escape(match: re.Match[str]) -> str:
+  return match[0].encode("unicode_escape").decode()
+
 
 class InputError(Exception):
   """A file, a record or a flag that the user gave is wrong.
 
   The message is one line: the name of the file, record or flag, what is wrong with it and, where
   it helps, what to do. The command line prints it and exits with code 2, without a traceback.
+  Line breaks, which come from the values of files, become escapes.
   """
+
+  def __init__(self, message: object):
+    super().__init__(_LINE_BREAKS.sub(_escape, str(message)))
 
 
 class Diverged(Exception):

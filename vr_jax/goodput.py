@@ -15,7 +15,7 @@ from pathlib import Path
 import time
 from typing import Any
 
-from vr_jax import durations
+from vr_jax import durations, plain_json
 
 _FILE = Path("health") / "times.jsonl"
 # Parts of a step that train nothing, by their metrics, and what they are called here.
@@ -28,12 +28,12 @@ _LOST = {
 }
 _DOWN, _AGAIN, _STARTING = "no process running", "steps done again", "starting"
 _REST = "other"
-_FIELDS: Mapping[str, tuple[str, ...]] = {  # of an event, besides its time
-  "start": ("alive",),
-  "other": (),
-  "stage": ("stage", "first"),
-  "step": ("stage", "step", "seconds", "lost"),
-  "end": ("state",),
+_FIELDS: Mapping[str, Mapping[str, Any]] = {  # by event
+  "start": {"alive": float},
+  "other": {},
+  "stage": {"stage": str, "first": int},
+  "step": {"stage": str, "step": int, "seconds": float, "lost": dict[str, float]},
+  "end": {"state": str},
 }
 
 
@@ -82,7 +82,7 @@ class Account:
 def read(workdir: Path) -> Account | None:
   """The account of a run so far; None if no step has ended."""
   try:
-    lines = (workdir / _FILE).read_text(encoding="utf-8").splitlines()
+    lines = (workdir / _FILE).read_bytes().splitlines()
   except OSError:
     return None
   return account(_parsed(lines))
@@ -126,12 +126,21 @@ def account(events: Iterable[Mapping[str, Any]]) -> Account | None:
   return Account(wall=wall, counted=counted, lost={**lost, _REST: rest})
 
 
-def _parsed(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
-  """The lines that are whole, and of this version: a kill may cut one."""
+def _parsed(lines: Iterable[bytes]) -> Iterator[Mapping[str, Any]]:
+  """The lines that are whole: a kill may cut one."""
   for line in lines:
     try:
-      event = json.loads(line)
-      if {"time", *_FIELDS[event["event"]]} <= event.keys():
-        yield event
-    except (ValueError, KeyError, TypeError, AttributeError):
+      event = plain_json.parse(line)
+    except ValueError:
       continue
+    if isinstance(event, dict) and _is_event(event):
+      yield event
+
+
+def _is_event(event: Mapping[str, Any]) -> bool:
+  """Whether a line has the fields of its event."""
+  kind = event.get("event")
+  fields = _FIELDS.get(kind) if isinstance(kind, str) else None
+  return fields is not None and all(
+    plain_json.has_type(event.get(name), hint) for name, hint in {"time": float, **fields}.items()
+  )

@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import email.utils
 import importlib
-import json
 import os
 import sys
 import threading
@@ -28,7 +27,7 @@ from typing import Any, Protocol, runtime_checkable
 import urllib.parse
 import weakref
 
-from vr_jax import errors
+from vr_jax import errors, plain_json
 
 # Passed to the client, which otherwise takes the address from the environment.
 URLS = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
@@ -312,7 +311,7 @@ class Endpoint:
           f"{self._section}.base_url={self._url}: no answer; start the endpoint or correct the "
           "address, and the same command goes on"
         ) from None
-    return _text(raw.http_response.text), raw.retries_taken
+    return text_of(raw.http_response.text), raw.retries_taken
 
   async def _before_request(self, request: Any) -> None:
     """Waits until a request or retry may start, and counts it. A hook of the HTTP client."""
@@ -407,14 +406,14 @@ def _check_url(section: str, url: str) -> str:
   return url
 
 
-def _text(body: str) -> str | None:
+def text_of(body: str) -> str | None:
   """Extracts a reply's text, without reasoning, in either protocol; None if the body doesn't fit.
 
   Lone surrogates are replaced, because UTF-8 can't encode them; max_tokens may cut an emoji in two.
   """
   try:
-    reply = json.loads(body)
-  except (ValueError, RecursionError):
+    reply = plain_json.parse(body)
+  except ValueError:
     return None
   match reply:
     case {"choices": [{"message": {"content": str() | None as text}}, *_]}:

@@ -6,8 +6,9 @@ watch over processes that hang read them.
 
 from collections.abc import Sequence
 import dataclasses
-import json
 from pathlib import Path
+
+from vr_jax import plain_json
 
 DIRECTORY = "health"
 SILENT = 60.0  # seconds without a new file after which a process counts as silent
@@ -56,8 +57,8 @@ def read_all(workdir: Path) -> list[ProcessState]:
   found = []
   for file in (workdir / DIRECTORY).glob("*.json"):
     try:
-      found.append(ProcessState(**json.loads(file.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, TypeError):
+      found.append(plain_json.build(ProcessState, plain_json.parse(file.read_bytes())))
+    except (OSError, ValueError):
       continue  # it is being written, or of another version
   return sorted(found, key=lambda each: each.process)
 

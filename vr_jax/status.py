@@ -4,13 +4,12 @@ vr-jax status runs/demo
 """
 
 from collections.abc import Iterator, Sequence
-import json
 from pathlib import Path
 import sys
 import time
 from typing import Any
 
-from vr_jax import durations, errors, goodput, process_state
+from vr_jax import durations, errors, goodput, plain_json, process_state
 
 _RECENT = 10  # steps whose mean time is the rate
 _SHOWN = ("accuracy", "loss", "key_frame_value", "box_iou", "kl")
@@ -33,19 +32,20 @@ def status(words: Sequence[str]) -> None:
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-  """The config of a run. Raises errors.InputError if the directory is no workdir."""
+  """The config that a workdir was made with. Raises errors.InputError if it is no workdir."""
   try:
-    return json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"]
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise errors.InputError(
-      f"{workdir}: is no workdir of a run (no readable config.json)"
-    ) from error
+    config = plain_json.parse((workdir / "config.json").read_bytes())["config"]
+    if isinstance(config, dict):
+      return config
+  except (OSError, ValueError, KeyError, TypeError):
+    pass  # raised below, as for a config that is not an object
+  raise errors.InputError(f"{workdir}: is no workdir of a run (no readable config.json)")
 
 
 def report(workdir: Path, config: dict[str, Any], now: float) -> Iterator[str]:
   """Yields the lines of the status. now: seconds since 1970."""
   yield f"{workdir}: {config.get('recipe')}"
-  steps, states = _steps(workdir), process_state.read_all(workdir)
+  steps, states = read_steps(workdir), process_state.read_all(workdir)
   if steps:
     yield from _progress(steps, config, any(each.state == "running" for each in states))
   if times := goodput.read(workdir):
@@ -67,9 +67,11 @@ def _progress(steps: list[dict[str, Any]], config: dict[str, Any], running: bool
   """Step, rate, time left of a run that goes on, and the last metrics."""
   last = steps[-1]
   stage, step = last["stage"], last["step"]
-  total = config.get(stage, {}).get("steps")
+  section = config.get(stage)
+  total = section.get("steps") if isinstance(section, dict) else None
+  total = total if _is_number(total) else None
   recent = [each["values"] for each in steps if each["stage"] == stage][-_RECENT:]
-  times = [each["perf/time/step"] for each in recent if each.get("perf/time/step")]
+  times = [time for each in recent if _is_number(time := each.get("perf/time/step")) and time]
   line = f"{stage}: step {step}" + (f" of {total}" if total else "")
   if times:
     seconds = sum(times) / len(times)
@@ -80,7 +82,7 @@ def _progress(steps: list[dict[str, Any]], config: dict[str, Any], running: bool
   shown = {
     name: value
     for name, value in last["values"].items()
-    if value is not None
+    if _is_number(value)
     and (name in _SHOWN or (name.startswith("rewards/") and name.endswith("/mean")))
   }
   if shown:
@@ -94,25 +96,37 @@ def _last_completion(workdir: Path) -> Iterator[str]:
     return
   try:
     with files[-1].open(encoding="utf-8") as lines:
-      group = json.loads(next(lines))
-    reply = group["replies"][0]
+      group = plain_json.parse(next(lines))
+    reply, step, question = group["replies"][0], group["step"], group["question"]
     text, total = str(reply["text"]), reply.get("rewards", {}).get("total")
-  except (OSError, ValueError, KeyError, IndexError, StopIteration):
+  except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, StopIteration):
     return  # it is being written
-  yield f"a reply of step {group['step']} to {group['question']!r} (reward {total}):"
+  yield f"a reply of step {step} to {question!r} (reward {total}):"
   yield from (f"  {line}" for line in text[:_LONGEST].splitlines())
 
 
-def _steps(workdir: Path) -> list[dict[str, Any]]:
+def read_steps(workdir: Path) -> list[dict[str, Any]]:
   """The lines of metrics.jsonl that are whole."""
   try:
-    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (workdir / "metrics.jsonl").read_bytes().splitlines()
   except OSError:
     return []
   found = []
   for line in lines:
     try:
-      found.append(json.loads(line))
+      step = plain_json.parse(line)
     except ValueError:
       continue  # the last one, while it is written
+    if isinstance(step, dict) and _is_step(step):
+      found.append(step)
   return found
+
+
+def _is_step(step: dict[str, Any]) -> bool:
+  """Whether a line of metrics.jsonl has what the status says of a step."""
+  stage, values = step.get("stage"), step.get("values")
+  return isinstance(stage, str) and _is_number(step.get("step")) and isinstance(values, dict)
+
+
+def _is_number(value: Any) -> bool:
+  return plain_json.has_type(value, float)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from benchmarks import fuzz_videos
+from benchmarks import damage, fuzz_videos
 
 
 @pytest.mark.parametrize("container", fuzz_videos.CONTAINERS)
@@ -17,10 +17,10 @@ def test_damaged_files_are_refused_or_read_as_ffmpeg_reads_them(container):
 
 def test_every_damage_changes_a_file_and_is_the_same_in_each_run():
   whole = random.Random(1).randbytes(5000)
-  for damage in fuzz_videos.DAMAGES:
+  for damages in damage.BYTES:
     first, second = bytearray(whole), bytearray(whole)
-    damage(random.Random(2), first)
-    damage(random.Random(2), second)
+    damages(random.Random(2), first)
+    damages(random.Random(2), second)
     assert first == second != whole
   assert fuzz_videos.damaged(whole, "mp4", 7, 0) == fuzz_videos.damaged(whole, "mp4", 7, 0)
   assert fuzz_videos.damaged(whole, "mp4", 7, 0) != fuzz_videos.damaged(whole, "mp4", 8, 0)

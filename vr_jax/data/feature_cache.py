@@ -26,7 +26,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from vr_jax import atomic
+from vr_jax import atomic, plain_json
 from vr_jax.data import batches
 from vr_jax.errors import InputError
 
@@ -142,7 +142,7 @@ class FeatureCache:
     """Creates the directory for this tower, or checks that it belongs to it."""
     path = self.directory / "about.json"
     try:
-      stored = json.loads(path.read_bytes())
+      stored = plain_json.parse(path.read_bytes())
     except FileNotFoundError:
       self.directory.mkdir(parents=True, exist_ok=True)
       with atomic.file(path) as partial:

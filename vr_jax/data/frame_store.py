@@ -8,10 +8,12 @@ On disk, in one directory:
     index.json                  shard, records, size and duration of each video; written last
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import json
 from pathlib import Path
+import re
+import struct
 import threading
 from typing import Any
 import zipfile
@@ -24,6 +26,7 @@ from jaxtyping import Float, Int, UInt8, UInt32
 import numpy as np
 import simplejpeg
 
+from vr_jax import plain_json
 from vr_jax.data import video_file
 from vr_jax.errors import InputError
 
@@ -31,6 +34,14 @@ _FORMAT = 1
 # JPEG does not compress further, and groups of one record make random access cheap.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _READER_OPTIONS = "readahead_buffer_size:0"
+_SHARD_NAME = re.compile(r"frames-[0-9]{5,9}\.array_record")
+_MOST = 2**31  # records of a shard
+_SIDE = 65535  # pixels of a JPEG
+# What NumPy and zipfile raise for damaged files.
+_DAMAGED_ARRAYS = (
+  *(OSError, ValueError, KeyError, EOFError, TypeError, SyntaxError, AttributeError, IndexError),
+  *(MemoryError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,25 +180,31 @@ class FrameStore:
     self._directory = directory
     index_path, times_path = directory / "index.json", directory / "times.npz"
     try:
-      index = json.loads(index_path.read_text())
+      index = plain_json.parse(index_path.read_bytes())
       if index["format"] != _FORMAT:
-        raise InputError(f"{index_path}: has format {index['format']}, not {_FORMAT}; ingest again")
+        raise InputError(
+          f"{index_path}: has format {index['format']!r}, not {_FORMAT}; ingest again"
+        )
       self.fps = float(index["fps"])
-      self._entries = {video: StoredVideo(**entry) for video, entry in index["videos"].items()}
+      self._entries = {
+        video: plain_json.build(StoredVideo, entry) for video, entry in index["videos"].items()
+      }
+      _check_entries(self._entries)
     except FileNotFoundError as error:
       raise InputError(f"{directory}: holds no frame store (no index.json)") from error
     except OSError as error:
       raise InputError(f"{index_path}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
       raise InputError(f"{index_path}: is damaged: {_one_line(error)}; ingest again") from error
     try:
-      with np.load(times_path) as arrays:
+      with np.load(times_path, allow_pickle=False) as arrays:
         self._timestamps, self._checksums = arrays["timestamps"], arrays["checksums"]
         self._ends = arrays.get("ends", self._timestamps)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGED_ARRAYS as error:
       raise InputError(f"{times_path}: is damaged: {_one_line(error)}; ingest again") from error
     frames = sum(entry.count for entry in self._entries.values())
-    if {len(self._timestamps), len(self._ends), len(self._checksums)} != {frames}:
+    found = (self._timestamps, self._ends, self._checksums)
+    if [(each.shape, each.dtype.kind) for each in found] != [((frames,), kind) for kind in "ffu"]:
       raise InputError(f"{times_path}: is damaged: not for {frames} frames; ingest again")
     for shard in sorted({entry.shard for entry in self._entries.values()}):
       if not (directory / shard).is_file():
@@ -339,6 +356,23 @@ def write(
     writer.add(video, video_file.extract(path, fps=fps, quality=quality, max_side=max_side))
   writer.close()
   return FrameStore(directory)
+
+
+def _check_entries(entries: Mapping[str, StoredVideo]) -> None:
+  """Raises ValueError unless the frames of all videos are those of the store, each once."""
+  following = 0
+  for video, entry in entries.items():
+    if not _SHARD_NAME.fullmatch(entry.shard):
+      raise ValueError(f"{video!r:.60}: shard {entry.shard!r:.60} is no file of this directory")
+    sizes = (entry.record, entry.count, entry.original_height, entry.original_width)
+    sides = (entry.height, entry.width)
+    if not (min(sizes) >= 0 and max(sizes) < _MOST and min(sides) >= 1 and max(sides) <= _SIDE):
+      raise ValueError(f"{video!r:.60}: a number is below its least or above its most")
+    if entry.duration < 0:
+      raise ValueError(f"{video!r:.60}: its duration is negative")
+    if entry.first != following:
+      raise ValueError(f"{video!r:.60}: its frames do not follow those of the video before")
+    following += entry.count
 
 
 def _write_error(path: Path, error: RuntimeError) -> InputError:

@@ -20,7 +20,7 @@ import types
 from typing import Any
 import zlib
 
-from vr_jax import atomic, records
+from vr_jax import atomic, plain_json, records
 from vr_jax.data import (
   annotations,
   examples,
@@ -168,12 +168,13 @@ def check_annotations(output: Path, annotation_file: Path) -> None:
   of an older version, which does not know its annotations, or data that were not ingested.
   """
   try:
-    known = json.loads((output / _REPORT_FILE).read_text()).get("annotations")
+    known = plain_json.parse((output / _REPORT_FILE).read_bytes()).get("annotations")
+    hashes = known.values() if isinstance(known, dict) else ()
     files = annotations.find_files(annotation_file)
   except (OSError, ValueError, AttributeError, InputError):
     return
-  for path in files if known else ():
-    if path.is_file() and _hash_file(path) not in known.values():
+  for path in files if hashes else ():
+    if path.is_file() and _hash_file(path) not in hashes:
       raise InputError(
         f"{path}: is not as it was when {output} was ingested; restore it, or choose another "
         "--workdir (config.data.directory) and run --mode=data for it as it is now"
@@ -229,8 +230,8 @@ def _read_report(output: Path, inputs: bytes, config: IngestConfig) -> Report:
   path = output / _REPORT_FILE
   other = dataclasses.replace(config, on_bad="skip" if config.on_bad == "stop" else "stop")
   try:
-    outcome: dict[str, Any] = json.loads(path.read_text())
-    fingerprint, report = outcome["fingerprint"], Report(**outcome["report"])
+    outcome: dict[str, Any] = plain_json.parse(path.read_bytes())
+    fingerprint, report = outcome["fingerprint"], plain_json.build(Report, outcome["report"])
   except FileNotFoundError as error:
     raise InputError(
       f"{output}: is not empty and holds no ingested data; give another directory"

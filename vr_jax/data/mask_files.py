@@ -12,14 +12,13 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import itertools
-import json
 import math
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from vr_jax import records, run_length
+from vr_jax import plain_json, records, run_length
 from vr_jax.data import image_folder, segmented_video
 from vr_jax.errors import InputError
 
@@ -77,8 +76,8 @@ def read(path: Path) -> MaskFile:
 def _read(path: Path, modified: int, size: int) -> MaskFile:
   del modified, size
   try:
-    return parse(json.loads(path.read_bytes()), str(path))
-  except (OSError, ValueError, RecursionError) as error:
+    return parse(plain_json.parse(path.read_bytes()), str(path))
+  except (OSError, ValueError) as error:
     raise InputError(f"{path}: is not JSON: {error}") from error
 
 

@@ -7,6 +7,7 @@ On disk, in one directory:
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -17,7 +18,7 @@ from array_record.python import (
 from jaxtyping import Bool, Float
 import numpy as np
 
-from vr_jax import run_length
+from vr_jax import plain_json, run_length
 from vr_jax.data import mask_files
 from vr_jax.errors import InputError
 
@@ -52,6 +53,14 @@ def write(directory: Path, files: Mapping[str, tuple[Path, Sequence[float]]]) ->
   (directory / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _StoredMasks:
+  """An entry of the index: the record of a video's masks, and their times in seconds."""
+
+  record: int
+  times: tuple[float, ...]
+
+
 class MaskStore:
   """Random access to the masks of videos. Safe to use from several threads."""
 
@@ -60,18 +69,24 @@ class MaskStore:
     self._path = directory / _FILE
     index_path = directory / "index.json"
     try:
-      index = json.loads(index_path.read_text(encoding="utf-8"))
+      index = plain_json.parse(index_path.read_bytes())
       if index["format"] != _FORMAT:
-        raise InputError(f"{index_path}: has format {index['format']}, not {_FORMAT}; ingest again")
-      self._records = {name: int(entry["record"]) for name, entry in index["videos"].items()}
-      self._times = {name: tuple(entry["times"]) for name, entry in index["videos"].items()}
+        raise InputError(
+          f"{index_path}: has format {index['format']!r}, not {_FORMAT}; ingest again"
+        )
+      entries = {n: plain_json.build(_StoredMasks, each) for n, each in index["videos"].items()}
+      self._records = {name: entry.record for name, entry in entries.items()}
+      self._times = {name: entry.times for name, entry in entries.items()}
+      if sorted(self._records.values()) != list(range(len(entries))):
+        raise ValueError("its records are not numbered from 0 on")
       self._reader = array_record_module.ArrayRecordReader(
         str(self._path), options="readahead_buffer_size:0", file_reader_buffer_size=32768
       )
     except FileNotFoundError as error:
       raise InputError(f"{directory}: holds no mask store (no index.json)") from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-      raise InputError(f"{directory}: is damaged: {error}; ingest again") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+      problem = " ".join(str(error).split())
+      raise InputError(f"{directory}: is damaged: {problem}; ingest again") from error
     self._parsed = functools.lru_cache(maxsize=4)(self._parse)
 
   @property
@@ -136,7 +151,10 @@ class MaskStore:
     record = self._records[video]
     try:
       (content,) = self._reader.read([record])
-      return mask_files.parse(json.loads(content), f"{self._path}: record {record}")
+      masks = mask_files.parse(plain_json.parse(content), f"{self._path}: record {record}")
+      if len(self._times[video]) != len(masks.frames or masks.times):
+        raise ValueError("the index has other times")
+      return masks
     except (RuntimeError, IndexError, ValueError) as error:
       raise InputError(
         f"{self._path}: record {record} is damaged: {' '.join(str(error).split())}; ingest again"

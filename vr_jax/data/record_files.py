@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 import gzip
-import json
 from pathlib import Path
 from typing import Any
 import zlib
 
+from vr_jax import plain_json
 from vr_jax.data import foreign_records
 from vr_jax.errors import InputError
 
@@ -49,6 +49,6 @@ def entries(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 def _parse_json(text: str, where: str) -> Any:
   try:
-    return json.loads(text)
-  except (ValueError, RecursionError) as error:
+    return plain_json.parse(text)
+  except ValueError as error:
     raise InputError(f"{where}: is not JSON: {error}") from error

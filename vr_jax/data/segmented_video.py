@@ -6,13 +6,12 @@ label_sets.py for masks as the labels of PNG files.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from vr_jax import run_length
+from vr_jax import plain_json, run_length
 from vr_jax.data import image_folder, picture_file
 from vr_jax.errors import InputError
 
@@ -74,12 +73,12 @@ def object_masks(
 def load_json(path: Path, *, key: str = "") -> Any:
   """Reads a JSON file, or the object under a key of it. Raises InputError naming the file."""
   try:
-    value = json.loads(path.read_bytes())
+    value = plain_json.parse(path.read_bytes())
   except FileNotFoundError as error:
     raise InputError(f"{path}: there is no such file; is the set complete?") from error
   except OSError as error:
     raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-  except (ValueError, RecursionError) as error:
+  except ValueError as error:
     raise InputError(f"{path}: is not JSON: {error}; fetch it again") from error
   if not isinstance(value, dict):
     raise InputError(f"{path}: is no JSON object")

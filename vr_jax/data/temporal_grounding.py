@@ -7,11 +7,11 @@ these two conditions: Video-MTR, arXiv 2508.20478, appendix B.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
-import json
 from pathlib import Path
 import sys
 from typing import Any
 
+from vr_jax import plain_json
 from vr_jax.errors import InputError
 
 Spans = list[list[float]]  # [start, end] in seconds
@@ -75,7 +75,7 @@ def merge_spans(value: Any, duration: float, where: str) -> Spans:
   if not all(
     isinstance(pair, list) and len(pair) == 2 and all(map(_is_time, pair)) for pair in pairs
   ):
-    raise InputError(f"{where}: needs a list of [start, end] in seconds, has {str(value)[:60]}")
+    raise InputError(f"{where}: needs a list of [start, end] in seconds, has {value!r:.60}")
   spans: Spans = []
   for start, end in sorted([max(0.0, a), min(duration, b)] for a, b in pairs):
     if spans and start <= spans[-1][1]:
@@ -88,7 +88,7 @@ def merge_spans(value: Any, duration: float, where: str) -> Spans:
 def parse_duration(value: Any, where: str) -> float:
   """Returns a duration in seconds. Raises InputError if the value is not a positive number."""
   if not _is_time(value) or value <= 0:
-    raise InputError(f"{where}: a duration in seconds is needed, not {str(value)[:60]}")
+    raise InputError(f"{where}: a duration in seconds is needed, not {value!r:.60}")
   return float(value)
 
 
@@ -133,8 +133,8 @@ def read_text(path: Path) -> str:
 
 def _parse_json(content: str, where: str) -> Any:
   try:
-    return json.loads(content)
-  except (ValueError, RecursionError) as error:
+    return plain_json.parse(content)
+  except ValueError as error:
     raise InputError(f"{where}: is not JSON: {error}") from error
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import shutil
 from typing import Any
 
-from vr_jax import atomic, records
+from vr_jax import atomic, plain_json, records
 from vr_jax.data import examples, frame_store, ingest
 from vr_jax.errors import InputError
 
@@ -177,7 +177,11 @@ def _read_outcomes(
   for chunk in chunks:
     path = output / "chunks" / chunk.name
     try:
-      outcomes = [TraceOutcome(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+      outcomes = [
+        plain_json.build(TraceOutcome, plain_json.parse(line))
+        for line in path.read_bytes().split(b"\n")
+        if line
+      ]
     except (OSError, ValueError, TypeError) as error:
       raise InputError(f"{path}: is damaged; remove it, and the same command goes on") from error
     if tuple(outcome.index for outcome in outcomes) != chunk.indices:
@@ -217,6 +221,6 @@ def _link(origin: str, target: str) -> None:
 
 def _read_json(path: Path) -> Any:
   try:
-    return json.loads(path.read_text())
+    return plain_json.parse(path.read_bytes())
   except (OSError, ValueError) as error:
     raise InputError(f"{path}: is damaged; remove it, and the same command goes on") from error

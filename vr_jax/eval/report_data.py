@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import dataclasses
 import math
 from pathlib import Path
+import re
 
 from vr_jax import errors
 from vr_jax.envs import metric
@@ -260,8 +261,8 @@ def read_frames(path: Path, evaluations: Sequence[Evaluation]) -> Frames:
   frames: Frames = {}
   for record in report_json.read_records(path):
     named = record.record("frames")
-    if odd := [name for name in named.values if not name.isdecimal()]:
-      raise errors.InputError(f"{named.where}: {odd[0]!r} should be the index of a frame")
+    if odd := [name for name in named.values if not re.fullmatch("[0-9]{1,9}", name)]:
+      raise errors.InputError(f"{named.where}: {odd[0]!r:.60} should be the index of a frame")
     frames[record.text("id")] = {int(name): named.text(name) for name in named.values}
   for evaluation in evaluations:
     for reply in evaluation.replies:

@@ -1,12 +1,11 @@
 """Reads JSON field by field. Errors name the file and the missing or wrong field."""
 
 from collections.abc import Callable
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from vr_jax import errors
+from vr_jax import errors, plain_json
 
 
 class Record:
@@ -105,8 +104,8 @@ def read_records(path: Path) -> list[Record]:
 def parse_record(text: str, where: str) -> Record:
   """Parses a JSON object. `where` names the text in errors."""
   try:
-    return Record(json.loads(text), where)
-  except (json.JSONDecodeError, RecursionError) as error:
+    return Record(plain_json.parse(text), where)
+  except ValueError as error:
     raise errors.InputError(f"{where}: is not JSON ({error})") from error
 
 

@@ -19,7 +19,7 @@ import ml_collections
 from rich import console as rich_console
 from rich import table as rich_table
 
-from vr_jax import atomic
+from vr_jax import atomic, plain_json
 from vr_jax.data import batches, examples, frame_store
 from vr_jax.eval import evaluate as evaluate_lib
 from vr_jax.eval import (
@@ -126,10 +126,12 @@ def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def _is_complete(path: Path, made_of: str) -> bool:
   """Whether there is an earlier evaluation of this config and checkpoint, with its replies."""
   try:
-    result = json.loads(path.read_text())
+    result = plain_json.parse(path.read_bytes())
     replies = path.with_suffix(".jsonl").read_bytes()
-  except (OSError, json.JSONDecodeError):
+  except (OSError, ValueError):
     return False  # missing or incomplete: evaluate again
+  if not isinstance(result, dict):
+    return False
   return result.get("made_of") == made_of and replies.count(b"\n") == result.get("examples")
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import functools
-import json
 import pathlib
 from typing import Any
 
@@ -12,7 +11,7 @@ from jaxtyping import PyTree
 import ml_collections
 import tokenizers
 
-from vr_jax import errors
+from vr_jax import errors, plain_json
 from vr_jax.models import interface
 from vr_jax.models.common import flops, lora, weight_mapping
 
@@ -104,13 +103,17 @@ class ModelFamily:
       config = self.make_config(fields)
     except errors.InputError as error:
       raise errors.InputError(f"{path}: {error}") from error
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError, ArithmeticError) as error:
+      raise errors.InputError(
+        f"{path}: {error!r:.200} in the sizes of the model; download it again"
+      ) from error
     for name in PROCESSOR_FILES:
       beside = path.parent / name
       told = read_fields(beside) if beside.is_file() else {}
       for field, size in self.patch_fields(config).items():
         if told.get(field, size) != size:
           raise errors.InputError(
-            f"{beside}: {field} is {told[field]}, but {path.name} says {size}; "
+            f"{beside}: {field} is {told[field]!r:.60}, but {path.name} says {size}; "
             "take both files from one model"
           )
     return config
@@ -137,8 +140,8 @@ def read_fields(path: pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
     raise errors.InputError(f"{path}: no such file; a model directory holds a config.json")
   try:
-    fields = json.loads(path.read_text(encoding="utf-8"))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    fields = plain_json.parse(path.read_bytes())
+  except (OSError, ValueError) as error:
     raise errors.InputError(f"{path}: not valid JSON ({error}); download it again") from error
   if not isinstance(fields, dict):
     raise errors.InputError(f"{path}: holds no JSON object; download it again")

@@ -57,7 +57,7 @@ def family_of(config: interface.ModelConfig) -> family_lib.ModelFamily:
 
 def family_of_fields(fields: Mapping[str, Any]) -> family_lib.ModelFamily:
   """Returns the family of a config.json's fields. Raises InputError if they name none."""
-  if not fields.get("model_type"):
+  if not isinstance(fields.get("model_type"), str):
     raise errors.InputError(f"model_type: the field is missing; one of {', '.join(known())}")
   return family(fields["model_type"])
 

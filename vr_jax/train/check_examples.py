@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 import ml_collections
 import numpy as np
 
-from vr_jax import atomic, errors, records
+from vr_jax import atomic, errors, plain_json, records
 from vr_jax.data import annotations, batches, examples, frame_store, sampling
 from vr_jax.envs import environment as environment_lib
 from vr_jax.models import interface
@@ -151,7 +151,7 @@ class Checks(ReferenceChecks):
     if not path.is_file():
       self._write(path)
     try:
-      found = json.loads(path.read_text())
+      found = plain_json.parse(path.read_bytes())
       left_out = {split: frozenset(indices) for split, indices in found.pop("left_out").items()}
       return CheckResult(left_out=left_out, **found)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:

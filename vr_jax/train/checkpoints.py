@@ -34,6 +34,7 @@ _GO_BACK = "delete it to go back to the one before"
 # hangs, the watch ends (health.py).
 _LONGEST_WRITE = 604_800
 _ASIDE = ".damaged"  # suffix of a checkpoint that was set aside
+_UNREADABLE = (ValueError, KeyError, OSError, TypeError, AttributeError)  # what Orbax raises
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,19 +83,22 @@ class Checkpoints:
     self._directory = directory.absolute()
     self._architecture = json.loads(json.dumps(dict(architecture)))
     self._left_out = tuple(f"{name}." for name in left_out)
-    self._manager = _StepwiseManager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
-        create=True,
-        enable_async_checkpointing=True,
-        async_options=ocp.AsyncOptions(timeout_secs=_LONGEST_WRITE),
-      ),
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep,
+      create=True,
+      enable_async_checkpointing=True,
+      async_options=ocp.AsyncOptions(timeout_secs=_LONGEST_WRITE),
     )
     self._checksums = checksums.ChecksumWriter()
     self._keep = keep
     self._damage: dict[int, str] = {}  # of the steps whose files were compared
     self.identity: dict[str, Any] | None = None
+    try:
+      self._manager = _StepwiseManager(self._directory, options=options)
+    except (*_UNREADABLE, RecursionError) as error:  # it reads what each step says of itself
+      raise errors.InputError(
+        f"{self._directory}: a checkpoint in it can't be read: {_reason(error)}; {_GO_BACK}"
+      ) from error
 
   def latest(self) -> int | None:
     """The last complete step, or None."""
@@ -188,8 +192,11 @@ class Checkpoints:
     if damage := self._find_damage(step):
       raise errors.InputError(f"{where}: {damage}; {_GO_BACK}")
     loop = self.loop(step)
-    if loop.get("architecture") != self._architecture:
-      names = _differences(loop.get("architecture") or {}, self._architecture)
+    saved = loop.get("checksums", {})
+    if not all(isinstance(each, dict) for each in (loop.get("architecture"), saved)):
+      raise errors.InputError(f"{where}: can't be read: its record is damaged; {_GO_BACK}")
+    if loop["architecture"] != self._architecture:
+      names = _differences(loop["architecture"], self._architecture)
       raise errors.InputError(f"{where}: a checkpoint of another architecture: {names}")
     wanted = {
       name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
@@ -207,6 +214,11 @@ class Checkpoints:
     flat = {name: read[name] if name in wanted else x for name, x in flatten(like).items()}
     found = sum_bits(flat)
     saved = loop.get("checksums", found)
+    flat = {name: read[name] if name in wanted else x for name, x in _flat(like).items()}
+    if absent := [name for name in wanted if isinstance(flat[name], jax.ShapeDtypeStruct)]:
+      raise errors.InputError(f"{where}: can't be read: it lacks {absent[0]}; {_GO_BACK}")
+    found = _checksums(flat)
+    saved = saved or found
     if differ := [name for name in flat if saved.get(name) != found[name]]:
       what = (
         f"{differ[0]} is damaged; {_GO_BACK}"
@@ -229,7 +241,11 @@ class Checkpoints:
 
   def loop(self, step: int) -> dict[str, Any]:
     """Reads the JSON part of a step's checkpoint. Raises InputError if it is damaged."""
-    return self._read(f"{self._directory}/{step}", step, loop=ocp.args.JsonRestore()).loop
+    where = f"{self._directory}/{step}"
+    loop = self._read(where, step, loop=ocp.args.JsonRestore()).loop
+    if not isinstance(loop, dict):
+      raise errors.InputError(f"{where}: can't be read: its record is damaged; {_GO_BACK}")
+    return loop
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
@@ -250,9 +266,13 @@ class Checkpoints:
     try:
       with console.doing(f"reading the checkpoint {where}", announce=True):
         return self._manager.restore(step, args=ocp.args.Composite(**items))
-    except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
-      reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error)
-      raise errors.InputError(f"{where}: can't be read: {reason}; {_GO_BACK}") from error
+    except (*_UNREADABLE, RecursionError) as error:
+      raise errors.InputError(f"{where}: can't be read: {_reason(error)}; {_GO_BACK}") from error
+
+
+def _reason(error: BaseException) -> str:
+  """The first line of an error of Orbax."""
+  return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def _replace(old: Path, new: Path) -> None:

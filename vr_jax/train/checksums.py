@@ -14,7 +14,7 @@ import zlib
 
 import jax
 
-from vr_jax import atomic, errors
+from vr_jax import atomic, errors, plain_json
 from vr_jax.parallel import processes
 
 _PREFIX = "checksums"  # <prefix>-<process>-of-<processes>.json, in the checkpoint's directory
@@ -114,6 +114,8 @@ def find_damage(directory: Path) -> str:
 def _difference(directory: Path, name: str, size: int, crc: int) -> str:
   """How a file differs from what was written; "" if it doesn't."""
   path = directory / name
+  if not path.resolve().is_relative_to(directory.resolve()):
+    return f"its {_PREFIX}-*.json name a file elsewhere"
   if not path.is_file():
     return f"{name} is missing"
   if path.stat().st_size != size:
@@ -131,7 +133,7 @@ def _listed(directory: Path) -> dict[str, list[int]]:
   """Size and CRC-32 by name, of all processes that wrote them."""
   listed: dict[str, list[int]] = {}
   for path in sorted(directory.glob(f"{_PREFIX}-*.json")):
-    listed |= json.loads(path.read_text(encoding="utf-8"))
+    listed |= plain_json.parse(path.read_bytes())
   return listed
 
 

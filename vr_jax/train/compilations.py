@@ -26,7 +26,7 @@ import jax
 from jax import monitoring
 import ml_collections
 
-from vr_jax import atomic, durations
+from vr_jax import atomic, durations, plain_json
 from vr_jax.parallel import processes
 from vr_jax.train import console
 
@@ -219,9 +219,11 @@ class _Watch:
 
   def _read(self) -> dict[str, dict[str, float]]:
     try:
-      return json.loads(self._path.read_text())
+      known = plain_json.parse(self._path.read_bytes())
     except (OSError, ValueError):
       return {}
+    hint = dict[str, dict[str, float]]
+    return known if plain_json.has_type(known, hint) else {}
 
 
 def _program(about: dict[str, Any]) -> str:

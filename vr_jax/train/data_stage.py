@@ -12,7 +12,7 @@ from pathlib import Path
 import ml_collections
 import tokenizers
 
-from vr_jax import atomic, errors, records
+from vr_jax import atomic, errors, plain_json, records
 from vr_jax.data import examples, ingest, sampling, trace_store
 from vr_jax.envs import registry
 from vr_jax.train import config_checks, console, model_setup, paths, run_context
@@ -167,7 +167,7 @@ def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
   record = raw.with_suffix(".json")
   options = json.loads(json.dumps(simulate.to_dict()))
   if raw.exists():
-    if not record.is_file() or json.loads(record.read_text()) != options:
+    if not record.is_file() or _read_json(record) != options:
       raise errors.InputError(
         f"{raw}: simulated from other values of config.data.simulate; choose another directory"
       )
@@ -184,6 +184,14 @@ def _simulate(simulate: ml_collections.ConfigDict, raw: Path) -> None:
       questions_per_video=simulate.questions_per_video,
       progress=tick,
     )
+
+
+def _read_json(path: Path) -> object:
+  """What a JSON file holds; None if it is damaged."""
+  try:
+    return plain_json.parse(path.read_bytes())
+  except ValueError:
+    return None
 
 
 def train_tokenizer(

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 import ml_collections
 import numpy as np
 
-from vr_jax import errors
+from vr_jax import errors, plain_json
 from vr_jax.models.common import export as export_lib
 from vr_jax.parallel import processes
 from vr_jax.train import console, initialization, paths, run_context
@@ -147,9 +147,10 @@ def _replace_own(target: Path, checkpoint: Mapping[str, Any]) -> Iterator[Path]:
 def _record(target: Path) -> dict[str, Any] | None:
   """Reads which checkpoint an export is of; None if it has no such record."""
   try:
-    return json.loads((target / RECORD).read_text(encoding="utf-8"))
+    record = plain_json.parse((target / RECORD).read_bytes())
   except (OSError, ValueError):
     return None
+  return record if isinstance(record, dict) else None
 
 
 def _texts(context: run_context.RunContext, workdir: Path) -> dict[str, str | None]:

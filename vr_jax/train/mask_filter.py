@@ -22,7 +22,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from vr_jax import atomic, errors, frame_times, run_length
+from vr_jax import atomic, errors, frame_times, plain_json, run_length
 from vr_jax.data import examples, frame_store, ingest, mask_store
 from vr_jax.models import sam2
 from vr_jax.train import console, paths
@@ -153,7 +153,7 @@ def _decided(path: Path) -> dict[str, float]:
   if whole != content:
     os.truncate(path, len(whole))
   try:
-    lines = [json.loads(line) for line in whole.splitlines()]
+    lines = [plain_json.parse(line) for line in whole.splitlines()]
     return {str(line["video"]): float(line["iou"]) for line in lines}
   except (ValueError, KeyError, TypeError) as error:
     raise errors.InputError(f"{path}: is damaged; remove it") from error
@@ -233,6 +233,6 @@ def _hash(params: Mapping[str, Any]) -> str:
 
 def _load(path: Path) -> Any:
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return plain_json.parse(path.read_bytes())
   except (OSError, ValueError) as error:
     raise errors.InputError(f"{path}: is damaged; remove it") from error

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 import ml_collections
 import numpy as np
 
-from vr_jax import atomic, errors, goodput
+from vr_jax import atomic, errors, goodput, plain_json
 from vr_jax.parallel import processes
 from vr_jax.train import background, rollout_samples, tensorboard_log, wandb_log
 
@@ -153,7 +153,7 @@ def read(path: Path, *, complete: bool = True) -> list[dict]:
   parsed = []
   for number, line in enumerate(lines, 1):
     try:
-      value = json.loads(line)
+      value = plain_json.parse(line)
     except ValueError as error:
       if not complete and number == len(lines):
         break

@@ -29,7 +29,7 @@ import jax
 import ml_collections
 
 import vr_jax
-from vr_jax import atomic, config_fields, errors, optional_sections, schema
+from vr_jax import atomic, config_fields, errors, optional_sections, plain_json, schema
 from vr_jax.train import config_changes
 
 _NO_RESULTS = ("config.json", "compilations", "health")
@@ -111,7 +111,7 @@ def _made_anything(workdir: Path, written: dict[str, Any]) -> bool:
   """
   elsewhere = config_changes.flatten(written).get("data.directory")
   places = [path for path in workdir.iterdir() if path.name not in _NO_RESULTS]
-  places += [Path(elsewhere)] if elsewhere else []
+  places += [Path(elsewhere)] if elsewhere and isinstance(elsewhere, str) else []
   # The search ends at the first file, and does not list a whole frame store at each start.
   return any(
     path.is_file() for place in places for path in itertools.chain([place], place.rglob("*"))
@@ -129,6 +129,14 @@ def config_of(workdir: Path) -> ml_collections.ConfigDict:
   if not path.is_file():
     raise errors.InputError(f"{path}: no such file; give the workdir of a run")
   written = _written(path)[0]
+  try:
+    return _completed(path, written)
+  except (ValueError, TypeError, AttributeError, KeyError) as error:  # a section that is none
+    raise errors.InputError(f"{path}: damaged; delete it or choose another --workdir") from error
+
+
+def _completed(path: Path, written: dict[str, Any]) -> ml_collections.ConfigDict:
+  """The config that a file holds, with the defaults of fields that it lacks."""
   config = ml_collections.ConfigDict(_with_tuples(written))
   sections = {name: cls for name, cls in optional_sections.OPTIONAL.items() if name in written}
   for prefix, cls in {"": config_fields.RunConfig, **sections}.items():
@@ -153,7 +161,7 @@ def _with_tuples(value: Any) -> Any:
 def _written(path: Path) -> tuple[dict[str, Any], list[Any]]:
   """Reads the config and the history of a workdir; the history may be empty."""
   try:
-    content = json.loads(path.read_bytes())
+    content = plain_json.parse(path.read_bytes())
     config, history = content["config"], content.get("history", [])
     if isinstance(config, dict) and isinstance(history, list):
       return config, history

@@ -7,7 +7,6 @@ only the shards of its own devices. So host memory holds no more than a few piec
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 from typing import Any
@@ -19,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, DTypeLike, PyTree
 import numpy as np
 
-from vr_jax import atomic, errors
+from vr_jax import atomic, errors, plain_json
 from vr_jax.models import family as family_lib
 from vr_jax.models import interface
 from vr_jax.models.common import tensor_file, weight_mapping
@@ -200,10 +199,12 @@ def _files(directory: pathlib.Path) -> dict[pathlib.Path, frozenset[str]]:
       raise errors.InputError(f"{directory}: has neither {SINGLE} nor {INDEX}{why}")
     return {single: frozenset()}
   try:
-    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    weight_map = plain_json.parse(index.read_bytes())["weight_map"]
     names = {directory / file: set() for file in sorted(set(weight_map.values()))}
     for name, file in weight_map.items():
       names[directory / file].add(name)
+      if pathlib.PurePath(file).name != file or not file.isprintable() or len(file) > 200:
+        raise ValueError(f"{file!r:.60} is no file of this directory")
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise errors.InputError(f"{index}: no valid index ({error!r}); download it again") from error
   for path in names:

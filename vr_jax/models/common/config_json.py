@@ -2,9 +2,14 @@
 
 from collections.abc import Mapping
 import dataclasses
+import typing
 from typing import Any
 
-from vr_jax import errors
+from vr_jax import errors, plain_json
+
+_DEPTHS = ("num_hidden_layers", "depth")
+_MOST_LAYERS = 1000
+_Config = typing.TypeVar("_Config")
 
 
 def required(fields: Mapping[str, Any], name: str) -> Any:
@@ -22,8 +27,20 @@ def build(kind: type, fields: Mapping[str, Any]) -> Any:
       value = required(fields, field.name)
     else:
       value = fields.get(field.name, field.default)
-    values[field.name] = tuple(value) if isinstance(field.default, tuple) else value
-  return kind(**values)
+    is_list = isinstance(field.default, tuple) and isinstance(value, list | tuple)
+    values[field.name] = tuple(value) if is_list else value
+  return checked(kind(**values))
+
+
+def checked(config: _Config) -> _Config:
+  """Returns a config. Raises InputError if the value of a field has another type than declared."""
+  for name, hint in typing.get_type_hints(type(config)).items():
+    value = getattr(config, name)
+    if typing.get_origin(hint) is not typing.ClassVar and not plain_json.has_type(value, hint):
+      raise errors.InputError(f"{name}: can't be {value!r:.60}")
+    if name in _DEPTHS and not 0 < value <= _MOST_LAYERS:
+      raise errors.InputError(f"{name}: {value} layers are none, or more than any model has")
+  return config
 
 
 def rotary(fields: Mapping[str, Any], *, kinds: tuple[str, ...]) -> dict[str, Any]:

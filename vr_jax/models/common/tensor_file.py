@@ -24,6 +24,7 @@ from vr_jax import errors
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 CODES = {name: code for code, name in DTYPES.items()}
 _POINTER = b"version https://git-lfs"
+_MOST_AXES = 32  # of an array
 ALIGNMENT = 8  # bytes; the header is padded with spaces
 
 
@@ -86,6 +87,9 @@ def tensors(path: pathlib.Path) -> dict[str, StoredTensor]:
   with path.open("rb") as file:
     length = int.from_bytes(file.read(8), "little")
     fields = json.loads(file.read(length))
+  for name, field in fields.items():
+    if name != "__metadata__" and len(field["shape"]) > _MOST_AXES:
+      raise errors.InputError(f"{path}: tensor {name!r:.60} has {len(field['shape'])} axes")
   return {
     name: StoredTensor(
       path=path,

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
-from vr_jax import errors
+from vr_jax import errors, plain_json
+from vr_jax.models.common import config_json
 
 MODEL_TYPE = "sam2_video"
 STRIDE = 16  # pixels of a position of the features that memories are made of
@@ -181,7 +181,7 @@ def read_config(path: pathlib.Path) -> Sam2Config:
   Raises InputError if it is none, or describes what can't be computed here.
   """
   try:
-    fields = json.loads(path.read_text(encoding="utf-8"))
+    fields = plain_json.parse(path.read_bytes())
     kind = fields.get("model_type")
   except (OSError, ValueError, AttributeError) as error:
     raise errors.InputError(f"{path}: no valid config.json ({error})") from error
@@ -191,7 +191,9 @@ def read_config(path: pathlib.Path) -> Sam2Config:
     return from_dict(fields)
   except errors.InputError as error:
     raise errors.InputError(f"{path}: {error}") from error
-  except (KeyError, TypeError, ValueError, IndexError) as error:
+  except (
+    *(KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError),
+  ) as error:
     raise errors.InputError(f"{path}: {error!r} in the sizes of the model") from error
 
 
@@ -245,9 +247,9 @@ def _sizes(
   }
   for name, value in same.items():
     if value != width:
-      raise errors.InputError(f"{name}: is {value}, but fpn_hidden_size is {width}")
-  return Sam2Config(
-    hiera=hiera,
+      raise errors.InputError(f"{name}: is {value!r:.60}, but fpn_hidden_size is {width}")
+  config = Sam2Config(
+    hiera=config_json.checked(hiera),
     image_size=int(size if isinstance(size, int) else size[0]),
     width=width,
     memory_width=fields.get("memory_encoder_output_channels", 64),
@@ -261,6 +263,7 @@ def _sizes(
     memories=fields.get("num_maskmem", 7),
     pointers=fields.get("max_object_pointers_in_encoder", 16),
   )
+  return config_json.checked(config)
 
 
 def to_dict(config: Sam2Config) -> dict[str, Any]:

@@ -248,7 +248,7 @@ class TinyLlavaConfig:
       initializer_range=text_fields.get("initializer_range", 0.02),
       dtype=fields.get("dtype") or fields.get("torch_dtype") or "float32",
     )
-    _check(config)
+    _check(config_json.checked(config))
     return config
 
 
@@ -259,13 +259,14 @@ def _resampler(fields: Mapping[str, Any]) -> ResamplerConfig:
       f"connector_type: is {kind!r}, but only {', '.join(CONNECTORS)} can be read"
     )
   grouped, dtype = CONNECTORS[kind]
-  return ResamplerConfig(
+  resampler = ResamplerConfig(
     queries=config_json.required(fields, "num_queries"),
     layers=config_json.required(fields, "num_resampler_layers"),
     groups=config_json.required(fields, "group") if grouped else 1,
     grouped=grouped,
     position_dtype=dtype,
   )
+  return config_json.checked(resampler)
 
 
 def connector_type(config: ResamplerConfig) -> str:

@@ -1,14 +1,13 @@
 """Phi-2's tokenizer: byte-level BPE, loaded from files or trained on new text."""
 
 from collections.abc import Iterable
-import json
 import pathlib
 from typing import cast
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from vr_jax import errors
+from vr_jax import errors, plain_json
 from vr_jax.models.common import tokenizer as tokenizer_lib
 from vr_jax.models.tinyllava import template
 
@@ -40,7 +39,7 @@ def _from_parts(directory: pathlib.Path) -> tokenizers.Tokenizer:
   try:
     model = models.BPE.from_file(*(str(directory / name) for name in PARTS))
     path = directory / ADDED
-    added = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    added = plain_json.parse(path.read_bytes()) if path.is_file() else {}
     ordered = sorted(added, key=added.__getitem__)
   except Exception as error:  # the library raises bare Exception for any invalid file
     raise errors.InputError(

@@ -1,0 +1,75 @@
+"""The short form of benchmarks/fuzz_inputs.py, and of what it must notice."""
+
+import json
+import random
+
+import pytest
+
+from benchmarks import damage, fuzz_inputs
+from vr_jax import errors
+
+EXECUTIONS = {"workdir": 40, "safetensors": 15}  # of the slower ones
+
+
+# Orbax leaves coroutines unfinished when it can't read an array.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("target", fuzz_inputs.TARGETS)
+def test_damaged_inputs_are_read_or_refused_in_one_line(target):
+  count = EXECUTIONS.get(target, 80)
+  outcome = fuzz_inputs.run(target, executions=count, seed=11)
+  assert outcome["violations"] == {}
+  assert outcome["accepted"] + outcome["refused"] == count
+  assert outcome["accepted"] > 0
+  if target != "replies":
+    assert outcome["refused"] > 0
+
+
+def _input(read, may_refuse=True):
+  return damage.FuzzedInput(
+    name="n", whole=b"{}", damage=damage.damage_json, read=read, may_refuse=may_refuse
+  )
+
+
+def _raise(error):
+  raise error
+
+
+@pytest.mark.parametrize(
+  ("read", "may_refuse", "wanted"),
+  [
+    (lambda data: _raise(KeyError("x")), True, "KeyError at "),
+    (lambda data: _raise(errors.InputError("no")), False, "refused: no"),
+    (lambda data: [_ for _ in iter(int, 1)], True, "of CPU time"),
+  ],
+)
+def test_what_is_neither_read_nor_refused_is_a_violation(read, may_refuse, wanted, monkeypatch):
+  monkeypatch.setattr(fuzz_inputs, "CPU_SECONDS", 0.2)
+  outcome, violation = fuzz_inputs._execute(_input(read, may_refuse), b"")
+  assert outcome == ""
+  assert wanted in violation
+
+
+def test_a_process_that_ends_is_found_and_the_next_execution_follows(tmp_path, monkeypatch):
+  done = []
+
+  def watch(command, file):
+    words = json.loads(command[-1].removeprefix("--child="))
+    done.append(words["first"])
+    file.write_text(json.dumps({"executions": 3, "accepted": 3, "violations": {}}))
+    file.with_suffix(".number").write_bytes((words["first"] + 3).to_bytes(8, "little"))
+    return "ended with -11" if len(done) < 3 else ""
+
+  monkeypatch.setattr(fuzz_inputs, "_watch", watch)
+  outcome = fuzz_inputs.run_apart("replies", executions=0, seconds=60, seed=1, first=0)
+  assert done == [0, 4, 8]
+  assert [entry["number"] for entry in outcome["violations"].values()] == [3, 7]
+
+
+@pytest.mark.parametrize("kind", [damage.damage_json, damage.damage_json_lines])
+def test_a_damage_is_the_same_in_every_run_and_changes_most_inputs(kind):
+  whole = json.dumps({"a": [1, {"b": "c"}], "d": None}).encode()
+  copies = [kind(random.Random(number), whole) for number in range(200)]
+  assert copies == [kind(random.Random(number), whole) for number in range(200)]
+  assert sum(copy != whole for copy in copies) > 180
+  assert any(b"../" in copy for copy in copies)
+  assert any(len(copy) > 50_000 for copy in copies)
