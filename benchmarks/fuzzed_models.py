@@ -1,6 +1,7 @@
 """Files of models and checkpoints for benchmarks/fuzz_inputs.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -172,14 +173,32 @@ def _training_checkpoint(folder: Path) -> list[damage.FuzzedInput]:
       if not np.array_equal(np.asarray(value), np.asarray(expected)):
         raise ValueError(f"{name}: was restored with other values")
 
-  found = []
-  for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+  found, sums = [], sorted(folder.glob("1/checksums-*.json"))
+  for path in sums:
+    found.append(fuzzed_files.in_file(path, damage.damage_json, read))
+  for path in sorted(each for each in folder.rglob("*") if each.is_file() and each not in sums):
     try:
       json.loads(path.read_bytes())
     except ValueError:
       continue
     name = path.relative_to(folder).as_posix()
-    found.append(fuzzed_files.in_file(path, damage.damage_json, read, name=name))
-  if not found:
+    found.append(_without(sums, fuzzed_files.in_file(path, damage.damage_json, read, name=name)))
+  if not sums or len(found) == len(sums):
     raise errors.InputError(f"{folder}: the checkpoint has no JSON")
   return found
+
+
+def _without(sums: Sequence[Path], one: damage.FuzzedInput) -> damage.FuzzedInput:
+  """The same input in a checkpoint of an older version, whose files have no checksums."""
+  contents = {path: path.read_bytes() for path in sums}
+
+  def read(data: bytes) -> None:
+    for path in contents:
+      path.unlink()
+    try:
+      one.read(data)
+    finally:
+      for path, content in contents.items():
+        path.write_bytes(content)
+
+  return dataclasses.replace(one, read=read)
