@@ -8,7 +8,7 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 MUTATION_ARGS ?=
 
-.PHONY: demo test pytest lint format parity lowest mutation wheel clean
+.PHONY: demo test pytest lint format parity lowest locked lock mutation wheel clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m vr_jax.main --config=configs/moss_chatv.py:tiny --workdir=runs/demo --mode=all
@@ -55,6 +55,20 @@ lowest:
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c $(LOWEST)/constraints.txt -e '.[test]'
 	$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# Every package of the tests at the version and with the hash of requirements/cpu.lock, in .venv.
+locked: | $(VENV)/bin/python
+	$(PIP) --require-hashes -r requirements/cpu.lock
+	$(PIP) --no-deps --no-build-isolation -e .
+	touch $(VENV)/.installed $(VENV)/.installed-test
+
+# Writes requirements/cpu.lock anew, from the newest versions that setup.py admits.
+lock: $(VENV)/.installed-test
+	$(PIP) uv
+	(sed '/^#/!d' requirements/cpu.lock; $(VENV)/bin/uv pip compile setup.py --quiet --extra=test \
+	  --universal --python-version=3.11 --generate-hashes --no-annotate --no-header \
+	  --no-emit-index-url --no-emit-find-links) > requirements/cpu.new
+	mv requirements/cpu.new requirements/cpu.lock
 
 # A stamp is newer than setup.py exactly when its install is up to date.
 $(VENV)/bin/python:

@@ -17,7 +17,7 @@ GROUND = frozenset(
   (
     *("records", "errors", "atomic", "model_endpoint"),
     *("schema", "user_code", "run_length", "frame_times", "process_state", "durations", "goodput"),
-    "plain_json",
+    *("plain_json", "inner_path"),
   )
 )
 ALL_ROOMS = frozenset(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
@@ -34,6 +34,7 @@ MAY_USE = {
   "durations": frozenset(),
   "goodput": frozenset({"durations"}),
   "plain_json": frozenset(),
+  "inner_path": frozenset(),
   "status": frozenset(),
   "buckets": frozenset(),
   "model_fields": frozenset(),
@@ -191,7 +192,7 @@ CODE = sources("vr_jax", "configs", "launch", "benchmarks", "examples", "tests")
 @pytest.mark.parametrize("path", CODE, ids=name)
 def test_nothing_runs_code_that_came_as_data(path):
   tree = parsed(path)
-  assert not {"pickle", "dill", "cloudpickle", "shelve", "marshal"} & {
+  assert not {"pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"} & {
     module.split(".")[0] for module in imported_modules(tree)
   }
   calls = {
@@ -206,6 +207,51 @@ def test_nothing_runs_code_that_came_as_data(path):
     and not (isinstance(node.value, ast.Constant) and node.value.value is False)
   ]
   assert not unsafe_keywords, f"lines {unsafe_keywords}"
+
+
+PRODUCT = sources("vr_jax", "configs", "launch", "benchmarks", "examples")
+
+
+def unsafe_reads(tree: ast.AST) -> list[str]:
+  """Calls that may run code of the file that they read, or write where an archive says."""
+  found = []
+  for node in ast.walk(tree):
+    if not isinstance(node, ast.Call):
+      continue
+    called = ast.unparse(node.func)
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+    if called in ("np.load", "numpy.load", "jnp.load") and given.get("allow_pickle") != "False":
+      found.append(f"line {node.lineno}: {called} without allow_pickle=False")
+    if called == "torch.load" or called.endswith((".read_pickle", ".to_pickle")):
+      found.append(f"line {node.lineno}: {called}")
+    if called.startswith("yaml.") and called not in ("yaml.safe_load", "yaml.safe_dump"):
+      found.append(f"line {node.lineno}: {called}")
+    if called.endswith((".extractall", "unpack_archive")) or called.startswith("tarfile."):
+      found.append(f"line {node.lineno}: {called}: members may lead out of the directory")
+  return found
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name)
+def test_no_file_is_read_by_what_could_run_its_code_and_no_archive_is_unpacked(path):
+  assert unsafe_reads(parsed(path)) == []
+
+
+@pytest.mark.parametrize(
+  ("code", "count"),
+  [
+    ("np.load(f)", 1),
+    ("np.load(f, allow_pickle=True)", 1),
+    ("np.load(f, allow_pickle=False)", 0),
+    ("torch.load(f)", 1),
+    ("yaml.load(f)", 1),
+    ("yaml.safe_load(f)", 0),
+    ("zipfile.ZipFile(f).extractall(d)", 1),
+    ("shutil.unpack_archive(f)", 1),
+    ("pd.read_pickle(f)", 1),
+  ],
+)
+def test_an_unsafe_read_is_seen(code, count):
+  assert len(unsafe_reads(ast.parse(code))) == count
 
 
 @pytest.mark.parametrize("path", CODE, ids=name)

@@ -19,6 +19,7 @@ import dataclasses
 import email.utils
 import importlib
 import os
+import re
 import sys
 import threading
 import time
@@ -112,6 +113,11 @@ def connect(
   Raises:
     InputError: there is no such variable; or `Endpoint` or its `check` raises it.
   """
+  if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", key_variable):  # it may be the key itself
+    raise errors.InputError(
+      f"{section}.key_variable: needs the name of an environment variable, not the key itself: "
+      "export MY_KEY=…, and give MY_KEY"
+    )
   key = os.environ.get(key_variable, "")
   if not key:
     raise errors.InputError(
@@ -398,9 +404,9 @@ def _check_url(section: str, url: str) -> str:
     fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
   except ValueError:  # a port that is not a number, or stray brackets
     fits = False
-  if not fits or parts.username is not None:
+  if not fits or parts.username is not None or parts.query or parts.fragment:
     raise errors.InputError(
-      f"{section}.base_url: needs the form http(s)://host[:port][/path], without a user; "
+      f"{section}.base_url: needs the form http(s)://host[:port][/path], without a user or query; "
       "keys come from the environment"
     )
   return url

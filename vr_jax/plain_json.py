@@ -40,8 +40,15 @@ def build(cls: type[_Built], value: Any) -> _Built:
         raise ValueError(f"field {name!r} is missing")
     elif not has_type(value[name], hints[name]):
       raise ValueError(f"field {name!r} can't be {value[name]!r:.60}")
-  plain = {name: tuple(each) if isinstance(each, list) else each for name, each in value.items()}
+  plain = {name: _plain(each, hints[name]) for name, each in value.items()}
   return cls(**plain)
+
+
+def _plain(value: Any, wanted: Any) -> Any:
+  """A value as its field declares it: lists as tuples, whole numbers as floats."""
+  if isinstance(value, list):
+    return tuple(value)
+  return float(value) if wanted is float else value
 
 
 def has_type(value: Any, wanted: Any) -> bool:

@@ -2,12 +2,14 @@
 
 import collections
 import itertools
+import logging
+import traceback
 
 import pytest
 
 from tests.rewards import judge_server
 from tests.train import nano
-from vr_jax import main
+from vr_jax import errors, main
 from vr_jax.envs import environment, videop2r
 from vr_jax.train import metrics
 
@@ -15,13 +17,23 @@ VARIABLE = "RL_JUDGE_KEY"
 
 
 def test_replies_that_an_endpoint_leaves_without_a_verdict_are_counted_and_the_key_is_nowhere(
-  tmp_path, monkeypatch
+  tmp_path, monkeypatch, capfd, caplog
 ):
+  caplog.set_level(logging.INFO)
   nano.use_devices(monkeypatch, 1)
   monkeypatch.setenv("NO_PROXY", "127.0.0.1")
   monkeypatch.setenv(VARIABLE, judge_server.KEY)
   numbers, asked = itertools.count(), collections.Counter()
   score = videop2r.VideoP2R.score
+  quoted = f"the key {judge_server.KEY}"
+  failures = itertools.cycle(
+    (
+      judge_server.Reply(status=500, body=quoted),
+      judge_server.Reply(status=429, body=quoted),
+      judge_server.Reply(drop=True),
+      judge_server.Reply(status=503, body=quoted),
+    )
+  )
 
   def score_labelled(task, examples, replies):
     texts = [
@@ -36,8 +48,9 @@ def test_replies_that_an_endpoint_leaves_without_a_verdict_are_counted_and_the_k
 
   def answer(request):
     asked[request.text] += 1
-    fails = "kind 0" in request.text or ("kind 1" in request.text and asked[request.text] == 1)
-    return judge_server.Reply(status=500 if fails else 200)
+    always = "kind 0" in request.text
+    fails = always or ("kind 1" in request.text and asked[request.text] == 1)
+    return next(failures) if fails else judge_server.Reply()
 
   monkeypatch.setattr(videop2r.VideoP2R, "score", score_labelled)
   with judge_server.serve(answer) as server:
@@ -53,6 +66,9 @@ def test_replies_that_an_endpoint_leaves_without_a_verdict_are_counted_and_the_k
     )
     for mode in ("data", "rl"):
       main.run(config, tmp_path, mode)
+    server.answer = lambda _: judge_server.Reply(status=401, body=quoted)
+    with pytest.raises(errors.InputError, match="refuses its key") as refused:
+      main.run(config, tmp_path, "rl")
   values = metrics.read(tmp_path / "metrics.jsonl")[-1]["values"]
   # Of 16 replies 4 fail twice, and 4 once.
   expected = {"asked": 16, "cached": 0, "failed": 4, "requests": 24, "retries": 8}
@@ -63,3 +79,6 @@ def test_replies_that_an_endpoint_leaves_without_a_verdict_are_counted_and_the_k
   files = [path for path in tmp_path.rglob("*") if path.is_file()]
   assert {"config.json", "metrics.jsonl", "judge.sqlite"} <= {path.name for path in files}
   assert not [path for path in files if judge_server.KEY.encode() in path.read_bytes()]
+  shown = capfd.readouterr()
+  said = "".join(traceback.format_exception(refused.value))
+  assert judge_server.KEY not in shown.out + shown.err + said + caplog.text

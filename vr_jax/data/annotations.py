@@ -16,7 +16,7 @@ import unicodedata
 from jaxtyping import Float
 import numpy as np
 
-from vr_jax import records
+from vr_jax import inner_path, records
 from vr_jax.data import (
   foreign_records,
   image_folder,
@@ -160,8 +160,9 @@ def find_mask_files(path: Path) -> list[Path]:
         value = parse()
       except InputError:
         continue
-      if isinstance(value, dict) and value.get("problem_type") == records.SEGMENTATION:
-        found.add(file.parent / str(value.get("masks")))
+      is_query = isinstance(value, dict) and value.get("problem_type") == records.SEGMENTATION
+      if is_query and inner_path.is_inner(value.get("masks")):
+        found.add(file.parent / value["masks"])
   return sorted(path for path in found if path.is_file())
 
 
@@ -351,7 +352,8 @@ def _check_answer(answer: str, options: tuple[str, ...], problem_type: str, wher
 
 def _video_name(name: str, where: str) -> str:
   path = PurePosixPath(name)
-  if path.is_absolute() or ".." in path.parts:
+  # Backslashes are named with what may be meant, once it is known that there is no such video.
+  if not inner_path.is_inner(name.replace("\\", "/") if "\\" in name else name):
     raise InputError(f"{where}: field 'video': {name!r} is not a path below the video directory")
   return path.as_posix()
 

@@ -56,6 +56,7 @@ def _read(
     where = f"{expressions}: video {name!r}"
     if not isinstance(video, dict) or not isinstance(video.get("expressions"), dict):
       raise InputError(f"{where}: has no object 'expressions'")
+    segmented_video.check_name(name, where)
     pictures = folder / "JPEGImages" / name
     frames = segmented_video.check_frames(pictures, video.get("frames"), where)
     queries = tuple(
@@ -156,6 +157,7 @@ def _labelled_video(
   where = f"{path}: video {video['id']}"
   if not files or len({file.parent for file in files}) != 1:
     raise InputError(f"{where}: its frames are not in one folder")
+  segmented_video.check_name(files[0].parent.name, where)
   pictures = folder / "JPEGImages" / files[0].parent.name
   frames = segmented_video.check_frames(pictures, [file.stem for file in files], where)
   instances: dict[str, list[segmented_video.FrameMask]] = {}

@@ -15,6 +15,7 @@ from pathlib import Path
 import re
 import struct
 import threading
+import tokenize
 from typing import Any
 import zipfile
 import zlib
@@ -40,7 +41,8 @@ _SIDE = 65535  # pixels of a JPEG
 # What NumPy and zipfile raise for damaged files.
 _DAMAGED_ARRAYS = (
   *(OSError, ValueError, KeyError, EOFError, TypeError, SyntaxError, AttributeError, IndexError),
-  *(MemoryError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error),
+  *(MemoryError, OverflowError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile),
+  *(zlib.error, struct.error),
 )
 
 
@@ -200,11 +202,12 @@ class FrameStore:
       with np.load(times_path, allow_pickle=False) as arrays:
         self._timestamps, self._checksums = arrays["timestamps"], arrays["checksums"]
         self._ends = arrays.get("ends", self._timestamps)
+        found = (self._timestamps, self._ends, self._checksums)
+        kinds = [(each.shape, each.dtype.kind) for each in found]
     except _DAMAGED_ARRAYS as error:
       raise InputError(f"{times_path}: is damaged: {_one_line(error)}; ingest again") from error
     frames = sum(entry.count for entry in self._entries.values())
-    found = (self._timestamps, self._ends, self._checksums)
-    if [(each.shape, each.dtype.kind) for each in found] != [((frames,), kind) for kind in "ffu"]:
+    if kinds != [((frames,), kind) for kind in "ffu"]:
       raise InputError(f"{times_path}: is damaged: not for {frames} frames; ingest again")
     for shard in sorted({entry.shard for entry in self._entries.values()}):
       if not (directory / shard).is_file():

@@ -53,6 +53,7 @@ def read_ref_youtube_vos(root: Path, split: str) -> Iterator[_Video]:
     where = f"{path}: video {name!r}"
     if not isinstance(video, dict) or not isinstance(video.get("expressions"), dict):
       raise InputError(f"{where}: has no object 'expressions'")
+    segmented_video.check_name(name, where)
     folder = root / split / "JPEGImages" / name
     frames = segmented_video.check_frames(folder, video.get("frames"), where)
     labels = root / split / "Annotations" / name
@@ -85,6 +86,7 @@ def read_ref_davis17(root: Path, split: str) -> Iterator[_Video]:
     for file, encoding in ANNOTATORS
   ]
   for name in names:
+    segmented_video.check_name(name, f"{listed}: video {name!r}")
     folder = davis / "JPEGImages" / "480p" / name
     frames = tuple(segmented_video.find_pictures(folder))
     lists = []
@@ -152,9 +154,13 @@ def read_reason_vos(root: Path, split: str) -> Iterator[_Video]:
     where = f"{path}: video {name!r}"
     expressions = video.get("expressions") if isinstance(video, dict) else None
     if isinstance(expressions, dict):  # of the first release
-      expressions = [{"exp_id": key, **value} for key, value in expressions.items()]
+      expressions = [
+        {"exp_id": key, **value} if isinstance(value, dict) else value
+        for key, value in expressions.items()
+      ]
     if not isinstance(expressions, list) or not all(isinstance(e, dict) for e in expressions):
       raise InputError(f"{where}: has no list 'expressions'")
+    segmented_video.check_name(name, where)
     folder = root / "JPEGImages" / name
     frames = segmented_video.check_frames(folder, video.get("frames"), where)
     queries = [

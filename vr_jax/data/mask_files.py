@@ -13,16 +13,17 @@ import dataclasses
 import functools
 import itertools
 import math
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vr_jax import plain_json, records, run_length
+from vr_jax import inner_path, plain_json, records, run_length
 from vr_jax.data import image_folder, segmented_video
 from vr_jax.errors import InputError
 
 _MICROSECONDS = 1_000_000
+_SLOWEST = 1e-3  # frames a second
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,9 +144,9 @@ def parse_reference(
   folder: the pictures of a video that is a folder, None if it is a file.
   """
   masks, instances, rate = (value.get(field) for field in ("masks", "instances", "frame_rate"))
-  if not isinstance(masks, str) or not masks or PurePosixPath(masks).is_absolute():
+  if not (isinstance(masks, str) and inner_path.is_inner(masks)):
     raise InputError(
-      f"{where}: field 'masks': needs the path of a mask file, from the annotation file's directory"
+      f"{where}: field 'masks': needs the path of a mask file below the annotation file's directory"
     )
   if not isinstance(instances, list) or not all(isinstance(name, str) for name in instances):
     raise InputError(
@@ -155,7 +156,7 @@ def parse_reference(
   if folder is None and rate is not None:
     raise InputError(f"{where}: field 'frame_rate': a video file has its own; leave it out")
   if folder is not None and not (
-    isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < math.inf
+    isinstance(rate, int | float) and not isinstance(rate, bool) and _SLOWEST <= rate < math.inf
   ):
     raise InputError(
       f"{where}: field 'frame_rate': the video is a folder of pictures; say how many are a second"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import gzip
+import io
 from pathlib import Path
 from typing import Any
 import zlib
@@ -11,6 +12,8 @@ from vr_jax.data import foreign_records
 from vr_jax.errors import InputError
 
 GZIP = b"\x1f\x8b"
+_MOST_TIMES = 200  # that a gzip file of JSON grows when it is unpacked
+_SMALL = 2**26  # bytes, which any file may unpack to
 
 
 def entries(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -18,7 +21,7 @@ def entries(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
   try:
     content = path.read_bytes()
     packed = content.startswith(GZIP)
-    text = (gzip.decompress(content) if packed else content).decode("utf-8-sig")
+    text = (_unpacked(path, content) if packed else content).decode("utf-8-sig")
   except FileNotFoundError as error:
     raise InputError(f"{path}: there is no such annotation file") from error
   except UnicodeDecodeError as error:
@@ -45,6 +48,19 @@ def entries(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     if line.strip():
       where = f"{path}:{number}"
       yield where, lambda line=line, where=where: _parse_json(line, where)
+
+
+def _unpacked(path: Path, content: bytes) -> bytes:
+  """What a gzip file holds. Raises InputError for more than any annotations would unpack to."""
+  most = max(_SMALL, _MOST_TIMES * len(content))
+  with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+    text = file.read(most + 1)
+  if len(text) > most:
+    raise InputError(
+      f"{path}: unpacks to more than {_MOST_TIMES} times its size, as no annotations do; "
+      "fetch it again, or give it unpacked"
+    )
+  return text
 
 
 def _parse_json(text: str, where: str) -> Any:

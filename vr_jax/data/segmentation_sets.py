@@ -106,6 +106,7 @@ def convert(
         raise InputError(
           f"{root}: this split has no masks, so it can't be trained on; give a --split that has"
         )
+      segmented_video.check_name(video.name, f"{root}: video {video.name!r:.80}")
       value = _mask_file(video)
       mask_files.parse(value, f"{root}: video {video.name!r}")
       file = partial / f"{video.name}.json"
@@ -114,7 +115,13 @@ def convert(
       for query in video.queries:
         place = f"masks/{name}/{video.name}.json"
         record = _record(layout, video, query, below, place, rate)
-        lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        try:
+          lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        except UnicodeEncodeError as error:
+          raise InputError(
+            f"{root}: video {video.name!r:.80}, expression {query.name!r:.80}: holds half a "
+            "surrogate pair"
+          ) from error
       count += 1
     if not lines:
       raise InputError(f"{root}: this split has no queries")

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from vr_jax import plain_json, run_length
+from vr_jax import inner_path, plain_json, run_length
 from vr_jax.data import image_folder, picture_file
 from vr_jax.errors import InputError
 
@@ -87,6 +87,12 @@ def load_json(path: Path, *, key: str = "") -> Any:
   if not isinstance(value.get(key), dict):
     raise InputError(f"{path}: has no object {key!r}")
   return value[key]
+
+
+def check_name(name: str, where: str) -> None:
+  """Raises InputError if a video's name leads out of the directory of all videos."""
+  if not inner_path.is_inner(name):
+    raise InputError(f"{where}: its name is none of a folder among those of the videos")
 
 
 def check_text(value: Any, field: str, where: str) -> str:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, UInt8
 import numpy as np
 from PIL import Image
 
-from vr_jax import atomic
+from vr_jax import atomic, inner_path
 from vr_jax.data import label_sets, segmented_video
 from vr_jax.errors import InputError
 from vr_jax.eval import segmentation
@@ -36,16 +36,20 @@ def folder(
   """Where the masks of an expression belong.
 
   Raises:
-    InputError: the set has no benchmark.
+    InputError: the set has no benchmark, or a name of it leads out of the root.
   """
   if layout == "ref_youtube_vos":
-    return root / "Annotations" / video.name / query.name
-  if layout == "reason_vos":
+    parts = ("Annotations", video.name, query.name)
+  elif layout == "reason_vos":
     about = {"source": query.extra["set"]}
-    return root / label_sets.reason_vos_folder(about, video.name, query.instances[0]) / query.name
-  if layout in ("mevis", "revos", "ref_davis17"):
-    return root / video.name / query.name
-  raise InputError(f"{layout}: has no layout of submissions; it is for training alone")
+    parts = (label_sets.reason_vos_folder(about, video.name, query.instances[0]), query.name)
+  elif layout in ("mevis", "revos", "ref_davis17"):
+    parts = (video.name, query.name)
+  else:
+    raise InputError(f"{layout}: has no layout of submissions; it is for training alone")
+  if not all(map(inner_path.is_inner, parts)):
+    raise InputError(f"{layout}: {'/'.join(parts)!r:.90} is no place below the predictions")
+  return root.joinpath(*parts)
 
 
 def write(
@@ -143,6 +147,8 @@ def pack(root: Path, archive: Path) -> int:
     raise InputError(f"{root}: holds no PNG files")
   with atomic.file(archive) as partial, zipfile.ZipFile(partial, "w") as written:
     for path in files:
+      if not inner_path.stays_inside(path, root):
+        raise InputError(f"{path}: is a link to a file elsewhere; copy that file in its place")
       about = zipfile.ZipInfo(path.relative_to(root).as_posix(), _EPOCH)
       written.writestr(about, path.read_bytes())
   return len(files)

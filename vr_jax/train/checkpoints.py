@@ -34,7 +34,8 @@ _GO_BACK = "delete it to go back to the one before"
 # hangs, the watch ends (health.py).
 _LONGEST_WRITE = 604_800
 _ASIDE = ".damaged"  # suffix of a checkpoint that was set aside
-_UNREADABLE = (ValueError, KeyError, OSError, TypeError, AttributeError)  # what Orbax raises
+# What Orbax raises.
+_UNREADABLE = (ValueError, KeyError, OSError, TypeError, AttributeError, OverflowError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

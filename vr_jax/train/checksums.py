@@ -14,7 +14,7 @@ import zlib
 
 import jax
 
-from vr_jax import atomic, errors, plain_json
+from vr_jax import atomic, errors, inner_path, plain_json
 from vr_jax.parallel import processes
 
 _PREFIX = "checksums"  # <prefix>-<process>-of-<processes>.json, in the checkpoint's directory
@@ -114,7 +114,7 @@ def find_damage(directory: Path) -> str:
 def _difference(directory: Path, name: str, size: int, crc: int) -> str:
   """How a file differs from what was written; "" if it doesn't."""
   path = directory / name
-  if not path.resolve().is_relative_to(directory.resolve()):
+  if not (inner_path.is_inner(name) and inner_path.stays_inside(path, directory)):
     return f"its {_PREFIX}-*.json name a file elsewhere"
   if not path.is_file():
     return f"{name} is missing"

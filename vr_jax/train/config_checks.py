@@ -10,7 +10,7 @@ import ml_collections
 from vr_jax import config_fields, errors, optional_sections, schema
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
-from vr_jax.train import config_changes, paths, profiling, wandb_log
+from vr_jax.train import config_changes, paths, profiling, secrets, wandb_log
 
 Problems = Iterator[errors.InputError]
 
@@ -26,6 +26,9 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def problems(config: ml_collections.ConfigDict) -> Problems:
   """Yields the problems of single fields or, if there are none, those of their combinations."""
+  if keys := list(secrets.problems(config)):
+    yield from keys  # alone: other errors might repeat the key
+    return
   recipe = registry.environment_class(config.recipe)
   sections = {name: cls for name, cls in optional_sections.OPTIONAL.items() if name in config}
   alone = [

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, DTypeLike, PyTree
 import numpy as np
 
-from vr_jax import atomic, errors, plain_json
+from vr_jax import atomic, errors, inner_path, plain_json
 from vr_jax.models import family as family_lib
 from vr_jax.models import interface
 from vr_jax.models.common import tensor_file, weight_mapping
@@ -203,7 +203,7 @@ def _files(directory: pathlib.Path) -> dict[pathlib.Path, frozenset[str]]:
     names = {directory / file: set() for file in sorted(set(weight_map.values()))}
     for name, file in weight_map.items():
       names[directory / file].add(name)
-      if pathlib.PurePath(file).name != file or not file.isprintable() or len(file) > 200:
+      if not inner_path.is_plain(file):
         raise ValueError(f"{file!r:.60} is no file of this directory")
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise errors.InputError(f"{index}: no valid index ({error!r}); download it again") from error

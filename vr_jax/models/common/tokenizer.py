@@ -66,7 +66,9 @@ def load_tokenizer(
     raise errors.InputError(f"{path}: no such file; a model directory holds a tokenizer.json")
   try:
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
-  except Exception as error:  # the library raises bare Exception for any invalid file
+  except BaseException as error:  # the library raises anything for an invalid file, or panics
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+      raise
     raise errors.InputError(f"{path}: not a tokenizer ({error}); download it again") from error
   for token in needed:
     if tokenizer.token_to_id(token) is None:
