@@ -213,12 +213,9 @@ class Checkpoints:
       ),
     ).state
     flat = {name: read[name] if name in wanted else x for name, x in flatten(like).items()}
-    found = sum_bits(flat)
-    saved = loop.get("checksums", found)
-    flat = {name: read[name] if name in wanted else x for name, x in _flat(like).items()}
     if absent := [name for name in wanted if isinstance(flat[name], jax.ShapeDtypeStruct)]:
       raise errors.InputError(f"{where}: can't be read: it lacks {absent[0]}; {_GO_BACK}")
-    found = _checksums(flat)
+    found = sum_bits(flat)
     saved = saved or found
     if differ := [name for name in flat if saved.get(name) != found[name]]:
       what = (
