@@ -133,7 +133,10 @@ def _listed(directory: Path) -> dict[str, list[int]]:
   """Size and CRC-32 by name, of all processes that wrote them."""
   listed: dict[str, list[int]] = {}
   for path in sorted(directory.glob(f"{_PREFIX}-*.json")):
-    listed |= plain_json.parse(path.read_bytes())
+    found = plain_json.parse(path.read_bytes())
+    if not plain_json.has_type(found, dict[str, tuple[int, int]]):
+      raise ValueError(f"{path}: holds other values than sizes and sums")
+    listed |= found
   return listed
 
 
