@@ -37,6 +37,7 @@ SHORT = (
   "--config.sft.steps=4",
   "--config.rl.checkpoint_every=100",
   "--config.mesh=(4, 1, 1, 1)",
+  "--config.cpu_devices=4",
 )
 # 84 M parameters with two moments each, in float32.
 WIDE = (
@@ -57,7 +58,7 @@ def time_processes(home: Path) -> dict[str, float]:
     *SHORT,
     f"--config.data.directory={home / 'data' / 'data'}",
     f"--config.rl.init_checkpoint={home / 'sft' / 'checkpoints' / 'sft'}",
-    "--config.rl.steps=8",
+    "--config.rl.steps=5",
   )
   times: dict[int, list[float]] = {4: [], 1: []}
   for number in range(ROUNDS + 1):
