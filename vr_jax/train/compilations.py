@@ -97,10 +97,8 @@ def network(config: ml_collections.ConfigDict) -> list[Any]:
 
 def _default(workdir: Path) -> Path:
   own = workdir.absolute() / "compilations"
-  given = os.environ.get("XDG_CACHE_HOME", "")
   try:
-    home = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
-    shared = home / "vr_jax" / "jax" / host_kind()
+    shared = user_cache() / "jax" / host_kind()
     if jax.process_count() > 1:
       shared /= run_name(workdir)
     shared.mkdir(parents=True, exist_ok=True)
@@ -108,6 +106,12 @@ def _default(workdir: Path) -> Path:
       return shared
   except (OSError, RuntimeError):  # there is no home, or it can't be written
     return own
+
+
+def user_cache() -> Path:
+  """What vr_jax keeps for this user on this host. Raises RuntimeError if there is no home."""
+  given = os.environ.get("XDG_CACHE_HOME", "")
+  return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "vr_jax"
 
 
 def is_of_run(cache: Path, workdir: Path) -> bool:

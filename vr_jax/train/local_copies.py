@@ -10,8 +10,8 @@ who deletes checkpoints to train anew gets nothing back from a copy.
 """
 
 from collections.abc import Mapping
+import functools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from vr_jax import atomic
+from vr_jax import atomic, plain_json
 from vr_jax.parallel import processes
 from vr_jax.train import background, checkpoints, compilations, console
 
@@ -39,9 +39,7 @@ class LocalCopies:
   def __init__(
     self, store: checkpoints.Checkpoints, workdir: Path, stage: str, *, every: int
   ) -> None:
-    self._store, self._every = store, every
-    process = f"{jax.process_index()}-of-{jax.process_count()}"
-    self._directory = _home() / compilations.run_name(workdir) / stage / process
+    self._store, self._workdir, self._stage, self._every = store, workdir, stage, every
     self._writer = background.BackgroundWriter("local copies") if every else None
 
   def is_due(self, step: int) -> bool:
@@ -100,6 +98,12 @@ class LocalCopies:
     if self._writer:
       self._writer.close()
 
+  @functools.cached_property
+  def _directory(self) -> Path:
+    """Where the copies are; asked for only if there are any, as a user may have no home."""
+    copies = compilations.user_cache() / "copies" / compilations.run_name(self._workdir)
+    return copies / self._stage / f"{jax.process_index()}-of-{jax.process_count()}"
+
   def _file(self, step: int) -> Path:
     return self._directory / f"{step}.safetensors"
 
@@ -121,7 +125,7 @@ class LocalCopies:
     """What a copy says of itself, if it belongs to the last checkpoint and is newer."""
     try:
       with safetensors.safe_open(str(self._file(step)), "np") as file:
-        about = json.loads((file.metadata() or {})[_ABOUT])
+        about = plain_json.parse((file.metadata() or {})[_ABOUT])
       fits = about["checkpoint"] == last and about["step"] == step > last["step"]
       return about if fits else None
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
@@ -134,12 +138,6 @@ class LocalCopies:
       return {name: _assemble(name, x, found) for name, x in like.items()}
     except (OSError, ValueError, KeyError, safetensors.SafetensorError):
       return None
-
-
-def _home() -> Path:
-  given = os.environ.get("XDG_CACHE_HOME", "")
-  home = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
-  return home / "vr_jax" / "copies"
 
 
 def _own_shards(x: jax.Array) -> dict[str, np.ndarray]:
