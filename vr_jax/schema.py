@@ -162,15 +162,10 @@ def complete(section: ml_collections.ConfigDict, cls: type, where: str) -> None:
           parent[each.name.split(".")[-1]] = float(value)
 
 
-def fill_in(section: ml_collections.ConfigDict, cls: type, *, change: str) -> None:
-  """Adds the missing fields that may change as `change` says, with their defaults, in place.
-
-  Raises InputError naming the first missing field that may not.
-  """
+def fill_in(section: ml_collections.ConfigDict, cls: type) -> None:
+  """Adds missing fields that have a default, in place."""
   for each in fields(cls):
-    if _value(section, each.name) is None:
-      if each.change != change:
-        raise errors.InputError(each.name)
+    if each.default is not REQUIRED and _value(section, each.name) is None:
       _add_default(section, each)
 
 
