@@ -105,3 +105,21 @@ def test_sixteen_bits_of_grey_keep_their_brightness(tmp_path):
   found = np.asarray(Image.open(io.BytesIO(jpeg))).astype(float)
   np.testing.assert_allclose(found, shown, atol=3)
   np.testing.assert_allclose(found[..., 0], ramp, atol=3)
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "really_a_gif.jpg"])
+def test_a_picture_that_moves_is_no_still(tmp_path, name):
+  frames = [Image.new("RGB", (32, 32), (60 * n, 0, 0)) for n in range(3)]
+  format_name = "GIF" if "gif" in name else None
+  path = tmp_path / name
+  frames[0].save(path, format_name, save_all=True, append_images=frames[1:], duration=500)
+  with pytest.raises(InputError, match=rf"{name}: moves \(3 frames\)"):
+    picture_file.extract(path, quality=90, max_side=448)
+
+
+def test_of_a_photo_that_comes_with_others_the_first_is_read(tmp_path):
+  path = tmp_path / "phone.jpg"
+  others = [Image.new("RGB", (60, 40), (0, 0, 0))]
+  Image.new("RGB", (60, 40), RED).save(path, "MPO", save_all=True, append_images=others)
+  cut = picture_file.extract(path, quality=95, max_side=448)
+  np.testing.assert_allclose(pixels(cut)[20, 30], RED, atol=6)

@@ -1,6 +1,5 @@
 """When a clock starts anew, and when frames are only out of order."""
 
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,13 +11,12 @@ from vr_jax.errors import InputError
 
 def times(shown, decoded, *, may_restart=True):
   """Gives a clock frames of 0.1 s: PTS and DTS in tenths of seconds."""
-  clock = video_clock.VideoClock(path=Path("a.ts"), may_restart=may_restart, reorder_depth=0)
+  clock = video_clock.VideoClock(path=Path("a.ts"), may_restart=may_restart)
   found = []
   for at, to_decode in zip(shown, decoded, strict=True):
     clock.observe_dts(to_decode / 10)
     frame = av.VideoFrame(16, 16, "rgb24")
-    frame.pts, frame.time_base = at, Fraction(1, 10)
-    found += [timed.start for timed in clock.add(frame, 0.1, 1.0)]
+    found.append(clock.add(frame, at / 10, 0.1, 1.0).start)
   return found
 
 

@@ -61,6 +61,19 @@ def test_times_in_the_order_of_decoding_are_put_in_order(index, tmp_path):
   assert_whole(cut(path, fps=1.0), seconds=1)
 
 
+@pytest.mark.parametrize("b_frames", ["0", "2"])
+def test_where_a_recorder_dropped_frames_the_others_keep_their_times(index, tmp_path, b_frames):
+  path = tmp_path / "dropped.avi"  # of the first five seconds every fifth frame
+  dropping = ("-vf", "select='not(mod(n,5))+gt(n,40)'", "-fps_mode", "passthrough")
+  codec = ("-enc_time_base", "1:8", "-c:v", "libx264", "-qp", "4", "-bf", b_frames)
+  ffmpeg.run("-i", index, *dropping, *codec, path)
+  result = cut(path)
+  kept = [*range(0, 40, 5), *range(40, 80)]
+  assert numbers(result) == kept
+  np.testing.assert_allclose(result.timestamps, np.array(kept) / 8, atol=2e-3)
+  assert result.duration == pytest.approx(10)
+
+
 def test_of_a_stream_without_times_the_advice_works(index, tmp_path):
   raw, mended, copied = (tmp_path / name for name in ("raw.h264", "NEW.mp4", "copied.mp4"))
   ffmpeg.run("-i", index, "-c", "copy", "-bsf:v", "h264_mp4toannexb", raw)
@@ -71,7 +84,9 @@ def test_of_a_stream_without_times_the_advice_works(index, tmp_path):
   ffmpeg.run(*advice[:-1], "-qp", "4", mended)
   assert_whole(cut(mended))
   ffmpeg.run("-i", raw, "-c", "copy", copied)  # loses the first frame
-  with pytest.raises(InputError, match=r"copied\.mp4: its times go back at .* from its source"):
+  with pytest.raises(
+    InputError, match=r"copied\.mp4: its times go back after 0\.12 s .* from its source"
+  ):
     cut(copied)
 
 
@@ -275,3 +290,10 @@ def test_frames_are_turned_and_mirrored_as_ffmpeg_shows_them(tmp_path, matrix):
   result = cut(path)
   assert (result.height, result.width) == (height, width)
   assert np.abs(pixels(result.jpegs[0]) - shown).mean() < 4
+
+
+def test_a_picture_that_is_to_be_shown_aslant_is_refused(index, tmp_path):
+  path = tmp_path / "a.mp4"
+  ffmpeg.run("-display_rotation", "30", "-i", index, "-c", "copy", path)
+  with pytest.raises(InputError, match=r"a\.mp4: is to be shown aslant .* ffmpeg -i a\.mp4"):
+    cut(path)

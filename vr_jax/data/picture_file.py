@@ -23,19 +23,20 @@ def extract(
   """Reads a picture as a video of one frame at 0 s and without duration.
 
   The picture is rotated as its file says, drawn on white if transparent, and scaled down if a side
-  is longer than `max_side`. If the file has several pictures, the first is used.
+  is longer than `max_side`. Of a photo that comes with others (MPO), as of phones, it is the first.
 
   quality: of JPEG, 1 to 95.
   max_side: in pixels.
   max_pixels: of the picture as it is in the file.
 
   Raises:
-    InputError: the file cannot be read, is not a picture that Pillow knows, is damaged, or is
-      larger.
+    InputError: the file cannot be read, is not a picture that Pillow knows, is damaged, is larger,
+      or moves.
   """
   try:
     with Image.open(path) as image:
       video_file.check_size(path, *image.size, max_pixels)
+      _check_still(path, image)
       upright = ImageOps.exif_transpose(image)
       width, height = upright.size
       pixels = _pixels(upright, max_side)
@@ -52,6 +53,15 @@ def extract(
     original_height=height,
     original_width=width,
   )
+
+
+def _check_still(path: Path, image: Image.Image) -> None:
+  frames = getattr(image, "n_frames", 1)
+  if frames > 1 and image.format != "MPO":
+    raise InputError(
+      f"{path}: moves ({frames} frames), and files of this name are read as stills; "
+      "make it a video (NEW.mp4, NEW.gif), or a picture of one frame"
+    )
 
 
 def bad_picture(path: Path, error: Exception) -> InputError:

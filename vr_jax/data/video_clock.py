@@ -4,7 +4,6 @@ A frame's PTS is when it is shown, a packet's DTS when it is decoded.
 """
 
 import dataclasses
-import heapq
 import math
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import av
 from vr_jax.errors import InputError
 
 # The most frames that H.264 and H.265 hold back to put them in order.
-MAX_REORDERED = 16
+_MAX_REORDERED = 16
 
 # Seconds, as FFmpeg's command has them. Where a clock may start anew (MPEG-TS and the like), it did
 # if times go back by more than _STEP_BACK or ahead by more than _LONGEST_GAP.
@@ -24,7 +23,7 @@ _LONGEST_GAP = 10.0
 _LONGEST_JUMP = 30 * 3600.0
 
 # Frames after a jump of the DTS within which the PTS have to jump as well.
-_FOLLOWS_WITHIN = 4 * MAX_REORDERED
+_FOLLOWS_WITHIN = 4 * _MAX_REORDERED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,21 +44,17 @@ class TimedFrame:
 class VideoClock:
   """Gives decoded frames their times in seconds since the first frame.
 
-  Frames come in the order in which they are shown. Where the format has DTS alone, they come with
-  these, and the sorted DTS are their times. In a format whose clock may start anew (recordings that
-  were joined) the later part follows the one before, as FFmpeg's command joins them.
+  Frames come in the order in which they are shown. In a format whose clock may start anew
+  (recordings that were joined) the later part follows the one before, as FFmpeg's command joins
+  them.
 
   may_restart: whether the format is one of those.
-  reorder_depth: how many frames are held back to sort their times; 0 if they are PTS.
   end: of the last frame given back, in seconds.
   """
 
   path: Path
   may_restart: bool
-  reorder_depth: int
   end: float = 0.0
-  _frames: list[tuple[av.VideoFrame, float, float]] = dataclasses.field(default_factory=list)
-  _times: list[float] = dataclasses.field(default_factory=list)
   _origin: float | None = None
   _max_pts: float = -math.inf  # on the file's clock, since that last started
   _last_start: float = -math.inf  # seconds since the first frame
@@ -74,63 +69,52 @@ class VideoClock:
       self._pending_jumps.append(0)
     self._last_dts = time
 
-  def add(self, frame: av.VideoFrame, duration: float, pixel_aspect: float) -> list[TimedFrame]:
-    """Takes the next frame; returns those whose times are known by now.
+  def add(
+    self, frame: av.VideoFrame, time: float | None, duration: float, pixel_aspect: float
+  ) -> TimedFrame:
+    """Takes the next frame and returns it with its time.
 
+    time: when the frame is shown, on the file's clock in seconds; None if the file doesn't say.
     duration: in seconds.
     pixel_aspect: width of the frame's pixels, in units of their height.
 
-    Raises InputError if the frame has no PTS, or its PTS can't be right.
+    Raises InputError if the frame has no time, or its time can't be right.
     """
-    timed: list[TimedFrame] = []
-    if frame.time is None:
+    if time is None:
       raise InputError(
         f"{self.path}: its frames have no times; give them a rate: "
         f"ffmpeg -r RATE -i {self.path.name} -c:v libx264 NEW.mp4"
       )
     # In formats with one clock, a file may have its frames in the order of decoding.
-    tolerance = _STEP_BACK if self.may_restart else max(MAX_REORDERED * duration, _STEP_BACK)
-    went_back = frame.time < self._max_pts - tolerance
-    skipped = frame.time > self._max_pts + duration + _LONGEST_GAP
+    tolerance = _STEP_BACK if self.may_restart else max(_MAX_REORDERED * duration, _STEP_BACK)
+    went_back = time < self._max_pts - tolerance
+    skipped = time > self._max_pts + duration + _LONGEST_GAP
     self._pending_jumps = [age + 1 for age in self._pending_jumps if age < _FOLLOWS_WITHIN]
     if self.may_restart and self._max_pts > -math.inf and (went_back or skipped):
       if not self._pending_jumps:  # the DTS went on, so it is no new clock
         raise InputError(f"{self.path}: is damaged after {self.end:.2f} s")
       del self._pending_jumps[0]
-      timed = self.flush()
-      self._origin = frame.time - self.end
+      self._origin = time - self.end
       self._max_pts = -math.inf
     elif went_back:
       raise InputError(
-        f"{self.path}: its clock goes back from {self._max_pts:.2f} s to {frame.time:.2f} s; "
+        f"{self.path}: its clock goes back from {self._max_pts:.2f} s to {time:.2f} s; "
         f"write it anew: ffmpeg -i {self.path.name} -c:v libx264 NEW.mp4"
       )
-    elif self._max_pts > -math.inf and frame.time - self._max_pts + duration > _LONGEST_JUMP:
+    elif self._max_pts > -math.inf and time - self._max_pts + duration > _LONGEST_JUMP:
       raise InputError(
-        f"{self.path}: its clock jumps from {self._max_pts:.2f} s to {frame.time:.2f} s; "
+        f"{self.path}: its clock jumps from {self._max_pts:.2f} s to {time:.2f} s; "
         f"write it anew: ffmpeg -i {self.path.name} -c:v libx264 NEW.mp4"
       )
-    self._max_pts = max(self._max_pts, frame.time)
-    self._frames.append((frame, duration, pixel_aspect))
-    heapq.heappush(self._times, frame.time)
-    if len(self._frames) > self.reorder_depth:
-      timed.append(self._pop())
-    return timed
-
-  def flush(self) -> list[TimedFrame]:
-    """Returns the frames that are left."""
-    return [self._pop() for _ in range(len(self._frames))]
-
-  def _pop(self) -> TimedFrame:
-    frame, duration, pixel_aspect = self._frames.pop(0)
-    time = heapq.heappop(self._times)
+    self._max_pts = max(self._max_pts, time)
     if self._origin is None:
       self._origin = time
     start = time - self._origin
     if start <= self._last_start:
       raise InputError(
-        f"{self.path}: its times go back at {start:.2f} s (copied from a stream without times?); "
-        "write it anew from its source: ffmpeg -r RATE -i SOURCE -c:v libx264 NEW.mp4"
+        f"{self.path}: its times go back after {self._last_start:.2f} s (copied from a stream "
+        "without times?); write it anew from its source: "
+        "ffmpeg -r RATE -i SOURCE -c:v libx264 NEW.mp4"
       )
     self._last_start, self.end = start, start + duration
     return TimedFrame(frame=frame, start=start, end=self.end, pixel_aspect=pixel_aspect)

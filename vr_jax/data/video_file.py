@@ -156,6 +156,7 @@ def decode(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[video_clock.Tim
       check_size(path, stream.width, stream.height, max_pixels)
       for timed in _decode_stream(path, container, stream):
         check_size(path, timed.frame.width, timed.frame.height, max_pixels)
+        _check_turn(path, timed.frame)
         yield timed
   except (MemoryError, BlockingIOError):  # FFmpeg's, too: no memory, or none for a thread
     raise
@@ -171,6 +172,18 @@ def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
     raise InputError(
       f"{path}: its {width} x {height} pixels are more than {max_pixels / 1e6:g} million; "
       "make it smaller, or raise config.data.decode.megapixels"
+    )
+
+
+def _check_turn(path: Path, frame: av.VideoFrame) -> None:
+  """Raises InputError if a frame is to be shown neither upright nor turned by a quarter turn."""
+  a, b, c, d = _matrix(frame)
+  straight, crossed = abs(a) + abs(d), abs(b) + abs(c)
+  if min(straight, crossed) > 0.02 * max(straight, crossed):
+    degrees = math.degrees(math.atan2(b, a))
+    raise InputError(
+      f"{path}: is to be shown aslant (turned by {degrees:.0f} degrees); "
+      f"write it anew: ffmpeg -i {path.name} -c:v libx264 NEW.mp4"
     )
 
 
@@ -196,11 +209,10 @@ def _decode_stream(
   path: Path, container: av.container.InputContainer, stream: av.VideoStream
 ) -> Iterator[video_clock.TimedFrame]:
   may_restart = container.format.flags & _RESTARTING_CLOCKS != 0
-  # AVI has no PTS: FFmpeg counts its frames as they are decoded.
-  depth = video_clock.MAX_REORDERED if container.format.name == "avi" else 0
-  clock = video_clock.VideoClock(path=path, may_restart=may_restart, reorder_depth=depth)
+  is_avi = container.format.name == "avi"
+  clock = video_clock.VideoClock(path=path, may_restart=may_restart)
   ends: dict[int, float] = {}  # of every stream, on the container's clock
-  seconds = 0.0
+  time, seconds = None, 0.0
   declared = stream.codec_context.sample_aspect_ratio
   # Sound and subtitles are read, not decoded: their ends tell a cut file from a short picture.
   for packet in container.demux():
@@ -215,14 +227,16 @@ def _decode_stream(
     if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
       raise InputError(f"{path}: is damaged after {clock.end:.2f} s")
     for frame in frames:
-      seconds = _frame_seconds(frame, stream)
-      yield from clock.add(frame, seconds, _pixel_aspect(stream, declared))
-  yield from clock.flush()
+      seconds, previous = _frame_seconds(frame, stream), seconds
+      time = _avi_time(frame, time, previous) if is_avi else frame.time
+      yield clock.add(frame, time, seconds, _pixel_aspect(stream, declared))
   if not file_structure.is_whole(path, container.format.name):
     raise InputError(
       f"{path}: is damaged or truncated: a part of the file ends where no other begins"
     )
-  if not may_restart and clock.end:
+  if is_avi and time is not None:
+    _check_avi_length(path, stream, video_end=clock.end, file_end=time + seconds, slack=seconds)
+  elif not may_restart and clock.end:
     _check_complete(path, container, stream, ends, video_end=clock.end, slack=seconds)
 
 
@@ -231,6 +245,19 @@ def _frame_seconds(frame: av.VideoFrame, stream: av.VideoStream) -> float:
     return float(frame.duration * frame.time_base)
   rate = stream.average_rate or stream.guessed_rate
   return float(1 / rate) if rate else 0.0
+
+
+def _avi_time(frame: av.VideoFrame, previous: float | None, seconds: float) -> float:
+  """When an AVI's frame is shown, as FFmpeg's command has it.
+
+  AVI has no PTS, only a place for each frame in the order of decoding. So a frame's time is that of
+  the packet at which the decoder gave it back; the last ones come without a packet.
+
+  previous, seconds: when the frame before was shown, and for how long.
+  """
+  if frame.dts is not None and frame.time_base is not None:
+    return float(frame.dts * frame.time_base)
+  return 0.0 if previous is None else previous + seconds
 
 
 def _pixel_aspect(stream: av.VideoStream, declared: Fraction | None) -> float:
@@ -253,7 +280,7 @@ def _check_complete(
   video_end: float,
   slack: float,
 ) -> None:
-  """Raises InputError if the file ends before the times that its header declares, AVI also after.
+  """Raises InputError if the file ends before the times that its header declares.
 
   Headers are right to within a few frames. A file that was cut off between two packets can only be
   recognized by its length: that of the video stream, or else that of the longest stream.
@@ -262,9 +289,7 @@ def _check_complete(
   slack: seconds of a frame.
   """
   if stream.duration is not None and stream.time_base is not None:
-    # FFmpeg shortens an AVI's duration to what its file can hold; the header's count stays.
-    units = stream.frames if container.format.name == "avi" else stream.duration
-    declared, reached = float(units * stream.time_base), video_end
+    declared, reached = float(stream.duration * stream.time_base), video_end
   elif container.duration is not None:
     declared, reached = container.duration / av.time_base, max(ends.values(), default=0.0)
     # Matroska counts its duration from 0, also where the first frame comes later.
@@ -272,12 +297,33 @@ def _check_complete(
       reached -= (container.start_time or 0) / av.time_base
   else:
     return
+  _check_end(path, declared, reached, slack)
+
+
+def _check_avi_length(
+  path: Path, stream: av.VideoStream, *, video_end: float, file_end: float, slack: float
+) -> None:
+  """Raises InputError if an AVI ends before or after its header says.
+
+  video_end: seconds since the first frame.
+  file_end: seconds since the file's first place for a frame. A recorder may have left places empty,
+    and B-frames come some places late.
+  slack: seconds of a frame.
+  """
+  if stream.duration is None or stream.time_base is None:
+    return
+  # FFmpeg shortens an AVI's duration to what its file can hold; the header's count stays.
+  declared = float(stream.frames * stream.time_base)
+  _check_end(path, declared, file_end, slack)
+  if video_end - declared > max(3 * slack, 0.25):
+    raise InputError(
+      f"{path}: is damaged: it has {video_end:.2f} s, its header says {declared:.2f} s"
+    )
+
+
+def _check_end(path: Path, declared: float, reached: float, slack: float) -> None:
   if declared - reached > max(3 * slack, 0.25):
     raise InputError(f"{path}: is truncated: it ends at {reached:.2f} s of {declared:.2f} s")
-  if container.format.name == "avi" and reached - declared > max(3 * slack, 0.25):
-    raise InputError(
-      f"{path}: is damaged: it has {reached:.2f} s, its header says {declared:.2f} s"
-    )
 
 
 def _upright_image(
@@ -333,15 +379,20 @@ def _with_bars(
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
   """How the file says that a frame is to be shown: (swap axes, then mirror x, mirror y)."""
-  side_data: Any = frame.side_data  # PyAV's stub knows names of types alone as keys
-  matrix = side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
-  if matrix is None:
-    return False, False, False
-  # A point (x, y) of the frame is shown at (a x + c y, b x + d y).
-  a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+  a, b, c, d = _matrix(frame)
   if abs(b) + abs(c) < abs(a) + abs(d):
     return False, a < 0, d < 0
   return True, c < 0, b < 0
+
+
+def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+  """Of how a frame is turned: a point (x, y) of it is shown at (a x + c y, b x + d y)."""
+  side_data: Any = frame.side_data  # PyAV's stub knows names of types alone as keys
+  matrix = side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
+  if matrix is None:
+    return 1, 0, 0, 1
+  a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+  return a, b, c, d
 
 
 def encode(image: UInt8[np.ndarray, "height width 3"], quality: int) -> bytes:
