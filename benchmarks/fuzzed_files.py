@@ -254,9 +254,9 @@ def frame_store_inputs(folder: Path) -> list[damage.FuzzedInput]:
         raise ValueError(f"{name}: times are not those of the masks")
 
   return [
-    in_file(frames / "index.json", damage.damage_json, read_frames),
-    in_file(frames / "index.json", damage.damage_json, read_frames, name="index.json again"),
-    in_file(frames / "times.npz", damage.damage_bytes, read_frames),
+    in_file(frames / "videos.npz", damage.damage_bytes, read_frames),
+    in_file(frames / "videos.npz", damage.damage_bytes, read_frames, name="videos.npz again"),
+    in_file(frames / "timestamps.npy", damage.damage_bytes, read_frames),
     in_file(frames / "frames-00000.array_record", damage.damage_bytes, read_frames),
     in_file(masks / "index.json", damage.damage_json, read_masks, name="masks/index.json"),
     in_file(masks / "masks.array_record", damage.damage_bytes, read_masks),

@@ -8,7 +8,7 @@ from PIL import Image
 import pytest
 
 from tests.data import videos
-from vr_jax.data import frame_store, video_file
+from vr_jax.data import frame_index, frame_store, video_file
 from vr_jax.errors import InputError
 
 CUT = {"fps": 2.0, "quality": 90, "max_side": 448}
@@ -47,13 +47,70 @@ def test_times_and_durations_are_kept(store):
     np.testing.assert_allclose(store.ends(name), store.timestamps(name) + 1 / 8)
 
 
-def test_in_a_store_of_an_older_version_no_frame_stays_on_the_screen(store, tmp_path):
-  times = tmp_path / "store" / "times.npz"
-  with np.load(times) as arrays:
-    older = {name: arrays[name] for name in ("timestamps", "checksums")}
-  np.savez(times, **older)
+def _make_older(directory, store, **changes):
+  """Writes the index of a store as format 1 had it; returns its path and that of the times."""
+  index = frame_index.read(directory)
+  videos_json = {
+    name: dataclasses.asdict(entry) | {"shard": f"frames-{entry.shard:05d}.array_record"}
+    for name in index
+    if (entry := index.find(name))
+  }
+  content = {"format": 1, "fps": index.fps, "videos": videos_json} | changes
+  (directory / "index.json").write_text(json.dumps(content))
+  columns = {name: getattr(index, name) for name in ("timestamps", "ends", "checksums")}
+  np.savez(directory / "times.npz", **columns)
+  for name in ("videos.npz", "timestamps.npy", "ends.npy", "checksums.npy"):
+    (directory / name).unlink()
+  return directory / "index.json", directory / "times.npz"
+
+
+def test_a_store_of_the_older_format_reads_as_before(store, tmp_path):
+  expected = {name: store.read(name, range(10)) for name in NAMES}
+  ends = store.ends("d.mp4")
+  _make_older(tmp_path / "store", store)
   opened = frame_store.FrameStore(tmp_path / "store")
-  np.testing.assert_array_equal(opened.ends("d.mp4"), store.timestamps("d.mp4"))
+  assert (opened.videos, opened.fps) == (NAMES, 2.0)
+  for name in NAMES:
+    np.testing.assert_array_equal(opened.read(name, range(10)), expected[name])
+  np.testing.assert_array_equal(opened.ends("d.mp4"), ends)
+
+
+def test_in_the_oldest_stores_no_frame_stays_on_the_screen(store, tmp_path):
+  timestamps = store.timestamps("d.mp4")
+  _, times = _make_older(tmp_path / "store", store)
+  with np.load(times) as arrays:
+    oldest = {name: arrays[name] for name in ("timestamps", "checksums")}
+  np.savez(times, **oldest)
+  opened = frame_store.FrameStore(tmp_path / "store")
+  np.testing.assert_array_equal(opened.ends("d.mp4"), timestamps)
+
+
+@pytest.mark.parametrize("name", ["index.json", "times.npz"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\x00"])
+def test_a_damaged_index_of_the_older_format_is_named(store, tmp_path, name, content):
+  _make_older(tmp_path / "store", store)
+  (tmp_path / "store" / name).write_bytes(content)
+  with pytest.raises(InputError, match=f"{name}: is damaged"):
+    frame_store.FrameStore(tmp_path / "store")
+
+
+def test_thousands_of_videos_are_found_by_name_whatever_it_is(tmp_path):
+  names = [f"{number:x}" for number in range(3000)] + ["b/ü.mp4", "b/\udcff.mp4", "z"]
+  columns = [field.name for field in dataclasses.fields(frame_index.StoredVideo)]
+  entries = {
+    name: frame_index.StoredVideo(
+      **dict.fromkeys(columns, 1) | {"first": number, "duration": number / 2}
+    )
+    for number, name in enumerate(names)
+  }
+  times = [np.arange(len(names)) / 2]
+  frame_index.write(
+    tmp_path, entries, fps=2.0, timestamps=times, ends=times, checksums=list(range(len(names)))
+  )
+  index = frame_index.read(tmp_path)
+  assert list(index) == names
+  assert all(index.find(name) == entry for name, entry in entries.items())
+  assert not any(index.find(name) for name in ("", "a ", "zzz", "b/ü.mp", "b/ü.mp44"))
 
 
 def test_threads_may_read_one_store(store):
@@ -104,10 +161,10 @@ def test_a_record_that_is_whole_but_not_the_one_written_is_an_error(store, tmp_p
 
 
 def test_a_frame_of_another_size_than_the_index_says_is_an_error(store, tmp_path):
-  path = tmp_path / "store" / "index.json"
-  index = json.loads(path.read_text())
-  index["videos"]["a.mp4"]["width"] += 2
-  path.write_text(json.dumps(index))
+  path = tmp_path / "store" / "videos.npz"
+  arrays = dict(np.load(path))
+  arrays["videos"]["width"][0] += 2
+  np.savez(path, **arrays)
   with pytest.raises(InputError, match=r"record 2 has size \(64, 64\), unlike the index"):
     frame_store.FrameStore(tmp_path / "store").read("a.mp4", [2])
 
@@ -122,7 +179,7 @@ def test_a_shard_that_is_cut_off_is_named(store, tmp_path, content):
   assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["index.json", "times.npz"])
+@pytest.mark.parametrize("name", ["videos.npz", "timestamps.npy", "ends.npy", "checksums.npy"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\x00", "half"])
 def test_a_damaged_index_is_named(store, tmp_path, name, content):
   path = tmp_path / "store" / name
@@ -141,11 +198,35 @@ def test_a_missing_shard_is_named_before_it_is_read(store, tmp_path):
 
 @pytest.mark.parametrize("name", ["timestamps", "ends", "checksums"])
 def test_times_that_are_not_those_of_all_frames_are_refused(store, tmp_path, name):
-  path = tmp_path / "store" / "times.npz"
-  with np.load(path) as arrays:
-    changed = dict(arrays) | {name: arrays[name][1:]}
-  np.savez(path, **changed)
-  with pytest.raises(InputError, match=r"times\.npz: is damaged: not for 36 frames"):
+  path = tmp_path / "store" / f"{name}.npy"
+  np.save(path, np.load(path)[1:])
+  with pytest.raises(InputError, match=rf"{name}\.npy: is damaged: not for 36 frames"):
+    frame_store.FrameStore(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+  ("changes", "complaint"),
+  [
+    ({"order": [0, 0, 2]}, "order"),
+    ({"name_ends": [5, 4, 16]}, "names"),
+    ({"name_ends": [5, 12, 99]}, "names"),
+    ({"names": [97, 97]}, "names"),
+    ({"first": [0, 9, 22]}, "do not follow"),
+    ({"count": [-1, 12, 14]}, "below its least"),
+    ({"duration": [5.0, float("nan"), 7.0]}, "duration"),
+    ({"height": [0, 80, 96]}, "below its least"),
+  ],
+)
+def test_an_index_that_contradicts_itself_is_refused(store, tmp_path, changes, complaint):
+  path = tmp_path / "store" / "videos.npz"
+  arrays = dict(np.load(path))
+  for name, value in changes.items():
+    if name in arrays:
+      arrays[name] = np.array(value, arrays[name].dtype)
+    else:
+      arrays["videos"][name] = value
+  np.savez(path, **arrays)
+  with pytest.raises(InputError, match=rf"videos\.npz: is damaged: .*{complaint}"):
     frame_store.FrameStore(tmp_path / "store")
 
 
@@ -163,8 +244,10 @@ def test_neither_two_videos_of_a_name_nor_frames_without_times_are_stored(tmp_pa
 
 
 def test_a_store_of_another_format_is_refused(store, tmp_path):
-  path = tmp_path / "store" / "index.json"
-  path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+  path = tmp_path / "store" / "videos.npz"
+  arrays = dict(np.load(path))
+  arrays["format"] += 97
+  np.savez(path, **arrays)
   with pytest.raises(InputError, match="format 99"):
     frame_store.FrameStore(tmp_path / "store")
 

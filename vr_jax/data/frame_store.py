@@ -3,21 +3,14 @@
 On disk, in one directory:
 
     frames-00000.array_record   JPEG frames, one a record; a video is never split over two shards
-    times.npz                   timestamp, end (seconds) and CRC-32 of every record, in the order
-                                written; stores of older versions have no ends
-    index.json                  shard, records, size and duration of each video; written last
+    videos.npz, …               the index (frame_index.py), written last
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
-import json
 from pathlib import Path
-import re
-import struct
 import threading
-import tokenize
 from typing import Any
-import zipfile
 import zlib
 
 from array_record.python import (
@@ -27,53 +20,19 @@ from jaxtyping import Float, Int, UInt8, UInt32
 import numpy as np
 import simplejpeg
 
-from vr_jax import plain_json
-from vr_jax.data import video_file
+from vr_jax.data import frame_index, video_file
 from vr_jax.errors import InputError
 
-_FORMAT = 1
 # JPEG does not compress further, and groups of one record make random access cheap.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _READER_OPTIONS = "readahead_buffer_size:0"
-_SHARD_NAME = re.compile(r"frames-[0-9]{5,9}\.array_record")
-_MOST = 2**31  # records of a shard
-_SIDE = 65535  # pixels of a JPEG
-# What NumPy and zipfile raise for damaged files.
-_DAMAGED_ARRAYS = (
-  *(OSError, ValueError, KeyError, EOFError, TypeError, SyntaxError, AttributeError, IndexError),
-  *(MemoryError, OverflowError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile),
-  *(zlib.error, struct.error),
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StoredVideo:
-  """Where the frames of one video are.
-
-  shard: name of the file.
-  record: index of the first frame's record in the shard.
-  first: index of the first frame's record in the whole store.
-  count: number of frames.
-  height, width: in pixels.
-  duration: in seconds.
-  original_height, original_width: of the video before it was scaled down; 0 in older stores.
-  """
-
-  shard: str
-  record: int
-  first: int
-  count: int
-  height: int
-  width: int
-  duration: float
-  original_height: int = 0
-  original_width: int = 0
 
 
 @dataclasses.dataclass(kw_only=True)
 class _Shard:
-  """A shard that is being written: its file, and how many records and bytes it has."""
+  """A shard that is being written: its number and file, and how many records and bytes it has."""
 
+  number: int
   path: Path
   writer: Any
   records: int = 0
@@ -97,7 +56,7 @@ class FrameStoreWriter:
     self._shard_bytes = shard_megabytes * 2**20
     self._shard: _Shard | None = None
     self._shards = 0
-    self._entries: dict[str, StoredVideo] = {}
+    self._entries: dict[str, frame_index.StoredVideo] = {}
     self._times: list[Float[np.ndarray, "frames"]] = []
     self._ends: list[Float[np.ndarray, "frames"]] = []
     self._checksums: list[int] = []
@@ -111,8 +70,8 @@ class FrameStoreWriter:
     if video in self._entries or len(counts) != 1:
       raise ValueError(f"{video}: was added before, or has numbers of frames and times {counts}")
     shard = self._shard or self._open_shard()
-    entry = StoredVideo(
-      shard=shard.path.name,
+    entry = frame_index.StoredVideo(
+      shard=shard.number,
       record=shard.records,
       first=len(self._checksums),
       count=len(extracted.jpegs),
@@ -141,26 +100,25 @@ class FrameStoreWriter:
     if self._shard is not None:
       self._close_shard(self._shard)
     try:
-      np.savez(
-        self._directory / "times.npz",
-        timestamps=np.concatenate([*self._times, np.zeros(0)]),
-        ends=np.concatenate([*self._ends, np.zeros(0)]),
-        checksums=np.array(self._checksums, np.uint32),
+      frame_index.write(
+        self._directory,
+        self._entries,
+        fps=self._fps,
+        timestamps=self._times,
+        ends=self._ends,
+        checksums=self._checksums,
       )
-      videos = {video: dataclasses.asdict(entry) for video, entry in self._entries.items()}
-      index = {"format": _FORMAT, "fps": self._fps, "videos": videos}
-      (self._directory / "index.json").write_text(json.dumps(index, indent=1) + "\n")
     except OSError as error:
       raise InputError(f"{self._directory}: cannot write the index: {error.strerror}") from error
 
   def _open_shard(self) -> _Shard:
-    path = self._directory / f"frames-{self._shards:05d}.array_record"
+    number, path = self._shards, self._directory / _shard_name(self._shards)
     self._shards += 1
     try:
       writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
     except RuntimeError as error:
       raise _write_error(path, error) from error
-    self._shard = _Shard(path=path, writer=writer)
+    self._shard = _Shard(number=number, path=path, writer=writer)
     return self._shard
 
   def _close_shard(self, shard: _Shard) -> None:
@@ -180,45 +138,19 @@ class FrameStore:
     Raises InputError if there is none, a file is missing, or the index or the times are damaged.
     """
     self._directory = directory
-    index_path, times_path = directory / "index.json", directory / "times.npz"
-    try:
-      index = plain_json.parse(index_path.read_bytes())
-      if index["format"] != _FORMAT:
-        raise InputError(
-          f"{index_path}: has format {index['format']!r}, not {_FORMAT}; ingest again"
-        )
-      self.fps = float(index["fps"])
-      self._entries = {
-        video: plain_json.build(StoredVideo, entry) for video, entry in index["videos"].items()
-      }
-      _check_entries(self._entries)
-    except FileNotFoundError as error:
-      raise InputError(f"{directory}: holds no frame store (no index.json)") from error
-    except OSError as error:
-      raise InputError(f"{index_path}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-      raise InputError(f"{index_path}: is damaged: {_one_line(error)}; ingest again") from error
-    try:
-      with np.load(times_path, allow_pickle=False) as arrays:
-        self._timestamps, self._checksums = arrays["timestamps"], arrays["checksums"]
-        self._ends = arrays.get("ends", self._timestamps)
-        found = (self._timestamps, self._ends, self._checksums)
-        kinds = [(each.shape, each.dtype.kind) for each in found]
-    except _DAMAGED_ARRAYS as error:
-      raise InputError(f"{times_path}: is damaged: {_one_line(error)}; ingest again") from error
-    frames = sum(entry.count for entry in self._entries.values())
-    if kinds != [((frames,), kind) for kind in "ffu"]:
-      raise InputError(f"{times_path}: is damaged: not for {frames} frames; ingest again")
-    for shard in sorted({entry.shard for entry in self._entries.values()}):
-      if not (directory / shard).is_file():
-        raise InputError(f"{directory / shard}: is missing; copy it here, or ingest again")
+    self._index = frame_index.read(directory)
+    self.fps = self._index.fps
+    for shard in np.unique(self._index.videos["shard"]).tolist():
+      path = directory / _shard_name(shard)
+      if not path.is_file():
+        raise InputError(f"{path}: is missing; copy it here, or ingest again")
     self._readers: dict[str, array_record_module.ArrayRecordReader] = {}
     self._lock = threading.Lock()
 
   @property
   def videos(self) -> tuple[str, ...]:
     """The names of the videos, in the order written."""
-    return tuple(self._entries)
+    return tuple(self._index)
 
   def duration(self, video: str) -> float:
     """Seconds from the first frame of the video file to the end of its last."""
@@ -230,10 +162,7 @@ class FrameStore:
     return entry.height, entry.width
 
   def original_size(self, video: str) -> tuple[int, int] | None:
-    """Height and width of `video` before it was scaled down, in pixels.
-
-    None in stores of older versions.
-    """
+    """Height and width of `video` before it was scaled down, in pixels; None in older stores."""
     entry = self._entry(video)
     size = entry.original_height, entry.original_width
     return size if all(size) else None
@@ -241,20 +170,20 @@ class FrameStore:
   def timestamps(self, video: str) -> Float[np.ndarray, "frames"]:
     """The time of each stored frame: float64 seconds since the first frame, increasing."""
     entry = self._entry(video)
-    return self._timestamps[entry.first : entry.first + entry.count]
+    return np.array(self._index.timestamps[entry.first : entry.first + entry.count])
 
   def ends(self, video: str) -> Float[np.ndarray, "frames"]:
     """When each stored frame left the screen: float64 seconds, not before its timestamp.
 
-    In stores of older versions frames have no length: these are the timestamps again.
+    In the oldest stores frames have no length: these are the timestamps again.
     """
     entry = self._entry(video)
-    return self._ends[entry.first : entry.first + entry.count]
+    return np.array(self._index.ends[entry.first : entry.first + entry.count])
 
   def checksums(self, video: str) -> UInt32[np.ndarray, "frames"]:
     """The CRC-32 of each stored frame of `video`."""
     entry = self._entry(video)
-    return self._checksums[entry.first : entry.first + entry.count]
+    return np.array(self._index.checksums[entry.first : entry.first + entry.count])
 
   def find(self, extracted: video_file.ExtractedVideo) -> tuple[str, ...]:
     """Names of the stored videos that have exactly these frames at these times."""
@@ -282,7 +211,8 @@ class FrameStore:
     for position, jpeg in enumerate(self.jpegs(video, indices)):
       size = simplejpeg.decode_jpeg_header(jpeg)[:2]
       if size != (entry.height, entry.width):
-        where = f"{self._directory / entry.shard}: record {entry.record + int(indices[position])}"
+        path = self._directory / _shard_name(entry.shard)
+        where = f"{path}: record {entry.record + int(indices[position])}"
         raise InputError(f"{where} has size {size}, unlike the index; ingest again")
       simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=frames[position])
     return frames
@@ -298,18 +228,21 @@ class FrameStore:
     records = [entry.record + int(index) for index in indices]
     jpegs = list(self._read_records(entry, records))
     for record, jpeg in zip(records, jpegs, strict=True):
-      if zlib.crc32(jpeg) != self._checksums[entry.first + record - entry.record]:
-        where = f"{self._directory / entry.shard}: record {record}"
+      if zlib.crc32(jpeg) != self._index.checksums[entry.first + record - entry.record]:
+        where = f"{self._directory / _shard_name(entry.shard)}: record {record}"
         raise InputError(f"{where} is damaged: its checksum differs; ingest again")
     return jpegs
 
-  def _entry(self, video: str) -> StoredVideo:
-    if video not in self._entries:
+  def _entry(self, video: str) -> frame_index.StoredVideo:
+    entry = self._index.find(video)
+    if entry is None:
       raise InputError(f"{self._directory}: the frame store has no video {video!r}")
-    return self._entries[video]
+    return entry
 
-  def _read_records(self, entry: StoredVideo, records: Sequence[int]) -> Sequence[bytes]:
-    path = self._directory / entry.shard
+  def _read_records(
+    self, entry: frame_index.StoredVideo, records: Sequence[int]
+  ) -> Sequence[bytes]:
+    path = self._directory / _shard_name(entry.shard)
     try:
       return self._reader(path).read(records)
     except (RuntimeError, IndexError) as error:
@@ -361,21 +294,8 @@ def write(
   return FrameStore(directory)
 
 
-def _check_entries(entries: Mapping[str, StoredVideo]) -> None:
-  """Raises ValueError unless the frames of all videos are those of the store, each once."""
-  following = 0
-  for video, entry in entries.items():
-    if not _SHARD_NAME.fullmatch(entry.shard):
-      raise ValueError(f"{video!r:.60}: shard {entry.shard!r:.60} is no file of this directory")
-    sizes = (entry.record, entry.count, entry.original_height, entry.original_width)
-    sides = (entry.height, entry.width)
-    if not (min(sizes) >= 0 and max(sizes) < _MOST and min(sides) >= 1 and max(sides) <= _SIDE):
-      raise ValueError(f"{video!r:.60}: a number is below its least or above its most")
-    if entry.duration < 0:
-      raise ValueError(f"{video!r:.60}: its duration is negative")
-    if entry.first != following:
-      raise ValueError(f"{video!r:.60}: its frames do not follow those of the video before")
-    following += entry.count
+def _shard_name(number: int) -> str:
+  return f"frames-{number:05d}.array_record"
 
 
 def _write_error(path: Path, error: RuntimeError) -> InputError:
