@@ -46,6 +46,9 @@ TPU = "jax[tpu]>=0.10.2,<0.12"
 # The major versions whose requests vr_jax/model_endpoint.py speaks.
 JUDGE = ["anthropic>=2,<3", "openai>=3,<4"]
 
+# An endpoint for a trained policy: vr_jax/serve.
+SERVE = ["starlette>=1.0", "uvicorn>=0.38"]
+
 EXTRAS = {
   "tpu": [TPU],
   "cuda": ["jax[cuda12]>=0.10.2,<0.12"],
@@ -53,6 +56,7 @@ EXTRAS = {
   "test": [
     *NOTEBOOK,
     *JUDGE,
+    *SERVE,
     *BEAM,
     "basedpyright>=1.40.2",
     "beartype>=0.22.9",
@@ -87,6 +91,7 @@ EXTRAS = {
   "wandb": ["wandb>=0.31"],
   "mutation": ["cosmic-ray>=8.7"],
   "judge": JUDGE,
+  "serve": SERVE,
   "beam": BEAM,  # brings releases of Pillow below 13, of protobuf below 7 and of pyarrow below 26
 }
 

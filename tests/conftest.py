@@ -19,6 +19,7 @@ ROOMS = (
   "train",
   "traces",
   "eval",
+  "serve",
   "parallel",
 )
 

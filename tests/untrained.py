@@ -1,6 +1,8 @@
 """A run whose policy has learnt nothing, for commands that load one."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
@@ -9,8 +11,16 @@ from vr_jax.train import initialization, paths, run_context
 from vr_jax.train import workdir as workdir_lib
 
 
-def make_run(workdir: Path, config: ml_collections.ConfigDict) -> Path:
-  """Makes a run that got as far as its third supervised step; nothing is learnt, no data left."""
+def make_run(
+  workdir: Path,
+  config: ml_collections.ConfigDict,
+  *,
+  change: Callable[[Any], Any] = lambda params: params,
+) -> Path:
+  """Makes a run that got as far as its third supervised step; nothing is learnt, no data left.
+
+  change: changes the random parameters.
+  """
   workdir_lib.claim(workdir, config, "sft")
   where = paths.tokenizer_path(config, workdir)
   where.parent.mkdir(parents=True)
@@ -19,7 +29,9 @@ def make_run(workdir: Path, config: ml_collections.ConfigDict) -> Path:
   context = run_context.make_run_context(config, workdir, judged=False, read=False)
   store = initialization.open_checkpoints(context, workdir / "checkpoints" / "sft")
   store.save(
-    3, {"params": initialization.fresh_params(context)}, {"recent": [], "validation": [1.0, 0]}
+    3,
+    {"params": change(initialization.fresh_params(context))},
+    {"recent": [], "validation": [1.0, 0]},
   )
   store.close()
   return workdir

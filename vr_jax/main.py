@@ -29,7 +29,8 @@ goes on.
 
 `vr-jax ask VIDEO "question" --checkpoint=runs/demo` puts a question to a trained policy
 (vr_jax/ask.py). `vr-jax segment VIDEO "query" --checkpoint=runs/mine --sam2=WEIGHTS` writes the
-masks of what a query means (vr_jax/segment.py). `vr-jax status runs/demo` says where a run is
+masks of what a query means (vr_jax/segment.py). `vr-jax serve --checkpoint=runs/demo` answers
+requests over HTTP (docs/serving.md). `vr-jax status runs/demo` says where a run is
 (vr_jax/status.py).
 """
 
@@ -148,6 +149,10 @@ def _run_command(words: Sequence[str]) -> int:
       from vr_jax import segment  # here, because segment imports this module
 
       segment.segment(words[1:])
+    elif words[1:2] == ["serve"]:
+      from vr_jax.serve import command  # here, because it imports this module
+
+      command.serve(words[1:])
     elif words[1:2] == ["status"]:
       status.status(words[1:])
     elif "--mode=check" in words:

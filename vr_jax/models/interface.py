@@ -328,6 +328,10 @@ class Processor(Protocol):
     """Height and width (pixels) to which a frame of `size` is resized."""
     ...
 
+  def frame_size(self, grid: prompts.Grid) -> tuple[int, int]:
+    """Height and width (pixels) of the frames of a grid, as the vision tower gets them."""
+    ...
+
   def box_scale(self, size: conversation.Size) -> tuple[float, float]:
     """The numbers for the lower and the right edge of a frame in the boxes that the model writes.
 

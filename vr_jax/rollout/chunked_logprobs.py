@@ -25,13 +25,14 @@ def token_logits(
   hidden: Float[Array, "*batch embed"],
   rows: Float[Array, "rows embed"],
   allowed_tokens: Bool[Array, "rows"],
-  temperature: float,
+  temperature: float | Float[Array, "slots 1"],
   bias: Float[Array, "rows"] | None = None,
 ) -> Float[Array, "*batch rows"]:
   """Logits of some rows of the vocabulary divided by the temperature, float32.
 
   Tokens that are not allowed get `IMPOSSIBLE`.
 
+  temperature: one number, or one for each of [slots] hidden states.
   bias: is added to the product of hidden states and rows, in the dtype of hidden states.
   """
   scores = _dot("...e,ve->...v", hidden, rows.astype(hidden.dtype))

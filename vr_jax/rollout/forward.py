@@ -45,9 +45,9 @@ def token_logits(
   model: interface.LanguageModel,
   hidden: Float[Array, "*shape embed"],
   allowed_tokens: Bool[Array, "vocab"],
-  temperature: float,
+  temperature: float | Float[Array, "slots 1"],
 ) -> Float[Array, "*shape vocab"]:
-  """Logits of the next token divided by the temperature (> 0), float32.
+  """Logits of the next token divided by the temperature (> 0, or one for each slot), float32.
 
   Tokens that are not allowed get `chunked_logprobs.IMPOSSIBLE`.
   """

@@ -432,10 +432,14 @@ def _first_above(
   return place, jnp.where(here, running - weights, 0).sum(axis=-1)
 
 
-def nucleus(log_probs: Float[Array, "*batch vocab"], top_p: float) -> Float[Array, "*batch vocab"]:
+def nucleus(
+  log_probs: Float[Array, "*batch vocab"], top_p: float | Float[Array, "slots 1"]
+) -> Float[Array, "*batch vocab"]:
   """Keeps the most likely tokens whose mass first reaches `top_p`; others get `IMPOSSIBLE`.
 
   The most likely token is always kept. Ties at the edge are kept together.
+
+  top_p: one number, or one for each of [slots, vocab].
 
   Source: Holtzman et al., arXiv 1904.09751.
   """

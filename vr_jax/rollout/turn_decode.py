@@ -23,7 +23,7 @@ from vr_jax.models import interface
 from vr_jax.models import layout as layout_lib
 from vr_jax.models.common import slots as slots_lib
 from vr_jax.parallel import same_programs
-from vr_jax.rollout import forward, sampler
+from vr_jax.rollout import forward, row_sampling, sampler
 from vr_jax.rollout import slot_layout as slot_layout_lib
 
 
@@ -125,6 +125,7 @@ def decode(
   allowed_tokens: Bool[Array, "vocab"],
   key: Key[Array, ""],
   stop_at_unfinished: Int[Array, ""],
+  row_settings: row_sampling.RowSampling | None = None,
   *,
   decoding: sampler.Decoding,
   chunk: int,
@@ -136,6 +137,8 @@ def decode(
 
   slots: if there are as many as cache slots, slot i has to hold the reply of cache slot i.
   key: is folded by prompt, reply and step, as in `sampler.sample`.
+  row_settings: seed, temperature, top-p and top-k of each slot; they replace `key` and those of
+    `decoding`.
   """
   model = nnx.merge(graphdef, params)
   slots = jax.tree.map(lambda x: model.layout.place(jnp.asarray(x), ("slots",)), slots)
@@ -157,10 +160,17 @@ def decode(
     ended = carry[-1].ended
     return (~ended).reshape(model.layout.ways("slots"), -1).sum(axis=1).max() > stop_at_unfinished
 
+  def draw(hidden: Array, number: Array) -> tuple[Array, Array]:
+    if row_settings is None:
+      logits = forward.token_logits(model, hidden, allowed_tokens, decoding.temperature or 1.0)
+      return sampler.sample_token(logits, keys, number, decoding)
+    divisor = row_sampling.divisor(row_settings)
+    logits = forward.token_logits(model, hidden, allowed_tokens, divisor)
+    return row_sampling.sample_tokens(logits, row_settings, number)
+
   def step(carry: tuple) -> tuple:
     index, hidden, recent, decoded = carry
-    logits = forward.token_logits(model, hidden, allowed_tokens, decoding.temperature or 1.0)
-    token, log_prob = sampler.sample_token(logits, keys, slots.step + index, decoding)
+    token, log_prob = draw(hidden, slots.step + index)
     token, log_prob = (jnp.where(decoded.ended, 0, x) for x in (token, log_prob))
     hidden, recent = model.decode_later_turn(
       constants, past, recent, token, index, rows, decode_slots

@@ -1,0 +1,86 @@
+"""Samples tokens with settings of each slot's own: seed, temperature, top-p and top-k.
+
+A server decodes requests of strangers together. If their settings were part of a program, as in
+`sampler.Decoding`, each new temperature would compile one. What a slot draws depends on its own
+logits and settings alone.
+"""
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt32
+import numpy as np
+
+from vr_jax.rollout import chunked_logprobs, sampler
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+@typing.no_type_check  # tree transformations rebuild it with leaves that are no arrays
+class RowSampling:
+  """The settings of each slot.
+
+  key_data: of the reply's key, see `reply_key`.
+  temperature: 0 is greedy.
+  top_p: as in `sampler.Decoding`; of the tokens that top-k keeps.
+  top_k: keeps so many of the most likely tokens; 0: all.
+  """
+
+  key_data: UInt32[Array | np.ndarray, "slots words"]
+  temperature: Float[Array | np.ndarray, "slots"]
+  top_p: Float[Array | np.ndarray, "slots"]
+  top_k: Int[Array | np.ndarray, "slots"]
+
+
+def reply_key(seed: int) -> UInt32[np.ndarray, "words"]:
+  """The data of the key that `sampler.sample` has for the only reply to the only prompt.
+
+  seed: of its key.
+  """
+  zero = jnp.zeros(1, jnp.int32)
+  return np.asarray(jax.random.key_data(sampler.reply_keys(jax.random.key(seed), zero, zero))[0])
+
+
+def divisor(rows: RowSampling) -> Float[Array, "slots 1"]:
+  """What `forward.token_logits` divides the logits of each slot by."""
+  temperature = jnp.asarray(rows.temperature)
+  return jnp.where(temperature > 0, temperature, 1.0)[:, None]
+
+
+def sample_tokens(
+  logits: Float[Array, "slots vocab"], rows: RowSampling, index: Int[Array, "slots"]
+) -> tuple[Int[Array, "slots"], Float[Array, "slots"]]:
+  """Samples a token for each slot, and returns it with its log-prob before top-p and top-k.
+
+  logits: already divided by `divisor`, and without tokens that are not allowed.
+  index: number of the step, folded into the keys of the slots.
+  """
+  log_probs = jax.nn.log_softmax(logits)
+  top_p, top_k = jnp.asarray(rows.top_p), jnp.asarray(rows.top_k)
+  limited = (top_p < 1) | (top_k > 0)
+
+  def restrict(log_probs: Array) -> Array:
+    likely = _most_likely(log_probs, top_k)
+    return jnp.where(top_p[:, None] < 1, sampler.nucleus(likely, top_p[:, None]), likely)
+
+  # Sorting the vocabulary is left out where no slot needs it.
+  kept = jax.lax.cond(limited.any(), restrict, lambda x: x, log_probs)
+  keys = jax.random.wrap_key_data(jnp.asarray(rows.key_data))
+  drawn = sampler.sample_inverse_cdf(jnp.exp(kept), sampler.uniform(keys, index))
+  greedy = jnp.argmax(logits, axis=-1)
+  token = jnp.where(jnp.asarray(rows.temperature) > 0, drawn, greedy).astype(jnp.int32)
+  return token, jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
+
+
+def _most_likely(
+  log_probs: Float[Array, "slots vocab"], top_k: Int[Array, "slots"]
+) -> Float[Array, "slots vocab"]:
+  """Log-probs of the `top_k` most likely tokens among themselves; ties at the edge are kept."""
+  ordered = jnp.sort(log_probs, axis=-1, descending=True)
+  size = log_probs.shape[-1]
+  last = jnp.where(top_k > 0, jnp.minimum(top_k, size), size) - 1
+  edge = jnp.take_along_axis(ordered, last[:, None], axis=-1)
+  kept = jnp.where(log_probs >= edge, log_probs, chunked_logprobs.IMPOSSIBLE)
+  return jnp.where(top_k[:, None] > 0, jax.nn.log_softmax(kept), log_probs)

@@ -1,0 +1,329 @@
+"""The HTTP side: routes, the token, limits, streams, and clients that hang up.
+
+Requests are prepared on threads and decoded by the engine; this module only waits. A response of a
+failure is OpenAI's JSON of an error, with no word about this machine.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent import futures
+import contextlib
+import dataclasses
+import hmac
+import sys
+import time
+import traceback
+from typing import Any
+
+from starlette import applications, requests, responses, routing
+from starlette import types as asgi
+
+from vr_jax.serve import chat_request, engine, preparation, request_error
+from vr_jax.serve import responses as responses_lib
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+_PREPARERS = 4  # threads that fetch, decode and encode
+_RETRY_AFTER = "5"  # seconds, when the queue is full
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AppSettings:
+  """How requests are taken.
+
+  model: its name.
+  token: that clients have to send; "" for none.
+  queue: the most requests that wait for a slot, being prepared or prepared.
+  max_body_bytes: of a request.
+  is_local: whether only this machine can connect; requests then have to name it (`Host`), so that
+    pages of strangers in a browser can't ask.
+  """
+
+  model: str
+  token: str = ""
+  queue: int = 256
+  max_body_bytes: int = 256 << 20
+  is_local: bool = True
+
+
+class ChatServer:
+  """The application. `app` is what uvicorn serves.
+
+  model: its name.
+  waiting: requests without a slot.
+  """
+
+  def __init__(
+    self, decoder: engine.Engine, preparer: preparation.Preparer, settings: AppSettings
+  ) -> None:
+    self._engine, self._preparer, self._settings = decoder, preparer, settings
+    self.model = settings.model
+    self._threads = futures.ThreadPoolExecutor(_PREPARERS, "prepare")
+    # Prompts with their frames are large, and so are bodies: only so many requests are read.
+    self.read_ahead = asyncio.Semaphore(2 * decoder.rows + _PREPARERS)
+    self.waiting, self._created = 0, int(time.time())
+    self.app = applications.Starlette(
+      routes=[
+        routing.Route("/health", self._health, methods=["GET"]),
+        routing.Route("/v1/models", self._guarded(self._models), methods=["GET"]),
+        routing.Route("/v1/models/{name:path}", self._guarded(self._model), methods=["GET"]),
+        routing.Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
+      ],
+      exception_handlers={404: _not_found, 405: _wrong_method},
+    )
+
+  def close(self) -> None:
+    """Ends the threads of requests that are being prepared."""
+    self._threads.shutdown(cancel_futures=True)
+
+  def _guarded(
+    self, answer: Callable[[requests.Request], Awaitable[responses.Response]]
+  ) -> Callable[[requests.Request], Awaitable[responses.Response]]:
+    """A handler that checks who asks, and answers failures."""
+
+    async def handle(request: requests.Request) -> responses.Response:
+      try:
+        self._check_client(request)
+        return await answer(request)
+      except request_error.RequestError as error:
+        return _failure(error)
+      except requests.ClientDisconnect:
+        return responses.Response(status_code=499)  # nobody reads it
+      except Exception:
+        traceback.print_exc(file=sys.stderr)
+        return _failure(engine.internal_error())
+
+    return handle
+
+  def _check_client(self, request: requests.Request) -> None:
+    host = request.headers.get("host", "")
+    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    if self._settings.is_local and name not in LOOPBACK:
+      raise request_error.RequestError(403, "the Host of the request is not this machine")
+    if not self._settings.token:
+      return
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    right = hmac.compare_digest(given.strip().encode(), self._settings.token.encode())
+    if scheme.lower() != "bearer" or not right:
+      raise request_error.RequestError(
+        401, "needs the server's token as Authorization: Bearer …", code="invalid_api_key"
+      )
+
+  async def _health(self, request: requests.Request) -> responses.Response:
+    del request
+    told = {
+      "status": "ok" if self._engine.is_alive else "failed",
+      "slots": self._engine.rows,
+      "running": self._engine.running,
+      "waiting": self.waiting,
+      "completed": self._engine.completed,
+      "cancelled": self._engine.cancelled,
+    }
+    return responses.JSONResponse(told, status_code=200 if self._engine.is_alive else 503)
+
+  async def _models(self, request: requests.Request) -> responses.Response:
+    del request
+    return responses.JSONResponse({"object": "list", "data": [self._about_model()]})
+
+  async def _model(self, request: requests.Request) -> responses.Response:
+    self._check_model(request.path_params["name"])
+    return responses.JSONResponse(self._about_model())
+
+  def _about_model(self) -> dict[str, Any]:
+    return {
+      "id": self._settings.model,
+      "object": "model",
+      "created": self._created,
+      "owned_by": "vr-jax",
+    }
+
+  def _check_model(self, name: str) -> None:
+    if name and name != self._settings.model:
+      raise request_error.RequestError(
+        404,
+        f"model: {name[:80]!r} is not served here; {self._settings.model} is",
+        code="model_not_found",
+        param="model",
+      )
+
+  async def _chat(self, request: requests.Request) -> responses.Response:
+    if not self._engine.is_alive:
+      raise request_error.RequestError(503, "the server has failed; its log says how")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+      raise request_error.RequestError(415, "needs the Content-Type application/json")
+    if self.waiting >= self._settings.queue:
+      raise request_error.RequestError(
+        429, f"{self._settings.queue} requests wait already; try again later", code="queue_full"
+      )
+    place = _Place(self)
+    try:
+      await place.wait_to_read()
+      prepared = await self._prepare(request)
+      events: asyncio.Queue[engine.Event] = asyncio.Queue()
+      loop = asyncio.get_running_loop()
+
+      def deliver(event: engine.Event) -> None:
+        if not isinstance(event, engine.TurnUpdate):
+          place.leave()
+        if not isinstance(event, engine.Started):
+          events.put_nowait(event)
+
+      def pass_on(event: engine.Event) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+          loop.call_soon_threadsafe(deliver, event)
+
+      job = engine.Job(prepared, pass_on)
+      self._engine.submit(job)
+      head = responses_lib.make_head(self._settings.model)
+      if prepared.request.stream:
+        stream = self._stream(job, events, head, place)
+        return responses.StreamingResponse(stream, media_type="text/event-stream")
+      done = await self._wait(job, events, request)
+    except BaseException:
+      place.leave()
+      raise
+    return responses.JSONResponse(
+      responses_lib.whole(head, prepared, done, self._preparer.prompt_hash)
+    )
+
+  async def _prepare(self, request: requests.Request) -> preparation.PreparedRequest:
+    body = await self._read_body(request)
+    asked = chat_request.parse(body)
+    self._check_model(asked.model)
+    loop = asyncio.get_running_loop()
+    work = loop.run_in_executor(
+      self._threads, self._preparer.prepare, asked, self._engine.find_features
+    )
+    return await _or_disconnect(work, request)
+
+  async def _read_body(self, request: requests.Request) -> bytes:
+    most = self._settings.max_body_bytes
+    too_large = request_error.RequestError(
+      413, f"the body has more than {most / 2**20:g} MiB", code="too_large"
+    )
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > most:
+      raise too_large
+    body = bytearray()
+    async for piece in request.stream():
+      body += piece
+      if len(body) > most:
+        raise too_large
+    return bytes(body)
+
+  async def _wait(
+    self, job: engine.Job, events: "asyncio.Queue[engine.Event]", request: requests.Request
+  ) -> engine.FinishedReply:
+    """Waits for a whole reply; if the client hangs up, the job is cancelled."""
+
+    async def last_event() -> engine.Event:
+      while isinstance(event := await events.get(), engine.TurnUpdate):
+        pass
+      return event
+
+    try:
+      event = await _or_disconnect(asyncio.ensure_future(last_event()), request)
+    except BaseException:
+      job.cancel()
+      raise
+    if isinstance(event, request_error.RequestError):
+      raise event
+    assert isinstance(event, engine.FinishedReply)
+    return event
+
+  async def _stream(
+    self,
+    job: engine.Job,
+    events: "asyncio.Queue[engine.Event]",
+    head: responses_lib.ResponseHead,
+    place: "_Place",
+  ) -> AsyncIterator[bytes]:
+    """The events of a stream: text as it is sampled, or the answer at the end."""
+    prepared, piece = job.prepared, responses_lib.piece
+    at_end, turn = responses_lib.wants_answer(prepared), 0
+    try:
+      yield piece(head, {"role": "assistant", "content": ""})
+      while True:
+        event = await events.get()
+        if isinstance(event, engine.TurnUpdate):
+          text = "\n" * (event.turn - turn) + event.text
+          turn = event.turn
+          if text and not at_end:
+            yield piece(head, {"content": text})
+          continue
+        if isinstance(event, request_error.RequestError):
+          yield responses_lib.event(event.body)
+          yield responses_lib.END
+          return
+        if at_end:
+          yield piece(head, {"content": responses_lib.content(prepared, event)})
+        details = responses_lib.details(prepared, event, self._preparer.prompt_hash)
+        yield piece(head, {}, event.finish_reason, vr_jax=details)
+        if prepared.request.include_usage:
+          fields = head.fields(responses_lib.PIECE)
+          yield responses_lib.event({**fields, "choices": [], "usage": responses_lib.usage(event)})
+        yield responses_lib.END
+        return
+    finally:  # of a reply that is complete, too: nothing happens then
+      job.cancel()
+      place.leave()
+
+
+class _Place:
+  """The place of a request in the queue, until it has a slot or fails."""
+
+  def __init__(self, server: ChatServer):
+    self._server, self._reads, self._left = server, False, False
+    server.waiting += 1
+
+  async def wait_to_read(self) -> None:
+    """Waits until few enough requests are ahead that have been read."""
+    await self._server.read_ahead.acquire()
+    self._reads = True
+
+  def leave(self) -> None:
+    """Leaves the queue, once."""
+    if self._left:
+      return
+    self._left = True
+    self._server.waiting -= 1
+    if self._reads:
+      self._server.read_ahead.release()
+
+
+async def _or_disconnect(work: "asyncio.Future[Any]", request: requests.Request) -> Any:
+  """Waits for `work`. Raises ClientDisconnect, and cancels it, if the client hangs up before."""
+  gone = asyncio.ensure_future(_disconnected(request.receive))
+  try:
+    await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+    if work.done():
+      return work.result()
+    raise requests.ClientDisconnect
+  finally:
+    gone.cancel()
+    work.cancel()
+
+
+async def _disconnected(receive: asgi.Receive) -> None:
+  """Returns when the client has hung up. The body has been read before."""
+  while (await receive())["type"] != "http.disconnect":
+    pass
+
+
+def _failure(error: request_error.RequestError) -> responses.Response:
+  headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+  if error.status == 429:
+    headers["Retry-After"] = _RETRY_AFTER
+  return responses.JSONResponse(error.body, status_code=error.status, headers=headers)
+
+
+async def _not_found(request: requests.Request, error: Exception) -> responses.Response:
+  del request, error
+  return _failure(
+    request_error.RequestError(404, "no such path; there are /v1/models, /v1/chat/completions")
+  )
+
+
+async def _wrong_method(request: requests.Request, error: Exception) -> responses.Response:
+  del error
+  return _failure(request_error.RequestError(405, f"{request.method} can't be used here"))

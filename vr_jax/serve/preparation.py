@@ -1,0 +1,396 @@
+"""Makes the prompt of a request, as evaluation and `vr-jax ask` make it of the same clip.
+
+One message with one video is a question of the recipe: its environment says what is shown, adds the
+instruction, and plays the turns. A recipe of one turn also answers conversations with images,
+several videos, or none; the instruction is added to the last text then. Media stand where the
+client put them.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import hashlib
+import json
+from typing import Any
+
+from jaxtyping import PyTree
+import numpy as np
+
+from vr_jax import errors, records
+from vr_jax.data import sampling, video_clip
+from vr_jax.envs import episodes as env_episodes
+from vr_jax.models import interface
+from vr_jax.models.common import conversation
+from vr_jax.models.common import prompts as prompts_lib
+from vr_jax.rollout import dialogue, episodes, row_sampling
+from vr_jax.serve import chat_request, decode_slots, media, request_error
+from vr_jax.train import paths, run_context
+
+# Finds the features of a key, on the host; None if they are not known.
+FeatureLookup = Callable[[str], PyTree | None]
+
+_TOLERANCE = 0.05  # seconds that video_end may lie after the video's end
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedRequest:
+  """A request that can be decoded.
+
+  encoded: the first prompt.
+  features_key: of the features of its media; equal keys have equal features.
+  settings: of sampling.
+  dialogue: encodes later turns, as row 0; None if there are none.
+  example, pool: what is asked, and the number of frames, for `Environment.parse_action`.
+  about_media: what was shown of each image and video, for the response.
+  """
+
+  request: chat_request.ChatRequest
+  encoded: prompts_lib.EncodedPrompt
+  features_key: str
+  settings: decode_slots.SlotSettings
+  dialogue: dialogue.Dialogue | None
+  example: records.Example
+  pool: int
+  about_media: tuple[dict[str, Any], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Clip:
+  """What is shown of a medium: frames of a video, or one picture. digest: of all that it shows."""
+
+  kind: str
+  frames: video_clip.VideoClip
+  height: int
+  width: int
+  digest: str
+
+
+class Preparer:
+  """Prepares requests. Several threads may use it.
+
+  max_tokens: the most tokens of a reply.
+  prompt_hash: of the text around a question, and of the instruction.
+  """
+
+  def __init__(
+    self, context: run_context.RunContext, library: media.MediaLibrary, *, max_tokens: int
+  ):
+    self._context, self._library, self.max_tokens = context, library, max_tokens
+    self.prompt_hash = _hash_template(context)
+    self._processor = functools.lru_cache(maxsize=4)(self._make_processor)
+
+  def prepare(
+    self, request: chat_request.ChatRequest, cached: FeatureLookup | None = None
+  ) -> PreparedRequest:
+    """Fetches and decodes the media of a request, and encodes its prompt.
+
+    cached: finds the features of a prompt by their key, so that frames need not be encoded.
+
+    Raises RequestError naming the field at fault.
+    """
+    settings = self._settings(request)
+    try:
+      processor = self._processor(request.min_pixels, request.max_pixels)
+    except errors.InputError as error:
+      raise chat_request.wrong("mm_processor_kwargs", str(error)) from None
+    clips = self._open_media(request)
+    try:
+      prepared = self._encode(request, settings, processor, clips, cached)
+      decode_slots.find_buckets(self._context, prepared.encoded)
+    except errors.InputError as error:
+      raise request_error.RequestError(400, error, code="does_not_fit") from None
+    return prepared
+
+  def _settings(self, request: chat_request.ChatRequest) -> decode_slots.SlotSettings:
+    config = self._context.config
+    limit = request.max_tokens or min(config.rl.max_new_tokens, self.max_tokens)
+    if limit > self.max_tokens:
+      raise chat_request.wrong(
+        "max_tokens", f"is {limit}; this server's replies have at most {self.max_tokens}"
+      )
+    if request.stop and self._context.environment.turns > 1:
+      raise chat_request.wrong("stop", "this recipe's replies have several turns; leave it out")
+
+    def given(value: Any, default: Any) -> Any:
+      return default if value is None else value
+
+    return decode_slots.SlotSettings(
+      key_data=row_sampling.reply_key(given(request.seed, 0)),
+      temperature=given(request.temperature, config.eval.temperature),
+      top_p=given(request.top_p, config.rl.top_p),
+      top_k=max(0, given(request.top_k, 0)),
+      max_tokens=limit,
+      stride=max(limit, config.rl.max_new_tokens),
+    )
+
+  def _make_processor(self, least: int | None, most: int | None) -> interface.Processor:
+    """The run's processor, or one with other limits of pixels."""
+    context = self._context
+    if least is None and most is None:
+      return context.processor
+    section = context.config.model.copy_and_resolve_references()
+    section.min_pixels = least or min(section.min_pixels, most or section.min_pixels)
+    section.max_pixels = most or max(section.max_pixels, section.min_pixels)
+    return context.family.make_processor(context.model, context.processor.tokenizer, section)
+
+  def _open_media(self, request: chat_request.ChatRequest) -> list[_Clip]:
+    """What is shown of each image and video, in order."""
+    parts = [
+      (f"messages[{turn}].content[{place}]", part)
+      for turn, message in enumerate(request.messages)
+      for place, part in enumerate(message.parts)
+      if isinstance(part, chat_request.MediumPart)
+    ]
+    if len(parts) > (most := self._most_frames()):
+      raise request_error.RequestError(
+        400, f"messages: {len(parts)} images and videos; the model's prompts hold {most} at most"
+      )
+    videos = [part for _, part in parts if part.kind == "video"]
+    for field, value in (
+      ("media_io_kwargs", request.num_frames or request.fps),
+      ("video_start", request.video_start),
+      ("video_end", request.video_end),
+    ):
+      if value is not None and not videos:
+        raise chat_request.wrong(field, "there is no video in the messages")
+    rule = self._rule(request) if videos else sampling.LEAST
+    return [self._open(part, name, request, rule) for name, part in parts]
+
+  def _most_frames(self) -> int:
+    """The most frames of a video that the largest buckets hold, or that turns choose from."""
+    section, shapes = self._context.config.model, self._context.model.vision_shapes
+    if self._context.environment.chooses_frames:
+      return self._context.config.data.frames
+    if shapes.images_per_frame:
+      return max(section.frame_buckets) * shapes.images_per_frame
+    return max(section.patch_buckets) // max(shapes.patches_per_image, 1)
+
+  def _rule(self, request: chat_request.ChatRequest) -> sampling.Rule:
+    """The rule by which frames of a video are sampled: that of the run, or the client's."""
+    data = self._context.config.data
+    usual, most = paths.sampling_rule(data), self._most_frames()
+    try:
+      if request.num_frames is not None:
+        if request.num_frames > most:
+          raise chat_request.wrong(
+            "media_io_kwargs.video.num_frames",
+            f"is {request.num_frames}; the model's prompts hold {most} frames at most",
+          )
+        make = sampling.PoolRule if isinstance(usual, sampling.PoolRule) else sampling.UniformRule
+        return make(frames=request.num_frames)
+      if request.fps is not None:
+        if isinstance(usual, sampling.PoolRule):
+          raise chat_request.wrong(
+            "media_io_kwargs.video.fps", "this recipe chooses frames itself; give num_frames"
+          )
+        most = max(sampling.TEMPORAL_PATCH, min(most, data.max_frames))
+        return sampling.RateRule(
+          fps=request.fps, min_frames=min(data.min_frames, most), max_frames=most
+        )
+    except errors.InputError as error:
+      raise chat_request.wrong("media_io_kwargs.video", str(error)) from None
+    return usual
+
+  def _open(
+    self,
+    part: chat_request.MediumPart,
+    name: str,
+    request: chat_request.ChatRequest,
+    rule: sampling.Rule,
+  ) -> _Clip:
+    found = self._library.open(part.url, part.kind, name, fps=request.fps)
+    video, identity = found.extracted, [found.digest, part.kind]
+    if part.kind == "image":
+      if len(video.jpegs) > 1:
+        raise request_error.RequestError(
+          400, f"{name}: is a video; send it as video_url", param=name
+        )
+      clip = video_clip.VideoClip(jpegs=video.jpegs[:1], timestamps=np.zeros(1))
+    else:
+      span = self._span(request, video.duration)
+      try:
+        clip = video_clip.take(video, span, rule, where=name)
+      except errors.InputError as error:
+        raise request_error.RequestError(400, error, param=name) from None
+      identity += [span.start, span.end, request.fps, clip.timestamps.tolist()]
+    return _Clip(
+      kind=part.kind,
+      frames=clip,
+      height=video.height,
+      width=video.width,
+      digest=_hash(identity),
+    )
+
+  def _span(self, request: chat_request.ChatRequest, duration: float) -> records.Span:
+    start, end = request.video_start or 0.0, request.video_end
+    if end is None:
+      end = duration
+    if end > duration + _TOLERANCE or (start and start >= end):
+      raise chat_request.wrong(
+        "video_start" if request.video_end is None else "video_end",
+        f"{start:g} to {end:g} s is no part of the video, which has {duration:g} s",
+      )
+    return records.Span(start=start, end=end)
+
+  def _encode(
+    self,
+    request: chat_request.ChatRequest,
+    settings: decode_slots.SlotSettings,
+    processor: interface.Processor,
+    clips: Sequence[_Clip],
+    cached: FeatureLookup | None,
+  ) -> PreparedRequest:
+    environment = self._context.environment
+    message = request.messages[-1]
+    text = message.text
+    if not text.strip():
+      raise chat_request.wrong(f"messages[{len(request.messages) - 1}]", "holds no text")
+    is_question = len(request.messages) == 1 and [clip.kind for clip in clips] == ["video"]
+    if environment.turns > 1 and not is_question:
+      raise request_error.RequestError(
+        400,
+        "messages: this recipe plays several turns about one video; send one message of the user "
+        "with one video_url and a text",
+        param="messages",
+      )
+    example = _example(text)
+    pool = len(clips[0].frames) if is_question else 0
+    opening = environment.observe(example, pool, ()) if is_question else None
+    features_key = self._features_key(processor, clips, opening)
+    found = cached(features_key) if cached else None
+    talk = None
+    if is_question:
+      scene = dialogue.EpisodeScene(example=example, pool=clips[0].frames)
+      talk = dialogue.Dialogue(
+        environment=environment,
+        processor=processor,
+        scenes=(scene,),
+        question_first=self._context.config.model.question_first,
+      )
+      encoded = self._encode_question(processor, talk, clips[0], opening, found)
+    else:
+      turns = _conversation(request.messages, clips, environment.question(_example(_last(message))))
+      encoded = processor.encode_conversation(turns, name="the prompt")
+    if found is not None and encoded.features is None:
+      encoded = dataclasses.replace(encoded, features=found)
+    return PreparedRequest(
+      request=request,
+      encoded=encoded,
+      features_key=features_key,
+      settings=settings,
+      dialogue=talk if environment.turns > 1 else None,
+      example=example,
+      pool=pool,
+      about_media=self._describe(processor, clips, encoded),
+    )
+
+  def _encode_question(
+    self,
+    processor: interface.Processor,
+    talk: dialogue.Dialogue,
+    clip: _Clip,
+    opening: env_episodes.Observation | None,
+    found: PyTree | None,
+  ) -> prompts_lib.EncodedPrompt:
+    """Encodes a question about a video; with features that are known, without its frames."""
+    if found is None or opening is None or opening.clip is None:
+      return talk.prompt(0)
+    (text,) = opening.texts
+    height, width = opening.clip.size or (clip.height, clip.width)
+    return processor.encode_with_features(
+      text,
+      (len(clip.frames), height, width),
+      clip.frames.timestamps,
+      found,
+      question_first=talk.question_first,
+      name=talk.scenes[0].example.id,
+    )
+
+  def _features_key(
+    self,
+    processor: interface.Processor,
+    clips: Sequence[_Clip],
+    opening: env_episodes.Observation | None,
+  ) -> str:
+    shown: list[Any] = [clip.digest for clip in clips]
+    if opening is not None:
+      shown += [opening.frames, repr(opening.clip)]
+      shown += [part.size for part in opening.parts if isinstance(part, env_episodes.ShownFrame)]
+    return _hash([processor.preprocessing, shown])
+
+  def _describe(
+    self,
+    processor: interface.Processor,
+    clips: Sequence[_Clip],
+    encoded: prompts_lib.EncodedPrompt,
+  ) -> tuple[dict[str, Any], ...]:
+    """What was shown of each medium: frames, their times (s), and their size (pixels)."""
+    sizes = [processor.frame_size(grid) for grid in encoded.grids]
+    return tuple(
+      {
+        "type": clip.kind,
+        "frames": len(clip.frames),
+        "times": [round(float(time), 3) for time in clip.frames.timestamps],
+        "height": size[0],
+        "width": size[1],
+      }
+      for clip, size in zip(clips, sizes, strict=False)
+    )
+
+
+def _example(question: str) -> records.Example:
+  return records.Example(
+    id="the prompt",
+    video="",
+    question=question,
+    answer="",
+    problem_type="free-form",
+    shown=records.Span(start=0.0, end=0.0),
+  )
+
+
+def _last(message: chat_request.ChatMessage) -> str:
+  """The last text of a message."""
+  return [part for part in message.parts if isinstance(part, str)][-1]
+
+
+def _conversation(
+  messages: Sequence[chat_request.ChatMessage], clips: Sequence[_Clip], question: str
+) -> list[conversation.Message]:
+  """The conversation with the media decoded; `question` replaces its last text."""
+  remaining = iter(clips)
+  turns = []
+  for message in messages:
+    parts = [part if isinstance(part, str) else _decoded(next(remaining)) for part in message.parts]
+    turns.append(conversation.Message(role=message.role, parts=tuple(parts)))
+  last = turns[-1]
+  place = max(place for place, part in enumerate(last.parts) if isinstance(part, str))
+  parts = (*last.parts[:place], question, *last.parts[place + 1 :])
+  return [*turns[:-1], dataclasses.replace(last, parts=parts)]
+
+
+def _decoded(clip: _Clip) -> conversation.Image | conversation.VideoFrames:
+  pixels = clip.frames.read(range(len(clip.frames)))
+  if clip.kind == "image":
+    return conversation.Image(pixels=pixels[0])
+  return conversation.VideoFrames(frames=pixels, timestamps=clip.frames.timestamps)
+
+
+def _hash_template(context: run_context.RunContext) -> str:
+  """The hash of a prompt without media: what stands around a question, and the instruction."""
+  question = context.environment.question(_example("{question}"))
+  encoded = context.processor.encode(question, None)
+  ids = encoded.tokens.tolist()
+  text = context.processor.tokenizer.decode(ids, skip_special_tokens=False)
+  return _hash([text, context.config.model.question_first])[:16]
+
+
+def _hash(value: Any) -> str:
+  return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def later_turn(
+  prepared: PreparedRequest, replies: episodes.ReplyTokens
+) -> episodes.EncodedObservation | None:
+  """Encodes what a reply is shown next; None if its episode has ended."""
+  return prepared.dialogue.observe(0, 0, replies) if prepared.dialogue else None
