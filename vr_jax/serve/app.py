@@ -159,7 +159,7 @@ class ChatServer:
     try:
       await place.wait_to_read()
       prepared = await self._prepare(request)
-      events: asyncio.Queue[engine.Event] = asyncio.Queue()
+      events: asyncio.Queue[engine.ReplyEvent] = asyncio.Queue()
       loop = asyncio.get_running_loop()
 
       def deliver(event: engine.Event) -> None:
@@ -172,7 +172,7 @@ class ChatServer:
         with contextlib.suppress(RuntimeError):  # the loop has ended
           loop.call_soon_threadsafe(deliver, event)
 
-      job = engine.Job(prepared, pass_on)
+      job = engine.ServingJob(prepared, pass_on)
       self._engine.submit(job)
       head = responses_lib.make_head(self._settings.model)
       if prepared.request.stream:
@@ -212,11 +212,14 @@ class ChatServer:
     return bytes(body)
 
   async def _wait(
-    self, job: engine.Job, events: "asyncio.Queue[engine.Event]", request: requests.Request
+    self,
+    job: engine.ServingJob,
+    events: "asyncio.Queue[engine.ReplyEvent]",
+    request: requests.Request,
   ) -> engine.FinishedReply:
     """Waits for a whole reply; if the client hangs up, the job is cancelled."""
 
-    async def last_event() -> engine.Event:
+    async def last_event() -> engine.ReplyEvent:
       while isinstance(event := await events.get(), engine.TurnUpdate):
         pass
       return event
@@ -233,8 +236,8 @@ class ChatServer:
 
   async def _stream(
     self,
-    job: engine.Job,
-    events: "asyncio.Queue[engine.Event]",
+    job: engine.ServingJob,
+    events: "asyncio.Queue[engine.ReplyEvent]",
     head: responses_lib.ResponseHead,
     place: "_Place",
   ) -> AsyncIterator[bytes]:

@@ -4,8 +4,8 @@
                                ▲                            │ a turn ended: next observation,
                                └────────────────────────────┘ encoded on threads
 
-A request whose client has gone (`Job.cancel`) leaves the queue, or its slot after the chunk that is
-running. Only this thread uses the devices.
+A request whose client has gone (`ServingJob.cancel`) leaves the queue, or its slot after the chunk
+that is running. Only this thread uses the devices.
 """
 
 from collections import deque
@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 
 from vr_jax import errors
 from vr_jax.rollout import episodes, play
-from vr_jax.serve import bounded_cache, decode_slots, preparation, reply_text, request_error
+from vr_jax.serve import bounded_cache, preparation, reply_text, request_error, serving_slots
 from vr_jax.train import run_context
 
 _ENCODERS = 2  # threads that encode later turns
@@ -62,10 +62,11 @@ class FinishedReply:
   shown_frames: tuple[tuple[int, ...], ...]
 
 
-Event = Started | TurnUpdate | FinishedReply | request_error.RequestError
+ReplyEvent = TurnUpdate | FinishedReply | request_error.RequestError
+Event = Started | ReplyEvent
 
 
-class Job:
+class ServingJob:
   """A request in the engine. on_event is called on the engine's thread; its last one ends it."""
 
   def __init__(
@@ -86,7 +87,7 @@ class Job:
 class _Running:
   """A job in a slot. observation: the next turn's, while it is being encoded."""
 
-  job: Job
+  job: ServingJob
   reply: episodes.EpisodeState
   observation: "futures.Future[episodes.EncodedObservation | None] | None" = None
 
@@ -121,7 +122,7 @@ class Engine:
     self._schedule = schedule
     self._length = max(schedule.episode_buckets, default=max_tokens)
     self._features = bounded_cache.BoundedCache[PyTree](feature_bytes, _tree_bytes)
-    self._waiting: deque[Job] = deque()
+    self._waiting: deque[ServingJob] = deque()
     self._running: dict[int, _Running] = {}
     self._changed = threading.Condition()
     self._closing = False
@@ -132,8 +133,8 @@ class Engine:
     self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
     self._thread.start()
 
-  def _open_slots(self) -> decode_slots.DecodeSlots:
-    return decode_slots.DecodeSlots(
+  def _open_slots(self) -> serving_slots.ServingSlots:
+    return serving_slots.ServingSlots(
       self._context,
       self._params,
       schedule=self._schedule,
@@ -155,7 +156,7 @@ class Engine:
     """The features of media that an earlier request showed, on the host; see `Preparer`."""
     return self._features.peek(key)
 
-  def submit(self, job: Job) -> None:
+  def submit(self, job: ServingJob) -> None:
     """Puts a job into the queue."""
     with self._changed:
       self._waiting.append(job)
@@ -223,7 +224,7 @@ class Engine:
         )
         job.on_event(Started())
 
-  def _begin_turn(self, job: Job, texts: tuple[str, ...]) -> None:
+  def _begin_turn(self, job: ServingJob, texts: tuple[str, ...]) -> None:
     prepared = job.prepared
     observation = None
     if prepared.pool:
@@ -304,7 +305,7 @@ class Engine:
       one.observation.cancel()
 
   @contextlib.contextmanager
-  def _answered(self, job: Job, slot: int) -> Iterator[None]:
+  def _answered(self, job: ServingJob, slot: int) -> Iterator[None]:
     """Answers a job with what goes wrong within it; the others go on."""
     try:
       yield

@@ -23,7 +23,7 @@ from vr_jax.models import interface
 from vr_jax.models.common import conversation
 from vr_jax.models.common import prompts as prompts_lib
 from vr_jax.rollout import dialogue, episodes, row_sampling
-from vr_jax.serve import chat_request, decode_slots, media, request_error
+from vr_jax.serve import chat_request, media, request_error, serving_slots
 from vr_jax.train import paths, run_context
 
 # Finds the features of a key, on the host; None if they are not known.
@@ -47,7 +47,7 @@ class PreparedRequest:
   request: chat_request.ChatRequest
   encoded: prompts_lib.EncodedPrompt
   features_key: str
-  settings: decode_slots.SlotSettings
+  settings: serving_slots.SlotSettings
   dialogue: dialogue.Dialogue | None
   example: records.Example
   pool: int
@@ -96,12 +96,12 @@ class Preparer:
     clips = self._open_media(request)
     try:
       prepared = self._encode(request, settings, processor, clips, cached)
-      decode_slots.find_buckets(self._context, prepared.encoded)
+      serving_slots.find_buckets(self._context, prepared.encoded)
     except errors.InputError as error:
       raise request_error.RequestError(400, error, code="does_not_fit") from None
     return prepared
 
-  def _settings(self, request: chat_request.ChatRequest) -> decode_slots.SlotSettings:
+  def _settings(self, request: chat_request.ChatRequest) -> serving_slots.SlotSettings:
     config = self._context.config
     limit = request.max_tokens or min(config.rl.max_new_tokens, self.max_tokens)
     if limit > self.max_tokens:
@@ -114,7 +114,7 @@ class Preparer:
     def given(value: Any, default: Any) -> Any:
       return default if value is None else value
 
-    return decode_slots.SlotSettings(
+    return serving_slots.SlotSettings(
       key_data=row_sampling.reply_key(given(request.seed, 0)),
       temperature=given(request.temperature, config.eval.temperature),
       top_p=given(request.top_p, config.rl.top_p),
@@ -235,7 +235,7 @@ class Preparer:
   def _encode(
     self,
     request: chat_request.ChatRequest,
-    settings: decode_slots.SlotSettings,
+    settings: serving_slots.SlotSettings,
     processor: interface.Processor,
     clips: Sequence[_Clip],
     cached: FeatureLookup | None,

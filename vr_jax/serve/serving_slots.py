@@ -1,6 +1,6 @@
 """The replies that a server decodes together on the devices: a slot each, filled once it is free.
 
-    slots = DecodeSlots(context, params, schedule=…, rows=8, length=1024)
+    slots = ServingSlots(context, params, schedule=…, rows=8, length=1024)
     reply = slots.insert(slot, encoded)          prefills one prompt into a free slot
     ended = slots.decode(replies)                a chunk of steps for all slots
     slots.append(reply, observation, max_tokens) what a reply is shown next
@@ -47,7 +47,7 @@ class SlotSettings:
   stride: int
 
 
-class DecodeSlots:
+class ServingSlots:
   """Slots on the devices. One thread uses it; a call that fails leaves it unusable.
 
   rows: number of slots, a multiple of the devices that hold some.
