@@ -25,6 +25,7 @@ REQUIRES = [
   "orbax-checkpoint>=0.12",
   "pillow>=12.1.1",
   "protobuf>=6.31.1",
+  "pyarrow>=21",  # Parquet of benchmarks
   "pycocotools>=2.0.10",  # run-length masks
   "rich>=15",
   "safetensors>=0.6.1",

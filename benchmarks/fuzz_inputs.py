@@ -5,7 +5,7 @@
 Targets: annotations (and mask files, released sets), replies (all parsers of what models write),
 safetensors (headers, indexes of shards), frame_store (its index and times, the mask store),
 checkpoints (config.json and tokenizers of models, the JSON of a training checkpoint), workdir
-(config.json, health, metrics, evaluations).
+(config.json, health, metrics, evaluations), benchmarks (their released files, subtitles).
 
 An execution damages one valid input and reads it. It has to be read, or refused with an InputError
 of one line; replies are always read. Everything else is a violation: another exception, more than
@@ -34,7 +34,7 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import damage, fuzzed_files, fuzzed_models, fuzzed_replies
+from benchmarks import damage, fuzzed_benchmarks, fuzzed_files, fuzzed_models, fuzzed_replies
 from vr_jax import errors
 
 TARGETS = {
@@ -44,6 +44,7 @@ TARGETS = {
   "frame_store": fuzzed_files.frame_store_inputs,
   "checkpoints": fuzzed_models.checkpoint_inputs,
   "workdir": fuzzed_files.workdir_inputs,
+  "benchmarks": fuzzed_benchmarks.benchmark_inputs,
 }
 CPU_SECONDS = 20  # of one execution
 MEMORY_GIB = 1.0  # by which one execution may raise the peak
