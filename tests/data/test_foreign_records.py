@@ -71,6 +71,13 @@ def test_a_record_of_another_trainer_is_named_and_the_program_of_the_docs_conver
     ({"shown": None, "start": 0, "end": 8}, "field 'start' would be ignored: .* 'shown': .start"),
     ({"shown": None, "video_start": 0.5}, "field 'video_start' would be ignored"),
     ({"shown": None, "timestamps": [0, 8]}, "field 'timestamps' would be ignored"),
+    ({"shown": None, "startTime": "00:03"}, "field 'startTime' would be ignored"),
+    ({"shown": None, "end_sec": "8.5"}, "field 'end_sec' would be ignored"),
+    ({"shown": None, "start_frame": 10}, "field 'start_frame' would be ignored"),
+    ({"shown": None, "timestamps": [[0, 8]]}, "field 'timestamps' would be ignored"),
+    ({"shown": None, "clip": {"start": 0, "end": 8}}, "field 'clip' would be ignored"),
+    ({"shown": None, "time_range": "0:03 - 0:08"}, "field 'time_range' would be ignored"),
+    ({"steps": ["A cup falls."]}, "field 'steps': needs objects with text$"),
     ({"options": ["A. red", "B. "]}, "field 'options': 'B. ' is a letter without a text"),
     ({"options": ["A", "B"]}, "field 'options': 'A' is a letter without a text"),
     ({"video": "https://x.org/a.mp4"}, "field 'video': 'https://x.org/a.mp4' is an address"),
@@ -92,6 +99,8 @@ def test_a_field_that_is_meant_otherwise_is_named_with_what_to_write(tmp_path, f
     {"answers": ["B"], "optional": 1, "sources": "x"},
     {"start": 0, "end": 8},
     {"shown": None, "masked": None, "start": None, "clip": "one", "timestamps": [1, 2, 3]},
+    {"shown": None, "masked": None, "clip": "12-34", "start_state": "3", "time": "2024-01-02"},
+    {"shown": None, "masked": None, "duration": 10.0, "end": "red", "start_and_end": 3},
   ],
 )
 def test_other_fields_beside_the_right_ones_are_the_users_own(tmp_path, fields):

@@ -359,7 +359,7 @@ def _video_name(name: str, where: str) -> str:
 
 
 def _step(value: Any, where: str) -> records.Step:
-  if isinstance(value, dict) and "start" not in value and "end" not in value:
+  if not isinstance(value, dict) or ("start" not in value and "end" not in value):
     value = _object(value, "steps", ("text",), where)
     return records.Step(text=_text(value["text"], "steps", where), start=0.0, end=math.inf)
   value = _object(value, "steps", ("text", "start", "end"), where)

@@ -15,10 +15,27 @@ from vr_jax.errors import InputError
 
 OTHER_FORMATS = "docs/data.md#records-of-other-trainers"
 _CONVERSATIONS = ("conversations", "messages", "conversation")
-# Fields that say which part of a video is meant, in pairs; and in one.
-_STARTS = ("start", "video_start", "start_time", "clip_start", "start_sec", "begin")
-_ENDS = ("end", "video_end", "end_time", "clip_end", "end_sec")
-_SPANS = ("timestamps", "timestamp", "time_range", "segment", "clip", "span", "window")
+# Words in the names of fields that say which part of a video is meant: at one end of it, or in all.
+_EDGES = {"start", "end", "begin", "stop"}
+_ABOUT = {"video", "clip", "segment", "time", "timestamp", "ts", "sec", "secs", "second", "seconds"}
+_ABOUT |= {"ms", "s", "frame", "idx", "index"}
+_SPANS = {
+  "timestamps",
+  "timestamp",
+  "range",
+  "segment",
+  "clip",
+  "span",
+  "window",
+  "interval",
+  "time",
+}
+_SPANS |= {"video", "temporal", "ts"}
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of a name: time_range, timeRange
+# "3", "2.5s", "00:03", "0:00:03.5"; and two of them, of which one says that it is a time.
+_TIME = r"(?:\d+:)?(?:\d+:)?\d+(?:[.,]\d+)?\s?(?:s|secs?|seconds?)?"
+_TIME_TEXT = re.compile(rf"\s*{_TIME}\s*", re.I)
+_SPAN_TEXT = re.compile(rf"\s*(?=.*[:.s]){_TIME}\s*(?:-|–|to|,)\s*{_TIME}\s*", re.I)
 # What other data sets call our required fields.
 _OTHER_NAMES = {
   "id": ("question_id", "qid", "uid", "sample_id", "index", "idx"),
@@ -87,21 +104,32 @@ def check_times(value: Mapping[str, Any], where: str) -> None:
   """Raises InputError if fields seem to say what is shown, but `shown` is absent."""
   if value.get("shown") is not None:
     return
-  times = [field for field in (*_STARTS, *_ENDS) if _is_time(value.get(field))]
-  spans = [
-    field
-    for field in _SPANS
-    if isinstance(entry := value.get(field), list) and len(entry) == 2 and all(map(_is_time, entry))
-  ]
-  if times or spans:
-    raise InputError(
-      f"{where}: field {(times or spans)[0]!r} would be ignored: what the model may see is "
-      "'shown': [start, end] in seconds; write that too, [0, its length] for the whole video"
-    )
+  for field, entry in value.items():
+    words = {word.lower() for word in _WORD.findall(field)}
+    is_edge = len(words & _EDGES) == 1 and words <= _EDGES | _ABOUT and _is_time(entry)
+    is_span = bool(words & _SPANS) and words <= _SPANS and _is_span(entry)
+    if is_edge or is_span:
+      raise InputError(
+        f"{where}: field {field!r} would be ignored: what the model may see is "
+        "'shown': [start, end] in seconds; write that too, [0, its length] for the whole video"
+      )
 
 
 def _is_time(entry: Any) -> bool:
+  if isinstance(entry, str):
+    return _TIME_TEXT.fullmatch(entry) is not None
   return isinstance(entry, int | float) and not isinstance(entry, bool)
+
+
+def _is_span(entry: Any) -> bool:
+  """Whether a value is two times, in any of the usual forms."""
+  if isinstance(entry, str):
+    return _SPAN_TEXT.fullmatch(entry) is not None
+  if isinstance(entry, dict):
+    return "start" in entry and "end" in entry and _is_time(entry["start"])
+  if isinstance(entry, list) and len(entry) == 1:
+    return _is_span(entry[0])
+  return isinstance(entry, list) and len(entry) == 2 and all(map(_is_time, entry))
 
 
 def wrapping(text: str) -> str:
