@@ -77,6 +77,11 @@ def test_a_process_that_ended_or_is_silent_is_told_with_its_last_words(workdir):
   assert "process 1 on host-1: failed 3 s ago: data/x: broken" in lines
 
 
+def test_help_says_what_the_command_is_for(capsys):
+  assert main.cli(["vr-jax", "status", "--help"]) == 0
+  assert "vr-jax status runs/demo" in capsys.readouterr().out
+
+
 def test_no_workdir_is_one_line(tmp_path, capsys):
   for words, says in (
     ([], "needs one workdir"),

@@ -1,6 +1,8 @@
 """`vr-jax status WORKDIR`: where a run is, how fast it goes, and what it last said; without JAX.
 
-vr-jax status runs/demo
+    vr-jax status runs/demo
+
+The directory may be on a disk that other machines write to. docs/watching.md explains the lines.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,12 +19,15 @@ _LONGEST = 400  # characters of a reply
 
 
 def status(words: Sequence[str]) -> None:
-  """Prints the status of the run in a directory.
+  """Prints the status of the run in a directory, or what the command is for (--help).
 
   words: the command line after `vr-jax`.
 
   Raises errors.InputError if it is no workdir.
   """
+  if {"-h", "--help"} & {*words[1:]}:
+    sys.stdout.write(__doc__ or "")
+    return
   if len(words) != 2 or words[1].startswith("-"):
     raise errors.InputError("status: needs one workdir: vr-jax status runs/demo")
   errors.check_path("status", words[1])
