@@ -111,6 +111,14 @@ def test_all_problems_of_flags_workdir_model_data_and_machine_are_listed(given, 
   assert len(problems) == 4
 
 
+def test_a_missing_directory_of_videos_hides_no_missing_annotations(given, capsys, tmp_path):
+  fields = {"data__videos": str(tmp_path / "none"), "data__annotations": str(tmp_path / "a.jsonl")}
+  config = nano.config(**_fields(*given, **fields))
+  _, problems, _ = _report(capsys, config, tmp_path / "run")
+  assert any("none: there is no such directory of videos" in each for each in problems)
+  assert any("a.jsonl: there is no such annotation file" in each for each in problems)
+
+
 def test_prompts_that_are_too_long_are_found_before_ingestion(given, data, capsys, tmp_path):
   raw, records = given
   long = [{**records[0], "question": "What? " * 100}, *records[1:]]

@@ -15,7 +15,7 @@ import tempfile
 import ml_collections
 
 from vr_jax import errors, records
-from vr_jax.data import examples, frame_store, ingest, ingest_trial, trace_store
+from vr_jax.data import annotations, examples, frame_store, ingest, ingest_trial, trace_store
 from vr_jax.envs import registry
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.train import (
@@ -141,6 +141,9 @@ def _data_problems(
       checks = _make_checks(config, workdir, trial.splits["train"], model_is_good=model_is_good)
     except errors.InputError as error:
       yield str(error)
+      if config.data.annotations and not Path(config.data.videos).is_dir():
+        read = functools.partial(annotations.read_first, Path(config.data.annotations))
+        yield from _as_lines(config_checks.as_problems(read))
       return
     found = trial.problems if config.data.on_bad == "stop" else []
     if scale == 1:
