@@ -53,6 +53,13 @@ def test_both_json_schemas_are_read_and_moved_to_the_clip(tmp_path):
   assert subtitles.read(seconds, offset=12.0) == subtitles.read(clock, offset=12.0) == expected
 
 
+def test_lines_without_text_are_left_out_and_hours_may_be_absent(tmp_path):
+  empty = [{"timestamp": [0, 1], "text": " "}, {"timestamp": [1, 2], "text": "x"}]
+  assert subtitles.read(write(tmp_path / "a.json", empty)) == (Subtitle(1.0, 2.0, "x"),)
+  short = "1\n01:01,000 --> 01:02,000\n\n2\n01:02,000 --> 01:03,000\ny\n"
+  assert subtitles.read(write(tmp_path / "a.srt", short)) == (Subtitle(62.0, 63.0, "y"),)
+
+
 def test_a_subtitle_without_an_end_lasts_as_long_as_the_video(tmp_path):
   path = write(tmp_path / "a.json", [{"timestamp": [20.0, None], "text": "x"}])
   assert subtitles.read(path, offset=12.0, duration=30.0) == (Subtitle(8.0, 30.0, "x"),)
@@ -69,7 +76,7 @@ def test_a_subtitle_without_an_end_lasts_as_long_as_the_video(tmp_path):
     ("a.json", [{"timestamp": [1, 2]}], "entry 0: has no text"),
     ("a.json", [{"timestamp": [None, 2], "text": "x"}], "entry 0: field 'timestamp'"),
     ("a.json", [{"timestamp": [1, 10**400], "text": "x"}], "entry 0: field 'timestamp'"),
-    ("a.json", [{"start": "1:2", "end": "00:00:01", "line": "x"}], "entry 0: needs 'timestamp'"),
+    ("a.json", [{"start": "1", "end": "00:00:01", "line": "x"}], "entry 0: needs 'timestamp'"),
   ],
 )
 def test_a_file_of_another_format_is_refused_with_its_place(tmp_path, name, content, complaint):

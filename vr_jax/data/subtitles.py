@@ -1,7 +1,8 @@
 """Subtitles: texts with the seconds of the video at which they are seen.
 
 Files are SubRip (.srt), or LongVideoBench's JSON in two schemas: a list of {"timestamp": [start,
-end], "text"} in seconds, or of {"start", "end", "line"} as "hours:minutes:seconds".
+end], "text"} in seconds, or of {"start", "end", "line"} as "hours:minutes:seconds". Lines without
+text are left out.
 """
 
 import bisect
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 from vr_jax import plain_json
 from vr_jax.errors import InputError
 
-_CLOCK = r"(\d{1,4}):(\d{1,2}):(\d{1,2}(?:[.,]\d{1,9})?)"
+_CLOCK = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2}(?:[.,]\d{1,9})?)"
 _TIMING = re.compile(rf"\s*{_CLOCK}\s*-->\s*{_CLOCK}(?:\s.*)?")
 _TAG = re.compile(r"</?(?:[ibu]|font)(?:\s[^<>]*)?>|\{\\[^{}]*\}", re.IGNORECASE)
 
@@ -95,7 +96,8 @@ def _parse_json(text: str, path: Path, last: float) -> list[Subtitle]:
     raise InputError(f"{path}: is not JSON: {error}") from error
   if not isinstance(entries, list):
     raise InputError(f"{path}: needs a list, is {entries!r:.60}")
-  return [_entry(entry, f"{path}: entry {index}", last) for index, entry in enumerate(entries)]
+  found = [_entry(entry, f"{path}: entry {index}", last) for index, entry in enumerate(entries)]
+  return [each for each in found if each.text]
 
 
 def _entry(entry: Any, where: str, last: float) -> Subtitle:
@@ -120,5 +122,5 @@ def _clock(text: Any) -> float | None:
   return _seconds(*match.groups()) if match else None
 
 
-def _seconds(hours: str, minutes: str, seconds: str) -> float:
-  return int(hours) * 3600 + int(minutes) * 60 + float(seconds.replace(",", "."))
+def _seconds(hours: str | None, minutes: str, seconds: str) -> float:
+  return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds.replace(",", "."))

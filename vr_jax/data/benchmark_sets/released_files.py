@@ -20,7 +20,8 @@ from vr_jax.errors import InputError
 
 _PARQUET_ERRORS = (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError)
 _ROWS_AT_ONCE = 256
-_MOST_FOOTER = 2**26  # bytes of a text in a Parquet file's footer
+_MOST_FOOTER = 2**26  # bytes of the texts in a Parquet file's footer
+_MOST_PARTS = 2**20  # entries of the lists there
 # What copies of benchmarks in the formats of trainers have, and no release.
 _COPIES = {
   ("problem", "solution"): "a record of Video-R1's copy",
@@ -162,8 +163,9 @@ def read_object(path: Path) -> dict[str, Any]:
 def _read_parquet(path: Path) -> Iterator[ReleasedRecord]:
   index = 0
   try:
-    limits = {"thrift_string_size_limit": _MOST_FOOTER, "thrift_container_size_limit": 2**20}
-    with parquet.ParquetFile(path, **limits) as file:
+    with parquet.ParquetFile(
+      path, thrift_string_size_limit=_MOST_FOOTER, thrift_container_size_limit=_MOST_PARTS
+    ) as file:
       for batch in file.iter_batches(_ROWS_AT_ONCE):
         for fields in batch.to_pylist():
           yield ReleasedRecord(where=f"{path}: row {index}", fields=fields)
