@@ -273,6 +273,28 @@ def test_of_two_streams_the_one_that_ffmpeg_chooses_is_read(tmp_path):
   assert np.abs(pixels(result.jpegs[0]) - shown).mean() < 4
 
 
+def test_of_streams_that_are_alike_the_one_of_larger_pictures_is_read(tmp_path):
+  path = tmp_path / "both_default.mkv"  # the first has the higher rate and more frames
+  sources = ("-f", "lavfi", "-i", "testsrc2=size=64x48:rate=25:duration=4")
+  sources += ("-f", "lavfi", "-i", "color=gray:size=320x240:rate=1:duration=4")
+  default = ("-disposition:v:0", "default", "-disposition:v:1", "default")
+  ffmpeg.run(
+    *sources, "-map", "0:v", "-map", "1:v", *("-c:v", "libx264", "-g", "1"), *default, path
+  )
+  result = cut(path, fps=1.0)
+  assert (result.width, result.height, len(result.jpegs)) == (320, 240, 4)
+  shown = ffmpeg.first_picture(path, 320, 240)
+  assert np.abs(pixels(result.jpegs[0]) - shown).mean() < 4
+
+
+def test_a_photo_in_tiles_is_refused(tmp_path):
+  path = tmp_path / "IMG_1.HEIC"
+  ffmpeg.run("-f", "lavfi", "-i", "testsrc2=size=64x48", "-frames:v", "1", "-f", "avif", path)
+  path.write_bytes(path.read_bytes().replace(b"ftypavif", b"ftypheic", 1))
+  with pytest.raises(InputError, match=r"IMG_1\.HEIC: is a HEIF picture"):
+    cut(path)
+
+
 # The eight ways to show a picture by quarter turns and mirrors: a, b, c, d of the matrix.
 ORIENTATIONS = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)]
 ORIENTATIONS += [(0, b, c, 0) for b in (1, -1) for c in (1, -1)]

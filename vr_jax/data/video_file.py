@@ -30,6 +30,9 @@ MAX_PIXELS = 100_000_000
 # video streams.
 _OTHER_FORMATS = ("image2", "tty", "hls", "dash", "concat")
 
+# Brands of HEIC and HEIF files, in which a phone's photo is many small pictures.
+_HEIF_PICTURES = ("heic", "heix", "heim", "heis", "mif1")
+
 # FFmpeg's AVFMT_TS_DISCONT: formats (MPEG-TS and the like) whose clock may start anew.
 _RESTARTING_CLOCKS = 0x0200
 
@@ -188,14 +191,31 @@ def _check_turn(path: Path, frame: av.VideoFrame) -> None:
 
 
 def _video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
-  """Returns FFmpeg's choice: the default one, then the largest, never a cover picture."""
+  """Returns the default stream, else the largest picture, as FFmpeg's command chooses.
+
+  Of equal ones it is that of more frames, else the first. A cover picture is none of them.
+  """
   format_name = container.format.name
   if format_name in _OTHER_FORMATS or format_name.endswith("_pipe"):
     raise InputError(f"{path}: is not a video (FFmpeg reads it as {format_name})")
-  stream = container.streams.best("video")
-  cover = av.stream.Disposition.attached_pic
-  if not isinstance(stream, av.VideoStream) or stream.disposition & cover:
+  if container.metadata.get("major_brand", "").strip() in _HEIF_PICTURES:
+    raise InputError(f"{path}: is a HEIF picture, of which FFmpeg reads tiles; make it a JPEG")
+  flags = av.stream.Disposition
+  streams = [
+    stream
+    for stream in container.streams.video
+    if not stream.disposition & (flags.attached_pic | flags.dependent)
+  ]
+  if not streams:
     raise InputError(f"{path}: has no video stream (audio only?)")
+  stream = max(
+    streams,
+    key=lambda each: (
+      bool(each.disposition & flags.default),
+      (each.width or 0) * (each.height or 0) if each.codec_context else -1,
+      each.frames,
+    ),
+  )
   if stream.codec_context is None:  # in spite of PyAV's types
     raise InputError(
       f"{path}: cannot be decoded (no known codec); it is truncated, damaged or not a video"
