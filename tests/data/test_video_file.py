@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 import struct
 
 import av
@@ -153,6 +154,13 @@ def test_a_file_with_a_track_for_frames_but_none_in_it_is_bad(tmp_path, monkeypa
   monkeypatch.setattr(video_file, "_decode_stream", lambda *_: iter(()))
   with pytest.raises(InputError, match=r"a\.mp4: the video has no frames"):
     cut(path)
+
+
+@pytest.mark.parametrize("name", ["12:30.mp4", "concat:b.mp4", "100%03d #1 é.mp4", "-i.mp4"])
+def test_any_name_of_a_file_is_a_name_and_no_address(tmp_path, monkeypatch, name):
+  videos.write(tmp_path / name, frames=8)
+  monkeypatch.chdir(tmp_path)
+  assert len(cut(Path(name)).jpegs) == 1
 
 
 def test_a_missing_or_empty_directory_is_named(tmp_path):

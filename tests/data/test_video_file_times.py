@@ -5,6 +5,7 @@ The files are written by FFmpeg's command, which is also the independent decoder
 
 import io
 import re
+import shlex
 
 import numpy as np
 from PIL import Image
@@ -75,11 +76,11 @@ def test_where_a_recorder_dropped_frames_the_others_keep_their_times(index, tmp_
 
 
 def test_of_a_stream_without_times_the_advice_works(index, tmp_path):
-  raw, mended, copied = (tmp_path / name for name in ("raw.h264", "NEW.mp4", "copied.mp4"))
+  raw, mended, copied = (tmp_path / name for name in ("my raw.h264", "NEW.mp4", "copied.mp4"))
   ffmpeg.run("-i", index, "-c", "copy", "-bsf:v", "h264_mp4toannexb", raw)
-  with pytest.raises(InputError, match=r"raw\.h264: its frames have no times") as error:
+  with pytest.raises(InputError, match=r"my raw\.h264: its frames have no times") as error:
     cut(raw)
-  advice = str(error.value).partition("ffmpeg ")[2].replace("RATE", "8").split()
+  advice = shlex.split(str(error.value).partition("ffmpeg ")[2].replace("RATE", "8"))
   advice = [str(raw) if word == raw.name else word for word in advice]
   ffmpeg.run(*advice[:-1], "-qp", "4", mended)
   assert_whole(cut(mended))

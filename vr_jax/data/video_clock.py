@@ -6,6 +6,7 @@ A frame's PTS is when it is shown, a packet's DTS when it is decoded.
 import dataclasses
 import math
 from pathlib import Path
+import shlex
 
 import av
 
@@ -83,7 +84,7 @@ class VideoClock:
     if time is None:
       raise InputError(
         f"{self.path}: its frames have no times; give them a rate: "
-        f"ffmpeg -r RATE -i {self.path.name} -c:v libx264 NEW.mp4"
+        f"ffmpeg -r RATE -i {shlex.quote(self.path.name)} -c:v libx264 NEW.mp4"
       )
     # In formats with one clock, a file may have its frames in the order of decoding.
     tolerance = _STEP_BACK if self.may_restart else max(_MAX_REORDERED * duration, _STEP_BACK)
@@ -99,12 +100,12 @@ class VideoClock:
     elif went_back:
       raise InputError(
         f"{self.path}: its clock goes back from {self._max_pts:.2f} s to {time:.2f} s; "
-        f"write it anew: ffmpeg -i {self.path.name} -c:v libx264 NEW.mp4"
+        f"write it anew: ffmpeg -i {shlex.quote(self.path.name)} -c:v libx264 NEW.mp4"
       )
     elif self._max_pts > -math.inf and time - self._max_pts + duration > _LONGEST_JUMP:
       raise InputError(
         f"{self.path}: its clock jumps from {self._max_pts:.2f} s to {time:.2f} s; "
-        f"write it anew: ffmpeg -i {self.path.name} -c:v libx264 NEW.mp4"
+        f"write it anew: ffmpeg -i {shlex.quote(self.path.name)} -c:v libx264 NEW.mp4"
       )
     self._max_pts = max(self._max_pts, time)
     if self._origin is None:

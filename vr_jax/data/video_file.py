@@ -7,6 +7,7 @@ import io
 import math
 import os
 from pathlib import Path
+import shlex
 from typing import Any
 
 import av
@@ -154,7 +155,8 @@ def _until_next(frames: Iterable[video_clock.TimedFrame]) -> Iterator[video_cloc
 def decode(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[video_clock.TimedFrame]:
   """Yields all frames of a video file with their times. Raises InputError as `extract` does."""
   try:
-    with av.open(str(path)) as container:
+    # Else FFmpeg takes "12:30.mp4" for an address, and "concat:a.mp4" for another file.
+    with av.open(f"file:{path}") as container:
       stream = _video_stream(path, container)
       check_size(path, stream.width, stream.height, max_pixels)
       for timed in _decode_stream(path, container, stream):
@@ -186,7 +188,7 @@ def _check_turn(path: Path, frame: av.VideoFrame) -> None:
     degrees = math.degrees(math.atan2(b, a))
     raise InputError(
       f"{path}: is to be shown aslant (turned by {degrees:.0f} degrees); "
-      f"write it anew: ffmpeg -i {path.name} -c:v libx264 NEW.mp4"
+      f"write it anew: ffmpeg -i {shlex.quote(path.name)} -c:v libx264 NEW.mp4"
     )
 
 
