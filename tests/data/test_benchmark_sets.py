@@ -5,7 +5,7 @@ import pytest
 from benchmarks import benchmark_files as files
 from vr_jax import records
 from vr_jax.data import benchmark_item
-from vr_jax.data.benchmark_sets import mvbench, registry, vcr_bench, video_mmmu
+from vr_jax.data.benchmark_sets import mvbench, registry, tempcompass, vcr_bench, video_mmmu
 from vr_jax.errors import InputError
 
 Item = benchmark_item.Item
@@ -278,6 +278,14 @@ def test_tempcompass_has_four_formats_with_answers_of_their_own(tmp_path):
   )
   assert captioning.question == "Write a caption.\nInformation A: {'way': 'left'}"
   assert captioning.source_record["mc_question"] == "Which way?\nA. left\nB. right"
+
+
+def test_videos_of_tempcompass_that_share_a_source_are_one_cluster():
+  videos = ["5", "5_reverse", "7_concat_0", "7_9_1", "9", "4_7_0", "6", "x_y_0", "_reverse"]
+  assert tempcompass.find_clusters(videos) == {
+    **{"5": "5", "5_reverse": "5", "7_concat_0": "4", "7_9_1": "4", "9": "4", "4_7_0": "4"},
+    **{"6": "6", "x_y_0": "x_y_0", "_reverse": "_reverse"},
+  }
 
 
 def test_vsi_bench_has_numbers_and_options_in_eight_tasks(tmp_path):

@@ -6,12 +6,13 @@ caption_matching. A caption is judged by the first multi-choice question about t
 aspect: `mc_question` and `mc_answer`, which lmms-eval's copy has in its rows and which are added to
 `source_record` here. lmms-eval's copy has a row for each question, with `video_id` and `dim`.
 
-Videos such as 12_reverse are made of others; their answers count as about the same video.
+Videos such as 12_reverse, 12_concat_0 and 12_34_1 are made of others, the last one of two. What is
+made of a common source, directly or by way of others, is one cluster.
 
 Source: llyx97/TempCompass, questions/ and eval_captioning.py; lmms-eval, tasks/tempcompass.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 from pathlib import Path
 import re
@@ -35,35 +36,73 @@ _PUBLISHED = {
 }
 ASPECTS = ("action", "speed", "direction", "order", "attribute_change")
 _DERIVED = re.compile(r"(?:_reverse|_concat(?:_\d+)?)+$")
+_OF_TWO = re.compile(r"(\d+)_(\d+)_\d+")
 _CAPTION = re.compile(r"(?:Caption|Sentence|Option|Description) ?(?:([A-Z])|(\d)): *(.+)")
 
 
 def read(root: Path, split: str) -> Iterator[tuple[str, benchmark_item.Item]]:
   """Reads a format, or all (test). `root` has questions/ and videos/."""
   files = media_files.MediaFiles(root=root)
-  for form in _SCORERS if split == "test" else (split,):
-    patterns = (f"questions/{form}.json", f"{form}/test-*.parquet")
-    paths = released_files.find_files(root, *patterns)
-    first_choices: Mapping[str, Any] = {}
-    if paths[0].suffix == ".json":
-      found = _released(paths[0])
-      beside = paths[0].with_name("multi-choice.json")
-      if form == "captioning" and beside.exists():
-        first_choices = released_files.read_object(beside)
-    else:
-      found = (each for path in paths for each in _copied(path))
-    for record, video, aspect, number in found:
-      if form == "captioning" and not record.has("mc_question"):
-        record = _with_first_choice(record, first_choices, video, aspect)
-      item = _item(record, form, split, video, aspect, number, files)
-      yield record.where, item
+  found = [
+    each for form in (_SCORERS if split == "test" else (split,)) for each in _find(root, form)
+  ]
+  clusters = find_clusters(each.video for each in found)
+  for each in found:
+    yield each.record.where, _item(each, split, clusters[each.video], files)
 
 
-Found = tuple[released_files.ReleasedRecord, str, str, int]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AspectQuestion:
+  """A record with its format, video, aspect, and number among those of all three."""
+
+  record: released_files.ReleasedRecord
+  form: str
+  video: str
+  aspect: str
+  number: int
 
 
-def _released(path: Path) -> Iterator[Found]:
-  """Records of the released file with video, aspect and number within both."""
+def find_clusters(videos: Iterable[str]) -> dict[str, str]:
+  """The cluster of each video: the first, in the order of names, of the sources that it shares."""
+  parents: dict[str, str] = {}
+
+  def root_of(source: str) -> str:
+    while parents.setdefault(source, source) != source:
+      parents[source] = source = parents[parents[source]]
+    return source
+
+  sources = {video: find_sources(video) for video in videos}
+  for first, *others in sources.values():
+    for other in others:
+      low, high = sorted((root_of(first), root_of(other)))
+      parents[high] = low
+  return {video: root_of(first) for video, (first, *_) in sources.items()}
+
+
+def find_sources(video: str) -> tuple[str, ...]:
+  """The source videos that a video is made of, by its name."""
+  base = _DERIVED.sub("", video) or video
+  match = _OF_TWO.fullmatch(base)
+  return match.groups() if match else (base,)
+
+
+def _find(root: Path, form: str) -> Iterator[AspectQuestion]:
+  """The records of a format, of the release or of lmms-eval's copy."""
+  paths = released_files.find_files(root, f"questions/{form}.json", f"{form}/test-*.parquet")
+  if paths[0].suffix == ".parquet":
+    yield from _copied(paths, form)
+    return
+  beside = paths[0].with_name("multi-choice.json")
+  choices = None
+  for each in _released(paths[0], form):
+    if form == "captioning" and not each.record.has("mc_question"):
+      if choices is None:
+        choices = released_files.read_object(beside) if beside.exists() else {}
+      each = dataclasses.replace(each, record=_with_first_choice(each, choices))
+    yield each
+
+
+def _released(path: Path, form: str) -> Iterator[AspectQuestion]:
   for video, aspects in released_files.read_object(path).items():
     where = f"{path}: video {video!r:.60}"
     if not isinstance(aspects, dict):
@@ -73,48 +112,48 @@ def _released(path: Path) -> Iterator[Found]:
         raise InputError(f"{where}, {aspect!r:.40}: needs a list of objects")
       for number, fields in enumerate(questions):
         place = f"{where}, {aspect!r:.40}, question {number}"
-        yield released_files.ReleasedRecord(where=place, fields=fields), video, aspect, number
+        yield AspectQuestion(
+          record=released_files.ReleasedRecord(where=place, fields=fields),
+          form=form,
+          video=video,
+          aspect=aspect,
+          number=number,
+        )
 
 
-def _copied(path: Path) -> Iterator[Found]:
-  """Records of lmms-eval's copy."""
+def _copied(paths: Iterable[Path], form: str) -> Iterator[AspectQuestion]:
   seen: dict[tuple[str, str], int] = {}
-  for record in released_files.read_records(path):
+  for record in (each for path in paths for each in released_files.read_records(path)):
     video, aspect = record.text("video_id"), record.text("dim")
     number = seen.get((video, aspect), 0)
     seen[video, aspect] = number + 1
-    yield record, video, aspect, number
+    yield AspectQuestion(record=record, form=form, video=video, aspect=aspect, number=number)
 
 
 def _with_first_choice(
-  record: released_files.ReleasedRecord, choices: Mapping[str, Any], video: str, aspect: str
+  question: AspectQuestion, choices: Mapping[str, Any]
 ) -> released_files.ReleasedRecord:
   """A record of captioning with the multi-choice question that its caption has to answer."""
   try:
-    first = choices[video][aspect][0]
+    first = choices[question.video][question.aspect][0]
     added = {"mc_question": first["question"], "mc_answer": first["answer"]}
   except (KeyError, IndexError, TypeError):
     raise InputError(
-      f"{record.where}: multi-choice.json, whose first question about this video and aspect judges "
-      "the caption, has none"
+      f"{question.record.where}: multi-choice.json has no question about this video and aspect, "
+      "by which its captions are judged"
     ) from None
-  return dataclasses.replace(record, fields={**record.fields, **added})
+  return dataclasses.replace(question.record, fields={**question.record.fields, **added})
 
 
 def _item(
-  record: released_files.ReleasedRecord,
-  form: str,
-  split: str,
-  video: str,
-  aspect: str,
-  number: int,
-  files: media_files.MediaFiles,
+  found: AspectQuestion, split: str, cluster: str, files: media_files.MediaFiles
 ) -> benchmark_item.Item:
+  record, form, video, aspect = found.record, found.form, found.video, found.aspect
   if aspect not in ASPECTS:
     raise InputError(f"{record.where}: aspect {aspect!r:.40} is none of {', '.join(ASPECTS)}")
   question, choices, answer = _ask(record, form)
   return benchmark_item.Item(
-    id=f"{form}-{video}-{aspect}-{number}",
+    id=f"{form}-{video}-{aspect}-{found.number}",
     benchmark="tempcompass",
     split=split,
     video=files.find(record.where, f"videos/{video}.mp4"),
@@ -123,7 +162,7 @@ def _item(
     answer=answer,
     options=choices,
     strata={"format": (form,), "aspect": (aspect,)},
-    cluster=_DERIVED.sub("", video),
+    cluster=cluster,
     source_record=record.source(),
   )
 
