@@ -259,12 +259,16 @@ CLAIMS = {
     tracks=True,
   ),
 }
-# The same arms on other networks: are the gains the same?
+# The same on other networks: are the gains the same? Of Qwen3-VL, the warm start and the recipe alone.
 CLAIMS |= {
   "moss_chatv_phi2": dataclasses.replace(
     CLAIMS["moss_chatv"], config="configs/moss_chatv.py:tiny_phi2", seeds=(61, 62, 63)
   ),
   "moss_chatv_qwen3vl": dataclasses.replace(
-    CLAIMS["moss_chatv"], config="configs/moss_chatv.py:tiny_qwen3vl", seeds=(64, 65, 66)
+    CLAIMS["moss_chatv"],
+    config="configs/moss_chatv.py:tiny_qwen3vl",
+    seeds=(64, 65, 66),
+    arms=tuple(arm for arm in CLAIMS["moss_chatv"].arms if arm.name in ("sft", "prr")),
+    pairs=(("prr", "sft"),),
   ),
 }
