@@ -259,7 +259,7 @@ CLAIMS = {
     tracks=True,
   ),
 }
-# The same on other networks: are the gains the same? Of Qwen3-VL, the warm start and the recipe alone.
+# The same on other networks: are the gains the same? Of Qwen3-VL, the warm start and the recipe.
 CLAIMS |= {
   "moss_chatv_phi2": dataclasses.replace(
     CLAIMS["moss_chatv"], config="configs/moss_chatv.py:tiny_phi2", seeds=(61, 62, 63)
