@@ -72,6 +72,13 @@ def _damage_parquet(rng: random.Random, whole: bytes) -> bytes:
     damaged = pyarrow.Table.from_pylist(records)
     sink = pyarrow.BufferOutputStream()
     parquet.write_table(damaged, sink)
-  except (ValueError, TypeError, AttributeError, OverflowError, pyarrow.ArrowException):
+  except (
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    pyarrow.ArrowException,
+  ):
     return damage.damage_bytes(rng, whole)  # no table can hold these values
   return sink.getvalue().to_pybytes()
