@@ -55,7 +55,7 @@ class ChatServer:
   def __init__(
     self, decoder: engine.Engine, preparer: preparation.Preparer, settings: AppSettings
   ) -> None:
-    self._engine, self._preparer, self._settings = decoder, preparer, settings
+    self.decoder, self.preparer, self._settings = decoder, preparer, settings
     self.model = settings.model
     self._threads = futures.ThreadPoolExecutor(_PREPARERS, "prepare")
     # Prompts with their frames are large, and so are bodies: only so many requests are read.
@@ -111,14 +111,14 @@ class ChatServer:
   async def _health(self, request: requests.Request) -> responses.Response:
     del request
     told = {
-      "status": "ok" if self._engine.is_alive else "failed",
-      "slots": self._engine.rows,
-      "running": self._engine.running,
+      "status": "ok" if self.decoder.is_alive else "failed",
+      "slots": self.decoder.rows,
+      "running": self.decoder.running,
       "waiting": self.waiting,
-      "completed": self._engine.completed,
-      "cancelled": self._engine.cancelled,
+      "completed": self.decoder.completed,
+      "cancelled": self.decoder.cancelled,
     }
-    return responses.JSONResponse(told, status_code=200 if self._engine.is_alive else 503)
+    return responses.JSONResponse(told, status_code=200 if self.decoder.is_alive else 503)
 
   async def _models(self, request: requests.Request) -> responses.Response:
     del request
@@ -146,7 +146,7 @@ class ChatServer:
       )
 
   async def _chat(self, request: requests.Request) -> responses.Response:
-    if not self._engine.is_alive:
+    if not self.decoder.is_alive:
       raise request_error.RequestError(503, "the server has failed; its log says how")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -173,7 +173,7 @@ class ChatServer:
           loop.call_soon_threadsafe(deliver, event)
 
       job = engine.ServingJob(prepared, pass_on)
-      self._engine.submit(job)
+      self.decoder.submit(job)
       head = responses_lib.make_head(self._settings.model)
       if prepared.request.stream:
         stream = self._stream(job, events, head, place)
@@ -183,7 +183,7 @@ class ChatServer:
       place.leave()
       raise
     return responses.JSONResponse(
-      responses_lib.whole(head, prepared, done, self._preparer.prompt_hash)
+      responses_lib.whole(head, prepared, done, self.preparer.prompt_hash)
     )
 
   async def _prepare(self, request: requests.Request) -> preparation.PreparedRequest:
@@ -192,7 +192,7 @@ class ChatServer:
     self._check_model(asked.model)
     loop = asyncio.get_running_loop()
     work = loop.run_in_executor(
-      self._threads, self._preparer.prepare, asked, self._engine.find_features
+      self._threads, self.preparer.prepare, asked, self.decoder.find_features
     )
     return await _or_disconnect(work, request)
 
@@ -260,7 +260,7 @@ class ChatServer:
           return
         if at_end:
           yield piece(head, {"content": responses_lib.content(prepared, event)})
-        details = responses_lib.details(prepared, event, self._preparer.prompt_hash)
+        details = responses_lib.details(prepared, event, self.preparer.prompt_hash)
         yield piece(head, {}, event.finish_reason, vr_jax=details)
         if prepared.request.include_usage:
           fields = head.fields(responses_lib.PIECE)
