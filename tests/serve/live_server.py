@@ -11,6 +11,7 @@ from typing import Any
 import urllib.error
 import urllib.request
 
+import numpy as np
 import openai
 import pytest
 import uvicorn
@@ -18,6 +19,7 @@ import uvicorn
 from tests import untrained
 from tests.train import nano
 from vr_jax import ask
+from vr_jax.models.common import weight_mapping
 from vr_jax.serve import app, command
 from vr_jax.train import run_context
 
@@ -111,16 +113,26 @@ def make_run(where: Path, *recipe: str, **fields: Any) -> Path:
 
 
 @contextlib.contextmanager
-def serving(run: Path, *flags: str) -> Iterator[LiveServer]:
-  """Serves the policy of a run on one device."""
+def serving(run: Path, *flags: str, endless: bool = False) -> Iterator[LiveServer]:
+  """Serves the policy of a run on one device. endless: its replies end at their limit only."""
   line = ["serve", f"--checkpoint={run}", "--port=0", "--batch=4", *flags]
   with pytest.MonkeyPatch.context() as patch:
     nano.use_devices(patch, 1)
     arguments = command.parse(line)
     context = run_context.make_run_context(arguments.config, run, judged=False, read=False)
     params, _ = ask.load_policy(context, run)
+  params = _without_stop(context, params) if endless else params
   with command.running(arguments, context, params) as server, listening(run, server) as live:
     yield live
+
+
+def _without_stop(context: run_context.RunContext, params: Any) -> Any:
+  """The policy with logits of 0 for the tokens that end a reply; others have larger ones."""
+  flat = dict(weight_mapping.flat(params))
+  table = flat["text.embedding"]
+  stops = np.array(context.stop_tokens)
+  flat["text.embedding"] = table.replace(table.get_value().at[stops].set(0.0))
+  return weight_mapping.unflat(flat)
 
 
 @contextlib.contextmanager

@@ -121,7 +121,7 @@ class Engine:
       schedule = dataclasses.replace(schedule, decode_chunk=min(chunk, max_tokens))
     self._schedule = schedule
     self._length = max(schedule.episode_buckets, default=max_tokens)
-    self._features = bounded_cache.BoundedCache[PyTree](feature_bytes, _tree_bytes)
+    self.features = bounded_cache.BoundedCache[PyTree](feature_bytes, _tree_bytes)
     self._waiting: deque[ServingJob] = deque()
     self._running: dict[int, _Running] = {}
     self._changed = threading.Condition()
@@ -154,7 +154,7 @@ class Engine:
 
   def find_features(self, key: str) -> PyTree | None:
     """The features of media that an earlier request showed, on the host; see `Preparer`."""
-    return self._features.peek(key)
+    return self.features.peek(key)
 
   def submit(self, job: ServingJob) -> None:
     """Puts a job into the queue."""
@@ -215,7 +215,7 @@ class Engine:
         encoded = job.prepared.encoded
         if encoded.frames and encoded.features is None:
           key = job.prepared.features_key
-          features = self._features.get_or_make(key, lambda e=encoded: self._slots.features(e))
+          features = self.features.get_or_make(key, lambda e=encoded: self._slots.features(e))
           encoded = dataclasses.replace(encoded, features=features)
         self._running[slot] = _Running(job, self._slots.insert(slot, encoded))
         self._begin_turn(job, ())
