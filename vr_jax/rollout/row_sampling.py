@@ -37,10 +37,15 @@ class RowSampling:
 def reply_key(seed: int) -> UInt32[np.ndarray, "words"]:
   """The data of the key that `sampler.sample` has for the only reply to the only prompt.
 
-  seed: of its key.
+  seed: of its key, of 32 bits.
   """
+  return np.asarray(_reply_key(np.uint32(seed)))
+
+
+@jax.jit
+def _reply_key(seed: UInt32[Array, ""]) -> UInt32[Array, "words"]:
   zero = jnp.zeros(1, jnp.int32)
-  return np.asarray(jax.random.key_data(sampler.reply_keys(jax.random.key(seed), zero, zero))[0])
+  return jax.random.key_data(sampler.reply_keys(jax.random.key(seed), zero, zero))[0]
 
 
 def divisor(rows: RowSampling) -> Float[Array, "slots 1"]:

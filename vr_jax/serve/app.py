@@ -39,7 +39,7 @@ class AppSettings:
   """
 
   model: str
-  token: str = ""
+  token: str = dataclasses.field(default="", repr=False)
   queue: int = 256
   max_body_bytes: int = 256 << 20
   is_local: bool = True

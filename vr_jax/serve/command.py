@@ -51,7 +51,7 @@ class ServeArguments:
   name: str
   host: str
   port: int
-  token: str
+  token: str = dataclasses.field(repr=False)
   allowed_root: Path | None
   allow_https: bool
   queue: int

@@ -6,7 +6,7 @@ _UNFINISHED = "\ufffd"  # what a character decodes to whose bytes are not all th
 
 
 class ReplyText:
-  """The text of one turn, up to the first stop string.
+  """The text of one turn, up to the stop string that is complete first.
 
   text: what has been sampled so far; only that grows which no later token can change.
   stopped: whether a stop string has come. The text ends before it.
@@ -22,10 +22,11 @@ class ReplyText:
     ended: whether these are all of the reply.
     """
     whole = self._decode(tokens)
-    found = [place for stop in self._stops if (place := whole.find(stop)) >= 0]
+    # Of several, the one that is complete first, as a reader of single tokens would see it.
+    found = [(place + len(stop), place) for stop in self._stops if (place := whole.find(stop)) >= 0]
     if found:
       self.stopped = True
-      whole = whole[: min(found)]
+      whole = whole[: min(found)[1]]
     elif not ended:
       whole = whole[: self._certain(whole)]
     new, self.text = whole[len(self.text) :], whole

@@ -116,8 +116,8 @@ class ServingSlots:
     Their new tokens are in `replies[slot][0].replies[-1]`.
     """
     left, step = np.zeros(self.rows, np.int32), np.zeros(self.rows, np.int32)
-    words = len(row_sampling.reply_key(0))
-    keys, top_k = np.zeros((self.rows, words), np.uint32), np.zeros(self.rows, np.int32)
+    keys = np.tile(row_sampling.reply_key(0), (self.rows, 1))
+    top_k = np.zeros(self.rows, np.int32)
     temperature, top_p = np.zeros(self.rows, np.float32), np.ones(self.rows, np.float32)
     for slot, (reply, settings) in replies.items():
       done = len(reply.replies[-1])

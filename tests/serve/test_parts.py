@@ -1,0 +1,166 @@
+"""Parts of the server alone: text of a reply, cache, sampling by rows, and the command's flags."""
+
+from concurrent import futures
+import threading
+
+from hypothesis import given
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.serve import live_server
+from vr_jax import errors, main
+from vr_jax.rollout import row_sampling, sampler
+from vr_jax.serve import bounded_cache, chat_request, command, reply_text, request_error
+
+
+@given(
+  st.text("ab€😀\n", max_size=30),
+  st.lists(st.text("ab€", min_size=1, max_size=3), max_size=3),
+  st.integers(1, 5),
+)
+def test_the_pieces_of_a_text_are_the_text_up_to_the_stop_string_that_ends_first(
+  whole, stops, size
+):
+  ids = list(whole.encode())
+
+  def decode(tokens) -> str:
+    return bytes(tokens).decode(errors="replace")
+
+  reply = reply_text.ReplyText(decode, stops)
+  pieces = []
+  for end in range(size, len(ids) + size, size):
+    pieces.append(reply.update(ids[:end], ended=end >= len(ids)))
+    if reply.stopped:
+      break
+  ends = [(whole.find(stop) + len(stop), whole.find(stop)) for stop in stops if stop in whole]
+  assert "".join(pieces) == (whole[: min(ends)[1]] if ends else whole)
+  assert reply.text == "".join(pieces)
+
+
+def test_a_cache_forgets_what_was_used_longest_ago_and_makes_a_value_once():
+  cache = bounded_cache.BoundedCache[bytes](10, len)
+  made = []
+
+  def get(key, size=4):
+    return cache.get_or_make(key, lambda: made.append(key) or bytes(size))
+
+  for key in ("a", "b", "a", "c", "a", "b", "large"):
+    get(key, 11 if key == "large" else 4)
+  assert made == ["a", "b", "c", "b", "large"]
+  assert (cache.peek("a"), cache.peek("c"), cache.peek("large")) == (bytes(4), None, None)
+  assert (cache.bytes, cache.hits, cache.misses) == (8, 2, 5)
+
+
+def test_who_asks_for_what_is_being_made_waits_for_it_and_gets_its_error():
+  cache, begun, go_on = (
+    bounded_cache.BoundedCache[int](10, int),
+    threading.Event(),
+    threading.Event(),
+  )
+
+  def make():
+    begun.set()
+    assert go_on.wait(10)
+    raise ValueError("bad")
+
+  with futures.ThreadPoolExecutor(2) as pool:
+    first = pool.submit(cache.get_or_make, "key", make)
+    assert begun.wait(10)
+    second = pool.submit(cache.get_or_make, "key", lambda: 1)
+    while not cache.hits:
+      pass
+    go_on.set()
+    for each in (first, second):
+      with pytest.raises(ValueError, match="bad"):
+        each.result()
+  assert cache.get_or_make("key", lambda: 3) == 3
+
+
+SHAPE = (64, 50)
+
+
+def _draw(temperature, top_p, top_k, logits, seed=0):
+  rows = row_sampling.RowSampling(
+    key_data=np.stack([row_sampling.reply_key(seed + row) for row in range(len(logits))]),
+    temperature=np.full(len(logits), temperature, np.float32),
+    top_p=np.full(len(logits), top_p, np.float32),
+    top_k=np.full(len(logits), top_k, np.int32),
+  )
+  index = jnp.zeros(len(logits), jnp.int32)
+  return np.asarray(row_sampling.sample_tokens(logits / row_sampling.divisor(rows), rows, index)[0])
+
+
+def test_a_row_draws_what_the_sampler_draws_with_the_same_settings():
+  logits = jnp.asarray(np.random.default_rng(0).normal(0, 3, SHAPE), jnp.float32)
+  for temperature, top_p in ((1.0, 1.0), (0.7, 0.8), (0.0, 1.0), (1.0, 0.0)):
+    decoding = sampler.Decoding(
+      group=1, max_new_tokens=1, temperature=temperature, top_p=top_p, stop_tokens=()
+    )
+    for row in range(2):
+      key = jax.random.key(row)[None]
+      keys = sampler.reply_keys(key[0], jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
+      expected, _ = sampler.sample_token(
+        logits[row : row + 1] / (temperature or 1.0), keys, jnp.int32(0), decoding
+      )
+      assert _draw(temperature, top_p, 0, logits[row : row + 1], seed=row)[0] == expected[0]
+
+
+def test_top_k_keeps_the_most_likely_tokens_of_its_row_alone():
+  table = np.random.default_rng(1).normal(0, 1, SHAPE[1]).astype(np.float32)
+  order = np.argsort(-table)
+  logits = jnp.asarray(np.tile(table, (300, 1)))
+  drawn = _draw(1.0, 1.0, 3, logits)
+  assert set(drawn) == set(order[:3])
+  weights = np.exp(table[order[:3]].astype(np.float64))
+  shares = np.bincount(drawn, minlength=SHAPE[1])[order[:3]] / len(drawn)
+  np.testing.assert_allclose(shares, weights / weights.sum(), atol=0.1)
+  assert set(_draw(1.0, 0.6, 2, logits)) <= set(order[:2])
+  assert len(set(_draw(1.0, 1.0, 0, logits))) > 10
+
+
+@given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode))
+def test_any_body_is_read_or_refused(body):
+  try:
+    chat_request.parse(body)
+  except request_error.RequestError as error:
+    assert error.status == 400
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  return live_server.make_run(tmp_path_factory.mktemp("flags") / "run")
+
+
+def test_a_mistake_on_the_command_line_is_named_in_one_line(run, tmp_path, capsys, monkeypatch):
+  monkeypatch.delenv(command.TOKEN_VARIABLE, raising=False)
+  here = f"--checkpoint={run}"
+  for words, says in (
+    ((), "needs --checkpoint"),
+    ((here, "clip.mp4"), "clip.mp4: what is it?"),
+    ((here, "--prot=1"), "--prot=1: not a flag of vr-jax serve; is --port meant?"),
+    ((here, "--port=70000"), "port"),
+    ((here, "--queue=0"), "queue"),
+    ((here, "--host=0.0.0.0"), "--host=0.0.0.0: others could connect; put a token"),
+    ((here, f"--allowed_root={tmp_path}/no"), "no: no such directory"),
+    ((here, "--max_tokens=5000"), "--max_tokens=5000: with prompts of up to"),
+    ((here, "--host=192.0.2.1"), "others could connect"),
+  ):
+    assert main.cli(["vr-jax", "serve", *words]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert says in lines[-1], words
+  monkeypatch.setenv(command.TOKEN_VARIABLE, "a word that is kept")
+  assert main.cli(["vr-jax", "serve", here, "--host=192.0.2.1"]) == 2
+  err = capsys.readouterr().err
+  assert "can't listen there" in err
+  assert "a word" not in err
+  assert "a word" not in repr(command.parse(["serve", here, "--host=192.0.2.1"]))
+
+
+def test_an_address_that_is_taken_is_named():
+  with command.listen("127.0.0.1", 0) as taken:
+    port = taken.getsockname()[1]
+    with pytest.raises(errors.InputError, match=f"--port={port}: can't listen there"):
+      command.listen("127.0.0.1", port)

@@ -1,0 +1,122 @@
+"""Recipes of several turns behind the endpoint: their turns are played inside."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.serve import live_server
+from tests.train import nano
+from vr_jax import ask
+from vr_jax.models.common import conversation
+from vr_jax.models.common import prompts as prompts_lib
+from vr_jax.rollout import play, row_sampling
+from vr_jax.rollout import session as session_lib
+from vr_jax.serve import serving_slots
+from vr_jax.train import asked_clip, run_context
+
+part, words, about = live_server.part, live_server.words, live_server.about
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A run whose episodes have up to three turns about ten frames."""
+  return live_server.make_run(
+    tmp_path_factory.mktemp("turns") / "run",
+    "configs/video_mtr.py",
+    env__turns=3,
+    env__frame_budget=8,
+    data__fps=1.0,
+    data__frames=64,
+    model__prefix_buckets=(480,),
+    model__frame_buckets=(4, 8),
+    turns__episode_buckets=(512,),
+    turns__observation_buckets=(320,),
+    turns__frame_buckets=(2, 4),
+    turns__decode_chunk=8,
+  )
+
+
+@pytest.fixture(scope="module")
+def context(run):
+  with pytest.MonkeyPatch.context() as patch:
+    nano.use_devices(patch, 1)
+    config, _ = ask.load_config(run, ["--config.eval.temperature=1.0"])
+    return run_context.make_run_context(config, run, judged=False, read=False)
+
+
+@pytest.fixture(scope="module")
+def served(run, root):
+  with live_server.serving(run, f"--allowed_root={root}") as server:
+    yield server
+
+
+def test_the_turns_are_those_of_vr_jax_ask(served, context, run, root):
+  video, question = root / "clip.mp4", "Which colour?"
+  clip = asked_clip.open_clip(video, question, config=context.config)
+  session = ask.session(context, ask.load_policy(context, run)[0], clip.pool)
+  *turns, outcome = session.play(clip.example, seed=3)
+  assert isinstance(outcome, session_lib.SessionOutcome)
+  assert len(turns) > 1
+  fields = {"temperature": 1.0, "seed": 3}
+  full = served.ask(about(video), reply="full", **fields)
+  assert full.vr_jax["turns"] == [
+    {"reply": turn.reply, "frames": list(turn.frames)} for turn in turns
+  ]
+  assert live_server.text(full) == "\n".join(turn.reply for turn in turns)
+  assert full.vr_jax["answered"] == (outcome.answer is not None)
+  pieces = served.ask(about(video), reply="full", stream=True, **fields)
+  streamed = "".join(piece.choices[0].delta.content or "" for piece in pieces)
+  assert streamed == live_server.text(full)
+  assert live_server.text(served.ask(about(video), **fields)) == (outcome.answer or "")
+
+
+def test_what_such_a_recipe_can_not_play_is_refused(served, root):
+  video = part("video", root / "clip.mp4")
+  for content in ("Who?", [video, video, words("Who?")], [part("image", root / "picture.png")]):
+    asked = content if isinstance(content, str) else [*content, words("Who?")]
+    error = served.refused(asked)
+    assert "this recipe plays several turns about one video" in error.message
+  assert "have several turns" in served.refused(about(root / "clip.mp4"), stop="x").message
+  rate = {"video": {"fps": 1.0}}
+  error = served.refused(about(root / "clip.mp4"), media_io_kwargs=rate)
+  assert "this recipe chooses frames itself; give num_frames" in error.message
+
+
+def test_frames_of_a_later_turn_are_read_as_if_they_stood_in_the_prompt(context, run):
+  """Greedy replies after prompt, reply and frames in the cache, and after all of it as a prompt."""
+  params, _ = ask.load_policy(context, run)
+  schedule = play.make_schedule(context.config, context.environment, context.processor)
+  slots = serving_slots.ServingSlots(context, params, schedule=schedule, rows=4, length=512)
+  settings = serving_slots.SlotSettings(
+    key_data=row_sampling.reply_key(0),
+    temperature=0.0,
+    top_p=1.0,
+    top_k=0,
+    max_tokens=8,
+    stride=8,
+  )
+  processor, pixels = context.processor, np.random.default_rng(0)
+  picture = conversation.Image(pixels=pixels.integers(0, 255, (64, 64, 3), np.uint8))
+  prompt = processor.encode_conversation(
+    [conversation.Message(role="user", parts=(picture, "Which colour?"))]
+  )
+  first = slots.insert(0, _with_features(slots, prompt))
+  slots.decode({0: (first, settings)})
+  shown = processor.continue_conversation(
+    [conversation.Message(role="user", parts=("And here?", picture, "And then?", picture))],
+    after=first.replies[-1],
+  )
+  reply = processor.encode_tokens(first.replies[-1])
+  joined = prompts_lib.join([prompt, reply, shown], name="all of it")
+  slots.append(first, shown, 8)
+  slots.decode({0: (first, settings)})
+  whole = slots.insert(1, _with_features(slots, joined))
+  slots.decode({1: (whole, settings)})
+  assert len(first.replies) == 2
+  assert first.replies[1] == whole.replies[0]
+  assert len(whole.replies[0]) == 8
+
+
+def _with_features(slots, encoded):
+  return dataclasses.replace(encoded, features=slots.features(encoded))
