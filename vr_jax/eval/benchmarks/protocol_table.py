@@ -1,0 +1,272 @@
+"""The table behind `protocols`: prompts, frames, pixels, decoding, rule and metric of each."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from vr_jax.eval.benchmarks import frame_choice, prompts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelLimits:
+  """Bounds of the size at which a frame is shown, in pixels.
+
+  total: the most of all frames of a video together; None: no bound.
+  """
+
+  least: int
+  most: int
+  total: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodingSettings:
+  """How replies are sampled. temperature 0: always the most likely token. top_k 0: all tokens."""
+
+  max_tokens: int
+  temperature: float = 0.0
+  top_p: float = 1.0
+  top_k: int = 0
+  presence_penalty: float = 0.0
+  seed: int | None = None
+
+
+_TOKEN = 28 * 28  # pixels of a frame that the harnesses count as one token
+_HARNESS_PIXELS = PixelLimits(least=256 * _TOKEN, most=1_605_632)
+_ENDS_32 = frame_choice.FrameChoice(count=32)
+_MIDDLES_16 = frame_choice.FrameChoice(count=16, placement="middles")
+_AS_READ = ("answered", "truncated")  # a public program scores what it finds in a part of a reply
+
+_MVBENCH: Mapping[str, Any] = {
+  "prompt": prompts.mvbench,
+  "frames": _MIDDLES_16,
+  "pixels": PixelLimits(least=224 * 224, most=224 * 224),
+  "decoding": DecodingSettings(max_tokens=100),
+  "rule": "mvbench",
+  "metric": "mvbench",
+  "counted": _AS_READ,
+}
+_VIDEO_MME: Mapping[str, Any] = {
+  "prompt": prompts.video_mme,
+  "frames": _ENDS_32,
+  "pixels": _HARNESS_PIXELS,
+  "decoding": DecodingSettings(max_tokens=16),
+  "rule": "video_mme",
+  "metric": "video_mme",
+  "counted": _AS_READ,
+}
+_LONGVIDEOBENCH: Mapping[str, Any] = {
+  "prompt": prompts.longvideobench,
+  "frames": frame_choice.FrameChoice(count=256, placement="starts"),
+  "pixels": _HARNESS_PIXELS,
+  "decoding": DecodingSettings(max_tokens=32),
+  "metric": "micro",
+  "uses_subtitles": True,
+}
+_MMVU: Mapping[str, Any] = {
+  "prompt": prompts.mmvu,
+  "frames": _ENDS_32,
+  "pixels": _HARNESS_PIXELS,
+  "decoding": DecodingSettings(max_tokens=1024, temperature=1.0, seed=215),
+  "rule": "strict",
+  "metric": "micro",
+}
+
+OFFICIAL: Mapping[str, Mapping[str, Any]] = {
+  "mvbench@official": {
+    **_MVBENCH,
+    "source": "Ask-Anything, video_chat2/mvbench.ipynb: 16 frames of 224 x 224, bounded tasks cut",
+  },
+  "mvbench@unclipped": {
+    **_MVBENCH,
+    "uses_clip": False,
+    "source": "mvbench@official without start and end, as Video-R1 and EasyVideoR1 show it",
+  },
+  "mvbench@lmms_eval": {
+    **_MVBENCH,
+    "prompt": prompts.mvbench_lmms_eval,
+    "frames": _ENDS_32,
+    "pixels": _HARNESS_PIXELS,
+    "decoding": DecodingSettings(max_tokens=16),
+    "rule": "lmms_eval_letter",
+    "source": "lmms-eval, mvbench: clips cut beforehand",
+  },
+  "video_mme@official": {
+    **_VIDEO_MME,
+    "source": "Video-MME, README and its script; frames and decoding, which it leaves open, of "
+    "lmms-eval",
+  },
+  "video_mme@subtitles": {
+    **_VIDEO_MME,
+    "uses_subtitles": True,
+    "source": "the same with the subtitles at the times of the frames",
+  },
+  "mlvu@official": {
+    "prompt": prompts.mlvu,
+    "frames": _MIDDLES_16,
+    "pixels": PixelLimits(least=224 * 224, most=224 * 224),
+    "decoding": DecodingSettings(max_tokens=100),
+    "rule": "mlvu",
+    "metric": "mlvu",
+    "judge": "gpt-4-turbo",
+    "counted": _AS_READ,
+    "source": "JUNJIE99/MLVU, choice_bench.py, open_bench.py and evaluation/",
+  },
+  "egoschema@official": {
+    "prompt": prompts.egoschema,
+    "frames": _ENDS_32,
+    "pixels": _HARNESS_PIXELS,
+    "decoding": DecodingSettings(max_tokens=16),
+    "rule": "strict",
+    "metric": "micro",
+    "counted": _AS_READ,
+    "source": "EgoSchema scores numbers of options; prompt and decoding of lmms-eval, whose parser "
+    "draws an option where it reads none, replaced by our rule",
+  },
+  "longvideobench@official": {
+    **_LONGVIDEOBENCH,
+    "rule": "longvideobench",
+    "counted": _AS_READ,
+    "source": "LongVideoBench, longvideobench_dataset.py; decoding of lmms-eval. No random choice",
+  },
+  "longvideobench@guessing": {
+    **_LONGVIDEOBENCH,
+    "rule": "longvideobench_guess",
+    "counted": (*_AS_READ, "unparsed"),
+    "source": "the same; a reply without a letter scores what a random option is expected to",
+  },
+  "lvbench@official": {
+    "prompt": prompts.lvbench,
+    "frames": _ENDS_32,
+    "pixels": _HARNESS_PIXELS,
+    "decoding": DecodingSettings(max_tokens=16),
+    "rule": "lvbench",
+    "metric": "lvbench",
+    "counted": _AS_READ,
+    "source": "THUDM/LVBench, lvbench/; prompt, frames and decoding of lmms-eval",
+  },
+  "tempcompass@official": {
+    "prompt": prompts.tempcompass,
+    "frames": frame_choice.FrameChoice(count=768, fps=1.0, placement="rounded"),
+    "pixels": PixelLimits(least=128 * _TOKEN, most=720 * 720),
+    "decoding": DecodingSettings(max_tokens=128),
+    "rule": "tempcompass",
+    "metric": "tempcompass",
+    "judge": "gpt-3.5-turbo-1106",
+    "counted": _AS_READ,
+    "source": "llyx97/TempCompass, eval_*.py with --disable_llm; frames of its example script",
+  },
+  "vsi_bench@official": {
+    "prompt": prompts.vsi_bench,
+    "frames": _ENDS_32,
+    "pixels": _HARNESS_PIXELS,
+    "decoding": DecodingSettings(max_tokens=16),
+    "rule": "vsi_bench",
+    "metric": "vsi_bench",
+    "counted": _AS_READ,
+    "source": "VSI-Bench (arXiv 2412.14171), in lmms-eval, vsibench",
+  },
+  "video_mmmu@official": {
+    "prompt": prompts.video_mmmu,
+    "frames": _ENDS_32,
+    "pixels": _HARNESS_PIXELS,
+    "decoding": DecodingSettings(max_tokens=1024),
+    "rule": "video_mmmu",
+    "metric": "video_mmmu",
+    "counted": _AS_READ,
+    "source": "Video-MMMU, in lmms-eval, videommmu; the last frame, the question's, is shown",
+  },
+  "mmvu@official": {
+    **_MMVU,
+    "judge": "gpt-4o",
+    "source": "yale-nlp/MMVU, utils/: a judge extracts and compares; without it, multiple choice "
+    "by our rule. Frames of lmms-eval",
+  },
+  "mmvu@mc": {
+    **_MMVU,
+    "kinds": ("choice",),
+    "source": "the 625 multiple-choice questions of the validation set",
+  },
+  "vcr_bench@official": {
+    "prompt": None,
+    "frames": None,
+    "pixels": None,
+    "decoding": None,
+    "rule": "strict",
+    "metric": "vcr_bench",
+    "judge": "not named",
+    "source": "VCR-Bench, eval_code/: a judge extracts the answer and judges the steps. Its "
+    "prompt of questions isn't published, so the recipe asks",
+  },
+}
+
+_VIDEO_R1_COMMON: Mapping[str, Any] = {
+  "prompt": prompts.video_r1,
+  "frames": frame_choice.FrameChoice(count=16, placement="rounded"),
+  "pixels": PixelLimits(least=16 * _TOKEN, most=128 * _TOKEN),
+  "decoding": DecodingSettings(max_tokens=1024, temperature=0.1, top_p=0.001),
+  "rule": "video_r1",
+  "metric": "micro",
+  "uses_clip": False,
+  "kinds": ("choice",),
+  "counted": _AS_READ,
+  "source": "Video-R1, src/eval_bench.py as shipped (README: 16 to 64 frames of 256 x 28 x 28 "
+  "pixels, temperature 0.01); multiple choice alone, since its records of other formats differ",
+}
+VIDEO_R1: Mapping[str, Mapping[str, Any]] = {
+  **{
+    f"{benchmark}@video_r1": _VIDEO_R1_COMMON
+    for benchmark in ("mvbench", "video_mme", "mmvu", "tempcompass", "video_mmmu")
+  },
+  "vsi_bench@video_r1": {
+    **_VIDEO_R1_COMMON,
+    "metric": "vsi_bench_video_r1",
+    "kinds": ("choice", "mra"),
+  },
+}
+
+_EASY_VIDEO_R1_COMMON: Mapping[str, Any] = {
+  "prompt": prompts.easy_video_r1,
+  "frames": frame_choice.FrameChoice(count=256, fps=2.0, placement="rounded"),
+  "pixels": PixelLimits(least=16 * _TOKEN, most=262_144, total=33_500_000),
+  "decoding": DecodingSettings(
+    max_tokens=4096, temperature=0.7, top_p=0.8, top_k=20, presence_penalty=1.5
+  ),
+  "rule": "easy_video_r1",
+  "metric": "micro",
+  "uses_clip": False,
+  "kinds": ("choice",),
+  "counted": _AS_READ,
+  "source": "cyuQ1n/EasyVideoR1, eval/, for models that reason; it leaves out what failed",
+}
+EASY_VIDEO_R1: Mapping[str, Mapping[str, Any]] = {
+  **{
+    f"{benchmark}@easy_video_r1": _EASY_VIDEO_R1_COMMON
+    for benchmark in ("mvbench", "video_mme", "mmvu", "mlvu", "lvbench", "longvideobench")
+  },
+  "vsi_bench@easy_video_r1": {
+    **_EASY_VIDEO_R1_COMMON,
+    "metric": "vsi_bench_video_r1",
+    "kinds": ("choice", "mra"),
+  },
+}
+
+_METRICS_OF_RECIPES = {
+  **{name: "micro" for name in ("egoschema", "longvideobench", "mmvu", "moss_video")},
+  **{
+    name: name for name in ("mvbench", "video_mme", "mlvu", "lvbench", "tempcompass", "vsi_bench")
+  },
+  **{name: name for name in ("video_mmmu", "vcr_bench")},
+}
+RECIPE: Mapping[str, Mapping[str, Any]] = {
+  f"{benchmark}@recipe": {
+    "prompt": None,
+    "frames": None,
+    "pixels": None,
+    "decoding": None,
+    "rule": "strict",
+    "metric": metric,
+    "source": "the policy's recipe; our strict rule",
+  }
+  for benchmark, metric in _METRICS_OF_RECIPES.items()
+}

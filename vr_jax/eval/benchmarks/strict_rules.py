@@ -1,0 +1,180 @@
+"""Our own rule for every kind of question: what a reply states last is its answer.
+
+- A reply with <answer>…</answer> is read there, in the last complete block. Without, what follows
+  </think> is read, or the whole reply. A reply that never ends its reasoning or its answer block
+  has no answer.
+- The answer is what stands there alone ("B", "(b)", "B. red", the text of one option), or what is
+  stated last ("the answer is B", "Answer: (B)", "I choose B", \\boxed{B}). Else the lines that are
+  an option's letter or text decide, if all name the same one.
+- A letter in prose is no answer: "A man throws a ball" has none. "B or C" has none.
+- What can't be read is wrong. Nothing is guessed.
+"""
+
+from collections.abc import Callable
+import re
+
+from vr_jax.data import benchmark_item
+from vr_jax.errors import InputError
+from vr_jax.eval.benchmarks import (
+  open_answers,
+  reasoning_steps,
+  relative_accuracy,
+  scored_answer,
+)
+from vr_jax.rewards import accuracy, numbers
+
+_LETTER_STATED = re.compile(
+  r"(?:"
+  r"(?i:\b(?:answer|option|choice)(?:\s+(?:is|would\s+be|should\s+be|must\s+be)\b|\W{0,3}[:：=]))"
+  r"|(?i:(?<!not )(?<!n't )\b(?:choose|select|pick|go\s+with)\b)"
+  r"|答案|\\boxed\b"
+  r")"
+  r"[\s:：是为*_`\"'“(\[{$]*(?i:(?:option|choice|letter|\\text|\\mathrm)\b[\s:：*_(\[{]*)?"
+  r"(?P<letter>[A-Za-z])(?![\w'’-])"
+)
+_OPTION_ALONE = re.compile(r"(?i:option|choice)\s+\(?([A-Z])\)?[.:]?")
+# "A" and "I" are words, too, and small letters stand for much: they are letters only where a clause
+# ends behind them, or in brackets.
+_CLAUSE_ENDS = re.compile(
+  r"[^\S\n]*(?:[).,:;!?*_`\]}\"'”$\n]|\\|$)|\s+(?i:because|since|as|is|with)\b"
+)
+_IN_BRACKETS = re.compile(r"\s*[)\]]")
+_ANOTHER = re.compile(r"[)\]*_\s]*(?:,|/|&|\bor\b|\band\b)\s*[(\[*]*[A-Z](?![\w'’])")
+_YES_NO_STATED = re.compile(
+  r"\b(?:answer|option|choice)(?:\s+(?:is|would\s+be)\b|\W{0,3}[:：=])\W*(?P<word>yes|no)\b", re.I
+)
+_FIRST_WORD = re.compile(r"\W*(yes|no)\b", re.I)
+_NUMBER_STATED = re.compile(
+  r"\b(?:answer|value|result|estimate)(?:\s+is\b|\W{0,3}[:：=])\s*"
+  r"(?P<number>[^\n]*)",
+  re.I,
+)
+_NUMERAL = re.compile(r"(?<![\w^.,])[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?!\d)")
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_REGION = re.compile(r"\[[\s\d.,+-]*\]")
+_CAPTION_LABEL = re.compile(r"\b(?:caption|sentence|option|choice)\s+([A-Z]|\d)\b", re.I)
+
+
+def strict(reply: str, item: benchmark_item.Item) -> scored_answer.ScoredAnswer:
+  """Scores a reply by the item's kind of answer. See above.
+
+  Raises InputError if the kind needs a judge, or the item's answer is not of its kind.
+  """
+  rules: dict[str, Callable[[str, benchmark_item.Item], scored_answer.ScoredAnswer]] = {
+    "choice": _score_choice,
+    "yes_no": _score_yes_no,
+    "caption_match": _score_caption,
+    "mra": _score_number,
+    "open_rule": _score_open,
+    "reasoning_steps": _score_choice if item.options else _score_region,
+  }
+  if item.scorer not in rules:
+    raise InputError(f"{item.id}: a question of kind {item.scorer!r} needs a judge")
+  text = final_text(reply)
+  return scored_answer.UNPARSED if not text else rules[item.scorer](text, item)
+
+
+def final_text(reply: str) -> str | None:
+  """The part of a reply that states its answer; None if the reply ended before it."""
+  if (tagged := accuracy.answer_text(reply)) is not None:
+    return tagged
+  if "<answer>" in reply:
+    return None
+  reasoning, closed, rest = reply.rpartition("</think>")
+  if not closed and "<think>" in rest:
+    return None
+  del reasoning
+  return rest.strip()
+
+
+def stated_letter(text: str, item: benchmark_item.Item) -> str | None:
+  """The letter of the option that a text gives as its answer; None if it gives none or several."""
+  options = lettered(item)
+  if (letter := accuracy.option_letter(text, options)) and "\n" not in text.strip():
+    return letter
+  if (alone := _OPTION_ALONE.fullmatch(text)) and alone[1] in item.letters:
+    return alone[1]
+  stated = [each for each in _LETTER_STATED.finditer(text) if _is_letter(each)]
+  if stated:
+    letter = stated[-1]["letter"].upper()
+    several = _ANOTHER.match(text, stated[-1].end())
+    return letter if letter in item.letters and not several else None
+  lines = (line.strip(" \t*_`#>") for line in text.splitlines())
+  named = {accuracy.option_letter(line, options) for line in lines if line} - {None}
+  return named.pop() if len(named) == 1 else None
+
+
+def lettered(item: benchmark_item.Item, template: str = "{letter}. {text}") -> list[str]:
+  """The options with their letters."""
+  return [
+    template.format(letter=letter, text=text)
+    for letter, text in zip(item.letters, item.options, strict=True)
+  ]
+
+
+def _is_letter(stated: re.Match[str]) -> bool:
+  letter, text, end = stated["letter"], stated.string, stated.end()
+  if letter in "ai":
+    return _IN_BRACKETS.match(text, end) is not None
+  return (letter.isupper() and letter not in "AI") or _CLAUSE_ENDS.match(text, end) is not None
+
+
+def _score_choice(text: str, item: benchmark_item.Item) -> scored_answer.ScoredAnswer:
+  return scored_answer.match(stated_letter(text, item), item.answer)
+
+
+def _score_yes_no(text: str, item: benchmark_item.Item) -> scored_answer.ScoredAnswer:
+  """Yes or no stated as the answer, else as the first word."""
+  stated = [each["word"] for each in _YES_NO_STATED.finditer(text)]
+  first = _FIRST_WORD.match(text)
+  word = stated[-1] if stated else first[1] if first else None
+  return scored_answer.match(word and word.lower(), item.answer.strip().lower())
+
+
+def _score_caption(text: str, item: benchmark_item.Item) -> scored_answer.ScoredAnswer:
+  """A caption's letter or text, or its label: "Caption B", "Option 2", "Sentence A"."""
+  letter = stated_letter(text, item)
+  labels = {label.upper() for label in _CAPTION_LABEL.findall(text)}
+  if letter is None and len(labels) == 1:
+    label = labels.pop()
+    letter = chr(ord("A") + int(label) - 1) if label.isdigit() and int(label) else label
+  return scored_answer.match(letter if letter in [*item.letters] else None, item.answer)
+
+
+def _score_number(text: str, item: benchmark_item.Item) -> scored_answer.ScoredAnswer:
+  """The number that is the text, is stated, or is the only one in the text. Units are ignored."""
+  boxed, stated = _BOXED.findall(text), _NUMBER_STATED.findall(text)
+  for candidate in (text, *boxed[-1:], *stated[-1:], *text.splitlines()[-1:]):
+    if (number := _only_number(candidate.strip(" \t*_`$."))) is not None:
+      score = relative_accuracy.mean_relative_accuracy(number, right_number(item))
+      return scored_answer.ScoredAnswer(parsed=f"{number:g}", score=score)
+  return scored_answer.UNPARSED
+
+
+def _only_number(text: str) -> float | None:
+  """The number that a text is, or the only one that it has; None if there are several."""
+  found = _NUMERAL.findall(text)
+  number = numbers.read_number(text) or (numbers.read_number(found[0]) if len(found) == 1 else None)
+  return None if number is None else float(number.value)
+
+
+def _score_region(text: str, item: benchmark_item.Item) -> scored_answer.ScoredAnswer:
+  """Times "[4, 9]" or a box "[10, 20, 30, 40]": the last one in the text."""
+  regions = _REGION.findall(text)
+  score = reasoning_steps.interval_score(regions[-1], item.answer) if regions else None
+  if score is None:
+    return scored_answer.UNPARSED
+  return scored_answer.ScoredAnswer(parsed=regions[-1], score=score)
+
+
+def right_number(item: benchmark_item.Item) -> float:
+  """The item's answer as a number. Raises InputError if it is none."""
+  try:
+    return float(item.answer)
+  except ValueError:
+    raise InputError(f"{item.id}: answer {item.answer!r:.40} is no number") from None
+
+
+def _score_open(text: str, item: benchmark_item.Item) -> scored_answer.ScoredAnswer:
+  """Numbers are equal at two decimals, or the right answer occurs in the text."""
+  return open_answers.video_mmmu_open(text, item)
