@@ -54,7 +54,7 @@ CORRELATIONS = (0.0, 0.1, 0.3)
 
 
 def coverage(
-  case: CoverageCase, correlation: float, *, repeats: int = 1000, draws: int = 1000, seed: int = 0
+  case: CoverageCase, correlation: float, *, repeats: int = 2000, draws: int = 1000, seed: int = 0
 ) -> dict[str, float]:
   """The share of simulated evaluations whose interval holds the true value, by kind of interval."""
   rng = np.random.default_rng(seed)
@@ -95,7 +95,7 @@ def coverage(
 
 
 def false_changes(
-  case: CoverageCase, correlation: float, *, repeats: int = 300, draws: int = 1000, seed: int = 0
+  case: CoverageCase, correlation: float, *, repeats: int = 500, draws: int = 1000, seed: int = 0
 ) -> dict[str, float]:
   """Shares of cases without a true change: intervals that hold 0, and p-values below .05."""
   rng = np.random.default_rng(seed)

@@ -128,9 +128,8 @@ def test_clips_and_cut_off_replies_are_as_the_protocol_says():
   assert not protocols.get("mvbench@unclipped").uses_clip
   assert not protocols.get("mvbench@video_r1").uses_clip
   for each in ALL:
-    own = each.rule == "strict" and each.benchmark != "egoschema"
-    assert each.counted == (("answered",) if own else each.counted), each.name
-    assert ("truncated" in each.counted) == (not own), each.name
+    own = each.rule == "strict" and each.name != "egoschema@official"
+    assert ("truncated" in each.counted) != own, each.name
 
 
 def test_a_recipe_asks_a_question_in_its_own_words():
