@@ -70,7 +70,7 @@ def make_config(workdir: Path, options: argparse.Namespace) -> ml_collections.Co
 
 
 def make_rollout(
-  context: run_context.RunContext, items: Sequence[batching.Item], step: int
+  context: run_context.RunContext, items: Sequence[batching.BatchItem], step: int
 ) -> records.Rollout:
   """Replies of full length, none like another: the tags and random words of reference replies."""
   rl, rng = context.config.rl, np.random.default_rng(step)

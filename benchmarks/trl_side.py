@@ -162,7 +162,7 @@ def _clips(context: run_context.RunContext) -> datasets.Dataset:
   return datasets.Dataset.from_dict({"row": range(len(items))}).with_transform(rows)
 
 
-def _images(item: batching.Item, context: run_context.RunContext) -> list[Image.Image]:
+def _images(item: batching.BatchItem, context: run_context.RunContext) -> list[Image.Image]:
   vision, grid = context.model.vision, item.encoded.grids[0]
   size = (grid.width * vision.patch_size, grid.height * vision.patch_size)
   frames = item.clip.frames[:: vision.temporal_patch_size]
@@ -190,7 +190,7 @@ def _longest(clips: datasets.Dataset, processor: transformers.ProcessorMixin, me
   return max(map(len, made["input_ids"]))
 
 
-def _first_items(context: run_context.RunContext, count: int) -> list[batching.Item]:
+def _first_items(context: run_context.RunContext, count: int) -> list[batching.BatchItem]:
   batches: Iterator[batching.Batch] = context.builder.read("train", context.config.rl.batch_size)
   items = itertools.chain.from_iterable(batch.items for batch in batches)
   return list(itertools.islice(items, count))

@@ -13,7 +13,7 @@ from vr_jax.train import batching
 
 def rig(
   monkeypatch: pytest.MonkeyPatch, reply_to: Callable[..., Sequence[int]]
-) -> list[list[batching.Item]]:
+) -> list[list[batching.BatchItem]]:
   """Makes the sampler reply with the tokens `reply_to(item, call=, member=, group=)`.
 
   Returns the rows of each batch so far.

@@ -214,7 +214,7 @@ def merge(context: run_context.RunContext, params: Any) -> Any:
   return nnx.merge(context.graphdef, params)
 
 
-def ragged_items(context: run_context.RunContext, count: int) -> list[batching.Item]:
+def ragged_items(context: run_context.RunContext, count: int) -> list[batching.BatchItem]:
   """Items of different lengths: with eight frames, four, two and none, in turn."""
   clips = [item.clip for item in next(context.builder.read("train", count)).items]
   items = []

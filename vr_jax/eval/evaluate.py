@@ -202,7 +202,7 @@ def _evaluated(
 
 
 def _grounding(
-  task: environment.Environment, item: batching.Item, episode: environment.Episode
+  task: environment.Environment, item: batching.BatchItem, episode: environment.Episode
 ) -> grounding_lib.Grounding | None:
   """What an episode found; None if the recipe does not look for objects."""
   track = item.example.object_track

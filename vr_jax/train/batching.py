@@ -25,7 +25,7 @@ from vr_jax.train import check_examples, paths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Item:
+class BatchItem:
   """One element of a batch: an example with its prompt, reference reply and clip.
 
   encoded: the prompt.
@@ -54,14 +54,14 @@ class Batch:
   vision_inputs: input of the vision tower for the missing rows, padded to `mesh.bucket_size` rows.
   """
 
-  items: list[Item]
+  items: list[BatchItem]
   prompt: records.Prompt
   sizes: prompts_lib.PromptSizes
   missing: tuple[int, ...]
   vision_inputs: PyTree
 
   @property
-  def padded_items(self) -> list[Item]:
+  def padded_items(self) -> list[BatchItem]:
     """One item for each prompt: the items, then the first one again for prompts that fill up."""
     return [*self.items, *self.items[:1] * (len(self.prompt.tokens) - len(self.items))]
 
@@ -172,7 +172,7 @@ class BatchBuilder:
     *,
     view: str = "whole",
     cache: feature_cache.FeatureCache | None = None,
-  ) -> Item:
+  ) -> BatchItem:
     """Makes the prompt of a clip, and its reference reply. view, cache: see `read`.
 
     epoch: a supervised conversation learns another turn in every epoch.
@@ -187,7 +187,7 @@ class BatchBuilder:
       turn = (first + epoch) % max(1, len(replies))
       view = "whole"
     item = functools.partial(
-      Item,
+      BatchItem,
       example=clip.example,
       reply=tuple(self.processor.encode_reply(replies[turn])) if replies else (),
       clip=clip,
@@ -256,7 +256,7 @@ class BatchBuilder:
 
   def batch(
     self,
-    items: Sequence[Item],
+    items: Sequence[BatchItem],
     *,
     size: int | None = None,
     sizes: prompts_lib.PromptSizes | None = None,
@@ -345,7 +345,7 @@ def mean_prompt_tokens(batch: Batch) -> float:
 
 
 def reply_arrays(
-  items: list[Item], length: int, *, rows: int | None = None
+  items: list[BatchItem], length: int, *, rows: int | None = None
 ) -> tuple[Int[np.ndarray, "prompts 1 time"], Bool[np.ndarray, "prompts 1 time"]]:
   """Pads the reference replies of items to `length`; returns (tokens, valid).
 

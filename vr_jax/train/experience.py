@@ -47,7 +47,7 @@ class Experience:
   metrics: counts to log; those of joined batches are added.
   """
 
-  items: list[batching.Item]
+  items: list[batching.BatchItem]
   prompt: records.Prompt
   prompt_with_features: records.Prompt
   media_index: Int[np.ndarray, "prompts prefix"]
@@ -67,7 +67,7 @@ class Experience:
     """
     return self.scores_future.wait()
 
-  def items_with_features(self) -> list[batching.Item]:
+  def items_with_features(self) -> list[batching.BatchItem]:
     """The items with the tower's features of their frames instead of the patches."""
     media = jax.tree.map(mesh_lib.local_rows, self.prompt_with_features.media)
 

@@ -89,7 +89,7 @@ class HeldOut:
 
 def _score(
   environment: environment_lib.Environment,
-  items: list[batching.Item],
+  items: list[batching.BatchItem],
   replies: environment_lib.Replies,
 ) -> list[tuple[str, float]]:
   """Scores a batch on the scoring thread; returns (name, value) of each reply's metrics."""

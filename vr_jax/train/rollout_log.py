@@ -104,7 +104,7 @@ class RolloutLog:
   def _put(
     self,
     step: int,
-    items: Sequence[batching.Item],
+    items: Sequence[batching.BatchItem],
     judged: scoring.ScoredReplies,
     advantages: Array,
     kept: bool,
@@ -124,7 +124,7 @@ class RolloutLog:
       frames = self._frames(items[pair.row], judged.episodes[pair.row][pair.best])
       self._log.write_samples(step, pair, rollout_samples.strip(frames))
 
-  def _frames(self, item: batching.Item, episode: environment_lib.Episode) -> list[np.ndarray]:
+  def _frames(self, item: batching.BatchItem, episode: environment_lib.Episode) -> list[np.ndarray]:
     """The frames that each turn of an episode showed."""
     shown = _shown_frames(self._context.environment, item, episode)
     return [item.clip.read(indices) for indices in shown if indices]
@@ -133,7 +133,7 @@ class RolloutLog:
 def group_lines(
   context: run_context.RunContext,
   step: int,
-  items: Sequence[batching.Item],
+  items: Sequence[batching.BatchItem],
   judged: scoring.ScoredReplies,
   advantages: Array,
 ) -> list[dict[str, Any]]:
@@ -175,7 +175,7 @@ def _shuffled(judged: scoring.ScoredReplies, row: int) -> dict[str, list[dict[st
 
 def _reply(
   environment: environment_lib.Environment,
-  item: batching.Item,
+  item: batching.BatchItem,
   judged: scoring.ScoredReplies,
   place: tuple[int, int],
   advantages: np.ndarray,
@@ -211,7 +211,7 @@ def _reply(
 
 def _shown_frames(
   environment: environment_lib.Environment,
-  item: batching.Item,
+  item: batching.BatchItem,
   episode: environment_lib.Episode,
 ) -> list[list[int]]:
   """For each turn of an episode, the indices in the clip of the frames that it showed."""

@@ -22,7 +22,7 @@ class PlayedBatch:
   rollout: has a row for each item, and perhaps more that fill up the batch.
   """
 
-  items: list[batching.Item]
+  items: list[batching.BatchItem]
   replies: environment_lib.Replies
   rollout: records.Rollout
 
