@@ -60,6 +60,7 @@ MAY_USE = {
   "serve": ALL_ROOMS | {"ask"},
   "main": ALL_ROOMS | {"ask", "segment", "status", "buckets", "recipe_config", "overrides"},
   "segment": ALL_ROOMS - {"serve"} | {"ask"},
+  "evaluate_benchmarks": ALL_ROOMS - {"serve"} | {"ask", "main"},
   "ask": ALL_ROOMS - {"serve"} | {"main", "recipe_config"},
   "__init__": frozenset(),
 }

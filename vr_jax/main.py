@@ -29,15 +29,17 @@ goes on.
 
 `vr-jax ask VIDEO "question" --checkpoint=runs/demo` puts a question to a trained policy
 (vr_jax/ask.py). `vr-jax segment VIDEO "query" --checkpoint=runs/mine --sam2=WEIGHTS` writes the
-masks of what a query means (vr_jax/segment.py). `vr-jax serve --checkpoint=runs/demo` answers
-requests over HTTP (docs/serving.md). `vr-jax status runs/demo` says where a run is
-(vr_jax/status.py).
+masks of what a query means (vr_jax/segment.py). `vr-jax eval --checkpoint=runs/mine
+--benchmarks=mvbench@official …` scores a policy on public benchmarks (docs/benchmarks.md).
+`vr-jax serve --checkpoint=runs/demo` answers requests over HTTP (docs/serving.md). `vr-jax status
+runs/demo` says where a run is (vr_jax/status.py).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import difflib
+import importlib
 import os
 from pathlib import Path
 import signal
@@ -49,9 +51,17 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from vr_jax import buckets, errors, goodput, overrides, recipe_config, status
+from vr_jax import buckets, errors, goodput, overrides, recipe_config
 from vr_jax.parallel import cluster_flags
 
+# Commands besides the stages. They import this module, so they are imported when they are called.
+_COMMANDS = {
+  "ask": "vr_jax.ask:ask",
+  "eval": "vr_jax.evaluate_benchmarks:evaluate_benchmarks",
+  "segment": "vr_jax.segment:segment",
+  "serve": "vr_jax.serve.command:serve",
+  "status": "vr_jax.status:status",
+}
 MODES = ("data", "sft", "rl", "eval", "all", "traces", "filter", "export", "check")
 
 
@@ -141,24 +151,12 @@ def _run_command(words: Sequence[str]) -> int:
     words = [*words[:place], f"--mode={words[place + 1]}", *words[place + 2 :]]
   try:
     words = buckets.mounted(words)
-    if words[1:2] == ["ask"]:
-      from vr_jax import ask  # here, because ask imports this module
-
-      ask.ask(words[1:])
-    elif words[1:2] == ["segment"]:
-      from vr_jax import segment  # here, because segment imports this module
-
-      segment.segment(words[1:])
-    elif words[1:2] == ["serve"]:
-      from vr_jax.serve import command  # here, because it imports this module
-
-      command.serve(words[1:])
-    elif words[1:2] == ["status"]:
-      status.status(words[1:])
-    elif "--mode=check" in words:
+    if (place := _COMMANDS.get("".join(words[1:2]))) is not None:
+      module, _, function = place.partition(":")
+      return getattr(importlib.import_module(module), function)(words[1:]) or 0
+    if "--mode=check" in words:
       return check(words)
-    else:
-      return _run_in_cluster(words)
+    return _run_in_cluster(words)
   except errors.InputError as error:
     print(errors.printable(f"vr-jax: {error}"), file=sys.stderr)
     return 2
@@ -170,19 +168,23 @@ def _run_command(words: Sequence[str]) -> int:
     where = f"{error.filename}: " if error.filename else ""
     print(errors.printable(f"vr-jax: {where}{error.strerror or error}"), file=sys.stderr)
     return 2
-  return 0
 
 
 def _run_in_cluster(words: Sequence[str]) -> int:
   """Runs stages, together with the other processes of the run; returns the exit code."""
   config, workdir, mode = parse_flags(words)
+  return in_cluster(words, lambda: run(config, workdir, mode))
+
+
+def in_cluster(words: Sequence[str], work: Callable[[], None]) -> int:
+  """Joins the other processes of a run and works with them; returns the exit code."""
   processes = cluster_flags.parse(words)
   from vr_jax.parallel import cluster, preemption
 
   cluster.join(processes)
   try:
     with preemption.noticed():
-      run(config, workdir, mode)
+      work()
     return 0
   except errors.Preempted as error:
     saved = str(error)

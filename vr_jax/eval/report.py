@@ -3,6 +3,7 @@
     workdir/config.json      {"config": {"recipe", …}, "versions": {package: …}, "git_revision"}
     workdir/metrics.jsonl    {"stage": "sft", "step": 10, "values": {"loss": 1.9}}, one a line
     workdir/eval/            what stage.py writes; docs/evaluation.md describes it
+    workdir/benchmarks/      table.json of `vr-jax eval`; may be absent
 
 The other report_* modules compute plain data. The templates in report_assets/ hold all of the
 markup. Model text may be hostile: Jinja escapes what a template inserts, and in case that fails,
@@ -45,7 +46,7 @@ def write_report(workdir: Path) -> Path:
 
 def render(run: report_data.ReportRun) -> str:
   """Renders the report of a run as HTML."""
-  script, style = _read_asset("report.js"), _read_asset("report.css")
+  script, style = read_asset("report.js"), read_asset("report.css")
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   workdir = run.workdir.resolve().name
   config = None if run.config is None else run.config.get("config", run.config)
@@ -63,6 +64,7 @@ def render(run: report_data.ReportRun) -> str:
       warning=report_facts.warning(run),
       summary=report_changes.summary(run.evaluations),
       results=report_table.results(run.evaluations),
+      benchmarks=report_data.read_benchmarks(run.workdir),
       stages=report_curves.stages(run.curves),
       groups=groups,
       filters=report_rollouts.filters(groups),
@@ -76,7 +78,7 @@ def render(run: report_data.ReportRun) -> str:
 def make_environment() -> jinja2.Environment:
   """Makes the Jinja environment of report_assets/: it escapes values; missing ones are errors."""
   environment = jinja2.Environment(
-    loader=jinja2.FunctionLoader(_read_asset),
+    loader=jinja2.FunctionLoader(read_asset),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
@@ -86,6 +88,7 @@ def make_environment() -> jinja2.Environment:
   return environment
 
 
-def _read_asset(name: str) -> str:
+def read_asset(name: str) -> str:
+  """A file of report_assets/."""
   asset = importlib.resources.files("vr_jax.eval") / "report_assets" / name
   return asset.read_text(encoding="utf-8")

@@ -9,8 +9,9 @@ import dataclasses
 import math
 from pathlib import Path
 import re
+from typing import Any
 
-from vr_jax import errors
+from vr_jax import errors, plain_json
 from vr_jax.envs import metric
 from vr_jax.eval import evaluated_replies, report_grounding, report_json
 from vr_jax.train import metrics as metrics_lib
@@ -198,6 +199,34 @@ def read_run(workdir: Path) -> ReportRun:
     evaluations=tuple(evaluations),
     frames=read_frames(frames, evaluations) if frames.exists() else {},
   )
+
+
+def read_benchmarks(workdir: Path) -> list[dict[str, Any]]:
+  """Reads the rows of benchmarks/table.json that a table shows; [] if there is none.
+
+  Raises:
+    InputError: the file has a wrong format.
+  """
+  path = workdir / "benchmarks" / "table.json"
+  if not path.is_file():
+    return []
+  shown = {
+    "protocol": str,
+    "cells": tuple[str, ...],
+    "notes": tuple[str, ...],
+    "intervals": tuple[tuple[str, str, str, int], ...],
+  }
+  try:
+    rows = plain_json.parse(path.read_bytes())
+    if not isinstance(rows, list):
+      raise ValueError("is no list")
+    for row in rows:
+      for name, wanted in shown.items():
+        if not plain_json.has_type(row[name], wanted):
+          raise ValueError(f"field {name!r} can't be {row[name]!r:.60}")
+  except (ValueError, KeyError, TypeError) as error:
+    raise errors.InputError(f"{path}: is damaged: {error}; run vr-jax eval again") from error
+  return [{name: row[name] for name in shown} for row in rows]
 
 
 def read_curves(path: Path) -> Curves:

@@ -13,7 +13,7 @@ from vr_jax import records
 from vr_jax.errors import InputError
 
 # ends: evenly from the first to the last, fractions cut (lmms-eval).
-# rounded: the same, rounded (qwen-vl-utils); as this project samples.
+# rounded: the same, rounded; as this project samples.
 # middles: the middles of equal segments (MVBench, MLVU).
 # inside: i N / (n + 1) for i from 1 to n (VLMEvalKit).
 # starts: i floor(N / n) from 0, at most one a second (LongVideoBench).

@@ -6,8 +6,7 @@ and "(B)" are wrong for "B".
 EasyVideoR1 looks for a letter in several ways. Traps: "The answer is a red ball, so B" is A;
 "<answer>C. dog</answer>" and "<answer>(B)</answer>" can't be read there, so other places decide.
 
-Source: Video-R1 (arXiv 2503.21776), src/eval_bench.py; cyuQ1n/EasyVideoR1,
-AsyncLLMEngine_eval_videobench_qwen3vl_multi_task.py.
+Source: Video-R1 (arXiv 2503.21776), src/eval_bench.py; cyuQ1n/EasyVideoR1, eval/code.
 """
 
 import re

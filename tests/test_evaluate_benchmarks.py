@@ -1,0 +1,194 @@
+"""`vr-jax eval`: a run's policy on made-up benchmarks, from files to the table."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.data import videos
+from tests.train import nano
+from vr_jax import main
+from vr_jax.data.benchmark_sets import mvbench
+from vr_jax.errors import InputError
+from vr_jax.eval import report_data
+from vr_jax.eval.benchmarks import reply_store
+from vr_jax.train import paths
+from vr_jax.train import workdir as workdir_lib
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A run with held-out questions, whose policy has random weights, and its evaluation."""
+  workdir = tmp_path_factory.mktemp("run")
+  families = {
+    "data__simulate__world__families": ("choice",),
+    "data__simulate__questions_per_video": 1,
+    "data__test_fraction": 0.5,
+  }
+  nano.untrained_run(nano.config(eval__examples=0, eval__batch_size=8, **families), workdir)
+  assert main.cli(["vr-jax", f"--workdir={workdir}", "--mode=eval"]) == 0
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def sets(run, tmp_path_factory):
+  """The run's held-out questions as MOSS-Video's, and a small MVBench."""
+  root = tmp_path_factory.mktemp("sets")
+  evaluated = [json.loads(line) for line in (run / "eval" / "before_rl.jsonl").open()]
+  videos_directory = paths.videos_directory(workdir_lib.config_of(run), run)
+  (root / "moss_video").mkdir()
+  (root / "moss_video" / "videos").symlink_to(videos_directory)
+  fields = ("id", "video", "question", "options", "answer", "problem_type", "shown")
+  (root / "moss_video" / "test.jsonl").write_text(
+    "".join(json.dumps({name: reply[name] for name in fields}) + "\n" for reply in evaluated)
+  )
+  (root / "mvbench" / "json").mkdir(parents=True)
+  for task in mvbench._TASKS:
+    absent = {"video": "absent.mp4", "question": "?", "candidates": ["a", "b"], "answer": "a"}
+    bounds = {"start": 1.0, "end": 3.0}
+    (root / "mvbench" / "json" / f"{task}.json").write_text(json.dumps([absent | bounds]))
+  folders = {"action_sequence": "star/Charades_v1_480", "action_count": "perception/videos"}
+  for task, folder in folders.items():
+    records = [
+      {
+        "video": f"{number}.mp4",
+        "question": "Which colour is the square at the end?",
+        "candidates": ["red", "green", "blue"],
+        "answer": ("red", "green", "blue")[number],
+        **({"start": 1.0, "end": 3.0} if task == "action_sequence" else {}),
+      }
+      for number in range(3)
+    ]
+    (root / "mvbench" / "json" / f"{task}.json").write_text(json.dumps(records))
+    for number in range(3):
+      videos.write(root / "mvbench" / "video" / folder / f"{number}.mp4", frames=40, size=64)
+  return root
+
+
+def _eval(*words) -> int:
+  return main.cli(["vr-jax", "eval", *map(str, words)])
+
+
+def test_a_recipe_asks_as_the_runs_own_evaluation_does(run, sets, tmp_path, capsys):
+  flags = ["--benchmarks=moss_video@recipe", f"--benchmark_data={sets}", f"--out={tmp_path}"]
+  assert _eval(f"--checkpoint={run}", "--before_rl", *flags) == 0
+  lines = [json.loads(line) for line in (run / "eval" / "before_rl.jsonl").open()]
+  expected = {
+    line["id"]: (line["reply"], line["tokens"], line["truncated"], line["times"]) for line in lines
+  }
+  found = reply_store.ReplyStore(directory=tmp_path / "moss_video@recipe").read()
+  assert {
+    name: (each.reply, each.tokens, each.truncated, list(each.times))
+    for name, each in found.items()
+  } == expected
+  (row,) = json.loads((tmp_path / "table.json").read_text())
+  assert row["questions"] == len(expected)
+  assert "moss_video@recipe" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def asked(run, sets, tmp_path_factory):
+  """The --out of two protocols of MVBench."""
+  out = tmp_path_factory.mktemp("asked")
+  assert _eval(*_mvbench(run, sets), f"--out={out}") == 0
+  return out
+
+
+def _mvbench(run, sets) -> list[str]:
+  names = "--benchmarks=mvbench@official,mvbench@unclipped"
+  return [f"--checkpoint={run}", "--before_rl", f"--benchmark_data={sets}", names]
+
+
+def test_an_official_protocol_is_asked_scored_and_resumed(run, sets, asked, tmp_path, capsys):
+  shutil.copytree(asked, tmp_path, dirs_exist_ok=True)
+  store = reply_store.ReplyStore(directory=tmp_path / "mvbench@official")
+  replies = store.read()
+  assert len(replies) == 6
+  bounded = [reply for name, reply in replies.items() if "action_sequence" in name]
+  assert len(bounded) == 3
+  for reply in bounded:
+    assert 1.0 <= min(reply.times) < 1.2 and 2.8 < max(reply.times) < 3.0
+    assert (reply.problem, reply.frames) == ("", 16)
+  whole = reply_store.ReplyStore(directory=tmp_path / "mvbench@unclipped").read()
+  assert max(max(reply.times) for reply in whole.values()) > 4.5
+  rows = json.loads((tmp_path / "table.json").read_text())
+  assert [row["protocol"] for row in rows] == ["mvbench@official", "mvbench@unclipped"]
+  assert {row["questions"] for row in rows} == {6}
+  assert all(row["partial"] for row in rows)  # the published set has 4,000 questions
+  # A run that was killed: half a line, and one reply less.
+  path = store.directory / "replies-00000.jsonl"
+  content = path.read_bytes()
+  path.write_bytes(content[: content.rindex(b"\n", 0, -1) + 20])
+  capsys.readouterr()
+  assert _eval(*_mvbench(run, sets), f"--out={tmp_path}") == 0
+  assert store.read() == replies
+  table = (tmp_path / "table.json").read_text()
+  assert _eval("--score_only", *_mvbench(run, sets)[2:], f"--out={tmp_path}") == 0
+  assert (tmp_path / "table.json").read_text() == table
+  assert "mvbench@official (partial) & " in (tmp_path / "table.tex").read_text()
+  page = (tmp_path / "table.html").read_text()
+  assert "mvbench@official (partial)</th>" in page and "task/Action Count" in page
+
+
+def test_a_runs_report_shows_its_benchmarks(run, sets):
+  flags = [f"--checkpoint={run}", "--before_rl", f"--benchmark_data={sets}"]
+  assert _eval(*flags, "--benchmarks=moss_video@recipe") == 0
+  assert "moss_video@recipe (partial)</th>" in (run / "report.html").read_text()
+  (run / "benchmarks" / "table.json").write_text('[{"protocol": 3}]')
+  with pytest.raises(InputError, match=r"benchmarks/table\.json: is damaged"):
+    report_data.read_benchmarks(run)
+  shutil.rmtree(run / "benchmarks")
+
+
+def test_a_missing_or_damaged_video_makes_the_score_partial_or_failed(run, sets, tmp_path, capsys):
+  broken = tmp_path / "sets" / "mvbench"
+  shutil.copytree(sets / "mvbench" / "json", broken / "json")
+  folder = broken / "video" / "perception" / "videos"
+  videos.write(folder / "0.mp4", frames=40, size=64)
+  (folder / "1.mp4").write_bytes(b"nothing")
+  words = [f"--checkpoint={run}", "--before_rl", "--benchmarks=mvbench@official"]
+  assert _eval(*words, f"--benchmark_data={broken.parent}", f"--out={tmp_path / 'out'}") == 0
+  (row,) = json.loads((tmp_path / "out" / "table.json").read_text())
+  assert (row["questions"], row["failed"], row["missing"]) == (2, 1, 18 + 3 + 1)
+  said = capsys.readouterr()
+  assert "files are missing: video/" in said.err
+  assert "22 questions left out: their files are missing" in said.out
+  replies = reply_store.ReplyStore(directory=tmp_path / "out" / "mvbench@official").read()
+  assert next(each.problem for each in replies.values() if each.problem).count("1.mp4") == 1
+
+
+def test_a_change_has_an_interval_and_a_p_value(sets, asked, tmp_path):
+  shutil.copytree(asked, tmp_path, dirs_exist_ok=True)
+  flags = [f"--benchmark_data={sets}", "--benchmarks=mvbench@official", f"--base={asked}"]
+  assert _eval("--score_only", *flags, f"--out={tmp_path}") == 0
+  (row,) = json.loads((tmp_path / "table.json").read_text())
+  change = row["changes"]["accuracy"]
+  assert (change["change"], change["p_value"], row["p_holm"]) == (0.0, 1.0, 1.0)
+  assert np.isfinite([change["low"], change["high"]]).all()
+
+
+@pytest.mark.parametrize(
+  ("words", "complaint"),
+  [
+    (["--benchmarks=mvbench@offical"], "mvbench@official"),
+    (["--benchmarks=mvbench"], "mvbench@"),
+    ([], "needs --benchmarks"),
+    (["--benchmarks=mvbench@official", "--split=mlvu:test"], "--split=mlvu:test"),
+    (["--benchmarks=mlvu@official"], "mlvu"),
+    (["--benchmarks=mvbench@official", "--base=nowhere"], "--base=nowhere: no such directory"),
+    (["--benchmarks=mvbench@official", "extra"], "extra: vr-jax eval takes flags alone"),
+    (["--benchmarks=mvbench@official", "--score_only"], "about.json: no such file"),
+  ],
+)
+def test_what_is_wrong_is_one_line(run, sets, tmp_path, capsys, words, complaint):
+  flags = [f"--checkpoint={run}", f"--benchmark_data={sets}", f"--out={tmp_path}"]
+  assert _eval(*flags, *words) == 2
+  (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+  assert complaint in line
+
+
+def test_all_protocols_are_listed(capsys):
+  assert _eval("--benchmarks=list") == 0
+  out = capsys.readouterr().out
+  assert "mvbench@official" in out and "vsi_bench@video_r1" in out

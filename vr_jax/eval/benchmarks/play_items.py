@@ -1,0 +1,240 @@
+"""Asks a policy the items of a protocol, batch by batch, and keeps each reply as it comes."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+import dataclasses
+import itertools
+from typing import Any, ClassVar
+
+import jax
+from jaxtyping import Bool, Int, PyTree
+import numpy as np
+
+from vr_jax import errors, records
+from vr_jax.data import benchmark_item
+from vr_jax.envs import environment as environment_lib
+from vr_jax.eval.benchmarks import asked_items, protocols, reply_store
+from vr_jax.parallel import mesh as mesh_lib
+from vr_jax.parallel import preemption, processes
+from vr_jax.rollout import decode_replies
+from vr_jax.train import batching, experience, run_context, vision_features
+
+# Prompts of benchmarks are longer and shorter than those that a recipe's programs are compiled for.
+_LENGTHS = tuple(size for power in range(9, 18) for size in (1 << power, 3 << (power - 1)))
+_FRAMES = (16, 64, 128, 384)  # temporal patches
+_PATCHES = (1024, 2048, 4096, 8192)  # of a frame
+
+
+class WholeReply(environment_lib.Defaults):
+  """One reply, without markup: what a protocol with a prompt of its own gets."""
+
+  tags: ClassVar[tuple[str, ...]] = ()
+
+  def question(self, example: records.Example) -> str:
+    """The question; prompts of protocols are made elsewhere."""
+    return example.question
+
+  def score(
+    self, examples: Sequence[records.Example], replies: environment_lib.Replies
+  ) -> records.Scores:
+    """Rules of the protocol score replies."""
+    raise NotImplementedError
+
+  def accuracy(self, example: records.Example, reply: str) -> float:
+    """Rules of the protocol score replies."""
+    raise NotImplementedError
+
+  def trace(self, reply: str) -> str:
+    """There is no reasoning apart from the reply."""
+    return reply
+
+  def explain(self, example: records.Example, reply: str) -> Mapping[str, Any]:
+    """Nothing."""
+    del example, reply
+    return {}
+
+
+def with_protocol(
+  context: run_context.RunContext, protocol: protocols.Protocol
+) -> run_context.RunContext:
+  """The context in which a protocol is played: its environment, and buckets for any length."""
+  config = context.config.copy_and_resolve_references().unlock()
+  model = config.model
+  reply = _reply_limit(context, protocol)
+  room = context.model.max_position_embeddings - reply
+  lengths = {*model.prefix_buckets, *_LENGTHS}
+  model.prefix_buckets = tuple(sorted(size for size in lengths if size <= room)) or (room,)
+  model.frame_buckets = tuple(sorted({*model.frame_buckets, *_FRAMES}))
+  model.patch_buckets = tuple(sorted({*model.patch_buckets, *_PATCHES}))
+  environment = context.environment if protocol.prompt is None else WholeReply()
+  return dataclasses.replace(context, config=config.lock(), environment=environment)
+
+
+def play(
+  context: run_context.RunContext,
+  params: PyTree,
+  asker: asked_items.ItemAsker,
+  items: Sequence[benchmark_item.Item],
+  store: reply_store.ReplyStore,
+  *,
+  tick: Callable[[int], None] = lambda done: None,
+) -> None:
+  """Asks all items that have no reply yet.
+
+  context: as `with_protocol` makes it. All processes must call this together; each asks some items.
+  items: whose videos are there.
+  tick: is called with the number of questions done.
+
+  An item whose prompt can't be made gets a reply with a problem. What is sampled depends on the
+  seed, the number of processes and eval.batch_size, and not on what was asked before.
+  """
+  share, shares = mesh_lib.process_shard(context.mesh)
+  size = context.config.eval.batch_size // shares
+  # Sorted by video, so that each is opened once, and prompts of a batch are about as long.
+  ordered = sorted(items, key=_order)
+  chunks = [(start, ordered[start : start + size]) for start in range(0, len(ordered), size)]
+  known = store.read()
+  own = [
+    (number, chunk)
+    for number, chunk in chunks[share::shares]
+    if any(item.id not in known for item in chunk)
+  ]
+  done = sum(item.id in known for item in items)
+  rounds = int(processes.all_gather(np.array([len(own)])).max())
+  filler: list[batching.BatchItem] = []
+  with futures.ThreadPoolExecutor(1) as thread, store.writer(share) as writer:
+    prompts = _read_ahead(thread, asker, own)
+    for _ in range(rounds):
+      number, asked, failed = next(prompts, (0, [], []))
+      writer.add(failed)
+      filler = asked[:1] or filler or _first_that_fits(asker, ordered)
+      if processes.all_gather(np.array([len(asked)])).any():
+        played = play_chunk(context, params, asker.protocol, asked or filler, size, number)
+        writer.add(played if asked else ())
+      done += int(processes.all_gather(np.array([len(asked) + len(failed)])).sum())
+      tick(min(done, len(items)))
+      if processes.count_joined() > 1 and preemption.stops_after():
+        raise errors.Preempted(preemption.OUTSIDE)
+
+
+def _order(item: benchmark_item.Item) -> tuple[str, float, str]:
+  return item.video, item.clip.start if item.clip else 0.0, item.id
+
+
+_Asked = tuple[int, list[batching.BatchItem], list[reply_store.StoredReply]]
+
+
+def _read_ahead(
+  thread: futures.Executor,
+  asker: asked_items.ItemAsker,
+  chunks: Sequence[tuple[int, Sequence[benchmark_item.Item]]],
+) -> Iterator[_Asked]:
+  """The prompts of one chunk after the other; the next are made while some are played."""
+  later = [thread.submit(ask_chunk, asker, *chunk) for chunk in chunks[:2]]
+  for chunk in itertools.chain(chunks[2:], [None, None]):
+    if later:
+      yield later.pop(0).result()
+    if chunk is not None:
+      later.append(thread.submit(ask_chunk, asker, *chunk))
+
+
+def ask_chunk(
+  asker: asked_items.ItemAsker, number: int, items: Sequence[benchmark_item.Item]
+) -> _Asked:
+  """Makes the prompts of a chunk. Of those that can't be made, it says why."""
+  asked, failed = [], []
+  for item in items:
+    try:
+      made = asker.ask(item)
+      asker.context.builder.batch([made])  # raises if it does not fit
+      asked.append(made)
+    except errors.InputError as error:
+      failed.append(reply_store.StoredReply(id=item.id, problem=str(error)))
+  return number, asked, failed
+
+
+def _first_that_fits(
+  asker: asked_items.ItemAsker, items: Sequence[benchmark_item.Item]
+) -> list[batching.BatchItem]:
+  """A prompt with which a process takes part that has none of its own."""
+  every = (ask_chunk(asker, 0, [item])[1] for item in items)
+  return next((asked for asked in every if asked), [])
+
+
+def play_chunk(
+  context: run_context.RunContext,
+  params: PyTree,
+  protocol: protocols.Protocol,
+  items: Sequence[batching.BatchItem],
+  size: int,
+  number: int,
+) -> list[reply_store.StoredReply]:
+  """Samples a reply to each prompt. number: of the chunk, for the random key."""
+  batch = context.builder.batch(items, size=size)
+  featurized = vision_features.prompt_with_features(context, params, batch, None)
+  played = experience.play_batch(
+    context,
+    params,
+    featurized.batch,
+    featurized.prompt,
+    jax.random.fold_in(jax.random.key(context.config.seed), number),
+    group=1,
+    **_decoding(context, protocol),
+  )
+  rows = len(items)
+  dialogue = context.builder.dialogue(featurized.batch)
+  replies = decode_replies.decode_replies(dialogue, played.rollout, rows=rows)
+  tokens, kind, turn = (
+    mesh_lib.local_rows(each)[:rows, 0]
+    for each in (played.rollout.tokens, played.rollout.kind, played.rollout.turn)
+  )
+  sampled, limit = kind == records.Kind.MODEL, _reply_limit(context, protocol)
+  return [
+    reply_store.StoredReply(
+      id=item.example.id,
+      reply=episode.replies[-1],
+      tokens=int(sampled[row].sum()),
+      turns=len(episode.replies),
+      truncated=_is_cut(context, tokens[row], sampled[row], turn[row], limit),
+      frames=len(item.clip),
+      height=item.clip.shape[1],
+      width=item.clip.shape[2],
+      times=tuple(float(time) for time in item.clip.timestamps),
+    )
+    for row, (item, (episode,)) in enumerate(zip(items, replies.episodes, strict=True))
+  ]
+
+
+def _is_cut(
+  context: run_context.RunContext,
+  tokens: Int[np.ndarray, "time"],
+  sampled: Bool[np.ndarray, "time"],
+  turn: Int[np.ndarray, "time"],
+  limit: int,
+) -> bool:
+  """Whether a reply of an episode has as many tokens as allowed, and no end."""
+  replies = (tokens[sampled & (turn == number)] for number in range(int(turn.max()) + 1))
+  return any(len(ids) >= limit and ids[-1] not in context.stop_tokens for ids in replies)
+
+
+def _decoding(context: run_context.RunContext, protocol: protocols.Protocol) -> dict[str, Any]:
+  """The sampling options of a protocol; those of evaluation where it has none."""
+  settings = protocol.decoding
+  if settings is None:
+    return {"temperature": context.config.eval.temperature}
+  if settings.presence_penalty or settings.top_k > 1:
+    raise errors.InputError(
+      f"{protocol.name}: samples with top_k={settings.top_k} and presence_penalty="
+      f"{settings.presence_penalty:g}, which are not built; choose another protocol"
+    )
+  return {
+    # Of the one most likely token, any temperature draws that.
+    "temperature": 0.0 if settings.top_k == 1 else settings.temperature,
+    "top_p": settings.top_p,
+    "max_new_tokens": settings.max_tokens,
+  }
+
+
+def _reply_limit(context: run_context.RunContext, protocol: protocols.Protocol) -> int:
+  """The most tokens of a reply."""
+  return protocol.decoding.max_tokens if protocol.decoding else context.config.rl.max_new_tokens

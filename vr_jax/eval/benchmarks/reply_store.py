@@ -1,0 +1,141 @@
+"""Replies to a benchmark's questions on disk: kept as they come, so that nothing is asked twice.
+
+    about.json             what the replies are of; other replies don't mix with them
+    replies-00000.jsonl    a line for each question that process 0 has asked
+
+A run that was killed goes on where it was, in any number of processes. Scores are computed from
+these files and need no model.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from vr_jax import atomic, plain_json
+from vr_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredReply:
+  """What the policy said to one question.
+
+  id: of the item.
+  reply: of the last turn.
+  tokens: sampled ones, of all turns; turns: how many there were.
+  truncated: whether a reply reached its limit of tokens before its end.
+  frames, height, width: what the prompt showed of the video; times: of its frames, in seconds.
+  problem: why there is no reply, "" if there is one.
+  """
+
+  id: str
+  reply: str = ""
+  tokens: int = 0
+  turns: int = 1
+  truncated: bool = False
+  frames: int = 0
+  height: int = 0
+  width: int = 0
+  times: tuple[float, ...] = ()
+  problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReplyStore:
+  """The replies of one protocol in a directory."""
+
+  directory: Path
+
+  def begin(self, about: Mapping[str, Any]) -> None:
+    """Starts the store, or goes on with it.
+
+    about: what replies depend on, as JSON. Only one process may call this.
+
+    Raises InputError if the directory has replies of something else; names the first difference.
+    """
+    path = self.directory / "about.json"
+    wanted = json.loads(json.dumps(about))
+    if path.is_file():
+      found = _read_json(path)
+      different = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+      if different:
+        name = different[0]
+        raise InputError(
+          f"{self.directory}: has replies with {name}={_short(found.get(name))}, now "
+          f"{_short(wanted.get(name))}; choose another --out, or remove it"
+        )
+      return
+    self.directory.mkdir(parents=True, exist_ok=True)
+    atomic.write_bytes(path, [json.dumps(wanted, indent=1).encode() + b"\n"])
+
+  def about(self) -> dict[str, Any]:
+    """What the replies are of. Raises InputError if there are none."""
+    return _read_json(self.directory / "about.json")
+
+  def read(self) -> dict[str, StoredReply]:
+    """The replies by id. A line that a kill has cut is left out: its question is asked again."""
+    found: dict[str, StoredReply] = {}
+    for path in sorted(self.directory.glob("replies-*.jsonl")):
+      content = path.read_bytes()
+      for number, line in enumerate(content.splitlines(keepends=True), 1):
+        try:
+          reply = plain_json.build(StoredReply, plain_json.parse(line))
+        except ValueError as error:
+          if not line.endswith(b"\n"):
+            continue
+          raise InputError(
+            f"{path}, line {number}: is damaged: {error}; remove the line, and its question is "
+            "asked again"
+          ) from error
+        found.setdefault(reply.id, reply)
+    return found
+
+  @contextlib.contextmanager
+  def writer(self, process: int) -> Iterator["ReplyWriter"]:
+    """Opens the file of a process to add replies."""
+    path = self.directory / f"replies-{process:05d}.jsonl"
+    with path.open("ab+") as file:
+      _cut_last_line(file)
+      yield ReplyWriter(file)
+
+
+class ReplyWriter:
+  """Adds replies to a file; what `add` has returned from survives a kill."""
+
+  def __init__(self, file: Any):
+    self._file = file
+
+  def add(self, replies: Iterable[StoredReply]) -> None:
+    """Writes replies, a line for each."""
+    for reply in replies:
+      self._file.write(json.dumps(dataclasses.asdict(reply)).encode() + b"\n")
+    self._file.flush()
+    os.fsync(self._file.fileno())
+
+
+def _cut_last_line(file: Any) -> None:
+  """Removes a last line that has no end."""
+  file.seek(0)
+  content = file.read()
+  whole = content.rfind(b"\n") + 1
+  if whole != len(content):
+    file.truncate(whole)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+  try:
+    value = plain_json.parse(path.read_bytes())
+  except FileNotFoundError as error:
+    raise InputError(f"{path}: no such file; give the directory of a protocol's replies") from error
+  except (OSError, ValueError) as error:
+    raise InputError(f"{path}: is damaged; remove its directory and ask again") from error
+  if not isinstance(value, dict):
+    raise InputError(f"{path}: is damaged; remove its directory and ask again")
+  return value
+
+
+def _short(value: Any) -> str:
+  return f"{value!r:.80}"

@@ -1,0 +1,277 @@
+"""Scores stored replies by their protocol, and shows them as a table: terminal, JSON, LaTeX, HTML.
+
+No model is needed: replies are read from disk, items from the benchmark's released files.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+from rich import table as rich_table
+
+from vr_jax.data import benchmark_item
+from vr_jax.errors import InputError
+from vr_jax.eval import report
+from vr_jax.eval.benchmarks import (
+  aggregation,
+  answer_rules,
+  protocols,
+  reply_store,
+  scored_reply,
+  statistics,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoredProtocol:
+  """The numbers of one protocol.
+
+  values: of the metric, by name, with intervals; `headline` is the one that is published first.
+  questions: that count; failed, unparsed, truncated: of these, without an answer. All score 0.
+  missing: questions whose files are not there; they don't count, and the score is partial.
+  unscored: questions that need a judge, or whose answers were not released.
+  unlike: counts of questions that differ from the published ones, "task/Action Count: 199 of 200".
+  tokens: mean number of sampled tokens of a reply.
+  shown: frames and pixels of the videos, as "32 x 448 x 252".
+  judge: the model that scored; "" for rules alone.
+  """
+
+  protocol: str
+  headline: str
+  values: Mapping[str, statistics.MetricInterval]
+  changes: Mapping[str, statistics.MetricChange]
+  questions: int
+  failed: int
+  unparsed: int
+  truncated: int
+  missing: int
+  unscored: int
+  unlike: tuple[str, ...]
+  tokens: float
+  shown: str
+  judge: str = ""
+
+  @property
+  def is_partial(self) -> bool:
+    """Whether the number is not of all published questions."""
+    return bool(self.missing or self.unscored or self.unlike)
+
+
+def score_replies(
+  protocol: protocols.Protocol,
+  items: Sequence[benchmark_item.Item],
+  replies: Mapping[str, reply_store.StoredReply],
+) -> list[scored_reply.ScoredReply]:
+  """The final score of each item that can be scored by rule; one without a reply failed."""
+  scored = []
+  for item in items:
+    if not can_score(item):
+      continue
+    stored = replies.get(item.id)
+    answer = None
+    if stored is not None and not stored.problem:
+      answer = answer_rules.score(protocol.rule, stored.reply, item)
+    scored.append(
+      scored_reply.make(
+        item,
+        answer,
+        truncated=stored is not None and stored.truncated,
+        counted=protocol.counted,
+      )
+    )
+  return scored
+
+
+def can_score(item: benchmark_item.Item) -> bool:
+  """Whether a rule can score the item: its answer is known, and it needs no judge."""
+  return bool(item.answer) and not answer_rules.needs_judge(item)
+
+
+def make(
+  protocol: protocols.Protocol,
+  items: Sequence[benchmark_item.Item],
+  replies: Mapping[str, reply_store.StoredReply],
+  *,
+  missing: int = 0,
+  unlike: Sequence[str] = (),
+  base: Mapping[str, reply_store.StoredReply] | None = None,
+) -> ScoredProtocol:
+  """Computes the numbers of a protocol.
+
+  items: of the protocol, whose files are there.
+  missing, unlike: see `ScoredProtocol`.
+  base: replies of another policy to the same items, to compare with.
+
+  Raises InputError if no item can be scored.
+  """
+  metric = aggregation.get(protocol.metric)
+  scored = score_replies(protocol, items, replies)
+  if not scored:
+    raise InputError(
+      f"{protocol.name}: none of {len(items)} questions can be scored by a rule: they need a "
+      "judge, or their answers were not released"
+    )
+  counts = scored_reply.count_statuses(scored)
+  said = [replies[item.id] for item in items if item.id in replies and not replies[item.id].problem]
+  changes = {}
+  if base is not None:
+    changes = statistics.compare(metric, score_replies(protocol, items, base), scored)
+  return ScoredProtocol(
+    protocol=protocol.name,
+    headline=metric.headline,
+    values=statistics.estimate(metric, scored),
+    changes=changes,
+    questions=counts["questions"],
+    failed=counts["failed"],
+    unparsed=counts["unparsed"],
+    truncated=counts["truncated"],
+    missing=missing,
+    unscored=len(items) - len(scored),
+    unlike=tuple(unlike),
+    tokens=sum(each.tokens for each in said) / len(said) if said else math.nan,
+    shown=_describe_shown(said),
+  )
+
+
+def adjusted_p_values(rows: Sequence[ScoredProtocol]) -> dict[str, float]:
+  """Holm's p-value of each protocol's change of its headline, over all of the table."""
+  p_values = {
+    row.protocol: row.changes[row.headline].p_value
+    for row in rows
+    if row.headline in row.changes and not math.isnan(row.changes[row.headline].p_value)
+  }
+  return dict(statistics.holm(p_values))
+
+
+HEAD = (
+  *("protocol", "score", "95 % interval", "change", "p (Holm)", "n", "failed", "unparsed"),
+  *("truncated", "tokens", "frames x pixels", "judge"),
+)
+
+
+def cells(rows: Sequence[ScoredProtocol]) -> list[tuple[str, ...]]:
+  """The texts of a table: a line for each protocol, in the columns of HEAD."""
+  p_values = adjusted_p_values(rows)
+  lines = []
+  for row in rows:
+    value, change = row.values[row.headline], row.changes.get(row.headline)
+    lines.append(
+      (
+        row.protocol + (" (partial)" if row.is_partial else ""),
+        f"{value.value:.1f}",
+        _interval(value.low, value.high),
+        "" if change is None else f"{change.change:+.1f} {_interval(change.low, change.high)}",
+        f"{p_values[row.protocol]:.3f}" if row.protocol in p_values else "",
+        str(row.questions),
+        *(str(count) for count in (row.failed, row.unparsed, row.truncated)),
+        "" if math.isnan(row.tokens) else f"{row.tokens:.0f}",
+        row.shown,
+        row.judge or "none",
+      )
+    )
+  return lines
+
+
+def notes(rows: Iterable[ScoredProtocol]) -> list[str]:
+  """A line for each reason why a score is partial."""
+  found = []
+  for row in rows:
+    if row.missing:
+      found.append(f"{row.protocol}: {row.missing} questions left out: their files are missing")
+    if row.unscored:
+      found.append(f"{row.protocol}: {row.unscored} questions not scored: no judge, or no answer")
+    if row.unlike:
+      more = f" (and {len(row.unlike) - 1} more counts)" if len(row.unlike) > 1 else ""
+      first = next(iter(row.unlike))
+      found.append(f"{row.protocol}: not the published set: {first}{more}")
+  return found
+
+
+def to_terminal(rows: Sequence[ScoredProtocol]) -> rich_table.Table:
+  """The table for a terminal."""
+  table = rich_table.Table(title="benchmarks, with 95 % intervals", title_justify="left")
+  for name in HEAD:
+    table.add_column(name, justify="left" if name in ("protocol", "judge") else "right")
+  for line in cells(rows):
+    table.add_row(*line)
+  return table
+
+
+def to_latex(rows: Sequence[ScoredProtocol]) -> str:
+  """The table as LaTeX, for booktabs."""
+  lines = [
+    r"\begin{tabular}{l" + "r" * (len(HEAD) - 1) + "}",
+    r"\toprule",
+    " & ".join(map(_latex, HEAD)) + r" \\",
+    r"\midrule",
+    *(" & ".join(map(_latex, line)) + r" \\" for line in cells(rows)),
+    r"\bottomrule",
+    r"\end{tabular}",
+  ]
+  return "\n".join(lines) + "\n"
+
+
+def to_page(lines: Sequence[Mapping[str, Any]]) -> str:
+  """The table as a page. lines: as `to_json` makes them."""
+  return (
+    report.make_environment()
+    .get_template("benchmarks_page.html")
+    .render(style=report.read_asset("report.css"), benchmarks=lines)
+  )
+
+
+def to_json(rows: Sequence[ScoredProtocol]) -> list[dict[str, Any]]:
+  """All of the table as JSON; numbers that are not finite are null.
+
+  Beside the fields of a `ScoredProtocol`: `cells`, the texts of the table; `notes`, why a score is
+  partial; `intervals`, the texts of all values; `p_holm`.
+  """
+  p_values = adjusted_p_values(rows)
+  return [
+    _finite(
+      dataclasses.asdict(row)
+      | {
+        "partial": row.is_partial,
+        "p_holm": p_values.get(row.protocol),
+        "cells": line,
+        "notes": notes([row]),
+        "intervals": [
+          (name, f"{value.value:.1f}", _interval(value.low, value.high), value.clusters)
+          for name, value in row.values.items()
+        ],
+      }
+    )
+    for row, line in zip(rows, cells(rows), strict=True)
+  ]
+
+
+def _describe_shown(replies: Sequence[reply_store.StoredReply]) -> str:
+  """The frames of a video and their stored size, or the range of each."""
+
+  def spread(values: Iterable[int]) -> str:
+    found = sorted(values)
+    return str(found[0]) if found[0] == found[-1] else f"{found[0]}-{found[-1]}"
+
+  if not replies:
+    return ""
+  frames = spread(each.frames for each in replies)
+  return f"{frames} x {spread(each.width * each.height for each in replies)}"
+
+
+def _interval(low: float, high: float) -> str:
+  return "" if math.isnan(low) else f"{low:.1f} to {high:.1f}"
+
+
+def _latex(text: str) -> str:
+  for sign in "%&_#$":
+    text = text.replace(sign, f"\\{sign}")
+  return text
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {name: _finite(each) for name, each in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(each) for each in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value

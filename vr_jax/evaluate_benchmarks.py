@@ -1,0 +1,343 @@
+"""The command `vr-jax eval`: a policy on public benchmarks, with numbers that others can compare.
+
+    vr-jax eval --checkpoint=runs/mine --benchmarks=mvbench@official,vsi_bench@recipe \\
+      --benchmark_data=sets --out=scores/mine [--base=scores/before]
+
+Each benchmark lies in a directory of its name below `--benchmark_data` (docs/benchmarks.md). What
+stands behind its @ says how it is asked and scored; `--benchmarks=list` prints all. `--split`
+chooses another split than the usual one: `--split=mlvu:test`.
+
+--out (by default <run>/benchmarks) gets a directory for each protocol with all replies, and
+
+    table.json, table.tex, table.html   the scores with their intervals; the table is printed, too
+
+A run's report shows the table of <run>/benchmarks.
+
+The same command goes on where it was interrupted, in any number of processes. Replies that are
+there are not sampled again: with `--score_only`, no model is loaded. `--base` is the --out of
+another policy, before RL say, on the same questions: the table then has the change, with its
+interval and p-value.
+
+`--checkpoint`, `--config` and `--before_rl` are those of `vr-jax ask`. `--limit=100` asks only as
+many questions of each benchmark, drawn by a hash of their ids: a quick look, no score to report.
+
+Frames of the videos are decoded once, to `--frames` (by default <out>/frames).
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+import sys
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+import ml_collections
+
+from vr_jax import ask, atomic, errors, main
+from vr_jax.data import benchmark_item
+from vr_jax.data.benchmark_sets import registry
+from vr_jax.eval import report
+from vr_jax.eval.benchmarks import protocols, reply_store, score_table
+from vr_jax.parallel import cluster_flags
+
+if TYPE_CHECKING:
+  from jaxtyping import PyTree
+
+  from vr_jax.train import run_context
+
+_LISTED = "list"
+OWN = "benchmarks"  # directory in a run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalArguments:
+  """A parsed command line.
+
+  data: below which each benchmark has a directory.
+  splits: by benchmark, where it is not the usual one.
+  base: the --out of another policy; None if it is not given.
+  limit: questions of each benchmark; 0: all.
+  config: None with score_only.
+  """
+
+  protocols: tuple[protocols.Protocol, ...]
+  data: Path
+  splits: dict[str, str]
+  out: Path
+  frames: Path
+  base: Path | None
+  limit: int
+  score_only: bool
+  before_rl: bool
+  config: ml_collections.ConfigDict | None
+  workdir: Path | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Questions:
+  """What is asked of one benchmark by one protocol; see `score_table.ScoredProtocol`."""
+
+  items: tuple[benchmark_item.Item, ...]
+  missing: int
+  unlike: tuple[str, ...]
+
+
+def evaluate_benchmarks(argv: Sequence[str]) -> int:
+  """Runs the command, together with the other processes; returns the exit code.
+
+  argv: ["eval", *flags].
+
+  Raises InputError naming the flag or file at fault.
+  """
+  arguments = parse(argv)
+  if arguments is None:
+    for each in protocols.PROTOCOLS.values():
+      print(f"{each.name:28} {each.source}")
+    return 0
+  if arguments.score_only:
+    evaluate(arguments)
+    return 0
+  return main.in_cluster(argv, lambda: evaluate(arguments))
+
+
+def evaluate(arguments: EvalArguments) -> None:
+  """Asks, scores and prints. All processes of a run call it together."""
+  questions = {each.name: read_questions(arguments, each) for each in arguments.protocols}
+  if not arguments.score_only:
+    _ask_policy(arguments, questions)
+  if _is_first():
+    rows = [_score(arguments, each, questions[each.name]) for each in arguments.protocols]
+    write_table(arguments.out, rows)
+
+
+def _is_first() -> bool:
+  """Whether this process writes. Without a model, JAX is not imported."""
+  if "jax" not in sys.modules:
+    return True
+  from vr_jax.parallel import processes
+
+  return processes.is_first()
+
+
+def parse(argv: Sequence[str]) -> EvalArguments | None:
+  """Parses a command line; None if it asks for a list of protocols.
+
+  Raises InputError naming the word, flag or file at fault.
+  """
+  values = flags.FlagValues()
+  flags.DEFINE_string("checkpoint", None, "Workdir of a run, or a directory.", flag_values=values)
+  flags.DEFINE_list(
+    "benchmarks", [], "Protocols, as mvbench@official; or list.", flag_values=values
+  )
+  flags.DEFINE_string("benchmark_data", None, "Directory of benchmarks.", flag_values=values)
+  flags.DEFINE_list("split", [], "Splits, as mlvu:test.", flag_values=values)
+  flags.DEFINE_string("out", None, "Directory for replies and scores.", flag_values=values)
+  flags.DEFINE_string("frames", None, "Directory for decoded frames.", flag_values=values)
+  flags.DEFINE_string("base", None, "The --out of another policy.", flag_values=values)
+  flags.DEFINE_integer("limit", 0, "Questions of each benchmark.", 0, flag_values=values)
+  flags.DEFINE_boolean("score_only", False, "Score the replies that are there.", flag_values=values)
+  flags.DEFINE_boolean("before_rl", False, "Ask the policy before RL.", flag_values=values)
+  cluster_flags.define_flags(values)
+  rest, overrides = ask.read_words("eval", values, argv, help_text=__doc__)
+  if rest:
+    raise errors.InputError(f"{rest[0]}: vr-jax eval takes flags alone (vr-jax eval --help)")
+  if values.benchmarks == [_LISTED]:
+    return None
+  if not values.benchmarks:
+    raise errors.InputError(
+      "needs --benchmarks=<benchmark>@<protocol>,…; --benchmarks=list has all"
+    )
+  if values.benchmark_data is None:
+    raise errors.InputError("needs --benchmark_data=<directory>")
+  chosen = tuple(protocols.get(name) for name in dict.fromkeys(values.benchmarks))
+  data = Path(values.benchmark_data)
+  if not data.is_dir():
+    raise errors.InputError(f"--benchmark_data={data}: no such directory")
+  base = None if values.base is None else Path(values.base)
+  if base is not None and not base.is_dir():
+    raise errors.InputError(f"--base={base}: no such directory")
+  config, workdir = None, None
+  checkpoint = None if values.checkpoint is None else Path(values.checkpoint)
+  if not values.score_only:
+    config, workdir = ask.load_config(checkpoint, overrides)
+    if values.before_rl and workdir is None:
+      raise errors.InputError("--before_rl: needs --checkpoint=<workdir of a run>")
+  if values.out is not None:
+    out = Path(values.out)
+  elif (run := workdir or checkpoint) is not None and (run / "checkpoints").is_dir():
+    out = run / OWN
+  else:
+    raise errors.InputError("needs --out=<directory>, or --checkpoint=<workdir of a run>")
+  return EvalArguments(
+    protocols=chosen,
+    data=data,
+    splits=_parse_splits(values.split, chosen),
+    out=out,
+    frames=out / "frames" if values.frames is None else Path(values.frames),
+    base=base,
+    limit=values.limit,
+    score_only=values.score_only,
+    before_rl=values.before_rl,
+    config=config,
+    workdir=workdir,
+  )
+
+
+def _parse_splits(words: Sequence[str], chosen: Sequence[protocols.Protocol]) -> dict[str, str]:
+  splits = {}
+  for word in words:
+    name, _, split = word.partition(":")
+    if not split or name not in {each.benchmark for each in chosen}:
+      raise errors.InputError(f"--split={word}: needs a benchmark of --benchmarks, as mlvu:test")
+    splits[name] = split
+  return splits
+
+
+def read_questions(arguments: EvalArguments, protocol: protocols.Protocol) -> _Questions:
+  """Reads the questions of a protocol whose files are there; prints what is missing.
+
+  Raises InputError if there are none.
+  """
+  name = protocol.benchmark
+  found = registry.read_items(name, arguments.data / name, arguments.splits.get(name))
+  asked = [item for item in found.items if protocol.asks(item)]
+  present = [item for item in asked if item.id not in found.missing]
+  missing = sorted({path for item in asked for path in found.missing.get(item.id, ())})
+  if missing and _is_first():
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    listed = ", ".join(missing[:3])
+    print(f"{protocol.name}: {len(missing)} files are missing: {listed}{more}", file=sys.stderr)
+  if not present:
+    raise errors.InputError(
+      f"{arguments.data / name}: has no video for any of {len(asked)} questions of {protocol.name}"
+    )
+  unlike = [
+    f"{count.kind}/{count.name}: {count.read} of {count.published}" for count in found.differing
+  ]
+  if arguments.limit and arguments.limit < len(present):
+    unlike.insert(0, f"--limit={arguments.limit} of {len(present)} questions")
+    present = sorted(present, key=_drawn)[: arguments.limit]
+  return _Questions(
+    items=tuple(present),
+    missing=sum(item.id in found.missing for item in asked),
+    unlike=tuple(unlike),
+  )
+
+
+def _drawn(item: benchmark_item.Item) -> str:
+  """Orders items at random, always in the same way."""
+  return hashlib.sha256(item.id.encode()).hexdigest()
+
+
+def _ask_policy(arguments: EvalArguments, questions: dict[str, _Questions]) -> None:
+  """Asks what has no reply yet; the policy is loaded once."""
+  # As in main.run: a mistyped flag should not wait until JAX has been imported.
+  from vr_jax.parallel import mesh as mesh_lib
+  from vr_jax.train import compilations, config_checks, console, run_context
+
+  config, workdir = arguments.config, arguments.workdir or Path()
+  assert config is not None
+  config_checks.check(config)
+  context = run_context.make_run_context(config, workdir, judged=False, read=False)
+  mesh_lib.check_batch(config.eval.batch_size, context.mesh, "config.eval.batch_size")
+  cache = compilations.use_cache(workdir)
+  with (
+    console.heartbeat(stream=sys.stderr),
+    compilations.announced(cache, compilations.network(config)),
+  ):
+    with console.doing("loading the weights", announce=True):
+      params, policy = ask.load_policy(context, arguments.workdir, before_rl=arguments.before_rl)
+    for protocol in arguments.protocols:
+      _play(arguments, context, params, policy, protocol, questions[protocol.name].items)
+
+
+def _play(
+  arguments: EvalArguments,
+  context: "run_context.RunContext",
+  params: "PyTree",
+  policy: str,
+  protocol: protocols.Protocol,
+  items: Sequence[benchmark_item.Item],
+) -> None:
+  from vr_jax.eval.benchmarks import asked_items, frame_cache, play_items
+  from vr_jax.parallel import processes
+  from vr_jax.train import console, paths
+
+  played = play_items.with_protocol(context, protocol)
+  data, root = context.config.data, arguments.data / protocol.benchmark
+  store = reply_store.ReplyStore(directory=arguments.out / protocol.name)
+  about = {
+    "protocol": protocol.name,
+    "policy": policy,
+    "model": context.config.model.to_dict(),
+    "seed": context.config.seed,
+    "prompts": _hash([_prompt_text(protocol, item) for item in items]),
+    "questions": _hash([benchmark_item.to_json(item) for item in items]),
+  }
+  processes.first_alone("benchmark", lambda: store.begin(about))
+  asker = asked_items.ItemAsker(
+    context=played,
+    protocol=protocol,
+    cache=frame_cache.FrameCache(
+      videos=root,
+      cache=arguments.frames,
+      quality=data.quality,
+      max_side=data.max_side,
+      limits=paths.decode_limits(data),
+    ),
+    root=root,
+  )
+  with console.progress(protocol.name, len(items)) as tick:
+    play_items.play(played, params, asker, items, store, tick=tick)
+
+
+def _prompt_text(protocol: protocols.Protocol, item: benchmark_item.Item) -> Any:
+  return None if protocol.prompt is None else dataclasses.asdict(protocol.render(item))
+
+
+def _hash(value: Any) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _score(
+  arguments: EvalArguments, protocol: protocols.Protocol, questions: _Questions
+) -> score_table.ScoredProtocol:
+  """Scores the replies on disk. Raises InputError if there are none."""
+  store = reply_store.ReplyStore(directory=arguments.out / protocol.name)
+  store.about()
+  base = None
+  if arguments.base is not None:
+    base = reply_store.ReplyStore(directory=arguments.base / protocol.name)
+    if (now := store.about())["questions"] != base.about()["questions"]:
+      raise errors.InputError(
+        f"--base={arguments.base}: {protocol.name} was asked other questions there"
+      )
+    if now["prompts"] != base.about()["prompts"]:
+      raise errors.InputError(f"--base={arguments.base}: {protocol.name} was asked in other words")
+  return score_table.make(
+    protocol,
+    questions.items,
+    store.read(),
+    missing=questions.missing,
+    unlike=questions.unlike,
+    base=None if base is None else base.read(),
+  )
+
+
+def write_table(out: Path, rows: Sequence[score_table.ScoredProtocol]) -> None:
+  """Writes the table in all its forms, and prints it."""
+  from rich import console as rich_console
+
+  out.mkdir(parents=True, exist_ok=True)
+  lines = score_table.to_json(rows)
+  atomic.write_bytes(out / "table.json", [json.dumps(lines, indent=1).encode(), b"\n"])
+  atomic.write_bytes(out / "table.tex", [score_table.to_latex(rows).encode()])
+  atomic.write_bytes(out / "table.html", [score_table.to_page(lines).encode()])
+  rich_console.Console(markup=False).print(score_table.to_terminal(rows))
+  for note in score_table.notes(rows):
+    print(note)
+  print(f"table: {out / 'table.html'}")
+  if out.name == OWN and (out.parent / "report.html").is_file():
+    print(f"report: {report.write_report(out.parent)}")
