@@ -91,7 +91,7 @@ def test_frames_stand_upright_where_the_file_says_that_it_was_filmed_on_its_side
       "lower left": (slice(-8, None), slice(0, 8)),
     }.items()
   }
-  assert max(reddest, key=reddest.get) == "upper right"
+  assert max(reddest, key=lambda corner: reddest[corner]) == "upper right"
 
 
 def bad_files(directory):
