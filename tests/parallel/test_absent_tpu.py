@@ -11,15 +11,20 @@ import pytest
 from tests.train import nano
 from vr_jax.parallel import absent_tpu
 
-COMMAND = "from vr_jax.parallel import mesh; print(mesh.make_mesh((-1, 1, 1, 1)).devices)"
+# What starts JAX in a run; and in `vr-jax ask`, `segment` and `serve`.
+COMMANDS = (
+  "from vr_jax.parallel import mesh; print(mesh.make_mesh((-1, 1, 1, 1)).devices)",
+  "import jax; from vr_jax.train import console\nwith console.heartbeat(): print(jax.devices())",
+)
 
 
 @pytest.mark.skipif(util.find_spec("libtpu") is None, reason="libtpu is for Linux on x86-64")
-def test_a_command_on_a_cpu_prints_nothing_of_libtpu():
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_on_a_cpu_prints_nothing_of_libtpu(command):
   chosen = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
   # Another process that has loaded libtpu would keep this one from it, and thus quiet.
   env = {**chosen, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-  words = [sys.executable, "-c", COMMAND]
+  words = [sys.executable, "-c", command]
   done = subprocess.run(words, cwd=nano.ROOT, env=env, capture_output=True, text=True, check=True)
   assert "CpuDevice(id=0)" in done.stdout
   assert done.stderr == ""

@@ -21,6 +21,7 @@ from rich import progress as rich_progress
 from rich import text as rich_text
 
 from vr_jax import durations, errors
+from vr_jax.parallel import absent_tpu
 
 Tick = Callable[..., None]
 
@@ -166,6 +167,7 @@ def heartbeat(*, stream: io.TextIOBase | TextIO | None = None) -> Iterator[None]
   stream: where to. None: stderr if that is no terminal, else stdout if that is none. Where both are
     terminals, stderr, but only while no bar is drawn.
   """
+  absent_tpu.leave_out()  # the next line starts JAX, if nothing else has
   if jax.process_index() != 0:
     yield
     return
