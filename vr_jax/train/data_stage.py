@@ -43,9 +43,14 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
   if checked.short:
     usual = sampling.usual_frames(paths.sampling_rule(config.data))
     console.print_line(
-      f"data: {checked.short} questions have fewer stored frames than the {usual} of a clip; they "
-      f"show fewer, at least {checked.fewest_frames} (config.data.required_frames, config.data.fps)"
+      f"data: {_count(checked.short, 'question has', 'questions have')} fewer stored frames than "
+      f"the {usual} of a clip; they show fewer, at least {checked.fewest_frames} "
+      "(config.data.required_frames, config.data.fps)"
     )
+
+
+def _count(number: int, one: str, several: str) -> str:
+  return f"{number} {one if number == 1 else several}"
 
 
 def require_videos(data: ml_collections.ConfigDict) -> None:
@@ -92,9 +97,10 @@ def _ingest(config: ml_collections.ConfigDict, workdir: Path) -> None:
   )
   if report.copies:
     copy, original = min(report.copies.items())
+    copies = _count(len(report.copies), "video has", "videos have")
     console.print_line(
-      f"data: {len(report.copies)} videos have the same frames as another one ({copy} as "
-      f"{original}; all: {shards}/ingest.json); such videos are in one split"
+      f"data: {copies} the same frames as another one ({copy} as {original}; "
+      f"all: {shards}/ingest.json); such videos are in one split"
     )
 
 
