@@ -40,7 +40,7 @@ def run(words: list[str], where: Path) -> subprocess.CompletedProcess:
   if "--config.data.videos" in given:  # then nothing is simulated, without a flag that says so
     given.add("--config.data.simulate.videos")
   small = [f"--config.{name}={x}" for name, x in FLAGS.items() if f"--config.{name}" not in given]
-  added = [] if words[1] == "ask" else small
+  added = small if "--config" in given else []  # a workdir that was started has its config
   flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
   return subprocess.run(
     [sys.executable, "-m", "vr_jax.main", *words[1:], *added],
