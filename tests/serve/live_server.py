@@ -69,10 +69,10 @@ class LiveServer:
     request = urllib.request.Request(self.url + path, content, found)
     try:
       with urllib.request.urlopen(request, timeout=60) as answer:
-        return Response(status=answer.status, headers=answer.headers, content=answer.read())
+        return Response(status=answer.status, headers=dict(answer.headers), content=answer.read())
     except urllib.error.HTTPError as error:
       with error:
-        return Response(status=error.code, headers=error.headers, content=error.read())
+        return Response(status=error.code, headers=dict(error.headers), content=error.read())
 
   def refused(self, content: Any, **fields: Any) -> openai.APIStatusError:
     """The error of a request that the server refuses."""

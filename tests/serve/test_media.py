@@ -7,6 +7,7 @@ import pytest
 
 from tests.data import videos
 from tests.serve import live_server
+from tests.train import nano
 from vr_jax.serve import media, request_error
 
 part, words, about = live_server.part, live_server.words, live_server.about
@@ -77,7 +78,8 @@ def test_no_path_leads_out_of_the_allowed_root(served, root, tmp_path):
   (root / "link.mp4").symlink_to(outside)
   (root / "folder").unlink(missing_ok=True)
   (root / "folder").symlink_to(tmp_path)
-  (root / "pipe.mp4").exists() or os.mkfifo(root / "pipe.mp4")
+  if not (root / "pipe.mp4").exists():
+    os.mkfifo(root / "pipe.mp4")
   up = os.path.relpath(outside, root)
   for url in (
     *(f"file://{outside}", f"file://{root}/{up}", f"file://{root}/link.mp4"),
@@ -91,6 +93,16 @@ def test_no_path_leads_out_of_the_allowed_root(served, root, tmp_path):
     assert error.status_code == 400, url
     assert "no such file below the server's --allowed_root" in error.message, url
     assert error.body["param"] == "messages[0].content[0]"
+
+
+def test_a_path_may_be_quoted_or_written_as_it_is(served, root):
+  strange = root / "50% of #1, or all?.mp4"
+  strange.write_bytes((root / "clip.mp4").read_bytes())
+  replies = [
+    served.ask([part("video", url), words("Which colour?")]).vr_jax
+    for url in (f"file://{strange}", strange.as_uri(), f"file://localhost{root}/clip.mp4")
+  ]
+  assert replies[0] == replies[1] == replies[2]
 
 
 def test_other_schemes_are_refused(served, root):
@@ -149,8 +161,6 @@ def test_a_span_outside_of_the_video_is_refused(served, root):
   "url", ["https://127.0.0.1/a.mp4", "https://10.0.0.1/a", "https://[::1]/a", "https://localhost/"]
 )
 def test_https_is_fetched_from_public_addresses_only(tmp_path, url):
-  from tests.train import nano
-
   rules = media.MediaRules(allow_https=True)
   library = media.MediaLibrary(nano.config(), rules)
   with pytest.raises(request_error.RequestError, match="is no public address"):

@@ -55,8 +55,9 @@ def test_the_turns_are_those_of_vr_jax_ask(served, context, run, root):
   video, question = root / "clip.mp4", "Which colour?"
   clip = asked_clip.open_clip(video, question, config=context.config)
   session = ask.session(context, ask.load_policy(context, run)[0], clip.pool)
-  *turns, outcome = session.play(clip.example, seed=3)
+  *events, outcome = session.play(clip.example, seed=3)
   assert isinstance(outcome, session_lib.SessionOutcome)
+  turns = [event for event in events if isinstance(event, session_lib.SessionTurn)]
   assert len(turns) > 1
   fields = {"temperature": 1.0, "seed": 3}
   full = served.ask(about(video), reply="full", **fields)

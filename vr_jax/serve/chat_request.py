@@ -109,10 +109,10 @@ def parse(body: bytes) -> ChatRequest:
   for name, value in given.items():
     if name in _NEUTRAL:
       _check_neutral(name, value)
-    elif name not in _READERS:
-      raise wrong(name, f"unknown field{_nearest(name, [*_READERS, *_NEUTRAL])}")
+    elif name not in READERS:
+      raise wrong(name, f"unknown field{_nearest(name, [*READERS, *_NEUTRAL])}")
     elif value is not None:
-      read = _READERS[name](name, value)
+      read = READERS[name](name, value)
       if twice := next((each for each in read if fields.get(each, read[each]) != read[each]), ""):
         raise wrong(name, f"{twice} is given twice with different values")
       fields |= read
@@ -265,7 +265,7 @@ _video = _object(
     "fps": _number("fps", float, 0, 1000, open_low=True),
   }
 )
-_READERS: Mapping[str, _Reader] = {
+READERS: Mapping[str, _Reader] = {
   "messages": _messages,
   "model": _text("model"),
   "stream": _flag("stream"),

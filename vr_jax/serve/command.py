@@ -43,6 +43,7 @@ class ServeArguments:
   allowed_root: below which file:// URLs are read; None: nowhere.
   batch: requests that are decoded together.
   max_tokens: of a reply; 0: as config.rl.max_new_tokens.
+  reply: what clients get that don't say it: full, answer, or "" for the recipe's default.
   """
 
   config: ml_collections.ConfigDict
@@ -57,6 +58,7 @@ class ServeArguments:
   queue: int
   batch: int
   max_tokens: int
+  reply: str
   max_body_megabytes: int
 
 
@@ -111,7 +113,7 @@ def running(
     max_bytes=most_bytes,
   )
   library = media.MediaLibrary(context.config, rules)
-  preparer = preparation.Preparer(context, library, max_tokens=max_tokens)
+  preparer = preparation.Preparer(context, library, max_tokens=max_tokens, reply=arguments.reply)
   decoder = engine.Engine(context, params, rows=arguments.batch, max_tokens=max_tokens)
   with contextlib.closing(decoder):
     settings = app.AppSettings(
@@ -192,6 +194,8 @@ def parse(argv: Sequence[str]) -> ServeArguments:
   whole("queue", 256, "Most requests that wait.", 1)
   whole("batch", 8, "Requests that are decoded together.", 1, 1024)
   whole("max_tokens", 0, "Most tokens of a reply; 0: config.rl.max_new_tokens.", 0)
+  choices = ["", "full", "answer"]
+  flags.DEFINE_enum("reply", "", choices, "The default of `reply`.", flag_values=values)
   whole("max_body_megabytes", 256, "Of a request, and of a download.", 1, 65536)
   rest, overrides = ask.read_words("serve", values, argv, help_text=__doc__)
   if rest:
@@ -224,5 +228,6 @@ def parse(argv: Sequence[str]) -> ServeArguments:
     queue=values.queue,
     batch=values.batch,
     max_tokens=values.max_tokens,
+    reply=values.reply,
     max_body_megabytes=values.max_body_megabytes,
   )

@@ -127,18 +127,24 @@ class MediaLibrary:
       raise _refused(name, "file:// is off; start the server with --allowed_root=DIRECTORY")
     # One message for all: a client must not learn which files there are elsewhere.
     missing = _refused(name, f"{url[:_SHOWN]!r}: no such file below the server's --allowed_root")
-    try:
-      parsed = urllib.parse.urlsplit(url)
-      if parsed.netloc not in ("", "localhost") or parsed.query or parsed.fragment:
-        raise missing
-      path = Path(urllib.parse.unquote(parsed.path, errors="strict")).resolve(strict=True)
-      if not path.is_relative_to(root.resolve()) or not stat.S_ISREG(path.stat().st_mode):
-        raise missing
-      if not os.access(path, os.R_OK):
-        raise missing
-    except (OSError, ValueError, RuntimeError):  # a circle of links is a RuntimeError
-      raise missing from None
-    return path
+    path = url[len("file:") :]
+    if not path.startswith("//"):
+      raise missing
+    path = path.removeprefix("//").removeprefix("localhost")
+    # Some clients quote a path, others put it into the URL as it is.
+    for written in (path, urllib.parse.unquote(path)):
+      try:
+        found = Path(written).resolve(strict=True)
+        if (
+          written.startswith("/")
+          and found.is_relative_to(root.resolve())
+          and stat.S_ISREG(found.stat().st_mode)
+          and os.access(found, os.R_OK)
+        ):
+          return found
+      except (OSError, ValueError, RuntimeError):  # a circle of links is a RuntimeError
+        continue
+    raise missing
 
   def _digest(self, path: Path) -> str:
     """The hash of a file's bytes, read once as long as the file is the same."""

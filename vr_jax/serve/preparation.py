@@ -69,13 +69,21 @@ class Preparer:
   """Prepares requests. Several threads may use it.
 
   max_tokens: the most tokens of a reply.
+  reply: what a client gets that does not say it, full or answer.
   prompt_hash: of the text around a question, and of the instruction.
   """
 
   def __init__(
-    self, context: run_context.RunContext, library: media.MediaLibrary, *, max_tokens: int
+    self,
+    context: run_context.RunContext,
+    library: media.MediaLibrary,
+    *,
+    max_tokens: int,
+    reply: str = "",
   ):
+    """Initialises it. reply: "": the answer where an episode has several turns, else full."""
     self._context, self._library, self.max_tokens = context, library, max_tokens
+    self.reply = reply or ("answer" if context.environment.turns > 1 else "full")
     self.prompt_hash = _hash_template(context)
     self._processor = functools.lru_cache(maxsize=4)(self._make_processor)
 
@@ -88,6 +96,7 @@ class Preparer:
 
     Raises RequestError naming the field at fault.
     """
+    request = dataclasses.replace(request, reply=request.reply or self.reply)
     settings = self._settings(request)
     try:
       processor = self._processor(request.min_pixels, request.max_pixels)

@@ -38,9 +38,8 @@ def content(prepared: preparation.PreparedRequest, done: engine.FinishedReply) -
 
 
 def wants_answer(prepared: preparation.PreparedRequest) -> bool:
-  """Whether the answer alone is asked for: the default where an episode has several turns."""
-  default = "full" if prepared.dialogue is None else "answer"
-  return (prepared.request.reply or default) == "answer"
+  """Whether the answer alone is asked for."""
+  return prepared.request.reply == "answer"
 
 
 def whole(
@@ -82,6 +81,7 @@ def details(
   found = {
     "media": prepared.about_media,
     "prompt_hash": prompt_hash,
+    "reply": prepared.request.reply,
     "answered": done.answer is not None,
     "temperature": settings.temperature,
     "top_p": settings.top_p,
