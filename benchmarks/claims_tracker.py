@@ -28,7 +28,6 @@ from vr_jax.rewards import boxes
 from vr_jax.train import paths
 from vr_jax.train import workdir as workdir_lib
 
-STEPS = 2000  # of the training of SAM2
 SIDE = 128  # pixels of its input
 OFF = (0, 2, 4, 8)  # pixels to the right and down that boxes are off
 
@@ -37,7 +36,7 @@ def weights(workdir: Path) -> Path:
   """The weights of a SAM2 in a directory of claims; trains it if it is not there yet."""
   path = workdir / "sam2"
   if not path.exists():
-    command = ["-m", "vr_jax.train.train_tracker", f"--out={path}", f"--steps={STEPS}"]
+    command = ["-m", "vr_jax.train.train_tracker", f"--out={path}"]
     subprocess.run([sys.executable, *command, f"--side={SIDE}"], check=True)
   return path
 

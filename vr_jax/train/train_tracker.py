@@ -1,9 +1,12 @@
 """Trains a SAM2 from scratch on simulated videos, for minutes: a real tracker for simulated worlds.
 
-    python -m vr_jax.train.train_tracker --out=DIR [--steps=2000] [--seed=0] [--side=128]
+    python -m vr_jax.train.train_tracker --out=DIR [--picture_steps=1200] [--steps=800] \
+      [--seed=0] [--side=128]
 
-Clips are 8 frames of a scene. Each object in them that shows on the first frame is prompted there
-with its box or a point inside. `--out` becomes a directory that `sam2.load` reads.
+First it learns to segment single pictures, as SAM2 itself did: memories of masks that are not
+learnt yet teach tracking nothing. Then clips of 8 frames of a scene follow. Each object that shows
+on a clip's first frame is prompted there with its box or a point inside. `--out` becomes a
+directory that `sam2.load` reads.
 """
 
 import argparse
@@ -24,7 +27,9 @@ from vr_jax.models.sam2 import losses, parameters, prompts, tracker
 from vr_jax.worlds import config as world_lib
 from vr_jax.worlds import render, write
 
-FRAMES, VIDEOS, OBJECTS = 8, 2, 2  # of a clip, of a batch, of a video
+FRAMES, VIDEOS = 8, 2  # of a clip, of a batch
+PICTURES = 16  # of a batch
+OBJECTS = 2  # of a video or picture
 SHORTEST, LONGEST = 1, 4  # frames of the scene between two of the clip
 JITTER = 0.05  # of a box's side: how far its corners are off
 LEAST = 12  # pixels of an object that can be prompted
@@ -57,17 +62,25 @@ def simulated(world: world_lib.WorldConfig, seed: int) -> World:
 
 
 def sample_clips(
-  videos: Sequence[tuple[np.ndarray, np.ndarray]], side: int, rng: np.random.Generator
+  videos: Sequence[tuple[np.ndarray, np.ndarray]],
+  side: int,
+  rng: np.random.Generator,
+  *,
+  clips: int = VIDEOS,
+  length: int = FRAMES,
 ) -> losses.PromptedClip:
-  """Draws a batch of clips from videos: start, stride, direction, objects and prompts."""
+  """Draws a batch of clips from videos: start, stride, direction, objects and prompts.
+
+  length: frames of a clip.
+  """
   pixels, masks, points, labels = [], [], [], []
-  while len(pixels) < VIDEOS:
+  while len(pixels) < clips:
     frames, truth = videos[int(rng.integers(len(videos)))]
     stride = int(rng.integers(SHORTEST, LONGEST + 1))
-    if len(frames) < (FRAMES - 1) * stride + 1:
+    if len(frames) < (length - 1) * stride + 1:
       continue
-    start = int(rng.integers(len(frames) - (FRAMES - 1) * stride))
-    index = start + stride * np.arange(FRAMES)
+    start = int(rng.integers(len(frames) - (length - 1) * stride))
+    index = start + stride * np.arange(length)
     index = index[::-1] if rng.integers(2) else index
     shows = np.flatnonzero(truth[:, index[0]].sum(axis=(1, 2)) >= LEAST)
     if not len(shows):
@@ -117,7 +130,11 @@ def _prompt(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-  """Where training stands. iou: of tracked frames of the last batch. seconds: since the start."""
+  """Where training stands.
+
+  iou: of the last batch: of single pictures, or of the frames behind the prompted ones.
+  seconds: since the start.
+  """
 
   step: int
   loss: float
@@ -129,6 +146,7 @@ def train(
   config: config_lib.Sam2Config,
   world: World,
   *,
+  picture_steps: int,
   steps: int,
   scenes: int,
   learning_rate: float,
@@ -136,7 +154,7 @@ def train(
   on_progress: Callable[[Progress], None] | None = None,
   report_every: int = 50,
 ) -> sam2.Segmenter:
-  """Trains for `steps` updates.
+  """Trains for `picture_steps` updates with single pictures, then for `steps` with clips.
 
   scenes: how many different ones are rendered, before training.
 
@@ -144,8 +162,9 @@ def train(
   """
   rng = np.random.default_rng(seed)
   videos = [world(index) for index in range(scenes)]
+  total_steps = picture_steps + steps
   schedule = optax.warmup_cosine_decay_schedule(
-    0.0, learning_rate, max(steps // 20, 1), max(steps, 2), learning_rate / 20
+    0.0, learning_rate, max(total_steps // 20, 1), max(total_steps, 2), learning_rate / 20
   )
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
   params = parameters.initialise(config, seed)
@@ -153,12 +172,13 @@ def train(
   params = {name: value.copy() for name, value in params.items()}
   state = optimizer.init(params)
   begun = time.monotonic()
-  for step in range(1, steps + 1):
-    clip = sample_clips(videos, config.image_size, rng)
+  for step in range(1, total_steps + 1):
+    clips, length = (PICTURES, 1) if step <= picture_steps else (VIDEOS, FRAMES)
+    clip = sample_clips(videos, config.image_size, rng, clips=clips, length=length)
     params, state, found, overlap = losses.train_step(
       params, state, clip, config=config, optimizer=optimizer
     )
-    if step % report_every == 0 or step == steps:
+    if step % report_every == 0 or step == total_steps:
       total = float(found.total)
       if not np.isfinite(total):
         raise errors.Diverged(f"the tracker's loss is {total} at step {step}")
@@ -172,7 +192,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line."""
   parser = argparse.ArgumentParser(prog="python -m vr_jax.train.train_tracker", description=__doc__)
   parser.add_argument("--out", type=pathlib.Path, required=True)
-  parser.add_argument("--steps", type=int, default=2000)
+  parser.add_argument("--picture_steps", type=int, default=1200)
+  parser.add_argument("--steps", type=int, default=800)
   parser.add_argument("--scenes", type=int, default=200)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--side", type=int, default=128)
@@ -181,11 +202,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     if options.out.exists():
       raise errors.InputError(f"--out={options.out}: is there already")
-    if min(options.steps, options.scenes) < 1:
-      raise errors.InputError("--steps and --scenes must be at least 1")
+    if min(options.steps, options.scenes) < 1 or options.picture_steps < 0:
+      raise errors.InputError("--steps and --scenes must be at least 1, --picture_steps at least 0")
     segmenter = train(
       config_lib.smallest(options.side),
       simulated(tracking_world(options.side), options.seed),
+      picture_steps=options.picture_steps,
       steps=options.steps,
       scenes=options.scenes,
       learning_rate=options.learning_rate,

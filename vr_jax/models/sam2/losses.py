@@ -79,6 +79,8 @@ def track_clip(
     prompt,
     constants.positions,
   )
+  if frames == 1:
+    return jax.tree.map(lambda x: x[None], decoded)
   chosen = mask_decoder.choose(weights, decoded, clear)
   start = tracker.remember(params, config, first, chosen, binary=True)
   prompted = tracker.Prompted(*(x[:, None] for x in start))
@@ -176,13 +178,17 @@ def train_step(
   config: config_lib.Sam2Config,
   optimizer: optax.GradientTransformation,
 ) -> tuple[tracker.Params, optax.OptState, Losses, Float[Array, ""]]:
-  """One update; returns parameters, optimizer state, losses, and the mean IoU of tracked frames."""
+  """One update.
+
+  Returns parameters, optimizer state, losses, and the mean IoU of the frames behind the prompted
+  ones; that of the prompted ones where there are no others.
+  """
 
   def loss(params):
     decoded = track_clip(params, config, clip)
     clear = jnp.sum(clip.labels >= 0, axis=1) > 1
     losses = compute_losses(decoded, clip.masks, clear)
-    return losses.total, (losses, _tracked_iou(decoded, clip.masks))
+    return losses.total, (losses, _mean_iou(decoded, clip.masks, clear))
 
   (_, (losses, overlap)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
   updates, state = optimizer.update(gradient, state, params)
@@ -190,13 +196,18 @@ def train_step(
   return params, state, losses, overlap
 
 
-def _tracked_iou(
-  decoded: mask_decoder.Decoded, masks: Bool[Array, "objects frames image_size image_size"]
+def _mean_iou(
+  decoded: mask_decoder.Decoded,
+  masks: Bool[Array, "objects frames image_size image_size"],
+  clear: Bool[Array, "objects"],
 ) -> Float[Array, ""]:
-  """Mean IoU of the masks that tracking gives after the prompted frame, where the object shows."""
-  size, truth = masks.shape[-1], masks.swapaxes(0, 1)[1:]
-  best = 1 + jnp.argmax(decoded.qualities[1:, :, 1:], axis=2)
-  logits = jnp.take_along_axis(decoded.masks[1:], best[:, :, None, None, None], axis=2)[:, :, 0]
-  shown = (layers.resize(logits, size, size) > 0) & (decoded.score[1:, :, None, None] > 0)
+  """Mean IoU of the masks that tracking gives, where the object shows; see `train_step`."""
+  size, truth = masks.shape[-1], masks.swapaxes(0, 1)
+  best = 1 + jnp.argmax(decoded.qualities[:, :, 1:], axis=2)
+  best = best.at[0].set(jnp.where(clear, 0, best[0]))
+  logits = jnp.take_along_axis(decoded.masks, best[:, :, None, None, None], axis=2)[:, :, 0]
+  shown = (layers.resize(logits, size, size) > 0) & (decoded.score[..., None, None] > 0)
   there = truth.any(axis=(-2, -1))
+  if len(truth) > 1:
+    shown, truth, there = shown[1:], truth[1:], there[1:]
   return jnp.sum(iou(shown, truth) * there) / jnp.maximum(there.sum(), 1)
