@@ -1,6 +1,6 @@
 """Trains a SAM2 from scratch on simulated videos, for minutes: a real tracker for simulated worlds.
 
-    python -m vr_jax.train.train_tracker --out=DIR [--picture_steps=1200] [--steps=800] \
+    python -m vr_jax.train.train_tracker --out=DIR [--picture_steps=1200] [--steps=800] \\
       [--seed=0] [--side=128]
 
 First it learns to segment single pictures, as SAM2 itself did: memories of masks that are not
