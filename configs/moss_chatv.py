@@ -11,6 +11,11 @@ reasoning steps (subsequence DTW).
            The same with a random network of the kind of TinyLLaVA-Video with Phi-2, 1.3 M
            parameters. With 800 videos and 80 steps of RL its accuracy went from 53 to 64 % (64
            questions, one seed); more is not yet measured.
+    tiny_wordings
+           tiny with four wordings of questions and reference steps. Result: not yet measured.
+    tiny_steps
+           tiny with references of five to ten steps, and room for longer replies. Result: not yet
+           measured.
     3b     Qwen2.5-VL-3B-Instruct on MOSS-Video. Device: v5e-16 or v6e-8. Planned for v5e-16: 10 of
            17 GB a chip, 8 s a step. Result: not yet measured.
     7b     Qwen2.5-VL-7B-Instruct on MOSS-Video, the paper's headline. Device: v5p-16 or v6e-32. By
@@ -52,7 +57,7 @@ from vr_jax import base_config
 
 
 def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
-  """The recipe at a size: tiny, tiny_qwen3vl, tiny_phi2, phi2, or one of base_config.RELEASES."""
+  """The recipe at a size: one of those named tiny…, phi2, or one of base_config.RELEASES."""
   config = base_config.base("moss_chatv")
   env = config.env
   env.rewards = ("accuracy", "format", "process")
@@ -61,6 +66,7 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   env.alpha = 1.0  # process reward = exp(-alpha * distance); Reconstruction
   env.dtw_moves = "jump"  # the alignment may skip a generated step; Reconstruction
   env.dtw_alignment = "subsequence"  # a reply may have steps before and after the reference's
+  env.step_distance = "rouge"  # steps are compared by their words
   env.process_gate = "none"  # the process reward counts whatever the other rewards are
 
   config.rl.num_generations = 8  # Reconstruction
@@ -72,6 +78,8 @@ def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
     tiny=_tiny,
     tiny_qwen3vl=_tiny_qwen3vl,
     tiny_phi2=_tiny_phi2,
+    tiny_wordings=_tiny_wordings,
+    tiny_steps=_tiny_steps,
     phi2=_phi2,
     released=_released,
   )
@@ -129,6 +137,28 @@ def _tiny_phi2(config: ml_collections.ConfigDict) -> None:
   config.model.prefix_buckets = (64, 96)
   config.model.frame_buckets = (1,)  # a video is one frame of the tower's input
   config.model.patch_buckets = (8 * 4,)  # of all its images
+
+
+def _tiny_wordings(config: ml_collections.ConfigDict) -> None:
+  _tiny(config)
+  config.data.simulate.world.wordings = 4
+  # Nothing tells which wording the reference has: of about 70 tokens, that choice alone costs
+  # log(4) / 70 = 0.02 nats a token.
+  config.sft.target_loss = 0.05
+  config.sft.steps = 400
+  config.sft.max_reply_tokens = 88  # references have up to 79
+  config.rl.max_new_tokens = 88
+
+
+def _tiny_steps(config: ml_collections.ConfigDict) -> None:
+  _tiny(config)
+  config.data.simulate.world.tellings = 2
+  # Nothing tells which of five cells are told twice: of about 97 tokens, these choices alone cost
+  # 5 log(2) / 97 = 0.036 nats a token.
+  config.sft.target_loss = 0.06
+  config.sft.steps = 400
+  config.sft.max_reply_tokens = 136  # references have up to 127
+  config.rl.max_new_tokens = 208  # a reply may repeat steps
 
 
 def _tiny_training(config: ml_collections.ConfigDict) -> None:

@@ -51,7 +51,7 @@ MAY_USE = {
   "rl": frozenset(),
   "base_config": frozenset({"config_fields", "optional_sections"}),
   "data": frozenset({"worlds"}),
-  "envs": frozenset({"rewards"}),
+  "envs": frozenset({"rewards", "worlds"}),
   "rollout": frozenset({"models", "envs", "parallel", "optional_sections"}),
   "train": ALL_ROOMS - {"traces", "eval", "serve"}
   | {"base_config", "config_fields", "optional_sections", "status", "buckets"},

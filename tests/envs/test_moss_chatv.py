@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from vr_jax import records
+from vr_jax import errors, records
 from vr_jax.envs import environment, moss_chatv
 
 STEPS = ("At 0s, the circle is red.", "At 2s, the circle turns green.", "At 4s, it turns blue.")
@@ -155,3 +155,54 @@ def test_a_step_of_several_sentences_is_explained_as_what_the_reward_compares():
 
 def _step(text):
   return records.Step(text=text, start=0.0, end=2.0)
+
+
+PARAPHRASED = (
+  "<think>The disc is red at 0s. By 2s the disc is green. Once it is 4s, it is blue.</think>\n"
+  "<answer>B</answer>"
+)
+FALSE = RIGHT.replace("turns green", "turns pink")
+
+
+def test_with_claims_the_process_reward_pays_for_facts_and_not_for_words():
+  rouge, claims = (
+    _score(RIGHT, PARAPHRASED, FALSE, step_distance=distance).rewards["process"].ravel()
+    for distance in ("rouge", "claims")
+  )
+  assert rouge[0] == 1 and rouge[1] < rouge[2]
+  np.testing.assert_allclose(claims, [1, 1, np.exp(-1 / 3)], rtol=1e-6)
+
+
+def test_claims_of_nearby_times_count_as_equal_within_the_seconds_asked_for():
+  late = RIGHT.replace("2s", "3s")
+  near, far = (
+    _score(late, step_distance="claims", claim_seconds=seconds).rewards["process"].item()
+    for seconds in (4.0, 1.0)
+  )
+  np.testing.assert_allclose([near, far], np.exp([-0.25 / 3, -1 / 3]), rtol=1e-6)
+
+
+def test_with_embeddings_the_service_is_asked_and_without_it_scoring_fails():
+  asked = []
+
+  def embed(texts):
+    asked.extend(texts)
+    return np.array([[1.0, 0.0] if "green" in text else [0.6, 0.8] for text in texts], np.float32)
+
+  scores = _score(RIGHT, FALSE, step_distance="embeddings", step_embedder=embed)
+  np.testing.assert_allclose(scores.rewards["process"].ravel(), [1, np.exp(-0.4 / 3)], rtol=1e-6)
+  assert set(STEPS) < set(asked)
+  with pytest.raises(errors.InputError, match="no step_embedder"):
+    _score(RIGHT, step_distance="embeddings")
+
+
+def test_references_that_claim_nothing_are_refused_where_claims_are_compared():
+  steps = tuple(
+    records.Step(text=t, start=0.0, end=1.0) for t in (STEPS[0], "He runs.", "It ends.")
+  )
+  plain = dataclasses.replace(EXAMPLE, steps=steps)
+  with pytest.raises(errors.InputError, match="2 of 3 reference steps claim nothing"):
+    _task(step_distance="claims").check_examples([plain])
+  _task(step_distance="claims").check_examples([plain, EXAMPLE])  # 2 of 6
+  _task(step_distance="claims", weights={"process": 0.0}).check_examples([plain])
+  _task(step_distance="rouge").check_examples([plain])

@@ -19,7 +19,11 @@ from vr_jax.train import model_setup
 
 
 @pytest.mark.parametrize(
-  "size", ["tiny", "tiny_qwen3vl", "tiny_phi2", "phi2", "3b", "7b", "qwen3vl_8b"]
+  "size",
+  [
+    *("tiny", "tiny_qwen3vl", "tiny_phi2", "tiny_wordings", "tiny_steps"),
+    *("phi2", "3b", "7b", "qwen3vl_8b"),
+  ],
 )
 @pytest.mark.parametrize("devices", [1, 4, 8, 16])
 def test_batches_of_every_size_divide_over_one_to_sixteen_devices(size, devices):

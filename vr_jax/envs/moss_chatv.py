@@ -1,11 +1,13 @@
 """MOSS-ChatV: one reply of reasoning and answer, scored by accuracy, format and the process reward.
 
 The total reward is the sum of weight * reward. `Reconstruction:` the weights.
-Source: arXiv 2509.21113.
+Source: arXiv 2509.21113. The step distances `claims` and `embeddings` are ours: ROUGE, which the
+paper uses, pays for the reference's wording.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
@@ -13,12 +15,17 @@ import numpy as np
 
 from vr_jax import errors, records, schema
 from vr_jax.envs import metric, question_answer
-from vr_jax.rewards import process, reward_function, steps
+from vr_jax.rewards import claim_distance, process, reward_function, steps
+from vr_jax.rewards import step_distance as step_distance_lib
+from vr_jax.worlds import claims
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MossChatV(question_answer.QuestionAnswer):
-  """The environment. Raises InputError if the gate is a reward that config.env.rewards lacks."""
+  """The environment. Raises InputError if the gate is a reward that config.env.rewards lacks.
+
+  step_embedder: None if no replies are scored, or step_distance is not embeddings.
+  """
 
   rewards: tuple[str, ...] = schema.field(
     ("accuracy", "format", "process"),
@@ -38,11 +45,33 @@ class MossChatV(question_answer.QuestionAnswer):
     "ablation) all.",
     change="before rl",
   )
+  step_distance: Literal["rouge", "claims", "embeddings"] = schema.field(
+    "rouge",
+    "How far two steps are apart: by their words (the paper's), by what they claim of the objects "
+    "of a simulated video, or by their hidden states in the policy that RL starts from.",
+    change="before rl",
+  )
+  claim_seconds: float = schema.field(
+    2.0,
+    "Seconds between the times of two equal claims from which on they count as different.",
+    "(0, inf)",
+    only_with="step_distance=claims",
+    change="before rl",
+  )
+  embedding_layers: float = schema.field(
+    0.5,
+    "Fraction of the text layers, from the first, that embed a step.",
+    "(0, 1]",
+    only_with="step_distance=embeddings",
+    change="before rl",
+  )
   process_gate: Literal["none", "format", "accuracy"] = schema.field(
     "none",
     "Reward that must be 1 for the process reward to count; none: it always counts.",
     change="before rl",
   )
+  step_embedder: step_distance_lib.StepEmbedder | None = None
+  needs: ClassVar[tuple[str, ...]] = ("step_embedder",)
   metrics: ClassVar[metric.Metrics] = {
     **question_answer.QuestionAnswer.metrics,
     "process_reward": metric.Metric(
@@ -66,13 +95,26 @@ class MossChatV(question_answer.QuestionAnswer):
       )
 
   def check_examples(self, examples: Sequence[records.Example]) -> None:
-    """Raises InputError if the process reward has a weight and no example has steps."""
+    """Raises InputError if the process reward has a weight and no use.
+
+    That is so if no example has steps, or if most steps claim nothing and claims are compared.
+    """
     weight = sum(reward.weight for reward in self.listed_rewards if reward.name == "process")
     if weight and examples and not any(example.steps for example in examples):
       raise errors.InputError(
         f"config.env.rewards: process has the weight {weight:g}, but none of {len(examples)} "
         "examples to train on has reference steps; add the field 'steps' to the annotations, or "
         "use the recipe grpo"
+      )
+    if not weight or self.step_distance != "claims":
+      return
+    read = [claim for each in examples for claim in _read_reference_claims(each)]
+    silent = sum(not step_claims for step_claims in read)
+    if 2 * silent > len(read):
+      raise errors.InputError(
+        f"config.env.step_distance=claims: {silent} of {len(read)} reference steps claim nothing "
+        "that can be read, since claims are read as the simulator writes them; "
+        "choose rouge or embeddings"
       )
 
   def reward_functions(self) -> Mapping[str, reward_function.Function]:
@@ -128,5 +170,25 @@ class MossChatV(question_answer.QuestionAnswer):
   ) -> process.ProcessReward:
     references = [[step.text for step in example.steps] for example in examples]
     return process.process_reward(
-      replies, references, alpha=self.alpha, moves=self.dtw_moves, alignment=self.dtw_alignment
+      replies,
+      references,
+      alpha=self.alpha,
+      moves=self.dtw_moves,
+      alignment=self.dtw_alignment,
+      distance=self._distance,
     )
+
+  @functools.cached_property
+  def _distance(self) -> step_distance_lib.StepDistance:
+    if self.step_distance == "claims":
+      return claim_distance.ClaimDistance(read=claims.read_step_claims, seconds=self.claim_seconds)
+    if self.step_distance == "rouge":
+      return process.ROUGE
+    if self.step_embedder is None:
+      raise ValueError("config.env.step_distance=embeddings: the environment has no step_embedder")
+    return step_distance_lib.EmbeddingDistance(self.step_embedder)
+
+
+def _read_reference_claims(example: records.Example) -> Sequence[Sequence[claims.Claim]]:
+  """The claims of each reference step, as the process reward splits them."""
+  return claims.read_step_claims(process.split_reference([step.text for step in example.steps]))

@@ -22,8 +22,9 @@ ENVIRONMENTS: dict[str, type] = {
 # Services that an environment may take besides the fields of its config.
 #   judge         the judge of config.judge, see rewards/judge.py
 #   frame_reader  the frame store of the run; its `read(video, indices)` returns frames
+#   step_embedder a `rewards.step_distance.StepEmbedder` of the parameters that RL starts from
 #   box_scale     how the model writes boxes: `models.interface.Processor.box_scale`
-NEEDS = ("judge", "frame_reader", "box_scale")
+NEEDS = ("judge", "frame_reader", "step_embedder", "box_scale")
 
 
 def environment_class(recipe: str) -> type:

@@ -92,6 +92,7 @@ def _evaluate(
   if processes.all_min(int(_is_complete(path, made_of))):
     return
   begun = time.monotonic()
+  run_context.freeze_step_embedder(context, lambda: initialization.initial_params(context, workdir))
   params = (
     initialization.fresh_params(context)
     if where is None

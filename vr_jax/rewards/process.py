@@ -1,8 +1,8 @@
 """The process reasoning reward (PRR): do a reply's steps follow the reference steps in order?
 
     steps      split each text into steps
-    words      convert steps to word ids
-    ROUGE      costs [ref, gen] of every reference step against every generated step
+    distance   costs [ref, gen] of every reference step against every generated step: ROUGE of
+               their words, or another of step_distance.py
     DTW        distance d of the best alignment
     reward     exp(-alpha d)
 
@@ -13,8 +13,9 @@ ROUGE-1/2/L (see rouge.reference_f1), the moves, the normalisation by the refere
 alpha = 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 import dataclasses
+import functools
 import math
 from typing import Any, Literal, cast, get_args
 
@@ -23,7 +24,7 @@ import numpy as np
 
 from vr_jax import errors
 from vr_jax.rewards import alignment as alignment_lib
-from vr_jax.rewards import dtw, ragged_batches, rouge, words
+from vr_jax.rewards import dtw, ragged_batches, step_distance, words
 from vr_jax.rewards import steps as steps_lib
 
 # Costs are padded to these numbers of replies, and to at least this many steps on either side.
@@ -31,6 +32,7 @@ _REPLIES = (32, 256, 1024)
 _STEPS = 16
 
 Alignments = Literal["subsequence", "naive"]
+ROUGE = step_distance.RougeDistance()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ def process_reward(
   alpha: float = 1.0,
   moves: str = "jump",
   alignment: str = "subsequence",
+  distance: step_distance.StepDistance = ROUGE,
 ) -> ProcessReward:
   """Scores the <think> trace of each reply against the reference steps at the same index.
 
@@ -88,6 +91,7 @@ def process_reward(
     alignment: "subsequence", or "naive" for the ablation. The latter is classic DTW of the whole
       trace: its total cost divided by the longer of the two lengths. Reconstruction: the divisor.
       A path has at least that many cells, and exactly that many if the sequences are equal.
+    distance: how far two steps are apart; by default the paper's, 1 - mean F1 of ROUGE-1/2/L.
 
   Returns:
     Rewards exp(-alpha distance). The reward is 0 if the trace or the reference is empty, or if no
@@ -111,11 +115,11 @@ def process_reward(
   steps = tuple(tuple(steps_lib.split_steps(steps_lib.think_text(reply))) for reply in replies)
   split_references = tuple(tuple(split_reference(texts)) for texts in references)
   known_moves, kind = cast(dtw.Moves, moves), cast(Alignments, alignment)  # as checked above
-  costs, distance = _align(split_references, steps, known_moves, kind)
-  reward = np.exp(-np.float32(alpha) * distance)
+  costs, mean_cost = _align(split_references, steps, known_moves, kind, distance)
+  reward = np.exp(-np.float32(alpha) * mean_cost)
   return ProcessReward(
     reward=reward,
-    distance=distance,
+    distance=mean_cost,
     references=split_references,
     steps=steps,
     costs=costs,
@@ -147,24 +151,25 @@ def _align(
   generated: Sequence[Sequence[str]],
   moves: dtw.Moves,
   kind: Alignments,
+  step_distance_fn: step_distance.StepDistance,
 ) -> tuple[tuple[Float[np.ndarray, "_ _"], ...], Float[np.ndarray, "replies"]]:
   """Computes each reply's costs, and its distance: +inf if no alignment exists."""
-  numbers: dict[str, int] = {}
+  numbers: dict[Hashable, int] = {}
+  read = functools.cache(step_distance_fn.keys)  # replies of a group share the reference
   ref, gen = (
     ragged_batches.RaggedRows(
-      [[numbers.setdefault(text, len(numbers)) for text in steps] for steps in side]
+      [[numbers.setdefault(key, len(numbers)) for key in read(tuple(steps))] for steps in side]
     )
     for side in (references, generated)
   )
-  vocabulary = words.Vocabulary()
-  texts = [vocabulary.ids(text) for text in numbers]
+  pair_distances = step_distance_fn.prepare(list(numbers))
   shapes = np.stack([ref.lengths, gen.lengths], axis=1)
   costs = [np.zeros((0, 0), np.float32)] * len(references)
   distance = np.full(len(references), np.inf, np.float32)
   for chosen, rows, shape in ragged_batches.group_by_shape(
     ragged_batches.bucket_size(shapes, _STEPS), _REPLIES
   ):
-    cost = _costs(texts, ref.pad(chosen, shape[0], rows), gen.pad(chosen, shape[1], rows))
+    cost = _costs(pair_distances, ref.pad(chosen, shape[0], rows), gen.pad(chosen, shape[1], rows))
     lengths = np.zeros((rows, 2), np.int32)
     lengths[: len(chosen)] = shapes[chosen]
     for index, padded_cost in zip(chosen, cost, strict=False):
@@ -174,23 +179,20 @@ def _align(
 
 
 def _costs(
-  texts: Sequence[Int[np.ndarray, "_"]],
+  pair_distances: step_distance.PairDistances,
   reference: Int[np.ndarray, "replies ref"],
   generated: Int[np.ndarray, "replies gen"],
 ) -> Float[np.ndarray, "replies ref gen"]:
-  """1 - F1 of the texts with these numbers (rouge.reference_f1); 0 if either is padding.
+  """Distances of the steps whose keys have these numbers; 0 if either is padding.
 
-  Each pair of texts is scored once, since the replies of a group share the reference and many
-  steps.
+  Each pair of keys is compared once.
   """
   first, second = np.broadcast_arrays(reference[:, :, None], generated[:, None])
   valid = (first != ragged_batches.PAD) & (second != ragged_batches.PAD)
   pairs = first[valid].astype(np.int64) << 32 | second[valid]
   pairs, inverse = np.unique(pairs, return_inverse=True)
   cost = np.zeros(valid.shape, np.float32)
-  cost[valid] = np.clip(1 - rouge.reference_f1(texts, pairs & 0xFFFFFFFF, pairs >> 32), 0, 1)[
-    inverse
-  ]
+  cost[valid] = pair_distances(pairs >> 32, pairs & 0xFFFFFFFF)[inverse]
   return cost
 
 

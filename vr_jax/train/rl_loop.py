@@ -58,6 +58,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   copies = local_copies.LocalCopies(store, workdir, "rl", every=rl.copy_every)
   origin = initialization.describe_start(context, workdir)
   initial = initialization.initial_params(context, workdir)
+  run_context.freeze_step_embedder(context, lambda: initial)
   learner = learner_lib.Learner.create(context, initial)
   last_step, iterator_state, num_tokens = 0, None, 0
   if store.latest() is not None:

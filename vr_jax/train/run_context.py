@@ -1,17 +1,19 @@
 """The objects that all stages of a run share, built once from its config."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import PyTree
 import ml_collections
 import numpy as np
 import tokenizers
 
 from vr_jax import errors
-from vr_jax.data import frame_store, ingest
+from vr_jax.data import examples, frame_store, ingest
 from vr_jax.envs import environment as environment_lib
 from vr_jax.envs import registry
 from vr_jax.models import family as family_lib
@@ -19,7 +21,17 @@ from vr_jax.models import interface
 from vr_jax.parallel import cpu_memory
 from vr_jax.parallel import mesh as mesh_lib
 from vr_jax.rewards import judge as judge_lib
-from vr_jax.train import batching, check_examples, judge_factory, model_setup, paths
+from vr_jax.train import (
+  batching,
+  check_examples,
+  judge_factory,
+  model_setup,
+  paths,
+)
+from vr_jax.train import step_embedder as step_embedder_lib
+
+# Values of config.env.step_distance with which steps are embedded; "": it has no such field.
+_EMBEDDED = ("", "embeddings")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,11 +41,14 @@ class RunContext(model_setup.ModelSetup):
   data: the directory with the frames and examples of the run.
   processor: turns texts and frames into prompts.
   environment: says what a prompt shows, and scores replies.
+  step_embedder: embeds reasoning steps where the environment wants that; has no parameters before
+    `freeze_step_embedder`.
   """
 
   data: Path
   processor: interface.Processor
   environment: environment_lib.Environment
+  step_embedder: step_embedder_lib.StepEmbedder | None = None
 
   @functools.cached_property
   def builder(self) -> batching.BatchBuilder:
@@ -45,6 +60,18 @@ class RunContext(model_setup.ModelSetup):
       processor=self.processor,
       environment=self.environment,
     )
+
+
+def freeze_step_embedder(context: RunContext, params: Callable[[], PyTree]) -> None:
+  """Gives the step embedder its parameters, if the run has one and it has none yet.
+
+  params: gives those that RL starts from.
+
+  All processes must call this together, before replies are scored.
+  """
+  if context.step_embedder is not None and not context.step_embedder.is_frozen:
+    source = examples.ExampleSource(context.data, "train")
+    context.step_embedder.freeze(context, params(), (source[i] for i in range(len(source))))
 
 
 def make_run_context(
@@ -64,7 +91,7 @@ def make_run_context(
     raise errors.InputError(f"{data}: no such data; run --mode=data first")
   if read:
     ingest.check_annotations(data, paths.annotation_file(config, workdir))
-  processor = _make_processor(config, workdir)
+  processor = make_processor(config, workdir)
   model, tokenizer = processor.config, processor.tokenizer
   model_setup.check_context(config, model)
   allowed_tokens = np.arange(model.vocab_size) < tokenizer.get_vocab_size()
@@ -78,6 +105,12 @@ def make_run_context(
     services["judge"] = _make_judge(config, workdir)
   if "frame_reader" in needs and judged and read:
     services["frame_reader"] = frame_store.FrameStore(data / "frames")
+  # With another step distance nothing would ask it.
+  embedder = None
+  if "step_embedder" in needs and judged and config.env.get("step_distance", "") in _EMBEDDED:
+    layers = config.env.get("embedding_layers", 0.5)
+    embedder = step_embedder_lib.StepEmbedder(processor, model, layers=layers)
+    services["step_embedder"] = embedder
   return RunContext(
     config=model_setup.clamp_microbatches(config, mesh),
     data=data,
@@ -87,6 +120,7 @@ def make_run_context(
     environment=registry.make_environment(config, **services),
     allowed_tokens=jnp.asarray(allowed_tokens),
     stop_tokens=processor.stop_tokens,
+    step_embedder=embedder,
   )
 
 
@@ -100,7 +134,7 @@ def make_example_checks(
 
   tokenizer: None: that of the run.
   """
-  processor = _make_processor(config, workdir, tokenizer)
+  processor = make_processor(config, workdir, tokenizer)
   return check_examples.Checks(
     config=config,
     shards=paths.shards_directory(config, workdir),
@@ -109,9 +143,10 @@ def make_example_checks(
   )
 
 
-def _make_processor(
+def make_processor(
   config: ml_collections.ConfigDict, workdir: Path, tokenizer: tokenizers.Tokenizer | None = None
 ) -> interface.Processor:
+  """Makes the processor of a run's model. tokenizer: None: that of the run."""
   family = model_setup.family_of(config)
   tokenizer = tokenizer or family.load_tokenizer(paths.tokenizer_path(config, workdir))
   return family.make_processor(

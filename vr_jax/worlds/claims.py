@@ -126,15 +126,25 @@ def read_claims(steps: Sequence[str]) -> tuple[Claim, ...]:
   - If a sentence has several times and starts with one, each value takes the last time before it.
     If it does not start with a time, each value takes the next time after it.
   """
-  claims: list[Claim] = []
+  return tuple(claim for claims in read_step_claims(steps) for claim in claims)
+
+
+def read_step_claims(steps: Sequence[str]) -> tuple[tuple[Claim, ...], ...]:
+  """Returns the claims of each step of a trace, by the rules of `read_claims`.
+
+  What "it" means in a step may be named in an earlier one.
+  """
+  by_step: list[tuple[Claim, ...]] = []
   subject: tuple[str, ...] = ()
   for step in steps:
+    claims: list[Claim] = []
     for sentence in _BOUNDARY.split(step.lower()):
       tokens = list(_tokens(sentence))
       if tokens:
         sentence_claims, subject = _sentence_claims(sentence, tokens, subject)
         claims += sentence_claims
-  return tuple(claims)
+    by_step.append(tuple(claims))
+  return tuple(by_step)
 
 
 def read_times(text: str) -> tuple[tuple[float, float], ...]:

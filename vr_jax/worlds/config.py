@@ -34,8 +34,10 @@ FAMILIES = ("choice", "name", "look", "visits", "changes", "occupancy")
 DISPLAY_FAMILIES = ("read", "measure")
 SEARCH_FAMILIES = ("moment", "lamp")
 TRACK_FAMILIES = ("described", "recoloured", "returned", "covered", "stayed", "absent")
-WORDINGS = 4
+WORDINGS = 4  # used by default
+MOST_WORDINGS = 8  # that exist: the further ones also have other words for shapes, sizes, …
 _LONGEST_PERIOD = 4
+MOST_TELLINGS = 4  # all are in the part of a cell in which objects rest
 
 # The attribute that each behaviour changes; a still object changes none.
 ATTRIBUTE = {
@@ -100,7 +102,10 @@ class WorldConfig:
   digits: int = 2  # digits of the largest label on a counting display
   families: tuple[str, ...] = FAMILIES
   options_in_order: bool = False  # options in the order of the values above instead of shuffled
-  wordings: int = WORDINGS  # how many of the wordings of questions and steps to use
+  wordings: int = WORDINGS  # how many of the wordings of questions and steps to use, up to 8
+  # Reference steps tell each cell 1 to so many times, drawn for each cell, at the start of equal
+  # parts of it. So traces differ in length.
+  tellings: int = 1
   # With TRACK_BEHAVIOURS: cells in which an object is large and in its own colour.
   large_cells: int = 2
   # Whether the ground gets redder to the right and bluer downwards, so that it tells places apart,
@@ -187,14 +192,21 @@ class WorldConfig:
       raise _error("behaviours_per_object", f"{self.behaviours_per_object} must be 1 or 2")
     if self.digits not in (1, 2):
       raise _error("digits", f"{self.digits} must be 1 or 2")
-    if not 1 <= self.wordings <= WORDINGS:
-      raise _error("wordings", f"{self.wordings} must lie in 1..{WORDINGS}")
+    if not 1 <= self.wordings <= MOST_WORDINGS:
+      raise _error("wordings", f"{self.wordings} must lie in 1..{MOST_WORDINGS}")
+    if not 1 <= self.tellings <= MOST_TELLINGS:
+      raise _error("tellings", f"{self.tellings} must lie in 1..{MOST_TELLINGS}")
     if not self.periods or min(self.periods) < 2 or max(self.periods) > _LONGEST_PERIOD:
       raise _error("periods", f"{self.periods} must lie in 2..{_LONGEST_PERIOD}")
 
   def _check_time(self):
     if self.dwell <= 0 or self.fps < 1 or (self.fps * self.dwell) % 1:
       raise _error("dwell", f"{self.dwell} s must be positive and a whole number of frames")
+    if self.tellings > 1 and "bounce" in self.behaviours:
+      raise _error("tellings", "'bounce' never rests, so it can't be told within a cell")
+    for count in range(2, self.tellings + 1):
+      if self.dwell * 100 % count:
+        raise _error("tellings", f"{self.dwell} s in {count} parts are no whole hundredths of 1 s")
     for field in ("seconds", "shown"):
       if getattr(self, field) / self.dwell % 1:
         raise _error(field, f"{getattr(self, field)} s must be a multiple of dwell, {self.dwell} s")

@@ -115,6 +115,7 @@ def example(
   shown: float,
   wordings: int,
   rng: np.random.Generator,
+  tellings: int = 1,
 ) -> records.Example:
   """Makes the record of a question.
 
@@ -144,7 +145,14 @@ def example(
     else truth.relevant_spans(scene, plan.asked, span, time),
     states=truth.states(scene),
     steps=truth.reference_steps(
-      scene, plan.asked, span, rng, since=since, until=until, wordings=wordings
+      scene,
+      plan.asked,
+      span,
+      rng,
+      since=since,
+      until=until,
+      wordings=wordings,
+      tellings=tellings,
     ),
     source="simulator",
   )

@@ -1,5 +1,7 @@
 """Derives a record's ground truth from a scene: states, reference steps and relevant spans."""
 
+import dataclasses
+
 import numpy as np
 
 from vr_jax import records
@@ -38,12 +40,14 @@ def reference_steps(
   since: float = 0.0,
   until: float,
   wordings: int = config_lib.WORDINGS,
+  tellings: int = 1,
 ) -> tuple[records.Step, ...]:
-  """The reasoning that leads to an answer: one sentence a cell, in order of time.
+  """The reasoning that leads to an answer: a sentence or several for each cell, in order of time.
 
   The sentences cover the cells that start at or after `since` and before `until` (seconds). Those
   in `shown` state what is seen; those after it state what is expected. All sentences of an example
-  share one wording, drawn here from the first `wordings`.
+  share one wording, drawn here from the first `wordings`. A cell has 1 to `tellings` sentences,
+  drawn for each cell; they tell the state at the start of equal parts of it.
   """
   chosen = int(rng.integers(wordings))
   steps = []
@@ -51,9 +55,15 @@ def reference_steps(
     start = cell * scene.dwell
     if not since <= start < until:
       continue
-    facts = [_fact(scene, shape, attribute, cell) for shape, attribute in asked]
-    text = wording.step(chosen, start, facts, future=start >= shown.end)
-    steps.append(records.Step(text=text, start=start, end=start + scene.dwell))
+    facts = [make_fact(scene, shape, attribute, cell) for shape, attribute in asked]
+    # Nothing is drawn for a single telling, so that its traces are those of older data.
+    count = 1 + int(rng.integers(tellings)) if tellings > 1 else 1
+    part = scene.dwell / count
+    for number in range(count):
+      time = start + number * part
+      text = wording.step(chosen, time, facts, future=start >= shown.end)
+      steps.append(records.Step(text=text, start=time, end=time + part))
+      facts = [dataclasses.replace(fact, before=fact.value) for fact in facts]
   return tuple(steps)
 
 
@@ -83,7 +93,8 @@ def relevant_spans(
   return tuple(spans) or (shown,)
 
 
-def _fact(scene: scene_lib.Scene, shape: str, attribute: str, cell: int) -> wording.Fact:
+def make_fact(scene: scene_lib.Scene, shape: str, attribute: str, cell: int) -> wording.Fact:
+  """What is true of an attribute of an object in a cell, and what was in the cell before."""
   return wording.Fact(
     object=shape,
     attribute=attribute,

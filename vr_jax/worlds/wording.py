@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import re
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,29 @@ _STEPS = (
   ("{Facts} at {time}.", "{Facts} at {time}.", False),
   ("At {time}, {facts}.", "Then at {time}, {facts}.", True),
   ("At {time} I see that {facts}.", "At {time} I expect that {facts}.", False),
+  ("By {time}, {facts}.", "By {time}, {facts}.", False),
+  ("{Facts} when the clock reads {time}.", "{Facts} when the clock reads {time}.", False),
+  ("Now it is {time}: {facts}.", "Once it is {time}: {facts}.", True),
+  (
+    "The frames at {time} show that {facts}.",
+    "The frames at {time} should show that {facts}.",
+    False,
+  ),
 )
+
+# Wordings from here on have other words for these; claims.py reads them. Questions repeat their
+# templates, with the other shapes alone.
+_OTHER_WORDS_FROM = 4
+_OTHER_SHAPES = {"circle": "disc", "square": "block", "cross": "plus sign", "diamond": "rhombus"}
+_OTHER_WORDS = {
+  **_OTHER_SHAPES,
+  "small": "little",
+  "medium": "mid-sized",
+  "large": "big",
+  "purple": "violet",
+  "hidden": "out of sight",
+  "visible": "in sight",
+}
 
 _ASK = {
   "colour": (
@@ -167,14 +190,22 @@ def step(wording: int, time: float, facts: Sequence[Fact], *, future: bool) -> s
   text = " and ".join(clauses)
   capital = text[0].upper() + text[1:]
   template = expected if future else seen
-  return template.format(time=seconds(time), facts=text, Facts=capital)
+  sentence = template.format(time=seconds(time), facts=text, Facts=capital)
+  return _replace_words(sentence, _OTHER_WORDS) if wording >= _OTHER_WORDS_FROM else sentence
 
 
 def question(family: str, attribute: str, wording: int, time: float, shape: str, value: str) -> str:
   """Writes a question. `shape` and `value` are "" for families that don't name them."""
   templates = _QUESTIONS[family][attribute] if family in _QUESTIONS else _ASK[attribute]
   phrase = _phrase(attribute, value) if value else ""
-  return templates[wording].format(object=shape, time=seconds(time), value=value, phrase=phrase)
+  if wording >= _OTHER_WORDS_FROM:
+    shape = _OTHER_SHAPES.get(shape, shape)
+  template = templates[wording % len(templates)]
+  return template.format(object=shape, time=seconds(time), value=value, phrase=phrase)
+
+
+def _replace_words(text: str, others: dict[str, str]) -> str:
+  return re.sub(r"\w+", lambda match: others.get(match.group(), match.group()), text)
 
 
 def _predicate(facts: Sequence[Fact], *, as_change: bool, future: bool) -> str:

@@ -74,6 +74,7 @@ def sample_video(
       shown=config.shown,
       wordings=config.wordings,
       rng=rng,
+      tellings=config.tellings,
     )
     for number, question in enumerate(asked)
   )
