@@ -14,7 +14,7 @@ from vr_jax import main, records
 from vr_jax.models import registry
 from vr_jax.models.common import weight_mapping
 from vr_jax.parallel import mesh as mesh_lib
-from vr_jax.train import metrics, model_setup, step_embedder
+from vr_jax.train import initialization, metrics, model_setup, run_context, step_embedder
 
 registry.register(toy_vlm.FAMILY)
 TEXTS = ("At 0s, the circle is red.", "It turns green.", "At 0s, the circle is blue.", "A" * 90)
@@ -87,19 +87,40 @@ def test_parameters_that_are_split_over_a_mesh_give_the_same_vectors(embedder):
   np.testing.assert_allclose(split(TEXTS), embedder(TEXTS), atol=1e-5)
 
 
-def test_a_run_is_rewarded_and_evaluated_with_it(tmp_path, monkeypatch):
-  """The frozen parameters are those that RL starts from, before and after RL."""
+def test_a_run_is_rewarded_and_evaluated_with_the_parameters_that_rl_starts_from(
+  tmp_path, monkeypatch
+):
   nano.use_devices(monkeypatch, 1)
+  frozen, freeze = [], step_embedder.StepEmbedder.freeze
+
+  def note(self, net, params, examples):
+    frozen.append(embedding(params))
+    freeze(self, net, params, examples)
+
+  def embedding(params):
+    return np.asarray(weight_mapping.flat(params)["text.embedding"].get_value())
+
+  monkeypatch.setattr(step_embedder.StepEmbedder, "freeze", note)
   config = nano.config(
-    mesh=(1, 1, 1, 1), sft__steps=2, rl__steps=2, env__step_distance="embeddings", cpu_devices=0
+    mesh=(1, 1, 1, 1),
+    cpu_devices=0,
+    sft__steps=0,
+    rl__steps=1,
+    env__step_distance="embeddings",
+    eval__blind=False,
+    eval__shuffled_frames=False,
   )
   main.run(config, tmp_path, "all")
-  lines = [m["values"] for m in metrics.read(tmp_path / "metrics.jsonl") if m["stage"] == "rl"]
-  assert len(lines) == 2 and all(np.isfinite(m["rewards/process/mean"]) for m in lines)
-  by_name = {}
+  (line,) = [m["values"] for m in metrics.read(tmp_path / "metrics.jsonl") if m["stage"] == "rl"]
+  assert 0 <= line["rewards/process/mean"] <= 1
+  assert len(frozen) == 2  # by RL, and once for both evaluations
+  np.testing.assert_array_equal(*frozen)
+  context = run_context.make_run_context(config, tmp_path)
+  trained = initialization.load_params(context, tmp_path / "checkpoints" / "rl")
+  assert np.abs(embedding(trained) - frozen[0]).max() > 0
   for name in ("before_rl", "after_rl"):
     replies = (tmp_path / "eval" / f"{name}.jsonl").read_text().splitlines()
-    by_name[name] = [json.loads(line) for line in replies]
-    assert all(0 <= reply["rewards"]["process"] <= 1 for reply in by_name[name])
-  before, after = (by_name[name] for name in ("before_rl", "after_rl"))
-  assert [reply["id"] for reply in before] == [reply["id"] for reply in after]
+    assert len(replies) == config.eval.examples
+    for reply in map(json.loads, replies):
+      assert np.all(np.array(reply["alignment"]["cost"]) >= 0)
+      assert 0 <= reply["rewards"]["process"] <= 1
