@@ -20,6 +20,7 @@ import dataclasses
 from pathlib import Path
 import sys
 
+import jax.numpy as jnp
 from jaxtyping import Float
 import ml_collections
 import numpy as np
@@ -158,7 +159,7 @@ _RIGHT = _PLAIN[:2]
 def _correlation(truth: Mapping[str, float], reward: Mapping[str, float]) -> float:
   names = [name for name in _PLAIN if name != "copy"]  # which is the reference itself
   found = stats.spearmanr([truth[name] for name in names], [reward[name] for name in names])
-  return float(found.statistic)
+  return float(np.asarray(found)[0])
 
 
 METRICS: Mapping[str, Callable[[Scenario, Mapping[str, float]], float]] = {
@@ -209,7 +210,7 @@ def _embedder(config: ml_collections.ConfigDict, layers: float) -> step_embedder
     config=config,
     mesh=mesh_lib.make_mesh(config.mesh),
     model=processor.config,
-    allowed_tokens=np.ones(processor.config.vocab_size, bool),
+    allowed_tokens=jnp.ones(processor.config.vocab_size, bool),
     stop_tokens=processor.stop_tokens,
   )
   embedder = step_embedder_lib.StepEmbedder(processor, processor.config, layers=layers)

@@ -1,6 +1,7 @@
 """Embeddings of texts: the same in every family as the passes that see each token as a prompt's."""
 
 import dataclasses
+from typing import Any, cast
 
 from flax import nnx
 import jax
@@ -19,10 +20,10 @@ def make_toy(layers=2):
   words = toy_vlm.FAMILY.train_tokenizer([], 256 + len(toy_vlm.SPECIAL))
   config = toy_vlm.ToyConfig(
     vocab_size=words.get_vocab_size(),
-    image_token_id=words.token_to_id("<image>"),
+    image_token_id=cast(int, words.token_to_id("<image>")),
     num_hidden_layers=layers,
   )
-  processor = toy_vlm.ToyProcessor(config, words, 1, 10**6)
+  processor = toy_vlm.ToyProcessor(cast(Any, config), words, 1, 10**6)
   return toy_vlm.Toy(config, rngs=nnx.Rngs(0)), processor, toy_vlm.FAMILY
 
 

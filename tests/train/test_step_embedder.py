@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -29,16 +30,16 @@ EXAMPLES = [
 def make(mesh=(1, 1, 1, 1)):
   """An embedder with the parameters of a network on a mesh, which are deleted afterwards."""
   words = toy_vlm.FAMILY.train_tokenizer([], 256 + len(toy_vlm.SPECIAL))
-  model = toy_vlm.ToyConfig(vocab_size=264, image_token_id=words.token_to_id("<image>"))
+  model = toy_vlm.ToyConfig(vocab_size=264, image_token_id=cast(int, words.token_to_id("<image>")))
   net = model_setup.ModelSetup(
     config=nano.config(mesh=mesh),
     mesh=mesh_lib.make_mesh(mesh, devices=jax.devices()[: math.prod(mesh)]),
-    model=model,
+    model=cast(Any, model),
     allowed_tokens=jax.numpy.ones(model.vocab_size, bool),
     stop_tokens=(1,),
   )
-  processor = toy_vlm.ToyProcessor(model, words, 1, 10**6)
-  embedder = step_embedder.StepEmbedder(processor, model, layers=1.0)
+  processor = toy_vlm.ToyProcessor(cast(Any, model), words, 1, 10**6)
+  embedder = step_embedder.StepEmbedder(cast(Any, processor), cast(Any, model), layers=1.0)
   params = net.draw_params()
   embedder.freeze(net, params, EXAMPLES)
   for variable in weight_mapping.flat(params).values():  # as the first update does
