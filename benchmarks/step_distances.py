@@ -183,12 +183,12 @@ METRICS: Mapping[str, Callable[[Scenario, Mapping[str, float]], float]] = {
 }
 
 
-def tiny_embedder(layers: float) -> step_embedder_lib.StepEmbedder:
+def tiny_embedder(layers: float) -> step_embedder_lib.FrozenStepEmbedder:
   """An embedder with the random network of moss_chatv:tiny."""
   return _embedder(recipe_config.load("moss_chatv:tiny"), layers)
 
 
-def pretrained_embedder(directory: str, layers: float) -> step_embedder_lib.StepEmbedder:
+def pretrained_embedder(directory: str, layers: float) -> step_embedder_lib.FrozenStepEmbedder:
   """An embedder with the network of a Hugging Face directory."""
   config = recipe_config.load("moss_chatv:3b")
   with config.unlocked():
@@ -196,7 +196,9 @@ def pretrained_embedder(directory: str, layers: float) -> step_embedder_lib.Step
   return _embedder(config, layers)
 
 
-def _embedder(config: ml_collections.ConfigDict, layers: float) -> step_embedder_lib.StepEmbedder:
+def _embedder(
+  config: ml_collections.ConfigDict, layers: float
+) -> step_embedder_lib.FrozenStepEmbedder:
   examples = [
     example
     for index in range(256)
@@ -213,7 +215,7 @@ def _embedder(config: ml_collections.ConfigDict, layers: float) -> step_embedder
     allowed_tokens=jnp.ones(processor.config.vocab_size, bool),
     stop_tokens=processor.stop_tokens,
   )
-  embedder = step_embedder_lib.StepEmbedder(processor, processor.config, layers=layers)
+  embedder = step_embedder_lib.FrozenStepEmbedder(processor, processor.config, layers=layers)
   embedder.freeze(net, initialization.fresh_params(net), examples)
   return embedder
 

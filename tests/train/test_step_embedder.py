@@ -39,7 +39,7 @@ def make(mesh=(1, 1, 1, 1)):
     stop_tokens=(1,),
   )
   processor = toy_vlm.ToyProcessor(cast(Any, model), words, 1, 10**6)
-  embedder = step_embedder.StepEmbedder(cast(Any, processor), cast(Any, model), layers=1.0)
+  embedder = step_embedder.FrozenStepEmbedder(cast(Any, processor), cast(Any, model), layers=1.0)
   params = net.draw_params()
   embedder.freeze(net, params, EXAMPLES)
   for variable in weight_mapping.flat(params).values():  # as the first update does
@@ -77,7 +77,7 @@ def test_a_cache_that_is_full_forgets_what_was_asked_longest_ago(embedder, monke
 
 
 def test_without_parameters_it_embeds_nothing(embedder):
-  bare = step_embedder.StepEmbedder(embedder._processor, embedder._model, layers=1.0)
+  bare = step_embedder.FrozenStepEmbedder(embedder._processor, embedder._model, layers=1.0)
   assert not bare.is_frozen and embedder.is_frozen
   with pytest.raises(ValueError, match="call freeze first"):
     bare(TEXTS)
@@ -92,7 +92,7 @@ def test_a_run_is_rewarded_and_evaluated_with_the_parameters_that_rl_starts_from
   tmp_path, monkeypatch
 ):
   nano.use_devices(monkeypatch, 1)
-  frozen, freeze = [], step_embedder.StepEmbedder.freeze
+  frozen, freeze = [], step_embedder.FrozenStepEmbedder.freeze
 
   def note(self, net, params, examples):
     frozen.append(embedding(params))
@@ -101,7 +101,7 @@ def test_a_run_is_rewarded_and_evaluated_with_the_parameters_that_rl_starts_from
   def embedding(params):
     return np.asarray(weight_mapping.flat(params)["text.embedding"].get_value())
 
-  monkeypatch.setattr(step_embedder.StepEmbedder, "freeze", note)
+  monkeypatch.setattr(step_embedder.FrozenStepEmbedder, "freeze", note)
   config = nano.config(
     mesh=(1, 1, 1, 1),
     cpu_devices=0,

@@ -18,7 +18,7 @@ _CLAIMS = 2  # claims of a step are padded to this number, 4 times it, …
 
 
 @runtime_checkable
-class Claim(Protocol):
+class TimedClaim(Protocol):
   """The claim that `attribute` of `object` is `value`, or with `denied` is not.
 
   start, end: seconds; equal for a single instant.
@@ -70,7 +70,7 @@ class ClaimDistance:
   seconds: the gap from which on claims don't match; above 0.
   """
 
-  read: Callable[[Sequence[str]], Sequence[Sequence[Claim]]]
+  read: Callable[[Sequence[str]], Sequence[Sequence[TimedClaim]]]
   seconds: float
 
   def keys(self, steps: Sequence[str]) -> Sequence[StepKey]:
@@ -119,7 +119,7 @@ class ClaimDistance:
     return distances
 
 
-def _timed(claim: Claim) -> _Timed:
+def _timed(claim: TimedClaim) -> _Timed:
   return (claim.object, claim.attribute, claim.value, claim.denied), claim.start, claim.end
 
 

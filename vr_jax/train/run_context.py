@@ -48,7 +48,7 @@ class RunContext(model_setup.ModelSetup):
   data: Path
   processor: interface.Processor
   environment: environment_lib.Environment
-  step_embedder: step_embedder_lib.StepEmbedder | None = None
+  step_embedder: step_embedder_lib.FrozenStepEmbedder | None = None
 
   @functools.cached_property
   def builder(self) -> batching.BatchBuilder:
@@ -109,7 +109,7 @@ def make_run_context(
   embedder = None
   if "step_embedder" in needs and judged and config.env.get("step_distance", "") in _EMBEDDED:
     layers = config.env.get("embedding_layers", 0.5)
-    embedder = step_embedder_lib.StepEmbedder(processor, model, layers=layers)
+    embedder = step_embedder_lib.FrozenStepEmbedder(processor, model, layers=layers)
     services["step_embedder"] = embedder
   return RunContext(
     config=model_setup.clamp_microbatches(config, mesh),

@@ -48,7 +48,7 @@ class _Frozen:
   centre: Float[np.ndarray, "width"]
 
 
-class StepEmbedder:
+class FrozenStepEmbedder:
   """A `step_distance.StepEmbedder`. Vectors are cached by text.
 
   A vector depends on the parameters, the text and the centre alone: a text's length decides the
