@@ -59,6 +59,7 @@ from vr_jax import base_config
 def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
   """The recipe at a size: one of those named tiny…, phi2, or one of base_config.RELEASES."""
   config = base_config.base("moss_chatv")
+  base_config.construct(config)  # --mode=construct makes such data
   env = config.env
   env.rewards = ("accuracy", "format", "process")
   # Reconstruction: each reward weighs 1.

@@ -47,6 +47,11 @@ def traces(config: ml_collections.ConfigDict) -> None:
   config.traces = schema.defaults(optional_sections.TracesSection)
 
 
+def construct(config: ml_collections.ConfigDict) -> None:
+  """Adds config.construct, for recipes on questions about a masked future (docs/moss_video.md)."""
+  config.construct = schema.defaults(optional_sections.ConstructSection)
+
+
 def mask_filter(config: ml_collections.ConfigDict) -> None:
   """Adds config.mask_filter, for recipes that train on masks (docs/data.md)."""
   config.mask_filter = schema.defaults(optional_sections.MaskFilterSection)

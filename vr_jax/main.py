@@ -14,6 +14,7 @@ colon and a size. A workdir that has been started has its config, so that
     eval      evaluation on held-out videos, and the report
     all       the four above, in this order
     traces    supervised traces that a model proposes, to train on (docs/traces.md)
+    construct questions about masked futures, made from captions of videos (docs/moss_video.md)
     filter    finds videos whose masks SAM2 can't reproduce, to leave them out (docs/data.md)
     export    writes the last checkpoint as a directory that transformers reads
     check     lists all problems of flags, data, model and machine, and estimates what a run takes
@@ -62,7 +63,7 @@ _COMMANDS = {
   "serve": "vr_jax.serve.command:serve",
   "status": "vr_jax.status:status",
 }
-MODES = ("data", "sft", "rl", "eval", "all", "traces", "filter", "export", "check")
+MODES = ("data", "sft", "rl", "eval", "all", "traces", "construct", "filter", "export", "check")
 
 
 def cli(argv: Sequence[str] | None = None) -> int:
@@ -227,7 +228,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> None:
   mesh.set_cpu_devices(config.cpu_devices)
   if config.model.lora.rank:
     cpu_memory.keep_narrow_weights()
-  model_checks.check(config, workdir, mode)
+  if mode != "construct":  # it needs no network
+    model_checks.check(config, workdir, mode)
   if mode in ("rl", "eval", "traces", "all") and "judge" in config:
     judge_factory.check(config, workdir)
   processes.first_alone("alone", lambda: health.check_alone(workdir))
@@ -252,6 +254,7 @@ def _run_stages(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> 
   from vr_jax.eval import stage as eval_stage
   from vr_jax.parallel import processes
   from vr_jax.traces import stage as traces_stage
+  from vr_jax.traces.construct import stage as construct_stage
   from vr_jax.train import data_stage, export_stage, mask_filter, rl_loop, sft_loop
 
   if mode in ("data", "all"):
@@ -269,6 +272,8 @@ def _run_stages(config: ml_collections.ConfigDict, workdir: Path, mode: str) -> 
     eval_stage.evaluate(config, workdir)
   if mode == "traces":
     traces_stage.write(config, workdir)
+  if mode == "construct":
+    processes.first_alone("construct", lambda: construct_stage.write(config, workdir))
   if mode == "export":
     export_stage.export(config, workdir)
 

@@ -183,7 +183,6 @@ class CriticSection(config_fields.OptimizerSection):
   )
 
 
-# By the name that each has in a config.
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskFilterSection:
   """Leaving out videos whose masks a tracker can't reproduce, by --mode=filter (docs/data.md)."""
@@ -201,7 +200,123 @@ class MaskFilterSection:
   )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConstructSection:
+  """Making questions about a masked future, by --mode=construct (docs/moss_video.md)."""
+
+  CHANGE: ClassVar[str] = "any time"
+
+  reader: Literal["rule", "local", "openai", "anthropic"] = field(
+    "rule",
+    "Who reads captions and judges questions: rule: for captions of the simulator; local: a model "
+    "that is loaded here; openai, anthropic: an endpoint.",
+  )
+  captions: str = field(
+    "",
+    "Caption file, such as sharegpt4video_40k.jsonl; empty: captions of the simulated videos "
+    "(data.simulate).",
+  )
+  videos: str = field(
+    "",
+    "Directory of the captioned videos; empty: no frames are read, so neither missing videos nor "
+    "copies are found.",
+  )
+  benchmarks: str = field(
+    "", "Directory of benchmarks' videos; questions about videos with frames of these are left out."
+  )
+  directory: str = field("", "Directory of the questions; empty: <workdir>/construct.")
+  on_bad: Literal["stop", "skip"] = field(
+    "stop",
+    "A bad line, video or reply stops the run, or is left out and counted.",
+  )
+  keyframe_fps: float = field(
+    0.0, "Frames a second that key frames of captions count in; 0: they are seconds.", "[0, inf)"
+  )
+  even_times: bool = field(
+    False, "Whether captions without key frames divide the captioned span evenly."
+  )
+  questions_per_video: int = field(
+    10, "Most questions about a video; 0: no limit [MOSS-Video has 9.6].", "[0, inf)"
+  )
+  options: int = field(4, "Most options of a question.", "[2, 26]")
+  least_options: int = field(2, "Options that a question needs to be asked.", "[2, 26]")
+  guesses: int = field(
+    4,
+    "Guesses of the model at each question, blind and from the trace.",
+    "[1, 26]",
+    only_with="reader=local|openai|anthropic",
+  )
+  blind_right: int = field(
+    3,
+    "Right blind guesses from which on a question is left out.",
+    "[1, 26]",
+    only_with="reader=local|openai|anthropic",
+  )
+  trace_right: int = field(
+    3,
+    "Right answers from the trace that a question needs.",
+    "[1, 26]",
+    only_with="reader=local|openai|anthropic",
+  )
+  shown_seconds: float = field(2.0, "Least seconds that are shown.", "[0, inf)")
+  masked_seconds: float = field(0.5, "Least seconds that are masked.", "[0, inf)")
+  least_steps: int = field(2, "Fewest steps of a reference trace.", "[1, inf)")
+  most_steps: int = field(32, "Most steps of a reference trace.", "[1, inf)")
+  most_words: int = field(40, "Most words of a question, an option or a step.", "[1, inf)")
+  near_duplicate: float = field(
+    0.9, "Jaccard similarity of texts from which on a question is a near-duplicate.", "(0, 1]"
+  )
+  frame_fps: float = field(1.0, "Frames a second of videos that are compared.", "(0, inf)")
+  frame_similarity: float = field(
+    0.7, "Similarity of two frames' perceptual hashes from which on they are alike.", "(0, 1]"
+  )
+  frame_share: float = field(
+    0.5,
+    "Fraction of a video's frames that are like those of one benchmark video, from which on its "
+    "questions are left out.",
+    "(0, 1]",
+  )
+  seed: int = field(0, "Seed of what is drawn: wordings, options and their order.", "[0, inf)")
+  batch_size: int = field(16, "Videos that are read, asked about and written together.", "[1, inf)")
+  model: str = field(
+    "",
+    "Name of the model at its endpoint; local: a Hugging Face directory.",
+    only_with="reader=local|openai|anthropic",
+  )
+  base_url: str = field(
+    "", "URL of the endpoint; empty: the provider's own.", only_with="reader=openai|anthropic"
+  )
+  key_variable: str = field(
+    "",
+    "Environment variable that holds the key; empty: the provider's own.",
+    only_with="reader=openai|anthropic",
+  )
+  max_tokens: int = field(
+    2048, "Most tokens of a reply.", "[1, inf)", only_with="reader=local|openai|anthropic"
+  )
+  in_flight: int = field(16, "Most requests at the same time.", "[1, inf)")
+  retries: int = field(
+    4, "Most further requests after one that failed, or whose reply is unreadable.", "[0, inf)"
+  )
+  timeout: float = field(120.0, "Seconds that a request may take.", "(0, inf)")
+  budget: int = field(
+    0,
+    "Most requests of a process, retries included, counted anew at each start; 0: no limit.",
+    "[0, inf)",
+  )
+  workers: int = field(
+    0,
+    "Processes of an Apache Beam pipeline (extra beam); 0: this process, without Beam.",
+    "[0, inf)",
+  )
+  beam: tuple[str, ...] = field(
+    (), "Beam's own options, to choose another runner; (): the runner of this machine."
+  )
+
+
+# By the name that each has in a config.
 OPTIONAL = {
+  "construct": ConstructSection,
   "mask_filter": MaskFilterSection,
   "judge": JudgeSection,
   "traces": TracesSection,

@@ -63,10 +63,17 @@ class TraceOutcome:
   reasoning: str = ""
 
 
-def claim(output: Path, about: Mapping[str, Any]) -> None:
+def claim(
+  output: Path,
+  about: Mapping[str, Any],
+  *,
+  field: str = "config.traces.directory",
+  what: str = "traces",
+) -> None:
   """Creates the directory for traces that depend on `about`, or checks that it already is theirs.
 
   about: JSON-able.
+  field: of the config that gives the directory; what: is in it; for messages.
 
   Raises:
     InputError: the directory holds traces that depend on something else, or other files.
@@ -77,11 +84,10 @@ def claim(output: Path, about: Mapping[str, Any]) -> None:
     differ = sorted(key for key in {*written, *wanted} if written.get(key) != wanted.get(key))
     if differ:
       raise InputError(
-        f"{path}: its traces were written with another {', '.join(differ)}; "
-        "choose another config.traces.directory"
+        f"{path}: its {what} were written with another {', '.join(differ)}; choose another {field}"
       )
   elif output.is_dir() and any(path.suffix != atomic.PARTIAL for path in output.iterdir()):
-    raise InputError(f"{output}: is not empty and holds no traces; choose another directory")
+    raise InputError(f"{output}: is not empty and holds no {what}; choose another directory")
   else:
     output.mkdir(parents=True, exist_ok=True)
     atomic.write_json_lines(path, [wanted])

@@ -8,7 +8,7 @@ and leaves its replies on disk in replies/. Each chunk is one file with or witho
 interrupted stage can resume either way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import importlib
@@ -58,11 +58,30 @@ def decide(
 def _run(
   beam: ModuleType, options: Any, chunks: Sequence[trace_store.TraceChunk], job: Job
 ) -> None:
-  problem = job.output / "problem.json"
+  run_pipeline(beam, options, chunks, decide_one, job, problem=job.output / "problem.json")
+
+
+def run_pipeline(
+  beam: ModuleType,
+  options: Any,
+  chunks: Sequence[Any],
+  work: Callable[[Any, Any], None],
+  job: Any,
+  *,
+  problem: Path,
+) -> None:
+  """Calls work(chunk, job) for each chunk, in the workers of a pipeline.
+
+  beam, options: of `import_beam`.
+  problem: file in which `noting_problem` writes what a worker met.
+
+  Raises:
+    InputError: a worker raised it.
+  """
   problem.unlink(missing_ok=True)
   try:
     with beam.Pipeline(options=options) as pipeline:
-      _ = pipeline | beam.Create(chunks) | beam.Reshuffle() | beam.Map(decide_one, job)
+      _ = pipeline | beam.Create(chunks) | beam.Reshuffle() | beam.Map(work, job)
   except RuntimeError as error:  # what a runner raises for any exception in a worker
     if problem.is_file():
       raise errors.InputError(json.loads(problem.read_text())) from error
@@ -71,17 +90,26 @@ def _run(
 
 def decide_one(chunk: trace_store.TraceChunk, job: Job) -> None:
   """Processes one chunk in a worker: endpoint (if it is the writer), filter, judge, write."""
+  noting_problem(job.output / "problem.json", lambda: _decide_one(chunk, job))
+
+
+def noting_problem(problem: Path, work: Callable[[], None]) -> None:
+  """Does something in a worker; writes the InputError that it raises to a file, and raises it."""
   try:
-    trace_filter, writer = _load_worker(job)
-    if writer is None:
-      replies = json.loads(_replies(job.output, chunk).read_text())
-    else:
-      ((_, wait),) = writer.proposals([chunk])
-      replies = wait()
-    trace_filter.decide(chunk, replies)
+    work()
   except errors.InputError as error:
-    atomic.write_json_lines(job.output / "problem.json", [str(error)])
+    atomic.write_json_lines(problem, [str(error)])
     raise
+
+
+def _decide_one(chunk: trace_store.TraceChunk, job: Job) -> None:
+  trace_filter, writer = _load_worker(job)
+  if writer is None:
+    replies = json.loads(_replies(job.output, chunk).read_text())
+  else:
+    ((_, wait),) = writer.proposals([chunk])
+    replies = wait()
+  trace_filter.decide(chunk, replies)
 
 
 @functools.lru_cache(maxsize=1)
@@ -127,25 +155,35 @@ def _replies(output: Path, chunk: trace_store.TraceChunk) -> Path:
 
 
 def load(config: ml_collections.ConfigDict) -> tuple[ModuleType, Any]:
-  """Imports Beam. Returns (Beam, its pipeline options).
-
-  By default it runs several processes on this machine; config.traces.beam replaces these options.
+  """Imports Beam for this stage; see `import_beam`.
 
   Raises:
     InputError: Beam is not installed, or the judge's limits can't be split among the workers.
   """
   judge_factory.split_limits(config.judge, config.traces.workers)
+  return import_beam("config.traces", config.traces.workers, config.traces.beam)
+
+
+def import_beam(section: str, workers: int, own: Sequence[str]) -> tuple[ModuleType, Any]:
+  """Imports Beam. Returns (Beam, its pipeline options).
+
+  section: of the config, for messages.
+  workers: number of processes on this machine, unless there are `own` options of Beam.
+
+  Raises:
+    InputError: Beam is not installed.
+  """
   try:
     beam = importlib.import_module("apache_beam")
     options = importlib.import_module("apache_beam.options.pipeline_options")
   except ImportError as error:
     raise errors.InputError(
-      "config.traces.workers: the package apache_beam is missing; "
+      f"{section}.workers: the package apache_beam is missing; "
       "pip install 'vr_jax[beam]', or set workers to 0"
     ) from error
   local = [
     "--runner=DirectRunner",
     "--direct_running_mode=multi_processing",
-    f"--direct_num_workers={config.traces.workers}",
+    f"--direct_num_workers={workers}",
   ]
-  return beam, options.PipelineOptions(list(config.traces.beam) or local)
+  return beam, options.PipelineOptions(list(own) or local)

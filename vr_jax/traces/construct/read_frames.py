@@ -1,0 +1,100 @@
+"""Reads the frames of videos once, and keeps what `frame_hashes` needs of them.
+
+Results are written batch by batch, so an interrupted run decodes no video again but those of the
+batch that was in progress.
+"""
+
+from collections.abc import Callable, Sequence
+import hashlib
+import json
+from pathlib import Path
+
+from vr_jax import atomic, plain_json
+from vr_jax.data import guarded_reader
+from vr_jax.errors import InputError
+from vr_jax.traces.construct import frame_hashes
+from vr_jax.train import console
+
+_BATCH = 64  # videos
+_QUALITY, _MAX_SIDE = 90, 256  # of JPEGs that are hashed and thrown away
+
+
+def read(
+  videos: Path,
+  names: Sequence[str],
+  cache: Path,
+  *,
+  fps: float,
+  limits: guarded_reader.DecodeLimits,
+  on_bad: Callable[[str, InputError], None],
+) -> list[frame_hashes.VideoFrames]:
+  """Reads `fps` frames a second of each video, in the order of `names`; bad videos are left out.
+
+  videos: directory that the names are relative to.
+  cache: directory of the results.
+  on_bad: called with the path and the error of each bad video; may raise the error.
+
+  Raises:
+    InputError: what `on_bad` raises, or the cache can't be written or is damaged.
+  """
+  found = []
+  with console.progress("frames", len(names)) as tick:
+    for start in range(0, len(names), _BATCH):
+      batch = names[start : start + _BATCH]
+      path = cache / f"{_batch_key(videos, batch, fps)}.jsonl"
+      if not path.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        atomic.write_json_lines(path, _read_batch(videos, batch, fps, limits))
+      for name, value in zip(batch, _load(path, len(batch)), strict=True):
+        if isinstance(value, str):
+          on_bad(str(videos / name), InputError(value))
+        else:
+          found.append(value)
+      tick(start + len(batch))
+  return found
+
+
+def _read_batch(
+  videos: Path, names: Sequence[str], fps: float, limits: guarded_reader.DecodeLimits
+) -> list[dict]:
+  """A line for each video: its frames, or {"problem"}."""
+  paths = [videos / name for name in names]
+  results = guarded_reader.extract_all(
+    paths, fps=fps, quality=_QUALITY, max_side=_MAX_SIDE, limits=limits
+  )
+  lines = []
+  for name, result in zip(names, results, strict=True):
+    if isinstance(result, InputError):
+      lines.append({"problem": str(result)})
+    else:
+      times = result.timestamps.tolist()
+      frames = frame_hashes.of_jpegs(name, result.jpegs, times, result.duration)
+      lines.append(frames.to_json())
+  return lines
+
+
+def _batch_key(videos: Path, names: Sequence[str], fps: float) -> str:
+  """Names a batch by its files: their names, sizes and times of change."""
+  facts = []
+  for name in names:
+    try:
+      status = (videos / name).stat()
+    except OSError as error:
+      raise InputError(f"{videos / name}: cannot be read: {error.strerror}") from error
+    facts.append([name, status.st_size, status.st_mtime_ns])
+  content = json.dumps([str(videos.absolute()), fps, _QUALITY, _MAX_SIDE, facts])
+  return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _load(path: Path, count: int) -> list[frame_hashes.VideoFrames | str]:
+  try:
+    values = [plain_json.parse(line) for line in path.read_bytes().split(b"\n") if line]
+    found = [
+      str(value["problem"]) if "problem" in value else frame_hashes.from_json(value)
+      for value in values
+    ]
+    if len(found) != count:
+      raise ValueError("another number of videos")
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise InputError(f"{path}: is damaged; remove it, and its videos are read again") from error
+  return found

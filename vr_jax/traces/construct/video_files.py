@@ -1,0 +1,135 @@
+"""Finds the files of captioned videos, and compares their frames with each other and benchmarks."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from pathlib import Path
+
+import ml_collections
+
+from vr_jax import errors
+from vr_jax.data import foreign_records, ingest, video_file
+from vr_jax.traces.construct import captions as captions_lib
+from vr_jax.traces.construct import frame_hashes, read_frames
+from vr_jax.train import paths
+
+_SUFFIXES = (
+  *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ts", ".wmv"),
+  *(".3gp", ".gif", ".ogv"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoKnowledge:
+  """What was found out about videos by their frames.
+
+  copies: maps a video to the one that it is a copy of.
+  in_benchmark: what a video shares with a benchmark, by its name.
+  compared: whether frames were read at all; decontaminated: whether against benchmarks.
+  """
+
+  copies: Mapping[str, str]
+  in_benchmark: Mapping[str, str]
+  compared: bool
+  decontaminated: bool
+
+
+def look(
+  videos: Sequence[captions_lib.CaptionedVideo],
+  config: ml_collections.ConfigDict,
+  cache: Path,
+  bad: ingest.BadInputs,
+) -> tuple[list[captions_lib.CaptionedVideo], VideoKnowledge]:
+  """Returns the videos that have a good file, under its name, and what their frames tell.
+
+  Without config.construct.videos no file is looked at, and all videos are returned.
+
+  cache: directory of what is read of frames.
+  bad: gets videos without a good file; may raise the error.
+
+  Raises:
+    InputError: what `bad` raises; there is no such directory; or a benchmark's video can't be read,
+      as it then can't be compared.
+  """
+  section = config.construct
+  if not section.videos:
+    nothing = VideoKnowledge(copies={}, in_benchmark={}, compared=False, decontaminated=False)
+    return list(videos), nothing
+  folder = Path(section.videos)
+  foreign_records.check_place(folder, "config.construct.videos")
+  placed = _place(videos, video_file.find(folder), bad)
+  frames = _read(folder, sorted({video.video for video in placed}), config, cache, bad)
+  found, benchmarks = {}, Path(section.benchmarks)
+  if section.benchmarks:
+    foreign_records.check_place(benchmarks, "config.construct.benchmarks")
+    names = [name for name in video_file.find(benchmarks) if _is_video(name)]
+    if not names:
+      raise errors.InputError(
+        f"--config.construct.benchmarks={benchmarks}: holds no videos ({', '.join(_SUFFIXES)})"
+      )
+    known = _read(benchmarks, names, config, cache, ingest.BadInputs("stop"))
+    index = frame_hashes.FrameIndex(
+      known, similarity=section.frame_similarity, share=section.frame_share
+    )
+    found = {video.name: index.find(video) for video in frames}
+  return _fitting(placed, frames, bad), VideoKnowledge(
+    copies=frame_hashes.find_copies(frames),
+    in_benchmark={name: detail for name, detail in found.items() if detail},
+    compared=True,
+    decontaminated=bool(section.benchmarks),
+  )
+
+
+def _is_video(name: str) -> bool:
+  """Whether a file of a benchmark is a video, by its suffix: annotations lie beside them."""
+  return Path(name).suffix.lower() in _SUFFIXES
+
+
+def _place(
+  videos: Sequence[captions_lib.CaptionedVideo], files: Sequence[str], bad: ingest.BadInputs
+) -> list[captions_lib.CaptionedVideo]:
+  """Gives each video the path of its file. Archives may be unpacked into folders of their own."""
+  known = frozenset(files)
+  by_name: dict[str, list[str]] = {}
+  for file in files:
+    by_name.setdefault(Path(file).name, []).append(file)
+  placed = []
+  for video in videos:
+    same = by_name.get(Path(video.video).name, [])
+    if video.video in known:
+      placed.append(video)
+    elif len(same) == 1:
+      placed.append(dataclasses.replace(video, video=same[0]))
+    else:
+      bad(video.where, foreign_records.unknown_video(video.video, known, video.where))
+  return placed
+
+
+def _read(
+  folder: Path,
+  names: Sequence[str],
+  config: ml_collections.ConfigDict,
+  cache: Path,
+  bad: ingest.BadInputs,
+) -> list[frame_hashes.VideoFrames]:
+  fps, limits = config.construct.frame_fps, paths.decode_limits(config.data)
+  return read_frames.read(folder, names, cache, fps=fps, limits=limits, on_bad=bad)
+
+
+def _fitting(
+  placed: Sequence[captions_lib.CaptionedVideo],
+  frames: Sequence[frame_hashes.VideoFrames],
+  bad: ingest.BadInputs,
+) -> list[captions_lib.CaptionedVideo]:
+  """The videos that last as long as their captions; those with a bad file are listed already."""
+  durations = {video.name: video.duration for video in frames}
+  fitting = []
+  for video in placed:
+    end = durations.get(video.video)
+    if end is None:
+      continue
+    if video.masked.end <= end + captions_lib.TOLERANCE:
+      fitting.append(video)
+    else:
+      problem = f"captions until {video.masked.end:g} s, but {video.video!r} lasts {end:g} s"
+      bad(video.where, errors.InputError(f"{video.where}: {problem}"))
+  return fitting
