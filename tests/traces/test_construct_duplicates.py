@@ -100,7 +100,7 @@ def frames(films, *names, cache, on_bad=None):
 
 def test_a_re_encoded_clip_is_found_and_other_scenes_are_not(films, tmp_path):
   known = frames(films, "0.mp4", "black.mp4", cache=tmp_path)
-  index = frame_hashes.FrameIndex(known, similarity=0.7, share=0.5)
+  index = frame_hashes.HashedFrames(known, similarity=0.7, share=0.5)
   again, one, two, copy, black = frames(
     films, "again.mkv", "1.mp4", "2.mp4", "copy.mp4", "black.mp4", cache=tmp_path
   )

@@ -23,7 +23,7 @@ SECTION = "config.construct"
 
 
 @runtime_checkable
-class TextModel(Protocol):
+class AskedModel(Protocol):
   """A language model that answers texts: an endpoint, or one that is loaded here."""
 
   def ask(self, questions: Sequence[Any]) -> list[Any]:
@@ -102,7 +102,7 @@ class ReplyFile:
 class Asker:
   """Asks a model what isn't known yet."""
 
-  def __init__(self, model: TextModel, replies: ReplyFile, *, identity: str, skips: bool):
+  def __init__(self, model: AskedModel, replies: ReplyFile, *, identity: str, skips: bool):
     """Uses a model, which `close` closes.
 
     identity: names the model; replies of another one are not used.
@@ -171,7 +171,7 @@ def connect(section: ml_collections.ConfigDict, directory: Path) -> Asker:
     )
   replies = ReplyFile(directory)
   if section.reader == "local":
-    model: TextModel = judge_local.LocalModel(Path(section.model), max_tokens=section.max_tokens)
+    model: AskedModel = judge_local.LocalModel(Path(section.model), max_tokens=section.max_tokens)
   else:
     model = model_endpoint.connect(
       SECTION,

@@ -31,7 +31,7 @@ _BLOCK = 4096  # frames compared at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class VideoFrames:
+class FrameHashes:
   """What is known of the sampled frames of a video.
 
   checksums: CRC-32 of each frame's JPEG.
@@ -57,13 +57,13 @@ class VideoFrames:
     }
 
 
-def from_json(value: Any) -> VideoFrames:
-  """Makes what `VideoFrames.to_json` has written. Raises ValueError, KeyError or TypeError."""
+def from_json(value: Any) -> FrameHashes:
+  """Makes what `FrameHashes.to_json` has written. Raises ValueError, KeyError or TypeError."""
   rows = [np.frombuffer(bytes.fromhex(row), np.uint8) for row in value["hashes"]]
   hashes = np.array(rows, np.uint8).reshape(len(rows), _BITS // 8)
   if not len(rows) == len(value["checksums"]) == len(value["times"]):
     raise ValueError("as many hashes, checksums and times are needed")
-  return VideoFrames(
+  return FrameHashes(
     name=str(value["name"]),
     checksums=tuple(map(int, value["checksums"])),
     times=tuple(map(float, value["times"])),
@@ -74,10 +74,10 @@ def from_json(value: Any) -> VideoFrames:
 
 def of_jpegs(
   name: str, jpegs: Sequence[bytes], times: Sequence[float], duration: float
-) -> VideoFrames:
+) -> FrameHashes:
   """Describes the sampled frames of a video."""
   hashes = [hash_frame(np.asarray(Image.open(io.BytesIO(jpeg)).convert("L"))) for jpeg in jpegs]
-  return VideoFrames(
+  return FrameHashes(
     name=name,
     checksums=tuple(zlib.crc32(jpeg) for jpeg in jpegs),
     times=tuple(float(time) for time in times),
@@ -100,7 +100,7 @@ def _difference_bits(small: Float[np.ndarray, "rows columns"]) -> Bool[np.ndarra
   return np.concatenate([each.ravel() for each in signs])
 
 
-def find_copies(videos: Sequence[VideoFrames]) -> dict[str, str]:
+def find_copies(videos: Sequence[FrameHashes]) -> dict[str, str]:
   """Maps each video that has the same frames as others to the first of them by name."""
   first: dict[tuple[Any, ...], str] = {}
   copies = {}
@@ -111,10 +111,10 @@ def find_copies(videos: Sequence[VideoFrames]) -> dict[str, str]:
   return copies
 
 
-class FrameIndex:
+class HashedFrames:
   """The frames of benchmarks, to find videos that have some of them."""
 
-  def __init__(self, videos: Sequence[VideoFrames], *, similarity: float, share: float):
+  def __init__(self, videos: Sequence[FrameHashes], *, similarity: float, share: float):
     """Indexes videos.
 
     similarity: of the bits of two frames that are alike, in (0, 1].
@@ -130,7 +130,7 @@ class FrameIndex:
       for checksum in video.checksums:
         self._owners.setdefault(checksum, set()).add(number)
 
-  def find(self, video: VideoFrames) -> str:
+  def find(self, video: FrameHashes) -> str:
     """Which benchmark video a video has frames of, and how many; "" if of none."""
     checksums = set(video.checksums)
     owners = Counter(owner for each in checksums for owner in self._owners.get(each, ()))

@@ -27,7 +27,7 @@ def read(
   fps: float,
   limits: guarded_reader.DecodeLimits,
   on_bad: Callable[[str, InputError], None],
-) -> list[frame_hashes.VideoFrames]:
+) -> list[frame_hashes.FrameHashes]:
   """Reads `fps` frames a second of each video, in the order of `names`; bad videos are left out.
 
   videos: directory that the names are relative to.
@@ -86,7 +86,7 @@ def _batch_key(videos: Path, names: Sequence[str], fps: float) -> str:
   return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _load(path: Path, count: int) -> list[frame_hashes.VideoFrames | str]:
+def _load(path: Path, count: int) -> list[frame_hashes.FrameHashes | str]:
   try:
     values = [plain_json.parse(line) for line in path.read_bytes().split(b"\n") if line]
     found = [

@@ -67,7 +67,7 @@ def look(
         f"--config.construct.benchmarks={benchmarks}: holds no videos ({', '.join(_SUFFIXES)})"
       )
     known = _read(benchmarks, names, config, cache, ingest.BadInputs("stop"))
-    index = frame_hashes.FrameIndex(
+    index = frame_hashes.HashedFrames(
       known, similarity=section.frame_similarity, share=section.frame_share
     )
     found = {video.name: index.find(video) for video in frames}
@@ -110,14 +110,14 @@ def _read(
   config: ml_collections.ConfigDict,
   cache: Path,
   bad: ingest.BadInputs,
-) -> list[frame_hashes.VideoFrames]:
+) -> list[frame_hashes.FrameHashes]:
   fps, limits = config.construct.frame_fps, paths.decode_limits(config.data)
   return read_frames.read(folder, names, cache, fps=fps, limits=limits, on_bad=bad)
 
 
 def _fitting(
   placed: Sequence[captions_lib.CaptionedVideo],
-  frames: Sequence[frame_hashes.VideoFrames],
+  frames: Sequence[frame_hashes.FrameHashes],
   bad: ingest.BadInputs,
 ) -> list[captions_lib.CaptionedVideo]:
   """The videos that last as long as their captions; those with a bad file are listed already."""
