@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from tests.eval import benchmark_items
@@ -131,7 +133,11 @@ def test_mvbench_is_over_questions_and_tells_the_mean_over_tasks():
 
 @pytest.mark.parametrize("metric", list(aggregation.METRICS))
 def test_a_metric_has_its_headline_between_the_worst_and_the_best_reply(metric):
-  kinds = {"task": "x", "category": "object_rel_direction_easy", "track": "perception"}
+  kinds: dict[str, Any] = {
+    "task": "x",
+    "category": "object_rel_direction_easy",
+    "track": "perception",
+  }
   found = compute(metric, [reply(1, "a", **kinds), reply(0, "b", **kinds)])
   assert found[aggregation.get(metric).headline] == 50
 
