@@ -102,6 +102,12 @@ def test_where_nothing_varies_the_interval_has_a_width_yet():
   assert found.low == pytest.approx(72.2, abs=0.1)  # Wilson's of 10 of 10
 
 
+def test_marks_of_a_rubric_are_no_percentages():
+  replies = [reply(0, f"v{n}", scorer="rubric", task=("a", "b")[n % 2]) for n in range(10)]
+  found = statistics.estimate(aggregation.get("mlvu"), replies, draws=50)["G-Avg"]
+  assert (found.value, found.low, found.high) == (0, 0, 0)
+
+
 def test_one_video_has_no_interval():
   found = statistics.estimate(MICRO, [reply(1, "v", n) for n in range(9)], draws=50)["accuracy"]
   assert math.isnan(found.low) and math.isnan(found.high) and math.isnan(found.standard_error)

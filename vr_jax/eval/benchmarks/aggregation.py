@@ -31,6 +31,7 @@ class BenchmarkMetric:
   combine: makes named values of the groups' means; NaN in, NaN out.
   nest: the kind of stratum within which source videos are resampled; "": all together.
   expected: groups that a complete set has.
+  not_shares: how names of values begin that are no percentages of 0 to 100.
   source: where it is defined.
   """
 
@@ -39,6 +40,7 @@ class BenchmarkMetric:
   combine: Callable[[group_sums.Means], group_sums.Means]
   nest: str = ""
   expected: tuple[str, ...] = ()
+  not_shares: tuple[str, ...] = ()
   source: str
 
 
@@ -211,6 +213,7 @@ METRICS: Mapping[str, BenchmarkMetric] = {
     grouping=_mlvu_groups,
     combine=_mlvu,
     nest="task",
+    not_shares=("G-Avg", _GENERATION),
     source="MLVU (arXiv 2406.04264), choice_bench.py and generation_evaluation/calculate.py",
   ),
   "lvbench": BenchmarkMetric(
@@ -244,6 +247,7 @@ METRICS: Mapping[str, BenchmarkMetric] = {
     headline="overall",
     grouping=_strata,
     combine=_video_mmmu,
+    not_shares=("knowledge_gain",),
     expected=tuple(f"track/{name}" for name in _TRACKS),
     source="Video-MMMU (arXiv 2501.13826), README",
   ),

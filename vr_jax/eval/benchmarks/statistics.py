@@ -81,7 +81,8 @@ def estimate(
   observed = metric.combine(sums.observed())
   drawn = _draw(metric, [sums], draws, seed)[0]
   return {
-    name: _interval(name, float(value[0]), drawn[name], sums) for name, value in observed.items()
+    name: _interval(name, float(value[0]), drawn[name], sums, metric)
+    for name, value in observed.items()
   }
 
 
@@ -105,7 +106,7 @@ def compare(
   changes = {}
   for name in observed[0]:
     change = float(observed[1][name][0] - observed[0][name][0])
-    found = _interval(name, change, drawn[1][name] - drawn[0][name], old, of_change=True)
+    found = _interval(name, change, drawn[1][name] - drawn[0][name], old, None)
     changes[name] = MetricChange(
       change=change,
       low=found.low,
@@ -263,18 +264,17 @@ def _interval(
   value: float,
   drawn: Float[np.ndarray, "draws"],
   sums: group_sums.GroupSums,
-  *,
-  of_change: bool = False,
+  metric: aggregation.BenchmarkMetric | None,
 ) -> MetricInterval:
+  """metric: None if the value is a change."""
   column = sums.groups.index(name) if name in sums.groups else None
   rows = sums.counts.any(axis=1) if column is None else sums.counts[:, column] > 0
   clusters, nests = int(rows.sum()), len(np.unique(sums.nest[rows]))
   low, high, error = interval_of_draws(drawn, clusters, nests)
-  if low == high and not of_change:
+  share = round(value / 100, 9) if metric and not name.startswith(metric.not_shares) else -1
+  if low == high and share in (0, 1):
     # All answers are right, or all wrong: draws don't vary, but the next video may.
-    share = round(value / 100, 9)
-    if share in (0, 1):
-      low, high = (100 * limit for limit in intervals.wilson(share, clusters))
+    low, high = (100 * limit for limit in intervals.wilson(share, clusters))
   return MetricInterval(value=value, low=low, high=high, standard_error=error, clusters=clusters)
 
 
