@@ -335,7 +335,8 @@ def write_table(out: Path, rows: Sequence[score_table.ScoredProtocol]) -> None:
   atomic.write_bytes(out / "table.json", [json.dumps(lines, indent=1).encode(), b"\n"])
   atomic.write_bytes(out / "table.tex", [score_table.to_latex(rows).encode()])
   atomic.write_bytes(out / "table.html", [score_table.to_page(lines).encode()])
-  rich_console.Console(markup=False).print(score_table.to_terminal(rows))
+  width = max(rich_console.Console().width, score_table.WIDTH)
+  rich_console.Console(markup=False, width=width).print(score_table.to_terminal(rows))
   for note in score_table.notes(rows):
     print(note)
   print(f"table: {out / 'table.html'}")

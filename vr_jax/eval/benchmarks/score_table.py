@@ -8,6 +8,7 @@ import dataclasses
 import math
 from typing import Any
 
+from rich import box as rich_box
 from rich import table as rich_table
 
 from vr_jax.data import benchmark_item
@@ -161,7 +162,7 @@ def cells(rows: Sequence[ScoredProtocol]) -> list[tuple[str, ...]]:
         row.protocol + (" (partial)" if row.is_partial else ""),
         f"{value.value:.1f}",
         _interval(value.low, value.high),
-        "" if change is None else f"{change.change:+.1f} {_interval(change.low, change.high)}",
+        "" if change is None else f"{change.change:+.1f} ({_interval(change.low, change.high)})",
         f"{p_values[row.protocol]:.3f}" if row.protocol in p_values else "",
         str(row.questions),
         *(str(count) for count in (row.failed, row.unparsed, row.truncated)),
@@ -188,13 +189,26 @@ def notes(rows: Iterable[ScoredProtocol]) -> list[str]:
   return found
 
 
+WIDTH = 110  # columns of a terminal, so that no number is cut
+_SHORT = {"unparsed": "unread", "truncated": "cut"}  # heads in a terminal
+
+
 def to_terminal(rows: Sequence[ScoredProtocol]) -> rich_table.Table:
-  """The table for a terminal."""
-  table = rich_table.Table(title="benchmarks, with 95 % intervals", title_justify="left")
-  for name in HEAD:
-    table.add_column(name, justify="left" if name in ("protocol", "judge") else "right")
+  """The table for a terminal, without what was shown and who judged: those are in the files."""
+  table = rich_table.Table(
+    title="benchmarks, with 95 % intervals", title_justify="left", box=rich_box.SIMPLE_HEAD
+  )
+  compared = any(row.changes for row in rows)
+  left_out = {"95 % interval", "frames x pixels", "judge"}
+  left_out |= set() if compared else {"change", "p (Holm)"}
+  kept = [place for place, name in enumerate(HEAD) if name not in left_out]
+  for place in kept:
+    name = HEAD[place]
+    justify = "left" if name == "protocol" else "right"
+    table.add_column(_SHORT.get(name, name), justify=justify, no_wrap=name == "protocol")
   for line in cells(rows):
-    table.add_row(*line)
+    shown = {**dict(enumerate(line)), 1: f"{line[1]} ({line[2]})" if line[2] else line[1]}
+    table.add_row(*(shown[place] for place in kept))
   return table
 
 
