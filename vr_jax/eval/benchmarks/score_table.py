@@ -189,7 +189,7 @@ def notes(rows: Iterable[ScoredProtocol]) -> list[str]:
   return found
 
 
-WIDTH = 110  # columns of a terminal, so that no number is cut
+WIDTH = 124  # columns of a terminal, so that no number is cut
 _SHORT = {"unparsed": "unread", "truncated": "cut"}  # heads in a terminal
 
 
@@ -205,7 +205,7 @@ def to_terminal(rows: Sequence[ScoredProtocol]) -> rich_table.Table:
   for place in kept:
     name = HEAD[place]
     justify = "left" if name == "protocol" else "right"
-    table.add_column(_SHORT.get(name, name), justify=justify, no_wrap=name == "protocol")
+    table.add_column(_SHORT.get(name, name), justify=justify, no_wrap=True)
   for line in cells(rows):
     shown = {**dict(enumerate(line)), 1: f"{line[1]} ({line[2]})" if line[2] else line[1]}
     table.add_row(*(shown[place] for place in kept))
