@@ -80,7 +80,7 @@ class _Questions:
   """What is asked of one benchmark by one protocol; see `score_table.ScoredProtocol`."""
 
   items: tuple[benchmark_item.Item, ...]
-  missing: int
+  missing: tuple[str, ...]
   unlike: tuple[str, ...]
 
 
@@ -105,20 +105,15 @@ def evaluate_benchmarks(argv: Sequence[str]) -> int:
 def evaluate(arguments: EvalArguments) -> None:
   """Asks, scores and prints. All processes of a run call it together."""
   questions = {each.name: read_questions(arguments, each) for each in arguments.protocols}
+  first = True
   if not arguments.score_only:
+    from vr_jax.parallel import processes
+
     _ask_policy(arguments, questions)
-  if _is_first():
+    first = processes.is_first()
+  if first:
     rows = [_score(arguments, each, questions[each.name]) for each in arguments.protocols]
     write_table(arguments.out, rows)
-
-
-def _is_first() -> bool:
-  """Whether this process writes. Without a model, JAX is not imported."""
-  if "jax" not in sys.modules:
-    return True
-  from vr_jax.parallel import processes
-
-  return processes.is_first()
 
 
 def parse(argv: Sequence[str]) -> EvalArguments | None:
@@ -196,7 +191,7 @@ def _parse_splits(words: Sequence[str], chosen: Sequence[protocols.Protocol]) ->
 
 
 def read_questions(arguments: EvalArguments, protocol: protocols.Protocol) -> _Questions:
-  """Reads the questions of a protocol whose files are there; prints what is missing.
+  """Reads the questions of a protocol whose files are there.
 
   Raises InputError if there are none.
   """
@@ -204,11 +199,6 @@ def read_questions(arguments: EvalArguments, protocol: protocols.Protocol) -> _Q
   found = registry.read_items(name, arguments.data / name, arguments.splits.get(name))
   asked = [item for item in found.items if protocol.asks(item)]
   present = [item for item in asked if item.id not in found.missing]
-  missing = sorted({path for item in asked for path in found.missing.get(item.id, ())})
-  if missing and _is_first():
-    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-    listed = ", ".join(missing[:3])
-    print(f"{protocol.name}: {len(missing)} files are missing: {listed}{more}", file=sys.stderr)
   if not present:
     raise errors.InputError(
       f"{arguments.data / name}: has no video for any of {len(asked)} questions of {protocol.name}"
@@ -221,7 +211,7 @@ def read_questions(arguments: EvalArguments, protocol: protocols.Protocol) -> _Q
     present = sorted(present, key=_drawn)[: arguments.limit]
   return _Questions(
     items=tuple(present),
-    missing=sum(item.id in found.missing for item in asked),
+    missing=tuple(path for item in asked for path in found.missing.get(item.id, ())[:1]),
     unlike=tuple(unlike),
   )
 

@@ -30,7 +30,8 @@ class ScoredProtocol:
 
   values: of the metric, by name, with intervals; `headline` is the one that is published first.
   questions: that count; failed, unparsed, truncated: of these, without an answer. All score 0.
-  missing: questions whose files are not there; they don't count, and the score is partial.
+  missing: files that are not there, one for each question that needs one; these questions don't
+    count, and the score is partial.
   unscored: questions that need a judge, or whose answers were not released.
   unlike: counts of questions that differ from the published ones, "task/Action Count: 199 of 200".
   tokens: mean number of sampled tokens of a reply.
@@ -46,7 +47,7 @@ class ScoredProtocol:
   failed: int
   unparsed: int
   truncated: int
-  missing: int
+  missing: tuple[str, ...]
   unscored: int
   unlike: tuple[str, ...]
   tokens: float
@@ -94,7 +95,7 @@ def make(
   items: Sequence[benchmark_item.Item],
   replies: Mapping[str, reply_store.StoredReply],
   *,
-  missing: int = 0,
+  missing: Sequence[str] = (),
   unlike: Sequence[str] = (),
   base: Mapping[str, reply_store.StoredReply] | None = None,
 ) -> ScoredProtocol:
@@ -127,7 +128,7 @@ def make(
     failed=counts["failed"],
     unparsed=counts["unparsed"],
     truncated=counts["truncated"],
-    missing=missing,
+    missing=tuple(missing),
     unscored=len(items) - len(scored),
     unlike=tuple(unlike),
     tokens=sum(each.tokens for each in said) / len(said) if said else math.nan,
@@ -179,7 +180,10 @@ def notes(rows: Iterable[ScoredProtocol]) -> list[str]:
   found = []
   for row in rows:
     if row.missing:
-      found.append(f"{row.protocol}: {row.missing} questions left out: their files are missing")
+      files = list(dict.fromkeys(row.missing))
+      more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+      listed = f"{', '.join(files[:3])}{more}"
+      found.append(f"{row.protocol}: {len(row.missing)} questions left out: {listed} missing")
     if row.unscored:
       found.append(f"{row.protocol}: {row.unscored} questions not scored: no judge, or no answer")
     if row.unlike:
@@ -189,7 +193,7 @@ def notes(rows: Iterable[ScoredProtocol]) -> list[str]:
   return found
 
 
-WIDTH = 124  # columns of a terminal, so that no number is cut
+WIDTH = 128  # columns of a terminal, so that no number is cut
 _SHORT = {"unparsed": "unread", "truncated": "cut"}  # heads in a terminal
 
 
