@@ -27,7 +27,7 @@ import urllib.request
 from absl import flags
 import numpy as np
 
-_SETTLE = 30.0  # seconds for the last replies, and for slots of clients that hung up
+_SETTLE = 120.0  # seconds for the last replies, and for slots of clients that hung up
 _HANG_UP = 0.1  # of the requests
 _SEEDS = 8
 
@@ -74,6 +74,11 @@ def load(
 
   pid: of the server, to read its memory; 0: unknown.
   """
+  import openai
+
+  # The first request compiles; that is no part of the load.
+  with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+    _ask(client, videos[0], 0, stream=True, leave=None)
   tally, end, memory = LoadTally(), time.monotonic() + seconds, [_memory(pid)]
   threads = [
     threading.Thread(target=_client, args=(url, videos, number, end, tally), daemon=True)
@@ -136,8 +141,10 @@ def _client(url: str, videos: Sequence[Path], number: int, end: float, tally: Lo
       tally.changed += tally.replies.setdefault((video, seed), reply) != reply
 
 
-def _ask(client: Any, video: Path, seed: int, *, stream: bool, leave: random.Random) -> str | None:
-  """The reply to a question; None if the client hung up."""
+def _ask(
+  client: Any, video: Path, seed: int, *, stream: bool, leave: random.Random | None
+) -> str | None:
+  """The reply to a question; None if the client hung up. leave: decides that; None: it waits."""
   import openai
 
   content = [
@@ -147,10 +154,10 @@ def _ask(client: Any, video: Path, seed: int, *, stream: bool, leave: random.Ran
   messages = [{"role": "user", "content": content}]
   model = client.models.list().data[0].id
   fields: dict[str, Any] = {"model": model, "messages": messages, "seed": seed, "temperature": 1.0}
-  hangs_up = leave.random() < _HANG_UP
+  hangs_up = leave is not None and leave.random() < _HANG_UP
   if not stream:
     try:
-      patience = leave.uniform(0.05, 1.0) if hangs_up else openai.NOT_GIVEN
+      patience = leave.uniform(0.05, 1.0) if leave and hangs_up else openai.NOT_GIVEN
       return client.chat.completions.create(**fields, timeout=patience).choices[0].message.content
     except openai.APITimeoutError:
       if hangs_up:
