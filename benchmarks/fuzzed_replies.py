@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import damage
-from vr_jax import model_endpoint, recipe_config, records
+from vr_jax import recipe_config, records
 from vr_jax.data import qvhighlights
 from vr_jax.envs import environment, json_answers, registry
 from vr_jax.rewards import accuracy, format, judge, judge_leak, judge_prompt, numbers, steps
@@ -212,6 +212,6 @@ def _read_rewrite(reply: str) -> None:
 
 
 def _read_body(body: str) -> None:
-  text = model_endpoint.text_of(body)
+  text = endpoint_response.text_of(body)
   if text is not None:
     _read_verdict(text)

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "vr_jax"
 # Anyone may stand on these.
 GROUND = frozenset(
   (
-    *("records", "errors", "atomic", "model_endpoint"),
+    *("records", "errors", "atomic", "model_endpoint", "endpoint_response"),
     *("schema", "user_code", "run_length", "frame_times", "process_state", "durations", "goodput"),
     *("plain_json", "inner_path"),
   )
@@ -26,6 +26,7 @@ MAY_USE = {
   "errors": frozenset(),
   "atomic": frozenset(),
   "model_endpoint": frozenset(),
+  "endpoint_response": frozenset(),
   "schema": frozenset(),
   "user_code": frozenset(),
   "run_length": frozenset(),
@@ -58,9 +59,11 @@ MAY_USE = {
   "traces": ALL_ROOMS - {"eval", "serve"} | {"base_config", "config_fields", "optional_sections"},
   "eval": ALL_ROOMS - {"serve"},
   "serve": ALL_ROOMS | {"ask"},
-  "main": ALL_ROOMS | {"ask", "segment", "status", "buckets", "recipe_config", "overrides"},
+  "main": ALL_ROOMS
+  | {"ask", "segment", "judge_traces", "status", "buckets", "recipe_config", "overrides"},
   "segment": ALL_ROOMS - {"serve"} | {"ask"},
   "evaluate_benchmarks": ALL_ROOMS - {"serve"} | {"ask", "main"},
+  "judge_traces": ALL_ROOMS - {"serve"} | {"ask"},
   "ask": ALL_ROOMS - {"serve"} | {"main", "recipe_config"},
   "__init__": frozenset(),
 }

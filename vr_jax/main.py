@@ -32,6 +32,7 @@ goes on.
 (vr_jax/ask.py). `vr-jax segment VIDEO "query" --checkpoint=runs/mine --sam2=WEIGHTS` writes the
 masks of what a query means (vr_jax/segment.py). `vr-jax eval --checkpoint=runs/mine
 --benchmarks=mvbench@official …` scores a policy on public benchmarks (docs/benchmarks.md).
+`vr-jax judge runs/demo` has judges grade the traces of a run's evaluations (docs/judges.md).
 `vr-jax serve --checkpoint=runs/demo` answers requests over HTTP (docs/serving.md). `vr-jax status
 runs/demo` says where a run is (vr_jax/status.py).
 """
@@ -59,6 +60,7 @@ from vr_jax.parallel import cluster_flags
 _COMMANDS = {
   "ask": "vr_jax.ask:ask",
   "eval": "vr_jax.evaluate_benchmarks:evaluate_benchmarks",
+  "judge": "vr_jax.judge_traces:judge",
   "segment": "vr_jax.segment:segment",
   "serve": "vr_jax.serve.command:serve",
   "status": "vr_jax.status:status",

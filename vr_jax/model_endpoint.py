@@ -16,19 +16,17 @@ import collections
 from collections.abc import Coroutine, Mapping, Sequence
 import contextlib
 import dataclasses
-import email.utils
 import importlib
 import os
 import re
 import sys
 import threading
-import time
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 import urllib.parse
 import weakref
 
-from vr_jax import errors, plain_json
+from vr_jax import endpoint_response, errors
 
 # Passed to the client, which otherwise takes the address from the environment.
 URLS = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
@@ -98,7 +96,14 @@ class OverBudget(errors.InputError):
 
 
 def connect(
-  section: str, kind: str, *, model: str, base_url: str, key_variable: str, limits: Limits
+  section: str,
+  kind: str,
+  *,
+  model: str,
+  base_url: str,
+  key_variable: str,
+  limits: Limits,
+  temperature: float = 0.0,
 ) -> "Endpoint":
   """Makes an endpoint and checks that it answers. The caller must close it.
 
@@ -109,6 +114,7 @@ def connect(
     base_url: empty for the vendor's own (`URLS`).
     key_variable: the environment variable that holds the key.
     limits: on requests and replies.
+    temperature: of sampling; only OpenAI's protocol has it.
 
   Raises:
     InputError: there is no such variable; or `Endpoint` or its `check` raises it.
@@ -124,7 +130,15 @@ def connect(
       f"{section}.key_variable={key_variable}: the environment has no such variable; "
       "export the key in it (any word where the endpoint asks for none)"
     )
-  endpoint = Endpoint(section, kind, model=model, base_url=base_url, key=key, limits=limits)
+  endpoint = Endpoint(
+    section,
+    kind,
+    model=model,
+    base_url=base_url,
+    key=key,
+    limits=limits,
+    temperature=temperature,
+  )
   with contextlib.ExitStack() as on_failure:
     on_failure.callback(endpoint.close)
     endpoint.check()
@@ -139,7 +153,15 @@ class Endpoint:
   """
 
   def __init__(
-    self, section: str, kind: str, *, model: str, base_url: str, key: str, limits: Limits
+    self,
+    section: str,
+    kind: str,
+    *,
+    model: str,
+    base_url: str,
+    key: str,
+    limits: Limits,
+    temperature: float = 0.0,
   ):
     """Starts the thread and sends nothing yet. Arguments: as in `connect`; key is the key itself.
 
@@ -148,6 +170,7 @@ class Endpoint:
     """
     self._sdk = _sdk(section, kind)
     self._section, self._kind, self._model, self._limits = section, kind, model, limits
+    self._temperature = temperature
     self._url = _check_url(section, base_url or URLS[kind])
     if not (key.isascii() and key.isprintable()) or " " in key:
       raise errors.InputError(
@@ -170,6 +193,7 @@ class Endpoint:
     )
     self._counts: collections.Counter[str] = collections.Counter()
     self._spent = 0  # requests of this process
+    self._tokens: int | None = 0  # of all prompts and replies; None if a response did not say
     self._next = 0.0  # no request starts before this time of the loop
     self._started: weakref.WeakSet[asyncio.Task] = weakref.WeakSet()  # have sent a request
     self._slots = asyncio.Semaphore(limits.in_flight)
@@ -233,6 +257,10 @@ class Endpoint:
     """
     counts, self._counts = self._counts, collections.Counter()
     return {name: float(counts[name]) for name in _COUNT_NAMES}
+
+  def tokens_used(self) -> int | None:
+    """Tokens of all prompts and replies so far; None if the endpoint doesn't say them."""
+    return self._tokens
 
   def close(self) -> None:
     """Cancels running requests and ends the thread."""
@@ -301,7 +329,7 @@ class Endpoint:
     if self._kind == "openai":
       opening = [{"role": "system", "content": system}] if system else []
       create = client.chat.completions.with_raw_response.create
-      fields |= {"messages": [*opening, user], "temperature": 0}
+      fields |= {"messages": [*opening, user], "temperature": self._temperature}
     else:  # the protocol has no temperature any more
       create = client.messages.with_raw_response.create
       fields |= {"messages": [user], **({"system": system} if system else {})}
@@ -317,7 +345,10 @@ class Endpoint:
           f"{self._section}.base_url={self._url}: no answer; start the endpoint or correct the "
           "address, and the same command goes on"
         ) from None
-    return text_of(raw.http_response.text), raw.retries_taken
+    body = raw.http_response.text
+    used = endpoint_response.tokens_of(body)
+    self._tokens = None if used is None or self._tokens is None else self._tokens + used
+    return endpoint_response.text_of(body), raw.retries_taken
 
   async def _before_request(self, request: Any) -> None:
     """Waits until a request or retry may start, and counts it. A hook of the HTTP client."""
@@ -338,7 +369,7 @@ class Endpoint:
     """Delays all requests for as long as a busy endpoint asks. A hook of the HTTP client."""
     if not _is_transient(response.status_code):
       return
-    wait = min(_seconds_to_wait(response.headers), _LONGEST_PAUSE)
+    wait = min(endpoint_response.seconds_to_wait(response.headers), _LONGEST_PAUSE)
     if wait > 0:  # false for NaN
       self._next = max(self._next, self._loop.time() + wait)
       # The client waits this long before it retries.
@@ -385,18 +416,6 @@ def _is_transient(status: int) -> bool:
   return status in _TRANSIENT or status >= 500
 
 
-def _seconds_to_wait(headers: Mapping[str, str]) -> float:
-  """Returns the wait that an endpoint asks for, in seconds; 0 if there is none or it is unreadable.
-
-  headers: give it in milliseconds, in seconds or as a date.
-  """
-  for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
-    with contextlib.suppress(KeyError, ValueError):
-      return float(headers[name]) / unit
-  date = email.utils.parsedate_tz(headers.get("retry-after", ""))
-  return email.utils.mktime_tz(date) - time.time() if date else 0.0
-
-
 def _check_url(section: str, url: str) -> str:
   """Returns the URL; raises InputError if it is malformed."""
   try:
@@ -410,23 +429,3 @@ def _check_url(section: str, url: str) -> str:
       "keys come from the environment"
     )
   return url
-
-
-def text_of(body: str) -> str | None:
-  """Extracts a reply's text, without reasoning, in either protocol; None if the body doesn't fit.
-
-  Lone surrogates are replaced, because UTF-8 can't encode them; max_tokens may cut an emoji in two.
-  """
-  try:
-    reply = plain_json.parse(body)
-  except ValueError:
-    return None
-  match reply:
-    case {"choices": [{"message": {"content": str() | None as text}}, *_]}:
-      text = text or ""
-    case {"content": [*blocks]}:
-      texts = [block for block in blocks if isinstance(block, dict) and block.get("type") == "text"]
-      text = "".join(str(block.get("text", "")) for block in texts)
-    case _:
-      return None
-  return text.encode("utf-8", "replace").decode()

@@ -24,6 +24,7 @@ from vr_jax.eval import (
   report_curves,
   report_data,
   report_facts,
+  report_judged,
   report_rollouts,
   report_table,
 )
@@ -64,6 +65,7 @@ def render(run: report_data.ReportRun) -> str:
       warning=report_facts.warning(run),
       summary=report_changes.summary(run.evaluations),
       results=report_table.results(run.evaluations),
+      judged=report_judged.section(run),
       benchmarks=report_data.read_benchmarks(run.workdir),
       stages=report_curves.stages(run.curves),
       groups=groups,

@@ -17,6 +17,7 @@ from vr_jax.eval import evaluated_replies, report_grounding, report_json
 from vr_jax.train import metrics as metrics_lib
 
 STAGES = ("base", "sft", "rl")  # in the order of training; base: the weights to start from
+JUDGED = "judged.json"  # in eval/: what judges say about traces (trace_judging); no evaluation
 
 Curves = dict[str, dict[str, tuple[list[int], list[float]]]]
 
@@ -189,7 +190,8 @@ def read_run(workdir: Path) -> ReportRun:
   if not workdir.is_dir():
     raise errors.InputError(f"{workdir}: no such directory; give the workdir of a run")
   config, metrics = workdir / "config.json", workdir / "metrics.jsonl"
-  evaluations = [read_evaluation(path) for path in sorted((workdir / "eval").glob("*.json"))]
+  files = sorted(each for each in (workdir / "eval").glob("*.json") if each.name != JUDGED)
+  evaluations = [read_evaluation(path) for path in files]
   evaluations.sort(key=lambda each: (_order(each.stage), each.step, each.name))
   frames = workdir / "eval" / evaluated_replies.FRAMES
   return ReportRun(

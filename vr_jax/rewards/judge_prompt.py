@@ -100,7 +100,7 @@ class JudgeQuestion:
     if self.example is None:
       return (self.system, self.text)
     gold = (self.example.problem_type, self.example.answer, str(self.threshold))
-    return (self.system, self.text, *map(_writable, gold))
+    return (self.system, self.text, *map(writable, gold))
 
 
 def question(case: judge_lib.JudgeCase, *, threshold: float | None) -> JudgeQuestion:
@@ -110,12 +110,12 @@ def question(case: judge_lib.JudgeCase, *, threshold: float | None) -> JudgeQues
     answer itself, and score at least this much by the task metric.
   """
   example = case.example
-  parts = [f"Question:\n{_quoted(example.question)}"]
+  parts = [f"Question:\n{quoted(example.question)}"]
   if example.options:
-    parts.append("Options:\n" + "\n".join(map(_quoted, example.options)))
+    parts.append("Options:\n" + "\n".join(map(quoted, example.options)))
   if threshold is None:
-    parts.append(f"Correct answer:\n{_quoted(example.answer)}")
-  observation = _quoted(case.observation)
+    parts.append(f"Correct answer:\n{quoted(example.answer)}")
+  observation = quoted(case.observation)
   name = f"observation-{hashlib.sha256(observation.encode()).hexdigest()[:16]}"
   parts.append(f"Observation:\n<{name}>\n{observation}\n</{name}>")
   text = "\n\n".join(parts)
@@ -149,11 +149,11 @@ def _json_verdict(text: str) -> bool | None:
   return {"yes": True, "no": False}.get(word)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
   """Escapes a text, so that no tag can begin or end in it."""
-  return html.escape(_writable(text), quote=False)
+  return html.escape(writable(text), quote=False)
 
 
-def _writable(text: str) -> str:
+def writable(text: str) -> str:
   """Replaces lone surrogates, which UTF-8 can't encode."""
   return text.encode("utf-8", "replace").decode()

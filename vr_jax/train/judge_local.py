@@ -17,11 +17,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from vr_jax import records
+from vr_jax import model_endpoint, records
 from vr_jax.models import registry
 from vr_jax.models.common import checkpoint, conversation
 from vr_jax.models.common import prompts as prompts_lib
-from vr_jax.rewards import judge_prompt
 from vr_jax.rollout import sampler
 
 _ROWS = 16  # questions answered at once
@@ -40,12 +39,12 @@ _SECTION = ml_collections.ConfigDict(
 )
 
 
-def check(directory: Path) -> None:
+def check(directory: Path, *, flag: str = "config.judge.model") -> None:
   """Raises InputError if the directory, its config or its tokenizer can't be read.
 
-  The weights are not checked.
+  The weights are not checked. flag: that named the directory.
   """
-  registry.check_directory(directory, "config.judge.model")
+  registry.check_directory(directory, flag)
   family = registry.family_in(directory)
   family.read_config(directory / "config.json")
   family.load_tokenizer(directory)
@@ -54,16 +53,24 @@ def check(directory: Path) -> None:
 class LocalModel:
   """A `judge_text.JudgeModel`. Replies are greedy, so a question is never asked twice."""
 
-  def __init__(self, directory: Path, *, max_tokens: int, dtype: str = "bfloat16"):
+  def __init__(
+    self,
+    directory: Path,
+    *,
+    max_tokens: int,
+    dtype: str = "bfloat16",
+    flag: str = "config.judge.model",
+  ):
     """Loads the model.
 
     max_tokens: of a reply.
     dtype: of weights and activations.
+    flag: that named the directory.
 
     Raises:
       InputError: the directory, its checkpoint or its tokenizer can't be read; it names the file.
     """
-    check(directory)
+    check(directory, flag=flag)
     family = registry.family_in(directory)
     config, self._params = checkpoint.from_pretrained(directory, dtype=dtype, family=family)
     # A cast, since the protocol does not say that a ModelConfig is a dataclass.
@@ -87,13 +94,13 @@ class LocalModel:
     )
     self._too_long = 0
 
-  def ask(self, questions: Sequence[judge_prompt.JudgeQuestion]) -> list[bool | None]:
-    """Asks for verdicts; None where a reply can't be parsed, or a question is too long."""
+  def ask(self, questions: Sequence[model_endpoint.EndpointQuestion]) -> list[Any]:
+    """Returns what each question reads in its reply; None if it reads nothing or is too long."""
     encoded = [self._encoded(question) for question in questions]
     fitting = [i for i, one in enumerate(encoded) if len(one.tokens) <= self._lengths[-1]]
     fitting.sort(key=lambda i: len(encoded[i].tokens))
     self._too_long += len(questions) - len(fitting)
-    verdicts: list[bool | None] = [None] * len(questions)
+    verdicts: list[Any] = [None] * len(questions)
     for start in range(0, len(fitting), _ROWS):
       rows = fitting[start : start + _ROWS]
       for i, reply in zip(rows, self._replies([encoded[i] for i in rows]), strict=True):
@@ -109,7 +116,7 @@ class LocalModel:
     """Frees the weights."""
     del self._params
 
-  def _encoded(self, question: judge_prompt.JudgeQuestion) -> prompts_lib.EncodedPrompt:
+  def _encoded(self, question: model_endpoint.EndpointQuestion) -> prompts_lib.EncodedPrompt:
     turns = [
       conversation.Message(role="system", parts=(question.system,)),
       conversation.Message(role="user", parts=(question.text,)),

@@ -1,0 +1,69 @@
+"""Where models come from that grade traces: an endpoint or a directory of weights."""
+
+from collections.abc import Callable
+import dataclasses
+from pathlib import Path
+
+from vr_jax import model_endpoint
+from vr_jax.eval.trace_judging import asking
+from vr_jax.train import judge_local
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSource:
+  """A model that may be needed.
+
+  connect: connects to it or loads it. Raises InputError as `model_endpoint.connect` or
+    `judge_local.LocalModel` does.
+  identity: all that a verdict depends on beside prompt and run.
+  """
+
+  connect: Callable[[], asking.GradingModel]
+  identity: tuple[str, ...]
+
+
+def endpoint(
+  model: str,
+  *,
+  base_url: str,
+  key_variable: str,
+  temperature: float,
+  limits: model_endpoint.Limits,
+  max_tokens: int,
+) -> ModelSource:
+  """A model behind OpenAI's chat completions.
+
+  base_url: empty for OpenAI's own. max_tokens: as in `asking.EndpointGrader`.
+  """
+
+  def connect() -> asking.GradingModel:
+    connected = model_endpoint.connect(
+      "judge",
+      "openai",
+      model=model,
+      base_url=base_url,
+      key_variable=key_variable,
+      limits=limits,
+      temperature=temperature,
+    )
+    return asking.EndpointGrader(connected, limits=limits, max_tokens=max_tokens)
+
+  return ModelSource(connect=connect, identity=("endpoint", model, base_url, str(temperature)))
+
+
+def local(directory: Path, *, reply_tokens: int) -> ModelSource:
+  """A model in a directory of any family that this project has; other weights are asked again.
+
+  Raises InputError if it lacks a config or tokenizer.
+  """
+  judge_local.check(directory, flag="--model")
+
+  def load() -> asking.GradingModel:
+    model = judge_local.LocalModel(directory, max_tokens=reply_tokens, flag="--model")
+    return asking.LocalGrader(model)
+
+  weights = (
+    f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
+    for path in sorted(directory.glob("*.safetensors"))
+  )
+  return ModelSource(connect=load, identity=("local", str(directory.resolve()), *weights))
