@@ -1,6 +1,6 @@
 """How far ratings agree: quadratic weighted kappa, Krippendorff's alpha, Spearman's correlation.
 
-All take tables or weights with any leading axes, so that a bootstrap's draws are computed at once.
+All take tables or weights with leading axes, so that a bootstrap's draws are computed at once.
 
 Sources: Cohen, Psychological Bulletin 70 (1968), for weighted kappa; Krippendorff, Content Analysis
 (4th edition, 2018), chapter 12, for alpha with the ordinal metric; Light, Psychological Bulletin 76

@@ -174,6 +174,13 @@ class EndpointGrader:
 
   def _grade(self, key: bytes, wanted: Wanted, cache: grade_cache.GradeCache) -> str:
     """Asks for one verdict; returns the problem of a request that was refused, else ""."""
+    try:
+      return self._ask_until_read(key, wanted, cache)
+    except BaseException:
+      self._stop.set()  # here, so that no other thread begins a request
+      raise
+
+  def _ask_until_read(self, key: bytes, wanted: Wanted, cache: grade_cache.GradeCache) -> str:
     for _ in range(wanted.left):
       if self._stop.is_set():
         return ""
