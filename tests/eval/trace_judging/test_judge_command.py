@@ -1,4 +1,4 @@
-"""`vr-jax judge` on a run: results, report, what stays of earlier judges, and each mistake's line."""
+"""`vr-jax judge` on a run: results, report, what stays of earlier judges, each mistake's line."""
 
 import collections
 import html
@@ -193,10 +193,10 @@ def change_trace(workdir):
 
 
 def test_verdicts_on_other_traces_are_neither_kept_nor_shown(workdir, endpoint):
-  judge(workdir, *endpoint, "--name=earlier")
+  judge(workdir, *endpoint, "--name=former-judge")
   change_trace(workdir)
   page = report.write_report(workdir).read_text()
-  assert "run vr-jax judge again" in page and "earlier" not in page
+  assert "run vr-jax judge again" in page and "former-judge" not in page
   content = judge(workdir, *endpoint)
   assert [each["judge"] for each in content["judges"]] == ["some/judge"]
   assert "run vr-jax judge again" not in report.write_report(workdir).read_text()
@@ -264,7 +264,7 @@ def test_missing_verdicts_are_said(workdir, server, endpoint, capsys):
       "--key_variable: name the environment variable with the key for http://localhost:8/v1",
     ),
     (["--runs=0", "--judge=endpoint"], "runs"),
-    (["--models=m"], "--models: not a flag of vr-jax judge; is --model meant"),
+    (["--models=m"], "--models=m: not a flag of vr-jax judge; is --model meant"),
     (["--config.judge.kind=rule"], "vr-jax judge has no config"),
     ([], r"question 'q-001' has no true states"),
   ],
@@ -316,13 +316,17 @@ def test_damaged_results_of_an_earlier_judge_are_named(workdir, endpoint, damage
     judge(workdir, *endpoint)
 
 
-def test_the_command_is_found_and_an_accelerator_is_left_alone(workdir, capsys):
-  simulated(workdir)
-  code = (
-    "import sys; from vr_jax import main; import jax._src.xla_bridge as bridge; "
-    f"code = main.cli(['vr-jax', 'judge', {str(workdir)!r}]); "
-    "sys.exit(code or 3 * bridge.backends_are_initialized())"
-  )
-  assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+@pytest.mark.parametrize("kind", ["rule", "endpoint"])
+def test_no_accelerator_is_touched_that_may_be_busy(workdir, endpoint, monkeypatch, kind):
+  def start(*arguments):
+    raise AssertionError("JAX would take the accelerators")
+
+  for name in ("backends", "get_backend"):
+    monkeypatch.setattr(f"jax._src.xla_bridge.{name}", start)
+  report.write_report(simulated(workdir))
+  judge(workdir, *(endpoint if kind == "endpoint" else []))
+
+
+def test_the_command_line_finds_the_command(capsys):
   assert main.cli(["vr-jax", "judge"]) == 2
-  assert "vr-jax judge runs/demo" in capsys.readouterr().err
+  assert "judge: needs one workdir: vr-jax judge runs/demo" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vr_jax.eval import intervals
 from vr_jax.eval.trace_judging import grade, video_bootstrap
 
 
@@ -50,19 +51,29 @@ def bias(verdicts: Sequence[grade.TraceVerdict], scale: str) -> dict[str, Any] |
     if (identity, one, order) in signs and (identity, other, order) in signs
   ]
   again.sort()
-  names = ("order_decides", "first_favoured", "second_favoured", "first_gains")
+  names = ("order_decides", "first_favoured", "second_favoured")
   return {
     "compared": len(rows),
     **{
-      name: _mean([(row[0], float(row[place])) for row in rows])
+      name: _fraction([(row[0], float(row[place])) for row in rows])
       for place, name in enumerate(names, start=1)
     },
-    "runs_decide": _mean([(video, float(differs)) for video, differs in again]),
+    "runs_decide": _fraction([(video, float(differs)) for video, differs in again]),
+    "first_gains": _mean([(row[0], row[-1]) for row in rows]),
   }
 
 
+def _fraction(rows: Sequence[tuple[str, float]]) -> dict[str, Any] | None:
+  """A fraction with Wilson's interval, by videos; None without a row."""
+  if not rows:
+    return None
+  videos, values = zip(*rows, strict=True)
+  found = intervals.mean_interval(values, videos)
+  return {"value": found.mean, "low": found.low, "high": found.high, "videos": found.videos}
+
+
 def _mean(rows: Sequence[tuple[str, float]]) -> dict[str, Any] | None:
-  """A mean with its interval over videos; None without a row."""
+  """A mean with its bootstrapped interval; None without a row."""
   if not rows:
     return None
   videos, values = zip(*rows, strict=True)

@@ -19,12 +19,15 @@ from scipy import stats
 
 _DRAWS = 2000
 _MOST_UNDEFINED = 0.05  # of the draws; a value that more of them don't have gets no interval
+_EQUAL = 1e-9  # draws that all have one value tell nothing of how sure it is
 _ENTRIES = 4_000_000  # of a matrix [draws, items] at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BootstrappedValue:
   """A statistic with its 95 % interval; None for what can't be told.
+
+  There is no interval with one video, where all draws have the same value, or where many have none.
 
   videos: number of videos that were drawn.
   """
@@ -83,7 +86,12 @@ def _draw(rng: np.random.Generator, videos: int, draws: int) -> Float[np.ndarray
 
 def _bounds(drawn: Float[np.ndarray, "draws"], videos: int) -> tuple[float | None, float | None]:
   known = drawn[np.isfinite(drawn)]
-  if videos < 2 or len(known) < (1 - _MOST_UNDEFINED) * len(drawn):
+  if (
+    videos < 2
+    or not len(known)
+    or np.ptp(known) < _EQUAL
+    or len(known) < (1 - _MOST_UNDEFINED) * len(drawn)
+  ):
     return None, None
   reach = math.sqrt(videos / (videos - 1)) * stats.t.ppf(0.975, videos - 1)
   low, high = np.quantile(known, stats.norm.cdf([-reach, reach]))
