@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks import damage
-from vr_jax import recipe_config, records
+from vr_jax import endpoint_response, recipe_config, records
 from vr_jax.data import qvhighlights
 from vr_jax.envs import environment, json_answers, registry
+from vr_jax.eval.trace_judging import rubric, verdict_reader
 from vr_jax.rewards import accuracy, format, judge, judge_leak, judge_prompt, numbers, steps
 from vr_jax.traces import rewrite_qvhighlights
 
@@ -91,7 +92,7 @@ _EXAMPLES = tuple(
     shown=records.Span(start=0.0, end=8.0),
     object_track=records.ObjectTrack(
       times=np.array(_TIMES),
-      boxes=np.tile(np.float32([10, 10, 50, 60]), (_POOL, 1)),
+      boxes=np.tile(np.array([10, 10, 50, 60], np.float32), (_POOL, 1)),
       height=_SIZE[0],
       width=_SIZE[1],
       instances=("1",),
@@ -123,6 +124,9 @@ def reply_inputs(folder: Path) -> list[damage.FuzzedInput]:
   ]
   for text in (verdict, '```json\n{"verdict": "No"}\n```', "<think>so</think><answer>B</answer>"):
     found.append(_text(f"verdict {text[:6]}", text, _read_verdict))
+  graded = {"reason": "\ud83d It is.", "consistency": 4, "stability": "3/5"}
+  for value in (graded, {"first": graded, "second": {**graded, "stability": 5.0}}):
+    found.append(_text(f"grades of {len(value)}", f"Here: {json.dumps(value)}", _read_grades))
   found.append(_text("rewrite", f"Here: {json.dumps(rewrite)}", _read_rewrite))
   for name, body in (("openai", openai), ("anthropic", anthropic)):
     found.append(
@@ -209,6 +213,13 @@ def _read_verdict(reply: str) -> None:
 def _read_rewrite(reply: str) -> None:
   moment = qvhighlights.Moment(qid="1", query="A dog runs.", video="v.mp4", spans=[[0.0, 2.0]])
   rewrite_qvhighlights.RewriteQuestion(moment=moment).read(reply)
+
+
+def _read_grades(reply: str) -> None:
+  for places in (rubric.ALONE, rubric.PLACES):
+    grades = verdict_reader.read(reply, places)
+    for score in (score for each in grades or () for score in each.scores):
+      _check(score, 1, 5)
 
 
 def _read_body(body: str) -> None:

@@ -184,7 +184,9 @@ def test_a_change_is_coloured_where_its_interval_leaves_out_0(workdir):
 
 
 def row(text: str, metric: str) -> str:
-  return re.search(rf'<tr data-metric="{re.escape(metric)}".*?</tr>', text)[0]
+  found = re.search(rf'<tr data-metric="{re.escape(metric)}".*?</tr>', text)
+  assert found is not None
+  return found[0]
 
 
 def test_a_metric_that_the_table_does_not_know_is_shown_by_its_name(workdir):

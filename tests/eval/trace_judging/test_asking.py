@@ -70,7 +70,7 @@ def test_grades_come_in_the_order_of_the_prompts_and_are_not_asked_for_again(ser
 
   server.answer = answer
   found = ask(source(server), cache, prompts(3))
-  assert [each.grades[0].consistency for each in found] == [5, 1, 5]
+  assert [each.grades and each.grades[0].consistency for each in found] == [5, 1, 5]
   assert server.requests[-1].fields["temperature"] == 1.0
   before = len(server.requests)
   assert ask(source(server), cache, prompts(3)) == found
@@ -242,7 +242,7 @@ class Loaded:
     return [question.read(self.replies.pop(0)) for question in questions]
 
   def close(self):
-    self.replies = None
+    self.replies.clear()
 
 
 def test_a_local_model_is_asked_once_and_its_grades_are_kept(cache):

@@ -1,5 +1,7 @@
 """Numbers from verdicts made by hand: means, position bias, agreement, truth, what is missing."""
 
+from typing import Any
+
 import pytest
 
 from vr_jax.eval import report_data
@@ -54,6 +56,12 @@ def both(identity, run, there, back, judge="j"):
   ]
 
 
+def bias(verdicts) -> dict[str, Any]:
+  found = position.bias(verdicts, "consistency")
+  assert found is not None
+  return found
+
+
 def consistency(verdicts, *questions):
   content = summary.summarize(judged(*questions), {"j": verdicts})
   return content["judges"][0]["scales"]["consistency"]
@@ -92,7 +100,7 @@ def test_what_is_missing_is_counted_and_takes_part_in_nothing():
 
 def test_a_judge_that_prefers_what_it_sees_first_is_found_out():
   verdicts = [v for i in "abc" for run in (0, 1) for v in both(i, run, (5, 3), (5, 3))]
-  found = position.bias(verdicts, "consistency")
+  found = bias(verdicts)
   assert found["compared"] == 6
   assert found["order_decides"]["value"] == found["first_favoured"]["value"] == 1
   assert found["second_favoured"]["value"] == found["runs_decide"]["value"] == 0
@@ -104,20 +112,20 @@ def test_a_judge_that_prefers_what_it_sees_first_is_found_out():
 
 def test_a_judge_that_goes_by_the_trace_has_no_position_bias():
   verdicts = [v for i in "abc" for v in both(i, 0, (2, 4), (4, 2))]
-  found = position.bias(verdicts, "consistency")
+  found = bias(verdicts)
   assert found["order_decides"]["value"] == found["first_gains"]["value"] == 0
   assert found["runs_decide"] is None
 
 
 def test_a_judge_that_wavers_between_runs_is_told_from_one_that_goes_by_order():
   verdicts = [v for i in "abc" for v in both(i, 0, (2, 4), (4, 2)) + both(i, 1, (4, 2), (2, 4))]
-  found = position.bias(verdicts, "consistency")
+  found = bias(verdicts)
   assert (found["order_decides"]["value"], found["runs_decide"]["value"]) == (0, 1)
 
 
 def test_half_of_a_preference_is_a_lean():
   verdicts = both("a", 0, (4, 2), (3, 3)) + both("b", 0, (2, 2), (3, 5))
-  found = position.bias(verdicts, "consistency")
+  found = bias(verdicts)
   assert (found["first_favoured"]["value"], found["second_favoured"]["value"]) == (0.5, 0.5)
 
 
@@ -141,7 +149,7 @@ def test_runs_that_say_the_same_agree_fully_and_runs_at_random_do_not():
     v
     for i, g in zip("abcd", (1, 2, 4, 5), strict=True)
     for r in range(2)
-    for v in both(i, r, *([(g, 3), (3, g)] if r else [(6 - g, 3), (3, 6 - g)]))
+    for v in both(i, r, (g, 3) if r else (6 - g, 3), (3, g) if r else (3, 6 - g))
   ]
   runs = consistency(turned, *map(question, "abcd"))["runs"]
   assert runs["kappa"]["value"] == -1

@@ -137,9 +137,8 @@ def _change(pairs: Sequence[tuple[float, float, str]]) -> dict[str, Any] | None:
   if not pairs:
     return None
   before, after, videos = zip(*pairs, strict=True)
-  interval = intervals.change_interval(
-    *([(each - grade.LOWEST) / _SPAN for each in side] for side in (before, after)), videos
-  )
+  old, new = ([(each - grade.LOWEST) / _SPAN for each in side] for side in (before, after))
+  interval = intervals.change_interval(old, new, videos)
   ends = {name: _SPAN * getattr(interval, name) for name in ("mean", "low", "high")}
   return {**dataclasses.asdict(interval), **ends}
 
@@ -162,8 +161,8 @@ def _among_runs(verdicts: Sequence[grade.TraceVerdict], scale: str) -> dict[str,
   tables = np.array(
     [
       [
-        agreement.confusion(*([each[run]] if run in each else [] for run in pair), _LEVELS)
-        for pair in pairs
+        agreement.confusion(_of_run(each, one), _of_run(each, other), _LEVELS)
+        for one, other in pairs
       ]
       for each in units.values()
     ]
@@ -175,6 +174,11 @@ def _among_runs(verdicts: Sequence[grade.TraceVerdict], scale: str) -> dict[str,
   )
   alpha = video_bootstrap.of_tables(agreement.ordinal_alpha, together, of)
   return {"kappa": dataclasses.asdict(kappa), "alpha": dataclasses.asdict(alpha)}
+
+
+def _of_run(grades: Mapping[int, int], run: int) -> list[int]:
+  """The grade of a run; none if it is missing."""
+  return [grades[run]] if run in grades else []
 
 
 def _between(
