@@ -1,6 +1,7 @@
 """Agreement by worked examples and by the formulas written out; intervals in which videos count."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
