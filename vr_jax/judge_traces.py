@@ -198,7 +198,7 @@ def _verdicts(
     return verdicts.by_rule(judged, _examples(arguments.workdir)), judged_files.JudgeSettings(
       kind="rule"
     )
-  plan = verdicts.Plan(
+  plan = verdicts.JudgingPlan(
     judge=arguments.name,
     alone=arguments.alone,
     runs=arguments.runs,

@@ -49,7 +49,7 @@ def prompts(count, run=0):
     rubric.TraceQuestion(system="Grade.", text=f"trace {number}.", places=rubric.ALONE)
     for number in range(count)
   )
-  return [asking.Prompt(question=question, run=run) for question in questions]
+  return [asking.GradingPrompt(question=question, run=run) for question in questions]
 
 
 def ask(model, cache, wanted, attempts=3):

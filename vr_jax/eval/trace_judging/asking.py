@@ -26,7 +26,7 @@ _AT_ONCE = 64  # prompts that a local model gets before its grades are stored
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prompt:
+class GradingPrompt:
   """A prompt of one run. Equal prompts of a run share their verdict; those of two runs don't."""
 
   question: rubric.TraceQuestion
@@ -71,7 +71,7 @@ class Wanted:
 
 
 def ask(
-  prompts: Sequence[Prompt],
+  prompts: Sequence[GradingPrompt],
   connect: Callable[[], GradingModel],
   cache: grade_cache.GradeCache,
   *,

@@ -22,7 +22,7 @@ class JudgeSettings:
   kind: rule, local or endpoint.
   model: as the endpoint names it, or the directory's name.
   shown: "pair", both policies' traces in one prompt, or "alone".
-  runs, attempts: as in verdicts.Plan.
+  runs, attempts: as in verdicts.JudgingPlan.
   """
 
   kind: str

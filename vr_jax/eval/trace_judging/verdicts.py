@@ -19,7 +19,7 @@ from vr_jax.eval.trace_judging import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class JudgingPlan:
   """How a judge is asked.
 
   judge: its name in judged.json.
@@ -40,7 +40,7 @@ class Plan:
 
 def by_model(
   judged: judged_questions.JudgedSet,
-  plan: Plan,
+  plan: JudgingPlan,
   source: judge_models.ModelSource,
   cache: Path,
   *,
@@ -57,7 +57,7 @@ def by_model(
     for order in plan.orders(list(judged.evaluations))
   ]
   prompts = [
-    asking.Prompt(question=rubric.ask_about(question, order), run=run)
+    asking.GradingPrompt(question=rubric.ask_about(question, order), run=run)
     for question, run, order in cases
   ]
   with contextlib.closing(grade_cache.GradeCache(cache)) as grades:
