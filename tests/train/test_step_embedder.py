@@ -27,12 +27,12 @@ EXAMPLES = [
 ]
 
 
-def make(mesh=(1, 1, 1, 1)):
+def make(mesh=(1, 1, 1, 1), **fields):
   """An embedder with the parameters of a network on a mesh, which are deleted afterwards."""
   words = toy_vlm.FAMILY.train_tokenizer([], 256 + len(toy_vlm.SPECIAL))
   model = toy_vlm.ToyConfig(vocab_size=264, image_token_id=cast(int, words.token_to_id("<image>")))
   net = model_setup.ModelSetup(
-    config=nano.config(mesh=mesh),
+    config=nano.config(mesh=mesh, **fields),
     mesh=mesh_lib.make_mesh(mesh, devices=jax.devices()[: math.prod(mesh)]),
     model=cast(Any, model),
     allowed_tokens=jax.numpy.ones(model.vocab_size, bool),
@@ -86,6 +86,11 @@ def test_without_parameters_it_embeds_nothing(embedder):
 def test_parameters_that_are_split_over_a_mesh_give_the_same_vectors(embedder):
   split = make(mesh=(1, 4, 1, 2))
   np.testing.assert_allclose(split(TEXTS), embedder(TEXTS), atol=1e-5)
+
+
+def test_fresh_adapters_change_no_vector(embedder):
+  adapted = make(model__lora__rank=2, model__lora__base_dtype="float32")
+  np.testing.assert_allclose(adapted(TEXTS), embedder(TEXTS), atol=1e-5)
 
 
 def test_a_run_is_rewarded_and_evaluated_with_the_parameters_that_rl_starts_from(
