@@ -8,7 +8,7 @@ import pytest
 
 from tests.data import videos
 from tests.train import nano
-from vr_jax import main
+from vr_jax import evaluate_benchmarks, main
 from vr_jax.data.benchmark_sets import mvbench
 from vr_jax.errors import InputError
 from vr_jax.eval import report_data
@@ -155,6 +155,27 @@ def test_a_missing_or_damaged_video_makes_the_score_partial_or_failed(run, sets,
   assert "22 questions left out: video/" in said.out and " more missing" in said.out
   replies = reply_store.ReplyStore(directory=tmp_path / "out" / "mvbench@official").read()
   assert next(each.problem for each in replies.values() if each.problem).count("1.mp4") == 1
+
+
+def test_replies_of_other_settings_or_weights_are_not_mixed_in(run, sets, asked, tmp_path, capsys):
+  shutil.copytree(asked, tmp_path, dirs_exist_ok=True)
+  flags = [*_mvbench(run, sets), f"--out={tmp_path}"]
+  assert _eval(*flags, "--config.seed=8") == 2
+  assert "has replies with config=" in capsys.readouterr().err
+  about = tmp_path / "mvbench@official" / "about.json"
+  content = json.loads(about.read_text())
+  about.write_text(json.dumps(content | {"weights": "others"}))
+  assert _eval(*flags) == 2
+  assert "has replies with weights='others'" in capsys.readouterr().err
+
+
+def test_weights_of_one_size_with_other_bytes_have_another_fingerprint(tmp_path):
+  (tmp_path / "a").mkdir()
+  (tmp_path / "a" / "model.safetensors").write_bytes(bytes(100_000))
+  before = evaluate_benchmarks.fingerprint(tmp_path / "a")
+  assert before == evaluate_benchmarks.fingerprint(tmp_path / "a")
+  (tmp_path / "a" / "model.safetensors").write_bytes(bytes(99_999) + b"1")
+  assert evaluate_benchmarks.fingerprint(tmp_path / "a") != before
 
 
 def test_a_change_has_an_interval_and_a_p_value(sets, asked, tmp_path):

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 import sys
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ from vr_jax.data.benchmark_sets import registry
 from vr_jax.eval import report
 from vr_jax.eval.benchmarks import protocols, reply_store, score_table
 from vr_jax.parallel import cluster_flags
+from vr_jax.train import config_changes
 
 if TYPE_CHECKING:
   from jaxtyping import PyTree
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
 _LISTED = "list"
 OWN = "benchmarks"  # directory in a run
+_PIECE = 1 << 16  # bytes of a file of weights at its start and end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -239,8 +242,61 @@ def _ask_policy(arguments: EvalArguments, questions: dict[str, _Questions]) -> N
   ):
     with console.doing("loading the weights", announce=True):
       params, policy = ask.load_policy(context, arguments.workdir, before_rl=arguments.before_rl)
+    weights = fingerprint(_weights_directory(arguments, context))
     for protocol in arguments.protocols:
-      _play(arguments, context, params, policy, protocol, questions[protocol.name].items)
+      _play(arguments, context, params, policy, weights, protocol, questions[protocol.name].items)
+
+
+def _weights_directory(arguments: EvalArguments, context: "run_context.RunContext") -> Path | None:
+  """Where the weights of the policy are; None if they are random."""
+  from vr_jax.train import export_stage, initialization
+
+  workdir = arguments.workdir
+  where = None
+  if workdir is not None and arguments.before_rl:
+    where = initialization.find_start(context, workdir)
+  elif workdir is not None:
+    where, _ = export_stage.find_checkpoint(context, workdir, context.config.eval.checkpoint)
+  if where is None:
+    pretrained = context.config.model.pretrained
+    return Path(pretrained) if pretrained else None
+  return where / str(initialization.last_step(context, where))
+
+
+def fingerprint(directory: Path | None) -> str:
+  """A hash of the files of a directory of weights: names, sizes, and bytes at start and end.
+
+  None: the weights are random, and the seed says which.
+  """
+  digest = hashlib.sha256()
+  if directory is None:
+    return ""
+  for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+    with path.open("rb") as file:
+      size = file.seek(0, os.SEEK_END)
+      digest.update(f"{path.relative_to(directory)} {size} ".encode())
+      for start in (0, max(0, size - _PIECE)):
+        file.seek(start)
+        digest.update(file.read(_PIECE))
+  return digest.hexdigest()[:16]
+
+
+def asking_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The fields of a config that a reply depends on, by dotted name."""
+  flat = config_changes.flatten(config.to_dict())
+  sections = ("model.", "env.", "turns.", "mesh")
+  names = ("seed", "recipe", "eval.batch_size", "eval.temperature", "rl.max_new_tokens", "rl.top_p")
+  data = ("fps", "frames", "sampling", "min_frames", "max_frames", "required_frames", "quality")
+  names += tuple(f"data.{name}" for name in (*data, "max_side"))
+  kept = {name: value for name, value in flat.items() if name.startswith(sections) or name in names}
+  return _as_json(kept)
+
+
+def _as_json(value: Any) -> Any:
+  """Dataclasses as objects, tuples as lists."""
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    value = dataclasses.asdict(value)
+  return json.loads(json.dumps(value))
 
 
 def _play(
@@ -248,23 +304,32 @@ def _play(
   context: "run_context.RunContext",
   params: "PyTree",
   policy: str,
+  weights: str,
   protocol: protocols.Protocol,
   items: Sequence[benchmark_item.Item],
 ) -> None:
   from vr_jax.eval.benchmarks import asked_items, frame_cache, play_items
   from vr_jax.parallel import processes
   from vr_jax.train import console, paths
+  from vr_jax.train import workdir as workdir_lib
 
   played = play_items.with_protocol(context, protocol)
   data, root = context.config.data, arguments.data / protocol.benchmark
   store = reply_store.ReplyStore(directory=arguments.out / protocol.name)
   about = {
     "protocol": protocol.name,
+    "asked": {
+      field.name: _as_json(getattr(protocol, field.name))
+      for field in dataclasses.fields(protocol)
+      if field.name in ("frames", "pixels", "decoding", "uses_clip", "uses_subtitles", "kinds")
+    },
     "policy": policy,
-    "model": context.config.model.to_dict(),
-    "seed": context.config.seed,
+    "weights": weights,
+    "config": asking_fields(context.config),
     "prompts": _hash([_prompt_text(protocol, item) for item in items]),
     "questions": _hash([benchmark_item.to_json(item) for item in items]),
+    "processes": processes.count_joined(),
+    "versions": workdir_lib.provenance()["versions"],
   }
   processes.first_alone("benchmark", lambda: store.begin(about))
   asker = asked_items.ItemAsker(
