@@ -75,6 +75,18 @@ def test_where_a_recorder_dropped_frames_the_others_keep_their_times(index, tmp_
   assert result.duration == pytest.approx(10)
 
 
+def test_an_avi_without_its_first_frame_is_refused(index, tmp_path):
+  path = tmp_path / "a.avi"
+  for codec in (("mpeg4", "-sc_threshold", "1000000000"), ("libx264", "-qp", "4")):
+    ffmpeg.run("-i", index, "-c:v", *codec, "-bf", "0", "-g", "16", path)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"movi") + 4
+    data[place : place + 4] = b"JUNK"  # the frame that the next 15 need
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.avi: is damaged"):
+      cut(path)
+
+
 def test_of_a_stream_without_times_the_advice_works(index, tmp_path):
   raw, mended, copied = (tmp_path / name for name in ("my raw.h264", "NEW.mp4", "copied.mp4"))
   ffmpeg.run("-i", index, "-c", "copy", "-bsf:v", "h264_mp4toannexb", raw)

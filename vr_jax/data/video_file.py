@@ -234,7 +234,8 @@ def _decode_stream(
   is_avi = container.format.name == "avi"
   clock = video_clock.VideoClock(path=path, may_restart=may_restart)
   ends: dict[int, float] = {}  # of every stream, on the container's clock
-  time, seconds = None, 0.0
+  first = time = None  # of the first packet, and of the last frame
+  seconds, missing, is_key = 0.0, 0, list[bool]()
   declared = stream.codec_context.sample_aspect_ratio
   # Sound and subtitles are read, not decoded: their ends tell a cut file from a short picture.
   for packet in container.demux():
@@ -245,7 +246,10 @@ def _decode_stream(
       continue
     if packet.dts is not None and packet.time_base is not None:
       clock.observe_dts(float(packet.dts * packet.time_base))
+      first = float(packet.dts * packet.time_base) if first is None else first
+    is_key.append(packet.is_keyframe)
     frames = [frame for frame in packet.decode() if isinstance(frame, av.VideoFrame)]
+    missing += (packet.size > 0) - len(frames)
     if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
       raise InputError(f"{path}: is damaged after {clock.end:.2f} s")
     for frame in frames:
@@ -256,8 +260,13 @@ def _decode_stream(
     raise InputError(
       f"{path}: is damaged or truncated: a part of the file ends where no other begins"
     )
+  if is_avi and missing > 3:
+    raise InputError(f"{path}: is damaged: {missing} of its frames can't be decoded")
+  if is_avi and any(is_key) and not is_key[0]:  # some programs mark none
+    raise InputError(f"{path}: is damaged: the first of its frames needs others that are lost")
   if is_avi and time is not None:
-    _check_avi_length(path, stream, video_end=clock.end, file_end=time + seconds, slack=seconds)
+    places_end = time + seconds - (first or 0.0)
+    _check_avi_length(path, stream, video_end=clock.end, places_end=places_end, slack=seconds)
   elif not may_restart and clock.end:
     _check_complete(path, container, stream, ends, video_end=clock.end, slack=seconds)
 
@@ -323,20 +332,20 @@ def _check_complete(
 
 
 def _check_avi_length(
-  path: Path, stream: av.VideoStream, *, video_end: float, file_end: float, slack: float
+  path: Path, stream: av.VideoStream, *, video_end: float, places_end: float, slack: float
 ) -> None:
   """Raises InputError if an AVI ends before or after its header says.
 
   video_end: seconds since the first frame.
-  file_end: seconds since the file's first place for a frame. A recorder may have left places empty,
-    and B-frames come some places late.
+  places_end: seconds since the first place that holds a frame. A recorder may have left places
+    empty, and B-frames come some places late.
   slack: seconds of a frame.
   """
   if stream.duration is None or stream.time_base is None:
     return
   # FFmpeg shortens an AVI's duration to what its file can hold; the header's count stays.
   declared = float(stream.frames * stream.time_base)
-  _check_end(path, declared, file_end, slack)
+  _check_end(path, declared, places_end, slack)
   if video_end - declared > max(3 * slack, 0.25):
     raise InputError(
       f"{path}: is damaged: it has {video_end:.2f} s, its header says {declared:.2f} s"
