@@ -34,7 +34,14 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import damage, fuzzed_benchmarks, fuzzed_files, fuzzed_models, fuzzed_replies
+from benchmarks import (
+  damage,
+  fuzzed_benchmarks,
+  fuzzed_captions,
+  fuzzed_files,
+  fuzzed_models,
+  fuzzed_replies,
+)
 from vr_jax import errors
 
 TARGETS = {
@@ -45,6 +52,7 @@ TARGETS = {
   "checkpoints": fuzzed_models.checkpoint_inputs,
   "workdir": fuzzed_files.workdir_inputs,
   "benchmarks": fuzzed_benchmarks.benchmark_inputs,
+  "captions": fuzzed_captions.caption_inputs,
 }
 CPU_SECONDS = 20  # of one execution
 MEMORY_GIB = 1.0  # by which one execution may raise the peak

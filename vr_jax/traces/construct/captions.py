@@ -113,7 +113,7 @@ def parse_record(value: Any, where: str, *, keyframe_fps: float, even: bool) -> 
   if not inner_path.is_inner(path):
     raise InputError(f"{where}: field 'video_path': {path!r:.80} is no path below a directory")
   name = value.get("video_id", Path(str(path)).stem)
-  if not isinstance(name, str | int) or isinstance(name, bool) or not str(name).strip():
+  if not isinstance(name, str | int) or isinstance(name, bool) or not plain_text(str(name)):
     raise InputError(f"{where}: field 'video_id': {name!r:.80} is no name")
   entries = _entries(value.get("captions"), where)
   if len(entries) < 2:
@@ -127,8 +127,13 @@ def parse_record(value: Any, where: str, *, keyframe_fps: float, even: bool) -> 
   whole = span or records.Span(start=captions[0].start, end=captions[-1].end)
   _check(captions, whole, where)
   return CaptionedVideo(
-    where=where, id=str(name).strip(), video=str(path), span=whole, captions=captions
+    where=where, id=plain_text(str(name)), video=str(path), span=whole, captions=captions
   )
+
+
+def plain_text(text: str) -> str:
+  """A text with single spaces and without NULs; lone surrogates, which UTF-8 lacks, become "?"."""
+  return " ".join(text.encode("utf-8", "replace").decode().replace("\0", " ").split())
 
 
 def _entries(value: Any, where: str) -> list[tuple[str, Mapping[str, Any]]]:
@@ -141,11 +146,11 @@ def _entries(value: Any, where: str) -> list[tuple[str, Mapping[str, Any]]]:
     number = int(str(index)) if re.fullmatch(r"-1|[0-9]{1,6}", str(index)) else None
     if number is None:
       raise InputError(f"{where}: field 'captions': idx {index!r:.40} is no index")
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or not plain_text(text):
       raise InputError(f"{where}: field 'captions': the content of {index!r} is no text")
     if number in found:
       raise InputError(f"{where}: field 'captions': idx {index!r} is there twice")
-    found[number] = " ".join(text.split()), entry
+    found[number] = plain_text(text), entry
   order = sorted(index for index in found if index != SUMMARY)
   if order and order != list(range(order[0], order[0] + len(order))):
     raise InputError(f"{where}: field 'captions': indices {order} have a gap; one is missing")
@@ -243,7 +248,7 @@ def _span(value: Any, where: str) -> records.Span | None:
     return None
   if isinstance(value, dict) and {"start", "end"} <= set(value):
     value = [value["start"], value["end"]]
-  if isinstance(value, str) and (match := _RANGE.fullmatch(value)):
+  if isinstance(value, str) and len(value) < 80 and (match := _RANGE.fullmatch(value)):
     value = list(match.groups())
   if not isinstance(value, list) or len(value) != 2:
     raise InputError(f"{where}: field 'timestamp': {value!r:.60} is no pair of times")

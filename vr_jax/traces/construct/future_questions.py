@@ -143,15 +143,17 @@ def _options(
   ]
   chosen = [right]
   for pool in (own, others):
-    for value in rng.permutation(sorted(set(pool))):
+    for value in _shuffled(sorted(set(pool)), rng):
       known = [*chosen, *future]
-      is_new = not any(equivalence.may_be_same(str(value), each) for each in known)
-      in_caption = rules.style == "general" and equivalence.contains(
-        video.captions[-1].text, str(value)
-      )
+      is_new = not any(equivalence.may_be_same(value, each) for each in known)
+      in_caption = rules.style == "general" and equivalence.contains(video.captions[-1].text, value)
       if is_new and not in_caption and len(chosen) < rules.most_options:
-        chosen.append(str(value))
-  return [str(value) for value in rng.permutation(chosen)]
+        chosen.append(value)
+  return _shuffled(chosen, rng)
+
+
+def _shuffled(values: Sequence[str], rng: np.random.Generator) -> list[str]:
+  return [values[int(place)] for place in rng.permutation(len(values))]
 
 
 def _future_values(

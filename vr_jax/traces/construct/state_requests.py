@@ -73,7 +73,7 @@ class StateRequest:
     texts = [value.get(name) for name in ("object", "attribute", "value")]
     if not all(isinstance(text, str) and 0 < len(text.strip()) <= _LONGEST for text in texts):
       return None
-    texts = [" ".join(str(text).split()) for text in texts]
+    texts = [captions_lib.plain_text(str(text)) for text in texts]
     return [*texts, number] if all(map(equivalence.normalize, texts)) else None
 
 
