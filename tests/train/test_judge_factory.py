@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import sqlite3
 import sys
@@ -16,6 +17,7 @@ from tests.rewards import judge_server
 from tests.train import nano
 from vr_jax import errors, main
 from vr_jax.data import annotations, examples, trace_store
+from vr_jax.eval.trace_judging import asking, grade_cache, judge_models, rubric
 from vr_jax.models import qwen2_5_vl
 from vr_jax.rewards import judge, judge_prompt
 from vr_jax.traces import beam as traces_beam
@@ -310,3 +312,33 @@ def test_a_local_judge_is_built_from_its_directory(directory, cache):
   assert made.verdicts([judge_server.case("seen")] * 2) == [None, None]
   assert made.counts() == {"asked": 1, "cached": 0, "failed": 2, "too_long": 0}
   made.close()
+
+
+def test_a_local_model_grades_traces_and_is_asked_once(directory, tmp_path):
+  source = judge_models.local(directory, reply_tokens=6)
+  questions = (
+    rubric.TraceQuestion(system="Grade.", text=f"trace {number}", places=rubric.ALONE)
+    for number in range(3)
+  )
+  prompts = [asking.GradingPrompt(question=question, run=0) for question in questions]
+  done = []
+
+  def ask(connect):
+    grades = grade_cache.GradeCache(tmp_path / "grades.sqlite")
+    with contextlib.closing(grades):
+      return asking.ask(
+        prompts,
+        connect,
+        grades,
+        identity=source.identity,
+        attempts=1,
+        tick=lambda *counts: done.append(counts),
+      )
+
+  found = ask(source.connect)  # six tokens of an untrained model are no verdict
+  assert [each.problem for each in found] == [asking.UNREADABLE] * 3
+  assert done == [(0, 3), (3, 3)]
+  assert ask(lambda: pytest.fail("it was asked before")) == found
+  weights = next(directory.glob("*.safetensors"))
+  os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
+  assert judge_models.local(directory, reply_tokens=6).identity != source.identity
