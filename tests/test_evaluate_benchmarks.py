@@ -126,15 +126,15 @@ def test_an_official_protocol_is_asked_scored_and_resumed(run, sets, asked, tmp_
   table = (tmp_path / "table.json").read_text()
   assert _eval("--score_only", *_mvbench(run, sets)[2:], f"--out={tmp_path}") == 0
   assert (tmp_path / "table.json").read_text() == table
-  assert "mvbench@official (partial) & " in (tmp_path / "table.tex").read_text()
+  assert "mvbench@official test (partial) & " in (tmp_path / "table.tex").read_text()
   page = (tmp_path / "table.html").read_text()
-  assert "mvbench@official (partial)</th>" in page and "task/Action Count" in page
+  assert "mvbench@official test (partial)</th>" in page and "task/Action Count" in page
 
 
 def test_a_runs_report_shows_its_benchmarks(run, sets):
   flags = [f"--checkpoint={run}", "--before_rl", f"--benchmark_data={sets}"]
   assert _eval(*flags, "--benchmarks=moss_video@recipe") == 0
-  assert "moss_video@recipe (partial)</th>" in (run / "report.html").read_text()
+  assert "moss_video@recipe test (partial)</th>" in (run / "report.html").read_text()
   (run / "benchmarks" / "table.json").write_text('[{"protocol": 3}]')
   with pytest.raises(InputError, match=r"benchmarks/table\.json: is damaged"):
     report_data.read_benchmarks(run)
@@ -155,6 +155,21 @@ def test_a_missing_or_damaged_video_makes_the_score_partial_or_failed(run, sets,
   assert "22 questions left out: video/" in said.out and " more missing" in said.out
   replies = reply_store.ReplyStore(directory=tmp_path / "out" / "mvbench@official").read()
   assert next(each.problem for each in replies.values() if each.problem).count("1.mp4") == 1
+
+
+def test_scores_of_an_interrupted_run_are_partial_and_no_base(sets, asked, tmp_path, capsys):
+  shutil.copytree(asked, tmp_path / "cut")
+  path = tmp_path / "cut" / "mvbench@official" / "replies-00000.jsonl"
+  path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:4]))
+  flags = ["--score_only", f"--benchmark_data={sets}", "--benchmarks=mvbench@official"]
+  assert _eval(*flags, f"--out={tmp_path / 'cut'}") == 0
+  assert "2 questions not asked yet; they count as wrong" in capsys.readouterr().out
+  (row,) = json.loads((tmp_path / "cut" / "table.json").read_text())
+  assert (row["not_asked"], row["failed"], row["partial"]) == (2, 2, True)
+  assert _eval(*flags, f"--out={asked}", f"--base={tmp_path / 'cut'}") == 2
+  assert "2 questions of mvbench@official were not asked there" in capsys.readouterr().err
+  assert _eval(*flags, f"--out={asked}", "--limit=3") == 2
+  assert "has replies to other questions" in capsys.readouterr().err
 
 
 def test_replies_of_other_settings_or_weights_are_not_mixed_in(run, sets, asked, tmp_path, capsys):
@@ -196,6 +211,7 @@ def test_a_change_has_an_interval_and_a_p_value(sets, asked, tmp_path):
     ([], "needs --benchmarks"),
     (["--benchmarks=mvbench@official", "--split=mlvu:test"], "--split=mlvu:test"),
     (["--benchmarks=mlvu@official"], "mlvu"),
+    (["--benchmarks=mvbench@easy_video_r1"], "top_k=20"),
     (["--benchmarks=mvbench@official", "--base=nowhere"], "--base=nowhere: no such directory"),
     (["--benchmarks=mvbench@official", "extra"], "extra: vr-jax eval takes flags alone"),
     (["--benchmarks=mvbench@official", "--score_only"], "about.json: no such file"),

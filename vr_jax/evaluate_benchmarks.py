@@ -84,7 +84,8 @@ class _Questions:
 
   items: tuple[benchmark_item.Item, ...]
   missing: tuple[str, ...]
-  unlike: tuple[str, ...]
+  count_differences: tuple[str, ...]
+  unshown: int
 
 
 def evaluate_benchmarks(argv: Sequence[str]) -> int:
@@ -97,7 +98,8 @@ def evaluate_benchmarks(argv: Sequence[str]) -> int:
   arguments = parse(argv)
   if arguments is None:
     for each in protocols.PROTOCOLS.values():
-      print(f"{each.name:28} {each.source}")
+      supported = each.decoding is None or each.decoding.is_supported
+      print(f"{each.name:28} {'' if supported else '(not supported yet) '}{each.source}")
     return 0
   if arguments.score_only:
     evaluate(arguments)
@@ -150,6 +152,12 @@ def parse(argv: Sequence[str]) -> EvalArguments | None:
   if values.benchmark_data is None:
     raise errors.InputError("needs --benchmark_data=<directory>")
   chosen = tuple(protocols.get(name) for name in dict.fromkeys(values.benchmarks))
+  for each in chosen:
+    if each.decoding is not None and not each.decoding.is_supported:
+      raise errors.InputError(
+        f"--benchmarks={each.name}: samples with top_k={each.decoding.top_k} and a presence "
+        f"penalty of {each.decoding.presence_penalty:g}, which are not built; choose another"
+      )
   data = Path(values.benchmark_data)
   if not data.is_dir():
     raise errors.InputError(f"--benchmark_data={data}: no such directory")
@@ -201,25 +209,41 @@ def read_questions(arguments: EvalArguments, protocol: protocols.Protocol) -> _Q
   name = protocol.benchmark
   found = registry.read_items(name, arguments.data / name, arguments.splits.get(name))
   asked = [item for item in found.items if protocol.asks(item)]
-  present = [item for item in asked if item.id not in found.missing]
+  absent = {
+    item.id: files
+    for item in asked
+    if (files := _needed(protocol, item, found.missing.get(item.id, ())))
+  }
+  shown = [item for item in asked if not (item.images and protocol.prompt is None)]
+  present = [item for item in shown if item.id not in absent]
   if not present:
     raise errors.InputError(
       f"{arguments.data / name}: has no video for any of {len(asked)} questions of {protocol.name}"
     )
-  unlike = [
-    f"{count.kind}/{count.name}: {count.read} of {count.published}" for count in found.differing
+  differences = [
+    f"{count.kind}/{count.name}: {count.read} of {count.published}"
+    for count in found.differing
+    if count.kind != "subtitles" or protocol.uses_subtitles
   ]
   if arguments.limit and arguments.limit < len(present):
-    unlike.insert(0, f"--limit={arguments.limit} of {len(present)} questions")
-    present = sorted(present, key=_drawn)[: arguments.limit]
+    differences.insert(0, f"--limit={arguments.limit} of {len(present)} questions")
+    present = sorted(present, key=_shuffled)[: arguments.limit]
   return _Questions(
     items=tuple(present),
-    missing=tuple(path for item in asked for path in found.missing.get(item.id, ())[:1]),
-    unlike=tuple(unlike),
+    missing=tuple(files[0] for files in absent.values()),
+    count_differences=tuple(differences),
+    unshown=len(asked) - len(shown),
   )
 
 
-def _drawn(item: benchmark_item.Item) -> str:
+def _needed(
+  protocol: protocols.Protocol, item: benchmark_item.Item, files: Sequence[str]
+) -> list[str]:
+  """Those of an item's missing files that the protocol needs."""
+  return [path for path in files if path != item.subtitles or protocol.uses_subtitles]
+
+
+def _shuffled(item: benchmark_item.Item) -> str:
   """Orders items at random, always in the same way."""
   return hashlib.sha256(item.id.encode()).hexdigest()
 
@@ -289,7 +313,7 @@ def asking_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
   data = ("fps", "frames", "sampling", "min_frames", "max_frames", "required_frames", "quality")
   names += tuple(f"data.{name}" for name in (*data, "max_side"))
   kept = {name: value for name, value in flat.items() if name.startswith(sections) or name in names}
-  return _as_json(kept)
+  return _as_json({name: value for name, value in kept.items() if not name.endswith("_buckets")})
 
 
 def _as_json(value: Any) -> Any:
@@ -327,7 +351,8 @@ def _play(
     "weights": weights,
     "config": asking_fields(context.config),
     "prompts": _hash([_prompt_text(protocol, item) for item in items]),
-    "questions": _hash([benchmark_item.to_json(item) for item in items]),
+    "questions": _hash_questions(items),
+    "files": _hash(_files(root, protocol, items)),
     "processes": processes.count_joined(),
     "versions": workdir_lib.provenance()["versions"],
   }
@@ -348,6 +373,21 @@ def _play(
     play_items.play(played, params, asker, items, store, tick=tick)
 
 
+def _hash_questions(items: Sequence[benchmark_item.Item]) -> str:
+  return _hash([benchmark_item.to_json(item) for item in items])
+
+
+def _files(
+  root: Path, protocol: protocols.Protocol, items: Sequence[benchmark_item.Item]
+) -> list[tuple[str, int, int]]:
+  """Sizes and times of the files that items are asked with."""
+  names = {name for item in items for name in (item.video, *item.images)}
+  if protocol.uses_subtitles:
+    names |= {item.subtitles for item in items if item.subtitles}
+  stats = [(name, (root / name).stat()) for name in sorted(names)]
+  return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
 def _prompt_text(protocol: protocols.Protocol, item: benchmark_item.Item) -> Any:
   return None if protocol.prompt is None else dataclasses.asdict(protocol.render(item))
 
@@ -361,7 +401,11 @@ def _score(
 ) -> score_table.ScoredProtocol:
   """Scores the replies on disk. Raises InputError if there are none."""
   store = reply_store.ReplyStore(directory=arguments.out / protocol.name)
-  store.about()
+  if store.about()["questions"] != _hash_questions(questions.items):
+    raise errors.InputError(
+      f"{store.directory}: has replies to other questions; give the --limit and --split that they "
+      "were asked with, and the same files"
+    )
   base = None
   if arguments.base is not None:
     base = reply_store.ReplyStore(directory=arguments.base / protocol.name)
@@ -371,12 +415,17 @@ def _score(
       )
     if now["prompts"] != base.about()["prompts"]:
       raise errors.InputError(f"--base={arguments.base}: {protocol.name} was asked in other words")
+    if left := {item.id for item in questions.items} - set(base.read()):
+      raise errors.InputError(
+        f"--base={arguments.base}: {len(left)} questions of {protocol.name} were not asked there"
+      )
   return score_table.make(
     protocol,
     questions.items,
     store.read(),
     missing=questions.missing,
-    unlike=questions.unlike,
+    count_differences=questions.count_differences,
+    unshown=questions.unshown,
     base=None if base is None else base.read(),
   )
 

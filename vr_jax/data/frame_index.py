@@ -64,7 +64,7 @@ class StoredVideo:
 _COLUMNS = np.dtype(
   [(name, np.int32) for name in ("shard", "record")]
   + [("first", np.int64), ("count", np.int32)]
-  + [(name, np.uint16) for name in ("height", "width", "original_height", "original_width")]
+  + [(name, np.uint32) for name in ("height", "width", "original_height", "original_width")]
   + [("duration", np.float64)]
 )
 

@@ -19,6 +19,14 @@ GROUPS = ("vision", "connector", "text", "head")
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
 
 
+def limit_frame_pixels(
+  section: ml_collections.ConfigDict, least: int, most: int, frames: int
+) -> None:
+  """Sets the limits of a model that limits each frame, whatever the number of frames."""
+  del frames
+  section.min_pixels, section.max_pixels = least, most
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelFamily:
   """Functions and constants of one `model_type`; each `models/<name>/family.py` defines one.
@@ -33,6 +41,8 @@ class ModelFamily:
     from, or None.
   make_processor(config, tokenizer, section): the section has min_pixels, max_pixels, those of
     videos, system and resize_backend. Raises InputError naming a field of the section.
+  limit_pixels(section, least, most, frames): sets the pixel limits of a section `config.model` in
+    place: `least` to `most` for an image, and for each frame of a video of so many frames.
   load_tokenizer(path): reads a tokenizer.json, or that of a model directory. Raises InputError.
   train_tokenizer(texts, vocab_size): trains a tokenizer.
   tokenizer_fields(tokenizer): returns the config fields that depend on the tokenizer.
@@ -74,6 +84,7 @@ class ModelFamily:
   lora_targets: lora.Targets
   end_token: str
   pad_token: str
+  limit_pixels: Callable[[ml_collections.ConfigDict, int, int, int], None] = limit_frame_pixels
   processor_files: Callable[[Any, Mapping[str, Any]], Mapping[str, str | None]] = lambda *_: {}
   patch_fields: Callable[[Any], Mapping[str, Any]] = lambda _: {}
   template_words: tuple[str, ...] = ()

@@ -1,5 +1,7 @@
 """Videos of benchmarks are decoded once, at the rate that a question needs."""
 
+from concurrent import futures
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -63,3 +65,31 @@ def test_a_missing_or_damaged_video_is_named(cache, tmp_path):
 )
 def test_short_clips_are_decoded_at_a_higher_rate(frames, seconds, fps):
   assert frame_cache.needed_fps(frames, seconds) == fps
+
+
+def test_what_a_kill_has_cut_is_decoded_anew_and_two_writers_get_in_nobodys_way(cache, tmp_path):
+  store = cache.open("clips/a.mp4", fps=2.0, frame_rate=None)
+  (directory,) = (tmp_path / "frames").glob("*/*")
+  (directory / "videos.npz").unlink()
+  with futures.ThreadPoolExecutor(4) as pool:
+    opened = list(pool.map(lambda _: cache.open("clips/a.mp4", fps=2.0, frame_rate=None), range(4)))
+  for each in opened:
+    np.testing.assert_array_equal(each.timestamps("clips/a.mp4"), store.timestamps("clips/a.mp4"))
+  assert len(list((tmp_path / "frames").glob("*/*"))) == 1
+
+
+def test_a_picture_that_is_replaced_in_a_folder_is_read_anew(cache, tmp_path):
+  folder = tmp_path / "sets" / "tvqa" / "clip"
+  folder.mkdir(parents=True)
+  for number in range(1, 4):
+    Image.new("RGB", (64, 48), (200, 0, 0)).save(folder / f"{number:05d}.jpg")
+  cache.open("tvqa/clip", fps=8.0, frame_rate=3.0)
+  Image.new("RGB", (64, 48), (0, 0, 200)).save(folder / "00002.jpg", quality=80)
+  frames = cache.open("tvqa/clip", fps=8.0, frame_rate=3.0).read("tvqa/clip", range(3))
+  assert frames[1, 20, 20, 2] > 150 > 50 > frames[0, 20, 20, 2]
+
+
+def test_frames_that_cannot_be_kept_are_no_fault_of_the_video(cache, tmp_path):
+  (tmp_path / "frames").write_bytes(b"a file, where a directory is needed")
+  with pytest.raises(OSError):
+    cache.open("clips/a.mp4", fps=2.0, frame_rate=None)

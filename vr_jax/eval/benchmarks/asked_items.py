@@ -1,15 +1,15 @@
 """Makes the prompt of a benchmark's item, as its protocol or the policy's recipe asks.
 
 Frames are chosen by time: a protocol's rule for indices is applied to a video of 30 frames a
-second, and the frame on the screen at each of these times is shown. So a frame may differ from the
-one that a program of another decoder shows by one frame of the video, or by an eighth of the
-distance between two shown ones where videos are long.
+second. For each of these times the frame on the screen is shown if it is kept, else the nearest
+kept one. At least four are kept for each that is shown (as many as 20,000 of a video allow), so a
+frame is off by an eighth of the distance between two of them at most. Where several times have the
+same frame, it is shown once.
 """
 
 from collections.abc import Sequence
 import dataclasses
 import functools
-import math
 from pathlib import Path
 
 from jaxtyping import Float, Int
@@ -20,7 +20,14 @@ from vr_jax import frame_times, records
 from vr_jax.data import batches, benchmark_item, frame_store, picture_file, sampling, subtitles
 from vr_jax.data.benchmark_sets import registry
 from vr_jax.errors import InputError
-from vr_jax.eval.benchmarks import frame_cache, frame_choice, prompts, protocols, recipe_question
+from vr_jax.eval.benchmarks import (
+  frame_cache,
+  frame_choice,
+  prompts,
+  protocol_table,
+  protocols,
+  recipe_question,
+)
 from vr_jax.models import interface
 from vr_jax.models.common import conversation
 from vr_jax.models.common import prompts as prompts_lib
@@ -61,11 +68,6 @@ class ItemAsker:
     store = self._open(item, data.fps)
     example = _example(item, _shown(item, store, self.protocol))
     clip = batches.select_clip(example, store, paths.sampling_rule(data))
-    if item.images:
-      raise InputError(
-        f"{item.id}: has pictures beside its video, which the recipe can't show; choose another "
-        f"protocol of {item.benchmark}"
-      )
     return self.context.builder.item(clip)
 
   def _clip(self, item: benchmark_item.Item) -> batches.Clip:
@@ -76,10 +78,9 @@ class ItemAsker:
     store = self._open(item, frame_cache.LOWEST_FPS)
     shown = _shown(item, store, self.protocol)
     seconds = shown.end - shown.start
-    needed = frame_cache.needed_fps(choice.count if choice.fps is None else 2, seconds)
+    frames = choice.count if choice.fps is None else min(choice.count, choice.fps * seconds)
+    needed = frame_cache.needed_fps(frames, seconds)
     most = frame_cache.MOST_FRAMES / max(store.duration(item.video), 1.0)
-    if choice.fps is not None:
-      needed = max(needed, 2.0 ** math.ceil(math.log2(choice.fps)))
     if needed > frame_cache.LOWEST_FPS and item.media != "image":
       store = self._open(item, max(frame_cache.LOWEST_FPS, min(needed, most)))
     indices = choose_frames(choice, store, item, shown)
@@ -104,7 +105,7 @@ class ItemAsker:
   def _encode(
     self, item: benchmark_item.Item, clip: batches.Clip, asked: prompts.BenchmarkPrompt
   ) -> prompts_lib.EncodedPrompt:
-    processor = self._processor
+    processor = self._processor(len(clip))
     video = conversation.VideoFrames(frames=clip.frames, timestamps=clip.timestamps)
     pictures = [conversation.Image(pixels=_read_picture(self.root / name)) for name in item.images]
     turns = [conversation.Message(role="user", parts=(video, *pictures, asked.user))]
@@ -116,18 +117,27 @@ class ItemAsker:
     begun = processor.encode_tokens(processor.encode_reply(asked.prefill)[:-1], name=item.id)
     return prompts_lib.join([encoded, begun], name=item.id)
 
+  def _processor(self, frames: int) -> interface.Processor:
+    """The policy's processor with the protocol's limits of pixels for so many frames."""
+    if frames not in self._processors:
+      self._processors[frames] = make_processor(self.context, self.protocol.pixels, frames)
+    return self._processors[frames]
+
   @functools.cached_property
-  def _processor(self) -> interface.Processor:
-    """The policy's processor with the protocol's limits of pixels."""
-    context, limits = self.context, self.protocol.pixels
-    if limits is None:
-      return context.processor
-    section = context.config.model.copy_and_resolve_references()
-    section.min_pixels, section.max_pixels = limits.least, limits.most
-    if limits.total:
-      section.min_video_pixels = min(section.min_video_pixels or limits.total, limits.total)
-      section.max_video_pixels = limits.total
-    return context.family.make_processor(context.model, context.processor.tokenizer, section)
+  def _processors(self) -> dict[int, interface.Processor]:
+    return {}
+
+
+def make_processor(
+  context: run_context.RunContext, limits: protocol_table.PixelLimits | None, frames: int
+) -> interface.Processor:
+  """The processor of a policy with other limits of pixels. frames: of the video that it is for."""
+  if limits is None:
+    return context.processor
+  most = limits.most if limits.total is None else min(limits.most, limits.total // frames)
+  section = context.config.model.copy_and_resolve_references().unlock()
+  context.family.limit_pixels(section, min(limits.least, most), most, frames)
+  return context.family.make_processor(context.model, context.processor.tokenizer, section)
 
 
 def choose_frames(
@@ -136,8 +146,8 @@ def choose_frames(
   item: benchmark_item.Item,
   shown: records.Span,
 ) -> Int[np.ndarray, "frames"]:
-  """Indices of the stored frames that are on the screen when the rule's frames are; each once."""
-  timestamps = store.timestamps(item.video)
+  """Indices of the stored frames on the screen when the rule's frames are, or nearest to them."""
+  timestamps, ends = store.timestamps(item.video), store.ends(item.video)
   if len(timestamps) == 1:
     return np.zeros(1, np.int64)
   frames = max(1, round(store.duration(item.video) * _FPS))
@@ -145,8 +155,13 @@ def choose_frames(
   end = min(shown.end, (frames - 1) / _FPS)
   clip = records.Span(start=shown.start, end=max(end, shown.start))
   times = frame_choice.choose(choice, frames, _FPS, clip) / _FPS
-  indices = np.searchsorted(timestamps, times + frame_times.TOLERANCE, side="right") - 1
-  first, stop = sampling.shown_range(timestamps, store.ends(item.video), shown)
+  before = np.searchsorted(timestamps, times + frame_times.TOLERANCE, side="right") - 1
+  before = np.clip(before, 0, len(timestamps) - 1)
+  after = np.minimum(before + 1, len(timestamps) - 1)
+  is_gone = ends[before] + frame_times.TOLERANCE < times
+  is_nearer = timestamps[after] - times < times - ends[before]
+  indices = np.where(is_gone & is_nearer, after, before)
+  first, stop = sampling.shown_range(timestamps, ends, shown)
   if stop <= first:
     raise InputError(f"{item.id}: {shown.start:g} to {shown.end:g} s show no frame of {item.video}")
   return np.unique(np.clip(indices, first, stop - 1))

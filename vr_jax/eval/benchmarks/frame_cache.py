@@ -1,23 +1,30 @@
-"""Frames of a benchmark's videos, decoded once and kept in one small frame store a video.
+"""Frames of a benchmark's videos, kept in one small frame store for each video and rate.
 
 A protocol may ask for more frames of a short clip than of a long video, so a video is decoded at
 the rate that its question needs: the next power of two.
 """
 
 from collections.abc import Sequence
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 from pathlib import Path
+import shutil
+import tempfile
 
-from vr_jax import atomic
-from vr_jax.data import frame_store, guarded_reader, image_folder, picture_file
+import av
+
+from vr_jax.data import frame_store, guarded_reader, image_folder, picture_file, video_file
 from vr_jax.errors import InputError
 
 MEGABYTES = 1 << 20  # of a shard: a video is one file
 MOST_FRAMES = 20_000  # that are kept of one video
 LOWEST_FPS = 2.0
+_FORMAT = 1
+_LAST = "videos.npz"  # of a frame store, which is complete with it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,13 +49,13 @@ class FrameCache:
     fps: frames a second to keep, at least.
     frame_rate: of a folder of pictures; None if `name` is a file.
 
-    Raises InputError if the video is missing or can't be decoded.
+    Raises InputError if the video is missing or can't be decoded, OSError if frames can't be kept.
     """
     path = self.videos / name
     if not path.exists():
       raise InputError(f"{path}: no such {'folder' if frame_rate else 'file'}")
     directory = self._directory(path, name, fps, frame_rate)
-    if not directory.is_dir():
+    if not (directory / _LAST).is_file():
       folders = {path: _folder(path, frame_rate)} if frame_rate else {}
       (extracted,) = guarded_reader.extract_all(
         [path],
@@ -60,25 +67,44 @@ class FrameCache:
       )
       if isinstance(extracted, InputError):
         raise extracted
-      with atomic.directory(directory) as partial:
-        writer = frame_store.FrameStoreWriter(partial, fps=fps, shard_megabytes=MEGABYTES)
-        writer.add(name, extracted)
-        writer.close()
+      _write(directory, name, extracted, fps)
     return frame_store.FrameStore(directory)
 
   def _directory(self, path: Path, name: str, fps: float, frame_rate: float | None) -> Path:
     """Where a video's frames are: another file of the same name has another place."""
-    stat = path.stat()
-    made_of = [name, stat.st_size, stat.st_mtime_ns, fps, frame_rate, self.quality, self.max_side]
+    files = sorted(path.iterdir()) if frame_rate else [path]
+    stats = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in files]
+    made_of = [_FORMAT, av.__version__, name, stats, fps, frame_rate, self.quality, self.max_side]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     return self.cache / digest[:2] / digest[2:34]
 
 
-def needed_fps(frames: int, seconds: float) -> float:
+def _write(directory: Path, name: str, extracted: video_file.ExtractedVideo, fps: float) -> None:
+  """Writes the store of a video. Threads and processes may write the same: the first one stays.
+
+  Raises OSError if there is no room: that is no fault of the video.
+  """
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  partial = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", dir=directory.parent))
+  try:
+    writer = frame_store.FrameStoreWriter(partial, fps=fps, shard_megabytes=MEGABYTES)
+    writer.add(name, extracted)
+    writer.close()
+    if not (directory / _LAST).is_file():
+      shutil.rmtree(directory, ignore_errors=True)  # one that a kill has cut
+      with contextlib.suppress(OSError):  # another was first
+        partial.rename(directory)
+  except InputError as error:
+    raise OSError(errno.EIO, f"cannot be written: {error}", str(directory)) from error
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def needed_fps(frames: float, seconds: float) -> float:
   """The rate to decode at so that `frames` frames spread over a clip are near their times.
 
-  Four frames are kept for each that is shown, so a frame is off by an eighth of the distance of
-  two at most.
+  Four frames are kept for each that is shown, and the nearest is shown: it is off by an eighth of
+  the distance between two that are shown, at most.
   """
   wanted = max(LOWEST_FPS, 4 * frames / max(seconds, 1e-3))
   return min(2.0 ** math.ceil(math.log2(wanted)), 64.0)

@@ -89,11 +89,16 @@ def play(
   seed, the number of processes and eval.batch_size, and not on what was asked before.
   """
   share, shares = mesh_lib.process_shard(context.mesh)
+  if shares != jax.process_count():
+    raise errors.InputError(
+      f"config.mesh={tuple(context.config.mesh)}: {jax.process_count()} processes share {shares} "
+      "parts of a batch; give each a part of its own (data or fsdp), or use fewer processes"
+    )
   size = context.config.eval.batch_size // shares
   # Sorted by video, so that each is opened once, and prompts of a batch are about as long.
   ordered = sorted(items, key=_order)
   chunks = [(start, ordered[start : start + size]) for start in range(0, len(ordered), size)]
-  known = store.read()
+  known = {name for name, reply in store.read().items() if not reply.problem}
   own = [
     (number, chunk)
     for number, chunk in chunks[share::shares]
@@ -101,15 +106,17 @@ def play(
   ]
   done = sum(item.id in known for item in items)
   rounds = int(processes.all_gather(np.array([len(own)])).max())
-  filler: list[batching.BatchItem] = []
+  filler: list[batching.BatchItem] | None = None
   with futures.ThreadPoolExecutor(1) as thread, store.writer(share) as writer:
     prompts = _read_ahead(thread, asker, own)
     for _ in range(rounds):
       number, asked, failed = next(prompts, (0, [], []))
       writer.add(failed)
-      filler = asked[:1] or filler or _first_that_fits(asker, ordered)
       if processes.all_gather(np.array([len(asked)])).any():
-        played = play_chunk(context, params, asker.protocol, asked or filler, size, number)
+        if not asked and filler is None:
+          filler = _first_that_fits(asker, ordered)
+        filler = asked[:1] or filler
+        played = play_chunk(context, params, asker.protocol, asked or filler or [], size, number)
         writer.add(played if asked else ())
       done += int(processes.all_gather(np.array([len(asked) + len(failed)])).sum())
       tick(min(done, len(items)))
@@ -222,11 +229,6 @@ def _decoding(context: run_context.RunContext, protocol: protocols.Protocol) -> 
   settings = protocol.decoding
   if settings is None:
     return {"temperature": context.config.eval.temperature}
-  if settings.presence_penalty or settings.top_k > 1:
-    raise errors.InputError(
-      f"{protocol.name}: samples with top_k={settings.top_k} and presence_penalty="
-      f"{settings.presence_penalty:g}, which are not built; choose another protocol"
-    )
   return {
     # Of the one most likely token, any temperature draws that.
     "temperature": 0.0 if settings.top_k == 1 else settings.temperature,

@@ -28,7 +28,11 @@ class DecodingSettings:
   top_p: float = 1.0
   top_k: int = 0
   presence_penalty: float = 0.0
-  seed: int | None = None
+
+  @property
+  def is_supported(self) -> bool:
+    """Whether our sampler can draw like this: from all tokens, or the most likely one."""
+    return self.top_k in (0, 1) and not self.presence_penalty
 
 
 _TOKEN = 28 * 28  # pixels of a frame that the harnesses count as one token
@@ -67,7 +71,7 @@ _MMVU: Mapping[str, Any] = {
   "prompt": prompts.mmvu,
   "frames": _ENDS_32,
   "pixels": _HARNESS_PIXELS,
-  "decoding": DecodingSettings(max_tokens=1024, temperature=1.0, seed=215),
+  "decoding": DecodingSettings(max_tokens=1024, temperature=1.0),
   "rule": "strict",
   "metric": "micro",
 }

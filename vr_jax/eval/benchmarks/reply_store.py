@@ -27,7 +27,7 @@ class StoredReply:
   reply: of the last turn.
   tokens: sampled ones, of all turns; turns: how many there were.
   truncated: whether a reply reached its limit of tokens before its end.
-  frames, height, width: what the prompt showed of the video; times: of its frames, in seconds.
+  frames: number of those shown; height, width: as stored, in pixels; times: in seconds.
   problem: why there is no reply, "" if there is one.
   """
 
@@ -76,7 +76,10 @@ class ReplyStore:
     return _read_json(self.directory / "about.json")
 
   def read(self) -> dict[str, StoredReply]:
-    """The replies by id. A line that a kill has cut is left out: its question is asked again."""
+    """The replies by id. A line that a kill has cut is left out: its question is asked again.
+
+    So is a question whose reply has a problem; its last reply counts.
+    """
     found: dict[str, StoredReply] = {}
     for path in sorted(self.directory.glob("replies-*.jsonl")):
       content = path.read_bytes()
@@ -90,7 +93,8 @@ class ReplyStore:
             f"{path}, line {number}: is damaged: {error}; remove the line, and its question is "
             "asked again"
           ) from error
-        found.setdefault(reply.id, reply)
+        if reply.id not in found or found[reply.id].problem:
+          found[reply.id] = reply
     return found
 
   @contextlib.contextmanager

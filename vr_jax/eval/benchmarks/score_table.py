@@ -17,6 +17,7 @@ from vr_jax.eval import report
 from vr_jax.eval.benchmarks import (
   aggregation,
   answer_rules,
+  group_sums,
   protocols,
   reply_store,
   scored_reply,
@@ -33,7 +34,11 @@ class ScoredProtocol:
   missing: files that are not there, one for each question that needs one; these questions don't
     count, and the score is partial.
   unscored: questions that need a judge, or whose answers were not released.
-  unlike: counts of questions that differ from the published ones, "task/Action Count: 199 of 200".
+  count_differences: counts of questions that are not as published, "task/Counting: 199 of 200".
+  not_asked: questions that have no reply yet; they score 0.
+  unshown: questions left out, as they have pictures that the recipe can't show.
+  absent_groups: strata of a complete set that have no question here.
+  split: of the benchmark.
   tokens: mean number of sampled tokens of a reply.
   shown: frames and pixels of the videos, as "32 x 448 x 252".
   judge: the model that scored; "" for rules alone.
@@ -49,7 +54,11 @@ class ScoredProtocol:
   truncated: int
   missing: tuple[str, ...]
   unscored: int
-  unlike: tuple[str, ...]
+  count_differences: tuple[str, ...]
+  not_asked: int
+  unshown: int
+  absent_groups: tuple[str, ...]
+  split: str
   tokens: float
   shown: str
   judge: str = ""
@@ -57,7 +66,14 @@ class ScoredProtocol:
   @property
   def is_partial(self) -> bool:
     """Whether the number is not of all published questions."""
-    return bool(self.missing or self.unscored or self.unlike)
+    return bool(
+      self.missing
+      or self.unscored
+      or self.not_asked
+      or self.unshown
+      or self.count_differences
+      or self.absent_groups
+    )
 
 
 def score_replies(
@@ -96,13 +112,14 @@ def make(
   replies: Mapping[str, reply_store.StoredReply],
   *,
   missing: Sequence[str] = (),
-  unlike: Sequence[str] = (),
+  count_differences: Sequence[str] = (),
+  unshown: int = 0,
   base: Mapping[str, reply_store.StoredReply] | None = None,
 ) -> ScoredProtocol:
   """Computes the numbers of a protocol.
 
   items: of the protocol, whose files are there.
-  missing, unlike: see `ScoredProtocol`.
+  missing, count_differences, unshown: see `ScoredProtocol`.
   base: replies of another policy to the same items, to compare with.
 
   Raises InputError if no item can be scored.
@@ -130,7 +147,13 @@ def make(
     truncated=counts["truncated"],
     missing=tuple(missing),
     unscored=len(items) - len(scored),
-    unlike=tuple(unlike),
+    count_differences=tuple(count_differences),
+    not_asked=sum(item.id not in replies for item in items),
+    unshown=unshown,
+    absent_groups=aggregation.missing_groups(
+      metric, group_sums.add_up(scored, metric.grouping, metric.nest)
+    ),
+    split=", ".join(sorted({item.split for item in items})),
     tokens=sum(each.tokens for each in said) / len(said) if said else math.nan,
     shown=_describe_shown(said),
   )
@@ -160,7 +183,7 @@ def cells(rows: Sequence[ScoredProtocol]) -> list[tuple[str, ...]]:
     value, change = row.values[row.headline], row.changes.get(row.headline)
     lines.append(
       (
-        row.protocol + (" (partial)" if row.is_partial else ""),
+        f"{row.protocol} {row.split}{' (partial)' if row.is_partial else ''}",
         f"{value.value:.1f}",
         _interval(value.low, value.high),
         "" if change is None else f"{change.change:+.1f} ({_interval(change.low, change.high)})",
@@ -186,15 +209,23 @@ def notes(rows: Iterable[ScoredProtocol]) -> list[str]:
       found.append(f"{row.protocol}: {len(row.missing)} questions left out: {listed} missing")
     if row.unscored:
       found.append(f"{row.protocol}: {row.unscored} questions not scored: no judge, or no answer")
-    if row.unlike:
-      more = f" (and {len(row.unlike) - 1} more counts)" if len(row.unlike) > 1 else ""
-      first = next(iter(row.unlike))
+    if row.not_asked:
+      found.append(f"{row.protocol}: {row.not_asked} questions not asked yet; they count as wrong")
+    if row.unshown:
+      found.append(
+        f"{row.protocol}: {row.unshown} questions left out: the recipe shows no pictures"
+      )
+    if row.absent_groups:
+      found.append(f"{row.protocol}: no question of {', '.join(row.absent_groups)}")
+    if row.count_differences:
+      count = len(row.count_differences)
+      more = f" (and {count - 1} more counts)" if count > 1 else ""
+      first = next(iter(row.count_differences))
       found.append(f"{row.protocol}: not the published set: {first}{more}")
   return found
 
 
-WIDTH = 128  # columns of a terminal, so that no number is cut
-_SHORT = {"unparsed": "unread", "truncated": "cut"}  # heads in a terminal
+WIDTH = 140  # columns of a terminal, so that no number is cut
 
 
 def to_terminal(rows: Sequence[ScoredProtocol]) -> rich_table.Table:
@@ -209,7 +240,7 @@ def to_terminal(rows: Sequence[ScoredProtocol]) -> rich_table.Table:
   for place in kept:
     name = HEAD[place]
     justify = "left" if name == "protocol" else "right"
-    table.add_column(_SHORT.get(name, name), justify=justify, no_wrap=True)
+    table.add_column(name, justify=justify, no_wrap=True)
   for line in cells(rows):
     shown = {**dict(enumerate(line)), 1: f"{line[1]} ({line[2]})" if line[2] else line[1]}
     table.add_row(*(shown[place] for place in kept))

@@ -51,6 +51,12 @@ def make_processor(
   )
 
 
+def limit_pixels(section: ml_collections.ConfigDict, least: int, most: int, frames: int) -> None:
+  """Sets the limits of images, and of a whole video of so many frames."""
+  family.limit_frame_pixels(section, least, most, frames)
+  section.min_video_pixels, section.max_video_pixels = frames * least, frames * most
+
+
 FAMILY = family.ModelFamily(
   model_type=config_lib.MODEL_TYPE,
   make_config=config_lib.Qwen3VLConfig.from_dict,
@@ -58,6 +64,7 @@ FAMILY = family.ModelFamily(
   make_model=model.Qwen3VL,
   model_files=transformers_files.model_files,
   make_processor=make_processor,
+  limit_pixels=limit_pixels,
   load_tokenizer=tokenizer.load_tokenizer,
   train_tokenizer=tokenizer.train_tokenizer,
   tokenizer_fields=tokenizer.config_fields,

@@ -59,6 +59,7 @@ FAMILY = family.ModelFamily(
   make_model=model.TinyLlavaVideo,
   model_files=released_files.model_files,
   make_processor=make_processor,
+  limit_pixels=lambda *_: None,  # all images have the tower's size
   load_tokenizer=tokenizer.load_tokenizer,
   train_tokenizer=tokenizer.train_tokenizer,
   tokenizer_fields=tokenizer.config_fields,
