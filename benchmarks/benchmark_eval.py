@@ -72,8 +72,7 @@ def measure(config_name: str, questions: int, repeats: int, folder: Path) -> dic
   )
   params, size = initialization.fresh_params(context), config.eval.batch_size
   chunks = [
-    play_items.ask_chunk(asker, start, items[start : start + size])
-    for start in range(0, len(items), size)
+    play_items.ask_chunk(asker, items[start : start + size]) for start in range(0, len(items), size)
   ]
   stores = iter(range(repeats + 1))
 
@@ -86,7 +85,7 @@ def measure(config_name: str, questions: int, repeats: int, folder: Path) -> dic
   def sampler() -> int:
     replies = [
       play_items.play_chunk(played, params, protocol, asked, size, number)
-      for number, asked, _ in chunks
+      for number, (asked, _) in enumerate(chunks)
     ]
     return sum(reply.tokens for chunk in replies for reply in chunk)
 

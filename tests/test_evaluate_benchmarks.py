@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from launch import local
 from tests.data import videos
 from tests.train import nano
 from vr_jax import evaluate_benchmarks, main
@@ -85,6 +86,23 @@ def test_a_recipe_asks_as_the_runs_own_evaluation_does(run, sets, tmp_path, caps
   (row,) = json.loads((tmp_path / "table.json").read_text())
   assert row["questions"] == len(expected)
   assert "moss_video@recipe" in capsys.readouterr().out
+
+
+def test_two_processes_ask_what_one_does_also_where_one_has_a_batch_more(run, sets, tmp_path):
+  """Six questions in batches of two a process: the second process has one batch, the first two."""
+  flags = [f"--checkpoint={run}", "--before_rl", "--benchmarks=moss_video@recipe"]
+  flags += [f"--benchmark_data={sets}", f"--out={tmp_path}", "--config.eval.batch_size=4"]
+  flags += [f"--coordinator_address=localhost:{local.free_port()}", "--num_processes=2"]
+  together = [nano.start(["eval", *flags, f"--process_id={index}"]) for index in range(2)]
+  said = [process.communicate(timeout=300) for process in together]
+  assert [process.returncode for process in together] == [0, 0], said
+  lines = [json.loads(line) for line in (run / "eval" / "before_rl.jsonl").open()]
+  store = reply_store.ReplyStore(directory=tmp_path / "moss_video@recipe")
+  found = {name: each.reply for name, each in store.read().items()}
+  assert found == {line["id"]: line["reply"] for line in lines}
+  counts = [path.read_text().count("\n") for path in sorted(store.directory.glob("replies-*"))]
+  assert counts == [4, 2]
+  assert [out.count("moss_video@recipe test") for out, _ in said] == [1, 0]
 
 
 @pytest.fixture(scope="module")

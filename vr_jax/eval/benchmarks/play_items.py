@@ -97,20 +97,19 @@ def play(
   size = context.config.eval.batch_size // shares
   # Sorted by video, so that each is opened once, and prompts of a batch are about as long.
   ordered = sorted(items, key=_order)
-  chunks = [(start, ordered[start : start + size]) for start in range(0, len(ordered), size)]
+  chunks = [ordered[start : start + size] for start in range(0, len(ordered), size)]
   known = {name for name, reply in store.read().items() if not reply.problem}
-  own = [
-    (number, chunk)
-    for number, chunk in chunks[share::shares]
-    if any(item.id not in known for item in chunk)
-  ]
-  done = sum(item.id in known for item in items)
-  rounds = int(processes.all_gather(np.array([len(own)])).max())
+  # In round r the processes play the chunks from r * shares on, one each. A round of which any
+  # process lacks a reply is played by all, with the same key: its draws are always the same.
+  own = chunks[share::shares]
+  own += [[]] * (-(-len(chunks) // shares) - len(own))
+  lacks = np.array([any(item.id not in known for item in chunk) for chunk in own], np.int32)
+  rounds = np.flatnonzero(processes.all_gather(lacks).any(axis=0)).tolist()
+  done = len(items) - sum(len(chunks[place]) for place in _places(rounds, shares, len(chunks)))
   filler: list[batching.BatchItem] | None = None
   with futures.ThreadPoolExecutor(1) as thread, store.writer(share) as writer:
-    prompts = _read_ahead(thread, asker, own)
-    for _ in range(rounds):
-      number, asked, failed = next(prompts, (0, [], []))
+    prompts = _read_ahead(thread, asker, [own[number] for number in rounds])
+    for number, (asked, failed) in zip(rounds, prompts, strict=True):
       writer.add(failed)
       if processes.all_gather(np.array([len(asked)])).any():
         if not asked and filler is None:
@@ -118,36 +117,44 @@ def play(
         filler = asked[:1] or filler
         played = play_chunk(context, params, asker.protocol, asked or filler or [], size, number)
         writer.add(played if asked else ())
-      done += int(processes.all_gather(np.array([len(asked) + len(failed)])).sum())
-      tick(min(done, len(items)))
+      done += sum(len(chunks[place]) for place in _places([number], shares, len(chunks)))
+      tick(done)
       if processes.count_joined() > 1 and preemption.stops_after():
         raise errors.Preempted(preemption.OUTSIDE)
+
+
+def _places(rounds: Sequence[int], shares: int, chunks: int) -> list[int]:
+  """The numbers of the chunks that are played in some rounds."""
+  return [
+    place
+    for number in rounds
+    for place in range(number * shares, (number + 1) * shares)
+    if place < chunks
+  ]
 
 
 def _order(item: benchmark_item.Item) -> tuple[str, float, str]:
   return item.video, item.clip.start if item.clip else 0.0, item.id
 
 
-_Asked = tuple[int, list[batching.BatchItem], list[reply_store.StoredReply]]
+_Asked = tuple[list[batching.BatchItem], list[reply_store.StoredReply]]
 
 
 def _read_ahead(
   thread: futures.Executor,
   asker: asked_items.ItemAsker,
-  chunks: Sequence[tuple[int, Sequence[benchmark_item.Item]]],
+  chunks: Sequence[Sequence[benchmark_item.Item]],
 ) -> Iterator[_Asked]:
   """The prompts of one chunk after the other; the next are made while some are played."""
-  later = [thread.submit(ask_chunk, asker, *chunk) for chunk in chunks[:2]]
+  later = [thread.submit(ask_chunk, asker, chunk) for chunk in chunks[:2]]
   for chunk in itertools.chain(chunks[2:], [None, None]):
     if later:
       yield later.pop(0).result()
     if chunk is not None:
-      later.append(thread.submit(ask_chunk, asker, *chunk))
+      later.append(thread.submit(ask_chunk, asker, chunk))
 
 
-def ask_chunk(
-  asker: asked_items.ItemAsker, number: int, items: Sequence[benchmark_item.Item]
-) -> _Asked:
+def ask_chunk(asker: asked_items.ItemAsker, items: Sequence[benchmark_item.Item]) -> _Asked:
   """Makes the prompts of a chunk. Of those that can't be made, it says why."""
   asked, failed = [], []
   for item in items:
@@ -157,14 +164,14 @@ def ask_chunk(
       asked.append(made)
     except errors.InputError as error:
       failed.append(reply_store.StoredReply(id=item.id, problem=str(error)))
-  return number, asked, failed
+  return asked, failed
 
 
 def _first_that_fits(
   asker: asked_items.ItemAsker, items: Sequence[benchmark_item.Item]
 ) -> list[batching.BatchItem]:
   """A prompt with which a process takes part that has none of its own."""
-  every = (ask_chunk(asker, 0, [item])[1] for item in items)
+  every = (ask_chunk(asker, [item])[0] for item in items)
   return next((asked for asked in every if asked), [])
 
 
@@ -176,7 +183,7 @@ def play_chunk(
   size: int,
   number: int,
 ) -> list[reply_store.StoredReply]:
-  """Samples a reply to each prompt. number: of the chunk, for the random key."""
+  """Samples a reply to each prompt. number: of the round, for the random key of all processes."""
   batch = context.builder.batch(items, size=size)
   featurized = vision_features.prompt_with_features(context, params, batch, None)
   played = experience.play_batch(
