@@ -4,7 +4,7 @@ import io
 import json
 
 import numpy as np
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 import pytest
 
 from tests.data import annotation_files, ffmpeg, videos
@@ -105,6 +105,21 @@ def test_sixteen_bits_of_grey_keep_their_brightness(tmp_path):
   found = np.asarray(Image.open(io.BytesIO(jpeg))).astype(float)
   np.testing.assert_allclose(found, shown, atol=3)
   np.testing.assert_allclose(found[..., 0], ramp, atol=3)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_no_program_is_started_for_a_picture_that_is_postscript(tmp_path, monkeypatch, name):
+  """Pillow starts `gs` for EPS; one that leaves a mark stands for it."""
+  programs, mark = tmp_path / "bin", tmp_path / "started"
+  programs.mkdir()
+  (programs / "gs").write_text(f"#!/bin/sh\ntouch {mark}\n")
+  (programs / "gs").chmod(0o755)
+  monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+  monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # it is looked for once
+  Image.new("RGB", (20, 10), RED).save(tmp_path / name, "EPS")
+  with pytest.raises(InputError, match="cannot be read as a picture"):
+    picture_file.extract(tmp_path / name, quality=90, max_side=448)
+  assert not mark.exists()
 
 
 @pytest.mark.parametrize("name", ["a.webp", "a.png", "really_a_gif.jpg"])

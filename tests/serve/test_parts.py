@@ -1,7 +1,9 @@
 """Parts of the server alone: text of a reply, cache, sampling by rows, and the command's flags."""
 
 from concurrent import futures
+import json
 import threading
+import time
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ import pytest
 from tests.serve import live_server
 from vr_jax import errors, main
 from vr_jax.rollout import row_sampling, sampler
-from vr_jax.serve import bounded_cache, chat_request, command, reply_text, request_error
+from vr_jax.serve import bounded_cache, chat_request, command, loopback, reply_text, request_error
 
 
 @given(
@@ -52,6 +54,15 @@ def test_a_cache_forgets_what_was_used_longest_ago_and_makes_a_value_once():
   assert made == ["a", "b", "c", "b", "large"]
   assert (cache.peek("a"), cache.peek("c"), cache.peek("large")) == (bytes(4), None, None)
   assert (cache.bytes, cache.hits, cache.misses) == (8, 2, 5)
+
+
+def test_looking_at_a_value_keeps_it_in_the_cache():
+  cache = bounded_cache.BoundedCache[bytes](2, len)
+  for key in ("a", "b"):
+    cache.get_or_make(key, lambda: b"x")
+  assert cache.peek("a") == b"x"
+  cache.get_or_make("c", lambda: b"x")
+  assert (cache.peek("a"), cache.peek("b")) == (b"x", None)
 
 
 def test_who_asks_for_what_is_being_made_waits_for_it_and_gets_its_error():
@@ -127,6 +138,64 @@ def test_any_body_is_read_or_refused(body):
     chat_request.parse(body)
   except request_error.RequestError as error:
     assert error.status == 400
+
+
+def _refusal(**fields) -> str:
+  messages = [{"role": "user", "content": "Why?"}]
+  with pytest.raises(request_error.RequestError) as caught:
+    chat_request.parse(json.dumps({"messages": messages, **fields}).encode())
+  assert caught.value.status == 400
+  json.dumps(caught.value.body, ensure_ascii=False).encode()  # as the response is written
+  return str(caught.value)
+
+
+def test_a_huge_name_of_a_field_is_refused_without_being_compared():
+  started = time.process_time()
+  assert _refusal(**{"temprature" * 2_000_000: 1}).endswith("e: unknown field")
+  assert _refusal(media_io_kwargs={"x" * 20_000_000: 1}).endswith("x: unknown field")
+  assert time.process_time() - started < 1  # comparing them with known names takes several
+
+
+@pytest.mark.parametrize(
+  ("fields", "field"),
+  [
+    ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
+    (
+      {"messages": [{"role": "user", "content": [{"type": "text", "text": "a\udfff"}]}]},
+      "messages",
+    ),
+    ({"messages": [{"role": "user", "content": "é", "\ud800": 1}]}, "messages"),
+    ({"stop": ["\ud83d"]}, "stop"),
+    ({"model": "\ud800"}, "model"),
+    ({"\ud800": 1}, "?"),
+  ],
+)
+def test_half_of_a_surrogate_pair_is_refused_in_any_field(fields, field):
+  assert _refusal(**fields).startswith(f"{field}: holds half of a surrogate pair")
+
+
+def test_whole_surrogate_pairs_are_characters():
+  body = b'{"messages": [{"role": "user", "content": "\\ud83d\\ude00"}]}'
+  assert chat_request.parse(body).messages[0].text == "\U0001f600"
+
+
+def test_texts_that_no_prompt_holds_are_refused_before_they_are_tokenized():
+  half = "x" * (chat_request.MOST_CHARACTERS // 2)
+  messages = [{"role": "user", "content": half}] * 2
+  assert len(chat_request.parse(json.dumps({"messages": messages}).encode()).messages) == 2
+  messages.append({"role": "user", "content": "x"})
+  assert "messages: hold 1048577 characters of text, more than" in _refusal(messages=messages)
+
+
+@pytest.mark.parametrize(
+  ("header", "is_here"),
+  [
+    *(("localhost:8000", True), ("127.0.0.1", True), ("[::1]:8000", True), ("[::1]", True)),
+    *(("evil.example:8000", False), ("", False), ("localhost.evil.example", False)),
+  ],
+)
+def test_the_host_of_a_request_names_this_machine_or_does_not(header, is_here):
+  assert loopback.is_host(header) == is_here
 
 
 @pytest.fixture(scope="module")

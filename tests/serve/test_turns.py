@@ -10,7 +10,7 @@ from tests.train import nano
 from vr_jax import ask
 from vr_jax.models.common import conversation
 from vr_jax.models.common import prompts as prompts_lib
-from vr_jax.rollout import play, row_sampling
+from vr_jax.rollout import play
 from vr_jax.rollout import session as session_lib
 from vr_jax.serve import serving_slots
 from vr_jax.train import asked_clip, run_context
@@ -90,7 +90,7 @@ def test_frames_of_a_later_turn_are_read_as_if_they_stood_in_the_prompt(context,
   schedule = play.make_schedule(context.config, context.environment, context.processor)
   slots = serving_slots.ServingSlots(context, params, schedule=schedule, rows=4, length=512)
   settings = serving_slots.SlotSettings(
-    key_data=row_sampling.reply_key(0),
+    seed=0,
     temperature=0.0,
     top_p=1.0,
     top_k=0,

@@ -58,14 +58,22 @@ _Result = video_file.ExtractedVideo | InputError
 
 
 def extract(
-  path: Path, *, fps: float, quality: int, max_side: int, limits: DecodeLimits
+  path: Path,
+  *,
+  fps: float,
+  quality: int,
+  max_side: int,
+  limits: DecodeLimits,
+  most_frames: int | None = None,
 ) -> video_file.ExtractedVideo:
   """Reads one file; the arguments are those of `extract_all`.
 
   Raises:
     InputError: the file is bad, or breaks a limit.
   """
-  (result,) = extract_all([path], fps=fps, quality=quality, max_side=max_side, limits=limits)
+  (result,) = extract_all(
+    [path], fps=fps, quality=quality, max_side=max_side, limits=limits, most_frames=most_frames
+  )
   if isinstance(result, InputError):
     raise result
   return result
@@ -79,13 +87,14 @@ def extract_all(
   max_side: int,
   limits: DecodeLimits,
   folders: Mapping[Path, image_folder.FolderFrames] = types.MappingProxyType({}),
+  most_frames: int | None = None,
 ) -> Generator[_Result, None, None]:
   """Yields what `video_file.extract` or `picture_file.extract` gives for each file, in their order.
 
   For a file that is bad, or breaks a limit, yields the error that says so. The workers end when
   the iterator is closed.
 
-  fps, quality, max_side: see `video_file.extract`.
+  fps, quality, max_side, most_frames: see `video_file.extract`; the last is of videos alone.
   folders: the frames of the paths that are folders of pictures.
 
   Raises:
@@ -96,6 +105,7 @@ def extract_all(
     "quality": quality,
     "max_side": max_side,
     "max_pixels": round(limits.megapixels * 1e6),
+    "most_frames": most_frames,
   }
   size = sum(map(_bytes, paths))
   most = min(limits.processes or min(_cores(), 16), len(paths))

@@ -124,7 +124,7 @@ def extract(
 def _size(path: Path, max_pixels: int) -> tuple[int, int]:
   """Width and height of a picture as it is shown, from its header."""
   try:
-    with Image.open(path) as image:
+    with Image.open(path, formats=picture_file.FORMATS) as image:
       video_file.check_size(path, *image.size, max_pixels)
       sideways = image.getexif().get(_ORIENTATION, 1) >= 5
       width, height = image.size

@@ -251,7 +251,7 @@ def read_labels(path: Path) -> _Labels:
     InputError: the file can't be read, or has colours.
   """
   try:
-    with Image.open(path) as image:
+    with Image.open(path, formats=picture_file.FORMATS) as image:
       if image.mode == "1":
         image = image.convert("L")
       if image.mode not in ("P", "L"):

@@ -10,6 +10,9 @@ from vr_jax.data import video_file
 from vr_jax.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# What such a file may be, as some have the name of another format. Pillow knows many more, of which
+# it hands one (EPS) to Ghostscript, a program that a stranger's file must not reach. JPEG has MPO.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
 def is_picture(name: str) -> bool:
@@ -30,11 +33,11 @@ def extract(
   max_pixels: of the picture as it is in the file.
 
   Raises:
-    InputError: the file cannot be read, is not a picture that Pillow knows, is damaged, is larger,
+    InputError: the file cannot be read, is not a picture of one of FORMATS, is damaged, is larger,
       or moves.
   """
   try:
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
       video_file.check_size(path, *image.size, max_pixels)
       _check_still(path, image)
       upright = ImageOps.exif_transpose(image)

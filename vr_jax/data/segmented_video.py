@@ -135,7 +135,7 @@ def picture_size(folder: Path) -> tuple[int, int]:
   if path is None:
     raise InputError(f"{folder}: holds no pictures")
   try:
-    with Image.open(path) as image:
+    with Image.open(path, formats=picture_file.FORMATS) as image:
       width, height = image.size
   except OSError as error:
     raise picture_file.bad_picture(path, error) from error

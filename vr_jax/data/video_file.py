@@ -87,6 +87,7 @@ def extract(
   quality: int,
   max_side: int,
   max_pixels: int = MAX_PIXELS,
+  most_frames: int | None = None,
   progress: Callable[[], None] = lambda: None,
 ) -> ExtractedVideo:
   """Decodes a whole video and keeps `fps` frames a second as JPEG.
@@ -100,11 +101,12 @@ def extract(
   quality: of JPEG, 1 to 95.
   max_side: in pixels.
   max_pixels: of a frame as it is in the file.
+  most_frames: that may be kept; None: any number.
   progress: is called after each frame, kept or not.
 
   Raises:
     InputError: the file cannot be read, is not a video, has no video stream or no frames, is
-      damaged, ends before the time that its header declares, or has larger frames.
+      damaged, ends before the time that its header declares, or has larger or more frames.
   """
   jpegs, timestamps, ends = [], [], []
   # One for the whole video: setting up a conversion costs more than converting a small frame.
@@ -120,6 +122,11 @@ def extract(
       tick = math.floor((timed.start + frame_times.TOLERANCE) * fps) + 1
     elif timed.end - timed.start <= 1 / fps + frame_times.TOLERANCE:
       continue
+    if len(jpegs) == most_frames:
+      raise InputError(
+        f"{path}: has more than {most_frames} frames at {fps:g} a second; ask for fewer a second, "
+        "or cut the video"
+      )
     image = _upright_image(timed, reformatter, max_side, size=(width, height))
     height, width = image.shape[:2]
     if not jpegs:

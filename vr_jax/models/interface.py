@@ -354,6 +354,18 @@ class Processor(Protocol):
     """Raises the errors that `encode` and `collate` would raise for a video of this shape."""
     ...
 
+  def check_media(
+    self,
+    shapes: Sequence[tuple[int, int, int]],
+    timestamps: Sequence[Float[np.ndarray, "times"] | None],
+    *,
+    name: str,
+    frame_buckets: Sequence[int],
+    patch_buckets: Sequence[int],
+  ) -> None:
+    """Raises the errors about the images and videos of a conversation, before these are read."""
+    ...
+
   def sizes(
     self,
     encoded: Sequence[prompts.EncodedPrompt],

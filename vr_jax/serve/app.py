@@ -16,13 +16,12 @@ import traceback
 from typing import Any
 
 from starlette import applications, requests, responses, routing
-from starlette import types as asgi
 
-from vr_jax.serve import chat_request, engine, preparation, request_error
+from vr_jax.serve import chat_request, engine, loopback, preparation, request_body, request_error
 from vr_jax.serve import responses as responses_lib
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
-_PREPARERS = 4  # threads that fetch, decode and encode
+_PREPARERS = 4  # threads that parse, fetch, decode and encode
+_BODIES = 4  # of the largest size that are held together
 _RETRY_AFTER = "5"  # seconds, when the queue is full
 
 
@@ -33,7 +32,9 @@ class AppSettings:
   model: its name.
   token: that clients have to send; "" for none.
   queue: the most requests that wait for a slot, being prepared or prepared.
-  max_body_bytes: of a request.
+  max_body_bytes: of a request. Bodies that are being read or prepared have four times as many
+    together.
+  body_seconds: in which a client has to send a body, in addition to a second for each MiB.
   is_local: whether only this machine can connect; requests then have to name it (`Host`), so that
     pages of strangers in a browser can't ask.
   """
@@ -42,6 +43,7 @@ class AppSettings:
   token: str = dataclasses.field(default="", repr=False)
   queue: int = 256
   max_body_bytes: int = 256 << 20
+  body_seconds: float = 30.0
   is_local: bool = True
 
 
@@ -58,8 +60,11 @@ class ChatServer:
     self.decoder, self.preparer, self._settings = decoder, preparer, settings
     self.model = settings.model
     self._threads = futures.ThreadPoolExecutor(_PREPARERS, "prepare")
+    # Work for them waits here, not in their queue: there, it keeps its body if the client has gone.
+    self._free_threads = asyncio.Semaphore(_PREPARERS)
     # Prompts with their frames are large, and so are bodies: only so many requests are read.
     self.read_ahead = asyncio.Semaphore(2 * decoder.rows + _PREPARERS)
+    self._body_bytes = request_body.ByteBudget(_BODIES * settings.max_body_bytes)
     self.waiting, self._created = 0, int(time.time())
     self.app = applications.Starlette(
       routes=[
@@ -95,9 +100,7 @@ class ChatServer:
     return handle
 
   def _check_client(self, request: requests.Request) -> None:
-    host = request.headers.get("host", "")
-    name = host if host.endswith("]") else host.rpartition(":")[0] or host
-    if self._settings.is_local and name not in LOOPBACK:
+    if self._settings.is_local and not loopback.is_host(request.headers.get("host", "")):
       raise request_error.RequestError(403, "the Host of the request is not this machine")
     if not self._settings.token:
       return
@@ -157,8 +160,11 @@ class ChatServer:
       )
     place = _Place(self)
     try:
-      await place.wait_to_read()
-      prepared = await self._prepare(request)
+      body = request_body.RequestBody(request, self._settings.max_body_bytes)
+      # Before it takes a place that others need: who sends slowly keeps nobody else waiting.
+      await body.read_beginning(self._settings.body_seconds)
+      await body.or_disconnect(place.wait_to_read())
+      prepared = await self._prepare(body)
       events: asyncio.Queue[engine.ReplyEvent] = asyncio.Queue()
       loop = asyncio.get_running_loop()
 
@@ -178,7 +184,7 @@ class ChatServer:
       if prepared.request.stream:
         stream = self._stream(job, events, head, place)
         return responses.StreamingResponse(stream, media_type="text/event-stream")
-      done = await self._wait(job, events, request)
+      done = await self._wait(job, events, body)
     except BaseException:
       place.leave()
       raise
@@ -186,36 +192,43 @@ class ChatServer:
       responses_lib.whole(head, prepared, done, self.preparer.prompt_hash)
     )
 
-  async def _prepare(self, request: requests.Request) -> preparation.PreparedRequest:
-    body = await self._read_body(request)
-    asked = chat_request.parse(body)
-    self._check_model(asked.model)
+  async def _prepare(self, body: request_body.RequestBody) -> preparation.PreparedRequest:
+    """Reads a body; parses and prepares the request in it on a thread."""
     loop = asyncio.get_running_loop()
-    work = loop.run_in_executor(
-      self._threads, self.preparer.prepare, asked, self.decoder.find_features
-    )
-    return await _or_disconnect(work, request)
+    with contextlib.ExitStack() as held:  # until the thread is done, even if the client has gone
 
-  async def _read_body(self, request: requests.Request) -> bytes:
-    most = self._settings.max_body_bytes
-    too_large = request_error.RequestError(
-      413, f"the body has more than {most / 2**20:g} MiB", code="too_large"
-    )
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > most:
-      raise too_large
-    body = bytearray()
-    async for piece in request.stream():
-      body += piece
-      if len(body) > most:
-        raise too_large
-    return bytes(body)
+      async def take_bytes() -> None:
+        await self._body_bytes.take(body.size)
+        held.callback(self._body_bytes.give_back, body.size)
+
+      async def take_thread() -> None:
+        await self._free_threads.acquire()
+        held.callback(self._free_threads.release)
+
+      await body.or_disconnect(take_bytes())
+      content = await body.read(self._settings.body_seconds)
+      await body.or_disconnect(take_thread())
+      work = self._threads.submit(self._parse_and_prepare, content)
+      del content
+      release = held.pop_all().close
+
+    def let_others_on(_: object) -> None:
+      with contextlib.suppress(RuntimeError):  # the loop has ended
+        loop.call_soon_threadsafe(release)
+
+    work.add_done_callback(let_others_on)
+    return await body.or_disconnect(asyncio.wrap_future(work))
+
+  def _parse_and_prepare(self, content: bytes) -> preparation.PreparedRequest:
+    asked = chat_request.parse(content)
+    self._check_model(asked.model)
+    return self.preparer.prepare(asked, self.decoder.find_features)
 
   async def _wait(
     self,
     job: engine.ServingJob,
     events: "asyncio.Queue[engine.ReplyEvent]",
-    request: requests.Request,
+    body: request_body.RequestBody,
   ) -> engine.FinishedReply:
     """Waits for a whole reply; if the client hangs up, the job is cancelled."""
 
@@ -225,7 +238,7 @@ class ChatServer:
       return event
 
     try:
-      event = await _or_disconnect(asyncio.ensure_future(last_event()), request)
+      event = await body.or_disconnect(last_event())
     except BaseException:
       job.cancel()
       raise
@@ -294,27 +307,10 @@ class _Place:
       self._server.read_ahead.release()
 
 
-async def _or_disconnect(work: "asyncio.Future[Any]", request: requests.Request) -> Any:
-  """Waits for `work`. Raises ClientDisconnect, and cancels it, if the client hangs up before."""
-  gone = asyncio.ensure_future(_disconnected(request.receive))
-  try:
-    await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-    if work.done():
-      return work.result()
-    raise requests.ClientDisconnect
-  finally:
-    gone.cancel()
-    work.cancel()
-
-
-async def _disconnected(receive: asgi.Receive) -> None:
-  """Returns when the client has hung up. The body has been read before."""
-  while (await receive())["type"] != "http.disconnect":
-    pass
-
-
 def _failure(error: request_error.RequestError) -> responses.Response:
   headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+  if error.status == 408:
+    headers["Connection"] = "close"  # what is left of the body is not read
   if error.status == 429:
     headers["Retry-After"] = _RETRY_AFTER
   return responses.JSONResponse(error.body, status_code=error.status, headers=headers)

@@ -27,7 +27,7 @@ class BoundedCache(Generic[Value]):
     """Returns the value of a key; `make` is called if there is none.
 
     Who asks for a value that another thread is making waits for that one. What `make` raises, all
-    who wait get; nothing is kept then.
+    who wait get, so it must not name the request of the one that made it; nothing is kept then.
     """
     with self._lock:
       if key in self._values:
@@ -56,8 +56,10 @@ class BoundedCache(Generic[Value]):
     return value
 
   def peek(self, key: Hashable) -> Value | None:
-    """The value of a key, if there is one."""
+    """The value of a key, if there is one. This is a use of it."""
     with self._lock:
+      if key in self._values:
+        self._values.move_to_end(key)
       return self._values.get(key)
 
   def _keep(self, key: Hashable, value: Value) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
 import math
+import reprlib
 from typing import Any
 
 from vr_jax import plain_json
@@ -16,6 +17,8 @@ from vr_jax.serve import request_error
 
 ROLES = ("system", "user", "assistant")
 MOST_MESSAGES, MOST_STOPS, MOST_STOP_CHARACTERS = 256, 16, 256
+MOST_CHARACTERS = 1 << 20  # of all texts of the messages; no model's prompt holds as many
+_MOST_NAME = 80  # characters of a field's name that are shown, or compared with known names
 
 # Fields that change nothing, and the values that they may have; None: any.
 _NEUTRAL: Mapping[str, tuple[Any, ...] | None] = {
@@ -107,6 +110,7 @@ def parse(body: bytes) -> ChatRequest:
     raise request_error.RequestError(400, "the body needs to be a JSON object")
   fields: dict[str, Any] = {}
   for name, value in given.items():
+    _check_characters(name, value)
     if name in _NEUTRAL:
       _check_neutral(name, value)
     elif name not in READERS:
@@ -131,16 +135,49 @@ def parse(body: bytes) -> ChatRequest:
 
 def wrong(field: str, problem: str) -> request_error.RequestError:
   """The error about the value of a field."""
-  return request_error.RequestError(400, f"{field:.80}: {problem}", param=f"{field:.80}")
+  field = field[:_MOST_NAME]
+  return request_error.RequestError(400, f"{field}: {problem}", param=field)
+
+
+def _check_characters(name: str, value: Any) -> None:
+  """Refuses texts with half of a surrogate pair, which JSON can spell (\\ud800) and UTF-8 can't.
+
+  Neither a tokenizer nor a response can take them.
+  """
+  remaining = [name, value]
+  while remaining:
+    one = remaining.pop()
+    if isinstance(one, dict):
+      remaining += [*one, *one.values()]
+    elif isinstance(one, list):
+      remaining += one
+    elif isinstance(one, str) and not one.isascii():
+      try:
+        one.encode()
+      except UnicodeEncodeError:
+        field = name.encode(errors="replace").decode()
+        raise wrong(field, "holds half of a surrogate pair, which is no character") from None
+
+
+def _shown(value: Any) -> str:
+  """A value in a message. What is long is cut before it is written, as it may be huge."""
+  return f"{_SHORT.repr(value):.60}"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = 60
 
 
 def _check_neutral(name: str, value: Any) -> None:
   allowed = _NEUTRAL[name]
   if allowed is not None and not any(value == each for each in allowed):
-    raise wrong(name, f"only {allowed[0]!r} can be served, not {value!r:.60}")
+    raise wrong(name, f"only {allowed[0]!r} can be served, not {_shown(value)}")
 
 
 def _nearest(name: str, known: list[str]) -> str:
+  """A hint at the field that is meant. Comparing takes time and memory with a name's length."""
+  if len(name) > _MOST_NAME:
+    return ""
   near = difflib.get_close_matches(name, known, n=1)
   return f"; is {near[0]} meant?" if near else ""
 
@@ -151,12 +188,12 @@ def _number(
   def read(name: str, value: Any) -> dict[str, Any]:
     if not plain_json.has_type(value, kind):
       raise wrong(
-        name, f"needs {'a whole' if kind is int else 'a finite'} number, is {value!r:.60}"
+        name, f"needs {'a whole' if kind is int else 'a finite'} number, is {_shown(value)}"
       )
     if not least <= value <= most or (open_low and value == least):
       bounds = f"{'above' if open_low else 'from'} {least:g}"
       bounds += f" to {most:g}" if most < math.inf else " on"
-      raise wrong(name, f"is {value!r:.60}, not {bounds}")
+      raise wrong(name, f"is {_shown(value)}, not {bounds}")
     return {field: kind(value)}
 
   return read
@@ -166,7 +203,7 @@ def _text(field: str, *choices: str) -> _Reader:
   def read(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, str) or (choices and value not in choices):
       needs = " or ".join(choices) or "a text"
-      raise wrong(name, f"needs {needs}, is {value!r:.60}")
+      raise wrong(name, f"needs {needs}, is {_shown(value)}")
     return {field: value}
 
   return read
@@ -175,7 +212,7 @@ def _text(field: str, *choices: str) -> _Reader:
 def _flag(field: str) -> _Reader:
   def read(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, bool):
-      raise wrong(name, f"needs true or false, is {value!r:.60}")
+      raise wrong(name, f"needs true or false, is {_shown(value)}")
     return {field: value}
 
   return read
@@ -186,7 +223,7 @@ def _object(readers: Mapping[str, _Reader]) -> _Reader:
 
   def read(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-      raise wrong(name, f"needs an object, is {value!r:.60}")
+      raise wrong(name, f"needs an object, is {_shown(value)}")
     found: dict[str, Any] = {}
     for inner, each in value.items():
       if inner not in readers:
@@ -213,6 +250,9 @@ def _messages(name: str, value: Any) -> dict[str, Any]:
   messages = [_message(f"{name}[{place}]", each) for place, each in enumerate(value)]
   if messages[-1].role != "user":
     raise wrong(name, f"the last message is to be the user's, not the {messages[-1].role}'s")
+  characters = sum(len(message.text) for message in messages)
+  if characters > MOST_CHARACTERS:
+    raise wrong(name, f"hold {characters} characters of text, more than {MOST_CHARACTERS}")
   for place, message in enumerate(messages):
     if message.role == "system" and place:
       raise wrong(f"{name}[{place}]", "only the first message can be the system's")
@@ -223,12 +263,12 @@ def _messages(name: str, value: Any) -> dict[str, Any]:
 
 def _message(name: str, value: Any) -> ChatMessage:
   if not isinstance(value, dict):
-    raise wrong(name, f"needs an object, is {value!r:.60}")
+    raise wrong(name, f"needs an object, is {_shown(value)}")
   if unknown := set(value) - {"role", "content", "name"}:
     raise wrong(f"{name}.{min(unknown)}", "unknown field")
   role, content = value.get("role"), value.get("content")
   if role not in ROLES:
-    raise wrong(f"{name}.role", f"is {role!r:.60}, not {', '.join(ROLES)}")
+    raise wrong(f"{name}.role", f"is {_shown(role)}, not {', '.join(ROLES)}")
   if isinstance(content, str):
     return ChatMessage(role=role, parts=(content,))
   if not isinstance(content, list) or not content:
@@ -240,13 +280,13 @@ def _message(name: str, value: Any) -> ChatMessage:
 def _part(name: str, value: Any) -> str | MediumPart:
   kind = value.get("type") if isinstance(value, dict) else None
   if kind not in ("text", "image_url", "video_url"):
-    raise wrong(f"{name}.type", f"is {kind!r:.60}, not text, image_url or video_url")
+    raise wrong(f"{name}.type", f"is {_shown(kind)}, not text, image_url or video_url")
   if unknown := set(value) - {"type", kind, "uuid"}:
     raise wrong(f"{name}.{min(unknown)}", "unknown field")
   content = value.get(kind)
   if kind == "text":
     if not isinstance(content, str):
-      raise wrong(f"{name}.text", f"needs a text, is {content!r:.60}")
+      raise wrong(f"{name}.text", f"needs a text, is {_shown(content)}")
     return content
   url = content.get("url") if isinstance(content, dict) else content
   if not isinstance(url, str) or not url:

@@ -22,6 +22,7 @@ from absl import flags
 import ml_collections
 
 from vr_jax import ask, errors
+from vr_jax.serve import loopback
 
 if TYPE_CHECKING:
   from jaxtyping import PyTree
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
   from vr_jax.train import run_context
 
 TOKEN_VARIABLE = "VR_JAX_SERVE_TOKEN"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def running(
       token=arguments.token,
       queue=arguments.queue,
       max_body_bytes=most_bytes,
-      is_local=arguments.host in _LOOPBACK,
+      is_local=arguments.host in loopback.NAMES,
     )
     with contextlib.closing(app.ChatServer(decoder, preparer, settings)) as server:
       yield server
@@ -203,7 +203,7 @@ def parse(argv: Sequence[str]) -> ServeArguments:
       f"{rest[0]}: what is it? vr-jax serve --checkpoint=runs/mine --allowed_root=videos"
     )
   token = os.environ.get(TOKEN_VARIABLE, "")
-  if values.host not in _LOOPBACK and not token:
+  if values.host not in loopback.NAMES and not token:
     raise errors.InputError(
       f"--host={values.host}: others could connect; put a token that clients have to send into the "
       f"environment variable {TOKEN_VARIABLE}"

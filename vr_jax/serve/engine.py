@@ -157,13 +157,15 @@ class Engine:
     return self.features.peek(key)
 
   def submit(self, job: ServingJob) -> None:
-    """Puts a job into the queue."""
+    """Puts a job into the queue. Raises RequestError (503) if the thread has ended, or is to."""
     with self._changed:
+      if self._closing:
+        raise request_error.RequestError(503, "the server has failed or ends; its log says how")
       self._waiting.append(job)
       self._changed.notify()
 
   def close(self) -> None:
-    """Ends the thread after the chunk that is running; jobs get no more events."""
+    """Ends the thread after the chunk that is running; jobs that are not done get an error."""
     with self._changed:
       self._closing = True
       self._changed.notify()
@@ -171,6 +173,23 @@ class Engine:
     self._encoders.shutdown(cancel_futures=True)
 
   def _run(self) -> None:
+    """Serves until it is told to end, or can't go on; then answers all who wait."""
+    try:
+      self._serve()
+    except BaseException:
+      traceback.print_exc()
+    finally:
+      with self._changed:
+        self._closing = True
+        waiting, self._waiting = self._waiting, deque()
+      jobs = [one.job for one in self._running.values()]
+      for slot in list(self._running):
+        self._leave(slot)
+      for job in (*jobs, *waiting):
+        if not job.cancelled:
+          job.on_event(internal_error())
+
+  def _serve(self) -> None:
     while not self._closing:
       self._drop_cancelled()
       self._fill_slots()
@@ -327,6 +346,7 @@ class Engine:
     for slot, one in list(self._running.items()):
       self._leave(slot)
       one.job.on_event(internal_error())
+    del self._slots  # the devices may have no room for both
     self._slots = self._open_slots()
 
 

@@ -1,8 +1,8 @@
 """Fetches the images and videos of requests, and decodes them as the run's data was decoded.
 
 `data:` URLs bring their bytes; `file://` may name files below one directory, wherever links lead;
-`https://` is off unless the server was told otherwise. Files are decoded in processes of their own
-(data/guarded_reader.py). What was decoded is kept by the hash of the bytes.
+`https://` (download.py) is off unless the server was told otherwise. Files are decoded in processes
+of their own (data/guarded_reader.py). What was decoded is kept by the hash of the bytes.
 """
 
 import base64
@@ -11,12 +11,8 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import hashlib
-import http.client
-import ipaddress
 import os
 from pathlib import Path
-import socket
-import ssl
 import stat
 import tempfile
 import urllib.parse
@@ -25,12 +21,11 @@ import ml_collections
 
 from vr_jax import errors
 from vr_jax.data import guarded_reader, video_file
-from vr_jax.serve import bounded_cache, request_error
+from vr_jax.serve import bounded_cache, download, request_error
 from vr_jax.train import paths
 
-_CHUNK = 1 << 20  # bytes
-_TIMEOUT = 30.0  # seconds to connect, and between two pieces of a download
-_SHOWN = 80  # characters of a URL in a message
+_MOST_FRAMES = 10_000  # that are decoded where a client asks for more a second than the run
+_NAME = "\0"  # stands for the name of the medium in errors that several requests get
 _SUFFIXES = {"image": ".png", "video": ".mp4"}  # readers look at the bytes of these
 
 
@@ -74,18 +69,22 @@ class MediaLibrary:
 
     kind: image or video.
     name: of the part of the request, for messages.
-    fps: at least so many frames a second are decoded; None: as many as of the run's data.
+    fps: at least so many frames a second are decoded; None: as many as of the run's data. If these
+      are more, a video may have 10,000 frames at that rate.
 
     Raises RequestError (400; 413 for one that is too large), in which no path of this machine is.
     """
     rate = max(self._data.fps, fps or 0.0)
     with self._fetched(url, kind, name) as (path, digest):
-      extracted = self.cache.get_or_make(
-        (digest, kind, rate), lambda: self._decode(path, rate, name)
-      )
+      try:
+        extracted = self.cache.get_or_make((digest, kind, rate), lambda: self._decode(path, rate))
+      except errors.InputError as error:
+        told = str(error).replace(_NAME, name)
+        raise request_error.RequestError(400, told, code="unreadable_media", param=name) from None
     return Medium(digest=digest, extracted=extracted)
 
-  def _decode(self, path: Path, fps: float, name: str) -> video_file.ExtractedVideo:
+  def _decode(self, path: Path, fps: float) -> video_file.ExtractedVideo:
+    """Decodes a file. Raises InputError with _NAME in place of the path."""
     data = self._data
     try:
       return guarded_reader.extract(
@@ -94,10 +93,10 @@ class MediaLibrary:
         quality=data.quality,
         max_side=data.max_side,
         limits=paths.decode_limits(data),
+        most_frames=_MOST_FRAMES if fps > data.fps else None,
       )
     except errors.InputError as error:
-      told = str(error).replace(str(path), name)
-      raise request_error.RequestError(400, told, code="unreadable_media", param=name) from None
+      raise errors.InputError(str(error).replace(str(path), _NAME)) from None
 
   @contextlib.contextmanager
   def _fetched(self, url: str, kind: str, name: str) -> Iterator[tuple[Path, str]]:
@@ -110,11 +109,13 @@ class MediaLibrary:
     if scheme == "data":
       content = self._embedded(url, name)
     elif scheme == "https" and self._rules.allow_https:
-      content = _download(url, name, self._rules.max_bytes)
+      content = download.fetch(url, name, self._rules.max_bytes)
     else:
       offered = ["data:", *(["file://"] if self._rules.allowed_root else [])]
       offered += ["https://"] if self._rules.allow_https else []
-      raise _refused(name, f"{url[:_SHOWN]!r}: this server reads {', '.join(offered)} only")
+      raise download.refused(
+        name, f"{url[: download.SHOWN]!r}: this server reads {', '.join(offered)} only"
+      )
     with tempfile.TemporaryDirectory(prefix="vr_jax_serve_") as folder:
       path = Path(folder) / f"medium{_SUFFIXES[kind]}"
       path.write_bytes(content)
@@ -124,9 +125,11 @@ class MediaLibrary:
     """The file of a `file://` URL, if it is below the allowed root."""
     root = self._rules.allowed_root
     if root is None:
-      raise _refused(name, "file:// is off; start the server with --allowed_root=DIRECTORY")
+      raise download.refused(name, "file:// is off; start the server with --allowed_root=DIRECTORY")
     # One message for all: a client must not learn which files there are elsewhere.
-    missing = _refused(name, f"{url[:_SHOWN]!r}: no such file below the server's --allowed_root")
+    missing = download.refused(
+      name, f"{url[: download.SHOWN]!r}: no such file below the server's --allowed_root"
+    )
     path = url[len("file:") :]
     if not path.startswith("//"):
       raise missing
@@ -160,57 +163,10 @@ class MediaLibrary:
   def _embedded(self, url: str, name: str) -> bytes:
     head, comma, content = url.partition(",")
     if not comma or not head.endswith(";base64"):
-      raise _refused(name, "a data URL needs the form data:video/mp4;base64,…")
+      raise download.refused(name, "a data URL needs the form data:video/mp4;base64,…")
     if len(content) // 4 * 3 > self._rules.max_bytes + 2:
-      raise _too_large(name, self._rules.max_bytes)
+      raise download.too_large(name, self._rules.max_bytes)
     try:
       return base64.b64decode(content, validate=True)
     except (binascii.Error, ValueError):
-      raise _refused(name, "the data URL holds no valid base64") from None
-
-
-def _refused(name: str, problem: str) -> request_error.RequestError:
-  return request_error.RequestError(400, f"{name}: {problem}", code="unreadable_media", param=name)
-
-
-def _too_large(name: str, most: int) -> request_error.RequestError:
-  told = f"{name}: has more than the {most / 2**20:g} MiB of --max_body_megabytes"
-  return request_error.RequestError(413, told, code="too_large", param=name)
-
-
-class _PinnedConnection(http.client.HTTPSConnection):
-  """A connection to an address that was looked up before, whatever its name means by now."""
-
-  def __init__(self, host: str, port: int, address: str):
-    super().__init__(host, port, timeout=_TIMEOUT, context=ssl.create_default_context())
-    self._pinned = address
-
-  def connect(self) -> None:
-    """Connects to the address; the certificate has to be that of the name."""
-    plain = socket.create_connection((self._pinned, self.port), _TIMEOUT)
-    self.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=self.host)
-
-
-def _download(url: str, name: str, most: int) -> bytes:
-  """Gets a file over HTTPS from a public address; redirects are not followed."""
-  try:
-    parsed = urllib.parse.urlsplit(url)
-    host, port = parsed.hostname or "", parsed.port or 443
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0]
-    if not ipaddress.ip_address(found).is_global:
-      raise _refused(name, f"{url[:_SHOWN]!r}: is no public address")
-    connection = _PinnedConnection(host, port, str(found))
-    with contextlib.closing(connection):
-      target = f"{parsed.path or '/'}{f'?{parsed.query}' if parsed.query else ''}"
-      connection.request("GET", target, headers={"User-Agent": "vr-jax"})
-      response = connection.getresponse()
-      if response.status != 200:
-        raise _refused(name, f"{url[:_SHOWN]!r}: answers with status {response.status}")
-      content = bytearray()
-      while piece := response.read(_CHUNK):
-        content += piece
-        if len(content) > most:
-          raise _too_large(name, most)
-  except (OSError, ValueError, http.client.HTTPException) as error:
-    raise _refused(name, f"{url[:_SHOWN]!r}: can't be fetched ({type(error).__name__})") from None
-  return bytes(content)
+      raise download.refused(name, "the data URL holds no valid base64") from None

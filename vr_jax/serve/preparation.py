@@ -1,9 +1,10 @@
-"""Makes the prompt of a request, as evaluation and `vr-jax ask` make it of the same clip.
+"""Makes the prompt of a request, as `vr-jax ask` makes it of the same clip and question.
 
 One message with one video is a question of the recipe: its environment says what is shown, adds the
 instruction, and plays the turns. A recipe of one turn also answers conversations with images,
 several videos, or none; the instruction is added to the last text then. Media stand where the
-client put them.
+client put them. Evaluation knows more of an example than a client can say (its type of problem, its
+options), so its prompt may differ where the environment uses that.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,13 +23,14 @@ from vr_jax.envs import episodes as env_episodes
 from vr_jax.models import interface
 from vr_jax.models.common import conversation
 from vr_jax.models.common import prompts as prompts_lib
-from vr_jax.rollout import dialogue, episodes, row_sampling
+from vr_jax.rollout import dialogue, episodes, play
 from vr_jax.serve import chat_request, media, request_error, serving_slots
 from vr_jax.train import paths, run_context
 
 # Finds the features of a key, on the host; None if they are not known.
 FeatureLookup = Callable[[str], PyTree | None]
 
+_NAME = "the prompt"  # in messages
 _TOLERANCE = 0.05  # seconds that video_end may lie after the video's end
 
 
@@ -36,6 +38,7 @@ _TOLERANCE = 0.05  # seconds that video_end may lie after the video's end
 class PreparedRequest:
   """A request that can be decoded.
 
+  request: without its messages, whose data URLs are large.
   encoded: the first prompt.
   features_key: of the features of its media; equal keys have equal features.
   settings: of sampling.
@@ -98,6 +101,7 @@ class Preparer:
     """
     request = dataclasses.replace(request, reply=request.reply or self.reply)
     settings = self._settings(request)
+    self._check_pixels(request)
     try:
       processor = self._processor(request.min_pixels, request.max_pixels)
     except errors.InputError as error:
@@ -124,13 +128,28 @@ class Preparer:
       return default if value is None else value
 
     return serving_slots.SlotSettings(
-      key_data=row_sampling.reply_key(given(request.seed, 0)),
+      seed=given(request.seed, 0),
       temperature=given(request.temperature, config.eval.temperature),
       top_p=given(request.top_p, config.rl.top_p),
       top_k=max(0, given(request.top_k, 0)),
       max_tokens=limit,
       stride=max(limit, config.rl.max_new_tokens),
     )
+
+  def _check_pixels(self, request: chat_request.ChatRequest) -> None:
+    """Refuses limits of pixels to which no prompt has room: resizing to them takes memory."""
+    if self._context.model.vision_shapes.patches_per_image:
+      return  # such a model has one size of images; its family refuses others
+    most = self._most_patches() * self._context.model.vision_shapes.pixels_per_patch
+    for field, value in (("min_pixels", request.min_pixels), ("max_pixels", request.max_pixels)):
+      if value is not None and value > most:
+        raise chat_request.wrong(
+          f"mm_processor_kwargs.{field}",
+          f"is {value}; the model's prompts hold {most} pixels a frame at most",
+        )
+
+  def _most_patches(self) -> int:
+    return max(play.prompt_patch_buckets(self._context.config))
 
   def _make_processor(self, least: int | None, most: int | None) -> interface.Processor:
     """The run's processor, or one with other limits of pixels."""
@@ -265,6 +284,8 @@ class Preparer:
     example = _example(text)
     pool = len(clips[0].frames) if is_question else 0
     opening = environment.observe(example, pool, ()) if is_question else None
+    if opening is None or opening.clip is not None:
+      self._check_media(processor, clips, opening)
     features_key = self._features_key(processor, clips, opening)
     found = cached(features_key) if cached else None
     talk = None
@@ -279,11 +300,11 @@ class Preparer:
       encoded = self._encode_question(processor, talk, clips[0], opening, found)
     else:
       turns = _conversation(request.messages, clips, environment.question(_example(_last(message))))
-      encoded = processor.encode_conversation(turns, name="the prompt")
+      encoded = processor.encode_conversation(turns, name=_NAME)
     if found is not None and encoded.features is None:
       encoded = dataclasses.replace(encoded, features=found)
     return PreparedRequest(
-      request=request,
+      request=dataclasses.replace(request, messages=()),
       encoded=encoded,
       features_key=features_key,
       settings=settings,
@@ -291,6 +312,24 @@ class Preparer:
       example=example,
       pool=pool,
       about_media=self._describe(processor, clips, encoded),
+    )
+
+  def _check_media(
+    self,
+    processor: interface.Processor,
+    clips: Sequence[_Clip],
+    opening: env_episodes.Observation | None,
+  ) -> None:
+    """Raises InputError if media don't fit the largest buckets, before their frames are resized."""
+    size = opening.clip.size if opening is not None and opening.clip is not None else None
+    shapes = [(len(clip.frames), *(size or (clip.height, clip.width))) for clip in clips]
+    section = self._context.config.model
+    processor.check_media(
+      shapes,
+      [None if clip.kind == "image" else clip.frames.timestamps for clip in clips],
+      name=_NAME,
+      frame_buckets=section.frame_buckets,
+      patch_buckets=play.prompt_patch_buckets(self._context.config),
     )
 
   def _encode_question(
@@ -349,7 +388,7 @@ class Preparer:
 
 def _example(question: str) -> records.Example:
   return records.Example(
-    id="the prompt",
+    id=_NAME,
     video="",
     question=question,
     answer="",

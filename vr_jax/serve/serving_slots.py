@@ -16,7 +16,7 @@ import functools
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree, UInt32
+from jaxtyping import Array, Int, PyTree
 import numpy as np
 
 from vr_jax import records
@@ -33,13 +33,13 @@ from vr_jax.train import run_context
 class SlotSettings:
   """How the reply in a slot is sampled.
 
-  key_data: of its key, see `row_sampling.reply_key`.
+  seed: of its key, see `row_sampling.reply_key`.
   top_k: 0: all tokens.
   max_tokens: of each turn.
   stride: steps by which the numbers of the first steps of two turns differ, as in `ChunkSlots`.
   """
 
-  key_data: UInt32[np.ndarray, "words"]
+  seed: int
   temperature: float
   top_p: float
   top_k: int
@@ -69,6 +69,8 @@ class ServingSlots:
     length: tokens that each slot has room for after its prompt.
     """
     self._context, self._params, self._schedule = context, params, schedule
+    # Each chunk needs the keys of all slots again.
+    self._reply_key = functools.lru_cache(maxsize=1024)(row_sampling.reply_key)
     self._layout = nnx.merge(context.graphdef, params).layout
     ways = self._layout.ways("slots")
     self.rows = -(-rows // ways) * ways
@@ -116,14 +118,14 @@ class ServingSlots:
     Their new tokens are in `replies[slot][0].replies[-1]`.
     """
     left, step = np.zeros(self.rows, np.int32), np.zeros(self.rows, np.int32)
-    keys = np.tile(row_sampling.reply_key(0), (self.rows, 1))
+    keys = np.tile(self._reply_key(0), (self.rows, 1))
     top_k = np.zeros(self.rows, np.int32)
     temperature, top_p = np.zeros(self.rows, np.float32), np.ones(self.rows, np.float32)
     for slot, (reply, settings) in replies.items():
       done = len(reply.replies[-1])
       left[slot] = settings.max_tokens - done
       step[slot] = (len(reply.replies) - 1) * settings.stride + done
-      keys[slot], temperature[slot] = settings.key_data, settings.temperature
+      keys[slot], temperature[slot] = self._reply_key(settings.seed), settings.temperature
       top_p[slot], top_k[slot] = settings.top_p, settings.top_k
     zeros = np.zeros(self.rows, np.int32)
     self._state, decoded = turn_decode.decode(
