@@ -85,7 +85,7 @@ class RequestBody:
 
   async def _read_piece(self) -> None:
     """Waits for the next piece. Raises ClientDisconnect if the client has hung up instead."""
-    message = {"type": "http.disconnect"} if self._gone else await self._receive()
+    message: Any = {"type": "http.disconnect"} if self._gone else await self._receive()
     if message["type"] == "http.disconnect":
       self._gone = True
       raise requests.ClientDisconnect
