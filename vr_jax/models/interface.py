@@ -354,16 +354,10 @@ class Processor(Protocol):
     """Raises the errors that `encode` and `collate` would raise for a video of this shape."""
     ...
 
-  def check_media(
-    self,
-    shapes: Sequence[tuple[int, int, int]],
-    timestamps: Sequence[Float[np.ndarray, "times"] | None],
-    *,
-    name: str,
-    frame_buckets: Sequence[int],
-    patch_buckets: Sequence[int],
-  ) -> None:
-    """Raises the errors about the images and videos of a conversation, before these are read."""
+  def media_grid(
+    self, shape: tuple[int, int, int], timestamps: Float[np.ndarray, "times"] | None, name: str
+  ) -> prompts.Grid:
+    """The grid of a video of this shape, or of an image (timestamps: None)."""
     ...
 
   def sizes(

@@ -322,15 +322,19 @@ class Preparer:
   ) -> None:
     """Raises InputError if media don't fit the largest buckets, before their frames are resized."""
     size = opening.clip.size if opening is not None and opening.clip is not None else None
-    shapes = [(len(clip.frames), *(size or (clip.height, clip.width))) for clip in clips]
-    section = self._context.config.model
-    processor.check_media(
-      shapes,
-      [None if clip.kind == "image" else clip.frames.timestamps for clip in clips],
-      name=_NAME,
-      frame_buckets=section.frame_buckets,
-      patch_buckets=play.prompt_patch_buckets(self._context.config),
-    )
+    grids = [
+      processor.media_grid(
+        (len(clip.frames), *(size or (clip.height, clip.width))),
+        None if clip.kind == "image" else clip.frames.timestamps,
+        _NAME,
+      )
+      for clip in clips
+    ]
+    counts = [(_NAME, sum(grid.frames for grid in grids))]
+    section, bucket = self._context.config.model, prompts_lib.smallest_bucket
+    bucket(counts, section.frame_buckets, "temporal patches")
+    sizes = [(_NAME, grid.patches) for grid in grids] or [(_NAME, 0)]
+    bucket(sizes, play.prompt_patch_buckets(self._context.config), "patches a frame")
 
   def _encode_question(
     self,

@@ -184,32 +184,13 @@ class VideoProcessor(rules.Rules):
     prompts.smallest_bucket([(name, grid.frames)], frame_buckets, "temporal patches")
     prompts.smallest_bucket([(name, grid.patches)], patch_buckets, "patches a frame")
 
-  def check_media(
-    self,
-    shapes: Sequence[tuple[int, int, int]],
-    timestamps: Sequence[Float[np.ndarray, "times"] | None],
-    *,
-    name: str,
-    frame_buckets: Sequence[int],
-    patch_buckets: Sequence[int],
-  ) -> None:
-    """Raises the errors about the images and videos of a conversation, before these are read.
-
-    They are those of `encode_conversation` and `sizes`; only tokens are not counted.
-
-    shapes: frames, height and width (pixels) of each.
-    timestamps: of each video's frames, None of an image.
-    """
-    grids = [
-      self.image_grid(shape[1:], None, name)
-      if times is None
-      else self._video_grid(shape, times, name)
-      for shape, times in zip(shapes, timestamps, strict=True)
-    ]
-    frames = sum(grid.frames for grid in grids)
-    prompts.smallest_bucket([(name, frames)], frame_buckets, "temporal patches")
-    patches = max((grid.patches for grid in grids), default=0)
-    prompts.smallest_bucket([(name, patches)], patch_buckets, "patches a frame")
+  def media_grid(
+    self, shape: tuple[int, int, int], timestamps: Float[np.ndarray, "times"] | None, name: str
+  ) -> prompts.Grid:
+    """The grid of a video of this shape, or of an image (timestamps: None). See `check_prompt`."""
+    if timestamps is None:
+      return self.image_grid(shape[1:], None, name)
+    return self._video_grid(shape, timestamps, name)
 
   def encode_conversation(
     self, turns: Sequence[conversation.Message], *, open_reply: bool = True, name: str = "prompt"
