@@ -52,6 +52,8 @@ def fetch_from(address: str, url: str, name: str, most: int, *, seconds: float =
       response = connection.getresponse()
       if response.status != 200:
         raise refused(name, f"{url[:SHOWN]!r}: answers with status {response.status}")
+      if (response.length or 0) > most:
+        raise too_large(name, most)
       content = bytearray()
       while piece := response.read(_CHUNK):
         content += piece
