@@ -1,13 +1,17 @@
 """Images and videos of requests: where they may come from, what is shown of them, and bad ones."""
 
 import base64
+from concurrent import futures
 import os
+import threading
+import time
 
 import pytest
 
 from tests.data import videos
 from tests.serve import live_server
 from tests.train import nano
+from vr_jax.data import guarded_reader
 from vr_jax.serve import media, request_error
 
 part, words, about = live_server.part, live_server.words, live_server.about
@@ -155,6 +159,40 @@ def test_a_span_outside_of_the_video_is_refused(served, root):
   for span in ({"video_end": 11.0}, {"video_start": 10.0}, {"video_start": 3.0, "video_end": 99.0}):
     error = served.refused(about(root / "clip.mp4"), **span)
     assert "is no part of the video, which has 10 s" in error.message
+
+
+def test_a_rate_above_the_run_s_is_bounded_by_the_frames_that_it_gives(served, root, monkeypatch):
+  monkeypatch.setattr(media, "_MOST_FRAMES", 40)
+  content, fps = about(root / "clip.mp4"), served.server.preparer._context.config.data.fps
+  assert 10 * fps < 40 < 80  # of ten seconds, and all frames of the file
+  served.ask(content, media_io_kwargs={"video": {"fps": 4.0}}, video_end=2.0)
+  error = served.refused(content, media_io_kwargs={"video": {"fps": 1000}}, video_end=2.0)
+  assert "messages[0].content[0]: has more than 40 frames at 1000 a second" in error.message
+
+
+def test_who_waits_for_a_file_that_another_request_has_read_gets_an_error_of_its_own(
+  root, monkeypatch
+):
+  extract, go_on = guarded_reader.extract, threading.Event()
+
+  def slow_extract(*given, **settings):
+    assert go_on.wait(30)
+    return extract(*given, **settings)
+
+  monkeypatch.setattr(guarded_reader, "extract", slow_extract)
+  library = media.MediaLibrary(nano.config(), media.MediaRules())
+  url = live_server.embedded(root / "damaged.mp4")
+  with futures.ThreadPoolExecutor(2) as pool:
+    names = [f"messages[0].content[{place}]" for place in range(2)]
+    asked = [pool.submit(library.open, url, "video", name) for name in names]
+    while library.cache.hits + library.cache.misses < 2:
+      time.sleep(0.01)
+    go_on.set()
+    for name, each in zip(names, asked, strict=True):
+      with pytest.raises(request_error.RequestError, match="cannot be decoded") as caught:
+        each.result()
+      assert str(caught.value).startswith(f"{name}: ")
+      assert caught.value.body["error"]["param"] == name
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,15 @@ import pytest
 
 from tests.serve import live_server
 from vr_jax.models.common import resize
-from vr_jax.serve import app, chat_request, engine, preparation, request_body, serving_slots
+from vr_jax.serve import (
+  app,
+  chat_request,
+  engine,
+  preparation,
+  request_body,
+  request_error,
+  serving_slots,
+)
 
 QUESTION = {"messages": [{"role": "user", "content": "Why?"}], "max_tokens": 3}
 BODY = json.dumps(QUESTION).encode()
@@ -205,5 +213,6 @@ def test_when_the_engine_can_not_go_on_all_get_to_know(served, monkeypatch):
     assert statuses == [500] * 7
     assert live.post(QUESTION).status == 503
     assert live.post(None, "/health").status == 503
-    with pytest.raises(engine.request_error.RequestError):
-      decoder.submit(None)
+    prepared = live.server.preparer.prepare(chat_request.parse(BODY))
+    with pytest.raises(request_error.RequestError, match="has failed"):
+      decoder.submit(engine.ServingJob(prepared, print))
