@@ -58,6 +58,13 @@ class _Handler(http_server.BaseHTTPRequestHandler):
     del words
 
 
+class _Server(http_server.ThreadingHTTPServer):
+  """Says nothing about clients that end a connection, which are part of the tests."""
+
+  def handle_error(self, request, client_address) -> None:
+    del request, client_address
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
   """A certificate of videos.example, and its key."""
@@ -75,11 +82,10 @@ def server(certificate, monkeypatch):
   monkeypatch.setattr(_Handler, "visited", [], raising=False)
   context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
   context.load_cert_chain(*certificate)
-  server = http_server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+  server = _Server(("127.0.0.1", 0), _Handler)
   server.socket = context.wrap_socket(
     server.socket, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
   )
-  server.handle_error = lambda *_: None  # clients that end a connection are part of the tests
   thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
   thread.start()
   monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
